@@ -1,0 +1,178 @@
+"""Which trials are worth having: the front of error against size, and the best of each budget.
+
+Only trials that trained to their end are eligible: a stopped trial's error belongs to fewer epochs. All errors are
+top-1 errors on the validation images, in percent; sizes are plain counts; both are minimised.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lowrank.pareto import non_dominated
+from sweeps.records import Role, Status, StudyRecord, TrialRecord
+
+METHOD_LABELS = {"cp": "CP", "acdc": "ACDC", "dense": "dense", "tucker": "Tucker"}
+SEPARABLE, DENSE = "separable", "dense"
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrontPoint:
+    """One trained network; `ratio` is its parameters over those of the separable network (1 is as large)."""
+
+    trial_id: str
+    role: Role
+    stratum: str
+    method: str
+    params: int
+    status: Status
+    dims: int | None = None
+    rank_scale: float | None = None
+    mult_adds: int | None = None
+    ratio: float | None = None
+    val_error: float | None = None
+    test_error: float | None = None
+    weight_decay: float | None = None
+    scaled_decay: bool | None = None
+    seed: int | None = None
+    seeds: int = 1  # how many completed trials differ in nothing but the seed
+    epochs: int = 0
+    reason: str = ""
+    aliases: int = 0
+
+    @property
+    def eligible(self) -> bool:
+        """Whether the search may choose it: trained to its end, and no reference."""
+        return self.role is Role.SEARCH and self.finished
+
+    @property
+    def finished(self) -> bool:
+        """Whether it trained to its end and was measured."""
+        return self.status is Status.COMPLETED and self.val_error is not None
+
+    @property
+    def error(self) -> float:
+        """The validation error (percent) of a finished point; raises ValueError for any other."""
+        if self.val_error is None:
+            raise ValueError(f"trial {self.trial_id} has no validation error: it is {self.status}")
+        return self.val_error
+
+    @property
+    def name(self) -> str:
+        """The setting in words, e.g. `tensor train, 3 dims, rank scale 0.31`."""
+        parts = [method_label(self.method)]
+        if self.dims is not None:
+            parts.append(f"{self.dims} dims")
+        if self.rank_scale is not None:
+            parts.append(f"rank scale {self.rank_scale:.3g}")
+        return ", ".join(parts)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stratum:
+    """A budget of the study; None means no limit."""
+
+    label: str
+    params: int | None = None
+    unlimited: bool = False  # holds everything; without this and without `params` the limit is known by its label only
+
+    def holds(self, point: FrontPoint) -> bool:
+        """Whether `point` fits: anything smaller than the budget does, whichever budget it was proposed for."""
+        if self.params is not None:
+            return point.params <= self.params
+        return self.unlimited or point.stratum == self.label
+
+
+def method_label(method: str) -> str:
+    """A method's name for readers, e.g. `tensor train`."""
+    return METHOD_LABELS.get(method, method.replace("_", " "))
+
+
+def collect(study: StudyRecord) -> list[FrontPoint]:
+    """Every trial whose size is known, whatever became of it, by size; settings that cannot be are left out."""
+    trials = [trial for trial in study.trials.values() if "params" in trial.counts]
+    done = Counter(_without_seed(trial) for trial in trials if trial.status is Status.COMPLETED)
+    points = [_point(trial, done) for trial in trials if trial.status is not Status.INFEASIBLE]
+    return sorted(points, key=lambda point: (point.params, point.val_error is None, point.val_error or 0.0))
+
+
+def front(points: Sequence[FrontPoint]) -> list[FrontPoint]:
+    """The eligible points that no other beats in both parameters and validation error, by size."""
+    eligible = [point for point in points if point.eligible]
+    kept = non_dominated([(float(point.params), point.error) for point in eligible])
+    return sorted((eligible[index] for index in kept), key=lambda point: point.params)
+
+
+def strata(study: StudyRecord) -> list[Stratum]:
+    """The study's budgets, smallest first, the unlimited one last; empty if it has none."""
+    entries: list[dict[str, Any]] = study.header.get("strata") or []
+    open_ended = sum(entry.get("params") is None for entry in entries)
+    found = [
+        Stratum(label=e["label"], params=e.get("params"), unlimited=e.get("params") is None and open_ended == 1)
+        for e in entries
+    ]
+    return sorted(found, key=lambda stratum: (stratum.params is None, stratum.params or 0))
+
+
+def best(points: Iterable[FrontPoint]) -> FrontPoint | None:
+    """The eligible point of the lowest validation error, of equal ones the smallest; None if none is eligible."""
+    return min((p for p in points if p.eligible), key=lambda p: (p.error, p.params, p.trial_id), default=None)
+
+
+def best_by_method(points: Iterable[FrontPoint]) -> list[FrontPoint]:
+    """The best eligible point of each method, best method first."""
+    methods: dict[str, list[FrontPoint]] = {}
+    for point in points:
+        methods.setdefault(point.method, []).append(point)
+    winners = [best(group) for group in methods.values()]
+    return sorted((winner for winner in winners if winner), key=lambda point: (point.error, point.params))
+
+
+def references(points: Iterable[FrontPoint]) -> list[FrontPoint]:
+    """The finished reference networks, by size."""
+    return [point for point in points if point.role is Role.REFERENCE and point.finished]
+
+
+def reference(points: Iterable[FrontPoint], method: str) -> FrontPoint | None:
+    """The finished reference of that method (the largest, should there be thinner ones); None if there is none."""
+    return max((p for p in references(points) if p.method == method), key=lambda p: p.params, default=None)
+
+
+def validation_images(study: StudyRecord) -> int | None:
+    """How many images an error was measured on; None when the study does not say."""
+    images = study.header.get("data", {}).get("val_images")
+    return int(images) if images else None
+
+
+def _without_seed(trial: TrialRecord) -> str:
+    return json.dumps({key: value for key, value in trial.specification.items() if key != "seed"}, sort_keys=True)
+
+
+def _point(trial: TrialRecord, done: Counter[str]) -> FrontPoint:
+    spec, counts = trial.specification, trial.counts
+    method, train = spec.get("method", {}), spec.get("train", {})
+    separable = counts.get("separable_params")
+    return FrontPoint(
+        trial_id=trial.trial_id,
+        role=trial.role,
+        stratum=trial.stratum,
+        method=trial.method,
+        params=counts["params"],
+        status=trial.status,
+        dims=method.get("dims"),
+        rank_scale=method.get("rank_scale"),
+        mult_adds=counts.get("mult_adds"),
+        ratio=counts["params"] / separable if separable else None,
+        val_error=trial.val_error,
+        test_error=trial.test_error,
+        weight_decay=train.get("weight_decay"),
+        scaled_decay=train.get("scaled_decay"),
+        seed=spec.get("seed"),
+        seeds=max(1, done[_without_seed(trial)]),
+        epochs=trial.last_epoch,
+        reason=trial.reason,
+        aliases=len(trial.aliases),
+    )

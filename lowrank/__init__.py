@@ -1,0 +1,1 @@
+"""Structured linear maps for torch networks: layers, counting, budgets, substitution and training."""

@@ -1,0 +1,33 @@
+"""Turns a failed check of typed settings into one line: the rule, the value, the choices."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from lowrank.errors import InputError
+
+Settings = TypeVar("Settings", bound=BaseModel)
+
+
+def one_line(error: ValidationError, kind: type[BaseModel], where: str = "") -> str:
+    """The first fault of a pydantic error, e.g. "`method.dims`: must be less than or equal to 9, but got 12"."""
+    fault = error.errors(include_url=False)[0]
+    path = ".".join(str(part) for part in (where, *fault["loc"]) if part != "")
+    if fault["type"] == "extra_forbidden":
+        return f"unknown field `{path}`; choose from: {', '.join(sorted(kind.model_fields))}"
+    if fault["type"] == "missing":
+        return f"`{path}` is missing"
+    rule = fault["msg"].removeprefix("Value error, ")
+    rule = rule.replace("Input should be", "must be").replace("Input should", "must")
+    return f"`{path}`: {rule}, but got {fault['input']!r}"
+
+
+def make(kind: type[Settings], values: Mapping[str, Any], where: str = "") -> Settings:
+    """Check `values` against `kind`; raises InputError in one line that starts at the path `where`."""
+    try:
+        return kind(**values)
+    except ValidationError as error:
+        raise InputError(one_line(error, kind, where)) from error

@@ -1,0 +1,36 @@
+"""Image data sets: splits that never mix, views that replay exactly, batches made on the device."""
+
+from lowrank.data.batches import eval_batches, steps_per_epoch, train_batches
+from lowrank.data.counter import epoch_order
+from lowrank.data.load import ImageData, Split, clear_cache, load_data
+from lowrank.data.settings import DataSettings, ViewSettings, default_views
+from lowrank.data.views import (
+    Normaliser,
+    ViewNumbers,
+    apply_views,
+    augment,
+    draw_views,
+    normalise,
+    normaliser,
+)
+
+__all__ = [
+    "DataSettings",
+    "ImageData",
+    "Normaliser",
+    "Split",
+    "ViewNumbers",
+    "ViewSettings",
+    "apply_views",
+    "augment",
+    "clear_cache",
+    "default_views",
+    "draw_views",
+    "epoch_order",
+    "eval_batches",
+    "load_data",
+    "normalise",
+    "normaliser",
+    "steps_per_epoch",
+    "train_batches",
+]

@@ -1,0 +1,232 @@
+"""Batches of normalised images on the device, from a set that lives there or is streamed to it.
+
+Both ways give the same bits: the order, the views and the arithmetic are the same, only where the uint8 images come
+from differs. B is the batch size, (C, H, W) the image shape; images come with channels-last strides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from lowrank.data.counter import epoch_order
+from lowrank.data.load import ImageData, Split, SplitName
+from lowrank.data.settings import ViewSettings
+from lowrank.data.stores import usable_cores
+from lowrank.data.views import Normaliser, ViewNumbers, apply_views, draw_views, normalise
+from lowrank.errors import InputError, LowrankError, unknown
+
+Batch = tuple[Tensor, Tensor, Tensor]  # images (B, C, H, W), labels int64 (B,), global indices int64 (B,)
+
+_GPU_VALUES = 2**24
+"""Values made at a time on an accelerator: small batches are made together and cut apart, to launch fewer kernels."""
+_CPU_VALUES = 400_000
+"""Likewise on a CPU, where the intermediate tensors of larger pieces fall out of its caches."""
+
+
+class _Spec(NamedTuple):
+    """What is asked of every batch."""
+
+    device: torch.device
+    batch_size: int
+    dtype: torch.dtype
+
+
+def _check_batch_size(batch_size: int) -> None:
+    if batch_size < 1:
+        raise InputError(f"`batch_size` must be at least 1, but got {batch_size}")
+
+
+def steps_per_epoch(data: ImageData, batch_size: int, drop_last: bool = True) -> int:
+    """How many batches train_batches gives; at least 1.
+
+    Raises:
+        InputError: `batch_size` is below 1.
+    """
+    _check_batch_size(batch_size)
+    whole, rest = divmod(len(data.train), batch_size)
+    return max(1, whole + (rest > 0 and not drop_last))
+
+
+def train_batches(
+    data: ImageData,
+    device: torch.device | str,
+    batch_size: int,
+    views: ViewSettings,
+    order_seed: int,
+    epoch: int,
+    dtype: torch.dtype = torch.float32,
+    drop_last: bool = True,
+    workers: int = 2,
+) -> Iterator[Batch]:
+    """One epoch of random views of the training split, in random order.
+
+    A pure function of its arguments: batches neither consume nor depend on torch's random state.
+
+    Args:
+        data: the set.
+        device: where the batches are wanted.
+        batch_size: images a batch.
+        views: what is drawn, and the seed of it.
+        order_seed: of the order of the images.
+        epoch: counts from 0; another one gives another order and other views.
+        dtype: of the images.
+        drop_last: leave out an incomplete last batch, unless it is the only one.
+        workers: processes that decode a streamed set; 0 decodes in this one.
+
+    Raises:
+        InputError: `batch_size` is below 1, or an image cannot be read.
+    """
+    spec = _Spec(torch.device(device), batch_size, dtype)
+    maker = _Maker(
+        views=views,
+        epoch=epoch,
+        norm=data.normaliser(device),
+        dtype=dtype,
+        values_at_once=_CPU_VALUES if spec.device.type == "cpu" else _GPU_VALUES,
+    )
+    order = epoch_order(order_seed, epoch, len(data.train), device if data.resident else "cpu")
+    order = order[: steps_per_epoch(data, batch_size, drop_last) * batch_size]
+    if data.resident:
+        return _resident_views(data, spec, order, maker)
+    return _streamed_views(data, spec, order, maker, workers)
+
+
+def eval_batches(
+    data: ImageData,
+    split: SplitName,
+    device: torch.device | str,
+    batch_size: int,
+    dtype: torch.dtype = torch.float32,
+    *,
+    workers: int = 2,
+) -> Iterator[Batch]:
+    """Every image of a split once, in the split's order, without views; the last batch may be smaller.
+
+    Args:
+        data: the set.
+        split: train, val or test.
+        device: where the batches are wanted.
+        batch_size: images a batch.
+        dtype: of the images.
+        workers: processes that decode a streamed set; 0 decodes in this one.
+
+    Raises:
+        InputError: the split is unknown, `batch_size` is below 1, or an image cannot be read.
+    """
+    _check_batch_size(batch_size)
+    if split not in ("train", "val", "test"):
+        raise unknown("split", split, ("train", "val", "test"))
+    return _plain(data, data.split(split), _Spec(torch.device(device), batch_size, dtype), workers)
+
+
+def _plain(data: ImageData, split: Split, spec: _Spec, workers: int) -> Iterator[Batch]:
+    norm = data.normaliser(spec.device)
+    if split.resident:
+        images, labels, indices = split.on(spec.device)
+        for start in range(0, len(split), spec.batch_size):
+            part = slice(start, start + spec.batch_size)
+            yield normalise(images[part], norm, spec.dtype), labels[part], indices[part]
+        return
+    for positions, images in _stream(split, torch.arange(len(split)), spec, workers):
+        labels, indices = _picked(split, positions, spec.device)
+        yield normalise(images, norm, spec.dtype), labels, indices
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Maker:
+    """Makes the views of one epoch on one device."""
+
+    views: ViewSettings
+    epoch: int
+    norm: Normaliser
+    dtype: torch.dtype
+    values_at_once: int
+
+    def numbers(self, indices: Tensor, shape: tuple[int, int, int]) -> ViewNumbers | None:
+        """Of the images `indices`; None where a view is the image itself."""
+        return None if self.views.is_identity else draw_views(self.views, self.epoch, indices, shape[1], shape[2])
+
+    def make(self, images: Tensor, positions: Tensor, numbers: ViewNumbers | None) -> Tensor:
+        """Views of images[positions], (B, C, H, W), in pieces that suit the device."""
+        count = len(positions)
+        size = max(1, self.values_at_once // images[0].numel())
+        if count <= size:
+            return self._piece(images, positions, numbers)
+        _, height, width, channels = images.shape
+        made = torch.empty((count, height, width, channels), dtype=self.dtype, device=images.device)
+        made = made.permute(0, 3, 1, 2)
+        for start in range(0, count, size):
+            stop = min(start + size, count)
+            part = None if numbers is None else numbers.part(start, stop)
+            made[start:stop] = self._piece(images, positions[start:stop], part)
+        return made
+
+    def _piece(self, images: Tensor, positions: Tensor, numbers: ViewNumbers | None) -> Tensor:
+        if numbers is None:
+            return normalise(images.index_select(0, positions), self.norm, self.dtype)
+        return apply_views(images, positions, numbers, self.views.cutout, self.norm, dtype=self.dtype)
+
+
+def _resident_views(data: ImageData, spec: _Spec, order: Tensor, maker: _Maker) -> Iterator[Batch]:
+    images, every_label, every_index = data.train.on(spec.device)
+    labels, indices = every_label[order], every_index[order]
+    numbers = maker.numbers(indices, data.image_shape)
+    together = spec.batch_size * max(1, maker.values_at_once // (spec.batch_size * images[0].numel()))
+    for begin in range(0, len(order), together):
+        end = min(begin + together, len(order))
+        made = maker.make(images, order[begin:end], None if numbers is None else numbers.part(begin, end))
+        for start in range(begin, end, spec.batch_size):
+            stop = min(start + spec.batch_size, end)
+            yield made[start - begin : stop - begin], labels[start:stop], indices[start:stop]
+
+
+def _streamed_views(data: ImageData, spec: _Spec, order: Tensor, maker: _Maker, workers: int) -> Iterator[Batch]:
+    for positions, images in _stream(data.train, order, spec, workers):
+        labels, indices = _picked(data.train, positions, spec.device)
+        rows = torch.arange(len(images), device=spec.device)
+        yield maker.make(images, rows, maker.numbers(indices, data.image_shape)), labels, indices
+
+
+def _picked(split: Split, positions: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
+    return split.labels[positions].to(device), split.indices[positions].to(device)
+
+
+class _Decoded(Dataset[tuple[Tensor, Tensor | str]]):
+    """Item i is batch i: (positions, images uint8 (B, H, W, C)), or (positions, what went wrong)."""
+
+    def __init__(self, split: Split, batches: list[Tensor], threads: int | None) -> None:
+        self._split, self._batches, self._threads = split, batches, threads
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __getitem__(self, item: int) -> tuple[Tensor, Tensor | str]:
+        positions = self._batches[item]
+        try:
+            return positions, self._split.decode(positions, self._threads)
+        except LowrankError as error:  # a worker process would turn it into a traceback of many lines
+            return positions, str(error)
+
+
+def _stream(split: Split, order: Tensor, spec: _Spec, workers: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """(positions on the CPU, images uint8 (B, H, W, C) on the device), decoded in worker processes."""
+    workers = min(workers, usable_cores())
+    if workers:
+        split.store.hold(split.indices[order].numpy())
+    loader = DataLoader(
+        _Decoded(split, list(order.split(spec.batch_size)), threads=1 if workers else None),
+        batch_size=None,
+        num_workers=workers,
+        pin_memory=spec.device.type == "cuda",
+        generator=torch.Generator(),  # its own: a default one would draw from torch's random state
+    )
+    for positions, images in loader:
+        if isinstance(images, str):
+            raise InputError(images)
+        yield positions, images.to(spec.device, non_blocking=True)

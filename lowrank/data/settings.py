@@ -1,0 +1,88 @@
+"""What the user says about a data set and about the views of its images."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from lowrank.errors import InputError, unknown
+
+PUBLISHED = ("digits", "cifar10", "cifar100", "fashion_mnist")
+ON_DISK = ("parquet", "folder")
+CHOICES = (*PUBLISHED, *(f"{kind}:DIR" for kind in ON_DISK))
+
+
+class DataSettings(BaseModel):
+    """Which images, and how they are split; frozen, so that it can be the key of a cache.
+
+    `name`: digits, cifar10, cifar100, fashion_mnist, parquet:DIR or folder:DIR (a relative DIR starts at the working
+    directory). `train_images`: train on a stratified part of that many images, which also bounds the validation split.
+    `val_fraction`: the share of the published training set that is held out for validation; not used where the set
+    has a validation part of its own. `split_seed`: chooses both, never the test set. `resident_mb`: megabytes (1e6
+    bytes) of decoded uint8 images up to which a set lives decoded on the device; a larger one is streamed.
+    `image_size`: pixels; images of parquet and folder sets are cropped to their middle square and resized to it.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = "digits"
+    train_images: int | None = Field(default=None, ge=1)
+    val_fraction: float = Field(default=0.2, gt=0, lt=1)
+    split_seed: int = 0
+    resident_mb: float = Field(default=1024, ge=0)
+    image_size: int | None = Field(default=None, ge=1)
+
+
+class ViewSettings(BaseModel):
+    """Random views of the training images; frozen. The seed belongs to the study, not to the trial.
+
+    `shift`: largest translation in pixels, in each direction and on both axes, the border filled with the mean colour.
+    `flip`: mirror left to right for half of the views. `cutout`: side in pixels of a square set to the mean colour; its
+    centre is uniform over the image and what lies beyond the edge is clipped.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    shift: int = Field(default=0, ge=0)
+    flip: bool = False
+    cutout: int = Field(default=0, ge=0)
+    seed: int = 0
+
+    @property
+    def is_identity(self) -> bool:
+        """Whether every view is the image itself."""
+        return self.shift == 0 and not self.flip and self.cutout == 0
+
+
+_DEFAULT_VIEWS = {
+    "digits": ViewSettings(shift=1, cutout=2),
+    "fashion_mnist": ViewSettings(shift=2, flip=True, cutout=8),
+    "cifar10": ViewSettings(shift=4, flip=True, cutout=8),
+    "cifar100": ViewSettings(shift=4, flip=True, cutout=8),
+    "parquet": ViewSettings(shift=4, flip=True, cutout=8),
+    "folder": ViewSettings(shift=4, flip=True, cutout=8),
+}
+
+
+def split_name(name: str) -> tuple[str, str | None]:
+    """The kind of a data set and the folder that its name carries, e.g. ("parquet", "DIR") or ("digits", None).
+
+    Raises:
+        InputError: the name is none of CHOICES, or its folder is missing.
+    """
+    if name in PUBLISHED:
+        return name, None
+    kind, colon, folder = name.partition(":")
+    if kind not in ON_DISK:
+        raise unknown("data set", name, CHOICES)
+    if not colon or not folder:
+        raise InputError(f"data set {name!r} must name its folder, e.g. {kind}:DIR")
+    return kind, folder
+
+
+def default_views(data_name: str) -> ViewSettings:
+    """The views that suit a data set, with seed 0.
+
+    Raises:
+        InputError: the data set is unknown.
+    """
+    return _DEFAULT_VIEWS[split_name(data_name)[0]]

@@ -1,0 +1,79 @@
+"""Bottleneck: two thin pointwise maps I -> r -> O, the plainest low-rank form."""
+
+from __future__ import annotations
+
+from math import sqrt
+from typing import Any, ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional
+
+from lowrank.layers.base import ConvShape, SeparableMethod, StructuredMap
+
+
+class Bottleneck(SeparableMethod):
+    """Depthwise K x K and two pointwise maps through r = trunc(x * max(I, O)) channels (RULES)."""
+
+    scale: ClassVar[str] = "rank_scale"
+
+    name: Literal["bottleneck"] = "bottleneck"
+    rank_scale: float = Field(default=0.5, gt=0, le=1)
+
+    def rank(self, in_channels: int, out_channels: int) -> int:
+        """r = trunc(x * max(I, O)); 0 is infeasible."""
+        return int(self.rank_scale * max(in_channels, out_channels))
+
+    def infeasible(self, shape: ConvShape) -> str | None:
+        if self.rank(shape.in_channels, shape.out_channels) > 0:
+            return None
+        largest = max(shape.in_channels, shape.out_channels)
+        return f"rank trunc({self.rank_scale:g} * {largest}) is 0; `rank_scale` must be at least {1 / largest:g}"
+
+    def signature(self, shape: ConvShape) -> tuple[Any, ...]:
+        return (self.name, self.rank(shape.in_channels, shape.out_channels))
+
+    def map_params(self, in_channels: int, out_channels: int) -> int:
+        return self.rank(in_channels, out_channels) * (in_channels + out_channels)
+
+    def map_mult_adds(self, in_channels: int, out_channels: int) -> int:
+        return self.map_params(in_channels, out_channels)
+
+    def make_map(self, in_channels: int, out_channels: int, **options: Any) -> StructuredMap:
+        return BottleneckMap(in_channels, out_channels, self.rank(in_channels, out_channels), **options)
+
+
+class BottleneckMap(StructuredMap):
+    """A pointwise map through r channels."""
+
+    def __init__(self, in_channels: int, out_channels: int, rank: int, **options: Any):
+        super().__init__(in_channels, out_channels, **options)
+        self.down = nn.Parameter(torch.empty(rank, in_channels))
+        self.up = nn.Parameter(torch.empty(out_channels, rank))
+        self.reset()
+
+    def weight(self) -> Tensor:
+        return self.up @ self.down
+
+    def start_factors(self, std: float, generator: torch.Generator | None) -> None:
+        """s_a * s_b = s / sqrt(r) (FACTS), shared evenly."""
+        each = sqrt(std / sqrt(self.up.shape[1]))
+        for factor in (self.down, self.up):
+            factor.normal_(std=each, generator=generator)
+
+    def fit_factors(self, dense: Tensor) -> None:
+        """Truncated SVD, the singular values shared evenly."""
+        left, values, right = torch.linalg.svd(dense.detach().double().cpu(), full_matrices=False)
+        rank = min(self.up.shape[1], len(values))
+        root = values[:rank].sqrt()
+        self.up.zero_()[:, :rank] = (left[:, :rank] * root).to(self.up)
+        self.down.zero_()[:rank] = (root[:, None] * right[:rank]).to(self.down)
+
+    def degree(self) -> int:
+        return 2
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Two thin products, r * (I + O) mult-adds a position, without forming the weight."""
+        thin = functional.conv2d(x, self.down[:, :, None, None], None, self.stride, self.padding)
+        return functional.conv2d(thin, self.up[:, :, None, None], self.bias)

@@ -1,0 +1,206 @@
+"""Hashed layers: every weight is an entry of a small bank, times a sign (HashedNets, Chen et al. 2015).
+
+Three forms, as in the study: the full K x K kernel hashed, the pointwise part of a separable convolution hashed, and
+both of its parts hashed. The hash is a fixed function of the layer's shape: it is never stored, and it spreads the
+weights evenly, so that every bank entry is used and a bank as large as the weight is the weight.
+
+Letters: N weights of a layer, E bank entries, I in-channels, O out-channels, K kernel size.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from math import ceil, prod, sqrt
+from typing import Any, ClassVar, Literal
+
+import torch
+from pydantic import AliasChoices, Field
+from torch import Tensor, nn
+
+from lowrank.layers.base import ConvShape, Method, SeparableConv2d, StructuredMap, make_depthwise
+
+_SCALE: Any = Field(default=0.1, gt=0, le=1, validation_alias=AliasChoices("bank_scale", "scale"))
+
+
+class _HashedMethod(Method):
+    """What the three forms share; `bank_scale` may also be given as `scale`."""
+
+    scale: ClassVar[str] = "bank_scale"
+
+    bank_scale: float = _SCALE
+    bias: bool = False  # a bias of the layer's own, as the study's layers always had
+
+    def banks(self, shape: ConvShape) -> tuple[int, ...]:
+        """Entries of each bank."""
+        raise NotImplementedError
+
+    def has_bias(self, shape: ConvShape) -> bool:
+        """Whether the layer carries a bias: its own, or that of the convolution it replaces."""
+        return self.bias or shape.bias
+
+    def infeasible(self, shape: ConvShape) -> str | None:
+        if min(self.banks(shape)) > 0:
+            return None
+        i, o, (height, width) = shape.in_channels, shape.out_channels, shape.kernel
+        return f"`scale` {self.bank_scale:g} leaves a bank without entries at {i} -> {o} channels, {height} x {width}"
+
+    def signature(self, shape: ConvShape) -> tuple[Any, ...]:
+        return (self.name, *self.banks(shape), self.has_bias(shape))
+
+    def mult_adds(self, shape: ConvShape) -> int:
+        return (shape.depthwise_params + shape.in_channels * shape.out_channels) * shape.out_area
+
+
+class HashedFull(_HashedMethod):
+    """The K x K convolution with trunc(K*K*I*O*x) distinct weights; costs as much as the dense one (RULES)."""
+
+    name: Literal["hashed_full"] = "hashed_full"
+
+    def banks(self, shape: ConvShape) -> tuple[int, ...]:
+        return (int(shape.kernel_area * shape.in_channels * shape.out_channels * self.bank_scale),)
+
+    def params(self, shape: ConvShape) -> int:
+        return sum(self.banks(shape)) + shape.out_channels * self.has_bias(shape)
+
+    def mult_adds(self, shape: ConvShape) -> int:
+        return shape.kernel_area * shape.in_channels * shape.out_channels * shape.out_area
+
+    def build(self, shape: ConvShape) -> nn.Module:
+        return HashedMap(
+            shape.in_channels, shape.out_channels, *self.banks(shape), kernel=shape.kernel, stride=shape.stride,
+            padding=shape.padding, dilation=shape.dilation, bias=self.has_bias(shape),
+        )  # fmt: skip
+
+
+class Hashed(_HashedMethod):
+    """Depthwise K x K and a hashed pointwise map (RULES).
+
+    With `share_of` "pointwise" the bank has trunc(I*O*x) entries. With "kernel" both parts together may have
+    trunc(K*K*I*O*x) parameters, of which the depthwise part is paid first (never more than I*O are left to the bank);
+    the study's "decimate" is that with x = 0.1.
+    """
+
+    name: Literal["hashed"] = "hashed"
+    share_of: Literal["pointwise", "kernel"] = "pointwise"
+
+    def banks(self, shape: ConvShape) -> tuple[int, ...]:
+        pointwise = shape.in_channels * shape.out_channels
+        if self.share_of == "pointwise":
+            return (int(pointwise * self.bank_scale),)
+        left = int(shape.kernel_area * pointwise * self.bank_scale) - shape.depthwise_params
+        return (min(max(left, 0), pointwise),)
+
+    def params(self, shape: ConvShape) -> int:
+        return shape.depthwise_params + sum(self.banks(shape)) + shape.out_channels * self.has_bias(shape)
+
+    def build(self, shape: ConvShape) -> nn.Module:
+        channels, bias = (shape.in_channels, shape.out_channels), self.has_bias(shape)
+        if shape.kernel_area == 1:
+            return HashedMap(*channels, *self.banks(shape), stride=shape.stride, padding=shape.padding, bias=bias)
+        return SeparableConv2d(make_depthwise(shape), HashedMap(*channels, *self.banks(shape), bias=bias))
+
+
+class HashedBoth(_HashedMethod):
+    """Depthwise and pointwise parts both hashed, a depthwise 1 x 1 also in front of a pointwise map (RULES).
+
+    B = trunc((I*O + K*K*I [K>1]) * x) entries are shared out in proportion to K*K*I and I*O, each cut to a whole
+    number; with `bias`, as in the study (11-16 December 2018, x = 0.1), both parts have one.
+    """
+
+    name: Literal["hashed_both"] = "hashed_both"
+    bias: bool = True
+
+    def banks(self, shape: ConvShape) -> tuple[int, ...]:
+        depthwise, pointwise = shape.kernel_area * shape.in_channels, shape.in_channels * shape.out_channels
+        budget = int((pointwise + shape.depthwise_params) * self.bank_scale)
+        return tuple(budget * part // (depthwise + pointwise) for part in (depthwise, pointwise))
+
+    def params(self, shape: ConvShape) -> int:
+        biases = shape.in_channels * self.bias + shape.out_channels * self.has_bias(shape)
+        return sum(self.banks(shape)) + biases
+
+    def build(self, shape: ConvShape) -> nn.Module:
+        i, (depthwise_bank, bank) = shape.in_channels, self.banks(shape)
+        depthwise = HashedMap(
+            i, i, depthwise_bank, kernel=shape.kernel, stride=shape.stride, padding=shape.padding,
+            dilation=shape.dilation, groups=i, bias=self.bias,
+        )  # fmt: skip
+        return SeparableConv2d(depthwise, HashedMap(i, shape.out_channels, bank, bias=self.has_bias(shape)))
+
+
+def _mixed(values: Tensor) -> Tensor:
+    """Integers made to look random: the finaliser of MurmurHash3 (Appleby 2011) in 32 bits, the same everywhere."""
+    mask = 0xFFFFFFFF
+    values = ((values ^ (values >> 16)) * 0x85EBCA6B) & mask
+    values = ((values ^ (values >> 13)) * 0xC2B2AE35) & mask
+    return values ^ (values >> 16)
+
+
+@lru_cache(maxsize=64)
+def hash_tables(weights: int, entries: int) -> tuple[Tensor, Tensor]:
+    """Where each weight reads its entry and sign, and where each entry finds its weights again (both int32).
+
+    `reads` (N) points into the bank followed by its negative. `sources` (Q, E), Q = ceil(N / E), points for each use
+    q of an entry e into the weights followed by their negatives and one zero, which fills up the last row.
+    """
+    position = torch.arange(weights, dtype=torch.int64)
+    order = torch.argsort(_mixed(position + 1), stable=True)  # the weight that is served as number 0, 1, 2 ...
+    negative = _mixed(position + 0x9E3779B9) & 1
+    reads = torch.empty_like(order)
+    reads[order] = position % entries
+    reads += entries * negative
+    sources = torch.full((ceil(weights / entries) * entries,), 2 * weights, dtype=torch.int64)
+    sources[:weights] = order + weights * negative[order]
+    return reads.int(), sources.view(-1, entries).int()
+
+
+class _Spread(torch.autograd.Function):
+    """Bank to weights by one gather; the gradient is a gather and a sum too: fast, and the same in every run."""
+
+    @staticmethod
+    def forward(bank: Tensor, reads: Tensor, sources: Tensor) -> Tensor:
+        """(E), (N), (Q, E) -> (N)."""
+        return torch.cat([bank, -bank]).index_select(0, reads)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(inputs[2])
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        (sources,) = ctx.saved_tensors
+        return gather_uses(gradients[0], sources).sum(0), None, None
+
+
+def gather_uses(weights: Tensor, sources: Tensor) -> Tensor:
+    """For each use q of each entry e its weight with the sign undone, 0 where there is none: (N) -> (Q, E)."""
+    padded = torch.cat([weights, -weights, weights.new_zeros(1)])
+    return padded.index_select(0, sources.flatten()).view(sources.shape)
+
+
+class HashedMap(StructuredMap):
+    """A convolution (pointwise unless `kernel` says otherwise) whose weights come from a bank of `entries`."""
+
+    reads: Tensor
+    sources: Tensor
+
+    def __init__(self, in_channels: int, out_channels: int, entries: int, **options: Any):
+        super().__init__(in_channels, out_channels, **options)
+        self.bank = nn.Parameter(torch.empty(entries))
+        reads, sources = hash_tables(prod(self.weight_shape), entries)
+        self.register_buffer("reads", reads, persistent=False)
+        self.register_buffer("sources", sources, persistent=False)
+        self.reset(std=1 / sqrt(prod(self.kernel)) if self.groups > 1 else None)
+
+    def weight(self) -> Tensor:
+        flat = _Spread.apply(self.bank, self.reads, self.sources)
+        return flat.view(self.out_channels, -1) if prod(self.kernel) == 1 else flat.view(self.weight_shape)
+
+    def start_factors(self, std: float, generator: torch.Generator | None) -> None:
+        """Bank std s: signs and bank are independent, so every weight has it (FACTS)."""
+        self.bank.normal_(std=std, generator=generator)
+
+    def fit_factors(self, dense: Tensor) -> None:
+        """The nearest bank: the mean, signs undone, of the weights that share an entry."""
+        uses = gather_uses(dense.detach().double().flatten().to(self.bank.device), self.sources)
+        self.bank.copy_(uses.sum(0) / (self.sources < 2 * dense.numel()).sum(0))

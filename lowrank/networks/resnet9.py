@@ -1,0 +1,59 @@
+"""ResNet-9 (the "cifar10-fast" net of the tensor-train sweep): 3x3 convolutions, two residual pairs, a global pool."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+from lowrank.networks.base import Network, scaled, start_convolutions
+
+OUTPUT_SCALE = 0.125
+
+
+class ConvUnit(nn.Sequential):
+    """3x3 convolution, batch norm, ReLU, and a 2x2 max pooling when asked."""
+
+    def __init__(self, in_channels: int, out_channels: int, pool: bool = False):
+        layers: list[nn.Module] = [
+            nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False),
+            nn.BatchNorm2d(out_channels),
+            nn.ReLU(inplace=True),
+        ]
+        super().__init__(*layers, *([nn.MaxPool2d(2)] if pool else []))
+
+
+class Residual(nn.Module):
+    """Two ConvUnits beside an identity."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.first, self.second = ConvUnit(channels, channels), ConvUnit(channels, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> the same."""
+        return x + self.second(self.first(x))
+
+
+class ResNet9(Network):
+    """ResNet-9 of base width 64 * `width` for images of at least 8 x 8."""
+
+    kept: ClassVar[tuple[str, ...]] = ("stem.*", "classifier")
+    taps: ClassVar[tuple[str, ...]] = ("stage1", "stage2", "stage3")
+    smallest_image: ClassVar[int] = 8
+
+    def __init__(self, in_channels: int, classes: int, width: float = 1.0):
+        super().__init__()
+        c1, c2, c3, c4 = (scaled(channels, width) for channels in (64, 128, 256, 512))
+        self.stem = ConvUnit(in_channels, c1)
+        self.stage1 = nn.Sequential(ConvUnit(c1, c2, pool=True), Residual(c2))
+        self.stage2 = ConvUnit(c2, c3, pool=True)
+        self.stage3 = nn.Sequential(ConvUnit(c3, c4, pool=True), Residual(c4))
+        self.pool = nn.AdaptiveMaxPool2d(1)
+        self.classifier = nn.Linear(c4, classes, bias=False)
+        start_convolutions(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> logits (B, classes)."""
+        x = self.stage3(self.stage2(self.stage1(self.stem(x))))
+        return self.classifier(self.pool(x).flatten(1)) * OUTPUT_SCALE

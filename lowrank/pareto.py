@@ -1,0 +1,36 @@
+"""The points that no other point beats."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+
+def non_dominated(points: Sequence[tuple[float, ...]]) -> list[int]:
+    """Indices of the points that no other point dominates, in increasing order.
+
+    Every objective is minimised. A point dominates another if it is no worse in all objectives and better in at least
+    one. Of equal points the first is kept. Infinite objectives are compared as numbers; an empty input gives an empty
+    front. Takes O(n log n + n * front) comparisons.
+
+    Args:
+        points: one tuple of objectives a point, all of the same length.
+
+    Raises:
+        ValueError: an objective is None or NaN, for which no order exists, or the lengths differ.
+    """
+    for index, point in enumerate(points):
+        if any(value is None or math.isnan(value) for value in point):
+            raise ValueError(f"every objective must be a number, but point {index} is {point}; leave it out")
+        if len(point) != len(points[0]):
+            raise ValueError(f"points must have {len(points[0])} objectives each, but point {index} is {point}")
+    kept: list[int] = []
+    for index in sorted(range(len(points)), key=lambda i: (tuple(points[i]), i)):
+        # In lexicographic order nothing that comes later can dominate, and no worse in all means dominated or equal.
+        if not any(_no_worse(points[other], points[index]) for other in kept):
+            kept.append(index)
+    return sorted(kept)
+
+
+def _no_worse(left: tuple[float, ...], right: tuple[float, ...]) -> bool:
+    return all(a <= b for a, b in zip(left, right, strict=True))

@@ -1,0 +1,68 @@
+"""How a network is trained: one frozen object, and the defaults by data set.
+
+Units: `lr` and `weight_decay` as torch's SGD takes them; `milestones` and `warmup` are shares of the whole run, so that
+a recipe keeps its shape when `epochs` changes.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class Recipe(BaseModel):
+    """SGD with momentum and its schedule. Defaults are the tensor-train sweep of the study (FACTS)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    epochs: int = Field(default=128, ge=1, le=100_000)
+    batch_size: int = Field(default=512, ge=1)
+    lr: float = Field(default=0.2, gt=0)
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+    nesterov: bool = True
+    weight_decay: float = Field(default=5e-4, ge=0)
+    scaled_decay: bool = True  # decay of factors times K/N (compression-scaled, FACTS)
+    schedule: Literal["cosine", "step", "one_cycle", "constant"] = "cosine"
+    warmup: float = Field(default=0.0, ge=0, lt=1)  # share of the run with a linear rise; one_cycle: where its peak is
+    milestones: tuple[float, ...] = (0.3, 0.6, 0.8)  # step: shares of the run at which lr is multiplied by gamma
+    gamma: float = Field(default=0.2, gt=0, le=1)
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    clip_norm: float | None = Field(default=None, gt=0)
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 on a GPU, float32 on a CPU
+    shift: int | None = Field(default=None, ge=0)  # pixels; None: the data set's own
+    flip: bool | None = None
+    cutout: int | None = Field(default=None, ge=0)  # side in pixels
+
+    @model_validator(mode="after")
+    def _check(self) -> Recipe:
+        if list(self.milestones) != sorted(self.milestones) or any(not 0 < share < 1 for share in self.milestones):
+            raise ValueError("`milestones` must rise within (0, 1), as shares of the run")
+        if self.nesterov and self.momentum == 0:
+            raise ValueError("`nesterov` needs a `momentum` above 0")
+        return self
+
+
+def lr_share(recipe: Recipe, progress: float) -> float:
+    """Learning rate as a share of `recipe.lr` at `progress` (0 at the first step, towards 1 at the last)."""
+    if recipe.schedule == "one_cycle":
+        peak = recipe.warmup or 0.3
+        return progress / peak if progress < peak else (1 - progress) / (1 - peak)
+    if progress < recipe.warmup:
+        return progress / recipe.warmup
+    if recipe.schedule == "cosine":
+        return 0.5 * (1 + math.cos(math.pi * (progress - recipe.warmup) / (1 - recipe.warmup)))
+    if recipe.schedule == "step":
+        return recipe.gamma ** sum(progress >= share for share in recipe.milestones)
+    return 1.0
+
+
+# Where a data set asks for something else than the study's sweep; a space file overrides both.
+_BY_DATA: dict[str, dict[str, Any]] = {
+    "digits": {"epochs": 16, "batch_size": 64, "lr": 0.1, "warmup": 0.1},
+}
+
+
+def default_recipe(data_name: str) -> dict[str, Any]:
+    """The fields in which the default recipe for a data set differs from `Recipe`'s own."""
+    return dict(_BY_DATA.get(data_name, {}))

@@ -1,0 +1,112 @@
+"""What a field of a space file may range over: choices, integers, uniform or log ranges.
+
+Each domain is written as a mapping with one key: `{choice: [...]}`, `{int: [2, 4]}`, `{int: [2, 8, 2]}` (step),
+`{log_int: [8, 512]}`, `{uniform: [0.1, 0.9]}`, `{uniform: [0.1, 0.9, 0.1]}` (step), `{log_uniform: [1e-5, 1e-2]}`.
+Both ends belong to a range.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import optuna
+
+from lowrank.errors import InputError
+
+Value = bool | int | float | str
+KEYS = ("choice", "int", "log_int", "uniform", "log_uniform")
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One of the listed values."""
+
+    values: tuple[Value, ...]
+
+    def corners(self) -> tuple[Value, ...]:
+        """Values whose validity implies that of all: here every one."""
+        return self.values
+
+    def grid(self) -> tuple[Value, ...] | None:
+        """All values, in order; None for a continuous range."""
+        return self.values
+
+    def suggest(self, trial: optuna.Trial, name: str) -> Value:
+        """Let Optuna choose."""
+        chosen = trial.suggest_categorical(name, self.values)
+        assert chosen is not None
+        return chosen
+
+
+@dataclass(frozen=True)
+class Range:
+    """Integers or floats from `low` to `high`; `step` None is continuous (1 for integers), `log` samples by ratio."""
+
+    low: float
+    high: float
+    step: float | None = None
+    log: bool = False
+    integer: bool = False
+
+    def corners(self) -> tuple[Value, ...]:
+        """Both ends."""
+        return self._cast(self.low), self._cast(self.high)
+
+    def grid(self) -> tuple[Value, ...] | None:
+        """All values, in order; None for a continuous range."""
+        if self.step is None:
+            return None
+        count = math.floor((self.high - self.low) / self.step + 1e-9) + 1
+        return tuple(self._cast(round(self.low + index * self.step, 12)) for index in range(count))
+
+    def suggest(self, trial: optuna.Trial, name: str) -> Value:
+        """Let Optuna choose."""
+        if self.integer:
+            step = int(self.step or 1)
+            return trial.suggest_int(name, int(self.low), int(self.high), step=step, log=self.log)
+        return trial.suggest_float(name, self.low, self.high, step=self.step, log=self.log)
+
+    def _cast(self, value: float) -> Value:
+        return int(value) if self.integer else float(value)
+
+
+Domain = Choice | Range
+
+
+def is_domain(value: object) -> bool:
+    """Whether a value of a space file is written as a domain rather than as a literal."""
+    return isinstance(value, Mapping) and len(value) == 1 and next(iter(value)) in KEYS
+
+
+def parse_domain(path: str, value: Mapping[str, Any]) -> Domain:
+    """The domain that `value` writes; raises InputError that names the field at `path`."""
+    kind, given = next(iter(value.items()))
+    if not isinstance(given, list) or not given:
+        raise InputError(f"`{path}`: `{kind}` must be a list that is not empty, but got {given!r}")
+    if kind == "choice":
+        if any(isinstance(item, list | dict) for item in given) or len(set(map(repr, given))) != len(given):
+            raise InputError(f"`{path}`: `choice` must list distinct plain values, but got {given!r}")
+        return Choice(tuple(given))
+    return _parse_range(path, kind, given)
+
+
+def _parse_range(path: str, kind: str, given: list[Any]) -> Range:
+    integer, log = kind in ("int", "log_int"), kind.startswith("log_")
+    longest = 2 if log else 3
+    numbers = [item for item in given if isinstance(item, int | float) and not isinstance(item, bool)]
+    if len(numbers) != len(given) or not 2 <= len(given) <= longest or not all(map(math.isfinite, numbers)):
+        form = "[low, high]" if log else "[low, high] or [low, high, step]"
+        raise InputError(f"`{path}`: `{kind}` must be {form} of numbers, but got {given!r}")
+    if integer and any(number != int(number) for number in numbers):
+        raise InputError(f"`{path}`: `{kind}` must be whole numbers, but got {given!r}")
+    low, high, *step = numbers
+    if low > high or (log and low <= 0) or (step and step[0] <= 0):
+        raise InputError(
+            f"`{path}`: `{kind}` must rise from low to high{', above 0' if log else ''}, with a step above 0, "
+            f"but got {given!r}"
+        )
+    default_step = 1.0 if integer and not log else None
+    return Range(float(low), float(high), float(step[0]) if step else default_step, log, integer)

@@ -1,0 +1,91 @@
+"""The journal: an append-only file of JSON lines that survives a kill at any byte."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from sweeps.records import Event
+
+SYNC_SECONDS = 1.0  # what a power cut may lose of running epochs; starts and ends of trials are synced at once
+
+
+class Journal:
+    """Appends events to a file; one writer at a time, any number of readers.
+
+    Every event is handed to the operating system before `append` returns (so it survives a kill of the process);
+    `sync=True` waits until the disk has it. A line torn by a kill is cut off when the journal is opened again.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _drop_torn_line(path)
+        self._file = path.open("ab", buffering=0)
+        self._lock = threading.Lock()
+        self._synced = time.monotonic()
+
+    def append(self, event: Event, *, sync: bool = False, **fields: Any) -> dict[str, Any]:
+        """Write one event and return it; raises OSError when the disk is full, ValueError for a NaN."""
+        record = {"event": str(event), "time": time.time(), **fields}
+        line = json.dumps(record, allow_nan=False, separators=(",", ":")).encode() + b"\n"
+        with self._lock:
+            self._write(line)
+            if sync or time.monotonic() - self._synced > SYNC_SECONDS:
+                os.fsync(self._file.fileno())
+                self._synced = time.monotonic()
+        return record
+
+    def _write(self, line: bytes) -> None:
+        start = self._file.tell()
+        written = self._file.write(line)
+        if written != len(line):  # a full disk may take part of a line: leave no torn line in mid-file
+            self._file.truncate(start)
+            raise OSError(f"{self.path}: the disk is full, the last record was not kept")
+
+    def close(self) -> None:
+        """Sync and close."""
+        with self._lock:
+            os.fsync(self._file.fileno())
+            self._file.close()
+
+
+def _drop_torn_line(path: Path) -> None:
+    if not path.exists():
+        return
+    with path.open("rb+") as file:
+        content = file.read()
+        keep = content.rfind(b"\n") + 1
+        if keep != len(content):
+            file.truncate(keep)
+
+
+class JournalReader:
+    """Reads complete lines from where it last stopped; `offset` may be kept and given again."""
+
+    def __init__(self, path: Path, offset: int = 0):
+        self.path, self.offset = path, offset
+
+    def read(self) -> Iterator[Mapping[str, Any]]:
+        """Yield the events that are complete on disk and not yet read; raises ValueError for a damaged line."""
+        with self.path.open("rb") as file:
+            file.seek(self.offset)
+            for line in file:
+                if not line.endswith(b"\n"):
+                    return
+                try:
+                    event = json.loads(line)
+                except ValueError as error:
+                    raise ValueError(f"{self.path}: the line at byte {self.offset} is damaged: {error}") from error
+                self.offset += len(line)
+                yield event
+
+
+def read_journal(path: Path) -> Iterator[Mapping[str, Any]]:
+    """All complete events of a journal."""
+    return JournalReader(path).read()

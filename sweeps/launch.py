@@ -1,0 +1,174 @@
+"""Runs a search as a Ray Tune experiment: hands trials to Tune and carries results back to the search."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import tune
+from ray.exceptions import RayError
+from ray.tune import Callback
+from ray.tune.experiment import Trial as RayTrial
+from ray.tune.schedulers import FIFOScheduler
+from ray.tune.search import Searcher
+
+from lowrank.errors import InputError
+from sweeps.records import TERMINAL, TRIALS_FOLDER, Status
+from sweeps.resources import Share
+from sweeps.search import Search
+from sweeps.stopping import StratifiedAsha
+from sweeps.trainable import TrialTrainable
+
+RAY_FOLDER = "ray"  # Ray's own files of a running experiment; nothing is ever read back from them
+_ENVIRONMENT = {
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the journal is the record
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a diverged trial's last result has no error
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative data folders keep their meaning
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_DEDUP_LOGS": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",  # reasons are recorded and shown in the final table
+}
+
+
+@dataclass(frozen=True)
+class Launch:
+    """Everything that Tune needs beside the search."""
+
+    study_dir: Path
+    data_dir: Path | None
+    share: Share
+    seconds: float | None
+    on_change: Callable[[], None]
+
+
+def connect(address: str | None, cpus: int | None = None) -> None:
+    """Start Ray on this machine, or connect to the cluster at `address`; raises InputError if none answers there."""
+    os.environ.update(_ENVIRONMENT)
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    try:
+        if address:
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+        else:
+            ray.init(num_cpus=cpus, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    except (ConnectionError, RayError, ValueError, RuntimeError) as error:
+        detail = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise InputError(
+            f"no Ray cluster answers at {address!r} ({detail}); give `auto`, HOST:PORT, or leave --address out"
+        ) from error
+
+
+class _Unpickled:
+    """Ray stores its searcher and callbacks with the experiment; ours hold open files, and nothing is restored."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+
+class _TuneSearcher(_Unpickled, Searcher):
+    """Tune's view of the search; outcomes reach the search through the callback, in one place."""
+
+    def __init__(self, search: Search, launch: Launch):
+        super().__init__()
+        self._search, self._launch = search, launch
+
+    def suggest(self, trial_id: str) -> Any:
+        trial = self._search.next()
+        if trial is None:
+            return Searcher.FINISHED
+        return {
+            "trial_id": trial.trial_id, "role": str(trial.role), "stratum": trial.stratum,
+            "specification": trial.specification, "study_dir": str(self._launch.study_dir),
+            "data_dir": str(self._launch.data_dir) if self._launch.data_dir else None,
+        }  # fmt: skip
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """Nothing: see _Recorder."""
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing: the journal and Optuna's storage hold the state."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing: a resumed study starts a new Tuner."""
+
+
+class _Recorder(_Unpickled, Callback):
+    """Carries every result and every end into the search, which journals it and tells the sampler."""
+
+    def __init__(self, search: Search, scheduler: FIFOScheduler, launch: Launch):
+        self._search, self._launch = search, launch
+        self._stopped: dict[str, str] = getattr(scheduler, "stopped", {})
+
+    def on_trial_result(
+        self, iteration: int, trials: list[RayTrial], trial: RayTrial, result: dict[str, Any], **info: Any
+    ) -> None:
+        trial_id = result.get("trial")
+        if trial_id is None:
+            return
+        if result.get("attempt"):
+            self._search.write_attempt(trial_id, result["attempt"])
+            for epoch, metrics in enumerate(result.get("history", []), start=1):
+                self._write_missing(trial_id, epoch, metrics)
+        if "metrics" in result:
+            self._write_missing(trial_id, result["epoch"], result["metrics"])
+        if "outcome" in result:
+            self._finish(trial_id, Status(result["outcome"]), result["reason"])
+        self._launch.on_change()
+
+    def _write_missing(self, trial_id: str, epoch: int, metrics: dict[str, float]) -> None:
+        if epoch not in self._search.record.trials[trial_id].epochs:
+            self._search.write_epoch(trial_id, epoch, metrics)
+
+    def on_trial_complete(self, iteration: int, trials: list[RayTrial], trial: RayTrial, **info: Any) -> None:
+        """Without an outcome of its own and without a stop by the scheduler it was interrupted: no end is recorded."""
+        trial_id = trial.config["trial_id"]
+        if trial_id in self._stopped:
+            self._finish(trial_id, Status.STOPPED, self._stopped[trial_id])
+            self._launch.on_change()
+
+    def on_trial_error(self, iteration: int, trials: list[RayTrial], trial: RayTrial, **info: Any) -> None:
+        error = trial.get_error()
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        self._finish(trial.config["trial_id"], Status.FAILED, lines[-1].strip()[:500])
+        self._launch.on_change()
+
+    def _finish(self, trial_id: str, status: Status, reason: str) -> None:
+        if self._search.record.trials[trial_id].status in TERMINAL:
+            return
+        self._search.finish(trial_id, status, reason)
+        if status is not Status.COMPLETED:  # the checkpoint of a trial that will not go on
+            shutil.rmtree(self._launch.study_dir / TRIALS_FOLDER / trial_id, ignore_errors=True)
+
+
+def run(search: Search, launch: Launch) -> None:
+    """Train until the search has nothing more, the time is up, or Ctrl-C; a trial without an end may be resumed."""
+    epochs = search.space.recipe({}).epochs
+    scheduler: FIFOScheduler = FIFOScheduler()
+    if search.space.search.stop == "asha":
+        scheduler = StratifiedAsha(search.space.search, epochs, search.record)
+    resources = {"cpu": launch.share.cpus, "gpu": launch.share.gpus}
+    # As many proposals lie ready as there are slots: Tune's default of one would start the first wave one by one
+    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(launch.share.concurrent)
+    tuner = tune.Tuner(
+        tune.with_resources(TrialTrainable, resources),
+        tune_config=tune.TuneConfig(
+            search_alg=_TuneSearcher(search, launch), scheduler=scheduler, num_samples=-1, reuse_actors=True,
+            time_budget_s=launch.seconds, max_concurrent_trials=None,
+            trial_dirname_creator=lambda trial: str(trial.config["trial_id"]),
+        ),
+        run_config=tune.RunConfig(
+            storage_path=str(launch.study_dir / RAY_FOLDER), name="experiment", verbose=0,
+            callbacks=[_Recorder(search, scheduler, launch)], failure_config=tune.FailureConfig(max_failures=1),
+        ),
+    )  # fmt: skip
+    try:
+        tuner.fit()
+    finally:
+        shutil.rmtree(launch.study_dir / RAY_FOLDER, ignore_errors=True)

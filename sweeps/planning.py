@@ -1,0 +1,157 @@
+"""`--plan`: what a study would train, how large, how much work, and what is impossible; trains nothing."""
+
+from __future__ import annotations
+
+import random
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.nn import functional
+
+from lowrank.data import steps_per_epoch
+from lowrank.errors import InfeasibleError
+from lowrank.layers import Separable
+from lowrank.networks import NetworkSettings
+from lowrank.substitute import build_student
+from sweeps.domains import Choice, Range
+from sweeps.proposals import finite_size, grid_points
+from sweeps.search import check_reachable
+from sweeps.space import Space
+from sweeps.specification import Resolver, Stratum, Trial
+from sweeps.view import clock
+
+SAMPLES = 300  # points drawn to see the sizes of a space that is not a grid
+BACKWARD = 3  # forward and backward cost about three forwards
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a study would do; sizes in parameters, work in mult-adds for all training, time in seconds."""
+
+    name: str
+    question: str
+    trials: int
+    distinct_points: int | None
+    smallest: int | None
+    largest: int | None
+    strata: dict[str, tuple[int, int, int]]  # label -> points seen, fewest and most parameters
+    infeasible: dict[str, int]  # reason -> points seen
+    unreachable: list[str]
+    most_work: float
+    most_seconds: float
+    slots: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data for --json."""
+        return dict(vars(self))
+
+
+def make_plan(space: Space, resolver: Resolver, slots: int) -> Plan:
+    """Resolve the grid, or a sample of the space, and work out what training it costs at most (no early stop)."""
+    unreachable = check_reachable(space, resolver)
+    found: dict[str, Trial] = {}
+    strata: dict[str, list[int]] = {}
+    infeasible: dict[str, int] = {}
+    for stratum, point in _points(space, resolver):
+        try:
+            trial = resolver.resolve(point, stratum)
+        except InfeasibleError as error:
+            infeasible[str(error)] = infeasible.get(str(error), 0) + 1
+            continue
+        found[trial.trial_id] = trial
+        strata.setdefault(trial.stratum, []).append(trial.counts["params"])
+    sizes = [trial.counts["params"] for trial in found.values()]
+    references = [resolver.reference(name) for name in space.references]
+    trials = min(space.search.trials, len(found)) if space.search.sampler == "grid" else space.search.trials
+    mean = sum(trial.counts["mult_adds"] for trial in found.values()) / max(1, len(found))
+    per_image = trials * mean + sum(trial.counts["mult_adds"] for trial in references)
+    images = len(resolver.data.train) * space.recipe({}).epochs
+    work = BACKWARD * per_image * images
+    return Plan(
+        space.name, space.question, trials + len(references), finite_size(space), min(sizes, default=None),
+        max(sizes, default=None), {label: (len(seen), min(seen), max(seen)) for label, seen in strata.items()},
+        infeasible, unreachable, work, work / _speed(space, resolver) / slots, slots,
+    )  # fmt: skip
+
+
+def _points(space: Space, resolver: Resolver) -> list[tuple[Stratum | None, dict[str, Any]]]:
+    if space.search.sampler == "grid":
+        return [(None, point) for point in grid_points(space)]
+    draw = random.Random(0)
+    points: list[tuple[Stratum | None, dict[str, Any]]] = []
+    for index in range(SAMPLES):
+        stratum = resolver.strata[index % len(resolver.strata)]
+        points.append((stratum if space.solves else None, _random_point(space, stratum, draw)))
+    return points
+
+
+def _random_point(space: Space, stratum: Stratum, draw: random.Random) -> dict[str, Any]:
+    (_, method_domains), *_ = space.alternatives
+    domains = {**{f"method.{key}": domain for key, domain in method_domains.items()}, **space.domains}
+    point: dict[str, Any] = dict(stratum.fixed)
+    for name, domain in domains.items():
+        if name not in point:
+            low_high = stratum.share if name.startswith("budget.") and stratum.share else None
+            point[name] = _draw(domain, low_high, draw)
+    return point
+
+
+def _draw(domain: Choice | Range, narrowed: tuple[float, float] | None, draw: random.Random) -> Any:
+    values = domain.grid()
+    if narrowed is None and values is not None:
+        return draw.choice(values)
+    low, high = narrowed or tuple(float(end) for end in domain.corners())
+    return low * (high / low) ** draw.random() if low > 0 else low + (high - low) * draw.random()
+
+
+def _speed(space: Space, resolver: Resolver) -> float:
+    """Mult-adds a second of one slot: a few steps of the separable network on random numbers, on this machine."""
+    plan = resolver.plan(NetworkSettings(**space.network.model_dump()))
+    network = build_student(space.network, plan, Separable(), resolver.image_shape, resolver.classes, seed=0)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    network.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    batch = min(space.recipe({}).batch_size, len(resolver.data.train), 64 if device == "cpu" else 512)
+    images = torch.randn(batch, *resolver.image_shape, device=device).to(memory_format=torch.channels_last)
+    labels = torch.zeros(batch, dtype=torch.int64, device=device)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        taken = min(_time_step(network, images, labels) for _ in range(3))
+    finally:
+        torch.set_num_threads(threads)
+    return BACKWARD * plan.mult_adds(Separable()) * batch / taken
+
+
+def _time_step(network: torch.nn.Module, images: torch.Tensor, labels: torch.Tensor) -> float:
+    start = time.perf_counter()
+    functional.cross_entropy(network(images), labels).backward()
+    if images.is_cuda:
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def plan_lines(plan: Plan, space: Space, resolver: Resolver) -> list[str]:
+    """The plan in words."""
+    recipe, data = space.recipe({}), resolver.data
+    steps = steps_per_epoch(data, recipe.batch_size)
+    points = "endless" if plan.distinct_points is None else f"{plan.distinct_points:,}"
+    lines = [
+        f"{plan.name}: {plan.question}",
+        f"data: {data.name}, {len(data.train):,} training, {len(data.val):,} validation, "
+        f"{len(data.test):,} test images",
+        f"network: {space.network.name}, {resolver.separable_params:,} parameters in its separable form",
+        f"trials: {plan.trials} at most, references included, of {points} points; "
+        f"{recipe.epochs} epochs of {steps} steps each, {plan.slots} at a time",
+    ]
+    if plan.smallest is not None and plan.largest is not None:
+        lines.append(f"sizes: from {plan.smallest:,} to {plan.largest:,} parameters")
+    lines += [f"  {label}: {low:,} to {high:,}" for label, (_, low, high) in plan.strata.items()]
+    lines += [f"  cannot be met: {reason}" for reason in plan.unreachable]
+    lines += [f"  infeasible ({times} points): {reason}" for reason, times in plan.infeasible.items()]
+    lines.append(
+        f"work: {plan.most_work:.2g} mult-adds; about {clock(plan.most_seconds)} without early stopping "
+        "(from three probe steps on this machine)"
+    )
+    return lines

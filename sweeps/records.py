@@ -1,0 +1,255 @@
+"""Names and schema of everything that a study records; the only part of `sweeps` that `analysis` imports.
+
+A study is its journal: one JSON object a line, appended by the driver alone. `fold` turns the events into typed
+records, whatever was interrupted or repeated; `to_table` and `epochs_to_table` turn those into Arrow tables.
+
+Units: errors are top-1 errors in percent; losses are means over samples; times are seconds since the epoch;
+durations are seconds; parameters and mult-adds are plain counts, mult-adds for one image.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+import pyarrow as pa
+
+JOURNAL_FILE = "journal.jsonl"
+RESULTS_FILE = "results.parquet"
+EPOCHS_FILE = "epochs.parquet"
+SPACE_FILE = "space.yaml"
+MLFLOW_FILE = "mlflow.db"
+ARTIFACTS_FOLDER = "mlflow_artifacts"
+TRIALS_FOLDER = "trials"
+CHECKPOINT_FILE = "checkpoint.safetensors"  # in TRIALS_FOLDER / trial id
+FRONT_PICTURE = "front.png"
+
+VAL_ERROR = "val_error"
+EPOCH_METRICS = (
+    VAL_ERROR, "val_loss", "train_error", "train_loss", "lr", "images_per_second", "epoch_seconds",
+)  # fmt: skip
+COUNTS = ("params", "mult_adds", "dense_params", "dense_mult_adds", "separable_params", "separable_mult_adds")
+
+
+class Event(StrEnum):
+    """What a line of the journal says."""
+
+    STUDY = "study"  # a driver took the study up (first start and every resume)
+    PROPOSED = "proposed"  # a specification, its exact counts, and which proposal of the sampler it answers
+    ALIAS = "alias"  # further settings that stand for a network already proposed
+    INFEASIBLE = "infeasible"  # settings that cannot meet their constraints; never launched
+    ATTEMPT = "attempt"  # a worker took the trial up
+    EPOCH = "epoch"  # one epoch's metrics
+    FINISHED = "finished"  # the trial's end, with status and reason
+    TESTED = "tested"  # the one look at the test split
+    CLOSED = "closed"  # the driver left: finished, interrupted or out of time
+
+
+class Status(StrEnum):
+    """How a trial stands."""
+
+    PROPOSED = "proposed"
+    RUNNING = "running"
+    COMPLETED = "completed"
+    STOPPED = "stopped_early"
+    DIVERGED = "diverged"
+    OUT_OF_MEMORY = "out_of_memory"
+    FAILED = "failed"
+    INFEASIBLE = "infeasible"
+
+
+TERMINAL = frozenset(Status) - {Status.PROPOSED, Status.RUNNING}
+
+
+class Role(StrEnum):
+    """Why a trial is trained: proposed by the search, or a reference network drawn beside it."""
+
+    SEARCH = "search"
+    REFERENCE = "reference"
+
+
+@dataclass
+class TrialRecord:
+    """One specification and what became of it; equal specifications are one record."""
+
+    trial_id: str
+    role: Role = Role.SEARCH
+    stratum: str = ""
+    status: Status = Status.PROPOSED
+    reason: str = ""
+    parameters: dict[str, Any] = field(default_factory=dict)  # dotted name in the space file -> value
+    aliases: list[dict[str, Any]] = field(default_factory=list)
+    specification: dict[str, Any] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)
+    proposal: dict[str, Any] = field(default_factory=dict)  # where the sampler is told of the outcome
+    epochs: dict[int, dict[str, float]] = field(default_factory=dict)  # epoch (from 1) -> metrics, plus "time"
+    attempts: list[dict[str, Any]] = field(default_factory=list)
+    proposed_at: float | None = None
+    finished_at: float | None = None
+    test_error: float | None = None
+
+    @property
+    def last_epoch(self) -> int:
+        """Number of the last epoch on record; 0 before the first."""
+        return max(self.epochs, default=0)
+
+    @property
+    def val_error(self) -> float | None:
+        """Validation top-1 error (percent) after the last epoch on record; None before the first."""
+        return self.epochs[self.last_epoch].get(VAL_ERROR) if self.epochs else None
+
+    @property
+    def method(self) -> str:
+        """The method's name, e.g. `tensor_train`."""
+        return str(self.specification.get("method", {}).get("name", self.parameters.get("method.name", "")))
+
+
+@dataclass
+class StudyRecord:
+    """A study as its journal tells it; `trials` keeps the order of proposal."""
+
+    header: dict[str, Any] = field(default_factory=dict)  # the newest STUDY event
+    trials: dict[str, TrialRecord] = field(default_factory=dict)
+    closed: dict[str, Any] | None = None  # the newest CLOSED event, None while a driver is at work (or was killed)
+
+    @property
+    def name(self) -> str:
+        """The study's name."""
+        return str(self.header.get("name", ""))
+
+
+def fold(events: Iterable[Mapping[str, Any]]) -> StudyRecord:
+    """Fold journal events into records. Repeated events change nothing; an unknown event raises ValueError."""
+    study = StudyRecord()
+    for event in events:
+        apply_event(study, event)
+    return study
+
+
+def apply_event(study: StudyRecord, event: Mapping[str, Any]) -> None:
+    """Apply one journal event to `study` in place; raises ValueError for an unknown kind."""
+    kind = Event(event["event"])
+    if kind is Event.STUDY:
+        study.header, study.closed = dict(event), None
+        return
+    if kind is Event.CLOSED:
+        study.closed = dict(event)
+        return
+    trial = study.trials.setdefault(event["trial"], TrialRecord(trial_id=event["trial"]))
+    _APPLY[kind](trial, event)
+
+
+def _proposed(trial: TrialRecord, event: Mapping[str, Any]) -> None:
+    trial.role = Role(event["role"])
+    trial.stratum = event["stratum"]
+    trial.parameters = dict(event["parameters"])
+    trial.specification = dict(event["specification"])
+    trial.counts = dict(event["counts"])
+    trial.proposal = dict(event["proposal"])
+    trial.proposed_at = trial.proposed_at or event["time"]
+
+
+def _alias(trial: TrialRecord, event: Mapping[str, Any]) -> None:
+    if event["parameters"] not in trial.aliases:
+        trial.aliases.append(dict(event["parameters"]))
+
+
+def _infeasible(trial: TrialRecord, event: Mapping[str, Any]) -> None:
+    trial.status, trial.reason = Status.INFEASIBLE, event["reason"]
+    trial.stratum, trial.parameters = event["stratum"], dict(event["parameters"])
+    trial.proposed_at = trial.finished_at = event["time"]
+
+
+def _attempt(trial: TrialRecord, event: Mapping[str, Any]) -> None:
+    if trial.status not in TERMINAL:
+        trial.status = Status.RUNNING
+    attempt = {key: event[key] for key in event if key not in ("event", "trial")}
+    if attempt not in trial.attempts:
+        trial.attempts.append(attempt)
+
+
+def _epoch(trial: TrialRecord, event: Mapping[str, Any]) -> None:
+    trial.epochs[int(event["epoch"])] = {**event["metrics"], "time": event["time"]}
+
+
+def _finished(trial: TrialRecord, event: Mapping[str, Any]) -> None:
+    trial.status, trial.reason = Status(event["status"]), event.get("reason", "")
+    trial.finished_at = event["time"]
+
+
+def _tested(trial: TrialRecord, event: Mapping[str, Any]) -> None:
+    trial.test_error = event["test_error"]
+
+
+_APPLY = {
+    Event.PROPOSED: _proposed,
+    Event.ALIAS: _alias,
+    Event.INFEASIBLE: _infeasible,
+    Event.ATTEMPT: _attempt,
+    Event.EPOCH: _epoch,
+    Event.FINISHED: _finished,
+    Event.TESTED: _tested,
+}
+
+RESULTS_SCHEMA = pa.schema(
+    [
+        ("study", pa.string()), ("trial_id", pa.string()), ("role", pa.string()), ("stratum", pa.string()),
+        ("status", pa.string()), ("reason", pa.string()), ("network", pa.string()), ("data", pa.string()),
+        ("data_fingerprint", pa.string()), ("method", pa.string()), ("dims", pa.int64()),
+        ("rank_scale", pa.float64()), *((name, pa.int64()) for name in COUNTS),
+        ("weight_decay", pa.float64()), ("scaled_decay", pa.bool_()), ("seed", pa.int64()),
+        ("epochs", pa.int64()), ("val_error", pa.float64()), ("val_loss", pa.float64()),
+        ("train_error", pa.float64()), ("train_loss", pa.float64()), ("test_error", pa.float64()),
+        ("images_per_second", pa.float64()), ("train_seconds", pa.float64()), ("start_seconds", pa.float64()),
+        ("attempts", pa.int64()), ("proposed_at", pa.float64()), ("finished_at", pa.float64()),
+        ("parameters", pa.string()), ("aliases", pa.string()), ("specification", pa.string()),
+    ]
+)  # fmt: skip
+
+EPOCHS_SCHEMA = pa.schema(
+    [("trial_id", pa.string()), ("epoch", pa.int64()), ("time", pa.float64())]
+    + [(name, pa.float64()) for name in EPOCH_METRICS]
+)
+
+
+def to_row(study: str, trial: TrialRecord) -> dict[str, Any]:
+    """One trial as a row of RESULTS_SCHEMA; what is not known is None."""
+    spec = trial.specification
+    method, train, data = (spec.get(section, {}) for section in ("method", "train", "data"))
+    last = trial.epochs.get(trial.last_epoch, {})
+    speeds = [epoch["images_per_second"] for epoch in trial.epochs.values() if "images_per_second" in epoch]
+    row: dict[str, Any] = {
+        "study": study, "trial_id": trial.trial_id, "role": str(trial.role), "stratum": trial.stratum,
+        "status": str(trial.status), "reason": trial.reason, "network": spec.get("network", {}).get("name"),
+        "data": data.get("name"), "data_fingerprint": data.get("fingerprint"), "method": trial.method,
+        "dims": method.get("dims"), "rank_scale": method.get("rank_scale"),
+        "weight_decay": train.get("weight_decay"), "scaled_decay": train.get("scaled_decay"),
+        "seed": spec.get("seed"), "epochs": trial.last_epoch, "test_error": trial.test_error,
+        "images_per_second": sum(speeds) / len(speeds) if speeds else None,
+        "train_seconds": sum(epoch.get("epoch_seconds", 0.0) for epoch in trial.epochs.values()),
+        "start_seconds": sum(attempt.get("start_seconds", 0.0) for attempt in trial.attempts),
+        "attempts": len(trial.attempts), "proposed_at": trial.proposed_at, "finished_at": trial.finished_at,
+        "parameters": json.dumps(trial.parameters, sort_keys=True),
+        "aliases": json.dumps(trial.aliases, sort_keys=True), "specification": json.dumps(spec, sort_keys=True),
+    }  # fmt: skip
+    row.update({name: trial.counts.get(name) for name in COUNTS})
+    row.update({name: last.get(name) for name in ("val_error", "val_loss", "train_error", "train_loss")})
+    return row
+
+
+def to_table(study: StudyRecord) -> pa.Table:
+    """The study's trials as an Arrow table of RESULTS_SCHEMA, one row a trial, in order of proposal."""
+    return pa.Table.from_pylist([to_row(study.name, trial) for trial in study.trials.values()], RESULTS_SCHEMA)
+
+
+def epochs_to_table(study: StudyRecord) -> pa.Table:
+    """Every epoch of every trial as an Arrow table of EPOCHS_SCHEMA."""
+    rows = [
+        {"trial_id": trial.trial_id, "epoch": number, **{key: metrics.get(key) for key in ("time", *EPOCH_METRICS)}}
+        for trial in study.trials.values()
+        for number, metrics in sorted(trial.epochs.items())
+    ]
+    return pa.Table.from_pylist(rows, EPOCHS_SCHEMA)

@@ -1,0 +1,82 @@
+"""What each trial holds of the cluster: checked before anything starts, spread over cards before it is packed."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import ray
+
+from lowrank.errors import InputError
+
+SMALLEST_SHARE = 0.01  # of a card; Ray's resource manager fails on much smaller ones
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """CPUs and GPUs, in all and on the largest machine."""
+
+    cpus: float
+    gpus: float
+    most_cpus: float
+    most_gpus: float
+
+
+@dataclass(frozen=True)
+class Share:
+    """What one trial holds, and how many trials run at once."""
+
+    cpus: float
+    gpus: float
+    concurrent: int
+
+
+def read_cluster() -> Cluster:
+    """The living machines of the connected Ray cluster."""
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    cpus, gpus = ([float(node.get(kind, 0)) for node in nodes] for kind in ("CPU", "GPU"))
+    return Cluster(sum(cpus), sum(gpus), max(cpus, default=0.0), max(gpus, default=0.0))
+
+
+def choose_share(
+    cluster: Cluster, *, cpus: float, gpus: float, trials: int, gpus_asked: bool = False, most: int | None = None
+) -> Share:
+    """What a trial gets on this cluster; raises InputError for a request that no machine could ever meet.
+
+    A fraction of a card is raised when there are more cards than trials would fill, because Ray packs fractions: two
+    trials of 0.5 share the first of two cards. Without GPUs in the cluster trials run on CPUs, unless GPUs were asked
+    for on the command line (`gpus_asked`).
+    """
+    if gpus > 0 and cluster.gpus == 0 and not gpus_asked:
+        gpus = 0.0
+    _check(cluster, cpus, gpus)
+    slots = min(_slots(cluster, cpus, gpus), trials, most or trials)
+    if 0 < gpus < 1:
+        per_card = math.ceil(slots / cluster.gpus)
+        gpus = max(gpus, math.floor(100 / per_card) / 100)
+    return Share(cpus, gpus, max(1, slots))
+
+
+def _check(cluster: Cluster, cpus: float, gpus: float) -> None:
+    if cpus > cluster.most_cpus:
+        raise InputError(
+            f"a trial asks for {cpus:g} CPUs, but the largest machine of the cluster has {cluster.most_cpus:g}; "
+            f"choose --cpus-per-trial from 0.1 to {cluster.most_cpus:g}"
+        )
+    if gpus > cluster.most_gpus:
+        raise InputError(
+            f"a trial asks for {gpus:g} GPUs, but the largest machine of the cluster has {cluster.most_gpus:g}; "
+            f"choose --gpus-per-trial from 0 to {cluster.most_gpus:g}"
+        )
+    if 0 < gpus < SMALLEST_SHARE or (gpus > 1 and gpus != int(gpus)):
+        raise InputError(
+            f"--gpus-per-trial must be 0, a share from {SMALLEST_SHARE:g} to 1, or a whole number, but got {gpus:g}"
+        )
+
+
+def _slots(cluster: Cluster, cpus: float, gpus: float) -> int:
+    by_cpu = math.floor(cluster.cpus / cpus + 1e-9)
+    if gpus == 0:
+        return by_cpu
+    by_gpu = cluster.gpus * math.floor(1 / gpus + 1e-9) if gpus <= 1 else cluster.gpus // gpus
+    return int(min(by_cpu, by_gpu))

@@ -1,0 +1,140 @@
+"""`python sweeps/run.py --space tt_dims`: one command from a search space to a Pareto front."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+# `python sweeps/run.py` puts sweeps/ first on the module path; the project is imported as packages only.
+if sys.path and Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
+    sys.path.pop(0)
+
+from lowrank.errors import InputError
+from sweeps.space import Space, available_spaces, read_space
+
+DEFAULT_OUT = Path("studies")
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python sweeps/run.py",
+        description="Train what a search space proposes and show what is best at which size.",
+        epilog="Spaces lie in search_spaces/ (--list). Exit codes: 0 done, 2 bad input, 130 interrupted.",
+    )
+    what = parser.add_argument_group("what to do")
+    what.add_argument("--space", metavar="NAME", help="a space by name, or a YAML file")
+    what.add_argument("--list", action="store_true", help="the spaces, each with its question")
+    what.add_argument("--plan", action="store_true", help="sizes, work and time of the study; trains nothing")
+    what.add_argument("--resume", metavar="NAME", help="go on with a study where it stopped")
+    what.add_argument("--json", action="store_true", help="--list and --plan as JSON")
+    study = parser.add_argument_group("the study")
+    study.add_argument("--data", metavar="SET", help="digits, cifar10, cifar100, fashion_mnist, parquet:DIR, ...")
+    study.add_argument("--data-dir", type=Path, metavar="DIR", help="where data sets are found or downloaded to")
+    study.add_argument("--set", action="append", default=[], metavar="A.B=VALUE", help="override a field of the space")
+    study.add_argument("--name", help="name of the study (default: that of the space)")
+    study.add_argument("--out", type=Path, default=DEFAULT_OUT, metavar="DIR", help="folder of studies (studies/)")
+    study.add_argument("--seed", type=int, help="seed of the search, of weights, views and order")
+    study.add_argument("--trials", type=int, help="how many trials are searched, references not counted")
+    study.add_argument("--time", metavar="30m", help="stop after so much time (s, m, h); --resume goes on")
+    where = parser.add_argument_group("where it runs")
+    where.add_argument("--gpus-per-trial", type=float, metavar="SHARE", help="e.g. 0.25: four trials on a card")
+    where.add_argument("--cpus-per-trial", type=float, metavar="N")
+    where.add_argument("--max-concurrent", type=int, metavar="N", help="at most so many trials at once")
+    where.add_argument("--address", metavar="HOST:PORT", help="a running Ray cluster (auto: the one on this machine)")
+    where.add_argument("--storage", type=Path, metavar="DIR", help="a path that all machines share; instead of --out")
+    where.add_argument("--tracking-uri", metavar="URI", help="an MLflow server (default: SQLite in the study)")
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    options = make_parser().parse_args(arguments)
+    try:
+        return _dispatch(options)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def _dispatch(options: argparse.Namespace) -> int:
+    if options.list:
+        return list_spaces(options.json)
+    if options.resume:
+        from sweeps.study import resume_study
+
+        return resume_study(options)
+    if not options.space:
+        raise InputError(f"--space is missing; choose from: {', '.join(available_spaces())}")
+    space = _space(options)
+    if options.plan:
+        return _plan(space, options)
+    from sweeps.study import start_study
+
+    return start_study(space, options)
+
+
+def _space(options: argparse.Namespace) -> Space:
+    parse_time(options.time)
+    return read_space(
+        options.space, options.set, data__name=options.data, search__seed=options.seed,
+        search__trials=options.trials, search__time=options.time, resources__gpus_per_trial=options.gpus_per_trial,
+        resources__cpus_per_trial=options.cpus_per_trial, resources__max_concurrent=options.max_concurrent,
+    )  # fmt: skip
+
+
+def parse_time(text: str | None) -> float | None:
+    """Seconds in "90s", "30m", "2h"; None for None; raises InputError."""
+    if text is None:
+        return None
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh])", text)
+    if match is None or float(match[1]) <= 0:
+        raise InputError(f"--time must be a number above 0 with s, m or h (such as 30m), but got {text!r}")
+    return float(match[1]) * {"s": 1, "m": 60, "h": 3600}[match[2]]
+
+
+def list_spaces(as_json: bool) -> int:
+    """Print every space with its question."""
+    questions = {name: read_space(name).question for name in available_spaces()}
+    if as_json:
+        print(json.dumps([{"name": name, "question": question} for name, question in questions.items()], indent=2))
+    else:
+        for name, question in questions.items():
+            print(f"{name:14} {question}")
+    return 0
+
+
+def _plan(space: Space, options: argparse.Namespace) -> int:
+    from lowrank.data import load_data
+    from sweeps.planning import make_plan, plan_lines
+    from sweeps.specification import Resolver
+
+    data: Any = load_data(space.data, options.data_dir)
+    resolver = Resolver(space, data)
+    plan = make_plan(space, resolver, _local_slots(space))
+    print(json.dumps(plan.to_json(), indent=2) if options.json else "\n".join(plan_lines(plan, space, resolver)))
+    return 0
+
+
+def _local_slots(space: Space) -> int:
+    import os
+
+    import torch
+
+    from sweeps.resources import Cluster, choose_share
+
+    cpus, gpus = float(os.cpu_count() or 1), float(torch.cuda.device_count())
+    asked = space.resources
+    share = choose_share(
+        Cluster(cpus, gpus, cpus, gpus), cpus=asked.cpus_per_trial, gpus=asked.gpus_per_trial,
+        trials=space.search.trials, most=asked.max_concurrent,
+    )  # fmt: skip
+    return share.concurrent
+
+
+if __name__ == "__main__":
+    sys.exit(main())

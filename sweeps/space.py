@@ -1,0 +1,339 @@
+"""A space file: read once, checked once, into frozen objects. Nothing after this module sees YAML.
+
+The grammar is in search_spaces/README.md. Every mistake is one line (InputError): the rule, the value, the choices.
+"""
+
+from __future__ import annotations
+
+import copy
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field
+
+from lowrank.checks import make
+from lowrank.data import DataSettings
+from lowrank.errors import InputError, unknown
+from lowrank.layers import Method
+from lowrank.methods import METHODS, make_method, method_class
+from lowrank.networks import NetworkSettings
+from lowrank.recipes import Recipe, default_recipe
+from sweeps.domains import Choice, Domain, Value, is_domain, parse_domain
+
+SPACES_FOLDER = Path(__file__).resolve().parent.parent / "search_spaces"
+SECTIONS = ("question", "data", "network", "train", "method", "budget", "references", "search", "resources")
+OBJECTIVES = ("val_error", "params", "mult_adds")
+Alternative = tuple[dict[str, Any], dict[str, Domain]]  # literals and domains of one `method` entry
+
+
+class SearchSettings(BaseModel):
+    """How the space is searched."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    trials: int = Field(default=24, ge=1)
+    sampler: Literal["tpe", "random", "grid"] = "tpe"
+    objectives: tuple[Literal["val_error", "params", "mult_adds"], ...] = ("val_error",)
+    stop: Literal["none", "asha"] = "asha"
+    grace: float = Field(default=0.25, gt=0, le=1)  # share of the epochs before which nothing is stopped
+    reduction: float = Field(default=3.0, gt=1)  # ASHA lets the best 1 / reduction pass each rung
+    seed: int = Field(default=0, ge=0)
+    time: str | None = None  # e.g. 90s, 30m, 2h
+
+
+class ResourceSettings(BaseModel):
+    """What one trial holds while it trains."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    cpus_per_trial: float = Field(default=1.0, gt=0)
+    gpus_per_trial: float = Field(default=0.25, ge=0)  # used only where the cluster has GPUs
+    max_concurrent: int | None = Field(default=None, ge=1)
+
+
+class BudgetSettings(BaseModel):
+    """Limits on the whole network; shares of `relative_to`'s counts where that is given, plain counts otherwise."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    params: float | None = Field(default=None, gt=0)
+    mult_adds: float | None = Field(default=None, gt=0)
+    relative_to: Literal["dense", "separable"] | None = None
+
+
+@dataclass(frozen=True)
+class Space:
+    """A checked space: literals by section, and the domains of what is searched under dotted names."""
+
+    name: str
+    question: str
+    data: DataSettings
+    network: NetworkSettings
+    train: dict[str, Any]  # literals; the data set's defaults lie beneath them
+    alternatives: tuple[Alternative, ...]
+    budget: BudgetSettings
+    references: tuple[str, ...]
+    search: SearchSettings
+    resources: ResourceSettings
+    domains: dict[str, Domain] = field(default_factory=dict)  # of train, network and budget
+    source: dict[str, Any] = field(default_factory=dict)  # as resolved from file and overrides, for the record
+
+    @property
+    def solves(self) -> bool:
+        """Whether sizes are solved from a budget (else the methods' own scales are given)."""
+        return any(name.startswith("budget.") for name in self.domains) or bool(
+            self.budget.params or self.budget.mult_adds
+        )
+
+    def recipe(self, searched: Mapping[str, Value]) -> Recipe:
+        """The training recipe at a point; raises InputError."""
+        return make(Recipe, {**default_recipe(self.data.name), **self.train, **searched}, "train")
+
+
+def available_spaces() -> dict[str, Path]:
+    """The space files that the repository carries, by name."""
+    return {path.stem: path for path in sorted(SPACES_FOLDER.glob("*.yaml"))}
+
+
+def read_space(name: str, overrides: Sequence[str] = (), **updates: Any) -> Space:
+    """Read a space by its name or file and apply `a.b=value` overrides; raises InputError in one line.
+
+    `updates` are dotted names with `.` written as `__` (from command-line options); None leaves the file's value.
+    """
+    path = _find(name)
+    content = _load(path)
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals or not key:
+            raise InputError(f"--set must be written a.b=value, but got {override!r}")
+        _assign(content, key.strip(), _parse_value(override, text))
+    for key, value in updates.items():
+        if value is not None:
+            _assign(content, key.replace("__", "."), value)
+    return parse_space(path.stem, content)
+
+
+def parse_space(name: str, content: Mapping[str, Any]) -> Space:
+    """Check the content of a space file; raises InputError in one line."""
+    _known_sections(content)
+    if not isinstance(content.get("question"), str):
+        raise InputError("`question` is missing: a space says in a sentence what it asks")
+    domains: dict[str, Domain] = {}
+    train = _section(content, "train", domains)
+    budget = _section(content, "budget", domains)
+    network = _section(content, "network", domains)
+    space = Space(
+        name=name,
+        question=" ".join(content["question"].split()),
+        data=make(DataSettings, _plain(content, "data"), "data"),
+        network=make(NetworkSettings, network, "network"),
+        train=train,
+        alternatives=_alternatives(content.get("method")),
+        budget=make(BudgetSettings, budget, "budget"),
+        references=_references(content.get("references", [])),
+        search=make(SearchSettings, _plain(content, "search"), "search"),
+        resources=make(ResourceSettings, _plain(content, "resources"), "resources"),
+        domains=domains,
+        source=copy.deepcopy(dict(content)),
+    )
+    _check_corners(space)
+    _check_search(space)
+    return space
+
+
+def _find(name: str) -> Path:
+    path = Path(name)
+    if path.suffix in (".yaml", ".yml"):
+        if not path.is_file():
+            raise InputError(f"no space file {name!r}; choose from: {', '.join(available_spaces())}, or give a file")
+        return path
+    spaces = available_spaces()
+    if name not in spaces:
+        raise unknown("space", name, spaces)
+    return spaces[name]
+
+
+def _load(path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        detail = " ".join(str(error).split())
+        raise InputError(f"{path} is not YAML: {detail}") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path} must be a mapping with the sections {', '.join(SECTIONS)}")
+    return content
+
+
+def _parse_value(override: str, text: str) -> Any:
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InputError(f"--set {override}: the value is not YAML") from error
+    if isinstance(value, str):  # YAML 1.1 reads 1e-3 as a string
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+def _assign(content: dict[str, Any], dotted: str, value: Any) -> None:
+    *parents, last = dotted.split(".")
+    for part in parents:
+        content = content.setdefault(part, {})
+        if not isinstance(content, dict):
+            raise InputError(f"cannot set `{dotted}`: `{part}` is not a section with fields")
+    content[last] = value
+
+
+def _known_sections(content: Mapping[str, Any]) -> None:
+    for key in content:
+        if key not in SECTIONS:
+            near = difflib.get_close_matches(str(key), SECTIONS, 1)
+            hint = f" (did you mean `{near[0]}`?)" if near else ""
+            raise InputError(f"unknown section `{key}`{hint}; choose from: {', '.join(SECTIONS)}")
+
+
+def _plain(content: Mapping[str, Any], section: str) -> dict[str, Any]:
+    fields = content.get(section, {})
+    if isinstance(fields, str) and section in ("data", "network"):
+        fields = {"name": fields}
+    if not isinstance(fields, Mapping):
+        raise InputError(f"`{section}` must be a section with fields, but got {fields!r}")
+    for key, value in fields.items():
+        if is_domain(value) and section in ("data", "search", "resources"):
+            raise InputError(f"`{section}.{key}` cannot be searched; it must be one value, but got {value!r}")
+    return {str(key): _number(value) for key, value in fields.items()}
+
+
+def _number(value: Any) -> Any:
+    """YAML 1.1 reads 5e-4 as a string; take it as the number that its writer meant."""
+    if isinstance(value, str) and value[:1].isdigit():
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    if isinstance(value, list):
+        return [_number(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _number(item) for key, item in value.items()}
+    return value
+
+
+def _split(path: str, fields: Mapping[str, Any]) -> Alternative:
+    literals: dict[str, Any] = {}
+    domains: dict[str, Domain] = {}
+    for key, value in fields.items():
+        if is_domain(value):
+            domains[key] = parse_domain(f"{path}.{key}", value)
+        elif isinstance(value, Mapping):
+            raise InputError(
+                f"`{path}.{key}` must be one value or a domain ({{choice: ...}}, {{int: ...}}, {{log_int: ...}}, "
+                f"{{uniform: ...}}, {{log_uniform: ...}}), but got {dict(value)!r}"
+            )
+        else:
+            literals[key] = value
+    return literals, domains
+
+
+def _section(content: Mapping[str, Any], section: str, domains: dict[str, Domain]) -> dict[str, Any]:
+    literals, found = _split(section, _plain(content, section))
+    domains.update({f"{section}.{key}": domain for key, domain in found.items()})
+    return literals
+
+
+def _alternatives(method: Any) -> tuple[Alternative, ...]:
+    entries = method if isinstance(method, list) else [method]
+    if not entries or not all(isinstance(entry, Mapping) and "name" in entry for entry in entries):
+        raise InputError("`method` must be a section with a `name`, or a list of such sections")
+    alternatives = []
+    for index, entry in enumerate(entries):
+        path = f"method.{index}" if isinstance(method, list) else "method"
+        literals, domains = _split(path, _number(dict(entry)))
+        names = domains["name"].corners() if "name" in domains else (literals["name"],)
+        kinds = [method_class(str(name)) for name in names]
+        for key in entry:
+            if not any(key in kind.model_fields for kind in kinds):
+                choices = sorted({field for kind in kinds for field in kind.model_fields})
+                raise unknown(f"field of `{path}`", key, choices)
+        alternatives.append((literals, domains))
+    return tuple(alternatives)
+
+
+def _references(names: Any) -> tuple[str, ...]:
+    if not isinstance(names, list):
+        raise InputError(f"`references` must be a list of methods of one size, but got {names!r}")
+    fixed = [name for name, kind in METHODS.items() if kind.scale is None]
+    for name in names:
+        if name not in fixed:
+            raise unknown("reference", name, fixed)
+    return tuple(names)
+
+
+def method_at(alternative: Alternative, searched: Mapping[str, Value]) -> Method:
+    """The method at a point: literals and searched fields, less what the chosen method does not have.
+
+    Fields are shared between methods rather than conditional (one `dims`), so one that a method lacks is dropped.
+    """
+    settings = {**alternative[0], **searched}
+    kind = method_class(str(settings["name"]))
+    return make_method({key: value for key, value in settings.items() if key in kind.model_fields})
+
+
+def _check_corners(space: Space) -> None:
+    """Check every end of every range against the typed settings, so that no trial can fail for its value."""
+    space.recipe({})
+    for name, domain in space.domains.items():
+        section, _, key = name.partition(".")
+        for value in domain.corners():
+            if section == "train":
+                space.recipe({key: value})
+            elif section == "network":
+                make(NetworkSettings, {**space.network.model_dump(), key: value}, "network")
+            else:
+                make(BudgetSettings, {**space.budget.model_dump(), key: value}, "budget")
+    for alternative in space.alternatives:
+        literals, domains = alternative
+        names = domains["name"].corners() if "name" in domains else (literals["name"],)
+        for method_name in names:
+            for key, domain in domains.items():
+                for value in domain.corners():
+                    method_at(alternative, {"name": method_name, key: value})
+
+
+def _check_search(space: Space) -> None:
+    _check_scales(space)
+    if space.search.sampler == "grid":
+        every = {**space.domains, **{k: d for _, domains in space.alternatives for k, d in domains.items()}}
+        endless = [name for name, domain in every.items() if domain.grid() is None]
+        if endless:
+            raise InputError(f"a grid needs finite domains; `{endless[0]}` is continuous: give a step or a choice")
+    elif len(space.alternatives) > 1:
+        raise InputError("a list of `method` sections needs `search.sampler: grid`; otherwise search `method.name`")
+    if len(set(space.search.objectives)) != len(space.search.objectives) or "val_error" not in space.search.objectives:
+        raise InputError(
+            f"`search.objectives` must hold val_error, each once, of {', '.join(OBJECTIVES)}; "
+            f"but got {list(space.search.objectives)}"
+        )
+
+
+def _check_scales(space: Space) -> None:
+    """A size comes from the budget or from the method's own scale, never from both or from neither."""
+    for literals, domains in space.alternatives:
+        names = domains["name"].corners() if "name" in domains else (literals["name"],)
+        for name in names:
+            scale = method_class(str(name)).scale
+            if scale is None:
+                continue
+            given = scale in literals or scale in domains
+            if space.solves and given:
+                raise InputError(f"`method.{scale}` is solved from `budget`; give one of the two")
+            if not space.solves and not given:
+                raise InputError(f"{name} needs a size: give `budget.params` (solved) or `method.{scale}`")
+
+
+def searched_choices(space: Space, name: str) -> tuple[Value, ...]:
+    """The listed values of a searched field; empty when it is not a choice."""
+    domain = space.domains.get(name)
+    return domain.values if isinstance(domain, Choice) else ()

@@ -1,0 +1,121 @@
+"""The table that the contract suite runs over: a new method is one line in METHOD_CONTRACTS.
+
+Letters: I in-channels, O out-channels, K kernel size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from lowrank.layers.base import ConvShape, Method
+from lowrank.methods import make_method
+
+
+@dataclass(frozen=True)
+class MethodContract:
+    """What the suite needs to know of a method.
+
+    `settings` are tried at every shape that admits them. `exact` is a setting at which every dense weight of a
+    pointwise map can be met, None for a structure that has none. `growing` are settings from small to large, of which
+    a larger one must not fit a trained weight worse. `refused` is a setting that no check of the fields lets pass.
+    """
+
+    settings: tuple[dict[str, Any], ...] = ({},)
+    exact: dict[str, Any] | None = None
+    growing: tuple[dict[str, Any], ...] = ()
+    refused: dict[str, Any] = field(default_factory=lambda: {"colour": "red"})
+
+
+def _scales(*values: float, **common: Any) -> tuple[dict[str, Any], ...]:
+    return tuple({"rank_scale": value, **common} for value in values)
+
+
+METHOD_CONTRACTS: dict[str, MethodContract] = {
+    "dense": MethodContract(exact={}),
+    "separable": MethodContract(exact={}),
+    "bottleneck": MethodContract(_scales(0.3, 1.0), {"rank_scale": 1.0}, _scales(0.1, 0.4, 0.8), {"rank_scale": 1.5}),
+    "tensor_train": MethodContract(
+        (*_scales(0.3, 1.0, dims=2), *_scales(0.26, 1.0, dims=3), {"dims": 4, "rank_scale": 0.5}),
+        {"dims": 2, "rank_scale": 1.0},
+        _scales(0.1, 0.3, 0.6, 1.0, dims=3),
+        {"dims": 12},
+    ),
+    "tucker": MethodContract(
+        (*_scales(0.3, 1.0, dims=2), *_scales(0.25, 1.0, dims=3), {"dims": 5, "rank_scale": 0.5}),
+        {"dims": 3, "rank_scale": 1.0},
+        _scales(0.1, 0.3, 0.6, 1.0, dims=3),
+        {"rank_scale": 0.0},
+    ),
+}
+
+# Stride, padding, dilation, bias; one channel; primes; I < O, I > O, I = O; kernels of 1, 3 and 5 x 1.
+SHAPES = (
+    ConvShape(16, 16, (3, 3), (1, 1), (1, 1)),
+    ConvShape(8, 16, (3, 3), (2, 2), (1, 1), bias=True),
+    ConvShape(16, 8, (3, 3), (1, 1), (2, 2), (2, 2), bias=True),
+    ConvShape(8, 24, (1, 1), (2, 2), bias=True),
+    ConvShape(24, 8, (1, 1), padding=(1, 1)),
+    ConvShape(12, 18, (3, 3), (2, 1), "valid", (1, 2)),
+    ConvShape(7, 13, (3, 3), padding="same"),
+    ConvShape(13, 5, (1, 1), bias=True),
+    ConvShape(11, 11, (5, 1), (1, 2), (2, 0), bias=True),
+    ConvShape(1, 16, (3, 3), padding=(1, 1)),
+    ConvShape(16, 1, (1, 1)),
+    ConvShape(1, 1, (3, 3), padding=(1, 1), bias=True),
+    ConvShape(1, 1, (1, 1)),
+)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One setting of a method at one shape."""
+
+    method: Method
+    shape: ConvShape
+
+    def __str__(self) -> str:
+        settings = "-".join(str(value) for key, value in self.method.model_dump().items() if key != "name")
+        i, o, (height, width) = self.shape.in_channels, self.shape.out_channels, self.shape.kernel
+        return f"{self.method.name}-{settings}-{i}x{o}-k{height}x{width}"
+
+    def build(self, seed: int = 0, dtype: torch.dtype = torch.float32) -> nn.Module:
+        """The layer, from a seed."""
+        torch.manual_seed(seed)
+        return self.method.build(self.shape).to(dtype)
+
+    def image(self, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        """A batch (2, I, 7, 6) that the layer takes."""
+        generator = torch.Generator().manual_seed(1)
+        return torch.randn(2, self.shape.in_channels, 7, 6, dtype=torch.float64, generator=generator).to(dtype)
+
+
+def method(name: str, settings: dict[str, Any]) -> Method:
+    """A method of the table with these settings."""
+    return make_method({"name": name, **settings})
+
+
+def all_settings() -> Iterator[Method]:
+    """Every setting of every method in the table."""
+    for name, contract in METHOD_CONTRACTS.items():
+        for settings in contract.settings:
+            yield method(name, settings)
+
+
+def cases(*, feasible: bool = True) -> list[Case]:
+    """Every setting at every shape that admits it (or, if not `feasible`, that does not)."""
+    found = [Case(setting, shape) for setting in all_settings() for shape in SHAPES]
+    return [case for case in found if (case.method.infeasible(case.shape) is None) == feasible]
+
+
+def one_case_each(shape: ConvShape = SHAPES[0]) -> list[Case]:
+    """The first setting of each method that the shape admits, for what does not depend on settings."""
+    first: dict[str, Case] = {}
+    for setting in all_settings():
+        if setting.infeasible(shape) is None:
+            first.setdefault(setting.name, Case(setting, shape))
+    return list(first.values())

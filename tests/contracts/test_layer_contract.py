@@ -1,0 +1,242 @@
+"""Every method's layer: equals the dense convolution of its own weight, starts right, saves, compiles, in every dtype."""
+
+from __future__ import annotations
+
+import io
+import math
+
+import method_table
+import pytest
+import torch
+from method_table import METHOD_CONTRACTS, SHAPES, Case
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn import functional
+
+from lowrank.layers import ConvShape, SeparableConv2d, StructuredMap
+from lowrank.merge import dense_bias, dense_weight, start_from
+from lowrank.methods import METHODS
+
+every_case = pytest.mark.parametrize("case", method_table.cases(), ids=str)
+every_method = pytest.mark.parametrize("case", method_table.one_case_each(), ids=str)
+
+
+def by_dense_weight(module: nn.Module, shape: ConvShape, x: Tensor) -> Tensor:
+    """What a plain convolution with the module's own dense weight gives."""
+    weight = dense_weight(module)
+    assert tuple(weight.shape) == (shape.out_channels, shape.in_channels, *shape.kernel)
+    return functional.conv2d(x, weight, dense_bias(module), shape.stride, shape.padding, shape.dilation)
+
+
+def test_every_method_has_a_contract() -> None:
+    assert set(METHOD_CONTRACTS) == set(METHODS)
+
+
+def test_every_method_stands_at_some_shape_of_each_kind() -> None:
+    for name in METHODS:
+        stood = [case.shape for case in method_table.cases() if case.method.name == name]
+        assert {shape.kernel_area > 1 for shape in stood} == {True, False}, name
+        assert {shape.bias for shape in stood} == {True, False}, name
+
+
+@every_case
+def test_layer_equals_the_convolution_of_its_own_weight(case: Case) -> None:
+    module, x = case.build(dtype=torch.float64), case.image(torch.float64).requires_grad_()
+    with torch.no_grad():
+        for parameter in module.parameters():  # a bias of zero, or an all-positive start, would hide mistakes
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    found, expected = module(x), by_dense_weight(module, case.shape, x)
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-10)
+    inputs = [x, *module.parameters()]
+    direction = torch.randn_like(found)
+    gradients = torch.autograd.grad(found, inputs, direction)
+    for gradient, wanted in zip(gradients, torch.autograd.grad(expected, inputs, direction), strict=True):
+        torch.testing.assert_close(gradient, wanted, rtol=1e-8, atol=1e-9)
+
+
+@every_method
+def test_gradients_agree_with_finite_differences(case: Case) -> None:
+    shape = ConvShape(4, 8, (3, 3), (2, 2), (1, 1), bias=True)
+    if case.method.infeasible(shape):
+        shape = ConvShape(8, 8, (3, 3), (2, 2), (1, 1), bias=True)
+    module = Case(case.method, shape).build(dtype=torch.float64)
+    names, values = zip(*((name, value.detach().requires_grad_()) for name, value in module.named_parameters()), strict=True)
+    x = torch.randn(1, shape.in_channels, 3, 3, dtype=torch.float64, requires_grad=True)
+
+    def run(x: Tensor, *parameters: Tensor) -> Tensor:
+        return functional_call(module, dict(zip(names, parameters, strict=True)), x)
+
+    assert torch.autograd.gradcheck(run, (x, *values), fast_mode=True)
+
+
+def pointwise_parts(module: nn.Module) -> list[tuple[Tensor, float]]:
+    """Weights and the std that each must start with: the map sqrt(2 / I), the depthwise part 1 / K (FACTS)."""
+    if isinstance(module, SeparableConv2d):
+        kernel = module.kernel()
+        depthwise = (kernel, 1 / math.sqrt(kernel[0].numel()))
+        return [depthwise, (module.pointwise.weight(), math.sqrt(2 / module.pointwise.in_channels))]
+    weight = dense_weight(module)
+    return [(weight, math.sqrt(2 / weight[0].numel()))]
+
+
+@every_case
+def test_start_has_the_target_std_within_one_percent(case: Case) -> None:
+    for weight, target in pointwise_parts(case.build(seed=3)):
+        assert weight.detach().double().square().mean().sqrt().item() == pytest.approx(target, rel=0.01)
+
+
+@every_method
+def test_start_before_rescaling_has_the_target_std_in_the_mean(case: Case) -> None:
+    """The drawing rule itself is right, so that rescaling only removes the scatter of a single draw."""
+    maps = [part for part in case.build().modules() if isinstance(part, StructuredMap)]
+    generator = torch.Generator().manual_seed(0)
+    for part in maps:
+        squares = []
+        for _ in range(300):
+            with torch.no_grad():
+                part.start_factors(0.5, generator)
+            squares.append(part.weight().detach().double().square().mean())
+        assert torch.stack(squares).mean().sqrt().item() == pytest.approx(0.5, rel=0.15)
+
+
+@every_method
+def test_start_takes_fan_std_and_generator(case: Case) -> None:
+    shape = ConvShape(8, 16)
+    module = case.method.build(shape)
+    if not isinstance(module, StructuredMap):
+        pytest.skip("a plain or composed layer; its map is tested")
+    module.reset(fan="out", generator=torch.Generator().manual_seed(5))
+    first = module.weight().detach().clone()
+    assert first.square().mean().sqrt().item() == pytest.approx(math.sqrt(2 / 16), rel=0.01)
+    module.reset(std=0.3, generator=torch.Generator().manual_seed(5))
+    torch.testing.assert_close(module.weight().detach(), first * (0.3 / math.sqrt(2 / 16)))
+
+
+@every_case
+def test_state_dict_round_trip(case: Case) -> None:
+    module, other = case.build(seed=0), case.build(seed=1)
+    stored = io.BytesIO()
+    torch.save(module.state_dict(), stored)
+    stored.seek(0)
+    other.load_state_dict(torch.load(stored, weights_only=True))
+    assert torch.equal(other(case.image()), module(case.image()))
+
+
+@every_method
+def test_layer_holds_nothing_but_parameters(case: Case) -> None:
+    """Whatever else a layer keeps (hashes, transforms) is made again from the settings, never stored."""
+    module = case.build()
+    assert set(module.state_dict()) == {name for name, _ in module.named_parameters()}
+
+
+@every_case
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
+def test_low_precision_stays_near_float64(case: Case, dtype: torch.dtype) -> None:
+    exact = case.build(dtype=torch.float64)(case.image(torch.float64))
+    found = case.build(dtype=dtype)(case.image(dtype))
+    assert found.dtype == dtype
+    tolerance = {torch.float16: 0.02, torch.bfloat16: 0.15, torch.float32: 1e-4}[dtype]
+    assert ((found.double() - exact).norm() / exact.norm()).item() < tolerance
+
+
+@every_method
+@pytest.mark.parametrize("shape", [SHAPES[1], SHAPES[3]], ids=["k3", "k1"])
+def test_channels_last_gives_the_same(case: Case, shape: ConvShape) -> None:
+    case = Case(case.method, shape)
+    module = case.build()
+    expected = module(case.image())
+    found = module.to(memory_format=torch.channels_last)(case.image().contiguous(memory_format=torch.channels_last))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+@every_method
+@pytest.mark.parametrize("shape", [SHAPES[1], SHAPES[3]], ids=["k3", "k1"])
+def test_layer_compiles_without_a_graph_break(case: Case, shape: ConvShape) -> None:
+    case = Case(case.method, shape)
+    module, x = case.build(), case.image()
+    torch._dynamo.reset()
+    compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
+    expected = module(x)
+    found = compiled(x)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+    gradients = torch.autograd.grad(found.square().sum(), list(module.parameters()))
+    wanted = torch.autograd.grad(expected.square().sum(), list(module.parameters()))
+    for gradient, other in zip(gradients, wanted, strict=True):
+        torch.testing.assert_close(gradient, other, rtol=1e-4, atol=1e-4)
+
+
+@every_case
+def test_factors_are_parameters_of_the_layer(case: Case) -> None:
+    module = case.build()
+    own = {id(parameter) for parameter in module.parameters()}
+    for part in module.modules():
+        if isinstance(part, StructuredMap):
+            assert {id(factor) for factor in part.factors()} <= own
+            assert all(factor is not part.bias for factor in part.factors())
+
+
+def trained_weight(*shape: int) -> Tensor:
+    """A weight with a decaying spectrum, as training leaves them."""
+    generator = torch.Generator().manual_seed(7)
+    flat = torch.randn(shape[0], math.prod(shape[1:]), generator=generator)
+    left, values, right = torch.linalg.svd(flat, full_matrices=False)
+    decay = torch.arange(1, len(values) + 1) ** -0.7
+    return (left * (values * decay) @ right).reshape(shape)
+
+
+EXACT = [(name, contract.exact) for name, contract in METHOD_CONTRACTS.items() if contract.exact is not None]
+
+
+@pytest.mark.parametrize(("name", "settings"), EXACT)
+@pytest.mark.parametrize("channels", [(16, 16), (8, 24), (24, 8), (13, 7), (1, 16), (1, 1)], ids=str)
+def test_start_from_a_trained_weight_is_exact_at_full_size(name: str, settings: dict, channels: tuple) -> None:
+    shape = ConvShape(*channels)
+    module = Case(method_table.method(name, settings), shape).build()
+    dense = trained_weight(shape.out_channels, shape.in_channels, 1, 1)
+    error = start_from(module, dense)
+    assert error < 1e-5
+    torch.testing.assert_close(dense_weight(module), dense, rtol=1e-4, atol=1e-5)
+
+
+@every_case
+def test_start_from_a_trained_weight_reports_its_error_and_beats_zero(case: Case) -> None:
+    module, shape = case.build(), case.shape
+    dense = trained_weight(shape.out_channels, shape.in_channels, *shape.kernel)
+    error = start_from(module, dense)
+    left = (dense_weight(module).detach() - dense).norm() / dense.norm()
+    assert error == pytest.approx(left.item(), rel=1e-3, abs=1e-5)
+    assert error < 1.0 + 1e-6
+    assert all(torch.isfinite(parameter).all() for parameter in module.parameters())
+
+
+GROWING = [(name, contract.growing) for name, contract in METHOD_CONTRACTS.items() if contract.growing]
+
+
+@pytest.mark.parametrize(("name", "growing"), GROWING)
+@pytest.mark.parametrize("kernel", [(1, 1), (3, 3)], ids=["k1", "k3"])
+def test_start_from_a_trained_weight_improves_with_size(name: str, growing: tuple, kernel: tuple) -> None:
+    shape = ConvShape(16, 32, kernel)
+    dense = trained_weight(32, 16, *kernel)
+    errors = [start_from(Case(method_table.method(name, settings), shape).build(), dense) for settings in growing]
+    for smaller, larger in zip(errors, errors[1:], strict=False):
+        assert larger <= smaller * 1.001
+    assert errors[-1] < errors[0]
+
+
+@every_method
+def test_start_from_its_own_weight_keeps_the_layer(case: Case) -> None:
+    """What one layer stands for, another of the same structure with a closed-form fit finds again."""
+    if case.method.name in APPROXIMATE_FITS:
+        pytest.skip(APPROXIMATE_FITS[case.method.name])
+    shape = ConvShape(16, 16)
+    dense = dense_weight(Case(case.method, shape).build(seed=1)).detach()
+    assert start_from(Case(case.method, shape).build(seed=2), dense) < 1e-3
+
+
+APPROXIMATE_FITS: dict[str, str] = {}
+
+
+@every_method
+def test_start_from_the_wrong_shape_is_refused(case: Case) -> None:
+    with pytest.raises(ValueError, match="expected a weight of 16 x 16 x 3 x 3, got"):
+        start_from(case.build(), torch.zeros(3, 16, 3, 3))

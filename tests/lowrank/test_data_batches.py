@@ -1,0 +1,195 @@
+"""Batches: complete, replayable, and the same bits from a resident and from a streamed set."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import lowrank.data.batches as batches_module
+from lowrank.data import (
+    DataSettings,
+    ImageData,
+    ViewSettings,
+    augment,
+    epoch_order,
+    eval_batches,
+    load_data,
+    steps_per_epoch,
+    train_batches,
+)
+from lowrank.errors import InputError
+
+VIEWS = ViewSettings(shift=2, flip=True, cutout=3, seed=4)
+
+
+@pytest.fixture(scope="module")
+def digits() -> ImageData:
+    return load_data(DataSettings(train_images=300))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two classes of 30 coloured JPEGs of 12x10."""
+    root = tmp_path_factory.mktemp("images")
+    rng = np.random.default_rng(0)
+    for label in ("cat", "dog"):
+        (root / label).mkdir()
+        for i in range(30):
+            Image.fromarray(rng.integers(0, 256, (10, 12, 3), np.uint8)).save(root / label / f"{i:02}.jpg")
+    return root
+
+
+def epoch_of(data: ImageData, batch_size: int = 64, epoch: int = 0, **options) -> list:
+    options = {"views": VIEWS, "order_seed": 1, **options}
+    return list(train_batches(data, "cpu", batch_size, epoch=epoch, **options))
+
+
+def assert_same(left: list, right: list) -> None:
+    assert len(left) == len(right) > 0
+    for a, b in zip(left, right, strict=True):
+        for x, y in zip(a, b, strict=True):
+            assert x.dtype == y.dtype
+            assert x.stride() == y.stride()
+            assert torch.equal(x, y)
+
+
+def test_an_epoch(digits: ImageData):
+    batches = epoch_of(digits)
+    assert [len(labels) for _, labels, _ in batches] == [64] * 4
+    assert len(batches) == steps_per_epoch(digits, 64) == 4
+    indices = torch.cat([batch[2] for batch in batches])
+    assert len(indices.unique()) == 256
+    assert torch.equal(indices, digits.train.indices[epoch_order(1, 0, 300)][:256])
+    place = {int(index): i for i, index in enumerate(digits.train.indices)}
+    rows = torch.tensor([place[int(index)] for index in indices])
+    assert torch.equal(torch.cat([batch[1] for batch in batches]), digits.train.labels[rows])
+    images = torch.cat([batch[0] for batch in batches])
+    wanted = augment(digits.train.images[rows], indices, 0, VIEWS, digits.mean, digits.std)
+    assert torch.equal(images, wanted)
+    assert all(batch[0].is_contiguous(memory_format=torch.channels_last) for batch in batches)
+
+
+def test_the_last_batch(digits: ImageData):
+    assert [len(batch[1]) for batch in epoch_of(digits, drop_last=False)] == [64] * 4 + [44]
+    assert steps_per_epoch(digits, 64, drop_last=False) == 5
+    assert [len(batch[1]) for batch in epoch_of(digits, 100, drop_last=False)] == [100] * 3
+    assert steps_per_epoch(digits, 100, drop_last=False) == steps_per_epoch(digits, 100) == 3
+    for drop_last in (True, False):
+        assert [len(batch[1]) for batch in epoch_of(digits, 301, drop_last=drop_last)] == [300]
+        assert steps_per_epoch(digits, 301, drop_last) == 1
+
+
+def test_a_view_does_not_depend_on_the_batch_size(digits: ImageData):
+    small, large = (torch.cat([batch[0] for batch in epoch_of(digits, size)]) for size in (10, 300))
+    assert torch.equal(small, large)
+
+
+@pytest.mark.parametrize("at_once", [1, 64, 700, 10_000])
+def test_pieces_do_not_show(digits: ImageData, monkeypatch: pytest.MonkeyPatch, at_once: int):
+    wanted = epoch_of(digits, drop_last=False)
+    monkeypatch.setattr(batches_module, "_CPU_VALUES", at_once)
+    assert_same(epoch_of(digits, drop_last=False), wanted)
+    plain = epoch_of(digits, views=ViewSettings())
+    monkeypatch.undo()
+    assert_same(epoch_of(digits, views=ViewSettings()), plain)
+
+
+def test_replay_and_randomness(digits: ImageData):
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    assert_same(epoch_of(digits, epoch=3), epoch_of(digits, epoch=3))
+    assert torch.equal(torch.get_rng_state(), before)
+    base, later, other = epoch_of(digits), epoch_of(digits, epoch=1), epoch_of(digits, order_seed=2)
+    assert not torch.equal(base[0][2], later[0][2])
+    assert not torch.equal(base[0][2], other[0][2])
+    by_index = {int(i): image for batch in base for i, image in zip(batch[2], batch[0], strict=True)}
+    shared = [(by_index[int(i)], x) for b in other for i, x in zip(b[2], b[0], strict=True) if int(i) in by_index]
+    assert len(shared) > 200
+    assert all(torch.equal(a, b) for a, b in shared)  # the order's seed does not change a view
+
+
+def test_views_vary_over_epochs(digits: ImageData):
+    first, second = {}, {}
+    for epoch, seen in enumerate((first, second)):
+        for images, _, indices in epoch_of(digits, 300, epoch):
+            seen.update(zip(indices.tolist(), images, strict=True))
+    assert first.keys() == second.keys()
+    assert sum(torch.equal(first[index], second[index]) for index in first) < 10
+
+
+def test_eval_batches(digits: ImageData):
+    for name, split in (("val", digits.val), ("test", digits.test), ("train", digits.train)):
+        batches = list(eval_batches(digits, name, "cpu", 64))
+        assert torch.equal(torch.cat([batch[1] for batch in batches]), split.labels)
+        assert torch.equal(torch.cat([batch[2] for batch in batches]), split.indices)
+        images = torch.cat([batch[0] for batch in batches])
+        pixels = (images * digits.std[0] + digits.mean[0]) * 255
+        assert torch.equal(pixels.round().to(torch.uint8)[:, 0], split.images[..., 0])
+    assert [len(batch[1]) for batch in eval_batches(digits, "test", "cpu", 100)] == [100, 100, 100, 59]
+    half = next(eval_batches(digits, "val", "cpu", 8, torch.bfloat16))[0]
+    assert half.dtype == torch.bfloat16
+    assert half.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_streamed_equals_resident(folder: Path, workers: int):
+    name = f"folder:{folder}"
+    resident, streamed = (load_data(DataSettings(name=name, resident_mb=size)) for size in (100, 0.001))
+    assert resident.resident
+    assert not streamed.resident
+    assert resident.image_shape == streamed.image_shape == (3, 10, 12)
+    assert (resident.mean, resident.std) == (streamed.mean, streamed.std)
+    for views in (VIEWS, ViewSettings()):
+        options = {"views": views, "epoch": 2, "batch_size": 8, "drop_last": False}
+        assert_same(epoch_of(streamed, workers=workers, **options), epoch_of(resident, **options))
+    for split in ("val", "test", "train"):
+        assert_same(
+            list(eval_batches(streamed, split, "cpu", 5, workers=workers)),
+            list(eval_batches(resident, split, "cpu", 5)),
+        )
+
+
+def test_streaming_leaves_the_random_state_alone(folder: Path):
+    data = load_data(DataSettings(name=f"folder:{folder}", resident_mb=0))
+    before = torch.get_rng_state()
+    epoch_of(data, 8, workers=0)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_broken_image_ends_a_streamed_epoch_in_one_line(tmp_path: Path, workers: int):
+    buffer = io.BytesIO()
+    Image.new("RGB", (9, 9)).save(buffer, "PNG")
+    for label in "ab":
+        (tmp_path / label).mkdir()
+        for i in range(8):
+            (tmp_path / label / f"{i}.png").write_bytes(buffer.getvalue())
+    data = load_data(DataSettings(name=f"folder:{tmp_path}", resident_mb=0))
+    broken = tmp_path / data.train.store.origin(int(data.train.indices[0]))
+    broken.write_bytes(buffer.getvalue()[:45])
+    with pytest.raises(InputError, match=r"\.png: must be a readable image, but ") as caught:
+        epoch_of(data, 4, workers=workers, drop_last=False)
+    assert str(broken) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_errors(digits: ImageData):
+    with pytest.raises(InputError, match=r"^`batch_size` must be at least 1, but got 0$"):
+        train_batches(digits, "cpu", 0, VIEWS, 0, 0)
+    with pytest.raises(InputError, match=r"^`batch_size` must be at least 1, but got -2$"):
+        steps_per_epoch(digits, -2)
+    with pytest.raises(InputError, match=r"^unknown split 'validation'; choose from: test, train, val$"):
+        eval_batches(digits, "validation", "cpu", 8)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_the_same_bits_on_a_gpu(digits: ImageData):
+    gpu = [tuple(t.cpu() for t in batch) for batch in train_batches(digits, "cuda", 64, VIEWS, 1, 0)]
+    for a, b in zip(gpu, epoch_of(digits), strict=True):
+        assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+    assert digits.train.on("cuda").images is digits.train.on("cuda:0").images
