@@ -62,12 +62,14 @@ class Answer:
         """95 % Wilson interval of the best point's validation error, in percent."""
         return wilson(self.best.error, self.images) if self.best and self.images else None
 
-    def text(self) -> str:
-        """The answer as two or three sentences."""
+    def text(self, smaller: Answer | None = None) -> str:
+        """The answer as one to three sentences; `smaller` is the answer to the next smaller budget, if there is one."""
         if self.best is None:
             return f"{self._where()}: no trial was completed."
-        size = "" if self.stratum.params else f" with {self.best.params:,} parameters"
-        found = f"{self._where()}: {self.best.name}{size}: {percent(self.best.error)} validation error"
+        found = f"{self._where()}: {self.best.name}, {self.best.params:,} parameters: {percent(self.best.error)}"
+        if smaller is not None and smaller.best == self.best:
+            return f"{found}, as within the smaller budget (best of {self.candidates} completed)."
+        found += " validation error"
         sentences = [f"{found} ({self._certainty()})."]
         if self.comparisons:
             clauses = "; ".join(comparison.text() for comparison in self.comparisons)
@@ -75,10 +77,11 @@ class Answer:
         return " ".join(sentences)
 
     def _where(self) -> str:
-        share = f" ({100 * self.share:.2g} % of separable)" if self.share is not None else ""
+        share = f" ({100 * self.share:.3g} % of separable)" if self.share is not None else ""
         if self.stratum.params:
             return f"At up to {self.stratum.params:,} parameters{share}"
-        return f"{self.stratum.label[0].upper()}{self.stratum.label[1:]}{share}"
+        label = self.stratum.label or "any size"
+        return f"{label[0].upper()}{label[1:]}{share}"
 
     def _certainty(self) -> str:
         assert self.best is not None
@@ -103,7 +106,8 @@ def answers(study: StudyRecord) -> list[Answer]:
 def answer_text(study: StudyRecord) -> str:
     """The whole answer: a paragraph a budget, and what the references reached."""
     points = collect(study)
-    paragraphs = [answer.text() for answer in answers(study)]
+    found = answers(study)
+    paragraphs = [answer.text(smaller) for smaller, answer in zip([None, *found], found, strict=False)]
     known = [f"{method_label(p.method)} {percent(p.error)} at {p.params:,} parameters" for p in references(points)]
     paragraphs.append(f"References: {'; '.join(known)}." if known else "No reference network was trained to its end.")
     kept = front(points)

@@ -6,6 +6,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+LEADER = 18.0  # pixels from which on a line joins a label to its point
+WORTH = 260.0  # the price at which a label is not worth its place
+
 
 @dataclass(frozen=True)
 class Box:
@@ -41,36 +44,56 @@ def place(labels: Sequence[Label], obstacles: Sequence[Box], frame: Box) -> list
     """A box for each label near its point; None where every place would cover another label or leave the frame.
 
     Labels come in order of importance: each takes the best place that those before it left. Covering `obstacles`
-    (markers, lines) is avoided but allowed, distance is avoided least.
+    (markers, lines) costs its area in square pixels, distance costs little; what is worth less than its price is left
+    out. A label that is far from its point is joined to it by a line, which must not cross another label.
     """
     taken: list[Box] = []
     placed: list[Box | None] = []
     for label in labels:
-        free = [
-            (cost, box)
-            for cost, box in _candidates(label)
-            if box.outside(frame) == 0 and not any(box.overlap(other) for other in taken)
-        ]
-        if not free:
-            placed.append(None)
-            continue
-        cost, box = min(free, key=lambda item: item[0] + sum(item[1].overlap(other) for other in obstacles))
-        taken.append(box)
-        placed.append(box)
+        best, best_cost = None, WORTH
+        for gap, box in _candidates(label):
+            parts = [box, *_leader(label, box)]
+            if box.outside(frame) > 0 or any(part.overlap(other) for part in parts for other in taken):
+                continue
+            cost = 2.0 * gap + sum(box.overlap(other) for other in obstacles)
+            if cost < best_cost:
+                best, best_cost = box, cost
+        if best is not None:
+            taken += [best, *_leader(label, best)]
+        placed.append(best)
     return placed
 
 
+def distance(label: Label, box: Box) -> float:
+    """Pixels between a label's point and the nearest point of its box."""
+    return math.dist(_nearest(label, box), (label.x, label.y))
+
+
+def _nearest(label: Label, box: Box) -> tuple[float, float]:
+    return min(max(label.x, box.left), box.right), min(max(label.y, box.bottom), box.top)
+
+
+def _leader(label: Label, box: Box) -> list[Box]:
+    """The line from a far label to its point, as small boxes; none if the label is near."""
+    length = distance(label, box)
+    if length <= LEADER:
+        return []
+    (x, y), steps = _nearest(label, box), int(length / 3)
+    places = [(label.x + (x - label.x) * k / steps, label.y + (y - label.y) * k / steps) for k in range(steps)]
+    return [Box(px - 1, py - 1, px + 1, py + 1) for px, py in places]
+
+
 def _candidates(label: Label) -> list[tuple[float, Box]]:
-    """Boxes around the point with the price of their distance, in the order of preference among equals."""
+    """Distances and boxes around the point, in the order of preference among equals."""
     found = []
-    for gap in (7, 16, 28, 44, 64, 90):
+    for gap in (8, 16, 28, 44, 64):
         for step in range(16):
             angle = math.radians(45 + 22.5 * step)
             # The nearest point of the box, not its centre, keeps the distance: wide labels sit as close as high ones.
             x = label.x + gap * math.cos(angle) + (label.width / 2) * _side(math.cos(angle))
             y = label.y + gap * math.sin(angle) + (label.height / 2) * _side(math.sin(angle))
             box = Box(x - label.width / 2, y - label.height / 2, x + label.width / 2, y + label.height / 2)
-            found.append((2.0 * gap, box))
+            found.append((float(gap), box))
     return found
 
 

@@ -10,11 +10,13 @@ import textwrap
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from analysis.front import FrontPoint, collect, front, method_label, references, strata
-from analysis.placement import Box, Label, place
+from analysis.front import FrontPoint, best, collect, front, method_label, references, strata, validation_images
+from analysis.noise import wilson
+from analysis.placement import LEADER, Box, Label, distance, place
 from sweeps.records import Role, Status, StudyRecord
 
 if TYPE_CHECKING:
@@ -122,15 +124,24 @@ def _subtitle(study: StudyRecord, points: Sequence[FrontPoint]) -> str:
     header = study.header
     data, network = header.get("data", {}), header.get("network", {}).get("name")
     searched = [point for point in points if point.role is Role.SEARCH]
-    images = f" ({data['val_images']:,} validation images)" if data.get("val_images") else ""
     parts = [
-        f"{data.get('name', '')}{images}",
+        data.get("name"),
         network,
+        _certainty(study, searched),
         f"{len(searched)} trial{'s' * (len(searched) != 1)}, {sum(p.finished for p in searched)} completed",
         f"seed {header['seed']}" if header.get("seed") is not None else None,
         time.strftime("%Y-%m-%d", time.gmtime(header["time"])) if header.get("time") else None,
     ]
-    return "   |   ".join(part for part in parts if part)
+    return "  |  ".join(part for part in parts if part)
+
+
+def _certainty(study: StudyRecord, points: Sequence[FrontPoint]) -> str | None:
+    """How far chance alone may move the best error: too much for a reader not to know it."""
+    images, chosen = validation_images(study), best(points)
+    if images is None or chosen is None:
+        return None
+    low, high = wilson(chosen.error, images)
+    return f"{images:,} validation images: {chosen.error:.1f} % is ±{(high - low) / 2:.1f} points (95 %)"
 
 
 def _short(point: FrontPoint) -> str:
@@ -147,7 +158,7 @@ def _by_importance(kept: Sequence[FrontPoint]) -> list[FrontPoint]:
 
 def _x_limits(sizes: Sequence[int]) -> tuple[float, float]:
     low, high = min(sizes), max(sizes)
-    factor = max((high / low) ** 0.06, 1.15)
+    factor = max((high / low) ** 0.06, 1.15) if high > 1.5 * low else 1.6
     return low / factor, high * factor
 
 
@@ -157,14 +168,14 @@ def _y_limits(points: Sequence[FrontPoint], kept: Sequence[FrontPoint]) -> tuple
     needed = [point.error for point in kept] + [point.error for point in references(points)]
     high = max([*needed, done[int(0.9 * (len(done) - 1))]])
     low = done[0]
-    room = max(high - low, 0.15 * high, 0.2)
-    return max(low - 0.18 * room, -0.04 * high), high + 0.12 * room
+    room = max(0.3 * (high - low), 0.5 * high - (high - low), 0.2)  # a single point deserves some ground around it
+    return max(low - 0.6 * room, -0.04 * high), high + 0.4 * room
 
 
 def _draw(figure: Figure, plot: FrontPlot) -> None:
     lines = plot.title.count("\n") + 1
     top = 0.905 - 0.036 * lines
-    rows = -(-(len(plot.series) + 3) // 5)
+    rows = -(-(len(plot.series) + len(plot.references) + bool(plot.front) + bool(plot.stopped)) // 5)
     bottom = 0.125 + 0.036 * rows
     axes = figure.add_axes((0.075, bottom, 0.905, top - bottom))
     figure.text(0.075, 0.965, plot.title, fontsize=13, fontweight="bold", va="top", linespacing=1.25)
@@ -173,7 +184,7 @@ def _draw(figure: Figure, plot: FrontPlot) -> None:
     _draw_points(axes, plot)
     handles, names = axes.get_legend_handles_labels()
     figure.legend(
-        handles, names, loc="lower center", bbox_to_anchor=(0.5275, 0.008), ncols=5, frameon=False, fontsize=9,
+        handles, names, loc="lower center", bbox_to_anchor=(0.5275, 0.008), ncols=-(-len(handles) // rows), frameon=False, fontsize=9,
         columnspacing=1.6, handletextpad=0.5,
     )  # fmt: skip
     _draw_labels(figure, axes, plot)
@@ -200,7 +211,7 @@ def _draw_axes(axes: Axes, plot: FrontPlot) -> None:
 
 
 def _draw_budgets(axes: Axes, plot: FrontPlot) -> None:
-    """Thin lines at the budgets, named at the upper edge where there is room for it."""
+    """Thin lines at the budgets, named at the lower edge, which the front leaves free, where there is room for it."""
     from matplotlib.transforms import blended_transform_factory
 
     both = blended_transform_factory(axes.transData, axes.transAxes)
@@ -211,39 +222,47 @@ def _draw_budgets(axes: Axes, plot: FrontPlot) -> None:
         axes.axvline(budget, color="0.75", linewidth=0.8, linestyle=(0, (4, 3)), zorder=0.5)
         at = axes.transAxes.inverted().transform(axes.transData.transform((budget, plot.y_limits[0])))[0]
         if at - last > 0.03:
-            axes.text(
-                budget, 0.995, f" ≤ {budget:,.0f}", transform=both, rotation=90, fontsize=7.5, color="0.5",
-                ha="right", va="top", zorder=0.6,
+            axes.annotate(
+                f"≤ {budget:,.0f}", (budget, 0.012), xycoords=both, xytext=(-2.5, 0), textcoords="offset points",
+                rotation=90, fontsize=7.5, color="0.5", ha="right", va="bottom", zorder=0.6,
             )  # fmt: skip
             last = at
 
 
 def _draw_points(axes: Axes, plot: FrontPlot) -> None:
     top = plot.y_limits[1]
-    if plot.stopped:
-        inside = [point for point in plot.stopped if point[1] <= top]
-        axes.scatter(
-            [x for x, _, _ in inside], [y for _, y, _ in inside], s=13, c=[c for _, _, c in inside], alpha=0.35,
-            linewidths=0, marker=".", zorder=2,
-        )  # fmt: skip
-        axes.scatter([], [], s=13, c="0.5", alpha=0.6, marker=".", label=f"stopped early ({len(plot.stopped)})")
-    if plot.front:
-        axes.step(*_staircase(plot), where="post", color="0.25", linewidth=1.3, zorder=2.5, label="front")
     for line in plot.series:
         inside_line = [point for point in line.points if point[1] <= top]
         axes.scatter(
             [x for x, _ in inside_line], [y for _, y in inside_line], s=46, c=line.colour, marker=line.marker,
             edgecolors="white", linewidths=0.7, zorder=3, label=f"{line.label} ({len(line.points)})",
         )  # fmt: skip
-    on_front = list(plot.front)
-    axes.scatter(
-        [x for x, _ in on_front], [y for _, y in on_front], s=105, facecolors="none", edgecolors="0.15",
-        linewidths=1.0, zorder=3.5,
-    )  # fmt: skip
     for number, (name, x, y) in enumerate(plot.references):
         colour = REFERENCE_COLOURS[number % len(REFERENCE_COLOURS)]
         axes.scatter([x], [y], s=190, marker="*", c=colour, edgecolors="white", linewidths=0.8, zorder=4, label=name)
+    _draw_front_line(axes, plot)
+    _draw_stopped(axes, plot)
     _draw_beyond(axes, plot)
+
+
+def _draw_front_line(axes: Axes, plot: FrontPlot) -> None:
+    """The staircase, and a ring around each of its points."""
+    if plot.front:
+        axes.step(*_staircase(plot), where="post", color="0.25", linewidth=1.3, zorder=2.5, label="front")
+    axes.scatter(
+        [x for x, _ in plot.front], [y for _, y in plot.front], s=105, facecolors="none", edgecolors="0.15",
+        linewidths=1.0, zorder=3.5,
+    )  # fmt: skip
+
+
+def _draw_stopped(axes: Axes, plot: FrontPlot) -> None:
+    if plot.stopped:
+        inside = [point for point in plot.stopped if point[1] <= plot.y_limits[1]]
+        axes.scatter(
+            [x for x, _, _ in inside], [y for _, y, _ in inside], s=26, c=[c for _, _, c in inside], alpha=0.4,
+            linewidths=0, marker=".", zorder=2,
+        )  # fmt: skip
+        axes.scatter([], [], s=26, c="0.5", alpha=0.6, marker=".", label=f"stopped early ({len(plot.stopped)})")
 
 
 def _draw_beyond(axes: Axes, plot: FrontPlot) -> None:
@@ -255,7 +274,7 @@ def _draw_beyond(axes: Axes, plot: FrontPlot) -> None:
         axes.plot([x], [0.985], "^", ms=4, c=colour, alpha=alpha, mew=0, transform=axes.get_xaxis_transform(), zorder=2)
     if high:
         note = f"▲ {plot.beyond} above the picture"
-        axes.text(0.995, 1.008, note, transform=axes.transAxes, fontsize=7.5, color="0.45", ha="right", va="bottom")
+        axes.text(0.995, 0.985, note, transform=axes.transAxes, fontsize=7.5, color="0.45", ha="right", va="center")
 
 
 def _staircase(plot: FrontPlot) -> tuple[list[float], list[float]]:
@@ -286,14 +305,11 @@ def _draw_labels(figure: Figure, axes: Axes, plot: FrontPlot) -> None:
             _write(axes, text_, (x, y), weight, label, box, scale)
 
 
-def _write(
-    axes: Axes, text: str, xy: tuple[float, float], weight: str, label: Label, box: Box, scale: float
-) -> None:
+def _write(axes: Axes, text: str, xy: tuple[float, float], weight: str, label: Label, box: Box, scale: float) -> None:
     centre = ((box.left + box.right) / 2, (box.bottom + box.top) / 2)
     points = 72 / 100  # a hundredth of an inch in points: offsets hold at any resolution
     offset = ((centre[0] - label.x) * points, (centre[1] - label.y) * points)
-    near_x, near_y = min(max(label.x, box.left), box.right), min(max(label.y, box.bottom), box.top)
-    far = (near_x - label.x) ** 2 + (near_y - label.y) ** 2 > 18**2
+    far = distance(label, box) > LEADER
     arrow: dict[str, Any] | None = {"arrowstyle": "-", "color": "0.6", "linewidth": 0.7, "shrinkA": 0, "shrinkB": 6}
     axes.annotate(
         text, xy, xytext=offset, textcoords="offset points", ha="center", va="center", fontsize=8.5,
@@ -310,7 +326,7 @@ def _obstacles(axes: Axes, plot: FrontPlot, scale: float) -> list[Box]:
     if plot.front:
         xs, ys = _staircase(plot)
         corners = [axes.transData.transform(point) / scale for point in zip(xs, ys, strict=True)]
-        for (x1, y1), (x2, y2) in zip(corners, corners[1:], strict=False):
+        for (x1, y1), (x2, y2) in pairwise(corners):
             boxes.append(Box(x1, y1 - 2, x2, y1 + 2))
             boxes.append(Box(x2 - 2, min(y1, y2), x2 + 2, max(y1, y2)))
     return boxes

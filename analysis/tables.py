@@ -74,12 +74,12 @@ def status_label(status: Status) -> str:
 
 
 def compact(count: float | None) -> str:
-    """A count with three digits and a unit, e.g. `24.2M`; empty for None."""
+    """A count with about three digits and a unit, e.g. `24.2M`; empty for None."""
     if count is None:
         return ""
     for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if count >= size:
-            return f"{count / size:.3g}{unit}"
+            return f"{count / size:.{2 if count < 10 * size else 1 if count < 100 * size else 0}f}{unit}"
     return f"{count:g}"
 
 
@@ -140,7 +140,7 @@ def _cells(line: Row, tested: bool) -> list[str]:
         "*" if line.on_front else "",
         method_label(point.method),
         "" if point.dims is None else str(point.dims),
-        "" if point.rank_scale is None else f"{point.rank_scale:.3g}",
+        "" if point.rank_scale is None else f"{point.rank_scale:.2f}",
         f"{point.params:,}",
         "" if point.ratio is None else f"{100 * point.ratio:.1f}",
         compact(point.mult_adds),
@@ -149,12 +149,11 @@ def _cells(line: Row, tested: bool) -> list[str]:
     ]
     if tested:
         cells.append("" if point.test_error is None else f"{point.test_error:.2f}")
-    status = status_label(point.status)
-    return [*cells, str(point.epochs or ""), f"{status}, reference" if point.role is Role.REFERENCE else status]
+    done = point.role is Role.REFERENCE and point.status is Status.COMPLETED
+    return [*cells, str(point.epochs or ""), "reference" if done else status_label(point.status)]
 
 
 def _style(line: Row) -> str:
     if line.on_front:
         return "bold green"
     return "magenta" if line.point.role is Role.REFERENCE else STATUS_STYLES.get(line.point.status, "")
-

@@ -10,10 +10,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 
 from lowrank.errors import InfeasibleError
 from lowrank.layers.base import Method
-from lowrank.plan import NetworkPlan
+from lowrank.networks import NetworkSettings
+from lowrank.plan import NetworkPlan, network_plan
+
+_THINNEST = 1e-9  # a width at which every layer has one channel; also how finely widths are told apart
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +62,32 @@ def solve(plan: NetworkPlan, method: Method, budget: Budget) -> Method:
     return _shortest(plan, method, least, largest)
 
 
+@lru_cache(maxsize=256)
+def solve_width(
+    network: NetworkSettings, image_shape: tuple[int, int, int], classes: int, method: Method, budget: Budget
+) -> NetworkSettings:
+    """The widest of the thinner networks (`width` <= 1) that keeps `budget` with `method` in it: the baseline.
+
+    Widths are told apart to 1e-9, finer than any two steps of networks with up to ten thousand channels; the one with
+    the fewest decimals is returned. Raises InfeasibleError, naming the thinnest network's size.
+    """
+
+    def plan(width: float) -> NetworkPlan:
+        return network_plan(network.model_copy(update={"width": width}), image_shape, classes)
+
+    def fits(width: float) -> bool:
+        return budget.exceeded(plan(width), method) is None
+
+    if (excess := budget.exceeded(plan(_THINNEST), method)) is not None:
+        raise InfeasibleError(f"{network.name} cannot be that thin: with one channel in each layer it has {excess}")
+    widest = 1.0 if fits(1.0) else _boundary(fits, _THINNEST, 1.0, apart=_THINNEST)[0]
+    for decimals in range(1, 10):
+        width = math.floor(widest * 10**decimals) / 10**decimals
+        if width > 0 and plan(width).shapes == plan(widest).shapes:
+            return network.model_copy(update={"width": width})
+    return network.model_copy(update={"width": widest})
+
+
 def _largest(plan: NetworkPlan, method: Method, budget: Budget) -> Method:
     """The largest of the settings that a method without a continuous scale lists (counts need not be monotone)."""
 
@@ -95,11 +125,11 @@ def _scale_limits(method: Method) -> tuple[float, float]:
     return math.nextafter(lower, upper) if lower else 1e-9, upper
 
 
-def _boundary(holds: Callable[[float], bool], low: float, high: float) -> tuple[float, float]:
-    """Neighbouring floats (a, b) with holds(a) and not holds(b), given holds(low) and not holds(high)."""
+def _boundary(holds: Callable[[float], bool], low: float, high: float, apart: float = 0.0) -> tuple[float, float]:
+    """Neighbouring floats (or closer than `apart`) with holds(a) and not holds(b), given so of `low` and `high`."""
     while True:
         middle = (low + high) / 2
-        if middle in (low, high):
+        if middle in (low, high) or high - low < apart:
             return low, high
         if holds(middle):
             low = middle

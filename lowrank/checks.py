@@ -22,6 +22,8 @@ def one_line(error: ValidationError, kind: type[BaseModel], where: str = "") -> 
         return f"`{path}` is missing"
     rule = fault["msg"].removeprefix("Value error, ")
     rule = rule.replace("Input should be", "must be").replace("Input should", "must")
+    if not fault["loc"]:  # a rule between fields says itself what it got
+        return f"`{path}`: {rule}"
     return f"`{path}`: {rule}, but got {fault['input']!r}"
 
 

@@ -7,14 +7,37 @@ from typing import Any
 
 from lowrank.checks import make
 from lowrank.errors import unknown
-from lowrank.layers import Bottleneck, Dense, Method, Separable, TensorTrain, Tucker
+from lowrank.layers import (
+    ACDC,
+    CP,
+    Bottleneck,
+    Dense,
+    Hashed,
+    HashedBoth,
+    HashedFull,
+    Method,
+    Monarch,
+    Separable,
+    Shuffle,
+    TensorTrain,
+    TiedBottleneck,
+    Tucker,
+)  # fmt: skip
 
 METHODS: dict[str, type[Method]] = {
     "dense": Dense,
     "separable": Separable,
     "tensor_train": TensorTrain,
     "tucker": Tucker,
+    "cp": CP,
+    "hashed_full": HashedFull,
+    "hashed": Hashed,
+    "hashed_both": HashedBoth,
+    "acdc": ACDC,
+    "shuffle": Shuffle,
     "bottleneck": Bottleneck,
+    "tied_bottleneck": TiedBottleneck,
+    "monarch": Monarch,
 }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,7 @@ from sweeps.stopping import StratifiedAsha
 from sweeps.trainable import TrialTrainable
 
 RAY_FOLDER = "ray"  # Ray's own files of a running experiment; nothing is ever read back from them
+ANSWER_SECONDS = 5.0
 _ENVIRONMENT = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the journal is the record
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a diverged trial's last result has no error
@@ -51,6 +53,8 @@ class Launch:
 
 def connect(address: str | None, cpus: int | None = None) -> None:
     """Start Ray on this machine, or connect to the cluster at `address`; raises InputError if none answers there."""
+    if address and address != "auto":
+        _check_address(address)
     os.environ.update(_ENVIRONMENT)
     logging.getLogger("ray").setLevel(logging.ERROR)
     try:
@@ -63,6 +67,17 @@ def connect(address: str | None, cpus: int | None = None) -> None:
         raise InputError(
             f"no Ray cluster answers at {address!r} ({detail}); give `auto`, HOST:PORT, or leave --address out"
         ) from error
+
+
+def _check_address(address: str) -> None:
+    """Ray itself waits for minutes when nothing listens."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdigit():
+        raise InputError(f"--address must be auto or HOST:PORT, but got {address!r}")
+    try:
+        socket.create_connection((host, int(port)), timeout=ANSWER_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise InputError(f"nothing answers at {address} ({error}); start a head with `ray start --head`") from error
 
 
 class _Unpickled:
@@ -149,10 +164,9 @@ class _Recorder(_Unpickled, Callback):
 
 def run(search: Search, launch: Launch) -> None:
     """Train until the search has nothing more, the time is up, or Ctrl-C; a trial without an end may be resumed."""
-    epochs = search.space.recipe({}).epochs
     scheduler: FIFOScheduler = FIFOScheduler()
     if search.space.search.stop == "asha":
-        scheduler = StratifiedAsha(search.space.search, epochs, search.record)
+        scheduler = StratifiedAsha(search.space.search, search.space.epochs, search.record)
     resources = {"cpu": launch.share.cpus, "gpu": launch.share.gpus}
     # As many proposals lie ready as there are slots: Tune's default of one would start the first wave one by one
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(launch.share.concurrent)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from lowrank.checks import make
 from lowrank.data import DataSettings
@@ -22,7 +22,7 @@ from lowrank.layers import Method
 from lowrank.methods import METHODS, make_method, method_class
 from lowrank.networks import NetworkSettings
 from lowrank.recipes import Recipe, default_recipe
-from sweeps.domains import Choice, Domain, Value, is_domain, parse_domain
+from sweeps.domains import Domain, Value, is_domain, parse_domain
 
 SPACES_FOLDER = Path(__file__).resolve().parent.parent / "search_spaces"
 SECTIONS = ("question", "data", "network", "train", "method", "budget", "references", "search", "resources")
@@ -38,7 +38,7 @@ class SearchSettings(BaseModel):
     sampler: Literal["tpe", "random", "grid"] = "tpe"
     objectives: tuple[Literal["val_error", "params", "mult_adds"], ...] = ("val_error",)
     stop: Literal["none", "asha"] = "asha"
-    grace: float = Field(default=0.25, gt=0, le=1)  # share of the epochs before which nothing is stopped
+    grace: float = Field(default=0.5, gt=0, le=1)  # share of the epochs before which nothing is stopped
     reduction: float = Field(default=3.0, gt=1)  # ASHA lets the best 1 / reduction pass each rung
     seed: int = Field(default=0, ge=0)
     time: str | None = None  # e.g. 90s, 30m, 2h
@@ -61,6 +61,16 @@ class BudgetSettings(BaseModel):
     mult_adds: float | None = Field(default=None, gt=0)
     relative_to: Literal["dense", "separable"] | None = None
 
+    @model_validator(mode="after")
+    def _check(self) -> BudgetSettings:
+        for value in (self.params, self.mult_adds):
+            if self.relative_to is not None and value is not None and value > 1:
+                raise ValueError(
+                    f"a budget relative to {self.relative_to} is a share of at most 1, but got {value:g}; "
+                    "for plain counts leave `relative_to` out"
+                )
+        return self
+
 
 @dataclass(frozen=True)
 class Space:
@@ -78,6 +88,12 @@ class Space:
     resources: ResourceSettings
     domains: dict[str, Domain] = field(default_factory=dict)  # of train, network and budget
     source: dict[str, Any] = field(default_factory=dict)  # as resolved from file and overrides, for the record
+
+    @property
+    def epochs(self) -> int:
+        """How long a trial trains at most, where the space searches that too."""
+        domain = self.domains.get("train.epochs")
+        return self.recipe({}).epochs if domain is None else max(int(value) for value in domain.corners())
 
     @property
     def solves(self) -> bool:
@@ -331,9 +347,3 @@ def _check_scales(space: Space) -> None:
                 raise InputError(f"`method.{scale}` is solved from `budget`; give one of the two")
             if not space.solves and not given:
                 raise InputError(f"{name} needs a size: give `budget.params` (solved) or `method.{scale}`")
-
-
-def searched_choices(space: Space, name: str) -> tuple[Value, ...]:
-    """The listed values of a searched field; empty when it is not a choice."""
-    domain = space.domains.get(name)
-    return domain.values if isinstance(domain, Choice) else ()

@@ -104,7 +104,8 @@ class Resolver:
             "data": {**self.data.settings.model_dump(mode="json"), "fingerprint": self.data.fingerprint},
             "seed": self.space.search.seed,
         }  # fmt: skip
-        identity = {**specification, "method": plan.signature(method)}
+        # What is built and trained, wherever the images lie
+        identity = {**specification, "method": plan.signature(method), "data": self.data.fingerprint}
         trial_id = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
         label = REFERENCE_STRATUM
         if role is Role.SEARCH:

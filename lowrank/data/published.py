@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import http.client
 import tarfile
-import warnings
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -118,10 +117,7 @@ def _check_idx(path: Path, name: str) -> None:
 def _read_part(maker: Any, name: str, root: Path, train: bool) -> tuple[Any, Any, tuple[str, ...]]:
     """(images uint8 (n, H, W, C), labels int64 (n,), class names) of one part."""
     try:
-        with warnings.catch_warnings():
-            # pickles of the time say 0 for False where numpy 2.4 wants a bool
-            warnings.filterwarnings("ignore", message=".*align should be passed")
-            part = maker(str(root), train=train, download=False)
+        part = maker(str(root), train=train, download=False)
     except _UNREADABLE as error:
         raise InputError(f"data set {name!r} under {root} cannot be read: {one_line(error)}") from error
     images, labels = np.asarray(part.data, dtype=np.uint8), np.asarray(part.targets, dtype=np.int64)

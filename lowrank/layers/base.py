@@ -168,17 +168,26 @@ class SeparableConv2d(nn.Module):
         """Start from a trained (O, I, K, K) weight. Returns ||W - dense|| / ||dense||.
 
         Each input channel's O x K*K slice is cut to rank one (the nearest depthwise and pointwise pair in the
-        Frobenius norm, kernels of norm 1); the pointwise part then starts from what that leaves to it.
+        Frobenius norm, kernels of norm 1); the pointwise part then starts from what is best beside the kernels found.
         """
-        slices = dense.detach().double().transpose(0, 1).flatten(2)  # (I, O, K*K)
-        left, values, right = torch.linalg.svd(slices, full_matrices=False)
-        kernels = right[:, 0].reshape(-1, 1, *dense.shape[2:])
+        wanted = dense.detach().double().to(self.pointwise.weight().device)
+        kernels = torch.linalg.svd(wanted.transpose(0, 1).flatten(2), full_matrices=False).Vh[:, 0]  # (I, K*K)
+        kernels = kernels * torch.where(kernels.sum(1, keepdim=True) < 0, -1, 1)
         if isinstance(self.depthwise, StructuredMap):
-            self.depthwise.start_from(kernels)
+            self.depthwise.start_from(kernels.reshape(self.depthwise.weight_shape))
         else:
-            self.depthwise.weight.copy_(kernels)
-        self.pointwise.start_from((left[:, :, 0] * values[:, :1]).T.to(self.pointwise.weight()))
-        return relative_error(self.dense_weight(), dense)
+            self.depthwise.weight.copy_(kernels.view_as(self.depthwise.weight))
+        self._start_pointwise(wanted)
+        return relative_error(self.dense_weight(), wanted)
+
+    def _start_pointwise(self, wanted: Tensor) -> None:
+        """Least squares beside the kernels as they are; twice, the second time scaled to what the first one missed."""
+        kernels = self.kernel().double().flatten(1)
+        best = torch.einsum("oik,ik->oi", wanted.flatten(2), kernels) / kernels.square().sum(1).clamp_min(1e-30)
+        self.pointwise.start_from(best)
+        if isinstance(self.depthwise, StructuredMap):
+            found = self.dense_weight().double()
+            self.pointwise.start_from(best * ((found * wanted).sum() / found.square().sum().clamp_min(1e-30)))
 
 
 def balance(factors: Sequence[nn.Parameter]) -> None:
@@ -287,7 +296,7 @@ class StructuredMap(nn.Module, ABC):
             raise ValueError(f"expected a weight of {expected}, got {tuple(dense.shape)}")
         dense = dense.detach().reshape(weight.shape)
         self.fit_factors(dense)
-        if self.degree() == len(self.scaled_at_start()):
+        if 1 < self.degree() == len(self.scaled_at_start()):
             balance(self.scaled_at_start())
         return relative_error(self.weight(), dense)
 

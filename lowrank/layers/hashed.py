@@ -9,8 +9,9 @@ Letters: N weights of a layer, E bank entries, I in-channels, O out-channels, K 
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from functools import lru_cache
-from math import ceil, prod, sqrt
+from math import prod, sqrt
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -30,9 +31,9 @@ class _HashedMethod(Method):
     bank_scale: float = _SCALE
     bias: bool = False  # a bias of the layer's own, as the study's layers always had
 
+    @abstractmethod
     def banks(self, shape: ConvShape) -> tuple[int, ...]:
         """Entries of each bank."""
-        raise NotImplementedError
 
     def has_bias(self, shape: ConvShape) -> bool:
         """Whether the layer carries a bias: its own, or that of the convolution it replaces."""
@@ -121,7 +122,7 @@ class HashedBoth(_HashedMethod):
 
     def build(self, shape: ConvShape) -> nn.Module:
         i, (depthwise_bank, bank) = shape.in_channels, self.banks(shape)
-        depthwise = HashedMap(
+        depthwise = HashedDepthwise(
             i, i, depthwise_bank, kernel=shape.kernel, stride=shape.stride, padding=shape.padding,
             dilation=shape.dilation, groups=i, bias=self.bias,
         )  # fmt: skip
@@ -137,63 +138,30 @@ def _mixed(values: Tensor) -> Tensor:
 
 
 @lru_cache(maxsize=64)
-def hash_tables(weights: int, entries: int) -> tuple[Tensor, Tensor]:
-    """Where each weight reads its entry and sign, and where each entry finds its weights again (both int32).
+def hash_table(weights: int, entries: int) -> Tensor:
+    """Where each of N weights reads (int32): an index into the bank followed by its negative.
 
-    `reads` (N) points into the bank followed by its negative. `sources` (Q, E), Q = ceil(N / E), points for each use
-    q of an entry e into the weights followed by their negatives and one zero, which fills up the last row.
+    The weights, in an order made to look random, are dealt out over the entries in turn.
     """
-    position = torch.arange(weights, dtype=torch.int64)
-    order = torch.argsort(_mixed(position + 1), stable=True)  # the weight that is served as number 0, 1, 2 ...
-    negative = _mixed(position + 0x9E3779B9) & 1
-    reads = torch.empty_like(order)
-    reads[order] = position % entries
-    reads += entries * negative
-    sources = torch.full((ceil(weights / entries) * entries,), 2 * weights, dtype=torch.int64)
-    sources[:weights] = order + weights * negative[order]
-    return reads.int(), sources.view(-1, entries).int()
-
-
-class _Spread(torch.autograd.Function):
-    """Bank to weights by one gather; the gradient is a gather and a sum too: fast, and the same in every run."""
-
-    @staticmethod
-    def forward(bank: Tensor, reads: Tensor, sources: Tensor) -> Tensor:
-        """(E), (N), (Q, E) -> (N)."""
-        return torch.cat([bank, -bank]).index_select(0, reads)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
-        ctx.save_for_backward(inputs[2])
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        (sources,) = ctx.saved_tensors
-        return gather_uses(gradients[0], sources).sum(0), None, None
-
-
-def gather_uses(weights: Tensor, sources: Tensor) -> Tensor:
-    """For each use q of each entry e its weight with the sign undone, 0 where there is none: (N) -> (Q, E)."""
-    padded = torch.cat([weights, -weights, weights.new_zeros(1)])
-    return padded.index_select(0, sources.flatten()).view(sources.shape)
+    position = torch.arange(weights, dtype=torch.int64, device="cpu")
+    reads = torch.empty_like(position)
+    reads[torch.argsort(_mixed(position + 1), stable=True)] = position % entries
+    return (reads + entries * (_mixed(position + 0x9E3779B9) & 1)).int()
 
 
 class HashedMap(StructuredMap):
     """A convolution (pointwise unless `kernel` says otherwise) whose weights come from a bank of `entries`."""
 
     reads: Tensor
-    sources: Tensor
 
     def __init__(self, in_channels: int, out_channels: int, entries: int, **options: Any):
         super().__init__(in_channels, out_channels, **options)
         self.bank = nn.Parameter(torch.empty(entries))
-        reads, sources = hash_tables(prod(self.weight_shape), entries)
-        self.register_buffer("reads", reads, persistent=False)
-        self.register_buffer("sources", sources, persistent=False)
-        self.reset(std=1 / sqrt(prod(self.kernel)) if self.groups > 1 else None)
+        self.register_buffer("reads", hash_table(prod(self.weight_shape), entries), persistent=False)
+        self.reset()
 
     def weight(self) -> Tensor:
-        flat = _Spread.apply(self.bank, self.reads, self.sources)
+        flat = torch.cat([self.bank, -self.bank]).index_select(0, self.reads)
         return flat.view(self.out_channels, -1) if prod(self.kernel) == 1 else flat.view(self.weight_shape)
 
     def start_factors(self, std: float, generator: torch.Generator | None) -> None:
@@ -202,5 +170,16 @@ class HashedMap(StructuredMap):
 
     def fit_factors(self, dense: Tensor) -> None:
         """The nearest bank: the mean, signs undone, of the weights that share an entry."""
-        uses = gather_uses(dense.detach().double().flatten().to(self.bank.device), self.sources)
-        self.bank.copy_(uses.sum(0) / (self.sources < 2 * dense.numel()).sum(0))
+        entries = len(self.bank)
+        entry, sign = self.reads.long() % entries, 1 - 2 * (self.reads.long() // entries)
+        sums = torch.zeros(entries, dtype=torch.float64, device=self.bank.device)
+        sums.index_add_(0, entry, dense.double().flatten().to(sums) * sign)
+        self.bank.copy_(sums / torch.bincount(entry, minlength=entries))
+
+
+class HashedDepthwise(HashedMap):
+    """A depthwise convolution whose weights come from a bank."""
+
+    def target_std(self, fan: Literal["in", "out"] = "in") -> float:
+        """1 / K, as a plain depthwise part (FACTS)."""
+        return 1 / sqrt(prod(self.kernel))

@@ -7,7 +7,7 @@ The weight seen as (S, U, P, Q) has for each of its U * P blocks an S x Q matrix
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 from math import isqrt, sqrt
 from typing import Any, ClassVar, Literal
 
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from lowrank.layers.base import ConvShape, SeparableMethod, StructuredMap
 
 
-@lru_cache(maxsize=None)
+@cache
 def largest_divisor(n: int, most: int) -> int:
     """The largest divisor of n that is <= most."""
     return next(divisor for divisor in range(min(n, most), 0, -1) if n % divisor == 0)

@@ -96,7 +96,7 @@ class TiedBottleneckMap(StructuredMap):
 
 def _refined(start: Tensor, wanted: Tensor) -> Tensor:
     """The factor A (O, r) after L-BFGS on ||A A^T T - wanted||^2, or zero should even that be nearer."""
-    factor = start.clone().requires_grad_()
+    factor = start.clone(memory_format=torch.contiguous_format).requires_grad_()
     optimizer = torch.optim.LBFGS([factor], max_iter=STEPS, line_search_fn="strong_wolfe")
 
     def loss() -> Tensor:

@@ -51,6 +51,49 @@ METHOD_CONTRACTS: dict[str, MethodContract] = {
         _scales(0.1, 0.3, 0.6, 1.0, dims=3),
         {"rank_scale": 0.0},
     ),
+    "cp": MethodContract(
+        (*_scales(0.3, 1.0, dims=2), *_scales(0.3, 1.0, dims=3), {"dims": 4, "rank_scale": 0.5}),
+        {"dims": 2, "rank_scale": 1.0},
+        _scales(0.1, 0.3, 0.6, 1.0, dims=3),
+        {"dims": 1},
+    ),
+    "hashed_full": MethodContract(
+        ({"scale": 0.1}, {"scale": 0.7, "bias": True}),
+        {"scale": 1.0},
+        ({"scale": 0.1}, {"scale": 0.5}, {"scale": 1.0}),
+        {"bank_scale": 0},
+    ),
+    "hashed": MethodContract(
+        ({"scale": 0.3}, {"scale": 1.0, "bias": True}, {"scale": 0.2, "share_of": "kernel"}),
+        {"scale": 1.0},
+        ({"scale": 0.1}, {"scale": 0.5}, {"scale": 1.0}),
+        {"share_of": "everything"},
+    ),
+    "hashed_both": MethodContract(
+        ({"scale": 0.1}, {"scale": 0.5, "bias": False}),
+        None,
+        ({"scale": 0.1}, {"scale": 0.5}, {"scale": 1.0}),
+        {"bank_scale": 1.1},
+    ),
+    "acdc": MethodContract(
+        ({"layers": 1}, {"layers": 2}, {"layers": 11}),
+        None,
+        ({"layers": 1}, {"layers": 3}, {"layers": 8}),
+        {"layers": 0},
+    ),
+    "shuffle": MethodContract(
+        ({"groups": 1}, {"groups": 3}, {"groups": 4}),
+        None,
+        ({"groups": 4}, {"groups": 2}, {"groups": 1}),
+        {"groups": 0},
+    ),
+    "tied_bottleneck": MethodContract(_scales(0.3, 1.0), None, _scales(0.1, 0.4, 0.8), {"rank_scale": 2}),
+    "monarch": MethodContract(
+        (*_scales(0.05, 0.5, 1.0), {"blocks": 2, "rank_scale": 0.3}),
+        {"rank_scale": 1.0},
+        _scales(0.1, 0.4, 1.0),
+        {"blocks": 0},
+    ),
 }
 
 # Stride, padding, dilation, bias; one channel; primes; I < O, I > O, I = O; kernels of 1, 3 and 5 x 1.
@@ -112,7 +155,7 @@ def cases(*, feasible: bool = True) -> list[Case]:
     return [case for case in found if (case.method.infeasible(case.shape) is None) == feasible]
 
 
-def one_case_each(shape: ConvShape = SHAPES[0]) -> list[Case]:
+def one_case_each(shape: ConvShape) -> list[Case]:
     """The first setting of each method that the shape admits, for what does not depend on settings."""
     first: dict[str, Case] = {}
     for setting in all_settings():

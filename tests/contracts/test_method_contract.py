@@ -1,8 +1,9 @@
-"""Every method's arithmetic: counts equal the built layer, budgets are solved exactly, infeasible settings are named."""
+"""Every method's arithmetic: counts are those of the layer, budgets are solved exactly, the infeasible is named."""
 
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import method_table
 import pytest
@@ -79,7 +80,7 @@ def test_settings_are_frozen_and_survive_a_round_trip(name: str) -> None:
 def smallest_and_largest(plan: NetworkPlan, method: Method) -> tuple[int, int]:
     """Parameters of the smallest and the largest network that any size of `method` gives."""
     if method.scale is None:
-        settings = [one for one in method.settings_by_size([shape for shape, _ in plan.shapes])]
+        settings = list(method.settings_by_size([shape for shape, _ in plan.shapes]))
     else:
         settings = [method.with_scale(step / 64) for step in range(1, 65)]
     counts = [plan.params(one) for one in settings if plan.infeasible(one) is None]
@@ -131,7 +132,9 @@ def test_the_largest_setting_within_a_budget_is_found(
 def test_an_impossible_budget_names_the_nearest_possible(method: Method) -> None:
     plan = plan_of([ConvShape(16, 32, (3, 3)), ConvShape(32, 32, (3, 3))], fixed=100)
     least, _ = smallest_and_largest(plan, method)
-    with pytest.raises(InfeasibleError, match=r"cannot be that small in plan: .* parameters, over the budget of 5; 100 "):
+    with pytest.raises(
+        InfeasibleError, match=r"cannot be that small in plan: .* parameters, over the budget of 5; 100 "
+    ):
         solve(plan, method, Budget(params=5))
     assert plan.params(solve(plan, method, Budget(params=least))) <= least
 
@@ -150,7 +153,7 @@ def test_counts_never_fall_as_the_scale_grows(method: Method) -> None:
     for shape in method_table.SHAPES:
         sizes = [method.with_scale(step / 40) for step in range(1, 41)]
         counts = [(size.params(shape), size.mult_adds(shape)) for size in sizes if size.infeasible(shape) is None]
-        for smaller, larger in zip(counts, counts[1:], strict=False):
+        for smaller, larger in pairwise(counts):
             assert smaller[0] <= larger[0]
             assert smaller[1] <= larger[1]
 

@@ -144,6 +144,19 @@ def test_fingerprint_sees_one_pixel_and_one_label(monkeypatch: pytest.MonkeyPatc
     assert len(seen) == 4
 
 
+def test_fingerprint_sees_exchanged_classes(monkeypatch: pytest.MonkeyPatch):
+    import sklearn.datasets
+
+    published = sklearn.datasets.load_digits()
+    monkeypatch.setattr(sklearn.datasets, "load_digits", lambda: published)
+    base = digits(split_seed=2)
+    published.target = np.choose(published.target, [1, 0, *range(2, 10)])
+    clear_cache()
+    other = digits(split_seed=2)
+    assert torch.equal(other.train.indices, base.train.indices)  # the splits do not tell
+    assert other.fingerprint != base.fingerprint
+
+
 def test_a_streamed_set_has_no_images_in_memory():
     data = digits(resident_mb=0.1)  # 1797 * 64 bytes are 0.115 MB
     assert not data.resident

@@ -191,6 +191,33 @@ def test_streamed_equals_resident(tmp_path: Path):
             assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
 
 
+@pytest.mark.parametrize("changes", [{}, {"train_images": 9}])
+def test_encoded_images_are_let_go_once_decoded(tmp_path: Path, changes: dict):
+    write_set(tmp_path)
+    data = load(tmp_path, **changes)
+    assert len(data.test.images) == 12
+    (tmp_path / "test-00000-of-00001.parquet").unlink()
+    assert len(data.test.images) == 12
+    with pytest.raises(InputError, match=r"test-00000-of-00001\.parquet: must be a whole, readable Parquet file"):
+        data.test.decode(torch.arange(12))
+
+
+def test_hashing_a_test_split_does_not_keep_it(tmp_path: Path):
+    write_set(tmp_path)
+    data = load(tmp_path, train_images=9)
+    (tmp_path / "test-00000-of-00001.parquet").unlink()
+    with pytest.raises(InputError, match=r"test-00000-of-00001\.parquet: must be a whole, readable Parquet file"):
+        _ = data.test.images
+
+
+def test_encoded_images_of_a_streamed_set_are_shared_with_the_workers(tmp_path: Path):
+    _, test = write_set(tmp_path)
+    data = load(tmp_path, resident_mb=0)
+    assert len(list(eval_batches(data, "test", "cpu", 6, workers=1))) == 2
+    (tmp_path / "test-00000-of-00001.parquet").unlink()  # this process has read it for them
+    assert np.array_equal(data.test.decode(torch.arange(12)).numpy(), test)
+
+
 def test_no_such_folder(tmp_path: Path):
     fails(tmp_path / "none", rf"^data set 'parquet:{tmp_path}/none': there is no such folder$")
 

@@ -18,6 +18,13 @@ DENSE, SEPARABLE = 6_573_120, 755_000
 BUDGETS = (60_480, 151_000, 302_000, None)
 METHODS = {"tensor_train": 0.0, "tucker": 0.15, "bottleneck": 0.5, "hashed": 0.2, "shuffle": 0.35, "acdc": 0.8}
 
+REASONS = {
+    Status.DIVERGED: "loss is NaN in epoch 2",
+    Status.FAILED: "worker lost twice",
+    Status.STOPPED: "worse than the median at epoch 3",
+    Status.OUT_OF_MEMORY: "CUDA out of memory",
+}
+
 
 @dataclass(kw_only=True)
 class Plan:
@@ -91,7 +98,7 @@ def write_study(study_dir: Path, plan: Plan | None = None) -> Path:
     return study_dir
 
 
-def write_trial(  # noqa: PLR0913
+def write_trial(
     journal: Journal,
     plan: Plan,
     dice: random.Random,
@@ -132,11 +139,8 @@ def write_trial(  # noqa: PLR0913
             metrics=metrics(round(error / 100 * plan.images) / plan.images * 100, epoch),
         )  # fmt: skip
     if status is not Status.RUNNING:
-        reasons = {Status.DIVERGED: "loss is NaN in epoch 2", Status.FAILED: "worker lost twice",
-                   Status.STOPPED: "worse than the median at epoch 3", Status.OUT_OF_MEMORY: "CUDA out of memory"}  # fmt: skip
-        journal.append(
-            Event.FINISHED, time=at + 9, sync=True, trial=identity, status=str(status), reason=reasons.get(status, "")
-        )
+        reason = REASONS.get(status, "")
+        journal.append(Event.FINISHED, time=at + 9, sync=True, trial=identity, status=str(status), reason=reason)
     return identity
 
 

@@ -4,6 +4,7 @@ import http.server
 import json
 import shutil
 import threading
+from itertools import pairwise
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -23,10 +24,14 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*loader strategy is deprecated"
 NOWHERE = "http://127.0.0.1:9"  # the discard port: refused at once
 
 
+@pytest.fixture(scope="session", autouse=True)
+def short_timeouts():
+    quiet_mlflow()
+
+
 @pytest.fixture(scope="session")
 def blank_store(tmp_path_factory):
     """An MLflow database with its tables, which take seconds to make."""
-    quiet_mlflow()
     folder = tmp_path_factory.mktemp("blank")
     _create_database(folder / MLFLOW_FILE, folder)
     return folder / MLFLOW_FILE
@@ -296,12 +301,13 @@ class TestOutages:
         follower = Follower(tmp_path, NOWHERE)
         follower.read()
         tried = []
-        monkeypatch.setattr(tracking.time, "monotonic", lambda: clock)
+        now = [0]
+        monkeypatch.setattr(tracking.time, "monotonic", lambda: now[0])
         original = follower._carry
-        monkeypatch.setattr(follower, "_carry", lambda: (tried.append(clock), original()))
-        for clock in range(60):
+        monkeypatch.setattr(follower, "_carry", lambda: (tried.append(now[0]), original()))
+        for now[0] in range(60):
             assert not follower.carry()
-        gaps = [later - earlier for earlier, later in zip(tried, tried[1:], strict=False)]
+        gaps = [later - earlier for earlier, later in pairwise(tried)]
         assert gaps == sorted(gaps)
         assert gaps[0] <= 1
         assert gaps[-1] == 15
@@ -382,7 +388,7 @@ class TestAddress:
     @pytest.mark.parametrize(("code", "works"), [(200, True), (401, True), (404, False), (503, False)])
     def test_a_server_must_answer_to_health(self, code, works):
         class Handler(http.server.BaseHTTPRequestHandler):
-            def do_GET(self):  # noqa: N802
+            def do_GET(self):
                 self.send_response(code)
                 self.end_headers()
 

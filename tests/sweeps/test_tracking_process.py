@@ -78,7 +78,7 @@ def test_follows_a_sweep_to_its_end_and_ctrl_c_is_not_for_it(tmp_path):
     journal, names = begin(tmp_path)
     tracking = TrackingProcess.start(tmp_path)
     train(journal, names, range(1, 4))
-    wait_for(lambda: (tmp_path / RESULTS_FILE).exists())
+    wait_for((tmp_path / RESULTS_FILE).exists)
     os.kill(tracking.process.pid, signal.SIGINT)
     train(journal, names, range(4, 6), pause=0.3)
     end(journal, names)
@@ -93,7 +93,7 @@ def test_a_dead_server_costs_the_driver_nothing_and_the_tables_are_there(tmp_pat
     tracking = TrackingProcess.start(tmp_path, "http://127.0.0.1:9")
     train(journal, names, range(1, 3))
     end(journal, names)
-    wait_for(lambda: (tmp_path / EPOCHS_FILE).exists())
+    wait_for((tmp_path / EPOCHS_FILE).exists)
     started = time.monotonic()
     message = tracking.finish(0.5)
     assert time.monotonic() - started < 5
@@ -106,7 +106,7 @@ def test_a_dead_server_costs_the_driver_nothing_and_the_tables_are_there(tmp_pat
 def test_an_older_end_is_not_the_end_of_a_resumed_sweep(tmp_path):
     write_study(tmp_path, Plan(trials=2, epochs=2, closed="interrupted"))
     tracking = TrackingProcess.start(tmp_path)
-    wait_for(lambda: (tmp_path / MLFLOW_FILE).exists())
+    wait_for((tmp_path / MLFLOW_FILE).exists)
     time.sleep(2)
     assert tracking.process.poll() is None
     journal, names = begin(tmp_path)

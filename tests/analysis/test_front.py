@@ -1,0 +1,185 @@
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from analysis.answer import answer_text, answers
+from analysis.front import (
+    FrontPoint,
+    Stratum,
+    best,
+    best_by_method,
+    collect,
+    front,
+    reference,
+    references,
+    strata,
+    validation_images,
+)
+from analysis.load import load_study
+from analysis.noise import wilson
+from sweeps.records import Role, Status, StudyRecord, TrialRecord
+from tests.support.synthetic import BUDGETS, SEPARABLE, Plan, write_study
+
+
+def point(name, params, error, *, method="cp", status=Status.COMPLETED, role=Role.SEARCH, stratum="s", **more):
+    return FrontPoint(
+        trial_id=name, params=params, val_error=error, method=method, status=status, role=role, stratum=stratum, **more
+    )
+
+
+def record(name, params, error, *, status=Status.COMPLETED, role=Role.SEARCH, method="cp", seed=0, epochs=2):
+    return TrialRecord(
+        trial_id=name, role=role, status=status, stratum="any size", counts={"params": params, "separable_params": 1000},
+        specification={"method": {"name": method, "dims": 2, "params": params}, "seed": seed},
+        epochs={epochs: {"val_error": error}} if error is not None else {},
+    )  # fmt: skip
+
+
+def study_of(*trials, **header):
+    return StudyRecord(header={"name": "x", **header}, trials={trial.trial_id: trial for trial in trials})
+
+
+@pytest.fixture
+def study(tmp_path):
+    return load_study(write_study(tmp_path, Plan(trials=40)))
+
+
+class TestFront:
+    @pytest.mark.parametrize("status", sorted(set(Status) - {Status.COMPLETED}))
+    def test_only_what_trained_to_its_end_is_eligible(self, status):
+        points = [point("a", 10, 5.0), point("b", 5, 1.0, status=status)]
+        assert [p.trial_id for p in front(points)] == ["a"]
+        assert best(points).trial_id == "a"
+
+    def test_references_are_not_on_the_front(self):
+        points = [point("a", 10, 5.0), point("b", 5, 1.0, role=Role.REFERENCE)]
+        assert [p.trial_id for p in front(points)] == ["a"]
+        assert [p.trial_id for p in references(points)] == ["b"]
+
+    def test_it_falls_from_left_to_right(self, study):
+        kept = front(collect(study))
+        assert len(kept) > 2
+        assert all(a.params < b.params and a.error > b.error for a, b in zip(kept, kept[1:], strict=False))
+
+    def test_of_equal_errors_the_smallest_is_best(self):
+        assert best([point("a", 20, 5.0), point("b", 10, 5.0)]).trial_id == "b"
+
+    def test_nothing_completed_nothing_chosen(self):
+        points = [point("a", 20, None, status=Status.RUNNING)]
+        assert front(points) == []
+        assert best(points) is None
+        assert best_by_method(points) == []
+
+    def test_best_of_each_method_best_first(self):
+        points = [point("a", 1, 5.0), point("b", 1, 4.0), point("c", 1, 3.0, method="tucker")]
+        assert [p.trial_id for p in best_by_method(points)] == ["c", "b"]
+
+    def test_an_error_that_is_not_there_is_not_a_number(self):
+        with pytest.raises(ValueError, match="trial a has no validation error: it is running"):
+            _ = point("a", 1, None, status=Status.RUNNING).error
+
+
+class TestCollect:
+    def test_every_trial_of_known_size_and_no_infeasible(self, study):
+        points = collect(study)
+        assert {p.trial_id for p in points} == {
+            t.trial_id for t in study.trials.values() if t.status is not Status.INFEASIBLE
+        }
+        assert [p.params for p in points] == sorted(p.params for p in points)
+
+    def test_the_share_of_the_separable_network(self, study):
+        for p in collect(study):
+            assert p.ratio == p.params / SEPARABLE
+
+    def test_repeats_with_other_seeds_are_counted(self):
+        study = study_of(record("a", 10, 5.0, seed=0), record("b", 10, 6.0, seed=1), record("c", 11, 6.0))
+        assert {p.trial_id: p.seeds for p in collect(study)} == {"a": 2, "b": 2, "c": 1}
+
+    def test_the_whole_reference_is_the_largest_of_its_name(self):
+        points = [point(n, s, 1.0, method="separable", role=Role.REFERENCE) for n, s in (("thin", 5), ("whole", 10))]
+        assert reference(points, "separable").trial_id == "whole"
+        assert reference(points, "dense") is None
+
+    def test_images_are_known_or_not(self):
+        assert validation_images(study_of(data={"val_images": 360})) == 360
+        assert validation_images(study_of()) is None
+
+
+class TestStrata:
+    def test_a_budget_holds_all_that_is_smaller(self):
+        assert Stratum(label="s", params=10).holds(point("a", 10, 1.0, stratum="smaller"))
+        assert not Stratum(label="s", params=10).holds(point("a", 11, 1.0, stratum="s"))
+
+    def test_a_limit_known_by_its_label_holds_its_own(self):
+        header = {"strata": [{"label": "mult-adds <= 5", "params": None}, {"label": "mult-adds <= 9", "params": None}]}
+        low, high = strata(study_of(**header))
+        assert low.holds(point("a", 1, 1.0, stratum="mult-adds <= 5"))
+        assert not high.holds(point("a", 1, 1.0, stratum="mult-adds <= 5"))
+
+    def test_smallest_first_and_the_unlimited_last(self, study):
+        assert [stratum.params for stratum in strata(study)] == list(BUDGETS)
+        assert strata(study)[-1].holds(point("a", 10**9, 1.0, stratum="another"))
+
+
+class TestAnswer:
+    def test_one_a_budget_each_the_best_that_fits(self, study):
+        points = [p for p in collect(study) if p.eligible]
+        found = answers(study)
+        assert [answer.stratum.params for answer in found] == list(BUDGETS)
+        for answer in found:
+            fitting = [p for p in points if answer.stratum.params is None or p.params <= answer.stratum.params]
+            assert answer.best.error == min(p.error for p in fitting)
+            assert answer.candidates == len(fitting)
+            assert answer.interval == wilson(answer.best.error, 360)
+
+    def test_the_words(self):
+        study = study_of(
+            record("a", 50, 100 * 8 / 360),
+            record("b", 60, 100 * 30 / 360, method="tucker"),
+            record("s", 1000, 100 * 7 / 360, role=Role.REFERENCE, method="separable"),
+            data={"val_images": 360},
+            strata=[{"label": "params <= 80", "params": 80}],
+        )
+        assert answers(study)[0].text() == (
+            "At up to 80 parameters (8 % of separable): CP, 2 dims, 50 parameters: 2.22 % validation error (n = 1 seed, "
+            "360 validation images, so ±1.6 points: 95 % Wilson interval 1.1 to 4.3 %, best of 2 completed). "
+            "Next best method, Tucker, 2 dims: 8.33 % at 60, 6.11 points higher (beyond noise); "
+            "separable reference: 1.94 % at 1,000, 0.28 points lower (within noise)."
+        )
+        assert "References: separable 1.94 % at 1,000 parameters." in answer_text(study)
+
+    def test_a_thinner_network_within_the_budget_is_compared(self):
+        study = study_of(
+            record("a", 50, 5.0),
+            record("thin", 60, 4.0, role=Role.REFERENCE, method="separable"),
+            record("s", 1000, 2.0, role=Role.REFERENCE, method="separable"),
+            data={"val_images": 100},
+            strata=[{"label": "params <= 80", "params": 80}],
+        )
+        labels = [comparison.label for comparison in answers(study)[0].comparisons]
+        assert labels == ["separable within the same budget", "separable reference"]
+
+    def test_a_larger_budget_that_brings_nothing_says_so(self):
+        budgets = [{"label": f"params <= {n}", "params": n} for n in (80, 90)]
+        study = study_of(record("a", 50, 5.0), strata=budgets, data={"val_images": 10})
+        assert "2 dims, 50 parameters: 5.00 %, as within the smaller budget (best of 1 completed)." in answer_text(
+            study
+        )
+
+    def test_nothing_completed_is_said(self):
+        study = study_of(record("a", 50, 5.0, status=Status.STOPPED))
+        assert answer_text(study).splitlines() == [
+            "Any size: no trial was completed.", "No reference network was trained to its end.",
+        ]  # fmt: skip
+
+    def test_without_the_number_of_images_the_noise_is_unknown(self):
+        study = study_of(record("a", 50, 5.0), record("b", 50, 6.0, method="tucker"))
+        text = answer_text(study)
+        assert "noise unknown" in text
+        assert "Wilson" not in text
+
+    def test_answers_are_frozen(self, study):
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            answers(study)[0].best = None
