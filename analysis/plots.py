@@ -184,8 +184,8 @@ def _draw(figure: Figure, plot: FrontPlot) -> None:
     _draw_points(axes, plot)
     handles, names = axes.get_legend_handles_labels()
     figure.legend(
-        handles, names, loc="lower center", bbox_to_anchor=(0.5275, 0.008), ncols=-(-len(handles) // rows), frameon=False, fontsize=9,
-        columnspacing=1.6, handletextpad=0.5,
+        handles, names, loc="lower center", bbox_to_anchor=(0.5275, 0.008), ncols=-(-len(handles) // rows),
+        frameon=False, fontsize=9, columnspacing=1.6, handletextpad=0.5,
     )  # fmt: skip
     _draw_labels(figure, axes, plot)
 

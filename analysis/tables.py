@@ -87,7 +87,8 @@ def make_table(study: StudyRecord) -> Table:
     """The table as rich draws it; a star marks the front."""
     lines = rows(study)
     tested = any(line.point.test_error is not None for line in lines)
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
+    gap = 0 if tested else 1  # 100 columns must do, with billions of parameters too
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, gap, 0, 0), header_style="bold")
     table.add_column("", width=1)
     table.add_column("method", no_wrap=True)
     for heading in ("dims", "rank", "params", "% sep", "mult-adds", "decay", "val %"):
@@ -105,7 +106,9 @@ def print_summary(study: StudyRecord, answer: str, console: Console | None = Non
     """Print the table, what became of every trial, and `answer`."""
     console = console or make_console(sys.stdout)
     console.print(Text(f"{study.name}: {study.header.get('question', '')}".rstrip(": "), style="bold"))
+    console.print()
     console.print(make_table(study))
+    console.print()
     console.print(Text("* on the front of validation error and parameters; % sep: share of the separable network's"))
     console.print(Text("  parameters; decay marked c is scaled by the compression; ep: epochs trained", style=""))
     console.print()
@@ -144,13 +147,17 @@ def _cells(line: Row, tested: bool) -> list[str]:
         f"{point.params:,}",
         "" if point.ratio is None else f"{100 * point.ratio:.1f}",
         compact(point.mult_adds),
-        "" if point.weight_decay is None else f"{point.weight_decay:.1e}{'c' if point.scaled_decay else ' '}",
+        "" if point.weight_decay is None else _decay(point.weight_decay, bool(point.scaled_decay)),
         "" if point.val_error is None else f"{point.val_error:.2f}",
     ]
     if tested:
         cells.append("" if point.test_error is None else f"{point.test_error:.2f}")
     done = point.role is Role.REFERENCE and point.status is Status.COMPLETED
     return [*cells, str(point.epochs or ""), "reference" if done else status_label(point.status)]
+
+
+def _decay(value: float, scaled: bool) -> str:
+    return f"{value:.1e}".replace("e-0", "e-") + ("c" if scaled else " ")
 
 
 def _style(line: Row) -> str:

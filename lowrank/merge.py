@@ -42,7 +42,7 @@ def start_from(module: nn.Module, dense: Tensor) -> float:
     if not isinstance(module, nn.Conv2d):
         return _structured(module).start_from(dense)
     module.weight.copy_(dense)
-    return relative_error(module.weight, dense)
+    return relative_error(module.weight, dense.to(module.weight.device))
 
 
 def merge(network: nn.Module, *, combined: bool = True) -> nn.Module:

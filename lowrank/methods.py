@@ -22,7 +22,7 @@ from lowrank.layers import (
     TensorTrain,
     TiedBottleneck,
     Tucker,
-)  # fmt: skip
+)
 
 METHODS: dict[str, type[Method]] = {
     "dense": Dense,

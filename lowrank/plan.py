@@ -162,6 +162,7 @@ def _areas(network: nn.Module, image_shape: tuple[int, int, int]) -> dict[str, P
         def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
             before = areas.get(name, (0, 0))  # a shared layer costs as often as it runs
             areas[name] = before[0] + _area(module, inputs[0]), before[1] + _area(module, output)
+
         return hook  # fmt: skip
 
     handles = [

@@ -19,13 +19,14 @@ from lowrank.checks import make
 from lowrank.data import DataSettings
 from lowrank.errors import InputError, unknown
 from lowrank.layers import Method
-from lowrank.methods import METHODS, make_method, method_class
+from lowrank.methods import make_method, method_class
 from lowrank.networks import NetworkSettings
 from lowrank.recipes import Recipe, default_recipe
 from sweeps.domains import Domain, Value, is_domain, parse_domain
 
 SPACES_FOLDER = Path(__file__).resolve().parent.parent / "search_spaces"
 SECTIONS = ("question", "data", "network", "train", "method", "budget", "references", "search", "resources")
+REFERENCES = ("dense", "separable")  # drawn beside every front; each has one size
 OBJECTIVES = ("val_error", "params", "mult_adds")
 Alternative = tuple[dict[str, Any], dict[str, Domain]]  # literals and domains of one `method` entry
 
@@ -279,11 +280,10 @@ def _alternatives(method: Any) -> tuple[Alternative, ...]:
 
 def _references(names: Any) -> tuple[str, ...]:
     if not isinstance(names, list):
-        raise InputError(f"`references` must be a list of methods of one size, but got {names!r}")
-    fixed = [name for name, kind in METHODS.items() if kind.scale is None]
+        raise InputError(f"`references` must be a list of {', '.join(REFERENCES)}, but got {names!r}")
     for name in names:
-        if name not in fixed:
-            raise unknown("reference", name, fixed)
+        if name not in REFERENCES:
+            raise unknown("reference", name, REFERENCES)
     return tuple(names)
 
 

@@ -113,9 +113,11 @@ class ACDCMap(StructuredMap):
         sums = self.second @ self.table
         product = self.edge * self.output_scale
         if self.in_channels <= self.out_channels:
-            for layer in range(self.layers):
-                product = product if layer == 0 else product.index_select(0, self.riffle)
-                product = sandwich(sums[layer]) @ (self.first[layer, :, None] * product)
+            square = self.in_channels == self.out_channels  # the edge is the unit matrix: one product less
+            scaled = sandwich(sums[0]) * self.first[0]
+            product = scaled * self.output_scale if square else scaled @ product
+            for layer in range(1, self.layers):
+                product = sandwich(sums[layer]) @ (self.first[layer, :, None] * product.index_select(0, self.riffle))
             return product
         undo = torch.argsort(self.riffle)
         for layer in reversed(range(self.layers)):  # transposed, from the output on; a sandwich is symmetric

@@ -294,7 +294,7 @@ class StructuredMap(nn.Module, ABC):
         if dense.numel() != weight.numel() or tuple(dense.shape[:2]) != tuple(weight.shape[:2]):
             expected = " x ".join(map(str, self.weight_shape))
             raise ValueError(f"expected a weight of {expected}, got {tuple(dense.shape)}")
-        dense = dense.detach().reshape(weight.shape)
+        dense = dense.detach().to(weight.device).reshape(weight.shape)
         self.fit_factors(dense)
         if 1 < self.degree() == len(self.scaled_at_start()):
             balance(self.scaled_at_start())

@@ -6,6 +6,7 @@ Letters: n_k sizes, r_k ranks, core k is (r_{k-1}, n_k, r_k) with r_0 = r_d = 1.
 from __future__ import annotations
 
 from functools import lru_cache
+from itertools import pairwise
 from math import prod, sqrt
 from typing import Any, ClassVar, Literal
 
@@ -28,7 +29,7 @@ from lowrank.layers.decomposition import (
 @lru_cache(maxsize=65536)
 def tensor_train_ranks(sizes: tuple[int, ...], rank_scale: float) -> tuple[int, ...]:
     """Interior ranks r_k = max(1, round(x * min(n_k, n_{k+1}))), round half to even (RULES)."""
-    return tuple(max(1, round(rank_scale * min(pair))) for pair in zip(sizes, sizes[1:], strict=False))
+    return tuple(max(1, round(rank_scale * min(pair))) for pair in pairwise(sizes))
 
 
 class TensorTrain(SeparableMethod):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+from itertools import pairwise
 
 import pytest
 
@@ -31,7 +32,8 @@ def point(name, params, error, *, method="cp", status=Status.COMPLETED, role=Rol
 
 def record(name, params, error, *, status=Status.COMPLETED, role=Role.SEARCH, method="cp", seed=0, epochs=2):
     return TrialRecord(
-        trial_id=name, role=role, status=status, stratum="any size", counts={"params": params, "separable_params": 1000},
+        trial_id=name, role=role, status=status, stratum="any size",
+        counts={"params": params, "separable_params": 1000},
         specification={"method": {"name": method, "dims": 2, "params": params}, "seed": seed},
         epochs={epochs: {"val_error": error}} if error is not None else {},
     )  # fmt: skip
@@ -61,7 +63,7 @@ class TestFront:
     def test_it_falls_from_left_to_right(self, study):
         kept = front(collect(study))
         assert len(kept) > 2
-        assert all(a.params < b.params and a.error > b.error for a, b in zip(kept, kept[1:], strict=False))
+        assert all(a.params < b.params and a.error > b.error for a, b in pairwise(kept))
 
     def test_of_equal_errors_the_smallest_is_best(self):
         assert best([point("a", 20, 5.0), point("b", 10, 5.0)]).trial_id == "b"
@@ -143,9 +145,9 @@ class TestAnswer:
             strata=[{"label": "params <= 80", "params": 80}],
         )
         assert answers(study)[0].text() == (
-            "At up to 80 parameters (8 % of separable): CP, 2 dims, 50 parameters: 2.22 % validation error (n = 1 seed, "
-            "360 validation images, so ±1.6 points: 95 % Wilson interval 1.1 to 4.3 %, best of 2 completed). "
-            "Next best method, Tucker, 2 dims: 8.33 % at 60, 6.11 points higher (beyond noise); "
+            "At up to 80 parameters (8 % of separable): CP, 2 dims, 50 parameters: 2.22 % validation error "
+            "(n = 1 seed, 360 validation images, so ±1.6 points: 95 % Wilson interval 1.1 to 4.3 %, "
+            "best of 2 completed). Next best method, Tucker, 2 dims: 8.33 % at 60, 6.11 points higher (beyond noise); "
             "separable reference: 1.94 % at 1,000, 0.28 points lower (within noise)."
         )
         assert "References: separable 1.94 % at 1,000 parameters." in answer_text(study)

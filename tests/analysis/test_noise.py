@@ -21,7 +21,7 @@ def test_agrees_with_newcombes_table(wrong, of, low, high):
 
 
 def test_the_difference_agrees_with_newcombes_table():
-    """R. G. Newcombe, Statistics in Medicine 17 (1998) 873-890, table II (c, b): 10/10 - 0/10 and 5/50 - 0/50-like."""
+    """R. G. Newcombe, Statistics in Medicine 17 (1998) 873-890, table II, method 10."""
     low, high = difference(100.0, 0.0, 10)
     assert (low, high) == pytest.approx((60.75, 100.0), abs=0.01)
 

@@ -65,7 +65,7 @@ class TestTable:
     def test_one_line_a_trial_within_100_columns(self, study):
         lines = self.printed(study).splitlines()
         assert max(map(len, lines)) <= 100
-        body = lines[[i for i, line in enumerate(lines) if "───" in line][0] + 1 :]
+        body = lines[next(i for i, line in enumerate(lines) if "───" in line) + 1 :]
         body = list(itertools.takewhile(str.strip, body))
         assert len(body) == len(collect(study))
         assert not any("…" in line for line in body)  # nothing is cut off
@@ -75,7 +75,7 @@ class TestTable:
         study = load_study(write_study(tmp_path, Plan(trials=16)))
         for trial in study.trials.values():
             trial.test_error = 12.34
-            trial.counts["params"] *= 1000
+            trial.counts = {name: 1000 * count for name, count in trial.counts.items()}
         assert "…" not in self.printed(study)
         assert "test %" in self.printed(study)
 

@@ -2,7 +2,8 @@
 
     python tests/benchmarks/bench_logging.py [--trials 20] [--reports 20] [--server]
 
-Both are given the same metrics of the same trials; the tracker carries the journal into MLflow meanwhile, as in a sweep.
+Both are given the same metrics of the same trials; the tracker carries the journal into MLflow meanwhile, as in a
+sweep.
 With --server both write to an MLflow server on this machine.
 """
 

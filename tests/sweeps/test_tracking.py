@@ -287,6 +287,36 @@ class TestOutages:
         assert len(list((study_dir / "mlflow_artifacts").rglob("specification.json"))) == len(trial_runs(database))
         assert first is None or "nothing is lost" in first
 
+    @pytest.mark.parametrize("fatal", [2, 5, 9, 13])
+    def test_the_same_tracker_goes_on_after_an_answer_was_lost(self, study_dir, monkeypatch, fatal):
+        small(study_dir, trials=2)
+        from mlflow.tracking import MlflowClient
+
+        client = Flaky(MlflowClient(default_tracking_uri(study_dir)), fatal, done=True)
+        monkeypatch.setattr("sweeps.tracking_client._client", lambda uri, folder: client)
+        follower = Follower(study_dir, default_tracking_uri(study_dir))
+        follower.read()
+        assert not follower.carry()
+        assert follower.finish() is None
+        assert epoch_metrics(study_dir / MLFLOW_FILE) == journal_metrics(study_dir)
+        assert all(len(found) == 1 for found in trial_runs(study_dir / MLFLOW_FILE).values())
+        assert parent_status(study_dir / MLFLOW_FILE) == ["FINISHED"]
+
+    def test_a_run_that_a_slow_server_made_after_all_is_dropped(self, study_dir):
+        small(study_dir, trials=2)
+        assert carry(study_dir) is None
+        before = content(study_dir / MLFLOW_FILE)
+        from mlflow.tracking import MlflowClient
+
+        client = MlflowClient(default_tracking_uri(study_dir))
+        for run_id, key in rows(study_dir / MLFLOW_FILE, "select run_uuid, key from tags where key = 'trial_id'"):
+            run = client.get_run(run_id)
+            kept = {name: run.data.tags[name] for name in (key, "mlflow.parentRunId", "study")}
+            client.create_run(run.info.experiment_id, run.info.start_time, kept)
+        assert content(study_dir / MLFLOW_FILE) != before
+        assert carry(study_dir) is None
+        assert content(study_dir / MLFLOW_FILE) == before
+
     def test_tables_are_written_although_mlflow_is_away(self, tmp_path):
         small(tmp_path)
         message = catch_up(Follower(tmp_path, NOWHERE))

@@ -1,0 +1,49 @@
+"""Shares of the cluster: impossible requests are refused, trials spread before they share a card."""
+
+from __future__ import annotations
+
+import pytest
+
+from lowrank.errors import InputError
+from sweeps.resources import Cluster, choose_share
+
+LAPTOP = Cluster(cpus=2, gpus=0, most_cpus=2, most_gpus=0)
+TWO_CARDS = Cluster(cpus=32, gpus=2, most_cpus=32, most_gpus=2)
+
+
+@pytest.mark.parametrize(
+    ("cluster", "asked", "trials", "gpus", "concurrent"),
+    [
+        (LAPTOP, 0.25, 24, 0.0, 2),  # no card here: trials run on CPUs
+        (TWO_CARDS, 0.5, 2, 1.0, 2),  # Ray would pack both onto the first card
+        (TWO_CARDS, 0.25, 24, 0.25, 8),
+        (TWO_CARDS, 0.25, 3, 0.5, 3),
+        (TWO_CARDS, 0.25, 5, 0.33, 5),
+        (TWO_CARDS, 1, 24, 1.0, 2),
+        (TWO_CARDS, 2, 24, 2.0, 1),
+        (TWO_CARDS, 0, 24, 0.0, 24),
+    ],
+)
+def test_shares(cluster, asked, trials, gpus, concurrent):
+    share = choose_share(cluster, cpus=1, gpus=asked, trials=trials)
+    assert (share.gpus, share.concurrent) == (gpus, concurrent)
+
+
+def test_the_user_may_allow_fewer_at_once_and_they_spread():
+    share = choose_share(TWO_CARDS, cpus=1, gpus=0.25, trials=24, most=2)
+    assert (share.gpus, share.concurrent) == (1.0, 2)
+
+
+@pytest.mark.parametrize(
+    ("cluster", "cpus", "gpus", "message"),
+    [
+        (LAPTOP, 4, 0, "a trial asks for 4 CPUs, but the largest machine of the cluster has 2"),
+        (LAPTOP, 1, 1, "a trial asks for 1 GPUs, but the largest machine of the cluster has 0"),
+        (TWO_CARDS, 1, 3, "a trial asks for 3 GPUs, but the largest machine of the cluster has 2"),
+        (TWO_CARDS, 1, 0.001, "must be 0, a share from 0.01 to 1, or a whole number, but got 0.001"),
+        (TWO_CARDS, 1, 1.5, "must be 0, a share from 0.01 to 1, or a whole number, but got 1.5"),
+    ],
+)
+def test_a_request_that_can_never_be_met_is_refused(cluster, cpus, gpus, message):
+    with pytest.raises(InputError, match=message):
+        choose_share(cluster, cpus=cpus, gpus=gpus, trials=4, gpus_asked=True)

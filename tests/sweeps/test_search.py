@@ -1,0 +1,163 @@
+"""The search: nothing infeasible and nothing twice is launched; what a kill leaves is taken up again."""
+
+from __future__ import annotations
+
+import pytest
+
+from lowrank.errors import InputError
+from sweeps.journal import Journal, read_journal
+from sweeps.proposals import make_proposer
+from sweeps.records import TERMINAL, Status, fold
+from sweeps.search import Search, check_reachable
+from sweeps.space import parse_space, read_space
+from sweeps.specification import Resolver
+
+EPOCH = {
+    "val_error": 10.0, "val_loss": 1.0, "train_error": 5.0, "train_loss": 0.5, "lr": 0.1, "images_per_second": 1000.0,
+    "epoch_seconds": 1.0,
+}  # fmt: skip
+
+
+@pytest.fixture
+def open_search(digits, tmp_path):
+    """Opens a search of a space in one folder, as a driver would at its start."""
+    journals = []
+
+    def opened(space) -> Search:
+        journals.append(Journal(tmp_path / "journal.jsonl"))
+        record = fold(read_journal(journals[-1].path))
+        return Search(space, Resolver(space, digits), make_proposer(space, tmp_path), journals[-1], record)
+
+    yield opened
+    for journal in journals:
+        journal.close()
+
+
+@pytest.fixture
+def search(space, open_search) -> Search:
+    return open_search(space)
+
+
+def finish(search: Search, trial_id: str, error: float = 10.0) -> None:
+    search.write_epoch(trial_id, 1, {**EPOCH, "val_error": error})
+    search.finish(trial_id, Status.COMPLETED)
+
+
+def run_out(search: Search) -> list[str]:
+    launched = []
+    while (trial := search.next()) is not None:
+        launched.append(trial.trial_id)
+        finish(search, trial.trial_id, error=5.0 + len(launched))
+    return launched
+
+
+def test_references_first_then_so_many_trials_each_once(search):
+    launched = run_out(search)
+    assert search.record.trials[launched[0]].method == "separable"
+    assert len(launched) == 1 + 6
+    assert len(set(launched)) == 7
+
+
+def test_strata_get_equal_shares(search):
+    launched = run_out(search)
+    strata = [search.record.trials[name].stratum for name in launched[1:]]
+    assert sorted(strata.count(label) for label in set(strata)) == [3, 3]
+
+
+def test_every_launched_trial_is_within_its_budget(search):
+    for name in run_out(search)[1:]:
+        trial = search.record.trials[name]
+        limit = trial.parameters["budget.params"] * trial.counts["separable_params"]
+        assert trial.counts["params"] <= limit
+
+
+def test_a_small_space_is_used_up_without_a_repeat(content, open_search):
+    content["train"] = {"epochs": 2}
+    content["search"] = {"trials": 100}
+    space = parse_space("small", content)
+    launched = run_out(open_search(space))
+    assert len(launched) == len(set(launched)) == 1 + 2 * 3 * 2
+
+
+def test_a_grid_trains_equal_networks_once_and_reports_each_row(open_search):
+    space = read_space("tt_schedule", ["train.epochs=1", "references=[]"])
+    search = open_search(space)
+    launched = run_out(search)
+    rows = [parameters for name in launched for parameters in (search.record.trials[name].parameters,)]
+    rows += [alias for trial in search.record.trials.values() for alias in trial.aliases]
+    assert len(launched) == 121
+    assert len(rows) == len({tuple(sorted(row.items())) for row in rows}) == 129
+
+
+def test_what_cannot_meet_the_budget_is_recorded_and_never_launched(content, open_search):
+    content["budget"]["params"] = {"choice": [0.036]}
+    content["method"] = {"name": "tensor_train", "dims": {"int": [2, 3]}}
+    content["search"] = {"trials": 4}
+    space = parse_space("small", content)
+    search = open_search(space)
+    launched = run_out(search)
+    infeasible = [trial for trial in search.record.trials.values() if trial.status is Status.INFEASIBLE]
+    assert infeasible
+    assert all("tensor_train (dims 2) cannot be that small" in trial.reason for trial in infeasible)
+    assert not {trial.trial_id for trial in infeasible} & set(launched)
+
+
+def test_a_budget_that_nothing_meets_is_refused_with_the_reason(content, digits):
+    content["budget"]["params"] = {"choice": [0.01]}
+    space = parse_space("small", content)
+    with pytest.raises(InputError, match=r"no method can meet the budget: params <= 7,548: .*never substituted"):
+        check_reachable(space, Resolver(space, digits))
+
+
+def test_a_stratum_that_nothing_meets_is_named(content, digits):
+    content["budget"]["params"] = {"choice": [0.01, 0.2]}
+    space = parse_space("small", content)
+    (line,) = check_reachable(space, Resolver(space, digits))
+    assert line.startswith("params <= 7,548: ")
+
+
+def test_an_end_is_recorded_once(search):
+    trial = search.next()
+    finish(search, trial.trial_id)
+    search.finish(trial.trial_id, Status.FAILED, "late")
+    ends = [event for event in read_journal(search.journal.path) if event["event"] == "finished"]
+    assert [event["status"] for event in ends] == ["completed"]
+
+
+def test_a_resumed_search_takes_up_what_has_no_end_and_repeats_nothing(space, open_search, tmp_path):
+    first = open_search(space)
+    reference, one, two, three = (first.next() for _ in range(4))
+    for trial in (reference, one):
+        finish(first, trial.trial_id)
+    # killed here: two and three have no end
+    second = open_search(space)
+    taken = [second.next().trial_id for _ in range(2)]
+    assert taken == [two.trial_id, three.trial_id]
+    for name in taken:
+        finish(second, name)
+    rest = run_out(second)
+    assert len({reference.trial_id, one.trial_id, *taken, *rest}) == 7
+    record = fold(read_journal(tmp_path / "journal.jsonl"))
+    assert all(trial.status in TERMINAL for trial in record.trials.values())
+    assert second.proposer.open_handles() == []
+
+
+def test_an_end_that_the_sampler_never_heard_of_is_told_on_resume(space, open_search):
+    first = open_search(space)
+    first.next()
+    trial = first.next()
+    first.proposer.tell = lambda handle, outcome: None  # killed between the journal and the sampler
+    finish(first, trial.trial_id, error=3.5)
+
+    second = open_search(space)
+    study = second.proposer._study(trial.stratum)
+    assert [found.value for found in study.get_trials(deepcopy=False)] == [3.5]
+
+
+def test_a_diverged_trial_ends_and_the_sampler_learns_of_it(search):
+    search.next()
+    trial = search.next()
+    search.finish(trial.trial_id, Status.DIVERGED, "training loss nan in epoch 1, step 3")
+    study = search.proposer._study(trial.stratum)
+    assert [found.state.name for found in study.get_trials(deepcopy=False)] == ["PRUNED"]
+    assert search.record.trials[trial.trial_id].reason.endswith("step 3")

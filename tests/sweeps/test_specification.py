@@ -1,0 +1,106 @@
+"""Specifications: sizes solved, counts exact, one id for one network."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from lowrank.errors import InfeasibleError
+from lowrank.methods import make_method
+from lowrank.networks import NetworkSettings
+from lowrank.plan import network_plan
+from lowrank.substitute import build_student
+from sweeps.proposals import grid_points
+from sweeps.space import parse_space, read_space
+from sweeps.specification import Resolver, stratum_of
+
+POINT = {
+    "method.name": "tensor_train", "method.dims": 3, "budget.params": 0.08, "train.weight_decay": 5e-4,
+}  # fmt: skip
+
+
+def test_a_point_is_solved_to_its_budget_and_counted_exactly(resolver):
+    trial = resolver.resolve(POINT)
+    limit = int(0.08 * trial.counts["separable_params"])
+    assert trial.counts["separable_params"] == 754_816
+    assert 0.9 * limit < trial.counts["params"] <= limit
+    plan = network_plan(NetworkSettings(), (1, 8, 8), 10)
+    built = build_student(NetworkSettings(), plan, make_method(trial.specification["method"]), (1, 8, 8), 10, seed=0)
+    assert sum(parameter.numel() for parameter in built.parameters()) == trial.counts["params"]
+
+
+def test_a_specification_is_plain_data(resolver):
+    specification = resolver.resolve(POINT).specification
+    assert json.loads(json.dumps(specification)) == specification
+    assert set(specification) == {"network", "method", "train", "views", "data", "seed"}
+
+
+@pytest.mark.parametrize(
+    ("change", "same"),
+    [
+        ({}, True),
+        ({"train.weight_decay": 1e-4}, False),
+        ({"method.dims": 4}, False),
+        ({"budget.params": 0.2}, False),
+        ({"budget.params": 0.0800001}, True),  # the same ranks
+    ],
+)
+def test_the_id_is_of_what_is_built_and_trained(resolver, change, same):
+    assert (resolver.resolve({**POINT, **change}).trial_id == resolver.resolve(POINT).trial_id) is same
+
+
+def test_the_seed_and_the_data_belong_to_the_id(content, digits):
+    ids = set()
+    for seed in (0, 1):
+        space = parse_space("small", {**content, "search": {"seed": seed}})
+        ids.add(Resolver(space, digits).resolve(POINT).trial_id)
+    assert len(ids) == 2
+
+
+def test_an_impossible_budget_says_what_is_never_substituted(resolver):
+    with pytest.raises(InfeasibleError, match=r"over the budget of 7,548; 10,176 parameters .* are never substituted"):
+        resolver.resolve({**POINT, "budget.params": 0.01})
+
+
+def test_the_original_sweep_has_129_rows_and_121_networks(digits):
+    space = read_space("tt_schedule")
+    points = grid_points(space)
+    resolver = Resolver(space, digits)
+    methods = [space.alternatives[int(point["alternative"])][0]["name"] for point in points]
+    assert (methods.count("tensor_train"), methods.count("tucker")) == (57, 72)
+    assert len({resolver.resolve(point).trial_id for point in points}) == 121
+
+
+def test_references_have_no_size_to_solve(resolver):
+    reference = resolver.reference("separable")
+    assert reference.counts["params"] == reference.counts["separable_params"]
+    assert (reference.role, reference.stratum) == ("reference", "reference")
+
+
+def test_listed_budgets_are_strata(resolver):
+    assert [stratum.label for stratum in resolver.strata] == ["params <= 60,385", "params <= 150,963"]
+    assert [stratum.fixed for stratum in resolver.strata] == [(("budget.params", 0.08),), (("budget.params", 0.2),)]
+
+
+def test_a_budget_range_is_halved_into_strata_without_gaps(content, digits):
+    content["budget"]["params"] = {"log_uniform": [0.06, 0.4]}
+    strata = Resolver(parse_space("small", content), digits).strata
+    shares = [stratum.share for stratum in strata]
+    assert shares[0][0] == 0.06
+    assert shares[-1][1] == 0.4
+    assert all(left[1] == right[0] for left, right in zip(shares, shares[1:], strict=False))
+    assert all(high <= 2.0001 * low for low, high in shares)
+
+
+def test_sizes_that_are_not_solved_fall_into_halvings_of_the_separable_size(digits):
+    strata = Resolver(read_space("tt_schedule"), digits).strata
+    assert stratum_of(strata, 754_816).label == "params <= 754,816"
+    assert stratum_of(strata, 754_817).label == "params > 754,816"
+    assert stratum_of(strata, 377_408).label == "params <= 377,408"
+    assert stratum_of(strata, 1).label == "params <= 23,588"
+
+
+def test_several_objectives_compare_all_sizes(content, digits):
+    content["search"] = {"objectives": ["val_error", "params"]}
+    assert [stratum.label for stratum in Resolver(parse_space("small", content), digits).strata] == ["all sizes"]
