@@ -184,7 +184,7 @@ class Follower:
         return store.parent != self._progress.get("parent") or not known <= store.runs.keys()
 
     def _store_is_away(self, error: Exception) -> None:
-        pass  # what a broken call did is unknown: the next attempt looks at what is there
+        self.store = None  # what a broken call did is unknown: the next attempt looks at what is there
         self._next_try = time.monotonic() + self._wait
         self._wait = min(2 * self._wait, LONGEST_WAIT)
         why = self._why(error)

@@ -142,13 +142,19 @@ def measure(case: Case, options: Options) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
+def as_table(case: Case, rows: list[dict[str, Any]]) -> Table:
+    """The rows of one data set."""
+    title = f"One epoch of batches of {case.batch_size}, {case.label} (median of the repeats, taken in turn)"
+    return Table(title=title, columns=("way", "images/s", "slowest images/s", "times the peer"), rows=rows)
+
+
 def run(options: Options) -> Measurement:
     """Measure every data set, with and without views."""
     before = torch.get_num_threads()
     torch.set_num_threads(options.threads or 1)  # a trial's default share is one core
     try:
         with cases(options) as found:
-            rows = [row for case in found for row in measure(case, options)]
+            tables = [as_table(case, measure(case, options)) for case in found]
     finally:
         torch.set_num_threads(before)
     return Measurement(
@@ -157,10 +163,5 @@ def run(options: Options) -> Measurement:
             "seed": options.seed, "device": options.device, "threads": options.threads or 1,
             "repeats": options.repeated(REPEATS),
         },
-        tables=[
-            Table(
-                title="Batches of one epoch, on the device (median of the repeats, taken in turn)",
-                columns=("data", "batch", "way", "images/s", "slowest images/s", "times the peer"), rows=rows,
-            )
-        ],
+        tables=tables,
     )  # fmt: skip

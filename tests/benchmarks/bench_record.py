@@ -169,7 +169,7 @@ def _drawn(table: Table) -> RichTable:
     drawn = RichTable(title=table.title, title_justify="left", box=box.SIMPLE_HEAD)
     for column in table.columns:
         number = any(isinstance(row.get(column), int | float) for row in table.rows)
-        drawn.add_column(column, justify="right" if number else "left", overflow="fold")
+        drawn.add_column(column, justify="right" if number else "left", no_wrap=column != "settings")
     for row in table.rows:
         drawn.add_row(*(shown(row.get(column)) for column in table.columns))
     return drawn

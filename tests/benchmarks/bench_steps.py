@@ -67,7 +67,7 @@ def settings_within(plan: NetworkPlan, share: float) -> tuple[dict[str, Method],
         try:
             found[name] = method if name in REFERENCES else solve(plan, method, budget)
         except InfeasibleError as error:
-            left.append(f"{name} left out in {plan.name}: {error}")
+            left.append(f"left out: {error}")
     return found, left
 
 
@@ -117,12 +117,19 @@ def measure(case: Case, options: Options) -> tuple[list[dict[str, Any]], list[st
         {
             "network": case.label, "batch": case.batch_size, "method": name, "settings": shape_of(methods[name]),
             "params": case.plan.params(methods[name]), "ms": 1000 * seconds, "slowest ms": 1000 * max(times[name]),
-            "images/s": case.batch_size / seconds, "time / separable": seconds / middle["separable"],
-            "time / dense": seconds / middle["dense"], "seconds": times[name],
+            "images/s": case.batch_size / seconds, "x separable": seconds / middle["separable"],
+            "x dense": seconds / middle["dense"], "seconds": times[name],
         }
         for name, seconds in middle.items()
     ]  # fmt: skip
     return rows, left
+
+
+def as_table(case: Case, rows: list[dict[str, Any]]) -> Table:
+    """The rows of one network; "x" is the time as a multiple of a reference's."""
+    columns = ("method", "settings", "params", "ms", "slowest ms", "images/s", "x separable", "x dense")
+    title = f"One step of {case.label}, batch {case.batch_size}; methods within {SHARE:.0%} of separable's parameters"
+    return Table(title=title, columns=columns, rows=rows)
 
 
 def run(options: Options) -> Measurement:
@@ -141,16 +148,6 @@ def run(options: Options) -> Measurement:
             "seed": options.seed, "device": options.device, "precision": precision, "threads": threads,
             "repeats": options.repeated(REPEATS),
         },
-        tables=[
-            Table(
-                title=f"One training step; methods within {SHARE:.0%} of the separable network's parameters "
-                "(median of the repeats, taken in turn)",
-                columns=(
-                    "network", "batch", "method", "settings", "params", "ms", "slowest ms", "images/s",
-                    "time / separable", "time / dense",
-                ),
-                rows=[row for rows, _ in found for row in rows],
-            )
-        ],
+        tables=[as_table(case, rows) for case, (rows, _) in zip(cases(options), found, strict=True)],
         notes=[note for _, left in found for note in left],
     )  # fmt: skip

@@ -1,0 +1,182 @@
+"""Each benchmark in its smallest form gives records of the right structure; no time is asserted."""
+
+from __future__ import annotations
+
+import json
+import math
+import runpy
+from pathlib import Path
+from typing import Any
+
+import bench_batches
+import bench_record
+import bench_reports
+import bench_steps
+import bench_throughput
+import bench_turnaround
+import gpu_sweep
+import pytest
+from bench_record import Goal, Measurement, Options, Table
+from rich.console import Console
+
+from lowrank.methods import METHODS
+from sweeps.journal import Journal, read_journal
+from sweeps.records import JOURNAL_FILE, Event, StudyRecord, fold
+
+QUICK = Options(quick=True)
+START = 1_790_000_000.0
+
+
+def check(found: Measurement) -> None:
+    """The structure that every record has."""
+    assert found.tables
+    for table in found.tables:
+        assert table.rows, table.title
+        for row in table.rows:
+            assert set(table.columns) <= set(row), table.title
+    plain = json.loads(json.dumps(found.to_json(), allow_nan=False))
+    assert set(plain) == {"name", "settings", "tables", "goals", "notes"}
+    line = bench_record.header(bench_record.environment(), found.settings, bench_record.load())
+    with Console(width=120, record=True, quiet=True).capture() as shown:
+        bench_record.show(found, line)
+    del shown
+
+
+def finite(row: dict[str, Any], *columns: str) -> bool:
+    return all(math.isfinite(row[column]) and row[column] > 0 for column in columns)
+
+
+def test_batches(tmp_path: Path) -> None:
+    bench_batches.write_images(tmp_path, 400, seed=0)
+    found = bench_batches.run(Options(quick=True, images=tmp_path))
+    check(found)
+    assert [len(table.rows) for table in found.tables] == [5, 5]
+    assert all(finite(row, "images/s", "slowest images/s") for table in found.tables for row in table.rows)
+
+
+def test_steps_hold_every_method_or_say_why_not() -> None:
+    found = bench_steps.run(QUICK)
+    check(found)
+    for table in found.tables:
+        rows = {row["method"]: row for row in table.rows}
+        assert {"dense", "separable"} <= set(rows)
+        assert rows["separable"]["x separable"] == 1
+        left = [name for name in METHODS if any(note.startswith(f"left out: {name}") for note in found.notes)]
+        assert set(rows) | set(left) == set(METHODS)
+        limit = int(bench_steps.SHARE * rows["separable"]["params"])
+        sizes = [row["params"] for name, row in rows.items() if name not in bench_steps.REFERENCES]
+        assert max(sizes) <= limit
+        assert all(finite(row, "ms", "images/s", "x dense") for row in table.rows)
+
+
+@pytest.mark.slow
+def test_turnaround_of_a_real_study() -> None:
+    check(bench_turnaround.run(QUICK))
+
+
+@pytest.mark.slow
+def test_logging() -> None:
+    check(bench_reports.run(QUICK))
+
+
+def write_turns(folder: Path) -> StudyRecord:
+    """Two workers, one of which runs two trials of two epochs; the second begins 0.25 s after the first has ended."""
+    journal = Journal(folder / JOURNAL_FILE)
+    journal.append(Event.STUDY, name="turns", data={"train_images": 100}, time=START)
+    for trial, pid, begin in (("a", 1, 10.0), ("b", 2, 10.0), ("c", 1, 14.25)):
+        journal.append(
+            Event.PROPOSED, trial=trial, role="search", stratum="", parameters={}, counts={}, proposal={},
+            specification={"train": {"batch_size": 32}}, time=START + begin - 5,
+        )  # fmt: skip
+        journal.append(Event.ATTEMPT, trial=trial, pid=pid, start_seconds=0.125, device="cpu", time=START + begin + 2)
+        for epoch in (1, 2):
+            metrics = {"epoch_seconds": 2.0, "images_per_second": 60.0, "val_error": 50.0}
+            journal.append(Event.EPOCH, trial=trial, epoch=epoch, metrics=metrics, time=START + begin + 2 * epoch)
+        journal.append(Event.FINISHED, trial=trial, status="completed", reason="", time=START + begin + 4)
+    journal.close()
+    return fold(read_journal(folder / JOURNAL_FILE))
+
+
+def test_turns_are_read_off_the_journal(tmp_path: Path) -> None:
+    record = write_turns(tmp_path)
+    (turn,) = bench_turnaround.turns(record)
+    assert (turn.worker, turn.seconds, turn.setting_up, turn.ahead) == (1, 0.25, 0.125, 4.75)
+    run = bench_turnaround.Run(started=START - 5, ended=START + 20, slots=2, record=record, said="")
+    found = bench_turnaround.summarise(run, QUICK)
+    check(found)
+    assert [goal.met for goal in found.goals] == [True, True]
+    assert "2 workers for 2 slots ran 2 + 1 trials" in found.notes
+
+
+def test_throughput_counts_each_image_once(tmp_path: Path) -> None:
+    found = bench_throughput.throughput(write_turns(tmp_path))
+    assert (found.most_at_once, found.full_seconds, found.epochs) == (2, 4.0, 6)
+    assert found.full == pytest.approx(2 * 96 / 2)  # two trials of 96 images every 2 s
+    assert found.overall == pytest.approx((2 * 96 + 2 * 96) / 6.25)  # from 12 to 18.25
+    assert found.own_speed_mean == 60
+
+
+def test_throughput_of_a_study_without_epochs(tmp_path: Path) -> None:
+    found = bench_throughput.throughput(StudyRecord())
+    assert found.full is found.overall is None
+    assert found.epochs == 0
+
+
+def test_a_goal_says_whether_it_is_met() -> None:
+    assert str(Goal(what="x", limit=0.5, found=0.7, unit="s")).startswith("goal NOT met: x 0.7 s (at most 0.5 s)")
+    assert Goal(what="x", limit=0.5, found=0.5, unit="s").met
+
+
+def test_interleaved_calls_each_contestant_equally_often() -> None:
+    calls: list[str] = []
+    ways = {name: lambda name=name: calls.append(name) for name in "ab"}
+    times = bench_record.interleaved(ways, "cpu", 3, calls=2, warm_ups=1)
+    assert calls == ["a", "a", "b", "b"] * 4
+    assert [len(seconds) for seconds in times.values()] == [3, 3]
+
+
+def test_one_that_fails_does_not_stop_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = Table(title="t", columns=("way", "images/s"), rows=[{"way": "x", "images/s": 1.0}])
+    works = Measurement(name="works", settings={"seed": 0}, tables=[table])
+
+    def breaks(options: Options) -> Measurement:
+        raise RuntimeError("no such thing")
+
+    for module in (bench_turnaround, bench_reports, bench_batches, bench_steps):
+        monkeypatch.setattr(module, "run", lambda options: works)
+    monkeypatch.setattr(bench_steps, "run", breaks)
+    main = runpy.run_path(str(Path(bench_record.__file__).with_name("__main__.py")), run_name="benchmarks")["main"]
+    assert main(["all", "--json", str(tmp_path / "all.json")]) == 1
+    *others, last = json.loads((tmp_path / "all.json").read_text())
+    assert [record["name"] for record in others] == ["works"] * 3
+    assert last["error"] == "RuntimeError: no such thing"
+    assert {"date", "cpu", "cores", "gpus", "versions", "load", "load_after", "command"} <= set(others[0]["environment"])
+    assert "no such thing" in capsys.readouterr().err
+
+
+def test_a_part_that_fails_says_why(tmp_path: Path) -> None:
+    def read(out: Path) -> list[dict[str, Any]]:
+        raise FileNotFoundError("no journal")
+
+    command = ["bash", "-c", "echo ValueError: so it goes; exit 3"]
+    rows = gpu_sweep.execute(gpu_sweep.Part(name="p", log="p.log", command=command, seconds=20, read=read), tmp_path)
+    assert [row["unit"] for row in rows] == ["FAILED", "FAILED", "s"]
+    assert "no journal" in rows[0]["what"]
+    assert rows[1]["what"] == "exit code 3: ValueError: so it goes"
+
+
+def test_a_part_ends_at_its_time_limit(tmp_path: Path) -> None:
+    part = gpu_sweep.Part(name="p", log="p.log", command=["sleep", "60"], seconds=0.2, read=lambda out: [])
+    assert gpu_sweep.execute(part, tmp_path)[0]["what"] == "time limit of 0 s"
+
+
+def test_the_sweep_is_read_from_its_journal(tmp_path: Path) -> None:
+    study, out = tmp_path / "study", tmp_path / "out"
+    study.mkdir()
+    out.mkdir()
+    write_turns(study)
+    rows = {row["what"]: row["value"] for row in gpu_sweep.read_sweep(study, out)}
+    assert rows["trials completed"] == 3
+    assert (out / JOURNAL_FILE).exists()

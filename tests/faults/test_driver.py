@@ -1,0 +1,66 @@
+"""The driver is killed or interrupted in mid-study: nothing is lost, nothing is doubled."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from sweeps.records import TERMINAL
+from tests.support import studies
+
+LONGER = (*studies.TINY[:-1], "6", "--set", "train.epochs=4", "--set", "search.stop=none")
+
+
+def check_once_each(folder: Path, trials: int) -> None:
+    record = studies.record(folder)
+    events = [json.loads(line) for line in (folder / "journal.jsonl").read_text().splitlines()]
+    ends = [event["trial"] for event in events if event["event"] == "finished"]
+    epochs = [(event["trial"], event["epoch"]) for event in events if event["event"] == "epoch"]
+    assert len(record.trials) == trials
+    assert all(trial.status in TERMINAL for trial in record.trials.values())
+    assert len(ends) == len(set(ends)) == trials
+    assert len(epochs) == len(set(epochs)) == 4 * trials
+    assert pq.read_table(folder / "results.parquet").num_rows == trials
+
+
+@pytest.fixture
+def study(tmp_path):
+    """A study at work, with two trials ended; whatever is left of it goes at the end."""
+    process = studies.start(*LONGER, "--out", str(tmp_path), "--name", "hit")
+    try:
+        studies.wait_until(lambda: studies.ended(tmp_path / "hit") >= 2)
+        yield tmp_path / "hit", process
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+
+
+def test_a_killed_driver_is_resumed_without_loss_or_repeat(study):
+    folder, process = study
+    done_before = {name: trial.val_error for name, trial in studies.record(folder).trials.items() if trial.finished_at}
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    done = studies.run("--resume", "hit", "--out", str(folder.parent))
+    assert done.returncode == 0, done.stdout + done.stderr
+    check_once_each(folder, 7)
+    after = studies.record(folder).trials
+    assert all(after[name].val_error == error for name, error in done_before.items())
+
+
+def test_ctrl_c_stops_cleanly_and_says_how_to_go_on(study):
+    folder, process = study
+    os.killpg(process.pid, signal.SIGINT)
+    said, _ = process.communicate(timeout=90)
+    assert process.returncode == 130, said
+    assert "python sweeps/run.py --resume hit" in said
+    assert "Traceback" not in said
+    assert studies.record(folder).closed["reason"] == "interrupted"
+    done = studies.run("--resume", "hit", "--out", str(folder.parent))
+    assert done.returncode == 0, done.stdout + done.stderr
+    check_once_each(folder, 7)

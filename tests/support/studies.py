@@ -1,0 +1,51 @@
+"""Runs real small studies through the real command, for the end-to-end and fault tests."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from sweeps.journal import read_journal
+from sweeps.records import JOURNAL_FILE, TERMINAL, StudyRecord, fold
+
+ROOT = Path(__file__).resolve().parents[2]
+TINY = (
+    "--space", "tt_dims", "--set", "network.width=0.125", "--set", "data.train_images=200", "--set", "train.epochs=2",
+    "--set", "budget.params={choice: [0.4, 0.7]}", "--set", "references=[separable]", "--trials", "4",
+)  # fmt: skip
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, str(ROOT / "sweeps" / "run.py"), *arguments]
+
+
+def run(*arguments: str, seconds: float = 240) -> subprocess.CompletedProcess[str]:
+    """Run the command to its end."""
+    return subprocess.run(command(*arguments), capture_output=True, text=True, timeout=seconds, check=False)
+
+
+def start(*arguments: str) -> subprocess.Popen[str]:
+    """Start the command in a process group of its own, as a shell would."""
+    return subprocess.Popen(
+        command(*arguments), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
+
+
+def record(folder: Path) -> StudyRecord:
+    journal = folder / JOURNAL_FILE
+    return fold(read_journal(journal)) if journal.exists() else StudyRecord()
+
+
+def ended(folder: Path) -> int:
+    return sum(trial.status in TERMINAL for trial in record(folder).trials.values())
+
+
+def wait_until(holds, seconds: float = 120) -> None:
+    """Wait until `holds()`; raises AssertionError when the time is up."""
+    limit = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < limit, "it never happened"
+        time.sleep(0.05)
+
