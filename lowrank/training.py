@@ -60,6 +60,7 @@ class Trainer:
             parameter_groups(network, recipe, decay_ratio), lr=recipe.lr, momentum=recipe.momentum,
             nesterov=recipe.nesterov, fused=True,
         )  # fmt: skip
+        torch.backends.cudnn.benchmark = self.device.type == "cuda"  # every batch has the same shape
         self.epoch = 0  # epochs done
         self.steps = steps_per_epoch(data, recipe.batch_size)
 
@@ -86,9 +87,7 @@ class Trainer:
         losses = torch.zeros(self.steps, device=self.device)
         wrong = torch.zeros((), dtype=torch.int64, device=self.device)
         images_seen = 0
-        batches = train_batches(
-            self.data, self.device, self.recipe.batch_size, self.views, self.order_seed, self.epoch
-        )
+        batches = train_batches(self.data, self.device, self.recipe.batch_size, self.views, self.order_seed, self.epoch)
         for step, (images, labels, _) in enumerate(batches):
             logits, loss = self._step(step, images, labels)
             losses[step] = loss

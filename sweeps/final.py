@@ -10,8 +10,7 @@ from lowrank.checkpoints import load_tensors
 from lowrank.data import ImageData
 from lowrank.errors import InputError
 from lowrank.pareto import non_dominated
-from sweeps.journal import Journal
-from sweeps.records import CHECKPOINT_FILE, TRIALS_FOLDER, Event, Role, Status, TrialRecord, apply_event
+from sweeps.records import CHECKPOINT_FILE, TRIALS_FOLDER, Role, Status, TrialRecord
 from sweeps.search import Search
 from sweeps.trainable import make_trainer
 
@@ -25,14 +24,14 @@ def front_trials(trials: list[TrialRecord]) -> list[TrialRecord]:
     return [searched[index] for index in non_dominated(points)] + references
 
 
-def test_front(search: Search, folder: Path, data_dir: Path | None, data: ImageData) -> None:
+def evaluate_front(search: Search, folder: Path, data: ImageData) -> None:
     """Evaluate the front on the test split and journal it; a trial is evaluated once in its life."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     for trial in front_trials(list(search.record.trials.values())):
         if trial.test_error is None:
             error = _test_error(trial, folder / TRIALS_FOLDER / trial.trial_id / CHECKPOINT_FILE, data, device)
             if error is not None:
-                _write(search.journal, search, trial.trial_id, error)
+                search.write_test_error(trial.trial_id, error)
 
 
 def _test_error(trial: TrialRecord, path: Path, data: ImageData, device: str) -> float | None:
@@ -44,7 +43,3 @@ def _test_error(trial: TrialRecord, path: Path, data: ImageData, device: str) ->
     trainer = make_trainer(trial.specification, data, device)
     trainer.load_state(state)
     return trainer.evaluate("test")["error"]
-
-
-def _write(journal: Journal, search: Search, trial_id: str, error: float) -> None:
-    apply_event(search.record, journal.append(Event.TESTED, sync=True, trial=trial_id, test_error=error))

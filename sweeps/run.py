@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,8 +14,6 @@ if sys.path and Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
 
 from lowrank.errors import InputError
 from sweeps.space import Space, available_spaces, read_space
-
-DEFAULT_OUT = Path("studies")
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -37,7 +34,7 @@ def make_parser() -> argparse.ArgumentParser:
     study.add_argument("--data-dir", type=Path, metavar="DIR", help="where data sets are found or downloaded to")
     study.add_argument("--set", action="append", default=[], metavar="A.B=VALUE", help="override a field of the space")
     study.add_argument("--name", help="name of the study (default: that of the space)")
-    study.add_argument("--out", type=Path, default=DEFAULT_OUT, metavar="DIR", help="folder of studies (studies/)")
+    study.add_argument("--out", type=Path, default=Path("studies"), metavar="DIR", help="folder of studies (studies/)")
     study.add_argument("--seed", type=int, help="seed of the search, of weights, views and order")
     study.add_argument("--trials", type=int, help="how many trials are searched, references not counted")
     study.add_argument("--time", metavar="30m", help="stop after so much time (s, m, h); --resume goes on")
@@ -64,37 +61,25 @@ def main(arguments: list[str] | None = None) -> int:
 def _dispatch(options: argparse.Namespace) -> int:
     if options.list:
         return list_spaces(options.json)
-    if options.resume:
-        from sweeps.study import resume_study
+    # Optuna is paid for only by what needs it
+    from sweeps.study import resume_study, start_study
 
+    if options.resume:
         return resume_study(options)
     if not options.space:
         raise InputError(f"--space is missing; choose from: {', '.join(available_spaces())}")
     space = _space(options)
     if options.plan:
         return _plan(space, options)
-    from sweeps.study import start_study
-
     return start_study(space, options)
 
 
 def _space(options: argparse.Namespace) -> Space:
-    parse_time(options.time)
     return read_space(
         options.space, options.set, data__name=options.data, search__seed=options.seed,
         search__trials=options.trials, search__time=options.time, resources__gpus_per_trial=options.gpus_per_trial,
         resources__cpus_per_trial=options.cpus_per_trial, resources__max_concurrent=options.max_concurrent,
     )  # fmt: skip
-
-
-def parse_time(text: str | None) -> float | None:
-    """Seconds in "90s", "30m", "2h"; None for None; raises InputError."""
-    if text is None:
-        return None
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh])", text)
-    if match is None or float(match[1]) <= 0:
-        raise InputError(f"--time must be a number above 0 with s, m or h (such as 30m), but got {text!r}")
-    return float(match[1]) * {"s": 1, "m": 60, "h": 3600}[match[2]]
 
 
 def list_spaces(as_json: bool) -> int:

@@ -119,6 +119,10 @@ class Search:
         """One epoch's metrics."""
         self._write(Event.EPOCH, trial=trial_id, epoch=epoch, metrics=dict(metrics))
 
+    def write_test_error(self, trial_id: str, error: float) -> None:
+        """The one look at the test split, in percent."""
+        self._write(Event.TESTED, sync=True, trial=trial_id, test_error=error)
+
     def finish(self, trial_id: str, status: Status, reason: str = "") -> None:
         """A trial's end; the sampler learns of it. A second end of the same trial changes nothing."""
         trial = self.record.trials[trial_id]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import difflib
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,6 +32,16 @@ OBJECTIVES = ("val_error", "params", "mult_adds")
 Alternative = tuple[dict[str, Any], dict[str, Domain]]  # literals and domains of one `method` entry
 
 
+def parse_time(text: str | None) -> float | None:
+    """Seconds in "90s", "30m", "2h"; None for None; raises InputError."""
+    if text is None:
+        return None
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh])", text)
+    if match is None or float(match[1]) <= 0:
+        raise InputError(f"a time must be a number above 0 with s, m or h (such as 30m), but got {text!r}")
+    return float(match[1]) * {"s": 1, "m": 60, "h": 3600}[match[2]]
+
+
 class SearchSettings(BaseModel):
     """How the space is searched."""
 
@@ -43,6 +54,11 @@ class SearchSettings(BaseModel):
     reduction: float = Field(default=3.0, gt=1)  # ASHA lets the best 1 / reduction pass each rung
     seed: int = Field(default=0, ge=0)
     time: str | None = None  # e.g. 90s, 30m, 2h
+
+    @model_validator(mode="after")
+    def _check(self) -> SearchSettings:
+        parse_time(self.time)
+        return self
 
 
 class ResourceSettings(BaseModel):

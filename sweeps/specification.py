@@ -199,8 +199,7 @@ def _halved_budget(space: Space, name: str, low: float, high: float, separable_p
 def _halved_sizes(separable_params: int) -> tuple[Stratum, ...]:
     edges = [separable_params / 2**power for power in range(5, -1, -1)]
     strata = [
-        Stratum(f"params <= {int(edge):,}", edge, above)
-        for above, edge in zip([0.0, *edges], edges, strict=False)
+        Stratum(f"params <= {int(edge):,}", edge, above) for above, edge in zip([0.0, *edges], edges, strict=False)
     ]
     return (*strata, Stratum(f"params > {separable_params:,}", math.inf, edges[-1]))
 

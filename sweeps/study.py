@@ -21,17 +21,18 @@ import yaml
 
 from lowrank.data import ImageData, load_data
 from lowrank.errors import InputError
-from sweeps.final import test_front
+from sweeps.final import evaluate_front
 from sweeps.journal import Journal, read_journal
 from sweeps.proposals import make_proposer
 from sweeps.records import JOURNAL_FILE, SPACE_FILE, TERMINAL, Event, Status, StudyRecord, fold
 from sweeps.search import Search, check_reachable
-from sweeps.space import Space, parse_space
+from sweeps.space import Space, parse_space, parse_time
 from sweeps.specification import Resolver
 from sweeps.tracking_process import TrackingProcess, check_tracking_uri
 
 PACKAGES = ("torch", "torchvision", "ray", "optuna", "mlflow", "pyarrow")
 INTERRUPTED = 130
+DEFAULT_OUT = Path("studies")
 OPTIONS = "options"  # where space.yaml keeps what is not part of the question: data folder, tracking address
 
 
@@ -73,6 +74,7 @@ def resume_study(options: argparse.Namespace) -> int:
     space = parse_space(kept["space"], content)
     if options.trials is not None:
         space = replace(space, search=space.search.model_copy(update={"trials": options.trials}))
+    parse_time(options.time)
     space = replace(space, search=space.search.model_copy(update={"time": options.time}))
     data_dir = options.data_dir or (Path(kept["data_dir"]) if kept["data_dir"] else None)
     setting = _setting(folder, space, options, data_dir, options.tracking_uri or kept["tracking_uri"])
@@ -113,8 +115,6 @@ def _new_folder(root: Path, name: str | None, space_name: str) -> Path:
 def _setting(
     folder: Path, space: Space, options: argparse.Namespace, data_dir: Path | None, tracking_uri: str | None
 ) -> Setting:
-    from sweeps.run import parse_time
-
     return Setting(
         folder.name, folder, data_dir.resolve() if data_dir else None, tracking_uri, options.address,
         bool(options.gpus_per_trial), parse_time(space.search.time),
@@ -142,11 +142,10 @@ def _drive(space: Space, resolver: Resolver, setting: Setting, *, new: bool) -> 
         search = Search(space, resolver, make_proposer(space, setting.folder), journal, record)
         outcome = _train(search, setting, share)
         if outcome == "finished":
-            test_front(search, setting.folder, setting.data_dir, resolver.data)
+            evaluate_front(search, setting.folder, resolver.data)
+        _summarise(setting, record)  # before the study closes, so that MLflow gets the picture
         journal.append(Event.CLOSED, sync=True, reason=outcome)
-        record.closed = {"reason": outcome}
-    behind = tracking.finish()
-    _conclude(setting, record, outcome, behind)
+    _conclude(setting, outcome, tracking.finish())
     return INTERRUPTED if outcome == "interrupted" else 0
 
 
@@ -174,9 +173,7 @@ def _locked(folder: Path) -> Iterator[Journal]:
             journal.close()
 
 
-def _write_header(
-    journal: Journal, record: StudyRecord, space: Space, resolver: Resolver, setting: Setting
-) -> None:
+def _write_header(journal: Journal, record: StudyRecord, space: Space, resolver: Resolver, setting: Setting) -> None:
     data = resolver.data
     references = {name: resolver.reference(name).counts["params"] for name in ("dense", "separable")}
     header = journal.append(
@@ -257,16 +254,20 @@ def _shown(folder: Path) -> str:
     return os.path.relpath(folder) if folder.is_relative_to(Path.cwd()) else str(folder)
 
 
-def _conclude(setting: Setting, record: StudyRecord, outcome: str, behind: str | None) -> None:
-    """The final table and picture, and what to do next."""
+def _summarise(setting: Setting, record: StudyRecord) -> None:
+    """The final table, the answer and the picture, once there is a finished trial."""
     if any(trial.status is Status.COMPLETED for trial in record.trials.values()):
         # analysis stands above this room and is not imported by it
         subprocess.run([sys.executable, "-m", "analysis", "summary", str(setting.folder)], check=False)
+
+
+def _conclude(setting: Setting, outcome: str, behind: str | None) -> None:
+    """What to do next."""
     if behind:
         print(behind)
     if outcome != "finished":
         reason = "the time is used up" if outcome == "time" else "interrupted"
-        at = "" if setting.folder.parent == Path("studies").resolve() else f" --out {_shown(setting.folder.parent)}"
+        at = "" if setting.folder.parent == DEFAULT_OUT.resolve() else f" --out {_shown(setting.folder.parent)}"
         print(f"{reason}; nothing is lost. Go on with: python sweeps/run.py --resume {setting.name}{at}")
     elif not setting.tracking_uri:
         print(f"every trial in MLflow: mlflow ui --backend-store-uri sqlite:///{_shown(setting.folder)}/mlflow.db")

@@ -88,9 +88,7 @@ def test_nothing_of_ray_is_left_in_the_study(finished):
     folder, _ = finished
     assert not (folder / "ray").exists()
     kept = {path.parent.name for path in folder.glob("trials/*/checkpoint.safetensors")}
-    completed = {
-        name for name, trial in studies.record(folder).trials.items() if trial.status is Status.COMPLETED
-    }
+    completed = {name for name, trial in studies.record(folder).trials.items() if trial.status is Status.COMPLETED}
     assert kept == completed
 
 

@@ -10,17 +10,13 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-# As under pytest: the files here import one another by their plain names
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-
-from bench_record import Measurement, Options, environment, header, load, show
+from tests.benchmarks.bench_record import Measurement, Options, environment, header, load, show
 
 BENCHMARKS = {
-    "turnaround": "bench_turnaround",
-    "logging": "bench_reports",
-    "batches": "bench_batches",
-    "steps": "bench_steps",
+    "turnaround": "tests.benchmarks.bench_turnaround",
+    "logging": "tests.benchmarks.bench_reports",
+    "batches": "tests.benchmarks.bench_batches",
+    "steps": "tests.benchmarks.bench_steps",
 }
 
 

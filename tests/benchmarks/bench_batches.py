@@ -21,9 +21,9 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from bench_record import JPEG_IMAGES, Measurement, Options, Table, interleaved, median
 from lowrank.data import DataSettings, ImageData, ViewSettings, default_views, load_data, train_batches
 from lowrank.vision import torchvision
+from tests.benchmarks.bench_record import JPEG_IMAGES, Measurement, Options, Table, interleaved, median
 
 REPEATS = 5
 

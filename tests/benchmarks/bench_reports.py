@@ -7,8 +7,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import bench_logging
-from bench_record import Measurement, Options, Table
+from tests.benchmarks import bench_logging
+from tests.benchmarks.bench_record import Measurement, Options, Table
 
 TRIALS, REPORTS = 20, 20
 QUICK_TRIALS, QUICK_REPORTS = 2, 2
@@ -32,7 +32,8 @@ def run(options: Options) -> Measurement:
         settings={"seed": options.seed, "trials": trials, "reports a trial": reports},
         tables=[
             Table(
-                title="The driver's time for one report", columns=("way", "median ms", "mean ms", "99 % ms", "worst ms"),
+                title="The driver's time for one report",
+                columns=("way", "median ms", "mean ms", "99 % ms", "worst ms"),
                 rows=[
                     _row("journal, tracker follows", journal), _row("Ray's MLflow callback, SQLite", callback),
                 ],

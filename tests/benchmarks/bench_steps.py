@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from bench_record import Measurement, Options, Table, interleaved, median
 from lowrank.budget import Budget, solve
 from lowrank.errors import InfeasibleError
 from lowrank.layers import Method
@@ -23,6 +22,7 @@ from lowrank.plan import NetworkPlan, network_plan
 from lowrank.recipes import Recipe
 from lowrank.substitute import build_student
 from lowrank.training import parameter_groups
+from tests.benchmarks.bench_record import Measurement, Options, Table, interleaved, median
 
 SHARE = 0.1  # of the separable network's parameters
 CLASSES = 10

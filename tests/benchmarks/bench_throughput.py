@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from statistics import fmean, median
 
 from sweeps.records import StudyRecord, TrialRecord
@@ -63,8 +64,8 @@ def images_an_epoch(record: StudyRecord, trial: TrialRecord) -> int:
 def spans(record: StudyRecord) -> list[Span]:
     """Every epoch of the study, in order of its end."""
     found = [
-        Span(trial.trial_id, metrics["time"] - metrics["epoch_seconds"], metrics["time"], images_an_epoch(record, trial))
-        for trial in record.trials.values()
+        Span(name, metrics["time"] - metrics["epoch_seconds"], metrics["time"], images_an_epoch(record, trial))
+        for name, trial in record.trials.items()
         for metrics in trial.epochs.values()
     ]
     return sorted(found, key=lambda span: span.end)
@@ -72,15 +73,10 @@ def spans(record: StudyRecord) -> list[Span]:
 
 def pieces(epochs: list[Span]) -> list[tuple[float, float, int]]:
     """The study cut where a trial begins or ends: (begin, end, trials that are under way)."""
-    lives = [
-        (min(span.begin for span in epochs if span.trial == name), max(span.end for span in epochs if span.trial == name))
-        for name in {span.trial for span in epochs}
-    ]
+    trials = [[span for span in epochs if span.trial == name] for name in {span.trial for span in epochs}]
+    lives = [(min(span.begin for span in own), max(span.end for span in own)) for own in trials]
     cuts = sorted({time for life in lives for time in life})
-    return [
-        (begin, end, sum(life[0] <= begin and end <= life[1] for life in lives))
-        for begin, end in zip(cuts, cuts[1:], strict=False)
-    ]
+    return [(begin, end, sum(life[0] <= begin and end <= life[1] for life in lives)) for begin, end in pairwise(cuts)]
 
 
 def _speed(epochs: list[Span], windows: list[tuple[float, float]]) -> tuple[float | None, float]:

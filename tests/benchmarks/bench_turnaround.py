@@ -13,12 +13,13 @@ import tempfile
 import time
 from collections import defaultdict
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from bench_record import PROJECT, Goal, Measurement, Options, Table, median
 from sweeps.journal import read_journal
 from sweeps.records import JOURNAL_FILE, StudyRecord, TrialRecord, fold
+from tests.benchmarks.bench_record import PROJECT, Goal, Measurement, Options, Table, median
 
 GOAL_SECONDS = 0.5
 TRIALS, QUICK_TRIALS = 16, 4
@@ -74,7 +75,8 @@ def run_study(options: Options, out: Path) -> Run:
     )  # fmt: skip
     ended = time.time()
     if done.returncode:
-        raise RuntimeError(f"the study ended with code {done.returncode}: {(done.stderr or done.stdout).strip()[-500:]}")
+        said = (done.stderr or done.stdout).strip()[-500:]
+        raise RuntimeError(f"the study ended with code {done.returncode}: {said}")
     slots = re.search(r"(\d+) at a time", done.stdout)
     record = fold(read_journal(out / "turnaround" / JOURNAL_FILE))
     return Run(started=started, ended=ended, slots=int(slots[1]) if slots else 0, record=record, said=done.stdout)
@@ -108,7 +110,7 @@ def turns(record: StudyRecord) -> list[Turn]:
             ahead=(before.finished_at or 0.0) - (after.proposed_at or 0.0),
         )
         for worker, trials in by_worker(record).items()
-        for before, after in zip(trials, trials[1:], strict=False)
+        for before, after in pairwise(trials)
     ]  # fmt: skip
 
 

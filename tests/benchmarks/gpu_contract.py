@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import copy
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "contracts"))
-
-import method_table
-from method_table import SHAPES, Case
+from tests.contracts.method_table import SHAPES, Case, one_case_each
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 
-@pytest.mark.parametrize("case", method_table.one_case_each(SHAPES[1]), ids=str)
+@pytest.mark.parametrize("case", one_case_each(SHAPES[1]), ids=str)
 def test_the_same_values_and_gradients_on_a_gpu(case: Case) -> None:
     module, x = case.build(dtype=torch.float64), case.image(torch.float64)
     there = copy.deepcopy(module).cuda()
@@ -31,10 +26,11 @@ def test_the_same_values_and_gradients_on_a_gpu(case: Case) -> None:
         torch.testing.assert_close(ours.grad.cpu(), theirs.grad, rtol=1e-8, atol=1e-9)
 
 
-@pytest.mark.parametrize("case", method_table.one_case_each(SHAPES[0]), ids=str)
+@pytest.mark.parametrize("case", one_case_each(SHAPES[0]), ids=str)
 def test_bfloat16_channels_last_on_a_gpu_is_near_float64_on_the_cpu(case: Case) -> None:
     module, x = case.build(dtype=torch.float64), case.image(torch.float64)
-    there = copy.deepcopy(module).float().cuda().to(memory_format=torch.channels_last)
+    there = copy.deepcopy(module).float().cuda()
+    there.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     with torch.autocast("cuda", torch.bfloat16):
         found = there(x.float().cuda().contiguous(memory_format=torch.channels_last))
     expected = module(x)

@@ -23,16 +23,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-
 import torch
 from rich.console import Console
 
-from bench_record import PROJECT, WIDTH, Measurement, Table, environment, header, load, show
-from bench_throughput import throughput
 from sweeps.journal import read_journal
 from sweeps.records import JOURNAL_FILE, Status, fold
+from tests.benchmarks.bench_record import PROJECT, WIDTH, Measurement, Table, environment, header, load, show
+from tests.benchmarks.bench_throughput import throughput
 
 STUDY = "gpu_sweep"
 CLOSING_SECONDS = 60  # what a study may take beyond its own --time: the running epoch, test errors, summary
@@ -84,7 +81,10 @@ def sweep_part(asked: argparse.Namespace, study_root: Path) -> Part:
         "--out", str(study_root), "--name", STUDY, "--time", f"{seconds - CLOSING_SECONDS:.0f}s", *where, *trials,
         *(part for override in overrides for part in ("--set", override)),
     ]  # fmt: skip
-    return Part(name="sweep", log="sweep.log", command=command, seconds=seconds, read=lambda out: read_sweep(study_root / STUDY, out))
+    study = study_root / STUDY
+    return Part(
+        name="sweep", log="sweep.log", command=command, seconds=seconds, read=lambda out: read_sweep(study, out)
+    )  # fmt: skip
 
 
 def bench_part(what: str, share: float) -> Callable[[argparse.Namespace, Path], Part]:

@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
-import runpy
 from pathlib import Path
 from typing import Any
 
-import bench_batches
-import bench_record
-import bench_reports
-import bench_steps
-import bench_throughput
-import bench_turnaround
-import gpu_sweep
 import pytest
-from bench_record import Goal, Measurement, Options, Table
 from rich.console import Console
 
 from lowrank.methods import METHODS
 from sweeps.journal import Journal, read_journal
 from sweeps.records import JOURNAL_FILE, Event, StudyRecord, fold
+from tests.benchmarks import __main__ as benchmarks
+from tests.benchmarks import (
+    bench_batches,
+    bench_record,
+    bench_reports,
+    bench_steps,
+    bench_throughput,
+    bench_turnaround,
+    gpu_sweep,
+)
+from tests.benchmarks.bench_record import Goal, Measurement, Options, Table
 
 QUICK = Options(quick=True)
 START = 1_790_000_000.0
@@ -37,9 +40,9 @@ def check(found: Measurement) -> None:
     plain = json.loads(json.dumps(found.to_json(), allow_nan=False))
     assert set(plain) == {"name", "settings", "tables", "goals", "notes"}
     line = bench_record.header(bench_record.environment(), found.settings, bench_record.load())
-    with Console(width=120, record=True, quiet=True).capture() as shown:
-        bench_record.show(found, line)
-    del shown
+    console = Console(width=120, file=io.StringIO())
+    bench_record.show(found, line, console)
+    assert found.tables[0].title in console.file.getvalue()  # type: ignore[attr-defined]
 
 
 def finite(row: dict[str, Any], *columns: str) -> bool:
@@ -147,12 +150,12 @@ def test_one_that_fails_does_not_stop_the_others(
     for module in (bench_turnaround, bench_reports, bench_batches, bench_steps):
         monkeypatch.setattr(module, "run", lambda options: works)
     monkeypatch.setattr(bench_steps, "run", breaks)
-    main = runpy.run_path(str(Path(bench_record.__file__).with_name("__main__.py")), run_name="benchmarks")["main"]
-    assert main(["all", "--json", str(tmp_path / "all.json")]) == 1
+    assert benchmarks.main(["all", "--json", str(tmp_path / "all.json")]) == 1
     *others, last = json.loads((tmp_path / "all.json").read_text())
     assert [record["name"] for record in others] == ["works"] * 3
     assert last["error"] == "RuntimeError: no such thing"
-    assert {"date", "cpu", "cores", "gpus", "versions", "load", "load_after", "command"} <= set(others[0]["environment"])
+    expected = {"date", "cpu", "cores", "gpus", "versions", "load", "load_after", "command"}
+    assert expected <= set(others[0]["environment"])
     assert "no such thing" in capsys.readouterr().err
 
 

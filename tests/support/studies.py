@@ -48,4 +48,3 @@ def wait_until(holds, seconds: float = 120) -> None:
     while not holds():
         assert time.monotonic() < limit, "it never happened"
         time.sleep(0.05)
-

@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from sweeps.run import main, parse_time
-from sweeps.space import available_spaces
+from sweeps.run import main
+from sweeps.space import available_spaces, parse_time
 
 
 def test_list_shows_every_space_with_its_question(capsys):
@@ -60,7 +60,7 @@ def test_plan_names_what_is_infeasible(capsys):
         (["--space", "tt_dims", "--set", "trian.lr=1"], "unknown section `trian`"),
         (["--space", "tt_dims", "--set", "network.name=resnet10"], "unknown network 'resnet10'; choose from: "),
         (["--space", "tt_dims", "--trials", "0"], "`search.trials`: must be greater than or equal to 1, but got 0"),
-        (["--space", "tt_dims", "--time", "soon"], "--time must be a number above 0 with s, m or h"),
+        (["--space", "tt_dims", "--time", "soon"], "a time must be a number above 0 with s, m or h"),
         (["--space", "tt_dims", "--set", "budget.params=0.01"], "no method can meet the budget: "),
         (["--space", "tt_dims", "--data", "parquet:/nowhere"], "there is no such folder"),
         (["--space", "tt_dims", "--tracking-uri", "ftp://x"], "the tracking URI must be one of"),

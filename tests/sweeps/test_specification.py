@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 
 import pytest
 
@@ -89,7 +90,7 @@ def test_a_budget_range_is_halved_into_strata_without_gaps(content, digits):
     shares = [stratum.share for stratum in strata]
     assert shares[0][0] == 0.06
     assert shares[-1][1] == 0.4
-    assert all(left[1] == right[0] for left, right in zip(shares, shares[1:], strict=False))
+    assert all(left[1] == right[0] for left, right in pairwise(shares))
     assert all(high <= 2.0001 * low for low, high in shares)
 
 
