@@ -8,25 +8,32 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from functools import cached_property, lru_cache
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from lowrank.conventions import Convention, OperationCounter, StudyExtras, pooling_cost
 from lowrank.errors import InputError, UncountableError
 from lowrank.layers.base import ConvShape, Method, Pair
-from lowrank.networks import NetworkSettings, make_network
+from lowrank.networks import NetworkSettings, for_counting, make_network
+from lowrank.networks.base import DropPath, ImageShape
 
-# Layers without mult-adds under the standard convention; their parameters are counted as they are.
+# Layers without products; their parameters are counted as they are.
 _FREE = (
     nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm, nn.ReLU, nn.ReLU6, nn.SiLU, nn.GELU, nn.Hardswish,
-    nn.Sigmoid, nn.Hardsigmoid, nn.Softmax, nn.Identity, nn.Flatten, nn.modules.dropout._DropoutNd,
+    nn.Sigmoid, nn.Hardsigmoid, nn.Softmax, nn.Identity, nn.Flatten, nn.modules.dropout._DropoutNd, DropPath,
     nn.modules.pooling._MaxPoolNd, nn.modules.pooling._AvgPoolNd, nn.modules.pooling._AdaptiveMaxPoolNd,
     nn.modules.pooling._AdaptiveAvgPoolNd, nn.ChannelShuffle, nn.ZeroPad2d, nn.Sequential,
 )  # fmt: skip
+# The same of torchvision's, which are not imported for their names' sake; of some, torch counts the products.
+_FREE_OF_TORCHVISION = (
+    "torchvision.models.convnext.CNBlock", "torchvision.ops.misc.Permute", "torchvision.ops.stochastic_depth.StochasticDepth",
+)  # fmt: skip
+LINEAR = "a linear map"
 
 
 @dataclass(frozen=True)
@@ -38,15 +45,23 @@ class Site:
     kept: str
     params: int
     mult_adds: int
+    linear: bool = False
 
 
 @dataclass(frozen=True)
 class NetworkPlan:
-    """Every site of a network, and the parameters that lie outside all sites (norms)."""
+    """Every site of a network, and what lies outside all sites: norms' parameters, products between activations.
+
+    `base` is the published form, which substitution compresses: N of compression-scaled decay (RULES).
+    """
 
     name: str
     sites: tuple[Site, ...]
     other_params: int
+    other_mult_adds: int = 0
+    extras: StudyExtras = field(default_factory=StudyExtras)
+    convention: Convention = "standard"
+    base: Literal["dense", "separable"] = "dense"
 
     @cached_property
     def substituted(self) -> tuple[Site, ...]:
@@ -65,8 +80,9 @@ class NetworkPlan:
 
     @cached_property
     def fixed_mult_adds(self) -> int:
-        """Mult-adds, for one image, that no method touches."""
-        return sum(site.mult_adds for site in self.sites if site.kept)
+        """Mult-adds, for one image, that no method touches, under the plan's convention."""
+        extras = self.extras.total if self.convention == "study" else 0
+        return self.other_mult_adds + extras + sum(site.mult_adds for site in self.sites if site.kept)
 
     def params(self, method: Method) -> int:
         """Exact parameters of the network with `method` in every substituted site."""
@@ -88,6 +104,10 @@ class NetworkPlan:
         """What is really built: equal signatures mean equal networks."""
         return tuple((shape, method.signature(shape)) for shape, _ in self.shapes)
 
+    def under(self, convention: Convention) -> NetworkPlan:
+        """The same plan counted under another convention."""
+        return replace(self, convention=convention)
+
 
 def conv_shape(conv: nn.Conv2d, in_area: int, out_area: int) -> ConvShape:
     """The ConvShape of a convolution seen with these areas (height * width)."""
@@ -103,85 +123,110 @@ def _pair(value: Sequence[int]) -> Pair:
 
 
 def trace_plan(
-    network: nn.Module, image_shape: tuple[int, int, int], kept: Sequence[str] = (), name: str = ""
+    network: nn.Module, image_shape: ImageShape, kept: Sequence[str] = (), name: str = "", *, linear: bool = False
 ) -> NetworkPlan:
     """Run `network` once on a zero image (on the device of its parameters) and list its sites.
 
-    `kept` adds shell-style patterns of module names to the network's own. Raises UncountableError for a module with
-    parameters, or a leaf, that has no rule, and for a convolution or linear map that never runs.
+    `kept` adds shell-style patterns of module names to the network's own; with `linear`, linear maps are substituted
+    too. Raises UncountableError for a module with parameters, or a leaf, that has no rule, and for a convolution or
+    linear map that never runs.
     """
-    patterns = (*getattr(network, "kept", ()), *kept)
-    areas = _areas(network, image_shape)
-    first = next((name for name in areas if isinstance(network.get_submodule(name), nn.Conv2d)), None)
+    run = _Run(network, image_shape)
+    rules = _Rules(
+        (*getattr(network, "kept", ()), *kept), ("*",) if linear else tuple(getattr(network, "linear_maps", ())),
+        stem=next((name for name in run.areas if isinstance(network.get_submodule(name), nn.Conv2d)), None),
+    )  # fmt: skip
     sites, other = [], 0
     for module_name, module in network.named_modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
-            if module_name not in areas:
+            if module_name not in run.areas:
                 raise UncountableError(f"`{module_name}` never ran on the image; its mult-adds have no rule")
-            sites.append(_site(module_name, module, areas[module_name], patterns, module_name == first))
+            sites.append(_site(module_name, module, run.areas[module_name], rules))
         else:
             other += _other_params(module_name, module)
-    return NetworkPlan(name or type(network).__name__, tuple(sites), other)
+    products = run.operations.mult_adds - sum(site.mult_adds for site in sites)
+    biases = sum(site.shape.bias_params * site.shape.out_area for site in sites if site.linear)
+    extras = StudyExtras(run.operations.relu_inputs, run.pooling, biases)
+    base = getattr(network, "base", "dense")
+    return NetworkPlan(name or type(network).__name__, tuple(sites), other, products, extras, base=base)
 
 
-def _site(name: str, module: nn.Module, areas: Pair, patterns: Sequence[str], is_first: bool) -> Site:
-    params = sum(parameter.numel() for parameter in module.parameters())
+@dataclass(frozen=True)
+class _Rules:
+    """Patterns of names that are kept, patterns of linear maps that are not, and the name of the first convolution."""
+
+    kept: tuple[str, ...]
+    linear_maps: tuple[str, ...]
+    stem: str | None
+
+    def why_kept(self, name: str, module: nn.Conv2d | nn.Linear) -> str:
+        """Why a module is never substituted; "" when it may be."""
+        matched = next((pattern for pattern in self.kept if fnmatchcase(name, pattern)), None)
+        by_name = f"kept by name ({matched})" if matched else ""
+        if isinstance(module, nn.Linear):
+            asked = any(fnmatchcase(name, pattern) for pattern in self.linear_maps)
+            return by_name if asked else LINEAR
+        if module.groups > 1:
+            return f"already grouped ({module.groups} groups)"
+        if module.padding_mode != "zeros":
+            return f"padding mode {module.padding_mode!r}"
+        return "the stem" if name == self.stem else by_name
+
+
+def _site(name: str, module: nn.Conv2d | nn.Linear, areas: Pair, rules: _Rules) -> Site:
+    is_linear = isinstance(module, nn.Linear)
     if isinstance(module, nn.Linear):
-        shape = ConvShape(module.in_features, module.out_features, bias=module.bias is not None)
-        return Site(name, shape, "a linear map", params, module.in_features * module.out_features * areas[1])
-    assert isinstance(module, nn.Conv2d)
-    shape = conv_shape(module, *areas)
-    kept = _why_kept(name, module, patterns, is_first)
-    return Site(name, shape, kept, params, module.weight.numel() * areas[1])
-
-
-def _why_kept(name: str, conv: nn.Conv2d, patterns: Sequence[str], is_first: bool) -> str:
-    if conv.groups > 1:
-        return f"already grouped ({conv.groups} groups)"
-    if conv.padding_mode != "zeros":
-        return f"padding mode {conv.padding_mode!r}"
-    if is_first:
-        return "the stem"
-    matched = next((pattern for pattern in patterns if fnmatchcase(name, pattern)), None)
-    return f"kept by name ({matched})" if matched else ""
+        bias = module.bias is not None
+        shape = ConvShape(module.in_features, module.out_features, bias=bias, in_area=areas[1], out_area=areas[1])
+    else:
+        shape = conv_shape(module, *areas)
+    params = sum(parameter.numel() for parameter in module.parameters())
+    return Site(name, shape, rules.why_kept(name, module), params, module.weight.numel() * areas[1], is_linear)
 
 
 def _other_params(name: str, module: nn.Module) -> int:
     own = sum(parameter.numel() for parameter in module.parameters(recurse=False))
     is_leaf = next(module.children(), None) is None
     if (own or is_leaf) and not isinstance(module, _FREE):
-        raise UncountableError(f"`{name}` is a {type(module).__name__}, which has no counting rule")
+        kind = type(module)
+        if f"{kind.__module__}.{kind.__qualname__}" not in _FREE_OF_TORCHVISION:
+            raise UncountableError(f"`{name}` is a {kind.__name__}, which has no counting rule")
     return own
 
 
-def _areas(network: nn.Module, image_shape: tuple[int, int, int]) -> dict[str, Pair]:
-    """Input and output area of every convolution and linear map, summed over its runs, in the order of their first."""
-    areas: dict[str, Pair] = {}
+class _Run:
+    """One pass of one zero image: areas by module (in, out; in the order of their first run), pooling, operations."""
 
-    def watch(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+    def __init__(self, network: nn.Module, image_shape: ImageShape):
+        self.areas: dict[str, Pair] = {}
+        self.pooling = 0
+        self.operations = OperationCounter()
+        handles = [
+            module.register_forward_hook(self._watch(name))
+            for name, module in network.named_modules()
+            if isinstance(module, nn.Conv2d | nn.Linear | nn.MaxPool2d | nn.AvgPool2d)
+        ]
+        like = next(network.parameters())
+        was_training = network.training
+        try:
+            with torch.no_grad(), self.operations:
+                network.eval()(torch.zeros(1, *image_shape, device=like.device, dtype=like.dtype))
+        except RuntimeError as error:
+            raise InputError(f"the network cannot take images of {image_shape}: {error}".splitlines()[0]) from error
+        finally:
+            network.train(was_training)
+            for handle in handles:
+                handle.remove()
+
+    def _watch(self, name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
         def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            before = areas.get(name, (0, 0))  # a shared layer costs as often as it runs
-            areas[name] = before[0] + _area(module, inputs[0]), before[1] + _area(module, output)
+            if not isinstance(module, nn.Conv2d | nn.Linear):
+                self.pooling += pooling_cost(module, output)
+                return
+            before = self.areas.get(name, (0, 0))  # a shared layer costs as often as it runs
+            self.areas[name] = before[0] + _area(module, inputs[0]), before[1] + _area(module, output)
 
-        return hook  # fmt: skip
-
-    handles = [
-        module.register_forward_hook(watch(name))
-        for name, module in network.named_modules()
-        if isinstance(module, nn.Conv2d | nn.Linear)
-    ]
-    like = next(network.parameters())
-    was_training = network.training
-    try:
-        with torch.no_grad():
-            network.eval()(torch.zeros(1, *image_shape, device=like.device, dtype=like.dtype))
-    except RuntimeError as error:
-        raise InputError(f"the network cannot take images of {image_shape}: {error}".splitlines()[0]) from error
-    finally:
-        network.train(was_training)
-        for handle in handles:
-            handle.remove()
-    return areas
+        return hook
 
 
 def _area(module: nn.Module, tensor: Tensor) -> int:
@@ -191,8 +236,13 @@ def _area(module: nn.Module, tensor: Tensor) -> int:
 
 
 @lru_cache(maxsize=256)
-def network_plan(settings: NetworkSettings, image_shape: tuple[int, int, int], classes: int) -> NetworkPlan:
-    """The plan of a named network, made once a process; raises InputError for an unknown name."""
-    with torch.device("meta"):
-        network = make_network(settings, image_shape, classes)
-    return trace_plan(network, image_shape, name=settings.name)
+def network_plan(settings: NetworkSettings, image_shape: ImageShape, classes: int) -> NetworkPlan:
+    """The plan of a named network, made once a process; raises InputError for an unknown name.
+
+    Trained weights are not loaded, and the auxiliary head is left out. A network of the user's own is built on the CPU,
+    where its function may do as it likes; all others on the meta device.
+    """
+    own = ":" in settings.name and not settings.name.startswith("torchvision:")
+    with torch.random.fork_rng(devices=[]), torch.device("cpu" if own else "meta"):
+        network = make_network(for_counting(settings), image_shape, classes)
+    return trace_plan(network, image_shape, name=settings.name, linear=settings.linear)

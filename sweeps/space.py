@@ -144,7 +144,18 @@ def read_space(name: str, overrides: Sequence[str] = (), **updates: Any) -> Spac
     for key, value in updates.items():
         if value is not None:
             _assign(content, key.replace("__", "."), value)
-    return parse_space(path.stem, content)
+    return parse_space(path.stem, _absolute_data(content))
+
+
+def _absolute_data(content: dict[str, Any]) -> dict[str, Any]:
+    """Folders of images as the user sees them now: workers and later resumes may start elsewhere."""
+    data = content.get("data")
+    name = data.get("name") if isinstance(data, dict) else data
+    if not isinstance(name, str) or not name.startswith(("parquet:", "folder:")):
+        return content
+    kind, _, folder = name.partition(":")
+    fields = data if isinstance(data, dict) else {}
+    return {**content, "data": {**fields, "name": f"{kind}:{Path(folder).expanduser().resolve()}"}}
 
 
 def parse_space(name: str, content: Mapping[str, Any]) -> Space:

@@ -1,19 +1,56 @@
-"""What every network of the project says of itself, and the starts they share."""
+"""What every network of the project says of itself, and the parts that several of them share."""
 
 from __future__ import annotations
 
 import math
-from typing import ClassVar
+from typing import ClassVar, Literal
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+
+from lowrank.errors import InputError
+
+ImageShape = tuple[int, int, int]  # channels, height, width
+CIFAR_IMAGE: ImageShape = (3, 32, 32)
+IMAGENET_IMAGE: ImageShape = (3, 224, 224)
 
 
 class Network(nn.Module):
-    """A classifier that names the modules which are never substituted (`kept`) and its stages' ends (`taps`)."""
+    """A classifier that names what is never substituted (`kept`) and the ends of its stages (`taps`)."""
 
     kept: ClassVar[tuple[str, ...]] = ()  # shell-style patterns of module names
+    linear_maps: ClassVar[tuple[str, ...]] = ()  # patterns of the linear maps that are substituted unasked
     taps: ClassVar[tuple[str, ...]] = ()
-    smallest_image: ClassVar[int] = 1  # least height and width in pixels
+    base: ClassVar[Literal["dense", "separable"]] = "dense"  # the published form, which substitution compresses
+    smallest_image: int = 1  # least height and width in pixels
+
+
+class DropPath(nn.Module):
+    """Drops a sample's whole path with probability `rate` in training, and divides what stays by the keep probability.
+
+    The rate is a tensor, so that a compiled network follows a schedule without being compiled again.
+    Source: Larsson et al. 2017, "FractalNet", as used by Zoph et al. 2018.
+    """
+
+    rate: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("rate", torch.zeros(()), persistent=False)
+
+    def set_rate(self, rate: float) -> None:
+        """Set the share of paths dropped; raises InputError outside 0 <= rate < 1."""
+        if not 0 <= rate < 1:
+            raise InputError(f"the drop-path rate must be at least 0 and below 1, but got {rate}")
+        self.rate.fill_(rate)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> the same; the identity in evaluation."""
+        if not self.training:
+            return x
+        keep = 1 - self.rate
+        mask = torch.rand(x.shape[0], 1, 1, 1, device=x.device) < keep
+        return x * (mask / keep).to(x.dtype)
 
 
 def scaled(channels: int, width: float) -> int:

@@ -40,7 +40,7 @@ class ResNet9(Network):
 
     kept: ClassVar[tuple[str, ...]] = ("stem.*", "classifier")
     taps: ClassVar[tuple[str, ...]] = ("stage1", "stage2", "stage3")
-    smallest_image: ClassVar[int] = 8
+    smallest_image: int = 8
 
     def __init__(self, in_channels: int, classes: int, width: float = 1.0):
         super().__init__()
@@ -49,7 +49,8 @@ class ResNet9(Network):
         self.stage1 = nn.Sequential(ConvUnit(c1, c2, pool=True), Residual(c2))
         self.stage2 = ConvUnit(c2, c3, pool=True)
         self.stage3 = nn.Sequential(ConvUnit(c3, c4, pool=True), Residual(c4))
-        self.pool = nn.AdaptiveMaxPool2d(1)
+        # As published, the 4x4 that 32 x 32 pixels leave; for other images what then remains
+        self.pool = nn.Sequential(nn.MaxPool2d(4, ceil_mode=True), nn.AdaptiveMaxPool2d(1))
         self.classifier = nn.Linear(c4, classes, bias=False)
         start_convolutions(self)
 

@@ -36,7 +36,7 @@ class WideResNet(Network):
 
     kept: ClassVar[tuple[str, ...]] = ("stem", "classifier", "*.shortcut")
     taps: ClassVar[tuple[str, ...]] = ("stage1", "stage2", "stage3")
-    smallest_image: ClassVar[int] = 4
+    smallest_image: int = 4
 
     def __init__(self, in_channels: int, classes: int, depth: int, widen: int, width: float = 1.0):
         super().__init__()

@@ -45,8 +45,8 @@ def weights(run: Trainer) -> dict[str, torch.Tensor]:
 
 def assert_same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> None:
     assert left.keys() == right.keys()
-    for name in left:
-        assert torch.equal(left[name], right[name]), name
+    for name, tensor in left.items():
+        assert torch.equal(tensor, right[name]), name
 
 
 def test_the_same_seed_gives_the_same_run_to_the_bit(data):
@@ -146,8 +146,7 @@ def test_a_loss_that_leaves_the_numbers_is_named_with_its_step(data):
 def test_an_exploding_rate_diverges_rather_than_goes_on(data):
     run = trainer(data, Separable(), RECIPE.model_copy(update={"lr": 1e12, "epochs": 5}))
     with pytest.raises(DivergedError, match=r"loss (nan|inf) "):
-        for _ in range(5):
-            run.train_epoch()
+        [run.train_epoch() for _ in range(5)]
 
 
 def test_clipping_bounds_the_step(data):
@@ -163,7 +162,7 @@ def test_a_damaged_or_foreign_checkpoint_is_refused(data, tmp_path):
     path = tmp_path / "state.safetensors"
     save_tensors(path, trainer(data).state(), {"trial_id": "x"})
     assert load_tensors(path)[1] == {"trial_id": "x"}
-    with pytest.raises(RuntimeError, match="size mismatch|Missing key"):
+    with pytest.raises(RuntimeError, match=r"size mismatch|Missing key"):
         trainer(data, Separable()).load_state(load_tensors(path)[0])
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(InputError, match="is damaged"):

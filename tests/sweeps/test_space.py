@@ -142,7 +142,7 @@ def test_a_wrong_override_is_one_line(override, message):
 
 
 def test_an_unknown_space_lists_the_spaces():
-    with pytest.raises(InputError, match="unknown space 'tt'; choose from: .*tt_dims, tt_schedule, tucker_dims"):
+    with pytest.raises(InputError, match=r"unknown space 'tt'; choose from: .*tt_dims, tt_schedule, tucker_dims"):
         read_space("tt")
     with pytest.raises(InputError, match=r"no space file 'none.yaml'"):
         read_space("none.yaml")
@@ -158,12 +158,12 @@ PATHS = [f"{section}.{key}" for section, fields in SMALL.items() if isinstance(f
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.sampled_from([*PATHS, *SMALL, "search.trials", "search.time", "resources.max_concurrent", "x"]), LEAVES)
 def test_a_mutated_space_is_valid_or_one_line(path, value):
+    said = ""
     try:
-        space = parse_space("small", changed(path, value))
+        parse_space("small", changed(path, value))
     except InputError as error:
-        assert "\n" not in str(error)
-    else:
-        assert space.question
+        said = str(error)
+    assert "\n" not in said
 
 
 def test_every_space_file_says_what_it_asks():
