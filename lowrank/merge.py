@@ -1,6 +1,6 @@
 """Ways out: the plain convolutions that structured layers stand for, and starts from trained ones.
 
-Letters: I in-channels, O out-channels, K kernel size.
+Letters: I in-channels, O out-channels, K kernel size; a linear map's weight is (O, I).
 """
 
 from __future__ import annotations
@@ -10,23 +10,25 @@ from torch import Tensor, nn
 
 from lowrank.errors import InputError
 from lowrank.layers.base import Pair, SeparableConv2d, StructuredMap, relative_error
+from lowrank.layers.linear import StructuredLinear, as_linear
 
-Structured = SeparableConv2d | StructuredMap
+Structured = SeparableConv2d | StructuredMap | StructuredLinear
+Plain = nn.Conv2d | nn.Linear
 
 
 def dense_weight(module: nn.Module) -> Tensor:
-    """The weight (O, I / groups, K, K) of the plain convolution that `module` stands for, differentiable."""
-    return module.weight if isinstance(module, nn.Conv2d) else _structured(module).dense_weight()
+    """The weight (O, I / groups, K, K) of the plain convolution or linear map that `module` stands for, differentiable."""
+    return module.weight if isinstance(module, Plain) else _structured(module).dense_weight()
 
 
 def dense_bias(module: nn.Module) -> Tensor | None:
-    """The bias (O) of the plain convolution that `module` stands for; None without one."""
-    return module.bias if isinstance(module, nn.Conv2d) else _structured(module).dense_bias()
+    """The bias (O) of the plain convolution or linear map that `module` stands for; None without one."""
+    return module.bias if isinstance(module, Plain) else _structured(module).dense_bias()
 
 
 def _structured(module: nn.Module) -> Structured:
     if not isinstance(module, Structured):
-        raise InputError(f"expected a convolution or a structured layer, got a {type(module).__name__}")
+        raise InputError(f"expected a convolution, a linear map or a structured layer, got a {type(module).__name__}")
     return module
 
 
@@ -39,14 +41,14 @@ def start_from(module: nn.Module, dense: Tensor) -> float:
     expected = tuple(dense_weight(module).shape)
     if tuple(dense.shape) != expected:
         raise ValueError(f"expected a weight of {' x '.join(map(str, expected))}, got {tuple(dense.shape)}")
-    if not isinstance(module, nn.Conv2d):
+    if not isinstance(module, Plain):
         return _structured(module).start_from(dense)
     module.weight.copy_(dense)
     return relative_error(module.weight, dense.to(module.weight.device))
 
 
 def merge(network: nn.Module, *, combined: bool = True) -> nn.Module:
-    """Replace, in place, every structured layer of `network` by plain convolutions that give the same; returns it.
+    """Replace, in place, every structured layer of `network` by plain layers that give the same; returns it.
 
     A depthwise and pointwise pair becomes one K x K convolution if `combined`, else a depthwise and a 1 x 1
     convolution, which cost less. If `network` is itself a structured layer, its replacement is returned.
@@ -62,6 +64,8 @@ def merge(network: nn.Module, *, combined: bool = True) -> nn.Module:
 
 
 def _merged(module: Structured, combined: bool) -> nn.Module:
+    if isinstance(module, StructuredLinear):
+        return as_linear(module.dense_weight(), module.dense_bias()).train(module.training)
     if isinstance(module, StructuredMap):
         return _as_plain(module, module.dense_weight(), module.bias, module.groups)
     depthwise = module.depthwise

@@ -7,7 +7,8 @@ after that, counting any configuration is arithmetic on a handful of distinct sh
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from functools import cached_property, lru_cache
@@ -15,6 +16,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lowrank.conventions import Convention, OperationCounter, StudyExtras, pooling_cost
 from lowrank.errors import InputError, UncountableError
@@ -24,16 +26,26 @@ from lowrank.networks.base import DropPath, ImageShape
 
 # Layers without products; their parameters are counted as they are.
 _FREE = (
-    nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm, nn.ReLU, nn.ReLU6, nn.SiLU, nn.GELU, nn.Hardswish,
+    nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm, nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.SiLU, nn.GELU,
+    nn.Mish, nn.Hardswish, nn.Tanh,
     nn.Sigmoid, nn.Hardsigmoid, nn.Softmax, nn.Identity, nn.Flatten, nn.modules.dropout._DropoutNd, DropPath,
     nn.modules.pooling._MaxPoolNd, nn.modules.pooling._AvgPoolNd, nn.modules.pooling._AdaptiveMaxPoolNd,
     nn.modules.pooling._AdaptiveAvgPoolNd, nn.ChannelShuffle, nn.ZeroPad2d, nn.Sequential,
 )  # fmt: skip
-# The same of torchvision's, which are not imported for their names' sake; of some, torch counts the products.
-_FREE_OF_TORCHVISION = (
-    "torchvision.models.convnext.CNBlock", "torchvision.ops.misc.Permute", "torchvision.ops.stochastic_depth.StochasticDepth",
-)  # fmt: skip
+# The same of torchvision's, which is not imported for their sake; products of activations are counted as they run.
+_FREE_OF_TORCHVISION = frozenset({
+    "models.convnext.CNBlock", "models.maxvit.RelativePositionalMultiHeadAttention", "models.maxvit.SwapAxes",
+    "models.maxvit.WindowDepartition", "models.maxvit.WindowPartition", "models.swin_transformer.PatchMergingV2",
+    "models.vision_transformer.Encoder", "models.vision_transformer.VisionTransformer", "ops.misc.Permute",
+    "ops.stochastic_depth.StochasticDepth",
+})  # fmt: skip
+# Modules that use the weights of the linear maps inside them by themselves: left and counted as a whole.
+_WHOLE = (nn.MultiheadAttention,)
+_WHOLE_OF_TORCHVISION = frozenset({
+    "models.swin_transformer.ShiftedWindowAttention", "models.swin_transformer.ShiftedWindowAttentionV2",
+})  # fmt: skip
 LINEAR = "a linear map"
+ATTENTION = "attention, which uses its linear maps' weights by itself"
 
 
 @dataclass(frozen=True)
@@ -60,6 +72,7 @@ class NetworkPlan:
     other_params: int
     other_mult_adds: int = 0
     extras: StudyExtras = field(default_factory=StudyExtras)
+    wholes: tuple[str, ...] = ()  # names of attention modules, whose linear maps are no sites
     convention: Convention = "standard"
     base: Literal["dense", "separable"] = "dense"
 
@@ -136,19 +149,30 @@ def trace_plan(
         (*getattr(network, "kept", ()), *kept), ("*",) if linear else tuple(getattr(network, "linear_maps", ())),
         stem=next((name for name in run.areas if isinstance(network.get_submodule(name), nn.Conv2d)), None),
     )  # fmt: skip
-    sites, other = [], 0
+    sites: list[Site] = []
+    wholes: list[str] = []
+    other = 0
     for module_name, module in network.named_modules():
-        if isinstance(module, nn.Conv2d | nn.Linear):
+        if any(module_name.startswith(f"{whole}.") for whole in wholes):
+            continue
+        if isinstance(module, _WHOLE) or _torchvision_name(module) in _WHOLE_OF_TORCHVISION:
+            wholes.append(module_name)
+            other += sum(parameter.numel() for parameter in module.parameters())
+        elif isinstance(module, nn.Conv2d | nn.Linear):
             if module_name not in run.areas:
                 raise UncountableError(f"`{module_name}` never ran on the image; its mult-adds have no rule")
             sites.append(_site(module_name, module, run.areas[module_name], rules))
         else:
             other += _other_params(module_name, module)
     products = run.operations.mult_adds - sum(site.mult_adds for site in sites)
+    if products < 0:
+        raise UncountableError(f"{type(network).__name__} runs fewer products than its layers have; it has no rule")
     biases = sum(site.shape.bias_params * site.shape.out_area for site in sites if site.linear)
     extras = StudyExtras(run.operations.relu_inputs, run.pooling, biases)
-    base = getattr(network, "base", "dense")
-    return NetworkPlan(name or type(network).__name__, tuple(sites), other, products, extras, base=base)
+    return NetworkPlan(
+        name or type(network).__name__, tuple(sites), other, products, extras, tuple(wholes),
+        base=getattr(network, "base", "dense"),
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -187,11 +211,17 @@ def _site(name: str, module: nn.Conv2d | nn.Linear, areas: Pair, rules: _Rules) 
 def _other_params(name: str, module: nn.Module) -> int:
     own = sum(parameter.numel() for parameter in module.parameters(recurse=False))
     is_leaf = next(module.children(), None) is None
-    if (own or is_leaf) and not isinstance(module, _FREE):
-        kind = type(module)
-        if f"{kind.__module__}.{kind.__qualname__}" not in _FREE_OF_TORCHVISION:
-            raise UncountableError(f"`{name}` is a {kind.__name__}, which has no counting rule")
+    known = isinstance(module, _FREE) or _torchvision_name(module) in _FREE_OF_TORCHVISION
+    if (own or is_leaf) and not known:
+        raise UncountableError(f"`{name}` is a {type(module).__name__}, which has no counting rule")
     return own
+
+
+def _torchvision_name(module: nn.Module) -> str:
+    """The name of a module's class within torchvision; "" for all others."""
+    kind = type(module)
+    package, _, rest = kind.__module__.partition(".")
+    return f"{rest}.{kind.__qualname__}" if package == "torchvision" else ""
 
 
 class _Run:
@@ -209,7 +239,7 @@ class _Run:
         like = next(network.parameters())
         was_training = network.training
         try:
-            with torch.no_grad(), self.operations:
+            with torch.no_grad(), _attention_in_parts(), self.operations:
                 network.eval()(torch.zeros(1, *image_shape, device=like.device, dtype=like.dtype))
         except RuntimeError as error:
             raise InputError(f"the network cannot take images of {image_shape}: {error}".splitlines()[0]) from error
@@ -229,6 +259,18 @@ class _Run:
         return hook
 
 
+@contextmanager
+def _attention_in_parts() -> Iterator[None]:
+    """Attention by plain products, so that each is seen; its fused forms are not all known to torch's counter."""
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+
+
 def _area(module: nn.Module, tensor: Tensor) -> int:
     if isinstance(module, nn.Linear):
         return tensor.numel() // tensor.shape[-1]
@@ -239,10 +281,20 @@ def _area(module: nn.Module, tensor: Tensor) -> int:
 def network_plan(settings: NetworkSettings, image_shape: ImageShape, classes: int) -> NetworkPlan:
     """The plan of a named network, made once a process; raises InputError for an unknown name.
 
-    Trained weights are not loaded, and the auxiliary head is left out. A network of the user's own is built on the CPU,
-    where its function may do as it likes; all others on the meta device.
+    Trained weights are not loaded, and the auxiliary head is left out.
     """
-    own = ":" in settings.name and not settings.name.startswith("torchvision:")
-    with torch.random.fork_rng(devices=[]), torch.device("cpu" if own else "meta"):
-        network = make_network(for_counting(settings), image_shape, classes)
+    network = network_to_count(settings, image_shape, classes)
     return trace_plan(network, image_shape, name=settings.name, linear=settings.linear)
+
+
+def network_to_count(settings: NetworkSettings, image_shape: ImageShape, classes: int) -> nn.Module:
+    """The network as it is counted, on the meta device; one of the user's own on the CPU, to do there as it likes."""
+    settings = for_counting(settings)
+    with torch.random.fork_rng(devices=[]):
+        if ":" in settings.name and not settings.name.startswith("torchvision:"):
+            return make_network(settings, image_shape, classes)
+        try:
+            with torch.device("meta"):
+                return make_network(settings, image_shape, classes)
+        except NotImplementedError:  # torchvision's RegNets read numbers back from tensors while they are built
+            return make_network(settings, image_shape, classes).to("meta")

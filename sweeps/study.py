@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -59,27 +59,33 @@ def start_study(space: Space, options: argparse.Namespace) -> int:
     resolver = Resolver(space, data)
     for line in check_reachable(space, resolver):
         print(f"cannot be met, left out: {line}", flush=True)
-    return _drive(space, resolver, setting, new=True)
+    return _drive(space, resolver, setting)
 
 
 def resume_study(options: argparse.Namespace) -> int:
-    """Go on with a study; `--trials` and `--time` may be new, all else is as it was. Raises InputError."""
+    """Go on with a study, with more trials, time or other resources; the question is as it was. Raises InputError."""
     folder = _root(options) / options.resume
     if not (folder / SPACE_FILE).is_file():
         raise InputError(f"no study {options.resume!r} in {_root(options)}; choose from: {_studies(_root(options))}")
     if options.set or options.data or options.space or options.seed is not None:
-        raise InputError("--resume goes on with the study as it was; only --trials and --time may be new")
+        raise InputError("--resume goes on with the question as it was; --trials, --time and the resources may be new")
     content = yaml.safe_load((folder / SPACE_FILE).read_text())
     kept = content.pop(OPTIONS)
+    content.setdefault("search", {}).pop("time", None)  # a limit of time is for one sitting
+    _update(content, "search", trials=options.trials, time=options.time)
+    _update(
+        content, "resources", gpus_per_trial=options.gpus_per_trial, cpus_per_trial=options.cpus_per_trial,
+        max_concurrent=options.max_concurrent,
+    )  # fmt: skip
     space = parse_space(kept["space"], content)
-    if options.trials is not None:
-        space = replace(space, search=space.search.model_copy(update={"trials": options.trials}))
-    parse_time(options.time)
-    space = replace(space, search=space.search.model_copy(update={"time": options.time}))
     data_dir = options.data_dir or (Path(kept["data_dir"]) if kept["data_dir"] else None)
     setting = _setting(folder, space, options, data_dir, options.tracking_uri or kept["tracking_uri"])
     resolver = Resolver(space, _same_data(space, setting, folder))
-    return _drive(space, resolver, setting, new=False)
+    return _drive(space, resolver, setting)
+
+
+def _update(content: dict[str, Any], section: str, **asked: Any) -> None:
+    content.setdefault(section, {}).update({key: value for key, value in asked.items() if value is not None})
 
 
 def _same_data(space: Space, setting: Setting, folder: Path) -> ImageData:
@@ -121,7 +127,7 @@ def _setting(
     )  # fmt: skip
 
 
-def _drive(space: Space, resolver: Resolver, setting: Setting, *, new: bool) -> int:
+def _drive(space: Space, resolver: Resolver, setting: Setting) -> int:
     # Ray and its imports are only paid for once the input has been checked
     from sweeps.launch import connect
     from sweeps.resources import choose_share, read_cluster
@@ -133,9 +139,8 @@ def _drive(space: Space, resolver: Resolver, setting: Setting, *, new: bool) -> 
         trials=space.search.trials + len(space.references), gpus_asked=setting.gpus_asked,
     )  # fmt: skip
     setting.folder.mkdir(parents=True, exist_ok=True)
-    if new:
-        _write_space(space, setting)
     with _locked(setting.folder) as journal:
+        _write_space(space, setting)
         record = fold(read_journal(journal.path))
         _write_header(journal, record, space, resolver, setting)
         tracking = TrackingProcess.start(setting.folder, setting.tracking_uri)
@@ -155,7 +160,9 @@ def _write_space(space: Space, setting: Setting) -> None:
         "tracking_uri": setting.tracking_uri,
     }  # fmt: skip
     text = yaml.safe_dump({**space.source, OPTIONS: kept}, sort_keys=False, allow_unicode=True)
-    (setting.folder / SPACE_FILE).write_text(text)
+    temporary = setting.folder / f"{SPACE_FILE}.tmp"
+    temporary.write_text(text)
+    temporary.replace(setting.folder / SPACE_FILE)
 
 
 @contextmanager

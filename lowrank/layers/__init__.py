@@ -6,6 +6,7 @@ from lowrank.layers.bottleneck import Bottleneck, BottleneckMap
 from lowrank.layers.cp import CP, CPMap
 from lowrank.layers.dense import Dense, DenseMap, Separable
 from lowrank.layers.hashed import Hashed, HashedBoth, HashedFull, HashedMap
+from lowrank.layers.linear import StructuredLinear
 from lowrank.layers.monarch import Monarch, MonarchMap
 from lowrank.layers.shuffle import Shuffle, ShuffleMap
 from lowrank.layers.tensor_train import TensorTrain, TensorTrainMap
@@ -34,6 +35,7 @@ __all__ = [
     "SeparableMethod",
     "Shuffle",
     "ShuffleMap",
+    "StructuredLinear",
     "StructuredMap",
     "TensorTrain",
     "TensorTrainMap",

@@ -78,6 +78,7 @@ def test_turnaround_of_a_real_study() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # SQLAlchemy's, from within MLflow
 def test_logging() -> None:
     check(bench_reports.run(QUICK))
 
