@@ -97,3 +97,9 @@ def _trial(row: dict[str, Any]) -> TrialRecord:
     if row["epochs"]:
         trial.epochs[row["epochs"]] = {name: row[name] for name in EPOCH_METRICS if row.get(name) is not None}
     return trial
+
+
+def data_label(name: str) -> str:
+    """A data set's name for readers: of a folder of images its last part, e.g. `parquet:/data/flowers` -> `flowers`."""
+    kind, colon, folder = name.partition(":")
+    return Path(folder).name if colon and kind in ("parquet", "folder") else name

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from analysis.front import FrontPoint, best, collect, front, method_label, references, strata, validation_images
+from analysis.load import data_label
 from analysis.noise import wilson
 from analysis.placement import LEADER, Box, Label, distance, place
 from sweeps.records import Role, Status, StudyRecord
@@ -125,7 +126,7 @@ def _subtitle(study: StudyRecord, points: Sequence[FrontPoint]) -> str:
     data, network = header.get("data", {}), header.get("network", {}).get("name")
     searched = [point for point in points if point.role is Role.SEARCH]
     parts = [
-        data.get("name"),
+        data_label(data.get("name", "")),
         network,
         _certainty(study, searched),
         f"{len(searched)} trial{'s' * (len(searched) != 1)}, {sum(p.finished for p in searched)} completed",

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from itertools import accumulate, pairwise
 from math import prod
 
@@ -195,7 +195,7 @@ def _train_operands(
 def _join_cost(sizes: Sequence[int], edges: Sequence[int]) -> int:
     """The least cost of multiplying neighbouring cores into one (the chain of matrix products)."""
 
-    @lru_cache(maxsize=None)
+    @cache
     def least(start: int, stop: int) -> int:
         if stop - start == 1:
             return 0

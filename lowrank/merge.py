@@ -17,12 +17,12 @@ Plain = nn.Conv2d | nn.Linear
 
 
 def dense_weight(module: nn.Module) -> Tensor:
-    """The weight (O, I / groups, K, K) of the plain convolution or linear map that `module` stands for, differentiable."""
+    """The weight (O, I / groups, K, K) of the plain layer that `module` stands for, differentiable."""
     return module.weight if isinstance(module, Plain) else _structured(module).dense_weight()
 
 
 def dense_bias(module: nn.Module) -> Tensor | None:
-    """The bias (O) of the plain convolution or linear map that `module` stands for; None without one."""
+    """The bias (O) of the plain layer that `module` stands for; None without one."""
     return module.bias if isinstance(module, Plain) else _structured(module).dense_bias()
 
 

@@ -26,11 +26,11 @@ from lowrank.networks.base import DropPath, ImageShape
 
 # Layers without products; their parameters are counted as they are.
 _FREE = (
-    nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm, nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.SiLU, nn.GELU,
-    nn.Mish, nn.Hardswish, nn.Tanh,
-    nn.Sigmoid, nn.Hardsigmoid, nn.Softmax, nn.Identity, nn.Flatten, nn.modules.dropout._DropoutNd, DropPath,
-    nn.modules.pooling._MaxPoolNd, nn.modules.pooling._AvgPoolNd, nn.modules.pooling._AdaptiveMaxPoolNd,
-    nn.modules.pooling._AdaptiveAvgPoolNd, nn.ChannelShuffle, nn.ZeroPad2d, nn.Sequential,
+    nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm, nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.SiLU,
+    nn.GELU, nn.Mish, nn.Hardswish, nn.Tanh, nn.Sigmoid, nn.Hardsigmoid, nn.Softmax, nn.Identity, nn.Flatten,
+    nn.modules.dropout._DropoutNd, nn.modules.pooling._MaxPoolNd, nn.modules.pooling._AvgPoolNd,
+    nn.modules.pooling._AdaptiveMaxPoolNd, nn.modules.pooling._AdaptiveAvgPoolNd, nn.ChannelShuffle, nn.ZeroPad2d,
+    nn.Sequential, DropPath,
 )  # fmt: skip
 # The same of torchvision's, which is not imported for their sake; products of activations are counted as they run.
 _FREE_OF_TORCHVISION = frozenset({

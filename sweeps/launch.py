@@ -47,6 +47,7 @@ class Launch:
     study_dir: Path
     data_dir: Path | None
     share: Share
+    most: int | None  # trials at once, where the user set a limit below what the resources allow
     seconds: float | None
     on_change: Callable[[], None]
 
@@ -174,7 +175,7 @@ def run(search: Search, launch: Launch) -> None:
         tune.with_resources(TrialTrainable, resources),
         tune_config=tune.TuneConfig(
             search_alg=_TuneSearcher(search, launch), scheduler=scheduler, num_samples=-1, reuse_actors=True,
-            time_budget_s=launch.seconds, max_concurrent_trials=None,
+            time_budget_s=launch.seconds, max_concurrent_trials=launch.most,
             trial_dirname_creator=lambda trial: str(trial.config["trial_id"]),
         ),
         run_config=tune.RunConfig(

@@ -238,9 +238,10 @@ def _train(search: Search, setting: Setting, share: Any) -> str:
         f"up to {total} trials, {share.concurrent} at a time, each on {share.cpus:g} CPU and {share.gpus:g} GPU; "
         f"everything is kept in {_shown(setting.folder)}", flush=True,
     )  # fmt: skip
+    most = search.space.resources.max_concurrent
     try:
         with View(search.record, total) as view:
-            run(search, Launch(setting.folder, setting.data_dir, share, setting.seconds, view.update))
+            run(search, Launch(setting.folder, setting.data_dir, share, most, setting.seconds, view.update))
     except KeyboardInterrupt:
         return "interrupted"
     if _is_finished(search):

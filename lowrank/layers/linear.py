@@ -18,6 +18,8 @@ class StructuredLinear(nn.Module):
     def __init__(self, pointwise: StructuredMap | SeparableConv2d):
         super().__init__()
         self.pointwise = pointwise
+        mapping = pointwise if isinstance(pointwise, StructuredMap) else pointwise.pointwise
+        self.in_features, self.out_features = mapping.in_channels, mapping.out_channels
 
     def forward(self, x: Tensor) -> Tensor:
         """(B.., I) -> (B.., O)."""
@@ -25,7 +27,7 @@ class StructuredLinear(nn.Module):
         if isinstance(structure, StructuredMap) and type(structure).forward is StructuredMap.forward:
             return functional.linear(x, self.dense_weight(), structure.bias)  # by its weight: one matrix product
         images = x.reshape(-1, x.shape[-1], 1, 1)
-        return structure(images).reshape(*x.shape[:-1], -1)
+        return structure(images).reshape(*x.shape[:-1], self.out_features)
 
     def dense_weight(self) -> Tensor:
         """The dense weight (O, I) that the layer stands for, differentiable."""
@@ -37,7 +39,7 @@ class StructuredLinear(nn.Module):
 
     @torch.no_grad()
     def start_from(self, dense: Tensor) -> float:
-        """Start from a trained (O, I) weight, the nearest that the structure finds; returns ||W - dense|| / ||dense||."""
+        """Start from a trained (O, I) weight, as near as the structure gets; returns ||W - dense|| / ||dense||."""
         return self.pointwise.start_from(dense[:, :, None, None])
 
 

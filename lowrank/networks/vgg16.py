@@ -1,4 +1,7 @@
-"""VGG-16 with batch norm (Simonyan and Zisserman 2015, configuration D) in its form for small images: one linear map."""
+"""VGG-16 with batch norm (Simonyan and Zisserman 2015, configuration D), in its form for small images.
+
+One linear map stands for the published three; `torchvision:vgg16_bn` has them.
+"""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ from analysis.front import (
     strata,
     validation_images,
 )
-from analysis.load import load_study
+from analysis.load import data_label, load_study
 from analysis.noise import wilson
 from sweeps.records import Role, Status, StudyRecord, TrialRecord
 from tests.support.synthetic import BUDGETS, SEPARABLE, Plan, write_study
@@ -185,3 +185,11 @@ class TestAnswer:
     def test_answers_are_frozen(self, study):
         with pytest.raises(dataclasses.FrozenInstanceError):
             answers(study)[0].best = None
+
+
+@pytest.mark.parametrize(
+    ("name", "label"),
+    [("digits", "digits"), ("parquet:/data/flowers", "flowers"), ("folder:/data/cats/", "cats")],
+)
+def test_a_folder_of_images_is_named_by_its_last_part(name, label):
+    assert data_label(name) == label

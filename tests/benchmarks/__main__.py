@@ -1,4 +1,4 @@
-"""`python -m tests.benchmarks [turnaround|logging|batches|steps|all]`: measures, prints a table each, writes JSON."""
+"""`python -m tests.benchmarks [turnaround|logging|batches|steps|counting|all]`: measures, prints, writes JSON."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ BENCHMARKS = {
     "logging": "tests.benchmarks.bench_reports",
     "batches": "tests.benchmarks.bench_batches",
     "steps": "tests.benchmarks.bench_steps",
+    "counting": "tests.benchmarks.bench_counting",
 }
 
 

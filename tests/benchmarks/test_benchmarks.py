@@ -17,6 +17,7 @@ from sweeps.records import JOURNAL_FILE, Event, StudyRecord, fold
 from tests.benchmarks import __main__ as benchmarks
 from tests.benchmarks import (
     bench_batches,
+    bench_counting,
     bench_record,
     bench_reports,
     bench_steps,
@@ -70,6 +71,13 @@ def test_steps_hold_every_method_or_say_why_not() -> None:
         sizes = [row["params"] for name, row in rows.items() if name not in bench_steps.REFERENCES]
         assert max(sizes) <= limit
         assert all(finite(row, "ms", "images/s", "x dense") for row in table.rows)
+
+
+def test_counting_measures_every_method() -> None:
+    found = bench_counting.run(QUICK)
+    check(found)
+    assert all([row["method"] for row in table.rows] == list(METHODS) for table in found.tables)
+    assert [goal.limit for goal in found.goals] == [2.0, 10.0]
 
 
 @pytest.mark.slow
@@ -150,10 +158,10 @@ def test_one_that_fails_does_not_stop_the_others(
 
     for module in (bench_turnaround, bench_reports, bench_batches, bench_steps):
         monkeypatch.setattr(module, "run", lambda options: works)
-    monkeypatch.setattr(bench_steps, "run", breaks)
+    monkeypatch.setattr(bench_counting, "run", breaks)
     assert benchmarks.main(["all", "--json", str(tmp_path / "all.json")]) == 1
     *others, last = json.loads((tmp_path / "all.json").read_text())
-    assert [record["name"] for record in others] == ["works"] * 3
+    assert [record["name"] for record in others] == ["works"] * 4
     assert last["error"] == "RuntimeError: no such thing"
     expected = {"date", "cpu", "cores", "gpus", "versions", "load", "load_after", "command"}
     assert expected <= set(others[0]["environment"])

@@ -7,11 +7,11 @@ import torch
 from torch import nn
 
 from lowrank.errors import InfeasibleError
-from lowrank.layers import SeparableConv2d, StructuredMap
+from lowrank.layers import SeparableConv2d, StructuredLinear, StructuredMap
 from lowrank.merge import merge
 from lowrank.methods import METHODS, make_method
 from lowrank.networks import NetworkSettings, make_network
-from lowrank.plan import network_plan
+from lowrank.plan import network_plan, trace_plan
 from lowrank.substitute import build_student, factor_parameters, substitute
 
 torch.set_num_threads(1)  # tiny layers
@@ -63,7 +63,11 @@ def test_report_names_what_changed_and_what_was_left() -> None:
     assert len(report.changed) == 7
     assert dict(report.left) == {"stem.0": "the stem", "classifier": "a linear map"}
     assert report.params == count(network)
-    assert str(report).splitlines()[0] == f"substituted 7 layers, {report.params:,} parameters in all"
+    lines = str(report).splitlines()
+    assert lines[0] == f"substituted 7 layers, {report.params:,} parameters in all"
+    assert lines[1] == f"before: {report.dense_params:,} parameters"
+    assert lines[2].startswith("changed stage1.0.0: 3 x 3, 8 -> 16 channels, 1,152 -> ")
+    assert lines[-1] == "left classifier: a linear map"
     assert isinstance(network.get_submodule(report.changed[0]), SeparableConv2d)
 
 
@@ -84,6 +88,77 @@ def test_grouped_convolutions_are_left() -> None:
     report = substitute(network, make_method({"name": "separable"}), IMAGE)
     assert report.changed == ("2",)
     assert dict(report.left)["1"] == "already grouped (8 groups)"
+
+
+def test_linear_maps_are_substituted_when_asked() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(8 * 36, 24), nn.ReLU(), nn.Linear(24, 10))
+    images = torch.randn(2, *IMAGE)
+    report = substitute(network, TRAIN, IMAGE, kept=("4",), linear=True)
+    assert report.changed == ("2",)
+    assert report.shapes[0].startswith("linear, 288 -> 24 channels, 6,936 -> ")
+    assert dict(report.left) == {"0": "the stem", "4": "kept by name (4)"}
+    assert report.params == count(network)
+    assert isinstance(network[2], StructuredLinear)
+    assert len(factor_parameters(network)) == 3
+    expected = network(images)
+    torch.testing.assert_close(merge(network)(images), expected, rtol=1e-4, atol=1e-5)
+    assert type(network[2]) is nn.Linear
+
+
+@pytest.mark.parametrize("name", ["resnet18", "convnext_tiny", "vit_b_32"])
+def test_linear_maps_of_torchvision(name: str) -> None:
+    from lowrank.vision import torchvision
+
+    with torch.device("meta"):
+        network = torchvision.models.get_model(name, weights=None, num_classes=10)
+    plan = trace_plan(network, (3, 224, 224), linear=True)
+    assert [site.name for site in plan.substituted if site.linear][-1] in ("fc", "classifier.2", "heads.head")
+    assert all(site.kept == "the stem" or "grouped" in site.kept for site in plan.sites if site.kept)
+
+
+def test_attention_is_left_with_its_reason() -> None:
+    class Attending(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.attention = nn.Conv2d(3, 8, 1), nn.MultiheadAttention(8, 2, batch_first=True)
+            self.head = nn.Linear(8, 8)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            tokens = self.conv(x).flatten(2).transpose(1, 2)
+            return self.head(self.attention(tokens, tokens, tokens, need_weights=False)[0])
+
+    network = Attending()
+    report = substitute(network, TRAIN, IMAGE, linear=True)
+    assert report.changed == ("head",)
+    assert dict(report.left)["attention"] == "attention, which uses its linear maps' weights by itself"
+    assert report.params == count(network)
+    assert tuple(network(torch.zeros(2, *IMAGE)).shape) == (2, 64, 8)
+
+
+def test_a_layer_under_two_names_stays_one_layer() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.one = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 1)
+            self.other = self.one
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.other(self.one(self.stem(x)))
+
+    network = Twice()
+    report = substitute(network, TRAIN, IMAGE)
+    assert network.one is network.other
+    assert isinstance(network.one, StructuredMap)
+    assert report.params == count(network)
+
+
+def test_students_of_darts_leave_the_auxiliary_head_alone() -> None:
+    settings = NetworkSettings(name="darts", width=0.12, auxiliary=True)
+    plan = network_plan(settings, (3, 32, 32), 10)
+    student = build_student(settings, plan, make_method({"name": "separable"}), (3, 32, 32), 10, seed=0)
+    auxiliary = count(student.auxiliary)
+    assert count(student) == plan.params(make_method({"name": "separable"})) + auxiliary
+    assert type(student.auxiliary[2]) is nn.Conv2d
 
 
 def test_dtype_mode_and_bias_of_the_old_layer_are_kept() -> None:
