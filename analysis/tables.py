@@ -63,7 +63,8 @@ def endings(study: StudyRecord) -> list[Endings]:
     for status in Status:
         trials = [trial for trial in study.trials.values() if trial.status is status]
         if trials:
-            reasons = Counter(trial.reason for trial in trials if trial.reason)
+            # An early stop is no fault, and its reason (in the CSV) is each trial's own
+            reasons = Counter(trial.reason for trial in trials if trial.reason and status is not Status.STOPPED)
             found.append(Endings(status=status, count=len(trials), reasons=tuple(reasons.most_common())))
     return sorted(found, key=lambda ending: ending.status is not Status.COMPLETED)
 

@@ -88,11 +88,15 @@ class TestTable:
         assert endings(study)[0].status is Status.COMPLETED
 
     def test_many_reasons_are_summed_up(self, study):
-        stopped = [trial for trial in study.trials.values() if trial.status is Status.STOPPED]
-        for number, trial in enumerate(stopped):
-            trial.reason = f"reason {number}"
+        failed = list(study.trials.values())[:5]
+        for number, trial in enumerate(failed):
+            trial.status, trial.reason = Status.FAILED, f"reason {number}"
+        found = next(ending for ending in endings(study) if ending.status is Status.FAILED)
+        assert found.text().endswith(f"others ({found.count - 3})")
+
+    def test_early_stops_are_counted_without_their_reasons(self, study):
         found = next(ending for ending in endings(study) if ending.status is Status.STOPPED)
-        assert found.text().endswith(f"others ({len(stopped) - 3})")
+        assert found.text() == f"{found.count} stopped early"
 
     def test_piped_output_has_no_colours_and_100_columns(self, monkeypatch):
         monkeypatch.delenv("COLUMNS", raising=False)

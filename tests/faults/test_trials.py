@@ -30,7 +30,9 @@ def test_a_diverging_trial_is_an_outcome_and_the_worker_stays(tmp_path):
 def test_a_killed_worker_costs_no_trial(tmp_path):
     """The trial is taken up again by a new process and ends once."""
     folder = tmp_path / "hit"
-    process = studies.start(*studies.TINY, "--set", "train.epochs=40", "--set", "search.stop=none", "--out", str(tmp_path), "--name", "hit")  # fmt: skip
+    process = studies.start(
+        *studies.TINY, "--set", "train.epochs=40", "--set", "search.stop=none", "--out", str(tmp_path), "--name", "hit"
+    )  # fmt: skip
     try:
         studies.wait_until(lambda: any(trial.last_epoch > 2 for trial in studies.record(folder).trials.values()))
         running = next(
