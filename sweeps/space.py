@@ -27,6 +27,7 @@ from sweeps.domains import Domain, Value, is_domain, parse_domain
 
 SPACES_FOLDER = Path(__file__).resolve().parent.parent / "search_spaces"
 SECTIONS = ("question", "data", "network", "train", "method", "budget", "references", "search", "resources")
+NAMED = ("data", "network")  # sections that may be written as a name alone
 REFERENCES = ("dense", "separable")  # drawn beside every front; each has one size
 OBJECTIVES = ("val_error", "params", "mult_adds")
 Alternative = tuple[dict[str, Any], dict[str, Domain]]  # literals and domains of one `method` entry
@@ -225,6 +226,8 @@ def _parse_value(override: str, text: str) -> Any:
 def _assign(content: dict[str, Any], dotted: str, value: Any) -> None:
     *parents, last = dotted.split(".")
     for part in parents:
+        if isinstance(content.get(part), str) and part in NAMED:
+            content[part] = {"name": content[part]}
         content = content.setdefault(part, {})
         if not isinstance(content, dict):
             raise InputError(f"cannot set `{dotted}`: `{part}` is not a section with fields")
@@ -241,7 +244,7 @@ def _known_sections(content: Mapping[str, Any]) -> None:
 
 def _plain(content: Mapping[str, Any], section: str) -> dict[str, Any]:
     fields = content.get(section, {})
-    if isinstance(fields, str) and section in ("data", "network"):
+    if isinstance(fields, str) and section in NAMED:
         fields = {"name": fields}
     if not isinstance(fields, Mapping):
         raise InputError(f"`{section}` must be a section with fields, but got {fields!r}")

@@ -74,6 +74,14 @@ def test_the_recipe_of_the_data_set_lies_under_the_spaces_own():
     assert read_space("tt_dims", data__name="cifar10").recipe({}).batch_size == 512
 
 
+def test_data_and_network_may_be_a_name_alone(tmp_path: Path):
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump({**SMALL, "data": "digits", "network": "resnet9"}))
+    assert read_space(str(path)).data.name == "digits"
+    changed_space = read_space(str(path), ["network.width=0.5"], data__name="cifar10")
+    assert (changed_space.data.name, changed_space.network.width) == ("cifar10", 0.5)
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
