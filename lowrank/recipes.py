@@ -11,24 +11,30 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+Decay = Literal["plain", "scaled", "frobenius"]
+
 
 class Recipe(BaseModel):
     """SGD with momentum and its schedule. Defaults are the tensor-train sweep of the study (FACTS)."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
     epochs: int = Field(default=128, ge=1, le=100_000)
     batch_size: int = Field(default=512, ge=1)
     lr: float = Field(default=0.2, gt=0)
     momentum: float = Field(default=0.9, ge=0, lt=1)
     nesterov: bool = True
     weight_decay: float = Field(default=5e-4, ge=0)
-    scaled_decay: bool = True  # decay of factors times K/N (compression-scaled, FACTS)
+    decay: Decay = "scaled"  # of factors: plain, times K/N, or on the rebuilt weight (lowrank.decay)
+    scaled_decay: bool = True  # the same in one word: true is `decay: scaled`, false `decay: plain`
+    decay_scope: Literal["network", "layer"] = "network"  # scaled: K/N of the whole network or of each layer
+    decay_multiplier: float = Field(default=1.0, gt=0, le=10_000)  # of the decay of factors, however it is set
     schedule: Literal["cosine", "step", "one_cycle", "constant"] = "cosine"
     warmup: float = Field(default=0.0, ge=0, lt=1)  # share of the run with a linear rise; one_cycle: where its peak is
     milestones: tuple[float, ...] = (0.3, 0.6, 0.8)  # step: shares of the run at which lr is multiplied by gamma
     gamma: float = Field(default=0.2, gt=0, le=1)
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     clip_norm: float | None = Field(default=None, gt=0)
+    rebuild_checkpoint: bool = False  # rebuild weights again in the backward pass: less memory, same numbers
     precision: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 on a GPU, float32 on a CPU
     shift: int | None = Field(default=None, ge=0)  # pixels; None: the data set's own
     flip: bool | None = None
@@ -40,7 +46,24 @@ class Recipe(BaseModel):
             raise ValueError("`milestones` must rise within (0, 1), as shares of the run")
         if self.nesterov and self.momentum == 0:
             raise ValueError("`nesterov` needs a `momentum` above 0")
+        self._agree_on_decay()
         return self
+
+    def _agree_on_decay(self) -> None:
+        """Fill in the one of `decay` and `scaled_decay` that was not given; equal trainings have equal recipes.
+
+        `decay_scope` is "network" where nothing is scaled, since it then says nothing.
+        """
+        given = self.model_fields_set
+        if "decay" not in given:
+            self.__dict__["decay"] = "scaled" if self.scaled_decay else "plain"
+        elif "scaled_decay" not in given:
+            self.__dict__["scaled_decay"] = self.decay == "scaled"
+        elif self.scaled_decay != (self.decay == "scaled"):
+            said = str(self.scaled_decay).lower()
+            raise ValueError(f"`scaled_decay: {said}` contradicts `decay: {self.decay}`; give one of the two")
+        if self.decay != "scaled":
+            self.__dict__["decay_scope"] = "network"
 
 
 def lr_share(recipe: Recipe, progress: float) -> float:

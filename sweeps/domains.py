@@ -16,7 +16,7 @@ import optuna
 
 from lowrank.errors import InputError
 
-Value = bool | int | float | str
+Value = bool | int | float | str | None
 KEYS = ("choice", "int", "log_int", "uniform", "log_uniform")
 
 
@@ -36,9 +36,7 @@ class Choice:
 
     def suggest(self, trial: optuna.Trial, name: str) -> Value:
         """Let Optuna choose."""
-        chosen = trial.suggest_categorical(name, self.values)
-        assert chosen is not None
-        return chosen
+        return trial.suggest_categorical(name, self.values)
 
 
 @dataclass(frozen=True)

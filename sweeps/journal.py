@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from lowrank.errors import InputError
 from sweeps.records import Event
 
 SYNC_SECONDS = 1.0  # what a power cut may lose of running epochs; starts and ends of trials are synced at once
@@ -72,7 +73,7 @@ class JournalReader:
         self.path, self.offset = path, offset
 
     def read(self) -> Iterator[Mapping[str, Any]]:
-        """Yield the events that are complete on disk and not yet read; raises ValueError for a damaged line."""
+        """Yield the events that are complete on disk and not yet read; raises InputError for a damaged line."""
         with self.path.open("rb") as file:
             file.seek(self.offset)
             for line in file:
@@ -81,7 +82,7 @@ class JournalReader:
                 try:
                     event = json.loads(line)
                 except ValueError as error:
-                    raise ValueError(f"{self.path}: the line at byte {self.offset} is damaged: {error}") from error
+                    raise InputError(f"{self.path}: the line at byte {self.offset} is damaged: {error}") from error
                 self.offset += len(line)
                 yield event
 

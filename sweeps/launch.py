@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import signal
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ from sweeps.trainable import TrialTrainable
 
 RAY_FOLDER = "ray"  # Ray's own files of a running experiment; nothing is ever read back from them
 ANSWER_SECONDS = 5.0
+STARTS = 3
 _ENVIRONMENT = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the journal is the record
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a diverged trial's last result has no error
@@ -62,12 +64,27 @@ def connect(address: str | None, cpus: int | None = None) -> None:
         if address:
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
         else:
-            ray.init(num_cpus=cpus, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+            _start_here(cpus)
     except (ConnectionError, RayError, ValueError, RuntimeError) as error:
         detail = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(
             f"no Ray cluster answers at {address!r} ({detail}); give `auto`, HOST:PORT, or leave --address out"
         ) from error
+
+
+def _start_here(cpus: int | None) -> None:
+    """Start Ray on this machine; on a busy one its start may outlast the 30 s that Ray itself allows."""
+    for left in range(STARTS - 1, -1, -1):
+        try:
+            ray.init(num_cpus=cpus, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+            return
+        except Exception as error:  # Ray has no class of its own for this
+            if "timed out during startup" not in str(error):
+                raise
+            ray.shutdown()
+            if not left:
+                raise InputError(f"Ray does not start on this machine: {error}") from error
+            print("Ray did not start within its 30 s; trying again", flush=True)
 
 
 def _check_address(address: str) -> None:
@@ -159,8 +176,6 @@ class _Recorder(_Unpickled, Callback):
         if self._search.record.trials[trial_id].status in TERMINAL:
             return
         self._search.finish(trial_id, status, reason)
-        if status is not Status.COMPLETED:  # the checkpoint of a trial that will not go on
-            shutil.rmtree(self._launch.study_dir / TRIALS_FOLDER / trial_id, ignore_errors=True)
 
 
 def run(search: Search, launch: Launch) -> None:
@@ -183,7 +198,17 @@ def run(search: Search, launch: Launch) -> None:
             callbacks=[_Recorder(search, scheduler, launch)], failure_config=tune.FailureConfig(max_failures=1),
         ),
     )  # fmt: skip
+    handler = signal.getsignal(signal.SIGINT)  # Tune leaves its own behind, which would swallow a later Ctrl-C
     try:
         tuner.fit()
     finally:
+        signal.signal(signal.SIGINT, handler)
         shutil.rmtree(launch.study_dir / RAY_FOLDER, ignore_errors=True)
+        _drop_checkpoints(search, launch)
+
+
+def _drop_checkpoints(search: Search, launch: Launch) -> None:
+    """Remove what trials that will not go on have left; a worker that is let go saves its last state."""
+    for trial in search.record.trials.values():
+        if trial.status in TERMINAL and trial.status is not Status.COMPLETED:
+            shutil.rmtree(launch.study_dir / TRIALS_FOLDER / trial.trial_id, ignore_errors=True)

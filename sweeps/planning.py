@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import random
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import optuna
 import torch
 from torch.nn import functional
 
@@ -15,9 +16,9 @@ from lowrank.errors import InfeasibleError
 from lowrank.layers import Separable
 from lowrank.networks import NetworkSettings
 from lowrank.substitute import build_student
-from sweeps.domains import Choice, Range
-from sweeps.proposals import finite_size, grid_points
-from sweeps.search import check_reachable
+from sweeps.domains import Value
+from sweeps.proposals import finite_size, grid_points, searched_domains, suggest_point
+from sweeps.search import reachable_strata
 from sweeps.space import Space
 from sweeps.specification import Resolver, Stratum, Trial
 from sweeps.view import clock
@@ -50,13 +51,13 @@ class Plan:
 
 def make_plan(space: Space, resolver: Resolver, slots: int) -> Plan:
     """Resolve the grid, or a sample of the space, and work out what training it costs at most (no early stop)."""
-    unreachable = check_reachable(space, resolver)
+    reachable, unreachable = reachable_strata(space, resolver)
     found: dict[str, Trial] = {}
     strata: dict[str, list[int]] = {}
     infeasible: dict[str, int] = {}
-    for stratum, point in _points(space, resolver):
+    for point in _points(space, reachable):
         try:
-            trial = resolver.resolve(point, stratum)
+            trial = resolver.resolve(point)
         except InfeasibleError as error:
             infeasible[str(error)] = infeasible.get(str(error), 0) + 1
             continue
@@ -76,34 +77,13 @@ def make_plan(space: Space, resolver: Resolver, slots: int) -> Plan:
     )  # fmt: skip
 
 
-def _points(space: Space, resolver: Resolver) -> list[tuple[Stratum | None, dict[str, Any]]]:
+def _points(space: Space, strata: Sequence[Stratum]) -> list[dict[str, Value]]:
     if space.search.sampler == "grid":
-        return [(None, point) for point in grid_points(space)]
-    draw = random.Random(0)
-    points: list[tuple[Stratum | None, dict[str, Any]]] = []
-    for index in range(SAMPLES):
-        stratum = resolver.strata[index % len(resolver.strata)]
-        points.append((stratum if space.solves else None, _random_point(space, stratum, draw)))
-    return points
-
-
-def _random_point(space: Space, stratum: Stratum, draw: random.Random) -> dict[str, Any]:
-    (_, method_domains), *_ = space.alternatives
-    domains = {**{f"method.{key}": domain for key, domain in method_domains.items()}, **space.domains}
-    point: dict[str, Any] = dict(stratum.fixed)
-    for name, domain in domains.items():
-        if name not in point:
-            low_high = stratum.share if name.startswith("budget.") and stratum.share else None
-            point[name] = _draw(domain, low_high, draw)
-    return point
-
-
-def _draw(domain: Choice | Range, narrowed: tuple[float, float] | None, draw: random.Random) -> Any:
-    values = domain.grid()
-    if narrowed is None and values is not None:
-        return draw.choice(values)
-    low, high = narrowed or tuple(float(end) for end in domain.corners())
-    return low * (high / low) ** draw.random() if low > 0 else low + (high - low) * draw.random()
+        return grid_points(space)
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    domains = searched_domains(space)
+    return [suggest_point(domains, strata[index % len(strata)], study.ask()) for index in range(SAMPLES)]
 
 
 def _speed(space: Space, resolver: Resolver) -> float:

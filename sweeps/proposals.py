@@ -62,7 +62,22 @@ class Proposer(Protocol):
 def searched_domains(space: Space) -> dict[str, Domain]:
     """Every searched field under its dotted name, for spaces with one `method` section."""
     (_, method_domains), *_ = space.alternatives
-    return {**{f"method.{key}": domain for key, domain in method_domains.items()}, **space.domains}
+    return _joined(method_domains, space.domains)
+
+
+def _joined(of_method: dict[str, Domain], others: dict[str, Domain]) -> dict[str, Domain]:
+    return {**{f"method.{key}": domain for key, domain in of_method.items()}, **others}
+
+
+def suggest_point(domains: dict[str, Domain], stratum: Stratum, trial: optuna.Trial) -> dict[str, Value]:
+    """A point of the stratum, drawn by whichever sampler the trial's study has."""
+    point: dict[str, Value] = dict(stratum.fixed)
+    for name, domain in domains.items():
+        if name == stratum.budget and isinstance(domain, Range):
+            point[name] = Range(*stratum.share, log=domain.log, integer=domain.integer).suggest(trial, name)
+        elif name not in point:
+            point[name] = domain.suggest(trial, name)
+    return point
 
 
 class OptunaProposer:
@@ -117,18 +132,8 @@ class OptunaProposer:
         return self._suggest(stratum, study.ask())
 
     def _suggest(self, stratum: Stratum, trial: optuna.Trial) -> Proposal:
-        point: dict[str, Value] = dict(stratum.fixed)
-        for name, domain in self._domains.items():
-            if name not in point:
-                point[name] = self._narrowed(stratum, name, domain).suggest(trial, name)
         self._live[stratum.label, trial.number] = trial
-        return Proposal(point, {"study": stratum.label, "number": trial.number})
-
-    @staticmethod
-    def _narrowed(stratum: Stratum, name: str, domain: Domain) -> Domain:
-        if stratum.share is None or not name.startswith("budget.") or not isinstance(domain, Range):
-            return domain
-        return Range(stratum.share[0], stratum.share[1], log=domain.log, integer=domain.integer)
+        return Proposal(suggest_point(self._domains, stratum, trial), {"study": stratum.label, "number": trial.number})
 
     def tell(self, handle: dict[str, Any], outcome: Outcome) -> None:
         study = self._study(handle["study"])
@@ -162,9 +167,12 @@ class OptunaProposer:
 
     def open_handles(self) -> list[dict[str, Any]]:
         found = []
-        for summary in optuna.get_all_study_names(self._storage):
-            trials = self._study(summary).get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-            found += [{"study": summary, "number": trial.number} for trial in trials]
+        for name in optuna.get_all_study_names(self._storage):
+            study = self._study(name)
+            while study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
+                study.ask()  # queued by a driver that was killed before it asked: no longer to be handed out
+            trials = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+            found += [{"study": name, "number": trial.number} for trial in trials]
         return found
 
 
@@ -198,7 +206,7 @@ def grid_points(space: Space) -> list[dict[str, Value]]:
     """All combinations of a space of finite domains, alternatives of `method` one after the other."""
     points = []
     for index, (_, method_domains) in enumerate(space.alternatives):
-        domains = {**{f"method.{key}": domain for key, domain in method_domains.items()}, **space.domains}
+        domains = _joined(method_domains, space.domains)
         lists = [domain.grid() or () for domain in domains.values()]
         for values in itertools.product(*lists):
             point: dict[str, Value] = dict(zip(domains, values, strict=True))

@@ -21,7 +21,8 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python sweeps/run.py",
         description="Train what a search space proposes and show what is best at which size.",
-        epilog="Spaces lie in search_spaces/ (--list). Exit codes: 0 done, 2 bad input, 130 interrupted.",
+        epilog="Spaces lie in search_spaces/ (--list). "
+        "Exit codes: 0 done, 1 no trial was completed, 2 bad input, 130 interrupted.",
     )
     what = parser.add_argument_group("what to do")
     what.add_argument("--space", metavar="NAME", help="a space by name, or a YAML file")
@@ -56,6 +57,9 @@ def main(arguments: list[str] | None = None) -> int:
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("interrupted; a study that had begun goes on with --resume NAME", file=sys.stderr)
+        return 130
 
 
 def _dispatch(options: argparse.Namespace) -> int:

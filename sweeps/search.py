@@ -8,7 +8,7 @@ the end of a trial the journal, then Optuna. So a kill at any point leaves a tri
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lowrank.errors import InfeasibleError, InputError
@@ -16,7 +16,7 @@ from sweeps.journal import Journal
 from sweeps.proposals import Outcome, Proposal, Proposer
 from sweeps.records import TERMINAL, Event, Role, Status, StudyRecord, TrialRecord, apply_event
 from sweeps.space import Space
-from sweeps.specification import Resolver, Stratum, Trial, stratum_of
+from sweeps.specification import Resolver, Stratum, Trial
 
 EXPLORE_AFTER = 10  # proposals in a row that led nowhere, after which the sampler is set aside
 GIVE_UP_AFTER = 60  # ... after which a stratum counts as used up
@@ -26,8 +26,12 @@ _KINDS = {Status.COMPLETED: "complete", Status.STOPPED: "pruned", Status.INFEASI
 class Search:
     """Hands out trials one at a time and keeps the record of the study current."""
 
-    def __init__(self, space: Space, resolver: Resolver, proposer: Proposer, journal: Journal, record: StudyRecord):
+    def __init__(
+        self, space: Space, resolver: Resolver, proposer: Proposer, journal: Journal, record: StudyRecord,
+        strata: Sequence[Stratum] | None = None,
+    ):  # fmt: skip
         self.space, self.resolver, self.proposer = space, resolver, proposer
+        self.strata = tuple(strata or resolver.strata)  # those that can be met
         self.journal, self.record = journal, record
         self.waiting: deque[Trial] = deque()
         self.used_up: set[str] = set()
@@ -58,8 +62,9 @@ class Search:
 
     def _next_stratum(self) -> Stratum | None:
         """The stratum with the fewest trials so far (a grid has its own order and takes any)."""
-        counts = Counter(trial.stratum for trial in self.record.trials.values() if trial.role is Role.SEARCH)
-        open_strata = [stratum for stratum in self.resolver.strata if stratum.label not in self.used_up]
+        launched = [trial for trial in self.record.trials.values() if trial.status is not Status.INFEASIBLE]
+        counts = Counter(trial.stratum for trial in launched)
+        open_strata = [stratum for stratum in self.strata if stratum.label not in self.used_up]
         return min(open_strata, key=lambda stratum: counts[stratum.label], default=None)
 
     def _propose(self, stratum: Stratum) -> Trial | None:
@@ -67,10 +72,10 @@ class Search:
         for attempt in range(GIVE_UP_AFTER):
             proposal = self.proposer.ask(stratum, explore=attempt >= EXPLORE_AFTER)
             if proposal is None:
-                self.used_up.update(each.label for each in self.resolver.strata)
+                self.used_up.update(each.label for each in self.strata)
                 return None
             try:
-                trial = self._resolve(proposal, stratum)
+                trial = self.resolver.resolve(proposal.point)
             except InfeasibleError as error:
                 self._record_infeasible(proposal, stratum, str(error))
                 continue
@@ -83,10 +88,6 @@ class Search:
                 return None
         self.used_up.add(stratum.label)
         return None
-
-    def _resolve(self, proposal: Proposal, stratum: Stratum) -> Trial:
-        sized_here = self.space.search.sampler != "grid" and self.space.solves
-        return self.resolver.resolve(proposal.point, stratum if sized_here else None)
 
     def _record_proposed(self, trial: Trial, handle: Mapping[str, Any]) -> None:
         self._write(
@@ -170,8 +171,8 @@ class Search:
             self.proposer.tell(handle, self._outcome(owner) if owner and ended else Outcome("lost"))
 
     def _again(self, record: TrialRecord) -> Trial:
-        sized_here = [stratum for stratum in self.resolver.strata if stratum.label == record.stratum]
-        stratum = sized_here[0] if sized_here else stratum_of(self.resolver.strata, record.counts["params"])
+        label = record.proposal.get("study")
+        stratum = next((stratum for stratum in self.strata if stratum.label == label), self.strata[0])
         proposal = self.proposer.ask_again(stratum, record.parameters, record.proposal)
         trial = Trial(
             record.trial_id, record.role, record.stratum, dict(record.parameters), record.specification, record.counts
@@ -184,18 +185,18 @@ def _key(handle: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
     return tuple(sorted(handle.items()))
 
 
-def check_reachable(space: Space, resolver: Resolver) -> list[str]:
-    """Strata that no method of the space can meet, a line each; raises InputError when that is all of them."""
+def reachable_strata(space: Space, resolver: Resolver) -> tuple[tuple[Stratum, ...], list[str]]:
+    """The strata that some method of the space can meet, and a line for each that none can.
+
+    Raises InputError, with the reason, when none can be met.
+    """
     if not space.solves or space.search.sampler == "grid":
-        return []
-    impossible = []
-    for stratum in resolver.strata:
-        reasons = _reasons(space, resolver, stratum)
-        if reasons is not None:
-            impossible.append(f"{stratum.label}: {reasons}")
-    if len(impossible) == len(resolver.strata):
-        raise InputError(f"no method can meet the budget: {impossible[-1]}")
-    return impossible
+        return resolver.strata, []
+    reasons = {stratum: _reasons(space, resolver, stratum) for stratum in resolver.strata}
+    lines = [f"{stratum.label}: {reason}" for stratum, reason in reasons.items() if reason is not None]
+    if len(lines) == len(reasons):
+        raise InputError(f"no method can meet the budget: {lines[-1]}")
+    return tuple(stratum for stratum, reason in reasons.items() if reason is None), lines
 
 
 def _reasons(space: Space, resolver: Resolver, stratum: Stratum) -> str | None:
@@ -203,7 +204,7 @@ def _reasons(space: Space, resolver: Resolver, stratum: Stratum) -> str | None:
     first = None
     for point in corner_points(space, stratum):
         try:
-            resolver.resolve(point, stratum)
+            resolver.resolve(point)
         except InfeasibleError as error:
             first = first or str(error)
         else:
@@ -214,13 +215,12 @@ def _reasons(space: Space, resolver: Resolver, stratum: Stratum) -> str | None:
 def corner_points(space: Space, stratum: Stratum) -> list[dict[str, Any]]:
     """Every method and finite shape of the space at the largest budget of the stratum, other fields at one end."""
     points: list[dict[str, Any]] = [{}]
-    literals, domains = space.alternatives[0]
-    del literals
-    for key, domain in domains.items():
+    (_, method_domains), *_ = space.alternatives
+    for key, domain in method_domains.items():
         values = domain.grid() or domain.corners()
         points = [{**point, f"method.{key}": value} for point in points for value in values]
     fixed = dict(stratum.fixed)
-    if stratum.share is not None:
-        fixed |= {name: stratum.share[1] for name in space.domains if name.startswith("budget.")}
+    if stratum.budget:
+        fixed[stratum.budget] = stratum.share[1]
     others = {name: domain.corners()[-1] for name, domain in space.domains.items() if name not in fixed}
     return [{**others, **fixed, **point} for point in points]

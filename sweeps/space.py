@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import copy
 import difflib
-import re
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from lowrank.checks import make
 from lowrank.data import DataSettings
@@ -24,6 +23,7 @@ from lowrank.methods import make_method, method_class
 from lowrank.networks import NetworkSettings
 from lowrank.recipes import Recipe, default_recipe
 from sweeps.domains import Domain, Value, is_domain, parse_domain
+from sweeps.settings import BudgetSettings, ResourceSettings, SearchSettings
 
 SPACES_FOLDER = Path(__file__).resolve().parent.parent / "search_spaces"
 SECTIONS = ("question", "data", "network", "train", "method", "budget", "references", "search", "resources")
@@ -31,63 +31,6 @@ NAMED = ("data", "network")  # sections that may be written as a name alone
 REFERENCES = ("dense", "separable")  # drawn beside every front; each has one size
 OBJECTIVES = ("val_error", "params", "mult_adds")
 Alternative = tuple[dict[str, Any], dict[str, Domain]]  # literals and domains of one `method` entry
-
-
-def parse_time(text: str | None) -> float | None:
-    """Seconds in "90s", "30m", "2h"; None for None; raises InputError."""
-    if text is None:
-        return None
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh])", text)
-    if match is None or float(match[1]) <= 0:
-        raise InputError(f"a time must be a number above 0 with s, m or h (such as 30m), but got {text!r}")
-    return float(match[1]) * {"s": 1, "m": 60, "h": 3600}[match[2]]
-
-
-class SearchSettings(BaseModel):
-    """How the space is searched."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-    trials: int = Field(default=24, ge=1)
-    sampler: Literal["tpe", "random", "grid"] = "tpe"
-    objectives: tuple[Literal["val_error", "params", "mult_adds"], ...] = ("val_error",)
-    stop: Literal["none", "asha"] = "asha"
-    grace: float = Field(default=0.5, gt=0, le=1)  # share of the epochs before which nothing is stopped
-    reduction: float = Field(default=3.0, gt=1)  # ASHA lets the best 1 / reduction pass each rung
-    seed: int = Field(default=0, ge=0)
-    time: str | None = None  # e.g. 90s, 30m, 2h
-
-    @model_validator(mode="after")
-    def _check(self) -> SearchSettings:
-        parse_time(self.time)
-        return self
-
-
-class ResourceSettings(BaseModel):
-    """What one trial holds while it trains."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-    cpus_per_trial: float = Field(default=1.0, gt=0)
-    gpus_per_trial: float = Field(default=0.25, ge=0)  # used only where the cluster has GPUs
-    max_concurrent: int | None = Field(default=None, ge=1)
-
-
-class BudgetSettings(BaseModel):
-    """Limits on the whole network; shares of `relative_to`'s counts where that is given, plain counts otherwise."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-    params: float | None = Field(default=None, gt=0)
-    mult_adds: float | None = Field(default=None, gt=0)
-    relative_to: Literal["dense", "separable"] | None = None
-
-    @model_validator(mode="after")
-    def _check(self) -> BudgetSettings:
-        for value in (self.params, self.mult_adds):
-            if self.relative_to is not None and value is not None and value > 1:
-                raise ValueError(
-                    f"a budget relative to {self.relative_to} is a share of at most 1, but got {value:g}; "
-                    "for plain counts leave `relative_to` out"
-                )
-        return self
 
 
 @dataclass(frozen=True)
@@ -111,7 +54,7 @@ class Space:
     def epochs(self) -> int:
         """How long a trial trains at most, where the space searches that too."""
         domain = self.domains.get("train.epochs")
-        return self.recipe({}).epochs if domain is None else max(int(value) for value in domain.corners())
+        return self.recipe({}).epochs if domain is None else max(int(value or 0) for value in domain.corners())
 
     @property
     def solves(self) -> bool:
@@ -136,7 +79,7 @@ def read_space(name: str, overrides: Sequence[str] = (), **updates: Any) -> Spac
     `updates` are dotted names with `.` written as `__` (from command-line options); None leaves the file's value.
     """
     path = _find(name)
-    content = _load(path)
+    content = read_yaml(path)
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals or not key:
@@ -199,22 +142,29 @@ def _find(name: str) -> Path:
     return spaces[name]
 
 
-def _load(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML file that holds a mapping; raises InputError. Only plain data is read, never objects."""
     try:
-        content = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        content = _plain_data(yaml.safe_load(path.read_text()))
+    except (yaml.YAMLError, UnicodeDecodeError, ValueError) as error:
         detail = " ".join(str(error).split())
-        raise InputError(f"{path} is not YAML: {detail}") from error
+        raise InputError(f"{path} is not YAML of plain values: {detail}") from error
     if not isinstance(content, dict):
         raise InputError(f"{path} must be a mapping with the sections {', '.join(SECTIONS)}")
     return content
 
 
+def _plain_data(content: Any) -> Any:
+    """The same content; raises ValueError when it refers to itself, TypeError never: dates become text."""
+    json.dumps(content, default=str)
+    return content
+
+
 def _parse_value(override: str, text: str) -> Any:
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise InputError(f"--set {override}: the value is not YAML") from error
+        value = _plain_data(yaml.safe_load(text))
+    except (yaml.YAMLError, ValueError) as error:
+        raise InputError(f"--set {override}: the value is not YAML of plain values") from error
     if isinstance(value, str):  # YAML 1.1 reads 1e-3 as a string
         try:
             return float(value)
@@ -314,6 +264,8 @@ def _references(names: Any) -> tuple[str, ...]:
     for name in names:
         if name not in REFERENCES:
             raise unknown("reference", name, REFERENCES)
+        if names.count(name) > 1:
+            raise InputError(f"`references` must list each once, but got {names}")
     return tuple(names)
 
 
@@ -330,8 +282,14 @@ def method_at(alternative: Alternative, searched: Mapping[str, Value]) -> Method
 def _check_corners(space: Space) -> None:
     """Check every end of every range against the typed settings, so that no trial can fail for its value."""
     space.recipe({})
+    if "budget.relative_to" in space.domains or ("network.name" in space.domains and space.budget.relative_to):
+        raise InputError(
+            "budgets of one space must be shares of one network: leave `budget.relative_to` one value, or out"
+        )
     for name, domain in space.domains.items():
         section, _, key = name.partition(".")
+        if section == "budget" and None in domain.corners():
+            raise InputError(f"`{name}` must be a number in every choice, but got null")
         for value in domain.corners():
             if section == "train":
                 space.recipe({key: value})

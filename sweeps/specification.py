@@ -26,6 +26,8 @@ from sweeps.records import Role
 from sweeps.space import Space, method_at
 
 REFERENCE_STRATUM = "reference"
+ALL_SIZES = "all sizes"
+MOST_LISTED = 16  # budget values that are strata of their own; more are halved like a range
 Point = Mapping[str, Value]  # dotted name (or "alternative") -> value
 
 
@@ -43,13 +45,20 @@ class Trial:
 
 @dataclass(frozen=True)
 class Stratum:
-    """A range of sizes within which trials are compared: more than `above`, at most `limit` parameters."""
+    """A range of sizes within which trials are compared: at most `limit` parameters, where that is known."""
 
     label: str
     limit: float
-    above: float = 0.0
     fixed: tuple[tuple[str, Value], ...] = ()  # budget values that every proposal in this stratum has
-    share: tuple[float, float] | None = None  # the part of a budget range that belongs to it
+    budget: str = ""  # a budget field of which `share` is this stratum's part: more than its first, at most its second
+    share: tuple[float, float] = (0.0, 0.0)
+
+    def owns(self, point: Point) -> bool:
+        """Whether the budget that the point proposes is this stratum's."""
+        if self.fixed:
+            return all(point.get(name) == value for name, value in self.fixed)
+        value = point.get(self.budget)
+        return isinstance(value, int | float) and self.share[0] <= value <= self.share[1]
 
 
 class Resolver:
@@ -58,7 +67,13 @@ class Resolver:
     def __init__(self, space: Space, data: ImageData):
         self.space, self.data = space, data
         self.image_shape, self.classes = data.image_shape, len(data.classes)
+        self.by_size = halved_sizes(self.separable_params)
         self.strata = make_strata(space, self.separable_params)
+
+    @property
+    def labels(self) -> tuple[Stratum, ...]:
+        """The strata that trials are labelled with: those searched, or halvings of size where all are one search."""
+        return self.by_size if self.strata[0].label == ALL_SIZES else self.strata
 
     def plan(self, network: NetworkSettings) -> NetworkPlan:
         """The network's sites for this data set's images and classes."""
@@ -69,18 +84,18 @@ class Resolver:
         """Parameters of the separable form of the space's own network."""
         return self.plan(self.space.network).params(Separable())
 
-    def resolve(self, point: Point, stratum: Stratum | None = None) -> Trial:
+    def resolve(self, point: Point) -> Trial:
         """The trial at `point`; raises InfeasibleError with the reason when its limits cannot be met."""
         network = NetworkSettings(**{**self.space.network.model_dump(), **_under(point, "network")})
-        method = method_at(self.space.alternatives[int(point.get("alternative", 0))], _under(point, "method"))
+        method = method_at(self.space.alternatives[int(point.get("alternative") or 0)], _under(point, "method"))
         plan = self.plan(network)
-        budget = self._budget(point, plan)
+        budget = self._budget(point)
         if self.space.solves:
             method = solve(plan, method, budget)
         elif (reason := plan.infeasible(method)) is not None:
             raise InfeasibleError(reason)
         recipe = self.space.recipe(_under(point, "train"))
-        return self._trial(plan, network, method, recipe, point, Role.SEARCH, stratum)
+        return self._trial(plan, network, method, recipe, point, Role.SEARCH)
 
     def reference(self, name: str) -> Trial:
         """A reference network (a method of one size) under the space's own recipe, searched fields at their defaults.
@@ -90,12 +105,11 @@ class Resolver:
         kind = {"dense": Dense, "separable": Separable}[name]
         plan = self.plan(self.space.network)
         recipe = self.space.recipe({})
-        return self._trial(plan, self.space.network, kind(), recipe, {"method.name": name}, Role.REFERENCE, None)
+        return self._trial(plan, self.space.network, kind(), recipe, {"method.name": name}, Role.REFERENCE)
 
     def _trial(
-        self, plan: NetworkPlan, network: NetworkSettings, method: Method, recipe: Recipe, point: Point,
-        role: Role, stratum: Stratum | None,
-    ) -> Trial:  # fmt: skip
+        self, plan: NetworkPlan, network: NetworkSettings, method: Method, recipe: Recipe, point: Point, role: Role
+    ) -> Trial:
         counts = count(plan, method)
         views = views_for(recipe, self.data, self.space.search.seed)
         specification = {
@@ -109,18 +123,25 @@ class Resolver:
         trial_id = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
         label = REFERENCE_STRATUM
         if role is Role.SEARCH:
-            label = (stratum or stratum_of(self.strata, counts["params"])).label
+            label = self._stratum(point, counts["params"]).label
         return Trial(trial_id, role, label, dict(point), specification, counts)
 
-    def _budget(self, point: Point, plan: NetworkPlan) -> Budget:
+    def _stratum(self, point: Point, params: int) -> Stratum:
+        """The stratum of the point's own budget; where sizes are not proposed in strata, the one of its size."""
+        owner = next((stratum for stratum in self.strata if stratum.owns(point)), None)
+        return owner or next(stratum for stratum in self.by_size if params <= stratum.limit)
+
+    def _budget(self, point: Point) -> Budget:
+        """The point's limits as counts; shares are of the space's own network, whatever width the point has."""
         values = {**self.space.budget.model_dump(), **_under(point, "budget")}
+        plan = self.plan(self.space.network)
         relative = {"dense": Dense(), "separable": Separable()}.get(values["relative_to"] or "")
+        base = relative or Separable()
 
         def limit(name: str, whole: int) -> int | None:
             value = values[name]
             return None if value is None else int(value * whole if relative else value)
 
-        base = relative or Separable()
         return Budget(params=limit("params", plan.params(base)), mult_adds=limit("mult_adds", plan.mult_adds(base)))
 
 
@@ -146,25 +167,21 @@ def views_for(recipe: Recipe, data: ImageData, seed: int) -> ViewSettings:
 
 
 def make_strata(space: Space, separable_params: int) -> tuple[Stratum, ...]:
-    """The strata of size: a listed budget's values, halvings of a budget range, else halvings of the separable size.
+    """The strata that are searched: a listed budget's values, halvings of a budget range, else halvings of size.
 
-    Several objectives compare all sizes at once, so they have a single stratum.
+    Several objectives compare all sizes in one search (stopping still compares within halvings of size).
     """
+    searched = next((name for name in ("budget.params", "budget.mult_adds") if name in space.domains), None)
     if len(space.search.objectives) > 1:
-        return (Stratum("all sizes", math.inf),)
-    for what in ("params", "mult_adds"):
-        name = f"budget.{what}"
-        domain = space.domains.get(name)
-        if domain is None:
-            continue
-        values = domain.grid() if space.search.sampler == "grid" or hasattr(domain, "values") else None
-        if values is not None:
-            return _listed(space, name, [float(value) for value in values], separable_params)
-        low, high = (float(value) for value in domain.corners())
-        return _halved_budget(space, name, low, high, separable_params)
-    if space.solves:
-        return (Stratum("all within the budget", math.inf),)
-    return _halved_sizes(separable_params)
+        return (Stratum(ALL_SIZES, math.inf),)
+    if searched is not None:
+        domain = space.domains[searched]
+        values = domain.grid()
+        if values is not None and len(values) <= MOST_LISTED:
+            return _listed(space, searched, [float(value) for value in values if value is not None], separable_params)
+        low, high = domain.corners()
+        return _halved_budget(space, searched, (float(low or 0), float(high or 0)), separable_params)
+    return (Stratum(ALL_SIZES, math.inf),) if space.solves else halved_sizes(separable_params)
 
 
 def _size_label(space: Space, name: str, value: float, separable_params: int) -> tuple[str, float]:
@@ -185,25 +202,19 @@ def _listed(space: Space, name: str, values: list[float], separable_params: int)
     return tuple(strata)
 
 
-def _halved_budget(space: Space, name: str, low: float, high: float, separable_params: int) -> tuple[Stratum, ...]:
-    strata, top = [], high
-    while True:
+def _halved_budget(space: Space, name: str, ends: tuple[float, float], separable_params: int) -> tuple[Stratum, ...]:
+    strata: list[Stratum] = []
+    low, top = ends
+    while not strata or top > low * 1.0001:
         bottom = max(low, top / 2)
         label, limit = _size_label(space, name, top, separable_params)
-        strata.append(Stratum(label, limit, share=(bottom, top)))
-        if bottom <= low * 1.0001:
-            return tuple(reversed(strata))
+        strata.append(Stratum(label, limit, budget=name, share=(bottom, top)))
         top = bottom
+    return tuple(reversed(strata))
 
 
-def _halved_sizes(separable_params: int) -> tuple[Stratum, ...]:
+def halved_sizes(separable_params: int) -> tuple[Stratum, ...]:
+    """From a 32nd of the separable network's size upwards, each twice the one before; the last is open."""
     edges = [separable_params / 2**power for power in range(5, -1, -1)]
-    strata = [
-        Stratum(f"params <= {int(edge):,}", edge, above) for above, edge in zip([0.0, *edges], edges, strict=False)
-    ]
-    return (*strata, Stratum(f"params > {separable_params:,}", math.inf, edges[-1]))
-
-
-def stratum_of(strata: tuple[Stratum, ...], params: int) -> Stratum:
-    """The stratum that holds a network of this size, for spaces whose sizes are not proposed."""
-    return next(stratum for stratum in strata if params <= stratum.limit)
+    strata = [Stratum(f"params <= {int(edge):,}", edge) for edge in edges]
+    return (*strata, Stratum(f"params > {separable_params:,}", math.inf))

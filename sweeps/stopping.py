@@ -13,7 +13,7 @@ from ray.tune.experiment import Trial as RayTrial
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
 
 from sweeps.records import VAL_ERROR, Role, StudyRecord
-from sweeps.space import SearchSettings
+from sweeps.settings import SearchSettings
 
 
 class StratifiedAsha(FIFOScheduler):
@@ -24,7 +24,14 @@ class StratifiedAsha(FIFOScheduler):
         self._settings, self._epochs = settings, epochs
         self._brackets: dict[str, AsyncHyperBandScheduler] = {}
         self.stopped: dict[str, str] = {}  # trial id -> reason
+        self._condemned: dict[str, str] = {}  # stopped at a rung, but the driver was killed before it could say so
         self._replay(record)
+
+    def _reason(self, stratum: str, result: dict[str, Any]) -> str:
+        return (
+            f"not among the best 1/{self._settings.reduction:g} of {stratum} at epoch {result['epoch']} "
+            f"({result[VAL_ERROR]:.2f} % error)"
+        )
 
     def _bracket(self, stratum: str) -> AsyncHyperBandScheduler:
         if stratum not in self._brackets:
@@ -43,7 +50,9 @@ class StratifiedAsha(FIFOScheduler):
                 nobody: Any = None  # ASHA asks nothing of the controller
                 bracket.on_trial_add(nobody, stub)
                 for epoch, metrics in sorted(trial.epochs.items()):
-                    bracket.on_trial_result(nobody, stub, {"epoch": epoch, VAL_ERROR: metrics[VAL_ERROR]})
+                    result = {"epoch": epoch, VAL_ERROR: metrics[VAL_ERROR]}
+                    if bracket.on_trial_result(nobody, stub, result) == TrialScheduler.STOP:
+                        self._condemned.setdefault(trial.trial_id, self._reason(trial.stratum, result))
 
     def on_trial_add(self, tune_controller: Any, trial: RayTrial) -> None:
         if trial.config["role"] == Role.SEARCH:
@@ -52,13 +61,13 @@ class StratifiedAsha(FIFOScheduler):
     def on_trial_result(self, tune_controller: Any, trial: RayTrial, result: dict[str, Any]) -> str:
         if trial.config["role"] != Role.SEARCH:
             return TrialScheduler.CONTINUE
-        stub = _stub(trial.config["trial_id"])
-        action = self._bracket(trial.config["stratum"]).on_trial_result(tune_controller, stub, result)
+        trial_id, stratum = trial.config["trial_id"], trial.config["stratum"]
+        if trial_id in self._condemned:
+            self.stopped[trial_id] = self._condemned[trial_id]
+            return TrialScheduler.STOP
+        action = self._bracket(stratum).on_trial_result(tune_controller, _stub(trial_id), result)
         if action == TrialScheduler.STOP:
-            self.stopped[trial.config["trial_id"]] = (
-                f"not among the best 1/{self._settings.reduction:g} of {trial.config['stratum']} at epoch "
-                f"{result['epoch']} ({result[VAL_ERROR]:.2f} % error)"
-            )
+            self.stopped[trial_id] = self._reason(stratum, result)
         return action
 
     def on_trial_complete(self, tune_controller: Any, trial: RayTrial, result: dict[str, Any]) -> None:

@@ -3,37 +3,39 @@
 from __future__ import annotations
 
 import argparse
-import fcntl
 import os
 import platform
+import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections import Counter
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-import yaml
 
 from lowrank.data import ImageData, load_data
 from lowrank.errors import InputError
 from sweeps.final import evaluate_front
+from sweeps.folders import check_root, find_folder, locked_journal, new_folder, read_question, write_question
 from sweeps.journal import Journal, read_journal
 from sweeps.proposals import make_proposer
-from sweeps.records import JOURNAL_FILE, SPACE_FILE, TERMINAL, Event, Status, StudyRecord, fold
-from sweeps.search import Search, check_reachable
-from sweeps.space import Space, parse_space, parse_time
+from sweeps.records import JOURNAL_FILE, TERMINAL, Event, Status, StudyRecord, fold
+from sweeps.search import Search, reachable_strata
+from sweeps.settings import parse_time
+from sweeps.space import Space, parse_space
 from sweeps.specification import Resolver
-from sweeps.tracking_process import TrackingProcess, check_tracking_uri
+from sweeps.tracking_process import TrackingProcess, check_tracking_uri, redact
+
+if TYPE_CHECKING:
+    from sweeps.resources import Share
 
 PACKAGES = ("torch", "torchvision", "ray", "optuna", "mlflow", "pyarrow")
-INTERRUPTED = 130
+NOTHING_COMPLETED, INTERRUPTED = 1, 130
 DEFAULT_OUT = Path("studies")
-OPTIONS = "options"  # where space.yaml keeps what is not part of the question: data folder, tracking address
 
 
 @dataclass(frozen=True)
@@ -51,26 +53,21 @@ class Setting:
 
 def start_study(space: Space, options: argparse.Namespace) -> int:
     """Begin a new study; returns the exit code. Raises InputError before anything is written."""
-    folder = _new_folder(_root(options), options.name, space.name)
+    folder = new_folder(_root(options), options.name, space.name)
     setting = _setting(folder, space, options, options.data_dir, options.tracking_uri)
-    if setting.tracking_uri:
-        check_tracking_uri(setting.tracking_uri)
-    data = load_data(space.data, setting.data_dir)
-    resolver = Resolver(space, data)
-    for line in check_reachable(space, resolver):
-        print(f"cannot be met, left out: {line}", flush=True)
-    return _drive(space, resolver, setting)
+    return _drive(space, Resolver(space, load_data(space.data, setting.data_dir)), setting)
 
 
 def resume_study(options: argparse.Namespace) -> int:
     """Go on with a study, with more trials, time or other resources; the question is as it was. Raises InputError."""
-    folder = _root(options) / options.resume
-    if not (folder / SPACE_FILE).is_file():
-        raise InputError(f"no study {options.resume!r} in {_root(options)}; choose from: {_studies(_root(options))}")
-    if options.set or options.data or options.space or options.seed is not None:
-        raise InputError("--resume goes on with the question as it was; --trials, --time and the resources may be new")
-    content = yaml.safe_load((folder / SPACE_FILE).read_text())
-    kept = content.pop(OPTIONS)
+    folder = find_folder(_root(options), options.resume)
+    new = [name for name in ("space", "set", "data", "seed", "name", "plan", "json") if getattr(options, name)]
+    if new:
+        raise InputError(
+            f"--resume goes on with the question as it was; leave --{new[0]} out (--trials, --time and the resources "
+            "may be new)"
+        )
+    content, kept = read_question(folder)
     content.setdefault("search", {}).pop("time", None)  # a limit of time is for one sitting
     _update(content, "search", trials=options.trials, time=options.time)
     _update(
@@ -80,47 +77,31 @@ def resume_study(options: argparse.Namespace) -> int:
     space = parse_space(kept["space"], content)
     data_dir = options.data_dir or (Path(kept["data_dir"]) if kept["data_dir"] else None)
     setting = _setting(folder, space, options, data_dir, options.tracking_uri or kept["tracking_uri"])
-    resolver = Resolver(space, _same_data(space, setting, folder))
-    return _drive(space, resolver, setting)
+    return _drive(space, Resolver(space, _same_data(space, setting)), setting)
 
 
 def _update(content: dict[str, Any], section: str, **asked: Any) -> None:
     content.setdefault(section, {}).update({key: value for key, value in asked.items() if value is not None})
 
 
-def _same_data(space: Space, setting: Setting, folder: Path) -> ImageData:
+def _same_data(space: Space, setting: Setting) -> ImageData:
     data = load_data(space.data, setting.data_dir)
-    expected = fold(read_journal(folder / JOURNAL_FILE)).header.get("data", {}).get("fingerprint", data.fingerprint)
+    header = fold(read_journal(setting.folder / JOURNAL_FILE)).header
+    expected = header.get("data", {}).get("fingerprint", data.fingerprint)
     if data.fingerprint != expected:
         raise InputError(f"{data.name} has the fingerprint {data.fingerprint}, but the study began with {expected}")
     return data
 
 
 def _root(options: argparse.Namespace) -> Path:
-    return Path(options.storage or options.out).resolve()
-
-
-def _studies(root: Path) -> str:
-    return ", ".join(sorted(path.parent.name for path in root.glob(f"*/{SPACE_FILE}"))) or "none yet"
-
-
-def _new_folder(root: Path, name: str | None, space_name: str) -> Path:
-    """The folder of a new study: the given name, or the first free one of space, space_2, space_3 ..."""
-    if name is not None:
-        if not name or any(letter in name for letter in "/\\") or name.startswith("."):
-            raise InputError(f"--name must be a plain name without slashes, but got {name!r}")
-        if (root / name).exists():
-            raise InputError(f"the study {name!r} exists in {root}; --resume {name} goes on with it")
-        return root / name
-    number = 1
-    while (folder := root / (space_name if number == 1 else f"{space_name}_{number}")).exists():
-        number += 1
-    return folder
+    return check_root(Path(options.storage or options.out))
 
 
 def _setting(
     folder: Path, space: Space, options: argparse.Namespace, data_dir: Path | None, tracking_uri: str | None
 ) -> Setting:
+    if tracking_uri:
+        check_tracking_uri(tracking_uri)
     return Setting(
         folder.name, folder, data_dir.resolve() if data_dir else None, tracking_uri, options.address,
         bool(options.gpus_per_trial), parse_time(space.search.time),
@@ -132,52 +113,56 @@ def _drive(space: Space, resolver: Resolver, setting: Setting) -> int:
     from sweeps.launch import connect
     from sweeps.resources import choose_share, read_cluster
 
+    strata, unreachable = reachable_strata(space, resolver)
     connect(setting.address)
     asked = space.resources
     share = choose_share(
         read_cluster(), cpus=asked.cpus_per_trial, gpus=asked.gpus_per_trial, most=asked.max_concurrent,
         trials=space.search.trials + len(space.references), gpus_asked=setting.gpus_asked,
     )  # fmt: skip
+    for line in unreachable:
+        print(f"cannot be met, left out: {line}", flush=True)
     setting.folder.mkdir(parents=True, exist_ok=True)
-    with _locked(setting.folder) as journal:
-        _write_space(space, setting)
+    with locked_journal(setting.folder) as journal:
         record = fold(read_journal(journal.path))
+        _write_question(space, setting)
         _write_header(journal, record, space, resolver, setting)
         tracking = TrackingProcess.start(setting.folder, setting.tracking_uri)
-        search = Search(space, resolver, make_proposer(space, setting.folder), journal, record)
-        outcome = _train(search, setting, share)
-        if outcome == "finished":
-            evaluate_front(search, setting.folder, resolver.data)
-        _summarise(setting, record)  # before the study closes, so that MLflow gets the picture
-        journal.append(Event.CLOSED, sync=True, reason=outcome)
+        outcome = "interrupted"
+        try:
+            proposer = make_proposer(space, setting.folder)
+            outcome = _work(Search(space, resolver, proposer, journal, record, strata), setting, share)
+        except KeyboardInterrupt:
+            pass  # between two trials, or after the last: what is done is on record
+        finally:
+            journal.append(Event.CLOSED, sync=True, reason=outcome)
     _conclude(setting, outcome, tracking.finish())
-    return INTERRUPTED if outcome == "interrupted" else 0
+    if outcome == "interrupted":
+        return INTERRUPTED
+    return 0 if _completed(record) or outcome == "time" else NOTHING_COMPLETED
 
 
-def _write_space(space: Space, setting: Setting) -> None:
+def _work(search: Search, setting: Setting, share: Share) -> str:
+    """Train, look at the test split once, draw and print what came out; returns why it ended."""
+    outcome = _train(search, setting, share)
+    if outcome == "finished":
+        evaluate_front(search, setting.folder, search.resolver.data)
+    _summarise(setting, search.record)  # before the study closes, so that MLflow gets the picture
+    return outcome
+
+
+def _completed(record: StudyRecord) -> bool:
+    return any(trial.status is Status.COMPLETED for trial in record.trials.values())
+
+
+def _write_question(space: Space, setting: Setting) -> None:
+    """A password in the tracking address is not kept: a resume with one names the address again."""
+    uri = setting.tracking_uri
     kept = {
         "space": space.name, "data_dir": str(setting.data_dir) if setting.data_dir else None,
-        "tracking_uri": setting.tracking_uri,
+        "tracking_uri": redact(uri) if uri else None,
     }  # fmt: skip
-    text = yaml.safe_dump({**space.source, OPTIONS: kept}, sort_keys=False, allow_unicode=True)
-    temporary = setting.folder / f"{SPACE_FILE}.tmp"
-    temporary.write_text(text)
-    temporary.replace(setting.folder / SPACE_FILE)
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[Journal]:
-    """The study's journal, for one driver at a time; raises InputError while another has it."""
-    with (folder / "driver.lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise InputError(f"the study {folder.name!r} is being run by another process") from error
-        journal = Journal(folder / JOURNAL_FILE)
-        try:
-            yield journal
-        finally:
-            journal.close()
+    write_question(setting.folder, space.source, kept)
 
 
 def _write_header(journal: Journal, record: StudyRecord, space: Space, resolver: Resolver, setting: Setting) -> None:
@@ -192,9 +177,10 @@ def _write_header(journal: Journal, record: StudyRecord, space: Space, resolver:
         network=space.network.model_dump(), references=references, seed=space.search.seed,
         strata=[
             {"label": each.label, "params": each.limit if each.limit != float("inf") else None}
-            for each in resolver.strata
+            for each in resolver.labels
         ],
-        versions=_versions(), hardware=_hardware(), commit=_commit(), command=" ".join(sys.argv),
+        versions=_versions(), hardware=_hardware(), commit=_commit(),
+        command=shlex.join(redact(argument) for argument in sys.argv),
     )  # fmt: skip
     record.header, record.closed = header, None
 
@@ -226,7 +212,7 @@ def _commit() -> str:
     return found.stdout.strip() or "unknown"
 
 
-def _train(search: Search, setting: Setting, share: Any) -> str:
+def _train(search: Search, setting: Setting, share: Share) -> str:
     """Run Tune; returns why it ended: finished, time or interrupted."""
     from sweeps.launch import Launch, run
     from sweeps.view import View
@@ -239,11 +225,8 @@ def _train(search: Search, setting: Setting, share: Any) -> str:
         f"everything is kept in {_shown(setting.folder)}", flush=True,
     )  # fmt: skip
     most = search.space.resources.max_concurrent
-    try:
-        with View(search.record, total) as view:
-            run(search, Launch(setting.folder, setting.data_dir, share, most, setting.seconds, view.update))
-    except KeyboardInterrupt:
-        return "interrupted"
+    with View(search.record, total) as view:
+        run(search, Launch(setting.folder, setting.data_dir, share, most, setting.seconds, view.update))
     if _is_finished(search):
         return "finished"
     out_of_time = setting.seconds is not None and time.monotonic() - started >= setting.seconds
@@ -253,7 +236,7 @@ def _train(search: Search, setting: Setting, share: Any) -> str:
 def _is_finished(search: Search) -> bool:
     if any(trial.status not in TERMINAL for trial in search.record.trials.values()) or search.waiting:
         return False
-    exhausted = all(stratum.label in search.used_up for stratum in search.resolver.strata)
+    exhausted = all(stratum.label in search.used_up for stratum in search.strata)
     return exhausted or search.proposed_count() >= search.space.search.trials
 
 
@@ -263,10 +246,15 @@ def _shown(folder: Path) -> str:
 
 
 def _summarise(setting: Setting, record: StudyRecord) -> None:
-    """The final table, the answer and the picture, once there is a finished trial."""
-    if any(trial.status is Status.COMPLETED for trial in record.trials.values()):
+    """The final table, the answer and the picture; or, where nothing was completed, how the trials ended."""
+    if _completed(record):
         # analysis stands above this room and is not imported by it
         subprocess.run([sys.executable, "-m", "analysis", "summary", str(setting.folder)], check=False)
+        return
+    ended = Counter((trial.status, trial.reason) for trial in record.trials.values() if trial.status in TERMINAL)
+    for (status, reason), times in ended.most_common(5):
+        print(f"{times} {status.replace('_', ' ')}: {reason}")
+    print("no trial was completed, so there is no front")
 
 
 def _conclude(setting: Setting, outcome: str, behind: str | None) -> None:

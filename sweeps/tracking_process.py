@@ -25,6 +25,7 @@ LOG_FILE = "tracking.log"
 URI_VARIABLE = "SWEEP_TRACKING_URI"  # hands an address, with its password, to the process without showing it in `ps`
 PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
 CHOICES = "sqlite:///FILE, http://HOST:PORT, https://HOST, postgresql://, mysql:// or mssql://"
+HIDDEN = "***"  # stands for a password
 ANSWER_SECONDS = 3.0
 TERMINATE_SECONDS = 3.0
 
@@ -35,11 +36,14 @@ def default_tracking_uri(study_dir: Path) -> str:
 
 
 def redact(uri: str) -> str:
-    """The address without its password, for messages and files."""
-    parts = urlsplit(uri)
+    """The address without its password, for messages and files; anything else as it is."""
+    try:
+        parts = urlsplit(uri)
+    except ValueError:
+        return uri
     if parts.password is None:
         return uri
-    return urlunsplit(parts._replace(netloc=parts.netloc.replace(f":{parts.password}@", ":***@")))
+    return urlunsplit(parts._replace(netloc=parts.netloc.replace(f":{parts.password}@", f":{HIDDEN}@")))
 
 
 def check_tracking_uri(uri: str) -> None:
@@ -48,14 +52,20 @@ def check_tracking_uri(uri: str) -> None:
     Raises:
         InputError: the scheme is unknown, the folder of a SQLite file is missing, or the server does not answer.
     """
-    parts = urlsplit(uri)
+    try:
+        parts = urlsplit(uri)
+        port = parts.port
+    except ValueError as error:
+        raise InputError(f"the tracking URI must be one of {CHOICES}, but {uri!r} is none: {error}") from error
+    if parts.password == HIDDEN:
+        raise InputError(f"the password of {uri} was not kept; name the address again with --tracking-uri")
     kind = parts.scheme.partition("+")[0]
     if kind == "sqlite":
         _check_file(uri)
     elif kind in ("http", "https"):
         _check_server(uri)
     elif kind in PORTS:
-        _check_port(uri, parts.hostname or "localhost", parts.port or PORTS[kind])
+        _check_port(uri, parts.hostname or "localhost", port or PORTS[kind])
     else:
         raise InputError(f"the tracking URI must be one of {CHOICES}, but got {uri!r}")
 

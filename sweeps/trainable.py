@@ -20,7 +20,6 @@ from ray import tune
 from lowrank.checkpoints import load_tensors, save_tensors
 from lowrank.data import DataSettings, ImageData, ViewSettings, load_data
 from lowrank.errors import InputError
-from lowrank.layers import Dense
 from lowrank.methods import make_method
 from lowrank.networks import NetworkSettings
 from lowrank.plan import network_plan
@@ -41,7 +40,7 @@ def make_trainer(specification: dict[str, Any], data: ImageData, device: str) ->
     network = build_student(settings, plan, method, data.image_shape, len(data.classes), seed)
     return Trainer(
         network, data, recipe, views=ViewSettings(**specification["views"]), order_seed=seed,
-        decay_ratio=plan.params(method) / plan.params(Dense()), device=device,
+        decay_ratio=plan.params(method) / plan.params(make_method({"name": plan.base})), device=device,
     )  # fmt: skip
 
 

@@ -22,12 +22,12 @@ class DataSettings(BaseModel):
     `image_size`: pixels; images of parquet and folder sets are cropped to their middle square and resized to it.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     name: str = "digits"
     train_images: int | None = Field(default=None, ge=1)
     val_fraction: float = Field(default=0.2, gt=0, lt=1)
-    split_seed: int = 0
+    split_seed: int = Field(default=0, ge=0, lt=2**63)
     resident_mb: float = Field(default=1024, ge=0)
     image_size: int | None = Field(default=None, ge=1)
 
@@ -40,7 +40,7 @@ class ViewSettings(BaseModel):
     centre is uniform over the image and what lies beyond the edge is clipped.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     shift: int = Field(default=0, ge=0)
     flip: bool = False

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import time
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -64,3 +65,17 @@ def test_ctrl_c_stops_cleanly_and_says_how_to_go_on(study):
     done = studies.run("--resume", "hit", "--out", str(folder.parent))
     assert done.returncode == 0, done.stdout + done.stderr
     check_once_each(folder, 7)
+
+
+def test_ctrl_c_while_ray_starts_leaves_no_traceback(tmp_path):
+    process = studies.start(*LONGER, "--out", str(tmp_path), "--name", "early")
+    try:
+        time.sleep(6)
+        os.killpg(process.pid, signal.SIGINT)
+        said, _ = process.communicate(timeout=60)
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+    assert process.returncode == 130, said
+    assert "Traceback" not in said

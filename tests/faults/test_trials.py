@@ -25,6 +25,16 @@ def test_a_diverging_trial_is_an_outcome_and_the_worker_stays(tmp_path):
     assert {trial.status for trial in trials} <= {Status.DIVERGED, Status.COMPLETED}
     assert len({attempt["pid"] for trial in trials for attempt in trial.attempts}) <= 2
     assert "diverged" in done.stdout
+    kept = {path.parent.name for path in (tmp_path / "hot").glob("trials/*/*")}
+    assert kept == {trial.trial_id for trial in trials if trial.status is Status.COMPLETED}
+
+
+def test_a_study_in_which_nothing_completes_says_why_and_fails(tmp_path):
+    done = studies.run(*studies.TINY, "--set", "train.lr=1.0e+30", "--out", str(tmp_path), "--name", "lost")
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "no trial was completed, so there is no front" in done.stdout
+    assert "diverged: " in done.stdout
+    assert "Traceback" not in done.stdout + done.stderr
 
 
 def test_a_killed_worker_costs_no_trial(tmp_path):

@@ -91,6 +91,16 @@ def test_asking_again_gives_the_same_point_under_a_new_number(proposer, resolver
     assert again.handle != lost.handle
 
 
+def test_a_point_queued_but_never_asked_for_is_not_handed_out_later(proposer, space, resolver, tmp_path):
+    stratum = resolver.strata[0]
+    point = proposer.ask(stratum).point
+    proposer._study(stratum.label).enqueue_trial(point)  # killed here
+    later = OptunaProposer(space, tmp_path)
+    for handle in later.open_handles():
+        later.tell(handle, Outcome("lost"))
+    assert [trial.state for trial in trials_of(later, stratum.label)] == [TrialState.FAIL, TrialState.FAIL]
+
+
 def test_a_resumed_sampler_does_not_draw_its_first_numbers_again(content, resolver, tmp_path):
     content["train"]["weight_decay"] = {"log_uniform": [1e-5, 1e-2]}
     space = parse_space("small", content)

@@ -8,7 +8,7 @@ from lowrank.errors import InputError
 from sweeps.journal import Journal, read_journal
 from sweeps.proposals import make_proposer
 from sweeps.records import TERMINAL, Status, fold
-from sweeps.search import Search, check_reachable
+from sweeps.search import Search, reachable_strata
 from sweeps.space import parse_space, read_space
 from sweeps.specification import Resolver
 
@@ -106,14 +106,23 @@ def test_a_budget_that_nothing_meets_is_refused_with_the_reason(content, digits)
     content["budget"]["params"] = {"choice": [0.01]}
     space = parse_space("small", content)
     with pytest.raises(InputError, match=r"no method can meet the budget: params <= 7,548: .*never substituted"):
-        check_reachable(space, Resolver(space, digits))
+        reachable_strata(space, Resolver(space, digits))
 
 
-def test_a_stratum_that_nothing_meets_is_named(content, digits):
+def test_a_stratum_that_nothing_meets_is_named_and_left_out(content, digits):
     content["budget"]["params"] = {"choice": [0.01, 0.2]}
     space = parse_space("small", content)
-    (line,) = check_reachable(space, Resolver(space, digits))
+    kept, (line,) = reachable_strata(space, Resolver(space, digits))
+    assert [stratum.label for stratum in kept] == ["params <= 150,963"]
     assert line.startswith("params <= 7,548: ")
+
+
+def test_what_is_infeasible_takes_no_turn_of_its_stratum(content, open_search):
+    content["budget"]["params"] = {"choice": [0.036, 0.2]}  # of the smaller, only some shapes are possible
+    content["search"] = {"trials": 8}
+    search = open_search(parse_space("small", content))
+    strata = [search.record.trials[name].stratum for name in run_out(search)[1:]]
+    assert sorted(strata.count(label) for label in set(strata)) == [4, 4]
 
 
 def test_an_end_is_recorded_once(search):

@@ -14,7 +14,7 @@ from lowrank.plan import network_plan
 from lowrank.substitute import build_student
 from sweeps.proposals import grid_points
 from sweeps.space import parse_space, read_space
-from sweeps.specification import Resolver, stratum_of
+from sweeps.specification import Resolver
 
 POINT = {
     "method.name": "tensor_train", "method.dims": 3, "budget.params": 0.08, "train.weight_decay": 5e-4,
@@ -96,12 +96,37 @@ def test_a_budget_range_is_halved_into_strata_without_gaps(content, digits):
 
 def test_sizes_that_are_not_solved_fall_into_halvings_of_the_separable_size(digits):
     strata = Resolver(read_space("tt_schedule"), digits).strata
-    assert stratum_of(strata, 754_816).label == "params <= 754,816"
-    assert stratum_of(strata, 754_817).label == "params > 754,816"
-    assert stratum_of(strata, 377_408).label == "params <= 377,408"
-    assert stratum_of(strata, 1).label == "params <= 23,588"
+    assert [stratum.label for stratum in strata][-2:] == ["params <= 754,816", "params > 754,816"]
+    assert [stratum.limit for stratum in strata][:2] == [754_816 / 32, 754_816 / 16]
 
 
-def test_several_objectives_compare_all_sizes(content, digits):
+def test_several_objectives_are_one_search_but_compared_by_size(content, digits):
+    """One bracket over all sizes would stop every small network."""
     content["search"] = {"objectives": ["val_error", "params"]}
-    assert [stratum.label for stratum in Resolver(parse_space("small", content), digits).strata] == ["all sizes"]
+    resolver = Resolver(parse_space("small", content), digits)
+    assert [stratum.label for stratum in resolver.strata] == ["all sizes"]
+    small, large = (resolver.resolve({**POINT, "budget.params": share}) for share in (0.04, 0.2))
+    assert (small.stratum, large.stratum) == ("params <= 47,176", "params <= 188,704")
+
+
+@pytest.mark.parametrize("what", [{"relative_to": "dense"}, {"relative_to": "separable"}])
+def test_a_point_belongs_to_the_stratum_of_its_own_budget(content, digits, what):
+    content["budget"] = {"params": {"choice": [0.05, 0.2]}, **what}
+    resolver = Resolver(parse_space("small", content), digits)
+    labels = [resolver.resolve({**POINT, "budget.params": share}).stratum for share in (0.05, 0.2)]
+    assert labels == [stratum.label for stratum in resolver.strata]
+
+
+def test_shares_are_of_the_spaces_own_network_whatever_the_width(content, digits):
+    content["network"] = {"width": {"choice": [0.5, 1.0]}}
+    resolver = Resolver(parse_space("small", content), digits)
+    for width in (0.5, 1.0):
+        trial = resolver.resolve({**POINT, "network.width": width, "budget.params": 0.2})
+        assert trial.stratum == "params <= 150,963"
+        assert 100_000 < trial.counts["params"] <= 150_963
+
+
+def test_a_stepped_budget_range_lists_its_steps(content, digits):
+    content["budget"]["params"] = {"uniform": [0.1, 0.4, 0.1]}
+    strata = Resolver(parse_space("small", content), digits).strata
+    assert [dict(stratum.fixed)["budget.params"] for stratum in strata] == [0.1, 0.2, 0.3, 0.4]

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from sweeps.records import Role, StudyRecord, TrialRecord
-from sweeps.space import SearchSettings
+from sweeps.settings import SearchSettings
 from sweeps.stopping import StratifiedAsha
 
 SETTINGS = SearchSettings(grace=0.5, reduction=3)
@@ -61,6 +61,16 @@ def test_a_resumed_study_stops_as_the_undisturbed_one():
         record.trials[f"{index}"] = TrialRecord(f"{index}", stratum="small", epochs=epochs)
     asha = StratifiedAsha(SETTINGS, epochs=12, record=record)
     assert decide(asha, add(asha, ray_trial("late")), 6, 50.0) == "STOP"
+
+
+def test_a_stop_that_a_kill_left_unsaid_is_carried_out_on_resume():
+    record = StudyRecord()
+    for name, error in (("good", 5.0), ("bad", 50.0)):
+        record.trials[name] = TrialRecord(name, stratum="small", epochs={6: {"val_error": error}})
+    asha = StratifiedAsha(SETTINGS, epochs=12, record=record)
+    assert decide(asha, add(asha, ray_trial("bad")), 7, 1.0) == "STOP"
+    assert asha.stopped["bad"].endswith("at epoch 6 (50.00 % error)")
+    assert decide(asha, add(asha, ray_trial("good")), 7, 5.0) == "CONTINUE"
 
 
 def test_a_second_attempt_meets_its_own_rung_without_being_counted_twice(asha):

@@ -1,0 +1,93 @@
+"""The folder of a study: its name, the question kept in it, and the lock that allows one driver at a time."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lowrank.errors import InputError
+from sweeps.journal import Journal
+from sweeps.records import JOURNAL_FILE, SPACE_FILE
+from sweeps.space import read_yaml
+
+LOCK_FILE = "driver.lock"
+OPTIONS = "options"  # where space.yaml keeps what is not part of the question: data folder, tracking address
+NAME_RULE = r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,79}"  # plain in every file system, in MLflow's filters and in a shell
+
+
+def check_root(root: Path) -> Path:
+    """The absolute folder of studies; raises InputError when it can be neither used nor made."""
+    root = root.resolve()
+    nearest = next(path for path in (root, *root.parents) if path.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+        raise InputError(f"studies cannot be kept in {root}: {nearest} is not a folder that can be written")
+    return root
+
+
+def study_names(root: Path) -> str:
+    """The studies of a folder, for messages."""
+    return ", ".join(sorted(path.parent.name for path in root.glob(f"*/{SPACE_FILE}"))) or "none yet"
+
+
+def new_folder(root: Path, name: str | None, space_name: str) -> Path:
+    """The folder of a new study: the given name, or the first free one of space, space_2, space_3 ..."""
+    wanted = space_name if name is None else name
+    if not re.fullmatch(NAME_RULE, wanted):
+        raise InputError(
+            "--name must be up to 80 letters, digits, `_`, `-` or `.`, and not begin with `-` or `.`, "
+            f"but got {wanted!r}"
+        )
+    if name is not None:
+        if (root / name).exists():
+            raise InputError(f"the study {name!r} exists in {root}; --resume {name} goes on with it")
+        return root / name
+    number = 1
+    while (folder := root / (wanted if number == 1 else f"{wanted}_{number}")).exists():
+        number += 1
+    return folder
+
+
+def find_folder(root: Path, name: str) -> Path:
+    """The folder of a study that exists; raises InputError that lists those there are."""
+    if not re.fullmatch(NAME_RULE, name) or not (root / name / SPACE_FILE).is_file():
+        raise InputError(f"no study {name!r} in {root}; choose from: {study_names(root)}")
+    return root / name
+
+
+def write_question(folder: Path, source: dict[str, Any], options: dict[str, Any]) -> None:
+    """Keep the space as it was asked, whole or not at all."""
+    text = yaml.safe_dump({**source, OPTIONS: options}, sort_keys=False, allow_unicode=True)
+    temporary = folder / f"{SPACE_FILE}.tmp"
+    temporary.write_text(text)
+    temporary.replace(folder / SPACE_FILE)
+
+
+def read_question(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The space and the options of a study; raises InputError for a damaged file."""
+    content = read_yaml(folder / SPACE_FILE)
+    options = content.pop(OPTIONS, None)
+    if not isinstance(options, dict) or not {"space", "data_dir", "tracking_uri"} <= options.keys():
+        raise InputError(f"{folder / SPACE_FILE} is damaged: its section `{OPTIONS}` is not whole")
+    return content, options
+
+
+@contextmanager
+def locked_journal(folder: Path) -> Iterator[Journal]:
+    """The study's journal, for one driver at a time; raises InputError while another has it."""
+    with (folder / LOCK_FILE).open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise InputError(f"the study {folder.name!r} is being run by another process") from error
+        journal = Journal(folder / JOURNAL_FILE)
+        try:
+            yield journal
+        finally:
+            journal.close()
