@@ -149,30 +149,35 @@ def trace_plan(
         (*getattr(network, "kept", ()), *kept), ("*",) if linear else tuple(getattr(network, "linear_maps", ())),
         stem=next((name for name in run.areas if isinstance(network.get_submodule(name), nn.Conv2d)), None),
     )  # fmt: skip
-    sites: list[Site] = []
-    wholes: list[str] = []
-    other = 0
-    for module_name, module in network.named_modules():
-        if any(module_name.startswith(f"{whole}.") for whole in wholes):
-            continue
-        if isinstance(module, _WHOLE) or _torchvision_name(module) in _WHOLE_OF_TORCHVISION:
-            wholes.append(module_name)
-            other += sum(parameter.numel() for parameter in module.parameters())
-        elif isinstance(module, nn.Conv2d | nn.Linear):
-            if module_name not in run.areas:
-                raise UncountableError(f"`{module_name}` never ran on the image; its mult-adds have no rule")
-            sites.append(_site(module_name, module, run.areas[module_name], rules))
-        else:
-            other += _other_params(module_name, module)
+    sites, wholes, other = _sorted(network, run, rules)
     products = run.operations.mult_adds - sum(site.mult_adds for site in sites)
     if products < 0:
         raise UncountableError(f"{type(network).__name__} runs fewer products than its layers have; it has no rule")
     biases = sum(site.shape.bias_params * site.shape.out_area for site in sites if site.linear)
-    extras = StudyExtras(run.operations.relu_inputs, run.pooling, biases)
     return NetworkPlan(
-        name or type(network).__name__, tuple(sites), other, products, extras, tuple(wholes),
-        base=getattr(network, "base", "dense"),
+        name or type(network).__name__, sites, other, products,
+        StudyExtras(run.operations.relu_inputs, run.pooling, biases), wholes, base=getattr(network, "base", "dense"),
     )  # fmt: skip
+
+
+def _sorted(network: nn.Module, run: _Run, rules: _Rules) -> tuple[tuple[Site, ...], tuple[str, ...], int]:
+    """Every module in its place: sites, names of those counted as a whole, parameters outside of all sites."""
+    sites: list[Site] = []
+    wholes: list[str] = []
+    other = 0
+    for name, module in network.named_modules():
+        if any(name.startswith(f"{whole}.") for whole in wholes):
+            continue
+        if isinstance(module, _WHOLE) or _torchvision_name(module) in _WHOLE_OF_TORCHVISION:
+            wholes.append(name)
+            other += sum(parameter.numel() for parameter in module.parameters())
+        elif isinstance(module, nn.Conv2d | nn.Linear):
+            if name not in run.areas:
+                raise UncountableError(f"`{name}` never ran on the image; its mult-adds have no rule")
+            sites.append(_site(name, module, run.areas[name], rules))
+        else:
+            other += _other_params(name, module)
+    return tuple(sites), tuple(wholes), other
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The size on disk of a network with a method in its sites, to the byte, without building more than one layer a shape.
+"""The size on disk of a network with a method in its sites, to the byte, building no more than one layer a shape.
 
 A safetensors file is eight bytes, a JSON header padded with blanks to a multiple of eight, and the tensors' bytes.
 Source: https://github.com/huggingface/safetensors, "Format".

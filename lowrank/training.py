@@ -16,33 +16,16 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lowrank.data import ImageData, ViewSettings, eval_batches, steps_per_epoch, train_batches
+from lowrank.decay import add_frobenius_gradient, parameter_groups, penalised_maps
 from lowrank.errors import LowrankError
+from lowrank.rebuild import checkpoint_rebuild
 from lowrank.recipes import Recipe, lr_share
-from lowrank.substitute import factor_parameters
 
 CHECK_EVERY = 50  # steps between looks at the loss; a look waits for the device
 
 
 class DivergedError(LowrankError):
     """The loss left the finite numbers; says in which epoch and step."""
-
-
-def parameter_groups(network: nn.Module, recipe: Recipe, decay_ratio: float) -> list[dict[str, Any]]:
-    """Two groups for the optimizer: factors, whose decay is scaled when the recipe says so, and all else.
-
-    `decay_ratio` is K / N: parameters of the network over those of the one that it replaces (FACTS,
-    compression-scaled weight decay).
-    """
-    factors = {id(parameter) for parameter in factor_parameters(network)}
-    scale = decay_ratio if recipe.scaled_decay else 1.0
-    split: tuple[list[nn.Parameter], list[nn.Parameter]] = ([], [])
-    for parameter in network.parameters():
-        split[id(parameter) in factors].append(parameter)
-    groups = [
-        {"params": split[False], "weight_decay": recipe.weight_decay},
-        {"params": split[True], "weight_decay": recipe.weight_decay * scale},
-    ]
-    return [group for group in groups if group["params"]]
 
 
 class Trainer:
@@ -60,6 +43,8 @@ class Trainer:
             parameter_groups(network, recipe, decay_ratio), lr=recipe.lr, momentum=recipe.momentum,
             nesterov=recipe.nesterov, fused=True,
         )  # fmt: skip
+        self.penalised = penalised_maps(network, recipe)
+        checkpoint_rebuild(network, recipe.rebuild_checkpoint)
         torch.backends.cudnn.benchmark = self.device.type == "cuda"  # every batch has the same shape
         self.epoch = 0  # epochs done
         self.steps = steps_per_epoch(data, recipe.batch_size)
@@ -109,6 +94,8 @@ class Trainer:
         loss.backward()
         if self.recipe.clip_norm is not None:
             nn.utils.clip_grad_norm_(self.network.parameters(), self.recipe.clip_norm)
+        # As every decay: beside the loss, and never clipped
+        add_frobenius_gradient(self.penalised, self.recipe.weight_decay * self.recipe.decay_multiplier)
         self.optimizer.step()
         return logits.detach(), loss.detach()
 

@@ -286,6 +286,8 @@ def _check_corners(space: Space) -> None:
         raise InputError(
             "budgets of one space must be shares of one network: leave `budget.relative_to` one value, or out"
         )
+    if {"train.decay", "train.scaled_decay"} <= space.domains.keys():
+        raise InputError("`train.scaled_decay` is a short form of `train.decay`; search one of the two")
     for name, domain in space.domains.items():
         section, _, key = name.partition(".")
         if section == "budget" and None in domain.corners():

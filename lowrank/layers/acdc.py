@@ -8,13 +8,13 @@ input (N, I), S the grouped sum of outputs (O, N).
 from __future__ import annotations
 
 from collections.abc import Iterable
-from functools import lru_cache
 from math import log2, pi, sqrt
 from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
+from torch.nn import functional
 
 from lowrank.layers.base import ConvShape, Method, SeparableMethod, StructuredMap
 
@@ -55,26 +55,89 @@ class ACDC(SeparableMethod):
         return (self.model_copy(update={"layers": layers}) for layers in range(1, self.largest + 1))
 
 
-@lru_cache(maxsize=64)
-def cosines(width: int) -> Tensor:
-    """(N, N + 1): c_n^2 cos(pi n m / N), with c_0^2 = 1/N and c_n^2 = 2/N; takes a diagonal to `sandwich`'s sums."""
-    index = torch.arange(width + 1, dtype=torch.float64, device="cpu")
-    weights = torch.full((width, 1), 2 / width, dtype=torch.float64, device="cpu")
-    weights[0] = 1 / width
-    return weights * torch.cos(pi / width * index[:width, None] * index)
+def sandwich(diagonals: Tensor) -> Tensor:
+    """C^T diag(d) C (L, N, N) of diagonals d (L, N), without a matrix product.
 
-
-def sandwich(sums: Tensor) -> Tensor:
-    """C^T diag(d) C (N, N) from sums t_m = sum_n c_n^2 d_n cos(pi n m / N) (N + 1), without a matrix product.
-
-    By the product of cosines entry (j, k) is (t_|j-k| + t_(j+k+1)) / 2: a Toeplitz and a Hankel matrix, each a
-    sliding window over one vector; t is even about m = N.
+    With t_m = sum_n c_n^2 d_n cos(pi n m / N), c_0^2 = 1/N and c_n^2 = 2/N, entry (j, k) is
+    (t_|j-k| + t_(j+k+1)) / 2: a Toeplitz and a Hankel matrix, each a sliding window over one vector; t is even about
+    m = N, and comes from one real transform of length 2N.
     """
-    width = sums.shape[0] - 1
-    inner = sums[1:width].flip(0)
-    toeplitz = torch.cat([inner, sums[:width]]).unfold(0, width, 1).flip(0)
-    hankel = torch.cat([sums[1:], inner]).unfold(0, width, 1)
-    return (toeplitz + hankel) / 2
+    width = diagonals.shape[1]
+    padded = functional.pad(diagonals, (0, 1))
+    halves = torch.fft.irfft(torch.complex(padded, torch.zeros_like(padded)), n=2 * width)  # t / 2
+    toeplitz = torch.cat([halves[:, 1:width].flip(1), halves[:, :width]], 1).unfold(1, width, 1).flip(1)
+    hankel = halves[:, 1:].unfold(1, width, 1)
+    return toeplitz + hankel
+
+
+class Permuted(torch.autograd.Function):
+    """x[.., order], whose gradient is a gather by `inverse` rather than a scatter."""
+
+    @staticmethod
+    def forward(x: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
+        return x.index_select(-1, order)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs[1:])
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        order, inverse = ctx.saved_tensors
+        return Permuted.apply(gradient, inverse, order), None, None
+
+
+def half_transform(x: Tensor, turn: Tensor) -> Tensor:
+    """The cosine transform of rows x (.., N) in half as many complex numbers: k has entry k - i * entry N - k.
+
+    By one real transform of length N (Makhoul 1980, "A fast cosine transform in one and two dimensions"); x comes in
+    the order that `makhoul` gives, and is not normalised.
+    """
+    return torch.fft.rfft(x) * turn
+
+
+def scaled_back(spectrum: Tensor, pairs: Tensor, turn: Tensor, width: int) -> Tensor:
+    """Undoes `half_transform` after scaling entries k and N - k by pairs[k]."""
+    scaled = torch.view_as_complex(torch.view_as_real(spectrum) * pairs)
+    return torch.fft.irfft(scaled * turn.conj(), n=width)
+
+
+class Sandwiched(torch.autograd.Function):
+    """x C^T diag(d) C for rows x in Makhoul's order, by fast transforms; `pairs` (N // 2 + 1, 2) holds d_k, d_(N-k).
+
+    The map is symmetric: its gradient by x is the same map. Only x is kept for it.
+    """
+
+    @staticmethod
+    def forward(x: Tensor, pairs: Tensor, turn: Tensor) -> Tensor:
+        return scaled_back(half_transform(x, turn), pairs, turn, x.shape[-1])
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        x, pairs, turn = ctx.saved_tensors
+        width = x.shape[-1]
+        there, here = half_transform(gradient, turn), half_transform(x, turn)
+        products = (torch.view_as_real(there) * torch.view_as_real(here)).sum(0)
+        halved = torch.full_like(products, 2 / width)
+        halved[0] = 1 / width
+        if width % 2 == 0:
+            halved[-1] = 1 / width  # entry N / 2 is there twice
+        return scaled_back(there, pairs, turn, width), products * halved, None
+
+
+def applied(function: type[torch.autograd.Function], *inputs: Tensor) -> Tensor:
+    """One of the functions above; its plain form while compiling or exporting, which derive the gradient themselves."""
+    return function.forward(*inputs) if torch.compiler.is_compiling() else function.apply(*inputs)
+
+
+def makhoul(width: int) -> Tensor:
+    """Even positions ascending, then odd ones descending."""
+    order = torch.arange(width, device="cpu")
+    return torch.cat([order[::2], order[1::2].flip(0)])
 
 
 def tiled(in_channels: int, out_channels: int) -> Tensor:
@@ -84,10 +147,18 @@ def tiled(in_channels: int, out_channels: int) -> Tensor:
 
 
 class ACDCMap(StructuredMap):
-    """A pointwise map whose weight is the product of L layers, multiplied out from its narrow side."""
+    """A pointwise map whose weight is the product of L layers.
 
-    table: Tensor
+    On a CPU rows of the narrow side pass through all layers by fast transforms, N log N each. On a GPU, and where N is
+    small, calls cost more than products: the layers' matrices are formed together and multiplied pair by pair.
+    """
+
+    fast_from: ClassVar[int] = 128  # the width at which transforms become faster on a CPU
+
     riffle: Tensor
+    unriffle: Tensor
+    order: Tensor
+    disorder: Tensor
     edge: Tensor
 
     def __init__(self, in_channels: int, out_channels: int, layers: int, **options: Any):
@@ -95,10 +166,13 @@ class ACDCMap(StructuredMap):
         self.layers, self.width = layers, max(in_channels, out_channels)
         self.first = nn.Parameter(torch.empty(layers, self.width))
         self.second = nn.Parameter(torch.empty(layers, self.width))
-        order = torch.arange(self.width, device="cpu")
-        self.register_buffer("table", cosines(self.width).to(self.first.dtype), persistent=False)
-        self.register_buffer("riffle", torch.cat([order[::2], order[1::2]]), persistent=False)
-        self.register_buffer("edge", self._edge().to(self.first.dtype), persistent=False)
+        channels, order = torch.arange(self.width, device="cpu"), makhoul(self.width)
+        riffle = torch.cat([channels[::2], channels[1::2]])
+        for name, fixed in {
+            "riffle": riffle, "unriffle": torch.argsort(riffle), "order": order, "disorder": torch.argsort(order),
+            "edge": self._edge().to(self.first.dtype),
+        }.items():  # fmt: skip
+            self.register_buffer(name, fixed, persistent=False)
         self.output_scale = self.target_std() * sqrt(min(in_channels, out_channels)) / (1 + START_STD**2) ** layers
         self.reset()
 
@@ -110,20 +184,43 @@ class ACDCMap(StructuredMap):
 
     def weight(self) -> Tensor:
         """S M_L P M_(L-1) P .. M_1 T with M = C^T diag(second) C diag(first) and P the riffle, times a fixed scale."""
-        sums = self.second @ self.table
-        product = self.edge * self.output_scale
+        dtype = self.first.dtype
+        if dtype in (torch.float16, torch.bfloat16):  # transforms have no half precision
+            first, second, edge = self.first.float(), self.second.float(), self.edge.float()
+        else:
+            first, second, edge = self.first, self.second, self.edge
+        edge = edge * self.output_scale
+        multiply = first.is_cuda or self.width < self.fast_from
+        found = self._multiplied(first, second, edge) if multiply else self._transformed(first, second, edge)
+        return found.to(dtype)
+
+    def _multiplied(self, first: Tensor, second: Tensor, edge: Tensor) -> Tensor:
+        """All layers at once, transposed: B_l = diag(first) C^T diag(second) C P^T, and their product in pairs."""
+        layers = first[:, :, None] * sandwich(second)  # (L, N, N)
+        layers = torch.cat([applied(Permuted, layers[:-1], self.riffle, self.unriffle), layers[-1:]])
+        while len(layers) > 1:
+            even = len(layers) // 2 * 2
+            layers = torch.cat([torch.bmm(layers[:even:2], layers[1:even:2]), layers[even:]])
+        return layers[0].T @ edge if self.in_channels <= self.out_channels else edge.T @ layers[0].T
+
+    def _transformed(self, first: Tensor, second: Tensor, edge: Tensor) -> Tensor:
+        """The edge's columns, as rows in Makhoul's order, through one layer after the other."""
+        first = first[:, self.order]
+        ends = torch.arange(self.width // 2 + 1, device=first.device)
+        angles = ends.to(first.dtype) * (pi / (2 * self.width))
+        turn = torch.polar(torch.ones_like(angles), -angles)
+        pairs = functional.pad(second, (0, 1))[:, torch.stack([ends, self.width - ends], 1)]
+        riffle, unriffle = (self.disorder[way[self.order]] for way in (self.riffle, self.unriffle))
+        rows = edge.T[:, self.order]
         if self.in_channels <= self.out_channels:
-            square = self.in_channels == self.out_channels  # the edge is the unit matrix: one product less
-            scaled = sandwich(sums[0]) * self.first[0]
-            product = scaled * self.output_scale if square else scaled @ product
-            for layer in range(1, self.layers):
-                product = sandwich(sums[layer]) @ (self.first[layer, :, None] * product.index_select(0, self.riffle))
-            return product
-        undo = torch.argsort(self.riffle)
-        for layer in reversed(range(self.layers)):  # transposed, from the output on; a sandwich is symmetric
-            product = self.first[layer, :, None] * (sandwich(sums[layer]) @ product)
-            product = product if layer == 0 else product.index_select(0, undo)
-        return product.T
+            for layer in range(self.layers):
+                rows = rows if layer == 0 else applied(Permuted, rows, riffle, unriffle)
+                rows = applied(Sandwiched, rows * first[layer], pairs[layer], turn)
+            return applied(Permuted, rows, self.disorder, self.order).T
+        for layer in reversed(range(self.layers)):  # from the output on; every layer but the riffle is symmetric
+            rows = applied(Sandwiched, rows, pairs[layer], turn) * first[layer]
+            rows = rows if layer == 0 else applied(Permuted, rows, unriffle, riffle)
+        return applied(Permuted, rows, self.disorder, self.order)
 
     def start_factors(self, std: float, generator: torch.Generator | None) -> None:
         """Diagonals N(1, q^2) against the fixed output scale sqrt(2 / (1 + q^2)^(2L)) (FACTS), shrunk to `std`."""

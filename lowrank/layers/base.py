@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 Pair = tuple[int, int]
 
@@ -211,6 +212,8 @@ class StructuredMap(nn.Module, ABC):
     implement `weight`, `start_factors` and `fit_factors`.
     """
 
+    rebuild_checkpoint = False  # keep nothing of a rebuild for the backward pass: rebuild once more there
+
     def __init__(
         self,
         in_channels: int,
@@ -234,7 +237,18 @@ class StructuredMap(nn.Module, ABC):
 
     def dense_weight(self) -> Tensor:
         """The same as `conv2d` wants it: (O, I / groups, K, K)."""
-        return self.weight().reshape(self.weight_shape)
+        weight = self._checkpointed(self.weight) if self.rebuild_checkpoint else self.weight()
+        return weight.reshape(self.weight_shape)
+
+    @staticmethod
+    def _checkpointed(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+        """`function(*inputs)`, run again in the backward pass, until all that this needs is there once more."""
+        found: Tensor = checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False)
+        return found
+
+    def squared_norm(self) -> Tensor:
+        """||W||^2, the sum of the weight's squares, differentiable; overridden where the factors give it for less."""
+        return self.weight().square().sum()
 
     def dense_bias(self) -> Tensor | None:
         """The bias (O) that the layer adds; None without one."""
@@ -306,7 +320,10 @@ class StructuredMap(nn.Module, ABC):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, I, H, W) -> (B, O, H', W')."""
-        weight = self.dense_weight()
+        return self._checkpointed(self._convolved, x) if self.rebuild_checkpoint else self._convolved(x)
+
+    def _convolved(self, x: Tensor) -> Tensor:
+        weight = self.weight().reshape(self.weight_shape)
         return functional.conv2d(x, weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
 
     def extra_repr(self) -> str:

@@ -44,6 +44,17 @@ class Bottleneck(SeparableMethod):
         return BottleneckMap(in_channels, out_channels, self.rank(in_channels, out_channels), **options)
 
 
+def thin_pays(x: Tensor, in_channels: int, rank: int, out_channels: int) -> bool:
+    """Whether two thin convolutions of `x` are faster than one with the weight formed first.
+
+    They are where they need fewer mult-adds, but a GPU has fast kernels for multiples of 8 channels alone. An exported
+    network keeps the thin form, whatever device it will run on.
+    """
+    fewer = rank * (in_channels + out_channels) < in_channels * out_channels
+    aligned = all(channels % 8 == 0 for channels in (in_channels, rank, out_channels))
+    return fewer and (aligned or not x.is_cuda or torch.compiler.is_exporting())
+
+
 class BottleneckMap(StructuredMap):
     """A pointwise map through r channels."""
 
@@ -55,6 +66,10 @@ class BottleneckMap(StructuredMap):
 
     def weight(self) -> Tensor:
         return self.up @ self.down
+
+    def squared_norm(self) -> Tensor:
+        """trace(A^T A B B^T) for W = A B."""
+        return ((self.up.T @ self.up) * (self.down @ self.down.T)).sum()
 
     def start_factors(self, std: float, generator: torch.Generator | None) -> None:
         """s_a * s_b = s / sqrt(r) (FACTS), shared evenly."""
@@ -74,6 +89,8 @@ class BottleneckMap(StructuredMap):
         return 2
 
     def forward(self, x: Tensor) -> Tensor:
-        """Two thin products, r * (I + O) mult-adds a position, without forming the weight."""
+        """Two thin products, r * (I + O) mult-adds a position, without forming the weight where that is faster."""
+        if not thin_pays(x, self.in_channels, self.up.shape[1], self.out_channels):
+            return super().forward(x)
         thin = functional.conv2d(x, self.down[:, :, None, None], None, self.stride, self.padding)
         return functional.conv2d(thin, self.up[:, :, None, None], self.bias)

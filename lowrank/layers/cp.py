@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
-from math import sqrt
+from math import prod, sqrt
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -103,6 +103,10 @@ class CPMap(StructuredMap):
         columns = list(self.columns)
         left, right = column_products(columns[: self.cut]), column_products(columns[self.cut :])
         return (left @ right.T).reshape(self.out_channels, self.in_channels)
+
+    def squared_norm(self) -> Tensor:
+        """The sum over the Hadamard product of the factors' Gram matrices (Kolda and Bader 2009, section 3.4)."""
+        return prod(column.T @ column for column in self.columns).sum()
 
     def start_factors(self, std: float, generator: torch.Generator | None) -> None:
         """(s / sqrt(R))^(1/d): a sum of R products of d entries (FACTS)."""

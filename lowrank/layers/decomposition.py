@@ -79,6 +79,18 @@ def multiply_train(cores: Sequence[Tensor], cut: int) -> Tensor:
     return (left @ right).flatten()
 
 
+def train_product(left: Sequence[Tensor], right: Sequence[Tensor]) -> Tensor:
+    """The inner product of two trains of cores (r_{k-1}, n_k, r_k), without multiplying either out.
+
+    Carries the (r_k, r_k) matrix of products of the first k cores along the trains (Oseledets 2011, algorithm 4).
+    """
+    carried = left[0].flatten(0, 1).T @ right[0].flatten(0, 1)
+    for one, other in zip(left[1:], right[1:], strict=True):
+        through = (carried @ other.flatten(1)).reshape(-1, other.shape[2])  # (r_{k-1} * n_k, r_k)
+        carried = one.flatten(0, 1).T @ through
+    return carried.sum()
+
+
 def truncated_train(dense: Tensor, ranks: Sequence[int]) -> list[Tensor]:
     """TT-SVD of a d-dimensional tensor to the given interior ranks; cores (r_{k-1}, n_k, r_k).
 

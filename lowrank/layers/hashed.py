@@ -164,6 +164,12 @@ class HashedMap(StructuredMap):
         flat = torch.cat([self.bank, -self.bank]).index_select(0, self.reads)
         return flat.view(self.out_channels, -1) if prod(self.kernel) == 1 else flat.view(self.weight_shape)
 
+    def squared_norm(self) -> Tensor:
+        """Each entry as often as it is read: floor(N / E) times, the first N mod E entries once more."""
+        times, more = divmod(prod(self.weight_shape), len(self.bank))
+        squares = self.bank.square()
+        return times * squares.sum() + squares[:more].sum()
+
     def start_factors(self, std: float, generator: torch.Generator | None) -> None:
         """Bank std s: signs and bank are independent, so every weight has it (FACTS)."""
         self.bank.normal_(std=std, generator=generator)

@@ -77,6 +77,10 @@ class MonarchMap(StructuredMap):
         ordered = blocks.unflatten(0, (self.outer, self.inner)).permute(2, 0, 1, 3)  # (S, U, P, Q)
         return ordered.reshape(self.out_channels, self.in_channels)
 
+    def squared_norm(self) -> Tensor:
+        """The blocks lie side by side: the sum of their norms, each as for a bottleneck."""
+        return ((self.second.mT @ self.second) * (self.first @ self.first.mT)).sum()
+
     def start_factors(self, std: float, generator: torch.Generator | None) -> None:
         """s_a * s_b = s / sqrt(r), as for a bottleneck: every entry is a sum of r products."""
         each = sqrt(std / sqrt(self.first.shape[1]))

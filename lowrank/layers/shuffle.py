@@ -73,6 +73,11 @@ class Shuffle(Method):
         return (self.model_copy(update={"groups": step}) for step in sorted(steps) if step <= MAX_GROUPS)
 
 
+def block_diagonal(blocks: Tensor) -> Tensor:
+    """Blocks (G, X, Y) as a matrix (G * X, G * Y), in one call however many there are."""
+    return torch.diag_embed(blocks.movedim(0, -1), dim1=0, dim2=2).flatten(2).flatten(0, 1)
+
+
 class ShuffleMap(StructuredMap):
     """A K x K convolution made of two grouped pointwise maps around a depthwise one."""
 
@@ -90,13 +95,18 @@ class ShuffleMap(StructuredMap):
 
     def spread(self) -> tuple[Tensor, Tensor]:
         """Both grouped maps as full matrices (M, I) and (O, M), the channels of the first shuffled."""
-        down, up = (torch.block_diag(*factor.unflatten(0, (self.parts, -1))) for factor in (self.down, self.up))
+        down, up = (block_diagonal(factor.unflatten(0, (self.parts, -1))) for factor in (self.down, self.up))
         return self.shuffled(down[None])[0], up
 
     def weight(self) -> Tensor:
         down, up = self.spread()
         after = self.depthwise.flatten(1)[:, None] * down[:, :, None]  # (M, I, K*K)
         return (up @ after.flatten(1)).reshape(self.weight_shape)
+
+    def squared_norm(self) -> Tensor:
+        """W is a sum over middle channels of three vectors' outer products: the sum over their Gram matrices (CP)."""
+        (down, up), depthwise = self.spread(), self.depthwise.flatten(1)
+        return ((down @ down.T) * (up.T @ up) * (depthwise @ depthwise.T)).sum()
 
     def start_factors(self, std: float, generator: torch.Generator | None) -> None:
         """Depthwise 1 / K; up * down std s * K * G / sqrt(M): a weight sums M / G^2 products in the mean."""
@@ -136,12 +146,20 @@ class ShuffleMap(StructuredMap):
         self.up.copy_(torch.cat([blocks[part, :, part] for part in range(self.parts)]))
 
     def forward(self, x: Tensor) -> Tensor:
-        """The three convolutions in turn, without forming the weight."""
-        thin = self.shuffled(functional.conv2d(x, self.down[:, :, None, None], groups=self.parts))
+        """The three convolutions in turn, without forming the weight.
+
+        A GPU has no fast kernels for grouped convolutions: there both maps are spread out to full ones.
+        """
+        if x.is_cuda and self.parts > 1 and not torch.compiler.is_exporting():
+            down, up, parts = *self.spread(), 1
+            thin = functional.conv2d(x, down[:, :, None, None])
+        else:
+            up, parts = self.up, self.parts
+            thin = self.shuffled(functional.conv2d(x, self.down[:, :, None, None], groups=parts))
         thin = functional.conv2d(
             thin, self.depthwise, None, self.stride, self.padding, self.dilation, groups=self.middle
         )  # fmt: skip
-        return functional.conv2d(thin, self.up[:, :, None, None], self.bias, groups=self.parts)
+        return functional.conv2d(thin, up[:, :, None, None], self.bias, groups=parts)
 
 
 def _ridged(gram: Tensor) -> Tensor:

@@ -22,6 +22,7 @@ from lowrank.layers.decomposition import (
     multiply_train,
     split_sizes,
     train_params,
+    train_product,
     truncated_train,
 )
 
@@ -73,6 +74,10 @@ class TensorTrainMap(StructuredMap):
 
     def weight(self) -> Tensor:
         return multiply_train(list(self.cores), self.cut).view(self.out_channels, self.in_channels)
+
+    def squared_norm(self) -> Tensor:
+        """The train's product with itself, core by core (Oseledets 2011, section 4.2)."""
+        return train_product(list(self.cores), list(self.cores))
 
     def start_factors(self, std: float, generator: torch.Generator | None) -> None:
         """Core std (s / sqrt(prod of interior ranks))^(1/d): a sum of prod(r) products of d entries (FACTS)."""

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lowrank.layers.base import ConvShape, SeparableMethod, StructuredMap
+from lowrank.layers.bottleneck import thin_pays
 
 STEPS = 100  # of L-BFGS when starting from a trained weight: at most
 
@@ -65,6 +66,11 @@ class TiedBottleneckMap(StructuredMap):
     def weight(self) -> Tensor:
         return self.factor @ self.down()
 
+    def squared_norm(self) -> Tensor:
+        """trace(A^T A B B^T) for W = A B with B = A^T T."""
+        down = self.down()
+        return ((self.factor.T @ self.factor) * (down @ down.T)).sum()
+
     def start_factors(self, std: float, generator: torch.Generator | None) -> None:
         """a^4 = s^2 I / (r (r + O + 1)).
 
@@ -89,7 +95,9 @@ class TiedBottleneckMap(StructuredMap):
         return 2
 
     def forward(self, x: Tensor) -> Tensor:
-        """Two thin products, without forming the weight."""
+        """Two thin products, without forming the weight where that is faster."""
+        if not thin_pays(x, self.in_channels, self.factor.shape[1], self.out_channels):
+            return super().forward(x)
         thin = functional.conv2d(x, self.down()[:, :, None, None], None, self.stride, self.padding)
         return functional.conv2d(thin, self.factor[:, :, None, None], self.bias)
 

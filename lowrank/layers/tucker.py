@@ -23,6 +23,7 @@ from lowrank.layers.decomposition import (
     multiply_train,
     split_sizes,
     train_params,
+    train_product,
     truncated_train,
 )
 
@@ -90,6 +91,11 @@ class TuckerMap(StructuredMap):
     def weight(self) -> Tensor:
         cores = [basis @ piece for basis, piece in zip(self.basis, self.core, strict=True)]  # (R_{k-1}, n_k, R_k)
         return multiply_train(cores, self.cut).view(self.out_channels, self.in_channels)
+
+    def squared_norm(self) -> Tensor:
+        """The core's product with itself, each of its sides weighed by the Gram matrix of its factor."""
+        weighed = [basis.T @ basis @ piece for basis, piece in zip(self.basis, self.core, strict=True)]
+        return train_product(list(self.core), weighed)
 
     def start_factors(self, std: float, generator: torch.Generator | None) -> None:
         """One std for factors and core pieces: (s / sqrt(prod s_k * prod interior R_k))^(1/(2d)) (FACTS)."""

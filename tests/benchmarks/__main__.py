@@ -1,4 +1,4 @@
-"""`python -m tests.benchmarks [turnaround|logging|batches|steps|counting|all]`: measures, prints, writes JSON."""
+"""`python -m tests.benchmarks NAME`, one of `BENCHMARKS` or all: measures, prints, writes JSON."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ BENCHMARKS = {
     "logging": "tests.benchmarks.bench_reports",
     "batches": "tests.benchmarks.bench_batches",
     "steps": "tests.benchmarks.bench_steps",
+    "layers": "tests.benchmarks.bench_layers",
     "counting": "tests.benchmarks.bench_counting",
+    "memory": "tests.benchmarks.bench_memory",
 }
 
 

@@ -18,6 +18,7 @@ from tests.benchmarks import __main__ as benchmarks
 from tests.benchmarks import (
     bench_batches,
     bench_counting,
+    bench_layers,
     bench_record,
     bench_reports,
     bench_steps,
@@ -156,12 +157,12 @@ def test_one_that_fails_does_not_stop_the_others(
     def breaks(options: Options) -> Measurement:
         raise RuntimeError("no such thing")
 
-    for module in (bench_turnaround, bench_reports, bench_batches, bench_steps):
+    for module in (bench_turnaround, bench_reports, bench_batches, bench_steps, bench_layers):
         monkeypatch.setattr(module, "run", lambda options: works)
     monkeypatch.setattr(bench_counting, "run", breaks)
     assert benchmarks.main(["all", "--json", str(tmp_path / "all.json")]) == 1
     *others, last = json.loads((tmp_path / "all.json").read_text())
-    assert [record["name"] for record in others] == ["works"] * 4
+    assert [record["name"] for record in others] == ["works"] * 5
     assert last["error"] == "RuntimeError: no such thing"
     expected = {"date", "cpu", "cores", "gpus", "versions", "load", "load_after", "command"}
     assert expected <= set(others[0]["environment"])

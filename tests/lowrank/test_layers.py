@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from lowrank.layers import ConvShape
 from lowrank.layers.decomposition import best_split, full_ranks, multiply_train, split_sizes, truncated_train
+from lowrank.layers.shuffle import block_diagonal
 from lowrank.layers.tucker import tucker_ranks
 from lowrank.methods import make_method
 
@@ -98,3 +99,44 @@ def test_a_start_from_a_trained_weight_shares_its_norm_between_the_factors() -> 
     layer.start_from(100 * torch.randn(16, 16, generator=torch.Generator().manual_seed(0)))
     sizes = [core.detach().square().mean().sqrt().item() for core in layer.cores]
     assert max(sizes) == pytest.approx(min(sizes), rel=1e-3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("layers", [1, 2, 5])
+@pytest.mark.parametrize("channels", [(16, 16), (11, 11), (5, 15), (6, 16), (16, 4), (15, 5), (1, 1), (2, 2)], ids=str)
+def test_acdc_by_transforms_is_acdc_by_products(
+    channels: tuple[int, int], layers: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layer = make_method({"name": "acdc", "layers": layers}).build(ConvShape(*channels)).to(dtype)
+    found = []
+    for fast_from in (0, 1000):
+        monkeypatch.setattr(type(layer), "fast_from", fast_from)
+        weight = layer.weight()
+        direction = torch.linspace(-1, 1, weight.numel(), dtype=dtype).view_as(weight)
+        found.append((weight, *torch.autograd.grad(weight, list(layer.factors()), direction)))
+    tolerance = 1e-9 if dtype == torch.float64 else 0.02
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("channels", [(7, 7), (8, 8)], ids=str)
+def test_acdc_by_transforms_compiles_and_has_second_derivatives(
+    channels: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layer = make_method({"name": "acdc", "layers": 3}).build(ConvShape(*channels)).double()
+    monkeypatch.setattr(type(layer), "fast_from", 0)
+    torch._dynamo.reset()
+    x = torch.randn(2, channels[0], 3, 3, dtype=torch.float64)
+    torch.testing.assert_close(torch.compile(layer, fullgraph=True, backend="aot_eager")(x), layer(x))
+
+    def weight(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+        return layer._transformed(first, second, layer.edge)
+
+    factors = [factor.detach().requires_grad_() for factor in (layer.first, layer.second)]
+    assert torch.autograd.gradcheck(weight, factors)
+    assert torch.autograd.gradgradcheck(weight, factors, fast_mode=True)
+
+
+def test_blocks_are_spread_out_as_torch_does() -> None:
+    blocks = torch.randn(3, 4, 5)
+    assert torch.equal(block_diagonal(blocks), torch.block_diag(*blocks))

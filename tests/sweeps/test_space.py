@@ -105,6 +105,10 @@ def test_data_and_network_may_be_a_name_alone(tmp_path: Path):
         (changed("data.val_fraction", {"uniform": [0.1, 0.2]}), "`data.val_fraction` cannot be searched"),
         (changed("references", ["tucker"]), "unknown reference 'tucker'; choose from: dense, separable"),
         (changed("references", "dense"), "`references` must be a list"),
+        (
+            {**SMALL, "train": {"decay": {"choice": ["plain", "scaled"]}, "scaled_decay": {"choice": [True, False]}}},
+            "search one of the two",
+        ),
         (changed("references", ["dense", "dense"]), "`references` must list each once"),
         (changed("search", {"seed": 2**63}), "`search.seed`: must be less than 9223372036854775808"),
         (changed("train.lr", float("inf")), "`train.lr`: must be a finite number, but got inf"),
