@@ -19,7 +19,6 @@ BENCHMARKS = {
     "steps": "tests.benchmarks.bench_steps",
     "layers": "tests.benchmarks.bench_layers",
     "counting": "tests.benchmarks.bench_counting",
-    "memory": "tests.benchmarks.bench_memory",
 }
 
 
