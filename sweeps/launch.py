@@ -21,6 +21,7 @@ from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 
 from lowrank.errors import InputError
+from sweeps.interrupt import check
 from sweeps.records import TERMINAL, TRIALS_FOLDER, Status
 from sweeps.resources import Share
 from sweeps.search import Search
@@ -113,6 +114,7 @@ class _TuneSearcher(_Unpickled, Searcher):
         self._search, self._launch = search, launch
 
     def suggest(self, trial_id: str) -> Any:
+        check()
         trial = self._search.next()
         if trial is None:
             return Searcher.FINISHED
@@ -200,6 +202,7 @@ def run(search: Search, launch: Launch) -> None:
     )  # fmt: skip
     handler = signal.getsignal(signal.SIGINT)  # Tune leaves its own behind, which would swallow a later Ctrl-C
     try:
+        check()
         tuner.fit()
     finally:
         signal.signal(signal.SIGINT, handler)

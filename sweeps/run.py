@@ -13,6 +13,7 @@ if sys.path and Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
     sys.path.pop(0)
 
 from lowrank.errors import InputError
+from sweeps.interrupt import INTERRUPTED, leave, watch
 from sweeps.space import Space, available_spaces, read_space
 
 
@@ -52,6 +53,7 @@ def make_parser() -> argparse.ArgumentParser:
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     options = make_parser().parse_args(arguments)
+    watch()
     try:
         return _dispatch(options)
     except InputError as error:
@@ -59,7 +61,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         print("interrupted; a study that had begun goes on with --resume NAME", file=sys.stderr)
-        return 130
+        return INTERRUPTED
 
 
 def _dispatch(options: argparse.Namespace) -> int:
@@ -126,4 +128,7 @@ def _local_slots(space: Space) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_code = main()
+    if exit_code == INTERRUPTED:
+        leave(exit_code)
+    sys.exit(exit_code)

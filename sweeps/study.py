@@ -21,6 +21,7 @@ from lowrank.data import ImageData, load_data
 from lowrank.errors import InputError
 from sweeps.final import evaluate_front
 from sweeps.folders import check_root, find_folder, locked_journal, new_folder, read_question, write_question
+from sweeps.interrupt import INTERRUPTED
 from sweeps.journal import Journal, read_journal
 from sweeps.proposals import make_proposer
 from sweeps.records import JOURNAL_FILE, TERMINAL, Event, Status, StudyRecord, fold
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from sweeps.resources import Share
 
 PACKAGES = ("torch", "torchvision", "ray", "optuna", "mlflow", "pyarrow")
-NOTHING_COMPLETED, INTERRUPTED = 1, 130
+NOTHING_COMPLETED = 1
 DEFAULT_OUT = Path("studies")
 
 

@@ -1,0 +1,42 @@
+"""Ctrl-C that is never lost: libraries that swallow a KeyboardInterrupt cannot swallow that it was asked for."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from types import FrameType
+
+INTERRUPTED = 130  # the exit code of a program that Ctrl-C has ended
+
+_asked = threading.Event()
+
+
+def watch() -> None:
+    """From now on a Ctrl-C is remembered as well as raised; only for the main thread."""
+    if threading.current_thread() is threading.main_thread():
+        _asked.clear()
+        signal.signal(signal.SIGINT, _remember)
+
+
+def _remember(number: int, frame: FrameType | None) -> None:
+    _asked.set()
+    raise KeyboardInterrupt
+
+
+def check() -> None:
+    """Raise KeyboardInterrupt when one was asked for, whoever may have caught it since."""
+    if _asked.is_set():
+        raise KeyboardInterrupt
+
+
+def leave(code: int) -> None:
+    """End the process at once: the interpreter's own end may crash over a half-started Ray."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    ray = sys.modules.get("ray")
+    if ray is not None and hasattr(ray, "shutdown"):
+        ray.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
