@@ -81,7 +81,7 @@ class TrialTrainable(tune.Trainable):
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Take up another trial in the same process."""
-        del self.trainer
+        self.__dict__.pop("trainer", None)  # there is none where the last set-up failed
         gc.collect()
         gc.freeze()  # what is left are imports and data: walking them again took 0.2 s at every change of trial
         if torch.cuda.is_available():
@@ -111,7 +111,7 @@ class TrialTrainable(tune.Trainable):
 
     def cleanup(self) -> None:
         """The worker is asked to go (an interrupted study): keep what has been trained."""
-        if self.trainer is not None and self.trainer.epoch > 0 and not self._trained():
+        if "trainer" in self.__dict__ and self.trainer.epoch > 0 and not self._trained():
             self._save_checkpoint()
 
     def _trained(self) -> bool:
