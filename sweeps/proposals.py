@@ -59,14 +59,10 @@ class Proposer(Protocol):
         """Proposals that were asked for and never told."""
 
 
-def searched_domains(space: Space) -> dict[str, Domain]:
-    """Every searched field under its dotted name, for spaces with one `method` section."""
-    (_, method_domains), *_ = space.alternatives
-    return _joined(method_domains, space.domains)
-
-
-def _joined(of_method: dict[str, Domain], others: dict[str, Domain]) -> dict[str, Domain]:
-    return {**{f"method.{key}": domain for key, domain in of_method.items()}, **others}
+def searched_domains(space: Space, alternative: int = 0) -> dict[str, Domain]:
+    """Every searched field under its dotted name, with one of the space's `method` sections."""
+    _, of_method = space.alternatives[alternative]
+    return {**{f"method.{key}": domain for key, domain in of_method.items()}, **space.domains}
 
 
 def suggest_point(domains: dict[str, Domain], stratum: Stratum, trial: optuna.Trial) -> dict[str, Value]:
@@ -205,8 +201,8 @@ class GridProposer:
 def grid_points(space: Space) -> list[dict[str, Value]]:
     """All combinations of a space of finite domains, alternatives of `method` one after the other."""
     points = []
-    for index, (_, method_domains) in enumerate(space.alternatives):
-        domains = _joined(method_domains, space.domains)
+    for index in range(len(space.alternatives)):
+        domains = searched_domains(space, index)
         lists = [domain.grid() or () for domain in domains.values()]
         for values in itertools.product(*lists):
             point: dict[str, Value] = dict(zip(domains, values, strict=True))

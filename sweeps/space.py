@@ -240,6 +240,11 @@ def _section(content: Mapping[str, Any], section: str, domains: dict[str, Domain
     return literals
 
 
+def _method_names(literals: Mapping[str, Any], domains: Mapping[str, Domain]) -> tuple[Value, ...]:
+    """The methods that one `method` section may stand for."""
+    return domains["name"].corners() if "name" in domains else (literals["name"],)
+
+
 def _alternatives(method: Any) -> tuple[Alternative, ...]:
     entries = method if isinstance(method, list) else [method]
     if not entries or not all(isinstance(entry, Mapping) and "name" in entry for entry in entries):
@@ -248,7 +253,7 @@ def _alternatives(method: Any) -> tuple[Alternative, ...]:
     for index, entry in enumerate(entries):
         path = f"method.{index}" if isinstance(method, list) else "method"
         literals, domains = _split(path, _number(dict(entry)))
-        names = domains["name"].corners() if "name" in domains else (literals["name"],)
+        names = _method_names(literals, domains)
         kinds = [method_class(str(name)) for name in names]
         for key in entry:
             if not any(key in kind.model_fields for kind in kinds):
@@ -301,7 +306,7 @@ def _check_corners(space: Space) -> None:
                 make(BudgetSettings, {**space.budget.model_dump(), key: value}, "budget")
     for alternative in space.alternatives:
         literals, domains = alternative
-        names = domains["name"].corners() if "name" in domains else (literals["name"],)
+        names = _method_names(literals, domains)
         for method_name in names:
             for key, domain in domains.items():
                 for value in domain.corners():
@@ -327,7 +332,7 @@ def _check_search(space: Space) -> None:
 def _check_scales(space: Space) -> None:
     """A size comes from the budget or from the method's own scale, never from both or from neither."""
     for literals, domains in space.alternatives:
-        names = domains["name"].corners() if "name" in domains else (literals["name"],)
+        names = _method_names(literals, domains)
         for name in names:
             scale = method_class(str(name)).scale
             if scale is None:
