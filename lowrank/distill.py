@@ -1,0 +1,107 @@
+"""What a teacher says about views of images, and where a student is asked the same.
+
+Shapes: B images, K classes, C channels, H x W positions of a tap.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from lowrank.errors import InputError, unknown
+from lowrank.losses import attention_map
+
+
+@dataclass(frozen=True)
+class Signals:
+    """What a teacher says about a batch: logits (B, K) and one attention map (B, H, W) for each of its taps."""
+
+    logits: Tensor
+    maps: tuple[Tensor, ...]
+
+
+class Teacher(Protocol):
+    """A source of signals: a network that runs, or a cache of what it said."""
+
+    def signals(self, images: Tensor, indices: Tensor, slot: int) -> Signals:
+        """What the teacher says about the views `slot` of the images `indices`; `images` are those very views.
+
+        Args:
+            images: normalised views (B, C, H, W) on the student's device.
+            indices: global indices of the images, int64 (B,).
+            slot: the number that the views were drawn with (an epoch, or epoch modulo the slots of a cache).
+        """
+
+
+class Taps:
+    """Attention maps of named modules, collected while the network runs inside `with`."""
+
+    def __init__(self, network: nn.Module, names: Sequence[str]):
+        modules = dict(network.named_modules())
+        for name in names:
+            if name not in modules:
+                raise unknown("tap", name, [known for known in modules if known])
+        self._modules = [modules[name] for name in names]
+        self._maps: dict[int, Tensor] = {}
+        self._handles: list[Any] = []
+
+    def __enter__(self) -> Taps:
+        for index, module in enumerate(self._modules):
+            self._handles.append(module.register_forward_hook(self._keeper(index)))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+    def _keeper(self, index: int) -> Any:
+        def keep(module: nn.Module, inputs: Any, output: Tensor) -> None:
+            self._maps[index] = attention_map(output)
+
+        return keep
+
+    def take(self) -> tuple[Tensor, ...]:
+        """The maps (B, H, W) of the last forward pass, in the order of the names; each can be taken once.
+
+        Raises InputError when a tap's module did not run.
+        """
+        maps, self._maps = self._maps, {}
+        if len(maps) < len(self._modules):
+            raise InputError(f"{len(self._modules) - len(maps)} of {len(self._modules)} taps did not run")
+        return tuple(maps[index] for index in range(len(self._modules)))
+
+
+def default_taps(network: nn.Module) -> tuple[str, ...]:
+    """The ends of the network's stages; raises InputError for a network that does not name them."""
+    taps = tuple(getattr(network, "taps", ()))
+    if not taps:
+        raise InputError(f"{type(network).__name__} does not name the ends of its stages; give the taps by name")
+    return taps
+
+
+class LiveTeacher:
+    """A network that is asked anew about every batch, in evaluation mode and without gradients.
+
+    It is no `nn.Module`: neither `train()` nor an optimizer of the student can reach it.
+    """
+
+    def __init__(self, network: nn.Module, taps: Sequence[str], *, autocast: torch.dtype | None = None):
+        self._network = network.eval().requires_grad_(False)
+        self._taps = Taps(network, taps)
+        self._autocast = autocast
+
+    @torch.no_grad()
+    def signals(self, images: Tensor, indices: Tensor, slot: int) -> Signals:
+        """See Teacher; `indices` and `slot` are not needed."""
+        device = images.device.type
+        with self._taps, torch.autocast(device, self._autocast, enabled=self._autocast is not None):
+            logits = self._network(images)
+        return Signals(logits.float(), self._taps.take())

@@ -1,0 +1,68 @@
+"""The losses of a student: cross-entropy, knowledge distillation, attention transfer. All are minimised.
+
+Shapes: B images, K classes, C channels, H x W positions of a tap. Every loss is a float32 scalar, a mean over the batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from lowrank.errors import InputError
+
+STUDY_TAPS = 3  # the study's beta was chosen for the ends of three stages
+
+
+def distillation_loss(logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
+    """T^2 * KL(teacher || student) of the predictions softened by `temperature`, a mean over the batch.
+
+    Args:
+        logits: the student's, (B, K).
+        teacher_logits: (B, K).
+        temperature: T, above 0; T^2 keeps the gradient's size whatever T is.
+
+    Source: Hinton, Vinyals and Dean 2015, "Distilling the knowledge in a neural network".
+    """
+    student = functional.log_softmax(logits.float() / temperature, dim=1)
+    teacher = functional.log_softmax(teacher_logits.float() / temperature, dim=1)
+    return functional.kl_div(student, teacher, reduction="batchmean", log_target=True) * temperature**2
+
+
+def attention_map(activation: Tensor) -> Tensor:
+    """Where a tap is active: the mean over channels of its square, (B, C, H, W) -> float32 (B, H, W)."""
+    return activation.float().square().mean(dim=1)
+
+
+def attention_loss(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
+    """How far the student looks elsewhere than its teacher.
+
+    Each pair of maps is pooled to the smaller of its two sizes, flattened and L2-normalised for each image; the loss is
+    the mean squared difference over batch and positions, summed over taps, times 3 / number of taps.
+
+    Args:
+        student: attention maps (B, H, W), one for each tap, from attention_map.
+        teacher: likewise, in the same order; of any sizes, and whatever each is scaled by.
+
+    Raises:
+        InputError: there are no maps, or not as many of the one as of the other.
+
+    Source: Zagoruyko and Komodakis 2017, "Paying more attention to attention", in the study's form (FACTS).
+    """
+    if not student or len(student) != len(teacher):
+        raise InputError(f"attention transfer needs as many student taps as teacher taps, but got {len(student)} and "
+                         f"{len(teacher)}")  # fmt: skip
+    parts = []
+    for ours, theirs in zip(student, teacher, strict=True):
+        size = (min(ours.shape[1], theirs.shape[1]), min(ours.shape[2], theirs.shape[2]))
+        parts.append((_flat(ours, size) - _flat(theirs, size)).square().mean())
+    return torch.stack(parts).sum() * (STUDY_TAPS / len(parts))
+
+
+def _flat(attention: Tensor, size: tuple[int, int]) -> Tensor:
+    """(B, H, W) -> (B, h * w), each row of length 1."""
+    if attention.shape[1:] != size:
+        attention = functional.adaptive_avg_pool2d(attention, size)
+    return functional.normalize(attention.float().flatten(1), dim=1)
