@@ -1,6 +1,6 @@
 """The losses of a student: cross-entropy, knowledge distillation, attention transfer. All are minimised.
 
-Shapes: B images, K classes, C channels, H x W positions of a tap. Every loss is a float32 scalar, a mean over the batch.
+Shapes: B images, K classes, C channels, H x W positions of a tap. Every loss is a float32 scalar, a batch mean.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ STUDY_TAPS = 3  # the study's beta was chosen for the ends of three stages
 
 
 def distillation_loss(logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
-    """T^2 * KL(teacher || student) of the predictions softened by `temperature`, a mean over the batch.
+    """T^2 * KL(teacher || student) of the predictions softened by `temperature`, a batch mean.
 
     Args:
         logits: the student's, (B, K).
