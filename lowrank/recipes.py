@@ -34,6 +34,9 @@ class Recipe(BaseModel):
     gamma: float = Field(default=0.2, gt=0, le=1)
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     clip_norm: float | None = Field(default=None, gt=0)
+    kd_weight: float = Field(default=0.0, ge=0, le=1)  # share of the loss that is distillation, the rest cross-entropy
+    kd_temperature: float = Field(default=4.0, gt=0)
+    attention_weight: float = Field(default=0.0, ge=0)  # of attention transfer beside the rest; the study's is 1000
     rebuild_checkpoint: bool = False  # rebuild weights again in the backward pass: less memory, same numbers
     precision: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 on a GPU, float32 on a CPU
     shift: int | None = Field(default=None, ge=0)  # pixels; None: the data set's own
@@ -48,6 +51,11 @@ class Recipe(BaseModel):
             raise ValueError("`nesterov` needs a `momentum` above 0")
         self._agree_on_decay()
         return self
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether a part of the loss asks a teacher."""
+        return self.kd_weight > 0 or self.attention_weight > 0
 
     def _agree_on_decay(self) -> None:
         """Fill in the one of `decay` and `scaled_decay` that was not given; equal trainings have equal recipes.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
 
@@ -15,9 +16,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lowrank.data import ImageData, ViewSettings, eval_batches, steps_per_epoch, train_batches
+from lowrank.data import Batch, ImageData, ViewSettings, eval_batches, steps_per_epoch, train_batches
 from lowrank.decay import add_frobenius_gradient, parameter_groups, penalised_maps
+from lowrank.distill import Teacher
 from lowrank.errors import LowrankError
+from lowrank.objective import Objective, means
 from lowrank.rebuild import checkpoint_rebuild
 from lowrank.recipes import Recipe, lr_share
 
@@ -33,8 +36,27 @@ class Trainer:
 
     def __init__(
         self, network: nn.Module, data: ImageData, recipe: Recipe, *, views: ViewSettings, order_seed: int,
-        decay_ratio: float = 1.0, device: torch.device | str = "cpu",
+        decay_ratio: float = 1.0, device: torch.device | str = "cpu", teacher: Teacher | None = None,
+        taps: Sequence[str] = (), view_slots: int | None = None,
     ):  # fmt: skip
+        """`network` is moved to `device` and trained in place.
+
+        Args:
+            network: gives logits (B, classes).
+            data: its training split is trained on.
+            recipe: how.
+            views: what is drawn of each image.
+            order_seed: of the order of the images.
+            decay_ratio: K / N, see lowrank.decay.
+            device: where.
+            teacher: asked about every batch where the recipe gives it a weight.
+            taps: modules whose attention is compared with the teacher's, in its order; the ends of the stages.
+            view_slots: views repeat after so many epochs (the views that a cache holds); None: never.
+
+        Raises InputError when recipe, network and teacher do not fit.
+        """
+        self.objective = Objective(network, recipe, teacher, taps)
+        self.view_slots = view_slots
         self.device = torch.device(device)
         self.network = network.to(self.device)
         self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # twice as fast on CPUs too
@@ -62,34 +84,46 @@ class Trainer:
         if not math.isfinite(val["loss"]):
             raise DivergedError(f"validation loss {val['loss']} after epoch {self.epoch}")
         return {
-            "train_loss": train["loss"], "train_error": train["error"], "val_loss": val["loss"],
-            "val_error": val["error"], "lr": self.optimizer.param_groups[0]["lr"],
+            **train["losses"], "train_error": train["error"], "val_loss": val["loss"], "val_error": val["error"],
+            "lr": self.optimizer.param_groups[0]["lr"],
             "images_per_second": train["images"] / seconds, "epoch_seconds": time.perf_counter() - start,
         }  # fmt: skip
 
-    def _train(self) -> dict[str, float]:
+    def _train(self) -> dict[str, Any]:
         self.network.train()
         losses = torch.zeros(self.steps, device=self.device)
+        parts = torch.zeros(self.steps, len(self.objective.names), device=self.device)
+        sizes = torch.zeros(self.steps, dtype=torch.float64)
         wrong = torch.zeros((), dtype=torch.int64, device=self.device)
-        images_seen = 0
-        batches = train_batches(self.data, self.device, self.recipe.batch_size, self.views, self.order_seed, self.epoch)
-        for step, (images, labels, _) in enumerate(batches):
-            logits, loss = self._step(step, images, labels)
-            losses[step] = loss
+        for step, (images, labels, indices) in enumerate(self._batches()):
+            logits, losses[step], found = self._step(step, images, labels, indices)
+            parts[step] = torch.stack(found) if len(found) > 1 else found[0]
             wrong += (logits.argmax(1) != labels).sum()
-            images_seen += len(labels)
+            sizes[step] = len(labels)
             if (step + 1) % CHECK_EVERY == 0:
                 self._check_finite(losses)
         self._check_finite(losses)
-        return {"loss": losses.mean().item(), "error": 100 * wrong.item() / images_seen, "images": images_seen}
+        images_seen = int(sizes.sum())
+        found_means = means(losses, parts, sizes.to(self.device), self.objective.names)
+        return {"losses": found_means, "error": 100 * wrong.item() / images_seen, "images": images_seen}
 
-    def _step(self, step: int, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    @property
+    def slot(self) -> int:
+        """The number that this epoch's views are drawn with."""
+        return self.epoch if self.view_slots is None else self.epoch % self.view_slots
+
+    def _batches(self) -> Iterator[Batch]:
+        return train_batches(
+            self.data, self.device, self.recipe.batch_size, self.views, self.order_seed, self.epoch, slot=self.slot
+        )
+
+    def _step(
+        self, step: int, images: Tensor, labels: Tensor, indices: Tensor
+    ) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
         progress = (self.epoch * self.steps + step) / (self.recipe.epochs * self.steps)
         for group in self.optimizer.param_groups:
             group["lr"] = self.recipe.lr * lr_share(self.recipe, progress)
-        with self._autocast():
-            logits = self.network(images)
-        loss = functional.cross_entropy(logits.float(), labels, label_smoothing=self.recipe.label_smoothing)
+        logits, loss, parts = self.objective(images, labels, indices, self.slot, self._autocast)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         if self.recipe.clip_norm is not None:
@@ -97,7 +131,7 @@ class Trainer:
         # As every decay: beside the loss, and never clipped
         add_frobenius_gradient(self.penalised, self.recipe.weight_decay * self.recipe.decay_multiplier)
         self.optimizer.step()
-        return logits.detach(), loss.detach()
+        return logits.detach(), loss.detach(), tuple(part.detach() for part in parts)
 
     def _check_finite(self, losses: Tensor) -> None:
         finite = torch.isfinite(losses)

@@ -1,6 +1,6 @@
 """Image data sets: splits that never mix, views that replay exactly, batches made on the device."""
 
-from lowrank.data.batches import eval_batches, steps_per_epoch, train_batches
+from lowrank.data.batches import Batch, eval_batches, steps_per_epoch, train_batches
 from lowrank.data.counter import epoch_order
 from lowrank.data.load import ImageData, Split, clear_cache, load_data
 from lowrank.data.settings import DataSettings, ViewSettings, default_views
@@ -15,6 +15,7 @@ from lowrank.data.views import (
 )
 
 __all__ = [
+    "Batch",
     "DataSettings",
     "ImageData",
     "Normaliser",

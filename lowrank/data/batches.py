@@ -63,6 +63,8 @@ def train_batches(
     dtype: torch.dtype = torch.float32,
     drop_last: bool = True,
     workers: int = 2,
+    *,
+    slot: int | None = None,
 ) -> Iterator[Batch]:
     """One epoch of random views of the training split, in random order.
 
@@ -78,6 +80,7 @@ def train_batches(
         dtype: of the images.
         drop_last: leave out an incomplete last batch, unless it is the only one.
         workers: processes that decode a streamed set; 0 decodes in this one.
+        slot: the number that views are drawn with instead of the epoch, which then sets the order alone.
 
     Raises:
         InputError: `batch_size` is below 1, or an image cannot be read.
@@ -85,7 +88,7 @@ def train_batches(
     spec = _Spec(torch.device(device), batch_size, dtype)
     maker = _Maker(
         views=views,
-        epoch=epoch,
+        slot=epoch if slot is None else slot,
         norm=data.normaliser(device),
         dtype=dtype,
         values_at_once=_CPU_VALUES if spec.device.type == "cpu" else _GPU_VALUES,
@@ -143,14 +146,14 @@ class _Maker:
     """Makes the views of one epoch on one device."""
 
     views: ViewSettings
-    epoch: int
+    slot: int
     norm: Normaliser
     dtype: torch.dtype
     values_at_once: int
 
     def numbers(self, indices: Tensor, shape: tuple[int, int, int]) -> ViewNumbers | None:
         """Of the images `indices`; None where a view is the image itself."""
-        return None if self.views.is_identity else draw_views(self.views, self.epoch, indices, shape[1], shape[2])
+        return None if self.views.is_identity else draw_views(self.views, self.slot, indices, shape[1], shape[2])
 
     def make(self, images: Tensor, positions: Tensor, numbers: ViewNumbers | None) -> Tensor:
         """Views of images[positions], (B, C, H, W), in pieces that suit the device."""
