@@ -94,7 +94,7 @@ class Resolver:
             method = solve(plan, method, budget)
         elif (reason := plan.infeasible(method)) is not None:
             raise InfeasibleError(reason)
-        recipe = self.space.recipe(_under(point, "train"))
+        recipe = self.space.recipe(_under(point, "train"), network.name)
         return self._trial(plan, network, method, recipe, point, Role.SEARCH)
 
     def reference(self, name: str) -> Trial:
@@ -119,7 +119,8 @@ class Resolver:
             "seed": self.space.search.seed,
         }  # fmt: skip
         # What is built and trained, wherever the images lie
-        identity = {**specification, "method": plan.signature(method), "data": self.data.fingerprint}
+        train = recipe.identity()
+        identity = {**specification, "train": train, "method": plan.signature(method), "data": self.data.fingerprint}
         trial_id = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
         label = REFERENCE_STRATUM
         if role is Role.SEARCH:
