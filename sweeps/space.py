@@ -24,10 +24,13 @@ from lowrank.networks import NetworkSettings
 from lowrank.recipes import Recipe, default_recipe
 from sweeps.domains import Domain, Value, is_domain, parse_domain
 from sweeps.settings import BudgetSettings, ResourceSettings, SearchSettings
+from sweeps.teaching import TeacherSettings, absolute_teacher, check_teacher, parse_settings
 
 SPACES_FOLDER = Path(__file__).resolve().parent.parent / "search_spaces"
-SECTIONS = ("question", "data", "network", "train", "method", "budget", "references", "search", "resources")
-NAMED = ("data", "network")  # sections that may be written as a name alone
+SECTIONS = (
+    "question", "data", "network", "teacher", "train", "method", "budget", "references", "search", "resources",
+)  # fmt: skip
+NAMED = ("data", "network", "teacher")  # sections that may be written as a name alone
 REFERENCES = ("dense", "separable")  # drawn beside every front; each has one size
 OBJECTIVES = ("val_error", "params", "mult_adds")
 Alternative = tuple[dict[str, Any], dict[str, Domain]]  # literals and domains of one `method` entry
@@ -47,7 +50,8 @@ class Space:
     references: tuple[str, ...]
     search: SearchSettings
     resources: ResourceSettings
-    domains: dict[str, Domain] = field(default_factory=dict)  # of train, network and budget
+    teacher: TeacherSettings | None = None
+    domains: dict[str, Domain] = field(default_factory=dict)  # of train, network, budget and teacher
     source: dict[str, Any] = field(default_factory=dict)  # as resolved from file and overrides, for the record
 
     @property
@@ -88,7 +92,7 @@ def read_space(name: str, overrides: Sequence[str] = (), **updates: Any) -> Spac
     for key, value in updates.items():
         if value is not None:
             _assign(content, key.replace("__", "."), value)
-    return parse_space(path.stem, _absolute_data(content))
+    return parse_space(path.stem, absolute_teacher(_absolute_data(content)))
 
 
 def _absolute_data(content: dict[str, Any]) -> dict[str, Any]:
@@ -111,6 +115,7 @@ def parse_space(name: str, content: Mapping[str, Any]) -> Space:
     train = _section(content, "train", domains)
     budget = _section(content, "budget", domains)
     network = _section(content, "network", domains)
+    teacher = _section(content, "teacher", domains)
     space = Space(
         name=name,
         question=" ".join(content["question"].split()),
@@ -122,11 +127,13 @@ def parse_space(name: str, content: Mapping[str, Any]) -> Space:
         references=_references(content.get("references", [])),
         search=make(SearchSettings, _plain(content, "search"), "search"),
         resources=make(ResourceSettings, _plain(content, "resources"), "resources"),
+        teacher=parse_settings(teacher, domains),
         domains=domains,
         source=copy.deepcopy(dict(content)),
     )
     _check_corners(space)
     _check_search(space)
+    check_teacher(space)
     return space
 
 
@@ -300,10 +307,10 @@ def _check_corners(space: Space) -> None:
         for value in domain.corners():
             if section == "train":
                 space.recipe({key: value})
-            elif section == "network":
-                make(NetworkSettings, {**space.network.model_dump(), key: value}, "network")
             else:
-                make(BudgetSettings, {**space.budget.model_dump(), key: value}, "budget")
+                known = {"network": space.network, "budget": space.budget, "teacher": space.teacher}[section]
+                assert known is not None, "a section without settings has no searched fields"
+                make(type(known), {**known.model_dump(), key: value}, section)
     for alternative in space.alternatives:
         literals, domains = alternative
         names = _method_names(literals, domains)

@@ -11,14 +11,17 @@ import json
 import os
 import socket
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from ray import tune
+from torch import nn
 
 from lowrank.checkpoints import load_tensors, save_tensors
 from lowrank.data import DataSettings, ImageData, ViewSettings, load_data
+from lowrank.distill import Teacher
 from lowrank.errors import InputError
 from lowrank.methods import make_method
 from lowrank.networks import NetworkSettings
@@ -27,20 +30,26 @@ from lowrank.recipes import Recipe
 from lowrank.substitute import build_student
 from lowrank.training import DivergedError, Trainer
 from sweeps.records import CHECKPOINT_FILE, TRIALS_FOLDER, VAL_ERROR, Status
+from sweeps.teaching import CacheOptions, make_teacher
 
 CHECKPOINT_SECONDS = 30.0  # at most this much training (or an epoch, if longer) is repeated after a kill
 
 
-def make_trainer(specification: dict[str, Any], data: ImageData, device: str) -> Trainer:
-    """The trainer that a specification describes, at its first epoch."""
+def make_trainer(
+    specification: dict[str, Any], data: ImageData, device: str,
+    teach: Callable[[nn.Module], Teacher | None] = lambda student: None,
+) -> Trainer:  # fmt: skip
+    """The trainer that a specification describes, at its first epoch; `teach` finds the student's teacher."""
     settings = NetworkSettings(**specification["network"])
     method, recipe = make_method(specification["method"]), Recipe(**specification["train"])
     plan = network_plan(settings, data.image_shape, len(data.classes))
     seed = int(specification["seed"])
     network = build_student(settings, plan, method, data.image_shape, len(data.classes), seed)
+    section = specification.get("teacher") or {}
     return Trainer(
         network, data, recipe, views=ViewSettings(**specification["views"]), order_seed=seed,
         decay_ratio=plan.params(method) / plan.params(make_method({"name": plan.base})), device=device,
+        teacher=teach(network), taps=section.get("student_taps", ()), view_slots=section.get("views"),
     )  # fmt: skip
 
 
@@ -65,7 +74,8 @@ class TrialTrainable(tune.Trainable):
         # Never a card that the trial was not given, even where one is visible
         self.device = "cuda" if gpus > 0 and torch.cuda.is_available() else "cpu"
         data = load_trial_data(config["specification"], config["data_dir"])
-        self.trainer = make_trainer(config["specification"], data, self.device)
+        self.notices: list[str] = []  # what the user is to be told, with the next result
+        self.trainer = self._make_trainer(data)
         self.history: list[dict[str, float]] = []  # metrics of the epochs done, so that a resumed curve has no gap
         self._load_checkpoint()
         self.saved_at = time.monotonic()
@@ -73,6 +83,14 @@ class TrialTrainable(tune.Trainable):
             "host": socket.gethostname(), "pid": os.getpid(), "device": self.device,
             "from_epoch": self.trainer.epoch, "start_seconds": time.perf_counter() - started,
         }  # fmt: skip
+
+    def _make_trainer(self, data: ImageData) -> Trainer:
+        specification, options = self.config["specification"], CacheOptions(**self.config.get("cache") or {})
+
+        def teach(student: nn.Module) -> Teacher | None:
+            return make_teacher(specification, data, student, self.device, options, self.notices.append)
+
+        return make_trainer(specification, data, self.device, teach)
 
     def _resources(self) -> tuple[float, float]:
         """CPUs and GPUs that Ray gave to this trial."""
@@ -101,6 +119,7 @@ class TrialTrainable(tune.Trainable):
             return {**result, **_ended(Status.DIVERGED, str(error))}
         except torch.OutOfMemoryError as error:
             return {**result, **_ended(Status.OUT_OF_MEMORY, str(error).splitlines()[0])}
+        result["notices"], self.notices[:] = list(self.notices), []
         result |= {"epoch": self.trainer.epoch, "metrics": self.history[-1], VAL_ERROR: self.history[-1][VAL_ERROR]}
         if self._trained():
             self._save_checkpoint()
@@ -136,7 +155,7 @@ class TrialTrainable(tune.Trainable):
         except (InputError, RuntimeError, KeyError) as error:  # start again from the beginning, and say so
             print(f"{path} is not usable, the trial starts again: {error}", flush=True)
             path.unlink()
-            self.trainer = make_trainer(self.config["specification"], self.trainer.data, self.device)
+            self.trainer = self._make_trainer(self.trainer.data)
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Ray's own checkpoints are not used."""
