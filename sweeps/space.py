@@ -84,18 +84,23 @@ def read_space(name: str, overrides: Sequence[str] = (), **updates: Any) -> Spac
     """
     path = _find(name)
     content = read_yaml(path)
+    override_fields(content, overrides)
+    for key, value in updates.items():
+        if value is not None:
+            _assign(content, key.replace("__", "."), value)
+    return parse_space(path.stem, absolute_teacher(absolute_data(content)))
+
+
+def override_fields(content: dict[str, Any], overrides: Sequence[str]) -> None:
+    """Apply `a.b=value` overrides to the content of a space in place; raises InputError."""
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals or not key:
             raise InputError(f"--set must be written a.b=value, but got {override!r}")
         _assign(content, key.strip(), _parse_value(override, text))
-    for key, value in updates.items():
-        if value is not None:
-            _assign(content, key.replace("__", "."), value)
-    return parse_space(path.stem, absolute_teacher(_absolute_data(content)))
 
 
-def _absolute_data(content: dict[str, Any]) -> dict[str, Any]:
+def absolute_data(content: dict[str, Any]) -> dict[str, Any]:
     """Folders of images as the user sees them now: workers and later resumes may start elsewhere."""
     data = content.get("data")
     name = data.get("name") if isinstance(data, dict) else data

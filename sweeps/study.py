@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import argparse
 import os
-import platform
 import shlex
 import subprocess
 import sys
 import time
 from collections import Counter
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import torch
 
 from lowrank.data import ImageData, load_data
 from lowrank.errors import InputError
@@ -24,6 +20,7 @@ from sweeps.folders import check_root, find_folder, locked_journal, new_folder, 
 from sweeps.interrupt import INTERRUPTED
 from sweeps.journal import Journal, read_journal
 from sweeps.proposals import make_proposer
+from sweeps.provenance import commit, hardware, versions
 from sweeps.records import JOURNAL_FILE, TERMINAL, Event, Status, StudyRecord, fold
 from sweeps.search import Search, reachable_strata
 from sweeps.settings import parse_time
@@ -35,7 +32,6 @@ from sweeps.tracking_process import TrackingProcess, check_tracking_uri, redact
 if TYPE_CHECKING:
     from sweeps.resources import Share
 
-PACKAGES = ("torch", "torchvision", "ray", "optuna", "mlflow", "pyarrow")
 NOTHING_COMPLETED = 1
 DEFAULT_OUT = Path("studies")
 DEFAULT_TEACHERS = Path("teachers")
@@ -201,37 +197,10 @@ def _write_header(journal: Journal, record: StudyRecord, space: Space, resolver:
             {"label": each.label, "params": each.limit if each.limit != float("inf") else None}
             for each in resolver.labels
         ],
-        versions=_versions(), hardware=_hardware(), commit=_commit(),
+        versions=versions(), hardware=hardware(), commit=commit(),
         command=shlex.join(redact(argument) for argument in sys.argv),
     )  # fmt: skip
     record.header, record.closed = header, None
-
-
-def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = version(f"{package}-skinny") if package == "mlflow" else "unknown"
-    return found
-
-
-def _hardware() -> dict[str, Any]:
-    gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
-    return {"host": platform.node(), "machine": platform.machine(), "cpus": os.cpu_count(), "gpus": gpus}
-
-
-def _commit() -> str:
-    here = Path(__file__).resolve().parent
-    try:
-        found = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=12"],
-            cwd=here, capture_output=True, text=True, check=False,
-        )  # fmt: skip
-    except FileNotFoundError:
-        return "unknown"
-    return found.stdout.strip() or "unknown"
 
 
 def _train(search: Search, setting: Setting, share: Share) -> str:
