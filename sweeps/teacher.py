@@ -98,7 +98,7 @@ def _dispatch(options: argparse.Namespace) -> int:
         raise taken(root, options.name)
     record = _train(options, root)
     print(f"{record.name}: validation error {record.val_error:.2f} %, test error {record.test_error:.2f} %, "
-          f"{record.params:,} parameters, {record.seconds:.0f} s; it is in {options.teachers / record.name}")  # fmt: skip
+          f"{record.params:,} parameters, {record.seconds:.0f} s; in {options.teachers / record.name}")  # fmt: skip
     print(f"use it with `teacher: {record.name}` in a space")
     return _register(root, options.name, options.tracking_uri)
 
