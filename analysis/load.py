@@ -21,6 +21,7 @@ from sweeps.records import (
     StudyRecord,
     TrialRecord,
     fold,
+    metrics_of_row,
 )
 
 STUDIES = Path("studies")
@@ -74,8 +75,7 @@ def _from_tables(folder: Path) -> StudyRecord:
     trials = {row["trial_id"]: _trial(row) for row in rows}
     if (folder / EPOCHS_FILE).is_file():
         for row in pq.read_table(folder / EPOCHS_FILE).to_pylist():
-            kept = {name: row[name] for name in ("time", *EPOCH_METRICS) if row[name] is not None}
-            trials[row["trial_id"]].epochs[row["epoch"]] = kept
+            trials[row["trial_id"]].epochs[row["epoch"]] = metrics_of_row(row)
     return StudyRecord(header={"name": rows[0]["study"] if rows else folder.name}, trials=trials)
 
 

@@ -14,19 +14,39 @@ from torch import Tensor
 from lowrank.errors import InputError
 
 
-def save_tensors(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, str]) -> None:
-    """Write `tensors` with the strings `about` beside them, synced and atomically. Raises OSError on a full disk."""
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, str], *, keep: int = 1) -> None:
+    """Write `tensors` with the strings `about` beside them, synced and atomically. Raises OSError on a full disk.
+
+    With `keep` above 1 the files of earlier calls stay beside the new one: see `kept_files`.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(f".{os.getpid()}.tmp")
     try:
         save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, temporary, dict(about))
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
+        for age in range(keep - 1, 0, -1):
+            if _aged(path, age - 1).exists():
+                _aged(path, age - 1).replace(_aged(path, age))
         temporary.replace(path)
     except SafetensorError as error:
         raise OSError(f"{path}: could not be written: {error}") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _aged(path: Path, age: int) -> Path:
+    """The file that was written `age` writes before the newest."""
+    return path if age == 0 else path.with_name(f"{path.stem}.{age}{path.suffix}")
+
+
+def kept_files(path: Path) -> list[Path]:
+    """What `save_tensors` has kept under `path`, the newest first.
+
+    A kill between two renames leaves no newest, and the one before it whole.
+    """
+    older = (found for found in path.parent.glob(f"{path.stem}.*{path.suffix}") if found.suffixes[0][1:].isdigit())
+    return [found for found in (path, *sorted(older, key=lambda each: int(each.suffixes[0][1:]))) if found.exists()]
 
 
 def load_tensors(path: Path, device: torch.device | str = "cpu") -> tuple[dict[str, Tensor], dict[str, str]]:

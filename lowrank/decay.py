@@ -12,28 +12,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from math import prod
-from typing import Any
 
 from torch import nn
 
 from lowrank.layers.base import SeparableConv2d, StructuredMap
 from lowrank.recipes import Recipe
 from lowrank.substitute import factor_parameters
-
-
-def parameter_groups(network: nn.Module, recipe: Recipe, decay_ratio: float) -> list[dict[str, Any]]:
-    """Groups for the optimizer: first all that is no factor, then factors, one group for each decay among them.
-
-    `decay_ratio` is K / N: parameters of the network over those of the one that it replaces; with the scope "layer"
-    each layer has its own instead. Frobenius decay gives factors no decay here: see `add_frobenius_gradient`.
-    """
-    decays = factor_decays(network, recipe, decay_ratio)
-    groups: dict[tuple[bool, float], list[nn.Parameter]] = {(False, recipe.weight_decay): []}
-    for parameter in network.parameters():
-        is_factor = id(parameter) in decays
-        decay = decays[id(parameter)] if is_factor else recipe.weight_decay
-        groups.setdefault((is_factor, decay), []).append(parameter)
-    return [{"params": members, "weight_decay": decay} for (_, decay), members in groups.items() if members]
 
 
 def factor_decays(network: nn.Module, recipe: Recipe, decay_ratio: float) -> dict[int, float]:
@@ -82,13 +66,14 @@ def _replaced(layer: SeparableConv2d | StructuredMap, separable: bool) -> int:
 
 
 def penalised_maps(network: nn.Module, recipe: Recipe) -> list[StructuredMap]:
-    """The maps whose weights Frobenius decay penalises: those with factors; none under another decay.
+    """The maps whose weights Frobenius decay penalises: those with factors in training; none under another decay.
 
     A plain weight that happens to be a map needs no penalty: its plain decay is the same.
     """
     if recipe.decay != "frobenius" or recipe.weight_decay == 0:
         return []
-    return [module for module in network.modules() if isinstance(module, StructuredMap) and module.factors()]
+    maps = [module for module in network.modules() if isinstance(module, StructuredMap)]
+    return [each for each in maps if any(factor.requires_grad for factor in each.factors())]
 
 
 def add_frobenius_gradient(maps: Sequence[StructuredMap], strength: float) -> None:

@@ -1,7 +1,8 @@
 """What a network is trained on: the parts of the loss that a recipe asks for, and their sum.
 
-loss = (1 - kd_weight) * cross-entropy + kd_weight * distillation + attention_weight * attention transfer. Every part is
-a batch mean, float32, minimised. Shapes: B images, K classes.
+loss = (1 - kd_weight) * cross-entropy + kd_weight * distillation + attention_weight * attention transfer
++ auxiliary_weight * the auxiliary head's cross-entropy. Every part is a batch mean, float32, minimised.
+Shapes: B images, K classes.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -18,14 +18,16 @@ from lowrank.distill import Signals, Taps, Teacher, default_taps
 from lowrank.errors import InputError
 from lowrank.losses import attention_loss, distillation_loss
 from lowrank.recipes import Recipe
+from lowrank.substitute import AUXILIARY
 
 CROSS_ENTROPY, KD, ATTENTION = "loss_cross_entropy", "loss_kd", "loss_attention"
+AUXILIARY_LOSS = "loss_auxiliary"
 
 
 class Objective:
     """The training loss of one network under one recipe; `names` are its parts, unweighted, as the records call them.
 
-    Raises InputError when the recipe asks a teacher and there is none, and for taps that the network does not have.
+    Raises InputError for what the recipe weighs and is not there: a teacher, taps, an auxiliary head.
     """
 
     def __init__(self, network: nn.Module, recipe: Recipe, teacher: Teacher | None = None, taps: Sequence[str] = ()):
@@ -35,7 +37,10 @@ class Objective:
         self.teacher = teacher if recipe.needs_teacher else None
         attends = recipe.attention_weight > 0
         self.taps = Taps(network, tuple(taps) or default_taps(network)) if attends else None
-        wanted = {CROSS_ENTROPY: True, KD: recipe.kd_weight > 0, ATTENTION: attends}
+        if recipe.auxiliary_weight > 0 and getattr(network, AUXILIARY, None) is None:
+            raise InputError(f"`auxiliary_weight` needs an auxiliary head; this {type(network).__name__} has none")
+        wanted = {CROSS_ENTROPY: True, KD: recipe.kd_weight > 0, ATTENTION: attends,
+                  AUXILIARY_LOSS: recipe.auxiliary_weight > 0}  # fmt: skip
         self.names = tuple(name for name, on in wanted.items() if on)
 
     def __call__(
@@ -53,27 +58,31 @@ class Objective:
         """
         signals = None if self.teacher is None else self.teacher.signals(images, indices, slot)
         with self.taps or nullcontext(), autocast():
-            logits = self.network(images)
-        cross_entropy = functional.cross_entropy(logits.float(), labels, label_smoothing=self.recipe.label_smoothing)
-        if signals is None:
-            return logits, cross_entropy, (cross_entropy,)
-        return logits, *self._with_teacher(cross_entropy, logits, signals)
+            output = self.network(images)
+        logits, second = output if isinstance(output, tuple) else (output, None)
+        parts = {CROSS_ENTROPY: self._cross_entropy(logits, labels)}
+        if signals is not None:
+            parts |= self._taught(logits, signals)
+        if second is not None and self.recipe.auxiliary_weight > 0:
+            parts[AUXILIARY_LOSS] = self._cross_entropy(second, labels)
+        return logits, self._sum(parts), tuple(parts.values())
 
-    def _with_teacher(
-        self, cross_entropy: Tensor, logits: Tensor, signals: Signals
-    ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        parts, loss = [cross_entropy], (1 - self.recipe.kd_weight) * cross_entropy
+    def _cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
+        return functional.cross_entropy(logits.float(), labels, label_smoothing=self.recipe.label_smoothing)
+
+    def _taught(self, logits: Tensor, signals: Signals) -> dict[str, Tensor]:
+        parts = {}
         if self.recipe.kd_weight > 0:
-            parts.append(distillation_loss(logits, signals.logits, self.recipe.kd_temperature))
-            loss = loss + self.recipe.kd_weight * parts[-1]
+            parts[KD] = distillation_loss(logits, signals.logits, self.recipe.kd_temperature)
         if self.taps is not None:
-            parts.append(attention_loss(self.taps.take(), signals.maps))
-            loss = loss + self.recipe.attention_weight * parts[-1]
-        return loss, tuple(parts)
+            parts[ATTENTION] = attention_loss(self.taps.take(), signals.maps)
+        return parts
 
-
-def means(losses: Tensor, parts: Tensor, sizes: Tensor, names: Sequence[str]) -> dict[str, float]:
-    """Means over samples of the loss (steps,) and of its parts (steps, parts), from batches of `sizes` (steps,)."""
-    table = torch.cat([losses[:, None], parts], dim=1).double()
-    found = (table * sizes[:, None]).sum(0) / sizes.sum()
-    return dict(zip(("train_loss", *names), found.tolist(), strict=True))
+    def _sum(self, parts: dict[str, Tensor]) -> Tensor:
+        loss = parts[CROSS_ENTROPY] if KD not in parts else (1 - self.recipe.kd_weight) * parts[CROSS_ENTROPY]
+        weights = {KD: self.recipe.kd_weight, ATTENTION: self.recipe.attention_weight,
+                   AUXILIARY_LOSS: self.recipe.auxiliary_weight}  # fmt: skip
+        for name, weight in weights.items():
+            if name in parts:
+                loss = loss + weight * parts[name]
+        return loss

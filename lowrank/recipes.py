@@ -1,4 +1,4 @@
-"""How a network is trained: one frozen object, and the defaults by data set.
+"""How a network is trained: one frozen object. The named recipes are in lowrank.recipe_table.
 
 Units: `lr` and `weight_decay` as torch's SGD takes them; `milestones` and `warmup` are shares of the whole run, so that
 a recipe keeps its shape when `epochs` changes.
@@ -12,6 +12,15 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Decay = Literal["plain", "scaled", "frobenius"]
+Precision = Literal["auto", "float32", "bfloat16", "float16"]
+
+# Fields that do nothing at their default, which must therefore never change
+_OPTIONAL = frozenset(
+    (
+        "kd_weight", "attention_weight", "auxiliary_weight", "factor_lr", "body_lr", "head_lr", "freeze", "drop_path",
+        "ema_decay", "accumulate", "label_smoothing", "clip_norm", "decay_multiplier",
+    )
+)  # fmt: skip
 
 
 class Recipe(BaseModel):
@@ -37,8 +46,16 @@ class Recipe(BaseModel):
     kd_weight: float = Field(default=0.0, ge=0, le=1)  # share of the loss that is distillation, the rest cross-entropy
     kd_temperature: float = Field(default=4.0, gt=0)
     attention_weight: float = Field(default=0.0, ge=0)  # of attention transfer beside the rest; the study's is 1000
+    auxiliary_weight: float = Field(default=0.0, ge=0)  # of a second head's cross-entropy, beside the rest
+    factor_lr: float = Field(default=1.0, gt=0)  # times lr, of factors outside the head
+    body_lr: float = Field(default=1.0, gt=0)  # times lr, of all that is neither factor nor head
+    head_lr: float = Field(default=1.0, gt=0)  # times lr, of the layer that gives the classes
+    freeze: tuple[str, ...] = ()  # shell patterns of module names that stay as they are
+    drop_path: float = Field(default=0.0, ge=0, lt=1)  # share of paths dropped in the last epoch, rising from 0
+    ema_decay: float = Field(default=0.0, ge=0, lt=1)  # of the moving average of weights that is evaluated; 0: none
+    accumulate: int = Field(default=1, ge=1)  # micro-batches that a batch is cut into, one after the other
     rebuild_checkpoint: bool = False  # rebuild weights again in the backward pass: less memory, same numbers
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 on a GPU, float32 on a CPU
+    precision: Precision = "auto"  # auto: bfloat16 on a GPU, float32 on a CPU
     shift: int | None = Field(default=None, ge=0)  # pixels; None: the data set's own
     flip: bool | None = None
     cutout: int | None = Field(default=None, ge=0)  # side in pixels
@@ -49,8 +66,24 @@ class Recipe(BaseModel):
             raise ValueError("`milestones` must rise within (0, 1), as shares of the run")
         if self.nesterov and self.momentum == 0:
             raise ValueError("`nesterov` needs a `momentum` above 0")
+        if self.accumulate > self.batch_size:
+            raise ValueError(f"`accumulate` cuts a batch of {self.batch_size} into parts, but got {self.accumulate}")
         self._agree_on_decay()
         return self
+
+    def identity(self) -> dict[str, Any]:
+        """What of the recipe a training depends on, as plain data: equal trainings have equal identities.
+
+        Left out are fields that change no number, that another field makes idle, and optional ones at the value that
+        does nothing: a recipe that gains an optional field keeps its identity.
+        """
+        idle = {"rebuild_checkpoint", "scaled_decay"}
+        idle |= set() if self.schedule == "step" else {"milestones", "gamma"}
+        idle |= set() if self.kd_weight > 0 else {"kd_temperature"}
+        return {
+            name: value for name, value in self.model_dump(mode="json", exclude=idle).items()
+            if name not in _OPTIONAL or getattr(self, name) != type(self).model_fields[name].default
+        }  # fmt: skip
 
     @property
     def needs_teacher(self) -> bool:
@@ -86,14 +119,3 @@ def lr_share(recipe: Recipe, progress: float) -> float:
     if recipe.schedule == "step":
         return recipe.gamma ** sum(progress >= share for share in recipe.milestones)
     return 1.0
-
-
-# Where a data set asks for something else than the study's sweep; a space file overrides both.
-_BY_DATA: dict[str, dict[str, Any]] = {
-    "digits": {"epochs": 12, "batch_size": 32, "lr": 0.2, "warmup": 0.2},
-}
-
-
-def default_recipe(data_name: str) -> dict[str, Any]:
-    """The fields in which the default recipe for a data set differs from `Recipe`'s own."""
-    return dict(_BY_DATA.get(data_name, {}))

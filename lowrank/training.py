@@ -1,34 +1,35 @@
 """The one training loop, for students and teachers; it knows nothing of Ray, Optuna or MLflow.
 
-An epoch is a pure function of the state before it: the order of images and every view follow from (seed, epoch,
-index), so that a run resumed from a checkpoint repeats the undisturbed one bit for bit on a CPU.
+An epoch is a pure function of the state before it: the order of images, every view and every random choice inside the
+network follow from (seed, epoch, index), so that a run resumed from a checkpoint repeats the undisturbed one bit for
+bit on a CPU.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
+from lowrank.averaging import Average
 from lowrank.data import Batch, ImageData, ViewSettings, eval_batches, steps_per_epoch, train_batches
-from lowrank.decay import add_frobenius_gradient, parameter_groups, penalised_maps
+from lowrank.decay import add_frobenius_gradient, penalised_maps
 from lowrank.distill import Teacher
-from lowrank.errors import LowrankError
-from lowrank.objective import Objective, means
+from lowrank.divergence import LOOK_EVERY, DivergedError, Guard, Watch
+from lowrank.errors import InputError
+from lowrank.measures import EvalMeter, GradientMeter, TrainMeter, begin_memory, machine
+from lowrank.objective import Objective
+from lowrank.optim import freeze, make_optimizer, set_rate
+from lowrank.precision import LossScale, autocast, working_dtype
 from lowrank.rebuild import checkpoint_rebuild
 from lowrank.recipes import Recipe, lr_share
 
-CHECK_EVERY = 50  # steps between looks at the loss; a look waits for the device
-
-
-class DivergedError(LowrankError):
-    """The loss left the finite numbers; says in which epoch and step."""
+__all__ = ["DivergedError", "Trainer"]
 
 
 class Trainer:
@@ -42,11 +43,11 @@ class Trainer:
         """`network` is moved to `device` and trained in place.
 
         Args:
-            network: gives logits (B, classes).
+            network: gives logits (B, classes), or in training (logits, auxiliary logits).
             data: its training split is trained on.
             recipe: how.
             views: what is drawn of each image.
-            order_seed: of the order of the images.
+            order_seed: of the order of the images and of random choices inside the network.
             decay_ratio: K / N, see lowrank.decay.
             device: where.
             teacher: asked about every batch where the recipe gives it a weight.
@@ -55,128 +56,186 @@ class Trainer:
 
         Raises InputError when recipe, network and teacher do not fit.
         """
-        self.objective = Objective(network, recipe, teacher, taps)
-        self.view_slots = view_slots
         self.device = torch.device(device)
         self.network = network.to(self.device)
         self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # twice as fast on CPUs too
         self.data, self.recipe, self.views, self.order_seed = data, recipe, views, order_seed
-        self.optimizer = torch.optim.SGD(
-            parameter_groups(network, recipe, decay_ratio), lr=recipe.lr, momentum=recipe.momentum,
-            nesterov=recipe.nesterov, fused=True,
+        self.view_slots = view_slots
+        self.objective = Objective(network, recipe, teacher, taps)
+        self.dtype = working_dtype(recipe, self.device)
+        self.scale = LossScale(self.device) if self.dtype is torch.float16 else None
+        self._frozen_norms = freeze(network, recipe.freeze)
+        self.optimizer = make_optimizer(
+            network, recipe, decay_ratio, len(data.classes), skips=self.scale is not None
         )  # fmt: skip
         self.penalised = penalised_maps(network, recipe)
         checkpoint_rebuild(network, recipe.rebuild_checkpoint)
+        self._set_drop_path: Callable[[float], None] | None = getattr(network, "set_drop_path", None)
+        if recipe.drop_path > 0 and self._set_drop_path is None:
+            raise InputError(f"`drop_path` needs a network with paths to drop; {type(network).__name__} has none")
+        self.average = Average(network, recipe.ema_decay) if recipe.ema_decay > 0 else None
         torch.backends.cudnn.benchmark = self.device.type == "cuda"  # every batch has the same shape
         self.epoch = 0  # epochs done
         self.steps = steps_per_epoch(data, recipe.batch_size)
+        self.step_losses: Tensor = torch.zeros(0)  # of the last epoch's steps
+        self._gradient_meter = GradientMeter(network, self.steps)
+        self._guard = Guard(self)
 
     def train_epoch(self) -> dict[str, float]:
-        """One epoch of training and one evaluation; returns metrics named as in the records.
+        """One epoch of training and one evaluation; returns metrics named as in the records (lowrank.measures).
 
-        Errors in percent, losses as means over samples, images_per_second of training alone. Raises DivergedError.
+        Errors in percent, losses as means over samples, images_per_second of training alone; what does not apply is
+        absent. Raises DivergedError.
         """
         start = time.perf_counter()
-        train = self._train()
+        begin_memory(self.device)
+        meter = self._train()
+        trained = meter.read()
         seconds = time.perf_counter() - start
+        found = trained | self._gradient_meter.read() | machine(self.device)
         self.epoch += 1
         val = self.evaluate("val")
         if not math.isfinite(val["loss"]):
-            raise DivergedError(f"validation loss {val['loss']} after epoch {self.epoch}")
-        return {
-            **train["losses"], "train_error": train["error"], "val_loss": val["loss"], "val_error": val["error"],
-            "lr": self.optimizer.param_groups[0]["lr"],
-            "images_per_second": train["images"] / seconds, "epoch_seconds": time.perf_counter() - start,
-        }  # fmt: skip
+            raise self._diverged_in_evaluation(val["loss"])
+        rates = [group["lr"] for group in self.optimizer.param_groups]
+        found |= {"lr": rates[0]} | self._scale_metrics()
+        found |= {"images_per_second": meter.images / seconds, "epoch_seconds": time.perf_counter() - start}
+        return found | {f"val_{name}" if name in _VAL else name: value for name, value in val.items()}
 
-    def _train(self) -> dict[str, Any]:
+    def _train(self) -> TrainMeter:
         self.network.train()
-        losses = torch.zeros(self.steps, device=self.device)
-        parts = torch.zeros(self.steps, len(self.objective.names), device=self.device)
-        sizes = torch.zeros(self.steps, dtype=torch.float64)
-        wrong = torch.zeros((), dtype=torch.int64, device=self.device)
-        for step, (images, labels, indices) in enumerate(self._batches()):
-            logits, losses[step], found = self._step(step, images, labels, indices)
-            parts[step] = torch.stack(found) if len(found) > 1 else found[0]
-            wrong += (logits.argmax(1) != labels).sum()
-            sizes[step] = len(labels)
-            if (step + 1) % CHECK_EVERY == 0:
-                self._check_finite(losses)
-        self._check_finite(losses)
-        images_seen = int(sizes.sum())
-        found_means = means(losses, parts, sizes.to(self.device), self.objective.names)
-        return {"losses": found_means, "error": 100 * wrong.item() / images_seen, "images": images_seen}
+        for norm in self._frozen_norms:
+            norm.eval()
+        if self._set_drop_path is not None:
+            self._set_drop_path(self.recipe.drop_path * self.epoch / max(1, self.recipe.epochs - 1))
+        meter = TrainMeter(self.steps, self.objective.names, self.device)
+        self.step_losses = meter.losses
+        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
+            torch.manual_seed((self.order_seed * 1_000_003 + self.epoch) % 2**63)
+            self._guard.begin()
+            for step, batch in enumerate(self.batches()):
+                self.gradients(step, batch, meter)
+                self.update(step)
+                if (step + 1) % LOOK_EVERY == 0 or step + 1 == self.steps:
+                    self._guard.look(meter, step + 1)
+        return meter
 
     @property
     def slot(self) -> int:
         """The number that this epoch's views are drawn with."""
         return self.epoch if self.view_slots is None else self.epoch % self.view_slots
 
-    def _batches(self) -> Iterator[Batch]:
+    def batches(self) -> Iterator[Batch]:
+        """The batches of this epoch, from its first; the same at every call."""
         return train_batches(
             self.data, self.device, self.recipe.batch_size, self.views, self.order_seed, self.epoch, slot=self.slot
         )
 
-    def _step(
-        self, step: int, images: Tensor, labels: Tensor, indices: Tensor
-    ) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
-        progress = (self.epoch * self.steps + step) / (self.recipe.epochs * self.steps)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.recipe.lr * lr_share(self.recipe, progress)
-        logits, loss, parts = self.objective(images, labels, indices, self.slot, self._autocast)
+    def gradients(self, step: int, batch: Batch, meter: TrainMeter) -> None:
+        """Forward and backward of one batch, in as many parts as the recipe says; counted in `meter`."""
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        parts = self.recipe.accumulate
+        for images, labels, indices in zip(*(tensor.chunk(parts) for tensor in batch), strict=True):
+            share = len(labels) / len(batch[1])
+            logits, loss, losses = self.objective(images, labels, indices, self.slot, self._autocast)
+            whole = loss if parts == 1 else loss * share
+            (whole if self.scale is None else self.scale.scaled(whole)).backward()
+            meter.add(step, share, logits.detach(), labels, loss.detach(), [part.detach() for part in losses])
+
+    def update(self, step: int) -> None:
+        """Change the weights by the gradients of this epoch's `step`."""
+        done = self.epoch * self.steps + step
+        set_rate(self.optimizer, self.recipe.lr * lr_share(self.recipe, done / (self.recipe.epochs * self.steps)))
+        if self.scale is not None:
+            gradients = [each.grad for each in self.network.parameters() if each.grad is not None]
+            self._guard.collapsed[step] = self.scale.unscale(gradients)[0]
+            self.optimizer.found_inf = self.scale.overflow  # type: ignore[attr-defined]  # the fused step skips itself
+        self._gradient_meter.add(step)
         if self.recipe.clip_norm is not None:
             nn.utils.clip_grad_norm_(self.network.parameters(), self.recipe.clip_norm)
         # As every decay: beside the loss, and never clipped
         add_frobenius_gradient(self.penalised, self.recipe.weight_decay * self.recipe.decay_multiplier)
         self.optimizer.step()
-        return logits.detach(), loss.detach(), tuple(part.detach() for part in parts)
-
-    def _check_finite(self, losses: Tensor) -> None:
-        finite = torch.isfinite(losses)
-        if not bool(finite.all()):
-            step = int((~finite).nonzero()[0]) + 1
-            raise DivergedError(f"training loss {losses[step - 1].item()} in epoch {self.epoch + 1}, step {step}")
+        if self.scale is not None:
+            self.scale.update()
+        if self.average is not None:
+            self.average.update(done)
 
     def _autocast(self) -> AbstractContextManager[Any]:
-        on_gpu = self.device.type == "cuda"
-        if self.recipe.precision == "bfloat16" or (self.recipe.precision == "auto" and on_gpu):
-            return torch.autocast(self.device.type, torch.bfloat16)
-        return nullcontext()
+        return autocast(self.device, self.dtype)
+
+    def _scale_metrics(self) -> dict[str, float]:
+        """float16's loss scale after the epoch, and how many of its steps were skipped."""
+        if self.scale is None:
+            return {}
+        found = {"loss_scale": self.scale.scale.item(), "skipped_steps": self.scale.skipped.item()}
+        self.scale.skipped.zero_()
+        return found
+
+    def _diverged_in_evaluation(self, loss: float) -> DivergedError:
+        with Watch(self.network) as watch:
+            self.evaluate("val")
+        layer, where = watch.first
+        return DivergedError(f"validation loss {loss} after epoch {self.epoch}; {where}", epoch=self.epoch, layer=layer)
 
     @torch.no_grad()
     def evaluate(self, split: Literal["train", "val", "test"]) -> dict[str, float]:
-        """Mean cross-entropy over samples ("loss") and top-1 error in percent ("error") on train, val or test."""
+        """Mean cross-entropy over samples ("loss"), top-1 error in percent ("error") and more: see EvalMeter.read.
+
+        Of the moving average of the weights, where the recipe keeps one.
+        """
         self.network.eval()
-        loss = torch.zeros((), dtype=torch.float64, device=self.device)
-        wrong = torch.zeros((), dtype=torch.int64, device=self.device)
-        count = 0
-        for images, labels, *_ in eval_batches(self.data, split, self.device, max(self.recipe.batch_size, 256)):
-            with self._autocast():
-                logits = self.network(images)
-            loss += functional.cross_entropy(logits.float(), labels, reduction="sum")
-            wrong += (logits.argmax(1) != labels).sum()
-            count += len(labels)
-        return {"loss": loss.item() / count, "error": 100 * wrong.item() / count}
+        meter = EvalMeter(len(self.data.classes), self.device)
+        with self.average.in_place() if self.average is not None else nullcontext():
+            for images, labels, *_ in eval_batches(self.data, split, self.device, max(self.recipe.batch_size, 256)):
+                with self._autocast():
+                    logits = self.network(images)
+                meter.add(logits.float(), labels)
+        return meter.read()
+
+    def weights(self) -> dict[str, Tensor]:
+        """What a finished run is kept for: the weights that are evaluated, as `network.NAME`, and the epochs done."""
+        average = {} if self.average is None else self.average.tensors
+        state = {f"network.{name}": average.get(name, own) for name, own in self.network.state_dict().items()}
+        return state | {"epoch": torch.tensor(self.epoch)}
 
     def state(self) -> dict[str, Tensor]:
-        """Everything that the next epoch depends on, as named tensors: weights, momentum, epochs done."""
+        """Everything that the next epoch depends on, as named tensors: weights, momentum, epochs done ..."""
         state = {f"network.{name}": tensor for name, tensor in self.network.state_dict().items()}
         names = {id(parameter): name for name, parameter in self.network.named_parameters()}
         for parameter, slots in self.optimizer.state.items():
             if slots.get("momentum_buffer") is not None:
                 state[f"momentum.{names[id(parameter)]}"] = slots["momentum_buffer"]
+        if self.average is not None:
+            state |= {f"average.{name}": tensor for name, tensor in self.average.tensors.items()}
+        if self.scale is not None:
+            state |= {f"scale.{name}": tensor for name, tensor in self.scale.state().items()}
         state["epoch"] = torch.tensor(self.epoch)
         return state
 
     def load_state(self, state: dict[str, Tensor]) -> None:
-        """Take up the run where `state` was taken; raises RuntimeError when it is another network's."""
-        weights = {key.removeprefix("network."): value for key, value in state.items() if key.startswith("network.")}
-        self.network.load_state_dict(weights)
+        """Take up the run where `state` was taken, or the mere `weights()` of one.
+
+        Raises RuntimeError or InputError when it is another network's.
+        """
+        self.network.load_state_dict(_under(state, "network"))
+        momenta = _under(state, "momentum")
         for name, parameter in self.network.named_parameters():
-            if f"momentum.{name}" in state:
+            self.optimizer.state.pop(parameter, None)
+            if name in momenta:
                 # The optimizer steps in the parameter's own memory order
                 buffer = torch.empty_like(parameter, requires_grad=False)
-                self.optimizer.state[parameter]["momentum_buffer"] = buffer.copy_(state[f"momentum.{name}"])
+                self.optimizer.state[parameter]["momentum_buffer"] = buffer.copy_(momenta[name])
+        if self.average is not None:
+            self.average.load(_under(state, "average"))
+        if self.scale is not None and "scale.scale" in state:
+            self.scale.load(_under(state, "scale"))
         self.epoch = int(state["epoch"])
+
+
+_VAL = ("loss", "error", "error_top5")
+
+
+def _under(state: dict[str, Tensor], part: str) -> dict[str, Tensor]:
+    prefix = f"{part}."
+    return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}

@@ -28,9 +28,14 @@ CHECKPOINT_FILE = "checkpoint.safetensors"  # in TRIALS_FOLDER / trial id
 FRONT_PICTURE = "front.png"
 
 VAL_ERROR = "val_error"
+# Of every epoch, where it applies; errors in percent, losses as means over samples (see docs/training.md)
 EPOCH_METRICS = (
-    VAL_ERROR, "val_loss", "train_error", "train_loss", "lr", "images_per_second", "epoch_seconds",
+    VAL_ERROR, "val_loss", "train_error", "train_loss", "lr", "images_per_second", "epoch_seconds", "val_error_top5",
+    "loss_cross_entropy", "loss_kd", "loss_attention", "loss_auxiliary", "prediction_spread", "grad_norm",
+    "loss_scale", "skipped_steps", "peak_device_mb", "device_utilisation", "host_memory_mb",
 )  # fmt: skip
+BY_STAGE = "by_stage"  # the column of those metrics whose names end in a stage of the network, such as grad_norm.STAGE
+STAGE_METRIC = "grad_norm."
 COUNTS = ("params", "mult_adds", "dense_params", "dense_mult_adds", "separable_params", "separable_mult_adds")
 
 
@@ -221,6 +226,7 @@ RESULTS_SCHEMA = pa.schema(
 EPOCHS_SCHEMA = pa.schema(
     [("trial_id", pa.string()), ("epoch", pa.int64()), ("time", pa.float64())]
     + [(name, pa.float64()) for name in EPOCH_METRICS]
+    + [(BY_STAGE, pa.map_(pa.string(), pa.float64()))]
 )
 
 
@@ -257,10 +263,23 @@ def to_table(study: StudyRecord) -> pa.Table:
     return pa.Table.from_pylist([to_row(study.name, trial) for trial in study.trials.values()], RESULTS_SCHEMA)
 
 
+def epoch_to_row(trial_id: str, epoch: int, metrics: Mapping[str, float]) -> dict[str, Any]:
+    """One epoch as a row of EPOCHS_SCHEMA; what is not known is None."""
+    stages = [(name, value) for name, value in metrics.items() if name.startswith(STAGE_METRIC)]
+    known = {name: metrics.get(name) for name in ("time", *EPOCH_METRICS)}
+    return {"trial_id": trial_id, "epoch": epoch, **known, BY_STAGE: stages}
+
+
+def metrics_of_row(row: Mapping[str, Any]) -> dict[str, float]:
+    """The metrics, and "time", of a row that `epoch_to_row` made."""
+    known = {name: row[name] for name in ("time", *EPOCH_METRICS) if row.get(name) is not None}
+    return known | dict(row.get(BY_STAGE) or ())
+
+
 def epochs_to_table(study: StudyRecord) -> pa.Table:
     """Every epoch of every trial as an Arrow table of EPOCHS_SCHEMA."""
     rows = [
-        {"trial_id": trial.trial_id, "epoch": number, **{key: metrics.get(key) for key in ("time", *EPOCH_METRICS)}}
+        epoch_to_row(trial.trial_id, number, metrics)
         for trial in study.trials.values()
         for number, metrics in sorted(trial.epochs.items())
     ]

@@ -21,7 +21,8 @@ from lowrank.errors import InputError, unknown
 from lowrank.layers import Method
 from lowrank.methods import make_method, method_class
 from lowrank.networks import NetworkSettings
-from lowrank.recipes import Recipe, default_recipe
+from lowrank.recipe_table import recipe_fields
+from lowrank.recipes import Recipe
 from sweeps.domains import Domain, Value, is_domain, parse_domain
 from sweeps.settings import BudgetSettings, ResourceSettings, SearchSettings
 from sweeps.teaching import TeacherSettings, absolute_teacher, check_teacher, parse_settings
@@ -67,9 +68,10 @@ class Space:
             self.budget.params or self.budget.mult_adds
         )
 
-    def recipe(self, searched: Mapping[str, Value]) -> Recipe:
-        """The training recipe at a point; raises InputError."""
-        return make(Recipe, {**default_recipe(self.data.name), **self.train, **searched}, "train")
+    def recipe(self, searched: Mapping[str, Value], network: str | None = None) -> Recipe:
+        """The training recipe at a point, of the space's own network or of another; raises InputError."""
+        fields = recipe_fields(self.data.name, network or self.network.name, {**self.train, **searched})
+        return make(Recipe, fields, "train")
 
 
 def available_spaces() -> dict[str, Path]:

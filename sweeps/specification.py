@@ -95,7 +95,7 @@ class Resolver:
             method = solve(plan, method, budget)
         elif (reason := plan.infeasible(method)) is not None:
             raise InfeasibleError(reason)
-        recipe = self.space.recipe(_under(point, "train"))
+        recipe = self.space.recipe(_under(point, "train"), network.name)
         return self._trial(plan, network, method, recipe, point, Role.SEARCH)
 
     def reference(self, name: str) -> Trial:
@@ -120,7 +120,10 @@ class Resolver:
             "seed": self.space.search.seed, **self._teacher(recipe, network, point),
         }  # fmt: skip
         # What is built and trained, wherever the images lie
-        built = {"method": plan.signature(method), "data": self.data.fingerprint, **identity(specification)}
+        built = {
+            "train": recipe.identity(), "method": plan.signature(method), "data": self.data.fingerprint,
+            **identity(specification),
+        }  # fmt: skip
         trial_id = hashlib.sha256(json.dumps({**specification, **built}, sort_keys=True).encode()).hexdigest()[:12]
         label = REFERENCE_STRATUM
         if role is Role.SEARCH:

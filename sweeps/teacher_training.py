@@ -102,7 +102,10 @@ def _finish(training: Training, data: ImageData, root: Path, name: str) -> Teach
     specification = training.trial.specification
     network = NetworkSettings(**specification["network"])
     method = make_method(specification["method"])
-    weights = training.path.with_name(WEIGHTS_FILE)
+    weights, trained = training.path.with_name(WEIGHTS_FILE), training.trainer.weights()
+    training.trainer.network.load_state_dict(
+        {key.removeprefix("network."): value for key, value in trained.items() if key != "epoch"}
+    )
     save_model(
         weights, training.trainer.network, network=network, method=method, image_shape=data.image_shape,
         classes=len(data.classes),

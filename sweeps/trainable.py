@@ -19,7 +19,7 @@ import torch
 from ray import tune
 from torch import nn
 
-from lowrank.checkpoints import load_tensors, save_tensors
+from lowrank.checkpoints import kept_files, load_tensors, save_tensors
 from lowrank.data import DataSettings, ImageData, ViewSettings, load_data
 from lowrank.distill import Teacher
 from lowrank.errors import InputError
@@ -31,7 +31,9 @@ from lowrank.substitute import build_student
 from lowrank.training import DivergedError, Trainer
 from sweeps.records import CHECKPOINT_FILE, TRIALS_FOLDER, VAL_ERROR, Status
 from sweeps.teaching import CacheOptions, make_teacher
+from sweeps.worker import WorkerLostError, check_memory_is_back, device_lost, first_line, out_of_memory
 
+KEPT = 2  # checkpoints of a trial, so that a damaged newest one costs little
 CHECKPOINT_SECONDS = 30.0  # at most this much training (or an epoch, if longer) is repeated after a kill
 
 
@@ -66,31 +68,52 @@ def load_trial_data(specification: dict[str, Any], data_dir: str | None) -> Imag
 class TrialTrainable(tune.Trainable):
     """Trains one specification, an epoch a step; `config` holds trial_id, specification, study_dir and data_dir."""
 
+    failure: Exception | None = None  # what went wrong before the first step, which raises it
+    attempt: dict[str, Any] | None = None
+
     def setup(self, config: dict[str, Any]) -> None:
+        """Take up the trial. Ray never again starts a trial whose change of worker failed; one whose step failed, yes.
+
+        So whatever goes wrong here is raised by the first step.
+        """
+        self.failure, self.attempt = None, None
+        self.notices: list[str] = []  # what the user is to be told, with the next result
+        self.history: list[dict[str, float]] = []  # metrics of the epochs done, so that a resumed curve has no gap
+        try:
+            self._begin(config)
+        except Exception as error:
+            self.failure = error
+
+    def _begin(self, config: dict[str, Any]) -> None:
         started = time.perf_counter()
         cpus, gpus = self._resources()
         torch.set_num_threads(max(1, int(cpus)))
         self.folder = Path(config["study_dir"]) / TRIALS_FOLDER / config["trial_id"]
         # Never a card that the trial was not given, even where one is visible
         self.device = "cuda" if gpus > 0 and torch.cuda.is_available() else "cpu"
-        data = load_trial_data(config["specification"], config["data_dir"])
-        self.notices: list[str] = []  # what the user is to be told, with the next result
-        self.trainer = self._make_trainer(data)
-        self.history: list[dict[str, float]] = []  # metrics of the epochs done, so that a resumed curve has no gap
+        self.attempt = {
+            "host": socket.gethostname(), "pid": os.getpid(), "device": self.device, "from_epoch": 0,
+            "start_seconds": 0.0,
+        }  # fmt: skip
+        self._check_device()
+        self.data = load_trial_data(config["specification"], config["data_dir"])
+        self.trainer = self._make_trainer()
         self._load_checkpoint()
         self.saved_at = time.monotonic()
-        self.attempt: dict[str, Any] | None = {
-            "host": socket.gethostname(), "pid": os.getpid(), "device": self.device,
-            "from_epoch": self.trainer.epoch, "start_seconds": time.perf_counter() - started,
-        }  # fmt: skip
+        self.attempt |= {"from_epoch": self.trainer.epoch, "start_seconds": time.perf_counter() - started}
 
-    def _make_trainer(self, data: ImageData) -> Trainer:
+    def _check_device(self) -> None:
+        """Whether the trial before this one, if there was one, gave its memory back; raises WorkerLostError."""
+        if self.device == "cuda" and "data" in self.__dict__:
+            check_memory_is_back(self.data, torch.cuda.memory_allocated() / 1e6, torch.device(self.device))
+
+    def _make_trainer(self) -> Trainer:
         specification, options = self.config["specification"], CacheOptions(**self.config.get("cache") or {})
 
         def teach(student: nn.Module) -> Teacher | None:
-            return make_teacher(specification, data, student, self.device, options, self.notices.append)
+            return make_teacher(specification, self.data, student, self.device, options, self.notices.append)
 
-        return make_trainer(specification, data, self.device, teach)
+        return make_trainer(specification, self.data, self.device, teach)
 
     def _resources(self) -> tuple[float, float]:
         """CPUs and GPUs that Ray gave to this trial."""
@@ -113,13 +136,21 @@ class TrialTrainable(tune.Trainable):
         if self.attempt is not None:
             result["history"], self.attempt = list(self.history), None
         try:
+            if self.failure is not None:
+                raise self.failure
             if not self._trained():
                 self.history.append(self.trainer.train_epoch())
         except DivergedError as error:
             return {**result, **_ended(Status.DIVERGED, str(error))}
-        except torch.OutOfMemoryError as error:
-            return {**result, **_ended(Status.OUT_OF_MEMORY, str(error).splitlines()[0])}
-        result["notices"], self.notices[:] = list(self.notices), []
+        except (RuntimeError, MemoryError) as error:
+            if out_of_memory(error):
+                return {**result, **_ended(Status.OUT_OF_MEMORY, first_line(error))}
+            if device_lost(error):
+                self.__dict__.pop("trainer", None)  # nothing on the device can be saved
+                raise WorkerLostError(first_line(error)) from error
+            raise
+        result |= {"notices": list(self.notices)}
+        self.notices.clear()
         result |= {"epoch": self.trainer.epoch, "metrics": self.history[-1], VAL_ERROR: self.history[-1][VAL_ERROR]}
         if self._trained():
             self._save_checkpoint()
@@ -137,25 +168,31 @@ class TrialTrainable(tune.Trainable):
         return self.trainer.epoch >= self.trainer.recipe.epochs
 
     def _save_checkpoint(self) -> None:
-        state = self.trainer.state()
-        if self._trained():  # only the weights are wanted from here on
-            state = {name: tensor for name, tensor in state.items() if not name.startswith("momentum.")}
+        path = self.folder / CHECKPOINT_FILE
+        state = self.trainer.weights() if self._trained() else self.trainer.state()
         about = {"trial_id": self.config["trial_id"], "history": json.dumps(self.history)}
-        save_tensors(self.folder / CHECKPOINT_FILE, state, about)
+        save_tensors(path, state, about, keep=KEPT)
+        if self._trained():  # only the newest weights are wanted from here on
+            for older in kept_files(path)[1:]:
+                older.unlink()
         self.saved_at = time.monotonic()
 
     def _load_checkpoint(self) -> None:
-        path = self.folder / CHECKPOINT_FILE
-        if not path.exists():
-            return
-        try:
-            state, about = load_tensors(path, self.device)
-            self.trainer.load_state(state)
-            self.history = json.loads(about["history"])
-        except (InputError, RuntimeError, KeyError) as error:  # start again from the beginning, and say so
-            print(f"{path} is not usable, the trial starts again: {error}", flush=True)
-            path.unlink()
-            self.trainer = self._make_trainer(self.trainer.data)
+        """Go on from the newest checkpoint that is whole; without one from the beginning. Says which was not usable."""
+        for path in kept_files(self.folder / CHECKPOINT_FILE):
+            try:
+                state, about = load_tensors(path, self.device)
+                history = json.loads(about["history"])
+                self.trainer.load_state(state)
+            except (InputError, RuntimeError, KeyError, ValueError) as error:
+                if out_of_memory(error) or device_lost(error):
+                    raise
+                print(f"{path} is not usable, the trial goes on from what was before it: {error}", flush=True)
+                path.unlink()
+                self.trainer = self._make_trainer()
+            else:
+                self.history = history
+                return
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Ray's own checkpoints are not used."""

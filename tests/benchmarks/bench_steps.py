@@ -18,10 +18,10 @@ from lowrank.errors import InfeasibleError
 from lowrank.layers import Method
 from lowrank.methods import METHODS, make_method
 from lowrank.networks import NetworkSettings
+from lowrank.optim import parameter_groups
 from lowrank.plan import NetworkPlan, network_plan
 from lowrank.recipes import Recipe
 from lowrank.substitute import build_student
-from lowrank.training import parameter_groups
 from tests.benchmarks.bench_record import Measurement, Options, Table, interleaved, median
 
 SHARE = 0.1  # of the separable network's parameters

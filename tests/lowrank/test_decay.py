@@ -8,13 +8,14 @@ from torch import Tensor, nn
 
 from lowrank.checks import make
 from lowrank.data import DataSettings, ImageData, default_views, load_data
-from lowrank.decay import add_frobenius_gradient, factor_decays, layer_ratios, parameter_groups, penalised_maps
+from lowrank.decay import add_frobenius_gradient, factor_decays, layer_ratios, penalised_maps
 from lowrank.errors import InputError
 from lowrank.layers import ConvShape, Separable, StructuredMap, TensorTrain
 from lowrank.layers.decomposition import train_product
 from lowrank.layers.linear import build_linear
 from lowrank.methods import METHODS, make_method
 from lowrank.networks import NetworkSettings
+from lowrank.optim import parameter_groups
 from lowrank.plan import network_plan
 from lowrank.recipes import Recipe
 from lowrank.substitute import build_student, factor_parameters

@@ -51,7 +51,7 @@ def test_the_loss_is_the_weighted_sum_of_its_parts(data):
 
 def test_the_parts_of_a_step_are_those_of_the_formulas(data):
     run, teacher = trainer(data, teacher=live()), live()
-    images, labels, indices = next(iter(run._batches()))
+    images, labels, indices = next(iter(run.batches()))
     run.network.train()
     logits, _, parts = run.objective(images, labels, indices, 0)
     said = teacher.signals(images, indices, 0)
@@ -102,11 +102,3 @@ def test_views_come_again_after_the_slots_of_a_cache_but_in_another_order(data):
     assert not torch.equal(order, other_order)
     assert torch.equal(first[order.argsort()], third[other_order.argsort()])
     assert not torch.equal(first[order.argsort()], second[asked[1][2].argsort()])
-
-
-def test_averages_are_over_samples(data):
-    """Ten steps of twenty: the mean of a part is that over all samples, also when batches differ."""
-    from lowrank.objective import means
-
-    losses, parts, sizes = torch.tensor([1.0, 4.0]), torch.tensor([[2.0], [8.0]]), torch.tensor([3.0, 1.0])
-    assert means(losses, parts, sizes, ("loss_kd",)) == {"train_loss": 1.75, "loss_kd": 3.5}

@@ -16,10 +16,11 @@ from lowrank.data import DataSettings, ImageData, default_views, eval_batches, l
 from lowrank.errors import InputError
 from lowrank.layers import Dense, Method, Separable, TensorTrain, Tucker
 from lowrank.networks import NetworkSettings
+from lowrank.optim import parameter_groups
 from lowrank.plan import network_plan
 from lowrank.recipes import Recipe, lr_share
 from lowrank.substitute import build_student, factor_parameters
-from lowrank.training import DivergedError, Trainer, parameter_groups
+from lowrank.training import DivergedError, Trainer
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "resnet9_digits.json"
 SMALL = NetworkSettings(width=0.125)

@@ -1,0 +1,79 @@
+"""The named recipes, and which one a network and a data set have when nothing is said.
+
+The four of the study are as published (FACTS); each has a fast one beside it, for a first answer in a fraction of the
+time. Every field can be overridden. What is left out is `Recipe`'s own default.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from lowrank.errors import unknown
+
+NAME = "recipe"  # the field that names one, beside the fields that override it
+_STEPS = {"schedule": "step", "nesterov": False}
+_CROP_FLIP = {"shift": 4, "flip": True}
+
+RECIPES: dict[str, dict[str, Any]] = {
+    # The study's wide ResNets on CIFAR: x0.2 at 60, 120 and 160 of 200 epochs
+    "study_wrn": {
+        **_STEPS, **_CROP_FLIP, "cutout": 16, "epochs": 200, "batch_size": 128, "lr": 0.1, "weight_decay": 5e-4,
+        "milestones": (0.3, 0.6, 0.8), "gamma": 0.2,
+    },
+    "fast_wrn": {
+        **_CROP_FLIP, "cutout": 16, "epochs": 40, "batch_size": 256, "lr": 0.2, "weight_decay": 5e-4,
+        "schedule": "one_cycle", "warmup": 0.25,
+    },
+    # DARTS as published, without its auxiliary head (`network.auxiliary` and `auxiliary_weight` add it)
+    "study_darts": {
+        **_CROP_FLIP, "cutout": 16, "epochs": 600, "batch_size": 96, "lr": 0.025, "nesterov": False,
+        "weight_decay": 3e-4, "drop_path": 0.2, "clip_norm": 5.0,
+    },
+    "fast_darts": {
+        **_CROP_FLIP, "cutout": 16, "epochs": 60, "batch_size": 128, "lr": 0.1, "warmup": 0.05,
+        "weight_decay": 3e-4, "drop_path": 0.1, "clip_norm": 5.0,
+    },
+    # ImageNet: x0.1 at 30 and 60 of 90 epochs
+    "study_imagenet": {
+        **_STEPS, "flip": True, "cutout": 0, "epochs": 90, "batch_size": 256, "lr": 0.1, "weight_decay": 1e-4,
+        "milestones": (1 / 3, 2 / 3), "gamma": 0.1,
+    },
+    "fast_imagenet": {
+        "flip": True, "cutout": 0, "epochs": 18, "batch_size": 1024, "lr": 0.4, "weight_decay": 1e-4, "warmup": 0.1,
+        "label_smoothing": 0.1,
+    },
+    # The tensor-train sweep on ResNet-9: `Recipe`'s own defaults, with the data set's own views
+    "study_tt_sweep": {},
+    "fast_tt_sweep": {"epochs": 24, "lr": 0.4, "schedule": "one_cycle", "warmup": 0.2},
+    # Ours, for 8 x 8 pixels on a CPU
+    "digits": {"epochs": 12, "batch_size": 32, "lr": 0.2, "warmup": 0.2},
+}  # fmt: skip
+
+_BY_DATA = {"digits": "digits"}
+_BY_NETWORK = (  # the first pattern that matches the whole name
+    (r"wrn_50_2|mobilenet_v2|torchvision:.*", "study_imagenet"),
+    (r"wrn_\d+_\d+", "study_wrn"),
+    (r"darts", "study_darts"),
+)
+
+
+def default_recipe(data_name: str, network_name: str = "resnet9") -> str:
+    """The name of the recipe for a network on a data set: the data set's own, else the network's."""
+    if data_name in _BY_DATA:
+        return _BY_DATA[data_name]
+    matching = (recipe for pattern, recipe in _BY_NETWORK if re.fullmatch(pattern, network_name))
+    return next(matching, "study_tt_sweep")
+
+
+def recipe_fields(data_name: str, network_name: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a `Recipe`: those given, over those of the recipe that `given` names (`recipe`) or of the default.
+
+    Raises InputError for an unknown name.
+    """
+    fields = dict(given)
+    name = str(fields.pop(NAME, default_recipe(data_name, network_name)))
+    if name not in RECIPES:
+        raise unknown("recipe", name, RECIPES)
+    return {**RECIPES[name], **fields}
