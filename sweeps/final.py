@@ -12,6 +12,7 @@ from lowrank.errors import InputError
 from lowrank.pareto import non_dominated
 from sweeps.records import CHECKPOINT_FILE, TRIALS_FOLDER, Role, Status, TrialRecord
 from sweeps.search import Search
+from sweeps.teaching import without_teacher
 from sweeps.trainable import make_trainer
 
 
@@ -40,6 +41,6 @@ def _test_error(trial: TrialRecord, path: Path, data: ImageData, device: str) ->
     except (InputError, FileNotFoundError) as error:
         print(f"no test error for {trial.trial_id}: its weights are not there ({error})")
         return None
-    trainer = make_trainer(trial.specification, data, device)
+    trainer = make_trainer(without_teacher(trial.specification), data, device)
     trainer.load_state(state)
     return trainer.evaluate("test")["error"]

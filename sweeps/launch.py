@@ -26,6 +26,7 @@ from sweeps.records import TERMINAL, TRIALS_FOLDER, Status
 from sweeps.resources import Share
 from sweeps.search import Search
 from sweeps.stopping import StratifiedAsha
+from sweeps.teaching import NO_CACHE, CacheOptions
 from sweeps.trainable import TrialTrainable
 
 RAY_FOLDER = "ray"  # Ray's own files of a running experiment; nothing is ever read back from them
@@ -53,6 +54,7 @@ class Launch:
     most: int | None  # trials at once, where the user set a limit below what the resources allow
     seconds: float | None
     on_change: Callable[[], None]
+    cache: CacheOptions = NO_CACHE
 
 
 def connect(address: str | None, cpus: int | None = None) -> None:
@@ -122,6 +124,7 @@ class _TuneSearcher(_Unpickled, Searcher):
             "trial_id": trial.trial_id, "role": str(trial.role), "stratum": trial.stratum,
             "specification": trial.specification, "study_dir": str(self._launch.study_dir),
             "data_dir": str(self._launch.data_dir) if self._launch.data_dir else None,
+            "cache": self._launch.cache.to_config(),
         }  # fmt: skip
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
@@ -151,6 +154,8 @@ class _Recorder(_Unpickled, Callback):
             self._search.write_attempt(trial_id, result["attempt"])
             for epoch, metrics in enumerate(result.get("history", []), start=1):
                 self._write_missing(trial_id, epoch, metrics)
+        for text in result.get("notices", []):
+            self._search.write_notice(trial_id, text)
         if "metrics" in result:
             self._write_missing(trial_id, result["epoch"], result["metrics"])
         if "outcome" in result:

@@ -48,6 +48,7 @@ class Event(StrEnum):
     INFEASIBLE = "infeasible"  # settings that cannot meet their constraints; never launched
     ATTEMPT = "attempt"  # a worker took the trial up
     EPOCH = "epoch"  # one epoch's metrics
+    NOTICE = "notice"  # a line that a trial has for the user: a cache was built, or could not be read
     FINISHED = "finished"  # the trial's end, with status and reason
     TESTED = "tested"  # the one look at the test split
     CLOSED = "closed"  # the driver left: finished, interrupted or out of time
@@ -92,6 +93,7 @@ class TrialRecord:
     proposal: dict[str, Any] = field(default_factory=dict)  # where the sampler is told of the outcome
     epochs: dict[int, dict[str, float]] = field(default_factory=dict)  # epoch (from 1) -> metrics, plus "time"
     attempts: list[dict[str, Any]] = field(default_factory=list)
+    notices: list[str] = field(default_factory=list)
     proposed_at: float | None = None
     finished_at: float | None = None
     test_error: float | None = None
@@ -180,6 +182,11 @@ def _epoch(trial: TrialRecord, event: Mapping[str, Any]) -> None:
     trial.epochs[int(event["epoch"])] = {**event["metrics"], "time": event["time"]}
 
 
+def _notice(trial: TrialRecord, event: Mapping[str, Any]) -> None:
+    if event["text"] not in trial.notices:
+        trial.notices.append(event["text"])
+
+
 def _finished(trial: TrialRecord, event: Mapping[str, Any]) -> None:
     trial.status, trial.reason = Status(event["status"]), event.get("reason", "")
     trial.finished_at = event["time"]
@@ -195,6 +202,7 @@ _APPLY = {
     Event.INFEASIBLE: _infeasible,
     Event.ATTEMPT: _attempt,
     Event.EPOCH: _epoch,
+    Event.NOTICE: _notice,
     Event.FINISHED: _finished,
     Event.TESTED: _tested,
 }
@@ -206,6 +214,7 @@ RESULTS_SCHEMA = pa.schema(
         ("data_fingerprint", pa.string()), ("method", pa.string()), ("dims", pa.int64()),
         ("rank_scale", pa.float64()), *((name, pa.int64()) for name in COUNTS),
         ("weight_decay", pa.float64()), ("scaled_decay", pa.bool_()), ("decay", pa.string()), ("seed", pa.int64()),
+        ("teacher", pa.string()), ("attention_weight", pa.float64()), ("kd_weight", pa.float64()),
         ("epochs", pa.int64()), ("val_error", pa.float64()), ("val_loss", pa.float64()),
         ("train_error", pa.float64()), ("train_loss", pa.float64()), ("test_error", pa.float64()),
         ("images_per_second", pa.float64()), ("train_seconds", pa.float64()), ("start_seconds", pa.float64()),
@@ -234,6 +243,8 @@ def to_row(study: str, trial: TrialRecord) -> dict[str, Any]:
         "dims": method.get("dims"), "rank_scale": method.get("rank_scale"),
         "weight_decay": train.get("weight_decay"), "scaled_decay": train.get("scaled_decay"),
         "decay": train.get("decay"),
+        "teacher": spec.get("teacher", {}).get("name"), "attention_weight": train.get("attention_weight"),
+        "kd_weight": train.get("kd_weight"),
         "seed": spec.get("seed"), "epochs": trial.last_epoch, "test_error": trial.test_error,
         "images_per_second": sum(speeds) / len(speeds) if speeds else None,
         "train_seconds": sum(epoch.get("epoch_seconds", 0.0) for epoch in trial.epochs.values()),

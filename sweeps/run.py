@@ -46,6 +46,8 @@ def make_parser() -> argparse.ArgumentParser:
     where.add_argument("--max-concurrent", type=int, metavar="N", help="at most so many trials at once")
     where.add_argument("--address", metavar="HOST:PORT", help="a running Ray cluster (auto: the one on this machine)")
     where.add_argument("--storage", type=Path, metavar="DIR", help="a path that all machines share; instead of --out")
+    where.add_argument("--teachers", type=Path, metavar="DIR", help="folder of teachers (teachers/)")
+    where.add_argument("--cache-dir", type=Path, metavar="DIR", help="teacher caches; a fast local disk is best")
     where.add_argument("--tracking-uri", metavar="URI", help="an MLflow server (default: SQLite in the study)")
     return parser
 
@@ -103,9 +105,10 @@ def _plan(space: Space, options: argparse.Namespace) -> int:
     from lowrank.data import load_data
     from sweeps.planning import make_plan, plan_lines
     from sweeps.specification import Resolver
+    from sweeps.teaching import find_teaching
 
     data: Any = load_data(space.data, options.data_dir)
-    resolver = Resolver(space, data)
+    resolver = Resolver(space, data, find_teaching(space, data, options.teachers or Path("teachers")))
     plan = make_plan(space, resolver, _local_slots(space))
     print(json.dumps(plan.to_json(), indent=2) if options.json else "\n".join(plan_lines(plan, space, resolver)))
     return 0

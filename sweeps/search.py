@@ -120,6 +120,10 @@ class Search:
         """One epoch's metrics."""
         self._write(Event.EPOCH, trial=trial_id, epoch=epoch, metrics=dict(metrics))
 
+    def write_notice(self, trial_id: str, text: str) -> None:
+        """What a trial has to say to the user, one line."""
+        self._write(Event.NOTICE, trial=trial_id, text=text)
+
     def write_test_error(self, trial_id: str, error: float) -> None:
         """The one look at the test split, in percent."""
         self._write(Event.TESTED, sync=True, trial=trial_id, test_error=error)

@@ -25,10 +25,13 @@ from lowrank.recipe_table import recipe_fields
 from lowrank.recipes import Recipe
 from sweeps.domains import Domain, Value, is_domain, parse_domain
 from sweeps.settings import BudgetSettings, ResourceSettings, SearchSettings
+from sweeps.teaching import TeacherSettings, absolute_teacher, check_teacher, parse_settings
 
 SPACES_FOLDER = Path(__file__).resolve().parent.parent / "search_spaces"
-SECTIONS = ("question", "data", "network", "train", "method", "budget", "references", "search", "resources")
-NAMED = ("data", "network")  # sections that may be written as a name alone
+SECTIONS = (
+    "question", "data", "network", "teacher", "train", "method", "budget", "references", "search", "resources",
+)  # fmt: skip
+NAMED = ("data", "network", "teacher")  # sections that may be written as a name alone
 REFERENCES = ("dense", "separable")  # drawn beside every front; each has one size
 OBJECTIVES = ("val_error", "params", "mult_adds")
 Alternative = tuple[dict[str, Any], dict[str, Domain]]  # literals and domains of one `method` entry
@@ -48,7 +51,8 @@ class Space:
     references: tuple[str, ...]
     search: SearchSettings
     resources: ResourceSettings
-    domains: dict[str, Domain] = field(default_factory=dict)  # of train, network and budget
+    teacher: TeacherSettings | None = None
+    domains: dict[str, Domain] = field(default_factory=dict)  # of train, network, budget and teacher
     source: dict[str, Any] = field(default_factory=dict)  # as resolved from file and overrides, for the record
 
     @property
@@ -82,18 +86,23 @@ def read_space(name: str, overrides: Sequence[str] = (), **updates: Any) -> Spac
     """
     path = _find(name)
     content = read_yaml(path)
+    override_fields(content, overrides)
+    for key, value in updates.items():
+        if value is not None:
+            _assign(content, key.replace("__", "."), value)
+    return parse_space(path.stem, absolute_teacher(absolute_data(content)))
+
+
+def override_fields(content: dict[str, Any], overrides: Sequence[str]) -> None:
+    """Apply `a.b=value` overrides to the content of a space in place; raises InputError."""
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals or not key:
             raise InputError(f"--set must be written a.b=value, but got {override!r}")
         _assign(content, key.strip(), _parse_value(override, text))
-    for key, value in updates.items():
-        if value is not None:
-            _assign(content, key.replace("__", "."), value)
-    return parse_space(path.stem, _absolute_data(content))
 
 
-def _absolute_data(content: dict[str, Any]) -> dict[str, Any]:
+def absolute_data(content: dict[str, Any]) -> dict[str, Any]:
     """Folders of images as the user sees them now: workers and later resumes may start elsewhere."""
     data = content.get("data")
     name = data.get("name") if isinstance(data, dict) else data
@@ -113,6 +122,7 @@ def parse_space(name: str, content: Mapping[str, Any]) -> Space:
     train = _section(content, "train", domains)
     budget = _section(content, "budget", domains)
     network = _section(content, "network", domains)
+    teacher = _section(content, "teacher", domains)
     space = Space(
         name=name,
         question=" ".join(content["question"].split()),
@@ -124,11 +134,13 @@ def parse_space(name: str, content: Mapping[str, Any]) -> Space:
         references=_references(content.get("references", [])),
         search=make(SearchSettings, _plain(content, "search"), "search"),
         resources=make(ResourceSettings, _plain(content, "resources"), "resources"),
+        teacher=parse_settings(teacher, domains),
         domains=domains,
         source=copy.deepcopy(dict(content)),
     )
     _check_corners(space)
     _check_search(space)
+    check_teacher(space)
     return space
 
 
@@ -302,10 +314,10 @@ def _check_corners(space: Space) -> None:
         for value in domain.corners():
             if section == "train":
                 space.recipe({key: value})
-            elif section == "network":
-                make(NetworkSettings, {**space.network.model_dump(), key: value}, "network")
             else:
-                make(BudgetSettings, {**space.budget.model_dump(), key: value}, "budget")
+                known = {"network": space.network, "budget": space.budget, "teacher": space.teacher}[section]
+                assert known is not None, "a section without settings has no searched fields"
+                make(type(known), {**known.model_dump(), key: value}, section)
     for alternative in space.alternatives:
         literals, domains = alternative
         names = _method_names(literals, domains)

@@ -24,6 +24,7 @@ from lowrank.recipes import Recipe
 from sweeps.domains import Value
 from sweeps.records import Role
 from sweeps.space import Space, method_at
+from sweeps.teaching import Teaching, identity
 
 REFERENCE_STRATUM = "reference"
 ALL_SIZES = "all sizes"
@@ -39,7 +40,7 @@ class Trial:
     role: Role
     stratum: str
     point: dict[str, Value]
-    specification: dict[str, Any]  # sections network, method, train, views, data, seed: all that a worker needs
+    specification: dict[str, Any]  # sections network, method, train, views, data, seed, teacher: all a worker needs
     counts: dict[str, int]
 
 
@@ -64,8 +65,8 @@ class Stratum:
 class Resolver:
     """Resolves points of one space on one data set; makes no tensor."""
 
-    def __init__(self, space: Space, data: ImageData):
-        self.space, self.data = space, data
+    def __init__(self, space: Space, data: ImageData, teaching: Teaching | None = None):
+        self.space, self.data, self.teaching = space, data, teaching
         self.image_shape, self.classes = data.image_shape, len(data.classes)
         self.by_size = halved_sizes(self.separable_params)
         self.strata = make_strata(space, self.separable_params)
@@ -116,16 +117,25 @@ class Resolver:
             "network": network.model_dump(mode="json"), "method": method.model_dump(mode="json"),
             "train": recipe.model_dump(mode="json"), "views": views.model_dump(mode="json"),
             "data": {**self.data.settings.model_dump(mode="json"), "fingerprint": self.data.fingerprint},
-            "seed": self.space.search.seed,
+            "seed": self.space.search.seed, **self._teacher(recipe, network, point),
         }  # fmt: skip
         # What is built and trained, wherever the images lie
-        train = recipe.identity()
-        identity = {**specification, "train": train, "method": plan.signature(method), "data": self.data.fingerprint}
-        trial_id = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
+        built = {
+            "train": recipe.identity(), "method": plan.signature(method), "data": self.data.fingerprint,
+            **identity(specification),
+        }  # fmt: skip
+        trial_id = hashlib.sha256(json.dumps({**specification, **built}, sort_keys=True).encode()).hexdigest()[:12]
         label = REFERENCE_STRATUM
         if role is Role.SEARCH:
             label = self._stratum(point, counts["params"]).label
         return Trial(trial_id, role, label, dict(point), specification, counts)
+
+    def _teacher(self, recipe: Recipe, network: NetworkSettings, point: Point) -> dict[str, Any]:
+        """The section of the teacher, where the recipe asks it."""
+        if self.teaching is None:
+            return {}
+        views = point.get("teacher.views", self.teaching.settings.views)
+        return self.teaching.section(recipe, network, None if views is None else int(views), self.data)
 
     def _stratum(self, point: Point, params: int) -> Stratum:
         """The stratum of the point's own budget; where sizes are not proposed in strata, the one of its size."""

@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import argparse
 import os
-import platform
 import shlex
 import subprocess
 import sys
 import time
 from collections import Counter
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import torch
 
 from lowrank.data import ImageData, load_data
 from lowrank.errors import InputError
@@ -24,19 +20,21 @@ from sweeps.folders import check_root, find_folder, locked_journal, new_folder, 
 from sweeps.interrupt import INTERRUPTED
 from sweeps.journal import Journal, read_journal
 from sweeps.proposals import make_proposer
+from sweeps.provenance import commit, hardware, versions
 from sweeps.records import JOURNAL_FILE, TERMINAL, Event, Status, StudyRecord, fold
 from sweeps.search import Search, reachable_strata
 from sweeps.settings import parse_time
 from sweeps.space import Space, parse_space
 from sweeps.specification import Resolver
+from sweeps.teaching import CACHE_FOLDER, CacheOptions, Teaching, find_teaching
 from sweeps.tracking_process import TrackingProcess, check_tracking_uri, redact
 
 if TYPE_CHECKING:
     from sweeps.resources import Share
 
-PACKAGES = ("torch", "torchvision", "ray", "optuna", "mlflow", "pyarrow")
 NOTHING_COMPLETED = 1
 DEFAULT_OUT = Path("studies")
+DEFAULT_TEACHERS = Path("teachers")
 
 
 @dataclass(frozen=True)
@@ -50,13 +48,16 @@ class Setting:
     address: str | None
     gpus_asked: bool
     seconds: float | None
+    teachers: Path
+    cache_dir: Path | None
 
 
 def start_study(space: Space, options: argparse.Namespace) -> int:
     """Begin a new study; returns the exit code. Raises InputError before anything is written."""
     folder = new_folder(_root(options), options.name, space.name)
     setting = _setting(folder, space, options, options.data_dir, options.tracking_uri)
-    return _drive(space, Resolver(space, load_data(space.data, setting.data_dir)), setting)
+    data = load_data(space.data, setting.data_dir)
+    return _drive(space, Resolver(space, data, find_teaching(space, data, setting.teachers)), setting)
 
 
 def resume_study(options: argparse.Namespace) -> int:
@@ -77,8 +78,11 @@ def resume_study(options: argparse.Namespace) -> int:
     )  # fmt: skip
     space = parse_space(kept["space"], content)
     data_dir = options.data_dir or (Path(kept["data_dir"]) if kept["data_dir"] else None)
+    for name in ("teachers", "cache_dir"):
+        setattr(options, name, getattr(options, name) or (Path(kept[name]) if kept.get(name) else None))
     setting = _setting(folder, space, options, data_dir, options.tracking_uri or kept["tracking_uri"])
-    return _drive(space, Resolver(space, _same_data(space, setting)), setting)
+    data = _same_data(space, setting)
+    return _drive(space, Resolver(space, data, _same_teacher(space, data, setting)), setting)
 
 
 def _update(content: dict[str, Any], section: str, **asked: Any) -> None:
@@ -94,6 +98,16 @@ def _same_data(space: Space, setting: Setting) -> ImageData:
     return data
 
 
+def _same_teacher(space: Space, data: ImageData, setting: Setting) -> Teaching | None:
+    teaching = find_teaching(space, data, setting.teachers)
+    header = fold(read_journal(setting.folder / JOURNAL_FILE)).header
+    expected = (header.get("teacher") or {}).get("weights")
+    if teaching is not None and expected not in (None, teaching.found.sha256):
+        raise InputError(f"the teacher {teaching.name} has changed since the study began: its sha256 is "
+                         f"{teaching.found.sha256[:12]}..., not {expected[:12]}...")  # fmt: skip
+    return teaching
+
+
 def _root(options: argparse.Namespace) -> Path:
     return check_root(Path(options.storage or options.out))
 
@@ -105,7 +119,8 @@ def _setting(
         check_tracking_uri(tracking_uri)
     return Setting(
         folder.name, folder, data_dir.resolve() if data_dir else None, tracking_uri, options.address,
-        bool(options.gpus_per_trial), parse_time(space.search.time),
+        bool(options.gpus_per_trial), parse_time(space.search.time), (options.teachers or DEFAULT_TEACHERS).resolve(),
+        options.cache_dir.resolve() if options.cache_dir else None,
     )  # fmt: skip
 
 
@@ -161,7 +176,8 @@ def _write_question(space: Space, setting: Setting) -> None:
     uri = setting.tracking_uri
     kept = {
         "space": space.name, "data_dir": str(setting.data_dir) if setting.data_dir else None,
-        "tracking_uri": redact(uri) if uri else None,
+        "tracking_uri": redact(uri) if uri else None, "teachers": str(setting.teachers),
+        "cache_dir": str(setting.cache_dir) if setting.cache_dir else None,
     }  # fmt: skip
     write_question(setting.folder, space.source, kept)
 
@@ -175,46 +191,21 @@ def _write_header(journal: Journal, record: StudyRecord, space: Space, resolver:
             "name": data.name, "fingerprint": data.fingerprint, "classes": len(data.classes),
             "train_images": len(data.train), "val_images": len(data.val), "test_images": len(data.test),
         },
+        teacher=resolver.teaching.about() if resolver.teaching else None,
         network=space.network.model_dump(), references=references, seed=space.search.seed,
         strata=[
             {"label": each.label, "params": each.limit if each.limit != float("inf") else None}
             for each in resolver.labels
         ],
-        versions=_versions(), hardware=_hardware(), commit=_commit(),
+        versions=versions(), hardware=hardware(), commit=commit(),
         command=shlex.join(redact(argument) for argument in sys.argv),
     )  # fmt: skip
     record.header, record.closed = header, None
 
 
-def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = version(f"{package}-skinny") if package == "mlflow" else "unknown"
-    return found
-
-
-def _hardware() -> dict[str, Any]:
-    gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
-    return {"host": platform.node(), "machine": platform.machine(), "cpus": os.cpu_count(), "gpus": gpus}
-
-
-def _commit() -> str:
-    here = Path(__file__).resolve().parent
-    try:
-        found = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=12"],
-            cwd=here, capture_output=True, text=True, check=False,
-        )  # fmt: skip
-    except FileNotFoundError:
-        return "unknown"
-    return found.stdout.strip() or "unknown"
-
-
 def _train(search: Search, setting: Setting, share: Share) -> str:
     """Run Tune; returns why it ended: finished, time or interrupted."""
+    from sweeps.caching import build_caches
     from sweeps.launch import Launch, run
     from sweeps.view import View
 
@@ -226,12 +217,23 @@ def _train(search: Search, setting: Setting, share: Share) -> str:
         f"everything is kept in {_shown(setting.folder)}", flush=True,
     )  # fmt: skip
     most = search.space.resources.max_concurrent
+    cache = _cache(search, setting)
+    build_caches(search, cache, setting, share)
     with View(search.record, total) as view:
-        run(search, Launch(setting.folder, setting.data_dir, share, most, setting.seconds, view.update))
+        launch = Launch(setting.folder, setting.data_dir, share, most, setting.seconds, view.update, cache)
+        run(search, launch)
     if _is_finished(search):
         return "finished"
     out_of_time = setting.seconds is not None and time.monotonic() - started >= setting.seconds
     return "time" if out_of_time else "interrupted"
+
+
+def _cache(search: Search, setting: Setting) -> CacheOptions:
+    """Where the study's teacher cache lies: beside the studies, so that they share it, or where the user says."""
+    teaching, usual = search.resolver.teaching, setting.folder.parent / CACHE_FOLDER
+    if teaching is None or not teaching.settings.cache:
+        return CacheOptions()
+    return CacheOptions(str(setting.cache_dir or usual), (str(usual),))
 
 
 def _is_finished(search: Search) -> bool:

@@ -111,7 +111,7 @@ class MlflowStudy:
 
     def __init__(self, uri: str, study_dir: Path, study: StudyRecord, key: str):
         self.uri, self.study_dir, self.study, self.key = uri, study_dir, study, key
-        self.client = _client(uri, study_dir)
+        self.client = open_client(uri, study_dir)
         self.refused: list[str] = []  # records that this store will never take, in words
         self.artifact_error = ""  # why artifacts are missing, one line
         self._due: dict[str, Callable[[], None]] = {}  # artifacts that are not stored yet
@@ -321,7 +321,8 @@ class MlflowStudy:
             del self._due[name]
 
 
-def _client(uri: str, study_dir: Path) -> MlflowClient:
+def open_client(uri: str, study_dir: Path) -> MlflowClient:
+    """A client of a store; a SQLite file that is missing is made, its artifacts beside it in `study_dir`."""
     from mlflow.tracking import MlflowClient
 
     path = sqlite_path(uri)

@@ -11,14 +11,17 @@ import json
 import os
 import socket
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from ray import tune
+from torch import nn
 
 from lowrank.checkpoints import kept_files, load_tensors, save_tensors
 from lowrank.data import DataSettings, ImageData, ViewSettings, load_data
+from lowrank.distill import Teacher
 from lowrank.errors import InputError
 from lowrank.methods import make_method
 from lowrank.networks import NetworkSettings
@@ -27,22 +30,28 @@ from lowrank.recipes import Recipe
 from lowrank.substitute import build_student
 from lowrank.training import DivergedError, Trainer
 from sweeps.records import CHECKPOINT_FILE, TRIALS_FOLDER, VAL_ERROR, Status
+from sweeps.teaching import CacheOptions, make_teacher
 from sweeps.worker import WorkerLostError, check_memory_is_back, device_lost, first_line, out_of_memory
 
 KEPT = 2  # checkpoints of a trial, so that a damaged newest one costs little
 CHECKPOINT_SECONDS = 30.0  # at most this much training (or an epoch, if longer) is repeated after a kill
 
 
-def make_trainer(specification: dict[str, Any], data: ImageData, device: str) -> Trainer:
-    """The trainer that a specification describes, at its first epoch."""
+def make_trainer(
+    specification: dict[str, Any], data: ImageData, device: str,
+    teach: Callable[[nn.Module], Teacher | None] = lambda student: None,
+) -> Trainer:  # fmt: skip
+    """The trainer that a specification describes, at its first epoch; `teach` finds the student's teacher."""
     settings = NetworkSettings(**specification["network"])
     method, recipe = make_method(specification["method"]), Recipe(**specification["train"])
     plan = network_plan(settings, data.image_shape, len(data.classes))
     seed = int(specification["seed"])
     network = build_student(settings, plan, method, data.image_shape, len(data.classes), seed)
+    section = specification.get("teacher") or {}
     return Trainer(
         network, data, recipe, views=ViewSettings(**specification["views"]), order_seed=seed,
         decay_ratio=plan.params(method) / plan.params(make_method({"name": plan.base})), device=device,
+        teacher=teach(network), taps=section.get("student_taps", ()), view_slots=section.get("views"),
     )  # fmt: skip
 
 
@@ -68,6 +77,7 @@ class TrialTrainable(tune.Trainable):
         So whatever goes wrong here is raised by the first step.
         """
         self.failure, self.attempt = None, None
+        self.notices: list[str] = []  # what the user is to be told, with the next result
         self.history: list[dict[str, float]] = []  # metrics of the epochs done, so that a resumed curve has no gap
         try:
             self._begin(config)
@@ -87,7 +97,7 @@ class TrialTrainable(tune.Trainable):
         }  # fmt: skip
         self._check_device()
         self.data = load_trial_data(config["specification"], config["data_dir"])
-        self.trainer = make_trainer(config["specification"], self.data, self.device)
+        self.trainer = self._make_trainer()
         self._load_checkpoint()
         self.saved_at = time.monotonic()
         self.attempt |= {"from_epoch": self.trainer.epoch, "start_seconds": time.perf_counter() - started}
@@ -96,6 +106,14 @@ class TrialTrainable(tune.Trainable):
         """Whether the trial before this one, if there was one, gave its memory back; raises WorkerLostError."""
         if self.device == "cuda" and "data" in self.__dict__:
             check_memory_is_back(self.data, torch.cuda.memory_allocated() / 1e6, torch.device(self.device))
+
+    def _make_trainer(self) -> Trainer:
+        specification, options = self.config["specification"], CacheOptions(**self.config.get("cache") or {})
+
+        def teach(student: nn.Module) -> Teacher | None:
+            return make_teacher(specification, self.data, student, self.device, options, self.notices.append)
+
+        return make_trainer(specification, self.data, self.device, teach)
 
     def _resources(self) -> tuple[float, float]:
         """CPUs and GPUs that Ray gave to this trial."""
@@ -132,6 +150,8 @@ class TrialTrainable(tune.Trainable):
                 self.__dict__.pop("trainer", None)  # nothing on the device can be saved
                 raise WorkerLostError(first_line(error)) from error
             raise
+        result |= {"notices": list(self.notices)}
+        self.notices.clear()
         result |= {"epoch": self.trainer.epoch, "metrics": self.history[-1], VAL_ERROR: self.history[-1][VAL_ERROR]}
         if self._trained():
             self._save_checkpoint()
@@ -178,7 +198,7 @@ class TrialTrainable(tune.Trainable):
                     raise
                 print(f"{path} is not usable, the trial goes on from what was before it: {error}", flush=True)
                 path.unlink()
-                self.trainer = make_trainer(self.config["specification"], self.data, self.device)
+                self.trainer = self._make_trainer()
             else:
                 self.history = history
                 return

@@ -92,6 +92,7 @@ class View:
         self.started = time.monotonic()
         self.ended_before = progress(record, total, 0, 0, 0).ended
         self._live = Live(console=self.console, refresh_per_second=4) if self.console.is_terminal else None
+        self._notices_told = {name: len(trial.notices) for name, trial in record.trials.items()}
         self._told: set[str] = {name for name, trial in record.trials.items() if trial.status in TERMINAL}
         self._last_line = self.started
 
@@ -107,11 +108,18 @@ class View:
 
     def update(self) -> None:
         """Show the record as it is now."""
+        self._tell_notices()
         shown = progress(self.record, self.total, self.started, self.ended_before, time.monotonic())
         if self._live is not None:
             self._live.update(_panel(shown))
         else:
             self._lines(shown)
+
+    def _tell_notices(self) -> None:
+        for name, trial in self.record.trials.items():
+            for text in trial.notices[self._notices_told.get(name, 0) :]:
+                self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+            self._notices_told[name] = len(trial.notices)
 
     def _lines(self, shown: Progress) -> None:
         news = [
