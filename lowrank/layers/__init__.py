@@ -5,6 +5,7 @@ from lowrank.layers.base import ConvShape, Method, SeparableConv2d, SeparableMet
 from lowrank.layers.bottleneck import Bottleneck, BottleneckMap
 from lowrank.layers.cp import CP, CPMap
 from lowrank.layers.dense import Dense, DenseMap, Separable
+from lowrank.layers.factored import FactoredMap
 from lowrank.layers.hashed import Hashed, HashedBoth, HashedFull, HashedMap
 from lowrank.layers.linear import StructuredLinear
 from lowrank.layers.monarch import Monarch, MonarchMap
@@ -23,6 +24,7 @@ __all__ = [
     "ConvShape",
     "Dense",
     "DenseMap",
+    "FactoredMap",
     "Hashed",
     "HashedBoth",
     "HashedFull",

@@ -7,7 +7,7 @@ input (N, I), S the grouped sum of outputs (O, N).
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from math import log2, pi, sqrt
 from typing import Any, ClassVar, Literal
 
@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lowrank.layers.base import ConvShape, Method, SeparableMethod, StructuredMap
+from lowrank.layers.acdc_stack import Layers, Product, half_cosines, pairing_order
+from lowrank.layers.factored import FactoredMap, working_dtype
 
 START_STD = 0.1  # of the diagonals about 1 (q in FACTS)
 SWEEPS = 4  # over all diagonals when starting from a trained weight; each costs about 12 L products of N x N
@@ -63,8 +65,7 @@ def sandwich(diagonals: Tensor) -> Tensor:
     m = N, and comes from one real transform of length 2N.
     """
     width = diagonals.shape[1]
-    padded = functional.pad(diagonals, (0, 1))
-    halves = torch.fft.irfft(torch.complex(padded, torch.zeros_like(padded)), n=2 * width)  # t / 2
+    halves = half_cosines(diagonals)
     toeplitz = torch.cat([halves[:, 1:width].flip(1), halves[:, :width]], 1).unfold(1, width, 1).flip(1)
     hankel = halves[:, 1:].unfold(1, width, 1)
     return toeplitz + hankel
@@ -146,12 +147,14 @@ def tiled(in_channels: int, out_channels: int) -> Tensor:
     return torch.arange(out_channels, device="cpu") % padded % in_channels
 
 
-class ACDCMap(StructuredMap):
+class ACDCMap(FactoredMap):
     """A pointwise map whose weight is the product of L layers.
 
     On a CPU rows of the narrow side pass through all layers by fast transforms, N log N each. On a GPU, and where N is
     small, calls cost more than products: the layers' matrices are formed together and multiplied pair by pair.
     """
+
+    cast_first = False  # transforms have no half precision
 
     fast_from: ClassVar[int] = 128  # the width at which transforms become faster on a CPU
 
@@ -160,6 +163,7 @@ class ACDCMap(StructuredMap):
     order: Tensor
     disorder: Tensor
     edge: Tensor
+    pairing: Tensor
 
     def __init__(self, in_channels: int, out_channels: int, layers: int, **options: Any):
         super().__init__(in_channels, out_channels, **options)
@@ -170,7 +174,7 @@ class ACDCMap(StructuredMap):
         riffle = torch.cat([channels[::2], channels[1::2]])
         for name, fixed in {
             "riffle": riffle, "unriffle": torch.argsort(riffle), "order": order, "disorder": torch.argsort(order),
-            "edge": self._edge().to(self.first.dtype),
+            "edge": self._edge().to(self.first.dtype), "pairing": torch.tensor(pairing_order(layers), device="cpu"),
         }.items():  # fmt: skip
             self.register_buffer(name, fixed, persistent=False)
         self.output_scale = self.target_std() * sqrt(min(in_channels, out_channels)) / (1 + START_STD**2) ** layers
@@ -182,17 +186,34 @@ class ACDCMap(StructuredMap):
             return torch.eye(self.in_channels)[tiled(self.in_channels, self.out_channels)]
         return torch.eye(self.out_channels).repeat(self.in_channels // self.out_channels, 1)
 
-    def weight(self) -> Tensor:
+    def assembled(self, factors: Sequence[Tensor]) -> Tensor:
         """S M_L P M_(L-1) P .. M_1 T with M = C^T diag(second) C diag(first) and P the riffle, times a fixed scale."""
-        dtype = self.first.dtype
+        first, second = factors
+        on_gpu = first.is_cuda and not torch.compiler.is_compiling()
+        if first.dim() == 3 and not on_gpu:  # only a GPU gains by a stack
+            return torch.stack([self.assembled(pair) for pair in zip(first, second, strict=True)])
+        dtype, edge = first.dtype, self.edge
         if dtype in (torch.float16, torch.bfloat16):  # transforms have no half precision
-            first, second, edge = self.first.float(), self.second.float(), self.edge.float()
-        else:
-            first, second, edge = self.first, self.second, self.edge
+            first, second, edge = first.float(), second.float(), edge.float()
         edge = edge * self.output_scale
+        if on_gpu:
+            return self._stacked(first, second, edge, working_dtype(factors[0]))
         multiply = first.is_cuda or self.width < self.fast_from
         found = self._multiplied(first, second, edge) if multiply else self._transformed(first, second, edge)
         return found.to(dtype)
+
+    def _stacked(self, first: Tensor, second: Tensor, edge: Tensor, dtype: torch.dtype) -> Tensor:
+        """As `_multiplied`, for diagonals (G, L, N) or (L, N), in few calls; each layer's rows are riffled."""
+        one = first.dim() == 2
+        first, second = (
+            (factor[None] if one else factor).movedim(1, 0).index_select(0, self.pairing) for factor in (first, second)
+        )
+        product = Product.apply(Layers.apply(first, second, self.unriffle, dtype)).mT
+        if self.in_channels <= self.out_channels:
+            found = product @ edge[self.unriffle].to(dtype)
+        else:
+            found = Permuted.apply(edge.T.to(dtype) @ product, self.riffle, self.unriffle)
+        return found[0] if one else found
 
     def _multiplied(self, first: Tensor, second: Tensor, edge: Tensor) -> Tensor:
         """All layers at once, transposed: B_l = diag(first) C^T diag(second) C P^T, and their product in pairs."""

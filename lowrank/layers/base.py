@@ -147,7 +147,19 @@ class SeparableConv2d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, I, H, W) -> (B, O, H', W')."""
+        if isinstance(self.depthwise, StructuredMap) and self.depthwise.only_scales():
+            return self._scaled(self.depthwise, x)
         return self.pointwise(self.depthwise(x))
+
+    def _scaled(self, depthwise: StructuredMap, x: Tensor) -> Tensor:
+        """One convolution for both parts: a depthwise 1 x 1 is slow by itself and only scales columns of the weight."""
+        weight = self.pointwise.ready_weight()
+        bias = self.pointwise.bias
+        if depthwise.bias is not None:
+            carried = weight.flatten(1) @ depthwise.bias.to(weight.dtype)
+            bias = carried if bias is None else carried + bias
+        weight = weight * depthwise.ready_weight().transpose(0, 1)
+        return functional.conv2d(x, weight, bias, depthwise.stride)
 
     def kernel(self) -> Tensor:
         """The depthwise part's weight (I, 1, K, K)."""
@@ -213,6 +225,7 @@ class StructuredMap(nn.Module, ABC):
     """
 
     rebuild_checkpoint = False  # keep nothing of a rebuild for the backward pass: rebuild once more there
+    given: Tensor | None = None  # the weight to use, of `weight_shape`, rebuilt with others (see `lowrank.rebuild`)
 
     def __init__(
         self,
@@ -239,6 +252,15 @@ class StructuredMap(nn.Module, ABC):
         """The same as `conv2d` wants it: (O, I / groups, K, K)."""
         weight = self._checkpointed(self.weight) if self.rebuild_checkpoint else self.weight()
         return weight.reshape(self.weight_shape)
+
+    def ready_weight(self) -> Tensor:
+        """What a forward pass uses: the weight that was given, else `dense_weight` as it is now."""
+        return self.dense_weight() if self.given is None else self.given
+
+    def only_scales(self) -> bool:
+        """Whether this is a depthwise 1 x 1 convolution whose bias meets no padding."""
+        unpadded = self.padding in ("valid", "same") or set(self.padding) == {0}
+        return self.kernel == (1, 1) and self.groups == self.in_channels == self.out_channels and unpadded
 
     @staticmethod
     def _checkpointed(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
@@ -320,10 +342,11 @@ class StructuredMap(nn.Module, ABC):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, I, H, W) -> (B, O, H', W')."""
-        return self._checkpointed(self._convolved, x) if self.rebuild_checkpoint else self._convolved(x)
+        again = self.rebuild_checkpoint and self.given is None
+        return self._checkpointed(self._convolved, x) if again else self._convolved(x)
 
     def _convolved(self, x: Tensor) -> Tensor:
-        weight = self.weight().reshape(self.weight_shape)
+        weight = self.weight().reshape(self.weight_shape) if self.given is None else self.given
         return functional.conv2d(x, weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
 
     def extra_repr(self) -> str:

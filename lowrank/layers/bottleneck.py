@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import sqrt
 from typing import Any, ClassVar, Literal
 
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lowrank.layers.base import ConvShape, SeparableMethod, StructuredMap
+from lowrank.layers.factored import FactoredMap
 
 
 class Bottleneck(SeparableMethod):
@@ -44,18 +46,18 @@ class Bottleneck(SeparableMethod):
         return BottleneckMap(in_channels, out_channels, self.rank(in_channels, out_channels), **options)
 
 
-def thin_pays(x: Tensor, in_channels: int, rank: int, out_channels: int) -> bool:
-    """Whether two thin convolutions of `x` are faster than one with the weight formed first.
+def thin_pays(on_gpu: bool, in_channels: int, rank: int, out_channels: int) -> bool:
+    """Whether two thin convolutions are faster than one with the weight formed first.
 
     They are where they need fewer mult-adds, but a GPU has fast kernels for multiples of 8 channels alone. An exported
     network keeps the thin form, whatever device it will run on.
     """
     fewer = rank * (in_channels + out_channels) < in_channels * out_channels
     aligned = all(channels % 8 == 0 for channels in (in_channels, rank, out_channels))
-    return fewer and (aligned or not x.is_cuda or torch.compiler.is_exporting())
+    return fewer and (aligned or not on_gpu or torch.compiler.is_exporting())
 
 
-class BottleneckMap(StructuredMap):
+class BottleneckMap(FactoredMap):
     """A pointwise map through r channels."""
 
     def __init__(self, in_channels: int, out_channels: int, rank: int, **options: Any):
@@ -64,8 +66,12 @@ class BottleneckMap(StructuredMap):
         self.up = nn.Parameter(torch.empty(out_channels, rank))
         self.reset()
 
-    def weight(self) -> Tensor:
-        return self.up @ self.down
+    def assembled(self, factors: Sequence[Tensor]) -> Tensor:
+        down, up = factors
+        return up @ down
+
+    def forms_weight(self, on_gpu: bool) -> bool:
+        return not thin_pays(on_gpu, self.in_channels, self.up.shape[1], self.out_channels)
 
     def squared_norm(self) -> Tensor:
         """trace(A^T A B B^T) for W = A B."""
@@ -90,7 +96,7 @@ class BottleneckMap(StructuredMap):
 
     def forward(self, x: Tensor) -> Tensor:
         """Two thin products, r * (I + O) mult-adds a position, without forming the weight where that is faster."""
-        if not thin_pays(x, self.in_channels, self.up.shape[1], self.out_channels):
+        if self.given is not None or self.forms_weight(x.is_cuda):
             return super().forward(x)
         thin = functional.conv2d(x, self.down[:, :, None, None], None, self.stride, self.padding)
         return functional.conv2d(thin, self.up[:, :, None, None], self.bias)

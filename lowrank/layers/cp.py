@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from lowrank.layers.base import ConvShape, SeparableMethod, StructuredMap
 from lowrank.layers.decomposition import MAX_DIMS, MIN_DIMS, best_split, split_sizes
+from lowrank.layers.factored import FactoredMap
 
 SWEEPS = 60  # of alternating least squares: at most
 RIDGE = 1e-10  # relative to the largest normal-equation entry; keeps nearly parallel columns solvable
@@ -53,10 +54,10 @@ class CP(SeparableMethod):
 
 
 def column_products(factors: Sequence[Tensor]) -> Tensor:
-    """The Khatri-Rao product (n_1 * .. * n_k, R) of factors (n_k, R), row-major over n_1 .. n_k."""
+    """The Khatri-Rao product (.., n_1 * .. * n_k, R) of factors (.., n_k, R), row-major over n_1 .. n_k."""
     product = factors[0]
     for factor in factors[1:]:
-        product = (product[:, None] * factor).flatten(0, 1)
+        product = (product.unsqueeze(-2) * factor.unsqueeze(-3)).flatten(-3, -2)
     return product
 
 
@@ -88,7 +89,7 @@ def alternating_least_squares(dense: Tensor, rank: int) -> list[Tensor]:
     return factors
 
 
-class CPMap(StructuredMap):
+class CPMap(FactoredMap):
     """A pointwise map whose weight is a sum of R outer products of d vectors."""
 
     def __init__(self, in_channels: int, out_channels: int, sizes: tuple[int, ...], rank: int, **options: Any):
@@ -98,11 +99,10 @@ class CPMap(StructuredMap):
         self.cut = best_split(sizes, (rank,) * (len(sizes) - 1))
         self.reset()
 
-    def weight(self) -> Tensor:
+    def assembled(self, factors: Sequence[Tensor]) -> Tensor:
         """Both halves are multiplied out towards the cut and joined last by one matrix product."""
-        columns = list(self.columns)
-        left, right = column_products(columns[: self.cut]), column_products(columns[self.cut :])
-        return (left @ right.T).reshape(self.out_channels, self.in_channels)
+        left, right = column_products(factors[: self.cut]), column_products(factors[self.cut :])
+        return (left @ right.mT).flatten(-2).unflatten(-1, (self.out_channels, self.in_channels))
 
     def squared_norm(self) -> Tensor:
         """The sum over the Hadamard product of the factors' Gram matrices (Kolda and Bader 2009, section 3.4)."""

@@ -65,18 +65,19 @@ def best_split(sizes: Sequence[int], ranks: Sequence[int]) -> int:
 
 
 def multiply_train(cores: Sequence[Tensor], cut: int) -> Tensor:
-    """Multiply out cores (r_{k-1}, n_k, r_k) into a vector of N entries, row-major over n_1 .. n_d.
+    """Multiply out cores (.., r_{k-1}, n_k, r_k) into (.., N), row-major over n_1 .. n_d.
 
-    Both halves are multiplied out towards the cut and joined last: matrix products only, so that it compiles
-    without a graph break and runs as few large products.
+    Both halves are multiplied out towards the cut and joined last: matrix products of views only, so that it
+    compiles without a graph break and runs as few large products. Dimensions in front are a stack of trains.
     """
-    left = cores[0].flatten(0, 1)  # (n_1, r_1)
+    stack = cores[0].shape[:-3]
+    left = cores[0].flatten(-3, -2)  # (n_1, r_1)
     for core in cores[1:cut]:
-        left = (left @ core.flatten(1)).reshape(-1, core.shape[2])  # (n_1..n_k, r_k)
-    right = cores[-1].flatten(1)  # (r_{d-1}, n_d)
+        left = (left @ core.flatten(-2)).reshape(*stack, -1, core.shape[-1])  # (n_1..n_k, r_k)
+    right = cores[-1].flatten(-2)  # (r_{d-1}, n_d)
     for core in reversed(cores[cut:-1]):
-        right = (core.flatten(0, 1) @ right).reshape(core.shape[0], -1)  # (r_{k-1}, n_k..n_d)
-    return (left @ right).flatten()
+        right = (core.flatten(-3, -2) @ right).reshape(*stack, core.shape[-3], -1)  # (r_{k-1}, n_k..n_d)
+    return (left @ right).flatten(-2)
 
 
 def train_product(left: Sequence[Tensor], right: Sequence[Tensor]) -> Tensor:

@@ -10,6 +10,7 @@ Letters: N weights of a layer, E bank entries, I in-channels, O out-channels, K 
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from functools import lru_cache
 from math import prod, sqrt
 from typing import Any, ClassVar, Literal
@@ -18,7 +19,8 @@ import torch
 from pydantic import AliasChoices, Field
 from torch import Tensor, nn
 
-from lowrank.layers.base import ConvShape, Method, SeparableConv2d, StructuredMap, make_depthwise
+from lowrank.layers.base import ConvShape, Method, SeparableConv2d, make_depthwise
+from lowrank.layers.factored import FactoredMap, working_dtype
 
 _SCALE: Any = Field(default=0.1, gt=0, le=1, validation_alias=AliasChoices("bank_scale", "scale"))
 
@@ -137,32 +139,91 @@ def _mixed(values: Tensor) -> Tensor:
     return values ^ (values >> 16)
 
 
+def dealing_order(weights: int) -> Tensor:
+    """The order, made to look random, in which N weights are dealt out over the entries of a bank."""
+    return torch.argsort(_mixed(torch.arange(1, weights + 1, dtype=torch.int64, device="cpu")), stable=True)
+
+
+def negated(weights: int) -> Tensor:
+    """1 where a weight is the negative of its entry, else 0 (N)."""
+    return _mixed(torch.arange(weights, dtype=torch.int64, device="cpu") + 0x9E3779B9) & 1
+
+
 @lru_cache(maxsize=64)
 def hash_table(weights: int, entries: int) -> Tensor:
     """Where each of N weights reads (int32): an index into the bank followed by its negative.
 
     The weights, in an order made to look random, are dealt out over the entries in turn.
     """
-    position = torch.arange(weights, dtype=torch.int64, device="cpu")
-    reads = torch.empty_like(position)
-    reads[torch.argsort(_mixed(position + 1), stable=True)] = position % entries
-    return (reads + entries * (_mixed(position + 0x9E3779B9) & 1)).int()
+    reads = torch.empty(weights, dtype=torch.int64, device="cpu")
+    reads[dealing_order(weights)] = torch.arange(weights, device="cpu") % entries
+    return (reads + entries * negated(weights)).int()
 
 
-class HashedMap(StructuredMap):
+@lru_cache(maxsize=64)
+def dealt_table(weights: int, entries: int) -> Tensor:
+    """Who reads each entry, (rounds, E) flattened (int32): an index into N weights, their negatives and a zero.
+
+    The way back of `hash_table`: an entry's gradient is the sum of its column. The last round may be incomplete.
+    """
+    order = dealing_order(weights)
+    signed = order + weights * negated(weights)[order]
+    missing = -weights % entries
+    return torch.cat([signed, signed.new_full((missing,), 2 * weights)]).int()
+
+
+class Dealt(torch.autograd.Function):
+    """A bank (.., E) dealt out to its weights (.., N) as `dtype`, by `hash_table`; the gradient by `dealt_table`.
+
+    On a GPU the usual gradient of a gather adds up by atomic operations, slowly and in an order that changes.
+    """
+
+    @staticmethod
+    def forward(bank: Tensor, reads: Tensor, readers: Tensor, dtype: torch.dtype) -> Tensor:
+        return signed(bank.to(dtype)).index_select(-1, reads)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        bank, _, readers, _ = inputs
+        ctx.entries, ctx.dtype = bank.shape[-1], bank.dtype
+        ctx.save_for_backward(readers)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        (readers,) = ctx.saved_tensors
+        table = torch.cat([signed(gradient), torch.zeros_like(gradient[..., :1])], -1)
+        rounds = table.index_select(-1, readers).unflatten(-1, (-1, ctx.entries))
+        return rounds.sum(-2, dtype=ctx.dtype), None, None, None
+
+
+def signed(values: Tensor) -> Tensor:
+    """Values (.., E) followed by their negatives (.., 2E)."""
+    return torch.cat([values, -values], -1)
+
+
+class HashedMap(FactoredMap):
     """A convolution (pointwise unless `kernel` says otherwise) whose weights come from a bank of `entries`."""
 
+    cast_first = False  # a bank's gradient adds up many weights' in full precision
+
     reads: Tensor
+    readers: Tensor
 
     def __init__(self, in_channels: int, out_channels: int, entries: int, **options: Any):
         super().__init__(in_channels, out_channels, **options)
         self.bank = nn.Parameter(torch.empty(entries))
-        self.register_buffer("reads", hash_table(prod(self.weight_shape), entries), persistent=False)
+        weights = prod(self.weight_shape)
+        self.register_buffer("reads", hash_table(weights, entries), persistent=False)
+        self.register_buffer("readers", dealt_table(weights, entries), persistent=False)
         self.reset()
 
-    def weight(self) -> Tensor:
-        flat = torch.cat([self.bank, -self.bank]).index_select(0, self.reads)
-        return flat.view(self.out_channels, -1) if prod(self.kernel) == 1 else flat.view(self.weight_shape)
+    def assembled(self, factors: Sequence[Tensor]) -> Tensor:
+        (bank,) = factors
+        if bank.is_cuda and not torch.compiler.is_compiling():
+            flat = Dealt.apply(bank, self.reads, self.readers, working_dtype(bank))
+        else:
+            flat = signed(bank).index_select(-1, self.reads)
+        return flat.unflatten(-1, (self.out_channels, -1) if prod(self.kernel) == 1 else self.weight_shape)
 
     def squared_norm(self) -> Tensor:
         """Each entry as often as it is read: floor(N / E) times, the first N mod E entries once more."""

@@ -25,7 +25,8 @@ class StructuredLinear(nn.Module):
         """(B.., I) -> (B.., O)."""
         structure = self.pointwise
         if isinstance(structure, StructuredMap) and type(structure).forward is StructuredMap.forward:
-            return functional.linear(x, self.dense_weight(), structure.bias)  # by its weight: one matrix product
+            weight = structure.ready_weight().flatten(1)
+            return functional.linear(x, weight, structure.bias)  # by its weight: one matrix product
         images = x.reshape(-1, x.shape[-1], 1, 1)
         return structure(images).reshape(*x.shape[:-1], self.out_features)
 

@@ -7,6 +7,7 @@ The weight seen as (S, U, P, Q) has for each of its U * P blocks an S x Q matrix
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 from math import isqrt, sqrt
 from typing import Any, ClassVar, Literal
@@ -16,6 +17,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from lowrank.layers.base import ConvShape, SeparableMethod, StructuredMap
+from lowrank.layers.factored import FactoredMap
 
 
 @cache
@@ -62,7 +64,7 @@ class Monarch(SeparableMethod):
         return MonarchMap(in_channels, out_channels, *self.structure(in_channels, out_channels), **options)
 
 
-class MonarchMap(StructuredMap):
+class MonarchMap(FactoredMap):
     """A pointwise map whose weight is rebuilt block by block in one batched product."""
 
     def __init__(self, in_channels: int, out_channels: int, inner: int, outer: int, rank: int, **options: Any):
@@ -72,10 +74,11 @@ class MonarchMap(StructuredMap):
         self.second = nn.Parameter(torch.empty(outer * inner, out_channels // outer, rank))  # (U * P, S, r)
         self.reset()
 
-    def weight(self) -> Tensor:
-        blocks = torch.bmm(self.second, self.first)  # (U * P, S, Q)
-        ordered = blocks.unflatten(0, (self.outer, self.inner)).permute(2, 0, 1, 3)  # (S, U, P, Q)
-        return ordered.reshape(self.out_channels, self.in_channels)
+    def assembled(self, factors: Sequence[Tensor]) -> Tensor:
+        first, second = factors
+        blocks = (second @ first).unflatten(-3, (self.outer, self.inner))  # (.., U, P, S, Q)
+        ordered = blocks.movedim(-2, -4)  # (.., S, U, P, Q)
+        return ordered.reshape(*ordered.shape[:-4], self.out_channels, self.in_channels)
 
     def squared_norm(self) -> Tensor:
         """The blocks lie side by side: the sum of their norms, each as for a bottleneck."""

@@ -146,19 +146,24 @@ class ShuffleMap(StructuredMap):
         self.up.copy_(torch.cat([blocks[part, :, part] for part in range(self.parts)]))
 
     def forward(self, x: Tensor) -> Tensor:
-        """The three convolutions in turn, without forming the weight.
+        """The convolutions in turn, without forming the weight: three, or two if the depthwise part only scales.
 
         A GPU has no fast kernels for grouped convolutions: there both maps are spread out to full ones.
         """
         if x.is_cuda and self.parts > 1 and not torch.compiler.is_exporting():
             down, up, parts = *self.spread(), 1
-            thin = functional.conv2d(x, down[:, :, None, None])
         else:
-            up, parts = self.up, self.parts
-            thin = self.shuffled(functional.conv2d(x, self.down[:, :, None, None], groups=parts))
-        thin = functional.conv2d(
-            thin, self.depthwise, None, self.stride, self.padding, self.dilation, groups=self.middle
-        )  # fmt: skip
+            down, up, parts = self.down, self.up, self.parts
+        if self.kernel == (1, 1):
+            up = (up.unflatten(0, (parts, -1)) * self.depthwise.view(parts, 1, -1)).flatten(0, 1)
+            thin = functional.conv2d(x, down[:, :, None, None], None, self.stride, self.padding, groups=parts)
+            thin = thin if parts == 1 else self.shuffled(thin)
+        else:
+            thin = functional.conv2d(x, down[:, :, None, None], groups=parts)
+            thin = functional.conv2d(
+                thin if parts == 1 else self.shuffled(thin), self.depthwise, None, self.stride, self.padding,
+                self.dilation, groups=self.middle,
+            )  # fmt: skip
         return functional.conv2d(thin, up[:, :, None, None], self.bias, groups=parts)
 
 

@@ -5,6 +5,7 @@ Letters: n_k sizes, r_k ranks, core k is (r_{k-1}, n_k, r_k) with r_0 = r_d = 1.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 from itertools import pairwise
 from math import prod, sqrt
@@ -25,6 +26,7 @@ from lowrank.layers.decomposition import (
     train_product,
     truncated_train,
 )
+from lowrank.layers.factored import FactoredMap
 
 
 @lru_cache(maxsize=65536)
@@ -57,7 +59,7 @@ class TensorTrain(SeparableMethod):
         return TensorTrainMap(in_channels, out_channels, *self.structure(in_channels, out_channels), **options)
 
 
-class TensorTrainMap(StructuredMap):
+class TensorTrainMap(FactoredMap):
     """A pointwise map whose weight is multiplied out of d cores."""
 
     def __init__(
@@ -72,8 +74,8 @@ class TensorTrainMap(StructuredMap):
         self.cut = best_split(sizes, ranks)
         self.reset()
 
-    def weight(self) -> Tensor:
-        return multiply_train(list(self.cores), self.cut).view(self.out_channels, self.in_channels)
+    def assembled(self, factors: Sequence[Tensor]) -> Tensor:
+        return multiply_train(factors, self.cut).unflatten(-1, (self.out_channels, self.in_channels))
 
     def squared_norm(self) -> Tensor:
         """The train's product with itself, core by core (Oseledets 2011, section 4.2)."""

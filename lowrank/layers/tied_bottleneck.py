@@ -5,6 +5,7 @@ Letters: I in-channels (I divides O), O out-channels, r rank, A the factor (O, r
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -14,6 +15,7 @@ from torch.nn import functional
 
 from lowrank.layers.base import ConvShape, SeparableMethod, StructuredMap
 from lowrank.layers.bottleneck import thin_pays
+from lowrank.layers.factored import FactoredMap
 
 STEPS = 100  # of L-BFGS when starting from a trained weight: at most
 
@@ -51,7 +53,7 @@ class TiedBottleneck(SeparableMethod):
         return TiedBottleneckMap(in_channels, out_channels, self.rank(in_channels, out_channels), **options)
 
 
-class TiedBottleneckMap(StructuredMap):
+class TiedBottleneckMap(FactoredMap):
     """A pointwise map through r channels with one factor for both ways."""
 
     def __init__(self, in_channels: int, out_channels: int, rank: int, **options: Any):
@@ -60,11 +62,20 @@ class TiedBottleneckMap(StructuredMap):
         self.reset()
 
     def down(self) -> Tensor:
-        """A^T T (r, I): tiling the input to O channels is the same as adding up the O / I blocks of A^T."""
-        return self.factor.T.unflatten(1, (-1, self.in_channels)).sum(1)
+        """A^T T (r, I)."""
+        return self._tiled(self.factor)
 
-    def weight(self) -> Tensor:
-        return self.factor @ self.down()
+    def _tiled(self, factor: Tensor) -> Tensor:
+        """A^T T (.., r, I): tiling the input to O channels is the same as adding up the O / I blocks of A^T."""
+        if self.in_channels == self.out_channels:
+            return factor.mT
+        return factor.mT.unflatten(-1, (-1, self.in_channels)).sum(-2)
+
+    def assembled(self, factors: Sequence[Tensor]) -> Tensor:
+        return factors[0] @ self._tiled(factors[0])
+
+    def forms_weight(self, on_gpu: bool) -> bool:
+        return not thin_pays(on_gpu, self.in_channels, self.factor.shape[1], self.out_channels)
 
     def squared_norm(self) -> Tensor:
         """trace(A^T A B B^T) for W = A B with B = A^T T."""
@@ -96,7 +107,7 @@ class TiedBottleneckMap(StructuredMap):
 
     def forward(self, x: Tensor) -> Tensor:
         """Two thin products, without forming the weight where that is faster."""
-        if not thin_pays(x, self.in_channels, self.factor.shape[1], self.out_channels):
+        if self.given is not None or self.forms_weight(x.is_cuda):
             return super().forward(x)
         thin = functional.conv2d(x, self.down()[:, :, None, None], None, self.stride, self.padding)
         return functional.conv2d(thin, self.factor[:, :, None, None], self.bias)

@@ -6,6 +6,7 @@ Letters: n_k sizes, s_k Tucker ranks, R_k ranks of the core's train; factor k is
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 from math import prod, sqrt
 from typing import Any, ClassVar, Literal
@@ -26,6 +27,7 @@ from lowrank.layers.decomposition import (
     train_product,
     truncated_train,
 )
+from lowrank.layers.factored import FactoredMap
 
 
 @lru_cache(maxsize=65536)
@@ -68,7 +70,16 @@ class Tucker(SeparableMethod):
         return TuckerMap(in_channels, out_channels, *self.structure(in_channels, out_channels), **options)
 
 
-class TuckerMap(StructuredMap):
+def applied(basis: Tensor, piece: Tensor) -> Tensor:
+    """A factor (.., n, s) on a core piece (.., R, s, R'): (.., R, n, R'); the ends of the train as plain products."""
+    if piece.shape[-3] == 1:
+        return (basis @ piece.squeeze(-3)).unsqueeze(-3)
+    if piece.shape[-1] == 1:
+        return (piece.squeeze(-1) @ basis.mT).unsqueeze(-1)
+    return basis.unsqueeze(-3) @ piece
+
+
+class TuckerMap(FactoredMap):
     """A pointwise map whose weight is multiplied out of d factors and d core pieces."""
 
     def __init__(
@@ -88,9 +99,10 @@ class TuckerMap(StructuredMap):
         self.cut = best_split(sizes, train)
         self.reset()
 
-    def weight(self) -> Tensor:
-        cores = [basis @ piece for basis, piece in zip(self.basis, self.core, strict=True)]  # (R_{k-1}, n_k, R_k)
-        return multiply_train(cores, self.cut).view(self.out_channels, self.in_channels)
+    def assembled(self, factors: Sequence[Tensor]) -> Tensor:
+        dims = len(self.sizes)
+        cores = [applied(basis, piece) for basis, piece in zip(factors[:dims], factors[dims:], strict=True)]
+        return multiply_train(cores, self.cut).unflatten(-1, (self.out_channels, self.in_channels))
 
     def squared_norm(self) -> Tensor:
         """The core's product with itself, each of its sides weighed by the Gram matrix of its factor."""

@@ -1,8 +1,8 @@
 """One training step (forward and backward) of every method's pointwise layer, beside the dense 1 x 1 convolution.
 
-On the distinct pointwise shapes of ResNet-9 and WRN-28-10, summed as often as each occurs; all in one interleaved run,
-with the layers of tensorly-torch and tntorch that are comparable (see `layer_peers`). On a GPU every step is captured
-in a CUDA graph, in bfloat16.
+On the distinct pointwise shapes of ResNet-9 and WRN-28-10, summed as often as each occurs, and on all layers of a
+network in one step (`layers_together`); in interleaved runs, with the layers of tensorly-torch and tntorch that are
+comparable (see `layer_peers`). On a GPU every step is captured in a CUDA graph, in bfloat16.
 """
 
 from __future__ import annotations
@@ -132,7 +132,7 @@ def solved(case: Case) -> tuple[dict[str, Method], list[str]]:
             try:
                 found[name] = nearest(case.plan, make_method({"name": name}), case.params)
             except InfeasibleError as error:
-                left.append(f"left out of {case.label}: {error}")
+                left.append(str(error))
     return found, left
 
 
@@ -284,7 +284,7 @@ def goals_of(rows: Sequence[Mapping[str, Any]]) -> list[Goal]:
     """Each method against dense, and against the fastest of its peers."""
     goals = []
     for row in rows:
-        label = f"{row['network']}, {row['of']}"
+        label = f"{row['network']}, {row['how']}: {row['of']}"
         if row["ours / peer"] is not None:
             goals.append(Goal(what=f"{label}{row['method']}", limit=1.0, found=row["ours / peer"], unit="x the peer"))
         elif row["of"] in LIMITS:
@@ -292,24 +292,37 @@ def goals_of(rows: Sequence[Mapping[str, Any]]) -> list[Goal]:
     return goals
 
 
+def tables_of(case: Case, options: Options) -> tuple[list[Table], list[Goal], list[str]]:
+    """Both tables of a network: layers one by one, summed, and all of them in one step."""
+    from tests.benchmarks.layers_together import measure_together  # which is built upon this module
+
+    columns = ("method", "settings", "params", "ms", "fastest ms", "x dense", "ours / peer")
+    methods, left = solved(case)
+    tables, goals, notes = [], [], [f"left out of {case.label}: {reason}" for reason in left]
+    found = [("one by one, summed", measure(case, methods, options))]
+    if options.device == "cuda" or options.quick:  # a CPU has nothing to gain by stacks
+        found.append(("all in one step, rebuilt together", measure_together(case, methods, options)))
+    for how, timed in found:
+        rows = [{**row, "how": how} for row in rows_of(case, methods, timed)]
+        title = (
+            f"Pointwise layers of {case.label}, {how}; batch {case.batch_size}; networks nearest to {case.params:,} "
+            f"parameters; ratios of medians"
+        )
+        tables.append(Table(title=title, columns=columns, rows=rows))
+        goals += goals_of(rows)
+        notes += [f"failed: {reason}" for reason in timed.failed.values()]
+    return tables, goals, notes
+
+
 def run(options: Options) -> Measurement:
     """Measure both networks."""
     threads, before = options.threads or 1, torch.get_num_threads()
     torch.set_num_threads(threads)
-    tables, goals, notes = [], [], absent_peers()
-    columns = ("method", "settings", "params", "ms", "fastest ms", "x dense", "ours / peer")
+    tables, goals, notes = list[Table](), list[Goal](), absent_peers()
     try:
         for case in cases(options):
-            methods, left = solved(case)
-            timed = measure(case, methods, options)
-            rows = rows_of(case, methods, timed)
-            title = (
-                f"Pointwise layers of {case.label}, one step, batch {case.batch_size}; networks nearest to "
-                f"{case.params:,} parameters; ratios of medians"
-            )
-            tables.append(Table(title=title, columns=columns, rows=rows))
-            goals += goals_of(rows)
-            notes += [*left, *(f"failed: {reason}" for reason in timed.failed.values())]
+            for gathered, found in zip((tables, goals, notes), tables_of(case, options), strict=True):
+                gathered.extend(found)  # type: ignore[arg-type]
     finally:
         torch.set_num_threads(before)
     settings = {

@@ -49,7 +49,9 @@ def _tltorch() -> Any:
 
 
 class Rebuilt(nn.Module):
-    """A pointwise convolution whose weight comes from another library's tensor."""
+    """A pointwise convolution whose weight comes from another library's tensor, or was `given`, rebuilt before."""
+
+    given: Tensor | None = None
 
     def __init__(self, tensor: nn.Module | nn.ParameterList, rebuild: Callable[[], Tensor], shape: Sequence[int]):
         super().__init__()
@@ -57,7 +59,8 @@ class Rebuilt(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, I, H, W) -> (B, O, H, W)."""
-        return functional.conv2d(x, self.rebuild().reshape(self.shape))
+        weight = self.rebuild() if self.given is None else self.given
+        return functional.conv2d(x, weight.reshape(self.shape))
 
 
 class OnChannels(nn.Module):

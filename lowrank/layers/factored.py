@@ -1,0 +1,49 @@
+"""Maps whose weight follows from their factors alone, so that many layers' weights can be rebuilt together.
+
+A network's layers of one shape are rebuilt as one stack: the same few matrix products, batched, instead of many
+small ones in sequence, which on a GPU cost their launch more than their work.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from lowrank.layers.base import StructuredMap
+
+
+class FactoredMap(StructuredMap):
+    """A map that says how factors make a weight; one that is no factor of it (a bias) is none of its `factors`."""
+
+    cast_first: ClassVar[bool] = True  # under autocast factors may be cast before all else: only products follow
+
+    @abstractmethod
+    def assembled(self, factors: Sequence[Tensor]) -> Tensor:
+        """The weight, as `weight` returns it, of factors in the order of `factors`.
+
+        Each factor may have one more dimension in front, the same for all: a stack of layers; so has the weight.
+        """
+
+    def weight(self) -> Tensor:
+        return self.assembled(self.factors())
+
+    def forms_weight(self, on_gpu: bool) -> bool:
+        """Whether `forward` goes by the weight, or by the factors in turn."""
+        return True
+
+    def structure_key(self) -> tuple[Any, ...]:
+        """Layers with equal keys can be stacked."""
+        shapes = tuple(tuple(factor.shape) for factor in self.factors())
+        return (type(self), self.weight_shape, shapes)
+
+
+def working_dtype(x: Tensor) -> torch.dtype:
+    """The dtype in which a matrix product would take `x`: autocast's, where that is on and `x` is float32."""
+    device = x.device.type
+    if x.dtype == torch.float32 and torch.is_autocast_enabled(device):
+        return torch.get_autocast_dtype(device)
+    return x.dtype

@@ -1,0 +1,93 @@
+"""All pointwise layers of a network in one step, as training has them: forward through each, then backward.
+
+Ours are rebuilt together (`lowrank.rebuild`). A peer's weights are all rebuilt before the first layer too, each on one
+of several streams while a graph is recorded, so that its rebuilds may run beside one another as ours do. Layers that
+rebuild nothing, or within their own code, run as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from lowrank.layers import Method
+from lowrank.rebuild import Rebuild
+from tests.benchmarks import bench_layers
+from tests.benchmarks.bench_record import Options, median, synchronise
+from tests.benchmarks.layer_peers import Rebuilt
+
+BRANCHES = 6  # streams for a peer's rebuilds
+
+
+def measure_together(
+    case: bench_layers.Case, methods: Mapping[str, Method], options: Options, peers: bool = True
+) -> bench_layers.Timed:
+    """Time one step of all layers for each method and peer; what fails is left out, with the reason."""
+    given = {layer: bench_layers.images(layer, case.batch_size, options) for layer in case.layers}
+    order = [layer for layer, count in case.layers.items() for _ in range(count)]
+    builders: dict[str, list[Callable[[], nn.Module]]] = {}
+    for layer in order:
+        for name, build in bench_layers.modules(methods, layer, peers).items():
+            builders.setdefault(name, []).append(build)
+    steps: dict[str, Callable[[], object]] = {}
+    failed: dict[str, str] = {}
+    for name, builds in builders.items():
+        torch.manual_seed(options.seed)
+        try:
+            step = make_step([build() for build in builds], [given[layer] for layer in order])
+            step()
+            synchronise(options.device)
+            steps[name] = step
+        except Exception as error:  # as for single layers: the reason is printed
+            failed[name] = f"{name}, all layers: {type(error).__name__}: {error}".splitlines()[0]
+    times = bench_layers.in_turn(steps, options.device, options.repeated(bench_layers.REPEATS))
+    return bench_layers.Timed(
+        middle={name: median(seconds) for name, seconds in times.items()},
+        fastest={name: min(seconds) for name, seconds in times.items()}, failed=failed,
+    )  # fmt: skip
+
+
+def make_step(modules: Sequence[nn.Module], given: Sequence[tuple[Tensor, Tensor]]) -> Callable[[], object]:
+    """Forward and backward through all layers, gradients of their inputs and parameters; captured on a GPU."""
+    network = nn.ModuleList(modules).to(given[0][0].device)
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    images = [x.detach().requires_grad_() for x, _ in given]  # one for each layer, over the same memory
+    inputs = [*images, *network.parameters()]
+    device = images[0].device.type
+    rebuild, side_streams = Rebuild(network), list[torch.cuda.Stream]()
+
+    def step() -> None:
+        with bench_layers.precision(device), rebuild.given(), rebuilt_before(network, side_streams):
+            found = [module(x) for module, x in zip(network, images, strict=True)]
+        directions = [direction.to(each.dtype) for each, (_, direction) in zip(found, given, strict=True)]
+        torch.autograd.grad(found, inputs, directions, allow_unused=True)
+
+    return bench_layers.captured(step) if device == "cuda" else step
+
+
+@contextmanager
+def rebuilt_before(network: nn.ModuleList, sides: list[torch.cuda.Stream]) -> Iterator[None]:
+    """Within, the peers' layers use weights rebuilt now, on the streams `sides` while a graph is recorded."""
+    peers = [module for module in network if isinstance(module, Rebuilt)]
+    if peers and torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
+        here = torch.cuda.current_stream()
+        sides.extend(torch.cuda.Stream() for _ in range(BRANCHES - len(sides)))
+        for side in sides:
+            side.wait_stream(here)
+        for number, peer in enumerate(peers):
+            with torch.cuda.stream(sides[number % BRANCHES]):
+                peer.given = peer.rebuild()
+            peer.given.record_stream(here)
+        for side in sides:
+            here.wait_stream(side)
+    else:
+        for peer in peers:
+            peer.given = peer.rebuild()
+    try:
+        yield
+    finally:
+        for peer in peers:
+            peer.given = None
