@@ -53,7 +53,7 @@ def test_the_parts_of_a_step_are_those_of_the_formulas(data):
     run, teacher = trainer(data, teacher=live()), live()
     images, labels, indices = next(iter(run.batches()))
     run.network.train()
-    logits, _, parts = run.objective(images, labels, indices, 0)
+    logits, _, parts = run.objective(images, labels, run.objective.ask(images, indices, 0))
     said = teacher.signals(images, indices, 0)
     with torch.no_grad():
         activation, maps = images, []
