@@ -24,6 +24,20 @@ class Signals:
     logits: Tensor
     maps: tuple[Tensor, ...]
 
+    @property
+    def tensors(self) -> list[Tensor]:
+        """Logits and maps."""
+        return [self.logits, *self.maps]
+
+    def chunk(self, parts: int) -> list[Signals]:
+        """The same in so many parts of the batch, cut as torch's `chunk` cuts."""
+        logits, *maps = (tensor.chunk(parts) for tensor in self.tensors)
+        return [Signals(each, tuple(others)) for each, *others in zip(logits, *maps, strict=True)]
+
+    def empty_like(self) -> Signals:
+        """Memory for signals of these shapes."""
+        return Signals(torch.empty_like(self.logits), tuple(torch.empty_like(each) for each in self.maps))
+
 
 class Teacher(Protocol):
     """A source of signals: a network that runs, or a cache of what it said."""

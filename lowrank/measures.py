@@ -41,6 +41,22 @@ class TrainMeter:
         self.wrong += (logits.argmax(1) != labels).sum()
         self.sizes[step] += len(labels)
 
+    def take(self, step: int, other: TrainMeter) -> None:
+        """Take in another meter's only step as this one's `step`."""
+        self.losses[step].copy_(other.losses[0])
+        if len(self.names) > 1:
+            self.parts[step].copy_(other.parts[0])
+        self.wrong += other.wrong
+        self.sizes[step] += other.sizes[0]
+
+    def clear(self) -> None:
+        """Begin again, in the same memory."""
+        self.losses.zero_()
+        if len(self.names) > 1:
+            self.parts.zero_()
+        self.wrong.zero_()
+        self.sizes = [0] * len(self.sizes)
+
     @property
     def images(self) -> int:
         """Images seen."""
@@ -121,14 +137,24 @@ class GradientMeter:
         ]
         samples = min(GRADIENT_SAMPLES, steps)
         self._steps = {(index + 1) * steps // samples - 1 for index in range(samples)}  # the last one among them
+        self._present: list[str] = []
         self._found: list[tuple[list[str], Tensor]] = []
 
     def add(self, step: int) -> None:
         """Measure, at a step that is sampled."""
         if step in self._steps:
-            present = [(stage, parameter.grad) for stage, parameter in self._stages if parameter.grad is not None]
-            norms = torch.stack(torch._foreach_norm([gradient for _, gradient in present]))
-            self._found.append(([stage for stage, _ in present], norms))
+            self.take(step, self.norms())
+
+    def norms(self) -> Tensor:
+        """The norm of each parameter's gradient now; also says which parameters have one."""
+        present = [(stage, parameter.grad) for stage, parameter in self._stages if parameter.grad is not None]
+        self._present = [stage for stage, _ in present]
+        return torch.stack(torch._foreach_norm([gradient for _, gradient in present]))
+
+    def take(self, step: int, norms: Tensor) -> None:
+        """Take in the norms of a step, where it is sampled."""
+        if step in self._steps:
+            self._found.append((self._present, norms.clone()))
 
     def read(self) -> dict[str, float]:
         """grad_norm and grad_norm.STAGE, means over the sampled steps, less those that overflowed (float16)."""

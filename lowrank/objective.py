@@ -17,6 +17,7 @@ from torch.nn import functional
 from lowrank.distill import Signals, Taps, Teacher, default_taps
 from lowrank.errors import InputError
 from lowrank.losses import attention_loss, distillation_loss
+from lowrank.rebuild import Rebuild
 from lowrank.recipes import Recipe
 from lowrank.substitute import AUXILIARY
 
@@ -34,6 +35,9 @@ class Objective:
         if recipe.needs_teacher and teacher is None:
             raise InputError("`kd_weight` and `attention_weight` above 0 need a teacher, but there is none")
         self.network, self.recipe = network, recipe
+        on_gpu = next(network.parameters()).is_cuda
+        rebuild = Rebuild(network) if on_gpu and not recipe.rebuild_checkpoint else None
+        self.rebuild = rebuild if rebuild is not None and rebuild.maps else None
         self.teacher = teacher if recipe.needs_teacher else None
         attends = recipe.attention_weight > 0
         self.taps = Taps(network, tuple(taps) or default_taps(network)) if attends else None
@@ -43,8 +47,16 @@ class Objective:
                   AUXILIARY_LOSS: recipe.auxiliary_weight > 0}  # fmt: skip
         self.names = tuple(name for name, on in wanted.items() if on)
 
+    def ask(self, images: Tensor, indices: Tensor, slot: int) -> Signals | None:
+        """What the teacher says about the views `slot` of images `indices` (B,); None without a teacher."""
+        return None if self.teacher is None else self.teacher.signals(images, indices, slot)
+
+    def _rebuilt(self) -> AbstractContextManager[Any]:
+        """All weights rebuilt together on a GPU, where many small kernels cost more than their work."""
+        return self.rebuild.given() if self.rebuild is not None else nullcontext()
+
     def __call__(
-        self, images: Tensor, labels: Tensor, indices: Tensor, slot: int,
+        self, images: Tensor, labels: Tensor, signals: Signals | None,
         autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
     ) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:  # fmt: skip
         """Logits (B, K), the loss to minimise, and its parts in the order of `names`.
@@ -52,12 +64,10 @@ class Objective:
         Args:
             images: views (B, C, H, W).
             labels: int64 (B,).
-            indices: global indices of the images, int64 (B,).
-            slot: what the views were drawn with.
+            signals: what the teacher says about them, from `ask`.
             autocast: the precision in which the network runs.
         """
-        signals = None if self.teacher is None else self.teacher.signals(images, indices, slot)
-        with self.taps or nullcontext(), autocast():
+        with self.taps or nullcontext(), autocast(), self._rebuilt():
             output = self.network(images)
         logits, second = output if isinstance(output, tuple) else (output, None)
         parts = {CROSS_ENTROPY: self._cross_entropy(logits, labels)}

@@ -7,6 +7,7 @@ bit on a CPU.
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -17,14 +18,15 @@ import torch
 from torch import Tensor, nn
 
 from lowrank.averaging import Average
+from lowrank.captured import CapturedSteps
 from lowrank.data import Batch, ImageData, ViewSettings, eval_batches, steps_per_epoch, train_batches
 from lowrank.decay import add_frobenius_gradient, penalised_maps
-from lowrank.distill import Teacher
+from lowrank.distill import Signals, Teacher
 from lowrank.divergence import LOOK_EVERY, DivergedError, Guard, Watch
 from lowrank.errors import InputError
 from lowrank.measures import EvalMeter, GradientMeter, TrainMeter, begin_memory, machine
 from lowrank.objective import Objective
-from lowrank.optim import freeze, make_optimizer, set_rate
+from lowrank.optim import SHARE, freeze, make_optimizer, set_rate
 from lowrank.precision import LossScale, autocast, working_dtype
 from lowrank.rebuild import checkpoint_rebuild
 from lowrank.recipes import Recipe, lr_share
@@ -38,7 +40,7 @@ class Trainer:
     def __init__(
         self, network: nn.Module, data: ImageData, recipe: Recipe, *, views: ViewSettings, order_seed: int,
         decay_ratio: float = 1.0, device: torch.device | str = "cpu", teacher: Teacher | None = None,
-        taps: Sequence[str] = (), view_slots: int | None = None,
+        taps: Sequence[str] = (), view_slots: int | None = None, capture: bool | None = None,
     ):  # fmt: skip
         """`network` is moved to `device` and trained in place.
 
@@ -52,6 +54,7 @@ class Trainer:
             device: where.
             teacher: asked about every batch where the recipe gives it a weight.
             taps: modules whose attention is compared with the teacher's, in its order; the ends of the stages.
+            capture: run steps as replays of one recorded graph (lowrank.captured); None: on a GPU.
             view_slots: views repeat after so many epochs (the views that a cache holds); None: never.
 
         Raises InputError when recipe, network and teacher do not fit.
@@ -78,8 +81,16 @@ class Trainer:
         self.epoch = 0  # epochs done
         self.steps = steps_per_epoch(data, recipe.batch_size)
         self.step_losses: Tensor = torch.zeros(0)  # of the last epoch's steps
-        self._gradient_meter = GradientMeter(network, self.steps)
+        self.gradient_meter = GradientMeter(network, self.steps)
         self._guard = Guard(self)
+        self.captured = self._make_captured(capture)
+
+    def _make_captured(self, capture: bool | None) -> CapturedSteps | None:
+        """float16 skips steps and is not recorded."""
+        wanted = self.device.type == "cuda" if capture is None else capture
+        if not wanted or self.scale is not None:
+            return None
+        return CapturedSteps(self, record=self.device.type == "cuda")
 
     def train_epoch(self) -> dict[str, float]:
         """One epoch of training and one evaluation; returns metrics named as in the records (lowrank.measures).
@@ -89,20 +100,21 @@ class Trainer:
         """
         start = time.perf_counter()
         begin_memory(self.device)
-        meter = self._train()
+        meter = self.train_steps()
         trained = meter.read()
-        seconds = time.perf_counter() - start
-        found = trained | self._gradient_meter.read() | machine(self.device)
+        seconds, rate = time.perf_counter() - start, self.rate(self.steps - 1)
+        found = trained | self.gradient_meter.read() | machine(self.device)
         self.epoch += 1
         val = self.evaluate("val")
         if not math.isfinite(val["loss"]):
             raise self._diverged_in_evaluation(val["loss"])
-        rates = [group["lr"] for group in self.optimizer.param_groups]
-        found |= {"lr": rates[0]} | self._scale_metrics()
+        found |= {"lr": rate * self.optimizer.param_groups[0][SHARE]} | self._scale_metrics()
         found |= {"images_per_second": meter.images / seconds, "epoch_seconds": time.perf_counter() - start}
         return found | {f"val_{name}" if name in _VAL else name: value for name, value in val.items()}
 
-    def _train(self) -> TrainMeter:
+    def train_steps(self, most: int | None = None) -> TrainMeter:
+        """The epoch's steps, `most` of them where that is given, without evaluation; raises DivergedError."""
+        steps = min(self.steps, most or self.steps)
         self.network.train()
         for norm in self._frozen_norms:
             norm.eval()
@@ -113,12 +125,18 @@ class Trainer:
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
             torch.manual_seed((self.order_seed * 1_000_003 + self.epoch) % 2**63)
             self._guard.begin()
-            for step, batch in enumerate(self.batches()):
-                self.gradients(step, batch, meter)
-                self.update(step)
-                if (step + 1) % LOOK_EVERY == 0 or step + 1 == self.steps:
+            for step, batch in enumerate(itertools.islice(self.batches(), steps)):
+                self._take(step, batch, meter)
+                if (step + 1) % LOOK_EVERY == 0 or step + 1 == steps:
                     self._guard.look(meter, step + 1)
         return meter
+
+    def _take(self, step: int, batch: Batch, meter: TrainMeter) -> None:
+        if self.captured is not None:
+            self.captured.step(step, batch, meter)
+            return
+        self.gradients(step, batch, meter)
+        self.update(step)
 
     @property
     def slot(self) -> int:
@@ -133,33 +151,51 @@ class Trainer:
 
     def gradients(self, step: int, batch: Batch, meter: TrainMeter) -> None:
         """Forward and backward of one batch, in as many parts as the recipe says; counted in `meter`."""
+        images, labels, indices = batch
+        self.backward(step, images, labels, self.objective.ask(images, indices, self.slot), meter)
+
+    def backward(self, step: int, images: Tensor, labels: Tensor, signals: Signals | None, meter: TrainMeter) -> None:
+        """Likewise, of a batch about which the teacher has been asked."""
         self.optimizer.zero_grad(set_to_none=True)
-        parts = self.recipe.accumulate
-        for images, labels, indices in zip(*(tensor.chunk(parts) for tensor in batch), strict=True):
-            share = len(labels) / len(batch[1])
-            logits, loss, losses = self.objective(images, labels, indices, self.slot, self._autocast)
+        parts, count = self.recipe.accumulate, len(labels)
+        said = [None] * parts if signals is None else signals.chunk(parts)
+        for images_part, labels_part, signals_part in zip(images.chunk(parts), labels.chunk(parts), said, strict=True):
+            share = len(labels_part) / count
+            logits, loss, losses = self.objective(images_part, labels_part, signals_part, self._autocast)
             whole = loss if parts == 1 else loss * share
             (whole if self.scale is None else self.scale.scaled(whole)).backward()
-            meter.add(step, share, logits.detach(), labels, loss.detach(), [part.detach() for part in losses])
+            meter.add(step, share, logits.detach(), labels_part, loss.detach(), [part.detach() for part in losses])
 
     def update(self, step: int) -> None:
         """Change the weights by the gradients of this epoch's `step`."""
-        done = self.epoch * self.steps + step
-        set_rate(self.optimizer, self.recipe.lr * lr_share(self.recipe, done / (self.recipe.epochs * self.steps)))
+        set_rate(self.optimizer, self.rate(step))
         if self.scale is not None:
             gradients = [each.grad for each in self.network.parameters() if each.grad is not None]
             self._guard.collapsed[step] = self.scale.unscale(gradients)[0]
             self.optimizer.found_inf = self.scale.overflow  # type: ignore[attr-defined]  # the fused step skips itself
-        self._gradient_meter.add(step)
+        self.gradient_meter.add(step)
+        self.apply_gradients()
+        if self.scale is not None:
+            self.scale.update()
+        self.after_update(step)
+
+    def rate(self, step: int) -> float:
+        """The learning rate of this epoch's `step`, before any part's multiplier."""
+        done = self.epoch * self.steps + step
+        return self.recipe.lr * lr_share(self.recipe, done / (self.recipe.epochs * self.steps))
+
+    def apply_gradients(self) -> None:
+        """Clip, decay, step: one change of the weights at the rate that is set."""
         if self.recipe.clip_norm is not None:
             nn.utils.clip_grad_norm_(self.network.parameters(), self.recipe.clip_norm)
         # As every decay: beside the loss, and never clipped
         add_frobenius_gradient(self.penalised, self.recipe.weight_decay * self.recipe.decay_multiplier)
         self.optimizer.step()
-        if self.scale is not None:
-            self.scale.update()
+
+    def after_update(self, step: int) -> None:
+        """What follows the weights after each step: their moving average."""
         if self.average is not None:
-            self.average.update(done)
+            self.average.update(self.epoch * self.steps + step)
 
     def _autocast(self) -> AbstractContextManager[Any]:
         return autocast(self.device, self.dtype)
@@ -231,6 +267,13 @@ class Trainer:
         if self.scale is not None and "scale.scale" in state:
             self.scale.load(_under(state, "scale"))
         self.epoch = int(state["epoch"])
+        if self.captured is not None:
+            self.captured.forget()
+
+    def live_tensors(self) -> list[Tensor]:
+        """All that a step changes in place: weights, statistics, momentum."""
+        slots = [slot for slots in self.optimizer.state.values() for slot in slots.values()]
+        return [*self.network.state_dict().values(), *(slot for slot in slots if isinstance(slot, Tensor))]
 
 
 _VAL = ("loss", "error", "error_top5")

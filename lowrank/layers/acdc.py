@@ -16,8 +16,8 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lowrank.layers.base import ConvShape, Method, SeparableMethod, StructuredMap
 from lowrank.layers.acdc_stack import Layers, Product, half_cosines, pairing_order
+from lowrank.layers.base import ConvShape, Method, SeparableMethod, StructuredMap
 from lowrank.layers.factored import FactoredMap, working_dtype
 
 START_STD = 0.1  # of the diagonals about 1 (q in FACTS)

@@ -18,6 +18,7 @@ BENCHMARKS = {
     "batches": "tests.benchmarks.bench_batches",
     "steps": "tests.benchmarks.bench_steps",
     "layers": "tests.benchmarks.bench_layers",
+    "engine": "tests.benchmarks.bench_engine",
     "counting": "tests.benchmarks.bench_counting",
 }
 
