@@ -1,4 +1,4 @@
-"""Command line: python -m analysis summary STUDY."""
+"""Command line: python -m analysis summary STUDY, python -m analysis mark STUDY TRIAL --broken WHY."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from analysis.answer import answer_text
+from analysis.front import collect
 from analysis.load import STUDIES, find_study, load_study
+from analysis.mark import add_arguments, mark
 from analysis.plots import draw_front
 from analysis.tables import print_summary, write_csv
 from lowrank.errors import InputError
-from sweeps.records import FRONT_PICTURE, Status
-
-SUMMARY_FILE = "summary.csv"
+from sweeps.records import FRONT_PICTURE, SUMMARY_TABLE
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -24,9 +24,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     command = commands.add_parser("summary", help="print the table and the answer, write front.png and summary.csv")
     command.add_argument("study", help="a study's name, or its folder")
     command.add_argument("--studies", type=Path, default=STUDIES, help="where studies are (default: studies)")
+    command.set_defaults(run=lambda folder, _: summary(folder))
+    marking = commands.add_parser("mark", help="take a broken trial out of all conclusions, or remark on one")
+    marking.add_argument("study", help="a study's name, or its folder")
+    marking.add_argument("--studies", type=Path, default=STUDIES, help="where studies are (default: studies)")
+    marking.set_defaults(run=mark)
+    add_arguments(marking)
     arguments = parser.parse_args(argv)
     try:
-        summary(find_study(arguments.study, arguments.studies))
+        arguments.run(find_study(arguments.study, arguments.studies), arguments)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -37,9 +43,9 @@ def summary(folder: Path) -> None:
     """Print the study's table and answer, and write its picture and CSV into its folder."""
     study = load_study(folder)
     print_summary(study, answer_text(study))
-    write_csv(study, folder / SUMMARY_FILE)
-    written = [SUMMARY_FILE]
-    if any(trial.status is Status.COMPLETED and trial.val_error is not None for trial in study.trials.values()):
+    write_csv(study, folder / SUMMARY_TABLE)
+    written = [SUMMARY_TABLE]
+    if any(point.finished for point in collect(study)):
         draw_front(study, folder / FRONT_PICTURE)
         written.insert(0, FRONT_PICTURE)
     print(f"\nwritten into {folder}: {', '.join(written)}")

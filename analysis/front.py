@@ -92,8 +92,8 @@ def method_label(method: str) -> str:
 
 
 def collect(study: StudyRecord) -> list[FrontPoint]:
-    """Every trial whose size is known, whatever became of it, by size; settings that cannot be are left out."""
-    trials = [trial for trial in study.trials.values() if "params" in trial.counts]
+    """Every trial whose size is known, by size; what is infeasible or was marked as broken is left out."""
+    trials = [trial for trial in study.trials.values() if "params" in trial.counts and not trial.broken]
     done = Counter(_without_seed(trial) for trial in trials if trial.status is Status.COMPLETED)
     points = [_point(trial, done) for trial in trials if trial.status is not Status.INFEASIBLE]
     return sorted(points, key=lambda point: (point.params, point.val_error is None, point.val_error or 0.0))

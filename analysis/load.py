@@ -93,6 +93,9 @@ def _trial(row: dict[str, Any]) -> TrialRecord:
         proposed_at=row["proposed_at"],
         finished_at=row["finished_at"],
         test_error=row["test_error"],
+        broken=row.get("broken") or "",
+        notes=(row.get("note") or "").splitlines(),
+        tags=json.loads(row.get("tags") or "{}"),
     )
     if row["epochs"]:
         trial.epochs[row["epochs"]] = {name: row[name] for name in EPOCH_METRICS if row.get(name) is not None}

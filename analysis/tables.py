@@ -61,12 +61,21 @@ def endings(study: StudyRecord) -> list[Endings]:
     """Counts by status, completed first, each with its reasons, commonest first."""
     found = []
     for status in Status:
-        trials = [trial for trial in study.trials.values() if trial.status is status]
+        trials = [trial for trial in study.trials.values() if trial.status is status and not trial.broken]
         if trials:
             # An early stop is no fault, and its reason (in the CSV) is each trial's own
             reasons = Counter(trial.reason for trial in trials if trial.reason and status is not Status.STOPPED)
             found.append(Endings(status=status, count=len(trials), reasons=tuple(reasons.most_common())))
     return sorted(found, key=lambda ending: ending.status is not Status.COMPLETED)
+
+
+def broken_text(study: StudyRecord) -> str:
+    """One line on the trials that were marked as broken, e.g. `1 marked as broken, in no figure: disk was full (1)`."""
+    reasons = Counter(trial.broken for trial in study.trials.values() if trial.broken)
+    if not reasons:
+        return ""
+    shown = [f"{reason} ({count})" for reason, count in reasons.most_common(REASONS)]
+    return f"{sum(reasons.values())} marked as broken, in no figure: {'; '.join(shown)}"
 
 
 def status_label(status: Status) -> str:
@@ -115,6 +124,8 @@ def print_summary(study: StudyRecord, answer: str, console: Console | None = Non
     console.print()
     for ending in endings(study):
         console.print(Text(ending.text()))
+    if broken := broken_text(study):
+        console.print(Text(broken))
     console.print()
     console.print(Text(answer))
 

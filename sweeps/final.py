@@ -1,4 +1,4 @@
-"""The one look at the test split: the front's kept checkpoints, after the search is over."""
+"""The end of a search: one look at the test split, and the front's weights kept as models that can be used."""
 
 from __future__ import annotations
 
@@ -9,33 +9,36 @@ import torch
 from lowrank.checkpoints import load_tensors
 from lowrank.data import ImageData
 from lowrank.errors import InputError
-from lowrank.pareto import non_dominated
-from sweeps.records import CHECKPOINT_FILE, TRIALS_FOLDER, Role, Status, TrialRecord
+from lowrank.methods import make_method
+from lowrank.networks import NetworkSettings
+from lowrank.serving import MODEL_FILE, save_classifier
+from lowrank.training import Trainer
+from sweeps.fronts import front_trials
+from sweeps.records import CHECKPOINT_FILE, MODELS_FOLDER, TRIALS_FOLDER, Role, TrialRecord
 from sweeps.search import Search
 from sweeps.teaching import without_teacher
 from sweeps.trainable import make_trainer
 
 
-def front_trials(trials: list[TrialRecord]) -> list[TrialRecord]:
-    """Finished trials that no other beats in both parameters and validation error; references always."""
-    finished = [trial for trial in trials if trial.status is Status.COMPLETED and trial.val_error is not None]
-    searched = [trial for trial in finished if trial.role is Role.SEARCH]
-    points = [(float(trial.counts["params"]), float(trial.val_error or 0.0)) for trial in searched]
-    references = [trial for trial in finished if trial.role is Role.REFERENCE]
-    return [searched[index] for index in non_dominated(points)] + references
-
-
 def evaluate_front(search: Search, folder: Path, data: ImageData) -> None:
-    """Evaluate the front on the test split and journal it; a trial is evaluated once in its life."""
+    """Evaluate the front on the test split and journal it, once in a trial's life; keep what was searched as models."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    for trial in front_trials(list(search.record.trials.values())):
+    for trial in front_trials(search.record.trials.values()):
+        kept = folder / MODELS_FOLDER / trial.trial_id
+        keep = trial.role is Role.SEARCH and not (kept / MODEL_FILE).exists()
+        if trial.test_error is not None and not keep:
+            continue
+        trainer = _restored(trial, folder / TRIALS_FOLDER / trial.trial_id / CHECKPOINT_FILE, data, device)
+        if trainer is None:
+            continue
         if trial.test_error is None:
-            error = _test_error(trial, folder / TRIALS_FOLDER / trial.trial_id / CHECKPOINT_FILE, data, device)
-            if error is not None:
-                search.write_test_error(trial.trial_id, error)
+            search.write_test_error(trial.trial_id, trainer.evaluate("test")["error"])
+        if keep:
+            keep_model(kept, trial, trainer, data)
 
 
-def _test_error(trial: TrialRecord, path: Path, data: ImageData, device: str) -> float | None:
+def _restored(trial: TrialRecord, path: Path, data: ImageData, device: str) -> Trainer | None:
+    """The trainer with the trial's last weights; None, with a line that says so, where they are not there."""
     try:
         state, _ = load_tensors(path, device)
     except (InputError, FileNotFoundError) as error:
@@ -43,4 +46,16 @@ def _test_error(trial: TrialRecord, path: Path, data: ImageData, device: str) ->
         return None
     trainer = make_trainer(without_teacher(trial.specification), data, device)
     trainer.load_state(state)
-    return trainer.evaluate("test")["error"]
+    return trainer
+
+
+def keep_model(folder: Path, trial: TrialRecord, trainer: Trainer, data: ImageData) -> None:
+    """Write the trial's network with all that it takes to use it; MLflow's registry is filled from there."""
+    specification = trial.specification
+    try:
+        save_classifier(
+            folder, trainer.network, data, settings=NetworkSettings(**specification["network"]),
+            method=make_method(specification["method"]),
+        )  # fmt: skip
+    except InputError as error:
+        print(f"no model of {trial.trial_id} for the registry: {error}")

@@ -1,23 +1,18 @@
-"""The folder of a study: its name, the question kept in it, and the lock that allows one driver at a time."""
+"""The folder of a study: its name, and the question kept in it."""
 
 from __future__ import annotations
 
-import fcntl
 import os
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from lowrank.errors import InputError
-from sweeps.journal import Journal
-from sweeps.records import JOURNAL_FILE, SPACE_FILE
+from sweeps.records import SPACE_FILE
 from sweeps.space import read_yaml
 
-LOCK_FILE = "driver.lock"
 OPTIONS = "options"  # where space.yaml keeps what is not part of the question: data folder, tracking address
 NAME_RULE = r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,79}"  # plain in every file system, in MLflow's filters and in a shell
 
@@ -76,18 +71,3 @@ def read_question(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     if not isinstance(options, dict) or not {"space", "data_dir", "tracking_uri"} <= options.keys():
         raise InputError(f"{folder / SPACE_FILE} is damaged: its section `{OPTIONS}` is not whole")
     return content, options
-
-
-@contextmanager
-def locked_journal(folder: Path) -> Iterator[Journal]:
-    """The study's journal, for one driver at a time; raises InputError while another has it."""
-    with (folder / LOCK_FILE).open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise InputError(f"the study {folder.name!r} is being run by another process") from error
-        journal = Journal(folder / JOURNAL_FILE)
-        try:
-            yield journal
-        finally:
-            journal.close()

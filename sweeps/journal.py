@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import threading
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from lowrank.errors import InputError
-from sweeps.records import Event
+from sweeps.records import JOURNAL_FILE, LOCK_FILE, Event
 
 SYNC_SECONDS = 1.0  # what a power cut may lose of running epochs; starts and ends of trials are synced at once
+
+
+class BusyError(InputError):
+    """Another process writes the study's journal."""
 
 
 class Journal:
@@ -64,6 +70,21 @@ def _drop_torn_line(path: Path) -> None:
         keep = content.rfind(b"\n") + 1
         if keep != len(content):
             file.truncate(keep)
+
+
+@contextmanager
+def locked_journal(folder: Path) -> Iterator[Journal]:
+    """The study's journal, for one writer at a time; raises BusyError while another process has it."""
+    with (folder / LOCK_FILE).open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise BusyError(f"the study {folder.name!r} is being run by another process") from error
+        journal = Journal(folder / JOURNAL_FILE)
+        try:
+            yield journal
+        finally:
+            journal.close()
 
 
 class JournalReader:

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import optuna
-from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
 from sweeps.domains import Choice, Domain, Range, Value
+from sweeps.memory import TRIAL_ATTRIBUTE, ForgettingStorage
 from sweeps.space import Space
 from sweeps.specification import Stratum
 
@@ -41,6 +41,7 @@ class Outcome:
     kind: str
     values: tuple[float, ...] = ()
     epoch: int = 0
+    trial: str = ""  # id of the trial whose outcome this is
 
 
 class Proposer(Protocol):
@@ -57,6 +58,9 @@ class Proposer(Protocol):
 
     def open_handles(self) -> list[dict[str, Any]]:
         """Proposals that were asked for and never told."""
+
+    def forget(self, handle: dict[str, Any], trial: str) -> None:
+        """Learn nothing from this proposal and from any other that was told the outcome of `trial`."""
 
 
 def searched_domains(space: Space, alternative: int = 0) -> dict[str, Domain]:
@@ -87,7 +91,7 @@ class OptunaProposer:
         self.space = space
         folder.mkdir(parents=True, exist_ok=True)
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        self._storage = JournalStorage(JournalFileBackend(str(folder / OPTUNA_FILE)))
+        self._storage = ForgettingStorage(JournalFileBackend(str(folder / OPTUNA_FILE)))
         self._studies: dict[str, optuna.Study] = {}
         self._live: dict[tuple[str, int], optuna.Trial] = {}
         self._domains = searched_domains(space)
@@ -135,8 +139,11 @@ class OptunaProposer:
         study = self._study(handle["study"])
         number = int(handle["number"])
         trial = self._live.pop((handle["study"], number), None)
-        if study.get_trials(deepcopy=False)[number].state.is_finished():
+        stored = study.get_trials(deepcopy=False)[number]
+        if stored.state.is_finished():
             return
+        if outcome.trial:
+            self._storage.set_trial_user_attr(stored._trial_id, TRIAL_ATTRIBUTE, outcome.trial)
         if outcome.kind == "complete":
             study.tell(number, list(outcome.values))
         elif outcome.kind == "lost":
@@ -157,7 +164,7 @@ class OptunaProposer:
         study.add_trial(
             optuna.trial.create_trial(
                 state=TrialState.PRUNED, params=lost.params, distributions=lost.distributions,
-                intermediate_values=reported,
+                intermediate_values=reported, user_attrs={TRIAL_ATTRIBUTE: outcome.trial},
             )
         )  # fmt: skip
 
@@ -170,6 +177,10 @@ class OptunaProposer:
             trials = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
             found += [{"study": name, "number": trial.number} for trial in trials]
         return found
+
+    def forget(self, handle: dict[str, Any], trial: str) -> None:
+        study = self._study(handle["study"])
+        self._storage.forget(study._study_id, int(handle["number"]), trial)
 
 
 class GridProposer:
@@ -196,6 +207,9 @@ class GridProposer:
 
     def open_handles(self) -> list[dict[str, Any]]:
         return []
+
+    def forget(self, handle: dict[str, Any], trial: str) -> None:
+        """A grid has learned nothing."""
 
 
 def grid_points(space: Space) -> list[dict[str, Value]]:

@@ -10,6 +10,7 @@ durations are seconds; parameters and mult-adds are plain counts, mult-adds for 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -17,15 +18,29 @@ from typing import Any
 
 import pyarrow as pa
 
+from lowrank.errors import InputError
+
 JOURNAL_FILE = "journal.jsonl"
 RESULTS_FILE = "results.parquet"
 EPOCHS_FILE = "epochs.parquet"
 SPACE_FILE = "space.yaml"
+LOCK_FILE = "driver.lock"
+PROGRESS_FILE = "tracking.json"  # what MLflow has accepted
+LOG_FILE = "tracking.log"
 MLFLOW_FILE = "mlflow.db"
 ARTIFACTS_FOLDER = "mlflow_artifacts"
 TRIALS_FOLDER = "trials"
 CHECKPOINT_FILE = "checkpoint.safetensors"  # in TRIALS_FOLDER / trial id
 FRONT_PICTURE = "front.png"
+SUMMARY_TABLE = "summary.csv"
+REPORT_FOLDER = "report"
+MODELS_FOLDER = "models"  # the front's weights with all that it takes to use them, one folder a trial
+LONGEST_NOTE = 2000  # characters; MLflow keeps 8,000 in a tag, and several notes go into one
+OWN_TAGS = frozenset({
+    "study", "study_key", "trial_id", "point", "role", "stratum", "status", "reason", "attempts", "aliases", "broken",
+    "data", "network", "question", "commit", "command", "seed", "hardware", "host", "device", "artifacts_complete",
+})  # fmt: skip
+TAG_RULE = r"[A-Za-z][A-Za-z0-9_-]{0,79}"
 
 VAL_ERROR = "val_error"
 # Of every epoch, where it applies; errors in percent, losses as means over samples (see docs/training.md)
@@ -51,6 +66,8 @@ class Event(StrEnum):
     NOTICE = "notice"  # a line that a trial has for the user: a cache was built, or could not be read
     FINISHED = "finished"  # the trial's end, with status and reason
     TESTED = "tested"  # the one look at the test split
+    MARKED = "marked"  # somebody found a trial to be broken (or, `broken` None, sound after all)
+    NOTED = "noted"  # a remark and tags of the user's own, on a trial or on the study
     CLOSED = "closed"  # the driver left: finished, interrupted or out of time
 
 
@@ -97,6 +114,14 @@ class TrialRecord:
     proposed_at: float | None = None
     finished_at: float | None = None
     test_error: float | None = None
+    broken: str = ""  # why its result counts for nothing; empty for a sound trial
+    notes: list[str] = field(default_factory=list)
+    tags: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing more will be trained of it."""
+        return self.status in TERMINAL or bool(self.broken)
 
     @property
     def last_epoch(self) -> int:
@@ -121,6 +146,8 @@ class StudyRecord:
     header: dict[str, Any] = field(default_factory=dict)  # the newest STUDY event
     trials: dict[str, TrialRecord] = field(default_factory=dict)
     closed: dict[str, Any] | None = None  # the newest CLOSED event, None while a driver is at work (or was killed)
+    notes: list[str] = field(default_factory=list)  # the user's own remarks, oldest first
+    tags: dict[str, str] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -145,8 +172,36 @@ def apply_event(study: StudyRecord, event: Mapping[str, Any]) -> None:
     if kind is Event.CLOSED:
         study.closed = dict(event)
         return
+    if kind is Event.NOTED and "trial" not in event:
+        _noted(study, event)
+        return
     trial = study.trials.setdefault(event["trial"], TrialRecord(trial_id=event["trial"]))
     _APPLY[kind](trial, event)
+
+
+def parse_tags(pairs: Iterable[str]) -> dict[str, str]:
+    """The user's own tags from `K=V` as typed; raises InputError for one that is none or takes a name of ours."""
+    tags = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not equals or not re.fullmatch(TAG_RULE, name) or not value or len(value) > LONGEST_NOTE:
+            raise InputError(
+                "a tag must read K=V, K of up to 80 letters, digits, `_` or `-` after a letter, V of up to "
+                f"{LONGEST_NOTE:,} characters, but got {pair[:100]!r}"
+            )
+        if name in OWN_TAGS:
+            raise InputError(f"the tag {name!r} is taken: these are ours: {', '.join(sorted(OWN_TAGS))}")
+        tags[name] = value
+    return tags
+
+
+def check_note(text: str | None) -> str:
+    """A remark without its outer blanks, empty for none; raises InputError when it is blank or too long."""
+    if text is None:
+        return ""
+    if not text.strip() or len(text) > LONGEST_NOTE:
+        raise InputError(f"a note must have 1 to {LONGEST_NOTE:,} characters, but got {len(text.strip()):,}")
+    return text.strip()
 
 
 def _proposed(trial: TrialRecord, event: Mapping[str, Any]) -> None:
@@ -196,6 +251,16 @@ def _tested(trial: TrialRecord, event: Mapping[str, Any]) -> None:
     trial.test_error = event["test_error"]
 
 
+def _marked(trial: TrialRecord, event: Mapping[str, Any]) -> None:
+    trial.broken = event["broken"] or ""
+
+
+def _noted(noted: TrialRecord | StudyRecord, event: Mapping[str, Any]) -> None:
+    if event["note"] and event["note"] not in noted.notes:
+        noted.notes.append(event["note"])
+    noted.tags.update(event["tags"])
+
+
 _APPLY = {
     Event.PROPOSED: _proposed,
     Event.ALIAS: _alias,
@@ -205,6 +270,8 @@ _APPLY = {
     Event.NOTICE: _notice,
     Event.FINISHED: _finished,
     Event.TESTED: _tested,
+    Event.MARKED: _marked,
+    Event.NOTED: _noted,
 }
 
 RESULTS_SCHEMA = pa.schema(
@@ -220,6 +287,7 @@ RESULTS_SCHEMA = pa.schema(
         ("images_per_second", pa.float64()), ("train_seconds", pa.float64()), ("start_seconds", pa.float64()),
         ("attempts", pa.int64()), ("proposed_at", pa.float64()), ("finished_at", pa.float64()),
         ("parameters", pa.string()), ("aliases", pa.string()), ("specification", pa.string()),
+        ("broken", pa.string()), ("note", pa.string()), ("tags", pa.string()),
     ]
 )  # fmt: skip
 
@@ -252,6 +320,8 @@ def to_row(study: str, trial: TrialRecord) -> dict[str, Any]:
         "attempts": len(trial.attempts), "proposed_at": trial.proposed_at, "finished_at": trial.finished_at,
         "parameters": json.dumps(trial.parameters, sort_keys=True),
         "aliases": json.dumps(trial.aliases, sort_keys=True), "specification": json.dumps(spec, sort_keys=True),
+        "broken": trial.broken or None, "note": "\n".join(trial.notes) or None,
+        "tags": json.dumps(trial.tags, sort_keys=True),
     }  # fmt: skip
     row.update({name: trial.counts.get(name) for name in COUNTS})
     row.update({name: last.get(name) for name in ("val_error", "val_loss", "train_error", "train_loss")})

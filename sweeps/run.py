@@ -40,6 +40,8 @@ def make_parser() -> argparse.ArgumentParser:
     study.add_argument("--seed", type=int, help="seed of the search, of weights, views and order")
     study.add_argument("--trials", type=int, help="how many trials are searched, references not counted")
     study.add_argument("--time", metavar="30m", help="stop after so much time (s, m, h); --resume goes on")
+    study.add_argument("--note", metavar="TEXT", help="a remark, kept with the study and shown in MLflow")
+    study.add_argument("--tag", action="append", default=[], metavar="K=V", help="a tag of your own, on every run")
     where = parser.add_argument_group("where it runs")
     where.add_argument("--gpus-per-trial", type=float, metavar="SHARE", help="e.g. 0.25: four trials on a card")
     where.add_argument("--cpus-per-trial", type=float, metavar="N")

@@ -56,13 +56,14 @@ class Search:
     def proposed_count(self) -> int:
         """How much of `search.trials` is used: trials of the search, and on a grid also rows that repeat one."""
         searched = [trial for trial in self.record.trials.values() if trial.role is Role.SEARCH]
-        launched = [trial for trial in searched if trial.status is not Status.INFEASIBLE]
+        launched = [trial for trial in searched if trial.status is not Status.INFEASIBLE and not trial.broken]
         rows = sum(len(trial.aliases) for trial in launched) if self.space.search.sampler == "grid" else 0
         return len(launched) + rows
 
     def _next_stratum(self) -> Stratum | None:
         """The stratum with the fewest trials so far (a grid has its own order and takes any)."""
-        launched = [trial for trial in self.record.trials.values() if trial.status is not Status.INFEASIBLE]
+        known = self.record.trials.values()
+        launched = [trial for trial in known if trial.status is not Status.INFEASIBLE and not trial.broken]
         counts = Counter(trial.stratum for trial in launched)
         open_strata = [stratum for stratum in self.strata if stratum.label not in self.used_up]
         return min(open_strata, key=lambda stratum: counts[stratum.label], default=None)
@@ -100,7 +101,7 @@ class Search:
             if proposal.point != known.parameters and proposal.point not in known.aliases:
                 self._write(Event.ALIAS, trial=known.trial_id, parameters=proposal.point)
             return
-        self.proposer.tell(proposal.handle, self._outcome(known) if known.status in TERMINAL else Outcome("lost"))
+        self.proposer.tell(proposal.handle, self._outcome(known) if known.ended else Outcome("lost"))
 
     def _record_infeasible(self, proposal: Proposal, stratum: Stratum, reason: str) -> None:
         name = "infeasible-" + "-".join(f"{value}" for _, value in sorted(proposal.point.items()))
@@ -138,10 +139,12 @@ class Search:
             self.proposer.tell(trial.proposal, self._outcome(trial))
 
     def _outcome(self, trial: TrialRecord) -> Outcome:
+        if trial.broken:
+            return Outcome("lost")
         kind = _KINDS.get(trial.status, "lost" if trial.status is Status.FAILED else "bad")
         if kind not in ("complete", "pruned"):
-            return Outcome(kind)
-        return Outcome(kind, self._values(trial), trial.last_epoch)
+            return Outcome(kind, trial=trial.trial_id)
+        return Outcome(kind, self._values(trial), trial.last_epoch, trial.trial_id)
 
     def _values(self, trial: TrialRecord) -> tuple[float, ...]:
         assert trial.val_error is not None
@@ -160,19 +163,24 @@ class Search:
             known = self.record.trials.get(trial.trial_id)
             if known is None:
                 self._record_proposed(trial, {})
-            if known is None or known.status not in TERMINAL:
+            if known is None or not known.ended:
                 self.waiting.append(trial)
         self._settle_open_proposals()
+        self._forget_broken()
         for record in list(self.record.trials.values()):
-            if record.role is Role.SEARCH and record.status not in TERMINAL:
+            if record.role is Role.SEARCH and not record.ended:
                 self.waiting.append(self._again(record))
 
     def _settle_open_proposals(self) -> None:
         owners = {_key(trial.proposal): trial for trial in self.record.trials.values() if trial.proposal}
         for handle in self.proposer.open_handles():
             owner = owners.get(_key(handle))
-            ended = owner is not None and owner.status in TERMINAL
-            self.proposer.tell(handle, self._outcome(owner) if owner and ended else Outcome("lost"))
+            self.proposer.tell(handle, self._outcome(owner) if owner and owner.ended else Outcome("lost"))
+
+    def _forget_broken(self) -> None:
+        for trial in self.record.trials.values():
+            if trial.broken and trial.proposal:
+                self.proposer.forget(trial.proposal, trial.trial_id)
 
     def _again(self, record: TrialRecord) -> Trial:
         label = record.proposal.get("study")

@@ -45,7 +45,7 @@ class StratifiedAsha(FIFOScheduler):
     def _replay(self, record: StudyRecord) -> None:
         """Fill the rungs with what is on record, so that a resumed study stops as the undisturbed one would."""
         for trial in record.trials.values():
-            if trial.role is Role.SEARCH and trial.epochs:
+            if trial.role is Role.SEARCH and trial.epochs and not trial.broken:
                 bracket, stub = self._bracket(trial.stratum), _stub(trial.trial_id)
                 nobody: Any = None  # ASHA asks nothing of the controller
                 bracket.on_trial_add(nobody, stub)

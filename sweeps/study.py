@@ -16,12 +16,22 @@ from typing import TYPE_CHECKING, Any
 from lowrank.data import ImageData, load_data
 from lowrank.errors import InputError
 from sweeps.final import evaluate_front
-from sweeps.folders import check_root, find_folder, locked_journal, new_folder, read_question, write_question
+from sweeps.folders import check_root, find_folder, new_folder, read_question, write_question
 from sweeps.interrupt import INTERRUPTED
-from sweeps.journal import Journal, read_journal
+from sweeps.journal import Journal, locked_journal, read_journal
 from sweeps.proposals import make_proposer
 from sweeps.provenance import commit, hardware, versions
-from sweeps.records import JOURNAL_FILE, TERMINAL, Event, Status, StudyRecord, fold
+from sweeps.records import (
+    JOURNAL_FILE,
+    TERMINAL,
+    Event,
+    Status,
+    StudyRecord,
+    apply_event,
+    check_note,
+    fold,
+    parse_tags,
+)
 from sweeps.search import Search, reachable_strata
 from sweeps.settings import parse_time
 from sweeps.space import Space, parse_space
@@ -50,6 +60,8 @@ class Setting:
     seconds: float | None
     teachers: Path
     cache_dir: Path | None
+    note: str
+    tags: dict[str, str]
 
 
 def start_study(space: Space, options: argparse.Namespace) -> int:
@@ -120,7 +132,7 @@ def _setting(
     return Setting(
         folder.name, folder, data_dir.resolve() if data_dir else None, tracking_uri, options.address,
         bool(options.gpus_per_trial), parse_time(space.search.time), (options.teachers or DEFAULT_TEACHERS).resolve(),
-        options.cache_dir.resolve() if options.cache_dir else None,
+        options.cache_dir.resolve() if options.cache_dir else None, check_note(options.note), parse_tags(options.tag),
     )  # fmt: skip
 
 
@@ -143,6 +155,9 @@ def _drive(space: Space, resolver: Resolver, setting: Setting) -> int:
         record = fold(read_journal(journal.path))
         _write_question(space, setting)
         _write_header(journal, record, space, resolver, setting)
+        if setting.note or setting.tags:
+            noted = journal.append(Event.NOTED, sync=True, note=setting.note, tags=setting.tags)
+            apply_event(record, noted)
         tracking = TrackingProcess.start(setting.folder, setting.tracking_uri)
         outcome = "interrupted"
         try:
@@ -168,7 +183,7 @@ def _work(search: Search, setting: Setting, share: Share) -> str:
 
 
 def _completed(record: StudyRecord) -> bool:
-    return any(trial.status is Status.COMPLETED for trial in record.trials.values())
+    return any(trial.status is Status.COMPLETED and not trial.broken for trial in record.trials.values())
 
 
 def _write_question(space: Space, setting: Setting) -> None:
@@ -237,7 +252,7 @@ def _cache(search: Search, setting: Setting) -> CacheOptions:
 
 
 def _is_finished(search: Search) -> bool:
-    if any(trial.status not in TERMINAL for trial in search.record.trials.values()) or search.waiting:
+    if any(not trial.ended for trial in search.record.trials.values()) or search.waiting:
         return False
     exhausted = all(stratum.label in search.used_up for stratum in search.strata)
     return exhausted or search.proposed_count() >= search.space.search.trials

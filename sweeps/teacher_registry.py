@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from lowrank.errors import InputError
 from lowrank.teachers import RECORD_FILE, WEIGHTS_FILE, TeacherRecord, file_hash, read_record, teacher_names
 from sweeps.records import MLFLOW_FILE
-from sweeps.tracking_client import milliseconds, one_line, open_client, outages, quiet_mlflow
+from sweeps.tracking_store import make_client, milliseconds, one_line, outages, quiet_mlflow
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
@@ -110,7 +110,7 @@ def register(root: Path, name: str, uri: str) -> str:
     quiet_mlflow()
     os.environ["MLFLOW_ARTIFACT_UPLOAD_DOWNLOAD_TIMEOUT"] = str(UPLOAD_SECONDS)  # a large teacher takes its time
     try:
-        return _register(open_client(uri, root), root / name, record, uri)
+        return _register(make_client(uri, root), root / name, record, uri)
     except outages() as error:
         raise OSError(one_line(error)) from error
 

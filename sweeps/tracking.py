@@ -2,9 +2,11 @@
 
     python -m sweeps.tracking STUDY_DIR                  catch up once (exit code 0: all carried, 1: MLflow is behind)
     python -m sweeps.tracking STUDY_DIR --follow         go on until the study is closed
+    python -m sweeps.tracking STUDY_DIR --again          carry everything once more, also what MLflow has refused
 
 The journal is the truth and MLflow a copy: after any kill or outage the journal is read again and the copy completed.
-What MLflow has accepted is noted in `tracking.json`; losing that file costs time, never a record.
+What MLflow has accepted, and what it refused for good, is noted in `tracking.json`; losing that file costs time,
+never a record.
 """
 
 from __future__ import annotations
@@ -30,6 +32,8 @@ from sweeps.journal import JournalReader
 from sweeps.records import (
     EPOCHS_FILE,
     JOURNAL_FILE,
+    LOG_FILE,
+    PROGRESS_FILE,
     RESULTS_FILE,
     Event,
     StudyRecord,
@@ -37,18 +41,19 @@ from sweeps.records import (
     epochs_to_table,
     to_table,
 )
-from sweeps.tracking_client import Entry, MlflowStudy, milliseconds, one_line, outages, quiet_mlflow
+from sweeps.tracking_client import Entry, MlflowStudy
 from sweeps.tracking_process import (
-    LOG_FILE,
-    PROGRESS_FILE,
+    HIDDEN,
     URI_VARIABLE,
     TrackingProcess,
     behind_message,
     check_tracking_uri,
     default_tracking_uri,
+    last_tracking_uri,
     read_progress,
     redact,
 )
+from sweeps.tracking_store import milliseconds, one_line, outages, quiet_mlflow
 
 __all__ = ["Follower", "TrackingProcess", "check_tracking_uri", "default_tracking_uri", "main"]
 
@@ -65,7 +70,7 @@ log = logging.getLogger("sweeps.tracking")
 class Follower:
     """Reads one journal and brings MLflow and the tables up to it; `step` may be called again and again."""
 
-    def __init__(self, study_dir: Path, uri: str):
+    def __init__(self, study_dir: Path, uri: str, *, again: bool = False):
         self.study_dir, self.uri = study_dir, uri
         self.study = StudyRecord()
         self.entries: list[Entry] = []
@@ -77,7 +82,7 @@ class Follower:
         self._key = ""
         self._wait, self._next_try = FIRST_WAIT, 0.0
         self._tables_due, self._next_tables = True, 0.0
-        self._progress = read_progress(study_dir)
+        self._progress = {} if again else read_progress(study_dir)
 
     def read(self) -> None:
         """Take in what the journal has gained; raises ValueError for a damaged line, OSError if it is gone."""
@@ -126,15 +131,14 @@ class Follower:
             return behind_message(self.study_dir, self.uri, self.error)
         assert self.store is not None
         try:
-            self.store.close()
+            self.store.close(self.entries[-1].time)
         except outages() as error:
             self._store_is_away(error)
             return behind_message(self.study_dir, self.uri, self.error)
-        left = self.store.refused or self.store.missing_artifacts
-        if left:
-            self._note(f"not stored: {', '.join(left)[:150]} {self.store.artifact_error}".strip())
+        left = self.store.missing_artifacts
+        self._note(f"not stored: {', '.join(left)[:150]} {self.store.artifact_error}".strip() if left else "")
+        if left or self.store.refused:
             return behind_message(self.study_dir, self.uri, self.error)
-        self._note("")
         return None
 
     def abandon(self) -> None:
@@ -168,7 +172,8 @@ class Follower:
 
     def _carry(self) -> None:
         if self.store is None:
-            self.store = MlflowStudy(self.uri, self.study_dir, self.study, self._key)
+            refused, again = (self._progress.get("refused"), False) if self.carried else ({}, True)
+            self.store = MlflowStudy(self.uri, self.study_dir, self.study, self._key, refused, again)
             if self._has_lost_runs(self.store):
                 self.carried = 0
         while self.carried < len(self.entries):
@@ -210,6 +215,7 @@ class Follower:
             "key": self._key,
             "parent": self.store.parent if self.store else self._progress.get("parent"),
             "offset": self.entries[self.carried - 1].offset if self.carried else 0,
+            "refused": self.store.refused if self.store else self._progress.get("refused", {}),
             "error": error,
         }
         _replace(self.study_dir / PROGRESS_FILE, json.dumps(self._progress).encode())
@@ -276,7 +282,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Command line; returns 0 when all is carried, 1 when MLflow is behind, 2 when the request makes no sense."""
     arguments = _parser().parse_args(argv)
     study_dir = arguments.study_dir
-    uri = arguments.tracking_uri or os.environ.get(URI_VARIABLE) or default_tracking_uri(study_dir)
+    uri = arguments.tracking_uri or os.environ.get(URI_VARIABLE) or last_tracking_uri(study_dir)
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     if arguments.parent is not None:  # Ctrl-C is the driver's; this process still has its records to bring in
@@ -303,11 +309,11 @@ def _run(arguments: argparse.Namespace, uri: str, stop: threading.Event) -> int:
         if not _lock(lock, wait, stop):
             print("another process is carrying this study into MLflow already", file=sys.stderr)
             return 1
-        follower = Follower(arguments.study_dir, uri)
+        follower = Follower(arguments.study_dir, uri, again=arguments.again)
         if arguments.follow:
             message = follow(follower, stop, arguments.since, arguments.parent or os.getppid())
         else:
-            _check_scheme(uri)
+            _check_address(uri)
             message = catch_up(follower)
     if message:
         print(message, file=sys.stderr)
@@ -317,9 +323,9 @@ def _run(arguments: argparse.Namespace, uri: str, stop: threading.Event) -> int:
     return 0
 
 
-def _check_scheme(uri: str) -> None:
+def _check_address(uri: str) -> None:
     """A mistyped address is an error; a server that is away is not, for the tables are written all the same."""
-    if not uri.startswith(("http://", "https://", "postgresql", "mysql", "mssql")):
+    if HIDDEN in uri or not uri.startswith(("http://", "https://", "postgresql", "mysql", "mssql")):
         check_tracking_uri(uri)
 
 
@@ -346,8 +352,9 @@ def _log_to(path: Path) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m sweeps.tracking", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("study_dir", type=Path, help="folder of the study, with its journal")
-    parser.add_argument("--tracking-uri", help="MLflow store (default: SQLite in the study's folder)")
+    parser.add_argument("--tracking-uri", help="MLflow store (default: the study's own)")
     parser.add_argument("--follow", action="store_true", help="go on until the study is closed")
+    parser.add_argument("--again", action="store_true", help="carry everything once more, also what was refused before")
     parser.add_argument("--since", type=int, default=0, help=argparse.SUPPRESS)
     parser.add_argument("--parent", type=int, help=argparse.SUPPRESS)
     return parser

@@ -1,16 +1,12 @@
 """The MLflow side of tracking: one parent run a study, one child run a trial, each found again by its tags.
 
 Everything here may be repeated: runs are looked up before they are made, parameters and metrics of equal key and value
-are stored once by MLflow itself, tags and artifacts are overwritten with the same content. MLflow is imported only
-inside functions, after `quiet_mlflow`, since the driver imports this package too and must not pay for it.
-
-Times are milliseconds since the epoch, as MLflow wants them; the step of a metric is its epoch (from 1).
+are stored once by MLflow itself, tags, data sets and artifacts are overwritten with the same content. What things are
+called is in `tracking_names`. The step of a metric is its epoch (from 1).
 """
 
 from __future__ import annotations
 
-import json
-import os
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -20,32 +16,30 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from sweeps import tracking_names as names
 from sweeps.records import (
     ARTIFACTS_FOLDER,
-    COUNTS,
+    EPOCHS_FILE,
     FRONT_PICTURE,
+    REPORT_FOLDER,
     RESULTS_FILE,
+    SUMMARY_TABLE,
     TERMINAL,
-    VAL_ERROR,
     Event,
     Status,
     StudyRecord,
     TrialRecord,
-    to_row,
 )
+from sweeps.tracking_data import dataset_input
+from sweeps.tracking_models import register_front
+from sweeps.tracking_store import make_client, milliseconds, one_line, outages
 
 if TYPE_CHECKING:
-    from mlflow.entities import Run
-    from mlflow.tracking import MlflowClient
+    from mlflow.entities import Metric, Param, Run, RunTag
 
-CALL_SECONDS = 10  # a call to a server that takes longer has failed and is repeated by the tracker itself
 BATCH = 500  # metrics in one call; MLflow takes 1,000 in at most 1 MB
-PARENT_TAG = "mlflow.parentRunId"
-STUDY_TAG, KEY_TAG, TRIAL_TAG, COMPLETE_TAG = "study", "study_key", "trial_id", "artifacts_complete"
-PARAMS = (
-    "method", "dims", "rank_scale", "network", "data", "data_fingerprint", "weight_decay", "scaled_decay", "seed",
-    "stratum", "role", *COUNTS,
-)  # fmt: skip
+SMALL_BATCH = 100  # parameters or tags in one call
+ARTIFACTS = (FRONT_PICTURE, SUMMARY_TABLE, RESULTS_FILE, EPOCHS_FILE)  # of the parent, beside the report
 RUN_STATUS = {
     Status.PROPOSED: "RUNNING",
     Status.RUNNING: "RUNNING",
@@ -55,43 +49,8 @@ RUN_STATUS = {
     Status.OUT_OF_MEMORY: "FAILED",
     Status.FAILED: "FAILED",
 }
-KILLED = "KILLED"
+KILLED, FAILED = "KILLED", "FAILED"
 REFUSALS = frozenset({"INVALID_PARAMETER_VALUE", "BAD_REQUEST"})
-
-
-def quiet_mlflow() -> None:
-    """Prepare this process for MLflow: short time-outs, no retries inside a call, no telemetry, nothing printed.
-
-    Call it before MLflow is imported. A call that timed out may yet be carried out by the server, so it is repeated
-    only after looking at what is there, which MLflow's own retries would not do.
-    """
-    os.environ.update(
-        MLFLOW_HTTP_REQUEST_TIMEOUT=str(CALL_SECONDS),
-        MLFLOW_ARTIFACT_UPLOAD_DOWNLOAD_TIMEOUT=str(CALL_SECONDS),
-        MLFLOW_HTTP_REQUEST_MAX_RETRIES="0",
-        MLFLOW_CONFIGURE_LOGGING="false",
-        MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT="true",
-        MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR="false",
-        MLFLOW_DISABLE_TELEMETRY="true",
-    )
-
-
-def outages() -> tuple[type[Exception], ...]:
-    """What MLflow raises when its store or server cannot take a record now."""
-    from mlflow.exceptions import MlflowException
-    from sqlalchemy.exc import SQLAlchemyError
-
-    return MlflowException, SQLAlchemyError, OSError
-
-
-def one_line(error: BaseException) -> str:
-    """The first line of an error's text, cut to 200 characters."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-
-
-def milliseconds(seconds: float) -> int:
-    """Seconds since the epoch as MLflow's milliseconds; the same input gives the same key whenever it is replayed."""
-    return round(seconds * 1000)
 
 
 @dataclass(frozen=True)
@@ -109,10 +68,19 @@ class Entry:
 class MlflowStudy:
     """The runs of one study in one store. Every method may raise one of `outages()` and may then be called again."""
 
-    def __init__(self, uri: str, study_dir: Path, study: StudyRecord, key: str):
+    def __init__(
+        self,
+        uri: str,
+        study_dir: Path,
+        study: StudyRecord,
+        key: str,
+        refused: Mapping[str, str] | None = None,
+        again: bool = False,
+    ):
         self.uri, self.study_dir, self.study, self.key = uri, study_dir, study, key
-        self.client = open_client(uri, study_dir)
-        self.refused: list[str] = []  # records that this store will never take, in words
+        self.client = make_client(uri, study_dir)
+        self._again = again  # describe known runs once more: what was refused before is asked again
+        self.refused = dict(refused or {})  # records that this store will never take -> why
         self.artifact_error = ""  # why artifacts are missing, one line
         self._due: dict[str, Callable[[], None]] = {}  # artifacts that are not stored yet
         self._told: dict[str, tuple[str, dict[str, str]]] = {}  # run id -> status and tags as last stored
@@ -127,29 +95,33 @@ class MlflowStudy:
         for entry in entries:
             if entry.trial is not None:
                 points[entry.trial].append(entry)
-        kinds = {entry.event for entry in entries}
-        if Event.STUDY in kinds:
+        of_study = {entry.event for entry in entries if entry.trial is None}
+        if Event.STUDY in of_study:
+            self._take_up_parent()
+        if Event.NOTED in of_study:
             self._describe_parent()
-        if Event.CLOSED in kinds and self.study.closed:
+        if Event.NOTED in of_study or (Event.CLOSED in of_study and self.study.closed):
             points.update({trial_id: [] for trial_id in self.study.trials if trial_id not in points})
         for trial_id, found in points.items():
-            self._attempt(f"trial {trial_id}", partial(self._trial, self.study.trials[trial_id], found))
+            self._trial(self.study.trials[trial_id], found)
         self._store_artifacts()
 
-    def close(self) -> None:
-        """Give the parent its summary, tables and end, and mark as killed what did not finish."""
+    def close(self, at: float) -> None:
+        """Give the parent its summary, pictures, tables and end, register the best models, and mark as killed what
+        did not finish. `at` is the time of the newest event in seconds: a later summary replaces an earlier one."""
         closed = self.study.closed
         if closed is None:
             return
-        at = milliseconds(closed["time"])
-        self._attempt("summary", partial(self._metrics, self.parent, _summary(self.study), at, step=0))
+        self._metrics(self.parent, "the summary", names.study_metrics(self.study), milliseconds(at), step=0)
         self._due["infeasible.json"] = self._infeasible
         self._due["study.json"] = partial(self.client.log_dict, self.parent, self.study.header, "study.json")
-        for name in (RESULTS_FILE, FRONT_PICTURE):
-            if (self.study_dir / name).exists():
-                self._due[name] = partial(self.client.log_artifact, self.parent, str(self.study_dir / name))
+        for path, place in self._artifacts():
+            self._due[str(path)] = partial(self.client.log_artifact, self.parent, str(path), place)
+        self._due["the best models"] = partial(
+            register_front, self.client, self.experiment, self.study, self.study_dir, self.runs
+        )
         status = "FINISHED" if closed.get("reason") == "finished" else KILLED
-        self.client.set_terminated(self.parent, status, at)
+        self.client.set_terminated(self.parent, status, milliseconds(closed["time"]))
         self._store_artifacts()
 
     def abandon(self, at: float) -> None:
@@ -164,34 +136,37 @@ class MlflowStudy:
         """Names of the artifacts that the store has not taken."""
         return list(self._due)
 
+    # Finding what is there
+
     def _experiment(self) -> str:
         found = self.client.get_experiment_by_name(self.study.name)
         if found is None:
             local = urlsplit(self.uri).scheme not in ("http", "https")
             place = (self.study_dir / ARTIFACTS_FOLDER).resolve().as_uri() if local else None
-            return str(self.client.create_experiment(self.study.name, artifact_location=place))
+            tags = {**names.KIND_TAGS, names.DESCRIPTION_TAG: str(self.study.header.get("question", ""))}
+            return str(self.client.create_experiment(self.study.name, artifact_location=place, tags=tags))
         if found.lifecycle_stage == "deleted":
             raise OSError(f"the MLflow experiment {self.study.name!r} was deleted; restore it or name another store")
         return str(found.experiment_id)
 
     def _find_parent(self) -> str:
-        found = self._search(f"tags.{KEY_TAG} = '{self.key}'")
+        found = self._search(f"tags.{names.KEY_TAG} = '{self.key}'")
         if found:
             return self._keep_one(found)
         name = self.study.name
-        tags = {STUDY_TAG: name, KEY_TAG: self.key}
+        tags = {names.STUDY_TAG: name, names.KEY_TAG: self.key}
         start = milliseconds(self.study.header["time"])
         return str(self.client.create_run(self.experiment, start, tags, run_name=name).info.run_id)
 
     def _load_children(self) -> None:
         by_trial: dict[str, list[Run]] = defaultdict(list)
-        for run in self._search(f"tags.`{PARENT_TAG}` = '{self.parent}'"):
-            by_trial[run.data.tags.get(TRIAL_TAG, "")].append(run)
+        for run in self._search(f"tags.`{names.PARENT_TAG}` = '{self.parent}'"):
+            by_trial[run.data.tags.get(names.TRIAL_TAG, "")].append(run)
         for trial_id, runs in by_trial.items():
             if trial_id in self.study.trials:
                 self.runs[trial_id] = self._keep_one(runs)
                 kept = next(run for run in runs if run.info.run_id == self.runs[trial_id])
-                if COMPLETE_TAG not in kept.data.tags:
+                if self._again or names.COMPLETE_TAG not in kept.data.tags:
                     self._describe(self.study.trials[trial_id], self.runs[trial_id])
 
     def _search(self, rule: str) -> list[Run]:
@@ -214,14 +189,16 @@ class MlflowStudy:
             self.client.delete_run(extra.info.run_id)
         return str(runs[0].info.run_id)
 
-    def _describe_parent(self) -> None:
-        header = self.study.header
-        named = {"data": header.get("data", {}).get("name"), "network": header.get("network", {}).get("name")}
-        plain = {key: header.get(key) for key in ("question", "commit", "command", "seed", "hardware")}
-        tags = {**named, **plain, "mlflow.note.content": header.get("question")}
-        self._attempt("study", partial(self._log, self.parent, tags=tags))
-        self._due["study.json"] = partial(self.client.log_dict, self.parent, dict(header), "study.json")
+    # Runs
+
+    def _take_up_parent(self) -> None:
+        self._describe_parent()
+        self._add_dataset(self.parent)
+        self._due["study.json"] = partial(self.client.log_dict, self.parent, dict(self.study.header), "study.json")
         self.client.update_run(self.parent, "RUNNING")
+
+    def _describe_parent(self) -> None:
+        self._log(self.parent, "the study", tags=names.study_tags(self.study))
 
     def _trial(self, trial: TrialRecord, entries: Sequence[Entry]) -> None:
         begun = bool(trial.attempts or trial.epochs or trial.status in TERMINAL)
@@ -231,39 +208,41 @@ class MlflowStudy:
             self._create(trial)
         run_id = self.runs[trial.trial_id]
         points = [point for entry in entries for point in _points(entry)]
-        state = (self._run_status(trial), _state_tags(trial))
+        state = (self._run_status(trial), names.trial_tags(self.study, trial))
         if state == self._told.get(run_id):
-            self._log(run_id, points)
+            self._log(run_id, trial.trial_id, points)
             return
-        self._log(run_id, points, tags=state[1])
+        self._log(run_id, trial.trial_id, points, tags=state[1])
         self._set_status(run_id, trial, state[0])
         self._told[run_id] = state
 
     def _create(self, trial: TrialRecord) -> None:
-        tags = {PARENT_TAG: self.parent, TRIAL_TAG: trial.trial_id, STUDY_TAG: self.study.name}
+        tags = names.identity_tags(self.study, trial, self.parent)
         started = trial.attempts[0]["time"] if trial.attempts else trial.proposed_at
         start = milliseconds(started or self.study.header["time"])
-        run = self.client.create_run(self.experiment, start, tags, run_name=_run_name(trial))
+        run = self.client.create_run(self.experiment, start, tags, run_name=names.run_name(trial))
         self.runs[trial.trial_id] = str(run.info.run_id)
         self._describe(trial, self.runs[trial.trial_id])
 
     def _describe(self, trial: TrialRecord, run_id: str) -> None:
-        row = to_row(self.study.name, trial)
-        params = {**trial.parameters, **{name: row.get(name) for name in PARAMS}}
         at = milliseconds(trial.proposed_at or self.study.header["time"])
-        counts: dict[str, float] = {
-            name: trial.counts[name] for name in ("params", "mult_adds") if name in trial.counts
-        }
-        tags = {"role": trial.role, "stratum": trial.stratum}
-        self._attempt(f"parameters of {trial.trial_id}", partial(self._log, run_id, params=params, tags=tags))
-        self._metrics(run_id, counts, at, step=0)
+        self._log(run_id, trial.trial_id, params=names.run_params(trial))
+        self._metrics(run_id, trial.trial_id, names.size_metrics(trial), at, step=0)
+        self._add_dataset(run_id)
         self._due[f"specification of {trial.trial_id}"] = partial(self._store_specification, trial, run_id)
+
+    def _add_dataset(self, run_id: str) -> None:
+        found = dataset_input(self.study)
+        if found is not None:
+            self.client.log_inputs(run_id, [found])
 
     def _store_specification(self, trial: TrialRecord, run_id: str) -> None:
         self.client.log_dict(run_id, trial.specification, "specification.json")
-        self.client.set_tag(run_id, COMPLETE_TAG, "true")
+        self.client.set_tag(run_id, names.COMPLETE_TAG, "true")
 
     def _run_status(self, trial: TrialRecord) -> str:
+        if trial.broken:
+            return FAILED
         return KILLED if self.study.closed and trial.status not in TERMINAL else RUN_STATUS[trial.status]
 
     def _set_status(self, run_id: str, trial: TrialRecord, status: str) -> None:
@@ -278,36 +257,58 @@ class MlflowStudy:
         rows = [{"trial_id": t.trial_id, "stratum": t.stratum, "reason": t.reason, **t.parameters} for t in found]
         self.client.log_dict(self.parent, {"infeasible": rows}, "infeasible.json")
 
-    def _metrics(self, run_id: str, values: Mapping[str, float], at: int, step: int) -> None:
-        self._log(run_id, [(name, value, at, step) for name, value in values.items()])
+    def _artifacts(self) -> list[tuple[Path, str | None]]:
+        """Pictures and tables of the study, and all of its report, each with its folder among the artifacts."""
+        found: list[tuple[Path, str | None]] = [(self.study_dir / name, None) for name in ARTIFACTS]
+        report = sorted(path for path in (self.study_dir / REPORT_FOLDER).rglob("*") if path.suffix != ".tmp")
+        found += [(path, path.parent.relative_to(self.study_dir).as_posix()) for path in report]
+        return [(path, place) for path, place in found if path.is_file()]
+
+    # Calls
+
+    def _metrics(self, run_id: str, about: str, values: Mapping[str, float], at: int, step: int) -> None:
+        self._log(run_id, about, [(name, value, at, step) for name, value in values.items()])
 
     def _log(
         self,
         run_id: str,
+        about: str,
         points: Sequence[tuple[str, float, int, int]] = (),
-        params: Mapping[str, Any] | None = None,
-        tags: Mapping[str, Any] | None = None,
+        params: Mapping[str, str] | None = None,
+        tags: Mapping[str, str] | None = None,
     ) -> None:
+        """Store all of it in as few calls as MLflow's limits allow; tags go with the first metrics."""
         from mlflow.entities import Metric, Param, RunTag
 
-        listed = [Param(_name(key), str(value)) for key, value in (params or {}).items() if value not in (None, "")]
-        labels = [RunTag(key, str(value)) for key, value in (tags or {}).items() if value is not None]
-        for part in _parts(listed, 100):
-            self.client.log_batch(run_id, params=part)
-        parts = list(_parts([Metric(*point) for point in points], BATCH))
-        for number, part in enumerate(parts or [[]] * bool(labels)):
-            self.client.log_batch(run_id, metrics=part, tags=[] if number else labels)
+        for part in _parts([Param(_name(key), value) for key, value in (params or {}).items()], SMALL_BATCH):
+            self._batch(run_id, about, part)
+        labels: list[Any] = [RunTag(key, value) for key, value in (tags or {}).items()]
+        parts = list(_parts([Metric(*point) for point in points], BATCH)) or [[]]
+        for number, part in enumerate(parts):
+            self._batch(run_id, about, [*part, *([] if number else labels)])
 
-    def _attempt(self, what: str, store: Callable[[], None]) -> None:
-        """Run `store`; a record that MLflow will never take must not hold up all that come after it."""
+    def _batch(self, run_id: str, about: str, items: Sequence[Metric | Param | RunTag]) -> None:
+        """One call; what MLflow will never take is halved until it stands alone and is noted; the rest is stored."""
+        from mlflow.entities import Metric, Param, RunTag
         from mlflow.exceptions import MlflowException
 
+        if not items:
+            return
         try:
-            store()
+            self.client.log_batch(
+                run_id, [item for item in items if isinstance(item, Metric)],
+                [item for item in items if isinstance(item, Param)],
+                [item for item in items if isinstance(item, RunTag)],
+            )  # fmt: skip
         except MlflowException as error:
             if error.error_code not in REFUSALS:
                 raise
-            self.refused.append(f"{what}: {one_line(error)}")
+            if len(items) == 1:
+                self.refused[f"{items[0].key[:80]} of {about}"] = one_line(error)
+                return
+            middle = len(items) // 2
+            self._batch(run_id, about, items[:middle])
+            self._batch(run_id, about, items[middle:])
 
     def _store_artifacts(self) -> None:
         """Store the artifacts that are due; the first failure leaves the rest due, and never holds up metrics."""
@@ -321,73 +322,18 @@ class MlflowStudy:
             del self._due[name]
 
 
-def open_client(uri: str, study_dir: Path) -> MlflowClient:
-    """A client of a store; a SQLite file that is missing is made, its artifacts beside it in `study_dir`."""
-    from mlflow.tracking import MlflowClient
-
-    path = sqlite_path(uri)
-    if path is not None and not path.exists():
-        _create_database(path, study_dir)
-    return MlflowClient(tracking_uri=uri)
-
-
-def sqlite_path(uri: str) -> Path | None:
-    """The file behind a `sqlite:///` URI; None for any other store."""
-    prefix = "sqlite:///"
-    return Path(uri[len(prefix) :].partition("?")[0]) if uri.startswith(prefix) else None
-
-
-def _create_database(path: Path, study_dir: Path) -> None:
-    """Make the tables beside the database and move them into place: MLflow cannot mend a half-made database."""
-    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
-
-    fresh = path.with_name(path.name + f".{os.getpid()}.new")
-    for leftover in path.parent.glob(path.name + ".*.new*"):
-        leftover.unlink()
-    artifacts = (study_dir / ARTIFACTS_FOLDER).resolve().as_uri()
-    store = SqlAlchemyStore(f"sqlite:///{fresh}", artifacts)
-    store.engine.dispose()
-    os.replace(fresh, path)
-
-
 def _points(entry: Entry) -> list[tuple[str, float, int, int]]:
     at = milliseconds(entry.time)
     return [
-        (_name(name), float(value), at, entry.epoch)
+        (_name(names.metric_name(name)), float(value), at, entry.epoch)
         for name, value in entry.metrics.items()
         if isinstance(value, int | float)
     ]
 
 
-def _state_tags(trial: TrialRecord) -> dict[str, str]:
-    tags = {"status": str(trial.status), "reason": trial.reason, "attempts": str(len(trial.attempts))}
-    if trial.aliases:
-        tags["aliases"] = json.dumps(trial.aliases, sort_keys=True)
-    return tags
-
-
 def _name(text: str) -> str:
     """A name of a space file with what MLflow does not allow in names replaced."""
     return re.sub(r"[^\w\-. /:]", "_", text)
-
-
-def _run_name(trial: TrialRecord) -> str:
-    method = trial.specification.get("method", {})
-    parts = [trial.method or str(trial.role), *(str(method[key]) for key in ("dims", "rank_scale") if key in method)]
-    return " ".join([*parts, trial.trial_id[:8]])
-
-
-def _summary(study: StudyRecord) -> dict[str, float]:
-    """Counts of trials by status, and the lowest validation error (percent) of those that completed."""
-    statuses = [trial.status for trial in study.trials.values()]
-    summary: dict[str, float] = {f"trials_{status}": statuses.count(status) for status in Status}
-    done = [t for t in study.trials.values() if t.status is Status.COMPLETED and t.val_error is not None]
-    if done:
-        best = min(done, key=lambda trial: (trial.val_error, trial.counts.get("params", 0)))
-        summary[f"best_{VAL_ERROR}"] = float(best.val_error or 0.0)
-        if "params" in best.counts:
-            summary["best_params"] = best.counts["params"]
-    return summary
 
 
 def _parts(items: Sequence[Any], size: int) -> Iterable[Sequence[Any]]:

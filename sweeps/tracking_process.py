@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
-from lowrank.errors import InputError
-from sweeps.records import JOURNAL_FILE, MLFLOW_FILE
+import yaml
 
-PROGRESS_FILE = "tracking.json"
-LOG_FILE = "tracking.log"
+from lowrank.errors import InputError
+from sweeps.records import JOURNAL_FILE, LOG_FILE, MLFLOW_FILE, PROGRESS_FILE, SPACE_FILE
+
 URI_VARIABLE = "SWEEP_TRACKING_URI"  # hands an address, with its password, to the process without showing it in `ps`
 PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
 CHOICES = "sqlite:///FILE, http://HOST:PORT, https://HOST, postgresql://, mysql:// or mssql://"
@@ -111,11 +111,23 @@ def _check_port(uri: str, host: str, port: int) -> None:
         ) from error
 
 
-def catch_up_command(study_dir: Path, uri: str) -> str:
-    """The command that carries what is left; a password is shown as ***."""
+def last_tracking_uri(study_dir: Path) -> str:
+    """The store that the study is recorded into by its `space.yaml`; the study's own where that names none."""
+    try:
+        content = yaml.safe_load((study_dir / SPACE_FILE).read_text())
+        named = content["options"]["tracking_uri"]
+    except (OSError, yaml.YAMLError, LookupError, TypeError):  # a study of tests, or one whose question is lost
+        named = None
+    return str(named) if named else default_tracking_uri(study_dir)
+
+
+def catch_up_command(study_dir: Path, uri: str, *, again: bool = False) -> str:
+    """The command that carries what is left, or all `again`; a password is shown as ***."""
     command = ["python", "-m", "sweeps.tracking", str(study_dir)]
     if uri != default_tracking_uri(study_dir):
         command += ["--tracking-uri", redact(uri)]
+    if again:
+        command += ["--again"]
     return shlex.join(command)
 
 
@@ -184,7 +196,19 @@ class TrackingProcess:
 
 def behind_message(study_dir: Path, uri: str, why: str = "") -> str:
     """One line: how many records MLflow lacks, why, and the command that catches up."""
-    behind = records_behind(study_dir)
-    why = why or read_progress(study_dir).get("error") or f"see {study_dir / LOG_FILE}"
+    behind, progress = records_behind(study_dir), read_progress(study_dir)
+    if progress.get("refused") and not behind:
+        return refused_message(study_dir, uri, progress["refused"])
+    why = why or progress.get("error") or f"see {study_dir / LOG_FILE}"
     what = f"{behind:,} record{'s' * (behind != 1)} behind" if behind else "incomplete"
     return f"MLflow is {what} ({why}); nothing is lost, catch up with: {catch_up_command(study_dir, uri)}"
+
+
+def refused_message(study_dir: Path, uri: str, refused: dict[str, str]) -> str:
+    """One line: how many records MLflow will not take as they are, the first with its reason, and how to ask again."""
+    what, why = next(iter(refused.items()))
+    many = f"{len(refused):,} records, the first" if len(refused) > 1 else "a record"
+    return (
+        f"MLflow has refused {many}: {what} ({why}); journal and tables have everything, ask MLflow again with: "
+        f"{catch_up_command(study_dir, uri, again=True)}"
+    )

@@ -10,6 +10,7 @@ from typing import Any
 
 from sweeps.journal import read_journal
 from sweeps.records import JOURNAL_FILE, Event
+from sweeps.tracking_names import metric_name
 
 
 def rows(database: Path, query: str) -> list[tuple[Any, ...]]:
@@ -29,7 +30,7 @@ def epoch_metrics(database: Path) -> Counter[tuple[Any, ...]]:
 def journal_metrics(study_dir: Path) -> Counter[tuple[Any, ...]]:
     """The same from the journal, each once."""
     found = {
-        (event["trial"], name, event["epoch"], round(event["time"] * 1000), value)
+        (event["trial"], metric_name(name), event["epoch"], round(event["time"] * 1000), value)
         for event in read_journal(study_dir / JOURNAL_FILE)
         if event["event"] == Event.EPOCH
         for name, value in event["metrics"].items()

@@ -19,9 +19,8 @@ import pytest
 
 from lowrank.errors import InputError
 from sweeps.journal import Journal
-from sweeps.records import EPOCHS_FILE, JOURNAL_FILE, MLFLOW_FILE, RESULTS_FILE, Event
+from sweeps.records import EPOCHS_FILE, JOURNAL_FILE, LOG_FILE, MLFLOW_FILE, RESULTS_FILE, Event
 from sweeps.tracking import TrackingProcess, check_tracking_uri
-from sweeps.tracking_process import LOG_FILE
 from tests.support.mlflow_store import content, epoch_metrics, journal_metrics, parent_status, rows, trial_runs
 from tests.support.synthetic import Plan, header, metrics, write_study
 

@@ -1,0 +1,107 @@
+"""`python -m analysis mark`: one line of the journal, followed by MLflow and the tables, and taken back as easily."""
+
+from __future__ import annotations
+
+import pyarrow.parquet as pq
+import pytest
+
+from analysis.__main__ import main
+from analysis.front import collect, front
+from analysis.load import load_study
+from analysis.tables import broken_text, endings
+from sweeps.fronts import front_trials
+from sweeps.journal import locked_journal
+from sweeps.records import JOURNAL_FILE, MLFLOW_FILE, RESULTS_FILE, Status
+from tests.support.mlflow_store import rows
+from tests.support.synthetic import Plan, write_study
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return write_study(tmp_path / "study", Plan(trials=8, epochs=2))
+
+
+@pytest.fixture
+def catch_ups(monkeypatch):
+    """The commands that would bring MLflow up to date, which takes seconds and is tested once."""
+    said = []
+    monkeypatch.setattr("analysis.mark.subprocess.run", lambda command, **_: said.append(command))
+    return said
+
+
+def best(folder):
+    return front(collect(load_study(folder)))[-1].trial_id
+
+
+def test_a_marked_trial_is_in_no_figure_and_still_on_record(folder, catch_ups, capsys):
+    victim = best(folder)
+    lines = (folder / JOURNAL_FILE).read_bytes()
+    assert main(["mark", str(folder), victim, "--broken", "wrong labels"]) == 0
+    study = load_study(folder)
+    assert (folder / JOURNAL_FILE).read_bytes().startswith(lines)
+    assert study.trials[victim].epochs
+    assert victim not in [point.trial_id for point in collect(study)]
+    assert victim not in [trial.trial_id for trial in front_trials(study.trials.values())]
+    assert broken_text(study) == "1 marked as broken, in no figure: wrong labels (1)"
+    completed = [trial for trial in study.trials.values() if trial.status is Status.COMPLETED]
+    assert next(iter(endings(study))).count == len(completed) - 1
+    assert f"trial {victim} (completed) counts for nothing from now on: wrong labels" in capsys.readouterr().out
+    assert [command[1:3] for command in catch_ups] == [["-m", "sweeps.tracking"]]
+    assert main(["mark", str(folder), victim, "--undo"]) == 0
+    assert best(folder) == victim
+
+
+def test_a_trial_may_be_named_by_the_beginning_of_its_id(folder, catch_ups):
+    victim = best(folder)
+    assert main(["mark", str(folder), victim[:6], "--note", "odd curve", "--tag", "seen=yes"]) == 0
+    found = load_study(folder).trials[victim]
+    assert (found.notes, found.tags, found.broken) == (["odd curve"], {"seen": "yes"}, "")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["0000", "--broken", "x"], "must be the id of one trial of 'tt_dims', or its beginning; found: none"),
+        (["ab", "--broken", "x"], "at least 4 characters of its id, but got 'ab'"),
+        (["BEST"], "mark needs one of --broken WHY, --undo, --note TEXT, --tag K=V"),
+        (["BEST", "--undo"], "is not marked as broken, so there is nothing to undo"),
+        (["BEST", "--broken", " "], "--broken must say why"),
+        (["BEST", "--broken", "x", "--undo"], "--broken and --undo contradict each other"),
+        (["BEST", "--tag", "status=fine"], "the tag 'status' is taken"),
+    ],
+)
+def test_a_mistake_is_one_line_and_changes_nothing(folder, catch_ups, arguments, message, capsys):
+    before = (folder / JOURNAL_FILE).read_bytes()
+    asked = [best(folder) if argument == "BEST" else argument for argument in arguments]
+    assert main(["mark", str(folder), *asked]) == 2
+    said = capsys.readouterr().err
+    assert message in said
+    assert said.count("\n") == 1
+    assert (folder / JOURNAL_FILE).read_bytes() == before
+    assert not catch_ups
+
+
+def test_while_a_driver_runs_nothing_is_marked(folder, catch_ups, capsys):
+    victim = best(folder)
+    with locked_journal(folder):
+        assert main(["mark", str(folder), victim, "--broken", "x"]) == 2
+    said = capsys.readouterr().err
+    assert "is being run by another process; stop it with Ctrl-C, mark the trial, and go on with --resume" in said
+    assert best(folder) == victim
+
+
+def test_mlflow_and_the_tables_follow_at_once(folder, capfd):
+    victim = best(folder)
+    query = f"""
+        select t.key, t.value from tags t join tags i on i.run_uuid = t.run_uuid
+        where i.key = 'trial_id' and i.value = '{victim}'
+    """
+    assert main(["mark", str(folder), victim, "--broken", "wrong labels"]) == 0
+    assert dict(rows(folder / MLFLOW_FILE, query))["broken"] == "wrong labels"
+    others = rows(folder / MLFLOW_FILE, "select count(*) from tags where key = 'broken' and value = 'no'")
+    assert others == [(9,)]
+    row = next(row for row in pq.read_table(folder / RESULTS_FILE).to_pylist() if row["trial_id"] == victim)
+    assert row["broken"] == "wrong labels"
+    assert main(["mark", str(folder), victim, "--undo"]) == 0
+    assert dict(rows(folder / MLFLOW_FILE, query))["broken"] == "no"
+    assert "records are in sqlite:///" in capfd.readouterr().out
