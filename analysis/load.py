@@ -24,6 +24,7 @@ from sweeps.records import (
 )
 
 STUDIES = Path("studies")
+ADDED_LATER = ("broken", "note")  # columns that older tables lack
 
 
 def list_studies(root: Path = STUDIES) -> list[str]:
@@ -94,6 +95,12 @@ def _trial(row: dict[str, Any]) -> TrialRecord:
         finished_at=row["finished_at"],
         test_error=row["test_error"],
     )
+    trial.attempts = [{} for _ in range(row["attempts"] or 0)]
+    if trial.attempts:
+        trial.attempts[0]["start_seconds"] = row["start_seconds"] or 0.0  # of all attempts: the table keeps their sum
+    for name in ADDED_LATER:
+        if row.get(name) is not None:
+            setattr(trial, name, row[name])
     if row["epochs"]:
         trial.epochs[row["epochs"]] = {name: row[name] for name in EPOCH_METRICS if row.get(name) is not None}
     return trial
