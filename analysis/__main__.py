@@ -1,4 +1,4 @@
-"""Command line: python -m analysis summary STUDY."""
+"""Command line: python -m analysis summary STUDY, and report, compare, export and collate as their own files have it."""
 
 from __future__ import annotations
 
@@ -7,30 +7,38 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from analysis import collate, compare, export, report
 from analysis.answer import answer_text
+from analysis.commands import exit_code
+from analysis.front import collect
 from analysis.load import STUDIES, find_study, load_study
 from analysis.plots import draw_front
 from analysis.tables import print_summary, write_csv
-from lowrank.errors import InputError
-from sweeps.records import FRONT_PICTURE, Status
+from sweeps.records import FRONT_PICTURE
 
 SUMMARY_FILE = "summary.csv"
+PARTS = {
+    "report": (report, "one HTML page that answers the study's question"),
+    "compare": (compare, "fronts, hypervolume at equal cost and the trials that differ"),
+    "export": (export, "the chosen model as safetensors, torch.export program and ONNX, with proof"),
+    "collate": (collate, "the records of several machines or stores as one study"),
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Command line; returns 0, or 2 with one line when there is no such study."""
+    """Command line; returns the command's exit code, 2 with one line for bad input."""
     parser = argparse.ArgumentParser(prog="python -m analysis", description="tables, fronts and pictures of a study")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     command = commands.add_parser("summary", help="print the table and the answer, write front.png and summary.csv")
     command.add_argument("study", help="a study's name, or its folder")
     command.add_argument("--studies", type=Path, default=STUDIES, help="where studies are (default: studies)")
+    command.set_defaults(run=lambda arguments: summary(find_study(arguments.study, arguments.studies)))
+    for name, (part, words) in PARTS.items():
+        command = commands.add_parser(name, help=words, description=words)
+        part.add_arguments(command)
+        command.set_defaults(run=part.run)
     arguments = parser.parse_args(argv)
-    try:
-        summary(find_study(arguments.study, arguments.studies))
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return exit_code(lambda: arguments.run(arguments) or 0)
 
 
 def summary(folder: Path) -> None:
@@ -39,7 +47,7 @@ def summary(folder: Path) -> None:
     print_summary(study, answer_text(study))
     write_csv(study, folder / SUMMARY_FILE)
     written = [SUMMARY_FILE]
-    if any(trial.status is Status.COMPLETED and trial.val_error is not None for trial in study.trials.values()):
+    if any(point.finished for point in collect(study)):
         draw_front(study, folder / FRONT_PICTURE)
         written.insert(0, FRONT_PICTURE)
     print(f"\nwritten into {folder}: {', '.join(written)}")

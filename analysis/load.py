@@ -60,7 +60,7 @@ def load_study(folder: Path) -> StudyRecord:
         InputError: the journal holds no study yet, or one of its lines is damaged.
     """
     if not (folder / JOURNAL_FILE).is_file():
-        return _from_tables(folder)
+        return load_tables(folder)
     try:
         study = fold(read_journal(folder / JOURNAL_FILE))
     except ValueError as error:
@@ -70,7 +70,8 @@ def load_study(folder: Path) -> StudyRecord:
     return study
 
 
-def _from_tables(folder: Path) -> StudyRecord:
+def load_tables(folder: Path) -> StudyRecord:
+    """A study from results.parquet and, where it is there, epochs.parquet; columns that older tables lack are None."""
     rows = pq.read_table(folder / RESULTS_FILE).to_pylist()
     trials = {row["trial_id"]: _trial(row) for row in rows}
     if (folder / EPOCHS_FILE).is_file():

@@ -81,7 +81,7 @@ def _draw_axes(axes: Axes, plot: FrontPlot, layout: Layout) -> None:
     axes.set_ylim(*plot.y_limits)
     decades = math.log10(plot.x_limits[1] / plot.x_limits[0]) * 9.6 / layout.width  # as many as the width has room for
     axes.xaxis.set_major_locator(LogLocator(subs=_ticks(decades), numticks=30))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _size(value)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short_count(value)))
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.xaxis.set_minor_locator(LogLocator(subs=tuple(range(1, 10)), numticks=30))
     axes.set_xlabel(f"{plot.x_label} (log scale)")
@@ -230,7 +230,8 @@ def _around(axes: Axes, point: tuple[float, float], scale: float, radius: float)
     return Box(x - radius, y - radius, x + radius, y + radius)
 
 
-def _size(value: float) -> str:
+def short_count(value: float) -> str:
+    """A round count as an axis shows it, e.g. `50k`."""
     if value >= 1e9:
         return f"{value / 1e9:g}G"
     if value >= 1e6:
