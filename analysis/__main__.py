@@ -1,4 +1,4 @@
-"""Command line: python -m analysis summary STUDY, and report, compare, export and collate as their own files have it."""
+"""Command line: python -m analysis summary STUDY; report, compare, export and collate are the parts of those names."""
 
 from __future__ import annotations
 

@@ -21,8 +21,8 @@ from itertools import combinations
 from typing import Any
 
 from analysis.estimates import Estimate, t_interval
-from analysis.front import broken
-from sweeps.records import Role, Status, StudyRecord, TrialRecord
+from analysis.front import searched
+from sweeps.records import StudyRecord, TrialRecord
 
 EQUAL, BEST = "all else equal", "best within each budget"
 MOST_VALUES = 9  # a factor with more is continuous: importance and the heat map show it
@@ -54,7 +54,7 @@ class Effect:
 
 def ablation(study: StudyRecord) -> list[Effect]:
     """Every pair of values of every searched factor that has at most MOST_VALUES of them, exact pairs first."""
-    trials = [t for t in study.trials.values() if _usable(t)]
+    trials = searched(study)
     found = []
     for factor in factors(study, trials):
         values = sorted({_value(t.parameters[factor]) for t in trials if factor in t.parameters}, key=_order)
@@ -93,11 +93,6 @@ def _ranges(space: Mapping[str, Any]) -> set[str] | None:
                 if isinstance(value, Mapping) and ("log_uniform" in value or len(value.get("uniform", ())) == 2):
                     found.add(f"{section}.{key}")
     return found
-
-
-def _usable(trial: TrialRecord) -> bool:
-    done = trial.status is Status.COMPLETED and trial.val_error is not None
-    return done and trial.role is Role.SEARCH and not broken(trial)
 
 
 def _value(value: Any) -> str:

@@ -134,10 +134,14 @@ def strata(study: StudyRecord) -> list[Stratum]:
     entries: list[dict[str, Any]] = study.header.get("strata") or []
     open_ended = sum(entry.get("params") is None for entry in entries)
     found = [
-        Stratum(label=e["label"], params=e.get("params"), unlimited=e.get("params") is None and open_ended == 1)
+        Stratum(label=e["label"], params=_whole(e.get("params")), unlimited=e.get("params") is None and open_ended == 1)
         for e in entries
     ]
     return sorted(found, key=lambda stratum: (stratum.params is None, stratum.params or 0))
+
+
+def _whole(params: float | None) -> int | None:
+    return None if params is None else int(params)
 
 
 def best(points: Iterable[FrontPoint]) -> FrontPoint | None:
@@ -170,8 +174,18 @@ def validation_images(study: StudyRecord) -> int | None:
     return int(images) if images else None
 
 
+def searched(study: StudyRecord) -> list[TrialRecord]:
+    """The trials of the search and their repeats that trained to their end; references and broken ones are left out."""
+    done = [t for t in study.trials.values() if t.status is Status.COMPLETED and t.val_error is not None]
+    known = {setting_of(trial) for trial in done if trial.role is Role.REFERENCE}
+    return [trial for trial in done if not broken(trial) and setting_of(trial) not in known]
+
+
 def setting_of(trial: TrialRecord) -> str:
     """What a trial trains, the seed left out: trials that repeat each other have the same."""
+    told = getattr(trial, "point_id", "")  # newer records say it themselves
+    if told:
+        return str(told)
     return json.dumps({key: value for key, value in trial.specification.items() if key != "seed"}, sort_keys=True)
 
 

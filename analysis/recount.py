@@ -16,17 +16,17 @@ from sweeps.records import TrialRecord
 def recount(trial: TrialRecord, data: Mapping[str, Any]) -> dict[str, int] | None:
     """The trial's counts by the records' names; `data` is the study header's section of that name.
 
-    None where the shape of the images or the number of classes is not known: older headers do not tell it, and only
-    published sets have one that everybody knows.
+    None for a budget that is shared unevenly among layers, and where the shape of the images or the number of classes
+    is not known: older headers do not tell it, and only published sets have one that everybody knows.
 
     Raises:
         InputError: the specification names what this version does not have.
     """
     shape = _shape(trial, data)
     classes = data.get("classes") or _published(trial).get("classes")
-    if shape is None or not classes:
-        return None
     spec = trial.specification
+    if shape is None or not classes or "allocation" in spec:
+        return None
     try:
         settings, method = NetworkSettings(**spec["network"]), make_method(spec["method"])
     except (KeyError, ValueError) as error:

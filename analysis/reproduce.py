@@ -50,6 +50,12 @@ def _why_not(trial: TrialRecord) -> str:
     missing = [name for name in ("network", "method", "train", "data", "seed") if name not in spec]
     if missing:
         return f"its record has no {', '.join(missing)}"
+    if "allocation" in spec:
+        return "its budget is shared unevenly among the layers: train its study again"
+    if "start" in spec:
+        return "it starts from the weights of another trial: train its study again"
+    if "teacher" in spec:
+        return "it learns from a teacher, which a space file of its own does not know: train its study again"
     seeds = spec["seed"], spec.get("views", {}).get("seed", spec["seed"])
     if seeds[0] != seeds[1]:
         return f"it is the repeat of seed {seeds[0]} of a study of seed {seeds[1]}: train the study's repeats again"
@@ -71,6 +77,4 @@ def space_of(study: StudyRecord, trial: TrialRecord) -> dict[str, Any]:
     resources = study.header.get("space", {}).get("resources")
     if resources:
         content["resources"] = dict(resources)
-    if spec.get("teacher"):
-        content["teacher"] = spec["teacher"]
     return content

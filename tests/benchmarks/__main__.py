@@ -19,6 +19,7 @@ BENCHMARKS = {
     "steps": "tests.benchmarks.bench_steps",
     "layers": "tests.benchmarks.bench_layers",
     "counting": "tests.benchmarks.bench_counting",
+    "report": "tests.benchmarks.bench_study_report",
 }
 
 
