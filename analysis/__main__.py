@@ -1,4 +1,4 @@
-"""Command line: python -m analysis summary STUDY, python -m analysis mark STUDY TRIAL --broken WHY."""
+"""Command line: python -m analysis summary STUDY; report, compare, export and collate are the parts of those names."""
 
 from __future__ import annotations
 
@@ -7,36 +7,43 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from analysis import collate, compare, export, report
 from analysis.answer import answer_text
+from analysis.commands import exit_code
 from analysis.front import collect
 from analysis.load import STUDIES, find_study, load_study
 from analysis.mark import add_arguments, mark
 from analysis.plots import draw_front
 from analysis.tables import print_summary, write_csv
-from lowrank.errors import InputError
 from sweeps.records import FRONT_PICTURE, SUMMARY_TABLE
+
+PARTS = {
+    "report": (report, "one HTML page that answers the study's question"),
+    "compare": (compare, "fronts, hypervolume at equal cost and the trials that differ"),
+    "export": (export, "the chosen model as safetensors, torch.export program and ONNX, with proof"),
+    "collate": (collate, "the records of several machines or stores as one study"),
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Command line; returns 0, or 2 with one line when there is no such study."""
+    """Command line; returns the command's exit code, 2 with one line for bad input."""
     parser = argparse.ArgumentParser(prog="python -m analysis", description="tables, fronts and pictures of a study")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     command = commands.add_parser("summary", help="print the table and the answer, write front.png and summary.csv")
     command.add_argument("study", help="a study's name, or its folder")
     command.add_argument("--studies", type=Path, default=STUDIES, help="where studies are (default: studies)")
-    command.set_defaults(run=lambda folder, _: summary(folder))
+    command.set_defaults(run=lambda arguments: summary(find_study(arguments.study, arguments.studies)))
     marking = commands.add_parser("mark", help="take a broken trial out of all conclusions, or remark on one")
     marking.add_argument("study", help="a study's name, or its folder")
     marking.add_argument("--studies", type=Path, default=STUDIES, help="where studies are (default: studies)")
-    marking.set_defaults(run=mark)
+    marking.set_defaults(run=lambda arguments: mark(find_study(arguments.study, arguments.studies), arguments))
     add_arguments(marking)
+    for name, (part, words) in PARTS.items():
+        command = commands.add_parser(name, help=words, description=words)
+        part.add_arguments(command)
+        command.set_defaults(run=part.run)
     arguments = parser.parse_args(argv)
-    try:
-        arguments.run(find_study(arguments.study, arguments.studies), arguments)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return exit_code(lambda: arguments.run(arguments) or 0)
 
 
 def summary(folder: Path) -> None:

@@ -6,17 +6,19 @@ top-1 errors on the validation images, in percent; sizes are plain counts; both 
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from lowrank.pareto import non_dominated
 from sweeps.records import Role, Status, StudyRecord, TrialRecord
 
 METHOD_LABELS = {"cp": "CP", "acdc": "ACDC", "dense": "dense", "tucker": "Tucker"}
 SEPARABLE, DENSE = "separable", "dense"
+Size = Literal["params", "mult_adds"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +44,8 @@ class FrontPoint:
     epochs: int = 0
     reason: str = ""
     aliases: int = 0
+    width: float = 1.0  # of the network, 1 as published
+    setting: str = ""  # what is trained, without the seed: repeats share it
 
     @property
     def eligible(self) -> bool:
@@ -61,9 +65,19 @@ class FrontPoint:
         return self.val_error
 
     @property
+    def form(self) -> str:
+        """The method in words, a thinner network's width with it, e.g. `separable, width 0.5`."""
+        label = method_label(self.method)
+        return label if self.width == 1 else f"{label}, width {self.width:.3g}"
+
+    def size(self, measure: Size) -> int | None:
+        """Parameters, or mult-adds for one image (None where they are not known)."""
+        return self.params if measure == "params" else self.mult_adds
+
+    @property
     def name(self) -> str:
         """The setting in words, e.g. `tensor train, 3 dims, rank scale 0.31`."""
-        parts = [method_label(self.method)]
+        parts = [self.form]
         if self.dims is not None:
             parts.append(f"{self.dims} dims")
         if self.rank_scale is not None:
@@ -92,18 +106,27 @@ def method_label(method: str) -> str:
 
 
 def collect(study: StudyRecord) -> list[FrontPoint]:
-    """Every trial whose size is known, by size; what is infeasible or was marked as broken is left out."""
-    trials = [trial for trial in study.trials.values() if "params" in trial.counts and not trial.broken]
-    done = Counter(_without_seed(trial) for trial in trials if trial.status is Status.COMPLETED)
-    points = [_point(trial, done) for trial in trials if trial.status is not Status.INFEASIBLE]
+    """Every trial whose size is known, whatever became of it, by size.
+
+    Settings that cannot be, and trials marked as broken, are left out.
+    """
+    known = [trial for trial in study.trials.values() if "params" in trial.counts and not broken(trial)]
+    trials = [(trial, setting_of(trial)) for trial in known if trial.status is not Status.INFEASIBLE]
+    done = Counter(setting for trial, setting in trials if trial.status is Status.COMPLETED)
+    points = [_point(trial, setting, done) for trial, setting in trials]
     return sorted(points, key=lambda point: (point.params, point.val_error is None, point.val_error or 0.0))
 
 
-def front(points: Sequence[FrontPoint]) -> list[FrontPoint]:
-    """The eligible points that no other beats in both parameters and validation error, by size."""
-    eligible = [point for point in points if point.eligible]
-    kept = non_dominated([(float(point.params), point.error) for point in eligible])
-    return sorted((eligible[index] for index in kept), key=lambda point: point.params)
+def broken(trial: TrialRecord) -> str:
+    """Why a trial was marked as broken; "" for all others, and for records that are older than the mark."""
+    return str(getattr(trial, "broken", None) or "")
+
+
+def front(points: Sequence[FrontPoint], measure: Size = "params") -> list[FrontPoint]:
+    """The eligible points that no other beats in both size and validation error, by size."""
+    sized = [(size, point) for point in points if point.eligible and (size := point.size(measure)) is not None]
+    kept = non_dominated([(float(size), point.error) for size, point in sized])
+    return [point for _, point in sorted((sized[index] for index in kept), key=lambda pair: pair[0])]
 
 
 def strata(study: StudyRecord) -> list[Stratum]:
@@ -111,10 +134,14 @@ def strata(study: StudyRecord) -> list[Stratum]:
     entries: list[dict[str, Any]] = study.header.get("strata") or []
     open_ended = sum(entry.get("params") is None for entry in entries)
     found = [
-        Stratum(label=e["label"], params=e.get("params"), unlimited=e.get("params") is None and open_ended == 1)
+        Stratum(label=e["label"], params=_whole(e.get("params")), unlimited=e.get("params") is None and open_ended == 1)
         for e in entries
     ]
     return sorted(found, key=lambda stratum: (stratum.params is None, stratum.params or 0))
+
+
+def _whole(params: float | None) -> int | None:
+    return None if params is None else int(params)
 
 
 def best(points: Iterable[FrontPoint]) -> FrontPoint | None:
@@ -147,11 +174,22 @@ def validation_images(study: StudyRecord) -> int | None:
     return int(images) if images else None
 
 
-def _without_seed(trial: TrialRecord) -> str:
+def searched(study: StudyRecord) -> list[TrialRecord]:
+    """The trials of the search and their repeats that trained to their end; references and broken ones are left out."""
+    done = [t for t in study.trials.values() if t.status is Status.COMPLETED and t.val_error is not None]
+    known = {setting_of(trial) for trial in done if trial.role is Role.REFERENCE}
+    return [trial for trial in done if not broken(trial) and setting_of(trial) not in known]
+
+
+def setting_of(trial: TrialRecord) -> str:
+    """What a trial trains, the seed left out: trials that repeat each other have the same."""
+    told = getattr(trial, "point_id", "")  # newer records say it themselves
+    if told:
+        return str(told)
     return json.dumps({key: value for key, value in trial.specification.items() if key != "seed"}, sort_keys=True)
 
 
-def _point(trial: TrialRecord, done: Counter[str]) -> FrontPoint:
+def _point(trial: TrialRecord, setting: str, done: Counter[str]) -> FrontPoint:
     spec, counts = trial.specification, trial.counts
     method, train = spec.get("method", {}), spec.get("train", {})
     separable = counts.get("separable_params")
@@ -171,8 +209,10 @@ def _point(trial: TrialRecord, done: Counter[str]) -> FrontPoint:
         weight_decay=train.get("weight_decay"),
         scaled_decay=train.get("scaled_decay"),
         seed=spec.get("seed"),
-        seeds=max(1, done[_without_seed(trial)]),
+        seeds=max(1, done[setting]),
         epochs=trial.last_epoch,
         reason=trial.reason,
         aliases=len(trial.aliases),
+        width=spec.get("network", {}).get("width") or 1.0,
+        setting=hashlib.sha256(setting.encode()).hexdigest()[:12],
     )

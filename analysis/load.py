@@ -25,6 +25,7 @@ from sweeps.records import (
 )
 
 STUDIES = Path("studies")
+ADDED_LATER = ("broken", "note", "point_id")  # columns that older tables lack
 
 
 def list_studies(root: Path = STUDIES) -> list[str]:
@@ -60,7 +61,7 @@ def load_study(folder: Path) -> StudyRecord:
         InputError: the journal holds no study yet, or one of its lines is damaged.
     """
     if not (folder / JOURNAL_FILE).is_file():
-        return _from_tables(folder)
+        return load_tables(folder)
     try:
         study = fold(read_journal(folder / JOURNAL_FILE))
     except ValueError as error:
@@ -70,7 +71,8 @@ def load_study(folder: Path) -> StudyRecord:
     return study
 
 
-def _from_tables(folder: Path) -> StudyRecord:
+def load_tables(folder: Path) -> StudyRecord:
+    """A study from results.parquet and, where it is there, epochs.parquet; columns that older tables lack are None."""
     rows = pq.read_table(folder / RESULTS_FILE).to_pylist()
     trials = {row["trial_id"]: _trial(row) for row in rows}
     if (folder / EPOCHS_FILE).is_file():
@@ -97,6 +99,12 @@ def _trial(row: dict[str, Any]) -> TrialRecord:
         notes=(row.get("note") or "").splitlines(),
         tags=json.loads(row.get("tags") or "{}"),
     )
+    trial.attempts = [{} for _ in range(row["attempts"] or 0)]
+    if trial.attempts:
+        trial.attempts[0]["start_seconds"] = row["start_seconds"] or 0.0  # of all attempts: the table keeps their sum
+    for name in ADDED_LATER:
+        if row.get(name) is not None:
+            setattr(trial, name, row[name])
     if row["epochs"]:
         trial.epochs[row["epochs"]] = {name: row[name] for name in EPOCH_METRICS if row.get(name) is not None}
     return trial

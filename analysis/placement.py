@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 LEADER = 18.0  # pixels from which on a line joins a label to its point
+FARTHEST = 64  # pixels between a label and its point at most
 WORTH = 260.0  # the price at which a label is not worth its place
 
 
@@ -51,11 +52,12 @@ def place(labels: Sequence[Label], obstacles: Sequence[Box], frame: Box) -> list
     placed: list[Box | None] = []
     for label in labels:
         best, best_cost = None, WORTH
+        near = _within_reach(label, obstacles)
         for gap, box in _candidates(label):
             parts = [box, *_leader(label, box)]
             if box.outside(frame) > 0 or any(part.overlap(other) for part in parts for other in taken):
                 continue
-            cost = 2.0 * gap + sum(box.overlap(other) for other in obstacles)
+            cost = 2.0 * gap + sum(box.overlap(other) for other in near)
             if cost < best_cost:
                 best, best_cost = box, cost
         if best is not None:
@@ -67,6 +69,13 @@ def place(labels: Sequence[Label], obstacles: Sequence[Box], frame: Box) -> list
 def distance(label: Label, box: Box) -> float:
     """Pixels between a label's point and the nearest point of its box."""
     return math.dist(_nearest(label, box), (label.x, label.y))
+
+
+def _within_reach(label: Label, obstacles: Sequence[Box]) -> list[Box]:
+    """The obstacles that some place of the label could touch: of thousands of points, a handful."""
+    x, y = FARTHEST + label.width, FARTHEST + label.height
+    reach = Box(label.x - x, label.y - y, label.x + x, label.y + y)
+    return [other for other in obstacles if other.overlap(reach) > 0]
 
 
 def _nearest(label: Label, box: Box) -> tuple[float, float]:
@@ -86,7 +95,7 @@ def _leader(label: Label, box: Box) -> list[Box]:
 def _candidates(label: Label) -> list[tuple[float, Box]]:
     """Distances and boxes around the point, in the order of preference among equals."""
     found = []
-    for gap in (8, 16, 28, 44, 64):
+    for gap in (8, 16, 28, 44, FARTHEST):
         for step in range(16):
             angle = math.radians(45 + 22.5 * step)
             # The nearest point of the box, not its centre, keeps the distance: wide labels sit as close as high ones.

@@ -1,92 +1,39 @@
-"""The picture of a study: validation error against parameters. First a typed record of what is shown, then the drawing.
-
-Both axes are minimised: the lower left is best. Errors are in percent, sizes are parameter counts.
-"""
+"""Draws the picture of a study from its record (analysis.front_plot)."""
 
 from __future__ import annotations
 
+import math
 import os
-import textwrap
-import time
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from analysis.front import FrontPoint, best, collect, front, method_label, references, strata, validation_images
-from analysis.load import data_label
-from analysis.noise import wilson
+from analysis.front_plot import LOOKS, SPARE, FrontPlot, Series, front_plot
 from analysis.placement import LEADER, Box, Label, distance, place
-from sweeps.records import Role, Status, StudyRecord
+from sweeps.records import StudyRecord
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe and Ito's colours, which stay apart for colour-blind readers; each also has a marker of its own.
-LOOKS = {
-    "tensor_train": ("#0072B2", "o"), "tucker": ("#D55E00", "s"), "bottleneck": ("#009E73", "D"),
-    "hashed": ("#CC79A7", "^"), "shuffle": ("#E69F00", "v"), "acdc": ("#56B4E9", "P"), "cp": ("#7F7F7F", "X"),
-}  # fmt: skip
-SPARE = [("#000000", "<"), ("#B8A800", ">"), ("#0072B2", "h"), ("#D55E00", "d"), ("#009E73", "p"), ("#CC79A7", "H")]
+__all__ = ["LOOKS", "SPARE", "FrontPlot", "Layout", "Series", "draw_front", "draw_plot", "front_plot"]
+
 REFERENCE_COLOURS = ("#222222", "#8A5A00", "#5B2A86", "#00624A")
-TITLE_LETTERS, MARKER_PIXELS = 78, 7.0
+MARKER_PIXELS = 7.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Series:
-    """The completed trials of one method: (parameters, validation error in percent)."""
+class Layout:
+    """Size of a picture in inches, entries beside each other in its legend, and whether it has a title."""
 
-    label: str
-    colour: str
-    marker: str
-    points: tuple[tuple[float, float], ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class FrontPlot:
-    """All that the picture shows."""
-
-    title: str
-    subtitle: str
-    series: tuple[Series, ...]
-    stopped: tuple[tuple[float, float, str], ...]  # parameters, error at the last epoch, colour
-    front: tuple[tuple[float, float], ...]
-    references: tuple[tuple[str, float, float], ...]
-    budgets: tuple[float, ...]
-    labels: tuple[tuple[str, float, float], ...]  # of the front, most important first
-    x_limits: tuple[float, float]
-    y_limits: tuple[float, float]
-
-    @property
-    def beyond(self) -> int:
-        """How many points lie above the picture; they are drawn at its upper edge."""
-        shown = [error for line in self.series for _, error in line.points] + [error for _, error, _ in self.stopped]
-        return sum(error > self.y_limits[1] for error in shown)
+    width: float = 9.6
+    height: float = 6.4
+    columns: int = 5
+    title: bool = True
 
 
-def front_plot(study: StudyRecord) -> FrontPlot:
-    """The record of the study's picture; raises ValueError if no trial or reference trained to its end."""
-    points = collect(study)
-    done = [point for point in points if point.finished]
-    if not done:
-        raise ValueError(f"a picture needs a completed trial, but {study.name} has none")
-    kept, known = front(points), references(points)
-    looks = _looks(point.method for point in points if point.role is Role.SEARCH)
-    stopped = [point for point in points if point.status is Status.STOPPED and point.val_error is not None]
-    return FrontPlot(
-        title="\n".join(textwrap.wrap(str(study.header.get("question") or study.name), TITLE_LETTERS)[:3]),
-        subtitle=_subtitle(study, points),
-        series=_series(done, looks),
-        stopped=tuple((float(p.params), p.error, looks[p.method][0]) for p in stopped if p.role is Role.SEARCH),
-        front=tuple((float(point.params), point.error) for point in kept),
-        references=tuple((method_label(p.method), float(p.params), p.error) for p in known),
-        budgets=tuple(float(stratum.params) for stratum in strata(study) if stratum.params),
-        labels=tuple((_short(point), float(point.params), point.error) for point in _by_importance(kept)),
-        x_limits=_x_limits([point.params for point in (*done, *stopped)]),
-        y_limits=_y_limits(points, kept),
-    )
+WIDE, NARROW = Layout(title=False), Layout(width=4.4, height=5.2, columns=2, title=False)  # of a page: screen, phone
 
 
 def draw_front(study: StudyRecord, path: Path, dpi: int = 160) -> FrontPlot:
@@ -95,93 +42,28 @@ def draw_front(study: StudyRecord, path: Path, dpi: int = 160) -> FrontPlot:
     from matplotlib.figure import Figure
 
     plot = front_plot(study)
-    figure = Figure(figsize=(9.6, 6.4), dpi=dpi)
+    figure = Figure(figsize=(Layout().width, Layout().height), dpi=dpi)
     FigureCanvasAgg(figure)
-    _draw(figure, plot)
+    draw_plot(figure, plot, Layout())
     temporary = path.with_name(path.name + ".tmp")
     figure.savefig(temporary, format="png")
     os.replace(temporary, path)
     return plot
 
 
-def _looks(methods: Iterable[str]) -> dict[str, tuple[str, str]]:
-    """Colour and marker by method: the known ones keep theirs from picture to picture."""
-    names = sorted(set(methods))
-    others = [name for name in names if name not in LOOKS]
-    spare = {name: SPARE[index % len(SPARE)] for index, name in enumerate(others)}
-    return {name: LOOKS.get(name) or spare[name] for name in names}
-
-
-def _series(done: Sequence[FrontPoint], looks: dict[str, tuple[str, str]]) -> tuple[Series, ...]:
-    found = []
-    for method, (colour, marker) in looks.items():
-        points = tuple((float(p.params), p.error) for p in done if p.method == method and p.role is Role.SEARCH)
-        if points:
-            found.append(Series(label=method_label(method), colour=colour, marker=marker, points=points))
-    return tuple(found)
-
-
-def _subtitle(study: StudyRecord, points: Sequence[FrontPoint]) -> str:
-    header = study.header
-    data, network = header.get("data", {}), header.get("network", {}).get("name")
-    searched = [point for point in points if point.role is Role.SEARCH]
-    parts = [
-        data_label(data.get("name", "")),
-        network,
-        _certainty(study, searched),
-        f"{len(searched)} trial{'s' * (len(searched) != 1)}, {sum(p.finished for p in searched)} completed",
-        f"seed {header['seed']}" if header.get("seed") is not None else None,
-        time.strftime("%Y-%m-%d", time.gmtime(header["time"])) if header.get("time") else None,
-    ]
-    return "  |  ".join(part for part in parts if part)
-
-
-def _certainty(study: StudyRecord, points: Sequence[FrontPoint]) -> str | None:
-    """How far chance alone may move the best error: too much for a reader not to know it."""
-    images, chosen = validation_images(study), best(points)
-    if images is None or chosen is None:
-        return None
-    low, high = wilson(chosen.error, images)
-    return f"{images:,} validation images: {chosen.error:.1f} % is ±{(high - low) / 2:.1f} points (95 %)"
-
-
-def _short(point: FrontPoint) -> str:
-    """A label in few letters, e.g. `3d 0.31`; a method without either setting is named."""
-    parts = [f"{point.dims}d" if point.dims is not None else "", f"{point.rank_scale:.2g}" if point.rank_scale else ""]
-    return " ".join(part for part in parts if part) or method_label(point.method)
-
-
-def _by_importance(kept: Sequence[FrontPoint]) -> list[FrontPoint]:
-    """Ends first, then the rest from the left: where room is short, the ends are what a reader looks for."""
-    ends = [kept[0], kept[-1]] if len(kept) > 1 else list(kept)
-    return [*ends, *kept[1:-1]]
-
-
-def _x_limits(sizes: Sequence[int]) -> tuple[float, float]:
-    low, high = min(sizes), max(sizes)
-    factor = max((high / low) ** 0.06, 1.15) if high > 1.5 * low else 1.6
-    return low / factor, high * factor
-
-
-def _y_limits(points: Sequence[FrontPoint], kept: Sequence[FrontPoint]) -> tuple[float, float]:
-    """All of the front, the references and nine in ten of the completed trials; the far ones go to the upper edge."""
-    done = sorted(point.error for point in points if point.finished)
-    needed = [point.error for point in kept] + [point.error for point in references(points)]
-    high = max([*needed, done[int(0.9 * (len(done) - 1))]])
-    low = done[0]
-    room = max(0.3 * (high - low), 0.5 * high - (high - low), 0.2)  # a single point deserves some ground around it
-    return max(low - 0.6 * room, -0.04 * high), high + 0.4 * room
-
-
-def _draw(figure: Figure, plot: FrontPlot) -> None:
+def draw_plot(figure: Figure, plot: FrontPlot, layout: Layout) -> None:
+    """Draw `plot` into an empty figure of the layout's size; all lengths but the axes' are in inches or points."""
     lines = plot.title.count("\n") + 1
-    top = 0.905 - 0.036 * lines
-    rows = -(-(len(plot.series) + len(plot.references) + bool(plot.front) + bool(plot.stopped)) // 5)
-    bottom = 0.125 + 0.036 * rows
-    axes = figure.add_axes((0.075, bottom, 0.905, top - bottom))
-    figure.text(0.075, 0.965, plot.title, fontsize=13, fontweight="bold", va="top", linespacing=1.25)
-    figure.text(0.075, top + 0.018, plot.subtitle, fontsize=9, color="0.35", va="bottom")
-    _draw_axes(axes, plot)
+    top = 1 - (0.61 + 0.23 * lines) / layout.height if layout.title else 0.985
+    entries = len(plot.series) + len(plot.references) + len(plot.thin) + bool(plot.front) + bool(plot.stopped)
+    rows = -(-entries // layout.columns)
+    bottom = (0.57 + 0.23 * rows) / layout.height + (0.11 / layout.height if not layout.title else 0.0357)
+    left = 0.72 / layout.width if layout.title else 0.62 / layout.width
+    axes = figure.add_axes((left, bottom, 0.98 - left, top - bottom))
+    if layout.title:
+        figure.text(left, 0.965, plot.title, fontsize=13, fontweight="bold", va="top", linespacing=1.25)
+        figure.text(left, top + 0.018, plot.subtitle, fontsize=9, color="0.35", va="bottom")
+    _draw_axes(axes, plot, layout)
     _draw_points(axes, plot)
     handles, names = axes.get_legend_handles_labels()
     figure.legend(
@@ -191,24 +73,32 @@ def _draw(figure: Figure, plot: FrontPlot) -> None:
     _draw_labels(figure, axes, plot)
 
 
-def _draw_axes(axes: Axes, plot: FrontPlot) -> None:
+def _draw_axes(axes: Axes, plot: FrontPlot, layout: Layout) -> None:
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     axes.set_xscale("log")
     axes.set_xlim(*plot.x_limits)
     axes.set_ylim(*plot.y_limits)
-    wide = plot.x_limits[1] / plot.x_limits[0] > 30
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if wide else (1, 1.5, 2, 3, 4, 5, 6, 8), numticks=30))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _size(value)))
+    decades = math.log10(plot.x_limits[1] / plot.x_limits[0]) * 9.6 / layout.width  # as many as the width has room for
+    axes.xaxis.set_major_locator(LogLocator(subs=_ticks(decades), numticks=30))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short_count(value)))
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.xaxis.set_minor_locator(LogLocator(subs=tuple(range(1, 10)), numticks=30))
-    axes.set_xlabel("parameters (log scale)")
+    axes.set_xlabel(f"{plot.x_label} (log scale)")
     axes.set_ylabel("validation error (%)")
     axes.grid(axis="y", color="0.92", linewidth=0.8)
     axes.set_axisbelow(True)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     _draw_budgets(axes, plot)
+
+
+def _ticks(decades: float) -> tuple[float, ...]:
+    """Where numbers stand within each decade of a logarithmic axis that shows so many."""
+    for least, found in ((4.5, (1.0,)), (3, (1.0, 3.0)), (1.48, (1.0, 2.0, 5.0))):
+        if decades > least:
+            return found
+    return (1, 1.5, 2, 3, 4, 5, 6, 8)
 
 
 def _draw_budgets(axes: Axes, plot: FrontPlot) -> None:
@@ -238,6 +128,8 @@ def _draw_points(axes: Axes, plot: FrontPlot) -> None:
             [x for x, _ in inside_line], [y for _, y in inside_line], s=46, c=line.colour, marker=line.marker,
             edgecolors="white", linewidths=0.7, zorder=3, label=f"{line.label} ({len(line.points)})",
         )  # fmt: skip
+    for (name, line_), dashes in zip(plot.thin, ((5, 2), (2, 2), (6, 2, 1, 2)), strict=False):
+        axes.plot(*zip(*line_, strict=True), color="0.45", linewidth=1.1, dashes=dashes, zorder=2.4, label=name)
     for number, (name, x, y) in enumerate(plot.references):
         colour = REFERENCE_COLOURS[number % len(REFERENCE_COLOURS)]
         axes.scatter([x], [y], s=190, marker="*", c=colour, edgecolors="white", linewidths=0.8, zorder=4, label=name)
@@ -338,7 +230,10 @@ def _around(axes: Axes, point: tuple[float, float], scale: float, radius: float)
     return Box(x - radius, y - radius, x + radius, y + radius)
 
 
-def _size(value: float) -> str:
+def short_count(value: float) -> str:
+    """A round count as an axis shows it, e.g. `50k`."""
+    if value >= 1e9:
+        return f"{value / 1e9:g}G"
     if value >= 1e6:
         return f"{value / 1e6:g}M"
     return f"{value / 1e3:g}k" if value >= 1e3 else f"{value:g}"

@@ -59,6 +59,18 @@ class ModelSpecification(BaseModel):
             raise InfeasibleError(reason)
         return plan.params(self.method)
 
+    def mult_adds(self) -> int:
+        """Mult-adds for one image, as the method charges them (a rebuilt map as the dense one)."""
+        return network_plan(self.network, self.image_shape, self.classes).mult_adds(self.method)
+
+    def metadata(self) -> dict[str, str]:
+        """What a file's metadata say of such a model."""
+        about = _About(
+            version=VERSION, network=self.network.model_dump(mode="json"), method=self.method.model_dump(mode="json"),
+            image_shape=list(self.image_shape), classes=self.classes,
+        )  # fmt: skip
+        return {METADATA: about.model_dump_json()}
+
     def build(self) -> nn.Module:
         """The model, started from scratch; trained weights that the settings name are not fetched."""
         settings = self.network.model_copy(update={"weights": None})
@@ -78,13 +90,9 @@ def save_model(
     own = sum(value.numel() for name, value in model.named_parameters() if not name.startswith(f"{AUXILIARY}."))
     if own != found.params():
         raise InputError(f"the settings describe a model of {found.params():,} parameters, but this one has {own:,}")
-    about = _About(
-        version=VERSION, network=network.model_dump(mode="json"), method=method.model_dump(mode="json"),
-        image_shape=list(image_shape), classes=classes,
-    )  # fmt: skip
     # Copies, because a tensor under two names is stored under both
     tensors = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
-    save_tensors(Path(path), tensors, {METADATA: about.model_dump_json()})
+    save_tensors(Path(path), tensors, found.metadata())
 
 
 def load_model(path: Path, *, own_network: str | None = None, device: torch.device | str = "cpu") -> nn.Module:

@@ -204,6 +204,7 @@ def _write_header(journal: Journal, record: StudyRecord, space: Space, resolver:
         Event.STUDY, sync=True, name=setting.name, question=space.question, space=space.source,
         data={
             "name": data.name, "fingerprint": data.fingerprint, "classes": len(data.classes),
+            "image_shape": list(data.image_shape),
             "train_images": len(data.train), "val_images": len(data.val), "test_images": len(data.test),
         },
         teacher=resolver.teaching.about() if resolver.teaching else None,

@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 FORBIDDEN = {
     "lowrank": {"sweeps", "analysis", "ray", "optuna", "mlflow"},
     "sweeps": {"analysis"},
-    "analysis": {"ray", "optuna"},
+    "analysis": {"ray"},
 }
 OF_SWEEPS = {"sweeps.records", "sweeps.journal"}  # all that analysis may know of sweeps
 

@@ -20,6 +20,7 @@ BENCHMARKS = {
     "layers": "tests.benchmarks.bench_layers",
     "engine": "tests.benchmarks.bench_engine",
     "counting": "tests.benchmarks.bench_counting",
+    "report": "tests.benchmarks.bench_study_report",
 }
 
 

@@ -22,6 +22,7 @@ from tests.benchmarks import (
     bench_record,
     bench_reports,
     bench_steps,
+    bench_study_report,
     bench_throughput,
     bench_turnaround,
     gpu_sweep,
@@ -79,6 +80,14 @@ def test_counting_measures_every_method() -> None:
     check(found)
     assert all([row["method"] for row in table.rows] == list(METHODS) for table in found.tables)
     assert [goal.limit for goal in found.goals] == [2.0, 10.0]
+
+
+def test_the_report_of_a_made_up_study() -> None:
+    found = bench_study_report.run(QUICK)
+    check(found)
+    assert [row["from"] for row in found.tables[0].rows] == ["journal", "tables"]
+    assert all(finite(row, "s", "MB", "page MB") for row in found.tables[0].rows)
+    assert [goal.limit for goal in found.goals] == [15.0, 1000.0]
 
 
 @pytest.mark.slow
@@ -157,13 +166,13 @@ def test_one_that_fails_does_not_stop_the_others(
     def breaks(options: Options) -> Measurement:
         raise RuntimeError("no such thing")
 
-    for module in (bench_turnaround, bench_reports, bench_batches, bench_steps, bench_layers):
+    for module in (bench_turnaround, bench_reports, bench_batches, bench_steps, bench_layers, bench_study_report):
         monkeypatch.setattr(module, "run", lambda options: works)
     monkeypatch.setattr(bench_counting, "run", breaks)
     assert benchmarks.main(["all", "--json", str(tmp_path / "all.json")]) == 1
-    *others, last = json.loads((tmp_path / "all.json").read_text())
-    assert [record["name"] for record in others] == ["works"] * 5
-    assert last["error"] == "RuntimeError: no such thing"
+    *others, failed, last = json.loads((tmp_path / "all.json").read_text())
+    assert [record["name"] for record in (*others, last)] == ["works"] * 6
+    assert failed["error"] == "RuntimeError: no such thing"
     expected = {"date", "cpu", "cores", "gpus", "versions", "load", "load_after", "command"}
     assert expected <= set(others[0]["environment"])
     assert "no such thing" in capsys.readouterr().err

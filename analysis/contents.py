@@ -1,0 +1,168 @@
+"""All numbers of a report as one typed record; nothing is drawn or written here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from analysis.ablation import Effect, ablation
+from analysis.answer import Answer, answers, percent
+from analysis.curves import Curve, learning_curves
+from analysis.failures import Failure, failures
+from analysis.front import DENSE, SEPARABLE, FrontPoint, collect, front, reference, references, validation_images
+from analysis.heat import HeatMap, heat_maps
+from analysis.importance import Importance, importances
+from analysis.noise import difference
+from analysis.published import Printed, printed_points, setting_of_study
+from analysis.repeats import Repeated, repeated
+from analysis.reproduce import Recipe, recipes
+from analysis.spent import Spent, spent
+from sweeps.records import StudyRecord
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contents:
+    """What a report says; see the modules of the parts."""
+
+    summary: tuple[str, ...]
+    answers: tuple[Answer, ...]
+    points: tuple[FrontPoint, ...]
+    front: tuple[FrontPoint, ...]
+    front_mult_adds: tuple[FrontPoint, ...]
+    references: tuple[FrontPoint, ...]
+    printed: tuple[Printed, ...]
+    printed_note: str
+    heat: tuple[HeatMap, ...]
+    curves: tuple[Curve, ...]
+    importances: tuple[Importance, ...]
+    effects: tuple[Effect, ...]
+    repeats: tuple[Repeated, ...]
+    failures: tuple[Failure, ...]
+    cost: Spent
+    recipes: tuple[Recipe, ...]
+
+
+def contents(study: StudyRecord, recipe_folder: Path) -> Contents:
+    """Compute everything; `recipe_folder` is where the points' space files will lie, as the reader would type it."""
+    points = collect(study)
+    kept, by_work, known = front(points), front(points, "mult_adds"), references(points)
+    printed, note = printed_points(setting_of_study(study))
+    again = repeated(points)
+    return Contents(
+        summary=tuple(summary(study, points, again)), answers=tuple(answers(study)), points=tuple(points),
+        front=tuple(kept), front_mult_adds=tuple(by_work), references=tuple(known), printed=tuple(printed),
+        printed_note=note, heat=tuple(heat_maps(study)), curves=tuple(learning_curves(study)),
+        importances=tuple(importances(study)), effects=tuple(ablation(study)), repeats=tuple(again),
+        failures=tuple(failures(study)), cost=spent(study),
+        recipes=tuple(recipes(study, [*kept, *known], recipe_folder)),
+    )  # fmt: skip
+
+
+def summary(study: StudyRecord, points: Sequence[FrontPoint], again: Sequence[Repeated]) -> list[str]:
+    """The answer in a few sentences: the smallest network as good as the separable one, the dense one, thinner ones."""
+    kept, images = front(points), validation_images(study)
+    if not kept:
+        return ["No trial was trained to its end, so there is no answer yet."]
+    found = []
+    for name in (SEPARABLE, DENSE):
+        base = reference(points, name)
+        if base is not None:
+            found.append(_as_good(kept, base, images))
+    if images:
+        found.append("Not told apart is not equal: it only means that so few images cannot show the difference.")
+    found += [_in_short(answer) for answer in answers(study) if answer.best is not None]
+    found += _against_thin(kept, points, images)
+    found += [_seeds(each) for each in again[:3]]
+    if not again:
+        found.append("Every setting was trained with one seed: how far another seed would move an error is not known.")
+    return found
+
+
+def _in_short(answer: Answer) -> str:
+    """What is best within one budget, how sure, and by how much against the next best method."""
+    best, budget = answer.best, answer.stratum
+    assert best is not None
+    where = f"Up to {budget.params:,} parameters" if budget.params else budget.label.capitalize()
+    text = f"{where}: {best.name}, {percent(best.error)}"
+    if answer.interval is not None:
+        text += f" (95 % {answer.interval[0]:.1f} to {answer.interval[1]:.1f})"
+    rival = next((each for each in answer.comparisons if each.label.startswith("next best method")), None)
+    if rival is None:
+        return f"{text}."
+    verdict = {True: ", within noise", False: ", beyond noise", None: ""}[rival.within_noise]
+    if rival.gap == 0:
+        return f"{text}, as good as {rival.other.form}."
+    side = "better" if rival.gap < 0 else "worse"
+    return f"{text}, {abs(rival.gap):.2f} points {side} than {rival.other.form}{verdict}."
+
+
+def _as_good(kept: Sequence[FrontPoint], base: FrontPoint, images: int | None) -> str:
+    """The smallest of the front that cannot be told from `base`, or how far the best stays behind."""
+    whole = f"the {base.form} network ({percent(base.error)} at {base.params:,} parameters)"
+    if images is None:
+        best = min(kept, key=lambda point: (point.error, point.params))
+        return (
+            f"The best is {_named(best)}, {best.error - base.error:+.2f} points against {whole}; its noise is unknown."
+        )
+    equal = [point for point in kept if difference(point.error, base.error, images)[0] <= 0]
+    if not equal:
+        best = min(kept, key=lambda point: (point.error, point.params))
+        low, high = difference(best.error, base.error, images)
+        return (
+            f"No network of the front is as good as {whole}: the best, {_named(best)}, stays "
+            f"{best.error - base.error:.2f} points behind (95 % {low:.1f} to {high:.1f})."
+        )
+    small = min(equal, key=lambda point: point.params)
+    low, high = difference(small.error, base.error, images)
+    share = base.params / small.params
+    size = f"{share:.1f} times smaller" if share >= 1 else f"{1 / share:.1f} times larger"
+    return (
+        f"The smallest network that {images:,} validation images cannot tell from {whole} is {_named(small)}: "
+        f"{size}, {small.error - base.error:+.2f} points (95 % {low:+.1f} to {high:+.1f})."
+    )
+
+
+def _named(point: FrontPoint) -> str:
+    return f"{point.name} with {point.params:,} parameters ({percent(point.error)})"
+
+
+def _against_thin(kept: Sequence[FrontPoint], points: Sequence[FrontPoint], images: int | None) -> list[str]:
+    """Whether the substitution beat simply making the network thinner, at each thinner network's size."""
+    thin = [point for point in references(points) if point.width < 1]
+    if not thin:
+        return ["No thinner network was trained beside them: whether substitution beats thinning is not answered here."]
+    gaps = []
+    for base in thin:
+        best = min((p for p in kept if p.params <= base.params), key=lambda p: p.error, default=None)
+        if best is not None:
+            gaps.append((base, best, best.error - base.error))
+    if not gaps:
+        return ["Every thinner network is smaller than the smallest of the front, so they cannot be compared."]
+    won = sum(gap < 0 for _, _, gap in gaps)
+    base, best, gap = min(gaps, key=lambda each: each[0].params)
+    sure = ""
+    if images:
+        low, high = difference(best.error, base.error, images)
+        sure = f" (95 % {low:+.1f} to {high:+.1f})"
+    return [
+        f"Against thinner networks of the same size or larger, the front is better at {won} of {len(gaps)} sizes; at "
+        f"the smallest, {base.params:,} parameters, by {gap:+.2f} points{sure}."
+    ]
+
+
+def _seeds(each: Repeated) -> str:
+    error = each.val_error
+    assert error.low is not None
+    assert error.high is not None
+    text = (
+        f"{each.point.name} with {each.point.params:,} parameters over {len(each.seeds)} seeds: "
+        f"{percent(error.mean)} (95 % t-interval {error.low:.2f} to {error.high:.2f})"
+    )
+    if each.gap is None or each.gap.low is None or each.gap.high is None:
+        return f"{text}."
+    gap = each.gap
+    return (
+        f"{text}, {gap.mean:+.2f} points against separable, paired over {gap.count} seeds ({gap.low:+.2f} to "
+        f"{gap.high:+.2f})."
+    )

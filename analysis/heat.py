@@ -1,0 +1,139 @@
+"""Dimensions against rank: the lowest validation error in each cell, one map a method.
+
+Where the scales were given (a grid), every scale is a column. Where they were solved from budgets they are all
+different: then the columns are bins of equal ratio, and a second map has the budgets as columns, within which sizes
+are equal and dimensions can be compared.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from analysis.front import broken, method_label, strata
+from sweeps.records import Role, Status, StudyRecord, TrialRecord
+
+MOST_COLUMNS = 20  # given scales that are columns of their own; more are put in bins
+BINS = 8  # solved scales are all different: more than so many are put in bins
+ENDED = frozenset({Status.DIVERGED, Status.OUT_OF_MEMORY, Status.FAILED})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """The lowest error in percent (None where nothing trained to its end), and how its trials ended."""
+
+    error: float | None
+    completed: int = 0
+    stopped: int = 0
+    failed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeatMap:
+    """Cells by row (dimensions, smallest first) and column; None where nothing was tried."""
+
+    method: str
+    columns_are: str  # "rank scale", "rank scale (bins)" or "budget"
+    rows: tuple[int, ...]
+    columns: tuple[str, ...]
+    cells: tuple[tuple[Cell | None, ...], ...]
+
+
+@dataclass(frozen=True)
+class _Entry:
+    method: str
+    dims: int
+    scale: float | None
+    stratum: str
+    trial: TrialRecord
+
+
+def heat_maps(study: StudyRecord) -> list[HeatMap]:
+    """A map for each method that has dimensions and a scale; empty where none was searched in both."""
+    entries = [entry for trial in study.trials.values() for entry in _entries(trial)]
+    found = []
+    for method in sorted({entry.method for entry in entries}):
+        own = [entry for entry in entries if entry.method == method]
+        scales = sorted({entry.scale for entry in own if entry.scale is not None})
+        if len(own) < 2 or not scales:
+            continue
+        solved = _is_solved(study)
+        found.append(_by_scale(method, own, scales, BINS if solved else MOST_COLUMNS))
+        if solved:
+            found += _by_budget(study, method, own)
+    return found
+
+
+def _is_solved(study: StudyRecord) -> bool:
+    """Whether sizes came from budgets that were searched."""
+    return any(name.startswith("budget.") for trial in study.trials.values() for name in trial.parameters)
+
+
+def _entries(trial: TrialRecord) -> list[_Entry]:
+    """The trial's own setting and the further ones that it stands for: rows of a grid with the same ranks."""
+    method = trial.specification.get("method", {})
+    if trial.role is not Role.SEARCH or trial.status is Status.INFEASIBLE or broken(trial) or not method.get("dims"):
+        return []
+    pairs = {(int(method["dims"]), method.get("rank_scale"))}
+    for alias in trial.aliases:
+        dims, scale = alias.get("method.dims"), alias.get("method.rank_scale")
+        if dims is not None and scale is not None:
+            pairs.add((int(dims), scale))
+    return [_Entry(trial.method, dims, scale, trial.stratum, trial) for dims, scale in sorted(pairs, key=str)]
+
+
+def _by_scale(method: str, entries: Sequence[_Entry], scales: Sequence[float], most: int) -> HeatMap:
+    if len(scales) <= most:
+        labels = [f"{scale:.3g}" for scale in scales]
+        places = {scale: index for index, scale in enumerate(scales)}
+        columns = [places[entry.scale] if entry.scale is not None else None for entry in entries]
+        return _map(method, "rank scale", labels, entries, columns)
+    low, ratio = scales[0], (scales[-1] / scales[0]) ** (1 / BINS)
+    edges = [low * ratio**index for index in range(BINS + 1)]
+    labels = [f"{a:.2g} to {b:.2g}" for a, b in pairwise(edges)]
+    columns = [None if entry.scale is None else _bin(entry.scale, low, ratio) for entry in entries]
+    return _map(method, "rank scale (bins)", labels, entries, columns)
+
+
+def _bin(scale: float, low: float, ratio: float) -> int:
+    return min(BINS - 1, int(math.log(scale / low) / math.log(ratio) + 1e-9)) if ratio > 1 else 0
+
+
+def _by_budget(study: StudyRecord, method: str, entries: Sequence[_Entry]) -> list[HeatMap]:
+    labels = [stratum.label for stratum in strata(study)] or sorted({entry.stratum for entry in entries})
+    if len(labels) < 2:
+        return []
+    columns = [labels.index(entry.stratum) if entry.stratum in labels else None for entry in entries]
+    short = [label.replace("params", "").replace("<=", "≤").strip() for label in labels]
+    return [_map(method, "budget", short, entries, columns)]
+
+
+def _map(
+    method: str, columns_are: str, labels: Sequence[str], entries: Sequence[_Entry], columns: Sequence[int | None]
+) -> HeatMap:
+    rows = sorted({entry.dims for entry in entries})
+    trials: dict[tuple[int, int], list[TrialRecord]] = defaultdict(list)
+    for entry, column in zip(entries, columns, strict=True):
+        if column is not None:
+            trials[entry.dims, column].append(entry.trial)
+    cells = [
+        tuple(_cell(trials[dims, column]) if (dims, column) in trials else None for column in range(len(labels)))
+        for dims in rows
+    ]
+    return HeatMap(
+        method=method_label(method), columns_are=columns_are, rows=tuple(rows), columns=tuple(labels),
+        cells=tuple(cells),
+    )  # fmt: skip
+
+
+def _cell(trials: Sequence[TrialRecord]) -> Cell:
+    done = [t.val_error for t in trials if t.status is Status.COMPLETED and t.val_error is not None]
+    return Cell(
+        error=min(done, default=None),
+        completed=len(done),
+        stopped=sum(trial.status is Status.STOPPED for trial in trials),
+        failed=sum(trial.status in ENDED for trial in trials),
+    )

@@ -1,0 +1,105 @@
+"""Puts words, tables and pictures together as one HTML file that fetches nothing."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from html import escape
+
+from analysis.pictures import Picture
+from analysis.sheets import Sheet
+from analysis.style import CSS
+from analysis.theme import variables
+
+_NUMBER = re.compile(r"^[+≤-]?\s*[\d,.]+ ?(%|[GMk]|s|h|min)?( \([^)]*\))?$")
+SHOWN_ROWS = 40  # of a table; the CSV has all
+
+
+class Page:
+    """Collects sections in order; `html` gives the whole file."""
+
+    def __init__(self, title: str, subtitle: Sequence[str]):
+        self.title, self.subtitle = title, [part for part in subtitle if part]
+        self._parts: list[str] = []
+        self._sections: list[tuple[str, str]] = []
+        self._colours: set[str] = set()
+
+    def section(self, heading: str) -> None:
+        """Begin a section; it is listed at the top."""
+        anchor = re.sub(r"[^a-z]+", "-", heading.lower()).strip("-")
+        self._sections.append((anchor, heading))
+        self._parts.append(f'<h2 id="{anchor}">{escape(heading)}</h2>')
+
+    def heading(self, text: str) -> None:
+        """A heading within a section."""
+        self._parts.append(f"<h3>{escape(text)}</h3>")
+
+    def text(self, text: str, kind: str = "") -> None:
+        """A paragraph; `kind` is a class of the style sheet, e.g. note."""
+        self._parts.append(f'<p class="{kind}">{escape(text)}</p>' if kind else f"<p>{escape(text)}</p>")
+
+    def answer(self, paragraphs: Iterable[str]) -> None:
+        """The answer, set apart; its first paragraph is the largest."""
+        body = "".join(f"<p>{escape(paragraph)}</p>" for paragraph in paragraphs)
+        self._parts.append(f'<div class="answer">{body}</div>')
+
+    def facts(self, found: Iterable[tuple[str, str]]) -> None:
+        """Numbers side by side, each with what it is."""
+        body = "".join(f"<div><b>{escape(value)}</b><span>{escape(label)}</span></div>" for value, label in found)
+        self._parts.append(f'<div class="facts">{body}</div>')
+
+    def picture(self, picture: Picture) -> None:
+        """A picture in both widths; the style sheet shows one."""
+        self._colours |= picture.colours
+        label = escape(picture.caption, quote=True)
+        link = f'<a href="{escape(picture.png.name, quote=True)}">PNG</a>'
+        self._parts.append(
+            f'<figure><div class="wide" role="img" aria-label="{label}">{picture.wide}</div>'
+            f'<div class="narrow" role="img" aria-label="{label}">{picture.narrow}</div>'
+            f"<figcaption>{escape(picture.caption)} {link}</figcaption></figure>"
+        )
+
+    def table(self, sheet: Sheet) -> None:
+        """A table for readers with a link to its CSV; of a long one the first rows."""
+        headings = sheet.headings or sheet.columns
+        numeric = [
+            bool(sheet.words) and all(_NUMBER.match(row[index]) or not row[index] for row in sheet.words)
+            for index in range(len(headings))
+        ]
+        kinds = [' class="n"' if number else "" for number in numeric]
+        head = "".join(f"<th{kind}>{escape(text)}</th>" for kind, text in zip(kinds, headings, strict=True))
+        body = "".join(
+            "<tr>" + "".join(f"<td{kind}>{escape(text)}</td>" for kind, text in zip(kinds, row, strict=True)) + "</tr>"
+            for row in sheet.words[:SHOWN_ROWS]
+        )
+        self._parts.append(
+            f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+        )
+        self.file(f"{sheet.name}.csv", max(0, len(sheet.words) - SHOWN_ROWS))
+
+    def file(self, name: str, more: int = 0) -> None:
+        """A link to a file beside the page; `more` rows that only it holds."""
+        rest = f" with {more:,} more rows" if more else ""
+        self._parts.append(f'<p class="file"><a href="{escape(name, quote=True)}">{escape(name)}</a>{rest}</p>')
+
+    def command(self, label: str, command: str, hidden: tuple[str, str] | None = None) -> None:
+        """A command to copy, under its label; `hidden` is a summary and a text that opens on request."""
+        self.heading(label)
+        self._parts.append(f"<pre>{escape(command)}</pre>")
+        if hidden:
+            summary, text = hidden
+            self._parts.append(f"<details><summary>{escape(summary)}</summary><pre>{escape(text)}</pre></details>")
+
+    def html(self) -> str:
+        """The file's content."""
+        links = "".join(f'<a href="#{anchor}">{escape(text)}</a>' for anchor, text in self._sections)
+        meta = f'<p class="meta">{escape("  |  ".join(self.subtitle))}</p>'
+        return (
+            '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+            '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+            '<meta name="color-scheme" content="light dark">\n'
+            f"<title>{escape(self.title)}</title>\n<style>{CSS}{variables(self._colours)}</style>\n</head>\n"
+            f"<body>\n<main>\n<h1>{escape(self.title)}</h1>\n{meta}\n<nav>{links}</nav>\n"
+            + "\n".join(self._parts)
+            + "\n</main>\n</body>\n</html>\n"
+        )

@@ -1,0 +1,73 @@
+"""`python analysis/report.py --study tt_dims`: one HTML page that answers a study's question and needs no network.
+
+Beside the page lie each picture as PNG, each table as CSV and a space file for each point that can be trained again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import webbrowser
+from pathlib import Path
+
+# `python analysis/report.py` puts analysis/ first on the module path; the project is imported as packages only.
+if sys.path and Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+from analysis.commands import add_source, exit_code, load_source, source_folder
+from analysis.contents import contents
+from analysis.progress import steps
+from analysis.sections import SECTIONS, new_page
+from sweeps.records import StudyRecord
+
+PAGE_FILE = "report.html"
+FOLDER = "report"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What the command takes."""
+    add_source(parser)
+    parser.add_argument("--out", type=Path, metavar="DIR", help="folder of the report (default: STUDY/report)")
+    parser.add_argument("--open", action="store_true", help="open the page in a browser")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Write the report and say where it is; raises InputError."""
+    study = load_source(arguments)
+    folder = arguments.out or source_folder(arguments) / FOLDER
+    page = write_report(study, folder)
+    print(f"{page}: {len(study.trials):,} trials; pictures (PNG), tables (CSV) and points to train again beside it")
+    if arguments.open:
+        webbrowser.open(page.resolve().as_uri())
+    return 0
+
+
+def write_report(study: StudyRecord, folder: Path) -> Path:
+    """Write the page and everything beside it into `folder`, which is made; returns the page's path."""
+    folder.mkdir(parents=True, exist_ok=True)
+    shown = Path(os.path.relpath(folder)) if folder.resolve().is_relative_to(Path.cwd()) else folder.resolve()
+    with steps("report", len(SECTIONS) + 1) as step:
+        step("numbers")
+        found = contents(study, shown / "points")
+        page = new_page(study)
+        for name, section in SECTIONS:
+            step(name)
+            section(page, study, found, folder)
+    path = folder / PAGE_FILE
+    temporary = path.with_name(f"{PAGE_FILE}.tmp")
+    temporary.write_text(page.html(), encoding="utf-8")
+    os.replace(temporary, path)
+    return path
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Command line; returns 0, or 2 with one line for bad input."""
+    parser = argparse.ArgumentParser(prog="python analysis/report.py", description=(__doc__ or "").partition("\n")[0])
+    add_arguments(parser)
+    arguments = parser.parse_args(argv)
+    return exit_code(lambda: run(arguments))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,284 @@
+"""The sections of a report: each draws its pictures, writes its tables and adds both to the page."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from analysis.charts import draw_curves, draw_effects, draw_heat, draw_importance
+from analysis.contents import Contents
+from analysis.failures import groups
+from analysis.front import Size
+from analysis.front_plot import FrontPlot, front_plot
+from analysis.heat import HeatMap
+from analysis.importance import Importance
+from analysis.load import data_label
+from analysis.page import Page
+from analysis.pictures import Draw, make_picture
+from analysis.plots import draw_plot
+from analysis.sheets import (
+    ablation_sheet,
+    best_sheet,
+    cost_sheet,
+    curves_sheet,
+    duration,
+    failure_groups_sheet,
+    failures_sheet,
+    heat_sheet,
+    importance_sheet,
+    points_sheet,
+    recipes_sheet,
+    repeats_sheet,
+)
+from sweeps.records import StudyRecord
+
+Section = Callable[[Page, StudyRecord, Contents, Path], None]
+MOST_EFFECTS = 14  # in the picture; the table has all
+
+
+def new_page(study: StudyRecord) -> Page:
+    """An empty page under the study's question."""
+    header = study.header
+    data = header.get("data", {})
+    begun = time.strftime("%Y-%m-%d", time.gmtime(header["time"])) if header.get("time") else ""
+    parts = [
+        f"study {study.name}", data_label(str(data.get("name", ""))), str(header.get("network", {}).get("name", "")),
+        f"{len(study.trials):,} trials", begun,
+    ]  # fmt: skip
+    return Page(str(header.get("question") or study.name).strip(), parts)
+
+
+def answer_section(page: Page, study: StudyRecord, found: Contents, folder: Path) -> None:
+    """The answer in words, then what is best within each budget."""
+    page.answer(found.summary)
+    sheet = best_sheet(found.answers)
+    sheet.write(folder)
+    if sheet.rows:
+        page.heading("Best within each budget")
+        page.table(sheet)
+        page.text(
+            "Errors are validation errors, in percent; differences are in points of error, negative is better. The "
+            "best of many trials looks better than it is: the more trials, the more so.", "note",
+        )  # fmt: skip
+
+
+def front_section(page: Page, study: StudyRecord, found: Contents, folder: Path) -> None:
+    """Error against parameters and against mult-adds, and the points of both fronts."""
+    page.section("Fronts")
+    if not any(point.finished for point in found.points):
+        page.text("No trial was trained to its end.")
+        return
+    measures: tuple[tuple[Size, str], ...] = (("params", "parameters"), ("mult_adds", "mult-adds of one image"))
+    for measure, words in measures:
+        if any(point.finished and point.size(measure) is not None for point in found.points):
+            plot = front_plot(study, measure)
+            caption = f"Validation error against {words}; lower left is best. Rings and steps are the front."
+            page.picture(make_picture(f"front_{measure}", caption, _front_drawer(plot), folder))
+    if found.printed_note:
+        page.text(found.printed_note, "note")
+    fronts = {
+        "params": {point.trial_id for point in found.front},
+        "mult_adds": {point.trial_id for point in found.front_mult_adds},
+    }
+    shown = {id(point): point for point in (*found.front, *found.front_mult_adds, *found.references)}
+    sheet = points_sheet("front", sorted(shown.values(), key=lambda point: point.params), fronts)
+    sheet.write(folder)
+    page.table(sheet)
+    every = points_sheet("trials", found.points, fronts)
+    every.write(folder)
+    page.text(f"Every trial of known size ({len(found.points):,}):", "note")
+    page.file("trials.csv")
+
+
+def shape_section(page: Page, study: StudyRecord, found: Contents, folder: Path) -> None:
+    """Dimensions against rank."""
+    page.section("Dimensions against rank")
+    if not found.heat:
+        page.text("No method with both dimensions and a rank scale was searched.")
+    for number, heat in enumerate(found.heat):
+        caption = (
+            f"{heat.method[0].upper()}{heat.method[1:]}: lowest validation error (%) by dimensions and "
+            f"{heat.columns_are}. Grey: nothing trained to its end (s: stopped early, x: failed). Empty: not tried."
+        )
+        name = f"heat_{number + 1}_{heat.method.replace(' ', '_')}"
+        heat_sheet(name, heat).write(folder)
+        wide, narrow = 1.2 + 0.36 * len(heat.rows), 1.0 + 0.3 * len(heat.columns)
+        page.picture(make_picture(name, caption, _heat_drawer(heat), folder, height=wide, narrow=narrow))
+        page.file(f"{name}.csv")
+
+
+def _front_drawer(plot: FrontPlot) -> Draw:
+    return lambda figure, layout: draw_plot(figure, plot, layout)
+
+
+def _heat_drawer(heat: HeatMap) -> Draw:
+    return lambda figure, layout: draw_heat(figure, heat, layout)
+
+
+def _importance_drawer(found: Sequence[Importance]) -> Draw:
+    return lambda figure, layout: draw_importance(figure, found, layout)
+
+
+def curve_section(page: Page, study: StudyRecord, found: Contents, folder: Path) -> None:
+    """Learning curves of the front."""
+    page.section("Learning curves of the front")
+    if not found.curves:
+        page.text("The records hold no epochs of the front's trials.")
+        return
+    curves_sheet(found.curves).write(folder)
+    caption = "Validation error by epoch: the front (solid, evenly chosen where it is long) and references (dashed)."
+    rows = len(found.curves)
+    page.picture(make_picture(
+        "learning_curves", caption, lambda figure, layout: draw_curves(figure, found.curves, layout), folder,
+        height=4.4 + 0.1 * rows, narrow=3.6 + 0.2 * rows,
+    ))  # fmt: skip
+    page.file("learning_curves.csv")
+
+
+def importance_section(page: Page, study: StudyRecord, found: Contents, folder: Path) -> None:
+    """Which fields matter."""
+    page.section("What the error depends on")
+    note = next((each.note for each in found.importances if each.note), "")
+    if note:
+        page.text(f"Not computed: {note}.")
+        return
+    importance_sheet(found.importances).write(folder)
+    for within in (True, False):
+        chosen = [each for each in found.importances if each.within_budgets is within]
+        if chosen:
+            name = "importance_within_budgets" if within else "importance_all_sizes"
+            caption = "Within budgets: the error less the median of its stratum." if within else "Over all sizes."
+            caption = f"{caption} From {chosen[0].trials:,} completed trials; shares of one evaluator sum to 100 %."
+            height = 1.1 + 0.42 * len(chosen[0].shares)
+            page.picture(make_picture(
+                name, caption, _importance_drawer(chosen), folder, height=height, narrow=height + 0.4,
+            ))  # fmt: skip
+    page.text(
+        "Shares say what goes along with the error in these trials, not what causes it; the sampler did not try all "
+        "values equally often.", "note",
+    )  # fmt: skip
+    page.file("importance.csv")
+
+
+def ablation_section(page: Page, study: StudyRecord, found: Contents, folder: Path) -> None:
+    """One choice at a time."""
+    page.section("One choice at a time")
+    sheet = ablation_sheet(found.effects)
+    sheet.write(folder)
+    if not found.effects:
+        page.text(
+            "No two completed trials can be paired: no searched field has two to nine values that were both trained."
+        )
+        return
+    page.text(
+        "Differences of validation error between paired trials, in points; negative means that the first named value "
+        "is better. “All else equal”: the trials differ in this field alone and share the seed. “Best within each "
+        "budget”: the best trial of each value, budget by budget, whatever else they differ in. Intervals are "
+        "two-sided t-intervals of the mean paired difference, at 95 %, over the units named. Trials that were stopped "
+        "early take no part, which favours values that lose often.",
+        "note",
+    )  # fmt: skip
+    effects = found.effects[:MOST_EFFECTS]
+    height = 0.9 + 0.3 * len(effects)
+    caption = "Mean paired differences with 95 % t-intervals; a cross has no interval (a single pair)."
+    if len(effects) < len(found.effects):
+        caption += f" The first {len(effects)} of {len(found.effects)}."
+    page.picture(make_picture(
+        "ablation", caption, lambda figure, layout: draw_effects(figure, effects, layout), folder, height=height,
+        narrow=height,
+    ))  # fmt: skip
+    page.table(sheet)
+
+
+def repeat_section(page: Page, study: StudyRecord, found: Contents, folder: Path) -> None:
+    """Settings with several seeds; nothing where there are none."""
+    if not found.repeats:
+        return
+    page.section("Repeats")
+    page.text("Means over seeds with two-sided 95 % t-intervals; gaps are paired by seed.", "note")
+    sheet = repeats_sheet(found.repeats)
+    sheet.write(folder)
+    page.table(sheet)
+
+
+def failure_section(page: Page, study: StudyRecord, found: Contents, folder: Path) -> None:
+    """What failed, where and why."""
+    page.section("What failed")
+    failures_sheet(found.failures).write(folder)
+    if not found.failures:
+        page.text("Nothing: no trial failed, diverged, ran out of memory, was infeasible or is marked as broken.")
+        return
+    broken = sum(failure.kind == "marked as broken" for failure in found.failures)
+    if broken:
+        page.text(f"{broken} trials are marked as broken; they take part in nothing above.", "note")
+    sheet = failure_groups_sheet(groups(list(found.failures)))
+    sheet.write(folder)
+    page.table(sheet)
+    page.text("Each of them, with its epoch and host:", "note")
+    page.file("failures.csv")
+
+
+def cost_section(page: Page, study: StudyRecord, found: Contents, folder: Path) -> None:
+    """What it cost."""
+    page.section("Cost")
+    cost = found.cost
+    facts = [
+        (duration(cost.train_seconds), "training, all trials together"),
+        (f"{cost.gpu_hours:.2f} h" if cost.gpu_hours else "none" if cost.gpu_hours == 0 else "unknown", "of a GPU"),
+        (duration(cost.wall_seconds) if cost.wall_seconds else "unknown", "from the first proposal to the last end"),
+        (f"{cost.images_per_second:,.0f}" if cost.images_per_second else "unknown", "images/s, median trial"),
+        (f"{cost.throughput:,.0f}" if cost.throughput else "unknown", "images/s, whole study"),
+        (f"{duration(cost.start_seconds)}, {100 * cost.start_share:.1f} %", f"lost to {cost.attempts:,} starts"),
+    ]
+    if cost.again:
+        facts.append((f"{cost.again:,}", "starts that were repeats after a failure or a resume"))
+    page.facts(facts)
+    sheet = cost_sheet(cost)
+    sheet.write(folder)
+    page.table(sheet)
+
+
+def recipe_section(page: Page, study: StudyRecord, found: Contents, folder: Path) -> None:
+    """One command a point; the space files lie in `points/`."""
+    page.section("Train a point again")
+    recipes_sheet(found.recipes).write(folder)
+    page.text(
+        "Each command trains one point of the front, or one reference, once more, from the project's folder; the trial "
+        "has the same id if data and code are the same.", "note",
+    )  # fmt: skip
+    points = folder / "points"
+    points.mkdir(exist_ok=True)
+    for recipe in found.recipes:
+        label = f"{recipe.name} ({recipe.trial_id})"
+        if recipe.why_not:
+            page.command(label, f"# no command: {recipe.why_not}")
+            continue
+        (points / recipe.file).write_text(recipe.text)
+        page.command(label, recipe.command, (recipe.file, recipe.text))
+
+
+def about_section(page: Page, study: StudyRecord, found: Contents, folder: Path) -> None:
+    """Command, seed, commit, hardware and versions."""
+    header = study.header
+    page.section("About this study")
+    hardware, versions = header.get("hardware", {}), header.get("versions", {})
+    gpus = ", ".join(hardware.get("gpus") or []) or "no GPU"
+    known = {
+        "command": header.get("command"), "seed": header.get("seed"), "commit": header.get("commit"),
+        "hardware": f"{hardware.get('cpus')} CPUs, {gpus}" if hardware else None,
+        "versions": ", ".join(f"{name} {number}" for name, number in versions.items()),
+        "data": ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in header.get("data", {}).items()),
+    }  # fmt: skip
+    for name, value in known.items():
+        if value not in (None, ""):
+            page.text(f"{name}: {value}", "note")
+    if not versions:
+        page.text("The records hold no header: question, seed, versions and hardware are not known.", "note")
+
+
+SECTIONS: tuple[tuple[str, Section], ...] = (
+    ("answer", answer_section), ("fronts", front_section), ("shapes", shape_section), ("curves", curve_section),
+    ("importance", importance_section), ("ablation", ablation_section), ("repeats", repeat_section),
+    ("failures", failure_section), ("cost", cost_section), ("commands", recipe_section), ("about", about_section),
+)  # fmt: skip

@@ -1,0 +1,258 @@
+"""The tables of a report as typed records: full values for CSV, words for readers.
+
+Errors are in percent, differences in points of error, times in seconds unless a heading says otherwise.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from analysis.ablation import Effect
+from analysis.answer import Answer, Comparison, percent
+from analysis.curves import Curve
+from analysis.estimates import Estimate
+from analysis.failures import Failure, FailureGroup
+from analysis.front import FrontPoint
+from analysis.heat import HeatMap
+from analysis.importance import Importance
+from analysis.repeats import Repeated
+from analysis.reproduce import Recipe
+from analysis.spent import Spent
+from analysis.tables import compact, status_label
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sheet:
+    """A table: `columns` are headings, `rows` hold full values, `words` the same for readers (all text)."""
+
+    name: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[Any, ...], ...]
+    words: tuple[tuple[str, ...], ...] = ()
+    headings: tuple[str, ...] = ()  # for readers; the columns where empty
+
+    def write(self, folder: Path) -> Path:
+        """Write NAME.csv, whole or not at all."""
+        path = folder / f"{self.name}.csv"
+        temporary = path.with_name(path.name + ".tmp")
+        with temporary.open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(self.columns)
+            writer.writerows(self.rows)
+        os.replace(temporary, path)
+        return path
+
+
+def interval_words(estimate: Estimate | None, unit: str = "") -> str:
+    """E.g. `-0.42 (-0.80 to -0.04)`; without an interval the mean alone; empty for None."""
+    if estimate is None:
+        return ""
+    mean = signed(estimate.mean) if unit == "points" else percent(estimate.mean)
+    if estimate.low is None or estimate.high is None:
+        return mean
+    if unit == "points":
+        return f"{mean} ({signed(estimate.low)} to {signed(estimate.high)})"
+    return f"{mean} ({estimate.low:.2f} to {estimate.high:.2f})"
+
+
+def signed(points: float) -> str:
+    """A difference with its sign, e.g. `-0.42`; what rounds to nothing is `0.00`."""
+    text = f"{points:+.2f}"
+    return text[1:] if float(text) == 0 else text
+
+
+def best_sheet(answers: Sequence[Answer]) -> Sheet:
+    """What is best within each budget, and how far it is from the separable network and the next best method."""
+    rows, words = [], []
+    for answer in answers:
+        best = answer.best
+        if best is None:
+            continue
+        low, high = answer.interval or (None, None)
+        whole = _comparison(answer, "separable reference")
+        other = _comparison(answer, "next best method")
+        rows.append((
+            answer.stratum.label, answer.stratum.params, best.trial_id, best.name, best.params, best.mult_adds,
+            best.error, low, high, best.seeds, whole.gap if whole else None, other.other.name if other else None,
+            other.gap if other else None,
+        ))  # fmt: skip
+        limit = f"≤ {answer.stratum.params:,}" if answer.stratum.params else answer.stratum.label
+        interval = f"{low:.1f} to {high:.1f}" if low is not None and high is not None else ""
+        words.append((
+            limit, best.name, f"{best.params:,}", percent(best.error), interval, str(best.seeds), _gap(whole),
+            f"{other.other.form}: {_gap(other)}" if other else "",
+        ))  # fmt: skip
+    columns = (
+        "budget", "budget_params", "trial_id", "setting", "params", "mult_adds", "val_error", "val_error_low_95",
+        "val_error_high_95", "seeds", "points_to_separable", "next_best_method", "points_to_next_best",
+    )  # fmt: skip
+    headings = ("budget", "best", "parameters", "error", "95 % (Wilson)", "seeds", "against separable", "next method")
+    return Sheet(name="best", columns=columns, rows=tuple(rows), words=tuple(words), headings=headings)
+
+
+def _comparison(answer: Answer, label: str) -> Comparison | None:
+    return next((each for each in answer.comparisons if each.label.startswith(label)), None)
+
+
+def _gap(comparison: Comparison | None) -> str:
+    if comparison is None:
+        return ""
+    verdict = {True: ", within noise", False: ", beyond noise", None: ""}[comparison.within_noise]
+    return f"{signed(comparison.gap)}{verdict}"
+
+
+def points_sheet(name: str, points: Sequence[FrontPoint], fronts: dict[str, set[str]]) -> Sheet:
+    """Trials with all that a front point holds, and on which of the `fronts` (by name: trial ids) each lies."""
+    names = [field.name for field in fields(FrontPoint)]
+    rows = tuple(
+        (*(getattr(point, each) for each in names), *(point.trial_id in ids for ids in fronts.values()))
+        for point in points
+    )
+    columns = (*names, *(f"on_front_{front}" for front in fronts))
+    headings = ("setting", "parameters", "of separable", "mult-adds", "error", "test error", "epochs", "front", "trial")
+    words = tuple(_point_words(point, fronts) for point in points)
+    return Sheet(name=name, columns=columns, rows=rows, words=words, headings=headings)
+
+
+def _point_words(point: FrontPoint, fronts: dict[str, set[str]]) -> tuple[str, ...]:
+    marks = [
+        {"params": "parameters"}.get(name, name.replace("_", "-"))
+        for name, ids in fronts.items()
+        if point.trial_id in ids
+    ]
+    return (
+        point.name, f"{point.params:,}", "" if point.ratio is None else f"{100 * point.ratio:.1f} %",
+        compact(point.mult_adds), "" if point.val_error is None else percent(point.val_error),
+        "" if point.test_error is None else percent(point.test_error), str(point.epochs or ""),
+        ", ".join(marks) or str(point.role), point.trial_id,
+    )  # fmt: skip
+
+
+def curves_sheet(curves: Sequence[Curve]) -> Sheet:
+    """The learning curves, one row an epoch; for CSV only."""
+    rows = tuple((c.trial_id, c.label, epoch, error) for c in curves for epoch, error in c.points)
+    return Sheet(name="learning_curves", columns=("trial_id", "setting", "epoch", "val_error"), rows=rows)
+
+
+def heat_sheet(name: str, heat: HeatMap) -> Sheet:
+    """A heat map, one row a cell; for CSV only."""
+    rows = tuple(
+        (heat.method, dims, column, cell.error, cell.completed, cell.stopped, cell.failed)
+        for dims, line in zip(heat.rows, heat.cells, strict=True)
+        for column, cell in zip(heat.columns, line, strict=True)
+        if cell is not None
+    )
+    columns = ("method", "dims", heat.columns_are, "lowest_val_error", "completed", "stopped_early", "failed")
+    return Sheet(name=name, columns=columns, rows=rows)
+
+
+def importance_sheet(found: Sequence[Importance]) -> Sheet:
+    """Shares by evaluator and field."""
+    rows = tuple(
+        (each.evaluator, each.within_budgets, each.trials, name, share) for each in found for name, share in each.shares
+    )
+    words = tuple(
+        (name, f"{100 * share:.1f} %", evaluator, "within budgets" if within else "over all sizes", str(trials))
+        for evaluator, within, trials, name, share in rows
+    )
+    columns = ("evaluator", "within_budgets", "trials", "field", "share")
+    headings = ("field", "share", "evaluator", "taken", "trials")
+    return Sheet(name="importance", columns=columns, rows=rows, words=words, headings=headings)
+
+
+def ablation_sheet(effects: Sequence[Effect]) -> Sheet:
+    """Paired differences, one row a pair of values."""
+    rows = tuple(
+        (e.factor, e.base, e.other, e.pairing, e.estimate.mean, e.estimate.low, e.estimate.high, "t-interval, 95 %",
+         e.estimate.count, e.unit, e.pairs, e.seeds)
+        for e in effects
+    )  # fmt: skip
+    words = tuple(
+        (e.factor, f"{e.other} instead of {e.base}", interval_words(e.estimate, "points"), e.verdict(), e.pairing,
+         f"{e.estimate.count} {e.unit if e.estimate.count != 1 else e.unit.removesuffix('s')}", str(e.pairs),
+         str(e.seeds))
+        for e in effects
+    )  # fmt: skip
+    columns = (
+        "field", "base", "other", "pairing", "difference", "low_95", "high_95", "interval", "units", "unit", "pairs",
+        "seeds",
+    )  # fmt: skip
+    headings = ("field", "change", "points (95 % t-interval)", "verdict", "pairing", "interval over", "pairs", "seeds")
+    return Sheet(name="ablation", columns=columns, rows=rows, words=words, headings=headings)
+
+
+def repeats_sheet(found: Sequence[Repeated]) -> Sheet:
+    """Settings that were trained with several seeds."""
+    rows = tuple(
+        (r.point.setting, r.point.name, r.point.params, len(r.seeds), *_values(r.val_error), *_values(r.test_error),
+         *_values(r.gap))
+        for r in found
+    )  # fmt: skip
+    words = tuple(
+        (r.point.name, f"{r.point.params:,}", str(len(r.seeds)), interval_words(r.val_error),
+         interval_words(r.test_error), interval_words(r.gap, "points"))
+        for r in found
+    )  # fmt: skip
+    columns = (
+        "setting_id", "setting", "params", "seeds", *(f"val_error_{part}" for part in _PARTS),
+        *(f"test_error_{part}" for part in _PARTS), *(f"points_to_separable_{part}" for part in _PARTS),
+    )  # fmt: skip
+    headings = ("setting", "parameters", "seeds", "error", "test error", "against separable, paired by seed")
+    return Sheet(name="repeats", columns=columns, rows=rows, words=words, headings=headings)
+
+
+_PARTS = ("mean", "low_95", "high_95")
+
+
+def _values(estimate: Estimate | None) -> tuple[float | None, float | None, float | None]:
+    return (None, None, None) if estimate is None else (estimate.mean, estimate.low, estimate.high)
+
+
+def failures_sheet(found: Sequence[Failure]) -> Sheet:
+    """Every failure; for CSV."""
+    names = [field.name for field in fields(Failure)]
+    return Sheet(name="failures", columns=tuple(names), rows=tuple(tuple(getattr(f, n) for n in names) for f in found))
+
+
+def failure_groups_sheet(found: Sequence[FailureGroup]) -> Sheet:
+    """Failures by kind, method and stratum."""
+    rows = tuple((g.count, g.kind, g.method, g.stratum, g.reason) for g in found)
+    columns = ("trials", "kind", "method", "stratum", "commonest_reason")
+    headings = ("trials", "what", "method", "where", "why (the commonest)")
+    words = tuple(tuple(str(value) for value in row) for row in rows)
+    return Sheet(name="failure_groups", columns=columns, rows=rows, words=words, headings=headings)
+
+
+def cost_sheet(cost: Spent) -> Sheet:
+    """Hours of training by outcome."""
+    rows = tuple((str(o.status), o.trials, o.epochs, o.seconds) for o in cost.outcomes)
+    words = tuple(
+        (status_label(o.status), f"{o.trials:,}", f"{o.epochs:,}", duration(o.seconds), _share(o.seconds, cost))
+        for o in cost.outcomes
+    )
+    headings = ("ended", "trials", "epochs", "training time", "share")
+    columns = ("status", "trials", "epochs", "train_seconds")
+    return Sheet(name="cost", columns=columns, rows=rows, words=words, headings=headings)
+
+
+def _share(seconds: float, cost: Spent) -> str:
+    return f"{100 * seconds / cost.train_seconds:.0f} %" if cost.train_seconds else ""
+
+
+def recipes_sheet(found: Sequence[Recipe]) -> Sheet:
+    """The command of each point; for CSV."""
+    rows = tuple((r.trial_id, r.name, r.command, r.why_not) for r in found)
+    return Sheet(name="reproduce", columns=("trial_id", "setting", "command", "why_not"), rows=rows)
+
+
+def duration(seconds: float) -> str:
+    """A time for readers, e.g. `45 s`, `12.5 min`, `3.4 h`."""
+    for unit, size in (("h", 3600.0), ("min", 60.0)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:,.1f} {unit}"
+    return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
