@@ -23,6 +23,7 @@ from ray.tune.search import Searcher
 from lowrank.errors import InputError
 from sweeps.interrupt import check
 from sweeps.records import TERMINAL, TRIALS_FOLDER, Status
+from sweeps.relay import start_relay
 from sweeps.resources import Share
 from sweeps.search import Search
 from sweeps.stopping import StratifiedAsha
@@ -53,6 +54,7 @@ class Launch:
     most: int | None  # trials at once, where the user set a limit below what the resources allow
     seconds: float | None
     on_change: Callable[[], None]
+    relay: bool = False  # whether checkpoints travel to this machine, because no disk is shared
 
 
 def connect(address: str | None, cpus: int | None = None) -> None:
@@ -112,6 +114,9 @@ class _TuneSearcher(_Unpickled, Searcher):
     def __init__(self, search: Search, launch: Launch):
         super().__init__()
         self._search, self._launch = search, launch
+        self._relay: str | None = None
+        if launch.relay:
+            self._relay, self._relay_handle = start_relay(launch.study_dir)
 
     def suggest(self, trial_id: str) -> Any:
         check()
@@ -121,7 +126,7 @@ class _TuneSearcher(_Unpickled, Searcher):
         return {
             "trial_id": trial.trial_id, "role": str(trial.role), "stratum": trial.stratum,
             "specification": trial.specification, "study_dir": str(self._launch.study_dir),
-            "data_dir": str(self._launch.data_dir) if self._launch.data_dir else None,
+            "data_dir": str(self._launch.data_dir) if self._launch.data_dir else None, "relay": self._relay,
         }  # fmt: skip
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:

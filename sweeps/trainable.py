@@ -26,7 +26,8 @@ from lowrank.plan import network_plan
 from lowrank.recipes import Recipe
 from lowrank.substitute import build_student
 from lowrank.training import DivergedError, Trainer
-from sweeps.records import CHECKPOINT_FILE, TRIALS_FOLDER, VAL_ERROR, Status
+from sweeps.records import VAL_ERROR, Status
+from sweeps.relay import CheckpointPlace
 
 CHECKPOINT_SECONDS = 30.0  # at most this much training (or an epoch, if longer) is repeated after a kill
 
@@ -61,7 +62,7 @@ class TrialTrainable(tune.Trainable):
         started = time.perf_counter()
         cpus, gpus = self._resources()
         torch.set_num_threads(max(1, int(cpus)))
-        self.folder = Path(config["study_dir"]) / TRIALS_FOLDER / config["trial_id"]
+        self.place = CheckpointPlace(config["study_dir"], config["trial_id"], config.get("relay"))
         # Never a card that the trial was not given, even where one is visible
         self.device = "cuda" if gpus > 0 and torch.cuda.is_available() else "cpu"
         data = load_trial_data(config["specification"], config["data_dir"])
@@ -122,11 +123,13 @@ class TrialTrainable(tune.Trainable):
         if self._trained():  # only the weights are wanted from here on
             state = {name: tensor for name, tensor in state.items() if not name.startswith("momentum.")}
         about = {"trial_id": self.config["trial_id"], "history": json.dumps(self.history)}
-        save_tensors(self.folder / CHECKPOINT_FILE, state, about)
+        save_tensors(self.place.path, state, about)
+        self.place.carry()
         self.saved_at = time.monotonic()
 
     def _load_checkpoint(self) -> None:
-        path = self.folder / CHECKPOINT_FILE
+        self.place.fetch()
+        path = self.place.path
         if not path.exists():
             return
         try:

@@ -74,7 +74,8 @@ def serve() -> int:
 def ray(*arguments: str) -> str:
     """Run a command of `ray`; returns what it printed, raises RuntimeError with it when it fails."""
     done = subprocess.run(
-        [RAY, *arguments], cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=240, check=False
+        [RAY, *arguments], cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=240,
+        check=False,
     )  # fmt: skip
     if done.returncode:
         raise RuntimeError(f"ray {' '.join(arguments)} ended with {done.returncode}:\n{done.stdout}")
