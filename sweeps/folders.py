@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +32,11 @@ def study_names(root: Path) -> str:
     return ", ".join(sorted(path.parent.name for path in root.glob(f"*/{SPACE_FILE}"))) or "none yet"
 
 
-def new_folder(root: Path, name: str | None, space_name: str) -> Path:
-    """The folder of a new study: the given name, or the first free one of space, space_2, space_3 ..."""
+def new_folder(root: Path, name: str | None, space_name: str, taken: Collection[str] = ()) -> Path:
+    """The folder of a new study: the given name, or the first free one of space, space_2, space_3 ...
+
+    `taken` are names of studies that are kept elsewhere.
+    """
     wanted = space_name if name is None else name
     if not re.fullmatch(NAME_RULE, wanted):
         raise InputError(
@@ -40,11 +44,12 @@ def new_folder(root: Path, name: str | None, space_name: str) -> Path:
             f"but got {wanted!r}"
         )
     if name is not None:
-        if (root / name).exists():
-            raise InputError(f"the study {name!r} exists in {root}; --resume {name} goes on with it")
+        if (root / name).exists() or name in taken:
+            where = root if (root / name).exists() else "the storage"
+            raise InputError(f"the study {name!r} exists in {where}; --resume {name} goes on with it")
         return root / name
     number = 1
-    while (folder := root / (wanted if number == 1 else f"{wanted}_{number}")).exists():
+    while (folder := root / (wanted if number == 1 else f"{wanted}_{number}")).exists() or folder.name in taken:
         number += 1
     return folder
 

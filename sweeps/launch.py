@@ -23,6 +23,7 @@ from ray.tune.search import Searcher
 from lowrank.errors import InputError
 from sweeps.interrupt import check
 from sweeps.records import TERMINAL, TRIALS_FOLDER, Status
+from sweeps.relay import start_relay
 from sweeps.resources import Share
 from sweeps.search import Search
 from sweeps.stopping import StratifiedAsha
@@ -55,6 +56,7 @@ class Launch:
     seconds: float | None
     on_change: Callable[[], None]
     cache: CacheOptions = NO_CACHE
+    relay: bool = False  # whether checkpoints travel to this machine, because no disk is shared
 
 
 def connect(address: str | None, cpus: int | None = None) -> None:
@@ -114,6 +116,9 @@ class _TuneSearcher(_Unpickled, Searcher):
     def __init__(self, search: Search, launch: Launch):
         super().__init__()
         self._search, self._launch = search, launch
+        self._relay: str | None = None
+        if launch.relay:
+            self._relay, self._relay_handle = start_relay(launch.study_dir)
 
     def suggest(self, trial_id: str) -> Any:
         check()
@@ -124,7 +129,7 @@ class _TuneSearcher(_Unpickled, Searcher):
             "trial_id": trial.trial_id, "role": str(trial.role), "stratum": trial.stratum,
             "specification": trial.specification, "study_dir": str(self._launch.study_dir),
             "data_dir": str(self._launch.data_dir) if self._launch.data_dir else None,
-            "cache": self._launch.cache.to_config(),
+            "cache": self._launch.cache.to_config(), "relay": self._relay,
         }  # fmt: skip
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:

@@ -47,7 +47,9 @@ def make_parser() -> argparse.ArgumentParser:
     where.add_argument("--cpus-per-trial", type=float, metavar="N")
     where.add_argument("--max-concurrent", type=int, metavar="N", help="at most so many trials at once")
     where.add_argument("--address", metavar="HOST:PORT", help="a running Ray cluster (auto: the one on this machine)")
-    where.add_argument("--storage", type=Path, metavar="DIR", help="a path that all machines share; instead of --out")
+    where.add_argument(
+        "--storage", metavar="PLACE", help="what outlives the machines: a path that all share, or s3://BUCKET/PREFIX"
+    )
     where.add_argument("--teachers", type=Path, metavar="DIR", help="folder of teachers (teachers/)")
     where.add_argument("--cache-dir", type=Path, metavar="DIR", help="teacher caches; a fast local disk is best")
     where.add_argument("--tracking-uri", metavar="URI", help="an MLflow server (default: SQLite in the study)")

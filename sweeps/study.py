@@ -23,6 +23,7 @@ from sweeps.proposals import make_proposer
 from sweeps.provenance import commit, hardware, versions
 from sweeps.records import (
     JOURNAL_FILE,
+    SPACE_FILE,
     TERMINAL,
     Event,
     Status,
@@ -36,6 +37,7 @@ from sweeps.search import Search, reachable_strata
 from sweeps.settings import parse_time
 from sweeps.space import Space, parse_space
 from sweeps.specification import Resolver
+from sweeps.storage import carried, fetch_named, is_uri, storage_uri, stored_studies
 from sweeps.teaching import CACHE_FOLDER, CacheOptions, Teaching, find_teaching
 from sweeps.tracking_process import TrackingProcess, check_tracking_uri, redact
 
@@ -62,19 +64,23 @@ class Setting:
     cache_dir: Path | None
     note: str
     tags: dict[str, str]
+    storage: str | None = None  # a URI that the folder is carried to
 
 
 def start_study(space: Space, options: argparse.Namespace) -> int:
     """Begin a new study; returns the exit code. Raises InputError before anything is written."""
-    folder = new_folder(_root(options), options.name, space.name)
-    setting = _setting(folder, space, options, options.data_dir, options.tracking_uri)
+    uri = storage_uri(options.storage)
+    folder = new_folder(_root(options), options.name, space.name, stored_studies(uri) if uri else ())
+    setting = _setting(folder, space, options, options.data_dir, options.tracking_uri, uri)
     data = load_data(space.data, setting.data_dir)
-    return _drive(space, Resolver(space, data, find_teaching(space, data, setting.teachers)), setting)
+    resolver = Resolver(space, data, find_teaching(space, data, setting.teachers))
+    with carried(uri, folder):
+        return _drive(space, resolver, setting)
 
 
 def resume_study(options: argparse.Namespace) -> int:
     """Go on with a study, with more trials, time or other resources; the question is as it was. Raises InputError."""
-    folder = find_folder(_root(options), options.resume)
+    folder, uri = _stored_folder(options)
     new = [name for name in ("space", "set", "data", "seed", "name", "plan", "json") if getattr(options, name)]
     if new:
         raise InputError(
@@ -92,9 +98,21 @@ def resume_study(options: argparse.Namespace) -> int:
     data_dir = options.data_dir or (Path(kept["data_dir"]) if kept["data_dir"] else None)
     for name in ("teachers", "cache_dir"):
         setattr(options, name, getattr(options, name) or (Path(kept[name]) if kept.get(name) else None))
-    setting = _setting(folder, space, options, data_dir, options.tracking_uri or kept["tracking_uri"])
+    setting = _setting(folder, space, options, data_dir, options.tracking_uri or kept["tracking_uri"], uri)
     data = _same_data(space, setting)
-    return _drive(space, Resolver(space, data, _same_teacher(space, data, setting)), setting)
+    resolver = Resolver(space, data, _same_teacher(space, data, setting))
+    with carried(uri, folder):
+        return _drive(space, resolver, setting)
+
+
+def _stored_folder(options: argparse.Namespace) -> tuple[Path, str | None]:
+    """The folder of the study to go on with and the URI that keeps it, fetched from there where it is behind."""
+    root, uri = _root(options), storage_uri(options.storage)
+    if uri is None and (root / options.resume / SPACE_FILE).is_file():
+        uri = read_question(find_folder(root, options.resume))[1].get("storage")
+    if uri is not None:
+        fetch_named(uri, options.resume, root)
+    return find_folder(root, options.resume), uri
 
 
 def _update(content: dict[str, Any], section: str, **asked: Any) -> None:
@@ -121,18 +139,21 @@ def _same_teacher(space: Space, data: ImageData, setting: Setting) -> Teaching |
 
 
 def _root(options: argparse.Namespace) -> Path:
-    return check_root(Path(options.storage or options.out))
+    shared = options.storage is not None and not is_uri(options.storage)
+    return check_root(Path(options.storage if shared else options.out))
 
 
 def _setting(
-    folder: Path, space: Space, options: argparse.Namespace, data_dir: Path | None, tracking_uri: str | None
-) -> Setting:
+    folder: Path, space: Space, options: argparse.Namespace, data_dir: Path | None, tracking_uri: str | None,
+    storage: str | None,
+) -> Setting:  # fmt: skip
     if tracking_uri:
         check_tracking_uri(tracking_uri)
     return Setting(
         folder.name, folder, data_dir.resolve() if data_dir else None, tracking_uri, options.address,
         bool(options.gpus_per_trial), parse_time(space.search.time), (options.teachers or DEFAULT_TEACHERS).resolve(),
         options.cache_dir.resolve() if options.cache_dir else None, check_note(options.note), parse_tags(options.tag),
+        storage,
     )  # fmt: skip
 
 
@@ -193,6 +214,7 @@ def _write_question(space: Space, setting: Setting) -> None:
         "space": space.name, "data_dir": str(setting.data_dir) if setting.data_dir else None,
         "tracking_uri": redact(uri) if uri else None, "teachers": str(setting.teachers),
         "cache_dir": str(setting.cache_dir) if setting.cache_dir else None,
+        "storage": setting.storage,
     }  # fmt: skip
     write_question(setting.folder, space.source, kept)
 
@@ -236,8 +258,8 @@ def _train(search: Search, setting: Setting, share: Share) -> str:
     cache = _cache(search, setting)
     build_caches(search, cache, setting, share)
     with View(search.record, total) as view:
-        launch = Launch(setting.folder, setting.data_dir, share, most, setting.seconds, view.update, cache)
-        run(search, launch)
+        relay = bool(setting.storage and setting.address)  # several machines, and no disk that they share
+        run(search, Launch(setting.folder, setting.data_dir, share, most, setting.seconds, view.update, cache, relay))
     if _is_finished(search):
         return "finished"
     out_of_time = setting.seconds is not None and time.monotonic() - started >= setting.seconds
@@ -283,6 +305,7 @@ def _conclude(setting: Setting, outcome: str, behind: str | None) -> None:
     if outcome != "finished":
         reason = "the time is used up" if outcome == "time" else "interrupted"
         at = "" if setting.folder.parent == DEFAULT_OUT.resolve() else f" --out {_shown(setting.folder.parent)}"
+        at += f" --storage {setting.storage}" if setting.storage else ""
         print(f"{reason}; nothing is lost. Go on with: python sweeps/run.py --resume {setting.name}{at}")
     elif not setting.tracking_uri:
         print(f"every trial in MLflow: mlflow ui --backend-store-uri sqlite:///{_shown(setting.folder)}/mlflow.db")

@@ -29,7 +29,8 @@ from lowrank.plan import network_plan
 from lowrank.recipes import Recipe
 from lowrank.substitute import build_student
 from lowrank.training import DivergedError, Trainer
-from sweeps.records import CHECKPOINT_FILE, TRIALS_FOLDER, VAL_ERROR, Status
+from sweeps.records import VAL_ERROR, Status
+from sweeps.relay import CheckpointPlace
 from sweeps.teaching import CacheOptions, make_teacher
 from sweeps.worker import WorkerLostError, check_memory_is_back, device_lost, first_line, out_of_memory
 
@@ -88,7 +89,7 @@ class TrialTrainable(tune.Trainable):
         started = time.perf_counter()
         cpus, gpus = self._resources()
         torch.set_num_threads(max(1, int(cpus)))
-        self.folder = Path(config["study_dir"]) / TRIALS_FOLDER / config["trial_id"]
+        self.place = CheckpointPlace(config["study_dir"], config["trial_id"], config.get("relay"))
         # Never a card that the trial was not given, even where one is visible
         self.device = "cuda" if gpus > 0 and torch.cuda.is_available() else "cpu"
         self.attempt = {
@@ -177,10 +178,11 @@ class TrialTrainable(tune.Trainable):
             self.saved_at = time.monotonic()
 
     def _save_checkpoint(self) -> None:
-        path = self.folder / CHECKPOINT_FILE
+        path = self.place.path
         state = self.trainer.weights() if self._trained() else self.trainer.state()
         about = {"trial_id": self.config["trial_id"], "history": json.dumps(self.history)}
         save_tensors(path, state, about, keep=KEPT)
+        self.place.carry()
         if self._trained():  # only the newest weights are wanted from here on
             for older in kept_files(path)[1:]:
                 older.unlink()
@@ -188,7 +190,8 @@ class TrialTrainable(tune.Trainable):
 
     def _load_checkpoint(self) -> None:
         """Go on from the newest checkpoint that is whole; without one from the beginning. Says which was not usable."""
-        for path in kept_files(self.folder / CHECKPOINT_FILE):
+        self.place.fetch()
+        for path in kept_files(self.place.path):
             try:
                 state, about = load_tensors(path, self.device)
                 history = json.loads(about["history"])

@@ -1,0 +1,44 @@
+"""The machine of the driver is lost, and all of its disk: the study goes on from its storage."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+
+from sweeps.records import TERMINAL
+from sweeps.storage import stored_studies
+from tests.support import studies
+
+
+def test_a_study_goes_on_from_its_storage_alone(tmp_path):
+    """SIGKILL, then nothing is left but the storage; another folder stands for another machine."""
+    uri = (tmp_path / "stored").as_uri()
+    first, second = tmp_path / "first", tmp_path / "second"
+    longer = (*studies.TINY[:-1], "6", "--set", "train.epochs=4", "--set", "search.stop=none")
+    process = studies.start(*longer, "--storage", uri, "--out", str(first), "--name", "lost")
+    try:
+        studies.wait_until(lambda: studies.ended(first / "lost") >= 2)
+        done = {name for name, trial in studies.record(first / "lost").trials.items() if trial.status in TERMINAL}
+        parts = tmp_path / "stored" / "lost" / "journal.jsonl.parts"
+
+        def carried() -> bool:
+            text = "".join(path.read_text() for path in parts.glob("*"))
+            ends = [line for line in text.splitlines() if '"event":"finished"' in line]
+            return all(any(name in line for line in ends) for name in done)
+
+        studies.wait_until(carried)
+        os.kill(process.pid, signal.SIGKILL)
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+    shutil.rmtree(first)
+    assert stored_studies(uri) == ["lost"]
+    again = studies.run("--resume", "lost", "--storage", uri, "--out", str(second))
+    assert again.returncode == 0, again.stdout + again.stderr
+    trials = studies.record(second / "lost").trials
+    assert len(trials) == 7
+    assert all(trial.status in TERMINAL for trial in trials.values())
+    assert all(list(trial.epochs) == [1, 2, 3, 4] for trial in trials.values())
+    assert all(len(trials[name].attempts) == 1 for name in done)
