@@ -7,7 +7,7 @@ after that, counting any configuration is arithmetic on a handful of distinct sh
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
@@ -18,10 +18,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from lowrank.allocation import Allocation, Group, Sharing, Sized, make_groups
+from lowrank.allocation import Allocation, Group, Sharing, Sized, allocation_of, make_groups
 from lowrank.conventions import Convention, OperationCounter, StudyExtras, pooling_cost
 from lowrank.errors import InputError, UncountableError
 from lowrank.layers.base import ConvShape, Method, Pair
+from lowrank.methods import make_method
 from lowrank.networks import NetworkSettings, for_counting, make_network
 from lowrank.networks.base import DropPath, ImageShape
 
@@ -116,6 +117,15 @@ class NetworkPlan:
     def groups(self, sharing: Sharing) -> tuple[Group, ...]:
         """The groups among which a budget is shared."""
         return {"even": self.whole, "stage": self.stages, "layer": self.layers}[sharing]
+
+    def sized(self, method: Mapping[str, Any], allocation: Mapping[str, Any] | None = None) -> Sized:
+        """What a specification names: a method's settings, or the allocation {"by": ..., "methods": {group: settings}}.
+
+        Raises InputError for settings that are none.
+        """
+        if allocation is None:
+            return make_method(method)
+        return allocation_of(self.groups(allocation["by"]), allocation["methods"])
 
     def params(self, sized: Sized) -> int:
         """Exact parameters of the network with a method, or an allocation, in its substituted sites."""

@@ -9,19 +9,17 @@ import torch
 from lowrank.checkpoints import load_tensors
 from lowrank.data import ImageData
 from lowrank.errors import InputError
-from lowrank.pareto import non_dominated
 from sweeps.records import CHECKPOINT_FILE, TRIALS_FOLDER, Role, Status, TrialRecord
+from sweeps.repeats import front
 from sweeps.search import Search
 from sweeps.trainable import make_trainer
 
 
 def front_trials(trials: list[TrialRecord]) -> list[TrialRecord]:
-    """Finished trials that no other beats in both parameters and validation error; references always."""
+    """Every seed of the points that no other beats in both parameters and validation error; references always."""
     finished = [trial for trial in trials if trial.status is Status.COMPLETED and trial.val_error is not None]
-    searched = [trial for trial in finished if trial.role is Role.SEARCH]
-    points = [(float(trial.counts["params"]), float(trial.val_error or 0.0)) for trial in searched]
     references = [trial for trial in finished if trial.role is Role.REFERENCE]
-    return [searched[index] for index in non_dominated(points)] + references
+    return [trial for seeds in front(finished) for trial in seeds] + references
 
 
 def evaluate_front(search: Search, folder: Path, data: ImageData) -> None:

@@ -23,7 +23,8 @@ from sweeps.final import evaluate_front
 from sweeps.folders import check_root, find_folder, locked_journal, new_folder, read_question, write_question
 from sweeps.interrupt import INTERRUPTED
 from sweeps.journal import Journal, read_journal
-from sweeps.proposals import make_proposer
+from sweeps.memory import earlier_studies, warm_start
+from sweeps.proposals import OptunaProposer, make_proposer
 from sweeps.records import JOURNAL_FILE, TERMINAL, Event, Status, StudyRecord, fold
 from sweeps.search import Search, reachable_strata
 from sweeps.settings import parse_time
@@ -114,12 +115,14 @@ def _drive(space: Space, resolver: Resolver, setting: Setting) -> int:
     from sweeps.launch import connect
     from sweeps.resources import choose_share, read_cluster
 
+    resolver.clock.keep(setting.folder)
+    earlier = earlier_studies(space.search.warm_start, setting.folder.parent)
     strata, unreachable = reachable_strata(space, resolver)
     connect(setting.address)
     asked = space.resources
     share = choose_share(
         read_cluster(), cpus=asked.cpus_per_trial, gpus=asked.gpus_per_trial, most=asked.max_concurrent,
-        trials=space.search.trials + len(space.references), gpus_asked=setting.gpus_asked,
+        trials=expected_trials(space, resolver), gpus_asked=setting.gpus_asked,
     )  # fmt: skip
     for line in unreachable:
         print(f"cannot be met, left out: {line}", flush=True)
@@ -131,7 +134,9 @@ def _drive(space: Space, resolver: Resolver, setting: Setting) -> int:
         tracking = TrackingProcess.start(setting.folder, setting.tracking_uri)
         outcome = "interrupted"
         try:
-            proposer = make_proposer(space, setting.folder)
+            proposer = make_proposer(space, setting.folder, resolver.points)
+            if isinstance(proposer, OptunaProposer):
+                print(*warm_start(proposer, resolver, earlier), sep="\n", end="\n" if earlier else "", flush=True)
             outcome = _work(Search(space, resolver, proposer, journal, record, strata), setting, share)
         except KeyboardInterrupt:
             pass  # between two trials, or after the last: what is done is on record
@@ -218,7 +223,7 @@ def _train(search: Search, setting: Setting, share: Share) -> str:
     from sweeps.launch import Launch, run
     from sweeps.view import View
 
-    total = search.space.search.trials + len(search.space.references)
+    total = expected_trials(search.space, search.resolver)
     started = time.monotonic()
     print(
         f"{setting.name}: {search.space.question}\n"
@@ -227,18 +232,26 @@ def _train(search: Search, setting: Setting, share: Share) -> str:
     )  # fmt: skip
     most = search.space.resources.max_concurrent
     with View(search.record, total) as view:
-        run(search, Launch(setting.folder, setting.data_dir, share, most, setting.seconds, view.update))
-    if _is_finished(search):
+
+        def changed() -> None:
+            view.total = max(
+                total, sum(trial.status is not Status.INFEASIBLE for trial in search.record.trials.values())
+            )
+            view.update()
+
+        run(search, Launch(setting.folder, setting.data_dir, share, most, setting.seconds, changed))
+    if search.is_over():
         return "finished"
     out_of_time = setting.seconds is not None and time.monotonic() - started >= setting.seconds
     return "time" if out_of_time else "interrupted"
 
 
-def _is_finished(search: Search) -> bool:
-    if any(trial.status not in TERMINAL for trial in search.record.trials.values()) or search.waiting:
-        return False
-    exhausted = all(stratum.label in search.used_up for stratum in search.strata)
-    return exhausted or search.proposed_count() >= search.space.search.trials
+def expected_trials(space: Space, resolver: Resolver) -> int:
+    """How many trials there will be at most, references included, further seeds of a final front not."""
+    grid = space.search.sampler == "grid"
+    rows = len(resolver.points.grid()) * space.search.repeats if grid else space.search.trials
+    references = len(resolver.references()[0]) * (space.search.repeats if grid else 1)
+    return min(space.search.trials, rows) + references
 
 
 def _shown(folder: Path) -> str:

@@ -27,6 +27,7 @@ from lowrank.recipes import Recipe
 from lowrank.substitute import build_student
 from lowrank.training import DivergedError, Trainer
 from sweeps.records import CHECKPOINT_FILE, TRIALS_FOLDER, VAL_ERROR, Status
+from sweeps.starts import start_student
 
 CHECKPOINT_SECONDS = 30.0  # at most this much training (or an epoch, if longer) is repeated after a kill
 
@@ -34,13 +35,14 @@ CHECKPOINT_SECONDS = 30.0  # at most this much training (or an epoch, if longer)
 def make_trainer(specification: dict[str, Any], data: ImageData, device: str) -> Trainer:
     """The trainer that a specification describes, at its first epoch."""
     settings = NetworkSettings(**specification["network"])
-    method, recipe = make_method(specification["method"]), Recipe(**specification["train"])
+    recipe = Recipe(**specification["train"])
     plan = network_plan(settings, data.image_shape, len(data.classes))
+    sized = plan.sized(specification["method"], specification.get("allocation"))
     seed = int(specification["seed"])
-    network = build_student(settings, plan, method, data.image_shape, len(data.classes), seed)
+    network = build_student(settings, plan, sized, data.image_shape, len(data.classes), seed)
     return Trainer(
         network, data, recipe, views=ViewSettings(**specification["views"]), order_seed=seed,
-        decay_ratio=plan.params(method) / plan.params(make_method({"name": plan.base})), device=device,
+        decay_ratio=plan.params(sized) / plan.params(make_method({"name": plan.base})), device=device,
     )  # fmt: skip
 
 
@@ -68,6 +70,8 @@ class TrialTrainable(tune.Trainable):
         self.trainer = make_trainer(config["specification"], data, self.device)
         self.history: list[dict[str, float]] = []  # metrics of the epochs done, so that a resumed curve has no gap
         self._load_checkpoint()
+        if self.trainer.epoch == 0:
+            start_student(self.trainer.network, config["specification"], data, Path(config["study_dir"]))
         self.saved_at = time.monotonic()
         self.attempt: dict[str, Any] | None = {
             "host": socket.gethostname(), "pid": os.getpid(), "device": self.device,
