@@ -46,17 +46,20 @@ def _windows(budget: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def for_data(content: dict[str, Any]) -> dict[str, Any]:
-    """The content with what its section `on` says for its own data set; `on` itself is dropped. Raises InputError.
+    """The content with what its section `by_data` says for its own data set, in place of that section.
 
-    `on: {digits: {network.width: 0.5}}` holds for the digits alone: a question asked in earnest of one set may be
+    Raises InputError for a section of another form.
+    `by_data: {digits: {network.width: 0.5}}` holds for the digits alone: a question asked in earnest of one set may be
     asked of a small one in minutes.
     """
-    sections = content.get("on", {})
+    sections = content.get("by_data", {})
     if not isinstance(sections, Mapping) or not all(isinstance(fields, Mapping) for fields in sections.values()):
-        raise InputError("`on` must be a section of data sets, each with dotted names: {digits: {network.width: 0.5}}")
+        raise InputError(
+            "`by_data` must be a section of data sets, each with dotted names: {digits: {network.width: 0.5}}"
+        )
     data = content.get("data", "digits")
     name = data.get("name", "digits") if isinstance(data, Mapping) else data
-    rest = {key: value for key, value in content.items() if key != "on"}
+    rest = {key: value for key, value in content.items() if key != "by_data"}
     for dotted, value in sections.get(name, {}).items():
         assign(rest, str(dotted), value)
     return rest

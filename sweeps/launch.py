@@ -60,6 +60,8 @@ def connect(address: str | None, cpus: int | None = None) -> None:
     """Start Ray on this machine, or connect to the cluster at `address`; raises InputError if none answers there."""
     if address and address != "auto":
         _check_address(address)
+    if ray.is_initialized():  # by an earlier study of a series
+        return
     os.environ.update(_ENVIRONMENT)
     logging.getLogger("ray").setLevel(logging.ERROR)
     try:

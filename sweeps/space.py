@@ -94,17 +94,33 @@ def read_space(name: str, overrides: Sequence[str] = (), **updates: Any) -> Spac
 
     `updates` are dotted names with `.` written as `__` (from command-line options); None leaves the file's value.
     """
-    path = _find(name)
-    content = read_yaml(path)
-    asked = [_override(override) for override in overrides]
-    asked += [(key.replace("__", "."), value) for key, value in updates.items() if value is not None]
+    path = find_space(name)
+    options = {key.replace("__", "."): value for key, value in updates.items() if value is not None}
+    return space_of(path.stem, read_content(read_yaml(path), [], (overrides, options)))
+
+
+def space_of(name: str, content: dict[str, Any]) -> Space:
+    """The checked space, its files as the user sees them now; raises InputError in one line."""
+    return parse_space(name, _absolute(content))
+
+
+def read_content(
+    content: dict[str, Any], changes: Sequence[tuple[str, Any]], options: tuple[Sequence[str], Mapping[str, Any]]
+) -> dict[str, Any]:
+    """A file's content with changes by dotted name, then with the command line's --set texts and options on top.
+
+    What the file says for one data set (`by_data`) lies between the two; raises InputError.
+    """
+    for key, value in changes:
+        assign(content, key, value)
+    asked = [*map(_override, options[0]), *options[1].items()]
     for key, value in asked:
-        if key in ("data", "data.name"):  # which the section `on` asks for
+        if key in ("data", "data.name"):  # which the section `by_data` asks for
             assign(content, key, value)
     content = for_data(content)
     for key, value in asked:
         assign(content, key, value)
-    return parse_space(path.stem, _absolute(content))
+    return content
 
 
 def _override(text: str) -> tuple[str, Any]:
@@ -163,7 +179,8 @@ def parse_space(name: str, content: Mapping[str, Any]) -> Space:
     return space
 
 
-def _find(name: str) -> Path:
+def find_space(name: str) -> Path:
+    """The file of a space, by name or as a path; raises InputError that lists the spaces."""
     path = Path(name)
     if path.suffix in (".yaml", ".yml"):
         if not path.is_file():
@@ -211,6 +228,10 @@ def _known_sections(content: Mapping[str, Any]) -> None:
         if key not in SECTIONS:
             near = difflib.get_close_matches(str(key), SECTIONS, 1)
             hint = f" (did you mean `{near[0]}`?)" if near else ""
+            if key == "studies":
+                raise InputError(
+                    "a file with `studies` is a series, which is run as a whole: python sweeps/run.py --space"
+                )
             raise InputError(f"unknown section `{key}`{hint}; choose from: {', '.join(SECTIONS)}")
 
 
