@@ -121,7 +121,7 @@ def _as_tensors(name: str, model: nn.Module, specification: ModelSpecification, 
         save_merged(path, model, specification, combined=False)
         return load_merged(path)
     save_model(
-        path, model, network=specification.network, method=specification.method,
+        path, model, network=specification.network, method=specification.sized(specification.plan()),
         image_shape=specification.image_shape, classes=specification.classes,
     )  # fmt: skip
     own = specification.network.name

@@ -85,8 +85,6 @@ def trial_data(trial: TrialRecord, data_dir: Path | None) -> ImageData | None:
 
 def specification_of(study: StudyRecord, trial: TrialRecord, data: ImageData | None) -> ModelSpecification:
     """What the trial built; raises InputError when neither the images nor the header tell their shape."""
-    if "allocation" in trial.specification:
-        raise InputError(f"the budget of trial {trial.trial_id} is shared unevenly among layers; it cannot be exported")
     about = study.header.get("data", {})
     shape = data.image_shape if data else about.get("image_shape")
     classes = len(data.classes) if data else about.get("classes")
@@ -97,7 +95,7 @@ def specification_of(study: StudyRecord, trial: TrialRecord, data: ImageData | N
     channels, height, width = shape
     return ModelSpecification(
         network=NetworkSettings(**spec["network"]), method=make_method(spec["method"]),
-        image_shape=(channels, height, width), classes=classes,
+        allocation=spec.get("allocation"), image_shape=(channels, height, width), classes=classes,
     )  # fmt: skip
 
 

@@ -149,7 +149,7 @@ def _plain_forms(specification: ModelSpecification) -> dict[str, nn.Module]:
 
     forms = {"dense": Dense(), "separable": Separable()}
     return {
-        name: merged_network(specification.model_copy(update={"method": method}).build())
+        name: merged_network(specification.model_copy(update={"method": method, "allocation": None}).build())
         for name, method in forms.items()
     }
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from lowrank.allocation import Sized
 from lowrank.errors import InputError
 from lowrank.layers import Dense, Separable
-from lowrank.methods import make_method
 from lowrank.networks import NetworkSettings
 from lowrank.plan import network_plan
 from sweeps.records import TrialRecord
@@ -16,8 +16,8 @@ from sweeps.records import TrialRecord
 def recount(trial: TrialRecord, data: Mapping[str, Any]) -> dict[str, int] | None:
     """The trial's counts by the records' names; `data` is the study header's section of that name.
 
-    None for a budget that is shared unevenly among layers, and where the shape of the images or the number of classes
-    is not known: older headers do not tell it, and only published sets have one that everybody knows.
+    None where the shape of the images or the number of classes is not known: older headers do not tell it, and only
+    published sets have one that everybody knows.
 
     Raises:
         InputError: the specification names what this version does not have.
@@ -25,14 +25,14 @@ def recount(trial: TrialRecord, data: Mapping[str, Any]) -> dict[str, int] | Non
     shape = _shape(trial, data)
     classes = data.get("classes") or _published(trial).get("classes")
     spec = trial.specification
-    if shape is None or not classes or "allocation" in spec:
+    if shape is None or not classes:
         return None
     try:
-        settings, method = NetworkSettings(**spec["network"]), make_method(spec["method"])
+        plan = network_plan(NetworkSettings(**spec["network"]), shape, int(classes))
+        sized = plan.sized(spec["method"], spec.get("allocation"))
     except (KeyError, ValueError) as error:
         raise InputError((str(error).splitlines() or [type(error).__name__])[0]) from error
-    plan = network_plan(settings, shape, int(classes))
-    forms = {"": method, "dense_": Dense(), "separable_": Separable()}
+    forms: dict[str, Sized] = {"": sized, "dense_": Dense(), "separable_": Separable()}
     counts = {f"{prefix}params": plan.params(form) for prefix, form in forms.items()}
     return counts | {f"{prefix}mult_adds": plan.mult_adds(form) for prefix, form in forms.items()}
 

@@ -1,65 +1,117 @@
-"""Budgets: the largest setting of a method whose network stays within limits on parameters and mult-adds.
+"""Budgets: the largest setting of a method whose network stays within limits on parameters, mult-adds and bytes.
 
 Every count is a step function of the method's scale that never falls, so the largest admissible scale is found by
 bisection over the floating-point numbers themselves: the very next one would exceed the budget. Of the settings on
 that step, the one with the fewest decimals is returned. A method whose size is an integer lists its settings instead.
+Where the budget is shared unevenly, one common factor of all groups takes the place of the scale (lowrank.families).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
+from lowrank.allocation import Sharing, Sized
 from lowrank.errors import InfeasibleError
+from lowrank.families import boundary, make_family
 from lowrank.layers.base import Method
 from lowrank.networks import NetworkSettings
-from lowrank.plan import NetworkPlan, network_plan
+from lowrank.plan import NetworkPlan, network_plan, network_to_count
+from lowrank.storage import Disk
 
+MEASURES = ("params", "mult_adds", "bytes")
+_SHOWN = {"params": "parameters", "mult_adds": "mult-adds", "bytes": "bytes on disk"}
 _THINNEST = 1e-9  # a width at which every layer has one channel; also how finely widths are told apart
 
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
-    """Upper limits for the whole network; None is no limit. Mult-adds are for one image."""
+    """Limits for the whole network, upper and lower; None is no limit.
+
+    Mult-adds are for one image; bytes are those of the weights as a safetensors file (float32).
+    """
 
     params: int | None = None
     mult_adds: int | None = None
+    bytes: int | None = None
+    params_min: int | None = None
+    mult_adds_min: int | None = None
+    bytes_min: int | None = None
 
-    def exceeded(self, plan: NetworkPlan, method: Method) -> str | None:
-        """Which limit the network with `method` breaks and by how much; None if it keeps all."""
-        for what, limit, count in (
-            ("parameters", self.params, plan.params),
-            ("mult-adds", self.mult_adds, plan.mult_adds),
-        ):
-            if limit is not None and (found := count(method)) > limit:
-                return f"{found:,} {what}, over the budget of {limit:,}"
+    def exceeded(self, plan: NetworkPlan, sized: Sized, disk: Disk | None = None) -> str | None:
+        """Which upper limit the network breaks and by how much; None if it keeps all.
+
+        `disk` measures bytes; raises ValueError when there is a limit on them and no `disk`.
+        """
+        for what in MEASURES:
+            limit = getattr(self, what)
+            if limit is not None and (found := measure(what, plan, sized, disk)) > limit:
+                return f"{found:,} {_SHOWN[what]}, over the budget of {limit:,}"
         return None
 
+    def missed(self, plan: NetworkPlan, sized: Sized, disk: Disk | None = None) -> str | None:
+        """Which lower limit the network stays under and by how much; None if it reaches all."""
+        for what in MEASURES:
+            least = getattr(self, f"{what}_min")
+            if least is not None and (found := measure(what, plan, sized, disk)) < least:
+                return f"{found:,} {_SHOWN[what]}, under the {least:,} that the budget asks for at least"
+        return None
 
-def solve(plan: NetworkPlan, method: Method, budget: Budget) -> Method:
+    def gap(self, plan: NetworkPlan, sized: Sized, disk: Disk | None = None) -> int | None:
+        """What is left unused of the upper limit that binds (the one filled most), in its own unit; None without."""
+        limits = [(what, getattr(self, what)) for what in MEASURES if getattr(self, what)]
+        unused = [(limit - measure(what, plan, sized, disk), limit) for what, limit in limits]
+        return min(unused, key=lambda pair: pair[0] / pair[1])[0] if unused else None
+
+    def beyond_all(self, plan: NetworkPlan) -> str:
+        """The upper limits that no method can meet, since more is never substituted; "" if there is none."""
+        fixed = {"params": plan.fixed_params, "mult_adds": plan.fixed_mult_adds}
+        short = [what for what in fixed if (limit := getattr(self, what)) is not None and limit < fixed[what]]
+        return "".join(f", so {getattr(self, what):,} {_SHOWN[what]} cannot be met" for what in short[:1])
+
+
+def measure(what: str, plan: NetworkPlan, sized: Sized, disk: Disk | None) -> int:
+    """One of MEASURES of the network with `sized` in its sites."""
+    if what == "bytes":
+        if disk is None:
+            raise ValueError("a budget of bytes needs `disk`, which measures them")
+        return disk.stored(sized).bytes
+    return plan.params(sized) if what == "params" else plan.mult_adds(sized)
+
+
+def solve(plan: NetworkPlan, method: Method, budget: Budget, disk: Disk | None = None) -> Method:
     """The largest setting of `method` (its own scale is ignored) within `budget`; raises InfeasibleError.
 
     The error names the nearest possible value and, where that is the cause, what is never substituted.
     """
-    if method.scale is None:
-        return _largest(plan, method, budget)
-    low, high = _scale_limits(method)
+    found = solve_shared(plan, method, budget, "even", {}, disk)
+    assert isinstance(found, Method)  # an even share is one setting for all
+    return found
 
-    def feasible(scale: float) -> bool:
-        return plan.infeasible(method.with_scale(scale)) is None
 
-    if not feasible(high):
-        raise InfeasibleError(f"{plan.infeasible(method.with_scale(high))}")
-    least = low if feasible(low) else _boundary(lambda scale: not feasible(scale), low, high)[1]
-    smallest = method.with_scale(least)
-    if (excess := budget.exceeded(plan, smallest)) is not None:
-        raise InfeasibleError(_impossible(plan, smallest, excess))
-    if budget.exceeded(plan, method.with_scale(high)) is None:
-        return _shortest(plan, method, least, high)
-    largest, _ = _boundary(lambda scale: budget.exceeded(plan, method.with_scale(scale)) is None, least, high)
-    return _shortest(plan, method, least, largest)
+def solve_shared(
+    plan: NetworkPlan, method: Method, budget: Budget, sharing: Sharing, weights: Mapping[str, float],
+    disk: Disk | None = None,
+) -> Sized:  # fmt: skip
+    """As `solve`, the budget shared by stage or by layer: the next larger common factor would exceed it.
+
+    `weights` (by group; 1 where a group is not named) say how large the groups are beside each other. Raises
+    InfeasibleError, and InputError for a weight that is not above 0 or names no group.
+    """
+    family = make_family(plan, method, sharing, weights)
+    by_work = budget.params is None
+    found = family.largest(
+        lambda sized: budget.exceeded(plan, sized, disk) is None,
+        lambda sized: budget.missed(plan, sized, disk) is None, by_work=by_work,
+    )  # fmt: skip
+    if found is None:
+        raise InfeasibleError(_impossible(plan, family.smallest(by_work=by_work), budget, disk))
+    short = budget.missed(plan, found, disk)
+    if short is not None:
+        raise InfeasibleError(f"{_described(found)} cannot be that near to the budget in {plan.name}: it has {short}")
+    return found
 
 
 @lru_cache(maxsize=256)
@@ -72,78 +124,44 @@ def solve_width(
     the fewest decimals is returned. Raises InfeasibleError, naming the thinnest network's size.
     """
 
-    def plan(width: float) -> NetworkPlan:
-        return network_plan(network.model_copy(update={"width": width}), image_shape, classes)
+    def at(width: float) -> tuple[NetworkPlan, Disk | None]:
+        settings = network.model_copy(update={"width": width})
+        plan = network_plan(settings, image_shape, classes)
+        asks_for_bytes = budget.bytes is not None or budget.bytes_min is not None
+        return plan, Disk(network_to_count(settings, image_shape, classes), plan) if asks_for_bytes else None
 
-    def fits(width: float) -> bool:
-        return budget.exceeded(plan(width), method) is None
+    def excess(width: float) -> str | None:
+        plan, disk = at(width)
+        return budget.exceeded(plan, method, disk)
 
-    if (excess := budget.exceeded(plan(_THINNEST), method)) is not None:
-        raise InfeasibleError(f"{network.name} cannot be that thin: with one channel in each layer it has {excess}")
-    widest = 1.0 if fits(1.0) else _boundary(fits, _THINNEST, 1.0, apart=_THINNEST)[0]
+    if (over := excess(_THINNEST)) is not None:
+        raise InfeasibleError(f"{network.name} cannot be that thin: with one channel in each layer it has {over}")
+    widest = 1.0
+    if excess(1.0) is not None:
+        widest = boundary(lambda width: excess(width) is None, _THINNEST, 1.0, apart=_THINNEST)[0]
+    plan, disk = at(widest)
+    short = budget.missed(plan, method, disk)
+    if short is not None:
+        raise InfeasibleError(f"a thinner {network.name} cannot be that near to the budget: it has {short}")
     for decimals in range(1, 10):
         width = math.floor(widest * 10**decimals) / 10**decimals
-        if width > 0 and plan(width).shapes == plan(widest).shapes:
+        if width > 0 and at(width)[0].shapes == plan.shapes:
             return network.model_copy(update={"width": width})
     return network.model_copy(update={"width": widest})
 
 
-def _largest(plan: NetworkPlan, method: Method, budget: Budget) -> Method:
-    """The largest of the settings that a method without a continuous scale lists (counts need not be monotone)."""
-
-    def size(setting: Method) -> tuple[int, int]:
-        counts = plan.params(setting), plan.mult_adds(setting)
-        return counts if budget.params is not None else counts[::-1]
-
-    settings = list(method.settings_by_size([shape for shape, _ in plan.shapes]))
-    feasible = [setting for setting in settings if plan.infeasible(setting) is None]
-    if not feasible:
-        raise InfeasibleError(f"{plan.infeasible(settings[0])}")
-    within = [setting for setting in feasible if budget.exceeded(plan, setting) is None]
-    if not within:
-        smallest = min(feasible, key=size)
-        raise InfeasibleError(_impossible(plan, smallest, str(budget.exceeded(plan, smallest))))
-    return max(within, key=size)
-
-
-def _impossible(plan: NetworkPlan, smallest: Method, excess: str) -> str:
-    settings = ", ".join(
-        f"{key} {value}" for key, value in smallest.model_dump().items() if key not in ("name", smallest.scale)
-    )
-    shown = f"{smallest.name} ({settings})" if settings else smallest.name
+def _impossible(plan: NetworkPlan, smallest: Sized, budget: Budget, disk: Disk | None) -> str:
     return (
-        f"{shown} cannot be that small in {plan.name}: its smallest setting has {excess}; "
+        f"{_described(smallest)} cannot be that small in {plan.name}: its smallest setting has "
+        f"{budget.exceeded(plan, smallest, disk)}; "
         f"{plan.fixed_params:,} parameters and {plan.fixed_mult_adds:,} mult-adds are never substituted"
+        f"{budget.beyond_all(plan)}"
     )
 
 
-def _scale_limits(method: Method) -> tuple[float, float]:
-    """The open lower and closed upper limit of the scale, from the field's own declaration."""
-    metadata = type(method).model_fields[str(method.scale)].metadata
-    lower = next(float(item.gt) for item in metadata if hasattr(item, "gt"))
-    upper = next(float(item.le) for item in metadata if hasattr(item, "le"))
-    return math.nextafter(lower, upper) if lower else 1e-9, upper
-
-
-def _boundary(holds: Callable[[float], bool], low: float, high: float, apart: float = 0.0) -> tuple[float, float]:
-    """Neighbouring floats (or closer than `apart`) with holds(a) and not holds(b), given so of `low` and `high`."""
-    while True:
-        middle = (low + high) / 2
-        if middle in (low, high) or high - low < apart:
-            return low, high
-        if holds(middle):
-            low = middle
-        else:
-            high = middle
-
-
-def _shortest(plan: NetworkPlan, method: Method, least: float, scale: float) -> Method:
-    """The setting on the same step as `scale` that has the fewest decimals, cut towards zero."""
-    target = plan.signature(method.with_scale(scale))
-    for decimals in range(1, 17):
-        candidate = math.floor(scale * 10**decimals) / 10**decimals
-        if candidate >= least:
-            found = method.with_scale(candidate)
-            if plan.signature(found) == target:
-                return found
-    return method.with_scale(scale)
+def _described(sized: Sized) -> str:
+    method = sized if isinstance(sized, Method) else sized.methods[0]
+    settings = ", ".join(
+        f"{key} {value}" for key, value in method.model_dump().items() if key not in ("name", method.scale)
+    )
+    return f"{method.name} ({settings})" if settings else method.name

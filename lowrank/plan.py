@@ -7,7 +7,7 @@ after that, counting any configuration is arithmetic on a handful of distinct sh
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
@@ -18,9 +18,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from lowrank.allocation import Allocation, Group, Sharing, Sized, allocation_of, make_groups
 from lowrank.conventions import Convention, OperationCounter, StudyExtras, pooling_cost
 from lowrank.errors import InputError, UncountableError
 from lowrank.layers.base import ConvShape, Method, Pair
+from lowrank.methods import make_method
 from lowrank.networks import NetworkSettings, for_counting, make_network
 from lowrank.networks.base import DropPath, ImageShape
 
@@ -97,25 +99,77 @@ class NetworkPlan:
         extras = self.extras.total if self.convention == "study" else 0
         return self.other_mult_adds + extras + sum(site.mult_adds for site in self.sites if site.kept)
 
-    def params(self, method: Method) -> int:
-        """Exact parameters of the network with `method` in every substituted site."""
-        return self.fixed_params + sum(method.params(shape) * times for shape, times in self.shapes)
+    @cached_property
+    def stages(self) -> tuple[Group, ...]:
+        """The substituted sites by stage."""
+        return make_groups(self.substituted, "stage")
 
-    def mult_adds(self, method: Method) -> int:
-        """Mult-adds, for one image, of the network with `method` in every substituted site."""
-        return self.fixed_mult_adds + sum(method.mult_adds(shape) * times for shape, times in self.shapes)
+    @cached_property
+    def layers(self) -> tuple[Group, ...]:
+        """Each substituted site as a group of its own."""
+        return make_groups(self.substituted, "layer")
 
-    def infeasible(self, method: Method) -> str | None:
-        """The first reason why `method` cannot stand in some site; None when it can in all."""
-        for shape, _ in self.shapes:
+    @cached_property
+    def whole(self) -> tuple[Group, ...]:
+        """All substituted sites as one group."""
+        return make_groups(self.substituted, "even")
+
+    def groups(self, sharing: Sharing) -> tuple[Group, ...]:
+        """The groups among which a budget is shared."""
+        return {"even": self.whole, "stage": self.stages, "layer": self.layers}[sharing]
+
+    def sized(self, method: Mapping[str, Any], allocation: Mapping[str, Any] | None = None) -> Sized:
+        """What a specification names: a method's settings, or the allocation {"by": ..., "methods": {group: settings}}.
+
+        Raises InputError for settings that are none.
+        """
+        if allocation is None:
+            return make_method(method)
+        return allocation_of(self.groups(allocation["by"]), allocation["methods"])
+
+    def settings(self, sized: Sized) -> dict[str, Any]:
+        """What `sized` reads, as plain data: `method` and, where a budget was shared unevenly, `allocation`."""
+        if not isinstance(sized, Allocation):
+            return {"method": sized.model_dump(mode="json")}
+        method, by = sized.methods[0], "stage" if sized.groups == self.stages else "layer"
+        return {
+            "method": method.model_dump(mode="json", exclude={method.scale or ""}),
+            "allocation": {"by": by, "methods": sized.settings()},
+        }
+
+    def params(self, sized: Sized) -> int:
+        """Exact parameters of the network with a method, or an allocation, in its substituted sites."""
+        return self.fixed_params + sum(method.params(shape) * times for method, shape, times in self._uses(sized))
+
+    def mult_adds(self, sized: Sized) -> int:
+        """Mult-adds, for one image, of the network with a method, or an allocation, in its substituted sites."""
+        return self.fixed_mult_adds + sum(method.mult_adds(shape) * times for method, shape, times in self._uses(sized))
+
+    def infeasible(self, sized: Sized) -> str | None:
+        """The first reason why a method cannot stand in some site; None when it can in all."""
+        for method, shape, _ in self._uses(sized):
             reason = method.infeasible(shape)
             if reason is not None:
                 return f"{method.name}: {reason}"
         return None
 
-    def signature(self, method: Method) -> tuple[Any, ...]:
-        """What is really built: equal signatures mean equal networks."""
-        return tuple((shape, method.signature(shape)) for shape, _ in self.shapes)
+    def signature(self, sized: Sized) -> tuple[Any, ...]:
+        """What is really built: equal signatures mean equal networks, however their sizes came about."""
+        if isinstance(sized, Allocation):
+            return self._signature_by_site(sized)
+        return tuple((shape, sized.signature(shape)) for shape, _ in self.shapes)
+
+    def _signature_by_site(self, allocation: Allocation) -> tuple[Any, ...]:
+        """By shape where every layer of a shape is built alike (as an even allocation is), by layer otherwise."""
+        built = [(site.shape, allocation.by_site[site.name].signature(site.shape)) for site in self.substituted]
+        distinct = dict.fromkeys(built)
+        return tuple(distinct) if len(distinct) == len(self.shapes) else tuple(built)
+
+    def _uses(self, sized: Sized) -> Iterator[tuple[Method, ConvShape, int]]:
+        if isinstance(sized, Allocation):
+            yield from sized.uses()
+        else:
+            yield from ((sized, shape, times) for shape, times in self.shapes)
 
     def under(self, convention: Convention) -> NetworkPlan:
         """The same plan counted under another convention."""

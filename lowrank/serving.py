@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 
+from lowrank.allocation import Sized
 from lowrank.checks import make
 from lowrank.data import ImageData
 from lowrank.errors import InputError
-from lowrank.layers.base import Method
 from lowrank.networks import NetworkSettings
 from lowrank.weights import load_model, save_model
 
@@ -64,7 +64,7 @@ class ImageClassifier:
 
 
 def save_classifier(
-    folder: Path, network: nn.Module, data: ImageData, *, settings: NetworkSettings, method: Method
+    folder: Path, network: nn.Module, data: ImageData, *, settings: NetworkSettings, method: Sized
 ) -> None:
     """Write the folder; the model file comes last and whole, so that a folder that has it is complete.
 

@@ -10,10 +10,12 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
 
+from lowrank.allocation import Sized, method_in
 from lowrank.layers import ConvShape, Dense, Method
 from lowrank.layers.linear import build_linear
 from lowrank.plan import NetworkPlan
@@ -46,38 +48,49 @@ def safetensors_bytes(entries: Mapping[str, Entry]) -> int:
     return 8 + math.ceil(len(text) / 8) * 8 + start
 
 
-def stored(network: nn.Module, plan: NetworkPlan, method: Method) -> Stored:
-    """What `network`, which may be on the meta device, takes on disk with `method` in every substituted site."""
-    entries = _entries(network)
-    if isinstance(method, Dense):
-        return Stored(safetensors_bytes(entries), 0)
-    factors, layers = 0, _Layers(method)
-    for site in plan.substituted:
-        for name in [name for name in entries if name.startswith(f"{site.name}.")]:
-            del entries[name]
-        own, of_factors = layers.of(site.shape, site.linear)
-        entries.update({f"{site.name}.{name}": entry for name, entry in own.items()})
-        factors += of_factors
-    return Stored(safetensors_bytes(entries), factors)
+def stored(network: nn.Module, plan: NetworkPlan, sized: Sized) -> Stored:
+    """What `network`, on the meta device perhaps, takes on disk with a method, or an allocation, in its sites."""
+    return Disk(network, plan).stored(sized)
+
+
+class Disk:
+    """Sizes on disk of one network under any method; `network` may be on the meta device and is only read once."""
+
+    def __init__(self, network: nn.Module, plan: NetworkPlan):
+        self.plan = plan
+        self._dense = _entries(network)
+        inside = tuple(f"{site.name}." for site in plan.substituted)
+        self._outside = {name: entry for name, entry in self._dense.items() if not name.startswith(inside)}
+        self._known: dict[Any, Stored] = {}
+        self._layers: dict[Any, tuple[dict[str, Entry], int]] = {}
+
+    def stored(self, sized: Sized) -> Stored:
+        """The whole network's file; networks that are built alike are measured once."""
+        signature = self.plan.signature(sized)
+        if signature not in self._known:
+            self._known[signature] = self._measure(sized)
+        return self._known[signature]
+
+    def _measure(self, sized: Sized) -> Stored:
+        if isinstance(sized, Dense):
+            return Stored(safetensors_bytes(self._dense), 0)
+        entries, factors = dict(self._outside), 0
+        for site in self.plan.substituted:
+            own, of_factors = self._layer(method_in(sized, site.name), site.shape, site.linear)
+            entries.update({f"{site.name}.{name}": entry for name, entry in own.items()})
+            factors += of_factors
+        return Stored(safetensors_bytes(entries), factors)
+
+    def _layer(self, method: Method, shape: ConvShape, linear: bool) -> tuple[dict[str, Entry], int]:
+        """Entries by name within the layer, and the number of factor parameters; each distinct layer is built once."""
+        key = method.signature(shape), shape._replace(in_area=1, out_area=1), linear
+        if key not in self._layers:
+            with torch.random.fork_rng(devices=[]):
+                layer = build_linear(method, shape) if linear else method.build(shape)
+            factors = sum(factor.numel() for factor in factor_parameters(layer))
+            self._layers[key] = _entries(layer), factors
+        return self._layers[key]
 
 
 def _entries(module: nn.Module) -> dict[str, Entry]:
     return {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in module.state_dict().items()}
-
-
-class _Layers:
-    """What each distinct layer of a method stores, and how many of its parameters are factors; each is built once."""
-
-    def __init__(self, method: Method):
-        self.method = method
-        self.found: dict[tuple[ConvShape, bool], tuple[dict[str, Entry], int]] = {}
-
-    def of(self, shape: ConvShape, linear: bool) -> tuple[dict[str, Entry], int]:
-        """Entries by name within the layer, and the number of factor parameters."""
-        key = shape._replace(in_area=1, out_area=1), linear
-        if key not in self.found:
-            with torch.random.fork_rng(devices=[]):
-                layer = build_linear(self.method, shape) if linear else self.method.build(shape)
-            factors = sum(factor.numel() for factor in factor_parameters(layer))
-            self.found[key] = _entries(layer), factors
-        return self.found[key]

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from lowrank.allocation import Sized, method_in
 from lowrank.errors import InfeasibleError
 from lowrank.layers.base import Method, StructuredMap
 from lowrank.layers.dense import Dense
@@ -75,9 +76,12 @@ def _described(site: Site, method: Method) -> str:
     return f"{kind}, {shape.in_channels} -> {shape.out_channels} channels, {counts}"
 
 
-def replace_sites(network: nn.Module, plan: NetworkPlan, method: Method) -> None:
-    """Put what `method` builds into every substituted site of `plan`, under each of the names that a layer has."""
-    new = {id(network.get_submodule(site.name)): _built(network, site, method) for site in plan.substituted}
+def replace_sites(network: nn.Module, plan: NetworkPlan, sized: Sized) -> None:
+    """Put what the method of each substituted site of `plan` builds there, under each of the names that a layer has."""
+    new = {
+        id(network.get_submodule(site.name)): _built(network, site, method_in(sized, site.name))
+        for site in plan.substituted
+    }
     for parent in list(network.modules()):
         for name, child in list(parent._modules.items()):  # `named_children` gives a shared layer once
             if id(child) in new:
@@ -93,9 +97,9 @@ def _built(network: nn.Module, site: Site, method: Method) -> nn.Module:
 
 
 def build_student(
-    settings: NetworkSettings, plan: NetworkPlan, method: Method, image_shape: ImageShape, classes: int, seed: int
+    settings: NetworkSettings, plan: NetworkPlan, sized: Sized, image_shape: ImageShape, classes: int, seed: int
 ) -> nn.Module:
-    """The named network with `method` in every substituted site of its `plan`, drawn from `seed` alone.
+    """The named network with a method, or an allocation, in the sites of its `plan`, drawn from `seed` alone.
 
     The built network's parameters are checked against the plan's count (which leaves out an auxiliary head); a
     difference raises AssertionError, because then some count that a budget relied on was wrong.
@@ -103,10 +107,10 @@ def build_student(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = make_network(settings, image_shape, classes)
-        replace_sites(network, plan, method)
+        replace_sites(network, plan, sized)
     parameters = network.named_parameters()
     built = sum(value.numel() for name, value in parameters if not name.startswith(f"{AUXILIARY}."))
-    assert built == plan.params(method), f"{method} was counted as {plan.params(method)} parameters but has {built}"
+    assert built == plan.params(sized), f"{sized} was counted as {plan.params(sized)} parameters but has {built}"
     return network
 
 

@@ -9,12 +9,13 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
+from lowrank.allocation import Sized
 from lowrank.checkpoints import load_tensors, save_tensors
 from lowrank.checks import make
 from lowrank.errors import InfeasibleError, InputError, UncountableError
@@ -22,13 +23,21 @@ from lowrank.layers.base import Method
 from lowrank.methods import make_method
 from lowrank.networks import NetworkSettings
 from lowrank.networks.base import ImageShape
-from lowrank.plan import network_plan
+from lowrank.plan import NetworkPlan, network_plan
 from lowrank.substitute import AUXILIARY, build_student
 
 METADATA = "lowrank_model"  # the one key of the file's metadata
 VERSION = 1
 
 Size = Annotated[int, Field(ge=1, le=1_000_000)]
+
+
+class _Shared(BaseModel):
+    """The method of each group of layers; checked by the network's own groups and the methods' own classes."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    by: Literal["stage", "layer"]
+    methods: dict[str, dict[str, Any]]
 
 
 class _About(BaseModel):
@@ -38,6 +47,7 @@ class _About(BaseModel):
     version: int
     network: dict[str, Any]
     method: dict[str, Any]
+    allocation: _Shared | None = None  # of a budget that is not shared evenly: see lowrank.allocation
     image_shape: list[Size] = Field(min_length=3, max_length=3)
     classes: Size
 
@@ -50,43 +60,59 @@ class ModelSpecification(BaseModel):
     method: Method
     image_shape: tuple[Size, Size, Size]
     classes: Size
+    allocation: dict[str, Any] | None = None  # where layers differ in size, in the form of `NetworkPlan.sized`
+
+    def plan(self) -> NetworkPlan:
+        """The network's sites, for these images and classes."""
+        return network_plan(self.network, self.image_shape, self.classes)
+
+    def sized(self, plan: NetworkPlan) -> Sized:
+        """What stands in the sites; raises InputError for an allocation that is none."""
+        return plan.sized(self.method.model_dump(), self.allocation)
 
     def params(self) -> int:
         """Exact parameters of the model, an auxiliary head left out; raises InfeasibleError where there can be none."""
-        plan = network_plan(self.network, self.image_shape, self.classes)
-        reason = plan.infeasible(self.method)
+        plan = self.plan()
+        sized = self.sized(plan)
+        reason = plan.infeasible(sized)
         if reason is not None:
             raise InfeasibleError(reason)
-        return plan.params(self.method)
+        return plan.params(sized)
 
     def mult_adds(self) -> int:
         """Mult-adds for one image, as the method charges them (a rebuilt map as the dense one)."""
-        return network_plan(self.network, self.image_shape, self.classes).mult_adds(self.method)
+        plan = self.plan()
+        return plan.mult_adds(self.sized(plan))
 
     def metadata(self) -> dict[str, str]:
         """What a file's metadata say of such a model."""
         about = _About(
             version=VERSION, network=self.network.model_dump(mode="json"), method=self.method.model_dump(mode="json"),
-            image_shape=list(self.image_shape), classes=self.classes,
+            allocation=_Shared(**self.allocation) if self.allocation else None, classes=self.classes,
+            image_shape=list(self.image_shape),
         )  # fmt: skip
-        return {METADATA: about.model_dump_json()}
+        return {METADATA: about.model_dump_json(exclude=None if self.allocation else {"allocation"})}
 
     def build(self) -> nn.Module:
         """The model, started from scratch; trained weights that the settings name are not fetched."""
         settings = self.network.model_copy(update={"weights": None})
         plan = network_plan(settings, self.image_shape, self.classes)
-        return build_student(settings, plan, self.method, self.image_shape, self.classes, seed=0)
+        return build_student(settings, plan, self.sized(plan), self.image_shape, self.classes, seed=0)
 
 
 def save_model(
-    path: Path, model: nn.Module, *, network: NetworkSettings, method: Method, image_shape: ImageShape, classes: int
+    path: Path, model: nn.Module, *, network: NetworkSettings, method: Sized, image_shape: ImageShape, classes: int
 ) -> None:
     """Write a model that these settings describe, atomically.
 
     Raises InputError when the model has another number of parameters than they say (one that was merged since, for
     example), OSError when the file cannot be written.
     """
-    found = ModelSpecification(network=network, method=method, image_shape=image_shape, classes=classes)
+    about = network_plan(network, image_shape, classes).settings(method)
+    found = ModelSpecification(
+        network=network, method=make_method(about["method"]), allocation=about.get("allocation"),
+        image_shape=image_shape, classes=classes,
+    )  # fmt: skip
     own = sum(value.numel() for name, value in model.named_parameters() if not name.startswith(f"{AUXILIARY}."))
     if own != found.params():
         raise InputError(f"the settings describe a model of {found.params():,} parameters, but this one has {own:,}")
@@ -139,8 +165,9 @@ def _specification(metadata: Mapping[str, str]) -> ModelSpecification:
     network = make(NetworkSettings, about.network, f"{METADATA}.network")
     channels, height, width = about.image_shape
     return ModelSpecification(
-        network=network, method=make_method(about.method), image_shape=(channels, height, width), classes=about.classes
-    )
+        network=network, method=make_method(about.method), image_shape=(channels, height, width), classes=about.classes,
+        allocation=about.allocation.model_dump() if about.allocation else None,
+    )  # fmt: skip
 
 
 def _check_own(name: str, allowed: str | None) -> None:

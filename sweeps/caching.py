@@ -19,14 +19,13 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from lowrank.errors import InfeasibleError
-from lowrank.methods import make_method
 from lowrank.networks import NetworkSettings
 from lowrank.plan import network_plan
 from lowrank.substitute import build_student
 from sweeps.interrupt import check
-from sweeps.proposals import grid_points
+from sweeps.reachable import corner_points
 from sweeps.resources import Share
-from sweeps.search import Search, corner_points
+from sweeps.search import Search
 from sweeps.teaching import SEARCHED, SECTION, WEIGHTS, CacheOptions, make_teacher, slots_of
 
 if TYPE_CHECKING:
@@ -54,7 +53,8 @@ def _specifications(search: Search) -> Iterator[dict[str, Any]]:
     yield from (trial.specification for trial in search.waiting)
     space = search.space
     grid = space.search.sampler == "grid"
-    points = grid_points(space) if grid else [point for each in search.strata for point in corner_points(space, each)]
+    corners = [point for each in search.strata for point in corner_points(space, each)]
+    points = search.resolver.points.grid() if grid else corners
     for point in points:
         asked = {}
         for name in (f"train.{weight}" for weight in WEIGHTS):
@@ -121,8 +121,8 @@ def _fill(config: dict[str, Any]) -> list[str]:
     data = load_trial_data(specification, config["data_dir"])
     network = NetworkSettings(**specification["network"])
     plan = network_plan(network, data.image_shape, len(data.classes))
-    method = make_method(specification["method"])
-    student = build_student(network, plan, method, data.image_shape, len(data.classes), seed=0)
+    sized = plan.sized(specification["method"], specification.get("allocation"))
+    student = build_student(network, plan, sized, data.image_shape, len(data.classes), seed=0)
     told: list[str] = []
     path = Path(config["progress"])
 

@@ -38,6 +38,20 @@ class Choice:
         """Let Optuna choose."""
         return trial.suggest_categorical(name, self.values)
 
+    def holds(self, value: object) -> bool:
+        """Whether it is one of the values."""
+        return any(type(value) is type(each) and value == each for each in self.values) or (
+            not isinstance(value, bool) and isinstance(value, int | float) and value in self.values
+        )
+
+    def at(self, share: float) -> Value:
+        """The value at `share` of the way, from 0 to below 1."""
+        return self.values[int(share * len(self.values))]
+
+    def distribution(self) -> optuna.distributions.BaseDistribution:
+        """As Optuna writes it."""
+        return optuna.distributions.CategoricalDistribution(self.values)
+
 
 @dataclass(frozen=True)
 class Range:
@@ -66,6 +80,33 @@ class Range:
             step = int(self.step or 1)
             return trial.suggest_int(name, int(self.low), int(self.high), step=step, log=self.log)
         return trial.suggest_float(name, self.low, self.high, step=self.step, log=self.log)
+
+    def holds(self, value: object) -> bool:
+        """Whether it is a number of the range, on its step where it has one."""
+        if isinstance(value, bool) or not isinstance(value, int | float) or not self.low <= value <= self.high:
+            return False
+        if self.integer and value != int(value):
+            return False
+        return self.step is None or abs(round((value - self.low) / self.step) * self.step + self.low - value) < 1e-9
+
+    def at(self, share: float) -> Value:
+        """The value at `share` of the way, from 0 to below 1; every step (or ratio) has an equal part."""
+        grid = self.grid()
+        if grid is not None:
+            return grid[int(share * len(grid))]
+        if self.log and self.integer:
+            low, high = math.log(self.low - 0.5), math.log(self.high + 0.5)
+            return int(min(self.high, max(self.low, round(math.exp(low + share * (high - low))))))
+        if self.log:
+            return self._cast(math.exp(math.log(self.low) + share * (math.log(self.high) - math.log(self.low))))
+        return self._cast(self.low + share * (self.high - self.low))
+
+    def distribution(self) -> optuna.distributions.BaseDistribution:
+        """As Optuna writes it."""
+        if self.integer:
+            step = int(self.step or 1)
+            return optuna.distributions.IntDistribution(int(self.low), int(self.high), log=self.log, step=step)
+        return optuna.distributions.FloatDistribution(self.low, self.high, log=self.log, step=self.step)
 
     def _cast(self, value: float) -> Value:
         return int(value) if self.integer else float(value)

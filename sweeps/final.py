@@ -9,23 +9,24 @@ import torch
 from lowrank.checkpoints import load_tensors
 from lowrank.data import ImageData
 from lowrank.errors import InputError
-from lowrank.methods import make_method
 from lowrank.networks import NetworkSettings
+from lowrank.plan import network_plan
 from lowrank.serving import MODEL_FILE, save_classifier
 from lowrank.training import Trainer
-from sweeps.fronts import front_trials
-from sweeps.records import CHECKPOINT_FILE, MODELS_FOLDER, TRIALS_FOLDER, Role, TrialRecord
+from sweeps.fronts import front_trials, searched_front
+from sweeps.records import CHECKPOINT_FILE, MODELS_FOLDER, TRIALS_FOLDER, TrialRecord
 from sweeps.search import Search
 from sweeps.teaching import without_teacher
 from sweeps.trainable import make_trainer
 
 
 def evaluate_front(search: Search, folder: Path, data: ImageData) -> None:
-    """Evaluate the front on the test split and journal it, once in a trial's life; keep what was searched as models."""
+    """Evaluate the front on the test split and journal it, once in a trial's life; keep one model a point."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    models = {trial.trial_id for trial in searched_front(search.record.trials.values())}
     for trial in front_trials(search.record.trials.values()):
         kept = folder / MODELS_FOLDER / trial.trial_id
-        keep = trial.role is Role.SEARCH and not (kept / MODEL_FILE).exists()
+        keep = trial.trial_id in models and not (kept / MODEL_FILE).exists()
         if trial.test_error is not None and not keep:
             continue
         trainer = _restored(trial, folder / TRIALS_FOLDER / trial.trial_id / CHECKPOINT_FILE, data, device)
@@ -51,11 +52,10 @@ def _restored(trial: TrialRecord, path: Path, data: ImageData, device: str) -> T
 
 def keep_model(folder: Path, trial: TrialRecord, trainer: Trainer, data: ImageData) -> None:
     """Write the trial's network with all that it takes to use it; MLflow's registry is filled from there."""
-    specification = trial.specification
+    specification, settings = trial.specification, NetworkSettings(**trial.specification["network"])
+    plan = network_plan(settings, data.image_shape, len(data.classes))
+    sized = plan.sized(specification["method"], specification.get("allocation"))
     try:
-        save_classifier(
-            folder, trainer.network, data, settings=NetworkSettings(**specification["network"]),
-            method=make_method(specification["method"]),
-        )  # fmt: skip
+        save_classifier(folder, trainer.network, data, settings=settings, method=sized)
     except InputError as error:
         print(f"no model of {trial.trial_id} for the registry: {error}")

@@ -1,12 +1,19 @@
-"""Which trials are worth keeping: the front of parameters and validation error, and the best within each budget."""
+"""Which trials are worth keeping: the front of parameters and validation error, and the best within each budget.
+
+A point of the search is one setting with all its seeds. It counts by the mean validation error over those that were
+trained to their end and were not found to be broken, and stands on the front with every one of them.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from statistics import fmean
 from typing import Any
 
 from lowrank.pareto import non_dominated
 from sweeps.records import Role, Status, StudyRecord, TrialRecord
+
+SEARCHED = (Role.SEARCH, Role.REPEAT)
 
 
 def finished(trials: Iterable[TrialRecord]) -> list[TrialRecord]:
@@ -14,31 +21,57 @@ def finished(trials: Iterable[TrialRecord]) -> list[TrialRecord]:
     return [t for t in trials if t.status is Status.COMPLETED and t.val_error is not None and not t.broken]
 
 
+def finished_points(trials: Iterable[TrialRecord]) -> list[list[TrialRecord]]:
+    """Finished trials of the search by point, one for each seed, the first proposed first."""
+    found: dict[str, list[TrialRecord]] = {}
+    for trial in finished(trials):
+        if trial.role in SEARCHED and "params" in trial.counts:
+            found.setdefault(trial.point_id or trial.trial_id, []).append(trial)
+    return list(found.values())
+
+
+def mean_error(seeds: Iterable[TrialRecord]) -> float:
+    """Mean validation error, in percent, of a point's finished trials."""
+    return fmean(trial.val_error or 0.0 for trial in seeds)
+
+
+def front(trials: Iterable[TrialRecord]) -> list[list[TrialRecord]]:
+    """The points that no other beats in both parameters and mean validation error, each as its finished trials."""
+    points = finished_points(trials)
+    kept = non_dominated([(float(seeds[0].counts["params"]), mean_error(seeds)) for seeds in points])
+    return [points[index] for index in kept]
+
+
+def front_points(study: StudyRecord) -> list[dict[str, Any]]:
+    """The settings of the front as the search alone found it: those that get further seeds, which do not move it."""
+    searched = [trial for trial in study.trials.values() if trial.role is Role.SEARCH]
+    return [seeds[0].parameters for seeds in front(searched)]
+
+
 def searched_front(trials: Iterable[TrialRecord]) -> list[TrialRecord]:
-    """Finished trials of the search that no other beats in both parameters and validation error."""
-    searched = [trial for trial in finished(trials) if trial.role is Role.SEARCH and "params" in trial.counts]
-    points = [(float(trial.counts["params"]), float(trial.val_error or 0.0)) for trial in searched]
-    return [searched[index] for index in non_dominated(points)]
+    """The first seed of each point of the front: the one that is kept as a model."""
+    return [seeds[0] for seeds in front(trials)]
 
 
 def front_trials(trials: Iterable[TrialRecord]) -> list[TrialRecord]:
-    """The front of the search, and the references always."""
+    """Every seed of the points of the front, and the references always."""
     trials = list(trials)
     references = [trial for trial in finished(trials) if trial.role is Role.REFERENCE]
-    return searched_front(trials) + references
+    return [trial for seeds in front(trials) for trial in seeds] + references
 
 
 def best_trials(study: StudyRecord) -> dict[str, TrialRecord]:
     """The best of the front by the names one asks for: `best`, and `best-under-N` for each limit of N parameters.
 
-    Best is the lowest validation error; of equal ones the smallest network.
+    Best is the lowest mean validation error; of equal ones the smallest network. A point is named by its first seed.
     """
-    front = sorted(searched_front(study.trials.values()), key=lambda t: (t.val_error or 0.0, t.counts["params"]))
+    points = sorted(front(study.trials.values()), key=lambda seeds: (mean_error(seeds), seeds[0].counts["params"]))
+    best = [seeds[0] for seeds in points]
     strata: list[dict[str, Any]] = study.header.get("strata") or []
     limits = sorted({int(stratum["params"]) for stratum in strata if stratum.get("params")})
-    found = {"best": front[0]} if front else {}
+    found = {"best": best[0]} if best else {}
     for limit in limits:
-        fitting = [trial for trial in front if trial.counts["params"] <= limit]
+        fitting = [trial for trial in best if trial.counts["params"] <= limit]
         if fitting:
             found[f"best-under-{limit}"] = fitting[0]
     return found

@@ -21,12 +21,13 @@ from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 
 from lowrank.errors import InputError
+from sweeps.ahead import Ahead
 from sweeps.interrupt import check
 from sweeps.records import TERMINAL, TRIALS_FOLDER, Status
 from sweeps.relay import start_relay
 from sweeps.resources import Share
 from sweeps.search import Search
-from sweeps.stopping import StratifiedAsha
+from sweeps.stopping import StratifiedStopping
 from sweeps.teaching import NO_CACHE, CacheOptions
 from sweeps.trainable import TrialTrainable
 
@@ -63,6 +64,8 @@ def connect(address: str | None, cpus: int | None = None) -> None:
     """Start Ray on this machine, or connect to the cluster at `address`; raises InputError if none answers there."""
     if address and address != "auto":
         _check_address(address)
+    if ray.is_initialized():  # by an earlier study of a series
+        return
     os.environ.update(_ENVIRONMENT)
     logging.getLogger("ray").setLevel(logging.ERROR)
     try:
@@ -113,18 +116,18 @@ class _Unpickled:
 class _TuneSearcher(_Unpickled, Searcher):
     """Tune's view of the search; outcomes reach the search through the callback, in one place."""
 
-    def __init__(self, search: Search, launch: Launch):
+    def __init__(self, search: Search, launch: Launch, ahead: Ahead):
         super().__init__()
-        self._search, self._launch = search, launch
+        self._search, self._launch, self._ahead = search, launch, ahead
         self._relay: str | None = None
         if launch.relay:
             self._relay, self._relay_handle = start_relay(launch.study_dir)
 
     def suggest(self, trial_id: str) -> Any:
         check()
-        trial = self._search.next()
+        trial = self._ahead.next(wait=not self._search.is_running())
         if trial is None:
-            return Searcher.FINISHED
+            return Searcher.FINISHED if self._search.is_over() else None
         return {
             "trial_id": trial.trial_id, "role": str(trial.role), "stratum": trial.stratum,
             "specification": trial.specification, "study_dir": str(self._launch.study_dir),
@@ -193,15 +196,16 @@ class _Recorder(_Unpickled, Callback):
 def run(search: Search, launch: Launch) -> None:
     """Train until the search has nothing more, the time is up, or Ctrl-C; a trial without an end may be resumed."""
     scheduler: FIFOScheduler = FIFOScheduler()
-    if search.space.search.stop == "asha":
-        scheduler = StratifiedAsha(search.space.search, search.space.epochs, search.record)
+    if search.space.search.stop != "none":
+        scheduler = StratifiedStopping(search.space.search, search.space.epochs, search.record)
     resources = {"cpu": launch.share.cpus, "gpu": launch.share.gpus}
     # As many proposals lie ready as there are slots: Tune's default of one would start the first wave one by one
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(launch.share.concurrent)
+    ahead = Ahead(search, launch.share.concurrent)
     tuner = tune.Tuner(
         tune.with_resources(TrialTrainable, resources),
         tune_config=tune.TuneConfig(
-            search_alg=_TuneSearcher(search, launch), scheduler=scheduler, num_samples=-1, reuse_actors=True,
+            search_alg=_TuneSearcher(search, launch, ahead), scheduler=scheduler, num_samples=-1, reuse_actors=True,
             time_budget_s=launch.seconds, max_concurrent_trials=launch.most,
             trial_dirname_creator=lambda trial: str(trial.config["trial_id"]),
         ),
@@ -213,7 +217,8 @@ def run(search: Search, launch: Launch) -> None:
     handler = signal.getsignal(signal.SIGINT)  # Tune leaves its own behind, which would swallow a later Ctrl-C
     try:
         check()
-        tuner.fit()
+        with ahead:
+            tuner.fit()
     finally:
         signal.signal(signal.SIGINT, handler)
         shutil.rmtree(launch.study_dir / RAY_FOLDER, ignore_errors=True)

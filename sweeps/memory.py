@@ -24,9 +24,9 @@ class ForgettingStorage(JournalStorage):
         super().__init__(backend)
         self._hidden: defaultdict[int, set[int | str]] = defaultdict(set)  # numbers of Optuna trials, ids of ours
 
-    def forget(self, study_id: int, number: int, trial: str) -> None:
-        """From now on show the Optuna trial `number`, and all that repeat the outcome of `trial`, as failed."""
-        self._hidden[study_id] |= {number, trial}
+    def forget(self, study_id: int, number: int | None, trial: str) -> None:
+        """From now on show the Optuna trial `number`, if any, and all that repeat the outcome of `trial`, as failed."""
+        self._hidden[study_id] |= {trial} if number is None else {number, trial}
 
     def get_all_trials(
         self, study_id: int, deepcopy: bool = True, states: Container[TrialState] | None = None

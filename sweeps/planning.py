@@ -17,8 +17,7 @@ from lowrank.layers import Separable
 from lowrank.networks import NetworkSettings
 from lowrank.substitute import build_student
 from sweeps.domains import Value
-from sweeps.proposals import finite_size, grid_points, searched_domains, suggest_point
-from sweeps.search import reachable_strata
+from sweeps.reachable import reachable_strata
 from sweeps.space import Space
 from sweeps.specification import Resolver, Stratum, Trial
 from sweeps.view import clock
@@ -40,6 +39,7 @@ class Plan:
     strata: dict[str, tuple[int, int, int]]  # label -> points seen, fewest and most parameters
     infeasible: dict[str, int]  # reason -> points seen
     unreachable: list[str]
+    reached: dict[str, dict[str, tuple[int, int]]]  # label -> method -> parameters of its largest, unused of the limit
     most_work: float
     most_seconds: float
     slots: int
@@ -53,9 +53,10 @@ def make_plan(space: Space, resolver: Resolver, slots: int) -> Plan:
     """Resolve the grid, or a sample of the space, and work out what training it costs at most (no early stop)."""
     reachable, unreachable = reachable_strata(space, resolver)
     found: dict[str, Trial] = {}
+    reached: dict[str, dict[str, tuple[int, int]]] = {}
     strata: dict[str, list[int]] = {}
     infeasible: dict[str, int] = {}
-    for point in _points(space, reachable):
+    for point in _points(space, resolver, reachable):
         try:
             trial = resolver.resolve(point)
         except InfeasibleError as error:
@@ -63,27 +64,36 @@ def make_plan(space: Space, resolver: Resolver, slots: int) -> Plan:
             continue
         found[trial.trial_id] = trial
         strata.setdefault(trial.stratum, []).append(trial.counts["params"])
+        _reach(reached.setdefault(trial.stratum, {}), trial)
     sizes = [trial.counts["params"] for trial in found.values()]
-    references = [resolver.reference(name) for name in space.references]
-    trials = min(space.search.trials, len(found)) if space.search.sampler == "grid" else space.search.trials
+    references, impossible = resolver.references()
+    grid, repeats = space.search.sampler == "grid", space.search.repeats
+    trials = min(space.search.trials, len(found) * repeats) if grid else space.search.trials
+    references *= repeats if grid else 1
     mean = sum(trial.counts["mult_adds"] for trial in found.values()) / max(1, len(found))
     per_image = trials * mean + sum(trial.counts["mult_adds"] for trial in references)
     images = len(resolver.data.train) * space.recipe({}).epochs
     work = BACKWARD * per_image * images
     return Plan(
-        space.name, space.question, trials + len(references), finite_size(space), min(sizes, default=None),
+        space.name, space.question, trials + len(references), resolver.points.size(), min(sizes, default=None),
         max(sizes, default=None), {label: (len(seen), min(seen), max(seen)) for label, seen in strata.items()},
-        infeasible, unreachable, work, work / _speed(space, resolver) / slots, slots,
+        infeasible, unreachable + impossible, reached, work, work / _speed(space, resolver) / slots, slots,
     )  # fmt: skip
 
 
-def _points(space: Space, strata: Sequence[Stratum]) -> list[dict[str, Value]]:
+def _reach(methods: dict[str, tuple[int, int]], trial: Trial) -> None:
+    """Keep the largest of each method."""
+    name = str(trial.point.get("method.name", trial.specification["method"]["name"]))
+    size = trial.counts["params"], trial.counts.get("budget_gap", 0)
+    methods[name] = max(methods.get(name, size), size)
+
+
+def _points(space: Space, resolver: Resolver, strata: Sequence[Stratum]) -> list[dict[str, Value]]:
     if space.search.sampler == "grid":
-        return grid_points(space)
+        return resolver.points.grid()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
-    domains = searched_domains(space)
-    return [suggest_point(domains, strata[index % len(strata)], study.ask()) for index in range(SAMPLES)]
+    return [resolver.points.suggest(strata[index % len(strata)], study.ask()) for index in range(SAMPLES)]
 
 
 def _speed(space: Space, resolver: Resolver) -> float:
@@ -127,7 +137,13 @@ def plan_lines(plan: Plan, space: Space, resolver: Resolver) -> list[str]:
     ]
     if plan.smallest is not None and plan.largest is not None:
         lines.append(f"sizes: from {plan.smallest:,} to {plan.largest:,} parameters")
-    lines += [f"  {label}: {low:,} to {high:,}" for label, (_, low, high) in plan.strata.items()]
+    for label, (_, low, high) in plan.strata.items():
+        lines.append(f"  {label}: {low:,} to {high:,}")
+        if space.solves and len(plan.reached[label]) > 1:
+            lines.append(f"    largest of each method (unused): {_sizes(plan.reached[label])}")
+    if space.search.repeats > 1:
+        what = "every point" if space.search.sampler == "grid" else "each point of the final front, afterwards,"
+        lines.append(f"repeats: {what} with {space.search.repeats} seeds, the same for all")
     lines += [f"  cannot be met: {reason}" for reason in plan.unreachable]
     lines += [f"  infeasible ({times} points): {reason}" for reason, times in plan.infeasible.items()]
     lines.append(
@@ -135,3 +151,9 @@ def plan_lines(plan: Plan, space: Space, resolver: Resolver) -> list[str]:
         "(from three probe steps on this machine)"
     )
     return lines
+
+
+def _sizes(methods: dict[str, tuple[int, int]]) -> str:
+    """Each method's largest size within the budget, the one that comes nearest first."""
+    by_gap = sorted(methods.items(), key=lambda item: (item[1][1], item[0]))
+    return ", ".join(f"{name} {params:,} ({gap:,})" for name, (params, gap) in by_gap)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import random
 import zlib
 from dataclasses import dataclass
@@ -13,21 +12,26 @@ import optuna
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
-from sweeps.domains import Choice, Domain, Range, Value
+from sweeps.domains import Value
 from sweeps.memory import TRIAL_ATTRIBUTE, ForgettingStorage
+from sweeps.points import Points
+from sweeps.samplers import make_sampler, spread
 from sweeps.space import Space
-from sweeps.specification import Stratum
+from sweeps.strata import Stratum
 
 OPTUNA_FILE = "optuna.journal"
-STARTUP_TRIALS = 5  # random proposals in each stratum before the sampler models it
+KNOWN = "known"  # user attribute of a trial: which point of `search.enqueue` it is
+SOURCE = "source"  # user attribute of a trial taken over from an earlier study: where from
+TRIES = 2  # of a known point, whose trial may be lost with its driver
 
 
 @dataclass(frozen=True)
 class Proposal:
-    """A point and where to report what became of it."""
+    """A point and where to report what became of it; `repeat` counts the seeds of the same point, from 0."""
 
     point: dict[str, Value]
     handle: dict[str, Any]  # goes into the journal: {"study": ..., "number": ...} or {"index": ...}
+    repeat: int = 0
 
 
 @dataclass(frozen=True)
@@ -35,7 +39,8 @@ class Outcome:
     """What a proposer is told: values of the objectives (all minimised) or why there are none.
 
     `kind` is one of complete, pruned (stopped early, at `epoch` with `values[0]`), bad (diverged, out of memory: the
-    settings' own fault), infeasible, lost (nothing to learn from: a crash, a duplicate that still runs).
+    settings' own fault), infeasible (by `values[0]` too much, where that is known), lost (nothing to learn from: a
+    crash, a duplicate that still runs).
     """
 
     kind: str
@@ -63,23 +68,6 @@ class Proposer(Protocol):
         """Learn nothing from this proposal and from any other that was told the outcome of `trial`."""
 
 
-def searched_domains(space: Space, alternative: int = 0) -> dict[str, Domain]:
-    """Every searched field under its dotted name, with one of the space's `method` sections."""
-    _, of_method = space.alternatives[alternative]
-    return {**{f"method.{key}": domain for key, domain in of_method.items()}, **space.domains}
-
-
-def suggest_point(domains: dict[str, Domain], stratum: Stratum, trial: optuna.Trial) -> dict[str, Value]:
-    """A point of the stratum, drawn by whichever sampler the trial's study has."""
-    point: dict[str, Value] = dict(stratum.fixed)
-    for name, domain in domains.items():
-        if name == stratum.budget and isinstance(domain, Range):
-            point[name] = Range(*stratum.share, log=domain.log, integer=domain.integer).suggest(trial, name)
-        elif name not in point:
-            point[name] = domain.suggest(trial, name)
-    return point
-
-
 class OptunaProposer:
     """One Optuna study a stratum, in a journal file of Optuna's own; stored, never pickled.
 
@@ -87,14 +75,14 @@ class OptunaProposer:
     would fill the sampler's "good" set whatever their shape.
     """
 
-    def __init__(self, space: Space, folder: Path):
-        self.space = space
+    def __init__(self, space: Space, folder: Path, points: Points | None = None):
+        self.space, self.points = space, points or Points(space)
         folder.mkdir(parents=True, exist_ok=True)
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._storage = ForgettingStorage(JournalFileBackend(str(folder / OPTUNA_FILE)))
         self._studies: dict[str, optuna.Study] = {}
         self._live: dict[tuple[str, int], optuna.Trial] = {}
-        self._domains = searched_domains(space)
+        self._known_left: dict[str, list[int]] = {}
 
     def _study(self, label: str) -> optuna.Study:
         if label not in self._studies:
@@ -102,7 +90,7 @@ class OptunaProposer:
             study = optuna.create_study(
                 storage=self._storage, study_name=label, load_if_exists=True, directions=["minimize"] * several
             )
-            study.sampler = self._sampler(self._seed(study))
+            study.sampler = make_sampler(self.space.search.sampler, self._seed(study))
             self._studies[label] = study
         return self._studies[label]
 
@@ -111,20 +99,39 @@ class OptunaProposer:
         past = len(study.get_trials(deepcopy=False))
         return zlib.crc32(f"{self.space.search.seed} {study.study_name} {past}".encode())
 
-    def _sampler(self, seed: int) -> optuna.samplers.BaseSampler:
-        if self.space.search.sampler == "random":
-            return optuna.samplers.RandomSampler(seed=seed)
-        return optuna.samplers.TPESampler(seed=seed, n_startup_trials=STARTUP_TRIALS)
-
     def ask(self, stratum: Stratum, *, explore: bool = False) -> Proposal | None:
         study = self._study(stratum.label)
+        if (index := self._next_known(stratum, study)) is not None:
+            study.enqueue_trial(self.space.search.enqueue[index], user_attrs={KNOWN: index})
+        elif self.space.search.sampler == "qmc":
+            self._enqueue_spread(stratum, study)
         usual = study.sampler
         if explore:
-            study.sampler = optuna.samplers.RandomSampler(seed=self._seed(study))
+            study.sampler = make_sampler("random", self._seed(study))
         try:
             return self._suggest(stratum, study.ask())
         finally:
             study.sampler = usual
+
+    def _next_known(self, stratum: Stratum, study: optuna.Study) -> int | None:
+        """The next known good point of this stratum not tried yet; one lost with its driver is tried again."""
+        if stratum.label not in self._known_left:
+            tried = [
+                trial.user_attrs[KNOWN] for trial in study.get_trials(deepcopy=False) if KNOWN in trial.user_attrs
+                for _ in range(1 if trial.state is TrialState.FAIL else TRIES)
+            ]  # fmt: skip
+            self._known_left[stratum.label] = [
+                index for index, point in enumerate(self.space.search.enqueue)
+                if stratum.admits(point) and tried.count(index) < TRIES
+            ]  # fmt: skip
+        left = self._known_left[stratum.label]
+        return left.pop(0) if left else None
+
+    def _enqueue_spread(self, stratum: Stratum, study: optuna.Study) -> None:
+        seed = zlib.crc32(f"{self.space.search.seed} {study.study_name}".encode())
+        index = len(study.get_trials(deepcopy=False))
+        point = self.points.spread(stratum, spread(self.points.width(stratum), index, seed))
+        study.enqueue_trial({name: value for name, value in point.items() if name not in dict(stratum.fixed)})
 
     def ask_again(self, stratum: Stratum, point: dict[str, Value], handle: dict[str, Any]) -> Proposal:
         study = self._study(stratum.label)
@@ -133,7 +140,7 @@ class OptunaProposer:
 
     def _suggest(self, stratum: Stratum, trial: optuna.Trial) -> Proposal:
         self._live[stratum.label, trial.number] = trial
-        return Proposal(suggest_point(self._domains, stratum, trial), {"study": stratum.label, "number": trial.number})
+        return Proposal(self.points.suggest(stratum, trial), {"study": stratum.label, "number": trial.number})
 
     def tell(self, handle: dict[str, Any], outcome: Outcome) -> None:
         study = self._study(handle["study"])
@@ -153,7 +160,7 @@ class OptunaProposer:
             self._add_pruned(study, number, outcome)
         else:
             if outcome.kind == "infeasible":
-                trial.set_constraint("feasible", 1.0)
+                trial.set_constraint("feasible", outcome.values[0] if outcome.values else 1.0)
             elif outcome.kind == "pruned" and len(self.space.search.objectives) == 1:
                 trial.report(outcome.values[0], outcome.epoch)
             study.tell(trial, state=TrialState.PRUNED)
@@ -167,6 +174,34 @@ class OptunaProposer:
                 intermediate_values=reported, user_attrs={TRIAL_ATTRIBUTE: outcome.trial},
             )
         )  # fmt: skip
+
+    def learn(self, stratum: Stratum, point: dict[str, Value], outcome: Outcome, source: str) -> bool:
+        """Add what an earlier study found at a point; False where it does not fit the stratum or is known already.
+
+        `source` names the earlier trial, so that a resumed study does not learn it twice.
+        """
+        domains = self.points.places(point, stratum)
+        study = self._study(stratum.label)
+        if domains is None or any(
+            trial.user_attrs.get(SOURCE) == source for trial in study.get_trials(deepcopy=False)
+        ):  # fmt: skip
+            return False
+        complete = outcome.kind == "complete"
+        study.add_trial(
+            optuna.trial.create_trial(
+                state=TrialState.COMPLETE if complete else TrialState.PRUNED,
+                values=list(outcome.values) if complete else None, params={name: point[name] for name in domains},
+                distributions={name: domain.distribution() for name, domain in domains.items()},
+                intermediate_values={} if complete else {outcome.epoch: outcome.values[0]},
+                user_attrs={SOURCE: source, TRIAL_ATTRIBUTE: source},
+            )
+        )  # fmt: skip
+        return True
+
+    def unlearn(self, source: str) -> None:
+        """Pass over what `learn` added from this trial of an earlier study, now or in an earlier sitting."""
+        for study in map(self._study, optuna.get_all_study_names(self._storage)):
+            self._storage.forget(study._study_id, None, source)
 
     def open_handles(self) -> list[dict[str, Any]]:
         found = []
@@ -184,20 +219,25 @@ class OptunaProposer:
 
 
 class GridProposer:
-    """Every combination of the values, once, in an order shuffled by the seed (so that a cut grid is a fair sample)."""
+    """Every combination of the values, once, in an order shuffled by the seed (so that a cut grid is a fair sample).
 
-    def __init__(self, space: Space):
-        self._points = grid_points(space)
-        random.Random(space.search.seed).shuffle(self._points)
+    With repeats every point is trained with the first seed, then every point with the second, and so on: wherever the
+    grid is cut, no point has been trained more than once more often than another.
+    """
+
+    def __init__(self, space: Space, points: Points | None = None):
+        listed = (points or Points(space)).grid()
+        random.Random(space.search.seed).shuffle(listed)
+        self._rows = [(point, repeat) for repeat in range(space.search.repeats) for point in listed]
         self._next = 0
-        self._open: list[dict[str, Any]] = []
 
     def ask(self, stratum: Stratum, *, explore: bool = False) -> Proposal | None:
         """The next point of the grid, whatever the stratum: a grid's sizes are its own."""
-        if self._next >= len(self._points):
+        if self._next >= len(self._rows):
             return None
         self._next += 1
-        return Proposal(self._points[self._next - 1], {"index": self._next - 1})
+        point, repeat = self._rows[self._next - 1]
+        return Proposal(point, {"index": self._next - 1}, repeat)
 
     def ask_again(self, stratum: Stratum, point: dict[str, Value], handle: dict[str, Any]) -> Proposal:
         return Proposal(point, handle)
@@ -213,32 +253,17 @@ class GridProposer:
 
 
 def grid_points(space: Space) -> list[dict[str, Value]]:
-    """All combinations of a space of finite domains, alternatives of `method` one after the other."""
-    points = []
-    for index in range(len(space.alternatives)):
-        domains = searched_domains(space, index)
-        lists = [domain.grid() or () for domain in domains.values()]
-        for values in itertools.product(*lists):
-            point: dict[str, Value] = dict(zip(domains, values, strict=True))
-            if len(space.alternatives) > 1:
-                point["alternative"] = index
-            points.append(point)
-    return points
-
-
-def make_proposer(space: Space, folder: Path) -> Proposer:
-    """The proposer that the space asks for; Optuna's memory lies in `folder`."""
-    return GridProposer(space) if space.search.sampler == "grid" else OptunaProposer(space, folder)
+    """All combinations of a space of finite domains, where its budget is shared evenly."""
+    return Points(space).grid()
 
 
 def finite_size(space: Space) -> int | None:
-    """How many points the space has; None when it is endless."""
-    if len(space.alternatives) > 1:
-        return len(grid_points(space))
-    total = 1
-    for domain in searched_domains(space).values():
-        values = domain.values if isinstance(domain, Choice) else domain.grid()
-        if values is None:
-            return None
-        total *= len(values)
-    return total
+    """How many points the space has, where its budget is shared evenly; None when it is endless."""
+    return Points(space).size()
+
+
+def make_proposer(space: Space, folder: Path, points: Points | None = None) -> Proposer:
+    """The proposer that the space asks for; Optuna's memory lies in `folder`."""
+    if space.search.sampler == "grid":
+        return GridProposer(space, points)
+    return OptunaProposer(space, folder, points)

@@ -42,6 +42,8 @@ OWN_TAGS = frozenset({
 })  # fmt: skip
 TAG_RULE = r"[A-Za-z][A-Za-z0-9_-]{0,79}"
 
+TRIAL_WEIGHTS = "trial:"  # of a specification's start: the weights of this study's trial of that id
+
 VAL_ERROR = "val_error"
 # Of every epoch, where it applies; errors in percent, losses as means over samples (see docs/training.md)
 EPOCH_METRICS = (
@@ -51,7 +53,11 @@ EPOCH_METRICS = (
 )  # fmt: skip
 BY_STAGE = "by_stage"  # the column of those metrics whose names end in a stage of the network, such as grad_norm.STAGE
 STAGE_METRIC = "grad_norm."
-COUNTS = ("params", "mult_adds", "dense_params", "dense_mult_adds", "separable_params", "separable_mult_adds")
+COUNTS = (
+    "params", "mult_adds", "dense_params", "dense_mult_adds", "separable_params", "separable_mult_adds",
+    "budget_gap",  # unused of the limit that binds, in its own unit; only where a size was solved
+    "bytes", "step_us",  # safetensors on disk and measured step in microseconds; only where a budget limits them
+)  # fmt: skip
 
 
 class Event(StrEnum):
@@ -88,10 +94,14 @@ TERMINAL = frozenset(Status) - {Status.PROPOSED, Status.RUNNING}
 
 
 class Role(StrEnum):
-    """Why a trial is trained: proposed by the search, or a reference network drawn beside it."""
+    """Why a trial is trained: proposed by the search, a reference network drawn beside it, or a repeat of either.
+
+    A repeat differs from another trial in nothing but the seed; both have one `point_id`.
+    """
 
     SEARCH = "search"
     REFERENCE = "reference"
+    REPEAT = "repeat"
 
 
 @dataclass
@@ -114,6 +124,7 @@ class TrialRecord:
     proposed_at: float | None = None
     finished_at: float | None = None
     test_error: float | None = None
+    point_id: str = ""  # the trial's identity without its seed
     broken: str = ""  # why its result counts for nothing; empty for a sound trial
     notes: list[str] = field(default_factory=list)
     tags: dict[str, str] = field(default_factory=dict)
@@ -135,7 +146,10 @@ class TrialRecord:
 
     @property
     def method(self) -> str:
-        """The method's name, e.g. `tensor_train`."""
+        """The method's name, e.g. `tensor_train`; of a thinner network `thin_dense` or `thin_separable`."""
+        asked = str(self.parameters.get("method.name", ""))
+        if asked.startswith("thin_"):
+            return asked
         return str(self.specification.get("method", {}).get("name", self.parameters.get("method.name", "")))
 
 
@@ -211,6 +225,7 @@ def _proposed(trial: TrialRecord, event: Mapping[str, Any]) -> None:
     trial.specification = dict(event["specification"])
     trial.counts = dict(event["counts"])
     trial.proposal = dict(event["proposal"])
+    trial.point_id = event.get("point_id", "")
     trial.proposed_at = trial.proposed_at or event["time"]
 
 
@@ -286,6 +301,8 @@ RESULTS_SCHEMA = pa.schema(
         ("train_error", pa.float64()), ("train_loss", pa.float64()), ("test_error", pa.float64()),
         ("images_per_second", pa.float64()), ("train_seconds", pa.float64()), ("start_seconds", pa.float64()),
         ("attempts", pa.int64()), ("proposed_at", pa.float64()), ("finished_at", pa.float64()),
+        ("point_id", pa.string()), ("allocation", pa.string()), ("decay_multiplier", pa.float64()),
+        ("start", pa.string()),
         ("parameters", pa.string()), ("aliases", pa.string()), ("specification", pa.string()),
         ("broken", pa.string()), ("note", pa.string()), ("tags", pa.string()),
     ]
@@ -318,6 +335,8 @@ def to_row(study: str, trial: TrialRecord) -> dict[str, Any]:
         "train_seconds": sum(epoch.get("epoch_seconds", 0.0) for epoch in trial.epochs.values()),
         "start_seconds": sum(attempt.get("start_seconds", 0.0) for attempt in trial.attempts),
         "attempts": len(trial.attempts), "proposed_at": trial.proposed_at, "finished_at": trial.finished_at,
+        "point_id": trial.point_id or None, "allocation": spec.get("allocation", {}).get("by", "even"),
+        "decay_multiplier": train.get("decay_multiplier"), "start": "dense" if "start" in spec else "scratch",
         "parameters": json.dumps(trial.parameters, sort_keys=True),
         "aliases": json.dumps(trial.aliases, sort_keys=True), "specification": json.dumps(spec, sort_keys=True),
         "broken": trial.broken or None, "note": "\n".join(trial.notes) or None,

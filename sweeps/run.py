@@ -14,7 +14,7 @@ if sys.path and Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
 
 from lowrank.errors import InputError
 from sweeps.interrupt import INTERRUPTED, leave, watch
-from sweeps.space import Space, available_spaces, read_space
+from sweeps.space import Space, available_spaces, find_space, read_space, read_yaml
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -74,15 +74,18 @@ def _dispatch(options: argparse.Namespace) -> int:
     if options.list:
         return list_spaces(options.json)
     # Optuna is paid for only by what needs it
+    from sweeps.series import is_resumable_series, is_series, resume_series, start_series
     from sweeps.study import resume_study, start_study
 
     if options.resume:
-        return resume_study(options)
+        return resume_series(options) if is_resumable_series(options) else resume_study(options)
     if not options.space:
         raise InputError(f"--space is missing; choose from: {', '.join(available_spaces())}")
-    space = _space(options)
+    if is_series(options.space) and not options.plan:
+        return start_series(options)
     if options.plan:
-        return _plan(space, options)
+        return _plans(options)
+    space = _space(options)
     return start_study(space, options)
 
 
@@ -96,13 +99,30 @@ def _space(options: argparse.Namespace) -> Space:
 
 def list_spaces(as_json: bool) -> int:
     """Print every space with its question."""
-    questions = {name: read_space(name).question for name in available_spaces()}
+    questions = {
+        name: " ".join(str(read_yaml(path).get("question")).split()) for name, path in available_spaces().items()
+    }
     if as_json:
         print(json.dumps([{"name": name, "question": question} for name, question in questions.items()], indent=2))
     else:
         for name, question in questions.items():
             print(f"{name:14} {question}")
     return 0
+
+
+def _plans(options: argparse.Namespace) -> int:
+    """The plan of a space, or of every study of a series."""
+    from sweeps.series import is_series, read_series
+
+    if not is_series(options.space):
+        return _plan(_space(options), options)
+    path = find_space(options.space)
+    codes = []
+    for member in read_series(read_yaml(path), path.stem, options):
+        if not options.json:
+            print(f"\nstudy {member.name}")
+        codes.append(_plan(member.space, options))
+    return max(codes)
 
 
 def _plan(space: Space, options: argparse.Namespace) -> int:

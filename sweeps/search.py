@@ -8,23 +8,41 @@ the end of a trial the journal, then Optuna. So a kill at any point leaves a tri
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-from lowrank.errors import InfeasibleError, InputError
+from lowrank.errors import InfeasibleError
+from sweeps.fronts import front_points
 from sweeps.journal import Journal
 from sweeps.proposals import Outcome, Proposal, Proposer
+from sweeps.reachable import reachable_strata
 from sweeps.records import TERMINAL, Event, Role, Status, StudyRecord, TrialRecord, apply_event
 from sweeps.space import Space
-from sweeps.specification import Resolver, Stratum, Trial
+from sweeps.specification import Resolver, StepTimeError, Stratum, Trial
+
+__all__ = ["Prepared", "Search", "reachable_strata"]
 
 EXPLORE_AFTER = 10  # proposals in a row that led nowhere, after which the sampler is set aside
 GIVE_UP_AFTER = 60  # ... after which a stratum counts as used up
 _KINDS = {Status.COMPLETED: "complete", Status.STOPPED: "pruned", Status.INFEASIBLE: "infeasible"}
+Notes = list[tuple[Event, dict[str, Any]]]  # what is to be journaled
+
+
+@dataclass
+class Prepared:
+    """What asking the proposer led to: a new trial (None where nothing new was found) and what to note of the way."""
+
+    trial: Trial | None = None
+    handle: dict[str, Any] = field(default_factory=dict)
+    notes: Notes = field(default_factory=list)
 
 
 class Search:
-    """Hands out trials one at a time and keeps the record of the study current."""
+    """Hands out trials one at a time and keeps the record of the study current.
+
+    `prepare` may run in a thread of its own (sweeps.ahead): it alone asks the proposer, and it writes nothing.
+    """
 
     def __init__(
         self, space: Space, resolver: Resolver, proposer: Proposer, journal: Journal, record: StudyRecord,
@@ -35,81 +53,158 @@ class Search:
         self.journal, self.record = journal, record
         self.waiting: deque[Trial] = deque()
         self.used_up: set[str] = set()
+        self.reserved: dict[str, Trial] = {}  # prepared, not yet handed out
+        self.teller: Callable[[dict[str, Any], Outcome], None] | None = None  # takes what the proposer is to be told
         self._restore()
 
     # What is trained next
 
     def next(self) -> Trial | None:
-        """The next trial to launch; None when there is nothing more to propose."""
-        while True:
-            if self.waiting:
-                return self.waiting.popleft()
-            if self.proposed_count() >= self.space.search.trials:
-                return None
-            stratum = self._next_stratum()
-            if stratum is None:
-                return None
-            trial = self._propose(stratum)
-            if trial is not None:
+        """The next trial to launch; None when there is nothing to launch now: see `is_over`."""
+        trial = self.next_waiting()
+        while trial is None and self.may_propose() and not self.waiting:
+            trial = self.hand_out(self.prepare())
+        return trial or self.next_repeat()
+
+    def next_waiting(self) -> Trial | None:
+        """A trial that needs no proposal: a reference, one that a kill left without an end, a repeat."""
+        for index, trial in enumerate(self.waiting):
+            if self.is_startable(trial):
+                del self.waiting[index]
                 return trial
+        return None
+
+    def is_startable(self, trial: Trial) -> bool:
+        """Whether the weights that it starts from are there, or will never be (it then fails and says so)."""
+        source = self.record.trials.get(trial.needs or "")
+        return source is None or source.ended
+
+    def may_propose(self) -> bool:
+        """Whether there is room for a further proposal, as far as is known."""
+        if self.proposed_count() + len(self.reserved) >= self.space.search.trials:
+            return False
+        return any(stratum.label not in self.used_up for stratum in self.strata)
+
+    def is_over(self) -> bool:
+        """Whether nothing will be launched any more: all is proposed, and every trial has an end."""
+        if self.waiting or self.reserved or self.may_propose() or self.is_running():
+            return False
+        return not self._missing_repeats()
+
+    def is_running(self) -> bool:
+        """Whether some trial that was handed out has no end yet."""
+        waiting = {trial.trial_id for trial in self.waiting}
+        return any(not t.ended and t.trial_id not in waiting for t in list(self.record.trials.values()))
 
     def proposed_count(self) -> int:
         """How much of `search.trials` is used: trials of the search, and on a grid also rows that repeat one."""
-        searched = [trial for trial in self.record.trials.values() if trial.role is Role.SEARCH]
-        launched = [trial for trial in searched if trial.status is not Status.INFEASIBLE and not trial.broken]
-        rows = sum(len(trial.aliases) for trial in launched) if self.space.search.sampler == "grid" else 0
-        return len(launched) + rows
+        grid = self.space.search.sampler == "grid"
+        roles = (Role.SEARCH, Role.REPEAT) if grid else (Role.SEARCH,)
+        trials = [trial for trial in list(self.record.trials.values()) if trial.role in roles and trial.proposal]
+        launched = [trial for trial in trials if _counts(trial)]
+        return len(launched) + (sum(len(trial.aliases) for trial in launched) if grid else 0)
 
     def _next_stratum(self) -> Stratum | None:
         """The stratum with the fewest trials so far (a grid has its own order and takes any)."""
-        known = self.record.trials.values()
-        launched = [trial for trial in known if trial.status is not Status.INFEASIBLE and not trial.broken]
-        counts = Counter(trial.stratum for trial in launched)
+        counts = Counter(trial.stratum for trial in list(self.record.trials.values()) if _counts(trial))
+        counts.update(trial.stratum for trial in list(self.reserved.values()))
         open_strata = [stratum for stratum in self.strata if stratum.label not in self.used_up]
         return min(open_strata, key=lambda stratum: counts[stratum.label], default=None)
 
-    def _propose(self, stratum: Stratum) -> Trial | None:
-        """A new trial in this stratum; None (and the stratum marked as used up) when none is found."""
-        for attempt in range(GIVE_UP_AFTER):
+    def prepare(self) -> Prepared:
+        """Ask until something new is found, and reserve it; a stratum in which nothing is found counts as used up."""
+        stratum, prepared = self._next_stratum(), Prepared()
+        for attempt in range(GIVE_UP_AFTER if stratum else 0):
+            assert stratum is not None
             proposal = self.proposer.ask(stratum, explore=attempt >= EXPLORE_AFTER)
             if proposal is None:
                 self.used_up.update(each.label for each in self.strata)
-                return None
-            try:
-                trial = self.resolver.resolve(proposal.point)
-            except InfeasibleError as error:
-                self._record_infeasible(proposal, stratum, str(error))
-                continue
-            known = self.record.trials.get(trial.trial_id)
-            if known is None:
-                self._record_proposed(trial, proposal.handle)
-                return trial
-            self._record_repeat(known, proposal)
+                return prepared
+            if self._is_new(proposal, stratum, prepared):
+                return prepared
             if self.space.search.sampler == "grid":
-                return None
-        self.used_up.add(stratum.label)
-        return None
+                return prepared
+        if stratum is not None:
+            self.used_up.add(stratum.label)
+        return prepared
 
-    def _record_proposed(self, trial: Trial, handle: Mapping[str, Any]) -> None:
-        self._write(
-            Event.PROPOSED, trial=trial.trial_id, role=str(trial.role), stratum=trial.stratum, parameters=trial.point,
-            specification=trial.specification, counts=trial.counts, proposal=dict(handle),
-        )  # fmt: skip
+    def _is_new(self, proposal: Proposal, stratum: Stratum, prepared: Prepared) -> bool:
+        """Whether the proposal is a trial that has not been proposed before; it is then reserved."""
+        role = Role.REPEAT if proposal.repeat else Role.SEARCH
+        try:
+            trial = self.resolver.resolve(proposal.point, proposal.repeat, role)
+        except InfeasibleError as error:
+            self._note_infeasible(proposal, stratum, error, prepared.notes)
+            return False
+        known = self.record.trials.get(trial.trial_id)
+        if known is None and trial.trial_id not in self.reserved:
+            self.reserved[trial.trial_id] = trial
+            prepared.trial, prepared.handle = trial, proposal.handle
+            return True
+        self._note_repeat(trial.trial_id, known, proposal, prepared.notes)
+        return False
 
-    def _record_repeat(self, known: TrialRecord, proposal: Proposal) -> None:
-        if self.space.search.sampler == "grid":
-            if proposal.point != known.parameters and proposal.point not in known.aliases:
-                self._write(Event.ALIAS, trial=known.trial_id, parameters=proposal.point)
+    def _note_repeat(self, trial_id: str, known: TrialRecord | None, proposal: Proposal, notes: Notes) -> None:
+        if self.space.search.sampler != "grid":
+            self.proposer.tell(proposal.handle, self._outcome(known) if known and known.ended else Outcome("lost"))
             return
-        self.proposer.tell(proposal.handle, self._outcome(known) if known.ended else Outcome("lost"))
+        first = known.parameters if known else self.reserved[trial_id].point
+        if proposal.point != first and proposal.point not in (known.aliases if known else []):
+            notes.append((Event.ALIAS, {"trial": trial_id, "parameters": proposal.point}))
 
-    def _record_infeasible(self, proposal: Proposal, stratum: Stratum, reason: str) -> None:
+    def _note_infeasible(self, proposal: Proposal, stratum: Stratum, error: InfeasibleError, notes: Notes) -> None:
         name = "infeasible-" + "-".join(f"{value}" for _, value in sorted(proposal.point.items()))
         if name not in self.record.trials:
-            self._write(
-                Event.INFEASIBLE, trial=name, stratum=stratum.label, parameters=proposal.point, reason=reason
-            )  # fmt: skip
-        self.proposer.tell(proposal.handle, Outcome("infeasible"))
+            about = {"stratum": stratum.label, "parameters": proposal.point, "reason": str(error)}
+            notes.append((Event.INFEASIBLE, {"trial": name, **about}))
+        excess = (error.excess,) if isinstance(error, StepTimeError) else ()
+        self.proposer.tell(proposal.handle, Outcome("infeasible", excess))
+
+    def hand_out(self, prepared: Prepared) -> Trial | None:
+        """Journal what was prepared; the trial to launch, None where there is none or its start is not there yet."""
+        for event, about in prepared.notes:
+            self._write(event, **about)
+        trial = prepared.trial
+        if trial is None:
+            return None
+        self._write_proposed(trial, prepared.handle)
+        self.reserved.pop(trial.trial_id, None)
+        if self.is_startable(trial):
+            return trial
+        self.waiting.append(trial)
+        return None
+
+    def _write_proposed(self, trial: Trial, handle: Mapping[str, Any]) -> None:
+        self._write(
+            Event.PROPOSED, trial=trial.trial_id, role=str(trial.role), stratum=trial.stratum, parameters=trial.point,
+            specification=trial.specification, counts=trial.counts, proposal=dict(handle), point_id=trial.point_id,
+        )  # fmt: skip
+
+    # Repeats of the final front
+
+    def next_repeat(self) -> Trial | None:
+        """A further seed of a point of the final front, once every other trial has its end."""
+        running = [trial for trial in self.record.trials.values() if not trial.ended]
+        searching = self.reserved or any(trial.role is Role.SEARCH for trial in running)
+        missing = [] if searching or self.waiting or self.may_propose() else self._missing_repeats()
+        if not missing:
+            return None
+        self._write_proposed(missing[0], {})
+        return missing[0]
+
+    def _missing_repeats(self) -> list[Trial]:
+        """Repeats not yet proposed, the second seed of every point before the third of any; none on a grid."""
+        if self.space.search.sampler == "grid":
+            return []
+        found = []
+        for repeat in range(1, self.space.search.repeats):
+            for point in front_points(self.record):
+                try:
+                    found.append(self.resolver.resolve(point, repeat, Role.REPEAT))
+                except InfeasibleError:
+                    continue  # its budget of step time is of another machine
+            found += self.resolver.references(repeat)[0]
+        return [trial for trial in found if trial.trial_id not in self.record.trials]
 
     # What became of a trial
 
@@ -135,8 +230,8 @@ class Search:
         if trial.status in TERMINAL:
             return
         self._write(Event.FINISHED, sync=True, trial=trial_id, status=str(status), reason=reason)
-        if trial.role is Role.SEARCH:
-            self.proposer.tell(trial.proposal, self._outcome(trial))
+        if trial.role is Role.SEARCH and trial.proposal:
+            (self.teller or self.proposer.tell)(trial.proposal, self._outcome(trial))
 
     def _outcome(self, trial: TrialRecord) -> Outcome:
         if trial.broken:
@@ -158,18 +253,22 @@ class Search:
 
     def _restore(self) -> None:
         """Queue the references and all trials without an end; settle what the sampler's memory still holds open."""
-        for name in self.space.references:
-            trial = self.resolver.reference(name)
+        for trial in self._references():
             known = self.record.trials.get(trial.trial_id)
             if known is None:
-                self._record_proposed(trial, {})
+                self._write_proposed(trial, {})
             if known is None or not known.ended:
                 self.waiting.append(trial)
         self._settle_open_proposals()
         self._forget_broken()
         for record in list(self.record.trials.values()):
-            if record.role is Role.SEARCH and not record.ended:
+            if not record.ended and record.trial_id not in {trial.trial_id for trial in self.waiting}:
                 self.waiting.append(self._again(record))
+
+    def _references(self) -> list[Trial]:
+        """On a grid, whose rows are all repeated, with every seed; else the further seeds come with the front's."""
+        repeats = self.space.search.repeats if self.space.search.sampler == "grid" else 1
+        return [trial for repeat in range(repeats) for trial in self.resolver.references(repeat)[0]]
 
     def _settle_open_proposals(self) -> None:
         owners = {_key(trial.proposal): trial for trial in self.record.trials.values() if trial.proposal}
@@ -183,56 +282,23 @@ class Search:
                 self.proposer.forget(trial.proposal, trial.trial_id)
 
     def _again(self, record: TrialRecord) -> Trial:
-        label = record.proposal.get("study")
-        stratum = next((stratum for stratum in self.strata if stratum.label == label), self.strata[0])
-        proposal = self.proposer.ask_again(stratum, record.parameters, record.proposal)
         trial = Trial(
-            record.trial_id, record.role, record.stratum, dict(record.parameters), record.specification, record.counts
+            record.trial_id, record.role, record.stratum, dict(record.parameters), record.specification,
+            record.counts, record.point_id,
         )  # fmt: skip
-        self._record_proposed(trial, proposal.handle)
+        handle = record.proposal
+        if record.role is Role.SEARCH and handle:
+            label = handle.get("study")
+            stratum = next((stratum for stratum in self.strata if stratum.label == label), self.strata[0])
+            handle = self.proposer.ask_again(stratum, record.parameters, handle).handle
+        self._write_proposed(trial, handle)
         return trial
+
+
+def _counts(trial: TrialRecord) -> bool:
+    """Whether a trial uses up room: one that was never launched, or turned out to be broken, leaves it to another."""
+    return trial.status is not Status.INFEASIBLE and not trial.broken
 
 
 def _key(handle: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
     return tuple(sorted(handle.items()))
-
-
-def reachable_strata(space: Space, resolver: Resolver) -> tuple[tuple[Stratum, ...], list[str]]:
-    """The strata that some method of the space can meet, and a line for each that none can.
-
-    Raises InputError, with the reason, when none can be met.
-    """
-    if not space.solves or space.search.sampler == "grid":
-        return resolver.strata, []
-    reasons = {stratum: _reasons(space, resolver, stratum) for stratum in resolver.strata}
-    lines = [f"{stratum.label}: {reason}" for stratum, reason in reasons.items() if reason is not None]
-    if len(lines) == len(reasons):
-        raise InputError(f"no method can meet the budget: {lines[-1]}")
-    return tuple(stratum for stratum, reason in reasons.items() if reason is None), lines
-
-
-def _reasons(space: Space, resolver: Resolver, stratum: Stratum) -> str | None:
-    """The first reason when every method and shape fails at the largest budget of the stratum; None if one fits."""
-    first = None
-    for point in corner_points(space, stratum):
-        try:
-            resolver.resolve(point)
-        except InfeasibleError as error:
-            first = first or str(error)
-        else:
-            return None
-    return first
-
-
-def corner_points(space: Space, stratum: Stratum) -> list[dict[str, Any]]:
-    """Every method and finite shape of the space at the largest budget of the stratum, other fields at one end."""
-    points: list[dict[str, Any]] = [{}]
-    (_, method_domains), *_ = space.alternatives
-    for key, domain in method_domains.items():
-        values = domain.grid() or domain.corners()
-        points = [{**point, f"method.{key}": value} for point in points for value in values]
-    fixed = dict(stratum.fixed)
-    if stratum.budget:
-        fixed[stratum.budget] = stratum.share[1]
-    others = {name: domain.corners()[-1] for name, domain in space.domains.items() if name not in fixed}
-    return [{**others, **fixed, **point} for point in points]

@@ -19,21 +19,23 @@ from lowrank.checks import make
 from lowrank.data import DataSettings
 from lowrank.errors import InputError, unknown
 from lowrank.layers import Method
-from lowrank.methods import make_method, method_class
+from lowrank.methods import make_method
 from lowrank.networks import NetworkSettings
 from lowrank.recipe_table import recipe_fields
 from lowrank.recipes import Recipe
 from sweeps.domains import Domain, Value, is_domain, parse_domain
-from sweeps.settings import BudgetSettings, ResourceSettings, SearchSettings
-from sweeps.teaching import TeacherSettings, absolute_teacher, check_teacher, parse_settings
+from sweeps.grammar import assign, for_data, written_out
+from sweeps.kinds import THIN, kind_of
+from sweeps.settings import LIMITS, BudgetSettings, ResourceSettings, SearchSettings, StartSettings
+from sweeps.space_checks import check_space
+from sweeps.teaching import TeacherSettings, absolute_teacher, parse_settings
 
 SPACES_FOLDER = Path(__file__).resolve().parent.parent / "search_spaces"
 SECTIONS = (
-    "question", "data", "network", "teacher", "train", "method", "budget", "references", "search", "resources",
+    "question", "data", "network", "teacher", "train", "method", "budget", "start", "references", "search", "resources",
 )  # fmt: skip
 NAMED = ("data", "network", "teacher")  # sections that may be written as a name alone
-REFERENCES = ("dense", "separable")  # drawn beside every front; each has one size
-OBJECTIVES = ("val_error", "params", "mult_adds")
+REFERENCES = ("dense", "separable", *THIN)  # drawn beside every front: of one size, or one in each stratum
 Alternative = tuple[dict[str, Any], dict[str, Domain]]  # literals and domains of one `method` entry
 
 
@@ -51,8 +53,9 @@ class Space:
     references: tuple[str, ...]
     search: SearchSettings
     resources: ResourceSettings
+    start: StartSettings
     teacher: TeacherSettings | None = None
-    domains: dict[str, Domain] = field(default_factory=dict)  # of train, network, budget and teacher
+    domains: dict[str, Domain] = field(default_factory=dict)  # of train, network, budget, start and teacher
     source: dict[str, Any] = field(default_factory=dict)  # as resolved from file and overrides, for the record
 
     @property
@@ -64,9 +67,22 @@ class Space:
     @property
     def solves(self) -> bool:
         """Whether sizes are solved from a budget (else the methods' own scales are given)."""
-        return any(name.startswith("budget.") for name in self.domains) or bool(
-            self.budget.params or self.budget.mult_adds
-        )
+        return any(f"budget.{name}" in self.domains or getattr(self.budget, name) for name in LIMITS[:3])
+
+    def searched_domains(self, alternative: int = 0) -> dict[str, Domain]:
+        """Every searched field under its dotted name, with one of the `method` sections."""
+        _, of_method = self.alternatives[alternative]
+        return {**{f"method.{key}": domain for key, domain in of_method.items()}, **self.domains}
+
+    @staticmethod
+    def method_names(alternative: Alternative) -> tuple[Value, ...]:
+        """The methods that one `method` section may stand for."""
+        return _method_names(*alternative)
+
+    @staticmethod
+    def method_at(alternative: Alternative, searched: Mapping[str, Value]) -> Method:
+        """See `method_at`."""
+        return method_at(alternative, searched)
 
     def recipe(self, searched: Mapping[str, Value], network: str | None = None) -> Recipe:
         """The training recipe at a point, of the space's own network or of another; raises InputError."""
@@ -84,22 +100,55 @@ def read_space(name: str, overrides: Sequence[str] = (), **updates: Any) -> Spac
 
     `updates` are dotted names with `.` written as `__` (from command-line options); None leaves the file's value.
     """
-    path = _find(name)
-    content = read_yaml(path)
-    override_fields(content, overrides)
-    for key, value in updates.items():
-        if value is not None:
-            _assign(content, key.replace("__", "."), value)
-    return parse_space(path.stem, absolute_teacher(absolute_data(content)))
+    path = find_space(name)
+    options = {key.replace("__", "."): value for key, value in updates.items() if value is not None}
+    return space_of(path.stem, read_content(read_yaml(path), [], (overrides, options)))
+
+
+def space_of(name: str, content: dict[str, Any]) -> Space:
+    """The checked space, its files as the user sees them now; raises InputError in one line."""
+    return parse_space(name, _absolute(content))
 
 
 def override_fields(content: dict[str, Any], overrides: Sequence[str]) -> None:
     """Apply `a.b=value` overrides to the content of a space in place; raises InputError."""
     for override in overrides:
-        key, equals, text = override.partition("=")
-        if not equals or not key:
-            raise InputError(f"--set must be written a.b=value, but got {override!r}")
-        _assign(content, key.strip(), _parse_value(override, text))
+        assign(content, *_override(override))
+
+
+def read_content(
+    content: dict[str, Any], changes: Sequence[tuple[str, Any]], options: tuple[Sequence[str], Mapping[str, Any]]
+) -> dict[str, Any]:
+    """A file's content with changes by dotted name, then with the command line's --set texts and options on top.
+
+    What the file says for one data set (`by_data`) lies between the two; raises InputError.
+    """
+    for key, value in changes:
+        assign(content, key, value)
+    asked = [*map(_override, options[0]), *options[1].items()]
+    for key, value in asked:
+        if key in ("data", "data.name"):  # which the section `by_data` asks for
+            assign(content, key, value)
+    content = for_data(content)
+    for key, value in asked:
+        assign(content, key, value)
+    return content
+
+
+def _override(text: str) -> tuple[str, Any]:
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise InputError(f"--set must be written a.b=value, but got {text!r}")
+    return key.strip(), _parse_value(text, value)
+
+
+def _absolute(content: dict[str, Any]) -> dict[str, Any]:
+    """Files as the user sees them now: workers and later resumes may start elsewhere."""
+    start = content.get("start")
+    if isinstance(start, dict) and isinstance(start.get("weights"), str):
+        weights = str(Path(start["weights"]).expanduser().resolve())
+        content = {**content, "start": {**start, "weights": weights}}
+    return absolute_teacher(absolute_data(content))
 
 
 def absolute_data(content: dict[str, Any]) -> dict[str, Any]:
@@ -119,6 +168,7 @@ def parse_space(name: str, content: Mapping[str, Any]) -> Space:
     if not isinstance(content.get("question"), str):
         raise InputError("`question` is missing: a space says in a sentence what it asks")
     domains: dict[str, Domain] = {}
+    source, content = content, written_out(content)
     train = _section(content, "train", domains)
     budget = _section(content, "budget", domains)
     network = _section(content, "network", domains)
@@ -134,17 +184,17 @@ def parse_space(name: str, content: Mapping[str, Any]) -> Space:
         references=_references(content.get("references", [])),
         search=make(SearchSettings, _plain(content, "search"), "search"),
         resources=make(ResourceSettings, _plain(content, "resources"), "resources"),
+        start=make(StartSettings, _section(content, "start", domains), "start"),
         teacher=parse_settings(teacher, domains),
         domains=domains,
-        source=copy.deepcopy(dict(content)),
+        source=copy.deepcopy(dict(source)),
     )
-    _check_corners(space)
-    _check_search(space)
-    check_teacher(space)
+    check_space(space)
     return space
 
 
-def _find(name: str) -> Path:
+def find_space(name: str) -> Path:
+    """The file of a space, by name or as a path; raises InputError that lists the spaces."""
     path = Path(name)
     if path.suffix in (".yaml", ".yml"):
         if not path.is_file():
@@ -187,22 +237,15 @@ def _parse_value(override: str, text: str) -> Any:
     return value
 
 
-def _assign(content: dict[str, Any], dotted: str, value: Any) -> None:
-    *parents, last = dotted.split(".")
-    for part in parents:
-        if isinstance(content.get(part), str) and part in NAMED:
-            content[part] = {"name": content[part]}
-        content = content.setdefault(part, {})
-        if not isinstance(content, dict):
-            raise InputError(f"cannot set `{dotted}`: `{part}` is not a section with fields")
-    content[last] = value
-
-
 def _known_sections(content: Mapping[str, Any]) -> None:
     for key in content:
         if key not in SECTIONS:
             near = difflib.get_close_matches(str(key), SECTIONS, 1)
             hint = f" (did you mean `{near[0]}`?)" if near else ""
+            if key == "studies":
+                raise InputError(
+                    "a file with `studies` is a series, which is run as a whole: python sweeps/run.py --space"
+                )
             raise InputError(f"unknown section `{key}`{hint}; choose from: {', '.join(SECTIONS)}")
 
 
@@ -268,7 +311,7 @@ def _alternatives(method: Any) -> tuple[Alternative, ...]:
         path = f"method.{index}" if isinstance(method, list) else "method"
         literals, domains = _split(path, _number(dict(entry)))
         names = _method_names(literals, domains)
-        kinds = [method_class(str(name)) for name in names]
+        kinds = [kind_of(str(name)) for name in names]
         for key in entry:
             if not any(key in kind.model_fields for kind in kinds):
                 choices = sorted({field for kind in kinds for field in kind.model_fields})
@@ -294,65 +337,7 @@ def method_at(alternative: Alternative, searched: Mapping[str, Value]) -> Method
     Fields are shared between methods rather than conditional (one `dims`), so one that a method lacks is dropped.
     """
     settings = {**alternative[0], **searched}
-    kind = method_class(str(settings["name"]))
+    name = str(settings["name"])
+    kind = kind_of(name)
+    settings["name"] = kind.model_fields["name"].default  # a thinner network's method is dense or separable
     return make_method({key: value for key, value in settings.items() if key in kind.model_fields})
-
-
-def _check_corners(space: Space) -> None:
-    """Check every end of every range against the typed settings, so that no trial can fail for its value."""
-    space.recipe({})
-    if "budget.relative_to" in space.domains or ("network.name" in space.domains and space.budget.relative_to):
-        raise InputError(
-            "budgets of one space must be shares of one network: leave `budget.relative_to` one value, or out"
-        )
-    if {"train.decay", "train.scaled_decay"} <= space.domains.keys():
-        raise InputError("`train.scaled_decay` is a short form of `train.decay`; search one of the two")
-    for name, domain in space.domains.items():
-        section, _, key = name.partition(".")
-        if section == "budget" and None in domain.corners():
-            raise InputError(f"`{name}` must be a number in every choice, but got null")
-        for value in domain.corners():
-            if section == "train":
-                space.recipe({key: value})
-            else:
-                known = {"network": space.network, "budget": space.budget, "teacher": space.teacher}[section]
-                assert known is not None, "a section without settings has no searched fields"
-                make(type(known), {**known.model_dump(), key: value}, section)
-    for alternative in space.alternatives:
-        literals, domains = alternative
-        names = _method_names(literals, domains)
-        for method_name in names:
-            for key, domain in domains.items():
-                for value in domain.corners():
-                    method_at(alternative, {"name": method_name, key: value})
-
-
-def _check_search(space: Space) -> None:
-    _check_scales(space)
-    if space.search.sampler == "grid":
-        every = {**space.domains, **{k: d for _, domains in space.alternatives for k, d in domains.items()}}
-        endless = [name for name, domain in every.items() if domain.grid() is None]
-        if endless:
-            raise InputError(f"a grid needs finite domains; `{endless[0]}` is continuous: give a step or a choice")
-    elif len(space.alternatives) > 1:
-        raise InputError("a list of `method` sections needs `search.sampler: grid`; otherwise search `method.name`")
-    if len(set(space.search.objectives)) != len(space.search.objectives) or "val_error" not in space.search.objectives:
-        raise InputError(
-            f"`search.objectives` must hold val_error, each once, of {', '.join(OBJECTIVES)}; "
-            f"but got {list(space.search.objectives)}"
-        )
-
-
-def _check_scales(space: Space) -> None:
-    """A size comes from the budget or from the method's own scale, never from both or from neither."""
-    for literals, domains in space.alternatives:
-        names = _method_names(literals, domains)
-        for name in names:
-            scale = method_class(str(name)).scale
-            if scale is None:
-                continue
-            given = scale in literals or scale in domains
-            if space.solves and given:
-                raise InputError(f"`method.{scale}` is solved from `budget`; give one of the two")
-            if not space.solves and not given:
-                raise InputError(f"{name} needs a size: give `budget.params` (solved) or `method.{scale}`")

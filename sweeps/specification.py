@@ -8,28 +8,40 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
-from lowrank.budget import Budget, solve
+from lowrank.allocation import Sized
+from lowrank.budget import Budget, solve_shared, solve_width
 from lowrank.data import ImageData, ViewSettings, default_views
-from lowrank.errors import InfeasibleError
+from lowrank.errors import InfeasibleError, InputError
 from lowrank.layers import Dense, Method, Separable
+from lowrank.methods import make_method
 from lowrank.networks import NetworkSettings
-from lowrank.plan import NetworkPlan, network_plan
+from lowrank.plan import NetworkPlan, network_plan, network_to_count
 from lowrank.recipes import Recipe
+from lowrank.storage import Disk
 from sweeps.domains import Value
-from sweeps.records import Role
+from sweeps.kinds import THIN
+from sweeps.points import SHARE, Points
+from sweeps.records import TRIAL_WEIGHTS, Role
 from sweeps.space import Space, method_at
+from sweeps.step_time import StepClock
+from sweeps.strata import ALL_SIZES, REFERENCE_STRATUM, Point, Stratum, halved_sizes, make_strata
 from sweeps.teaching import Teaching, identity
 
-REFERENCE_STRATUM = "reference"
-ALL_SIZES = "all sizes"
-MOST_LISTED = 16  # budget values that are strata of their own; more are halved like a range
-Point = Mapping[str, Value]  # dotted name (or "alternative") -> value
+__all__ = ["ALL_SIZES", "REFERENCE_STRATUM", "Point", "Resolver", "StepTimeError", "Stratum", "Trial", "count"]
+
+
+class StepTimeError(InfeasibleError):
+    """A training step was measured to take longer than the budget allows; `excess` is by how many milliseconds."""
+
+    def __init__(self, text: str, excess: float):
+        super().__init__(text)
+        self.excess = excess
 
 
 @dataclass(frozen=True)
@@ -40,95 +52,220 @@ class Trial:
     role: Role
     stratum: str
     point: dict[str, Value]
-    specification: dict[str, Any]  # sections network, method, train, views, data, seed, teacher: all a worker needs
+    specification: dict[str, Any]  # network, method, allocation, train, views, data, seed, teacher, start: all it takes
     counts: dict[str, int]
+    point_id: str = ""  # the same for repeats, which differ in nothing but the seed
 
-
-@dataclass(frozen=True)
-class Stratum:
-    """A range of sizes within which trials are compared: at most `limit` parameters, where that is known."""
-
-    label: str
-    limit: float
-    fixed: tuple[tuple[str, Value], ...] = ()  # budget values that every proposal in this stratum has
-    budget: str = ""  # a budget field of which `share` is this stratum's part: more than its first, at most its second
-    share: tuple[float, float] = (0.0, 0.0)
-
-    def owns(self, point: Point) -> bool:
-        """Whether the budget that the point proposes is this stratum's."""
-        if self.fixed:
-            return all(point.get(name) == value for name, value in self.fixed)
-        value = point.get(self.budget)
-        return isinstance(value, int | float) and self.share[0] <= value <= self.share[1]
+    @property
+    def needs(self) -> str | None:
+        """The trial of this study whose weights this one starts from; None where there is none."""
+        source = str(self.specification.get("start", {}).get("from", ""))
+        return source.removeprefix(TRIAL_WEIGHTS) if source.startswith(TRIAL_WEIGHTS) else None
 
 
 class Resolver:
-    """Resolves points of one space on one data set; makes no tensor."""
+    """Resolves points of one space on one data set; makes no tensor, unless a budget asks for a step's time."""
 
     def __init__(self, space: Space, data: ImageData, teaching: Teaching | None = None):
         self.space, self.data, self.teaching = space, data, teaching
         self.image_shape, self.classes = data.image_shape, len(data.classes)
         self.by_size = halved_sizes(self.separable_params)
         self.strata = make_strata(space, self.separable_params)
+        self.clock = StepClock(self.image_shape, self.classes, min(space.recipe({}).batch_size, len(data.train)))
+        self._disks: dict[NetworkSettings, Disk] = {}
 
     @property
     def labels(self) -> tuple[Stratum, ...]:
         """The strata that trials are labelled with: those searched, or halvings of size where all are one search."""
         return self.by_size if self.strata[0].label == ALL_SIZES else self.strata
 
+    @cached_property
+    def points(self) -> Points:
+        """The points of the space, the groups of its network's layers named."""
+        if "budget.shares" not in self.space.domains:
+            return Points(self.space)
+        plan = self.plan(self.space.network)
+        names = {"stage": plan.stages, "layer": plan.layers}
+        return Points(self.space, {kind: tuple(group.name for group in groups) for kind, groups in names.items()})
+
     def plan(self, network: NetworkSettings) -> NetworkPlan:
         """The network's sites for this data set's images and classes."""
         return network_plan(network, self.image_shape, self.classes)
+
+    def disk(self, network: NetworkSettings) -> Disk:
+        """What measures the network's file."""
+        if network not in self._disks:
+            counted = network_to_count(network, self.image_shape, self.classes)
+            self._disks[network] = Disk(counted, self.plan(network))
+        return self._disks[network]
 
     @cached_property
     def separable_params(self) -> int:
         """Parameters of the separable form of the space's own network."""
         return self.plan(self.space.network).params(Separable())
 
-    def resolve(self, point: Point) -> Trial:
-        """The trial at `point`; raises InfeasibleError with the reason when its limits cannot be met."""
+    # Points
+
+    def resolve(self, point: Point, repeat: int = 0, role: Role = Role.SEARCH) -> Trial:
+        """The trial at `point` with the seed of its `repeat`; raises InfeasibleError with the reason if it has none."""
         network = NetworkSettings(**{**self.space.network.model_dump(), **_under(point, "network")})
-        method = method_at(self.space.alternatives[int(point.get("alternative") or 0)], _under(point, "method"))
-        plan = self.plan(network)
-        budget = self._budget(point)
-        if self.space.solves:
-            method = solve(plan, method, budget)
-        elif (reason := plan.infeasible(method)) is not None:
+        alternative = self.space.alternatives[int(point.get("alternative") or 0)]
+        method = method_at(alternative, _under(point, "method"))
+        name = str(point.get("method.name", alternative[0].get("name", "")))
+        budget = self.budget(point)
+        sized: Sized = method
+        if name in THIN:
+            network = solve_width(network, self.image_shape, self.classes, method, budget)
+        elif self.space.solves:
+            sized = self._solved(network, method, budget, point)
+        elif (reason := self.plan(network).infeasible(method)) is not None:
             raise InfeasibleError(reason)
         recipe = self.space.recipe(_under(point, "train"), network.name)
-        return self._trial(plan, network, method, recipe, point, Role.SEARCH)
+        return self._trial(network, sized, recipe, {**point}, role, repeat, budget)
 
-    def reference(self, name: str) -> Trial:
+    def _solved(self, network: NetworkSettings, method: Method, budget: Budget, point: Point) -> Sized:
+        plan, sharing = self.plan(network), point.get("budget.allocation", self.space.budget.allocation)
+        weights = {name.removeprefix(SHARE): float(v or 0) for name, v in point.items() if name.startswith(SHARE)}
+        disk = self.disk(network) if _asks_for_bytes(budget) else None
+        return solve_shared(plan, method, budget, sharing, weights, disk)  # type: ignore[arg-type]  # checked when read
+
+    def budget(self, point: Point) -> Budget:
+        """The point's limits as counts; shares are of the space's own network, whatever width the point has."""
+        values = self._limits(point)
+        whole = self._whole(values["relative_to"])
+
+        def limit(name: str) -> int | None:
+            value = values[name]
+            return None if value is None else int(value * whole(name.removesuffix("_min")))
+
+        found = {name: limit(name) for name in ("params", "mult_adds", "bytes")}
+        least = {f"{name}_min": limit(f"{name}_min") for name in found}
+        for name, most in found.items():
+            if most is not None and values["window"]:
+                least[f"{name}_min"] = max(least[f"{name}_min"] or 0, int(values["window"] * most))
+        return Budget(**found, **least)
+
+    def _limits(self, point: Point) -> dict[str, Any]:
+        return {**self.space.budget.model_dump(), **_under(point, "budget")}
+
+    def _whole(self, relative_to: str | None) -> Any:
+        """By what a limit of each name is multiplied: the counts of the form that limits are shares of, else 1."""
+        form = {"dense": Dense(), "separable": Separable()}.get(relative_to or "")
+        network = self.space.network
+        if form is None:
+            return lambda name: 1
+        plan = self.plan(network)
+        counts = {
+            "params": lambda: plan.params(form), "mult_adds": lambda: plan.mult_adds(form),
+            "bytes": lambda: self.disk(network).stored(form).bytes,
+            "step_ms": lambda: self.clock.milliseconds(network, plan, form),
+        }  # fmt: skip
+        return lambda name: counts[name]()
+
+    def _step(self, network: NetworkSettings, sized: Sized, point: Point) -> dict[str, int]:
+        """The measured step in microseconds where a budget limits it; raises StepTimeError when it takes longer."""
+        values = self._limits(point)
+        if values["step_ms"] is None:
+            return {}
+        limit = values["step_ms"] * self._whole(values["relative_to"])("step_ms")
+        taken = self.clock.milliseconds(network, self.plan(network), sized)
+        if taken > limit:
+            reason = f"a training step takes {taken:.2f} ms on this machine, over the budget of {limit:.2f} ms"
+            raise StepTimeError(reason, taken - limit)
+        return {"step_us": round(1000 * taken)}
+
+    # References
+
+    def reference(self, name: str, repeat: int = 0) -> Trial:
         """A reference network (a method of one size) under the space's own recipe, searched fields at their defaults.
 
         Its decay is never scaled: it has no factors.
         """
         kind = {"dense": Dense, "separable": Separable}[name]
-        plan = self.plan(self.space.network)
-        recipe = self.space.recipe({})
-        return self._trial(plan, self.space.network, kind(), recipe, {"method.name": name}, Role.REFERENCE)
+        recipe, point = self.space.recipe({}), dict[str, Value]({"method.name": name})
+        return self._trial(self.space.network, kind(), recipe, point, Role.REFERENCE, repeat, None)
+
+    def references(self, repeat: int = 0) -> tuple[list[Trial], list[str]]:
+        """All reference networks, thin ones at every stratum's budget, and a line for each that cannot be."""
+        found, lines = {}, []
+        for name in self.space.references:
+            if name not in THIN:
+                trials = [self.reference(name, repeat)]
+            else:
+                trials = []
+                for stratum in self.strata:
+                    try:
+                        trials.append(self._thin_reference(name, stratum, repeat))
+                    except InfeasibleError as error:
+                        lines.append(f"{name} at {stratum.label}: {error}")
+            found.update({trial.trial_id: trial for trial in trials})
+        return list(found.values()), lines
+
+    def _thin_reference(self, name: str, stratum: Stratum, repeat: int) -> Trial:
+        limits = dict(stratum.fixed) or ({stratum.budget: stratum.share[1]} if stratum.budget else {})
+        point: dict[str, Value] = {"method.name": name, **limits}
+        budget, method = self.budget(point), make_method({"name": name.removeprefix("thin_")})
+        network = solve_width(self.space.network, self.image_shape, self.classes, method, budget)
+        return self._trial(network, method, self.space.recipe({}), point, Role.REFERENCE, repeat, budget)
+
+    # Trials
 
     def _trial(
-        self, plan: NetworkPlan, network: NetworkSettings, method: Method, recipe: Recipe, point: Point, role: Role
-    ) -> Trial:
-        counts = count(plan, method)
+        self, network: NetworkSettings, sized: Sized, recipe: Recipe, point: dict[str, Value], role: Role,
+        repeat: int, budget: Budget | None,
+    ) -> Trial:  # fmt: skip
+        plan = self.plan(network)
+        whole = plan if "network.name" in self.space.domains else self.plan(self.space.network)
+        counts = count(plan, sized, whole) | self._budgeted(network, sized, budget)
+        if role is not Role.REFERENCE:
+            counts |= self._step(network, sized, point)
+        label = REFERENCE_STRATUM
+        if role is not Role.REFERENCE:
+            label = self._stratum(point, counts["params"]).label
+        specification = self._specification(network, sized, recipe, repeat) | self._teacher(recipe, network, point)
+        if role is not Role.REFERENCE:
+            specification |= self._start(point)
+        built = _built(specification, recipe, plan.signature(sized))
+        point_id = _hashed({key: value for key, value in built.items() if key != "seed"})
+        return Trial(_hashed(built), role, label, point, specification, counts, point_id)
+
+    def _specification(
+        self, network: NetworkSettings, sized: Sized, recipe: Recipe, repeat: int
+    ) -> dict[str, Any]:  # fmt: skip
         views = views_for(recipe, self.data, self.space.search.seed)
-        specification = {
-            "network": network.model_dump(mode="json"), "method": method.model_dump(mode="json"),
+        return {
+            "network": network.model_dump(mode="json"), **self.plan(network).settings(sized),
             "train": recipe.model_dump(mode="json"), "views": views.model_dump(mode="json"),
             "data": {**self.data.settings.model_dump(mode="json"), "fingerprint": self.data.fingerprint},
-            "seed": self.space.search.seed, **self._teacher(recipe, network, point),
+            "seed": self.space.search.seed + repeat,
         }  # fmt: skip
-        # What is built and trained, wherever the images lie
-        built = {
-            "train": recipe.identity(), "method": plan.signature(method), "data": self.data.fingerprint,
-            **identity(specification),
-        }  # fmt: skip
-        trial_id = hashlib.sha256(json.dumps({**specification, **built}, sort_keys=True).encode()).hexdigest()[:12]
-        label = REFERENCE_STRATUM
-        if role is Role.SEARCH:
-            label = self._stratum(point, counts["params"]).label
-        return Trial(trial_id, role, label, dict(point), specification, counts)
+
+    def _budgeted(self, network: NetworkSettings, sized: Sized, budget: Budget | None) -> dict[str, int]:
+        """What a budget left unused, and the bytes on disk where it limits them."""
+        if budget is None:
+            return {}
+        disk = self.disk(network) if _asks_for_bytes(budget) else None
+        gap = budget.gap(self.plan(network), sized, disk)
+        found = {} if gap is None else {"budget_gap": gap}
+        return found | ({"bytes": disk.stored(sized).bytes} if disk else {})
+
+    def _start(self, point: Point) -> dict[str, Any]:
+        """What the trial starts from, where it is not drawn anew: where the weights lie, and what they are."""
+        if point.get("start.how", self.space.start.how) == "scratch":
+            return {}
+        if point.get("method.name") in THIN:
+            raise InfeasibleError("a thinner network cannot start from the weights of the whole one")
+        if self.space.start.weights is None:
+            trial_id = self.reference("dense").trial_id
+            return {"start": {"from": f"{TRIAL_WEIGHTS}{trial_id}", "fingerprint": trial_id}}
+        return {"start": {"from": self.space.start.weights, "fingerprint": self._fingerprint}}
+
+    @cached_property
+    def _fingerprint(self) -> str:
+        path = Path(str(self.space.start.weights))
+        if not path.is_file():
+            raise InputError(f"`start.weights`: there is no file {path}")
+        return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
 
     def _teacher(self, recipe: Recipe, network: NetworkSettings, point: Point) -> dict[str, Any]:
         """The section of the teacher, where the recipe asks it."""
@@ -142,18 +279,22 @@ class Resolver:
         owner = next((stratum for stratum in self.strata if stratum.owns(point)), None)
         return owner or next(stratum for stratum in self.by_size if params <= stratum.limit)
 
-    def _budget(self, point: Point) -> Budget:
-        """The point's limits as counts; shares are of the space's own network, whatever width the point has."""
-        values = {**self.space.budget.model_dump(), **_under(point, "budget")}
-        plan = self.plan(self.space.network)
-        relative = {"dense": Dense(), "separable": Separable()}.get(values["relative_to"] or "")
-        base = relative or Separable()
 
-        def limit(name: str, whole: int) -> int | None:
-            value = values[name]
-            return None if value is None else int(value * whole if relative else value)
+def _built(specification: Mapping[str, Any], recipe: Recipe, signature: Any) -> dict[str, Any]:
+    """What makes a trial another one: what is built and trained, wherever images, weights and teacher lie."""
+    found = {key: value for key, value in specification.items() if key not in ("allocation", "teacher")}
+    found |= {"train": recipe.identity(), "method": signature, "data": specification["data"]["fingerprint"]}
+    if "start" in found:
+        found["start"] = specification["start"]["fingerprint"]
+    return found | identity(specification)
 
-        return Budget(params=limit("params", plan.params(base)), mult_adds=limit("mult_adds", plan.mult_adds(base)))
+
+def _hashed(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _asks_for_bytes(budget: Budget) -> bool:
+    return budget.bytes is not None or budget.bytes_min is not None
 
 
 def _under(point: Point, section: str) -> dict[str, Value]:
@@ -161,13 +302,14 @@ def _under(point: Point, section: str) -> dict[str, Value]:
     return {name.removeprefix(prefix): value for name, value in point.items() if name.startswith(prefix)}
 
 
-def count(plan: NetworkPlan, method: Method) -> dict[str, int]:
-    """Parameters and mult-adds (for one image) with `method`, dense and separable, under the records' names."""
-    forms = {"": method, "dense_": Dense(), "separable_": Separable()}
-    counts = {}
-    for prefix, form in forms.items():
-        counts[f"{prefix}params"] = plan.params(form)
-        counts[f"{prefix}mult_adds"] = plan.mult_adds(form)
+def count(plan: NetworkPlan, sized: Sized, whole: NetworkPlan) -> dict[str, int]:
+    """Parameters and mult-adds (for one image) of what is built, and of the `whole` network dense and separable.
+
+    The names are those of the records; the whole network is the space's own, whatever width a point has.
+    """
+    counts = {"params": plan.params(sized), "mult_adds": plan.mult_adds(sized)}
+    for prefix, form in (("dense", Dense()), ("separable", Separable())):
+        counts |= {f"{prefix}_params": whole.params(form), f"{prefix}_mult_adds": whole.mult_adds(form)}
     return counts
 
 
@@ -175,57 +317,3 @@ def views_for(recipe: Recipe, data: ImageData, seed: int) -> ViewSettings:
     """The data set's own views, less what the recipe overrides; `seed` belongs to the study, not to the trial."""
     chosen = {key: getattr(recipe, key) for key in ("shift", "flip", "cutout") if getattr(recipe, key) is not None}
     return default_views(data.name).model_copy(update={**chosen, "seed": seed})
-
-
-def make_strata(space: Space, separable_params: int) -> tuple[Stratum, ...]:
-    """The strata that are searched: a listed budget's values, halvings of a budget range, else halvings of size.
-
-    Several objectives compare all sizes in one search (stopping still compares within halvings of size).
-    """
-    searched = next((name for name in ("budget.params", "budget.mult_adds") if name in space.domains), None)
-    if len(space.search.objectives) > 1:
-        return (Stratum(ALL_SIZES, math.inf),)
-    if searched is not None:
-        domain = space.domains[searched]
-        values = domain.grid()
-        if values is not None and len(values) <= MOST_LISTED:
-            return _listed(space, searched, [float(value) for value in values if value is not None], separable_params)
-        low, high = domain.corners()
-        return _halved_budget(space, searched, (float(low or 0), float(high or 0)), separable_params)
-    return (Stratum(ALL_SIZES, math.inf),) if space.solves else halved_sizes(separable_params)
-
-
-def _size_label(space: Space, name: str, value: float, separable_params: int) -> tuple[str, float]:
-    what = name.removeprefix("budget.").replace("_", "-")
-    if name == "budget.params" and space.budget.relative_to in (None, "separable"):
-        limit = int(value * separable_params if space.budget.relative_to else value)
-        return f"params <= {limit:,}", limit
-    if space.budget.relative_to:
-        return f"{what} <= {value:g} of {space.budget.relative_to}", math.inf
-    return f"{what} <= {value:,.0f}", math.inf
-
-
-def _listed(space: Space, name: str, values: list[float], separable_params: int) -> tuple[Stratum, ...]:
-    strata = []
-    for value in sorted(values):
-        label, limit = _size_label(space, name, value, separable_params)
-        strata.append(Stratum(label, limit, fixed=((name, value),)))
-    return tuple(strata)
-
-
-def _halved_budget(space: Space, name: str, ends: tuple[float, float], separable_params: int) -> tuple[Stratum, ...]:
-    strata: list[Stratum] = []
-    low, top = ends
-    while not strata or top > low * 1.0001:
-        bottom = max(low, top / 2)
-        label, limit = _size_label(space, name, top, separable_params)
-        strata.append(Stratum(label, limit, budget=name, share=(bottom, top)))
-        top = bottom
-    return tuple(reversed(strata))
-
-
-def halved_sizes(separable_params: int) -> tuple[Stratum, ...]:
-    """From a 32nd of the separable network's size upwards, each twice the one before; the last is open."""
-    edges = [separable_params / 2**power for power in range(5, -1, -1)]
-    strata = [Stratum(f"params <= {int(edge):,}", edge) for edge in edges]
-    return (*strata, Stratum(f"params > {separable_params:,}", math.inf))

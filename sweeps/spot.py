@@ -132,9 +132,9 @@ def no_quota(region: Region, accelerator: Accelerator, gpus: int) -> str:
     needed = -(-gpus // offer.kind.gpus) * offer.kind.cpus
     return (
         f"no quota: nowhere may this account run {gpus} such GPUs on spot machines; the cheapest region, "
-        f"{region.name}, allows {region.quota or 0:g} virtual CPUs of the {needed} that it takes. Ask for more: aws service-quotas "
-        f"request-service-quota-increase --service-code ec2 --quota-code {accelerator.quota} --desired-value {needed} "
-        f"--region {region.name}"
+        f"{region.name}, allows {region.quota or 0:g} virtual CPUs of the {needed} that it takes. Ask for more: aws "
+        f"service-quotas request-service-quota-increase --service-code ec2 --quota-code {accelerator.quota} "
+        f"--desired-value {needed} --region {region.name}"
     )
 
 

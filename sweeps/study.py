@@ -19,7 +19,7 @@ from sweeps.final import evaluate_front
 from sweeps.folders import check_root, find_folder, new_folder, read_question, write_question
 from sweeps.interrupt import INTERRUPTED
 from sweeps.journal import Journal, locked_journal, read_journal
-from sweeps.proposals import make_proposer
+from sweeps.proposals import OptunaProposer, make_proposer
 from sweeps.provenance import commit, hardware, versions
 from sweeps.records import (
     JOURNAL_FILE,
@@ -40,6 +40,7 @@ from sweeps.specification import Resolver
 from sweeps.storage import carried, fetch_named, is_uri, storage_uri, stored_studies
 from sweeps.teaching import CACHE_FOLDER, CacheOptions, Teaching, find_teaching
 from sweeps.tracking_process import TrackingProcess, check_tracking_uri, redact
+from sweeps.warm_start import earlier_studies, warm_start
 
 if TYPE_CHECKING:
     from sweeps.resources import Share
@@ -162,12 +163,14 @@ def _drive(space: Space, resolver: Resolver, setting: Setting) -> int:
     from sweeps.launch import connect
     from sweeps.resources import choose_share, read_cluster
 
+    resolver.clock.keep(setting.folder)
+    earlier = earlier_studies(space.search.warm_start, setting.folder.parent)
     strata, unreachable = reachable_strata(space, resolver)
     connect(setting.address)
     asked = space.resources
     share = choose_share(
         read_cluster(), cpus=asked.cpus_per_trial, gpus=asked.gpus_per_trial, most=asked.max_concurrent,
-        trials=space.search.trials + len(space.references), gpus_asked=setting.gpus_asked,
+        trials=expected_trials(space, resolver), gpus_asked=setting.gpus_asked,
     )  # fmt: skip
     for line in unreachable:
         print(f"cannot be met, left out: {line}", flush=True)
@@ -182,7 +185,9 @@ def _drive(space: Space, resolver: Resolver, setting: Setting) -> int:
         tracking = TrackingProcess.start(setting.folder, setting.tracking_uri)
         outcome = "interrupted"
         try:
-            proposer = make_proposer(space, setting.folder)
+            proposer = make_proposer(space, setting.folder, resolver.points)
+            if isinstance(proposer, OptunaProposer):
+                print(*warm_start(proposer, resolver, earlier), sep="\n", end="\n" if earlier else "", flush=True)
             outcome = _work(Search(space, resolver, proposer, journal, record, strata), setting, share)
         except KeyboardInterrupt:
             pass  # between two trials, or after the last: what is done is on record
@@ -247,7 +252,7 @@ def _train(search: Search, setting: Setting, share: Share) -> str:
     from sweeps.launch import Launch, run
     from sweeps.view import View
 
-    total = search.space.search.trials + len(search.space.references)
+    total = expected_trials(search.space, search.resolver)
     started = time.monotonic()
     print(
         f"{setting.name}: {search.space.question}\n"
@@ -258,9 +263,15 @@ def _train(search: Search, setting: Setting, share: Share) -> str:
     cache = _cache(search, setting)
     build_caches(search, cache, setting, share)
     with View(search.record, total) as view:
+
+        def changed() -> None:
+            known = search.record.trials.values()
+            view.total = max(total, sum(trial.status is not Status.INFEASIBLE for trial in known))
+            view.update()
+
         relay = bool(setting.storage and setting.address)  # several machines, and no disk that they share
-        run(search, Launch(setting.folder, setting.data_dir, share, most, setting.seconds, view.update, cache, relay))
-    if _is_finished(search):
+        run(search, Launch(setting.folder, setting.data_dir, share, most, setting.seconds, changed, cache, relay))
+    if search.is_over():
         return "finished"
     out_of_time = setting.seconds is not None and time.monotonic() - started >= setting.seconds
     return "time" if out_of_time else "interrupted"
@@ -274,11 +285,12 @@ def _cache(search: Search, setting: Setting) -> CacheOptions:
     return CacheOptions(str(setting.cache_dir or usual), (str(usual),))
 
 
-def _is_finished(search: Search) -> bool:
-    if any(not trial.ended for trial in search.record.trials.values()) or search.waiting:
-        return False
-    exhausted = all(stratum.label in search.used_up for stratum in search.strata)
-    return exhausted or search.proposed_count() >= search.space.search.trials
+def expected_trials(space: Space, resolver: Resolver) -> int:
+    """How many trials there will be at most, references included, further seeds of a final front not."""
+    grid = space.search.sampler == "grid"
+    rows = len(resolver.points.grid()) * space.search.repeats if grid else space.search.trials
+    references = len(resolver.references()[0]) * (space.search.repeats if grid else 1)
+    return min(space.search.trials, rows) + references
 
 
 def _shown(folder: Path) -> str:

@@ -110,7 +110,7 @@ def write_model(path: Path, folder: Path, model: LoggedModel, run_id: str) -> No
     about: dict[str, Any] = {"model_id": model.model_id, "run_id": run_id, "artifact_path": model.artifact_location}
     pyfunc.save_model(
         path, loader_module=LOADER, data_path=str(folder), mlflow_model=Model(**about), signature=signature,
-        input_example=example, pip_requirements=[f"{package}=={version(package).partition('+')[0]}" for package in PACKAGES],
+        input_example=example, pip_requirements=[f"{name}=={version(name).partition('+')[0]}" for name in PACKAGES],
     )  # fmt: skip
 
 

@@ -16,7 +16,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from sweeps.fronts import searched_front
+from sweeps.fronts import front, mean_error
 from sweeps.records import VAL_ERROR, Status, StudyRecord, TrialRecord
 
 STUDY_TAG, KEY_TAG, TRIAL_TAG, COMPLETE_TAG = "study", "study_key", "trial_id", "artifacts_complete"
@@ -39,14 +39,17 @@ def run_name(trial: TrialRecord) -> str:
 def point_name(trial: TrialRecord) -> str:
     """One name for all trials that differ in nothing but the seed, e.g. `tensor_train 3d 85.3k #9f8e7d`."""
     unseeded = {key: value for key, value in trial.specification.items() if key != "seed"}
-    digest = hashlib.sha256(json.dumps(unseeded, sort_keys=True).encode()).hexdigest()
-    return f"{_setting(trial)} #{digest[:ID_SHOWN]}"
+    point_id = trial.point_id or hashlib.sha256(json.dumps(unseeded, sort_keys=True).encode()).hexdigest()
+    return f"{_setting(trial)} #{point_id[:ID_SHOWN]}"
 
 
 def _setting(trial: TrialRecord) -> str:
     dims = trial.specification.get("method", {}).get("dims")
-    size = trial.counts.get("params")
-    parts = [trial.method or str(trial.role), f"{dims}d" if dims else "", compact(size) if size is not None else ""]
+    shared, size = trial.specification.get("allocation", {}).get("by"), trial.counts.get("params")
+    parts = [
+        trial.method or str(trial.role), f"{dims}d" if dims else "", f"by {shared}" if shared else "",
+        compact(size) if size is not None else "",
+    ]  # fmt: skip
     return " ".join(filter(None, parts))
 
 
@@ -133,14 +136,14 @@ def study_tags(study: StudyRecord) -> dict[str, str]:
 
 
 def study_metrics(study: StudyRecord) -> dict[str, float]:
-    """Counts of trials by status, and the best that the search found: error (percent) and parameters."""
+    """Counts of trials by status, and the best that the search found: mean error (percent) and parameters."""
     trials = study.trials.values()
     statuses = [trial.status for trial in trials if not trial.broken]
     found: dict[str, float] = {f"study/trials_{status}": statuses.count(status) for status in Status}
     found["study/trials_broken"] = sum(bool(trial.broken) for trial in trials)
-    best = min(searched_front(trials), key=lambda trial: trial.val_error or 0.0, default=None)
+    best = min(front(trials), key=mean_error, default=None)
     if best is not None:
-        found |= {f"study/best_{VAL_ERROR}": best.val_error or 0.0, "study/best_params": best.counts["params"]}
+        found |= {f"study/best_{VAL_ERROR}": mean_error(best), "study/best_params": best[0].counts["params"]}
     return found
 
 

@@ -31,6 +31,7 @@ from lowrank.substitute import build_student
 from lowrank.training import DivergedError, Trainer
 from sweeps.records import VAL_ERROR, Status
 from sweeps.relay import CheckpointPlace
+from sweeps.starts import start_student
 from sweeps.teaching import CacheOptions, make_teacher
 from sweeps.worker import WorkerLostError, check_memory_is_back, device_lost, first_line, out_of_memory
 
@@ -44,14 +45,15 @@ def make_trainer(
 ) -> Trainer:  # fmt: skip
     """The trainer that a specification describes, at its first epoch; `teach` finds the student's teacher."""
     settings = NetworkSettings(**specification["network"])
-    method, recipe = make_method(specification["method"]), Recipe(**specification["train"])
+    recipe = Recipe(**specification["train"])
     plan = network_plan(settings, data.image_shape, len(data.classes))
+    sized = plan.sized(specification["method"], specification.get("allocation"))
     seed = int(specification["seed"])
-    network = build_student(settings, plan, method, data.image_shape, len(data.classes), seed)
+    network = build_student(settings, plan, sized, data.image_shape, len(data.classes), seed)
     section = specification.get("teacher") or {}
     return Trainer(
         network, data, recipe, views=ViewSettings(**specification["views"]), order_seed=seed,
-        decay_ratio=plan.params(method) / plan.params(make_method({"name": plan.base})), device=device,
+        decay_ratio=plan.params(sized) / plan.params(make_method({"name": plan.base})), device=device,
         teacher=teach(network), taps=section.get("student_taps", ()), view_slots=section.get("views"),
     )  # fmt: skip
 
@@ -100,8 +102,19 @@ class TrialTrainable(tune.Trainable):
         self.data = load_trial_data(config["specification"], config["data_dir"])
         self.trainer = self._make_trainer()
         self._load_checkpoint()
+        if self.trainer.epoch == 0:
+            self._start()
         self.saved_at = time.monotonic()
         self.attempt |= {"from_epoch": self.trainer.epoch, "start_seconds": time.perf_counter() - started}
+
+    def _start(self) -> None:
+        """Set the weights that the trial starts from, where they are not drawn anew."""
+        config = self.config
+        start_student(
+            self.trainer.network, config["specification"], self.data, config["study_dir"], config.get("relay")
+        )
+        if self.trainer.average is not None:  # it was made of what was drawn
+            self.trainer.average.load({})
 
     def _check_device(self) -> None:
         """Whether the trial before this one, if there was one, gave its memory back; raises WorkerLostError."""

@@ -49,6 +49,8 @@ def _best(trials: list[TrialRecord]) -> tuple[TrialRecord, ...]:
     for trial in trials:
         if trial.status is not Status.COMPLETED or trial.role is not Role.SEARCH or trial.val_error is None:
             continue
+        if trial.broken:
+            continue
         kept = best.get(trial.stratum)
         if kept is None or (trial.val_error, trial.counts["params"]) < (kept.val_error, kept.counts["params"]):
             best[trial.stratum] = trial
@@ -80,7 +82,8 @@ def describe(trial: TrialRecord) -> str:
     shape = [f"{method['dims']} dims"] if "dims" in method else []
     shape += [f"rank scale {method['rank_scale']:g}"] if "rank_scale" in method else []
     error = "" if trial.val_error is None else f": {trial.val_error:.2f} % validation error"
-    return f"{' '.join([method['name'], *shape])}, {trial.counts['params']:,} parameters{error}"
+    shape += [f"by {trial.specification['allocation']['by']}"] if "allocation" in trial.specification else []
+    return f"{' '.join([trial.method, *shape])}, {trial.counts['params']:,} parameters{error}"
 
 
 class View:

@@ -8,7 +8,7 @@ import pytest
 
 from sweeps.records import Role, StudyRecord, TrialRecord
 from sweeps.settings import SearchSettings
-from sweeps.stopping import StratifiedAsha
+from sweeps.stopping import StratifiedStopping
 
 SETTINGS = SearchSettings(grace=0.5, reduction=3)
 
@@ -17,16 +17,16 @@ def ray_trial(name: str, stratum: str = "small", role: Role = Role.SEARCH) -> Si
     return SimpleNamespace(trial_id=f"ray-{name}", config={"trial_id": name, "stratum": stratum, "role": str(role)})
 
 
-def decide(asha: StratifiedAsha, trial: SimpleNamespace, epoch: int, error: float) -> str:
+def decide(asha: StratifiedStopping, trial: SimpleNamespace, epoch: int, error: float) -> str:
     return asha.on_trial_result(None, trial, {"epoch": epoch, "val_error": error})
 
 
 @pytest.fixture
-def asha() -> StratifiedAsha:
-    return StratifiedAsha(SETTINGS, epochs=12, record=StudyRecord())
+def asha() -> StratifiedStopping:
+    return StratifiedStopping(SETTINGS, epochs=12, record=StudyRecord())
 
 
-def add(asha: StratifiedAsha, trial: SimpleNamespace) -> SimpleNamespace:
+def add(asha: StratifiedStopping, trial: SimpleNamespace) -> SimpleNamespace:
     asha.on_trial_add(None, trial)
     return trial
 
@@ -59,7 +59,7 @@ def test_a_resumed_study_stops_as_the_undisturbed_one():
     for index in range(3):
         epochs = {epoch: {"val_error": 5.0} for epoch in range(1, 13)}
         record.trials[f"{index}"] = TrialRecord(f"{index}", stratum="small", epochs=epochs)
-    asha = StratifiedAsha(SETTINGS, epochs=12, record=record)
+    asha = StratifiedStopping(SETTINGS, epochs=12, record=record)
     assert decide(asha, add(asha, ray_trial("late")), 6, 50.0) == "STOP"
 
 
@@ -67,7 +67,7 @@ def test_a_stop_that_a_kill_left_unsaid_is_carried_out_on_resume():
     record = StudyRecord()
     for name, error in (("good", 5.0), ("bad", 50.0)):
         record.trials[name] = TrialRecord(name, stratum="small", epochs={6: {"val_error": error}})
-    asha = StratifiedAsha(SETTINGS, epochs=12, record=record)
+    asha = StratifiedStopping(SETTINGS, epochs=12, record=record)
     assert decide(asha, add(asha, ray_trial("bad")), 7, 1.0) == "STOP"
     assert asha.stopped["bad"].endswith("at epoch 6 (50.00 % error)")
     assert decide(asha, add(asha, ray_trial("good")), 7, 5.0) == "CONTINUE"
@@ -78,5 +78,5 @@ def test_a_second_attempt_meets_its_own_rung_without_being_counted_twice(asha):
     assert decide(asha, first, 6, 5.0) == "CONTINUE"
     again = add(asha, SimpleNamespace(trial_id="another", config=first.config))
     assert decide(asha, again, 6, 9.0) == "CONTINUE"
-    rungs = asha._brackets["small"]._brackets[0]._rungs
+    rungs = asha._rules["small"]._rungs[0]
     assert [list(recorded) for _, recorded in rungs if recorded] == [["one"]]

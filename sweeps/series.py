@@ -1,0 +1,182 @@
+"""Several studies in a row from one file: one command, one limit of time, one summary; resumable as one.
+
+A file with a section `studies` is a series. Each entry is a study: the rest of the file with the entry's own `set`
+(dotted names) on top, or another space named by `space`. They lie in one folder under the series' name.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lowrank.errors import InputError, unknown
+from sweeps.folders import check_root, new_folder
+from sweeps.journal import read_journal
+from sweeps.records import JOURNAL_FILE, SPACE_FILE, Role, Status, StudyRecord, TrialRecord, fold
+from sweeps.settings import parse_time
+from sweeps.space import Space, find_space, read_content, read_yaml, space_of
+
+SERIES_FILE = "series.yaml"  # what was asked: the file's own content and the options of the command line
+ENTRY = ("name", "space", "set", "trials")
+_OPTIONS = ("set", "data", "seed", "trials", "gpus_per_trial", "cpus_per_trial", "max_concurrent")
+
+
+@dataclass(frozen=True)
+class Member:
+    """One study of a series."""
+
+    name: str
+    space: Space
+
+
+def is_series(name: str) -> bool:
+    """Whether a space's name or file stands for several studies; raises InputError when there is none."""
+    return "studies" in read_yaml(find_space(name))
+
+
+def read_series(content: Mapping[str, Any], where: str, options: argparse.Namespace) -> list[Member]:
+    """Every study of a series, checked before the first one starts; raises InputError that names the study."""
+    entries = content.get("studies")
+    if not isinstance(entries, list) or not entries or not all(isinstance(entry, Mapping) for entry in entries):
+        raise InputError("`studies` must be a list of sections with a `name` each")
+    common = {key: value for key, value in content.items() if key != "studies"}
+    members = [_member(entry, common, where, options) for entry in entries]
+    names = [member.name for member in members]
+    if len(set(names)) != len(names):
+        raise InputError(f"`studies` must have names of their own, but got {', '.join(names)}")
+    return members
+
+
+def _member(entry: Mapping[str, Any], common: dict[str, Any], where: str, options: argparse.Namespace) -> Member:
+    for key in entry:
+        if key not in ENTRY:
+            raise unknown("field of `studies`", key, ENTRY)
+    name, changes = entry.get("name"), entry.get("set", {})
+    if not isinstance(name, str) or not isinstance(changes, Mapping):
+        raise InputError(f"each of `studies` needs a `name`, and `set` must be dotted names with values; got {entry!r}")
+    content = read_yaml(find_space(str(entry["space"]))) if "space" in entry else copy.deepcopy(common)
+    asked = [(str(key), value) for key, value in changes.items()]
+    asked += [("search.trials", entry["trials"])] if "trials" in entry else []
+    try:
+        return Member(name, space_of(where, read_content(content, asked, options_of(options))))
+    except InputError as error:
+        raise InputError(f"study {name!r}: {error}") from error
+
+
+def options_of(options: argparse.Namespace) -> tuple[list[str], dict[str, Any]]:
+    """What the command line changes in every space: texts of --set, and dotted names with values."""
+    found = {
+        "data.name": options.data, "search.seed": options.seed, "search.trials": options.trials,
+        "resources.gpus_per_trial": options.gpus_per_trial, "resources.cpus_per_trial": options.cpus_per_trial,
+        "resources.max_concurrent": options.max_concurrent,
+    }  # fmt: skip
+    return list(options.set), {key: value for key, value in found.items() if value is not None}
+
+
+def start_series(options: argparse.Namespace) -> int:
+    """Run the studies of a file one after the other; returns the exit code. Raises InputError before any of them."""
+    path = find_space(options.space)
+    content = read_yaml(path)
+    members = read_series(content, path.stem, options)
+    root = check_root(Path(options.storage or options.out))
+    folder = new_folder(root, options.name, path.stem)
+    folder.mkdir(parents=True)
+    kept = {
+        name: str(value) if isinstance(value, Path) else value for name in _OPTIONS if (value := vars(options)[name])
+    }
+    text = yaml.safe_dump({"file": path.stem, "content": content, "options": kept}, sort_keys=False)
+    (folder / SERIES_FILE).write_text(text)
+    return _run(members, folder, options)
+
+
+def is_resumable_series(options: argparse.Namespace) -> bool:
+    """Whether `--resume` names a series."""
+    return (Path(options.storage or options.out) / str(options.resume) / SERIES_FILE).is_file()
+
+
+def resume_series(options: argparse.Namespace) -> int:
+    """Go on with a series: studies that have ended stay as they are. Raises InputError."""
+    folder = Path(options.storage or options.out).resolve() / options.resume
+    kept = read_yaml(folder / SERIES_FILE)
+    asked = argparse.Namespace(**{**vars(options), **dict.fromkeys(_OPTIONS), "set": [], **kept["options"]})
+    members = read_series(kept["content"], kept["file"], asked)
+    return _run(members, folder, options)
+
+
+def _run(members: list[Member], folder: Path, options: argparse.Namespace) -> int:
+    """Each study has an equal part of the time that is left; what one does not use, the next ones have."""
+    seconds = parse_time(options.time)
+    started, codes = time.monotonic(), []
+    for index, member in enumerate(members):
+        left = None if seconds is None else seconds - (time.monotonic() - started)
+        if left is not None and left <= 1:
+            print(f"the time is used up before {member.name}")
+            break
+        if _is_finished(folder / member.name):
+            continue
+        part = None if left is None else left / (len(members) - index)
+        print(f"\nstudy {index + 1} of {len(members)}: {member.name}", flush=True)
+        codes.append(_run_one(member, folder, options, part))
+        if codes[-1] not in (0, 1):
+            break
+    print("\n".join(summary_lines(members, folder)), flush=True)
+    if not all(_is_finished(folder / member.name) for member in members):
+        at = "" if folder.parent == Path("studies").resolve() else f" --out {folder.parent}"
+        print(f"not all studies have ended; go on with: python sweeps/run.py --resume {folder.name}{at}")
+    return max(codes, default=0)
+
+
+def _run_one(member: Member, folder: Path, options: argparse.Namespace, seconds: float | None) -> int:
+    from sweeps.study import resume_study, start_study
+
+    limit = None if seconds is None else f"{max(1, round(seconds))}s"
+    own = argparse.Namespace(**{**vars(options), "out": folder, "storage": None, "time": limit})
+    if (folder / member.name / SPACE_FILE).is_file():
+        nothing: dict[str, Any] = {"space": None, "set": [], "data": None, "seed": None, "name": None, "trials": None}
+        return resume_study(argparse.Namespace(**{**vars(own), **nothing, "resume": member.name}))
+    own.name = member.name
+    timed = member.space.search.model_copy(update={"time": limit})
+    return start_study(replace(member.space, search=timed), own)
+
+
+def _is_finished(folder: Path) -> bool:
+    record = _record(folder)
+    return record is not None and record.closed is not None and record.closed.get("reason") == "finished"
+
+
+def _record(folder: Path) -> StudyRecord | None:
+    path = folder / JOURNAL_FILE
+    return fold(read_journal(path)) if path.is_file() else None
+
+
+def summary_lines(members: list[Member], folder: Path) -> list[str]:
+    """How far each study came, and the best of each of its strata by validation error."""
+    lines = [f"\n{folder.name}: {len(members)} studies in {folder}"]
+    for member in members:
+        record = _record(folder / member.name)
+        trials = list(record.trials.values()) if record else []
+        done = [trial for trial in trials if trial.status is Status.COMPLETED and not trial.broken]
+        ended = "ended" if _is_finished(folder / member.name) else "not ended" if record else "not begun"
+        lines.append(f"{member.name} ({ended}): {len(done)} of {len(trials)} trials completed. {member.space.question}")
+        lines += [f"  {stratum}: {_described(best)}" for stratum, best in _best(done).items()]
+    return lines
+
+
+def _best(done: list[TrialRecord]) -> dict[str, TrialRecord]:
+    best: dict[str, TrialRecord] = {}
+    for trial in sorted(done, key=lambda trial: (trial.counts["params"], trial.val_error or 0.0)):
+        if trial.role is Role.SEARCH and trial.val_error is not None:
+            kept = best.get(trial.stratum)
+            best[trial.stratum] = trial if kept is None or trial.val_error < (kept.val_error or 0.0) else kept
+    return best
+
+
+def _described(trial: TrialRecord) -> str:
+    return f"{trial.method}, {trial.counts['params']:,} parameters, {trial.val_error:.2f} % validation error"
