@@ -19,6 +19,8 @@ BENCHMARKS = {
     "steps": "tests.benchmarks.bench_steps",
     "layers": "tests.benchmarks.bench_layers",
     "counting": "tests.benchmarks.bench_counting",
+    "proposals": "tests.benchmarks.bench_proposals",
+    "search": "tests.benchmarks.bench_search",
 }
 
 
