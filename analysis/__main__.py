@@ -1,4 +1,4 @@
-"""Command line: python -m analysis summary STUDY."""
+"""Command line: python -m analysis summary STUDY, python -m analysis audit STUDY."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from analysis.answer import answer_text
+from analysis.audit import audit_text
 from analysis.load import STUDIES, find_study, load_study
 from analysis.plots import draw_front
 from analysis.tables import print_summary, write_csv
@@ -24,9 +25,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     command = commands.add_parser("summary", help="print the table and the answer, write front.png and summary.csv")
     command.add_argument("study", help="a study's name, or its folder")
     command.add_argument("--studies", type=Path, default=STUDIES, help="where studies are (default: studies)")
+    command.set_defaults(run=summary)
+    command = commands.add_parser("audit", help="whether early stopping would have stopped the winner, by each rule")
+    command.add_argument("study", help="a study's name, or its folder")
+    command.add_argument("--studies", type=Path, default=STUDIES, help="where studies are (default: studies)")
+    command.set_defaults(run=lambda folder: print(audit_text(load_study(folder))))
     arguments = parser.parse_args(argv)
     try:
-        summary(find_study(arguments.study, arguments.studies))
+        arguments.run(find_study(arguments.study, arguments.studies))
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

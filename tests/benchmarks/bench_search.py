@@ -238,7 +238,8 @@ def draw(found: list[Curves], table: Recorded, path: Path) -> None:
     axes.set_xlabel("launched trials")
     axes.set_ylabel("hypervolume, % of the whole table's")
     axes.set_title(
-        f"ResNet-9 on the digits, at most {table.limit:,} parameters: mean and 95 % interval of {len(found[0].volumes)} seeds"
+        f"ResNet-9 on the digits, at most {table.limit:,} parameters: "
+        f"mean and 95 % interval of {len(found[0].volumes)} seeds"
     )
     axes.legend(frameon=False, loc="lower right")
     axes.grid(alpha=0.3)
