@@ -1,14 +1,15 @@
-"""Command line: python -m analysis summary STUDY; report, compare, export and collate are the parts of those names."""
+"""Command line: python -m analysis summary STUDY, mark STUDY TRIAL, audit STUDY; the other parts are of those names."""
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from analysis import collate, compare, export, report
 from analysis.answer import answer_text
+from analysis.audit import audit_text
 from analysis.commands import exit_code
 from analysis.front import collect
 from analysis.load import STUDIES, find_study, load_study
@@ -30,20 +31,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m analysis", description="tables, fronts and pictures of a study")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     command = commands.add_parser("summary", help="print the table and the answer, write front.png and summary.csv")
-    command.add_argument("study", help="a study's name, or its folder")
-    command.add_argument("--studies", type=Path, default=STUDIES, help="where studies are (default: studies)")
-    command.set_defaults(run=lambda arguments: summary(find_study(arguments.study, arguments.studies)))
+    _of_study(command, lambda folder, arguments: summary(folder))
     marking = commands.add_parser("mark", help="take a broken trial out of all conclusions, or remark on one")
-    marking.add_argument("study", help="a study's name, or its folder")
-    marking.add_argument("--studies", type=Path, default=STUDIES, help="where studies are (default: studies)")
-    marking.set_defaults(run=lambda arguments: mark(find_study(arguments.study, arguments.studies), arguments))
+    _of_study(marking, mark)
     add_arguments(marking)
+    auditing = commands.add_parser("audit", help="whether early stopping would have stopped the winner, by each rule")
+    _of_study(auditing, lambda folder, arguments: print(audit_text(load_study(folder))))
     for name, (part, words) in PARTS.items():
         command = commands.add_parser(name, help=words, description=words)
         part.add_arguments(command)
         command.set_defaults(run=part.run)
     arguments = parser.parse_args(argv)
     return exit_code(lambda: arguments.run(arguments) or 0)
+
+
+def _of_study(command: argparse.ArgumentParser, run: Callable[[Path, argparse.Namespace], int | None]) -> None:
+    """Let a command take one study and run on its folder."""
+    command.add_argument("study", help="a study's name, or its folder")
+    command.add_argument("--studies", type=Path, default=STUDIES, help="where studies are (default: studies)")
+    command.set_defaults(run=lambda arguments: run(find_study(arguments.study, arguments.studies), arguments))
 
 
 def summary(folder: Path) -> None:

@@ -21,6 +21,8 @@ BENCHMARKS = {
     "engine": "tests.benchmarks.bench_engine",
     "counting": "tests.benchmarks.bench_counting",
     "report": "tests.benchmarks.bench_study_report",
+    "proposals": "tests.benchmarks.bench_proposals",
+    "search": "tests.benchmarks.bench_search",
 }
 
 
