@@ -36,6 +36,11 @@ def run_name(trial: TrialRecord) -> str:
     return f"{_setting(trial)} {trial.trial_id[:ID_SHOWN]}"
 
 
+def model_name(trial: TrialRecord) -> str:
+    """A run's name with the size in full: MLflow allows no dot in the name of a model."""
+    return f"{trial.method} {trial.counts['params']} {trial.trial_id[:ID_SHOWN]}"
+
+
 def point_name(trial: TrialRecord) -> str:
     """One name for all trials that differ in nothing but the seed, e.g. `tensor_train 3d 85.3k #9f8e7d`."""
     unseeded = {key: value for key, value in trial.specification.items() if key != "seed"}
