@@ -77,7 +77,9 @@ def _flat(section: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _spelt(value: Any) -> str:
-    """As a space file spells it."""
+    """As a space file spells it, to six digits: every one of them is in specification.json."""
+    if isinstance(value, float):
+        return f"{value:.6g}"
     return value if isinstance(value, str) else json.dumps(value)
 
 

@@ -132,6 +132,8 @@ class Pages:
             self.page.get_by_text(section, exact=True).first.click()
         for place in (0, 1):  # parameters, metrics
             self.page.get_by_role("switch").nth(place).click()
+        top = "heading => heading.scrollIntoView({block: 'start'})"
+        self.page.get_by_text("Parameters", exact=True).first.evaluate(top)
         return [*pictures, self._keep("compare")]
 
     def chart(self) -> Path:
@@ -147,6 +149,8 @@ class Pages:
     def models(self) -> Path:
         """The registered model with its versions and aliases."""
         self._open(f"models/{quote(self.name)}", "Versions", "best")
+        for section in ("Description", "Tags"):
+            self.page.get_by_text(section, exact=True).first.click()
         return self._keep("models")
 
 
