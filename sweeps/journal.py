@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -16,6 +17,17 @@ from lowrank.errors import InputError
 from sweeps.records import JOURNAL_FILE, LOCK_FILE, Event
 
 SYNC_SECONDS = 1.0  # what a power cut may lose of running epochs; starts and ends of trials are synced at once
+
+
+class FullDiskError(OSError):
+    """The journal cannot be written; `study` is the name of its folder. What was written before is whole."""
+
+    def __init__(self, path: Path):
+        super().__init__(errno.ENOSPC, f"{path}: the disk is full, the last record was not kept")
+        self.study = path.parent.name
+
+    def __str__(self) -> str:
+        return str(self.strerror)
 
 
 class BusyError(InputError):
@@ -38,28 +50,42 @@ class Journal:
         self._synced = time.monotonic()
 
     def append(self, event: Event, *, sync: bool = False, **fields: Any) -> dict[str, Any]:
-        """Write one event and return it; raises OSError when the disk is full, ValueError for a NaN."""
+        """Write one event and return it; raises FullDiskError, ValueError for a NaN."""
         record = {"event": str(event), "time": time.time(), **fields}
         line = json.dumps(record, allow_nan=False, separators=(",", ":")).encode() + b"\n"
         with self._lock:
             self._write(line)
             if sync or time.monotonic() - self._synced > SYNC_SECONDS:
-                os.fsync(self._file.fileno())
-                self._synced = time.monotonic()
+                self._sync()
         return record
 
     def _write(self, line: bytes) -> None:
         start = self._file.tell()
-        written = self._file.write(line)
+        try:
+            written = self._file.write(line)
+        except OSError as error:
+            raise self._full(error) from error
         if written != len(line):  # a full disk may take part of a line: leave no torn line in mid-file
             self._file.truncate(start)
-            raise OSError(f"{self.path}: the disk is full, the last record was not kept")
+            raise FullDiskError(self.path)
+
+    def _sync(self) -> None:
+        try:
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise self._full(error) from error
+        self._synced = time.monotonic()
+
+    def _full(self, error: OSError) -> OSError:
+        return FullDiskError(self.path) if error.errno in (errno.ENOSPC, errno.EDQUOT) else error
 
     def close(self) -> None:
         """Sync and close."""
         with self._lock:
-            os.fsync(self._file.fileno())
-            self._file.close()
+            try:
+                self._sync()
+            finally:
+                self._file.close()
 
 
 def _drop_torn_line(path: Path) -> None:

@@ -14,7 +14,10 @@ if sys.path and Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
 
 from lowrank.errors import InputError
 from sweeps.interrupt import INTERRUPTED, leave, watch
+from sweeps.journal import FullDiskError
 from sweeps.space import Space, available_spaces, find_space, read_space, read_yaml
+
+DISK_FULL = 3
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -23,7 +26,7 @@ def make_parser() -> argparse.ArgumentParser:
         prog="python sweeps/run.py",
         description="Train what a search space proposes and show what is best at which size.",
         epilog="Spaces lie in search_spaces/ (--list). "
-        "Exit codes: 0 done, 1 no trial was completed, 2 bad input, 130 interrupted.",
+        "Exit codes: 0 done, 1 no trial was completed, 2 bad input, 3 disk full, 130 interrupted.",
     )
     what = parser.add_argument_group("what to do")
     what.add_argument("--space", metavar="NAME", help="a space by name, or a YAML file")
@@ -65,6 +68,9 @@ def main(arguments: list[str] | None = None) -> int:
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except FullDiskError as error:
+        print(f"error: {error}; make room and go on with --resume {error.study}", file=sys.stderr)
+        return DISK_FULL
     except KeyboardInterrupt:
         print("interrupted; a study that had begun goes on with --resume NAME", file=sys.stderr)
         return INTERRUPTED

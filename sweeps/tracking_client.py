@@ -32,7 +32,7 @@ from sweeps.records import (
 )
 from sweeps.tracking_data import dataset_input
 from sweeps.tracking_models import register_front
-from sweeps.tracking_store import make_client, milliseconds, one_line, outages
+from sweeps.tracking_store import is_refusal, make_client, milliseconds, one_line, outages
 
 if TYPE_CHECKING:
     from mlflow.entities import Metric, Param, Run, RunTag
@@ -50,7 +50,6 @@ RUN_STATUS = {
     Status.FAILED: "FAILED",
 }
 KILLED, FAILED = "KILLED", "FAILED"
-REFUSALS = frozenset({"INVALID_PARAMETER_VALUE", "BAD_REQUEST"})
 
 
 @dataclass(frozen=True)
@@ -301,7 +300,7 @@ class MlflowStudy:
                 [item for item in items if isinstance(item, RunTag)],
             )  # fmt: skip
         except MlflowException as error:
-            if error.error_code not in REFUSALS:
+            if not is_refusal(error):
                 raise
             if len(items) == 1:
                 self.refused[f"{items[0].key[:80]} of {about}"] = one_line(error)

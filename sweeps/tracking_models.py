@@ -86,9 +86,9 @@ def _logged_model(client: MlflowClient, experiment: str, trial: TrialRecord, run
     begun = client.search_logged_models([experiment], f"tags.{names.TRIAL_TAG} = '{trial.trial_id}'")
     if begun:
         return begun[0]
-    name = names.run_name(trial).replace(".", "_")  # MLflow allows no dot in a model's name
+    tags, params = names.version_tags(trial), names.run_params(trial)
     return client.create_logged_model(
-        experiment, name, run_id, names.version_tags(trial), names.run_params(trial), model_type="classifier"
+        experiment, names.model_name(trial), run_id, tags, params, model_type="classifier"
     )
 
 
@@ -110,8 +110,13 @@ def write_model(path: Path, folder: Path, model: LoggedModel, run_id: str) -> No
     about: dict[str, Any] = {"model_id": model.model_id, "run_id": run_id, "artifact_path": model.artifact_location}
     pyfunc.save_model(
         path, loader_module=LOADER, data_path=str(folder), mlflow_model=Model(**about), signature=signature,
-        input_example=example, pip_requirements=[f"{name}=={version(name).partition('+')[0]}" for name in PACKAGES],
+        input_example=example, pip_requirements=_requirements(),
     )  # fmt: skip
+
+
+def _requirements() -> list[str]:
+    """Pins of what the loader needs, without the build (`+cpu`) that only this machine may have."""
+    return [f"{package}=={version(package).partition('+')[0]}" for package in PACKAGES]
 
 
 def _point_aliases(client: MlflowClient, study: StudyRecord, versions: dict[str, str]) -> None:

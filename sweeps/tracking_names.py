@@ -36,6 +36,11 @@ def run_name(trial: TrialRecord) -> str:
     return f"{_setting(trial)} {trial.trial_id[:ID_SHOWN]}"
 
 
+def model_name(trial: TrialRecord) -> str:
+    """A run's name with the size in full: MLflow allows no dot in the name of a model."""
+    return f"{trial.method} {trial.counts['params']} {trial.trial_id[:ID_SHOWN]}"
+
+
 def point_name(trial: TrialRecord) -> str:
     """One name for all trials that differ in nothing but the seed, e.g. `tensor_train 3d 85.3k #9f8e7d`."""
     unseeded = {key: value for key, value in trial.specification.items() if key != "seed"}
@@ -75,7 +80,9 @@ def _flat(section: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _spelt(value: Any) -> str:
-    """As a space file spells it."""
+    """As a space file spells it, to six digits: every one of them is in specification.json."""
+    if isinstance(value, float):
+        return f"{value:.6g}"
     return value if isinstance(value, str) else json.dumps(value)
 
 

@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING
 from sweeps.records import ARTIFACTS_FOLDER
 
 if TYPE_CHECKING:
+    from mlflow.exceptions import MlflowException
     from mlflow.tracking import MlflowClient
 
+DATABASE_FAULT = "sqlalche.me"
 CALL_SECONDS = 10  # a call to a server that takes longer has failed and is repeated by the tracker itself
 
 
@@ -41,6 +43,14 @@ def outages() -> tuple[type[Exception], ...]:
     from sqlalchemy.exc import SQLAlchemyError
 
     return MlflowException, SQLAlchemyError, OSError
+
+
+def is_refusal(error: MlflowException) -> bool:
+    """Whether the store will never take the record. A fault of its database (a full disk) is none, though MLflow gives
+    it the same code as a bad request: the text then bears SQLAlchemy's address, and another try may do better."""
+    text = str(error)
+    of_database = DATABASE_FAULT in text and "DataError" not in text  # a value that a column cannot hold is our own
+    return error.error_code == "INVALID_PARAMETER_VALUE" or (error.error_code == "BAD_REQUEST" and not of_database)
 
 
 def one_line(error: BaseException) -> str:

@@ -35,7 +35,6 @@ CLOSE_ASSISTANT = """
     localStorage.setItem('mlflow.assistant.fab.autoOpenedOnFirstLoad_v1', 'true');
     localStorage.setItem('mlflow.assistant.panelOpen_v1', 'false');
 """
-HIDE = ".mlflow-fab, [data-component-id^='mlflow.assistant.fab'] { display: none !important }"
 
 
 def chromium() -> str | None:
@@ -94,7 +93,6 @@ class Pages:
         """Go to a page and wait until it shows all of `shown`."""
         self.page.goto("about:blank")  # else only the part after # changes, and the old page may stay
         self.page.goto(f"{self.address}/#/{path}")
-        self.page.add_style_tag(content=HIDE)
         for text in shown:
             self.page.get_by_text(text).first.wait_for(timeout=1000 * SECONDS)
 
@@ -130,8 +128,12 @@ class Pages:
         self.page.keyboard.press("Enter")
         self.page.keyboard.press("Escape")
         pictures = [self._keep("parallel")]
-        self.page.get_by_text("Show diff only").first.scroll_into_view_if_needed()
-        self.page.get_by_text("Parameters", exact=True).first.scroll_into_view_if_needed()
+        for section in ("Visualizations", "Run details"):
+            self.page.get_by_text(section, exact=True).first.click()
+        for place in (0, 1):  # parameters, metrics
+            self.page.get_by_role("switch").nth(place).click()
+        top = "heading => heading.scrollIntoView({block: 'start'})"
+        self.page.get_by_text("Parameters", exact=True).first.evaluate(top)
         return [*pictures, self._keep("compare")]
 
     def chart(self) -> Path:
@@ -141,12 +143,14 @@ class Pages:
         path = f"experiments/{self.experiment}/runs?compareRunsMode=CHART&searchFilter={rule}&{order}"
         self._open(path, "Model metrics", self.runs[0][1])
         self.page.get_by_placeholder("Search metric charts").fill("val_error|^val_loss|^train_error")
-        self.page.get_by_text("Model metrics (3)").wait_for()
+        self.page.get_by_text("(3)", exact=True).wait_for()
         return self._keep("epochs")
 
     def models(self) -> Path:
         """The registered model with its versions and aliases."""
         self._open(f"models/{quote(self.name)}", "Versions", "best")
+        for section in ("Description", "Tags"):
+            self.page.get_by_text(section, exact=True).first.click()
         return self._keep("models")
 
 

@@ -17,7 +17,7 @@ from sweeps.records import JOURNAL_FILE, MLFLOW_FILE, PROGRESS_FILE, RESULTS_FIL
 from sweeps.tracking import Follower, catch_up, check_tracking_uri, default_tracking_uri
 from sweeps.tracking_client import MlflowStudy
 from sweeps.tracking_process import behind_message, catch_up_command, records_behind, redact
-from sweeps.tracking_store import create_database, quiet_mlflow
+from sweeps.tracking_store import create_database, is_refusal, quiet_mlflow
 from tests.support.mlflow_store import content, epoch_metrics, journal_metrics, parent_status, rows, trial_runs
 from tests.support.synthetic import START, Plan, header, metrics, write_study
 
@@ -375,6 +375,22 @@ class TestOutages:
         assert "MLflow has refused a record: yyy" in carry(study_dir)
         missing = journal_metrics(study_dir) - epoch_metrics(study_dir / MLFLOW_FILE)
         assert [name for _, name, *_ in missing] == ["y" * 300]
+
+    @pytest.mark.parametrize(
+        ("code", "text", "final"),
+        [
+            ("INVALID_PARAMETER_VALUE", "Changing param values is not allowed", True),
+            ("BAD_REQUEST", "no such thing", True),
+            ("BAD_REQUEST", "(sqlite3.DataError) too big (see https://sqlalche.me/e/20/9h9h)", True),
+            ("BAD_REQUEST", "transaction has been rolled back (see https://sqlalche.me/e/20/7s2a)", False),
+            ("TEMPORARILY_UNAVAILABLE", "database or disk is full", False),
+        ],
+    )
+    def test_a_fault_of_the_database_is_no_refusal(self, code, text, final):
+        from mlflow.exceptions import MlflowException
+        from mlflow.protos import databricks_pb2
+
+        assert is_refusal(MlflowException(text, getattr(databricks_pb2, code))) is final
 
     def test_what_a_mended_store_takes_after_all_is_no_longer_refused(self, study_dir, monkeypatch):
         small(study_dir, trials=2)

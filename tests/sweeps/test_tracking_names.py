@@ -25,7 +25,7 @@ def trial(**changes) -> TrialRecord:
         "trial_id": "0123456789abcdef", "parameters": {"budget.params": 0.2, "method.dims": 3},
         "specification": {
             "method": {"name": "tensor_train", "dims": 3, "rank_scale": 0.25},
-            "train": {"scaled_decay": True, "clip_norm": None, "milestones": [0.5]}, "seed": 0,
+            "train": {"scaled_decay": True, "clip_norm": None, "milestones": [0.5], "lr": 1 / 3}, "seed": 0,
         },
         "counts": {"params": 85_296, "mult_adds": 2_770_000, "separable_params": 170_592},
     }  # fmt: skip
@@ -60,7 +60,7 @@ def test_trials_that_differ_in_the_seed_alone_are_one_point():
 def test_parameters_bear_the_names_and_the_spelling_of_the_space_file():
     assert run_params(trial(stratum="s")) == {
         "budget.params": "0.2", "method.dims": "3", "method.name": "tensor_train", "method.rank_scale": "0.25",
-        "seed": "0", "stratum": "s", "train.milestones": "[0.5]", "train.scaled_decay": "true",
+        "seed": "0", "stratum": "s", "train.lr": "0.333333", "train.milestones": "[0.5]", "train.scaled_decay": "true",
     }  # fmt: skip
 
 
