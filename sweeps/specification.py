@@ -27,6 +27,7 @@ from lowrank.storage import Disk
 from sweeps.domains import Value
 from sweeps.kinds import THIN
 from sweeps.points import SHARE, Points
+from sweeps.recipe_check import check_recipes
 from sweeps.records import TRIAL_WEIGHTS, Role
 from sweeps.space import Space, method_at
 from sweeps.step_time import StepClock
@@ -64,7 +65,10 @@ class Trial:
 
 
 class Resolver:
-    """Resolves points of one space on one data set; makes no tensor, unless a budget asks for a step's time."""
+    """Resolves points of one space on one data set; makes no tensor, unless a budget asks for a step's time.
+
+    Raises InputError when the space's recipes do not fit its network.
+    """
 
     def __init__(self, space: Space, data: ImageData, teaching: Teaching | None = None):
         self.space, self.data, self.teaching = space, data, teaching
@@ -73,6 +77,7 @@ class Resolver:
         self.strata = make_strata(space, self.separable_params)
         self.clock = StepClock(self.image_shape, self.classes, min(space.recipe({}).batch_size, len(data.train)))
         self._disks: dict[NetworkSettings, Disk] = {}
+        check_recipes(space, data)
 
     @property
     def labels(self) -> tuple[Stratum, ...]:

@@ -33,6 +33,7 @@ from sweeps.records import (
     EPOCHS_FILE,
     JOURNAL_FILE,
     LOG_FILE,
+    MACHINE_METRICS,
     PROGRESS_FILE,
     RESULTS_FILE,
     Event,
@@ -62,7 +63,7 @@ TABLE_SECONDS = 5.0  # between two writings of the tables while the study runs
 CHUNK = 500  # events after which the progress is noted
 FIRST_WAIT, LONGEST_WAIT = 0.5, 15.0  # seconds between two attempts at a store that is away
 LOCK_SECONDS = 5.0
-TIMINGS = frozenset({"images_per_second", "epoch_seconds"})  # differ when an epoch is trained again
+TIMINGS = MACHINE_METRICS  # differ when an epoch is trained again
 
 log = logging.getLogger("sweeps.tracking")
 
