@@ -131,6 +131,21 @@ class Trainer:
             self.data, self.device, self.recipe.batch_size, self.views, self.order_seed, self.epoch, slot=self.slot
         )
 
+    def probe(self) -> Iterator[None]:
+        """Take one training step after the other, epoch after epoch, for measurements; waits for the device each time.
+
+        The trainer is of no use for training afterwards.
+        """
+        self.network.train()
+        while True:
+            meter = TrainMeter(self.steps, self.objective.names, self.device)
+            self._guard.begin()
+            for step, batch in enumerate(self.batches()):
+                self.gradients(step, batch, meter)
+                self.update(step)
+                meter.losses[step].item()
+                yield
+
     def gradients(self, step: int, batch: Batch, meter: TrainMeter) -> None:
         """Forward and backward of one batch, in as many parts as the recipe says; counted in `meter`."""
         self.optimizer.zero_grad(set_to_none=True)

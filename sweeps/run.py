@@ -29,8 +29,9 @@ def make_parser() -> argparse.ArgumentParser:
     what.add_argument("--space", metavar="NAME", help="a space by name, or a YAML file")
     what.add_argument("--list", action="store_true", help="the spaces, each with its question")
     what.add_argument("--plan", action="store_true", help="sizes, work and time of the study; trains nothing")
+    what.add_argument("--fit", action="store_true", help="memory, speed and largest batch of each configuration")
     what.add_argument("--resume", metavar="NAME", help="go on with a study where it stopped")
-    what.add_argument("--json", action="store_true", help="--list and --plan as JSON")
+    what.add_argument("--json", action="store_true", help="--list, --plan and --fit as JSON")
     study = parser.add_argument_group("the study")
     study.add_argument("--data", metavar="SET", help="digits, cifar10, cifar100, fashion_mnist, parquet:DIR, ...")
     study.add_argument("--data-dir", type=Path, metavar="DIR", help="where data sets are found or downloaded to")
@@ -79,6 +80,10 @@ def _dispatch(options: argparse.Namespace) -> int:
     space = _space(options)
     if options.plan:
         return _plan(space, options)
+    if options.fit:
+        from sweeps.fit import fit
+
+        return fit(space, options)
     return start_study(space, options)
 
 
