@@ -131,10 +131,10 @@ class Trainer:
             self.data, self.device, self.recipe.batch_size, self.views, self.order_seed, self.epoch, slot=self.slot
         )
 
-    def probe(self) -> Iterator[None]:
-        """Take one training step after the other, epoch after epoch, for measurements; waits for the device each time.
+    def probe(self, *, wait: bool = True) -> Iterator[None]:
+        """Take one training step after the other, epoch after epoch, for measurements.
 
-        The trainer is of no use for training afterwards.
+        `wait` waits for the device at each step. The trainer is of no use for training afterwards.
         """
         self.network.train()
         while True:
@@ -143,7 +143,8 @@ class Trainer:
             for step, batch in enumerate(self.batches()):
                 self.gradients(step, batch, meter)
                 self.update(step)
-                meter.losses[step].item()
+                if wait:
+                    meter.losses[step].item()
                 yield
 
     def gradients(self, step: int, batch: Batch, meter: TrainMeter) -> None:

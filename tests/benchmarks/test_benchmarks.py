@@ -22,6 +22,7 @@ from tests.benchmarks import (
     bench_record,
     bench_reports,
     bench_steps,
+    bench_teacher,
     bench_throughput,
     bench_turnaround,
     gpu_sweep,
@@ -72,6 +73,16 @@ def test_steps_hold_every_method_or_say_why_not() -> None:
         sizes = [row["params"] for name, row in rows.items() if name not in bench_steps.REFERENCES]
         assert max(sizes) <= limit
         assert all(finite(row, "ms", "images/s", "x dense") for row in table.rows)
+
+
+def test_teacher_asks_three_ways(tmp_path: Path) -> None:
+    bench_batches.write_images(tmp_path, 400, seed=0)
+    found = bench_teacher.run(Options(quick=True, images=tmp_path))
+    check(found)
+    (table,) = found.tables
+    assert [row["way"] for row in table.rows] == ["plain", "live teacher", "cached teacher"]
+    assert all(finite(row, "ms", "images/s", "x plain") for row in table.rows)
+    assert [goal.limit for goal in found.goals] == [1.1]
 
 
 def test_counting_measures_every_method() -> None:
@@ -157,12 +168,12 @@ def test_one_that_fails_does_not_stop_the_others(
     def breaks(options: Options) -> Measurement:
         raise RuntimeError("no such thing")
 
-    for module in (bench_turnaround, bench_reports, bench_batches, bench_steps, bench_layers):
+    for module in (bench_turnaround, bench_reports, bench_batches, bench_steps, bench_teacher, bench_layers):
         monkeypatch.setattr(module, "run", lambda options: works)
     monkeypatch.setattr(bench_counting, "run", breaks)
     assert benchmarks.main(["all", "--json", str(tmp_path / "all.json")]) == 1
     *others, last = json.loads((tmp_path / "all.json").read_text())
-    assert [record["name"] for record in others] == ["works"] * 5
+    assert [record["name"] for record in others] == ["works"] * 6
     assert last["error"] == "RuntimeError: no such thing"
     expected = {"date", "cpu", "cores", "gpus", "versions", "load", "load_after", "command"}
     assert expected <= set(others[0]["environment"])
