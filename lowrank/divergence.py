@@ -167,17 +167,23 @@ class Guard:
         """The step, after `before` others, whose loss first left the limit, and the layer that has moved most."""
         offset = int((losses > self._limit).nonzero()[0])
         step, epoch = before + offset + 1, self._trainer.epoch + 1
-        moved = {
-            name.rpartition(".")[0]: ((now - then).norm() / then.norm().clamp_min(1e-12)).item()
-            for name, now in self._trainer.network.named_parameters()
-            for then in [self._state[f"network.{name}"]]
-        }
+        moved = self._moved()
         layer = max(moved, key=lambda name: moved[name])
         return DivergedError(
             f"training loss {losses[offset].item():.3g} in epoch {epoch}, step {step} has exploded: the mean of "
             f"{len(losses)} steps is over {self._limit:.3g}; {shown(layer)} has moved most, by {moved[layer]:.3g} "
             "times its size", epoch=epoch, step=step, layer=layer,
         )  # fmt: skip
+
+    def _moved(self) -> dict[str, float]:
+        """How far each layer's own parameters are from the last copy, as a multiple of their size there."""
+        squares: dict[str, list[float]] = {}
+        for name, now in self._trainer.network.named_parameters():
+            then = self._state[f"network.{name}"]
+            sums = squares.setdefault(name.rpartition(".")[0], [0.0, 0.0])
+            sums[0] += (now - then).double().square().sum().item()
+            sums[1] += then.double().square().sum().item()
+        return {name: math.sqrt(moved / max(size, 1e-30)) for name, (moved, size) in squares.items()}
 
     def _traced(self, meter: TrainMeter, done: int) -> DivergedError:
         """What went wrong in the steps since the last look, from running them again."""
@@ -201,13 +207,15 @@ class Guard:
         set_random_state(self._random, trainer.device)
         batches = itertools.islice(trainer.batches(), self._start, last + 1)
         for step, batch in enumerate(batches, start=self._start):
-            before = random_state(trainer.device)
+            random, buffers = random_state(trainer.device), [each.clone() for each in trainer.network.buffers()]
             loss = self._gradients(step, batch)
             what = self._fault(loss)
             if what is None:
                 trainer.update(step)
                 continue
-            set_random_state(before, trainer.device)
+            set_random_state(random, trainer.device)
+            for buffer, before in zip(trainer.network.buffers(), buffers, strict=True):
+                buffer.copy_(before)
             with Watch(trainer.network) as watch:
                 self._gradients(step, batch)
             layer, where = watch.first

@@ -75,9 +75,10 @@ class Recipe(BaseModel):
         """What of the recipe a training depends on, as plain data: equal trainings have equal identities.
 
         Left out are fields that change no number, that another field makes idle, and optional ones at the value that
-        does nothing: a recipe that gains an optional field keeps its identity.
+        does nothing: a recipe that gains an optional field keeps its identity. So are the fields of views, which a
+        specification names by themselves, with what the data set adds to them.
         """
-        idle = {"rebuild_checkpoint", "scaled_decay"}
+        idle = {"rebuild_checkpoint", "scaled_decay", "shift", "flip", "cutout"}
         idle |= set() if self.schedule == "step" else {"milestones", "gamma"}
         idle |= set() if self.kd_weight > 0 else {"kd_temperature"}
         return {

@@ -34,6 +34,10 @@ EPOCH_METRICS = (
     "loss_cross_entropy", "loss_kd", "loss_attention", "loss_auxiliary", "prediction_spread", "grad_norm",
     "loss_scale", "skipped_steps", "peak_device_mb", "device_utilisation", "host_memory_mb",
 )  # fmt: skip
+# Those of them that tell of the machine rather than of the training
+MACHINE_METRICS = frozenset(
+    {"images_per_second", "epoch_seconds", "peak_device_mb", "device_utilisation", "host_memory_mb"}
+)
 BY_STAGE = "by_stage"  # the column of those metrics whose names end in a stage of the network, such as grad_norm.STAGE
 STAGE_METRIC = "grad_norm."
 COUNTS = ("params", "mult_adds", "dense_params", "dense_mult_adds", "separable_params", "separable_mult_adds")

@@ -30,6 +30,7 @@ from sweeps.journal import JournalReader
 from sweeps.records import (
     EPOCHS_FILE,
     JOURNAL_FILE,
+    MACHINE_METRICS,
     RESULTS_FILE,
     Event,
     StudyRecord,
@@ -57,7 +58,7 @@ TABLE_SECONDS = 5.0  # between two writings of the tables while the study runs
 CHUNK = 500  # events after which the progress is noted
 FIRST_WAIT, LONGEST_WAIT = 0.5, 15.0  # seconds between two attempts at a store that is away
 LOCK_SECONDS = 5.0
-TIMINGS = frozenset({"images_per_second", "epoch_seconds"})  # differ when an epoch is trained again
+TIMINGS = MACHINE_METRICS  # differ when an epoch is trained again
 
 log = logging.getLogger("sweeps.tracking")
 

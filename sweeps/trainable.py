@@ -123,6 +123,7 @@ class TrialTrainable(tune.Trainable):
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Take up another trial in the same process."""
         self.__dict__.pop("trainer", None)  # there is none where the last set-up failed
+        self.failure = None  # its traceback holds on to what it was about
         gc.collect()
         gc.freeze()  # what is left are imports and data: walking them again took 0.2 s at every change of trial
         if torch.cuda.is_available():
@@ -156,16 +157,24 @@ class TrialTrainable(tune.Trainable):
             self._save_checkpoint()
             return {**result, **_ended(Status.COMPLETED, "")}
         if time.monotonic() - self.saved_at > CHECKPOINT_SECONDS:
-            self._save_checkpoint()
+            self._save_on_the_way()
         return result
 
     def cleanup(self) -> None:
         """The worker is asked to go (an interrupted study): keep what has been trained."""
         if "trainer" in self.__dict__ and self.trainer.epoch > 0 and not self._trained():
-            self._save_checkpoint()
+            self._save_on_the_way()
 
     def _trained(self) -> bool:
         return self.trainer.epoch >= self.trainer.recipe.epochs
+
+    def _save_on_the_way(self) -> None:
+        """Save, if the disk has room: a trial needs its checkpoints only where it is interrupted."""
+        try:
+            self._save_checkpoint()
+        except OSError as error:
+            print(f"no checkpoint after epoch {self.trainer.epoch}, the trial goes on: {error}", flush=True)
+            self.saved_at = time.monotonic()
 
     def _save_checkpoint(self) -> None:
         path = self.folder / CHECKPOINT_FILE

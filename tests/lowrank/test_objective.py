@@ -4,54 +4,38 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from lowrank.data import DataSettings, ImageData, default_views, load_data
-from lowrank.distill import LiveTeacher, Signals
+from lowrank.distill import Signals
 from lowrank.errors import InputError
-from lowrank.layers import Dense
 from lowrank.losses import attention_loss, distillation_loss
 from lowrank.networks import NetworkSettings, make_network
-from lowrank.plan import network_plan
-from lowrank.recipes import Recipe
-from lowrank.substitute import build_student
-from lowrank.training import Trainer
+from tests.support.training import TAPS, small_recipe, small_teacher, small_trainer
 
-SMALL = NetworkSettings(width=0.125)
-TAPS = ("stage1", "stage2", "stage3")
-RECIPE = Recipe(epochs=2, batch_size=32, lr=0.05, kd_weight=0.5, attention_weight=1000)
+RECIPE = small_recipe(kd_weight=0.5, attention_weight=1000)
 
 
-@pytest.fixture(scope="module")
-def data() -> ImageData:
-    return load_data(DataSettings(train_images=200))
+class Answers:
+    """A teacher that notes what it is asked and knows nothing."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[int, Tensor, Tensor]] = []
+
+    def signals(self, images: Tensor, indices: Tensor, slot: int) -> Signals:
+        self.asked.append((slot, images.clone(), indices))
+        return Signals(torch.zeros(len(images), 10), ())
 
 
-def network(seed: int, width: float = 0.125) -> nn.Module:
-    torch.manual_seed(seed)
-    return make_network(NetworkSettings(width=width), (1, 8, 8), 10)
-
-
-def live(width: float = 0.25) -> LiveTeacher:
-    return LiveTeacher(network(7, width).to(memory_format=torch.channels_last), TAPS)
-
-
-def trainer(data: ImageData, recipe: Recipe = RECIPE, **options) -> Trainer:
-    plan = network_plan(SMALL, data.image_shape, 10)
-    student = build_student(SMALL, plan, Dense(), data.image_shape, 10, 0)
-    return Trainer(student, data, recipe, views=default_views("digits"), order_seed=0, **options)
-
-
-def test_the_loss_is_the_weighted_sum_of_its_parts(data):
-    metrics = trainer(data, teacher=live()).train_epoch()
+def test_the_loss_is_the_weighted_sum_of_its_parts():
+    metrics = small_trainer(RECIPE, teacher=small_teacher()).train_epoch()
     parts = metrics["loss_cross_entropy"], metrics["loss_kd"], metrics["loss_attention"]
     assert all(part > 0 for part in parts)
     assert metrics["train_loss"] == pytest.approx(0.5 * parts[0] + 0.5 * parts[1] + 1000 * parts[2], rel=1e-5)
 
 
-def test_the_parts_of_a_step_are_those_of_the_formulas(data):
-    run, teacher = trainer(data, teacher=live()), live()
-    images, labels, indices = next(iter(run.batches()))
+def test_the_parts_of_a_step_are_those_of_the_formulas():
+    run, teacher = small_trainer(RECIPE, teacher=small_teacher()), small_teacher()
+    images, labels, indices = next(run.batches())
     run.network.train()
     logits, _, parts = run.objective(images, labels, indices, 0)
     said = teacher.signals(images, indices, 0)
@@ -65,40 +49,67 @@ def test_the_parts_of_a_step_are_those_of_the_formulas(data):
     assert parts[2].item() == pytest.approx(attention_loss(maps[1:], said.maps).item(), rel=1e-4)
 
 
-def test_without_weights_a_teacher_is_never_asked(data):
-    class Silent:
-        def signals(self, images: torch.Tensor, indices: torch.Tensor, slot: int) -> Signals:
-            raise AssertionError("asked")
+def test_labels_are_smoothed():
+    run = small_trainer(small_recipe(label_smoothing=0.1))
+    images, labels, indices = next(run.batches())
+    logits, loss, _ = run.objective(images, labels, indices, 0)
+    log = nn.functional.log_softmax(logits, 1)
+    expected = -(0.9 * log.gather(1, labels[:, None]).mean() + 0.1 * log.mean())
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
 
-    metrics = trainer(data, Recipe(epochs=1, batch_size=32), teacher=Silent()).train_epoch()
+
+def test_without_weights_a_teacher_is_never_asked():
+    teacher = Answers()
+    metrics = small_trainer(small_recipe(), teacher=teacher).train_epoch()
+    assert not teacher.asked
     assert metrics["loss_cross_entropy"] == metrics["train_loss"]
-    assert not {"loss_kd", "loss_attention"} & metrics.keys()
+    assert not {"loss_kd", "loss_attention", "loss_auxiliary"} & metrics.keys()
 
 
-def test_weights_without_a_teacher_are_an_error(data):
+def test_weights_without_a_teacher_are_an_error():
     with pytest.raises(InputError, match="`kd_weight` and `attention_weight` above 0 need a teacher"):
-        trainer(data)
+        small_trainer(RECIPE)
 
 
-def test_an_unknown_tap_is_an_error(data):
+def test_an_unknown_tap_is_an_error():
     with pytest.raises(InputError, match="unknown tap 'stage9'"):
-        trainer(data, teacher=live(), taps=("stage9",))
+        small_trainer(RECIPE, teacher=small_teacher(), taps=("stage9",))
 
 
-def test_views_come_again_after_the_slots_of_a_cache_but_in_another_order(data):
-    asked: list[tuple[int, torch.Tensor, torch.Tensor]] = []
-
-    class Listener:
-        def signals(self, images: torch.Tensor, indices: torch.Tensor, slot: int) -> Signals:
-            asked.append((slot, images.clone(), indices))
-            return Signals(torch.zeros(len(images), 10), ())
-
-    recipe = Recipe(epochs=3, batch_size=200, lr=0.05, kd_weight=1.0)
-    run = trainer(data, recipe, teacher=Listener(), view_slots=2)
+def test_views_come_again_after_the_slots_of_a_cache_but_in_another_order():
+    teacher = Answers()
+    run = small_trainer(small_recipe(batch_size=200, kd_weight=1.0), teacher=teacher, view_slots=2)
     for _ in range(3):
         run.train_epoch()
-    assert [slot for slot, *_ in asked] == [0, 1, 0]
-    (_, first, order), (_, second, _), (_, third, other_order) = asked
-    assert not torch.equal(order, other_order)
-    assert torch.equal(first[order.argsort()], third[other_order.argsort()])
-    assert not torch.equal(first[order.argsort()], second[asked[1][2].argsort()])
+    (one, first, order), (two, second, second_order), (three, third, third_order) = teacher.asked
+    assert (one, two, three) == (0, 1, 0)
+    assert not torch.equal(order, third_order)
+    assert torch.equal(first[order.argsort()], third[third_order.argsort()])
+    assert not torch.equal(first[order.argsort()], second[second_order.argsort()])
+
+
+def darts(auxiliary: bool) -> nn.Module:
+    torch.manual_seed(0)
+    return make_network(NetworkSettings(name="darts", width=1 / 36, auxiliary=auxiliary), (1, 32, 32), 10)
+
+
+def test_the_auxiliary_head_has_its_weight():
+    """The digits are too small for it: its loss alone is looked at."""
+    from lowrank.objective import Objective
+
+    network = darts(True).train()
+    objective = Objective(network, small_recipe(auxiliary_weight=0.4))
+    assert objective.names == ("loss_cross_entropy", "loss_auxiliary")
+    images, labels = torch.randn(4, 1, 32, 32), torch.tensor([0, 1, 2, 3])
+    logits, loss, (main, second) = objective(images, labels, labels, 0)
+    assert logits.shape == (4, 10)
+    assert second > 0
+    assert loss.item() == pytest.approx(main.item() + 0.4 * second.item(), rel=1e-6)
+    plain = Objective(network, small_recipe())
+    assert plain.names == ("loss_cross_entropy",)
+    assert plain(images, labels, labels, 0)[1].ndim == 0
+
+
+def test_an_auxiliary_weight_needs_an_auxiliary_head():
+    with pytest.raises(InputError, match="`auxiliary_weight` needs an auxiliary head; this ResNet9 has none"):
+        small_trainer(small_recipe(auxiliary_weight=0.4))

@@ -136,3 +136,12 @@ def test_the_epochs_table_has_every_epoch_once(events):
     pairs = set(zip(table["trial_id"].to_pylist(), table["epoch"].to_pylist(), strict=True))
     assert len(pairs) == table.num_rows
     assert pa.compute.min(table["epoch"]).as_py() == 1
+
+
+def test_an_epoch_keeps_every_metric_in_its_row_and_those_of_stages_by_name():
+    metrics = {"time": 2.0, "val_error": 5.0, "loss_kd": 0.5, "grad_norm.stage1": 0.25, "grad_norm.head": 0.5}
+    study = fold([PROPOSED, {**epoch(1, 5.0), "metrics": {k: v for k, v in metrics.items() if k != "time"}}])
+    (row,) = epochs_to_table(study).to_pylist()
+    assert dict(row["by_stage"]) == {"grad_norm.stage1": 0.25, "grad_norm.head": 0.5}
+    assert row["loss_attention"] is None
+    assert records.metrics_of_row(row) == metrics

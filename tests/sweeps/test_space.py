@@ -68,6 +68,22 @@ def test_overrides_and_options_change_fields():
     assert (space.data.name, space.search.trials, space.search.time) == ("fashion_mnist", 7, None)
 
 
+def test_a_recipe_by_name_lies_under_the_fields_beside_it():
+    space = read_space("tt_dims", ["train.recipe=fast_wrn", "train.epochs=7", "train.freeze=[stem]"])
+    recipe = space.recipe({})
+    assert (recipe.epochs, recipe.batch_size, recipe.schedule, recipe.freeze) == (7, 256, "one_cycle", ("stem",))
+    with pytest.raises(InputError, match=r"unknown recipe 'fast'; choose from: digits, fast_darts, .*study_wrn"):
+        read_space("tt_dims", ["train.recipe=fast"])
+
+
+def test_recipes_can_be_searched_and_the_network_chooses_where_none_is_named():
+    space = read_space("tt_dims", ["train.recipe={choice: [study_wrn, fast_wrn]}"])
+    assert [space.recipe({"recipe": name}).epochs for name in ("study_wrn", "fast_wrn")] == [200, 40]
+    assert read_space("tt_dims", data__name="cifar10").recipe({}, "wrn_28_10").epochs == 200
+    with pytest.raises(InputError, match="unknown recipe 'slow_wrn'"):
+        read_space("tt_dims", ["train.recipe={choice: [study_wrn, slow_wrn]}"])
+
+
 def test_the_recipe_of_the_data_set_lies_under_the_spaces_own():
     assert read_space("tt_dims").recipe({}).epochs == 12
     assert read_space("tt_dims", data__name="cifar10").recipe({}).epochs == 128

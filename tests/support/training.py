@@ -1,0 +1,65 @@
+"""Small trainings on the digits: a narrow ResNet-9, a few images, a teacher twice as wide."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lowrank.budget import Budget, solve
+from lowrank.data import DataSettings, ImageData, default_views, load_data
+from lowrank.distill import LiveTeacher
+from lowrank.layers import Dense, Method, TensorTrain
+from lowrank.networks import NetworkSettings, make_network
+from lowrank.plan import network_plan
+from lowrank.recipes import Recipe
+from lowrank.substitute import build_student
+from lowrank.training import Trainer
+
+SMALL = NetworkSettings(width=0.125)
+TAPS = ("stage1", "stage2", "stage3")
+RECIPE: dict[str, Any] = {"epochs": 3, "batch_size": 32, "lr": 0.05}
+
+
+def small_data() -> ImageData:
+    """200 training and 200 validation digits."""
+    return load_data(DataSettings(train_images=200))
+
+
+def small_recipe(**fields: Any) -> Recipe:
+    return Recipe(**{**RECIPE, **fields})
+
+
+def small_trainer(
+    recipe: Recipe, *, method: Method | None = None, network: nn.Module | None = None, **options: Any
+) -> Trainer:
+    """A trainer of a small network: dense, of another method, or given."""
+    data = small_data()
+    if network is None:
+        plan = network_plan(SMALL, data.image_shape, 10)
+        network = build_student(SMALL, plan, method or Dense(), data.image_shape, 10, 0)
+    return Trainer(network, data, recipe, views=default_views("digits"), order_seed=0, **options)
+
+
+def tensor_train() -> Method:
+    """A tensor train of the small network with 4,500 parameters at most."""
+    return solve(network_plan(SMALL, (1, 8, 8), 10), TensorTrain(dims=3), Budget(params=4500))
+
+
+def small_teacher() -> LiveTeacher:
+    """An untrained teacher, the same at every call."""
+    torch.manual_seed(7)
+    network = make_network(NetworkSettings(width=0.25), (1, 8, 8), 10)
+    return LiveTeacher(network.to(memory_format=torch.channels_last), TAPS)
+
+
+def copied_state(run: Trainer) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in run.state().items()}
+
+
+def assert_same(left: dict[str, Tensor], right: dict[str, Tensor]) -> None:
+    """Equal to the bit."""
+    assert left.keys() == right.keys()
+    for name, tensor in left.items():
+        assert torch.equal(tensor, right[name]), name

@@ -1,0 +1,200 @@
+"""A worker's trials, in this process: how they end, what they keep, where they go on."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lowrank.checkpoints import kept_files, load_tensors
+from lowrank.data import DataSettings, load_data
+from lowrank.training import Trainer
+from sweeps import trainable as trainable_module
+from sweeps.records import CHECKPOINT_FILE, TRIALS_FOLDER
+from sweeps.trainable import TrialTrainable
+from sweeps.worker import WorkerLostError, check_memory_is_back, device_lost, out_of_memory
+from tests.support.training import small_recipe, tensor_train
+
+CUDA_ERROR = "CUDA error: device-side assert triggered\nCUDA kernel errors might be asynchronously reported"
+
+
+def config(folder: Path, **train: Any) -> dict[str, Any]:
+    data = load_data(DataSettings(train_images=200))
+    specification = {
+        "network": {"width": 0.125}, "method": tensor_train().model_dump(),
+        "train": small_recipe(**train).model_dump(), "views": {"shift": 1}, "seed": 0,
+        "data": {**data.settings.model_dump(), "fingerprint": data.fingerprint},
+    }  # fmt: skip
+    return {"trial_id": "t", "specification": specification, "study_dir": str(folder), "data_dir": None}
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def often(monkeypatch):
+    """A checkpoint after every epoch."""
+    monkeypatch.setattr(trainable_module, "CHECKPOINT_SECONDS", -1.0)
+
+
+def raising(monkeypatch, error: BaseException, method: str = "train_epoch") -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(Trainer, method, fail)
+
+
+OUT_OF_MEMORY = [
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.\nmore"),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:121] . DefaultCPUAllocator: can't allocate memory: you tried to"),
+    RuntimeError("CUDA error: out of memory\nmore"),
+    MemoryError(),
+]
+
+
+@pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=lambda error: f"{type(error).__name__} {error}"[:30])
+@pytest.mark.parametrize("where", ["train_epoch", "__init__"])
+def test_memory_that_runs_out_is_an_outcome_in_one_line(monkeypatch, tmp_path, error, where):
+    raising(monkeypatch, error, where)
+    result = TrialTrainable(config(tmp_path)).step()
+    assert (result["done"], result["outcome"]) == (True, "out_of_memory")
+    assert result["attempt"]["from_epoch"] == 0
+    assert result["reason"] == (str(error).splitlines() or ["MemoryError"])[0]
+
+
+def test_cpu_memory_that_really_runs_out_is_recognised():
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(2**58)
+    assert out_of_memory(caught.value)
+    assert not device_lost(caught.value)
+
+
+def test_after_an_outcome_the_worker_takes_the_next_trial(monkeypatch, tmp_path):
+    worker = TrialTrainable(config(tmp_path))
+    with monkeypatch.context() as patch:
+        raising(patch, OUT_OF_MEMORY[0])
+        worker.step()
+    assert worker.reset(config(tmp_path, epochs=1))
+    assert worker.step()["outcome"] == "completed"
+
+
+@pytest.mark.parametrize(
+    "error", [torch.AcceleratorError(CUDA_ERROR), RuntimeError(CUDA_ERROR), RuntimeError("CUDNN_STATUS_INTERNAL_ERROR")]
+)
+def test_a_device_error_ends_the_worker_without_touching_the_device_again(monkeypatch, tmp_path, error):
+    worker = TrialTrainable(config(tmp_path))
+    worker.step()
+    raising(monkeypatch, error)
+    with pytest.raises(WorkerLostError) as caught:
+        worker.step()
+    assert str(caught.value) == str(error).splitlines()[0]
+    raising(monkeypatch, AssertionError("the device was used"), "state")
+    worker.cleanup()
+
+
+def test_another_error_is_raised_as_it_is(monkeypatch, tmp_path):
+    worker = TrialTrainable(config(tmp_path))
+    raising(monkeypatch, RuntimeError("shapes do not fit"))
+    with pytest.raises(RuntimeError, match="shapes do not fit"):
+        worker.step()
+
+
+def test_a_set_up_that_fails_is_raised_by_the_first_step_and_not_before(tmp_path):
+    """Ray Tune never again starts a trial whose change of worker raised."""
+    wrong = config(tmp_path)
+    wrong["specification"]["data"]["fingerprint"] = "0" * 16
+    worker = TrialTrainable(config(tmp_path))
+    worker.step()
+    assert worker.reset(wrong)
+    with pytest.raises(ValueError, match="but the study has 0000000000000000"):
+        worker.step()
+    assert worker.reset(config(tmp_path))
+    assert worker.step()["epoch"] == 1
+
+
+def test_device_memory_that_stays_away_ends_the_worker():
+    data, device = load_data(DataSettings(train_images=200)), torch.device("cpu")
+    data.train.on(device)
+    images = data.train.images.numel() / 1e6
+    check_memory_is_back(data, 999, device)
+    with pytest.raises(WorkerLostError, match="2,000 MB of device memory did not come back after a trial"):
+        check_memory_is_back(data, 2000, device)
+    assert images < 1
+
+
+def files(folder: Path) -> list[Path]:
+    return kept_files(folder / TRIALS_FOLDER / "t" / CHECKPOINT_FILE)
+
+
+def curve(worker: TrialTrainable, epochs: int) -> list[float]:
+    return [worker.step()["metrics"]["train_loss"] for _ in range(epochs)]
+
+
+@pytest.mark.usefixtures("often")
+@pytest.mark.parametrize(("damaged", "from_epoch"), [(0, 2), (1, 1), (2, 0)])
+def test_a_damaged_checkpoint_falls_back_to_the_one_before_and_says_so(tmp_path, capsys, damaged, from_epoch):
+    train = {"epochs": 4, "ema_decay": 0.9}
+    whole = curve(TrialTrainable(config(tmp_path / "whole", **train)), 4)
+    curve(TrialTrainable(config(tmp_path, **train)), 2)
+    assert len(files(tmp_path)) == 2
+    for path in files(tmp_path)[:damaged]:
+        path.write_bytes(path.read_bytes()[:300])
+    worker = TrialTrainable(config(tmp_path, **train))
+    first = worker.step()
+    assert first["attempt"]["from_epoch"] == from_epoch
+    assert [epoch["train_loss"] for epoch in first["history"]] == whole[:from_epoch]
+    assert first["metrics"]["train_loss"] == whole[from_epoch]
+    assert curve(worker, 3 - from_epoch) == whole[from_epoch + 1 :]
+    assert capsys.readouterr().out.count("is not usable, the trial goes on from what was before it") == damaged
+
+
+@pytest.mark.usefixtures("often")
+def test_a_finished_trial_keeps_one_file_with_the_weights_that_were_evaluated(tmp_path):
+    worker = TrialTrainable(config(tmp_path, epochs=2, ema_decay=0.9))
+    last = [worker.step() for _ in range(2)][-1]
+    assert last["outcome"] == "completed"
+    (path,) = files(tmp_path)
+    state, about = load_tensors(path)
+    assert about["trial_id"] == "t"
+    assert {name.partition(".")[0] for name in state} == {"network", "epoch"}
+    assert worker.trainer.average is not None
+    average = worker.trainer.average.tensors["classifier.weight"]
+    assert torch.equal(state["network.classifier.weight"], average)
+    again = TrialTrainable(config(tmp_path, epochs=2, ema_decay=0.9)).step()
+    assert (again["outcome"], again["metrics"]) == ("completed", last["metrics"])
+
+
+@pytest.fixture
+def tiny_disk(tmp_path) -> Iterator[Path]:
+    """A file system of 64 KB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)], capture_output=True, text=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip(f"a file system cannot be mounted here: {mounted.stderr.strip()}")
+    yield disk
+    subprocess.run(["umount", str(disk)], check=True)
+
+
+@pytest.mark.usefixtures("often")
+def test_a_full_disk_costs_a_checkpoint_on_the_way_but_not_the_trial(tiny_disk, capsys):
+    worker = TrialTrainable(config(tiny_disk))
+    (tiny_disk / "other").write_bytes(bytes(40_000))
+    assert len(curve(worker, 2)) == 2
+    said = capsys.readouterr().out
+    assert "no checkpoint after epoch 1, the trial goes on" in said
+    assert "No space left" in said
+    assert files(tiny_disk) == []
+    assert not list(tiny_disk.rglob("*.tmp"))
+    with pytest.raises(OSError, match="could not be written"):  # a trial without its weights is not complete
+        worker.step()
