@@ -30,12 +30,13 @@ def evaluate_front(search: Search, folder: Path, data: ImageData) -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     for trial in front_trials(list(search.record.trials.values())):
         if trial.test_error is None:
-            error = _test_error(trial, folder / TRIALS_FOLDER / trial.trial_id / CHECKPOINT_FILE, data, device)
+            error = error_on_test(trial, folder / TRIALS_FOLDER / trial.trial_id / CHECKPOINT_FILE, data, device)
             if error is not None:
                 search.write_test_error(trial.trial_id, error)
 
 
-def _test_error(trial: TrialRecord, path: Path, data: ImageData, device: str) -> float | None:
+def error_on_test(trial: TrialRecord, path: Path, data: ImageData, device: str) -> float | None:
+    """The test error (percent) of a finished trial's weights at `path`; None, with a line, where they are not there."""
     try:
         state, _ = load_tensors(path, device)
     except (InputError, FileNotFoundError) as error:
