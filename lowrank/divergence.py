@@ -144,7 +144,11 @@ class Guard:
         live = self._trainer.state()
         if live.keys() != self._state.keys():
             self._state = {name: torch.empty_like(tensor) for name, tensor in live.items()}
-        torch._foreach_copy_(list(self._state.values()), list(live.values()))
+        kinds: dict[tuple[torch.device, torch.dtype], list[str]] = {}
+        for name, tensor in live.items():
+            kinds.setdefault((tensor.device, tensor.dtype), []).append(name)
+        for names in kinds.values():  # a list of one kind is copied by few kernels
+            torch._foreach_copy_([self._state[name] for name in names], [live[name] for name in names])
         self._start, self._random = done, random_state(self._trainer.device)
 
     @torch.no_grad()

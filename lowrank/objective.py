@@ -18,7 +18,6 @@ from lowrank.distill import Signals, Taps, Teacher, default_taps
 from lowrank.errors import InputError
 from lowrank.losses import attention_loss, distillation_loss
 from lowrank.recipes import Recipe
-from lowrank.substitute import AUXILIARY
 
 CROSS_ENTROPY, KD, ATTENTION = "loss_cross_entropy", "loss_kd", "loss_attention"
 AUXILIARY_LOSS = "loss_auxiliary"
@@ -27,7 +26,7 @@ AUXILIARY_LOSS = "loss_auxiliary"
 class Objective:
     """The training loss of one network under one recipe; `names` are its parts, unweighted, as the records call them.
 
-    Raises InputError for what the recipe weighs and is not there: a teacher, taps, an auxiliary head.
+    Raises InputError for what the recipe weighs and is not there: a teacher, taps.
     """
 
     def __init__(self, network: nn.Module, recipe: Recipe, teacher: Teacher | None = None, taps: Sequence[str] = ()):
@@ -37,8 +36,6 @@ class Objective:
         self.teacher = teacher if recipe.needs_teacher else None
         attends = recipe.attention_weight > 0
         self.taps = Taps(network, tuple(taps) or default_taps(network)) if attends else None
-        if recipe.auxiliary_weight > 0 and getattr(network, AUXILIARY, None) is None:
-            raise InputError(f"`auxiliary_weight` needs an auxiliary head; this {type(network).__name__} has none")
         wanted = {CROSS_ENTROPY: True, KD: recipe.kd_weight > 0, ATTENTION: attends,
                   AUXILIARY_LOSS: recipe.auxiliary_weight > 0}  # fmt: skip
         self.names = tuple(name for name, on in wanted.items() if on)

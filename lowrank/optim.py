@@ -22,25 +22,43 @@ SHARE = "lr_share"  # the key under which a group keeps its multiplier
 _NORMS = (nn.modules.batchnorm._NormBase,)  # every batch norm and instance norm
 
 
-def freeze(network: nn.Module, patterns: Sequence[str]) -> list[nn.Module]:
-    """Stop training, in place, of every module whose name matches a shell-style pattern, with all that is in it.
+def frozen_modules(network: nn.Module, patterns: Sequence[str]) -> list[nn.Module]:
+    """Every module whose name matches a shell-style pattern, and all inside; each once.
 
-    Returns the norms among them, which must stay in evaluation mode so that their statistics stay too. Raises
-    InputError for a pattern without a match, and when nothing is left to train.
+    Raises InputError for a pattern without a match, and when nothing is left to train.
     """
     modules = {name: module for name, module in network.named_modules() if name}
-    norms: dict[int, nn.Module] = {}
+    found: dict[int, nn.Module] = {}
     for pattern in patterns:
         matching = [module for name, module in modules.items() if fnmatchcase(name, pattern)]
         if not matching:
             raise unknown("module in `freeze`", pattern, [name for name in modules if "." not in name])
-        for part in (part for module in matching for part in module.modules()):
-            part.requires_grad_(False)
-            if isinstance(part, _NORMS):
-                norms[id(part)] = part
-    if not any(parameter.requires_grad for parameter in network.parameters()):
+        found.update({id(part): part for module in matching for part in module.modules()})
+    held = {id(parameter) for part in found.values() for parameter in part.parameters(recurse=False)}
+    if patterns and held >= {id(parameter) for parameter in network.parameters()}:
         raise InputError(f"`freeze` leaves nothing to train: {', '.join(patterns)}")
-    return list(norms.values())
+    return list(found.values())
+
+
+def freeze(network: nn.Module, patterns: Sequence[str]) -> list[nn.Module]:
+    """Stop training, in place, of `frozen_modules`; raises InputError as that does.
+
+    Returns the norms among them, which must stay in evaluation mode so that their statistics stay too.
+    """
+    modules = frozen_modules(network, patterns)
+    for module in modules:
+        module.requires_grad_(False)
+    return [module for module in modules if isinstance(module, _NORMS)]
+
+
+def check_network(network: nn.Module, recipe: Recipe, classes: int) -> None:
+    """Raises InputError when the recipe asks for a part that the network does not have."""
+    frozen_modules(network, recipe.freeze)
+    rate_shares(network, recipe, classes)
+    if recipe.drop_path > 0 and not hasattr(network, "set_drop_path"):
+        raise InputError(f"`drop_path` needs a network with paths to drop; {type(network).__name__} has none")
+    if recipe.auxiliary_weight > 0 and getattr(network, AUXILIARY, None) is None:
+        raise InputError(f"`auxiliary_weight` needs an auxiliary head; this {type(network).__name__} has none")
 
 
 def head_names(network: nn.Module, classes: int) -> tuple[str, ...]:

@@ -21,10 +21,9 @@ from lowrank.data import Batch, ImageData, ViewSettings, eval_batches, steps_per
 from lowrank.decay import add_frobenius_gradient, penalised_maps
 from lowrank.distill import Teacher
 from lowrank.divergence import LOOK_EVERY, DivergedError, Guard, Watch
-from lowrank.errors import InputError
 from lowrank.measures import EvalMeter, GradientMeter, TrainMeter, begin_memory, machine
 from lowrank.objective import Objective
-from lowrank.optim import freeze, make_optimizer, set_rate
+from lowrank.optim import check_network, freeze, make_optimizer, set_rate
 from lowrank.precision import LossScale, autocast, working_dtype
 from lowrank.rebuild import checkpoint_rebuild
 from lowrank.recipes import Recipe, lr_share
@@ -61,6 +60,7 @@ class Trainer:
         self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # twice as fast on CPUs too
         self.data, self.recipe, self.views, self.order_seed = data, recipe, views, order_seed
         self.view_slots = view_slots
+        check_network(network, recipe, len(data.classes))
         self.objective = Objective(network, recipe, teacher, taps)
         self.dtype = working_dtype(recipe, self.device)
         self.scale = LossScale(self.device) if self.dtype is torch.float16 else None
@@ -71,8 +71,6 @@ class Trainer:
         self.penalised = penalised_maps(network, recipe)
         checkpoint_rebuild(network, recipe.rebuild_checkpoint)
         self._set_drop_path: Callable[[float], None] | None = getattr(network, "set_drop_path", None)
-        if recipe.drop_path > 0 and self._set_drop_path is None:
-            raise InputError(f"`drop_path` needs a network with paths to drop; {type(network).__name__} has none")
         self.average = Average(network, recipe.ema_decay) if recipe.ema_decay > 0 else None
         torch.backends.cudnn.benchmark = self.device.type == "cuda"  # every batch has the same shape
         self.epoch = 0  # epochs done

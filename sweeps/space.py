@@ -21,7 +21,7 @@ from lowrank.errors import InputError, unknown
 from lowrank.layers import Method
 from lowrank.methods import make_method, method_class
 from lowrank.networks import NetworkSettings
-from lowrank.recipe_table import recipe_fields
+from lowrank.recipe_table import NAME, recipe_fields
 from lowrank.recipes import Recipe
 from sweeps.domains import Domain, Value, is_domain, parse_domain
 from sweeps.settings import BudgetSettings, ResourceSettings, SearchSettings
@@ -71,6 +71,10 @@ class Space:
     def recipe(self, searched: Mapping[str, Value], network: str | None = None) -> Recipe:
         """The training recipe at a point, of the space's own network or of another; raises InputError."""
         fields = recipe_fields(self.data.name, network or self.network.name, {**self.train, **searched})
+        for key in fields:
+            if key not in Recipe.model_fields:
+                choices = ", ".join(sorted((NAME, *Recipe.model_fields)))
+                raise InputError(f"unknown field `train.{key}`; choose from: {choices}")
         return make(Recipe, fields, "train")
 
 

@@ -22,6 +22,7 @@ from lowrank.networks import NetworkSettings
 from lowrank.plan import NetworkPlan, network_plan
 from lowrank.recipes import Recipe
 from sweeps.domains import Value
+from sweeps.recipe_check import check_recipes
 from sweeps.records import Role
 from sweeps.space import Space, method_at
 from sweeps.teaching import Teaching, identity
@@ -63,13 +64,14 @@ class Stratum:
 
 
 class Resolver:
-    """Resolves points of one space on one data set; makes no tensor."""
+    """Resolves points of one space on one data set; raises InputError when its recipes do not fit its network."""
 
     def __init__(self, space: Space, data: ImageData, teaching: Teaching | None = None):
         self.space, self.data, self.teaching = space, data, teaching
         self.image_shape, self.classes = data.image_shape, len(data.classes)
         self.by_size = halved_sizes(self.separable_params)
         self.strata = make_strata(space, self.separable_params)
+        check_recipes(space, data)
 
     @property
     def labels(self) -> tuple[Stratum, ...]:

@@ -74,6 +74,8 @@ def test_a_recipe_by_name_lies_under_the_fields_beside_it():
     assert (recipe.epochs, recipe.batch_size, recipe.schedule, recipe.freeze) == (7, 256, "one_cycle", ("stem",))
     with pytest.raises(InputError, match=r"unknown recipe 'fast'; choose from: digits, fast_darts, .*study_wrn"):
         read_space("tt_dims", ["train.recipe=fast"])
+    with pytest.raises(InputError, match=r"unknown field `train.recipes`; choose from: .*, recipe, "):
+        read_space("tt_dims", ["train.recipes=fast_wrn"])
 
 
 def test_recipes_can_be_searched_and_the_network_chooses_where_none_is_named():
