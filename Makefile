@@ -8,10 +8,15 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: sweep test test-slow lint types bench clean
+.PHONY: sweep distill test test-slow lint types bench clean
 
 sweep: $(READY)
 	$(BIN)/python sweeps/run.py --space $(SPACE) $(ARGS)
+
+# A teacher, unless it is there, then students with it and without
+distill: $(READY)
+	test -d teachers/digits_wrn_16_4 || $(BIN)/python sweeps/teacher.py --network wrn_16_4 --epochs 20 --name digits_wrn_16_4
+	$(BIN)/python sweeps/run.py --space distill $(ARGS)
 
 test: $(READY)
 	$(BIN)/python -m pytest

@@ -136,6 +136,9 @@ def find_teacher(name: str, root: Path, *, network: str | None = None) -> FoundT
         raise InputError(f"no teacher {name!r} in {root}; there are: {listed}; python sweeps/teacher.py trains one")
     if network is not None and found.network.name != network:
         raise InputError(f"the teacher {name!r} is a {found.network.name}, but `teacher.network` says {network}")
+    if ":" in found.network.name and not found.network.name.startswith(TORCHVISION) and network is None:
+        raise InputError(f"the teacher {name!r} names the network {found.network.name!r}, which is code of your own; "
+                         "allow it by `teacher.network`")  # fmt: skip
     return replace(found, own_network=network)
 
 

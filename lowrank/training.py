@@ -147,6 +147,22 @@ class Trainer:
             self.data, self.device, self.recipe.batch_size, self.views, self.order_seed, self.epoch, slot=self.slot
         )
 
+    def probe(self, *, wait: bool = True) -> Iterator[None]:
+        """Take one training step after the other, epoch after epoch, for measurements.
+
+        `wait` waits for the device at each step. The trainer is of no use for training afterwards.
+        """
+        self.network.train()
+        while True:
+            meter = TrainMeter(self.steps, self.objective.names, self.device)
+            self._guard.begin()
+            for step, batch in enumerate(self.batches()):
+                self.gradients(step, batch, meter)
+                self.update(step)
+                if wait:
+                    meter.losses[step].item()
+                yield
+
     def gradients(self, step: int, batch: Batch, meter: TrainMeter) -> None:
         """Forward and backward of one batch, in as many parts as the recipe says; counted in `meter`."""
         images, labels, indices = batch

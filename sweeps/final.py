@@ -38,6 +38,12 @@ def evaluate_front(search: Search, folder: Path, data: ImageData) -> None:
             keep_model(kept, trial, trainer, data)
 
 
+def error_on_test(trial: TrialRecord, path: Path, data: ImageData, device: str) -> float | None:
+    """The test error (percent) of a finished trial's weights at `path`; None, with a line, where they are not there."""
+    trainer = _restored(trial, path, data, device)
+    return None if trainer is None else trainer.evaluate("test")["error"]
+
+
 def _restored(trial: TrialRecord, path: Path, data: ImageData, device: str) -> Trainer | None:
     """The trainer with the trial's last weights; None, with a line that says so, where they are not there."""
     try:

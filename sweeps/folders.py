@@ -13,6 +13,7 @@ import yaml
 from lowrank.errors import InputError
 from sweeps.records import SPACE_FILE
 from sweeps.space import read_yaml
+from sweeps.storage import is_uri
 
 OPTIONS = "options"  # where space.yaml keeps what is not part of the question: data folder, tracking address
 NAME_RULE = r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,79}"  # plain in every file system, in MLflow's filters and in a shell
@@ -25,6 +26,11 @@ def check_root(root: Path) -> Path:
     if not nearest.is_dir() or not os.access(nearest, os.W_OK):
         raise InputError(f"studies cannot be kept in {root}: {nearest} is not a folder that can be written")
     return root
+
+
+def studies_root(storage: str | None, out: Path) -> Path:
+    """The folder of studies on this machine: --storage where that is a folder, else --out; raises InputError."""
+    return check_root(Path(storage) if storage and not is_uri(storage) else out)
 
 
 def study_names(root: Path) -> str:

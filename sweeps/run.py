@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +33,9 @@ def make_parser() -> argparse.ArgumentParser:
     what.add_argument("--space", metavar="NAME", help="a space by name, or a YAML file")
     what.add_argument("--list", action="store_true", help="the spaces, each with its question")
     what.add_argument("--plan", action="store_true", help="sizes, work and time of the study; trains nothing")
+    what.add_argument("--fit", action="store_true", help="memory, speed and largest batch of each configuration")
     what.add_argument("--resume", metavar="NAME", help="go on with a study where it stopped")
-    what.add_argument("--json", action="store_true", help="--list and --plan as JSON")
+    what.add_argument("--json", action="store_true", help="--list, --plan and --fit as JSON")
     study = parser.add_argument_group("the study")
     study.add_argument("--data", metavar="SET", help="digits, cifar10, cifar100, fashion_mnist, parquet:DIR, ...")
     study.add_argument("--data-dir", type=Path, metavar="DIR", help="where data sets are found or downloaded to")
@@ -87,10 +89,14 @@ def _dispatch(options: argparse.Namespace) -> int:
         return resume_series(options) if is_resumable_series(options) else resume_study(options)
     if not options.space:
         raise InputError(f"--space is missing; choose from: {', '.join(available_spaces())}")
-    if is_series(options.space) and not options.plan:
+    if is_series(options.space) and not (options.plan or options.fit):
         return start_series(options)
     if options.plan:
-        return _plans(options)
+        return _of_each(_plan, options)
+    if options.fit:
+        from sweeps.fit import fit
+
+        return _of_each(fit, options)
     space = _space(options)
     return start_study(space, options)
 
@@ -116,18 +122,18 @@ def list_spaces(as_json: bool) -> int:
     return 0
 
 
-def _plans(options: argparse.Namespace) -> int:
-    """The plan of a space, or of every study of a series."""
+def _of_each(work: Callable[[Space, argparse.Namespace], int], options: argparse.Namespace) -> int:
+    """Do `work` for a space, or for every study of a series; returns the largest exit code."""
     from sweeps.series import is_series, read_series
 
     if not is_series(options.space):
-        return _plan(_space(options), options)
+        return work(_space(options), options)
     path = find_space(options.space)
     codes = []
     for member in read_series(read_yaml(path), path.stem, options):
         if not options.json:
             print(f"\nstudy {member.name}")
-        codes.append(_plan(member.space, options))
+        codes.append(work(member.space, argparse.Namespace(**{**vars(options), "name": member.name})))
     return max(codes)
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from lowrank.data import ImageData, load_data
 from lowrank.errors import InputError
 from sweeps.final import evaluate_front
-from sweeps.folders import check_root, find_folder, new_folder, read_question, write_question
+from sweeps.folders import find_folder, new_folder, read_question, studies_root, write_question
 from sweeps.interrupt import INTERRUPTED
 from sweeps.journal import Journal, locked_journal, read_journal
 from sweeps.proposals import OptunaProposer, make_proposer
@@ -37,7 +37,7 @@ from sweeps.search import Search, reachable_strata
 from sweeps.settings import parse_time
 from sweeps.space import Space, parse_space
 from sweeps.specification import Resolver
-from sweeps.storage import carried, fetch_named, is_uri, storage_uri, stored_studies
+from sweeps.storage import carried, fetch_named, storage_uri, stored_studies
 from sweeps.teaching import CACHE_FOLDER, CacheOptions, Teaching, find_teaching
 from sweeps.tracking_process import TrackingProcess, check_tracking_uri, redact
 from sweeps.warm_start import earlier_studies, warm_start
@@ -71,7 +71,9 @@ class Setting:
 def start_study(space: Space, options: argparse.Namespace) -> int:
     """Begin a new study; returns the exit code. Raises InputError before anything is written."""
     uri = storage_uri(options.storage)
-    folder = new_folder(_root(options), options.name, space.name, stored_studies(uri) if uri else ())
+    folder = new_folder(
+        studies_root(options.storage, options.out), options.name, space.name, stored_studies(uri) if uri else ()
+    )
     setting = _setting(folder, space, options, options.data_dir, options.tracking_uri, uri)
     data = load_data(space.data, setting.data_dir)
     resolver = Resolver(space, data, find_teaching(space, data, setting.teachers))
@@ -108,7 +110,7 @@ def resume_study(options: argparse.Namespace) -> int:
 
 def _stored_folder(options: argparse.Namespace) -> tuple[Path, str | None]:
     """The folder of the study to go on with and the URI that keeps it, fetched from there where it is behind."""
-    root, uri = _root(options), storage_uri(options.storage)
+    root, uri = studies_root(options.storage, options.out), storage_uri(options.storage)
     if uri is None and (root / options.resume / SPACE_FILE).is_file():
         uri = read_question(find_folder(root, options.resume))[1].get("storage")
     if uri is not None:
@@ -137,11 +139,6 @@ def _same_teacher(space: Space, data: ImageData, setting: Setting) -> Teaching |
         raise InputError(f"the teacher {teaching.name} has changed since the study began: its sha256 is "
                          f"{teaching.found.sha256[:12]}..., not {expected[:12]}...")  # fmt: skip
     return teaching
-
-
-def _root(options: argparse.Namespace) -> Path:
-    shared = options.storage is not None and not is_uri(options.storage)
-    return check_root(Path(options.storage if shared else options.out))
 
 
 def _setting(

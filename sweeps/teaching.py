@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 from torch import nn
 
 from lowrank.checks import make
@@ -57,6 +57,13 @@ class TeacherSettings(BaseModel):
     taps: tuple[str, ...] = ()  # () the ends of its stages
     student_taps: tuple[str, ...] = ()
     unchecked: bool = False  # take one of which nobody says on what it was trained
+
+    @field_validator("taps", "student_taps", mode="before")
+    @classmethod
+    def _names(cls, taps: Any) -> Any:
+        """Modules of a sequence are named 0, 1, 2 ..., which a space reads as numbers."""
+        whole = isinstance(taps, list | tuple)
+        return [str(int(tap)) if isinstance(tap, int | float) else tap for tap in taps] if whole else taps
 
 
 def parse_settings(fields: Mapping[str, Any], domains: Iterable[str]) -> TeacherSettings | None:

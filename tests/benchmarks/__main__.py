@@ -17,6 +17,7 @@ BENCHMARKS = {
     "logging": "tests.benchmarks.bench_reports",
     "batches": "tests.benchmarks.bench_batches",
     "steps": "tests.benchmarks.bench_steps",
+    "teacher": "tests.benchmarks.bench_teacher",
     "layers": "tests.benchmarks.bench_layers",
     "engine": "tests.benchmarks.bench_engine",
     "counting": "tests.benchmarks.bench_counting",

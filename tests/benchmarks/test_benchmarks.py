@@ -12,22 +12,25 @@ import pytest
 from rich.console import Console
 
 from lowrank.methods import METHODS
+from lowrank.teachers import RECORD_FILE, read_record
 from sweeps.journal import Journal, read_journal
 from sweeps.records import JOURNAL_FILE, Event, StudyRecord, fold
 from tests.benchmarks import __main__ as benchmarks
 from tests.benchmarks import (
     bench_batches,
     bench_counting,
-    bench_layers,
     bench_record,
     bench_reports,
     bench_steps,
     bench_study_report,
+    bench_teacher,
     bench_throughput,
     bench_turnaround,
+    gpu_distill,
     gpu_sweep,
 )
 from tests.benchmarks.bench_record import Goal, Measurement, Options, Table
+from tests.support.teachers import small_data, write_teacher
 
 QUICK = Options(quick=True)
 START = 1_790_000_000.0
@@ -73,6 +76,16 @@ def test_steps_hold_every_method_or_say_why_not() -> None:
         sizes = [row["params"] for name, row in rows.items() if name not in bench_steps.REFERENCES]
         assert max(sizes) <= limit
         assert all(finite(row, "ms", "images/s", "x dense") for row in table.rows)
+
+
+def test_teacher_asks_three_ways(tmp_path: Path) -> None:
+    bench_batches.write_images(tmp_path, 400, seed=0)
+    found = bench_teacher.run(Options(quick=True, images=tmp_path))
+    check(found)
+    (table,) = found.tables
+    assert [row["way"] for row in table.rows] == ["plain", "live teacher", "cached teacher"]
+    assert all(finite(row, "ms", "images/s", "x plain") for row in table.rows)
+    assert [goal.limit for goal in found.goals] == [1.1]
 
 
 def test_counting_measures_every_method() -> None:
@@ -166,12 +179,13 @@ def test_one_that_fails_does_not_stop_the_others(
     def breaks(options: Options) -> Measurement:
         raise RuntimeError("no such thing")
 
-    for module in (bench_turnaround, bench_reports, bench_batches, bench_steps, bench_layers, bench_study_report):
-        monkeypatch.setattr(module, "run", lambda options: works)
-    monkeypatch.setattr(bench_counting, "run", breaks)
+    for name, module in benchmarks.BENCHMARKS.items():
+        run = breaks if name == "counting" else lambda options: works
+        monkeypatch.setattr(importlib.import_module(module), "run", run)
     assert benchmarks.main(["all", "--json", str(tmp_path / "all.json")]) == 1
-    *others, failed, last = json.loads((tmp_path / "all.json").read_text())
-    assert [record["name"] for record in (*others, last)] == ["works"] * 6
+    records = dict(zip(benchmarks.BENCHMARKS, json.loads((tmp_path / "all.json").read_text()), strict=True))
+    failed, others = records.pop("counting"), list(records.values())
+    assert {record["name"] for record in others} == {"works"}
     assert failed["error"] == "RuntimeError: no such thing"
     expected = {"date", "cpu", "cores", "gpus", "versions", "load", "load_after", "command"}
     assert expected <= set(others[0]["environment"])
@@ -192,6 +206,28 @@ def test_a_part_that_fails_says_why(tmp_path: Path) -> None:
 def test_a_part_ends_at_its_time_limit(tmp_path: Path) -> None:
     part = gpu_sweep.Part(name="p", log="p.log", command=["sleep", "60"], seconds=0.2, read=lambda out: [])
     assert gpu_sweep.execute(part, tmp_path)[0]["what"] == "time limit of 0 s"
+
+
+def test_students_are_compared_with_their_untaught_like(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / JOURNAL_FILE)
+    errors = {("tucker", 0.0): 6.0, ("tucker", 250.0): 5.0, ("hashed", 0.0): 7.0, ("hashed", 250.0): 7.5}
+    for (method, weight), error in errors.items():
+        trial = f"{method}{weight}"
+        specification = {"method": {"name": method}, "seed": 0, "train": {"attention_weight": weight}}
+        journal.append(
+            Event.PROPOSED, trial=trial, role="search", stratum="", parameters={}, counts={"params": 10}, proposal={},
+            specification=specification,
+        )  # fmt: skip
+        journal.append(Event.EPOCH, trial=trial, epoch=1, metrics={"val_error": error})
+        journal.append(Event.FINISHED, trial=trial, status="completed", reason="")
+    journal.append(Event.TESTED, trial="tucker250.0", test_error=5.5)
+    journal.close()
+    folder = write_teacher(tmp_path, "t", small_data())
+    teacher = read_record(folder / RECORD_FILE)
+    assert teacher is not None
+    rows = gpu_distill.table(fold(read_journal(tmp_path / JOURNAL_FILE)), teacher)
+    found = {row["method"]: (row["gain"], row["gap"]) for row in rows}
+    assert found == {"tucker": (1.0, 5.5 - teacher.test_error), "hashed": (-0.5, 7.5 - teacher.val_error)}
 
 
 def test_the_sweep_is_read_from_its_journal(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from lowrank import teacher_cache, teacher_slots
 from lowrank.data import ImageData, ViewSettings
 from lowrank.distill import LiveTeacher, Signals
 from lowrank.layers import Bottleneck
+from lowrank.losses import attention_map
 from lowrank.networks import NetworkSettings
 from lowrank.plan import network_plan
 from lowrank.recipes import Recipe
@@ -293,3 +294,13 @@ def test_maps_are_kept_at_the_smaller_size() -> None:
     assert tap_sizes(network, TAPS, (1, 8, 8)) == SIZES
     assert all(module.training for module in network.modules())
     assert kept_sizes(((16, 16), (8, 8)), ((8, 8), (16, 4))) == ((8, 8), (8, 4))
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 4, 5), (1, 1, 1, 1)])
+def test_the_attention_map_has_the_plain_formula_s_value_and_gradient(shape: tuple[int, ...]) -> None:
+    activation = torch.randn(shape, requires_grad=True)
+    plain = activation.square().mean(dim=1)
+    gradient = torch.randn_like(plain)
+    torch.testing.assert_close(attention_map(activation), plain)
+    found = torch.autograd.grad(attention_map(activation), activation, gradient)
+    torch.testing.assert_close(found, torch.autograd.grad(plain, activation, gradient))

@@ -1,0 +1,85 @@
+"""`--fit`: distinct configurations, what does not fit is named, and the rows are records."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from lowrank.data import ImageData
+from sweeps import fit
+from sweeps.fit import distinct, keep, probe, show
+from sweeps.records import FIT_SCHEMA, FITS, OUT_OF_MEMORY
+from sweeps.resources import Share
+from sweeps.space import parse_space
+from sweeps.specification import Resolver, Trial
+from sweeps.teaching import find_teaching
+from tests.support import studies
+from tests.support.teachers import small_data, write_teacher
+
+
+@pytest.fixture(scope="module")
+def data() -> ImageData:
+    return small_data()
+
+
+@pytest.fixture
+def trials(data: ImageData, tmp_path: Path) -> list[Trial]:
+    write_teacher(tmp_path, "good", data)
+    space = parse_space("small", {
+        "question": "Which?", "data": {"train_images": 200}, "network": {"name": "wrn_10_1", "width": 0.5},
+        "teacher": "good", "search": {"sampler": "grid"}, "references": ["dense"],
+        "train": {"batch_size": 64, "lr": {"choice": [0.1, 0.2]}, "attention_weight": {"choice": [0, 60]}},
+        "method": {"name": "bottleneck", "rank_scale": {"choice": [0.4, 0.8]}},
+    })  # fmt: skip
+    return distinct(space, Resolver(space, data, find_teaching(space, data, tmp_path)))
+
+
+def config(trial: Trial) -> dict[str, Any]:
+    return {"specification": trial.specification, "data_dir": None, "share": 0.0}
+
+
+def test_configurations_that_cost_the_same_are_probed_once(trials: list[Trial]) -> None:
+    kinds = [(trial.specification["method"].get("rank_scale"), "teacher" in trial.specification) for trial in trials]
+    assert sorted(kinds, key=str) == [(0.4, False), (0.4, True), (0.8, False), (0.8, True), (None, False)]
+    assert [trial.counts["params"] for trial in trials] == sorted(trial.counts["params"] for trial in trials)
+
+
+def test_a_probe_measures_step_and_largest_batch(trials: list[Trial]) -> None:
+    found = probe(config(next(trial for trial in trials if "teacher" in trial.specification)))
+    assert found["status"] == FITS
+    assert found["images_per_second"] > 0
+    assert 64 <= found["largest_batch"] <= 200
+
+
+def test_what_does_not_fit_is_named(
+    trials: list[Trial], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    def full(*args: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB\nmore")
+
+    monkeypatch.setattr(fit, "measure_step", full)
+    monkeypatch.setattr(fit, "largest_batch", lambda *args: (16, True))
+    share = Share(1, 0, 1)
+    rows = [fit._row(trial, share, probe(config(trial))) for trial in trials[:1]]
+    assert rows[0]["status"] == OUT_OF_MEMORY
+    show(rows, share)
+    line = capsys.readouterr().out.splitlines()[-1]
+    assert line.startswith("does not fit: bottleneck of ")
+    assert "batch 64 (out of memory: CUDA out of memory. Tried to allocate 2 GiB)" in line
+    assert line.endswith("; the largest batch that fits is 16")
+    assert pq.read_table(keep(rows, tmp_path / "fit" / "x.parquet")).schema == FIT_SCHEMA
+
+
+def test_the_command_prints_rows_and_keeps_them(tmp_path: Path) -> None:
+    done = studies.run(*studies.TINY[:-4], "--fit", "--json", "--out", str(tmp_path), "--set", "references=[]",
+                       "--set", "budget.params={choice: [0.5]}")  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = json.loads(done.stdout)
+    assert {row["status"] for row in rows} == {FITS}
+    assert pq.read_table(tmp_path / "fit" / "tt_dims.parquet").num_rows == len(rows)
+    assert not (tmp_path / "tt_dims").exists()  # no study was begun
