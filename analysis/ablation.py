@@ -58,8 +58,9 @@ def ablation(study: StudyRecord) -> list[Effect]:
     found = []
     for factor in factors(study, trials):
         values = sorted({_value(t.parameters[factor]) for t in trials if factor in t.parameters}, key=_order)
+        alike = _alike(trials, factor)
         for base, other in combinations(values, 2):
-            found += [e for e in (_equal(trials, factor, base, other), _best(trials, factor, base, other)) if e]
+            found += [e for e in (_equal(alike, factor, base, other), _best(trials, factor, base, other)) if e]
     return sorted(found, key=lambda effect: (effect.pairing != EQUAL, effect.factor))
 
 
@@ -121,13 +122,18 @@ def _error(trial: TrialRecord) -> float:
     return trial.val_error
 
 
-def _equal(trials: Sequence[TrialRecord], factor: str, base: str, other: str) -> Effect | None:
+def _alike(trials: Sequence[TrialRecord], factor: str) -> list[tuple[Any, dict[str, float]]]:
+    """Groups of trials that differ in the factor alone: their seed, and their errors by the factor's value."""
     groups: dict[tuple[str, Any], dict[str, float]] = defaultdict(dict)
     for trial in trials:
         if factor in trial.parameters:
             key = (_rest(trial, factor), trial.specification.get("seed"))
             groups[key][_value(trial.parameters[factor])] = _error(trial)
-    pairs = [(seed, g[other] - g[base]) for (_, seed), g in groups.items() if base in g and other in g]
+    return [(seed, group) for (_, seed), group in groups.items()]
+
+
+def _equal(alike: Sequence[tuple[Any, dict[str, float]]], factor: str, base: str, other: str) -> Effect | None:
+    pairs = [(seed, group[other] - group[base]) for seed, group in alike if base in group and other in group]
     if not pairs:
         return None
     by_seed: dict[Any, list[float]] = defaultdict(list)

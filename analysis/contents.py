@@ -119,8 +119,14 @@ def _as_good(kept: Sequence[FrontPoint], base: FrontPoint, images: int | None) -
     size = f"{share:.1f} times smaller" if share >= 1 else f"{1 / share:.1f} times larger"
     return (
         f"The smallest network that {images:,} validation images cannot tell from {whole} is {_named(small)}: "
-        f"{size}, {small.error - base.error:+.2f} points (95 % {low:+.1f} to {high:+.1f})."
+        f"{size}, {small.error - base.error:+.2f} points (95 % {_tenths(low)} to {_tenths(high)})."
     )
+
+
+def _tenths(points: float) -> str:
+    """A difference with its sign; what rounds to nothing has none."""
+    text = f"{points:+.1f}"
+    return text[1:] if float(text) == 0 else text
 
 
 def _named(point: FrontPoint) -> str:
@@ -144,7 +150,7 @@ def _against_thin(kept: Sequence[FrontPoint], points: Sequence[FrontPoint], imag
     sure = ""
     if images:
         low, high = difference(best.error, base.error, images)
-        sure = f" (95 % {low:+.1f} to {high:+.1f})"
+        sure = f" (95 % {_tenths(low)} to {_tenths(high)})"
     return [
         f"Against thinner networks of the same size or larger, the front is better at {won} of {len(gaps)} sizes; at "
         f"the smallest, {base.params:,} parameters, by {gap:+.2f} points{sure}."

@@ -54,6 +54,8 @@ def place(labels: Sequence[Label], obstacles: Sequence[Box], frame: Box) -> list
         best, best_cost = None, WORTH
         near = _within_reach(label, obstacles)
         for gap, box in _candidates(label):
+            if 2.0 * gap >= best_cost:
+                break  # the rest is farther still
             parts = [box, *_leader(label, box)]
             if box.outside(frame) > 0 or any(part.overlap(other) for part in parts for other in taken):
                 continue

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import cycle, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -128,7 +128,7 @@ def _draw_points(axes: Axes, plot: FrontPlot) -> None:
             [x for x, _ in inside_line], [y for _, y in inside_line], s=46, c=line.colour, marker=line.marker,
             edgecolors="white", linewidths=0.7, zorder=3, label=f"{line.label} ({len(line.points)})",
         )  # fmt: skip
-    for (name, line_), dashes in zip(plot.thin, ((5, 2), (2, 2), (6, 2, 1, 2)), strict=False):
+    for (name, line_), dashes in zip(plot.thin, cycle(((5, 2), (2, 2), (6, 2, 1, 2))), strict=False):
         axes.plot(*zip(*line_, strict=True), color="0.45", linewidth=1.1, dashes=dashes, zorder=2.4, label=name)
     for number, (name, x, y) in enumerate(plot.references):
         colour = REFERENCE_COLOURS[number % len(REFERENCE_COLOURS)]
@@ -160,12 +160,16 @@ def _draw_stopped(axes: Axes, plot: FrontPlot) -> None:
 
 def _draw_beyond(axes: Axes, plot: FrontPlot) -> None:
     """Arrows at the upper edge for the points above it, faint for stopped trials."""
+    from matplotlib.colors import to_rgba
+
     top = plot.y_limits[1]
     high = [(x, line.colour, 0.9) for line in plot.series for x, y in line.points if y > top]
     high += [(x, colour, 0.3) for x, y, colour in plot.stopped if y > top]
-    for x, colour, alpha in high:
-        axes.plot([x], [0.985], "^", ms=4, c=colour, alpha=alpha, mew=0, transform=axes.get_xaxis_transform(), zorder=2)
     if high:
+        axes.scatter(
+            [x for x, _, _ in high], [0.985] * len(high), s=16, marker="^", linewidths=0, zorder=2,
+            c=[to_rgba(colour, alpha) for _, colour, alpha in high], transform=axes.get_xaxis_transform(),
+        )  # fmt: skip
         note = f"▲ {plot.beyond} above the picture"
         axes.text(0.995, 0.985, note, transform=axes.transAxes, fontsize=7.5, color="0.45", ha="right", va="center")
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from analysis.charts import draw_curves, draw_effects, draw_heat, draw_importance
 from analysis.contents import Contents
 from analysis.failures import groups
-from analysis.front import Size
+from analysis.front import Size, method_label
 from analysis.front_plot import FrontPlot, front_plot
 from analysis.heat import HeatMap
 from analysis.importance import Importance
@@ -17,6 +18,7 @@ from analysis.load import data_label
 from analysis.page import Page
 from analysis.pictures import Draw, make_picture
 from analysis.plots import draw_plot
+from analysis.published import Printed
 from analysis.sheets import (
     ablation_sheet,
     best_sheet,
@@ -73,6 +75,8 @@ def front_section(page: Page, study: StudyRecord, found: Contents, folder: Path)
     for measure, words in measures:
         if any(point.finished and point.size(measure) is not None for point in found.points):
             plot = front_plot(study, measure)
+            if measure == "params":
+                plot = replace(plot, thin=(*plot.thin, *printed_lines(found.printed)))
             caption = f"Validation error against {words}; lower left is best. Rings and steps are the front."
             page.picture(make_picture(f"front_{measure}", caption, _front_drawer(plot), folder))
     if found.printed_note:
@@ -106,6 +110,15 @@ def shape_section(page: Page, study: StudyRecord, found: Contents, folder: Path)
         wide, narrow = 1.2 + 0.36 * len(heat.rows), 1.0 + 0.3 * len(heat.columns)
         page.picture(make_picture(name, caption, _heat_drawer(heat), folder, height=wide, narrow=narrow))
         page.file(f"{name}.csv")
+
+
+def printed_lines(printed: Sequence[Printed]) -> list[tuple[str, tuple[tuple[float, float], ...]]]:
+    """Printed points by method, as lines of the picture."""
+    methods = dict.fromkeys(point.method for point in printed)
+    return [
+        (f"{method_label(method)}, printed", tuple(sorted((p.params, p.error) for p in printed if p.method == method)))
+        for method in methods
+    ]
 
 
 def _front_drawer(plot: FrontPlot) -> Draw:

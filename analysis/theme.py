@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable
 
 _HEX = re.compile(r"#([0-9a-fA-F]{6})\b(?=[;\"'])")
-_GROUP = re.compile(r'<g id="[A-Za-z_]+_?\d*">')
+_GROUP = re.compile(r'<g id="[^"]*"')
 DARKEST, PAGE_DARK = 0.62, "#14171a"
 
 
@@ -34,7 +34,7 @@ def themed(svg: str, kept: Iterable[str] = ()) -> tuple[str, set[str]]:
     body = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", body, count=1)
     body = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", body, count=1)
     body = re.sub(r' xmlns(:xlink)?="[^"]*"', "", body)
-    body = _GROUP.sub("<g>", body)  # two pictures of a page would have the same
+    body = _GROUP.sub("<g", body)  # two pictures of a page would have the same
     body = body.replace("xlink:href", "href")
     return _HEX.sub(variable, body), found
 

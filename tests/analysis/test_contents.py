@@ -1,0 +1,284 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from analysis.contents import contents, summary
+from analysis.curves import MOST_CURVES, learning_curves, spread
+from analysis.failures import BROKEN, failures, groups
+from analysis.front import collect, front, strata
+from analysis.front_plot import front_plot
+from analysis.heat import BINS, heat_maps
+from analysis.importance import LEAST_TRIALS, importances
+from analysis.load import load_study
+from analysis.published import PRINTED, Setting, printed_points, setting_of_study
+from analysis.reproduce import recipe
+from analysis.spent import spent
+from lowrank.data import DataSettings, load_data
+from lowrank.pareto import non_dominated
+from sweeps.proposals import grid_points
+from sweeps.records import Role, Status
+from sweeps.space import parse_space, read_space
+from sweeps.specification import Resolver
+from tests.support.made import SEPARABLE, study, trial
+from tests.support.synthetic import Plan, write_study
+
+
+class TestFronts:
+    def test_mult_adds_have_a_front_of_their_own(self):
+        small, cheap = trial("small", 10, 5.0), trial("cheap", 20, 5.0)
+        small.counts["mult_adds"], cheap.counts["mult_adds"] = 900, 100
+        points = collect(study(small, cheap))
+        assert [p.trial_id for p in front(points)] == ["small"]
+        assert [p.trial_id for p in front(points, "mult_adds")] == ["cheap"]
+        assert front_plot(study(small, cheap), "mult_adds").x_label == "mult-adds of one image"
+
+    def test_broken_trials_are_in_no_figure(self):
+        bad = trial("bad", 10, 0.1)
+        bad.broken = "wrong labels"
+        made = study(bad, trial("good", 10, 5.0))
+        assert [p.trial_id for p in collect(made)] == ["good"]
+        assert [(f.trial_id, f.kind, f.reason) for f in failures(made)] == [("bad", BROKEN, "wrong labels")]
+
+    def test_thinner_networks_are_a_line(self):
+        references = [
+            trial(f"s{width}", int(1000 * width), 9 - 5 * width, method="separable", dims=None, width=width,
+                  role=Role.REFERENCE)
+            for width in (0.25, 0.5, 1.0)
+        ]  # fmt: skip
+        plot = front_plot(study(trial("t", 300, 5.0), *references))
+        assert plot.thin == (("thinner separable", ((250.0, 7.75), (500.0, 6.5), (1000.0, 4.0))),)
+        assert [name for name, _, _ in plot.references] == [
+            "separable, width 0.25",
+            "separable, width 0.5",
+            "separable",
+        ]
+
+    def test_limits_are_whole_numbers(self):
+        assert strata(study(strata=[{"label": "s", "params": 10.0}]))[0].params == 10
+
+
+class TestSummary:
+    def said(self, *trials):
+        made = study(*trials, data={"val_images": 100})
+        return summary(made, collect(made), [])
+
+    def test_the_smallest_that_cannot_be_told_apart(self):
+        base = trial("s", SEPARABLE, 5.0, method="separable", dims=None, role=Role.REFERENCE)
+        first = self.said(base, trial("tiny", 10, 60.0), trial("small", 100, 7.0), trial("large", 500, 5.0))[0]
+        assert first.startswith(
+            "The smallest network that 100 validation images cannot tell from the separable network"
+        )
+        assert "CP, 2 dims with 100 parameters (7.00 %): 10.0 times smaller, +2.00 points" in first
+
+    def test_none_is_as_good(self):
+        base = trial("s", SEPARABLE, 5.0, method="separable", dims=None, role=Role.REFERENCE)
+        assert "stays 55.00 points behind" in self.said(base, trial("tiny", 10, 60.0))[0]
+
+    def test_thinner_networks(self):
+        thin = trial("s", 500, 9.0, method="separable", dims=None, width=0.5, role=Role.REFERENCE)
+        said = " ".join(self.said(thin, trial("t", 100, 5.0)))
+        assert "the front is better at 1 of 1 sizes; at the smallest, 500 parameters, by -4.00 points" in said
+        assert "No thinner network" in " ".join(self.said(trial("t", 100, 5.0)))
+
+    def test_nothing_was_completed(self):
+        assert self.said(trial("t", status=Status.STOPPED)) == [
+            "No trial was trained to its end, so there is no answer yet."
+        ]
+
+
+class TestHeat:
+    def grid(self):
+        cells = [(2, 0.1, 9.0), (2, 0.2, 7.0), (3, 0.1, 5.0)]
+        trials = [
+            trial(f"{dims}{scale}", error=error, method="tucker", dims=dims, scale=scale)
+            for dims, scale, error in cells
+        ]
+        trials[0].aliases = [{"method.dims": 4, "method.rank_scale": 0.2}]
+        stopped = trial("x", error=50.0, method="tucker", dims=3, scale=0.2, status=Status.STOPPED)
+        return study(*trials, stopped)
+
+    def test_given_scales(self):
+        (heat,) = heat_maps(self.grid())
+        assert (heat.method, heat.columns_are) == ("Tucker", "rank scale")
+        assert (heat.rows, heat.columns) == ((2, 3, 4), ("0.1", "0.2"))
+        errors = [[cell and (cell.error, cell.completed, cell.stopped) for cell in row] for row in heat.cells]
+        assert errors == [[(9.0, 1, 0), (7.0, 1, 0)], [(5.0, 1, 0), (None, 0, 1)], [None, (9.0, 1, 0)]]
+
+    def test_solved_scales_in_bins_and_by_budget(self):
+        trials = [
+            trial(f"t{n}", error=5.0 + n, dims=2 + n % 2, scale=0.01 * 1.3**n, stratum=f"params <= {n // 6}",
+                  budget__params=n // 6)
+            for n in range(12)
+        ]  # fmt: skip
+        labels = [{"label": f"params <= {n}", "params": n} for n in (0, 1)]
+        binned, by_budget = heat_maps(study(*trials, strata=labels))
+        assert (binned.columns_are, len(binned.columns)) == ("rank scale (bins)", BINS)
+        assert sum(cell.completed for row in binned.cells for cell in row if cell) == 12
+        assert (by_budget.columns, by_budget.columns_are) == (("≤ 0", "≤ 1"), "budget")
+        assert [[cell.error for cell in row] for row in by_budget.cells] == [[5.0, 11.0], [6.0, 12.0]]
+
+    def test_methods_without_dimensions_have_none(self):
+        assert heat_maps(study(trial("a", dims=None), trial("b", dims=None))) == []
+
+
+class TestCurves:
+    def test_the_front_and_the_references(self):
+        made = study(
+            trial("a", 10, 5.0, epochs=3), trial("b", 20, 6.0, epochs=3),
+            trial("r", 50, 4.0, epochs=3, method="dense", dims=None, role=Role.REFERENCE),
+        )  # fmt: skip
+        found = learning_curves(made)
+        assert [(c.trial_id, c.reference, c.label) for c in found] == [
+            ("a", False, "CP, 2 dims, 10"), ("r", True, "dense"),
+        ]  # fmt: skip
+        assert found[0].points == ((1, 5.0), (2, 5.0), (3, 5.0))
+
+    def test_a_long_front_keeps_its_ends(self):
+        points = front(collect(study(*(trial(f"t{n}", 10 + n, 50.0 - n) for n in range(20)))))
+        chosen = spread(points, MOST_CURVES)
+        assert len(chosen) == MOST_CURVES
+        assert (chosen[0], chosen[-1]) == (points[0], points[-1])
+
+
+class TestImportance:
+    def many(self, count):
+        values = [(n % 3, (n * 7) % 11) for n in range(count)]
+        return study(*(
+            trial(f"t{n}", error=10 + 5 * dims + 0.01 * noise, method__dims=2 + dims, train__decay=float(noise))
+            for n, (dims, noise) in enumerate(values)
+        ))  # fmt: skip
+
+    def test_what_decides_comes_first(self):
+        found = importances(self.many(60))
+        assert [each.evaluator.partition(",")[0] for each in found] == ["PED-ANOVA", "mean decrease of impurity"]
+        for each in found:
+            assert each.shares[0][0] == "method.dims"
+            assert sum(share for _, share in each.shares) == pytest.approx(1)
+            assert each.trials == 60
+
+    def test_too_few_trials_are_said(self):
+        (only,) = importances(self.many(LEAST_TRIALS - 1))
+        assert only.shares == ()
+        assert (
+            "needs at least 20 completed trials and two searched fields that vary; this study has 19 and 2" in only.note
+        )
+
+    def test_within_budgets_the_budget_is_left_out(self):
+        made = self.many(60)
+        for n, each in enumerate(made.trials.values()):
+            each.stratum = f"s{n % 2}"
+            each.parameters["budget.params"] = n % 2
+        within = [each for each in importances(made) if each.within_budgets]
+        assert len(within) == 2
+        assert all("budget.params" not in dict(each.shares) for each in within)
+
+
+class TestCost:
+    def test_hours_starts_and_speed(self):
+        done = trial("a", epochs=3, seconds=4.0)
+        for metrics in done.epochs.values():
+            metrics["images_per_second"] = 50.0
+        done.attempts = [{"device": "cuda", "start_seconds": 2.0}, {"device": "cuda", "start_seconds": 1.0}]
+        done.proposed_at, done.finished_at = 100.0, 130.0
+        failed = trial("b", error=None, status=Status.FAILED)
+        failed.attempts = [{"device": "cuda", "start_seconds": 5.0}]
+        made = study(done, failed, data={"train_images": 100}, space={"resources": {"gpus_per_trial": 0.25}})
+        cost = spent(made)
+        assert [(o.status, o.trials, o.epochs, o.seconds) for o in cost.outcomes] == [
+            (Status.COMPLETED, 1, 3, 12.0), (Status.FAILED, 1, 0, 0.0),
+        ]  # fmt: skip
+        assert (cost.train_seconds, cost.start_seconds, cost.attempts, cost.again) == (12.0, 8.0, 3, 1)
+        assert cost.gpu_hours == pytest.approx(0.25 * 20 / 3600)
+        assert cost.start_share == pytest.approx(0.4)
+        assert (cost.wall_seconds, cost.images_per_second, cost.throughput) == (30.0, 50.0, 10.0)
+
+    def test_without_a_card_and_without_a_record(self):
+        on_cpu = trial("a")
+        on_cpu.attempts = [{"device": "cpu"}]
+        assert spent(study(on_cpu)).gpu_hours == 0
+        unknown = spent(study(trial("a")))
+        assert (unknown.gpu_hours, unknown.wall_seconds, unknown.images_per_second) == (None, None, None)
+
+
+class TestFailures:
+    def test_where_and_why(self):
+        lost = trial("a", error=30.0, status=Status.FAILED, reason="worker lost", stratum="small")
+        lost.attempts = [{"host": "one"}, {"host": "two"}]
+        impossible = trial("b", error=None, status=Status.INFEASIBLE, reason="too small", stratum="small")
+        again = trial("c", error=None, status=Status.INFEASIBLE, reason="too small", stratum="small")
+        found = failures(study(lost, impossible, again, trial("fine"), trial("s", status=Status.STOPPED)))
+        assert [(f.trial_id, f.kind, f.epoch, f.host) for f in found] == [
+            ("a", "failed", 1, "two"), ("b", "infeasible", 0, ""), ("c", "infeasible", 0, ""),
+        ]  # fmt: skip
+        assert [(g.kind, g.method, g.count, g.reason) for g in groups(found)] == [
+            ("infeasible", "CP", 2, "too small"), ("failed", "CP", 1, "worker lost"),
+        ]  # fmt: skip
+
+
+class TestPrinted:
+    def test_only_where_data_and_split_are_the_same(self):
+        wide = {"network": {"name": "wrn_28_10"}, "data": {"name": "cifar10", "train_images": 40_000}}
+        own = setting_of_study(study(**wide))
+        points, note = printed_points(own)
+        assert points == []
+        assert "20 printed points of wrn_28_10 on cifar10 are not drawn: they are test errors" in note
+        assert "trained on 50,000 images, these are validation errors after 40,000." in note
+        tests_of_all = dataclasses.replace(own, split="test", train_images=50_000)
+        assert printed_points(tests_of_all) == (list(PRINTED), "")
+
+    def test_of_another_network_nothing_is_said(self):
+        assert printed_points(Setting(network="resnet9", data="digits", split="test", train_images=1)) == ([], "")
+
+
+@pytest.fixture(scope="module")
+def resolver():
+    space = read_space("tt_dims", ["train.epochs=3", "data.train_images=300", "network.width=0.25"])
+    return Resolver(space, load_data(DataSettings(name="digits", train_images=300)))
+
+
+class TestReproduce:
+    @pytest.mark.parametrize("point", [
+        {"method.name": "tensor_train", "method.dims": 3, "budget.params": 0.2, "train.weight_decay": 3e-4,
+         "train.scaled_decay": False},
+        {"method.name": "tucker", "method.dims": 2, "budget.params": 0.3, "train.weight_decay": 1.1e-3,
+         "train.scaled_decay": True},
+        "dense", "separable",
+    ])  # fmt: skip
+    def test_the_file_gives_a_trial_of_the_same_id(self, resolver, point):
+        trained = resolver.reference(point) if isinstance(point, str) else resolver.resolve(point)
+        record = trial(trained.trial_id)
+        record.specification = json.loads(json.dumps(trained.specification))
+        found = recipe(study(record), record, "name", Path("out"))
+        assert found.command == f"python sweeps/run.py --space out/{trained.trial_id}.yaml"
+        space = parse_space("again", yaml.safe_load(found.text))
+        again = Resolver(space, load_data(space.data))
+        (only,) = grid_points(space)
+        assert again.resolve(only).trial_id == trained.trial_id
+
+    def test_what_no_file_can_say_is_said(self):
+        made = trial("a", seed=3)
+        made.specification["views"] = {"seed": 0}
+        assert "the repeat of seed 3 of a study of seed 0" in recipe(study(made), made, "n", Path()).why_not
+        del made.specification["train"]
+        assert recipe(study(made), made, "n", Path()).why_not == "its record has no train"
+
+
+def test_everything_at_once_is_typed_and_frozen(tmp_path):
+    made = load_study(write_study(tmp_path, Plan(trials=60, epochs=4)))
+    found = contents(made, Path("points"))
+    assert {p.trial_id for p in found.front} | {p.trial_id for p in found.references} == {
+        r.trial_id for r in found.recipes
+    }
+    eligible = [p for p in found.points if p.eligible]
+    kept = non_dominated([(float(p.params), p.error) for p in eligible])
+    assert {p.trial_id for p in found.front} == {eligible[index].trial_id for index in kept}
+    assert {f.kind for f in found.failures} == {"diverged", "out of memory", "failed", "infeasible"}
+    assert found.effects
+    assert found.heat
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        found.front = ()
