@@ -15,6 +15,7 @@ if sys.path and Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
 from lowrank.errors import InputError
 from sweeps.interrupt import INTERRUPTED, leave, watch
 from sweeps.space import Space, available_spaces, read_space
+from sweeps.trust import check_trust
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -40,6 +41,7 @@ def make_parser() -> argparse.ArgumentParser:
     study.add_argument("--seed", type=int, help="seed of the search, of weights, views and order")
     study.add_argument("--trials", type=int, help="how many trials are searched, references not counted")
     study.add_argument("--time", metavar="30m", help="stop after so much time (s, m, h); --resume goes on")
+    study.add_argument("--allow-code", action="store_true", help="let the space name code: package.module:function")
     where = parser.add_argument_group("where it runs")
     where.add_argument("--gpus-per-trial", type=float, metavar="SHARE", help="e.g. 0.25: four trials on a card")
     where.add_argument("--cpus-per-trial", type=float, metavar="N")
@@ -83,11 +85,14 @@ def _dispatch(options: argparse.Namespace) -> int:
 
 
 def _space(options: argparse.Namespace) -> Space:
-    return read_space(
+    space = read_space(
         options.space, options.set, data__name=options.data, search__seed=options.seed,
         search__trials=options.trials, search__time=options.time, resources__gpus_per_trial=options.gpus_per_trial,
         resources__cpus_per_trial=options.cpus_per_trial, resources__max_concurrent=options.max_concurrent,
     )  # fmt: skip
+    asked = bool(options.data) or any(override.startswith("data") for override in options.set)
+    check_trust(space, allow_code=options.allow_code, data_dir=options.data_dir, data_asked=asked)
+    return space
 
 
 def list_spaces(as_json: bool) -> int:

@@ -31,6 +31,7 @@ from sweeps.space import Space, parse_space
 from sweeps.specification import Resolver
 from sweeps.storage import carried, fetch_named, is_uri, storage_uri, stored_studies
 from sweeps.tracking_process import TrackingProcess, check_tracking_uri, redact
+from sweeps.trust import check_trust
 
 if TYPE_CHECKING:
     from sweeps.resources import Share
@@ -81,6 +82,7 @@ def resume_study(options: argparse.Namespace) -> int:
         max_concurrent=options.max_concurrent,
     )  # fmt: skip
     space = parse_space(kept["space"], content)
+    check_trust(space, allow_code=options.allow_code, data_asked=True)  # its data was asked for when it began
     data_dir = options.data_dir or (Path(kept["data_dir"]) if kept["data_dir"] else None)
     setting = _setting(folder, space, options, data_dir, options.tracking_uri or kept["tracking_uri"], uri)
     resolver = Resolver(space, _same_data(space, setting))
