@@ -89,8 +89,7 @@ def configuration(specification: dict[str, Any]) -> str:
     fields = {key: train[key] for key in STEP_FIELDS if key in train}
     asked = SECTION in specification
     built = {key: specification[key] for key in ("network", "method", "allocation") if key in specification}
-    parts = {**built, "train": fields, SECTION: asked}
-    return json.dumps(parts, sort_keys=True)
+    return json.dumps({**built, "train": fields, SECTION: asked}, sort_keys=True)
 
 
 def _points(space: Space, resolver: Resolver) -> Iterable[dict[str, Any]]:

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import ray
+import yaml
 
 from lowrank.errors import InputError
 
 SMALLEST_SHARE = 0.01  # of a card; Ray's resource manager fails on much smaller ones
+HEAD = "node:__internal_head__"  # the resource by which Ray marks the head
+BOOTSTRAP_FILE = Path("~/ray_bootstrap_config.yaml")  # the cluster file as `ray up` leaves it on the head
 
 
 @dataclass(frozen=True)
@@ -32,8 +37,30 @@ class Share:
 
 
 def read_cluster() -> Cluster:
-    """The living machines of the connected Ray cluster."""
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    """The machines of the connected Ray cluster: those alive, or where its autoscaler may start more, all of these."""
+    alive = [node for node in ray.nodes() if node["Alive"]]
+    nodes: list[dict[str, float]] = [node["Resources"] for node in alive]
+    own = ray.get_runtime_context().get_node_id()
+    head = [node["Resources"] for node in alive if node["NodeID"] == own and HEAD in node["Resources"]]
+    planned = planned_machines(BOOTSTRAP_FILE.expanduser()) if head else []
+    return _sum([*planned, *head] if len(planned) + 1 >= len(nodes) and planned else nodes)
+
+
+def planned_machines(path: Path) -> list[dict[str, float]]:
+    """Resources of the workers that a cluster file allows, those with the most GPUs first; none where there is no file.
+
+    Ray's `ray up` puts the file on the head. A cluster that is idle has no worker, and so no GPU, until it is asked.
+    """
+    if not path.exists():
+        return []
+    config = yaml.safe_load(path.read_text())
+    kinds = [kind for name, kind in config["available_node_types"].items() if name != config["head_node_type"]]
+    each = [kind.get("resources") or {} for kind in kinds for _ in range(kind.get("max_workers", 0))]
+    each.sort(key=lambda resources: -resources.get("GPU", 0))
+    return each[: config.get("max_workers", 0)]
+
+
+def _sum(nodes: Sequence[Mapping[str, float]]) -> Cluster:
     cpus, gpus = ([float(node.get(kind, 0)) for node in nodes] for kind in ("CPU", "GPU"))
     return Cluster(sum(cpus), sum(gpus), max(cpus, default=0.0), max(gpus, default=0.0))
 

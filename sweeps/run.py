@@ -17,6 +17,7 @@ from lowrank.errors import InputError
 from sweeps.interrupt import INTERRUPTED, leave, watch
 from sweeps.journal import FullDiskError
 from sweeps.space import Space, available_spaces, find_space, read_space, read_yaml
+from sweeps.trust import check_asked
 
 DISK_FULL = 3
 
@@ -47,6 +48,7 @@ def make_parser() -> argparse.ArgumentParser:
     study.add_argument("--time", metavar="30m", help="stop after so much time (s, m, h); --resume goes on")
     study.add_argument("--note", metavar="TEXT", help="a remark, kept with the study and shown in MLflow")
     study.add_argument("--tag", action="append", default=[], metavar="K=V", help="a tag of your own, on every run")
+    study.add_argument("--allow-code", action="store_true", help="let the space name code: package.module:function")
     where = parser.add_argument_group("where it runs")
     where.add_argument("--gpus-per-trial", type=float, metavar="SHARE", help="e.g. 0.25: four trials on a card")
     where.add_argument("--cpus-per-trial", type=float, metavar="N")
@@ -102,11 +104,13 @@ def _dispatch(options: argparse.Namespace) -> int:
 
 
 def _space(options: argparse.Namespace) -> Space:
-    return read_space(
+    space = read_space(
         options.space, options.set, data__name=options.data, search__seed=options.seed,
         search__trials=options.trials, search__time=options.time, resources__gpus_per_trial=options.gpus_per_trial,
         resources__cpus_per_trial=options.cpus_per_trial, resources__max_concurrent=options.max_concurrent,
     )  # fmt: skip
+    check_asked(space, options)
+    return space
 
 
 def list_spaces(as_json: bool) -> int:

@@ -17,14 +17,17 @@ from typing import Any
 import yaml
 
 from lowrank.errors import InputError, unknown
-from sweeps.folders import check_root, new_folder
+from sweeps.folders import new_folder, studies_root
 from sweeps.journal import read_journal
 from sweeps.records import JOURNAL_FILE, SPACE_FILE, Role, Status, StudyRecord, TrialRecord, fold
 from sweeps.settings import parse_time
 from sweeps.space import Space, find_space, read_content, read_yaml, space_of
+from sweeps.storage import Storage, below, fetch_named, storage_uri, stored_studies
+from sweeps.trust import check_asked
 
 SERIES_FILE = "series.yaml"  # what was asked: the file's own content and the options of the command line
 ENTRY = ("name", "space", "set", "trials")
+_PLACES = ("data_dir", "teachers", "cache_dir")
 _OPTIONS = ("set", "data", "seed", "trials", "gpus_per_trial", "cpus_per_trial", "max_concurrent")
 
 
@@ -65,7 +68,9 @@ def _member(entry: Mapping[str, Any], common: dict[str, Any], where: str, option
     asked = [(str(key), value) for key, value in changes.items()]
     asked += [("search.trials", entry["trials"])] if "trials" in entry else []
     try:
-        return Member(name, space_of(where, read_content(content, asked, options_of(options))))
+        space = space_of(where, read_content(content, asked, options_of(options)))
+        check_asked(space, options)
+        return Member(name, space)
     except InputError as error:
         raise InputError(f"study {name!r}: {error}") from error
 
@@ -85,32 +90,47 @@ def start_series(options: argparse.Namespace) -> int:
     path = find_space(options.space)
     content = read_yaml(path)
     members = read_series(content, path.stem, options)
-    root = check_root(Path(options.storage or options.out))
-    folder = new_folder(root, options.name, path.stem)
+    uri = storage_uri(options.storage)
+    root = studies_root(options.storage, options.out)
+    folder = new_folder(root, options.name, path.stem, stored_studies(uri) if uri else ())
     folder.mkdir(parents=True)
-    kept = {
-        name: str(value) if isinstance(value, Path) else value for name in _OPTIONS if (value := vars(options)[name])
-    }
-    text = yaml.safe_dump({"file": path.stem, "content": content, "options": kept}, sort_keys=False)
+    kept: dict[str, Any] = {name: value for name in _OPTIONS if (value := vars(options)[name])}
+    kept |= {name: str(Path(value).resolve()) for name in _PLACES if (value := vars(options)[name])}
+    text = yaml.safe_dump({"file": path.stem, "content": content, "options": kept, "storage": uri}, sort_keys=False)
     (folder / SERIES_FILE).write_text(text)
-    return _run(members, folder, options)
+    if uri:
+        Storage(uri, folder.name).put(SERIES_FILE, text.encode())
+    return _run(members, folder, options, uri)
 
 
 def is_resumable_series(options: argparse.Namespace) -> bool:
     """Whether `--resume` names a series."""
-    return (Path(options.storage or options.out) / str(options.resume) / SERIES_FILE).is_file()
+    folder = studies_root(options.storage, options.out) / str(options.resume)
+    uri = storage_uri(options.storage)
+    return (folder / SERIES_FILE).is_file() or (uri is not None and SERIES_FILE in Storage(uri, folder.name).names())
 
 
 def resume_series(options: argparse.Namespace) -> int:
     """Go on with a series: studies that have ended stay as they are. Raises InputError."""
-    folder = Path(options.storage or options.out).resolve() / options.resume
+    folder = studies_root(options.storage, options.out) / options.resume
+    uri = storage_uri(options.storage)
+    if uri and not (folder / SERIES_FILE).is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / SERIES_FILE).write_bytes(Storage(uri, folder.name).get(SERIES_FILE))
     kept = read_yaml(folder / SERIES_FILE)
+    uri = uri or kept.get("storage")
+    for name in _PLACES:
+        known = kept["options"].pop(name, None)
+        setattr(options, name, getattr(options, name) or (Path(known) if known else None))
     asked = argparse.Namespace(**{**vars(options), **dict.fromkeys(_OPTIONS), "set": [], **kept["options"]})
     members = read_series(kept["content"], kept["file"], asked)
-    return _run(members, folder, options)
+    if uri:
+        for name in stored_studies(below(uri, folder.name)):
+            fetch_named(below(uri, folder.name), name, folder)
+    return _run(members, folder, options, uri)
 
 
-def _run(members: list[Member], folder: Path, options: argparse.Namespace) -> int:
+def _run(members: list[Member], folder: Path, options: argparse.Namespace, uri: str | None) -> int:
     """Each study has an equal part of the time that is left; what one does not use, the next ones have."""
     seconds = parse_time(options.time)
     started, codes = time.monotonic(), []
@@ -123,12 +143,14 @@ def _run(members: list[Member], folder: Path, options: argparse.Namespace) -> in
             continue
         part = None if left is None else left / (len(members) - index)
         print(f"\nstudy {index + 1} of {len(members)}: {member.name}", flush=True)
-        codes.append(_run_one(member, folder, options, part))
+        own = argparse.Namespace(**{**vars(options), "out": folder, "storage": uri and below(uri, folder.name)})
+        codes.append(_run_one(member, folder, own, part))
         if codes[-1] not in (0, 1):
             break
     print("\n".join(summary_lines(members, folder)), flush=True)
     if not all(_is_finished(folder / member.name) for member in members):
         at = "" if folder.parent == Path("studies").resolve() else f" --out {folder.parent}"
+        at += f" --storage {uri}" if uri else ""
         print(f"not all studies have ended; go on with: python sweeps/run.py --resume {folder.name}{at}")
     return max(codes, default=0)
 
@@ -137,7 +159,7 @@ def _run_one(member: Member, folder: Path, options: argparse.Namespace, seconds:
     from sweeps.study import resume_study, start_study
 
     limit = None if seconds is None else f"{max(1, round(seconds))}s"
-    own = argparse.Namespace(**{**vars(options), "out": folder, "storage": None, "time": limit})
+    own = argparse.Namespace(**{**vars(options), "time": limit})
     if (folder / member.name / SPACE_FILE).is_file():
         nothing: dict[str, Any] = {"space": None, "set": [], "data": None, "seed": None, "name": None, "trials": None}
         return resume_study(argparse.Namespace(**{**vars(own), **nothing, "resume": member.name}))

@@ -132,8 +132,8 @@ def no_quota(region: Region, accelerator: Accelerator, gpus: int) -> str:
     needed = -(-gpus // offer.kind.gpus) * offer.kind.cpus
     return (
         f"no quota: nowhere may this account run {gpus} such GPUs on spot machines; the cheapest region, "
-        f"{region.name}, allows {region.quota or 0:g} virtual CPUs of the {needed} that it takes. Ask for more: aws "
-        f"service-quotas request-service-quota-increase --service-code ec2 --quota-code {accelerator.quota} "
+        f"{region.name}, allows {region.quota or 0:g} virtual CPUs of the {needed} that it takes. Ask for more: "
+        f"aws service-quotas request-service-quota-increase --service-code ec2 --quota-code {accelerator.quota} "
         f"--desired-value {needed} --region {region.name}"
     )
 
@@ -203,8 +203,11 @@ def _work(options: argparse.Namespace) -> float:
     from sweeps.planning import make_plan
     from sweeps.space import read_space
     from sweeps.specification import Resolver
+    from sweeps.trust import check_trust
 
     space = read_space(options.plan, options.set, data__name=options.data)
+    asked = bool(options.data) or any(override.startswith("data") for override in options.set)
+    check_trust(space, allow_code=False, data_dir=options.data_dir, data_asked=asked)
     return make_plan(space, Resolver(space, load_data(space.data, options.data_dir)), 1).most_work
 
 

@@ -48,6 +48,12 @@ def is_uri(place: str) -> bool:
     return "://" in place
 
 
+def below(uri: str, name: str) -> str:
+    """The URI of a folder below another, whatever options follow its path."""
+    parts = urlsplit(uri)
+    return parts._replace(path=f"{parts.path.rstrip('/')}/{name}").geturl()
+
+
 class Storage:
     """The objects of one study under a URI; names are relative paths with slashes."""
 

@@ -40,6 +40,7 @@ from sweeps.specification import Resolver
 from sweeps.storage import carried, fetch_named, storage_uri, stored_studies
 from sweeps.teaching import CACHE_FOLDER, CacheOptions, Teaching, find_teaching
 from sweeps.tracking_process import TrackingProcess, check_tracking_uri, redact
+from sweeps.trust import check_trust
 from sweeps.warm_start import earlier_studies, warm_start
 
 if TYPE_CHECKING:
@@ -98,6 +99,7 @@ def resume_study(options: argparse.Namespace) -> int:
         max_concurrent=options.max_concurrent,
     )  # fmt: skip
     space = parse_space(kept["space"], content)
+    check_trust(space, allow_code=options.allow_code, data_asked=True)  # its data was asked for when it began
     data_dir = options.data_dir or (Path(kept["data_dir"]) if kept["data_dir"] else None)
     for name in ("teachers", "cache_dir"):
         setattr(options, name, getattr(options, name) or (Path(kept[name]) if kept.get(name) else None))

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
+import yaml
+from ray.autoscaler._private.util import prepare_config
 
 from lowrank.errors import InputError
-from sweeps.resources import Cluster, choose_share
+from sweeps import resources
+from sweeps.resources import Cluster, choose_share, planned_machines
+from sweeps.spot import CLUSTER_FILE
 
 LAPTOP = Cluster(cpus=2, gpus=0, most_cpus=2, most_gpus=0)
 TWO_CARDS = Cluster(cpus=32, gpus=2, most_cpus=32, most_gpus=2)
@@ -47,3 +53,23 @@ def test_the_user_may_allow_fewer_at_once_and_they_spread():
 def test_a_request_that_can_never_be_met_is_refused(cluster, cpus, gpus, message):
     with pytest.raises(InputError, match=message):
         choose_share(cluster, cpus=cpus, gpus=gpus, trials=4, gpus_asked=True)
+
+
+def test_a_cluster_at_rest_counts_the_machines_that_it_may_start(tmp_path):
+    """The repository's cluster file, as `ray up` leaves it on the head: eight workers with a card each."""
+    path = tmp_path / "ray_bootstrap_config.yaml"
+    path.write_text(yaml.safe_dump(prepare_config(yaml.safe_load(CLUSTER_FILE.read_text()))))
+    planned = planned_machines(path)
+    assert planned == [{"CPU": 4, "GPU": 1}] * 8
+    assert planned_machines(tmp_path / "none") == []
+
+
+@pytest.mark.parametrize("planned", [[], [{"CPU": 4, "GPU": 1}] * 8])
+def test_the_head_alone_does_not_make_a_study_small(monkeypatch, planned):
+    head = {"CPU": 0.0, "node:__internal_head__": 1.0}
+    alive = [{"Alive": True, "NodeID": "own", "Resources": head}, {"Alive": False, "NodeID": "x", "Resources": {}}]
+    monkeypatch.setattr(resources.ray, "nodes", lambda: alive)
+    monkeypatch.setattr(resources.ray, "get_runtime_context", lambda: SimpleNamespace(get_node_id=lambda: "own"))
+    monkeypatch.setattr(resources, "planned_machines", lambda path: planned)
+    found = resources.read_cluster()
+    assert (found.cpus, found.gpus, found.most_gpus) == ((32, 8, 1) if planned else (0, 0, 0))

@@ -23,7 +23,7 @@ SMALL = {
 }
 OPTIONS = argparse.Namespace(
     set=["train.epochs=1"], data=None, seed=3, trials=None, gpus_per_trial=None, cpus_per_trial=None,
-    max_concurrent=None,
+    max_concurrent=None, allow_code=False, data_dir=None,
 )  # fmt: skip
 
 
@@ -70,6 +70,11 @@ def test_the_plan_of_a_series_is_the_plan_of_each_study(tmp_path, capsys):
     assert shown.count("trials: ") == 2
     assert "study plain" in shown
     assert "study cp" in shown
+
+
+def test_a_study_of_a_series_names_no_code_unasked():
+    with pytest.raises(InputError, match="study 'plain': the space names code to run, the network 'a:b'"):
+        read_series({**SMALL, "network": "a:b"}, "both", OPTIONS)
 
 
 @pytest.mark.slow
