@@ -14,7 +14,15 @@ from sweeps.space import available_spaces, find_space, method_at, read_space, re
 from sweeps.specification import Resolver
 
 OPTIONS = argparse.Namespace(
-    set=[], data=None, seed=None, trials=None, gpus_per_trial=None, cpus_per_trial=None, max_concurrent=None
+    set=[],
+    data=None,
+    seed=None,
+    trials=None,
+    gpus_per_trial=None,
+    cpus_per_trial=None,
+    max_concurrent=None,
+    allow_code=False,
+    data_dir=None,
 )
 NINE = (
     "methods", "weight_decay", "init", "allocation", "worth_it", "wrn_schedule", "darts_schedule", "imagenet_schedule",
