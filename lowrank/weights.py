@@ -15,6 +15,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
+from lowrank.allocation import Sized
 from lowrank.checkpoints import load_tensors, save_tensors
 from lowrank.checks import make
 from lowrank.errors import InfeasibleError, InputError, UncountableError
@@ -22,7 +23,7 @@ from lowrank.layers.base import Method
 from lowrank.methods import make_method
 from lowrank.networks import NetworkSettings
 from lowrank.networks.base import ImageShape
-from lowrank.plan import network_plan
+from lowrank.plan import NetworkPlan, network_plan
 from lowrank.substitute import AUXILIARY, build_student
 
 METADATA = "lowrank_model"  # the one key of the file's metadata
@@ -38,6 +39,7 @@ class _About(BaseModel):
     version: int
     network: dict[str, Any]
     method: dict[str, Any]
+    allocation: dict[str, Any] | None = None  # where a budget is shared by stage or layer: see NetworkPlan.sized
     image_shape: list[Size] = Field(min_length=3, max_length=3)
     classes: Size
 
@@ -50,41 +52,51 @@ class ModelSpecification(BaseModel):
     method: Method
     image_shape: tuple[Size, Size, Size]
     classes: Size
+    allocation: dict[str, Any] | None = None
+
+    def sized(self, plan: NetworkPlan) -> Sized:
+        """What stands in the network's sites: the method, or each group's own where there is an allocation."""
+        return self.method if self.allocation is None else plan.sized({}, self.allocation)
 
     def params(self) -> int:
         """Exact parameters of the model, an auxiliary head left out; raises InfeasibleError where there can be none."""
         plan = network_plan(self.network, self.image_shape, self.classes)
-        reason = plan.infeasible(self.method)
+        sized = self.sized(plan)
+        reason = plan.infeasible(sized)
         if reason is not None:
             raise InfeasibleError(reason)
-        return plan.params(self.method)
+        return plan.params(sized)
 
     def build(self) -> nn.Module:
         """The model, started from scratch; trained weights that the settings name are not fetched."""
         settings = self.network.model_copy(update={"weights": None})
         plan = network_plan(settings, self.image_shape, self.classes)
-        return build_student(settings, plan, self.method, self.image_shape, self.classes, seed=0)
+        return build_student(settings, plan, self.sized(plan), self.image_shape, self.classes, seed=0)
 
 
 def save_model(
-    path: Path, model: nn.Module, *, network: NetworkSettings, method: Method, image_shape: ImageShape, classes: int
-) -> None:
-    """Write a model that these settings describe, atomically.
+    path: Path, model: nn.Module, *, network: NetworkSettings, method: Method, image_shape: ImageShape, classes: int,
+    allocation: dict[str, Any] | None = None,
+) -> None:  # fmt: skip
+    """Write a model that these settings describe, atomically; `allocation` as a trial's specification has it.
 
     Raises InputError when the model has another number of parameters than they say (one that was merged since, for
     example), OSError when the file cannot be written.
     """
-    found = ModelSpecification(network=network, method=method, image_shape=image_shape, classes=classes)
+    found = ModelSpecification(
+        network=network, method=method, image_shape=image_shape, classes=classes, allocation=allocation
+    )
     own = sum(value.numel() for name, value in model.named_parameters() if not name.startswith(f"{AUXILIARY}."))
     if own != found.params():
         raise InputError(f"the settings describe a model of {found.params():,} parameters, but this one has {own:,}")
     about = _About(
         version=VERSION, network=network.model_dump(mode="json"), method=method.model_dump(mode="json"),
-        image_shape=list(image_shape), classes=classes,
+        image_shape=list(image_shape), classes=classes, allocation=allocation,
     )  # fmt: skip
+    unsaid = {"allocation"} if allocation is None else None
     # Copies, because a tensor under two names is stored under both
     tensors = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
-    save_tensors(Path(path), tensors, {METADATA: about.model_dump_json()})
+    save_tensors(Path(path), tensors, {METADATA: about.model_dump_json(exclude=unsaid)})
 
 
 def load_model(path: Path, *, own_network: str | None = None, device: torch.device | str = "cpu") -> nn.Module:
@@ -131,8 +143,9 @@ def _specification(metadata: Mapping[str, str]) -> ModelSpecification:
     network = make(NetworkSettings, about.network, f"{METADATA}.network")
     channels, height, width = about.image_shape
     return ModelSpecification(
-        network=network, method=make_method(about.method), image_shape=(channels, height, width), classes=about.classes
-    )
+        network=network, method=make_method(about.method), image_shape=(channels, height, width),
+        classes=about.classes, allocation=about.allocation,
+    )  # fmt: skip
 
 
 def _check_own(name: str, allowed: str | None) -> None:
