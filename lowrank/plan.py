@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from lowrank.allocation import Allocation, Group, Sharing, Sized, allocation_of, make_groups
+from lowrank.allocation import SHARINGS, Allocation, Group, Sharing, Sized, allocation_of, make_groups
 from lowrank.conventions import Convention, OperationCounter, StudyExtras, pooling_cost
 from lowrank.errors import InputError, UncountableError
 from lowrank.layers.base import ConvShape, Method, Pair
@@ -125,7 +125,10 @@ class NetworkPlan:
         """
         if allocation is None:
             return make_method(method)
-        return allocation_of(self.groups(allocation["by"]), allocation["methods"])
+        by, methods = allocation.get("by"), allocation.get("methods")
+        if by not in SHARINGS or not isinstance(methods, Mapping):
+            raise InputError(f"an allocation must say `by` ({', '.join(SHARINGS)}) and `methods`, but got {by!r}")
+        return allocation_of(self.groups(by), methods)
 
     def settings(self, sized: Sized) -> dict[str, Any]:
         """What `sized` reads, as plain data: `method` and, where a budget was shared unevenly, `allocation`."""

@@ -127,7 +127,7 @@ class _TuneSearcher(_Unpickled, Searcher):
         check()
         trial = self._ahead.next(wait=not self._search.is_running())
         if trial is None:
-            return Searcher.FINISHED if self._search.is_over() else None
+            return Searcher.FINISHED if self._search.is_exhausted() else None
         return {
             "trial_id": trial.trial_id, "role": str(trial.role), "stratum": trial.stratum,
             "specification": trial.specification, "study_dir": str(self._launch.study_dir),

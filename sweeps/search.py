@@ -86,10 +86,16 @@ class Search:
         return any(stratum.label not in self.used_up for stratum in self.strata)
 
     def is_over(self) -> bool:
-        """Whether nothing will be launched any more: all is proposed, and every trial has an end."""
-        if self.waiting or self.reserved or self.may_propose() or self.is_running():
+        """Whether all is proposed, and every trial has an end."""
+        return self.is_exhausted() and not self.is_running()
+
+    def is_exhausted(self) -> bool:
+        """Whether nothing more will be launched, though trials may still run (on whose ends repeats depend)."""
+        if self.waiting or self.reserved or self.may_propose():
             return False
-        return not self._missing_repeats()
+        if self.space.search.repeats == 1 or self.space.search.sampler == "grid":
+            return True
+        return not self.is_running() and not self._missing_repeats()
 
     def is_running(self) -> bool:
         """Whether some trial that was handed out has no end yet."""

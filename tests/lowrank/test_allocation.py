@@ -191,3 +191,19 @@ def test_a_thinner_network_may_be_asked_for_in_bytes_and_in_a_window():
     assert 80_000 < disk_of(thin, plan).stored(dense).bytes <= 100_000
     with pytest.raises(InfeasibleError, match="a thinner resnet9 cannot be that near"):
         solve_width(network, IMAGE, 10, dense, Budget(params=20_000, params_min=19_999))
+
+
+def test_an_allocated_model_is_saved_and_loaded(plan, tmp_path):
+    from lowrank.weights import load_model, save_model
+
+    network = NetworkSettings(width=0.25)
+    found = solve_shared(plan, make_method({"name": "bottleneck"}), Budget(params=25_000), "stage", {"stage2": 3.0})
+    model = build_student(network, plan, found, IMAGE, 10, seed=0).eval()
+    save_model(tmp_path / "model.safetensors", model, network=network, method=found, image_shape=IMAGE, classes=10)
+    assert plan.settings(found)["allocation"] == {"by": "stage", "methods": found.settings()}
+    images = torch.randn(2, *IMAGE)
+    assert torch.equal(load_model(tmp_path / "model.safetensors")(images), model(images))
+    with pytest.raises(
+        InputError, match=r"an allocation must say `by` \(even, stage, layer\) and `methods`, but got 3"
+    ):
+        plan.sized({}, {"by": 3, "methods": {}})

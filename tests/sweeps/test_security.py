@@ -49,7 +49,7 @@ def test_code_that_is_allowed_is_used(tmp_path, monkeypatch, capsys):
         "def small(image_shape, classes):\n    return ResNet9(image_shape[0], classes, width=0.125)\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    space = written(tmp_path, network="ours:small")
+    space = written(tmp_path, network="ours:small", budget={"params": 9_000})
     assert main(["--space", space, "--plan", "--allow-code"]) == 0
     assert "network: ours:small, " in capsys.readouterr().out
 
