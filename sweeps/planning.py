@@ -15,6 +15,7 @@ from lowrank.data import steps_per_epoch
 from lowrank.errors import InfeasibleError
 from lowrank.layers import Separable
 from lowrank.networks import NetworkSettings
+from lowrank.recipe_table import NAME, default_recipe
 from lowrank.substitute import build_student
 from sweeps.domains import Value
 from sweeps.proposals import finite_size, grid_points, searched_domains, suggest_point
@@ -112,6 +113,19 @@ def _time_step(network: torch.nn.Module, images: torch.Tensor, labels: torch.Ten
     return time.perf_counter() - start
 
 
+def _recipe_line(space: Space) -> str:
+    """Which recipe, with its figures; what is searched says so."""
+    searched = {key.removeprefix("train.") for key in space.domains}
+    if NAME in searched:
+        return "recipe: searched"
+    recipe = space.recipe({})
+    name = space.train.get(NAME, default_recipe(space.data.name, space.network.name))
+    figures = {"schedule": recipe.schedule, "batch_size": f"{recipe.batch_size}", "lr": f"{recipe.lr:g}",
+               "weight_decay": f"{recipe.weight_decay:g}"}  # fmt: skip
+    shown = (f"{key} {'searched' if key in searched else value}" for key, value in figures.items())
+    return f"recipe: {name}, {', '.join(shown)}"
+
+
 def plan_lines(plan: Plan, space: Space, resolver: Resolver) -> list[str]:
     """The plan in words."""
     recipe, data = space.recipe({}), resolver.data
@@ -122,6 +136,7 @@ def plan_lines(plan: Plan, space: Space, resolver: Resolver) -> list[str]:
         f"data: {data.name}, {len(data.train):,} training, {len(data.val):,} validation, "
         f"{len(data.test):,} test images",
         f"network: {space.network.name}, {resolver.separable_params:,} parameters in its separable form",
+        _recipe_line(space),
         f"trials: {plan.trials} at most, references included, of {points} points; "
         f"{recipe.epochs} epochs of {steps} steps each, {plan.slots} at a time",
     ]

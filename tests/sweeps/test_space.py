@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lowrank.errors import InputError
+from sweeps.planning import _recipe_line
 from sweeps.space import SPACES_FOLDER, available_spaces, parse_space, read_space
 
 SMALL = {
@@ -84,6 +85,18 @@ def test_recipes_can_be_searched_and_the_network_chooses_where_none_is_named():
     assert read_space("tt_dims", data__name="cifar10").recipe({}, "wrn_28_10").epochs == 200
     with pytest.raises(InputError, match="unknown recipe 'slow_wrn'"):
         read_space("tt_dims", ["train.recipe={choice: [study_wrn, slow_wrn]}"])
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("train.epochs=3", "recipe: digits, schedule cosine, batch_size 32, lr 0.2, weight_decay searched"),
+        ("train.recipe=study_wrn", "recipe: study_wrn, schedule step, batch_size 128, lr 0.1, weight_decay searched"),
+        ("train.recipe={choice: [digits, fast_wrn]}", "recipe: searched"),
+    ],
+)
+def test_a_plan_says_which_recipe(override, expected):
+    assert _recipe_line(read_space("tt_dims", [override])) == expected
 
 
 def test_the_recipe_of_the_data_set_lies_under_the_spaces_own():
