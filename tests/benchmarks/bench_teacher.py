@@ -157,7 +157,7 @@ def run(options: Options) -> Measurement:
         torch.set_num_threads(before)
         teacher_cache.RESIDENT = resident
     columns = ("way", "ms", "slowest ms", "images/s", "x plain")
-    titled = [f"One step of a {case.label}, batch {case.batch_size}; mean of whole epochs" for case in chosen]
+    titled = [f"{case.label}, batch {case.batch_size}" for case in chosen]
     return Measurement(
         name="teacher",
         settings={"seed": options.seed, "device": options.device, "threads": threads, "share": SHARE,
