@@ -154,7 +154,7 @@ class Pages:
         return self._keep("models")
 
 
-def take_pictures(study_dir: Path, folder: Path) -> None:
+def take_pictures(study_dir: Path, folder: Path, *, models: bool = True) -> None:
     """Write the pictures of a study into `folder`."""
     from playwright.sync_api import sync_playwright
 
@@ -166,7 +166,7 @@ def take_pictures(study_dir: Path, folder: Path) -> None:
         page.set_default_timeout(1000 * SECONDS)
         page.add_init_script(CLOSE_ASSISTANT)
         pages = Pages(page, address, database, folder)
-        for what in (pages.run_list, pages.compare, pages.chart, pages.models):
+        for what in (pages.run_list, pages.compare, pages.chart, *([pages.models] if models else [])):
             print(what())
         browser.close()
 
