@@ -30,6 +30,11 @@ class FullDiskError(OSError):
         return str(self.strerror)
 
 
+def tells_of_full_disk(error: object) -> bool:
+    """Whether an error, of whatever library, came of a full disk: Ray hands on the text of one alone."""
+    return any(text in str(error) for text in (os.strerror(errno.ENOSPC), "the disk is full", "disk quota exceeded"))
+
+
 class BusyError(InputError):
     """Another process writes the study's journal."""
 

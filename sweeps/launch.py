@@ -23,6 +23,7 @@ from ray.tune.search import Searcher
 from lowrank.errors import InputError
 from sweeps.ahead import Ahead
 from sweeps.interrupt import check
+from sweeps.journal import FullDiskError, tells_of_full_disk
 from sweeps.records import TERMINAL, TRIALS_FOLDER, Status
 from sweeps.relay import start_relay
 from sweeps.resources import Share
@@ -183,6 +184,8 @@ class _Recorder(_Unpickled, Callback):
 
     def on_trial_error(self, iteration: int, trials: list[RayTrial], trial: RayTrial, **info: Any) -> None:
         error = trial.get_error()
+        if tells_of_full_disk(error):  # not the trial's fault: it goes on where it is, once there is room
+            raise FullDiskError(self._search.journal.path)
         lines = str(error).strip().splitlines() or [type(error).__name__]
         self._finish(trial.config["trial_id"], Status.FAILED, lines[-1].strip()[:500])
         self._launch.on_change()

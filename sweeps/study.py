@@ -18,7 +18,7 @@ from lowrank.errors import InputError
 from sweeps.final import evaluate_front
 from sweeps.folders import find_folder, new_folder, read_question, studies_root, write_question
 from sweeps.interrupt import INTERRUPTED
-from sweeps.journal import Journal, locked_journal, read_journal
+from sweeps.journal import FullDiskError, Journal, locked_journal, read_journal, tells_of_full_disk
 from sweeps.proposals import OptunaProposer, make_proposer
 from sweeps.provenance import commit, hardware, versions
 from sweeps.records import (
@@ -190,6 +190,10 @@ def _drive(space: Space, resolver: Resolver, setting: Setting) -> int:
             outcome = _work(Search(space, resolver, proposer, journal, record, strata), setting, share)
         except KeyboardInterrupt:
             pass  # between two trials, or after the last: what is done is on record
+        except Exception as error:
+            if not tells_of_full_disk(error):
+                raise
+            raise FullDiskError(journal.path) from error  # Ray and Optuna have their own errors for it
         finally:
             journal.append(Event.CLOSED, sync=True, reason=outcome)
     _conclude(setting, outcome, tracking.finish())

@@ -9,9 +9,10 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from sweeps.fronts import searched_front
 from sweeps.records import Status
 from tests.support import studies
-from tests.support.mlflow_store import epoch_metrics, journal_metrics, parent_status, trial_runs
+from tests.support.mlflow_store import epoch_metrics, journal_metrics, parent_status, rows, trial_runs
 
 
 def of_epochs(database: Path) -> Counter[tuple]:
@@ -22,7 +23,8 @@ def of_epochs(database: Path) -> Counter[tuple]:
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory) -> tuple[Path, str]:
     out = tmp_path_factory.mktemp("studies")
-    done = studies.run(*studies.TINY, "--out", str(out), "--name", "tiny")
+    about = ("--note", "a first look", "--tag", "team=vision")
+    done = studies.run(*studies.TINY, *about, "--out", str(out), "--name", "tiny")
     assert done.returncode == 0, done.stdout + done.stderr
     return out / "tiny", done.stdout
 
@@ -72,6 +74,27 @@ def test_mlflow_holds_the_parent_and_each_trial_once(finished):
     assert parent_status(database) == ["FINISHED"]
     assert trial_runs(database) == {name: ["FINISHED"] for name in studies.record(folder).trials}
     assert of_epochs(database) == journal_metrics(folder)
+
+
+def test_notes_tags_and_the_data_set_are_in_mlflow(finished):
+    folder, _ = finished
+    database = folder / "mlflow.db"
+    runs = len(studies.record(folder).trials) + 1
+    assert rows(database, "select count(*) from tags where key = 'team' and value = 'vision'") == [(runs,)]
+    found = rows(database, "select value from tags where key = 'mlflow.note.content' and value like '%a first look'")
+    assert len(found) == 1
+    header = studies.record(folder).header["data"]
+    assert rows(database, "select name, digest from datasets") == [("digits", header["fingerprint"])]
+    assert rows(database, "select count(*) from inputs where source_type = 'DATASET'") == [(runs,)]
+
+
+def test_the_front_is_in_the_registry(finished):
+    folder, _ = finished
+    front = {trial.trial_id for trial in searched_front(studies.record(folder).trials.values())}
+    assert {path.parent.name for path in folder.glob("models/*/model.safetensors")} == front
+    found = rows(folder / "mlflow.db", "select value from model_version_tags where key = 'trial_id'")
+    assert {trial for (trial,) in found} == front
+    assert ("best",) in rows(folder / "mlflow.db", "select alias from registered_model_aliases")
 
 
 def test_the_front_is_drawn_tested_and_put_into_words(finished):

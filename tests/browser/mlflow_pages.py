@@ -87,6 +87,8 @@ class Pages:
                 select r.run_uuid, r.name from runs r join tags t on t.run_uuid = r.run_uuid
                 where t.key = 'role' and t.value = 'search' and r.lifecycle_stage = 'active' order by r.start_time
             """
+            known = {name for (name,) in store.execute("select key from metrics union select key from params")}
+            self.columns = [name for name in COLUMNS if name in known]
             self.runs: list[tuple[str, str]] = store.execute(query).fetchall()[:COMPARED]
 
     def _open(self, path: str, *shown: str) -> None:
@@ -109,7 +111,7 @@ class Pages:
         self._open(f"experiments/{self.experiment}/runs?searchFilter={rule}&{order}", "matching runs", self.runs[0][1])
         self.page.get_by_role("button", name="Columns").click()
         search = self.page.get_by_placeholder("Search columns")
-        for column in (*COLUMNS, *DROPPED):
+        for column in (*self.columns, *DROPPED):
             search.fill(column)
             entry = self.page.locator(".du-bois-light-tree-treenode").filter(has_text=re.compile(f"^{column}$"))
             entry.locator(".du-bois-light-tree-checkbox").click()
@@ -154,7 +156,7 @@ class Pages:
         return self._keep("models")
 
 
-def take_pictures(study_dir: Path, folder: Path) -> None:
+def take_pictures(study_dir: Path, folder: Path, *, models: bool = True) -> None:
     """Write the pictures of a study into `folder`."""
     from playwright.sync_api import sync_playwright
 
@@ -166,7 +168,7 @@ def take_pictures(study_dir: Path, folder: Path) -> None:
         page.set_default_timeout(1000 * SECONDS)
         page.add_init_script(CLOSE_ASSISTANT)
         pages = Pages(page, address, database, folder)
-        for what in (pages.run_list, pages.compare, pages.chart, pages.models):
+        for what in (pages.run_list, pages.compare, pages.chart, *([pages.models] if models else [])):
             print(what())
         browser.close()
 
