@@ -41,7 +41,8 @@ def checkpoint_rebuild(network: nn.Module, on: bool = True) -> nn.Module:
 class Rebuild:
     """Rebuilds the weights of a network's structured maps together; made once for a network on its device.
 
-    Left to themselves are maps that never form their weight and those that checkpoint their rebuild.
+    Left to themselves are maps that never form their weight and those that checkpoint their rebuild. A CUDA graph
+    may be recorded after one run outside of it, which puts the tables of the filling on the device.
     """
 
     def __init__(self, network: nn.Module):
@@ -168,7 +169,10 @@ class Rebuild:
 
     @contextmanager
     def handing(self, weights: Sequence[Tensor]) -> Iterator[None]:
-        """Within, the network's maps use these weights, in the order of `maps`."""
+        """Within, the network's maps use these weights, in the order of `maps`.
+
+        A compiled trunk that takes the weights as inputs serves every method and size: their shapes are the same.
+        """
         for each, weight in zip(self.maps, weights, strict=True):
             each.given = weight
         try:

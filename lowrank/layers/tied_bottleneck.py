@@ -67,8 +67,6 @@ class TiedBottleneckMap(FactoredMap):
 
     def _tiled(self, factor: Tensor) -> Tensor:
         """A^T T (.., r, I): tiling the input to O channels is the same as adding up the O / I blocks of A^T."""
-        if self.in_channels == self.out_channels:
-            return factor.mT
         return factor.mT.unflatten(-1, (-1, self.in_channels)).sum(-2)
 
     def assembled(self, factors: Sequence[Tensor]) -> Tensor:

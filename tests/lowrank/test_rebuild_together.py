@@ -84,6 +84,27 @@ def test_no_layer_keeps_what_it_was_given_even_after_an_error():
     assert all(each.given is None for each in network.modules() if isinstance(each, FactoredMap))
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # of torch, while tracing
+def test_a_trunk_is_compiled_once_for_all_settings():
+    """Rebuilt weights have one shape whatever the method, so a compiled trunk that takes them serves them all."""
+    networks = [network_of("tensor_train", rank_scale=0.3), network_of("tucker", dims=4), network_of("cp")]
+    compiled_for, images = Rebuild(networks[0]), torch.randn(2, 16, 4, 4, dtype=torch.float64)
+    graphs: list[object] = []
+
+    def trunk(x: Tensor, weights: list[Tensor]) -> Tensor:
+        with compiled_for.handing(weights):
+            return networks[0][2](networks[0][1](networks[0][0](x)))
+
+    torch._dynamo.reset()
+    compiled = torch.compile(trunk, fullgraph=True, backend=lambda graph, _: graphs.append(graph) or graph.forward)
+    for network in networks:
+        found = compiled(images, Rebuild(network).weights())
+        torch.testing.assert_close(found, network[2](network[1](network[0](images))))
+        gradients = torch.autograd.grad(found.sum(), list(network[0].parameters()))
+        assert all(gradient.abs().sum() > 0 for gradient in gradients)
+    assert len(graphs) == 1
+
+
 def test_checkpointed_maps_rebuild_themselves():
     assert Rebuild(checkpoint_rebuild(network_of("cp"))).maps == ()
 
