@@ -34,10 +34,14 @@ from lowrank.training import Trainer
 from tests.benchmarks.bench_record import Measurement, Options, Table
 
 WAYS = ("eager", "captured", "compiled")
-CASES = (("resnet9", "tensor_train", 512), ("wrn_28_10", "tensor_train", 512))
-WARM_UP_EPOCHS = 2
+BATCH = 512
+TRIALS = {  # network -> way -> how many at once
+    "resnet9": {"captured": (1, 2, 4), "compiled": (1, 2, 4), "eager": (1,)},
+    "wrn_28_10": {"compiled": (1,), "captured": (1,), "eager": (1,)},
+}
+WARM_UP_EPOCHS = 1
 EQUAL_STEPS = 50
-LONGEST = 150.0  # seconds that one row may take
+LONGEST = 90.0  # seconds that one row may take
 IMAGE = (3, 32, 32)
 
 
@@ -169,27 +173,29 @@ def _runs(way: str, device: str) -> bool:
     return device == "cuda" or way != "compiled"
 
 
+def _row(options: Options, network: str, way: str, processes: int) -> Row:
+    if options.quick:
+        return Row(network=network, method="tensor_train", batch=8, way=way, processes=processes, images=160,
+                   seconds=1, device=options.device, width=0.5)  # fmt: skip
+    return Row(network=network, method="tensor_train", batch=BATCH, way=way, processes=processes, images=40_960,
+               seconds=5, device=options.device)  # fmt: skip
+
+
 def run(options: Options) -> Measurement:
     """Every case, way and number of processes."""
     os.environ.setdefault("TORCHINDUCTOR_FX_GRAPH_CACHE", "1")
     rows, notes = [], equality(options.device, options.quick)
     for line in notes:
         print(line, flush=True)
-    for network, method, batch in CASES[:1] if options.quick else CASES:
-        for way in WAYS:
-            for processes in (1, 2) if options.quick else (1, 2, 4, 8):
-                if not _runs(way, options.device) or (network != "resnet9" and (processes > 2 or way == "captured")):
-                    continue
-                row = Row(
-                    network=network, method=method, batch=8 if options.quick else batch, way=way, processes=processes,
-                    images=160 if options.quick else 40_960, seconds=1 if options.quick else 6, device=options.device,
-                    width=0.5 if options.quick else 1.0,
-                )  # fmt: skip
+    for network, ways in list(TRIALS.items())[: 1 if options.quick else None]:
+        for way, counts in ways.items():
+            for processes in counts[: 2 if options.quick else None] if _runs(way, options.device) else ():
+                row = _row(options, network, way, processes)
                 try:
                     rows.append(measure(row))
                     print(rows[-1], flush=True)
                 except RuntimeError as error:
-                    notes.append(f"{network} {way} {processes}: {error}")
+                    notes.append(f"{network}, {way}, {processes}: {error}")
                     print(notes[-1], flush=True)
     columns = ("network", "method", "steps", "trials", "images/s", "first epoch s", "next setting s", "MB each")
     return Measurement(
