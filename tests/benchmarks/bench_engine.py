@@ -1,8 +1,8 @@
 """Training of several trials that share a device: images a second in all, and how soon a new setting trains.
 
 Every trial is a process with a trainer of its own, as in a sweep, on random images of CIFAR's shape that lie on the
-device; epochs without evaluation. Steps: eager (the plain loop), captured (one recorded graph). A new setting is a second network of another rank in the same process: what it costs to build
-it, to record its step and to train its first step.
+device; epochs without evaluation. Steps: eager (the plain loop), captured (one recorded graph). A new setting is a
+second network of another rank in the same process: what it costs to build it, to record its step and to train two.
 """
 
 from __future__ import annotations
@@ -78,10 +78,9 @@ def make_trainer(row: Row, data: ImageData, share: float = 0.1) -> Trainer:
     network = build_student(settings, plan, method, IMAGE, 10, seed=0)
     recipe = Recipe(epochs=1000, batch_size=row.batch, lr=0.02, warmup=0.1)
     views = ViewSettings(shift=4, flip=True, cutout=8)
-    trainer = Trainer(
+    return Trainer(
         network, data, recipe, views=views, order_seed=0, device=row.device, capture=row.way != "eager"
     )  # fmt: skip
-    return trainer
 
 
 def _synchronise(device: str) -> None:
