@@ -3,8 +3,7 @@
 A small student's eager step is bound by the launches of its kernels, not by the card. Here forward, backward and
 optimizer of one step are recorded once (a CUDA graph) on memory that stays, and replayed for every batch. What the
 step reads (images, labels, what a teacher says, the rate) is copied there first; what it says (losses, predictions) is
-read from there afterwards. The trunk may be compiled too: it takes rebuilt weights as inputs, so that one compilation
-serves every setting of a network, in every trial of a process.
+read from there afterwards.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lowrank.data import Batch
 from lowrank.distill import Signals
@@ -121,12 +120,3 @@ class CapturedSteps:
         trainer.backward(0, self._images, self._labels, self._signals, self._meter)
         self._norms = trainer.gradient_meter.norms()
         trainer.apply_gradients()
-
-
-def compiled(network: nn.Module) -> nn.Module:
-    """The network with its forward and backward compiled, in place; shared by networks of equal structure.
-
-    Compiled code is kept on disk by torch, for other processes too.
-    """
-    network.compile(fullgraph=True, dynamic=False)
-    return network

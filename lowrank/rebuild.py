@@ -2,7 +2,8 @@
 
 Together: a rebuild is a chain of small products, which on a GPU cost their launch more than their work. `Rebuild`
 takes all factors of a network in one copy, makes the weights of equal layers as one stack, and hands them to the
-layers as inputs. While a CUDA graph is recorded, stacks become parallel branches of it.
+layers as inputs. While a CUDA graph is recorded, stacks become parallel branches of it, and a layer waits for its own
+stack alone.
 
 Memory for time: weights that are rebuilt from factors may be rebuilt once more in the backward pass.
 
@@ -17,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from math import prod
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -39,52 +41,64 @@ def checkpoint_rebuild(network: nn.Module, on: bool = True) -> nn.Module:
 class Rebuild:
     """Rebuilds the weights of a network's structured maps together; made once for a network on its device.
 
-    Left to themselves are maps that never form their weight and those that checkpoint their rebuild.
+    Left to themselves are maps that never form their weight and those that checkpoint their rebuild. A CUDA graph
+    may be recorded after one run outside of it, which puts the tables of the filling on the device.
     """
 
     def __init__(self, network: nn.Module):
-        self.maps = tuple(module for module in network.modules() if _is_rebuilt(module))
+        maps = (module for module in network.modules() if isinstance(module, FactoredMap))
+        self.maps = tuple(each for each in maps if _is_rebuilt(each))
         stacks: dict[object, list[int]] = {}
         for place, each in enumerate(self.maps):
             factor = each.factors()[0]
             stacks.setdefault((each.structure_key(), factor.dtype, factor.device), []).append(place)
         self.stacks = tuple(tuple(places) for places in stacks.values())
-        self.sides: dict[tuple[int, torch.device], torch.cuda.Stream] = {}
+        self.sides: list[torch.cuda.Stream] = []
+        self.fillings: dict[object, tuple[Tensor, Tensor]] = {}
 
     def weights(self) -> list[Tensor]:
         """One weight for each of `maps`, of its `weight_shape`, differentiable; under autocast in its dtype."""
+        found, events = self._rebuilt()
+        for event in events:
+            torch.cuda.current_stream().wait_event(event)
+        return found
+
+    def _rebuilt(self) -> tuple[list[Tensor], list[torch.cuda.Event]]:
+        """The weights, and for each stack the event after which they are there; none where they are there now."""
         found: dict[int, Tensor] = {}
         parts = list(zip(self.stacks, self._stacked_factors(), strict=True))
-        if len(parts) > 1 and self.maps[0].factors()[0].is_cuda and torch.cuda.is_current_stream_capturing():
-            self._in_branches(parts, found)
-        else:
-            for places, factors in parts:
-                found.update(self._assembled(places, factors))
-        return [found[place] for place in range(len(self.maps))]
+        branches = len(parts) > 1 and parts[0][1][0].is_cuda and torch.cuda.is_current_stream_capturing()
+        events = self._in_branches(parts, found) if branches else []
+        for places, factors in () if branches else parts:
+            found.update(self._assembled(places, factors))
+        return [found[place] for place in range(len(self.maps))], events
 
     def _assembled(self, places: Sequence[int], factors: Sequence[Tensor]) -> dict[int, Tensor]:
         """The weights of one stack, by the place of their map."""
         first = self.maps[places[0]]
         if len(places) == 1:
-            return {places[0]: first.assembled([factor[0] for factor in factors]).reshape(first.weight_shape)}
+            return {places[0]: first.assembled([factor.squeeze(0) for factor in factors]).reshape(first.weight_shape)}
         stack = first.assembled(factors).reshape(len(places), *first.weight_shape)
         return dict(zip(places, stack.unbind(), strict=True))
 
-    def _in_branches(self, parts: Sequence[tuple[Sequence[int], list[Tensor]]], found: dict[int, Tensor]) -> None:
-        """Each stack on a stream of its own, between here and here; autograd goes back the same way."""
-        here = torch.cuda.current_stream()
-        for branch, (places, factors) in enumerate(parts):
-            side = self.sides.setdefault((branch, here.device), torch.cuda.Stream(here.device))
+    def _in_branches(
+        self, parts: Sequence[tuple[Sequence[int], list[Tensor]]], found: dict[int, Tensor]
+    ) -> list[torch.cuda.Event]:
+        """Each stack on a stream of its own; autograd goes back the same way. One event for each."""
+        here, events = torch.cuda.current_stream(), []
+        while len(self.sides) < len(parts):
+            self.sides.append(torch.cuda.Stream(here.device, priority=-1))  # small kernels go first
+        for side, (places, factors) in zip(self.sides, parts, strict=False):
             side.wait_stream(here)
             with torch.cuda.stream(side):
                 built = self._assembled(places, factors)
+                events.append(side.record_event())
             for tensor in factors:
                 tensor.record_stream(side)
             for tensor in built.values():
                 tensor.record_stream(here)
             found.update(built)
-        for branch in range(len(parts)):
-            here.wait_stream(self.sides[branch, here.device])
+        return events
 
     def _stacked_factors(self) -> list[list[Tensor]]:
         """For each stack the factors of its maps, each (maps, *its shape): views of one tensor, cast once."""
@@ -99,24 +113,66 @@ class Rebuild:
         return [found[number] for number in range(len(self.stacks))]
 
     def _gathered(self, numbers: Sequence[int]) -> list[list[Tensor]]:
-        """The factors of these stacks, of one dtype on one device."""
+        """The factors of these stacks, of one dtype on one device; on a GPU filled up to aligned shapes."""
+        leads = [self.maps[self.stacks[number][0]] for number in numbers]
         columns = [list(zip(*(self.maps[place].factors() for place in self.stacks[n]), strict=True)) for n in numbers]
-        flat = torch.cat([factor.reshape(-1) for factors in columns for column in factors for factor in column])
-        if self.maps[self.stacks[numbers[0]][0]].cast_first:
-            flat = flat.to(working_dtype(flat))
-        shapes = [[(len(column), *column[0].shape) for column in factors] for factors in columns]
-        pieces = iter(flat.split([prod(shape) for group in shapes for shape in group]))
+        entries = [factor.reshape(-1) for factors in columns for column in factors for factor in column]
+        dtype = working_dtype(entries[0]) if leads[0].cast_first else entries[0].dtype
+        fill = entries[0].is_cuda and entries[0].dtype != dtype and any(map(_unaligned, leads))
+        shapes = [
+            [(len(column), *shape) for column, shape in zip(factors, _shapes(lead, fill), strict=True)]
+            for lead, factors in zip(leads, columns, strict=True)
+        ]
+        if fill:
+            entries.append(entries[0].new_zeros(1))  # what the filling takes
+        flat = torch.cat(entries)
+        if fill:
+            flat = Filled.apply(flat, *self._filling(columns, shapes, flat.device), dtype)
+        pieces = iter(flat.to(dtype).split([prod(shape) for group in shapes for shape in group]))
         return [[next(pieces).view(shape) for shape in group] for group in shapes]
+
+    def _filling(
+        self, columns: list[list[tuple[Tensor, ...]]], shapes: list[list[tuple[int, ...]]], device: torch.device
+    ) -> tuple[Tensor, Tensor]:
+        """Which entry each entry of the filled tensor takes, the last one for a zero; and the way back."""
+        key = (tuple(shape for group in shapes for shape in group), device)
+        if key not in self.fillings:
+            taken, entries = [], 0
+            for factors, group in zip(columns, shapes, strict=True):
+                for column, shape in zip(factors, group, strict=True):
+                    own = (len(column), *column[0].shape)
+                    here = torch.full(shape, -1, dtype=torch.int64, device="cpu")
+                    here[tuple(slice(size) for size in own)] = torch.arange(prod(own), device="cpu").view(own) + entries
+                    entries += prod(own)
+                    taken.append(here.flatten())
+            index = torch.cat(taken)
+            places = torch.nonzero(index >= 0)[:, 0]
+            back = torch.zeros(entries + 1, dtype=torch.int64, device="cpu").index_copy_(0, index[places], places)
+            self.fillings[key] = (index.where(index >= 0, entries).to(device), back.to(device))
+        return self.fillings[key]
 
     @contextmanager
     def given(self) -> Iterator[None]:
         """Within, the network's maps use weights rebuilt now; what they compute may be differentiated afterwards."""
-        with self.handing(self.weights()):
-            yield
+        weights, events = self._rebuilt()
+        for places, event in zip(self.stacks, events, strict=False):
+            for place in places:
+                self.maps[place].given_after = event
+        try:
+            with self.handing(weights):
+                yield
+        finally:
+            for each in self.maps:
+                each.given_after = None
+            for event in events:  # a branch whose maps were not used must end too
+                torch.cuda.current_stream().wait_event(event)
 
     @contextmanager
     def handing(self, weights: Sequence[Tensor]) -> Iterator[None]:
-        """Within, the network's maps use these weights, in the order of `maps`."""
+        """Within, the network's maps use these weights, in the order of `maps`.
+
+        A compiled trunk that takes the weights as inputs serves every method and size: their shapes are the same.
+        """
         for each, weight in zip(self.maps, weights, strict=True):
             each.given = weight
         try:
@@ -126,7 +182,28 @@ class Rebuild:
                 each.given = None
 
 
-def _is_rebuilt(module: nn.Module) -> bool:
-    if not isinstance(module, FactoredMap) or module.rebuild_checkpoint:
-        return False
-    return module.forms_weight(module.factors()[0].is_cuda)
+class Filled(torch.autograd.Function):
+    """Entries `index` of x, as `dtype`; the gradient takes entries `back`; that of the last one has no meaning."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, index: Tensor, back: Tensor, dtype: torch.dtype) -> Tensor:
+        ctx.save_for_backward(back)
+        ctx.dtype = x.dtype
+        return x[index].to(dtype)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        (back,) = ctx.saved_tensors
+        return gradient[back].to(ctx.dtype), None, None, None
+
+
+def _unaligned(lead: FactoredMap) -> bool:
+    return _shapes(lead, True) != _shapes(lead, False)
+
+
+def _shapes(lead: FactoredMap, fill: bool) -> list[tuple[int, ...]]:
+    return lead.aligned_shapes() if fill else [tuple(factor.shape) for factor in lead.factors()]
+
+
+def _is_rebuilt(each: FactoredMap) -> bool:
+    return not each.rebuild_checkpoint and each.forms_weight(each.factors()[0].is_cuda)

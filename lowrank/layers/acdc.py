@@ -16,7 +16,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lowrank.layers.acdc_stack import Layers, Product, half_cosines, pairing_order
+from lowrank.layers.acdc_stack import Arranged, Layers, Product, cosines, half_cosines, pairing_order
 from lowrank.layers.base import ConvShape, Method, SeparableMethod, StructuredMap
 from lowrank.layers.factored import FactoredMap, working_dtype
 
@@ -164,6 +164,8 @@ class ACDCMap(FactoredMap):
     disorder: Tensor
     edge: Tensor
     pairing: Tensor
+    unpairing: Tensor
+    transform: Tensor
 
     def __init__(self, in_channels: int, out_channels: int, layers: int, **options: Any):
         super().__init__(in_channels, out_channels, **options)
@@ -172,9 +174,11 @@ class ACDCMap(FactoredMap):
         self.second = nn.Parameter(torch.empty(layers, self.width))
         channels, order = torch.arange(self.width, device="cpu"), makhoul(self.width)
         riffle = torch.cat([channels[::2], channels[1::2]])
+        pairing = torch.tensor(pairing_order(layers), device="cpu")
         for name, fixed in {
             "riffle": riffle, "unriffle": torch.argsort(riffle), "order": order, "disorder": torch.argsort(order),
-            "edge": self._edge().to(self.first.dtype), "pairing": torch.tensor(pairing_order(layers), device="cpu"),
+            "edge": self._edge().to(self.first.dtype), "pairing": pairing,
+            "unpairing": torch.argsort(pairing), "transform": cosines(self.width).to(self.first.dtype),
         }.items():  # fmt: skip
             self.register_buffer(name, fixed, persistent=False)
         self.output_scale = self.target_std() * sqrt(min(in_channels, out_channels)) / (1 + START_STD**2) ** layers
@@ -206,14 +210,16 @@ class ACDCMap(FactoredMap):
         """As `_multiplied`, for diagonals (G, L, N) or (L, N), in few calls; each layer's rows are riffled."""
         one = first.dim() == 2
         first, second = (
-            (factor[None] if one else factor).movedim(1, 0).index_select(0, self.pairing) for factor in (first, second)
+            Arranged.apply((factor.unsqueeze(0) if one else factor).movedim(1, 0), self.pairing, self.unpairing)
+            for factor in (first, second)
         )
-        product = Product.apply(Layers.apply(first, second, self.unriffle, dtype)).mT
+        transform = cosines(self.width).to(first) if first.dtype == torch.float64 else self.transform
+        product = Product.apply(Layers.apply(first, second, transform, self.riffle, self.unriffle, dtype)).mT
         if self.in_channels <= self.out_channels:
             found = product @ edge[self.unriffle].to(dtype)
         else:
             found = Permuted.apply(edge.T.to(dtype) @ product, self.riffle, self.unriffle)
-        return found[0] if one else found
+        return found.squeeze(0) if one else found
 
     def _multiplied(self, first: Tensor, second: Tensor, edge: Tensor) -> Tensor:
         """All layers at once, transposed: B_l = diag(first) C^T diag(second) C P^T, and their product in pairs."""
@@ -258,9 +264,7 @@ class ACDCMap(FactoredMap):
 
     def _fixed(self) -> list[Tensor]:
         """The 2L + 1 matrices around the diagonals, from the input on: T, C, P C^T, C, .., C, S C^T with the scale."""
-        index = torch.arange(self.width, dtype=torch.float64)
-        transform = torch.cos(pi / self.width * index[:, None] * (index + 0.5)) * sqrt(2 / self.width)
-        transform[0] /= sqrt(2)
+        transform = cosines(self.width)
         edge = self._edge().double()
         inside = [transform, transform.T[self.riffle.cpu()]] * self.layers
         if self.in_channels <= self.out_channels:

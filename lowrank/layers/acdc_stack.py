@@ -5,7 +5,7 @@ Letters: L layers, G maps of one shape, N width, C the orthonormal DCT-II.
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, lru_cache
 from math import pi, sqrt
 from typing import Any
 
@@ -28,6 +28,21 @@ def pairing_order(layers: int) -> tuple[int, ...]:
     pairs = [pair for pair in pairing_order(half + layers % 2) if pair < half]
     rest = (layers - 1,) if layers % 2 else ()
     return (*(2 * pair for pair in pairs), *(2 * pair + 1 for pair in pairs), *rest)
+
+
+class Arranged(torch.autograd.Function):
+    """x[order] for a permutation and its inverse, whose gradient is a gather too rather than a scatter."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
+        ctx.save_for_backward(inverse)
+        return x[order]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        (inverse,) = ctx.saved_tensors
+        return gradient[inverse], None, None
 
 
 class Product(torch.autograd.Function):
@@ -78,33 +93,34 @@ def _halved_back(level: Tensor, gradient: Tensor) -> Tensor:
 class Layers(torch.autograd.Function):
     """R diag(first) C^T diag(second) C as `dtype`, for diagonals (.., N): (.., N, N); R moves row n to riffle's n.
 
-    The sandwich between C^T and C is a Toeplitz and a Hankel matrix (see `half_cosines`): gathered, not multiplied.
+    Formed as diag(R first) (R + R C^T diag(second - 1) C): in half precision the identity, of which diagonals start
+    near, stays exact.
     """
 
     @staticmethod
-    def forward(ctx: Any, first: Tensor, second: Tensor, unriffle: Tensor, dtype: torch.dtype) -> Tensor:
-        width = first.shape[-1]
-        halves = half_cosines(second.flatten(0, -2)).to(dtype)
-        around = torch.cat([halves[:, 1:width].flip(1), halves[:, :width]], 1)  # m = N - 1 .. 0 .. N - 1
-        found = around.unfold(1, width, 1).index_select(1, width - 1 - unriffle)
-        found += halves[:, 1:].unfold(1, width, 1).index_select(1, unriffle)
-        found *= first.flatten(0, -2).index_select(1, unriffle)[:, :, None]
-        ctx.save_for_backward(first, second, unriffle)
-        return found.unflatten(0, first.shape[:-1])
+    def forward(
+        ctx: Any, first: Tensor, second: Tensor, transform: Tensor, riffle: Tensor, unriffle: Tensor, dtype: torch.dtype
+    ) -> Tensor:
+        width, transform = first.shape[-1], transform.to(dtype)
+        inverse = transform.T[unriffle]  # R C^T
+        scaled = inverse * (second - 1).to(dtype).view(-1, 1, width)
+        moves = torch.eye(width, dtype=dtype, device=first.device)[unriffle]  # R
+        found = torch.baddbmm(moves.expand_as(scaled), scaled, transform.expand_as(scaled))
+        rows = first.to(dtype).view(-1, width)[:, unriffle]  # R first
+        ctx.save_for_backward(rows, second.to(dtype), transform, inverse, riffle)
+        ctx.dtype = first.dtype
+        return found.mul_(rows[:, :, None]).view(*first.shape, width)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         """With Y = (gradient C^T) * (R C^T): Y second is the gradient by R first, Y^T (R first) that by second."""
-        first, second, unriffle = ctx.saved_tensors
-        width, dtype = first.shape[-1], gradient.dtype
-        inverse = cosines(width, first).T.to(dtype)
-        through = (gradient.flatten(0, -2) @ inverse).view(-1, width, width).mul_(inverse.index_select(0, unriffle))
-        by_first = through @ second.to(dtype).view(-1, width, 1)
-        by_second = first.flatten(0, -2).index_select(1, unriffle).to(dtype)[:, None] @ through
-        moved = torch.empty_like(first).view(-1, width)
-        moved.index_copy_(1, unriffle, by_first[:, :, 0].to(first.dtype))
-        return moved.view_as(first), by_second.view_as(second).to(second.dtype), None, None
+        rows, second, transform, inverse, riffle = ctx.saved_tensors
+        width = second.shape[-1]
+        through = (gradient.reshape(-1, width) @ transform.T).view(-1, width, width).mul_(inverse)
+        by_first = (through @ second.view(-1, width, 1))[:, riffle, 0].view_as(second)
+        by_second = (rows[:, None] @ through).view_as(second)
+        return by_first.to(ctx.dtype), by_second.to(ctx.dtype), None, None, None, None
 
 
 def half_cosines(diagonals: Tensor) -> Tensor:
@@ -116,10 +132,10 @@ def half_cosines(diagonals: Tensor) -> Tensor:
     return torch.fft.irfft(torch.complex(padded, torch.zeros_like(padded)), n=2 * diagonals.shape[1])
 
 
-def cosines(width: int, like: Tensor) -> Tensor:
-    """C (N, N), on the device and with the dtype of `like`; angles are reduced as integers, exactly."""
-    index = torch.arange(width, device=like.device)
-    turns = index[:, None] * (2 * index + 1) % (4 * width)
-    matrix = torch.cos(turns.to(like.dtype) * (pi / (2 * width))) * sqrt(2 / width)
+@lru_cache(maxsize=32)
+def cosines(width: int) -> Tensor:
+    """C (N, N) in float64, on the CPU."""
+    index = torch.arange(width, dtype=torch.float64, device="cpu")
+    matrix = torch.cos(pi / width * index[:, None] * (index + 0.5)) * sqrt(2 / width)
     matrix[0] *= sqrt(0.5)
     return matrix

@@ -154,7 +154,7 @@ class SeparableConv2d(nn.Module):
     def _scaled(self, depthwise: StructuredMap, x: Tensor) -> Tensor:
         """One convolution for both parts: a depthwise 1 x 1 is slow by itself and only scales columns of the weight."""
         weight = self.pointwise.ready_weight()
-        bias = self.pointwise.bias
+        bias: Tensor | None = self.pointwise.bias
         if depthwise.bias is not None:
             carried = weight.flatten(1) @ depthwise.bias.to(weight.dtype)
             bias = carried if bias is None else carried + bias
@@ -226,6 +226,7 @@ class StructuredMap(nn.Module, ABC):
 
     rebuild_checkpoint = False  # keep nothing of a rebuild for the backward pass: rebuild once more there
     given: Tensor | None = None  # the weight to use, of `weight_shape`, rebuilt with others (see `lowrank.rebuild`)
+    given_after: torch.cuda.Event | None = None  # what the current stream must wait for before using it
 
     def __init__(
         self,
@@ -255,7 +256,13 @@ class StructuredMap(nn.Module, ABC):
 
     def ready_weight(self) -> Tensor:
         """What a forward pass uses: the weight that was given, else `dense_weight` as it is now."""
-        return self.dense_weight() if self.given is None else self.given
+        return self.dense_weight() if self.given is None else self._taken()
+
+    def _taken(self) -> Tensor:
+        if self.given_after is not None:
+            torch.cuda.current_stream().wait_event(self.given_after)
+        assert self.given is not None
+        return self.given
 
     def only_scales(self) -> bool:
         """Whether this is a depthwise 1 x 1 convolution whose bias meets no padding."""
@@ -346,7 +353,7 @@ class StructuredMap(nn.Module, ABC):
         return self._checkpointed(self._convolved, x) if again else self._convolved(x)
 
     def _convolved(self, x: Tensor) -> Tensor:
-        weight = self.weight().reshape(self.weight_shape) if self.given is None else self.given
+        weight = self.weight().reshape(self.weight_shape) if self.given is None else self._taken()
         return functional.conv2d(x, weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
 
     def extra_repr(self) -> str:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lowrank.layers.base import ConvShape, SeparableMethod, StructuredMap
-from lowrank.layers.factored import FactoredMap
+from lowrank.layers.factored import FactoredMap, aligned
 
 
 class Bottleneck(SeparableMethod):
@@ -69,6 +69,10 @@ class BottleneckMap(FactoredMap):
     def assembled(self, factors: Sequence[Tensor]) -> Tensor:
         down, up = factors
         return up @ down
+
+    def aligned_shapes(self) -> list[tuple[int, ...]]:
+        rank = aligned(self.up.shape[1])
+        return [(rank, self.in_channels), (self.out_channels, rank)]
 
     def forms_weight(self, on_gpu: bool) -> bool:
         return not thin_pays(on_gpu, self.in_channels, self.up.shape[1], self.out_channels)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from lowrank.layers.base import ConvShape, SeparableMethod, StructuredMap
 from lowrank.layers.decomposition import MAX_DIMS, MIN_DIMS, best_split, split_sizes
-from lowrank.layers.factored import FactoredMap
+from lowrank.layers.factored import FactoredMap, aligned
 
 SWEEPS = 60  # of alternating least squares: at most
 RIDGE = 1e-10  # relative to the largest normal-equation entry; keeps nearly parallel columns solvable
@@ -103,6 +103,9 @@ class CPMap(FactoredMap):
         """Both halves are multiplied out towards the cut and joined last by one matrix product."""
         left, right = column_products(factors[: self.cut]), column_products(factors[self.cut :])
         return (left @ right.mT).flatten(-2).unflatten(-1, (self.out_channels, self.in_channels))
+
+    def aligned_shapes(self) -> list[tuple[int, ...]]:
+        return [(size, aligned(self.rank)) for size in self.sizes]
 
     def squared_norm(self) -> Tensor:
         """The sum over the Hadamard product of the factors' Gram matrices (Kolda and Bader 2009, section 3.4)."""

@@ -17,7 +17,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from lowrank.layers.base import ConvShape, SeparableMethod, StructuredMap
-from lowrank.layers.factored import FactoredMap
+from lowrank.layers.factored import FactoredMap, aligned
 
 
 @cache
@@ -79,6 +79,10 @@ class MonarchMap(FactoredMap):
         blocks = (second @ first).unflatten(-3, (self.outer, self.inner))  # (.., U, P, S, Q)
         ordered = blocks.movedim(-2, -4)  # (.., S, U, P, Q)
         return ordered.reshape(*ordered.shape[:-4], self.out_channels, self.in_channels)
+
+    def aligned_shapes(self) -> list[tuple[int, ...]]:
+        (blocks, rank, inside), (_, outside, _) = self.first.shape, self.second.shape
+        return [(blocks, aligned(rank), inside), (blocks, outside, aligned(rank))]
 
     def squared_norm(self) -> Tensor:
         """The blocks lie side by side: the sum of their norms, each as for a bottleneck."""

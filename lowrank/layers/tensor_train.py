@@ -26,7 +26,7 @@ from lowrank.layers.decomposition import (
     train_product,
     truncated_train,
 )
-from lowrank.layers.factored import FactoredMap
+from lowrank.layers.factored import FactoredMap, aligned
 
 
 @lru_cache(maxsize=65536)
@@ -76,6 +76,10 @@ class TensorTrainMap(FactoredMap):
 
     def assembled(self, factors: Sequence[Tensor]) -> Tensor:
         return multiply_train(factors, self.cut).unflatten(-1, (self.out_channels, self.in_channels))
+
+    def aligned_shapes(self) -> list[tuple[int, ...]]:
+        edged = (1, *map(aligned, self.ranks), 1)
+        return [(edged[k], size, edged[k + 1]) for k, size in enumerate(self.sizes)]
 
     def squared_norm(self) -> Tensor:
         """The train's product with itself, core by core (Oseledets 2011, section 4.2)."""

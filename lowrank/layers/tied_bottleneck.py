@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from lowrank.layers.base import ConvShape, SeparableMethod, StructuredMap
 from lowrank.layers.bottleneck import thin_pays
-from lowrank.layers.factored import FactoredMap
+from lowrank.layers.factored import FactoredMap, aligned
 
 STEPS = 100  # of L-BFGS when starting from a trained weight: at most
 
@@ -67,12 +67,13 @@ class TiedBottleneckMap(FactoredMap):
 
     def _tiled(self, factor: Tensor) -> Tensor:
         """A^T T (.., r, I): tiling the input to O channels is the same as adding up the O / I blocks of A^T."""
-        if self.in_channels == self.out_channels:
-            return factor.mT
         return factor.mT.unflatten(-1, (-1, self.in_channels)).sum(-2)
 
     def assembled(self, factors: Sequence[Tensor]) -> Tensor:
         return factors[0] @ self._tiled(factors[0])
+
+    def aligned_shapes(self) -> list[tuple[int, ...]]:
+        return [(self.out_channels, aligned(self.factor.shape[1]))]
 
     def forms_weight(self, on_gpu: bool) -> bool:
         return not thin_pays(on_gpu, self.in_channels, self.factor.shape[1], self.out_channels)

@@ -27,7 +27,7 @@ from lowrank.layers.decomposition import (
     train_product,
     truncated_train,
 )
-from lowrank.layers.factored import FactoredMap
+from lowrank.layers.factored import FactoredMap, aligned
 
 
 @lru_cache(maxsize=65536)
@@ -103,6 +103,11 @@ class TuckerMap(FactoredMap):
         dims = len(self.sizes)
         cores = [applied(basis, piece) for basis, piece in zip(factors[:dims], factors[dims:], strict=True)]
         return multiply_train(cores, self.cut).unflatten(-1, (self.out_channels, self.in_channels))
+
+    def aligned_shapes(self) -> list[tuple[int, ...]]:
+        ranks, edged = [aligned(rank) for rank in self.ranks], (1, *map(aligned, self.train_ranks), 1)
+        pieces = [(edged[k], rank, edged[k + 1]) for k, rank in enumerate(ranks)]
+        return [*zip(self.sizes, ranks, strict=True), *pieces]
 
     def squared_norm(self) -> Tensor:
         """The core's product with itself, each of its sides weighed by the Gram matrix of its factor."""

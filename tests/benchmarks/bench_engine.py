@@ -1,15 +1,13 @@
 """Training of several trials that share a device: images a second in all, and how soon a new setting trains.
 
 Every trial is a process with a trainer of its own, as in a sweep, on random images of CIFAR's shape that lie on the
-device; epochs without evaluation. Steps: eager (the plain loop), captured (one recorded graph), compiled (captured,
-and the trunk compiled). A new setting is a second network of another rank in the same process: what it costs to build
-it, to record its step and to train its first step.
+device; epochs without evaluation. Steps: eager (the plain loop), captured (one recorded graph). A new setting is a
+second network of another rank in the same process: what it costs to build it, to record its step and to train two.
 """
 
 from __future__ import annotations
 
 import math
-import os
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +18,6 @@ import torch.multiprocessing as mp
 from torch import Tensor
 
 from lowrank.budget import Budget, solve
-from lowrank.captured import compiled
 from lowrank.data import DataSettings, ImageData, ViewSettings
 from lowrank.data.load import Split
 from lowrank.data.stores import ArrayStore
@@ -33,11 +30,15 @@ from lowrank.substitute import build_student
 from lowrank.training import Trainer
 from tests.benchmarks.bench_record import Measurement, Options, Table
 
-WAYS = ("eager", "captured", "compiled")
-CASES = (("resnet9", "tensor_train", 512), ("wrn_28_10", "tensor_train", 512))
-WARM_UP_EPOCHS = 2
+WAYS = ("eager", "captured")
+BATCH = 512
+TRIALS = {  # network -> way -> how many at once
+    "resnet9": {"captured": (1, 2, 4, 8), "eager": (1, 4)},
+    "wrn_28_10": {"captured": (1, 2), "eager": (1,)},
+}
+WARM_UP_EPOCHS = 1
 EQUAL_STEPS = 50
-LONGEST = 150.0  # seconds that one row may take
+LONGEST = 90.0  # seconds that one row may take
 IMAGE = (3, 32, 32)
 
 
@@ -77,12 +78,9 @@ def make_trainer(row: Row, data: ImageData, share: float = 0.1) -> Trainer:
     network = build_student(settings, plan, method, IMAGE, 10, seed=0)
     recipe = Recipe(epochs=1000, batch_size=row.batch, lr=0.02, warmup=0.1)
     views = ViewSettings(shift=4, flip=True, cutout=8)
-    trainer = Trainer(
+    return Trainer(
         network, data, recipe, views=views, order_seed=0, device=row.device, capture=row.way != "eager"
     )  # fmt: skip
-    if row.way == "compiled":
-        compiled(trainer.network)
-    return trainer
 
 
 def _synchronise(device: str) -> None:
@@ -152,11 +150,11 @@ def losses(row: Row, data: ImageData) -> Tensor:
 
 
 def equality(device: str, quick: bool) -> list[str]:
-    """How far the losses of the three ways are apart over the first steps of a seeded run."""
+    """How far the losses of the ways are apart over the first steps of a seeded run."""
     batch, width = (8, 0.5) if quick else (512, 1.0)
     rows = {way: Row(network="resnet9", method="tensor_train", batch=batch, way=way, processes=1, images=batch * 60,
                      seconds=0, device=device, width=width) for way in WAYS}  # fmt: skip
-    found = {way: losses(row, random_images(row.images)) for way, row in rows.items() if _runs(way, device)}
+    found = {way: losses(row, random_images(row.images)) for way, row in rows.items()}
     plain = found.pop("eager")
     return [
         f"{way} against eager, {EQUAL_STEPS} steps: largest difference of a loss {(each - plain).abs().max():.2g}, "
@@ -165,31 +163,28 @@ def equality(device: str, quick: bool) -> list[str]:
     ]
 
 
-def _runs(way: str, device: str) -> bool:
-    return device == "cuda" or way != "compiled"
+def _row(options: Options, network: str, way: str, processes: int) -> Row:
+    if options.quick:
+        return Row(network=network, method="tensor_train", batch=8, way=way, processes=processes, images=160,
+                   seconds=1, device=options.device, width=0.5)  # fmt: skip
+    return Row(network=network, method="tensor_train", batch=BATCH, way=way, processes=processes, images=40_960,
+               seconds=5, device=options.device)  # fmt: skip
 
 
 def run(options: Options) -> Measurement:
     """Every case, way and number of processes."""
-    os.environ.setdefault("TORCHINDUCTOR_FX_GRAPH_CACHE", "1")
     rows, notes = [], equality(options.device, options.quick)
     for line in notes:
         print(line, flush=True)
-    for network, method, batch in CASES[:1] if options.quick else CASES:
-        for way in WAYS:
-            for processes in (1, 2) if options.quick else (1, 2, 4, 8):
-                if not _runs(way, options.device) or (network != "resnet9" and (processes > 2 or way == "captured")):
-                    continue
-                row = Row(
-                    network=network, method=method, batch=8 if options.quick else batch, way=way, processes=processes,
-                    images=160 if options.quick else 40_960, seconds=1 if options.quick else 6, device=options.device,
-                    width=0.5 if options.quick else 1.0,
-                )  # fmt: skip
+    for network, ways in list(TRIALS.items())[: 1 if options.quick else None]:
+        for way, counts in ways.items():
+            for processes in counts[: 2 if options.quick else None]:
+                row = _row(options, network, way, processes)
                 try:
                     rows.append(measure(row))
                     print(rows[-1], flush=True)
                 except RuntimeError as error:
-                    notes.append(f"{network} {way} {processes}: {error}")
+                    notes.append(f"{network}, {way}, {processes}: {error}")
                     print(notes[-1], flush=True)
     columns = ("network", "method", "steps", "trials", "images/s", "first epoch s", "next setting s", "MB each")
     return Measurement(

@@ -164,8 +164,8 @@ def precision(device: str) -> AbstractContextManager[Any]:
     return torch.autocast("cuda", torch.bfloat16, cache_enabled=False) if device == "cuda" else nullcontext()
 
 
-def captured(step: Callable[[], object], warm_ups: int = 3) -> Callable[[], object]:
-    """The step as a CUDA graph, recorded after some runs on a side stream."""
+def captured(step: Callable[[], object], warm_ups: int = 3, pool: Any = None) -> Callable[[], object]:
+    """The step as a CUDA graph, recorded after some runs on a side stream; graphs of one `pool` share their memory."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
@@ -173,7 +173,7 @@ def captured(step: Callable[[], object], warm_ups: int = 3) -> Callable[[], obje
             step()
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph, pool=pool):
         step()
     return functools.partial(_replay, graph, step)
 

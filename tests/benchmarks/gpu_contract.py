@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import copy
+from contextlib import nullcontext
 
 import pytest
 import torch
+from torch import nn
 
+from lowrank.layers import ConvShape
+from lowrank.methods import METHODS, make_method
+from lowrank.rebuild import Rebuild
 from tests.contracts.method_table import SHAPES, Case, one_case_each
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -36,3 +41,33 @@ def test_bfloat16_channels_last_on_a_gpu_is_near_float64_on_the_cpu(case: Case) 
     expected = module(x)
     error = (found.double().cpu() - expected).norm() / expected.norm()
     assert error < 0.05, f"relative error {error:.3f}"
+
+
+@pytest.mark.parametrize("name", sorted(set(METHODS) - {"dense", "separable"}))
+def test_rebuilt_together_in_a_graph_is_rebuilt_alone(name: str) -> None:
+    """Three layers of one shape and one of another; stacks, branches and all, in bfloat16."""
+    torch.manual_seed(0)
+    shapes = [ConvShape(24, 24)] * 3 + [ConvShape(16, 48)]
+    network = nn.ModuleList(make_method({"name": name}).build(shape) for shape in shapes).cuda()
+    images = [torch.randn(2, shape.in_channels, 4, 4, device="cuda") for shape in shapes]
+    rebuild, parameters = Rebuild(network), list(network.parameters())
+
+    def step(together: bool) -> list[torch.Tensor]:
+        with torch.autocast("cuda", torch.bfloat16), rebuild.given() if together else nullcontext():
+            found = [layer(x) for layer, x in zip(network, images, strict=True)]
+        directions = [each.detach().float().cos().to(each.dtype) for each in found]
+        return [each.detach() for each in (*found, *torch.autograd.grad(found, parameters, directions))]
+
+    side = torch.cuda.Stream()
+    with torch.cuda.stream(side):
+        expected = [each.clone() for each in step(False)]
+        step(True)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        found = step(True)
+    for _ in range(3):
+        graph.replay()
+    torch.cuda.synchronize()
+    for ours, wanted in zip(found, expected, strict=True):
+        assert (ours.double() - wanted.double()).norm() <= 0.02 * wanted.double().norm()

@@ -1,14 +1,15 @@
 """All pointwise layers of a network in one step, as training has them: forward through each, then backward.
 
-Ours are rebuilt together (`lowrank.rebuild`). A peer's weights are all rebuilt before the first layer too, each on one
-of several streams while a graph is recorded, so that its rebuilds may run beside one another as ours do. Layers that
-rebuild nothing, or within their own code, run as they are.
+Ours are rebuilt together (`lowrank.rebuild`). A peer's weights are all asked for before the first layer too, each on
+one of several streams while a graph is recorded, so that its rebuilds may run beside one another and beside the
+layers before it, as ours do. Layers that rebuild nothing, or within their own code, run as they are.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -34,14 +35,16 @@ def measure_together(
             builders.setdefault(name, []).append(build)
     steps: dict[str, Callable[[], object]] = {}
     failed: dict[str, str] = {}
+    pool = new_pool(options.device)
     for name, builds in builders.items():
         torch.manual_seed(options.seed)
         try:
-            step = make_step([build() for build in builds], [given[layer] for layer in order])
+            step = make_step([build() for build in builds], [given[layer] for layer in order], pool)
             step()
             synchronise(options.device)
             steps[name] = step
         except Exception as error:  # as for single layers: the reason is printed
+            pool = new_pool(options.device)  # a failed capture leaves its own in disorder
             failed[name] = f"{name}, all layers: {type(error).__name__}: {error}".splitlines()[0]
     times = bench_layers.in_turn(steps, options.device, options.repeated(bench_layers.REPEATS))
     return bench_layers.Timed(
@@ -50,7 +53,14 @@ def measure_together(
     )  # fmt: skip
 
 
-def make_step(modules: Sequence[nn.Module], given: Sequence[tuple[Tensor, Tensor]]) -> Callable[[], object]:
+def new_pool(device: str) -> Any:
+    """Memory that graphs share, since they run one after the other; None on a CPU."""
+    return torch.cuda.graph_pool_handle() if device == "cuda" else None
+
+
+def make_step(
+    modules: Sequence[nn.Module], given: Sequence[tuple[Tensor, Tensor]], pool: Any = None
+) -> Callable[[], object]:
     """Forward and backward through all layers, gradients of their inputs and parameters; captured on a GPU."""
     network = nn.ModuleList(modules).to(given[0][0].device)
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -65,7 +75,7 @@ def make_step(modules: Sequence[nn.Module], given: Sequence[tuple[Tensor, Tensor
         directions = [direction.to(each.dtype) for each, (_, direction) in zip(found, given, strict=True)]
         torch.autograd.grad(found, inputs, directions, allow_unused=True)
 
-    return bench_layers.captured(step) if device == "cuda" else step
+    return bench_layers.captured(step, pool=pool) if device == "cuda" else step
 
 
 @contextmanager
@@ -74,15 +84,14 @@ def rebuilt_before(network: nn.ModuleList, sides: list[torch.cuda.Stream]) -> It
     peers = [module for module in network if isinstance(module, Rebuilt)]
     if peers and torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
         here = torch.cuda.current_stream()
-        sides.extend(torch.cuda.Stream() for _ in range(BRANCHES - len(sides)))
+        sides.extend(torch.cuda.Stream(priority=-1) for _ in range(BRANCHES - len(sides)))
         for side in sides:
             side.wait_stream(here)
         for number, peer in enumerate(peers):
             with torch.cuda.stream(sides[number % BRANCHES]):
                 peer.given = peer.rebuild()
+                peer.given_after = sides[number % BRANCHES].record_event()
             peer.given.record_stream(here)
-        for side in sides:
-            here.wait_stream(side)
     else:
         for peer in peers:
             peer.given = peer.rebuild()
@@ -90,4 +99,4 @@ def rebuilt_before(network: nn.ModuleList, sides: list[torch.cuda.Stream]) -> It
         yield
     finally:
         for peer in peers:
-            peer.given = None
+            peer.given = peer.given_after = None

@@ -17,7 +17,7 @@ from lowrank.layers import ConvShape
 from lowrank.methods import METHODS, make_method
 from lowrank.networks import NetworkSettings
 from lowrank.plan import network_plan
-from tests.benchmarks import bench_layers, layer_peers, methods_table
+from tests.benchmarks import bench_layers, layer_peers, layers_together, methods_table
 from tests.benchmarks.bench_layers import Layer
 from tests.benchmarks.bench_record import Options, header, show
 
@@ -26,12 +26,15 @@ QUICK = Options(quick=True)
 
 def test_every_method_has_a_row_or_a_reason() -> None:
     found = bench_layers.run(QUICK)
-    (table,) = found.tables
-    rows = {row["method"]: row for row in table.rows}
+    assert [table.rows[0]["how"] for table in found.tables] == [
+        "one by one, summed", "all in one step, rebuilt together"
+    ]  # fmt: skip
     said = " ".join(found.notes)
-    assert all(name in rows or name in said for name in METHODS if name != "separable")
-    assert rows["dense"]["x dense"] == 1
-    assert all(math.isfinite(row["x dense"]) and row["x dense"] > 0 for row in table.rows)
+    for table in found.tables:
+        rows = {row["method"]: row for row in table.rows}
+        assert all(name in rows or name in said for name in METHODS if name != "separable")
+        assert rows["dense"]["x dense"] == 1
+        assert all(math.isfinite(row["x dense"]) and row["x dense"] > 0 for row in table.rows)
     assert {goal.limit for goal in found.goals} <= {1.0, 1.15, 1.5}
     around = {"date": "", "cpu": "", "cores": 1, "gpus": [], "versions": {}, "load": [0.0], "command": "c"}
     show(found, header(around, found.settings, [0.0]), bench_layers_console())
@@ -63,6 +66,39 @@ def test_a_layer_that_fails_costs_its_row_alone(monkeypatch: pytest.MonkeyPatch)
     timed = bench_layers.measure(case, methods, QUICK, peers=False)
     assert set(timed.middle) == set(timed.fastest) == {"dense"}
     assert "no kernel" in timed.failed["tucker"]
+
+
+def test_a_method_that_fails_among_all_layers_costs_its_row_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = layers_together.make_step
+
+    def breaks(modules: list[nn.Module], *rest: object) -> Callable[[], object]:
+        if any("Tucker" in type(module).__name__ for module in modules):
+            raise RuntimeError("no kernel")
+        return real(modules, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(layers_together, "make_step", breaks)
+    (case,) = bench_layers.cases(QUICK)
+    methods = {name: make_method({"name": name}) for name in ("dense", "tucker")}
+    timed = layers_together.measure_together(case, methods, QUICK, peers=False)
+    assert set(timed.middle) == {"dense"}
+    assert "no kernel" in timed.failed["tucker"]
+
+
+def test_a_peers_weight_is_rebuilt_before_the_first_layer_and_once() -> None:
+    weights: list[torch.Tensor] = []
+
+    def rebuild() -> torch.Tensor:
+        weights.append(torch.ones(2, 2))
+        return weights[-1]
+
+    network = nn.ModuleList([layer_peers.Rebuilt(nn.ParameterList(), rebuild, (2, 2)) for _ in range(3)])
+    with layers_together.rebuilt_before(network, []):
+        assert len(weights) == 3
+        for layer in network:
+            assert layer(torch.ones(1, 2, 1, 1)).flatten().tolist() == [2, 2]
+        assert len(weights) == 3
+    network[0](torch.ones(1, 2, 1, 1))
+    assert len(weights) == 4
 
 
 def test_what_is_very_slow_runs_only_once() -> None:
@@ -97,7 +133,7 @@ class FakeCuda:
         self.log.append("replay")
 
     @contextmanager
-    def graph(self, graph: FakeCuda):  # type: ignore[no-untyped-def]
+    def graph(self, graph: FakeCuda, pool: object):  # type: ignore[no-untyped-def]
         self.log.append("begin")
         yield
         self.log.append("end")

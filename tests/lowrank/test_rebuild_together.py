@@ -1,0 +1,220 @@
+"""All weights of a network rebuilt together: the same as one by one, in value and gradient, whatever the way there."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lowrank.layers import ConvShape, FactoredMap
+from lowrank.layers.acdc_stack import Product, pairing_order
+from lowrank.layers.hashed import Dealt, dealt_table, hash_table, signed
+from lowrank.layers.linear import build_linear
+from lowrank.methods import METHODS, make_method
+from lowrank.rebuild import Filled, Rebuild, checkpoint_rebuild
+
+torch.set_num_threads(1)
+SHAPES = [ConvShape(16, 16)] * 3 + [ConvShape(8, 16), ConvShape(16, 16, (3, 3), padding=(1, 1), bias=True)]
+FACTORED = ("tensor_train", "tucker", "cp", "hashed_full", "hashed", "hashed_both", "acdc", "monarch")
+
+
+def network_of(name: str, **settings: object) -> nn.ModuleList:
+    torch.manual_seed(0)
+    if name == "hashed_both":
+        settings["scale"] = 0.5  # at less a bank of the smallest shape has no entry
+    method = make_method({"name": name, **settings})
+    return nn.ModuleList(method.build(shape) for shape in SHAPES).double()
+
+
+def values_and_gradients(network: nn.ModuleList) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    images = [torch.randn(2, shape.in_channels, 4, 4, dtype=torch.float64, generator=generator) for shape in SHAPES]
+    found = [layer(x) for layer, x in zip(network, images, strict=True)]
+    return [*found, *torch.autograd.grad(sum(each.square().sum() for each in found), list(network.parameters()))]
+
+
+@pytest.mark.parametrize("name", sorted(METHODS))
+def test_values_and_gradients_are_those_of_each_layer_alone(name):
+    network = network_of(name)
+    rebuild = Rebuild(network)
+    assert (len(rebuild.maps) > 0) == (name not in ("dense", "separable", "shuffle"))
+    alone = values_and_gradients(network)
+    with rebuild.given():
+        together = values_and_gradients(network)
+    for one, other in zip(together, alone, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-11)
+
+
+def test_layers_of_one_structure_are_one_stack():
+    rebuild = Rebuild(network_of("tensor_train"))
+    assert sorted(len(places) for places in rebuild.stacks) == [1, 4]  # a depthwise part is no matter
+    assert Rebuild(network_of("tensor_train", dims=2)).stacks == rebuild.stacks
+
+
+def test_a_bottleneck_that_forms_its_weight_is_rebuilt_and_a_thin_one_is_not():
+    thin, wide = network_of("bottleneck", rank_scale=0.1), network_of("bottleneck", rank_scale=0.9)
+    assert (len(Rebuild(thin).maps), len(Rebuild(wide).maps)) == (0, len(SHAPES))
+    alone = values_and_gradients(wide)
+    with Rebuild(wide).given():
+        for one, other in zip(values_and_gradients(wide), alone, strict=True):
+            torch.testing.assert_close(one, other)
+
+
+def test_a_linear_map_takes_the_weight_it_is_given():
+    layer = build_linear(make_method({"name": "tucker"}), ConvShape(16, 32, bias=True))
+    rebuild, x = Rebuild(layer), torch.randn(3, 16)
+    with rebuild.handing([torch.zeros(32, 16, 1, 1)]):
+        assert torch.equal(layer(x), layer.pointwise.bias.expand(3, 32))
+    with rebuild.given():
+        torch.testing.assert_close(layer(x), x @ layer.dense_weight().T + layer.pointwise.bias)
+
+
+def test_no_layer_keeps_what_it_was_given_even_after_an_error():
+    network = network_of("cp")
+
+    def unlucky() -> None:
+        with Rebuild(network).given():
+            assert all(each.given is not None for each in network.modules() if isinstance(each, FactoredMap))
+            raise RuntimeError("out of luck")
+
+    with pytest.raises(RuntimeError, match="out of luck"):
+        unlucky()
+    assert all(each.given is None for each in network.modules() if isinstance(each, FactoredMap))
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # of torch, while tracing
+def test_a_trunk_is_compiled_once_for_all_settings():
+    """Rebuilt weights have one shape whatever the method, so a compiled trunk that takes them serves them all."""
+    networks = [network_of("tensor_train", rank_scale=0.3), network_of("tucker", dims=4), network_of("cp")]
+    compiled_for, images = Rebuild(networks[0]), torch.randn(2, 16, 4, 4, dtype=torch.float64)
+    graphs: list[object] = []
+
+    def trunk(x: Tensor, weights: list[Tensor]) -> Tensor:
+        with compiled_for.handing(weights):
+            return networks[0][2](networks[0][1](networks[0][0](x)))
+
+    torch._dynamo.reset()
+    compiled = torch.compile(trunk, fullgraph=True, backend=lambda graph, _: graphs.append(graph) or graph.forward)
+    for network in networks:
+        found = compiled(images, Rebuild(network).weights())
+        torch.testing.assert_close(found, network[2](network[1](network[0](images))))
+        gradients = torch.autograd.grad(found.sum(), list(network[0].parameters()))
+        assert all(gradient.abs().sum() > 0 for gradient in gradients)
+    assert len(graphs) == 1
+
+
+def test_checkpointed_maps_rebuild_themselves():
+    assert Rebuild(checkpoint_rebuild(network_of("cp"))).maps == ()
+
+
+@pytest.mark.parametrize("name", FACTORED)
+def test_under_autocast_weights_come_in_half_precision_near_the_exact_ones(name):
+    network = network_of(name)
+    exact = Rebuild(network).weights()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = Rebuild(network.float()).weights()
+    for weight, wanted in zip(found, exact, strict=True):
+        assert ((weight.double() - wanted).norm() / wanted.norm()).item() < 0.02
+        if name in ("tensor_train", "tucker", "cp", "monarch"):
+            assert weight.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("name", [*FACTORED, "bottleneck", "tied_bottleneck"])
+def test_factors_filled_up_with_zeros_give_the_same_weight(name):
+    for each in network_of(name).modules():
+        if isinstance(each, FactoredMap):
+            shapes = each.aligned_shapes()
+            filled = [filled_up(factor, shape) for factor, shape in zip(each.factors(), shapes, strict=True)]
+            torch.testing.assert_close(each.assembled(filled), each.weight())
+
+
+def filled_up(factor: Tensor, shape: Sequence[int]) -> Tensor:
+    found = torch.zeros(*shape, dtype=factor.dtype)
+    found[tuple(slice(size) for size in factor.shape)] = factor.detach()
+    return found
+
+
+def test_filling_is_a_gather_both_ways():
+    rebuild = Rebuild(network_of("tensor_train", rank_scale=0.3))
+    columns = [list(zip(*(rebuild.maps[at].factors() for at in places), strict=True)) for places in rebuild.stacks]
+    shapes = [
+        [(len(column), *shape) for column, shape in zip(factors, rebuild.maps[places[0]].aligned_shapes(), strict=True)]
+        for places, factors in zip(rebuild.stacks, columns, strict=True)
+    ]
+    flat = torch.cat([factor.reshape(-1) for factors in columns for column in factors for factor in column])
+    flat = torch.cat([flat.detach(), torch.zeros(1, dtype=flat.dtype)]).requires_grad_()
+    index, back = rebuild._filling(columns, shapes, flat.device)
+    filled = Filled.apply(flat, index, back, torch.float64)
+    assert len(filled) == sum(torch.Size(shape).numel() for group in shapes for shape in group) > len(flat)
+    wanted = torch.cat([
+        filled_up(torch.stack(column), shape).flatten()
+        for factors, group in zip(columns, shapes, strict=True)
+        for column, shape in zip(factors, group, strict=True)
+    ])  # fmt: skip
+    assert torch.equal(filled, wanted)
+    direction = torch.randn_like(filled)
+    (gradient,) = torch.autograd.grad(filled, flat, direction)
+    assert torch.equal(gradient[:-1], direction[wanted != 0])
+
+
+@pytest.mark.parametrize("layers", [1, 2, 3, 6, 11, 19])
+def test_a_product_in_pairs_is_the_product_in_turn(layers):
+    order = pairing_order(layers)
+    assert sorted(order) == list(range(layers))
+    generator = torch.Generator().manual_seed(0)
+    matrices = torch.randn(layers, 2, 3, 3, dtype=torch.float64, generator=generator, requires_grad=True)
+    found, wanted = Product.apply(matrices[list(order)]), matrices[0]
+    for matrix in matrices[1:]:
+        wanted = wanted @ matrix
+    torch.testing.assert_close(found, wanted)
+    direction = torch.randn_like(found)
+    gradients = (torch.autograd.grad(each, matrices, direction)[0] for each in (found, wanted))
+    torch.testing.assert_close(*gradients)
+
+
+@pytest.mark.parametrize("channels", [(16, 16), (11, 11), (5, 15), (6, 16), (16, 4), (15, 5), (1, 1)], ids=str)
+def test_acdc_in_stacks_is_acdc_by_products(channels):
+    """The way that a GPU takes, on a CPU: for one map and for a stack, far from the start, in both precisions."""
+    maps = [make_method({"name": "acdc", "layers": 5}).build(ConvShape(*channels)).double() for _ in range(3)]
+    with torch.no_grad():
+        first, second = (
+            torch.stack([each.factors()[k] + 0.3 * torch.randn_like(each.first) for each in maps]).requires_grad_()
+            for k in (0, 1)
+        )
+    edge = maps[0].edge * maps[0].output_scale
+    wanted = torch.stack([maps[0]._multiplied(*pair, edge) for pair in zip(first, second, strict=True)])
+    direction = torch.randn_like(wanted)
+    gradients = torch.autograd.grad(wanted, (first, second), direction)
+    found = maps[0]._stacked(first, second, edge, torch.float64)
+    torch.testing.assert_close(found, wanted)
+    for gradient, other in zip(torch.autograd.grad(found, (first, second), direction), gradients, strict=True):
+        torch.testing.assert_close(gradient, other)
+    torch.testing.assert_close(maps[0]._stacked(first[1], second[1], edge, torch.float64), wanted[1])
+    half = maps[0].float()._stacked(first.float(), second.float(), edge.float(), torch.bfloat16)
+    assert ((half.double() - wanted).norm() / wanted.norm()).item() < 0.03
+
+
+@pytest.mark.parametrize(("weights", "entries"), [(12, 4), (13, 5), (7, 7), (9, 1)])
+def test_a_bank_dealt_out_has_the_gradient_of_a_gather(weights, entries):
+    bank = torch.randn(2, entries, dtype=torch.float64, requires_grad=True)
+    reads, readers = hash_table(weights, entries), dealt_table(weights, entries)
+    found, wanted = Dealt.apply(bank, reads, readers, torch.float64), signed(bank).index_select(-1, reads)
+    assert torch.equal(found, wanted)
+    direction = torch.randn_like(found)
+    for one, other in zip(
+        torch.autograd.grad(found, bank, direction), torch.autograd.grad(wanted, bank, direction), strict=True
+    ):
+        torch.testing.assert_close(one, other)
+    half = Dealt.apply(bank.float(), reads, readers, torch.bfloat16)
+    assert half.dtype == torch.bfloat16
+    assert torch.autograd.grad(half, bank, direction.bfloat16())[0].dtype == torch.float64
+
+
+@pytest.mark.parametrize(("name", "convolutions"), [("hashed_both", 1), ("shuffle", 2)])
+def test_a_depthwise_part_that_only_scales_is_no_convolution(name, convolutions):
+    layer = make_method({"name": name}).build(ConvShape(16, 16))
+    with torch.profiler.profile() as profile:
+        layer(torch.randn(2, 16, 4, 4))
+    assert {event.key: event.count for event in profile.key_averages()}["aten::_convolution"] == convolutions
