@@ -90,6 +90,7 @@ def test_a_password_stays_out_of_everything_that_a_study_leaves(tmp_path, listen
     finally:
         process.kill()
         process.wait()
+        process.stdout.close()
     assert SECRET not in said
     assert any("sweeps.tracking" in line and str(tmp_path) in line for line in seen)
     assert not [line for line in seen if SECRET in line]
