@@ -67,8 +67,9 @@ def compact(count: float) -> str:
 
 
 def run_params(trial: TrialRecord) -> dict[str, str]:
-    """Every field of the specification and of the proposed point under its dotted name; what is unset is left out."""
-    named = {**_flat(trial.parameters), **_flat(trial.specification), "stratum": trial.stratum}
+    """Every field of the specification and of the proposed point under its dotted name, and the exact counts; what is
+    unset is left out."""
+    named = {**_flat(trial.parameters), **_flat(trial.specification), **trial.counts, "stratum": trial.stratum}
     return {name: _spelt(value) for name, value in sorted(named.items()) if value not in (None, "")}
 
 

@@ -32,6 +32,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from sweeps.journal import Journal
 from sweeps.records import JOURNAL_FILE, Event
 from sweeps.tracking import TrackingProcess, check_tracking_uri
+from tests.support.servers import LIGHT
 from tests.support.synthetic import Plan, header, metrics
 
 
@@ -116,7 +117,9 @@ def store(folder: Path, server: bool) -> Iterator[str]:
         port = one.getsockname()[1]
     command = [sys.executable, "-m", "mlflow", "server", "--port", str(port), "--backend-store-uri", database]
     with (folder / "server.log").open("wb") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, cwd=folder, start_new_session=True)
+        process = subprocess.Popen(
+            command, stdout=log, stderr=log, cwd=folder, env={**os.environ, **LIGHT}, start_new_session=True
+        )
     try:
         uri = f"http://127.0.0.1:{port}"
         for _ in range(100):

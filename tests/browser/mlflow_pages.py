@@ -26,6 +26,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from tests.support.servers import LIGHT
+
 SECONDS = 120  # that a page or the server may take on a busy machine
 SIZE = {"width": 1280, "height": 640}
 COLUMNS = ("params", "test_error", "val_error", "method.dims", "method.name", "train.scaled_decay")
@@ -50,9 +52,12 @@ def interface(database: Path) -> Iterator[str]:
         port = one.getsockname()[1]
     command = [sys.executable, "-m", "mlflow", "ui", "--port", str(port), "--workers", "1"]
     command += ["--backend-store-uri", f"sqlite:///{database}"]
-    quiet = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true"}
     process = subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=quiet, start_new_session=True
+        command,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, **LIGHT},
+        start_new_session=True,
     )
     try:
         address = f"http://127.0.0.1:{port}"

@@ -6,11 +6,14 @@ import os
 import shutil
 import signal
 
+import pytest
+
 from sweeps.records import TERMINAL
 from sweeps.storage import stored_studies
 from tests.support import studies
 
 
+@pytest.mark.slow
 def test_a_study_goes_on_from_its_storage_alone(tmp_path):
     """SIGKILL, then nothing is left but the storage; another folder stands for another machine."""
     uri = (tmp_path / "stored").as_uri()

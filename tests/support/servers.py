@@ -19,6 +19,7 @@ from lowrank.errors import InputError
 from sweeps.tracking_process import check_tracking_uri
 
 START_SECONDS = 120
+LIGHT = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}  # what no record needs
 
 
 def wait_for(condition: Callable[[], object], seconds: float = 60.0) -> None:
@@ -50,7 +51,9 @@ def mlflow_server(folder: Path, port: int, store: str | None = None) -> Iterator
     command += ["--backend-store-uri", store or f"sqlite:///{folder}/mlflow.db"]
     command += ["--artifacts-destination", str(folder / "a")]
     with (folder / "log").open("ab") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, cwd=folder, start_new_session=True)
+        process = subprocess.Popen(
+            command, stdout=log, stderr=log, cwd=folder, env={**os.environ, **LIGHT}, start_new_session=True
+        )
     try:
         wait_for(lambda: answers(f"http://127.0.0.1:{port}"), START_SECONDS)
         yield f"http://127.0.0.1:{port}"

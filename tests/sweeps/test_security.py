@@ -49,7 +49,7 @@ def test_code_that_is_allowed_is_used(tmp_path, monkeypatch, capsys):
         "def small(image_shape, classes):\n    return ResNet9(image_shape[0], classes, width=0.125)\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    space = written(tmp_path, network="ours:small", budget={"params": 9_000})
+    space = written(tmp_path, network="ours:small", budget={"params": 0.7, "relative_to": "separable"})
     assert main(["--space", space, "--plan", "--allow-code"]) == 0
     assert "network: ours:small, " in capsys.readouterr().out
 
@@ -76,6 +76,7 @@ def listening():
         yield server.getsockname()[1]
 
 
+@pytest.mark.slow
 def test_a_password_stays_out_of_everything_that_a_study_leaves(tmp_path, listening):
     """Neither its files nor its output nor the process list hold it; the database does not answer, so the tracker's
     complaint is among what is looked at."""
@@ -90,6 +91,7 @@ def test_a_password_stays_out_of_everything_that_a_study_leaves(tmp_path, listen
     finally:
         process.kill()
         process.wait()
+        process.stdout.close()
     assert SECRET not in said
     assert any("sweeps.tracking" in line and str(tmp_path) in line for line in seen)
     assert not [line for line in seen if SECRET in line]

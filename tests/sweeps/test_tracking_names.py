@@ -60,7 +60,8 @@ def test_trials_that_differ_in_the_seed_alone_are_one_point():
 def test_parameters_bear_the_names_and_the_spelling_of_the_space_file():
     assert run_params(trial(stratum="s")) == {
         "budget.params": "0.2", "method.dims": "3", "method.name": "tensor_train", "method.rank_scale": "0.25",
-        "seed": "0", "stratum": "s", "train.lr": "0.333333", "train.milestones": "[0.5]", "train.scaled_decay": "true",
+        "mult_adds": "2770000", "params": "85296", "separable_params": "170592", "seed": "0",
+        "stratum": "s", "train.lr": "0.333333", "train.milestones": "[0.5]", "train.scaled_decay": "true",
     }  # fmt: skip
 
 
