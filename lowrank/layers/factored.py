@@ -35,21 +35,20 @@ class FactoredMap(StructuredMap):
         """
 
     def weight(self) -> Tensor:
-        return self.assembled(self._filled_alone() or self.factors())
-
-    def _filled_alone(self) -> list[Tensor] | None:
-        """The factors cast and laid out in one go, on a GPU under autocast; None where that does not apply.
-
-        Nor does it while a CUDA graph is recorded before the layer's tables are on the device.
-        """
         factors = self.factors()
-        dtype = working_dtype(factors[0])
-        applies = self.cast_first and factors[0].is_cuda and dtype != factors[0].dtype and self.gains_by_filling()
-        if not applies or torch.compiler.is_compiling():
-            return None
-        tables = _TABLES.setdefault(self, {})
-        if not tables and torch.cuda.is_current_stream_capturing():
-            return None
+        if factors[0].is_cuda and self.cast_first and not torch.compiler.is_compiling():
+            return self.assembled(self._filled_alone(factors))
+        return self.assembled(factors)
+
+    def _filled_alone(self, factors: Sequence[Tensor]) -> Sequence[Tensor]:
+        """The factors cast and laid out in one go, where autocast casts them and that gains.
+
+        Not while a CUDA graph is recorded before the layer's tables are on the device.
+        """
+        dtype, tables = working_dtype(factors[0]), _TABLES.setdefault(self, {})
+        ready = bool(tables) or not torch.cuda.is_current_stream_capturing()
+        if dtype == factors[0].dtype or not ready or not self.gains_by_filling():
+            return factors
         (found,) = gathered([self], [[(factor,) for factor in factors]], dtype, tables)
         return [factor.squeeze(0) for factor in found]
 
