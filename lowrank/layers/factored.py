@@ -46,7 +46,7 @@ class FactoredMap(StructuredMap):
         Not while a CUDA graph is recorded before the layer's tables are on the device.
         """
         dtype, tables = working_dtype(factors[0]), _TABLES.setdefault(self, {})
-        ready = bool(tables) or not torch.cuda.is_current_stream_capturing()
+        ready = bool(tables) or not (factors[0].is_cuda and torch.cuda.is_current_stream_capturing())
         if dtype == factors[0].dtype or not ready or not self.gains_by_filling():
             return factors
         (found,) = gathered([self], [[(factor,) for factor in factors]], dtype, tables)

@@ -198,6 +198,27 @@ def test_acdc_in_stacks_is_acdc_by_products(channels):
     assert ((half.double() - wanted).norm() / wanted.norm()).item() < 0.03
 
 
+def test_what_acdc_keeps_for_a_gpu_is_made_once_and_serves_training_after_inference(monkeypatch):
+    layer = make_method({"name": "acdc", "layers": 3}).build(ConvShape(8, 16))
+    made = []
+    make = layer._fixed_on_gpu
+    monkeypatch.setattr(layer, "_fixed_on_gpu", lambda *given: made.append(given) or make(*given))
+    with torch.inference_mode():
+        layer._stacked(*layer.factors(), torch.float32)
+    layer._stacked(*layer.factors(), torch.float32).sum().backward()
+    assert len(made) == 1
+    assert layer.first.grad.abs().sum() > 0
+
+
+def test_a_layer_alone_takes_its_factors_in_one_copy_under_autocast():
+    layer = make_method({"name": "tucker"}).build(ConvShape(16, 32))
+    assert layer._filled_alone(layer.factors())[0] is layer.factors()[0]
+    with torch.autocast("cpu", torch.bfloat16):
+        found = layer._filled_alone(layer.factors())
+    assert {factor.untyped_storage().data_ptr() for factor in found} == {found[0].untyped_storage().data_ptr()}
+    torch.testing.assert_close(layer.assembled(found).float(), layer.weight(), rtol=0.1, atol=0.02)
+
+
 @pytest.mark.parametrize(("weights", "entries"), [(12, 4), (13, 5), (7, 7), (9, 1)])
 def test_a_bank_dealt_out_has_the_gradient_of_a_gather(weights, entries):
     bank = torch.randn(2, entries, dtype=torch.float64, requires_grad=True)
