@@ -17,14 +17,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from math import prod
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lowrank.layers.base import StructuredMap
 from lowrank.layers.factored import FactoredMap, working_dtype
+from lowrank.layers.gathering import Tables, gathered
 
 
 def checkpoint_rebuild(network: nn.Module, on: bool = True) -> nn.Module:
@@ -54,7 +53,12 @@ class Rebuild:
             stacks.setdefault((each.structure_key(), factor.dtype, factor.device), []).append(place)
         self.stacks = tuple(tuple(places) for places in stacks.values())
         self.sides: list[torch.cuda.Stream] = []
-        self.fillings: dict[object, tuple[Tensor, Tensor]] = {}
+        self.tables: Tables = {}
+
+    @staticmethod
+    def urgency(branch: int) -> int:
+        """The first layers wait for the first branches, and theirs are the last gradients to come."""
+        return max(3 - branch, 1)
 
     def weights(self) -> list[Tensor]:
         """One weight for each of `maps`, of its `weight_shape`, differentiable; under autocast in its dtype."""
@@ -87,7 +91,8 @@ class Rebuild:
         """Each stack on a stream of its own; autograd goes back the same way. One event for each."""
         here, events = torch.cuda.current_stream(), []
         while len(self.sides) < len(parts):
-            self.sides.append(torch.cuda.Stream(here.device, priority=-1))  # small kernels go first
+            urgency = self.urgency(len(self.sides))
+            self.sides.append(torch.cuda.Stream(here.device, priority=-urgency))  # small kernels go first
         for side, (places, factors) in zip(self.sides, parts, strict=False):
             side.wait_stream(here)
             with torch.cuda.stream(side):
@@ -113,43 +118,11 @@ class Rebuild:
         return [found[number] for number in range(len(self.stacks))]
 
     def _gathered(self, numbers: Sequence[int]) -> list[list[Tensor]]:
-        """The factors of these stacks, of one dtype on one device; on a GPU filled up to aligned shapes."""
+        """The factors of these stacks, of one dtype on one device; on a GPU laid out as they are multiplied fastest."""
         leads = [self.maps[self.stacks[number][0]] for number in numbers]
         columns = [list(zip(*(self.maps[place].factors() for place in self.stacks[n]), strict=True)) for n in numbers]
-        entries = [factor.reshape(-1) for factors in columns for column in factors for factor in column]
-        dtype = working_dtype(entries[0]) if leads[0].cast_first else entries[0].dtype
-        fill = entries[0].is_cuda and entries[0].dtype != dtype and any(map(_unaligned, leads))
-        shapes = [
-            [(len(column), *shape) for column, shape in zip(factors, _shapes(lead, fill), strict=True)]
-            for lead, factors in zip(leads, columns, strict=True)
-        ]
-        if fill:
-            entries.append(entries[0].new_zeros(1))  # what the filling takes
-        flat = torch.cat(entries)
-        if fill:
-            flat = Filled.apply(flat, *self._filling(columns, shapes, flat.device), dtype)
-        pieces = iter(flat.to(dtype).split([prod(shape) for group in shapes for shape in group]))
-        return [[next(pieces).view(shape) for shape in group] for group in shapes]
-
-    def _filling(
-        self, columns: list[list[tuple[Tensor, ...]]], shapes: list[list[tuple[int, ...]]], device: torch.device
-    ) -> tuple[Tensor, Tensor]:
-        """Which entry each entry of the filled tensor takes, the last one for a zero; and the way back."""
-        key = (tuple(shape for group in shapes for shape in group), device)
-        if key not in self.fillings:
-            taken, entries = [], 0
-            for factors, group in zip(columns, shapes, strict=True):
-                for column, shape in zip(factors, group, strict=True):
-                    own = (len(column), *column[0].shape)
-                    here = torch.full(shape, -1, dtype=torch.int64, device="cpu")
-                    here[tuple(slice(size) for size in own)] = torch.arange(prod(own), device="cpu").view(own) + entries
-                    entries += prod(own)
-                    taken.append(here.flatten())
-            index = torch.cat(taken)
-            places = torch.nonzero(index >= 0)[:, 0]
-            back = torch.zeros(entries + 1, dtype=torch.int64, device="cpu").index_copy_(0, index[places], places)
-            self.fillings[key] = (index.where(index >= 0, entries).to(device), back.to(device))
-        return self.fillings[key]
+        first = columns[0][0][0]
+        return gathered(leads, columns, working_dtype(first) if leads[0].cast_first else first.dtype, self.tables)
 
     @contextmanager
     def given(self) -> Iterator[None]:
@@ -180,29 +153,6 @@ class Rebuild:
         finally:
             for each in self.maps:
                 each.given = None
-
-
-class Filled(torch.autograd.Function):
-    """Entries `index` of x, as `dtype`; the gradient takes entries `back`; that of the last one has no meaning."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, index: Tensor, back: Tensor, dtype: torch.dtype) -> Tensor:
-        ctx.save_for_backward(back)
-        ctx.dtype = x.dtype
-        return x[index].to(dtype)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        (back,) = ctx.saved_tensors
-        return gradient[back].to(ctx.dtype), None, None, None
-
-
-def _unaligned(lead: FactoredMap) -> bool:
-    return _shapes(lead, True) != _shapes(lead, False)
-
-
-def _shapes(lead: FactoredMap, fill: bool) -> list[tuple[int, ...]]:
-    return lead.aligned_shapes() if fill else [tuple(factor.shape) for factor in lead.factors()]
 
 
 def _is_rebuilt(each: FactoredMap) -> bool:

@@ -16,7 +16,17 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lowrank.layers.acdc_stack import Arranged, Layers, Product, cosines, half_cosines, pairing_order
+from lowrank.layers.acdc_stack import (
+    Arranged,
+    Fixed,
+    Layers,
+    Product,
+    arrangements,
+    cosines,
+    fixed,
+    half_cosines,
+    pairing_order,
+)
 from lowrank.layers.base import ConvShape, Method, SeparableMethod, StructuredMap
 from lowrank.layers.factored import FactoredMap, working_dtype
 
@@ -164,7 +174,6 @@ class ACDCMap(FactoredMap):
     disorder: Tensor
     edge: Tensor
     pairing: Tensor
-    unpairing: Tensor
     transform: Tensor
 
     def __init__(self, in_channels: int, out_channels: int, layers: int, **options: Any):
@@ -175,12 +184,12 @@ class ACDCMap(FactoredMap):
         channels, order = torch.arange(self.width, device="cpu"), makhoul(self.width)
         riffle = torch.cat([channels[::2], channels[1::2]])
         pairing = torch.tensor(pairing_order(layers), device="cpu")
-        for name, fixed in {
+        for name, values in {
             "riffle": riffle, "unriffle": torch.argsort(riffle), "order": order, "disorder": torch.argsort(order),
             "edge": self._edge().to(self.first.dtype), "pairing": pairing,
-            "unpairing": torch.argsort(pairing), "transform": cosines(self.width).to(self.first.dtype),
+            "transform": cosines(self.width).to(self.first.dtype),
         }.items():  # fmt: skip
-            self.register_buffer(name, fixed, persistent=False)
+            self.register_buffer(name, values, persistent=False)
         self.output_scale = self.target_std() * sqrt(min(in_channels, out_channels)) / (1 + START_STD**2) ** layers
         self.reset()
 
@@ -199,27 +208,33 @@ class ACDCMap(FactoredMap):
         dtype, edge = first.dtype, self.edge
         if dtype in (torch.float16, torch.bfloat16):  # transforms have no half precision
             first, second, edge = first.float(), second.float(), edge.float()
-        edge = edge * self.output_scale
         if on_gpu:
-            return self._stacked(first, second, edge, working_dtype(factors[0]))
+            return self._stacked(first, second, working_dtype(factors[0]))
+        edge = edge * self.output_scale
         multiply = first.is_cuda or self.width < self.fast_from
         found = self._multiplied(first, second, edge) if multiply else self._transformed(first, second, edge)
         return found.to(dtype)
 
-    def _stacked(self, first: Tensor, second: Tensor, edge: Tensor, dtype: torch.dtype) -> Tensor:
+    def _stacked(self, first: Tensor, second: Tensor, dtype: torch.dtype) -> Tensor:
         """As `_multiplied`, for diagonals (G, L, N) or (L, N), in few calls; each layer's rows are riffled."""
-        one = first.dim() == 2
-        first, second = (
-            Arranged.apply((factor.unsqueeze(0) if one else factor).movedim(1, 0), self.pairing, self.unpairing)
-            for factor in (first, second)
-        )
-        transform = cosines(self.width).to(first) if first.dtype == torch.float64 else self.transform
-        product = Product.apply(Layers.apply(first, second, transform, self.riffle, self.unriffle, dtype)).mT
+        maps, one = 1 if first.dim() == 2 else len(first), first.dim() == 2
+        kept = fixed(self, (maps, dtype, first.dtype, first.device), lambda: self._fixed_on_gpu(maps, first, dtype))
+        rows, second = (Arranged.apply(x, *order) for x, order in zip((first, second), kept.orders, strict=True))
+        product = Product.apply(Layers.apply(rows, second, kept.transform, kept.inverse, kept.riffle)).mT
         if self.in_channels <= self.out_channels:
-            found = product @ edge[self.unriffle].to(dtype)
+            found = product @ kept.edge
         else:
-            found = Permuted.apply(edge.T.to(dtype) @ product, self.riffle, self.unriffle)
+            found = Permuted.apply(kept.edge @ product, self.riffle, self.unriffle)
         return found.squeeze(0) if one else found
+
+    def _fixed_on_gpu(self, maps: int, like: Tensor, dtype: torch.dtype) -> Fixed:
+        """What `_stacked` reads besides the diagonals."""
+        transform = (cosines(self.width).to(like) if like.dtype == torch.float64 else self.transform).to(dtype)
+        riffle = torch.eye(self.width, dtype=dtype, device=like.device)[self.unriffle]
+        edge = self.edge.to(like) * self.output_scale
+        edge = edge[self.unriffle] if self.in_channels <= self.out_channels else edge.T
+        orders = arrangements(maps, self.pairing, self.unriffle)
+        return Fixed(transform, transform.T[self.unriffle].contiguous(), riffle, edge.to(dtype).contiguous(), orders)
 
     def _multiplied(self, first: Tensor, second: Tensor, edge: Tensor) -> Tensor:
         """All layers at once, transposed: B_l = diag(first) C^T diag(second) C P^T, and their product in pairs."""

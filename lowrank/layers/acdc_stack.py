@@ -5,9 +5,11 @@ Letters: L layers, G maps of one shape, N width, C the orthonormal DCT-II.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache, lru_cache
 from math import pi, sqrt
-from typing import Any
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -31,18 +33,19 @@ def pairing_order(layers: int) -> tuple[int, ...]:
 
 
 class Arranged(torch.autograd.Function):
-    """x[order] for a permutation and its inverse, whose gradient is a gather too rather than a scatter."""
+    """Entries `order` of x, flattened, for a permutation and its inverse; the gradient is a gather too, no scatter."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
         ctx.save_for_backward(inverse)
-        return x[order]
+        ctx.shape = x.shape
+        return x.reshape(-1)[order]
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         (inverse,) = ctx.saved_tensors
-        return gradient[inverse], None, None
+        return gradient.reshape(-1)[inverse].view(ctx.shape), None, None
 
 
 class Product(torch.autograd.Function):
@@ -91,36 +94,64 @@ def _halved_back(level: Tensor, gradient: Tensor) -> Tensor:
 
 
 class Layers(torch.autograd.Function):
-    """R diag(first) C^T diag(second) C as `dtype`, for diagonals (.., N): (.., N, N); R moves row n to riffle's n.
+    """R diag(first) C^T diag(second) C as `dtype`, for diagonals R first and second (.., N): (.., N, N).
 
-    Formed as diag(R first) (R + R C^T diag(second - 1) C): in half precision the identity, of which diagonals start
-    near, stays exact.
+    R is a riffle of rows, `inverse` R C^T. Formed as diag(R first) (R + R C^T diag(second - 1) C): in half precision
+    the identity, of which diagonals start near, stays exact.
     """
 
     @staticmethod
-    def forward(
-        ctx: Any, first: Tensor, second: Tensor, transform: Tensor, riffle: Tensor, unriffle: Tensor, dtype: torch.dtype
-    ) -> Tensor:
-        width, transform = first.shape[-1], transform.to(dtype)
-        inverse = transform.T[unriffle]  # R C^T
+    def forward(ctx: Any, rows: Tensor, second: Tensor, transform: Tensor, inverse: Tensor, riffle: Tensor) -> Tensor:
+        width, dtype = rows.shape[-1], transform.dtype
         scaled = inverse * (second - 1).to(dtype).view(-1, 1, width)
-        moves = torch.eye(width, dtype=dtype, device=first.device)[unriffle]  # R
-        found = torch.baddbmm(moves.expand_as(scaled), scaled, transform.expand_as(scaled))
-        rows = first.to(dtype).view(-1, width)[:, unriffle]  # R first
-        ctx.save_for_backward(rows, second.to(dtype), transform, inverse, riffle)
-        ctx.dtype = first.dtype
-        return found.mul_(rows[:, :, None]).view(*first.shape, width)
+        found = torch.baddbmm(riffle.expand_as(scaled), scaled, transform.expand_as(scaled))
+        half = rows.to(dtype).view(-1, width)
+        ctx.save_for_backward(half, second, transform, inverse)
+        return found.mul_(half[:, :, None]).view(*rows.shape, width)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         """With Y = (gradient C^T) * (R C^T): Y second is the gradient by R first, Y^T (R first) that by second."""
-        rows, second, transform, inverse, riffle = ctx.saved_tensors
+        rows, second, transform, inverse = ctx.saved_tensors
         width = second.shape[-1]
         through = (gradient.reshape(-1, width) @ transform.T).view(-1, width, width).mul_(inverse)
-        by_first = (through @ second.view(-1, width, 1))[:, riffle, 0].view_as(second)
-        by_second = (rows[:, None] @ through).view_as(second)
-        return by_first.to(ctx.dtype), by_second.to(ctx.dtype), None, None, None, None
+        by_rows = through @ second.to(through.dtype).view(-1, width, 1)
+        by_second = rows[:, None] @ through
+        return (*(each.view_as(second).to(second.dtype) for each in (by_rows, by_second)), None, None, None)
+
+
+class Fixed(NamedTuple):
+    """What the stacks of one kind of map read, made once."""
+
+    transform: Tensor  # C (N, N)
+    inverse: Tensor  # R C^T
+    riffle: Tensor  # R
+    edge: Tensor  # what the product is multiplied by on the narrow side, with the scale
+    orders: tuple[tuple[Tensor, Tensor], ...]  # of the entries of `first` and `second`, and their way back
+
+
+_FIXED: WeakKeyDictionary[torch.nn.Module, dict[object, Fixed]] = WeakKeyDictionary()
+
+
+def fixed(owner: torch.nn.Module, key: tuple[object, ...], make: Callable[[], Fixed]) -> Fixed:
+    """What `make` returns, made once for the map that owns it; again each time while a CUDA graph is recorded first."""
+    known = _FIXED.setdefault(owner, {})
+    if key in known:
+        return known[key]
+    with torch.inference_mode(False), torch.no_grad():
+        found = make()
+    if not (torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()):
+        known[key] = found
+    return found
+
+
+def arrangements(maps: int, pairing: Tensor, unriffle: Tensor) -> tuple[tuple[Tensor, Tensor], ...]:
+    """Orders in which entries (G, L, N) are read as (L, G, N), by `pairing_order`, rows of the first also riffled."""
+    layers, width = len(pairing), len(unriffle)
+    places = torch.arange(maps * layers * width, device=pairing.device).view(maps, layers, width)
+    found = [places[:, :, unriffle].transpose(0, 1)[pairing], places.transpose(0, 1)[pairing]]
+    return tuple((order, torch.argsort(order.flatten())) for order in found)
 
 
 def half_cosines(diagonals: Tensor) -> Tensor:

@@ -9,13 +9,17 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any, ClassVar
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
 from lowrank.layers.base import StructuredMap
+from lowrank.layers.gathering import Tables, gathered
 
 ALIGNMENT = 8  # numbers of half precision in 16 bytes
+
+_TABLES: WeakKeyDictionary[StructuredMap, Tables] = WeakKeyDictionary()  # of maps rebuilt alone
 
 
 class FactoredMap(StructuredMap):
@@ -31,7 +35,22 @@ class FactoredMap(StructuredMap):
         """
 
     def weight(self) -> Tensor:
-        return self.assembled(self.factors())
+        factors = self.factors()
+        if factors[0].is_cuda and self.cast_first and not torch.compiler.is_compiling():
+            return self.assembled(self._filled_alone(factors))
+        return self.assembled(factors)
+
+    def _filled_alone(self, factors: Sequence[Tensor]) -> Sequence[Tensor]:
+        """The factors cast and laid out in one go, where autocast casts them and that gains.
+
+        Not while a CUDA graph is recorded before the layer's tables are on the device.
+        """
+        dtype, tables = working_dtype(factors[0]), _TABLES.setdefault(self, {})
+        ready = bool(tables) or not (factors[0].is_cuda and torch.cuda.is_current_stream_capturing())
+        if dtype == factors[0].dtype or not ready or not self.gains_by_filling():
+            return factors
+        (found,) = gathered([self], [[(factor,) for factor in factors]], dtype, tables)
+        return [factor.squeeze(0) for factor in found]
 
     def forms_weight(self, on_gpu: bool) -> bool:
         """Whether `forward` goes by the weight, or by the factors in turn."""
@@ -43,6 +62,19 @@ class FactoredMap(StructuredMap):
         A GPU has fast kernels for rows of a multiple of 16 bytes alone.
         """
         return [tuple(factor.shape) for factor in self.factors()]
+
+    def filled(self, factors: Sequence[Tensor]) -> list[Tensor]:
+        """Factors (G, *shape) of G maps as a GPU multiplies them fastest, zeros where nothing is; for `assembled`."""
+        found = []
+        for factor, shape in zip(factors, self.aligned_shapes(), strict=True):
+            whole = factor.new_zeros(len(factor), *shape)
+            whole[tuple(map(slice, factor.shape))] = factor
+            found.append(whole)
+        return found
+
+    def gains_by_filling(self) -> bool:
+        """Whether `filled` changes anything."""
+        return self.aligned_shapes() != [tuple(factor.shape) for factor in self.factors()]
 
     def structure_key(self) -> tuple[Any, ...]:
         """Layers with equal keys can be stacked."""

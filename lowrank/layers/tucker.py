@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from pydantic import Field
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from lowrank.layers.base import ConvShape, SeparableMethod, StructuredMap
 from lowrank.layers.decomposition import (
@@ -79,6 +80,47 @@ def applied(basis: Tensor, piece: Tensor) -> Tensor:
     return basis.unsqueeze(-3) @ piece
 
 
+class OfThree(torch.autograd.Function):
+    """Weights (.., N) of three factors (.., 3, n, s) and core pieces (.., 3, s, M), padded with zeros.
+
+    Piece k holds (R_{k-1}, R_k) in its last dimension. One batched product applies all factors; the gradient goes back
+    into one tensor, by views, so that two batched products give those of all factors and all pieces.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, bases: Tensor, pieces: Tensor, sizes: tuple[int, int, int], ranks: tuple[int, int]) -> Tensor:
+        stack = bases.shape[:-3]
+        bases, pieces = bases.reshape(-1, *bases.shape[-2:]), pieces.reshape(-1, *pieces.shape[-2:])
+        left, middle, right = _parts(torch.bmm(bases, pieces), sizes, ranks)
+        middle = middle.transpose(1, 2).flatten(2)  # (G, R_1, n_2 * R_2)
+        joined = torch.bmm(left, middle).view(len(left), -1, ranks[1])  # (G, n_1 * n_2, R_2)
+        ctx.save_for_backward(bases, pieces, left, middle, right, joined)
+        ctx.sizes, ctx.ranks, ctx.stack = sizes, ranks, stack
+        return torch.bmm(joined, right.mT).view(*stack, -1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        bases, pieces, left, middle, right, joined = ctx.saved_tensors
+        (n_1, n_2, n_3), (_, r_2) = ctx.sizes, ctx.ranks
+        gradient = gradient.reshape(len(left), n_1 * n_2, n_3)
+        products = bases.new_zeros(len(bases), bases.shape[1], pieces.shape[2])
+        by_left, by_middle, by_right = _parts(products, ctx.sizes, ctx.ranks)
+        torch.bmm(gradient.mT, joined, out=by_right)
+        by_joined = torch.bmm(gradient, right).view(len(left), n_1, n_2 * r_2)
+        torch.bmm(by_joined, middle.mT, out=by_left)
+        by_middle.copy_(torch.bmm(left.mT, by_joined).unflatten(2, (n_2, r_2)).transpose(1, 2))
+        found = torch.bmm(products, pieces.mT), torch.bmm(bases.mT, products)
+        return (*(each.view(*ctx.stack, 3, *each.shape[1:]) for each in found), None, None)
+
+
+def _parts(products: Tensor, sizes: tuple[int, int, int], ranks: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
+    """Views (G, n_1, R_1), (G, n_2, R_1, R_2) and (G, n_3, R_2) of factors times pieces (G * 3, n, M)."""
+    products = products.unflatten(0, (-1, 3))
+    middle = products[:, 1, : sizes[1], : ranks[0] * ranks[1]].unflatten(-1, ranks)
+    return products[:, 0, : sizes[0], : ranks[0]], middle, products[:, 2, : sizes[2], : ranks[1]]
+
+
 class TuckerMap(FactoredMap):
     """A pointwise map whose weight is multiplied out of d factors and d core pieces."""
 
@@ -101,6 +143,9 @@ class TuckerMap(FactoredMap):
 
     def assembled(self, factors: Sequence[Tensor]) -> Tensor:
         dims = len(self.sizes)
+        if len(factors) == 2:  # as `filled` lays them out
+            found: Tensor = OfThree.apply(*factors, self.sizes, tuple(map(aligned, self.train_ranks)))
+            return found.unflatten(-1, (self.out_channels, self.in_channels))
         cores = [applied(basis, piece) for basis, piece in zip(factors[:dims], factors[dims:], strict=True)]
         return multiply_train(cores, self.cut).unflatten(-1, (self.out_channels, self.in_channels))
 
@@ -108,6 +153,23 @@ class TuckerMap(FactoredMap):
         ranks, edged = [aligned(rank) for rank in self.ranks], (1, *map(aligned, self.train_ranks), 1)
         pieces = [(edged[k], rank, edged[k + 1]) for k, rank in enumerate(ranks)]
         return [*zip(self.sizes, ranks, strict=True), *pieces]
+
+    def filled(self, factors: Sequence[Tensor]) -> list[Tensor]:
+        """Of three dimensions: all factors (G, 3, n, s) and all core pieces (G, 3, s, R * R'), for `OfThree`."""
+        if len(self.sizes) != 3:
+            return super().filled(factors)
+        like, maps, rank = factors[0], len(factors[0]), aligned(max(self.ranks))
+        edged = (1, *map(aligned, self.train_ranks), 1)
+        bases = like.new_zeros(maps, 3, max(self.sizes), rank)
+        pieces = like.new_zeros(maps, 3, rank, edged[1] * edged[2])
+        for k, (basis, piece) in enumerate(zip(factors[:3], factors[3:], strict=True)):
+            bases[:, k, : basis.shape[1], : basis.shape[2]] = basis
+            part = pieces[:, k, :, : edged[k] * edged[k + 1]].unflatten(-1, (edged[k], edged[k + 1]))
+            part[:, : piece.shape[2], : piece.shape[1], : piece.shape[3]] = piece.transpose(1, 2)
+        return [bases, pieces]
+
+    def gains_by_filling(self) -> bool:
+        return len(self.sizes) == 3 or super().gains_by_filling()
 
     def squared_norm(self) -> Tensor:
         """The core's product with itself, each of its sides weighed by the Gram matrix of its factor."""

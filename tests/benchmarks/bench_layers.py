@@ -8,6 +8,7 @@ comparable (see `layer_peers`). On a GPU every step is captured in a CUDA graph,
 from __future__ import annotations
 
 import functools
+import gc
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -172,6 +173,7 @@ def captured(step: Callable[[], object], warm_ups: int = 3, pool: Any = None) ->
         for _ in range(warm_ups):
             step()
     torch.cuda.current_stream().wait_stream(side)
+    released("cuda")  # what the warm-up took
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph, pool=pool):
         step()
@@ -181,6 +183,13 @@ def captured(step: Callable[[], object], warm_ups: int = 3, pool: Any = None) ->
 def _replay(graph: torch.cuda.CUDAGraph, kept: Callable[[], object]) -> None:
     """Replay `graph`, which reads by address what the step that it was recorded from keeps alive."""
     graph.replay()
+
+
+def released(device: str) -> None:
+    """Gives the memory of graphs that nobody holds any longer back to the device."""
+    gc.collect()
+    if device == "cuda":
+        torch.cuda.empty_cache()
 
 
 def seconds_of(step: Callable[[], object], device: str) -> float:
@@ -217,13 +226,15 @@ def built(method: Method, shape: ConvShape) -> nn.Module:
     return method.build(shape)
 
 
-def modules(methods: Mapping[str, Method], layer: Layer, peers: bool) -> dict[str, Callable[[], nn.Module]]:
+def modules(
+    methods: Mapping[str, Method], layer: Layer, peers: bool, on_gpu: bool
+) -> dict[str, Callable[[], nn.Module]]:
     """How to build every method's layer, then their peers' where asked: a failed capture may trouble later ones."""
     found: dict[str, Callable[[], nn.Module]] = {}
     for name, method in methods.items():
         found[name] = lambda method=method: built(method, layer.shape)  # type: ignore[misc]
     for name, method in methods.items() if peers else ():
-        others = peers_of(method, layer.in_channels, layer.out_channels)
+        others = peers_of(method, layer.in_channels, layer.out_channels, on_gpu)
         found.update({f"{name} | {peer}": build for peer, build in others.items()})
     return found
 
@@ -244,7 +255,7 @@ def measure(case: Case, methods: Mapping[str, Method], options: Options, *, peer
     for layer, count in case.layers.items():
         given = images(layer, case.batch_size, options)
         steps: dict[str, Callable[[], object]] = {}
-        for name, build in modules(methods, layer, peers).items():
+        for name, build in modules(methods, layer, peers, options.device == "cuda").items():
             torch.manual_seed(options.seed)
             try:
                 step = make_step(build(), *given)
@@ -255,6 +266,8 @@ def measure(case: Case, methods: Mapping[str, Method], options: Options, *, peer
                 failed.setdefault(name, f"{name} at {layer}: {type(error).__name__}: {error}".splitlines()[0])
         for name, seconds in in_turn(steps, options.device, options.repeated(REPEATS)).items():
             times.setdefault(name, []).append((count * median(seconds), count * min(seconds)))
+        steps.clear()
+        released(options.device)
     kept = {name: list(zip(*sums, strict=True)) for name, sums in times.items() if name not in failed}
     return Timed(
         middle={name: sum(sums[0]) for name, sums in kept.items()},
@@ -318,7 +331,7 @@ def run(options: Options) -> Measurement:
     """Measure both networks."""
     threads, before = options.threads or 1, torch.get_num_threads()
     torch.set_num_threads(threads)
-    tables, goals, notes = list[Table](), list[Goal](), absent_peers()
+    tables, goals, notes = list[Table](), list[Goal](), absent_peers(options.device == "cuda")
     try:
         for case in cases(options):
             for gathered, found in zip((tables, goals, notes), tables_of(case, options), strict=True):

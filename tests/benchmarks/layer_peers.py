@@ -35,10 +35,13 @@ def _has(module: str) -> bool:
     return find_spec(module) is not None
 
 
-def absent_peers() -> list[str]:
-    """A line for each library that is not there."""
+def absent_peers(on_gpu: bool = False) -> list[str]:
+    """A line for each library that is not there, or not compared on a GPU."""
     lines = {"tltorch": f"without tensorly-torch, which is not installed ({INSTALL})", "tntorch": "without tntorch"}
-    return [line for module, line in lines.items() if not _has(module)]
+    found = [line for module, line in lines.items() if not _has(module)]
+    if on_gpu and _has("tntorch"):
+        found.append("without tntorch, which cannot be captured in a CUDA graph (it copies from the CPU)")
+    return found
 
 
 def _tltorch() -> Any:
@@ -79,7 +82,7 @@ class OnChannels(nn.Module):
         return self.linear(pixels.flatten(0, 2)).unflatten(0, pixels.shape[:3]).permute(0, 3, 1, 2)
 
 
-def peers_of(method: Method, in_channels: int, out_channels: int) -> Builders:
+def peers_of(method: Method, in_channels: int, out_channels: int, on_gpu: bool = False) -> Builders:
     """Builders of the peers of `method` for an O x I map, by name; none where there is nothing comparable."""
     found: Builders = {}
     channels = (in_channels, out_channels)
@@ -87,7 +90,7 @@ def peers_of(method: Method, in_channels: int, out_channels: int) -> Builders:
         if _has("tltorch"):
             found["tensorly-torch reconstructed"] = lambda: tensorly_rebuilt(method, *channels)
             found["tensorly-torch factorised"] = lambda: tensorly_linear(method, *channels)
-        if _has("tntorch"):
+        if _has("tntorch") and not on_gpu:
             found["tntorch reconstructed"] = lambda: tntorch_rebuilt(method, *channels)
     if isinstance(method, Bottleneck) and _has("tltorch"):
         for kind in ("TT", "Tucker", "CP"):

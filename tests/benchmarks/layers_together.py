@@ -31,7 +31,7 @@ def measure_together(
     order = [layer for layer, count in case.layers.items() for _ in range(count)]
     builders: dict[str, list[Callable[[], nn.Module]]] = {}
     for layer in order:
-        for name, build in bench_layers.modules(methods, layer, peers).items():
+        for name, build in bench_layers.modules(methods, layer, peers, options.device == "cuda").items():
             builders.setdefault(name, []).append(build)
     steps: dict[str, Callable[[], object]] = {}
     failed: dict[str, str] = {}
@@ -47,6 +47,8 @@ def measure_together(
             pool = new_pool(options.device)  # a failed capture leaves its own in disorder
             failed[name] = f"{name}, all layers: {type(error).__name__}: {error}".splitlines()[0]
     times = bench_layers.in_turn(steps, options.device, options.repeated(bench_layers.REPEATS))
+    steps.clear()
+    bench_layers.released(options.device)
     return bench_layers.Timed(
         middle={name: median(seconds) for name, seconds in times.items()},
         fastest={name: min(seconds) for name, seconds in times.items()}, failed=failed,

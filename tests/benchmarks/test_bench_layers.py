@@ -158,6 +158,14 @@ def test_peers_take_the_same_images(name: str) -> None:
         assert build()(torch.randn(2, 16, 3, 3)).shape == (2, 32, 3, 3)
 
 
+def test_on_a_gpu_tntorch_is_left_out_and_said_to_be() -> None:
+    method = make_method({"name": "cp", "rank_scale": 0.5})
+    assert "tntorch reconstructed" in layer_peers.peers_of(method, 16, 32)
+    assert "tntorch reconstructed" not in layer_peers.peers_of(method, 16, 32, on_gpu=True)
+    said = set(layer_peers.absent_peers(on_gpu=True)) - set(layer_peers.absent_peers())
+    assert said == {"without tntorch, which cannot be captured in a CUDA graph (it copies from the CPU)"}
+
+
 @pytest.mark.parametrize("name", ["tensor_train", "tucker", "cp"])
 def test_tntorch_rebuilds_what_ours_rebuilds(name: str) -> None:
     method = make_method({"name": name, "rank_scale": 0.5})

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import pytest
 import torch
 from torch import Tensor, nn
 
 from lowrank.layers import ConvShape, FactoredMap
 from lowrank.layers.acdc_stack import Product, pairing_order
+from lowrank.layers.gathering import Filled, filling
 from lowrank.layers.hashed import Dealt, dealt_table, hash_table, signed
 from lowrank.layers.linear import build_linear
 from lowrank.methods import METHODS, make_method
-from lowrank.rebuild import Filled, Rebuild, checkpoint_rebuild
+from lowrank.rebuild import Rebuild, checkpoint_rebuild
 
 torch.set_num_threads(1)
 SHAPES = [ConvShape(16, 16)] * 3 + [ConvShape(8, 16), ConvShape(16, 16, (3, 3), padding=(1, 1), bias=True)]
@@ -121,42 +120,45 @@ def test_under_autocast_weights_come_in_half_precision_near_the_exact_ones(name)
             assert weight.dtype == torch.bfloat16
 
 
-@pytest.mark.parametrize("name", [*FACTORED, "bottleneck", "tied_bottleneck"])
-def test_factors_filled_up_with_zeros_give_the_same_weight(name):
-    for each in network_of(name).modules():
-        if isinstance(each, FactoredMap):
-            shapes = each.aligned_shapes()
-            filled = [filled_up(factor, shape) for factor, shape in zip(each.factors(), shapes, strict=True)]
-            torch.testing.assert_close(each.assembled(filled), each.weight())
+@pytest.mark.parametrize(
+    "settings", [*FACTORED, "bottleneck", "tied_bottleneck", {"name": "tucker", "dims": 4}], ids=str
+)
+def test_factors_filled_up_with_zeros_give_the_same_weight_and_gradients(settings):
+    """The way that a GPU takes, on a CPU: laid out, for one map and for a stack."""
+    settings = settings if isinstance(settings, dict) else {"name": settings}
+    shape = ConvShape(24, 48)
+    layers = [make_method(settings).build(shape).double() for _ in range(2)]
+    maps = [[each for each in layer.modules() if isinstance(each, FactoredMap)][-1] for layer in layers]
+    columns = list(zip(*(each.factors() for each in maps), strict=True))
+    wanted = torch.stack([each.weight() for each in maps])
+    found = maps[0].assembled(maps[0].filled([torch.stack(column) for column in columns]))
+    torch.testing.assert_close(found, wanted)
+    direction = torch.randn_like(wanted)
+    factors = [factor for column in columns for factor in column]
+    gradients = (torch.autograd.grad(each, factors, direction) for each in (found, wanted))
+    for ours, theirs in zip(*gradients, strict=True):
+        torch.testing.assert_close(ours, theirs)
+    alone = maps[1].assembled([factor.squeeze(0) for factor in maps[1].filled([f[None] for f in maps[1].factors()])])
+    torch.testing.assert_close(alone, wanted[1])
 
 
-def filled_up(factor: Tensor, shape: Sequence[int]) -> Tensor:
-    found = torch.zeros(*shape, dtype=factor.dtype)
-    found[tuple(slice(size) for size in factor.shape)] = factor.detach()
-    return found
-
-
-def test_filling_is_a_gather_both_ways():
-    rebuild = Rebuild(network_of("tensor_train", rank_scale=0.3))
+@pytest.mark.parametrize("name", ["tensor_train", "tucker"])
+def test_filling_is_a_gather_both_ways(name):
+    rebuild = Rebuild(network_of(name, rank_scale=0.3))
+    leads = [rebuild.maps[places[0]] for places in rebuild.stacks]
     columns = [list(zip(*(rebuild.maps[at].factors() for at in places), strict=True)) for places in rebuild.stacks]
-    shapes = [
-        [(len(column), *shape) for column, shape in zip(factors, rebuild.maps[places[0]].aligned_shapes(), strict=True)]
-        for places, factors in zip(rebuild.stacks, columns, strict=True)
-    ]
     flat = torch.cat([factor.reshape(-1) for factors in columns for column in factors for factor in column])
-    flat = torch.cat([flat.detach(), torch.zeros(1, dtype=flat.dtype)]).requires_grad_()
-    index, back = rebuild._filling(columns, shapes, flat.device)
+    flat = torch.cat([torch.zeros(1, dtype=flat.dtype), flat.detach()]).requires_grad_()
+    index, back, shapes = filling(leads, columns, {})
     filled = Filled.apply(flat, index, back, torch.float64)
     assert len(filled) == sum(torch.Size(shape).numel() for group in shapes for shape in group) > len(flat)
-    wanted = torch.cat([
-        filled_up(torch.stack(column), shape).flatten()
-        for factors, group in zip(columns, shapes, strict=True)
-        for column, shape in zip(factors, group, strict=True)
-    ])  # fmt: skip
+    groups = (lead.filled(list(map(torch.stack, factors))) for lead, factors in zip(leads, columns, strict=True))
+    wanted = torch.cat([each.flatten() for group in groups for each in group])
     assert torch.equal(filled, wanted)
     direction = torch.randn_like(filled)
     (gradient,) = torch.autograd.grad(filled, flat, direction)
-    assert torch.equal(gradient[:-1], direction[wanted != 0])
+    (expected,) = torch.autograd.grad(flat[index], flat, direction)
+    assert torch.equal(gradient[1:], expected[1:])
 
 
 @pytest.mark.parametrize("layers", [1, 2, 3, 6, 11, 19])
@@ -187,13 +189,34 @@ def test_acdc_in_stacks_is_acdc_by_products(channels):
     wanted = torch.stack([maps[0]._multiplied(*pair, edge) for pair in zip(first, second, strict=True)])
     direction = torch.randn_like(wanted)
     gradients = torch.autograd.grad(wanted, (first, second), direction)
-    found = maps[0]._stacked(first, second, edge, torch.float64)
+    found = maps[0]._stacked(first, second, torch.float64)
     torch.testing.assert_close(found, wanted)
     for gradient, other in zip(torch.autograd.grad(found, (first, second), direction), gradients, strict=True):
         torch.testing.assert_close(gradient, other)
-    torch.testing.assert_close(maps[0]._stacked(first[1], second[1], edge, torch.float64), wanted[1])
-    half = maps[0].float()._stacked(first.float(), second.float(), edge.float(), torch.bfloat16)
+    torch.testing.assert_close(maps[0]._stacked(first[1], second[1], torch.float64), wanted[1])
+    half = maps[0].float()._stacked(first.float(), second.float(), torch.bfloat16)
     assert ((half.double() - wanted).norm() / wanted.norm()).item() < 0.03
+
+
+def test_what_acdc_keeps_for_a_gpu_is_made_once_and_serves_training_after_inference(monkeypatch):
+    layer = make_method({"name": "acdc", "layers": 3}).build(ConvShape(8, 16))
+    made = []
+    make = layer._fixed_on_gpu
+    monkeypatch.setattr(layer, "_fixed_on_gpu", lambda *given: made.append(given) or make(*given))
+    with torch.inference_mode():
+        layer._stacked(*layer.factors(), torch.float32)
+    layer._stacked(*layer.factors(), torch.float32).sum().backward()
+    assert len(made) == 1
+    assert layer.first.grad.abs().sum() > 0
+
+
+def test_a_layer_alone_takes_its_factors_in_one_copy_under_autocast():
+    layer = make_method({"name": "tucker"}).build(ConvShape(16, 32))
+    assert layer._filled_alone(layer.factors())[0] is layer.factors()[0]
+    with torch.autocast("cpu", torch.bfloat16):
+        found = layer._filled_alone(layer.factors())
+    assert {factor.untyped_storage().data_ptr() for factor in found} == {found[0].untyped_storage().data_ptr()}
+    torch.testing.assert_close(layer.assembled(found).float(), layer.weight(), rtol=0.1, atol=0.02)
 
 
 @pytest.mark.parametrize(("weights", "entries"), [(12, 4), (13, 5), (7, 7), (9, 1)])
