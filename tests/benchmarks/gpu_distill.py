@@ -96,7 +96,8 @@ def study_command(asked: argparse.Namespace) -> list[str]:
     where = ["--cpus-per-trial", "1"] if asked.tiny else ["--gpus-per-trial", str(asked.share)]
     return [
         sys.executable, "sweeps/run.py", "--space", str(write_space(asked)), "--out", str(asked.work / "studies"),
-        "--data", f"parquet:{asked.images.resolve()}", "--name", STUDY, "--teachers", str(asked.work / "teachers"), *where,
+        "--data", f"parquet:{asked.images.resolve()}", "--name", STUDY,
+        "--teachers", str(asked.work / "teachers"), *where,
         *(part for override in asked.set for part in ("--set", override)),
     ]  # fmt: skip
 
