@@ -1,16 +1,17 @@
 """Which trials are worth having: the front of error against size, and the best of each budget.
 
 Only trials that trained to their end are eligible: a stopped trial's error belongs to fewer epochs. All errors are
-top-1 errors on the validation images, in percent; sizes are plain counts; both are minimised.
+top-1 errors on the validation images, in percent; sizes are plain counts; both are minimised. A setting that was
+trained with several seeds is one point: its first sound trial stands for it, with the mean error over its seeds.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any, Literal
 
 from lowrank.pareto import non_dominated
@@ -41,6 +42,8 @@ class FrontPoint:
     scaled_decay: bool | None = None
     seed: int | None = None
     seeds: int = 1  # how many completed trials differ in nothing but the seed
+    mean_error: float | None = None  # over those
+    leads: bool = True  # whether it stands for all of them
     epochs: int = 0
     reason: str = ""
     aliases: int = 0
@@ -49,8 +52,8 @@ class FrontPoint:
 
     @property
     def eligible(self) -> bool:
-        """Whether the search may choose it: trained to its end, and no reference."""
-        return self.role is Role.SEARCH and self.finished
+        """Whether the search may choose it: trained to its end, no reference, and not a further seed of another."""
+        return self.role is Role.SEARCH and self.finished and self.leads
 
     @property
     def finished(self) -> bool:
@@ -58,11 +61,16 @@ class FrontPoint:
         return self.status is Status.COMPLETED and self.val_error is not None
 
     @property
-    def error(self) -> float:
-        """The validation error (percent) of a finished point; raises ValueError for any other."""
+    def own_error(self) -> float:
+        """The validation error (percent) of this finished trial alone; raises ValueError for any other."""
         if self.val_error is None:
             raise ValueError(f"trial {self.trial_id} has no validation error: it is {self.status}")
         return self.val_error
+
+    @property
+    def error(self) -> float:
+        """The validation error (percent) of a finished point, the mean over its seeds; raises as `own_error`."""
+        return self.own_error if self.mean_error is None else self.mean_error
 
     @property
     def form(self) -> str:
@@ -112,9 +120,23 @@ def collect(study: StudyRecord) -> list[FrontPoint]:
     """
     known = [trial for trial in study.trials.values() if "params" in trial.counts and not broken(trial)]
     trials = [(trial, setting_of(trial)) for trial in known if trial.status is not Status.INFEASIBLE]
-    done = Counter(setting for trial, setting in trials if trial.status is Status.COMPLETED)
-    points = [_point(trial, setting, done) for trial, setting in trials]
+    done = _by_setting(trials)
+    points = [_point(trial, setting, done.get(trial.trial_id, [])) for trial, setting in trials]
     return sorted(points, key=lambda point: (point.params, point.val_error is None, point.val_error or 0.0))
+
+
+def _by_setting(trials: Iterable[tuple[TrialRecord, str]]) -> dict[str, list[TrialRecord]]:
+    """For each finished trial (by its id) those of its setting, one of each seed."""
+    groups: dict[str, dict[int | None, TrialRecord]] = {}
+    found: dict[str, list[TrialRecord]] = {}
+    for trial, setting in trials:
+        if trial.status is Status.COMPLETED and trial.val_error is not None:
+            seeds, seed = groups.setdefault(setting, {}), trial.specification.get("seed")
+            name = setting if seed not in seeds else f"{setting} {trial.trial_id}"  # records that say too little
+            groups.setdefault(name, {})[seed] = trial
+    for seeds in groups.values():
+        found.update({trial.trial_id: list(seeds.values()) for trial in seeds.values()})
+    return found
 
 
 def broken(trial: TrialRecord) -> str:
@@ -159,8 +181,8 @@ def best_by_method(points: Iterable[FrontPoint]) -> list[FrontPoint]:
 
 
 def references(points: Iterable[FrontPoint]) -> list[FrontPoint]:
-    """The finished reference networks, by size."""
-    return [point for point in points if point.role is Role.REFERENCE and point.finished]
+    """The finished reference networks, by size, one for all seeds of each."""
+    return [point for point in points if point.role is Role.REFERENCE and point.finished and point.leads]
 
 
 def reference(points: Iterable[FrontPoint], method: str) -> FrontPoint | None:
@@ -189,13 +211,16 @@ def setting_of(trial: TrialRecord) -> str:
     return json.dumps({key: value for key, value in trial.specification.items() if key != "seed"}, sort_keys=True)
 
 
-def _point(trial: TrialRecord, setting: str, done: Counter[str]) -> FrontPoint:
+def _point(trial: TrialRecord, setting: str, seeds: Sequence[TrialRecord]) -> FrontPoint:
+    """`seeds`: the finished, sound trials of the same setting. The first leads, and is the search's even if it came
+    as a repeat, because the trial that it repeated was found to be broken."""
+    leads = not seeds or trial.trial_id == seeds[0].trial_id
     spec, counts = trial.specification, trial.counts
     method, train = spec.get("method", {}), spec.get("train", {})
     separable = counts.get("separable_params")
     return FrontPoint(
         trial_id=trial.trial_id,
-        role=trial.role,
+        role=Role.SEARCH if leads and trial.role is Role.REPEAT else trial.role,
         stratum=trial.stratum,
         method=trial.method,
         params=counts["params"],
@@ -209,7 +234,9 @@ def _point(trial: TrialRecord, setting: str, done: Counter[str]) -> FrontPoint:
         weight_decay=train.get("weight_decay"),
         scaled_decay=train.get("scaled_decay"),
         seed=spec.get("seed"),
-        seeds=max(1, done[setting]),
+        seeds=max(1, len(seeds)),
+        mean_error=fmean(each.val_error or 0.0 for each in seeds) if seeds else None,
+        leads=leads,
         epochs=trial.last_epoch,
         reason=trial.reason,
         aliases=len(trial.aliases),

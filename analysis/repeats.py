@@ -46,11 +46,11 @@ def _by_seed(group: Iterable[FrontPoint]) -> dict[int, FrontPoint]:
 def _repeated(group: Sequence[FrontPoint], base: dict[int, FrontPoint]) -> Repeated:
     own = _by_seed(group)
     shared = [seed for seed in own if seed in base and own[seed].trial_id != base[seed].trial_id]
-    gaps = [own[seed].error - base[seed].error for seed in shared]
+    gaps = [own[seed].own_error - base[seed].own_error for seed in shared]
     tested = [point.test_error for point in own.values() if point.test_error is not None]
     return Repeated(
         point=next(iter(own.values())),
-        val_error=t_interval([point.error for point in own.values()]),
+        val_error=t_interval([point.own_error for point in own.values()]),
         test_error=t_interval(tested) if tested else None,
         gap=t_interval(gaps) if gaps else None,
         seeds=tuple(own),

@@ -193,3 +193,30 @@ class TestAnswer:
 )
 def test_a_folder_of_images_is_named_by_its_last_part(name, label):
     assert data_label(name) == label
+
+
+def test_a_setting_counts_by_the_mean_over_its_seeds_once():
+    lucky, unlucky = record("a0", 100, 1.0), record("a1", 100, 9.0, role=Role.REPEAT, seed=1)
+    steady, again = record("b0", 90, 4.0), record("b1", 90, 4.0, role=Role.REPEAT, seed=1)
+    points = collect(study_of(lucky, steady, unlucky, again))
+    assert [(each.trial_id, each.error, each.seeds) for each in front(points)] == [("b0", 4.0, 2)]
+    found = best(points)
+    assert found is not None
+    assert found.trial_id == "b0"
+    assert {each.trial_id: each.error for each in points}["a1"] == 5.0
+    assert {each.trial_id: each.val_error for each in points}["a1"] == 9.0
+
+
+def test_a_repeat_leads_where_the_first_seed_is_broken():
+    first, second = record("a0", 100, 1.0), record("a1", 100, 9.0, role=Role.REPEAT, seed=1)
+    first.broken = "a wrong split"
+    (only,) = front(collect(study_of(first, second)))
+    assert (only.trial_id, only.error, only.seeds) == ("a1", 9.0, 1)
+
+
+def test_a_reference_of_several_seeds_is_one():
+    once, twice = (
+        record(f"r{s}", 1000, e, role=Role.REFERENCE, method="separable", seed=s) for s, e in ((0, 2), (1, 3))
+    )
+    (only,) = references(collect(study_of(once, twice)))
+    assert only.error == 2.5
