@@ -51,8 +51,8 @@ def test_the_parts_of_a_step_are_those_of_the_formulas():
 
 def test_labels_are_smoothed():
     run = small_trainer(small_recipe(label_smoothing=0.1))
-    images, labels, indices = next(run.batches())
-    logits, loss, _ = run.objective(images, labels, indices, 0)
+    images, labels, _ = next(run.batches())
+    logits, loss, _ = run.objective(images, labels, None)
     log = nn.functional.log_softmax(logits, 1)
     expected = -(0.9 * log.gather(1, labels[:, None]).mean() + 0.1 * log.mean())
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
@@ -101,13 +101,13 @@ def test_the_auxiliary_head_has_its_weight():
     objective = Objective(network, small_recipe(auxiliary_weight=0.4))
     assert objective.names == ("loss_cross_entropy", "loss_auxiliary")
     images, labels = torch.randn(4, 1, 32, 32), torch.tensor([0, 1, 2, 3])
-    logits, loss, (main, second) = objective(images, labels, labels, 0)
+    logits, loss, (main, second) = objective(images, labels, None)
     assert logits.shape == (4, 10)
     assert second > 0
     assert loss.item() == pytest.approx(main.item() + 0.4 * second.item(), rel=1e-6)
     plain = Objective(network, small_recipe())
     assert plain.names == ("loss_cross_entropy",)
-    assert plain(images, labels, labels, 0)[1].ndim == 0
+    assert plain(images, labels, None)[1].ndim == 0
 
 
 def test_an_auxiliary_weight_needs_an_auxiliary_head():
