@@ -79,8 +79,10 @@ def collate(sources: Sequence[Source], name: str) -> Collated:
             copies += trial.trial_id in kept
             kept[trial.trial_id] = _longer(kept.get(trial.trial_id), (trial, source))
     study = StudyRecord(
-        header=_header(sources, name), trials={trial_id: trial for trial_id, (trial, _) in kept.items()}
-    )
+        header=_header(sources, name), trials={trial_id: trial for trial_id, (trial, _) in kept.items()},
+        notes=list(dict.fromkeys(note for source in sources for note in source.study.notes)),
+        tags={key: value for source in reversed(sources) for key, value in source.study.tags.items()},
+    )  # fmt: skip
     owners = {trial_id: source for trial_id, (_, source) in kept.items()}
     return Collated(study=study, owners=owners, copies=copies, wrong=tuple(wrong))
 
@@ -112,11 +114,14 @@ def _fault(trial: TrialRecord, source: Source) -> str | None:
 
 
 def _longer(old: tuple[TrialRecord, Source] | None, new: tuple[TrialRecord, Source]) -> tuple[TrialRecord, Source]:
-    """The copy that trained longer, of equal ones the one that was completed first; further settings are joined."""
+    """The sound copy that trained longer, of equal ones the first completed; settings, notes and tags are joined."""
     if old is None:
         return new
     chosen, other = sorted((old, new), key=lambda pair: _rank(pair[0]))
-    trial = replace(chosen[0], aliases=list(chosen[0].aliases))
+    trial = replace(
+        chosen[0], aliases=list(chosen[0].aliases), tags={**other[0].tags, **chosen[0].tags},
+        notes=list(dict.fromkeys((*chosen[0].notes, *other[0].notes))),
+    )  # fmt: skip
     for alias in (*other[0].aliases, other[0].parameters):
         if alias != trial.parameters and alias not in trial.aliases:
             trial.aliases.append(alias)
@@ -125,9 +130,10 @@ def _longer(old: tuple[TrialRecord, Source] | None, new: tuple[TrialRecord, Sour
     return trial, chosen[1]
 
 
-def _rank(trial: TrialRecord) -> tuple[bool, int, float]:
+def _rank(trial: TrialRecord) -> tuple[bool, bool, int, float]:
+    """Sound before broken, completed before cut short, longer before shorter, earlier before later."""
     ended = trial.finished_at if trial.finished_at is not None else float("inf")
-    return trial.status is not Status.COMPLETED, -trial.last_epoch, ended
+    return bool(trial.broken), trial.status is not Status.COMPLETED, -trial.last_epoch, ended
 
 
 def _header(sources: Sequence[Source], name: str) -> dict[str, Any]:
@@ -155,7 +161,8 @@ def events(trial: TrialRecord) -> list[tuple[Event, dict[str, Any]]]:
         return [(Event.INFEASIBLE, {**own, **about, "time": begun})]
     found: list[tuple[Event, dict[str, Any]]] = [(Event.PROPOSED, {
         **own, "role": str(trial.role), "stratum": trial.stratum, "parameters": trial.parameters,
-        "specification": trial.specification, "counts": trial.counts, "proposal": {}, "time": begun,
+        "specification": trial.specification, "counts": trial.counts, "proposal": {},
+        "point_id": trial.point_id, "time": begun,
     })]  # fmt: skip
     found += [(Event.ALIAS, {**own, "parameters": alias, "time": begun}) for alias in trial.aliases]
     for number, attempt in enumerate(trial.attempts):
@@ -168,7 +175,19 @@ def events(trial: TrialRecord) -> list[tuple[Event, dict[str, Any]]]:
         found.append((Event.FINISHED, {**own, **ended}))
     if trial.test_error is not None:
         found.append((Event.TESTED, {**own, "test_error": trial.test_error, "time": trial.finished_at or begun}))
-    return found
+    return found + [(event, {**own, **fields}) for event, fields in _remarks(trial, trial.finished_at or begun)]
+
+
+def _remarks(noted: TrialRecord | StudyRecord, time: float) -> list[tuple[Event, dict[str, Any]]]:
+    """What was said of a trial or of a study: notices, marks, notes and tags."""
+    found: list[tuple[Event, dict[str, Any]]] = []
+    if isinstance(noted, TrialRecord):
+        found += [(Event.NOTICE, {"text": text}) for text in noted.notices]
+        found += [(Event.MARKED, {"broken": noted.broken})] if noted.broken else []
+    tags = dict(noted.tags)
+    for note in noted.notes or ([""] if tags else []):
+        found.append((Event.NOTED, {"note": note, "tags": tags}))
+    return [(event, {**fields, "time": time}) for event, fields in found]
 
 
 def write_study(found: Collated, folder: Path) -> None:
@@ -189,7 +208,9 @@ def write_study(found: Collated, folder: Path) -> None:
 def _write_journal(study: StudyRecord, path: Path) -> None:
     journal = Journal(path)
     journal.append(Event.STUDY, **study.header)
-    last = 0.0
+    last = float(study.header.get("time", 0.0))
+    for event, fields in _remarks(study, last):
+        journal.append(event, **fields)
     for trial in study.trials.values():
         for event, fields in events(trial):
             last = max(last, fields["time"])

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any, Literal
@@ -48,6 +48,7 @@ class FrontPoint:
     reason: str = ""
     aliases: int = 0
     width: float = 1.0  # of the network, 1 as published
+    extras: tuple[str, ...] = ()  # what else sets it apart, in words: a teacher, an allocation, a start
     setting: str = ""  # what is trained, without the seed: repeats share it
 
     @property
@@ -90,7 +91,7 @@ class FrontPoint:
             parts.append(f"{self.dims} dims")
         if self.rank_scale is not None:
             parts.append(f"rank scale {self.rank_scale:.3g}")
-        return ", ".join(parts)
+        return ", ".join((*parts, *self.extras))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -241,5 +242,17 @@ def _point(trial: TrialRecord, setting: str, seeds: Sequence[TrialRecord]) -> Fr
         reason=trial.reason,
         aliases=len(trial.aliases),
         width=spec.get("network", {}).get("width") or 1.0,
+        extras=_extras(spec),
         setting=hashlib.sha256(setting.encode()).hexdigest()[:12],
     )
+
+
+def _extras(spec: Mapping[str, Any]) -> tuple[str, ...]:
+    """A teacher, a budget that is not shared evenly and a start from dense weights, in words."""
+    shared = (spec.get("allocation") or {}).get("by", "even")
+    found = {
+        f"taught by {(spec.get('teacher') or {}).get('name')}": "teacher" in spec,
+        f"shared by {shared}": shared != "even",
+        "from dense": "start" in spec,
+    }
+    return tuple(words for words, there in found.items() if there)

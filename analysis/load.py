@@ -25,7 +25,7 @@ from sweeps.records import (
 )
 
 STUDIES = Path("studies")
-ADDED_LATER = ("broken", "note", "point_id")  # columns that older tables lack
+ADDED_LATER = ("point_id",)  # columns that older tables lack
 
 
 def list_studies(root: Path = STUDIES) -> list[str]:

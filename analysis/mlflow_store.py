@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 # Names that sweeps writes there; other tags, and whatever lies beside these files, are left alone
 PARENT_TAG, TRIAL_TAG = "mlflow.parentRunId", "trial_id"
 HEADER_FILE, SPECIFICATION_FILE = "study.json", "specification.json"
+SOUND = "no"  # the tag `broken` of a trial that is not
 ANSWER_SECONDS = "10"
 
 
@@ -136,6 +137,8 @@ def _trial(client: MlflowClient, run: Run) -> TrialRecord:
         proposed_at=(run.info.start_time or 0) / 1000 or None, finished_at=(run.info.end_time or 0) / 1000 or None,
     )  # fmt: skip
     record.test_error = run.data.metrics.get("test_error")
+    record.point_id = tags.get("point", "")
+    record.broken = "" if tags.get("broken", SOUND) == SOUND else tags["broken"]
     return record
 
 

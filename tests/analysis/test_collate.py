@@ -5,13 +5,13 @@ import json
 import pytest
 
 from analysis.__main__ import main
-from analysis.collate import Source, collate, events
+from analysis.collate import Source, _longer, collate, events
 from analysis.load import load_study
 from lowrank.checkpoints import save_tensors
 from lowrank.data import DataSettings, load_data
 from lowrank.errors import InputError
 from sweeps.journal import Journal
-from sweeps.records import CHECKPOINT_FILE, JOURNAL_FILE, TRIALS_FOLDER, Event, Status, fold
+from sweeps.records import CHECKPOINT_FILE, JOURNAL_FILE, TRIALS_FOLDER, Event, Status, StudyRecord, TrialRecord, fold
 from sweeps.space import read_space
 from sweeps.specification import Resolver
 from tests.support.synthetic import Plan, write_study
@@ -122,3 +122,23 @@ def test_events_fold_into_the_same_trials(tmp_path):
             each.status, each.epochs, each.counts, each.reason,
         )  # fmt: skip
         assert len(found.attempts) == len(each.attempts)
+
+
+def test_marks_notes_and_points_come_with_a_trial():
+    marked = TrialRecord(
+        trial_id="a", status=Status.COMPLETED, specification={"seed": 0}, point_id="p", broken="a wrong split",
+        notes=["first", "second\nline"], tags={"team": "vision"}, notices=["cache built"], finished_at=5.0,
+    )  # fmt: skip
+    again = [{"event": str(event), **fields} for event, fields in events(marked)]
+    found = fold(json.loads(json.dumps(again))).trials["a"]
+    for name in ("point_id", "broken", "notes", "tags", "notices"):
+        assert getattr(found, name) == getattr(marked, name), name
+
+
+def test_a_sound_copy_goes_before_a_longer_broken_one():
+    epochs = {1: {"val_error": 1.0}, 2: {"val_error": 1.0}}
+    broken = TrialRecord(trial_id="a", status=Status.COMPLETED, epochs=epochs, broken="why", notes=["seen"])
+    sound = TrialRecord(trial_id="a", status=Status.STOPPED, epochs={1: {"val_error": 2.0}})
+    sources = [Source(label=name, study=StudyRecord(header={"name": name}), folder=None) for name in "xy"]
+    kept, source = _longer((broken, sources[0]), (sound, sources[1]))
+    assert (kept.broken, kept.notes, source.label) == ("", ["seen"], "y")

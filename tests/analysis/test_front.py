@@ -220,3 +220,10 @@ def test_a_reference_of_several_seeds_is_one():
     )
     (only,) = references(collect(study_of(once, twice)))
     assert only.error == 2.5
+
+
+def test_a_taught_trial_is_told_from_its_twin():
+    alone, taught = record("a", 100, 3.0), record("b", 100, 2.0)
+    taught.specification = {**taught.specification, "teacher": {"name": "wise"}, "allocation": {"by": "stage"}}
+    names = {each.trial_id: each.name for each in collect(study_of(alone, taught))}
+    assert names == {"a": "CP, 2 dims", "b": "CP, 2 dims, taught by wise, shared by stage"}
