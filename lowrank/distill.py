@@ -5,15 +5,15 @@ Shapes: B images, K classes, C channels, H x W positions of a tap.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from lowrank.errors import InputError, unknown
+from lowrank.hooks import Hooked
 from lowrank.losses import attention_map
 
 
@@ -52,7 +52,7 @@ class Teacher(Protocol):
         """
 
 
-class Taps:
+class Taps(Hooked):
     """Attention maps of named modules, collected while the network runs inside `with`."""
 
     def __init__(self, network: nn.Module, names: Sequence[str]):
@@ -62,19 +62,9 @@ class Taps:
                 raise unknown("tap", name, [known for known in modules if known])
         self._modules = [modules[name] for name in names]
         self._maps: dict[int, Tensor] = {}
-        self._handles: list[Any] = []
 
-    def __enter__(self) -> Taps:
-        for index, module in enumerate(self._modules):
-            self._handles.append(module.register_forward_hook(self._keeper(index)))
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
+    def _hooks(self) -> Iterator[tuple[nn.Module, Callable[..., None]]]:
+        return ((module, self._keeper(index)) for index, module in enumerate(self._modules))
 
     def _keeper(self, index: int) -> Any:
         def keep(module: nn.Module, inputs: Any, output: Tensor) -> None:

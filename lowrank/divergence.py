@@ -12,14 +12,14 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Iterator
-from types import TracebackType
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from lowrank.errors import LowrankError
+from lowrank.hooks import Hooked
 from lowrank.measures import TrainMeter
 from lowrank.precision import LEAST_SCALE
 
@@ -38,7 +38,7 @@ class DivergedError(LowrankError):
         self.epoch, self.step, self.layer = epoch, step, layer
 
 
-class Watch:
+class Watch(Hooked):
     """Names the first module, in the order in which they run, whose output or gradient is not finite.
 
     Outputs come first; a gradient counts only where all outputs are finite, and is that of a module's output, in the
@@ -47,20 +47,11 @@ class Watch:
 
     def __init__(self, network: nn.Module):
         self._network = network
-        self._handles: list[Any] = []
         self.output: str | None = None
         self.gradient: str | None = None
 
-    def __enter__(self) -> Watch:
-        for name, module in self._network.named_modules():
-            self._handles.append(module.register_forward_hook(self._seer(name)))
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for handle in self._handles:
-            handle.remove()
+    def _hooks(self) -> Iterator[tuple[nn.Module, Callable[..., None]]]:
+        return ((module, self._seer(name)) for name, module in self._network.named_modules())
 
     def _seer(self, name: str) -> Any:
         def see(module: nn.Module, inputs: Any, output: Any) -> None:

@@ -7,6 +7,7 @@ which a budget is shared, or the place in a list for a method whose size is an i
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
@@ -48,7 +49,7 @@ def make_family(plan: NetworkPlan, method: Method, sharing: Sharing, weights: Ma
     return _ListedByGroup(plan, method, groups, factors)
 
 
-class _Continuous:
+class _Continuous(ABC):
     """A family along a real number: `at(low)` is the smallest, `at(high)` the largest."""
 
     low: float
@@ -57,8 +58,9 @@ class _Continuous:
     def __init__(self, plan: NetworkPlan):
         self.plan = plan
 
+    @abstractmethod
     def at(self, factor: float) -> Sized:
-        raise NotImplementedError
+        """The member at `factor`."""
 
     def smallest(self, *, by_work: bool) -> Sized:
         return self.at(self.low)

@@ -64,6 +64,7 @@ def milliseconds(seconds: float) -> int:
 
 
 def make_client(uri: str, study_dir: Path) -> MlflowClient:
+    """A client of a store; a SQLite file that is missing is made, its artifacts beside it in `study_dir`."""
     from mlflow.tracking import MlflowClient
 
     path = sqlite_path(uri)
