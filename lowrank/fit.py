@@ -135,7 +135,7 @@ def _begin_peak(device: torch.device) -> float | None:
 def _peak(device: torch.device, before: float | None) -> float | None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-        return torch.cuda.max_memory_allocated(device) / 1e6
+        return torch.cuda.max_memory_reserved(device) / 1e6  # a recorded step keeps what it has reserved
     highest = _status_mb("VmHWM")
     return None if before is None or highest is None else max(0.0, highest - before)
 

@@ -148,7 +148,7 @@ class Trainer:
         )
 
     def probe(self, *, wait: bool = True) -> Iterator[None]:
-        """Take one training step after the other, epoch after epoch, for measurements.
+        """Take one training step after the other, as training takes them, epoch after epoch, for measurements.
 
         `wait` waits for the device at each step. The trainer is of no use for training afterwards.
         """
@@ -157,8 +157,7 @@ class Trainer:
             meter = TrainMeter(self.steps, self.objective.names, self.device)
             self._guard.begin()
             for step, batch in enumerate(self.batches()):
-                self.gradients(step, batch, meter)
-                self.update(step)
+                self._take(step, batch, meter)
                 if wait:
                     meter.losses[step].item()
                 yield

@@ -10,7 +10,7 @@ import argparse
 import json
 import platform
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,7 @@ from sweeps.trainable import load_trial_data, make_trainer
 from sweeps.worker import first_line, out_of_memory
 
 SAMPLES = 3  # of each stratum, where the space is no grid
+QUIET_SECONDS = 15.0  # between lines where standard output is no terminal
 STEP_FIELDS = ("batch_size", "precision", "accumulate", "rebuild_checkpoint", "ema_decay", "decay", "freeze")
 
 
@@ -108,22 +109,31 @@ def probe_all(
     rows: list[dict[str, Any]] = []
     prober: Any = None
     start = ray.remote(_Prober).options(num_cpus=share.cpus, num_gpus=share.gpus).remote
-    console = Console(stderr=quiet)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as shown:
-        for trial in shown.track(trials, description="probing"):
-            prober = prober or start()
-            config = {
-                "specification": trial.specification, "data_dir": str(data_dir.resolve()) if data_dir else None,
-                "share": share.gpus,
-            }  # fmt: skip
-            try:
-                found = ray.get(prober.probe.remote(config))
-            except RayActorError as error:  # killed, by the system's own memory guard as a rule: a new one goes on
-                prober, found = None, {"status": OUT_OF_MEMORY, "reason": f"the worker was killed: {first_line(error)}"}
-            except RayError as error:
-                found = {"status": FAILED, "reason": str(error).strip().splitlines()[-1]}
-            rows.append(_row(trial, share, found))
+    for trial in _announced(trials, Console(stderr=quiet)):
+        prober = prober or start()
+        config = {
+            "specification": trial.specification, "data_dir": str(data_dir.resolve()) if data_dir else None,
+            "share": share.gpus,
+        }  # fmt: skip
+        try:
+            found = ray.get(prober.probe.remote(config))
+        except RayActorError as error:  # killed, by the system's own memory guard as a rule: a new one goes on
+            prober, found = None, {"status": OUT_OF_MEMORY, "reason": f"the worker was killed: {first_line(error)}"}
+        except RayError as error:
+            found = {"status": FAILED, "reason": str(error).strip().splitlines()[-1]}
+        rows.append(_row(trial, share, found))
     return rows
+
+
+def _announced(trials: Sequence[Trial], console: Console) -> Iterator[Trial]:
+    """The trials one by one, with a bar, or with a line now and then where nobody would see a bar."""
+    begun = said = time.monotonic()
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as shown:
+        for done, trial in enumerate(shown.track(trials, description="probing")):
+            if not console.is_terminal and time.monotonic() - said >= QUIET_SECONDS:
+                said = time.monotonic()
+                console.print(f"probed {done} of {len(trials)} configurations; {said - begun:.0f} s gone")
+            yield trial
 
 
 def _row(trial: Trial, share: Share, found: dict[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,81 @@
+"""What only a card can show of training: recorded steps that diverge, float16, and what a step takes."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lowrank.divergence import DivergedError
+from lowrank.fit import measure_step
+from lowrank.networks import make_network
+from lowrank.training import Trainer
+from tests.support.training import SMALL, small_data, small_recipe, small_trainer
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+
+class Fuse(nn.Module):
+    """The identity until its call number `fuse` in training, then times NaN; decided on the card, so that a graph holds it."""
+
+    def __init__(self, fuse: int):
+        super().__init__()
+        self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
+        self.fuse = fuse
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return x
+        self.calls += 1
+        return torch.where(self.calls == self.fuse, x * math.nan, x)
+
+
+def trainer(network: nn.Module | None = None, **fields: object) -> Trainer:
+    if network is None:
+        torch.manual_seed(0)
+        network = make_network(SMALL, small_data().image_shape, 10)
+    return small_trainer(small_recipe(**fields), network=network, device="cuda")
+
+
+def test_a_recorded_step_that_diverges_is_traced_to_its_step_and_layer():
+    torch.manual_seed(0)
+    network = make_network(SMALL, small_data().image_shape, 10)
+    network.stage2 = nn.Sequential(network.stage2, Fuse(8))
+    run = trainer(network)
+    assert run.captured is not None
+    with pytest.raises(DivergedError) as caught:
+        [run.train_epoch() for _ in range(3)]
+    assert (caught.value.epoch, caught.value.step, caught.value.layer) == (2, 2, "stage2.1")
+
+
+def test_float16_trains_with_a_loss_scale_and_learns():
+    run = trainer(precision="float16", epochs=6)
+    assert run.dtype is torch.float16
+    found = [run.train_epoch() for _ in range(6)]
+    assert all(math.isfinite(each["train_loss"]) and each["loss_scale"] >= 1 for each in found)
+    assert found[-1]["train_loss"] < 0.9 * found[0]["train_loss"]
+
+
+def test_a_float16_gradient_that_overflows_skips_its_step_and_halves_the_scale():
+    run = trainer(precision="float16")
+    assert run.scale is not None
+    run.scale.scale.fill_(2.0**40)
+    found = run.train_epoch()
+    assert found["skipped_steps"] > 0
+    assert found["loss_scale"] < 2.0**40
+    assert math.isfinite(found["train_loss"])
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
+def test_a_step_is_measured_as_training_takes_it(precision):
+    def make(batch_size: int) -> Trainer:
+        return trainer(precision=precision, batch_size=batch_size)
+
+    small, large = (measure_step(make, size, torch.device("cuda")) for size in (16, 64))
+    assert small.peak_mb is not None
+    assert large.peak_mb is not None
+    assert 0 < small.peak_mb <= large.peak_mb
+    assert large.images == 64
+    assert small.seconds > 0
