@@ -18,7 +18,7 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a G
 
 
 class Fuse(nn.Module):
-    """The identity until its call number `fuse` in training, then times NaN; decided on the card, so that a graph holds it."""
+    """The identity until its `fuse`th call in training, then times NaN; decided on the card, as a graph asks."""
 
     def __init__(self, fuse: int):
         super().__init__()
