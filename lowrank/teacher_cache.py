@@ -19,6 +19,7 @@ import shutil
 import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -237,15 +238,17 @@ class CachedTeacher:
     """Reads a cache; where a slot cannot be read, the live teacher is asked for that epoch, and `report` is told.
 
     On a CPU a batch is read from the memory map, row by row; an accelerator is given whole slots, so that a step costs
-    it a gather only.
+    it a gather only, and while it works on one the next is read and verified.
     """
 
     def __init__(
         self, cache: TeacherCache, data: ImageData, live: Callable[[], Teacher], *,
-        device: torch.device | str = "cpu", report: Report = print,
+        device: torch.device | str = "cpu", report: Report = print, whole: bool | None = None,
     ):  # fmt: skip
+        """`whole`: the device is given whole slots; None: where it is an accelerator."""
         self._cache, self._live, self._report = cache, live, report
         self._device = torch.device(device)
+        self._whole = self._device.type != "cpu" if whole is None else whole
         indices = data.train.indices
         rows = torch.zeros(int(indices.max()) + 1, dtype=torch.int64)
         rows[indices] = torch.arange(len(indices))
@@ -253,6 +256,8 @@ class CachedTeacher:
         self._slot: int | None = None
         self._arrays: list[Array] | None = None  # of the slot, on a CPU
         self._resident: dict[int, list[Tensor]] = {}  # slots on the accelerator, the latest last
+        self._reader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="teacher-cache")
+        self._ahead: tuple[int, Future[list[Array]]] | None = None  # a slot that is being read, or was
 
     def signals(self, images: Tensor, indices: Tensor, slot: int) -> Signals:
         """See Teacher; `images` are only needed when the slot cannot be read."""
@@ -270,20 +275,39 @@ class CachedTeacher:
         return Signals(picked[0], tuple(maps))
 
     def _open(self, slot: int) -> None:
-        if slot in self._resident:
-            return
+        if slot not in self._resident:
+            self._load(slot)
+        if self._whole:
+            self._read_ahead(slot + 1 if self._cache.path(slot + 1).exists() else 0)
+
+    def _load(self, slot: int) -> None:
         self._arrays = None
         try:
-            arrays = self._cache.read(slot)
+            arrays = self._read(slot)
         except (DamagedSlotError, OSError) as error:
             self._report(f"the live teacher is asked about view {slot}: {error}")
             return
-        if self._device.type == "cpu":
+        if not self._whole:
             self._arrays = arrays
             return
         while self._resident and (len(self._resident) + 1) * self._cache.layout.bytes > RESIDENT:
             self._resident.pop(next(iter(self._resident)))
-        self._resident[slot] = [torch.from_numpy(array.copy()).to(self._device) for array in arrays]
+        self._resident[slot] = [torch.from_numpy(array).to(self._device) for array in arrays]
+
+    def _read(self, slot: int) -> list[Array]:
+        """The map itself, or, of a slot that is given away whole, a copy, made ahead as a rule."""
+        if not self._whole:
+            return self._cache.read(slot)
+        ahead, self._ahead = self._ahead, None
+        return ahead[1].result() if ahead is not None and ahead[0] == slot else self._copied(slot)
+
+    def _copied(self, slot: int) -> list[Array]:
+        return [array.copy() for array in self._cache.read(slot)]
+
+    def _read_ahead(self, slot: int) -> None:
+        """What goes wrong is said when the slot is asked for. Nothing is put on the device, which may be recording."""
+        if slot not in self._resident and (self._ahead is None or self._ahead[0] != slot):
+            self._ahead = (slot, self._reader.submit(self._copied, slot))
 
 
 def kept_sizes(teacher: Sequence[tuple[int, int]], student: Sequence[tuple[int, int]]) -> Sizes:

@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import subprocess
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from lowrank.plan import network_plan
 from lowrank.recipes import Recipe
 from lowrank.substitute import build_student
 from lowrank.teacher_cache import Build, CachedTeacher, CacheKey, TeacherCache, kept_sizes, prepare, tap_sizes
-from lowrank.teacher_slots import DamagedSlotError, Layout, read_slot, write_slot
+from lowrank.teacher_slots import Array, DamagedSlotError, Layout, read_slot, write_slot
 from lowrank.training import Trainer
 from tests.support.teachers import small_data, small_network
 
@@ -208,6 +209,40 @@ def test_damage_during_training_falls_back_to_the_live_teacher(cache: TeacherCac
     assert len(told) == 1
     assert told[0].startswith("the live teacher is asked about view 1: ")
     assert found == pytest.approx(losses(data, live()), rel=1e-3)
+
+
+def test_whole_slots_are_read_ahead_and_say_the_same(
+    cache: TeacherCache, data: ImageData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepare(cache, build(data), 3, report=lambda line: None)
+    row_by_row = losses(data, CachedTeacher(cache, data, never), epochs=5, slots=3)
+    monkeypatch.setattr(teacher_cache, "RESIDENT", 0)  # every epoch's slot is opened anew
+    readers: list[tuple[int, str]] = []
+    read = TeacherCache.read
+
+    def seen(self: TeacherCache, slot: int) -> list[Array]:
+        readers.append((slot, threading.current_thread().name.partition("_")[0]))
+        return read(self, slot)
+
+    monkeypatch.setattr(TeacherCache, "read", seen)
+    assert losses(data, CachedTeacher(cache, data, never, whole=True), epochs=5, slots=3) == row_by_row
+    slots = [slot for slot, _ in readers]
+    assert slots[:5] == [0, 1, 2, 0, 1]
+    assert [who for _, who in readers] == ["MainThread", *["teacher-cache"] * (len(readers) - 1)]
+
+
+def test_a_slot_read_ahead_that_is_damaged_is_said_when_it_is_asked_for(cache: TeacherCache, data: ImageData) -> None:
+    prepare(cache, build(data), 2, report=lambda line: None)
+    damage(cache.path(1), "bits")
+    told: list[str] = []
+    reader = CachedTeacher(cache, data, live, report=told.append, whole=True)
+    indices = data.train.indices[:4]
+    images = torch.zeros(4, 1, 8, 8)
+    reader.signals(images, indices, 0)
+    assert told == []
+    reader.signals(images, indices, 1)
+    assert len(told) == 1
+    assert told[0].startswith("the live teacher is asked about view 1: ")
 
 
 def test_too_little_disk_is_said_before_anything_is_built(
