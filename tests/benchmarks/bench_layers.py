@@ -331,12 +331,14 @@ def run(options: Options) -> Measurement:
     """Measure both networks."""
     threads, before = options.threads or 1, torch.get_num_threads()
     torch.set_num_threads(threads)
+    gc.freeze()  # what is imported need not be looked through after every capture
     tables, goals, notes = list[Table](), list[Goal](), absent_peers(options.device == "cuda")
     try:
         for case in cases(options):
             for gathered, found in zip((tables, goals, notes), tables_of(case, options), strict=True):
                 gathered.extend(found)  # type: ignore[arg-type]
     finally:
+        gc.unfreeze()
         torch.set_num_threads(before)
     settings = {
         "seed": options.seed, "device": options.device, "threads": threads, "repeats": options.repeated(REPEATS),
