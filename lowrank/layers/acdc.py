@@ -222,7 +222,8 @@ class ACDCMap(FactoredMap):
         gains[0] = self.output_scale
         edge = None if self.in_channels == self.out_channels and self.layers > 1 else self.edge.to(dtype)
         widens = self.in_channels <= self.out_channels
-        return Fixed(waves(self.width, like), gains, self.slots, edge, widens)
+        found = waves(self.width, like)
+        return Fixed(found, found.mT.contiguous(), gains, self.slots, edge, widens)
 
     def _multiplied(self, first: Tensor, second: Tensor, edge: Tensor) -> Tensor:
         """All layers at once, transposed: B_l = diag(first) C^T diag(second) C P^T, and their product in pairs."""

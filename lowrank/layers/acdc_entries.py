@@ -57,6 +57,14 @@ def waves(width: int, like: Tensor) -> Tensor:
     return found.to(like.dtype)
 
 
+def project(given: Tensor, matrix: Tensor) -> Tensor:
+    """Rows `given` (M, K) times a contiguous `matrix` (E, K), transposed: (M, E), in their own dtype under autocast."""
+    if kernels := _kernels(given.device):
+        projected: Tensor = kernels.project(given.contiguous(), matrix)
+        return projected
+    return torch.mm(given, matrix.mT, out=given.new_empty(len(given), len(matrix)))  # `out`: not by autocast
+
+
 def form(first: Tensor, halves: Tensor, gains: Tensor, slots: Tensor, out: Tensor) -> None:
     """Write diag(first) C^T diag(second) C times the layer's gain into `out` (S, G, N, N) at the layer's slot.
 
@@ -97,7 +105,7 @@ def _riffled_back(width: int, device: torch.device) -> Tensor:
 
 @cache
 def _kernels(device: torch.device) -> ModuleType | None:
-    """The same two functions by Triton; None on a CPU, and where Triton is not there or cannot compile (it warns)."""
+    """The same functions by Triton; None on a CPU, and where Triton is not there or cannot compile (it warns)."""
     if device.type != "cuda" or find_spec("triton") is None:
         return None
     found = import_module("lowrank.layers.acdc_triton")

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from lowrank.layers.acdc_entries import form, form_back
+from lowrank.layers.acdc_entries import form, form_back, project
 
 
 def spare_layers(layers: int) -> int:
@@ -49,7 +49,8 @@ def slots_of(layers: int) -> tuple[int, ...]:
 class Fixed(NamedTuple):
     """What the stacks of one kind of map read besides the diagonals, made once."""
 
-    waves: Tensor  # see `acdc_entries.waves`
+    waves: Tensor  # (N, 2N), see `acdc_entries.waves`
+    turned_waves: Tensor  # (2N, N)
     gains: Tensor  # (L): the map's fixed scale on the first layer
     slots: Tensor  # (L)
     edge: Tensor | None  # (N, min(I, O)): T, or S transposed; None for a square map of several layers
@@ -66,8 +67,7 @@ class Chain(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, first: Tensor, second: Tensor, kept: Fixed, dtype: torch.dtype) -> Tensor:
         maps, layers, width = first.shape
-        first, second = first.contiguous(), second.reshape(-1, width)
-        halves = torch.mm(second, kept.waves, out=second.new_empty(len(second), 2 * width))  # `out`: not by autocast
+        first, halves = first.contiguous(), project(second.reshape(-1, width), kept.turned_waves)
         stack = first.new_empty(layers + spare_layers(layers), maps, width, width, dtype=dtype)
         form(first, halves, kept.gains, kept.slots, stack)
         levels = _levels(stack, spare_layers(layers))
@@ -90,7 +90,7 @@ class Chain(torch.autograd.Function):
         if spare:
             _halve_back(stack[: 2 * spare], below[2 * spare : 3 * spare], out=below[: 2 * spare])
         by_first, by_halves = form_back(below, first, halves, kept.gains, kept.slots)
-        return by_first, (by_halves @ kept.waves.mT).view_as(by_first), None, None
+        return by_first, project(by_halves, kept.waves).view_as(by_first), None, None
 
 
 def _levels(stack: Tensor, spare: int) -> list[Tensor]:

@@ -12,7 +12,8 @@ import triton.language as tl
 from torch import Tensor
 
 ROWS, COLUMNS = 16, 128  # of a tile
-COUNTS = ("maps", "layers", "blocks")  # kernels are not compiled anew for each of these
+ROWS_AT_ONCE, ENTRIES, INNER = 4, 8, 256  # of a product's tile: rows given, entries found, numbers multiplied
+COUNTS = ("maps", "layers", "blocks", "count")  # kernels are not compiled anew for each of these
 
 
 @triton.jit
@@ -42,7 +43,27 @@ def _form(  # type: ignore[no-untyped-def]
     tl.store(out + matrix * width * width + (row * width + column), entries, mask=inside)
 
 
-@triton.jit(do_not_specialize=COUNTS)
+@triton.jit(do_not_specialize=COUNTS[3:])
+def _project(  # type: ignore[no-untyped-def]
+    given, matrix, out, count, inner, outer,
+    tile_rows: tl.constexpr, tile_entries: tl.constexpr, tile_inner: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0) * tile_rows + tl.arange(0, tile_rows)
+    entry = tl.program_id(1) * tile_entries + tl.arange(0, tile_entries)
+    products = tl.zeros([tile_rows, tile_entries, tile_inner], dtype=given.dtype.element_ty)
+    for start in range(0, inner, tile_inner):
+        place = start + tl.arange(0, tile_inner)
+        valid = (place < inner)[None, :]
+        left = tl.load(given + (row[:, None] * inner + place[None, :]), mask=(row < count)[:, None] & valid, other=0.0)
+        right = tl.load(
+            matrix + (entry[:, None] * inner + place[None, :]), mask=(entry < outer)[:, None] & valid, other=0.0
+        )
+        products += left[:, None, :] * right[None, :, :]
+    inside = (row < count)[:, None] & (entry < outer)[None, :]
+    tl.store(out + (row[:, None] * outer + entry[None, :]), tl.sum(products, 2), mask=inside)
+
+
+@triton.jit(do_not_specialize=COUNTS[:3])
 def _form_back(  # type: ignore[no-untyped-def]
     gradient, first, halves, gains, slots, by_first, sums, maps, layers, width, blocks,
     tile_rows: tl.constexpr, tile_columns: tl.constexpr,
@@ -98,7 +119,19 @@ def try_out(device: torch.device) -> None:
     ones, slots = torch.ones(1, 1, 16, device=device), torch.zeros(1, dtype=torch.int64, device=device)
     out = torch.empty(1, 1, 16, 16, device=device)
     form(ones, ones.new_ones(1, 32), ones.new_ones(1), slots, out)
-    form_back(out, ones, ones.new_ones(1, 32), ones.new_ones(1), slots)
+    form_back(out, ones, project(ones[0], ones.new_ones(32, 16)), ones.new_ones(1), slots)
+
+
+def project(given: Tensor, matrix: Tensor) -> Tensor:
+    """As `acdc_entries.project`: so few rows that a library's product has too little to share out among its blocks."""
+    (count, inner), outer = given.shape, len(matrix)
+    out = given.new_empty(count, outer)
+    with torch.cuda.device_of(out):
+        _project[(triton.cdiv(count, ROWS_AT_ONCE), triton.cdiv(outer, ENTRIES))](
+            given, matrix, out, count, inner, outer,
+            tile_rows=ROWS_AT_ONCE, tile_entries=ENTRIES, tile_inner=INNER,
+        )  # fmt: skip
+    return out
 
 
 def form(first: Tensor, halves: Tensor, gains: Tensor, slots: Tensor, out: Tensor) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from lowrank.layers import ConvShape, acdc_entries
-from lowrank.layers.acdc_entries import form, form_back, waves
+from lowrank.layers.acdc_entries import form, form_back, project, waves
 from lowrank.layers.acdc_stack import slots_of, spare_layers
 from lowrank.methods import METHODS, make_method
 from lowrank.rebuild import Rebuild
@@ -91,6 +91,8 @@ def test_acdc_entries_by_kernels_are_those_of_plain_torch(
     form(*given, out)
     form(*there, found)
     assert acdc_entries._kernels(found.device) is not None
+    matrix = waves(width, second).mT.contiguous()
+    torch.testing.assert_close(project(second.flatten(0, 1).cuda(), matrix.cuda()).cpu(), given[1])
     rounding, summing = torch.finfo(dtype).eps, 200 * torch.finfo(working).eps
     torch.testing.assert_close(found.cpu(), out, rtol=rounding, atol=4 * torch.finfo(working).eps)
     back = form_back(direction.cuda(), *there)
