@@ -95,6 +95,8 @@ def spread(core: Tensor, bases: Sequence[Tensor], sizes: Sequence[int], ranks: S
         before, after = prod(found[:k]), prod(found[k + 1 :])
         if k == len(ranks) - 1:
             core = (core.unflatten(-1, (before, ranks[k])) @ bases[k].mT).flatten(-2)
+        elif k == 0:
+            core = (bases[k] @ core.unflatten(-1, (ranks[k], after))).flatten(-2)
         else:
             rows = core.unflatten(-1, (before, ranks[k], after)).transpose(-3, -2).flatten(-2)
             core = (bases[k] @ rows).unflatten(-1, (before, after)).transpose(-3, -2).flatten(-3)
