@@ -205,7 +205,7 @@ def test_the_table_is_written_between_its_markers(tmp_path: Path, capsys: pytest
     text = page.read_text()
     assert text.startswith("before\n")
     assert text.endswith("after\n")
-    assert "old" not in text
+    assert "\nold\n" not in text
     assert all(f"| {name} |" in text for name in METHODS)
     with pytest.raises(ValueError, match="lacks the markers"):
         methods_table.written("nothing", "table")
