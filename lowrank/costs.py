@@ -14,11 +14,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
-from itertools import accumulate, pairwise
+from itertools import accumulate
 from math import prod
 
 from lowrank.layers import CP, ConvShape, Method, TensorTrain, Tucker
-from lowrank.layers.decomposition import best_split
+from lowrank.layers.decomposition import best_split, train_cost
+from lowrank.layers.tucker import rebuild_costs
 
 POSITIONS = "p"
 MOST_OPERANDS = 10  # contraction trees are searched exhaustively, in 3^n steps
@@ -84,25 +85,18 @@ def _real_cost(method: TensorTrain | Tucker | CP, i: int, o: int, positions: int
 
 
 def rebuild_cost(method: TensorTrain | Tucker | CP, in_channels: int, out_channels: int) -> int:
-    """Mult-adds of multiplying the weight out as the layers do: both halves towards a cut, joined last."""
+    """Mult-adds of multiplying the weight out as the layers do on a CPU: both halves towards a cut, joined last.
+
+    For Tucker that is done with the factors applied before, or to the core, then spread by them: what costs less.
+    """
     if isinstance(method, CP):
         sizes, rank = method.structure(in_channels, out_channels)
         cut = best_split(sizes, (rank,) * (len(sizes) - 1))
         halves = (list(accumulate(half, int.__mul__))[1:] for half in (sizes[:cut], sizes[cut:]))
         return rank * (sum(map(sum, halves)) + prod(sizes))
     if isinstance(method, TensorTrain):
-        return _train_rebuild(*method.structure(in_channels, out_channels))
-    sizes, ranks, train = method.structure(in_channels, out_channels)
-    edges = pairwise((1, *train, 1))
-    spread = sum(left * n * s * right for (left, right), n, s in zip(edges, sizes, ranks, strict=True))
-    return spread + _train_rebuild(sizes, train)
-
-
-def _train_rebuild(sizes: Sequence[int], ranks: Sequence[int]) -> int:
-    edged, cut = (1, *ranks, 1), best_split(sizes, ranks)
-    left = sum(prod(sizes[: k + 1]) * edged[k] * edged[k + 1] for k in range(1, cut))
-    right = sum(prod(sizes[k:]) * edged[k] * edged[k + 1] for k in range(cut, len(sizes) - 1))
-    return left + right + prod(sizes) * edged[cut]
+        return train_cost(*method.structure(in_channels, out_channels))
+    return min(rebuild_costs(*method.structure(in_channels, out_channels)))
 
 
 def sides(sizes: Sequence[int], in_channels: int, out_channels: int) -> tuple[int, int]:

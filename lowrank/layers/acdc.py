@@ -8,6 +8,7 @@ input (N, I), S the grouped sum of outputs (O, N).
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from math import log2, pi, sqrt
 from typing import Any, ClassVar, Literal
 
@@ -16,17 +17,8 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lowrank.layers.acdc_stack import (
-    Arranged,
-    Fixed,
-    Layers,
-    Product,
-    arrangements,
-    cosines,
-    fixed,
-    half_cosines,
-    pairing_order,
-)
+from lowrank.layers.acdc_entries import toeplitz_and_hankel, waves
+from lowrank.layers.acdc_stack import Chain, Fixed, fixed, slots_of
 from lowrank.layers.base import ConvShape, Method, SeparableMethod, StructuredMap
 from lowrank.layers.factored import FactoredMap, working_dtype
 
@@ -68,17 +60,23 @@ class ACDC(SeparableMethod):
 
 
 def sandwich(diagonals: Tensor) -> Tensor:
-    """C^T diag(d) C (L, N, N) of diagonals d (L, N), without a matrix product.
+    """C^T diag(d) C (L, N, N) of diagonals d (L, N), without a matrix product (see `acdc_entries`).
 
-    With t_m = sum_n c_n^2 d_n cos(pi n m / N), c_0^2 = 1/N and c_n^2 = 2/N, entry (j, k) is
-    (t_|j-k| + t_(j+k+1)) / 2: a Toeplitz and a Hankel matrix, each a sliding window over one vector; t is even about
-    m = N, and comes from one real transform of length 2N.
+    By one real transform of length 2N, which gives all h_m.
     """
     width = diagonals.shape[1]
-    halves = half_cosines(diagonals)
-    toeplitz = torch.cat([halves[:, 1:width].flip(1), halves[:, :width]], 1).unfold(1, width, 1).flip(1)
-    hankel = halves[:, 1:].unfold(1, width, 1)
-    return toeplitz + hankel
+    padded = functional.pad(diagonals, (0, 1))
+    halves = torch.fft.irfft(torch.complex(padded, torch.zeros_like(padded)), n=2 * width)
+    return toeplitz_and_hankel(torch.cat([halves[:, :width], halves[:, 1 : width + 1]], 1))
+
+
+@lru_cache(maxsize=32)
+def cosines(width: int) -> Tensor:
+    """C (N, N) in float64, on the CPU."""
+    index = torch.arange(width, dtype=torch.float64, device="cpu")
+    matrix = torch.cos(pi / width * index[:, None] * (index + 0.5)) * sqrt(2 / width)
+    matrix[0] *= sqrt(0.5)
+    return matrix
 
 
 class Permuted(torch.autograd.Function):
@@ -173,8 +171,7 @@ class ACDCMap(FactoredMap):
     order: Tensor
     disorder: Tensor
     edge: Tensor
-    pairing: Tensor
-    transform: Tensor
+    slots: Tensor
 
     def __init__(self, in_channels: int, out_channels: int, layers: int, **options: Any):
         super().__init__(in_channels, out_channels, **options)
@@ -183,11 +180,9 @@ class ACDCMap(FactoredMap):
         self.second = nn.Parameter(torch.empty(layers, self.width))
         channels, order = torch.arange(self.width, device="cpu"), makhoul(self.width)
         riffle = torch.cat([channels[::2], channels[1::2]])
-        pairing = torch.tensor(pairing_order(layers), device="cpu")
         for name, values in {
             "riffle": riffle, "unriffle": torch.argsort(riffle), "order": order, "disorder": torch.argsort(order),
-            "edge": self._edge().to(self.first.dtype), "pairing": pairing,
-            "transform": cosines(self.width).to(self.first.dtype),
+            "edge": self._edge().to(self.first.dtype), "slots": torch.tensor(slots_of(layers), device="cpu"),
         }.items():  # fmt: skip
             self.register_buffer(name, values, persistent=False)
         self.output_scale = self.target_std() * sqrt(min(in_channels, out_channels)) / (1 + START_STD**2) ** layers
@@ -216,25 +211,19 @@ class ACDCMap(FactoredMap):
         return found.to(dtype)
 
     def _stacked(self, first: Tensor, second: Tensor, dtype: torch.dtype) -> Tensor:
-        """As `_multiplied`, for diagonals (G, L, N) or (L, N), in few calls; each layer's rows are riffled."""
-        maps, one = 1 if first.dim() == 2 else len(first), first.dim() == 2
-        kept = fixed(self, (maps, dtype, first.dtype, first.device), lambda: self._fixed_on_gpu(maps, first, dtype))
-        rows, second = (Arranged.apply(x, *order) for x, order in zip((first, second), kept.orders, strict=True))
-        product = Product.apply(Layers.apply(rows, second, kept.transform, kept.inverse, kept.riffle)).mT
-        if self.in_channels <= self.out_channels:
-            found = product @ kept.edge
-        else:
-            found = Permuted.apply(kept.edge @ product, self.riffle, self.unriffle)
-        return found.squeeze(0) if one else found
+        """As `_multiplied`, for diagonals (G, L, N) or (L, N), in few calls; rounded to `dtype` once formed."""
+        kept = fixed(self, (dtype, first.dtype, first.device), lambda: self._fixed_on_gpu(first, dtype))
+        if first.dim() == 3:
+            return Chain.apply(first, second, kept, dtype)
+        return Chain.apply(first[None], second[None], kept, dtype).squeeze(0)
 
-    def _fixed_on_gpu(self, maps: int, like: Tensor, dtype: torch.dtype) -> Fixed:
-        """What `_stacked` reads besides the diagonals."""
-        transform = (cosines(self.width).to(like) if like.dtype == torch.float64 else self.transform).to(dtype)
-        riffle = torch.eye(self.width, dtype=dtype, device=like.device)[self.unriffle]
-        edge = self.edge.to(like) * self.output_scale
-        edge = edge[self.unriffle] if self.in_channels <= self.out_channels else edge.T
-        orders = arrangements(maps, self.pairing, self.unriffle)
-        return Fixed(transform, transform.T[self.unriffle].contiguous(), riffle, edge.to(dtype).contiguous(), orders)
+    def _fixed_on_gpu(self, like: Tensor, dtype: torch.dtype) -> Fixed:
+        gains = torch.ones(self.layers, dtype=like.dtype, device=like.device)
+        gains[0] = self.output_scale
+        edge = None if self.in_channels == self.out_channels and self.layers > 1 else self.edge.to(dtype)
+        widens = self.in_channels <= self.out_channels
+        found = waves(self.width, like)
+        return Fixed(found, found.mT.contiguous(), gains, self.slots, edge, widens)
 
     def _multiplied(self, first: Tensor, second: Tensor, edge: Tensor) -> Tensor:
         """All layers at once, transposed: B_l = diag(first) C^T diag(second) C P^T, and their product in pairs."""

@@ -1,134 +1,147 @@
 """ACDC's layers as stacks of matrices, for a GPU: few large calls instead of many small ones.
 
-Letters: L layers, G maps of one shape, N width, C the orthonormal DCT-II.
+Letters: L layers, G maps of one shape, N width, I and O in- and out-channels, C the orthonormal DCT-II, P the riffle.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache, lru_cache
-from math import pi, sqrt
+from functools import cache
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.nn import functional
+
+from lowrank.layers.acdc_entries import form, form_back, project
+
+
+def spare_layers(layers: int) -> int:
+    """How many of L layers a first step must pair off to leave a power of two."""
+    return layers - (1 << (layers.bit_length() - 1))
 
 
 @cache
-def pairing_order(layers: int) -> tuple[int, ...]:
-    """How to lay out L factors of a product so that their products in pairs need no copies.
-
-    The left factors of all pairs come first, then the right ones, then one left over; their products, in that order,
-    are laid out the same way again. The last factor always comes last.
-    """
-    if layers == 1:
+def _pairing_order(matrices: int) -> tuple[int, ...]:
+    """How to lay out a power of two of factors so that the left ones of all pairs come first, of their products too."""
+    if matrices == 1:
         return (0,)
-    half = layers // 2
-    pairs = [pair for pair in pairing_order(half + layers % 2) if pair < half]
-    rest = (layers - 1,) if layers % 2 else ()
-    return (*(2 * pair for pair in pairs), *(2 * pair + 1 for pair in pairs), *rest)
+    pairs = _pairing_order(matrices // 2)
+    return (*(2 * pair for pair in pairs), *(2 * pair + 1 for pair in pairs))
 
 
-class Arranged(torch.autograd.Function):
-    """Entries `order` of x, flattened, for a permutation and its inverse; the gradient is a gather too, no scatter."""
+@cache
+def slots_of(layers: int) -> tuple[int, ...]:
+    """Where each of L layers lies among the L + S matrices of a stack, S being `spare_layers`.
 
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
-        ctx.save_for_backward(inverse)
-        ctx.shape = x.shape
-        return x.reshape(-1)[order]
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        (inverse,) = ctx.saved_tensors
-        return gradient.reshape(-1)[inverse].view(ctx.shape), None, None
-
-
-class Product(torch.autograd.Function):
-    """The product of L matrices, each a stack (G, N, N), laid out by `pairing_order`: (L, G, N, N) -> (G, N, N).
-
-    In pairs, hence in log2 L calls, every one of which reads and writes where the others left off.
+    The first 2 S slots are the left and the right layers of S pairs; S slots for their products and the other layers
+    follow: a power of two of matrices, whose products in pairs need no copies.
     """
-
-    @staticmethod
-    def forward(ctx: Any, matrices: Tensor) -> Tensor:
-        levels = [matrices]
-        while len(levels[-1]) > 1:
-            levels.append(_halved(levels[-1]))
-        ctx.save_for_backward(*levels[:-1])
-        return levels[-1][0]
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        below = gradient[None]
-        for level in reversed(ctx.saved_tensors):
-            below = _halved_back(level, below)
-        return below
-
-
-def _halved(level: Tensor) -> Tensor:
-    """The products in pairs, and what is left over."""
-    half = len(level) // 2
-    found = level.new_empty(len(level) - half, *level.shape[1:])
-    torch.bmm(level[:half].flatten(0, 1), level[half : 2 * half].flatten(0, 1), out=found[:half].flatten(0, 1))
-    if len(level) % 2:
-        found[half].copy_(level[-1])
-    return found
-
-
-def _halved_back(level: Tensor, gradient: Tensor) -> Tensor:
-    """The gradient of one level from that of the next."""
-    half = len(level) // 2
-    found = torch.empty_like(level)
-    left, right, above = (part.flatten(0, 1) for part in (level[:half], level[half : 2 * half], gradient[:half]))
-    torch.bmm(above, right.mT, out=found[:half].flatten(0, 1))
-    torch.bmm(left.mT, above, out=found[half : 2 * half].flatten(0, 1))
-    if len(level) % 2:
-        found[-1].copy_(gradient[half])
-    return found
-
-
-class Layers(torch.autograd.Function):
-    """R diag(first) C^T diag(second) C as `dtype`, for diagonals R first and second (.., N): (.., N, N).
-
-    R is a riffle of rows, `inverse` R C^T. Formed as diag(R first) (R + R C^T diag(second - 1) C): in half precision
-    the identity, of which diagonals start near, stays exact.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, rows: Tensor, second: Tensor, transform: Tensor, inverse: Tensor, riffle: Tensor) -> Tensor:
-        width, dtype = rows.shape[-1], transform.dtype
-        scaled = inverse * (second - 1).to(dtype).view(-1, 1, width)
-        found = torch.baddbmm(riffle.expand_as(scaled), scaled, transform.expand_as(scaled))
-        half = rows.to(dtype).view(-1, width)
-        ctx.save_for_backward(half, second, transform, inverse)
-        return found.mul_(half[:, :, None]).view(*rows.shape, width)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        """With Y = (gradient C^T) * (R C^T): Y second is the gradient by R first, Y^T (R first) that by second."""
-        rows, second, transform, inverse = ctx.saved_tensors
-        width = second.shape[-1]
-        through = (gradient.reshape(-1, width) @ transform.T).view(-1, width, width).mul_(inverse)
-        by_rows = through @ second.to(through.dtype).view(-1, width, 1)
-        by_second = rows[:, None] @ through
-        return (*(each.view_as(second).to(second.dtype) for each in (by_rows, by_second)), None, None, None)
+    spare, found = spare_layers(layers), list[int]()
+    order = _pairing_order(layers - spare)
+    for position in range(layers - spare):
+        slot = order.index(position)
+        found += [slot, spare + slot] if slot < spare else [2 * spare + slot]
+    return tuple(found)
 
 
 class Fixed(NamedTuple):
-    """What the stacks of one kind of map read, made once."""
+    """What the stacks of one kind of map read besides the diagonals, made once."""
 
-    transform: Tensor  # C (N, N)
-    inverse: Tensor  # R C^T
-    riffle: Tensor  # R
-    edge: Tensor  # what the product is multiplied by on the narrow side, with the scale
-    orders: tuple[tuple[Tensor, Tensor], ...]  # of the entries of `first` and `second`, and their way back
+    waves: Tensor  # (N, 2N), see `acdc_entries.waves`
+    turned_waves: Tensor  # (2N, N)
+    gains: Tensor  # (L): the map's fixed scale on the first layer
+    slots: Tensor  # (L)
+    edge: Tensor | None  # (N, min(I, O)): T, or S transposed; None for a square map of several layers
+    widens: bool  # O >= I
+
+
+class Chain(torch.autograd.Function):
+    """S M_L P M_(L-1) P .. M_1 T with M = C^T diag(second) C diag(first), as `dtype`: diagonals (G, L, N) -> (G, O, I).
+
+    Transposed it is the product of the layers' matrices as `acdc_entries.form` writes them, T^T on its left and S^T
+    on its right. They are multiplied in pairs, hence in log2 L calls; the last of them transposes back.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, first: Tensor, second: Tensor, kept: Fixed, dtype: torch.dtype) -> Tensor:
+        maps, layers, width = first.shape
+        first, halves = first.contiguous(), project(second.reshape(-1, width), kept.turned_waves)
+        stack = first.new_empty(layers + spare_layers(layers), maps, width, width, dtype=dtype)
+        form(first, halves, kept.gains, kept.slots, stack)
+        levels = _levels(stack, spare_layers(layers))
+        left, right = _ends(levels[-1], kept)
+        ctx.save_for_backward(first, halves, left, right, stack, *levels[1:])
+        ctx.kept = kept
+        return torch.bmm(right.mT, left.mT)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        first, halves, left, right, stack, *levels = ctx.saved_tensors
+        kept, spare = ctx.kept, spare_layers(first.shape[1])
+        levels = [stack[2 * spare :], *levels]
+        below = torch.empty_like(stack)
+        gradients = [below[2 * spare :], *map(torch.empty_like, levels[1:])]
+        _ends_back(left, right, gradient.mT, kept, out=gradients[-1])
+        for level in reversed(range(len(levels) - 1)):
+            _halve_back(levels[level], gradients[level + 1], out=gradients[level])
+        if spare:
+            _halve_back(stack[: 2 * spare], below[2 * spare : 3 * spare], out=below[: 2 * spare])
+        by_first, by_halves = form_back(below, first, halves, kept.gains, kept.slots)
+        return by_first, project(by_halves, kept.waves).view_as(by_first), None, None
+
+
+def _levels(stack: Tensor, spare: int) -> list[Tensor]:
+    """Products in pairs, and of these again, down to two matrices; the first level is part of `stack`."""
+    if spare:
+        _halve(stack[: 2 * spare], out=stack[2 * spare : 3 * spare])
+    levels = [stack[2 * spare :]]
+    while len(levels[-1]) > 2:
+        level = levels[-1]
+        levels.append(_halve(level, out=level.new_empty(len(level) // 2, *level.shape[1:])))
+    return levels
+
+
+def _halve(level: Tensor, out: Tensor) -> Tensor:
+    """Left factors, then right ones (2 M, G, N, N), to their products (M, G, N, N)."""
+    left, right = (part.flatten(0, 1) for part in level.chunk(2))
+    torch.bmm(left, right, out=out.flatten(0, 1))
+    return out
+
+
+def _halve_back(level: Tensor, gradient: Tensor, out: Tensor) -> None:
+    """The gradient of a level from that of its products."""
+    left, right = (part.flatten(0, 1) for part in level.chunk(2))
+    by_left, by_right = (part.flatten(0, 1) for part in out.chunk(2))
+    above = gradient.flatten(0, 1)
+    torch.bmm(above, right.mT, out=by_left)
+    torch.bmm(left.mT, above, out=by_right)
+
+
+def _ends(level: Tensor, kept: Fixed) -> tuple[Tensor, Tensor]:
+    """The two matrices whose product is the transposed weight; on its narrow side they have but min(I, O) channels."""
+    edge = kept.edge
+    if len(level) == 1 and edge is not None:
+        fixed_end = edge.expand(level.shape[1], -1, -1)
+        return (fixed_end.mT, level[0]) if kept.widens else (level[0], fixed_end)
+    left, right = level
+    if edge is None:
+        return left, right
+    return (edge.mT @ left, right) if kept.widens else (left, right @ edge)
+
+
+def _ends_back(left: Tensor, right: Tensor, above: Tensor, kept: Fixed, out: Tensor) -> None:
+    """The gradient (1 or 2, G, N, N) of the last level from `above`, that of the product of its ends."""
+    edge, widens = kept.edge, kept.widens
+    if len(out) == 1:  # the other end is fixed
+        torch.bmm(*((left.mT, above) if widens else (above, right.mT)), out=out[0])
+        return
+    by_left = torch.bmm(above, right.mT, out=None if edge is not None and widens else out[0])
+    by_right = torch.bmm(left.mT, above, out=None if edge is not None and not widens else out[1])
+    if edge is not None:
+        torch.matmul(*((edge, by_left) if widens else (by_right, edge.mT)), out=out[0 if widens else 1])
 
 
 _FIXED: WeakKeyDictionary[torch.nn.Module, dict[object, Fixed]] = WeakKeyDictionary()
@@ -144,29 +157,3 @@ def fixed(owner: torch.nn.Module, key: tuple[object, ...], make: Callable[[], Fi
     if not (torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()):
         known[key] = found
     return found
-
-
-def arrangements(maps: int, pairing: Tensor, unriffle: Tensor) -> tuple[tuple[Tensor, Tensor], ...]:
-    """Orders in which entries (G, L, N) are read as (L, G, N), by `pairing_order`, rows of the first also riffled."""
-    layers, width = len(pairing), len(unriffle)
-    places = torch.arange(maps * layers * width, device=pairing.device).view(maps, layers, width)
-    found = [places[:, :, unriffle].transpose(0, 1)[pairing], places.transpose(0, 1)[pairing]]
-    return tuple((order, torch.argsort(order.flatten())) for order in found)
-
-
-def half_cosines(diagonals: Tensor) -> Tensor:
-    """t_m / 2 (L, 2N) with t_m = sum_n c_n^2 d_n cos(pi n m / N), c_0^2 = 1/N and c_n^2 = 2/N, of diagonals d (L, N).
-
-    By one real transform of length 2N.
-    """
-    padded = functional.pad(diagonals, (0, 1))
-    return torch.fft.irfft(torch.complex(padded, torch.zeros_like(padded)), n=2 * diagonals.shape[1])
-
-
-@lru_cache(maxsize=32)
-def cosines(width: int) -> Tensor:
-    """C (N, N) in float64, on the CPU."""
-    index = torch.arange(width, dtype=torch.float64, device="cpu")
-    matrix = torch.cos(pi / width * index[:, None] * (index + 0.5)) * sqrt(2 / width)
-    matrix[0] *= sqrt(0.5)
-    return matrix

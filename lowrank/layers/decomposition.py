@@ -64,6 +64,14 @@ def best_split(sizes: Sequence[int], ranks: Sequence[int]) -> int:
     return min(range(1, len(sizes)), key=cost)
 
 
+def train_cost(sizes: Sequence[int], ranks: Sequence[int]) -> int:
+    """Mult-adds of `multiply_train` at the cut of `best_split`."""
+    edged, cut = (1, *ranks, 1), best_split(sizes, ranks)
+    left = sum(prod(sizes[: k + 1]) * edged[k] * edged[k + 1] for k in range(1, cut))
+    right = sum(prod(sizes[k:]) * edged[k] * edged[k + 1] for k in range(cut, len(sizes) - 1))
+    return left + right + prod(sizes) * edged[cut]
+
+
 def multiply_train(cores: Sequence[Tensor], cut: int) -> Tensor:
     """Multiply out cores (.., r_{k-1}, n_k, r_k) into (.., N), row-major over n_1 .. n_d.
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
+from itertools import pairwise
 from math import prod, sqrt
 from typing import Any, ClassVar, Literal
 
@@ -24,6 +25,7 @@ from lowrank.layers.decomposition import (
     full_ranks,
     multiply_train,
     split_sizes,
+    train_cost,
     train_params,
     train_product,
     truncated_train,
@@ -78,6 +80,40 @@ def applied(basis: Tensor, piece: Tensor) -> Tensor:
     if piece.shape[-1] == 1:
         return (piece.squeeze(-1) @ basis.mT).unsqueeze(-1)
     return basis.unsqueeze(-3) @ piece
+
+
+def spread_order(ranks: Sequence[int]) -> list[int]:
+    """In which order factors spread a core: the ends last, for which nothing is copied, the smaller rank at the end."""
+    last = len(ranks) - 1
+    return [*range(1, last), *((last, 0) if ranks[0] <= ranks[last] else (0, last))]
+
+
+def spread(core: Tensor, bases: Sequence[Tensor], sizes: Sequence[int], ranks: Sequence[int]) -> Tensor:
+    """A core (.., s_1 * .. * s_d) by factors (.., n_k, s_k): (.., N), by plain products."""
+    found = list(ranks)
+    for k in spread_order(ranks):
+        before, after = prod(found[:k]), prod(found[k + 1 :])
+        if k == len(ranks) - 1:
+            core = (core.unflatten(-1, (before, ranks[k])) @ bases[k].mT).flatten(-2)
+        elif k == 0:
+            core = (bases[k] @ core.unflatten(-1, (ranks[k], after))).flatten(-2)
+        else:
+            rows = core.unflatten(-1, (before, ranks[k], after)).transpose(-3, -2).flatten(-2)
+            core = (bases[k] @ rows).unflatten(-1, (before, after)).transpose(-3, -2).flatten(-3)
+        found[k] = sizes[k]
+    return core
+
+
+@lru_cache(maxsize=65536)
+def rebuild_costs(sizes: tuple[int, ...], ranks: tuple[int, ...], train: tuple[int, ...]) -> tuple[int, int]:
+    """Mult-adds of multiplying the weight out: factors into core pieces first, or the core first."""
+    edges = pairwise((1, *train, 1))
+    pieces = sum(left * n * s * right for (left, right), n, s in zip(edges, sizes, ranks, strict=True))
+    found, spreading = list(ranks), 0
+    for k in spread_order(ranks):
+        spreading += prod(found) * sizes[k]
+        found[k] = sizes[k]
+    return pieces + train_cost(sizes, train), train_cost(ranks, train) + spreading
 
 
 class OfThree(torch.autograd.Function):
@@ -138,7 +174,9 @@ class TuckerMap(FactoredMap):
         edged = (1, *train, 1)
         self.basis = nn.ParameterList(nn.Parameter(torch.empty(n, s)) for n, s in zip(sizes, ranks, strict=True))
         self.core = nn.ParameterList(nn.Parameter(torch.empty(edged[k], s, edged[k + 1])) for k, s in enumerate(ranks))
-        self.cut = best_split(sizes, train)
+        factors_first, core_first = rebuild_costs(sizes, ranks, train)
+        self.core_first = core_first < factors_first
+        self.cut, self.core_cut = best_split(sizes, train), best_split(ranks, train)
         self.reset()
 
     def assembled(self, factors: Sequence[Tensor]) -> Tensor:
@@ -146,6 +184,10 @@ class TuckerMap(FactoredMap):
         if len(factors) == 2:  # as `filled` lays them out
             found: Tensor = OfThree.apply(*factors, self.sizes, tuple(map(aligned, self.train_ranks)))
             return found.unflatten(-1, (self.out_channels, self.in_channels))
+        if self.core_first and not factors[0].is_cuda:  # a GPU is bound by the number of calls
+            core = multiply_train(factors[dims:], self.core_cut)
+            whole = spread(core, factors[:dims], self.sizes, self.ranks)
+            return whole.unflatten(-1, (self.out_channels, self.in_channels))
         cores = [applied(basis, piece) for basis, piece in zip(factors[:dims], factors[dims:], strict=True)]
         return multiply_train(cores, self.cut).unflatten(-1, (self.out_channels, self.in_channels))
 

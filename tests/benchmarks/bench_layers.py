@@ -41,6 +41,9 @@ LIMITS = {
 }  # times dense
 
 
+MakeStep = Callable[[nn.Module, Tensor, Tensor], Callable[[], object] | None]
+
+
 class Layer(NamedTuple):
     """A pointwise layer: I -> O channels on a side x side image."""
 
@@ -210,7 +213,7 @@ def seconds_of(step: Callable[[], object], device: str) -> float:
 def in_turn(steps: Mapping[str, Callable[[], object]], device: str, repeats: int) -> dict[str, list[float]]:
     """Seconds of each step, in turn; the first turn is dropped, save for what is so slow that it has no other."""
     first = {name: seconds_of(step, device) for name, step in steps.items()}
-    slow = {name for name, seconds in first.items() if seconds > SLOW * first["dense"] and seconds > 1}
+    slow = {name for name, seconds in first.items() if seconds > SLOW * first.get("dense", seconds) and seconds > 1}
     times: dict[str, list[float]] = {name: [first[name]] if name in slow else [] for name in steps}
     for _ in range(repeats):
         for name, step in steps.items():
@@ -248,8 +251,19 @@ class Timed:
     failed: dict[str, str]
 
 
-def measure(case: Case, methods: Mapping[str, Method], options: Options, *, peers: bool = True) -> Timed:
-    """Time all layers of a network; what fails at one layer is left out of the sums, with the reason."""
+def measure(
+    case: Case,
+    methods: Mapping[str, Method],
+    options: Options,
+    *,
+    peers: bool = True,
+    make_step: MakeStep = make_step,
+    turns: int = REPEATS,
+) -> Timed:
+    """Time all layers of a network; what fails at one layer is left out of the sums, with the reason.
+
+    What `make_step` has no step for is left out without one.
+    """
     times: dict[str, list[tuple[float, float]]] = {}
     failed: dict[str, str] = {}
     for layer, count in case.layers.items():
@@ -259,12 +273,14 @@ def measure(case: Case, methods: Mapping[str, Method], options: Options, *, peer
             torch.manual_seed(options.seed)
             try:
                 step = make_step(build(), *given)
+                if step is None:
+                    continue
                 step()  # what cannot run fails here
                 synchronise(options.device)
                 steps[name] = step
             except Exception as error:  # the table is worth more than one of its rows; the reason is printed
                 failed.setdefault(name, f"{name} at {layer}: {type(error).__name__}: {error}".splitlines()[0])
-        for name, seconds in in_turn(steps, options.device, options.repeated(REPEATS)).items():
+        for name, seconds in in_turn(steps, options.device, options.repeated(turns)).items():
             times.setdefault(name, []).append((count * median(seconds), count * min(seconds)))
         steps.clear()
         released(options.device)
@@ -287,39 +303,42 @@ def rows_of(case: Case, methods: Mapping[str, Method], timed: Timed) -> list[dic
             "network": case.label, "method": f"  {peer}" if peer else method, "of": method,
             "settings": "" if peer else shape_of(settings), "params": None if peer else params,
             "ms": 1000 * timed.middle[name], "fastest ms": 1000 * seconds,
-            "x dense": timed.middle[name] / timed.middle["dense"],
-            "ours / peer": timed.middle[method] / timed.middle[name] if peer and method in timed.middle else None,
+            "x dense": timed.middle[name] / timed.middle["dense"] if "dense" in timed.middle else None,
+            "ours / peer": timed.fastest[method] / timed.fastest[name] if peer and method in timed.fastest else None,
         })  # fmt: skip
     return rows
 
 
 def goals_of(rows: Sequence[Mapping[str, Any]]) -> list[Goal]:
-    """Each method against dense, and against the fastest of its peers."""
+    """Each method's layers against dense, and against each of its peers."""
     goals = []
     for row in rows:
         label = f"{row['network']}, {row['how']}: {row['of']}"
         if row["ours / peer"] is not None:
             goals.append(Goal(what=f"{label}{row['method']}", limit=1.0, found=row["ours / peer"], unit="x the peer"))
-        elif row["of"] in LIMITS:
+        elif row["of"] in LIMITS and row["x dense"] is not None:
             goals.append(Goal(what=label, limit=LIMITS[row["of"]], found=row["x dense"], unit="x dense"))
     return goals
 
 
 def tables_of(case: Case, options: Options) -> tuple[list[Table], list[Goal], list[str]]:
-    """Both tables of a network: layers one by one, summed, and all of them in one step."""
-    from tests.benchmarks.layers_together import measure_together  # which is built upon this module
+    """The tables of a network: layers one by one, summed; on a CPU weights alone, on a GPU all layers in one step."""
+    from tests.benchmarks.layers_together import measure_together  # both are built upon this module
+    from tests.benchmarks.layers_weights import measure_weights
 
     columns = ("method", "settings", "params", "ms", "fastest ms", "x dense", "ours / peer")
     methods, left = solved(case)
     tables, goals, notes = [], [], [f"left out of {case.label}: {reason}" for reason in left]
     found = [("one by one, summed", measure(case, methods, options))]
+    if options.device == "cpu":
+        found.append(("weights alone, one by one, summed", measure_weights(case, methods, options)))
     if options.device == "cuda" or options.quick:  # a CPU has nothing to gain by stacks
         found.append(("all in one step, rebuilt together", measure_together(case, methods, options)))
     for how, timed in found:
         rows = [{**row, "how": how} for row in rows_of(case, methods, timed)]
         title = (
             f"Pointwise layers of {case.label}, {how}; batch {case.batch_size}; networks nearest to {case.params:,} "
-            f"parameters; ratios of medians"
+            f"parameters; x dense of medians, ours / peer of the fastest turns, which other load slows least"
         )
         tables.append(Table(title=title, columns=columns, rows=rows))
         goals += goals_of(rows)
@@ -331,12 +350,14 @@ def run(options: Options) -> Measurement:
     """Measure both networks."""
     threads, before = options.threads or 1, torch.get_num_threads()
     torch.set_num_threads(threads)
+    gc.freeze()  # what is imported need not be looked through after every capture
     tables, goals, notes = list[Table](), list[Goal](), absent_peers(options.device == "cuda")
     try:
         for case in cases(options):
             for gathered, found in zip((tables, goals, notes), tables_of(case, options), strict=True):
                 gathered.extend(found)  # type: ignore[arg-type]
     finally:
+        gc.unfreeze()
         torch.set_num_threads(before)
     settings = {
         "seed": options.seed, "device": options.device, "threads": threads, "repeats": options.repeated(REPEATS),

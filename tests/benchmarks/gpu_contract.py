@@ -9,7 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from lowrank.layers import ConvShape
+from lowrank.layers import ConvShape, acdc_entries
+from lowrank.layers.acdc_entries import form, form_back, project, waves
+from lowrank.layers.acdc_stack import slots_of, spare_layers
 from lowrank.methods import METHODS, make_method
 from lowrank.rebuild import Rebuild
 from tests.contracts.method_table import SHAPES, Case, one_case_each
@@ -71,3 +73,30 @@ def test_rebuilt_together_in_a_graph_is_rebuilt_alone(name: str) -> None:
     torch.cuda.synchronize()
     for ours, wanted in zip(found, expected, strict=True):
         assert (ours.double() - wanted.double()).norm() <= 0.02 * wanted.double().norm()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(("maps", "layers", "width"), [(1, 1, 1), (2, 3, 5), (1, 11, 131), (3, 4, 160)])
+def test_acdc_entries_by_kernels_are_those_of_plain_torch(
+    maps: int, layers: int, width: int, dtype: torch.dtype
+) -> None:
+    """Entries differ by one rounding at most, gradients by the order of their sums; and they repeat to the bit."""
+    working = dtype if dtype == torch.float64 else torch.float32
+    slots = torch.tensor(slots_of(layers))
+    first, second = torch.randn(2, maps, layers, width, dtype=working).unbind()
+    given = [first, second.flatten(0, 1) @ waves(width, second), torch.linspace(0.5, 1, layers, dtype=working), slots]
+    out = torch.zeros(layers + spare_layers(layers), maps, width, width, dtype=dtype)
+    direction, there = torch.randn_like(out), [each.cuda() for each in given]
+    found = torch.zeros_like(out, device="cuda")
+    form(*given, out)
+    form(*there, found)
+    assert acdc_entries._kernels(found.device) is not None
+    matrix = waves(width, second).mT.contiguous()
+    torch.testing.assert_close(project(second.flatten(0, 1).cuda(), matrix.cuda()).cpu(), given[1])
+    rounding, summing = torch.finfo(dtype).eps, 200 * torch.finfo(working).eps
+    torch.testing.assert_close(found.cpu(), out, rtol=rounding, atol=4 * torch.finfo(working).eps)
+    back = form_back(direction.cuda(), *there)
+    for ours, wanted in zip(back, form_back(direction, *given), strict=True):
+        assert (ours.cpu() - wanted).norm() <= summing * wanted.norm()
+    for ours, again in zip(back, form_back(direction.cuda(), *there), strict=True):
+        assert torch.equal(ours, again)

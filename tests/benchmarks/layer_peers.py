@@ -126,9 +126,11 @@ def tensorly_linear(method: TensorTrain | Tucker | CP, in_channels: int, out_cha
 def tensorly_conv(kind: str, way: str, rank: int, in_channels: int, out_channels: int) -> nn.Module:
     """`FactorizedConv` of a 1 x 1 kernel through `rank` channels."""
     ranks = {"TT": (1, rank, rank, rank, 1), "Tucker": (rank, rank, 1, 1), "CP": rank}[kind]
-    conv = _tltorch().FactorizedConv(
-        in_channels, out_channels, 1, order=2, rank=ranks, factorization=kind.lower(), implementation=way
-    )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Determining the tt-rank", UserWarning)  # of a train of two cores
+        conv = _tltorch().FactorizedConv(
+            in_channels, out_channels, 1, order=2, rank=ranks, factorization=kind.lower(), implementation=way
+        )
     _drawn(conv.weight)
     return conv
 

@@ -7,7 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from lowrank.layers import ConvShape, FactoredMap
-from lowrank.layers.acdc_stack import Product, pairing_order
+from lowrank.layers.acdc import cosines, sandwich
+from lowrank.layers.acdc_entries import diagonal_sums, toeplitz_and_hankel, waves
+from lowrank.layers.acdc_stack import slots_of, spare_layers
+from lowrank.layers.base import relative_error
 from lowrank.layers.gathering import Filled, filling
 from lowrank.layers.hashed import Dealt, dealt_table, hash_table, signed
 from lowrank.layers.linear import build_linear
@@ -161,25 +164,36 @@ def test_filling_is_a_gather_both_ways(name):
     assert torch.equal(gradient[1:], expected[1:])
 
 
-@pytest.mark.parametrize("layers", [1, 2, 3, 6, 11, 19])
-def test_a_product_in_pairs_is_the_product_in_turn(layers):
-    order = pairing_order(layers)
-    assert sorted(order) == list(range(layers))
+@pytest.mark.parametrize("layers", range(1, 24))
+def test_layers_laid_out_for_products_in_pairs_come_in_their_order(layers):
+    spare, slots = spare_layers(layers), slots_of(layers)
+    held = dict(zip(slots, ([layer] for layer in range(layers)), strict=True))
+    held.update({2 * spare + pair: held.pop(pair) + held.pop(spare + pair) for pair in range(spare)})
+    assert sorted(held) == list(range(2 * spare, layers + spare))
+    level = [held[slot] for slot in sorted(held)]
+    while len(level) > 1:
+        half = len(level) // 2
+        level = [left + right for left, right in zip(level[:half], level[half:], strict=True)]
+    assert level == [list(range(layers))]
+
+
+@pytest.mark.parametrize("width", [1, 2, 3, 7, 16])
+def test_entries_of_a_cosine_sandwich_and_the_way_back(width):
     generator = torch.Generator().manual_seed(0)
-    matrices = torch.randn(layers, 2, 3, 3, dtype=torch.float64, generator=generator, requires_grad=True)
-    found, wanted = Product.apply(matrices[list(order)]), matrices[0]
-    for matrix in matrices[1:]:
-        wanted = wanted @ matrix
-    torch.testing.assert_close(found, wanted)
-    direction = torch.randn_like(found)
-    gradients = (torch.autograd.grad(each, matrices, direction)[0] for each in (found, wanted))
-    torch.testing.assert_close(*gradients)
+    diagonals = torch.randn(3, width, dtype=torch.float64, generator=generator)
+    transform, halves = cosines(width), diagonals @ waves(width, diagonals)
+    entries = toeplitz_and_hankel(halves)
+    torch.testing.assert_close(entries, transform.T @ (diagonals[:, :, None] * transform))
+    torch.testing.assert_close(sandwich(diagonals), entries)
+    given = torch.randn(entries.shape, dtype=torch.float64, generator=generator)
+    torch.testing.assert_close((diagonal_sums(given) * halves).sum(1), (given * entries).sum((1, 2)))
 
 
+@pytest.mark.parametrize("layers", [1, 2, 5, 8])
 @pytest.mark.parametrize("channels", [(16, 16), (11, 11), (5, 15), (6, 16), (16, 4), (15, 5), (1, 1)], ids=str)
-def test_acdc_in_stacks_is_acdc_by_products(channels):
-    """The way that a GPU takes, on a CPU: for one map and for a stack, far from the start, in both precisions."""
-    maps = [make_method({"name": "acdc", "layers": 5}).build(ConvShape(*channels)).double() for _ in range(3)]
+def test_acdc_in_stacks_is_acdc_by_products(channels, layers):
+    """The way that a GPU takes, on a CPU: for one map and for a stack, far from the start, in three precisions."""
+    maps = [make_method({"name": "acdc", "layers": layers}).build(ConvShape(*channels)).double() for _ in range(3)]
     with torch.no_grad():
         first, second = (
             torch.stack([each.factors()[k] + 0.3 * torch.randn_like(each.first) for each in maps]).requires_grad_()
@@ -194,8 +208,13 @@ def test_acdc_in_stacks_is_acdc_by_products(channels):
     for gradient, other in zip(torch.autograd.grad(found, (first, second), direction), gradients, strict=True):
         torch.testing.assert_close(gradient, other)
     torch.testing.assert_close(maps[0]._stacked(first[1], second[1], torch.float64), wanted[1])
-    half = maps[0].float()._stacked(first.float(), second.float(), torch.bfloat16)
-    assert ((half.double() - wanted).norm() / wanted.norm()).item() < 0.03
+    single = [each.detach().float().requires_grad_() for each in (first, second)]
+    for dtype, tolerance in ((torch.float32, 1e-5), (torch.float16, 0.005), (torch.bfloat16, 0.03)):
+        half = maps[0].float()._stacked(*single, dtype)
+        assert relative_error(half, wanted) < tolerance
+        for gradient, other in zip(torch.autograd.grad(half, single, direction.to(dtype)), gradients, strict=True):
+            assert gradient.dtype == torch.float32
+            assert relative_error(gradient, other) < tolerance
 
 
 def test_what_acdc_keeps_for_a_gpu_is_made_once_and_serves_training_after_inference(monkeypatch):
