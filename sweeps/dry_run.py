@@ -120,10 +120,10 @@ class DryRun:
         bundle = {"CPU": cpus * most} | ({"GPU": 1} if on_card else {})
         self._group = placement_group([bundle])
         strategy = PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=0)
-        start = ray.remote(_DryTrainer).options(
+        start: Any = ray.remote(_DryTrainer).options(
             num_cpus=cpus, num_gpus=1 / most if on_card else 0, scheduling_strategy=strategy
         )
-        self._trainers = [start.remote(cpus, on_card) for _ in range(most)]
+        self._trainers: list[Any] = [start.remote(cpus, on_card) for _ in range(most)]
         self._built = 0
 
     def __enter__(self) -> Self:

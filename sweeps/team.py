@@ -117,8 +117,8 @@ class Team:
             for pipe in pipes:
                 pipe.send_bytes(message)
             while len(answers) < len(pipes):
-                for pipe in wait([pipe for pipe in pipes if pipe not in answers]):
-                    assert isinstance(pipe, Connection)
+                ready = wait([pipe for pipe in pipes if pipe not in answers])
+                for pipe in (pipe for pipe in pipes if pipe in ready):
                     done, answer = pickle.loads(pipe.recv_bytes())
                     if not done:
                         raise self._error(answer)
