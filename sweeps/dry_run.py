@@ -34,6 +34,7 @@ from sweeps.trainable import load_trial_data
 from sweeps.worker import first_line, given_device, limit_memory, out_of_memory
 
 SECONDS = 3.0  # of training, for each number of trials
+WARM_UP = 10  # steps
 STEPS = 50  # between two looks at the clock
 RATE = 1e-6  # a dry run repeats the first steps for longer than they are meant to be: nothing may diverge
 POLL_SECONDS = 0.3
@@ -68,7 +69,7 @@ class _DryTrainer:
         make, batch = self._maker(config)
         try:
             self._trainer = make(batch)
-            self._trainer.train_steps(most=STEPS)
+            self._trainer.train_steps(most=WARM_UP)
         except (RuntimeError, MemoryError) as error:
             return self._refused(error)
         return None
@@ -115,8 +116,7 @@ class DryRun:
         self, typical: Trial, data_dir: Path | None, cpus: float, most: int, *, on_card: bool, seconds: float = SECONDS
     ):
         """`most` trainers may be asked for, each on so many `cpus`."""
-        self._cpus, self._on_card, self._seconds, self._data_dir = cpus, on_card, seconds, data_dir
-        self._config = self._of(typical)
+        self.seconds, self._data_dir = seconds, data_dir
         bundle = {"CPU": cpus * most} | ({"GPU": 1} if on_card else {})
         self._group = placement_group([bundle])
         strategy = PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=0)
@@ -124,7 +124,11 @@ class DryRun:
             num_cpus=cpus, num_gpus=1 / most if on_card else 0, scheduling_strategy=strategy
         )
         self._trainers: list[Any] = [start.remote(cpus, on_card) for _ in range(most)]
-        self._built = 0
+        self.turn_to(typical)
+
+    def turn_to(self, trial: Trial) -> None:
+        """Measure with this trial from now on."""
+        self._config, self._built = self._of(trial), 0
 
     def __enter__(self) -> Self:
         return self
@@ -153,7 +157,7 @@ class DryRun:
         new = self._trainers[self._built : count]
         self._check(self._wait([trainer.build.remote(self._config, 1 / count) for trainer in new]))
         self._built = max(self._built, count)
-        found = self._wait([each.run.remote(self._seconds, 1 / count) for each in self._trainers[:count]])
+        found = self._wait([each.run.remote(self.seconds, 1 / count) for each in self._trainers[:count]])
         self._check([refused for _, _, refused in found])
         peaks = [peak for _, peak, _ in found if peak is not None]
         return Tried(count, sum(speed for speed, _, _ in found), max(peaks, default=None))

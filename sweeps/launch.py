@@ -191,7 +191,7 @@ class _Recorder(_Unpickled, Callback):
         if status is not Status.OUT_OF_MEMORY or (larger is None and not postponed):
             self._finish(trial_id, status, reason)
         elif larger is None or postponed:
-            self._finish(trial_id, status, f"{postponed}; once more on {self._launch.share}: {reason}")
+            self._finish(trial_id, status, f"{postponed.rstrip('.')}; once more on {self._launch.share}: {reason}")
         else:
             self._search.postpone(trial_id, f"on {self._launch.share}: {reason}")
             self._search.write_notice(
@@ -234,8 +234,8 @@ def run(search: Search, launch: Launch) -> None:
     relay, keeper = start_relay(launch.study_dir) if launch.relay else (None, None)  # it lives as long as its handle
     handler = signal.getsignal(signal.SIGINT)  # Tune leaves its own behind, which would swallow a later Ctrl-C
     try:
-        check()
         while True:
+            check()
             with Ahead(search, launch.share.concurrent) as ahead:
                 _run_phase(search, _within(launch, until), ahead, relay)
             if not search.later or search.is_running() or _is_late(until):

@@ -71,7 +71,10 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def _share(text: str) -> float | str:
-    return text if text == AUTO else float(text)
+    try:
+        return text if text == AUTO else float(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"must be a number from 0, or auto, but got {text!r}") from error
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -15,7 +15,7 @@ def study(tmp_path, monkeypatch, network):
     monkeypatch.setenv(MARK, str(tmp_path / "mark"))
     monkeypatch.setenv("PYTHONPATH", str(studies.ROOT))
     done = studies.run(
-        *studies.TINY, *ONE_AT_A_TIME, "--cpus-per-trial", "0.5", "--trials", "2",
+        *studies.TINY, *ONE_AT_A_TIME, "--allow-code", "--cpus-per-trial", "0.5", "--trials", "2",
         "--set", f"network.name=tests.support.broken:{network}", "--out", str(tmp_path), "--name", "hit",
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
@@ -54,6 +54,6 @@ def test_what_fits_on_no_share_is_recorded_once_and_says_what_was_tried(tmp_path
     first, *others = study(tmp_path, monkeypatch, "too_large")
     assert first.status is Status.OUT_OF_MEMORY
     why = "CUDA out of memory. Tried to allocate 30.00 GiB."
-    assert first.reason == f"on 0.5 CPU and 0 GPU: {why}; once more on 1 CPU and 0 GPU: {why}"
+    assert first.reason == f"on 0.5 CPU and 0 GPU: {why.rstrip('.')}; once more on 1 CPU and 0 GPU: {why}"
     assert len(first.attempts) == 2
     assert {trial.status for trial in others} == {Status.COMPLETED}
