@@ -51,9 +51,12 @@ class Ranks:
 
         Raises InputError for a module whose random numbers cannot be drawn for the total batch.
         """
+        joined: dict[nn.Module, nn.Module] = {}  # a module that stands in several places stays one
         for parent in list(network.modules()):
-            for name, child in parent.named_children():
-                setattr(parent, name, self._joined(child))
+            for name, child in parent._modules.items():
+                if child is not None:
+                    joined[child] = joined[child] if child in joined else self._joined(child)
+                    parent._modules[name] = joined[child]
 
     def _joined(self, module: nn.Module) -> nn.Module:
         if isinstance(module, DropPath):

@@ -25,7 +25,7 @@ from sweeps.fit import configuration, device_name, distinct, trainer_maker
 from sweeps.fit_records import FIT_FOLDER, FITS
 from sweeps.interrupt import check
 from sweeps.journal import Journal
-from sweeps.placement import Limit, NoMemoryError, Placement, Tried, choose, limit_of, words
+from sweeps.placement import COUNTS, Limit, NoMemoryError, Placement, Tried, choose, limit_of, words
 from sweeps.records import Event, StudyRecord, apply_event
 from sweeps.resources import Cluster
 from sweeps.space import Space
@@ -115,7 +115,7 @@ class DryRun:
     def __init__(
         self, typical: Trial, data_dir: Path | None, cpus: float, most: int, *, on_card: bool, seconds: float = SECONDS
     ):
-        """`most` trainers may be asked for, each on so many `cpus`."""
+        """`most` trainers may be asked for, each on so many `cpus`; one of COUNTS, whose shares Ray counts exactly."""
         self.seconds, self._data_dir = seconds, data_dir
         bundle = {"CPU": cpus * most} | ({"GPU": 1} if on_card else {})
         self._group = placement_group([bundle])
@@ -237,7 +237,8 @@ def _measured(
     references = {trial.trial_id for trial in resolver.references()[0]}
     searched = [trial for trial in every if trial.trial_id not in references] or every
     typical = searched[len(searched) // 2]
-    with DryRun(typical, data_dir, space.resources.cpus_per_trial, limit.trials, on_card=True) as run:
+    most = max(count for count in COUNTS if count <= limit.trials)
+    with DryRun(typical, data_dir, space.resources.cpus_per_trial, most, on_card=True) as run:
         card, card_mb = run.card()
         print(f"gpus_per_trial auto: how many trials a card? Tried with {_described(typical)} on {card}", flush=True)
         peak = known_peak(folder.parent, (folder.name, space.name), every, card)

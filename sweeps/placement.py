@@ -67,8 +67,8 @@ def limit_of(cluster: Cluster, cpus: float, trials: int, most: int | None) -> Li
     cards = max(1.0, cluster.gpus)
     limits = [
         Limit(math.floor(cluster.cpus / cpus / cards + 1e-9),
-              f"{cluster.cpus:g} CPUs for {cluster.gpus:g} cards, {cpus:g} a trial"),
-        Limit(math.ceil(trials / cards), f"{trials} trials for {cluster.gpus:g} cards"),
+              f"{cluster.cpus:g} CPUs for {cards:g} cards, {cpus:g} a trial"),
+        Limit(math.ceil(trials / cards), f"{trials} trials for {cards:g} cards"),
     ]  # fmt: skip
     if most is not None:
         limits.append(Limit(math.ceil(most / cards), f"at most {most} trials at once"))

@@ -145,7 +145,7 @@ class TrialTrainable(tune.Trainable):
 
     def _check_device(self) -> None:
         """Whether the trial before this one, if there was one, gave its memory back; raises WorkerLostError."""
-        if self.device == "cuda" and "data" in self.__dict__:
+        if self.device == "cuda" and self.team is None and "data" in self.__dict__:  # a team's ranks look themselves
             check_memory_is_back(self.data, torch.cuda.memory_allocated() / 1e6, torch.device(self.device))
 
     def _make_trainer(self) -> Trainer | Team:

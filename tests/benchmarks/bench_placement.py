@@ -39,7 +39,7 @@ def _space(name: str, network: dict[str, Any], data: str, train: dict[str, Any])
 
 def _students(options: Options, data: str) -> dict[str, Trial]:
     """The small and the large one."""
-    narrow = {"width": 0.25} if options.quick else {}
+    narrow = {"width": 0.5} if options.quick else {}
     small = _space("small", {"name": "resnet9", **narrow}, data, {} if options.quick else {"batch_size": 512})
     wide = _space("large", {"name": "wrn_10_1" if options.quick else "wrn_28_10"}, data, {"batch_size": 128})
     images = load_data(small.data, None)
@@ -105,7 +105,7 @@ def run(options: Options) -> Measurement:
     with _data(options) as data:
         students = _students(options, data)
         limit = limit_of(read_cluster(), 1, MANY, None)
-        most = min(limit.trials, COUNTS[-1])
+        most = max(count for count in COUNTS if count <= limit.trials)
         first = next(iter(students.values()))
         with DryRun(first, None, 1, most, on_card=on_card, **({"seconds": 0.5} if options.quick else {})) as dry:
             card, card_mb = dry.card()

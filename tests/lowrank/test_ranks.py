@@ -124,6 +124,22 @@ def test_all_see_a_divergence_at_the_same_step(runs):
     assert said[0].partition("; ")[0].rpartition(" in ")[2] == alone.partition("; ")[0].rpartition(" in ")[2]
 
 
+def on_cards(ranks: Ranks | None, precision: str) -> list[float]:
+    device = f"cuda:{ranks.index}" if ranks else "cuda:0"
+    recipe = small_recipe(**FIRST, precision=precision)
+    run = small_trainer(recipe, method=tensor_train(), decay_ratio=0.1, ranks=ranks, device=device, capture=False)
+    found = run.train_epoch()
+    return [*run.step_losses.tolist(), found["val_loss"]]
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+@pytest.mark.parametrize(("precision", "tolerance"), [("float32", 1e-4), ("bfloat16", 3e-2)])
+def test_two_cards_have_the_losses_of_one(precision, tolerance):
+    alone = on_cards(None, precision)
+    for found in together(2, on_cards, precision, cards=True):
+        assert found == pytest.approx(alone, rel=tolerance)
+
+
 def test_a_batch_norm_of_one_process_becomes_one_of_all_with_the_same_tensors():
     network = make_network(NetworkSettings(width=0.125), (1, 8, 8), 10)
     before = network.state_dict(keep_vars=True)

@@ -18,13 +18,16 @@ from lowrank.ranks import Ranks
 PATIENCE = 200.0  # seconds for all of it
 
 
-def together(count: int, work: Callable[..., Any], *arguments: Any) -> list[Any]:
-    """What `work(ranks, *arguments)` returns in each of `count` new processes, by rank; raises what one raised."""
+def together(count: int, work: Callable[..., Any], *arguments: Any, cards: bool = False) -> list[Any]:
+    """What `work(ranks, *arguments)` returns in each of `count` new processes, by rank; raises what one raised.
+
+    With `cards` each has the card of its number, over NCCL.
+    """
     context = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory() as folder:
         pipes = [context.Pipe(duplex=False) for _ in range(count)]
         processes = [
-            context.Process(target=_run, args=(Ranks(index, count), folder, pipe[1], work, arguments))
+            context.Process(target=_run, args=(Ranks(index, count), folder, cards, pipe[1], work, arguments))
             for index, pipe in enumerate(pipes)
         ]
         for process in processes:
@@ -43,10 +46,14 @@ def together(count: int, work: Callable[..., Any], *arguments: Any) -> list[Any]
     return [result for result, _ in found]
 
 
-def _run(ranks: Ranks, folder: str, pipe: Any, work: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+def _run(
+    ranks: Ranks, folder: str, cards: bool, pipe: Any, work: Callable[..., Any], arguments: tuple[Any, ...]
+) -> None:
     torch.set_num_threads(1)
     store = dist.FileStore(str(Path(folder) / "store"), ranks.count)
-    dist.init_process_group("gloo", store=store, rank=ranks.index, world_size=ranks.count)
+    if cards:
+        torch.cuda.set_device(ranks.index)
+    dist.init_process_group("nccl" if cards else "gloo", store=store, rank=ranks.index, world_size=ranks.count)
     found, error = None, None
     try:
         found = work(ranks, *arguments)
