@@ -73,10 +73,13 @@ def _outcome(status: Status, trials: Sequence[TrialRecord]) -> Outcome:
 
 
 def _gpu_share(study: StudyRecord, trials: Sequence[TrialRecord]) -> float | None:
-    """The share of a card that a trial had: none where all ran on CPUs, else what the space gave to each."""
+    """The share of a card that a trial had, the mean over attempts; of old records, what the space gave to each."""
     devices = {attempt["device"] for trial in trials for attempt in trial.attempts if "device" in attempt}
     if devices == {"cpu"} or (not devices and study.header.get("hardware", {}).get("gpus") == []):
         return 0.0
+    given = [float(attempt["gpus"]) for trial in trials for attempt in trial.attempts if "gpus" in attempt]
+    if given:
+        return statistics.fmean(given)
     resources: dict[str, Any] = study.header.get("space", {}).get("resources") or {}
     share = resources.get("gpus_per_trial")
     return float(share) if share is not None and devices else None

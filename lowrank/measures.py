@@ -10,10 +10,14 @@ import importlib.util
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+if TYPE_CHECKING:
+    from lowrank.ranks import Ranks
 
 TOP5_ABOVE = 5  # classes from which on a top-5 error says something
 GRADIENT_SAMPLES = 8  # steps of an epoch, evenly spread, at which gradients are measured
@@ -28,7 +32,7 @@ class TrainMeter:
         self.losses = torch.zeros(steps, device=device)
         # With one part alone the loss is that part
         self.parts = torch.zeros(steps, len(names), device=device) if len(names) > 1 else self.losses[:, None]
-        self.wrong = torch.zeros((), dtype=torch.int64, device=device)
+        self.wrong = torch.zeros(steps, dtype=torch.int64, device=device)
         self.sizes = [0] * steps
 
     def add(
@@ -38,15 +42,27 @@ class TrainMeter:
         self.losses[step].add_(loss, alpha=share)
         if len(self.names) > 1:
             self.parts[step].add_(torch.stack(list(parts)), alpha=share)
-        self.wrong += (logits.argmax(1) != labels).sum()
+        self.wrong[step].add_((logits.argmax(1) != labels).sum())
         self.sizes[step] += len(labels)
+
+    def add_up(self, step: int, ranks: Ranks) -> None:
+        """Make a step that every rank has taken in, each its own images, that of all of them together."""
+        at = slice(step, step + 1)
+        means = torch.cat([self.losses[at], self.parts[step] if len(self.names) > 1 else self.losses[:0]])
+        total = torch.cat([means.double(), self.wrong[at].double()])
+        ranks.add_up(total)
+        self.losses[at] = total[:1] / ranks.count
+        if len(self.names) > 1:
+            self.parts[step] = total[1:-1] / ranks.count
+        self.wrong[at] = total[-1:].long()
+        self.sizes[step] *= ranks.count
 
     def take(self, step: int, other: TrainMeter) -> None:
         """Take in another meter's only step as this one's `step`."""
         self.losses[step].copy_(other.losses[0])
         if len(self.names) > 1:
             self.parts[step].copy_(other.parts[0])
-        self.wrong += other.wrong
+        self.wrong[step].copy_(other.wrong[0])
         self.sizes[step] += other.sizes[0]
 
     def clear(self) -> None:
@@ -67,7 +83,7 @@ class TrainMeter:
         sizes = torch.tensor(self.sizes, dtype=torch.float64, device=self.losses.device)
         table = torch.cat([self.losses[:, None], self.parts], dim=1).double()
         means = ((table * sizes[:, None]).sum(0) / sizes.sum()).tolist()
-        error = {"train_error": 100 * self.wrong.item() / self.images}
+        error = {"train_error": 100 * self.wrong.sum().item() / self.images}
         return dict(zip(("train_loss", *self.names), means, strict=True)) | error
 
 
@@ -89,6 +105,12 @@ class EvalMeter:
         predicted = logits.softmax(1).double()
         self.sums += predicted.sum(0)
         self.squares += predicted.square().sum(0)
+
+    def add_up(self, ranks: Ranks) -> None:
+        """Make what every rank has taken in, each its own images, that of all of them together."""
+        count = torch.tensor([self.count], device=self.sums.device)
+        ranks.add_up(self.loss, self.wrong, self.wrong5, self.sums, self.squares, count)
+        self.count = int(count.item())
 
     def read(self) -> dict[str, float]:
         """loss, error and error_top5 (percent; the latter only for more than 5 classes), prediction_spread.

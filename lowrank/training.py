@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from lowrank.averaging import Average
 from lowrank.captured import CapturedSteps
-from lowrank.data import Batch, ImageData, ViewSettings, eval_batches, steps_per_epoch, train_batches
+from lowrank.data import WHOLE, Batch, ImageData, ViewSettings, eval_batches, steps_per_epoch, train_batches
 from lowrank.decay import add_frobenius_gradient, penalised_maps
 from lowrank.distill import Signals, Teacher
 from lowrank.divergence import LOOK_EVERY, DivergedError, Guard, Watch
@@ -27,8 +27,10 @@ from lowrank.measures import EvalMeter, GradientMeter, TrainMeter, begin_memory,
 from lowrank.objective import Objective
 from lowrank.optim import SHARE, check_network, freeze, make_optimizer, set_rate
 from lowrank.precision import LossScale, autocast, working_dtype
+from lowrank.ranks import Ranks, unsynchronised
 from lowrank.rebuild import checkpoint_rebuild
 from lowrank.recipes import Recipe, lr_share
+from lowrank.substitute import AUXILIARY
 
 __all__ = ["DivergedError", "Trainer"]
 
@@ -40,6 +42,7 @@ class Trainer:
         self, network: nn.Module, data: ImageData, recipe: Recipe, *, views: ViewSettings, order_seed: int,
         decay_ratio: float = 1.0, device: torch.device | str = "cpu", teacher: Teacher | None = None,
         taps: Sequence[str] = (), view_slots: int | None = None, capture: bool | None = None,
+        ranks: Ranks | None = None,
     ):  # fmt: skip
         """`network` is moved to `device` and trained in place.
 
@@ -53,8 +56,10 @@ class Trainer:
             device: where.
             teacher: asked about every batch where the recipe gives it a weight.
             taps: modules whose attention is compared with the teacher's, in its order; the ends of the stages.
-            capture: run steps as replays of one recorded graph (lowrank.captured); None: on a GPU.
+            capture: run steps as replays of one recorded graph (lowrank.captured); None: on a GPU, by one process.
             view_slots: views repeat after so many epochs (the views that a cache holds); None: never.
+            ranks: this process's place among those that train the network together; every one of them must call the
+                same methods in the same order.
 
         Raises InputError when recipe, network and teacher do not fit.
         """
@@ -62,8 +67,11 @@ class Trainer:
         self.network = network.to(self.device)
         self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # twice as fast on CPUs too
         self.data, self.recipe, self.views, self.order_seed = data, recipe, views, order_seed
-        self.view_slots = view_slots
+        self.view_slots, self.ranks = view_slots, ranks
+        self._part = WHOLE if ranks is None else ranks.slice(recipe.accumulate)
         check_network(network, recipe, len(data.classes))
+        if ranks is not None:
+            ranks.join(network)
         self.objective = Objective(network, recipe, teacher, taps)
         self.dtype = working_dtype(recipe, self.device)
         self.scale = LossScale(self.device) if self.dtype is torch.float16 else None
@@ -73,6 +81,9 @@ class Trainer:
         )  # fmt: skip
         self.penalised = penalised_maps(network, recipe)
         checkpoint_rebuild(network, recipe.rebuild_checkpoint)
+        if ranks is not None:
+            silent = recipe.auxiliary_weight == 0 and getattr(network, AUXILIARY, None) is not None
+            self.objective.network = ranks.wrap(network, unused=silent)
         self._set_drop_path: Callable[[float], None] | None = getattr(network, "set_drop_path", None)
         self.average = Average(network, recipe.ema_decay) if recipe.ema_decay > 0 else None
         torch.backends.cudnn.benchmark = self.device.type == "cuda"  # every batch has the same shape
@@ -84,9 +95,9 @@ class Trainer:
         self.captured = self._make_captured(capture)
 
     def _make_captured(self, capture: bool | None) -> CapturedSteps | None:
-        """float16 skips steps and is not recorded."""
+        """float16 skips steps and is not recorded, nor is what several processes do together."""
         wanted = self.device.type == "cuda" if capture is None else capture
-        if not wanted or self.scale is not None:
+        if not wanted or self.scale is not None or self.ranks is not None:
             return None
         return CapturedSteps(self, record=self.device.type == "cuda")
 
@@ -144,8 +155,9 @@ class Trainer:
     def batches(self) -> Iterator[Batch]:
         """The batches of this epoch, from its first; the same at every call."""
         return train_batches(
-            self.data, self.device, self.recipe.batch_size, self.views, self.order_seed, self.epoch, slot=self.slot
-        )
+            self.data, self.device, self.recipe.batch_size, self.views, self.order_seed, self.epoch, slot=self.slot,
+            part=self._part,
+        )  # fmt: skip
 
     def probe(self, *, wait: bool = True) -> Iterator[None]:
         """Take one training step after the other, as training takes them, epoch after epoch, for measurements.
@@ -172,12 +184,16 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         parts, count = self.recipe.accumulate, len(labels)
         said = [None] * parts if signals is None else signals.chunk(parts)
-        for images_part, labels_part, signals_part in zip(images.chunk(parts), labels.chunk(parts), said, strict=True):
+        cut = zip(images.chunk(parts), labels.chunk(parts), said, strict=True)
+        for done, (images_part, labels_part, signals_part) in enumerate(cut, start=1):
             share = len(labels_part) / count
-            logits, loss, losses = self.objective(images_part, labels_part, signals_part, self._autocast)
-            whole = loss if parts == 1 else loss * share
-            (whole if self.scale is None else self.scale.scaled(whole)).backward()
+            with unsynchronised(self.objective.network, done < parts):
+                logits, loss, losses = self.objective(images_part, labels_part, signals_part, self._autocast)
+                whole = loss if parts == 1 else loss * share
+                (whole if self.scale is None else self.scale.scaled(whole)).backward()
             meter.add(step, share, logits.detach(), labels_part, loss.detach(), [part.detach() for part in losses])
+        if self.ranks is not None:
+            meter.add_up(step, self.ranks)
 
     def update(self, step: int) -> None:
         """Change the weights by the gradients of this epoch's `step`."""
@@ -236,10 +252,13 @@ class Trainer:
         self.network.eval()
         meter = EvalMeter(len(self.data.classes), self.device)
         with self.average.in_place() if self.average is not None else nullcontext():
-            for images, labels, *_ in eval_batches(self.data, split, self.device, max(self.recipe.batch_size, 256)):
+            size, part = max(self.recipe.batch_size, 256), self._part
+            for images, labels, *_ in eval_batches(self.data, split, self.device, size, part=part):
                 with self._autocast():
                     logits = self.network(images)
                 meter.add(logits.float(), labels)
+        if self.ranks is not None:
+            meter.add_up(self.ranks)
         return meter.read()
 
     def weights(self) -> dict[str, Tensor]:

@@ -115,9 +115,10 @@ def _watched(task: Any, path: Path, slots: int, console: Console) -> list[str]:
 def _fill(config: dict[str, Any]) -> list[str]:
     """In a worker: fill the cache of a specification; returns what there is to tell."""
     from sweeps.trainable import load_trial_data
+    from sweeps.worker import given_device
 
     torch.set_num_threads(max(1, int(config["cpus"])))
-    specification, device = config["specification"], "cuda" if config["gpus"] > 0 else "cpu"
+    specification, device = config["specification"], given_device(config["gpus"])
     data = load_trial_data(specification, config["data_dir"])
     network = NetworkSettings(**specification["network"])
     plan = network_plan(network, data.image_shape, len(data.classes))

@@ -26,21 +26,21 @@ from rich.progress import Progress
 from rich.table import Table
 from torch import Tensor, nn
 
-from lowrank.data import load_data
+from lowrank.data import ImageData, load_data
 from lowrank.distill import Signals, Teacher
 from lowrank.errors import InfeasibleError
-from lowrank.fit import Step, largest_batch, measure_step
+from lowrank.fit import MakeTrainer, Step, largest_batch, measure_step
 from lowrank.teacher_cache import Sizes, kept_sizes, tap_sizes
 from lowrank.training import Trainer
+from sweeps.fit_records import FAILED, FIT_FOLDER, FIT_SCHEMA, FITS, OUT_OF_MEMORY
 from sweeps.folders import studies_root
 from sweeps.reachable import reachable_strata
-from sweeps.records import FAILED, FIT_FOLDER, FIT_SCHEMA, FITS, OUT_OF_MEMORY
-from sweeps.resources import Share, choose_share, read_cluster
+from sweeps.resources import Share, read_cluster, share_of
 from sweeps.space import Space
 from sweeps.specification import Resolver, Trial
 from sweeps.teaching import SECTION, find_teaching
 from sweeps.trainable import load_trial_data, make_trainer
-from sweeps.worker import first_line, out_of_memory
+from sweeps.worker import first_line, given_device, limit_memory, out_of_memory
 
 SAMPLES = 3  # of each stratum, where the space is no grid
 QUIET_SECONDS = 15.0  # between lines where standard output is no terminal
@@ -56,10 +56,7 @@ def fit(space: Space, options: argparse.Namespace) -> int:
     resolver = Resolver(space, data, find_teaching(space, data, (options.teachers or Path("teachers")).resolve()))
     trials = distinct(space, resolver)
     connect(options.address)
-    share = choose_share(
-        read_cluster(), cpus=space.resources.cpus_per_trial, gpus=space.resources.gpus_per_trial,
-        trials=space.search.trials, most=space.resources.max_concurrent, gpus_asked=bool(options.gpus_per_trial),
-    )  # fmt: skip
+    share = share_of(space.resources, read_cluster(), space.search.trials, bool(options.gpus_per_trial))
     rows = probe_all(trials, share, options.data_dir, quiet=options.json)
     path = keep(rows, root / FIT_FOLDER / f"{options.name or space.name}.parquet")
     if options.json:
@@ -218,25 +215,13 @@ class _Prober:
 def probe(config: dict[str, Any]) -> dict[str, Any]:
     """Measure one specification in this process; `config` holds specification, data_dir and the share of a card."""
     specification, share = config["specification"], config["share"]
-    device = torch.device("cuda" if share > 0 and torch.cuda.is_available() else "cpu")
-    if device.type == "cuda" and share < 1:
-        torch.cuda.set_per_process_memory_fraction(share)  # what a trial may take of the card
+    device = torch.device(given_device(share))
+    if device.type == "cuda":
+        limit_memory(share)
     data = load_trial_data(specification, config["data_dir"])
-
-    def teach(student: nn.Module) -> Teacher | None:
-        section = specification.get(SECTION)
-        if section is None:
-            return None
-        sizes = kept_sizes(section["sizes"], tap_sizes(student, section["student_taps"], data.image_shape))
-        return SilentTeacher(len(data.classes), sizes)
-
-    def make(batch_size: int) -> Trainer:
-        size = min(batch_size, len(data.train))
-        train = {**specification["train"], "batch_size": size}
-        return make_trainer({**specification, "train": train}, data, device.type, teach)
-
+    make = trainer_maker(specification, data, device)
     batch_size = int(specification["train"]["batch_size"])
-    about: dict[str, Any] = {"host": platform.node(), "device": _name(device), "status": FITS, "reason": ""}
+    about: dict[str, Any] = {"host": platform.node(), "device": device_name(device), "status": FITS, "reason": ""}
     step: Step | None = None
     try:
         step = measure_step(make, batch_size, device)
@@ -251,5 +236,24 @@ def probe(config: dict[str, Any]) -> dict[str, Any]:
     return about | {"largest_batch": size, "limited": limited}
 
 
-def _name(device: torch.device) -> str:
+def trainer_maker(specification: dict[str, Any], data: ImageData, device: torch.device) -> MakeTrainer:
+    """Makes the specification's trainer at a batch size (at most the training split); a teacher answers at once."""
+
+    def teach(student: nn.Module) -> Teacher | None:
+        section = specification.get(SECTION)
+        if section is None:
+            return None
+        sizes = kept_sizes(section["sizes"], tap_sizes(student, section["student_taps"], data.image_shape))
+        return SilentTeacher(len(data.classes), sizes)
+
+    def make(batch_size: int) -> Trainer:
+        size = min(batch_size, len(data.train))
+        train = {**specification["train"], "batch_size": size}
+        return make_trainer({**specification, "train": train}, data, device.type, teach)
+
+    return make
+
+
+def device_name(device: torch.device) -> str:
+    """The card's name, or cpu."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"

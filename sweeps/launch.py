@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 import shutil
 import signal
 import socket
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +30,7 @@ from sweeps.records import TERMINAL, TRIALS_FOLDER, Status
 from sweeps.relay import start_relay
 from sweeps.resources import Share
 from sweeps.search import Search
+from sweeps.specification import Trial
 from sweeps.stopping import StratifiedStopping
 from sweeps.teaching import NO_CACHE, CacheOptions
 from sweeps.trainable import TrialTrainable
@@ -41,7 +44,7 @@ _ENVIRONMENT = {
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative data folders keep their meaning
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_DEDUP_LOGS": "0",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",  # who was given no card sees none
     "RAY_USAGE_STATS_ENABLED": "0",
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",  # reasons are recorded and shown in the final table
 }
@@ -54,6 +57,7 @@ class Launch:
     study_dir: Path
     data_dir: Path | None
     share: Share
+    larger: Share | None  # for one further attempt of what runs out of memory; None: there is none
     most: int | None  # trials at once, where the user set a limit below what the resources allow
     seconds: float | None
     on_change: Callable[[], None]
@@ -117,23 +121,33 @@ class _Unpickled:
 class _TuneSearcher(_Unpickled, Searcher):
     """Tune's view of the search; outcomes reach the search through the callback, in one place."""
 
-    def __init__(self, search: Search, launch: Launch, ahead: Ahead):
+    def __init__(self, search: Search, launch: Launch, ahead: Ahead | None, relay: str | None):
+        """Without `ahead` it hands out what was put off to a larger share."""
         super().__init__()
-        self._search, self._launch, self._ahead = search, launch, ahead
-        self._relay: str | None = None
-        if launch.relay:
-            self._relay, self._relay_handle = start_relay(launch.study_dir)
+        self._search, self._launch, self._ahead, self._relay = search, launch, ahead, relay
 
     def suggest(self, trial_id: str) -> Any:
         check()
-        trial = self._ahead.next(wait=not self._search.is_running())
+        trial = self._next()
         if trial is None:
-            return Searcher.FINISHED if self._search.is_exhausted() else None
+            return Searcher.FINISHED if self._is_over() else None
+        return self._config(trial)
+
+    def _next(self) -> Trial | None:
+        if self._ahead is None:
+            return self._search.next_later()
+        return self._ahead.next(wait=not self._search.is_running())
+
+    def _is_over(self) -> bool:
+        return self._ahead is None or self._search.is_exhausted() or self._search.is_held_up()
+
+    def _config(self, trial: Trial) -> dict[str, Any]:
         return {
             "trial_id": trial.trial_id, "role": str(trial.role), "stratum": trial.stratum,
             "specification": trial.specification, "study_dir": str(self._launch.study_dir),
             "data_dir": str(self._launch.data_dir) if self._launch.data_dir else None,
             "cache": self._launch.cache.to_config(), "relay": self._relay,
+            "processes": self._launch.share.processes,
         }  # fmt: skip
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
@@ -168,8 +182,22 @@ class _Recorder(_Unpickled, Callback):
         if "metrics" in result:
             self._write_missing(trial_id, result["epoch"], result["metrics"])
         if "outcome" in result:
-            self._finish(trial_id, Status(result["outcome"]), result["reason"])
+            self._end(trial_id, Status(result["outcome"]), result["reason"])
         self._launch.on_change()
+
+    def _end(self, trial_id: str, status: Status, reason: str) -> None:
+        """Finish a trial; what ran out of memory is tried once more, where there is a larger share to be had."""
+        postponed, larger = self._search.record.trials[trial_id].postponed, self._launch.larger
+        if status is not Status.OUT_OF_MEMORY or (larger is None and not postponed):
+            self._finish(trial_id, status, reason)
+        elif larger is None or postponed:
+            self._finish(trial_id, status, f"{postponed.rstrip('.')}; once more on {self._launch.share}: {reason}")
+        else:
+            self._search.postpone(trial_id, f"on {self._launch.share}: {reason}")
+            self._search.write_notice(
+                trial_id, f"out of memory: {trial_id} on {self._launch.share}; when the others are done it is tried "
+                f"once more on {larger} ({reason})",
+            )  # fmt: skip
 
     def _write_missing(self, trial_id: str, epoch: int, metrics: dict[str, float]) -> None:
         if epoch not in self._search.record.trials[trial_id].epochs:
@@ -197,19 +225,56 @@ class _Recorder(_Unpickled, Callback):
 
 
 def run(search: Search, launch: Launch) -> None:
-    """Train until the search has nothing more, the time is up, or Ctrl-C; a trial without an end may be resumed."""
+    """Train until the search has nothing more, the time is up, or Ctrl-C; a trial without an end may be resumed.
+
+    In phases: what ran out of memory in one is trained in the next, with a larger share, and what waited for that in
+    the one after it.
+    """
+    until = None if launch.seconds is None else time.monotonic() + launch.seconds
+    relay, keeper = start_relay(launch.study_dir) if launch.relay else (None, None)  # it lives as long as its handle
+    handler = signal.getsignal(signal.SIGINT)  # Tune leaves its own behind, which would swallow a later Ctrl-C
+    try:
+        while True:
+            check()
+            with Ahead(search, launch.share.concurrent) as ahead:
+                _run_phase(search, _within(launch, until), ahead, relay)
+            if not search.later or search.is_running() or _is_late(until):
+                break
+            _run_phase(search, _within(_enlarged(launch), until), None, relay)
+            if search.is_over() or search.is_running() or search.later or _is_late(until):
+                break
+    finally:
+        del keeper
+        signal.signal(signal.SIGINT, handler)
+        shutil.rmtree(launch.study_dir / RAY_FOLDER, ignore_errors=True)
+        _drop_checkpoints(search, launch)
+
+
+def _enlarged(launch: Launch) -> Launch:
+    return dataclasses.replace(launch, share=launch.larger or launch.share, larger=None)
+
+
+def _within(launch: Launch, until: float | None) -> Launch:
+    """What is left of the time."""
+    return launch if until is None else dataclasses.replace(launch, seconds=max(1.0, until - time.monotonic()))
+
+
+def _is_late(until: float | None) -> bool:
+    return until is not None and time.monotonic() >= until
+
+
+def _run_phase(search: Search, launch: Launch, ahead: Ahead | None, relay: str | None) -> None:
     scheduler: FIFOScheduler = FIFOScheduler()
     if search.space.search.stop != "none":
         scheduler = StratifiedStopping(search.space.search, search.space.epochs, search.record)
     resources = {"cpu": launch.share.cpus, "gpu": launch.share.gpus}
     # As many proposals lie ready as there are slots: Tune's default of one would start the first wave one by one
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(launch.share.concurrent)
-    ahead = Ahead(search, launch.share.concurrent)
     tuner = tune.Tuner(
         tune.with_resources(TrialTrainable, resources),
         tune_config=tune.TuneConfig(
-            search_alg=_TuneSearcher(search, launch, ahead), scheduler=scheduler, num_samples=-1, reuse_actors=True,
-            time_budget_s=launch.seconds, max_concurrent_trials=launch.most,
+            search_alg=_TuneSearcher(search, launch, ahead, relay), scheduler=scheduler, num_samples=-1,
+            reuse_actors=True, time_budget_s=launch.seconds, max_concurrent_trials=launch.most,
             trial_dirname_creator=lambda trial: str(trial.config["trial_id"]),
         ),
         run_config=tune.RunConfig(
@@ -217,15 +282,7 @@ def run(search: Search, launch: Launch) -> None:
             callbacks=[_Recorder(search, scheduler, launch)], failure_config=tune.FailureConfig(max_failures=1),
         ),
     )  # fmt: skip
-    handler = signal.getsignal(signal.SIGINT)  # Tune leaves its own behind, which would swallow a later Ctrl-C
-    try:
-        check()
-        with ahead:
-            tuner.fit()
-    finally:
-        signal.signal(signal.SIGINT, handler)
-        shutil.rmtree(launch.study_dir / RAY_FOLDER, ignore_errors=True)
-        _drop_checkpoints(search, launch)
+    tuner.fit()
 
 
 def _drop_checkpoints(search: Search, launch: Launch) -> None:

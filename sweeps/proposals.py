@@ -38,9 +38,9 @@ class Proposal:
 class Outcome:
     """What a proposer is told: values of the objectives (all minimised) or why there are none.
 
-    `kind` is one of complete, pruned (stopped early, at `epoch` with `values[0]`), bad (diverged, out of memory: the
-    settings' own fault), infeasible (by `values[0]` too much, where that is known), lost (nothing to learn from: a
-    crash, a duplicate that still runs).
+    `kind` is one of complete, pruned (stopped early, at `epoch` with `values[0]`), bad (diverged: the settings' own
+    fault), infeasible (by `values[0]` too much, where that is known; also what ran out of memory), lost (nothing to
+    learn from: a crash, a duplicate that still runs).
     """
 
     kind: str
@@ -160,7 +160,7 @@ class OptunaProposer:
             self._add_pruned(study, number, outcome)
         else:
             if outcome.kind == "infeasible":
-                trial.set_constraint("feasible", outcome.values[0] if outcome.values else 1.0)
+                trial.set_constraint(*_excess(outcome))
             elif outcome.kind == "pruned" and len(self.space.search.objectives) == 1:
                 trial.report(outcome.values[0], outcome.epoch)
             study.tell(trial, state=TrialState.PRUNED)
@@ -172,6 +172,7 @@ class OptunaProposer:
             optuna.trial.create_trial(
                 state=TrialState.PRUNED, params=lost.params, distributions=lost.distributions,
                 intermediate_values=reported, user_attrs={TRIAL_ATTRIBUTE: outcome.trial},
+                constraints=dict([_excess(outcome)]) if outcome.kind == "infeasible" else None,
             )
         )  # fmt: skip
 
@@ -216,6 +217,11 @@ class OptunaProposer:
     def forget(self, handle: dict[str, Any], trial: str) -> None:
         study = self._study(handle["study"])
         self._storage.forget(study._study_id, int(handle["number"]), trial)
+
+
+def _excess(outcome: Outcome) -> tuple[str, float]:
+    """The constraint that an infeasible outcome breaks, by how much: without one the sampler would not see it."""
+    return "feasible", outcome.values[0] if outcome.values else 1.0
 
 
 class GridProposer:

@@ -74,10 +74,12 @@ class Event(StrEnum):
     ATTEMPT = "attempt"  # a worker took the trial up
     EPOCH = "epoch"  # one epoch's metrics
     NOTICE = "notice"  # a line that a trial has for the user: a cache was built, or could not be read
+    POSTPONED = "postponed"  # memory ran out: once more in a later phase, with a larger share
     FINISHED = "finished"  # the trial's end, with status and reason
     TESTED = "tested"  # the one look at the test split
     MARKED = "marked"  # somebody found a trial to be broken (or, `broken` None, sound after all)
     NOTED = "noted"  # a remark and tags of the user's own, on a trial or on the study
+    PLACED = "placed"  # what sharing a card was measured to give, and the share that was chosen
     CLOSED = "closed"  # the driver left: finished, interrupted or out of time
 
 
@@ -129,6 +131,7 @@ class TrialRecord:
     finished_at: float | None = None
     test_error: float | None = None
     point_id: str = ""  # the trial's identity without its seed
+    postponed: str = ""  # why it was put off to a larger share; empty for a trial that never was
     broken: str = ""  # why its result counts for nothing; empty for a sound trial
     notes: list[str] = field(default_factory=list)
     tags: dict[str, str] = field(default_factory=dict)
@@ -164,6 +167,7 @@ class StudyRecord:
     header: dict[str, Any] = field(default_factory=dict)  # the newest STUDY event
     trials: dict[str, TrialRecord] = field(default_factory=dict)
     closed: dict[str, Any] | None = None  # the newest CLOSED event, None while a driver is at work (or was killed)
+    placement: dict[str, Any] | None = None  # the newest PLACED event
     notes: list[str] = field(default_factory=list)  # the user's own remarks, oldest first
     tags: dict[str, str] = field(default_factory=dict)
 
@@ -189,6 +193,9 @@ def apply_event(study: StudyRecord, event: Mapping[str, Any]) -> None:
         return
     if kind is Event.CLOSED:
         study.closed = dict(event)
+        return
+    if kind is Event.PLACED:
+        study.placement = dict(event)
         return
     if kind is Event.NOTED and "trial" not in event:
         _noted(study, event)
@@ -261,6 +268,11 @@ def _notice(trial: TrialRecord, event: Mapping[str, Any]) -> None:
         trial.notices.append(event["text"])
 
 
+def _postponed(trial: TrialRecord, event: Mapping[str, Any]) -> None:
+    if trial.status not in TERMINAL:
+        trial.status, trial.postponed = Status.PROPOSED, event["reason"]
+
+
 def _finished(trial: TrialRecord, event: Mapping[str, Any]) -> None:
     trial.status, trial.reason = Status(event["status"]), event.get("reason", "")
     trial.finished_at = event["time"]
@@ -287,6 +299,7 @@ _APPLY = {
     Event.ATTEMPT: _attempt,
     Event.EPOCH: _epoch,
     Event.NOTICE: _notice,
+    Event.POSTPONED: _postponed,
     Event.FINISHED: _finished,
     Event.TESTED: _tested,
     Event.MARKED: _marked,
@@ -317,22 +330,6 @@ EPOCHS_SCHEMA = pa.schema(
     + [(name, pa.float64()) for name in EPOCH_METRICS]
     + [(BY_STAGE, pa.map_(pa.string(), pa.float64()))]
 )
-
-
-# What `--fit` measures: one row a distinct configuration, on the device that its trials will use. MB are 1e6 bytes;
-# `largest_batch` is 0 where none fits; `limited` says that a larger one was seen not to fit.
-FIT_SCHEMA = pa.schema(
-    [
-        ("trial_id", pa.string()), ("stratum", pa.string()), ("network", pa.string()), ("method", pa.string()),
-        ("params", pa.int64()), ("parameters", pa.string()), ("configuration", pa.string()), ("teacher", pa.string()),
-        ("host", pa.string()), ("device", pa.string()), ("share", pa.float64()), ("precision", pa.string()),
-        ("batch_size", pa.int64()), ("status", pa.string()), ("reason", pa.string()), ("peak_mb", pa.float64()),
-        ("step_seconds", pa.float64()), ("images_per_second", pa.float64()), ("largest_batch", pa.int64()),
-        ("limited", pa.bool_()), ("measured_at", pa.float64()),
-    ]
-)  # fmt: skip
-FITS, OUT_OF_MEMORY, FAILED = "fits", str(Status.OUT_OF_MEMORY), str(Status.FAILED)  # its statuses
-FIT_FOLDER = "fit"  # in the folder of studies; one Parquet file a space
 
 
 def to_row(study: str, trial: TrialRecord) -> dict[str, Any]:

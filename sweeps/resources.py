@@ -11,6 +11,7 @@ import ray
 import yaml
 
 from lowrank.errors import InputError
+from sweeps.settings import AUTO, ResourceSettings
 
 SMALLEST_SHARE = 0.01  # of a card; Ray's resource manager fails on much smaller ones
 HEAD = "node:__internal_head__"  # the resource by which Ray marks the head
@@ -34,6 +35,11 @@ class Share:
     cpus: float
     gpus: float
     concurrent: int
+    processes: int = 1  # that train one trial together
+
+    def __str__(self) -> str:
+        together = f", {self.processes} processes" if self.processes > 1 else ""
+        return f"{self.cpus:g} CPU and {self.gpus:g} GPU{together}"
 
 
 def read_cluster() -> Cluster:
@@ -66,13 +72,15 @@ def _sum(nodes: Sequence[Mapping[str, float]]) -> Cluster:
 
 
 def choose_share(
-    cluster: Cluster, *, cpus: float, gpus: float, trials: int, gpus_asked: bool = False, most: int | None = None
-) -> Share:
+    cluster: Cluster, *, cpus: float, gpus: float, trials: int, gpus_asked: bool = False, most: int | None = None,
+    processes: int | None = None,
+) -> Share:  # fmt: skip
     """What a trial gets on this cluster; raises InputError for a request that no machine could ever meet.
 
     A fraction of a card is raised when there are more cards than trials would fill, because Ray packs fractions: two
     trials of 0.5 share the first of two cards. Without GPUs in the cluster trials run on CPUs, unless GPUs were asked
-    for on the command line (`gpus_asked`).
+    for on the command line (`gpus_asked`). A trial of several cards is trained by as many processes, one on CPUs by
+    `processes` (one where that is None).
     """
     if gpus > 0 and cluster.gpus == 0 and not gpus_asked:
         gpus = 0.0
@@ -81,7 +89,45 @@ def choose_share(
     if 0 < gpus < 1:
         per_card = math.ceil(slots / cluster.gpus)
         gpus = max(gpus, math.floor(100 / per_card) / 100)
-    return Share(cpus, gpus, max(1, slots))
+    return Share(cpus, gpus, max(1, slots), _processes(gpus, processes))
+
+
+def share_of(
+    asked: ResourceSettings, cluster: Cluster, trials: int, gpus_asked: bool, measured: float = 1.0
+) -> Share:  # fmt: skip
+    """`choose_share` by a space's resources; `measured` is the share that stands for auto, first a whole card."""
+    auto = asked.gpus_per_trial == AUTO
+    gpus = measured if isinstance(asked.gpus_per_trial, str) else asked.gpus_per_trial
+    return choose_share(
+        cluster, cpus=asked.cpus_per_trial, gpus=gpus, trials=trials, gpus_asked=gpus_asked and not auto,
+        most=asked.max_concurrent, processes=asked.processes_per_trial,
+    )  # fmt: skip
+
+
+def larger(share: Share, cluster: Cluster, trials: int) -> Share | None:
+    """Half as many trials on a card, or on a machine of CPUs alone: for those that ran out of memory.
+
+    None where a trial has a whole card, or so many CPUs, already.
+    """
+    if share.gpus > 0:
+        if share.gpus >= 1:
+            return None
+        gpus = 1 / max(1, math.floor(1 / share.gpus + 1e-9) // 2)
+        slots = min(_slots(cluster, share.cpus, gpus), trials)
+        return Share(share.cpus, gpus, max(1, slots), share.processes)
+    cpus = min(2 * share.cpus, cluster.most_cpus)
+    if cpus <= share.cpus:
+        return None
+    return Share(cpus, 0.0, max(1, min(_slots(cluster, cpus, 0), trials)), share.processes)
+
+
+def _processes(gpus: float, asked: int | None) -> int:
+    cards = int(gpus) if gpus > 1 else 1
+    if gpus > 0 and asked not in (None, cards):
+        raise InputError(
+            f"--processes-per-trial {asked} needs as many whole cards a trial, or none, but a trial has {gpus:g} GPU"
+        )
+    return cards if gpus > 0 else asked or 1
 
 
 def _check(cluster: Cluster, cpus: float, gpus: float) -> None:

@@ -16,6 +16,7 @@ if sys.path and Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
 from lowrank.errors import InputError
 from sweeps.interrupt import INTERRUPTED, leave, watch
 from sweeps.journal import FullDiskError
+from sweeps.settings import AUTO
 from sweeps.space import Space, available_spaces, find_space, read_space, read_yaml
 from sweeps.trust import check_asked
 
@@ -50,8 +51,14 @@ def make_parser() -> argparse.ArgumentParser:
     study.add_argument("--tag", action="append", default=[], metavar="K=V", help="a tag of your own, on every run")
     study.add_argument("--allow-code", action="store_true", help="let the space name code: package.module:function")
     where = parser.add_argument_group("where it runs")
-    where.add_argument("--gpus-per-trial", type=float, metavar="SHARE", help="e.g. 0.25: four trials on a card")
+    where.add_argument(
+        "--gpus-per-trial", type=_share, metavar="SHARE",
+        help="e.g. 0.25: four trials on a card; 4: four cards for each trial; auto: measured",
+    )  # fmt: skip
     where.add_argument("--cpus-per-trial", type=float, metavar="N")
+    where.add_argument(
+        "--processes-per-trial", type=int, metavar="N", help="processes that share each batch of a trial (one a card)"
+    )
     where.add_argument("--max-concurrent", type=int, metavar="N", help="at most so many trials at once")
     where.add_argument("--address", metavar="HOST:PORT", help="a running Ray cluster (auto: the one on this machine)")
     where.add_argument(
@@ -61,6 +68,13 @@ def make_parser() -> argparse.ArgumentParser:
     where.add_argument("--cache-dir", type=Path, metavar="DIR", help="teacher caches; a fast local disk is best")
     where.add_argument("--tracking-uri", metavar="URI", help="an MLflow server (default: SQLite in the study)")
     return parser
+
+
+def _share(text: str) -> float | str:
+    try:
+        return text if text == AUTO else float(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"must be a number from 0, or auto, but got {text!r}") from error
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -108,6 +122,7 @@ def _space(options: argparse.Namespace) -> Space:
         options.space, options.set, data__name=options.data, search__seed=options.seed,
         search__trials=options.trials, search__time=options.time, resources__gpus_per_trial=options.gpus_per_trial,
         resources__cpus_per_trial=options.cpus_per_trial, resources__max_concurrent=options.max_concurrent,
+        resources__processes_per_trial=options.processes_per_trial,
     )  # fmt: skip
     check_asked(space, options)
     return space
@@ -159,15 +174,10 @@ def _local_slots(space: Space) -> int:
 
     import torch
 
-    from sweeps.resources import Cluster, choose_share
+    from sweeps.resources import Cluster, share_of
 
     cpus, gpus = float(os.cpu_count() or 1), float(torch.cuda.device_count())
-    asked = space.resources
-    share = choose_share(
-        Cluster(cpus, gpus, cpus, gpus), cpus=asked.cpus_per_trial, gpus=asked.gpus_per_trial,
-        trials=space.search.trials, most=asked.max_concurrent,
-    )  # fmt: skip
-    return share.concurrent
+    return share_of(space.resources, Cluster(cpus, gpus, cpus, gpus), space.search.trials, False).concurrent
 
 
 if __name__ == "__main__":

@@ -25,7 +25,10 @@ __all__ = ["Prepared", "Search", "reachable_strata"]
 
 EXPLORE_AFTER = 10  # proposals in a row that led nowhere, after which the sampler is set aside
 GIVE_UP_AFTER = 60  # ... after which a stratum counts as used up
-_KINDS = {Status.COMPLETED: "complete", Status.STOPPED: "pruned", Status.INFEASIBLE: "infeasible"}
+_KINDS = {
+    Status.COMPLETED: "complete", Status.STOPPED: "pruned", Status.INFEASIBLE: "infeasible",
+    Status.OUT_OF_MEMORY: "infeasible",
+}  # fmt: skip
 Notes = list[tuple[Event, dict[str, Any]]]  # what is to be journaled
 
 
@@ -52,6 +55,7 @@ class Search:
         self.strata = tuple(strata or resolver.strata)  # those that can be met
         self.journal, self.record = journal, record
         self.waiting: deque[Trial] = deque()
+        self.later: deque[Trial] = deque()  # for a phase with a larger share, when the rest is done
         self.used_up: set[str] = set()
         self.reserved: dict[str, Trial] = {}  # prepared, not yet handed out
         self.teller: Callable[[dict[str, Any], Outcome], None] | None = None  # takes what the proposer is to be told
@@ -74,6 +78,10 @@ class Search:
                 return trial
         return None
 
+    def next_later(self) -> Trial | None:
+        """The next trial of the phase with a larger share."""
+        return self.later.popleft() if self.later else None
+
     def is_startable(self, trial: Trial) -> bool:
         """Whether the weights that it starts from are there, or will never be (it then fails and says so)."""
         source = self.record.trials.get(trial.needs or "")
@@ -87,7 +95,13 @@ class Search:
 
     def is_over(self) -> bool:
         """Whether all is proposed, and every trial has an end."""
-        return self.is_exhausted() and not self.is_running()
+        return not self.later and self.is_exhausted() and not self.is_running()
+
+    def is_held_up(self) -> bool:
+        """Whether nothing can be launched before what was put off has been trained."""
+        if not self.later or self.is_running() or any(self.is_startable(trial) for trial in self.waiting):
+            return False
+        return bool(self.waiting) or not (self.reserved or self.may_propose())
 
     def is_exhausted(self) -> bool:
         """Whether nothing more will be launched, though trials may still run (on whose ends repeats depend)."""
@@ -99,7 +113,7 @@ class Search:
 
     def is_running(self) -> bool:
         """Whether some trial that was handed out has no end yet."""
-        waiting = {trial.trial_id for trial in self.waiting}
+        waiting = {trial.trial_id for trial in (*self.waiting, *self.later)}
         return any(not t.ended and t.trial_id not in waiting for t in list(self.record.trials.values()))
 
     def proposed_count(self) -> int:
@@ -230,6 +244,12 @@ class Search:
         """The one look at the test split, in percent."""
         self._write(Event.TESTED, sync=True, trial=trial_id, test_error=error)
 
+    def postpone(self, trial_id: str, reason: str) -> None:
+        """Try a trial whose memory ran out once more, in the phase with a larger share."""
+        self._write(Event.POSTPONED, sync=True, trial=trial_id, reason=reason)
+        known = self.record.trials[trial_id]
+        self.later.append(_trial_of(known))
+
     def finish(self, trial_id: str, status: Status, reason: str = "") -> None:
         """A trial's end; the sampler learns of it. A second end of the same trial changes nothing."""
         trial = self.record.trials[trial_id]
@@ -264,12 +284,12 @@ class Search:
             if known is None:
                 self._write_proposed(trial, {})
             if known is None or not known.ended:
-                self.waiting.append(trial)
+                (self.later if known and known.postponed else self.waiting).append(trial)
         self._settle_open_proposals()
         self._forget_broken()
         for record in list(self.record.trials.values()):
-            if not record.ended and record.trial_id not in {trial.trial_id for trial in self.waiting}:
-                self.waiting.append(self._again(record))
+            if not record.ended and record.trial_id not in {each.trial_id for each in (*self.waiting, *self.later)}:
+                (self.later if record.postponed else self.waiting).append(self._again(record))
 
     def _references(self) -> list[Trial]:
         """On a grid, whose rows are all repeated, with every seed; else the further seeds come with the front's."""
@@ -288,10 +308,7 @@ class Search:
                 self.proposer.forget(trial.proposal, trial.trial_id)
 
     def _again(self, record: TrialRecord) -> Trial:
-        trial = Trial(
-            record.trial_id, record.role, record.stratum, dict(record.parameters), record.specification,
-            record.counts, record.point_id,
-        )  # fmt: skip
+        trial = _trial_of(record)
         handle = record.proposal
         if record.role is Role.SEARCH and handle:
             label = handle.get("study")
@@ -299,6 +316,13 @@ class Search:
             handle = self.proposer.ask_again(stratum, record.parameters, handle).handle
         self._write_proposed(trial, handle)
         return trial
+
+
+def _trial_of(record: TrialRecord) -> Trial:
+    return Trial(
+        record.trial_id, record.role, record.stratum, dict(record.parameters), record.specification, record.counts,
+        record.point_id,
+    )  # fmt: skip
 
 
 def _counts(trial: TrialRecord) -> bool:

@@ -28,7 +28,8 @@ from sweeps.trust import check_asked
 SERIES_FILE = "series.yaml"  # what was asked: the file's own content and the options of the command line
 ENTRY = ("name", "space", "set", "trials")
 _PLACES = ("data_dir", "teachers", "cache_dir")
-_OPTIONS = ("set", "data", "seed", "trials", "gpus_per_trial", "cpus_per_trial", "max_concurrent")
+_OPTIONS = ("set", "data", "seed", "trials", "gpus_per_trial", "cpus_per_trial", "max_concurrent",
+            "processes_per_trial")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,7 @@ def options_of(options: argparse.Namespace) -> tuple[list[str], dict[str, Any]]:
         "data.name": options.data, "search.seed": options.seed, "search.trials": options.trials,
         "resources.gpus_per_trial": options.gpus_per_trial, "resources.cpus_per_trial": options.cpus_per_trial,
         "resources.max_concurrent": options.max_concurrent,
+        "resources.processes_per_trial": options.processes_per_trial,
     }  # fmt: skip
     return list(options.set), {key: value for key, value in found.items() if value is not None}
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import re
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from lowrank.errors import InputError
+
+AUTO = "auto"  # of gpus_per_trial
 
 
 def parse_time(text: str | None) -> float | None:
@@ -51,8 +53,16 @@ class ResourceSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
     cpus_per_trial: float = Field(default=1.0, ge=0.1)
-    gpus_per_trial: float = Field(default=0.25, ge=0)  # used only where the cluster has GPUs
+    gpus_per_trial: float | Literal["auto"] = 0.25  # used only where the cluster has GPUs; auto: measured
+    processes_per_trial: int | None = Field(default=None, ge=1)  # that share each batch; None: one, or one a whole card
     max_concurrent: int | None = Field(default=None, ge=1)
+
+    @field_validator("gpus_per_trial", mode="before")
+    @classmethod
+    def _share(cls, asked: Any) -> Any:
+        if asked == AUTO or (isinstance(asked, int | float) and not isinstance(asked, bool) and asked >= 0):
+            return asked
+        raise ValueError("must be a number from 0, or auto")
 
 
 LIMITS = ("params", "mult_adds", "bytes", "step_ms")  # what a budget may limit, in the order in which strata are made

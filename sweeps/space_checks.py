@@ -15,6 +15,7 @@ from sweeps.teaching import TeacherSettings, check_teacher
 if TYPE_CHECKING:
     from sweeps.space import Space
 
+_CUT = ("train.batch_size", "train.accumulate")
 OBJECTIVES = ("val_error", "params", "mult_adds")
 
 
@@ -27,6 +28,25 @@ def check_space(space: Space) -> None:
     check_teacher(space)
     for point in space.search.enqueue:
         _check_known_point(space, point)
+
+
+def check_shared(space: Space, processes: int, images: int) -> None:
+    """Raises InputError where `processes` cannot share every batch of the space evenly; `images` are there to train on.
+
+    Statistics, and so losses, are those of one process only where each has as many images.
+    """
+    if processes == 1:
+        return
+    cut = ((key.partition(".")[2], space.domains[key].corners()) for key in _CUT if key in space.domains)
+    for point in ({}, *({key: value} for key, values in cut for value in values)):
+        recipe = space.recipe(point)
+        batch = min(recipe.batch_size, images)
+        if batch % (recipe.accumulate * processes):
+            parts = f" in {recipe.accumulate} parts" if recipe.accumulate > 1 else ""
+            raise InputError(
+                f"{processes} processes a trial share each batch evenly, but {batch} images{parts} cannot be; choose "
+                "another `train.batch_size`, or --processes-per-trial"
+            )
 
 
 def _check_corners(space: Space) -> None:

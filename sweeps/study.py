@@ -34,8 +34,9 @@ from sweeps.records import (
     parse_tags,
 )
 from sweeps.search import Search, reachable_strata
-from sweeps.settings import parse_time
+from sweeps.settings import AUTO, parse_time
 from sweeps.space import Space, parse_space
+from sweeps.space_checks import check_shared
 from sweeps.specification import Resolver
 from sweeps.storage import carried, fetch_named, storage_uri, stored_studies
 from sweeps.teaching import CACHE_FOLDER, CacheOptions, Teaching, find_teaching
@@ -45,6 +46,8 @@ from sweeps.warm_start import earlier_studies, warm_start
 
 if TYPE_CHECKING:
     from sweeps.resources import Share
+
+    Shares = tuple[Share, Share | None]  # of every trial, and of the further attempt of one that ran out of memory
 
 NOTHING_COMPLETED = 1
 DEFAULT_OUT = Path("studies")
@@ -96,7 +99,7 @@ def resume_study(options: argparse.Namespace) -> int:
     _update(content, "search", trials=options.trials, time=options.time)
     _update(
         content, "resources", gpus_per_trial=options.gpus_per_trial, cpus_per_trial=options.cpus_per_trial,
-        max_concurrent=options.max_concurrent,
+        max_concurrent=options.max_concurrent, processes_per_trial=options.processes_per_trial,
     )  # fmt: skip
     space = parse_space(kept["space"], content)
     check_trust(space, allow_code=options.allow_code, data_asked=True)  # its data was asked for when it began
@@ -159,18 +162,20 @@ def _setting(
 
 def _drive(space: Space, resolver: Resolver, setting: Setting) -> int:
     # Ray and its imports are only paid for once the input has been checked
+    from sweeps.dry_run import place
     from sweeps.launch import connect
-    from sweeps.resources import choose_share, read_cluster
+    from sweeps.resources import larger, read_cluster, share_of
 
     resolver.clock.keep(setting.folder)
     earlier = earlier_studies(space.search.warm_start, setting.folder.parent)
     strata, unreachable = reachable_strata(space, resolver)
     connect(setting.address)
-    asked = space.resources
-    share = choose_share(
-        read_cluster(), cpus=asked.cpus_per_trial, gpus=asked.gpus_per_trial, most=asked.max_concurrent,
-        trials=expected_trials(space, resolver), gpus_asked=setting.gpus_asked,
-    )  # fmt: skip
+    cluster, trials = read_cluster(), expected_trials(space, resolver)
+    share = share_of(space.resources, cluster, trials, setting.gpus_asked)
+    check_shared(space, share.processes, len(resolver.data.train))
+    auto = space.resources.gpus_per_trial == AUTO
+    if auto and share.gpus == 0:
+        print("gpus_per_trial auto: there is no GPU here, so trials run on CPUs", flush=True)
     for line in unreachable:
         print(f"cannot be met, left out: {line}", flush=True)
     setting.folder.mkdir(parents=True, exist_ok=True)
@@ -187,7 +192,11 @@ def _drive(space: Space, resolver: Resolver, setting: Setting) -> int:
             proposer = make_proposer(space, setting.folder, resolver.points)
             if isinstance(proposer, OptunaProposer):
                 print(*warm_start(proposer, resolver, earlier), sep="\n", end="\n" if earlier else "", flush=True)
-            outcome = _work(Search(space, resolver, proposer, journal, record, strata), setting, share)
+            if auto and share.gpus > 0:
+                measured = place(space, resolver, cluster, trials, journal, record, setting.data_dir)
+                share = share_of(space.resources, cluster, trials, setting.gpus_asked, measured)
+            shares = share, larger(share, cluster, trials)
+            outcome = _work(Search(space, resolver, proposer, journal, record, strata), setting, shares)
         except KeyboardInterrupt:
             pass  # between two trials, or after the last: what is done is on record
         except Exception as error:
@@ -202,9 +211,9 @@ def _drive(space: Space, resolver: Resolver, setting: Setting) -> int:
     return 0 if _completed(record) or outcome == "time" else NOTHING_COMPLETED
 
 
-def _work(search: Search, setting: Setting, share: Share) -> str:
+def _work(search: Search, setting: Setting, shares: Shares) -> str:
     """Train, look at the test split once, draw and print what came out; returns why it ended."""
-    outcome = _train(search, setting, share)
+    outcome = _train(search, setting, shares)
     if outcome == "finished":
         evaluate_front(search, setting.folder, search.resolver.data)
     _summarise(setting, search.record)  # before the study closes, so that MLflow gets the picture
@@ -249,7 +258,7 @@ def _write_header(journal: Journal, record: StudyRecord, space: Space, resolver:
     record.header, record.closed = header, None
 
 
-def _train(search: Search, setting: Setting, share: Share) -> str:
+def _train(search: Search, setting: Setting, shares: Shares) -> str:
     """Run Tune; returns why it ended: finished, time or interrupted."""
     from sweeps.caching import build_caches
     from sweeps.launch import Launch, run
@@ -257,9 +266,10 @@ def _train(search: Search, setting: Setting, share: Share) -> str:
 
     total = expected_trials(search.space, search.resolver)
     started = time.monotonic()
+    share, larger = shares
     print(
         f"{setting.name}: {search.space.question}\n"
-        f"up to {total} trials, {share.concurrent} at a time, each on {share.cpus:g} CPU and {share.gpus:g} GPU; "
+        f"up to {total} trials, {share.concurrent} at a time, each on {share}; "
         f"everything is kept in {_shown(setting.folder)}", flush=True,
     )  # fmt: skip
     most = search.space.resources.max_concurrent
@@ -273,7 +283,9 @@ def _train(search: Search, setting: Setting, share: Share) -> str:
             view.update()
 
         relay = bool(setting.storage and setting.address)  # several machines, and no disk that they share
-        run(search, Launch(setting.folder, setting.data_dir, share, most, setting.seconds, changed, cache, relay))
+        run(search, Launch(
+            setting.folder, setting.data_dir, share, larger, most, setting.seconds, changed, cache, relay
+        ))  # fmt: skip
     if search.is_over():
         return "finished"
     out_of_time = setting.seconds is not None and time.monotonic() - started >= setting.seconds

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import ray
 import torch
 from ray import tune
 from torch import nn
@@ -26,6 +27,7 @@ from lowrank.errors import InputError
 from lowrank.methods import make_method
 from lowrank.networks import NetworkSettings
 from lowrank.plan import network_plan
+from lowrank.ranks import Ranks
 from lowrank.recipes import Recipe
 from lowrank.substitute import build_student
 from lowrank.training import DivergedError, Trainer
@@ -33,7 +35,16 @@ from sweeps.records import VAL_ERROR, Status
 from sweeps.relay import CheckpointPlace
 from sweeps.starts import start_student
 from sweeps.teaching import CacheOptions, make_teacher
-from sweeps.worker import WorkerLostError, check_memory_is_back, device_lost, first_line, out_of_memory
+from sweeps.team import Team
+from sweeps.worker import (
+    WorkerLostError,
+    check_memory_is_back,
+    device_lost,
+    first_line,
+    given_device,
+    limit_memory,
+    out_of_memory,
+)
 
 KEPT = 2  # checkpoints of a trial, so that a damaged newest one costs little
 CHECKPOINT_SECONDS = 30.0  # at most this much training (or an epoch, if longer) is repeated after a kill
@@ -41,21 +52,27 @@ CHECKPOINT_SECONDS = 30.0  # at most this much training (or an epoch, if longer)
 
 def make_trainer(
     specification: dict[str, Any], data: ImageData, device: str,
-    teach: Callable[[nn.Module], Teacher | None] = lambda student: None,
+    teach: Callable[[nn.Module], Teacher | None] = lambda student: None, ranks: Ranks | None = None,
 ) -> Trainer:  # fmt: skip
     """The trainer that a specification describes, at its first epoch; `teach` finds the student's teacher."""
-    settings = NetworkSettings(**specification["network"])
     recipe = Recipe(**specification["train"])
+    network, decay_ratio = make_student(specification, data)
+    section = specification.get("teacher") or {}
+    return Trainer(
+        network, data, recipe, views=ViewSettings(**specification["views"]), order_seed=int(specification["seed"]),
+        decay_ratio=decay_ratio, device=device, teacher=teach(network), taps=section.get("student_taps", ()),
+        view_slots=section.get("views"), ranks=ranks,
+    )  # fmt: skip
+
+
+def make_student(specification: dict[str, Any], data: ImageData) -> tuple[nn.Module, float]:
+    """The network that a specification describes, as drawn, and K / N of its decay (see lowrank.decay)."""
+    settings = NetworkSettings(**specification["network"])
     plan = network_plan(settings, data.image_shape, len(data.classes))
     sized = plan.sized(specification["method"], specification.get("allocation"))
     seed = int(specification["seed"])
     network = build_student(settings, plan, sized, data.image_shape, len(data.classes), seed)
-    section = specification.get("teacher") or {}
-    return Trainer(
-        network, data, recipe, views=ViewSettings(**specification["views"]), order_seed=seed,
-        decay_ratio=plan.params(sized) / plan.params(make_method({"name": plan.base})), device=device,
-        teacher=teach(network), taps=section.get("student_taps", ()), view_slots=section.get("views"),
-    )  # fmt: skip
+    return network, plan.params(sized) / plan.params(make_method({"name": plan.base}))
 
 
 def load_trial_data(specification: dict[str, Any], data_dir: str | None) -> ImageData:
@@ -73,6 +90,8 @@ class TrialTrainable(tune.Trainable):
 
     failure: Exception | None = None  # what went wrong before the first step, which raises it
     attempt: dict[str, Any] | None = None
+    team: Team | None = None  # processes that train together; they stay from trial to trial
+    trainer: Trainer | Team
 
     def setup(self, config: dict[str, Any]) -> None:
         """Take up the trial. Ray never again starts a trial whose change of worker failed; one whose step failed, yes.
@@ -90,17 +109,21 @@ class TrialTrainable(tune.Trainable):
     def _begin(self, config: dict[str, Any]) -> None:
         started = time.perf_counter()
         cpus, gpus = self._resources()
-        torch.set_num_threads(max(1, int(cpus)))
+        processes = int(config.get("processes", 1))
+        self.threads = max(1, int(cpus / processes))
+        torch.set_num_threads(self.threads)
         self.place = CheckpointPlace(config["study_dir"], config["trial_id"], config.get("relay"))
-        # Never a card that the trial was not given, even where one is visible
-        self.device = "cuda" if gpus > 0 and torch.cuda.is_available() else "cpu"
         self.attempt = {
-            "host": socket.gethostname(), "pid": os.getpid(), "device": self.device, "from_epoch": 0,
-            "start_seconds": 0.0,
+            "host": socket.gethostname(), "pid": os.getpid(), "device": "cuda" if gpus else "cpu", "from_epoch": 0,
+            "start_seconds": 0.0, "gpus": gpus, "processes": processes,
         }  # fmt: skip
+        self.device = given_device(gpus, ray.get_gpu_ids() if ray.is_initialized() else ())
+        if self.device == "cuda" and processes == 1:
+            limit_memory(gpus)
         self._check_device()
         self.data = load_trial_data(config["specification"], config["data_dir"])
         self.trainer = self._make_trainer()
+        self.epochs = int(config["specification"]["train"]["epochs"])
         self._load_checkpoint()
         if self.trainer.epoch == 0:
             self._start()
@@ -110,24 +133,38 @@ class TrialTrainable(tune.Trainable):
     def _start(self) -> None:
         """Set the weights that the trial starts from, where they are not drawn anew."""
         config = self.config
-        start_student(
-            self.trainer.network, config["specification"], self.data, config["study_dir"], config.get("relay")
-        )
-        if self.trainer.average is not None:  # it was made of what was drawn
+        specification = config["specification"]
+        if "start" not in specification:
+            return
+        network = make_student(specification, self.data)[0] if isinstance(self.trainer, Team) else self.trainer.network
+        start_student(network, specification, self.data, config["study_dir"], config.get("relay"))
+        if isinstance(self.trainer, Team):
+            self.trainer.start_from(network.state_dict())
+        elif self.trainer.average is not None:  # it was made of what was drawn
             self.trainer.average.load({})
 
     def _check_device(self) -> None:
         """Whether the trial before this one, if there was one, gave its memory back; raises WorkerLostError."""
-        if self.device == "cuda" and "data" in self.__dict__:
+        if self.device == "cuda" and self.team is None and "data" in self.__dict__:  # a team's ranks look themselves
             check_memory_is_back(self.data, torch.cuda.memory_allocated() / 1e6, torch.device(self.device))
 
-    def _make_trainer(self) -> Trainer:
-        specification, options = self.config["specification"], CacheOptions(**self.config.get("cache") or {})
+    def _make_trainer(self) -> Trainer | Team:
+        specification, cache = self.config["specification"], self.config.get("cache") or {}
+        processes, options = int(self.config.get("processes", 1)), CacheOptions(**cache)
+        if processes > 1:
+            return self._make_team(processes, cache)
 
         def teach(student: nn.Module) -> Teacher | None:
             return make_teacher(specification, self.data, student, self.device, options, self.notices.append)
 
         return make_trainer(specification, self.data, self.device, teach)
+
+    def _make_team(self, processes: int, cache: dict[str, Any]) -> Team:
+        """The last trial's team, where it is still there."""
+        if self.team is None or not self.team.alive:
+            self.team = Team(processes, self.device, self.threads)
+        self.team.build(self.config["specification"], self.config["data_dir"], cache, self.notices.append)
+        return self.team
 
     def _resources(self) -> tuple[float, float]:
         """CPUs and GPUs that Ray gave to this trial."""
@@ -176,11 +213,14 @@ class TrialTrainable(tune.Trainable):
 
     def cleanup(self) -> None:
         """The worker is asked to go (an interrupted study): keep what has been trained."""
-        if "trainer" in self.__dict__ and self.trainer.epoch > 0 and not self._trained():
+        ended = isinstance(trainer := self.__dict__.get("trainer"), Team) and not trainer.alive
+        if trainer is not None and not ended and trainer.epoch > 0 and not self._trained():
             self._save_on_the_way()
+        if self.team is not None:
+            self.team.close()
 
     def _trained(self) -> bool:
-        return self.trainer.epoch >= self.trainer.recipe.epochs
+        return self.trainer.epoch >= self.epochs
 
     def _save_on_the_way(self) -> None:
         """Save, if the disk has room: a trial needs its checkpoints only where it is interrupted."""
@@ -206,7 +246,7 @@ class TrialTrainable(tune.Trainable):
         self.place.fetch()
         for path in kept_files(self.place.path):
             try:
-                state, about = load_tensors(path, self.device)
+                state, about = load_tensors(path, "cpu" if isinstance(self.trainer, Team) else self.device)
                 history = json.loads(about["history"])
                 self.trainer.load_state(state)
             except (InputError, RuntimeError, KeyError, ValueError) as error:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import platform
 import re
+from collections.abc import Sequence
 
 import torch
 
 from lowrank.data import ImageData
-from lowrank.errors import LowrankError
+from lowrank.errors import InputError, LowrankError
 
 LEFT_MB = 1000.0
 """Device memory, in MB (1e6 bytes), that a finished trial may leave behind beside the images: libraries, a teacher."""
@@ -39,6 +41,29 @@ def device_lost(error: BaseException) -> bool:
         return False
     accelerator = isinstance(error, torch.AcceleratorError)
     return accelerator or (isinstance(error, RuntimeError) and any(mark in str(error) for mark in _DEVICE_ERRORS))
+
+
+def given_device(gpus: float, assigned: Sequence[str | int] = ()) -> str:
+    """cpu or cuda, by the `gpus` that a trial was given; never a card without, even where one is visible.
+
+    `assigned` are the cards' numbers where Ray says them. Raises InputError where the trial does not see exactly the
+    cards that it was given: it would train slowly on a CPU, or on the card of another.
+    """
+    if gpus == 0:
+        return "cpu"
+    seen = torch.cuda.device_count()
+    if seen == 0:
+        raise InputError(
+            f"the trial was given {gpus:g} of {platform.node()}'s cards, but torch {torch.__version__} sees none there"
+        )
+    if assigned and seen != len(assigned):
+        raise InputError(f"the trial was given {len(assigned)} of {platform.node()}'s cards, but torch sees {seen}")
+    return "cuda"
+
+
+def limit_memory(gpus: float) -> None:
+    """Let this process take no more of its card's memory than its share, so that it cannot starve its neighbours."""
+    torch.cuda.set_per_process_memory_fraction(min(1.0, gpus))
 
 
 def resident_mb(data: ImageData, device: torch.device) -> float:

@@ -4,6 +4,7 @@ from lowrank.data.batches import Batch, eval_batches, steps_per_epoch, train_bat
 from lowrank.data.counter import epoch_order
 from lowrank.data.load import ImageData, Split, clear_cache, load_data
 from lowrank.data.settings import DataSettings, ViewSettings, default_views
+from lowrank.data.slices import WHOLE, Slice
 from lowrank.data.views import (
     Normaliser,
     ViewNumbers,
@@ -15,10 +16,12 @@ from lowrank.data.views import (
 )
 
 __all__ = [
+    "WHOLE",
     "Batch",
     "DataSettings",
     "ImageData",
     "Normaliser",
+    "Slice",
     "Split",
     "ViewNumbers",
     "ViewSettings",

@@ -6,8 +6,10 @@ from differs. B is the batch size, (C, H, W) the image shape; images come with c
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -17,9 +19,11 @@ from torch.utils.data import DataLoader, Dataset
 from lowrank.data.counter import epoch_order
 from lowrank.data.load import ImageData, Split, SplitName
 from lowrank.data.settings import ViewSettings
+from lowrank.data.slices import WHOLE, Slice
 from lowrank.data.stores import usable_cores
 from lowrank.data.views import Normaliser, ViewNumbers, apply_views, draw_views, normalise
 from lowrank.errors import InputError, LowrankError, unknown
+from lowrank.lifeline import die_with
 
 Batch = tuple[Tensor, Tensor, Tensor]  # images (B, C, H, W), labels int64 (B,), global indices int64 (B,)
 
@@ -65,6 +69,7 @@ def train_batches(
     workers: int = 2,
     *,
     slot: int | None = None,
+    part: Slice = WHOLE,
 ) -> Iterator[Batch]:
     """One epoch of random views of the training split, in random order.
 
@@ -81,11 +86,14 @@ def train_batches(
         drop_last: leave out an incomplete last batch, unless it is the only one.
         workers: processes that decode a streamed set; 0 decodes in this one.
         slot: the number that views are drawn with instead of the epoch, which then sets the order alone.
+        part: the slice of every batch that is wanted; images, order and views are those of the whole.
 
     Raises:
-        InputError: `batch_size` is below 1, or an image cannot be read.
+        InputError: `batch_size` is below 1, a batch cannot be cut into equal slices, or an image cannot be read.
     """
-    spec = _Spec(torch.device(device), batch_size, dtype)
+    _check_batch_size(batch_size)
+    batch_size = min(batch_size, len(data.train))
+    spec = _Spec(torch.device(device), batch_size // part.count, dtype)
     maker = _Maker(
         views=views,
         slot=epoch if slot is None else slot,
@@ -94,7 +102,7 @@ def train_batches(
         values_at_once=_CPU_VALUES if spec.device.type == "cpu" else _GPU_VALUES,
     )
     order = epoch_order(order_seed, epoch, len(data.train), device if data.resident else "cpu")
-    order = order[: steps_per_epoch(data, batch_size, drop_last) * batch_size]
+    order = part.of_batches(order[: steps_per_epoch(data, batch_size, drop_last) * batch_size], batch_size)
     if data.resident:
         return _resident_views(data, spec, order, maker)
     return _streamed_views(data, spec, order, maker, workers)
@@ -108,6 +116,7 @@ def eval_batches(
     dtype: torch.dtype = torch.float32,
     *,
     workers: int = 2,
+    part: Slice = WHOLE,
 ) -> Iterator[Batch]:
     """Every image of a split once, in the split's order, without views; the last batch may be smaller.
 
@@ -118,6 +127,7 @@ def eval_batches(
         batch_size: images a batch.
         dtype: of the images.
         workers: processes that decode a streamed set; 0 decodes in this one.
+        part: the slice of the split that is wanted.
 
     Raises:
         InputError: the split is unknown, `batch_size` is below 1, or an image cannot be read.
@@ -125,18 +135,19 @@ def eval_batches(
     _check_batch_size(batch_size)
     if split not in ("train", "val", "test"):
         raise unknown("split", split, ("train", "val", "test"))
-    return _plain(data, data.split(split), _Spec(torch.device(device), batch_size, dtype), workers)
+    wanted = data.split(split)
+    return _plain(data, wanted, part.of_range(len(wanted)), _Spec(torch.device(device), batch_size, dtype), workers)
 
 
-def _plain(data: ImageData, split: Split, spec: _Spec, workers: int) -> Iterator[Batch]:
+def _plain(data: ImageData, split: Split, wanted: range, spec: _Spec, workers: int) -> Iterator[Batch]:
     norm = data.normaliser(spec.device)
     if split.resident:
         images, labels, indices = split.on(spec.device)
-        for start in range(0, len(split), spec.batch_size):
-            part = slice(start, start + spec.batch_size)
+        for start in wanted[:: spec.batch_size]:
+            part = slice(start, min(start + spec.batch_size, wanted.stop))
             yield normalise(images[part], norm, spec.dtype), labels[part], indices[part]
         return
-    for positions, images in _stream(split, torch.arange(len(split)), spec, workers):
+    for positions, images in _stream(split, torch.arange(wanted.start, wanted.stop), spec, workers):
         labels, indices = _picked(split, positions, spec.device)
         yield normalise(images, norm, spec.dtype), labels, indices
 
@@ -217,6 +228,10 @@ class _Decoded(Dataset[tuple[Tensor, Tensor | str]]):
             return positions, str(error)
 
 
+def _begin_worker(parent: int, index: int) -> None:
+    die_with(parent)  # torch's own watch waits for a decoder that hangs
+
+
 def _stream(split: Split, order: Tensor, spec: _Spec, workers: int) -> Iterator[tuple[Tensor, Tensor]]:
     """(positions on the CPU, images uint8 (B, H, W, C) on the device), decoded in worker processes."""
     workers = min(workers, usable_cores())
@@ -227,6 +242,7 @@ def _stream(split: Split, order: Tensor, spec: _Spec, workers: int) -> Iterator[
         batch_size=None,
         num_workers=workers,
         pin_memory=spec.device.type == "cuda",
+        worker_init_fn=partial(_begin_worker, os.getpid()) if workers else None,
         generator=torch.Generator(),  # its own: a default one would draw from torch's random state
     )
     for positions, images in loader:

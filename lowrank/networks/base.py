@@ -33,6 +33,7 @@ class DropPath(nn.Module):
     """
 
     rate: Tensor
+    part = (0, 1)  # of a batch that several processes share: which slice of how many is given here
 
     def __init__(self) -> None:
         super().__init__()
@@ -48,8 +49,9 @@ class DropPath(nn.Module):
         """(B, C, H, W) -> the same; the identity in evaluation."""
         if not self.training:
             return x
+        index, count = self.part
         keep = 1 - self.rate
-        mask = torch.rand(x.shape[0], 1, 1, 1, device=x.device) < keep
+        mask = (torch.rand(count * x.shape[0], 1, 1, 1, device=x.device) < keep).chunk(count)[index]
         return x * (mask / keep).to(x.dtype)
 
 

@@ -15,11 +15,13 @@ from rich.console import Console
 from lowrank.methods import METHODS
 from lowrank.teachers import RECORD_FILE, read_record
 from sweeps.journal import Journal, read_journal
+from sweeps.placement import Limit, NoMemoryError, Tried
 from sweeps.records import JOURNAL_FILE, Event, StudyRecord, fold
 from tests.benchmarks import __main__ as benchmarks
 from tests.benchmarks import (
     bench_batches,
     bench_counting,
+    bench_placement,
     bench_record,
     bench_reports,
     bench_steps,
@@ -239,3 +241,13 @@ def test_the_sweep_is_read_from_its_journal(tmp_path: Path) -> None:
     rows = {row["what"]: row["value"] for row in gpu_sweep.read_sweep(study, out)}
     assert rows["trials completed"] == 3
     assert (out / JOURNAL_FILE).exists()
+
+
+def test_a_share_that_does_not_fit_is_a_row_without_a_speed():
+    found = {1: Tried(1, 100.0, 900.0), 2: Tried(2, 150.0, 900.0), 4: NoMemoryError("2 GiB")}
+    chosen = bench_placement._chosen(found, Limit(8, ""), None, None)
+    rows = bench_placement._rows("small", found, chosen.per_card)
+    assert [(row["share"], row["images/s"], row["times"], row["auto"]) for row in rows] == [
+        ("1", 100.0, 1.0, ""), ("1/2", 150.0, 1.5, "chosen"), ("1/4", None, None, ""),
+    ]  # fmt: skip
+    assert chosen.why == "4 do not fit on a card: 2 GiB"

@@ -15,8 +15,8 @@ def study(tmp_path, monkeypatch, network):
     monkeypatch.setenv(MARK, str(tmp_path / "mark"))
     monkeypatch.setenv("PYTHONPATH", str(studies.ROOT))
     done = studies.run(
-        *studies.TINY, *ONE_AT_A_TIME, "--set", f"network.name=tests.support.broken:{network}", "--trials", "2",
-        "--out", str(tmp_path), "--name", "hit",
+        *studies.TINY, *ONE_AT_A_TIME, "--allow-code", "--cpus-per-trial", "0.5", "--trials", "2",
+        "--set", f"network.name=tests.support.broken:{network}", "--out", str(tmp_path), "--name", "hit",
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     assert (tmp_path / "mark").exists()
@@ -37,10 +37,23 @@ def test_a_device_error_ends_the_process_and_the_trial_goes_on_in_another(tmp_pa
 
 
 @pytest.mark.slow
-def test_memory_that_runs_out_is_recorded_and_the_worker_stays(tmp_path, monkeypatch):
+def test_what_runs_out_of_memory_is_tried_once_more_on_a_larger_share_when_the_rest_is_done(tmp_path, monkeypatch):
     first, *others = study(tmp_path, monkeypatch, "out_of_memory")
+    assert {trial.status for trial in (first, *others)} == {Status.COMPLETED}
+    assert first.postponed == "on 0.5 CPU and 0 GPU: CUDA out of memory. Tried to allocate 20.00 GiB."
+    small, large = first.attempts
+    assert large["time"] > max(trial.finished_at for trial in others)
+    assert {attempt["pid"] for trial in others for attempt in trial.attempts} == {small["pid"]}  # the worker stays
+    assert list(first.epochs) == [1, 2, 3]
+    (said,) = first.notices
+    assert "when the others are done it is tried once more on 1 CPU and 0 GPU" in said
+
+
+@pytest.mark.slow
+def test_what_fits_on_no_share_is_recorded_once_and_says_what_was_tried(tmp_path, monkeypatch):
+    first, *others = study(tmp_path, monkeypatch, "too_large")
     assert first.status is Status.OUT_OF_MEMORY
-    assert first.reason == "CUDA out of memory. Tried to allocate 20.00 GiB."
-    assert len(first.attempts) == 1
+    why = "CUDA out of memory. Tried to allocate 30.00 GiB."
+    assert first.reason == f"on 0.5 CPU and 0 GPU: {why.rstrip('.')}; once more on 1 CPU and 0 GPU: {why}"
+    assert len(first.attempts) == 2
     assert {trial.status for trial in others} == {Status.COMPLETED}
-    assert {attempt["pid"] for trial in others for attempt in trial.attempts} == {first.attempts[0]["pid"]}

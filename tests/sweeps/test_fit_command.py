@@ -13,7 +13,7 @@ import torch
 from lowrank.data import ImageData
 from sweeps import fit
 from sweeps.fit import distinct, keep, probe, show
-from sweeps.records import FIT_SCHEMA, FITS, OUT_OF_MEMORY
+from sweeps.fit_records import FIT_SCHEMA, FITS, OUT_OF_MEMORY
 from sweeps.resources import Share
 from sweeps.space import parse_space
 from sweeps.specification import Resolver, Trial

@@ -83,6 +83,16 @@ def test_a_stop_told_after_a_kill_keeps_its_error(proposer, space, resolver, tmp
     assert states == [(TrialState.FAIL, {}), (TrialState.PRUNED, {3: 22.0})]
 
 
+def test_what_was_infeasible_keeps_its_constraint_when_told_after_a_kill(proposer, space, resolver, tmp_path):
+    stratum = resolver.strata[0]
+    handle = proposer.ask(stratum).handle
+    later = OptunaProposer(space, tmp_path)
+    later.tell(handle, Outcome("infeasible"))
+    lost, kept = trials_of(later, stratum.label)
+    assert (lost.state, kept.state) == (TrialState.FAIL, TrialState.PRUNED)
+    assert list(kept.constraints.values()) == [1.0]
+
+
 def test_asking_again_gives_the_same_point_under_a_new_number(proposer, resolver):
     stratum = resolver.strata[0]
     lost = proposer.ask(stratum)

@@ -10,7 +10,8 @@ from ray.autoscaler._private.util import prepare_config
 
 from lowrank.errors import InputError
 from sweeps import resources
-from sweeps.resources import Cluster, choose_share, planned_machines
+from sweeps.resources import Cluster, Share, choose_share, larger, planned_machines, share_of
+from sweeps.settings import ResourceSettings
 from sweeps.spot import CLUSTER_FILE
 
 LAPTOP = Cluster(cpus=2, gpus=0, most_cpus=2, most_gpus=0)
@@ -53,6 +54,43 @@ def test_the_user_may_allow_fewer_at_once_and_they_spread():
 def test_a_request_that_can_never_be_met_is_refused(cluster, cpus, gpus, message):
     with pytest.raises(InputError, match=message):
         choose_share(cluster, cpus=cpus, gpus=gpus, trials=4, gpus_asked=True)
+
+
+@pytest.mark.parametrize(
+    ("cluster", "gpus", "asked", "processes"),
+    [(TWO_CARDS, 2, None, 2), (TWO_CARDS, 0.5, None, 1), (LAPTOP, 0, 2, 2), (LAPTOP, 2, None, 1), (TWO_CARDS, 2, 2, 2)],
+)
+def test_a_trial_of_several_cards_has_a_process_on_each(cluster, gpus, asked, processes):
+    assert choose_share(cluster, cpus=1, gpus=gpus, trials=4, processes=asked).processes == processes
+
+
+def test_processes_without_cards_of_their_own_are_refused():
+    with pytest.raises(InputError, match="--processes-per-trial 2 needs as many whole cards a trial, or none, but"):
+        choose_share(TWO_CARDS, cpus=1, gpus=0.5, trials=4, processes=2)
+
+
+@pytest.mark.parametrize(
+    ("cluster", "share", "expected"),
+    [
+        (TWO_CARDS, Share(1, 0.125, 16), Share(1, 0.25, 8)),
+        (TWO_CARDS, Share(1, 0.33, 6), Share(1, 1.0, 2)),
+        (TWO_CARDS, Share(1, 0.5, 4), Share(1, 1.0, 2)),
+        (TWO_CARDS, Share(1, 1.0, 2), None),
+        (TWO_CARDS, Share(1, 2.0, 1, 2), None),
+        (LAPTOP, Share(1, 0.0, 2), Share(2, 0.0, 1)),
+        (LAPTOP, Share(2, 0.0, 1), None),
+    ],
+)
+def test_what_ran_out_of_memory_gets_twice_the_share_at_least_or_a_whole_card(cluster, share, expected):
+    assert larger(share, cluster, trials=24) == expected
+
+
+def test_auto_is_a_whole_card_until_it_is_measured_and_trials_still_spread():
+    asked = ResourceSettings(gpus_per_trial="auto")
+    assert share_of(asked, TWO_CARDS, 24, gpus_asked=True) == Share(1, 1.0, 2)
+    assert share_of(asked, TWO_CARDS, 24, gpus_asked=True, measured=1 / 8) == Share(1, 1 / 8, 16)
+    assert share_of(asked, TWO_CARDS, 2, gpus_asked=True, measured=1 / 8) == Share(1, 1.0, 2)
+    assert share_of(asked, LAPTOP, 24, gpus_asked=True) == Share(1, 0.0, 2)
 
 
 def test_a_cluster_at_rest_counts_the_machines_that_it_may_start(tmp_path):

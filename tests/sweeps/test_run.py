@@ -119,7 +119,8 @@ def kept(tmp_path):
         (["--set", "train.lr=1"], "leave --set out"),
         (["--time", "soon"], "a time must be a number above 0 with s, m or h"),
         (["--tracking-uri", "foo://bar"], "the tracking URI must be one of"),
-        (["--gpus-per-trial", "-1"], "`resources.gpus_per_trial`: must be greater than or equal to 0"),
+        (["--gpus-per-trial", "-1"], "`resources.gpus_per_trial`: must be a number from 0, or auto, but got -1"),
+        (["--processes-per-trial", "0"], "`resources.processes_per_trial`: must be greater than or equal to 1"),
     ],
 )
 def test_a_resume_that_makes_no_sense_changes_nothing(kept, arguments, message, capsys):

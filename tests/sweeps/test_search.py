@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from optuna.trial import TrialState
 
 from lowrank.errors import InputError
 from sweeps.journal import Journal, read_journal
@@ -170,3 +171,53 @@ def test_a_diverged_trial_ends_and_the_sampler_learns_of_it(search):
     study = search.proposer._study(trial.stratum)
     assert [found.state.name for found in study.get_trials(deepcopy=False)] == ["PRUNED"]
     assert search.record.trials[trial.trial_id].reason.endswith("step 3")
+
+
+def test_what_ran_out_of_memory_waits_for_a_later_phase_also_after_a_kill(space, search, open_search):
+    trials = [search.next() for _ in range(3)]
+    search.postpone(trials[1].trial_id, "on 1 CPU: no memory")
+    finish(search, trials[0].trial_id)
+    finish(search, trials[2].trial_id)
+    left = run_out(search)
+    assert trials[1].trial_id not in left
+    assert not search.is_over()
+    assert search.is_exhausted()  # of this phase
+    resumed = open_search(space)
+    assert [trial.trial_id for trial in resumed.later] == [trials[1].trial_id]
+    assert resumed.next() is None
+    again = resumed.next_later()
+    assert (again.trial_id, again.specification) == (trials[1].trial_id, trials[1].specification)
+    finish(resumed, again.trial_id)
+    assert resumed.is_over()
+
+
+def test_the_sampler_is_shown_what_no_share_holds_as_infeasible(search):
+    search.next()  # a reference
+    trial = search.next()
+    search.finish(trial.trial_id, Status.OUT_OF_MEMORY, "no memory")
+    handle = search.record.trials[trial.trial_id].proposal
+    stored = search.proposer._study(handle["study"]).get_trials(deepcopy=False)[handle["number"]]
+    assert stored.state is TrialState.PRUNED
+    assert any("feasible" in key and value > 0 for key, value in stored.system_attrs.items())
+
+
+def test_repeats_and_what_starts_from_a_postponed_trial_wait_for_it(content, open_search):
+    """Neither keeps the phase waiting for ever."""
+    content["references"], content["start"] = ["dense"], "dense"
+    content["search"] |= {"trials": 2, "repeats": 2}
+    search = open_search(parse_space("small", content))
+    dense = search.next()
+    assert search.next() is None
+    assert not search.is_held_up()  # it runs
+    search.postpone(dense.trial_id, "no memory")
+    assert search.is_held_up()
+    assert search.next() is None
+    finish(search, search.next_later().trial_id)
+    assert not search.is_held_up()
+    first, second = search.next(), search.next()
+    finish(search, first.trial_id)
+    search.postpone(second.trial_id, "no memory")
+    assert search.next() is None
+    assert search.is_held_up()
+    finish(search, search.next_later().trial_id)
+    assert search.next() is not None  # a repeat

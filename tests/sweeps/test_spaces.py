@@ -19,6 +19,7 @@ OPTIONS = argparse.Namespace(
     seed=None,
     trials=None,
     gpus_per_trial=None,
+    processes_per_trial=None,
     cpus_per_trial=None,
     max_concurrent=None,
     allow_code=False,

@@ -12,11 +12,12 @@ import torch
 
 from lowrank.checkpoints import kept_files, load_tensors
 from lowrank.data import DataSettings, load_data
+from lowrank.errors import InputError
 from lowrank.training import Trainer
 from sweeps import trainable as trainable_module
 from sweeps.records import CHECKPOINT_FILE, TRIALS_FOLDER
 from sweeps.trainable import TrialTrainable
-from sweeps.worker import WorkerLostError, check_memory_is_back, device_lost, out_of_memory
+from sweeps.worker import WorkerLostError, check_memory_is_back, device_lost, given_device, out_of_memory
 from tests.support.training import small_recipe, tensor_train
 
 CUDA_ERROR = "CUDA error: device-side assert triggered\nCUDA kernel errors might be asynchronously reported"
@@ -98,6 +99,17 @@ def test_a_device_error_ends_the_worker_without_touching_the_device_again(monkey
     assert str(caught.value) == str(error).splitlines()[0]
     raising(monkeypatch, AssertionError("the device was used"), "state")
     worker.cleanup()
+
+
+def test_who_was_given_no_card_uses_none_and_who_sees_others_than_were_given_does_not_begin(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert given_device(0) == "cpu"
+    assert given_device(2, [0, 1]) == "cuda"
+    with pytest.raises(InputError, match=r"was given 1 of .*'s cards, but torch sees 2"):
+        given_device(0.5, [1])
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    with pytest.raises(InputError, match=r"was given 0.5 of .*'s cards, but torch .* sees none there"):
+        given_device(0.5, [1])
 
 
 def test_another_error_is_raised_as_it_is(monkeypatch, tmp_path):
