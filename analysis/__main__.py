@@ -10,12 +10,12 @@ from pathlib import Path
 from analysis import collate, compare, export, report
 from analysis.answer import answer_text
 from analysis.audit import audit_text
-from analysis.commands import exit_code
 from analysis.front import collect
 from analysis.load import STUDIES, find_study, load_study
 from analysis.mark import add_arguments, mark
 from analysis.plots import draw_front
 from analysis.tables import print_summary, write_csv
+from lowrank.endings import exit_code
 from sweeps.records import FRONT_PICTURE, SUMMARY_TABLE
 
 PARTS = {
