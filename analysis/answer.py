@@ -115,7 +115,10 @@ class Answer:
 
     def _certainty(self) -> str:
         assert self.best is not None
-        parts = [f"n = {self.best.seeds} seed{'s' * (self.best.seeds != 1)}"]
+        parts = [
+            f"n = {self.best.seeds} seed{'s' * (self.best.seeds != 1)}",
+            *([self.best.lost] * bool(self.best.lost)),
+        ]
         if self.interval is not None:
             low, high = self.interval
             parts.append(

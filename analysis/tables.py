@@ -69,6 +69,13 @@ def endings(study: StudyRecord) -> list[Endings]:
     return sorted(found, key=lambda ending: ending.status is not Status.COMPLETED)
 
 
+def lost_seeds(study: StudyRecord) -> list[str]:
+    """A line for each setting of which some seeds have no result, e.g. `CP, 2 dims: 1 of 3 seeds diverged`."""
+    points = [point for point in collect(study) if point.lost]
+    return [f"{name}, {params:,} parameters: {lost}" for name, params, lost in
+            dict.fromkeys((point.name, point.params, point.lost) for point in points)]  # fmt: skip
+
+
 def broken_text(study: StudyRecord) -> str:
     """One line on the trials that were marked as broken, e.g. `1 marked as broken, in no figure: disk was full (1)`."""
     reasons = Counter(trial.broken for trial in study.trials.values() if trial.broken)
@@ -124,6 +131,8 @@ def print_summary(study: StudyRecord, answer: str, console: Console | None = Non
     console.print()
     for ending in endings(study):
         console.print(Text(ending.text()))
+    for line in lost_seeds(study):
+        console.print(Text(line))
     if broken := broken_text(study):
         console.print(Text(broken))
     console.print()
