@@ -7,11 +7,14 @@ import argparse
 import pytest
 
 from lowrank.data import DataSettings, ImageData, load_data
-from lowrank.networks import NetworkSettings
+from lowrank.distill import default_taps
+from lowrank.errors import InputError
+from lowrank.networks import NetworkSettings, make_network
 from lowrank.plan import network_plan
 from sweeps.series import read_series
 from sweeps.space import available_spaces, find_space, method_at, read_space, read_yaml
 from sweeps.specification import Resolver
+from sweeps.teaching import find_teaching
 
 OPTIONS = argparse.Namespace(
     set=[],
@@ -81,6 +84,36 @@ def test_the_darts_settings_have_the_published_size():
 def test_recipes_in_earnest_are_the_studys(name, epochs, batch, lr, decay):
     recipe = read_space(name, data__name="cifar10").recipe({})
     assert (recipe.epochs, recipe.batch_size, recipe.lr, recipe.weight_decay) == (epochs, batch, lr, decay)
+
+
+@pytest.mark.parametrize(
+    ("name", "teacher", "drop_path"),
+    [
+        ("wrn_schedule", "cifar10_wrn_28_10", 0.0), ("darts_schedule", "cifar10_darts", 0.2),
+        ("imagenet_schedule", "torchvision:wide_resnet50_2/IMAGENET1K_V1", 0.0),
+    ],
+)  # fmt: skip
+def test_the_schedules_are_taught_by_attention_and_drop_paths_as_the_study_did(name, teacher, drop_path):
+    space = read_space(name, data__name="cifar10")
+    recipe = space.recipe({})
+    assert (space.teacher.name, recipe.attention_weight, recipe.kd_weight) == (teacher, 1000, 0)
+    assert recipe.drop_path == drop_path
+    alone = read_space(name)
+    assert (alone.teacher, alone.recipe({}).needs_teacher) == (None, False)
+
+
+def test_a_tap_of_the_imagenet_teacher_stands_beside_each_stage_of_its_student():
+    space = read_space("imagenet_schedule", data__name="folder:images")
+    student = make_network(NetworkSettings(name="wrn_50_2", width=0.0625), (3, 32, 32), 10)
+    teacher = make_network(NetworkSettings(name="torchvision:wide_resnet50_2"), (3, 224, 224), 1000)
+    assert len(space.teacher.taps) == len(default_taps(student))
+    assert set(space.teacher.taps) <= {name for name, _ in teacher.named_modules()}
+
+
+def test_a_schedule_whose_teacher_is_not_there_says_how_to_train_one(digits, tmp_path):
+    space = read_space("wrn_schedule", ["teacher=somebody", "train.attention_weight=60"])
+    with pytest.raises(InputError, match=r"no teacher 'somebody' in .*; python sweeps/teacher.py trains one"):
+        find_teaching(space, digits, tmp_path)
 
 
 @pytest.fixture(scope="module")
