@@ -94,7 +94,8 @@ class Answer:
         size = f"{self.best.params:,} parameters{share}"
         found = f"{self._where()}: {self.best.name}, {size}: {percent(self.best.error)}"
         if smaller is not None and smaller.best == self.best:
-            return f"{found}, as within the smaller budget (best of {self.candidates} completed)."
+            same = f"{found}, as within the smaller budget (best of {self.candidates} completed)."
+            return f"{same} {level_words(self.level)}" if self.level else same
         found += " validation error"
         sentences = [f"{found} ({self._certainty()})."]
         if self.comparisons:
