@@ -16,7 +16,7 @@ from statistics import fmean
 from typing import Any
 
 from analysis.estimates import Estimate, t_interval
-from analysis.front import broken, validation_images
+from analysis.front import Size, broken, validation_images
 from analysis.interpolate import Seeds, alike
 from analysis.load import load_study
 from analysis.noise import within_noise
@@ -40,7 +40,8 @@ class Against:
     mult_adds: int
     error: Estimate
     gap: Estimate | None
-    as_large: bool  # as the base, in parameters
+    measure: Size  # which the budget limits
+    as_large: bool  # as the base, in that
     verdict: str
 
 
@@ -67,9 +68,10 @@ def against(study: StudyRecord, field: str, base: str) -> list[Against]:
 
 
 def _finished(study: StudyRecord) -> list[TrialRecord]:
-    """Trials of the search and their repeats; a setting that is also a reference counts as what was searched."""
+    """Trials of the search and their repeats; one that several rows of a grid led to stands for each of them."""
     done = [t for t in study.trials.values() if t.status is Status.COMPLETED and t.val_error is not None]
-    return [trial for trial in done if trial.role is not Role.REFERENCE and not broken(trial)]
+    sound = [trial for trial in done if trial.role is not Role.REFERENCE and not broken(trial)]
+    return [replace(trial, parameters=row) for trial in sound for row in (trial.parameters, *trial.aliases)]
 
 
 def _rest(trial: TrialRecord, field: str) -> str:
@@ -91,10 +93,12 @@ def _row(
     seeds, others = _by_seed(own), _by_seed(base)
     gaps = [] if is_base else [seeds[seed] - others[seed] for seed in seeds if seed in others]
     gap = t_interval(gaps) if gaps else None
-    counts, size = own[0].counts, base[0].counts["params"]
+    counts = own[0].counts
+    measure: Size = "mult_adds" if "budget.mult_adds" in own[0].parameters else "params"
     return Against(
         rest=rest, value=value, params=counts["params"], mult_adds=counts["mult_adds"],
-        error=t_interval(list(seeds.values())), gap=gap, as_large=alike(counts["params"], size),
+        error=t_interval(list(seeds.values())), gap=gap, measure=measure,
+        as_large=alike(counts[measure], base[0].counts[measure]),
         verdict="base" if is_base else _verdict(gap, fmean(seeds.values()), fmean(others.values()), images),
     )  # fmt: skip
 
@@ -120,9 +124,10 @@ def table(rows: Sequence[Against]) -> str:
     """A Markdown table; a size over 1 % from the base's is marked."""
     lines = [HEADINGS, tuple("---" for _ in HEADINGS)]
     for row in rows:
-        size = f"{row.params:,}" + ("" if row.as_large else " *")
+        marks = {row.measure: "" if row.as_large else " *"}
         lines.append((
-            row.rest, row.value, size, f"{row.mult_adds:,}", interval_words(_possible(row.error)),
+            row.rest, row.value, f"{row.params:,}{marks.get('params', '')}",
+            f"{row.mult_adds:,}{marks.get('mult_adds', '')}", interval_words(_possible(row.error)),
             interval_words(row.gap, "points"), row.verdict, str(row.error.count),
         ))  # fmt: skip
     text = "\n".join(f"| {' | '.join(line)} |" for line in lines)

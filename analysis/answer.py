@@ -147,8 +147,9 @@ def answer_text(study: StudyRecord) -> str:
     kept = front(points)
     if kept:
         plural = "s" * (len(kept) != 1)
+        ends = dict.fromkeys(f"{point.params:,}" for point in (kept[0], kept[-1]))
         paragraphs.append(
-            f"The front has {len(kept)} point{plural}, of {kept[0].params:,} to {kept[-1].params:,} parameters; only "
+            f"The front has {len(kept)} point{plural}, of {' to '.join(ends)} parameters; only "
             "trials trained to their end are on it, and all errors here are on validation images."
         )
     return "\n".join(paragraphs)

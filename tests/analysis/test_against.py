@@ -43,6 +43,14 @@ def test_seeds_that_agree_do_not_outdo_few_images():
     assert against(made(data={"val_images": 100}), "method.name", "thin")[1].verdict == "within noise of the images"
 
 
+def test_a_trial_stands_for_every_row_of_a_grid_that_led_to_it():
+    found = made()
+    found.trials["cp0.40"].aliases = [{"budget.params": 0.8, "method.name": "cp"}]
+    found.trials["thin0.40"].aliases = [{"budget.params": 0.8, "method.name": "thin"}]
+    rows = against(found, "method.name", "thin")
+    assert [(row.rest, row.value) for row in rows[-2:]] == [("budget.params 0.8", "thin"), ("budget.params 0.8", "cp")]
+
+
 def test_what_was_lost_or_marked_takes_no_part():
     found = made()
     found.trials["cp0.21"].broken = "a wrong split"
