@@ -40,6 +40,7 @@ FEASIBLE = 0.06  # share of the raw settings that the limit lets pass
 BUDGETS = (0.5, 0.65, 0.8, 1.0)  # of the limit: the strata
 TRIALS, SEEDS, SHOWN = 60, 20, (10, 20, 40, 60)
 WORST_ERROR = 90.0
+TITLE = "% of the table's hypervolume after so many trials, mean and 95 % bootstrap interval"
 DRAWN = 2000  # bootstrap samples
 LOOKS = (  # colours that colour-blind readers tell apart (Okabe and Ito), a line and a marker each
     ("#0072B2", "-", "o"), ("#56B4E9", "--", "s"), ("#D55E00", "-", "^"), ("#CC79A7", "--", "D"), ("#555555", ":", "v"),
@@ -213,18 +214,16 @@ def run(options: Options, table: Recorded | None = None, picture: Path | None = 
     shown = [number for number in SHOWN if number <= trials] or [trials]
     rows = [
         {"searcher": curves.name, "infeasible %": 100 * curves.infeasible}
-        | {f"after {n} %": _percent(curves, n) for n in shown}
+        | {f"after {n}": _percent(curves, n) for n in shown}
         for curves in found
     ]
     if picture is not None and not options.quick:
         draw(found, table, picture)
-    columns = ("searcher", "infeasible %", *(f"after {number} %" for number in shown))
+    columns = ("searcher", "infeasible %", *(f"after {number}" for number in shown))
     feasible = np.mean([entry is not None and entry[0] <= table.limit for entry in table.found.values()])
     return Measurement(
         name="search", settings={"limit": table.limit, "feasible": f"{feasible:.1%}", "seeds": seeds, "trials": trials},
-        tables=[
-            Table(title="% of the table's hypervolume, mean and 95 % bootstrap interval", columns=columns, rows=rows)
-        ],
+        tables=[Table(title=TITLE, columns=columns, rows=rows)],
         goals=[Goal(what="infeasible among launched, this project", limit=0, found=found[0].infeasible, unit="")],
         notes=[f"{len(table.found):,} raw settings, of which {feasible:.1%} keep {table.limit:,} parameters"],
     )  # fmt: skip
