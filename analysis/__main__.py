@@ -1,4 +1,7 @@
-"""Command line: python -m analysis summary STUDY, mark STUDY TRIAL, audit STUDY; the other parts are of those names."""
+"""Command line: python -m analysis summary STUDY, mark STUDY TRIAL, audit STUDY, against STUDY FIELD=VALUE.
+
+The other parts are of the names of their files.
+"""
 
 from __future__ import annotations
 
@@ -7,15 +10,15 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from analysis import collate, compare, export, report
+from analysis import against, collate, compare, export, report
 from analysis.answer import answer_text
 from analysis.audit import audit_text
-from analysis.commands import exit_code
 from analysis.front import collect
 from analysis.load import STUDIES, find_study, load_study
 from analysis.mark import add_arguments, mark
 from analysis.plots import draw_front
 from analysis.tables import print_summary, write_csv
+from lowrank.endings import exit_code
 from sweeps.records import FRONT_PICTURE, SUMMARY_TABLE
 
 PARTS = {
@@ -37,6 +40,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     add_arguments(marking)
     auditing = commands.add_parser("audit", help="whether early stopping would have stopped the winner, by each rule")
     _of_study(auditing, lambda folder, arguments: print(audit_text(load_study(folder))))
+    pairing = commands.add_parser("against", help="every value of a field against one of them, paired by seed")
+    _of_study(pairing, against.run)
+    pairing.add_argument("base", metavar="FIELD=VALUE", help="such as method.name=thin_dense")
     for name, (part, words) in PARTS.items():
         command = commands.add_parser(name, help=words, description=words)
         part.add_arguments(command)

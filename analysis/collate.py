@@ -21,10 +21,10 @@ if sys.path and Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
 
 import pyarrow.parquet as pq
 
-from analysis.commands import exit_code
 from analysis.load import STUDIES, find_study, is_study, load_study
 from analysis.progress import steps
 from analysis.recount import recount
+from lowrank.endings import exit_code
 from lowrank.errors import InputError
 from sweeps.journal import Journal
 from sweeps.records import (

@@ -1,14 +1,11 @@
-"""What the commands of this room share: which study, read from where, and how bad input ends."""
+"""What the commands of this room share: which study, read from where, and where it is kept."""
 
 from __future__ import annotations
 
 import argparse
-import sys
-from collections.abc import Callable
 from pathlib import Path
 
 from analysis.load import STUDIES, find_study, load_study
-from lowrank.errors import InputError
 from sweeps.records import StudyRecord
 
 
@@ -43,12 +40,3 @@ def source_folder(arguments: argparse.Namespace) -> Path:
     if arguments.tracking_uri:
         return Path(arguments.studies) / arguments.study
     return find_study(arguments.study, arguments.studies)
-
-
-def exit_code(run: Callable[[], int]) -> int:
-    """Run a command; bad input is one line and exit code 2."""
-    try:
-        return run()
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 if sys.path and Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from analysis.commands import exit_code
 from analysis.load import STUDIES, find_study, load_study
 from analysis.progress import steps
+from lowrank.endings import exit_code
 from lowrank.errors import InputError
 
 if TYPE_CHECKING:

@@ -19,6 +19,7 @@ from sweeps.records import Role, Status, StudyRecord, TrialRecord
 
 METHOD_LABELS = {"cp": "CP", "acdc": "ACDC", "dense": "dense", "tucker": "Tucker"}
 SEPARABLE, DENSE = "separable", "dense"
+LOST = {Status.DIVERGED: "diverged", Status.FAILED: "failed", Status.OUT_OF_MEMORY: "ran out of memory"}
 Size = Literal["params", "mult_adds"]
 
 
@@ -49,6 +50,7 @@ class FrontPoint:
     aliases: int = 0
     width: float = 1.0  # of the network, 1 as published
     extras: tuple[str, ...] = ()  # what else sets it apart, in words: a teacher, an allocation, a start
+    lost: str = ""  # of several seeds those without a result, in words
     setting: str = ""  # what is trained, without the seed: repeats share it
 
     @property
@@ -122,7 +124,8 @@ def collect(study: StudyRecord) -> list[FrontPoint]:
     known = [trial for trial in study.trials.values() if "params" in trial.counts and not broken(trial)]
     trials = [(trial, setting_of(trial)) for trial in known if trial.status is not Status.INFEASIBLE]
     done = _by_setting(trials)
-    points = [_point(trial, setting, done.get(trial.trial_id, [])) for trial, setting in trials]
+    lost = _lost_seeds(trials)
+    points = [_point(trial, setting, done.get(trial.trial_id, []), lost.get(setting, "")) for trial, setting in trials]
     return sorted(points, key=lambda point: (point.params, point.val_error is None, point.val_error or 0.0))
 
 
@@ -137,6 +140,21 @@ def _by_setting(trials: Iterable[tuple[TrialRecord, str]]) -> dict[str, list[Tri
             groups.setdefault(name, {})[seed] = trial
     for seeds in groups.values():
         found.update({trial.trial_id: list(seeds.values()) for trial in seeds.values()})
+    return found
+
+
+def _lost_seeds(trials: Iterable[tuple[TrialRecord, str]]) -> dict[str, str]:
+    """For each setting of several seeds those that ended without a result, e.g. `1 of 3 seeds diverged`."""
+    ends: dict[str, dict[int | None, Status]] = {}
+    for trial, setting in trials:
+        if trial.status is Status.COMPLETED or trial.status in LOST:
+            ends.setdefault(setting, {})[trial.specification.get("seed")] = trial.status
+    found = {}
+    for setting, seeds in ends.items():
+        counts = {status: list(seeds.values()).count(status) for status in LOST}
+        words = [f"{count} of {len(seeds)} seeds {LOST[status]}" for status, count in counts.items() if count]
+        if words and len(seeds) > 1:
+            found[setting] = ", ".join(words)
     return found
 
 
@@ -212,7 +230,7 @@ def setting_of(trial: TrialRecord) -> str:
     return json.dumps({key: value for key, value in trial.specification.items() if key != "seed"}, sort_keys=True)
 
 
-def _point(trial: TrialRecord, setting: str, seeds: Sequence[TrialRecord]) -> FrontPoint:
+def _point(trial: TrialRecord, setting: str, seeds: Sequence[TrialRecord], lost: str) -> FrontPoint:
     """`seeds`: the finished, sound trials of the same setting. The first leads, and is the search's even if it came
     as a repeat, because the trial that it repeated was found to be broken."""
     leads = not seeds or trial.trial_id == seeds[0].trial_id
@@ -243,6 +261,7 @@ def _point(trial: TrialRecord, setting: str, seeds: Sequence[TrialRecord]) -> Fr
         aliases=len(trial.aliases),
         width=spec.get("network", {}).get("width") or 1.0,
         extras=_extras(spec),
+        lost=lost,
         setting=hashlib.sha256(setting.encode()).hexdigest()[:12],
     )
 

@@ -15,10 +15,11 @@ from pathlib import Path
 if sys.path and Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from analysis.commands import add_source, exit_code, load_source, source_folder
+from analysis.commands import add_source, load_source, source_folder
 from analysis.contents import contents
 from analysis.progress import steps
 from analysis.sections import SECTIONS, new_page
+from lowrank.endings import exit_code
 from sweeps.records import StudyRecord
 
 PAGE_FILE = "report.html"

@@ -194,7 +194,8 @@ def repeats_sheet(found: Sequence[Repeated]) -> Sheet:
         for r in found
     )  # fmt: skip
     words = tuple(
-        (r.point.name, f"{r.point.params:,}", str(len(r.seeds)), interval_words(r.val_error),
+        (r.point.name, f"{r.point.params:,}", ", ".join([str(len(r.seeds)), *[r.point.lost] * bool(r.point.lost)]),
+         interval_words(r.val_error),
          interval_words(r.test_error), interval_words(r.gap, "points"))
         for r in found
     )  # fmt: skip

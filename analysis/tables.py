@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from analysis.front import FrontPoint, collect, front, method_label
+from lowrank.reasons import of_each_method
 from sweeps.records import Role, Status, StudyRecord
 
 PIPED_WIDTH = 100  # columns where there is no terminal to ask
@@ -43,7 +44,10 @@ class Endings:
     reasons: tuple[tuple[str, int], ...]
 
     def text(self) -> str:
-        """One line, e.g. `2 diverged: loss is NaN in epoch 2 (2)`."""
+        """One line, e.g. `2 diverged: loss is NaN in epoch 2 (2)`; of what cannot be one more for each method."""
+        if self.status is Status.INFEASIBLE and len(self.reasons) > 1:
+            listed = [f"\n  {reason} ({count})" for reason, count in self.reasons]
+            return f"{self.count} infeasible, at the largest budget that each method cannot meet:{''.join(listed)}"
         shown = [f"{reason} ({count})" for reason, count in self.reasons[:REASONS]]
         rest = sum(count for _, count in self.reasons[REASONS:])
         shown += [f"others ({rest})"] if rest else []
@@ -63,10 +67,21 @@ def endings(study: StudyRecord) -> list[Endings]:
     for status in Status:
         trials = [trial for trial in study.trials.values() if trial.status is status and not trial.broken]
         if trials:
+            if status is Status.INFEASIBLE:
+                told = of_each_method((trial.parameters, trial.reason) for trial in trials)
+                found.append(Endings(status=status, count=len(trials), reasons=tuple(told.items())))
+                continue
             # An early stop is no fault, and its reason (in the CSV) is each trial's own
             reasons = Counter(trial.reason for trial in trials if trial.reason and status is not Status.STOPPED)
             found.append(Endings(status=status, count=len(trials), reasons=tuple(reasons.most_common())))
     return sorted(found, key=lambda ending: ending.status is not Status.COMPLETED)
+
+
+def lost_seeds(study: StudyRecord) -> list[str]:
+    """A line for each setting of which some seeds have no result, e.g. `CP, 2 dims: 1 of 3 seeds diverged`."""
+    points = [point for point in collect(study) if point.lost]
+    return [f"{name}, {params:,} parameters: {lost}" for name, params, lost in
+            dict.fromkeys((point.name, point.params, point.lost) for point in points)]  # fmt: skip
 
 
 def broken_text(study: StudyRecord) -> str:
@@ -124,6 +139,8 @@ def print_summary(study: StudyRecord, answer: str, console: Console | None = Non
     console.print()
     for ending in endings(study):
         console.print(Text(ending.text()))
+    for line in lost_seeds(study):
+        console.print(Text(line))
     if broken := broken_text(study):
         console.print(Text(broken))
     console.print()

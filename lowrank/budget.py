@@ -151,17 +151,18 @@ def solve_width(
 
 
 def _impossible(plan: NetworkPlan, smallest: Sized, budget: Budget, disk: Disk | None) -> str:
-    return (
-        f"{_described(smallest)} cannot be that small in {plan.name}: its smallest setting has "
-        f"{budget.exceeded(plan, smallest, disk)}; "
-        f"{plan.fixed_params:,} parameters and {plan.fixed_mult_adds:,} mult-adds are never substituted"
-        f"{budget.beyond_all(plan)}"
-    )
+    exceeded = budget.exceeded(plan, smallest, disk)
+    return f"{_described(smallest)} cannot be that small in {plan.name}: its smallest setting has {exceeded}" + (
+        f"; {plan.fixed_params:,} parameters and {plan.fixed_mult_adds:,} mult-adds are never substituted{beyond}"
+        if (beyond := budget.beyond_all(plan)) else ""
+    )  # fmt: skip
 
 
 def _described(sized: Sized) -> str:
     method = sized if isinstance(sized, Method) else sized.methods[0]
+    usual = {key: field.default for key, field in type(method).model_fields.items()} | {method.scale: None}
     settings = ", ".join(
-        f"{key} {value}" for key, value in method.model_dump().items() if key not in ("name", method.scale)
-    )
+        f"{key} {value}" for key, value in method.model_dump().items()
+        if key not in ("name", method.scale) and value != usual.get(key)
+    )  # fmt: skip
     return f"{method.name} ({settings})" if settings else method.name

@@ -18,7 +18,8 @@ from lowrank.budget import Budget, solve, solve_width
 from lowrank.checks import make
 from lowrank.conventions import CONVENTIONS, Convention
 from lowrank.costs import RealCost, real_cost
-from lowrank.errors import InfeasibleError, InputError, UncountableError
+from lowrank.endings import exit_code
+from lowrank.errors import InfeasibleError, InputError
 from lowrank.layers import Dense, Method, Separable
 from lowrank.methods import METHODS, make_method, method_class
 from lowrank.networks import NETWORK_NAMES, NetworkSettings, default_images
@@ -278,12 +279,12 @@ def _remarks(counted: Counted) -> list[str]:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    try:
-        options = make_parser().parse_args(arguments)
-        counted = run(options)
-    except (InputError, UncountableError) as error:
-        print(f"error: {error}".splitlines()[0], file=sys.stderr)
-        return 2
+    return exit_code(lambda: _count(arguments))
+
+
+def _count(arguments: list[str] | None) -> int:
+    options = make_parser().parse_args(arguments)
+    counted = run(options)
     print(json.dumps(counted.to_json(), indent=2) if options.json else "\n".join(lines(counted)))
     return 0
 

@@ -6,6 +6,7 @@ trained to their end and were not found to be broken, and stands on the front wi
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from statistics import fmean
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 from lowrank.pareto import non_dominated
 from sweeps.records import Role, Status, StudyRecord, TrialRecord
 
+OF_ITS_SEED = (Status.DIVERGED, Status.FAILED)  # ends that another seed need not have
 SEARCHED = (Role.SEARCH, Role.REPEAT)
 
 
@@ -43,9 +45,18 @@ def front(trials: Iterable[TrialRecord]) -> list[list[TrialRecord]]:
 
 
 def front_points(study: StudyRecord) -> list[dict[str, Any]]:
-    """The settings of the front as the search alone found it: those that get further seeds, which do not move it."""
+    """The settings of the front as the search alone found it: those that get further seeds, which do not move it.
+
+    A training that diverged or failed is a result of its seed, not of its setting. Where its last error would have put
+    the setting on the front, the setting gets its other seeds too; not so where the trial was marked as broken.
+    """
     searched = [trial for trial in study.trials.values() if trial.role is Role.SEARCH]
-    return [seeds[0].parameters for seeds in front(searched)]
+    done = [seeds[0] for seeds in front(searched)]
+    cut = [t for t in searched if t.status in OF_ITS_SEED and not t.broken and math.isfinite(t.val_error or math.nan)]
+    sized = [(float(trial.counts["params"]), trial.val_error or 0.0) for trial in [*done, *cut]]
+    return [trial.parameters for trial in done] + [
+        cut[index - len(done)].parameters for index in non_dominated(sized) if index >= len(done)
+    ]
 
 
 def searched_front(trials: Iterable[TrialRecord]) -> list[TrialRecord]:

@@ -60,7 +60,7 @@ def for_data(content: dict[str, Any]) -> dict[str, Any]:
     data = content.get("data", "digits")
     name = data.get("name", "digits") if isinstance(data, Mapping) else data
     rest = {key: value for key, value in content.items() if key != "by_data"}
-    for dotted, value in sections.get(name, {}).items():
+    for dotted, value in sections.get(str(name), {}).items():
         assign(rest, str(dotted), value)
     return rest
 

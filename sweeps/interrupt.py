@@ -7,8 +7,9 @@ import signal
 import sys
 import threading
 from types import FrameType
+from typing import NoReturn
 
-INTERRUPTED = 130  # the exit code of a program that Ctrl-C has ended
+from lowrank.endings import INTERRUPTED
 
 _asked = threading.Event()
 
@@ -31,8 +32,10 @@ def check() -> None:
         raise KeyboardInterrupt
 
 
-def leave(code: int) -> None:
-    """End the process at once: the interpreter's own end may crash over a half-started Ray."""
+def leave(code: int) -> NoReturn:
+    """End the process; after a Ctrl-C at once, because the interpreter's own end may crash over a half-started Ray."""
+    if code != INTERRUPTED:
+        sys.exit(code)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     ray = sys.modules.get("ray")
     if ray is not None and hasattr(ray, "shutdown"):

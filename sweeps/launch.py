@@ -89,7 +89,8 @@ def _start_here(cpus: int | None) -> None:
     """Start Ray on this machine; on a busy one its start may outlast the 30 s that Ray itself allows."""
     for left in range(STARTS - 1, -1, -1):
         try:
-            ray.init(num_cpus=cpus, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+            # "local": without an address Ray would join a cluster that somebody else has started on this machine
+            ray.init("local", num_cpus=cpus, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
             return
         except Exception as error:  # Ray has no class of its own for this
             if "timed out during startup" not in str(error):

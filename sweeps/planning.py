@@ -15,6 +15,7 @@ from lowrank.data import steps_per_epoch
 from lowrank.errors import InfeasibleError
 from lowrank.layers import Separable
 from lowrank.networks import NetworkSettings
+from lowrank.reasons import of_each_method
 from lowrank.recipe_table import NAME, default_recipe
 from lowrank.substitute import build_student
 from sweeps.domains import Value
@@ -38,7 +39,7 @@ class Plan:
     smallest: int | None
     largest: int | None
     strata: dict[str, tuple[int, int, int]]  # label -> points seen, fewest and most parameters
-    infeasible: dict[str, int]  # reason -> points seen
+    infeasible: dict[str, int]  # reason, one for each method -> points seen that it stands for
     unreachable: list[str]
     reached: dict[str, dict[str, tuple[int, int]]]  # label -> method -> parameters of its largest, unused of the limit
     most_work: float
@@ -56,12 +57,12 @@ def make_plan(space: Space, resolver: Resolver, slots: int) -> Plan:
     found: dict[str, Trial] = {}
     reached: dict[str, dict[str, tuple[int, int]]] = {}
     strata: dict[str, list[int]] = {}
-    infeasible: dict[str, int] = {}
+    infeasible: list[tuple[dict[str, Value], str]] = []
     for point in _points(space, resolver, reachable):
         try:
             trial = resolver.resolve(point)
         except InfeasibleError as error:
-            infeasible[str(error)] = infeasible.get(str(error), 0) + 1
+            infeasible.append((point, str(error)))
             continue
         found[trial.trial_id] = trial
         strata.setdefault(trial.stratum, []).append(trial.counts["params"])
@@ -78,7 +79,8 @@ def make_plan(space: Space, resolver: Resolver, slots: int) -> Plan:
     return Plan(
         space.name, space.question, trials + len(references), resolver.points.size(), min(sizes, default=None),
         max(sizes, default=None), {label: (len(seen), min(seen), max(seen)) for label, seen in strata.items()},
-        infeasible, unreachable + impossible, reached, work, work / _speed(space, resolver) / slots, slots,
+        of_each_method(infeasible), unreachable + impossible, reached, work,
+        work / _speed(space, resolver) / slots, slots,
     )  # fmt: skip
 
 
@@ -152,7 +154,7 @@ def plan_lines(plan: Plan, space: Space, resolver: Resolver) -> list[str]:
     ]
     if plan.smallest is not None and plan.largest is not None:
         lines.append(f"sizes: from {plan.smallest:,} to {plan.largest:,} parameters")
-    for label, (_, low, high) in plan.strata.items():
+    for label, (_, low, high) in sorted(plan.strata.items(), key=lambda item: item[1][1:]):
         lines.append(f"  {label}: {low:,} to {high:,}")
         if space.solves and len(plan.reached[label]) > 1:
             lines.append(f"    largest of each method (unused): {_sizes(plan.reached[label])}")
@@ -160,7 +162,8 @@ def plan_lines(plan: Plan, space: Space, resolver: Resolver) -> list[str]:
         what = "every point" if space.search.sampler == "grid" else "each point of the final front, afterwards,"
         lines.append(f"repeats: {what} with {space.search.repeats} seeds, the same for all")
     lines += [f"  cannot be met: {reason}" for reason in plan.unreachable]
-    lines += [f"  infeasible ({times} points): {reason}" for reason, times in plan.infeasible.items()]
+    for reason, times in plan.infeasible.items():
+        lines.append(f"  infeasible ({times} point{'s' * (times > 1)}): {reason}")
     lines.append(
         f"work: {plan.most_work:.2g} mult-adds; about {clock(plan.most_seconds)} without early stopping "
         "(from three probe steps on this machine)"

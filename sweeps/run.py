@@ -13,14 +13,15 @@ from typing import Any
 if sys.path and Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
     sys.path.pop(0)
 
+from lowrank.endings import DISK_FULL, ended, exit_code
 from lowrank.errors import InputError
-from sweeps.interrupt import INTERRUPTED, leave, watch
+from sweeps.interrupt import leave, watch
 from sweeps.journal import FullDiskError
 from sweeps.settings import AUTO
 from sweeps.space import Space, available_spaces, find_space, read_space, read_yaml
 from sweeps.trust import check_asked
 
-DISK_FULL = 3
+GO_ON = "interrupted; a study that had begun goes on with --resume NAME"
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -81,17 +82,14 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     options = make_parser().parse_args(arguments)
     watch()
+    return exit_code(lambda: _with_room(options), GO_ON)
+
+
+def _with_room(options: argparse.Namespace) -> int:
     try:
         return _dispatch(options)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
     except FullDiskError as error:
-        print(f"error: {error}; make room and go on with --resume {error.study}", file=sys.stderr)
-        return DISK_FULL
-    except KeyboardInterrupt:
-        print("interrupted; a study that had begun goes on with --resume NAME", file=sys.stderr)
-        return INTERRUPTED
+        return ended(DISK_FULL, f"error: {error}; make room and go on with --resume {error.study}")
 
 
 def _dispatch(options: argparse.Namespace) -> int:
@@ -181,7 +179,4 @@ def _local_slots(space: Space) -> int:
 
 
 if __name__ == "__main__":
-    exit_code = main()
-    if exit_code == INTERRUPTED:
-        leave(exit_code)
-    sys.exit(exit_code)
+    leave(main())

@@ -18,8 +18,9 @@ import yaml
 
 from lowrank.errors import InputError, unknown
 from sweeps.folders import new_folder, studies_root
+from sweeps.fronts import finished_points, mean_error
 from sweeps.journal import read_journal
-from sweeps.records import JOURNAL_FILE, SPACE_FILE, Role, Status, StudyRecord, TrialRecord, fold
+from sweeps.records import JOURNAL_FILE, SPACE_FILE, Status, StudyRecord, TrialRecord, fold
 from sweeps.settings import parse_time
 from sweeps.space import Space, find_space, read_content, read_yaml, space_of
 from sweeps.storage import Storage, below, fetch_named, storage_uri, stored_studies
@@ -189,18 +190,21 @@ def summary_lines(members: list[Member], folder: Path) -> list[str]:
         done = [trial for trial in trials if trial.status is Status.COMPLETED and not trial.broken]
         ended = "ended" if _is_finished(folder / member.name) else "not ended" if record else "not begun"
         lines.append(f"{member.name} ({ended}): {len(done)} of {len(trials)} trials completed. {member.space.question}")
-        lines += [f"  {stratum}: {_described(best)}" for stratum, best in _best(done).items()]
+        lines += [f"  {stratum}: {_described(best)}" for stratum, best in _best(trials).items()]
     return lines
 
 
-def _best(done: list[TrialRecord]) -> dict[str, TrialRecord]:
-    best: dict[str, TrialRecord] = {}
-    for trial in sorted(done, key=lambda trial: (trial.counts["params"], trial.val_error or 0.0)):
-        if trial.role is Role.SEARCH and trial.val_error is not None:
-            kept = best.get(trial.stratum)
-            best[trial.stratum] = trial if kept is None or trial.val_error < (kept.val_error or 0.0) else kept
+def _best(trials: list[TrialRecord]) -> dict[str, list[TrialRecord]]:
+    """Of each stratum the point of the lowest mean error, as its seeds; of equal ones the smallest."""
+    best: dict[str, list[TrialRecord]] = {}
+    for seeds in sorted(finished_points(trials), key=lambda seeds: seeds[0].counts["params"]):
+        kept = best.get(seeds[0].stratum)
+        if kept is None or mean_error(seeds) < mean_error(kept):
+            best[seeds[0].stratum] = seeds
     return best
 
 
-def _described(trial: TrialRecord) -> str:
-    return f"{trial.method}, {trial.counts['params']:,} parameters, {trial.val_error:.2f} % validation error"
+def _described(seeds: list[TrialRecord]) -> str:
+    over = f", mean of {len(seeds)} seeds" if len(seeds) > 1 else ""
+    first = seeds[0]
+    return f"{first.method}, {first.counts['params']:,} parameters, {mean_error(seeds):.2f} % validation error{over}"

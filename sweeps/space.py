@@ -254,7 +254,9 @@ def _known_sections(content: Mapping[str, Any]) -> None:
 
 
 def _plain(content: Mapping[str, Any], section: str) -> dict[str, Any]:
-    fields = content.get(section, {})
+    fields = content.get(section)
+    if fields is None:  # left out, or taken out by `by_data` or --set
+        fields = {}
     if isinstance(fields, str) and section in NAMED:
         fields = {"name": fields}
     if not isinstance(fields, Mapping):

@@ -13,6 +13,7 @@ from pathlib import Path
 if sys.path and Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
     sys.path.pop(0)
 
+from lowrank.endings import exit_code
 from lowrank.errors import InputError
 from sweeps.prices import (
     ACCELERATORS,
@@ -65,11 +66,7 @@ def make_parser() -> argparse.ArgumentParser:
 def main(arguments: list[str] | None = None, client: Client | None = None) -> int:
     """Run the command line; returns the exit code. `client` makes boto3 clients, by default boto3's own."""
     options = make_parser().parse_args(arguments)
-    try:
-        return _run(options, client or _client)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return exit_code(lambda: _run(options, client or _client))
 
 
 def _client(service: str, region: str):  # type: ignore[no-untyped-def]  # boto3 makes its classes as it goes

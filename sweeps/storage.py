@@ -28,6 +28,7 @@ from urllib.parse import urlsplit
 import pyarrow as pa
 from pyarrow import fs
 
+from lowrank.endings import exit_code
 from lowrank.errors import InputError
 from sweeps.records import JOURNAL_FILE, MLFLOW_FILE, SPACE_FILE, TRIALS_FOLDER
 
@@ -359,11 +360,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("name", help="the study")
     parser.add_argument("--out", type=Path, default=Path("studies"), metavar="DIR", help="folder of studies (studies/)")
     options = parser.parse_args(arguments)
-    try:
-        folder = fetch_named(options.uri, options.name, options.out.resolve())
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return exit_code(lambda: _fetch_and_say(options))
+
+
+def _fetch_and_say(options: argparse.Namespace) -> int:
+    folder = fetch_named(options.uri, options.name, options.out.resolve())
     print(f"fetched into {folder}; its trials in MLflow: python -m sweeps.tracking {folder}")
     return 0
 

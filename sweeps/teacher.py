@@ -20,17 +20,18 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from lowrank.data import load_data
+from lowrank.endings import FAILED, ended, exit_code
 from lowrank.errors import InputError
 from lowrank.teachers import TeacherRecord, teacher_names
 from lowrank.training import DivergedError
 from sweeps.folders import NAME_RULE, check_root
-from sweeps.interrupt import INTERRUPTED, watch
+from sweeps.interrupt import leave, watch
 from sweeps.space import Space, absolute_data, override_fields, parse_space
 from sweeps.specification import Resolver
 from sweeps.teacher_registry import default_uri, read_teacher, register, taken
 from sweeps.tracking_process import check_tracking_uri, redact
 
-FAILED = 1
+GO_ON = "interrupted; the same command goes on from the last checkpoint"
 DEFAULT_TEACHERS = Path("teachers")
 
 
@@ -66,17 +67,14 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     options = make_parser().parse_args(arguments)
     watch()
+    return exit_code(lambda: _unless_diverged(options), GO_ON)
+
+
+def _unless_diverged(options: argparse.Namespace) -> int:
     try:
         return _dispatch(options)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
     except DivergedError as error:
-        print(f"diverged: {error}; try a lower --set train.lr=...", file=sys.stderr)
-        return FAILED
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
-        return INTERRUPTED
+        return ended(FAILED, f"diverged: {error}; try a lower --set train.lr=...")
 
 
 def _dispatch(options: argparse.Namespace) -> int:
@@ -206,4 +204,4 @@ def list_teachers(root: Path, as_json: bool) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

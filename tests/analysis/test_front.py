@@ -20,6 +20,7 @@ from analysis.front import (
 )
 from analysis.load import data_label, load_study
 from analysis.noise import wilson
+from analysis.tables import lost_seeds
 from sweeps.records import Role, Status, StudyRecord, TrialRecord
 from tests.support.synthetic import BUDGETS, SEPARABLE, Plan, write_study
 
@@ -227,3 +228,15 @@ def test_a_taught_trial_is_told_from_its_twin():
     taught.specification = {**taught.specification, "teacher": {"name": "wise"}, "allocation": {"by": "stage"}}
     names = {each.trial_id: each.name for each in collect(study_of(alone, taught))}
     assert names == {"a": "CP, 2 dims", "b": "CP, 2 dims, taught by wise, shared by stage"}
+
+
+def test_a_seed_without_a_result_is_said_wherever_its_setting_stands():
+    done = [record(f"a{seed}", 100, 4.0, seed=seed, role=Role.REPEAT) for seed in (1, 2)]
+    lost = record("a0", 100, None, status=Status.DIVERGED)
+    alone = record("b0", 200, None, status=Status.FAILED)
+    found = study_of(lost, *done, alone, data={"val_images": 100})
+    assert {each.trial_id: each.lost for each in collect(found)} == {
+        "a0": "1 of 3 seeds diverged", "a1": "1 of 3 seeds diverged", "a2": "1 of 3 seeds diverged", "b0": "",
+    }  # fmt: skip
+    assert lost_seeds(found) == ["CP, 2 dims, 100 parameters: 1 of 3 seeds diverged"]
+    assert "(n = 2 seeds, 1 of 3 seeds diverged, " in answer_text(found)

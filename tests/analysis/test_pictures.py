@@ -19,6 +19,7 @@ from analysis.tables import compact, endings, make_console, print_summary, rows,
 from lowrank.errors import InputError
 from sweeps.records import EPOCHS_FILE, JOURNAL_FILE, RESULTS_FILE, Role, Status, epochs_to_table, to_table
 from sweeps.tracking import _write_table
+from tests.support import made
 from tests.support.synthetic import Plan, write_study
 
 
@@ -230,3 +231,16 @@ class TestCommand:
         assert main(["summary", str(tmp_path / "mine")]) == 0
         assert "no trial was completed" in capsys.readouterr().out
         assert not (tmp_path / "mine" / "front.png").exists()
+
+
+def test_what_cannot_be_is_one_line_for_each_method():
+    trials = [
+        made.trial(f"{method}{limit}", status=Status.INFEASIBLE, reason=f"{method}: over the budget of {limit}",
+              method__name=method, budget__params=limit)
+        for method in ("cp", "shuffle") for limit in (0.4, 0.8, 0.2)
+    ]  # fmt: skip
+    (found,) = endings(made.study(*trials))
+    assert found.text().splitlines() == [
+        "6 infeasible, at the largest budget that each method cannot meet:", "  cp: over the budget of 0.8 (3)",
+        "  shuffle: over the budget of 0.8 (3)",
+    ]  # fmt: skip

@@ -221,3 +221,60 @@ def test_repeats_and_what_starts_from_a_postponed_trial_wait_for_it(content, ope
     assert search.is_held_up()
     finish(search, search.next_later().trial_id)
     assert search.next() is not None  # a repeat
+
+
+def repeating(content: dict, trials: int = 2):
+    content["train"] = {"epochs": 2}
+    content["references"] = []
+    content["search"] = {"trials": trials, "repeats": 3, "sampler": "random", "stop": "none"}
+    return parse_space("repeats", content)
+
+
+def test_a_first_seed_that_diverged_where_it_was_good_leaves_the_other_seeds_to_be_trained(content, open_search):
+    search = open_search(repeating(content))
+    small, large = sorted((search.next(), search.next()), key=lambda trial: trial.counts["params"])
+    search.write_epoch(small.trial_id, 1, {**EPOCH, "val_error": 20.0})
+    search.finish(small.trial_id, Status.DIVERGED, "training loss nan in epoch 2, step 3")
+    finish(search, large.trial_id, error=5.0)
+    again = [search.record.trials[name] for name in run_out(search)]
+    assert sorted(trial.point_id for trial in again) == sorted([small.point_id, large.point_id] * 2)
+    assert {trial.specification["seed"] for trial in again} == {1, 2}
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "broken"),
+    [
+        (None, Status.DIVERGED, ""),  # nothing is known of it
+        (2.0, Status.OUT_OF_MEMORY, ""),  # another seed is as large
+        (2.0, Status.STOPPED, ""),
+        (30.0, Status.FAILED, ""),  # no better than another, though larger
+        (2.0, Status.DIVERGED, "a wrong split"),
+    ],
+)
+def test_what_promises_nothing_gets_no_further_seed(content, open_search, error, status, broken):
+    search = open_search(repeating(content))
+    small, large = sorted((search.next(), search.next()), key=lambda trial: trial.counts["params"])
+    finish(search, small.trial_id, error=20.0)
+    if error is not None:
+        search.write_epoch(large.trial_id, 1, {**EPOCH, "val_error": error})
+    search.finish(large.trial_id, status, "why")
+    search.record.trials[large.trial_id].broken = broken
+    assert {trial.point_id for trial in search._missing_repeats()} == {small.point_id}
+
+
+def test_on_a_grid_every_seed_is_trained_whatever_became_of_another(content, open_search):
+    content["train"] = {"epochs": 2}
+    content["references"] = []
+    content["search"] = {"sampler": "grid", "repeats": 3, "stop": "none", "trials": 100}
+    search = open_search(parse_space("grid", content))
+    launched = []
+    while (trial := search.next()) is not None:
+        launched.append(trial)
+        if trial.specification["seed"] == 0:
+            search.finish(trial.trial_id, Status.DIVERGED, "training loss nan in epoch 1, step 3")
+        else:
+            finish(search, trial.trial_id)
+    seeds = {}
+    for trial in launched:
+        seeds.setdefault(trial.point_id, set()).add(trial.specification["seed"])
+    assert set(map(frozenset, seeds.values())) == {frozenset({0, 1, 2})}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import tempfile
 from pathlib import Path
 
@@ -16,7 +17,8 @@ from sweeps.proposals import make_proposer
 from sweeps.reachable import reachable_strata
 from sweeps.records import Role, Status, StudyRecord, fold
 from sweeps.search import Search
-from sweeps.space import parse_space
+from sweeps.series import read_series
+from sweeps.space import Space, parse_space
 from sweeps.specification import Resolver
 
 METHODS = ("tensor_train", "tucker", "bottleneck", "shuffle", "acdc", "hashed")
@@ -49,35 +51,63 @@ def content_of(drawn: dict) -> dict:
 @settings(max_examples=10, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(SPACES)
 def test_a_random_space_wastes_no_trial(digits, drawn):
+    _run_out(parse_space("random", content_of(drawn)), digits, drawn["cut"])
+
+
+ENTRIES = st.lists(
+    st.sampled_from([
+        {}, {"method.name": "cp"}, {"search.sampler": "random"}, {"search.seed": 3},
+        {"search.sampler": "grid", "search.repeats": 2, "budget.allocation": "even", "budget.params": 0.6,
+         "budget.relative_to": "separable"},
+    ]),
+    min_size=1, max_size=3,
+)  # fmt: skip
+
+
+@settings(max_examples=4, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(SPACES, ENTRIES)
+def test_no_study_of_a_random_series_wastes_a_trial(digits, drawn, entries):
+    studies = [{"name": f"study{index}", "set": changes} for index, changes in enumerate(entries)]
+    options = argparse.Namespace(
+        set=[], data=None, seed=None, trials=None, gpus_per_trial=None, cpus_per_trial=None, max_concurrent=None,
+        allow_code=False, data_dir=None,
+    )  # fmt: skip
+    members = read_series({**content_of(drawn), "studies": studies}, "random", options)
+    assert [member.name for member in members] == [study["name"] for study in studies]
+    for member in members:
+        _run_out(member.space, digits, drawn["cut"])
+
+
+def _run_out(space: Space, digits, cut: int) -> None:
+    """Launch all that the space proposes, in two sittings; every trial is new, within its budget, and wanted."""
+    resolver = Resolver(space, digits)
+    try:
+        strata, _ = reachable_strata(space, resolver)
+    except InputError:
+        return  # no method can meet the budget
+    launched: list[str] = []
+    record = StudyRecord()
     with tempfile.TemporaryDirectory() as folder:
-        space = parse_space("random", content_of(drawn))
-        resolver = Resolver(space, digits)
-        try:
-            strata, _ = reachable_strata(space, resolver)
-        except InputError:
-            return  # no method can meet the budget
-        launched: list[str] = []
-        record = StudyRecord()
         for sitting in range(2):  # the first one is cut, as a kill would
             journal = Journal(Path(folder) / "journal.jsonl")
             record = fold(read_journal(journal.path))
             proposer = make_proposer(space, Path(folder), resolver.points)
             search = Search(space, resolver, proposer, journal, record, strata)
             while (trial := search.next()) is not None:
-                if sitting == 0 and len(launched) >= drawn["cut"]:
+                if sitting == 0 and len(launched) >= cut:
                     break
                 launched.append(trial.trial_id)
                 search.write_epoch(trial.trial_id, 1, {"val_error": 5.0 + len(launched) % 5})
                 search.finish(trial.trial_id, Status.COMPLETED)
             journal.close()
-        assert len(launched) == len(set(launched)) <= 8
-        for trial_id in launched:
-            _check_within(resolver, record.trials[trial_id])
+    assert len(launched) == len(set(launched)) <= space.search.trials
+    for trial_id in launched:
+        _check_within(resolver, record.trials[trial_id])
 
 
 def _check_within(resolver: Resolver, trial) -> None:
     """The specification, read back as a worker reads it, keeps every limit of its own point."""
-    assert trial.role is Role.SEARCH
+    assert trial.role in (Role.SEARCH, Role.REPEAT)
     plan = resolver.plan(NetworkSettings(**trial.specification["network"]))
     sized = plan.sized(trial.specification["method"], trial.specification.get("allocation"))
     budget = resolver.budget(trial.parameters)

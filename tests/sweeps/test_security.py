@@ -122,6 +122,14 @@ def test_what_ray_opens_by_itself_is_no_dashboard(tmp_path):
         ray.shutdown()
 
 
+def test_a_cluster_that_somebody_else_has_started_here_is_not_joined_unasked(monkeypatch):
+    asked = []
+    monkeypatch.setattr(ray, "init", lambda address, **more: asked.append(address))
+    connect(None)
+    connect("auto")
+    assert asked == ["local", "auto"]
+
+
 def test_no_server_of_the_project_is_told_to_listen_to_everybody():
     tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
     texts = {

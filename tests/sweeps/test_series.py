@@ -78,6 +78,7 @@ def test_a_study_of_a_series_names_no_code_unasked():
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_a_series_runs_stops_fairly_and_goes_on(tmp_path):
     from tests.support import studies
 
