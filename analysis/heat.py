@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from analysis.front import broken, method_label, strata
+from analysis.front import method_label, strata
 from sweeps.records import Role, Status, StudyRecord, TrialRecord
 
 MOST_COLUMNS = 20  # given scales that are columns of their own; more are put in bins
@@ -75,7 +75,7 @@ def _is_solved(study: StudyRecord) -> bool:
 def _entries(trial: TrialRecord) -> list[_Entry]:
     """The trial's own setting and the further ones that it stands for: rows of a grid with the same ranks."""
     method = trial.specification.get("method", {})
-    if trial.role is not Role.SEARCH or trial.status is Status.INFEASIBLE or broken(trial) or not method.get("dims"):
+    if trial.role is not Role.SEARCH or trial.status is Status.INFEASIBLE or trial.broken or not method.get("dims"):
         return []
     pairs = {(int(method["dims"]), method.get("rank_scale"))}
     for alias in trial.aliases:

@@ -18,7 +18,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from analysis.front import broken
 from sweeps.records import Role, Status, StudyRecord, TrialRecord
 
 if TYPE_CHECKING:
@@ -63,7 +62,7 @@ def importances(study: StudyRecord) -> list[Importance]:
 
 def _usable(trial: TrialRecord) -> bool:
     done = trial.status is Status.COMPLETED and trial.val_error is not None
-    return done and trial.role is Role.SEARCH and not broken(trial)
+    return done and trial.role is Role.SEARCH and not trial.broken
 
 
 def _fields(trials: Sequence[TrialRecord]) -> list[str]:

@@ -2,30 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
-
-import pyarrow.parquet as pq
 
 from lowrank.errors import InputError, unknown
 from sweeps.journal import read_journal
-from sweeps.records import (
-    COUNTS,
-    EPOCH_METRICS,
-    EPOCHS_FILE,
-    JOURNAL_FILE,
-    RESULTS_FILE,
-    Role,
-    Status,
-    StudyRecord,
-    TrialRecord,
-    fold,
-    metrics_of_row,
-)
+from sweeps.records import JOURNAL_FILE, RESULTS_FILE, StudyRecord, fold
+from sweeps.tables import read_tables
 
 STUDIES = Path("studies")
-ADDED_LATER = ("point_id",)  # columns that older tables lack
 
 
 def list_studies(root: Path = STUDIES) -> list[str]:
@@ -55,13 +39,11 @@ def find_study(name: str, root: Path = STUDIES) -> Path:
 def load_study(folder: Path) -> StudyRecord:
     """A study from its journal, or, where only the tables were kept, from results.parquet and epochs.parquet.
 
-    The tables carry no header: a study loaded from them knows its name but not its question, images or strata.
-
     Raises:
-        InputError: the journal holds no study yet, or one of its lines is damaged.
+        InputError: the journal holds no study yet, one of its lines is damaged, or the tables are of another version.
     """
     if not (folder / JOURNAL_FILE).is_file():
-        return load_tables(folder)
+        return read_tables(folder)
     try:
         study = fold(read_journal(folder / JOURNAL_FILE))
     except ValueError as error:
@@ -69,45 +51,6 @@ def load_study(folder: Path) -> StudyRecord:
     if not study.header:
         raise InputError(f"a study's journal must begin with a study event, but {folder} has none yet")
     return study
-
-
-def load_tables(folder: Path) -> StudyRecord:
-    """A study from results.parquet and, where it is there, epochs.parquet; columns that older tables lack are None."""
-    rows = pq.read_table(folder / RESULTS_FILE).to_pylist()
-    trials = {row["trial_id"]: _trial(row) for row in rows}
-    if (folder / EPOCHS_FILE).is_file():
-        for row in pq.read_table(folder / EPOCHS_FILE).to_pylist():
-            trials[row["trial_id"]].epochs[row["epoch"]] = metrics_of_row(row)
-    return StudyRecord(header={"name": rows[0]["study"] if rows else folder.name}, trials=trials)
-
-
-def _trial(row: dict[str, Any]) -> TrialRecord:
-    trial = TrialRecord(
-        trial_id=row["trial_id"],
-        role=Role(row["role"]),
-        stratum=row["stratum"],
-        status=Status(row["status"]),
-        reason=row["reason"],
-        parameters=json.loads(row["parameters"]),
-        aliases=json.loads(row["aliases"]),
-        specification=json.loads(row["specification"]),
-        counts={name: row[name] for name in COUNTS if row[name] is not None},
-        proposed_at=row["proposed_at"],
-        finished_at=row["finished_at"],
-        test_error=row["test_error"],
-        broken=row.get("broken") or "",
-        notes=(row.get("note") or "").splitlines(),
-        tags=json.loads(row.get("tags") or "{}"),
-    )
-    trial.attempts = [{} for _ in range(row["attempts"] or 0)]
-    if trial.attempts:
-        trial.attempts[0]["start_seconds"] = row["start_seconds"] or 0.0  # of all attempts: the table keeps their sum
-    for name in ADDED_LATER:
-        if row.get(name) is not None:
-            setattr(trial, name, row[name])
-    if row["epochs"]:
-        trial.epochs[row["epochs"]] = {name: row[name] for name in EPOCH_METRICS if row.get(name) is not None}
-    return trial
 
 
 def data_label(name: str) -> str:

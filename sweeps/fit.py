@@ -34,10 +34,10 @@ from lowrank.teacher_cache import Sizes, kept_sizes, tap_sizes
 from lowrank.training import Trainer
 from sweeps.folders import studies_root
 from sweeps.reachable import reachable_strata
-from sweeps.records import FAILED, FIT_FOLDER, FIT_SCHEMA, FITS, OUT_OF_MEMORY
 from sweeps.resources import Share, choose_share, read_cluster
 from sweeps.space import Space
 from sweeps.specification import Resolver, Trial
+from sweeps.tables import FAILED, FIT_FOLDER, FIT_SCHEMA, FITS, OUT_OF_MEMORY
 from sweeps.teaching import SECTION, find_teaching
 from sweeps.trainable import load_trial_data, make_trainer
 from sweeps.worker import first_line, out_of_memory

@@ -39,9 +39,8 @@ from sweeps.records import (
     Event,
     StudyRecord,
     apply_event,
-    epochs_to_table,
-    to_table,
 )
+from sweeps.tables import epochs_to_table, to_table
 from sweeps.tracking_client import Entry, MlflowStudy
 from sweeps.tracking_process import (
     HIDDEN,

@@ -17,7 +17,8 @@ from analysis.placement import LEADER, Box, Label, distance, place
 from analysis.plots import LOOKS, draw_front, front_plot
 from analysis.tables import compact, endings, make_console, print_summary, rows, write_csv
 from lowrank.errors import InputError
-from sweeps.records import EPOCHS_FILE, JOURNAL_FILE, RESULTS_FILE, Role, Status, epochs_to_table, to_table
+from sweeps.records import EPOCHS_FILE, JOURNAL_FILE, RESULTS_FILE, Role, Status
+from sweeps.tables import epochs_to_table, to_table
 from sweeps.tracking import _write_table
 from tests.support.synthetic import Plan, write_study
 
@@ -38,7 +39,7 @@ class TestLoad:
         again = load_study(tmp_path / "b")
         assert collect(again) == collect(study)
         assert again.name == study.name
-        assert {t: r.epochs for t, r in again.trials.items()} == {t: r.epochs for t, r in study.trials.items()}
+        assert again == study
 
     def test_found_by_name_or_folder(self, tmp_path):
         write_study(tmp_path / "mine")

@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import os
 import re
+import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -14,7 +15,8 @@ from analysis.__main__ import main
 from analysis.load import load_study
 from analysis.report import PAGE_FILE, write_report
 from analysis.theme import dark, themed, variables
-from sweeps.records import EPOCHS_FILE, RESULTS_FILE, epochs_to_table, to_table
+from sweeps.records import EPOCHS_FILE, MLFLOW_FILE, RESULTS_FILE
+from sweeps.tables import epochs_to_table, to_table
 from sweeps.tracking import _write_table, catch_up
 from tests.support.made import study, trial
 from tests.support.synthetic import Plan, write_study
@@ -119,8 +121,9 @@ class TestPage:
 
 class TestSources:
     @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # SQLAlchemy's, from within MLflow
-    def test_tables_and_a_tracking_store_tell_the_same(self, tmp_path):
+    def test_tables_and_a_tracking_store_tell_the_same(self, tmp_path, blank_store):
         folder = write_study(tmp_path / "mine", Plan(name="mine", trials=8, epochs=3))
+        shutil.copy(blank_store, folder / MLFLOW_FILE)
         from sweeps.tracking import Follower
 
         uri = f"sqlite:///{folder}/mlflow.db"

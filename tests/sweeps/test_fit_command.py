@@ -13,10 +13,10 @@ import torch
 from lowrank.data import ImageData
 from sweeps import fit
 from sweeps.fit import distinct, keep, probe, show
-from sweeps.records import FIT_SCHEMA, FITS, OUT_OF_MEMORY
 from sweeps.resources import Share
 from sweeps.space import parse_space
 from sweeps.specification import Resolver, Trial
+from sweeps.tables import FIT_SCHEMA, FITS, OUT_OF_MEMORY
 from sweeps.teaching import find_teaching
 from tests.support import studies
 from tests.support.teachers import small_data, write_teacher
