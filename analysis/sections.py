@@ -103,13 +103,21 @@ def shape_section(page: Page, study: StudyRecord, found: Contents, folder: Path)
     for number, heat in enumerate(found.heat):
         caption = (
             f"{heat.method[0].upper()}{heat.method[1:]}: lowest validation error (%) by dimensions and "
-            f"{heat.columns_are}. Grey: nothing trained to its end (s: stopped early, x: failed). Empty: not tried."
+            f"{heat.columns_are}, {seeds_words(*heat.seeds)}. Grey: nothing trained to its end (s: stopped early, x: "
+            "failed). Empty: not tried."
         )
         name = f"heat_{number + 1}_{heat.method.replace(' ', '_')}"
         heat_sheet(name, heat).write(folder)
         wide, narrow = 1.2 + 0.36 * len(heat.rows), 1.0 + 0.3 * len(heat.columns)
         page.picture(make_picture(name, caption, _heat_drawer(heat), folder, height=wide, narrow=narrow))
         page.file(f"{name}.csv")
+
+
+def seeds_words(fewest: int, most: int) -> str:
+    """Of how many seeds a figure's errors are means, e.g. `means over 3 seeds`."""
+    if most <= 1:
+        return "of one seed each"
+    return f"means over {most} seeds" if fewest == most else f"means over {fewest} to {most} seeds"
 
 
 def printed_lines(printed: Sequence[Printed]) -> list[tuple[str, tuple[tuple[float, float], ...]]]:
@@ -162,7 +170,12 @@ def importance_section(page: Page, study: StudyRecord, found: Contents, folder: 
         if chosen:
             name = "importance_within_budgets" if within else "importance_all_sizes"
             caption = "Within budgets: the error less the median of its stratum." if within else "Over all sizes."
-            caption = f"{caption} From {chosen[0].trials:,} completed trials; shares of one evaluator sum to 100 %."
+            over = (
+                f", each by its mean over up to {chosen[0].seeds} seeds" if chosen[0].seeds > 1 else ", one seed each"
+            )
+            caption = (
+                f"{caption} From {chosen[0].trials:,} completed settings{over}; shares of one evaluator sum to 100 %."
+            )
             height = 1.1 + 0.42 * len(chosen[0].shares)
             page.picture(make_picture(
                 name, caption, _importance_drawer(chosen), folder, height=height, narrow=height + 0.4,

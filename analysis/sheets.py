@@ -142,26 +142,35 @@ def curves_sheet(curves: Sequence[Curve]) -> Sheet:
 def heat_sheet(name: str, heat: HeatMap) -> Sheet:
     """A heat map, one row a cell; for CSV only."""
     rows = tuple(
-        (heat.method, dims, column, cell.error, cell.completed, cell.stopped, cell.failed)
+        (heat.method, dims, column, cell.error, cell.seeds, cell.completed, cell.stopped, cell.failed)
         for dims, line in zip(heat.rows, heat.cells, strict=True)
         for column, cell in zip(heat.columns, line, strict=True)
         if cell is not None
     )
-    columns = ("method", "dims", heat.columns_are, "lowest_val_error", "completed", "stopped_early", "failed")
+    columns = ("method", "dims", heat.columns_are, "lowest_val_error", "seeds", "completed", "stopped_early", "failed")
     return Sheet(name=name, columns=columns, rows=rows)
 
 
 def importance_sheet(found: Sequence[Importance]) -> Sheet:
     """Shares by evaluator and field."""
     rows = tuple(
-        (each.evaluator, each.within_budgets, each.trials, name, share) for each in found for name, share in each.shares
+        (each.evaluator, each.within_budgets, each.trials, each.seeds, name, share)
+        for each in found
+        for name, share in each.shares
     )
     words = tuple(
-        (name, f"{100 * share:.1f} %", evaluator, "within budgets" if within else "over all sizes", str(trials))
-        for evaluator, within, trials, name, share in rows
+        (
+            name,
+            f"{100 * share:.1f} %",
+            evaluator,
+            "within budgets" if within else "over all sizes",
+            str(trials),
+            str(seeds),
+        )
+        for evaluator, within, trials, seeds, name, share in rows
     )
-    columns = ("evaluator", "within_budgets", "trials", "field", "share")
-    headings = ("field", "share", "evaluator", "taken", "trials")
+    columns = ("evaluator", "within_budgets", "settings", "seeds_at_most", "field", "share")
+    headings = ("field", "share", "evaluator", "taken", "settings", "seeds at most")
     return Sheet(name="importance", columns=columns, rows=rows, words=words, headings=headings)
 
 

@@ -122,6 +122,17 @@ class TestHeat:
         assert (by_budget.columns, by_budget.columns_are) == (("≤ 0", "≤ 1"), "budget")
         assert [[cell.error for cell in row] for row in by_budget.cells] == [[5.0, 11.0], [6.0, 12.0]]
 
+    def test_a_setting_of_several_seeds_counts_by_its_mean(self):
+        shape = {"method": "tucker", "scale": 0.1}
+        trials = [
+            trial("lucky", error=1.0, dims=2, **shape),
+            trial("not", error=9.0, dims=2, seed=1, role=Role.REPEAT, **shape),
+            trial("steady", error=4.0, dims=3, **shape),
+        ]  # fmt: skip
+        (heat,) = heat_maps(study(*trials))
+        assert [[(c.error, c.seeds, c.completed) for c in row] for row in heat.cells] == [[(5.0, 2, 1)], [(4.0, 1, 1)]]
+        assert heat.seeds == (1, 2)
+
     def test_methods_without_dimensions_have_none(self):
         assert heat_maps(study(trial("a", dims=None), trial("b", dims=None))) == []
 
@@ -165,8 +176,23 @@ class TestImportance:
         (only,) = importances(self.many(LEAST_TRIALS - 1))
         assert only.shares == ()
         assert (
-            "needs at least 20 completed trials and two searched fields that vary; this study has 19 and 2" in only.note
+            "needs at least 20 completed settings and two searched fields that vary; this study has 19 and 2"
+            in only.note
         )
+
+    def test_seeds_are_averaged_first(self):
+        once, again = self.many(60), self.many(60)
+        for name in once.trials:
+            once.trials[name].point_id = again.trials[name].point_id = f"point of {name}"
+        for number, each in enumerate(list(again.trials.values())):
+            other = dataclasses.replace(each, trial_id=f"r{number}", role=Role.REPEAT, epochs={1: dict(each.epochs[1])})
+            other.specification = {**each.specification, "seed": 1}
+            other.epochs[1]["val_error"] += 3.0
+            each.epochs[1]["val_error"] -= 3.0
+            again.trials[other.trial_id] = other
+        (first, *_), (second, *_) = importances(once), importances(again)
+        assert (first.trials, first.seeds, second.trials, second.seeds) == (60, 1, 60, 2)
+        assert second.shares == pytest.approx(first.shares)
 
     def test_within_budgets_the_budget_is_left_out(self):
         made = self.many(60)
