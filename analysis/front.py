@@ -49,6 +49,8 @@ class FrontPoint:
     aliases: int = 0
     width: float = 1.0  # of the network, 1 as published
     extras: tuple[str, ...] = ()  # what else sets it apart, in words: a teacher, an allocation, a start
+    host: str | None = None  # of the last attempt, as the device
+    device: str | None = None
     setting: str = ""  # what is trained, without the seed: repeats share it
 
     @property
@@ -221,6 +223,8 @@ def _point(trial: TrialRecord, seeds: Sequence[TrialRecord]) -> FrontPoint:
         aliases=len(trial.aliases),
         width=spec.get("network", {}).get("width") or 1.0,
         extras=_extras(spec),
+        host=trial.last_attempt("host"),
+        device=trial.last_attempt("device"),
         setting=hashlib.sha256(point_of(trial).encode()).hexdigest()[:12],
     )
 

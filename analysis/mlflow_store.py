@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import sweeps.tracking_names as names
+from analysis.progress import silent
 from lowrank.errors import InputError, unknown
 from sweeps.records import EPOCHS_FILE, RESULTS_FILE, Status, StudyRecord, TrialRecord
 from sweeps.tables import read_tables, trial_of
@@ -30,7 +31,7 @@ ANSWER_SECONDS = "10"
 Say = Callable[[str], None]  # told how far the reading is
 
 
-def load_from_mlflow(uri: str, name: str, say: Say = lambda text: None) -> StudyRecord:
+def load_from_mlflow(uri: str, name: str, say: Say = silent) -> StudyRecord:
     """The study `name` of the store at `uri`; runs that lack their record are left out, and a line says so.
 
     Raises:

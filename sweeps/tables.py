@@ -7,6 +7,7 @@ with `epochs.parquet` it gives back what the journal gave: `from_tables` is the 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -163,6 +164,14 @@ def epochs_to_table(study: StudyRecord) -> pa.Table:
         for number, metrics in sorted(trial.epochs.items())
     ]
     return pa.Table.from_pylist(rows, EPOCHS_SCHEMA)
+
+
+def write_tables(study: StudyRecord, folder: Path) -> None:
+    """Write results.parquet and epochs.parquet, each whole or not at all; raises OSError."""
+    for table, name in ((to_table(study), RESULTS_FILE), (epochs_to_table(study), EPOCHS_FILE)):
+        temporary = folder / f"{name}.tmp"
+        pq.write_table(table, temporary)
+        os.replace(temporary, folder / name)
 
 
 def read_tables(folder: Path) -> StudyRecord:

@@ -95,8 +95,8 @@ class TrialTrainable(tune.Trainable):
         # Never a card that the trial was not given, even where one is visible
         self.device = "cuda" if gpus > 0 and torch.cuda.is_available() else "cpu"
         self.attempt = {
-            "host": socket.gethostname(), "pid": os.getpid(), "device": self.device, "from_epoch": 0,
-            "start_seconds": 0.0,
+            "host": socket.gethostname(), "pid": os.getpid(), "device": self.device, "cpus": cpus, "gpus": gpus,
+            "from_epoch": 0, "start_seconds": 0.0,
         }  # fmt: skip
         self._check_device()
         self.data = load_trial_data(config["specification"], config["data_dir"])

@@ -17,7 +17,7 @@ FORBIDDEN = {
     "analysis": {"ray"},
 }
 OF_SWEEPS = {  # all that analysis may know of sweeps: what is on record, and by which names
-    f"sweeps.{name}" for name in ("records", "journal", "tables", "fronts", "tracking_names")
+    f"sweeps.{name}" for name in ("records", "journal", "tables", "reading", "fronts", "tracking_names")
 }
 
 
