@@ -1,11 +1,12 @@
 """What one choice changes, all else equal: paired differences of the validation error, with intervals.
 
-Two ways of pairing, because most searches leave few trials that differ in one field alone:
+Two ways of pairing, because most searches leave few trials that differ in one thing alone:
 
-* "all else equal": trials whose settings agree in everything but the factor, seed included. Differences are averaged
+* "all else equal": trials that differ in exactly one choice (analysis.choices), seed included. Differences are averaged
   within each seed, and the interval is over seeds; with one seed it is over the settings that were paired.
-* "best within each budget": in each stratum of size the best trial of one value against the best of the other. The
-  interval is over budgets. Other settings differ, and the values may have been tried unequally often.
+* "best within each budget": of a searched field, in each stratum of size the best setting of one value against the best
+  of the other, each by its mean error over seeds. The interval is over budgets. Other settings differ, and the values
+  may have been tried unequally often: it is shown only where no two trials make an exact pair.
 
 Only trials that trained to their end take part. A difference is `other` minus `base` in points of error: negative means
 that `other` is better.
@@ -15,19 +16,22 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from statistics import fmean
 from typing import Any
 
+from analysis.choices import BUDGET, METHOD, Choices, choices, others, varying
 from analysis.estimates import Estimate, t_interval
 from analysis.front import searched
+from sweeps.fronts import by_point, mean_error
 from sweeps.records import StudyRecord, TrialRecord
 
 EQUAL, BEST = "all else equal", "best within each budget"
-MOST_VALUES = 9  # a factor with more is continuous: importance and the heat map show it
-SEEDS = ("seed", "search.seed", "train.seed")
-BUDGET = "budget."
+OF_A_METHOD = ("method.", "network.width")
+MOST_VALUES = 9  # a number with more is continuous: importance and the heat map show it
+MOST_WORDS = 16  # e.g. methods
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,35 +56,56 @@ class Effect:
         return "better" if self.estimate.mean < 0 else "worse"
 
 
+@dataclass(frozen=True)
+class _Chosen:
+    """A finished trial, and what was chosen for it."""
+
+    trial: TrialRecord
+    fields: Choices
+
+    @property
+    def error(self) -> float:
+        return mean_error([self.trial])
+
+
 def ablation(study: StudyRecord) -> list[Effect]:
-    """Every pair of values of every searched factor that has at most MOST_VALUES of them, exact pairs first."""
-    trials = searched(study)
+    """Every pair of values of every choice that has few enough of them, exact pairs first."""
+    known = [_Chosen(trial, choices(trial)) for trial in searched(study)]
+    names = varying([each.fields for each in known])
+    asked = frozenset(name for each in known for name in each.trial.parameters)
     found = []
-    for factor in factors(study, trials):
-        values = sorted({_value(t.parameters[factor]) for t in trials if factor in t.parameters}, key=_order)
-        alike = _alike(trials, factor)
+    for factor in _factors(study, known, names):
+        values = sorted({each.fields[factor] for each in known if factor in each.fields}, key=_order)
+        rest = others(factor, names, asked)
+        best = _best_of_budgets(known, factor) if factor in asked and not factor.startswith(BUDGET) else {}
         for base, other in combinations(values, 2):
-            found += [e for e in (_equal(alike, factor, base, other), _best(trials, factor, base, other)) if e]
+            pair = [each for each in known if each.fields.get(factor) in (base, other)]
+            effect = _equal(pair, factor, base, other, rest) or _best(pair, factor, base, other, best)
+            found += [effect] if effect else []
     return sorted(found, key=lambda effect: (effect.pairing != EQUAL, effect.factor))
 
 
-def factors(study: StudyRecord, trials: Sequence[TrialRecord]) -> list[str]:
-    """The searched fields with two to MOST_VALUES values; seeds, and fields that were drawn from a range, are left out.
+def _factors(study: StudyRecord, known: Sequence[_Chosen], names: Sequence[str]) -> list[str]:
+    """The choices with two values or more, but not too many; fields that were drawn from a range are left out.
 
-    Where the records do not hold the space, a field counts as drawn from a range if no value of it came twice.
+    Where the records do not hold the space, a field counts as drawn from a range if no value of it came twice and they
+    are no whole numbers.
     """
-    values: dict[str, list[str]] = defaultdict(list)
-    for trial in trials:
-        for name, value in trial.parameters.items():
-            values[name].append(_value(value))
     ranges = _ranges(study.header.get("space") or {})
     found = []
-    for name, all_values in values.items():
-        distinct = set(all_values)
-        drawn = name in ranges if ranges is not None else len(distinct) == len(all_values)
-        if name not in SEEDS and not drawn and 2 <= len(distinct) <= MOST_VALUES:
+    for name in names:
+        values = [each.fields[name] for each in known if name in each.fields]
+        distinct = set(values)
+        drawn = name in ranges if ranges is not None else len(distinct) == len(values) and _are_reals(distinct)
+        most = MOST_WORDS if all(value.startswith('"') for value in distinct) else MOST_VALUES
+        if not drawn and 2 <= len(distinct) <= most:
             found.append(name)
-    return sorted(found)
+    return found
+
+
+def _are_reals(values: Iterable[str]) -> bool:
+    found = [json.loads(value) for value in values]
+    return all(isinstance(value, float) for value in found) and not all(value.is_integer() for value in found)
 
 
 def _ranges(space: Mapping[str, Any]) -> set[str] | None:
@@ -96,43 +121,30 @@ def _ranges(space: Mapping[str, Any]) -> set[str] | None:
     return found
 
 
-def _value(value: Any) -> str:
-    return json.dumps(value, sort_keys=True)
-
-
 def _order(text: str) -> tuple[bool, float, str]:
     value = json.loads(text)
     number = isinstance(value, int | float)
     return not number, float(value) if number else 0.0, text
 
 
-def _rest(trial: TrialRecord, factor: str) -> str:
-    """All that two trials of a pair must share; data, network and length are named, since tables may be collated."""
-    spec = trial.specification
-    shared = {
-        "data": spec.get("data", {}).get("fingerprint"), "network": spec.get("network", {}).get("name"),
-        "epochs": None if factor == "train.epochs" else spec.get("train", {}).get("epochs"),
-        "parameters": {k: v for k, v in trial.parameters.items() if k != factor and k not in SEEDS},
-    }  # fmt: skip
-    return json.dumps(shared, sort_keys=True)
+def _alike(pair: Sequence[_Chosen], factor: str, rest: Sequence[str]) -> list[tuple[Any, dict[str, float]]]:
+    """Trials that differ in a factor alone: their seed, and the mean error by the factor's value.
+
+    A setting that one of two methods has not got (a bottleneck has no dimensions) is no difference between them: the
+    other method counts by its mean over it; so is a width that was solved for a thinner network.
+    """
+    having = {name: {each.fields[factor] for each in pair if name in each.fields} for name in rest}
+    if factor == METHOD:
+        rest = [name for name in rest if len(having[name]) > 1 or not name.startswith(OF_A_METHOD)]
+    groups: dict[tuple[Any, ...], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for each in pair:
+        shared = tuple(each.fields.get(name) for name in rest)
+        groups[shared, each.trial.specification.get("seed")][each.fields[factor]].append(each.error)
+    return [(seed, {value: fmean(errors) for value, errors in group.items()}) for (_, seed), group in groups.items()]
 
 
-def _error(trial: TrialRecord) -> float:
-    assert trial.val_error is not None
-    return trial.val_error
-
-
-def _alike(trials: Sequence[TrialRecord], factor: str) -> list[tuple[Any, dict[str, float]]]:
-    """Groups of trials that differ in the factor alone: their seed, and their errors by the factor's value."""
-    groups: dict[tuple[str, Any], dict[str, float]] = defaultdict(dict)
-    for trial in trials:
-        if factor in trial.parameters:
-            key = (_rest(trial, factor), trial.specification.get("seed"))
-            groups[key][_value(trial.parameters[factor])] = _error(trial)
-    return [(seed, group) for (_, seed), group in groups.items()]
-
-
-def _equal(alike: Sequence[tuple[Any, dict[str, float]]], factor: str, base: str, other: str) -> Effect | None:
+def _equal(pair: Sequence[_Chosen], factor: str, base: str, other: str, rest: Sequence[str]) -> Effect | None:
+    alike = _alike(pair, factor, rest)
     pairs = [(seed, group[other] - group[base]) for seed, group in alike if base in group and other in group]
     if not pairs:
         return None
@@ -140,25 +152,32 @@ def _equal(alike: Sequence[tuple[Any, dict[str, float]]], factor: str, base: str
     for seed, gap in pairs:
         by_seed[seed].append(gap)
     repeated = len(by_seed) > 1
-    values = [sum(gaps) / len(gaps) for gaps in by_seed.values()] if repeated else [gap for _, gap in pairs]
+    values = [fmean(gaps) for gaps in by_seed.values()] if repeated else [gap for _, gap in pairs]
     return Effect(
         factor=factor, base=_shown(base), other=_shown(other), pairing=EQUAL, estimate=t_interval(values),
         unit="seeds" if repeated else "settings", pairs=len(pairs), seeds=len(by_seed),
     )  # fmt: skip
 
 
-def _best(trials: Sequence[TrialRecord], factor: str, base: str, other: str) -> Effect | None:
-    if factor.startswith(BUDGET):
-        return None  # the budget is the stratum
-    best: dict[str, dict[str, float]] = defaultdict(dict)
-    for trial in trials:
-        if factor in trial.parameters:
-            group, value = best[trial.stratum], _value(trial.parameters[factor])
-            group[value] = min(_error(trial), group.get(value, float("inf")))
+def _best_of_budgets(known: Sequence[_Chosen], factor: str) -> dict[str, dict[str, float]]:
+    """For each stratum the lowest mean error of each value."""
+    found: dict[str, dict[str, float]] = defaultdict(dict)
+    fields = {each.trial.trial_id: each.fields for each in known}
+    for seeds in by_point(each.trial for each in known):
+        value = fields[seeds[0].trial_id].get(factor)
+        if value is not None:
+            group = found[seeds[0].stratum]
+            group[value] = min(mean_error(seeds), group.get(value, float("inf")))
+    return found
+
+
+def _best(
+    pair: Sequence[_Chosen], factor: str, base: str, other: str, best: Mapping[str, dict[str, float]]
+) -> Effect | None:
     gaps = [group[other] - group[base] for group in best.values() if base in group and other in group]
     if not gaps:
         return None
-    seeds = {trial.specification.get("seed") for trial in trials}
+    seeds = {each.trial.specification.get("seed") for each in pair}
     return Effect(
         factor=factor, base=_shown(base), other=_shown(other), pairing=BEST, estimate=t_interval(gaps),
         unit="budgets", pairs=len(gaps), seeds=len(seeds),

@@ -16,7 +16,7 @@ from statistics import fmean
 from typing import Any
 
 from analysis.estimates import Estimate, t_interval
-from analysis.front import Size, broken, validation_images
+from analysis.front import Size, validation_images
 from analysis.interpolate import Seeds, alike
 from analysis.load import load_study
 from analysis.noise import within_noise
@@ -70,7 +70,7 @@ def against(study: StudyRecord, field: str, base: str) -> list[Against]:
 def _finished(study: StudyRecord) -> list[TrialRecord]:
     """Trials of the search and their repeats; one that several rows of a grid led to stands for each of them."""
     done = [t for t in study.trials.values() if t.status is Status.COMPLETED and t.val_error is not None]
-    sound = [trial for trial in done if trial.role is not Role.REFERENCE and not broken(trial)]
+    sound = [trial for trial in done if trial.role is not Role.REFERENCE and not trial.broken]
     return [replace(trial, parameters=row) for trial in sound for row in (trial.parameters, *trial.aliases)]
 
 
@@ -148,7 +148,7 @@ def run(folder: Path, arguments: argparse.Namespace) -> int:
         raise InputError(f"the base must be written FIELD=VALUE (method.name=thin_dense), but got {arguments.base!r}")
     study = load_study(folder)
     print(table(against(study, field, base)))
-    references = [trial for trial in study.trials.values() if trial.role is Role.REFERENCE and not broken(trial)]
+    references = [trial for trial in study.trials.values() if trial.role is Role.REFERENCE and not trial.broken]
     by_method: dict[str, list[TrialRecord]] = defaultdict(list)
     for trial in references:
         if trial.status is Status.COMPLETED and trial.val_error is not None:

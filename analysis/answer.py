@@ -116,10 +116,11 @@ class Answer:
 
     def _certainty(self) -> str:
         assert self.best is not None
-        parts = [
-            f"n = {self.best.seeds} seed{'s' * (self.best.seeds != 1)}",
-            *([self.best.lost] * bool(self.best.lost)),
-        ]
+        parts = [f"n = {self.best.seeds} seed{'s' * (self.best.seeds != 1)}"]
+        if self.best.spread is not None:
+            parts.append(f"standard deviation {self.best.spread:.2f} points")
+        if self.best.lost:
+            parts.append(self.best.lost)
         if self.interval is not None:
             low, high = self.interval
             parts.append(

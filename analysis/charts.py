@@ -13,6 +13,7 @@ from analysis.curves import Curve
 from analysis.heat import Cell, HeatMap
 from analysis.hypervolume import Growth
 from analysis.importance import Importance
+from analysis.on_test import Marks
 from analysis.plots import Layout, short_count
 
 if TYPE_CHECKING:
@@ -149,6 +150,22 @@ def draw_effects(figure: Figure, effects: Sequence[Effect], layout: Layout) -> N
     axes.set_xlabel("difference in points of error", fontsize=FONT)
 
 
+def draw_on_test(figure: Figure, series: Sequence[Marks], layout: Layout) -> None:
+    """Test error against parameters on a logarithmic scale; printed results are hollow."""
+    columns = 2 if layout.columns < 3 else 4
+    axes = plain_axes(figure, layout, left=0.62, bottom=0.6 + 0.22 * -(-len(series) // columns))
+    for each in series:
+        xs, ys = zip(*each.points, strict=True)
+        axes.scatter(
+            xs, ys, s=110 if each.marker == "*" else 44, marker=each.marker, label=each.label, zorder=3,
+            facecolors="none" if each.printed else each.colour, edgecolors=each.colour, linewidths=1.1,
+        )  # fmt: skip
+    axes.set_xscale("log")
+    _plain_sizes(axes, layout)
+    axes.set_ylabel("test error (%)", fontsize=FONT)
+    _legend(figure, axes, columns=columns)
+
+
 def draw_growth(figure: Figure, found: Sequence[Growth], unit: str, layout: Layout) -> None:
     """Hypervolume over cost, one line style a study, with a line at the cost that all of them spent."""
     columns = 1 if layout.columns < 3 else 2
@@ -169,8 +186,6 @@ def draw_growth(figure: Figure, found: Sequence[Growth], unit: str, layout: Layo
 
 def draw_fronts(figure: Figure, fronts: Sequence[tuple[str, Sequence[tuple[float, float]]]], layout: Layout) -> None:
     """Several fronts of (parameters, error in percent), each with a colour, a marker and a line style of its own."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-
     columns = 1 if layout.columns < 3 else 2
     axes = plain_axes(figure, layout, left=0.62, bottom=0.6 + 0.22 * -(-len(fronts) // columns))
     right = 1.15 * max(x for _, points in fronts for x, _ in points)
@@ -181,12 +196,18 @@ def draw_fronts(figure: Figure, fronts: Sequence[tuple[str, Sequence[tuple[float
             markersize=5, markevery=list(range(len(xs))), dashes=DASHES[number % 6] or (None, None), label=name,
         )  # fmt: skip
     axes.set_xscale("log")
+    _plain_sizes(axes, layout)
+    axes.set_ylabel("validation error (%)", fontsize=FONT)
+    _legend(figure, axes, columns=columns)
+
+
+def _plain_sizes(axes: Axes, layout: Layout) -> None:
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if layout.columns > 2 else (1, 3), numticks=20))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short_count(value)))
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_xlabel("parameters (log scale)", fontsize=FONT)
-    axes.set_ylabel("validation error (%)", fontsize=FONT)
-    _legend(figure, axes, columns=columns)
 
 
 def _plain_numbers(axes: Axes) -> None:

@@ -37,9 +37,8 @@ from sweeps.records import (
     Status,
     StudyRecord,
     TrialRecord,
-    epochs_to_table,
-    to_table,
 )
+from sweeps.tables import epochs_to_table, to_table
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 
 from analysis.load import STUDIES, find_study, load_study
+from analysis.progress import silent
 from sweeps.records import StudyRecord
 
 
@@ -21,17 +23,21 @@ def add_stores(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tracking-uri", metavar="URI", help="read the study from this MLflow store instead")
 
 
-def load_source(arguments: argparse.Namespace) -> StudyRecord:
-    """The study that was asked for; raises InputError that lists those there are."""
-    return load_named(arguments.study, arguments)
+def load_source(arguments: argparse.Namespace, say: Callable[[str], None] = silent) -> StudyRecord:
+    """The study that was asked for; `say` is told how far the reading is.
+
+    Raises:
+        InputError: there is none; the text lists those there are.
+    """
+    return load_named(arguments.study, arguments, say)
 
 
-def load_named(name: str, arguments: argparse.Namespace) -> StudyRecord:
+def load_named(name: str, arguments: argparse.Namespace, say: Callable[[str], None] = silent) -> StudyRecord:
     """A study by name or folder, or by name from the tracking store; raises InputError."""
     if arguments.tracking_uri:
         from analysis.mlflow_store import load_from_mlflow
 
-        return load_from_mlflow(arguments.tracking_uri, name)
+        return load_from_mlflow(arguments.tracking_uri, name, say)
     return load_study(find_study(name, arguments.studies))
 
 

@@ -104,7 +104,7 @@ def parse_reference(text: str) -> Reference:
 def write_comparison(found: Comparison, folder: Path) -> Path:
     """Write the page, its pictures and its tables into `folder`; returns the page's path."""
     folder.mkdir(parents=True, exist_ok=True)
-    page = Page(f"{', '.join(found.names[:-1])} and {found.names[-1]} compared", [])
+    page = Page(f"{', '.join(found.names[:-1])} and {found.names[-1]} compared")
     page.answer(found.sentences())
     _fronts(page, found, folder)
     _volumes(page, found, folder)
@@ -235,7 +235,7 @@ def run(arguments: argparse.Namespace) -> int:
         studies = []
         for name in arguments.names:
             step(name)
-            studies.append(load_named(name, arguments))
+            studies.append(load_named(name, arguments, step.detail))
         step("page")
         _tell_apart(studies, arguments.names)
         found = compare(studies, arguments.cost, reference)

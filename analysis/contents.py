@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from analysis.ablation import Effect, ablation
+from analysis.about import About, about
 from analysis.answer import Answer, answers, percent
 from analysis.curves import Curve, learning_curves
 from analysis.failures import Failure, failures
@@ -14,6 +15,7 @@ from analysis.front import DENSE, SEPARABLE, FrontPoint, collect, front, referen
 from analysis.heat import HeatMap, heat_maps
 from analysis.importance import Importance, importances
 from analysis.noise import difference
+from analysis.on_test import OnTest, on_test
 from analysis.published import Printed, printed_points, setting_of_study
 from analysis.repeats import Repeated, repeated
 from analysis.reproduce import Recipe, recipes
@@ -31,6 +33,8 @@ class Contents:
     front: tuple[FrontPoint, ...]
     front_mult_adds: tuple[FrontPoint, ...]
     references: tuple[FrontPoint, ...]
+    about: About
+    on_test: tuple[OnTest, ...]
     printed: tuple[Printed, ...]
     printed_note: str
     heat: tuple[HeatMap, ...]
@@ -43,8 +47,8 @@ class Contents:
     recipes: tuple[Recipe, ...]
 
 
-def contents(study: StudyRecord, recipe_folder: Path) -> Contents:
-    """Compute everything; `recipe_folder` is where the points' space files will lie, as the reader would type it."""
+def contents(study: StudyRecord, place: Path) -> Contents:
+    """Compute everything; `place` is the folder that has the study's records, as the reader would type it."""
     points = collect(study)
     kept, by_work, known = front(points), front(points, "mult_adds"), references(points)
     printed, note = printed_points(setting_of_study(study))
@@ -55,7 +59,7 @@ def contents(study: StudyRecord, recipe_folder: Path) -> Contents:
         printed_note=note, heat=tuple(heat_maps(study)), curves=tuple(learning_curves(study)),
         importances=tuple(importances(study)), effects=tuple(ablation(study)), repeats=tuple(again),
         failures=tuple(failures(study)), cost=spent(study),
-        recipes=tuple(recipes(study, [*kept, *known], recipe_folder)),
+        recipes=tuple(recipes(study, [*kept, *known], place)), on_test=tuple(on_test(points)), about=about(study),
     )  # fmt: skip
 
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from analysis.failures import setting_words
-from analysis.front import broken
 from sweeps.records import Status, StudyRecord, TrialRecord
 
 
@@ -90,4 +89,4 @@ def _outcome(record: TrialRecord) -> tuple[str, float | None]:
 def _status(record: TrialRecord | None) -> str:
     if record is None:
         return ""
-    return "broken" if broken(record) else str(record.status)
+    return "broken" if record.broken else str(record.status)

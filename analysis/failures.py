@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from analysis.front import broken, method_label
+from analysis.front import method_label
 from sweeps.records import Status, StudyRecord, TrialRecord
 
 FAILED = (Status.FAILED, Status.OUT_OF_MEMORY, Status.DIVERGED, Status.INFEASIBLE)
@@ -57,7 +57,7 @@ def groups(found: list[Failure]) -> list[FailureGroup]:
 
 
 def _kind(trial: TrialRecord) -> str:
-    if broken(trial):
+    if trial.broken:
         return BROKEN
     return _words(trial.status) if trial.status in FAILED else ""
 
@@ -70,7 +70,7 @@ def _failure(trial: TrialRecord, kind: str) -> Failure:
     hosts = [str(attempt["host"]) for attempt in trial.attempts if "host" in attempt]
     return Failure(
         trial_id=trial.trial_id, kind=kind, setting=setting_words(trial), stratum=trial.stratum, epoch=trial.last_epoch,
-        host=hosts[-1] if hosts else "", reason=broken(trial) or trial.reason,
+        host=hosts[-1] if hosts else "", reason=trial.broken or trial.reason,
     )  # fmt: skip
 
 

@@ -8,13 +8,12 @@ trained with several seeds is one point: its first sound trial stands for it, wi
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from statistics import fmean
+from statistics import stdev
 from typing import Any, Literal
 
-from lowrank.pareto import non_dominated
+from sweeps.fronts import by_point, finished, mean_error, point_of, undominated
 from sweeps.records import Role, Status, StudyRecord, TrialRecord
 
 METHOD_LABELS = {"cp": "CP", "acdc": "ACDC", "dense": "dense", "tucker": "Tucker"}
@@ -44,6 +43,7 @@ class FrontPoint:
     seed: int | None = None
     seeds: int = 1  # how many completed trials differ in nothing but the seed
     mean_error: float | None = None  # over those
+    spread: float | None = None  # sample standard deviation over those, in points; None for one seed
     leads: bool = True  # whether it stands for all of them
     epochs: int = 0
     reason: str = ""
@@ -51,6 +51,8 @@ class FrontPoint:
     width: float = 1.0  # of the network, 1 as published
     extras: tuple[str, ...] = ()  # what else sets it apart, in words: a teacher, an allocation, a start
     lost: str = ""  # of several seeds those without a result, in words
+    host: str | None = None  # of the last attempt, as the device
+    device: str | None = None
     setting: str = ""  # what is trained, without the seed: repeats share it
 
     @property
@@ -121,53 +123,39 @@ def collect(study: StudyRecord) -> list[FrontPoint]:
 
     Settings that cannot be, and trials marked as broken, are left out.
     """
-    known = [trial for trial in study.trials.values() if "params" in trial.counts and not broken(trial)]
-    trials = [(trial, setting_of(trial)) for trial in known if trial.status is not Status.INFEASIBLE]
-    done = _by_setting(trials)
+    known = [trial for trial in study.trials.values() if "params" in trial.counts and not trial.broken]
+    trials = [trial for trial in known if trial.status is not Status.INFEASIBLE]
+    done = {trial.trial_id: seeds for seeds in by_point(known) for trial in seeds}
     lost = _lost_seeds(trials)
-    points = [_point(trial, setting, done.get(trial.trial_id, []), lost.get(setting, "")) for trial, setting in trials]
-    return sorted(points, key=lambda point: (point.params, point.val_error is None, point.val_error or 0.0))
+    points = [_point(trial, done.get(trial.trial_id, []), lost.get(point_of(trial), "")) for trial in trials]
+    return sorted(points, key=_by_size)
 
 
-def _by_setting(trials: Iterable[tuple[TrialRecord, str]]) -> dict[str, list[TrialRecord]]:
-    """For each finished trial (by its id) those of its setting, one of each seed."""
-    groups: dict[str, dict[int | None, TrialRecord]] = {}
-    found: dict[str, list[TrialRecord]] = {}
-    for trial, setting in trials:
-        if trial.status is Status.COMPLETED and trial.val_error is not None:
-            seeds, seed = groups.setdefault(setting, {}), trial.specification.get("seed")
-            name = setting if seed not in seeds else f"{setting} {trial.trial_id}"  # records that say too little
-            groups.setdefault(name, {})[seed] = trial
-    for seeds in groups.values():
-        found.update({trial.trial_id: list(seeds.values()) for trial in seeds.values()})
-    return found
-
-
-def _lost_seeds(trials: Iterable[tuple[TrialRecord, str]]) -> dict[str, str]:
-    """For each setting of several seeds those that ended without a result, e.g. `1 of 3 seeds diverged`."""
+def _lost_seeds(trials: Iterable[TrialRecord]) -> dict[str, str]:
+    """For each point of several seeds those that ended without a result, e.g. `1 of 3 seeds diverged`."""
     ends: dict[str, dict[int | None, Status]] = {}
-    for trial, setting in trials:
+    for trial in trials:
         if trial.status is Status.COMPLETED or trial.status in LOST:
-            ends.setdefault(setting, {})[trial.specification.get("seed")] = trial.status
+            ends.setdefault(point_of(trial), {})[trial.specification.get("seed")] = trial.status
     found = {}
-    for setting, seeds in ends.items():
+    for point, seeds in ends.items():
         counts = {status: list(seeds.values()).count(status) for status in LOST}
         words = [f"{count} of {len(seeds)} seeds {LOST[status]}" for status, count in counts.items() if count]
         if words and len(seeds) > 1:
-            found[setting] = ", ".join(words)
+            found[point] = ", ".join(words)
     return found
 
 
-def broken(trial: TrialRecord) -> str:
-    """Why a trial was marked as broken; "" for all others, and for records that are older than the mark."""
-    return str(getattr(trial, "broken", None) or "")
+def _by_size(point: FrontPoint) -> tuple[int, bool, float]:
+    """Equal points stay in the order of proposal: the front keeps the first of them."""
+    error = point.val_error if point.mean_error is None else point.mean_error
+    return point.params, error is None, error or 0.0
 
 
 def front(points: Sequence[FrontPoint], measure: Size = "params") -> list[FrontPoint]:
     """The eligible points that no other beats in both size and validation error, by size."""
-    sized = [(size, point) for point in points if point.eligible and (size := point.size(measure)) is not None]
-    kept = non_dominated([(float(size), point.error) for size, point in sized])
-    return [point for _, point in sorted((sized[index] for index in kept), key=lambda pair: pair[0])]
+    sized = [point for point in points if point.eligible and point.size(measure) is not None]
+    return undominated(sized, lambda point: (float(point.size(measure) or 0), point.error))
 
 
 def strata(study: StudyRecord) -> list[Stratum]:
@@ -217,21 +205,13 @@ def validation_images(study: StudyRecord) -> int | None:
 
 def searched(study: StudyRecord) -> list[TrialRecord]:
     """The trials of the search and their repeats that trained to their end; references and broken ones are left out."""
-    done = [t for t in study.trials.values() if t.status is Status.COMPLETED and t.val_error is not None]
-    known = {setting_of(trial) for trial in done if trial.role is Role.REFERENCE}
-    return [trial for trial in done if not broken(trial) and setting_of(trial) not in known]
+    done = finished(study.trials.values())
+    known = {point_of(trial) for trial in done if trial.role is Role.REFERENCE}
+    return [trial for trial in done if point_of(trial) not in known]
 
 
-def setting_of(trial: TrialRecord) -> str:
-    """What a trial trains, the seed left out: trials that repeat each other have the same."""
-    told = getattr(trial, "point_id", "")  # newer records say it themselves
-    if told:
-        return str(told)
-    return json.dumps({key: value for key, value in trial.specification.items() if key != "seed"}, sort_keys=True)
-
-
-def _point(trial: TrialRecord, setting: str, seeds: Sequence[TrialRecord], lost: str) -> FrontPoint:
-    """`seeds`: the finished, sound trials of the same setting. The first leads, and is the search's even if it came
+def _point(trial: TrialRecord, seeds: Sequence[TrialRecord], lost: str) -> FrontPoint:
+    """`seeds`: the finished, sound trials of the same point. The first leads, and is the search's even if it came
     as a repeat, because the trial that it repeated was found to be broken."""
     leads = not seeds or trial.trial_id == seeds[0].trial_id
     spec, counts = trial.specification, trial.counts
@@ -254,7 +234,8 @@ def _point(trial: TrialRecord, setting: str, seeds: Sequence[TrialRecord], lost:
         scaled_decay=train.get("scaled_decay"),
         seed=spec.get("seed"),
         seeds=max(1, len(seeds)),
-        mean_error=fmean(each.val_error or 0.0 for each in seeds) if seeds else None,
+        mean_error=mean_error(seeds) if seeds else None,
+        spread=stdev(each.val_error or 0.0 for each in seeds) if len(seeds) > 1 else None,
         leads=leads,
         epochs=trial.last_epoch,
         reason=trial.reason,
@@ -262,7 +243,9 @@ def _point(trial: TrialRecord, setting: str, seeds: Sequence[TrialRecord], lost:
         width=spec.get("network", {}).get("width") or 1.0,
         extras=_extras(spec),
         lost=lost,
-        setting=hashlib.sha256(setting.encode()).hexdigest()[:12],
+        host=trial.last_attempt("host"),
+        device=trial.last_attempt("device"),
+        setting=hashlib.sha256(point_of(trial).encode()).hexdigest()[:12],
     )
 
 

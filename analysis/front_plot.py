@@ -62,6 +62,7 @@ class FrontPlot:
     y_limits: tuple[float, float]
     x_label: str = AXES["params"]
     thin: tuple[tuple[str, tuple[tuple[float, float], ...]], ...] = ()  # one form at several widths, by size
+    spreads: tuple[tuple[float, float, float], ...] = ()  # of points of several seeds: size, mean, standard deviation
 
     @property
     def beyond(self) -> int:
@@ -77,13 +78,13 @@ def front_plot(study: StudyRecord, measure: Size = "params") -> FrontPlot:
     if not done:
         raise ValueError(f"a picture needs a completed trial, but {study.name} has none")
     kept, known = front(points, measure), references(points)
-    looks = _looks(point.method for point in points if point.role is Role.SEARCH)
+    shown = looks(point.method for point in points if point.role is Role.SEARCH)
     stopped = [point for point in points if point.status is Status.STOPPED and point.val_error is not None]
     return FrontPlot(
         title="\n".join(textwrap.wrap(str(study.header.get("question") or study.name), TITLE_LETTERS)[:3]),
         subtitle=_subtitle(study, points),
-        series=_series(done, looks, measure),
-        stopped=tuple((*_at(p, measure), looks[p.method][0]) for p in stopped if p.role is Role.SEARCH),
+        series=_series(done, shown, measure),
+        stopped=tuple((*_at(p, measure), shown[p.method][0]) for p in stopped if p.role is Role.SEARCH),
         front=tuple(_at(point, measure) for point in kept),
         references=tuple((p.form, *_at(p, measure)) for p in known),
         budgets=tuple(float(s.params) for s in strata(study) if s.params) if measure == "params" else (),
@@ -92,6 +93,7 @@ def front_plot(study: StudyRecord, measure: Size = "params") -> FrontPlot:
         y_limits=_y_limits(points, kept),
         x_label=AXES[measure],
         thin=_thin(known, measure),
+        spreads=tuple((*_at(p, measure), p.spread) for p in (*kept, *known) if p.spread is not None),
     )
 
 
@@ -109,7 +111,7 @@ def _thin(known: Sequence[FrontPoint], measure: Size) -> tuple[tuple[str, tuple[
     return tuple(found)
 
 
-def _looks(methods: Iterable[str]) -> dict[str, tuple[str, str]]:
+def looks(methods: Iterable[str]) -> dict[str, tuple[str, str]]:
     """Colour and marker by method: the known ones keep theirs from picture to picture."""
     names = sorted(set(methods))
     others = [name for name in names if name not in LOOKS]
@@ -117,9 +119,9 @@ def _looks(methods: Iterable[str]) -> dict[str, tuple[str, str]]:
     return {name: LOOKS.get(name) or spare[name] for name in names}
 
 
-def _series(done: Sequence[FrontPoint], looks: dict[str, tuple[str, str]], measure: Size) -> tuple[Series, ...]:
+def _series(done: Sequence[FrontPoint], shown: dict[str, tuple[str, str]], measure: Size) -> tuple[Series, ...]:
     found = []
-    for method, (colour, marker) in looks.items():
+    for method, (colour, marker) in shown.items():
         points = tuple(_at(p, measure) for p in done if p.method == method and p.role is Role.SEARCH)
         if points:
             found.append(Series(label=method_label(method), colour=colour, marker=marker, points=points))

@@ -1,5 +1,7 @@
 """Dimensions against rank: the lowest validation error in each cell, one map a method.
 
+A setting of several seeds counts by its mean over them, as on the front.
+
 Where the scales were given (a grid), every scale is a column. Where they were solved from budgets they are all
 different: then the columns are bins of equal ratio, and a second map has the budgets as columns, within which sizes
 are equal and dimensions can be compared.
@@ -13,7 +15,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from analysis.front import broken, method_label, strata
+from analysis.front import method_label, strata
+from sweeps.fronts import by_point, mean_error
 from sweeps.records import Role, Status, StudyRecord, TrialRecord
 
 MOST_COLUMNS = 20  # given scales that are columns of their own; more are put in bins
@@ -23,10 +26,11 @@ ENDED = frozenset({Status.DIVERGED, Status.OUT_OF_MEMORY, Status.FAILED})
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """The lowest error in percent (None where nothing trained to its end), and how its trials ended."""
+    """The lowest error in percent (None where nothing trained to its end), over so many seeds, and how trials ended."""
 
     error: float | None
-    completed: int = 0
+    seeds: int = 0  # of the setting of the lowest error
+    completed: int = 0  # settings
     stopped: int = 0
     failed: int = 0
 
@@ -40,6 +44,12 @@ class HeatMap:
     rows: tuple[int, ...]
     columns: tuple[str, ...]
     cells: tuple[tuple[Cell | None, ...], ...]
+
+    @property
+    def seeds(self) -> tuple[int, int]:
+        """The fewest and the most seeds that an error of the map is a mean of; (0, 0) where there is none."""
+        found = [cell.seeds for row in self.cells for cell in row if cell and cell.seeds]
+        return (min(found), max(found)) if found else (0, 0)
 
 
 @dataclass(frozen=True)
@@ -75,7 +85,7 @@ def _is_solved(study: StudyRecord) -> bool:
 def _entries(trial: TrialRecord) -> list[_Entry]:
     """The trial's own setting and the further ones that it stands for: rows of a grid with the same ranks."""
     method = trial.specification.get("method", {})
-    if trial.role is not Role.SEARCH or trial.status is Status.INFEASIBLE or broken(trial) or not method.get("dims"):
+    if trial.role is Role.REFERENCE or trial.status is Status.INFEASIBLE or trial.broken or not method.get("dims"):
         return []
     pairs = {(int(method["dims"]), method.get("rank_scale"))}
     for alias in trial.aliases:
@@ -130,10 +140,12 @@ def _map(
 
 
 def _cell(trials: Sequence[TrialRecord]) -> Cell:
-    done = [t.val_error for t in trials if t.status is Status.COMPLETED and t.val_error is not None]
+    points = by_point(trials)
+    best = min(points, key=mean_error, default=None)
     return Cell(
-        error=min(done, default=None),
-        completed=len(done),
+        error=mean_error(best) if best else None,
+        seeds=len(best or ()),
+        completed=len(points),
         stopped=sum(trial.status is Status.STOPPED for trial in trials),
         failed=sum(trial.status in ENDED for trial in trials),
     )

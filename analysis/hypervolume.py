@@ -11,7 +11,6 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from analysis.front import broken
 from lowrank.errors import InputError
 from sweeps.records import Role, Status, StudyRecord, TrialRecord
 
@@ -92,7 +91,7 @@ def growth(study: StudyRecord, reference: Reference, unit: str = "seconds") -> G
     spent, steps, reached = 0.0, [], list[tuple[float, float]]()
     for trial in ended:
         spent += training_cost(trial, unit)
-        if trial.status is Status.COMPLETED and trial.val_error is not None and not broken(trial):
+        if trial.status is Status.COMPLETED and trial.val_error is not None and not trial.broken:
             reached = _front([*reached, (float(trial.counts["params"]), trial.val_error)])
             steps.append((spent, hypervolume(reached, reference)))
     return Growth(study=study.name, steps=tuple(steps), cost=spent)

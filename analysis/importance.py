@@ -4,7 +4,9 @@
 * Mean decrease of impurity: what a random forest over all completed trials splits on. fANOVA, Optuna's older default,
   tells the same of such forests and takes a minute for 2,000 trials, so it is left out.
 
-Shares sum to 1. Sizes are searched too in most spaces, and then matter most: that is no news about shapes, so a space
+A setting of several seeds is one point by its mean error over them. Shares sum to 1.
+
+Sizes are searched too in most spaces, and then matter most: that is no news about shapes, so a space
 with budgets is also evaluated within them, on the error less its stratum's median.
 """
 
@@ -15,11 +17,11 @@ import statistics
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from analysis.front import broken
-from sweeps.records import Role, Status, StudyRecord, TrialRecord
+from sweeps.fronts import mean_error, searched_points
+from sweeps.records import StudyRecord, TrialRecord
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
@@ -35,35 +37,31 @@ class Importance:
 
     evaluator: str
     within_budgets: bool
-    trials: int
+    trials: int  # settings, each by the mean over its seeds
+    seeds: int  # the most that a setting has
     shares: tuple[tuple[str, float], ...]
     note: str = ""
 
 
 def importances(study: StudyRecord) -> list[Importance]:
     """Both evaluators, within budgets (where there are several) and over all sizes; a note if trials are too few."""
-    trials = [t for t in study.trials.values() if _usable(t)]
+    points = searched_points(study.trials.values())
+    trials, seeds = [each[0] for each in points], max((len(each) for each in points), default=0)
     names = _fields(trials)
     if len(trials) < LEAST_TRIALS or len(names) < 2:
-        why = (
-            f"importance needs at least {LEAST_TRIALS} completed trials and two searched fields that vary; this study "
-        )
+        need = f"importance needs at least {LEAST_TRIALS} completed settings and two searched fields that vary"
         return [Importance(
-            evaluator="", within_budgets=False, trials=len(trials), shares=(),
-            note=f"{why}has {len(trials)} and {len(names)}",
+            evaluator="", within_budgets=False, trials=len(trials), seeds=seeds, shares=(),
+            note=f"{need}; this study has {len(trials)} and {len(names)}",
         )]  # fmt: skip
     found = []
+    errors = [mean_error(each) for each in points]
     for within in (True, False) if len({trial.stratum for trial in trials}) > 1 else (False,):
-        values = _relative(trials) if within else [float(trial.val_error or 0.0) for trial in trials]
+        values = _relative(trials, errors) if within else errors
         kept = [name for name in names if not (within and name.startswith("budget."))]
         if len(kept) > 1:
-            found += _evaluate(trials, values, kept, within)
+            found += [replace(each, seeds=seeds) for each in _evaluate(trials, values, kept, within)]
     return found
-
-
-def _usable(trial: TrialRecord) -> bool:
-    done = trial.status is Status.COMPLETED and trial.val_error is not None
-    return done and trial.role is Role.SEARCH and not broken(trial)
 
 
 def _fields(trials: Sequence[TrialRecord]) -> list[str]:
@@ -74,12 +72,12 @@ def _fields(trials: Sequence[TrialRecord]) -> list[str]:
     return sorted(name for name in shared if len({str(trial.parameters[name]) for trial in trials}) > 1)
 
 
-def _relative(trials: Sequence[TrialRecord]) -> list[float]:
+def _relative(trials: Sequence[TrialRecord], errors: Sequence[float]) -> list[float]:
     groups: dict[str, list[float]] = defaultdict(list)
-    for trial in trials:
-        groups[trial.stratum].append(float(trial.val_error or 0.0))
-    middle = {stratum: statistics.median(errors) for stratum, errors in groups.items()}
-    return [float(trial.val_error or 0.0) - middle[trial.stratum] for trial in trials]
+    for trial, error in zip(trials, errors, strict=True):
+        groups[trial.stratum].append(error)
+    middle = {stratum: statistics.median(own) for stratum, own in groups.items()}
+    return [error - middle[trial.stratum] for trial, error in zip(trials, errors, strict=True)]
 
 
 def _evaluate(
@@ -100,7 +98,7 @@ def _evaluate(
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             shares = optuna.importance.get_param_importances(study, evaluator=make(), params=list(names))
         ordered = tuple((name, float(share)) for name, share in shares.items())
-        found.append(Importance(evaluator=label, within_budgets=within, trials=len(trials), shares=ordered))
+        found.append(Importance(evaluator=label, within_budgets=within, trials=len(trials), seeds=1, shares=ordered))
     return found
 
 

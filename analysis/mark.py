@@ -11,21 +11,18 @@ import subprocess
 import sys
 from pathlib import Path
 
+from analysis.load import find_trial
 from lowrank.errors import InputError
 from sweeps.journal import BusyError, locked_journal, read_journal
 from sweeps.records import (
     JOURNAL_FILE,
     LONGEST_NOTE,
     Event,
-    Status,
-    StudyRecord,
     TrialRecord,
     check_note,
     fold,
     parse_tags,
 )
-
-SHORTEST_ID = 4  # characters
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -67,19 +64,6 @@ def _reason(options: argparse.Namespace) -> str | None:
     if not options.broken.strip() or len(options.broken) > LONGEST_NOTE:
         raise InputError(f"--broken must say why, in at most {LONGEST_NOTE:,} characters")
     return str(options.broken.strip())
-
-
-def find_trial(study: StudyRecord, start: str) -> TrialRecord:
-    """The launched trial whose id begins so; raises InputError when there is none, or more than one."""
-    launched = [trial for trial in study.trials.values() if trial.status is not Status.INFEASIBLE]
-    found = [trial for trial in launched if trial.trial_id.startswith(start)]
-    exact = [trial for trial in found if trial.trial_id == start]
-    if len(start) < SHORTEST_ID and not exact:
-        raise InputError(f"a trial must be named by at least {SHORTEST_ID} characters of its id, but got {start!r}")
-    if len(exact or found) != 1:
-        which = ", ".join(trial.trial_id for trial in found[:5]) or "none"
-        raise InputError(f"{start!r} must be the id of one trial of {study.name!r}, or its beginning; found: {which}")
-    return (exact or found)[0]
 
 
 def _say(folder: Path, trial: TrialRecord, options: argparse.Namespace, reason: str | None) -> None:

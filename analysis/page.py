@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from html import escape
 
 from analysis.pictures import Picture
@@ -11,15 +11,16 @@ from analysis.sheets import Sheet
 from analysis.style import CSS
 from analysis.theme import variables
 
-_NUMBER = re.compile(r"^[+≤-]?\s*[\d,.]+ ?(%|[GMk]|s|h|min)?( \([^)]*\))?$")
+_NUMBER = re.compile(r"^[+≤-]?\s*[\d,.]+ ?(%|[GMk]|s|h|min)?( ± [\d.]+)?( \([^)]*\))?$")
 SHOWN_ROWS = 40  # of a table; the CSV has all
 
 
 class Page:
     """Collects sections in order; `html` gives the whole file."""
 
-    def __init__(self, title: str, subtitle: Sequence[str]):
-        self.title, self.subtitle = title, [part for part in subtitle if part]
+    def __init__(self, title: str, subtitle: str = ""):
+        self.title, self.subtitle = title, subtitle
+        self._head: list[str] = []
         self._parts: list[str] = []
         self._sections: list[tuple[str, str]] = []
         self._colours: set[str] = set()
@@ -47,6 +48,16 @@ class Page:
         """Numbers side by side, each with what it is."""
         body = "".join(f"<div><b>{escape(value)}</b><span>{escape(label)}</span></div>" for value, label in found)
         self._parts.append(f'<div class="facts">{body}</div>')
+
+    def details(self, summary: str, facts: Iterable[tuple[str, str]], link: tuple[str, str, str] | None = None) -> None:
+        """Facts by name under the title, which open on request; `link` is one with an address ("" for none)."""
+        rows = [(name, escape(value)) for name, value in facts]
+        if link:
+            name, words, address = link
+            shown = f'<a href="{escape(address, quote=True)}">{escape(words)}</a>' if address else escape(words)
+            rows.append((name, shown if address else f"<code>{shown}</code>"))
+        body = "".join(f"<dt>{escape(name)}</dt><dd>{shown}</dd>" for name, shown in rows)
+        self._head.append(f"<details><summary>{escape(summary)}</summary><dl>{body}</dl></details>")
 
     def picture(self, picture: Picture) -> None:
         """A picture in both widths; the style sheet shows one."""
@@ -82,24 +93,22 @@ class Page:
         rest = f" with {more:,} more rows" if more else ""
         self._parts.append(f'<p class="file"><a href="{escape(name, quote=True)}">{escape(name)}</a>{rest}</p>')
 
-    def command(self, label: str, command: str, hidden: tuple[str, str] | None = None) -> None:
-        """A command to copy, under its label; `hidden` is a summary and a text that opens on request."""
+    def command(self, label: str, command: str) -> None:
+        """A command to copy, under its label."""
         self.heading(label)
         self._parts.append(f"<pre>{escape(command)}</pre>")
-        if hidden:
-            summary, text = hidden
-            self._parts.append(f"<details><summary>{escape(summary)}</summary><pre>{escape(text)}</pre></details>")
 
     def html(self) -> str:
         """The file's content."""
+        head = "".join(self._head)
         links = "".join(f'<a href="#{anchor}">{escape(text)}</a>' for anchor, text in self._sections)
-        meta = f'<p class="meta">{escape("  |  ".join(self.subtitle))}</p>'
+        meta = f'<p class="meta">{escape(self.subtitle)}</p>' if self.subtitle else ""
         return (
             '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
             '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
             '<meta name="color-scheme" content="light dark">\n'
             f"<title>{escape(self.title)}</title>\n<style>{CSS}{variables(self._colours)}</style>\n</head>\n"
-            f"<body>\n<main>\n<h1>{escape(self.title)}</h1>\n{meta}\n<nav>{links}</nav>\n"
+            f"<body>\n<main>\n<h1>{escape(self.title)}</h1>\n{meta}\n{head}\n<nav>{links}</nav>\n"
             + "\n".join(self._parts)
             + "\n</main>\n</body>\n</html>\n"
         )

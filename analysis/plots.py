@@ -133,6 +133,8 @@ def _draw_points(axes: Axes, plot: FrontPlot) -> None:
     for number, (name, x, y) in enumerate(plot.references):
         colour = REFERENCE_COLOURS[number % len(REFERENCE_COLOURS)]
         axes.scatter([x], [y], s=190, marker="*", c=colour, edgecolors="white", linewidths=0.8, zorder=4, label=name)
+    for x, y, spread in plot.spreads:
+        axes.errorbar([x], [y], yerr=[spread], color="0.35", linewidth=1.0, capsize=2.5, zorder=2.8)
     _draw_front_line(axes, plot)
     _draw_stopped(axes, plot)
     _draw_beyond(axes, plot)

@@ -10,9 +10,29 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 
+def silent(text: str) -> None:
+    """Takes the place of what is told how far a command is, where nobody asks."""
+
+
+class Steps:
+    """Called at the start of each step with its name; `detail` says how far the step itself is."""
+
+    def __init__(self, show: Callable[[str, int], None]):
+        self._show, self._begun, self._name = show, 0, ""
+
+    def __call__(self, name: str) -> None:
+        self._name = name
+        self._show(name, self._begun)
+        self._begun += 1
+
+    def detail(self, text: str) -> None:
+        """E.g. `run 12 of 400`, beside the name of the step."""
+        self._show(f"{self._name}, {text}", max(0, self._begun - 1))
+
+
 @contextmanager
-def steps(title: str, total: int) -> Iterator[Callable[[str], None]]:
-    """Gives a function to call at the start of each of `total` steps with its name; the bar goes when all is done.
+def steps(title: str, total: int) -> Iterator[Steps]:
+    """Gives what is to be called at the start of each of `total` steps; the bar goes when all is done.
 
     Where standard error is no terminal nothing is drawn.
     """
@@ -20,12 +40,9 @@ def steps(title: str, total: int) -> Iterator[Callable[[str], None]]:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task(title, total=total)
-        begun = 0
 
-        def step(name: str) -> None:
-            nonlocal begun
-            progress.update(task, description=f"{title}: {name}", completed=begun)
-            begun += 1
+        def show(text: str, done: int) -> None:
+            progress.update(task, description=f"{title}: {text}", completed=done)
 
-        yield step
+        yield Steps(show)
         progress.update(task, completed=total)

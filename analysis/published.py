@@ -1,7 +1,7 @@
 """Printed results of the original study, and the rule by which they may be drawn beside a study's own points.
 
-A printed point is drawn only where network, data, split and number of training images are the same: a test error of a
-network that was trained on all images says nothing about a validation error of one that was trained on four in five.
+A printed point is a test error. It is drawn only beside test errors, and only where network, data and splits are the
+same: a network that was trained on all images says little about one that was trained on four in five.
 Source: "Sizes to expect" of the 2018-19 study: WRN-28-10 on CIFAR-10, trained on 50,000 images, test errors, all with
 attention transfer from a teacher of 3.2 %.
 """
@@ -29,13 +29,13 @@ class Setting:
 
     network: str
     data: str
-    split: str
     train_images: int
+    test_images: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class Printed:
-    """A printed point: top-1 error in percent at so many parameters."""
+    """A printed point: top-1 test error in percent at so many parameters."""
 
     method: str
     params: float
@@ -43,7 +43,7 @@ class Printed:
     setting: Setting
 
 
-_STUDY = Setting(network="wrn_28_10", data="cifar10", split="test", train_images=50_000)
+_STUDY = Setting(network="wrn_28_10", data="cifar10", train_images=50_000, test_images=10_000)
 PRINTED = tuple(
     Printed(method=method, params=1e6 * millions, error=error, setting=_STUDY)
     for method, points in _WRN.items()
@@ -51,13 +51,13 @@ PRINTED = tuple(
 )
 
 
-def setting_of_study(study: StudyRecord, split: str = "validation") -> Setting:
-    """What the study's own errors were measured on; empty or 0 where the records do not tell."""
+def setting_of_study(study: StudyRecord) -> Setting:
+    """What the study's own test errors are measured on; empty or 0 where the records do not tell."""
     header = study.header
     data = header.get("data", {})
     return Setting(
-        network=str(header.get("network", {}).get("name", "")), data=str(data.get("name", "")), split=split,
-        train_images=int(data.get("train_images") or 0),
+        network=str(header.get("network", {}).get("name", "")), data=str(data.get("name", "")),
+        train_images=int(data.get("train_images") or 0), test_images=int(data.get("test_images") or 0),
     )  # fmt: skip
 
 
@@ -71,7 +71,7 @@ def printed_points(
         return same, ""
     other = near[0].setting
     return [], (
-        f"{len(near)} printed points of {other.network} on {other.data} are not drawn: they are {other.split} errors "
-        f"of networks trained on {other.train_images:,} images, these are {own.split} errors after "
-        f"{own.train_images:,}."
+        f"{len(near)} printed test errors of {other.network} on {other.data} are not drawn: they are of networks "
+        f"trained on {other.train_images:,} images and tested on {other.test_images:,}, these were trained on "
+        f"{own.train_images:,} and tested on {own.test_images:,}."
     )

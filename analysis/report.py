@@ -1,6 +1,7 @@
 """`python analysis/report.py --study tt_dims`: one HTML page that answers a study's question and needs no network.
 
-Beside the page lie each picture as PNG, each table as CSV and a space file for each point that can be trained again.
+Beside the page lie each picture as PNG and each table as CSV; where the study was read from a tracking store, its own
+tables too, from which any trial can be trained again.
 """
 
 from __future__ import annotations
@@ -9,18 +10,22 @@ import argparse
 import os
 import sys
 import webbrowser
+from collections.abc import Callable
 from pathlib import Path
 
 # `python analysis/report.py` puts analysis/ first on the module path; the project is imported as packages only.
 if sys.path and Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
+from analysis.about import tracked
 from analysis.commands import add_source, load_source, source_folder
 from analysis.contents import contents
-from analysis.progress import steps
+from analysis.load import is_study
+from analysis.progress import silent, steps
 from analysis.sections import SECTIONS, new_page
 from lowrank.endings import exit_code
 from sweeps.records import StudyRecord
+from sweeps.tables import write_tables
 
 PAGE_FILE = "report.html"
 FOLDER = "report"
@@ -35,31 +40,50 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Write the report and say where it is; raises InputError."""
-    study = load_source(arguments)
-    folder = arguments.out or source_folder(arguments) / FOLDER
-    page = write_report(study, folder)
-    print(f"{page}: {len(study.trials):,} trials; pictures (PNG), tables (CSV) and points to train again beside it")
+    with steps("report", len(SECTIONS) + 3) as step:
+        step("reading")
+        study = load_source(arguments, step.detail)
+        source = source_folder(arguments)
+        folder = arguments.out or source / FOLDER
+        page = write_report(study, folder, source, arguments.tracking_uri, step)
+    print(f"{page}: {len(study.trials):,} trials; pictures (PNG) and tables (CSV) beside it")
     if arguments.open:
         webbrowser.open(page.resolve().as_uri())
     return 0
 
 
-def write_report(study: StudyRecord, folder: Path) -> Path:
-    """Write the page and everything beside it into `folder`, which is made; returns the page's path."""
+def write_report(
+    study: StudyRecord, folder: Path, source: Path, uri: str | None = None, step: Callable[[str], None] = silent
+) -> Path:
+    """Write the page and everything beside it into `folder`, which is made; returns the page's path.
+
+    Args:
+        study: the records.
+        folder: of the report.
+        source: the study's own folder; where it is not on this machine its tables are written into the report's.
+        uri: the tracking store that the study was read from, if it was.
+        step: told the name of each step.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    shown = Path(os.path.relpath(folder)) if folder.resolve().is_relative_to(Path.cwd()) else folder.resolve()
-    with steps("report", len(SECTIONS) + 1) as step:
-        step("numbers")
-        found = contents(study, shown / "points")
-        page = new_page(study)
-        for name, section in SECTIONS:
-            step(name)
-            section(page, study, found, folder)
+    step("numbers")
+    if not is_study(source):
+        write_tables(study, folder)
+    found = contents(study, _shown(source if is_study(source) else folder))
+    page = new_page(study, found.about, tracked(study, source, uri))
+    for name, section in SECTIONS:
+        step(name)
+        section(page, study, found, folder)
+    step("page")
     path = folder / PAGE_FILE
     temporary = path.with_name(f"{PAGE_FILE}.tmp")
     temporary.write_text(page.html(), encoding="utf-8")
     os.replace(temporary, path)
     return path
+
+
+def _shown(folder: Path) -> Path:
+    """A folder as the reader would type it."""
+    return Path(os.path.relpath(folder)) if folder.resolve().is_relative_to(Path.cwd()) else folder.resolve()
 
 
 def main(argv: list[str] | None = None) -> int:

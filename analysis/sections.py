@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 
-from analysis.charts import draw_curves, draw_effects, draw_heat, draw_importance
+from analysis.about import About, Tracked
+from analysis.charts import draw_curves, draw_effects, draw_heat, draw_importance, draw_on_test
 from analysis.contents import Contents
 from analysis.failures import groups
-from analysis.front import Size, method_label
+from analysis.front import Size
 from analysis.front_plot import FrontPlot, front_plot
 from analysis.heat import HeatMap
 from analysis.importance import Importance
-from analysis.load import data_label
+from analysis.on_test import marks
 from analysis.page import Page
 from analysis.pictures import Draw, make_picture
 from analysis.plots import draw_plot
-from analysis.published import Printed
 from analysis.sheets import (
     ablation_sheet,
     best_sheet,
@@ -29,6 +27,7 @@ from analysis.sheets import (
     failures_sheet,
     heat_sheet,
     importance_sheet,
+    on_test_sheet,
     points_sheet,
     recipes_sheet,
     repeats_sheet,
@@ -39,16 +38,14 @@ Section = Callable[[Page, StudyRecord, Contents, Path], None]
 MOST_EFFECTS = 14  # in the picture; the table has all
 
 
-def new_page(study: StudyRecord) -> Page:
-    """An empty page under the study's question."""
-    header = study.header
-    data = header.get("data", {})
-    begun = time.strftime("%Y-%m-%d", time.gmtime(header["time"])) if header.get("time") else ""
-    parts = [
-        f"study {study.name}", data_label(str(data.get("name", ""))), str(header.get("network", {}).get("name", "")),
-        f"{len(study.trials):,} trials", begun,
-    ]  # fmt: skip
-    return Page(str(header.get("question") or study.name).strip(), parts)
+def new_page(study: StudyRecord, found: About, place: Tracked | None) -> Page:
+    """An empty page under the study's question and how it came about."""
+    page = Page(str(study.header.get("question") or study.name).strip(), found.line)
+    if not study.header.get("versions"):
+        page.text("The records hold no header: question, versions and hardware are not known.", "note")
+    link = ("MLflow", place.words, place.link) if place else None
+    page.details("How it came about: command, data, machines, seeds, versions", found.facts, link)
+    return page
 
 
 def answer_section(page: Page, study: StudyRecord, found: Contents, folder: Path) -> None:
@@ -75,12 +72,9 @@ def front_section(page: Page, study: StudyRecord, found: Contents, folder: Path)
     for measure, words in measures:
         if any(point.finished and point.size(measure) is not None for point in found.points):
             plot = front_plot(study, measure)
-            if measure == "params":
-                plot = replace(plot, thin=(*plot.thin, *printed_lines(found.printed)))
             caption = f"Validation error against {words}; lower left is best. Rings and steps are the front."
+            caption += " Bars: standard deviation over seeds." if plot.spreads else ""
             page.picture(make_picture(f"front_{measure}", caption, _front_drawer(plot), folder))
-    if found.printed_note:
-        page.text(found.printed_note, "note")
     fronts = {
         "params": {point.trial_id for point in found.front},
         "mult_adds": {point.trial_id for point in found.front_mult_adds},
@@ -95,6 +89,27 @@ def front_section(page: Page, study: StudyRecord, found: Contents, folder: Path)
     page.file("trials.csv")
 
 
+def on_test_section(page: Page, study: StudyRecord, found: Contents, folder: Path) -> None:
+    """The one look at the test split, with printed results where they are of the same data and split."""
+    page.section("Test errors")
+    if not found.on_test:
+        page.text("The test split was not looked at: that is done once, for the front, when a search has finished.")
+    else:
+        series = marks(found.on_test, found.printed)
+        caption = "Test error against parameters: of the front and the references only, looked at once."
+        caption += " Hollow marks are printed results of the same data and split." if found.printed else ""
+        height = 4.2 + 0.11 * len(series)
+        page.picture(make_picture(
+            "test_errors", caption, lambda figure, layout: draw_on_test(figure, series, layout), folder,
+            height=height, narrow=height,
+        ))  # fmt: skip
+        sheet = on_test_sheet(found.on_test, found.printed)
+        sheet.write(folder)
+        page.table(sheet)
+    if found.printed_note:
+        page.text(found.printed_note, "note")
+
+
 def shape_section(page: Page, study: StudyRecord, found: Contents, folder: Path) -> None:
     """Dimensions against rank."""
     page.section("Dimensions against rank")
@@ -103,7 +118,8 @@ def shape_section(page: Page, study: StudyRecord, found: Contents, folder: Path)
     for number, heat in enumerate(found.heat):
         caption = (
             f"{heat.method[0].upper()}{heat.method[1:]}: lowest validation error (%) by dimensions and "
-            f"{heat.columns_are}. Grey: nothing trained to its end (s: stopped early, x: failed). Empty: not tried."
+            f"{heat.columns_are}, {seeds_words(*heat.seeds)}. Grey: nothing trained to its end (s: stopped early, x: "
+            "failed). Empty: not tried."
         )
         name = f"heat_{number + 1}_{heat.method.replace(' ', '_')}"
         heat_sheet(name, heat).write(folder)
@@ -112,13 +128,11 @@ def shape_section(page: Page, study: StudyRecord, found: Contents, folder: Path)
         page.file(f"{name}.csv")
 
 
-def printed_lines(printed: Sequence[Printed]) -> list[tuple[str, tuple[tuple[float, float], ...]]]:
-    """Printed points by method, as lines of the picture."""
-    methods = dict.fromkeys(point.method for point in printed)
-    return [
-        (f"{method_label(method)}, printed", tuple(sorted((p.params, p.error) for p in printed if p.method == method)))
-        for method in methods
-    ]
+def seeds_words(fewest: int, most: int) -> str:
+    """Of how many seeds a figure's errors are means, e.g. `means over 3 seeds`."""
+    if most <= 1:
+        return "of one seed each"
+    return f"means over {most} seeds" if fewest == most else f"means over {fewest} to {most} seeds"
 
 
 def _front_drawer(plot: FrontPlot) -> Draw:
@@ -162,7 +176,12 @@ def importance_section(page: Page, study: StudyRecord, found: Contents, folder: 
         if chosen:
             name = "importance_within_budgets" if within else "importance_all_sizes"
             caption = "Within budgets: the error less the median of its stratum." if within else "Over all sizes."
-            caption = f"{caption} From {chosen[0].trials:,} completed trials; shares of one evaluator sum to 100 %."
+            over = (
+                f", each by its mean over up to {chosen[0].seeds} seeds" if chosen[0].seeds > 1 else ", one seed each"
+            )
+            caption = (
+                f"{caption} From {chosen[0].trials:,} completed settings{over}; shares of one evaluator sum to 100 %."
+            )
             height = 1.1 + 0.42 * len(chosen[0].shares)
             page.picture(make_picture(
                 name, caption, _importance_drawer(chosen), folder, height=height, narrow=height + 0.4,
@@ -253,45 +272,23 @@ def cost_section(page: Page, study: StudyRecord, found: Contents, folder: Path) 
 
 
 def recipe_section(page: Page, study: StudyRecord, found: Contents, folder: Path) -> None:
-    """One command a point; the space files lie in `points/`."""
+    """One command a point."""
     page.section("Train a point again")
     recipes_sheet(found.recipes).write(folder)
     page.text(
-        "Each command trains one point of the front, or one reference, once more, from the project's folder; the trial "
-        "has the same id if data and code are the same.", "note",
+        "Each command trains one point of the front, or one reference, once more, from the project's folder: the "
+        "specification on record, under the same id if the code still builds the same. At its end it says whether the "
+        "errors are the same; on a CPU, with the same versions, they are to the last digit. Any other trial goes by "
+        "its id (trials.csv).", "note",
     )  # fmt: skip
-    points = folder / "points"
-    points.mkdir(exist_ok=True)
     for recipe in found.recipes:
-        label = f"{recipe.name} ({recipe.trial_id})"
-        if recipe.why_not:
-            page.command(label, f"# no command: {recipe.why_not}")
-            continue
-        (points / recipe.file).write_text(recipe.text)
-        page.command(label, recipe.command, (recipe.file, recipe.text))
-
-
-def about_section(page: Page, study: StudyRecord, found: Contents, folder: Path) -> None:
-    """Command, seed, commit, hardware and versions."""
-    header = study.header
-    page.section("About this study")
-    hardware, versions = header.get("hardware", {}), header.get("versions", {})
-    gpus = ", ".join(hardware.get("gpus") or []) or "no GPU"
-    known = {
-        "command": header.get("command"), "seed": header.get("seed"), "commit": header.get("commit"),
-        "hardware": f"{hardware.get('cpus')} CPUs, {gpus}" if hardware else None,
-        "versions": ", ".join(f"{name} {number}" for name, number in versions.items()),
-        "data": ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in header.get("data", {}).items()),
-    }  # fmt: skip
-    for name, value in known.items():
-        if value not in (None, ""):
-            page.text(f"{name}: {value}", "note")
-    if not versions:
-        page.text("The records hold no header: question, seed, versions and hardware are not known.", "note")
+        shown = recipe.command or f"# no command: {recipe.why_not}"
+        page.command(f"{recipe.name} ({recipe.trial_id})", shown)
 
 
 SECTIONS: tuple[tuple[str, Section], ...] = (
-    ("answer", answer_section), ("fronts", front_section), ("shapes", shape_section), ("curves", curve_section),
+    ("answer", answer_section), ("fronts", front_section), ("test errors", on_test_section),
+    ("shapes", shape_section), ("curves", curve_section),
     ("importance", importance_section), ("ablation", ablation_section), ("repeats", repeat_section),
-    ("failures", failure_section), ("cost", cost_section), ("commands", recipe_section), ("about", about_section),
+    ("failures", failure_section), ("cost", cost_section), ("commands", recipe_section),
 )  # fmt: skip

@@ -17,9 +17,11 @@ from analysis.answer import Answer, Comparison, percent
 from analysis.curves import Curve
 from analysis.estimates import Estimate
 from analysis.failures import Failure, FailureGroup
-from analysis.front import FrontPoint
+from analysis.front import FrontPoint, method_label
 from analysis.heat import HeatMap
 from analysis.importance import Importance
+from analysis.on_test import OnTest
+from analysis.published import Printed
 from analysis.repeats import Repeated
 from analysis.reproduce import Recipe
 from analysis.spent import Spent
@@ -66,6 +68,15 @@ def signed(points: float) -> str:
     return text[1:] if float(text) == 0 else text
 
 
+def error_words(point: FrontPoint) -> str:
+    """A point's validation error: of one seed as it is, of several `5.23 % ± 0.12 (n = 3)`, mean and deviation."""
+    if point.val_error is None:
+        return ""
+    if point.seeds == 1 or point.mean_error is None or point.spread is None:
+        return percent(point.val_error)
+    return f"{percent(point.mean_error)} ± {point.spread:.2f} (n = {point.seeds})"
+
+
 def best_sheet(answers: Sequence[Answer]) -> Sheet:
     """What is best within each budget, and how far it is from the separable network and the next best method."""
     rows, words = [], []
@@ -78,18 +89,19 @@ def best_sheet(answers: Sequence[Answer]) -> Sheet:
         other = _comparison(answer, "next best method")
         rows.append((
             answer.stratum.label, answer.stratum.params, best.trial_id, best.name, best.params, best.mult_adds,
-            best.error, low, high, best.seeds, whole.gap if whole else None, other.other.name if other else None,
-            other.gap if other else None,
+            best.error, low, high, best.seeds, best.spread, whole.gap if whole else None,
+            other.other.name if other else None, other.gap if other else None,
         ))  # fmt: skip
         limit = f"≤ {answer.stratum.params:,}" if answer.stratum.params else answer.stratum.label
         interval = f"{low:.1f} to {high:.1f}" if low is not None and high is not None else ""
         words.append((
-            limit, best.name, f"{best.params:,}", percent(best.error), interval, str(best.seeds), _gap(whole),
+            limit, best.name, f"{best.params:,}", error_words(best), interval, str(best.seeds), _gap(whole),
             f"{other.other.form}: {_gap(other)}" if other else "",
         ))  # fmt: skip
     columns = (
         "budget", "budget_params", "trial_id", "setting", "params", "mult_adds", "val_error", "val_error_low_95",
-        "val_error_high_95", "seeds", "points_to_separable", "next_best_method", "points_to_next_best",
+        "val_error_high_95", "seeds", "standard_deviation", "points_to_separable", "next_best_method",
+        "points_to_next_best",
     )  # fmt: skip
     headings = ("budget", "best", "parameters", "error", "95 % (Wilson)", "seeds", "against separable", "next method")
     return Sheet(name="best", columns=columns, rows=tuple(rows), words=tuple(words), headings=headings)
@@ -127,10 +139,28 @@ def _point_words(point: FrontPoint, fronts: dict[str, set[str]]) -> tuple[str, .
     ]
     return (
         point.name, f"{point.params:,}", "" if point.ratio is None else f"{100 * point.ratio:.1f} %",
-        compact(point.mult_adds), "" if point.val_error is None else percent(point.val_error),
+        compact(point.mult_adds), error_words(point),
         "" if point.test_error is None else percent(point.test_error), str(point.epochs or ""),
         ", ".join(marks) or str(point.role), point.trial_id,
     )  # fmt: skip
+
+
+def on_test_sheet(found: Sequence[OnTest], printed: Sequence[Printed]) -> Sheet:
+    """Test errors of the study, then the printed ones of the same data and split."""
+    rows: tuple[tuple[Any, ...], ...] = tuple(
+        (each.point.trial_id, each.point.name, each.point.params, each.error, each.seeds, each.point.error, "measured")
+        for each in found
+    )
+    others = sorted(printed, key=lambda each: each.params)
+    rows += tuple((None, method_label(p.method), p.params, p.error, None, None, "printed") for p in others)
+    words = tuple(
+        (name, f"{params:,.0f}", percent(error) + (f" (n = {seeds})" if (seeds or 1) > 1 else ""),
+         "" if validation is None else percent(validation), source, trial or "")
+        for trial, name, params, error, seeds, validation, source in rows
+    )  # fmt: skip
+    columns = ("trial_id", "setting", "params", "test_error", "seeds", "val_error", "source")
+    headings = ("setting", "parameters", "test error", "validation error", "from", "trial")
+    return Sheet(name="test_errors", columns=columns, rows=rows, words=words, headings=headings)
 
 
 def curves_sheet(curves: Sequence[Curve]) -> Sheet:
@@ -142,26 +172,35 @@ def curves_sheet(curves: Sequence[Curve]) -> Sheet:
 def heat_sheet(name: str, heat: HeatMap) -> Sheet:
     """A heat map, one row a cell; for CSV only."""
     rows = tuple(
-        (heat.method, dims, column, cell.error, cell.completed, cell.stopped, cell.failed)
+        (heat.method, dims, column, cell.error, cell.seeds, cell.completed, cell.stopped, cell.failed)
         for dims, line in zip(heat.rows, heat.cells, strict=True)
         for column, cell in zip(heat.columns, line, strict=True)
         if cell is not None
     )
-    columns = ("method", "dims", heat.columns_are, "lowest_val_error", "completed", "stopped_early", "failed")
+    columns = ("method", "dims", heat.columns_are, "lowest_val_error", "seeds", "completed", "stopped_early", "failed")
     return Sheet(name=name, columns=columns, rows=rows)
 
 
 def importance_sheet(found: Sequence[Importance]) -> Sheet:
     """Shares by evaluator and field."""
     rows = tuple(
-        (each.evaluator, each.within_budgets, each.trials, name, share) for each in found for name, share in each.shares
+        (each.evaluator, each.within_budgets, each.trials, each.seeds, name, share)
+        for each in found
+        for name, share in each.shares
     )
     words = tuple(
-        (name, f"{100 * share:.1f} %", evaluator, "within budgets" if within else "over all sizes", str(trials))
-        for evaluator, within, trials, name, share in rows
+        (
+            name,
+            f"{100 * share:.1f} %",
+            evaluator,
+            "within budgets" if within else "over all sizes",
+            str(trials),
+            str(seeds),
+        )
+        for evaluator, within, trials, seeds, name, share in rows
     )
-    columns = ("evaluator", "within_budgets", "trials", "field", "share")
-    headings = ("field", "share", "evaluator", "taken", "trials")
+    columns = ("evaluator", "within_budgets", "settings", "seeds_at_most", "field", "share")
+    headings = ("field", "share", "evaluator", "taken", "settings", "seeds at most")
     return Sheet(name="importance", columns=columns, rows=rows, words=words, headings=headings)
 
 

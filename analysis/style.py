@@ -39,6 +39,8 @@ code,pre{font-family:ui-monospace,SFMono-Regular,Menlo,Consolas,"DejaVu Sans Mon
 pre{background:var(--panel);border:1px solid var(--line);border-radius:6px;padding:.55rem .75rem;overflow-x:auto;
 margin:.35rem 0}
 details{margin:.35rem 0}
+dl{display:grid;grid-template-columns:max-content 1fr;gap:.15rem .9rem;font-size:.86rem;margin:.5rem 0}
+dt{color:var(--soft)}dd{margin:0;overflow-wrap:anywhere}
 summary{cursor:pointer;color:var(--soft);font-size:.88rem}
 .facts{display:grid;grid-template-columns:repeat(auto-fit,minmax(9.5rem,1fr));gap:.7rem;margin:.9rem 0}
 .facts div{background:var(--panel);border:1px solid var(--line);border-radius:6px;padding:.55rem .8rem}
@@ -46,7 +48,8 @@ summary{cursor:pointer;color:var(--soft);font-size:.88rem}
 .facts span{color:var(--soft);font-size:.82rem}
 @media (max-width:640px){main{padding:1rem .9rem 3rem}h1{font-size:1.4rem}.wide{display:none}.narrow{display:block}
 .answer{padding:.7rem .8rem}}
-@media print{main{max-width:none;padding:0}nav{display:none}.wide{display:block}.narrow{display:none}
+@media print{details::details-content{content-visibility:visible;height:auto}
+main{max-width:none;padding:0}nav{display:none}.wide{display:block}.narrow{display:none}
 figure,tr,.answer,.facts div{break-inside:avoid}h2,h3{break-after:avoid}pre{white-space:pre-wrap;word-break:break-all}
 .scroll{overflow:visible}body{font-size:11pt}a{color:inherit;text-decoration:none}}
 """

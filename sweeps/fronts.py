@@ -1,21 +1,23 @@
-"""Which trials are worth keeping: the front of parameters and validation error, and the best within each budget.
+"""Which trials are worth keeping: the front of size and validation error, and the best within each budget.
 
-A point of the search is one setting with all its seeds. It counts by the mean validation error over those that were
-trained to their end and were not found to be broken, and stands on the front with every one of them.
+A point is one setting with all its seeds. It counts by the mean validation error over those that were trained to their
+end and were not found to be broken, and stands on the front with every one of them. This is the one rule for it: what
+the search repeats, what is kept as a model and what a report shows are the same points.
 """
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from statistics import fmean
-from typing import Any
+from typing import Any, TypeVar
 
 from lowrank.pareto import non_dominated
 from sweeps.records import Role, Status, StudyRecord, TrialRecord
 
 OF_ITS_SEED = (Status.DIVERGED, Status.FAILED)  # ends that another seed need not have
-SEARCHED = (Role.SEARCH, Role.REPEAT)
+T = TypeVar("T")
 
 
 def finished(trials: Iterable[TrialRecord]) -> list[TrialRecord]:
@@ -23,13 +25,32 @@ def finished(trials: Iterable[TrialRecord]) -> list[TrialRecord]:
     return [t for t in trials if t.status is Status.COMPLETED and t.val_error is not None and not t.broken]
 
 
-def finished_points(trials: Iterable[TrialRecord]) -> list[list[TrialRecord]]:
-    """Finished trials of the search by point, one for each seed, the first proposed first."""
-    found: dict[str, list[TrialRecord]] = {}
+def point_of(trial: TrialRecord) -> str:
+    """What a trial trains, the seed left out: trials that repeat each other have the same."""
+    unseeded = {key: value for key, value in trial.specification.items() if key != "seed"}
+    return trial.point_id or json.dumps(unseeded, sort_keys=True)
+
+
+def by_point(trials: Iterable[TrialRecord]) -> list[list[TrialRecord]]:
+    """Finished trials by point, references too: one for each seed, the first proposed first."""
+    found: dict[str, dict[int | None, TrialRecord]] = {}
     for trial in finished(trials):
-        if trial.role in SEARCHED and "params" in trial.counts:
-            found.setdefault(trial.point_id or trial.trial_id, []).append(trial)
-    return list(found.values())
+        point, seed = point_of(trial), trial.specification.get("seed")
+        if seed in found.get(point, {}):  # records that say too little to be told apart
+            point = f"{point} {trial.trial_id}"
+        found.setdefault(point, {})[seed] = trial
+    return [list(seeds.values()) for seeds in found.values()]
+
+
+def searched_points(trials: Iterable[TrialRecord]) -> list[list[TrialRecord]]:
+    """Those of `by_point` that the search proposed and whose size is known."""
+    return [seeds for seeds in by_point(trials) if seeds[0].role is not Role.REFERENCE and "params" in seeds[0].counts]
+
+
+def undominated(points: Sequence[T], objectives: Callable[[T], tuple[float, float]]) -> list[T]:
+    """The points that no other beats in both objectives, smallest first objective first; both are minimised."""
+    sized = [objectives(point) for point in points]
+    return [points[index] for index in sorted(non_dominated(sized), key=lambda index: sized[index])]
 
 
 def mean_error(seeds: Iterable[TrialRecord]) -> float:
@@ -39,9 +60,7 @@ def mean_error(seeds: Iterable[TrialRecord]) -> float:
 
 def front(trials: Iterable[TrialRecord]) -> list[list[TrialRecord]]:
     """The points that no other beats in both parameters and mean validation error, each as its finished trials."""
-    points = finished_points(trials)
-    kept = non_dominated([(float(seeds[0].counts["params"]), mean_error(seeds)) for seeds in points])
-    return [points[index] for index in kept]
+    return undominated(searched_points(trials), lambda seeds: (float(seeds[0].counts["params"]), mean_error(seeds)))
 
 
 def front_points(study: StudyRecord) -> list[dict[str, Any]]:

@@ -1,7 +1,7 @@
-"""Names and schema of everything that a study records; the only part of `sweeps` that `analysis` imports.
+"""Names and records of everything that a study keeps. `analysis` imports this module and its tables, fronts and names.
 
 A study is its journal: one JSON object a line, appended by the driver alone. `fold` turns the events into typed
-records, whatever was interrupted or repeated; `to_table` and `epochs_to_table` turn those into Arrow tables.
+records, whatever was interrupted or repeated; `sweeps.tables` turns those into Arrow tables and back.
 
 Units: errors are top-1 errors in percent; losses are means over samples; times are seconds since the epoch;
 durations are seconds; parameters and mult-adds are plain counts, mult-adds for one image.
@@ -9,14 +9,11 @@ durations are seconds; parameters and mult-adds are plain counts, mult-adds for 
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
-
-import pyarrow as pa
 
 from lowrank.errors import InputError
 
@@ -39,9 +36,11 @@ LONGEST_NOTE = 2000  # characters; MLflow keeps 8,000 in a tag, and several note
 OWN_TAGS = frozenset({
     "study", "study_key", "trial_id", "point", "role", "stratum", "status", "reason", "attempts", "aliases", "broken",
     "data", "network", "question", "commit", "command", "seed", "hardware", "host", "device", "artifacts_complete",
+    "tables",
 })  # fmt: skip
 TAG_RULE = r"[A-Za-z][A-Za-z0-9_-]{0,79}"
 
+REPEATABLE = ("network", "method", "train", "views", "data", "seed")  # what a specification needs to be trained again
 TRIAL_WEIGHTS = "trial:"  # of a specification's start: the weights of this study's trial of that id
 
 VAL_ERROR = "val_error"
@@ -150,6 +149,10 @@ class TrialRecord:
     def val_error(self) -> float | None:
         """Validation top-1 error (percent) after the last epoch on record; None before the first."""
         return self.epochs[self.last_epoch].get(VAL_ERROR) if self.epochs else None
+
+    def last_attempt(self, field: str) -> Any:
+        """What the newest attempt says of its `host`, `device` ...; None where there was none or it does not say."""
+        return self.attempts[-1].get(field) if self.attempts else None
 
     @property
     def method(self) -> str:
@@ -305,88 +308,3 @@ _APPLY = {
     Event.MARKED: _marked,
     Event.NOTED: _noted,
 }
-
-RESULTS_SCHEMA = pa.schema(
-    [
-        ("study", pa.string()), ("trial_id", pa.string()), ("role", pa.string()), ("stratum", pa.string()),
-        ("status", pa.string()), ("reason", pa.string()), ("network", pa.string()), ("data", pa.string()),
-        ("data_fingerprint", pa.string()), ("method", pa.string()), ("dims", pa.int64()),
-        ("rank_scale", pa.float64()), *((name, pa.int64()) for name in COUNTS),
-        ("weight_decay", pa.float64()), ("scaled_decay", pa.bool_()), ("decay", pa.string()), ("seed", pa.int64()),
-        ("teacher", pa.string()), ("attention_weight", pa.float64()), ("kd_weight", pa.float64()),
-        ("epochs", pa.int64()), ("val_error", pa.float64()), ("val_loss", pa.float64()),
-        ("train_error", pa.float64()), ("train_loss", pa.float64()), ("test_error", pa.float64()),
-        ("images_per_second", pa.float64()), ("train_seconds", pa.float64()), ("start_seconds", pa.float64()),
-        ("attempts", pa.int64()), ("proposed_at", pa.float64()), ("finished_at", pa.float64()),
-        ("point_id", pa.string()), ("allocation", pa.string()), ("decay_multiplier", pa.float64()),
-        ("start", pa.string()),
-        ("parameters", pa.string()), ("aliases", pa.string()), ("specification", pa.string()),
-        ("broken", pa.string()), ("note", pa.string()), ("tags", pa.string()),
-    ]
-)  # fmt: skip
-
-EPOCHS_SCHEMA = pa.schema(
-    [("trial_id", pa.string()), ("epoch", pa.int64()), ("time", pa.float64())]
-    + [(name, pa.float64()) for name in EPOCH_METRICS]
-    + [(BY_STAGE, pa.map_(pa.string(), pa.float64()))]
-)
-
-
-def to_row(study: str, trial: TrialRecord) -> dict[str, Any]:
-    """One trial as a row of RESULTS_SCHEMA; what is not known is None."""
-    spec = trial.specification
-    method, train, data = (spec.get(section, {}) for section in ("method", "train", "data"))
-    last = trial.epochs.get(trial.last_epoch, {})
-    speeds = [epoch["images_per_second"] for epoch in trial.epochs.values() if "images_per_second" in epoch]
-    row: dict[str, Any] = {
-        "study": study, "trial_id": trial.trial_id, "role": str(trial.role), "stratum": trial.stratum,
-        "status": str(trial.status), "reason": trial.reason, "network": spec.get("network", {}).get("name"),
-        "data": data.get("name"), "data_fingerprint": data.get("fingerprint"), "method": trial.method,
-        "dims": method.get("dims"), "rank_scale": method.get("rank_scale"),
-        "weight_decay": train.get("weight_decay"), "scaled_decay": train.get("scaled_decay"),
-        "decay": train.get("decay"),
-        "teacher": spec.get("teacher", {}).get("name"), "attention_weight": train.get("attention_weight"),
-        "kd_weight": train.get("kd_weight"),
-        "seed": spec.get("seed"), "epochs": trial.last_epoch, "test_error": trial.test_error,
-        "images_per_second": sum(speeds) / len(speeds) if speeds else None,
-        "train_seconds": sum(epoch.get("epoch_seconds", 0.0) for epoch in trial.epochs.values()),
-        "start_seconds": sum(attempt.get("start_seconds", 0.0) for attempt in trial.attempts),
-        "attempts": len(trial.attempts), "proposed_at": trial.proposed_at, "finished_at": trial.finished_at,
-        "point_id": trial.point_id or None, "allocation": spec.get("allocation", {}).get("by", "even"),
-        "decay_multiplier": train.get("decay_multiplier"), "start": "dense" if "start" in spec else "scratch",
-        "parameters": json.dumps(trial.parameters, sort_keys=True),
-        "aliases": json.dumps(trial.aliases, sort_keys=True), "specification": json.dumps(spec, sort_keys=True),
-        "broken": trial.broken or None, "note": "\n".join(trial.notes) or None,
-        "tags": json.dumps(trial.tags, sort_keys=True),
-    }  # fmt: skip
-    row.update({name: trial.counts.get(name) for name in COUNTS})
-    row.update({name: last.get(name) for name in ("val_error", "val_loss", "train_error", "train_loss")})
-    return row
-
-
-def to_table(study: StudyRecord) -> pa.Table:
-    """The study's trials as an Arrow table of RESULTS_SCHEMA, one row a trial, in order of proposal."""
-    return pa.Table.from_pylist([to_row(study.name, trial) for trial in study.trials.values()], RESULTS_SCHEMA)
-
-
-def epoch_to_row(trial_id: str, epoch: int, metrics: Mapping[str, float]) -> dict[str, Any]:
-    """One epoch as a row of EPOCHS_SCHEMA; what is not known is None."""
-    stages = [(name, value) for name, value in metrics.items() if name.startswith(STAGE_METRIC)]
-    known = {name: metrics.get(name) for name in ("time", *EPOCH_METRICS)}
-    return {"trial_id": trial_id, "epoch": epoch, **known, BY_STAGE: stages}
-
-
-def metrics_of_row(row: Mapping[str, Any]) -> dict[str, float]:
-    """The metrics, and "time", of a row that `epoch_to_row` made."""
-    known = {name: row[name] for name in ("time", *EPOCH_METRICS) if row.get(name) is not None}
-    return known | dict(row.get(BY_STAGE) or ())
-
-
-def epochs_to_table(study: StudyRecord) -> pa.Table:
-    """Every epoch of every trial as an Arrow table of EPOCHS_SCHEMA."""
-    rows = [
-        epoch_to_row(trial.trial_id, number, metrics)
-        for trial in study.trials.values()
-        for number, metrics in sorted(trial.epochs.items())
-    ]
-    return pa.Table.from_pylist(rows, EPOCHS_SCHEMA)

@@ -38,6 +38,9 @@ def make_parser() -> argparse.ArgumentParser:
     what.add_argument("--plan", action="store_true", help="sizes, work and time of the study; trains nothing")
     what.add_argument("--fit", action="store_true", help="memory, speed and largest batch of each configuration")
     what.add_argument("--resume", metavar="NAME", help="go on with a study where it stopped")
+    what.add_argument(
+        "--repeat", nargs=2, metavar=("STUDY", "TRIAL"), help="train a recorded trial once more: the same outcome?"
+    )
     what.add_argument("--json", action="store_true", help="--list, --plan and --fit as JSON")
     study = parser.add_argument_group("the study")
     study.add_argument("--data", metavar="SET", help="digits, cifar10, cifar100, fashion_mnist, parquet:DIR, ...")
@@ -96,11 +99,11 @@ def _dispatch(options: argparse.Namespace) -> int:
     if options.list:
         return list_spaces(options.json)
     # Optuna is paid for only by what needs it
-    from sweeps.series import is_resumable_series, is_series, resume_series, start_series
-    from sweeps.study import resume_study, start_study
+    from sweeps.series import is_series, start_series
+    from sweeps.study import start_study
 
-    if options.resume:
-        return resume_series(options) if is_resumable_series(options) else resume_study(options)
+    if options.resume or options.repeat:
+        return _on_record(options)
     if not options.space:
         raise InputError(f"--space is missing; choose from: {', '.join(available_spaces())}")
     if is_series(options.space) and not (options.plan or options.fit):
@@ -113,6 +116,16 @@ def _dispatch(options: argparse.Namespace) -> int:
         return _of_each(fit, options)
     space = _space(options)
     return start_study(space, options)
+
+
+def _on_record(options: argparse.Namespace) -> int:
+    """Go on with a study or a series, or repeat a trial."""
+    from sweeps.series import is_resumable_series, resume_series
+    from sweeps.study import resume_study, start_repeat
+
+    if options.repeat:
+        return start_repeat(options)
+    return resume_series(options) if is_resumable_series(options) else resume_study(options)
 
 
 def _space(options: argparse.Namespace) -> Space:

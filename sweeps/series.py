@@ -18,7 +18,7 @@ import yaml
 
 from lowrank.errors import InputError, unknown
 from sweeps.folders import new_folder, studies_root
-from sweeps.fronts import finished_points, mean_error
+from sweeps.fronts import searched_points, mean_error
 from sweeps.journal import read_journal
 from sweeps.records import JOURNAL_FILE, SPACE_FILE, Status, StudyRecord, TrialRecord, fold
 from sweeps.settings import parse_time
@@ -197,7 +197,7 @@ def summary_lines(members: list[Member], folder: Path) -> list[str]:
 def _best(trials: list[TrialRecord]) -> dict[str, list[TrialRecord]]:
     """Of each stratum the point of the lowest mean error, as its seeds; of equal ones the smallest."""
     best: dict[str, list[TrialRecord]] = {}
-    for seeds in sorted(finished_points(trials), key=lambda seeds: seeds[0].counts["params"]):
+    for seeds in sorted(searched_points(trials), key=lambda seeds: seeds[0].counts["params"]):
         kept = best.get(seeds[0].stratum)
         if kept is None or mean_error(seeds) < mean_error(kept):
             best[seeds[0].stratum] = seeds

@@ -230,9 +230,8 @@ class Resolver:
         specification = self._specification(network, sized, recipe, repeat) | self._teacher(recipe, network, point)
         if role is not Role.REFERENCE:
             specification |= self._start(point)
-        built = _built(specification, recipe, plan.signature(sized))
-        point_id = _hashed({key: value for key, value in built.items() if key != "seed"})
-        return Trial(_hashed(built), role, label, point, specification, counts, point_id)
+        trial_id, point_id = _ids(specification, recipe, plan.signature(sized))
+        return Trial(trial_id, role, label, point, specification, counts, point_id)
 
     def _specification(
         self, network: NetworkSettings, sized: Sized, recipe: Recipe, repeat: int
@@ -283,6 +282,18 @@ class Resolver:
         """The stratum of the point's own budget; where sizes are not proposed in strata, the one of its size."""
         owner = next((stratum for stratum in self.strata if stratum.owns(point)), None)
         return owner or next(stratum for stratum in self.by_size if params <= stratum.limit)
+
+
+def identify(specification: Mapping[str, Any], data: ImageData) -> tuple[str, str]:
+    """The id of a trial and of its point by what this code builds and trains of a specification; makes no tensor."""
+    plan = network_plan(NetworkSettings(**specification["network"]), data.image_shape, len(data.classes))
+    sized = plan.sized(specification["method"], specification.get("allocation"))
+    return _ids(specification, Recipe(**specification["train"]), plan.signature(sized))
+
+
+def _ids(specification: Mapping[str, Any], recipe: Recipe, signature: Any) -> tuple[str, str]:
+    built = _built(specification, recipe, signature)
+    return _hashed(built), _hashed({key: value for key, value in built.items() if key != "seed"})
 
 
 def _built(specification: Mapping[str, Any], recipe: Recipe, signature: Any) -> dict[str, Any]:

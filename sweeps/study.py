@@ -9,7 +9,8 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +34,7 @@ from sweeps.records import (
     fold,
     parse_tags,
 )
+from sweeps.repeat import ORIGIN, Repeat, check_repeat, comparison, content_of, find_repeat
 from sweeps.search import Search, reachable_strata
 from sweeps.settings import AUTO, parse_time
 from sweeps.space import Space, parse_space
@@ -70,6 +72,7 @@ class Setting:
     note: str
     tags: dict[str, str]
     storage: str | None = None  # a URI that the folder is carried to
+    origin: dict[str, str] | None = None  # of a repeat: which trial of which study
 
 
 def start_study(space: Space, options: argparse.Namespace) -> int:
@@ -83,6 +86,39 @@ def start_study(space: Space, options: argparse.Namespace) -> int:
     resolver = Resolver(space, data, find_teaching(space, data, setting.teachers))
     with carried(uri, folder):
         return _drive(space, resolver, setting)
+
+
+def start_repeat(options: argparse.Namespace) -> int:
+    """Train a recorded trial once more, as a study of its own, and say whether it came out the same.
+
+    Returns the exit code. Raises InputError before anything is written.
+    """
+    new = [name for name in ("space", "set", "seed", "trials", "plan", "fit", "resume") if getattr(options, name)]
+    if new:
+        raise InputError(f"--repeat trains what is on record; leave --{new[0]} out")
+    uri, root = storage_uri(options.storage), studies_root(options.storage, options.out)
+    study, trial = options.repeat
+    repeat = find_repeat(study, trial, root, options.data)
+    asked = {name: getattr(options, name) for name in ("gpus_per_trial", "cpus_per_trial")}
+    asked = {name: value for name, value in asked.items() if value is not None}
+    space = parse_space(repeat.name, content_of(repeat, asked))
+    check_trust(space, allow_code=options.allow_code, data_asked=True)  # its data was asked for when it was trained
+    kept = read_question(repeat.folder)[1] if (repeat.folder / SPACE_FILE).is_file() else {}
+    _take_places(options, kept)
+    folder = new_folder(root, options.name, repeat.name, stored_studies(uri) if uri else ())
+    setting = _setting(folder, space, options, options.data_dir, options.tracking_uri, uri)
+    data = load_data(space.data, setting.data_dir)
+    teaching = find_teaching(space, data, setting.teachers)
+    trial_id = check_repeat(repeat, data, teaching)
+    origin = {"study": str(repeat.folder.resolve()), "trial": repeat.trial.trial_id, "as": trial_id}
+    with carried(uri, folder):
+        return _drive(space, Resolver(space, data, teaching), replace(setting, origin=origin), repeat)
+
+
+def _take_places(options: argparse.Namespace, kept: Mapping[str, Any]) -> None:
+    """Folders that the command line leaves open are where they were."""
+    for name in ("data_dir", "teachers", "cache_dir"):
+        setattr(options, name, getattr(options, name) or (Path(kept[name]) if kept.get(name) else None))
 
 
 def resume_study(options: argparse.Namespace) -> int:
@@ -103,10 +139,9 @@ def resume_study(options: argparse.Namespace) -> int:
     )  # fmt: skip
     space = parse_space(kept["space"], content)
     check_trust(space, allow_code=options.allow_code, data_asked=True)  # its data was asked for when it began
-    data_dir = options.data_dir or (Path(kept["data_dir"]) if kept["data_dir"] else None)
-    for name in ("teachers", "cache_dir"):
-        setattr(options, name, getattr(options, name) or (Path(kept[name]) if kept.get(name) else None))
-    setting = _setting(folder, space, options, data_dir, options.tracking_uri or kept["tracking_uri"], uri)
+    _take_places(options, kept)
+    setting = _setting(folder, space, options, options.data_dir, options.tracking_uri or kept["tracking_uri"], uri)
+    setting = replace(setting, origin=kept.get(ORIGIN))
     data = _same_data(space, setting)
     resolver = Resolver(space, data, _same_teacher(space, data, setting))
     with carried(uri, folder):
@@ -160,7 +195,7 @@ def _setting(
     )  # fmt: skip
 
 
-def _drive(space: Space, resolver: Resolver, setting: Setting) -> int:
+def _drive(space: Space, resolver: Resolver, setting: Setting, repeat: Repeat | None = None) -> int:
     # Ray and its imports are only paid for once the input has been checked
     from sweeps.dry_run import place
     from sweeps.launch import connect
@@ -183,6 +218,8 @@ def _drive(space: Space, resolver: Resolver, setting: Setting) -> int:
         record = fold(read_journal(journal.path))
         _write_question(space, setting)
         _write_header(journal, record, space, resolver, setting)
+        if repeat is not None and setting.origin is not None:
+            repeat.begin(journal, record, setting.folder, setting.origin["as"])
         if setting.note or setting.tags:
             noted = journal.append(Event.NOTED, sync=True, note=setting.note, tags=setting.tags)
             apply_event(record, noted)
@@ -205,6 +242,7 @@ def _drive(space: Space, resolver: Resolver, setting: Setting) -> int:
             raise FullDiskError(journal.path) from error  # Ray and Optuna have their own errors for it
         finally:
             journal.append(Event.CLOSED, sync=True, reason=outcome)
+    print(*comparison(record), sep="\n", end="\n" if setting.origin else "", flush=True)
     _conclude(setting, outcome, tracking.finish())
     if outcome == "interrupted":
         return INTERRUPTED
@@ -231,7 +269,7 @@ def _write_question(space: Space, setting: Setting) -> None:
         "space": space.name, "data_dir": str(setting.data_dir) if setting.data_dir else None,
         "tracking_uri": redact(uri) if uri else None, "teachers": str(setting.teachers),
         "cache_dir": str(setting.cache_dir) if setting.cache_dir else None,
-        "storage": setting.storage,
+        "storage": setting.storage, ORIGIN: setting.origin,
     }  # fmt: skip
     write_question(setting.folder, space.source, kept)
 
@@ -251,9 +289,11 @@ def _write_header(journal: Journal, record: StudyRecord, space: Space, resolver:
         strata=[
             {"label": each.label, "params": each.limit if each.limit != float("inf") else None}
             for each in resolver.labels
-        ],
+        ] if setting.origin is None else [],  # a repeat is of one size
         versions=versions(), hardware=hardware(), commit=commit(),
         command=shlex.join(redact(argument) for argument in sys.argv),
+        tracking_uri=redact(setting.tracking_uri) if setting.tracking_uri else None,
+        **({ORIGIN: setting.origin} if setting.origin else {}),
     )  # fmt: skip
     record.header, record.closed = header, None
 

@@ -24,24 +24,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from lowrank.errors import InputError
 from sweeps.journal import JournalReader
 from sweeps.records import (
-    EPOCHS_FILE,
     JOURNAL_FILE,
     LOG_FILE,
     MACHINE_METRICS,
     PROGRESS_FILE,
-    RESULTS_FILE,
     Event,
     StudyRecord,
     apply_event,
-    epochs_to_table,
-    to_table,
 )
+from sweeps.tables import write_tables
 from sweeps.tracking_client import Entry, MlflowStudy
 from sweeps.tracking_process import (
     HIDDEN,
@@ -104,8 +98,7 @@ class Follower:
         started = time.monotonic()
         if not self._tables_due or (started < self._next_tables and not now):
             return
-        _write_table(to_table(self.study), self.study_dir / RESULTS_FILE)
-        _write_table(epochs_to_table(self.study), self.study_dir / EPOCHS_FILE)
+        write_tables(self.study, self.study_dir)
         ended = time.monotonic()
         self._tables_due, self._next_tables = False, ended + max(TABLE_SECONDS, 10 * (ended - started))
 
@@ -215,6 +208,7 @@ class Follower:
             "uri": redact(self.uri),
             "key": self._key,
             "parent": self.store.parent if self.store else self._progress.get("parent"),
+            "experiment": self.store.experiment if self.store else self._progress.get("experiment"),
             "offset": self.entries[self.carried - 1].offset if self.carried else 0,
             "refused": self.store.refused if self.store else self._progress.get("refused", {}),
             "error": error,
@@ -224,12 +218,6 @@ class Follower:
 
 def _outcome(metrics: Mapping[str, float]) -> dict[str, float]:
     return {name: value for name, value in metrics.items() if name not in TIMINGS and name != "time"}
-
-
-def _write_table(table: pa.Table, path: Path) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    pq.write_table(table, temporary)
-    os.replace(temporary, path)
 
 
 def _replace(path: Path, content: bytes) -> None:

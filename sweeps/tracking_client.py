@@ -7,6 +7,7 @@ called is in `tracking_names`. The step of a metric is its epoch (from 1).
 
 from __future__ import annotations
 
+import json
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -30,6 +31,7 @@ from sweeps.records import (
     StudyRecord,
     TrialRecord,
 )
+from sweeps.tables import study_fields, trial_fields
 from sweeps.tracking_data import dataset_input
 from sweeps.tracking_models import register_front
 from sweeps.tracking_store import is_refusal, make_client, milliseconds, one_line, outages
@@ -82,7 +84,9 @@ class MlflowStudy:
         self.refused = dict(refused or {})  # records that this store will never take -> why
         self.artifact_error = ""  # why artifacts are missing, one line
         self._due: dict[str, Callable[[], None]] = {}  # artifacts that are not stored yet
-        self._told: dict[str, tuple[str, dict[str, str]]] = {}  # run id -> status and tags as last stored
+        self._told: dict[str, tuple[Any, ...]] = {}  # run id -> what of its state was last stored
+        self._complete: set[str] = set()  # run ids whose record is stored
+        self._tables = ""  # what the parent's tag was last set to
         self.experiment = self._experiment()
         self.parent = self._find_parent()
         self.runs: dict[str, str] = {}  # trial id -> run id
@@ -94,11 +98,15 @@ class MlflowStudy:
         for entry in entries:
             if entry.trial is not None:
                 points[entry.trial].append(entry)
+        if entries:
+            self._tables_are(names.BEHIND)
         of_study = {entry.event for entry in entries if entry.trial is None}
         if Event.STUDY in of_study:
             self._take_up_parent()
         if Event.NOTED in of_study:
             self._describe_parent()
+        if any(entry.event is Event.INFEASIBLE for entry in entries):
+            self._due[names.INFEASIBLE_FILE] = self._infeasible
         if Event.NOTED in of_study or (Event.CLOSED in of_study and self.study.closed):
             points.update({trial_id: [] for trial_id in self.study.trials if trial_id not in points})
         for trial_id, found in points.items():
@@ -112,8 +120,7 @@ class MlflowStudy:
         if closed is None:
             return
         self._metrics(self.parent, "the summary", names.study_metrics(self.study), milliseconds(at), step=0)
-        self._due["infeasible.json"] = self._infeasible
-        self._due["study.json"] = partial(self.client.log_dict, self.parent, self.study.header, "study.json")
+        self._due |= {names.INFEASIBLE_FILE: self._infeasible, names.STUDY_FILE: self._study}
         for path, place in self._artifacts():
             self._due[str(path)] = partial(self.client.log_artifact, self.parent, str(path), place)
         self._due["the best models"] = partial(
@@ -122,6 +129,8 @@ class MlflowStudy:
         status = "FINISHED" if closed.get("reason") == "finished" else KILLED
         self.client.set_terminated(self.parent, status, milliseconds(closed["time"]))
         self._store_artifacts()
+        if not self._due:
+            self._tables_are(names.CURRENT)
 
     def abandon(self, at: float) -> None:
         """Mark what still runs as killed: the driver died at `at` (seconds) without closing the study."""
@@ -193,11 +202,20 @@ class MlflowStudy:
     def _take_up_parent(self) -> None:
         self._describe_parent()
         self._add_dataset(self.parent)
-        self._due["study.json"] = partial(self.client.log_dict, self.parent, dict(self.study.header), "study.json")
         self.client.update_run(self.parent, "RUNNING")
 
     def _describe_parent(self) -> None:
         self._log(self.parent, "the study", tags=names.study_tags(self.study))
+        self._due[names.STUDY_FILE] = self._study
+
+    def _study(self) -> None:
+        self.client.log_dict(self.parent, study_fields(self.study), names.STUDY_FILE)
+
+    def _tables_are(self, state: str) -> None:
+        """Say whether whoever reads the store may believe the parent's tables."""
+        if state != self._tables:
+            self.client.set_tag(self.parent, names.TABLES_TAG, state)
+            self._tables = state
 
     def _trial(self, trial: TrialRecord, entries: Sequence[Entry]) -> None:
         begun = bool(trial.attempts or trial.epochs or trial.status in TERMINAL)
@@ -207,12 +225,14 @@ class MlflowStudy:
             self._create(trial)
         run_id = self.runs[trial.trial_id]
         points = [point for entry in entries for point in _points(entry)]
-        state = (self._run_status(trial), names.trial_tags(self.study, trial))
+        status, tags = self._run_status(trial), names.trial_tags(self.study, trial)
+        state = (status, tags, tuple(trial.notices), trial.test_error)
         if state == self._told.get(run_id):
             self._log(run_id, trial.trial_id, points)
             return
-        self._log(run_id, trial.trial_id, points, tags=state[1])
-        self._set_status(run_id, trial, state[0])
+        self._log(run_id, trial.trial_id, points, tags=tags)
+        self._set_status(run_id, trial, status)
+        self._due[f"record of {trial.trial_id}"] = partial(self._store_record, trial, run_id)
         self._told[run_id] = state
 
     def _create(self, trial: TrialRecord) -> None:
@@ -228,16 +248,18 @@ class MlflowStudy:
         self._log(run_id, trial.trial_id, params=names.run_params(trial))
         self._metrics(run_id, trial.trial_id, names.size_metrics(trial), at, step=0)
         self._add_dataset(run_id)
-        self._due[f"specification of {trial.trial_id}"] = partial(self._store_specification, trial, run_id)
+        self._due[f"record of {trial.trial_id}"] = partial(self._store_record, trial, run_id)
 
     def _add_dataset(self, run_id: str) -> None:
         found = dataset_input(self.study)
         if found is not None:
             self.client.log_inputs(run_id, [found])
 
-    def _store_specification(self, trial: TrialRecord, run_id: str) -> None:
-        self.client.log_dict(run_id, trial.specification, "specification.json")
-        self.client.set_tag(run_id, names.COMPLETE_TAG, "true")
+    def _store_record(self, trial: TrialRecord, run_id: str) -> None:
+        self.client.log_dict(run_id, trial_fields(trial), names.TRIAL_FILE)
+        if run_id not in self._complete:
+            self.client.set_tag(run_id, names.COMPLETE_TAG, "true")
+            self._complete.add(run_id)
 
     def _run_status(self, trial: TrialRecord) -> str:
         if trial.broken:
@@ -253,8 +275,8 @@ class MlflowStudy:
 
     def _infeasible(self) -> None:
         found = [trial for trial in self.study.trials.values() if trial.status is Status.INFEASIBLE]
-        rows = [{"trial_id": t.trial_id, "stratum": t.stratum, "reason": t.reason, **t.parameters} for t in found]
-        self.client.log_dict(self.parent, {"infeasible": rows}, "infeasible.json")
+        rows = json.dumps([trial_fields(trial) for trial in found], indent=1)
+        self.client.log_text(self.parent, rows, names.INFEASIBLE_FILE)
 
     def _artifacts(self) -> list[tuple[Path, str | None]]:
         """Pictures and tables of the study, and all of its report, each with its folder among the artifacts."""

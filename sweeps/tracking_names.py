@@ -16,11 +16,13 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from sweeps.fronts import front, mean_error
-from sweeps.records import VAL_ERROR, Status, StudyRecord, TrialRecord
+from sweeps.fronts import front, mean_error, point_of
+from sweeps.records import EPOCH_METRICS, STAGE_METRIC, VAL_ERROR, Status, StudyRecord, TrialRecord
 
 STUDY_TAG, KEY_TAG, TRIAL_TAG, COMPLETE_TAG = "study", "study_key", "trial_id", "artifacts_complete"
 POINT_TAG, BROKEN_TAG, SOUND = "point", "broken", "no"
+TABLES_TAG, CURRENT, BEHIND = "tables", "current", "behind"  # of the parent: whether runs know more than its tables
+STUDY_FILE, TRIAL_FILE, INFEASIBLE_FILE = "study.json", "trial.json", "infeasible.json"  # records without their epochs
 PARENT_TAG, DESCRIPTION_TAG = "mlflow.parentRunId", "mlflow.note.content"
 KIND_TAGS = {"mlflow.experimentKind": "custom_model_development"}  # MLflow opens the view for trainings, not for chats
 SYSTEM_NAMES = {
@@ -28,6 +30,7 @@ SYSTEM_NAMES = {
     "peak_device_mb": "system/gpu_0_memory_usage_megabytes",
     "host_memory_mb": "system/system_memory_usage_megabytes",
 }
+_OF_SYSTEM = {theirs: ours for ours, theirs in SYSTEM_NAMES.items()}
 ID_SHOWN = 6  # characters of an id in a name; `analysis mark` takes them too
 
 
@@ -43,8 +46,7 @@ def model_name(trial: TrialRecord) -> str:
 
 def point_name(trial: TrialRecord) -> str:
     """One name for all trials that differ in nothing but the seed, e.g. `tensor_train 3d 85.3k #9f8e7d`."""
-    unseeded = {key: value for key, value in trial.specification.items() if key != "seed"}
-    point_id = trial.point_id or hashlib.sha256(json.dumps(unseeded, sort_keys=True).encode()).hexdigest()
+    point_id = trial.point_id or hashlib.sha256(point_of(trial).encode()).hexdigest()
     return f"{_setting(trial)} #{point_id[:ID_SHOWN]}"
 
 
@@ -81,7 +83,7 @@ def _flat(section: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _spelt(value: Any) -> str:
-    """As a space file spells it, to six digits: every one of them is in specification.json."""
+    """As a space file spells it, to six digits: every one of them is in trial.json."""
     if isinstance(value, float):
         return f"{value:.6g}"
     return value if isinstance(value, str) else json.dumps(value)
@@ -99,6 +101,15 @@ def size_metrics(trial: TrialRecord) -> dict[str, float]:
 def metric_name(name: str) -> str:
     """The name in MLflow of a metric of an epoch."""
     return SYSTEM_NAMES.get(name) or name.replace(".", "/", 1)
+
+
+def metric_of(name: str) -> str | None:
+    """The metric of an epoch that has this name in MLflow; None for what is no metric of an epoch (sizes, test error).
+
+    Names of stages are those of modules, in which MLflow forbids nothing.
+    """
+    ours = _OF_SYSTEM.get(name) or name.replace("/", ".", 1)
+    return ours if ours in EPOCH_METRICS or ours.startswith(STAGE_METRIC) else None
 
 
 def identity_tags(study: StudyRecord, trial: TrialRecord, parent: str) -> dict[str, str]:

@@ -115,7 +115,7 @@ class TrialTrainable(tune.Trainable):
         self.place = CheckpointPlace(config["study_dir"], config["trial_id"], config.get("relay"))
         self.attempt = {
             "host": socket.gethostname(), "pid": os.getpid(), "device": "cuda" if gpus else "cpu", "from_epoch": 0,
-            "start_seconds": 0.0, "gpus": gpus, "processes": processes,
+            "start_seconds": 0.0, "cpus": cpus, "gpus": gpus, "processes": processes,
         }  # fmt: skip
         self.device = given_device(gpus, ray.get_gpu_ids() if ray.is_initialized() else ())
         if self.device == "cuda" and processes == 1:

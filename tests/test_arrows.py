@@ -16,7 +16,9 @@ FORBIDDEN = {
     "sweeps": {"analysis"},
     "analysis": {"ray"},
 }
-OF_SWEEPS = {"sweeps.records", "sweeps.journal"}  # all that analysis may know of sweeps
+OF_SWEEPS = {  # all that analysis may know of sweeps: what is on record, and by which names
+    f"sweeps.{name}" for name in ("records", "journal", "tables", "reading", "fronts", "tracking_names")
+}
 
 
 def imports(path: Path) -> set[str]:

@@ -5,8 +5,9 @@ import json
 from pathlib import Path
 
 import pytest
-import yaml
 
+from analysis.about import Tracked, about, tracked
+from analysis.answer import answers
 from analysis.contents import contents, summary
 from analysis.curves import MOST_CURVES, learning_curves, spread
 from analysis.failures import BROKEN, failures, groups
@@ -15,15 +16,13 @@ from analysis.front_plot import front_plot
 from analysis.heat import BINS, heat_maps
 from analysis.importance import LEAST_TRIALS, importances
 from analysis.load import load_study
+from analysis.on_test import marks, on_test
 from analysis.published import PRINTED, Setting, printed_points, setting_of_study
 from analysis.reproduce import recipe
+from analysis.sheets import best_sheet, error_words, on_test_sheet
 from analysis.spent import spent
-from lowrank.data import DataSettings, load_data
 from lowrank.pareto import non_dominated
-from sweeps.proposals import grid_points
 from sweeps.records import Role, Status
-from sweeps.space import parse_space, read_space
-from sweeps.specification import Resolver
 from tests.support.made import SEPARABLE, study, trial
 from tests.support.synthetic import Plan, write_study
 
@@ -122,6 +121,17 @@ class TestHeat:
         assert (by_budget.columns, by_budget.columns_are) == (("≤ 0", "≤ 1"), "budget")
         assert [[cell.error for cell in row] for row in by_budget.cells] == [[5.0, 11.0], [6.0, 12.0]]
 
+    def test_a_setting_of_several_seeds_counts_by_its_mean(self):
+        shape = {"method": "tucker", "scale": 0.1}
+        trials = [
+            trial("lucky", error=1.0, dims=2, **shape),
+            trial("not", error=9.0, dims=2, seed=1, role=Role.REPEAT, **shape),
+            trial("steady", error=4.0, dims=3, **shape),
+        ]  # fmt: skip
+        (heat,) = heat_maps(study(*trials))
+        assert [[(c.error, c.seeds, c.completed) for c in row] for row in heat.cells] == [[(5.0, 2, 1)], [(4.0, 1, 1)]]
+        assert heat.seeds == (1, 2)
+
     def test_methods_without_dimensions_have_none(self):
         assert heat_maps(study(trial("a", dims=None), trial("b", dims=None))) == []
 
@@ -165,8 +175,23 @@ class TestImportance:
         (only,) = importances(self.many(LEAST_TRIALS - 1))
         assert only.shares == ()
         assert (
-            "needs at least 20 completed trials and two searched fields that vary; this study has 19 and 2" in only.note
+            "needs at least 20 completed settings and two searched fields that vary; this study has 19 and 2"
+            in only.note
         )
+
+    def test_seeds_are_averaged_first(self):
+        once, again = self.many(60), self.many(60)
+        for name in once.trials:
+            once.trials[name].point_id = again.trials[name].point_id = f"point of {name}"
+        for number, each in enumerate(list(again.trials.values())):
+            other = dataclasses.replace(each, trial_id=f"r{number}", role=Role.REPEAT, epochs={1: dict(each.epochs[1])})
+            other.specification = {**each.specification, "seed": 1}
+            other.epochs[1]["val_error"] += 3.0
+            each.epochs[1]["val_error"] -= 3.0
+            again.trials[other.trial_id] = other
+        (first, *_), (second, *_) = importances(once), importances(again)
+        assert (first.trials, first.seeds, second.trials, second.seeds) == (60, 1, 60, 2)
+        assert dict(second.shares) == pytest.approx(dict(first.shares))
 
     def test_within_budgets_the_budget_is_left_out(self):
         made = self.many(60)
@@ -220,52 +245,98 @@ class TestFailures:
         ]  # fmt: skip
 
 
-class TestPrinted:
+class TestTested:
     def test_only_where_data_and_split_are_the_same(self):
-        wide = {"network": {"name": "wrn_28_10"}, "data": {"name": "cifar10", "train_images": 40_000}}
-        own = setting_of_study(study(**wide))
-        points, note = printed_points(own)
+        wide = {"network": {"name": "wrn_28_10"}}
+        data = {"name": "cifar10", "train_images": 40_000, "test_images": 10_000}
+        points, note = printed_points(setting_of_study(study(**wide, data=data)))
         assert points == []
-        assert "20 printed points of wrn_28_10 on cifar10 are not drawn: they are test errors" in note
-        assert "trained on 50,000 images, these are validation errors after 40,000." in note
-        tests_of_all = dataclasses.replace(own, split="test", train_images=50_000)
-        assert printed_points(tests_of_all) == (list(PRINTED), "")
+        assert "20 printed test errors of wrn_28_10 on cifar10 are not drawn: they are of networks trained on" in note
+        assert "50,000 images and tested on 10,000, these were trained on 40,000 and tested on 10,000." in note
+        own = setting_of_study(study(**wide, data={**data, "train_images": 50_000}))
+        assert printed_points(own) == (list(PRINTED), "")
 
     def test_of_another_network_nothing_is_said(self):
-        assert printed_points(Setting(network="resnet9", data="digits", split="test", train_images=1)) == ([], "")
+        own = Setting(network="resnet9", data="digits", train_images=1, test_images=1)
+        assert printed_points(own) == ([], "")
+
+    def test_means_over_seeds_and_printed_ones_are_hollow(self):
+        first, second, base = (
+            trial("a", error=4.0, method="tucker"),
+            trial("a1", error=6.0, method="tucker", seed=1, role=Role.REPEAT),
+            trial("s", SEPARABLE, 3.0, method="separable", dims=None, role=Role.REFERENCE),
+        )
+        for each, error in ((first, 5.0), (second, 7.0), (base, 2.0)):
+            each.test_error = error
+        found = on_test(collect(study(first, second, base, trial("never", 50, 1.0))))
+        assert [(each.point.trial_id, each.error, each.seeds) for each in found] == [("a", 6.0, 2), ("s", 2.0, 1)]
+        series = marks(found, PRINTED[:1] + PRINTED[-1:])
+        assert [(each.label, each.printed, len(each.points)) for each in series] == [
+            ("separable (reference)", False, 1), ("Tucker", False, 1), ("ACDC, printed", True, 1),
+            ("tensor train, printed", True, 1),
+        ]  # fmt: skip
+        sheet = on_test_sheet(found, PRINTED[:1])
+        assert [row[-1] for row in sheet.rows] == ["measured", "measured", "printed"]
+        assert sheet.words[0][2:4] == ("6.00 % (n = 2)", "5.00 %")
 
 
-@pytest.fixture(scope="module")
-def resolver():
-    space = read_space("tt_dims", ["train.epochs=3", "data.train_images=300", "network.width=0.25"])
-    return Resolver(space, load_data(DataSettings(name="digits", train_images=300)))
+class TestSeeds:
+    def test_tables_say_how_many_and_how_far_apart(self):
+        trials = [trial("a", error=4.0), trial("b", error=6.0, seed=1, role=Role.REPEAT), trial("c", 50, 9.0)]
+        points = {point.trial_id: point for point in collect(study(*trials))}
+        assert points["a"].spread == points["b"].spread == pytest.approx(2**0.5)
+        assert error_words(points["a"]) == "5.00 % ± 1.41 (n = 2)"
+        assert error_words(points["c"]) == "9.00 %"
+        found = best_sheet(answers(study(*trials)))
+        assert dict(zip(found.columns, found.rows[0], strict=True))["standard_deviation"] == pytest.approx(2**0.5)
+        assert front_plot(study(*trials)).spreads == ((100.0, 5.0, pytest.approx(2**0.5)),)
+
+
+class TestAbout:
+    def test_everything_that_is_on_record(self):
+        trials = [trial("a"), trial("b", seed=1)]
+        for number, each in enumerate(trials):
+            each.attempts = [{"host": "one", "device": "cpu"}, {"host": ("one", "two")[number], "device": "cuda"}]
+            each.proposed_at, each.finished_at = 1_790_000_000.0 + number, 1_790_000_600.0 + number
+        made = study(
+            *trials, command="python sweeps/run.py --space x", commit="c0ffee", versions={"torch": "2.13"},
+            network={"name": "resnet9", "width": 0.25}, hardware={"cpus": 4, "gpus": ["H200", "H200"]},
+            data={"name": "digits", "fingerprint": "f00d", "train_images": 1077, "val_images": 360, "classes": 10},
+        )  # fmt: skip
+        made.notes, made.tags = ["first"], {"team": "vision"}
+        assert dict(about(made).facts) == {
+            "command": "python sweeps/run.py --space x", "network": "resnet9 of width 0.25",
+            "data": "digits, fingerprint f00d", "images": "1,077 training, 360 validation, 10 classes",
+            "hosts": "one (1 trial), two (1 trial)",
+            "devices": "cuda (2 trials); the driver's machine: 4 CPUs, 2 x H200", "seeds": "0, 1 (n = 2)",
+            "dates": "2026-09-21 14:13 to 14:23 UTC", "versions": "torch 2.13", "code": "c0ffee", "notes": "first",
+            "tags": "team=vision",
+        }  # fmt: skip
+        assert about(study()).facts == ()
+
+    def test_where_mlflow_has_it(self, tmp_path):
+        server = "http://user:secret@host:5000"
+        assert tracked(study(), tmp_path, None) is None
+        words = f"mlflow ui --backend-store-uri sqlite:///{tmp_path}/mlflow.db"
+        (tmp_path / "mlflow.db").touch()
+        assert tracked(study(), tmp_path, None) == Tracked(link="", words=words)
+        found = tracked(study(), tmp_path, server)
+        assert found == Tracked(link="http://...@host:5000", words="experiment made at http://...@host:5000")
+        noted = {"uri": "http://host:5000", "experiment": "3", "parent": "beef"}
+        (tmp_path / "tracking.json").write_text(json.dumps(noted))
+        assert tracked(study(), tmp_path, None).link == "http://host:5000/#/experiments/3/runs/beef"
 
 
 class TestReproduce:
-    @pytest.mark.parametrize("point", [
-        {"method.name": "tensor_train", "method.dims": 3, "budget.params": 0.2, "train.weight_decay": 3e-4,
-         "train.scaled_decay": False},
-        {"method.name": "tucker", "method.dims": 2, "budget.params": 0.3, "train.weight_decay": 1.1e-3,
-         "train.scaled_decay": True},
-        "dense", "separable",
-    ])  # fmt: skip
-    def test_the_file_gives_a_trial_of_the_same_id(self, resolver, point):
-        trained = resolver.reference(point) if isinstance(point, str) else resolver.resolve(point)
-        record = trial(trained.trial_id)
-        record.specification = json.loads(json.dumps(trained.specification))
-        found = recipe(study(record), record, "name", Path("out"))
-        assert found.command == f"python sweeps/run.py --space out/{trained.trial_id}.yaml"
-        space = parse_space("again", yaml.safe_load(found.text))
-        again = Resolver(space, load_data(space.data))
-        (only,) = grid_points(space)
-        assert again.resolve(only).trial_id == trained.trial_id
-
-    def test_what_no_file_can_say_is_said(self):
-        made = trial("a", seed=3)
-        made.specification["views"] = {"seed": 0}
-        assert "the repeat of seed 3 of a study of seed 0" in recipe(study(made), made, "n", Path()).why_not
-        del made.specification["train"]
-        assert recipe(study(made), made, "n", Path()).why_not == "its record has no train"
+    def test_one_command_whatever_the_trial_is(self):
+        made = study(trial("a", seed=3), trial("b"))
+        for each in made.trials.values():
+            each.specification["views"] = {"seed": 0}
+        made.trials["a"].specification |= {"teacher": {"name": "wise"}, "allocation": {"by": "stage"}, "start": {}}
+        found = recipe(made, "a", "name", Path("my studies/x"))
+        assert found.command == "python sweeps/run.py --repeat 'my studies/x' a"
+        del made.trials["b"].specification["train"]
+        assert recipe(made, "b", "n", Path()).why_not == "its record has no train"
 
 
 def test_everything_at_once_is_typed_and_frozen(tmp_path):

@@ -113,6 +113,72 @@ class TestAblation:
         assert ablation(study(*again, space=ranges)) == []
         assert ablation(study(*again, space={"train": {"lr": {"choice": [0.1, 1.1]}}})) != []
 
+    def effects(self, *trials, pairing=EQUAL):
+        found = [e for e in ablation(study(*trials)) if e.pairing == pairing]
+        return {(e.factor, e.base, e.other): round(e.estimate.mean, 6) for e in found}
+
+    def test_what_neither_of_two_collated_studies_searched_is_paired_too(self):
+        """Nothing is in `parameters`: the trials come of studies with other decays and other lengths."""
+        trials = [trial(name, error=error) for name, error in (("a", 4.0), ("b", 3.0), ("c", 1.0))]
+        trials[1].specification["train"]["weight_decay"] = 1e-3
+        trials[2].specification["train"] |= {"weight_decay": 1e-3, "epochs": 9}
+        for each in trials:
+            each.specification["train"].setdefault("weight_decay", 5e-4)
+        other_data = trial("d", error=50.0)
+        other_data.specification["data"] = {"fingerprint": "beef"}
+        made = [*trials, trials[1], other_data]
+        assert self.effects(*made) == {
+            ("train.epochs", "1", "9"): -2.0, ("train.weight_decay", "0.0005", "0.001"): -1.0,
+        }  # fmt: skip
+
+    def test_two_differences_are_no_pair(self):
+        plain = trial("a", error=4.0, dims=2, method__dims=2, train__decay="plain")
+        both = trial("b", error=3.0, dims=3, method__dims=3, train__decay="scaled")
+        assert self.effects(plain, both) == {}
+
+    def test_a_size_that_was_solved_is_no_second_difference(self):
+        trials = [
+            trial(f"{name}{dims}", error=error, method=name, scale=error / 10, budget__params=0.2, **of_method)
+            for name, dims, error, of_method in (
+                ("tensor_train", 2, 4.0, {"dims": 2, "method__dims": 2, "method__name": "tensor_train"}),
+                ("tensor_train", 3, 2.0, {"dims": 3, "method__dims": 3, "method__name": "tensor_train"}),
+                ("bottleneck", 0, 6.0, {"dims": None, "method__dims": 3, "method__name": "bottleneck"}),
+            )
+        ]
+        for each in trials:
+            each.counts["budget_gap"] = 1
+        del trials[2].specification["method"]["dims"]
+        assert self.effects(*trials) == {
+            ("method.dims", "2", "3"): -2.0, ("method.name", "bottleneck", "tensor train"): -3.0,
+        }  # fmt: skip
+
+    def test_a_thinner_network_differs_in_the_method_alone(self):
+        solved = {"dims": None, "budget__params": 0.2}
+        trials = [
+            trial("a", error=4.0, method="separable", width=0.4, method__name="thin_separable", **solved),
+            trial("b", error=3.0, method="shuffle", method__name="shuffle", **solved),
+        ]
+        for each in trials:
+            each.counts["budget_gap"] = 1
+        assert self.effects(*trials) == {("method.name", "shuffle", "thin separable"): 1.0}
+
+    def test_a_teacher_comes_with_its_weight(self):
+        alone, taught = (
+            trial("a", error=4.0, train__attention_weight=0),
+            trial("b", error=3.5, train__attention_weight=60),
+        )
+        taught.specification["teacher"] = {"name": "wise", "weights": "f00d"}
+        assert self.effects(alone, taught) == {("train.attention_weight", "0", "60"): -0.5}
+
+    def test_a_lucky_seed_is_not_the_best_of_its_budget(self):
+        trials = [
+            trial(f"{value}{seed}", error=error, seed=seed, train__lr=value, size=value, stratum="s",
+                  role=Role.REPEAT if seed else Role.SEARCH)
+            for value, errors in ((0.1, (1.0, 9.0)), (0.2, (4.0, 4.0)))
+            for seed, error in enumerate(errors)
+        ]  # fmt: skip
+        assert self.effects(*trials, pairing=BEST)["train.lr", "0.1", "0.2"] == -1.0
+
     def test_a_repeat_of_a_reference_is_no_ablation(self):
         same = {"method": "separable", "dims": None, "method__name": "separable"}
         reference = trial("r", role=Role.REFERENCE, **same)

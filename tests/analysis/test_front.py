@@ -1,8 +1,11 @@
 from __future__ import annotations
 
 import dataclasses
+import random
 from itertools import pairwise
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from analysis.answer import answer_text, answers
@@ -21,7 +24,10 @@ from analysis.front import (
 from analysis.load import data_label, load_study
 from analysis.noise import wilson
 from analysis.tables import lost_seeds
-from sweeps.records import Role, Status, StudyRecord, TrialRecord
+from lowrank.errors import InputError
+from sweeps import fronts
+from sweeps.fronts import mean_error
+from sweeps.records import RESULTS_FILE, Role, Status, StudyRecord, TrialRecord
 from tests.support.synthetic import BUDGETS, SEPARABLE, Plan, write_study
 
 
@@ -206,6 +212,25 @@ def test_a_setting_counts_by_the_mean_over_its_seeds_once():
     assert found.trial_id == "b0"
     assert {each.trial_id: each.error for each in points}["a1"] == 5.0
     assert {each.trial_id: each.val_error for each in points}["a1"] == 9.0
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_front_is_the_one_that_the_search_repeats_and_keeps(seed):
+    dice = random.Random(seed)
+    trials = [
+        record(f"t{n}", dice.choice((50, 100, 200)), float(dice.randint(1, 6)), seed=dice.randint(0, 2),
+               role=dice.choice((Role.SEARCH, Role.REPEAT, Role.REFERENCE)), method=dice.choice(("cp", "tucker")))
+        for n in range(30)
+    ]  # fmt: skip
+    trials[0].broken = "a wrong split"
+    shown = [(point.trial_id, point.error) for point in front(collect(study_of(*trials)))]
+    assert shown == [(seeds[0].trial_id, mean_error(seeds)) for seeds in fronts.front(trials)]
+
+
+def test_an_old_table_is_one_line(tmp_path):
+    pq.write_table(pa.table({"trial_id": ["a"], "study": ["s"]}), tmp_path / RESULTS_FILE)
+    with pytest.raises(InputError, match="was written by another version: it has no role, stratum, status"):
+        load_study(tmp_path)
 
 
 def test_a_repeat_leads_where_the_first_seed_is_broken():

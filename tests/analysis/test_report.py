@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import os
 import re
+import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -14,8 +15,9 @@ from analysis.__main__ import main
 from analysis.load import load_study
 from analysis.report import PAGE_FILE, write_report
 from analysis.theme import dark, themed, variables
-from sweeps.records import EPOCHS_FILE, RESULTS_FILE, epochs_to_table, to_table
-from sweeps.tracking import _write_table, catch_up
+from sweeps.records import MLFLOW_FILE
+from sweeps.tables import write_tables
+from sweeps.tracking import catch_up
 from tests.support.made import study, trial
 from tests.support.synthetic import Plan, write_study
 
@@ -57,7 +59,7 @@ def read(path):
 def report(tmp_path_factory):
     folder = tmp_path_factory.mktemp("study")
     write_study(folder, Plan(trials=60, epochs=6))
-    return write_report(load_study(folder), folder / "report")
+    return write_report(load_study(folder), folder / "report", folder)
 
 
 class TestPage:
@@ -97,30 +99,24 @@ class TestPage:
         drawn = text.count('<div class="wide"')
         assert drawn == text.count('<div class="narrow"') == text.count("<figcaption>") > 5
 
-    def test_commands_lead_to_files(self, report):
-        listed = read(report.parent / "reproduce.csv")
-        assert listed
-        for row in listed:
-            assert row["command"].startswith("python sweeps/run.py --space ")
-            assert (report.parent / "points" / f"{row['trial_id']}.yaml").is_file()
-
     def test_a_question_cannot_write_tags(self, tmp_path):
         made = study(trial("a"), trial("b", 50), question="<script>alert(1)</script> & more?")
-        text = write_report(made, tmp_path).read_text()
+        text = write_report(made, tmp_path, tmp_path).read_text()
         assert "<script>" not in text
         assert "&lt;script&gt;alert(1)&lt;/script&gt; &amp; more?" in text
 
     def test_a_study_in_which_nothing_was_completed(self, tmp_path):
         made = study(trial("a", error=None, params=10))
-        text = write_report(made, tmp_path).read_text()
+        text = write_report(made, tmp_path, tmp_path).read_text()
         assert "there is no answer yet" in text
         assert "No trial was trained to its end." in text
 
 
 class TestSources:
     @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # SQLAlchemy's, from within MLflow
-    def test_tables_and_a_tracking_store_tell_the_same(self, tmp_path):
+    def test_tables_and_a_tracking_store_tell_the_same(self, tmp_path, blank_store):
         folder = write_study(tmp_path / "mine", Plan(name="mine", trials=8, epochs=3))
+        shutil.copy(blank_store, folder / MLFLOW_FILE)
         from sweeps.tracking import Follower
 
         uri = f"sqlite:///{folder}/mlflow.db"
@@ -130,8 +126,7 @@ class TestSources:
         assert main(["report", "--study", "mine", *asked]) == 0
         made = load_study(folder)
         (tmp_path / "tables").mkdir()
-        _write_table(to_table(made), tmp_path / "tables" / RESULTS_FILE)
-        _write_table(epochs_to_table(made), tmp_path / "tables" / EPOCHS_FILE)
+        write_tables(made, tmp_path / "tables")
         assert main(["report", "--study", str(tmp_path / "tables"), "--out", str(tmp_path / "c")]) == 0
         for name in ("trials", "front", "learning_curves", "cost"):
             texts = [(tmp_path / source / f"{name}.csv").read_text() for source in "abc"]

@@ -14,7 +14,8 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from analysis.load import load_study
-from sweeps.records import EPOCHS_FILE, JOURNAL_FILE, RESULTS_FILE, epochs_to_table, to_table
+from sweeps.records import EPOCHS_FILE, JOURNAL_FILE, RESULTS_FILE
+from sweeps.tables import epochs_to_table, to_table
 from tests.benchmarks.bench_record import PROJECT, Goal, Measurement, Options, Table
 from tests.support.synthetic import Plan, write_study
 

@@ -20,8 +20,8 @@ def trial(
         parameters={key.replace("__", "."): value for key, value in parameters.items()},
         specification={
             "network": {"name": "resnet9", "width": width},
-            "method": {"name": method, "dims": dims, "rank_scale": scale},
-            "train": {"epochs": epochs, **{k.removeprefix("train__"): v for k, v in parameters.items()}},
+            "method": {"name": method, "dims": dims, "rank_scale": scale, **_under("method__", parameters)},
+            "train": {"epochs": epochs, **_under("train__", parameters)},
             "data": {"name": "digits", "fingerprint": "f00d"}, "seed": seed,
         },
         counts={"params": params, "mult_adds": 10 * params, "separable_params": SEPARABLE, "dense_params": DENSE},
@@ -29,6 +29,10 @@ def trial(
     if error is not None:
         record.epochs = {n: {"val_error": error, "epoch_seconds": seconds} for n in range(1, epochs + 1)}
     return record
+
+
+def _under(prefix: str, parameters: dict[str, Any]) -> dict[str, Any]:
+    return {name.removeprefix(prefix): value for name, value in parameters.items() if name.startswith(prefix)}
 
 
 def study(*trials: TrialRecord, **header: Any) -> StudyRecord:

@@ -103,7 +103,7 @@ def test_a_broken_trial_without_an_end_is_not_taken_up_again(begin, tmp_path):
 
 
 def test_the_record_says_so_in_its_row(begin, tmp_path):
-    from sweeps.records import to_table
+    from sweeps.tables import to_table
 
     search = begin()
     victim = train_all(search)[0]

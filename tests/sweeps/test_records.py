@@ -9,19 +9,16 @@ import pytest
 from sweeps import records
 from sweeps.journal import read_journal
 from sweeps.records import (
-    EPOCHS_SCHEMA,
     JOURNAL_FILE,
-    RESULTS_SCHEMA,
     TERMINAL,
     Event,
     Role,
     Status,
     StudyRecord,
     apply_event,
-    epochs_to_table,
     fold,
-    to_table,
 )
+from sweeps.tables import EPOCHS_SCHEMA, RESULTS_SCHEMA, epochs_to_table, metrics_of_row, to_table
 from tests.support.synthetic import Plan, write_study
 
 PROPOSED = {
@@ -144,4 +141,4 @@ def test_an_epoch_keeps_every_metric_in_its_row_and_those_of_stages_by_name():
     (row,) = epochs_to_table(study).to_pylist()
     assert dict(row["by_stage"]) == {"grad_norm.stage1": 0.25, "grad_norm.head": 0.5}
     assert row["loss_attention"] is None
-    assert records.metrics_of_row(row) == metrics
+    assert metrics_of_row(row) == metrics

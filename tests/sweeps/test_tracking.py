@@ -17,7 +17,7 @@ from sweeps.records import JOURNAL_FILE, MLFLOW_FILE, PROGRESS_FILE, RESULTS_FIL
 from sweeps.tracking import Follower, catch_up, check_tracking_uri, default_tracking_uri
 from sweeps.tracking_client import MlflowStudy
 from sweeps.tracking_process import behind_message, catch_up_command, records_behind, redact
-from sweeps.tracking_store import create_database, is_refusal, quiet_mlflow
+from sweeps.tracking_store import is_refusal, quiet_mlflow
 from tests.support.mlflow_store import content, epoch_metrics, journal_metrics, parent_status, rows, trial_runs
 from tests.support.synthetic import START, Plan, header, metrics, write_study
 
@@ -28,14 +28,6 @@ NOWHERE = "http://127.0.0.1:9"  # the discard port: refused at once
 @pytest.fixture(scope="session", autouse=True)
 def short_timeouts():
     quiet_mlflow()
-
-
-@pytest.fixture(scope="session")
-def blank_store(tmp_path_factory):
-    """An MLflow database with its tables, which take seconds to make."""
-    folder = tmp_path_factory.mktemp("blank")
-    create_database(folder / MLFLOW_FILE, folder)
-    return folder / MLFLOW_FILE
 
 
 @pytest.fixture
@@ -121,11 +113,11 @@ class TestContent:
         parent = rows(carried / MLFLOW_FILE, "select run_uuid from runs where name = 'tt_dims'")[0][0]
         names = {item.path for item in client.list_artifacts(parent)}
         assert names == {"infeasible.json", "study.json", "results.parquet", "epochs.parquet"}
-        stored = list((carried / "mlflow_artifacts").rglob("specification.json"))
+        stored = list((carried / "mlflow_artifacts").rglob("trial.json"))
         assert len(stored) == len(trial_runs(carried / MLFLOW_FILE))
-        assert "method" in json.loads(stored[0].read_text())
+        assert "method" in json.loads(stored[0].read_text())["specification"]
         infeasible = next((carried / "mlflow_artifacts").rglob("infeasible.json"))
-        assert len(json.loads(infeasible.read_text())["infeasible"]) == 2
+        assert [row["status"] for row in json.loads(infeasible.read_text())] == ["infeasible"] * 2
 
     def test_times_are_those_of_the_journal(self, carried):
         start, end = rows(carried / MLFLOW_FILE, "select min(start_time), max(end_time) from runs")[0]
@@ -284,7 +276,7 @@ class TestOutages:
         assert epoch_metrics(database) == journal_metrics(study_dir)
         assert all(len(found) == 1 for found in trial_runs(database).values())
         assert parent_status(database) == ["FINISHED"]
-        assert len(list((study_dir / "mlflow_artifacts").rglob("specification.json"))) == len(trial_runs(database))
+        assert len(list((study_dir / "mlflow_artifacts").rglob("trial.json"))) == len(trial_runs(database))
         assert first is None or "nothing is lost" in first
 
     @pytest.mark.parametrize("fatal", [2, 4, 8, 12])
@@ -419,7 +411,7 @@ class TestOutages:
         assert epoch_metrics(study_dir / MLFLOW_FILE) == journal_metrics(study_dir)
         (study_dir / "mlflow_artifacts").unlink()
         assert carry(study_dir) is None
-        stored = list((study_dir / "mlflow_artifacts").rglob("specification.json"))
+        stored = list((study_dir / "mlflow_artifacts").rglob("trial.json"))
         assert len(stored) == len(trial_runs(study_dir / MLFLOW_FILE))
 
 

@@ -129,7 +129,7 @@ def test_killed_again_and_again_every_metric_is_there_exactly_once(tmp_path, see
     done = catch_up(tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     assert_complete(tmp_path, tmp_path / MLFLOW_FILE)
-    stored = list((tmp_path / "mlflow_artifacts").rglob("specification.json"))
+    stored = list((tmp_path / "mlflow_artifacts").rglob("trial.json"))
     assert len(stored) == len(trial_runs(tmp_path / MLFLOW_FILE))
     reference = tmp_path / "reference"
     reference.mkdir()
