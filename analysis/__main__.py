@@ -11,12 +11,11 @@ from analysis import collate, compare, export, report
 from analysis.answer import answer_text
 from analysis.audit import audit_text
 from analysis.commands import exit_code
-from analysis.front import collect
+from analysis.into_mlflow import bring_made
 from analysis.load import STUDIES, find_study, load_study
 from analysis.mark import add_arguments, mark
-from analysis.plots import draw_front
-from analysis.tables import print_summary, write_csv
-from sweeps.records import FRONT_PICTURE, SUMMARY_TABLE
+from analysis.products import write_summary
+from analysis.tables import print_summary
 
 PARTS = {
     "report": (report, "one HTML page that answers the study's question"),
@@ -56,12 +55,8 @@ def summary(folder: Path) -> None:
     """Print the study's table and answer, and write its picture and CSV into its folder."""
     study = load_study(folder)
     print_summary(study, answer_text(study))
-    write_csv(study, folder / SUMMARY_TABLE)
-    written = [SUMMARY_TABLE]
-    if any(point.finished for point in collect(study)):
-        draw_front(study, folder / FRONT_PICTURE)
-        written.insert(0, FRONT_PICTURE)
-    print(f"\nwritten into {folder}: {', '.join(written)}")
+    print(f"\nwritten into {folder}: {', '.join(write_summary(study, folder))}")
+    bring_made(study, folder)
 
 
 if __name__ == "__main__":

@@ -17,12 +17,12 @@ if sys.path and Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
 
 from analysis.commands import add_source, exit_code, load_source, source_folder
 from analysis.contents import contents
+from analysis.into_mlflow import bring_made
 from analysis.progress import steps
 from analysis.sections import SECTIONS, new_page
-from sweeps.records import StudyRecord
+from sweeps.records import REPORT_FOLDER, StudyRecord
 
 PAGE_FILE = "report.html"
-FOLDER = "report"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,13 +33,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Write the report and say where it is; raises InputError."""
+    """Write the report, say where it is, and bring it into the MLflow store that has the study; raises InputError."""
     study = load_source(arguments)
-    folder = arguments.out or source_folder(arguments) / FOLDER
+    folder = arguments.out or source_folder(arguments) / REPORT_FOLDER
     page = write_report(study, folder)
     print(f"{page}: {len(study.trials):,} trials; pictures (PNG), tables (CSV) and points to train again beside it")
     if arguments.open:
         webbrowser.open(page.resolve().as_uri())
+    if not (arguments.out or arguments.tracking_uri):
+        bring_made(study, folder.parent)
     return 0
 
 

@@ -14,7 +14,7 @@ from analysis.__main__ import main
 from analysis.load import load_study
 from analysis.report import PAGE_FILE, write_report
 from analysis.theme import dark, themed, variables
-from sweeps.records import EPOCHS_FILE, RESULTS_FILE, epochs_to_table, to_table
+from sweeps.records import EPOCHS_FILE, PROGRESS_FILE, RESULTS_FILE, epochs_to_table, to_table
 from sweeps.tracking import _write_table, catch_up
 from tests.support.made import study, trial
 from tests.support.synthetic import Plan, write_study
@@ -167,6 +167,19 @@ class TestSources:
         folder = write_study(tmp_path / "mine", Plan(trials=4, epochs=2))
         assert main(["report", "--study", str(folder), "--open"]) == 0
         assert shown == [(folder / "report" / PAGE_FILE).as_uri()]
+
+    def test_it_goes_into_the_store_that_has_the_study_once_that_is_closed(self, tmp_path, monkeypatch):
+        brought: list[Path] = []
+        monkeypatch.setattr("analysis.into_mlflow.bring", brought.append)
+        closed = write_study(tmp_path / "closed", Plan(trials=4, epochs=2))
+        running = write_study(tmp_path / "running", Plan(trials=4, epochs=2, closed=None))
+        assert main(["report", "--study", str(closed)]) == 0
+        assert brought == []  # MLflow does not know it
+        for folder in (closed, running):
+            (folder / PROGRESS_FILE).write_text("{}")
+            assert main(["report", "--study", str(folder)]) == 0
+        assert main(["report", "--study", str(closed), "--out", str(tmp_path / "elsewhere")]) == 0
+        assert brought == [closed]
 
 
 class TestTheme:
