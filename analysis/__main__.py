@@ -10,7 +10,7 @@ from pathlib import Path
 from analysis import collate, compare, export, report
 from analysis.answer import answer_text
 from analysis.audit import audit_text
-from analysis.commands import exit_code
+from analysis.commands import OneLineParser, exit_code
 from analysis.into_mlflow import bring_made
 from analysis.load import STUDIES, find_study, load_study
 from analysis.mark import add_arguments, mark
@@ -27,7 +27,7 @@ PARTS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line; returns the command's exit code, 2 with one line for bad input."""
-    parser = argparse.ArgumentParser(prog="python -m analysis", description="tables, fronts and pictures of a study")
+    parser = OneLineParser(prog="python -m analysis", description="tables, fronts and pictures of a study")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     command = commands.add_parser("summary", help="print the table and the answer, write front.png and summary.csv")
     _of_study(command, lambda folder, arguments: summary(folder))

@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 from analysis.load import STUDIES, find_study, load_study
 from lowrank.errors import InputError
 from sweeps.records import StudyRecord
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """Says what is wrong with a command in one line, without the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        """End with exit code 2."""
+        self.exit(2, f"error: {message}; see --help\n")
 
 
 def add_source(parser: argparse.ArgumentParser) -> None:
@@ -45,10 +55,25 @@ def source_folder(arguments: argparse.Namespace) -> Path:
     return find_study(arguments.study, arguments.studies)
 
 
+def output_folder(folder: Path) -> Path:
+    """The folder that --out names, made if need be; raises InputError when nothing can be written there."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        usable = os.access(folder, os.W_OK)
+    except OSError:
+        usable = False
+    if not usable:
+        raise InputError(f"--out must be a folder that can be written, but got {folder}")
+    return folder
+
+
 def exit_code(run: Callable[[], int]) -> int:
-    """Run a command; bad input is one line and exit code 2."""
+    """Run a command; bad input is one line and exit code 2, a disk that takes no more one line and exit code 1."""
     try:
         return run()
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except OSError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1

@@ -15,7 +15,7 @@ from pathlib import Path
 if sys.path and Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from analysis.commands import add_source, exit_code, load_source, source_folder
+from analysis.commands import OneLineParser, add_source, exit_code, load_source, output_folder, source_folder
 from analysis.contents import contents
 from analysis.into_mlflow import bring_made
 from analysis.progress import steps
@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Write the report, say where it is, and bring it into the MLflow store that has the study; raises InputError."""
     study = load_source(arguments)
-    folder = arguments.out or source_folder(arguments) / REPORT_FOLDER
+    folder = output_folder(arguments.out or source_folder(arguments) / REPORT_FOLDER)
     page = write_report(study, folder)
     print(f"{page}: {len(study.trials):,} trials; pictures (PNG), tables (CSV) and points to train again beside it")
     if arguments.open:
@@ -65,7 +65,7 @@ def write_report(study: StudyRecord, folder: Path) -> Path:
 
 def main(argv: list[str] | None = None) -> int:
     """Command line; returns 0, or 2 with one line for bad input."""
-    parser = argparse.ArgumentParser(prog="python analysis/report.py", description=(__doc__ or "").partition("\n")[0])
+    parser = OneLineParser(prog="python analysis/report.py", description=(__doc__ or "").partition("\n")[0])
     add_arguments(parser)
     arguments = parser.parse_args(argv)
     return exit_code(lambda: run(arguments))
