@@ -13,13 +13,13 @@ from pathlib import Path
 from analysis import against, collate, compare, export, report
 from analysis.answer import answer_text
 from analysis.audit import audit_text
-from analysis.front import collect
+from analysis.commands import OneLineParser
+from analysis.into_mlflow import bring_made
 from analysis.load import STUDIES, find_study, load_study
 from analysis.mark import add_arguments, mark
-from analysis.plots import draw_front
-from analysis.tables import print_summary, write_csv
+from analysis.products import write_summary
+from analysis.tables import print_summary
 from lowrank.endings import exit_code
-from sweeps.records import FRONT_PICTURE, SUMMARY_TABLE
 
 PARTS = {
     "report": (report, "one HTML page that answers the study's question"),
@@ -31,7 +31,7 @@ PARTS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line; returns the command's exit code, 2 with one line for bad input."""
-    parser = argparse.ArgumentParser(prog="python -m analysis", description="tables, fronts and pictures of a study")
+    parser = OneLineParser(prog="python -m analysis", description="tables, fronts and pictures of a study")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     command = commands.add_parser("summary", help="print the table and the answer, write front.png and summary.csv")
     _of_study(command, lambda folder, arguments: summary(folder))
@@ -62,12 +62,8 @@ def summary(folder: Path) -> None:
     """Print the study's table and answer, and write its picture and CSV into its folder."""
     study = load_study(folder)
     print_summary(study, answer_text(study))
-    write_csv(study, folder / SUMMARY_TABLE)
-    written = [SUMMARY_TABLE]
-    if any(point.finished for point in collect(study)):
-        draw_front(study, folder / FRONT_PICTURE)
-        written.insert(0, FRONT_PICTURE)
-    print(f"\nwritten into {folder}: {', '.join(written)}")
+    print(f"\nwritten into {folder}: {', '.join(write_summary(study, folder))}")
+    bring_made(study, folder)
 
 
 if __name__ == "__main__":

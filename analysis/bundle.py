@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +28,7 @@ from lowrank.weights import ModelSpecification, load_model, save_model
 FACTORISED, MERGED = "factorised", "merged"
 INPUT, OUTPUT = "images", "logits"
 MOST_IMAGES = 4096  # in one batch of an exported program
+LARGEST_CONSTANT = 1024  # numbers in a constant that is computed when an ONNX file is written
 TOLERANCE = 1e-3  # of the largest logit: what rounding in another order of sums may do in float32
 
 Forward = Callable[[Tensor], Tensor]
@@ -132,6 +134,8 @@ def _as_program(model: nn.Module, specification: ModelSpecification, path: Path)
     batch = torch.export.Dim("batch", min=1, max=MOST_IMAGES)
     with _quiet(), torch.no_grad():
         program = torch.export.export(model, (_example(specification),), dynamic_shapes=({0: batch},))
+        for node in program.graph.nodes:
+            node.meta.pop("stack_trace", None)  # lines and folders of this machine
         torch.export.save(program, path)
         loaded: nn.Module = torch.export.load(path).module()
     return loaded
@@ -142,11 +146,28 @@ def _as_onnx(model: nn.Module, specification: ModelSpecification, path: Path) ->
     with _quiet(), torch.no_grad(), redirect_stdout(io.StringIO()):  # the exporter prints its progress
         program = torch.onnx.export(
             model, (_example(specification),), dynamo=True, dynamic_shapes=({0: batch},), input_names=[INPUT],
-            output_names=[OUTPUT], verbose=False,
+            output_names=[OUTPUT], verbose=False, optimize=False,
         )  # fmt: skip
-    assert program is not None
-    program.save(path, external_data=False)
+        assert program is not None
+        _simplify(program.model)
+        program.save(path, external_data=False)
     return onnx_forward(path)
+
+
+def _simplify(model: Any) -> None:
+    """Drop what no result depends on, and the traces of the export with this machine's folders.
+
+    Only small constants are computed beforehand: the exporter's own pass would multiply factors out, and store the
+    product; ONNX Runtime does that when it loads the file.
+    """
+    from onnxscript import optimizer
+
+    optimizer.optimize(model, output_size_limit=LARGEST_CONSTANT)
+    values = [*model.graph.inputs, *model.graph.initializers.values()]
+    for node in model.graph.all_nodes():
+        values += [node, *node.outputs]
+    for value in values:
+        value.metadata_props.clear()
 
 
 def onnx_forward(path: Path, threads: int | None = None) -> Forward:

@@ -1,15 +1,18 @@
 """`python analysis/collate.py STUDY STUDY ... --name all`: the records of several machines or stores as one study.
 
-Of a trial that several have, the longest-trained copy is kept; its counts are checked against its specification; the
-result is a study's folder (journal, tables, weights) that every other command reads. Exit code 1: a trial was left out.
+Of a trial that several have, the longest-trained copy is kept; its counts are checked against its specification, and
+what cannot be is said; the result is a study's folder (journal, tables, weights, models) that every other command
+reads. Exit code 1: a trial was left out.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import shutil
 import sys
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,16 +24,19 @@ if sys.path and Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
 
 import pyarrow.parquet as pq
 
+from analysis.commands import OneLineParser
 from analysis.load import STUDIES, find_study, is_study, load_study
 from analysis.progress import steps
-from analysis.recount import recount
+from analysis.recount import NotOnRecordError, recount
 from lowrank.endings import exit_code
 from lowrank.errors import InputError
+from lowrank.serving import IMAGES_FILE, MODEL_FILE
 from sweeps.journal import Journal
 from sweeps.records import (
     CHECKPOINT_FILE,
     EPOCHS_FILE,
     JOURNAL_FILE,
+    MODELS_FOLDER,
     RESULTS_FILE,
     TRIALS_FOLDER,
     Event,
@@ -58,6 +64,7 @@ class Collated:
     owners: dict[str, Source]
     copies: int  # further copies of trials that were kept once
     wrong: tuple[str, ...]  # trials left out because their counts are wrong, each in a line
+    unchecked: tuple[str, ...]  # how many trials of which study were taken in without a recount, and why
 
 
 def collate(sources: Sequence[Source], name: str) -> Collated:
@@ -70,9 +77,15 @@ def collate(sources: Sequence[Source], name: str) -> Collated:
     kept: dict[str, tuple[TrialRecord, Source]] = {}
     copies = 0
     wrong: list[str] = []
+    unchecked: Counter[tuple[str, str]] = Counter()
     for source in sources:
         for trial in source.study.trials.values():
-            if (fault := _fault(trial, source)) is not None:
+            try:
+                fault = _fault(trial, source)
+            except NotOnRecordError as missing:
+                fault = None
+                unchecked[source.label, str(missing)] += 1
+            if fault is not None:
                 wrong.append(fault)
                 continue
             copies += trial.trial_id in kept
@@ -83,7 +96,12 @@ def collate(sources: Sequence[Source], name: str) -> Collated:
         tags={key: value for source in reversed(sources) for key, value in source.study.tags.items()},
     )  # fmt: skip
     owners = {trial_id: source for trial_id, (_, source) in kept.items()}
-    return Collated(study=study, owners=owners, copies=copies, wrong=tuple(wrong))
+    lines = (f"{_trials(number)} of {label}: {why}" for (label, why), number in unchecked.items())
+    return Collated(study=study, owners=owners, copies=copies, wrong=tuple(wrong), unchecked=tuple(lines))
+
+
+def _trials(number: int) -> str:
+    return f"{number:,} trial{'s' * (number != 1)}"
 
 
 def _check_data(sources: Sequence[Source]) -> None:
@@ -98,25 +116,25 @@ def _check_data(sources: Sequence[Source]) -> None:
 
 
 def _fault(trial: TrialRecord, source: Source) -> str | None:
-    """Why a trial cannot be taken in: its counts are not those of its specification."""
-    if trial.status is Status.INFEASIBLE or not trial.specification:
+    """Why a trial cannot be taken in: its counts are not those of its specification. Raises NotOnRecordError."""
+    if trial.status is Status.INFEASIBLE:
         return None
     who = f"{trial.trial_id} of {source.label}"
     try:
         found = recount(trial, source.study.header.get("data", {}))
     except InputError as error:
         return f"{who}: its specification cannot be counted: {error}"
-    for name, count in (found or {}).items():
+    for name, count in found.items():
         if name in trial.counts and trial.counts[name] != count:
             return f"{who}: {trial.counts[name]:,} {name} on record, but its specification has {count:,}"
     return None
 
 
 def _longer(old: tuple[TrialRecord, Source] | None, new: tuple[TrialRecord, Source]) -> tuple[TrialRecord, Source]:
-    """The sound copy that trained longer, of equal ones the first completed; settings, notes and tags are joined."""
+    """The sound copy that trained longer, of equal ones one with weights; settings, notes and tags are joined."""
     if old is None:
         return new
-    chosen, other = sorted((old, new), key=lambda pair: _rank(pair[0]))
+    chosen, other = sorted((old, new), key=lambda pair: _rank(*pair))
     trial = replace(
         chosen[0], aliases=list(chosen[0].aliases), tags={**other[0].tags, **chosen[0].tags},
         notes=list(dict.fromkeys((*chosen[0].notes, *other[0].notes))),
@@ -129,10 +147,12 @@ def _longer(old: tuple[TrialRecord, Source] | None, new: tuple[TrialRecord, Sour
     return trial, chosen[1]
 
 
-def _rank(trial: TrialRecord) -> tuple[bool, bool, int, float]:
-    """Sound before broken, completed before cut short, longer before shorter, earlier before later."""
+def _rank(trial: TrialRecord, source: Source) -> tuple[bool, bool, int, bool, float]:
+    """Sound before broken, completed before cut short, longer before shorter, with its weights before without, earlier
+    before later."""
     ended = trial.finished_at if trial.finished_at is not None else float("inf")
-    return bool(trial.broken), trial.status is not Status.COMPLETED, -trial.last_epoch, ended
+    bare = not any(path.is_file() for path in _kept_files(trial.trial_id, source).values())
+    return bool(trial.broken), trial.status is not Status.COMPLETED, -trial.last_epoch, bare, ended
 
 
 def _header(sources: Sequence[Source], name: str) -> dict[str, Any]:
@@ -198,7 +218,7 @@ def write_study(found: Collated, folder: Path) -> None:
         pq.write_table(to_table(found.study), temporary / RESULTS_FILE)
         pq.write_table(epochs_to_table(found.study), temporary / EPOCHS_FILE)
         for trial_id, source in found.owners.items():
-            _copy_weights(trial_id, source, temporary)
+            _copy_kept(trial_id, source, temporary)
         temporary.rename(folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -218,14 +238,20 @@ def _write_journal(study: StudyRecord, path: Path) -> None:
     journal.close()
 
 
-def _copy_weights(trial_id: str, source: Source, folder: Path) -> None:
+def _kept_files(trial_id: str, source: Source) -> dict[Path, Path]:
+    """Where a trial's weights and its model, ready for use, lie within a study -> the same in the source's folder."""
     if source.folder is None:
-        return
-    weights = source.folder / TRIALS_FOLDER / trial_id / CHECKPOINT_FILE
-    if weights.is_file():
-        target = folder / TRIALS_FOLDER / trial_id
-        target.mkdir(parents=True)
-        shutil.copy2(weights, target / CHECKPOINT_FILE)
+        return {}
+    model = Path(MODELS_FOLDER, trial_id)
+    inside = [Path(TRIALS_FOLDER, trial_id, CHECKPOINT_FILE), model / MODEL_FILE, model / IMAGES_FILE]
+    return {path: source.folder / path for path in inside}
+
+
+def _copy_kept(trial_id: str, source: Source, folder: Path) -> None:
+    for inside, path in _kept_files(trial_id, source).items():
+        if path.is_file():
+            (folder / inside).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(path, folder / inside)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -275,17 +301,20 @@ def _sources(arguments: argparse.Namespace, step: Any) -> Iterable[Source]:
 
 def _lines(found: Collated, sources: Sequence[Source], folder: Path) -> list[str]:
     taken: Mapping[str, int] = {s.label: sum(o is s for o in found.owners.values()) for s in sources}
-    lines = [f"{label}: {count:,} trials kept" for label, count in taken.items()]
+    lines = [f"{label}: {_trials(count)} kept" for label, count in taken.items()]
     lines += [f"left out: {line}" for line in found.wrong]
+    lines += [f"not counted again: {line}" for line in found.unchecked]
     weights = len(list(folder.glob(f"{TRIALS_FOLDER}/*/{CHECKPOINT_FILE}")))
-    kept = f"{len(found.study.trials):,} trials, {weights:,} of them with weights"
+    models = len(list(folder.glob(f"{MODELS_FOLDER}/*/{MODEL_FILE}")))
+    kept = f"{_trials(len(found.study.trials))}, {weights:,} with weights, {models:,} with a model ready for use"
     lines.append(f"{folder}: {kept}; {found.copies:,} further copies dropped")
+    lines.append(f"into MLflow: python -m sweeps.tracking {shlex.quote(str(folder))}")
     return lines
 
 
 def main(argv: list[str] | None = None) -> int:
     """Command line; returns 0, 1 when a trial was left out, or 2 with one line for bad input."""
-    parser = argparse.ArgumentParser(prog="python analysis/collate.py", description=(__doc__ or "").partition("\n")[0])
+    parser = OneLineParser(prog="python analysis/collate.py", description=(__doc__ or "").partition("\n")[0])
     add_arguments(parser)
     arguments = parser.parse_args(argv)
     return exit_code(lambda: run(arguments))

@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 from analysis.load import STUDIES, find_study, load_study
 from analysis.progress import silent
+from lowrank.errors import InputError
 from sweeps.records import StudyRecord
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """Says what is wrong with a command in one line, without the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        """End with exit code 2."""
+        self.exit(2, f"error: {message}; see --help\n")
 
 
 def add_source(parser: argparse.ArgumentParser) -> None:
@@ -46,3 +57,15 @@ def source_folder(arguments: argparse.Namespace) -> Path:
     if arguments.tracking_uri:
         return Path(arguments.studies) / arguments.study
     return find_study(arguments.study, arguments.studies)
+
+
+def output_folder(folder: Path) -> Path:
+    """The folder that --out names, made if need be; raises InputError when nothing can be written there."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        usable = os.access(folder, os.W_OK)
+    except OSError:
+        usable = False
+    if not usable:
+        raise InputError(f"--out must be a folder that can be written, but got {folder}")
+    return folder

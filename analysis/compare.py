@@ -15,7 +15,7 @@ if sys.path and Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from analysis.charts import draw_fronts, draw_growth
-from analysis.commands import add_stores, load_named
+from analysis.commands import OneLineParser, add_stores, load_named, output_folder
 from analysis.differences import FieldDifference, TrialDifference, field_differences, trial_differences
 from analysis.front import FrontPoint, collect, front
 from analysis.hypervolume import Growth, Reference, chance_reference, growth
@@ -240,7 +240,7 @@ def run(arguments: argparse.Namespace) -> int:
         _tell_apart(studies, arguments.names)
         found = compare(studies, arguments.cost, reference)
         default = arguments.studies / FOLDER / "_".join(found.names).replace("/", "-")
-        page = write_comparison(found, arguments.out or default)
+        page = write_comparison(found, output_folder(arguments.out or default))
     print("\n".join([*found.sentences(), "", f"{page}: fronts, hypervolume and trials, pictures and tables beside it"]))
     if arguments.open:
         webbrowser.open(page.resolve().as_uri())
@@ -256,7 +256,7 @@ def _tell_apart(studies: Sequence[StudyRecord], given: Sequence[str]) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Command line; returns 0, or 2 with one line for bad input."""
-    parser = argparse.ArgumentParser(prog="python analysis/compare.py", description=(__doc__ or "").partition("\n")[0])
+    parser = OneLineParser(prog="python analysis/compare.py", description=(__doc__ or "").partition("\n")[0])
     add_arguments(parser)
     arguments = parser.parse_args(argv)
     return exit_code(lambda: run(arguments))

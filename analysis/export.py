@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 if sys.path and Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
+from analysis.commands import OneLineParser, output_folder
 from analysis.load import STUDIES, find_study, load_study
 from analysis.progress import steps
 from lowrank.endings import exit_code
@@ -66,7 +67,7 @@ def run(arguments: argparse.Namespace) -> int:
     data = trial_data(trial, arguments.data_dir)
     specification = specification_of(study, trial, data)
     network = trained_network(folder, point.trial_id, specification)
-    out = arguments.out or folder / FOLDER / point.trial_id
+    out = output_folder(arguments.out or folder / FOLDER / point.trial_id)
     proof = export(study, point, specification, network, data, out, arguments.threads)
     print("\n".join(_lines(point, proof, out)))
     return 0 if proof.equal else 1
@@ -95,7 +96,6 @@ def export(
     from analysis.latency import machine
     from analysis.model_card import Proof, model_card, today
 
-    folder.mkdir(parents=True, exist_ok=True)
     if threads:
         torch.set_num_threads(threads)
     images, probe = _probe(specification, data)
@@ -198,7 +198,7 @@ def _lines(point: FrontPoint, proof: Proof, folder: Path) -> list[str]:
 
 def main(argv: list[str] | None = None) -> int:
     """Command line; returns 0, 1 when a file does not give the same, or 2 with one line for bad input."""
-    parser = argparse.ArgumentParser(prog="python analysis/export.py", description=(__doc__ or "").partition("\n")[0])
+    parser = OneLineParser(prog="python analysis/export.py", description=(__doc__ or "").partition("\n")[0])
     add_arguments(parser)
     arguments = parser.parse_args(argv)
     return exit_code(lambda: run(arguments))

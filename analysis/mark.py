@@ -1,17 +1,17 @@
 """Remarks on single trials: a bad run is taken out of everything that is concluded, and nothing of it is deleted.
 
-A mark is one more line of the study's journal, and so can be taken back. Tables and MLflow follow at once; the sampler
-forgets the trial at the next `--resume`.
+A mark is one more line of the study's journal, and so can be taken back. What was made of the records (tables, front,
+report) and MLflow follow at once; the sampler forgets the trial at the next `--resume`.
 """
 
 from __future__ import annotations
 
 import argparse
-import subprocess
-import sys
 from pathlib import Path
 
-from analysis.load import find_trial
+from analysis.into_mlflow import bring, check_store
+from analysis.load import find_trial, load_study
+from analysis.products import make_again
 from lowrank.errors import InputError
 from sweeps.journal import BusyError, locked_journal, read_journal
 from sweeps.records import (
@@ -32,16 +32,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--undo", action="store_true", help="it is sound after all")
     parser.add_argument("--note", metavar="TEXT", help="a remark")
     parser.add_argument("--tag", action="append", default=[], metavar="K=V", help="a tag of your own")
+    parser.add_argument("--tracking-uri", metavar="URI", help="MLflow store to bring it into (default: the study's)")
 
 
 def mark(folder: Path, options: argparse.Namespace) -> None:
-    """Append what was asked to the journal and bring MLflow and the tables up to it; raises InputError."""
+    """Append what was asked to the journal and bring tables, pictures and MLflow up to it; raises InputError."""
     note, tags = check_note(options.note), parse_tags(options.tag)
     reason = _reason(options)
     if reason is None and not (options.undo or note or tags):
         raise InputError("mark needs one of --broken WHY, --undo, --note TEXT, --tag K=V")
     if not (folder / JOURNAL_FILE).is_file():
         raise InputError(f"a trial is marked in its study's journal, but {folder} has only tables")
+    check_store(folder, options.tracking_uri)
     try:
         with locked_journal(folder) as journal:
             trial = find_trial(fold(read_journal(journal.path)), options.trial)
@@ -53,7 +55,12 @@ def mark(folder: Path, options: argparse.Namespace) -> None:
                 journal.append(Event.NOTED, sync=True, trial=trial.trial_id, note=note, tags=tags)
     except BusyError as error:
         raise InputError(f"{error}; stop it with Ctrl-C, mark the trial, and go on with --resume") from error
-    _say(folder, trial, options, reason)
+    print(_said(trial, options, reason))
+    if reason is not None or options.undo:
+        made = make_again(load_study(folder), folder)
+        again = f"made again: {', '.join(made)}; " if made else ""
+        print(f"{again}the sampler learns of it at the next --resume")
+    bring(folder, options.tracking_uri)
 
 
 def _reason(options: argparse.Namespace) -> str | None:
@@ -66,14 +73,7 @@ def _reason(options: argparse.Namespace) -> str | None:
     return str(options.broken.strip())
 
 
-def _say(folder: Path, trial: TrialRecord, options: argparse.Namespace, reason: str | None) -> None:
+def _said(trial: TrialRecord, options: argparse.Namespace, reason: str | None) -> str:
     if reason is not None:
-        print(f"trial {trial.trial_id} ({trial.status}) counts for nothing from now on: {reason}")
-    elif options.undo:
-        print(f"trial {trial.trial_id} counts again")
-    else:
-        print(f"noted on trial {trial.trial_id}")
-    if reason is not None or options.undo:
-        print(f"tables and front: python -m analysis summary {folder}; the sampler learns of it at the next --resume")
-    print("bringing it into MLflow ...", flush=True)
-    subprocess.run([sys.executable, "-m", "sweeps.tracking", str(folder)], check=False)  # says itself what is missing
+        return f"trial {trial.trial_id} ({trial.status}) counts for nothing from now on: {reason}"
+    return f"trial {trial.trial_id} counts again" if options.undo else f"noted on trial {trial.trial_id}"

@@ -125,6 +125,7 @@ def _usage(specification: ModelSpecification, preparation: dict[str, Any]) -> st
         'network = load_model("factorised.safetensors")',
         'network = load_merged("merged.safetensors")',
         "",
+        "import onnxruntime",
         f'session = onnxruntime.InferenceSession("{MERGED}.onnx")  # or with ONNX Runtime, B from 1 to 4,096',
         'logits, = session.run(["logits"], {"images": images.numpy()})', "```",
     ]  # fmt: skip

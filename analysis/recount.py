@@ -6,27 +6,33 @@ from collections.abc import Mapping
 from typing import Any
 
 from lowrank.allocation import Sized
-from lowrank.errors import InputError
+from lowrank.errors import InputError, LowrankError
 from lowrank.layers import Dense, Separable
 from lowrank.networks import NetworkSettings
 from lowrank.plan import network_plan
 from sweeps.records import TrialRecord
 
 
-def recount(trial: TrialRecord, data: Mapping[str, Any]) -> dict[str, int] | None:
-    """The trial's counts by the records' names; `data` is the study header's section of that name.
+class NotOnRecordError(LowrankError):
+    """A record lacks what a recount needs, and so is neither right nor wrong; the text says what."""
 
-    None where the shape of the images or the number of classes is not known: older headers do not tell it, and only
-    published sets have one that everybody knows.
+
+def recount(trial: TrialRecord, data: Mapping[str, Any]) -> dict[str, int]:
+    """The trial's counts by the records' names; `data` is the study header's section of that name.
 
     Raises:
         InputError: the specification names what this version does not have.
+        NotOnRecordError: there is no specification, or the shape of the images or the number of classes is not known
+            (older headers and tables do not tell it, and only published sets have one that everybody knows).
     """
+    spec = trial.specification
+    if not spec:
+        raise NotOnRecordError("no specification on record")
     shape = _shape(trial, data)
     classes = data.get("classes") or _published(trial).get("classes")
-    spec = trial.specification
     if shape is None or not classes:
-        return None
+        what = "shape" if shape is None else "number of classes"
+        raise NotOnRecordError(f"the {what} of the images of {spec.get('data', {}).get('name')} is not on record")
     try:
         plan = network_plan(NetworkSettings(**spec["network"]), shape, int(classes))
         sized = plan.sized(spec["method"], spec.get("allocation"))

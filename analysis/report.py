@@ -18,17 +18,17 @@ if sys.path and Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from analysis.about import tracked
-from analysis.commands import add_source, load_source, source_folder
+from analysis.commands import OneLineParser, add_source, load_source, output_folder, source_folder
 from analysis.contents import contents
+from analysis.into_mlflow import bring_made
 from analysis.load import is_study
 from analysis.progress import silent, steps
 from analysis.sections import SECTIONS, new_page
 from lowrank.endings import exit_code
-from sweeps.records import StudyRecord
+from sweeps.records import REPORT_FOLDER, StudyRecord
 from sweeps.tables import write_tables
 
 PAGE_FILE = "report.html"
-FOLDER = "report"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,16 +39,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Write the report and say where it is; raises InputError."""
+    """Write the report, say where it is, and bring it into the MLflow store that has the study; raises InputError."""
     with steps("report", len(SECTIONS) + 3) as step:
         step("reading")
         study = load_source(arguments, step.detail)
         source = source_folder(arguments)
-        folder = arguments.out or source / FOLDER
+        folder = output_folder(arguments.out or source / REPORT_FOLDER)
         page = write_report(study, folder, source, arguments.tracking_uri, step)
     print(f"{page}: {len(study.trials):,} trials; pictures (PNG) and tables (CSV) beside it")
     if arguments.open:
         webbrowser.open(page.resolve().as_uri())
+    if not (arguments.out or arguments.tracking_uri):
+        bring_made(study, folder.parent)
     return 0
 
 
@@ -88,7 +90,7 @@ def _shown(folder: Path) -> Path:
 
 def main(argv: list[str] | None = None) -> int:
     """Command line; returns 0, or 2 with one line for bad input."""
-    parser = argparse.ArgumentParser(prog="python analysis/report.py", description=(__doc__ or "").partition("\n")[0])
+    parser = OneLineParser(prog="python analysis/report.py", description=(__doc__ or "").partition("\n")[0])
     add_arguments(parser)
     arguments = parser.parse_args(argv)
     return exit_code(lambda: run(arguments))

@@ -86,11 +86,16 @@ def connect(address: str | None, cpus: int | None = None) -> None:
 
 
 def _start_here(cpus: int | None) -> None:
-    """Start Ray on this machine; on a busy one its start may outlast the 30 s that Ray itself allows."""
+    """Start Ray on this machine; on a busy one its start may outlast the 30 s that Ray itself allows.
+
+    `local`, since Ray would otherwise join whatever cluster was started last on this machine, by anybody.
+    """
     for left in range(STARTS - 1, -1, -1):
         try:
-            # "local": without an address Ray would join a cluster that somebody else has started on this machine
-            ray.init("local", num_cpus=cpus, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+            ray.init(
+                address="local", num_cpus=cpus, include_dashboard=False, log_to_driver=False,
+                logging_level=logging.ERROR,
+            )  # fmt: skip
             return
         except Exception as error:  # Ray has no class of its own for this
             if "timed out during startup" not in str(error):

@@ -18,7 +18,7 @@ import yaml
 
 from lowrank.errors import InputError, unknown
 from sweeps.folders import new_folder, studies_root
-from sweeps.fronts import searched_points, mean_error
+from sweeps.fronts import mean_error, searched_points
 from sweeps.journal import read_journal
 from sweeps.records import JOURNAL_FILE, SPACE_FILE, Status, StudyRecord, TrialRecord, fold
 from sweeps.settings import parse_time

@@ -279,6 +279,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     elif arguments.follow:
         signal.signal(signal.SIGINT, lambda *_: stop.set())
     try:
+        if arguments.check:
+            _check_address(uri)
+            return 0
         if not arguments.follow and not (study_dir / JOURNAL_FILE).exists():
             raise InputError(f"a study folder must hold {JOURNAL_FILE}, but {study_dir} does not")
         _log_to(study_dir / LOG_FILE)
@@ -344,6 +347,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--tracking-uri", help="MLflow store (default: the study's own)")
     parser.add_argument("--follow", action="store_true", help="go on until the study is closed")
     parser.add_argument("--again", action="store_true", help="carry everything once more, also what was refused before")
+    parser.add_argument("--check", action="store_true", help="carry nothing; say whether the address can be one")
     parser.add_argument("--since", type=int, default=0, help=argparse.SUPPRESS)
     parser.add_argument("--parent", type=int, help=argparse.SUPPRESS)
     return parser

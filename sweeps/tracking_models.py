@@ -1,7 +1,8 @@
 """The front's models in MLflow's registry: plain data with a signature and an example, never a pickle.
 
 The registered model bears the study's name and has one version for each trial that was ever on its front; the aliases
-`best` and `best-under-N` (N parameters at most) stand at the best of today. Every step looks first at what is there.
+`best` and `best-under-N` (N parameters at most) stand at the best of today, never at a trial that was found to be
+broken, whose version and model say so in the tag `broken`. Every step looks first at what is there.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from sweeps.records import MODELS_FOLDER, StudyRecord, TrialRecord
 
 if TYPE_CHECKING:
     from mlflow.entities.logged_model import LoggedModel
+    from mlflow.entities.model_registry import ModelVersion
     from mlflow.tracking import MlflowClient
 
 LOADER = "lowrank.serving"
@@ -37,12 +39,15 @@ def register_front(
         return
     _make_model(client, study)
     versions = _versions(client, study.name)
-    for trial_id, (trial, folder) in kept.items():
-        if trial_id not in versions:
-            versions[trial_id] = _register(client, experiment, study.name, trial, folder, runs[trial_id])
-        for name, value in names.version_tags(trial).items():
-            client.set_model_version_tag(study.name, versions[trial_id], name, value)
-    _point_aliases(client, study, versions)
+    new = [trial_id for trial_id in kept if trial_id not in versions]
+    for trial_id in new:
+        _register(client, experiment, study.name, *kept[trial_id], runs[trial_id])
+    if new:
+        versions = _versions(client, study.name)
+    for trial_id, found in versions.items():
+        if trial_id in study.trials:
+            _tag(client, experiment, study.trials[trial_id], found)
+    _point_aliases(client, study, {trial_id: str(found.version) for trial_id, found in versions.items()})
 
 
 def _make_model(client: MlflowClient, study: StudyRecord) -> None:
@@ -56,14 +61,23 @@ def _make_model(client: MlflowClient, study: StudyRecord) -> None:
             raise
 
 
-def _versions(client: MlflowClient, name: str) -> dict[str, str]:
+def _versions(client: MlflowClient, name: str) -> dict[str, ModelVersion]:
     """Trial id -> the version that holds it."""
     found = client.search_model_versions(f"name = '{name}'", max_results=1000)
-    return {each.tags[names.TRIAL_TAG]: str(each.version) for each in found if names.TRIAL_TAG in each.tags}
+    return {each.tags[names.TRIAL_TAG]: each for each in found if names.TRIAL_TAG in each.tags}
 
 
-def _register(client: MlflowClient, experiment: str, name: str, trial: TrialRecord, folder: Path, run_id: str) -> str:
-    """Store the model under the trial's run and make a version of it; returns the version's number."""
+def _tag(client: MlflowClient, experiment: str, trial: TrialRecord, version: ModelVersion) -> None:
+    """Let a version, and the model behind it, say how the trial stands today, whether or not it is on the front."""
+    changed = {name: text for name, text in names.version_tags(trial).items() if version.tags.get(name) != text}
+    for model in _logged_models(client, experiment, trial) if changed else []:
+        client.set_logged_model_tags(model.model_id, changed)  # first: the version's tags tell what is left to do
+    for name, text in changed.items():
+        client.set_model_version_tag(version.name, str(version.version), name, text)
+
+
+def _register(client: MlflowClient, experiment: str, name: str, trial: TrialRecord, folder: Path, run_id: str) -> None:
+    """Store the model under the trial's run and make a version of it."""
     from mlflow.entities import LoggedModelOutput
 
     model = _logged_model(client, experiment, trial, run_id)
@@ -74,17 +88,20 @@ def _register(client: MlflowClient, experiment: str, name: str, trial: TrialReco
     outputs = client.get_run(run_id).outputs  # MLflow refuses to be told of the same one twice
     if model.model_id not in {each.model_id for each in (outputs.model_outputs if outputs else [])}:
         client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=trial.last_epoch)])
-    made = client.create_model_version(
+    client.create_model_version(
         name, model.artifact_location, run_id=run_id, tags=names.version_tags(trial), model_id=model.model_id,
         description=names.run_name(trial), await_creation_for=0,
     )  # fmt: skip
-    return str(made.version)
+
+
+def _logged_models(client: MlflowClient, experiment: str, trial: TrialRecord) -> list[LoggedModel]:
+    """The models of a trial; MLflow's own databases keep none of their ids with a version."""
+    return list(client.search_logged_models([experiment], f"tags.{names.TRIAL_TAG} = '{trial.trial_id}'"))
 
 
 def _logged_model(client: MlflowClient, experiment: str, trial: TrialRecord, run_id: str) -> LoggedModel:
     """The trial's model as MLflow knows it; one that an earlier, broken attempt has begun is gone on with."""
-    begun = client.search_logged_models([experiment], f"tags.{names.TRIAL_TAG} = '{trial.trial_id}'")
-    if begun:
+    if begun := _logged_models(client, experiment, trial):
         return begun[0]
     tags, params = names.version_tags(trial), names.run_params(trial)
     return client.create_logged_model(

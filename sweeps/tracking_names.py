@@ -167,7 +167,7 @@ def study_metrics(study: StudyRecord) -> dict[str, float]:
 
 
 def version_tags(trial: TrialRecord) -> dict[str, str]:
-    """Tags of a registered version: which trial it is, and how good."""
+    """Tags of a registered version: which trial it is, how good, and whether it counts."""
     named = {"params": trial.counts.get("params"), VAL_ERROR: trial.val_error, "test_error": trial.test_error}
     shown = {name: f"{value:g}" if isinstance(value, float) else str(value) for name, value in named.items()}
-    return {TRIAL_TAG: trial.trial_id, "setting": _setting(trial), **shown}
+    return {TRIAL_TAG: trial.trial_id, "setting": _setting(trial), BROKEN_TAG: trial.broken or SOUND, **shown}

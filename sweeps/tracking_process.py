@@ -112,12 +112,13 @@ def _check_port(uri: str, host: str, port: int) -> None:
 
 
 def last_tracking_uri(study_dir: Path) -> str:
-    """The store that the study is recorded into by its `space.yaml`; the study's own where that names none."""
+    """The store that the study is recorded into by its `space.yaml`; of a study without a question (a collated one) the
+    store that took it last; else the study's own."""
     try:
         content = yaml.safe_load((study_dir / SPACE_FILE).read_text())
         named = content["options"]["tracking_uri"]
-    except (OSError, yaml.YAMLError, LookupError, TypeError):  # a study of tests, or one whose question is lost
-        named = None
+    except (OSError, yaml.YAMLError, LookupError, TypeError):  # collated, or one whose question is lost
+        named = read_progress(study_dir).get("uri")
     return str(named) if named else default_tracking_uri(study_dir)
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 
@@ -10,8 +11,19 @@ from analysis.load import load_study
 from lowrank.checkpoints import save_tensors
 from lowrank.data import DataSettings, load_data
 from lowrank.errors import InputError
+from lowrank.serving import IMAGES_FILE, MODEL_FILE
 from sweeps.journal import Journal
-from sweeps.records import CHECKPOINT_FILE, JOURNAL_FILE, TRIALS_FOLDER, Event, Status, StudyRecord, TrialRecord, fold
+from sweeps.records import (
+    CHECKPOINT_FILE,
+    JOURNAL_FILE,
+    MODELS_FOLDER,
+    TRIALS_FOLDER,
+    Event,
+    Status,
+    StudyRecord,
+    TrialRecord,
+    fold,
+)
 from sweeps.space import read_space
 from sweeps.specification import Resolver
 from tests.support.synthetic import Plan, write_study
@@ -48,6 +60,10 @@ def write(folder, trained, epochs, *, counts=None, test_error=None):
                 journal.append(Event.TESTED, trial=each.trial_id, test_error=test_error)
             path = folder / TRIALS_FOLDER / each.trial_id / CHECKPOINT_FILE
             save_tensors(path, {}, {"from": folder.name})
+            model = folder / MODELS_FOLDER / each.trial_id
+            model.mkdir(parents=True)
+            for name in (MODEL_FILE, IMAGES_FILE):
+                (model / name).write_text(folder.name)
     journal.close()
     return folder
 
@@ -58,7 +74,10 @@ class TestCollate:
         write(tmp_path / "two", trained[:2], [2, 3], test_error=4.0)
         assert main(["collate", "one", "two", "--name", "all", "--studies", str(tmp_path)]) == 0
         said = capsys.readouterr().out
-        assert f"{tmp_path}/all: 3 trials, 2 of them with weights; 2 further copies dropped" in said
+        assert (
+            f"{tmp_path}/all: 3 trials, 2 with weights, 2 with a model ready for use; 2 further copies dropped" in said
+        )
+        assert "not counted again" not in said
         found = load_study(tmp_path / "all")
         first, second, third = (found.trials[each.trial_id] for each in trained)
         assert [len(each.epochs) for each in (first, second, third)] == [3, 3, 2]
@@ -71,6 +90,12 @@ class TestCollate:
         assert [entry["label"] for entry in found.header["strata"]] == ["of one", "of two"]
         weights = {path.parent.name for path in (tmp_path / "all").glob(f"{TRIALS_FOLDER}/*/{CHECKPOINT_FILE}")}
         assert weights == {trained[0].trial_id, trained[1].trial_id}
+        for each, source in ((trained[0], "one"), (trained[1], "two")):
+            model = tmp_path / "all" / MODELS_FOLDER / each.trial_id
+            assert {path.name: path.read_text() for path in model.iterdir()} == {
+                MODEL_FILE: source,
+                IMAGES_FILE: source,
+            }
         assert main(["report", "--study", "all", "--studies", str(tmp_path)]) == 0
         assert (
             main(["compare", "all", "one", "--studies", str(tmp_path), "--reference", "9e4,90", "--cost", "epochs"])
@@ -84,6 +109,29 @@ class TestCollate:
         expected = f"{trained[1].trial_id} of {tmp_path}/two: 5 params on record, but its specification has"
         assert expected in capsys.readouterr().out
         assert set(load_study(tmp_path / "all").trials) == {trained[0].trial_id}
+
+    def test_what_could_not_be_counted_again_is_said(self, tmp_path, trained, capsys):
+        write(tmp_path / "one", trained[:1], [3])
+        for name, text in (("two", '"name":"digits"'), ("three", '"specification":')):
+            folder = write(tmp_path / name, trained[1:], [3, 3])
+            lines = (folder / JOURNAL_FILE).read_text()
+            other = '"specification":{},"as":' if name == "three" else '"name":"folder:/mine"'
+            (folder / JOURNAL_FILE).write_text(lines.replace(text, other))
+        assert main(["collate", "one", "two", "three", "--name", "all", "--studies", str(tmp_path)]) == 0
+        said = capsys.readouterr().out.splitlines()
+        assert [line for line in said if line.startswith("not counted again")] == [
+            f"not counted again: 2 trials of {tmp_path}/two: the shape of the images of folder:/mine is not on record",
+            f"not counted again: 2 trials of {tmp_path}/three: no specification on record",
+        ]
+
+    def test_of_equal_copies_one_with_weights_is_kept(self, tmp_path, trained):
+        for name in ("one", "two"):
+            write(tmp_path / name, trained[:1], [3])
+        shutil.rmtree(tmp_path / "one" / TRIALS_FOLDER)
+        shutil.rmtree(tmp_path / "one" / MODELS_FOLDER)
+        assert main(["collate", "one", "two", "--name", "all", "--studies", str(tmp_path)]) == 0
+        assert load_study(tmp_path / "all").trials[trained[0].trial_id].attempts[0]["host"] == "two"
+        assert (tmp_path / "all" / TRIALS_FOLDER / trained[0].trial_id / CHECKPOINT_FILE).is_file()
 
     @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # SQLAlchemy's, from within MLflow
     def test_a_tracking_store_is_a_source(self, tmp_path, trained):

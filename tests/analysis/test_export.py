@@ -2,7 +2,10 @@ from __future__ import annotations
 
 import copy
 import json
+import math
+from pathlib import Path
 
+import onnx
 import pytest
 import torch
 
@@ -90,6 +93,25 @@ class TestExport:
             assert part in card
         assert proof["images"].endswith("validation images")
         assert proof["images"] in card
+
+    def test_the_cards_own_lines_run_as_they_stand(self, exported, monkeypatch):
+        _, out, _, _ = exported
+        monkeypatch.chdir(out)
+        lines = (out / "README.md").read_text().partition("```python\n")[2].partition("```")[0]
+        known = {"images": torch.randint(256, (3, 1, 8, 8), dtype=torch.uint8)}
+        exec(lines, known)
+        with torch.no_grad():
+            expected = load_model(out / "factorised.safetensors")(known["images"])
+        assert torch.allclose(torch.from_numpy(known["logits"]), expected, atol=1e-5)
+
+    def test_the_onnx_file_keeps_factors_and_no_traces_of_this_machine(self, exported):
+        _, out, _, _ = exported
+        model = onnx.load(out / "factorised.onnx")
+        factors = sum(tensor.numel() for tensor in load_model(out / "factorised.safetensors").state_dict().values())
+        kept = sum(math.prod(weight.dims) for weight in model.graph.initializer)
+        assert kept < 1.2 * factors
+        for path in out.glob("*.[op]*"):
+            assert str(Path(__file__).resolve().parents[2]).encode() not in path.read_bytes(), path
 
     def test_without_weights_nothing_is_written(self, exported, tmp_path, capsys):
         folder, *_ = exported

@@ -1,4 +1,4 @@
-"""`python -m analysis mark`: one line of the journal, followed by MLflow and the tables, and taken back as easily."""
+"""`python -m analysis mark`: a line of the journal; tables, pictures, report and MLflow follow, and back again."""
 
 from __future__ import annotations
 
@@ -8,10 +8,20 @@ import pytest
 from analysis.__main__ import main
 from analysis.front import collect, front
 from analysis.load import load_study
+from analysis.report import PAGE_FILE, write_report
 from analysis.tables import broken_text, endings
 from sweeps.fronts import front_trials
 from sweeps.journal import locked_journal
-from sweeps.records import JOURNAL_FILE, MLFLOW_FILE, RESULTS_FILE, Status
+from sweeps.records import (
+    ARTIFACTS_FOLDER,
+    FRONT_PICTURE,
+    JOURNAL_FILE,
+    MLFLOW_FILE,
+    REPORT_FOLDER,
+    RESULTS_FILE,
+    SUMMARY_TABLE,
+    Status,
+)
 from tests.support.mlflow_store import rows
 from tests.support.synthetic import Plan, write_study
 
@@ -23,9 +33,10 @@ def folder(tmp_path):
 
 @pytest.fixture
 def catch_ups(monkeypatch):
-    """The commands that would bring MLflow up to date, which takes seconds and is tested once."""
+    """The addresses of the stores that would be brought up to date, which takes seconds and is tested once."""
     said = []
-    monkeypatch.setattr("analysis.mark.subprocess.run", lambda command, **_: said.append(command))
+    monkeypatch.setattr("analysis.mark.check_store", lambda folder, uri: None)
+    monkeypatch.setattr("analysis.mark.bring", lambda folder, uri: said.append(uri))
     return said
 
 
@@ -46,14 +57,16 @@ def test_a_marked_trial_is_in_no_figure_and_still_on_record(folder, catch_ups, c
     completed = [trial for trial in study.trials.values() if trial.status is Status.COMPLETED]
     assert next(iter(endings(study))).count == len(completed) - 1
     assert f"trial {victim} (completed) counts for nothing from now on: wrong labels" in capsys.readouterr().out
-    assert [command[1:3] for command in catch_ups] == [["-m", "sweeps.tracking"]]
+    assert catch_ups == [None]
     assert main(["mark", str(folder), victim, "--undo"]) == 0
     assert best(folder) == victim
 
 
 def test_a_trial_may_be_named_by_the_beginning_of_its_id(folder, catch_ups):
     victim = best(folder)
-    assert main(["mark", str(folder), victim[:6], "--note", "odd curve", "--tag", "seen=yes"]) == 0
+    noted = ["--note", "odd curve", "--tag", "seen=yes", "--tracking-uri", "http://team:5000"]
+    assert main(["mark", str(folder), victim[:6], *noted]) == 0
+    assert catch_ups == ["http://team:5000"]
     found = load_study(folder).trials[victim]
     assert (found.notes, found.tags, found.broken) == (["odd curve"], {"seen": "yes"}, "")
 
@@ -90,18 +103,54 @@ def test_while_a_driver_runs_nothing_is_marked(folder, catch_ups, capsys):
     assert best(folder) == victim
 
 
-def test_mlflow_and_the_tables_follow_at_once(folder, capfd):
+def test_an_address_that_is_none_is_refused_before_anything_is_written(folder, capsys):
+    before = (folder / JOURNAL_FILE).read_bytes()
+    assert main(["mark", str(folder), best(folder), "--broken", "x", "--tracking-uri", "ftp://team"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: the tracking URI must be one of sqlite:///FILE, http://HOST:PORT")
+    assert said.count("\n") == 1
+    assert (folder / JOURNAL_FILE).read_bytes() == before
+
+
+def test_no_picture_stays_of_trials_that_count_no_more(tmp_path, catch_ups, capsys):
+    folder = write_study(tmp_path / "study", Plan(trials=1, epochs=2, references=False, infeasible=0, endings=False))
+    main(["summary", str(folder)])
+    assert (folder / FRONT_PICTURE).is_file()
+    assert main(["mark", str(folder), best(folder), "--broken", "x"]) == 0
+    assert not (folder / FRONT_PICTURE).exists()
+    assert "made again: summary.csv; the sampler learns of it" in capsys.readouterr().out
+
+
+def stored(folder) -> dict[str, bytes]:
+    """Content of the parent run's artifacts by path."""
+    (run,) = rows(folder / MLFLOW_FILE, "select run_uuid from tags where key = 'study_key'")
+    place = folder / ARTIFACTS_FOLDER / run[0] / "artifacts"
+    return {path.relative_to(place).as_posix(): path.read_bytes() for path in place.rglob("*") if path.is_file()}
+
+
+def test_mlflow_tables_pictures_and_report_follow_at_once(folder, capfd):
     victim = best(folder)
     query = f"""
         select t.key, t.value from tags t join tags i on i.run_uuid = t.run_uuid
         where i.key = 'trial_id' and i.value = '{victim}'
     """
+    main(["summary", str(folder)])
+    write_report(load_study(folder), folder / REPORT_FOLDER)
+    page = (folder / REPORT_FOLDER / PAGE_FILE).read_bytes()
+    made = ("report/report.html", "report/front.csv", "front.png", "summary.csv", "results.parquet")
     assert main(["mark", str(folder), victim, "--broken", "wrong labels"]) == 0
+    assert f"made again: {FRONT_PICTURE}, {SUMMARY_TABLE}, report/; " in capfd.readouterr().out
     assert dict(rows(folder / MLFLOW_FILE, query))["broken"] == "wrong labels"
     others = rows(folder / MLFLOW_FILE, "select count(*) from tags where key = 'broken' and value = 'no'")
     assert others == [(9,)]
     row = next(row for row in pq.read_table(folder / RESULTS_FILE).to_pylist() if row["trial_id"] == victim)
     assert row["broken"] == "wrong labels"
+    found = stored(folder)
+    assert {name: found[name] for name in made} == {name: (folder / name).read_bytes() for name in made}
+    assert victim not in found["report/front.csv"].decode()
     assert main(["mark", str(folder), victim, "--undo"]) == 0
     assert dict(rows(folder / MLFLOW_FILE, query))["broken"] == "no"
+    found = stored(folder)
+    assert found["report/report.html"] == page
+    assert victim in found["report/front.csv"].decode()
     assert "records are in sqlite:///" in capfd.readouterr().out

@@ -15,7 +15,7 @@ from analysis.__main__ import main
 from analysis.load import load_study
 from analysis.report import PAGE_FILE, write_report
 from analysis.theme import dark, themed, variables
-from sweeps.records import MLFLOW_FILE
+from sweeps.records import MLFLOW_FILE, PROGRESS_FILE
 from sweeps.tables import write_tables
 from sweeps.tracking import catch_up
 from tests.support.made import study, trial
@@ -149,6 +149,29 @@ class TestSources:
         assert len(said.splitlines()) == 1
         assert list(tmp_path.iterdir()) == []
 
+    @pytest.mark.parametrize(("arguments", "message"), [
+        (["export", "--study", "x", "--pick", "fastest"], "invalid choice: 'fastest' (choose from"),
+        (["export", "--study", "x", "--max-params", "many"], "invalid float value: 'many'"),
+        (["report"], "the following arguments are required: --study"),
+        (["mark", "x"], "the following arguments are required: trial"),
+    ])  # fmt: skip
+    def test_a_mistyped_command_is_one_line(self, arguments, message, capsys):
+        with pytest.raises(SystemExit, match="2"):
+            main(arguments)
+        said = capsys.readouterr().err
+        assert message in said
+        assert len(said.splitlines()) == 1
+
+    @pytest.mark.parametrize("command", [["report", "--study", "one"], ["compare", "one", "two"]])
+    def test_nothing_is_written_where_a_file_is(self, command, tmp_path, capsys):
+        for name in ("one", "two"):
+            write_study(tmp_path / name, Plan(name=name, trials=4, epochs=2))
+        (tmp_path / "file").write_text("mine")
+        assert main([*command, "--studies", str(tmp_path), "--out", str(tmp_path / "file")]) == 2
+        expected = f"error: --out must be a folder that can be written, but got {tmp_path}/file\n"
+        assert capsys.readouterr().err == expected
+        assert (tmp_path / "file").read_text() == "mine"
+
     @pytest.mark.parametrize("name", ["report", "compare", "export", "collate"])
     def test_each_runs_as_a_file_from_anywhere(self, name, tmp_path):
         bare = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
@@ -162,6 +185,20 @@ class TestSources:
         folder = write_study(tmp_path / "mine", Plan(trials=4, epochs=2))
         assert main(["report", "--study", str(folder), "--open"]) == 0
         assert shown == [(folder / "report" / PAGE_FILE).as_uri()]
+
+    def test_it_goes_into_the_store_that_has_the_study_once_that_is_closed(self, tmp_path, monkeypatch):
+        brought: list[Path] = []
+        monkeypatch.setattr("analysis.into_mlflow.bring", brought.append)
+        monkeypatch.setattr("analysis.report.write_report", lambda study, folder: folder / PAGE_FILE)
+        closed = write_study(tmp_path / "closed", Plan(trials=4, epochs=2))
+        running = write_study(tmp_path / "running", Plan(trials=4, epochs=2, closed=None))
+        assert main(["report", "--study", str(closed)]) == 0
+        assert brought == []  # MLflow does not know it
+        for folder in (closed, running):
+            (folder / PROGRESS_FILE).write_text("{}")
+            assert main(["report", "--study", str(folder)]) == 0
+        assert main(["report", "--study", str(closed), "--out", str(tmp_path / "elsewhere")]) == 0
+        assert brought == [closed]
 
 
 class TestTheme:

@@ -125,5 +125,5 @@ def start_ray() -> Callable[[], None]:
         TUNE_WARN_THRESHOLD_S="1000", RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS="0",
         MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT="true", MLFLOW_DISABLE_TELEMETRY="true", MLFLOW_LOGGING_LEVEL="ERROR",
     )  # fmt: skip
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     return ray.shutdown

@@ -2,13 +2,13 @@
 
     python -m tests.browser.mlflow_pages STUDY_DIR docs      (a study recorded into its own SQLite store)
 
-Each page is waited for until it shows what it is about, so a picture of an empty page cannot come out.
+Every page is reached by the clicks that the README names, and waited for until it shows what it is about, so a picture
+of an empty page cannot come out.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import re
 import shutil
@@ -20,17 +20,19 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 from tests.support.servers import LIGHT
 
 SECONDS = 120  # that a page or the server may take on a busy machine
-SIZE = {"width": 1280, "height": 640}
-COLUMNS = ("params", "test_error", "val_error", "method.dims", "method.name", "train.scaled_decay")
+SIZE, TALL = {"width": 1280, "height": 720}, {"width": 1280, "height": 1000}
+COLUMNS = ("params", "test_error", "val_error", "method.dims", "method.name")
+AXES = ("method.name", "method.dims", "params", "train.weight_decay")  # of the parallel coordinates, before val_error
+RULE, ORDER = "tags.role = 'search' and tags.broken = 'no'", "val_error"
+CURVES = "^val_error$|^val_loss|^train_error"  # a regular expression, as MLflow takes it
 DROPPED = ("Dataset", "Source", "Models")  # columns of the list that are shown unasked
 COMPARED = 8  # trials in the compare view
 CLOSE_ASSISTANT = """
@@ -86,22 +88,9 @@ class Pages:
     def __init__(self, page: Any, address: str, database: Path, folder: Path):
         self.page, self.address, self.folder = page, address, folder
         with closing(sqlite3.connect(database)) as store:
-            key = "select experiment_id, name from experiments where experiment_id != 0"
-            (self.experiment, self.name), *_ = store.execute(key).fetchall()
-            query = """
-                select r.run_uuid, r.name from runs r join tags t on t.run_uuid = r.run_uuid
-                where t.key = 'role' and t.value = 'search' and r.lifecycle_stage = 'active' order by r.start_time
-            """
+            ((self.name,),) = store.execute("select name from experiments where experiment_id != 0").fetchall()
             known = {name for (name,) in store.execute("select key from metrics union select key from params")}
-            self.columns = [name for name in COLUMNS if name in known]
-            self.runs: list[tuple[str, str]] = store.execute(query).fetchall()[:COMPARED]
-
-    def _open(self, path: str, *shown: str) -> None:
-        """Go to a page and wait until it shows all of `shown`."""
-        self.page.goto("about:blank")  # else only the part after # changes, and the old page may stay
-        self.page.goto(f"{self.address}/#/{path}")
-        for text in shown:
-            self.page.get_by_text(text).first.wait_for(timeout=1000 * SECONDS)
+            self.columns, self.axes = ([name for name in names if name in known] for names in (COLUMNS, AXES))
 
     def _keep(self, name: str) -> Path:
         self.page.wait_for_timeout(2500)  # charts move into place
@@ -109,53 +98,90 @@ class Pages:
         self.page.screenshot(path=path)
         return path
 
+    def _shows(self, *texts: str) -> None:
+        for text in texts:
+            self.page.get_by_text(text).first.wait_for()
+
+    def _link(self, name: str) -> None:
+        self.page.get_by_role("link", name=name, exact=True).first.click()
+
+    def _home(self) -> None:
+        self.page.goto("about:blank")  # else only the part after # changes, and the old page may stay
+        self.page.goto(self.address)
+        self.page.get_by_text("Model training", exact=True).first.click()
+
+    def open_list(self) -> None:
+        """Model training > Experiments > the study; the search's trials, best first."""
+        self._home()
+        self._link("Experiments")
+        self._link(self.name)
+        self._shows("matching runs")
+        self.page.locator("input[placeholder*=metrics]").fill(RULE)
+        self.page.keyboard.press("Enter")
+        for chosen in (f"sort-select-{ORDER}", "sort-select-asc"):
+            self.page.get_by_role("button", name="Sort: ").click()
+            self.page.get_by_test_id(chosen).click()
+            self.page.keyboard.press("Escape")
+        self._shows(f"Sort: {ORDER}", "matching runs")
+
     def run_list(self) -> Path:
-        """The trials of the search, best first, with sizes, errors and shapes as columns."""
-        rule = quote("tags.role = 'search' and tags.broken = 'no'")
-        order = f"orderByKey={quote('metrics.`val_error`')}&orderByAsc=true"
-        self._open(f"experiments/{self.experiment}/runs?searchFilter={rule}&{order}", "matching runs", self.runs[0][1])
+        """The trials of the search with sizes, errors and shapes as columns."""
+        self.open_list()
         self.page.get_by_role("button", name="Columns").click()
         search = self.page.get_by_placeholder("Search columns")
         for column in (*self.columns, *DROPPED):
             search.fill(column)
             entry = self.page.locator(".du-bois-light-tree-treenode").filter(has_text=re.compile(f"^{column}$"))
-            entry.locator(".du-bois-light-tree-checkbox").click()
+            box = entry.locator(".du-bois-light-tree-checkbox").first  # `params` is a parameter too, below
+            if ("tree-checkbox-checked" in box.get_attribute("class")) is (column in DROPPED):
+                box.click()
         self.page.keyboard.press("Escape")
         return self._keep("runs")
 
     def compare(self) -> list[Path]:
-        """Eight trials: parallel coordinates, and below them their parameters beside each other."""
-        runs = quote(json.dumps([run for run, _ in self.runs]))
-        experiments = quote(json.dumps([str(self.experiment)]))
-        self._open(f"compare-runs?runs={runs}&experiments={experiments}", "Parallel Coordinates Plot", "Run details")
-        chosen = self.page.locator(".du-bois-light-select-selection-item")
-        chosen.filter(has_text=re.compile("^params$")).locator(".du-bois-light-select-selection-item-remove").click()
-        self.page.get_by_role("combobox").nth(1).click()
-        self.page.keyboard.type("val_error")
-        self.page.keyboard.press("Enter")
-        self.page.keyboard.press("Escape")
+        """The eight best ticked: parallel coordinates, and below them the runs beside each other."""
+        for place in range(COMPARED):  # rows stand in the page's source in another order
+            self.page.locator(f'.ag-row[row-index="{place}"] .ag-selection-checkbox input').check(force=True)
+        self.page.get_by_role("button", name="Compare").click()
+        self._shows(f"Comparing {COMPARED} Runs", "Parallel Coordinates Plot", "Run details")
+        self.page.get_by_text("Clear All").click()
+        self._choose(0, self.axes)
+        self._choose(1, [ORDER])
+        self.page.get_by_role("heading", name="Comparing").click()
         pictures = [self._keep("parallel")]
-        for section in ("Visualizations", "Run details"):
-            self.page.get_by_text(section, exact=True).first.click()
+        self.page.set_viewport_size(TALL)
         for place in (0, 1):  # parameters, metrics
             self.page.get_by_role("switch").nth(place).click()
         top = "heading => heading.scrollIntoView({block: 'start'})"
-        self.page.get_by_text("Parameters", exact=True).first.evaluate(top)
-        return [*pictures, self._keep("compare")]
+        self.page.get_by_text("Run details", exact=True).first.evaluate(top)
+        pictures.append(self._keep("compare"))
+        self.page.set_viewport_size(SIZE)
+        return pictures
+
+    def _choose(self, box: int, names: Sequence[str]) -> None:
+        """Choose entries of one of the two boxes beside the parallel coordinates."""
+        self.page.get_by_role("combobox").nth(box).click()
+        for name in names:
+            self.page.keyboard.type(name)
+            self.page.locator(f'.du-bois-light-select-item-option[title="{name}"]').last.click()
+        self.page.keyboard.press("Escape")
 
     def chart(self) -> Path:
-        """Validation error over the epochs, in the list's own chart view."""
-        rule = quote("tags.role = 'search' and tags.broken = 'no'")
-        order = f"orderByKey={quote('metrics.`val_error`')}&orderByAsc=true"
-        path = f"experiments/{self.experiment}/runs?compareRunsMode=CHART&searchFilter={rule}&{order}"
-        self._open(path, "Model metrics", self.runs[0][1])
-        self.page.get_by_placeholder("Search metric charts").fill("val_error|^val_loss|^train_error")
+        """Errors over the epochs, in the list's own chart view."""
+        self.open_list()
+        self.page.locator("label:has(input[value=CHART])").click()
+        self.page.get_by_placeholder("Search metric charts").fill(CURVES)
         self.page.get_by_text("(3)", exact=True).wait_for()
         return self._keep("epochs")
 
     def models(self) -> Path:
-        """The registered model with its versions and aliases."""
-        self._open(f"models/{quote(self.name)}", "Versions", "best")
+        """Model training > Model registry > the study: its versions and aliases."""
+        self._home()
+        self._link("Model registry")
+        self.page.get_by_role("dialog").wait_for()  # on the first visit: what is new there
+        self.page.keyboard.press("Escape")
+        self._link(self.name)
+        self._shows("Versions", "best")
         for section in ("Description", "Tags"):
             self.page.get_by_text(section, exact=True).first.click()
         return self._keep("models")

@@ -93,8 +93,21 @@ def test_a_model_says_what_it_takes_and_loads_without_a_pickle(study, monkeypatc
     assert not [name for name in stored if name.endswith((".pkl", ".pickle", ".pt", ".pth", ".joblib", ".py"))]
 
 
+def version_of(folder, trial_id: str):
+    (found,) = client(folder).search_model_versions(f"name = 'tt_dims' and tag.trial_id = '{trial_id}'")
+    return found
+
+
+def model_of(folder, trial_id: str):
+    store = client(folder)
+    experiment = store.get_experiment_by_name("tt_dims").experiment_id
+    (found,) = store.search_logged_models([experiment], f"tags.trial_id = '{trial_id}'")
+    return found
+
+
 def test_an_alias_leaves_a_broken_trial_and_comes_back(study):
     best = expected(study)["best"]
+    number = version_of(study, best).version
     for broken in ("wrong labels", None):
         journal = Journal(study / JOURNAL_FILE)
         journal.append(Event.MARKED, trial=best, broken=broken)
@@ -104,4 +117,7 @@ def test_an_alias_leaves_a_broken_trial_and_comes_back(study):
         kept = {trial for trial in expected(study).values() if (study / MODELS_FOLDER / trial).is_dir()}
         assert set(aliases(study).values()) == kept
         assert (best in kept) == (broken is None)
+        version = version_of(study, best)
+        assert (version.version, version.tags["broken"]) == (number, broken or "no")
+        assert model_of(study, best).tags["broken"] == (broken or "no")
     assert aliases(study) == expected(study)
