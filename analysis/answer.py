@@ -117,10 +117,10 @@ class Answer:
     def _certainty(self) -> str:
         assert self.best is not None
         parts = [f"n = {self.best.seeds} seed{'s' * (self.best.seeds != 1)}"]
-        if self.best.spread is not None:
-            parts.append(f"standard deviation {self.best.spread:.2f} points")
         if self.best.lost:
             parts.append(self.best.lost)
+        if self.best.spread is not None:
+            parts.append(f"standard deviation {self.best.spread:.2f} points")
         if self.interval is not None:
             low, high = self.interval
             parts.append(
