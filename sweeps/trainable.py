@@ -11,6 +11,7 @@ import json
 import os
 import socket
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -41,9 +42,12 @@ CHECKPOINT_SECONDS = 30.0  # at most this much training (or an epoch, if longer)
 
 def make_trainer(
     specification: dict[str, Any], data: ImageData, device: str,
-    teach: Callable[[nn.Module], Teacher | None] = lambda student: None,
+    teach: Callable[[nn.Module], Teacher | None] = lambda student: None, say: Callable[[str], None] = warnings.warn,
 ) -> Trainer:  # fmt: skip
-    """The trainer that a specification describes, at its first epoch; `teach` finds the student's teacher."""
+    """The trainer that a specification describes, at its first epoch; `teach` finds the student's teacher.
+
+    `say` is told what the user should know.
+    """
     settings = NetworkSettings(**specification["network"])
     recipe = Recipe(**specification["train"])
     plan = network_plan(settings, data.image_shape, len(data.classes))
@@ -54,7 +58,7 @@ def make_trainer(
     return Trainer(
         network, data, recipe, views=ViewSettings(**specification["views"]), order_seed=seed,
         decay_ratio=plan.params(sized) / plan.params(make_method({"name": plan.base})), device=device,
-        teacher=teach(network), taps=section.get("student_taps", ()), view_slots=section.get("views"),
+        teacher=teach(network), taps=section.get("student_taps", ()), view_slots=section.get("views"), say=say,
     )  # fmt: skip
 
 
@@ -127,7 +131,7 @@ class TrialTrainable(tune.Trainable):
         def teach(student: nn.Module) -> Teacher | None:
             return make_teacher(specification, self.data, student, self.device, options, self.notices.append)
 
-        return make_trainer(specification, self.data, self.device, teach)
+        return make_trainer(specification, self.data, self.device, teach, self.notices.append)
 
     def _resources(self) -> tuple[float, float]:
         """CPUs and GPUs that Ray gave to this trial."""
