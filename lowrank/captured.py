@@ -1,5 +1,9 @@
 """Training steps on a GPU as replays of one recorded graph: no return to Python between kernels.
 
+Three engines: `plain` is the loop as it stands in lowrank.training; `captured` replays it; `compiled` does the same
+with the forward pass, the loss and their backward pass compiled (lowrank.trunk), around which the rebuild of weights
+and the optimizer stay as they are.
+
 A small student's eager step is bound by the launches of its kernels, not by the card. Here forward, backward and
 optimizer of one step are recorded once (a CUDA graph) on memory that stays, and replayed for every batch. What the
 step reads (images, labels, what a teacher says, the rate) is copied there first; what it says (losses, predictions) is
@@ -8,20 +12,44 @@ read from there afterwards.
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
 
 from lowrank.data import Batch
 from lowrank.distill import Signals
+from lowrank.divergence import random_state, set_random_state
 from lowrank.measures import TrainMeter
+from lowrank.objective import Forward
 from lowrank.optim import SHARE
+from lowrank.trunk import CompiledForward, NotCompilableError, compiling_alone
 
 if TYPE_CHECKING:
     from lowrank.training import Trainer
 
 WARM_UPS = 3  # steps before recording: lazily made buffers and the search for the fastest kernels must be over
+
+
+_SAID: set[str] = set()  # by this process
+
+
+def make_captured(trainer: Trainer, say: Callable[[str], None]) -> CapturedSteps | None:
+    """The steps of the engine that the trainer's recipe asks for; None for the plain loop.
+
+    On a CPU nothing is recorded. float16 skips steps, which no recorded step can; nor is recorded what several
+    processes do together.
+    """
+    on_gpu, engine = trainer.device.type == "cuda", trainer.recipe.engine
+    if engine == "auto":
+        engine = "captured" if on_gpu else "plain"
+    if engine == "plain" or trainer.scale is not None or trainer.ranks is not None:
+        return None
+    return CapturedSteps(trainer, record=on_gpu, compiled=engine == "compiled", say=say)
 
 
 class CapturedSteps:
@@ -30,8 +58,13 @@ class CapturedSteps:
     `record` False runs the very same step without a graph, which shows on a CPU that the two are one.
     """
 
-    def __init__(self, trainer: Trainer, *, record: bool = True):
-        self._trainer, self._record = trainer, record
+    def __init__(
+        self, trainer: Trainer, *, record: bool = True, compiled: bool = False,
+        say: Callable[[str], None] = warnings.warn,
+    ):  # fmt: skip
+        self._trainer, self._record, self._say = trainer, record, say
+        self._compiled = compiled
+        self._forward: Forward = trainer.objective
         self._graph: torch.cuda.CUDAGraph | None = None
         self._images = self._labels = torch.empty(0)
         self._signals: Signals | None = None
@@ -82,15 +115,41 @@ class CapturedSteps:
         for group, tensor in zip(groups, self._rates, strict=True):
             group["lr"] = tensor
         self._make_momentum()
-        if not self._record:
-            return
+        if self._compiled:
+            self._compile()
+        if self._record:
+            with self._undone():
+                self._record_step()
+
+    @contextmanager
+    def _undone(self) -> Iterator[None]:
+        """What steps within do to the trainer is taken back."""
+        device = self._trainer.device
         kept = [(tensor, tensor.clone()) for tensor in self._trainer.live_tensors()]
-        random = torch.cuda.get_rng_state(images.device)
-        self._record_step()
+        random = random_state(device)
+        yield
         with torch.no_grad():
             for tensor, before in kept:
                 tensor.copy_(before)
-        torch.cuda.set_rng_state(random, images.device)
+        set_random_state(random, device)
+
+    def _compile(self) -> None:
+        """Have the compiled forward pass ready; where there can be none, say why and go on with the plain one."""
+        trainer = self._trainer
+        dtype = None if trainer.dtype is None else (trainer.device.type, trainer.dtype)
+        objective = trainer.objective
+        try:
+            with compiling_alone(), self._undone():
+                taps = () if objective.taps is None else objective.taps.names
+                self._forward = CompiledForward(trainer.network, objective.loss, taps, dtype)
+                self._body()
+        except (NotCompilableError, TorchDynamoException, FailOnRecompileLimitHit) as error:
+            self._compiled, self._forward = False, objective
+            cause = getattr(error, "inner_exception", error)
+            reason = next(iter(str(cause).strip().splitlines()), type(cause).__name__)
+            if reason not in _SAID:
+                _SAID.add(reason)
+                self._say(f"training is not compiled, and so is slower: {reason}")
 
     def _make_momentum(self) -> None:
         """Momentum from zeros is momentum from the first gradient; a recorded step cannot tell first from later."""
@@ -117,6 +176,6 @@ class CapturedSteps:
         """One step from what lies in memory; the meter is of this step alone."""
         trainer = self._trainer
         self._meter.clear()
-        trainer.backward(0, self._images, self._labels, self._signals, self._meter)
+        trainer.backward(0, self._images, self._labels, self._signals, self._meter, self._forward)
         self._norms = trainer.gradient_meter.norms()
         trainer.apply_gradients()

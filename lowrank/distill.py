@@ -56,7 +56,7 @@ class Taps(Hooked):
     """Attention maps of named modules, collected while the network runs inside `with`."""
 
     def __init__(self, network: nn.Module, names: Sequence[str]):
-        modules = dict(network.named_modules())
+        modules, self.names = dict(network.named_modules()), tuple(names)
         for name in names:
             if name not in modules:
                 raise unknown("tap", name, [known for known in modules if known])

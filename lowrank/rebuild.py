@@ -40,13 +40,14 @@ def checkpoint_rebuild(network: nn.Module, on: bool = True) -> nn.Module:
 class Rebuild:
     """Rebuilds the weights of a network's structured maps together; made once for a network on its device.
 
-    Left to themselves are maps that never form their weight and those that checkpoint their rebuild. A CUDA graph
-    may be recorded after one run outside of it, which puts the tables of the filling on the device.
+    Left to themselves are maps that never form their weight and those that checkpoint their rebuild; with `every`
+    all maps form it. A CUDA graph may be recorded after one run outside of it, which puts the tables of the filling
+    on the device.
     """
 
-    def __init__(self, network: nn.Module):
+    def __init__(self, network: nn.Module, *, every: bool = False):
         maps = (module for module in network.modules() if isinstance(module, FactoredMap))
-        self.maps = tuple(each for each in maps if _is_rebuilt(each))
+        self.maps = tuple(each for each in maps if every or _is_rebuilt(each))
         stacks: dict[object, list[int]] = {}
         for place, each in enumerate(self.maps):
             factor = each.factors()[0]

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Decay = Literal["plain", "scaled", "frobenius"]
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
+Engine = Literal["auto", "compiled", "captured", "plain"]
 
 # Fields that do nothing at their default, which must therefore never change
 _OPTIONAL = frozenset(
@@ -56,6 +57,7 @@ class Recipe(BaseModel):
     accumulate: int = Field(default=1, ge=1)  # micro-batches that a batch is cut into, one after the other
     rebuild_checkpoint: bool = False  # rebuild weights again in the backward pass: less memory, same numbers
     precision: Precision = "auto"  # auto: bfloat16 on a GPU, float32 on a CPU
+    engine: Engine = "auto"  # how steps are run (lowrank.captured); auto: captured on a GPU, plain on a CPU
     shift: int | None = Field(default=None, ge=0)  # pixels; None: the data set's own
     flip: bool | None = None
     cutout: int | None = Field(default=None, ge=0)  # side in pixels
@@ -78,7 +80,7 @@ class Recipe(BaseModel):
         does nothing: a recipe that gains an optional field keeps its identity. So are the fields of views, which a
         specification names by themselves, with what the data set adds to them.
         """
-        idle = {"rebuild_checkpoint", "scaled_decay", "shift", "flip", "cutout"}
+        idle = {"rebuild_checkpoint", "engine", "scaled_decay", "shift", "flip", "cutout"}
         idle |= set() if self.schedule == "step" else {"milestones", "gamma"}
         idle |= set() if self.kd_weight > 0 else {"kd_temperature"}
         return {

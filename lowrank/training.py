@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
@@ -18,13 +19,13 @@ import torch
 from torch import Tensor, nn
 
 from lowrank.averaging import Average
-from lowrank.captured import CapturedSteps
+from lowrank.captured import make_captured
 from lowrank.data import WHOLE, Batch, ImageData, ViewSettings, eval_batches, steps_per_epoch, train_batches
 from lowrank.decay import add_frobenius_gradient, penalised_maps
 from lowrank.distill import Signals, Teacher
 from lowrank.divergence import LOOK_EVERY, DivergedError, Guard, Watch
 from lowrank.measures import EvalMeter, GradientMeter, TrainMeter, begin_memory, machine
-from lowrank.objective import Objective
+from lowrank.objective import Forward, Objective
 from lowrank.optim import SHARE, check_network, freeze, make_optimizer, set_rate
 from lowrank.precision import LossScale, autocast, working_dtype
 from lowrank.ranks import Ranks, unsynchronised
@@ -41,8 +42,8 @@ class Trainer:
     def __init__(
         self, network: nn.Module, data: ImageData, recipe: Recipe, *, views: ViewSettings, order_seed: int,
         decay_ratio: float = 1.0, device: torch.device | str = "cpu", teacher: Teacher | None = None,
-        taps: Sequence[str] = (), view_slots: int | None = None, capture: bool | None = None,
-        ranks: Ranks | None = None,
+        taps: Sequence[str] = (), view_slots: int | None = None, ranks: Ranks | None = None,
+        say: Callable[[str], None] = warnings.warn,
     ):  # fmt: skip
         """`network` is moved to `device` and trained in place.
 
@@ -56,10 +57,10 @@ class Trainer:
             device: where.
             teacher: asked about every batch where the recipe gives it a weight.
             taps: modules whose attention is compared with the teacher's, in its order; the ends of the stages.
-            capture: run steps as replays of one recorded graph (lowrank.captured); None: on a GPU, by one process.
             view_slots: views repeat after so many epochs (the views that a cache holds); None: never.
             ranks: this process's place among those that train the network together; every one of them must call the
                 same methods in the same order.
+            say: is told what the user should know.
 
         Raises InputError when recipe, network and teacher do not fit.
         """
@@ -92,14 +93,7 @@ class Trainer:
         self.step_losses: Tensor = torch.zeros(0)  # of the last epoch's steps
         self.gradient_meter = GradientMeter(network, self.steps)
         self._guard = Guard(self)
-        self.captured = self._make_captured(capture)
-
-    def _make_captured(self, capture: bool | None) -> CapturedSteps | None:
-        """float16 skips steps and is not recorded, nor is what several processes do together."""
-        wanted = self.device.type == "cuda" if capture is None else capture
-        if not wanted or self.scale is not None or self.ranks is not None:
-            return None
-        return CapturedSteps(self, record=self.device.type == "cuda")
+        self.captured = make_captured(self, say)
 
     def train_epoch(self) -> dict[str, float]:
         """One epoch of training and one evaluation; returns metrics named as in the records (lowrank.measures).
@@ -179,8 +173,12 @@ class Trainer:
         images, labels, indices = batch
         self.backward(step, images, labels, self.objective.ask(images, indices, self.slot), meter)
 
-    def backward(self, step: int, images: Tensor, labels: Tensor, signals: Signals | None, meter: TrainMeter) -> None:
-        """Likewise, of a batch about which the teacher has been asked."""
+    def backward(
+        self, step: int, images: Tensor, labels: Tensor, signals: Signals | None, meter: TrainMeter,
+        forward: Forward | None = None,
+    ) -> None:  # fmt: skip
+        """Likewise, of a batch about which the teacher has been asked; `forward` is another form of the objective."""
+        forward = forward or self.objective
         self.optimizer.zero_grad(set_to_none=True)
         parts, count = self.recipe.accumulate, len(labels)
         said = [None] * parts if signals is None else signals.chunk(parts)
@@ -188,7 +186,7 @@ class Trainer:
         for done, (images_part, labels_part, signals_part) in enumerate(cut, start=1):
             share = len(labels_part) / count
             with unsynchronised(self.objective.network, done < parts):
-                logits, loss, losses = self.objective(images_part, labels_part, signals_part, self._autocast)
+                logits, loss, losses = forward(images_part, labels_part, signals_part, self._autocast)
                 whole = loss if parts == 1 else loss * share
                 (whole if self.scale is None else self.scale.scaled(whole)).backward()
             meter.add(step, share, logits.detach(), labels_part, loss.detach(), [part.detach() for part in losses])

@@ -11,6 +11,7 @@ import json
 import os
 import socket
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -53,15 +54,19 @@ CHECKPOINT_SECONDS = 30.0  # at most this much training (or an epoch, if longer)
 def make_trainer(
     specification: dict[str, Any], data: ImageData, device: str,
     teach: Callable[[nn.Module], Teacher | None] = lambda student: None, ranks: Ranks | None = None,
+    say: Callable[[str], None] = warnings.warn,
 ) -> Trainer:  # fmt: skip
-    """The trainer that a specification describes, at its first epoch; `teach` finds the student's teacher."""
+    """The trainer that a specification describes, at its first epoch; `teach` finds the student's teacher.
+
+    `say` is told what the user should know.
+    """
     recipe = Recipe(**specification["train"])
     network, decay_ratio = make_student(specification, data)
     section = specification.get("teacher") or {}
     return Trainer(
         network, data, recipe, views=ViewSettings(**specification["views"]), order_seed=int(specification["seed"]),
         decay_ratio=decay_ratio, device=device, teacher=teach(network), taps=section.get("student_taps", ()),
-        view_slots=section.get("views"), ranks=ranks,
+        view_slots=section.get("views"), ranks=ranks, say=say,
     )  # fmt: skip
 
 
@@ -157,7 +162,7 @@ class TrialTrainable(tune.Trainable):
         def teach(student: nn.Module) -> Teacher | None:
             return make_teacher(specification, self.data, student, self.device, options, self.notices.append)
 
-        return make_trainer(specification, self.data, self.device, teach)
+        return make_trainer(specification, self.data, self.device, teach, say=self.notices.append)
 
     def _make_team(self, processes: int, cache: dict[str, Any]) -> Team:
         """The last trial's team, where it is still there."""

@@ -33,21 +33,22 @@ def data() -> ImageData:
     return load_data(DataSettings(train_images=200))
 
 
-def trainer(data: ImageData, capture: bool, **fields: object) -> Trainer:
+def trainer(data: ImageData, engine: str, **fields: object) -> Trainer:
     plan = network_plan(SMALL, data.image_shape, 10)
     method = solve(plan, TensorTrain(dims=3), Budget(params=4500))
     network = build_student(SMALL, plan, method, data.image_shape, 10, 0)
     torch.manual_seed(1)
     wise = make_network(SMALL, data.image_shape, 10).to(DEVICE)
+    recipe = Recipe(epochs=3, batch_size=32, engine=engine, **{"lr": 0.1, **fields})
     return Trainer(
-        network, data, Recipe(epochs=3, batch_size=32, lr=0.1, **fields), views=default_views("digits"), order_seed=0,
-        device=DEVICE, teacher=LiveTeacher(wise, default_taps(wise)), capture=capture,
+        network, data, recipe, views=default_views("digits"), order_seed=0, device=DEVICE,
+        teacher=LiveTeacher(wise, default_taps(wise)),
     )  # fmt: skip
 
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recorded_step_trains_as_the_plain_one(data, name):
-    plain, recorded = trainer(data, False, **RECIPES[name]), trainer(data, True, **RECIPES[name])
+    plain, recorded = trainer(data, "plain", **RECIPES[name]), trainer(data, "captured", **RECIPES[name])
     for _ in range(2):
         one, other = plain.train_epoch(), recorded.train_epoch()
         timeless = [key for key in one if not key.endswith(("seconds", "_second", "_mb", "utilisation"))]
@@ -60,7 +61,7 @@ def test_a_recorded_step_trains_as_the_plain_one(data, name):
 
 
 def test_a_resumed_recorded_run_is_the_undisturbed_one(data):
-    whole, cut, resumed = (trainer(data, True, ema_decay=0.9) for _ in range(3))
+    whole, cut, resumed = (trainer(data, "captured", ema_decay=0.9) for _ in range(3))
     for _ in range(2):
         whole.train_epoch()
     cut.train_epoch()

@@ -1,0 +1,1 @@
+"""Kernels for what a GPU's libraries are slow at."""
