@@ -278,6 +278,8 @@ def run(arguments: argparse.Namespace) -> int:
         raise InputError(f"collating needs two studies or more, but got {total}")
     with steps("collate", total + 2) as step:
         sources = list(_sources(arguments, step))
+        if len({source.label for source in sources}) < total:
+            raise InputError("each study must be named once; two of one name are told apart by their folders")
         step("counts")
         found = collate(sources, arguments.name)
         step("writing")

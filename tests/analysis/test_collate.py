@@ -154,6 +154,12 @@ class TestCollate:
         with pytest.raises(InputError, match=r"must share data and split, but got one \(digits, f00d\); two"):
             collate(sources, "all")
 
+    def test_a_study_does_not_join_itself(self, tmp_path, capsys):
+        write_study(tmp_path / "one", Plan(name="one", trials=2, epochs=2))
+        assert main(["collate", "one", "one", "--name", "all", "--studies", str(tmp_path)]) == 2
+        assert "each study must be named once" in capsys.readouterr().err
+        assert not (tmp_path / "all").exists()
+
     def test_a_folder_that_is_there_is_not_touched(self, tmp_path, capsys):
         for name in ("one", "two"):
             write_study(tmp_path / name, Plan(name=name, trials=2, epochs=2))

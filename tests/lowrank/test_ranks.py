@@ -126,8 +126,8 @@ def test_all_see_a_divergence_at_the_same_step(runs):
 
 def on_cards(ranks: Ranks | None, precision: str) -> list[float]:
     device = f"cuda:{ranks.index}" if ranks else "cuda:0"
-    recipe = small_recipe(**FIRST, precision=precision)
-    run = small_trainer(recipe, method=tensor_train(), decay_ratio=0.1, ranks=ranks, device=device, capture=False)
+    recipe = small_recipe(**FIRST, precision=precision, engine="plain")
+    run = small_trainer(recipe, method=tensor_train(), decay_ratio=0.1, ranks=ranks, device=device)
     found = run.train_epoch()
     return [*run.step_losses.tolist(), found["val_loss"]]
 
