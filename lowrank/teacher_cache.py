@@ -234,7 +234,9 @@ def _kept_map(attention: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 class CachedTeacher:
-    """Reads a cache; where a slot cannot be read, the live teacher is asked for that epoch, and `report` is told.
+    """Reads a cache; a slot that has been damaged since is made again, so that what is said stays the same to the bit.
+
+    Where that fails too, the live teacher is asked for that epoch, and `report` is told.
 
     On a CPU a batch is read from the memory map, row by row; an accelerator is given whole slots, so that a step costs
     it a gather only.
@@ -242,9 +244,10 @@ class CachedTeacher:
 
     def __init__(
         self, cache: TeacherCache, data: ImageData, live: Callable[[], Teacher], *,
-        device: torch.device | str = "cpu", report: Report = print,
+        device: torch.device | str = "cpu", report: Report = print, mend: Callable[[], bool] = lambda: False,
     ):  # fmt: skip
-        self._cache, self._live, self._report = cache, live, report
+        """`mend` makes the cache whole, and says whether it could."""
+        self._cache, self._live, self._report, self._mend = cache, live, report, mend
         self._device = torch.device(device)
         indices = data.train.indices
         rows = torch.zeros(int(indices.max()) + 1, dtype=torch.int64)
@@ -274,7 +277,7 @@ class CachedTeacher:
             return
         self._arrays = None
         try:
-            arrays = self._cache.read(slot)
+            arrays = self._read(slot)
         except (DamagedSlotError, OSError) as error:
             self._report(f"the live teacher is asked about view {slot}: {error}")
             return
@@ -284,6 +287,14 @@ class CachedTeacher:
         while self._resident and (len(self._resident) + 1) * self._cache.layout.bytes > RESIDENT:
             self._resident.pop(next(iter(self._resident)))
         self._resident[slot] = [torch.from_numpy(array.copy()).to(self._device) for array in arrays]
+
+    def _read(self, slot: int) -> list[Array]:
+        try:
+            return self._cache.read(slot)
+        except (DamagedSlotError, OSError):
+            if not self._mend():
+                raise
+            return self._cache.read(slot)
 
 
 def kept_sizes(teacher: Sequence[tuple[int, int]], student: Sequence[tuple[int, int]]) -> Sizes:

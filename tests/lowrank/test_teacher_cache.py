@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -208,6 +209,16 @@ def test_damage_during_training_falls_back_to_the_live_teacher(cache: TeacherCac
     assert len(told) == 1
     assert told[0].startswith("the live teacher is asked about view 1: ")
     assert found == pytest.approx(losses(data, live()), rel=1e-3)
+
+
+def test_damage_during_training_is_mended_and_changes_no_bit(cache: TeacherCache, data: ImageData) -> None:
+    prepare(cache, build(data), 2, report=lambda line: None)
+    undisturbed = losses(data, CachedTeacher(cache, data, never))
+    damage(cache.path(1), "cut short")
+    told: list[str] = []
+    mend = partial(prepare, cache, build(data), 2, report=told.append)
+    assert losses(data, CachedTeacher(cache, data, never, mend=mend)) == undisturbed
+    assert told[0] == "slots 1 of the teacher cache are damaged and are made again"
 
 
 def test_too_little_disk_is_said_before_anything_is_built(
