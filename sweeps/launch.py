@@ -19,9 +19,13 @@ from ray.tune import Callback
 from ray.tune.experiment import Trial as RayTrial
 from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
+from ray.tune.stopper import Stopper
 
 from lowrank.errors import InputError
 from sweeps.ahead import Ahead
+from sweeps.attempts import Attempts
+from sweeps.clock import steady
+from sweeps.head import HeadWatch
 from sweeps.interrupt import check
 from sweeps.journal import FullDiskError, tells_of_full_disk
 from sweeps.records import TERMINAL, TRIALS_FOLDER, Status
@@ -128,12 +132,14 @@ class _TuneSearcher(_Unpickled, Searcher):
         check()
         trial = self._ahead.next(wait=not self._search.is_running())
         if trial is None:
-            return Searcher.FINISHED if self._search.is_exhausted() else None
+            # Not before the last end: a trial whose process is lost is handed out once more
+            return Searcher.FINISHED if self._search.is_over() else None
         return {
             "trial_id": trial.trial_id, "role": str(trial.role), "stratum": trial.stratum,
             "specification": trial.specification, "study_dir": str(self._launch.study_dir),
             "data_dir": str(self._launch.data_dir) if self._launch.data_dir else None,
             "cache": self._launch.cache.to_config(), "relay": self._relay,
+            "checkpoint_seconds": self._search.space.resources.checkpoint_seconds,
         }  # fmt: skip
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
@@ -152,6 +158,7 @@ class _Recorder(_Unpickled, Callback):
     def __init__(self, search: Search, scheduler: FIFOScheduler, launch: Launch):
         self._search, self._launch = search, launch
         self._stopped: dict[str, str] = getattr(scheduler, "stopped", {})
+        self._attempts = Attempts()
 
     def on_trial_result(
         self, iteration: int, trials: list[RayTrial], trial: RayTrial, result: dict[str, Any], **info: Any
@@ -174,6 +181,7 @@ class _Recorder(_Unpickled, Callback):
     def _write_missing(self, trial_id: str, epoch: int, metrics: dict[str, float]) -> None:
         if epoch not in self._search.record.trials[trial_id].epochs:
             self._search.write_epoch(trial_id, epoch, metrics)
+            self._attempts.advanced(trial_id)
 
     def on_trial_complete(self, iteration: int, trials: list[RayTrial], trial: RayTrial, **info: Any) -> None:
         """Without an outcome of its own and without a stop by the scheduler it was interrupted: no end is recorded."""
@@ -186,14 +194,31 @@ class _Recorder(_Unpickled, Callback):
         error = trial.get_error()
         if tells_of_full_disk(error):  # not the trial's fault: it goes on where it is, once there is room
             raise FullDiskError(self._search.journal.path)
+        trial_id = trial.config["trial_id"]
+        if self._attempts.may_go_on(trial_id, error):
+            self._search.take_back(trial_id)
+            return
         lines = str(error).strip().splitlines() or [type(error).__name__]
-        self._finish(trial.config["trial_id"], Status.FAILED, lines[-1].strip()[:500])
+        self._finish(trial_id, Status.FAILED, lines[-1].strip()[:500])
         self._launch.on_change()
 
     def _finish(self, trial_id: str, status: Status, reason: str) -> None:
         if self._search.record.trials[trial_id].status in TERMINAL:
             return
         self._search.finish(trial_id, status, reason)
+
+
+class _TimeLimit(Stopper):
+    """Ends the experiment after so many seconds; Tune's own limit believes the system's clock, which may jump."""
+
+    def __init__(self, seconds: float):
+        self._end = steady() + seconds
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        return False
+
+    def stop_all(self) -> bool:
+        return steady() >= self._end
 
 
 def run(search: Search, launch: Launch) -> None:
@@ -205,22 +230,24 @@ def run(search: Search, launch: Launch) -> None:
     # As many proposals lie ready as there are slots: Tune's default of one would start the first wave one by one
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(launch.share.concurrent)
     ahead = Ahead(search, launch.share.concurrent)
+    head = HeadWatch(ray.get_runtime_context().gcs_address, launch.study_dir.name)
     tuner = tune.Tuner(
         tune.with_resources(TrialTrainable, resources),
         tune_config=tune.TuneConfig(
             search_alg=_TuneSearcher(search, launch, ahead), scheduler=scheduler, num_samples=-1, reuse_actors=True,
-            time_budget_s=launch.seconds, max_concurrent_trials=launch.most,
+            max_concurrent_trials=launch.most,
             trial_dirname_creator=lambda trial: str(trial.config["trial_id"]),
         ),
         run_config=tune.RunConfig(
             storage_path=str(launch.study_dir / RAY_FOLDER), name="experiment", verbose=0,
-            callbacks=[_Recorder(search, scheduler, launch)], failure_config=tune.FailureConfig(max_failures=1),
+            callbacks=[_Recorder(search, scheduler, launch)],
+            stop=None if launch.seconds is None else _TimeLimit(launch.seconds),
         ),
     )  # fmt: skip
     handler = signal.getsignal(signal.SIGINT)  # Tune leaves its own behind, which would swallow a later Ctrl-C
     try:
         check()
-        with ahead:
+        with head, ahead:
             tuner.fit()
     finally:
         signal.signal(signal.SIGINT, handler)

@@ -53,6 +53,7 @@ class ResourceSettings(BaseModel):
     cpus_per_trial: float = Field(default=1.0, ge=0.1)
     gpus_per_trial: float = Field(default=0.25, ge=0)  # used only where the cluster has GPUs
     max_concurrent: int | None = Field(default=None, ge=1)
+    checkpoint_seconds: float = Field(default=30.0, ge=0)  # of training, or an epoch where that is longer
 
 
 LIMITS = ("params", "mult_adds", "bytes", "step_ms")  # what a budget may limit, in the order in which strata are made
