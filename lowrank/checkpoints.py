@@ -75,5 +75,5 @@ def _checksum(tensors: Mapping[str, Tensor]) -> str:
     found = 0
     for name in sorted(tensors):
         found = zlib.crc32(name.encode(), found)
-        found = zlib.crc32(tensors[name].cpu().reshape(-1).view(torch.uint8).numpy(), found)
+        found = zlib.crc32(tensors[name].cpu().reshape(-1).view(torch.uint8).numpy().data, found)
     return f"{found:08x}"

@@ -89,7 +89,11 @@ def _start_here(cpus: int | None) -> None:
     """Start Ray on this machine; on a busy one its start may outlast the 30 s that Ray itself allows."""
     for left in range(STARTS - 1, -1, -1):
         try:
-            ray.init(num_cpus=cpus, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+            # "local": without it Ray would join whatever cluster was last started on this machine, by whomever
+            ray.init(
+                address="local", num_cpus=cpus, include_dashboard=False, log_to_driver=False,
+                logging_level=logging.ERROR,
+            )  # fmt: skip
             return
         except Exception as error:  # Ray has no class of its own for this
             if "timed out during startup" not in str(error):

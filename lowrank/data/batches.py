@@ -234,7 +234,7 @@ def _stream(split: Split, order: Tensor, spec: _Spec, workers: int) -> Iterator[
         pin_memory=spec.device.type == "cuda",
         generator=torch.Generator(),  # its own: a default one would draw from torch's random state
     )
-    for positions, images in _awaited(loader, spec.patience):
+    for positions, images in _awaited(loader, spec.patience) if workers else loader:
         if isinstance(images, str):
             raise InputError(images)
         yield positions, images.to(spec.device, non_blocking=True)
@@ -250,7 +250,7 @@ def _awaited(loader: DataLoader[Any], patience: float) -> Iterator[Any]:
 
     def end() -> None:
         hung.set()
-        for process in getattr(batches, "_workers", ()):  # one that hangs does not hear a request to end
+        for process in batches._workers:  # one that hangs does not hear a request to end
             process.kill()
 
     while True:

@@ -24,6 +24,7 @@ BENCHMARKS = {
     "report": "tests.benchmarks.bench_study_report",
     "proposals": "tests.benchmarks.bench_proposals",
     "search": "tests.benchmarks.bench_search",
+    "scale": "tests.benchmarks.bench_scale",
 }
 
 
