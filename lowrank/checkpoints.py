@@ -17,16 +17,19 @@ from lowrank.errors import InputError
 CHECKSUM = "crc32"  # among the strings beside the tensors: safetensors itself does not notice a changed weight
 
 
-def save_tensors(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, str], *, keep: int = 1) -> None:
+def save_tensors(
+    path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, str], *, keep: int = 1, checked: bool = True
+) -> None:
     """Write `tensors` with the strings `about` beside them, synced and atomically. Raises OSError on a full disk.
 
-    With `keep` above 1 the files of earlier calls stay beside the new one: see `kept_files`.
+    With `keep` above 1 the files of earlier calls stay beside the new one: see `kept_files`. `checked` adds a
+    checksum. Safetensors writes the strings in any order: equal contents are equal files where there is one at most.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(f".{os.getpid()}.tmp")
     try:
         whole = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
-        save_file(whole, temporary, {**about, CHECKSUM: _checksum(whole)})
+        save_file(whole, temporary, {**about, CHECKSUM: _checksum(whole)} if checked else dict(about))
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         for age in range(keep - 1, 0, -1):

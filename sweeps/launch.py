@@ -48,6 +48,7 @@ _ENVIRONMENT = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",  # reasons are recorded and shown in the final table
+    "TUNE_GLOBAL_CHECKPOINT_S": "inf",  # nothing is restored from Tune's snapshots, which grow with the study
 }
 
 
@@ -163,6 +164,7 @@ class _Recorder(_Unpickled, Callback):
         self._search, self._launch = search, launch
         self._stopped: dict[str, str] = getattr(scheduler, "stopped", {})
         self._attempts = Attempts()
+        self._ended: list[RayTrial] = []
 
     def on_trial_result(
         self, iteration: int, trials: list[RayTrial], trial: RayTrial, result: dict[str, Any], **info: Any
@@ -190,6 +192,7 @@ class _Recorder(_Unpickled, Callback):
     def on_trial_complete(self, iteration: int, trials: list[RayTrial], trial: RayTrial, **info: Any) -> None:
         """Without an outcome of its own and without a stop by the scheduler it was interrupted: no end is recorded."""
         trial_id = trial.config["trial_id"]
+        self._ended.append(trial)
         if trial_id in self._stopped:
             self._finish(trial_id, Status.STOPPED, self._stopped[trial_id])
             self._launch.on_change()
@@ -199,12 +202,20 @@ class _Recorder(_Unpickled, Callback):
         if tells_of_full_disk(error):  # not the trial's fault: it goes on where it is, once there is room
             raise FullDiskError(self._search.journal.path)
         trial_id = trial.config["trial_id"]
+        self._ended.append(trial)
         if self._attempts.may_go_on(trial_id, error):
             self._search.take_back(trial_id)
             return
         lines = str(error).strip().splitlines() or [type(error).__name__]
         self._finish(trial_id, Status.FAILED, lines[-1].strip()[:500])
         self._launch.on_change()
+
+    def on_step_end(self, iteration: int, trials: list[RayTrial], **info: Any) -> None:
+        """Tune keeps every trial, with statistics of each of its metrics; of one that has ended it needs neither."""
+        for trial in self._ended:
+            kept = trial.run_metadata
+            kept.metric_analysis, kept.metric_n_steps, kept.last_result = {}, {}, {"training_iteration": 0}
+        self._ended.clear()
 
     def _finish(self, trial_id: str, status: Status, reason: str) -> None:
         if self._search.record.trials[trial_id].status in TERMINAL:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -253,7 +254,12 @@ def _attempt(trial: TrialRecord, event: Mapping[str, Any]) -> None:
 
 
 def _epoch(trial: TrialRecord, event: Mapping[str, Any]) -> None:
-    trial.epochs[int(event["epoch"])] = {**event["metrics"], "time": event["time"]}
+    trial.epochs[int(event["epoch"])] = {**shared_names(event["metrics"]), "time": event["time"]}
+
+
+def shared_names(metrics: Mapping[str, float]) -> dict[str, float]:
+    """A copy whose names are one string for all epochs: apart they would take more memory than the values."""
+    return {sys.intern(name): value for name, value in metrics.items()}
 
 
 def _notice(trial: TrialRecord, event: Mapping[str, Any]) -> None:
@@ -317,7 +323,6 @@ EPOCHS_SCHEMA = pa.schema(
     + [(name, pa.float64()) for name in EPOCH_METRICS]
     + [(BY_STAGE, pa.map_(pa.string(), pa.float64()))]
 )
-
 
 # What `--fit` measures: one row a distinct configuration, on the device that its trials will use. MB are 1e6 bytes;
 # `largest_batch` is 0 where none fits; `limited` says that a larger one was seen not to fit.

@@ -16,6 +16,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+
 from tests.benchmarks.bench_record import Measurement, Table, environment, header, load, show
 from tests.faults.injections import FAULTS, Fault
 from tests.faults.outcome import Outcome, strike, undisturbed
@@ -26,6 +28,7 @@ COLUMNS = (
     "fault", "killed or broken", "times", "studies", "trials", "lost", "doubled", "epochs repeated", "at most",
     "at most s", "grid identical", "alone identical",
 )  # fmt: skip
+WIDTH = 200
 ATTEMPTS = 3  # at a study that may be over before it was struck as often as asked
 
 
@@ -128,7 +131,7 @@ def main(arguments: list[str] | None = None) -> int:
             good &= not any(outcome.faults for _, outcome in found) and rows[-1]["times"] >= asked.times
     table = Table(title="what each fault cost", columns=COLUMNS, rows=rows)
     measured = Measurement(name="faults", settings={"seed": seed, "times": asked.times}, tables=[table], notes=notes)
-    show(measured, header(around, measured.settings, load()))
+    show(measured, header(around, measured.settings, load()), Console(width=WIDTH))
     if asked.json:
         asked.json.write_text(
             json.dumps({**measured.to_json(), "environment": around, "details": details}, indent=1) + "\n"

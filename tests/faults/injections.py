@@ -257,9 +257,9 @@ def jump(scene: Scene, study: Study, rng: random.Random) -> bool:
 
 
 FAULTS = (
-    Fault("trial", "a trial's process, SIGKILL", kill_trial),
+    Fault("trial", "a trial's process, SIGKILL", kill_trial, clustered=False),
     Fault("machine", "a worker machine, its raylet, SIGKILL", kill_machine),
-    Fault("driver", "the driver, SIGKILL; resumed", kill_driver),
+    Fault("driver", "the driver, SIGKILL; resumed", kill_driver, clustered=False),
     Fault("head", "the cluster's head, SIGKILL; resumed on another cluster", kill_head, shared=False),
     Fault("server", "the tracking server, SIGKILL; started again", kill_server, prepare=use_server, finish=catch_up),
     Fault("disk", "nothing: the study's disk is full; resumed", fill_disk, prepare=use_small_disk, possible=may_mount),
