@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -13,16 +14,22 @@ from torch import Tensor
 
 from lowrank.errors import InputError
 
+CHECKSUM = "crc32"  # among the strings beside the tensors: safetensors itself does not notice a changed weight
 
-def save_tensors(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, str], *, keep: int = 1) -> None:
+
+def save_tensors(
+    path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, str], *, keep: int = 1, checked: bool = True
+) -> None:
     """Write `tensors` with the strings `about` beside them, synced and atomically. Raises OSError on a full disk.
 
-    With `keep` above 1 the files of earlier calls stay beside the new one: see `kept_files`.
+    With `keep` above 1 the files of earlier calls stay beside the new one: see `kept_files`. `checked` adds a
+    checksum. Safetensors writes the strings in any order: equal contents are equal files where there is one at most.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(f".{os.getpid()}.tmp")
     try:
-        save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, temporary, dict(about))
+        whole = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+        save_file(whole, temporary, {**about, CHECKSUM: _checksum(whole)} if checked else dict(about))
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         for age in range(keep - 1, 0, -1):
@@ -50,9 +57,26 @@ def kept_files(path: Path) -> list[Path]:
 
 
 def load_tensors(path: Path, device: torch.device | str = "cpu") -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors of a file and the strings beside them; runs no code. Raises InputError for a damaged file."""
+    """The tensors of a file and the strings beside them; runs no code. Raises InputError for a damaged file.
+
+    A file that others have made carries no checksum, and is taken as it is.
+    """
     try:
-        with safe_open(path, framework="pt", device=str(device)) as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            about = dict(file.metadata() or {})
     except SafetensorError as error:
         raise InputError(f"{path} is damaged: {error}") from error
+    expected = about.pop(CHECKSUM, None)
+    if expected is not None and expected != _checksum(tensors):
+        raise InputError(f"{path} is damaged: its tensors do not have their checksum")
+    return {name: tensor.to(device) for name, tensor in tensors.items()}, about
+
+
+def _checksum(tensors: Mapping[str, Tensor]) -> str:
+    """Over names and bytes, whatever their order."""
+    found = 0
+    for name in sorted(tensors):
+        found = zlib.crc32(name.encode(), found)
+        found = zlib.crc32(tensors[name].cpu().reshape(-1).view(torch.uint8).numpy().data, found)
+    return f"{found:08x}"

@@ -21,6 +21,10 @@ class UncountableError(LowrankError):
     """A layer whose parameters or mult-adds have no rule; never counted as zero."""
 
 
+class LoaderHungError(LowrankError):
+    """No images come from where they are stored; the process that waited is of no more use."""
+
+
 def unknown(what: str, value: object, choices: Iterable[object]) -> InputError:
     """An InputError that says which `what` exist, e.g. unknown("method", "tt", METHODS)."""
     listed = ", ".join(sorted(str(choice) for choice in choices))

@@ -235,7 +235,9 @@ def _kept_map(attention: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 class CachedTeacher:
-    """Reads a cache; where a slot cannot be read, the live teacher is asked for that epoch, and `report` is told.
+    """Reads a cache; a slot that has been damaged since is made again, so that what is said stays the same to the bit.
+
+    Where that fails too, the live teacher is asked for that epoch, and `report` is told.
 
     On a CPU a batch is read from the memory map, row by row; an accelerator is given whole slots, so that a step costs
     it a gather only, and while it works on one the next is read and verified.
@@ -243,10 +245,12 @@ class CachedTeacher:
 
     def __init__(
         self, cache: TeacherCache, data: ImageData, live: Callable[[], Teacher], *,
-        device: torch.device | str = "cpu", report: Report = print, whole: bool | None = None,
+        device: torch.device | str = "cpu", report: Report = print, mend: Callable[[], bool] = lambda: False,
+        whole: bool | None = None,
     ):  # fmt: skip
-        """`whole`: the device is given whole slots; None: where it is an accelerator."""
-        self._cache, self._live, self._report = cache, live, report
+        """`mend` makes the cache whole, and says whether it could. `whole`: the device is given whole slots; None:
+        where it is an accelerator."""
+        self._cache, self._live, self._report, self._mend = cache, live, report, mend
         self._device = torch.device(device)
         self._whole = self._device.type != "cpu" if whole is None else whole
         indices = data.train.indices
@@ -295,6 +299,15 @@ class CachedTeacher:
         self._resident[slot] = [torch.from_numpy(array).to(self._device) for array in arrays]
 
     def _read(self, slot: int) -> list[Array]:
+        """What `_taken` gives, after mending the cache if need be; raises DamagedSlotError or OSError."""
+        try:
+            return self._taken(slot)
+        except (DamagedSlotError, OSError):
+            if not self._mend():
+                raise
+            return self._taken(slot)
+
+    def _taken(self, slot: int) -> list[Array]:
         """The map itself, or, of a slot that is given away whole, a copy, made ahead as a rule."""
         if not self._whole:
             return self._cache.read(slot)

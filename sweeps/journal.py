@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from lowrank.errors import InputError
+from sweeps.clock import Clock
 from sweeps.records import JOURNAL_FILE, LOCK_FILE, Event
 
 SYNC_SECONDS = 1.0  # what a power cut may lose of running epochs; starts and ends of trials are synced at once
@@ -46,17 +47,19 @@ class Journal:
     `sync=True` waits until the disk has it. A line torn by a kill is cut off when the journal is opened again.
     """
 
-    def __init__(self, path: Path):
-        self.path = path
+    def __init__(self, path: Path, clock: Clock | None = None):
+        """`clock` gives the times of the events; it is made to go on from the last of them."""
+        self.path, self._clock = path, clock or Clock()
         path.parent.mkdir(parents=True, exist_ok=True)
         _drop_torn_line(path)
+        self._clock.go_on_from(_last_time(path))
         self._file = path.open("ab", buffering=0)
         self._lock = threading.Lock()
         self._synced = time.monotonic()
 
     def append(self, event: Event, *, sync: bool = False, **fields: Any) -> dict[str, Any]:
         """Write one event and return it; raises FullDiskError, ValueError for a NaN."""
-        record = {"event": str(event), "time": time.time(), **fields}
+        record = {"event": str(event), "time": self._clock.now(), **fields}
         line = json.dumps(record, allow_nan=False, separators=(",", ":")).encode() + b"\n"
         with self._lock:
             self._write(line)
@@ -101,6 +104,17 @@ def _drop_torn_line(path: Path) -> None:
         keep = content.rfind(b"\n") + 1
         if keep != len(content):
             file.truncate(keep)
+
+
+def _last_time(path: Path) -> float:
+    """The time of the last event, 0 where there is none or where it is damaged, which its readers will say."""
+    if not path.exists():
+        return 0.0
+    lines = path.read_bytes().rsplit(b"\n", 2)
+    try:
+        return float(json.loads(lines[-2])["time"])
+    except (IndexError, KeyError, TypeError, ValueError):
+        return 0.0
 
 
 @contextmanager

@@ -8,7 +8,6 @@ import os
 import shutil
 import signal
 import socket
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,9 +20,13 @@ from ray.tune import Callback
 from ray.tune.experiment import Trial as RayTrial
 from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
+from ray.tune.stopper import Stopper
 
 from lowrank.errors import InputError
 from sweeps.ahead import Ahead
+from sweeps.attempts import Attempts
+from sweeps.clock import steady
+from sweeps.head import HeadWatch
 from sweeps.interrupt import check
 from sweeps.journal import FullDiskError, tells_of_full_disk
 from sweeps.records import TERMINAL, TRIALS_FOLDER, Status
@@ -47,6 +50,7 @@ _ENVIRONMENT = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",  # who was given no card sees none
     "RAY_USAGE_STATS_ENABLED": "0",
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",  # reasons are recorded and shown in the final table
+    "TUNE_GLOBAL_CHECKPOINT_S": "inf",  # nothing is restored from Tune's snapshots, which grow with the study
 }
 
 
@@ -145,6 +149,9 @@ class _TuneSearcher(_Unpickled, Searcher):
         return self._ahead.next(wait=not self._search.is_running())
 
     def _is_over(self) -> bool:
+        """Not before the last end: a trial whose process is lost is handed out once more."""
+        if self._search.is_running():
+            return False
         return self._ahead is None or self._search.is_exhausted() or self._search.is_held_up()
 
     def _config(self, trial: Trial) -> dict[str, Any]:
@@ -154,6 +161,7 @@ class _TuneSearcher(_Unpickled, Searcher):
             "data_dir": str(self._launch.data_dir) if self._launch.data_dir else None,
             "cache": self._launch.cache.to_config(), "relay": self._relay,
             "processes": self._launch.share.processes,
+            "checkpoint_seconds": self._search.space.resources.checkpoint_seconds,
         }  # fmt: skip
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
@@ -172,6 +180,8 @@ class _Recorder(_Unpickled, Callback):
     def __init__(self, search: Search, scheduler: FIFOScheduler, launch: Launch):
         self._search, self._launch = search, launch
         self._stopped: dict[str, str] = getattr(scheduler, "stopped", {})
+        self._attempts = Attempts()
+        self._ended: list[RayTrial] = []
 
     def on_trial_result(
         self, iteration: int, trials: list[RayTrial], trial: RayTrial, result: dict[str, Any], **info: Any
@@ -208,10 +218,12 @@ class _Recorder(_Unpickled, Callback):
     def _write_missing(self, trial_id: str, epoch: int, metrics: dict[str, float]) -> None:
         if epoch not in self._search.record.trials[trial_id].epochs:
             self._search.write_epoch(trial_id, epoch, metrics)
+            self._attempts.advanced(trial_id)
 
     def on_trial_complete(self, iteration: int, trials: list[RayTrial], trial: RayTrial, **info: Any) -> None:
         """Without an outcome of its own and without a stop by the scheduler it was interrupted: no end is recorded."""
         trial_id = trial.config["trial_id"]
+        self._ended.append(trial)
         if trial_id in self._stopped:
             self._finish(trial_id, Status.STOPPED, self._stopped[trial_id])
             self._launch.on_change()
@@ -220,14 +232,39 @@ class _Recorder(_Unpickled, Callback):
         error = trial.get_error()
         if tells_of_full_disk(error):  # not the trial's fault: it goes on where it is, once there is room
             raise FullDiskError(self._search.journal.path)
+        trial_id = trial.config["trial_id"]
+        self._ended.append(trial)
+        if self._attempts.may_go_on(trial_id, error):
+            self._search.take_back(trial_id)
+            return
         lines = str(error).strip().splitlines() or [type(error).__name__]
-        self._finish(trial.config["trial_id"], Status.FAILED, lines[-1].strip()[:500])
+        self._finish(trial_id, Status.FAILED, lines[-1].strip()[:500])
         self._launch.on_change()
+
+    def on_step_end(self, iteration: int, trials: list[RayTrial], **info: Any) -> None:
+        """Tune keeps every trial, with statistics of each of its metrics; of one that has ended it needs neither."""
+        for trial in self._ended:
+            kept = trial.run_metadata
+            kept.metric_analysis, kept.metric_n_steps, kept.last_result = {}, {}, {"training_iteration": 0}
+        self._ended.clear()
 
     def _finish(self, trial_id: str, status: Status, reason: str) -> None:
         if self._search.record.trials[trial_id].status in TERMINAL:
             return
         self._search.finish(trial_id, status, reason)
+
+
+class _TimeLimit(Stopper):
+    """Ends the experiment after so many seconds; Tune's own limit believes the system's clock, which may jump."""
+
+    def __init__(self, seconds: float):
+        self._end = steady() + seconds
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        return False
+
+    def stop_all(self) -> bool:
+        return steady() >= self._end
 
 
 def run(search: Search, launch: Launch) -> None:
@@ -236,7 +273,7 @@ def run(search: Search, launch: Launch) -> None:
     In phases: what ran out of memory in one is trained in the next, with a larger share, and what waited for that in
     the one after it.
     """
-    until = None if launch.seconds is None else time.monotonic() + launch.seconds
+    until = None if launch.seconds is None else steady() + launch.seconds
     relay, keeper = start_relay(launch.study_dir) if launch.relay else (None, None)  # it lives as long as its handle
     handler = signal.getsignal(signal.SIGINT)  # Tune leaves its own behind, which would swallow a later Ctrl-C
     try:
@@ -262,11 +299,11 @@ def _enlarged(launch: Launch) -> Launch:
 
 def _within(launch: Launch, until: float | None) -> Launch:
     """What is left of the time."""
-    return launch if until is None else dataclasses.replace(launch, seconds=max(1.0, until - time.monotonic()))
+    return launch if until is None else dataclasses.replace(launch, seconds=max(1.0, until - steady()))
 
 
 def _is_late(until: float | None) -> bool:
-    return until is not None and time.monotonic() >= until
+    return until is not None and steady() >= until
 
 
 def _run_phase(search: Search, launch: Launch, ahead: Ahead | None, relay: str | None) -> None:
@@ -280,15 +317,17 @@ def _run_phase(search: Search, launch: Launch, ahead: Ahead | None, relay: str |
         tune.with_resources(TrialTrainable, resources),
         tune_config=tune.TuneConfig(
             search_alg=_TuneSearcher(search, launch, ahead, relay), scheduler=scheduler, num_samples=-1,
-            reuse_actors=True, time_budget_s=launch.seconds, max_concurrent_trials=launch.most,
+            reuse_actors=True, max_concurrent_trials=launch.most,
             trial_dirname_creator=lambda trial: str(trial.config["trial_id"]),
         ),
         run_config=tune.RunConfig(
             storage_path=str(launch.study_dir / RAY_FOLDER), name="experiment", verbose=0,
-            callbacks=[_Recorder(search, scheduler, launch)], failure_config=tune.FailureConfig(max_failures=1),
+            callbacks=[_Recorder(search, scheduler, launch)],
+            stop=None if launch.seconds is None else _TimeLimit(launch.seconds),
         ),
     )  # fmt: skip
-    tuner.fit()
+    with HeadWatch(ray.get_runtime_context().gcs_address, launch.study_dir.name):
+        tuner.fit()
 
 
 def _drop_checkpoints(search: Search, launch: Launch) -> None:

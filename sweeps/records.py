@@ -10,6 +10,7 @@ durations are seconds; parameters and mult-adds are plain counts, mult-adds for 
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -263,7 +264,12 @@ def _attempt(trial: TrialRecord, event: Mapping[str, Any]) -> None:
 
 
 def _epoch(trial: TrialRecord, event: Mapping[str, Any]) -> None:
-    trial.epochs[int(event["epoch"])] = {**event["metrics"], "time": event["time"]}
+    trial.epochs[int(event["epoch"])] = {**shared_names(event["metrics"]), "time": event["time"]}
+
+
+def shared_names(metrics: Mapping[str, float]) -> dict[str, float]:
+    """A copy whose names are one string for all epochs: apart they would take more memory than the values."""
+    return {sys.intern(name): value for name, value in metrics.items()}
 
 
 def _notice(trial: TrialRecord, event: Mapping[str, Any]) -> None:

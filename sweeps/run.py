@@ -30,7 +30,8 @@ def make_parser() -> argparse.ArgumentParser:
         prog="python sweeps/run.py",
         description="Train what a search space proposes and show what is best at which size.",
         epilog="Spaces lie in search_spaces/ (--list). "
-        "Exit codes: 0 done, 1 no trial was completed, 2 bad input, 3 disk full, 130 interrupted.",
+        "Exit codes: 0 done, 1 no trial was completed, 2 bad input, 3 disk full, 4 cluster gone, "
+        "130 interrupted.",
     )
     what = parser.add_argument_group("what to do")
     what.add_argument("--space", metavar="NAME", help="a space by name, or a YAML file")

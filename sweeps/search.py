@@ -20,6 +20,7 @@ from sweeps.reachable import reachable_strata
 from sweeps.records import TERMINAL, Event, Role, Status, StudyRecord, TrialRecord, apply_event
 from sweeps.space import Space
 from sweeps.specification import Resolver, StepTimeError, Stratum, Trial
+from sweeps.tally import Tally
 
 __all__ = ["Prepared", "Search", "reachable_strata"]
 
@@ -54,6 +55,7 @@ class Search:
         self.space, self.resolver, self.proposer = space, resolver, proposer
         self.strata = tuple(strata or resolver.strata)  # those that can be met
         self.journal, self.record = journal, record
+        self.tally = Tally(record.trials.values(), grid=space.search.sampler == "grid")
         self.waiting: deque[Trial] = deque()
         self.later: deque[Trial] = deque()  # for a phase with a larger share, when the rest is done
         self.used_up: set[str] = set()
@@ -89,7 +91,7 @@ class Search:
 
     def may_propose(self) -> bool:
         """Whether there is room for a further proposal, as far as is known."""
-        if self.proposed_count() + len(self.reserved) >= self.space.search.trials:
+        if self.tally.proposed + len(self.reserved) >= self.space.search.trials:
             return False
         return any(stratum.label not in self.used_up for stratum in self.strata)
 
@@ -114,22 +116,13 @@ class Search:
     def is_running(self) -> bool:
         """Whether some trial that was handed out has no end yet."""
         waiting = {trial.trial_id for trial in (*self.waiting, *self.later)}
-        return any(not t.ended and t.trial_id not in waiting for t in list(self.record.trials.values()))
-
-    def proposed_count(self) -> int:
-        """How much of `search.trials` is used: trials of the search, and on a grid also rows that repeat one."""
-        grid = self.space.search.sampler == "grid"
-        roles = (Role.SEARCH, Role.REPEAT) if grid else (Role.SEARCH,)
-        trials = [trial for trial in list(self.record.trials.values()) if trial.role in roles and trial.proposal]
-        launched = [trial for trial in trials if _counts(trial)]
-        return len(launched) + (sum(len(trial.aliases) for trial in launched) if grid else 0)
+        return any(trial_id not in waiting for trial_id in self.tally.open)
 
     def _next_stratum(self) -> Stratum | None:
         """The stratum with the fewest trials so far (a grid has its own order and takes any)."""
-        counts = Counter(trial.stratum for trial in list(self.record.trials.values()) if _counts(trial))
-        counts.update(trial.stratum for trial in list(self.reserved.values()))
+        reserved = Counter(trial.stratum for trial in list(self.reserved.values()))
         open_strata = [stratum for stratum in self.strata if stratum.label not in self.used_up]
-        return min(open_strata, key=lambda stratum: counts[stratum.label], default=None)
+        return min(open_strata, key=lambda each: self.tally.strata[each.label] + reserved[each.label], default=None)
 
     def prepare(self) -> Prepared:
         """Ask until something new is found, and reserve it; a stratum in which nothing is found counts as used up."""
@@ -204,7 +197,7 @@ class Search:
 
     def next_repeat(self) -> Trial | None:
         """A further seed of a point of the final front, once every other trial has its end."""
-        running = [trial for trial in self.record.trials.values() if not trial.ended]
+        running = (self.record.trials[trial_id] for trial_id in self.tally.open)
         searching = self.reserved or any(trial.role is Role.SEARCH for trial in running)
         missing = [] if searching or self.waiting or self.may_propose() else self._missing_repeats()
         if not missing:
@@ -259,6 +252,12 @@ class Search:
         if trial.role is Role.SEARCH and trial.proposal:
             (self.teller or self.proposer.tell)(trial.proposal, self._outcome(trial))
 
+    def take_back(self, trial_id: str) -> None:
+        """An attempt failed: the trial is handed out again, before anything new. One that has its end stays ended."""
+        record = self.record.trials[trial_id]
+        if not record.ended:
+            self.waiting.appendleft(_trial_of(record))
+
     def _outcome(self, trial: TrialRecord) -> Outcome:
         if trial.broken:
             return Outcome("lost")
@@ -274,6 +273,7 @@ class Search:
 
     def _write(self, event: Event, *, sync: bool = False, **fields: Any) -> None:
         apply_event(self.record, self.journal.append(event, sync=sync, **fields))
+        self.tally.update(self.record.trials[fields["trial"]])
 
     # Start and resume
 
@@ -308,8 +308,7 @@ class Search:
                 self.proposer.forget(trial.proposal, trial.trial_id)
 
     def _again(self, record: TrialRecord) -> Trial:
-        trial = _trial_of(record)
-        handle = record.proposal
+        trial, handle = _trial_of(record), record.proposal
         if record.role is Role.SEARCH and handle:
             label = handle.get("study")
             stratum = next((stratum for stratum in self.strata if stratum.label == label), self.strata[0])
@@ -319,15 +318,11 @@ class Search:
 
 
 def _trial_of(record: TrialRecord) -> Trial:
+    """The trial of a record, to be launched again."""
     return Trial(
         record.trial_id, record.role, record.stratum, dict(record.parameters), record.specification, record.counts,
         record.point_id,
     )  # fmt: skip
-
-
-def _counts(trial: TrialRecord) -> bool:
-    """Whether a trial uses up room: one that was never launched, or turned out to be broken, leaves it to another."""
-    return trial.status is not Status.INFEASIBLE and not trial.broken
 
 
 def _key(handle: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:

@@ -56,6 +56,7 @@ class ResourceSettings(BaseModel):
     gpus_per_trial: float | Literal["auto"] = 0.25  # used only where the cluster has GPUs; auto: measured
     processes_per_trial: int | None = Field(default=None, ge=1)  # that share each batch; None: one, or one a whole card
     max_concurrent: int | None = Field(default=None, ge=1)
+    checkpoint_seconds: float = Field(default=30.0, ge=0)  # of training, or an epoch where that is longer
 
     @field_validator("gpus_per_trial", mode="before")
     @classmethod

@@ -16,7 +16,6 @@ import os
 import platform
 import sys
 import threading
-import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -110,6 +109,14 @@ class Storage:
             stream.write(content)
         if local:
             self._fs.move(target, path)
+
+    def age(self, name: str) -> float:
+        """Seconds since an object was written, by the storage's own clock alone: machines' clocks differ and jump."""
+        probe = f".probe-{uuid.uuid4().hex}"
+        self.put(probe, b"")
+        times = [self._fs.get_file_info(self._path(each)).mtime for each in (probe, name)]
+        self.delete(probe)
+        return (times[0] - times[1]).total_seconds()
 
     def delete(self, name: str) -> None:
         """Remove an object; one that is not there is no error."""
@@ -297,8 +304,8 @@ class Carrier:
 
     def _claim(self) -> None:
         owner = self._owner()
-        if owner and not _is_gone(owner):
-            silent = time.time() - owner["time"]
+        silent = self.storage.age(DRIVER) if owner else 0.0
+        if owner and silent <= LEASE and not _is_dead(owner):
             raise InputError(
                 f"the study {self.folder.name!r} is being run by {owner['host']}, heard of {max(0, silent):.0f} s ago; "
                 f"if that driver is dead, try again in {max(1, LEASE - silent):.0f} s"
@@ -315,14 +322,12 @@ class Carrier:
             self.error = self.error or str(error).splitlines()[0]
 
     def _sign(self) -> None:
-        about = {"token": self.token, "host": platform.node(), "pid": os.getpid(), "time": time.time()}
+        about = {"token": self.token, "host": platform.node(), "pid": os.getpid()}
         self.storage.put(DRIVER, json.dumps(about).encode())
 
 
-def _is_gone(owner: dict[str, Any]) -> bool:
-    """Whether a driver has been silent for too long, or was a process of this machine that is no more."""
-    if time.time() - owner["time"] > LEASE:
-        return True
+def _is_dead(owner: dict[str, Any]) -> bool:
+    """Whether a driver was a process of this machine that is no more."""
     return bool(owner["host"] == platform.node() and not Path(f"/proc/{owner['pid']}").exists())
 
 

@@ -315,16 +315,14 @@ def _train(search: Search, setting: Setting, shares: Shares) -> str:
     most = search.space.resources.max_concurrent
     cache = _cache(search, setting)
     build_caches(search, cache, setting, share)
-    with View(search.record, total) as view:
 
-        def changed() -> None:
-            known = search.record.trials.values()
-            view.total = max(total, sum(trial.status is not Status.INFEASIBLE for trial in known))
-            view.update()
+    def known() -> int:
+        return max(total, sum(trial.status is not Status.INFEASIBLE for trial in search.record.trials.values()))
 
+    with View(search.record, known) as view:
         relay = bool(setting.storage and setting.address)  # several machines, and no disk that they share
         run(search, Launch(
-            setting.folder, setting.data_dir, share, larger, most, setting.seconds, changed, cache, relay
+            setting.folder, setting.data_dir, share, larger, most, setting.seconds, view.update, cache, relay
         ))  # fmt: skip
     if search.is_over():
         return "finished"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -273,9 +274,11 @@ def make_teacher(
         return live()
     cache = open_cache(specification, data, student, options, autocast)
     build = Build(teacher=live, data=data, device=device, batch_size=recipe.batch_size)
-    if not prepare(cache, build, slots_of(specification), report=report, on_slot=on_slot):
+    slots = slots_of(specification)
+    if not prepare(cache, build, slots, report=report, on_slot=on_slot):
         return live()
-    return CachedTeacher(cache, data, live, device=device, report=report)
+    mend = partial(prepare, cache, build, slots, report=report)
+    return CachedTeacher(cache, data, live, device=device, report=report, mend=mend)
 
 
 def slots_of(specification: Mapping[str, Any]) -> int:

@@ -34,6 +34,7 @@ from sweeps.records import (
     Event,
     StudyRecord,
     apply_event,
+    shared_names,
 )
 from sweeps.tables import write_tables
 from sweeps.tracking_client import Entry, MlflowStudy
@@ -148,7 +149,7 @@ class Follower:
         trial = self.study.trials.get(trial_id) if trial_id else None
         epoch, metrics = 0, {}
         if kind is Event.EPOCH:
-            epoch, metrics = int(event["epoch"]), dict(event["metrics"])
+            epoch, metrics = int(event["epoch"]), shared_names(event["metrics"])
             before = trial.epochs.get(epoch) if trial else None
             if before is not None and _outcome(before) == _outcome(metrics):
                 metrics = {}  # trained again from a checkpoint, to the same end: one record is enough

@@ -24,7 +24,7 @@ from torch import nn
 from lowrank.checkpoints import kept_files, load_tensors, save_tensors
 from lowrank.data import DataSettings, ImageData, ViewSettings, load_data
 from lowrank.distill import Teacher
-from lowrank.errors import InputError
+from lowrank.errors import InputError, LoaderHungError
 from lowrank.methods import make_method
 from lowrank.networks import NetworkSettings
 from lowrank.plan import network_plan
@@ -48,7 +48,7 @@ from sweeps.worker import (
 )
 
 KEPT = 2  # checkpoints of a trial, so that a damaged newest one costs little
-CHECKPOINT_SECONDS = 30.0  # at most this much training (or an epoch, if longer) is repeated after a kill
+CHECKPOINT_SECONDS = 30.0  # where the config does not say
 
 
 def make_trainer(
@@ -197,6 +197,8 @@ class TrialTrainable(tune.Trainable):
                 raise self.failure
             if not self._trained():
                 self.history.append(self.trainer.train_epoch())
+        except LoaderHungError as error:
+            raise WorkerLostError(str(error)) from error
         except DivergedError as error:
             return {**result, **_ended(Status.DIVERGED, str(error))}
         except (RuntimeError, MemoryError) as error:
@@ -212,9 +214,14 @@ class TrialTrainable(tune.Trainable):
         if self._trained():
             self._save_checkpoint()
             return {**result, **_ended(Status.COMPLETED, "")}
-        if time.monotonic() - self.saved_at > CHECKPOINT_SECONDS:
+        if self._is_due(self.history[-1]["epoch_seconds"]):
             self._save_on_the_way()
         return result
+
+    def _is_due(self, epoch_seconds: float) -> bool:
+        """Whether a kill in the next epoch, as long as the last, would cost more than it may."""
+        allowed = self.config.get("checkpoint_seconds", CHECKPOINT_SECONDS)
+        return time.monotonic() - self.saved_at + epoch_seconds > allowed
 
     def cleanup(self) -> None:
         """The worker is asked to go (an interrupted study): keep what has been trained."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Self
 
@@ -14,6 +15,8 @@ from rich.table import Table
 from sweeps.records import TERMINAL, Role, Status, StudyRecord, TrialRecord
 
 PLAIN_SECONDS = 15.0  # between plain lines without news
+LEAST_SECONDS = 0.25  # between two looks at the record ...
+SHARE = 0.05  # ... and at most so much of the driver's time, however many trials there are
 _SHORT = {
     Status.COMPLETED: "completed", Status.STOPPED: "stopped early", Status.DIVERGED: "diverged",
     Status.OUT_OF_MEMORY: "out of memory", Status.FAILED: "failed", Status.INFEASIBLE: "infeasible",
@@ -89,15 +92,17 @@ def describe(trial: TrialRecord) -> str:
 class View:
     """Shows a study's progress; call `update` whenever something changed. Use as a context manager."""
 
-    def __init__(self, record: StudyRecord, total: int, console: Console | None = None):
+    def __init__(self, record: StudyRecord, total: Callable[[], int], console: Console | None = None):
+        """`total` says how many trials there will be, as far as is known."""
         self.record, self.total = record, total
         self.console = console or Console()
         self.started = time.monotonic()
-        self.ended_before = progress(record, total, 0, 0, 0).ended
+        self.ended_before = progress(record, 0, 0, 0, 0).ended
         self._live = Live(console=self.console, refresh_per_second=4) if self.console.is_terminal else None
         self._notices_told = {name: len(trial.notices) for name, trial in record.trials.items()}
         self._told: set[str] = {name for name, trial in record.trials.items() if trial.status in TERMINAL}
         self._last_line = self.started
+        self._next_look = self.started
 
     def __enter__(self) -> Self:
         if self._live is not None:
@@ -105,14 +110,21 @@ class View:
         return self
 
     def __exit__(self, *exc: object) -> None:
+        self._show()
         if self._live is not None:
-            self.update()
             self._live.stop()
 
     def update(self) -> None:
-        """Show the record as it is now."""
+        """Show the record as it is now, unless that was done a moment ago."""
+        begun = time.monotonic()
+        if begun >= self._next_look:
+            self._show()
+            taken = time.monotonic() - begun
+            self._next_look = begun + max(LEAST_SECONDS, taken / SHARE)
+
+    def _show(self) -> None:
         self._tell_notices()
-        shown = progress(self.record, self.total, self.started, self.ended_before, time.monotonic())
+        shown = progress(self.record, self.total(), self.started, self.ended_before, time.monotonic())
         if self._live is not None:
             self._live.update(_panel(shown))
         else:

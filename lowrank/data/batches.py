@@ -7,10 +7,11 @@ from differs. B is the batch size, (C, H, W) the image shape; images come with c
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,7 +23,7 @@ from lowrank.data.settings import ViewSettings
 from lowrank.data.slices import WHOLE, Slice
 from lowrank.data.stores import usable_cores
 from lowrank.data.views import Normaliser, ViewNumbers, apply_views, draw_views, normalise
-from lowrank.errors import InputError, LowrankError, unknown
+from lowrank.errors import InputError, LoaderHungError, LowrankError, unknown
 from lowrank.lifeline import die_with
 
 Batch = tuple[Tensor, Tensor, Tensor]  # images (B, C, H, W), labels int64 (B,), global indices int64 (B,)
@@ -39,6 +40,7 @@ class _Spec(NamedTuple):
     device: torch.device
     batch_size: int
     dtype: torch.dtype
+    patience: float  # seconds
 
 
 def _check_batch_size(batch_size: int) -> None:
@@ -90,10 +92,11 @@ def train_batches(
 
     Raises:
         InputError: `batch_size` is below 1, a batch cannot be cut into equal slices, or an image cannot be read.
+        LoaderHungError: no image comes for the data's `loader_seconds`.
     """
     _check_batch_size(batch_size)
     batch_size = min(batch_size, len(data.train))
-    spec = _Spec(torch.device(device), batch_size // part.count, dtype)
+    spec = _Spec(torch.device(device), batch_size // part.count, dtype, data.settings.loader_seconds)
     maker = _Maker(
         views=views,
         slot=epoch if slot is None else slot,
@@ -131,12 +134,14 @@ def eval_batches(
 
     Raises:
         InputError: the split is unknown, `batch_size` is below 1, or an image cannot be read.
+        LoaderHungError: no image comes for the data's `loader_seconds`.
     """
     _check_batch_size(batch_size)
     if split not in ("train", "val", "test"):
         raise unknown("split", split, ("train", "val", "test"))
     wanted = data.split(split)
-    return _plain(data, wanted, part.of_range(len(wanted)), _Spec(torch.device(device), batch_size, dtype), workers)
+    spec = _Spec(torch.device(device), batch_size, dtype, data.settings.loader_seconds)
+    return _plain(data, wanted, part.of_range(len(wanted)), spec, workers)
 
 
 def _plain(data: ImageData, split: Split, wanted: range, spec: _Spec, workers: int) -> Iterator[Batch]:
@@ -245,7 +250,37 @@ def _stream(split: Split, order: Tensor, spec: _Spec, workers: int) -> Iterator[
         worker_init_fn=partial(_begin_worker, os.getpid()) if workers else None,
         generator=torch.Generator(),  # its own: a default one would draw from torch's random state
     )
-    for positions, images in loader:
+    for positions, images in _awaited(loader, spec.patience) if workers else loader:
         if isinstance(images, str):
             raise InputError(images)
         yield positions, images.to(spec.device, non_blocking=True)
+
+
+def _awaited(loader: DataLoader[Any], patience: float) -> Iterator[Any]:
+    """What a loader gives; raises LoaderHungError, and leaves none of its processes, when that takes too long.
+
+    The loader's own time-out does not hold: a process that stops while it hands over a batch blocks beyond it.
+    """
+    batches: Any = iter(loader)
+    hung = threading.Event()
+
+    def end() -> None:
+        hung.set()
+        for process in batches._workers:  # one that hangs does not hear a request to end
+            process.kill()
+
+    while True:
+        timer = threading.Timer(patience, end)
+        timer.daemon = True
+        timer.start()
+        try:
+            batch = next(batches)
+        except StopIteration:
+            return
+        except (RuntimeError, OSError, EOFError) as error:
+            if hung.is_set():
+                raise LoaderHungError(f"no batch came from the loader's processes for {patience:g} s") from error
+            raise
+        finally:
+            timer.cancel()
+        yield batch

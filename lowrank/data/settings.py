@@ -20,6 +20,7 @@ class DataSettings(BaseModel):
     has a validation part of its own. `split_seed`: chooses both, never the test set. `resident_mb`: megabytes (1e6
     bytes) of decoded uint8 images up to which a set lives decoded on the device; a larger one is streamed.
     `image_size`: pixels; images of parquet and folder sets are cropped to their middle square and resized to it.
+    `loader_seconds`: how long a streamed batch is waited for before the loader counts as hung.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -30,6 +31,7 @@ class DataSettings(BaseModel):
     split_seed: int = Field(default=0, ge=0, lt=2**63)
     resident_mb: float = Field(default=1024, ge=0)
     image_size: int | None = Field(default=None, ge=1)
+    loader_seconds: float = Field(default=120, gt=0)
 
 
 class ViewSettings(BaseModel):

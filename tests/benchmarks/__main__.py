@@ -25,6 +25,7 @@ BENCHMARKS = {
     "proposals": "tests.benchmarks.bench_proposals",
     "search": "tests.benchmarks.bench_search",
     "placement": "tests.benchmarks.bench_placement",
+    "scale": "tests.benchmarks.bench_scale",
 }
 
 

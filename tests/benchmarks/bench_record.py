@@ -129,12 +129,9 @@ def load() -> list[float]:
 def command() -> str:
     """The command that was given, as one could type it again."""
     program = Path(sys.argv[0])
-    module = (
-        program.name in ("__main__.py", "gpu_sweep.py", "gpu_distill.py", "methods_table.py")
-        and program.parent.name == "benchmarks"
-    )
+    module = program.parent.parent == PROJECT / "tests" and program.suffix == ".py" and program.stem != "conftest"
     name = "" if program.name == "__main__.py" else f".{program.stem}"
-    start = f"python -m tests.benchmarks{name}" if module else sys.argv[0]
+    start = f"python -m tests.{program.parent.name}{name}" if module else sys.argv[0]
     return " ".join([start, *sys.argv[1:]])
 
 

@@ -1,4 +1,4 @@
-"""The driver is killed or interrupted in mid-study: nothing is lost, nothing is doubled."""
+"""The driver is interrupted in mid-study: nothing is lost, nothing is doubled. Kills: see test_injections."""
 
 from __future__ import annotations
 
@@ -32,26 +32,9 @@ def check_once_each(folder: Path, trials: int) -> None:
 @pytest.fixture
 def study(tmp_path):
     """A study at work, with two trials ended; whatever is left of it goes at the end."""
-    process = studies.start(*LONGER, "--out", str(tmp_path), "--name", "hit")
-    try:
+    with studies.running(*LONGER, "--out", str(tmp_path), "--name", "hit") as process:
         studies.wait_until(lambda: studies.ended(tmp_path / "hit") >= 2)
         yield tmp_path / "hit", process
-    finally:
-        process.kill()
-        process.wait()
-        process.stdout.close()
-
-
-def test_a_killed_driver_is_resumed_without_loss_or_repeat(study):
-    folder, process = study
-    done_before = {name: trial.val_error for name, trial in studies.record(folder).trials.items() if trial.finished_at}
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    done = studies.run("--resume", "hit", "--out", str(folder.parent))
-    assert done.returncode == 0, done.stdout + done.stderr
-    check_once_each(folder, 7)
-    after = studies.record(folder).trials
-    assert all(after[name].val_error == error for name, error in done_before.items())
 
 
 def test_ctrl_c_stops_cleanly_and_says_how_to_go_on(study):
@@ -68,14 +51,9 @@ def test_ctrl_c_stops_cleanly_and_says_how_to_go_on(study):
 
 
 def test_ctrl_c_while_ray_starts_leaves_no_traceback(tmp_path):
-    process = studies.start(*LONGER, "--out", str(tmp_path), "--name", "early")
-    try:
+    with studies.running(*LONGER, "--out", str(tmp_path), "--name", "early") as process:
         time.sleep(6)
         os.killpg(process.pid, signal.SIGINT)
         said, _ = process.communicate(timeout=60)
-    finally:
-        process.kill()
-        process.wait()
-        process.stdout.close()
     assert process.returncode == 130, said
     assert "Traceback" not in said

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import signal
 
 import pytest
 
@@ -19,8 +17,7 @@ def test_a_study_goes_on_from_its_storage_alone(tmp_path):
     uri = (tmp_path / "stored").as_uri()
     first, second = tmp_path / "first", tmp_path / "second"
     longer = (*studies.TINY[:-1], "6", "--set", "train.epochs=4", "--set", "search.stop=none")
-    process = studies.start(*longer, "--storage", uri, "--out", str(first), "--name", "lost")
-    try:
+    with studies.running(*longer, "--storage", uri, "--out", str(first), "--name", "lost"):
         studies.wait_until(lambda: studies.ended(first / "lost") >= 2)
         done = {name for name, trial in studies.record(first / "lost").trials.items() if trial.status in TERMINAL}
         parts = tmp_path / "stored" / "lost" / "journal.jsonl.parts"
@@ -30,12 +27,7 @@ def test_a_study_goes_on_from_its_storage_alone(tmp_path):
             ends = [line for line in text.splitlines() if '"event":"finished"' in line]
             return all(any(name in line for line in ends) for name in done)
 
-        studies.wait_until(carried)
-        os.kill(process.pid, signal.SIGKILL)
-    finally:
-        process.kill()
-        process.wait()
-        process.stdout.close()
+        studies.wait_until(carried)  # the end of this block is a SIGKILL
     shutil.rmtree(first)
     assert stored_studies(uri) == ["lost"]
     again = studies.run("--resume", "lost", "--storage", uri, "--out", str(second))

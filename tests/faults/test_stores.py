@@ -1,22 +1,19 @@
-"""The tracking store fails in mid-sweep, of a real sweep through the real command: nothing is missing or double."""
+"""The disk of the tracking store is full in mid-sweep, through the real command: nothing is missing or double."""
 
 from __future__ import annotations
 
 import json
-import os
-import signal
 import subprocess
 import sys
-import time
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
-from sweeps.records import MLFLOW_FILE, Status
+from sweeps.records import Status
 from tests.support import studies
 from tests.support.mlflow_store import epoch_metrics, journal_metrics, parent_status, trial_runs
-from tests.support.servers import fill, free_port, may_mount, mlflow_server, small_disk, wait_for
+from tests.support.servers import fill, may_mount, small_disk, wait_for
 
 SIX = (*studies.TINY[:-1], "6", "--set", "train.epochs=6", "--set", "search.stop=none")
 on_a_small_disk = pytest.mark.skipif(not may_mount(), reason="a small disk can only be mounted by root")
@@ -45,35 +42,16 @@ def catch_up(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_the_server_is_killed_and_restarted_in_mid_sweep(tmp_path):
-    port, place, folder = free_port(), tmp_path / "server", tmp_path / "hit"
-    database, uri = place / "mlflow.db", f"http://127.0.0.1:{port}"
-    with mlflow_server(place, port):
-        sweep = studies.start(*SIX, "--out", str(tmp_path), "--name", "hit", "--tracking-uri", uri)
-        wait_for(lambda: database.exists() and len(trial_runs(database)) >= 2, 240)
-    before = studies.ended(folder)
-    studies.wait_until(lambda: studies.ended(folder) > before, 240)  # the sweep goes on while nobody listens
-    with mlflow_server(place, port):
-        said, _ = sweep.communicate(timeout=300)
-        assert sweep.returncode == 0, said
-        assert "Traceback" not in said
-        done = catch_up(folder)  # the address is the study's own
-        assert (done.returncode, done.stderr) == (0, "")
-    assert_nothing_missing_or_double(folder, database, 7)
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(600)
 @on_a_small_disk
 def test_the_disk_of_the_tracking_store_is_full_in_mid_sweep(tmp_path):
     folder = tmp_path / "hit"
     with small_disk(tmp_path / "disk", 8) as disk:
         database = disk / "mlflow.db"
         uri = f"sqlite:///{database}"
-        sweep = studies.start(*SIX, "--out", str(tmp_path), "--name", "hit", "--tracking-uri", uri)
-        wait_for(lambda: database.exists() and len(trial_runs(database)) >= 1, 240)
-        ballast = fill(disk)
-        said, _ = sweep.communicate(timeout=300)
+        with studies.running(*SIX, "--out", str(tmp_path), "--name", "hit", "--tracking-uri", uri) as sweep:
+            wait_for(lambda: database.exists() and len(trial_runs(database)) >= 1, 240)
+            ballast = fill(disk)
+            said, _ = sweep.communicate(timeout=300)
         assert sweep.returncode == 0, said  # the sweep itself has lost nothing
         assert "nothing is lost, catch up with: python -m sweeps.tracking" in said
         assert "Traceback" not in said
@@ -82,29 +60,3 @@ def test_the_disk_of_the_tracking_store_is_full_in_mid_sweep(tmp_path):
         done = catch_up(folder)
         assert (done.returncode, done.stderr) == (0, "")
         assert_nothing_missing_or_double(folder, database, 7)
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(600)
-@on_a_small_disk
-def test_the_disk_of_the_study_itself_is_full_and_a_resume_goes_on(tmp_path):
-    """Then not even the journal can be written: the sweep ends with one line, and goes on when there is room."""
-    with small_disk(tmp_path / "disk", 64) as disk:
-        folder = disk / "hit"
-        sweep = studies.start(*SIX, "--out", str(disk), "--name", "hit")
-        try:
-            studies.wait_until(lambda: studies.ended(folder) >= 2, 240)
-            ballast = fill(disk)
-            said, _ = sweep.communicate(timeout=240)
-        finally:
-            if sweep.poll() is None:
-                os.killpg(sweep.pid, signal.SIGKILL)
-                sweep.wait()
-        assert sweep.returncode not in (0, None)
-        assert "Traceback" not in said, said
-        assert "--resume hit" in said
-        ballast.unlink()
-        time.sleep(2)  # the old tracker has seen that its driver is gone
-        done = studies.run("--resume", "hit", "--out", str(disk))
-        assert done.returncode == 0, done.stdout + done.stderr
-        assert_nothing_missing_or_double(folder, folder / MLFLOW_FILE, 7)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import io
+import multiprocessing
+import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +25,7 @@ from lowrank.data import (
     steps_per_epoch,
     train_batches,
 )
-from lowrank.errors import InputError
+from lowrank.errors import InputError, LoaderHungError
 
 VIEWS = ViewSettings(shift=2, flip=True, cutout=3, seed=4)
 
@@ -176,6 +179,21 @@ def test_a_broken_image_ends_a_streamed_epoch_in_one_line(tmp_path: Path, worker
         epoch_of(data, 4, workers=workers, drop_last=False)
     assert str(broken) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_loader_that_hangs_is_given_up_and_leaves_no_process(folder: Path):
+    data = load_data(DataSettings(name=f"folder:{folder}", resident_mb=0, loader_seconds=1))
+    before = set(multiprocessing.active_children())
+    batches = train_batches(data, "cpu", 4, ViewSettings(), order_seed=0, epoch=0, workers=1)
+    next(batches)
+    loaders = set(multiprocessing.active_children()) - before
+    for process in loaders:
+        os.kill(process.pid or 0, signal.SIGSTOP)
+    with pytest.raises(LoaderHungError, match="no batch came from the loader's processes for 1 s"):
+        list(batches)
+    for process in loaders:
+        process.join(20)
+    assert [process.exitcode for process in loaders] == [-signal.SIGKILL]
 
 
 def test_errors(digits: ImageData):

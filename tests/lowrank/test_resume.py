@@ -176,6 +176,20 @@ def test_the_last_files_are_kept_the_newest_first(tmp_path):
     ]  # fmt: skip
 
 
+def test_weights_that_have_changed_on_disk_are_damage(tmp_path):
+    path = tmp_path / "checkpoint.safetensors"
+    tensors = {"a": torch.arange(6.0).reshape(2, 3).to(torch.bfloat16), "b": torch.tensor(3), "empty": torch.zeros(0)}
+    save_tensors(path, tensors, {"trial_id": "x"})
+    found, about = load_tensors(path)
+    assert all(torch.equal(found[name], tensor) for name, tensor in tensors.items())
+    assert about == {"trial_id": "x"}
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1  # in the tensors, of which safetensors takes any value
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r"checkpoint.safetensors is damaged: its tensors do not have their checksum"):
+        load_tensors(path)
+
+
 @pytest.mark.parametrize("renames", [0, 1])
 def test_a_kill_between_two_writes_leaves_a_whole_checkpoint(tmp_path, renames):
     """A child process is killed before the first rename, and between the two."""

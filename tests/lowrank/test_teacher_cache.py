@@ -9,6 +9,7 @@ import signal
 import subprocess
 import threading
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -243,6 +244,16 @@ def test_a_slot_read_ahead_that_is_damaged_is_said_when_it_is_asked_for(cache: T
     reader.signals(images, indices, 1)
     assert len(told) == 1
     assert told[0].startswith("the live teacher is asked about view 1: ")
+
+
+def test_damage_during_training_is_mended_and_changes_no_bit(cache: TeacherCache, data: ImageData) -> None:
+    prepare(cache, build(data), 2, report=lambda line: None)
+    undisturbed = losses(data, CachedTeacher(cache, data, never))
+    damage(cache.path(1), "cut short")
+    told: list[str] = []
+    mend = partial(prepare, cache, build(data), 2, report=told.append)
+    assert losses(data, CachedTeacher(cache, data, never, mend=mend)) == undisturbed
+    assert told[0] == "slots 1 of the teacher cache are damaged and are made again"
 
 
 def test_too_little_disk_is_said_before_anything_is_built(

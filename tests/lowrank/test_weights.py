@@ -81,6 +81,15 @@ def test_the_file_is_plain_safetensors_with_json_beside(tmp_path):
     }  # fmt: skip
 
 
+def test_the_same_model_is_the_same_file(tmp_path):
+    """A teacher's hash is that of its file, and stands in the identity of the trials that it taught."""
+    found = specification("cp", dims=3, rank_scale=0.4)
+    model = made(found)
+    for number in range(8):
+        save(tmp_path / str(number), model, found)
+    assert len({(tmp_path / str(number)).read_bytes() for number in range(8)}) == 1
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
 def test_the_dtype_is_kept(dtype, tmp_path):
     found = specification("acdc", layers=2)

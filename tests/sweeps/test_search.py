@@ -134,6 +134,18 @@ def test_an_end_is_recorded_once(search):
     assert [event["status"] for event in ends] == ["completed"]
 
 
+def test_a_trial_that_is_taken_back_is_handed_out_next_and_once(search):
+    search.next()
+    trial = search.next()
+    search.take_back(trial.trial_id)
+    assert not search.is_over()
+    assert search.next() == trial
+    assert search.next() != trial
+    finish(search, trial.trial_id)
+    search.take_back(trial.trial_id)  # it had reported its end before its process was lost
+    assert trial not in search.waiting
+
+
 def test_a_resumed_search_takes_up_what_has_no_end_and_repeats_nothing(space, open_search, tmp_path):
     first = open_search(space)
     reference, one, two, three = (first.next() for _ in range(4))

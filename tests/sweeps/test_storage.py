@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import platform
-import time
 
 import pytest
 
@@ -141,19 +140,30 @@ def test_two_histories_are_not_mixed(uri, study):
         fetch(Storage(uri, "small"), study)
 
 
-def test_one_driver_at_a_time(uri, study):
+def test_one_driver_at_a_time(uri, study, monkeypatch):
     storage = Storage(uri, "small")
-    there = {"token": "t", "host": "elsewhere", "pid": 1, "time": time.time()}
+    there = {"token": "t", "host": "elsewhere", "pid": 1}
     storage.put(DRIVER, json.dumps(there).encode())
     with pytest.raises(InputError, match=r"'small' is being run by elsewhere, heard of \d+ s ago; .* try again in"):
         carrier(uri, study)
-    storage.put(DRIVER, json.dumps({**there, "time": time.time() - LEASE - 1}).encode())
-    carrier(uri, study).finish()
+    with monkeypatch.context() as later:
+        later.setattr(Storage, "age", lambda self, name: LEASE + 1)
+        carrier(uri, study).finish()
     dead = {**there, "host": platform.node(), "pid": 2**22 + 1}
     storage.put(DRIVER, json.dumps(dead).encode())
     taken = carrier(uri, study)
     storage.put(DRIVER, json.dumps({**dead, "token": "u"}).encode())
     assert "has taken the study over" in taken.finish()
+
+
+def test_how_long_a_driver_is_silent_is_told_by_the_storage(uri, study, monkeypatch):
+    """Whatever the clock of this machine says: it may have jumped."""
+    storage = Storage(uri, "small")
+    storage.put(DRIVER, b"")
+    assert 0 <= storage.age(DRIVER) < LEASE / 2
+    monkeypatch.setattr("time.time", lambda: 0.0)
+    assert 0 <= storage.age(DRIVER) < LEASE / 2
+    assert list(storage.names()) == [DRIVER]
 
 
 def test_an_outage_is_said_and_made_up_for(study, tmp_path, monkeypatch):

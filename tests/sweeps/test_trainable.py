@@ -12,7 +12,7 @@ import torch
 
 from lowrank.checkpoints import kept_files, load_tensors
 from lowrank.data import DataSettings, load_data
-from lowrank.errors import InputError
+from lowrank.errors import InputError, LoaderHungError
 from lowrank.training import Trainer
 from sweeps import trainable as trainable_module
 from sweeps.records import CHECKPOINT_FILE, TRIALS_FOLDER
@@ -112,6 +112,13 @@ def test_who_was_given_no_card_uses_none_and_who_sees_others_than_were_given_doe
         given_device(0.5, [1])
 
 
+def test_a_loader_that_hangs_ends_the_worker(monkeypatch, tmp_path):
+    worker = TrialTrainable(config(tmp_path))
+    raising(monkeypatch, LoaderHungError("no batch came from the loader's processes for 120 s"))
+    with pytest.raises(WorkerLostError, match="no batch came"):
+        worker.step()
+
+
 def test_another_error_is_raised_as_it_is(monkeypatch, tmp_path):
     worker = TrialTrainable(config(tmp_path))
     raising(monkeypatch, RuntimeError("shapes do not fit"))
@@ -148,6 +155,17 @@ def files(folder: Path) -> list[Path]:
 
 def curve(worker: TrialTrainable, epochs: int) -> list[float]:
     return [worker.step()["metrics"]["train_loss"] for _ in range(epochs)]
+
+
+@pytest.mark.parametrize(
+    ("since", "epoch_seconds", "due"), [(1, 2, False), (20, 9, False), (20, 11, True), (1, 400, True)]
+)
+def test_a_checkpoint_is_written_before_the_next_epoch_would_cost_too_much(
+    monkeypatch, tmp_path, since, epoch_seconds, due
+):
+    worker = TrialTrainable(config(tmp_path) | {"checkpoint_seconds": 30})
+    monkeypatch.setattr("time.monotonic", lambda: worker.saved_at + since)
+    assert worker._is_due(epoch_seconds) == due
 
 
 @pytest.mark.usefixtures("often")

@@ -1,0 +1,37 @@
+"""Whether a trial whose attempt failed is taken up again. What Ray calls a trial is one attempt at ours."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from ray.exceptions import ActorDiedError, NodeDiedError, RayActorError
+
+from sweeps.worker import WorkerLostError
+
+MOST = 3  # strikes in a row, without a new epoch between them
+LOST, FAILED = 1, 2  # strikes: a process may die of anything, what fails twice at the same place is the trial's own
+NODE_DEATH = "its node has died"  # in Ray's words on why an actor died
+
+
+class Attempts:
+    """Counts what went wrong with each trial since its last new epoch."""
+
+    def __init__(self) -> None:
+        self._strikes: Counter[str] = Counter()
+
+    def advanced(self, trial_id: str) -> None:
+        """An epoch came in that was not on record."""
+        self._strikes.pop(trial_id, None)
+
+    def may_go_on(self, trial_id: str, error: object) -> bool:
+        """Count a failed attempt; a lost machine is never the trial's fault, however often it happens."""
+        if not machine_lost(error):
+            self._strikes[trial_id] += LOST if isinstance(error, RayActorError | WorkerLostError) else FAILED
+        return self._strikes[trial_id] <= MOST
+
+
+def machine_lost(error: object) -> bool:
+    """Whether an attempt ended with the machine it ran on."""
+    if isinstance(error, NodeDiedError):
+        return True
+    return isinstance(error, ActorDiedError) and NODE_DEATH in str(error)

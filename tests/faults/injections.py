@@ -1,0 +1,271 @@
+"""Every fault as a function that strikes a study at work; the tests use each once, `python -m tests.faults` often."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from sweeps.head import HEAD_LOST
+from sweeps.records import CHECKPOINT_FILE, TRIALS_FOLDER, TrialRecord
+from sweeps.run import DISK_FULL
+from sweeps.study import CACHE_FOLDER
+from tests.faults.scene import GRID, NAME, SEARCH, SECONDS, STREAMED, TAUGHT, Question, Scene, Study
+from tests.support import studies
+from tests.support.clusters import machines
+from tests.support.servers import fill, free_port, may_mount, mlflow_server, small_disk
+from tests.support.teachers import small_data, write_teacher
+
+Strike = Callable[[Scene, Study, random.Random], bool]  # False: the study was over before
+
+
+@dataclass(frozen=True)
+class Fault:
+    """`what` is killed or broken; `strike` does it to a study at work, and sees to it that the study goes on."""
+
+    name: str
+    what: str
+    strike: Strike
+    questions: tuple[Question, ...] = (GRID, SEARCH)
+    prepare: Callable[[Scene], None] = lambda scene: None
+    clustered: bool = True  # else the driver starts its own
+    shared: bool = True  # whether the cluster is whole afterwards
+    finish: Callable[[Scene, Study], None] = lambda scene, study: None
+    possible: Callable[[], bool] = lambda: True
+
+
+def kill_trial(scene: Scene, study: Study, rng: random.Random) -> bool:
+    """SIGKILL for the process of a trial."""
+    trial = study.one(rng)
+    return trial is not None and _sent(trial.attempts[-1]["pid"], signal.SIGKILL)
+
+
+def _sent(pid: int, what: signal.Signals) -> bool:
+    try:
+        os.kill(pid, what)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def kill_machine(scene: Scene, study: Study, rng: random.Random) -> bool:
+    """SIGKILL for a raylet; another one joins in its place."""
+    assert scene.cluster is not None
+    if study.over():
+        return False
+    scene.cluster.kill(rng.choice(scene.cluster.workers))
+    scene.cluster.add()
+    return True
+
+
+def kill_driver(scene: Scene, study: Study, rng: random.Random) -> bool:
+    """SIGKILL for the command, then `--resume`."""
+    if study.over():
+        return False
+    study.kill()
+    study.resume(*scene.place)
+    return True
+
+
+def kill_head(scene: Scene, study: Study, rng: random.Random) -> bool:
+    """SIGKILL for all that runs on the head, now and then for the driver too; then `--resume` on another cluster."""
+    assert scene.cluster is not None
+    if study.over():
+        return False
+    scene.cluster.kill_head()
+    if rng.random() < 0.25:
+        study.kill()
+    else:
+        assert f"--resume {NAME}" in study.end(HEAD_LOST)
+    scene.cluster.end()
+    scene.cluster = scene.stack.enter_context(machines())
+    scene.place = ("--address", scene.cluster.address)
+    study.resume(*scene.place)
+    return True
+
+
+def use_server(scene: Scene) -> None:
+    scene.extra = {"port": free_port(), "place": scene.folder / "server"}
+    scene.extra["server"] = scene.stack.enter_context(ExitStack())
+    scene.extra["server"].enter_context(mlflow_server(scene.extra["place"], scene.extra["port"]))
+    scene.place = (*scene.place, "--tracking-uri", f"http://127.0.0.1:{scene.extra['port']}")
+
+
+def kill_server(scene: Scene, study: Study, rng: random.Random) -> bool:
+    """SIGKILL for the tracking server while the study goes on; it is started again after a while."""
+    study.database = scene.extra["place"] / "mlflow.db"
+    if study.over():
+        return False
+    scene.extra["server"].close()
+    time.sleep(rng.uniform(0, 4))
+    scene.extra["server"].enter_context(mlflow_server(scene.extra["place"], scene.extra["port"]))
+    return True
+
+
+def catch_up(scene: Scene, study: Study) -> None:
+    """Bring MLflow up to the journal, as the study's last line says where that is needed."""
+    study.database = scene.extra["place"] / "mlflow.db"
+    command = [sys.executable, "-m", "sweeps.tracking", str(study.folder)]
+    done = subprocess.run(command, cwd=studies.ROOT, capture_output=True, text=True, timeout=SECONDS, check=False)
+    assert (done.returncode, done.stderr) == (0, ""), done.stderr
+
+
+def use_small_disk(scene: Scene) -> None:
+    scene.out = scene.stack.enter_context(small_disk(scene.folder / "disk", 64))
+
+
+def fill_disk(scene: Scene, study: Study, rng: random.Random) -> bool:
+    """The disk of the study is full: not even the journal can be written; then there is room again, and `--resume`."""
+    if study.over():
+        return False
+    ballast = fill(scene.out)
+    try:
+        assert f"--resume {NAME}" in study.end(DISK_FULL)
+    finally:
+        ballast.unlink()
+    time.sleep(2)  # the old tracker has seen that its driver is gone
+    study.resume(*scene.place)
+    return True
+
+
+def damage(path: Path, rng: random.Random) -> str:
+    """Damage a file, in a way that is drawn; returns which."""
+    content = bytearray(path.read_bytes())
+    how = rng.choice(("a bit", "cut short", "empty", "zeros"))
+    if how == "a bit":
+        content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
+    elif how == "zeros":
+        start = rng.randrange(len(content))
+        content[start : start + 4096] = bytes(len(content[start : start + 4096]))
+    else:
+        content = content[: 0 if how == "empty" else rng.randrange(len(content))]
+    temporary = path.with_name("damaged")
+    temporary.write_bytes(content)
+    temporary.replace(path)
+    return how
+
+
+def damage_checkpoint(scene: Scene, study: Study, rng: random.Random) -> bool:
+    """The newest checkpoint of a trial is damaged, and its process killed before it can write another."""
+
+    def path(trial: TrialRecord) -> Path:
+        return study.folder / TRIALS_FOLDER / trial.trial_id / CHECKPOINT_FILE
+
+    if not study.wait(lambda: any(path(trial).exists() for trial in study.running())):
+        return False
+    trial = rng.choice([trial for trial in study.running() if path(trial).exists()] or [None])
+    if trial is None or not _sent(trial.attempts[-1]["pid"], signal.SIGSTOP):
+        return False
+    whole = path(trial).exists()
+    if whole:
+        damage(path(trial), rng)
+    return _sent(trial.attempts[-1]["pid"], signal.SIGKILL) and whole
+
+
+def use_teacher(scene: Scene) -> None:
+    write_teacher(scene.folder / "teachers", "good", small_data())
+    scene.place = (*scene.place, "--teachers", str(scene.folder / "teachers"))
+
+
+def damage_cache(scene: Scene, study: Study, rng: random.Random) -> bool:
+    """A slot of the teacher cache that some running trial has yet to read is damaged."""
+    if study.one(rng) is None:
+        return False
+    least = max(trial.last_epoch for trial in studies.record(study.folder).trials.values() if not trial.ended)
+    slots = sorted((study.out / CACHE_FOLDER).glob("*/*/slot_*.arrow"))
+    ahead = [slot for slot in slots if int(slot.stem.removeprefix("slot_")) > least + 1]
+    damage(rng.choice(ahead or slots[:1]), rng)
+    return True
+
+
+def hang_loader(scene: Scene, study: Study, rng: random.Random) -> bool:
+    """SIGSTOP for the processes that decode a trial's images: they neither deliver nor end."""
+    stopped: list[int] = []
+
+    def hangs() -> bool:
+        for trial in study.running():
+            stopped.extend(pid for pid in _loaders(trial.attempts[-1]["pid"]) if _sent(pid, signal.SIGSTOP))
+            if stopped:
+                break
+        return bool(stopped)
+
+    return study.wait(hangs)
+
+
+def _loaders(pid: int) -> list[int]:
+    """The child processes of a trial's process; they live as long as an epoch."""
+    try:
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except (FileNotFoundError, ProcessLookupError):
+        return []
+
+
+JUMP = "JUMPING_CLOCK"  # the environment variable that names the file with the seconds that the clock is off
+_SOURCE = f"""
+import os, time
+_path, _true, _true_ns = os.environ["{JUMP}"], time.time, time.time_ns
+
+def _off():
+    try:
+        return float(open(_path).read() or 0)
+    except OSError:
+        return 0.0
+
+time.time = lambda: _true() + _off()
+time.time_ns = lambda: _true_ns() + int(_off() * 1e9)
+"""
+
+
+def use_jumping_clock(scene: Scene) -> None:
+    """Every Python process of the study reads a clock that the test can set."""
+    place = scene.folder / "clock"
+    place.mkdir()
+    (place / "sitecustomize.py").write_text(_SOURCE)
+    scene.extra["file"] = place / "offset"
+    before = {name: os.environ.get(name) for name in (JUMP, "PYTHONPATH")}
+
+    def restore() -> None:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+    os.environ[JUMP] = str(scene.extra["file"])
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(place), str(studies.ROOT), before["PYTHONPATH"] or ""])
+    scene.stack.callback(restore)
+
+
+def jump(scene: Scene, study: Study, rng: random.Random) -> bool:
+    """The clock of every Python process jumps, by up to a year, forwards or back; at times the driver is killed too."""
+    if study.over():
+        return False
+    seconds = rng.choice((-1, 1)) * 10 ** rng.uniform(2, 7.5)
+    temporary = scene.extra["file"].with_suffix(".new")
+    temporary.write_text(str(seconds))
+    temporary.replace(scene.extra["file"])
+    if rng.random() < 0.25:
+        return kill_driver(scene, study, rng)
+    return True
+
+
+FAULTS = (
+    Fault("trial", "a trial's process, SIGKILL", kill_trial, clustered=False),
+    Fault("machine", "a worker machine, its raylet, SIGKILL", kill_machine),
+    Fault("driver", "the driver, SIGKILL; resumed", kill_driver, clustered=False),
+    Fault("head", "the cluster's head, SIGKILL; resumed on another cluster", kill_head, shared=False),
+    Fault("server", "the tracking server, SIGKILL; started again", kill_server, prepare=use_server, finish=catch_up),
+    Fault("disk", "nothing: the study's disk is full; resumed", fill_disk, prepare=use_small_disk, possible=may_mount),
+    Fault("checkpoint", "a trial's process, its newest checkpoint damaged", damage_checkpoint),
+    Fault("cache", "nothing: a slot of the teacher cache is damaged", damage_cache, (TAUGHT,), prepare=use_teacher),
+    Fault("loader", "nothing: the processes that load a trial's images stop", hang_loader, (STREAMED,)),
+    Fault("clock", "nothing: the clock jumps; at times the driver, resumed", jump, prepare=use_jumping_clock,
+          clustered=False),
+)  # fmt: skip

@@ -1,0 +1,66 @@
+"""Clusters of several raylets on this machine, each of which can be killed as a machine is lost."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+MACHINES = 2  # beside the head, which trains nothing
+
+
+class Machines:
+    """A head and workers of one CPU each."""
+
+    def __init__(self) -> None:
+        os.environ.update(RAY_AUTH_MODE="disabled", RAY_USAGE_STATS_ENABLED="0")
+        from ray._common.utils import reset_ray_address
+        from ray.cluster_utils import Cluster
+
+        quiet = {"include_dashboard": False}
+        self._cluster: Any = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, **quiet})
+        reset_ray_address()  # else other programs of this machine that start Ray would join
+        self.address: str = self._cluster.address
+        self.workers: list[Any] = []
+        for _ in range(MACHINES):
+            self.add()
+
+    def add(self) -> None:
+        """A further machine joins."""
+        self.workers.append(self._cluster.add_node(num_cpus=1, include_dashboard=False))
+
+    def kill(self, machine: Any) -> None:
+        """SIGKILL for the raylet of a worker; its other processes go with it."""
+        self.workers.remove(machine)
+        _kill(machine, "raylet")
+
+    def kill_head(self) -> None:
+        """SIGKILL for everything that runs on the head, except a driver."""
+        _kill(self._cluster.head_node, *self._cluster.head_node.all_processes)
+
+    def end(self) -> None:
+        """Stop what is left, and wait for it."""
+        for node in [*self.workers, self._cluster.head_node]:
+            _kill(node, *node.all_processes)
+
+
+def _kill(node: Any, *kinds: str) -> None:
+    for kind in kinds:
+        for each in node.all_processes.get(kind, []):
+            if each.process.poll() is None:
+                each.process.send_signal(signal.SIGKILL)
+                each.process.wait()
+
+
+@contextmanager
+def machines() -> Iterator[Machines]:
+    """A cluster until the block ends."""
+    found = Machines()
+    try:
+        yield found
+    finally:
+        found.end()
+        time.sleep(1)  # trial processes miss their raylet
