@@ -24,7 +24,9 @@ def of_epochs(database: Path) -> Counter[tuple]:
 def finished(tmp_path_factory) -> tuple[Path, str]:
     out = tmp_path_factory.mktemp("studies")
     about = ("--note", "a first look", "--tag", "team=vision")
-    done = studies.run(*studies.TINY, *about, "--out", str(out), "--name", "tiny")
+    with pytest.MonkeyPatch.context() as around:
+        around.setenv("RAY_ADDRESS", "127.0.0.1:9")  # somebody's cluster, which --address did not ask for
+        done = studies.run(*studies.TINY, *about, "--out", str(out), "--name", "tiny")
     assert done.returncode == 0, done.stdout + done.stderr
     return out / "tiny", done.stdout
 
