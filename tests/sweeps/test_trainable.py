@@ -108,6 +108,23 @@ def test_a_loader_that_hangs_ends_the_worker(monkeypatch, tmp_path):
         worker.step()
 
 
+@pytest.mark.parametrize("method", ["update", "evaluate"])
+def test_an_epoch_that_fails_half_way_is_not_kept_as_one(monkeypatch, tmp_path, method):
+    """The worker is then asked to go; what it saved would be half an epoch further than its history."""
+    whole = curve(TrialTrainable(config(tmp_path / "whole", epochs=3)), 3)
+    worker = TrialTrainable(config(tmp_path, epochs=3) | {"checkpoint_seconds": 0})
+    worker.step()
+    with monkeypatch.context() as broken:
+        raising(broken, LoaderHungError("no batch came from the loader's processes for 120 s"), method)
+        with pytest.raises(WorkerLostError):
+            worker.step()
+    worker.cleanup()
+    again = TrialTrainable(config(tmp_path, epochs=3))
+    first = again.step()
+    assert [epoch["train_loss"] for epoch in [*first["history"], first["metrics"]]] == whole[:2]
+    assert curve(again, 1) == whole[2:]
+
+
 def test_another_error_is_raised_as_it_is(monkeypatch, tmp_path):
     worker = TrialTrainable(config(tmp_path))
     raising(monkeypatch, RuntimeError("shapes do not fit"))
