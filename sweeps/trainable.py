@@ -201,7 +201,7 @@ class TrialTrainable(tune.Trainable):
         try:
             self._save_checkpoint()
         except OSError as error:
-            print(f"no checkpoint after epoch {self.trainer.epoch}, the trial goes on: {error}", flush=True)
+            self.notices.append(f"no checkpoint after epoch {self.trainer.epoch}, the trial goes on: {error}")
             self.saved_at = time.monotonic()
 
     def _save_checkpoint(self) -> None:
@@ -226,7 +226,7 @@ class TrialTrainable(tune.Trainable):
             except (InputError, RuntimeError, KeyError, ValueError) as error:
                 if out_of_memory(error) or device_lost(error):
                     raise
-                print(f"{path} is not usable, the trial goes on from what was before it: {error}", flush=True)
+                self.notices.append(f"{path} is not usable, the trial goes on from what was before it: {error}")
                 path.unlink()
                 self.trainer = self._make_trainer()
             else:
