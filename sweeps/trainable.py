@@ -196,7 +196,7 @@ class TrialTrainable(tune.Trainable):
             if self.failure is not None:
                 raise self.failure
             if not self._trained():
-                self.history.append(self.trainer.train_epoch())
+                self.history.append(self._train_epoch())
         except LoaderHungError as error:
             raise WorkerLostError(str(error)) from error
         except DivergedError as error:
@@ -205,7 +205,6 @@ class TrialTrainable(tune.Trainable):
             if out_of_memory(error):
                 return {**result, **_ended(Status.OUT_OF_MEMORY, first_line(error))}
             if device_lost(error):
-                self.__dict__.pop("trainer", None)  # nothing on the device can be saved
                 raise WorkerLostError(first_line(error)) from error
             raise
         result |= {"notices": list(self.notices)}
@@ -217,6 +216,14 @@ class TrialTrainable(tune.Trainable):
         if self._is_due(self.history[-1]["epoch_seconds"]):
             self._save_on_the_way()
         return result
+
+    def _train_epoch(self) -> dict[str, float]:
+        """One epoch. After one that failed the trainer is let go: its weights are of no epoch and must not be kept."""
+        try:
+            return self.trainer.train_epoch()
+        except BaseException:
+            del self.trainer
+            raise
 
     def _is_due(self, epoch_seconds: float) -> bool:
         """Whether a kill in the next epoch, as long as the last, would cost more than it may."""
@@ -239,7 +246,7 @@ class TrialTrainable(tune.Trainable):
         try:
             self._save_checkpoint()
         except OSError as error:
-            print(f"no checkpoint after epoch {self.trainer.epoch}, the trial goes on: {error}", flush=True)
+            self.notices.append(f"no checkpoint after epoch {self.trainer.epoch}, the trial goes on: {error}")
             self.saved_at = time.monotonic()
 
     def _save_checkpoint(self) -> None:
@@ -264,7 +271,7 @@ class TrialTrainable(tune.Trainable):
             except (InputError, RuntimeError, KeyError, ValueError) as error:
                 if out_of_memory(error) or device_lost(error):
                     raise
-                print(f"{path} is not usable, the trial goes on from what was before it: {error}", flush=True)
+                self.notices.append(f"{path} is not usable, the trial goes on from what was before it: {error}")
                 path.unlink()
                 self.trainer = self._make_trainer()
             else:

@@ -185,6 +185,16 @@ def damage_cache(scene: Scene, study: Study, rng: random.Random) -> bool:
     return True
 
 
+def noticed(what: str) -> Callable[[Scene, Study], None]:
+    """Damage that nobody has seen proves nothing."""
+
+    def look(scene: Scene, study: Study) -> None:
+        notices = [text for trial in studies.record(study.folder).trials.values() for text in trial.notices]
+        assert not scene.strikes or any(what in text for text in notices), notices
+
+    return look
+
+
 def hang_loader(scene: Scene, study: Study, rng: random.Random) -> bool:
     """SIGSTOP for the processes that decode a trial's images: they neither deliver nor end."""
     stopped: list[int] = []
@@ -263,8 +273,10 @@ FAULTS = (
     Fault("head", "the cluster's head, SIGKILL; resumed on another cluster", kill_head, shared=False),
     Fault("server", "the tracking server, SIGKILL; started again", kill_server, prepare=use_server, finish=catch_up),
     Fault("disk", "nothing: the study's disk is full; resumed", fill_disk, prepare=use_small_disk, possible=may_mount),
-    Fault("checkpoint", "a trial's process, its newest checkpoint damaged", damage_checkpoint),
-    Fault("cache", "nothing: a slot of the teacher cache is damaged", damage_cache, (TAUGHT,), prepare=use_teacher),
+    Fault("checkpoint", "a trial's process, its newest checkpoint damaged", damage_checkpoint,
+          finish=noticed("is not usable")),
+    Fault("cache", "nothing: a slot of the teacher cache is damaged", damage_cache, (TAUGHT,), prepare=use_teacher,
+          finish=noticed("are damaged and are made again")),
     Fault("loader", "nothing: the processes that load a trial's images stop", hang_loader, (STREAMED,)),
     Fault("clock", "nothing: the clock jumps; at times the driver, resumed", jump, prepare=use_jumping_clock,
           clustered=False),

@@ -66,13 +66,13 @@ def strike(
         moments = sorted(rng.sample(range(2, int(0.7 * question.trials * question.epochs)), times))
         study.begin()
         try:
-            struck = sum(_at(moment, fault, around, study, rng) for moment in moments)
+            around.strikes = sum(_at(moment, fault, around, study, rng) for moment in moments)
             study.end()
         finally:
             study.close()
         fault.finish(around, study)
         return Outcome(
-            struck, question.trials, verdict.lost(study.folder, study.database, question.trials),
+            around.strikes, question.trials, verdict.lost(study.folder, study.database, question.trials),
             verdict.doubled(study.folder, study.database), verdict.repeated(study.folder), _wrong(study, expected),
         )  # fmt: skip
 
@@ -86,4 +86,4 @@ def _wrong(study: Study, expected: dict[str, Any] | None) -> list[str]:
     if expected is None:
         return verdict.unlike_alone(study.folder)
     found = verdict.answer(study.folder)
-    return [f"{name} differs" for name in expected.keys() | found.keys() if found.get(name) != expected.get(name)]
+    return [f"{name} differs" for name, told in expected.items() if found.get(name) != told]

@@ -129,6 +129,7 @@ class Scene:
     cluster: Machines | None = None
     place: tuple[str, ...] = ()
     out: Path = field(init=False)
+    strikes: int = 0
     extra: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

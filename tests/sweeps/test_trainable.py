@@ -119,6 +119,24 @@ def test_a_loader_that_hangs_ends_the_worker(monkeypatch, tmp_path):
         worker.step()
 
 
+@pytest.mark.parametrize("method", ["update", "evaluate"])
+def test_an_epoch_that_fails_half_way_is_not_kept_as_one(monkeypatch, tmp_path, method):
+    """The worker is then asked to go; what it saved would be half an epoch further than its history."""
+    undisturbed = TrialTrainable(config(tmp_path / "whole", epochs=3))
+    whole = [undisturbed.step()["metrics"]["val_loss"] for _ in range(3)]
+    worker = TrialTrainable(config(tmp_path, epochs=3) | {"checkpoint_seconds": 0})
+    worker.step()
+    with monkeypatch.context() as broken:
+        raising(broken, LoaderHungError("no batch came from the loader's processes for 120 s"), method)
+        with pytest.raises(WorkerLostError):
+            worker.step()
+    worker.cleanup()
+    again = TrialTrainable(config(tmp_path, epochs=3))
+    first = again.step()
+    epochs = [*first["history"], first["metrics"], again.step()["metrics"]]
+    assert [epoch["val_loss"] for epoch in epochs] == whole
+
+
 def test_another_error_is_raised_as_it_is(monkeypatch, tmp_path):
     worker = TrialTrainable(config(tmp_path))
     raising(monkeypatch, RuntimeError("shapes do not fit"))
@@ -170,7 +188,7 @@ def test_a_checkpoint_is_written_before_the_next_epoch_would_cost_too_much(
 
 @pytest.mark.usefixtures("often")
 @pytest.mark.parametrize(("damaged", "from_epoch"), [(0, 2), (1, 1), (2, 0)])
-def test_a_damaged_checkpoint_falls_back_to_the_one_before_and_says_so(tmp_path, capsys, damaged, from_epoch):
+def test_a_damaged_checkpoint_falls_back_to_the_one_before_and_says_so(tmp_path, damaged, from_epoch):
     train = {"epochs": 4, "ema_decay": 0.9}
     whole = curve(TrialTrainable(config(tmp_path / "whole", **train)), 4)
     curve(TrialTrainable(config(tmp_path, **train)), 2)
@@ -183,7 +201,8 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before_and_says_so(tmp_path,
     assert [epoch["train_loss"] for epoch in first["history"]] == whole[:from_epoch]
     assert first["metrics"]["train_loss"] == whole[from_epoch]
     assert curve(worker, 3 - from_epoch) == whole[from_epoch + 1 :]
-    assert capsys.readouterr().out.count("is not usable, the trial goes on from what was before it") == damaged
+    assert len(first["notices"]) == damaged
+    assert all("is not usable, the trial goes on from what was before it" in text for text in first["notices"])
 
 
 @pytest.mark.usefixtures("often")
@@ -217,11 +236,11 @@ def tiny_disk(tmp_path) -> Iterator[Path]:
 
 
 @pytest.mark.usefixtures("often")
-def test_a_full_disk_costs_a_checkpoint_on_the_way_but_not_the_trial(tiny_disk, capsys):
+def test_a_full_disk_costs_a_checkpoint_on_the_way_but_not_the_trial(tiny_disk):
     worker = TrialTrainable(config(tiny_disk))
     (tiny_disk / "other").write_bytes(bytes(40_000))
-    assert len(curve(worker, 2)) == 2
-    said = capsys.readouterr().out
+    assert worker.step()["notices"] == []
+    (said,) = worker.step()["notices"]
     assert "no checkpoint after epoch 1, the trial goes on" in said
     assert "No space left" in said
     assert files(tiny_disk) == []
