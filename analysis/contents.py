@@ -91,7 +91,7 @@ def summary(
             found.append(_as_good(kept, base, images))
     if images and found:
         found.append("Not told apart is not equal: it only means that so few images cannot show the difference.")
-    found += [_in_short(answer) for answer in answers(study) if answer.best is not None]
+    found += _by_budget([answer for answer in answers(study) if answer.best is not None])
     found += _against_thin(study, points, images)
     found += [_in_words(effect) for effect in effects if _is_asked(effect)][:MOST_EFFECTS]
     found += [_seeds(each) for each in again[:3]]
@@ -112,6 +112,24 @@ def _in_words(effect: Effect) -> str:
     if estimate.low is None or estimate.high is None:
         return f"{text} over {over}, without an interval."
     return f"{text} (95 % {estimate.low:.2f} to {estimate.high:.2f} over {over}), {effect.verdict()}."
+
+
+def _by_budget(known: Sequence[Answer]) -> list[str]:
+    """A sentence a budget; larger ones in which the same is best share one."""
+    found: list[str] = []
+    same: list[str] = []
+    for number, answer in enumerate(known):
+        if number and answer.best == known[number - 1].best:
+            same.append(f"{answer.stratum.params:,}" if answer.stratum.params else answer.stratum.label)
+            continue
+        found += _the_same(same)
+        found.append(_in_short(answer))
+        same = []
+    return found + _the_same(same)
+
+
+def _the_same(limits: Sequence[str]) -> list[str]:
+    return [f"Up to {' and '.join(limits)} parameters: the same."] if limits else []
 
 
 def _in_short(answer: Answer) -> str:
