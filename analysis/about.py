@@ -100,9 +100,9 @@ def dates(trials: list[TrialRecord]) -> str:
 def tracked(study: StudyRecord, folder: Path, uri: str | None) -> Tracked | None:
     """Where MLflow has a study whose folder is `folder`, or that was read from the store `uri`; None if not known."""
     progress = _progress(folder / PROGRESS_FILE)
-    uri = uri or progress.get("uri") or study.header.get("tracking_uri")
-    if uri is None and (folder / MLFLOW_FILE).is_file():
-        uri = f"sqlite:///{folder}/{MLFLOW_FILE}"
+    beside = f"sqlite:///{folder}/{MLFLOW_FILE}" if (folder / MLFLOW_FILE).is_file() else None
+    known = (uri, progress.get("uri"), study.header.get("tracking_uri"), beside)
+    uri = next((each for each in known if each and _may_be_there(each)), None)
     if uri is None:
         return None
     from analysis.mlflow_store import without_password
@@ -113,6 +113,12 @@ def tracked(study: StudyRecord, folder: Path, uri: str | None) -> Tracked | None
     run = [progress.get("experiment"), progress.get("parent")]
     place = f"/#/experiments/{run[0]}/runs/{run[1]}" if all(run) and progress.get("uri") == uri else ""
     return Tracked(link=f"{shown.rstrip('/')}{place}", words=f"experiment {study.name} at {shown}")
+
+
+def _may_be_there(uri: str) -> bool:
+    """A database is a file of the machine that trained: where the records were copied from it, it is not."""
+    path = uri.removeprefix("sqlite:///")
+    return path == uri or Path(path.partition("?")[0]).is_file()
 
 
 def _progress(path: Path) -> dict[str, Any]:

@@ -6,12 +6,24 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from analysis.ablation import Effect, ablation
+from analysis.ablation import EQUAL, Effect, ablation
 from analysis.about import About, about
 from analysis.answer import Answer, answers, percent
+from analysis.choices import BUDGET, METHOD
 from analysis.curves import Curve, learning_curves
 from analysis.failures import Failure, failures
-from analysis.front import DENSE, SEPARABLE, FrontPoint, collect, front, reference, references, validation_images
+from analysis.front import (
+    DENSE,
+    SEPARABLE,
+    FrontPoint,
+    best,
+    collect,
+    front,
+    reference,
+    references,
+    strata,
+    validation_images,
+)
 from analysis.heat import HeatMap, heat_maps
 from analysis.importance import Importance, importances
 from analysis.noise import difference
@@ -21,6 +33,8 @@ from analysis.repeats import Repeated, repeated
 from analysis.reproduce import Recipe, recipes
 from analysis.spent import Spent, spent
 from sweeps.records import StudyRecord
+
+MOST_EFFECTS = 3  # in words; the table has all
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,21 +63,23 @@ class Contents:
 
 def contents(study: StudyRecord, place: Path) -> Contents:
     """Compute everything; `place` is the folder that has the study's records, as the reader would type it."""
-    points = collect(study)
+    points, effects = collect(study), ablation(study)
     kept, by_work, known = front(points), front(points, "mult_adds"), references(points)
     printed, note = printed_points(setting_of_study(study))
     again = repeated(points)
     return Contents(
-        summary=tuple(summary(study, points, again)), answers=tuple(answers(study)), points=tuple(points),
+        summary=tuple(summary(study, points, again, effects)), answers=tuple(answers(study)), points=tuple(points),
         front=tuple(kept), front_mult_adds=tuple(by_work), references=tuple(known), printed=tuple(printed),
         printed_note=note, heat=tuple(heat_maps(study)), curves=tuple(learning_curves(study)),
-        importances=tuple(importances(study)), effects=tuple(ablation(study)), repeats=tuple(again),
+        importances=tuple(importances(study)), effects=tuple(effects), repeats=tuple(again),
         failures=tuple(failures(study)), cost=spent(study),
         recipes=tuple(recipes(study, [*kept, *known], place)), on_test=tuple(on_test(points)), about=about(study),
     )  # fmt: skip
 
 
-def summary(study: StudyRecord, points: Sequence[FrontPoint], again: Sequence[Repeated]) -> list[str]:
+def summary(
+    study: StudyRecord, points: Sequence[FrontPoint], again: Sequence[Repeated], effects: Sequence[Effect] = ()
+) -> list[str]:
     """The answer in a few sentences: the smallest network as good as the separable one, the dense one, thinner ones."""
     kept, images = front(points), validation_images(study)
     if not kept:
@@ -73,22 +89,55 @@ def summary(study: StudyRecord, points: Sequence[FrontPoint], again: Sequence[Re
         base = reference(points, name)
         if base is not None:
             found.append(_as_good(kept, base, images))
-    if images:
+    if images and found:
         found.append("Not told apart is not equal: it only means that so few images cannot show the difference.")
-    found += [_in_short(answer) for answer in answers(study) if answer.best is not None]
-    found += _against_thin(kept, points, images)
+    found += _by_budget([answer for answer in answers(study) if answer.best is not None])
+    found += _against_thin(study, points, images)
+    found += [_in_words(effect) for effect in effects if _is_asked(effect)][:MOST_EFFECTS]
     found += [_seeds(each) for each in again[:3]]
     if not again:
         found.append("Every setting was trained with one seed: how far another seed would move an error is not known.")
     return found
 
 
+def _is_asked(effect: Effect) -> bool:
+    """Whether the budgets, the fronts and the thinner networks have not said it already."""
+    return effect.pairing == EQUAL and effect.factor != METHOD and not effect.factor.startswith(BUDGET)
+
+
+def _in_words(effect: Effect) -> str:
+    estimate = effect.estimate
+    text = f"{effect.factor} {effect.other} instead of {effect.base}, all else equal: {estimate.mean:+.2f} points"
+    over = f"{estimate.count} {effect.unit if estimate.count != 1 else effect.unit.removesuffix('s')}"
+    if estimate.low is None or estimate.high is None:
+        return f"{text} over {over}, without an interval."
+    return f"{text} (95 % {estimate.low:.2f} to {estimate.high:.2f} over {over}), {effect.verdict()}."
+
+
+def _by_budget(known: Sequence[Answer]) -> list[str]:
+    """A sentence a budget; larger ones in which the same is best share one."""
+    found: list[str] = []
+    same: list[str] = []
+    for number, answer in enumerate(known):
+        if number and answer.best == known[number - 1].best:
+            same.append(f"{answer.stratum.params:,}" if answer.stratum.params else answer.stratum.label)
+            continue
+        found += _the_same(same)
+        found.append(_in_short(answer))
+        same = []
+    return found + _the_same(same)
+
+
+def _the_same(limits: Sequence[str]) -> list[str]:
+    return [f"Up to {' and '.join(limits)} parameters: the same."] if limits else []
+
+
 def _in_short(answer: Answer) -> str:
     """What is best within one budget, how sure, and by how much against the next best method."""
-    best, budget = answer.best, answer.stratum
-    assert best is not None
+    chosen, budget = answer.best, answer.stratum
+    assert chosen is not None
     where = f"Up to {budget.params:,} parameters" if budget.params else budget.label.capitalize()
-    text = f"{where}: {best.name}, {percent(best.error)}"
+    text = f"{where}: {chosen.name}, {percent(chosen.error)}"
     if answer.interval is not None:
         text += f" (95 % {answer.interval[0]:.1f} to {answer.interval[1]:.1f})"
     rival = next((each for each in answer.comparisons if each.label.startswith("next best method")), None)
@@ -105,17 +154,15 @@ def _as_good(kept: Sequence[FrontPoint], base: FrontPoint, images: int | None) -
     """The smallest of the front that cannot be told from `base`, or how far the best stays behind."""
     whole = f"the {base.form} network ({percent(base.error)} at {base.params:,} parameters)"
     if images is None:
-        best = min(kept, key=lambda point: (point.error, point.params))
-        return (
-            f"The best is {_named(best)}, {best.error - base.error:+.2f} points against {whole}; its noise is unknown."
-        )
+        top = min(kept, key=lambda point: (point.error, point.params))
+        return f"The best is {_named(top)}, {top.error - base.error:+.2f} points against {whole}; its noise is unknown."
     equal = [point for point in kept if difference(point.error, base.error, images)[0] <= 0]
     if not equal:
-        best = min(kept, key=lambda point: (point.error, point.params))
-        low, high = difference(best.error, base.error, images)
+        top = min(kept, key=lambda point: (point.error, point.params))
+        low, high = difference(top.error, base.error, images)
         return (
-            f"No network of the front is as good as {whole}: the best, {_named(best)}, stays "
-            f"{best.error - base.error:.2f} points behind (95 % {low:.1f} to {high:.1f})."
+            f"No network of the front is as good as {whole}: the best, {_named(top)}, stays "
+            f"{top.error - base.error:.2f} points behind (95 % {low:.1f} to {high:.1f})."
         )
     small = min(equal, key=lambda point: point.params)
     low, high = difference(small.error, base.error, images)
@@ -137,28 +184,33 @@ def _named(point: FrontPoint) -> str:
     return f"{point.name} with {point.params:,} parameters ({percent(point.error)})"
 
 
-def _against_thin(kept: Sequence[FrontPoint], points: Sequence[FrontPoint], images: int | None) -> list[str]:
-    """Whether the substitution beat simply making the network thinner, at each thinner network's size."""
-    thin = [point for point in references(points) if point.width < 1]
+def _against_thin(study: StudyRecord, points: Sequence[FrontPoint], images: int | None) -> list[str]:
+    """Whether the substitution beat simply making the network thinner, at each thinner network's size or budget."""
+    thin = [point for point in points if point.finished and point.leads and point.is_thin]
     if not thin:
         return ["No thinner network was trained beside them: whether substitution beats thinning is not answered here."]
-    gaps = []
-    for base in thin:
-        best = min((p for p in kept if p.params <= base.params), key=lambda p: p.error, default=None)
-        if best is not None:
-            gaps.append((base, best, best.error - base.error))
-    if not gaps:
-        return ["Every thinner network is smaller than the smallest of the front, so they cannot be compared."]
-    won = sum(gap < 0 for _, _, gap in gaps)
-    base, best, gap = min(gaps, key=lambda each: each[0].params)
-    sure = ""
-    if images:
-        low, high = difference(best.error, base.error, images)
-        sure = f" (95 % {_tenths(low)} to {_tenths(high)})"
-    return [
-        f"Against thinner networks of the same size or larger, the front is better at {won} of {len(gaps)} sizes; at "
-        f"the smallest, {base.params:,} parameters, by {gap:+.2f} points{sure}."
-    ]
+    limits = sorted(stratum.params for stratum in strata(study) if stratum.params)
+    sizes: dict[int, list[FrontPoint]] = {}
+    for point in thin:
+        sizes.setdefault(next((limit for limit in limits if point.params <= limit), point.params), []).append(point)
+    duels = []
+    for size, rivals in sorted(sizes.items()):
+        own = best(point for point in points if point.params <= size and not point.is_thin)
+        if own is not None:
+            duels.append((size, own, min(rivals, key=lambda point: point.error)))
+    if not duels:
+        return ["Every thinner network is smaller than the smallest substitution, so they cannot be compared."]
+    won = sum(own.error < rival.error for _, own, rival in duels)
+    text = f"Against thinner networks of the same budget, substitution is better at {won} of {len(duels)} sizes"
+    return [f"{text}: {'; '.join(_duel(*duel, images) for duel in duels)}."]
+
+
+def _duel(size: int, own: FrontPoint, rival: FrontPoint, images: int | None) -> str:
+    text = f"up to {size:,} parameters {own.name} {percent(own.error)}, {rival.name} {percent(rival.error)}"
+    if images is None:
+        return text
+    low, high = difference(own.error, rival.error, images)
+    return f"{text} ({own.error - rival.error:+.2f} points, 95 % {_tenths(low)} to {_tenths(high)})"
 
 
 def _seeds(each: Repeated) -> str:

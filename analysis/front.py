@@ -78,6 +78,11 @@ class FrontPoint:
         return self.own_error if self.mean_error is None else self.mean_error
 
     @property
+    def is_thin(self) -> bool:
+        """Whether it is the network itself, made thinner, rather than a substitution."""
+        return self.method.startswith("thin_") or (self.role is Role.REFERENCE and self.width < 1)
+
+    @property
     def form(self) -> str:
         """The method in words, a thinner network's width with it, e.g. `separable, width 0.5`."""
         label = method_label(self.method)

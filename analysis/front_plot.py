@@ -32,6 +32,7 @@ LOOKS = {
     "hashed": ("#CC79A7", "^"), "shuffle": ("#E69F00", "v"), "acdc": ("#56B4E9", "P"), "cp": ("#7F7F7F", "X"),
 }  # fmt: skip
 SPARE = [("#000000", "<"), ("#B8A800", ">"), ("#0072B2", "h"), ("#D55E00", "d"), ("#009E73", "p"), ("#CC79A7", "H")]
+REFERENCE_COLOURS = ("#222222", "#8A5A00", "#5B2A86", "#00624A")
 TITLE_LETTERS, MOST_LABELS = 78, 24
 AXES: dict[Size, str] = {"params": "parameters", "mult_adds": "mult-adds of one image"}
 
@@ -153,9 +154,9 @@ def _certainty(study: StudyRecord, points: Sequence[FrontPoint]) -> str | None:
 
 
 def _short(point: FrontPoint) -> str:
-    """A label in few letters, e.g. `3d 0.31`; a method without either setting is named."""
-    parts = [f"{point.dims}d" if point.dims is not None else "", f"{point.rank_scale:.2g}" if point.rank_scale else ""]
-    return " ".join(part for part in parts if part) or method_label(point.method)
+    """A label in few letters, e.g. `3d 0.31`; a method without dimensions is named."""
+    shape = f"{point.dims}d" if point.dims is not None else method_label(point.method)
+    return f"{shape} {point.rank_scale:.2g}" if point.rank_scale else shape
 
 
 def _by_importance(kept: Sequence[FrontPoint]) -> list[FrontPoint]:

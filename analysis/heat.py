@@ -68,8 +68,8 @@ def heat_maps(study: StudyRecord) -> list[HeatMap]:
     for method in sorted({entry.method for entry in entries}):
         own = [entry for entry in entries if entry.method == method]
         scales = sorted({entry.scale for entry in own if entry.scale is not None})
-        if len(own) < 2 or not scales:
-            continue
+        if len({entry.dims for entry in own}) < 2 or not scales:
+            continue  # nothing to hold against each other
         solved = _is_solved(study)
         found.append(_by_scale(method, own, scales, BINS if solved else MOST_COLUMNS))
         if solved:

@@ -28,6 +28,10 @@ if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
 ANSWER_SECONDS = "10"
+_OLDER = (
+    "the runs of {!r} were written by another version, or without its artifacts; `python -m sweeps.tracking STUDY_DIR "
+    "--again` stores them anew from the journal"
+)
 Say = Callable[[str], None]  # told how far the reading is
 
 
@@ -115,6 +119,8 @@ class _Files:
 
 def _from_runs(client: MlflowClient, files: _Files, parent: Run, runs: Iterable[Run], say: Say) -> StudyRecord:
     about = files.json(parent, names.STUDY_FILE)
+    if not isinstance(about, dict) or "header" not in about:
+        raise InputError(_OLDER.format(parent.info.run_name))
     children = [run for run in runs if run.data.tags.get(names.PARENT_TAG) == parent.info.run_id]
     trials = [trial_of(each) for each in files.json(parent, names.INFEASIBLE_FILE) or []]
     for number, run in enumerate(children, start=1):
@@ -122,11 +128,8 @@ def _from_runs(client: MlflowClient, files: _Files, parent: Run, runs: Iterable[
         content = files.json(run, names.TRIAL_FILE)
         if content is not None:
             trials.append(_trial(client, run, content))
-    if not isinstance(about, dict) or "header" not in about or (children and not trials):
-        raise InputError(
-            f"the runs of {parent.info.run_name!r} were written by another version, or without its artifacts; "
-            "`python -m sweeps.tracking STUDY_DIR --again` stores them anew from the journal"
-        )
+    if children and not trials:
+        raise InputError(_OLDER.format(parent.info.run_name))
     known = {trial.trial_id for trial in trials}
     lost = [run.info.run_name or "" for run in children if run.data.tags.get(names.TRIAL_TAG) not in known]
     if lost:

@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import fmean
+from statistics import fmean, stdev
 
 from analysis.front import FrontPoint, method_label
-from analysis.front_plot import looks
+from analysis.front_plot import REFERENCE_COLOURS, looks
 from analysis.published import Printed
 from sweeps.records import Role
 
@@ -22,6 +22,7 @@ class OnTest:
 
     point: FrontPoint
     error: float
+    spread: float | None  # sample standard deviation over the seeds, in points; None for one
     seeds: int
 
 
@@ -46,26 +47,33 @@ def on_test(points: Sequence[FrontPoint]) -> list[OnTest]:
     for seeds in groups.values():
         lead = next((point for point in seeds if point.leads), seeds[0])
         errors = [point.test_error for point in seeds if point.test_error is not None]
-        found.append(OnTest(point=lead, error=fmean(errors), seeds=len(errors)))
+        spread = stdev(errors) if len(errors) > 1 else None
+        found.append(OnTest(point=lead, error=fmean(errors), spread=spread, seeds=len(errors)))
     return sorted(found, key=lambda each: (each.point.params, each.error))
 
 
-def marks(found: Sequence[OnTest], printed: Sequence[Printed]) -> list[Marks]:
-    """The study's own methods and references, then the printed ones, which look like the method of that name."""
-    known = looks([*(each.point.method for each in found), *(each.method for each in printed)])
-    series = []
+def marks(points: Sequence[FrontPoint], found: Sequence[OnTest], printed: Sequence[Printed]) -> list[Marks]:
+    """The study's own methods, its references, then the printed ones, which look like the method of that name.
+
+    `points` are all of the study, by which a method looks the same in all of its pictures.
+    """
+    searched = [point.method for point in points if point.role is Role.SEARCH]
+    known = looks([*searched, *(each.method for each in printed)])
+    own = [each for each in found if each.point.role is not Role.REFERENCE]
+    series = [
+        Marks(label=method_label(method), colour=colour, marker=marker, printed=False, points=_at(own, method))
+        for method, (colour, marker) in known.items()
+    ]
+    for number, each in enumerate(each for each in found if each.point.role is Role.REFERENCE):
+        colour = REFERENCE_COLOURS[number % len(REFERENCE_COLOURS)]
+        at = ((float(each.point.params), each.error),)
+        series.append(Marks(label=each.point.form, colour=colour, marker="*", printed=False, points=at))
     for method, (colour, marker) in known.items():
-        own = [each for each in found if each.point.method == method]
-        for reference in (False, True):
-            points = [each for each in own if (each.point.role is Role.REFERENCE) is reference]
-            if points:
-                series.append(Marks(
-                    label=method_label(method) + (" (reference)" if reference else ""), colour=colour, printed=False,
-                    marker="*" if reference else marker,
-                    points=tuple((float(each.point.params), each.error) for each in points),
-                ))  # fmt: skip
-        others = sorted((each.params, each.error) for each in printed if each.method == method)
-        if others:
-            label = f"{method_label(method)}, printed"
-            series.append(Marks(label=label, colour=colour, marker=marker, printed=True, points=tuple(others)))
-    return sorted(series, key=lambda each: each.printed)
+        others = tuple(sorted((each.params, each.error) for each in printed if each.method == method))
+        label = f"{method_label(method)}, printed"
+        series.append(Marks(label=label, colour=colour, marker=marker, printed=True, points=others))
+    return [each for each in series if each.points]
+
+
+def _at(found: Sequence[OnTest], method: str) -> tuple[tuple[float, float], ...]:
+    return tuple((float(each.point.params), each.error) for each in found if each.point.method == method)

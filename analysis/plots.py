@@ -9,7 +9,7 @@ from itertools import cycle, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from analysis.front_plot import LOOKS, SPARE, FrontPlot, Series, front_plot
+from analysis.front_plot import LOOKS, REFERENCE_COLOURS, SPARE, FrontPlot, Series, front_plot
 from analysis.placement import LEADER, Box, Label, distance, place
 from sweeps.records import StudyRecord
 
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 __all__ = ["LOOKS", "SPARE", "FrontPlot", "Layout", "Series", "draw_front", "draw_plot", "front_plot"]
 
-REFERENCE_COLOURS = ("#222222", "#8A5A00", "#5B2A86", "#00624A")
 MARKER_PIXELS = 7.0
 
 

@@ -95,7 +95,7 @@ def on_test_section(page: Page, study: StudyRecord, found: Contents, folder: Pat
     if not found.on_test:
         page.text("The test split was not looked at: that is done once, for the front, when a search has finished.")
     else:
-        series = marks(found.on_test, found.printed)
+        series = marks(found.points, found.on_test, found.printed)
         caption = "Test error against parameters: of the front and the references only, looked at once."
         caption += " Hollow marks are printed results of the same data and split." if found.printed else ""
         height = 4.2 + 0.11 * len(series)
@@ -114,7 +114,7 @@ def shape_section(page: Page, study: StudyRecord, found: Contents, folder: Path)
     """Dimensions against rank."""
     page.section("Dimensions against rank")
     if not found.heat:
-        page.text("No method with both dimensions and a rank scale was searched.")
+        page.text("No method was searched in several dimensions and ranks.")
     for number, heat in enumerate(found.heat):
         caption = (
             f"{heat.method[0].upper()}{heat.method[1:]}: lowest validation error (%) by dimensions and "
@@ -123,7 +123,7 @@ def shape_section(page: Page, study: StudyRecord, found: Contents, folder: Path)
         )
         name = f"heat_{number + 1}_{heat.method.replace(' ', '_')}"
         heat_sheet(name, heat).write(folder)
-        wide, narrow = 1.2 + 0.36 * len(heat.rows), 1.0 + 0.3 * len(heat.columns)
+        wide, narrow = 1.5 + 0.36 * len(heat.rows), 1.0 + 0.3 * len(heat.columns)
         page.picture(make_picture(name, caption, _heat_drawer(heat), folder, height=wide, narrow=narrow))
         page.file(f"{name}.csv")
 
@@ -205,10 +205,11 @@ def ablation_section(page: Page, study: StudyRecord, found: Contents, folder: Pa
         return
     page.text(
         "Differences of validation error between paired trials, in points; negative means that the first named value "
-        "is better. “All else equal”: the trials differ in this field alone and share the seed. “Best within each "
-        "budget”: the best trial of each value, budget by budget, whatever else they differ in. Intervals are "
-        "two-sided t-intervals of the mean paired difference, at 95 %, over the units named. Trials that were stopped "
-        "early take no part, which favours values that lose often.",
+        "is better. “All else equal”: the trials differ in this one choice and share the seed; sizes that were solved "
+        "from a budget, and the teacher that comes with a weight above 0, are no second difference. “Best within each "
+        "budget”, shown where no two trials pair so: the best setting of each value, budget by budget, whatever else "
+        "they differ in. Intervals are two-sided t-intervals of the mean paired difference, at 95 %, over the units "
+        "named. Trials that were stopped early take no part, which favours values that lose often.",
         "note",
     )  # fmt: skip
     effects = found.effects[:MOST_EFFECTS]

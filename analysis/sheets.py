@@ -74,7 +74,12 @@ def error_words(point: FrontPoint) -> str:
         return ""
     if point.seeds == 1 or point.mean_error is None or point.spread is None:
         return percent(point.val_error)
-    return f"{percent(point.mean_error)} ± {point.spread:.2f} (n = {point.seeds})"
+    return spread_words(point.mean_error, point.spread, point.seeds)
+
+
+def spread_words(mean: float, spread: float | None, seeds: int) -> str:
+    """E.g. `5.23 % ± 0.12 (n = 3)`: a mean over seeds and their sample standard deviation; of one seed the error."""
+    return percent(mean) if spread is None else f"{percent(mean)} ± {spread:.2f} (n = {seeds})"
 
 
 def best_sheet(answers: Sequence[Answer]) -> Sheet:
@@ -95,7 +100,7 @@ def best_sheet(answers: Sequence[Answer]) -> Sheet:
         limit = f"≤ {answer.stratum.params:,}" if answer.stratum.params else answer.stratum.label
         interval = f"{low:.1f} to {high:.1f}" if low is not None and high is not None else ""
         words.append((
-            limit, best.name, f"{best.params:,}", error_words(best), interval, str(best.seeds), _gap(whole),
+            limit, best.name, f"{best.params:,}", error_words(best), interval, _gap(whole),
             f"{other.other.form}: {_gap(other)}" if other else "",
         ))  # fmt: skip
     columns = (
@@ -103,7 +108,7 @@ def best_sheet(answers: Sequence[Answer]) -> Sheet:
         "val_error_high_95", "seeds", "standard_deviation", "points_to_separable", "next_best_method",
         "points_to_next_best",
     )  # fmt: skip
-    headings = ("budget", "best", "parameters", "error", "95 % (Wilson)", "seeds", "against separable", "next method")
+    headings = ("budget", "best", "parameters", "error", "95 % (Wilson)", "against separable", "next method")
     return Sheet(name="best", columns=columns, rows=tuple(rows), words=tuple(words), headings=headings)
 
 
@@ -126,7 +131,7 @@ def points_sheet(name: str, points: Sequence[FrontPoint], fronts: dict[str, set[
         for point in points
     )
     columns = (*names, *(f"on_front_{front}" for front in fronts))
-    headings = ("setting", "parameters", "of separable", "mult-adds", "error", "test error", "epochs", "front", "trial")
+    headings = ("setting", "parameters", "of separable", "mult-adds", "error", "epochs", "front", "trial")
     words = tuple(_point_words(point, fronts) for point in points)
     return Sheet(name=name, columns=columns, rows=rows, words=words, headings=headings)
 
@@ -140,7 +145,7 @@ def _point_words(point: FrontPoint, fronts: dict[str, set[str]]) -> tuple[str, .
     return (
         point.name, f"{point.params:,}", "" if point.ratio is None else f"{100 * point.ratio:.1f} %",
         compact(point.mult_adds), error_words(point),
-        "" if point.test_error is None else percent(point.test_error), str(point.epochs or ""),
+        str(point.epochs or ""),
         ", ".join(marks) or str(point.role), point.trial_id,
     )  # fmt: skip
 
@@ -148,17 +153,26 @@ def _point_words(point: FrontPoint, fronts: dict[str, set[str]]) -> tuple[str, .
 def on_test_sheet(found: Sequence[OnTest], printed: Sequence[Printed]) -> Sheet:
     """Test errors of the study, then the printed ones of the same data and split."""
     rows: tuple[tuple[Any, ...], ...] = tuple(
-        (each.point.trial_id, each.point.name, each.point.params, each.error, each.seeds, each.point.error, "measured")
+        (
+            each.point.trial_id,
+            each.point.name,
+            each.point.params,
+            each.error,
+            each.spread,
+            each.seeds,
+            each.point.error,
+            "measured",
+        )
         for each in found
     )
     others = sorted(printed, key=lambda each: each.params)
-    rows += tuple((None, method_label(p.method), p.params, p.error, None, None, "printed") for p in others)
+    rows += tuple((None, method_label(p.method), p.params, p.error, None, None, None, "printed") for p in others)
     words = tuple(
-        (name, f"{params:,.0f}", percent(error) + (f" (n = {seeds})" if (seeds or 1) > 1 else ""),
+        (name, f"{params:,.0f}", spread_words(error, spread, seeds or 1),
          "" if validation is None else percent(validation), source, trial or "")
-        for trial, name, params, error, seeds, validation, source in rows
+        for trial, name, params, error, spread, seeds, validation, source in rows
     )  # fmt: skip
-    columns = ("trial_id", "setting", "params", "test_error", "seeds", "val_error", "source")
+    columns = ("trial_id", "setting", "params", "test_error", "standard_deviation", "seeds", "val_error", "source")
     headings = ("setting", "parameters", "test error", "validation error", "from", "trial")
     return Sheet(name="test_errors", columns=columns, rows=rows, words=words, headings=headings)
 

@@ -112,18 +112,22 @@ def make_table(study: StudyRecord) -> Table:
     """The table as rich draws it; a star marks the front."""
     lines = rows(study)
     tested = any(line.point.test_error is not None for line in lines)
-    gap = 0 if tested else 1  # 100 columns must do, with billions of parameters too
+    several = any(line.point.spread is not None for line in lines)
+    gap = 0 if tested or several else 1  # 100 columns must do, with billions of parameters too
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, gap, 0, 0), header_style="bold")
     table.add_column("", width=1)
     table.add_column("method", no_wrap=True)
-    for heading in ("dims", "rank", "params", "% sep", "mult-adds", "decay", "val %"):
+    share = () if several else ("% sep",)  # what there is no room for is in the CSV
+    for heading in ("dims", "rank", "params", *share, "mult-adds", "decay", "val %"):
         table.add_column(heading, justify="right", no_wrap=True)
+    if several:
+        table.add_column("mean±sd (n)", justify="right", no_wrap=True)
     if tested:
         table.add_column("test %", justify="right", no_wrap=True)
     table.add_column("ep", justify="right", no_wrap=True)
     table.add_column("status", no_wrap=True)
     for line in lines:
-        table.add_row(*_cells(line, tested), style=_style(line))
+        table.add_row(*_cells(line, tested, several), style=_style(line))
     return table
 
 
@@ -134,8 +138,8 @@ def print_summary(study: StudyRecord, answer: str, console: Console | None = Non
     console.print()
     console.print(make_table(study))
     console.print()
-    console.print(Text("* on the front of validation error and parameters; % sep: share of the separable network's"))
-    console.print(Text("  parameters; decay marked c is scaled by the compression; ep: epochs trained", style=""))
+    for line in _legend(any(point.spread is not None for point in collect(study))):
+        console.print(Text(line))
     console.print()
     for ending in endings(study):
         console.print(Text(ending.text()))
@@ -145,6 +149,15 @@ def print_summary(study: StudyRecord, answer: str, console: Console | None = Non
         console.print(Text(broken))
     console.print()
     console.print(Text(answer))
+
+
+def _legend(several: bool) -> tuple[str, str]:
+    first, second = "* on the front of validation error and parameters", "decay marked c is scaled by the compression"
+    if several:
+        means = "mean±sd (n): over n seeds of a setting"
+        return f"{first}; {means}", f"  {second}; ep: epochs trained"
+    share = "% sep: share of the separable network's"
+    return f"{first}; {share}", f"  parameters; {second}; ep: epochs trained"
 
 
 def make_console(stream: IO[str]) -> Console:
@@ -166,7 +179,7 @@ def write_csv(study: StudyRecord, path: Path) -> None:
     os.replace(temporary, path)
 
 
-def _cells(line: Row, tested: bool) -> list[str]:
+def _cells(line: Row, tested: bool, several: bool) -> list[str]:
     point = line.point
     cells = [
         "*" if line.on_front else "",
@@ -174,15 +187,24 @@ def _cells(line: Row, tested: bool) -> list[str]:
         "" if point.dims is None else str(point.dims),
         "" if point.rank_scale is None else f"{point.rank_scale:.2f}",
         f"{point.params:,}",
-        "" if point.ratio is None else f"{100 * point.ratio:.1f}",
+        *([] if several else ["" if point.ratio is None else f"{100 * point.ratio:.1f}"]),
         compact(point.mult_adds),
         "" if point.weight_decay is None else _decay(point.weight_decay, bool(point.scaled_decay)),
         "" if point.val_error is None else f"{point.val_error:.2f}",
     ]
+    if several:
+        cells.append(_over_seeds(point))
     if tested:
         cells.append("" if point.test_error is None else f"{point.test_error:.2f}")
     done = point.role is Role.REFERENCE and point.status is Status.COMPLETED
     return [*cells, str(point.epochs or ""), "reference" if done else status_label(point.status)]
+
+
+def _over_seeds(point: FrontPoint) -> str:
+    """Mean and sample standard deviation of a setting of several seeds, once: in the row of its first."""
+    if point.spread is None or not point.leads:
+        return ""
+    return f"{point.error:.2f}±{point.spread:.2f} ({point.seeds})"
 
 
 def _decay(value: float, scaled: bool) -> str:

@@ -16,6 +16,7 @@ from analysis.front_plot import front_plot
 from analysis.heat import BINS, heat_maps
 from analysis.importance import LEAST_TRIALS, importances
 from analysis.load import load_study
+from analysis.noise import difference
 from analysis.on_test import marks, on_test
 from analysis.published import PRINTED, Setting, printed_points, setting_of_study
 from analysis.reproduce import recipe
@@ -81,8 +82,32 @@ class TestSummary:
     def test_thinner_networks(self):
         thin = trial("s", 500, 9.0, method="separable", dims=None, width=0.5, role=Role.REFERENCE)
         said = " ".join(self.said(thin, trial("t", 100, 5.0)))
-        assert "the front is better at 1 of 1 sizes; at the smallest, 500 parameters, by -4.00 points" in said
+        low, high = difference(5.0, 9.0, 100)
+        assert "substitution is better at 1 of 1 sizes: up to 500 parameters CP, 2 dims 5.00 %, separable" in said
+        assert f"width 0.5 9.00 % (-4.00 points, 95 % {low:+.1f} to {high:+.1f})" in said
         assert "No thinner network" in " ".join(self.said(trial("t", 100, 5.0)))
+
+    def test_thinner_networks_that_were_searched_themselves(self):
+        made = study(
+            trial("a", 95, 5.0), trial("t", 98, 3.0, method="dense", dims=None, width=0.2, method__name="thin_dense"),
+            trial("b", 190, 2.0), trial("u", 180, 2.5, method="dense", dims=None, width=0.3, method__name="thin_dense"),
+            strata=[{"label": "s", "params": 100}, {"label": "l", "params": 200}],
+        )  # fmt: skip
+        said = " ".join(summary(made, collect(made), []))
+        assert "substitution is better at 1 of 2 sizes: up to 100 parameters CP, 2 dims 5.00 %, thin dense" in said
+
+    def test_what_one_choice_changed_is_said(self):
+        pairs = [
+            trial(f"{value}{seed}", error=5.0 + seed - (value > 0) * (1 + 0.1 * seed), seed=seed,
+                  train__attention_weight=value)
+            for value in (0, 60) for seed in (0, 1)
+        ]  # fmt: skip
+        text = contents(study(*pairs), Path()).summary
+        assert (
+            "train.attention_weight 60 instead of 0, all else equal: -1.05 points (95 % -1.69 to -0.41 over 2 seeds), "
+            "better." in text
+        )
+        assert not any(line.startswith("Not told apart") for line in text)
 
     def test_nothing_was_completed(self):
         assert self.said(trial("t", status=Status.STOPPED)) == [
@@ -268,16 +293,17 @@ class TestTested:
         )
         for each, error in ((first, 5.0), (second, 7.0), (base, 2.0)):
             each.test_error = error
-        found = on_test(collect(study(first, second, base, trial("never", 50, 1.0))))
+        points = collect(study(first, second, base, trial("never", 50, 1.0)))
+        found = on_test(points)
         assert [(each.point.trial_id, each.error, each.seeds) for each in found] == [("a", 6.0, 2), ("s", 2.0, 1)]
-        series = marks(found, PRINTED[:1] + PRINTED[-1:])
+        series = marks(points, found, PRINTED[:1] + PRINTED[-1:])
         assert [(each.label, each.printed, len(each.points)) for each in series] == [
-            ("separable (reference)", False, 1), ("Tucker", False, 1), ("ACDC, printed", True, 1),
+            ("Tucker", False, 1), ("separable", False, 1), ("ACDC, printed", True, 1),
             ("tensor train, printed", True, 1),
         ]  # fmt: skip
         sheet = on_test_sheet(found, PRINTED[:1])
         assert [row[-1] for row in sheet.rows] == ["measured", "measured", "printed"]
-        assert sheet.words[0][2:4] == ("6.00 % (n = 2)", "5.00 %")
+        assert sheet.words[0][2:4] == ("6.00 % ± 1.41 (n = 2)", "5.00 %")
 
 
 class TestSeeds:

@@ -135,7 +135,7 @@ def test_mlflow_tables_pictures_and_report_follow_at_once(folder, capfd):
         where i.key = 'trial_id' and i.value = '{victim}'
     """
     main(["summary", str(folder)])
-    write_report(load_study(folder), folder / REPORT_FOLDER)
+    write_report(load_study(folder), folder / REPORT_FOLDER, folder)
     page = (folder / REPORT_FOLDER / PAGE_FILE).read_bytes()
     made = ("report/report.html", "report/front.csv", "front.png", "summary.csv", "results.parquet")
     assert main(["mark", str(folder), victim, "--broken", "wrong labels"]) == 0

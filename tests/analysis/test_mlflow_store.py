@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import random
+import re
 import shutil
 from pathlib import Path
 
@@ -13,11 +14,12 @@ from analysis.load import load_study
 from analysis.mlflow_store import load_from_mlflow
 from lowrank.errors import InputError
 from sweeps.journal import Journal
-from sweeps.records import EPOCHS_FILE, JOURNAL_FILE, MLFLOW_FILE, RESULTS_FILE, Event, Status, StudyRecord
+from sweeps.records import EPOCHS_FILE, JOURNAL_FILE, MLFLOW_FILE, RESULTS_FILE, Event, Role, Status, StudyRecord
 from sweeps.tables import read_tables
 from sweeps.tracking import Follower, catch_up, default_tracking_uri
 from tests.support.synthetic import START, Plan, header, metrics, write_study, write_trial
 
+ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.filterwarnings("ignore:.*loader strategy is deprecated")  # MLflow's own use of SQLAlchemy
 
 
@@ -49,7 +51,9 @@ def remarks(study: StudyRecord) -> list[tuple[Event, dict]]:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, blank_store) -> Path:
-    folder = write_study(tmp_path_factory.mktemp("studies") / "tt_dims", Plan(trials=6, epochs=3, closed=None))
+    folder = write_study(
+        tmp_path_factory.mktemp("studies") / "tt_dims", Plan(trials=10, epochs=3, level=-1.0, closed=None)
+    )
     shutil.copy(blank_store, folder / MLFLOW_FILE)
     more(folder, *remarks(load_study(folder)))
     assert catch_up(Follower(folder, default_tracking_uri(folder))) is None
@@ -63,6 +67,34 @@ def to_milliseconds(study: StudyRecord) -> StudyRecord:
         for epoch in trial.epochs.values():
             epoch["time"] = round(epoch["time"], 3)
     return found
+
+
+FOUND = {  # what the filters that are written down for MLflow's search box must find
+    "tags.role = 'search' and tags.broken = 'no'": lambda t: t.role is Role.SEARCH and not t.broken,
+    "tags.role != 'reference' and tags.broken = 'no'": lambda t: t.role is not Role.REFERENCE and not t.broken,
+    "tags.status = 'diverged'": lambda t: t.status is Status.DIVERGED,
+    "metrics.params < 60000 and metrics.val_error < 5": (
+        lambda t: t.counts["params"] < 60_000 and t.val_error is not None and t.val_error < 5
+    ),
+}
+WRITTEN = re.compile(r"((?:tags|metrics)\.\w+ [=!<>]+ '?\w+'?(?: and (?:tags|metrics)\.\w+ [=!<>]+ '?\w+'?)*)")
+
+
+def test_every_filter_in_the_guides_finds_what_it_says(finished):
+    from mlflow.tracking import MlflowClient
+
+    written = {
+        text for name in ("README.md", "docs/tracking.md") for text in WRITTEN.findall((ROOT / name).read_text())
+    }
+    assert written == FOUND.keys()
+    client, study = MlflowClient(default_tracking_uri(finished)), load_study(finished)
+    experiment = client.get_experiment_by_name("tt_dims").experiment_id
+    launched = [trial for trial in study.trials.values() if trial.status is not Status.INFEASIBLE]
+    for text, holds in FOUND.items():
+        runs = client.search_runs([experiment], text)
+        expected = {trial.trial_id for trial in launched if holds(trial)}
+        assert {run.data.tags.get("trial_id") for run in runs} == expected, text
+        assert expected, text
 
 
 def test_three_sources_tell_the_same(finished):

@@ -21,6 +21,8 @@ from lowrank.errors import InputError
 from sweeps.records import EPOCHS_FILE, JOURNAL_FILE, RESULTS_FILE, Role, Status
 from sweeps.tables import epochs_to_table, to_table
 from tests.support import made
+from tests.support.made import study as made_study
+from tests.support.made import trial as one
 from tests.support.synthetic import Plan, write_study
 
 
@@ -72,6 +74,13 @@ class TestTable:
         assert len(body) == len(collect(study))
         assert not any("…" in line for line in body)  # nothing is cut off
         assert [line.startswith(" *") or line.startswith("*") for line in body] == [row.on_front for row in rows(study)]
+
+    def test_several_seeds_say_mean_spread_and_number(self):
+        seeds = [one("a", error=4.0), one("b", error=6.0, seed=1, role=Role.REPEAT), one("c", 50, 9.0)]
+        lines = self.printed(made_study(*seeds)).splitlines()
+        (mean,) = [line for line in lines if "5.00±1.41 (2)" in line]
+        assert mean.startswith("*")
+        assert max(map(len, lines)) <= 100
 
     def test_long_endings_do_not_cut_the_table(self, tmp_path):
         study = load_study(write_study(tmp_path, Plan(trials=16)))
