@@ -51,7 +51,7 @@ class Journal:
         """`clock` gives the times of the events; it is made to go on from the last of them."""
         self.path, self._clock = path, clock or Clock()
         path.parent.mkdir(parents=True, exist_ok=True)
-        _drop_torn_line(path)
+        drop_torn_line(path)
         self._clock.go_on_from(_last_time(path))
         self._file = path.open("ab", buffering=0)
         self._lock = threading.Lock()
@@ -96,7 +96,8 @@ class Journal:
                 self._file.close()
 
 
-def _drop_torn_line(path: Path) -> None:
+def drop_torn_line(path: Path) -> None:
+    """Cut off what a kill or a full disk has left of a last line, if there is such a file."""
     if not path.exists():
         return
     with path.open("rb+") as file:

@@ -7,14 +7,37 @@ sampler as failed ones, from which it learns nothing, and a mark that is taken b
 from __future__ import annotations
 
 import copy
+import os
 from collections import defaultdict
 from collections.abc import Container
+from pathlib import Path
+from typing import Any
 
 from optuna.storages import JournalStorage
-from optuna.storages.journal import BaseJournalBackend
+from optuna.storages.journal import BaseJournalBackend, JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
+from sweeps.journal import drop_torn_line
+
 TRIAL_ATTRIBUTE = "trial"  # of a told Optuna trial: the id of the trial that the values belong to
+
+
+class WholeLines(JournalFileBackend):
+    """Optuna's journal in a file, of which no kill and no full disk leaves a torn line: Optuna could not read on."""
+
+    def __init__(self, path: Path):
+        drop_torn_line(path)
+        super().__init__(str(path))
+        self._path = path
+
+    def append_logs(self, logs: list[dict[str, Any]]) -> None:
+        """As the base class; raises OSError, and then has written nothing."""
+        size = self._path.stat().st_size
+        try:
+            super().append_logs(logs)
+        except OSError:
+            os.truncate(self._path, size)
+            raise
 
 
 class ForgettingStorage(JournalStorage):

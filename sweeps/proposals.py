@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import optuna
-from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
 from sweeps.domains import Value
-from sweeps.memory import TRIAL_ATTRIBUTE, ForgettingStorage
+from sweeps.memory import TRIAL_ATTRIBUTE, ForgettingStorage, WholeLines
 from sweeps.points import Points
 from sweeps.samplers import make_sampler, spread
 from sweeps.space import Space
@@ -79,7 +78,7 @@ class OptunaProposer:
         self.space, self.points = space, points or Points(space)
         folder.mkdir(parents=True, exist_ok=True)
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        self._storage = ForgettingStorage(JournalFileBackend(str(folder / OPTUNA_FILE)))
+        self._storage = ForgettingStorage(WholeLines(folder / OPTUNA_FILE))
         self._studies: dict[str, optuna.Study] = {}
         self._live: dict[tuple[str, int], optuna.Trial] = {}
         self._known_left: dict[str, list[int]] = {}

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import resource
+import signal
 from pathlib import Path
 
 import pytest
 from optuna.trial import TrialState
 
 from sweeps.journal import Journal, read_journal
+from sweeps.memory import WholeLines
 from sweeps.proposals import OptunaProposer, Outcome, make_proposer
 from sweeps.records import JOURNAL_FILE, Event, Role, Status, apply_event, fold
 from sweeps.search import Search
@@ -111,3 +114,30 @@ def test_the_record_says_so_in_its_row(begin, tmp_path):
     rows = {row["trial_id"]: row for row in to_table(search.record).to_pylist()}
     assert rows[victim]["broken"] == "why"
     assert {row["broken"] for name, row in rows.items() if name != victim} == {None}
+
+
+def test_a_line_that_a_kill_has_torn_is_cut_off(tmp_path):
+    path = tmp_path / "optuna.journal"
+    WholeLines(path).append_logs([{"op_code": 1}])
+    with path.open("ab") as file:
+        file.write(b'{"op_co')
+    opened = WholeLines(path)
+    opened.append_logs([{"op_code": 2}])
+    assert list(opened.read_logs(0)) == [{"op_code": 1}, {"op_code": 2}]
+
+
+def test_a_disk_that_takes_part_of_a_line_leaves_none_of_it(tmp_path):
+    path = tmp_path / "optuna.journal"
+    opened = WholeLines(path)
+    opened.append_logs([{"op_code": 1}])
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 5, before[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            opened.append_logs([{"op_code": 2}])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+    opened.append_logs([{"op_code": 3}])
+    assert list(opened.read_logs(0)) == [{"op_code": 1}, {"op_code": 3}]
