@@ -25,8 +25,10 @@ def finished(trials: Iterable[TrialRecord]) -> list[TrialRecord]:
 
 def point_of(trial: TrialRecord) -> str:
     """What a trial trains, the seed left out: trials that repeat each other have the same."""
+    if trial.point_id:
+        return trial.point_id
     unseeded = {key: value for key, value in trial.specification.items() if key != "seed"}
-    return trial.point_id or json.dumps(unseeded, sort_keys=True)
+    return json.dumps(unseeded, sort_keys=True)
 
 
 def by_point(trials: Iterable[TrialRecord]) -> list[list[TrialRecord]]:
