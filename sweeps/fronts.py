@@ -33,13 +33,13 @@ def point_of(trial: TrialRecord) -> str:
 
 def by_point(trials: Iterable[TrialRecord]) -> list[list[TrialRecord]]:
     """Finished trials by point, references too: one for each seed, the first proposed first."""
-    found: dict[str, dict[int | None, TrialRecord]] = {}
+    found: dict[str, list[TrialRecord]] = {}
     for trial in finished(trials):
         point, seed = point_of(trial), trial.specification.get("seed")
-        if seed in found.get(point, {}):  # records that say too little to be told apart
-            point = f"{point} {trial.trial_id}"
-        found.setdefault(point, {})[seed] = trial
-    return [list(seeds.values()) for seeds in found.values()]
+        if not trial.point_id and any(other.specification.get("seed") == seed for other in found.get(point, ())):
+            point = f"{point} {trial.trial_id}"  # records that say too little to be told apart
+        found.setdefault(point, []).append(trial)
+    return list(found.values())
 
 
 def searched_points(trials: Iterable[TrialRecord]) -> list[list[TrialRecord]]:

@@ -21,6 +21,7 @@ from lowrank.errors import InputError
 from sweeps.journal import Journal
 from sweeps.records import EPOCHS_FILE, JOURNAL_FILE, LOG_FILE, MLFLOW_FILE, RESULTS_FILE, Event
 from sweeps.tracking import TrackingProcess, check_tracking_uri
+from sweeps.tracking_process import read_progress
 from tests.support.mlflow_store import content, epoch_metrics, journal_metrics, parent_status, rows, trial_runs
 from tests.support.synthetic import Plan, header, metrics, write_study
 
@@ -92,7 +93,7 @@ def test_a_dead_server_costs_the_driver_nothing_and_the_tables_are_there(tmp_pat
     tracking = TrackingProcess.start(tmp_path, "http://127.0.0.1:9")
     train(journal, names, range(1, 3))
     end(journal, names)
-    wait_for((tmp_path / EPOCHS_FILE).exists)
+    wait_for(lambda: (tmp_path / EPOCHS_FILE).exists() and read_progress(tmp_path).get("error"))
     started = time.monotonic()
     message = tracking.finish(0.5)
     assert time.monotonic() - started < 5
