@@ -17,6 +17,7 @@ from sweeps.records import TrialRecord
 METHOD, BUDGET, RECIPE = "method.name", "budget.", "train.recipe"
 SEEDS = frozenset({"seed", "search.seed", "train.seed"})
 TEACHING = frozenset({"train.attention_weight", "train.kd_weight"})
+START, WEIGHTS = "start.how", "start.weights"
 SHAPE = "method.dims"  # a number of a method that is a choice even where its size was solved
 SOLVED = "budget_gap"  # among the counts: the size was solved from a budget
 TEACHER = ("name", "weights", "views")
@@ -35,11 +36,10 @@ def choices(trial: TrialRecord) -> Choices:
     if solved and trial.method.startswith(THIN):
         found.pop("network.width", None)
     found["budget.allocation"] = (spec.get("allocation") or {}).get("by", "even")
-    found["start"] = (spec.get("start") or {}).get("fingerprint")
+    found |= {START: "dense" if "start" in spec else "scratch", WEIGHTS: (spec.get("start") or {}).get("fingerprint")}
     found["data"] = (spec.get("data") or {}).get("fingerprint")
     teacher = spec.get("teacher") or {}
     found |= {f"teacher.{name}": teacher.get(name) for name in TEACHER}
-    found.pop("start.how", None)
     return {name: json.dumps(value, sort_keys=True) for name, value in found.items() if value is not None}
 
 
@@ -87,11 +87,13 @@ def _of_method(name: str, found: Sequence[Choices]) -> bool:
 def others(factor: str, names: Sequence[str], searched: frozenset[str]) -> list[str]:
     """Of the varying fields `names` those that two trials must share to differ in `factor` alone.
 
-    What a choice brings with it is no second difference: a teacher comes with the first weight above 0, its fields
-    with a recipe.
+    What a choice brings with it is no second difference: a teacher comes with the first weight above 0, weights with a
+    start from them, its fields with a recipe.
     """
     if factor in TEACHING:
         return [name for name in names if name != factor and not name.startswith("teacher.")]
+    if factor == START:
+        return [name for name in names if name not in (factor, WEIGHTS)]
     if factor == RECIPE:
         return [name for name in names if name != factor and (name in searched or not name.startswith("train."))]
     return [name for name in names if name != factor]

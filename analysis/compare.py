@@ -22,7 +22,7 @@ from analysis.hypervolume import Growth, Reference, chance_reference, growth
 from analysis.page import Page
 from analysis.pictures import make_picture
 from analysis.progress import steps
-from analysis.sheets import Sheet
+from analysis.sheets import Sheet, error_words
 from lowrank.endings import exit_code
 from lowrank.errors import InputError
 from sweeps.records import StudyRecord
@@ -126,18 +126,21 @@ def _fronts(page: Page, found: Comparison, folder: Path) -> None:
     if drawn and found.same_data:
         caption = "The front of each study: validation error against parameters, lower left is best."
         page.picture(make_picture("fronts", caption, lambda figure, layout: draw_fronts(figure, drawn, layout), folder))
-    rows = tuple(
-        (name, point.trial_id, point.name, point.params, point.error)
-        for name, points in zip(found.names, found.fronts, strict=True)
-        for point in points
-    )
-    words = tuple((n, setting, f"{params:,}", f"{error:.2f} %", trial) for n, trial, setting, params, error in rows)
-    sheet = Sheet(
-        name="fronts", columns=("study", "trial_id", "setting", "params", "val_error"), rows=rows, words=words,
-        headings=("study", "setting", "parameters", "error", "trial"),
-    )  # fmt: skip
+    sheet = front_sheet(found)
     sheet.write(folder)
     page.table(sheet)
+
+
+def front_sheet(found: Comparison) -> Sheet:
+    """The points of each front; a setting of several seeds with its mean and deviation."""
+    points = [(name, point) for name, own in zip(found.names, found.fronts, strict=True) for point in own]
+    rows = tuple((name, p.trial_id, p.name, p.params, p.error, p.spread, p.seeds) for name, p in points)
+    return Sheet(
+        name="fronts", rows=rows,
+        columns=("study", "trial_id", "setting", "params", "val_error", "standard_deviation", "seeds"),
+        words=tuple((name, p.name, f"{p.params:,}", error_words(p), p.trial_id) for name, p in points),
+        headings=("study", "setting", "parameters", "error", "trial"),
+    )  # fmt: skip
 
 
 def _volumes(page: Page, found: Comparison, folder: Path) -> None:
@@ -146,7 +149,7 @@ def _volumes(page: Page, found: Comparison, folder: Path) -> None:
     page.text(
         f"Error and log10 of parameters, both minimised, against one reference point: {point.params:,.0f} "
         f"parameters and {point.error:g} %. Points beyond it are dropped. The unit is points of error times decades of "
-        "parameters.",
+        "parameters. Each trial of the search counts by its own error: further seeds came after it.",
         "note",
     )
     if found.same_data and any(each.steps for each in found.growths):

@@ -27,19 +27,21 @@ def finished(trials: Iterable[TrialRecord]) -> list[TrialRecord]:
 
 def point_of(trial: TrialRecord) -> str:
     """What a trial trains, the seed left out: trials that repeat each other have the same."""
+    if trial.point_id:
+        return trial.point_id
     unseeded = {key: value for key, value in trial.specification.items() if key != "seed"}
-    return trial.point_id or json.dumps(unseeded, sort_keys=True)
+    return json.dumps(unseeded, sort_keys=True)
 
 
 def by_point(trials: Iterable[TrialRecord]) -> list[list[TrialRecord]]:
     """Finished trials by point, references too: one for each seed, the first proposed first."""
-    found: dict[str, dict[int | None, TrialRecord]] = {}
+    found: dict[str, list[TrialRecord]] = {}
     for trial in finished(trials):
         point, seed = point_of(trial), trial.specification.get("seed")
-        if seed in found.get(point, {}):  # records that say too little to be told apart
-            point = f"{point} {trial.trial_id}"
-        found.setdefault(point, {})[seed] = trial
-    return [list(seeds.values()) for seeds in found.values()]
+        if not trial.point_id and any(other.specification.get("seed") == seed for other in found.get(point, ())):
+            point = f"{point} {trial.trial_id}"  # records that say too little to be told apart
+        found.setdefault(point, []).append(trial)
+    return list(found.values())
 
 
 def searched_points(trials: Iterable[TrialRecord]) -> list[list[TrialRecord]]:

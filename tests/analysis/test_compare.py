@@ -5,11 +5,11 @@ import csv
 import pytest
 
 from analysis.__main__ import main
-from analysis.compare import compare, parse_reference
+from analysis.compare import compare, front_sheet, parse_reference
 from analysis.differences import field_differences, trial_differences
 from analysis.hypervolume import Reference
 from lowrank.errors import InputError
-from sweeps.records import Status
+from sweeps.records import Role, Status
 from tests.support.made import study, trial
 from tests.support.synthetic import Plan, write_study
 
@@ -55,6 +55,13 @@ class TestCompare:
         assert [growth.at(found.equal_cost) for growth in found.growths] == [pytest.approx(80.0), pytest.approx(80.0)]
         assert found.growths[0].at(8) == pytest.approx(160.0)
         assert [[point.trial_id for point in points] for points in found.fronts] == [["b"], ["d"]]
+
+    def test_fronts_say_how_many_seeds_and_how_far_apart(self):
+        repeated = [trial("a", error=4.0), trial("a1", error=6.0, seed=1, role=Role.REPEAT)]
+        found = compare([named("one", *repeated, data={"classes": 10}), named("two", trial("b"), data={"classes": 10})])
+        words = front_sheet(found).words
+        assert words[0][3] == "5.00 % ± 1.41 (n = 2)"
+        assert words[1][3] == "5.00 %"
 
     def test_networks_of_other_sizes_need_a_reference(self):
         other = named("o", trial("b"), references={"separable": 500})

@@ -170,6 +170,11 @@ class TestAblation:
         taught.specification["teacher"] = {"name": "wise", "weights": "f00d"}
         assert self.effects(alone, taught) == {("train.attention_weight", "0", "60"): -0.5}
 
+    def test_weights_come_with_the_start_from_them(self):
+        anew, trained = trial("a", error=4.0, start__how="scratch"), trial("b", error=3.5, start__how="dense")
+        trained.specification["start"] = {"from": "trial:c", "fingerprint": "c"}
+        assert self.effects(anew, trained) == {("start.how", "dense", "scratch"): 0.5}
+
     def test_a_lucky_seed_is_not_the_best_of_its_budget(self):
         trials = [
             trial(f"{value}{seed}", error=error, seed=seed, train__lr=value, size=value, stratum="s",
