@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 
+import ray.cloudpickle
 from ray.exceptions import ActorDiedError, NodeDiedError, RayActorError
+from ray.tune.experiment import Trial as RayTrial
 
 from sweeps.worker import WorkerLostError
 
@@ -28,6 +31,14 @@ class Attempts:
         if not machine_lost(error):
             self._strikes[trial_id] += LOST if isinstance(error, RayActorError | WorkerLostError) else FAILED
         return self._strikes[trial_id] <= MOST
+
+
+def failure(trial: RayTrial) -> object:
+    """What ended an attempt, as Tune has just written it down: its own `get_error` reads a copy that is made later."""
+    pickled, text = trial.pickled_error_file, trial.error_file
+    if pickled and Path(pickled).exists():
+        return ray.cloudpickle.loads(Path(pickled).read_bytes())
+    return Path(text).read_text() if text and Path(text).exists() else "no reason was given"
 
 
 def machine_lost(error: object) -> bool:

@@ -24,7 +24,7 @@ from ray.tune.stopper import Stopper
 
 from lowrank.errors import InputError
 from sweeps.ahead import Ahead
-from sweeps.attempts import Attempts
+from sweeps.attempts import Attempts, failure
 from sweeps.clock import steady
 from sweeps.head import HeadWatch
 from sweeps.interrupt import check
@@ -229,7 +229,7 @@ class _Recorder(_Unpickled, Callback):
             self._launch.on_change()
 
     def on_trial_error(self, iteration: int, trials: list[RayTrial], trial: RayTrial, **info: Any) -> None:
-        error = trial.get_error()
+        error = failure(trial)
         if tells_of_full_disk(error):  # not the trial's fault: it goes on where it is, once there is room
             raise FullDiskError(self._search.journal.path)
         trial_id = trial.config["trial_id"]

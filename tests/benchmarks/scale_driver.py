@@ -47,8 +47,10 @@ def cpu_seconds(pid: int) -> float:
 class Watch:
     """Notes what the driver has used whenever a certain number of trials has ended."""
 
-    def __init__(self, marks: list[int], folder: Path):
-        self.marks, self.folder = marks, folder
+    def __init__(self, marks: list[int], folder: Path, result: Path):
+        """`result` is written at every note, so that a study that is killed leaves what was seen of it."""
+        self.marks, self.folder, self.result = marks, folder, result
+        self.begun = time.monotonic()
         self.ended = 0
         self.proposal_seconds: list[float] = []
         self.events = 0
@@ -71,6 +73,17 @@ class Watch:
             "tracker_cpu": cpu_seconds(tracker), "tracker_rss": resident_bytes(tracker),
             "proposals": len(self.proposal_seconds), "proposal_seconds": sum(self.proposal_seconds),
         })  # fmt: skip
+
+        self.write(None)
+
+    def write(self, code: int | None) -> None:
+        """What has been seen so far; `code` is the command's, None while it runs."""
+        now = time.monotonic()
+        self.result.write_text(json.dumps({
+            "code": code, "rows": self.rows, "workers": len(self.workers),
+            "worker_mb": max(self.workers.values(), default=0) / 1e6, "seconds": now - self.begun,
+            "end_seconds": now - self.rows[-1]["wall"] if self.rows else None,
+        }))  # fmt: skip
 
     def attach(self) -> None:
         """Look over the shoulder of the search, the sampler, the journal and the tracker."""
@@ -119,21 +132,14 @@ def main(arguments: list[str]) -> None:
     )  # fmt: skip
     launch.TrialTrainable = Replayed  # type: ignore[assignment, misc]
     marks = sorted({mark for mark in (20, 100, 250, 500, 750, 1000) if mark < asked.trials} | {asked.trials})
-    watch = Watch(marks, asked.folder / NAME)
+    watch = Watch(marks, asked.folder / NAME, asked.result)
     watch.attach()
     command = [
         "--space", "tt_dims", "--set", "train.epochs=30", "--set", "references=[]",
         "--set", f"search.trials={asked.trials}", "--gpus-per-trial", "1", "--out", str(asked.folder), "--name", NAME,
     ]  # fmt: skip
     with (asked.folder / "said.txt").open("w") as said, contextlib.redirect_stdout(said):
-        begun = time.monotonic()
-        code = run.main(command)
-    ended = time.monotonic()
-    asked.result.write_text(json.dumps({
-        "code": code, "rows": watch.rows, "workers": len(watch.workers),
-        "worker_mb": max(watch.workers.values(), default=0) / 1e6, "seconds": ended - begun,
-        "end_seconds": ended - watch.rows[-1]["wall"] if watch.rows else None,
-    }))  # fmt: skip
+        watch.write(run.main(command))
 
 
 if __name__ == "__main__":
