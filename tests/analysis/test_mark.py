@@ -136,7 +136,6 @@ def test_mlflow_tables_pictures_and_report_follow_at_once(folder, capfd):
     """
     main(["summary", str(folder)])
     write_report(load_study(folder), folder / REPORT_FOLDER, folder)
-    page = (folder / REPORT_FOLDER / PAGE_FILE).read_bytes()
     made = ("report/report.html", "report/front.csv", "front.png", "summary.csv", "results.parquet")
     assert main(["mark", str(folder), victim, "--broken", "wrong labels"]) == 0
     assert f"made again: {FRONT_PICTURE}, {SUMMARY_TABLE}, report/; " in capfd.readouterr().out
@@ -151,6 +150,6 @@ def test_mlflow_tables_pictures_and_report_follow_at_once(folder, capfd):
     assert main(["mark", str(folder), victim, "--undo"]) == 0
     assert dict(rows(folder / MLFLOW_FILE, query))["broken"] == "no"
     found = stored(folder)
-    assert found["report/report.html"] == page
+    assert found["report/report.html"] == (folder / REPORT_FOLDER / PAGE_FILE).read_bytes()
     assert victim in found["report/front.csv"].decode()
     assert "records are in sqlite:///" in capfd.readouterr().out
