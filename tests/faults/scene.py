@@ -104,6 +104,8 @@ class Study:
         assert self.process is not None
         self.process.kill()
         self.process.wait()
+        if self.process.stdout is not None:
+            self.process.stdout.close()
 
     def end(self, code: int = 0) -> str:
         """Wait for the command's end; returns what it has printed."""
@@ -116,8 +118,6 @@ class Study:
     def close(self) -> None:
         if self.process is not None:
             self.kill()
-            if self.process.stdout is not None:
-                self.process.stdout.close()
 
 
 @dataclass
