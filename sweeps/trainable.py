@@ -122,7 +122,10 @@ class TrialTrainable(tune.Trainable):
             "host": socket.gethostname(), "pid": os.getpid(), "device": "cuda" if gpus else "cpu", "from_epoch": 0,
             "start_seconds": 0.0, "cpus": cpus, "gpus": gpus, "processes": processes,
         }  # fmt: skip
-        self.device = given_device(gpus, ray.get_gpu_ids() if ray.is_initialized() else ())
+        cards = ray.get_gpu_ids() if ray.is_initialized() else []
+        if cards:
+            self.attempt["cards"] = [str(card) for card in cards]
+        self.device = given_device(gpus, cards)
         if self.device == "cuda" and processes == 1:
             limit_memory(gpus)
         self._check_device()

@@ -1,12 +1,17 @@
 """Several trials on one card: images a second in all, at each share, and what `gpus_per_trial: auto` chooses.
 
 The dry run of `auto` itself, except that it goes on where `auto` would have stopped. Small: a tensor train of ResNet-9
-within a tenth of its separable form, batch 512; large: WRN-28-10 in its separable form, batch 128. Images are those of
---images, else random ones of CIFAR's shape. `--quick` trains a narrow network on the digits on two CPUs.
+within a tenth of its separable form, batch 512; large: WRN-28-10 in its separable form, batch 128. With several cards
+also a study of as many trials as cards, each of a quarter of a card: on which card each ran, and what they trained
+beside the same study that sees one card alone. Images are those of --images, else random ones of CIFAR's shape.
+`--quick` trains a narrow network on the digits on two CPUs.
 """
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,19 +19,24 @@ from pathlib import Path
 from typing import Any
 
 import ray
+import torch
 
 from lowrank.data import load_data
 from sweeps.dry_run import DryRun
+from sweeps.journal import read_journal
 from sweeps.launch import connect
 from sweeps.placement import COUNTS, Limit, NoMemoryError, Placement, Tried, choose, limit_of
+from sweeps.records import JOURNAL_FILE, fold
 from sweeps.resources import read_cluster
 from sweeps.space import Space, parse_space
 from sweeps.specification import Resolver, Trial
 from tests.benchmarks.bench_batches import write_images
-from tests.benchmarks.bench_record import JPEG_IMAGES, Measurement, Options, Table
+from tests.benchmarks.bench_record import JPEG_IMAGES, PROJECT, Measurement, Options, Table
 
 IMAGES = 20_480  # to train on, where none are given
 MANY = 1000  # trials: their number limits nothing
+SPREAD_EPOCHS = 6
+SPREAD_SECONDS = 240  # a study of the spread may take
 
 
 def _space(name: str, network: dict[str, Any], data: str, train: dict[str, Any]) -> Space:
@@ -98,6 +108,37 @@ def _rows(name: str, found: dict[int, Tried | NoMemoryError], chosen: int) -> li
     ]  # fmt: skip
 
 
+def _spread(data: str, cards: int, visible: int) -> dict[str, Any]:
+    """A study of `cards` trials, a quarter of a card each, that sees `visible` cards: where they ran, and how fast."""
+    with tempfile.TemporaryDirectory() as folder:
+        overrides = (f"train.epochs={SPREAD_EPOCHS}", "train.batch_size=512", "references=[]", "search.stop=none",
+                     "method.name=tensor_train", "budget.params=0.1", "search.sampler=random")  # fmt: skip
+        command = [
+            sys.executable, "sweeps/run.py", "--space", "tt_dims", "--data", data, "--gpus-per-trial", "0.25",
+            "--trials", str(cards), "--out", folder, "--name", "spread",
+            *(part for override in overrides for part in ("--set", override)),
+        ]  # fmt: skip
+        seen = {**os.environ, "CUDA_VISIBLE_DEVICES": ",".join(str(card) for card in range(visible))}
+        subprocess.run(command, cwd=PROJECT, env=seen, check=True, timeout=SPREAD_SECONDS, stdout=sys.stderr)
+        trials = fold(read_journal(Path(folder) / "spread" / JOURNAL_FILE)).trials.values()
+    speeds = [epoch["images_per_second"] for trial in trials for number, epoch in trial.epochs.items() if number > 1]
+    last = [trial.attempts[-1] for trial in trials]
+    return {
+        "cards seen": visible, "trials": len(last), "asked": 0.25, "given": last[0]["gpus"],
+        "on card": ", ".join(sorted(card for attempt in last for card in attempt["cards"])),
+        "images/s": len(last) * sum(speeds) / len(speeds),
+    }  # fmt: skip
+
+
+def _spread_table(data: str) -> list[Table]:
+    cards = torch.cuda.device_count()
+    if cards < 2:
+        return []
+    rows = [_spread(data, cards, visible) for visible in (cards, 1)]
+    columns = ("cards seen", "trials", "asked", "given", "on card", "images/s")
+    return [Table(title="As many trials as cards: they spread before they share", columns=columns, rows=rows)]
+
+
 def run(options: Options) -> Measurement:
     """Both students, one after the other, on the same processes."""
     on_card, rows, notes = options.device == "cuda", [], []
@@ -118,10 +159,12 @@ def run(options: Options) -> Measurement:
                 notes.append(f"{name}: auto takes {chosen.per_card} a card; {chosen.why}")
                 notes += [f"{name}, {count}: {each}" for count, each in found.items() if not isinstance(each, Tried)]
                 print(notes[-1], flush=True)
-    ray.shutdown()
+        ray.shutdown()
+        spread = _spread_table(data) if on_card else []
     columns = ("student", "trials", "share", "images/s", "times", "MB each", "auto")
     about = {"device": options.device, "card": card, "card MB": card_mb and round(card_mb), "seconds each": dry.seconds}
     title = "Trials that share a card: images per second of all together"
     return Measurement(
-        name="placement", settings=about, tables=[Table(title=title, columns=columns, rows=rows)], notes=notes
-    )
+        name="placement", settings=about, tables=[Table(title=title, columns=columns, rows=rows), *spread],
+        notes=notes,
+    )  # fmt: skip
