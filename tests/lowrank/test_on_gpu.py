@@ -10,9 +10,16 @@ from torch import Tensor, nn
 
 from lowrank.divergence import DivergedError
 from lowrank.fit import measure_step
-from lowrank.networks import make_network
+from lowrank.networks import NetworkSettings, darts, make_network
 from lowrank.training import Trainer
-from tests.support.training import SMALL, small_data, small_recipe, small_trainer
+from tests.support.training import (
+    SMALL,
+    small_data,
+    small_recipe,
+    small_teacher,
+    small_trainer,
+    tensor_train,
+)  # fmt: skip
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
@@ -79,3 +86,38 @@ def test_a_step_is_measured_as_training_takes_it(precision):
     assert 0 < small.peak_mb <= large.peak_mb
     assert large.images == 64
     assert small.seconds > 0
+
+
+def taught(engine: str) -> Trainer:
+    fields = {"attention_weight": 100.0, "kd_weight": 0.5, "clip_norm": 0.5, "ema_decay": 0.9, "label_smoothing": 0.1}
+    recipe = small_recipe(engine=engine, precision="float32", **fields)
+    return small_trainer(recipe, method=tensor_train(), device="cuda", teacher=small_teacher("cuda"))
+
+
+def dropping(engine: str) -> Trainer:
+    network = make_network(NetworkSettings(name="darts", width=0.25), small_data().image_shape, 10)
+    return trainer(network, engine=engine, precision="float32", drop_path=0.3)
+
+
+def wide(engine: str) -> Trainer:
+    network = make_network(NetworkSettings(name="wrn_10_1"), small_data().image_shape, 10)
+    return trainer(network, engine=engine, precision="float32", accumulate=2)
+
+
+@pytest.mark.parametrize("make", [taught, dropping, wide])
+def test_compiled_steps_have_the_plain_loops_losses(make, monkeypatch):
+    """What the benchmark of the engine does not train: a teacher, dropped paths, parts of a batch."""
+    monkeypatch.setattr(darts, "CELLS", 2)
+    monkeypatch.setattr(darts, "REDUCING", (1, 1))
+    monkeypatch.setattr(darts.DARTS, "taps", ("cells.0", "cells.1"))
+    losses = []
+    for engine in ("compiled", "plain"):
+        torch.manual_seed(0)
+        run = make(engine)
+        for _ in range(3):
+            run.train_steps()
+            losses.append(run.step_losses.clone())
+            run.epoch += 1
+    found, wanted = torch.cat(losses[:3]), torch.cat(losses[3:])
+    assert not torch.equal(found[: len(found) // 3], found[-(len(found) // 3) :])
+    torch.testing.assert_close(found, wanted, rtol=2e-3, atol=2e-3)

@@ -47,11 +47,11 @@ def tensor_train() -> Method:
     return solve(network_plan(SMALL, (1, 8, 8), 10), TensorTrain(dims=3), Budget(params=4500))
 
 
-def small_teacher() -> LiveTeacher:
+def small_teacher(device: str = "cpu") -> LiveTeacher:
     """An untrained teacher, the same at every call."""
     torch.manual_seed(7)
     network = make_network(NetworkSettings(width=0.25), (1, 8, 8), 10)
-    return LiveTeacher(network.to(memory_format=torch.channels_last), TAPS)
+    return LiveTeacher(network.to(device, memory_format=torch.channels_last), TAPS)
 
 
 def copied_state(run: Trainer) -> dict[str, Tensor]:
