@@ -139,9 +139,10 @@ class CapturedSteps:
         dtype = None if trainer.dtype is None else (trainer.device.type, trainer.dtype)
         objective = trainer.objective
         try:
-            with compiling_alone(), self._undone():
-                taps = () if objective.taps is None else objective.taps.names
-                self._forward = CompiledForward(trainer.network, objective.loss, taps, dtype)
+            taps = () if objective.taps is None else objective.taps.names
+            forward = CompiledForward(trainer.network, objective.loss, taps, dtype)
+            self._forward = forward
+            with compiling_alone(forward.trunk.digest(self._images)), self._undone():
                 self._body()
         except (NotCompilableError, TorchDynamoException, FailOnRecompileLimitHit) as error:
             self._compiled, self._forward = False, objective

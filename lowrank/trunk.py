@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import copy
 import fcntl
+import hashlib
 import os
+import platform
 import shutil
 import types
 import warnings
@@ -30,7 +32,8 @@ from lowrank.objective import Loss
 from lowrank.rebuild import Rebuild
 
 TRUNKS_KEPT = 16  # compiled functions that a process keeps: one for each network, batch size and recipe's losses
-LOCK_FILE = "lowrank_compile.lock"
+LOCK_FILE, DONE_FOLDER = "lowrank_compile.lock", "lowrank_compiled"  # in the compiler's cache
+_KERNELS = Path(__file__).parent / "kernels"
 
 _TRUNKS: OrderedDict[object, Trunk] = OrderedDict()
 _INTERNAL = frozenset(vars(nn.Module())) - {"training"}
@@ -68,12 +71,20 @@ class Trunk:
     """
 
     def __init__(self, shell: nn.Module, loss: Loss, taps: Sequence[str], autocast: tuple[str, torch.dtype] | None):
-        self.shell, self._loss = shell, loss
+        self.shell, self._loss, self._like = shell, loss, (type(shell).__name__, loss, tuple(taps), autocast)
         self.names = [name for name, _ in _tensors(shell)]
         self._taps = Taps(shell, taps)
         self._taps.__enter__()  # the shell is this trunk's own, so its taps listen for good
         self._autocast: Callable[[], Any] = (lambda: torch.autocast(*autocast)) if autocast else nullcontext
         self._run = torch.compile(self._losses, fullgraph=True, dynamic=False, backend=compile_graph)
+
+    def digest(self, images: Tensor) -> str:
+        """Names what is compiled for batches like `images`: equal for what other processes find on disk, as a hint."""
+        kernels = [path.read_bytes() for path in sorted(_KERNELS.glob("*.py"))]
+        card = torch.cuda.get_device_name(images.device) if images.is_cuda else platform.machine()
+        tensors = [(name, each.shape, each.dtype, each.requires_grad) for name, each in _tensors(self.shell)]
+        about = (torch.__version__, card, tensors, images.shape, images.dtype, self._like, kernels)
+        return hashlib.sha256(repr(about).encode()).hexdigest()[:32]
 
     def _losses(
         self, tensors: list[Tensor], images: Tensor, labels: Tensor, said: list[Tensor]
@@ -220,15 +231,25 @@ def _is_function(value: Any) -> bool:
 
 
 @contextmanager
-def compiling_alone() -> Iterator[None]:
-    """Within, no other process of this machine compiles: the first one works, the others find its code on disk."""
+def compiling_alone(what: str) -> Iterator[None]:
+    """Within, no other process of this machine compiles: the first one works, the others find its code on disk.
+
+    Once `what` (see Trunk.digest) has been compiled there is nothing to wait for: all read its code side by side.
+    """
     from torch._inductor.runtime.cache_dir_utils import cache_dir  # only paid for where something is compiled
 
     folder = Path(cache_dir())
-    folder.mkdir(parents=True, exist_ok=True)
+    done = folder / DONE_FOLDER / what
+    if done.exists():
+        yield
+        return
+    done.parent.mkdir(parents=True, exist_ok=True)
     with (folder / LOCK_FILE).open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
+        if done.exists():
+            fcntl.flock(file, fcntl.LOCK_UN)
         yield
+        done.touch()
 
 
 def why_not(device: torch.device) -> str | None:

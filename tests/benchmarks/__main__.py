@@ -40,6 +40,11 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--repeats", type=int, metavar="N", help="how often each thing is timed (default: 5)")
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads of torch (default: 1, as a trial has)")
     parser.add_argument("--images", type=Path, metavar="DIR", help="Parquet images of CIFAR's shape, for `batches`")
+    engine = parser.add_argument_group("for `engine`: which rows; all without")
+    engine.add_argument("--network", action="append", default=[], metavar="NAME", help="resnet9 or wrn_28_10")
+    engine.add_argument("--way", action="append", default=[], choices=("compiled", "captured", "plain", "torch"))
+    engine.add_argument("--sharing", action="append", default=[], choices=("processes", "mps"))
+    engine.add_argument("--seconds", type=float, metavar="N", help="when all must be over (default: 270)")
     return parser
 
 
@@ -61,7 +66,8 @@ def main(arguments: list[str] | None = None) -> int:
     asked = make_parser().parse_args(arguments)
     options = Options(
         quick=asked.quick, device=asked.device, seed=asked.seed, repeats=asked.repeats, threads=asked.threads,
-        images=asked.images,
+        images=asked.images, networks=tuple(asked.network), ways=tuple(asked.way), sharing=tuple(asked.sharing),
+        seconds=asked.seconds,
     )  # fmt: skip
     names = list(BENCHMARKS) if asked.what == "all" else [asked.what]
     records, worked = zip(*(measure(name, options) for name in names), strict=True)

@@ -35,6 +35,10 @@ class Options:
     repeats: int | None = None
     threads: int | None = None
     images: Path | None = None  # a folder of Parquet images; JPEG_IMAGES when that is there
+    networks: tuple[str, ...] = ()  # these alone, as the next two: all when empty; for `engine`
+    ways: tuple[str, ...] = ()
+    sharing: tuple[str, ...] = ()
+    seconds: float | None = None  # after which all must be over
 
     def repeated(self, usual: int) -> int:
         """How often to measure: as asked, once when `quick`, else `usual`."""
