@@ -35,6 +35,7 @@ def study(folder: Path, trials: int, gpus: int) -> dict[str, Any]:
     command = [sys.executable, "-m", "tests.benchmarks.scale_driver", str(folder), str(trials), str(gpus), str(result)]
     path = os.pathsep.join([str(PROJECT), *filter(None, [os.environ.get("PYTHONPATH")])])
     environment = {**os.environ, "PYTHONPATH": path, PACE: EPOCH_SECONDS}
+    environment.pop("CUDA_VISIBLE_DEVICES", None)  # Ray would hold the pretended GPUs against it
     done = subprocess.run(command, cwd=PROJECT, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"the study ended with {done.returncode}: {done.stderr[-2000:]}")

@@ -109,8 +109,8 @@ def test_a_rewritten_network_is_the_network(name, counts):
         torch.testing.assert_close(compiled(x), wanted, rtol=1e-4, atol=1e-4)
         direction = torch.randn_like(wanted)
         wanted.backward(direction)
-    other.zero_grad()
-    compiled(x).backward(direction)
+        other.zero_grad()
+        compiled(x).backward(direction)
     assert found == counts
     for ours, theirs in zip(other.parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-3, atol=1e-3 * float(theirs.grad.abs().max()))
