@@ -42,6 +42,10 @@ def make_parser() -> argparse.ArgumentParser:
     what.add_argument(
         "--repeat", nargs=2, metavar=("STUDY", "TRIAL"), help="train a recorded trial once more: the same outcome?"
     )
+    what.add_argument(
+        "--finish", metavar="STUDY", help="train trials that it stopped early to their end: a point lost?"
+    )
+    what.add_argument("--draw", type=int, default=10, metavar="N", help="how many of them, by --seed (default: 10)")
     what.add_argument("--json", action="store_true", help="--list, --plan and --fit as JSON")
     study = parser.add_argument_group("the study")
     study.add_argument("--data", metavar="SET", help="digits, cifar10, cifar100, fashion_mnist, parquet:DIR, ...")
@@ -103,7 +107,7 @@ def _dispatch(options: argparse.Namespace) -> int:
     from sweeps.series import is_series, start_series
     from sweeps.study import start_study
 
-    if options.resume or options.repeat:
+    if options.resume or options.repeat or options.finish:
         return _on_record(options)
     if not options.space:
         raise InputError(f"--space is missing; choose from: {', '.join(available_spaces())}")
@@ -120,12 +124,12 @@ def _dispatch(options: argparse.Namespace) -> int:
 
 
 def _on_record(options: argparse.Namespace) -> int:
-    """Go on with a study or a series, or repeat a trial."""
+    """Go on with a study or a series, or train recorded trials again."""
     from sweeps.series import is_resumable_series, resume_series
-    from sweeps.study import resume_study, start_repeat
+    from sweeps.study import resume_study, start_again
 
-    if options.repeat:
-        return start_repeat(options)
+    if options.repeat or options.finish:
+        return start_again(options)
     return resume_series(options) if is_resumable_series(options) else resume_study(options)
 
 

@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 from lowrank.data import ImageData, load_data
 from lowrank.errors import InputError
 from sweeps.final import evaluate_front
+from sweeps.finish import Finish, find_finish
+from sweeps.finish import outcome as compared
 from sweeps.folders import find_folder, new_folder, read_question, studies_root, write_question
 from sweeps.interrupt import INTERRUPTED
 from sweeps.journal import FullDiskError, Journal, locked_journal, read_journal, tells_of_full_disk
@@ -34,7 +36,7 @@ from sweeps.records import (
     fold,
     parse_tags,
 )
-from sweeps.repeat import ORIGIN, Repeat, check_repeat, comparison, content_of, find_repeat
+from sweeps.repeat import ORIGIN, Repeat, find_repeat
 from sweeps.search import Search, reachable_strata
 from sweeps.settings import AUTO, parse_time
 from sweeps.space import Space, parse_space
@@ -72,7 +74,7 @@ class Setting:
     note: str
     tags: dict[str, str]
     storage: str | None = None  # a URI that the folder is carried to
-    origin: dict[str, str] | None = None  # of a repeat: which trial of which study
+    origin: dict[str, Any] | None = None  # of a repeat or a finish: which trials of which study
 
 
 def start_study(space: Space, options: argparse.Namespace) -> int:
@@ -88,31 +90,35 @@ def start_study(space: Space, options: argparse.Namespace) -> int:
         return _drive(space, resolver, setting)
 
 
-def start_repeat(options: argparse.Namespace) -> int:
-    """Train a recorded trial once more, as a study of its own, and say whether it came out the same.
+def start_again(options: argparse.Namespace) -> int:
+    """Train recorded trials once more, as a study of its own: one, does it come out the same; stopped ones, whole.
 
     Returns the exit code. Raises InputError before anything is written.
     """
-    new = [name for name in ("space", "set", "seed", "trials", "plan", "fit", "resume") if getattr(options, name)]
+    command = "repeat" if options.repeat else "finish"
+    new = [name for name in ("space", "set", "trials", "plan", "fit", "resume") if getattr(options, name)]
+    new += ["seed"] if options.repeat and options.seed else []
     if new:
-        raise InputError(f"--repeat trains what is on record; leave --{new[0]} out")
+        raise InputError(f"--{command} trains what is on record; leave --{new[0]} out")
     uri, root = storage_uri(options.storage), studies_root(options.storage, options.out)
-    study, trial = options.repeat
-    repeat = find_repeat(study, trial, root, options.data)
-    asked = {name: getattr(options, name) for name in ("gpus_per_trial", "cpus_per_trial")}
-    asked = {name: value for name, value in asked.items() if value is not None}
-    space = parse_space(repeat.name, content_of(repeat, asked))
+    again: Repeat | Finish = (
+        find_repeat(*options.repeat, root, options.data) if options.repeat
+        else find_finish(options.finish, root, options.draw, options.seed or 0, options.data)
+    )  # fmt: skip
+    asked = {name: getattr(options, name) for name in ("gpus_per_trial", "cpus_per_trial", "max_concurrent")}
+    content = again.content({name: value for name, value in asked.items() if value is not None})
+    _update(content, "search", time=options.time)
+    space = parse_space(again.name, content)
     check_trust(space, allow_code=options.allow_code, data_asked=True)  # its data was asked for when it was trained
-    kept = read_question(repeat.folder)[1] if (repeat.folder / SPACE_FILE).is_file() else {}
+    kept = read_question(again.folder)[1] if (again.folder / SPACE_FILE).is_file() else {}
     _take_places(options, kept)
-    folder = new_folder(root, options.name, repeat.name, stored_studies(uri) if uri else ())
+    folder = new_folder(root, options.name, again.name, stored_studies(uri) if uri else ())
     setting = _setting(folder, space, options, options.data_dir, options.tracking_uri, uri)
     data = load_data(space.data, setting.data_dir)
     teaching = find_teaching(space, data, setting.teachers)
-    trial_id = check_repeat(repeat, data, teaching)
-    origin = {"study": str(repeat.folder.resolve()), "trial": repeat.trial.trial_id, "as": trial_id}
+    setting = replace(setting, origin=again.check(data, teaching))
     with carried(uri, folder):
-        return _drive(space, Resolver(space, data, teaching), replace(setting, origin=origin), repeat)
+        return _drive(space, Resolver(space, data, teaching), setting, again)
 
 
 def _take_places(options: argparse.Namespace, kept: Mapping[str, Any]) -> None:
@@ -195,7 +201,7 @@ def _setting(
     )  # fmt: skip
 
 
-def _drive(space: Space, resolver: Resolver, setting: Setting, repeat: Repeat | None = None) -> int:
+def _drive(space: Space, resolver: Resolver, setting: Setting, again: Repeat | Finish | None = None) -> int:
     # Ray and its imports are only paid for once the input has been checked
     from sweeps.dry_run import place
     from sweeps.launch import connect
@@ -218,8 +224,8 @@ def _drive(space: Space, resolver: Resolver, setting: Setting, repeat: Repeat | 
         record = fold(read_journal(journal.path))
         _write_question(space, setting)
         _write_header(journal, record, space, resolver, setting)
-        if repeat is not None and setting.origin is not None:
-            repeat.begin(journal, record, setting.folder, setting.origin["as"])
+        if again is not None and setting.origin is not None:
+            again.begin(journal, record, setting.folder, setting.origin)
         if setting.note or setting.tags:
             noted = journal.append(Event.NOTED, sync=True, note=setting.note, tags=setting.tags)
             apply_event(record, noted)
@@ -242,7 +248,7 @@ def _drive(space: Space, resolver: Resolver, setting: Setting, repeat: Repeat | 
             raise FullDiskError(journal.path) from error  # Ray and Optuna have their own errors for it
         finally:
             journal.append(Event.CLOSED, sync=True, reason=outcome)
-    print(*comparison(record), sep="\n", end="\n" if setting.origin else "", flush=True)
+    print(*compared(record), sep="\n", end="\n" if setting.origin else "", flush=True)
     _conclude(setting, outcome, tracking.finish())
     if outcome == "interrupted":
         return INTERRUPTED
