@@ -17,7 +17,7 @@ from lowrank.endings import DISK_FULL, ended, exit_code
 from lowrank.errors import InputError
 from sweeps.interrupt import leave, watch
 from sweeps.journal import FullDiskError
-from sweeps.settings import AUTO
+from sweeps.settings import AUTO, SHARING
 from sweeps.space import Space, available_spaces, find_space, read_space, read_yaml
 from sweeps.trust import check_asked
 
@@ -64,6 +64,9 @@ def make_parser() -> argparse.ArgumentParser:
         "--gpus-per-trial", type=_share, metavar="SHARE",
         help="e.g. 0.25: four trials on a card; 4: four cards for each trial; auto: measured",
     )  # fmt: skip
+    where.add_argument(
+        "--sharing", choices=SHARING, help="how trials share a card: its time in turns, NVIDIA's service, the better"
+    )
     where.add_argument("--cpus-per-trial", type=float, metavar="N")
     where.add_argument(
         "--processes-per-trial", type=int, metavar="N", help="processes that share each batch of a trial (one a card)"
@@ -138,7 +141,7 @@ def _space(options: argparse.Namespace) -> Space:
         options.space, options.set, data__name=options.data, search__seed=options.seed,
         search__trials=options.trials, search__time=options.time, resources__gpus_per_trial=options.gpus_per_trial,
         resources__cpus_per_trial=options.cpus_per_trial, resources__max_concurrent=options.max_concurrent,
-        resources__processes_per_trial=options.processes_per_trial,
+        resources__processes_per_trial=options.processes_per_trial, resources__sharing=options.sharing,
     )  # fmt: skip
     check_asked(space, options)
     return space

@@ -38,7 +38,7 @@ from sweeps.records import (
 )
 from sweeps.repeat import ORIGIN, Repeat, find_repeat
 from sweeps.search import Search, reachable_strata
-from sweeps.settings import AUTO, parse_time
+from sweeps.settings import parse_time
 from sweeps.space import Space, parse_space
 from sweeps.space_checks import check_shared
 from sweeps.specification import Resolver
@@ -49,9 +49,7 @@ from sweeps.trust import check_trust
 from sweeps.warm_start import earlier_studies, warm_start
 
 if TYPE_CHECKING:
-    from sweeps.resources import Share
-
-    Shares = tuple[Share, Share | None]  # of every trial, and of the further attempt of one that ran out of memory
+    from sweeps.room import Room
 
 NOTHING_COMPLETED = 1
 DEFAULT_OUT = Path("studies")
@@ -105,7 +103,7 @@ def start_again(options: argparse.Namespace) -> int:
         find_repeat(*options.repeat, root, options.data) if options.repeat
         else find_finish(options.finish, root, options.draw, options.seed or 0, options.data)
     )  # fmt: skip
-    asked = {name: getattr(options, name) for name in ("gpus_per_trial", "cpus_per_trial", "max_concurrent")}
+    asked = {name: getattr(options, name) for name in ("gpus_per_trial", "cpus_per_trial", "max_concurrent", "sharing")}
     content = again.content({name: value for name, value in asked.items() if value is not None})
     _update(content, "search", time=options.time)
     space = parse_space(again.name, content)
@@ -142,6 +140,7 @@ def resume_study(options: argparse.Namespace) -> int:
     _update(
         content, "resources", gpus_per_trial=options.gpus_per_trial, cpus_per_trial=options.cpus_per_trial,
         max_concurrent=options.max_concurrent, processes_per_trial=options.processes_per_trial,
+        sharing=options.sharing,
     )  # fmt: skip
     space = parse_space(kept["space"], content)
     check_trust(space, allow_code=options.allow_code, data_asked=True)  # its data was asked for when it began
@@ -203,24 +202,19 @@ def _setting(
 
 def _drive(space: Space, resolver: Resolver, setting: Setting, again: Repeat | Finish | None = None) -> int:
     # Ray and its imports are only paid for once the input has been checked
-    from sweeps.dry_run import place
     from sweeps.launch import connect
-    from sweeps.resources import larger, read_cluster, share_of
+    from sweeps.room import Rooms
 
     resolver.clock.keep(setting.folder)
     earlier = earlier_studies(space.search.warm_start, setting.folder.parent)
     strata, unreachable = reachable_strata(space, resolver)
     connect(setting.address)
-    cluster, trials = read_cluster(), expected_trials(space, resolver)
-    share = share_of(space.resources, cluster, trials, setting.gpus_asked)
-    check_shared(space, share.processes, len(resolver.data.train))
-    auto = space.resources.gpus_per_trial == AUTO
-    if auto and share.gpus == 0:
-        print("gpus_per_trial auto: there is no GPU here, so trials run on CPUs", flush=True)
+    rooms = Rooms(space, expected_trials(space, resolver), gpus_asked=setting.gpus_asked)
+    check_shared(space, rooms.share.processes, len(resolver.data.train))
     for line in unreachable:
         print(f"cannot be met, left out: {line}", flush=True)
     setting.folder.mkdir(parents=True, exist_ok=True)
-    with locked_journal(setting.folder) as journal:
+    with locked_journal(setting.folder) as journal, rooms.ways(setting.address) as ways:
         record = fold(read_journal(journal.path))
         _write_question(space, setting)
         _write_header(journal, record, space, resolver, setting)
@@ -235,11 +229,8 @@ def _drive(space: Space, resolver: Resolver, setting: Setting, again: Repeat | F
             proposer = make_proposer(space, setting.folder, resolver.points)
             if isinstance(proposer, OptunaProposer):
                 print(*warm_start(proposer, resolver, earlier), sep="\n", end="\n" if earlier else "", flush=True)
-            if auto and share.gpus > 0:
-                measured = place(space, resolver, cluster, trials, journal, record, setting.data_dir)
-                share = share_of(space.resources, cluster, trials, setting.gpus_asked, measured)
-            shares = share, larger(share, cluster, trials)
-            outcome = _work(Search(space, resolver, proposer, journal, record, strata), setting, shares)
+            room = rooms.settle(resolver, journal, record, setting.data_dir, ways)
+            outcome = _work(Search(space, resolver, proposer, journal, record, strata), setting, room)
         except KeyboardInterrupt:
             pass  # between two trials, or after the last: what is done is on record
         except Exception as error:
@@ -255,9 +246,9 @@ def _drive(space: Space, resolver: Resolver, setting: Setting, again: Repeat | F
     return 0 if _completed(record) or outcome == "time" else NOTHING_COMPLETED
 
 
-def _work(search: Search, setting: Setting, shares: Shares) -> str:
+def _work(search: Search, setting: Setting, room: Room) -> str:
     """Train, look at the test split once, draw and print what came out; returns why it ended."""
-    outcome = _train(search, setting, shares)
+    outcome = _train(search, setting, room)
     if outcome == "finished":
         evaluate_front(search, setting.folder, search.resolver.data)
     _summarise(setting, search.record)  # before the study closes, so that MLflow gets the picture
@@ -304,7 +295,7 @@ def _write_header(journal: Journal, record: StudyRecord, space: Space, resolver:
     record.header, record.closed = header, None
 
 
-def _train(search: Search, setting: Setting, shares: Shares) -> str:
+def _train(search: Search, setting: Setting, room: Room) -> str:
     """Run Tune; returns why it ended: finished, time or interrupted."""
     from sweeps.caching import build_caches
     from sweeps.launch import Launch, run
@@ -312,15 +303,14 @@ def _train(search: Search, setting: Setting, shares: Shares) -> str:
 
     total = expected_trials(search.space, search.resolver)
     started = time.monotonic()
-    share, larger = shares
     print(
         f"{setting.name}: {search.space.question}\n"
-        f"up to {total} trials, {share.concurrent} at a time, each on {share}; "
+        f"up to {total} trials, {room.share.concurrent} at a time, each on {room.share}; "
         f"everything is kept in {_shown(setting.folder)}", flush=True,
     )  # fmt: skip
     most = search.space.resources.max_concurrent
     cache = _cache(search, setting)
-    build_caches(search, cache, setting, share)
+    build_caches(search, cache, setting, room.share)
 
     def known() -> int:
         return max(total, sum(trial.status is not Status.INFEASIBLE for trial in search.record.trials.values()))
@@ -328,7 +318,7 @@ def _train(search: Search, setting: Setting, shares: Shares) -> str:
     with View(search.record, known) as view:
         relay = bool(setting.storage and setting.address)  # several machines, and no disk that they share
         run(search, Launch(
-            setting.folder, setting.data_dir, share, larger, most, setting.seconds, view.update, cache, relay
+            setting.folder, setting.data_dir, room, most, setting.seconds, view.update, cache, relay
         ))  # fmt: skip
     if search.is_over():
         return "finished"

@@ -32,6 +32,7 @@ from lowrank.ranks import Ranks
 from lowrank.recipes import Recipe
 from lowrank.substitute import build_student
 from lowrank.training import DivergedError, Trainer
+from sweeps.mps import PROCESSES, use
 from sweeps.records import VAL_ERROR, Status
 from sweeps.relay import CheckpointPlace
 from sweeps.starts import start_student
@@ -115,12 +116,15 @@ class TrialTrainable(tune.Trainable):
         started = time.perf_counter()
         cpus, gpus = self._resources()
         processes = int(config.get("processes", 1))
+        sharing, environment = config.get("sharing", (PROCESSES, {}))
+        use(environment)
         self.threads = max(1, int(cpus / processes))
         torch.set_num_threads(self.threads)
         self.place = CheckpointPlace(config["study_dir"], config["trial_id"], config.get("relay"))
         self.attempt = {
             "host": socket.gethostname(), "pid": os.getpid(), "device": "cuda" if gpus else "cpu", "from_epoch": 0,
             "start_seconds": 0.0, "cpus": cpus, "gpus": gpus, "processes": processes,
+            **({"sharing": sharing} if 0 < gpus < 1 else {}),
         }  # fmt: skip
         self.device = given_device(gpus, ray.get_gpu_ids() if ray.is_initialized() else ())
         if self.device == "cuda" and processes == 1:

@@ -14,6 +14,7 @@ the 129 settings at 128 epochs are extrapolated. Images: those of --images (Parq
 
 from __future__ import annotations
 
+import importlib
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -26,16 +27,17 @@ from ray import tune
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset
-from torchvision.transforms import v2
 
 from lowrank.data import DataSettings, ImageData, load_data
 from lowrank.methods import make_method
 from lowrank.networks import NetworkSettings
 from lowrank.plan import network_plan
 from lowrank.substitute import build_student
+from lowrank.vision import torchvision  # which makes it importable everywhere
 from tests.benchmarks.bench_record import JPEG_IMAGES, Measurement, Options, Table
 from tests.benchmarks.engine_processes import random_images
 
+v2 = importlib.import_module(f"{torchvision.__name__}.transforms.v2")
 SETTINGS: tuple[dict[str, Any], ...] = (
     {"name": "tensor_train", "dims": 3, "rank_scale": 0.25}, {"name": "tensor_train", "dims": 2, "rank_scale": 0.3},
     {"name": "tensor_train", "dims": 4, "rank_scale": 0.55}, {"name": "tucker", "dims": 3, "rank_scale": 0.3},
