@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from sweeps.dry_run import place
 from sweeps.journal import Journal
@@ -26,6 +27,11 @@ class Room:
     share: Share
     larger: Share | None
     sharing: tuple[str, Mapping[str, str]]
+
+    def about(self) -> dict[str, Any]:
+        """For the records."""
+        share = self.share
+        return {"slots": share.concurrent, "cpus": share.cpus, "gpus": share.gpus, "sharing": self.sharing[0]}
 
 
 class Rooms:

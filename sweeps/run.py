@@ -15,6 +15,7 @@ if sys.path and Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
 
 from lowrank.endings import DISK_FULL, ended, exit_code
 from lowrank.errors import InputError
+from sweeps.clock import BEGAN, steady
 from sweeps.interrupt import leave, watch
 from sweeps.journal import FullDiskError
 from sweeps.settings import AUTO, SHARING
@@ -56,6 +57,7 @@ def make_parser() -> argparse.ArgumentParser:
     study.add_argument("--seed", type=int, help="seed of the search, of weights, views and order")
     study.add_argument("--trials", type=int, help="how many trials are searched, references not counted")
     study.add_argument("--time", metavar="30m", help="stop after so much time (s, m, h); --resume goes on")
+    study.add_argument("--profile", action="store_true", help="say at the end where the time went")
     study.add_argument("--note", metavar="TEXT", help="a remark, kept with the study and shown in MLflow")
     study.add_argument("--tag", action="append", default=[], metavar="K=V", help="a tag of your own, on every run")
     study.add_argument("--allow-code", action="store_true", help="let the space name code: package.module:function")
@@ -92,6 +94,7 @@ def _share(text: str) -> float | str:
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     options = make_parser().parse_args(arguments)
+    options.began = BEGAN if arguments is None else steady()
     watch()
     return exit_code(lambda: _with_room(options), GO_ON)
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from lowrank.data import ImageData, load_data
 from lowrank.errors import InputError
+from sweeps.clock import steady
 from sweeps.final import evaluate_front
 from sweeps.finish import Finish, find_finish
 from sweeps.finish import outcome as compared
@@ -71,6 +72,8 @@ class Setting:
     cache_dir: Path | None
     note: str
     tags: dict[str, str]
+    began: float  # by sweeps.clock.steady: when the command was given
+    profile: bool  # whether to say at the end where the time went
     storage: str | None = None  # a URI that the folder is carried to
     origin: dict[str, Any] | None = None  # of a repeat or a finish: which trials of which study
 
@@ -196,7 +199,7 @@ def _setting(
         folder.name, folder, data_dir.resolve() if data_dir else None, tracking_uri, options.address,
         bool(options.gpus_per_trial), parse_time(space.search.time), (options.teachers or DEFAULT_TEACHERS).resolve(),
         options.cache_dir.resolve() if options.cache_dir else None, check_note(options.note), parse_tags(options.tag),
-        storage,
+        options.began, options.profile, storage,
     )  # fmt: skip
 
 
@@ -230,6 +233,7 @@ def _drive(space: Space, resolver: Resolver, setting: Setting, again: Repeat | F
             if isinstance(proposer, OptunaProposer):
                 print(*warm_start(proposer, resolver, earlier), sep="\n", end="\n" if earlier else "", flush=True)
             room = rooms.settle(resolver, journal, record, setting.data_dir, ways)
+            apply_event(record, journal.append(Event.ROOM, sync=True, since=steady() - setting.began, **room.about()))
             outcome = _work(Search(space, resolver, proposer, journal, record, strata), setting, room)
         except KeyboardInterrupt:
             pass  # between two trials, or after the last: what is done is on record
@@ -241,6 +245,8 @@ def _drive(space: Space, resolver: Resolver, setting: Setting, again: Repeat | F
             journal.append(Event.CLOSED, sync=True, reason=outcome)
     print(*compared(record), sep="\n", end="\n" if setting.origin else "", flush=True)
     _conclude(setting, outcome, tracking.finish())
+    if setting.profile:
+        _analysis("profile", setting.folder)
     if outcome == "interrupted":
         return INTERRUPTED
     return 0 if _completed(record) or outcome == "time" else NOTHING_COMPLETED
@@ -350,13 +356,17 @@ def _shown(folder: Path) -> str:
 def _summarise(setting: Setting, record: StudyRecord) -> None:
     """The final table, the answer and the picture; or, where nothing was completed, how the trials ended."""
     if _completed(record):
-        # analysis stands above this room and is not imported by it
-        subprocess.run([sys.executable, "-m", "analysis", "summary", str(setting.folder)], check=False)
+        _analysis("summary", setting.folder)
         return
     ended = Counter((trial.status, trial.reason) for trial in record.trials.values() if trial.status in TERMINAL)
     for (status, reason), times in ended.most_common(5):
         print(f"{times} {status.replace('_', ' ')}: {reason}")
     print("no trial was completed, so there is no front")
+
+
+def _analysis(command: str, folder: Path) -> None:
+    """Have analysis, which stands above this room and is not imported by it, say something of the study."""
+    subprocess.run([sys.executable, "-m", "analysis", command, str(folder)], check=False)
 
 
 def _conclude(setting: Setting, outcome: str, behind: str | None) -> None:

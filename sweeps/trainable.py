@@ -137,7 +137,8 @@ class TrialTrainable(tune.Trainable):
         if self.trainer.epoch == 0:
             self._start()
         self.saved_at = time.monotonic()
-        self.attempt |= {"from_epoch": self.trainer.epoch, "start_seconds": time.perf_counter() - started}
+        self.left_at = time.perf_counter()
+        self.attempt |= {"from_epoch": self.trainer.epoch, "start_seconds": self.left_at - started}
 
     def _start(self) -> None:
         """Set the weights that the trial starts from, where they are not drawn anew."""
@@ -222,12 +223,18 @@ class TrialTrainable(tune.Trainable):
         return result
 
     def _train_epoch(self) -> dict[str, float]:
-        """One epoch. After one that failed the trainer is let go: its weights are of no epoch and must not be kept."""
+        """One epoch. After one that failed the trainer is let go: its weights are of no epoch and must not be kept.
+
+        `report_seconds` is what came between the epoch before (or the set-up) and this one: checkpoint, report, turn.
+        """
+        between = time.perf_counter() - self.left_at
         try:
-            return self.trainer.train_epoch()
+            metrics = self.trainer.train_epoch()
         except BaseException:
             del self.trainer
             raise
+        self.left_at = time.perf_counter()
+        return metrics | {"report_seconds": between}
 
     def _is_due(self, epoch_seconds: float) -> bool:
         """Whether a kill in the next epoch, as long as the last, would cost more than it may."""

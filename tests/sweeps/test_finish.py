@@ -25,7 +25,8 @@ SMALL = ["network.width=0.125", "data.train_images=200", "train.epochs=9"]
 def trials():
     space = read_space("tt_schedule", SMALL)
     resolver = Resolver(space, load_data(DataSettings(train_images=200)))
-    return [resolver.resolve(point) for point in resolver.points.grid()[20:26]]
+    found = [resolver.resolve(point) for point in resolver.points.grid()[20:40]]
+    return list({trial.trial_id: trial for trial in found}.values())[:6]  # in so narrow a network settings coincide
 
 
 def write(folder: Path, trials) -> Path:
