@@ -18,6 +18,7 @@ from analysis.into_mlflow import bring_made
 from analysis.load import STUDIES, find_study, load_study
 from analysis.mark import add_arguments, mark
 from analysis.products import write_summary
+from analysis.profile import profile, profile_lines
 from analysis.tables import print_summary
 from lowrank.endings import exit_code
 
@@ -38,6 +39,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     marking = commands.add_parser("mark", help="take a broken trial out of all conclusions, or remark on one")
     _of_study(marking, mark)
     add_arguments(marking)
+    profiling = commands.add_parser("profile", help="where the time of a study went")
+    _of_study(profiling, lambda folder, arguments: print(*profile_lines(profile(load_study(folder))), sep="\n"))
     auditing = commands.add_parser("audit", help="whether early stopping would have stopped the winner, by each rule")
     _of_study(auditing, lambda folder, arguments: print(audit_text(load_study(folder))))
     pairing = commands.add_parser("against", help="every value of a field against one of them, paired by seed")

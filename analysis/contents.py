@@ -28,6 +28,7 @@ from analysis.heat import HeatMap, heat_maps
 from analysis.importance import Importance, importances
 from analysis.noise import difference
 from analysis.on_test import OnTest, on_test
+from analysis.profile import Profile, profile
 from analysis.published import Printed, printed_points, setting_of_study
 from analysis.repeats import Repeated, repeated
 from analysis.reproduce import Recipe, recipes
@@ -58,6 +59,7 @@ class Contents:
     repeats: tuple[Repeated, ...]
     failures: tuple[Failure, ...]
     cost: Spent
+    profile: Profile | None
     recipes: tuple[Recipe, ...]
 
 
@@ -72,7 +74,7 @@ def contents(study: StudyRecord, place: Path) -> Contents:
         front=tuple(kept), front_mult_adds=tuple(by_work), references=tuple(known), printed=tuple(printed),
         printed_note=note, heat=tuple(heat_maps(study)), curves=tuple(learning_curves(study)),
         importances=tuple(importances(study)), effects=tuple(effects), repeats=tuple(again),
-        failures=tuple(failures(study)), cost=spent(study),
+        failures=tuple(failures(study)), cost=spent(study), profile=profile(study),
         recipes=tuple(recipes(study, [*kept, *known], place)), on_test=tuple(on_test(points)), about=about(study),
     )  # fmt: skip
 

@@ -29,6 +29,7 @@ from analysis.sheets import (
     importance_sheet,
     on_test_sheet,
     points_sheet,
+    profile_sheet,
     recipes_sheet,
     repeats_sheet,
 )
@@ -270,6 +271,14 @@ def cost_section(page: Page, study: StudyRecord, found: Contents, folder: Path) 
     sheet = cost_sheet(cost)
     sheet.write(folder)
     page.table(sheet)
+    if found.profile is not None:
+        sheet = profile_sheet(found.profile)
+        sheet.write(folder)
+        page.text(
+            f"Where the time of {duration(found.profile.wall_seconds)} on "
+            f"{max(sitting.slots for sitting in found.profile.sittings)} slots went, starts and ends included:", "note",
+        )  # fmt: skip
+        page.table(sheet)
 
 
 def recipe_section(page: Page, study: StudyRecord, found: Contents, folder: Path) -> None:

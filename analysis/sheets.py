@@ -21,6 +21,7 @@ from analysis.front import FrontPoint, method_label
 from analysis.heat import HeatMap
 from analysis.importance import Importance
 from analysis.on_test import OnTest
+from analysis.profile import Profile
 from analysis.published import Printed
 from analysis.repeats import Repeated
 from analysis.reproduce import Recipe
@@ -292,6 +293,15 @@ def cost_sheet(cost: Spent) -> Sheet:
     headings = ("ended", "trials", "epochs", "training time", "share")
     columns = ("status", "trials", "epochs", "train_seconds")
     return Sheet(name="cost", columns=columns, rows=rows, words=words, headings=headings)
+
+
+def profile_sheet(found: Profile) -> Sheet:
+    """Where the time of all slots went, in the order of a study's course."""
+    whole = found.slot_seconds or 1.0
+    rows = tuple((part, seconds, seconds / whole) for part, seconds in found.seconds.items())
+    words = tuple((part, duration(seconds), f"{100 * share:.1f} %") for part, seconds, share in rows)
+    columns, headings = ("part", "slot_seconds", "share"), ("spent on", "slots' time", "share")
+    return Sheet(name="profile", columns=columns, rows=rows, words=words, headings=headings)
 
 
 def _share(seconds: float, cost: Spent) -> str:

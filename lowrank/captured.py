@@ -27,6 +27,7 @@ from lowrank.divergence import random_state, set_random_state
 from lowrank.measures import TrainMeter
 from lowrank.objective import Forward
 from lowrank.optim import SHARE
+from lowrank.phases import COMPILE
 from lowrank.trunk import CompiledForward, NotCompilableError, compiling_alone
 
 if TYPE_CHECKING:
@@ -82,7 +83,8 @@ class CapturedSteps:
         images, labels, indices = batch
         signals = self._trainer.objective.ask(images, indices, self._trainer.slot)
         if self._images.shape != images.shape:
-            self._prepare(images, labels, signals)
+            with self._trainer.phases.timed(COMPILE):
+                self._prepare(images, labels, signals)
         self._fill(images, labels, signals)
         self._set_rate(step)
         if self._graph is None:

@@ -27,6 +27,7 @@ from lowrank.divergence import LOOK_EVERY, DivergedError, Guard, Watch
 from lowrank.measures import EvalMeter, GradientMeter, TrainMeter, begin_memory, machine
 from lowrank.objective import Forward, Objective
 from lowrank.optim import SHARE, check_network, freeze, make_optimizer, set_rate
+from lowrank.phases import EVALUATION, Phases
 from lowrank.precision import LossScale, autocast, working_dtype
 from lowrank.ranks import Ranks, unsynchronised
 from lowrank.rebuild import checkpoint_rebuild
@@ -93,6 +94,7 @@ class Trainer:
         self.step_losses: Tensor = torch.zeros(0)  # of the last epoch's steps
         self.gradient_meter = GradientMeter(network, self.steps)
         self._guard = Guard(self)
+        self.phases = Phases(self.device)
         self.captured = make_captured(self, say)
 
     def train_epoch(self) -> dict[str, float]:
@@ -104,14 +106,16 @@ class Trainer:
         start = time.perf_counter()
         begin_memory(self.device)
         meter = self.train_steps()
-        trained = meter.read()
+        trained = meter.read()  # which waits until the device has done the epoch
         seconds, rate = time.perf_counter() - start, self.rate(self.steps - 1)
         found = trained | self.gradient_meter.read() | machine(self.device)
         self.epoch += 1
-        val = self.evaluate("val")
+        with self.phases.timed(EVALUATION):
+            val = self.evaluate("val")
         if not math.isfinite(val["loss"]):
             raise self._diverged_in_evaluation(val["loss"])
         found |= {"lr": rate * self.optimizer.param_groups[0][SHARE]} | self._scale_metrics()
+        found |= self.phases.read()
         found |= {"images_per_second": meter.images / seconds, "epoch_seconds": time.perf_counter() - start}
         return found | {f"val_{name}" if name in _VAL else name: value for name, value in val.items()}
 
@@ -128,7 +132,8 @@ class Trainer:
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
             torch.manual_seed((self.order_seed * 1_000_003 + self.epoch) % 2**63)
             self._guard.begin()
-            for step, batch in enumerate(itertools.islice(self.batches(), steps)):
+            self.phases.begin()
+            for step, batch in enumerate(itertools.islice(self.phases.input(self.batches()), steps)):
                 self._take(step, batch, meter)
                 if (step + 1) % LOOK_EVERY == 0 or step + 1 == steps:
                     self._guard.look(meter, step + 1)

@@ -32,7 +32,7 @@ from lowrank.objective import Loss
 from lowrank.rebuild import Rebuild
 
 TRUNKS_KEPT = 16  # compiled functions that a process keeps: one for each network, batch size and recipe's losses
-LOCK_FILE, DONE_FOLDER = "lowrank_compile.lock", "lowrank_compiled"  # in the compiler's cache
+DONE_FOLDER = "lowrank_compiled"  # in the compiler's cache: what some process has compiled
 _KERNELS = Path(__file__).parent / "kernels"
 
 _TRUNKS: OrderedDict[object, Trunk] = OrderedDict()
@@ -232,19 +232,19 @@ def _is_function(value: Any) -> bool:
 
 @contextmanager
 def compiling_alone(what: str) -> Iterator[None]:
-    """Within, no other process of this machine compiles: the first one works, the others find its code on disk.
+    """Within, no other process of this machine compiles `what`: the first one works, the others find its code on disk.
 
-    Once `what` (see Trunk.digest) has been compiled there is nothing to wait for: all read its code side by side.
+    Once it has been compiled there is nothing to wait for: all read its code side by side. See Trunk.digest.
     """
     from torch._inductor.runtime.cache_dir_utils import cache_dir  # only paid for where something is compiled
 
-    folder = Path(cache_dir())
-    done = folder / DONE_FOLDER / what
+    folder = Path(cache_dir()) / DONE_FOLDER
+    done = folder / what
     if done.exists():
         yield
         return
-    done.parent.mkdir(parents=True, exist_ok=True)
-    with (folder / LOCK_FILE).open("w") as file:
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / f"{what}.lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         if done.exists():
             fcntl.flock(file, fcntl.LOCK_UN)

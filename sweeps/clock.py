@@ -16,6 +16,9 @@ def steady() -> float:
     return time.monotonic() if boot is None else time.clock_gettime(boot)
 
 
+BEGAN = steady()  # of this program, as far as it can tell: the command imports this before all that takes long
+
+
 class Clock:
     """Seconds since the epoch that only go on, at the pace of `steady`, whatever becomes of the system's clock."""
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -25,7 +25,8 @@ from sweeps.fit import configuration, device_name, distinct, trainer_maker
 from sweeps.fit_records import FIT_FOLDER, FITS
 from sweeps.interrupt import check
 from sweeps.journal import Journal
-from sweeps.placement import COUNTS, Limit, NoMemoryError, Placement, Tried, choose, limit_of, words
+from sweeps.mps import PROCESSES, use
+from sweeps.placement import COUNTS, Limit, NoMemoryError, Placement, Tried, better, choose, limit_of, words
 from sweeps.records import Event, StudyRecord, apply_event
 from sweeps.resources import Cluster
 from sweeps.space import Space
@@ -44,7 +45,8 @@ PATIENCE = 10.0  # seconds without a card after which the user is told
 class _DryTrainer:
     """One of the trainers on a card; what runs out of memory is an answer, not an end."""
 
-    def __init__(self, cpus: float, on_card: bool):
+    def __init__(self, cpus: float, on_card: bool, environment: Mapping[str, str]):
+        use(environment)
         torch.set_num_threads(max(1, int(cpus)))
         self._device = torch.device(given_device(float(on_card)))
         self._trainer: Any = None
@@ -113,17 +115,21 @@ class DryRun:
     """Trainers on one card, or, without `on_card`, on CPUs alone. Use as a context manager; measures when called."""
 
     def __init__(
-        self, typical: Trial, data_dir: Path | None, cpus: float, most: int, *, on_card: bool, seconds: float = SECONDS
-    ):
-        """`most` trainers may be asked for, each on so many `cpus`; one of COUNTS, whose shares Ray counts exactly."""
-        self.seconds, self._data_dir = seconds, data_dir
+        self, typical: Trial, data_dir: Path | None, cpus: float, most: int, *, on_card: bool, seconds: float = SECONDS,
+        sharing: str = PROCESSES, environment: Mapping[str, str] | None = None,
+    ):  # fmt: skip
+        """`most` trainers may be asked for, each on so many `cpus`; one of COUNTS, whose shares Ray counts exactly.
+
+        `sharing` is the way by which they share the card, and `environment` what that takes.
+        """
+        self.seconds, self._data_dir, self.sharing = seconds, data_dir, sharing
         bundle = {"CPU": cpus * most} | ({"GPU": 1} if on_card else {})
         self._group = placement_group([bundle])
         strategy = PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=0)
         start: Any = ray.remote(_DryTrainer).options(
             num_cpus=cpus, num_gpus=1 / most if on_card else 0, scheduling_strategy=strategy
         )
-        self._trainers: list[Any] = [start.remote(cpus, on_card) for _ in range(most)]
+        self._trainers: list[Any] = [start.remote(cpus, on_card, environment or {}) for _ in range(most)]
         self.turn_to(typical)
 
     def turn_to(self, trial: Trial) -> None:
@@ -160,7 +166,7 @@ class DryRun:
         found = self._wait([each.run.remote(self.seconds, 1 / count) for each in self._trainers[:count]])
         self._check([refused for _, _, refused in found])
         peaks = [peak for _, peak, _ in found if peak is not None]
-        return Tried(count, sum(speed for speed, _, _ in found), max(peaks, default=None))
+        return Tried(count, sum(speed for speed, _, _ in found), max(peaks, default=None), self.sharing)
 
     def _of(self, trial: Trial) -> dict[str, Any]:
         return {"specification": trial.specification, "data_dir": str(self._data_dir) if self._data_dir else None}
@@ -208,20 +214,21 @@ def card_types() -> list[str]:
 
 def place(
     space: Space, resolver: Resolver, cluster: Cluster, trials: int, journal: Journal, record: StudyRecord,
-    data_dir: Path | None,
-) -> float:  # fmt: skip
-    """The share of a card that each of the study's `trials` gets: as it was measured on such cards, or measured now."""
+    data_dir: Path | None, ways: Mapping[str, Mapping[str, str]],
+) -> Placement:  # fmt: skip
+    """How the study's `trials` share cards, by which of `ways`: as it was measured on such cards, or measured now."""
     cpus = space.resources.cpus_per_trial
     asked = {"cpus_per_trial": cpus, "types": card_types()}
     if record.placement is not None and all(record.placement.get(name) == value for name, value in asked.items()):
         known = Placement.of_event(record.placement)
-        print(*words(known, record.placement["card"], again=True), sep="\n", flush=True)
-        return known.gpus
+        if known.sharing in ways:
+            print(*words(known, record.placement["card"], again=True), sep="\n", flush=True)
+            return known
     limit = limit_of(cluster, cpus, trials, space.resources.max_concurrent)
-    found, about = _measured(space, resolver, limit, journal.path.parent, data_dir)
+    found, about = _measured(space, resolver, limit, journal.path.parent, data_dir, ways)
     print(*words(found, about["card"]), sep="\n", flush=True)
     apply_event(record, journal.append(Event.PLACED, sync=True, **asked, **about, **found.to_event()))
-    return found.gpus
+    return found
 
 
 def _described(trial: Trial) -> str:
@@ -231,22 +238,27 @@ def _described(trial: Trial) -> str:
 
 
 def _measured(
-    space: Space, resolver: Resolver, limit: Limit, folder: Path, data_dir: Path | None
-) -> tuple[Placement, dict[str, Any]]:
+    space: Space, resolver: Resolver, limit: Limit, folder: Path, data_dir: Path | None,
+    ways: Mapping[str, Mapping[str, str]],
+) -> tuple[Placement, dict[str, Any]]:  # fmt: skip
     every = distinct(space, resolver)
     references = {trial.trial_id for trial in resolver.references()[0]}
     searched = [trial for trial in every if trial.trial_id not in references] or every
     typical = searched[len(searched) // 2]
     most = max(count for count in COUNTS if count <= limit.trials)
-    with DryRun(typical, data_dir, space.resources.cpus_per_trial, most, on_card=True) as run:
-        card, card_mb = run.card()
-        print(f"gpus_per_trial auto: how many trials a card? Tried with {_described(typical)} on {card}", flush=True)
-        peak = known_peak(folder.parent, (folder.name, space.name), every, card)
-        source = "--fit" if peak is not None else "dry run"
-        try:
-            peak = peak if peak is not None else run.peak(every[-1])
-            found = choose(run, limit, card_mb, peak)
-        except NoMemoryError as error:
-            found = Placement(1, (), f"{_described(every[-1])} does not even fit alone: {error}")
-    about = {"card": card, "card_mb": card_mb, "peak_mb": peak, "peak_from": source, "measured": typical.trial_id}
-    return found, about
+    found, about = [], {"measured": typical.trial_id}
+    cpus, peak = space.resources.cpus_per_trial, None
+    for way, environment in ways.items():
+        with DryRun(typical, data_dir, cpus, most, on_card=True, sharing=way, environment=environment) as run:
+            card, card_mb = run.card()
+            if not found:
+                asked = f"how many trials a card? Tried with {_described(typical)} on {card}"
+                print(f"gpus_per_trial auto: {asked}", flush=True)
+                peak = known_peak(folder.parent, (folder.name, space.name), every, card)
+                about |= {"card": card, "card_mb": card_mb, "peak_from": "dry run" if peak is None else "--fit"}
+            try:
+                peak = run.peak(every[-1]) if peak is None else peak
+                found.append(choose(run, limit, card_mb, peak))
+            except NoMemoryError as error:
+                found.append(Placement(1, (), f"{_described(every[-1])} does not even fit alone: {error}", way))
+    return better(found), {**about, "peak_mb": peak}

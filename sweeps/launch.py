@@ -31,7 +31,7 @@ from sweeps.interrupt import check
 from sweeps.journal import FullDiskError, tells_of_full_disk
 from sweeps.records import TERMINAL, TRIALS_FOLDER, Status
 from sweeps.relay import start_relay
-from sweeps.resources import Share
+from sweeps.room import Room
 from sweeps.search import Search
 from sweeps.specification import Trial
 from sweeps.stopping import StratifiedStopping
@@ -60,8 +60,7 @@ class Launch:
 
     study_dir: Path
     data_dir: Path | None
-    share: Share
-    larger: Share | None  # for one further attempt of what runs out of memory; None: there is none
+    room: Room  # what each trial holds
     most: int | None  # trials at once, where the user set a limit below what the resources allow
     seconds: float | None
     on_change: Callable[[], None]
@@ -160,7 +159,7 @@ class _TuneSearcher(_Unpickled, Searcher):
             "specification": trial.specification, "study_dir": str(self._launch.study_dir),
             "data_dir": str(self._launch.data_dir) if self._launch.data_dir else None,
             "cache": self._launch.cache.to_config(), "relay": self._relay,
-            "processes": self._launch.share.processes,
+            "processes": self._launch.room.share.processes, "sharing": self._launch.room.sharing,
             "checkpoint_seconds": self._search.space.resources.checkpoint_seconds,
         }  # fmt: skip
 
@@ -203,16 +202,17 @@ class _Recorder(_Unpickled, Callback):
 
     def _end(self, trial_id: str, status: Status, reason: str) -> None:
         """Finish a trial; what ran out of memory is tried once more, where there is a larger share to be had."""
-        postponed, larger = self._search.record.trials[trial_id].postponed, self._launch.larger
+        postponed, larger = self._search.record.trials[trial_id].postponed, self._launch.room.larger
         if status is not Status.OUT_OF_MEMORY or (larger is None and not postponed):
             self._finish(trial_id, status, reason)
         elif larger is None or postponed:
-            self._finish(trial_id, status, f"{postponed.rstrip('.')}; once more on {self._launch.share}: {reason}")
+            self._finish(trial_id, status, f"{postponed.rstrip('.')}; once more on {self._launch.room.share}: {reason}")
         else:
-            self._search.postpone(trial_id, f"on {self._launch.share}: {reason}")
+            share = self._launch.room.share
+            self._search.postpone(trial_id, f"on {share}: {reason}")
             self._search.write_notice(
-                trial_id, f"out of memory: {trial_id} on {self._launch.share}; when the others are done it is tried "
-                f"once more on {larger} ({reason})",
+                trial_id, f"out of memory: {trial_id} on {share}; when the others are done it is tried once more on "
+                f"{larger} ({reason})",
             )  # fmt: skip
 
     def _write_missing(self, trial_id: str, epoch: int, metrics: dict[str, float]) -> None:
@@ -279,7 +279,7 @@ def run(search: Search, launch: Launch) -> None:
     try:
         while True:
             check()
-            with Ahead(search, launch.share.concurrent) as ahead:
+            with Ahead(search, launch.room.share.concurrent) as ahead:
                 _run_phase(search, _within(launch, until), ahead, relay)
             if not search.later or search.is_running() or _is_late(until):
                 break
@@ -294,7 +294,8 @@ def run(search: Search, launch: Launch) -> None:
 
 
 def _enlarged(launch: Launch) -> Launch:
-    return dataclasses.replace(launch, share=launch.larger or launch.share, larger=None)
+    room = launch.room
+    return dataclasses.replace(launch, room=dataclasses.replace(room, share=room.larger or room.share, larger=None))
 
 
 def _within(launch: Launch, until: float | None) -> Launch:
@@ -310,9 +311,9 @@ def _run_phase(search: Search, launch: Launch, ahead: Ahead | None, relay: str |
     scheduler: FIFOScheduler = FIFOScheduler()
     if search.space.search.stop != "none":
         scheduler = StratifiedStopping(search.space.search, search.space.epochs, search.record)
-    resources = {"cpu": launch.share.cpus, "gpu": launch.share.gpus}
+    resources = {"cpu": launch.room.share.cpus, "gpu": launch.room.share.gpus}
     # As many proposals lie ready as there are slots: Tune's default of one would start the first wave one by one
-    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(launch.share.concurrent)
+    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(launch.room.share.concurrent)
     tuner = tune.Tuner(
         tune.with_resources(TrialTrainable, resources),
         tune_config=tune.TuneConfig(

@@ -11,7 +11,8 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -117,6 +118,32 @@ class Service:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+@contextmanager
+def ways(asked: str, *, shared: bool, measured: bool, address: str | None) -> Iterator[dict[str, dict[str, str]]]:
+    """The ways of sharing a card that a study may take, each with the environment of its trials; says what is missing.
+
+    Args:
+        asked: processes, mps or auto.
+        shared: whether trials share cards at all.
+        measured: whether it is measured how; auto is processes where it is not.
+        address: of the cluster; None for this machine alone, where a service is started for as long as this lasts.
+    """
+    found: dict[str, dict[str, str]] = {PROCESSES: {}}
+    if not shared or asked == PROCESSES or (asked != MPS and not measured):
+        yield found
+        return
+    try:
+        if address is not None:
+            raise NoServiceError("it is started on this machine alone, and the cluster may have others")
+        service = Service()
+    except NoServiceError as error:
+        print(f"sharing {asked}: no multi-process service ({error}); trials share a card in turns", flush=True)
+        yield found
+        return
+    with service:
+        yield ({} if asked == MPS else found) | {MPS: service.environment}
 
 
 def use(environment: Mapping[str, str] | None) -> None:

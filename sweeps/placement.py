@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from sweeps.mps import PROCESSES
 from sweeps.resources import Cluster
 
 COUNTS = (1, 2, 4, 8)  # trials a card that are tried
@@ -29,6 +30,7 @@ class Tried:
     trials: int
     images_per_second: float
     peak_mb: float | None = None
+    sharing: str = PROCESSES
 
 
 @dataclass(frozen=True)
@@ -41,11 +43,12 @@ class Limit:
 
 @dataclass(frozen=True)
 class Placement:
-    """How many trials share a card, what was tried, and why no more was."""
+    """How many trials share a card and how, what was tried, and why no more was."""
 
     per_card: int
     tried: tuple[Tried, ...]
     why: str
+    sharing: str = PROCESSES
 
     @property
     def gpus(self) -> float:
@@ -59,7 +62,8 @@ class Placement:
     @staticmethod
     def of_event(event: dict[str, Any]) -> Placement:
         """What `to_event` made."""
-        return Placement(event["per_card"], tuple(Tried(**row) for row in event["tried"]), event["why"])
+        tried = tuple(Tried(**row) for row in event["tried"])
+        return Placement(event["per_card"], tried, event["why"], event.get("sharing", PROCESSES))
 
 
 def limit_of(cluster: Cluster, cpus: float, trials: int, most: int | None) -> Limit:
@@ -104,7 +108,16 @@ def choose(
             why = f"with {count} the total no longer grows"
             break
     chosen = max(tried, key=lambda each: each.images_per_second, default=Tried(1, 0.0))
-    return Placement(chosen.trials, tuple(tried), why)
+    return Placement(chosen.trials, tuple(tried), why, chosen.sharing)
+
+
+def better(placements: Sequence[Placement]) -> Placement:
+    """Of placements by several ways of sharing, the one whose card trains the most; what all tried is kept."""
+
+    def most(placement: Placement) -> float:
+        return max((each.images_per_second for each in placement.tried), default=0.0)
+
+    return replace(max(placements, key=most), tried=tuple(each for one in placements for each in one.tried))
 
 
 def _against(count: int, limit: Limit, card_mb: float | None, peak_mb: float | None) -> str | None:
@@ -123,9 +136,21 @@ def _against(count: int, limit: Limit, card_mb: float | None, peak_mb: float | N
 
 def words(placement: Placement, card: str, again: bool = False) -> Sequence[str]:
     """The placement for the user, a line each; `again`: as an earlier sitting measured it."""
-    rows = [f"  {_trials(each.trials)} a card: {each.images_per_second:,.0f} images/s" for each in placement.tried]
+    rows = [
+        f"  {_trials(each.trials)} a card{_by(each.sharing)}: {each.images_per_second:,.0f} images/s{_held(each)}"
+        for each in placement.tried
+    ]
     when = "as measured when the study began" if again else placement.why
-    return [*([] if again else rows), f"{_trials(placement.per_card)} a card ({card}): {when}"]
+    chosen = f"{_trials(placement.per_card)} a card{_by(placement.sharing)} ({card}): {when}"
+    return [*([] if again else rows), chosen]
+
+
+def _by(sharing: str) -> str:
+    return "" if sharing == PROCESSES else f" by {sharing}"
+
+
+def _held(tried: Tried) -> str:
+    return "" if tried.peak_mb is None else f", {tried.peak_mb:,.0f} MB each"
 
 
 def _trials(count: int) -> str:

@@ -50,11 +50,15 @@ EPOCH_METRICS = (
     VAL_ERROR, "val_loss", "train_error", "train_loss", "lr", "images_per_second", "epoch_seconds", "val_error_top5",
     "loss_cross_entropy", "loss_kd", "loss_attention", "loss_auxiliary", "prediction_spread", "grad_norm",
     "loss_scale", "skipped_steps", "peak_device_mb", "device_utilisation", "host_memory_mb",
+    "input_seconds", "compile_seconds", "eval_seconds", "report_seconds",
 )  # fmt: skip
 # Those of them that tell of the machine rather than of the training
 MACHINE_METRICS = frozenset(
-    {"images_per_second", "epoch_seconds", "peak_device_mb", "device_utilisation", "host_memory_mb"}
-)
+    {
+        "images_per_second", "epoch_seconds", "peak_device_mb", "device_utilisation", "host_memory_mb",
+        "input_seconds", "compile_seconds", "eval_seconds", "report_seconds",
+    }
+)  # fmt: skip
 BY_STAGE = "by_stage"  # the column of those metrics whose names end in a stage of the network, such as grad_norm.STAGE
 STAGE_METRIC = "grad_norm."
 COUNTS = (
@@ -79,6 +83,7 @@ class Event(StrEnum):
     TESTED = "tested"  # the one look at the test split
     MARKED = "marked"  # somebody found a trial to be broken (or, `broken` None, sound after all)
     NOTED = "noted"  # a remark and tags of the user's own, on a trial or on the study
+    ROOM = "room"  # the driver is ready to train: how many trials at once, on what, and how long that took
     PLACED = "placed"  # what sharing a card was measured to give, and the share that was chosen
     CLOSED = "closed"  # the driver left: finished, interrupted or out of time
 
@@ -172,6 +177,7 @@ class StudyRecord:
     trials: dict[str, TrialRecord] = field(default_factory=dict)
     closed: dict[str, Any] | None = None  # the newest CLOSED event, None while a driver is at work (or was killed)
     placement: dict[str, Any] | None = None  # the newest PLACED event
+    sittings: list[dict[str, Any]] = field(default_factory=list)  # ROOM events, each with the time it was "closed"
     notes: list[str] = field(default_factory=list)  # the user's own remarks, oldest first
     tags: dict[str, str] = field(default_factory=dict)
 
@@ -197,6 +203,12 @@ def apply_event(study: StudyRecord, event: Mapping[str, Any]) -> None:
         return
     if kind is Event.CLOSED:
         study.closed = dict(event)
+        if study.sittings:
+            study.sittings[-1].setdefault("closed", event["time"])
+        return
+    if kind is Event.ROOM:
+        if dict(event) not in [{key: each[key] for key in each if key != "closed"} for each in study.sittings]:
+            study.sittings.append(dict(event))
         return
     if kind is Event.PLACED:
         study.placement = dict(event)

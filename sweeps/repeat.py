@@ -52,13 +52,27 @@ class Repeat:
         """Of the new study, unless the user names it."""
         return f"{self.study.name}_{self.trial.trial_id[:6]}"
 
-    def begin(self, journal: Journal, record: StudyRecord, folder: Path, trial_id: str) -> None:
-        """Propose it under `trial_id` in the new study's journal, with the weights that it starts from beside it."""
+    def content(self, resources: Mapping[str, Any]) -> dict[str, Any]:
+        """The content of a space file around the trial; `resources` are those that the user names."""
+        return content_of(self, resources)
+
+    def check(self, data: ImageData, teaching: Teaching | None) -> dict[str, Any]:
+        """The new study's origin, once images and teacher are known to be those of the record; raises InputError."""
+        as_ = check_repeat(self, data, teaching)
+        return {"study": str(self.folder.resolve()), "trial": self.trial.trial_id, "as": as_}
+
+    def begin(self, journal: Journal, record: StudyRecord, folder: Path, origin: Mapping[str, Any]) -> None:
+        """Propose it in the new study's journal."""
+        self.propose(journal, record, folder, origin["as"])
+
+    def propose(self, journal: Journal, record: StudyRecord, folder: Path, trial_id: str, index: int = 0) -> None:
+        """Propose it under `trial_id`, as the proposal `index`, with the weights that it starts from beside it."""
         start = str(self.specification.get("start", {}).get("from", ""))
         if start.startswith(TRIAL_WEIGHTS) and self.source is None:
             place = Path(TRIALS_FOLDER) / start.removeprefix(TRIAL_WEIGHTS) / CHECKPOINT_FILE
             (folder / place).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(self.folder / place, folder / place)
+        proposal = {"index": index}
         for trial, spec in ((self.source, {}), (self.trial, self.specification)):
             if trial is None:
                 continue
@@ -66,7 +80,7 @@ class Repeat:
             proposed = journal.append(
                 Event.PROPOSED, sync=True, trial=trial_id if own else trial.trial_id, stratum=trial.stratum,
                 role=str(Role.SEARCH if own else Role.REFERENCE), parameters=trial.parameters,
-                specification=spec or trial.specification, counts=trial.counts, proposal={"index": 0} if own else {},
+                specification=spec or trial.specification, counts=trial.counts, proposal=proposal if own else {},
                 point_id=trial.point_id,
             )  # fmt: skip
             apply_event(record, proposed)

@@ -15,9 +15,10 @@ if sys.path and Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
 
 from lowrank.endings import DISK_FULL, ended, exit_code
 from lowrank.errors import InputError
+from sweeps.clock import BEGAN, steady
 from sweeps.interrupt import leave, watch
 from sweeps.journal import FullDiskError
-from sweeps.settings import AUTO
+from sweeps.settings import AUTO, SHARING
 from sweeps.space import Space, available_spaces, find_space, read_space, read_yaml
 from sweeps.trust import check_asked
 
@@ -42,6 +43,10 @@ def make_parser() -> argparse.ArgumentParser:
     what.add_argument(
         "--repeat", nargs=2, metavar=("STUDY", "TRIAL"), help="train a recorded trial once more: the same outcome?"
     )
+    what.add_argument(
+        "--finish", metavar="STUDY", help="train trials that it stopped early to their end: a point lost?"
+    )
+    what.add_argument("--draw", type=int, default=10, metavar="N", help="how many of them, by --seed (default: 10)")
     what.add_argument("--json", action="store_true", help="--list, --plan and --fit as JSON")
     study = parser.add_argument_group("the study")
     study.add_argument("--data", metavar="SET", help="digits, cifar10, cifar100, fashion_mnist, parquet:DIR, ...")
@@ -52,6 +57,7 @@ def make_parser() -> argparse.ArgumentParser:
     study.add_argument("--seed", type=int, help="seed of the search, of weights, views and order")
     study.add_argument("--trials", type=int, help="how many trials are searched, references not counted")
     study.add_argument("--time", metavar="30m", help="stop after so much time (s, m, h); --resume goes on")
+    study.add_argument("--profile", action="store_true", help="say at the end where the time went")
     study.add_argument("--note", metavar="TEXT", help="a remark, kept with the study and shown in MLflow")
     study.add_argument("--tag", action="append", default=[], metavar="K=V", help="a tag of your own, on every run")
     study.add_argument("--allow-code", action="store_true", help="let the space name code: package.module:function")
@@ -60,6 +66,9 @@ def make_parser() -> argparse.ArgumentParser:
         "--gpus-per-trial", type=_share, metavar="SHARE",
         help="e.g. 0.25: four trials on a card; 4: four cards for each trial; auto: measured",
     )  # fmt: skip
+    where.add_argument(
+        "--sharing", choices=SHARING, help="how trials share a card: its time in turns, NVIDIA's service, the better"
+    )
     where.add_argument("--cpus-per-trial", type=float, metavar="N")
     where.add_argument(
         "--processes-per-trial", type=int, metavar="N", help="processes that share each batch of a trial (one a card)"
@@ -85,6 +94,7 @@ def _share(text: str) -> float | str:
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     options = make_parser().parse_args(arguments)
+    options.began = BEGAN if arguments is None else steady()
     watch()
     return exit_code(lambda: _with_room(options), GO_ON)
 
@@ -103,7 +113,7 @@ def _dispatch(options: argparse.Namespace) -> int:
     from sweeps.series import is_series, start_series
     from sweeps.study import start_study
 
-    if options.resume or options.repeat:
+    if options.resume or options.repeat or options.finish:
         return _on_record(options)
     if not options.space:
         raise InputError(f"--space is missing; choose from: {', '.join(available_spaces())}")
@@ -120,12 +130,12 @@ def _dispatch(options: argparse.Namespace) -> int:
 
 
 def _on_record(options: argparse.Namespace) -> int:
-    """Go on with a study or a series, or repeat a trial."""
+    """Go on with a study or a series, or train recorded trials again."""
     from sweeps.series import is_resumable_series, resume_series
-    from sweeps.study import resume_study, start_repeat
+    from sweeps.study import resume_study, start_again
 
-    if options.repeat:
-        return start_repeat(options)
+    if options.repeat or options.finish:
+        return start_again(options)
     return resume_series(options) if is_resumable_series(options) else resume_study(options)
 
 
@@ -134,7 +144,7 @@ def _space(options: argparse.Namespace) -> Space:
         options.space, options.set, data__name=options.data, search__seed=options.seed,
         search__trials=options.trials, search__time=options.time, resources__gpus_per_trial=options.gpus_per_trial,
         resources__cpus_per_trial=options.cpus_per_trial, resources__max_concurrent=options.max_concurrent,
-        resources__processes_per_trial=options.processes_per_trial,
+        resources__processes_per_trial=options.processes_per_trial, resources__sharing=options.sharing,
     )  # fmt: skip
     check_asked(space, options)
     return space

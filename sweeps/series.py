@@ -17,6 +17,7 @@ from typing import Any
 import yaml
 
 from lowrank.errors import InputError, unknown
+from sweeps.clock import steady
 from sweeps.folders import new_folder, studies_root
 from sweeps.fronts import mean_error, searched_points
 from sweeps.journal import read_journal
@@ -162,7 +163,7 @@ def _run_one(member: Member, folder: Path, options: argparse.Namespace, seconds:
     from sweeps.study import resume_study, start_study
 
     limit = None if seconds is None else f"{max(1, round(seconds))}s"
-    own = argparse.Namespace(**{**vars(options), "time": limit})
+    own = argparse.Namespace(**{**vars(options), "time": limit, "began": steady()})
     if (folder / member.name / SPACE_FILE).is_file():
         nothing: dict[str, Any] = {"space": None, "set": [], "data": None, "seed": None, "name": None, "trials": None}
         return resume_study(argparse.Namespace(**{**vars(own), **nothing, "resume": member.name}))

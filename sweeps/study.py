@@ -16,7 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 from lowrank.data import ImageData, load_data
 from lowrank.errors import InputError
+from sweeps.clock import steady
 from sweeps.final import evaluate_front
+from sweeps.finish import Finish, find_finish
+from sweeps.finish import outcome as compared
 from sweeps.folders import find_folder, new_folder, read_question, studies_root, write_question
 from sweeps.interrupt import INTERRUPTED
 from sweeps.journal import FullDiskError, Journal, locked_journal, read_journal, tells_of_full_disk
@@ -34,9 +37,9 @@ from sweeps.records import (
     fold,
     parse_tags,
 )
-from sweeps.repeat import ORIGIN, Repeat, check_repeat, comparison, content_of, find_repeat
+from sweeps.repeat import ORIGIN, Repeat, find_repeat
 from sweeps.search import Search, reachable_strata
-from sweeps.settings import AUTO, parse_time
+from sweeps.settings import parse_time
 from sweeps.space import Space, parse_space
 from sweeps.space_checks import check_shared
 from sweeps.specification import Resolver
@@ -47,9 +50,7 @@ from sweeps.trust import check_trust
 from sweeps.warm_start import earlier_studies, warm_start
 
 if TYPE_CHECKING:
-    from sweeps.resources import Share
-
-    Shares = tuple[Share, Share | None]  # of every trial, and of the further attempt of one that ran out of memory
+    from sweeps.room import Room
 
 NOTHING_COMPLETED = 1
 DEFAULT_OUT = Path("studies")
@@ -71,8 +72,10 @@ class Setting:
     cache_dir: Path | None
     note: str
     tags: dict[str, str]
+    began: float  # by sweeps.clock.steady: when the command was given
+    profile: bool  # whether to say at the end where the time went
     storage: str | None = None  # a URI that the folder is carried to
-    origin: dict[str, str] | None = None  # of a repeat: which trial of which study
+    origin: dict[str, Any] | None = None  # of a repeat or a finish: which trials of which study
 
 
 def start_study(space: Space, options: argparse.Namespace) -> int:
@@ -88,31 +91,35 @@ def start_study(space: Space, options: argparse.Namespace) -> int:
         return _drive(space, resolver, setting)
 
 
-def start_repeat(options: argparse.Namespace) -> int:
-    """Train a recorded trial once more, as a study of its own, and say whether it came out the same.
+def start_again(options: argparse.Namespace) -> int:
+    """Train recorded trials once more, as a study of its own: one, does it come out the same; stopped ones, whole.
 
     Returns the exit code. Raises InputError before anything is written.
     """
-    new = [name for name in ("space", "set", "seed", "trials", "plan", "fit", "resume") if getattr(options, name)]
+    command = "repeat" if options.repeat else "finish"
+    new = [name for name in ("space", "set", "trials", "plan", "fit", "resume") if getattr(options, name)]
+    new += ["seed"] if options.repeat and options.seed else []
     if new:
-        raise InputError(f"--repeat trains what is on record; leave --{new[0]} out")
+        raise InputError(f"--{command} trains what is on record; leave --{new[0]} out")
     uri, root = storage_uri(options.storage), studies_root(options.storage, options.out)
-    study, trial = options.repeat
-    repeat = find_repeat(study, trial, root, options.data)
-    asked = {name: getattr(options, name) for name in ("gpus_per_trial", "cpus_per_trial")}
-    asked = {name: value for name, value in asked.items() if value is not None}
-    space = parse_space(repeat.name, content_of(repeat, asked))
+    again: Repeat | Finish = (
+        find_repeat(*options.repeat, root, options.data) if options.repeat
+        else find_finish(options.finish, root, options.draw, options.seed or 0, options.data)
+    )  # fmt: skip
+    asked = {name: getattr(options, name) for name in ("gpus_per_trial", "cpus_per_trial", "max_concurrent", "sharing")}
+    content = again.content({name: value for name, value in asked.items() if value is not None})
+    _update(content, "search", time=options.time)
+    space = parse_space(again.name, content)
     check_trust(space, allow_code=options.allow_code, data_asked=True)  # its data was asked for when it was trained
-    kept = read_question(repeat.folder)[1] if (repeat.folder / SPACE_FILE).is_file() else {}
+    kept = read_question(again.folder)[1] if (again.folder / SPACE_FILE).is_file() else {}
     _take_places(options, kept)
-    folder = new_folder(root, options.name, repeat.name, stored_studies(uri) if uri else ())
+    folder = new_folder(root, options.name, again.name, stored_studies(uri) if uri else ())
     setting = _setting(folder, space, options, options.data_dir, options.tracking_uri, uri)
     data = load_data(space.data, setting.data_dir)
     teaching = find_teaching(space, data, setting.teachers)
-    trial_id = check_repeat(repeat, data, teaching)
-    origin = {"study": str(repeat.folder.resolve()), "trial": repeat.trial.trial_id, "as": trial_id}
+    setting = replace(setting, origin=again.check(data, teaching))
     with carried(uri, folder):
-        return _drive(space, Resolver(space, data, teaching), replace(setting, origin=origin), repeat)
+        return _drive(space, Resolver(space, data, teaching), setting, again)
 
 
 def _take_places(options: argparse.Namespace, kept: Mapping[str, Any]) -> None:
@@ -136,6 +143,7 @@ def resume_study(options: argparse.Namespace) -> int:
     _update(
         content, "resources", gpus_per_trial=options.gpus_per_trial, cpus_per_trial=options.cpus_per_trial,
         max_concurrent=options.max_concurrent, processes_per_trial=options.processes_per_trial,
+        sharing=options.sharing,
     )  # fmt: skip
     space = parse_space(kept["space"], content)
     check_trust(space, allow_code=options.allow_code, data_asked=True)  # its data was asked for when it began
@@ -191,35 +199,30 @@ def _setting(
         folder.name, folder, data_dir.resolve() if data_dir else None, tracking_uri, options.address,
         bool(options.gpus_per_trial), parse_time(space.search.time), (options.teachers or DEFAULT_TEACHERS).resolve(),
         options.cache_dir.resolve() if options.cache_dir else None, check_note(options.note), parse_tags(options.tag),
-        storage,
+        options.began, options.profile, storage,
     )  # fmt: skip
 
 
-def _drive(space: Space, resolver: Resolver, setting: Setting, repeat: Repeat | None = None) -> int:
+def _drive(space: Space, resolver: Resolver, setting: Setting, again: Repeat | Finish | None = None) -> int:
     # Ray and its imports are only paid for once the input has been checked
-    from sweeps.dry_run import place
     from sweeps.launch import connect
-    from sweeps.resources import larger, read_cluster, share_of
+    from sweeps.room import Rooms
 
     resolver.clock.keep(setting.folder)
     earlier = earlier_studies(space.search.warm_start, setting.folder.parent)
     strata, unreachable = reachable_strata(space, resolver)
     connect(setting.address)
-    cluster, trials = read_cluster(), expected_trials(space, resolver)
-    share = share_of(space.resources, cluster, trials, setting.gpus_asked)
-    check_shared(space, share.processes, len(resolver.data.train))
-    auto = space.resources.gpus_per_trial == AUTO
-    if auto and share.gpus == 0:
-        print("gpus_per_trial auto: there is no GPU here, so trials run on CPUs", flush=True)
+    rooms = Rooms(space, expected_trials(space, resolver), gpus_asked=setting.gpus_asked)
+    check_shared(space, rooms.share.processes, len(resolver.data.train))
     for line in unreachable:
         print(f"cannot be met, left out: {line}", flush=True)
     setting.folder.mkdir(parents=True, exist_ok=True)
-    with locked_journal(setting.folder) as journal:
+    with locked_journal(setting.folder) as journal, rooms.ways(setting.address) as ways:
         record = fold(read_journal(journal.path))
         _write_question(space, setting)
         _write_header(journal, record, space, resolver, setting)
-        if repeat is not None and setting.origin is not None:
-            repeat.begin(journal, record, setting.folder, setting.origin["as"])
+        if again is not None and setting.origin is not None:
+            again.begin(journal, record, setting.folder, setting.origin)
         if setting.note or setting.tags:
             noted = journal.append(Event.NOTED, sync=True, note=setting.note, tags=setting.tags)
             apply_event(record, noted)
@@ -229,11 +232,9 @@ def _drive(space: Space, resolver: Resolver, setting: Setting, repeat: Repeat | 
             proposer = make_proposer(space, setting.folder, resolver.points)
             if isinstance(proposer, OptunaProposer):
                 print(*warm_start(proposer, resolver, earlier), sep="\n", end="\n" if earlier else "", flush=True)
-            if auto and share.gpus > 0:
-                measured = place(space, resolver, cluster, trials, journal, record, setting.data_dir)
-                share = share_of(space.resources, cluster, trials, setting.gpus_asked, measured)
-            shares = share, larger(share, cluster, trials)
-            outcome = _work(Search(space, resolver, proposer, journal, record, strata), setting, shares)
+            room = rooms.settle(resolver, journal, record, setting.data_dir, ways)
+            apply_event(record, journal.append(Event.ROOM, sync=True, since=steady() - setting.began, **room.about()))
+            outcome = _work(Search(space, resolver, proposer, journal, record, strata), setting, room)
         except KeyboardInterrupt:
             pass  # between two trials, or after the last: what is done is on record
         except Exception as error:
@@ -242,16 +243,18 @@ def _drive(space: Space, resolver: Resolver, setting: Setting, repeat: Repeat | 
             raise FullDiskError(journal.path) from error  # Ray and Optuna have their own errors for it
         finally:
             journal.append(Event.CLOSED, sync=True, reason=outcome)
-    print(*comparison(record), sep="\n", end="\n" if setting.origin else "", flush=True)
+    print(*compared(record), sep="\n", end="\n" if setting.origin else "", flush=True)
     _conclude(setting, outcome, tracking.finish())
+    if setting.profile:
+        _analysis("profile", setting.folder)
     if outcome == "interrupted":
         return INTERRUPTED
     return 0 if _completed(record) or outcome == "time" else NOTHING_COMPLETED
 
 
-def _work(search: Search, setting: Setting, shares: Shares) -> str:
+def _work(search: Search, setting: Setting, room: Room) -> str:
     """Train, look at the test split once, draw and print what came out; returns why it ended."""
-    outcome = _train(search, setting, shares)
+    outcome = _train(search, setting, room)
     if outcome == "finished":
         evaluate_front(search, setting.folder, search.resolver.data)
     _summarise(setting, search.record)  # before the study closes, so that MLflow gets the picture
@@ -298,7 +301,7 @@ def _write_header(journal: Journal, record: StudyRecord, space: Space, resolver:
     record.header, record.closed = header, None
 
 
-def _train(search: Search, setting: Setting, shares: Shares) -> str:
+def _train(search: Search, setting: Setting, room: Room) -> str:
     """Run Tune; returns why it ended: finished, time or interrupted."""
     from sweeps.caching import build_caches
     from sweeps.launch import Launch, run
@@ -306,15 +309,14 @@ def _train(search: Search, setting: Setting, shares: Shares) -> str:
 
     total = expected_trials(search.space, search.resolver)
     started = time.monotonic()
-    share, larger = shares
     print(
         f"{setting.name}: {search.space.question}\n"
-        f"up to {total} trials, {share.concurrent} at a time, each on {share}; "
+        f"up to {total} trials, {room.share.concurrent} at a time, each on {room.share}; "
         f"everything is kept in {_shown(setting.folder)}", flush=True,
     )  # fmt: skip
     most = search.space.resources.max_concurrent
     cache = _cache(search, setting)
-    build_caches(search, cache, setting, share)
+    build_caches(search, cache, setting, room.share)
 
     def known() -> int:
         return max(total, sum(trial.status is not Status.INFEASIBLE for trial in search.record.trials.values()))
@@ -322,7 +324,7 @@ def _train(search: Search, setting: Setting, shares: Shares) -> str:
     with View(search.record, known) as view:
         relay = bool(setting.storage and setting.address)  # several machines, and no disk that they share
         run(search, Launch(
-            setting.folder, setting.data_dir, share, larger, most, setting.seconds, view.update, cache, relay
+            setting.folder, setting.data_dir, room, most, setting.seconds, view.update, cache, relay
         ))  # fmt: skip
     if search.is_over():
         return "finished"
@@ -354,13 +356,17 @@ def _shown(folder: Path) -> str:
 def _summarise(setting: Setting, record: StudyRecord) -> None:
     """The final table, the answer and the picture; or, where nothing was completed, how the trials ended."""
     if _completed(record):
-        # analysis stands above this room and is not imported by it
-        subprocess.run([sys.executable, "-m", "analysis", "summary", str(setting.folder)], check=False)
+        _analysis("summary", setting.folder)
         return
     ended = Counter((trial.status, trial.reason) for trial in record.trials.values() if trial.status in TERMINAL)
     for (status, reason), times in ended.most_common(5):
         print(f"{times} {status.replace('_', ' ')}: {reason}")
     print("no trial was completed, so there is no front")
+
+
+def _analysis(command: str, folder: Path) -> None:
+    """Have analysis, which stands above this room and is not imported by it, say something of the study."""
+    subprocess.run([sys.executable, "-m", "analysis", command, str(folder)], check=False)
 
 
 def _conclude(setting: Setting, outcome: str, behind: str | None) -> None:

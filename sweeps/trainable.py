@@ -32,6 +32,7 @@ from lowrank.ranks import Ranks
 from lowrank.recipes import Recipe
 from lowrank.substitute import build_student
 from lowrank.training import DivergedError, Trainer
+from sweeps.mps import PROCESSES, use
 from sweeps.records import VAL_ERROR, Status
 from sweeps.relay import CheckpointPlace
 from sweeps.starts import start_student
@@ -115,12 +116,15 @@ class TrialTrainable(tune.Trainable):
         started = time.perf_counter()
         cpus, gpus = self._resources()
         processes = int(config.get("processes", 1))
+        sharing, environment = config.get("sharing", (PROCESSES, {}))
+        use(environment)
         self.threads = max(1, int(cpus / processes))
         torch.set_num_threads(self.threads)
         self.place = CheckpointPlace(config["study_dir"], config["trial_id"], config.get("relay"))
         self.attempt = {
             "host": socket.gethostname(), "pid": os.getpid(), "device": "cuda" if gpus else "cpu", "from_epoch": 0,
             "start_seconds": 0.0, "cpus": cpus, "gpus": gpus, "processes": processes,
+            **({"sharing": sharing} if 0 < gpus < 1 else {}),
         }  # fmt: skip
         cards = ray.get_gpu_ids() if ray.is_initialized() else []
         if cards:
@@ -136,7 +140,8 @@ class TrialTrainable(tune.Trainable):
         if self.trainer.epoch == 0:
             self._start()
         self.saved_at = time.monotonic()
-        self.attempt |= {"from_epoch": self.trainer.epoch, "start_seconds": time.perf_counter() - started}
+        self.left_at = time.perf_counter()
+        self.attempt |= {"from_epoch": self.trainer.epoch, "start_seconds": self.left_at - started}
 
     def _start(self) -> None:
         """Set the weights that the trial starts from, where they are not drawn anew."""
@@ -221,12 +226,18 @@ class TrialTrainable(tune.Trainable):
         return result
 
     def _train_epoch(self) -> dict[str, float]:
-        """One epoch. After one that failed the trainer is let go: its weights are of no epoch and must not be kept."""
+        """One epoch. After one that failed the trainer is let go: its weights are of no epoch and must not be kept.
+
+        `report_seconds` is what came between the epoch before (or the set-up) and this one: checkpoint, report, turn.
+        """
+        between = time.perf_counter() - self.left_at
         try:
-            return self.trainer.train_epoch()
+            metrics = self.trainer.train_epoch()
         except BaseException:
             del self.trainer
             raise
+        self.left_at = time.perf_counter()
+        return metrics | {"report_seconds": between}
 
     def _is_due(self, epoch_seconds: float) -> bool:
         """Whether a kill in the next epoch, as long as the last, would cost more than it may."""

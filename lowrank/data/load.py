@@ -96,7 +96,7 @@ class Split:
             raise InputError(
                 f"the {self.name} split is over `resident_mb` and streamed; use its `decode`, or raise `resident_mb`"
             )
-        images = self.decode(torch.arange(len(self)))
+        images = torch.from_numpy(self.store.decode_whole(self.indices.numpy()))
         self.store.release()
         return OnDevice(images, self.labels, self.indices)
 

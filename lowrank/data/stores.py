@@ -6,6 +6,8 @@ decodes any of them on request.
 
 from __future__ import annotations
 
+import hashlib
+import math
 import os
 from abc import ABC, abstractmethod
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from lowrank.data.codec import Pixels, decode_image, read_header
+from lowrank.data.decoded import LEAST_BYTES, shared
 from lowrank.data.splits import Indices
 
 _PROBES = 64  # headers read to see whether a set has colours
@@ -38,6 +41,10 @@ class ImageStore(ABC):
         Raises:
             InputError: an image cannot be read or has another size; names it.
         """
+
+    def decode_whole(self, indices: Indices) -> Pixels:
+        """`decode` for images that stay in memory; where decoding takes long, the processes of a machine share it."""
+        return self.decode(indices)
 
     @abstractmethod
     def hash_contents(self, indices: Indices, sha: Any) -> None:
@@ -130,6 +137,14 @@ class EncodedStore(ImageStore):
             for _ in pool.map(fill, starts):
                 pass  # raises the first error
         return pixels
+
+    def decode_whole(self, indices: Indices) -> Pixels:
+        """See ImageStore and lowrank.data.decoded."""
+        if len(indices) * math.prod(self.shape) < LEAST_BYTES:
+            return self.decode(indices)
+        sha = hashlib.sha256()
+        self.hash_contents(indices, sha)
+        return shared(sha, lambda: self.decode(indices))
 
     def hash_contents(self, indices: Indices, sha: Any) -> None:
         """See ImageStore; hashes the encoded bytes and the shape that they are decoded to."""

@@ -20,6 +20,7 @@ BENCHMARKS = {
     "teacher": "tests.benchmarks.bench_teacher",
     "layers": "tests.benchmarks.bench_layers",
     "engine": "tests.benchmarks.bench_engine",
+    "plain_tune": "tests.benchmarks.plain_tune",
     "counting": "tests.benchmarks.bench_counting",
     "report": "tests.benchmarks.bench_study_report",
     "proposals": "tests.benchmarks.bench_proposals",
@@ -40,11 +41,11 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--repeats", type=int, metavar="N", help="how often each thing is timed (default: 5)")
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads of torch (default: 1, as a trial has)")
     parser.add_argument("--images", type=Path, metavar="DIR", help="Parquet images of CIFAR's shape, for `batches`")
-    engine = parser.add_argument_group("for `engine`: which rows; all without")
+    engine = parser.add_argument_group("for `engine` and `plain_tune`: which rows; all without")
     engine.add_argument("--network", action="append", default=[], metavar="NAME", help="resnet9 or wrn_28_10")
-    engine.add_argument("--way", action="append", default=[], choices=("compiled", "captured", "plain", "torch"))
+    engine.add_argument("--way", action="append", default=[], metavar="HOW", help="compiled, torch, loader ...")
     engine.add_argument("--sharing", action="append", default=[], choices=("processes", "mps"))
-    engine.add_argument("--seconds", type=float, metavar="N", help="when all must be over (default: 270)")
+    engine.add_argument("--seconds", type=float, metavar="N", help="when all must be over")
     return parser
 
 

@@ -96,6 +96,44 @@ def test_without_the_program_there_is_none(monkeypatch, tmp_path):
         Service()
 
 
+class TestWays:
+    def of(self, asked: str, **how) -> dict[str, dict[str, str]]:
+        with mps.ways(asked, **{"shared": True, "measured": False, "address": None, **how}) as found:
+            return dict(found)
+
+    def test_the_service_is_started_where_it_may_be_of_use(self, tmp_path, monkeypatch):
+        stand_in(tmp_path, monkeypatch)
+        assert list(self.of("mps")) == ["mps"]
+        assert set(self.of("mps")["mps"]) == {PIPES, LOGS}
+        assert list(self.of("auto", measured=True)) == ["processes", "mps"]
+
+    def test_and_not_where_it_cannot(self, monkeypatch):
+        monkeypatch.setattr(mps, "Service", lambda: pytest.fail("it was started"))
+        for asked, how in (("processes", {}), ("auto", {}), ("mps", {"shared": False}), ("mps", {"address": "auto"})):
+            assert self.of(asked, **how) == {"processes": {}}
+
+    def test_that_there_is_none_is_one_line_and_no_end(self, tmp_path, monkeypatch, capsys):
+        monkeypatch.setenv("PATH", str(tmp_path))
+        assert self.of("mps") == {"processes": {}}
+        assert capsys.readouterr().out == (
+            "sharing mps: no multi-process service (nvidia-cuda-mps-control is not installed); trials share a card in "
+            "turns\n"
+        )
+
+    def test_it_ends_however_the_study_ends(self, tmp_path, monkeypatch):
+        stand_in(tmp_path, monkeypatch)
+        daemons = []
+
+        def study() -> None:
+            with mps.ways("mps", shared=True, measured=False, address=None) as found:
+                daemons.append(daemon_of(Path(found["mps"][PIPES])))
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            study()
+        wait_until_gone(daemons[0])
+
+
 def test_clients_are_told_where_it_is(monkeypatch):
     monkeypatch.setenv(PIPES, "elsewhere")
     mps.use(None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +13,8 @@ from sweeps.dry_run import DryRun, known_peak, place
 from sweeps.fit import configuration, keep
 from sweeps.fit_records import FIT_FOLDER, FITS
 from sweeps.journal import Journal, read_journal
-from sweeps.placement import Limit, NoMemoryError, Placement, Tried, choose, limit_of, words
+from sweeps.mps import MPS, PROCESSES
+from sweeps.placement import Limit, NoMemoryError, Placement, Tried, better, choose, limit_of, words
 from sweeps.records import StudyRecord, fold
 from sweeps.resources import Cluster
 from sweeps.space import parse_space
@@ -95,18 +97,67 @@ def test_what_was_measured_is_recorded_and_taken_again_on_such_cards_alone(
 
     def sitting(card: str, record: StudyRecord) -> float:
         monkeypatch.setattr(dry_run, "card_types", lambda: [card])
-        return place(space, resolver, CARDS, 24, journal, record, None)
+        return place(space, resolver, CARDS, 24, journal, record, None, {PROCESSES: {}}).gpus
 
     monkeypatch.setattr(dry_run, "_measured", measure)
     assert sitting("X", StudyRecord()) == 1 / 8
     assert capsys.readouterr().out.count("images/s") == 4
     record = fold(read_journal(journal.path))
-    assert record.placement["tried"][0] == {"trials": 1, "images_per_second": 141.0, "peak_mb": None}
+    assert record.placement["tried"][0] == {
+        "trials": 1, "images_per_second": 141.0, "peak_mb": None, "sharing": PROCESSES,
+    }  # fmt: skip
     assert sitting("X", record) == 1 / 8
     assert capsys.readouterr().out == "8 trials a card (Card X): as measured when the study began\n"
     assert len(measured) == 1
     sitting("Y", record)
     assert len(measured) == 2
+
+
+def test_the_way_of_sharing_whose_card_trains_the_most_is_chosen_and_all_that_was_tried_is_kept():
+    in_turns = choose(table({1: 200.0, 2: 210.0}), FREE, None, None)
+    at_once = choose(lambda count: Tried(count, 100.0 * count, 2000.0, MPS), Limit(4, "4"), None, None)
+    found = better([in_turns, at_once])
+    assert (found.sharing, found.per_card, len(found.tried)) == (MPS, 4, 5)
+    assert Placement.of_event(found.to_event()) == found
+    said = words(found, "X")
+    assert said[0] == "  1 trial a card: 200 images/s"
+    assert said[4] == "  4 trials a card by mps: 400 images/s, 2,000 MB each"
+    assert said[5].startswith("4 trials a card by mps (X): 8 are too many")
+    assert better([in_turns, choose(table({}), FREE, None, None)]).sharing == PROCESSES
+
+
+def test_a_placement_of_before_there_were_ways_is_by_processes():
+    event = {"per_card": 2, "tried": [{"trials": 2, "images_per_second": 9.0, "peak_mb": None}], "why": "so"}
+    assert Placement.of_event(event).sharing == PROCESSES
+
+
+def test_each_way_is_measured_under_its_own_environment(space, resolver, monkeypatch):
+    begun = []
+
+    class Pretended:
+        def __init__(self, *_: Any, sharing: str, environment: Any, **__: Any):
+            begun.append((sharing, environment))
+            self.sharing = sharing
+
+        def __enter__(self) -> Any:
+            return self
+
+        def __exit__(self, *_: object) -> None: ...
+
+        def card(self) -> tuple[str, float | None]:
+            return "X", None
+
+        def peak(self, trial: Any) -> float:
+            return 100.0
+
+        def __call__(self, count: int) -> Tried:
+            return Tried(count, count * (2.0 if self.sharing == MPS else 1.0), 100.0, self.sharing)
+
+    monkeypatch.setattr(dry_run, "DryRun", Pretended)
+    ways = {PROCESSES: {}, MPS: {"A": "b"}}
+    found, about = dry_run._measured(space, resolver, Limit(2, "2"), Path("study"), None, ways)
+    assert begun == list(ways.items())
+    assert (found.sharing, found.per_card, about["peak_mb"], about["card"]) == (MPS, 2, 100.0, "X")
 
 
 def test_the_probe_says_how_much_memory_the_largest_takes_where_it_knows_all(resolver, tmp_path):

@@ -1,0 +1,66 @@
+"""Where the time of an epoch goes: seconds by phase, from clocks that never make the host wait for the device.
+
+On a CPU a batch takes as long as the loop waits for it. On a GPU the loop only asks for it: two events of the device
+around each request are read once the epoch is over, so that the time is the device's, the host's waiting included.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+import torch
+
+INPUT, COMPILE, EVALUATION = "input_seconds", "compile_seconds", "eval_seconds"
+T = TypeVar("T")
+
+
+class Phases:
+    """One trainer's clocks."""
+
+    def __init__(self, device: torch.device):
+        self._on_gpu = device.type == "cuda"
+        self._seconds: dict[str, float] = {}
+        self._events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
+
+    def begin(self) -> None:
+        """A new epoch."""
+        self._seconds = {INPUT: 0.0}
+        self._events = []
+
+    @contextmanager
+    def timed(self, phase: str) -> Iterator[None]:
+        """Count the block as `phase`; it must end with the device at rest, where the device works for it."""
+        start = time.perf_counter()
+        yield
+        self._seconds[phase] = self._seconds.get(phase, 0.0) + time.perf_counter() - start
+
+    def input(self, batches: Iterator[T]) -> Iterator[T]:
+        """The batches, each counted from its request to its coming."""
+        while True:
+            start = self._now()
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+            end = self._now()
+            if isinstance(start, float):
+                self._seconds[INPUT] = self._seconds.get(INPUT, 0.0) + float(end) - start
+            else:
+                self._events.append((start, end))
+            yield batch
+
+    def _now(self) -> float | torch.cuda.Event:
+        if not self._on_gpu:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def read(self) -> dict[str, float]:
+        """Seconds by phase since `begin`; the device must have done all that it was given."""
+        self._seconds[INPUT] = self._seconds.get(INPUT, 0.0) + sum(a.elapsed_time(b) for a, b in self._events) / 1000
+        self._events = []
+        return dict(self._seconds)
