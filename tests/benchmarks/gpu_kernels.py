@@ -286,8 +286,8 @@ def main() -> None:
         whole = [steps.answer(which, ask=True) for which in range(2)]
     finally:
         steps.close()
-    print(f"\n{torch.cuda.get_device_name()}, torch {torch.__version__}; batch {BATCH}, bfloat16; above: distances from "
-          "float64, joined (apart)")  # fmt: skip
+    print(f"\n{torch.cuda.get_device_name()}, torch {torch.__version__}; batch {BATCH}, bfloat16; above: distances "
+          "from float64, joined (apart)")  # fmt: skip
     print(f"{'microseconds':<28}  forward apart  joined   backward apart  joined")
     for layer, (a, b, c, d) in rows:
         print(f"{layer!s:<28} {a:>14.1f} {b:>7.1f} {c:>16.1f} {d:>7.1f}")
