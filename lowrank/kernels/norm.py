@@ -84,34 +84,6 @@ def first_of_four(row, H: tl.constexpr, W: tl.constexpr):
 
 
 @triton.jit
-def _apply_kernel(
-    x, weight, bias, mean, variance, residual, out, R, eps,
-    C: tl.constexpr, H: tl.constexpr, W: tl.constexpr, N: tl.constexpr, CH: tl.constexpr,
-    RELU: tl.constexpr, POOL: tl.constexpr, ADD: tl.constexpr,
-):  # fmt: skip
-    channel = tl.program_id(1) * CH + tl.arange(0, CH)
-    known = channel < C
-    scale, shift, _, _ = scale_and_shift(weight, bias, mean, variance, channel, known, eps)
-    row = tl.program_id(0) * N + tl.arange(0, N)
-    mask = (row < R)[:, None] & known[None, :]
-    own = row[:, None] * C + channel[None, :]
-    if POOL:
-        start = x + first_of_four(row, H, W)[:, None] * C + channel[None, :]
-        a = tl.load(start, mask=mask, other=0.0).to(tl.float32) * scale + shift
-        b = tl.load(start + C, mask=mask, other=0.0).to(tl.float32) * scale + shift
-        c = tl.load(start + 2 * W * C, mask=mask, other=0.0).to(tl.float32) * scale + shift
-        d = tl.load(start + (2 * W + 1) * C, mask=mask, other=0.0).to(tl.float32) * scale + shift
-        y = tl.maximum(tl.maximum(a, b), tl.maximum(c, d))
-    else:
-        y = tl.load(x + own, mask=mask, other=0.0).to(tl.float32) * scale + shift
-    if RELU:
-        y = tl.where(y < 0, 0.0, y)  # what is no number stays none
-    if ADD:
-        y += tl.load(residual + own, mask=mask, other=0.0).to(tl.float32)
-    tl.store(out + own, y.to(out.dtype.element_ty), mask=mask)
-
-
-@triton.jit
 def _largest(start, mask, scale, shift, W: tl.constexpr, C: tl.constexpr):
     """Four inputs, which of them is the first largest after normalisation, and its input and result."""
     p = tl.load(start, mask=mask, other=0.0).to(tl.float32)
@@ -127,6 +99,32 @@ def _largest(start, mask, scale, shift, W: tl.constexpr, C: tl.constexpr):
     y = s * scale + shift
     which, value, best = tl.where(y > best, 3, which), tl.where(y > best, s, value), tl.maximum(best, y)
     return p, q, r, s, which, value, best
+
+
+@triton.jit
+def _apply_kernel(
+    x, weight, bias, mean, variance, residual, out, picked, R, eps,
+    C: tl.constexpr, H: tl.constexpr, W: tl.constexpr, N: tl.constexpr, CH: tl.constexpr,
+    RELU: tl.constexpr, POOL: tl.constexpr, ADD: tl.constexpr, KEEP: tl.constexpr,
+):  # fmt: skip
+    channel = tl.program_id(1) * CH + tl.arange(0, CH)
+    known = channel < C
+    scale, shift, _, _ = scale_and_shift(weight, bias, mean, variance, channel, known, eps)
+    row = tl.program_id(0) * N + tl.arange(0, N)
+    mask = (row < R)[:, None] & known[None, :]
+    own = row[:, None] * C + channel[None, :]
+    if POOL:
+        start = x + first_of_four(row, H, W)[:, None] * C + channel[None, :]
+        _, _, _, _, _, value, y = _largest(start, mask, scale, shift, W, C)
+        if KEEP:
+            tl.store(picked + own, value.to(picked.dtype.element_ty), mask=mask)
+    else:
+        y = tl.load(x + own, mask=mask, other=0.0).to(tl.float32) * scale + shift
+    if RELU:
+        y = tl.where(y < 0, 0.0, y)  # what is no number stays none
+    if ADD:
+        y += tl.load(residual + own, mask=mask, other=0.0).to(tl.float32)
+    tl.store(out + own, y.to(out.dtype.element_ty), mask=mask)
 
 
 @triton.jit
@@ -255,15 +253,16 @@ def _statistics(x: Tensor) -> tuple[Tensor, Tensor]:
 
 def normalised(
     x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, variance: Tensor, residual: Tensor | None, eps: float,
-    relu: bool, pool: bool,
+    relu: bool, pool: bool, picked: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
-    """`norm` of a channels-last x by given statistics."""
+    """`norm` of a channels-last x by given statistics; `picked` is filled with what the pooling picked of x."""
     out, channels = like_result(x, pool), x.shape[1]
     rows = out.numel() // channels
     tile, tiles = _tile(channels, rows, TILE // 2 if pool else TILE)
     _apply_kernel[tiles](
-        x, weight, bias, mean, variance, out if residual is None else last(residual), out, rows, eps, **tile,
-        H=out.shape[2], W=out.shape[3], RELU=relu, POOL=pool, ADD=residual is not None, num_warps=WARPS,
+        x, weight, bias, mean, variance, out if residual is None else last(residual), out,
+        out if picked is None else picked, rows, eps, **tile, H=out.shape[2], W=out.shape[3], RELU=relu, POOL=pool,
+        ADD=residual is not None, KEEP=picked is not None, num_warps=WARPS,
     )  # fmt: skip
     return out
 

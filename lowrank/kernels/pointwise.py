@@ -2,7 +2,8 @@
 
 Forward: the matrix product also finds the statistics of its own result, which would else be read once more for them.
 Backward: the gradient of the product is worked out where it is used, tile by tile, and is never in memory: one kernel
-reads the product, the gradient that came and the map's input, writes the input's gradient and sums the matrix's.
+reads the product, the gradient that came and the map's input, writes the input's gradient and sums the matrix's. What
+a pooling picked of the product is kept, a quarter of it, so that the norm's own gradients are found without the rest.
 
 Letters: R rows (positions of all images), D in-channels, C out-channels, N rows of a tile, CH out-channels and K
 in-channels of a program, both filled up to a power of 2. Where it is pooled, the rows of the backward kernel are those
@@ -217,8 +218,10 @@ def product_with_statistics(x: Tensor, matrix: Tensor) -> tuple[Tensor, Tensor, 
 @torch.library.custom_op("lowrank::pointwise_norm", mutates_args=())
 def pointwise_norm(
     x: Tensor, matrix: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, eps: float, relu: bool, pool: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """`norm` of a pointwise map: its result, mean and variance, and the map's own result, which has no gradient.
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """`norm` of a pointwise map: its result, mean and variance, then what is kept for the way back and has no gradient.
+
+    That is the map's own result, and what the pooling picked of it (without pooling: nothing).
 
     Args:
         x: (B, D, H, W), the map's input.
@@ -226,27 +229,31 @@ def pointwise_norm(
         weight: (C), as all that follows is `norm`'s.
     """
     product, mean, variance = product_with_statistics(last(x), matrix.contiguous())
-    return normalised(product, weight, bias, mean, variance, residual, eps, relu, pool), mean, variance, product
+    picked = like_result(product, pool=True) if pool else product.new_empty(0)
+    norms = (weight, bias, mean, variance, residual, eps, relu, pool, picked if pool else None)
+    return normalised(product, *norms), mean, variance, product, picked
 
 
 @pointwise_norm.register_fake
 def _(
     x: Tensor, matrix: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, eps: float, relu: bool, pool: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     images, _, height, width = x.shape
     product = like_result(x.new_empty((images, len(matrix), height, width)), pool=False)
     mean, variance = (torch.empty(len(matrix), device=x.device) for _ in range(2))
-    return like_result(product, pool), mean, variance, product
+    picked = like_result(product, pool=True) if pool else product.new_empty(0)
+    return like_result(product, pool), mean, variance, product, picked
 
 
 @torch.library.custom_op("lowrank::pointwise_norm_backward", mutates_args=())
 def pointwise_norm_backward(
-    gradient: Tensor, x: Tensor, matrix: Tensor, product: Tensor, weight: Tensor, bias: Tensor, mean: Tensor,
-    variance: Tensor, eps: float, relu: bool, pool: bool,
+    gradient: Tensor, x: Tensor, matrix: Tensor, product: Tensor, picked: Tensor, weight: Tensor, bias: Tensor,
+    mean: Tensor, variance: Tensor, eps: float, relu: bool, pool: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """The gradients of `pointwise_norm`'s x, matrix, weight and bias."""
     gradient, x, product, matrix = last(gradient), last(x), last(product), matrix.contiguous()
-    to_weight, to_bias = reduced(gradient, product, weight, bias, mean, variance, eps, relu, pool)
+    seen = last(picked) if pool else product
+    to_weight, to_bias = reduced(gradient, seen, weight, bias, mean, variance, eps, relu, pool=False)
     (outs, channels), (height, width) = matrix.shape, gradient.shape[2:]
     rows, to_x = gradient.numel() // outs, torch.empty_like(x)
     form = backward_form(channels, outs, pool)
@@ -262,8 +269,8 @@ def pointwise_norm_backward(
 
 @pointwise_norm_backward.register_fake
 def _(
-    gradient: Tensor, x: Tensor, matrix: Tensor, product: Tensor, weight: Tensor, bias: Tensor, mean: Tensor,
-    variance: Tensor, eps: float, relu: bool, pool: bool,
+    gradient: Tensor, x: Tensor, matrix: Tensor, product: Tensor, picked: Tensor, weight: Tensor, bias: Tensor,
+    mean: Tensor, variance: Tensor, eps: float, relu: bool, pool: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     to_matrix = torch.empty(matrix.shape, dtype=matrix.dtype, device=matrix.device)
     return like_result(x, pool=False), to_matrix, torch.empty_like(weight), torch.empty_like(bias)
@@ -271,14 +278,14 @@ def _(
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     x, matrix, weight, bias, residual, ctx.eps, ctx.relu, ctx.pool = inputs
-    _, mean, variance, product = output
+    _, mean, variance, product, picked = output
     ctx.adds = residual is not None
     ctx.set_materialize_grads(False)  # of the product, a large one of zeros
-    ctx.save_for_backward(x, matrix, product, weight, bias, mean, variance)
+    ctx.save_for_backward(x, matrix, product, picked, weight, bias, mean, variance)
 
 
 def _gradients(ctx: Any, gradient: Tensor, *of_the_rest: Tensor | None) -> tuple[Tensor | None, ...]:
-    """Statistics and product are read without gradients alone."""
+    """What is kept is read without gradients alone."""
     found = pointwise_norm_backward(gradient, *ctx.saved_tensors, ctx.eps, ctx.relu, ctx.pool)
     return *found, gradient if ctx.adds else None, None, None, None
 

@@ -14,7 +14,9 @@ from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 from torch.nn import functional
 
-FUSED = (torch.bfloat16,)  # where a pointwise map and its norm are one; products in float32 leave no room for it
+FUSED: tuple[torch.dtype, ...] = (
+    torch.bfloat16,
+)  # where a pointwise map and its norm are one; products in float32 leave no room for it
 FEWEST_CHANNELS = 8  # below, tensor cores are left idle; images are filled up with zeros
 _RELUS = (functional.relu, torch.relu, functional.relu_)
 _ADDS = (operator.add, operator.iadd, torch.add)

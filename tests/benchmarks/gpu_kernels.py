@@ -114,11 +114,11 @@ class Inputs:
             found: tuple[Tensor, ...] = pointwise_norm(self.x, self.matrix, *norms)
             return found
 
-        _, mean, variance, product = forward()
+        _, mean, variance, product, picked = forward()
 
         def backward() -> list[Tensor]:
             return list(pointwise_norm_backward(
-                self.gradient, self.x, self.matrix, product, self.weight, self.bias, mean, variance, EPS, True,
+                self.gradient, self.x, self.matrix, product, picked, self.weight, self.bias, mean, variance, EPS, True,
                 self.layer.pool,
             ))  # fmt: skip
 
@@ -237,13 +237,13 @@ def other_forms(layer: Layer) -> Iterator[tuple[str, Any]]:
     own = pointwise.forward_form(layer.channels, layer.outs)
     for change in ({}, {"rows": 64}, {"rows": 64, "warps": 4, "at_once": 2}, {"warps": 4, "at_once": 2},
                    {"warps": 8, "at_once": 1}, {"stages": 4, "rows": 64}, {"stages": 2, "at_once": 2}):  # fmt: skip
-        yield "forward_form", replace(own, **change)  # type: ignore[arg-type]
+        yield "forward_form", replace(own, **change)
     own = pointwise.backward_form(layer.channels, layer.outs, layer.pool)
     half = own.rows // 2
     for change in ({}, {"stages": own.stages - 1}, {"stages": own.stages + 1, "rows": half}, {"rows": half},
                    {"rows": half, "warps": 4, "part": 64, "stages": 2, "at_once": 2}, {"part": own.part // 2},
                    {"rows": half, "stages": 1, "at_once": 2}):  # fmt: skip
-        yield "backward_form", replace(own, **change)  # type: ignore[arg-type]
+        yield "backward_form", replace(own, **change)
 
 
 def tune() -> None:

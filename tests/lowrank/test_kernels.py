@@ -94,7 +94,7 @@ def test_a_map_and_its_norm(channels, outs, size, relu, pool, adds):
     wanted = functional.max_pool2d(wanted, 2) if pool else wanted
     residual = torch.randn_like(wanted).requires_grad_() if adds else None
     wanted = wanted if residual is None else wanted + residual
-    found, mean, variance, own = pointwise_norm(x, matrix, weight, bias, residual, 1e-5, relu, pool)
+    found, mean, variance, own, _ = pointwise_norm(x, matrix, weight, bias, residual, 1e-5, relu, pool)
     torch.testing.assert_close(own, product, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(mean, product.mean((0, 2, 3)), rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(variance, product.var((0, 2, 3), correction=0), rtol=1e-3, atol=1e-4)
