@@ -196,6 +196,17 @@ def _cut(x: Tensor, most: int) -> tuple[dict[str, int], tuple[int, int]]:
     return constants, (programs, parts)
 
 
+def summed(parts: Tensor, dtype: torch.dtype) -> Tensor:
+    """The sum over the first dimension of float32 parts, in the same order whenever it is asked for, as `dtype`."""
+    total, programs = parts.new_empty(parts.shape[1:], dtype=dtype), len(parts)
+    columns, height = (16, 64) if total.numel() < 4096 else (64, 32)
+    _sum_kernel[(triton.cdiv(total.numel(), columns),)](
+        parts, total, programs, total.numel(), N=height, CH=columns, TURNS=triton.cdiv(programs, height),
+        num_warps=WARPS,
+    )  # fmt: skip
+    return total
+
+
 @torch.library.custom_op("lowrank::depthwise", mutates_args=())
 def depthwise(x: Tensor, weight: Tensor) -> Tensor:
     """Depthwise 3 x 3 convolution with stride 1 and padding 1: (B, C, H, W) -> the same, in x's dtype, channels-last.
@@ -222,11 +233,7 @@ def depthwise_backward(gradient: Tensor, x: Tensor, weight: Tensor) -> tuple[Ten
     constants, grid = _cut(x, BACKWARD_PROGRAMS)
     to_x, parts = torch.empty_like(x), x.new_empty((grid[0], *weight.shape), dtype=torch.float32)
     _backward_kernel[grid](gradient, x, weight.contiguous(), to_x, parts, **constants)
-    to_weight = x.new_empty(weight.shape, dtype=torch.float32)
-    _sum_kernel[(triton.cdiv(weight.numel(), 16),)](
-        parts, to_weight, grid[0], weight.numel(), N=64, CH=16, TURNS=triton.cdiv(grid[0], 64), num_warps=WARPS
-    )  # fmt: skip
-    return to_x, to_weight
+    return to_x, summed(parts, torch.float32)
 
 
 @depthwise_backward.register_fake

@@ -68,7 +68,7 @@ def _moments_kernel(
 
 
 @triton.jit
-def _scale_and_shift(weight, bias, mean, variance, channel, known, eps):
+def scale_and_shift(weight, bias, mean, variance, channel, known, eps):
     """y = scale * x + shift of each channel (1, CH); also the reciprocal deviation and the mean."""
     centre = tl.load(mean + channel, mask=known, other=0.0)
     inverse = 1.0 / tl.sqrt(tl.load(variance + channel, mask=known, other=1.0) + eps)
@@ -78,37 +78,9 @@ def _scale_and_shift(weight, bias, mean, variance, channel, known, eps):
 
 
 @triton.jit
-def _first_of_four(row, H: tl.constexpr, W: tl.constexpr):
+def first_of_four(row, H: tl.constexpr, W: tl.constexpr):
     """The input row of the upper left of the four positions that a pooled row stands for."""
     return ((row // W) * 2) * (2 * W) + (row % W) * 2
-
-
-@triton.jit
-def _apply_kernel(
-    x, weight, bias, mean, variance, residual, out, R, eps,
-    C: tl.constexpr, H: tl.constexpr, W: tl.constexpr, N: tl.constexpr, CH: tl.constexpr,
-    RELU: tl.constexpr, POOL: tl.constexpr, ADD: tl.constexpr,
-):  # fmt: skip
-    channel = tl.program_id(1) * CH + tl.arange(0, CH)
-    known = channel < C
-    scale, shift, _, _ = _scale_and_shift(weight, bias, mean, variance, channel, known, eps)
-    row = tl.program_id(0) * N + tl.arange(0, N)
-    mask = (row < R)[:, None] & known[None, :]
-    own = row[:, None] * C + channel[None, :]
-    if POOL:
-        start = x + _first_of_four(row, H, W)[:, None] * C + channel[None, :]
-        a = tl.load(start, mask=mask, other=0.0).to(tl.float32) * scale + shift
-        b = tl.load(start + C, mask=mask, other=0.0).to(tl.float32) * scale + shift
-        c = tl.load(start + 2 * W * C, mask=mask, other=0.0).to(tl.float32) * scale + shift
-        d = tl.load(start + (2 * W + 1) * C, mask=mask, other=0.0).to(tl.float32) * scale + shift
-        y = tl.maximum(tl.maximum(a, b), tl.maximum(c, d))
-    else:
-        y = tl.load(x + own, mask=mask, other=0.0).to(tl.float32) * scale + shift
-    if RELU:
-        y = tl.where(y < 0, 0.0, y)  # what is no number stays none
-    if ADD:
-        y += tl.load(residual + own, mask=mask, other=0.0).to(tl.float32)
-    tl.store(out + own, y.to(out.dtype.element_ty), mask=mask)
 
 
 @triton.jit
@@ -130,6 +102,32 @@ def _largest(start, mask, scale, shift, W: tl.constexpr, C: tl.constexpr):
 
 
 @triton.jit
+def _apply_kernel(
+    x, weight, bias, mean, variance, residual, out, picked, R, eps,
+    C: tl.constexpr, H: tl.constexpr, W: tl.constexpr, N: tl.constexpr, CH: tl.constexpr,
+    RELU: tl.constexpr, POOL: tl.constexpr, ADD: tl.constexpr, KEEP: tl.constexpr,
+):  # fmt: skip
+    channel = tl.program_id(1) * CH + tl.arange(0, CH)
+    known = channel < C
+    scale, shift, _, _ = scale_and_shift(weight, bias, mean, variance, channel, known, eps)
+    row = tl.program_id(0) * N + tl.arange(0, N)
+    mask = (row < R)[:, None] & known[None, :]
+    own = row[:, None] * C + channel[None, :]
+    if POOL:
+        start = x + first_of_four(row, H, W)[:, None] * C + channel[None, :]
+        _, _, _, _, _, value, y = _largest(start, mask, scale, shift, W, C)
+        if KEEP:
+            tl.store(picked + own, value.to(picked.dtype.element_ty), mask=mask)
+    else:
+        y = tl.load(x + own, mask=mask, other=0.0).to(tl.float32) * scale + shift
+    if RELU:
+        y = tl.where(y < 0, 0.0, y)  # what is no number stays none
+    if ADD:
+        y += tl.load(residual + own, mask=mask, other=0.0).to(tl.float32)
+    tl.store(out + own, y.to(out.dtype.element_ty), mask=mask)
+
+
+@triton.jit
 def _reduce_kernel(
     gradient, x, weight, bias, mean, variance, sums, products, R, eps,
     C: tl.constexpr, H: tl.constexpr, W: tl.constexpr, N: tl.constexpr, CH: tl.constexpr, TURNS: tl.constexpr,
@@ -138,7 +136,7 @@ def _reduce_kernel(
     """Sums of the gradient and of its product with the normalised input."""
     channel = tl.program_id(1) * CH + tl.arange(0, CH)
     known = channel < C
-    scale, shift, inverse, centre = _scale_and_shift(weight, bias, mean, variance, channel, known, eps)
+    scale, shift, inverse, centre = scale_and_shift(weight, bias, mean, variance, channel, known, eps)
     total = tl.zeros([N, CH], dtype=tl.float32)
     product = tl.zeros([N, CH], dtype=tl.float32)
     for turn in range(TURNS):
@@ -147,7 +145,7 @@ def _reduce_kernel(
         own = row[:, None] * C + channel[None, :]
         came = tl.load(gradient + own, mask=mask, other=0.0).to(tl.float32)
         if POOL:
-            start = x + _first_of_four(row, H, W)[:, None] * C + channel[None, :]
+            start = x + first_of_four(row, H, W)[:, None] * C + channel[None, :]
             _, _, _, _, _, value, best = _largest(start, mask, scale, shift, W, C)
         else:
             value = tl.load(x + own, mask=mask, other=0.0).to(tl.float32)
@@ -188,7 +186,7 @@ def _gradient_kernel(
 ):  # fmt: skip
     channel = tl.program_id(1) * CH + tl.arange(0, CH)
     known = channel < C
-    scale, shift, inverse, centre = _scale_and_shift(weight, bias, mean, variance, channel, known, eps)
+    scale, shift, inverse, centre = scale_and_shift(weight, bias, mean, variance, channel, known, eps)
     # dx = scale * (dy - mean(dy) - normalised * mean(dy * normalised)), as scale * dy - slope * x - level
     slope = scale * inverse * tl.load(to_weight + channel, mask=known, other=0.0)[None, :] / count
     level = scale * tl.load(to_bias + channel, mask=known, other=0.0)[None, :] / count - slope * centre
@@ -197,7 +195,7 @@ def _gradient_kernel(
     own = row[:, None] * C + channel[None, :]
     came = tl.load(gradient + own, mask=mask, other=0.0).to(tl.float32)
     if POOL:
-        place = _first_of_four(row, H, W)[:, None] * C + channel[None, :]
+        place = first_of_four(row, H, W)[:, None] * C + channel[None, :]
         p, q, r, s, which, value, best = _largest(x + place, mask, scale, shift, W, C)
         if RELU:
             came = tl.where(best > 0, came, 0.0)
@@ -228,14 +226,65 @@ def _turns(tiles: tuple[int, int], most: int) -> tuple[int, int]:
     return programs, triton.cdiv(tiles[0], programs)
 
 
-def _last(x: Tensor) -> Tensor:
+def last(x: Tensor) -> Tensor:
+    """x with its channels last."""
     return x.contiguous(memory_format=torch.channels_last)
 
 
-def _result(x: Tensor, pool: bool) -> Tensor:
+def like_result(x: Tensor, pool: bool) -> Tensor:
+    """Room for the norm's result, channels-last."""
     images, channels, height, width = x.shape
     shape = (images, channels, height // 2, width // 2) if pool else x.shape
     return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+
+
+def _statistics(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Each channel's mean and biased variance, of a pass of their own."""
+    channels, rows = x.shape[1], x.numel() // x.shape[1]
+    mean, variance = (torch.empty(channels, device=x.device) for _ in range(2))
+    tile, tiles = _tile(channels, rows)
+    programs, turns = _turns(tiles, STATISTICS_PROGRAMS)
+    sums, squares = (torch.empty((programs, channels), device=x.device) for _ in range(2))
+    _statistics_kernel[(programs, tiles[1])](x, sums, squares, rows, **tile, TURNS=turns, num_warps=WARPS)
+    small = {"C": channels, "N": 64, "CH": 16, "TURNS": triton.cdiv(programs, 64)}
+    _moments_kernel[(triton.cdiv(channels, 16),)](x, sums, squares, mean, variance, rows, programs, **small)
+    return mean, variance
+
+
+def normalised(
+    x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, variance: Tensor, residual: Tensor | None, eps: float,
+    relu: bool, pool: bool, picked: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    """`norm` of a channels-last x by given statistics; `picked` is filled with what the pooling picked of x."""
+    out, channels = like_result(x, pool), x.shape[1]
+    rows = out.numel() // channels
+    tile, tiles = _tile(channels, rows, TILE // 2 if pool else TILE)
+    _apply_kernel[tiles](
+        x, weight, bias, mean, variance, out if residual is None else last(residual), out,
+        out if picked is None else picked, rows, eps, **tile, H=out.shape[2], W=out.shape[3], RELU=relu, POOL=pool,
+        ADD=residual is not None, KEEP=picked is not None, num_warps=WARPS,
+    )  # fmt: skip
+    return out
+
+
+def reduced(
+    gradient: Tensor, x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, variance: Tensor, eps: float, relu: bool,
+    pool: bool,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """The gradients of the weight and bias; x and gradient are channels-last."""
+    channels, (height, width) = x.shape[1], gradient.shape[2:]
+    rows = gradient.numel() // channels
+    to_weight, to_bias = torch.empty_like(weight), torch.empty_like(bias)
+    tile, tiles = _tile(channels, rows, TILE // 2 if pool else TILE)
+    programs, turns = _turns(tiles, REDUCE_PROGRAMS)
+    sums, products = (torch.empty((programs, channels), device=x.device) for _ in range(2))
+    _reduce_kernel[(programs, tiles[1])](
+        gradient, x, weight, bias, mean, variance, sums, products, rows, eps, **tile, TURNS=turns, H=height, W=width,
+        RELU=relu, POOL=pool, num_warps=WARPS,
+    )  # fmt: skip
+    small = {"C": channels, "N": 64, "CH": 16, "TURNS": triton.cdiv(programs, 64)}
+    _gather_kernel[(triton.cdiv(channels, 16),)](sums, products, to_bias, to_weight, programs, **small)
+    return to_weight, to_bias
 
 
 @torch.library.custom_op("lowrank::norm", mutates_args=())
@@ -254,21 +303,9 @@ def norm(
         relu: set what is negative to zero.
         pool: keep the largest of each 2 x 2 positions.
     """
-    x, out = _last(x), _result(x, pool)
-    channels, rows = x.shape[1], x.numel() // x.shape[1]
-    mean, variance = (torch.empty(channels, device=x.device) for _ in range(2))
-    tile, tiles = _tile(channels, rows)
-    programs, turns = _turns(tiles, STATISTICS_PROGRAMS)
-    sums, squares = (torch.empty((programs, channels), device=x.device) for _ in range(2))
-    _statistics_kernel[(programs, tiles[1])](x, sums, squares, rows, **tile, TURNS=turns, num_warps=WARPS)
-    small = {"C": channels, "N": 64, "CH": 16, "TURNS": triton.cdiv(programs, 64)}
-    _moments_kernel[(triton.cdiv(channels, 16),)](x, sums, squares, mean, variance, rows, programs, **small)
-    tile, tiles = _tile(channels, out.numel() // channels, TILE // 2 if pool else TILE)
-    _apply_kernel[tiles](
-        x, weight, bias, mean, variance, out if residual is None else _last(residual), out, out.numel() // channels,
-        eps, **tile, H=out.shape[2], W=out.shape[3], RELU=relu, POOL=pool, ADD=residual is not None, num_warps=WARPS,
-    )  # fmt: skip
-    return out, mean, variance
+    x = last(x)
+    mean, variance = _statistics(x)
+    return normalised(x, weight, bias, mean, variance, residual, eps, relu, pool), mean, variance
 
 
 @norm.register_fake
@@ -276,7 +313,7 @@ def _(
     x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, eps: float, relu: bool, pool: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     mean, variance = (torch.empty(x.shape[1], device=x.device) for _ in range(2))
-    return _result(x, pool), mean, variance
+    return like_result(x, pool), mean, variance
 
 
 @torch.library.custom_op("lowrank::norm_backward", mutates_args=())
@@ -285,19 +322,15 @@ def norm_backward(
     pool: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """The gradients of `norm`'s x, weight and bias."""
-    x, gradient = _last(x), _last(gradient)
+    x, gradient = last(x), last(gradient)
     channels, (height, width) = x.shape[1], gradient.shape[2:]
-    rows = gradient.numel() // channels
-    to_x, to_weight, to_bias = torch.empty_like(x), torch.empty_like(weight), torch.empty_like(bias)
+    rows, to_x = gradient.numel() // channels, torch.empty_like(x)
+    to_weight, to_bias = reduced(gradient, x, weight, bias, mean, variance, eps, relu, pool)
     tile, tiles = _tile(channels, rows, TILE // 2 if pool else TILE)
-    programs, turns = _turns(tiles, REDUCE_PROGRAMS)
-    sums, products = (torch.empty((programs, channels), device=x.device) for _ in range(2))
-    given = (gradient, x, weight, bias, mean, variance)
-    form = {"H": height, "W": width, "RELU": relu, "POOL": pool, "num_warps": WARPS}
-    _reduce_kernel[(programs, tiles[1])](*given, sums, products, rows, eps, **tile, TURNS=turns, **form)
-    small = {"C": channels, "N": 64, "CH": 16, "TURNS": triton.cdiv(programs, 64)}
-    _gather_kernel[(triton.cdiv(channels, 16),)](sums, products, to_bias, to_weight, programs, **small)
-    _gradient_kernel[tiles](*given, to_bias, to_weight, to_x, rows, x.numel() // channels, eps, **tile, **form)
+    _gradient_kernel[tiles](
+        gradient, x, weight, bias, mean, variance, to_bias, to_weight, to_x, rows, x.numel() // channels, eps, **tile,
+        H=height, W=width, RELU=relu, POOL=pool, num_warps=WARPS,
+    )  # fmt: skip
     return to_x, to_weight, to_bias
 
 
@@ -306,7 +339,7 @@ def _(
     gradient: Tensor, x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, variance: Tensor, eps: float, relu: bool,
     pool: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    return _result(x, pool=False), torch.empty_like(weight), torch.empty_like(bias)
+    return like_result(x, pool=False), torch.empty_like(weight), torch.empty_like(bias)
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:

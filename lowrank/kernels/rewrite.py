@@ -14,6 +14,9 @@ from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 from torch.nn import functional
 
+FUSED: tuple[torch.dtype, ...] = (
+    torch.bfloat16,
+)  # where a pointwise map and its norm are one; products in float32 leave no room for it
 FEWEST_CHANNELS = 8  # below, tensor cores are left idle; images are filled up with zeros
 _RELUS = (functional.relu, torch.relu, functional.relu_)
 _ADDS = (operator.add, operator.iadd, torch.add)
@@ -32,9 +35,16 @@ def compile_graph(graph_module: GraphModule, inputs: Sequence[Tensor]) -> Callab
 
 def rewrite(graph_module: GraphModule) -> dict[str, int]:
     """Change the graph in place; returns how many nodes of each kind were changed. Needs Triton."""
-    from lowrank.kernels import depthwise, norm  # noqa: F401  # which registers them
+    from lowrank.kernels import depthwise, norm, pointwise  # noqa: F401  # which registers them
 
-    kinds = {"norm": _norm, "depthwise": _depthwise, "pointwise": _pointwise, "narrow": _narrow, "pool": _idle_pool}
+    kinds = {
+        "joined": _joined,
+        "norm": _norm,
+        "depthwise": _depthwise,
+        "pointwise": _pointwise,
+        "narrow": _narrow,
+        "pool": _idle_pool,
+    }
     found = dict.fromkeys(kinds, 0)
     for node in list(graph_module.graph.nodes):
         for name, change in kinds.items():
@@ -76,6 +86,11 @@ def _small(value: Tensor | None) -> bool:
 
 def _norm(graph: Graph, node: Node) -> bool:
     """Batch norm in training, with the ReLU, 2 x 2 max pooling and sum that follow."""
+    return _normed(graph, node, None)
+
+
+def _normed(graph: Graph, node: Node, mapped: tuple[Node, Any, Any] | None) -> bool:
+    """Likewise; `mapped` is the pointwise map that goes with it, with its input and weight."""
     if node.target is not functional.batch_norm or _argument(node, 5, "training") is not True:
         return False
     x, mean, variance, weight, bias = (
@@ -91,10 +106,13 @@ def _norm(graph: Graph, node: Node) -> bool:
     last, residual = chain[-1], None
     if _extended(chain, lambda user: _adds(user, last)):
         residual = next(each for each in chain[-1].args if each is not last)
+    what: Any = torch.ops.lowrank.norm.default
+    first: tuple[Node, ...] = (x,)
+    if mapped is not None:
+        what, first = torch.ops.lowrank.pointwise_norm.default, _as_matrix(graph, *mapped)
+        chain.insert(0, mapped[0])
     with graph.inserting_after(chain[-1]):
-        new = graph.call_function(
-            torch.ops.lowrank.norm.default, (x, weight, bias, residual, float(eps), relu, pool)
-        )  # fmt: skip
+        new = graph.call_function(what, (*first, weight, bias, residual, float(eps), relu, pool))
     rows = value.numel() // value.shape[1]
     result = _taken(graph, new, 0)
     _moved(graph, mean, _taken(graph, new, 1), momentum, 1.0)
@@ -183,16 +201,47 @@ def _depthwise(graph: Graph, node: Node) -> bool:
     return True
 
 
-def _pointwise(graph: Graph, node: Node) -> bool:
-    """A 1 x 1 convolution is a matrix product over all positions, whose gradient libraries are faster at."""
+def _plain_map(node: Node) -> tuple[Any, Any, Any] | None:
+    """Input, weight and bias of a 1 x 1 convolution without stride."""
     found = _convolution(node)
     if found is None:
-        return False
+        return None
     x, weight, bias, rest = found
     kernel = _value(weight)
     plain = rest == {"stride": (1, 1), "padding": (0, 0), "dilation": (1, 1), "groups": 1}
     if not plain or kernel is None or kernel.shape[2:] != (1, 1) or not _small(_value(x)):
+        return None
+    return x, weight, bias
+
+
+def _joined(graph: Graph, node: Node) -> bool:
+    """A pointwise map whose result goes into a batch norm alone."""
+    from lowrank.kernels.pointwise import fits
+
+    found, user, result = _plain_map(node), _only_user(node), _value(node)
+    if found is None or user is None or result is None or result.dtype not in FUSED or not _small(result):
         return False
+    x, weight, bias = found
+    kernel = cast(Tensor, _value(weight))
+    if bias is not None or not fits(kernel.shape[1], kernel.shape[0]) or _argument(user, 0, "input") is not node:
+        return False
+    return _normed(graph, user, (node, x, weight))
+
+
+def _as_matrix(graph: Graph, node: Node, x: Any, weight: Any) -> tuple[Node, Node]:
+    """A pointwise map's input and matrix in the format of its result."""
+    dtype = cast(Tensor, _value(node)).dtype
+    with graph.inserting_before(node):
+        matrix = graph.call_method("flatten", (weight, 1))
+        return graph.call_method("to", (x, dtype)), graph.call_method("to", (matrix, dtype))
+
+
+def _pointwise(graph: Graph, node: Node) -> bool:
+    """A 1 x 1 convolution is a matrix product over all positions, whose gradient libraries are faster at."""
+    found = _plain_map(node)
+    if found is None:
+        return False
+    x, weight, bias = found
     with graph.inserting_before(node):
         rows = graph.call_method("permute", (x, 0, 2, 3, 1))
         matrix = graph.call_method("flatten", (weight, 1))
