@@ -23,7 +23,7 @@ from torch import Tensor
 from lowrank.kernels.depthwise import summed
 from lowrank.kernels.norm import first_of_four, last, like_result, normalised, reduced, scale_and_shift
 
-FEWEST, MOST = 8, 256  # channels of either side, powers of 2: more do not fit a program of `_back_kernel`
+FEWEST, MOST = 8, 128  # channels of either side, powers of 2: more spill from a program of `_back_kernel`
 PROCESSORS = 132  # of an H100 or H200
 
 

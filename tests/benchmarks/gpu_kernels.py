@@ -23,7 +23,8 @@ import torch.multiprocessing as mp
 from torch import Tensor
 from torch.nn import functional
 
-from tests.benchmarks.bench_engine import Bench, Case, difference
+from tests.benchmarks.bench_engine import difference
+from tests.benchmarks.engine_processes import Bench, Case
 
 BATCH, EPS = 512, 1e-5
 REPLAYS = 40
