@@ -256,7 +256,7 @@ def tune() -> None:
                 try:
                     with torch.no_grad():
                         found = f"{microseconds(inputs.joined()[name == 'backward_form']):8.1f} us"
-                except OutOfResources as error:  # what a card has no room for is one of the answers
+                except (OutOfResources, RuntimeError) as error:  # no room, or no code: one of the answers
                     found = str(error).splitlines()[0]
                 print(f"{layer!s:<28} {name:<13} {found}  {form}", flush=True)
             setattr(pointwise, name, plain)

@@ -123,6 +123,22 @@ def test_statistics_of_a_product_far_from_zero(rows):
     torch.testing.assert_close(variance.double(), wanted.var((0, 2, 3), correction=0), rtol=1e-4, atol=1e-12)
 
 
+def test_in_bfloat16_maps_are_joined_with_their_norms():
+    settings = NetworkSettings(name="resnet9", width=0.125)
+    plan = network_plan(settings, (3, 8, 8), 10)
+    network = build_student(settings, plan, make_method({"name": "separable"}), (3, 8, 8), 10, 0).to(DEVICE).train()
+    found: dict[str, int] = {}
+
+    def backend(graph: torch.fx.GraphModule, inputs: Any) -> Any:
+        found.update(rewrite(copy.deepcopy(graph)))
+        return graph.forward
+
+    torch._dynamo.reset()
+    with torch.autocast(DEVICE, torch.bfloat16):
+        torch.compile(network, backend=backend, fullgraph=True)(images(2, 3, 8, 8).detach())
+    assert found == {"joined": 7, "norm": 1, "depthwise": 7, "pointwise": 0, "narrow": 1, "pool": 1}
+
+
 def test_shapes_that_the_joined_kernels_are_made_for():
     assert [fits(8, 16), fits(64, 128), fits(256, 256)] == [True] * 3
     assert [fits(4, 16), fits(96, 128), fits(256, 512)] == [False] * 3
