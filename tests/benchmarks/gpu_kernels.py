@@ -14,7 +14,7 @@ import argparse
 import os
 import statistics
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,14 +22,19 @@ import torch
 import torch.multiprocessing as mp
 from torch import Tensor
 from torch.nn import functional
+from triton.runtime.errors import OutOfResources
+from triton.testing import do_bench_cudagraph
 
+from lowrank.kernels import pointwise, rewrite
+from lowrank.kernels.norm import norm, norm_backward
+from lowrank.kernels.pointwise import Form, backward_form, forward_form, pointwise_norm, pointwise_norm_backward
 from tests.benchmarks.bench_engine import difference
 from tests.benchmarks.engine_processes import Bench, Case
 
 BATCH, EPS = 512, 1e-5
 REPLAYS = 40
-CASE = Case(network="resnet9", device="cuda", batch=BATCH, images=20_480, seconds=2.0, way="compiled")
-WORSE = 1.1  # a joined result may be so much farther from float64's than the other form's
+CASE = Case(network="resnet9", device="cuda", batch=BATCH, images=20_480, seconds=1.5, way="compiled")
+WORSE = 1.2  # a joined result may be so much farther from float64's than the other form's, and 1e-4 more
 RESULTS = ("result", "to input", "to matrix", "to weight", "to bias")
 
 
@@ -58,19 +63,19 @@ LAYERS = (
 class Inputs:
     """What one layer works on, drawn from a fixed seed; means and scales as if trained, some scales negative."""
 
-    def __init__(self, layer: Layer, batch: int = BATCH):
+    def __init__(self, layer: Layer, batch: int = BATCH, device: str = "cuda", dtype: torch.dtype = torch.bfloat16):
         torch.manual_seed(0)
         self.layer = layer
         size = layer.size // 2 if layer.pool else layer.size
 
         def images(channels: int, size: int) -> Tensor:
-            x = torch.randn(batch, channels, size, size, device="cuda", dtype=torch.bfloat16)
+            x = torch.randn(batch, channels, size, size, device=device, dtype=dtype)
             return x.contiguous(memory_format=torch.channels_last)
 
         self.x, self.gradient = images(layer.channels, layer.size) + 0.5, images(layer.outs, size)
         self.residual = images(layer.outs, size) if layer.adds else None
-        self.matrix = (torch.randn(layer.outs, layer.channels, device="cuda") / layer.channels**0.5).bfloat16()
-        self.weight, self.bias = torch.randn(2, layer.outs, device="cuda")
+        self.matrix = (torch.randn(layer.outs, layer.channels, device=device) / layer.channels**0.5).to(dtype)
+        self.weight, self.bias = torch.randn(2, layer.outs, device=device)
 
     def exact(self) -> list[Tensor]:
         """The result and its gradients in float64."""
@@ -84,8 +89,6 @@ class Inputs:
 
     def apart(self) -> tuple[Callable[[], Any], Callable[[], list[Tensor]]]:
         """Forward and backward pass as they are without the joined kernels."""
-        from lowrank.kernels.norm import norm, norm_backward
-
         rows = self.x.permute(0, 2, 3, 1)
         norms = (self.weight, self.bias, self.residual, EPS, True, self.layer.pool)
 
@@ -107,8 +110,6 @@ class Inputs:
 
     def joined(self) -> tuple[Callable[[], Any], Callable[[], list[Tensor]]]:
         """Likewise as they are with them."""
-        from lowrank.kernels.pointwise import pointwise_norm, pointwise_norm_backward
-
         norms = (self.weight, self.bias, self.residual, EPS, True, self.layer.pool)
 
         def forward() -> tuple[Tensor, ...]:
@@ -126,10 +127,12 @@ class Inputs:
         return forward, backward
 
 
-def distances(layer: Layer) -> tuple[list[float], list[float]]:
+def distances(
+    layer: Layer, batch: int = BATCH, device: str = "cuda", dtype: torch.dtype = torch.bfloat16
+) -> tuple[list[float], list[float]]:
     """How far the results of both forms, joined and apart, are from float64's."""
     with torch.no_grad():
-        inputs = Inputs(layer)
+        inputs = Inputs(layer, batch, device, dtype)
         with torch.enable_grad():
             wanted = inputs.exact()
         found = []
@@ -141,8 +144,6 @@ def distances(layer: Layer) -> tuple[list[float], list[float]]:
 
 def microseconds(work: Callable[[], Any]) -> float:
     """Of one call among many in a CUDA graph."""
-    from triton.testing import do_bench_cudagraph
-
     return 1e3 * float(do_bench_cudagraph(work, rep=20, return_mode="median"))
 
 
@@ -156,8 +157,6 @@ def timed(layer: Layer) -> list[float]:
 
 def _whole_step(joined: bool, folder: str, asked: Any, answers: Any) -> None:
     """A process that compiles the step, then says how fast it is when it is asked."""
-    from lowrank.kernels import rewrite
-
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = folder  # of its own, so that the two need not wait for each other
     if not joined:
         rewrite.FUSED = ()
@@ -226,44 +225,42 @@ def check(layer: Layer) -> str:
     """One layer's distances in words; raises AssertionError where the joined ones are larger."""
     joined, apart = distances(layer)
     for name, ours, theirs in zip(RESULTS, joined, apart, strict=True):
-        assert ours <= WORSE * theirs + 1e-6, f"{layer}: {name} is {ours:.3g} from float64's, but {theirs:.3g} apart"
+        assert ours <= WORSE * theirs + 1e-4, f"{layer}: {name} is {ours:.3g} from float64's, but {theirs:.3g} apart"
     pairs = zip(RESULTS, joined, apart, strict=True)
     return f"{layer!s:<28} " + "  ".join(f"{name} {ours:.1e} ({theirs:.1e})" for name, ours, theirs in pairs)
 
 
-def other_forms(layer: Layer) -> Iterator[tuple[str, Any]]:
-    """Ways to cut the work of a layer's kernels: which of the two, and how."""
-    from lowrank.kernels import pointwise
-
-    own = pointwise.forward_form(layer.channels, layer.outs)
-    for change in ({}, {"rows": 64}, {"rows": 64, "warps": 4, "at_once": 2}, {"warps": 4, "at_once": 2},
-                   {"warps": 8, "at_once": 1}, {"stages": 4, "rows": 64}, {"stages": 2, "at_once": 2}):  # fmt: skip
-        yield "forward_form", replace(own, **change)
-    own = pointwise.backward_form(layer.channels, layer.outs, layer.pool)
-    half = own.rows // 2
-    for change in ({}, {"stages": own.stages - 1}, {"stages": own.stages + 1, "rows": half}, {"rows": half},
-                   {"rows": half, "warps": 4, "part": 64, "stages": 2, "at_once": 2}, {"part": own.part // 2},
-                   {"rows": half, "stages": 1, "at_once": 2}):  # fmt: skip
-        yield "backward_form", replace(own, **change)
+def other_forms(layer: Layer) -> dict[str, list[Form]]:
+    """Ways to cut the work of a layer's kernels, the present ones first, by the name of the choice."""
+    own = forward_form(layer.channels, layer.outs)
+    ahead = [
+        own,
+        *(replace(own, rows=64, warps=4, stages=stages, at_once=count) for stages in (3, 4) for count in (2, 3)),
+    ]
+    ahead += [replace(own, warps=4, at_once=2), replace(own, warps=8, at_once=1), replace(own, stages=2, at_once=2)]
+    own = backward_form(layer.channels, layer.outs, layer.pool)
+    half, less = max(16, own.rows // 2), own.part // 2
+    back = [own, replace(own, stages=own.stages - 1), replace(own, rows=half), replace(own, part=less),
+            replace(own, rows=half, stages=own.stages + 1), replace(own, rows=half, stages=1, at_once=2),
+            replace(own, rows=half, warps=4, part=less, stages=2, at_once=2)]  # fmt: skip
+    return {"forward_form": list(dict.fromkeys(ahead)), "backward_form": list(dict.fromkeys(back))}
 
 
 def tune() -> None:
-    """Print the time of every way."""
-    from lowrank.kernels import pointwise
-
-    for layer in LAYERS:
+    """Print the time of every way, of each shape."""
+    for layer in (LAYERS[0], LAYERS[1], LAYERS[3]):
         inputs = Inputs(layer)
-        for name, form in dict.fromkeys(other_forms(layer)):
+        for name, forms in other_forms(layer).items():
             plain = getattr(pointwise, name)
-            setattr(pointwise, name, lambda *_, form=form: form)
-            try:
-                with torch.no_grad():
-                    found = f"{microseconds(inputs.joined()[name == 'backward_form']):8.1f} us"
-            except Exception as error:  # what a card has no room for is one of the answers
-                found = f"{type(error).__name__}: {str(error).splitlines()[0][:60]}"
-            finally:
-                setattr(pointwise, name, plain)
-            print(f"{layer!s:<28} {name:<13} {found}  {form}", flush=True)
+            for form in forms:
+                setattr(pointwise, name, lambda *_, form=form: form)
+                try:
+                    with torch.no_grad():
+                        found = f"{microseconds(inputs.joined()[name == 'backward_form']):8.1f} us"
+                except (OutOfResources, RuntimeError) as error:  # no room, or no code: one of the answers
+                    found = str(error).splitlines()[0]
+                print(f"{layer!s:<28} {name:<13} {found}  {form}", flush=True)
+            setattr(pointwise, name, plain)
 
 
 def main() -> None:

@@ -29,6 +29,7 @@ if not (torch.cuda.is_available() or INTERPRETED):
 from lowrank.kernels.depthwise import depthwise  # noqa: E402
 from lowrank.kernels.norm import norm  # noqa: E402
 from lowrank.kernels.pointwise import fits, pointwise_norm, product_with_statistics  # noqa: E402
+from tests.benchmarks.gpu_kernels import RESULTS, Layer, distances  # noqa: E402
 
 DEVICE = "cpu" if INTERPRETED else "cuda"
 
@@ -84,6 +85,8 @@ def test_norm(shape, relu, pool, adds):
     ],
 )  # fmt: skip
 def test_a_map_and_its_norm(channels, outs, size, relu, pool, adds):
+    if outs > 64 and not INTERPRETED:
+        pytest.skip("in float32 no card has room for it; tests.benchmarks.gpu_kernels is of bfloat16")
     x = images(3, channels, *size, spread=2, centre=1)
     matrix = torch.randn(outs, channels, device=DEVICE) / channels**0.5
     weight, bias = torch.randn(2, outs, device=DEVICE)
@@ -101,6 +104,13 @@ def test_a_map_and_its_norm(channels, outs, size, relu, pool, adds):
     compare(found, wanted, (x, *parameters, *(() if residual is None else (residual,))))
 
 
+@pytest.mark.parametrize("layer", [Layer(16, 32, 4, True, True), Layer(32, 16, 3, False, False)], ids=str)
+def test_in_sixteen_bits_it_is_as_near_to_float64_as_a_map_and_a_norm(layer):
+    dtype = torch.float16 if INTERPRETED else torch.bfloat16  # Triton's interpreter multiplies the bits of the latter
+    for name, ours, theirs in zip(RESULTS, *distances(layer, 3, DEVICE, dtype), strict=True):
+        assert ours < max(1.2 * theirs, 0.004), name
+
+
 @pytest.mark.parametrize("rows", [1, 127, 2000])
 def test_statistics_of_a_product_far_from_zero(rows):
     """Deviations of a thousandth of the mean keep four digits, over several programs and tiles."""
@@ -111,6 +121,22 @@ def test_statistics_of_a_product_far_from_zero(rows):
     wanted = product.double()
     torch.testing.assert_close(mean.double(), wanted.mean((0, 2, 3)), rtol=1e-6, atol=0)
     torch.testing.assert_close(variance.double(), wanted.var((0, 2, 3), correction=0), rtol=1e-4, atol=1e-12)
+
+
+def test_in_bfloat16_maps_are_joined_with_their_norms():
+    settings = NetworkSettings(name="resnet9", width=0.125)
+    plan = network_plan(settings, (3, 8, 8), 10)
+    network = build_student(settings, plan, make_method({"name": "separable"}), (3, 8, 8), 10, 0).to(DEVICE).train()
+    found: dict[str, int] = {}
+
+    def backend(graph: torch.fx.GraphModule, inputs: Any) -> Any:
+        found.update(rewrite(copy.deepcopy(graph)))
+        return graph.forward
+
+    torch._dynamo.reset()
+    with torch.autocast(DEVICE, torch.bfloat16):
+        torch.compile(network, backend=backend, fullgraph=True)(images(2, 3, 8, 8).detach())
+    assert found == {"joined": 7, "norm": 1, "depthwise": 7, "pointwise": 0, "narrow": 1, "pool": 1}
 
 
 def test_shapes_that_the_joined_kernels_are_made_for():
@@ -140,7 +166,7 @@ def test_a_rewritten_network_is_the_network(name, joined, monkeypatch):
     counts = dict(COUNTS[name])
     if joined is None:
         monkeypatch.setattr(rewriting, "FUSED", (torch.float32,))
-        joined = {"resnet9": 7, "wrn_10_1": 4}[name]
+        joined = {"resnet9": 7, "wrn_10_1": 3}[name]
         counts |= {"joined": joined, "norm": counts["norm"] - joined, "pointwise": counts["pointwise"] - joined}
     settings = NetworkSettings(name=name, width=0.125 if name == "resnet9" else 1.0)
     plan = network_plan(settings, (3, 16, 16), 10)
