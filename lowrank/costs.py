@@ -85,7 +85,7 @@ def _real_cost(method: TensorTrain | Tucker | CP, i: int, o: int, positions: int
 
 
 def rebuild_cost(method: TensorTrain | Tucker | CP, in_channels: int, out_channels: int) -> int:
-    """Mult-adds of multiplying the weight out as the layers do on a CPU: both halves towards a cut, joined last.
+    """Mult-adds of multiplying the weight out as the layers do where they form it: halves towards a cut, joined last.
 
     For Tucker that is done with the factors applied before, or to the core, then spread by them: what costs less.
     """

@@ -29,9 +29,9 @@ class Signals:
         """Logits and maps."""
         return [self.logits, *self.maps]
 
-    def chunk(self, parts: int) -> list[Signals]:
-        """The same in so many parts of the batch, cut as torch's `chunk` cuts."""
-        logits, *maps = (tensor.chunk(parts) for tensor in self.tensors)
+    def cut(self, parts: int) -> list[Signals]:
+        """The same in so many parts of the batch, cut as torch's `tensor_split` cuts."""
+        logits, *maps = (tensor.tensor_split(parts) for tensor in self.tensors)
         return [Signals(each, tuple(others)) for each, *others in zip(logits, *maps, strict=True)]
 
     def empty_like(self) -> Signals:

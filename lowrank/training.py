@@ -173,6 +173,18 @@ class Trainer:
                     meter.losses[step].item()
                 yield
 
+    def try_batch(self, batch: Batch) -> None:
+        """One plain step on a batch of any size, for measurements; waits for the device.
+
+        The trainer is of no use for training afterwards.
+        """
+        self.network.train()
+        self._guard.begin()
+        meter = TrainMeter(1, self.objective.names, self.device)
+        self.gradients(0, batch, meter)
+        self.update(0)
+        meter.losses[0].item()
+
     def gradients(self, step: int, batch: Batch, meter: TrainMeter) -> None:
         """Forward and backward of one batch, in as many parts as the recipe says; counted in `meter`."""
         images, labels, indices = batch
@@ -185,9 +197,10 @@ class Trainer:
         """Likewise, of a batch about which the teacher has been asked; `forward` is another form of the objective."""
         forward = forward or self.objective
         self.optimizer.zero_grad(set_to_none=True)
-        parts, count = self.recipe.accumulate, len(labels)
-        said = [None] * parts if signals is None else signals.chunk(parts)
-        cut = zip(images.chunk(parts), labels.chunk(parts), said, strict=True)
+        count = len(labels)
+        parts = min(self.recipe.accumulate, count)
+        said = [None] * parts if signals is None else signals.cut(parts)
+        cut = zip(images.tensor_split(parts), labels.tensor_split(parts), said, strict=True)
         for done, (images_part, labels_part, signals_part) in enumerate(cut, start=1):
             share = len(labels_part) / count
             with unsynchronised(self.objective.network, done < parts):

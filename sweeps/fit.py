@@ -11,6 +11,7 @@ import json
 import platform
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +28,10 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from lowrank.data import ImageData, load_data
+from lowrank.data.made import Outline, made_data
 from lowrank.distill import Signals, Teacher
 from lowrank.errors import InfeasibleError
-from lowrank.fit import MakeTrainer, Step, largest_batch, measure_step
+from lowrank.fit import MakeTrainer, find_fit, measure_step
 from lowrank.teacher_cache import Sizes, kept_sizes, tap_sizes
 from lowrank.training import Trainer
 from sweeps.fit_records import FAILED, FIT_FOLDER, FIT_SCHEMA, FITS, OUT_OF_MEMORY
@@ -57,7 +59,8 @@ def fit(space: Space, options: argparse.Namespace) -> int:
     trials = distinct(space, resolver)
     connect(options.address)
     share = share_of(space.resources, read_cluster(), space.search.trials, bool(options.gpus_per_trial))
-    rows = probe_all(trials, share, options.data_dir, quiet=options.json)
+    outline = Outline.of(data) if data.resident else None  # what is streamed is measured with its loader
+    rows = probe_all(trials, share, options.data_dir, outline, quiet=options.json)
     path = keep(rows, root / FIT_FOLDER / f"{options.name or space.name}.parquet")
     if options.json:
         print(json.dumps(rows, indent=2))
@@ -100,9 +103,12 @@ def _points(space: Space, resolver: Resolver) -> Iterable[dict[str, Any]]:
 
 
 def probe_all(
-    trials: Sequence[Trial], share: Share, data_dir: Path | None, *, quiet: bool = False
+    trials: Sequence[Trial], share: Share, data_dir: Path | None, outline: Outline | None = None, *, quiet: bool = False
 ) -> list[dict[str, Any]]:
-    """Rows of FIT_SCHEMA, one a trial, measured one after the other in a worker that holds a trial's share."""
+    """Rows of FIT_SCHEMA, one a trial, measured one after the other in a worker that holds a trial's share.
+
+    With an `outline` on noise like the data, which then need not be decoded once more; else on the data themselves.
+    """
     rows: list[dict[str, Any]] = []
     prober: Any = None
     start = ray.remote(_Prober).options(num_cpus=share.cpus, num_gpus=share.gpus).remote
@@ -110,7 +116,7 @@ def probe_all(
         prober = prober or start()
         config = {
             "specification": trial.specification, "data_dir": str(data_dir.resolve()) if data_dir else None,
-            "share": share.gpus,
+            "share": share.gpus, "outline": outline,
         }  # fmt: skip
         try:
             found = ray.get(prober.probe.remote(config))
@@ -205,35 +211,45 @@ class _Prober:
         self._warm = False
 
     def probe(self, config: dict[str, Any]) -> dict[str, Any]:
-        """What of a row of FIT_SCHEMA is measured; the first is measured twice, since libraries take memory once."""
-        if not self._warm:
-            self._warm = True
-            probe(config)
-        return probe(config)
+        """What of a row of FIT_SCHEMA is measured; the first step is taken twice: libraries take memory once."""
+        found = probe(config, warm_up=not self._warm)
+        self._warm = True
+        return found
 
 
-def probe(config: dict[str, Any]) -> dict[str, Any]:
-    """Measure one specification in this process; `config` holds specification, data_dir and the share of a card."""
+def probe(config: dict[str, Any], *, warm_up: bool = False) -> dict[str, Any]:
+    """Measure one specification in this process; `config` is as `probe_all` makes it."""
     specification, share = config["specification"], config["share"]
     device = torch.device(given_device(share))
     if device.type == "cuda":
         limit_memory(share)
-    data = load_trial_data(specification, config["data_dir"])
+    outline: Outline | None = config["outline"]
+    data = load_trial_data(specification, config["data_dir"]) if outline is None else made_data(outline)
     make = trainer_maker(specification, data, device)
     batch_size = int(specification["train"]["batch_size"])
-    about: dict[str, Any] = {"host": platform.node(), "device": device_name(device), "status": FITS, "reason": ""}
-    step: Step | None = None
-    try:
-        step = measure_step(make, batch_size, device)
+    if warm_up:
+        with suppress_out_of_memory():
+            measure_step(make, batch_size, device)
+    found = find_fit(make, batch_size, device, out_of_memory)
+    about: dict[str, Any] = {
+        "host": platform.node(), "device": device_name(device), "status": FITS if found.step else OUT_OF_MEMORY,
+        "reason": found.reason, "largest_batch": found.largest_batch, "limited": found.limited,
+    }  # fmt: skip
+    if step := found.step:
         about |= {
             "peak_mb": step.peak_mb, "step_seconds": step.seconds, "images_per_second": step.images_per_second
         }  # fmt: skip
+    return about
+
+
+@contextmanager
+def suppress_out_of_memory() -> Iterator[None]:
+    """Within, memory that runs out ends the block and is no error; it is met again where it is reported."""
+    try:
+        yield
     except (RuntimeError, MemoryError) as error:
         if not out_of_memory(error):
             raise
-        about |= {"status": OUT_OF_MEMORY, "reason": first_line(error)}
-    size, limited = largest_batch(make, step, batch_size, device, out_of_memory)
-    return about | {"largest_batch": size, "limited": limited}
 
 
 def trainer_maker(specification: dict[str, Any], data: ImageData, device: torch.device) -> MakeTrainer:

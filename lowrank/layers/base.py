@@ -13,10 +13,9 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
-from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-Pair = tuple[int, int]
+from lowrank.layers.applying import Pair, convolved
 
 
 class ConvShape(NamedTuple):
@@ -159,7 +158,7 @@ class SeparableConv2d(nn.Module):
             carried = weight.flatten(1) @ depthwise.bias.to(weight.dtype)
             bias = carried if bias is None else carried + bias
         weight = weight * depthwise.ready_weight().transpose(0, 1)
-        return functional.conv2d(x, weight, bias, depthwise.stride)
+        return convolved(x, weight, bias, depthwise.stride)
 
     def kernel(self) -> Tensor:
         """The depthwise part's weight (I, 1, K, K)."""
@@ -354,7 +353,7 @@ class StructuredMap(nn.Module, ABC):
 
     def _convolved(self, x: Tensor) -> Tensor:
         weight = self.weight().reshape(self.weight_shape) if self.given is None else self._taken()
-        return functional.conv2d(x, weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
+        return convolved(x, weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
 
     def extra_repr(self) -> str:
         shapes = " ".join("x".join(map(str, factor.shape)) for factor in self.factors())

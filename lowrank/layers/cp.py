@@ -15,8 +15,9 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from lowrank.layers.base import ConvShape, SeparableMethod, StructuredMap
+from lowrank.layers.cut import CutMap
 from lowrank.layers.decomposition import MAX_DIMS, MIN_DIMS, best_split, split_sizes
-from lowrank.layers.factored import FactoredMap, aligned
+from lowrank.layers.factored import aligned
 
 SWEEPS = 60  # of alternating least squares: at most
 RIDGE = 1e-10  # relative to the largest normal-equation entry; keeps nearly parallel columns solvable
@@ -89,20 +90,24 @@ def alternating_least_squares(dense: Tensor, rank: int) -> list[Tensor]:
     return factors
 
 
-class CPMap(FactoredMap):
+class CPMap(CutMap):
     """A pointwise map whose weight is a sum of R outer products of d vectors."""
 
     def __init__(self, in_channels: int, out_channels: int, sizes: tuple[int, ...], rank: int, **options: Any):
-        super().__init__(in_channels, out_channels, **options)
+        ranks = (rank,) * (len(sizes) - 1)
+        super().__init__(in_channels, out_channels, sizes, ranks, **options)
         self.sizes, self.rank = sizes, rank
         self.columns = nn.ParameterList(nn.Parameter(torch.empty(size, rank)) for size in sizes)
-        self.cut = best_split(sizes, (rank,) * (len(sizes) - 1))
+        self.cut = best_split(sizes, ranks)
         self.reset()
 
     def assembled(self, factors: Sequence[Tensor]) -> Tensor:
         """Both halves are multiplied out towards the cut and joined last by one matrix product."""
-        left, right = column_products(factors[: self.cut]), column_products(factors[self.cut :])
-        return (left @ right.mT).flatten(-2).unflatten(-1, (self.out_channels, self.in_channels))
+        left, right = self.halves(factors, self.cut)
+        return (left @ right).flatten(-2).unflatten(-1, (self.out_channels, self.in_channels))
+
+    def halves(self, factors: Sequence[Tensor], cut: int) -> tuple[Tensor, Tensor]:
+        return column_products(factors[:cut]), column_products(factors[cut:]).mT
 
     def aligned_shapes(self) -> list[tuple[int, ...]]:
         return [(size, aligned(self.rank)) for size in self.sizes]

@@ -72,11 +72,11 @@ def train_cost(sizes: Sequence[int], ranks: Sequence[int]) -> int:
     return left + right + prod(sizes) * edged[cut]
 
 
-def multiply_train(cores: Sequence[Tensor], cut: int) -> Tensor:
-    """Multiply out cores (.., r_{k-1}, n_k, r_k) into (.., N), row-major over n_1 .. n_d.
+def train_halves(cores: Sequence[Tensor], cut: int) -> tuple[Tensor, Tensor]:
+    """The two halves of a train of cores (.., r_{k-1}, n_k, r_k): (.., n_1 * .. * n_cut, r) and (.., r, the others).
 
-    Both halves are multiplied out towards the cut and joined last: matrix products of views only, so that it
-    compiles without a graph break and runs as few large products. Dimensions in front are a stack of trains.
+    Both are multiplied out towards the cut: matrix products of views only, so that it compiles without a graph break
+    and runs as few large products. Dimensions in front are a stack of trains.
     """
     stack = cores[0].shape[:-3]
     left = cores[0].flatten(-3, -2)  # (n_1, r_1)
@@ -85,6 +85,12 @@ def multiply_train(cores: Sequence[Tensor], cut: int) -> Tensor:
     right = cores[-1].flatten(-2)  # (r_{d-1}, n_d)
     for core in reversed(cores[cut:-1]):
         right = (core.flatten(-3, -2) @ right).reshape(*stack, core.shape[-3], -1)  # (r_{k-1}, n_k..n_d)
+    return left, right
+
+
+def multiply_train(cores: Sequence[Tensor], cut: int) -> Tensor:
+    """Multiply out cores (.., r_{k-1}, n_k, r_k) into (.., N), row-major over n_1 .. n_d: its halves, joined last."""
+    left, right = train_halves(cores, cut)
     return (left @ right).flatten(-2)
 
 

@@ -16,17 +16,19 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from lowrank.layers.base import ConvShape, SeparableMethod, StructuredMap
+from lowrank.layers.cut import CutMap
 from lowrank.layers.decomposition import (
     MAX_DIMS,
     MIN_DIMS,
     best_split,
     multiply_train,
     split_sizes,
+    train_halves,
     train_params,
     train_product,
     truncated_train,
 )
-from lowrank.layers.factored import FactoredMap, aligned
+from lowrank.layers.factored import aligned
 
 
 @lru_cache(maxsize=65536)
@@ -59,13 +61,13 @@ class TensorTrain(SeparableMethod):
         return TensorTrainMap(in_channels, out_channels, *self.structure(in_channels, out_channels), **options)
 
 
-class TensorTrainMap(FactoredMap):
+class TensorTrainMap(CutMap):
     """A pointwise map whose weight is multiplied out of d cores."""
 
     def __init__(
         self, in_channels: int, out_channels: int, sizes: tuple[int, ...], ranks: tuple[int, ...], **options: Any
     ):
-        super().__init__(in_channels, out_channels, **options)
+        super().__init__(in_channels, out_channels, sizes, ranks, **options)
         self.sizes, self.ranks = sizes, ranks
         edged = (1, *ranks, 1)
         self.cores = nn.ParameterList(
@@ -76,6 +78,9 @@ class TensorTrainMap(FactoredMap):
 
     def assembled(self, factors: Sequence[Tensor]) -> Tensor:
         return multiply_train(factors, self.cut).unflatten(-1, (self.out_channels, self.in_channels))
+
+    def halves(self, factors: Sequence[Tensor], cut: int) -> tuple[Tensor, Tensor]:
+        return train_halves(factors, cut)
 
     def aligned_shapes(self) -> list[tuple[int, ...]]:
         edged = (1, *map(aligned, self.ranks), 1)

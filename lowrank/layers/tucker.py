@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from lowrank.layers.base import ConvShape, SeparableMethod, StructuredMap
+from lowrank.layers.cut import CutMap
 from lowrank.layers.decomposition import (
     MAX_DIMS,
     MIN_DIMS,
@@ -26,11 +27,12 @@ from lowrank.layers.decomposition import (
     multiply_train,
     split_sizes,
     train_cost,
+    train_halves,
     train_params,
     train_product,
     truncated_train,
 )
-from lowrank.layers.factored import FactoredMap, aligned
+from lowrank.layers.factored import aligned
 
 
 @lru_cache(maxsize=65536)
@@ -157,7 +159,7 @@ def _parts(products: Tensor, sizes: tuple[int, int, int], ranks: tuple[int, int]
     return products[:, 0, : sizes[0], : ranks[0]], middle, products[:, 2, : sizes[2], : ranks[1]]
 
 
-class TuckerMap(FactoredMap):
+class TuckerMap(CutMap):
     """A pointwise map whose weight is multiplied out of d factors and d core pieces."""
 
     def __init__(
@@ -169,7 +171,7 @@ class TuckerMap(FactoredMap):
         train: tuple[int, ...],
         **options: Any,
     ):
-        super().__init__(in_channels, out_channels, **options)
+        super().__init__(in_channels, out_channels, sizes, train, **options)
         self.sizes, self.ranks, self.train_ranks = sizes, ranks, train
         edged = (1, *train, 1)
         self.basis = nn.ParameterList(nn.Parameter(torch.empty(n, s)) for n, s in zip(sizes, ranks, strict=True))
@@ -188,8 +190,13 @@ class TuckerMap(FactoredMap):
             core = multiply_train(factors[dims:], self.core_cut)
             whole = spread(core, factors[:dims], self.sizes, self.ranks)
             return whole.unflatten(-1, (self.out_channels, self.in_channels))
+        left, right = self.halves(factors, self.cut)
+        return (left @ right).flatten(-2).unflatten(-1, (self.out_channels, self.in_channels))
+
+    def halves(self, factors: Sequence[Tensor], cut: int) -> tuple[Tensor, Tensor]:
+        dims = len(self.sizes)
         cores = [applied(basis, piece) for basis, piece in zip(factors[:dims], factors[dims:], strict=True)]
-        return multiply_train(cores, self.cut).unflatten(-1, (self.out_channels, self.in_channels))
+        return train_halves(cores, cut)
 
     def aligned_shapes(self) -> list[tuple[int, ...]]:
         ranks, edged = [aligned(rank) for rank in self.ranks], (1, *map(aligned, self.train_ranks), 1)

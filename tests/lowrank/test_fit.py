@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from lowrank import fit
+from lowrank.captured import CapturedSteps
 from lowrank.data import ViewSettings
-from lowrank.fit import Step, largest_batch, measure_step
+from lowrank.fit import Fit, find_fit, halved, largest_of, measure_step
 from lowrank.recipes import Recipe
 from lowrank.training import Trainer
 from tests.support.teachers import small_data, small_network
@@ -25,17 +26,6 @@ def full(error: BaseException) -> bool:
     return isinstance(error, torch.OutOfMemoryError)
 
 
-def limited(most: int) -> Any:
-    """A device on which batches up to `most` fit."""
-
-    def measure(make: Any, size: int, device: torch.device) -> Step:
-        if size > most:
-            raise torch.OutOfMemoryError("full")
-        return Step(0.01, min(size, 1000), 10.0)
-
-    return measure
-
-
 def test_a_step_has_time_speed_and_memory() -> None:
     step = measure_step(make, 32, CPU)
     assert step.images == 32
@@ -44,37 +34,119 @@ def test_a_step_has_time_speed_and_memory() -> None:
     assert step.peak_mb is None or step.peak_mb >= 0
 
 
+@pytest.mark.parametrize("guess", [1, 2, 3, 9])
 @pytest.mark.parametrize(
-    ("most", "start", "found"),
-    [
-        (100, 32, (64, True)),
-        (100, 128, (64, True)),
-        (0, 4, (0, True)),
-        (10**9, 32, (1000, False)),
-        (512, 512, (512, True)),
-    ],
-)  # fmt: skip
-def test_the_largest_batch(monkeypatch: pytest.MonkeyPatch, most: int, start: int, found: tuple[int, bool]) -> None:
-    measure = limited(most)
-    monkeypatch.setattr(fit, "measure_step", measure)
-    first = measure(make, start, CPU) if start <= most else None
-    assert largest_batch(make, first, start, torch.device("cuda"), full) == found
+    ("most", "found"), [(32, (32, True)), (100, (64, True)), (512, (512, True)), (1000, (1000, False))]
+)
+def test_the_largest_batch_is_found_whatever_is_guessed(most: int, found: tuple[int, bool], guess: int) -> None:
+    asked: list[int] = []
+
+    def fits(size: int) -> bool:
+        asked.append(size)
+        return size <= most
+
+    sizes = [32, 64, 128, 256, 512, 1000]
+    assert largest_of(fits, sizes, min(guess, 5)) == found
+    assert len(set(asked)) == len(asked)
+
+
+def test_a_good_guess_takes_two_tries() -> None:
+    asked: list[int] = []
+
+    def fits(size: int) -> bool:
+        asked.append(size)
+        return size <= 300
+
+    assert largest_of(fits, [32, 64, 128, 256, 512, 1000], 3) == (256, True)
+    assert asked == [256, 512]
+
+
+def test_what_is_not_tried_limits_nothing() -> None:
+    assert largest_of(lambda size: None, [32, 64]) == (32, False)
+    assert largest_of(lambda size: True if size < 128 else None, [32, 64, 128]) == (64, False)
+    assert largest_of(lambda size: False, [32]) == (32, False)
+
+
+@pytest.mark.parametrize(("most", "found"), [(100, 64), (5, 4), (0, 0)])
+def test_a_batch_that_does_not_fit_is_halved(most: int, found: int) -> None:
+    assert halved(lambda size: size <= most, 64) == found
+
+
+def refusing(monkeypatch: pytest.MonkeyPatch, most: int) -> list[int]:
+    """Steps on more than `most` images find no memory; the sizes that are tried."""
+    tried: list[int] = []
+    real = Trainer.backward
+
+    def backward(self: Trainer, step: int, images: torch.Tensor, *rest: Any) -> None:
+        tried.append(len(images))
+        if len(images) > most:
+            raise torch.OutOfMemoryError("full\nof other things")
+        real(self, step, images, *rest)
+
+    monkeypatch.setattr(Trainer, "backward", backward)
+    return tried
+
+
+def test_a_fit_has_a_step_and_the_largest_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fit, "available_mb", lambda: None)
+    tried = refusing(monkeypatch, 100)
+    found = find_fit(make, 32, CPU, full)
+    assert found.step is not None
+    assert (found.reason, found.largest_batch, found.limited) == ("", 64, True)
+    assert tried == [32, 32, 32, 64, 128]  # the recipe's batch three times, for its time; one step each beyond it
+
+
+def test_a_fit_names_what_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    refusing(monkeypatch, 10)
+    assert find_fit(make, 32, CPU, full) == Fit(step=None, reason="full", largest_batch=8, limited=True)
+
+
+def test_batches_are_whole_micro_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried = refusing(monkeypatch, 20)
+
+    def cut(batch_size: int) -> Trainer:
+        recipe = Recipe(batch_size=batch_size, accumulate=3)
+        return Trainer(small_network(), small_data(), recipe, views=ViewSettings(), order_seed=0)
+
+    found = find_fit(cut, 32, CPU, full)
+    assert (found.step, found.largest_batch) == (None, 15)
+    assert tried == [32, 15]
+
+
+@pytest.mark.parametrize("engine", ["plain", "captured"])
+def test_no_other_batch_is_recorded(monkeypatch: pytest.MonkeyPatch, engine: str) -> None:
+    monkeypatch.setattr(fit, "available_mb", lambda: None)
+    prepared: list[int] = []
+    real = CapturedSteps._prepare
+    monkeypatch.setattr(
+        CapturedSteps, "_prepare", lambda self, images, *rest: (prepared.append(len(images)), real(self, images, *rest))
+    )
+
+    def recorded(batch_size: int) -> Trainer:
+        recipe = Recipe(batch_size=batch_size, engine=engine)
+        return Trainer(small_network(), small_data(), recipe, views=ViewSettings(), order_seed=0)
+
+    assert find_fit(recorded, 32, CPU, full).largest_batch == 128
+    assert prepared == ([32] if engine == "captured" else [])
 
 
 def test_a_cpu_is_asked_for_no_more_than_it_has(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fit, "measure_step", limited(10**9))
-    assert largest_batch(make, Step(0.01, 32, 10.0), 32, CPU, full) == (128, False)
+    monkeypatch.setattr(fit, "_peak", lambda *args: 10.0)
+    monkeypatch.setattr(fit, "available_mb", lambda: 30.0)
+    found = find_fit(make, 32, CPU, full)
+    assert (found.largest_batch, found.limited) == (128, False)
     monkeypatch.setattr(fit, "available_mb", lambda: 20.0)
-    assert largest_batch(make, Step(0.01, 32, 10.0), 32, CPU, full) == (32, False)
+    found = find_fit(make, 32, CPU, full)
+    assert (found.largest_batch, found.limited) == (32, False)
 
 
 def test_another_error_is_no_lack_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(*args: Any) -> Step:
+    def broken(*args: Any) -> None:
         raise RuntimeError("shapes do not fit")
 
-    monkeypatch.setattr(fit, "measure_step", broken)
+    monkeypatch.setattr(Trainer, "backward", broken)
     with pytest.raises(RuntimeError, match="shapes do not fit"):
-        largest_batch(make, Step(0.01, 32, 10.0), 32, CPU, full)
+        find_fit(make, 32, CPU, full)
 
 
 def test_probing_goes_on_beyond_an_epoch() -> None:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 from lowrank.divergence import DivergedError
-from lowrank.fit import measure_step
+from lowrank.fit import find_fit, measure_step
 from lowrank.networks import NetworkSettings, darts, make_network
+from lowrank.teacher_slots import Layout, Stage
 from lowrank.training import Trainer
 from tests.support.training import (
     SMALL,
@@ -122,3 +124,30 @@ def test_compiled_steps_have_the_plain_loops_losses(make, monkeypatch):
     found, wanted = torch.cat(losses[:3]), torch.cat(losses[3:])
     assert not torch.equal(found[: len(found) // 3], found[-(len(found) // 3) :])
     torch.testing.assert_close(found, wanted, rtol=2e-3, atol=2e-3)
+
+
+@pytest.mark.parametrize("engine", ["plain", "captured"])
+def test_the_largest_batch_is_at_most_the_training_split(engine):
+    def make(batch_size: int) -> Trainer:
+        return trainer(engine=engine, batch_size=batch_size)
+
+    found = find_fit(make, 16, torch.device("cuda"), lambda error: isinstance(error, torch.OutOfMemoryError))
+    assert found.step is not None
+    assert found.step.images == 16
+    assert (found.reason, found.limited) == ("", False)
+    assert found.largest_batch == min(len(small_data().train), 64 * 16)
+
+
+def test_a_slot_reaches_the_card_as_it_is_and_its_stage_is_used_again():
+    layout = Layout(5000, 10, ((16, 16), (4, 4)))
+    stage, generator = Stage(layout, torch.device("cuda")), np.random.default_rng(0)
+    kept = []
+    for _ in range(3):
+        arrays = [generator.standard_normal(shape).astype(dtype) for shape, dtype in layout.columns()]
+        stage.wait()
+        stage.fill(arrays)
+        kept.append((arrays, stage.sent()))
+    for arrays, tensors in kept:
+        for array, tensor in zip(arrays, tensors, strict=True):
+            assert tensor.is_cuda
+            np.testing.assert_array_equal(tensor.cpu().numpy(), array)

@@ -69,7 +69,7 @@ def test_it_is_set_on_every_map_and_taken_back():
 
 
 @pytest.mark.parametrize(
-    "settings", [{"name": "acdc", "layers": 8}, {"name": "tensor_train", "dims": 4}, {"name": "cp"}, {"name": "hashed"}]
+    "settings", [{"name": "acdc", "layers": 8}, {"name": "tensor_train", "dims": 2}, {"name": "cp"}, {"name": "hashed"}]
 )
 def test_nothing_is_kept_of_a_rebuild(settings):
     kept, again = both(make_method(settings).build(ConvShape(64, 64)))
@@ -112,7 +112,7 @@ def data() -> ImageData:
 
 
 def test_a_recipe_asks_for_it_and_trains_to_the_same_weights(data):
-    settings, method = NetworkSettings(width=0.125), make_method({"name": "tucker", "rank_scale": 0.3})
+    settings, method = NetworkSettings(width=0.125), make_method({"name": "tucker"})
     plan = network_plan(settings, data.image_shape, 10)
     states = []
     for on in (False, True):

@@ -90,7 +90,7 @@ def test_no_layer_keeps_what_it_was_given_even_after_an_error():
 def test_a_trunk_is_compiled_once_for_all_settings():
     """Rebuilt weights have one shape whatever the method, so a compiled trunk that takes them serves them all."""
     networks = [network_of("tensor_train", rank_scale=0.3), network_of("tucker", dims=4), network_of("cp")]
-    compiled_for, images = Rebuild(networks[0]), torch.randn(2, 16, 4, 4, dtype=torch.float64)
+    compiled_for, images = Rebuild(networks[0], every=True), torch.randn(2, 16, 4, 4, dtype=torch.float64)
     graphs: list[object] = []
 
     def trunk(x: Tensor, weights: list[Tensor]) -> Tensor:
@@ -100,7 +100,7 @@ def test_a_trunk_is_compiled_once_for_all_settings():
     torch._dynamo.reset()
     compiled = torch.compile(trunk, fullgraph=True, backend=lambda graph, _: graphs.append(graph) or graph.forward)
     for network in networks:
-        found = compiled(images, Rebuild(network).weights())
+        found = compiled(images, Rebuild(network, every=True).weights())
         torch.testing.assert_close(found, network[2](network[1](network[0](images))))
         gradients = torch.autograd.grad(found.sum(), list(network[0].parameters()))
         assert all(gradient.abs().sum() > 0 for gradient in gradients)

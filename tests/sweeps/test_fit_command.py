@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ import pytest
 import torch
 
 from lowrank.data import ImageData
+from lowrank.data.made import Outline, made_data
+from lowrank.training import Trainer
 from sweeps import fit
 from sweeps.fit import distinct, keep, probe, show
 from sweeps.fit_records import FIT_SCHEMA, FITS, OUT_OF_MEMORY
@@ -39,8 +42,8 @@ def trials(data: ImageData, tmp_path: Path) -> list[Trial]:
     return distinct(space, Resolver(space, data, find_teaching(space, data, tmp_path)))
 
 
-def config(trial: Trial) -> dict[str, Any]:
-    return {"specification": trial.specification, "data_dir": None, "share": 0.0}
+def config(trial: Trial, outline: Outline | None = None) -> dict[str, Any]:
+    return {"specification": trial.specification, "data_dir": None, "share": 0.0, "outline": outline}
 
 
 def test_configurations_that_cost_the_same_are_probed_once(trials: list[Trial]) -> None:
@@ -56,14 +59,31 @@ def test_a_probe_measures_step_and_largest_batch(trials: list[Trial]) -> None:
     assert 64 <= found["largest_batch"] <= 200
 
 
+def test_noise_like_the_data_spares_decoding_them(
+    trials: list[Trial], data: ImageData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outline = pickle.loads(pickle.dumps(Outline.of(data)))  # it goes to a worker
+    monkeypatch.setattr(fit, "load_trial_data", None)
+    found = probe(config(next(trial for trial in trials if "teacher" in trial.specification), outline))
+    assert found["status"] == FITS
+    assert 64 <= found["largest_batch"] <= 200
+    made = made_data(outline)
+    assert made is made_data(Outline.of(data))
+    assert (len(made.train), made.image_shape, made.classes) == (len(data.train), data.image_shape, data.classes)
+
+
 def test_what_does_not_fit_is_named(
     trials: list[Trial], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     def full(*args: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB\nmore")
 
-    monkeypatch.setattr(fit, "measure_step", full)
-    monkeypatch.setattr(fit, "largest_batch", lambda *args: (16, True))
+    real = Trainer.backward
+    monkeypatch.setattr(
+        Trainer, "backward", lambda self, step, images, *rest: (full if len(images) > 16 else real)(
+            self, step, images, *rest
+        ),
+    )  # fmt: skip
     share = Share(1, 0, 1)
     rows = [fit._row(trial, share, probe(config(trial))) for trial in trials[:1]]
     assert rows[0]["status"] == OUT_OF_MEMORY
