@@ -161,12 +161,12 @@ def level_words(level: Level) -> str:
     listed = []
     for each in level.methods:
         ends = [f"{point.size(level.measure):,}" for point in (each.below, each.above)]
-        listed.append(at_size_words(each) + (f" (between {' and '.join(ends)})" if each.between else ""))
+        listed.append(at_size_words(each) + (f" (interpolated, {' to '.join(ends)})" if each.between else ""))
     ends = [
         f"{method_label(name)} ({low:,})" if low == high else f"{method_label(name)} ({low:,} to {high:,})"
         for name, low, high in level.beyond
     ]
-    beyond = f"; not there: {', '.join(ends)}" if ends else ""
+    beyond = f"; of other sizes only: {', '.join(ends)}" if ends else ""
     return f"At {_size_words(level)}, along each method's own front: {', '.join(listed)}{beyond}."
 
 

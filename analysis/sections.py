@@ -27,6 +27,7 @@ from analysis.sheets import (
     failures_sheet,
     heat_sheet,
     importance_sheet,
+    level_sheet,
     on_test_sheet,
     points_sheet,
     recipes_sheet,
@@ -59,6 +60,17 @@ def answer_section(page: Page, study: StudyRecord, found: Contents, folder: Path
         page.text(
             "Errors are validation errors, in percent; differences are in points of error, negative is better. The "
             "best of many trials looks better than it is: the more trials, the more so.", "note",
+        )  # fmt: skip
+    levels = level_sheet(found.answers)
+    levels.write(folder)
+    if levels.rows:
+        page.heading("The methods at equal size")
+        page.table(levels)
+        page.text(
+            "Where the methods' best within a budget differ in size, each is read off its own front at one size: the "
+            "budget's, or that of the best where more methods reach that. Between two neighbouring points of a front "
+            "the error is taken as linear in the logarithm of size, seed by seed; never beyond its ends. Intervals are "
+            "95 % t-intervals over seeds.", "note",
         )  # fmt: skip
 
 
