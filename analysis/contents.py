@@ -130,12 +130,16 @@ def _where(found: Sequence[Answer]) -> str:
     """The budgets in words, e.g. `Up to 45,288 and 60,385 parameters`."""
     budgets = [answer.stratum for answer in found]
     if all(budget.params for budget in budgets):
-        return f"Up to {' and '.join(f'{budget.params:,}' for budget in budgets)} parameters"
-    return " and ".join(budget.label for budget in budgets).capitalize()
+        return f"Up to {_listed([f'{budget.params:,}' for budget in budgets])} parameters"
+    return _listed([budget.label for budget in budgets]).capitalize()
+
+
+def _listed(words: Sequence[str]) -> str:
+    return " and ".join(filter(None, (", ".join(words[:-1]), words[-1])))
 
 
 def _levels(found: Sequence[Answer]) -> list[str]:
-    return [level_words(answer.level) for answer in found if answer.level]
+    return [level_words(answer.level, brief=True) for answer in found if answer.level]
 
 
 def _in_short(answer: Answer, chosen: FrontPoint) -> str:
@@ -152,7 +156,8 @@ def _than(rival: Comparison) -> str:
     if rival.gap == 0:
         return f", as good as {rival.other.form}{size}"
     verdict = {True: ", within noise", False: ", beyond noise", None: ""}[rival.within_noise]
-    return f", {abs(rival.gap):.2f} points {'better' if rival.gap < 0 else 'worse'} than {rival.other.form}{size}{verdict}"
+    side = "better" if rival.gap < 0 else "worse"
+    return f", {abs(rival.gap):.2f} points {side} than {rival.other.form}{size}{verdict}"
 
 
 def _as_good(kept: Sequence[FrontPoint], base: FrontPoint, images: int | None) -> str:

@@ -33,7 +33,7 @@ from analysis.sheets import (
     recipes_sheet,
     repeats_sheet,
 )
-from sweeps.records import StudyRecord
+from sweeps.records import Status, StudyRecord
 
 Section = Callable[[Page, StudyRecord, Contents, Path], None]
 MOST_EFFECTS = 14  # in the picture; the table has all
@@ -44,9 +44,19 @@ def new_page(study: StudyRecord, found: About, place: Tracked | None) -> Page:
     page = Page(str(study.header.get("question") or study.name).strip(), found.line)
     if not study.header.get("versions"):
         page.text("The records hold no header: question, versions and hardware are not known.", "note")
+    elif (study.closed or {}).get("reason") != "finished":
+        page.text(_unfinished(study), "note")
     link = ("MLflow", place.words, place.link) if place else None
     page.details("How it came about: command, data, machines, seeds, versions", found.facts, link)
     return page
+
+
+def _unfinished(study: StudyRecord) -> str:
+    """How far a study is that has not come to its end."""
+    statuses = [trial.status for trial in study.trials.values()]
+    running, waiting = statuses.count(Status.RUNNING), statuses.count(Status.PROPOSED)
+    why = "The study was stopped before its end" if study.closed else "The study had not ended when this was written"
+    return f"{why} ({len(statuses):,} trials, {running:,} of them running, {waiting:,} waiting): all below may change."
 
 
 def answer_section(page: Page, study: StudyRecord, found: Contents, folder: Path) -> None:
@@ -84,7 +94,8 @@ def front_section(page: Page, study: StudyRecord, found: Contents, folder: Path)
     for measure, words in measures:
         if any(point.finished and point.size(measure) is not None for point in found.points):
             plot = front_plot(study, measure)
-            caption = f"Validation error against {words}; lower left is best. Rings and steps are the front."
+            caption = f"Validation error against {words}; lower left is best. Rings and steps are the front; labels "
+            caption += "are dimensions (d) and rank scale."
             caption += " Bars: standard deviation over seeds." if plot.spreads else ""
             page.picture(make_picture(f"front_{measure}", caption, _front_drawer(plot), folder))
     fronts = {
@@ -166,7 +177,10 @@ def curve_section(page: Page, study: StudyRecord, found: Contents, folder: Path)
         page.text("The records hold no epochs of the front's trials.")
         return
     curves_sheet(found.curves).write(folder)
-    caption = "Validation error by epoch: the front (solid, evenly chosen where it is long) and references (dashed)."
+    caption = (
+        "Validation error by epoch: the front (solid, evenly chosen where it is long; with the number of parameters) "
+        "and references (dashed)."
+    )
     rows = len(found.curves)
     page.picture(make_picture(
         "learning_curves", caption, lambda figure, layout: draw_curves(figure, found.curves, layout), folder,
@@ -199,8 +213,9 @@ def importance_section(page: Page, study: StudyRecord, found: Contents, folder: 
                 name, caption, _importance_drawer(chosen), folder, height=height, narrow=height + 0.4,
             ))  # fmt: skip
     page.text(
-        "Shares say what goes along with the error in these trials, not what causes it; the sampler did not try all "
-        "values equally often.", "note",
+        "PED-ANOVA asks what sets the best tenth of the trials apart, mean decrease of impurity which fields a forest "
+        "of decision trees splits by. Shares say what goes along with the error in these trials, not what causes it; "
+        "the sampler did not try all values equally often.", "note",
     )  # fmt: skip
     page.file("importance.csv")
 
@@ -221,7 +236,8 @@ def ablation_section(page: Page, study: StudyRecord, found: Contents, folder: Pa
         "from a budget, and the teacher that comes with a weight above 0, are no second difference. “Best within each "
         "budget”, shown where no two trials pair so: the best setting of each value, budget by budget, whatever else "
         "they differ in. Intervals are two-sided t-intervals of the mean paired difference, at 95 %, over the units "
-        "named. Trials that were stopped early take no part, which favours values that lose often.",
+        "named; they know nothing of the noise of few images, which the verdict counts too. Trials that were stopped "
+        "early take no part, which favours values that lose often.",
         "note",
     )  # fmt: skip
     effects = found.effects[:MOST_EFFECTS]
@@ -270,7 +286,7 @@ def cost_section(page: Page, study: StudyRecord, found: Contents, folder: Path) 
     cost = found.cost
     facts = [
         (duration(cost.train_seconds), "training, all trials together"),
-        (f"{cost.gpu_hours:.2f} h" if cost.gpu_hours else "none" if cost.gpu_hours == 0 else "unknown", "of a GPU"),
+        (f"{cost.gpu_hours:.2f} h" if cost.gpu_hours else "none" if cost.gpu_hours == 0 else "unknown", "GPU time"),
         (duration(cost.wall_seconds) if cost.wall_seconds else "unknown", "from the first proposal to the last end"),
         (f"{cost.images_per_second:,.0f}" if cost.images_per_second else "unknown", "images/s, median trial"),
         (f"{cost.throughput:,.0f}" if cost.throughput else "unknown", "images/s, whole study"),
