@@ -52,13 +52,19 @@ class Comparison:
             return ["The studies are on different data or splits: their errors cannot be compared, only their trials."]
         cost = f"{self.equal_cost:,.0f} {'s of training' if self.unit == 'seconds' else 'epochs'}"
         ranked = sorted(self.growths, key=lambda each: -each.at(self.equal_cost))
-        volumes = "; ".join(f"{each.study} {each.at(self.equal_cost):.2f}" for each in ranked)
+        volumes = "; ".join(_volume(each, self.equal_cost) for each in ranked)
         counts = {kind: sum(each.kind == kind for each in self.trials) for kind in ("same", "differs", "not in all")}
         return [
             f"After the same cost, {cost}, the hypervolumes are: {volumes} (higher is better).",
             f"{counts['same']:,} trials are the same in all, {counts['differs']:,} came out differently, "
             f"{counts['not in all']:,} are not in all.",
         ]
+
+
+def _volume(found: Growth, cost: float) -> str:
+    volume = found.at(cost)
+    done = any(spent <= cost for spent, _ in found.steps)
+    return f"{found.study} {volume:.2f}" + ("" if done else " (no trial was completed by then)")
 
 
 def compare(studies: Sequence[StudyRecord], unit: str = "seconds", reference: Reference | None = None) -> Comparison:

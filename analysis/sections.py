@@ -272,7 +272,8 @@ def failure_section(page: Page, study: StudyRecord, found: Contents, folder: Pat
         return
     broken = sum(failure.kind == "marked as broken" for failure in found.failures)
     if broken:
-        page.text(f"{broken} trials are marked as broken; they take part in nothing above.", "note")
+        many = f"{broken:,} trials are marked as broken; they take"
+        page.text(f"{many if broken > 1 else '1 trial is marked as broken; it takes'} part in nothing above.", "note")
     sheet = failure_groups_sheet(groups(list(found.failures)))
     sheet.write(folder)
     page.table(sheet)

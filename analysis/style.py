@@ -36,8 +36,8 @@ table{border-collapse:collapse;font-size:.86rem;font-variant-numeric:tabular-num
 th,td{text-align:left;padding:.32rem .8rem .32rem 0;border-bottom:1px solid var(--line);vertical-align:top}
 th{font-weight:600;color:var(--soft);white-space:nowrap}
 td{min-width:5.5rem}
-td:first-child:not(.n){min-width:7rem}
-td.l{min-width:11rem}
+td:first-child:not(.n){min-width:5rem}
+td.l{min-width:9rem}
 td.n,th.n{text-align:right;white-space:nowrap;min-width:0}
 td.n:first-child{text-align:left}th.n:first-child{text-align:left}
 code,pre{font-family:ui-monospace,SFMono-Regular,Menlo,Consolas,"DejaVu Sans Mono",monospace;font-size:.84rem}

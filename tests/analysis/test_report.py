@@ -62,6 +62,33 @@ def report(tmp_path_factory):
     return write_report(load_study(folder), folder / "report", folder)
 
 
+def test_a_study_under_way_says_so(tmp_path):
+    found = {}
+    for closed in (None, "interrupted", "finished"):
+        folder = tmp_path / str(closed)
+        write_study(folder, Plan(trials=4, epochs=2, closed=closed))
+        found[closed] = write_report(load_study(folder), folder / "report", folder).read_text()
+    assert "The study had not ended when this was written (8 trials, 0 of them running" in found[None]
+    assert "The study was stopped before its end (8 trials" in found["interrupted"]
+    assert "all below may change" not in found["finished"]
+
+
+def test_no_picture_or_table_stays_of_records_that_count_no_more(tmp_path):
+    folder, place = write_study(tmp_path / "study", Plan(trials=24, epochs=2)), tmp_path / "report"
+    write_report(load_study(folder), place, folder)
+    other = place / "mine.csv"
+    other.write_text("not the report's")
+    before = {path.name for path in place.iterdir()}
+    study = load_study(folder)
+    for each in study.trials.values():
+        each.broken = "wrong labels" if each.method != "tucker" else ""
+    write_report(study, place, folder)
+    fresh = tmp_path / "fresh"
+    write_report(study, fresh, folder)
+    assert {path.name for path in place.iterdir()} == {path.name for path in fresh.iterdir()} | {other.name}
+    assert {"heat_1_ACDC.png", "heat_1_ACDC.csv"} <= before - {path.name for path in place.iterdir()}
+
+
 class TestPage:
     def test_it_needs_nothing_from_elsewhere(self, report):
         text = report.read_text()
