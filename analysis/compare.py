@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-import webbrowser
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ if sys.path and Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from analysis.charts import draw_fronts, draw_growth
-from analysis.commands import OneLineParser, add_stores, load_named, output_folder
+from analysis.commands import OneLineParser, add_stores, load_named, open_page, output_folder
 from analysis.differences import FieldDifference, TrialDifference, field_differences, trial_differences
 from analysis.front import FrontPoint, collect, front
 from analysis.hypervolume import Growth, Reference, chance_reference, growth
@@ -252,7 +251,7 @@ def run(arguments: argparse.Namespace) -> int:
         page = write_comparison(found, output_folder(arguments.out or default))
     print("\n".join([*found.sentences(), "", f"{page}: fronts, hypervolume and trials, pictures and tables beside it"]))
     if arguments.open:
-        webbrowser.open(page.resolve().as_uri())
+        open_page(page)
     return 0
 
 

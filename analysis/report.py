@@ -10,7 +10,6 @@ import argparse
 import os
 import re
 import sys
-import webbrowser
 from collections.abc import Callable
 from html import unescape
 from pathlib import Path
@@ -20,7 +19,7 @@ if sys.path and Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from analysis.about import tracked
-from analysis.commands import OneLineParser, add_source, load_source, output_folder, source_folder
+from analysis.commands import OneLineParser, add_source, load_source, open_page, output_folder, source_folder
 from analysis.contents import contents
 from analysis.into_mlflow import bring_made
 from analysis.load import is_study
@@ -51,7 +50,7 @@ def run(arguments: argparse.Namespace) -> int:
         page = write_report(study, folder, source, arguments.tracking_uri, step)
     print(f"{page}: {len(study.trials):,} trials; pictures (PNG) and tables (CSV) beside it")
     if arguments.open:
-        webbrowser.open(page.resolve().as_uri())
+        open_page(page)
     if not (arguments.out or arguments.tracking_uri):
         bring_made(study, folder.parent)
     return 0

@@ -206,12 +206,20 @@ class TestSources:
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True, env=bare)
         assert f"analysis/{name}.py" in done.stdout
 
-    def test_open_shows_the_page(self, tmp_path, monkeypatch):
+    @pytest.mark.parametrize("there_is_a_browser", [True, False])
+    def test_open_shows_the_page_or_says_where_it_is(self, there_is_a_browser, tmp_path, monkeypatch, capsys):
         shown: list[str] = []
-        monkeypatch.setattr("analysis.report.webbrowser.open", shown.append)
+
+        def browse(address: str) -> bool:
+            shown.append(address)
+            return there_is_a_browser
+
+        monkeypatch.setattr("analysis.commands.webbrowser.open", browse)
         folder = write_study(tmp_path / "mine", Plan(trials=4, epochs=2))
         assert main(["report", "--study", str(folder), "--open"]) == 0
         assert shown == [(folder / "report" / PAGE_FILE).as_uri()]
+        said = f"there is no browser here that could be started; open {shown[0]}"
+        assert (said in capsys.readouterr().err) is not there_is_a_browser
 
     def test_it_goes_into_the_store_that_has_the_study_once_that_is_closed(self, tmp_path, monkeypatch):
         brought: list[Path] = []
