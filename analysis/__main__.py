@@ -19,6 +19,7 @@ from analysis.load import STUDIES, find_study, load_study
 from analysis.mark import add_arguments, mark
 from analysis.products import write_summary
 from analysis.profile import profile, profile_lines
+from analysis.progress import steps
 from analysis.tables import print_summary
 from lowrank.endings import exit_code
 
@@ -42,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     profiling = commands.add_parser("profile", help="where the time of a study went")
     _of_study(profiling, lambda folder, arguments: print(*profile_lines(profile(load_study(folder))), sep="\n"))
     auditing = commands.add_parser("audit", help="whether early stopping would have stopped the winner, by each rule")
-    _of_study(auditing, lambda folder, arguments: print(audit_text(load_study(folder))))
+    _of_study(auditing, lambda folder, arguments: audit(folder))
     pairing = commands.add_parser("against", help="every value of a field against one of them, paired by seed")
     _of_study(pairing, against.run)
     pairing.add_argument("base", metavar="FIELD=VALUE", help="such as method.name=thin_dense")
@@ -61,11 +62,28 @@ def _of_study(command: argparse.ArgumentParser, run: Callable[[Path, argparse.Na
     command.set_defaults(run=lambda arguments: run(find_study(arguments.study, arguments.studies), arguments))
 
 
+def audit(folder: Path) -> None:
+    """Print what each rule of early stopping would have done to the study's winners."""
+    with steps("audit", 2) as step:
+        step("reading")
+        study = load_study(folder)
+        step("rules")
+        text = audit_text(study)
+    print(text)
+
+
 def summary(folder: Path) -> None:
     """Print the study's table and answer, and write its picture and CSV into its folder."""
-    study = load_study(folder)
-    print_summary(study, answer_text(study))
-    print(f"\nwritten into {folder}: {', '.join(write_summary(study, folder))}")
+    with steps("summary", 2) as step:
+        step("reading")
+        study = load_study(folder)
+        step("answer")
+        answer = answer_text(study)
+    print_summary(study, answer)  # first: there may be no room for files
+    with steps("summary", 1) as step:
+        step("table and picture")
+        written = write_summary(study, folder)
+    print(f"\nwritten into {folder}: {', '.join(written)}")
     bring_made(study, folder)
 
 

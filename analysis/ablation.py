@@ -17,14 +17,15 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from statistics import fmean
 from typing import Any
 
 from analysis.choices import BUDGET, METHOD, Choices, choices, others, varying
 from analysis.estimates import Estimate, t_interval
-from analysis.front import searched
+from analysis.front import method_label, searched, validation_images
+from analysis.noise import within_noise
 from sweeps.fronts import by_point, mean_error
 from sweeps.records import StudyRecord, TrialRecord
 
@@ -46,14 +47,22 @@ class Effect:
     unit: str
     pairs: int
     seeds: int
+    errors: tuple[float, float]  # of base and other, in percent, means over the pairs
+    images: int | None = None  # on which each was measured
 
     def verdict(self) -> str:
-        """In a word or two: `better`, `worse`, `within noise`, or why nothing can be said."""
+        """In a few words: `better`, `worse`, `within noise`, or why nothing can be said.
+
+        An interval over seeds or settings knows nothing of the images, which are the same for all: with few of them
+        errors lie on a coarse grid, and two differences may even be equal.
+        """
         if self.estimate.beyond_noise is None:
             return f"one {self.unit.removesuffix('s')}: no interval"
         if not self.estimate.beyond_noise:
             return "within noise"
-        return "better" if self.estimate.mean < 0 else "worse"
+        side = "better" if self.estimate.mean < 0 else "worse"
+        few = self.images is not None and within_noise(*self.errors, self.images)
+        return f"{side}, but within the noise of the images" if few else side
 
 
 @dataclass(frozen=True)
@@ -73,7 +82,7 @@ def ablation(study: StudyRecord) -> list[Effect]:
     known = [_Chosen(trial, choices(trial)) for trial in searched(study)]
     names = varying([each.fields for each in known])
     asked = frozenset(name for each in known for name in each.trial.parameters)
-    found = []
+    found, images = [], validation_images(study)
     for factor in _factors(study, known, names):
         values = sorted({each.fields[factor] for each in known if factor in each.fields}, key=_order)
         rest = others(factor, names, asked)
@@ -81,7 +90,7 @@ def ablation(study: StudyRecord) -> list[Effect]:
         for base, other in combinations(values, 2):
             pair = [each for each in known if each.fields.get(factor) in (base, other)]
             effect = _equal(pair, factor, base, other, rest) or _best(pair, factor, base, other, best)
-            found += [effect] if effect else []
+            found += [replace(effect, images=images)] if effect else []
     return sorted(found, key=lambda effect: (effect.pairing != EQUAL, effect.factor))
 
 
@@ -145,17 +154,18 @@ def _alike(pair: Sequence[_Chosen], factor: str, rest: Sequence[str]) -> list[tu
 
 def _equal(pair: Sequence[_Chosen], factor: str, base: str, other: str, rest: Sequence[str]) -> Effect | None:
     alike = _alike(pair, factor, rest)
-    pairs = [(seed, group[other] - group[base]) for seed, group in alike if base in group and other in group]
+    pairs = [(seed, group[base], group[other]) for seed, group in alike if base in group and other in group]
     if not pairs:
         return None
     by_seed: dict[Any, list[float]] = defaultdict(list)
-    for seed, gap in pairs:
-        by_seed[seed].append(gap)
+    for seed, left, right in pairs:
+        by_seed[seed].append(right - left)
     repeated = len(by_seed) > 1
-    values = [fmean(gaps) for gaps in by_seed.values()] if repeated else [gap for _, gap in pairs]
+    values = [fmean(gaps) for gaps in by_seed.values()] if repeated else [right - left for _, left, right in pairs]
     return Effect(
-        factor=factor, base=_shown(base), other=_shown(other), pairing=EQUAL, estimate=t_interval(values),
-        unit="seeds" if repeated else "settings", pairs=len(pairs), seeds=len(by_seed),
+        factor=factor, base=_shown(base, factor), other=_shown(other, factor), pairing=EQUAL,
+        estimate=t_interval(values), unit="seeds" if repeated else "settings", pairs=len(pairs), seeds=len(by_seed),
+        errors=(fmean(left for _, left, _ in pairs), fmean(right for *_, right in pairs)),
     )  # fmt: skip
 
 
@@ -174,18 +184,22 @@ def _best_of_budgets(known: Sequence[_Chosen], factor: str) -> dict[str, dict[st
 def _best(
     pair: Sequence[_Chosen], factor: str, base: str, other: str, best: Mapping[str, dict[str, float]]
 ) -> Effect | None:
-    gaps = [group[other] - group[base] for group in best.values() if base in group and other in group]
-    if not gaps:
+    pairs = [(group[base], group[other]) for group in best.values() if base in group and other in group]
+    if not pairs:
         return None
     seeds = {each.trial.specification.get("seed") for each in pair}
     return Effect(
-        factor=factor, base=_shown(base), other=_shown(other), pairing=BEST, estimate=t_interval(gaps),
-        unit="budgets", pairs=len(gaps), seeds=len(seeds),
+        factor=factor, base=_shown(base, factor), other=_shown(other, factor), pairing=BEST,
+        estimate=t_interval([right - left for left, right in pairs]), unit="budgets", pairs=len(pairs),
+        seeds=len(seeds), errors=(fmean(left for left, _ in pairs), fmean(right for _, right in pairs)),
     )  # fmt: skip
 
 
-def _shown(text: str) -> str:
+def _shown(text: str, factor: str) -> str:
+    """A value for readers."""
     value = json.loads(text)
+    if factor == METHOD:
+        return method_label(value)
     if isinstance(value, float):
         return f"{value:.3g}"
     return value.replace("_", " ") if isinstance(value, str) else text

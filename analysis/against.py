@@ -20,6 +20,7 @@ from analysis.front import Size, validation_images
 from analysis.interpolate import Seeds, alike
 from analysis.load import load_study
 from analysis.noise import within_noise
+from analysis.progress import steps
 from analysis.sheets import interval_words
 from lowrank.errors import InputError, unknown
 from sweeps.records import Role, Status, StudyRecord, TrialRecord
@@ -146,8 +147,12 @@ def run(folder: Path, arguments: argparse.Namespace) -> int:
     field, given, base = arguments.base.partition("=")
     if not given:
         raise InputError(f"the base must be written FIELD=VALUE (method.name=thin_dense), but got {arguments.base!r}")
-    study = load_study(folder)
-    print(table(against(study, field, base)))
+    with steps("against", 2) as step:
+        step("reading")
+        study = load_study(folder)
+        step("pairs")
+        found = table(against(study, field, base))
+    print(found)
     references = [trial for trial in study.trials.values() if trial.role is Role.REFERENCE and not trial.broken]
     by_method: dict[str, list[TrialRecord]] = defaultdict(list)
     for trial in references:

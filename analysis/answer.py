@@ -156,17 +156,18 @@ def answer_text(study: StudyRecord) -> str:
     return "\n".join(paragraphs)
 
 
-def level_words(level: Level) -> str:
-    """The methods at equal size, in one sentence."""
+def level_words(level: Level, *, brief: bool = False) -> str:
+    """The methods at equal size, in one sentence; a `brief` one does not say what was interpolated."""
     listed = []
     for each in level.methods:
         ends = [f"{point.size(level.measure):,}" for point in (each.below, each.above)]
-        listed.append(at_size_words(each) + (f" (between {' and '.join(ends)})" if each.between else ""))
+        how = f" (interpolated, {' to '.join(ends)})" if each.between and not brief else ""
+        listed.append(f"{at_size_words(each)}{how}")
     ends = [
         f"{method_label(name)} ({low:,})" if low == high else f"{method_label(name)} ({low:,} to {high:,})"
         for name, low, high in level.beyond
     ]
-    beyond = f"; not there: {', '.join(ends)}" if ends else ""
+    beyond = f"; of other sizes only: {', '.join(ends)}" if ends else ""
     return f"At {_size_words(level)}, along each method's own front: {', '.join(listed)}{beyond}."
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
+import webbrowser
 from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
@@ -57,6 +59,13 @@ def source_folder(arguments: argparse.Namespace) -> Path:
     if arguments.tracking_uri:
         return Path(arguments.studies) / arguments.study
     return find_study(arguments.study, arguments.studies)
+
+
+def open_page(page: Path) -> None:
+    """Open a page in the user's browser; a machine without one is told where the page is."""
+    address = page.resolve().as_uri()
+    if not webbrowser.open(address):
+        print(f"there is no browser here that could be started; open {address}", file=sys.stderr)
 
 
 def output_folder(folder: Path) -> Path:

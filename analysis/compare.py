@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-import webbrowser
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ if sys.path and Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from analysis.charts import draw_fronts, draw_growth
-from analysis.commands import OneLineParser, add_stores, load_named, output_folder
+from analysis.commands import OneLineParser, add_stores, load_named, open_page, output_folder
 from analysis.differences import FieldDifference, TrialDifference, field_differences, trial_differences
 from analysis.front import FrontPoint, collect, front
 from analysis.hypervolume import Growth, Reference, chance_reference, growth
@@ -52,13 +51,19 @@ class Comparison:
             return ["The studies are on different data or splits: their errors cannot be compared, only their trials."]
         cost = f"{self.equal_cost:,.0f} {'s of training' if self.unit == 'seconds' else 'epochs'}"
         ranked = sorted(self.growths, key=lambda each: -each.at(self.equal_cost))
-        volumes = "; ".join(f"{each.study} {each.at(self.equal_cost):.2f}" for each in ranked)
+        volumes = "; ".join(_volume(each, self.equal_cost) for each in ranked)
         counts = {kind: sum(each.kind == kind for each in self.trials) for kind in ("same", "differs", "not in all")}
         return [
             f"After the same cost, {cost}, the hypervolumes are: {volumes} (higher is better).",
             f"{counts['same']:,} trials are the same in all, {counts['differs']:,} came out differently, "
             f"{counts['not in all']:,} are not in all.",
         ]
+
+
+def _volume(found: Growth, cost: float) -> str:
+    volume = found.at(cost)
+    done = any(spent <= cost for spent, _ in found.steps)
+    return f"{found.study} {volume:.2f}" + ("" if done else " (no trial was completed by then)")
 
 
 def compare(studies: Sequence[StudyRecord], unit: str = "seconds", reference: Reference | None = None) -> Comparison:
@@ -246,7 +251,7 @@ def run(arguments: argparse.Namespace) -> int:
         page = write_comparison(found, output_folder(arguments.out or default))
     print("\n".join([*found.sentences(), "", f"{page}: fronts, hypervolume and trials, pictures and tables beside it"]))
     if arguments.open:
-        webbrowser.open(page.resolve().as_uri())
+        open_page(page)
     return 0
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 
 from analysis.ablation import EQUAL, Effect, ablation
 from analysis.about import About, about
-from analysis.answer import Answer, answers, percent
+from analysis.answer import Answer, Comparison, answers, level_words, percent
 from analysis.choices import BUDGET, METHOD
 from analysis.curves import Curve, learning_curves
 from analysis.failures import Failure, failures
@@ -86,14 +87,11 @@ def summary(
     kept, images = front(points), validation_images(study)
     if not kept:
         return ["No trial was trained to its end, so there is no answer yet."]
-    found = []
-    for name in (SEPARABLE, DENSE):
-        base = reference(points, name)
-        if base is not None:
-            found.append(_as_good(kept, base, images))
-    if images and found:
-        found.append("Not told apart is not equal: it only means that so few images cannot show the difference.")
-    found += _by_budget([answer for answer in answers(study) if answer.best is not None])
+    bases = [base for name in (SEPARABLE, DENSE) if (base := reference(points, name)) is not None]
+    found = [_as_good(kept, base, images) for base in bases]
+    if images and any(_equal_ones(kept, base, images) for base in bases):
+        found.append(f"Not shown to be worse is not as good: {images:,} images cannot show a small difference.")
+    found += _by_budget(answers(study))
     found += _against_thin(study, points, images)
     found += [_in_words(effect) for effect in effects if _is_asked(effect)][:MOST_EFFECTS]
     found += [_seeds(each) for each in again[:3]]
@@ -113,67 +111,85 @@ def _in_words(effect: Effect) -> str:
     over = f"{estimate.count} {effect.unit if estimate.count != 1 else effect.unit.removesuffix('s')}"
     if estimate.low is None or estimate.high is None:
         return f"{text} over {over}, without an interval."
-    return f"{text} (95 % {estimate.low:.2f} to {estimate.high:.2f} over {over}), {effect.verdict()}."
+    return f"{text} (95 % interval {estimate.low:.2f} to {estimate.high:.2f} over {over}), {effect.verdict()}."
 
 
 def _by_budget(known: Sequence[Answer]) -> list[str]:
-    """A sentence a budget; larger ones in which the same is best share one."""
-    found: list[str] = []
-    same: list[str] = []
-    for number, answer in enumerate(known):
-        if number and answer.best == known[number - 1].best:
-            same.append(f"{answer.stratum.params:,}" if answer.stratum.params else answer.stratum.label)
+    """A paragraph a budget; larger ones in which the same is best share one, and so do those without a result."""
+    found = []
+    for chosen, group in groupby(known, key=lambda answer: answer.best):
+        first, *same = group
+        if chosen is None:
+            found.append(f"{_where([first, *same])}: no trial was trained to its end.")
             continue
-        found += _the_same(same)
-        found.append(_in_short(answer))
-        same = []
-    return found + _the_same(same)
+        found.append(_in_short(first, chosen))
+        if same:
+            found.append(" ".join([f"{_where(same)}: the same.", *_levels(same)]))
+    return found
 
 
-def _the_same(limits: Sequence[str]) -> list[str]:
-    return [f"Up to {' and '.join(limits)} parameters: the same."] if limits else []
+def _where(found: Sequence[Answer]) -> str:
+    """The budgets in words, e.g. `Up to 45,288 and 60,385 parameters`."""
+    budgets = [answer.stratum for answer in found]
+    if all(budget.params for budget in budgets):
+        return f"Up to {_listed([f'{budget.params:,}' for budget in budgets])} parameters"
+    return _listed([budget.label for budget in budgets]).capitalize()
 
 
-def _in_short(answer: Answer) -> str:
-    """What is best within one budget, how sure, and by how much against the next best method."""
-    chosen, budget = answer.best, answer.stratum
-    assert chosen is not None
-    where = f"Up to {budget.params:,} parameters" if budget.params else budget.label.capitalize()
-    text = f"{where}: {chosen.name}, {percent(chosen.error)}"
+def _listed(words: Sequence[str]) -> str:
+    return " and ".join(filter(None, (", ".join(words[:-1]), words[-1])))
+
+
+def _levels(found: Sequence[Answer]) -> list[str]:
+    return [level_words(answer.level, brief=True) for answer in found if answer.level]
+
+
+def _in_short(answer: Answer, chosen: FrontPoint) -> str:
+    """What is best within one budget, how sure, by how much against the next best method, and all at equal size."""
+    text = f"{_where([answer])}: {chosen.name}, {percent(chosen.error)}"
     if answer.interval is not None:
-        text += f" (95 % {answer.interval[0]:.1f} to {answer.interval[1]:.1f})"
+        text += f" (95 % interval {answer.interval[0]:.1f} to {answer.interval[1]:.1f})"
     rival = next((each for each in answer.comparisons if each.label.startswith("next best method")), None)
-    if rival is None:
-        return f"{text}."
-    verdict = {True: ", within noise", False: ", beyond noise", None: ""}[rival.within_noise]
+    return " ".join([f"{text}{_than(rival) if rival else ''}.", *_levels([answer])])
+
+
+def _than(rival: Comparison) -> str:
+    size = " at equal size" if rival.level else ""
     if rival.gap == 0:
-        return f"{text}, as good as {rival.other.form}."
+        return f", as good as {rival.other.form}{size}"
+    verdict = {True: ", within noise", False: ", beyond noise", None: ""}[rival.within_noise]
     side = "better" if rival.gap < 0 else "worse"
-    return f"{text}, {abs(rival.gap):.2f} points {side} than {rival.other.form}{verdict}."
+    return f", {abs(rival.gap):.2f} points {side} than {rival.other.form}{size}{verdict}"
 
 
 def _as_good(kept: Sequence[FrontPoint], base: FrontPoint, images: int | None) -> str:
-    """The smallest of the front that cannot be told from `base`, or how far the best stays behind."""
+    """The smallest of the front that is not shown to be worse than `base`, or how far the best stays behind."""
     whole = f"the {base.form} network ({percent(base.error)} at {base.params:,} parameters)"
     if images is None:
         top = min(kept, key=lambda point: (point.error, point.params))
         return f"The best is {_named(top)}, {top.error - base.error:+.2f} points against {whole}; its noise is unknown."
-    equal = [point for point in kept if difference(point.error, base.error, images)[0] <= 0]
+    equal = _equal_ones(kept, base, images)
     if not equal:
         top = min(kept, key=lambda point: (point.error, point.params))
         low, high = difference(top.error, base.error, images)
         return (
             f"No network of the front is as good as {whole}: the best, {_named(top)}, stays "
-            f"{top.error - base.error:.2f} points behind (95 % {low:.1f} to {high:.1f})."
+            f"{top.error - base.error:.2f} points behind (95 % interval {low:.1f} to {high:.1f})."
         )
     small = min(equal, key=lambda point: point.params)
     low, high = difference(small.error, base.error, images)
     share = base.params / small.params
     size = f"{share:.1f} times smaller" if share >= 1 else f"{1 / share:.1f} times larger"
     return (
-        f"The smallest network that {images:,} validation images cannot tell from {whole} is {_named(small)}: "
-        f"{size}, {small.error - base.error:+.2f} points (95 % {_tenths(low)} to {_tenths(high)})."
+        f"The smallest network that {images:,} validation images do not show to be worse than {whole} is "
+        f"{_named(small)}: "
+        f"{size}, {small.error - base.error:+.2f} points (95 % interval {_tenths(low)} to {_tenths(high)})."
     )
+
+
+def _equal_ones(kept: Sequence[FrontPoint], base: FrontPoint, images: int) -> list[FrontPoint]:
+    """Those of the front that so many images do not show to be worse than `base`."""
+    return [point for point in kept if difference(point.error, base.error, images)[0] <= 0]
 
 
 def _tenths(points: float) -> str:
@@ -212,7 +228,7 @@ def _duel(size: int, own: FrontPoint, rival: FrontPoint, images: int | None) -> 
     if images is None:
         return text
     low, high = difference(own.error, rival.error, images)
-    return f"{text} ({own.error - rival.error:+.2f} points, 95 % {_tenths(low)} to {_tenths(high)})"
+    return f"{text} ({own.error - rival.error:+.2f} points, 95 % interval {_tenths(low)} to {_tenths(high)})"
 
 
 def _seeds(each: Repeated) -> str:

@@ -49,6 +49,7 @@ class FrontPoint:
     reason: str = ""
     aliases: int = 0
     width: float = 1.0  # of the network, 1 as published
+    whole_width: float = 1.0  # of the study's own network, that nobody made thinner
     extras: tuple[str, ...] = ()  # what else sets it apart, in words: a teacher, an allocation, a start
     lost: str = ""  # of several seeds those without a result, in words
     host: str | None = None  # of the last attempt, as the device
@@ -80,13 +81,13 @@ class FrontPoint:
     @property
     def is_thin(self) -> bool:
         """Whether it is the network itself, made thinner, rather than a substitution."""
-        return self.method.startswith("thin_") or (self.role is Role.REFERENCE and self.width < 1)
+        return self.method.startswith("thin_") or (self.role is Role.REFERENCE and self.width < self.whole_width)
 
     @property
     def form(self) -> str:
-        """The method in words, a thinner network's width with it, e.g. `separable, width 0.5`."""
+        """The method in words, the width with it where it is not the study's own, e.g. `separable, width 0.5`."""
         label = method_label(self.method)
-        return label if self.width == 1 else f"{label}, width {self.width:.3g}"
+        return label if self.width == self.whole_width else f"{label}, width {self.width:.3g}"
 
     def size(self, measure: Size) -> int | None:
         """Parameters, or mult-adds for one image (None where they are not known)."""
@@ -132,7 +133,10 @@ def collect(study: StudyRecord) -> list[FrontPoint]:
     trials = [trial for trial in known if trial.status is not Status.INFEASIBLE]
     done = {trial.trial_id: seeds for seeds in by_point(known) for trial in seeds}
     lost = _lost_seeds(trials)
-    points = [_point(trial, done.get(trial.trial_id, []), lost.get(point_of(trial), "")) for trial in trials]
+    whole = (study.header.get("network") or {}).get("width") or 1.0
+    points = [
+        _point(trial, done.get(trial.trial_id, []), lost.get(point_of(trial), ""), whole) for trial in trials
+    ]  # fmt: skip
     return sorted(points, key=_by_size)
 
 
@@ -215,7 +219,7 @@ def searched(study: StudyRecord) -> list[TrialRecord]:
     return [trial for trial in done if point_of(trial) not in known]
 
 
-def _point(trial: TrialRecord, seeds: Sequence[TrialRecord], lost: str) -> FrontPoint:
+def _point(trial: TrialRecord, seeds: Sequence[TrialRecord], lost: str, whole: float) -> FrontPoint:
     """`seeds`: the finished, sound trials of the same point. The first leads, and is the search's even if it came
     as a repeat, because the trial that it repeated was found to be broken."""
     leads = not seeds or trial.trial_id == seeds[0].trial_id
@@ -246,6 +250,7 @@ def _point(trial: TrialRecord, seeds: Sequence[TrialRecord], lost: str) -> Front
         reason=trial.reason,
         aliases=len(trial.aliases),
         width=spec.get("network", {}).get("width") or 1.0,
+        whole_width=whole,
         extras=_extras(spec),
         lost=lost,
         host=trial.last_attempt("host"),

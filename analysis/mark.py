@@ -12,6 +12,8 @@ from pathlib import Path
 from analysis.into_mlflow import bring, check_store
 from analysis.load import find_trial, load_study
 from analysis.products import make_again
+from analysis.progress import steps
+from analysis.report import STEPS
 from lowrank.errors import InputError
 from sweeps.journal import BusyError, locked_journal, read_journal
 from sweeps.records import (
@@ -57,7 +59,9 @@ def mark(folder: Path, options: argparse.Namespace) -> None:
         raise InputError(f"{error}; stop it with Ctrl-C, mark the trial, and go on with --resume") from error
     print(_said(trial, options, reason))
     if reason is not None or options.undo:
-        made = make_again(load_study(folder), folder)
+        with steps("mark", 2 + STEPS) as step:
+            step("reading")
+            made = make_again(load_study(folder), folder, step)
         again = f"made again: {', '.join(made)}; " if made else ""
         print(f"{again}the sampler learns of it at the next --resume")
     bring(folder, options.tracking_uri)

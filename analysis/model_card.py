@@ -47,7 +47,7 @@ def model_card(
     """The card as Markdown."""
     shape = " x ".join(map(str, specification.image_shape))
     parts = [
-        f"# {specification.network.name}, {point.name}",
+        f"# {_network(specification)}, {point.name}",
         f"Trial `{point.trial_id}` of the study `{study.name}`: {str(study.header.get('question', '')).strip()}",
         "## What it is",
         f"A classifier of {shape} images into {specification.classes} classes with {point.params:,} parameters"
@@ -60,6 +60,11 @@ def model_card(
         "that is the one to quote. Latencies hold for the machine named above.",
     ]  # fmt: skip
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _network(specification: ModelSpecification) -> str:
+    width = specification.network.width
+    return specification.network.name + (f" of width {width:g}" if width != 1 else "")
 
 
 def _quality(study: StudyRecord, point: FrontPoint) -> str:

@@ -11,8 +11,11 @@ from analysis.sheets import Sheet
 from analysis.style import CSS
 from analysis.theme import variables
 
+_UNIT = re.compile(r"(?<=\d) (?=%|points?\b|parameters\b|images\b)")  # where a line must not break
 _NUMBER = re.compile(r"^[+≤-]?\s*[\d,.]+ ?(%|[GMk]|s|h|min)?( ± [\d.]+)?( \([^)]*\))?$")
 SHOWN_ROWS = 40  # of a table; the CSV has all
+LONG_WORDS = 20  # letters in a cell from which its column is kept wide on a phone
+NO_BREAK = "\u00a0"
 
 
 class Page:
@@ -41,7 +44,7 @@ class Page:
 
     def answer(self, paragraphs: Iterable[str]) -> None:
         """The answer, set apart; its first paragraph is the largest."""
-        body = "".join(f"<p>{escape(paragraph)}</p>" for paragraph in paragraphs)
+        body = "".join(f"<p>{_UNIT.sub(NO_BREAK, escape(paragraph))}</p>" for paragraph in paragraphs)
         self._parts.append(f'<div class="answer">{body}</div>')
 
     def facts(self, found: Iterable[tuple[str, str]]) -> None:
@@ -77,7 +80,8 @@ class Page:
             bool(sheet.words) and all(_NUMBER.match(row[index]) or not row[index] for row in sheet.words)
             for index in range(len(headings))
         ]
-        kinds = [' class="n"' if number else "" for number in numeric]
+        long = [any(len(row[index]) >= LONG_WORDS for row in sheet.words) for index in range(len(headings))]
+        kinds = [' class="n"' if number else ' class="l"' * wide for number, wide in zip(numeric, long, strict=True)]
         head = "".join(f"<th{kind}>{escape(text)}</th>" for kind, text in zip(kinds, headings, strict=True))
         body = "".join(
             "<tr>" + "".join(f"<td{kind}>{escape(text)}</td>" for kind, text in zip(kinds, row, strict=True)) + "</tr>"

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from analysis.front import collect
 from analysis.plots import draw_front
+from analysis.progress import silent
 from analysis.report import PAGE_FILE, write_report
 from analysis.tables import write_csv
 from sweeps.records import FRONT_PICTURE, REPORT_FOLDER, SUMMARY_TABLE, StudyRecord
@@ -21,12 +23,13 @@ def write_summary(study: StudyRecord, folder: Path) -> list[str]:
     return [FRONT_PICTURE, SUMMARY_TABLE]
 
 
-def make_again(study: StudyRecord, folder: Path) -> list[str]:
-    """Make those again that are there, of records that have changed; returns their names."""
+def make_again(study: StudyRecord, folder: Path, step: Callable[[str], None] = silent) -> list[str]:
+    """Make those again that are there, of records that have changed; returns their names. `step` is told each step."""
     made = []
     if (folder / SUMMARY_TABLE).is_file():
+        step("summary")
         made += write_summary(study, folder)
     if (folder / REPORT_FOLDER / PAGE_FILE).is_file():
-        write_report(study, folder / REPORT_FOLDER, folder)
+        write_report(study, folder / REPORT_FOLDER, folder, step=step)
         made.append(f"{REPORT_FOLDER}/")
     return made

@@ -33,7 +33,7 @@ def by_setting(points: Iterable[FrontPoint]) -> dict[str, list[FrontPoint]]:
 def repeated(points: Sequence[FrontPoint], reference: str = SEPARABLE) -> list[Repeated]:
     """Every setting with two seeds or more, best mean first; the gap is to the unthinned reference of that method."""
     groups = by_setting(points)
-    bases = [group for group in groups.values() if group[0].method == reference and group[0].width == 1]
+    bases = [group for group in groups.values() if group[0].method == reference and not group[0].is_thin]
     base = max((_by_seed(group) for group in bases), key=len, default={})
     found = [_repeated(group, base) for group in groups.values() if len(_by_seed(group)) > 1]
     return sorted(found, key=lambda each: (each.val_error.mean, each.point.params))

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
-import webbrowser
 from collections.abc import Callable
+from html import unescape
 from pathlib import Path
 
 # `python analysis/report.py` puts analysis/ first on the module path; the project is imported as packages only.
@@ -18,7 +19,7 @@ if sys.path and Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from analysis.about import tracked
-from analysis.commands import OneLineParser, add_source, load_source, output_folder, source_folder
+from analysis.commands import OneLineParser, add_source, load_source, open_page, output_folder, source_folder
 from analysis.contents import contents
 from analysis.into_mlflow import bring_made
 from analysis.load import is_study
@@ -29,6 +30,7 @@ from sweeps.records import REPORT_FOLDER, StudyRecord
 from sweeps.tables import write_tables
 
 PAGE_FILE = "report.html"
+STEPS = len(SECTIONS) + 2  # of writing it
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Write the report, say where it is, and bring it into the MLflow store that has the study; raises InputError."""
-    with steps("report", len(SECTIONS) + 3) as step:
+    with steps("report", 1 + STEPS) as step:
         step("reading")
         study = load_source(arguments, step.detail)
         source = source_folder(arguments)
@@ -48,7 +50,7 @@ def run(arguments: argparse.Namespace) -> int:
         page = write_report(study, folder, source, arguments.tracking_uri, step)
     print(f"{page}: {len(study.trials):,} trials; pictures (PNG) and tables (CSV) beside it")
     if arguments.open:
-        webbrowser.open(page.resolve().as_uri())
+        open_page(page)
     if not (arguments.out or arguments.tracking_uri):
         bring_made(study, folder.parent)
     return 0
@@ -67,6 +69,8 @@ def write_report(
         step: told the name of each step.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    path = folder / PAGE_FILE
+    earlier = _linked(path)
     step("numbers")
     if not is_study(source):
         write_tables(study, folder)
@@ -76,11 +80,30 @@ def write_report(
         step(name)
         section(page, study, found, folder)
     step("page")
-    path = folder / PAGE_FILE
     temporary = path.with_name(f"{PAGE_FILE}.tmp")
     temporary.write_text(page.html(), encoding="utf-8")
     os.replace(temporary, path)
+    for name in earlier.keys() - _linked(path).keys():
+        if _identity(folder / name) == earlier[name]:
+            (folder / name).unlink(missing_ok=True)
     return path
+
+
+def _linked(page: Path) -> dict[str, tuple[int, int] | None]:
+    """Pictures and tables beside a report, by name, as they are now. What a later report does not make again shows
+    records that count no more."""
+    if not page.is_file():
+        return {}
+    names = re.findall(r'href="([^"/:]+\.(?:png|csv))"', page.read_text(encoding="utf-8"))
+    return {name: _identity(page.with_name(name)) for name in map(unescape, names)}
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """Differs as soon as a file is written anew; None for a file that is not there."""
+    if not path.exists():
+        return None
+    found = path.stat()
+    return found.st_ino, found.st_mtime_ns
 
 
 def _shown(folder: Path) -> Path:

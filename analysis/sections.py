@@ -27,13 +27,14 @@ from analysis.sheets import (
     failures_sheet,
     heat_sheet,
     importance_sheet,
+    level_sheet,
     on_test_sheet,
     points_sheet,
     profile_sheet,
     recipes_sheet,
     repeats_sheet,
 )
-from sweeps.records import StudyRecord
+from sweeps.records import Status, StudyRecord
 
 Section = Callable[[Page, StudyRecord, Contents, Path], None]
 MOST_EFFECTS = 14  # in the picture; the table has all
@@ -44,9 +45,19 @@ def new_page(study: StudyRecord, found: About, place: Tracked | None) -> Page:
     page = Page(str(study.header.get("question") or study.name).strip(), found.line)
     if not study.header.get("versions"):
         page.text("The records hold no header: question, versions and hardware are not known.", "note")
+    elif (study.closed or {}).get("reason") != "finished":
+        page.text(_unfinished(study), "note")
     link = ("MLflow", place.words, place.link) if place else None
     page.details("How it came about: command, data, machines, seeds, versions", found.facts, link)
     return page
+
+
+def _unfinished(study: StudyRecord) -> str:
+    """How far a study is that has not come to its end."""
+    statuses = [trial.status for trial in study.trials.values()]
+    running, waiting = statuses.count(Status.RUNNING), statuses.count(Status.PROPOSED)
+    why = "The study was stopped before its end" if study.closed else "The study had not ended when this was written"
+    return f"{why} ({len(statuses):,} trials, {running:,} of them running, {waiting:,} waiting): all below may change."
 
 
 def answer_section(page: Page, study: StudyRecord, found: Contents, folder: Path) -> None:
@@ -61,6 +72,17 @@ def answer_section(page: Page, study: StudyRecord, found: Contents, folder: Path
             "Errors are validation errors, in percent; differences are in points of error, negative is better. The "
             "best of many trials looks better than it is: the more trials, the more so.", "note",
         )  # fmt: skip
+    levels = level_sheet(found.answers)
+    levels.write(folder)
+    if levels.rows:
+        page.heading("The methods at equal size")
+        page.table(levels)
+        page.text(
+            "Where the methods' best within a budget differ in size, each is read off its own front at one size: the "
+            "budget's, or that of the best where more methods reach that. Between two neighbouring points of a front "
+            "the error is taken as linear in the logarithm of size, seed by seed; never beyond its ends. Intervals are "
+            "95 % t-intervals over seeds.", "note",
+        )  # fmt: skip
 
 
 def front_section(page: Page, study: StudyRecord, found: Contents, folder: Path) -> None:
@@ -73,7 +95,8 @@ def front_section(page: Page, study: StudyRecord, found: Contents, folder: Path)
     for measure, words in measures:
         if any(point.finished and point.size(measure) is not None for point in found.points):
             plot = front_plot(study, measure)
-            caption = f"Validation error against {words}; lower left is best. Rings and steps are the front."
+            caption = f"Validation error against {words}; lower left is best. Rings and steps are the front; labels "
+            caption += "are dimensions (d) and rank scale."
             caption += " Bars: standard deviation over seeds." if plot.spreads else ""
             page.picture(make_picture(f"front_{measure}", caption, _front_drawer(plot), folder))
     fronts = {
@@ -155,7 +178,10 @@ def curve_section(page: Page, study: StudyRecord, found: Contents, folder: Path)
         page.text("The records hold no epochs of the front's trials.")
         return
     curves_sheet(found.curves).write(folder)
-    caption = "Validation error by epoch: the front (solid, evenly chosen where it is long) and references (dashed)."
+    caption = (
+        "Validation error by epoch: the front (solid, evenly chosen where it is long; with the number of parameters) "
+        "and references (dashed)."
+    )
     rows = len(found.curves)
     page.picture(make_picture(
         "learning_curves", caption, lambda figure, layout: draw_curves(figure, found.curves, layout), folder,
@@ -188,8 +214,9 @@ def importance_section(page: Page, study: StudyRecord, found: Contents, folder: 
                 name, caption, _importance_drawer(chosen), folder, height=height, narrow=height + 0.4,
             ))  # fmt: skip
     page.text(
-        "Shares say what goes along with the error in these trials, not what causes it; the sampler did not try all "
-        "values equally often.", "note",
+        "PED-ANOVA asks what sets the best tenth of the trials apart, mean decrease of impurity which fields a forest "
+        "of decision trees splits by. Shares say what goes along with the error in these trials, not what causes it; "
+        "the sampler did not try all values equally often.", "note",
     )  # fmt: skip
     page.file("importance.csv")
 
@@ -210,7 +237,8 @@ def ablation_section(page: Page, study: StudyRecord, found: Contents, folder: Pa
         "from a budget, and the teacher that comes with a weight above 0, are no second difference. “Best within each "
         "budget”, shown where no two trials pair so: the best setting of each value, budget by budget, whatever else "
         "they differ in. Intervals are two-sided t-intervals of the mean paired difference, at 95 %, over the units "
-        "named. Trials that were stopped early take no part, which favours values that lose often.",
+        "named; they know nothing of the noise of few images, which the verdict counts too. Trials that were stopped "
+        "early take no part, which favours values that lose often.",
         "note",
     )  # fmt: skip
     effects = found.effects[:MOST_EFFECTS]
@@ -245,7 +273,8 @@ def failure_section(page: Page, study: StudyRecord, found: Contents, folder: Pat
         return
     broken = sum(failure.kind == "marked as broken" for failure in found.failures)
     if broken:
-        page.text(f"{broken} trials are marked as broken; they take part in nothing above.", "note")
+        many = f"{broken:,} trials are marked as broken; they take"
+        page.text(f"{many if broken > 1 else '1 trial is marked as broken; it takes'} part in nothing above.", "note")
     sheet = failure_groups_sheet(groups(list(found.failures)))
     sheet.write(folder)
     page.table(sheet)
@@ -259,7 +288,7 @@ def cost_section(page: Page, study: StudyRecord, found: Contents, folder: Path) 
     cost = found.cost
     facts = [
         (duration(cost.train_seconds), "training, all trials together"),
-        (f"{cost.gpu_hours:.2f} h" if cost.gpu_hours else "none" if cost.gpu_hours == 0 else "unknown", "of a GPU"),
+        (f"{cost.gpu_hours:.2f} h" if cost.gpu_hours else "none" if cost.gpu_hours == 0 else "unknown", "GPU time"),
         (duration(cost.wall_seconds) if cost.wall_seconds else "unknown", "from the first proposal to the last end"),
         (f"{cost.images_per_second:,.0f}" if cost.images_per_second else "unknown", "images/s, median trial"),
         (f"{cost.throughput:,.0f}" if cost.throughput else "unknown", "images/s, whole study"),

@@ -97,20 +97,47 @@ def best_sheet(answers: Sequence[Answer]) -> Sheet:
             answer.stratum.label, answer.stratum.params, best.trial_id, best.name, best.params, best.mult_adds,
             best.error, low, high, best.seeds, best.spread, whole.gap if whole else None,
             other.other.name if other else None, other.gap if other else None,
+            answer.level.size if other and other.level and answer.level else None,
         ))  # fmt: skip
         limit = f"≤ {answer.stratum.params:,}" if answer.stratum.params else answer.stratum.label
         interval = f"{low:.1f} to {high:.1f}" if low is not None and high is not None else ""
         words.append((
             limit, best.name, f"{best.params:,}", error_words(best), interval, _gap(whole),
-            f"{other.other.form}: {_gap(other)}" if other else "",
+            f"{other.other.form}: {_gap(other)}{', at equal size' * bool(other.level)}" if other else "",
         ))  # fmt: skip
     columns = (
         "budget", "budget_params", "trial_id", "setting", "params", "mult_adds", "val_error", "val_error_low_95",
         "val_error_high_95", "seeds", "standard_deviation", "points_to_separable", "next_best_method",
-        "points_to_next_best",
+        "points_to_next_best", "compared_at",
     )  # fmt: skip
     headings = ("budget", "best", "parameters", "error", "95 % (Wilson)", "against separable", "next method")
     return Sheet(name="best", columns=columns, rows=tuple(rows), words=tuple(words), headings=headings)
+
+
+def level_sheet(answers: Sequence[Answer]) -> Sheet:
+    """The methods at one size in each budget where their own sizes differ, each along its own front."""
+    rows, words = [], []
+    for answer in answers:
+        level = answer.level
+        for each in level.methods if level else ():
+            assert level is not None
+            ends = (each.below.size(level.measure), each.above.size(level.measure))
+            over = each.estimate if len(each.by_seed) > 1 else None
+            low, high = (over.low, over.high) if over else (None, None)
+            rows.append((
+                answer.stratum.label, level.measure, level.size, each.method, each.error, low, high, len(each.by_seed),
+                each.between, *ends,
+            ))  # fmt: skip
+            limit = f"≤ {answer.stratum.params:,}" if answer.stratum.params else answer.stratum.label
+            measured = f"interpolated, {ends[0]:,} to {ends[1]:,}" if each.between else "measured"
+            error = interval_words(over) if over else percent(each.error)
+            words.append((limit, f"{level.size:,}", method_label(each.method), error, measured, str(len(each.by_seed))))
+    columns = (
+        "budget", "measure", "size", "method", "val_error", "val_error_low_95", "val_error_high_95", "seeds",
+        "interpolated", "size_below", "size_above",
+    )  # fmt: skip
+    headings = ("budget", "size", "method", "error", "how", "seeds")
+    return Sheet(name="equal_size", columns=columns, rows=tuple(rows), words=tuple(words), headings=headings)
 
 
 def _comparison(answer: Answer, label: str) -> Comparison | None:

@@ -27,12 +27,17 @@ figure svg{display:block;width:100%;height:auto;fill:var(--ink)}
 figure svg text{font-family:"DejaVu Sans",Verdana,sans-serif !important}
 p.file{margin:.1rem 0 .8rem;font-size:.85rem;color:var(--soft)}
 .narrow{display:none}
-.scroll{overflow-x:auto;margin:.7rem 0;-webkit-overflow-scrolling:touch}
+.scroll{overflow-x:auto;margin:.7rem 0;-webkit-overflow-scrolling:touch;
+background:linear-gradient(to right,var(--page) 50%,transparent) 0 0/2rem 100% no-repeat local,
+linear-gradient(to left,var(--page) 50%,transparent) 100% 0/2rem 100% no-repeat local,
+linear-gradient(to right,var(--line),transparent) 0 0/.8rem 100% no-repeat scroll,
+linear-gradient(to left,var(--line),transparent) 100% 0/.8rem 100% no-repeat scroll}
 table{border-collapse:collapse;font-size:.86rem;font-variant-numeric:tabular-nums;min-width:100%}
 th,td{text-align:left;padding:.32rem .8rem .32rem 0;border-bottom:1px solid var(--line);vertical-align:top}
 th{font-weight:600;color:var(--soft);white-space:nowrap}
 td{min-width:5.5rem}
-td:first-child{min-width:9rem}
+td:first-child:not(.n){min-width:5rem}
+td.l{min-width:9rem}
 td.n,th.n{text-align:right;white-space:nowrap;min-width:0}
 td.n:first-child{text-align:left}th.n:first-child{text-align:left}
 code,pre{font-family:ui-monospace,SFMono-Regular,Menlo,Consolas,"DejaVu Sans Mono",monospace;font-size:.84rem}

@@ -1,17 +1,26 @@
-"""Where a record comes from: versions, hardware and commit."""
+"""Where a record comes from: command, versions, hardware and commit."""
 
 from __future__ import annotations
 
 import os
 import platform
+import shlex
 import subprocess
+import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from sweeps.tracking_process import redact
+
 PACKAGES = ("torch", "torchvision", "ray", "optuna", "mlflow", "pyarrow")
+
+
+def command() -> str:
+    """The command that runs, as one would type it again, without passwords."""
+    return f"python {shlex.join(redact(argument) for argument in sys.argv)}"
 
 
 def versions() -> dict[str, str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import shlex
 import subprocess
 import sys
 import time
@@ -24,7 +23,7 @@ from sweeps.folders import find_folder, new_folder, read_question, studies_root,
 from sweeps.interrupt import INTERRUPTED
 from sweeps.journal import FullDiskError, Journal, locked_journal, read_journal, tells_of_full_disk
 from sweeps.proposals import OptunaProposer, make_proposer
-from sweeps.provenance import commit, hardware, versions
+from sweeps.provenance import command, commit, hardware, versions
 from sweeps.records import (
     JOURNAL_FILE,
     SPACE_FILE,
@@ -294,7 +293,7 @@ def _write_header(journal: Journal, record: StudyRecord, space: Space, resolver:
             for each in resolver.labels
         ] if setting.origin is None else [],  # a repeat is of one size
         versions=versions(), hardware=hardware(), commit=commit(),
-        command=shlex.join(redact(argument) for argument in sys.argv),
+        command=command(),
         tracking_uri=redact(setting.tracking_uri) if setting.tracking_uri else None,
         **({ORIGIN: setting.origin} if setting.origin else {}),
     )  # fmt: skip

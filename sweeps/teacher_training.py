@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import shlex
 import shutil
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,11 +19,10 @@ from lowrank.networks import NetworkSettings
 from lowrank.teachers import WEIGHTS_FILE, TeacherRecord, file_hash
 from lowrank.training import Trainer
 from lowrank.weights import save_model
-from sweeps.provenance import commit, hardware, versions
+from sweeps.provenance import command, commit, hardware, versions
 from sweeps.records import CHECKPOINT_FILE
 from sweeps.specification import Trial
 from sweeps.teacher_registry import keep, reserved
-from sweeps.tracking_process import redact
 from sweeps.trainable import make_trainer
 
 CHECKPOINT_SECONDS = 10.0  # at most this much training (or an epoch, if longer) is repeated after a kill
@@ -117,7 +114,7 @@ def _finish(training: Training, data: ImageData, root: Path, name: str) -> Teach
         test_error=training.trainer.evaluate("test")["error"], sha256=file_hash(weights),
         seconds=sum(epoch["epoch_seconds"] for epoch in training.history),
         registered_at=datetime.now(UTC).isoformat(timespec="seconds"),
-        command=shlex.join(redact(argument) for argument in sys.argv), commit=commit(), versions=versions(),
+        command=command(), commit=commit(), versions=versions(),
         hardware=hardware(),
     )  # fmt: skip
     keep(root, record, weights, training.history)

@@ -20,9 +20,13 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from lowrank.errors import InputError
 from sweeps.journal import JournalReader
@@ -60,14 +64,16 @@ FIRST_WAIT, LONGEST_WAIT = 0.5, 15.0  # seconds between two attempts at a store 
 LOCK_SECONDS = 5.0
 TIMINGS = MACHINE_METRICS  # differ when an epoch is trained again
 
+Told = Callable[[int, int], None]  # how many records the store has taken, and of how many
+
 log = logging.getLogger("sweeps.tracking")
 
 
 class Follower:
     """Reads one journal and brings MLflow and the tables up to it; `step` may be called again and again."""
 
-    def __init__(self, study_dir: Path, uri: str, *, again: bool = False):
-        self.study_dir, self.uri = study_dir, uri
+    def __init__(self, study_dir: Path, uri: str, *, again: bool = False, told: Told = lambda carried, known: None):
+        self.study_dir, self.uri, self._told = study_dir, uri, told
         self.study = StudyRecord()
         self.entries: list[Entry] = []
         self.carried = 0  # entries that the store has accepted
@@ -175,6 +181,7 @@ class Follower:
             chunk = self.entries[self.carried : self.carried + CHUNK]
             self.store.carry(chunk)
             self.carried += len(chunk)
+            self._told(self.carried, len(self.entries))
             self._note("")
 
     def _has_lost_runs(self, store: MlflowStudy) -> bool:
@@ -302,18 +309,30 @@ def _run(arguments: argparse.Namespace, uri: str, stop: threading.Event) -> int:
         if not _lock(lock, wait, stop):
             print("another process is carrying this study into MLflow already", file=sys.stderr)
             return 1
-        follower = Follower(arguments.study_dir, uri, again=arguments.again)
         if arguments.follow:
+            follower = Follower(arguments.study_dir, uri, again=arguments.again)
             message = follow(follower, stop, arguments.since, arguments.parent or os.getppid())
         else:
             _check_address(uri)
-            message = catch_up(follower)
+            with _bar() as told:
+                follower = Follower(arguments.study_dir, uri, again=arguments.again, told=told)
+                message = catch_up(follower)
     if message:
         print(message, file=sys.stderr)
         return 1
     if not arguments.follow:
         print(f"{len(follower.entries):,} records are in {redact(uri)}")
     return 0
+
+
+@contextmanager
+def _bar() -> Iterator[Told]:
+    """Shows on a terminal how many records the store has taken."""
+    console = Console(file=sys.stderr)
+    columns = (TextColumn("records into MLflow"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("", total=None)
+        yield lambda carried, known: bar.update(task, completed=carried, total=known)
 
 
 def _check_address(uri: str) -> None:

@@ -123,6 +123,7 @@ class MlflowStudy:
         self._due |= {names.INFEASIBLE_FILE: self._infeasible, names.STUDY_FILE: self._study}
         for path, place in self._artifacts():
             self._due[str(path)] = partial(self.client.log_artifact, self.parent, str(path), place)
+        self._due["what an earlier report had"] = self._drop_old
         self._due["the best models"] = partial(
             register_front, self.client, self.experiment, self.study, self.study_dir, self.runs
         )
@@ -277,6 +278,21 @@ class MlflowStudy:
         found = [trial for trial in self.study.trials.values() if trial.status is Status.INFEASIBLE]
         rows = json.dumps([trial_fields(trial) for trial in found], indent=1)
         self.client.log_text(self.parent, rows, names.INFEASIBLE_FILE)
+
+    def _drop_old(self) -> None:
+        """Take out what an earlier summary or report had and the present one has not: it may show a broken trial."""
+        from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+        stored = {found.path for found in self.client.list_artifacts(self.parent)}
+        made = stored & {FRONT_PICTURE} if (self.study_dir / SUMMARY_TABLE).exists() else set()
+        if REPORT_FOLDER in stored and (self.study_dir / REPORT_FOLDER).is_dir():
+            made |= {found.path for found in self.client.list_artifacts(self.parent, REPORT_FOLDER)}
+        old = [path for path in made if not (self.study_dir / path).exists()]
+        if old:
+            place = self.client.get_run(self.parent).info.artifact_uri
+            repository = get_artifact_repository(place, tracking_uri=self.uri)
+            for path in old:
+                repository.delete_artifacts(path)
 
     def _artifacts(self) -> list[tuple[Path, str | None]]:
         """Pictures and tables of the study, and all of its report, each with its folder among the artifacts."""

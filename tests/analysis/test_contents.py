@@ -20,7 +20,7 @@ from analysis.noise import difference
 from analysis.on_test import marks, on_test
 from analysis.published import PRINTED, Setting, printed_points, setting_of_study
 from analysis.reproduce import recipe
-from analysis.sheets import best_sheet, error_words, on_test_sheet
+from analysis.sheets import best_sheet, error_words, level_sheet, on_test_sheet
 from analysis.spent import spent
 from lowrank.pareto import non_dominated
 from sweeps.records import Role, Status
@@ -71,21 +71,59 @@ class TestSummary:
         base = trial("s", SEPARABLE, 5.0, method="separable", dims=None, role=Role.REFERENCE)
         first = self.said(base, trial("tiny", 10, 60.0), trial("small", 100, 7.0), trial("large", 500, 5.0))[0]
         assert first.startswith(
-            "The smallest network that 100 validation images cannot tell from the separable network"
+            "The smallest network that 100 validation images do not show to be worse than the separable network"
         )
         assert "CP, 2 dims with 100 parameters (7.00 %): 10.0 times smaller, +2.00 points" in first
 
     def test_none_is_as_good(self):
         base = trial("s", SEPARABLE, 5.0, method="separable", dims=None, role=Role.REFERENCE)
-        assert "stays 55.00 points behind" in self.said(base, trial("tiny", 10, 60.0))[0]
+        said = self.said(base, trial("tiny", 10, 60.0))
+        assert "stays 55.00 points behind" in said[0]
+        assert not any(line.startswith("Not shown to be worse") for line in said)  # it is
 
     def test_thinner_networks(self):
         thin = trial("s", 500, 9.0, method="separable", dims=None, width=0.5, role=Role.REFERENCE)
         said = " ".join(self.said(thin, trial("t", 100, 5.0)))
         low, high = difference(5.0, 9.0, 100)
         assert "substitution is better at 1 of 1 sizes: up to 500 parameters CP, 2 dims 5.00 %, separable" in said
-        assert f"width 0.5 9.00 % (-4.00 points, 95 % {low:+.1f} to {high:+.1f})" in said
+        assert f"width 0.5 9.00 % (-4.00 points, 95 % interval {low:+.1f} to {high:+.1f})" in said
         assert "No thinner network" in " ".join(self.said(trial("t", 100, 5.0)))
+
+    def test_the_study_s_own_network_is_not_a_thinner_one(self):
+        """A study of a network of width 0.25 has its references at that width."""
+        base = trial("s", SEPARABLE, 5.0, method="separable", dims=None, width=0.25, role=Role.REFERENCE)
+        thin = trial("u", 120, 9.0, method="separable", dims=None, width=0.1, role=Role.REFERENCE)
+        own = [base, trial("t", 100, 5.0, width=0.25)]
+        said = [
+            " ".join(summary(made, collect(made), [], []))
+            for made in (study(*trials, network={"width": 0.25}) for trials in (own, [*own, thin]))
+        ]
+        assert "No thinner network was trained" in said[0]
+        assert "width" not in said[0]
+        assert "up to 120 parameters CP, 2 dims 5.00 %, separable, width 0.1 9.00 %" in said[1]
+
+    def test_budgets_without_a_result_are_said(self):
+        made = study(
+            trial("t", 300, 5.0), trial("u", 90, 9.0, status=Status.STOPPED),
+            strata=[{"label": f"params <= {limit}", "params": limit} for limit in (50, 70, 100, 400, 500)],
+        )  # fmt: skip
+        said = summary(made, collect(made), [], [])
+        assert "Up to 50, 70 and 100 parameters: no trial was trained to its end." in said
+        assert "Up to 500 parameters: the same." in said
+
+    def test_methods_of_other_sizes_are_told_at_one_size(self):
+        made = study(
+            trial("a", 200, 4.0), trial("b", 400, 2.0), trial("c", 100, 6.0, method="shuffle"),
+            trial("d", 400, 3.0, method="shuffle"), strata=[{"label": "s", "params": 200}],
+        )  # fmt: skip
+        (said,) = [line for line in summary(made, collect(made), []) if line.startswith("Up to 200")]
+        assert said == (
+            "Up to 200 parameters: CP, 2 dims, 4.00 %, 0.50 points better than shuffle at equal size. At 200 "
+            "parameters, along each method's own front: CP 4.00 %, shuffle 4.50 %."
+        )
+        rows = level_sheet(answers(made)).rows
+        assert [row[1:5] for row in rows] == [("params", 200, "cp", 4.0), ("params", 200, "shuffle", 4.5)]
+        assert [row[8:] for row in rows] == [(False, 200, 200), (True, 100, 400)]
 
     def test_thinner_networks_that_were_searched_themselves(self):
         made = study(
@@ -104,10 +142,10 @@ class TestSummary:
         ]  # fmt: skip
         text = contents(study(*pairs), Path()).summary
         assert (
-            "train.attention_weight 60 instead of 0, all else equal: -1.05 points (95 % -1.69 to -0.41 over 2 seeds), "
-            "better." in text
+            "train.attention_weight 60 instead of 0, all else equal: -1.05 points (95 % interval -1.69 to -0.41 over 2 "
+            "seeds), better." in text
         )
-        assert not any(line.startswith("Not told apart") for line in text)
+        assert not any(line.startswith("Not shown") for line in text)
 
     def test_nothing_was_completed(self):
         assert self.said(trial("t", status=Status.STOPPED)) == [

@@ -88,6 +88,24 @@ class TestAblation:
         assert (effect.estimate.low, effect.estimate.high) == scipy_interval([1.0, 1.5, 2.0])
         assert effect.verdict() == "worse"
 
+    def test_few_images_cannot_show_what_seeds_agree_on(self):
+        """Errors of few images lie on a coarse grid: equal differences make an interval of no width."""
+        told = {}
+        for images in (100, 1_000_000):
+            made = seeds_study([-1.0, -1.0, -1.0])
+            made.header["data"] = {"val_images": images}
+            (effect, *_) = ablation(made)
+            assert effect.errors == pytest.approx((4.0, 3.0))
+            told[images] = effect.verdict()
+        assert told == {100: "better, but within the noise of the images", 1_000_000: "better"}
+
+    def test_methods_bear_their_names_for_readers(self):
+        trials = [
+            trial(name, error=error, method=name, method__name=name) for name, error in (("acdc", 5.0), ("tucker", 4.0))
+        ]
+        (effect,) = [each for each in ablation(study(*trials)) if each.factor == "method.name"]
+        assert (effect.base, effect.other) == ("ACDC", "Tucker")
+
     def test_the_best_of_each_budget_where_nothing_else_pairs(self):
         trials = [
             trial(f"{stratum}{dims}{n}", error=10 - dims + n + add, stratum=stratum, method__dims=dims, size=n)

@@ -95,7 +95,7 @@ class TestAnswer:
         assert comparison.label == "next best method at 200 parameters"
         assert "Next best method at 200 parameters: shuffle 24.1 %, 1.06 points higher" in answer_text(found)
         assert (
-            "At 200 parameters, along each method's own front: CP 23.0 %, shuffle 24.1 % (between 100 and 400)."
+            "At 200 parameters, along each method's own front: CP 23.0 %, shuffle 24.1 % (interpolated, 100 to 400)."
         ) in answer_text(found)
 
     def test_equal_sizes_are_compared_as_they_are(self):
@@ -107,7 +107,7 @@ class TestAnswer:
         trials = curve("cp", [200, 400]) + curve("tucker", [201, 398]) + curve("shuffle", [100, 250])
         text = answer_text(self.made(*trials))
         assert "At 400 parameters, along each method's own front: " in text
-        assert "; not there: shuffle (100 to 250)." in text
+        assert "; of other sizes only: shuffle (100 to 250)." in text
 
     def test_where_no_front_reaches_the_budget_the_size_is_that_of_the_best(self):
         found = answers(self.made(*curve("cp", [150, 360], slope=4.0), *curve("shuffle", [100, 370])))[1]

