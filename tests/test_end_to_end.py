@@ -10,7 +10,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from analysis.profile import CLOSING, DRIVER, REPORTS, SET_UP, STEP, VALIDATION, WORKERS, profile
+from analysis.time_spent import CLOSING, DRIVER, REPORTS, SET_UP, STEP, VALIDATION, WORKERS, profile
 from sweeps.fronts import searched_front
 from sweeps.records import Status
 from tests.support import studies
