@@ -18,9 +18,9 @@ from analysis.into_mlflow import bring_made
 from analysis.load import STUDIES, find_study, load_study
 from analysis.mark import add_arguments, mark
 from analysis.products import write_summary
-from analysis.profile import profile, profile_lines
 from analysis.progress import steps
 from analysis.tables import print_summary
+from analysis.time_spent import profile, profile_lines
 from lowrank.endings import exit_code
 
 PARTS = {

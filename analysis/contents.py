@@ -29,11 +29,11 @@ from analysis.heat import HeatMap, heat_maps
 from analysis.importance import Importance, importances
 from analysis.noise import difference
 from analysis.on_test import OnTest, on_test
-from analysis.profile import Profile, profile
 from analysis.published import Printed, printed_points, setting_of_study
 from analysis.repeats import Repeated, repeated
 from analysis.reproduce import Recipe, recipes
 from analysis.spent import Spent, spent
+from analysis.time_spent import Profile, profile
 from sweeps.records import StudyRecord
 
 MOST_EFFECTS = 3  # in words; the table has all

@@ -4,7 +4,8 @@ A setting of several seeds counts by its mean over them, as on the front.
 
 Where the scales were given (a grid), every scale is a column. Where they were solved from budgets they are all
 different: then the columns are bins of equal ratio, and a second map has the budgets as columns, within which sizes
-are equal and dimensions can be compared.
+are equal and dimensions can be compared. Where many trials were stopped early a further map holds all of them against
+each other at the last epoch that they share.
 """
 
 from __future__ import annotations
@@ -14,13 +15,15 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from statistics import fmean
 
 from analysis.front import method_label, strata
-from sweeps.fronts import by_point, mean_error
-from sweeps.records import Role, Status, StudyRecord, TrialRecord
+from sweeps.fronts import by_point, mean_error, point_of
+from sweeps.records import VAL_ERROR, Role, Status, StudyRecord, TrialRecord
 
 MOST_COLUMNS = 20  # given scales that are columns of their own; more are put in bins
 BINS = 8  # solved scales are all different: more than so many are put in bins
+MANY_STOPPED = 0.25  # a larger share of a method's settings leaves too few cells with an error at the end
 ENDED = frozenset({Status.DIVERGED, Status.OUT_OF_MEMORY, Status.FAILED})
 
 
@@ -44,6 +47,7 @@ class HeatMap:
     rows: tuple[int, ...]
     columns: tuple[str, ...]
     cells: tuple[tuple[Cell | None, ...], ...]
+    epoch: int | None = None  # after which errors are taken; None: at the end
 
     @property
     def seeds(self) -> tuple[int, int]:
@@ -72,9 +76,20 @@ def heat_maps(study: StudyRecord) -> list[HeatMap]:
             continue  # nothing to hold against each other
         solved = _is_solved(study)
         found.append(_by_scale(method, own, scales, BINS if solved else MOST_COLUMNS))
+        shared = _shared_epoch(own)
+        if shared is not None:
+            found.append(_by_scale(method, own, scales, BINS if solved else MOST_COLUMNS, shared))
         if solved:
             found += _by_budget(study, method, own)
     return found
+
+
+def _shared_epoch(entries: Sequence[_Entry]) -> int | None:
+    """The last epoch that all came to which were stopped or trained to their end; None where few were stopped."""
+    stopped = [entry.trial for entry in entries if entry.trial.status is Status.STOPPED]
+    if len(stopped) <= MANY_STOPPED * len(entries):
+        return None
+    return min(trial.last_epoch for trial in stopped) or None
 
 
 def _is_solved(study: StudyRecord) -> bool:
@@ -95,17 +110,19 @@ def _entries(trial: TrialRecord) -> list[_Entry]:
     return [_Entry(trial.method, dims, scale, trial.stratum, trial) for dims, scale in sorted(pairs, key=str)]
 
 
-def _by_scale(method: str, entries: Sequence[_Entry], scales: Sequence[float], most: int) -> HeatMap:
+def _by_scale(
+    method: str, entries: Sequence[_Entry], scales: Sequence[float], most: int, epoch: int | None = None
+) -> HeatMap:
     if len(scales) <= most:
         labels = [f"{scale:.3g}" for scale in scales]
         places = {scale: index for index, scale in enumerate(scales)}
         columns = [places[entry.scale] if entry.scale is not None else None for entry in entries]
-        return _map(method, "rank scale", labels, entries, columns)
+        return _map(method, "rank scale", labels, entries, columns, epoch)
     low, ratio = scales[0], (scales[-1] / scales[0]) ** (1 / BINS)
     edges = [low * ratio**index for index in range(BINS + 1)]
     labels = [f"{a:.2g} to {b:.2g}" for a, b in pairwise(edges)]
     columns = [None if entry.scale is None else _bin(entry.scale, low, ratio) for entry in entries]
-    return _map(method, "rank scale (bins)", labels, entries, columns)
+    return _map(method, "rank scale (bins)", labels, entries, columns, epoch)
 
 
 def _bin(scale: float, low: float, ratio: float) -> int:
@@ -122,30 +139,41 @@ def _by_budget(study: StudyRecord, method: str, entries: Sequence[_Entry]) -> li
 
 
 def _map(
-    method: str, columns_are: str, labels: Sequence[str], entries: Sequence[_Entry], columns: Sequence[int | None]
-) -> HeatMap:
+    method: str, columns_are: str, labels: Sequence[str], entries: Sequence[_Entry], columns: Sequence[int | None],
+    epoch: int | None = None,
+) -> HeatMap:  # fmt: skip
     rows = sorted({entry.dims for entry in entries})
     trials: dict[tuple[int, int], list[TrialRecord]] = defaultdict(list)
     for entry, column in zip(entries, columns, strict=True):
         if column is not None:
             trials[entry.dims, column].append(entry.trial)
     cells = [
-        tuple(_cell(trials[dims, column]) if (dims, column) in trials else None for column in range(len(labels)))
+        tuple(_cell(trials[dims, column], epoch) if (dims, column) in trials else None for column in range(len(labels)))
         for dims in rows
     ]
     return HeatMap(
         method=method_label(method), columns_are=columns_are, rows=tuple(rows), columns=tuple(labels),
-        cells=tuple(cells),
+        cells=tuple(cells), epoch=epoch,
     )  # fmt: skip
 
 
-def _cell(trials: Sequence[TrialRecord]) -> Cell:
+def _cell(trials: Sequence[TrialRecord], epoch: int | None) -> Cell:
     points = by_point(trials)
-    best = min(points, key=mean_error, default=None)
+    errors = [(mean_error(seeds), len(seeds)) for seeds in points] if epoch is None else _errors_at(trials, epoch)
+    error, seeds = min(errors, default=(None, 0))
     return Cell(
-        error=mean_error(best) if best else None,
-        seeds=len(best or ()),
+        error=error,
+        seeds=seeds,
         completed=len(points),
         stopped=sum(trial.status is Status.STOPPED for trial in trials),
         failed=sum(trial.status in ENDED for trial in trials),
     )
+
+
+def _errors_at(trials: Sequence[TrialRecord], epoch: int) -> list[tuple[float, int]]:
+    """Mean error after an epoch of each setting that came to it, and over how many seeds."""
+    found: dict[str, list[float]] = defaultdict(list)
+    for trial in trials:
+        if VAL_ERROR in trial.epochs.get(epoch, {}):
+            found[point_of(trial)].append(trial.epochs[epoch][VAL_ERROR])
+    return [(fmean(errors), len(errors)) for errors in found.values()]

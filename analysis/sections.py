@@ -140,10 +140,12 @@ def shape_section(page: Page, study: StudyRecord, found: Contents, folder: Path)
     if not found.heat:
         page.text("No method was searched in several dimensions and ranks.")
     for number, heat in enumerate(found.heat):
+        when, grey = "", "nothing trained to its end (s: stopped early, x: failed)"
+        if heat.epoch is not None:
+            when, grey = f" after epoch {heat.epoch}, the last that all came to", "did not come to it"
         caption = (
-            f"{heat.method[0].upper()}{heat.method[1:]}: lowest validation error (%) by dimensions and "
-            f"{heat.columns_are}, {seeds_words(*heat.seeds)}. Grey: nothing trained to its end (s: stopped early, x: "
-            "failed). Empty: not tried."
+            f"{heat.method[0].upper()}{heat.method[1:]}: lowest validation error (%){when}, by dimensions and "
+            f"{heat.columns_are}, {seeds_words(*heat.seeds)}. Grey: {grey}. Empty: not tried."
         )
         name = f"heat_{number + 1}_{heat.method.replace(' ', '_')}"
         heat_sheet(name, heat).write(folder)

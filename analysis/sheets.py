@@ -21,12 +21,12 @@ from analysis.front import FrontPoint, method_label
 from analysis.heat import HeatMap
 from analysis.importance import Importance
 from analysis.on_test import OnTest
-from analysis.profile import Profile
 from analysis.published import Printed
 from analysis.repeats import Repeated
 from analysis.reproduce import Recipe
 from analysis.spent import Spent
 from analysis.tables import compact, status_label
+from analysis.time_spent import Profile
 
 
 @dataclass(frozen=True, kw_only=True)

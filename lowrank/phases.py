@@ -40,24 +40,20 @@ class Phases:
     def input(self, batches: Iterator[T]) -> Iterator[T]:
         """The batches, each counted from its request to its coming."""
         while True:
-            start = self._now()
             try:
-                batch = next(batches)
+                with self._by_events() if self._on_gpu else self.timed(INPUT):
+                    batch = next(batches)
             except StopIteration:
                 return
-            end = self._now()
-            if isinstance(start, float):
-                self._seconds[INPUT] = self._seconds.get(INPUT, 0.0) + float(end) - start
-            else:
-                self._events.append((start, end))
             yield batch
 
-    def _now(self) -> float | torch.cuda.Event:
-        if not self._on_gpu:
-            return time.perf_counter()
-        event = torch.cuda.Event(enable_timing=True)
-        event.record()
-        return event
+    @contextmanager
+    def _by_events(self) -> Iterator[None]:
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin.record()
+        yield
+        end.record()
+        self._events.append((begin, end))
 
     def read(self) -> dict[str, float]:
         """Seconds by phase since `begin`; the device must have done all that it was given."""

@@ -246,7 +246,8 @@ def _measured(
     searched = [trial for trial in every if trial.trial_id not in references] or every
     typical = searched[len(searched) // 2]
     most = max(count for count in COUNTS if count <= limit.trials)
-    found, about = [], {"measured": typical.trial_id}
+    found: list[Placement] = []
+    about: dict[str, Any] = {"measured": typical.trial_id}
     cpus, peak = space.resources.cpus_per_trial, None
     for way, environment in ways.items():
         with DryRun(typical, data_dir, cpus, most, on_card=True, sharing=way, environment=environment) as run:

@@ -31,7 +31,7 @@ SERIES_FILE = "series.yaml"  # what was asked: the file's own content and the op
 ENTRY = ("name", "space", "set", "trials")
 _PLACES = ("data_dir", "teachers", "cache_dir")
 _OPTIONS = ("set", "data", "seed", "trials", "gpus_per_trial", "cpus_per_trial", "max_concurrent",
-            "processes_per_trial")  # fmt: skip
+            "processes_per_trial", "sharing")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def options_of(options: argparse.Namespace) -> tuple[list[str], dict[str, Any]]:
         "data.name": options.data, "search.seed": options.seed, "search.trials": options.trials,
         "resources.gpus_per_trial": options.gpus_per_trial, "resources.cpus_per_trial": options.cpus_per_trial,
         "resources.max_concurrent": options.max_concurrent,
-        "resources.processes_per_trial": options.processes_per_trial,
+        "resources.processes_per_trial": options.processes_per_trial, "resources.sharing": options.sharing,
     }  # fmt: skip
     return list(options.set), {key: value for key, value in found.items() if value is not None}
 

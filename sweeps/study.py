@@ -102,7 +102,7 @@ def start_again(options: argparse.Namespace) -> int:
         raise InputError(f"--{command} trains what is on record; leave --{new[0]} out")
     uri, root = storage_uri(options.storage), studies_root(options.storage, options.out)
     again: Repeat | Finish = (
-        find_repeat(*options.repeat, root, options.data) if options.repeat
+        find_repeat(options.repeat[0], options.repeat[1], root, options.data) if options.repeat
         else find_finish(options.finish, root, options.draw, options.seed or 0, options.data)
     )  # fmt: skip
     asked = {name: getattr(options, name) for name in ("gpus_per_trial", "cpus_per_trial", "max_concurrent", "sharing")}

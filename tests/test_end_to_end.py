@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 
+from analysis.time_spent import CLOSING, DRIVER, REPORTS, SET_UP, STEP, VALIDATION, WORKERS, profile
 from sweeps.fronts import searched_front
 from sweeps.records import Status
 from tests.support import studies
@@ -26,7 +28,7 @@ def finished(tmp_path_factory) -> tuple[Path, str]:
     about = ("--note", "a first look", "--tag", "team=vision")
     with pytest.MonkeyPatch.context() as around:
         around.setenv("RAY_ADDRESS", "127.0.0.1:9")  # somebody's cluster, which --address did not ask for
-        done = studies.run(*studies.TINY, *about, "--out", str(out), "--name", "tiny")
+        done = studies.run(*studies.TINY, *about, "--out", str(out), "--name", "tiny", "--profile")
     assert done.returncode == 0, done.stdout + done.stderr
     return out / "tiny", done.stdout
 
@@ -56,6 +58,19 @@ def test_workers_stay_warm(finished):
     trials = studies.record(folder).trials.values()
     processes = [attempt["pid"] for trial in trials for attempt in trial.attempts]
     assert len(set(processes)) < len(processes)
+
+
+def test_every_second_of_every_slot_is_accounted_for(finished):
+    folder, said = finished
+    found = profile(studies.record(folder))
+    assert found is not None
+    (sitting,) = found.sittings
+    assert sitting.began < sitting.ready < sitting.trained < sitting.ended
+    assert math.fsum(found.seconds.values()) == pytest.approx(sitting.slots * (sitting.ended - sitting.began))
+    spent_on = {part for part, seconds in found.seconds.items() if seconds > 0}
+    assert {DRIVER, WORKERS, SET_UP, STEP, VALIDATION, REPORTS, CLOSING} <= spent_on
+    assert min(found.seconds.values()) >= 0
+    assert "\nwhere the time went: " in said
 
 
 def test_the_table_holds_each_trial_once_with_exact_counts(finished):

@@ -198,6 +198,21 @@ class TestHeat:
     def test_methods_without_dimensions_have_none(self):
         assert heat_maps(study(trial("a", dims=None), trial("b", dims=None))) == []
 
+    def test_where_many_were_stopped_a_further_map_holds_all_at_the_last_epoch_that_they_share(self):
+        stopped = [
+            trial(f"s{dims}", error=30.0 + dims, method="tucker", dims=dims, scale=0.1, status=Status.STOPPED, epochs=2)
+            for dims in (2, 3)
+        ]
+        whole = trial("w", error=9.0, method="tucker", dims=4, scale=0.1, epochs=5)
+        whole.epochs[2] = {"val_error": 28.0}
+        diverged = trial("d", error=90.0, method="tucker", dims=5, scale=0.1, status=Status.DIVERGED, epochs=1)
+        end, early = heat_maps(study(*stopped, whole, diverged))
+        assert (end.epoch, early.epoch) == (None, 2)
+        assert [[cell and cell.error for cell in row] for row in end.cells] == [[None], [None], [9.0], [None]]
+        assert [[cell and cell.error for cell in row] for row in early.cells] == [[32.0], [33.0], [28.0], [None]]
+        many = [trial(f"m{dims}", error=8.0, method="tucker", dims=dims, scale=0.2, epochs=5) for dims in range(2, 9)]
+        assert [heat.epoch for heat in heat_maps(study(*stopped, *many))] == [None]
+
 
 class TestCurves:
     def test_the_front_and_the_references(self):

@@ -121,6 +121,7 @@ def test_every_epoch_tells_all_that_applies():
     assert found.keys() == stages | {
         "train_loss", "train_error", "loss_cross_entropy", "val_loss", "val_error", "val_error_top5",
         "prediction_spread", "grad_norm", "lr", "images_per_second", "epoch_seconds", "host_memory_mb",
+        "input_seconds", "eval_seconds",
     }  # fmt: skip
     assert all(math.isfinite(value) for value in found.values())
 

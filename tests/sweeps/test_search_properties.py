@@ -70,7 +70,7 @@ def test_no_study_of_a_random_series_wastes_a_trial(digits, drawn, entries):
     studies = [{"name": f"study{index}", "set": changes} for index, changes in enumerate(entries)]
     options = argparse.Namespace(
         set=[], data=None, seed=None, trials=None, gpus_per_trial=None, cpus_per_trial=None, max_concurrent=None,
-        allow_code=False, data_dir=None, processes_per_trial=None,
+        allow_code=False, data_dir=None, processes_per_trial=None, sharing=None,
     )  # fmt: skip
     members = read_series({**content_of(drawn), "studies": studies}, "random", options)
     assert [member.name for member in members] == [study["name"] for study in studies]

@@ -23,7 +23,7 @@ SMALL = {
 }
 OPTIONS = argparse.Namespace(
     set=["train.epochs=1"], data=None, seed=3, trials=None, gpus_per_trial=None, cpus_per_trial=None,
-    processes_per_trial=None, max_concurrent=None, allow_code=False, data_dir=None,
+    processes_per_trial=None, sharing=None, max_concurrent=None, allow_code=False, data_dir=None,
 )  # fmt: skip
 
 

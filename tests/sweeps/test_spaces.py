@@ -26,6 +26,7 @@ OPTIONS = argparse.Namespace(
     trials=None,
     gpus_per_trial=None,
     processes_per_trial=None,
+    sharing=None,
     cpus_per_trial=None,
     max_concurrent=None,
     allow_code=False,

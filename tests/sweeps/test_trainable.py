@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -247,3 +248,33 @@ def test_a_full_disk_costs_a_checkpoint_on_the_way_but_not_the_trial(tiny_disk):
     assert not list(tiny_disk.rglob("*.tmp"))
     with pytest.raises(OSError, match="could not be written"):  # a trial without its weights is not complete
         worker.step()
+
+
+def test_a_trial_that_shares_a_card_does_so_by_the_studys_way(monkeypatch, tmp_path):
+    """Set before the card is touched, and on record; a trial on a CPU shares none."""
+    seen: list[str | None] = []
+
+    def given(gpus: float, assigned: Any = ()) -> str:
+        seen.append(os.environ.get("A_SERVICE"))
+        return "cpu"
+
+    monkeypatch.delenv("A_SERVICE", raising=False)
+    monkeypatch.setattr(trainable_module, "given_device", given)
+    monkeypatch.setattr(TrialTrainable, "_resources", lambda self: (1.0, 0.5))
+    sharing = {"sharing": ("mps", {"A_SERVICE": "here"})}
+    try:
+        assert TrialTrainable({**config(tmp_path), **sharing}).step()["attempt"]["sharing"] == "mps"
+    finally:
+        os.environ.pop("A_SERVICE", None)
+    assert seen == ["here"]
+    monkeypatch.setattr(TrialTrainable, "_resources", lambda self: (1.0, 0.0))
+    assert "sharing" not in TrialTrainable(config(tmp_path / "other")).step()["attempt"]
+
+
+def test_what_comes_between_two_epochs_is_timed(tmp_path):
+    worker = TrialTrainable(config(tmp_path, epochs=2))
+    first = worker.step()["metrics"]
+    worker.left_at -= 100.0
+    second = worker.step()["metrics"]
+    assert 0 <= first["report_seconds"] < 100 <= second["report_seconds"]
+    assert first["epoch_seconds"] >= first["input_seconds"] + first["eval_seconds"] > 0

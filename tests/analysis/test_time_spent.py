@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from analysis.profile import (
+from analysis.time_spent import (
     CLOSING,
     COMPILE,
     DRIVER,
