@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from lowrank.data import ImageData, load_data
 from lowrank.errors import InputError
+from sweeps.adoption import Others
 from sweeps.final import evaluate_front
 from sweeps.folders import find_folder, new_folder, read_question, studies_root, write_question
 from sweeps.interrupt import INTERRUPTED
@@ -41,6 +42,7 @@ from sweeps.space import Space, parse_space
 from sweeps.space_checks import check_shared
 from sweeps.specification import Resolver
 from sweeps.storage import carried, fetch_named, storage_uri, stored_studies
+from sweeps.teacher_making import named, ready_teaching
 from sweeps.teaching import CACHE_FOLDER, CacheOptions, Teaching, find_teaching
 from sweeps.tracking_process import TrackingProcess, check_tracking_uri, redact
 from sweeps.trust import check_trust
@@ -83,7 +85,10 @@ def start_study(space: Space, options: argparse.Namespace) -> int:
     )
     setting = _setting(folder, space, options, options.data_dir, options.tracking_uri, uri)
     data = load_data(space.data, setting.data_dir)
-    resolver = Resolver(space, data, find_teaching(space, data, setting.teachers))
+    begun = time.monotonic()
+    resolver = Resolver(space, data, ready_teaching(space, data, setting.teachers, setting.tracking_uri))
+    if setting.seconds is not None:  # what the teacher took is part of it
+        setting = replace(setting, seconds=max(1.0, setting.seconds - (time.monotonic() - begun)))
     with carried(uri, folder):
         return _drive(space, resolver, setting)
 
@@ -172,7 +177,7 @@ def _same_data(space: Space, setting: Setting) -> ImageData:
 
 
 def _same_teacher(space: Space, data: ImageData, setting: Setting) -> Teaching | None:
-    teaching = find_teaching(space, data, setting.teachers)
+    teaching = find_teaching(named(space, data), data, setting.teachers)
     header = fold(read_journal(setting.folder / JOURNAL_FILE)).header
     expected = (header.get("teacher") or {}).get("weights")
     if teaching is not None and expected not in (None, teaching.found.sha256):
@@ -203,6 +208,7 @@ def _drive(space: Space, resolver: Resolver, setting: Setting, repeat: Repeat | 
 
     resolver.clock.keep(setting.folder)
     earlier = earlier_studies(space.search.warm_start, setting.folder.parent)
+    others = Others() if setting.origin else Others.of(setting.folder)  # a repeat is there to be trained again
     strata, unreachable = reachable_strata(space, resolver)
     connect(setting.address)
     cluster, trials = read_cluster(), expected_trials(space, resolver)
@@ -233,7 +239,8 @@ def _drive(space: Space, resolver: Resolver, setting: Setting, repeat: Repeat | 
                 measured = place(space, resolver, cluster, trials, journal, record, setting.data_dir)
                 share = share_of(space.resources, cluster, trials, setting.gpus_asked, measured)
             shares = share, larger(share, cluster, trials)
-            outcome = _work(Search(space, resolver, proposer, journal, record, strata), setting, shares)
+            search = Search(space, resolver, proposer, journal, record, strata, others)
+            outcome = _work(search, setting, shares)
         except KeyboardInterrupt:
             pass  # between two trials, or after the last: what is done is on record
         except Exception as error:
