@@ -23,6 +23,7 @@ from sweeps.interrupt import INTERRUPTED
 from sweeps.journal import FullDiskError, Journal, locked_journal, read_journal, tells_of_full_disk
 from sweeps.proposals import OptunaProposer, make_proposer
 from sweeps.provenance import commit, hardware, versions
+from sweeps.reachable import impossible, reachable_strata
 from sweeps.records import (
     JOURNAL_FILE,
     SPACE_FILE,
@@ -36,7 +37,7 @@ from sweeps.records import (
     parse_tags,
 )
 from sweeps.repeat import ORIGIN, Repeat, check_repeat, comparison, content_of, find_repeat
-from sweeps.search import Search, reachable_strata
+from sweeps.search import Search
 from sweeps.settings import AUTO, parse_time
 from sweeps.space import Space, parse_space
 from sweeps.space_checks import check_shared
@@ -217,8 +218,7 @@ def _drive(space: Space, resolver: Resolver, setting: Setting, repeat: Repeat | 
     auto = space.resources.gpus_per_trial == AUTO
     if auto and share.gpus == 0:
         print("gpus_per_trial auto: there is no GPU here, so trials run on CPUs", flush=True)
-    for line in unreachable:
-        print(f"cannot be met, left out: {line}", flush=True)
+    _say_impossible(space, resolver, unreachable)
     setting.folder.mkdir(parents=True, exist_ok=True)
     with locked_journal(setting.folder) as journal:
         record = fold(read_journal(journal.path))
@@ -254,6 +254,13 @@ def _drive(space: Space, resolver: Resolver, setting: Setting, repeat: Repeat | 
     if outcome == "interrupted":
         return INTERRUPTED
     return 0 if _completed(record) or outcome == "time" else NOTHING_COMPLETED
+
+
+def _say_impossible(space: Space, resolver: Resolver, unreachable: list[str]) -> None:
+    for line in unreachable:
+        print(f"cannot be met, left out: {line}", flush=True)
+    for line in impossible(space, resolver):
+        print(f"left out: {line}", flush=True)
 
 
 def _work(search: Search, setting: Setting, shares: Shares) -> str:
