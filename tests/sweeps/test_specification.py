@@ -114,7 +114,7 @@ def test_several_objectives_are_one_search_but_compared_by_size(content, digits)
     [
         ({"params": 60_000}, "params <= 60,000", 60_000),
         ({"params": 0.2, "relative_to": "separable"}, "params <= 150,963", 150_963),
-        ({"mult_adds": 0.4, "relative_to": "separable"}, "mult-adds <= 0.4 of separable", float("inf")),
+        ({"mult_adds": 1.0, "relative_to": "separable"}, "mult-adds <= 1 of separable", float("inf")),
     ],
 )
 def test_one_budget_for_all_is_one_stratum(content, digits, budget, label, limit):
