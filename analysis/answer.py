@@ -142,7 +142,15 @@ def answer_text(study: StudyRecord) -> str:
     """The whole answer: a paragraph a budget, and what the references reached."""
     points = collect(study)
     found = answers(study)
-    paragraphs = [answer.text(smaller) for smaller, answer in zip([None, *found], found, strict=False)]
+    tried = {trial.stratum for trial in study.trials.values()}
+    bare = [answer for answer in found if answer.best is None and answer.stratum.label not in tried]
+    bare = bare if 1 < len(bare) < len(found) else []
+    texts = [(answer, answer.text(smaller)) for smaller, answer in zip([None, *found], found, strict=False)]
+    paragraphs = [text for answer, text in texts if answer not in bare]
+    if bare:
+        paragraphs.insert(
+            0, f"Nothing was tried in {len(bare)} strata: {'; '.join(each.stratum.label for each in bare)}."
+        )
     known = [f"{method_label(p.method)} {percent(p.error)} at {p.params:,} parameters" for p in references(points)]
     paragraphs.append(f"References: {'; '.join(known)}." if known else "No reference network was trained to its end.")
     kept = front(points)

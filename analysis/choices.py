@@ -2,7 +2,8 @@
 
 Taken from the specification, not from the searched fields alone: studies that were put together differ in fields that
 neither of them searched. Left out are what only says where things lie, the seed, and what a choice brings with it: a
-size that was solved from the budget, the views that follow from data and recipe, the taps of a teacher.
+size that was solved from the budget, the views that follow from data and recipe, the taps of a teacher, the decay of
+factors in its other spelling.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from sweeps.records import TrialRecord
 METHOD, BUDGET, RECIPE = "method.name", "budget.", "train.recipe"
 SEEDS = frozenset({"seed", "search.seed", "train.seed"})
 TEACHING = frozenset({"train.attention_weight", "train.kd_weight"})
+DECAYS = ("train.decay", "train.scaled_decay")  # the second is the first in one word
 START, WEIGHTS = "start.how", "start.weights"
 SHAPE = "method.dims"  # a number of a method that is a choice even where its size was solved
 SOLVED = "budget_gap"  # among the counts: the size was solved from a budget
@@ -36,6 +38,7 @@ def choices(trial: TrialRecord) -> Choices:
     if solved and trial.method.startswith(THIN):
         found.pop("network.width", None)
     found["budget.allocation"] = (spec.get("allocation") or {}).get("by", "even")
+    found.pop(DECAYS[0] if DECAYS[1] in trial.parameters else DECAYS[1], None)
     found |= {START: "dense" if "start" in spec else "scratch", WEIGHTS: (spec.get("start") or {}).get("fingerprint")}
     found["data"] = (spec.get("data") or {}).get("fingerprint")
     teacher = spec.get("teacher") or {}
@@ -92,6 +95,8 @@ def others(factor: str, names: Sequence[str], searched: frozenset[str]) -> list[
     """
     if factor in TEACHING:
         return [name for name in names if name != factor and not name.startswith("teacher.")]
+    if factor in DECAYS:
+        return [name for name in names if name not in DECAYS]
     if factor == START:
         return [name for name in names if name not in (factor, WEIGHTS)]
     if factor == RECIPE:

@@ -147,12 +147,12 @@ def _longer(old: tuple[TrialRecord, Source] | None, new: tuple[TrialRecord, Sour
     return trial, chosen[1]
 
 
-def _rank(trial: TrialRecord, source: Source) -> tuple[bool, bool, int, bool, float]:
-    """Sound before broken, completed before cut short, longer before shorter, with its weights before without, earlier
-    before later."""
+def _rank(trial: TrialRecord, source: Source) -> tuple[bool, bool, int, bool, bool, float]:
+    """Sound before broken, completed before cut short, longer before shorter, with its weights before without, where
+    it was trained before where it was adopted, earlier before later."""
     ended = trial.finished_at if trial.finished_at is not None else float("inf")
     bare = not any(path.is_file() for path in _kept_files(trial.trial_id, source).values())
-    return bool(trial.broken), trial.status is not Status.COMPLETED, -trial.last_epoch, bare, ended
+    return bool(trial.broken), trial.status is not Status.COMPLETED, -trial.last_epoch, bare, bool(trial.adopted), ended
 
 
 def _header(sources: Sequence[Source], name: str) -> dict[str, Any]:
@@ -186,6 +186,8 @@ def events(trial: TrialRecord) -> list[tuple[Event, dict[str, Any]]]:
     found += [(Event.ALIAS, {**own, "parameters": alias, "time": begun}) for alias in trial.aliases]
     for number, attempt in enumerate(trial.attempts):
         found.append((Event.ATTEMPT, {**own, "number": number, **attempt, "time": attempt.get("time", begun)}))
+    if trial.adopted:
+        found.append((Event.ADOPTED, {**own, **trial.adopted, "time": begun}))
     for epoch, metrics in sorted(trial.epochs.items()):
         values = {name: value for name, value in metrics.items() if name != "time"}
         found.append((Event.EPOCH, {**own, "epoch": epoch, "metrics": values, "time": metrics.get("time", begun)}))

@@ -298,6 +298,8 @@ def cost_section(page: Page, study: StudyRecord, found: Contents, folder: Path) 
     ]
     if cost.again:
         facts.append((f"{cost.again:,}", "starts that were repeats after a failure or a resume"))
+    if cost.adopted:
+        facts.append((f"{cost.adopted:,}", "trials that another study of the series trained; their cost is there"))
     page.facts(facts)
     sheet = cost_sheet(cost)
     sheet.write(folder)

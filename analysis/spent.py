@@ -29,6 +29,7 @@ class Spent:
     train_seconds: float  # epochs, evaluation included
     start_seconds: float  # from a worker's take-up to its first step, over all attempts
     attempts: int
+    adopted: int  # trials that another study of the series trained; they cost this one nothing
     again: int  # attempts after a trial's first
     gpu_hours: float | None  # training and starts times the share of a card; 0 on CPUs
     gpu_share: float | None
@@ -44,8 +45,8 @@ class Spent:
 
 
 def spent(study: StudyRecord) -> Spent:
-    """The cost of everything that was trained, broken and failed trials included."""
-    trials = [trial for trial in study.trials.values() if trial.epochs or trial.attempts]
+    """The cost of everything that was trained, broken and failed trials included; adopted ones cost another study."""
+    trials = [trial for trial in study.trials.values() if (trial.epochs or trial.attempts) and not trial.adopted]
     outcomes = tuple(_outcome(status, trials) for status in Status if any(t.status is status for t in trials))
     train = sum(outcome.seconds for outcome in outcomes)
     start = sum(attempt.get("start_seconds", 0.0) for trial in trials for attempt in trial.attempts)
@@ -55,6 +56,7 @@ def spent(study: StudyRecord) -> Spent:
     return Spent(
         outcomes=outcomes, train_seconds=train, start_seconds=start,
         attempts=sum(len(trial.attempts) for trial in trials),
+        adopted=sum(bool(trial.adopted) for trial in study.trials.values()),
         again=sum(max(0, len(trial.attempts) - 1) for trial in trials),
         gpu_hours=None if share is None else share * (train + start) / 3600, gpu_share=share, wall_seconds=wall,
         images_per_second=statistics.median(speeds) if speeds else None,

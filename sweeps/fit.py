@@ -40,7 +40,8 @@ from sweeps.reachable import reachable_strata
 from sweeps.resources import Share, read_cluster, share_of
 from sweeps.space import Space
 from sweeps.specification import Resolver, Trial
-from sweeps.teaching import SECTION, find_teaching
+from sweeps.teacher_making import planned_teaching
+from sweeps.teaching import SECTION
 from sweeps.trainable import load_trial_data, make_trainer
 from sweeps.worker import first_line, given_device, limit_memory, out_of_memory
 
@@ -55,7 +56,7 @@ def fit(space: Space, options: argparse.Namespace) -> int:
 
     root = studies_root(options.storage, options.out)
     data = load_data(space.data, options.data_dir)
-    resolver = Resolver(space, data, find_teaching(space, data, (options.teachers or Path("teachers")).resolve()))
+    resolver = Resolver(space, data, planned_teaching(space, data, (options.teachers or Path("teachers")).resolve()))
     trials = distinct(space, resolver)
     connect(options.address)
     share = share_of(space.resources, read_cluster(), space.search.trials, bool(options.gpus_per_trial))

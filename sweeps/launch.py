@@ -310,7 +310,7 @@ def _is_late(until: float | None) -> bool:
 def _run_phase(search: Search, launch: Launch, ahead: Ahead | None, relay: str | None) -> None:
     scheduler: FIFOScheduler = FIFOScheduler()
     if search.space.search.stop != "none":
-        scheduler = StratifiedStopping(search.space.search, search.space.epochs, search.record)
+        scheduler = StratifiedStopping(search.space.search, search.space.epochs, search.record, search.adopted)
     resources = {"cpu": launch.room.share.cpus, "gpu": launch.room.share.gpus}
     # As many proposals lie ready as there are slots: Tune's default of one would start the first wave one by one
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(launch.room.share.concurrent)

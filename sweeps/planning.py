@@ -20,8 +20,9 @@ from lowrank.recipe_table import NAME, default_recipe
 from lowrank.substitute import build_student
 from sweeps.domains import Value
 from sweeps.reachable import reachable_strata
-from sweeps.space import Space
+from sweeps.space import Space, own_teacher
 from sweeps.specification import Resolver, Stratum, Trial
+from sweeps.teacher_making import UNTRAINED
 from sweeps.view import clock
 
 SAMPLES = 300  # points drawn to see the sizes of a space that is not a grid
@@ -138,6 +139,15 @@ def _recipe_line(space: Space) -> str:
     return f"recipe: {name}, {', '.join(shown)}"
 
 
+def _teacher_line(space: Space, resolver: Resolver) -> list[str]:
+    """Which teacher there is, and whether it is trained first."""
+    if resolver.teaching is None:
+        return []
+    found, name = resolver.teaching.found, resolver.teaching.name
+    first = f"; not there yet, trained first for {own_teacher(space).epochs} epochs"
+    return [f"teacher: {name}, {found.network.name}{first if found.sha256 == UNTRAINED else ''}"]
+
+
 def plan_lines(plan: Plan, space: Space, resolver: Resolver) -> list[str]:
     """The plan in words."""
     recipe, data = space.recipe({}), resolver.data
@@ -152,6 +162,7 @@ def plan_lines(plan: Plan, space: Space, resolver: Resolver) -> list[str]:
         f"trials: {plan.trials} at most, references included, of {points} points; "
         f"{recipe.epochs} epochs of {steps} steps each, {plan.slots} at a time",
     ]
+    lines += _teacher_line(space, resolver)
     if plan.smallest is not None and plan.largest is not None:
         lines.append(f"sizes: from {plan.smallest:,} to {plan.largest:,} parameters")
     for label, (_, low, high) in sorted(plan.strata.items(), key=lambda item: item[1][1:]):

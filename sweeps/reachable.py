@@ -1,10 +1,11 @@
-"""Which strata of a space some method can meet, said before anything starts."""
+"""Which strata of a space some method can meet, and what of it is impossible, said before anything starts."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from lowrank.errors import InfeasibleError, InputError
+from lowrank.reasons import of_each_method
 from sweeps.space import Space
 from sweeps.specification import Resolver, StepTimeError
 from sweeps.strata import Stratum
@@ -13,15 +14,47 @@ from sweeps.strata import Stratum
 def reachable_strata(space: Space, resolver: Resolver) -> tuple[tuple[Stratum, ...], list[str]]:
     """The strata that some method of the space can meet, and a line for each that none can.
 
-    Raises InputError, with the reason, when none can be met.
+    Raises InputError, with the reason, when none can be met; of a grid, when none of its points can be trained.
     """
-    if not space.solves or space.search.sampler == "grid":
+    if space.search.sampler == "grid":
+        points, infeasible = resolver.points.grid(), _infeasible(space, resolver)
+        if infeasible and len(infeasible) == len(points):
+            what = "no method can meet the budget" if space.solves else "no point of the grid can be trained"
+            raise InputError(f"{what}: {next(iter(of_each_method(infeasible)))}")
+        return resolver.strata, []
+    if not space.solves:
         return resolver.strata, []
     reasons = {stratum: _reasons(space, resolver, stratum) for stratum in resolver.strata}
     lines = [f"{stratum.label}: {reason}" for stratum, reason in reasons.items() if reason is not None]
     if len(lines) == len(reasons):
         raise InputError(f"no method can meet the budget: {lines[-1]}")
     return tuple(stratum for stratum, reason in reasons.items() if reason is None), lines
+
+
+def impossible(space: Space, resolver: Resolver) -> list[str]:
+    """A line for each method that has points which cannot be trained, at its largest budget that is out of reach."""
+    return list(of_each_method(_infeasible(space, resolver)))
+
+
+def _infeasible(space: Space, resolver: Resolver) -> list[tuple[dict[str, Any], str]]:
+    """Points that cannot be, with the reason: of a grid all, else of each stratum's largest budget.
+
+    None where a step's time is limited, for that is measured, network by network.
+    """
+    if "budget.step_ms" in space.domains or space.budget.step_ms is not None:
+        return []
+    grid = space.search.sampler == "grid"
+    found = []
+    for point in resolver.points.grid() if grid else _largest_points(space, resolver):
+        try:
+            resolver.resolve(point)
+        except InfeasibleError as error:
+            found.append((point, str(error)))
+    return found
+
+
+def _largest_points(space: Space, resolver: Resolver) -> list[dict[str, Any]]:
+    return [point for stratum in resolver.strata for point in corner_points(space, stratum)] if space.solves else []
 
 
 def _reasons(space: Space, resolver: Resolver, stratum: Stratum) -> str | None:

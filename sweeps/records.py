@@ -22,6 +22,7 @@ JOURNAL_FILE = "journal.jsonl"
 RESULTS_FILE = "results.parquet"
 EPOCHS_FILE = "epochs.parquet"
 SPACE_FILE = "space.yaml"
+SERIES_FILE = "series.yaml"  # in the folder of a series: what was asked, its own content and options
 LOCK_FILE = "driver.lock"
 PROGRESS_FILE = "tracking.json"  # what MLflow has accepted
 LOG_FILE = "tracking.log"
@@ -35,7 +36,8 @@ REPORT_FOLDER = "report"
 MODELS_FOLDER = "models"  # the front's weights with all that it takes to use them, one folder a trial
 LONGEST_NOTE = 2000  # characters; MLflow keeps 8,000 in a tag, and several notes go into one
 OWN_TAGS = frozenset({
-    "study", "study_key", "trial_id", "point", "role", "stratum", "status", "reason", "attempts", "aliases", "broken",
+    "study", "study_key", "trial_id", "point", "role", "stratum", "status", "reason", "attempts", "aliases", "adopted",
+    "broken",
     "data", "network", "question", "commit", "command", "seed", "hardware", "host", "device", "artifacts_complete",
     "tables",
 })  # fmt: skip
@@ -76,6 +78,7 @@ class Event(StrEnum):
     ALIAS = "alias"  # further settings that stand for a network already proposed
     INFEASIBLE = "infeasible"  # settings that cannot meet their constraints; never launched
     ATTEMPT = "attempt"  # a worker took the trial up
+    ADOPTED = "adopted"  # another study of the series has trained it: which, and on what; its epochs and end follow
     EPOCH = "epoch"  # one epoch's metrics
     NOTICE = "notice"  # a line that a trial has for the user: a cache was built, or could not be read
     POSTPONED = "postponed"  # memory ran out: once more in a later phase, with a larger share
@@ -140,6 +143,7 @@ class TrialRecord:
     broken: str = ""  # why its result counts for nothing; empty for a sound trial
     notes: list[str] = field(default_factory=list)
     tags: dict[str, str] = field(default_factory=dict)
+    adopted: dict[str, Any] = field(default_factory=dict)  # the study that trained it, host ...; empty: this one did
 
     @property
     def ended(self) -> bool:
@@ -157,8 +161,11 @@ class TrialRecord:
         return self.epochs[self.last_epoch].get(VAL_ERROR) if self.epochs else None
 
     def last_attempt(self, field: str) -> Any:
-        """What the newest attempt says of its `host`, `device` ...; None where there was none or it does not say."""
-        return self.attempts[-1].get(field) if self.attempts else None
+        """What the newest attempt says of its `host`, `device` ...; None where there was none or it does not say.
+
+        Of an adopted trial it is the attempt of the study that trained it.
+        """
+        return (self.attempts[-1] if self.attempts else self.adopted).get(field)
 
     @property
     def method(self) -> str:
@@ -268,11 +275,16 @@ def _infeasible(trial: TrialRecord, event: Mapping[str, Any]) -> None:
 
 
 def _attempt(trial: TrialRecord, event: Mapping[str, Any]) -> None:
+    trial.adopted = {}  # it is trained here after all
     if trial.status not in TERMINAL:
         trial.status = Status.RUNNING
     attempt = {key: event[key] for key in event if key not in ("event", "trial")}
     if attempt not in trial.attempts:
         trial.attempts.append(attempt)
+
+
+def _adopted(trial: TrialRecord, event: Mapping[str, Any]) -> None:
+    trial.adopted = {key: event[key] for key in event if key not in ("event", "trial", "time")}
 
 
 def _epoch(trial: TrialRecord, event: Mapping[str, Any]) -> None:
@@ -318,6 +330,7 @@ _APPLY = {
     Event.ALIAS: _alias,
     Event.INFEASIBLE: _infeasible,
     Event.ATTEMPT: _attempt,
+    Event.ADOPTED: _adopted,
     Event.EPOCH: _epoch,
     Event.NOTICE: _notice,
     Event.POSTPONED: _postponed,

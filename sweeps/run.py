@@ -182,10 +182,10 @@ def _plan(space: Space, options: argparse.Namespace) -> int:
     from lowrank.data import load_data
     from sweeps.planning import make_plan, plan_lines
     from sweeps.specification import Resolver
-    from sweeps.teaching import find_teaching
+    from sweeps.teacher_making import planned_teaching
 
     data: Any = load_data(space.data, options.data_dir)
-    resolver = Resolver(space, data, find_teaching(space, data, options.teachers or Path("teachers")))
+    resolver = Resolver(space, data, planned_teaching(space, data, options.teachers or Path("teachers")))
     plan = make_plan(space, resolver, _local_slots(space))
     print(json.dumps(plan.to_json(), indent=2) if options.json else "\n".join(plan_lines(plan, space, resolver)))
     return 0

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lowrank.errors import InfeasibleError
+from sweeps.adoption import Others, take_weights
 from sweeps.fronts import front_points
 from sweeps.journal import Journal
 from sweeps.proposals import Outcome, Proposal, Proposer
@@ -50,8 +51,9 @@ class Search:
 
     def __init__(
         self, space: Space, resolver: Resolver, proposer: Proposer, journal: Journal, record: StudyRecord,
-        strata: Sequence[Stratum] | None = None,
+        strata: Sequence[Stratum] | None = None, others: Others | None = None,
     ):  # fmt: skip
+        """`others` are the trials of the other studies of a series, which are adopted rather than trained again."""
         self.space, self.resolver, self.proposer = space, resolver, proposer
         self.strata = tuple(strata or resolver.strata)  # those that can be met
         self.journal, self.record = journal, record
@@ -60,6 +62,8 @@ class Search:
         self.later: deque[Trial] = deque()  # for a phase with a larger share, when the rest is done
         self.used_up: set[str] = set()
         self.reserved: dict[str, Trial] = {}  # prepared, not yet handed out
+        self.others = others or Others()
+        self.adopted: list[TrialRecord] = []  # in this sitting
         self.teller: Callable[[dict[str, Any], Outcome], None] | None = None  # takes what the proposer is to be told
         self._restore()
 
@@ -74,9 +78,9 @@ class Search:
 
     def next_waiting(self) -> Trial | None:
         """A trial that needs no proposal: a reference, one that a kill left without an end, a repeat."""
-        for index, trial in enumerate(self.waiting):
-            if self.is_startable(trial):
-                del self.waiting[index]
+        while (trial := next(filter(self.is_startable, self.waiting), None)) is not None:
+            self.waiting.remove(trial)
+            if not self._adopt(trial):
                 return trial
         return None
 
@@ -174,7 +178,8 @@ class Search:
         self.proposer.tell(proposal.handle, Outcome("infeasible", excess))
 
     def hand_out(self, prepared: Prepared) -> Trial | None:
-        """Journal what was prepared; the trial to launch, None where there is none or its start is not there yet."""
+        """Journal what was prepared; the trial to launch, None where there is none, its start is not there yet, or
+        another study of the series has trained it."""
         for event, about in prepared.notes:
             self._write(event, **about)
         trial = prepared.trial
@@ -182,10 +187,25 @@ class Search:
             return None
         self._write_proposed(trial, prepared.handle)
         self.reserved.pop(trial.trial_id, None)
-        if self.is_startable(trial):
-            return trial
-        self.waiting.append(trial)
-        return None
+        if not self.is_startable(trial):
+            self.waiting.append(trial)
+            return None
+        return None if self._adopt(trial) else trial
+
+    def _adopt(self, trial: Trial) -> bool:
+        """Take over what another study of the series has trained of it; False where there is nothing to take over."""
+        known = self.others.find(trial.trial_id)
+        if known is None:
+            return False
+        take_weights(known, self.journal.path.parent)
+        own, record = trial.trial_id, known.trial
+        self._write(Event.ADOPTED, trial=own, **known.origin())
+        for epoch, metrics in sorted(record.epochs.items()):
+            if epoch not in self.record.trials[own].epochs:  # a kill may have cut this off
+                self.write_epoch(own, epoch, {name: value for name, value in metrics.items() if name != "time"})
+        self.adopted.append(self.record.trials[own])
+        self.finish(own, record.status, record.reason)
+        return True
 
     def _write_proposed(self, trial: Trial, handle: Mapping[str, Any]) -> None:
         self._write(
@@ -199,11 +219,11 @@ class Search:
         """A further seed of a point of the final front, once every other trial has its end."""
         running = (self.record.trials[trial_id] for trial_id in self.tally.open)
         searching = self.reserved or any(trial.role is Role.SEARCH for trial in running)
-        missing = [] if searching or self.waiting or self.may_propose() else self._missing_repeats()
-        if not missing:
-            return None
-        self._write_proposed(missing[0], {})
-        return missing[0]
+        for trial in [] if searching or self.waiting or self.may_propose() else self._missing_repeats():
+            self._write_proposed(trial, {})
+            if not self._adopt(trial):
+                return trial
+        return None
 
     def _missing_repeats(self) -> list[Trial]:
         """Repeats not yet proposed, the second seed of every point before the third of any; none on a grid."""

@@ -1,7 +1,8 @@
 """Several studies in a row from one file: one command, one limit of time, one summary; resumable as one.
 
 A file with a section `studies` is a series. Each entry is a study: the rest of the file with the entry's own `set`
-(dotted names) on top, or another space named by `space`. They lie in one folder under the series' name.
+(dotted names) on top, or another space named by `space`. They lie in one folder under the series' name, and what one
+has trained the others adopt (sweeps.adoption).
 """
 
 from __future__ import annotations
@@ -21,13 +22,12 @@ from sweeps.clock import steady
 from sweeps.folders import new_folder, studies_root
 from sweeps.fronts import mean_error, searched_points
 from sweeps.journal import read_journal
-from sweeps.records import JOURNAL_FILE, SPACE_FILE, Status, StudyRecord, TrialRecord, fold
+from sweeps.records import JOURNAL_FILE, SERIES_FILE, SPACE_FILE, Status, StudyRecord, TrialRecord, fold
 from sweeps.settings import parse_time
 from sweeps.space import Space, find_space, read_content, read_yaml, space_of
 from sweeps.storage import Storage, below, fetch_named, storage_uri, stored_studies
 from sweeps.trust import check_asked
 
-SERIES_FILE = "series.yaml"  # what was asked: the file's own content and the options of the command line
 ENTRY = ("name", "space", "set", "trials")
 _PLACES = ("data_dir", "teachers", "cache_dir")
 _OPTIONS = ("set", "data", "seed", "trials", "gpus_per_trial", "cpus_per_trial", "max_concurrent",
@@ -190,7 +190,10 @@ def summary_lines(members: list[Member], folder: Path) -> list[str]:
         trials = list(record.trials.values()) if record else []
         done = [trial for trial in trials if trial.status is Status.COMPLETED and not trial.broken]
         ended = "ended" if _is_finished(folder / member.name) else "not ended" if record else "not begun"
-        lines.append(f"{member.name} ({ended}): {len(done)} of {len(trials)} trials completed. {member.space.question}")
+        adopted = sum(bool(trial.adopted) for trial in done)
+        shared = f", {adopted} of them trained in another of these studies" if adopted else ""
+        count = f"{len(done)} of {len(trials)} trials completed{shared}"
+        lines.append(f"{member.name} ({ended}): {count}. {member.space.question}")
         lines += [f"  {stratum}: {_described(best)}" for stratum, best in _best(trials).items()]
     return lines
 

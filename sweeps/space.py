@@ -34,6 +34,7 @@ SPACES_FOLDER = Path(__file__).resolve().parent.parent / "search_spaces"
 SECTIONS = (
     "question", "data", "network", "teacher", "train", "method", "budget", "start", "references", "search", "resources",
 )  # fmt: skip
+WHOLE = {"teacher": ("train",)}  # sections within sections, which are taken as they stand
 NAMED = ("data", "network", "teacher")  # sections that may be written as a name alone
 REFERENCES = ("dense", "separable", *THIN)  # drawn beside every front: of one size, or one in each stratum
 Alternative = tuple[dict[str, Any], dict[str, Domain]]  # literals and domains of one `method` entry
@@ -194,7 +195,39 @@ def parse_space(name: str, content: Mapping[str, Any]) -> Space:
         source=copy.deepcopy(dict(source)),
     )
     check_space(space)
+    if space.teacher is not None and space.teacher.train is not None:
+        own_teacher(space)
     return space
+
+
+def one_point(name: str, content: Mapping[str, Any]) -> Space:
+    """The space of a teacher, of which nothing is searched; raises InputError."""
+    space = parse_space(name, content)
+    searched = [*space.domains, *(key for _, domains in space.alternatives for key in domains)]
+    if searched:
+        raise InputError(f"a teacher has one value of each field, but `{searched[0]}` has several")
+    return space
+
+
+def own_teacher(space: Space) -> Space:
+    """How the teacher of `space` is trained, as a space of one point; raises InputError.
+
+    It is the space's own network, dense, unless `teacher.network` names another; its seed is not the study's.
+    """
+    assert space.teacher is not None
+    other = space.teacher.network
+    if other is None and any(key.startswith("network.") for key in space.domains):
+        raise InputError("`teacher.train` needs `teacher.network` where the space's own network is searched")
+    of_space = {"name": space.network.name, **space.network.model_dump(exclude_defaults=True)}
+    content = {
+        "question": "A teacher", "data": space.data.model_dump(exclude_none=True),
+        "network": of_space if other in (None, space.network.name) else {"name": other},
+        "train": space.teacher.train, "method": {"name": "dense"}, "search": {"stop": "none"},
+    }  # fmt: skip
+    try:
+        return one_point(f"teacher of {space.name}", content)
+    except InputError as error:
+        raise InputError(f"`teacher.train`: {error}") from error
 
 
 def find_space(name: str) -> Path:
@@ -298,9 +331,11 @@ def _split(path: str, fields: Mapping[str, Any]) -> Alternative:
 
 
 def _section(content: Mapping[str, Any], section: str, domains: dict[str, Domain]) -> dict[str, Any]:
-    literals, found = _split(section, _plain(content, section))
+    fields = _plain(content, section)
+    whole = {key: fields.pop(key) for key in WHOLE.get(section, ()) if key in fields}
+    literals, found = _split(section, fields)
     domains.update({f"{section}.{key}": domain for key, domain in found.items()})
-    return literals
+    return {**literals, **whole}
 
 
 def _method_names(literals: Mapping[str, Any], domains: Mapping[str, Domain]) -> tuple[Value, ...]:

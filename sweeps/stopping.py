@@ -5,6 +5,7 @@ Trials are compared at equal epochs whatever their size, so one instance over al
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from ray.tune.experiment import Trial as RayTrial
@@ -18,8 +19,10 @@ from sweeps.settings import SearchSettings
 class StratifiedStopping(FIFOScheduler):
     """Stops a trial that the rule of its own stratum gives up; references and repeats are never stopped."""
 
-    def __init__(self, settings: SearchSettings, epochs: int, record: StudyRecord):
+    def __init__(self, settings: SearchSettings, epochs: int, record: StudyRecord, adopted: Sequence[TrialRecord] = ()):
+        """`adopted` grows by the trials that come in whole while the study runs."""
         super().__init__()
+        self._adopted, self._heard = adopted, len(adopted)  # those on record by now are replayed with the rest
         self._settings, self._epochs = settings, epochs
         self._rules: dict[str, StoppingRule | None] = {}
         self.stopped: dict[str, str] = {}  # trial id -> reason
@@ -39,7 +42,7 @@ class StratifiedStopping(FIFOScheduler):
 
     def _replay(self, record: StudyRecord) -> None:
         """Tell the rules what is on record, so that a resumed study stops as the undisturbed one would."""
-        for trial, epoch, metrics in curves(record):
+        for trial, epoch, metrics in curves(record.trials.values()):
             reason = self._report(trial.trial_id, trial.stratum, epoch, metrics[VAL_ERROR])
             if reason:
                 self._condemned.setdefault(trial.trial_id, reason)
@@ -47,6 +50,9 @@ class StratifiedStopping(FIFOScheduler):
     def on_trial_result(self, tune_controller: Any, trial: RayTrial, result: dict[str, Any]) -> str:
         if trial.config["role"] != Role.SEARCH or VAL_ERROR not in result:
             return TrialScheduler.CONTINUE
+        for known, epoch, metrics in curves(self._adopted[self._heard :]):
+            self._report(known.trial_id, known.stratum, epoch, metrics[VAL_ERROR])
+        self._heard = len(self._adopted)
         trial_id, stratum = trial.config["trial_id"], trial.config["stratum"]
         reason = self._condemned.get(trial_id) or self._report(trial_id, stratum, result["epoch"], result[VAL_ERROR])
         if reason:
@@ -54,11 +60,11 @@ class StratifiedStopping(FIFOScheduler):
         return TrialScheduler.STOP if reason else TrialScheduler.CONTINUE
 
 
-def curves(record: StudyRecord) -> list[tuple[TrialRecord, int, dict[str, float]]]:
+def curves(trials: Iterable[TrialRecord]) -> list[tuple[TrialRecord, int, dict[str, float]]]:
     """Every epoch of every sound trial of the search, in the order in which they came in."""
     points = [
         (trial, epoch, metrics)
-        for trial in record.trials.values()
+        for trial in trials
         if trial.role is Role.SEARCH and not trial.broken
         for epoch, metrics in sorted(trial.epochs.items())
     ]

@@ -25,9 +25,12 @@ class Stratum:
     fixed: tuple[tuple[str, Value], ...] = ()  # budget values that every proposal in this stratum has
     budget: str = ""  # a budget field of which `share` is this stratum's part: more than its first, at most its second
     share: tuple[float, float] = (0.0, 0.0)
+    whole: bool = False  # the space has one budget, and every point is of it
 
     def owns(self, point: Point) -> bool:
         """Whether the budget that the point proposes is this stratum's."""
+        if self.whole:
+            return True
         if self.fixed:
             return all(point.get(name) == value for name, value in self.fixed)
         value = point.get(self.budget)
@@ -41,7 +44,8 @@ class Stratum:
 
 
 def make_strata(space: Space, separable_params: int) -> tuple[Stratum, ...]:
-    """The strata that are searched: a listed budget's values, halvings of a budget range, else halvings of size.
+    """The strata that are searched: a listed budget's values, halvings of a budget range, the one budget that there is,
+    else halvings of size.
 
     Several objectives compare all sizes in one search (stopping still compares within halvings of size).
     """
@@ -55,7 +59,11 @@ def make_strata(space: Space, separable_params: int) -> tuple[Stratum, ...]:
             return _listed(space, searched, [float(value) for value in values if value is not None], separable_params)
         low, high = domain.corners()
         return _halved_budget(space, searched, (float(low or 0), float(high or 0)), separable_params)
-    return (Stratum(ALL_SIZES, math.inf),) if space.solves else halved_sizes(separable_params)
+    given = next((name for name in LIMITS if getattr(space.budget, name) is not None), None)
+    if not space.solves or given is None:
+        return halved_sizes(separable_params)
+    label, limit = _size_label(space, f"budget.{given}", float(getattr(space.budget, given)), separable_params)
+    return (Stratum(label, limit, whole=True),)
 
 
 def _size_label(space: Space, name: str, value: float, separable_params: int) -> tuple[str, float]:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from lowrank.data import ImageData, load_data
 from lowrank.errors import InputError
+from sweeps.adoption import Others
 from sweeps.clock import steady
 from sweeps.final import evaluate_front
 from sweeps.finish import Finish, find_finish
@@ -24,6 +25,7 @@ from sweeps.interrupt import INTERRUPTED
 from sweeps.journal import FullDiskError, Journal, locked_journal, read_journal, tells_of_full_disk
 from sweeps.proposals import OptunaProposer, make_proposer
 from sweeps.provenance import command, commit, hardware, versions
+from sweeps.reachable import impossible, reachable_strata
 from sweeps.records import (
     JOURNAL_FILE,
     SPACE_FILE,
@@ -37,12 +39,13 @@ from sweeps.records import (
     parse_tags,
 )
 from sweeps.repeat import ORIGIN, Repeat, find_repeat
-from sweeps.search import Search, reachable_strata
+from sweeps.search import Search
 from sweeps.settings import parse_time
 from sweeps.space import Space, parse_space
 from sweeps.space_checks import check_shared
 from sweeps.specification import Resolver
 from sweeps.storage import carried, fetch_named, storage_uri, stored_studies
+from sweeps.teacher_making import named, ready_teaching
 from sweeps.teaching import CACHE_FOLDER, CacheOptions, Teaching, find_teaching
 from sweeps.tracking_process import TrackingProcess, check_tracking_uri, redact
 from sweeps.trust import check_trust
@@ -85,7 +88,10 @@ def start_study(space: Space, options: argparse.Namespace) -> int:
     )
     setting = _setting(folder, space, options, options.data_dir, options.tracking_uri, uri)
     data = load_data(space.data, setting.data_dir)
-    resolver = Resolver(space, data, find_teaching(space, data, setting.teachers))
+    begun = time.monotonic()
+    resolver = Resolver(space, data, ready_teaching(space, data, setting.teachers, setting.tracking_uri))
+    if setting.seconds is not None:  # what the teacher took is part of it
+        setting = replace(setting, seconds=max(1.0, setting.seconds - (time.monotonic() - begun)))
     with carried(uri, folder):
         return _drive(space, resolver, setting)
 
@@ -179,7 +185,7 @@ def _same_data(space: Space, setting: Setting) -> ImageData:
 
 
 def _same_teacher(space: Space, data: ImageData, setting: Setting) -> Teaching | None:
-    teaching = find_teaching(space, data, setting.teachers)
+    teaching = find_teaching(named(space, data), data, setting.teachers)
     header = fold(read_journal(setting.folder / JOURNAL_FILE)).header
     expected = (header.get("teacher") or {}).get("weights")
     if teaching is not None and expected not in (None, teaching.found.sha256):
@@ -209,12 +215,12 @@ def _drive(space: Space, resolver: Resolver, setting: Setting, again: Repeat | F
 
     resolver.clock.keep(setting.folder)
     earlier = earlier_studies(space.search.warm_start, setting.folder.parent)
+    others = Others() if setting.origin else Others.of(setting.folder)  # a repeat is there to be trained again
     strata, unreachable = reachable_strata(space, resolver)
     connect(setting.address)
     rooms = Rooms(space, expected_trials(space, resolver), gpus_asked=setting.gpus_asked)
     check_shared(space, rooms.share.processes, len(resolver.data.train))
-    for line in unreachable:
-        print(f"cannot be met, left out: {line}", flush=True)
+    _say_impossible(space, resolver, unreachable)
     setting.folder.mkdir(parents=True, exist_ok=True)
     with locked_journal(setting.folder) as journal, rooms.ways(setting.address) as ways:
         record = fold(read_journal(journal.path))
@@ -233,7 +239,7 @@ def _drive(space: Space, resolver: Resolver, setting: Setting, again: Repeat | F
                 print(*warm_start(proposer, resolver, earlier), sep="\n", end="\n" if earlier else "", flush=True)
             room = rooms.settle(resolver, journal, record, setting.data_dir, ways)
             apply_event(record, journal.append(Event.ROOM, sync=True, since=steady() - setting.began, **room.about()))
-            outcome = _work(Search(space, resolver, proposer, journal, record, strata), setting, room)
+            outcome = _work(Search(space, resolver, proposer, journal, record, strata, others), setting, room)
         except KeyboardInterrupt:
             pass  # between two trials, or after the last: what is done is on record
         except Exception as error:
@@ -249,6 +255,13 @@ def _drive(space: Space, resolver: Resolver, setting: Setting, again: Repeat | F
     if outcome == "interrupted":
         return INTERRUPTED
     return 0 if _completed(record) or outcome == "time" else NOTHING_COMPLETED
+
+
+def _say_impossible(space: Space, resolver: Resolver, unreachable: list[str]) -> None:
+    for line in unreachable:
+        print(f"cannot be met, left out: {line}", flush=True)
+    for line in impossible(space, resolver):
+        print(f"left out: {line}", flush=True)
 
 
 def _work(search: Search, setting: Setting, room: Room) -> str:

@@ -34,7 +34,7 @@ STUDY_KEY = b"study"  # of the metadata of results.parquet
 # Columns that hold a field of the record as JSON: lists and mappings, whose fields differ from trial to trial
 JSON_COLUMNS = {
     "parameters": "parameters", "aliases": "aliases", "specification": "specification", "tags": "tags",
-    "notes": "notes", "notices": "notices", "attempt_log": "attempts", "proposal": "proposal",
+    "notes": "notes", "notices": "notices", "attempt_log": "attempts", "proposal": "proposal", "adopted": "adopted",
 }  # fmt: skip
 PLAIN_COLUMNS = ("trial_id", "stratum", "reason", "proposed_at", "finished_at", "test_error")
 
@@ -64,7 +64,10 @@ EPOCHS_SCHEMA = pa.schema(
 
 
 def to_row(study: str, trial: TrialRecord) -> dict[str, Any]:
-    """One trial as a row of RESULTS_SCHEMA; what is not known is None. Host and device are the last attempt's."""
+    """One trial as a row of RESULTS_SCHEMA; what is not known is None. Host and device are the last attempt's.
+
+    An adopted trial took no time of this study.
+    """
     spec = trial.specification
     method, train, data = (spec.get(section, {}) for section in ("method", "train", "data"))
     last = trial.epochs.get(trial.last_epoch, {})
@@ -80,7 +83,7 @@ def to_row(study: str, trial: TrialRecord) -> dict[str, Any]:
         "kd_weight": train.get("kd_weight"),
         "seed": spec.get("seed"), "epochs": trial.last_epoch,
         "images_per_second": sum(speeds) / len(speeds) if speeds else None,
-        "train_seconds": sum(epoch.get("epoch_seconds", 0.0) for epoch in trial.epochs.values()),
+        "train_seconds": own_seconds(trial),
         "start_seconds": sum(attempt.get("start_seconds", 0.0) for attempt in trial.attempts),
         "attempts": len(trial.attempts), "host": trial.last_attempt("host"), "device": trial.last_attempt("device"),
         "sharing": trial.last_attempt("sharing"),
@@ -92,6 +95,11 @@ def to_row(study: str, trial: TrialRecord) -> dict[str, Any]:
     row.update({name: trial.counts.get(name) for name in COUNTS})
     row.update({name: last.get(name) for name in ("val_error", "val_loss", "train_error", "train_loss")})
     return row
+
+
+def own_seconds(trial: TrialRecord) -> float:
+    """Seconds of training that the study gave to a trial; 0 for one that another study of its series trained."""
+    return 0.0 if trial.adopted else sum(epoch.get("epoch_seconds", 0.0) for epoch in trial.epochs.values())
 
 
 def from_row(row: Mapping[str, Any]) -> TrialRecord:

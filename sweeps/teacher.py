@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -16,20 +15,18 @@ if sys.path and Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
 import re
 
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from lowrank.data import load_data
 from lowrank.endings import FAILED, ended, exit_code
 from lowrank.errors import InputError
-from lowrank.teachers import TeacherRecord, teacher_names
+from lowrank.teachers import teacher_names
 from lowrank.training import DivergedError
 from sweeps.folders import NAME_RULE, check_root
 from sweeps.interrupt import leave, watch
-from sweeps.space import Space, absolute_data, override_fields, parse_space
-from sweeps.specification import Resolver
-from sweeps.teacher_registry import default_uri, read_teacher, register, taken
-from sweeps.tracking_process import check_tracking_uri, redact
+from sweeps.space import Space, absolute_data, one_point, override_fields
+from sweeps.teacher_making import register_shown, train_shown
+from sweeps.teacher_registry import read_teacher, taken
+from sweeps.tracking_process import check_tracking_uri
 
 GO_ON = "interrupted; the same command goes on from the last checkpoint"
 DEFAULT_TEACHERS = Path("teachers")
@@ -85,7 +82,8 @@ def _dispatch(options: argparse.Namespace) -> int:
         check_tracking_uri(options.tracking_uri)
     if options.register:
         read_teacher(root, options.register)
-        return _register(root, options.register, options.tracking_uri)
+        register_shown(root, options.register, options.tracking_uri)
+        return 0
     for name in ("name", "network"):
         if not getattr(options, name):
             raise InputError(f"--{name} is missing; for example --network wrn_16_4 --data digits --name digits_wrn164")
@@ -94,11 +92,11 @@ def _dispatch(options: argparse.Namespace) -> int:
                          f"but got {options.name!r}")  # fmt: skip
     if (root / options.name).exists():
         raise taken(root, options.name)
-    record = _train(options, root)
-    print(f"{record.name}: validation error {record.val_error:.2f} %, test error {record.test_error:.2f} %, "
-          f"{record.params:,} parameters, {record.seconds:.0f} s; in {options.teachers / record.name}")  # fmt: skip
-    print(f"use it with `teacher: {record.name}` in a space")
-    return _register(root, options.name, options.tracking_uri)
+    space, device = teacher_space(options), _device(options.device)
+    train_shown(space, load_data(space.data, options.data_dir), root, options.name, device)
+    print(f"use it with `teacher: {options.name}` in a space")
+    register_shown(root, options.name, options.tracking_uri)
+    return 0
 
 
 def teacher_space(options: argparse.Namespace) -> Space:
@@ -109,84 +107,13 @@ def teacher_space(options: argparse.Namespace) -> Space:
     }  # fmt: skip
     epochs = [f"train.epochs={options.epochs}"] if options.epochs is not None else []
     override_fields(content, [*options.set, *epochs])
-    space = parse_space(options.name, absolute_data(content))
-    searched = [*space.domains, *(key for _, domains in space.alternatives for key in domains)]
-    if searched:
-        raise InputError(f"a teacher has one value of each field, but `{searched[0]}` has several")
-    return space
+    return one_point(options.name, absolute_data(content))
 
 
 def _device(asked: str) -> str:
     if asked == "cuda" and not torch.cuda.is_available():
         raise InputError("--device cuda needs a GPU, and none is visible here; choose from: auto, cpu")
     return "cuda" if asked != "cpu" and torch.cuda.is_available() else "cpu"
-
-
-def _train(options: argparse.Namespace, root: Path) -> TeacherRecord:
-    space, device = teacher_space(options), _device(options.device)
-    data = load_data(space.data, options.data_dir)
-    trial = Resolver(space, data).resolve({})
-    # Ray's imports, which the trainer's room brings, are only paid for once the input has been checked
-    from sweeps.teacher_training import train_teacher
-
-    print(f"{options.name}: {space.network.name}, {trial.counts['params']:,} parameters, on {data.name} "
-          f"({len(data.train):,} training images), {space.epochs} epochs on {device}", flush=True)  # fmt: skip
-    with _Shown(space.epochs) as shown:
-        return train_teacher(
-            trial, data, root, options.name, device, on_epoch=shown.epoch, on_start=shown.start
-        )  # fmt: skip
-
-
-class _Shown:
-    """A line an epoch, and on a terminal a bar with the time left below them."""
-
-    def __init__(self, epochs: int):
-        self._console, self._epochs = Console(), epochs
-        columns = (TextColumn("epochs"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        self._bar = Progress(*columns, console=self._console, transient=True, disable=not self._console.is_terminal)
-        self._task = self._bar.add_task("", total=epochs)
-        self._began = time.monotonic()
-        self._first = 0
-
-    def __enter__(self) -> _Shown:
-        self._bar.start()
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self._bar.stop()
-
-    def start(self, epoch: int) -> None:
-        """So many epochs were done before."""
-        self._began, self._first = time.monotonic(), epoch
-        self._bar.update(self._task, completed=epoch)
-        if epoch:
-            self._print(f"goes on after epoch {epoch}")
-
-    def epoch(self, epoch: int, metrics: dict[str, float]) -> None:
-        """An epoch was done."""
-        pace = (time.monotonic() - self._began) / (epoch - self._first)
-        self._bar.update(self._task, completed=epoch)
-        self._print(
-            f"epoch {epoch}/{self._epochs}: training loss {metrics['train_loss']:.4f}, validation loss "
-            f"{metrics['val_loss']:.4f}, error {metrics['val_error']:.2f} %; {metrics['images_per_second']:,.0f} "
-            f"images/s, about {pace * (self._epochs - epoch):.0f} s left"
-        )
-
-    def _print(self, line: str) -> None:
-        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
-
-
-def _register(root: Path, name: str, uri: str | None) -> int:
-    """A registry that does not answer loses nothing: the teacher is in its folder."""
-    uri = uri or default_uri(root)
-    again = f"python sweeps/teacher.py --register {name}"
-    try:
-        print(f"{register(root, name, uri)} ({redact(uri)})")
-    except InputError as error:
-        raise InputError(f"{error}; the teacher itself is kept and can be used") from error
-    except OSError as error:
-        print(f"not in MLflow's model registry: {error}; the teacher itself is kept and can be used; later: {again}")
-    return 0
 
 
 def list_teachers(root: Path, as_json: bool) -> int:

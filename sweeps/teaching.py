@@ -51,7 +51,8 @@ class TeacherSettings(BaseModel):
     """Which teacher, at which taps, over how many views; `views` None: new ones in every epoch."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    name: str = Field(min_length=1)
+    name: str | None = Field(default=None, min_length=1)
+    train: dict[str, Any] | None = None  # how it is trained where there is none of its name: fields of a recipe
     network: str | None = None  # which it must be; needed where it is code of one's own
     views: int | None = Field(default=None, ge=1)
     cache: bool = True
@@ -73,7 +74,12 @@ def parse_settings(fields: Mapping[str, Any], domains: Iterable[str]) -> Teacher
     for name in searched:
         if name != f"{SECTION}.{SEARCHED}":
             raise InputError(f"`{name}` cannot be searched; of a teacher `{SECTION}.{SEARCHED}` can")
-    return make(TeacherSettings, fields, SECTION) if fields or searched else None
+    if not fields and not searched:
+        return None
+    settings = make(TeacherSettings, fields, SECTION)
+    if settings.name is None and settings.train is None:
+        raise InputError("`teacher` needs a `name`, or says under `train` how it is trained where it is not there yet")
+    return settings
 
 
 def check_teacher(space: Space) -> None:
@@ -174,8 +180,16 @@ def find_teaching(space: Space, data: ImageData, root: Path) -> Teaching | None:
     settings = space.teacher
     if settings is None:
         return None
+    assert settings.name is not None  # see sweeps.teacher_making
     found = find_teacher(settings.name, root, network=settings.network)
     found.check(data, unchecked=settings.unchecked)
+    return teaching_of(space, data, found)
+
+
+def teaching_of(space: Space, data: ImageData, found: FoundTeacher) -> Teaching:
+    """A space's teacher, once it is found; raises InputError where it and the students cannot be compared."""
+    settings = space.teacher
+    assert settings is not None
     if most(space, "attention_weight") == 0:
         return Teaching(settings, found, (), ())
     network = _dense(found.network, data.image_shape, found.classes)

@@ -127,13 +127,14 @@ def source_tags(study: StudyRecord) -> dict[str, str]:
 
 def trial_tags(study: StudyRecord, trial: TrialRecord) -> dict[str, str]:
     """How a trial stands, and the user's own tags; all trials have `broken`, so that it can be filtered both ways."""
-    last = trial.attempts[-1] if trial.attempts else {}
     tags: dict[str, str] = {
         **study.tags, **trial.tags, "role": str(trial.role), "stratum": trial.stratum, POINT_TAG: point_name(trial),
         "status": str(trial.status), "reason": trial.reason, "attempts": str(len(trial.attempts)),
         BROKEN_TAG: trial.broken or SOUND, DESCRIPTION_TAG: _description(trial),
     }  # fmt: skip
-    tags |= {name: str(last[name]) for name in ("host", "device") if name in last}
+    tags |= {name: str(found) for name in ("host", "device") if (found := trial.last_attempt(name)) is not None}
+    if trial.adopted:
+        tags["adopted"] = str(trial.adopted["study"])
     if trial.aliases:
         tags["aliases"] = json.dumps(trial.aliases, sort_keys=True)
     return tags

@@ -30,21 +30,23 @@ class Progress:
 
     counts: dict[Status, int]
     ended: int
+    trained: int  # of them, those that took time of this study
     total: int
     best: tuple[TrialRecord, ...]  # the best finished trial of each stratum, smallest stratum first
     elapsed: float
     left: float | None
 
 
-def progress(record: StudyRecord, total: int, started: float, ended_before: int, now: float) -> Progress:
+def progress(record: StudyRecord, total: int, started: float, trained_before: int, now: float) -> Progress:
     """Count trials and estimate the time left from the pace since `started` (None before the first end)."""
     trials = list(record.trials.values())
     counts = Counter(trial.status for trial in trials)
-    ended = sum(trial.status in TERMINAL and trial.status is not Status.INFEASIBLE for trial in trials)
+    done = [trial for trial in trials if trial.status in TERMINAL and trial.status is not Status.INFEASIBLE]
+    ended, trained = len(done), sum(not trial.adopted for trial in done)
     elapsed = now - started
-    done_here = ended - ended_before
+    done_here = trained - trained_before
     left = elapsed / done_here * max(0, total - ended) if done_here else None
-    return Progress(dict(counts), ended, total, _best(trials), elapsed, left)
+    return Progress(dict(counts), ended, trained, total, _best(trials), elapsed, left)
 
 
 def _best(trials: list[TrialRecord]) -> tuple[TrialRecord, ...]:
@@ -97,7 +99,7 @@ class View:
         self.record, self.total = record, total
         self.console = console or Console()
         self.started = time.monotonic()
-        self.ended_before = progress(record, 0, 0, 0, 0).ended
+        self.trained_before = progress(record, 0, 0, 0, 0).trained
         self._live = Live(console=self.console, refresh_per_second=4) if self.console.is_terminal else None
         self._notices_told = {name: len(trial.notices) for name, trial in record.trials.items()}
         self._told: set[str] = {name for name, trial in record.trials.items() if trial.status in TERMINAL}
@@ -124,7 +126,7 @@ class View:
 
     def _show(self) -> None:
         self._tell_notices()
-        shown = progress(self.record, self.total(), self.started, self.ended_before, time.monotonic())
+        shown = progress(self.record, self.total(), self.started, self.trained_before, time.monotonic())
         if self._live is not None:
             self._live.update(_panel(shown))
         else:
@@ -143,8 +145,9 @@ class View:
         for trial in news:
             self._told.add(trial.trial_id)
             if trial.status is not Status.INFEASIBLE:
+                how = "adopted" if trial.adopted else _SHORT[trial.status]
                 self.console.print(
-                    f"{_SHORT[trial.status]:13} {describe(trial)} [{shown.ended}/{shown.total}]",
+                    f"{how:13} {describe(trial)} [{shown.ended}/{shown.total}]",
                     markup=False, highlight=False, soft_wrap=True,
                 )  # fmt: skip
         if time.monotonic() - self._last_line > PLAIN_SECONDS:

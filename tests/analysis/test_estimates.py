@@ -188,6 +188,17 @@ class TestAblation:
         taught.specification["teacher"] = {"name": "wise", "weights": "f00d"}
         assert self.effects(alone, taught) == {("train.attention_weight", "0", "60"): -0.5}
 
+    @pytest.mark.parametrize(("asked", "values"), [("decay", ["plain", "scaled"]), ("scaled_decay", [False, True])])
+    def test_the_decay_of_factors_in_its_other_spelling_is_no_second_difference(self, asked, values):
+        """A recipe holds both, whichever of them the space gives."""
+        trials = [trial(f"{value}", error=5.0 + index, **{f"train__{asked}": value})
+                  for index, value in enumerate(values)]  # fmt: skip
+        for each, value in zip(trials, values, strict=True):
+            scaled = value in (True, "scaled")
+            each.specification["train"] |= {"decay": "scaled" if scaled else "plain", "scaled_decay": scaled}
+        (effect,) = ablation(study(*trials))
+        assert (effect.factor, effect.pairing, effect.estimate.mean) == (f"train.{asked}", EQUAL, 1.0)
+
     def test_weights_come_with_the_start_from_them(self):
         anew, trained = trial("a", error=4.0, start__how="scratch"), trial("b", error=3.5, start__how="dense")
         trained.specification["start"] = {"from": "trial:c", "fingerprint": "c"}

@@ -183,6 +183,15 @@ class TestAnswer:
             "Any size: no trial was completed.", "No reference network was trained to its end.",
         ]  # fmt: skip
 
+    def test_sizes_at_which_nothing_was_tried_take_one_line(self):
+        budgets = [{"label": f"params <= {n}", "params": n} for n in (10, 20, 40, 80)]
+        tried = [record("a", 50, 5.0), record("b", 30, 5.0, status=Status.STOPPED)]
+        tried[0].stratum, tried[1].stratum = "params <= 80", "params <= 40"
+        first, second, third, *_ = answer_text(study_of(*tried, strata=budgets)).splitlines()
+        assert first == "Nothing was tried in 2 strata: params <= 10; params <= 20."
+        assert second == "At up to 40 parameters (4 % of separable): no trial was completed."
+        assert third.startswith("At up to 80 parameters")
+
     def test_without_the_number_of_images_the_noise_is_unknown(self):
         study = study_of(record("a", 50, 5.0), record("b", 50, 6.0, method="tucker"))
         text = answer_text(study)

@@ -8,8 +8,9 @@ from optuna.trial import TrialState
 from lowrank.errors import InputError
 from sweeps.journal import Journal, read_journal
 from sweeps.proposals import make_proposer
+from sweeps.reachable import impossible, reachable_strata
 from sweeps.records import TERMINAL, Status, fold
-from sweeps.search import Search, reachable_strata
+from sweeps.search import Search
 from sweeps.space import parse_space, read_space
 from sweeps.specification import Resolver
 
@@ -290,3 +291,23 @@ def test_on_a_grid_every_seed_is_trained_whatever_became_of_another(content, ope
     for trial in launched:
         seeds.setdefault(trial.point_id, set()).add(trial.specification["seed"])
     assert set(map(frozenset, seeds.values())) == {frozenset({0, 1, 2})}
+
+
+def test_a_grid_that_nothing_meets_is_refused_with_the_reason(content, digits):
+    content["train"] = {"epochs": 2}
+    content["budget"]["params"] = {"choice": [0.01, 0.012]}
+    content["search"] = {"sampler": "grid", "stop": "none"}
+    space = parse_space("small", content)
+    with pytest.raises(InputError, match=r"no method can meet the budget: tensor_train .*never substituted"):
+        reachable_strata(space, Resolver(space, digits))
+
+
+def test_what_a_space_cannot_train_is_said_once_for_each_method(content, digits):
+    content["train"] = {"epochs": 2}
+    content["method"] = {"name": {"choice": ["bottleneck", "monarch"]}}
+    content["budget"]["params"] = {"choice": [0.06, 0.07, 0.5]}
+    for sampler in ("grid", "random"):
+        space = parse_space("small", {**content, "search": {"sampler": sampler, "stop": "none"}})
+        (line,) = impossible(space, Resolver(space, digits))
+        assert line.startswith("monarch cannot be that small in resnet9: its smallest setting has ")
+        assert "over the budget of 52,837" in line  # the largest that is out of reach

@@ -1,4 +1,7 @@
-"""For random spaces: nothing launched is over its budget, nothing is launched twice, and a resume changes neither."""
+"""For random spaces: nothing launched is over its budget, nothing is launched twice, and a resume changes neither.
+
+Nor does a series launch anything twice, whatever its studies share.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +15,11 @@ from hypothesis import strategies as st
 from lowrank.budget import measure
 from lowrank.errors import InputError
 from lowrank.networks import NetworkSettings
+from sweeps.adoption import Others, weights_of
 from sweeps.journal import Journal, read_journal
 from sweeps.proposals import make_proposer
 from sweeps.reachable import reachable_strata
-from sweeps.records import Role, Status, StudyRecord, fold
+from sweeps.records import JOURNAL_FILE, SERIES_FILE, Role, Status, StudyRecord, fold
 from sweeps.search import Search
 from sweeps.series import read_series
 from sweeps.space import Space, parse_space
@@ -51,7 +55,8 @@ def content_of(drawn: dict) -> dict:
 @settings(max_examples=10, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(SPACES)
 def test_a_random_space_wastes_no_trial(digits, drawn):
-    _run_out(parse_space("random", content_of(drawn)), digits, drawn["cut"])
+    with tempfile.TemporaryDirectory() as folder:
+        _run_out(parse_space("random", content_of(drawn)), digits, drawn["cut"], Path(folder) / "random")
 
 
 ENTRIES = st.lists(
@@ -74,35 +79,46 @@ def test_no_study_of_a_random_series_wastes_a_trial(digits, drawn, entries):
     )  # fmt: skip
     members = read_series({**content_of(drawn), "studies": studies}, "random", options)
     assert [member.name for member in members] == [study["name"] for study in studies]
-    for member in members:
-        _run_out(member.space, digits, drawn["cut"])
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / SERIES_FILE).write_text("{}")
+        launched = [
+            trial_id
+            for member in members
+            for trial_id in _run_out(member.space, digits, drawn["cut"], Path(folder) / member.name)
+        ]
+    assert len(launched) == len(set(launched))
 
 
-def _run_out(space: Space, digits, cut: int) -> None:
+def _run_out(space: Space, digits, cut: int, folder: Path) -> list[str]:
     """Launch all that the space proposes, in two sittings; every trial is new, within its budget, and wanted."""
     resolver = Resolver(space, digits)
     try:
         strata, _ = reachable_strata(space, resolver)
     except InputError:
-        return  # no method can meet the budget
+        return []  # no method can meet the budget
     launched: list[str] = []
     record = StudyRecord()
-    with tempfile.TemporaryDirectory() as folder:
-        for sitting in range(2):  # the first one is cut, as a kill would
-            journal = Journal(Path(folder) / "journal.jsonl")
-            record = fold(read_journal(journal.path))
-            proposer = make_proposer(space, Path(folder), resolver.points)
-            search = Search(space, resolver, proposer, journal, record, strata)
-            while (trial := search.next()) is not None:
-                if sitting == 0 and len(launched) >= cut:
-                    break
-                launched.append(trial.trial_id)
-                search.write_epoch(trial.trial_id, 1, {"val_error": 5.0 + len(launched) % 5})
-                search.finish(trial.trial_id, Status.COMPLETED)
-            journal.close()
-    assert len(launched) == len(set(launched)) <= space.search.trials
-    for trial_id in launched:
-        _check_within(resolver, record.trials[trial_id])
+    for sitting in range(2):  # the first one is cut, as a kill would
+        journal = Journal(folder / JOURNAL_FILE)
+        record = fold(read_journal(journal.path))
+        proposer = make_proposer(space, folder, resolver.points)
+        search = Search(space, resolver, proposer, journal, record, strata, Others.of(folder))
+        while (trial := search.next()) is not None:
+            if sitting == 0 and len(launched) >= cut:
+                break
+            launched.append(trial.trial_id)
+            search.write_epoch(trial.trial_id, 1, {"val_error": 5.0 + len(launched) % 5})
+            weights_of(folder, trial.trial_id).parent.mkdir(parents=True)
+            weights_of(folder, trial.trial_id).write_bytes(b"")
+            search.finish(trial.trial_id, Status.COMPLETED)
+        journal.close()
+    done = [trial for trial in record.trials.values() if trial.status is Status.COMPLETED]
+    assert {trial.trial_id for trial in done if not trial.adopted} == set(launched)
+    assert len(launched) == len(set(launched))
+    assert len(done) <= space.search.trials
+    for trial in done:
+        _check_within(resolver, trial)
+    return launched
 
 
 def _check_within(resolver: Resolver, trial) -> None:

@@ -94,3 +94,26 @@ def test_a_series_runs_stops_fairly_and_goes_on(tmp_path):
     again = studies.run("--resume", "both", "--out", str(out))
     assert again.returncode == 0
     assert "study 1 of 2" not in again.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.filterwarnings("ignore:.*loader strategy is deprecated")  # MLflow's own use of SQLAlchemy
+def test_what_two_studies_share_is_trained_once_and_in_the_tables_and_mlflow_of_both(tmp_path):
+    from analysis.mlflow_store import load_from_mlflow
+    from tests.support import studies
+
+    grid = {"sampler": "grid", "stop": "none", "trials": 9}
+    same = {**SMALL, "search": grid, "method": {"name": "tensor_train", "dims": {"choice": [2, 3]}}}
+    listed = [{"name": "one"}, {"name": "two", "set": {"method.dims": {"choice": [3, 2]}}}]
+    path, out = tmp_path / "both.yaml", tmp_path / "studies"
+    path.write_text(yaml.safe_dump({**same, "studies": listed}))
+    done = studies.run("--space", str(path), "--out", str(out), seconds=500)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "two (ended): 2 of 2 trials completed, 2 of them trained in another of these studies" in done.stdout
+    one, two = (studies.record(out / "both" / name) for name in ("one", "two"))
+    assert one.trials.keys() == two.trials.keys()
+    for name, trial in two.trials.items():
+        assert (trial.adopted["study"], trial.val_error) == ("one", one.trials[name].val_error)
+        assert trial.attempts == []
+    assert load_from_mlflow(f"sqlite:///{out}/both/two/mlflow.db", "two").trials == two.trials

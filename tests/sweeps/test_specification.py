@@ -109,6 +109,22 @@ def test_several_objectives_are_one_search_but_compared_by_size(content, digits)
     assert (small.stratum, large.stratum) == ("params <= 47,176", "params <= 188,704")
 
 
+@pytest.mark.parametrize(
+    ("budget", "label", "limit"),
+    [
+        ({"params": 60_000}, "params <= 60,000", 60_000),
+        ({"params": 0.2, "relative_to": "separable"}, "params <= 150,963", 150_963),
+        ({"mult_adds": 1.0, "relative_to": "separable"}, "mult-adds <= 1 of separable", float("inf")),
+    ],
+)
+def test_one_budget_for_all_is_one_stratum(content, digits, budget, label, limit):
+    content["budget"] = budget
+    resolver = Resolver(parse_space("small", content), digits)
+    assert [(each.label, each.limit) for each in resolver.labels] == [(label, limit)]
+    point = {name: value for name, value in POINT.items() if not name.startswith("budget.")}
+    assert resolver.resolve(point).stratum == label
+
+
 @pytest.mark.parametrize("what", [{"relative_to": "dense"}, {"relative_to": "separable"}])
 def test_a_point_belongs_to_the_stratum_of_its_own_budget(content, digits, what):
     content["budget"] = {"params": {"choice": [0.05, 0.2]}, **what}

@@ -118,7 +118,7 @@ def test_a_registry_that_does_not_answer_loses_nothing(
     def away(*args: Any) -> str:
         raise OSError("the server is gone")
 
-    monkeypatch.setattr("sweeps.teacher.register", away)
+    monkeypatch.setattr("sweeps.teacher_making.register", away)
     assert main(arguments(tmp_path, "kept")) == 0
     assert "not in MLflow's model registry: the server is gone; the teacher itself is kept" in capsys.readouterr().out
     assert (tmp_path / "kept" / RECORD_FILE).exists()
