@@ -10,12 +10,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from lowrank.errors import InputError
 
-SHORTEST = 1e-12  # length of a map that is divided by
 STUDY_TAPS = 3  # the study's beta was chosen for the ends of three stages
 
 
@@ -78,39 +76,12 @@ def attention_loss(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tens
     parts = []
     for ours, theirs in zip(student, teacher, strict=True):
         size = (min(ours.shape[1], theirs.shape[1]), min(ours.shape[2], theirs.shape[2]))
-        parts.append(_distance(_pooled(ours, size), functional.normalize(_pooled(theirs, size), dim=1)))
+        parts.append((_flat(ours, size) - _flat(theirs, size)).square().mean())
     return torch.stack(parts).sum() * (STUDY_TAPS / len(parts))
 
 
-def _pooled(attention: Tensor, size: tuple[int, int]) -> Tensor:
-    """(B, H, W) -> float32 (B, h * w)."""
+def _flat(attention: Tensor, size: tuple[int, int]) -> Tensor:
+    """(B, H, W) -> (B, h * w), each row of length 1."""
     if attention.shape[1:] != size:
         attention = functional.adaptive_avg_pool2d(attention, size)
-    return attention.float().flatten(1)
-
-
-def _distance(ours: Tensor, theirs: Tensor) -> Tensor:
-    """The mean squared difference between rows of `ours` (B, P), made as long as 1, and `theirs`, which are."""
-    if torch.compiler.is_compiling():
-        return (functional.normalize(ours, dim=1) - theirs).square().mean()
-    found: Tensor = _UnitDistance.apply(ours, theirs)
-    return found
-
-
-class _UnitDistance(torch.autograd.Function):
-    """`_distance` in half the kernels, each of which costs a small student its launch and no more."""
-
-    @staticmethod
-    def forward(context: Any, ours: Tensor, theirs: Tensor) -> Tensor:
-        length = torch.linalg.vector_norm(ours, dim=1, keepdim=True).clamp_min_(SHORTEST)
-        unit = ours / length
-        apart = unit - theirs
-        context.save_for_backward(length, unit, apart)
-        return apart.square().mean()
-
-    @staticmethod
-    @once_differentiable
-    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        length, unit, apart = context.saved_tensors
-        along = (apart * unit).sum(1, keepdim=True)  # what lengthens a row changes nothing
-        return torch.addcmul(apart, unit, along, value=-1) * (gradient * (2 / apart.numel()) / length), None
+    return functional.normalize(attention.float().flatten(1), dim=1)

@@ -32,7 +32,7 @@ from torch.nn import functional
 from lowrank.data import ImageData, ViewSettings, train_batches
 from lowrank.distill import Signals, Taps, Teacher
 from lowrank.networks.base import ImageShape
-from lowrank.teacher_slots import TEMPORARY, Array, DamagedSlotError, Layout, Stage, read_slot, write_slot
+from lowrank.teacher_slots import TEMPORARY, Array, DamagedSlotError, Layout, read_slot, write_slot
 
 FORMAT = 1  # of the files; part of the key
 LOCK_FILE = "build.lock"
@@ -260,9 +260,8 @@ class CachedTeacher:
         self._slot: int | None = None
         self._arrays: list[Array] | None = None  # of the slot, on a CPU
         self._resident: dict[int, list[Tensor]] = {}  # slots on the accelerator, the latest last
-        self._stages = [Stage(cache.layout, self._device) for _ in range(2)] if self._whole else []  # taken in turn
         self._reader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="teacher-cache")
-        self._ahead: tuple[int, Future[Stage]] | None = None  # a slot that is being read, or was
+        self._ahead: tuple[int, Future[list[Array]]] | None = None  # a slot that is being read, or was
 
     def signals(self, images: Tensor, indices: Tensor, slot: int) -> Signals:
         """See Teacher; `images` are only needed when the slot cannot be read."""
@@ -287,46 +286,41 @@ class CachedTeacher:
 
     def _load(self, slot: int) -> None:
         self._arrays = None
-        take = self._place_whole if self._whole else self._map
         try:
-            take(slot)
-        except (DamagedSlotError, OSError):
-            try:
-                if not self._mend():
-                    raise
-                take(slot)
-            except (DamagedSlotError, OSError) as error:
-                self._report(f"the live teacher is asked about view {slot}: {error}")
-
-    def _map(self, slot: int) -> None:
-        self._arrays = self._cache.read(slot)
-
-    def _place_whole(self, slot: int) -> None:
-        """Put the slot on the accelerator; its copy in the host's memory was made ahead as a rule."""
-        ahead, self._ahead = self._ahead, None
-        stage = ahead[1].result() if ahead is not None and ahead[0] == slot else self._staged(slot, self._next_stage())
+            arrays = self._read(slot)
+        except (DamagedSlotError, OSError) as error:
+            self._report(f"the live teacher is asked about view {slot}: {error}")
+            return
+        if not self._whole:
+            self._arrays = arrays
+            return
         while self._resident and (len(self._resident) + 1) * self._cache.layout.bytes > RESIDENT:
             self._resident.pop(next(iter(self._resident)))
-        self._resident[slot] = stage.sent()
+        self._resident[slot] = [torch.from_numpy(array).to(self._device) for array in arrays]
 
-    def _next_stage(self) -> Stage:
-        """The one that was not used last, when it may be written."""
-        if self._ahead is not None:  # another slot was expected: it is being read into one of them
-            self._ahead[1].exception()
-            self._ahead = None
-        self._stages.reverse()
-        self._stages[0].wait()
-        return self._stages[0]
+    def _read(self, slot: int) -> list[Array]:
+        """What `_taken` gives, after mending the cache if need be; raises DamagedSlotError or OSError."""
+        try:
+            return self._taken(slot)
+        except (DamagedSlotError, OSError):
+            if not self._mend():
+                raise
+            return self._taken(slot)
 
-    def _staged(self, slot: int, stage: Stage) -> Stage:
-        stage.fill(self._cache.read(slot))
-        return stage
+    def _taken(self, slot: int) -> list[Array]:
+        """The map itself, or, of a slot that is given away whole, a copy, made ahead as a rule."""
+        if not self._whole:
+            return self._cache.read(slot)
+        ahead, self._ahead = self._ahead, None
+        return ahead[1].result() if ahead is not None and ahead[0] == slot else self._copied(slot)
+
+    def _copied(self, slot: int) -> list[Array]:
+        return [array.copy() for array in self._cache.read(slot)]
 
     def _read_ahead(self, slot: int) -> None:
         """What goes wrong is said when the slot is asked for. Nothing is put on the device, which may be recording."""
         if slot not in self._resident and (self._ahead is None or self._ahead[0] != slot):
-            stage = self._next_stage()
-            self._ahead = (slot, self._reader.submit(self._staged, slot, stage))
+            self._ahead = (slot, self._reader.submit(self._copied, slot))
 
 
 def kept_sizes(teacher: Sequence[tuple[int, int]], student: Sequence[tuple[int, int]]) -> Sizes:

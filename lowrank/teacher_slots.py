@@ -16,16 +16,13 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from lowrank.errors import LowrankError
 
 Array = NDArray[Any]
 CHECKSUM = b"sha256"  # in the file's metadata
 TEMPORARY = ".tmp"
-PINNED = 256_000_000  # bytes of a slot up to which it goes to an accelerator by way of pinned memory
 
 _VERIFIED: dict[Path, tuple[int, int, int]] = {}  # files that this process has verified: inode, size, time
 
@@ -109,41 +106,6 @@ def _mapped(path: Path, layout: Layout) -> tuple[list[Array], bytes]:
             raise ValueError(f"a column holds {values.size} numbers of {values.dtype}, not {shape} of {dtype}")
         arrays.append(values.reshape(shape))
     return arrays, (reader.schema.metadata or {}).get(CHECKSUM, b"")
-
-
-class Stage:
-    """The host's memory for one slot on its way to a device: pinned for a GPU, so that a copy holds nobody up.
-
-    It may be filled by another thread; all else belongs to the one that trains.
-    """
-
-    def __init__(self, layout: Layout, device: torch.device):
-        self._device = device
-        self._pinned = device.type == "cuda" and layout.bytes <= PINNED
-        self._layout = layout
-        self._tensors: list[Tensor] = []
-        self._done: torch.cuda.Event | None = None  # of the last copy to the device
-
-    def wait(self) -> None:
-        """Have the memory, and wait until what was last sent has arrived."""
-        if not self._tensors:
-            plain = [torch.from_numpy(array) for array in self._layout.empty()]
-            self._tensors = [each.pin_memory() for each in plain] if self._pinned else plain
-        if self._done is not None:
-            self._done.synchronize()
-
-    def fill(self, arrays: Sequence[Array]) -> None:
-        """Take in a slot."""
-        for tensor, array in zip(self._tensors, arrays, strict=True):
-            np.copyto(tensor.numpy(), array)
-
-    def sent(self) -> list[Tensor]:
-        """The slot on the device; a GPU's stream goes on with it when it has arrived."""
-        found = [tensor.to(self._device, non_blocking=self._pinned, copy=True) for tensor in self._tensors]
-        if self._pinned:
-            self._done = torch.cuda.Event()
-            self._done.record()
-        return found
 
 
 def _name(place: int) -> str:

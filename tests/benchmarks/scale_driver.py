@@ -61,7 +61,7 @@ class Watch:
     def note(self) -> None:
         """What has been used so far."""
         for pid in self.workers:
-            if Path(f"/proc/{pid}").exists():
+            with contextlib.suppress(ProcessLookupError, FileNotFoundError):  # it has ended
                 self.workers[pid] = max(self.workers[pid], own_bytes(pid))
         journal = self.folder / JOURNAL_FILE
         tracker = self.tracking.process.pid if self.tracking else os.getpid()

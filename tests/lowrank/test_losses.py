@@ -8,9 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.nn import functional
 
-from lowrank import losses
 from lowrank.errors import InputError
 from lowrank.losses import attention_loss, attention_map, distillation_loss
 
@@ -69,21 +67,3 @@ def test_taps_must_come_in_pairs():
         attention_loss([torch.ones(1, 1, 1)], [torch.ones(1, 1, 1)] * 2)
     with pytest.raises(InputError, match="but got 0 and 0"):
         attention_loss([], [])
-
-
-def test_the_distance_of_maps_and_its_gradient_are_those_of_the_plain_formula():
-    generator = torch.Generator().manual_seed(0)
-    ours, theirs = torch.rand(2, 5, 12, generator=generator, dtype=torch.float64).unbind()
-    ours.requires_grad_()
-    theirs = functional.normalize(theirs, dim=1)
-    plain = (functional.normalize(ours, dim=1) - theirs).square().mean()
-    found = losses._distance(ours, theirs)
-    torch.testing.assert_close(found, plain)
-    torch.testing.assert_close(torch.autograd.grad(3 * found, ours), torch.autograd.grad(3 * plain, ours))
-
-
-def test_a_map_where_nothing_is_active_has_a_finite_distance_and_gradient():
-    ours = torch.zeros(2, 4, requires_grad=True)
-    found = losses._distance(ours, functional.normalize(torch.ones(2, 4), dim=1))
-    assert found.item() == pytest.approx(0.25)
-    assert torch.autograd.grad(found, ours)[0].isfinite().all()

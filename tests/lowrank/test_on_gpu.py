@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -12,7 +11,6 @@ from torch import Tensor, nn
 from lowrank.divergence import DivergedError
 from lowrank.fit import find_fit, measure_step
 from lowrank.networks import NetworkSettings, darts, make_network
-from lowrank.teacher_slots import Layout, Stage
 from lowrank.training import Trainer
 from tests.support.training import (
     SMALL,
@@ -136,18 +134,3 @@ def test_the_largest_batch_is_at_most_the_training_split(engine):
     assert found.step.images == 16
     assert (found.reason, found.limited) == ("", False)
     assert found.largest_batch == min(len(small_data().train), 64 * 16)
-
-
-def test_a_slot_reaches_the_card_as_it_is_and_its_stage_is_used_again():
-    layout = Layout(5000, 10, ((16, 16), (4, 4)))
-    stage, generator = Stage(layout, torch.device("cuda")), np.random.default_rng(0)
-    kept = []
-    for _ in range(3):
-        arrays = [generator.standard_normal(shape).astype(dtype) for shape, dtype in layout.columns()]
-        stage.wait()
-        stage.fill(arrays)
-        kept.append((arrays, stage.sent()))
-    for arrays, tensors in kept:
-        for array, tensor in zip(arrays, tensors, strict=True):
-            assert tensor.is_cuda
-            np.testing.assert_array_equal(tensor.cpu().numpy(), array)

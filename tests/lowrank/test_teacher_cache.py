@@ -232,19 +232,6 @@ def test_whole_slots_are_read_ahead_and_say_the_same(
     assert [who for _, who in readers] == ["MainThread", *["teacher-cache"] * (len(readers) - 1)]
 
 
-def test_whole_slots_that_are_asked_for_in_any_order_say_the_same(
-    cache: TeacherCache, data: ImageData, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    prepare(cache, build(data), 4, report=lambda line: None)
-    monkeypatch.setattr(teacher_cache, "RESIDENT", 0)
-    whole, rows = (CachedTeacher(cache, data, never, whole=each) for each in (True, False))
-    images, indices = torch.zeros(8, 1, 8, 8), data.train.indices[3:11]
-    for slot in (2, 0, 3, 3, 1, 2, 0, 0, 3, 1):
-        ours, theirs = (each.signals(images, indices, slot) for each in (whole, rows))
-        for left, right in zip(ours.tensors, theirs.tensors, strict=True):
-            assert torch.equal(left, right)
-
-
 def test_a_slot_read_ahead_that_is_damaged_is_said_when_it_is_asked_for(cache: TeacherCache, data: ImageData) -> None:
     prepare(cache, build(data), 2, report=lambda line: None)
     damage(cache.path(1), "bits")
