@@ -163,7 +163,11 @@ def _than(rival: Comparison) -> str:
 
 
 def _as_good(kept: Sequence[FrontPoint], base: FrontPoint, images: int | None) -> str:
-    """The smallest of the front that is not shown to be worse than `base`, or how far the best stays behind."""
+    """The smallest of the front that is not shown to be worse than `base`, or how far the best stays behind.
+
+    What is not smaller than `base` compresses nothing, and counts only where nothing else was trained.
+    """
+    kept = [point for point in kept if point.params < base.params] or kept
     whole = f"the {base.form} network ({percent(base.error)} at {base.params:,} parameters)"
     if images is None:
         top = min(kept, key=lambda point: (point.error, point.params))
@@ -173,7 +177,7 @@ def _as_good(kept: Sequence[FrontPoint], base: FrontPoint, images: int | None) -
         top = min(kept, key=lambda point: (point.error, point.params))
         low, high = difference(top.error, base.error, images)
         return (
-            f"No network of the front is as good as {whole}: the best, {_named(top)}, stays "
+            f"No network of the front that is smaller is as good as {whole}: the best, {_named(top)}, stays "
             f"{top.error - base.error:.2f} points behind (95 % interval {low:.1f} to {high:.1f})."
         )
     small = min(equal, key=lambda point: point.params)

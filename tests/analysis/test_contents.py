@@ -81,6 +81,12 @@ class TestSummary:
         assert "stays 55.00 points behind" in said[0]
         assert not any(line.startswith("Not shown to be worse") for line in said)  # it is
 
+    def test_a_larger_network_compresses_nothing(self):
+        base = trial("s", SEPARABLE, 5.0, method="separable", dims=None, role=Role.REFERENCE)
+        said = self.said(base, trial("tiny", 10, 60.0), trial("huge", 10 * SEPARABLE, 5.0))
+        assert "No network of the front that is smaller is as good as the separable network" in said[0]
+        assert "CP, 2 dims with 10 parameters (60.0 %), stays 55.00 points behind" in said[0]
+
     def test_thinner_networks(self):
         thin = trial("s", 500, 9.0, method="separable", dims=None, width=0.5, role=Role.REFERENCE)
         said = " ".join(self.said(thin, trial("t", 100, 5.0)))
