@@ -63,7 +63,7 @@ ENTRIES = st.lists(
     st.sampled_from([
         {}, {"method.name": "cp"}, {"search.sampler": "random"}, {"search.seed": 3},
         {"search.sampler": "grid", "search.repeats": 2, "budget.allocation": "even", "budget.params": 0.6,
-         "budget.relative_to": "separable"},
+         "budget.mult_adds": None, "budget.relative_to": "separable"},
     ]),
     min_size=1, max_size=3,
 )  # fmt: skip
