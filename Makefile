@@ -19,7 +19,7 @@ distill: $(READY)
 	$(BIN)/python sweeps/run.py --space distill $(ARGS)
 
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --no-loadscope-reorder
 
 # Real trainings and servers, minutes each
 test-slow: $(READY)

@@ -166,7 +166,7 @@ def draw_on_test(figure: Figure, series: Sequence[Marks], layout: Layout) -> Non
     _legend(figure, axes, columns=columns)
 
 
-def draw_growth(figure: Figure, found: Sequence[Growth], unit: str, layout: Layout) -> None:
+def draw_growth(figure: Figure, found: Sequence[Growth], layout: Layout, *, unit: str) -> None:
     """Hypervolume over cost, one line style a study, with a line at the cost that all of them spent."""
     columns = 1 if layout.columns < 3 else 2
     axes = plain_axes(figure, layout, left=0.72, bottom=0.6 + 0.22 * -(-(len(found) + 1) // columns))

@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 # `python analysis/compare.py` puts analysis/ first on the module path; the project is imported as packages only.
@@ -19,7 +20,7 @@ from analysis.differences import FieldDifference, TrialDifference, field_differe
 from analysis.front import FrontPoint, collect, front
 from analysis.hypervolume import Growth, Reference, chance_reference, growth
 from analysis.page import Page
-from analysis.pictures import make_picture
+from analysis.pictures import Order, Studio
 from analysis.progress import steps
 from analysis.sheets import Sheet, error_words
 from lowrank.endings import exit_code
@@ -109,7 +110,7 @@ def parse_reference(text: str) -> Reference:
 def write_comparison(found: Comparison, folder: Path) -> Path:
     """Write the page, its pictures and its tables into `folder`; returns the page's path."""
     folder.mkdir(parents=True, exist_ok=True)
-    page = Page(f"{', '.join(found.names[:-1])} and {found.names[-1]} compared")
+    page = Page(f"{', '.join(found.names[:-1])} and {found.names[-1]} compared", Studio(folder))
     page.answer(found.sentences())
     _fronts(page, found, folder)
     _volumes(page, found, folder)
@@ -130,7 +131,7 @@ def _fronts(page: Page, found: Comparison, folder: Path) -> None:
     ]
     if drawn and found.same_data:
         caption = "The front of each study: validation error against parameters, lower left is best."
-        page.picture(make_picture("fronts", caption, lambda figure, layout: draw_fronts(figure, drawn, layout), folder))
+        page.picture(Order(name="fronts", caption=caption, draw=draw_fronts, data=drawn))
     sheet = front_sheet(found)
     sheet.write(folder)
     page.table(sheet)
@@ -159,10 +160,8 @@ def _volumes(page: Page, found: Comparison, folder: Path) -> None:
     )
     if found.same_data and any(each.steps for each in found.growths):
         caption = f"Hypervolume over {found.unit} of training; the dashed line is the cost that all of them spent."
-        page.picture(make_picture(
-            "hypervolume", caption, lambda figure, layout: draw_growth(figure, found.growths, found.unit, layout),
-            folder, height=4.6, narrow=4.2,
-        ))  # fmt: skip
+        draw = partial(draw_growth, unit=found.unit)
+        page.picture(Order(name="hypervolume", caption=caption, draw=draw, data=found.growths, height=4.6, narrow=4.2))
     sheet = volume_sheet(found)
     sheet.write(folder)
     page.table(sheet)

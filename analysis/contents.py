@@ -69,9 +69,10 @@ def contents(study: StudyRecord, place: Path) -> Contents:
     points, effects = collect(study), ablation(study)
     kept, by_work, known = front(points), front(points, "mult_adds"), references(points)
     printed, note = printed_points(setting_of_study(study))
-    again = repeated(points)
+    again, known_best = repeated(points), answers(study)
     return Contents(
-        summary=tuple(summary(study, points, again, effects)), answers=tuple(answers(study)), points=tuple(points),
+        summary=tuple(summary(study, points, known_best, again, effects)), answers=tuple(known_best),
+        points=tuple(points),
         front=tuple(kept), front_mult_adds=tuple(by_work), references=tuple(known), printed=tuple(printed),
         printed_note=note, heat=tuple(heat_maps(study)), curves=tuple(learning_curves(study)),
         importances=tuple(importances(study)), effects=tuple(effects), repeats=tuple(again),
@@ -81,7 +82,11 @@ def contents(study: StudyRecord, place: Path) -> Contents:
 
 
 def summary(
-    study: StudyRecord, points: Sequence[FrontPoint], again: Sequence[Repeated], effects: Sequence[Effect] = ()
+    study: StudyRecord,
+    points: Sequence[FrontPoint],
+    by_budget: Sequence[Answer],
+    again: Sequence[Repeated],
+    effects: Sequence[Effect] = (),
 ) -> list[str]:
     """The answer in a few sentences: the smallest network as good as the separable one, the dense one, thinner ones."""
     kept, images = front(points), validation_images(study)
@@ -91,7 +96,7 @@ def summary(
     found = [_as_good(kept, base, images) for base in bases]
     if images and any(_equal_ones(kept, base, images) for base in bases):
         found.append(f"Not shown to be worse is not as good: {images:,} images cannot show a small difference.")
-    found += _by_budget(answers(study))
+    found += _by_budget(by_budget)
     found += _against_thin(study, points, images)
     found += [_in_words(effect) for effect in effects if _is_asked(effect)][:MOST_EFFECTS]
     found += [_seeds(each) for each in again[:3]]

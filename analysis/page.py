@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from html import escape
 
-from analysis.pictures import Picture
+from analysis.pictures import Order, Picture, Studio
 from analysis.sheets import Sheet
 from analysis.style import CSS
 from analysis.theme import variables
@@ -21,12 +21,11 @@ NO_BREAK = "\u00a0"
 class Page:
     """Collects sections in order; `html` gives the whole file."""
 
-    def __init__(self, title: str, subtitle: str = ""):
-        self.title, self.subtitle = title, subtitle
+    def __init__(self, title: str, studio: Studio, subtitle: str = ""):
+        self.title, self.subtitle, self._studio = title, subtitle, studio
         self._head: list[str] = []
-        self._parts: list[str] = []
+        self._parts: list[str | Callable[[], Picture]] = []
         self._sections: list[tuple[str, str]] = []
-        self._colours: set[str] = set()
 
     def section(self, heading: str) -> None:
         """Begin a section; it is listed at the top."""
@@ -62,16 +61,9 @@ class Page:
         body = "".join(f"<dt>{escape(name)}</dt><dd>{shown}</dd>" for name, shown in rows)
         self._head.append(f"<details><summary>{escape(summary)}</summary><dl>{body}</dl></details>")
 
-    def picture(self, picture: Picture) -> None:
-        """A picture in both widths; the style sheet shows one."""
-        self._colours |= picture.colours
-        label = escape(picture.caption, quote=True)
-        link = f'<a href="{escape(picture.png.name, quote=True)}">PNG</a>'
-        self._parts.append(
-            f'<figure><div class="wide" role="img" aria-label="{label}">{picture.wide}</div>'
-            f'<div class="narrow" role="img" aria-label="{label}">{picture.narrow}</div>'
-            f"<figcaption>{escape(picture.caption)} {link}</figcaption></figure>"
-        )
+    def picture(self, order: Order) -> None:
+        """A picture in both widths, drawn by the studio; the style sheet shows one."""
+        self._parts.append(self._studio.take(order))
 
     def table(self, sheet: Sheet) -> None:
         """A table for readers with a link to its CSV; of a long one the first rows."""
@@ -103,7 +95,10 @@ class Page:
         self._parts.append(f"<pre>{escape(command)}</pre>")
 
     def html(self) -> str:
-        """The file's content."""
+        """The file's content; raises what the drawing of a picture raised."""
+        pictures = {index: part() for index, part in enumerate(self._parts) if not isinstance(part, str)}
+        parts = [part if isinstance(part, str) else _figure(pictures[index]) for index, part in enumerate(self._parts)]
+        colours = {colour for picture in pictures.values() for colour in picture.colours}
         head = "".join(self._head)
         links = "".join(f'<a href="#{anchor}">{escape(text)}</a>' for anchor, text in self._sections)
         meta = f'<p class="meta">{escape(self.subtitle)}</p>' if self.subtitle else ""
@@ -111,8 +106,18 @@ class Page:
             '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
             '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
             '<meta name="color-scheme" content="light dark">\n'
-            f"<title>{escape(self.title)}</title>\n<style>{CSS}{variables(self._colours)}</style>\n</head>\n"
+            f"<title>{escape(self.title)}</title>\n<style>{CSS}{variables(colours)}</style>\n</head>\n"
             f"<body>\n<main>\n<h1>{escape(self.title)}</h1>\n{meta}\n{head}\n<nav>{links}</nav>\n"
-            + "\n".join(self._parts)
+            + "\n".join(parts)
             + "\n</main>\n</body>\n</html>\n"
         )
+
+
+def _figure(picture: Picture) -> str:
+    label = escape(picture.caption, quote=True)
+    link = f'<a href="{escape(picture.png.name, quote=True)}">PNG</a>'
+    return (
+        f'<figure><div class="wide" role="img" aria-label="{label}">{picture.wide}</div>'
+        f'<div class="narrow" role="img" aria-label="{label}">{picture.narrow}</div>'
+        f"<figcaption>{escape(picture.caption)} {link}</figcaption></figure>"
+    )

@@ -1,13 +1,19 @@
-"""Draws a picture three times: a PNG for other documents, and two SVGs for a page, one for screens, one for phones."""
+"""Draws a picture three times: a PNG for other documents, and two SVGs for a page, one for screens, one for phones.
+
+The pictures of a large study take longer than its numbers, so processes of a `Studio` draw them side by side.
+"""
 
 from __future__ import annotations
 
 import io
+import multiprocessing
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Executor, ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from analysis.plots import NARROW, WIDE, Layout
 from analysis.theme import themed
@@ -16,6 +22,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 DPI = 150
+MANY = 500  # trials
+MOST_PROCESSES = 4  # a page has some twenty pictures, and every process takes 100 MB
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,32 +38,77 @@ class Picture:
     png: Path
 
 
-Draw = Callable[["Figure", Layout], Iterable[str] | None]  # returns colours that stay as they are in the dark
+Draw = Callable[["Figure", Any, Layout], Iterable[str] | None]  # returns colours that stay as they are in the dark
 
 
-def make_picture(
-    name: str, caption: str, draw: Draw, folder: Path, *, height: float | None = None, narrow: float | None = None
-) -> Picture:
-    """Draw with `draw` into NAME.png in `folder` and into SVG; heights are in inches."""
-    wide = replace(WIDE, height=height or WIDE.height)
-    figure, kept = _drawn(draw, wide)
+@dataclass(frozen=True, kw_only=True)
+class Order:
+    """A picture to be drawn: `draw`, a function of a module, draws `data`; heights are in inches."""
+
+    name: str
+    caption: str
+    draw: Draw
+    data: Any
+    height: float = WIDE.height
+    narrow: float = NARROW.height
+
+
+class Studio:
+    """Draws pictures into a folder: at once, or in the processes of an executor while the caller goes on."""
+
+    def __init__(self, folder: Path, executor: Executor | None = None):
+        self.folder, self._executor = folder, executor
+
+    def take(self, order: Order) -> Callable[[], Picture]:
+        """Begin with the picture; what is returned waits for it, and raises what its drawing raised."""
+        if self._executor is None:
+            picture = make_picture(order, self.folder)
+            return lambda: picture
+        return self._executor.submit(make_picture, order, self.folder).result
+
+
+@contextmanager
+def studio(folder: Path, trials: int) -> Iterator[Studio]:
+    """A studio for a study of so many trials: below `MANY` its processes would start for longer than they draw."""
+    processes = min(os.cpu_count() or 1, MOST_PROCESSES)
+    if trials < MANY or processes == 1:
+        yield Studio(folder)
+        return
+    # Not forked: the caller has threads (Arrow's, OpenBLAS's) that a copy of its memory would wait for
+    with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as executor:
+        for _ in range(processes):
+            executor.submit(_warm)
+        yield Studio(folder, executor)
+
+
+def _warm() -> None:
+    """Import what drawing takes, while the caller still computes what is to be drawn."""
+    import matplotlib.backends.backend_agg
+    import matplotlib.backends.backend_svg
+    import matplotlib.figure  # noqa: F401
+
+
+def make_picture(order: Order, folder: Path) -> Picture:
+    """Draw into NAME.png in `folder` and into SVG."""
+    name = order.name
+    figure, kept = _drawn(order, replace(WIDE, height=order.height))
     png = folder / f"{name}.png"
     _save_png(figure, png)
     first, colours = _svg(figure, f"{name}-wide", kept)
-    figure, kept = _drawn(draw, replace(NARROW, height=narrow or NARROW.height))
+    figure, kept = _drawn(order, replace(NARROW, height=order.narrow))
     second, more = _svg(figure, f"{name}-narrow", kept)
     return Picture(
-        name=name, caption=caption, wide=first, narrow=second, colours=frozenset(colours | more), png=png,
+        name=name, caption=order.caption, wide=first, narrow=second, colours=frozenset(colours | more), png=png,
     )  # fmt: skip
 
 
-def _drawn(draw: Draw, layout: Layout) -> tuple[Figure, tuple[str, ...]]:
+def _drawn(order: Order, layout: Layout) -> tuple[Figure, tuple[str, ...]]:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(layout.width, layout.height), dpi=100)
     FigureCanvasAgg(figure)
-    return figure, tuple(draw(figure, layout) or ())
+    return figure, tuple(order.draw(figure, order.data, layout) or ())
 
 
 def _save_png(figure: Figure, path: Path) -> None:

@@ -6,6 +6,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
 LEADER = 18.0  # pixels from which on a line joins a label to its point
 FARTHEST = 64  # pixels between a label and its point at most
 WORTH = 260.0  # the price at which a label is not worth its place
@@ -50,14 +54,17 @@ def place(labels: Sequence[Label], obstacles: Sequence[Box], frame: Box) -> list
     """
     taken: list[Box] = []
     placed: list[Box | None] = []
+    edges = _edges(obstacles)
     for label in labels:
         best, best_cost = None, WORTH
-        near = _within_reach(label, obstacles)
+        reach = _reach(label)
+        near = [obstacles[index] for index in _touching(edges, reach)]
+        close = [other for other in taken if other.overlap(reach) > 0]
         for gap, box in _candidates(label):
             if 2.0 * gap >= best_cost:
                 break  # the rest is farther still
             parts = [box, *_leader(label, box)]
-            if box.outside(frame) > 0 or any(part.overlap(other) for part in parts for other in taken):
+            if box.outside(frame) > 0 or any(part.overlap(other) for part in parts for other in close):
                 continue
             cost = 2.0 * gap + sum(box.overlap(other) for other in near)
             if cost < best_cost:
@@ -73,11 +80,22 @@ def distance(label: Label, box: Box) -> float:
     return math.dist(_nearest(label, box), (label.x, label.y))
 
 
-def _within_reach(label: Label, obstacles: Sequence[Box]) -> list[Box]:
-    """The obstacles that some place of the label could touch: of thousands of points, a handful."""
+def _reach(label: Label) -> Box:
+    """What some place of the label, or its line, could touch."""
     x, y = FARTHEST + label.width, FARTHEST + label.height
-    reach = Box(label.x - x, label.y - y, label.x + x, label.y + y)
-    return [other for other in obstacles if other.overlap(reach) > 0]
+    return Box(label.x - x, label.y - y, label.x + x, label.y + y)
+
+
+def _edges(boxes: Sequence[Box]) -> Array:
+    """left, bottom, right and top of the boxes, [4, boxes]: thousands of points lie around some dozens of labels."""
+    return np.array([(box.left, box.bottom, box.right, box.top) for box in boxes]).reshape(-1, 4).T
+
+
+def _touching(edges: Array, reach: Box) -> list[int]:
+    """Indices of the boxes that overlap `reach`: a handful."""
+    left, bottom, right, top = edges
+    across = (left < reach.right) & (right > reach.left)
+    return np.flatnonzero(across & (bottom < reach.top) & (top > reach.bottom)).tolist()
 
 
 def _nearest(label: Label, box: Box) -> tuple[float, float]:

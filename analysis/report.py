@@ -23,6 +23,7 @@ from analysis.commands import OneLineParser, add_source, load_source, open_page,
 from analysis.contents import contents
 from analysis.into_mlflow import bring_made
 from analysis.load import is_study
+from analysis.pictures import studio
 from analysis.progress import silent, steps
 from analysis.sections import SECTIONS, new_page
 from lowrank.endings import exit_code
@@ -71,18 +72,19 @@ def write_report(
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / PAGE_FILE
     earlier = _linked(path)
-    step("numbers")
-    if not is_study(source):
-        write_tables(study, folder)
-    found = contents(study, _shown(source if is_study(source) else folder))
-    page = new_page(study, found.about, tracked(study, source, uri))
-    for name, section in SECTIONS:
-        step(name)
-        section(page, study, found, folder)
-    step("page")
-    temporary = path.with_name(f"{PAGE_FILE}.tmp")
-    temporary.write_text(page.html(), encoding="utf-8")
-    os.replace(temporary, path)
+    with studio(folder, len(study.trials)) as drawing:
+        step("numbers")
+        if not is_study(source):
+            write_tables(study, folder)
+        found = contents(study, _shown(source if is_study(source) else folder))
+        page = new_page(study, found.about, tracked(study, source, uri), drawing)
+        for name, section in SECTIONS:
+            step(name)
+            section(page, study, found, folder)
+        step("page")
+        temporary = path.with_name(f"{PAGE_FILE}.tmp")
+        temporary.write_text(page.html(), encoding="utf-8")
+        os.replace(temporary, path)
     for name in earlier.keys() - _linked(path).keys():
         if _identity(folder / name) == earlier[name]:
             (folder / name).unlink(missing_ok=True)

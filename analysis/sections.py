@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 from analysis.about import About, Tracked
@@ -10,12 +10,10 @@ from analysis.charts import draw_curves, draw_effects, draw_heat, draw_importanc
 from analysis.contents import Contents
 from analysis.failures import groups
 from analysis.front import Size
-from analysis.front_plot import FrontPlot, front_plot
-from analysis.heat import HeatMap
-from analysis.importance import Importance
+from analysis.front_plot import front_plot
 from analysis.on_test import marks
 from analysis.page import Page
-from analysis.pictures import Draw, make_picture
+from analysis.pictures import Order, Studio
 from analysis.plots import draw_plot
 from analysis.sheets import (
     ablation_sheet,
@@ -40,9 +38,9 @@ Section = Callable[[Page, StudyRecord, Contents, Path], None]
 MOST_EFFECTS = 14  # in the picture; the table has all
 
 
-def new_page(study: StudyRecord, found: About, place: Tracked | None) -> Page:
+def new_page(study: StudyRecord, found: About, place: Tracked | None, studio: Studio) -> Page:
     """An empty page under the study's question and how it came about."""
-    page = Page(str(study.header.get("question") or study.name).strip(), found.line)
+    page = Page(str(study.header.get("question") or study.name).strip(), studio, found.line)
     if not study.header.get("versions"):
         page.text("The records hold no header: question, versions and hardware are not known.", "note")
     elif (study.closed or {}).get("reason") != "finished":
@@ -98,7 +96,7 @@ def front_section(page: Page, study: StudyRecord, found: Contents, folder: Path)
             caption = f"Validation error against {words}; lower left is best. Rings and steps are the front; labels "
             caption += "are dimensions (d) and rank scale."
             caption += " Bars: standard deviation over seeds." if plot.spreads else ""
-            page.picture(make_picture(f"front_{measure}", caption, _front_drawer(plot), folder))
+            page.picture(Order(name=f"front_{measure}", caption=caption, draw=draw_plot, data=plot))
     fronts = {
         "params": {point.trial_id for point in found.front},
         "mult_adds": {point.trial_id for point in found.front_mult_adds},
@@ -123,9 +121,8 @@ def on_test_section(page: Page, study: StudyRecord, found: Contents, folder: Pat
         caption = "Test error against parameters: of the front and the references only, looked at once."
         caption += " Hollow marks are printed results of the same data and split." if found.printed else ""
         height = 4.2 + 0.11 * len(series)
-        page.picture(make_picture(
-            "test_errors", caption, lambda figure, layout: draw_on_test(figure, series, layout), folder,
-            height=height, narrow=height,
+        page.picture(Order(
+            name="test_errors", caption=caption, draw=draw_on_test, data=series, height=height, narrow=height,
         ))  # fmt: skip
         sheet = on_test_sheet(found.on_test, found.printed)
         sheet.write(folder)
@@ -150,7 +147,7 @@ def shape_section(page: Page, study: StudyRecord, found: Contents, folder: Path)
         name = f"heat_{number + 1}_{heat.method.replace(' ', '_')}"
         heat_sheet(name, heat).write(folder)
         wide, narrow = 1.5 + 0.36 * len(heat.rows), 1.0 + 0.3 * len(heat.columns)
-        page.picture(make_picture(name, caption, _heat_drawer(heat), folder, height=wide, narrow=narrow))
+        page.picture(Order(name=name, caption=caption, draw=draw_heat, data=heat, height=wide, narrow=narrow))
         page.file(f"{name}.csv")
 
 
@@ -159,18 +156,6 @@ def seeds_words(fewest: int, most: int) -> str:
     if most <= 1:
         return "of one seed each"
     return f"means over {most} seeds" if fewest == most else f"means over {fewest} to {most} seeds"
-
-
-def _front_drawer(plot: FrontPlot) -> Draw:
-    return lambda figure, layout: draw_plot(figure, plot, layout)
-
-
-def _heat_drawer(heat: HeatMap) -> Draw:
-    return lambda figure, layout: draw_heat(figure, heat, layout)
-
-
-def _importance_drawer(found: Sequence[Importance]) -> Draw:
-    return lambda figure, layout: draw_importance(figure, found, layout)
 
 
 def curve_section(page: Page, study: StudyRecord, found: Contents, folder: Path) -> None:
@@ -185,9 +170,9 @@ def curve_section(page: Page, study: StudyRecord, found: Contents, folder: Path)
         "and references (dashed)."
     )
     rows = len(found.curves)
-    page.picture(make_picture(
-        "learning_curves", caption, lambda figure, layout: draw_curves(figure, found.curves, layout), folder,
-        height=4.4 + 0.1 * rows, narrow=3.6 + 0.2 * rows,
+    page.picture(Order(
+        name="learning_curves", caption=caption, draw=draw_curves, data=found.curves, height=4.4 + 0.1 * rows,
+        narrow=3.6 + 0.2 * rows,
     ))  # fmt: skip
     page.file("learning_curves.csv")
 
@@ -212,8 +197,8 @@ def importance_section(page: Page, study: StudyRecord, found: Contents, folder: 
                 f"{caption} From {chosen[0].trials:,} completed settings{over}; shares of one evaluator sum to 100 %."
             )
             height = 1.1 + 0.42 * len(chosen[0].shares)
-            page.picture(make_picture(
-                name, caption, _importance_drawer(chosen), folder, height=height, narrow=height + 0.4,
+            page.picture(Order(
+                name=name, caption=caption, draw=draw_importance, data=chosen, height=height, narrow=height + 0.4,
             ))  # fmt: skip
     page.text(
         "PED-ANOVA asks what sets the best tenth of the trials apart, mean decrease of impurity which fields a forest "
@@ -248,10 +233,7 @@ def ablation_section(page: Page, study: StudyRecord, found: Contents, folder: Pa
     caption = "Mean paired differences with 95 % t-intervals; a cross has no interval (a single pair)."
     if len(effects) < len(found.effects):
         caption += f" The first {len(effects)} of {len(found.effects)}."
-    page.picture(make_picture(
-        "ablation", caption, lambda figure, layout: draw_effects(figure, effects, layout), folder, height=height,
-        narrow=height,
-    ))  # fmt: skip
+    page.picture(Order(name="ablation", caption=caption, draw=draw_effects, data=effects, height=height, narrow=height))
     page.table(sheet)
 
 

@@ -11,7 +11,7 @@ def non_dominated(points: Sequence[tuple[float, ...]]) -> list[int]:
 
     Every objective is minimised. A point dominates another if it is no worse in all objectives and better in at least
     one. Of equal points the first is kept. Infinite objectives are compared as numbers; an empty input gives an empty
-    front. Takes O(n log n + n * front) comparisons.
+    front. Takes O(n log n) comparisons for one or two objectives, O(n log n + n * front) for more.
 
     Args:
         points: one tuple of objectives a point, all of the same length.
@@ -24,12 +24,26 @@ def non_dominated(points: Sequence[tuple[float, ...]]) -> list[int]:
             raise ValueError(f"every objective must be a number, but point {index} is {point}; leave it out")
         if len(point) != len(points[0]):
             raise ValueError(f"points must have {len(points[0])} objectives each, but point {index} is {point}")
+    order = sorted(range(len(points)), key=lambda i: (tuple(points[i]), i))
+    return sorted(_of_two(points, order) if points and len(points[0]) <= 2 else _of_many(points, order))
+
+
+def _of_two(points: Sequence[tuple[float, ...]], order: Sequence[int]) -> list[int]:
+    """In lexicographic order the first of one or two objectives never falls: the last must be lower than all before."""
     kept: list[int] = []
-    for index in sorted(range(len(points)), key=lambda i: (tuple(points[i]), i)):
+    for index in order:
+        if not kept or points[index][1:] < points[kept[-1]][1:]:
+            kept.append(index)
+    return kept
+
+
+def _of_many(points: Sequence[tuple[float, ...]], order: Sequence[int]) -> list[int]:
+    kept: list[int] = []
+    for index in order:
         # In lexicographic order nothing that comes later can dominate, and no worse in all means dominated or equal.
         if not any(_no_worse(points[other], points[index]) for other in kept):
             kept.append(index)
-    return sorted(kept)
+    return kept
 
 
 def _no_worse(left: tuple[float, ...], right: tuple[float, ...]) -> bool:

@@ -147,7 +147,7 @@ class JournalReader:
                 if not line.endswith(b"\n"):
                     return
                 try:
-                    event = json.loads(line)
+                    event = json.loads(line.decode())  # of bytes it would look for the encoding, line by line
                 except ValueError as error:
                     raise InputError(f"{self.path}: the line at byte {self.offset} is damaged: {error}") from error
                 self.offset += len(line)

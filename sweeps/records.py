@@ -204,6 +204,9 @@ def fold(events: Iterable[Mapping[str, Any]]) -> StudyRecord:
 
 def apply_event(study: StudyRecord, event: Mapping[str, Any]) -> None:
     """Apply one journal event to `study` in place; raises ValueError for an unknown kind."""
+    if event["event"] == Event.EPOCH:  # first: nearly all lines of a journal are epochs
+        _epoch(_trial(study, event["trial"]), event)
+        return
     kind = Event(event["event"])
     if kind is Event.STUDY:
         study.header, study.closed = dict(event), None
@@ -223,8 +226,14 @@ def apply_event(study: StudyRecord, event: Mapping[str, Any]) -> None:
     if kind is Event.NOTED and "trial" not in event:
         _noted(study, event)
         return
-    trial = study.trials.setdefault(event["trial"], TrialRecord(trial_id=event["trial"]))
-    _APPLY[kind](trial, event)
+    _APPLY[kind](_trial(study, event["trial"]), event)
+
+
+def _trial(study: StudyRecord, trial_id: str) -> TrialRecord:
+    found = study.trials.get(trial_id)
+    if found is None:
+        found = study.trials[trial_id] = TrialRecord(trial_id=trial_id)
+    return found
 
 
 def parse_tags(pairs: Iterable[str]) -> dict[str, str]:
@@ -331,7 +340,6 @@ _APPLY = {
     Event.INFEASIBLE: _infeasible,
     Event.ATTEMPT: _attempt,
     Event.ADOPTED: _adopted,
-    Event.EPOCH: _epoch,
     Event.NOTICE: _notice,
     Event.POSTPONED: _postponed,
     Event.FINISHED: _finished,

@@ -65,7 +65,7 @@ class TestFronts:
 class TestSummary:
     def said(self, *trials):
         made = study(*trials, data={"val_images": 100})
-        return summary(made, collect(made), [])
+        return summary(made, collect(made), answers(made), [])
 
     def test_the_smallest_that_cannot_be_told_apart(self):
         base = trial("s", SEPARABLE, 5.0, method="separable", dims=None, role=Role.REFERENCE)
@@ -101,7 +101,7 @@ class TestSummary:
         thin = trial("u", 120, 9.0, method="separable", dims=None, width=0.1, role=Role.REFERENCE)
         own = [base, trial("t", 100, 5.0, width=0.25)]
         said = [
-            " ".join(summary(made, collect(made), [], []))
+            " ".join(summary(made, collect(made), answers(made), [], []))
             for made in (study(*trials, network={"width": 0.25}) for trials in (own, [*own, thin]))
         ]
         assert "No thinner network was trained" in said[0]
@@ -113,7 +113,7 @@ class TestSummary:
             trial("t", 300, 5.0), trial("u", 90, 9.0, status=Status.STOPPED),
             strata=[{"label": f"params <= {limit}", "params": limit} for limit in (50, 70, 100, 400, 500)],
         )  # fmt: skip
-        said = summary(made, collect(made), [], [])
+        said = summary(made, collect(made), answers(made), [], [])
         assert "Up to 50, 70 and 100 parameters: no trial was trained to its end." in said
         assert "Up to 500 parameters: the same." in said
 
@@ -122,7 +122,7 @@ class TestSummary:
             trial("a", 200, 4.0), trial("b", 400, 2.0), trial("c", 100, 6.0, method="shuffle"),
             trial("d", 400, 3.0, method="shuffle"), strata=[{"label": "s", "params": 200}],
         )  # fmt: skip
-        (said,) = [line for line in summary(made, collect(made), []) if line.startswith("Up to 200")]
+        (said,) = [line for line in summary(made, collect(made), answers(made), []) if line.startswith("Up to 200")]
         assert said == (
             "Up to 200 parameters: CP, 2 dims, 4.00 %, 0.50 points better than shuffle at equal size. At 200 "
             "parameters, along each method's own front: CP 4.00 %, shuffle 4.50 %."
@@ -137,7 +137,7 @@ class TestSummary:
             trial("b", 190, 2.0), trial("u", 180, 2.5, method="dense", dims=None, width=0.3, method__name="thin_dense"),
             strata=[{"label": "s", "params": 100}, {"label": "l", "params": 200}],
         )  # fmt: skip
-        said = " ".join(summary(made, collect(made), []))
+        said = " ".join(summary(made, collect(made), answers(made), []))
         assert "substitution is better at 1 of 2 sizes: up to 100 parameters CP, 2 dims 5.00 %, thin dense" in said
 
     def test_what_one_choice_changed_is_said(self):

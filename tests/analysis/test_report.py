@@ -13,6 +13,8 @@ import pytest
 
 from analysis.__main__ import main
 from analysis.load import load_study
+from analysis.page import Page
+from analysis.pictures import Order, studio
 from analysis.report import PAGE_FILE, write_report
 from analysis.theme import dark, themed, variables
 from sweeps.records import MLFLOW_FILE, PROGRESS_FILE
@@ -60,6 +62,30 @@ def report(tmp_path_factory):
     folder = tmp_path_factory.mktemp("study")
     write_study(folder, Plan(trials=60, epochs=6))
     return write_report(load_study(folder), folder / "report", folder)
+
+
+def draw_nothing_known(figure, data, layout):
+    raise ValueError(f"nothing known of {data}")
+
+
+class TestStudio:
+    @pytest.fixture(autouse=True)
+    def two_processes(self, monkeypatch):
+        monkeypatch.setattr("analysis.pictures.MANY", 1)
+        monkeypatch.setattr(os, "cpu_count", lambda: 2)
+
+    def test_processes_draw_to_the_last_byte_what_one_does(self, report, tmp_path):
+        folder = report.parent.parent
+        assert write_report(load_study(folder), tmp_path / "report", folder).read_bytes() == report.read_bytes()
+        for path in report.parent.iterdir():
+            assert (tmp_path / "report" / path.name).read_bytes() == path.read_bytes()
+
+    def test_a_picture_that_cannot_be_drawn_fails_the_page(self, tmp_path):
+        with studio(tmp_path, trials=1) as drawing:
+            page = Page("a study", drawing)
+            page.picture(Order(name="front", caption="", draw=draw_nothing_known, data="tea"))
+            with pytest.raises(ValueError, match="nothing known of tea"):
+                page.html()
 
 
 def test_a_study_under_way_says_so(tmp_path):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -127,7 +129,9 @@ def test_every_epoch_tells_all_that_applies():
 
 
 def test_host_memory_is_this_process():
-    before = machine(CPU)["host_memory_mb"]
-    held = torch.ones(50_000_000 // 4)
-    assert machine(CPU)["host_memory_mb"] - before > 30
-    assert held.sum() > 0
+    # Not by how much it grows: what earlier tests freed is used again, and a kernel may take idle pages meanwhile
+    status = Path("/proc/self/status")
+    if not status.exists():
+        pytest.skip("what a process holds is read from Linux's /proc")
+    (kibibytes,) = re.findall(r"^VmRSS:\s+(\d+) kB$", status.read_text(), re.MULTILINE)
+    assert machine(CPU)["host_memory_mb"] == pytest.approx(int(kibibytes) * 1024 / 1e6, rel=0.02)

@@ -100,7 +100,7 @@ def test_an_unknown_event_is_an_error():
 
 
 def test_every_event_has_a_rule():
-    assert set(Event) == {Event.STUDY, Event.ROOM, Event.PLACED, Event.CLOSED} | set(records._APPLY)
+    assert set(Event) == {Event.STUDY, Event.ROOM, Event.PLACED, Event.CLOSED, Event.EPOCH} | set(records._APPLY)
 
 
 def test_tables_have_their_schema_whatever_is_missing(events):
