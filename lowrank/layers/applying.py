@@ -31,5 +31,9 @@ def _is_product(x: Tensor, weight: Tensor, stride: Pair, padding: Pair | str, gr
     if x.is_cuda or weight.numel() < PRODUCT_FROM or torch.compiler.is_compiling():
         return False
     pointwise = weight.shape[2:] == (1, 1) and groups == 1 and tuple(stride) == (1, 1)
-    unpadded = padding in ("valid", "same") or set(padding) == {0}
-    return pointwise and unpadded and x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)
+    return pointwise and is_unpadded(padding) and x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)
+
+
+def is_unpadded(padding: Pair | str) -> bool:
+    """Whether a pointwise convolution meets no zeros at the edge."""
+    return padding in ("valid", "same") or set(padding) == {0}

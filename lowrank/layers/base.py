@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from lowrank.layers.applying import Pair, convolved
+from lowrank.layers.applying import Pair, convolved, is_unpadded
 
 
 class ConvShape(NamedTuple):
@@ -265,8 +265,8 @@ class StructuredMap(nn.Module, ABC):
 
     def only_scales(self) -> bool:
         """Whether this is a depthwise 1 x 1 convolution whose bias meets no padding."""
-        unpadded = self.padding in ("valid", "same") or set(self.padding) == {0}
-        return self.kernel == (1, 1) and self.groups == self.in_channels == self.out_channels and unpadded
+        depthwise = self.groups == self.in_channels == self.out_channels
+        return self.kernel == (1, 1) and depthwise and is_unpadded(self.padding)
 
     @staticmethod
     def _checkpointed(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:

@@ -14,10 +14,12 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from lowrank.layers.applying import is_unpadded
 from lowrank.layers.base import ConvShape, SeparableMethod, StructuredMap
 from lowrank.layers.cut import CutMap
 from lowrank.layers.decomposition import MAX_DIMS, MIN_DIMS, best_split, split_sizes
 from lowrank.layers.factored import aligned
+from lowrank.layers.stages import WAIST_PAYS, cheapest_stages, contracted
 
 SWEEPS = 60  # of alternating least squares: at most
 RIDGE = 1e-10  # relative to the largest normal-equation entry; keeps nearly parallel columns solvable
@@ -99,6 +101,9 @@ class CPMap(CutMap):
         self.sizes, self.rank = sizes, rank
         self.columns = nn.ParameterList(nn.Parameter(torch.empty(size, rank)) for size in sizes)
         self.cut = best_split(sizes, ranks)
+        thin = self.waist is not None and self.share < WAIST_PAYS
+        staged = is_unpadded(self.padding) and not thin
+        self.stages = cheapest_stages(sizes, in_channels, out_channels) if staged else None
         self.reset()
 
     def assembled(self, factors: Sequence[Tensor]) -> Tensor:
@@ -108,6 +113,19 @@ class CPMap(CutMap):
 
     def halves(self, factors: Sequence[Tensor], cut: int) -> tuple[Tensor, Tensor]:
         return column_products(factors[:cut]), column_products(factors[cut:]).mT
+
+    def is_contracted(self) -> bool:
+        return super().is_contracted() or self.stages is not None
+
+    def _contracted(self, x: Tensor) -> Tensor:
+        if self.stages is None:
+            return super()._contracted(x)
+        begin, end, p, q = self.stages
+        ends = (slice(begin), slice(begin, end), slice(end, None))
+        parts = [column_products(self.factors()[part]) for part in ends]
+        down, across = self.stride
+        found = contracted(x[:, :, ::down, ::across], parts, p, q)
+        return found if self.bias is None else found + self.bias[:, None, None]
 
     def aligned_shapes(self) -> list[tuple[int, ...]]:
         return [(size, aligned(self.rank)) for size in self.sizes]

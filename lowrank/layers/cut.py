@@ -65,20 +65,28 @@ class CutMap(FactoredMap):
     ):
         super().__init__(in_channels, out_channels, **options)
         waist = narrowest(sizes, ranks, out_channels)
-        limit = PAYS * in_channels * out_channels
-        pays = waist is not None and waist.channels * (in_channels + out_channels) <= limit
-        self.waist = waist if pays else None  # through which a CPU goes
+        share = waist.channels * (in_channels + out_channels) / (in_channels * out_channels) if waist else 1.0
+        self.share = min(share, 1.0)  # of the dense mult-adds that the way through the waist takes
+        self.waist = waist if share <= PAYS else None  # through which a CPU goes
 
     @abstractmethod
     def halves(self, factors: Sequence[Tensor], cut: int) -> tuple[Tensor, Tensor]:
         """The left half (.., n_1 * .. * n_cut, r) and the right half (.., r, n_{cut+1} * .. * n_d)."""
 
     def forms_weight(self, on_gpu: bool) -> bool:
-        return on_gpu or self.waist is None or torch.compiler.is_compiling()
+        return on_gpu or not self.is_contracted() or torch.compiler.is_compiling()
+
+    def is_contracted(self) -> bool:
+        """Whether a CPU contracts the factors with the activations."""
+        return self.waist is not None
 
     def _convolved(self, x: Tensor) -> Tensor:
-        if self.waist is None or self.given is not None or self.rebuild_checkpoint or self.forms_weight(x.is_cuda):
+        if self.given is not None or self.rebuild_checkpoint or self.forms_weight(x.is_cuda):
             return super()._convolved(x)
+        return self._contracted(x)
+
+    def _contracted(self, x: Tensor) -> Tensor:
+        assert self.waist is not None
         up, down = thin_pair(*self.halves(self.factors(), self.waist.cut), self.out_channels)
         thin = convolved(x, down[:, :, None, None], None, self.stride, self.padding)
         return convolved(thin, up[:, :, None, None], self.bias)

@@ -9,7 +9,9 @@ from torch.nn import functional
 
 from lowrank.layers import CP, ConvShape, StructuredMap, TensorTrain, Tucker
 from lowrank.layers.applying import PRODUCT_FROM, convolved
+from lowrank.layers.cp import CPMap
 from lowrank.layers.cut import CutMap, narrowest, thin_pair
+from lowrank.layers.stages import STAGED_FROM, Stages, cheapest_stages
 from lowrank.methods import make_method
 
 LAST = torch.channels_last
@@ -60,14 +62,63 @@ def test_a_contracted_map_is_its_weight_in_value_and_gradient(method, channels, 
     assert layer.waist is not None
     assert not layer.forms_weight(on_gpu=False)
     assert layer.forms_weight(on_gpu=True)
-    x, inputs = images(channels[0]), list(layer.parameters())
-    found = layer(x)
+    check_against_weight(layer, images(channels[0]), stride)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "channels", "expected"),
+    [
+        ((64, 64, 32), (256, 512), Stages(1, 2, 8, 8)),
+        ((64, 64, 64), (512, 512), Stages(1, 2, 8, 8)),
+        ((32, 32, 32, 8), (512, 512), Stages(1, 3, 16, 64)),
+        ((64, 64, 16), (256, 256), None),  # small
+        ((50, 64, 32), (320, 320), None),  # 50 divides no 320 outputs
+        ((128, 128, 128), (512, 4096), None),  # groups of 4 inputs
+        ((512, 512), (512, 512), None),  # no middle
+    ],
+)
+def test_the_cheapest_stages(sizes, channels, expected):
+    assert cheapest_stages(sizes, *channels) == expected
+
+
+def check_against_weight(layer: StructuredMap, x: Tensor, stride: int) -> None:
+    """Value and gradients, for images and parameters, are those of a convolution with the layer's own weight."""
+    inputs, found = list(layer.parameters()), layer(x)
     expected = functional.conv2d(x, layer.dense_weight(), layer.bias, stride)
     torch.testing.assert_close(found, expected)
     direction = torch.randn_like(expected)
     torch.testing.assert_close(
         torch.autograd.grad(found, [x, *inputs], direction), torch.autograd.grad(expected, [x, *inputs], direction)
     )
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("channels", [(256, 512), (512, 256), (512, 512)])
+@pytest.mark.parametrize(("dims", "rank_scale"), [(3, 1.0), (3, 0.6), (4, 1.0)])
+def test_a_large_cp_map_is_contracted_in_stages(monkeypatch, channels, dims, rank_scale, stride, bias):
+    torch.manual_seed(0)
+    shape = ConvShape(*channels, stride=(stride, stride), bias=bias)
+    layer = CP(dims=dims, rank_scale=rank_scale).build(shape).double()
+    assert isinstance(layer, CPMap)
+    if layer.stages is None:
+        pytest.skip("these sizes have a thin waist, or cannot be divided")
+    assert not layer.forms_weight(on_gpu=False)
+    check_against_weight(layer, images(channels[0], side=3), stride)
+
+
+def test_most_large_cp_maps_have_stages():
+    shapes = [(256, 512), (512, 512), (512, 256), (640, 640), (1024, 1024), (2048, 512), (512, 2048)]
+    for channels in shapes:
+        assert channels[0] * channels[1] >= STAGED_FROM
+        assert CP(dims=3, rank_scale=1.0).make_map(*channels).stages is not None
+
+
+def test_a_thin_waist_is_preferred_and_padding_goes_by_the_weight():
+    thin = CP(dims=3, rank_scale=0.1).make_map(512, 512)
+    assert thin.stages is None
+    assert thin.waist is not None
+    assert CP(dims=3, rank_scale=1.0).build(ConvShape(512, 512, padding=(1, 1))).stages is None
 
 
 def test_a_map_of_large_rank_goes_by_its_weight():
