@@ -131,9 +131,12 @@ class Answer:
         return ", ".join(parts)
 
 
-def answers(study: StudyRecord) -> list[Answer]:
-    """One answer a budget, smallest first; a study without budgets has one answer, for any size."""
-    points, images = collect(study), validation_images(study)
+def answers(study: StudyRecord, points: Sequence[FrontPoint] | None = None) -> list[Answer]:
+    """One answer a budget, smallest first; a study without budgets has one answer, for any size.
+
+    `points` are those of `collect`, where they are at hand.
+    """
+    points, images = collect(study) if points is None else points, validation_images(study)
     budgets = strata(study) or [Stratum(label="any size", unlimited=True)]
     return [_answer(stratum, points, images, size_asked(stratum, study)) for stratum in budgets]
 
@@ -141,7 +144,7 @@ def answers(study: StudyRecord) -> list[Answer]:
 def answer_text(study: StudyRecord) -> str:
     """The whole answer: a paragraph a budget, and what the references reached."""
     points = collect(study)
-    found = answers(study)
+    found = answers(study, points)
     tried = {trial.stratum for trial in study.trials.values()}
     bare = [answer for answer in found if answer.best is None and answer.stratum.label not in tried]
     bare = bare if 1 < len(bare) < len(found) else []

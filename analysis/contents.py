@@ -26,9 +26,10 @@ from analysis.front import (
     validation_images,
 )
 from analysis.heat import HeatMap, heat_maps
-from analysis.importance import Importance, importances
+from analysis.importance import Importance, importances, settings
 from analysis.noise import difference
 from analysis.on_test import OnTest, on_test
+from analysis.pictures import Start, at_once
 from analysis.published import Printed, printed_points, setting_of_study
 from analysis.repeats import Repeated, repeated
 from analysis.reproduce import Recipe, recipes
@@ -64,18 +65,22 @@ class Contents:
     recipes: tuple[Recipe, ...]
 
 
-def contents(study: StudyRecord, place: Path) -> Contents:
-    """Compute everything; `place` is the folder that has the study's records, as the reader would type it."""
+def contents(study: StudyRecord, place: Path, start: Start = at_once) -> Contents:
+    """Compute everything; `place` is the folder that has the study's records, as the reader would type it.
+
+    `start` begins with what takes longest, elsewhere if it can.
+    """
+    weighing = start(importances, settings(study))
     points, effects = collect(study), ablation(study)
     kept, by_work, known = front(points), front(points, "mult_adds"), references(points)
     printed, note = printed_points(setting_of_study(study))
-    again, known_best = repeated(points), answers(study)
+    again, known_best = repeated(points), answers(study, points)
     return Contents(
         summary=tuple(summary(study, points, known_best, again, effects)), answers=tuple(known_best),
         points=tuple(points),
         front=tuple(kept), front_mult_adds=tuple(by_work), references=tuple(known), printed=tuple(printed),
-        printed_note=note, heat=tuple(heat_maps(study)), curves=tuple(learning_curves(study)),
-        importances=tuple(importances(study)), effects=tuple(effects), repeats=tuple(again),
+        printed_note=note, heat=tuple(heat_maps(study)), curves=tuple(learning_curves(study, points)),
+        importances=tuple(weighing()), effects=tuple(effects), repeats=tuple(again),
         failures=tuple(failures(study)), cost=spent(study), profile=profile(study),
         recipes=tuple(recipes(study, [*kept, *known], place)), on_test=tuple(on_test(points)), about=about(study),
     )  # fmt: skip

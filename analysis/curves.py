@@ -21,9 +21,12 @@ class Curve:
     points: tuple[tuple[int, float], ...]
 
 
-def learning_curves(study: StudyRecord) -> list[Curve]:
-    """The front, by size (both ends and others evenly between, where it is long), then the references."""
-    points = collect(study)
+def learning_curves(study: StudyRecord, points: Sequence[FrontPoint] | None = None) -> list[Curve]:
+    """The front, by size (both ends and others evenly between, where it is long), then the references.
+
+    `points` are those of `collect`, where they are at hand.
+    """
+    points = collect(study) if points is None else points
     chosen = spread(front(points), MOST_CURVES)
     known = spread(references(points), MOST_CURVES // 2)
     curves = [_curve(study, point, reference=False) for point in chosen]

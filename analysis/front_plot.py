@@ -72,9 +72,15 @@ class FrontPlot:
         return sum(error > self.y_limits[1] for error in shown)
 
 
-def front_plot(study: StudyRecord, measure: Size = "params") -> FrontPlot:
-    """The record of the study's picture; raises ValueError if no trial or reference trained to its end."""
-    points = [point for point in collect(study) if point.size(measure) is not None]
+def front_plot(
+    study: StudyRecord, measure: Size = "params", points: Sequence[FrontPoint] | None = None
+) -> FrontPlot:  # fmt: skip
+    """The record of the study's picture; raises ValueError if no trial or reference trained to its end.
+
+    `points` are those of `collect`, where they are at hand.
+    """
+    points = collect(study) if points is None else points
+    points = [point for point in points if point.size(measure) is not None]
     done = [point for point in points if point.finished]
     if not done:
         raise ValueError(f"a picture needs a completed trial, but {study.name} has none")

@@ -16,12 +16,12 @@ import math
 import statistics
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from sweeps.fronts import mean_error, searched_points
-from sweeps.records import StudyRecord, TrialRecord
+from sweeps.records import StudyRecord
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
@@ -43,10 +43,27 @@ class Importance:
     note: str = ""
 
 
-def importances(study: StudyRecord) -> list[Importance]:
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """What was searched, and its error (percent, the mean over its seeds)."""
+
+    parameters: Mapping[str, Any]
+    stratum: str
+    error: float
+    seeds: int
+
+
+def settings(study: StudyRecord) -> list[Setting]:
+    """The completed settings of a study: all that `importances` needs, and little enough for another process."""
+    return [
+        Setting(parameters=each[0].parameters, stratum=each[0].stratum, error=mean_error(each), seeds=len(each))
+        for each in searched_points(study.trials.values())
+    ]
+
+
+def importances(trials: Sequence[Setting]) -> list[Importance]:
     """Both evaluators, within budgets (where there are several) and over all sizes; a note if trials are too few."""
-    points = searched_points(study.trials.values())
-    trials, seeds = [each[0] for each in points], max((len(each) for each in points), default=0)
+    seeds = max((each.seeds for each in trials), default=0)
     names = _fields(trials)
     if len(trials) < LEAST_TRIALS or len(names) < 2:
         need = f"importance needs at least {LEAST_TRIALS} completed settings and two searched fields that vary"
@@ -55,7 +72,7 @@ def importances(study: StudyRecord) -> list[Importance]:
             note=f"{need}; this study has {len(trials)} and {len(names)}",
         )]  # fmt: skip
     found = []
-    errors = [mean_error(each) for each in points]
+    errors = [each.error for each in trials]
     for within in (True, False) if len({trial.stratum for trial in trials}) > 1 else (False,):
         values = _relative(trials, errors) if within else errors
         kept = [name for name in names if not (within and name.startswith("budget."))]
@@ -64,7 +81,7 @@ def importances(study: StudyRecord) -> list[Importance]:
     return found
 
 
-def _fields(trials: Sequence[TrialRecord]) -> list[str]:
+def _fields(trials: Sequence[Setting]) -> list[str]:
     """The fields that every trial has and that vary: only those can be evaluated together."""
     if not trials:
         return []
@@ -72,7 +89,7 @@ def _fields(trials: Sequence[TrialRecord]) -> list[str]:
     return sorted(name for name in shared if len({str(trial.parameters[name]) for trial in trials}) > 1)
 
 
-def _relative(trials: Sequence[TrialRecord], errors: Sequence[float]) -> list[float]:
+def _relative(trials: Sequence[Setting], errors: Sequence[float]) -> list[float]:
     groups: dict[str, list[float]] = defaultdict(list)
     for trial, error in zip(trials, errors, strict=True):
         groups[trial.stratum].append(error)
@@ -81,7 +98,7 @@ def _relative(trials: Sequence[TrialRecord], errors: Sequence[float]) -> list[fl
 
 
 def _evaluate(
-    trials: Sequence[TrialRecord], values: Sequence[float], names: Sequence[str], within: bool
+    trials: Sequence[Setting], values: Sequence[float], names: Sequence[str], within: bool
 ) -> list[Importance]:
     import optuna
     from optuna.importance import MeanDecreaseImpurityImportanceEvaluator, PedAnovaImportanceEvaluator
@@ -102,7 +119,7 @@ def _evaluate(
     return found
 
 
-def _rebuild(trials: Sequence[TrialRecord], values: Sequence[float], names: Sequence[str]) -> Any:
+def _rebuild(trials: Sequence[Setting], values: Sequence[float], names: Sequence[str]) -> Any:
     import optuna
 
     distributions = {name: _distribution([trial.parameters[name] for trial in trials]) for name in names}

@@ -12,8 +12,9 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from multiprocessing import forkserver
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from analysis.plots import NARROW, WIDE, Layout
 from analysis.theme import themed
@@ -21,7 +22,9 @@ from analysis.theme import themed
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+T = TypeVar("T")
 DPI = 150
+PRELOADED = ("matplotlib.figure", "matplotlib.backends.backend_agg", "matplotlib.backends.backend_svg")
 MANY = 500  # trials
 MOST_PROCESSES = 4  # a page has some twenty pictures, and every process takes 100 MB
 
@@ -53,18 +56,41 @@ class Order:
     narrow: float = NARROW.height
 
 
+class Start(Protocol):
+    """Begins with `function(*given)`; what is returned waits for its result, and raises what it raised."""
+
+    def __call__(self, function: Callable[..., T], *given: Any) -> Callable[[], T]: ...
+
+
+def at_once(function: Callable[..., T], *given: Any) -> Callable[[], T]:
+    """A `Start` that does all of it at once."""
+    found = function(*given)
+    return lambda: found
+
+
 class Studio:
     """Draws pictures into a folder: at once, or in the processes of an executor while the caller goes on."""
 
     def __init__(self, folder: Path, executor: Executor | None = None):
         self.folder, self._executor = folder, executor
 
+    def start(self, function: Callable[..., T], *given: Any) -> Callable[[], T]:
+        """See `Start`."""
+        return at_once(function, *given) if self._executor is None else self._executor.submit(function, *given).result
+
     def take(self, order: Order) -> Callable[[], Picture]:
         """Begin with the picture; what is returned waits for it, and raises what its drawing raised."""
-        if self._executor is None:
-            picture = make_picture(order, self.folder)
-            return lambda: picture
-        return self._executor.submit(make_picture, order, self.folder).result
+        return self.start(make_picture, order, self.folder)
+
+
+def prepare_studio() -> None:
+    """Begin to start the process from which those of a studio are forked; it takes a second, while the caller reads.
+
+    They are not forked from the caller, which has threads (Arrow's, OpenBLAS's) that a copy of its memory would wait
+    for.
+    """
+    forkserver.set_forkserver_preload(["__main__", *PRELOADED])
+    forkserver.ensure_running()
 
 
 @contextmanager
@@ -74,18 +100,11 @@ def studio(folder: Path, trials: int) -> Iterator[Studio]:
     if trials < MANY or processes == 1:
         yield Studio(folder)
         return
-    # Not forked: the caller has threads (Arrow's, OpenBLAS's) that a copy of its memory would wait for
-    with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as executor:
+    prepare_studio()
+    with ProcessPoolExecutor(processes, multiprocessing.get_context("forkserver")) as executor:
         for _ in range(processes):
-            executor.submit(_warm)
+            executor.submit(os.getpid)  # the processes start while the caller still computes what is to be drawn
         yield Studio(folder, executor)
-
-
-def _warm() -> None:
-    """Import what drawing takes, while the caller still computes what is to be drawn."""
-    import matplotlib.backends.backend_agg
-    import matplotlib.backends.backend_svg
-    import matplotlib.figure  # noqa: F401
 
 
 def make_picture(order: Order, folder: Path) -> Picture:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,10 +30,6 @@ class Box:
         height = min(self.top, other.top) - max(self.bottom, other.bottom)
         return width * height if width > 0 and height > 0 else 0.0
 
-    def outside(self, other: Box) -> float:
-        """Area of this box that lies outside `other`."""
-        return (self.right - self.left) * (self.top - self.bottom) - self.overlap(other)
-
 
 @dataclass(frozen=True)
 class Label:
@@ -56,23 +52,35 @@ def place(labels: Sequence[Label], obstacles: Sequence[Box], frame: Box) -> list
     placed: list[Box | None] = []
     edges = _edges(obstacles)
     for label in labels:
-        best, best_cost = None, WORTH
         reach = _reach(label)
-        near = [obstacles[index] for index in _touching(edges, reach)]
         close = [other for other in taken if other.overlap(reach) > 0]
-        for gap, box in _candidates(label):
-            if 2.0 * gap >= best_cost:
-                break  # the rest is farther still
-            parts = [box, *_leader(label, box)]
-            if box.outside(frame) > 0 or any(part.overlap(other) for part in parts for other in close):
-                continue
-            cost = 2.0 * gap + sum(box.overlap(other) for other in near)
-            if cost < best_cost:
-                best, best_cost = box, cost
+        best = next(_affordable(label, edges[:, _touching(edges, reach)], close, frame), None)
         if best is not None:
             taken += [best, *_leader(label, best)]
         placed.append(best)
     return placed
+
+
+def _affordable(label: Label, near: Array, close: Sequence[Box], frame: Box) -> Iterator[Box]:
+    """The places that are worth their price and cover no label, cheapest first, of equal ones in order of preference;
+    `near` are the edges of the obstacles that may be covered, `close` the labels and lines that may not."""
+    candidates = _candidates(label)
+    boxes = _edges([box for _, box in candidates])
+    costs = 2.0 * np.array([gap for gap, _ in candidates]) + _areas(boxes, near).sum(axis=1)
+    inside = (boxes[0] >= frame.left) & (boxes[1] >= frame.bottom) & (boxes[2] <= frame.right) & (boxes[3] <= frame.top)
+    free = inside & (costs < WORTH) & ~(_areas(boxes, _edges(close)) > 0).any(axis=1)
+    for index in np.argsort(costs, kind="stable"):
+        box = candidates[index][1]
+        if free[index] and not any(part.overlap(other) for part in _leader(label, box) for other in close):
+            yield box
+
+
+def _areas(boxes: Array, others: Array) -> Array:
+    """The areas that each of `boxes` [4, n] has in common with each of `others` [4, m]: [n, m]."""
+    left, bottom, right, top = boxes[:, :, None]
+    width = np.minimum(right, others[2]) - np.maximum(left, others[0])
+    height = np.minimum(top, others[3]) - np.maximum(bottom, others[1])
+    return np.clip(width, 0, None) * np.clip(height, 0, None)
 
 
 def distance(label: Label, box: Box) -> float:
@@ -91,11 +99,11 @@ def _edges(boxes: Sequence[Box]) -> Array:
     return np.array([(box.left, box.bottom, box.right, box.top) for box in boxes]).reshape(-1, 4).T
 
 
-def _touching(edges: Array, reach: Box) -> list[int]:
+def _touching(edges: Array, reach: Box) -> NDArray[np.intp]:
     """Indices of the boxes that overlap `reach`: a handful."""
     left, bottom, right, top = edges
     across = (left < reach.right) & (right > reach.left)
-    return np.flatnonzero(across & (bottom < reach.top) & (top > reach.bottom)).tolist()
+    return np.flatnonzero(across & (bottom < reach.top) & (top > reach.bottom))
 
 
 def _nearest(label: Label, box: Box) -> tuple[float, float]:

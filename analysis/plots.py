@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import cycle, pairwise
 from pathlib import Path
@@ -219,8 +220,7 @@ def _write(axes: Axes, text: str, xy: tuple[float, float], weight: str, label: L
 def _obstacles(axes: Axes, plot: FrontPlot, scale: float) -> list[Box]:
     """What labels should not cover: markers, stars, and the front's staircase."""
     marked = [point for line in plot.series for point in line.points] + [(x, y) for _, x, y in plot.references]
-    boxes = [_around(axes, point, scale, MARKER_PIXELS) for point in marked]
-    boxes += [_around(axes, (x, y), scale, 2.0) for x, y, _ in plot.stopped]
+    boxes = _around(axes, marked, scale, MARKER_PIXELS) + _around(axes, [at[:2] for at in plot.stopped], scale, 2.0)
     if plot.front:
         xs, ys = _staircase(plot)
         corners = [axes.transData.transform(point) / scale for point in zip(xs, ys, strict=True)]
@@ -230,9 +230,11 @@ def _obstacles(axes: Axes, plot: FrontPlot, scale: float) -> list[Box]:
     return boxes
 
 
-def _around(axes: Axes, point: tuple[float, float], scale: float, radius: float) -> Box:
-    x, y = axes.transData.transform(point) / scale
-    return Box(x - radius, y - radius, x + radius, y + radius)
+def _around(axes: Axes, points: Sequence[tuple[float, float]], scale: float, radius: float) -> list[Box]:
+    if not points:
+        return []
+    found = axes.transData.transform(points) / scale
+    return [Box(x - radius, y - radius, x + radius, y + radius) for x, y in found]
 
 
 def short_count(value: float) -> str:

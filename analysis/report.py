@@ -23,14 +23,15 @@ from analysis.commands import OneLineParser, add_source, load_source, open_page,
 from analysis.contents import contents
 from analysis.into_mlflow import bring_made
 from analysis.load import is_study
-from analysis.pictures import studio
+from analysis.pictures import prepare_studio, studio
 from analysis.progress import silent, steps
 from analysis.sections import SECTIONS, new_page
 from lowrank.endings import exit_code
-from sweeps.records import REPORT_FOLDER, StudyRecord
+from sweeps.records import EPOCHS_FILE, JOURNAL_FILE, REPORT_FOLDER, StudyRecord
 from sweeps.tables import write_tables
 
 PAGE_FILE = "report.html"
+LARGE = 1e6  # bytes
 STEPS = len(SECTIONS) + 2  # of writing it
 
 
@@ -45,6 +46,8 @@ def run(arguments: argparse.Namespace) -> int:
     """Write the report, say where it is, and bring it into the MLflow store that has the study; raises InputError."""
     with steps("report", 1 + STEPS) as step:
         step("reading")
+        if not arguments.tracking_uri and _is_large(source_folder(arguments)):
+            prepare_studio()
         study = load_source(arguments, step.detail)
         source = source_folder(arguments)
         folder = output_folder(arguments.out or source / REPORT_FOLDER)
@@ -76,7 +79,7 @@ def write_report(
         step("numbers")
         if not is_study(source):
             write_tables(study, folder)
-        found = contents(study, _shown(source if is_study(source) else folder))
+        found = contents(study, _shown(source if is_study(source) else folder), drawing.start)
         page = new_page(study, found.about, tracked(study, source, uri), drawing)
         for name, section in SECTIONS:
             step(name)
@@ -106,6 +109,12 @@ def _identity(path: Path) -> tuple[int, int] | None:
         return None
     found = path.stat()
     return found.st_ino, found.st_mtime_ns
+
+
+def _is_large(source: Path) -> bool:
+    """Whether a study's records on disk will take seconds to read."""
+    files = [path for name in (JOURNAL_FILE, EPOCHS_FILE) if (path := source / name).is_file()]
+    return sum(path.stat().st_size for path in files) > LARGE
 
 
 def _shown(folder: Path) -> Path:

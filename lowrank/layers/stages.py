@@ -24,7 +24,7 @@ from torch.nn import functional
 
 STAGED_FROM = 2**17
 """Entries of a map from which on three stages pay: at full rank a step of 256 -> 512 on 8 x 8 images takes 0.6 of the
-product's time, 1024 -> 1024 on 4 x 4 a third; 256 -> 256 the same as the product, 128 -> 256 on 16 x 16 three times it."""
+product's time, 1024 -> 1024 on 4 x 4 a third; of 256 -> 256 the same, of 128 -> 256 on 16 x 16 three times as much."""
 
 WAIST_PAYS = 0.4  # share of the dense mult-adds below which two thin products are faster still, where there are such
 LEAST = (4, 8)  # p and q: groups of fewer channels have no fast convolution
@@ -42,6 +42,8 @@ class Stages(NamedTuple):
 @lru_cache(maxsize=65536)
 def cheapest_stages(sizes: tuple[int, ...], in_channels: int, out_channels: int) -> Stages | None:
     """The stages of fewest mult-adds for a map; None where it is small, or its sizes cannot be divided so."""
+    if in_channels * out_channels < STAGED_FROM:
+        return None
     found = []
     for begin in range(1, len(sizes) - 1):
         for end in range(begin + 1, len(sizes)):
@@ -49,9 +51,7 @@ def cheapest_stages(sizes: tuple[int, ...], in_channels: int, out_channels: int)
             if out_channels % rows == 0 and in_channels % columns == 0:
                 found.append(Stages(begin, end, out_channels // rows, in_channels // columns))
     wide = [each for each in found if each.p >= LEAST[0] and each.q >= LEAST[1]]
-    return (
-        min(wide, key=lambda each: each.p * each.q, default=None) if in_channels * out_channels >= STAGED_FROM else None
-    )
+    return min(wide, key=lambda each: each.p * each.q, default=None)
 
 
 def contracted(x: Tensor, parts: Sequence[Tensor], p: int, q: int) -> Tensor:

@@ -14,7 +14,7 @@ from analysis.failures import BROKEN, failures, groups
 from analysis.front import collect, front, strata
 from analysis.front_plot import front_plot
 from analysis.heat import BINS, heat_maps
-from analysis.importance import LEAST_TRIALS, importances
+from analysis.importance import LEAST_TRIALS, importances, settings
 from analysis.load import load_study
 from analysis.noise import difference
 from analysis.on_test import marks, on_test
@@ -248,7 +248,7 @@ class TestImportance:
         ))  # fmt: skip
 
     def test_what_decides_comes_first(self):
-        found = importances(self.many(60))
+        found = importances(settings(self.many(60)))
         assert [each.evaluator.partition(",")[0] for each in found] == ["PED-ANOVA", "mean decrease of impurity"]
         for each in found:
             assert each.shares[0][0] == "method.dims"
@@ -256,7 +256,7 @@ class TestImportance:
             assert each.trials == 60
 
     def test_too_few_trials_are_said(self):
-        (only,) = importances(self.many(LEAST_TRIALS - 1))
+        (only,) = importances(settings(self.many(LEAST_TRIALS - 1)))
         assert only.shares == ()
         assert (
             "needs at least 20 completed settings and two searched fields that vary; this study has 19 and 2"
@@ -273,7 +273,7 @@ class TestImportance:
             other.epochs[1]["val_error"] += 3.0
             each.epochs[1]["val_error"] -= 3.0
             again.trials[other.trial_id] = other
-        (first, *_), (second, *_) = importances(once), importances(again)
+        (first, *_), (second, *_) = importances(settings(once)), importances(settings(again))
         assert (first.trials, first.seeds, second.trials, second.seeds) == (60, 1, 60, 2)
         assert dict(second.shares) == pytest.approx(dict(first.shares))
 
@@ -282,7 +282,7 @@ class TestImportance:
         for n, each in enumerate(made.trials.values()):
             each.stratum = f"s{n % 2}"
             each.parameters["budget.params"] = n % 2
-        within = [each for each in importances(made) if each.within_budgets]
+        within = [each for each in importances(settings(made)) if each.within_budgets]
         assert len(within) == 2
         assert all("budget.params" not in dict(each.shares) for each in within)
 

@@ -23,6 +23,7 @@ TRIALS, EPOCHS = 2_000, 100
 QUICK_TRIALS, QUICK_EPOCHS = 40, 5
 SECONDS, MEGABYTES = 15.0, 1000.0
 REPEATS = 3
+SAMPLE_SECONDS = 0.2
 
 
 def make_study(folder: Path, trials: int, epochs: int, seed: int = 0) -> Path:
@@ -35,25 +36,38 @@ def make_study(folder: Path, trials: int, epochs: int, seed: int = 0) -> Path:
 
 
 def one_report(study: Path, out: Path) -> tuple[float, float]:
-    """Seconds and the most resident memory (MB, 1e6 bytes) of one run of the command, in a process of its own.
+    """Seconds and the most resident memory (MB, 1e6 bytes) of one run of the command, in processes of its own.
+
+    Memory is that of all its processes together, five times a second; a page that several share counts once.
 
     Raises:
         subprocess.CalledProcessError: the command failed.
     """
     command = [sys.executable, str(PROJECT / "analysis" / "report.py"), "--study", str(study), "--out", str(out)]
     begun = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env={**os.environ, "PYTHONPATH": str(PROJECT)})
-    _, status, usage = os.wait4(process.pid, 0)
+    environment = {**os.environ, "PYTHONPATH": str(PROJECT)}
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=environment, start_new_session=True)
+    most = 0
+    while process.poll() is None:
+        most = max(most, resident(process.pid))
+        time.sleep(SAMPLE_SECONDS)
     seconds = time.perf_counter() - begun
-    process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         raise subprocess.CalledProcessError(process.returncode, command)
-    return seconds, usage.ru_maxrss * _unit() / 1e6
+    return seconds, most / 1e6
 
 
-def _unit() -> int:
-    """Bytes in one unit of `ru_maxrss`."""
-    return 1 if sys.platform == "darwin" else 1024
+def resident(session: int) -> int:
+    """Bytes in memory of all processes of a session, by Linux's /proc: their proportional set sizes."""
+    total = 0
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            if int(stat.read_text().rpartition(")")[2].split()[3]) == session:  # proc(5); a name may hold blanks
+                rollup = stat.with_name("smaps_rollup").read_text()
+                total += 1024 * int(rollup.partition("\nPss:")[2].split()[0])
+        except (FileNotFoundError, ProcessLookupError, IndexError):
+            continue  # it has ended meanwhile
+    return total
 
 
 def _row(source: str, study: Path, folder: Path, repeats: int) -> dict[str, Any]:

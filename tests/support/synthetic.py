@@ -127,7 +127,7 @@ def write_trial(
             "params": params, "mult_adds": 40 * params, "dense_params": DENSE, "dense_mult_adds": 40 * DENSE,
             "separable_params": SEPARABLE, "separable_mult_adds": 40 * SEPARABLE,
         },
-        proposal={"number": 0},
+        proposal={"number": 0}, point_id=identity,
     )  # fmt: skip
     journal.append(Event.ATTEMPT, time=at + 1, trial=identity, attempt=1, start_seconds=0.4)
     epochs = {Status.COMPLETED: plan.epochs, Status.STOPPED: plan.epochs // 2, Status.RUNNING: plan.epochs // 2}
