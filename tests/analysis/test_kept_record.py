@@ -1,0 +1,48 @@
+"""The record of the original sweep that is kept in docs/results says what the page beside it says."""
+
+from __future__ import annotations
+
+import gzip
+import re
+from pathlib import Path
+
+import pytest
+
+from analysis.front import collect, front, references
+from analysis.load import load_study
+from sweeps.records import JOURNAL_FILE, Role, Status, StudyRecord
+
+RESULTS = Path(__file__).resolve().parents[2] / "docs" / "results"
+ROW = re.compile(r"^\| ([\d,]+) \| .*? \| ([\d.]+) \| ([\d.]+) \|$", re.MULTILINE)
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory) -> StudyRecord:
+    folder = tmp_path_factory.mktemp("tts")
+    content = gzip.decompress((RESULTS / "tt_schedule.journal.jsonl.gz").read_bytes())
+    (folder / JOURNAL_FILE).write_bytes(content)
+    return load_study(folder)
+
+
+@pytest.fixture(scope="module")
+def page() -> str:
+    return (RESULTS / "h200_tt_schedule_cifar10.md").read_text()
+
+
+def test_the_front_is_that_of_the_page(study, page):
+    points = collect(study)
+    kept = sorted([*front(points), *references(points)], key=lambda point: point.params)
+    found = [(f"{point.params:,}", f"{point.error:.2f}", f"{point.test_error:.2f}") for point in kept]
+    assert found == ROW.findall(page)
+
+
+def test_so_many_were_trained_and_stopped_as_it_says(study, page):
+    searched = [trial for trial in study.trials.values() if trial.role is Role.SEARCH]
+    ends = [trial.status for trial in searched]
+    stopped = {n: sum(t.status is Status.STOPPED and t.last_epoch == n for t in searched) for n in (8, 24, 72)}
+    assert sum(1 + len(trial.aliases) for trial in searched) == 129
+    assert f"{ends.count(Status.COMPLETED)} of the {len(searched)} and the separable reference" in page
+    assert f"stopped {stopped[8]} after 8 epochs, {stopped[24]} after 24 and {stopped[72]} after 72" in page
+    assert sum(stopped.values()) == ends.count(Status.STOPPED)
+    epochs = sum(len(trial.epochs) for trial in study.trials.values())
+    assert f"In all {epochs:,} epochs" in page.replace("\n", " ")
