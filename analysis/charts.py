@@ -84,26 +84,39 @@ def draw_heat(figure: Figure, heat: HeatMap, layout: Layout) -> tuple[str, ...]:
 
 
 def _draw_cells(axes: Axes, cells: Sequence[Sequence[Cell | None]], size: float) -> tuple[str, ...]:
-    from matplotlib import colormaps
-    from matplotlib.colors import LogNorm, to_hex
     from matplotlib.patches import Rectangle
 
-    errors = [max(cell.error, 0.01) for row in cells for cell in row if cell and cell.error is not None]
-    norm = LogNorm(min(errors), max(*errors, 1.001 * min(errors))) if errors else None
+    errors = [cell.error for row in cells for cell in row if cell and cell.error is not None]
+    shades = iter(_shades(errors))
     used = {"#fefefe", "#010101", "#d5d5d5"}
     for y, row in enumerate(cells):
         for x, cell in enumerate(row):
             if cell is None:
                 continue
             colour, ink, text = "#d5d5d5", "#010101", "s" if cell.stopped else "x"
-            if cell.error is not None and norm is not None:
-                share = float(norm(max(cell.error, 0.01)))
-                colour = to_hex(colormaps["cividis_r"](share))
+            if cell.error is not None:
+                share, colour = next(shades)
                 ink, text = ("#fefefe" if share > 0.55 else "#010101"), f"{cell.error:.1f}"
             used.add(colour)
-            axes.add_patch(Rectangle((x - 0.48, y - 0.48), 0.96, 0.96, facecolor=colour, linewidth=0))
+            # As an artist, not as a patch: the limits are set by the caller, and to work them out takes long
+            axes.add_artist(Rectangle((x - 0.48, y - 0.48), 0.96, 0.96, facecolor=colour, linewidth=0))
             axes.text(x, y, text, ha="center", va="center", fontsize=size, color=ink)
     return tuple(used)
+
+
+def _shades(errors: Sequence[float]) -> list[tuple[float, str]]:
+    """Where each error lies between the lowest (0) and the highest (1) on a logarithmic scale, and its colour."""
+    import numpy as np
+    from matplotlib import colormaps
+    from matplotlib.colors import LogNorm, to_hex
+
+    if not errors:
+        return []
+    known = np.maximum(errors, 0.01)
+    shares = LogNorm(known.min(), max(known.max(), 1.001 * known.min()))(known)
+    return [
+        (float(share), to_hex(colour)) for share, colour in zip(shares, colormaps["cividis_r"](shares), strict=True)
+    ]
 
 
 def draw_importance(figure: Figure, found: Sequence[Importance], layout: Layout) -> None:

@@ -5,6 +5,7 @@ The pictures of a large study take longer than its numbers, so processes of a `S
 
 from __future__ import annotations
 
+import gc
 import io
 import multiprocessing
 import os
@@ -101,7 +102,9 @@ def studio(folder: Path, trials: int) -> Iterator[Studio]:
         yield Studio(folder)
         return
     prepare_studio()
-    with ProcessPoolExecutor(processes, multiprocessing.get_context("forkserver")) as executor:
+    context = multiprocessing.get_context("forkserver")
+    # Their collector seldom looks for cycles: figures are full of them, but a process draws only some ten
+    with ProcessPoolExecutor(processes, context, gc.set_threshold, (100_000,)) as executor:
         for _ in range(processes):
             executor.submit(os.getpid)  # the processes start while the caller still computes what is to be drawn
         yield Studio(folder, executor)
