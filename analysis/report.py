@@ -31,7 +31,7 @@ from sweeps.records import EPOCHS_FILE, JOURNAL_FILE, REPORT_FOLDER, StudyRecord
 from sweeps.tables import write_tables
 
 PAGE_FILE = "report.html"
-LARGE = 1e6  # bytes
+LARGE = {JOURNAL_FILE: 8e6, EPOCHS_FILE: 3e5}  # bytes that some 400 trials of 100 epochs take
 STEPS = len(SECTIONS) + 2  # of writing it
 
 
@@ -112,9 +112,9 @@ def _identity(path: Path) -> tuple[int, int] | None:
 
 
 def _is_large(source: Path) -> bool:
-    """Whether a study's records on disk will take seconds to read."""
-    files = [path for name in (JOURNAL_FILE, EPOCHS_FILE) if (path := source / name).is_file()]
-    return sum(path.stat().st_size for path in files) > LARGE
+    """Whether a study's records on disk are those of so many trials that a studio will have processes."""
+    found = next(((path, most) for name, most in LARGE.items() if (path := source / name).is_file()), None)
+    return found is not None and found[0].stat().st_size > found[1]
 
 
 def _shown(folder: Path) -> Path:

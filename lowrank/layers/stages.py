@@ -8,7 +8,7 @@ between p * q, so that `W[(n, p), (q, m)] = sum_r a[n, r] b[p, q, r] c[m, r]`. T
     W x        = sum_r a[n, r] z[N, r, p]        R * O
 
 where the weight takes I * O. What is in between is about as wide as the map, so a small one, which waits for memory
-rather than for arithmetic, gains nothing; nor does a GPU.
+rather than for arithmetic, gains nothing. A GPU goes by the weight.
 """
 
 from __future__ import annotations
