@@ -130,7 +130,8 @@ def test_a_record_that_is_gone_is_said(tmp_path, trials):
 @pytest.mark.timeout(900)  # two studies, each with a Ray of its own
 def test_the_command_finishes_what_another_stopped(tmp_path):
     where = ("--out", str(tmp_path))
-    sets = [word for each in (*SMALL, "search.grace=0.2", "method.name=tensor_train") for word in ("--set", each)]
+    method = "method={name: tensor_train, dims: {int: [2, 4]}, rank_scale: {uniform: [0.05, 0.95, 0.05]}}"
+    sets = [word for each in (*SMALL, "search.grace=0.2", method) for word in ("--set", each)]
     first = studies.run("--space", "tt_schedule", *sets, *where, "--name", "was", "--trials", "12")
     assert first.returncode == 0, first.stdout + first.stderr
     done = studies.run("--finish", "was", "--draw", "2", *where)
