@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from lowrank.errors import InputError
+from sweeps.fronts import undominated
 from sweeps.records import Role, Status, StudyRecord, TrialRecord
 
 
@@ -50,18 +51,14 @@ def hypervolume(points: Iterable[tuple[float, float]], reference: Reference) -> 
             inside.append((math.log10(params), error))
     area, right = 0.0, math.log10(reference.params)
     # From the largest to the smallest: each strip to the left of `right` is as high as the best error that fits in it
-    for size, error in sorted(_front(inside), reverse=True):
+    for size, error in reversed(_front(inside)):
         area += (right - size) * (reference.error - error)
         right = size
     return area
 
 
 def _front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    kept: list[tuple[float, float]] = []
-    for size, error in sorted(points):
-        if not kept or error < kept[-1][1]:
-            kept.append((size, error))
-    return kept
+    return undominated(points, lambda point: point)
 
 
 def chance_reference(study: StudyRecord) -> Reference:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from analysis.plots import NARROW, WIDE, Layout
 from analysis.theme import themed
+from lowrank.cores import usable_cores
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -97,7 +98,7 @@ def prepare_studio() -> None:
 @contextmanager
 def studio(folder: Path, trials: int) -> Iterator[Studio]:
     """A studio for a study of so many trials: below `MANY` its processes would start for longer than they draw."""
-    processes = min(os.cpu_count() or 1, MOST_PROCESSES)
+    processes = min(usable_cores(), MOST_PROCESSES)
     if trials < MANY or processes == 1:
         yield Studio(folder)
         return

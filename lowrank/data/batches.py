@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from lowrank.cores import usable_cores
 from lowrank.data.counter import epoch_order
 from lowrank.data.load import ImageData, Split, SplitName
 from lowrank.data.settings import ViewSettings
 from lowrank.data.slices import WHOLE, Slice
-from lowrank.data.stores import usable_cores
 from lowrank.data.views import Normaliser, ViewNumbers, apply_views, draw_views, normalise
 from lowrank.errors import InputError, LoaderHungError, LowrankError, unknown
 from lowrank.lifeline import die_with

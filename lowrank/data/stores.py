@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
 from abc import ABC, abstractmethod
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 
+from lowrank.cores import usable_cores
 from lowrank.data.codec import Pixels, decode_image, read_header
 from lowrank.data.decoded import LEAST_BYTES, shared
 from lowrank.data.splits import Indices
@@ -22,11 +22,6 @@ from lowrank.data.splits import Indices
 _PROBES = 64  # headers read to see whether a set has colours
 _IMAGES_A_TASK = 256  # of one decoding thread
 _SMALL = 128 * 128  # pixels; decoding smaller images is mostly Python, where more than two threads slow each other down
-
-
-def usable_cores() -> int:
-    """Cores that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class ImageStore(ABC):

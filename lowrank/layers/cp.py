@@ -101,8 +101,7 @@ class CPMap(CutMap):
         self.sizes, self.rank = sizes, rank
         self.columns = nn.ParameterList(nn.Parameter(torch.empty(size, rank)) for size in sizes)
         self.cut = best_split(sizes, ranks)
-        thin = self.waist is not None and self.share < WAIST_PAYS
-        staged = is_unpadded(self.padding) and not thin
+        staged = is_unpadded(self.padding) and self.share >= WAIST_PAYS
         self.stages = cheapest_stages(sizes, in_channels, out_channels) if staged else None
         self.reset()
 

@@ -65,9 +65,9 @@ class CutMap(FactoredMap):
     ):
         super().__init__(in_channels, out_channels, **options)
         waist = narrowest(sizes, ranks, out_channels)
-        share = waist.channels * (in_channels + out_channels) / (in_channels * out_channels) if waist else 1.0
-        self.share = min(share, 1.0)  # of the dense mult-adds that the way through the waist takes
-        self.waist = waist if share <= PAYS else None  # through which a CPU goes
+        # Of the dense mult-adds that the way through the waist takes
+        self.share = waist.channels * (in_channels + out_channels) / (in_channels * out_channels) if waist else 1.0
+        self.waist = waist if self.share <= PAYS else None  # through which a CPU goes
 
     @abstractmethod
     def halves(self, factors: Sequence[Tensor], cut: int) -> tuple[Tensor, Tensor]:

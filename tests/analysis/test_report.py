@@ -72,7 +72,7 @@ class TestStudio:
     @pytest.fixture(autouse=True)
     def two_processes(self, monkeypatch):
         monkeypatch.setattr("analysis.pictures.MANY", 1)
-        monkeypatch.setattr(os, "cpu_count", lambda: 2)
+        monkeypatch.setattr("analysis.pictures.usable_cores", lambda: 2)
 
     def test_processes_draw_to_the_last_byte_what_one_does(self, report, tmp_path):
         folder = report.parent.parent

@@ -19,6 +19,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table as RichTable
 
+from lowrank.cores import usable_cores
+
 PROJECT = Path(__file__).resolve().parents[2]
 JPEG_IMAGES = PROJECT.parent / "shared" / "data" / "cifar10-jpeg"
 PACKAGES = ("torch", "torchvision", "ray", "optuna", "mlflow")
@@ -115,11 +117,6 @@ def processor() -> str:
     return names[0] if names else platform.machine()
 
 
-def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def gpus() -> list[str]:
     """Names of the graphics cards."""
     return [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
@@ -142,8 +139,8 @@ def command() -> str:
 def environment() -> dict[str, Any]:
     """Date, machine, versions, load and command, taken now."""
     return {
-        "date": time.strftime("%Y-%m-%d %H:%M:%S %z"), "host": platform.node(), "cpu": processor(), "cores": cores(),
-        "gpus": gpus(), "versions": versions(), "load": load(), "command": command(),
+        "date": time.strftime("%Y-%m-%d %H:%M:%S %z"), "host": platform.node(), "cpu": processor(),
+        "cores": usable_cores(), "gpus": gpus(), "versions": versions(), "load": load(), "command": command(),
     }  # fmt: skip
 
 
