@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -279,6 +280,8 @@ def _awaited(loader: DataLoader[Any], patience: float) -> Iterator[Any]:
             return
         except (RuntimeError, OSError, EOFError) as error:
             if hung.is_set():
+                with suppress(RuntimeError):  # torch tells of the killed process once more, else when this is collected
+                    batches._shutdown_workers()
                 raise LoaderHungError(f"no batch came from the loader's processes for {patience:g} s") from error
             raise
         finally:
