@@ -10,9 +10,7 @@ from __future__ import annotations
 import copy
 import fcntl
 import hashlib
-import os
 import platform
-import shutil
 import types
 import warnings
 from collections import OrderedDict
@@ -26,6 +24,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from lowrank.distill import Signals, Taps
+from lowrank.kernels import why_not
 from lowrank.kernels.rewrite import compile_graph
 from lowrank.layers.base import StructuredMap
 from lowrank.objective import Loss
@@ -250,14 +249,3 @@ def compiling_alone(what: str) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_UN)
         yield
         done.touch()
-
-
-def why_not(device: torch.device) -> str | None:
-    """What this machine lacks for compiling for `device`; None: nothing."""
-    from torch.utils._triton import has_triton
-
-    if device.type == "cuda" and not has_triton():
-        return "Triton is not installed"
-    if shutil.which(os.environ.get("CC", "")) is None and not any(map(shutil.which, ("gcc", "cc", "clang"))):
-        return "there is no C compiler"
-    return None

@@ -9,6 +9,7 @@ shift or a cutout uncovers is exactly zero after normalisation.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from lowrank.data.counter import Stream, below
 from lowrank.data.settings import ViewSettings
+from lowrank.kernels import why_not
 
 
 class Normaliser(NamedTuple):
@@ -75,6 +77,8 @@ def apply_views(
 ) -> Tensor:
     """The views of images[positions]; no loops over images, no synchronisation, traceable by torch.compile.
 
+    On a GPU one kernel makes them, the same bits.
+
     Args:
         images: uint8 (N, H, W, C), contiguous.
         positions: int64 (B,), rows of `images`.
@@ -86,6 +90,10 @@ def apply_views(
     Returns:
         (B, C, H, W) with channels-last strides.
     """
+    if images.is_cuda and not torch.compiler.is_compiling() and _has_kernels(images.device):
+        from lowrank.kernels.views import views_of  # needs Triton
+
+        return views_of(images, positions, numbers, cutout, *norm, dtype)
     _, height, width, channels = images.shape
     rows, columns = (torch.arange(side, device=images.device) for side in (height, width))
     source_row = rows + numbers.down[:, None]  # (B, H)
@@ -103,6 +111,11 @@ def apply_views(
     )
     values = _normalised(picked.view(-1, height, width * channels), norm).mul_(keep)
     return values.view(-1, height, width, channels).permute(0, 3, 1, 2).to(dtype)
+
+
+@cache
+def _has_kernels(device: torch.device) -> bool:
+    return why_not(device) is None
 
 
 def _in_square(coordinates: Tensor, centre: Tensor, side: int) -> Tensor:

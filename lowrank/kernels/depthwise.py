@@ -1,13 +1,15 @@
 """Depthwise 3 x 3 convolution for channels-last images: one kernel forward, one for both gradients.
 
-The step of a small student is bound by memory traffic. A program works on four rows of an image at once, so that each
-row is read for three of them; the backward kernel reads the gradient once for both results.
+The step of a small student is bound by memory traffic. A program goes down a strip of an image row by row: each row is
+read once for the three rows of results that it belongs to, the next one while it is used; the backward kernel reads
+the gradient once for both results.
 
-Letters: C channels, H x W positions, W2 the power of 2 that holds W, CH channels of a program.
+Letters: C channels, H x W positions, W2 the power of 2 that holds W, CH channels of a program, S rows of a strip.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,23 +17,22 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-ROWS = 4  # of a program at a time; the kernels are written out for it
-TILE = 512  # numbers in a row's part of a program
+HIGHEST = 32  # rows of a strip; two more are read
 WIDEST = 64  # images that one row's part can hold
 LARGEST = 2**31 - 1  # entries of a tensor, which the kernels count in 32 bits
-FORWARD_PROGRAMS, BACKWARD_PROGRAMS = 660, 396  # as many as an H200 runs at once of either
+PROCESSORS = 132  # of an H100 or H200
 WARPS = 4
 
 
 @triton.jit
-def _row(x, image, row, w, channel, mask, C: tl.constexpr, H: tl.constexpr, W: tl.constexpr):
-    """Row `row` shifted by one to the right, as it is, and by one to the left; zeros outside of the image."""
-    start = ((image * H + row) * W + w[:, None]) * C + channel[None, :]
-    inside = mask & (row >= 0) & (row < H)
-    left = tl.load(x + start - C, mask=inside & ((w > 0) & (w < W))[:, None], other=0.0).to(tl.float32)
-    middle = tl.load(x + start, mask=inside & (w < W)[:, None], other=0.0).to(tl.float32)
-    right = tl.load(x + start + C, mask=inside & (w < W - 1)[:, None], other=0.0).to(tl.float32)
-    return left, middle, right
+def _row(x, place, row, left, middle, right, C: tl.constexpr, H: tl.constexpr, W: tl.constexpr):
+    """Row `row` of an image shifted by one to the right, as it is, and by one to the left; zeros outside."""
+    start, inside = x + place + row * (W * C), (row >= 0) & (row < H)
+    return (
+        tl.load(start - C, mask=left & inside, other=0.0),
+        tl.load(start, mask=middle & inside, other=0.0),
+        tl.load(start + C, mask=right & inside, other=0.0),
+    )
 
 
 @triton.jit
@@ -43,60 +44,47 @@ def _kernel_row(weight, channel, known, row: tl.constexpr):
 
 
 @triton.jit
-def _put(out, values, image, row, w, channel, mask, C: tl.constexpr, H: tl.constexpr, W: tl.constexpr):
-    start = ((image * H + row) * W + w[:, None]) * C + channel[None, :]
-    tl.store(out + start, values.to(out.dtype.element_ty), mask=mask & (w < W)[:, None] & (row < H))
+def _strip(w, channel, tile, C: tl.constexpr, H: tl.constexpr, W: tl.constexpr, S: tl.constexpr,
+           BLOCKS: tl.constexpr, TILES: tl.constexpr):  # fmt: skip
+    """Where a strip's image begins for each column and channel, its first row, and which shifts of a row are inside."""
+    known = ((channel < C) & (tile < TILES))[None, :]
+    place = (tile // BLOCKS) * (H * W * C) + w[:, None] * C + channel[None, :]
+    left, middle, right = ((w > 0) & (w < W))[:, None], (w < W)[:, None], (w < W - 1)[:, None]
+    return place, (tile % BLOCKS) * S, left & known, middle & known, right & known
 
 
 @triton.jit
 def _forward_kernel(
     x, weight, out,
-    C: tl.constexpr, H: tl.constexpr, W: tl.constexpr, W2: tl.constexpr, CH: tl.constexpr, BLOCKS: tl.constexpr,
-    TILES: tl.constexpr, TURNS: tl.constexpr,
+    C: tl.constexpr, H: tl.constexpr, W: tl.constexpr, W2: tl.constexpr, CH: tl.constexpr, S: tl.constexpr,
+    BLOCKS: tl.constexpr, TILES: tl.constexpr, TURNS: tl.constexpr,
 ):  # fmt: skip
-    """Groups of four rows, one after the other: the kernel's entries are read once for all of them."""
+    """Down a strip: each row is read once, for the three results that it belongs to, while the one before is used."""
     channel, w = tl.program_id(1) * CH + tl.arange(0, CH), tl.arange(0, W2)
-    known = channel < C
-    u0, u1, u2 = _kernel_row(weight, channel, known, 0)
-    v0, v1, v2 = _kernel_row(weight, channel, known, 1)
-    t0, t1, t2 = _kernel_row(weight, channel, known, 2)
+    u0, u1, u2 = _kernel_row(weight, channel, channel < C, 0)
+    v0, v1, v2 = _kernel_row(weight, channel, channel < C, 1)
+    t0, t1, t2 = _kernel_row(weight, channel, channel < C, 2)
     for turn in range(TURNS):
         tile = turn * tl.num_programs(0) + tl.program_id(0)
-        image, top = tile // BLOCKS, (tile % BLOCKS) * 4
-        mask = known[None, :] & (w < W2)[:, None] & (tile < TILES)
-        lt, md, rt = _row(x, image, top - 1, w, channel, mask, C, H, W)
-        a = lt * u0 + md * u1 + rt * u2
-        lt, md, rt = _row(x, image, top, w, channel, mask, C, H, W)
-        a += lt * v0 + md * v1 + rt * v2
-        b = lt * u0 + md * u1 + rt * u2
-        lt, md, rt = _row(x, image, top + 1, w, channel, mask, C, H, W)
-        a += lt * t0 + md * t1 + rt * t2
-        b += lt * v0 + md * v1 + rt * v2
-        c = lt * u0 + md * u1 + rt * u2
-        lt, md, rt = _row(x, image, top + 2, w, channel, mask, C, H, W)
-        b += lt * t0 + md * t1 + rt * t2
-        c += lt * v0 + md * v1 + rt * v2
-        d = lt * u0 + md * u1 + rt * u2
-        lt, md, rt = _row(x, image, top + 3, w, channel, mask, C, H, W)
-        c += lt * t0 + md * t1 + rt * t2
-        d += lt * v0 + md * v1 + rt * v2
-        lt, md, rt = _row(x, image, top + 4, w, channel, mask, C, H, W)
-        d += lt * t0 + md * t1 + rt * t2
-        _put(out, a, image, top, w, channel, mask, C, H, W)
-        _put(out, b, image, top + 1, w, channel, mask, C, H, W)
-        _put(out, c, image, top + 2, w, channel, mask, C, H, W)
-        _put(out, d, image, top + 3, w, channel, mask, C, H, W)
-
-
-@triton.jit
-def _middle(x, image, row, w, channel, mask, C: tl.constexpr, H: tl.constexpr, W: tl.constexpr):
-    start = ((image * H + row) * W + w[:, None]) * C + channel[None, :]
-    return tl.load(x + start, mask=mask & (w < W)[:, None] & (row < H), other=0.0).to(tl.float32)
+        place, top, left, middle, right = _strip(w, channel, tile, C, H, W, S, BLOCKS, TILES)
+        lt, md, rt = _row(x, place, top - 1, left, middle, right, C, H, W)
+        above = tl.zeros([W2, CH], dtype=tl.float32)
+        here = above
+        for step in range(S + 2):
+            row = top - 1 + step
+            p, q, r = lt.to(tl.float32), md.to(tl.float32), rt.to(tl.float32)
+            lt, md, rt = _row(x, place, row + 1, left, middle, right, C, H, W)
+            above += p * t0 + q * t1 + r * t2
+            mask = middle & (step >= 2) & (row <= H)
+            tl.store(out + place + (row - 1) * (W * C), above.to(out.dtype.element_ty), mask=mask)
+            above = here + p * v0 + q * v1 + r * v2
+            here = p * u0 + q * u1 + r * u2
 
 
 @triton.jit
 def _added(first, second, third, lt, md, rt, values):
     """Three sums, with the products of a row's shifts and `values` added."""
+    values = values.to(tl.float32)
     return first + lt * values, second + md * values, third + rt * values
 
 
@@ -108,12 +96,12 @@ def _put_sums(target, first, second, third, known):
 
 
 @triton.jit
-def _backward_kernel(  # noqa: PLR0915  # written out: kernels have no lists
+def _backward_kernel(
     gradient, x, weight, to_x, to_weight,
-    C: tl.constexpr, H: tl.constexpr, W: tl.constexpr, W2: tl.constexpr, CH: tl.constexpr, BLOCKS: tl.constexpr,
-    TILES: tl.constexpr, TURNS: tl.constexpr,
+    C: tl.constexpr, H: tl.constexpr, W: tl.constexpr, W2: tl.constexpr, CH: tl.constexpr, S: tl.constexpr,
+    BLOCKS: tl.constexpr, TILES: tl.constexpr, TURNS: tl.constexpr,
 ):  # fmt: skip
-    """Groups of four rows, one after the other; each program has its own sums of the weight's gradient."""
+    """Down a strip, likewise by rows of the gradient; each program has its own sums of the weight's gradient."""
     channel, w = tl.program_id(1) * CH + tl.arange(0, CH), tl.arange(0, W2)
     known = channel < C
     # What is a left neighbour going forward is a right one on the way back
@@ -124,46 +112,28 @@ def _backward_kernel(  # noqa: PLR0915  # written out: kernels have no lists
     s1, s2, s3, s4, s5, s6, s7, s8 = s0, s0, s0, s0, s0, s0, s0, s0
     for turn in range(TURNS):
         tile = turn * tl.num_programs(0) + tl.program_id(0)
-        image, top = tile // BLOCKS, (tile % BLOCKS) * 4
-        mask = known[None, :] & (w < W2)[:, None] & (tile < TILES)
-        p = _middle(x, image, top, w, channel, mask, C, H, W)
-        lt, md, rt = _row(gradient, image, top - 1, w, channel, mask, C, H, W)
-        a = lt * t0 + md * t1 + rt * t2
-        s8, s7, s6 = _added(s8, s7, s6, lt, md, rt, p)
-        q = _middle(x, image, top + 1, w, channel, mask, C, H, W)
-        lt, md, rt = _row(gradient, image, top, w, channel, mask, C, H, W)
-        a += lt * v0 + md * v1 + rt * v2
-        b = lt * t0 + md * t1 + rt * t2
-        s5, s4, s3 = _added(s5, s4, s3, lt, md, rt, p)
-        s8, s7, s6 = _added(s8, s7, s6, lt, md, rt, q)
-        o = _middle(x, image, top + 2, w, channel, mask, C, H, W)
-        lt, md, rt = _row(gradient, image, top + 1, w, channel, mask, C, H, W)
-        a += lt * u0 + md * u1 + rt * u2
-        b += lt * v0 + md * v1 + rt * v2
-        c = lt * t0 + md * t1 + rt * t2
-        s2, s1, s0 = _added(s2, s1, s0, lt, md, rt, p)
-        s5, s4, s3 = _added(s5, s4, s3, lt, md, rt, q)
-        s8, s7, s6 = _added(s8, s7, s6, lt, md, rt, o)
-        _put(to_x, a, image, top, w, channel, mask, C, H, W)
-        p = _middle(x, image, top + 3, w, channel, mask, C, H, W)
-        lt, md, rt = _row(gradient, image, top + 2, w, channel, mask, C, H, W)
-        b += lt * u0 + md * u1 + rt * u2
-        c += lt * v0 + md * v1 + rt * v2
-        d = lt * t0 + md * t1 + rt * t2
-        s2, s1, s0 = _added(s2, s1, s0, lt, md, rt, q)
-        s5, s4, s3 = _added(s5, s4, s3, lt, md, rt, o)
-        s8, s7, s6 = _added(s8, s7, s6, lt, md, rt, p)
-        _put(to_x, b, image, top + 1, w, channel, mask, C, H, W)
-        lt, md, rt = _row(gradient, image, top + 3, w, channel, mask, C, H, W)
-        c += lt * u0 + md * u1 + rt * u2
-        d += lt * v0 + md * v1 + rt * v2
-        s2, s1, s0 = _added(s2, s1, s0, lt, md, rt, o)
-        s5, s4, s3 = _added(s5, s4, s3, lt, md, rt, p)
-        _put(to_x, c, image, top + 2, w, channel, mask, C, H, W)
-        lt, md, rt = _row(gradient, image, top + 4, w, channel, mask, C, H, W)
-        d += lt * u0 + md * u1 + rt * u2
-        s2, s1, s0 = _added(s2, s1, s0, lt, md, rt, p)
-        _put(to_x, d, image, top + 3, w, channel, mask, C, H, W)
+        place, top, left, middle, right = _strip(w, channel, tile, C, H, W, S, BLOCKS, TILES)
+        lt, md, rt = _row(gradient, place, top - 1, left, middle, right, C, H, W)
+        below = tl.load(x + place + top * (W * C), mask=middle, other=0.0)
+        over = tl.zeros([W2, CH], dtype=x.dtype.element_ty)
+        level = over
+        above = tl.zeros([W2, CH], dtype=tl.float32)
+        here = above
+        for step in range(S + 2):
+            row = top - 1 + step
+            p, q, r = lt.to(tl.float32), md.to(tl.float32), rt.to(tl.float32)
+            lt, md, rt = _row(gradient, place, row + 1, left, middle, right, C, H, W)
+            mask = middle & (step + 1 < S) & (row + 2 < H)
+            following = tl.load(x + place + (row + 2) * (W * C), mask=mask, other=0.0)
+            above += p * u0 + q * u1 + r * u2
+            mask = middle & (step >= 2) & (row <= H)
+            tl.store(to_x + place + (row - 1) * (W * C), above.to(to_x.dtype.element_ty), mask=mask)
+            above = here + p * v0 + q * v1 + r * v2
+            here = p * t0 + q * t1 + r * t2
+            s8, s7, s6 = _added(s8, s7, s6, p, q, r, below)
+            s5, s4, s3 = _added(s5, s4, s3, p, q, r, level)
+            s2, s1, s0 = _added(s2, s1, s0, p, q, r, over)
+            over, level, below = level, below, following
     target = to_weight + (tl.program_id(0) * C + channel) * 9
     _put_sums(target, s0, s1, s2, known)
     _put_sums(target + 3, s3, s4, s5, known)
@@ -182,16 +152,29 @@ def _sum_kernel(parts, total, G, columns, N: tl.constexpr, CH: tl.constexpr, TUR
     tl.store(total + column, tl.sum(found, 0), mask=column < columns)
 
 
-def _cut(x: Tensor, most: int) -> tuple[dict[str, int], tuple[int, int]]:
-    """How the images are cut among at most so many programs: the constants of a kernel, and its grid."""
+@dataclass(frozen=True)
+class Form:
+    """How a kernel's work is cut, and what each program may use."""
+
+    numbers: int  # in a row's part of a program
+    warps: int
+    at_once: int  # programs of a processor
+
+
+FORWARD, BACKWARD = Form(1024, 4, 4), Form(1024, 4, 3)
+
+
+def _cut(x: Tensor, form: Form) -> tuple[dict[str, int], tuple[int, int]]:
+    """How the images are cut into strips of whole rows: the constants of a kernel, and its grid."""
     images, channels, height, width = x.shape
-    padded, blocks = triton.next_power_of_2(width), triton.cdiv(height, ROWS)
-    part = min(triton.next_power_of_2(channels), max(TILE // padded, 8))
-    tiles, parts = images * blocks, triton.cdiv(channels, part)
-    programs = min(tiles, max(1, most // parts))
+    padded, strip = triton.next_power_of_2(width), min(height, HIGHEST)
+    part = min(triton.next_power_of_2(channels), max(form.numbers // padded, 8))
+    blocks, parts = triton.cdiv(height, strip), triton.cdiv(channels, part)
+    tiles = images * blocks
+    programs = min(tiles, max(1, PROCESSORS * form.at_once // parts))
     constants = {
-        "C": channels, "H": height, "W": width, "W2": padded, "CH": part, "BLOCKS": blocks, "TILES": tiles,
-        "TURNS": triton.cdiv(tiles, programs), "num_warps": WARPS,
+        "C": channels, "H": height, "W": width, "W2": padded, "CH": part, "S": strip, "BLOCKS": blocks, "TILES": tiles,
+        "TURNS": triton.cdiv(tiles, programs), "num_warps": form.warps,
     }  # fmt: skip
     return constants, (programs, parts)
 
@@ -216,7 +199,7 @@ def depthwise(x: Tensor, weight: Tensor) -> Tensor:
         weight: (C, 1, 3, 3), float32.
     """
     x, out = x.contiguous(memory_format=torch.channels_last), _like(x, weight)
-    constants, grid = _cut(x, FORWARD_PROGRAMS)
+    constants, grid = _cut(x, FORWARD)
     _forward_kernel[grid](x, weight.contiguous(), out, **constants)
     return out
 
@@ -230,7 +213,7 @@ def _like(x: Tensor, weight: Tensor) -> Tensor:
 def depthwise_backward(gradient: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     """The gradients of `depthwise`'s x and weight."""
     x, gradient = (each.contiguous(memory_format=torch.channels_last) for each in (x, gradient))
-    constants, grid = _cut(x, BACKWARD_PROGRAMS)
+    constants, grid = _cut(x, BACKWARD)
     to_x, parts = torch.empty_like(x), x.new_empty((grid[0], *weight.shape), dtype=torch.float32)
     _backward_kernel[grid](gradient, x, weight.contiguous(), to_x, parts, **constants)
     return to_x, summed(parts, torch.float32)

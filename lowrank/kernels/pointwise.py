@@ -20,11 +20,25 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lowrank.kernels.depthwise import summed
+from lowrank.kernels.depthwise import PROCESSORS, summed
 from lowrank.kernels.norm import first_of_four, last, like_result, normalised, reduced, scale_and_shift
 
 FEWEST, MOST = 8, 128  # channels of either side, powers of 2: more spill from a program of `_back_kernel`
-PROCESSORS = 132  # of an H100 or H200
+
+
+@triton.jit
+def taken_in(values, inside, count, centre, spread, seen):
+    """Each channel's mean and summed squared distances from it over `seen` positions, a tile's (channels, N) added.
+
+    By Chan's formula, in which nothing cancels; `count` of the tile's positions are inside, values outside are zero.
+
+    Source: Chan, Golub, LeVeque 1979, "Updating formulae and a pairwise algorithm for computing sample variances".
+    """
+    mean = tl.sum(values, 1) / tl.maximum(count, 1.0)
+    apart = tl.where(inside, values - mean[:, None], 0.0)
+    step, share = mean - centre, count / tl.maximum(seen + count, 1.0)
+    spread += tl.sum(apart * apart, 1) + step * step * seen * share
+    return centre + step * share, spread, seen + count
 
 
 @triton.jit
@@ -32,11 +46,7 @@ def _product_kernel(
     x, matrix, out, means, spreads, counts, R,
     D: tl.constexpr, C: tl.constexpr, N: tl.constexpr, K: tl.constexpr, CH: tl.constexpr, TURNS: tl.constexpr,
 ):  # fmt: skip
-    """The product, channels first: so a channel's sum lies within few threads. Each tile's mean and squared distances
-    from it are added to the program's by Chan's formula, in which nothing cancels.
-
-    Source: Chan, Golub, LeVeque 1979, "Updating formulae and a pairwise algorithm for computing sample variances".
-    """
+    """The product, channels first: so a channel's sum lies within few threads."""
     channel, k = tl.program_id(0) * CH + tl.arange(0, CH), tl.arange(0, K)
     known, given = channel < C, k < D
     weight = tl.load(matrix + channel[:, None] * D + k[None, :], mask=known[:, None] & given[None, :], other=0.0)
@@ -49,14 +59,8 @@ def _product_kernel(
         columns = tl.load(x + row[None, :] * D + k[:, None], mask=inside & given[:, None], other=0.0)
         found = tl.dot(weight, columns, input_precision="ieee").to(out.dtype.element_ty)
         tl.store(out + row[None, :] * C + channel[:, None], found, mask=inside & known[:, None])
-        values = found.to(tl.float32)  # zeros outside
         count = tl.minimum(tl.maximum(R - first, 0), N).to(tl.float32)
-        mean = tl.sum(values, 1) / tl.maximum(count, 1.0)
-        apart = tl.where(inside, values - mean[:, None], 0.0)
-        step, share = mean - centre, count / tl.maximum(seen + count, 1.0)
-        centre += step * share
-        spread += tl.sum(apart * apart, 1) + step * step * seen * share
-        seen += count
+        centre, spread, seen = taken_in(found.to(tl.float32), inside, count, centre, spread, seen)
     target = tl.program_id(1) * C + channel
     tl.store(means + target, centre, mask=known)
     tl.store(spreads + target, spread, mask=known)
@@ -183,7 +187,7 @@ def backward_form(channels: int, outs: int, pool: bool) -> Form:
     return Form((32 if pool else 64) // (2 if many else 1), part, 8, 3 if pool and not many and part <= 64 else 2, 1)
 
 
-def _cut(rows: int, blocks: int, form: Form) -> tuple[dict[str, int], tuple[int, int]]:
+def cut(rows: int, blocks: int, form: Form) -> tuple[dict[str, int], tuple[int, int]]:
     """The programs share tiles of rows; those that read the same rows run side by side."""
     height = min(form.rows, max(16, triton.next_power_of_2(rows)))
     tiles = triton.cdiv(rows, height)
@@ -202,17 +206,24 @@ def product_with_statistics(x: Tensor, matrix: Tensor) -> tuple[Tensor, Tensor, 
         (images, outs, height, width), dtype=x.dtype, device=x.device, memory_format=torch.channels_last
     )  # fmt: skip
     form = forward_form(channels, outs)
-    constants, grid = _cut(rows, outs // form.part, form)
+    constants, grid = cut(rows, outs // form.part, form)
     means, spreads = (x.new_empty((grid[1], outs), dtype=torch.float32) for _ in range(2))
-    counts, mean, variance = (x.new_empty(size, dtype=torch.float32) for size in (grid[1], outs, outs))
+    counts = x.new_empty(grid[1], dtype=torch.float32)
     _product_kernel[grid](
         x, matrix, out, means, spreads, counts, rows, D=channels, C=outs, K=max(16, channels), CH=max(16, form.part),
         **constants,
     )  # fmt: skip
-    _merge_kernel[(triton.cdiv(outs, 16),)](
-        means, spreads, counts, mean, variance, rows, grid[1], C=outs, N=triton.next_power_of_2(grid[1]), CH=16
+    return out, *merged(means, spreads, counts, rows)
+
+
+def merged(means: Tensor, spreads: Tensor, counts: Tensor, rows: int) -> tuple[Tensor, Tensor]:
+    """Each channel's mean and biased variance over all rows, from those that each program found, (programs, C)."""
+    programs, channels = means.shape
+    mean, variance = (means.new_empty(channels) for _ in range(2))
+    _merge_kernel[(triton.cdiv(channels, 16),)](
+        means, spreads, counts, mean, variance, rows, programs, C=channels, N=triton.next_power_of_2(programs), CH=16
     )
-    return out, mean, variance
+    return mean, variance
 
 
 @torch.library.custom_op("lowrank::pointwise_norm", mutates_args=())
@@ -257,7 +268,7 @@ def pointwise_norm_backward(
     (outs, channels), (height, width) = matrix.shape, gradient.shape[2:]
     rows, to_x = gradient.numel() // outs, torch.empty_like(x)
     form = backward_form(channels, outs, pool)
-    constants, grid = _cut(rows, channels // form.part, form)
+    constants, grid = cut(rows, channels // form.part, form)
     parts = x.new_empty((grid[1], outs, channels), dtype=torch.float32)
     _back_kernel[grid](
         gradient, product, x, matrix, weight, bias, mean, variance, to_bias, to_weight, to_x, parts, rows,

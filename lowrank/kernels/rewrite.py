@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -35,9 +36,10 @@ def compile_graph(graph_module: GraphModule, inputs: Sequence[Tensor]) -> Callab
 
 def rewrite(graph_module: GraphModule) -> dict[str, int]:
     """Change the graph in place; returns how many nodes of each kind were changed. Needs Triton."""
-    from lowrank.kernels import depthwise, norm, pointwise  # noqa: F401  # which registers them
+    from lowrank.kernels import depthwise, norm, pointwise, stem  # noqa: F401  # which registers them
 
     kinds = {
+        "stem": _stem,
         "joined": _joined,
         "norm": _norm,
         "depthwise": _depthwise,
@@ -84,13 +86,23 @@ def _small(value: Tensor | None) -> bool:
     return value is not None and value.dim() == 4 and value.numel() < 2**31
 
 
+@dataclass(frozen=True)
+class Mapped:
+    """A map that goes with the norm behind it."""
+
+    node: Node
+    operation: Any
+    inputs: Callable[[Graph], tuple[Node, ...]]  # of the operation, which come before the norm's
+    alone: bool = False  # nothing but a ReLU may follow the norm
+
+
 def _norm(graph: Graph, node: Node) -> bool:
     """Batch norm in training, with the ReLU, 2 x 2 max pooling and sum that follow."""
     return _normed(graph, node, None)
 
 
-def _normed(graph: Graph, node: Node, mapped: tuple[Node, Any, Any] | None) -> bool:
-    """Likewise; `mapped` is the pointwise map that goes with it, with its input and weight."""
+def _normed(graph: Graph, node: Node, mapped: Mapped | None) -> bool:
+    """Likewise; `mapped` is what goes with it."""
     if node.target is not functional.batch_norm or _argument(node, 5, "training") is not True:
         return False
     x, mean, variance, weight, bias = (
@@ -107,12 +119,15 @@ def _normed(graph: Graph, node: Node, mapped: tuple[Node, Any, Any] | None) -> b
     if _extended(chain, lambda user: _adds(user, last)):
         residual = next(each for each in chain[-1].args if each is not last)
     what: Any = torch.ops.lowrank.norm.default
-    first: tuple[Node, ...] = (x,)
+    inputs: tuple[Any, ...] = (x, weight, bias, residual, float(eps), relu, pool)
     if mapped is not None:
-        what, first = torch.ops.lowrank.pointwise_norm.default, _as_matrix(graph, *mapped)
-        chain.insert(0, mapped[0])
+        if mapped.alone and (pool or residual is not None):
+            return False
+        what, first = mapped.operation, mapped.inputs(graph)
+        inputs = (*first, weight, bias, float(eps), relu) if mapped.alone else (*first, *inputs[1:])
+        chain.insert(0, mapped.node)
     with graph.inserting_after(chain[-1]):
-        new = graph.call_function(what, (*first, weight, bias, residual, float(eps), relu, pool))
+        new = graph.call_function(what, inputs)
     rows = value.numel() // value.shape[1]
     result = _taken(graph, new, 0)
     _moved(graph, mean, _taken(graph, new, 1), momentum, 1.0)
@@ -225,15 +240,37 @@ def _joined(graph: Graph, node: Node) -> bool:
     kernel = cast(Tensor, _value(weight))
     if bias is not None or not fits(kernel.shape[1], kernel.shape[0]) or _argument(user, 0, "input") is not node:
         return False
-    return _normed(graph, user, (node, x, weight))
+
+    def inputs(graph: Graph) -> tuple[Node, ...]:
+        """In the format of the result."""
+        with graph.inserting_before(node):
+            matrix = graph.call_method("flatten", (weight, 1))
+            return graph.call_method("to", (x, result.dtype)), graph.call_method("to", (matrix, result.dtype))
+
+    return _normed(graph, user, Mapped(node, torch.ops.lowrank.pointwise_norm.default, inputs))
 
 
-def _as_matrix(graph: Graph, node: Node, x: Any, weight: Any) -> tuple[Node, Node]:
-    """A pointwise map's input and matrix in the format of its result."""
-    dtype = cast(Tensor, _value(node)).dtype
-    with graph.inserting_before(node):
-        matrix = graph.call_method("flatten", (weight, 1))
-        return graph.call_method("to", (x, dtype)), graph.call_method("to", (matrix, dtype))
+def _stem(graph: Graph, node: Node) -> bool:
+    """A 3 x 3 convolution of images, which have no gradient, whose result goes into a batch norm alone."""
+    from lowrank.kernels.stem import fits
+
+    found, user, result = _convolution(node), _only_user(node), _value(node)
+    if found is None or user is None or result is None or result.dtype not in FUSED or not _small(result):
+        return False
+    x, weight, bias, rest = found
+    value, kernel = _value(x), _value(weight)
+    if value is None or kernel is None or value.requires_grad or bias is not None or kernel.shape[2:] != (3, 3):
+        return False
+    plain = rest == {"stride": (1, 1), "padding": (1, 1), "dilation": (1, 1), "groups": 1}
+    if not plain or not fits(value.shape[1], kernel.shape[0]) or _argument(user, 0, "input") is not node:
+        return False
+
+    def inputs(graph: Graph) -> tuple[Node, ...]:
+        with graph.inserting_before(node):
+            rows = graph.call_method("flatten", (graph.call_method("permute", (weight, 0, 2, 3, 1)), 1))
+            return x, graph.call_method("to", (rows, result.dtype))
+
+    return _normed(graph, user, Mapped(node, torch.ops.lowrank.stem_norm.default, inputs, alone=True))
 
 
 def _pointwise(graph: Graph, node: Node) -> bool:

@@ -1,16 +1,15 @@
-"""The pointwise maps joined with their norms on a GPU: right, how fast, and what they do for ResNet-9's compiled step.
+"""The maps joined with their norms on a GPU: right, how fast, and what they do for ResNet-9's compiled step.
 
-    python -m tests.benchmarks.gpu_kernels [--tune]
+    python -m tests.benchmarks.gpu_kernels
 
 Each shape of ResNet-9 at batch 512, bfloat16: the relative distance (Frobenius norm) of every result from float64's,
 joined and apart (a library's products around lowrank.kernels.norm), which may not be larger; then the time of both, as
 replays of a CUDA graph. Meanwhile two processes compile the whole step, one without the joined kernels, and are timed
-one after the other. `--tune` times other ways to cut each kernel's work instead.
+one after the other.
 """
 
 from __future__ import annotations
 
-import argparse
 import os
 import statistics
 import tempfile
@@ -22,12 +21,12 @@ import torch
 import torch.multiprocessing as mp
 from torch import Tensor
 from torch.nn import functional
-from triton.runtime.errors import OutOfResources
 from triton.testing import do_bench_cudagraph
 
-from lowrank.kernels import pointwise, rewrite
+from lowrank.kernels import rewrite
 from lowrank.kernels.norm import norm, norm_backward
-from lowrank.kernels.pointwise import Form, backward_form, forward_form, pointwise_norm, pointwise_norm_backward
+from lowrank.kernels.pointwise import pointwise_norm, pointwise_norm_backward
+from lowrank.kernels.stem import stem_norm, stem_norm_backward
 from tests.benchmarks.bench_engine import difference
 from tests.benchmarks.engine_processes import Bench, Case
 
@@ -35,7 +34,18 @@ BATCH, EPS = 512, 1e-5
 REPLAYS = 40
 CASE = Case(network="resnet9", device="cuda", batch=BATCH, images=20_480, seconds=1.5, way="compiled")
 WORSE = 1.2  # a joined result may be so much farther from float64's than the other form's, and 1e-4 more
-RESULTS = ("result", "to input", "to matrix", "to weight", "to bias")
+
+
+@dataclass(frozen=True)
+class Stem:
+    """The first convolution of ResNet-9, and its norm and ReLU."""
+
+    channels: int
+    outs: int
+    size: int
+
+    def __str__(self) -> str:
+        return f"{self.channels:>3} to {self.outs:>3} at {self.size:>2}, stem"
 
 
 @dataclass(frozen=True)
@@ -54,14 +64,84 @@ class Layer:
         )
 
 
-LAYERS = (
-    Layer(64, 128, 32, True, False), Layer(128, 128, 16, False, False), Layer(128, 128, 16, False, True),
-    Layer(128, 256, 16, True, False),
+LAYERS: tuple[Layer | Stem, ...] = (
+    Stem(3, 64, 32), Layer(64, 128, 32, True, False), Layer(128, 128, 16, False, False),
+    Layer(128, 128, 16, False, True),
 )  # fmt: skip
+
+
+Works = tuple[Callable[[], Any], Callable[[], list[Tensor]]]  # a forward and a backward pass
+
+
+class StemInputs:
+    """As `Inputs`, of the stem; apart, the images are filled up with channels of zeros, as the step does it."""
+
+    names = ("result", "to matrix", "to weight", "to bias")
+
+    def __init__(self, layer: Stem, batch: int = BATCH, device: str = "cuda", dtype: torch.dtype = torch.bfloat16):
+        torch.manual_seed(0)
+        shapes = [(batch, channels, layer.size, layer.size) for channels in (layer.channels, layer.outs)]
+        self.x, gradient = (
+            torch.randn(shape, device=device).contiguous(memory_format=torch.channels_last) for shape in shapes
+        )  # fmt: skip
+        self.gradient, self.dtype = gradient.to(dtype), dtype
+        kernel = torch.randn(layer.outs, layer.channels, 3, 3, device=device) / (9 * layer.channels) ** 0.5
+        self.kernel = kernel.to(dtype, memory_format=torch.channels_last)
+        self.weight, self.bias = torch.randn(2, layer.outs, device=device)
+
+    def exact(self) -> list[Tensor]:
+        """The result and its gradients in float64."""
+        given = [each.double().requires_grad_() for each in (self.kernel, self.weight, self.bias)]
+        y = functional.conv2d(self.x.to(self.dtype).double(), given[0], padding=1)
+        y = functional.relu(functional.batch_norm(y, None, None, given[1], given[2], training=True, eps=EPS))
+        found = list(torch.autograd.grad(y, given, self.gradient.double()))
+        return [y.detach(), found[0].permute(0, 2, 3, 1).flatten(1), *found[1:]]
+
+    def apart(self) -> Works:
+        """Forward and backward pass as they are without the joined kernels."""
+        room = (0, 0, 0, 0, 0, rewrite.FEWEST_CHANNELS - self.x.shape[1])
+        norms = (self.weight, self.bias, None, EPS, True, False)
+
+        def forward() -> tuple[Tensor, ...]:
+            x, kernel = functional.pad(self.x.to(self.dtype), room), functional.pad(self.kernel, room)
+            product = functional.conv2d(x, kernel, padding=1)
+            return (*norm(product, *norms), product, x, kernel)
+
+        _, mean, variance, product, x, kernel = forward()
+
+        def backward() -> list[Tensor]:
+            back, to_weight, to_bias = norm_backward(
+                self.gradient, product, self.weight, self.bias, mean, variance, EPS, True, False
+            )
+            found = torch.ops.aten.convolution_backward(
+                back, x, kernel, None, (1, 1), (1, 1), (1, 1), False, (0, 0), 1, (False, True, False)
+            )[1]
+            return [found[:, : self.x.shape[1]].permute(0, 2, 3, 1).flatten(1), to_weight, to_bias]
+
+        return forward, backward
+
+    def joined(self) -> Works:
+        """Likewise as they are with them."""
+        matrix = self.kernel.permute(0, 2, 3, 1).flatten(1)
+
+        def forward() -> tuple[Tensor, ...]:
+            found: tuple[Tensor, ...] = stem_norm(self.x, matrix, self.weight, self.bias, EPS, True)
+            return found
+
+        _, mean, variance = forward()
+
+        def backward() -> list[Tensor]:
+            return list(stem_norm_backward(
+                self.gradient, self.x, matrix, self.weight, self.bias, mean, variance, EPS, True
+            ))  # fmt: skip
+
+        return forward, backward
 
 
 class Inputs:
     """What one layer works on, drawn from a fixed seed; means and scales as if trained, some scales negative."""
+
+    names = ("result", "to input", "to matrix", "to weight", "to bias")
 
     def __init__(self, layer: Layer, batch: int = BATCH, device: str = "cuda", dtype: torch.dtype = torch.bfloat16):
         torch.manual_seed(0)
@@ -87,7 +167,7 @@ class Inputs:
         y = y if self.residual is None else y + self.residual.double()
         return [y.detach(), *torch.autograd.grad(y, given, self.gradient.double())]
 
-    def apart(self) -> tuple[Callable[[], Any], Callable[[], list[Tensor]]]:
+    def apart(self) -> Works:
         """Forward and backward pass as they are without the joined kernels."""
         rows = self.x.permute(0, 2, 3, 1)
         norms = (self.weight, self.bias, self.residual, EPS, True, self.layer.pool)
@@ -108,7 +188,7 @@ class Inputs:
 
         return forward, backward
 
-    def joined(self) -> tuple[Callable[[], Any], Callable[[], list[Tensor]]]:
+    def joined(self) -> Works:
         """Likewise as they are with them."""
         norms = (self.weight, self.bias, self.residual, EPS, True, self.layer.pool)
 
@@ -127,19 +207,24 @@ class Inputs:
         return forward, backward
 
 
+def inputs_of(layer: Layer | Stem, *others: Any) -> Inputs | StemInputs:
+    """What a layer works on; `others` as Inputs and StemInputs have them."""
+    return StemInputs(layer, *others) if isinstance(layer, Stem) else Inputs(layer, *others)
+
+
 def distances(
-    layer: Layer, batch: int = BATCH, device: str = "cuda", dtype: torch.dtype = torch.bfloat16
-) -> tuple[list[float], list[float]]:
-    """How far the results of both forms, joined and apart, are from float64's."""
+    layer: Layer | Stem, batch: int = BATCH, device: str = "cuda", dtype: torch.dtype = torch.bfloat16
+) -> list[tuple[str, float, float]]:
+    """The results by name, and how far those of both forms, joined and apart, are from float64's."""
     with torch.no_grad():
-        inputs = Inputs(layer, batch, device, dtype)
+        inputs = inputs_of(layer, batch, device, dtype)
         with torch.enable_grad():
             wanted = inputs.exact()
         found = []
         for forward, backward in (inputs.joined(), inputs.apart()):
             results = zip([forward()[0], *backward()], wanted, strict=True)
             found.append([float((ours.double() - exact).norm() / exact.norm()) for ours, exact in results])
-    return found[0], found[1]
+    return list(zip(inputs.names, found[0], found[1], strict=True))
 
 
 def microseconds(work: Callable[[], Any]) -> float:
@@ -147,10 +232,10 @@ def microseconds(work: Callable[[], Any]) -> float:
     return 1e3 * float(do_bench_cudagraph(work, rep=20, return_mode="median"))
 
 
-def timed(layer: Layer) -> list[float]:
+def timed(layer: Layer | Stem) -> list[float]:
     """Forward and backward, apart and joined."""
     with torch.no_grad():
-        inputs = Inputs(layer)
+        inputs = inputs_of(layer)
         apart, joined = inputs.apart(), inputs.joined()
         return [microseconds(work) for work in (apart[0], joined[0], apart[1], joined[1])]
 
@@ -221,55 +306,16 @@ class Steps:
             folder.cleanup()
 
 
-def check(layer: Layer) -> str:
+def check(layer: Layer | Stem) -> str:
     """One layer's distances in words; raises AssertionError where the joined ones are larger."""
-    joined, apart = distances(layer)
-    for name, ours, theirs in zip(RESULTS, joined, apart, strict=True):
+    found = distances(layer)
+    for name, ours, theirs in found:
         assert ours <= WORSE * theirs + 1e-4, f"{layer}: {name} is {ours:.3g} from float64's, but {theirs:.3g} apart"
-    pairs = zip(RESULTS, joined, apart, strict=True)
-    return f"{layer!s:<28} " + "  ".join(f"{name} {ours:.1e} ({theirs:.1e})" for name, ours, theirs in pairs)
-
-
-def other_forms(layer: Layer) -> dict[str, list[Form]]:
-    """Ways to cut the work of a layer's kernels, the present ones first, by the name of the choice."""
-    own = forward_form(layer.channels, layer.outs)
-    ahead = [
-        own,
-        *(replace(own, rows=64, warps=4, stages=stages, at_once=count) for stages in (3, 4) for count in (2, 3)),
-    ]
-    ahead += [replace(own, warps=4, at_once=2), replace(own, warps=8, at_once=1), replace(own, stages=2, at_once=2)]
-    own = backward_form(layer.channels, layer.outs, layer.pool)
-    half, less = max(16, own.rows // 2), own.part // 2
-    back = [own, replace(own, stages=own.stages - 1), replace(own, rows=half), replace(own, part=less),
-            replace(own, rows=half, stages=own.stages + 1), replace(own, rows=half, stages=1, at_once=2),
-            replace(own, rows=half, warps=4, part=less, stages=2, at_once=2)]  # fmt: skip
-    return {"forward_form": list(dict.fromkeys(ahead)), "backward_form": list(dict.fromkeys(back))}
-
-
-def tune() -> None:
-    """Print the time of every way, of each shape."""
-    for layer in (LAYERS[0], LAYERS[1], LAYERS[3]):
-        inputs = Inputs(layer)
-        for name, forms in other_forms(layer).items():
-            plain = getattr(pointwise, name)
-            for form in forms:
-                setattr(pointwise, name, lambda *_, form=form: form)
-                try:
-                    with torch.no_grad():
-                        found = f"{microseconds(inputs.joined()[name == 'backward_form']):8.1f} us"
-                except (OutOfResources, RuntimeError) as error:  # no room, or no code: one of the answers
-                    found = str(error).splitlines()[0]
-                print(f"{layer!s:<28} {name:<13} {found}  {form}", flush=True)
-            setattr(pointwise, name, plain)
+    return f"{layer!s:<28} " + "  ".join(f"{name} {ours:.1e} ({theirs:.1e})" for name, ours, theirs in found)
 
 
 def main() -> None:
     """Check, time and print."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--tune", action="store_true", help="time other ways to cut the kernels' work")
-    if parser.parse_args().tune:
-        tune()
-        return
     steps, wrong = Steps(), []
     try:
         for layer in LAYERS:

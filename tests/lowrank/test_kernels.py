@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from lowrank.data import ViewSettings
+from lowrank.data.views import apply_views, draw_views, normaliser
 from lowrank.kernels import rewrite as rewriting
 from lowrank.kernels.rewrite import rewrite
 from lowrank.methods import make_method
@@ -26,10 +28,13 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 if not (torch.cuda.is_available() or INTERPRETED):
     pytest.skip("the kernels need a GPU", allow_module_level=True)
 
+from lowrank.kernels import depthwise as depthwise_kernels  # noqa: E402
+from lowrank.kernels import pointwise, stem  # noqa: E402
 from lowrank.kernels.depthwise import depthwise  # noqa: E402
 from lowrank.kernels.norm import norm  # noqa: E402
 from lowrank.kernels.pointwise import fits, pointwise_norm, product_with_statistics  # noqa: E402
-from tests.benchmarks.gpu_kernels import RESULTS, Layer, distances  # noqa: E402
+from lowrank.kernels.views import views_of  # noqa: E402
+from tests.benchmarks.gpu_kernels import Layer, Stem, distances  # noqa: E402
 
 DEVICE = "cpu" if INTERPRETED else "cuda"
 
@@ -50,12 +55,31 @@ def compare(found: Tensor, wanted: Tensor, inputs: tuple[Tensor, ...], near: flo
 
 
 @pytest.mark.parametrize("shape", [(2, 16, 6, 5), (2, 20, 8, 8), (1, 80, 4, 4), (2, 8, 1, 1), (1, 8, 3, 32)], ids=str)
-def test_depthwise(shape):
+@pytest.mark.parametrize(("highest", "processors"), [(32, 132), (4, 1)], ids=["whole images", "strips in turn"])
+def test_depthwise(shape, highest, processors, monkeypatch):
+    monkeypatch.setattr(depthwise_kernels, "HIGHEST", highest)
+    monkeypatch.setattr(depthwise_kernels, "PROCESSORS", processors)
     x, weight = images(*shape), torch.randn(shape[1], 1, 3, 3, device=DEVICE, requires_grad=True)
     found = depthwise(x, weight)
     assert found.is_contiguous(memory_format=torch.channels_last)
     with torch.backends.cudnn.flags(allow_tf32=False):
         compare(found, functional.conv2d(x, weight, padding=1, groups=shape[1]), (x, weight))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("cutout", [0, 1, 5])
+def test_views_are_those_of_the_plain_form_to_the_bit(cutout, dtype):
+    generator = torch.Generator().manual_seed(0)
+    stored = torch.randint(0, 256, (7, 9, 6, 3), dtype=torch.uint8, generator=generator)
+    positions = torch.randint(0, 7, (20,), generator=generator)
+    numbers = draw_views(ViewSettings(shift=3, flip=True, cutout=cutout), 1, positions + 11, 9, 6)
+    norm = normaliser((0.5, 0.4, 0.3), (0.2, 0.25, 0.3))
+    wanted = apply_views(stored, positions, numbers, cutout, norm, dtype=dtype)
+    given = [each.to(DEVICE) for each in (stored, positions, *numbers, *norm)]
+    found = views_of(given[0], given[1], tuple(given[2:7]), cutout, *given[7:], dtype).cpu()
+    assert found.stride() == wanted.stride()
+    bits = torch.int16 if dtype is torch.float16 else torch.int32
+    assert torch.equal(found.view(bits), wanted.view(bits))
 
 
 @pytest.mark.parametrize("shape", [(2, 16, 6, 10), (3, 20, 8, 8)], ids=str)
@@ -104,10 +128,34 @@ def test_a_map_and_its_norm(channels, outs, size, relu, pool, adds):
     compare(found, wanted, (x, *parameters, *(() if residual is None else (residual,))))
 
 
-@pytest.mark.parametrize("layer", [Layer(16, 32, 4, True, True), Layer(32, 16, 3, False, False)], ids=str)
+@pytest.mark.parametrize(
+    ("channels", "outs", "size", "relu"),
+    [(3, 16, (6, 5), True), (3, 64, (4, 4), False), (1, 32, (3, 1), True), (2, 16, (9, 20), True)],
+)
+@pytest.mark.parametrize("processors", [1, 132])
+def test_a_stem_and_its_norm(channels, outs, size, relu, processors, monkeypatch):
+    monkeypatch.setattr(pointwise, "PROCESSORS", processors)  # with one, a program has several tiles
+    x = images(3, channels, *size, spread=2, centre=1).detach()
+    kernel = torch.randn(outs, channels, 3, 3, device=DEVICE) / 3
+    weight, bias = torch.randn(2, outs, device=DEVICE)
+    parameters = [each.requires_grad_() for each in (kernel, weight, bias)]
+    product = functional.conv2d(x, kernel, padding=1)
+    wanted = functional.batch_norm(product, None, None, weight, bias, training=True)
+    wanted = functional.relu(wanted) if relu else wanted
+    matrix = kernel.permute(0, 2, 3, 1).flatten(1)
+    found, mean, variance = stem.stem_norm(x, matrix, weight, bias, 1e-5, relu)
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(mean, product.mean((0, 2, 3)), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(variance, product.var((0, 2, 3), correction=0), rtol=1e-3, atol=1e-4)
+    compare(found, wanted, tuple(parameters))
+
+
+@pytest.mark.parametrize(
+    "layer", [Layer(16, 32, 4, True, True), Layer(32, 16, 3, False, False), Stem(3, 32, 8)], ids=str
+)  # fmt: skip
 def test_in_sixteen_bits_it_is_as_near_to_float64_as_a_map_and_a_norm(layer):
     dtype = torch.float16 if INTERPRETED else torch.bfloat16  # Triton's interpreter multiplies the bits of the latter
-    for name, ours, theirs in zip(RESULTS, *distances(layer, 3, DEVICE, dtype), strict=True):
+    for name, ours, theirs in distances(layer, 3, DEVICE, dtype):
         assert ours < max(1.2 * theirs, 0.004), name
 
 
@@ -124,7 +172,7 @@ def test_statistics_of_a_product_far_from_zero(rows):
 
 
 def test_in_bfloat16_maps_are_joined_with_their_norms():
-    settings = NetworkSettings(name="resnet9", width=0.125)
+    settings = NetworkSettings(name="resnet9", width=0.25)
     plan = network_plan(settings, (3, 8, 8), 10)
     network = build_student(settings, plan, make_method({"name": "separable"}), (3, 8, 8), 10, 0).to(DEVICE).train()
     found: dict[str, int] = {}
@@ -136,12 +184,14 @@ def test_in_bfloat16_maps_are_joined_with_their_norms():
     torch._dynamo.reset()
     with torch.autocast(DEVICE, torch.bfloat16):
         torch.compile(network, backend=backend, fullgraph=True)(images(2, 3, 8, 8).detach())
-    assert found == {"joined": 7, "norm": 1, "depthwise": 7, "pointwise": 0, "narrow": 1, "pool": 1}
+    assert found == {"stem": 1, "joined": 7, "norm": 0, "depthwise": 7, "pointwise": 0, "narrow": 0, "pool": 1}
 
 
 def test_shapes_that_the_joined_kernels_are_made_for():
-    assert [fits(8, 16), fits(64, 128), fits(256, 256)] == [True] * 3
-    assert [fits(4, 16), fits(96, 128), fits(256, 512)] == [False] * 3
+    assert [fits(8, 16), fits(64, 128), fits(128, 128)] == [True] * 3
+    assert [fits(4, 16), fits(96, 128), fits(128, 256)] == [False] * 3
+    assert [stem.fits(3, 64), stem.fits(1, 16), stem.fits(2, 128)] == [True] * 3
+    assert [stem.fits(4, 64), stem.fits(3, 8), stem.fits(3, 48), stem.fits(3, 256)] == [False] * 4
 
 
 @pytest.mark.parametrize("pool", [False, True])
@@ -155,20 +205,22 @@ def test_what_is_no_number_is_not_hidden_by_the_relu(pool):
 
 
 COUNTS = {
-    "resnet9": {"joined": 0, "norm": 8, "depthwise": 7, "pointwise": 7, "narrow": 1, "pool": 1},
-    "wrn_10_1": {"joined": 0, "norm": 7, "depthwise": 4, "pointwise": 6, "narrow": 1, "pool": 0},
+    "resnet9": {"stem": 0, "joined": 0, "norm": 8, "depthwise": 7, "pointwise": 7, "narrow": 1, "pool": 1},
+    "wrn_10_1": {"stem": 0, "joined": 0, "norm": 7, "depthwise": 4, "pointwise": 6, "narrow": 1, "pool": 0},
 }
 
 
 @pytest.mark.parametrize("name", COUNTS)
 @pytest.mark.parametrize("joined", [0, None], ids=["apart", "joined"])
 def test_a_rewritten_network_is_the_network(name, joined, monkeypatch):
-    counts = dict(COUNTS[name])
+    counts, width = dict(COUNTS[name]), 0.125
     if joined is None:
+        width = 0.25  # the fewest channels of a stem that is joined
         monkeypatch.setattr(rewriting, "FUSED", (torch.float32,))
-        joined = {"resnet9": 7, "wrn_10_1": 3}[name]
-        counts |= {"joined": joined, "norm": counts["norm"] - joined, "pointwise": counts["pointwise"] - joined}
-    settings = NetworkSettings(name=name, width=0.125 if name == "resnet9" else 1.0)
+        stems, joined = {"resnet9": (1, 7), "wrn_10_1": (0, 3)}[name]
+        counts |= {"stem": stems, "joined": joined, "norm": counts["norm"] - joined - stems}
+        counts |= {"pointwise": counts["pointwise"] - joined, "narrow": counts["narrow"] - stems}
+    settings = NetworkSettings(name=name, width=width if name == "resnet9" else 1.0)
     plan = network_plan(settings, (3, 16, 16), 10)
     plain = build_student(settings, plan, make_method({"name": "separable"}), (3, 16, 16), 10, 0)
     plain = plain.to(DEVICE, memory_format=torch.channels_last).train()

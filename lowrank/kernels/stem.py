@@ -1,0 +1,235 @@
+"""A network's first convolution, of images, with its batch norm and ReLU as one operation that never writes the map.
+
+Images have few channels, the map many: working a value of the map out again from its patch moves a twentieth of the
+bytes that reading it back would. Forward: one pass for the statistics, one for the result. Backward: one pass over the
+gradient, since images have none and all that the norm does to it is linear. With y = W p for a patch p, a "patch" that
+ends in a one, and g the gradient behind the norm's ReLU, the pass sums A = g p' and P = p p' over all positions; then
+
+    sum g = A's last column,  sum g y = the diagonal of W A',  sum y p' = W P
+    dW = scale (A - mean(g) sum(p)' - mean(g z) sum(z p)'),  z = (y - mean y) / deviation
+
+Letters: R positions of all images, D channels of an image, C of the map, H x W positions of an image, N positions of a
+tile, K the power of 2 that holds a patch's 9 D taps and the one.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from lowrank.kernels.depthwise import summed
+from lowrank.kernels.norm import last, scale_and_shift
+from lowrank.kernels.pointwise import Form, cut, merged, taken_in
+
+TAPS = 32  # entries of a patch, the one included: channels of an image times 9
+FEWEST, MOST = 16, 128  # channels of the map, a power of 2
+STATISTICS, RESULT, BACKWARD = Form(128, 0, 4, 1, 3), Form(128, 0, 4, 1, 4), Form(128, 0, 4, 1, 2)
+
+
+@triton.jit
+def _patches(
+    x, row, inside, kind: tl.constexpr,
+    D: tl.constexpr, H: tl.constexpr, W: tl.constexpr, K: tl.constexpr,
+):  # fmt: skip
+    """The patches around N positions, (K, N): taps by row, column and channel, a one, zeros; zeros outside."""
+    tap = tl.arange(0, K)[:, None]
+    down, right = tap // (3 * D) - 1, (tap // D) % 3 - 1
+    row = row[None, :]
+    h, w = (row // W) % H + down, row % W + right
+    mask = inside[None, :] & (tap < 9 * D) & (h >= 0) & (h < H) & (w >= 0) & (w < W)
+    values = tl.load(x + (row + down * W + right) * D + tap % D, mask=mask, other=0.0)
+    return tl.where((tap == 9 * D) & inside[None, :], 1.0, values.to(tl.float32)).to(kind)
+
+
+@triton.jit
+def _weights(matrix, channel, D: tl.constexpr, K: tl.constexpr):
+    """The kernel of each channel as a row of its matrix, (C, K), filled up with zeros."""
+    tap = tl.arange(0, K)[None, :]
+    return tl.load(matrix + channel[:, None] * (9 * D) + tap, mask=tap < 9 * D, other=0.0)
+
+
+@triton.jit
+def _statistics_kernel(
+    x, matrix, means, spreads, counts, R,
+    D: tl.constexpr, C: tl.constexpr, H: tl.constexpr, W: tl.constexpr, K: tl.constexpr, N: tl.constexpr,
+    TURNS: tl.constexpr,
+):  # fmt: skip
+    channel = tl.arange(0, C)
+    weight = _weights(matrix, channel, D, K)
+    centre, spread = tl.zeros([C], dtype=tl.float32), tl.zeros([C], dtype=tl.float32)
+    seen = 0.0
+    for turn in range(TURNS):
+        first = (turn * tl.num_programs(1) + tl.program_id(1)) * N
+        row = first + tl.arange(0, N)
+        columns = _patches(x, row, row < R, weight.dtype, D, H, W, K)
+        values = tl.dot(weight, columns, input_precision="ieee").to(weight.dtype).to(tl.float32)
+        count = tl.minimum(tl.maximum(R - first, 0), N).to(tl.float32)
+        centre, spread, seen = taken_in(values, (row < R)[None, :], count, centre, spread, seen)
+    target = tl.program_id(1) * C + channel
+    tl.store(means + target, centre)
+    tl.store(spreads + target, spread)
+    tl.store(counts + tl.program_id(1), seen)
+
+
+@triton.jit
+def _result_kernel(
+    x, matrix, weight, bias, mean, variance, out, R, eps,
+    D: tl.constexpr, C: tl.constexpr, H: tl.constexpr, W: tl.constexpr, K: tl.constexpr, N: tl.constexpr,
+    TURNS: tl.constexpr, RELU: tl.constexpr,
+):  # fmt: skip
+    channel = tl.arange(0, C)
+    scale, shift, _, _ = scale_and_shift(weight, bias, mean, variance, channel, channel < C, eps)
+    taps = _weights(matrix, channel, D, K)
+    for turn in range(TURNS):
+        row = (turn * tl.num_programs(1) + tl.program_id(1)) * N + tl.arange(0, N)
+        columns = _patches(x, row, row < R, taps.dtype, D, H, W, K)
+        values = tl.dot(taps, columns, input_precision="ieee").to(taps.dtype).to(tl.float32)
+        y = values * tl.trans(scale) + tl.trans(shift)
+        if RELU:
+            y = tl.where(y < 0, 0.0, y)  # what is no number stays none
+        tl.store(out + row[None, :] * C + channel[:, None], y.to(out.dtype.element_ty), mask=(row < R)[None, :])
+
+
+@triton.jit
+def _back_kernel(
+    gradient, x, matrix, weight, bias, mean, variance, parts, R, eps,
+    D: tl.constexpr, C: tl.constexpr, H: tl.constexpr, W: tl.constexpr, K: tl.constexpr, N: tl.constexpr,
+    TURNS: tl.constexpr, RELU: tl.constexpr,
+):  # fmt: skip
+    """Each program's A, (C, K), and below it its P, (K, K)."""
+    channel, tap = tl.arange(0, C), tl.arange(0, K)
+    scale, shift, _, _ = scale_and_shift(weight, bias, mean, variance, channel, channel < C, eps)
+    taps = _weights(matrix, channel, D, K)
+    met, products = tl.zeros([C, K], dtype=tl.float32), tl.zeros([K, K], dtype=tl.float32)
+    for turn in range(TURNS):
+        row = (turn * tl.num_programs(1) + tl.program_id(1)) * N + tl.arange(0, N)
+        own = row[None, :] * C + channel[:, None]
+        came = tl.load(gradient + own, mask=(row < R)[None, :], other=0.0)
+        columns = _patches(x, row, row < R, taps.dtype, D, H, W, K)
+        if RELU:
+            values = tl.dot(taps, columns, input_precision="ieee").to(taps.dtype).to(tl.float32)
+            came = tl.where(values * tl.trans(scale) + tl.trans(shift) > 0, came, 0.0)
+        rows = tl.trans(columns)
+        met = tl.dot(came.to(taps.dtype), rows, met, input_precision="ieee")
+        products = tl.dot(columns, rows, products, input_precision="ieee")
+    target = parts + tl.program_id(1) * ((C + K) * K)
+    tl.store(target + channel[:, None] * K + tap[None, :], met)
+    tl.store(target + (C + tap[:, None]) * K + tap[None, :], products)
+
+
+@triton.jit
+def _weight_kernel(
+    sums, matrix, weight, bias, mean, variance, to_matrix, to_weight, to_bias, R, eps,
+    D: tl.constexpr, C: tl.constexpr, K: tl.constexpr, CH: tl.constexpr,
+):  # fmt: skip
+    """The gradients from A and P, summed over all programs."""
+    channel, tap = tl.program_id(0) * CH + tl.arange(0, CH), tl.arange(0, K)
+    scale, _, inverse, centre = scale_and_shift(weight, bias, mean, variance, channel, channel < C, eps)
+    scale, inverse, centre = tl.trans(scale), tl.trans(inverse), tl.trans(centre)  # (CH, 1)
+    taps = _weights(matrix, channel, D, K).to(tl.float32)
+    met = tl.load(sums + channel[:, None] * K + tap[None, :])
+    came = tl.load(sums + channel[:, None] * K + 9 * D)
+    again = tl.sum(taps * met, 1)[:, None]
+    with_normal = (again - centre * came) * inverse
+    patches = tl.load(sums + (C + 9 * D) * K + tap)[None, :]
+    products = tl.load(sums + (C + tap[:, None]) * K + tap[None, :])
+    normal = (tl.sum(taps[:, :, None] * products[None, :, :], 1) - centre * patches) * inverse
+    found = scale * (met - came / R * patches - with_normal / R * normal)
+    target = to_matrix + channel[:, None] * (9 * D) + tap[None, :]
+    tl.store(target, found.to(to_matrix.dtype.element_ty), mask=(tap < 9 * D)[None, :])
+    first = tl.arange(0, 1)[None, :]
+    tl.store(to_weight + channel[:, None] + first, with_normal)
+    tl.store(to_bias + channel[:, None] + first, came)
+
+
+def fits(channels: int, out_channels: int) -> bool:
+    """Whether the kernels are made for a first convolution of this shape."""
+    return 9 * channels < TAPS and FEWEST <= out_channels <= MOST and out_channels & (out_channels - 1) == 0
+
+
+def _sizes(x: Tensor, matrix: Tensor) -> tuple[dict[str, int], int]:
+    """Constants of all kernels, and the positions."""
+    channels, height, width = x.shape[1:]
+    return {"D": channels, "C": len(matrix), "H": height, "W": width, "K": TAPS}, x.numel() // channels
+
+
+@torch.library.custom_op("lowrank::stem_norm", mutates_args=())
+def stem_norm(
+    x: Tensor, matrix: Tensor, weight: Tensor, bias: Tensor, eps: float, relu: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`norm` of a 3 x 3 convolution of images, with stride and padding 1: its result, mean and variance.
+
+    Args:
+        x: (B, D, H, W), images, which have no gradient; at most three channels, of any float format.
+        matrix: (C, 9 D), each channel's kernel by row, column and channel, in the format of the result.
+        weight: (C), as all that follows is `norm`'s.
+    """
+    x, matrix = last(x), matrix.contiguous()
+    sizes, rows = _sizes(x, matrix)
+    constants, grid = cut(rows, 1, STATISTICS)
+    outs = sizes["C"]
+    means, spreads = (torch.empty((grid[1], outs), device=x.device) for _ in range(2))
+    counts = torch.empty(grid[1], device=x.device)
+    _statistics_kernel[grid](x, matrix, means, spreads, counts, rows, **sizes, **constants)
+    mean, variance = merged(means, spreads, counts, rows)
+    out = _like_result(x, matrix)
+    constants, grid = cut(rows, 1, RESULT)
+    _result_kernel[grid](x, matrix, weight, bias, mean, variance, out, rows, eps, **sizes, **constants, RELU=relu)
+    return out, mean, variance
+
+
+def _like_result(x: Tensor, matrix: Tensor) -> Tensor:
+    images, _, height, width = x.shape
+    shape = (images, len(matrix), height, width)
+    return torch.empty(shape, dtype=matrix.dtype, device=x.device, memory_format=torch.channels_last)
+
+
+@stem_norm.register_fake
+def _(x: Tensor, matrix: Tensor, weight: Tensor, bias: Tensor, eps: float, relu: bool) -> tuple[Tensor, Tensor, Tensor]:
+    mean, variance = (torch.empty(len(matrix), device=x.device) for _ in range(2))
+    return _like_result(x, matrix), mean, variance
+
+
+@torch.library.custom_op("lowrank::stem_norm_backward", mutates_args=())
+def stem_norm_backward(
+    gradient: Tensor, x: Tensor, matrix: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, variance: Tensor,
+    eps: float, relu: bool,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """The gradients of `stem_norm`'s matrix, weight and bias."""
+    gradient, x, matrix = last(gradient), last(x), matrix.contiguous()
+    sizes, rows = _sizes(x, matrix)
+    constants, grid = cut(rows, 1, BACKWARD)
+    outs = sizes["C"]
+    norms = (matrix, weight, bias, mean, variance)
+    parts = torch.empty((grid[1], outs + TAPS, TAPS), device=x.device)
+    _back_kernel[grid](gradient, x, *norms, parts, rows, eps, **sizes, **constants, RELU=relu)
+    found = (torch.empty_like(matrix), torch.empty_like(weight), torch.empty_like(bias))
+    few = {name: sizes[name] for name in ("D", "C", "K")}
+    _weight_kernel[(outs // 16,)](summed(parts, torch.float32), *norms, *found, rows, eps, **few, CH=16)
+    return found
+
+
+@stem_norm_backward.register_fake
+def _(
+    gradient: Tensor, x: Tensor, matrix: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, variance: Tensor,
+    eps: float, relu: bool,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    to_matrix = torch.empty(matrix.shape, dtype=matrix.dtype, device=matrix.device)
+    return to_matrix, torch.empty_like(weight), torch.empty_like(bias)
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    x, matrix, weight, bias, ctx.eps, ctx.relu = inputs
+    ctx.save_for_backward(x, matrix, weight, bias, *output[1:])
+
+
+def _gradients(ctx: Any, gradient: Tensor, *of_statistics: Tensor | None) -> tuple[Tensor | None, ...]:
+    """The statistics are read for running ones alone, so nothing comes back through them."""
+    return None, *stem_norm_backward(gradient, *ctx.saved_tensors, ctx.eps, ctx.relu), None, None
+
+
+stem_norm.register_autograd(_gradients, setup_context=_keep)

@@ -1,0 +1,188 @@
+"""Where the time of ResNet-9's compiled step goes on a GPU, and other ways to cut each kernel's work.
+
+    python -m tests.benchmarks.gpu_tune [KERNEL ...]        # stem, depthwise, forward, backward; all without a name
+    python -m tests.benchmarks.gpu_tune profile
+
+Each way is timed as replays of a CUDA graph, the present one first, at ResNet-9's shapes with batch 512 in bfloat16;
+processes on all cores compile them beforehand. The profile lists every kernel of a recorded step by its time, over some
+replays, and what runs between two replays.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+import torch.multiprocessing as mp
+from torch.profiler import ProfilerActivity, profile
+from triton.runtime.errors import OutOfResources
+
+from lowrank.kernels import depthwise, pointwise, stem
+from tests.benchmarks.engine_processes import Bench
+from tests.benchmarks.gpu_kernels import BATCH, CASE, LAYERS, Inputs, Layer, StemInputs, microseconds
+
+SHAPES = ((64, 32), (128, 16), (256, 8), (512, 4))  # channels and size of ResNet-9's depthwise maps
+PROFILED = 5  # replays
+COMPILERS = 12  # processes
+
+
+@dataclass(frozen=True)
+class Way:
+    """One form of a kernel, put in its place in a module, and the work that shows it."""
+
+    what: str
+    module: Any
+    place: str
+    form: Any
+    work: Callable[[], Any]
+
+    def run(self, measure: Callable[[Callable[[], Any]], Any]) -> Any:
+        """What `measure` says of the work in this form, or why it cannot run."""
+        plain = getattr(self.module, self.place)
+        setattr(self.module, self.place, (lambda *_: self.form) if callable(plain) else self.form)
+        try:
+            return measure(self.work)
+        except (OutOfResources, RuntimeError) as error:  # no room, or no code: one of the answers
+            return str(error).splitlines()[0]
+        finally:
+            setattr(self.module, self.place, plain)
+
+
+def stem_ways() -> Iterator[Way]:
+    """Both passes, by the forms of their kernels."""
+    inputs = StemInputs(LAYERS[0])  # type: ignore[arg-type]
+    for place, pass_ in (("STATISTICS", 0), ("RESULT", 0), ("BACKWARD", 1)):
+        own = getattr(stem, place)
+        forms = [own, *(replace(own, rows=rows, warps=warps, at_once=count)
+                        for rows, warps in ((64, 4), (128, 4), (256, 4), (256, 8)) for count in (2, 3)),
+                 replace(own, stages=3), replace(own, rows=64, stages=3)]  # fmt: skip
+        for form in dict.fromkeys(forms):
+            yield Way(f"stem, {place.lower()}", stem, place, form, inputs.joined()[pass_])
+
+
+def depthwise_ways() -> Iterator[Way]:
+    """Both passes at each shape."""
+    for channels, size in SHAPES:
+        x, gradient = (
+            torch.randn(BATCH, channels, size, size, device="cuda", dtype=torch.bfloat16)
+            .contiguous(memory_format=torch.channels_last) for _ in range(2)
+        )  # fmt: skip
+        weight = torch.randn(channels, 1, 3, 3, device="cuda")
+        forward = partial(depthwise.depthwise, x, weight)
+        backward = partial(depthwise.depthwise_backward, gradient, x, weight)
+        for place, work, counts in (("FORWARD", forward, (3, 5, 8)), ("BACKWARD", backward, (2, 3, 4))):
+            forms = [getattr(depthwise, place), *(
+                depthwise.Form(numbers, warps, count)
+                for numbers, warps in ((512, 4), (1024, 4), (1024, 8), (2048, 8), (512, 2)) for count in counts
+            )]  # fmt: skip
+            for form in dict.fromkeys(forms):
+                yield Way(f"depthwise {channels} at {size}, {place.lower()}", depthwise, place, form, work)
+
+
+def forward_ways() -> Iterator[Way]:
+    """The joined maps' forward kernels."""
+    for layer in _maps():
+        own, work = pointwise.forward_form(layer.channels, layer.outs), Inputs(layer).joined()[0]
+        forms = [own, *(replace(own, rows=64, warps=4, stages=stages, at_once=count)
+                        for stages in (3, 4) for count in (2, 3)),
+                 replace(own, warps=4, at_once=2), replace(own, warps=8, at_once=1),
+                 replace(own, stages=2)]  # fmt: skip
+        for form in dict.fromkeys(forms):
+            yield Way(f"{layer}, forward", pointwise, "forward_form", form, work)
+
+
+def backward_ways() -> Iterator[Way]:
+    """The joined maps' backward kernels."""
+    for layer in _maps():
+        own = pointwise.backward_form(layer.channels, layer.outs, layer.pool)
+        half, less = max(16, own.rows // 2), own.part // 2
+        forms = [own, replace(own, stages=own.stages - 1), replace(own, rows=half), replace(own, part=less),
+                 replace(own, rows=half, stages=own.stages + 1), replace(own, rows=half, stages=1, at_once=2),
+                 replace(own, rows=half, warps=4, part=less, stages=2, at_once=2),
+                 replace(own, rows=half, warps=4, stages=2, at_once=2)]  # fmt: skip
+        work = Inputs(layer).joined()[1]
+        for form in dict.fromkeys(forms):
+            yield Way(f"{layer}, backward", pointwise, "backward_form", form, work)
+
+
+def _maps() -> Iterator[Layer]:
+    yield from (layer for layer in LAYERS if isinstance(layer, Layer) and not layer.adds)
+
+
+WAYS: dict[str, Callable[[], Iterator[Way]]] = {
+    "stem": stem_ways, "depthwise": depthwise_ways, "forward": forward_ways, "backward": backward_ways
+}  # fmt: skip
+
+
+def _ways(names: list[str]) -> Iterator[Way]:
+    for name in names:
+        yield from WAYS[name]()
+
+
+@torch.no_grad()
+def _compile_some(names: list[str], first: int) -> None:
+    """Run every COMPILERS-th way once, which leaves its code on disk."""
+    for number, way in enumerate(_ways(names)):
+        if number % COMPILERS == first:
+            way.run(lambda work: work())
+
+
+@torch.no_grad()
+def tune(names: list[str]) -> None:
+    """Print the time of every way."""
+    context = mp.get_context("spawn")
+    compilers = [context.Process(target=_compile_some, args=(names, first)) for first in range(COMPILERS)]
+    for process in compilers:
+        process.start()
+    for process in compilers:
+        process.join()
+    for way in _ways(names):
+        found = way.run(microseconds)
+        text = f"{found:8.1f} us" if isinstance(found, float) else found
+        print(f"{way.what:<34} {text}  {way.form}", flush=True)
+
+
+def profile_step() -> None:
+    """Every kernel of a step, by its time."""
+    bench = Bench("cuda")
+    bench.prepare(CASE)
+    trainer: Any = bench.trainer
+    graph = trainer.captured._graph
+    for title, work, steps in (
+        ("one recorded step", lambda: [graph.replay() for _ in range(PROFILED)], PROFILED),
+        ("training, a step", trainer.train_steps, trainer.steps),
+    ):
+        work()
+        torch.cuda.synchronize()
+        with profile(activities=[ProfilerActivity.CUDA]) as found:
+            work()
+            torch.cuda.synchronize()
+        events = [each for each in found.events() if each.device_type == torch.autograd.DeviceType.CUDA]
+        span = max(each.time_range.end for each in events) - min(each.time_range.start for each in events)
+        times: dict[str, list[float]] = defaultdict(list)
+        for each in events:
+            times[each.name].append(each.time_range.elapsed_us())
+        total = sum(map(sum, times.values()))
+        print(f"\n{title}: {span / steps:,.1f} us from first to last kernel, {total / steps:,.1f} us in "
+              f"{len(events) / steps:.1f} kernels")  # fmt: skip
+        for name, each in sorted(times.items(), key=lambda pair: -sum(pair[1])):
+            longest = " ".join(f"{value:.0f}" for value in sorted(each, reverse=True)[: 8 * steps : steps])
+            print(f"{sum(each) / steps:8.1f} us  {len(each) / steps:5.1f} x  {name[:90]:<90}  {longest}")
+
+
+def main(names: list[str]) -> None:
+    """Tune what is named, or profile."""
+    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}")
+    if names == ["profile"]:
+        profile_step()
+        return
+    tune(names or list(WAYS))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
