@@ -196,7 +196,8 @@ def _kernels_unsearched() -> Iterator[None]:
 def _allowed(device: torch.device) -> float:
     """Bytes of a GPU's memory that this process may hold, what it holds already among them."""
     free, total = torch.cuda.mem_get_info(device)
-    share = torch.cuda.get_per_process_memory_fraction(device)
+    index = torch.cuda.current_device() if device.index is None else device.index  # this function insists on one
+    share = torch.cuda.get_per_process_memory_fraction(index)
     return min(free + torch.cuda.memory_reserved(device), share * total)
 
 

@@ -1,8 +1,7 @@
 """Depthwise 3 x 3 convolution for channels-last images: one kernel forward, one for both gradients.
 
 The step of a small student is bound by memory traffic. A program goes down a strip of an image row by row: each row is
-read once for the three rows of results that it belongs to, the next one while it is used; the backward kernel reads
-the gradient once for both results.
+read once for the three rows of results that it belongs to, and the gradient once for both results going back.
 
 Letters: C channels, H x W positions, W2 the power of 2 that holds W, CH channels of a program, S rows of a strip.
 """
@@ -25,14 +24,9 @@ WARPS = 4
 
 
 @triton.jit
-def _row(x, place, row, left, middle, right, C: tl.constexpr, H: tl.constexpr, W: tl.constexpr):
-    """Row `row` of an image shifted by one to the right, as it is, and by one to the left; zeros outside."""
-    start, inside = x + place + row * (W * C), (row >= 0) & (row < H)
-    return (
-        tl.load(start - C, mask=left & inside, other=0.0),
-        tl.load(start, mask=middle & inside, other=0.0),
-        tl.load(start + C, mask=right & inside, other=0.0),
-    )
+def _row(x, place, row, last, mask, C: tl.constexpr, W: tl.constexpr):
+    """Row `row` of an image where `mask` says so, zeros elsewhere and outside of 0 .. last."""
+    return tl.load(x + place + row * (W * C), mask=mask & (row >= 0) & (row <= last), other=0.0)
 
 
 @triton.jit
@@ -46,11 +40,13 @@ def _kernel_row(weight, channel, known, row: tl.constexpr):
 @triton.jit
 def _strip(w, channel, tile, C: tl.constexpr, H: tl.constexpr, W: tl.constexpr, S: tl.constexpr,
            BLOCKS: tl.constexpr, TILES: tl.constexpr):  # fmt: skip
-    """Where a strip's image begins for each column and channel, its first row, and which shifts of a row are inside."""
+    """Where a strip's image begins for each column and channel, its first row and the last that it needs, and where a
+    row shifted by one to the right, as it is, and by one to the left is inside."""
     known = ((channel < C) & (tile < TILES))[None, :]
     place = (tile // BLOCKS) * (H * W * C) + w[:, None] * C + channel[None, :]
     left, middle, right = ((w > 0) & (w < W))[:, None], (w < W)[:, None], (w < W - 1)[:, None]
-    return place, (tile % BLOCKS) * S, left & known, middle & known, right & known
+    top = (tile % BLOCKS) * S
+    return place, top, tl.minimum(top + S, H - 1), left & known, middle & known, right & known
 
 
 @triton.jit
@@ -59,21 +55,26 @@ def _forward_kernel(
     C: tl.constexpr, H: tl.constexpr, W: tl.constexpr, W2: tl.constexpr, CH: tl.constexpr, S: tl.constexpr,
     BLOCKS: tl.constexpr, TILES: tl.constexpr, TURNS: tl.constexpr,
 ):  # fmt: skip
-    """Down a strip: each row is read once, for the three results that it belongs to, while the one before is used."""
+    """Down a strip: each row is read once, for the three results that it belongs to. Three rows are under way while one
+    is used; its shifts come from the cache that it has been read into."""
     channel, w = tl.program_id(1) * CH + tl.arange(0, CH), tl.arange(0, W2)
     u0, u1, u2 = _kernel_row(weight, channel, channel < C, 0)
     v0, v1, v2 = _kernel_row(weight, channel, channel < C, 1)
     t0, t1, t2 = _kernel_row(weight, channel, channel < C, 2)
     for turn in range(TURNS):
         tile = turn * tl.num_programs(0) + tl.program_id(0)
-        place, top, left, middle, right = _strip(w, channel, tile, C, H, W, S, BLOCKS, TILES)
-        lt, md, rt = _row(x, place, top - 1, left, middle, right, C, H, W)
+        place, top, last, left, middle, right = _strip(w, channel, tile, C, H, W, S, BLOCKS, TILES)
+        md = _row(x, place, top - 1, last, middle, C, W)
+        m1 = _row(x, place, top, last, middle, C, W)
+        m2 = _row(x, place, top + 1, last, middle, C, W)
+        lt, rt = _row(x, place - C, top - 1, last, left, C, W), _row(x, place + C, top - 1, last, right, C, W)
         above = tl.zeros([W2, CH], dtype=tl.float32)
-        here = above
+        here = tl.zeros([W2, CH], dtype=tl.float32)
         for step in range(S + 2):
             row = top - 1 + step
             p, q, r = lt.to(tl.float32), md.to(tl.float32), rt.to(tl.float32)
-            lt, md, rt = _row(x, place, row + 1, left, middle, right, C, H, W)
+            md, m1, m2 = m1, m2, _row(x, place, row + 3, last, middle, C, W)
+            lt, rt = _row(x, place - C, row + 1, last, left, C, W), _row(x, place + C, row + 1, last, right, C, W)
             above += p * t0 + q * t1 + r * t2
             mask = middle & (step >= 2) & (row <= H)
             tl.store(out + place + (row - 1) * (W * C), above.to(out.dtype.element_ty), mask=mask)
@@ -109,22 +110,30 @@ def _backward_kernel(
     v2, v1, v0 = _kernel_row(weight, channel, known, 1)
     t2, t1, t0 = _kernel_row(weight, channel, known, 2)
     s0 = tl.zeros([W2, CH], dtype=tl.float32)
-    s1, s2, s3, s4, s5, s6, s7, s8 = s0, s0, s0, s0, s0, s0, s0, s0
+    s1, s2, s3, s4, s5, s6, s7, s8 = s0, s0, s0, s0, s0, s0, s0, s0  # each has its own after a row
     for turn in range(TURNS):
         tile = turn * tl.num_programs(0) + tl.program_id(0)
-        place, top, left, middle, right = _strip(w, channel, tile, C, H, W, S, BLOCKS, TILES)
-        lt, md, rt = _row(gradient, place, top - 1, left, middle, right, C, H, W)
-        below = tl.load(x + place + top * (W * C), mask=middle, other=0.0)
+        place, top, last, left, middle, right = _strip(w, channel, tile, C, H, W, S, BLOCKS, TILES)
+        end = tl.minimum(top + S, H) - 1  # of the strip's own rows
+        md = _row(gradient, place, top - 1, last, middle, C, W)
+        m1 = _row(gradient, place, top, last, middle, C, W)
+        x1 = _row(x, place, top, end, middle, C, W)
+        m2 = _row(gradient, place, top + 1, last, middle, C, W)
+        x2 = _row(x, place, top + 1, end, middle, C, W)
+        lt = _row(gradient, place - C, top - 1, last, left, C, W)
+        rt = _row(gradient, place + C, top - 1, last, right, C, W)
+        # Not one for both: what a loop hands on as it was handed in is taken for a constant
         over = tl.zeros([W2, CH], dtype=x.dtype.element_ty)
-        level = over
+        level = tl.zeros([W2, CH], dtype=x.dtype.element_ty)
         above = tl.zeros([W2, CH], dtype=tl.float32)
-        here = above
+        here = tl.zeros([W2, CH], dtype=tl.float32)
         for step in range(S + 2):
             row = top - 1 + step
             p, q, r = lt.to(tl.float32), md.to(tl.float32), rt.to(tl.float32)
-            lt, md, rt = _row(gradient, place, row + 1, left, middle, right, C, H, W)
-            mask = middle & (step + 1 < S) & (row + 2 < H)
-            following = tl.load(x + place + (row + 2) * (W * C), mask=mask, other=0.0)
+            md, m1, m2 = m1, m2, _row(gradient, place, row + 3, last, middle, C, W)
+            below, x1, x2 = x1, x2, _row(x, place, row + 3, end, middle, C, W)
+            lt = _row(gradient, place - C, row + 1, last, left, C, W)
+            rt = _row(gradient, place + C, row + 1, last, right, C, W)
             above += p * u0 + q * u1 + r * u2
             mask = middle & (step >= 2) & (row <= H)
             tl.store(to_x + place + (row - 1) * (W * C), above.to(to_x.dtype.element_ty), mask=mask)
@@ -133,7 +142,7 @@ def _backward_kernel(
             s8, s7, s6 = _added(s8, s7, s6, p, q, r, below)
             s5, s4, s3 = _added(s5, s4, s3, p, q, r, level)
             s2, s1, s0 = _added(s2, s1, s0, p, q, r, over)
-            over, level, below = level, below, following
+            over, level = level, below
     target = to_weight + (tl.program_id(0) * C + channel) * 9
     _put_sums(target, s0, s1, s2, known)
     _put_sums(target + 3, s3, s4, s5, known)
@@ -161,7 +170,7 @@ class Form:
     at_once: int  # programs of a processor
 
 
-FORWARD, BACKWARD = Form(1024, 4, 4), Form(1024, 4, 3)
+FORWARD, BACKWARD = Form(1024, 8, 3), Form(512, 4, 4)
 
 
 def _cut(x: Tensor, form: Form) -> tuple[dict[str, int], tuple[int, int]]:

@@ -10,6 +10,7 @@ Pooled rows are those of the result; H x W is then the size of its images, and e
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,9 +18,22 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from lowrank.kernels.depthwise import PROCESSORS
+
 TILE = 2048  # numbers of a tile; of results, where each stands for four inputs, half as many
-STATISTICS_PROGRAMS, REDUCE_PROGRAMS = 1056, 528  # eight and four for each of an H200's 132 multiprocessors
 WARPS = 4
+
+
+@dataclass(frozen=True)
+class Form:
+    """How a kernel's work is cut among programs that take several tiles each, and what each may use."""
+
+    numbers: int  # of a tile
+    warps: int
+    at_once: int  # programs of a processor
+
+
+STATISTICS, REDUCE = Form(2048, 4, 8), Form(2048, 4, 4)
 
 
 @triton.jit
@@ -213,16 +227,16 @@ def _gradient_kernel(
         tl.store(to_x + own, (came * scale - slope * value - level).to(to_x.dtype.element_ty), mask=mask)
 
 
-def _tile(channels: int, rows: int, numbers: int = TILE) -> tuple[dict[str, int], tuple[int, int]]:
+def _tile(channels: int, rows: int, numbers: int) -> tuple[dict[str, int], tuple[int, int]]:
     """The constants of a tile, and how many tiles there are."""
     part = min(triton.next_power_of_2(channels), 64)
     height = max(1, min(numbers // part, triton.next_power_of_2(rows)))
     return {"C": channels, "N": height, "CH": part}, (triton.cdiv(rows, height), triton.cdiv(channels, part))
 
 
-def _turns(tiles: tuple[int, int], most: int) -> tuple[int, int]:
+def _turns(tiles: tuple[int, int], form: Form) -> tuple[int, int]:
     """Programs of a reduction over so many tiles, and how many each takes."""
-    programs = min(tiles[0], max(1, most // tiles[1]))
+    programs = min(tiles[0], max(1, PROCESSORS * form.at_once // tiles[1]))
     return programs, triton.cdiv(tiles[0], programs)
 
 
@@ -238,14 +252,14 @@ def like_result(x: Tensor, pool: bool) -> Tensor:
     return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
 
 
-def _statistics(x: Tensor) -> tuple[Tensor, Tensor]:
+def statistics(x: Tensor) -> tuple[Tensor, Tensor]:
     """Each channel's mean and biased variance, of a pass of their own."""
     channels, rows = x.shape[1], x.numel() // x.shape[1]
     mean, variance = (torch.empty(channels, device=x.device) for _ in range(2))
-    tile, tiles = _tile(channels, rows)
-    programs, turns = _turns(tiles, STATISTICS_PROGRAMS)
+    tile, tiles = _tile(channels, rows, STATISTICS.numbers)
+    programs, turns = _turns(tiles, STATISTICS)
     sums, squares = (torch.empty((programs, channels), device=x.device) for _ in range(2))
-    _statistics_kernel[(programs, tiles[1])](x, sums, squares, rows, **tile, TURNS=turns, num_warps=WARPS)
+    _statistics_kernel[(programs, tiles[1])](x, sums, squares, rows, **tile, TURNS=turns, num_warps=STATISTICS.warps)
     small = {"C": channels, "N": 64, "CH": 16, "TURNS": triton.cdiv(programs, 64)}
     _moments_kernel[(triton.cdiv(channels, 16),)](x, sums, squares, mean, variance, rows, programs, **small)
     return mean, variance
@@ -275,12 +289,12 @@ def reduced(
     channels, (height, width) = x.shape[1], gradient.shape[2:]
     rows = gradient.numel() // channels
     to_weight, to_bias = torch.empty_like(weight), torch.empty_like(bias)
-    tile, tiles = _tile(channels, rows, TILE // 2 if pool else TILE)
-    programs, turns = _turns(tiles, REDUCE_PROGRAMS)
+    tile, tiles = _tile(channels, rows, REDUCE.numbers // 2 if pool else REDUCE.numbers)
+    programs, turns = _turns(tiles, REDUCE)
     sums, products = (torch.empty((programs, channels), device=x.device) for _ in range(2))
     _reduce_kernel[(programs, tiles[1])](
         gradient, x, weight, bias, mean, variance, sums, products, rows, eps, **tile, TURNS=turns, H=height, W=width,
-        RELU=relu, POOL=pool, num_warps=WARPS,
+        RELU=relu, POOL=pool, num_warps=REDUCE.warps,
     )  # fmt: skip
     small = {"C": channels, "N": 64, "CH": 16, "TURNS": triton.cdiv(programs, 64)}
     _gather_kernel[(triton.cdiv(channels, 16),)](sums, products, to_bias, to_weight, programs, **small)
@@ -304,7 +318,7 @@ def norm(
         pool: keep the largest of each 2 x 2 positions.
     """
     x = last(x)
-    mean, variance = _statistics(x)
+    mean, variance = statistics(x)
     return normalised(x, weight, bias, mean, variance, residual, eps, relu, pool), mean, variance
 
 

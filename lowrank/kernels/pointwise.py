@@ -184,7 +184,7 @@ def backward_form(channels: int, outs: int, pool: bool) -> Form:
     """Likewise of `_back_kernel`: sums of the matrix's gradient, (outs, part), and where it is pooled four tiles."""
     many = outs > 128
     part = min(channels, 64 if many else 128)
-    return Form((32 if pool else 64) // (2 if many else 1), part, 8, 3 if pool and not many and part <= 64 else 2, 1)
+    return Form(16 if many else 32, part, 8, 2 if many or (pool and part > 64) else 3, 1)
 
 
 def cut(rows: int, blocks: int, form: Form) -> tuple[dict[str, int], tuple[int, int]]:

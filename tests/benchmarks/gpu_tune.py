@@ -1,6 +1,6 @@
 """Where the time of ResNet-9's compiled step goes on a GPU, and other ways to cut each kernel's work.
 
-    python -m tests.benchmarks.gpu_tune [KERNEL ...]        # stem, depthwise, forward, backward; all without a name
+    python -m tests.benchmarks.gpu_tune [KERNEL ...]    # stem, depthwise, norm, forward, backward; all without a name
     python -m tests.benchmarks.gpu_tune profile
 
 Each way is timed as replays of a CUDA graph, the present one first, at ResNet-9's shapes with batch 512 in bfloat16;
@@ -22,7 +22,7 @@ import torch.multiprocessing as mp
 from torch.profiler import ProfilerActivity, profile
 from triton.runtime.errors import OutOfResources
 
-from lowrank.kernels import depthwise, pointwise, stem
+from lowrank.kernels import depthwise, norm, pointwise, stem
 from tests.benchmarks.engine_processes import Bench
 from tests.benchmarks.gpu_kernels import BATCH, CASE, LAYERS, Inputs, Layer, StemInputs, microseconds
 
@@ -59,8 +59,8 @@ def stem_ways() -> Iterator[Way]:
     for place, pass_ in (("STATISTICS", 0), ("RESULT", 0), ("BACKWARD", 1)):
         own = getattr(stem, place)
         forms = [own, *(replace(own, rows=rows, warps=warps, at_once=count)
-                        for rows, warps in ((64, 4), (128, 4), (256, 4), (256, 8)) for count in (2, 3)),
-                 replace(own, stages=3), replace(own, rows=64, stages=3)]  # fmt: skip
+                        for rows, warps in ((32, 4), (64, 4), (64, 2), (128, 4))
+                        for count in (2, 3, 4, 6))]  # fmt: skip
         for form in dict.fromkeys(forms):
             yield Way(f"stem, {place.lower()}", stem, place, form, inputs.joined()[pass_])
 
@@ -78,7 +78,7 @@ def depthwise_ways() -> Iterator[Way]:
         for place, work, counts in (("FORWARD", forward, (3, 5, 8)), ("BACKWARD", backward, (2, 3, 4))):
             forms = [getattr(depthwise, place), *(
                 depthwise.Form(numbers, warps, count)
-                for numbers, warps in ((512, 4), (1024, 4), (1024, 8), (2048, 8), (512, 2)) for count in counts
+                for numbers, warps in ((512, 4), (1024, 4), (1024, 8), (512, 2)) for count in counts
             )]  # fmt: skip
             for form in dict.fromkeys(forms):
                 yield Way(f"depthwise {channels} at {size}, {place.lower()}", depthwise, place, form, work)
@@ -110,12 +110,29 @@ def backward_ways() -> Iterator[Way]:
             yield Way(f"{layer}, backward", pointwise, "backward_form", form, work)
 
 
+def norm_ways() -> Iterator[Way]:
+    """Sums and statistics of a norm, at the shapes where they are most of its time."""
+    wide, narrow = (
+        torch.randn(BATCH, channels, 16, 16, device="cuda", dtype=torch.bfloat16)
+        .contiguous(memory_format=torch.channels_last) for channels in (256, 128)
+    )  # fmt: skip
+    weight, bias, mean, variance = torch.rand(4, 128, device="cuda") + 0.5
+    sums = partial(norm.reduced, narrow, narrow.clone(), weight, bias, mean, variance, 1e-5, True, False)
+    for place, work in (("REDUCE", sums), ("STATISTICS", partial(norm.statistics, wide))):
+        own = getattr(norm, place)
+        forms = [own, *(norm.Form(numbers, warps, count) for numbers, warps in ((1024, 4), (2048, 4), (4096, 8))
+                        for count in (3, 4, 6, 8))]  # fmt: skip
+        for form in dict.fromkeys(forms):
+            yield Way(f"norm, {place.lower()}", norm, place, form, work)
+
+
 def _maps() -> Iterator[Layer]:
     yield from (layer for layer in LAYERS if isinstance(layer, Layer) and not layer.adds)
 
 
 WAYS: dict[str, Callable[[], Iterator[Way]]] = {
-    "stem": stem_ways, "depthwise": depthwise_ways, "forward": forward_ways, "backward": backward_ways
+    "stem": stem_ways, "depthwise": depthwise_ways, "forward": forward_ways, "backward": backward_ways,
+    "norm": norm_ways,
 }  # fmt: skip
 
 

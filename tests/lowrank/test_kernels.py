@@ -39,6 +39,12 @@ from tests.benchmarks.gpu_kernels import Layer, Stem, distances  # noqa: E402
 DEVICE = "cpu" if INTERPRETED else "cuda"
 
 
+@pytest.fixture(autouse=True)
+def exact_products(monkeypatch):
+    """The library's products of float32 are in float32 on every card."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+
+
 def images(*shape: int, spread: float = 1.0, centre: float = 0.0) -> Tensor:
     x = torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape))) * spread + centre
     return x.to(DEVICE, memory_format=torch.channels_last).requires_grad_()
@@ -62,8 +68,7 @@ def test_depthwise(shape, highest, processors, monkeypatch):
     x, weight = images(*shape), torch.randn(shape[1], 1, 3, 3, device=DEVICE, requires_grad=True)
     found = depthwise(x, weight)
     assert found.is_contiguous(memory_format=torch.channels_last)
-    with torch.backends.cudnn.flags(allow_tf32=False):
-        compare(found, functional.conv2d(x, weight, padding=1, groups=shape[1]), (x, weight))
+    compare(found, functional.conv2d(x, weight, padding=1, groups=shape[1]), (x, weight))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
@@ -232,14 +237,13 @@ def test_a_rewritten_network_is_the_network(name, joined, monkeypatch):
 
     torch._dynamo.reset()
     x = images(4, 3, 16, 16).detach()
-    with torch.backends.cudnn.flags(allow_tf32=False):
-        wanted = plain(x)
-        compiled = torch.compile(other, backend=backend, fullgraph=True)
-        torch.testing.assert_close(compiled(x), wanted, rtol=1e-4, atol=1e-4)
-        direction = torch.randn_like(wanted)
-        wanted.backward(direction)
-        other.zero_grad()
-        compiled(x).backward(direction)
+    wanted = plain(x)
+    compiled = torch.compile(other, backend=backend, fullgraph=True)
+    torch.testing.assert_close(compiled(x), wanted, rtol=1e-4, atol=1e-4)
+    direction = torch.randn_like(wanted)
+    wanted.backward(direction)
+    other.zero_grad()
+    compiled(x).backward(direction)
     assert found == counts
     for ours, theirs in zip(other.parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-3, atol=1e-3 * float(theirs.grad.abs().max()))
