@@ -34,7 +34,7 @@ STATISTICS, RESULT, BACKWARD = Form(64, 0, 4, 1, 4), Form(64, 0, 4, 1, 4), Form(
 
 @triton.jit
 def _patches(x, row, R, D: tl.constexpr, H: tl.constexpr, W: tl.constexpr, K: tl.constexpr):
-    """The patches around N positions, (K, N): taps by row, column and channel, a one, a rest of no use; zeros outside."""
+    """The patches around N positions, (K, N): taps by row, column and channel, then a one; zeros outside."""
     tap = tl.arange(0, K)
     offset = tl.where(tap < 9 * D, ((tap // (3 * D)) * (W + 2) + (tap // D) % 3) * D + tap % D, 0)
     place = ((row // (H * W)) * ((H + 2) * (W + 2)) + ((row // W) % H) * (W + 2) + row % W) * D

@@ -235,7 +235,7 @@ def test_a_rewritten_network_is_the_network(name, joined, monkeypatch):
         return graph.forward
 
     torch._dynamo.reset()
-    x = images(4, 3, 16, 16).detach()
+    x = images(5, 3, 16, 16).detach()  # among which no value is so near to zero that rounding turns a ReLU
     wanted = plain(x)
     compiled = torch.compile(other, backend=backend, fullgraph=True)
     torch.testing.assert_close(compiled(x), wanted, rtol=1e-4, atol=1e-4)
@@ -245,5 +245,4 @@ def test_a_rewritten_network_is_the_network(name, joined, monkeypatch):
     compiled(x).backward(direction)
     assert found == counts
     for ours, theirs in zip(other.parameters(), plain.parameters(), strict=True):
-        # Rounding may turn one ReLU or maximum of thousands, which moves gradients by some thousandths
-        assert float((ours.grad - theirs.grad).norm() / theirs.grad.norm()) < 0.02
+        torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-3, atol=1e-3 * float(theirs.grad.abs().max()))
