@@ -108,6 +108,14 @@ def _middle(x, image, row, w, channel, mask, C: tl.constexpr, H: tl.constexpr, W
 
 
 @triton.jit
+def _put_sum(out, values, other, image, row, w, channel, mask, ADD: tl.constexpr,
+             C: tl.constexpr, H: tl.constexpr, W: tl.constexpr):  # fmt: skip
+    if ADD:
+        values += _middle(other, image, row, w, channel, mask, C, H, W)
+    _put(out, values, image, row, w, channel, mask, C, H, W)
+
+
+@triton.jit
 def _added(first, second, third, lt, md, rt, values):
     """Three sums, with the products of a row's shifts and `values` added."""
     return first + lt * values, second + md * values, third + rt * values
@@ -122,9 +130,9 @@ def _put_sums(target, first, second, third, known):
 
 @triton.jit
 def _backward_kernel(  # noqa: PLR0915  # written out: kernels have no lists
-    gradient, x, weight, to_x, to_weight,
+    gradient, x, weight, other, to_x, to_weight,
     C: tl.constexpr, H: tl.constexpr, W: tl.constexpr, W2: tl.constexpr, CH: tl.constexpr, BLOCKS: tl.constexpr,
-    TILES: tl.constexpr, TURNS: tl.constexpr,
+    TILES: tl.constexpr, TURNS: tl.constexpr, ADD: tl.constexpr,
 ):  # fmt: skip
     """Groups of four rows, one after the other; each program has its own sums of the weight's gradient."""
     channel, w = tl.program_id(1) * CH + tl.arange(0, CH), tl.arange(0, W2)
@@ -157,7 +165,7 @@ def _backward_kernel(  # noqa: PLR0915  # written out: kernels have no lists
         s2, s1, s0 = _added(s2, s1, s0, lt, md, rt, p)
         s5, s4, s3 = _added(s5, s4, s3, lt, md, rt, q)
         s8, s7, s6 = _added(s8, s7, s6, lt, md, rt, o)
-        _put(to_x, a, image, top, w, channel, mask, C, H, W)
+        _put_sum(to_x, a, other, image, top, w, channel, mask, ADD, C, H, W)
         p = _middle(x, image, top + 3, w, channel, mask, C, H, W)
         lt, md, rt = _row(gradient, image, top + 2, w, channel, mask, C, H, W)
         b += lt * u0 + md * u1 + rt * u2
@@ -166,17 +174,17 @@ def _backward_kernel(  # noqa: PLR0915  # written out: kernels have no lists
         s2, s1, s0 = _added(s2, s1, s0, lt, md, rt, q)
         s5, s4, s3 = _added(s5, s4, s3, lt, md, rt, o)
         s8, s7, s6 = _added(s8, s7, s6, lt, md, rt, p)
-        _put(to_x, b, image, top + 1, w, channel, mask, C, H, W)
+        _put_sum(to_x, b, other, image, top + 1, w, channel, mask, ADD, C, H, W)
         lt, md, rt = _row(gradient, image, top + 3, w, channel, mask, C, H, W)
         c += lt * u0 + md * u1 + rt * u2
         d += lt * v0 + md * v1 + rt * v2
         s2, s1, s0 = _added(s2, s1, s0, lt, md, rt, o)
         s5, s4, s3 = _added(s5, s4, s3, lt, md, rt, p)
-        _put(to_x, c, image, top + 2, w, channel, mask, C, H, W)
+        _put_sum(to_x, c, other, image, top + 2, w, channel, mask, ADD, C, H, W)
         lt, md, rt = _row(gradient, image, top + 4, w, channel, mask, C, H, W)
         d += lt * u0 + md * u1 + rt * u2
         s2, s1, s0 = _added(s2, s1, s0, lt, md, rt, p)
-        _put(to_x, d, image, top + 3, w, channel, mask, C, H, W)
+        _put_sum(to_x, d, other, image, top + 3, w, channel, mask, ADD, C, H, W)
     target = to_weight + (tl.program_id(0) * C + channel) * 9
     _put_sums(target, s0, s1, s2, known)
     _put_sums(target + 3, s3, s4, s5, known)
@@ -240,17 +248,22 @@ def _like(x: Tensor, weight: Tensor) -> Tensor:
 
 
 @torch.library.custom_op("lowrank::depthwise_backward", mutates_args=())
-def depthwise_backward(gradient: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """The gradients of `depthwise`'s x and weight."""
+def depthwise_backward(
+    gradient: Tensor, x: Tensor, weight: Tensor, other: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """The gradients of `depthwise`'s x, with another of its gradients added where one is given, and weight."""
     x, gradient = (each.contiguous(memory_format=torch.channels_last) for each in (x, gradient))
     constants, grid = _cut(x, BACKWARD)
     to_x, parts = torch.empty_like(x), x.new_empty((grid[0], *weight.shape), dtype=torch.float32)
-    _backward_kernel[grid](gradient, x, weight.contiguous(), to_x, parts, **constants)
+    added = to_x if other is None else other.contiguous(memory_format=torch.channels_last)
+    _backward_kernel[grid](
+        gradient, x, weight.contiguous(), added, to_x, parts, **constants, ADD=other is not None
+    )  # fmt: skip
     return to_x, summed(parts, torch.float32)
 
 
 @depthwise_backward.register_fake
-def _(gradient: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+def _(gradient: Tensor, x: Tensor, weight: Tensor, other: Tensor | None = None) -> tuple[Tensor, Tensor]:
     return _like(x, weight), torch.empty(weight.shape, device=weight.device)
 
 

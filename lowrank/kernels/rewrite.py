@@ -27,10 +27,13 @@ def compile_graph(graph_module: GraphModule, inputs: Sequence[Tensor]) -> Callab
     """A backend for `torch.compile`: inductor, after `rewrite` where the graph runs on a GPU."""
     from torch._inductor.compile_fx import compile_fx  # only paid for where something is compiled
 
+    patches: dict[str, Any] = {"fallback_random": True}  # random numbers as the plain network draws them
     if any(isinstance(each, Tensor) and each.is_cuda for each in inputs):
+        from lowrank.kernels.gradients import AddedGradients
+
         rewrite(graph_module)
-    # Random numbers as the plain network draws them
-    found: Any = compile_fx(graph_module, list(inputs), config_patches={"fallback_random": True})
+        patches["post_grad_custom_pre_pass"] = AddedGradients()
+    found: Any = compile_fx(graph_module, list(inputs), config_patches=patches)
     return cast(Callable[..., Any], found)
 
 

@@ -6,6 +6,7 @@ They need Triton and a GPU; with TRITON_INTERPRET=1 they run, slowly, on a CPU.
 from __future__ import annotations
 
 import copy
+import operator
 import os
 from typing import Any
 
@@ -31,6 +32,7 @@ if not (torch.cuda.is_available() or INTERPRETED):
 from lowrank.kernels import depthwise as depthwise_kernels  # noqa: E402
 from lowrank.kernels import pointwise, stem  # noqa: E402
 from lowrank.kernels.depthwise import depthwise  # noqa: E402
+from lowrank.kernels.gradients import AddedGradients  # noqa: E402
 from lowrank.kernels.norm import norm  # noqa: E402
 from lowrank.kernels.pointwise import fits, pointwise_norm, product_with_statistics  # noqa: E402
 from lowrank.kernels.views import views_of  # noqa: E402
@@ -68,6 +70,28 @@ def test_depthwise(shape, processors, monkeypatch):
     found = depthwise(x, weight)
     assert found.is_contiguous(memory_format=torch.channels_last)
     compare(found, functional.conv2d(x, weight, padding=1, groups=shape[1]), (x, weight))
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_a_gradient_is_added_by_the_kernel_where_it_is_there_in_time(before):
+    gradient, x, other = (images(2, 16, 6, 5, centre=each).detach() for each in range(3))
+    weight = torch.randn(16, 1, 3, 3, device=DEVICE)
+    graph = torch.fx.Graph()
+    nodes = [graph.placeholder(name) for name in ("gradient", "x", "weight")]
+    extra = [graph.placeholder("other")] if before else []
+    source = graph.call_function(torch.ops.lowrank.depthwise_backward.default, tuple(nodes))
+    found = [graph.call_function(operator.getitem, (source, place)) for place in range(2)]
+    extra = extra or [graph.call_function(torch.ops.aten.mul.Tensor, (nodes[1], 1.0))]
+    total = graph.call_function(torch.ops.aten.add.Tensor, (extra[0], found[0]))
+    graph.output((total, found[1]))
+    found[0].meta["val"], extra[0].meta["val"] = x, other
+    given = (gradient, x, weight, *([other] if before else []))
+    wanted = torch.fx.GraphModule({}, graph)(*given)
+    AddedGradients()(graph)
+    adds = [node for node in graph.nodes if node.target is torch.ops.aten.add.Tensor]
+    assert len(adds) == (0 if before else 1)
+    for ours, theirs in zip(torch.fx.GraphModule({}, graph)(*given), wanted, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
