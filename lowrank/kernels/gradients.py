@@ -40,6 +40,9 @@ def _joined(graph: Graph, node: Node, found: Any, other: Any) -> bool:
     if not other < source:  # in the order of the graph
         return False
     source.args = (*source.args, other)
+    if "eager_input_vals" in source.meta:  # by which the compiler holds inputs to the strides that they had
+        args, kwargs = source.meta["eager_input_vals"]
+        source.meta["eager_input_vals"] = ((*args, other.meta["val"]), kwargs)
     node.replace_all_uses_with(found)
     graph.erase_node(node)
     return True

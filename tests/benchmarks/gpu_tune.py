@@ -76,15 +76,17 @@ def depthwise_ways() -> Iterator[Way]:
         forward = partial(depthwise.depthwise, x, weight)
         backward = partial(depthwise.depthwise_backward, gradient, x, weight)
         others = {  # of so many registers a thread, which leave room for so many programs
-            "FORWARD": [(512, 4, 6, 80), (512, 4, 8, 64), (256, 2, 10, None), (256, 2, 14, 72), (1024, 8, 2, None),
-                        (1024, 8, 3, 80), (256, 4, 6, None), (512, 8, 3, None)],
-            "BACKWARD": [(512, 4, 4, 128), (512, 4, 5, 96), (256, 2, 6, None), (256, 2, 8, 128), (256, 4, 4, None),
-                         (256, 4, 5, 96), (256, 4, 6, 80), (1024, 8, 2, 128), (512, 8, 2, None)],
+            "forward_form": [(512, 4, 5, None), (512, 4, 6, 80), (512, 4, 8, 64), (256, 2, 10, None), (256, 2, 14, 72),
+                             (1024, 8, 2, None), (1024, 8, 3, 80), (256, 4, 6, None), (512, 8, 3, None)],
+            "backward_form": [(512, 4, 3, None), (512, 4, 4, 128), (512, 4, 5, 96), (256, 2, 6, None),
+                              (256, 2, 8, 128), (256, 4, 4, None), (256, 4, 5, 96), (256, 4, 6, 80),
+                              (1024, 8, 2, 128), (512, 8, 2, None)],
         }  # fmt: skip
-        for place, work in (("FORWARD", forward), ("BACKWARD", backward)):
-            forms = [getattr(depthwise, place), *(depthwise.Form(*each) for each in others[place])]
+        for place, work in (("forward_form", forward), ("backward_form", backward)):
+            forms = [getattr(depthwise, place)(size), *(depthwise.Form(*each) for each in others[place])]
+            what = f"depthwise {channels} at {size}, {place.removesuffix('_form')}"
             for form in dict.fromkeys(forms):
-                yield Way(f"depthwise {channels} at {size}, {place.lower()}", depthwise, place, form, work)
+                yield Way(what, depthwise, place, form, work)
 
 
 def forward_ways() -> Iterator[Way]:

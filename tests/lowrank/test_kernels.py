@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch._inductor.compile_fx import compile_fx
 from torch.nn import functional
 
 from lowrank.data import ViewSettings
@@ -70,6 +71,37 @@ def test_depthwise(shape, processors, monkeypatch):
     found = depthwise(x, weight)
     assert found.is_contiguous(memory_format=torch.channels_last)
     compare(found, functional.conv2d(x, weight, padding=1, groups=shape[1]), (x, weight))
+
+
+def test_compiled_code_adds_the_gradients_of_residuals_in_their_kernels(monkeypatch):
+    found: list[int] = []
+
+    class Counted(AddedGradients):
+        def __call__(self, graph: torch.fx.Graph) -> None:
+            before = len(graph.find_nodes(op="call_function", target=torch.ops.aten.add.Tensor))
+            super().__call__(graph)
+            found.append(before - len(graph.find_nodes(op="call_function", target=torch.ops.aten.add.Tensor)))
+
+        def uuid(self) -> None:
+            return None
+
+    def backend(graph: torch.fx.GraphModule, inputs: Any) -> Any:
+        rewrite(graph)
+        return compile_fx(graph, list(inputs), config_patches={"post_grad_custom_pre_pass": Counted()})
+
+    monkeypatch.setattr(rewriting, "FUSED", (torch.float32,))
+    settings = NetworkSettings(name="resnet9", width=0.25)
+    plan = network_plan(settings, (3, 16, 16), 10)
+    plain = build_student(settings, plan, make_method({"name": "separable"}), (3, 16, 16), 10, 0)
+    plain = plain.to(DEVICE, memory_format=torch.channels_last).train()
+    other, x = copy.deepcopy(plain), images(5, 3, 16, 16).detach()
+    torch._dynamo.reset()
+    direction = torch.randn(5, 10, device=DEVICE)
+    for network in (plain, torch.compile(other, backend=backend, fullgraph=True)):
+        network(x).backward(direction)
+    assert found == [0, 2]  # of the forward pass, and of the backward pass
+    for ours, theirs in zip(other.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-3, atol=1e-3 * float(theirs.grad.abs().max()))
 
 
 @pytest.mark.parametrize("before", [True, False])
@@ -167,15 +199,15 @@ def test_a_stem_and_its_norm(channels, outs, size, relu, processors, monkeypatch
     kernel = torch.randn(outs, channels, 3, 3, device=DEVICE) / 3
     weight, bias = torch.randn(2, outs, device=DEVICE)
     parameters = [each.requires_grad_() for each in (kernel, weight, bias)]
-    product = functional.conv2d(x, kernel, padding=1)
-    wanted = functional.batch_norm(product, None, None, weight, bias, training=True)
+    product = functional.conv2d(x.double(), kernel.double(), padding=1)
+    wanted = functional.batch_norm(product, None, None, weight.double(), bias.double(), training=True)
     wanted = functional.relu(wanted) if relu else wanted
     matrix = kernel.permute(0, 2, 3, 1).flatten(1)
     found, mean, variance, _ = stem.stem_norm(x, matrix, weight, bias, 1e-5, relu)
     assert found.is_contiguous(memory_format=torch.channels_last)
-    torch.testing.assert_close(mean, product.mean((0, 2, 3)), rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(variance, product.var((0, 2, 3), correction=0), rtol=1e-3, atol=1e-4)
-    compare(found, wanted, tuple(parameters))
+    torch.testing.assert_close(mean, product.mean((0, 2, 3)).float(), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(variance, product.var((0, 2, 3), correction=0).float(), rtol=1e-3, atol=1e-4)
+    compare(found, wanted.float(), tuple(parameters))
 
 
 @pytest.mark.parametrize(
