@@ -135,7 +135,8 @@ def _weight_kernel(
     with_normal = (again - centre * came) * inverse
     patches = tl.load(sums + (C + 9 * D) * K + tap)[None, :]
     products = tl.load(sums + (C + tap[:, None]) * K + tap[None, :])
-    normal = (tl.sum(taps[:, :, None] * products[None, :, :], 1) - centre * patches) * inverse
+    # Not a sum of products, of which Triton makes a product of fewer digits
+    normal = (tl.dot(taps, products, input_precision="ieee") - centre * patches) * inverse
     found = scale * (met - came / R * patches - with_normal / R * normal)
     target = to_matrix + channel[:, None] * (9 * D) + tap[None, :]
     tl.store(target, found.to(to_matrix.dtype.element_ty), mask=(tap < 9 * D)[None, :])
