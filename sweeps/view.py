@@ -30,23 +30,29 @@ class Progress:
 
     counts: dict[Status, int]
     ended: int
-    trained: int  # of them, those that took time of this study
+    work: float  # trials that took time of this study, those under way by the share of their epochs
     total: int
     best: tuple[TrialRecord, ...]  # the best finished trial of each stratum, smallest stratum first
     elapsed: float
     left: float | None
 
 
-def progress(record: StudyRecord, total: int, started: float, trained_before: int, now: float) -> Progress:
-    """Count trials and estimate the time left from the pace since `started` (None before the first end)."""
+def progress(record: StudyRecord, total: int, started: float, work_before: float, now: float) -> Progress:
+    """Count trials and estimate the time left from the work done since `started` (None before the first end)."""
     trials = list(record.trials.values())
     counts = Counter(trial.status for trial in trials)
     done = [trial for trial in trials if trial.status in TERMINAL and trial.status is not Status.INFEASIBLE]
-    ended, trained = len(done), sum(not trial.adopted for trial in done)
-    elapsed = now - started
-    done_here = trained - trained_before
-    left = elapsed / done_here * max(0, total - ended) if done_here else None
-    return Progress(dict(counts), ended, trained, total, _best(trials), elapsed, left)
+    ended, elapsed = len(done), now - started
+    under_way = sum(_share_done(trial) for trial in trials if trial.status not in TERMINAL)
+    work = sum(not trial.adopted for trial in done) + under_way
+    here = work - work_before
+    left = elapsed / here * max(0.0, total - ended - under_way) if here > 0 and ended else None
+    return Progress(dict(counts), ended, work, total, _best(trials), elapsed, left)
+
+
+def _share_done(trial: TrialRecord) -> float:
+    epochs = trial.specification.get("train", {}).get("epochs", 0)
+    return min(1.0, trial.last_epoch / epochs) if epochs else 0.0
 
 
 def _best(trials: list[TrialRecord]) -> tuple[TrialRecord, ...]:
@@ -99,7 +105,7 @@ class View:
         self.record, self.total = record, total
         self.console = console or Console()
         self.started = time.monotonic()
-        self.trained_before = progress(record, 0, 0, 0, 0).trained
+        self.work_before = progress(record, 0, 0, 0, 0).work
         self._live = Live(console=self.console, refresh_per_second=4) if self.console.is_terminal else None
         self._notices_told = {name: len(trial.notices) for name, trial in record.trials.items()}
         self._told: set[str] = {name for name, trial in record.trials.items() if trial.status in TERMINAL}
@@ -126,7 +132,7 @@ class View:
 
     def _show(self) -> None:
         self._tell_notices()
-        shown = progress(self.record, self.total(), self.started, self.trained_before, time.monotonic())
+        shown = progress(self.record, self.total(), self.started, self.work_before, time.monotonic())
         if self._live is not None:
             self._live.update(_panel(shown))
         else:
