@@ -113,8 +113,8 @@ class Objective:
         """What the teacher says about the views `slot` of images `indices` (B,); None without a teacher."""
         return None if self.teacher is None else self.teacher.signals(images, indices, slot)
 
-    def _rebuilt(self) -> AbstractContextManager[Any]:
-        """All weights rebuilt together on a GPU, where many small kernels cost more than their work."""
+    def rebuilt(self) -> AbstractContextManager[Any]:
+        """Within, weights are those of now, on a GPU rebuilt together: many small kernels cost more than their work."""
         return self.rebuild.given() if self.rebuild is not None else nullcontext()
 
     def __call__(
@@ -129,6 +129,6 @@ class Objective:
             signals: what the teacher says about them, from `ask`.
             autocast: the precision in which the network runs.
         """
-        with self.taps or nullcontext(), autocast(), self._rebuilt():
+        with self.taps or nullcontext(), autocast(), self.rebuilt():
             output = self.network(images)
         return self.loss(output, labels, signals, self.taps.take() if self.taps is not None else ())

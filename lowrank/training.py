@@ -12,7 +12,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack
 from typing import Any, Literal
 
 import torch
@@ -267,7 +267,11 @@ class Trainer:
         """
         self.network.eval()
         meter = EvalMeter(len(self.data.classes), self.device)
-        with self.average.in_place() if self.average is not None else nullcontext():
+        with ExitStack() as kept:
+            if self.average is not None:
+                kept.enter_context(self.average.in_place())
+            with self._autocast():
+                kept.enter_context(self.objective.rebuilt())  # once, not for every batch
             size, part = max(self.recipe.batch_size, 256), self._part
             for images, labels, *_ in eval_batches(self.data, split, self.device, size, part=part):
                 with self._autocast():

@@ -18,6 +18,7 @@ from lowrank.layers import Dense, Method, Separable, TensorTrain, Tucker
 from lowrank.networks import NetworkSettings
 from lowrank.optim import parameter_groups
 from lowrank.plan import network_plan
+from lowrank.rebuild import Rebuild
 from lowrank.recipes import Recipe, lr_share
 from lowrank.substitute import build_student, factor_parameters
 from lowrank.training import DivergedError, Trainer
@@ -97,6 +98,21 @@ def test_evaluation_counts_every_image_once_and_averages_over_samples(data):
     truth = torch.cat(labels)
     assert found["loss"] == pytest.approx(nn.functional.cross_entropy(logits, truth).item(), rel=1e-4)
     assert found["error"] == pytest.approx(100 * (logits.argmax(1) != truth).float().mean().item(), rel=1e-5)
+
+
+def test_on_a_gpu_an_evaluation_rebuilds_weights_once_from_what_is_evaluated(monkeypatch):
+    """As it is on a GPU, where the objective has a rebuild; of the moving average where there is one."""
+    run = trainer(load_data(DataSettings()), recipe=RECIPE.model_copy(update={"ema_decay": 0.5}))
+    assert len(run.data.val) > 256  # more than a batch
+    run.train_steps(2)
+    wanted, before, calls = run.evaluate("val"), weights(run), []
+    run.objective.rebuild = Rebuild(run.network, every=True)
+    rebuilt = Rebuild._rebuilt
+    monkeypatch.setattr(Rebuild, "_rebuilt", lambda self: calls.append(self) or rebuilt(self))
+    assert run.evaluate("val") == pytest.approx(wanted, rel=1e-5)
+    assert len(calls) == 1
+    assert_same(weights(run), before)
+    assert all(each.given is None for each in run.objective.rebuild.maps)
 
 
 @pytest.mark.parametrize("scaled", [True, False])
