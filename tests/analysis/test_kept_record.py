@@ -13,9 +13,9 @@ from analysis.load import load_study
 from sweeps.records import JOURNAL_FILE, Role, Status, StudyRecord
 
 RESULTS = Path(__file__).resolve().parents[2] / "docs" / "results"
-ROW = re.compile(r"^\| ([\d,]+) \| .*? \| ([\d.]+) \| ([\d.]+) \|$", re.MULTILINE)
+ROW = re.compile(r"^\| ([\d,]+) \| [^|]* \| ([\d.]+) \| ([\d.]+) \|$", re.MULTILINE)
 FINISHED = re.compile(
-    r"^\| ([\d,]+) \| .*? \| ([\d.]+) after (\d+) \| ([\d.]+) \| (none so small|[\d.]+) \|$", re.MULTILINE
+    r"^\| ([\d,]+) \| [^|]* \| ([\d.]+) after (\d+) \| ([\d.]+) \| (none so small|[\d.]+) \|$", re.MULTILINE
 )
 
 
