@@ -38,7 +38,7 @@ class Progress:
 
 
 def progress(record: StudyRecord, total: int, started: float, work_before: float, now: float) -> Progress:
-    """Count trials and estimate the time left from the work done since `started` (None before the first end)."""
+    """Count trials and estimate the time left from the work done since `started`, once it is that of a whole trial."""
     trials = list(record.trials.values())
     counts = Counter(trial.status for trial in trials)
     done = [trial for trial in trials if trial.status in TERMINAL and trial.status is not Status.INFEASIBLE]
@@ -46,7 +46,7 @@ def progress(record: StudyRecord, total: int, started: float, work_before: float
     under_way = sum(_share_done(trial) for trial in trials if trial.status not in TERMINAL)
     work = sum(not trial.adopted for trial in done) + under_way
     here = work - work_before
-    left = elapsed / here * max(0.0, total - ended - under_way) if here > 0 and ended else None
+    left = elapsed / here * max(0.0, total - ended - under_way) if here >= 1 else None
     return Progress(dict(counts), ended, work, total, _best(trials), elapsed, left)
 
 

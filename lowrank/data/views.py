@@ -8,8 +8,13 @@ shift or a cutout uncovers is exactly zero after normalisation.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from functools import cache
+from importlib import import_module
+from importlib.util import find_spec
+from subprocess import SubprocessError
+from types import ModuleType
 from typing import NamedTuple
 
 import torch
@@ -17,7 +22,6 @@ from torch import Tensor
 
 from lowrank.data.counter import Stream, below
 from lowrank.data.settings import ViewSettings
-from lowrank.kernels import why_not
 
 
 class Normaliser(NamedTuple):
@@ -90,10 +94,9 @@ def apply_views(
     Returns:
         (B, C, H, W) with channels-last strides.
     """
-    if images.is_cuda and not torch.compiler.is_compiling() and _has_kernels(images.device):
-        from lowrank.kernels.views import views_of  # needs Triton
-
-        return views_of(images, positions, numbers, cutout, *norm, dtype)
+    if images.is_cuda and not torch.compiler.is_compiling() and (kernels := _kernels(images.device)):
+        found: Tensor = kernels.views_of(images, positions, numbers, cutout, *norm, dtype)
+        return found
     _, height, width, channels = images.shape
     rows, columns = (torch.arange(side, device=images.device) for side in (height, width))
     source_row = rows + numbers.down[:, None]  # (B, H)
@@ -114,8 +117,17 @@ def apply_views(
 
 
 @cache
-def _has_kernels(device: torch.device) -> bool:
-    return why_not(device) is None
+def _kernels(device: torch.device) -> ModuleType | None:
+    """The same function by Triton; None where that is not there or cannot compile (it warns)."""
+    if find_spec("triton") is None:
+        return None
+    found = import_module("lowrank.kernels.views")
+    try:
+        found.try_out(device)
+    except (RuntimeError, OSError, SubprocessError) as error:  # no C compiler, no headers, too old a card
+        warnings.warn(f"views of images are made without their Triton kernel on {device}: {error}", stacklevel=2)
+        return None
+    return found
 
 
 def _in_square(coordinates: Tensor, centre: Tensor, side: int) -> Tensor:

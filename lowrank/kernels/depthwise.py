@@ -18,7 +18,6 @@ from torch import Tensor
 
 ROWS = 4  # of a program at a time; the kernels are written out for it
 WIDEST = 64  # images that one row's part can hold
-LARGEST = 2**31 - 1  # entries of a tensor, which the kernels count in 32 bits
 PROCESSORS = 132  # of an H100 or H200
 WARPS = 4
 
@@ -240,7 +239,7 @@ def depthwise(x: Tensor, weight: Tensor) -> Tensor:
     """Depthwise 3 x 3 convolution with stride 1 and padding 1: (B, C, H, W) -> the same, in x's dtype, channels-last.
 
     Args:
-        x: at most `WIDEST` wide and of `LARGEST` entries.
+        x: at most `WIDEST` wide and of `lowrank.kernels.LARGEST` entries.
         weight: (C, 1, 3, 3), float32.
     """
     x, out = x.contiguous(memory_format=torch.channels_last), _like(x, weight)

@@ -15,6 +15,8 @@ from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 from torch.nn import functional
 
+from lowrank.kernels import LARGEST
+
 FUSED: tuple[torch.dtype, ...] = (
     torch.bfloat16,
 )  # where a pointwise map and its norm are one; products in float32 leave no room for it
@@ -86,7 +88,7 @@ def _replace(graph: Graph, chain: Sequence[Node], new: Node) -> None:
 
 def _small(value: Tensor | None) -> bool:
     """Images whose entries the kernels can count."""
-    return value is not None and value.dim() == 4 and value.numel() < 2**31
+    return value is not None and value.dim() == 4 and value.numel() <= LARGEST
 
 
 @dataclass(frozen=True)
@@ -254,7 +256,8 @@ def _joined(graph: Graph, node: Node) -> bool:
 
 
 def _stem(graph: Graph, node: Node) -> bool:
-    """A 3 x 3 convolution of images, which have no gradient, whose result goes into a batch norm alone."""
+    """A 3 x 3 convolution of images, which have no gradient, whose result goes into a batch norm alone, which at most
+    a ReLU may be joined with."""
     from lowrank.kernels.stem import fits
 
     found, user, result = _convolution(node), _only_user(node), _value(node)
@@ -265,6 +268,8 @@ def _stem(graph: Graph, node: Node) -> bool:
     if value is None or kernel is None or value.requires_grad or bias is not None or kernel.shape[2:] != (3, 3):
         return False
     plain = rest == {"stride": (1, 1), "padding": (1, 1), "dilation": (1, 1), "groups": 1}
+    if value.numel() * 9 > LARGEST:  # with its edge an image has nine times its entries at most
+        return False
     if not plain or not fits(value.shape[1], kernel.shape[0]) or _argument(user, 0, "input") is not node:
         return False
 

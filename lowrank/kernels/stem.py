@@ -2,8 +2,8 @@
 
 Images have few channels, the map many: working a value of the map out again from its patch moves a twentieth of the
 bytes that reading it back would. Forward: one pass for the statistics, one for the result. Backward: one pass over the
-gradient, since images have none and all that the norm does to it is linear. With y = W p for a patch p, a "patch" that
-ends in a one, and g the gradient behind the norm's ReLU, the pass sums A = g p' and P = p p' over all positions; then
+gradient, since images have none and all that the norm does to it is linear. With p a patch followed by a one, y = W p
+(nothing for the one) and g the gradient behind the norm's ReLU, it sums A = g p' and P = p p' over all positions; then
 
     sum g = A's last column,  sum g y = the diagonal of W A',  sum y p' = W P
     dW = scale (A - mean(g) sum(p)' - mean(g z) sum(z p)'),  z = (y - mean y) / deviation
@@ -27,14 +27,18 @@ from lowrank.kernels.depthwise import summed
 from lowrank.kernels.norm import last, scale_and_shift
 from lowrank.kernels.pointwise import Form, cut, merged, taken_in
 
-TAPS = 32  # entries of a patch, the one included: channels of an image times 9
+TAPS = 32  # the power of 2 that holds the 9 D taps of a patch and the one
 FEWEST, MOST = 16, 128  # channels of the map, a power of 2
-STATISTICS, RESULT, BACKWARD = Form(64, 0, 4, 1, 4), Form(64, 0, 4, 1, 4), Form(64, 0, 4, 1, 3)
+STATISTICS = RESULT = Form(rows=64, part=0, warps=4, stages=1, at_once=4)  # every program has all channels
+BACKWARD = Form(rows=64, part=0, warps=4, stages=1, at_once=3)
 
 
 @triton.jit
 def _patches(x, row, R, D: tl.constexpr, H: tl.constexpr, W: tl.constexpr, K: tl.constexpr):
-    """The patches around N positions, (K, N): taps by row, column and channel, then a one; zeros outside."""
+    """The patches around N positions, (K, N): taps by row, column and channel, then a one; zeros for no position.
+
+    The rest repeats the first tap: `_weights` has zeros there, and nobody reads what is summed of it.
+    """
     tap = tl.arange(0, K)
     offset = tl.where(tap < 9 * D, ((tap // (3 * D)) * (W + 2) + (tap // D) % 3) * D + tap % D, 0)
     place = ((row // (H * W)) * ((H + 2) * (W + 2)) + ((row // W) % H) * (W + 2) + row % W) * D

@@ -41,11 +41,18 @@ def views_of(
     images: Tensor, positions: Tensor, numbers: tuple[Tensor, ...], cutout: int, offset: Tensor, scale: Tensor,
     dtype: torch.dtype,
 ) -> Tensor:  # fmt: skip
-    """`apply_views` of contiguous uint8 images (N, H, W, C) on a GPU; `numbers` are a `ViewNumbers`."""
+    """`apply_views` of uint8 images (N, H, W, C) on a GPU; `numbers` are a `ViewNumbers`."""
     height, width, channels = images.shape[1:]
     out = torch.empty((len(positions), height, width, channels), dtype=dtype, device=images.device)
-    given = [each.contiguous() for each in (positions, *numbers, offset, scale)]
-    _views_kernel[(triton.cdiv(out.numel(), VALUES),)](
-        images, *given, out, out.numel(), H=height, W=width, C=channels, CUT=cutout, N=VALUES, num_warps=WARPS
-    )
+    given = [each.contiguous() for each in (images, positions, *numbers, offset, scale)]
+    with torch.cuda.device_of(out):
+        _views_kernel[(triton.cdiv(out.numel(), VALUES),)](
+            *given, out, out.numel(), H=height, W=width, C=channels, CUT=cutout, N=VALUES, num_warps=WARPS
+        )
     return out.permute(0, 3, 1, 2)
+
+
+def try_out(device: torch.device) -> None:
+    """Makes one view; raises what Triton raises where it cannot compile."""
+    none, one = torch.zeros(1, dtype=torch.int64, device=device), torch.ones(1, device=device)
+    views_of(none.to(torch.uint8).view(1, 1, 1, 1), none, (none,) * 5, 0, one, one, torch.float32)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -18,6 +20,7 @@ from lowrank.data import (
     normalise,
     normaliser,
 )
+from lowrank.data import views as views_module
 from lowrank.errors import InputError
 
 MEAN, STD = (0.49, 0.48, 0.44), (0.25, 0.24, 0.26)
@@ -151,11 +154,24 @@ def test_traces_into_one_graph_without_breaks():
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_the_same_bits_on_a_gpu():
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_same_bits_on_a_gpu(dtype):
     images, indices = make_images(300, 32, 32, 3), torch.arange(300)
     views = ViewSettings(shift=4, flip=True, cutout=8)
-    cpu = augment(images, indices, 2, views, MEAN, STD)
-    assert torch.equal(augment(images.cuda(), indices.cuda(), 2, views, MEAN, STD).cpu(), cpu)
+    cpu = augment(images, indices, 2, views, MEAN, STD, dtype)
+    assert torch.equal(augment(images.cuda(), indices.cuda(), 2, views, MEAN, STD, dtype).cpu(), cpu)
+
+
+def test_a_machine_that_cannot_compile_the_kernel_makes_views_without_it(monkeypatch):
+    def try_out(device: torch.device) -> None:
+        raise RuntimeError("Python.h: no such file")
+
+    monkeypatch.setattr(views_module, "find_spec", lambda name: name)
+    monkeypatch.setattr(views_module, "import_module", lambda name: SimpleNamespace(try_out=try_out))
+    views_module._kernels.cache_clear()
+    with pytest.warns(UserWarning, match="without their Triton kernel on cuda: Python.h: no such file"):
+        assert views_module._kernels(torch.device("cuda")) is None
+    views_module._kernels.cache_clear()
 
 
 def test_default_views():

@@ -27,12 +27,15 @@ def test_trials_under_way_count_by_their_epochs():
 
 def test_work_of_earlier_sittings_says_nothing_of_this_ones_pace():
     before = record(trial("a", Status.COMPLETED, 100), trial("b", Status.RUNNING, 50))
-    work = progress(before, 3, 0.0, 0.0, 0.0).work
+    work = progress(before, 4, 0.0, 0.0, 0.0).work
     assert work == pytest.approx(1.5)
-    assert progress(before, 3, 0.0, work, 10.0).left is None
-    later = record(trial("a", Status.COMPLETED, 100), trial("b", Status.COMPLETED, 100))
-    assert progress(later, 3, 0.0, work, 10.0).left == pytest.approx(20.0)
+    first = record(trial("a", Status.COMPLETED, 100), trial("b", Status.RUNNING, 51))
+    assert progress(first, 4, 0.0, work, 60.0).left is None  # most of that minute was the start
+    later = record(trial("a", Status.COMPLETED, 100), trial("b", Status.COMPLETED, 100), trial("c", Status.RUNNING, 50))
+    assert progress(later, 4, 0.0, work, 10.0).left == pytest.approx(15.0)
 
 
-def test_before_the_first_end_nothing_is_said():
-    assert progress(record(trial("a", Status.RUNNING, 90)), 2, 0.0, 0.0, 10.0).left is None
+@pytest.mark.parametrize(("epochs", "left"), [(90, None), (50, 10.0)])
+def test_nothing_is_said_before_the_work_of_a_whole_trial(epochs, left):
+    running = [trial(name, Status.RUNNING, epochs) for name in ("a" if left is None else "ab")]
+    assert progress(record(*running), 2, 0.0, 0.0, 10.0).left == left
