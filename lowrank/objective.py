@@ -114,7 +114,7 @@ class Objective:
         return None if self.teacher is None else self.teacher.signals(images, indices, slot)
 
     def rebuilt(self) -> AbstractContextManager[Any]:
-        """On a GPU, within: all maps use weights rebuilt now, together; many small kernels cost more than their work."""
+        """On a GPU, within: all maps use weights rebuilt now, together; small kernels cost more than their work."""
         return self.rebuild.given() if self.rebuild is not None else nullcontext()
 
     def __call__(
