@@ -8,12 +8,7 @@ shift or a cutout uncovers is exactly zero after normalisation.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
-from functools import cache
-from importlib import import_module
-from importlib.util import find_spec
-from subprocess import SubprocessError
 from types import ModuleType
 from typing import NamedTuple
 
@@ -22,6 +17,7 @@ from torch import Tensor
 
 from lowrank.data.counter import Stream, below
 from lowrank.data.settings import ViewSettings
+from lowrank.kernels import loaded
 
 
 class Normaliser(NamedTuple):
@@ -116,18 +112,9 @@ def apply_views(
     return values.view(-1, height, width, channels).permute(0, 3, 1, 2).to(dtype)
 
 
-@cache
 def _kernels(device: torch.device) -> ModuleType | None:
-    """The same function by Triton; None where that is not there or cannot compile (it warns)."""
-    if find_spec("triton") is None:
-        return None
-    found = import_module("lowrank.kernels.views")
-    try:
-        found.try_out(device)
-    except (RuntimeError, OSError, SubprocessError) as error:  # no C compiler, no headers, too old a card
-        warnings.warn(f"views of images are made without their Triton kernel on {device}: {error}", stacklevel=2)
-        return None
-    return found
+    """The same function by Triton, where that can be."""
+    return loaded("lowrank.kernels.views", device, "views of images are made without their Triton kernel")
 
 
 def _in_square(coordinates: Tensor, centre: Tensor, side: int) -> Tensor:

@@ -4,6 +4,12 @@ from __future__ import annotations
 
 import os
 import shutil
+import warnings
+from functools import cache
+from importlib import import_module
+from importlib.util import find_spec
+from subprocess import SubprocessError
+from types import ModuleType
 
 import torch
 
@@ -19,3 +25,20 @@ def why_not(device: torch.device) -> str | None:
     if shutil.which(os.environ.get("CC", "")) is None and not any(map(shutil.which, ("gcc", "cc", "clang"))):
         return "there is no C compiler"
     return None
+
+
+@cache
+def loaded(module: str, device: torch.device, otherwise: str) -> ModuleType | None:
+    """A module of Triton kernels after its `try_out`; None on a CPU, and where Triton is not there or cannot compile.
+
+    Of the last it warns once a device, saying in the words `otherwise` what goes without them.
+    """
+    if device.type != "cuda" or find_spec("triton") is None:
+        return None
+    found = import_module(module)
+    try:
+        found.try_out(device)
+    except (RuntimeError, OSError, SubprocessError) as error:  # no C compiler, no headers, too old a card
+        warnings.warn(f"{otherwise} on {device}: {error}", stacklevel=2)
+        return None
+    return found

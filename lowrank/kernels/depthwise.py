@@ -26,10 +26,15 @@ WARPS = 4
 class Form:
     """How a kernel's work is cut, and what each program may use."""
 
-    numbers: int  # in a row's part of a program
+    numbers: int  # of a tile: here, in a row's part of a program
     warps: int
     at_once: int  # programs of a processor
     registers: int | None = None  # of a thread; None: as many as it wants
+
+    @property
+    def options(self) -> dict[str, int | None]:
+        """What a launch is told."""
+        return {"num_warps": self.warps, "maxnreg": self.registers}
 
 
 def forward_form(width: int) -> Form:
@@ -218,7 +223,7 @@ def _cut(x: Tensor, form: Form) -> tuple[dict[str, int | None], tuple[int, int]]
     programs = min(tiles, max(1, PROCESSORS * form.at_once // parts))
     constants = {
         "C": channels, "H": height, "W": width, "W2": padded, "CH": part, "BLOCKS": blocks, "TILES": tiles,
-        "TURNS": triton.cdiv(tiles, programs), "num_warps": form.warps, "maxnreg": form.registers,
+        "TURNS": triton.cdiv(tiles, programs), **form.options,
     }  # fmt: skip
     return constants, (programs, parts)
 

@@ -10,7 +10,6 @@ Pooled rows are those of the result; H x W is then the size of its images, and e
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,22 +17,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lowrank.kernels.depthwise import PROCESSORS
+from lowrank.kernels.depthwise import PROCESSORS, Form
 
 TILE = 2048  # numbers of a tile; of results, where each stands for four inputs, half as many
 WARPS = 4
-
-
-@dataclass(frozen=True)
-class Form:
-    """How a kernel's work is cut among programs that take several tiles each, and what each may use."""
-
-    numbers: int  # of a tile
-    warps: int
-    at_once: int  # programs of a processor
-
-
-STATISTICS, REDUCE = Form(2048, 4, 8), Form(2048, 4, 4)
+STATISTICS, REDUCE = Form(2048, 4, 8), Form(2048, 4, 4)  # of the passes whose programs take several tiles each
 
 
 @triton.jit
@@ -259,7 +247,7 @@ def statistics(x: Tensor) -> tuple[Tensor, Tensor]:
     tile, tiles = _tile(channels, rows, STATISTICS.numbers)
     programs, turns = _turns(tiles, STATISTICS)
     sums, squares = (torch.empty((programs, channels), device=x.device) for _ in range(2))
-    _statistics_kernel[(programs, tiles[1])](x, sums, squares, rows, **tile, TURNS=turns, num_warps=STATISTICS.warps)
+    _statistics_kernel[(programs, tiles[1])](x, sums, squares, rows, **tile, TURNS=turns, **STATISTICS.options)
     small = {"C": channels, "N": 64, "CH": 16, "TURNS": triton.cdiv(programs, 64)}
     _moments_kernel[(triton.cdiv(channels, 16),)](x, sums, squares, mean, variance, rows, programs, **small)
     return mean, variance
@@ -294,7 +282,7 @@ def reduced(
     sums, products = (torch.empty((programs, channels), device=x.device) for _ in range(2))
     _reduce_kernel[(programs, tiles[1])](
         gradient, x, weight, bias, mean, variance, sums, products, rows, eps, **tile, TURNS=turns, H=height, W=width,
-        RELU=relu, POOL=pool, num_warps=REDUCE.warps,
+        RELU=relu, POOL=pool, **REDUCE.options,
     )  # fmt: skip
     small = {"C": channels, "N": 64, "CH": 16, "TURNS": triton.cdiv(programs, 64)}
     _gather_kernel[(triton.cdiv(channels, 16),)](sums, products, to_bias, to_weight, programs, **small)

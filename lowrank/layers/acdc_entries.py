@@ -11,17 +11,14 @@ Letters: G maps of one shape, L layers, N width, C the orthonormal DCT-II, P the
 
 from __future__ import annotations
 
-import warnings
-from functools import cache
-from importlib import import_module
-from importlib.util import find_spec
 from math import pi
-from subprocess import SubprocessError
 from types import ModuleType
 
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+from lowrank.kernels import loaded
 
 
 def toeplitz_and_hankel(halves: Tensor) -> Tensor:
@@ -103,15 +100,6 @@ def _riffled_back(width: int, device: torch.device) -> Tensor:
     return rows % 2 * ((width + 1) // 2) + rows // 2
 
 
-@cache
 def _kernels(device: torch.device) -> ModuleType | None:
-    """The same functions by Triton; None on a CPU, and where Triton is not there or cannot compile (it warns)."""
-    if device.type != "cuda" or find_spec("triton") is None:
-        return None
-    found = import_module("lowrank.layers.acdc_triton")
-    try:
-        found.try_out(device)
-    except (RuntimeError, OSError, SubprocessError) as error:  # no C compiler, no headers, too old a card
-        warnings.warn(f"ACDC goes without its Triton kernels on {device}: {error}", stacklevel=2)
-        return None
-    return found
+    """The same functions by Triton, where that can be."""
+    return loaded("lowrank.layers.acdc_triton", device, "ACDC goes without its Triton kernels")

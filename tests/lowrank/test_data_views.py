@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from lowrank import kernels
 from lowrank.data import (
     ViewSettings,
     apply_views,
@@ -166,12 +167,12 @@ def test_a_machine_that_cannot_compile_the_kernel_makes_views_without_it(monkeyp
     def try_out(device: torch.device) -> None:
         raise RuntimeError("Python.h: no such file")
 
-    monkeypatch.setattr(views_module, "find_spec", lambda name: name)
-    monkeypatch.setattr(views_module, "import_module", lambda name: SimpleNamespace(try_out=try_out))
-    views_module._kernels.cache_clear()
+    monkeypatch.setattr(kernels, "find_spec", lambda name: name)
+    monkeypatch.setattr(kernels, "import_module", lambda name: SimpleNamespace(try_out=try_out))
+    kernels.loaded.cache_clear()
     with pytest.warns(UserWarning, match="without their Triton kernel on cuda: Python.h: no such file"):
         assert views_module._kernels(torch.device("cuda")) is None
-    views_module._kernels.cache_clear()
+    kernels.loaded.cache_clear()
 
 
 def test_default_views():
