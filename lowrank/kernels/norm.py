@@ -5,7 +5,7 @@ Forward: one pass over the input for its statistics and one for the result. Back
 read or kept.
 
 Letters: R rows (positions of all images), C channels, G programs of a reduction, N rows of a tile, CH channels of one.
-Pooled rows are those of the result; H x W is then the size of its images, and each of its rows stands for four.
+Pooled rows are those of the result; W is then the width of its images, and each of its rows stands for four.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def scale_and_shift(weight, bias, mean, variance, channel, known, eps):
 
 
 @triton.jit
-def first_of_four(row, H: tl.constexpr, W: tl.constexpr):
+def first_of_four(row, W: tl.constexpr):
     """The input row of the upper left of the four positions that a pooled row stands for."""
     return ((row // W) * 2) * (2 * W) + (row % W) * 2
 
@@ -105,9 +105,9 @@ def _largest(start, mask, scale, shift, W: tl.constexpr, C: tl.constexpr):
 
 @triton.jit
 def _apply_kernel(
-    x, weight, bias, mean, variance, residual, out, picked, R, eps,
-    C: tl.constexpr, H: tl.constexpr, W: tl.constexpr, N: tl.constexpr, CH: tl.constexpr,
-    RELU: tl.constexpr, POOL: tl.constexpr, ADD: tl.constexpr, KEEP: tl.constexpr,
+    x, weight, bias, mean, variance, residual, out, R, eps,
+    C: tl.constexpr, W: tl.constexpr, N: tl.constexpr, CH: tl.constexpr,
+    RELU: tl.constexpr, POOL: tl.constexpr, ADD: tl.constexpr,
 ):  # fmt: skip
     channel = tl.program_id(1) * CH + tl.arange(0, CH)
     known = channel < C
@@ -116,10 +116,8 @@ def _apply_kernel(
     mask = (row < R)[:, None] & known[None, :]
     own = row[:, None] * C + channel[None, :]
     if POOL:
-        start = x + first_of_four(row, H, W)[:, None] * C + channel[None, :]
-        _, _, _, _, _, value, y = _largest(start, mask, scale, shift, W, C)
-        if KEEP:
-            tl.store(picked + own, value.to(picked.dtype.element_ty), mask=mask)
+        start = x + first_of_four(row, W)[:, None] * C + channel[None, :]
+        _, _, _, _, _, _, y = _largest(start, mask, scale, shift, W, C)
     else:
         y = tl.load(x + own, mask=mask, other=0.0).to(tl.float32) * scale + shift
     if RELU:
@@ -132,7 +130,7 @@ def _apply_kernel(
 @triton.jit
 def _reduce_kernel(
     gradient, x, weight, bias, mean, variance, sums, products, R, eps,
-    C: tl.constexpr, H: tl.constexpr, W: tl.constexpr, N: tl.constexpr, CH: tl.constexpr, TURNS: tl.constexpr,
+    C: tl.constexpr, W: tl.constexpr, N: tl.constexpr, CH: tl.constexpr, TURNS: tl.constexpr,
     RELU: tl.constexpr, POOL: tl.constexpr,
 ):  # fmt: skip
     """Sums of the gradient and of its product with the normalised input."""
@@ -147,7 +145,7 @@ def _reduce_kernel(
         own = row[:, None] * C + channel[None, :]
         came = tl.load(gradient + own, mask=mask, other=0.0).to(tl.float32)
         if POOL:
-            start = x + first_of_four(row, H, W)[:, None] * C + channel[None, :]
+            start = x + first_of_four(row, W)[:, None] * C + channel[None, :]
             _, _, _, _, _, value, best = _largest(start, mask, scale, shift, W, C)
         else:
             value = tl.load(x + own, mask=mask, other=0.0).to(tl.float32)
@@ -183,7 +181,7 @@ def _gather_kernel(
 @triton.jit
 def _gradient_kernel(
     gradient, x, weight, bias, mean, variance, to_bias, to_weight, to_x, R, count, eps,
-    C: tl.constexpr, H: tl.constexpr, W: tl.constexpr, N: tl.constexpr, CH: tl.constexpr,
+    C: tl.constexpr, W: tl.constexpr, N: tl.constexpr, CH: tl.constexpr,
     RELU: tl.constexpr, POOL: tl.constexpr,
 ):  # fmt: skip
     channel = tl.program_id(1) * CH + tl.arange(0, CH)
@@ -197,7 +195,7 @@ def _gradient_kernel(
     own = row[:, None] * C + channel[None, :]
     came = tl.load(gradient + own, mask=mask, other=0.0).to(tl.float32)
     if POOL:
-        place = first_of_four(row, H, W)[:, None] * C + channel[None, :]
+        place = first_of_four(row, W)[:, None] * C + channel[None, :]
         p, q, r, s, which, value, best = _largest(x + place, mask, scale, shift, W, C)
         if RELU:
             came = tl.where(best > 0, came, 0.0)
@@ -255,16 +253,15 @@ def statistics(x: Tensor) -> tuple[Tensor, Tensor]:
 
 def normalised(
     x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, variance: Tensor, residual: Tensor | None, eps: float,
-    relu: bool, pool: bool, picked: Tensor | None = None,
+    relu: bool, pool: bool,
 ) -> Tensor:  # fmt: skip
-    """`norm` of a channels-last x by given statistics; `picked` is filled with what the pooling picked of x."""
+    """`norm` of a channels-last x by given statistics."""
     out, channels = like_result(x, pool), x.shape[1]
     rows = out.numel() // channels
     tile, tiles = _tile(channels, rows, TILE // 2 if pool else TILE)
     _apply_kernel[tiles](
-        x, weight, bias, mean, variance, out if residual is None else last(residual), out,
-        out if picked is None else picked, rows, eps, **tile, H=out.shape[2], W=out.shape[3], RELU=relu, POOL=pool,
-        ADD=residual is not None, KEEP=picked is not None, num_warps=WARPS,
+        x, weight, bias, mean, variance, out if residual is None else last(residual), out, rows,
+        eps, **tile, W=out.shape[3], RELU=relu, POOL=pool, ADD=residual is not None, num_warps=WARPS,
     )  # fmt: skip
     return out
 
@@ -274,15 +271,14 @@ def reduced(
     pool: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """The gradients of the weight and bias; x and gradient are channels-last."""
-    channels, (height, width) = x.shape[1], gradient.shape[2:]
-    rows = gradient.numel() // channels
+    channels, rows = x.shape[1], gradient.numel() // x.shape[1]
     to_weight, to_bias = torch.empty_like(weight), torch.empty_like(bias)
     tile, tiles = _tile(channels, rows, REDUCE.numbers // 2 if pool else REDUCE.numbers)
     programs, turns = _turns(tiles, REDUCE)
     sums, products = (torch.empty((programs, channels), device=x.device) for _ in range(2))
     _reduce_kernel[(programs, tiles[1])](
-        gradient, x, weight, bias, mean, variance, sums, products, rows, eps, **tile, TURNS=turns, H=height, W=width,
-        RELU=relu, POOL=pool, **REDUCE.options,
+        gradient, x, weight, bias, mean, variance, sums, products, rows, eps, **tile, TURNS=turns,
+        W=gradient.shape[3], RELU=relu, POOL=pool, **REDUCE.options,
     )  # fmt: skip
     small = {"C": channels, "N": 64, "CH": 16, "TURNS": triton.cdiv(programs, 64)}
     _gather_kernel[(triton.cdiv(channels, 16),)](sums, products, to_bias, to_weight, programs, **small)
@@ -325,13 +321,12 @@ def norm_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """The gradients of `norm`'s x, weight and bias."""
     x, gradient = last(x), last(gradient)
-    channels, (height, width) = x.shape[1], gradient.shape[2:]
-    rows, to_x = gradient.numel() // channels, torch.empty_like(x)
+    channels, rows, to_x = x.shape[1], gradient.numel() // x.shape[1], torch.empty_like(x)
     to_weight, to_bias = reduced(gradient, x, weight, bias, mean, variance, eps, relu, pool)
     tile, tiles = _tile(channels, rows, TILE // 2 if pool else TILE)
     _gradient_kernel[tiles](
         gradient, x, weight, bias, mean, variance, to_bias, to_weight, to_x, rows, x.numel() // channels, eps, **tile,
-        H=height, W=width, RELU=relu, POOL=pool, num_warps=WARPS,
+        W=gradient.shape[3], RELU=relu, POOL=pool, num_warps=WARPS,
     )  # fmt: skip
     return to_x, to_weight, to_bias
 

@@ -1,18 +1,20 @@
-"""A pointwise map and the batch norm behind it as one operation, for channels-last images in bfloat16.
+"""A pointwise map and the batch norm behind it as one operation that never writes the map, for channels-last images.
 
-Forward: the matrix product also finds the statistics of its own result, which would else be read once more for them.
-Backward: the gradient of the product is worked out where it is used, tile by tile, and is never in memory: one kernel
-reads the product, the gradient that came and the map's input, writes the input's gradient and sums the matrix's. What
-a pooling picked of the product is kept, a quarter of it, so that the norm's own gradients are found without the rest.
+A value of the map is worked out again from its position's inputs wherever it is needed: these have fewer channels or as
+many, and tensor cores are idle while memory is not. Forward: one pass for the statistics, one for the result, which
+keeps one byte of each of its values, where the gradient goes: which of four a pooling picked, whether a ReLU let it
+through. Backward: one pass sums what the gradients of matrix, weight and bias are made of (lowrank.kernels.joined), and
+one writes the input's, in which the map itself has gone, since the norm's gradient is linear in it:
 
-Letters: R rows (positions of all images), D in-channels, C out-channels, N rows of a tile, CH out-channels and K
-in-channels of a program, both filled up to a power of 2. Where it is pooled, the rows of the backward kernel are those
-of the result, each standing for four of the product; H x W is then the size of the result's images.
+    dy = scale g - slope y - level,  y = W x,  so  dx = W' scale g - (W' slope W) x - W' level
+
+Letters: R rows (positions of the result's images), D in-channels, C out-channels, N rows of a tile, CH out-channels of
+a program, K the power of 2 that holds D. Where it is pooled, a row stands for four positions of the input, and W is the
+width of the result's images.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,268 +22,303 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lowrank.kernels.depthwise import PROCESSORS, summed
-from lowrank.kernels.norm import first_of_four, last, like_result, normalised, reduced, scale_and_shift
+from lowrank.kernels.joined import Form, cut, gradients, merged, taken_in
+from lowrank.kernels.norm import first_of_four, last, like_result, scale_and_shift
 
-FEWEST, MOST = 8, 128  # channels of either side, powers of 2: more spill from a program of `_back_kernel`
-
-
-@triton.jit
-def taken_in(values, inside, count, centre, spread, seen):
-    """Each channel's mean and summed squared distances from it over `seen` positions, a tile's (channels, N) added.
-
-    By Chan's formula, in which nothing cancels; `count` of the tile's positions are inside, values outside are zero.
-
-    Source: Chan, Golub, LeVeque 1979, "Updating formulae and a pairwise algorithm for computing sample variances".
-    """
-    mean = tl.sum(values, 1) / tl.maximum(count, 1.0)
-    apart = tl.where(inside, values - mean[:, None], 0.0)
-    step, share = mean - centre, count / tl.maximum(seen + count, 1.0)
-    spread += tl.sum(apart * apart, 1) + step * step * seen * share
-    return centre + step * share, spread, seen + count
+FEWEST, MOST, MOST_OUTS = 8, 128, 256  # in-channels and out-channels, powers of 2: more find no room in a program
+ONES = 16  # columns of a product that sums its rows
+SHUT = tl.constexpr(4)  # a ReLU let nothing through; 0 to 3: of the four
 
 
 @triton.jit
-def _product_kernel(
-    x, matrix, out, means, spreads, counts, R,
+def _weights(matrix, channel, k, C: tl.constexpr, D: tl.constexpr):
+    """Rows of the matrix, (CH, K), filled up with zeros."""
+    filled = (channel < C)[:, None] & (k < D)[None, :]
+    return tl.load(matrix + channel[:, None] * D + k[None, :], mask=filled, other=0.0)
+
+
+@triton.jit
+def _inputs(x, place, inside, k, D: tl.constexpr):
+    """The inputs of positions, (K, positions); zeros for none."""
+    return tl.load(x + place[None, :] * D + k[:, None], mask=inside[None, :] & (k < D)[:, None], other=0.0)
+
+
+@triton.jit
+def _values(x, place, inside, taps, k, D: tl.constexpr):
+    """The map's values as it would write them, in float32 (CH, positions)."""
+    found = tl.dot(taps, _inputs(x, place, inside, k, D), input_precision="ieee")
+    return found.to(taps.dtype).to(tl.float32)
+
+
+@triton.jit
+def _statistics_kernel(
+    x, matrix, means, spreads, counts, R,
     D: tl.constexpr, C: tl.constexpr, N: tl.constexpr, K: tl.constexpr, CH: tl.constexpr, TURNS: tl.constexpr,
 ):  # fmt: skip
-    """The product, channels first: so a channel's sum lies within few threads."""
+    """Channels first: so a channel's sum lies within few threads. Its rows are those of the input."""
     channel, k = tl.program_id(0) * CH + tl.arange(0, CH), tl.arange(0, K)
-    known, given = channel < C, k < D
-    weight = tl.load(matrix + channel[:, None] * D + k[None, :], mask=known[:, None] & given[None, :], other=0.0)
+    taps = _weights(matrix, channel, k, C, D)
     centre, spread = tl.zeros([CH], dtype=tl.float32), tl.zeros([CH], dtype=tl.float32)
     seen = 0.0
     for turn in range(TURNS):
         first = (turn * tl.num_programs(1) + tl.program_id(1)) * N
         row = first + tl.arange(0, N)
-        inside = (row < R)[None, :]
-        columns = tl.load(x + row[None, :] * D + k[:, None], mask=inside & given[:, None], other=0.0)
-        found = tl.dot(weight, columns, input_precision="ieee").to(out.dtype.element_ty)
-        tl.store(out + row[None, :] * C + channel[:, None], found, mask=inside & known[:, None])
+        values = _values(x, row, row < R, taps, k, D)
         count = tl.minimum(tl.maximum(R - first, 0), N).to(tl.float32)
-        centre, spread, seen = taken_in(found.to(tl.float32), inside, count, centre, spread, seen)
+        centre, spread, seen = taken_in(values, (row < R)[None, :], count, centre, spread, seen)
     target = tl.program_id(1) * C + channel
-    tl.store(means + target, centre, mask=known)
-    tl.store(spreads + target, spread, mask=known)
+    tl.store(means + target, centre, mask=channel < C)
+    tl.store(spreads + target, spread, mask=channel < C)
     tl.store(counts + tl.program_id(1), seen)
 
 
 @triton.jit
-def _merge_kernel(
-    means, spreads, counts, mean, variance, R, G,
-    C: tl.constexpr, N: tl.constexpr, CH: tl.constexpr,
+def _result_kernel(
+    x, matrix, weight, bias, mean, variance, residual, out, goes, R, eps,
+    D: tl.constexpr, C: tl.constexpr, W: tl.constexpr, N: tl.constexpr, K: tl.constexpr, CH: tl.constexpr,
+    TURNS: tl.constexpr, RELU: tl.constexpr, POOL: tl.constexpr, ADD: tl.constexpr,
 ):  # fmt: skip
-    """The mean and variance of all rows from those of G programs."""
-    channel, row = tl.program_id(0) * CH + tl.arange(0, CH), tl.arange(0, N)
-    mask = (row < G)[:, None] & (channel < C)[None, :]
-    place = row[:, None] * C + channel[None, :]
-    count = tl.load(counts + row, mask=row < G, other=0.0)[:, None]
-    centres = tl.load(means + place, mask=mask, other=0.0)
-    first = tl.load(means + channel, mask=channel < C, other=0.0)
-    centre = first + tl.sum((centres - first[None, :]) * count, 0) / R
-    apart = centres - centre[None, :]
-    spread = tl.sum(tl.load(spreads + place, mask=mask, other=0.0) + apart * apart * count, 0)
-    tl.store(mean + channel, centre, mask=channel < C)
-    tl.store(variance + channel, spread / R, mask=channel < C)
-
-
-@triton.jit
-def _used(gradient, x, to_x, weight, total, place, inside, k, D: tl.constexpr):
-    """What one tile's gradient gives the map's input, which is written, and its matrix, which is added to `total`."""
-    gradient = tl.where(inside[:, None], gradient, 0.0).to(x.dtype.element_ty)
-    own, mask = place[:, None] * D + k[None, :], inside[:, None] & (k < D)[None, :]
-    values = tl.load(x + own, mask=mask, other=0.0)
-    back = tl.trans(tl.dot(tl.trans(weight), tl.trans(gradient), input_precision="ieee"))
-    tl.store(to_x + own, back.to(to_x.dtype.element_ty), mask=mask)
-    return tl.dot(tl.trans(gradient), values, total, input_precision="ieee")
-
-
-@triton.jit
-def _four(start, mask, scale, shift, W: tl.constexpr, C: tl.constexpr):
-    """Four of the product as they are, and which of them is the first largest after normalisation, and its result."""
-    p, q = tl.load(start, mask=mask, other=0.0), tl.load(start + C, mask=mask, other=0.0)
-    start += 2 * W * C
-    r, s = tl.load(start, mask=mask, other=0.0), tl.load(start + C, mask=mask, other=0.0)
-    best = p.to(tl.float32) * scale + shift
-    which = tl.zeros(p.shape, dtype=tl.int8)
-    y = q.to(tl.float32) * scale + shift
-    which, best = tl.where(y > best, 1, which).to(tl.int8), tl.maximum(best, y)
-    y = r.to(tl.float32) * scale + shift
-    which, best = tl.where(y > best, 2, which).to(tl.int8), tl.maximum(best, y)
-    y = s.to(tl.float32) * scale + shift
-    which, best = tl.where(y > best, 3, which).to(tl.int8), tl.maximum(best, y)
-    return p, q, r, s, which, best
-
-
-@triton.jit
-def _back_kernel(
-    gradient, product, x, matrix, weight, bias, mean, variance, to_bias, to_weight, to_x, parts, R, count, eps,
-    D: tl.constexpr, C: tl.constexpr, H: tl.constexpr, W: tl.constexpr, N: tl.constexpr, K: tl.constexpr,
-    CH: tl.constexpr, TURNS: tl.constexpr, RELU: tl.constexpr, POOL: tl.constexpr,
-):  # fmt: skip
-    channel, k = tl.arange(0, CH), tl.program_id(0) * K + tl.arange(0, K)
-    known = channel < C
-    scale, shift, inverse, centre = scale_and_shift(weight, bias, mean, variance, channel, known, eps)
-    # As in `_gradient_kernel` of the norm
-    slope = scale * inverse * tl.load(to_weight + channel, mask=known, other=0.0)[None, :] / count
-    level = scale * tl.load(to_bias + channel, mask=known, other=0.0)[None, :] / count - slope * centre
-    own = channel[:, None] * D + k[None, :]
-    filled = known[:, None] & (k < D)[None, :]
-    taps = tl.load(matrix + own, mask=filled, other=0.0)
-    total = tl.zeros([CH, K], dtype=tl.float32)
+    channel, k = tl.program_id(0) * CH + tl.arange(0, CH), tl.arange(0, K)
+    scale, shift, _, _ = scale_and_shift(weight, bias, mean, variance, channel, channel < C, eps)
+    scale, shift = tl.trans(scale), tl.trans(shift)
+    taps = _weights(matrix, channel, k, C, D)
     for turn in range(TURNS):
         row = (turn * tl.num_programs(1) + tl.program_id(1)) * N + tl.arange(0, N)
         inside = row < R
-        mask = inside[:, None] & known[None, :]
-        came = tl.load(gradient + row[:, None] * C + channel[None, :], mask=mask, other=0.0)
+        own, mask = row[None, :] * C + channel[:, None], inside[None, :] & (channel < C)[:, None]
+        which = tl.zeros([CH, N], dtype=tl.int8)
         if POOL:
-            place = first_of_four(row, H, W)
-            start = product + place[:, None] * C + channel[None, :]
-            p, q, r, s, which, best = _four(start, mask, scale, shift, W, C)
-            if RELU:
-                which = tl.where(best > 0, which, 4)
-            found = tl.where(which == 0, came.to(tl.float32) * scale, 0.0) - p.to(tl.float32) * slope - level
-            total = _used(found, x, to_x, taps, total, place, inside, k, D)
-            found = tl.where(which == 1, came.to(tl.float32) * scale, 0.0) - q.to(tl.float32) * slope - level
-            total = _used(found, x, to_x, taps, total, place + 1, inside, k, D)
-            found = tl.where(which == 2, came.to(tl.float32) * scale, 0.0) - r.to(tl.float32) * slope - level
-            total = _used(found, x, to_x, taps, total, place + 2 * W, inside, k, D)
-            found = tl.where(which == 3, came.to(tl.float32) * scale, 0.0) - s.to(tl.float32) * slope - level
-            total = _used(found, x, to_x, taps, total, place + 2 * W + 1, inside, k, D)
+            place = first_of_four(row, W)
+            y = _values(x, place, inside, taps, k, D) * scale + shift
+            for four in tl.static_range(1, 4):
+                other = _values(x, place + (four // 2) * (2 * W) + four % 2, inside, taps, k, D) * scale + shift
+                which = tl.where(other > y, four, which).to(tl.int8)
+                y = tl.where(other > y, other, y)
         else:
-            value = tl.load(product + row[:, None] * C + channel[None, :], mask=mask, other=0.0).to(tl.float32)
-            came = came.to(tl.float32)
-            if RELU:
-                came = tl.where(value * scale + shift > 0, came, 0.0)
-            total = _used(came * scale - slope * value - level, x, to_x, taps, total, row, inside, k, D)
-    tl.store(parts + tl.program_id(1) * (C * D) + own, total, mask=filled)
+            y = _values(x, row, inside, taps, k, D) * scale + shift
+        if RELU:
+            which = tl.where(y > 0, which, SHUT).to(tl.int8)
+            y = tl.where(y < 0, 0.0, y)  # what is no number stays none
+        if RELU or POOL:
+            tl.store(goes + own, which, mask=mask)
+        if ADD:
+            y += tl.load(residual + own, mask=mask, other=0.0).to(tl.float32)
+        tl.store(out + own, y.to(out.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def _place(row, four, W: tl.constexpr, POOL: tl.constexpr):
+    """The positions of the input that rows stand for; `four` says which of theirs, where it is pooled."""
+    return first_of_four(row, W) + (four // 2) * (2 * W) + four % 2 if POOL else row
+
+
+@triton.jit
+def _arrived(gradient, goes, row, R, channel, C: tl.constexpr, RELU: tl.constexpr, POOL: tl.constexpr):
+    """The gradient that a ReLU let through, (N, CH), and where it goes."""
+    own, mask = row[:, None] * C + channel[None, :], (row < R)[:, None] & (channel < C)[None, :]
+    came = tl.load(gradient + own, mask=mask, other=0.0)
+    which = came
+    if RELU or POOL:
+        which = tl.load(goes + own, mask=mask, other=SHUT)
+        came = tl.where(which < SHUT, came, 0.0)
+    return came, which
+
+
+@triton.jit
+def _sums_kernel(
+    gradient, goes, x, parts, R,
+    D: tl.constexpr, C: tl.constexpr, W: tl.constexpr, N: tl.constexpr, K: tl.constexpr, CH: tl.constexpr,
+    PART: tl.constexpr, ONES: tl.constexpr, TURNS: tl.constexpr, RELU: tl.constexpr, POOL: tl.constexpr,
+):  # fmt: skip
+    """Each program's rows of A, (CH, K), with sum g behind them, and PART columns of P, with sum x."""
+    channel, k = tl.program_id(0) * CH + tl.arange(0, CH), tl.arange(0, K)
+    part, one = tl.program_id(0) * PART + tl.arange(0, PART), tl.arange(0, ONES)
+    met, sums = tl.zeros([K, CH], dtype=tl.float32), tl.zeros([N, CH], dtype=tl.float32)
+    products, inputs = tl.zeros([K, PART], dtype=tl.float32), tl.zeros([K, ONES], dtype=tl.float32)
+    ones = tl.full([N, ONES], 1.0, dtype=x.dtype.element_ty)
+    for turn in range(TURNS):
+        row = (turn * tl.num_programs(1) + tl.program_id(1)) * N + tl.arange(0, N)
+        came, which = _arrived(gradient, goes, row, R, channel, C, RELU, POOL)
+        sums += came.to(tl.float32)
+        for four in tl.static_range(4 if POOL else 1):
+            place = _place(row, four, W, POOL)
+            columns = _inputs(x, place, row < R, k, D)
+            some = columns if PART == K else _inputs(x, place, row < R, part, D)
+            through = tl.where(which == four, came, 0.0) if POOL else came
+            met = tl.dot(columns, through.to(ones.dtype), met, input_precision="ieee")
+            products = tl.dot(columns, tl.trans(some), products, input_precision="ieee")
+            inputs = tl.dot(columns, ones, inputs, input_precision="ieee")
+    start = parts + tl.program_id(1) * ((C + K) * (K + ONES))
+    target, known = start + channel[None, :] * (K + ONES), (channel < C)[None, :]
+    tl.store(target + k[:, None], met, mask=known)
+    tl.store(target + K + one[:, None], tl.sum(sums, 0)[None, :] + tl.zeros([ONES, CH], dtype=tl.float32), mask=known)
+    target = start + (C + k)[:, None] * (K + ONES)
+    tl.store(target + part[None, :], products, mask=(part < K)[None, :])
+    tl.store(target + K + one[None, :], inputs, mask=(one < ONES)[None, :] & (tl.program_id(0) == 0))
+
+
+@triton.jit
+def _matrices_kernel(
+    matrix, weight, bias, mean, variance, to_weight, to_bias, back, again, constant, count, eps,
+    D: tl.constexpr, C: tl.constexpr, K: tl.constexpr, CH: tl.constexpr, PART: tl.constexpr,
+):  # fmt: skip
+    """What the input's gradient is made with, W' scale, - W' slope W and W' level; PART rows a program."""
+    channel, k, part = tl.arange(0, CH), tl.arange(0, K), tl.program_id(0) * PART + tl.arange(0, PART)
+    scale, _, inverse, centre = scale_and_shift(weight, bias, mean, variance, channel, channel < C, eps)
+    # As in `_gradient_kernel` of the norm
+    slope = scale * inverse * tl.load(to_weight + channel, mask=channel < C, other=0.0)[None, :] / count
+    level = scale * tl.load(to_bias + channel, mask=channel < C, other=0.0)[None, :] / count - slope * centre
+    taps, own = _weights(matrix, channel, k, C, D), _weights(matrix, channel, part, C, D)
+    scaled, sloped = (own * tl.trans(scale)).to(own.dtype), (own * tl.trans(-slope)).to(own.dtype)
+    tl.store(back + part[None, :] * C + channel[:, None], scaled, mask=(channel < C)[:, None])
+    found = tl.dot(tl.trans(sloped), taps, input_precision="ieee")
+    tl.store(again + part[:, None] * K + k[None, :], found.to(own.dtype))
+    tl.store(constant + part, tl.sum(own * tl.trans(level), 0))
+
+
+@triton.jit
+def _input_kernel(
+    gradient, goes, x, back, again, constant, to_x, R,
+    D: tl.constexpr, C: tl.constexpr, W: tl.constexpr, N: tl.constexpr, K: tl.constexpr, CH: tl.constexpr,
+    TURNS: tl.constexpr, RELU: tl.constexpr, POOL: tl.constexpr,
+):  # fmt: skip
+    """The input's gradient. Every program has all channels."""
+    channel, k = tl.arange(0, CH), tl.arange(0, K)
+    scaled = tl.load(back + k[:, None] * C + channel[None, :], mask=(channel < C)[None, :], other=0.0)
+    mixed, level = tl.load(again + k[:, None] * K + k[None, :]), tl.load(constant + k)[:, None]
+    for turn in range(TURNS):
+        row = (turn * tl.num_programs(1) + tl.program_id(1)) * N + tl.arange(0, N)
+        came, which = _arrived(gradient, goes, row, R, channel, C, RELU, POOL)
+        for four in tl.static_range(4 if POOL else 1):
+            place = _place(row, four, W, POOL)
+            through = (tl.where(which == four, came, 0.0) if POOL else came).to(scaled.dtype)
+            found = tl.dot(mixed, _inputs(x, place, row < R, k, D), input_precision="ieee")
+            found = tl.dot(scaled, tl.trans(through), found, input_precision="ieee") - level
+            target, mask = to_x + place[None, :] * D + k[:, None], (row < R)[None, :] & (k < D)[:, None]
+            tl.store(target, found.to(to_x.dtype.element_ty), mask=mask)
 
 
 def fits(channels: int, out_channels: int) -> bool:
     """Whether the kernels are made for maps of this shape."""
-    return all(FEWEST <= each <= MOST and each & (each - 1) == 0 for each in (channels, out_channels))
+    powers = all(each & (each - 1) == 0 for each in (channels, out_channels))
+    return powers and FEWEST <= channels <= MOST and FEWEST <= out_channels <= MOST_OUTS
 
 
-@dataclass(frozen=True)
-class Form:
-    """How a kernel's work is cut, and what each program may use."""
-
-    rows: int  # of a tile
-    part: int  # out-channels of a program going forward, in-channels of one going back
-    warps: int
-    stages: int  # tiles under way, one of them being worked on
-    at_once: int  # programs of a processor
+def statistics_form(channels: int, outs: int) -> Form:
+    """What is fastest on an H100, of `_statistics_kernel`."""
+    return Form(128 if channels <= 64 else 64, min(outs, 128), 4, 3, 2)
 
 
-def forward_form(channels: int, outs: int) -> Form:
-    """What fits a processor's registers and shared memory, of `_product_kernel`."""
+def result_form(channels: int, outs: int, pool: bool) -> Form:
+    """Likewise of `_result_kernel`."""
+    return Form(32 if pool else 64, min(outs, 128), 4, 2 if pool and channels > 64 else 3, 2)
+
+
+def sums_form(channels: int, outs: int, pool: bool) -> Form:
+    """Likewise of `_sums_kernel`; with more warps than channels fill, Triton would move its sums at every turn."""
+    return Form(32 if pool else 64, min(outs, 128), 4 if channels <= 64 else 8, 3, 2 if channels <= 64 else 1)
+
+
+def input_form(channels: int, outs: int, pool: bool) -> Form:
+    """Likewise of `_input_kernel`."""
     few = channels <= 64
-    return Form(128 if channels <= 128 else 64, min(outs, 128), 4 if few else 8, 3, 2 if few else 1)
+    return Form(32 if pool else 64, 0, 4 if few else 8, 2 if outs > 128 else 3, 2 if few else 1)
 
 
-def backward_form(channels: int, outs: int, pool: bool) -> Form:
-    """Likewise of `_back_kernel`: sums of the matrix's gradient, (outs, part), and where it is pooled four tiles."""
-    many = outs > 128
-    part = min(channels, 64 if many else 128)
-    return Form(16 if many else 32, part, 8, 2 if many or (pool and part > 64) else 3, 1)
+def _sizes(channels: int, outs: int, form: Form) -> dict[str, int]:
+    """Constants of all kernels."""
+    return {"D": channels, "C": outs, "K": max(16, channels), "CH": max(16, form.part or outs)}
 
 
-def cut(rows: int, blocks: int, form: Form) -> tuple[dict[str, int], tuple[int, int]]:
-    """The programs share tiles of rows; those that read the same rows run side by side."""
-    height = min(form.rows, max(16, triton.next_power_of_2(rows)))
-    tiles = triton.cdiv(rows, height)
-    programs = min(tiles, max(1, PROCESSORS * form.at_once // blocks))
-    constants = {
-        "N": height, "TURNS": triton.cdiv(tiles, programs), "num_warps": form.warps, "num_stages": form.stages
-    }  # fmt: skip
-    return constants, (blocks, programs)
-
-
-def product_with_statistics(x: Tensor, matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The pointwise map of a channels-last x by a contiguous matrix, and its channels' mean and biased variance."""
-    images, channels, height, width = x.shape
-    outs, rows = len(matrix), x.numel() // channels
-    out = torch.empty(
-        (images, outs, height, width), dtype=x.dtype, device=x.device, memory_format=torch.channels_last
-    )  # fmt: skip
-    form = forward_form(channels, outs)
+def product_statistics(x: Tensor, matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance of each channel of a channels-last x's pointwise map by a contiguous matrix."""
+    (outs, channels), rows = matrix.shape, x.numel() // x.shape[1]
+    form = statistics_form(channels, outs)
     constants, grid = cut(rows, outs // form.part, form)
-    means, spreads = (x.new_empty((grid[1], outs), dtype=torch.float32) for _ in range(2))
-    counts = x.new_empty(grid[1], dtype=torch.float32)
-    _product_kernel[grid](
-        x, matrix, out, means, spreads, counts, rows, D=channels, C=outs, K=max(16, channels), CH=max(16, form.part),
-        **constants,
-    )  # fmt: skip
-    return out, *merged(means, spreads, counts, rows)
+    means, spreads = (torch.empty((grid[1], outs), device=x.device) for _ in range(2))
+    counts = torch.empty(grid[1], device=x.device)
+    _statistics_kernel[grid](x, matrix, means, spreads, counts, rows, **_sizes(channels, outs, form), **constants)
+    return merged(means, spreads, counts, rows)
 
 
-def merged(means: Tensor, spreads: Tensor, counts: Tensor, rows: int) -> tuple[Tensor, Tensor]:
-    """Each channel's mean and biased variance over all rows, from those that each program found, (programs, C)."""
-    programs, channels = means.shape
-    mean, variance = (means.new_empty(channels) for _ in range(2))
-    _merge_kernel[(triton.cdiv(channels, 16),)](
-        means, spreads, counts, mean, variance, rows, programs, C=channels, N=triton.next_power_of_2(programs), CH=16
-    )
-    return mean, variance
+def _like_results(x: Tensor, outs: int, relu: bool, pool: bool) -> tuple[Tensor, Tensor]:
+    """Room for the result, and for where its gradient goes; nothing of the latter where all of it goes one way."""
+    images, _, height, width = x.shape
+    shape = (images, outs, height // 2, width // 2) if pool else (images, outs, height, width)
+    out, goes = (torch.empty(shape, dtype=kind, device=x.device, memory_format=torch.channels_last)
+                 for kind in (x.dtype, torch.int8))  # fmt: skip
+    return out, goes if relu or pool else goes.new_empty(0)
 
 
 @torch.library.custom_op("lowrank::pointwise_norm", mutates_args=())
 def pointwise_norm(
     x: Tensor, matrix: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, eps: float, relu: bool, pool: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """`norm` of a pointwise map: its result, mean and variance, then what is kept for the way back and has no gradient.
 
-    That is the map's own result, and what the pooling picked of it (without pooling: nothing).
+    That is, of each of the result's values, where its gradient goes, int8: 0 to 3 the one of four positions that the
+    pooling picked (without pooling 0), 4 nowhere. Nothing where there is neither ReLU nor pooling.
 
     Args:
         x: (B, D, H, W), the map's input.
         matrix: (C, D), in x's dtype.
         weight: (C), as all that follows is `norm`'s.
     """
-    product, mean, variance = product_with_statistics(last(x), matrix.contiguous())
-    picked = like_result(product, pool=True) if pool else product.new_empty(0)
-    norms = (weight, bias, mean, variance, residual, eps, relu, pool, picked if pool else None)
-    return normalised(product, *norms), mean, variance, product, picked
+    x, matrix = last(x), matrix.contiguous()
+    (outs, channels), (out, goes) = matrix.shape, _like_results(x, len(matrix), relu, pool)
+    mean, variance = product_statistics(x, matrix)
+    form, rows = result_form(channels, outs, pool), out.numel() // outs
+    constants, grid = cut(rows, outs // form.part, form)
+    _result_kernel[grid](
+        x, matrix, weight, bias, mean, variance, out if residual is None else last(residual), out, goes, rows, eps,
+        **_sizes(channels, outs, form), W=out.shape[3], RELU=relu, POOL=pool, ADD=residual is not None, **constants,
+    )  # fmt: skip
+    return out, mean, variance, goes
 
 
 @pointwise_norm.register_fake
 def _(
     x: Tensor, matrix: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, eps: float, relu: bool, pool: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    images, _, height, width = x.shape
-    product = like_result(x.new_empty((images, len(matrix), height, width)), pool=False)
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     mean, variance = (torch.empty(len(matrix), device=x.device) for _ in range(2))
-    picked = like_result(product, pool=True) if pool else product.new_empty(0)
-    return like_result(product, pool), mean, variance, product, picked
+    out, goes = _like_results(x, len(matrix), relu, pool)
+    return out, mean, variance, goes
 
 
 @torch.library.custom_op("lowrank::pointwise_norm_backward", mutates_args=())
 def pointwise_norm_backward(
-    gradient: Tensor, x: Tensor, matrix: Tensor, product: Tensor, picked: Tensor, weight: Tensor, bias: Tensor,
-    mean: Tensor, variance: Tensor, eps: float, relu: bool, pool: bool,
+    gradient: Tensor, x: Tensor, matrix: Tensor, goes: Tensor, weight: Tensor, bias: Tensor, mean: Tensor,
+    variance: Tensor, eps: float, relu: bool, pool: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """The gradients of `pointwise_norm`'s x, matrix, weight and bias."""
-    gradient, x, product, matrix = last(gradient), last(x), last(product), matrix.contiguous()
-    seen = last(picked) if pool else product
-    to_weight, to_bias = reduced(gradient, seen, weight, bias, mean, variance, eps, relu, pool=False)
-    (outs, channels), (height, width) = matrix.shape, gradient.shape[2:]
-    rows, to_x = gradient.numel() // outs, torch.empty_like(x)
-    form = backward_form(channels, outs, pool)
-    constants, grid = cut(rows, channels // form.part, form)
-    parts = x.new_empty((grid[1], outs, channels), dtype=torch.float32)
-    _back_kernel[grid](
-        gradient, product, x, matrix, weight, bias, mean, variance, to_bias, to_weight, to_x, parts, rows,
-        product.numel() // outs, eps, D=channels, C=outs, H=height, W=width, K=max(16, form.part), CH=max(16, outs),
-        RELU=relu, POOL=pool, **constants,
+    gradient, x, matrix = last(gradient), last(x), matrix.contiguous()
+    (outs, channels), count = matrix.shape, x.numel() // x.shape[1]
+    rows, switches = gradient.numel() // outs, {"W": gradient.shape[3], "RELU": relu, "POOL": pool}
+    form = sums_form(channels, outs, pool)
+    blocks, sizes = outs // form.part, _sizes(channels, outs, form)
+    constants, grid = cut(rows, blocks, form)
+    parts = torch.empty((grid[1], outs + sizes["K"], sizes["K"] + ONES), device=x.device)
+    _sums_kernel[grid](
+        gradient, goes, x, parts, rows, **sizes, **switches, ONES=ONES, PART=max(16, sizes["K"] // blocks),
+        **constants,
     )  # fmt: skip
-    return to_x, summed(parts, matrix.dtype), to_weight, to_bias
+    norms = (weight, bias, mean, variance)
+    to_matrix, to_weight, to_bias = gradients(parts, sizes["K"], matrix, *norms, count, eps)
+    form, to_x = input_form(channels, outs, pool), torch.empty_like(x)
+    sizes, (constants, grid) = _sizes(channels, outs, form), cut(rows, 1, form)
+    back, again = matrix.new_empty(sizes["K"], outs), matrix.new_empty(sizes["K"], sizes["K"])
+    constant = torch.empty(sizes["K"], device=x.device)
+    _matrices_kernel[(sizes["K"] // 16,)](
+        matrix, *norms, to_weight, to_bias, back, again, constant, count, eps, **sizes, PART=16
+    )
+    _input_kernel[grid](gradient, goes, x, back, again, constant, to_x, rows, **sizes, **switches, **constants)
+    return to_x, to_matrix, to_weight, to_bias
 
 
 @pointwise_norm_backward.register_fake
 def _(
-    gradient: Tensor, x: Tensor, matrix: Tensor, product: Tensor, picked: Tensor, weight: Tensor, bias: Tensor,
-    mean: Tensor, variance: Tensor, eps: float, relu: bool, pool: bool,
+    gradient: Tensor, x: Tensor, matrix: Tensor, goes: Tensor, weight: Tensor, bias: Tensor, mean: Tensor,
+    variance: Tensor, eps: float, relu: bool, pool: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     to_matrix = torch.empty(matrix.shape, dtype=matrix.dtype, device=matrix.device)
     return like_result(x, pool=False), to_matrix, torch.empty_like(weight), torch.empty_like(bias)
@@ -289,14 +326,14 @@ def _(
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     x, matrix, weight, bias, residual, ctx.eps, ctx.relu, ctx.pool = inputs
-    _, mean, variance, product, picked = output
+    _, mean, variance, goes = output
     ctx.adds = residual is not None
-    ctx.set_materialize_grads(False)  # of the product, a large one of zeros
-    ctx.save_for_backward(x, matrix, product, picked, weight, bias, mean, variance)
+    ctx.set_materialize_grads(False)  # of what is kept
+    ctx.save_for_backward(x, matrix, goes, weight, bias, mean, variance)
 
 
 def _gradients(ctx: Any, gradient: Tensor, *of_the_rest: Tensor | None) -> tuple[Tensor | None, ...]:
-    """What is kept is read without gradients alone."""
+    """The statistics are read for running ones alone, so nothing comes back through them."""
     found = pointwise_norm_backward(gradient, *ctx.saved_tensors, ctx.eps, ctx.relu, ctx.pool)
     return *found, gradient if ctx.adds else None, None, None, None
 

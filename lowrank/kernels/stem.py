@@ -2,11 +2,8 @@
 
 Images have few channels, the map many: working a value of the map out again from its patch moves a twentieth of the
 bytes that reading it back would. Forward: one pass for the statistics, one for the result. Backward: one pass over the
-gradient, since images have none and all that the norm does to it is linear. With p a patch followed by a one, y = W p
-(nothing for the one) and g the gradient behind the norm's ReLU, it sums A = g p' and P = p p' over all positions; then
-
-    sum g = A's last column,  sum g y = the diagonal of W A',  sum y p' = W P
-    dW = scale (A - mean(g) sum(p)' - mean(g z) sum(z p)'),  z = (y - mean y) / deviation
+gradient, since images have none; it sums what the others come from (lowrank.kernels.joined), whose inputs x of a
+position are here a patch followed by a one, so that A and P have sum g and sum x in the column of the one.
 
 Images get an edge of zeros first, so that no tap of a patch needs to be asked whether it is inside.
 
@@ -23,9 +20,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lowrank.kernels.depthwise import summed
+from lowrank.kernels.joined import Form, cut, gradients, merged, taken_in
 from lowrank.kernels.norm import last, scale_and_shift
-from lowrank.kernels.pointwise import Form, cut, merged, taken_in
 
 TAPS = 32  # the power of 2 that holds the 9 D taps of a patch and the one
 FEWEST, MOST = 16, 128  # channels of the map, a power of 2
@@ -123,32 +119,6 @@ def _back_kernel(
     tl.store(target + (C + tap[:, None]) * K + tap[None, :], products)
 
 
-@triton.jit
-def _weight_kernel(
-    sums, matrix, weight, bias, mean, variance, to_matrix, to_weight, to_bias, R, eps,
-    D: tl.constexpr, C: tl.constexpr, K: tl.constexpr, CH: tl.constexpr,
-):  # fmt: skip
-    """The gradients from A and P, summed over all programs."""
-    channel, tap = tl.program_id(0) * CH + tl.arange(0, CH), tl.arange(0, K)
-    scale, _, inverse, centre = scale_and_shift(weight, bias, mean, variance, channel, channel < C, eps)
-    scale, inverse, centre = tl.trans(scale), tl.trans(inverse), tl.trans(centre)  # (CH, 1)
-    taps = _weights(matrix, channel, D, K).to(tl.float32)
-    met = tl.load(sums + channel[:, None] * K + tap[None, :])
-    came = tl.load(sums + channel[:, None] * K + 9 * D)
-    again = tl.sum(taps * met, 1)[:, None]
-    with_normal = (again - centre * came) * inverse
-    patches = tl.load(sums + (C + 9 * D) * K + tap)[None, :]
-    products = tl.load(sums + (C + tap[:, None]) * K + tap[None, :])
-    # Not a sum of products, of which Triton makes a product of fewer digits
-    normal = (tl.dot(taps, products, input_precision="ieee") - centre * patches) * inverse
-    found = scale * (met - came / R * patches - with_normal / R * normal)
-    target = to_matrix + channel[:, None] * (9 * D) + tap[None, :]
-    tl.store(target, found.to(to_matrix.dtype.element_ty), mask=(tap < 9 * D)[None, :])
-    first = tl.arange(0, 1)[None, :]
-    tl.store(to_weight + channel[:, None] + first, with_normal)
-    tl.store(to_bias + channel[:, None] + first, came)
-
-
 def fits(channels: int, out_channels: int) -> bool:
     """Whether the kernels are made for a first convolution of this shape."""
     return 9 * channels < TAPS and FEWEST <= out_channels <= MOST and out_channels & (out_channels - 1) == 0
@@ -221,10 +191,7 @@ def stem_norm_backward(
     norms = (matrix, weight, bias, mean, variance)
     parts = torch.empty((grid[1], outs + TAPS, TAPS), device=edged.device)
     _back_kernel[grid](gradient, edged, *norms, parts, rows, eps, **sizes, **constants, RELU=relu)
-    found = (torch.empty_like(matrix), torch.empty_like(weight), torch.empty_like(bias))
-    few = {name: sizes[name] for name in ("D", "C", "K")}
-    _weight_kernel[(outs // 16,)](summed(parts, torch.float32), *norms, *found, rows, eps, **few, CH=16)
-    return found
+    return gradients(parts, 9 * sizes["D"], *norms, rows, eps)
 
 
 @stem_norm_backward.register_fake

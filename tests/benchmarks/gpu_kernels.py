@@ -66,7 +66,7 @@ class Layer:
 
 LAYERS: tuple[Layer | Stem, ...] = (
     Stem(3, 64, 32), Layer(64, 128, 32, True, False), Layer(128, 128, 16, False, False),
-    Layer(128, 128, 16, False, True),
+    Layer(128, 128, 16, False, True), Layer(128, 256, 16, True, False),
 )  # fmt: skip
 
 
@@ -196,13 +196,11 @@ class Inputs:
             found: tuple[Tensor, ...] = pointwise_norm(self.x, self.matrix, *norms)
             return found
 
-        _, mean, variance, product, picked = forward()
+        _, mean, variance, goes = forward()
 
         def backward() -> list[Tensor]:
-            return list(pointwise_norm_backward(
-                self.gradient, self.x, self.matrix, product, picked, self.weight, self.bias, mean, variance, EPS, True,
-                self.layer.pool,
-            ))  # fmt: skip
+            given = (self.gradient, self.x, self.matrix, goes, self.weight, self.bias, mean, variance)
+            return list(pointwise_norm_backward(*given, EPS, True, self.layer.pool))
 
         return forward, backward
 

@@ -23,6 +23,7 @@ from torch.profiler import ProfilerActivity, profile
 from triton.runtime.errors import OutOfResources
 
 from lowrank.kernels import depthwise, norm, pointwise, stem
+from lowrank.kernels.joined import Form
 from tests.benchmarks.engine_processes import Bench
 from tests.benchmarks.gpu_kernels import BATCH, CASE, LAYERS, Inputs, Layer, StemInputs, microseconds
 
@@ -89,30 +90,47 @@ def depthwise_ways() -> Iterator[Way]:
                 yield Way(what, depthwise, place, form, work)
 
 
+Sizes = tuple[tuple[int, int, int, int], ...]  # rows, warps, stages and programs of a processor
+
+STATISTICS: Sizes = (
+    (64, 4, 3, 2), (64, 4, 4, 3), (64, 4, 3, 4), (128, 4, 3, 2), (128, 8, 3, 1), (128, 8, 4, 1), (128, 8, 2, 2),
+    (256, 8, 2, 1),
+)  # fmt: skip
+POOLED: Sizes = ((16, 4, 4, 3), (32, 4, 2, 2), (32, 4, 3, 3), (32, 8, 3, 2), (64, 8, 2, 1), (64, 8, 3, 1))
+RESULT: Sizes = ((64, 4, 3, 2), (64, 4, 3, 3), (64, 4, 4, 3), (64, 8, 3, 2), (128, 8, 2, 2), (128, 8, 3, 1))
+
+
 def forward_ways() -> Iterator[Way]:
-    """The joined maps' forward kernels."""
+    """The joined maps' forward kernels; each time is that of the whole pass."""
     for layer in _maps():
-        own, work = pointwise.forward_form(layer.channels, layer.outs), Inputs(layer).joined()[0]
-        forms = [own, *(replace(own, rows=64, warps=4, stages=stages, at_once=count)
-                        for stages in (3, 4) for count in (2, 3)),
-                 replace(own, warps=4, at_once=2), replace(own, warps=8, at_once=1),
-                 replace(own, stages=2)]  # fmt: skip
-        for form in dict.fromkeys(forms):
-            yield Way(f"{layer}, forward", pointwise, "forward_form", form, work)
+        work = Inputs(layer).joined()[0]
+        statistics = pointwise.statistics_form(layer.channels, layer.outs)
+        yield from _of(f"{layer}, statistics", "statistics_form", statistics, STATISTICS, work)
+        result = pointwise.result_form(layer.channels, layer.outs, layer.pool)
+        yield from _of(f"{layer}, result", "result_form", result, POOLED if layer.pool else RESULT, work)
 
 
 def backward_ways() -> Iterator[Way]:
-    """The joined maps' backward kernels."""
+    """The joined maps' backward kernels, likewise."""
     for layer in _maps():
-        own = pointwise.backward_form(layer.channels, layer.outs, layer.pool)
-        half, less = max(16, own.rows // 2), own.part // 2
-        forms = [own, replace(own, stages=own.stages - 1), replace(own, rows=half), replace(own, part=less),
-                 replace(own, rows=half, stages=own.stages + 1), replace(own, rows=half, stages=1, at_once=2),
-                 replace(own, rows=half, warps=4, part=less, stages=2, at_once=2),
-                 replace(own, rows=half, warps=4, stages=2, at_once=2)]  # fmt: skip
         work = Inputs(layer).joined()[1]
-        for form in dict.fromkeys(forms):
-            yield Way(f"{layer}, backward", pointwise, "backward_form", form, work)
+        for name in ("sums", "input"):
+            own = getattr(pointwise, f"{name}_form")(layer.channels, layer.outs, layer.pool)
+            sizes = tuple((rows, own.warps, stages, count) for rows in (own.rows // 2, own.rows, 2 * own.rows)
+                          for stages, count in ((2, 1), (2, 2), (2, 3), (3, 1), (3, 2), (3, 3), (4, 1)))  # fmt: skip
+            halves = [replace(own, part=64, at_once=count) for count in (1, 2, 3)]
+            yield from _of(f"{layer}, {name}", f"{name}_form", own, sizes, work, halves if name == "sums" else [])
+
+
+def _of(
+    what: str, place: str, own: Form, sizes: Sizes, work: Callable[[], Any], more: list[Any] | None = None
+) -> Iterator[Way]:
+    """The present form of a joined map's kernel, others of these sizes, and more."""
+    names = ("rows", "warps", "stages", "at_once")
+    others = [replace(own, **dict(zip(names, each, strict=True))) for each in sizes]
+    for form in dict.fromkeys((own, *others, *(more or []))):
+        if form.rows >= 16:
+            yield Way(what, pointwise, place, form, work)
 
 
 def norm_ways() -> Iterator[Way]:
@@ -166,7 +184,7 @@ def tune(names: list[str]) -> None:
     for way in _ways(names):
         found = way.run(microseconds)
         text = f"{found:8.1f} us" if isinstance(found, float) else found
-        print(f"{way.what:<34} {text}  {way.form}", flush=True)
+        print(f"{way.what:<38} {text}  {way.form}", flush=True)
 
 
 def profile_step() -> None:
