@@ -28,15 +28,26 @@ from lowrank.measures import TrainMeter
 from lowrank.objective import Forward
 from lowrank.optim import SHARE
 from lowrank.phases import COMPILE
+from lowrank.recipes import Engine, Recipe
 from lowrank.trunk import CompiledForward, NotCompilableError, compiling_alone
 
 if TYPE_CHECKING:
     from lowrank.training import Trainer
 
+LONG = 5000  # steps of a trial, from which on a minute's compilation, once a network and machine, is soon paid back
 WARM_UPS = 3  # steps before recording: lazily made buffers and the search for the fastest kernels must be over
 
 
 _SAID: set[str] = set()  # by this process
+
+
+def engine_of(recipe: Recipe, steps: int, on_gpu: bool) -> Engine:
+    """How a trial of so many steps an epoch is stepped: what its recipe asks for, and what its `auto` means here."""
+    if recipe.engine != "auto":
+        return recipe.engine
+    if not on_gpu:
+        return "plain"
+    return "compiled" if recipe.epochs * steps >= LONG else "captured"
 
 
 def make_captured(trainer: Trainer, say: Callable[[str], None]) -> CapturedSteps | None:
@@ -45,9 +56,8 @@ def make_captured(trainer: Trainer, say: Callable[[str], None]) -> CapturedSteps
     On a CPU nothing is recorded. float16 skips steps, which no recorded step can; nor is recorded what several
     processes do together.
     """
-    on_gpu, engine = trainer.device.type == "cuda", trainer.recipe.engine
-    if engine == "auto":
-        engine = "captured" if on_gpu else "plain"
+    on_gpu = trainer.device.type == "cuda"
+    engine = engine_of(trainer.recipe, trainer.steps, on_gpu)
     if engine == "plain" or trainer.scale is not None or trainer.ranks is not None:
         return None
     return CapturedSteps(trainer, record=on_gpu, compiled=engine == "compiled", say=say)

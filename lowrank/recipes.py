@@ -57,7 +57,7 @@ class Recipe(BaseModel):
     accumulate: int = Field(default=1, ge=1)  # micro-batches that a batch is cut into, one after the other
     rebuild_checkpoint: bool = False  # rebuild weights again in the backward pass: less memory, same numbers
     precision: Precision = "auto"  # auto: bfloat16 on a GPU, float32 on a CPU
-    engine: Engine = "auto"  # how steps are run (lowrank.captured); auto: captured on a GPU, plain on a CPU
+    engine: Engine = "auto"  # how steps are run; what auto means says lowrank.captured.engine_of
     shift: int | None = Field(default=None, ge=0)  # pixels; None: the data set's own
     flip: bool | None = None
     cutout: int | None = Field(default=None, ge=0)  # side in pixels

@@ -10,10 +10,13 @@ from importlib import import_module
 from importlib.util import find_spec
 from subprocess import SubprocessError
 from types import ModuleType
+from typing import Any
 
 import torch
 
 LARGEST = 2**31 - 1  # entries of a tensor, which the kernels of the step count in 32 bits
+OLDEST = (8, 0)  # compute capability of the first cards with products in bfloat16
+ROOM = 232_448  # bytes of shared memory that a program of a joined pointwise map may want, as much as an H100 has
 
 
 def why_not(device: torch.device) -> str | None:
@@ -25,6 +28,17 @@ def why_not(device: torch.device) -> str | None:
     if shutil.which(os.environ.get("CC", "")) is None and not any(map(shutil.which, ("gcc", "cc", "clang"))):
         return "there is no C compiler"
     return None
+
+
+def has_kernels(device: torch.device) -> bool:
+    """Whether the kernels of the step are made for this card; not, and a library's are used: a T4's."""
+    return torch.cuda.get_device_capability(device) >= OLDEST
+
+
+def has_room(device: torch.device) -> bool:
+    """Whether a pointwise map joined with its norm finds its shared memory: on an L4 or A100 it does not."""
+    properties: Any = torch.cuda.get_device_properties(device)
+    return bool(properties.shared_memory_per_block_optin >= ROOM)
 
 
 @cache

@@ -214,15 +214,21 @@ def result_form(channels: int, outs: int, pool: bool) -> Form:
     return Form(32 if pool else 64, min(outs, 128), 4, 2 if pool and channels > 64 else 3, 2)
 
 
+def _rows(channels: int, pool: bool) -> int:
+    """Rows of a backward tile; of fewer channels than 64, which Hopper's products want, more find no registers."""
+    return (32 if pool else 64) // (1 if channels >= 64 else 2)
+
+
 def sums_form(channels: int, outs: int, pool: bool) -> Form:
     """Likewise of `_sums_kernel`; with more warps than channels fill, Triton would move its sums at every turn."""
-    return Form(32 if pool else 64, min(outs, 128), 4 if channels <= 64 else 8, 3, 2 if channels <= 64 else 1)
+    few = channels <= 64
+    return Form(_rows(channels, pool), min(outs, 128), 4 if few else 8, 3, 2 if few else 1)
 
 
 def input_form(channels: int, outs: int, pool: bool) -> Form:
     """Likewise of `_input_kernel`."""
     few = channels <= 64
-    return Form(32 if pool else 64, 0, 4 if few else 8, 2 if outs > 128 else 3, 2 if few else 1)
+    return Form(_rows(channels, pool), 0, 4 if few else 8, 2 if outs > 128 else 3, 2 if few else 1)
 
 
 def _sizes(channels: int, outs: int, form: Form) -> dict[str, int]:

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 from torch.nn import functional
 
-from lowrank.kernels import LARGEST
+from lowrank.kernels import LARGEST, has_kernels, has_room
 
 FUSED: tuple[torch.dtype, ...] = (
     torch.bfloat16,
@@ -26,21 +26,27 @@ _ADDS = (operator.add, operator.iadd, torch.add)
 
 
 def compile_graph(graph_module: GraphModule, inputs: Sequence[Tensor]) -> Callable[..., Any]:
-    """A backend for `torch.compile`: inductor, after `rewrite` where the graph runs on a GPU."""
+    """A backend for `torch.compile`: inductor, after `rewrite` where it runs on a GPU that has the kernels."""
     from torch._inductor.compile_fx import compile_fx  # only paid for where something is compiled
 
     patches: dict[str, Any] = {"fallback_random": True}  # random numbers as the plain network draws them
-    if any(isinstance(each, Tensor) and each.is_cuda for each in inputs):
+    cards = [each.device for each in inputs if isinstance(each, Tensor) and each.is_cuda]
+    if cards and has_kernels(cards[0]):
         from lowrank.kernels.gradients import AddedGradients
 
-        rewrite(graph_module)
+        rewrite(graph_module, room=has_room(cards[0]))
         patches["post_grad_custom_pre_pass"] = AddedGradients()
     found: Any = compile_fx(graph_module, list(inputs), config_patches=patches)
     return cast(Callable[..., Any], found)
 
 
-def rewrite(graph_module: GraphModule) -> dict[str, int]:
-    """Change the graph in place; returns how many nodes of each kind were changed. Needs Triton."""
+def rewrite(graph_module: GraphModule, *, room: bool = True) -> dict[str, int]:
+    """Change the graph in place; returns how many nodes of each kind were changed. Needs Triton.
+
+    Args:
+        graph_module: as Dynamo captured it.
+        room: whether pointwise maps may be joined with their norms (`lowrank.kernels.has_room`).
+    """
     from lowrank.kernels import depthwise, norm, pointwise, stem  # noqa: F401  # which registers them
 
     kinds = {
@@ -55,6 +61,8 @@ def rewrite(graph_module: GraphModule) -> dict[str, int]:
     found = dict.fromkeys(kinds, 0)
     for node in list(graph_module.graph.nodes):
         for name, change in kinds.items():
+            if name == "joined" and not room:
+                continue
             if node.op == "call_function" and node in graph_module.graph.nodes and change(graph_module.graph, node):
                 found[name] += 1
                 break

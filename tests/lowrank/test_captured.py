@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from lowrank.budget import Budget, solve
+from lowrank.captured import engine_of
 from lowrank.data import DataSettings, ImageData, default_views, load_data
 from lowrank.distill import LiveTeacher, default_taps
 from lowrank.layers import TensorTrain
@@ -70,3 +71,14 @@ def test_a_resumed_recorded_run_is_the_undisturbed_one(data):
     resumed.train_epoch()
     for key, tensor in whole.state().items():
         torch.testing.assert_close(resumed.state()[key], tensor, rtol=0, atol=0 if not ON_GPU else 1e-2, msg=key)
+
+
+@pytest.mark.parametrize(
+    ("engine", "epochs", "on_gpu", "wanted"),
+    [
+        ("auto", 100, True, "compiled"), ("auto", 99, True, "captured"), ("auto", 100, False, "plain"),
+        ("plain", 100, True, "plain"), ("captured", 100, False, "captured"), ("compiled", 1, True, "compiled"),
+    ],
+)  # fmt: skip
+def test_long_trials_on_a_gpu_are_compiled_unless_their_recipe_says_otherwise(engine, epochs, on_gpu, wanted):
+    assert engine_of(Recipe(engine=engine, epochs=epochs), 50, on_gpu) == wanted

@@ -235,20 +235,23 @@ def test_statistics_of_a_product_far_from_zero(rows):
     torch.testing.assert_close(variance.double(), wanted.var((0, 2, 3), correction=0), rtol=1e-4, atol=1e-12)
 
 
-def test_in_bfloat16_maps_are_joined_with_their_norms():
+@pytest.mark.parametrize("room", [True, False])
+def test_in_bfloat16_maps_are_joined_with_their_norms_where_the_card_has_room(room):
     settings = NetworkSettings(name="resnet9", width=0.25)
     plan = network_plan(settings, (3, 8, 8), 10)
     network = build_student(settings, plan, make_method({"name": "separable"}), (3, 8, 8), 10, 0).to(DEVICE).train()
     found: dict[str, int] = {}
 
     def backend(graph: torch.fx.GraphModule, inputs: Any) -> Any:
-        found.update(rewrite(copy.deepcopy(graph)))
+        found.update(rewrite(copy.deepcopy(graph), room=room))
         return graph.forward
 
     torch._dynamo.reset()
     with torch.autocast(DEVICE, torch.bfloat16):
         torch.compile(network, backend=backend, fullgraph=True)(images(2, 3, 8, 8).detach())
-    assert found == {"stem": 1, "joined": 7, "norm": 0, "depthwise": 7, "pointwise": 0, "narrow": 0, "pool": 1}
+    apart = 0 if room else 7
+    wanted = {"stem": 1, "joined": 7 - apart, "norm": apart, "depthwise": 7, "pointwise": apart, "narrow": 0, "pool": 1}
+    assert found == wanted
 
 
 def test_shapes_that_the_joined_kernels_are_made_for():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import types
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -13,6 +14,7 @@ from lowrank import captured, trunk
 from lowrank.budget import Budget, solve
 from lowrank.data import DataSettings, ImageData, default_views, load_data
 from lowrank.distill import LiveTeacher, default_taps
+from lowrank.kernels import has_kernels, has_room
 from lowrank.methods import make_method
 from lowrank.networks import NetworkSettings, make_network
 from lowrank.objective import Loss
@@ -134,6 +136,18 @@ def test_a_compiler_that_fails_is_done_without(data, graphs, monkeypatch):
     found = losses(trainer(data, "compiled", say=said.append))
     assert said == ["training is not compiled, and so is slower: no such instruction"]
     assert torch.equal(found, losses(trainer(data, "plain")))
+
+
+@pytest.mark.parametrize(
+    ("capability", "kilobytes", "kernels", "room"),
+    [((7, 5), 64, False, False), ((8, 0), 163, True, False), ((8, 9), 99, True, False), ((9, 0), 227, True, True)],
+    ids=["T4", "A100", "L4", "H100"],
+)
+def test_cards_have_the_kernels_that_they_have_room_for(capability, kilobytes, kernels, room, monkeypatch):
+    properties = types.SimpleNamespace(shared_memory_per_block_optin=kilobytes * 1024)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    assert (has_kernels(torch.device("cuda")), has_room(torch.device("cuda"))) == (kernels, room)
 
 
 def test_divergence_is_traced_to_its_layer_in_a_compiled_run(data, graphs):
