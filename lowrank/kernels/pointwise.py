@@ -44,6 +44,12 @@ def _inputs(x, place, inside, k, D: tl.constexpr):
 
 
 @triton.jit
+def _place(row, four, W: tl.constexpr, POOL: tl.constexpr):
+    """The positions of the input that rows stand for; `four` says which of theirs, where it is pooled."""
+    return first_of_four(row, W) + (four // 2) * (2 * W) + four % 2 if POOL else row
+
+
+@triton.jit
 def _values(x, place, inside, taps, k, D: tl.constexpr):
     """The map's values as it would write them, in float32 (CH, positions)."""
     found = tl.dot(taps, _inputs(x, place, inside, k, D), input_precision="ieee")
@@ -87,15 +93,11 @@ def _result_kernel(
         inside = row < R
         own, mask = row[None, :] * C + channel[:, None], inside[None, :] & (channel < C)[:, None]
         which = tl.zeros([CH, N], dtype=tl.int8)
-        if POOL:
-            place = first_of_four(row, W)
-            y = _values(x, place, inside, taps, k, D) * scale + shift
-            for four in tl.static_range(1, 4):
-                other = _values(x, place + (four // 2) * (2 * W) + four % 2, inside, taps, k, D) * scale + shift
-                which = tl.where(other > y, four, which).to(tl.int8)
-                y = tl.where(other > y, other, y)
-        else:
-            y = _values(x, row, inside, taps, k, D) * scale + shift
+        y = _values(x, _place(row, 0, W, POOL), inside, taps, k, D) * scale + shift
+        for four in tl.static_range(1, 4 if POOL else 1):
+            other = _values(x, _place(row, four, W, POOL), inside, taps, k, D) * scale + shift
+            which = tl.where(other > y, four, which).to(tl.int8)
+            y = tl.where(other > y, other, y)
         if RELU:
             which = tl.where(y > 0, which, SHUT).to(tl.int8)
             y = tl.where(y < 0, 0.0, y)  # what is no number stays none
@@ -104,12 +106,6 @@ def _result_kernel(
         if ADD:
             y += tl.load(residual + own, mask=mask, other=0.0).to(tl.float32)
         tl.store(out + own, y.to(out.dtype.element_ty), mask=mask)
-
-
-@triton.jit
-def _place(row, four, W: tl.constexpr, POOL: tl.constexpr):
-    """The positions of the input that rows stand for; `four` says which of theirs, where it is pooled."""
-    return first_of_four(row, W) + (four // 2) * (2 * W) + four % 2 if POOL else row
 
 
 @triton.jit
