@@ -13,7 +13,6 @@ from pathlib import Path
 from analysis import against, collate, compare, export, report
 from analysis.answer import answer_text
 from analysis.audit import audit_text
-from analysis.commands import OneLineParser
 from analysis.into_mlflow import bring_made
 from analysis.load import STUDIES, find_study, load_study
 from analysis.mark import add_arguments, mark
@@ -21,6 +20,7 @@ from analysis.products import write_summary
 from analysis.progress import steps
 from analysis.tables import print_summary
 from analysis.time_spent import profile, profile_lines
+from lowrank.commands import OneLineParser
 from lowrank.endings import exit_code
 
 PARTS = {

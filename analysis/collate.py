@@ -24,10 +24,10 @@ if sys.path and Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
 
 import pyarrow.parquet as pq
 
-from analysis.commands import OneLineParser
 from analysis.load import STUDIES, find_study, is_study, load_study
 from analysis.progress import steps
 from analysis.recount import NotOnRecordError, recount
+from lowrank.commands import OneLineParser
 from lowrank.endings import exit_code
 from lowrank.errors import InputError
 from lowrank.serving import IMAGES_FILE, MODEL_FILE

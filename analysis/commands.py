@@ -8,20 +8,11 @@ import sys
 import webbrowser
 from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
 
 from analysis.load import STUDIES, find_study, load_study
 from analysis.progress import silent
 from lowrank.errors import InputError
 from sweeps.records import StudyRecord
-
-
-class OneLineParser(argparse.ArgumentParser):
-    """Says what is wrong with a command in one line, without the usage."""
-
-    def error(self, message: str) -> NoReturn:
-        """End with exit code 2."""
-        self.exit(2, f"error: {message}; see --help\n")
 
 
 def add_source(parser: argparse.ArgumentParser) -> None:

@@ -15,7 +15,7 @@ if sys.path and Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from analysis.charts import draw_fronts, draw_growth
-from analysis.commands import OneLineParser, add_stores, load_named, open_page, output_folder
+from analysis.commands import add_stores, load_named, open_page, output_folder
 from analysis.differences import FieldDifference, TrialDifference, field_differences, trial_differences
 from analysis.front import FrontPoint, collect, front
 from analysis.hypervolume import Growth, Reference, chance_reference, growth
@@ -23,6 +23,7 @@ from analysis.page import Page
 from analysis.pictures import Order, Studio
 from analysis.progress import steps
 from analysis.sheets import Sheet, error_words
+from lowrank.commands import OneLineParser
 from lowrank.endings import exit_code
 from lowrank.errors import InputError
 from sweeps.records import StudyRecord

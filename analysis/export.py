@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Any
 if sys.path and Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from analysis.commands import OneLineParser, output_folder
+from analysis.commands import output_folder
 from analysis.load import STUDIES, find_study, load_study
 from analysis.progress import steps
+from lowrank.commands import OneLineParser
 from lowrank.endings import exit_code
 from lowrank.errors import InputError
 

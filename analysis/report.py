@@ -19,13 +19,14 @@ if sys.path and Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from analysis.about import tracked
-from analysis.commands import OneLineParser, add_source, load_source, open_page, output_folder, source_folder
+from analysis.commands import add_source, load_source, open_page, output_folder, source_folder
 from analysis.contents import contents
 from analysis.into_mlflow import bring_made
 from analysis.load import is_study
 from analysis.pictures import prepare_studio, studio
 from analysis.progress import silent, steps
 from analysis.sections import SECTIONS, new_page
+from lowrank.commands import OneLineParser
 from lowrank.endings import exit_code
 from sweeps.records import EPOCHS_FILE, JOURNAL_FILE, REPORT_FOLDER, StudyRecord
 from sweeps.tables import write_tables

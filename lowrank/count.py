@@ -12,10 +12,11 @@ import math
 import re
 import sys
 from dataclasses import asdict, dataclass
-from typing import Any, NoReturn
+from typing import Any
 
 from lowrank.budget import Budget, solve, solve_width
 from lowrank.checks import make
+from lowrank.commands import OneLineParser
 from lowrank.conventions import CONVENTIONS, Convention
 from lowrank.costs import RealCost, real_cost
 from lowrank.endings import exit_code
@@ -31,15 +32,9 @@ SETTINGS = ("dims", "rank_scale", "groups", "layers", "blocks", "share_of", "bia
 SIZES = ("rank_scale", "scale", "groups", "layers")  # what a budget solves
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        """One line instead of the usage."""
-        raise InputError(message)
-
-
 def make_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = _Parser(
+    parser = OneLineParser(
         prog="python -m lowrank.count", allow_abbrev=False,
         description="Parameters, mult-adds for one image, real costs and size on disk of a substituted network.",
         epilog="Exit codes: 0 done, 2 bad input.",
@@ -279,11 +274,11 @@ def _remarks(counted: Counted) -> list[str]:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    return exit_code(lambda: _count(arguments))
-
-
-def _count(arguments: list[str] | None) -> int:
     options = make_parser().parse_args(arguments)
+    return exit_code(lambda: _count(options))
+
+
+def _count(options: argparse.Namespace) -> int:
     counted = run(options)
     print(json.dumps(counted.to_json(), indent=2) if options.json else "\n".join(lines(counted)))
     return 0

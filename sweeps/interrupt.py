@@ -1,4 +1,4 @@
-"""Ctrl-C that is never lost: libraries that swallow a KeyboardInterrupt cannot swallow that it was asked for."""
+"""Ctrl-C or SIGTERM, never lost: libraries that swallow a KeyboardInterrupt cannot swallow that it was asked for."""
 
 from __future__ import annotations
 
@@ -15,10 +15,20 @@ _asked = threading.Event()
 
 
 def watch() -> None:
-    """From now on a Ctrl-C is remembered as well as raised; only for the main thread."""
+    """From now on a Ctrl-C is remembered as well as raised, and a SIGTERM is one; only for the main thread."""
     if threading.current_thread() is threading.main_thread():
         _asked.clear()
         signal.signal(signal.SIGINT, _remember)
+        heed_termination()
+
+
+def heed_termination() -> None:
+    """What `kill`, `timeout` or a batch system sends (SIGTERM) is a Ctrl-C, where that is watched for.
+
+    To be called again after Ray's start, which takes the signal for itself and would end the process where it stands.
+    """
+    if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) is _remember:
+        signal.signal(signal.SIGTERM, lambda number, frame: signal.raise_signal(signal.SIGINT))
 
 
 def _remember(number: int, frame: FrameType | None) -> None:

@@ -27,7 +27,7 @@ from sweeps.ahead import Ahead
 from sweeps.attempts import Attempts, failure
 from sweeps.clock import steady
 from sweeps.head import HeadWatch
-from sweeps.interrupt import check
+from sweeps.interrupt import check, heed_termination
 from sweeps.journal import FullDiskError, tells_of_full_disk
 from sweeps.records import TERMINAL, TRIALS_FOLDER, Status
 from sweeps.relay import start_relay
@@ -86,6 +86,7 @@ def connect(address: str | None, cpus: int | None = None) -> None:
         raise InputError(
             f"no Ray cluster answers at {address!r} ({detail}); give `auto`, HOST:PORT, or leave --address out"
         ) from error
+    heed_termination()
 
 
 def _start_here(cpus: int | None) -> None:

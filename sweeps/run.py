@@ -13,6 +13,7 @@ from typing import Any
 if sys.path and Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
     sys.path.pop(0)
 
+from lowrank.commands import OneLineParser
 from lowrank.endings import DISK_FULL, ended, exit_code
 from lowrank.errors import InputError
 from sweeps.clock import BEGAN, steady
@@ -27,7 +28,7 @@ GO_ON = "interrupted; a study that had begun goes on with --resume NAME"
 
 def make_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(
+    parser = OneLineParser(
         prog="python sweeps/run.py",
         description="Train what a search space proposes and show what is best at which size.",
         epilog="Spaces lie in search_spaces/ (--list). "

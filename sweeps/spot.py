@@ -13,6 +13,7 @@ from pathlib import Path
 if sys.path and Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
     sys.path.pop(0)
 
+from lowrank.commands import OneLineParser
 from lowrank.endings import exit_code
 from lowrank.errors import InputError
 from sweeps.prices import (
@@ -43,7 +44,7 @@ H200_RATE = 380 * 40_000 * 45.5e6 * 3 / 286
 
 def make_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(
+    parser = OneLineParser(
         prog="python sweeps/spot.py",
         description="Where spot GPUs are cheapest now, whether the account may have them, and what a study would cost.",
         epilog="Exit codes: 0 done, 1 nothing is to be had (no offer, no quota), 2 bad input or no credentials.",

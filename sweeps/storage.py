@@ -27,6 +27,7 @@ from urllib.parse import urlsplit
 import pyarrow as pa
 from pyarrow import fs
 
+from lowrank.commands import OneLineParser
 from lowrank.endings import exit_code
 from lowrank.errors import InputError
 from sweeps.records import JOURNAL_FILE, MLFLOW_FILE, SPACE_FILE, TRIALS_FOLDER
@@ -360,7 +361,7 @@ def storage_uri(place: str | None) -> str | None:
 
 def main(arguments: list[str] | None = None) -> int:
     """Fetch a study from its storage; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m sweeps.storage", description="Fetch a study from its storage.")
+    parser = OneLineParser(prog="python -m sweeps.storage", description="Fetch a study from its storage.")
     parser.add_argument("uri", help="what the study had as --storage")
     parser.add_argument("name", help="the study")
     parser.add_argument("--out", type=Path, default=Path("studies"), metavar="DIR", help="folder of studies (studies/)")

@@ -16,6 +16,7 @@ import re
 
 import torch
 
+from lowrank.commands import OneLineParser
 from lowrank.data import load_data
 from lowrank.endings import FAILED, ended, exit_code
 from lowrank.errors import InputError
@@ -34,7 +35,7 @@ DEFAULT_TEACHERS = Path("teachers")
 
 def make_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(
+    parser = OneLineParser(
         prog="python sweeps/teacher.py",
         description="Train a teacher with the students' loop and splits, and keep it; the same command goes on "
         "after a kill.",

@@ -28,6 +28,7 @@ from typing import IO, Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from lowrank.commands import OneLineParser
 from lowrank.errors import InputError
 from sweeps.journal import JournalReader
 from sweeps.records import (
@@ -362,7 +363,7 @@ def _log_to(path: Path) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m sweeps.tracking", description=(__doc__ or "").partition("\n")[0])
+    parser = OneLineParser(prog="python -m sweeps.tracking", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("study_dir", type=Path, help="folder of the study, with its journal")
     parser.add_argument("--tracking-uri", help="MLflow store (default: the study's own)")
     parser.add_argument("--follow", action="store_true", help="go on until the study is closed")

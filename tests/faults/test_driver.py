@@ -37,9 +37,13 @@ def study(tmp_path):
         yield tmp_path / "hit", process
 
 
-def test_ctrl_c_stops_cleanly_and_says_how_to_go_on(study):
+@pytest.mark.parametrize("how", ["Ctrl-C", "kill"])
+def test_a_study_that_is_told_to_end_stops_cleanly_and_says_how_to_go_on(study, how):
     folder, process = study
-    os.killpg(process.pid, signal.SIGINT)
+    if how == "kill":
+        process.send_signal(signal.SIGTERM)
+    else:
+        os.killpg(process.pid, signal.SIGINT)
     said, _ = process.communicate(timeout=90)
     assert process.returncode == 130, said
     assert "python sweeps/run.py --resume hit" in said
