@@ -24,6 +24,7 @@ from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
 from lowrank.data import Batch
 from lowrank.distill import Signals
 from lowrank.divergence import random_state, set_random_state
+from lowrank.kernels import kernel_errors
 from lowrank.measures import TrainMeter
 from lowrank.objective import Forward
 from lowrank.optim import SHARE
@@ -34,10 +35,13 @@ from lowrank.trunk import CompiledForward, NotCompilableError, compiling_alone
 if TYPE_CHECKING:
     from lowrank.training import Trainer
 
-LONG = 5000  # steps of a trial, from which on a minute's compilation, once a network and machine, is soon paid back
+# Steps of a trial from which on compilation is worth it: ResNet-9's, once a network and machine, is paid back by three
+# such trials, as a study has them, or by one of 13,000 steps
+LONG = 5000
 WARM_UPS = 3  # steps before recording: lazily made buffers and the search for the fastest kernels must be over
 
 
+_NOT_COMPILED = (NotCompilableError, TorchDynamoException, FailOnRecompileLimitHit)
 _SAID: set[str] = set()  # by this process
 
 
@@ -139,11 +143,13 @@ class CapturedSteps:
         device = self._trainer.device
         kept = [(tensor, tensor.clone()) for tensor in self._trainer.live_tensors()]
         random = random_state(device)
-        yield
-        with torch.no_grad():
-            for tensor, before in kept:
-                tensor.copy_(before)
-        set_random_state(random, device)
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for tensor, before in kept:
+                    tensor.copy_(before)
+            set_random_state(random, device)
 
     def _compile(self) -> None:
         """Have the compiled forward pass ready; where there can be none, say why and go on with the plain one."""
@@ -156,7 +162,7 @@ class CapturedSteps:
             self._forward = forward
             with compiling_alone(forward.trunk.digest(self._images)), self._undone():
                 self._body()
-        except (NotCompilableError, TorchDynamoException, FailOnRecompileLimitHit) as error:
+        except (*_NOT_COMPILED, *kernel_errors()) as error:  # type: ignore[misc]  # all of them are exceptions
             self._compiled, self._forward = False, objective
             cause = getattr(error, "inner_exception", error)
             reason = next(iter(str(cause).strip().splitlines()), type(cause).__name__)

@@ -88,7 +88,8 @@ def distinct(space: Space, resolver: Resolver) -> list[Trial]:
 def configuration(specification: dict[str, Any]) -> str:
     """What of a specification decides the cost of a step, as JSON; learning rates and the like do not."""
     train = specification["train"]
-    fields = {key: train[key] for key in STEP_FIELDS if key in train}
+    asked_engine = ("engine", "epochs") if train["engine"] == "auto" else ("engine",)  # `auto` asks how long a trial is
+    fields = {key: train[key] for key in (*STEP_FIELDS, *asked_engine) if key in train}
     asked = SECTION in specification
     built = {key: specification[key] for key in ("network", "method", "allocation") if key in specification}
     return json.dumps({**built, "train": fields, SECTION: asked}, sort_keys=True)

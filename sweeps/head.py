@@ -10,7 +10,9 @@ from collections.abc import Callable
 
 from rich.console import Console
 
+from lowrank.endings import INTERRUPTED
 from sweeps.clock import steady
+from sweeps.interrupt import told_to_end
 
 HEAD_LOST = 4  # exit code
 SILENCE = 20.0  # seconds without an answer after which the head counts as gone; Ray gives up after 60
@@ -22,7 +24,8 @@ class HeadWatch:
     """Asks the head of the cluster at HOST:PORT again and again; use as a context manager around what needs it.
 
     When the head is gone the process ends with one line: the driver's main thread waits for the cluster and would
-    wait for ever. For the study that is the same as a kill of the driver.
+    wait for ever. For the study that is the same as a kill of the driver. A SIGTERM to all processes of the command, as
+    a batch system sends it, ends the head of a cluster of its own too.
     """
 
     def __init__(self, address: str, study: str, end: Callable[[int], None] = os._exit):
@@ -42,18 +45,18 @@ class HeadWatch:
         while not self._left.wait(EVERY):
             if self._answers():
                 heard = steady()
+            elif told_to_end():
+                self._leave(INTERRUPTED, "interrupted, and so was Ray")
+                return
             elif steady() - heard > SILENCE:
-                self._leave()
+                self._leave(HEAD_LOST, f"error: the cluster's head at {self.address} is gone")
                 return
 
-    def _leave(self) -> None:
+    def _leave(self, code: int, why: str) -> None:
         Console().show_cursor()  # a live view has hidden it
-        line = (
-            f"error: the cluster's head at {self.address} is gone; nothing is lost, go on with --resume {self._study}"
-        )
-        print(line, file=sys.stderr, flush=True)
+        print(f"{why}; nothing is lost, go on with --resume {self._study}", file=sys.stderr, flush=True)
         sys.stdout.flush()
-        self._end(HEAD_LOST)
+        self._end(code)
 
     def _answers(self) -> bool:
         host, _, port = self.address.rpartition(":")

@@ -12,12 +12,14 @@ from typing import NoReturn
 from lowrank.endings import INTERRUPTED
 
 _asked = threading.Event()
+_told = threading.Event()  # by SIGTERM
 
 
 def watch() -> None:
     """From now on a Ctrl-C is remembered as well as raised, and a SIGTERM is one; only for the main thread."""
     if threading.current_thread() is threading.main_thread():
         _asked.clear()
+        _told.clear()
         signal.signal(signal.SIGINT, _remember)
         heed_termination()
 
@@ -28,7 +30,17 @@ def heed_termination() -> None:
     To be called again after Ray's start, which takes the signal for itself and would end the process where it stands.
     """
     if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) is _remember:
-        signal.signal(signal.SIGTERM, lambda number, frame: signal.raise_signal(signal.SIGINT))
+        signal.signal(signal.SIGTERM, _end)
+
+
+def told_to_end() -> bool:
+    """Whether a SIGTERM has come, which may have come to Ray's own processes too."""
+    return _told.is_set()
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    _told.set()
+    signal.raise_signal(signal.SIGINT)
 
 
 def _remember(number: int, frame: FrameType | None) -> None:
@@ -47,6 +59,7 @@ def leave(code: int) -> NoReturn:
     if code != INTERRUPTED:
         sys.exit(code)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the second ends it, should Ray's own end hang
     ray = sys.modules.get("ray")
     if ray is not None and hasattr(ray, "shutdown"):
         ray.shutdown()

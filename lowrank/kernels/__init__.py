@@ -41,6 +41,14 @@ def has_room(device: torch.device) -> bool:
     return bool(properties.shared_memory_per_block_optin >= ROOM)
 
 
+def kernel_errors() -> tuple[type[Exception], ...]:
+    """What Triton raises where a kernel finds no room on a card or cannot be made for it; none without Triton."""
+    if find_spec("triton") is None:
+        return ()
+    errors: tuple[type[Exception], ...] = (import_module("triton.errors").TritonError,)
+    return errors
+
+
 @cache
 def loaded(module: str, device: torch.device, otherwise: str) -> ModuleType | None:
     """A module of Triton kernels after its `try_out`; None on a CPU, and where Triton is not there or cannot compile.

@@ -6,6 +6,9 @@ map's gradients come from sums over all positions. With g the gradient behind th
     A = g x',  P = x x',  sum g,  sum x;  then sum g y = the diagonal of W A',  sum y x' = W P
     dW = scale (A - mean(g) sum(x)' - mean(g z) sum(z x)'),  z = (y - mean y) / deviation
 
+The way forward rounds y to the format of x, as a map that is written would be, these sums do not: the two agree as far
+as that format tells a channel's values from its mean.
+
 Letters: R rows (positions of all images), C out-channels, T inputs of a position, K the power of 2 that holds them,
 CH channels of a program, G programs of a reduction.
 """

@@ -231,11 +231,13 @@ def last(x: Tensor) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last)
 
 
-def like_result(x: Tensor, pool: bool) -> Tensor:
-    """Room for the norm's result, channels-last."""
-    images, channels, height, width = x.shape
-    shape = (images, channels, height // 2, width // 2) if pool else x.shape
-    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+def like_result(
+    x: Tensor, pool: bool = False, *, channels: int | None = None, dtype: torch.dtype | None = None
+) -> Tensor:  # fmt: skip
+    """Room for a result at x's positions or, pooled, a quarter of them, channels-last; else like x, where not given."""
+    images, own, height, width = x.shape
+    shape = (images, channels or own, height // 2, width // 2) if pool else (images, channels or own, height, width)
+    return torch.empty(shape, dtype=dtype or x.dtype, device=x.device, memory_format=torch.channels_last)
 
 
 def statistics(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -336,7 +338,7 @@ def _(
     gradient: Tensor, x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, variance: Tensor, eps: float, relu: bool,
     pool: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    return like_result(x, pool=False), torch.empty_like(weight), torch.empty_like(bias)
+    return like_result(x), torch.empty_like(weight), torch.empty_like(bias)
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:

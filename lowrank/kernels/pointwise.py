@@ -233,7 +233,12 @@ def _sizes(channels: int, outs: int, form: Form) -> dict[str, int]:
 
 
 def product_statistics(x: Tensor, matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and biased variance of each channel of a channels-last x's pointwise map by a contiguous matrix."""
+    """Mean and biased variance of each channel of x's pointwise map, both float32 (C).
+
+    Args:
+        x: (B, D, H, W), channels-last.
+        matrix: (C, D), contiguous, in x's dtype.
+    """
     (outs, channels), rows = matrix.shape, x.numel() // x.shape[1]
     form = statistics_form(channels, outs)
     constants, grid = cut(rows, outs // form.part, form)
@@ -245,11 +250,8 @@ def product_statistics(x: Tensor, matrix: Tensor) -> tuple[Tensor, Tensor]:
 
 def _like_results(x: Tensor, outs: int, relu: bool, pool: bool) -> tuple[Tensor, Tensor]:
     """Room for the result, and for where its gradient goes; nothing of the latter where all of it goes one way."""
-    images, _, height, width = x.shape
-    shape = (images, outs, height // 2, width // 2) if pool else (images, outs, height, width)
-    out, goes = (torch.empty(shape, dtype=kind, device=x.device, memory_format=torch.channels_last)
-                 for kind in (x.dtype, torch.int8))  # fmt: skip
-    return out, goes if relu or pool else goes.new_empty(0)
+    goes = like_result(x, pool, channels=outs, dtype=torch.int8) if relu or pool else x.new_empty(0, dtype=torch.int8)
+    return like_result(x, pool, channels=outs), goes
 
 
 @torch.library.custom_op("lowrank::pointwise_norm", mutates_args=())
@@ -292,7 +294,13 @@ def pointwise_norm_backward(
     gradient: Tensor, x: Tensor, matrix: Tensor, goes: Tensor, weight: Tensor, bias: Tensor, mean: Tensor,
     variance: Tensor, eps: float, relu: bool, pool: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """The gradients of `pointwise_norm`'s x, matrix, weight and bias."""
+    """The gradients of `pointwise_norm`'s x, matrix, weight and bias.
+
+    Args:
+        gradient: of the result's shape.
+        goes: what `pointwise_norm` kept, int8 of the result's shape; (0) where there is neither ReLU nor pooling.
+        x, matrix, weight, bias: as it had them; mean and variance, (C), as it gave them.
+    """
     gradient, x, matrix = last(gradient), last(x), matrix.contiguous()
     (outs, channels), count = matrix.shape, x.numel() // x.shape[1]
     rows, switches = gradient.numel() // outs, {"W": gradient.shape[3], "RELU": relu, "POOL": pool}
@@ -323,7 +331,7 @@ def _(
     variance: Tensor, eps: float, relu: bool, pool: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     to_matrix = torch.empty(matrix.shape, dtype=matrix.dtype, device=matrix.device)
-    return like_result(x, pool=False), to_matrix, torch.empty_like(weight), torch.empty_like(bias)
+    return like_result(x), to_matrix, torch.empty_like(weight), torch.empty_like(bias)
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:

@@ -21,7 +21,7 @@ import triton.language as tl
 from torch import Tensor
 
 from lowrank.kernels.joined import Form, cut, gradients, merged, taken_in
-from lowrank.kernels.norm import last, scale_and_shift
+from lowrank.kernels.norm import last, like_result, scale_and_shift
 
 TAPS = 32  # the power of 2 that holds the 9 D taps of a patch and the one
 FEWEST, MOST = 16, 128  # channels of the map, a power of 2
@@ -158,16 +158,10 @@ def stem_norm(
     counts = torch.empty(grid[1], device=x.device)
     _statistics_kernel[grid](edged, matrix, means, spreads, counts, rows, **sizes, **constants)
     mean, variance = merged(means, spreads, counts, rows)
-    out = _like_result(x, matrix)
+    out = like_result(x, channels=len(matrix), dtype=matrix.dtype)
     constants, grid = cut(rows, 1, RESULT)
     _result_kernel[grid](edged, matrix, weight, bias, mean, variance, out, rows, eps, **sizes, **constants, RELU=relu)
     return out, mean, variance, edged
-
-
-def _like_result(x: Tensor, matrix: Tensor) -> Tensor:
-    images, _, height, width = x.shape
-    shape = (images, len(matrix), height, width)
-    return torch.empty(shape, dtype=matrix.dtype, device=x.device, memory_format=torch.channels_last)
 
 
 @stem_norm.register_fake
@@ -175,7 +169,7 @@ def _(
     x: Tensor, matrix: Tensor, weight: Tensor, bias: Tensor, eps: float, relu: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     mean, variance = (torch.empty(len(matrix), device=x.device) for _ in range(2))
-    return _like_result(x, matrix), mean, variance, _edged(x, matrix)
+    return like_result(x, channels=len(matrix), dtype=matrix.dtype), mean, variance, _edged(x, matrix)
 
 
 @torch.library.custom_op("lowrank::stem_norm_backward", mutates_args=())

@@ -50,8 +50,11 @@ def _space(name: str, network: dict[str, Any], data: str, train: dict[str, Any])
 def _students(options: Options, data: str) -> dict[str, Trial]:
     """The small and the large one."""
     narrow = {"width": 0.5} if options.quick else {}
-    small = _space("small", {"name": "resnet9", **narrow}, data, {} if options.quick else {"batch_size": 512})
-    wide = _space("large", {"name": "wrn_10_1" if options.quick else "wrn_28_10"}, data, {"batch_size": 128})
+    engine = {} if options.quick else {"engine": "captured"}  # compiled steps are bench_engine's
+    batch = {} if options.quick else {"batch_size": 512}
+    small = _space("small", {"name": "resnet9", **narrow}, data, {**engine, **batch})
+    large = {"name": "wrn_10_1" if options.quick else "wrn_28_10"}
+    wide = _space("large", large, data, {**engine, "batch_size": 128})
     images = load_data(small.data, None)
     resolver = Resolver(small, images)
     return {

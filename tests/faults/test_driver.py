@@ -54,10 +54,23 @@ def test_a_study_that_is_told_to_end_stops_cleanly_and_says_how_to_go_on(study, 
     check_once_each(folder, 7)
 
 
-def test_ctrl_c_while_ray_starts_leaves_no_traceback(tmp_path):
+def test_a_batch_systems_end_of_all_processes_is_an_interruption(study):
+    folder, process = study
+    os.killpg(process.pid, signal.SIGTERM)
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, said
+    assert said.splitlines()[-1] == "interrupted, and so was Ray; nothing is lost, go on with --resume hit"
+    assert "Traceback" not in said
+    done = studies.run("--resume", "hit", "--out", str(folder.parent))
+    assert done.returncode == 0, done.stdout + done.stderr
+    check_once_each(folder, 7)
+
+
+@pytest.mark.parametrize("told", [signal.SIGINT, signal.SIGTERM])
+def test_to_be_told_while_ray_starts_leaves_no_traceback(told, tmp_path):
     with studies.running(*LONGER, "--out", str(tmp_path), "--name", "early") as process:
         time.sleep(6)
-        os.killpg(process.pid, signal.SIGINT)
+        os.killpg(process.pid, told)
         said, _ = process.communicate(timeout=60)
     assert process.returncode == 130, said
     assert "Traceback" not in said

@@ -215,7 +215,13 @@ def test_a_stem_and_its_norm(channels, outs, size, relu, processors, monkeypatch
 
 
 @pytest.mark.parametrize(
-    "layer", [Layer(16, 32, 4, True, True), Layer(32, 16, 3, False, False), Stem(3, 32, 8)], ids=str
+    "layer",
+    [
+        Layer(16, 32, 4, True, True), Layer(32, 16, 3, False, False), Stem(3, 32, 8), Layer(8, 256, 6, True, False),
+        *(Layer(*sizes, 6, pool, not pool)
+          for sizes in ((16, 64), (64, 64), (64, 128), (128, 32), (128, 128), (128, 256)) for pool in (False, True)),
+    ],
+    ids=str,
 )  # fmt: skip
 def test_in_sixteen_bits_it_is_as_near_to_float64_as_a_map_and_a_norm(layer):
     dtype = torch.float16 if INTERPRETED else torch.bfloat16  # Triton's interpreter multiplies the bits of the latter

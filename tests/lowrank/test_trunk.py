@@ -15,6 +15,7 @@ from lowrank.budget import Budget, solve
 from lowrank.data import DataSettings, ImageData, default_views, load_data
 from lowrank.distill import LiveTeacher, default_taps
 from lowrank.kernels import has_kernels, has_room
+from lowrank.kernels import rewrite as rewriting
 from lowrank.methods import make_method
 from lowrank.networks import NetworkSettings, make_network
 from lowrank.objective import Loss
@@ -136,6 +137,50 @@ def test_a_compiler_that_fails_is_done_without(data, graphs, monkeypatch):
     found = losses(trainer(data, "compiled", say=said.append))
     assert said == ["training is not compiled, and so is slower: no such instruction"]
     assert torch.equal(found, losses(trainer(data, "plain")))
+
+
+def test_a_kernel_that_finds_no_room_is_done_without(data, graphs, monkeypatch):
+    """Found out while the step runs for the first time, when parts of it have been done."""
+
+    class NoRoomError(Exception):
+        pass
+
+    def cramped(graph: Any, inputs: Any) -> Any:
+        def run(*arguments: Any) -> Any:
+            graph(*arguments)
+            raise NoRoomError("out of resource: shared memory")
+
+        return run
+
+    monkeypatch.setattr(trunk, "compile_graph", cramped)
+    monkeypatch.setattr(captured, "kernel_errors", lambda: (NoRoomError,))
+    monkeypatch.setattr(captured, "_SAID", set())
+    said: list[str] = []
+    found, wanted = trainer(data, "compiled", say=said.append), trainer(data, "plain")
+    assert torch.equal(losses(found), losses(wanted))
+    assert said == ["training is not compiled, and so is slower: out of resource: shared memory"]
+    for key, tensor in wanted.state().items():
+        assert torch.equal(found.state()[key], tensor), key
+
+
+class OnCard(Tensor):
+    """Looks as if it lay on a card."""
+
+    is_cuda = True  # type: ignore[assignment]
+    device = torch.device("cuda")  # type: ignore[assignment]
+
+
+@pytest.mark.parametrize(("kernels", "room"), [(False, False), (True, False), (True, True)])
+def test_a_graph_is_changed_as_its_card_has_the_kernels_and_the_room(kernels, room, monkeypatch):
+    changed: list[bool] = []
+    monkeypatch.setattr(rewriting, "has_kernels", lambda device: kernels)
+    monkeypatch.setattr(rewriting, "has_room", lambda device: room)
+    monkeypatch.setattr(rewriting, "rewrite", lambda graph, *, room: changed.append(room))
+    monkeypatch.setattr("torch._inductor.compile_fx.compile_fx", lambda *given, config_patches: config_patches)
+    graph = torch.fx.symbolic_trace(nn.Identity())
+    patches = rewriting.compile_graph(graph, [torch.ones(1).as_subclass(OnCard)])
+    assert changed == ([room] if kernels else [])
+    assert ("post_grad_custom_pre_pass" in patches) == kernels
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from lowrank.data import ImageData
 from lowrank.data.made import Outline, made_data
 from lowrank.training import Trainer
 from sweeps import fit
-from sweeps.fit import distinct, keep, probe, show
+from sweeps.fit import configuration, distinct, keep, probe, show
 from sweeps.fit_records import FIT_SCHEMA, FITS, OUT_OF_MEMORY
 from sweeps.resources import Share
 from sweeps.space import parse_space
@@ -50,6 +50,18 @@ def test_configurations_that_cost_the_same_are_probed_once(trials: list[Trial]) 
     kinds = [(trial.specification["method"].get("rank_scale"), "teacher" in trial.specification) for trial in trials]
     assert sorted(kinds, key=str) == [(0.4, False), (0.4, True), (0.8, False), (0.8, True), (None, False)]
     assert [trial.counts["params"] for trial in trials] == sorted(trial.counts["params"] for trial in trials)
+
+
+@pytest.mark.parametrize(
+    ("changed", "alike"),
+    [({"lr": 0.3}, True), ({"engine": "compiled"}, False), ({"epochs": 300}, False), ({"batch_size": 32}, False)],
+    ids=str,
+)
+def test_what_a_step_costs_depends_on_how_it_is_run(trials: list[Trial], changed: dict[str, Any], alike: bool) -> None:
+    """`auto` looks at how long a trial is."""
+    plain = trials[0].specification
+    other = {**plain, "train": {**plain["train"], **changed}}
+    assert (configuration(other) == configuration(plain)) == alike
 
 
 def test_a_probe_measures_step_and_largest_batch(trials: list[Trial]) -> None:
