@@ -64,6 +64,13 @@ def taken_in(values, inside, count, centre, spread, seen):
 
 
 @triton.jit
+def weights(matrix, channel, tap, C: tl.constexpr, T: tl.constexpr):
+    """Rows of a matrix (C, T), filled up with zeros."""
+    filled = (channel < C)[:, None] & (tap < T)[None, :]
+    return tl.load(matrix + channel[:, None] * T + tap[None, :], mask=filled, other=0.0)
+
+
+@triton.jit
 def _merge_kernel(
     means, spreads, counts, mean, variance, R, G,
     C: tl.constexpr, N: tl.constexpr, CH: tl.constexpr,
@@ -92,8 +99,7 @@ def _gradients_kernel(
     known = (channel < C)[:, None]
     scale, _, inverse, centre = scale_and_shift(weight, bias, mean, variance, channel, channel < C, eps)
     scale, inverse, centre = tl.trans(scale), tl.trans(inverse), tl.trans(centre)  # (CH, 1)
-    filled = known & (tap < T)[None, :]
-    taps = tl.load(matrix + channel[:, None] * T + tap[None, :], mask=filled, other=0.0).to(tl.float32)
+    taps = weights(matrix, channel, tap, C, T).to(tl.float32)
     met = tl.load(sums + channel[:, None] * WIDTH + tap[None, :], mask=known, other=0.0)
     came = tl.load(sums + channel[:, None] * WIDTH + ONE, mask=known, other=0.0)
     with_normal = (tl.sum(taps * met, 1)[:, None] - centre * came) * inverse
@@ -103,7 +109,7 @@ def _gradients_kernel(
     normal = (tl.dot(taps, products, input_precision="tf32x3") - centre * inputs) * inverse
     found = scale * (met - came / R * inputs - with_normal / R * normal)
     target = to_matrix + channel[:, None] * T + tap[None, :]
-    tl.store(target, found.to(to_matrix.dtype.element_ty), mask=filled)
+    tl.store(target, found.to(to_matrix.dtype.element_ty), mask=known & (tap < T)[None, :])
     first = tl.arange(0, 1)[None, :]
     tl.store(to_weight + channel[:, None] + first, with_normal, mask=known)
     tl.store(to_bias + channel[:, None] + first, came, mask=known)

@@ -80,6 +80,14 @@ def scale_and_shift(weight, bias, mean, variance, channel, known, eps):
 
 
 @triton.jit
+def slope_and_level(scale, inverse, centre, to_weight, to_bias, channel, known, count):
+    """dx = scale * (dy - mean(dy) - normalised * mean(dy * normalised)), as scale * dy - slope * x - level, (1, CH)."""
+    slope = scale * inverse * tl.load(to_weight + channel, mask=known, other=0.0)[None, :] / count
+    level = scale * tl.load(to_bias + channel, mask=known, other=0.0)[None, :] / count - slope * centre
+    return slope, level
+
+
+@triton.jit
 def first_of_four(row, W: tl.constexpr):
     """The input row of the upper left of the four positions that a pooled row stands for."""
     return ((row // W) * 2) * (2 * W) + (row % W) * 2
@@ -187,9 +195,7 @@ def _gradient_kernel(
     channel = tl.program_id(1) * CH + tl.arange(0, CH)
     known = channel < C
     scale, shift, inverse, centre = scale_and_shift(weight, bias, mean, variance, channel, known, eps)
-    # dx = scale * (dy - mean(dy) - normalised * mean(dy * normalised)), as scale * dy - slope * x - level
-    slope = scale * inverse * tl.load(to_weight + channel, mask=known, other=0.0)[None, :] / count
-    level = scale * tl.load(to_bias + channel, mask=known, other=0.0)[None, :] / count - slope * centre
+    slope, level = slope_and_level(scale, inverse, centre, to_weight, to_bias, channel, known, count)
     row = tl.program_id(0) * N + tl.arange(0, N)
     mask = (row < R)[:, None] & known[None, :]
     own = row[:, None] * C + channel[None, :]

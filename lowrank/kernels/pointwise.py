@@ -22,19 +22,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lowrank.kernels.joined import Form, cut, gradients, merged, taken_in
-from lowrank.kernels.norm import first_of_four, last, like_result, scale_and_shift
+from lowrank.kernels.joined import Form, cut, gradients, merged, taken_in, weights
+from lowrank.kernels.norm import first_of_four, last, like_result, scale_and_shift, slope_and_level
 
 FEWEST, MOST, MOST_OUTS = 8, 128, 256  # in-channels and out-channels, powers of 2: more find no room in a program
 ONES = 16  # columns of a product that sums its rows
 SHUT = tl.constexpr(4)  # a ReLU let nothing through; 0 to 3: of the four
-
-
-@triton.jit
-def _weights(matrix, channel, k, C: tl.constexpr, D: tl.constexpr):
-    """Rows of the matrix, (CH, K), filled up with zeros."""
-    filled = (channel < C)[:, None] & (k < D)[None, :]
-    return tl.load(matrix + channel[:, None] * D + k[None, :], mask=filled, other=0.0)
 
 
 @triton.jit
@@ -63,7 +56,7 @@ def _statistics_kernel(
 ):  # fmt: skip
     """Channels first: so a channel's sum lies within few threads. Its rows are those of the input."""
     channel, k = tl.program_id(0) * CH + tl.arange(0, CH), tl.arange(0, K)
-    taps = _weights(matrix, channel, k, C, D)
+    taps = weights(matrix, channel, k, C, D)
     centre, spread = tl.zeros([CH], dtype=tl.float32), tl.zeros([CH], dtype=tl.float32)
     seen = 0.0
     for turn in range(TURNS):
@@ -87,7 +80,7 @@ def _result_kernel(
     channel, k = tl.program_id(0) * CH + tl.arange(0, CH), tl.arange(0, K)
     scale, shift, _, _ = scale_and_shift(weight, bias, mean, variance, channel, channel < C, eps)
     scale, shift = tl.trans(scale), tl.trans(shift)
-    taps = _weights(matrix, channel, k, C, D)
+    taps = weights(matrix, channel, k, C, D)
     for turn in range(TURNS):
         row = (turn * tl.num_programs(1) + tl.program_id(1)) * N + tl.arange(0, N)
         inside = row < R
@@ -161,10 +154,8 @@ def _matrices_kernel(
     """What the input's gradient is made with, W' scale, - W' slope W and W' level; PART rows a program."""
     channel, k, part = tl.arange(0, CH), tl.arange(0, K), tl.program_id(0) * PART + tl.arange(0, PART)
     scale, _, inverse, centre = scale_and_shift(weight, bias, mean, variance, channel, channel < C, eps)
-    # As in `_gradient_kernel` of the norm
-    slope = scale * inverse * tl.load(to_weight + channel, mask=channel < C, other=0.0)[None, :] / count
-    level = scale * tl.load(to_bias + channel, mask=channel < C, other=0.0)[None, :] / count - slope * centre
-    taps, own = _weights(matrix, channel, k, C, D), _weights(matrix, channel, part, C, D)
+    slope, level = slope_and_level(scale, inverse, centre, to_weight, to_bias, channel, channel < C, count)
+    taps, own = weights(matrix, channel, k, C, D), weights(matrix, channel, part, C, D)
     scaled, sloped = (own * tl.trans(scale)).to(own.dtype), (own * tl.trans(-slope)).to(own.dtype)
     tl.store(back + part[None, :] * C + channel[:, None], scaled, mask=(channel < C)[:, None])
     found = tl.dot(tl.trans(sloped), taps, input_precision="ieee")

@@ -59,10 +59,10 @@ def rewrite(graph_module: GraphModule, *, room: bool = True) -> dict[str, int]:
         "pool": _idle_pool,
     }
     found = dict.fromkeys(kinds, 0)
+    if not room:
+        del kinds["joined"]
     for node in list(graph_module.graph.nodes):
         for name, change in kinds.items():
-            if name == "joined" and not room:
-                continue
             if node.op == "call_function" and node in graph_module.graph.nodes and change(graph_module.graph, node):
                 found[name] += 1
                 break

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -119,16 +119,16 @@ def backward_ways() -> Iterator[Way]:
             sizes = tuple((rows, own.warps, stages, count) for rows in (own.rows // 2, own.rows, 2 * own.rows)
                           for stages, count in ((2, 1), (2, 2), (2, 3), (3, 1), (3, 2), (3, 3), (4, 1)))  # fmt: skip
             halves = [replace(own, part=64, at_once=count) for count in (1, 2, 3)]
-            yield from _of(f"{layer}, {name}", f"{name}_form", own, sizes, work, halves if name == "sums" else [])
+            yield from _of(f"{layer}, {name}", f"{name}_form", own, sizes, work, halves if name == "sums" else ())
 
 
 def _of(
-    what: str, place: str, own: Form, sizes: Sizes, work: Callable[[], Any], more: list[Any] | None = None
+    what: str, place: str, own: Form, sizes: Sizes, work: Callable[[], Any], more: Iterable[Form] = ()
 ) -> Iterator[Way]:
     """The present form of a joined map's kernel, others of these sizes, and more."""
     names = ("rows", "warps", "stages", "at_once")
     others = [replace(own, **dict(zip(names, each, strict=True))) for each in sizes]
-    for form in dict.fromkeys((own, *others, *(more or []))):
+    for form in dict.fromkeys((own, *others, *more)):
         if form.rows >= 16:
             yield Way(what, pointwise, place, form, work)
 
