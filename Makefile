@@ -33,7 +33,7 @@ types: $(READY)
 	$(BIN)/mypy lowrank sweeps analysis
 
 bench: $(READY)
-	$(BIN)/python -m tests.benchmarks
+	$(BIN)/python -m benchmarks
 
 # Repeated, this installs nothing: the stamp is newer than the pins
 $(READY): requirements.txt pyproject.toml

@@ -10,18 +10,19 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from analysis import against, collate, compare, export, report
-from analysis.answer import answer_text
-from analysis.audit import audit_text
-from analysis.into_mlflow import bring_made
+from analysis import collate, compare, export, report
+from analysis.cli.mark import add_arguments, mark
+from analysis.findings.answer import answer_text
+from analysis.findings.stopping_audit import audit_text
+from analysis.findings.time_profile import profile, profile_lines
 from analysis.load import STUDIES, find_study, load_study
-from analysis.mark import add_arguments, mark
-from analysis.products import write_summary
-from analysis.progress import steps
-from analysis.tables import print_summary
-from analysis.time_spent import profile, profile_lines
-from lowrank.commands import OneLineParser
-from lowrank.endings import exit_code
+from analysis.reporting.refresh import write_summary
+from analysis.reporting.summary_table import print_summary
+from analysis.sources.push_to_mlflow import bring_made
+from analysis.stats import versus as against
+from analysis.utils.progress import steps
+from lowrank.utils.cli import OneLineParser
+from lowrank.utils.endings import exit_code
 
 PARTS = {
     "report": (report, "one HTML page that answers the study's question"),

@@ -25,14 +25,14 @@ if sys.path and Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
 import pyarrow.parquet as pq
 
 from analysis.load import STUDIES, find_study, is_study, load_study
-from analysis.progress import steps
-from analysis.recount import NotOnRecordError, recount
-from lowrank.commands import OneLineParser
-from lowrank.endings import exit_code
+from analysis.sources.recount import NotOnRecordError, recount
+from analysis.utils.progress import steps
 from lowrank.errors import InputError
 from lowrank.serving import IMAGES_FILE, MODEL_FILE
-from sweeps.journal import Journal
-from sweeps.records import (
+from lowrank.utils.cli import OneLineParser
+from lowrank.utils.endings import exit_code
+from sweeps.records.journal import Journal
+from sweeps.records.names import (
     CHECKPOINT_FILE,
     EPOCHS_FILE,
     JOURNAL_FILE,
@@ -44,7 +44,7 @@ from sweeps.records import (
     StudyRecord,
     TrialRecord,
 )
-from sweeps.tables import epochs_to_table, to_table
+from sweeps.records.tables import epochs_to_table, to_table
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -297,7 +297,7 @@ def _sources(arguments: argparse.Namespace, step: Any) -> Iterable[Source]:
         folder = find_study(name, arguments.studies)
         yield Source(label=str(folder), study=load_study(folder), folder=folder)
     for uri, name in arguments.from_store:
-        from analysis.mlflow_store import load_from_mlflow, without_password
+        from analysis.sources.mlflow import load_from_mlflow, without_password
 
         step(name)
         yield Source(label=f"{name} in {without_password(uri)}", study=load_from_mlflow(uri, name), folder=None)

@@ -14,19 +14,19 @@ from pathlib import Path
 if sys.path and Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from analysis.charts import draw_fronts, draw_growth
-from analysis.commands import add_stores, load_named, open_page, output_folder
-from analysis.differences import FieldDifference, TrialDifference, field_differences, trial_differences
-from analysis.front import FrontPoint, collect, front
-from analysis.hypervolume import Growth, Reference, chance_reference, growth
-from analysis.page import Page
-from analysis.pictures import Order, Studio
-from analysis.progress import steps
-from analysis.sheets import Sheet, error_words
-from lowrank.commands import OneLineParser
-from lowrank.endings import exit_code
+from analysis.cli.arguments import add_stores, load_named, open_page, output_folder
+from analysis.findings.study_diff import FieldDifference, TrialDifference, field_differences, trial_differences
+from analysis.reporting.figures import draw_fronts, draw_growth
+from analysis.reporting.html_page import Page
+from analysis.reporting.render import Order, Studio
+from analysis.reporting.tables import Sheet, error_words
+from analysis.stats.front import FrontPoint, collect, front
+from analysis.stats.hypervolume import Growth, Reference, chance_reference, growth
+from analysis.utils.progress import steps
 from lowrank.errors import InputError
-from sweeps.records import StudyRecord
+from lowrank.utils.cli import OneLineParser
+from lowrank.utils.endings import exit_code
+from sweeps.records.names import StudyRecord
 
 PAGE_FILE = "comparison.html"
 FOLDER = "comparisons"

@@ -17,24 +17,24 @@ from typing import TYPE_CHECKING, Any
 if sys.path and Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from analysis.commands import output_folder
+from analysis.cli.arguments import output_folder
 from analysis.load import STUDIES, find_study, load_study
-from analysis.progress import steps
-from lowrank.commands import OneLineParser
-from lowrank.endings import exit_code
+from analysis.utils.progress import steps
 from lowrank.errors import InputError
+from lowrank.utils.cli import OneLineParser
+from lowrank.utils.endings import exit_code
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from analysis.bundle import Probe
-    from analysis.choice import Limits
-    from analysis.front import FrontPoint
-    from analysis.latency import Latency
-    from analysis.model_card import Proof
+    from analysis.model_export.model_card import Proof
+    from analysis.model_export.select_trial import Limits
+    from analysis.stats.front import FrontPoint
     from lowrank.data import ImageData
-    from lowrank.weights import ModelSpecification
-    from sweeps.records import StudyRecord
+    from lowrank.deployment.formats import Probe
+    from lowrank.deployment.latency import Latency
+    from lowrank.io.model_file import ModelSpecification
+    from sweeps.records.names import StudyRecord
 
 CARD_FILE, PROOF_FILE, FOLDER = "README.md", "proof.json", "export"
 RANDOM_IMAGES = 256
@@ -58,7 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Export, prove, and say what was found; raises InputError."""
-    from analysis.choice import by_id, choose, specification_of, trained_network, trial_data
+    from analysis.model_export.select_trial import by_id, choose, specification_of, trained_network, trial_data
 
     folder = find_study(arguments.study, arguments.studies)
     study = load_study(folder)
@@ -75,7 +75,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _limits(arguments: argparse.Namespace) -> Limits:
-    from analysis.choice import Limits
+    from analysis.model_export.select_trial import Limits
 
     for name in ("max_params", "max_error", "threads"):
         value = getattr(arguments, name)
@@ -93,9 +93,9 @@ def export(
     """Write everything into `folder` and return what was proved."""
     import torch
 
-    from analysis.bundle import write_forms
-    from analysis.latency import machine
-    from analysis.model_card import Proof, model_card, today
+    from analysis.model_export.model_card import Proof, model_card, today
+    from lowrank.deployment.formats import write_forms
+    from lowrank.deployment.latency import machine
 
     if threads:
         torch.set_num_threads(threads)
@@ -130,8 +130,8 @@ def _probe(specification: ModelSpecification, data: ImageData | None) -> tuple[s
     """The validation split where it is at hand, else random images of its shape; in words, and as tensors."""
     import torch
 
-    from analysis.bundle import Probe
     from lowrank.data import eval_batches
+    from lowrank.deployment.formats import Probe
 
     if data is None:
         images = torch.randn(RANDOM_IMAGES, *specification.image_shape, generator=torch.Generator().manual_seed(0))
@@ -145,7 +145,7 @@ def _probe(specification: ModelSpecification, data: ImageData | None) -> tuple[s
 
 def _plain_forms(specification: ModelSpecification) -> dict[str, nn.Module]:
     """The dense and the separable network of the same width, untrained, ready to run."""
-    from analysis.bundle import merged_network
+    from lowrank.deployment.formats import merged_network
     from lowrank.layers import Dense, Separable
 
     forms = {"dense": Dense(), "separable": Separable()}
@@ -156,8 +156,8 @@ def _plain_forms(specification: ModelSpecification) -> dict[str, nn.Module]:
 
 
 def _latencies(network: nn.Module, specification: ModelSpecification, folder: Path, step: Any) -> list[Latency]:
-    from analysis.bundle import FACTORISED, MERGED, merged_network, onnx_forward
-    from analysis.latency import measure
+    from lowrank.deployment.formats import FACTORISED, MERGED, merged_network, onnx_forward
+    from lowrank.deployment.latency import measure
 
     contestants: dict[str, Any] = {FACTORISED: network, MERGED: merged_network(network), **_plain_forms(specification)}
     contestants |= {f"{name}, ONNX Runtime": onnx_forward(folder / f"{name}.onnx") for name in (FACTORISED, MERGED)}
@@ -166,9 +166,9 @@ def _latencies(network: nn.Module, specification: ModelSpecification, folder: Pa
 
 def _beside(specification: ModelSpecification) -> tuple[dict[str, int], dict[str, int]]:
     """Bytes as safetensors and mult-adds of the dense and the separable network."""
+    from lowrank.compression.file_size import stored
+    from lowrank.compression.network_plan import network_plan, network_to_count
     from lowrank.layers import Dense, Separable
-    from lowrank.plan import network_plan, network_to_count
-    from lowrank.storage import stored
 
     shape, classes = specification.image_shape, specification.classes
     plan = network_plan(specification.network, shape, classes)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from sweeps.reading import STUDIES, find_study, find_trial, is_study, list_studies, load_study
+from sweeps.records.load import STUDIES, find_study, find_trial, is_study, list_studies, load_study
 
 __all__ = ["STUDIES", "data_label", "find_study", "find_trial", "is_study", "list_studies", "load_study"]
 

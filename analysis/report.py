@@ -18,18 +18,18 @@ from pathlib import Path
 if sys.path and Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from analysis.about import tracked
-from analysis.commands import add_source, load_source, open_page, output_folder, source_folder
-from analysis.contents import contents
-from analysis.into_mlflow import bring_made
+from analysis.cli.arguments import add_source, load_source, open_page, output_folder, source_folder
+from analysis.findings.provenance import tracked
 from analysis.load import is_study
-from analysis.pictures import prepare_studio, studio
-from analysis.progress import silent, steps
-from analysis.sections import SECTIONS, new_page
-from lowrank.commands import OneLineParser
-from lowrank.endings import exit_code
-from sweeps.records import EPOCHS_FILE, JOURNAL_FILE, REPORT_FOLDER, StudyRecord
-from sweeps.tables import write_tables
+from analysis.reporting.contents import contents
+from analysis.reporting.render import prepare_studio, studio
+from analysis.reporting.sections import SECTIONS, new_page
+from analysis.sources.push_to_mlflow import bring_made
+from analysis.utils.progress import silent, steps
+from lowrank.utils.cli import OneLineParser
+from lowrank.utils.endings import exit_code
+from sweeps.records.names import EPOCHS_FILE, JOURNAL_FILE, REPORT_FOLDER, StudyRecord
+from sweeps.records.tables import write_tables
 
 PAGE_FILE = "report.html"
 LARGE = {JOURNAL_FILE: 8e6, EPOCHS_FILE: 3e5}  # bytes that some 400 trials of 100 epochs take

@@ -14,19 +14,19 @@ import sys
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from lowrank.budget import Budget, solve, solve_width
-from lowrank.checks import make
-from lowrank.commands import OneLineParser
-from lowrank.conventions import CONVENTIONS, Convention
-from lowrank.costs import RealCost, real_cost
-from lowrank.endings import exit_code
+from lowrank.compression.budget import Budget, solve, solve_width
+from lowrank.compression.contraction_cost import RealCost, real_cost
+from lowrank.compression.counting_conventions import CONVENTIONS, Convention
+from lowrank.compression.file_size import Stored, stored
+from lowrank.compression.network_plan import NetworkPlan, Site, network_plan, network_to_count
 from lowrank.errors import InfeasibleError, InputError
 from lowrank.layers import Dense, Method, Separable
-from lowrank.methods import METHODS, make_method, method_class
+from lowrank.layers.registry import METHODS, make_method, method_class
 from lowrank.networks import NETWORK_NAMES, NetworkSettings, default_images
 from lowrank.networks.base import ImageShape
-from lowrank.plan import NetworkPlan, Site, network_plan, network_to_count
-from lowrank.storage import Stored, stored
+from lowrank.utils.cli import OneLineParser
+from lowrank.utils.endings import exit_code
+from lowrank.utils.validation import make
 
 SETTINGS = ("dims", "rank_scale", "groups", "layers", "blocks", "share_of", "bias")  # fields with an option each
 SIZES = ("rank_scale", "scale", "groups", "layers")  # what a budget solves

@@ -1,6 +1,6 @@
 """A trained classifier as a folder of plain data, ready for use on images as they come.
 
-    model.safetensors   the tensors, and the settings that describe the network (see `lowrank.weights`)
+    model.safetensors   the tensors, and the settings that describe the network (see `lowrank.io.model_file`)
     images.json         mean and deviation of each channel, the names of the classes, one example image
 
 `_load_pyfunc` is how MLflow's `python_function` flavour asks a module for a model; reading either file runs no code of
@@ -19,12 +19,12 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 
-from lowrank.allocation import Sized
-from lowrank.checks import make
+from lowrank.compression.allocation import Sized
 from lowrank.data import ImageData
 from lowrank.errors import InputError
+from lowrank.io.model_file import load_model, save_model
 from lowrank.networks import NetworkSettings
-from lowrank.weights import load_model, save_model
+from lowrank.utils.validation import make
 
 MODEL_FILE, IMAGES_FILE = "model.safetensors", "images.json"
 

@@ -13,15 +13,15 @@ from typing import Any
 if sys.path and Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
     sys.path.pop(0)
 
-from lowrank.commands import OneLineParser
-from lowrank.endings import DISK_FULL, ended, exit_code
 from lowrank.errors import InputError
-from sweeps.clock import BEGAN, steady
-from sweeps.interrupt import leave, watch
-from sweeps.journal import FullDiskError
-from sweeps.settings import AUTO, SHARING
-from sweeps.space import Space, available_spaces, find_space, read_space, read_yaml
-from sweeps.trust import check_asked
+from lowrank.utils.cli import OneLineParser
+from lowrank.utils.endings import DISK_FULL, ended, exit_code
+from sweeps.records.journal import FullDiskError
+from sweeps.space.model import Space, available_spaces, find_space, read_space, read_yaml
+from sweeps.space.settings import AUTO, SHARING
+from sweeps.space.trust import check_asked
+from sweeps.utils.clock import BEGAN, steady
+from sweeps.utils.signals import leave, watch
 
 GO_ON = "interrupted; a study that had begun goes on with --resume NAME"
 
@@ -111,8 +111,8 @@ def _dispatch(options: argparse.Namespace) -> int:
     if options.list:
         return list_spaces(options.json)
     # Optuna is paid for only by what needs it
-    from sweeps.series import is_series, start_series
-    from sweeps.study import start_study
+    from sweeps.study.driver import start_study
+    from sweeps.study.series import is_series, start_series
 
     if options.resume or options.repeat or options.finish:
         return _on_record(options)
@@ -123,7 +123,7 @@ def _dispatch(options: argparse.Namespace) -> int:
     if options.plan:
         return _of_each(_plan, options)
     if options.fit:
-        from sweeps.fit import fit
+        from sweeps.resources.memory_probe import fit
 
         return _of_each(fit, options)
     space = _space(options)
@@ -132,8 +132,8 @@ def _dispatch(options: argparse.Namespace) -> int:
 
 def _on_record(options: argparse.Namespace) -> int:
     """Go on with a study or a series, or train recorded trials again."""
-    from sweeps.series import is_resumable_series, resume_series
-    from sweeps.study import resume_study, start_again
+    from sweeps.study.driver import resume_study, start_again
+    from sweeps.study.series import is_resumable_series, resume_series
 
     if options.repeat or options.finish:
         return start_again(options)
@@ -166,7 +166,7 @@ def list_spaces(as_json: bool) -> int:
 
 def _of_each(work: Callable[[Space, argparse.Namespace], int], options: argparse.Namespace) -> int:
     """Do `work` for a space, or for every study of a series; returns the largest exit code."""
-    from sweeps.series import is_series, read_series
+    from sweeps.study.series import is_series, read_series
 
     if not is_series(options.space):
         return work(_space(options), options)
@@ -181,9 +181,9 @@ def _of_each(work: Callable[[Space, argparse.Namespace], int], options: argparse
 
 def _plan(space: Space, options: argparse.Namespace) -> int:
     from lowrank.data import load_data
-    from sweeps.planning import make_plan, plan_lines
-    from sweeps.specification import Resolver
-    from sweeps.teacher_making import planned_teaching
+    from sweeps.records.specification import Resolver
+    from sweeps.study.plan_report import make_plan, plan_lines
+    from sweeps.teachers.ensure import planned_teaching
 
     data: Any = load_data(space.data, options.data_dir)
     resolver = Resolver(space, data, planned_teaching(space, data, options.teachers or Path("teachers")))
@@ -197,7 +197,7 @@ def _local_slots(space: Space) -> int:
 
     import torch
 
-    from sweeps.resources import Cluster, share_of
+    from sweeps.resources.shares import Cluster, share_of
 
     cpus, gpus = float(os.cpu_count() or 1), float(torch.cuda.device_count())
     return share_of(space.resources, Cluster(cpus, gpus, cpus, gpus), space.search.trials, False).concurrent

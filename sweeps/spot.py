@@ -13,10 +13,10 @@ from pathlib import Path
 if sys.path and Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
     sys.path.pop(0)
 
-from lowrank.commands import OneLineParser
-from lowrank.endings import exit_code
 from lowrank.errors import InputError
-from sweeps.prices import (
+from lowrank.utils.cli import OneLineParser
+from lowrank.utils.endings import exit_code
+from sweeps.cluster.aws_prices import (
     ACCELERATORS,
     HOURS,
     OLDEST_CAPABILITY,
@@ -28,7 +28,7 @@ from sweeps.prices import (
     look_around,
     placement_score,
 )
-from sweeps.view import clock
+from sweeps.study.progress_view import clock
 
 CLUSTER_FILE = Path(__file__).resolve().parent.parent / "ray-cluster.yaml"
 NOTHING_TO_BE_HAD = 1
@@ -198,10 +198,10 @@ def cost_lines(work: float, price: float, gpus: int, rate: float | None, acceler
 def _work(options: argparse.Namespace) -> float:
     """Mult-adds of all training of a plan."""
     from lowrank.data import load_data
-    from sweeps.planning import make_plan
-    from sweeps.space import read_space
-    from sweeps.specification import Resolver
-    from sweeps.trust import check_trust
+    from sweeps.records.specification import Resolver
+    from sweeps.space.model import read_space
+    from sweeps.space.trust import check_trust
+    from sweeps.study.plan_report import make_plan
 
     space = read_space(options.plan, options.set, data__name=options.data)
     asked = bool(options.data) or any(override.startswith("data") for override in options.set)

@@ -16,18 +16,18 @@ import re
 
 import torch
 
-from lowrank.commands import OneLineParser
 from lowrank.data import load_data
-from lowrank.endings import FAILED, ended, exit_code
+from lowrank.distillation.teacher_files import teacher_names
 from lowrank.errors import InputError
-from lowrank.teachers import teacher_names
-from lowrank.training import DivergedError
-from sweeps.folders import NAME_RULE, check_root
-from sweeps.interrupt import leave, watch
-from sweeps.space import Space, absolute_data, one_point, override_fields
-from sweeps.teacher_making import register_shown, train_shown
-from sweeps.teacher_registry import read_teacher, taken
-from sweeps.tracking_process import check_tracking_uri
+from lowrank.training.trainer import DivergedError
+from lowrank.utils.cli import OneLineParser
+from lowrank.utils.endings import FAILED, ended, exit_code
+from sweeps.records.study_folders import NAME_RULE, check_root
+from sweeps.space.model import Space, absolute_data, one_point, override_fields
+from sweeps.teachers.ensure import register_shown, train_shown
+from sweeps.teachers.registry import read_teacher, taken
+from sweeps.tracking.process import check_tracking_uri
+from sweeps.utils.signals import leave, watch
 
 GO_ON = "interrupted; the same command goes on from the last checkpoint"
 DEFAULT_TEACHERS = Path("teachers")

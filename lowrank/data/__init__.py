@@ -1,11 +1,6 @@
 """Image data sets: splits that never mix, views that replay exactly, batches made on the device."""
 
-from lowrank.data.batches import Batch, eval_batches, steps_per_epoch, train_batches
-from lowrank.data.counter import epoch_order
-from lowrank.data.load import ImageData, Split, clear_cache, load_data
-from lowrank.data.settings import DataSettings, ViewSettings, default_views
-from lowrank.data.slices import WHOLE, Slice
-from lowrank.data.views import (
+from lowrank.data.augment import (
     Normaliser,
     ViewNumbers,
     apply_views,
@@ -14,6 +9,11 @@ from lowrank.data.views import (
     normalise,
     normaliser,
 )
+from lowrank.data.batches import Batch, eval_batches, steps_per_epoch, train_batches
+from lowrank.data.counter_rng import epoch_order
+from lowrank.data.dataset import ImageData, Split, clear_cache, load_data
+from lowrank.data.process_shard import WHOLE, Slice
+from lowrank.data.settings import DataSettings, ViewSettings, default_views
 
 __all__ = [
     "WHOLE",

@@ -18,14 +18,14 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from lowrank.cores import usable_cores
-from lowrank.data.counter import epoch_order
-from lowrank.data.load import ImageData, Split, SplitName
+from lowrank.data.augment import Normaliser, ViewNumbers, apply_views, draw_views, normalise
+from lowrank.data.counter_rng import epoch_order
+from lowrank.data.dataset import ImageData, Split, SplitName
+from lowrank.data.process_shard import WHOLE, Slice
 from lowrank.data.settings import ViewSettings
-from lowrank.data.slices import WHOLE, Slice
-from lowrank.data.views import Normaliser, ViewNumbers, apply_views, draw_views, normalise
 from lowrank.errors import InputError, LoaderHungError, LowrankError, unknown
-from lowrank.lifeline import die_with
+from lowrank.utils.cpu import usable_cores
+from lowrank.utils.parent_death import die_with
 
 Batch = tuple[Tensor, Tensor, Tensor]  # images (B, C, H, W), labels int64 (B,), global indices int64 (B,)
 

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from lowrank.data.counter import Purpose, Stream, shuffled
+from lowrank.data.counter_rng import Purpose, Stream, shuffled
 from lowrank.errors import InputError
 
 Labels = NDArray[np.int64]

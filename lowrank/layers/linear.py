@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lowrank.layers.base import ConvShape, Method, SeparableConv2d, StructuredMap
+from lowrank.layers.base_method import ConvShape, Method, SeparableConv2d, StructuredMap
 
 
 class StructuredLinear(nn.Module):

@@ -12,13 +12,13 @@ from torch import nn
 from lowrank.errors import InputError, unknown
 from lowrank.networks.base import CIFAR_IMAGE, IMAGENET_IMAGE, ImageShape, Network
 from lowrank.networks.darts import DARTS
-from lowrank.networks.foreign import no_width, own_network, torchvision_network
+from lowrank.networks.external import no_width, own_network, torchvision_network
 from lowrank.networks.mlp import MLP
 from lowrank.networks.mobilenet_v2 import MobileNetV2
 from lowrank.networks.resnet9 import ResNet9
 from lowrank.networks.vgg16 import VGG16
 from lowrank.networks.wide_resnet import WideResNet
-from lowrank.networks.wrn50_2 import WideResNet50
+from lowrank.networks.wide_resnet50_2 import WideResNet50
 
 __all__ = [
     "DARTS",

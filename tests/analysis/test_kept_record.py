@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from analysis.front import collect, front, references
 from analysis.load import load_study
-from sweeps.records import JOURNAL_FILE, Role, Status, StudyRecord
+from analysis.stats.front import collect, front, references
+from sweeps.records.names import JOURNAL_FILE, Role, Status, StudyRecord
 
 RESULTS = Path(__file__).resolve().parents[2] / "docs" / "results"
 ROW = re.compile(r"^\| ([\d,]+) \| [^|]* \| ([\d.]+) \| ([\d.]+) \|$", re.MULTILINE)

@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import nn
 
-from sweeps import mps
-from tests.benchmarks import bench_engine, plain_tune
-from tests.benchmarks.bench_record import Options
-from tests.benchmarks.engine_processes import TooLargeError
-from tests.benchmarks.step_traffic import copy_bandwidth, step_bytes
+from benchmarks import bench_engine, plain_tune
+from benchmarks.bench_record import Options
+from benchmarks.engine_processes import TooLargeError
+from benchmarks.step_traffic import copy_bandwidth, step_bytes
+from sweeps.resources import mps
 
 
 def test_without_the_service_its_rows_are_left_out_in_one_line(monkeypatch, tmp_path, capsys):

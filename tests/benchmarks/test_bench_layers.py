@@ -12,14 +12,14 @@ import pytest
 import torch
 from torch import nn
 
-from lowrank.budget import Budget, solve
+from benchmarks import bench_layers, layer_peers, layers_together, methods_table
+from benchmarks.bench_layers import Layer
+from benchmarks.bench_record import Options, header, show
+from lowrank.compression.budget import Budget, solve
+from lowrank.compression.network_plan import network_plan
 from lowrank.layers import ConvShape
-from lowrank.methods import METHODS, make_method
+from lowrank.layers.registry import METHODS, make_method
 from lowrank.networks import NetworkSettings
-from lowrank.plan import network_plan
-from tests.benchmarks import bench_layers, layer_peers, layers_together, methods_table
-from tests.benchmarks.bench_layers import Layer
-from tests.benchmarks.bench_record import Options, header, show
 
 QUICK = Options(quick=True)
 

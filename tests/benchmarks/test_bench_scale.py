@@ -8,14 +8,14 @@ import sys
 import pyarrow.parquet as pq
 import pytest
 
-from sweeps.records import MLFLOW_FILE, RESULTS_FILE, Status
-from tests.benchmarks.bench_scale import COLUMNS, study, windows
+from benchmarks.bench_scale import COLUMNS, study, windows
+from sweeps.records.names import MLFLOW_FILE, RESULTS_FILE, Status
 from tests.support import studies
 from tests.support.mlflow_store import trial_runs
 
 
 def test_what_replays_needs_no_torch():
-    code = "import sys, tests.benchmarks.replay; sys.exit('torch' in sys.modules)"
+    code = "import sys, benchmarks.replay; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=studies.ROOT, check=False).returncode == 0
 
 

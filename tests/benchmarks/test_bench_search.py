@@ -7,8 +7,8 @@ import math
 
 import pytest
 
-from tests.benchmarks import bench_proposals, bench_search, search_table
-from tests.benchmarks.bench_record import Options
+from benchmarks import bench_proposals, bench_search, search_table
+from benchmarks.bench_record import Options
 
 
 @pytest.fixture(scope="module")

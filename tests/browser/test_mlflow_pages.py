@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from sweeps.tracking import Follower, catch_up, default_tracking_uri
-from sweeps.tracking_store import quiet_mlflow
+from sweeps.tracking.follower import Follower, catch_up, default_tracking_uri
+from sweeps.tracking.mlflow_store import quiet_mlflow
 from tests.browser.mlflow_pages import chromium, take_pictures
-from tests.support.synthetic import Plan, write_study
+from tests.support.synthetic_study import Plan, write_study
 
 playwright = pytest.importorskip("playwright", reason="the browser is driven by playwright")
 LARGEST = 200_000  # bytes of a picture that is kept

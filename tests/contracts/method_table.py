@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from lowrank.layers.base import ConvShape, Method
-from lowrank.methods import make_method
+from lowrank.layers.base_method import ConvShape, Method
+from lowrank.layers.registry import make_method
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional
 
+from lowrank.compression.merge import dense_bias, dense_weight, start_from
 from lowrank.layers import ConvShape, SeparableConv2d, StructuredMap
-from lowrank.merge import dense_bias, dense_weight, start_from
-from lowrank.methods import METHODS
+from lowrank.layers.registry import METHODS
 
 every_case = pytest.mark.parametrize("case", method_table.cases(), ids=str)
 every_method = pytest.mark.parametrize("case", method_table.one_case_each(SHAPES[0]), ids=str)

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from lowrank.compression.merge import dense_bias, dense_weight, merge, start_from
 from lowrank.layers import ConvShape, StructuredLinear
 from lowrank.layers.linear import build_linear
-from lowrank.merge import dense_bias, dense_weight, merge, start_from
-from lowrank.methods import METHODS
+from lowrank.layers.registry import METHODS
 
 SHAPES = (
     ConvShape(16, 16),

@@ -11,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from method_table import METHOD_CONTRACTS, Case
 
-from lowrank.budget import Budget, solve
+from lowrank.compression.budget import Budget, solve
+from lowrank.compression.network_plan import NetworkPlan, Site
 from lowrank.errors import InfeasibleError, InputError
-from lowrank.layers.base import ConvShape, Method
-from lowrank.methods import METHODS, make_method
-from lowrank.plan import NetworkPlan, Site
+from lowrank.layers.base_method import ConvShape, Method
+from lowrank.layers.registry import METHODS, make_method
 
 
 def plan_of(shapes: list[ConvShape], fixed: int = 0) -> NetworkPlan:

@@ -13,10 +13,10 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from sweeps.head import HEAD_LOST
-from sweeps.records import CHECKPOINT_FILE, TRIALS_FOLDER, TrialRecord
+from sweeps.cluster.head_watchdog import HEAD_LOST
+from sweeps.records.names import CHECKPOINT_FILE, TRIALS_FOLDER, TrialRecord
 from sweeps.run import DISK_FULL
-from sweeps.study import CACHE_FOLDER
+from sweeps.study.driver import CACHE_FOLDER
 from tests.faults.scene import GRID, NAME, SEARCH, SECONDS, STREAMED, TAUGHT, Question, Scene, Study
 from tests.support import studies
 from tests.support.clusters import machines

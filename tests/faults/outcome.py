@@ -11,7 +11,7 @@ from typing import Any
 
 from tests.faults.injections import Fault
 from tests.faults.scene import Question, Scene, Study
-from tests.support import verdict
+from tests.support import study_checks as verdict
 from tests.support.clusters import Machines, machines
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sweeps.records import MLFLOW_FILE, Status, TrialRecord
+from sweeps.records.names import MLFLOW_FILE, Status, TrialRecord
 from tests.support import studies
 from tests.support.clusters import Machines
 

@@ -64,7 +64,7 @@ def cloud(tmp_path_factory) -> dict[str, Any]:
     if subprocess.run([*alone, "true"], capture_output=True, check=False).returncode:
         pytest.skip("this machine allows no network namespace, and without one nothing here may run")
     folder = tmp_path_factory.mktemp("cloud")
-    command = [*alone, sys.executable, "-m", "tests.support.pretended_cloud", str(folder), str(ROOT / FILES[0])]
+    command = [*alone, sys.executable, "-m", "tests.support.moto_cloud", str(folder), str(ROOT / FILES[0])]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=280, check=False)
     assert done.returncode == 0, done.stderr[-4000:]
     return json.loads((folder / "cloud.json").read_text())

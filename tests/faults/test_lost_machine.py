@@ -6,8 +6,8 @@ import shutil
 
 import pytest
 
-from sweeps.records import TERMINAL
-from sweeps.storage import stored_studies
+from sweeps.records.names import TERMINAL
+from sweeps.storage.remote import stored_studies
 from tests.support import studies
 
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from sweeps.records import Status
-from sweeps.storage import fetch_named
+from sweeps.records.names import Status
+from sweeps.storage.remote import fetch_named
 from tests.support import studies
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -8,9 +8,9 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from sweeps.journal import read_journal
-from sweeps.records import JOURNAL_FILE, Event
-from sweeps.tracking_names import metric_name
+from sweeps.records.journal import read_journal
+from sweeps.records.mlflow_names import metric_name
+from sweeps.records.names import JOURNAL_FILE, Event
 
 
 def rows(database: Path, query: str) -> list[tuple[Any, ...]]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sweeps import mps
+from sweeps.resources import mps
 
 _PROGRAM = """#!/bin/sh
 pid="$CUDA_MPS_PIPE_DIRECTORY/nvidia-cuda-mps-control.pid"

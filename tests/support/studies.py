@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from sweeps.journal import read_journal
-from sweeps.records import JOURNAL_FILE, TERMINAL, StudyRecord, fold
+from sweeps.records.journal import read_journal
+from sweeps.records.names import JOURNAL_FILE, TERMINAL, StudyRecord, fold
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = (

@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 from lowrank.data import DataSettings, ImageData, load_data
+from lowrank.distillation.teacher_files import RECORD_FILE, WEIGHTS_FILE, TeacherRecord, file_hash
+from lowrank.io.model_file import save_model
 from lowrank.layers import Dense
 from lowrank.networks import NetworkSettings, make_network
-from lowrank.teachers import RECORD_FILE, WEIGHTS_FILE, TeacherRecord, file_hash
-from lowrank.weights import save_model
 
 SMALL = NetworkSettings(name="wrn_10_1", width=0.5)
 

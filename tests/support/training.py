@@ -7,15 +7,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lowrank.budget import Budget, solve
+from lowrank.compression.budget import Budget, solve
+from lowrank.compression.network_plan import network_plan
+from lowrank.compression.substitute import build_student
 from lowrank.data import DataSettings, ImageData, default_views, load_data
-from lowrank.distill import LiveTeacher
+from lowrank.distillation.teacher import LiveTeacher
 from lowrank.layers import Dense, Method, TensorTrain
 from lowrank.networks import NetworkSettings, make_network
-from lowrank.plan import network_plan
-from lowrank.recipes import Recipe
-from lowrank.substitute import build_student
-from lowrank.training import Trainer
+from lowrank.training.recipe import Recipe
+from lowrank.training.trainer import Trainer
 
 SMALL = NetworkSettings(width=0.125)
 TAPS = ("stage1", "stage2", "stage3")

@@ -18,7 +18,7 @@ from typing import Any
 
 import yaml
 
-from tests.support.pretended_cloud import RAY, ROOT, check_no_way_out, raise_loopback
+from tests.support.moto_cloud import RAY, ROOT, check_no_way_out, raise_loopback
 from tests.support.studies import TINY
 
 PYTHON = sys.executable

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from lowrank.data import DataSettings, ImageData, load_data
-from sweeps.space import Space, parse_space
-from sweeps.specification import Resolver
+from sweeps.records.specification import Resolver
+from sweeps.space.model import Space, parse_space
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,83 @@
+"""Remarks on single trials: a bad run is taken out of everything that is concluded, and nothing of it is deleted.
+
+A mark is one more line of the study's journal, and so can be taken back. What was made of the records (tables, front,
+report) and MLflow follow at once; the sampler forgets the trial at the next `--resume`.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from analysis.load import find_trial, load_study
+from analysis.report import STEPS
+from analysis.reporting.refresh import make_again
+from analysis.sources.push_to_mlflow import bring, check_store
+from analysis.utils.progress import steps
+from lowrank.errors import InputError
+from sweeps.records.journal import BusyError, locked_journal, read_journal
+from sweeps.records.names import (
+    JOURNAL_FILE,
+    LONGEST_NOTE,
+    Event,
+    TrialRecord,
+    check_note,
+    fold,
+    parse_tags,
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `mark`, beside the study."""
+    parser.add_argument("trial", help="the trial's id, or the beginning of it (summary.csv, and run names in MLflow)")
+    parser.add_argument("--broken", metavar="WHY", help="its result counts for nothing, and why")
+    parser.add_argument("--undo", action="store_true", help="it is sound after all")
+    parser.add_argument("--note", metavar="TEXT", help="a remark")
+    parser.add_argument("--tag", action="append", default=[], metavar="K=V", help="a tag of your own")
+    parser.add_argument("--tracking-uri", metavar="URI", help="MLflow store to bring it into (default: the study's)")
+
+
+def mark(folder: Path, options: argparse.Namespace) -> None:
+    """Append what was asked to the journal and bring tables, pictures and MLflow up to it; raises InputError."""
+    note, tags = check_note(options.note), parse_tags(options.tag)
+    reason = _reason(options)
+    if reason is None and not (options.undo or note or tags):
+        raise InputError("mark needs one of --broken WHY, --undo, --note TEXT, --tag K=V")
+    if not (folder / JOURNAL_FILE).is_file():
+        raise InputError(f"a trial is marked in its study's journal, but {folder} has only tables")
+    check_store(folder, options.tracking_uri)
+    try:
+        with locked_journal(folder) as journal:
+            trial = find_trial(fold(read_journal(journal.path)), options.trial)
+            if options.undo and not trial.broken:
+                raise InputError(f"trial {trial.trial_id} is not marked as broken, so there is nothing to undo")
+            if reason is not None or options.undo:
+                journal.append(Event.MARKED, sync=True, trial=trial.trial_id, broken=reason)
+            if note or tags:
+                journal.append(Event.NOTED, sync=True, trial=trial.trial_id, note=note, tags=tags)
+    except BusyError as error:
+        raise InputError(f"{error}; stop it with Ctrl-C, mark the trial, and go on with --resume") from error
+    print(_said(trial, options, reason))
+    if reason is not None or options.undo:
+        with steps("mark", 2 + STEPS) as step:
+            step("reading")
+            made = make_again(load_study(folder), folder, step)
+        again = f"made again: {', '.join(made)}; " if made else ""
+        print(f"{again}the sampler learns of it at the next --resume")
+    bring(folder, options.tracking_uri)
+
+
+def _reason(options: argparse.Namespace) -> str | None:
+    if options.broken is None:
+        return None
+    if options.undo:
+        raise InputError("--broken and --undo contradict each other; give one of them")
+    if not options.broken.strip() or len(options.broken) > LONGEST_NOTE:
+        raise InputError(f"--broken must say why, in at most {LONGEST_NOTE:,} characters")
+    return str(options.broken.strip())
+
+
+def _said(trial: TrialRecord, options: argparse.Namespace, reason: str | None) -> str:
+    if reason is not None:
+        return f"trial {trial.trial_id} ({trial.status}) counts for nothing from now on: {reason}"
+    return f"trial {trial.trial_id} counts again" if options.undo else f"noted on trial {trial.trial_id}"

@@ -1,0 +1,130 @@
+"""How a study came about: what was asked of which data, where it ran, with what, when, and where MLflow has it."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from analysis.load import data_label
+from sweeps.records.names import MLFLOW_FILE, PROGRESS_FILE, StudyRecord, TrialRecord
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tracked:
+    """Where MLflow has the study: the page of its parent run ("" for a store without a server), and how to see it."""
+
+    link: str
+    words: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class About:
+    """The facts in a line, and each under its name; what the records do not tell is left out."""
+
+    line: str
+    facts: tuple[tuple[str, str], ...]
+
+
+def about(study: StudyRecord) -> About:
+    """The study's facts; times are UTC."""
+    header, trials = study.header, list(study.trials.values())
+    data: dict[str, Any] = header.get("data") or {}
+    known = {
+        "command": header.get("command"), "network": _network(header), "data": _data(data), "images": _images(data),
+        "hosts": _counted(trials, "host"), "devices": _devices(study), "seeds": _seeds(trials), "dates": dates(trials),
+        "versions": ", ".join(f"{name} {number}" for name, number in (header.get("versions") or {}).items()),
+        "code": header.get("commit"), "notes": "; ".join(study.notes),
+        "tags": ", ".join(f"{name}={value}" for name, value in study.tags.items()),
+    }  # fmt: skip
+    facts = tuple((name, str(value)) for name, value in known.items() if value)
+    line = [data_label(str(data.get("name", ""))), _network(header), f"{len(trials):,} trials", dates(trials)]
+    return About(line="  |  ".join(part for part in (f"study {study.name}", *line) if part), facts=facts)
+
+
+def _network(header: dict[str, Any]) -> str:
+    network = header.get("network") or {}
+    width = network.get("width", 1.0)
+    return str(network.get("name", "")) + (f" of width {width:g}" if width != 1 else "")
+
+
+def _data(data: dict[str, Any]) -> str:
+    return ", ".join(
+        filter(None, (data.get("name"), f"fingerprint {data['fingerprint']}" if data.get("fingerprint") else ""))
+    )
+
+
+def _images(data: dict[str, Any]) -> str:
+    sizes = {"training": "train_images", "validation": "val_images", "test": "test_images"}
+    found = [f"{data[field]:,} {name}" for name, field in sizes.items() if data.get(field)]
+    classes = f"{data['classes']} classes" if data.get("classes") else ""
+    return ", ".join(filter(None, (*found, classes)))
+
+
+def _counted(trials: list[TrialRecord], field: str) -> str:
+    """What the trials' last attempts say, each with its number of trials."""
+    found = Counter(str(value) for trial in trials if (value := trial.last_attempt(field)) is not None)
+    return ", ".join(f"{value} ({times:,} trial{'s' * (times != 1)})" for value, times in found.most_common())
+
+
+def _devices(study: StudyRecord) -> str:
+    hardware = study.header.get("hardware") or {}
+    cards = Counter(hardware.get("gpus") or [])
+    named = [f"{times} x {name}" for name, times in cards.items()]
+    cpus = f"{hardware['cpus']} CPUs" if hardware.get("cpus") else ""
+    own = ", ".join(filter(None, (cpus, *named)))
+    ran = _counted(list(study.trials.values()), "device")
+    return "; ".join(filter(None, (ran, f"the driver's machine: {own}" if own else "")))
+
+
+def _seeds(trials: list[TrialRecord]) -> str:
+    found = sorted({seed for trial in trials if (seed := trial.specification.get("seed")) is not None})
+    return f"{', '.join(str(seed) for seed in found)} (n = {len(found)})" if found else ""
+
+
+def dates(trials: list[TrialRecord]) -> str:
+    """From the first proposal to the last end, e.g. `2026-11-22 19:53 to 20:05 UTC`; "" where none is on record."""
+    begun = [trial.proposed_at for trial in trials if trial.proposed_at]
+    ended = [trial.finished_at for trial in trials if trial.finished_at]
+    if not begun:
+        return ""
+    first, last = (time.strftime("%Y-%m-%d %H:%M", time.gmtime(at)) for at in (min(begun), max(ended or begun)))
+    if first[:10] == last[:10]:
+        last = last[11:]
+    return f"{first} to {last} UTC"
+
+
+def tracked(study: StudyRecord, folder: Path, uri: str | None) -> Tracked | None:
+    """Where MLflow has a study whose folder is `folder`, or that was read from the store `uri`; None if not known."""
+    progress = _progress(folder / PROGRESS_FILE)
+    beside = f"sqlite:///{folder}/{MLFLOW_FILE}" if (folder / MLFLOW_FILE).is_file() else None
+    known = (uri, progress.get("uri"), study.header.get("tracking_uri"), beside)
+    uri = next((each for each in known if each and _may_be_there(each)), None)
+    if uri is None:
+        return None
+    from analysis.sources.mlflow import without_password
+
+    shown = without_password(uri)
+    if not uri.startswith(("http://", "https://")):
+        return Tracked(link="", words=f"mlflow ui --backend-store-uri {shown}")
+    run = [progress.get("experiment"), progress.get("parent")]
+    place = f"/#/experiments/{run[0]}/runs/{run[1]}" if all(run) and progress.get("uri") == uri else ""
+    return Tracked(link=f"{shown.rstrip('/')}{place}", words=f"experiment {study.name} at {shown}")
+
+
+def _may_be_there(uri: str) -> bool:
+    """A database is a file of the machine that trained: where the records were copied from it, it is not."""
+    path = uri.removeprefix("sqlite:///")
+    return path == uri or Path(path.partition("?")[0]).is_file()
+
+
+def _progress(path: Path) -> dict[str, Any]:
+    """What the tracker noted; nothing for a file that is damaged, which costs the link alone."""
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}

@@ -1,0 +1,77 @@
+"""Printed results of the original study, and the rule by which they may be drawn beside a study's own points.
+
+A printed point is a test error. It is drawn only beside test errors, and only where network, data and splits are the
+same: a network that was trained on all images says little about one that was trained on four in five.
+Source: "Sizes to expect" of the 2018-19 study: WRN-28-10 on CIFAR-10, trained on 50,000 images, test errors, all with
+attention transfer from a teacher of 3.2 %.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sweeps.records.names import StudyRecord
+
+_WRN: dict[str, tuple[tuple[float, float], ...]] = {
+    "tensor_train": ((0.598, 4.96), (0.690, 4.50), (1.075, 4.04), (1.840, 3.76), (2.413, 3.60)),
+    "hashed": ((0.568, 4.85), (1.172, 4.06), (2.378, 3.91)),
+    "shuffle": ((0.720, 4.88), (1.344, 3.99), (2.384, 3.86)),
+    "bottleneck": ((0.601, 5.73), (0.851, 4.63), (1.191, 4.10), (2.345, 3.73)),
+    "tucker": ((0.593, 5.37), (1.033, 4.60), (1.704, 4.06), (2.381, 3.94)),
+    "acdc": ((0.609, 5.22),),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """On what an error was measured, and on how many images its network was trained."""
+
+    network: str
+    data: str
+    train_images: int
+    test_images: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Printed:
+    """A printed point: top-1 test error in percent at so many parameters."""
+
+    method: str
+    params: float
+    error: float
+    setting: Setting
+
+
+_STUDY = Setting(network="wrn_28_10", data="cifar10", train_images=50_000, test_images=10_000)
+PRINTED = tuple(
+    Printed(method=method, params=1e6 * millions, error=error, setting=_STUDY)
+    for method, points in _WRN.items()
+    for millions, error in points
+)
+
+
+def setting_of_study(study: StudyRecord) -> Setting:
+    """What the study's own test errors are measured on; empty or 0 where the records do not tell."""
+    header = study.header
+    data = header.get("data", {})
+    return Setting(
+        network=str(header.get("network", {}).get("name", "")), data=str(data.get("name", "")),
+        train_images=int(data.get("train_images") or 0), test_images=int(data.get("test_images") or 0),
+    )  # fmt: skip
+
+
+def printed_points(
+    own: Setting, printed: Sequence[Printed] = PRINTED
+) -> tuple[list[Printed], str]:  # the points that may be drawn, and a sentence
+    """The printed points of the same setting; the sentence says what was left out and why ("" if there is nothing)."""
+    same = [point for point in printed if point.setting == own]
+    near = [p for p in printed if (p.setting.network, p.setting.data) == (own.network, own.data)]
+    if same or not near:
+        return same, ""
+    other = near[0].setting
+    return [], (
+        f"{len(near)} printed test errors of {other.network} on {other.data} are not drawn: they are of networks "
+        f"trained on {other.train_images:,} images and tested on {other.test_images:,}, these were trained on "
+        f"{own.train_images:,} and tested on {own.test_images:,}."
+    )

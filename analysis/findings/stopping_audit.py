@@ -1,0 +1,108 @@
+"""An audit of early stopping: finished trials are replayed; would a rule have stopped the winner?
+
+    python -m analysis audit STUDY
+
+Only trials that trained to their end have a whole curve; those that a rule stopped when the study ran are left out and
+counted, for what they would have reached nobody knows. A study run with `search.stop: none` is audited in full.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from sweeps.records.names import VAL_ERROR, Role, Status, StudyRecord, TrialRecord
+from sweeps.search.stopping_rules import make_rule
+
+RULES = ("asha", "median", "hyperband")
+DEFAULTS: dict[str, Any] = {"grace": 0.5, "reduction": 3.0, "brackets": 3}  # as sweeps.space.settings has them
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """What one rule would have done in one stratum; errors are validation errors in percent."""
+
+    rule: str
+    stratum: str
+    trials: int
+    winner: str  # id of the trial of the lowest final error
+    winner_error: float
+    stopped_at: int | None  # the epoch at which the winner would have been stopped; None: it would not
+    stopped: int  # trials that would have been stopped
+    saved: float  # share of all epochs that would not have been trained
+    kept_error: float | None  # the lowest final error among those not stopped; None: none would be left
+
+    def text(self) -> str:
+        """One line."""
+        saved = f"{self.stopped} of {self.trials} stopped, {100 * self.saved:.0f} % of the epochs saved"
+        if self.stopped_at is None:
+            return f"{self.rule}, {self.stratum}: the winner would have been kept ({saved})"
+        lost = "nothing would be left" if self.kept_error is None else (
+            f"the best one kept has {self.kept_error - self.winner_error:.2f} points more"
+        )  # fmt: skip
+        return (
+            f"{self.rule}, {self.stratum}: THE WINNER ({self.winner}, {self.winner_error:.2f} %) would have been "
+            f"stopped at epoch {self.stopped_at}; {lost} ({saved})"
+        )
+
+
+def audit(study: StudyRecord) -> list[Verdict]:
+    """A verdict for every rule in every stratum with at least two finished trials."""
+    strata: dict[str, list[TrialRecord]] = {}
+    for trial in study.trials.values():
+        finished = trial.status is Status.COMPLETED and trial.val_error is not None and not trial.broken
+        if trial.role is Role.SEARCH and finished:
+            strata.setdefault(trial.stratum, []).append(trial)
+    settings = {**DEFAULTS, **_given(study)}
+    return [
+        _verdict(rule, stratum, trials, settings)
+        for rule in RULES
+        for stratum, trials in strata.items()
+        if len(trials) > 1
+    ]
+
+
+def _given(study: StudyRecord) -> dict[str, Any]:
+    search = study.header.get("space", {}).get("search", {})
+    return {name: search[name] for name in DEFAULTS if name in search}
+
+
+def _verdict(rule: str, stratum: str, trials: list[TrialRecord], settings: dict[str, Any]) -> Verdict:
+    stopped = replay(rule, trials, settings)
+    winner = min(trials, key=lambda trial: (trial.val_error or 0.0, trial.counts.get("params", 0)))
+    kept = [trial.val_error or 0.0 for trial in trials if trial.trial_id not in stopped]
+    saved = sum(trial.last_epoch - stopped.get(trial.trial_id, trial.last_epoch) for trial in trials)
+    return Verdict(
+        rule=rule, stratum=stratum, trials=len(trials), winner=winner.trial_id, winner_error=winner.val_error or 0.0,
+        stopped_at=stopped.get(winner.trial_id), stopped=len(stopped),
+        saved=saved / sum(trial.last_epoch for trial in trials), kept_error=min(kept, default=None),
+    )  # fmt: skip
+
+
+def replay(rule: str, trials: Iterable[TrialRecord], settings: dict[str, Any]) -> dict[str, int]:
+    """The trials that a rule would have stopped, with the epoch, told every curve in the order in which it came in.
+
+    A trial that is stopped tells nothing more; those that ran beside it run as they did (a freed slot is not refilled).
+    """
+    trials = list(trials)
+    epochs = max(trial.last_epoch for trial in trials)
+    asked = make_rule(rule, epochs=epochs, **settings)
+    points = [
+        (m.get("time", 0.0), e, trial.trial_id, m[VAL_ERROR]) for trial in trials for e, m in trial.epochs.items()
+    ]
+    stopped: dict[str, int] = {}
+    for _, epoch, trial_id, error in sorted(points):
+        if trial_id not in stopped and asked is not None and asked.report(trial_id, epoch, error) and epoch < epochs:
+            stopped[trial_id] = epoch
+    return stopped
+
+
+def audit_text(study: StudyRecord) -> str:
+    """The audit in words."""
+    lines = [verdict.text() for verdict in audit(study)]
+    searched = [trial for trial in study.trials.values() if trial.role is Role.SEARCH]
+    cut = sum(trial.status is Status.STOPPED for trial in searched)
+    if cut:
+        lines.append(f"{cut} trials that were stopped when the study ran have no whole curve and are left out")
+    return "\n".join(lines) or "nothing to audit: no stratum has two trials that trained to their end"

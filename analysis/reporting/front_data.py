@@ -1,0 +1,187 @@
+"""What the picture of a study shows, as a typed record: validation error against size.
+
+Both axes are minimised: the lower left is best. Errors are in percent; sizes are parameters, or mult-adds for one
+image.
+"""
+
+from __future__ import annotations
+
+import textwrap
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from analysis.load import data_label
+from analysis.stats.front import (
+    FrontPoint,
+    Size,
+    best,
+    collect,
+    front,
+    method_label,
+    references,
+    strata,
+    validation_images,
+)
+from analysis.stats.noise import wilson
+from sweeps.records.names import Role, Status, StudyRecord
+
+# Okabe and Ito's colours, which stay apart for colour-blind readers; each also has a marker of its own.
+LOOKS = {
+    "tensor_train": ("#0072B2", "o"), "tucker": ("#D55E00", "s"), "bottleneck": ("#009E73", "D"),
+    "hashed": ("#CC79A7", "^"), "shuffle": ("#E69F00", "v"), "acdc": ("#56B4E9", "P"), "cp": ("#7F7F7F", "X"),
+}  # fmt: skip
+SPARE = [("#000000", "<"), ("#B8A800", ">"), ("#0072B2", "h"), ("#D55E00", "d"), ("#009E73", "p"), ("#CC79A7", "H")]
+REFERENCE_COLOURS = ("#222222", "#8A5A00", "#5B2A86", "#00624A")
+TITLE_LETTERS, MOST_LABELS = 78, 24
+AXES: dict[Size, str] = {"params": "parameters", "mult_adds": "mult-adds of one image"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Series:
+    """The completed trials of one method: (size, validation error in percent)."""
+
+    label: str
+    colour: str
+    marker: str
+    points: tuple[tuple[float, float], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrontPlot:
+    """All that the picture shows."""
+
+    title: str
+    subtitle: str
+    series: tuple[Series, ...]
+    stopped: tuple[tuple[float, float, str], ...]  # size, error at the last epoch, colour
+    front: tuple[tuple[float, float], ...]
+    references: tuple[tuple[str, float, float], ...]
+    budgets: tuple[float, ...]
+    labels: tuple[tuple[str, float, float], ...]  # of the front, most important first
+    x_limits: tuple[float, float]
+    y_limits: tuple[float, float]
+    x_label: str = AXES["params"]
+    thin: tuple[tuple[str, tuple[tuple[float, float], ...]], ...] = ()  # one form at several widths, by size
+    spreads: tuple[tuple[float, float, float], ...] = ()  # of points of several seeds: size, mean, standard deviation
+
+    @property
+    def beyond(self) -> int:
+        """How many points lie above the picture; they are drawn at its upper edge."""
+        shown = [error for line in self.series for _, error in line.points] + [error for _, error, _ in self.stopped]
+        return sum(error > self.y_limits[1] for error in shown)
+
+
+def front_plot(
+    study: StudyRecord, measure: Size = "params", points: Sequence[FrontPoint] | None = None
+) -> FrontPlot:  # fmt: skip
+    """The record of the study's picture; raises ValueError if no trial or reference trained to its end.
+
+    `points` are those of `collect`, where they are at hand.
+    """
+    points = collect(study) if points is None else points
+    points = [point for point in points if point.size(measure) is not None]
+    done = [point for point in points if point.finished]
+    if not done:
+        raise ValueError(f"a picture needs a completed trial, but {study.name} has none")
+    kept, known = front(points, measure), references(points)
+    shown = looks(point.method for point in points if point.role is Role.SEARCH)
+    stopped = [point for point in points if point.status is Status.STOPPED and point.val_error is not None]
+    return FrontPlot(
+        title="\n".join(textwrap.wrap(str(study.header.get("question") or study.name), TITLE_LETTERS)[:3]),
+        subtitle=_subtitle(study, points),
+        series=_series(done, shown, measure),
+        stopped=tuple((*_at(p, measure), shown[p.method][0]) for p in stopped if p.role is Role.SEARCH),
+        front=tuple(_at(point, measure) for point in kept),
+        references=tuple((p.form, *_at(p, measure)) for p in known),
+        budgets=tuple(float(s.params) for s in strata(study) if s.params) if measure == "params" else (),
+        labels=tuple((_short(point), *_at(point, measure)) for point in _by_importance(kept)[:MOST_LABELS]),
+        x_limits=_x_limits([_at(point, measure)[0] for point in (*done, *stopped)]),
+        y_limits=_y_limits(points, kept),
+        x_label=AXES[measure],
+        thin=_thin(known, measure),
+        spreads=tuple((*_at(p, measure), p.spread) for p in (*kept, *known) if p.spread is not None),
+    )
+
+
+def _at(point: FrontPoint, measure: Size) -> tuple[float, float]:
+    return float(point.size(measure) or 0), point.error
+
+
+def _thin(known: Sequence[FrontPoint], measure: Size) -> tuple[tuple[str, tuple[tuple[float, float], ...]], ...]:
+    """The forms that were trained at several widths, each as a line through its points."""
+    found = []
+    for method in sorted({point.method for point in known}):
+        line = sorted(_at(point, measure) for point in known if point.method == method)
+        if len({size for size, _ in line}) > 1:
+            found.append((f"thinner {method_label(method)}", tuple(line)))
+    return tuple(found)
+
+
+def looks(methods: Iterable[str]) -> dict[str, tuple[str, str]]:
+    """Colour and marker by method: the known ones keep theirs from picture to picture."""
+    names = sorted(set(methods))
+    others = [name for name in names if name not in LOOKS]
+    spare = {name: SPARE[index % len(SPARE)] for index, name in enumerate(others)}
+    return {name: LOOKS.get(name) or spare[name] for name in names}
+
+
+def _series(done: Sequence[FrontPoint], shown: dict[str, tuple[str, str]], measure: Size) -> tuple[Series, ...]:
+    found = []
+    for method, (colour, marker) in shown.items():
+        points = tuple(_at(p, measure) for p in done if p.method == method and p.role is Role.SEARCH)
+        if points:
+            found.append(Series(label=method_label(method), colour=colour, marker=marker, points=points))
+    return tuple(found)
+
+
+def _subtitle(study: StudyRecord, points: Sequence[FrontPoint]) -> str:
+    header = study.header
+    data, network = header.get("data", {}), header.get("network", {}).get("name")
+    searched = [point for point in points if point.role is Role.SEARCH]
+    parts = [
+        data_label(data.get("name", "")),
+        network,
+        _certainty(study, searched),
+        f"{len(searched)} trial{'s' * (len(searched) != 1)}, {sum(p.finished for p in searched)} completed",
+        f"seed {header['seed']}" if header.get("seed") is not None else None,
+        time.strftime("%Y-%m-%d", time.gmtime(header["time"])) if header.get("time") else None,
+    ]
+    return "  |  ".join(part for part in parts if part)
+
+
+def _certainty(study: StudyRecord, points: Sequence[FrontPoint]) -> str | None:
+    """How far chance alone may move the best error: too much for a reader not to know it."""
+    images, chosen = validation_images(study), best(points)
+    if images is None or chosen is None:
+        return None
+    low, high = wilson(chosen.error, images)
+    return f"{images:,} validation images: {chosen.error:.1f} % is ±{(high - low) / 2:.1f} points (95 %)"
+
+
+def _short(point: FrontPoint) -> str:
+    """A label in few letters, e.g. `3d 0.31`; a method without dimensions is named."""
+    shape = f"{point.dims}d" if point.dims is not None else method_label(point.method)
+    return f"{shape} {point.rank_scale:.2g}" if point.rank_scale else shape
+
+
+def _by_importance(kept: Sequence[FrontPoint]) -> list[FrontPoint]:
+    """Ends first, then the rest from the left: where room is short, the ends are what a reader looks for."""
+    ends = [kept[0], kept[-1]] if len(kept) > 1 else list(kept)
+    return [*ends, *kept[1:-1]]
+
+
+def _x_limits(sizes: Sequence[float]) -> tuple[float, float]:
+    low, high = min(sizes), max(sizes)
+    factor = max((high / low) ** 0.06, 1.15) if high > 1.5 * low else 1.6
+    return low / factor, high * factor
+
+
+def _y_limits(points: Sequence[FrontPoint], kept: Sequence[FrontPoint]) -> tuple[float, float]:
+    """All of the front, the references and nine in ten of the completed trials; the far ones go to the upper edge."""
+    done = sorted(point.error for point in points if point.finished)
+    needed = [point.error for point in kept] + [point.error for point in references(points)]
+    high = max([*needed, done[int(0.9 * (len(done) - 1))]])
+    low = done[0]
+    room = max(0.3 * (high - low), 0.5 * high - (high - low), 0.2)  # a single point deserves some ground around it
+    return max(low - 0.6 * room, -0.04 * high), high + 0.4 * room

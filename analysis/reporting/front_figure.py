@@ -1,0 +1,246 @@
+"""Draws the picture of a study from its record (analysis.reporting.front_data)."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import cycle, pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from analysis.reporting.front_data import LOOKS, REFERENCE_COLOURS, SPARE, FrontPlot, Series, front_plot
+from analysis.reporting.label_placement import LEADER, Box, Label, distance, place
+from sweeps.records.names import StudyRecord
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = ["LOOKS", "SPARE", "FrontPlot", "Layout", "Series", "draw_front", "draw_plot", "front_plot"]
+
+MARKER_PIXELS = 7.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """Size of a picture in inches, entries beside each other in its legend, and whether it has a title."""
+
+    width: float = 9.6
+    height: float = 6.4
+    columns: int = 5
+    title: bool = True
+
+
+WIDE, NARROW = Layout(title=False), Layout(width=4.4, height=5.2, columns=2, title=False)  # of a page: screen, phone
+
+
+def draw_front(study: StudyRecord, path: Path, dpi: int = 160) -> FrontPlot:
+    """Draw the study's picture into the PNG file `path` and return its record; raises ValueError as `front_plot`."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    plot = front_plot(study)
+    figure = Figure(figsize=(Layout().width, Layout().height), dpi=dpi)
+    FigureCanvasAgg(figure)
+    draw_plot(figure, plot, Layout())
+    temporary = path.with_name(path.name + ".tmp")
+    figure.savefig(temporary, format="png")
+    os.replace(temporary, path)
+    return plot
+
+
+def draw_plot(figure: Figure, plot: FrontPlot, layout: Layout) -> None:
+    """Draw `plot` into an empty figure of the layout's size; all lengths but the axes' are in inches or points."""
+    lines = plot.title.count("\n") + 1
+    top = 1 - (0.61 + 0.23 * lines) / layout.height if layout.title else 0.985
+    entries = len(plot.series) + len(plot.references) + len(plot.thin) + bool(plot.front) + bool(plot.stopped)
+    rows = -(-entries // layout.columns)
+    bottom = (0.57 + 0.23 * rows) / layout.height + (0.11 / layout.height if not layout.title else 0.0357)
+    left = 0.72 / layout.width if layout.title else 0.62 / layout.width
+    axes = figure.add_axes((left, bottom, 0.98 - left, top - bottom))
+    if layout.title:
+        figure.text(left, 0.965, plot.title, fontsize=13, fontweight="bold", va="top", linespacing=1.25)
+        figure.text(left, top + 0.018, plot.subtitle, fontsize=9, color="0.35", va="bottom")
+    _draw_axes(axes, plot, layout)
+    _draw_points(axes, plot)
+    handles, names = axes.get_legend_handles_labels()
+    figure.legend(
+        handles, names, loc="lower center", bbox_to_anchor=(0.5275, 0.008), ncols=-(-len(handles) // rows),
+        frameon=False, fontsize=9, columnspacing=1.6, handletextpad=0.5,
+    )  # fmt: skip
+    _draw_labels(figure, axes, plot)
+
+
+def _draw_axes(axes: Axes, plot: FrontPlot, layout: Layout) -> None:
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axes.set_xscale("log")
+    axes.set_xlim(*plot.x_limits)
+    axes.set_ylim(*plot.y_limits)
+    decades = math.log10(plot.x_limits[1] / plot.x_limits[0]) * 9.6 / layout.width  # as many as the width has room for
+    axes.xaxis.set_major_locator(LogLocator(subs=_ticks(decades), numticks=30))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short_count(value)))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.xaxis.set_minor_locator(LogLocator(subs=tuple(range(1, 10)), numticks=30))
+    axes.set_xlabel(f"{plot.x_label} (log scale)")
+    axes.set_ylabel("validation error (%)")
+    axes.grid(axis="y", color="0.92", linewidth=0.8)
+    axes.set_axisbelow(True)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    _draw_budgets(axes, plot)
+
+
+def _ticks(decades: float) -> tuple[float, ...]:
+    """Where numbers stand within each decade of a logarithmic axis that shows so many."""
+    for least, found in ((4.5, (1.0,)), (3, (1.0, 3.0)), (1.48, (1.0, 2.0, 5.0))):
+        if decades > least:
+            return found
+    return (1, 1.5, 2, 3, 4, 5, 6, 8)
+
+
+def _draw_budgets(axes: Axes, plot: FrontPlot) -> None:
+    """Thin lines at the budgets, named at the lower edge, which the front leaves free, where there is room for it."""
+    from matplotlib.transforms import blended_transform_factory
+
+    both = blended_transform_factory(axes.transData, axes.transAxes)
+    last = 0.0
+    for budget in sorted(plot.budgets):
+        if not plot.x_limits[0] < budget < plot.x_limits[1]:
+            continue
+        axes.axvline(budget, color="0.75", linewidth=0.8, linestyle=(0, (4, 3)), zorder=0.5)
+        at = axes.transAxes.inverted().transform(axes.transData.transform((budget, plot.y_limits[0])))[0]
+        if at - last > 0.03:
+            axes.annotate(
+                f"≤ {budget:,.0f}", (budget, 0.012), xycoords=both, xytext=(-2.5, 0), textcoords="offset points",
+                rotation=90, fontsize=7.5, color="0.5", ha="right", va="bottom", zorder=0.6,
+            )  # fmt: skip
+            last = at
+
+
+def _draw_points(axes: Axes, plot: FrontPlot) -> None:
+    top = plot.y_limits[1]
+    for line in plot.series:
+        inside_line = [point for point in line.points if point[1] <= top]
+        axes.scatter(
+            [x for x, _ in inside_line], [y for _, y in inside_line], s=46, c=line.colour, marker=line.marker,
+            edgecolors="white", linewidths=0.7, zorder=3, label=f"{line.label} ({len(line.points)})",
+        )  # fmt: skip
+    for (name, line_), dashes in zip(plot.thin, cycle(((5, 2), (2, 2), (6, 2, 1, 2))), strict=False):
+        axes.plot(*zip(*line_, strict=True), color="0.45", linewidth=1.1, dashes=dashes, zorder=2.4, label=name)
+    for number, (name, x, y) in enumerate(plot.references):
+        colour = REFERENCE_COLOURS[number % len(REFERENCE_COLOURS)]
+        axes.scatter([x], [y], s=190, marker="*", c=colour, edgecolors="white", linewidths=0.8, zorder=4, label=name)
+    for x, y, spread in plot.spreads:
+        axes.errorbar([x], [y], yerr=[spread], color="0.35", linewidth=1.0, capsize=2.5, zorder=2.8)
+    _draw_front_line(axes, plot)
+    _draw_stopped(axes, plot)
+    _draw_beyond(axes, plot)
+
+
+def _draw_front_line(axes: Axes, plot: FrontPlot) -> None:
+    """The staircase, and a ring around each of its points."""
+    if plot.front:
+        axes.step(*_staircase(plot), where="post", color="0.25", linewidth=1.3, zorder=2.5, label="front")
+    axes.scatter(
+        [x for x, _ in plot.front], [y for _, y in plot.front], s=105, facecolors="none", edgecolors="0.15",
+        linewidths=1.0, zorder=3.5,
+    )  # fmt: skip
+
+
+def _draw_stopped(axes: Axes, plot: FrontPlot) -> None:
+    if plot.stopped:
+        inside = [point for point in plot.stopped if point[1] <= plot.y_limits[1]]
+        axes.scatter(
+            [x for x, _, _ in inside], [y for _, y, _ in inside], s=26, c=[c for _, _, c in inside], alpha=0.4,
+            linewidths=0, marker=".", zorder=2,
+        )  # fmt: skip
+        axes.scatter([], [], s=26, c="0.5", alpha=0.6, marker=".", label=f"stopped early ({len(plot.stopped)})")
+
+
+def _draw_beyond(axes: Axes, plot: FrontPlot) -> None:
+    """Arrows at the upper edge for the points above it, faint for stopped trials."""
+    from matplotlib.colors import to_rgba
+
+    top = plot.y_limits[1]
+    high = [(x, line.colour, 0.9) for line in plot.series for x, y in line.points if y > top]
+    high += [(x, colour, 0.3) for x, y, colour in plot.stopped if y > top]
+    if high:
+        axes.scatter(
+            [x for x, _, _ in high], [0.985] * len(high), s=16, marker="^", linewidths=0, zorder=2,
+            c=[to_rgba(colour, alpha) for _, colour, alpha in high], transform=axes.get_xaxis_transform(),
+        )  # fmt: skip
+        note = f"▲ {plot.beyond} above the picture"
+        axes.text(0.995, 0.985, note, transform=axes.transAxes, fontsize=7.5, color="0.45", ha="right", va="center")
+
+
+def _staircase(plot: FrontPlot) -> tuple[list[float], list[float]]:
+    """The front to its right-hand end: any larger budget may use the last point too."""
+    xs, ys = [x for x, _ in plot.front], [y for _, y in plot.front]
+    return [xs[0], *xs, plot.x_limits[1]], [plot.y_limits[1], *ys, ys[-1]]
+
+
+def _draw_labels(figure: Figure, axes: Axes, plot: FrontPlot) -> None:
+    """Name the references and the front; a label that finds no room is left out, the table has it."""
+    scale = figure.dpi / 100
+    wanted = [(f"{name}  {y:.2f} %", x, y, "bold") for name, x, y in plot.references]
+    wanted += [(text, x, y, "normal") for text, x, y in plot.labels]
+    texts = [axes.text(0, 0, text, fontsize=8.5, fontweight=weight, alpha=0) for text, _, _, weight in wanted]
+    renderer = figure.canvas.get_renderer()  # type: ignore[attr-defined]
+    labels = []
+    for text, (_, x, y, _) in zip(texts, wanted, strict=True):
+        extent = text.get_window_extent(renderer)
+        px, py = axes.transData.transform((x, y))
+        labels.append(Label(px / scale, py / scale, extent.width / scale, extent.height / scale))
+        text.remove()
+    frame = axes.get_window_extent(renderer)
+    room = Box(frame.x0 / scale + 2, frame.y0 / scale + 2, frame.x1 / scale - 2, frame.y1 / scale - 2)
+    for (text_, x, y, weight), label, box in zip(
+        wanted, labels, place(labels, _obstacles(axes, plot, scale), room), strict=True
+    ):
+        if box is not None:
+            _write(axes, text_, (x, y), weight, label, box, scale)
+
+
+def _write(axes: Axes, text: str, xy: tuple[float, float], weight: str, label: Label, box: Box, scale: float) -> None:
+    centre = ((box.left + box.right) / 2, (box.bottom + box.top) / 2)
+    points = 72 / 100  # a hundredth of an inch in points: offsets hold at any resolution
+    offset = ((centre[0] - label.x) * points, (centre[1] - label.y) * points)
+    far = distance(label, box) > LEADER
+    arrow: dict[str, Any] | None = {"arrowstyle": "-", "color": "0.6", "linewidth": 0.7, "shrinkA": 0, "shrinkB": 6}
+    axes.annotate(
+        text, xy, xytext=offset, textcoords="offset points", ha="center", va="center", fontsize=8.5,
+        fontweight=weight, color="0.1", zorder=5, arrowprops=arrow if far else None,
+        bbox={"boxstyle": "square,pad=0.08", "facecolor": "white", "edgecolor": "none", "alpha": 0.75},
+    )  # fmt: skip
+
+
+def _obstacles(axes: Axes, plot: FrontPlot, scale: float) -> list[Box]:
+    """What labels should not cover: markers, stars, and the front's staircase."""
+    marked = [point for line in plot.series for point in line.points] + [(x, y) for _, x, y in plot.references]
+    boxes = _around(axes, marked, scale, MARKER_PIXELS) + _around(axes, [at[:2] for at in plot.stopped], scale, 2.0)
+    if plot.front:
+        xs, ys = _staircase(plot)
+        corners = [axes.transData.transform(point) / scale for point in zip(xs, ys, strict=True)]
+        for (x1, y1), (x2, y2) in pairwise(corners):
+            boxes.append(Box(x1, y1 - 2, x2, y1 + 2))
+            boxes.append(Box(x2 - 2, min(y1, y2), x2 + 2, max(y1, y2)))
+    return boxes
+
+
+def _around(axes: Axes, points: Sequence[tuple[float, float]], scale: float, radius: float) -> list[Box]:
+    if not points:
+        return []
+    found = axes.transData.transform(points) / scale
+    return [Box(x - radius, y - radius, x + radius, y + radius) for x, y in found]
+
+
+def short_count(value: float) -> str:
+    """A round count as an axis shows it, e.g. `50k`."""
+    if value >= 1e9:
+        return f"{value / 1e9:g}G"
+    if value >= 1e6:
+        return f"{value / 1e6:g}M"
+    return f"{value / 1e3:g}k" if value >= 1e3 else f"{value:g}"

@@ -1,0 +1,319 @@
+"""The sections of a report: each draws its pictures, writes its tables and adds both to the page."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from analysis.findings.failures import groups
+from analysis.findings.provenance import About, Tracked
+from analysis.findings.test_errors import marks
+from analysis.reporting.contents import Contents
+from analysis.reporting.figures import draw_curves, draw_effects, draw_heat, draw_importance, draw_on_test
+from analysis.reporting.front_data import front_plot
+from analysis.reporting.front_figure import draw_plot
+from analysis.reporting.html_page import Page
+from analysis.reporting.render import Order, Studio
+from analysis.reporting.tables import (
+    ablation_sheet,
+    best_sheet,
+    cost_sheet,
+    curves_sheet,
+    duration,
+    failure_groups_sheet,
+    failures_sheet,
+    heat_sheet,
+    importance_sheet,
+    level_sheet,
+    on_test_sheet,
+    points_sheet,
+    profile_sheet,
+    recipes_sheet,
+    repeats_sheet,
+)
+from analysis.stats.front import Size
+from sweeps.records.names import Status, StudyRecord
+
+Section = Callable[[Page, StudyRecord, Contents, Path], None]
+MOST_EFFECTS = 14  # in the picture; the table has all
+
+
+def new_page(study: StudyRecord, found: About, place: Tracked | None, studio: Studio) -> Page:
+    """An empty page under the study's question and how it came about."""
+    page = Page(str(study.header.get("question") or study.name).strip(), studio, found.line)
+    if not study.header.get("versions"):
+        page.text("The records hold no header: question, versions and hardware are not known.", "note")
+    elif (study.closed or {}).get("reason") != "finished":
+        page.text(_unfinished(study), "note")
+    link = ("MLflow", place.words, place.link) if place else None
+    page.details("How it came about: command, data, machines, seeds, versions", found.facts, link)
+    return page
+
+
+def _unfinished(study: StudyRecord) -> str:
+    """How far a study is that has not come to its end."""
+    statuses = [trial.status for trial in study.trials.values()]
+    running, waiting = statuses.count(Status.RUNNING), statuses.count(Status.PROPOSED)
+    why = "The study was stopped before its end" if study.closed else "The study had not ended when this was written"
+    return f"{why} ({len(statuses):,} trials, {running:,} of them running, {waiting:,} waiting): all below may change."
+
+
+def answer_section(page: Page, study: StudyRecord, found: Contents, folder: Path) -> None:
+    """The answer in words, then what is best within each budget."""
+    page.answer(found.summary)
+    sheet = best_sheet(found.answers)
+    sheet.write(folder)
+    if sheet.rows:
+        page.heading("Best within each budget")
+        page.table(sheet)
+        page.text(
+            "Errors are validation errors, in percent; differences are in points of error, negative is better. The "
+            "best of many trials looks better than it is: the more trials, the more so.", "note",
+        )  # fmt: skip
+    levels = level_sheet(found.answers)
+    levels.write(folder)
+    if levels.rows:
+        page.heading("The methods at equal size")
+        page.table(levels)
+        page.text(
+            "Where the methods' best within a budget differ in size, each is read off its own front at one size: the "
+            "budget's, or that of the best where more methods reach that. Between two neighbouring points of a front "
+            "the error is taken as linear in the logarithm of size, seed by seed; never beyond its ends. Intervals are "
+            "95 % t-intervals over seeds.", "note",
+        )  # fmt: skip
+
+
+def front_section(page: Page, study: StudyRecord, found: Contents, folder: Path) -> None:
+    """Error against parameters and against mult-adds, and the points of both fronts."""
+    page.section("Fronts")
+    if not any(point.finished for point in found.points):
+        page.text("No trial was trained to its end.")
+        return
+    measures: tuple[tuple[Size, str], ...] = (("params", "parameters"), ("mult_adds", "mult-adds of one image"))
+    for measure, words in measures:
+        if any(point.finished and point.size(measure) is not None for point in found.points):
+            plot = front_plot(study, measure, found.points)
+            caption = f"Validation error against {words}; lower left is best. Rings and steps are the front; labels "
+            caption += "are dimensions (d) and rank scale."
+            caption += " Bars: standard deviation over seeds." if plot.spreads else ""
+            page.picture(Order(name=f"front_{measure}", caption=caption, draw=draw_plot, data=plot))
+    fronts = {
+        "params": {point.trial_id for point in found.front},
+        "mult_adds": {point.trial_id for point in found.front_mult_adds},
+    }
+    shown = {id(point): point for point in (*found.front, *found.front_mult_adds, *found.references)}
+    sheet = points_sheet("front", sorted(shown.values(), key=lambda point: point.params), fronts)
+    sheet.write(folder)
+    page.table(sheet)
+    every = points_sheet("trials", found.points, fronts)
+    every.write(folder)
+    page.text(f"Every trial of known size ({len(found.points):,}):", "note")
+    page.file("trials.csv")
+
+
+def on_test_section(page: Page, study: StudyRecord, found: Contents, folder: Path) -> None:
+    """The one look at the test split, with printed results where they are of the same data and split."""
+    page.section("Test errors")
+    if not found.on_test:
+        page.text("The test split was not looked at: that is done once, for the front, when a search has finished.")
+    else:
+        series = marks(found.points, found.on_test, found.printed)
+        caption = "Test error against parameters: of the front and the references only, looked at once."
+        caption += " Hollow marks are printed results of the same data and split." if found.printed else ""
+        height = 4.2 + 0.11 * len(series)
+        page.picture(Order(
+            name="test_errors", caption=caption, draw=draw_on_test, data=series, height=height, narrow=height,
+        ))  # fmt: skip
+        sheet = on_test_sheet(found.on_test, found.printed)
+        sheet.write(folder)
+        page.table(sheet)
+    if found.printed_note:
+        page.text(found.printed_note, "note")
+
+
+def shape_section(page: Page, study: StudyRecord, found: Contents, folder: Path) -> None:
+    """Dimensions against rank."""
+    page.section("Dimensions against rank")
+    if not found.heat:
+        page.text("No method was searched in several dimensions and ranks.")
+    for number, heat in enumerate(found.heat):
+        when, grey = "", "nothing trained to its end (s: stopped early, x: failed)"
+        if heat.epoch is not None:
+            when, grey = f" after epoch {heat.epoch}, the last that all came to", "did not come to it"
+        caption = (
+            f"{heat.method[0].upper()}{heat.method[1:]}: lowest validation error (%){when}, by dimensions and "
+            f"{heat.columns_are}, {seeds_words(*heat.seeds)}. Grey: {grey}. Empty: not tried."
+        )
+        name = f"heat_{number + 1}_{heat.method.replace(' ', '_')}"
+        heat_sheet(name, heat).write(folder)
+        wide, narrow = 1.5 + 0.36 * len(heat.rows), 1.0 + 0.3 * len(heat.columns)
+        page.picture(Order(name=name, caption=caption, draw=draw_heat, data=heat, height=wide, narrow=narrow))
+        page.file(f"{name}.csv")
+
+
+def seeds_words(fewest: int, most: int) -> str:
+    """Of how many seeds a figure's errors are means, e.g. `means over 3 seeds`."""
+    if most <= 1:
+        return "of one seed each"
+    return f"means over {most} seeds" if fewest == most else f"means over {fewest} to {most} seeds"
+
+
+def curve_section(page: Page, study: StudyRecord, found: Contents, folder: Path) -> None:
+    """Learning curves of the front."""
+    page.section("Learning curves of the front")
+    if not found.curves:
+        page.text("The records hold no epochs of the front's trials.")
+        return
+    curves_sheet(found.curves).write(folder)
+    caption = (
+        "Validation error by epoch: the front (solid, evenly chosen where it is long; with the number of parameters) "
+        "and references (dashed)."
+    )
+    rows = len(found.curves)
+    page.picture(Order(
+        name="learning_curves", caption=caption, draw=draw_curves, data=found.curves, height=4.4 + 0.1 * rows,
+        narrow=3.6 + 0.2 * rows,
+    ))  # fmt: skip
+    page.file("learning_curves.csv")
+
+
+def importance_section(page: Page, study: StudyRecord, found: Contents, folder: Path) -> None:
+    """Which fields matter."""
+    page.section("What the error depends on")
+    note = next((each.note for each in found.importances if each.note), "")
+    if note:
+        page.text(f"Not computed: {note}.")
+        return
+    importance_sheet(found.importances).write(folder)
+    for within in (True, False):
+        chosen = [each for each in found.importances if each.within_budgets is within]
+        if chosen:
+            name = "importance_within_budgets" if within else "importance_all_sizes"
+            caption = "Within budgets: the error less the median of its stratum." if within else "Over all sizes."
+            over = (
+                f", each by its mean over up to {chosen[0].seeds} seeds" if chosen[0].seeds > 1 else ", one seed each"
+            )
+            caption = (
+                f"{caption} From {chosen[0].trials:,} completed settings{over}; shares of one evaluator sum to 100 %."
+            )
+            height = 1.1 + 0.42 * len(chosen[0].shares)
+            page.picture(Order(
+                name=name, caption=caption, draw=draw_importance, data=chosen, height=height, narrow=height + 0.4,
+            ))  # fmt: skip
+    page.text(
+        "PED-ANOVA asks what sets the best tenth of the trials apart, mean decrease of impurity which fields a forest "
+        "of decision trees splits by. Shares say what goes along with the error in these trials, not what causes it; "
+        "the sampler did not try all values equally often.", "note",
+    )  # fmt: skip
+    page.file("importance.csv")
+
+
+def ablation_section(page: Page, study: StudyRecord, found: Contents, folder: Path) -> None:
+    """One choice at a time."""
+    page.section("One choice at a time")
+    sheet = ablation_sheet(found.effects)
+    sheet.write(folder)
+    if not found.effects:
+        page.text(
+            "No two completed trials can be paired: no searched field has two to nine values that were both trained."
+        )
+        return
+    page.text(
+        "Differences of validation error between paired trials, in points; negative means that the first named value "
+        "is better. “All else equal”: the trials differ in this one choice and share the seed; sizes that were solved "
+        "from a budget, and the teacher that comes with a weight above 0, are no second difference. “Best within each "
+        "budget”, shown where no two trials pair so: the best setting of each value, budget by budget, whatever else "
+        "they differ in. Intervals are two-sided t-intervals of the mean paired difference, at 95 %, over the units "
+        "named; they know nothing of the noise of few images, which the verdict counts too. Trials that were stopped "
+        "early take no part, which favours values that lose often.",
+        "note",
+    )  # fmt: skip
+    effects = found.effects[:MOST_EFFECTS]
+    height = 0.9 + 0.3 * len(effects)
+    caption = "Mean paired differences with 95 % t-intervals; a cross has no interval (a single pair)."
+    if len(effects) < len(found.effects):
+        caption += f" The first {len(effects)} of {len(found.effects)}."
+    page.picture(Order(name="ablation", caption=caption, draw=draw_effects, data=effects, height=height, narrow=height))
+    page.table(sheet)
+
+
+def repeat_section(page: Page, study: StudyRecord, found: Contents, folder: Path) -> None:
+    """Settings with several seeds; nothing where there are none."""
+    if not found.repeats:
+        return
+    page.section("Repeats")
+    page.text("Means over seeds with two-sided 95 % t-intervals; gaps are paired by seed.", "note")
+    sheet = repeats_sheet(found.repeats)
+    sheet.write(folder)
+    page.table(sheet)
+
+
+def failure_section(page: Page, study: StudyRecord, found: Contents, folder: Path) -> None:
+    """What failed, where and why."""
+    page.section("What failed")
+    failures_sheet(found.failures).write(folder)
+    if not found.failures:
+        page.text("Nothing: no trial failed, diverged, ran out of memory, was infeasible or is marked as broken.")
+        return
+    broken = sum(failure.kind == "marked as broken" for failure in found.failures)
+    if broken:
+        many = f"{broken:,} trials are marked as broken; they take"
+        page.text(f"{many if broken > 1 else '1 trial is marked as broken; it takes'} part in nothing above.", "note")
+    sheet = failure_groups_sheet(groups(list(found.failures)))
+    sheet.write(folder)
+    page.table(sheet)
+    page.text("Each of them, with its epoch and host:", "note")
+    page.file("failures.csv")
+
+
+def cost_section(page: Page, study: StudyRecord, found: Contents, folder: Path) -> None:
+    """What it cost."""
+    page.section("Cost")
+    cost = found.cost
+    facts = [
+        (duration(cost.train_seconds), "training, all trials together"),
+        (f"{cost.gpu_hours:.2f} h" if cost.gpu_hours else "none" if cost.gpu_hours == 0 else "unknown", "GPU time"),
+        (duration(cost.wall_seconds) if cost.wall_seconds else "unknown", "from the first proposal to the last end"),
+        (f"{cost.images_per_second:,.0f}" if cost.images_per_second else "unknown", "images/s, median trial"),
+        (f"{cost.throughput:,.0f}" if cost.throughput else "unknown", "images/s, whole study"),
+        (f"{duration(cost.start_seconds)}, {100 * cost.start_share:.1f} %", f"lost to {cost.attempts:,} starts"),
+    ]
+    if cost.again:
+        facts.append((f"{cost.again:,}", "starts that were repeats after a failure or a resume"))
+    if cost.adopted:
+        facts.append((f"{cost.adopted:,}", "trials that another study of the series trained; their cost is there"))
+    page.facts(facts)
+    sheet = cost_sheet(cost)
+    sheet.write(folder)
+    page.table(sheet)
+    if found.profile is not None:
+        sheet = profile_sheet(found.profile)
+        sheet.write(folder)
+        page.text(
+            f"Where the time of {duration(found.profile.wall_seconds)} on "
+            f"{max(sitting.slots for sitting in found.profile.sittings)} slots went, starts and ends included:", "note",
+        )  # fmt: skip
+        page.table(sheet)
+
+
+def recipe_section(page: Page, study: StudyRecord, found: Contents, folder: Path) -> None:
+    """One command a point."""
+    page.section("Train a point again")
+    recipes_sheet(found.recipes).write(folder)
+    page.text(
+        "Each command trains one point of the front, or one reference, once more, from the project's folder: the "
+        "specification on record, under the same id if the code still builds the same. At its end it says whether the "
+        "errors are the same; on a CPU, with the same versions, they are to the last digit. Any other trial goes by "
+        "its id (trials.csv).", "note",
+    )  # fmt: skip
+    for recipe in found.recipes:
+        shown = recipe.command or f"# no command: {recipe.why_not}"
+        page.command(f"{recipe.name} ({recipe.trial_id})", shown)
+
+
+SECTIONS: tuple[tuple[str, Section], ...] = (
+    ("answer", answer_section), ("fronts", front_section), ("test errors", on_test_section),
+    ("shapes", shape_section), ("curves", curve_section),
+    ("importance", importance_section), ("ablation", ablation_section), ("repeats", repeat_section),
+    ("failures", failure_section), ("cost", cost_section), ("commands", recipe_section),
+)  # fmt: skip

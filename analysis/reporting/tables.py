@@ -1,0 +1,349 @@
+"""The tables of a report as typed records: full values for CSV, words for readers.
+
+Errors are in percent, differences in points of error, times in seconds unless a heading says otherwise.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from analysis.findings.answer import Answer, Comparison, percent
+from analysis.findings.cost import Spent
+from analysis.findings.curves import Curve
+from analysis.findings.failures import Failure, FailureGroup
+from analysis.findings.heatmap import HeatMap
+from analysis.findings.published_results import Printed
+from analysis.findings.reproduce import Recipe
+from analysis.findings.test_errors import OnTest
+from analysis.findings.time_profile import Profile
+from analysis.reporting.summary_table import compact, status_label
+from analysis.stats.front import FrontPoint, method_label
+from analysis.stats.importance import Importance
+from analysis.stats.intervals import Estimate
+from analysis.stats.paired_effects import Effect
+from analysis.stats.seeds import Repeated
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sheet:
+    """A table: `columns` are headings, `rows` hold full values, `words` the same for readers (all text)."""
+
+    name: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[Any, ...], ...]
+    words: tuple[tuple[str, ...], ...] = ()
+    headings: tuple[str, ...] = ()  # for readers; the columns where empty
+
+    def write(self, folder: Path) -> Path:
+        """Write NAME.csv, whole or not at all."""
+        path = folder / f"{self.name}.csv"
+        temporary = path.with_name(path.name + ".tmp")
+        with temporary.open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(self.columns)
+            writer.writerows(self.rows)
+        os.replace(temporary, path)
+        return path
+
+
+def interval_words(estimate: Estimate | None, unit: str = "") -> str:
+    """E.g. `-0.42 (-0.80 to -0.04)`; without an interval the mean alone; empty for None."""
+    if estimate is None:
+        return ""
+    mean = signed(estimate.mean) if unit == "points" else percent(estimate.mean)
+    if estimate.low is None or estimate.high is None:
+        return mean
+    if unit == "points":
+        return f"{mean} ({signed(estimate.low)} to {signed(estimate.high)})"
+    return f"{mean} ({estimate.low:.2f} to {estimate.high:.2f})"
+
+
+def signed(points: float) -> str:
+    """A difference with its sign, e.g. `-0.42`; what rounds to nothing is `0.00`."""
+    text = f"{points:+.2f}"
+    return text[1:] if float(text) == 0 else text
+
+
+def error_words(point: FrontPoint) -> str:
+    """A point's validation error: of one seed as it is, of several `5.23 % ± 0.12 (n = 3)`, mean and deviation."""
+    if point.val_error is None:
+        return ""
+    if point.seeds == 1 or point.mean_error is None or point.spread is None:
+        return percent(point.val_error)
+    return spread_words(point.mean_error, point.spread, point.seeds)
+
+
+def spread_words(mean: float, spread: float | None, seeds: int) -> str:
+    """E.g. `5.23 % ± 0.12 (n = 3)`: a mean over seeds and their sample standard deviation; of one seed the error."""
+    return percent(mean) if spread is None else f"{percent(mean)} ± {spread:.2f} (n = {seeds})"
+
+
+def best_sheet(answers: Sequence[Answer]) -> Sheet:
+    """What is best within each budget, and how far it is from the separable network and the next best method."""
+    rows, words = [], []
+    for answer in answers:
+        best = answer.best
+        if best is None:
+            continue
+        low, high = answer.interval or (None, None)
+        whole = _comparison(answer, "separable reference")
+        other = _comparison(answer, "next best method")
+        rows.append((
+            answer.stratum.label, answer.stratum.params, best.trial_id, best.name, best.params, best.mult_adds,
+            best.error, low, high, best.seeds, best.spread, whole.gap if whole else None,
+            other.other.name if other else None, other.gap if other else None,
+            answer.level.size if other and other.level and answer.level else None,
+        ))  # fmt: skip
+        limit = f"≤ {answer.stratum.params:,}" if answer.stratum.params else answer.stratum.label
+        interval = f"{low:.1f} to {high:.1f}" if low is not None and high is not None else ""
+        words.append((
+            limit, best.name, f"{best.params:,}", error_words(best), interval, _gap(whole),
+            f"{other.other.form}: {_gap(other)}{', at equal size' * bool(other.level)}" if other else "",
+        ))  # fmt: skip
+    columns = (
+        "budget", "budget_params", "trial_id", "setting", "params", "mult_adds", "val_error", "val_error_low_95",
+        "val_error_high_95", "seeds", "standard_deviation", "points_to_separable", "next_best_method",
+        "points_to_next_best", "compared_at",
+    )  # fmt: skip
+    headings = ("budget", "best", "parameters", "error", "95 % (Wilson)", "against separable", "next method")
+    return Sheet(name="best", columns=columns, rows=tuple(rows), words=tuple(words), headings=headings)
+
+
+def level_sheet(answers: Sequence[Answer]) -> Sheet:
+    """The methods at one size in each budget where their own sizes differ, each along its own front."""
+    rows, words = [], []
+    for answer in answers:
+        level = answer.level
+        for each in level.methods if level else ():
+            assert level is not None
+            ends = (each.below.size(level.measure), each.above.size(level.measure))
+            over = each.estimate if len(each.by_seed) > 1 else None
+            low, high = (over.low, over.high) if over else (None, None)
+            rows.append((
+                answer.stratum.label, level.measure, level.size, each.method, each.error, low, high, len(each.by_seed),
+                each.between, *ends,
+            ))  # fmt: skip
+            limit = f"≤ {answer.stratum.params:,}" if answer.stratum.params else answer.stratum.label
+            measured = f"interpolated, {ends[0]:,} to {ends[1]:,}" if each.between else "measured"
+            error = interval_words(over) if over else percent(each.error)
+            words.append((limit, f"{level.size:,}", method_label(each.method), error, measured, str(len(each.by_seed))))
+    columns = (
+        "budget", "measure", "size", "method", "val_error", "val_error_low_95", "val_error_high_95", "seeds",
+        "interpolated", "size_below", "size_above",
+    )  # fmt: skip
+    headings = ("budget", "size", "method", "error", "how", "seeds")
+    return Sheet(name="equal_size", columns=columns, rows=tuple(rows), words=tuple(words), headings=headings)
+
+
+def _comparison(answer: Answer, label: str) -> Comparison | None:
+    return next((each for each in answer.comparisons if each.label.startswith(label)), None)
+
+
+def _gap(comparison: Comparison | None) -> str:
+    if comparison is None:
+        return ""
+    verdict = {True: ", within noise", False: ", beyond noise", None: ""}[comparison.within_noise]
+    return f"{signed(comparison.gap)}{verdict}"
+
+
+def points_sheet(name: str, points: Sequence[FrontPoint], fronts: dict[str, set[str]]) -> Sheet:
+    """Trials with all that a front point holds, and on which of the `fronts` (by name: trial ids) each lies."""
+    names = [field.name for field in fields(FrontPoint)]
+    rows = tuple(
+        (*(getattr(point, each) for each in names), *(point.trial_id in ids for ids in fronts.values()))
+        for point in points
+    )
+    columns = (*names, *(f"on_front_{front}" for front in fronts))
+    headings = ("setting", "parameters", "of separable", "mult-adds", "error", "epochs", "front", "trial")
+    words = tuple(_point_words(point, fronts) for point in points)
+    return Sheet(name=name, columns=columns, rows=rows, words=words, headings=headings)
+
+
+def _point_words(point: FrontPoint, fronts: dict[str, set[str]]) -> tuple[str, ...]:
+    marks = [
+        {"params": "parameters"}.get(name, name.replace("_", "-"))
+        for name, ids in fronts.items()
+        if point.trial_id in ids
+    ]
+    return (
+        point.name, f"{point.params:,}", "" if point.ratio is None else f"{100 * point.ratio:.1f} %",
+        compact(point.mult_adds), error_words(point),
+        str(point.epochs or ""),
+        ", ".join(marks) or str(point.role), point.trial_id,
+    )  # fmt: skip
+
+
+def on_test_sheet(found: Sequence[OnTest], printed: Sequence[Printed]) -> Sheet:
+    """Test errors of the study, then the printed ones of the same data and split."""
+    rows: tuple[tuple[Any, ...], ...] = tuple(
+        (
+            each.point.trial_id,
+            each.point.name,
+            each.point.params,
+            each.error,
+            each.spread,
+            each.seeds,
+            each.point.error,
+            "measured",
+        )
+        for each in found
+    )
+    others = sorted(printed, key=lambda each: each.params)
+    rows += tuple((None, method_label(p.method), p.params, p.error, None, None, None, "printed") for p in others)
+    words = tuple(
+        (name, f"{params:,.0f}", spread_words(error, spread, seeds or 1),
+         "" if validation is None else percent(validation), source, trial or "")
+        for trial, name, params, error, spread, seeds, validation, source in rows
+    )  # fmt: skip
+    columns = ("trial_id", "setting", "params", "test_error", "standard_deviation", "seeds", "val_error", "source")
+    headings = ("setting", "parameters", "test error", "validation error", "from", "trial")
+    return Sheet(name="test_errors", columns=columns, rows=rows, words=words, headings=headings)
+
+
+def curves_sheet(curves: Sequence[Curve]) -> Sheet:
+    """The learning curves, one row an epoch; for CSV only."""
+    rows = tuple((c.trial_id, c.label, epoch, error) for c in curves for epoch, error in c.points)
+    return Sheet(name="learning_curves", columns=("trial_id", "setting", "epoch", "val_error"), rows=rows)
+
+
+def heat_sheet(name: str, heat: HeatMap) -> Sheet:
+    """A heat map, one row a cell; for CSV only."""
+    rows = tuple(
+        (heat.method, dims, column, cell.error, cell.seeds, cell.completed, cell.stopped, cell.failed)
+        for dims, line in zip(heat.rows, heat.cells, strict=True)
+        for column, cell in zip(heat.columns, line, strict=True)
+        if cell is not None
+    )
+    columns = ("method", "dims", heat.columns_are, "lowest_val_error", "seeds", "completed", "stopped_early", "failed")
+    return Sheet(name=name, columns=columns, rows=rows)
+
+
+def importance_sheet(found: Sequence[Importance]) -> Sheet:
+    """Shares by evaluator and field."""
+    rows = tuple(
+        (each.evaluator, each.within_budgets, each.trials, each.seeds, name, share)
+        for each in found
+        for name, share in each.shares
+    )
+    words = tuple(
+        (
+            name,
+            f"{100 * share:.1f} %",
+            evaluator,
+            "within budgets" if within else "over all sizes",
+            str(trials),
+            str(seeds),
+        )
+        for evaluator, within, trials, seeds, name, share in rows
+    )
+    columns = ("evaluator", "within_budgets", "settings", "seeds_at_most", "field", "share")
+    headings = ("field", "share", "evaluator", "taken", "settings", "seeds at most")
+    return Sheet(name="importance", columns=columns, rows=rows, words=words, headings=headings)
+
+
+def ablation_sheet(effects: Sequence[Effect]) -> Sheet:
+    """Paired differences, one row a pair of values."""
+    rows = tuple(
+        (e.factor, e.base, e.other, e.pairing, e.estimate.mean, e.estimate.low, e.estimate.high, "t-interval, 95 %",
+         e.estimate.count, e.unit, e.pairs, e.seeds)
+        for e in effects
+    )  # fmt: skip
+    words = tuple(
+        (e.factor, f"{e.other} instead of {e.base}", interval_words(e.estimate, "points"), e.verdict(), e.pairing,
+         f"{e.estimate.count} {e.unit if e.estimate.count != 1 else e.unit.removesuffix('s')}", str(e.pairs),
+         str(e.seeds))
+        for e in effects
+    )  # fmt: skip
+    columns = (
+        "field", "base", "other", "pairing", "difference", "low_95", "high_95", "interval", "units", "unit", "pairs",
+        "seeds",
+    )  # fmt: skip
+    headings = ("field", "change", "points (95 % t-interval)", "verdict", "pairing", "interval over", "pairs", "seeds")
+    return Sheet(name="ablation", columns=columns, rows=rows, words=words, headings=headings)
+
+
+def repeats_sheet(found: Sequence[Repeated]) -> Sheet:
+    """Settings that were trained with several seeds."""
+    rows = tuple(
+        (r.point.setting, r.point.name, r.point.params, len(r.seeds), *_values(r.val_error), *_values(r.test_error),
+         *_values(r.gap))
+        for r in found
+    )  # fmt: skip
+    words = tuple(
+        (r.point.name, f"{r.point.params:,}", ", ".join([str(len(r.seeds)), *[r.point.lost] * bool(r.point.lost)]),
+         interval_words(r.val_error),
+         interval_words(r.test_error), interval_words(r.gap, "points"))
+        for r in found
+    )  # fmt: skip
+    columns = (
+        "setting_id", "setting", "params", "seeds", *(f"val_error_{part}" for part in _PARTS),
+        *(f"test_error_{part}" for part in _PARTS), *(f"points_to_separable_{part}" for part in _PARTS),
+    )  # fmt: skip
+    headings = ("setting", "parameters", "seeds", "error", "test error", "against separable, paired by seed")
+    return Sheet(name="repeats", columns=columns, rows=rows, words=words, headings=headings)
+
+
+_PARTS = ("mean", "low_95", "high_95")
+
+
+def _values(estimate: Estimate | None) -> tuple[float | None, float | None, float | None]:
+    return (None, None, None) if estimate is None else (estimate.mean, estimate.low, estimate.high)
+
+
+def failures_sheet(found: Sequence[Failure]) -> Sheet:
+    """Every failure; for CSV."""
+    names = [field.name for field in fields(Failure)]
+    return Sheet(name="failures", columns=tuple(names), rows=tuple(tuple(getattr(f, n) for n in names) for f in found))
+
+
+def failure_groups_sheet(found: Sequence[FailureGroup]) -> Sheet:
+    """Failures by kind, method and stratum."""
+    rows = tuple((g.count, g.kind, g.method, g.stratum, g.reason) for g in found)
+    columns = ("trials", "kind", "method", "stratum", "commonest_reason")
+    headings = ("trials", "what", "method", "where", "why (the commonest)")
+    words = tuple(tuple(str(value) for value in row) for row in rows)
+    return Sheet(name="failure_groups", columns=columns, rows=rows, words=words, headings=headings)
+
+
+def cost_sheet(cost: Spent) -> Sheet:
+    """Hours of training by outcome."""
+    rows = tuple((str(o.status), o.trials, o.epochs, o.seconds) for o in cost.outcomes)
+    words = tuple(
+        (status_label(o.status), f"{o.trials:,}", f"{o.epochs:,}", duration(o.seconds), _share(o.seconds, cost))
+        for o in cost.outcomes
+    )
+    headings = ("ended", "trials", "epochs", "training time", "share")
+    columns = ("status", "trials", "epochs", "train_seconds")
+    return Sheet(name="cost", columns=columns, rows=rows, words=words, headings=headings)
+
+
+def profile_sheet(found: Profile) -> Sheet:
+    """Where the time of all slots went, in the order of a study's course."""
+    whole = found.slot_seconds or 1.0
+    rows = tuple((part, seconds, seconds / whole) for part, seconds in found.seconds.items())
+    words = tuple((part, duration(seconds), f"{100 * share:.1f} %") for part, seconds, share in rows)
+    columns, headings = ("part", "slot_seconds", "share"), ("spent on", "slots' time", "share")
+    return Sheet(name="profile", columns=columns, rows=rows, words=words, headings=headings)
+
+
+def _share(seconds: float, cost: Spent) -> str:
+    return f"{100 * seconds / cost.train_seconds:.0f} %" if cost.train_seconds else ""
+
+
+def recipes_sheet(found: Sequence[Recipe]) -> Sheet:
+    """The command of each point; for CSV."""
+    rows = tuple((r.trial_id, r.name, r.command, r.why_not) for r in found)
+    return Sheet(name="reproduce", columns=("trial_id", "setting", "command", "why_not"), rows=rows)
+
+
+def duration(seconds: float) -> str:
+    """A time for readers, e.g. `45 s`, `12.5 min`, `3.4 h`."""
+    for unit, size in (("h", 3600.0), ("min", 60.0)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:,.1f} {unit}"
+    return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"

@@ -1,0 +1,155 @@
+"""Reads a study back from an MLflow store, as its records were when they were carried there.
+
+The parent run keeps the study's tables as artifacts; where its tag says that nothing came after them, nothing else is
+read. While a study runs, or after its driver was killed, the runs themselves are newer: then every trial is read from
+its own run, settings and history from `trial.json`, its state from tags, its epochs from the metrics. Both ways give
+the same records. The runs know a time of an epoch to the millisecond, and of trials that no worker has taken up yet
+only those that cannot be.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import sweeps.records.mlflow_names as names
+from analysis.utils.progress import silent
+from lowrank.errors import InputError, unknown
+from sweeps.records.names import EPOCHS_FILE, RESULTS_FILE, Status, StudyRecord, TrialRecord
+from sweeps.records.tables import read_tables, trial_of
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
+    from mlflow.tracking import MlflowClient
+
+ANSWER_SECONDS = "10"
+_OLDER = (
+    "the runs of {!r} were written by another version, or without its artifacts; `python -m sweeps.tracking STUDY_DIR "
+    "--again` stores them anew from the journal"
+)
+Say = Callable[[str], None]  # told how far the reading is
+
+
+def load_from_mlflow(uri: str, name: str, say: Say = silent) -> StudyRecord:
+    """The study `name` of the store at `uri`; runs that lack their record are left out, and a line says so.
+
+    Raises:
+        InputError: the store does not answer, holds no such study (the text lists those that it holds), or another
+            version of this project wrote it.
+    """
+    os.environ.update(
+        MLFLOW_HTTP_REQUEST_TIMEOUT=ANSWER_SECONDS, MLFLOW_HTTP_REQUEST_MAX_RETRIES="0",
+        MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR="false", MLFLOW_DISABLE_TELEMETRY="true",
+    )  # fmt: skip
+    _check_file(uri)
+    say("MLflow")
+    from mlflow.exceptions import MlflowException
+    from mlflow.tracking import MlflowClient
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        return _load(MlflowClient(tracking_uri=uri), name, say)
+    except (MlflowException, SQLAlchemyError, OSError) as error:
+        detail = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        raise InputError(f"the MLflow store {without_password(uri)} cannot be read: {detail}") from error
+
+
+def without_password(uri: str) -> str:
+    """A tracking address as it may be shown."""
+    before, at, after = uri.rpartition("@")
+    return f"{before.partition('://')[0]}://...@{after}" if at else uri
+
+
+def _check_file(uri: str) -> None:
+    """MLflow would make an empty database where there is none."""
+    prefix = "sqlite:///"
+    path = Path(uri.removeprefix(prefix).partition("?")[0])
+    if uri.startswith(prefix) and not path.is_file():
+        raise InputError(f"there is no MLflow database {path}")
+
+
+def _load(client: MlflowClient, name: str, say: Say) -> StudyRecord:
+    experiment = client.get_experiment_by_name(name)
+    if experiment is None:
+        raise unknown("study", name, [found.name for found in client.search_experiments()] or ["none: it is empty"])
+    runs = list(_runs(client, experiment.experiment_id))
+    parents = [run for run in runs if names.KEY_TAG in run.data.tags]
+    if not parents:
+        raise InputError(f"the MLflow experiment {name!r} holds no study of this project")
+    parent = max(parents, key=lambda run: run.info.start_time or 0)
+    with tempfile.TemporaryDirectory() as folder:
+        files = _Files(client, Path(folder))
+        if parent.data.tags.get(names.TABLES_TAG) == names.CURRENT:
+            for table in (RESULTS_FILE, EPOCHS_FILE):
+                files.fetch(parent, table)
+            return read_tables(Path(folder))
+        return _from_runs(client, files, parent, runs, say)
+
+
+def _runs(client: MlflowClient, experiment: str) -> Iterator[Run]:
+    token = None
+    while True:
+        page = client.search_runs([experiment], max_results=1000, page_token=token)
+        yield from page
+        token = page.token
+        if not token:
+            return
+
+
+class _Files:
+    """Fetches artifacts into a folder."""
+
+    def __init__(self, client: MlflowClient, folder: Path):
+        self._client, self._folder = client, folder
+
+    def fetch(self, run: Run, name: str) -> Path:
+        return Path(self._client.download_artifacts(run.info.run_id, name, str(self._folder)))
+
+    def json(self, run: Run, name: str) -> Any:
+        """The content of a JSON artifact; None where the run has none of that name."""
+        if name not in {found.path for found in self._client.list_artifacts(run.info.run_id)}:
+            return None
+        return json.loads(self.fetch(run, name).read_text())
+
+
+def _from_runs(client: MlflowClient, files: _Files, parent: Run, runs: Iterable[Run], say: Say) -> StudyRecord:
+    about = files.json(parent, names.STUDY_FILE)
+    if not isinstance(about, dict) or "header" not in about:
+        raise InputError(_OLDER.format(parent.info.run_name))
+    children = [run for run in runs if run.data.tags.get(names.PARENT_TAG) == parent.info.run_id]
+    trials = [trial_of(each) for each in files.json(parent, names.INFEASIBLE_FILE) or []]
+    for number, run in enumerate(children, start=1):
+        say(f"run {number:,} of {len(children):,}")
+        content = files.json(run, names.TRIAL_FILE)
+        if content is not None:
+            trials.append(_trial(client, run, content))
+    if children and not trials:
+        raise InputError(_OLDER.format(parent.info.run_name))
+    known = {trial.trial_id for trial in trials}
+    lost = [run.info.run_name or "" for run in children if run.data.tags.get(names.TRIAL_TAG) not in known]
+    if lost:
+        print(f"left out, since the store has not got their {names.TRIAL_FILE}: {', '.join(lost)}", file=sys.stderr)
+    trials.sort(key=lambda trial: trial.proposed_at or 0.0)
+    return StudyRecord(**about, trials={trial.trial_id: trial for trial in trials})
+
+
+def _trial(client: MlflowClient, run: Run, content: dict[str, Any]) -> TrialRecord:
+    """Tags are written before artifacts: where the two differ, the tags are right."""
+    tags, record = run.data.tags, trial_of(content)
+    record.status, record.reason = Status(tags.get("status", record.status)), tags.get("reason", record.reason)
+    broken = tags.get(names.BROKEN_TAG, names.SOUND)
+    record.broken = "" if broken == names.SOUND else broken
+    record.test_error = run.data.metrics.get("test_error", record.test_error)
+    for name in run.data.metrics:
+        ours = names.metric_of(name)
+        if ours is None:
+            continue
+        for point in sorted(client.get_metric_history(run.info.run_id, name), key=lambda point: point.timestamp):
+            epoch = record.epochs.setdefault(point.step, {})
+            epoch |= {ours: point.value, "time": max(point.timestamp / 1000, epoch.get("time", 0.0))}
+    return record

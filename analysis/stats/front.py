@@ -1,0 +1,270 @@
+"""Which trials are worth having: the front of error against size, and the best of each budget.
+
+Only trials that trained to their end are eligible: a stopped trial's error belongs to fewer epochs. All errors are
+top-1 errors on the validation images, in percent; sizes are plain counts; both are minimised. A setting that was
+trained with several seeds is one point: its first sound trial stands for it, with the mean error over its seeds.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import stdev
+from typing import Any, Literal
+
+from sweeps.records.fronts import by_point, finished, mean_error, point_of, undominated
+from sweeps.records.names import Role, Status, StudyRecord, TrialRecord
+
+METHOD_LABELS = {"cp": "CP", "acdc": "ACDC", "dense": "dense", "tucker": "Tucker"}
+SEPARABLE, DENSE = "separable", "dense"
+LOST = {Status.DIVERGED: "diverged", Status.FAILED: "failed", Status.OUT_OF_MEMORY: "ran out of memory"}
+Size = Literal["params", "mult_adds"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrontPoint:
+    """One trained network; `ratio` is its parameters over those of the separable network (1 is as large)."""
+
+    trial_id: str
+    role: Role
+    stratum: str
+    method: str
+    params: int
+    status: Status
+    dims: int | None = None
+    rank_scale: float | None = None
+    mult_adds: int | None = None
+    ratio: float | None = None
+    val_error: float | None = None
+    test_error: float | None = None
+    weight_decay: float | None = None
+    scaled_decay: bool | None = None
+    seed: int | None = None
+    seeds: int = 1  # how many completed trials differ in nothing but the seed
+    mean_error: float | None = None  # over those
+    spread: float | None = None  # sample standard deviation over those, in points; None for one seed
+    leads: bool = True  # whether it stands for all of them
+    epochs: int = 0
+    reason: str = ""
+    aliases: int = 0
+    width: float = 1.0  # of the network, 1 as published
+    whole_width: float = 1.0  # of the study's own network, that nobody made thinner
+    extras: tuple[str, ...] = ()  # what else sets it apart, in words: a teacher, an allocation, a start
+    lost: str = ""  # of several seeds those without a result, in words
+    host: str | None = None  # of the last attempt, as the device
+    device: str | None = None
+    setting: str = ""  # what is trained, without the seed: repeats share it
+
+    @property
+    def eligible(self) -> bool:
+        """Whether the search may choose it: trained to its end, no reference, and not a further seed of another."""
+        return self.role is Role.SEARCH and self.finished and self.leads
+
+    @property
+    def finished(self) -> bool:
+        """Whether it trained to its end and was measured."""
+        return self.status is Status.COMPLETED and self.val_error is not None
+
+    @property
+    def own_error(self) -> float:
+        """The validation error (percent) of this finished trial alone; raises ValueError for any other."""
+        if self.val_error is None:
+            raise ValueError(f"trial {self.trial_id} has no validation error: it is {self.status}")
+        return self.val_error
+
+    @property
+    def error(self) -> float:
+        """The validation error (percent) of a finished point, the mean over its seeds; raises as `own_error`."""
+        return self.own_error if self.mean_error is None else self.mean_error
+
+    @property
+    def is_thin(self) -> bool:
+        """Whether it is the network itself, made thinner, rather than a substitution."""
+        return self.method.startswith("thin_") or (self.role is Role.REFERENCE and self.width < self.whole_width)
+
+    @property
+    def form(self) -> str:
+        """The method in words, the width with it where it is not the study's own, e.g. `separable, width 0.5`."""
+        label = method_label(self.method)
+        return label if self.width == self.whole_width else f"{label}, width {self.width:.3g}"
+
+    def size(self, measure: Size) -> int | None:
+        """Parameters, or mult-adds for one image (None where they are not known)."""
+        return self.params if measure == "params" else self.mult_adds
+
+    @property
+    def name(self) -> str:
+        """The setting in words, e.g. `tensor train, 3 dims, rank scale 0.31`."""
+        parts = [self.form]
+        if self.dims is not None:
+            parts.append(f"{self.dims} dims")
+        if self.rank_scale is not None:
+            parts.append(f"rank scale {self.rank_scale:.3g}")
+        return ", ".join((*parts, *self.extras))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stratum:
+    """A budget of the study; None means no limit."""
+
+    label: str
+    params: int | None = None
+    unlimited: bool = False  # holds everything; without this and without `params` the limit is known by its label only
+
+    def holds(self, point: FrontPoint) -> bool:
+        """Whether `point` fits: anything smaller than the budget does, whichever budget it was proposed for."""
+        if self.params is not None:
+            return point.params <= self.params
+        return self.unlimited or point.stratum == self.label
+
+
+def method_label(method: str) -> str:
+    """A method's name for readers, e.g. `tensor train`."""
+    return METHOD_LABELS.get(method, method.replace("_", " "))
+
+
+def collect(study: StudyRecord) -> list[FrontPoint]:
+    """Every trial whose size is known, whatever became of it, by size.
+
+    Settings that cannot be, and trials marked as broken, are left out.
+    """
+    known = [trial for trial in study.trials.values() if "params" in trial.counts and not trial.broken]
+    trials = [trial for trial in known if trial.status is not Status.INFEASIBLE]
+    done = {trial.trial_id: seeds for seeds in by_point(known) for trial in seeds}
+    lost = _lost_seeds(trials)
+    whole = (study.header.get("network") or {}).get("width") or 1.0
+    points = [
+        _point(trial, done.get(trial.trial_id, []), lost.get(point_of(trial), ""), whole) for trial in trials
+    ]  # fmt: skip
+    return sorted(points, key=_by_size)
+
+
+def _lost_seeds(trials: Iterable[TrialRecord]) -> dict[str, str]:
+    """For each point of several seeds those that ended without a result, e.g. `1 of 3 seeds diverged`."""
+    ends: dict[str, dict[int | None, Status]] = {}
+    for trial in trials:
+        if trial.status is Status.COMPLETED or trial.status in LOST:
+            ends.setdefault(point_of(trial), {})[trial.specification.get("seed")] = trial.status
+    found = {}
+    for point, seeds in ends.items():
+        counts = {status: list(seeds.values()).count(status) for status in LOST}
+        words = [f"{count} of {len(seeds)} seeds {LOST[status]}" for status, count in counts.items() if count]
+        if words and len(seeds) > 1:
+            found[point] = ", ".join(words)
+    return found
+
+
+def _by_size(point: FrontPoint) -> tuple[int, bool, float]:
+    """Equal points stay in the order of proposal: the front keeps the first of them."""
+    error = point.val_error if point.mean_error is None else point.mean_error
+    return point.params, error is None, error or 0.0
+
+
+def front(points: Sequence[FrontPoint], measure: Size = "params") -> list[FrontPoint]:
+    """The eligible points that no other beats in both size and validation error, by size."""
+    sized = [point for point in points if point.eligible and point.size(measure) is not None]
+    return undominated(sized, lambda point: (float(point.size(measure) or 0), point.error))
+
+
+def strata(study: StudyRecord) -> list[Stratum]:
+    """The study's budgets, smallest first, the unlimited one last; empty if it has none."""
+    entries: list[dict[str, Any]] = study.header.get("strata") or []
+    open_ended = sum(entry.get("params") is None for entry in entries)
+    found = [
+        Stratum(label=e["label"], params=_whole(e.get("params")), unlimited=e.get("params") is None and open_ended == 1)
+        for e in entries
+    ]
+    return sorted(found, key=lambda stratum: (stratum.params is None, stratum.params or 0))
+
+
+def _whole(params: float | None) -> int | None:
+    return None if params is None else int(params)
+
+
+def best(points: Iterable[FrontPoint]) -> FrontPoint | None:
+    """The eligible point of the lowest validation error, of equal ones the smallest; None if none is eligible."""
+    return min((p for p in points if p.eligible), key=lambda p: (p.error, p.params, p.trial_id), default=None)
+
+
+def best_by_method(points: Iterable[FrontPoint]) -> list[FrontPoint]:
+    """The best eligible point of each method, best method first."""
+    methods: dict[str, list[FrontPoint]] = {}
+    for point in points:
+        methods.setdefault(point.method, []).append(point)
+    winners = [best(group) for group in methods.values()]
+    return sorted((winner for winner in winners if winner), key=lambda point: (point.error, point.params))
+
+
+def references(points: Iterable[FrontPoint]) -> list[FrontPoint]:
+    """The finished reference networks, by size, one for all seeds of each."""
+    return [point for point in points if point.role is Role.REFERENCE and point.finished and point.leads]
+
+
+def reference(points: Iterable[FrontPoint], method: str) -> FrontPoint | None:
+    """The finished reference of that method (the largest, should there be thinner ones); None if there is none."""
+    return max((p for p in references(points) if p.method == method), key=lambda p: p.params, default=None)
+
+
+def validation_images(study: StudyRecord) -> int | None:
+    """How many images an error was measured on; None when the study does not say."""
+    images = study.header.get("data", {}).get("val_images")
+    return int(images) if images else None
+
+
+def searched(study: StudyRecord) -> list[TrialRecord]:
+    """The trials of the search and their repeats that trained to their end; references and broken ones are left out."""
+    done = finished(study.trials.values())
+    known = {point_of(trial) for trial in done if trial.role is Role.REFERENCE}
+    return [trial for trial in done if point_of(trial) not in known]
+
+
+def _point(trial: TrialRecord, seeds: Sequence[TrialRecord], lost: str, whole: float) -> FrontPoint:
+    """`seeds`: the finished, sound trials of the same point. The first leads, and is the search's even if it came
+    as a repeat, because the trial that it repeated was found to be broken."""
+    leads = not seeds or trial.trial_id == seeds[0].trial_id
+    spec, counts = trial.specification, trial.counts
+    method, train = spec.get("method", {}), spec.get("train", {})
+    separable = counts.get("separable_params")
+    return FrontPoint(
+        trial_id=trial.trial_id,
+        role=Role.SEARCH if leads and trial.role is Role.REPEAT else trial.role,
+        stratum=trial.stratum,
+        method=trial.method,
+        params=counts["params"],
+        status=trial.status,
+        dims=method.get("dims"),
+        rank_scale=method.get("rank_scale"),
+        mult_adds=counts.get("mult_adds"),
+        ratio=counts["params"] / separable if separable else None,
+        val_error=trial.val_error,
+        test_error=trial.test_error,
+        weight_decay=train.get("weight_decay"),
+        scaled_decay=train.get("scaled_decay"),
+        seed=spec.get("seed"),
+        seeds=max(1, len(seeds)),
+        mean_error=mean_error(seeds) if seeds else None,
+        spread=stdev(each.val_error or 0.0 for each in seeds) if len(seeds) > 1 else None,
+        leads=leads,
+        epochs=trial.last_epoch,
+        reason=trial.reason,
+        aliases=len(trial.aliases),
+        width=spec.get("network", {}).get("width") or 1.0,
+        whole_width=whole,
+        extras=_extras(spec),
+        lost=lost,
+        host=trial.last_attempt("host"),
+        device=trial.last_attempt("device"),
+        setting=hashlib.sha256(point_of(trial).encode()).hexdigest()[:12],
+    )
+
+
+def _extras(spec: Mapping[str, Any]) -> tuple[str, ...]:
+    """A teacher, a budget that is not shared evenly and a start from dense weights, in words."""
+    shared = (spec.get("allocation") or {}).get("by", "even")
+    found = {
+        f"taught by {(spec.get('teacher') or {}).get('name')}": "teacher" in spec,
+        f"shared by {shared}": shared != "even",
+        "from dense": "start" in spec,
+    }
+    return tuple(words for words, there in found.items() if there)

@@ -1,0 +1,165 @@
+"""`python -m analysis against STUDY method.name=thin_dense`: every other value of one field against that one, paired.
+
+Trials are paired that agree in every searched field but the one, and in the seed. Means and differences are over seeds,
+with two-sided 95 % t-intervals; errors are on validation images, in percent, differences in points.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from analysis.load import load_study
+from analysis.reporting.tables import interval_words
+from analysis.stats.equal_size import Seeds, alike
+from analysis.stats.front import Size, validation_images
+from analysis.stats.intervals import Estimate, t_interval
+from analysis.stats.noise import within_noise
+from analysis.utils.progress import steps
+from lowrank.errors import InputError, unknown
+from sweeps.records.names import Role, Status, StudyRecord, TrialRecord
+
+HEADINGS = ("all else", "", "parameters", "mult-adds", "error", "difference", "verdict", "seeds")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Against:
+    """One value of the field, all else equal; `gap` is its error less that of the base.
+
+    It is None for the base itself, and where the two share no seed; of one shared seed it has no interval.
+    """
+
+    rest: str
+    value: str
+    params: int
+    mult_adds: int
+    error: Estimate
+    gap: Estimate | None
+    measure: Size  # which the budget limits
+    as_large: bool  # as the base, in that
+    verdict: str
+
+
+def against(study: StudyRecord, field: str, base: str) -> list[Against]:
+    """Every value of `field` beside `base`, for each setting of all else, base first, then by error.
+
+    Raises:
+        InputError: no trial searched the field, or none had that value.
+    """
+    trials = _finished(study)
+    values = {_shown(trial.parameters[field]) for trial in trials if field in trial.parameters}
+    if not values:
+        raise unknown("searched field", field, {name for trial in trials for name in trial.parameters})
+    if base not in values:
+        raise unknown(f"value of {field}", base, values)
+    groups: dict[str, dict[str, list[TrialRecord]]] = defaultdict(lambda: defaultdict(list))
+    for trial in trials:
+        if field in trial.parameters:
+            groups[_rest(trial, field)][_shown(trial.parameters[field])].append(trial)
+    images = validation_images(study)
+    return [
+        row for rest, group in sorted(groups.items()) if base in group for row in _rows(rest, group, base, images)
+    ]  # fmt: skip
+
+
+def _finished(study: StudyRecord) -> list[TrialRecord]:
+    """Trials of the search and their repeats; one that several rows of a grid led to stands for each of them."""
+    done = [t for t in study.trials.values() if t.status is Status.COMPLETED and t.val_error is not None]
+    sound = [trial for trial in done if trial.role is not Role.REFERENCE and not trial.broken]
+    return [replace(trial, parameters=row) for trial in sound for row in (trial.parameters, *trial.aliases)]
+
+
+def _rest(trial: TrialRecord, field: str) -> str:
+    return ", ".join(f"{name} {_shown(value)}" for name, value in sorted(trial.parameters.items()) if name != field)
+
+
+def _shown(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _rows(rest: str, group: Mapping[str, Sequence[TrialRecord]], base: str, images: int | None) -> list[Against]:
+    found = [_row(rest, value, group[value], group[base], value == base, images) for value in group]
+    return sorted(found, key=lambda row: (row.gap is not None, row.error.mean))
+
+
+def _row(
+    rest: str, value: str, own: Sequence[TrialRecord], base: Sequence[TrialRecord], is_base: bool, images: int | None
+) -> Against:  # fmt: skip
+    seeds, others = _by_seed(own), _by_seed(base)
+    gaps = [] if is_base else [seeds[seed] - others[seed] for seed in seeds if seed in others]
+    gap = t_interval(gaps) if gaps else None
+    counts = own[0].counts
+    measure: Size = "mult_adds" if "budget.mult_adds" in own[0].parameters else "params"
+    return Against(
+        rest=rest, value=value, params=counts["params"], mult_adds=counts["mult_adds"],
+        error=t_interval(list(seeds.values())), gap=gap, measure=measure,
+        as_large=alike(counts[measure], base[0].counts[measure]),
+        verdict="base" if is_base else _verdict(gap, fmean(seeds.values()), fmean(others.values()), images),
+    )  # fmt: skip
+
+
+def _by_seed(trials: Sequence[TrialRecord]) -> Seeds:
+    return {int(trial.specification.get("seed") or 0): trial.val_error or 0.0 for trial in trials}
+
+
+def _verdict(gap: Estimate | None, mine: float, its: float, images: int | None) -> str:
+    """Beyond noise is only what neither the seeds nor the images can explain."""
+    if gap is None:
+        return "no seed of both"
+    if gap.beyond_noise is None:
+        return "one seed: no interval"
+    if not gap.beyond_noise:
+        return "within noise"
+    if images and within_noise(mine, its, images):
+        return "within noise of the images"
+    return "better" if gap.mean < 0 else "worse"
+
+
+def table(rows: Sequence[Against]) -> str:
+    """A Markdown table; a size over 1 % from the base's is marked."""
+    lines = [HEADINGS, tuple("---" for _ in HEADINGS)]
+    for row in rows:
+        marks = {row.measure: "" if row.as_large else " *"}
+        lines.append((
+            row.rest, row.value, f"{row.params:,}{marks.get('params', '')}",
+            f"{row.mult_adds:,}{marks.get('mult_adds', '')}", interval_words(_possible(row.error)),
+            interval_words(row.gap, "points"), row.verdict, str(row.error.count),
+        ))  # fmt: skip
+    text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    marked = any(not row.as_large for row in rows)
+    return text + ("\n\n\\* over 1 % larger or smaller than the base" if marked else "")
+
+
+def _possible(error: Estimate) -> Estimate:
+    """The part of an interval in which errors can lie."""
+    low, high = (None if end is None else min(100.0, max(0.0, end)) for end in (error.low, error.high))
+    return replace(error, low=low, high=high)
+
+
+def run(folder: Path, arguments: argparse.Namespace) -> int:
+    """Print the table; raises InputError."""
+    field, given, base = arguments.base.partition("=")
+    if not given:
+        raise InputError(f"the base must be written FIELD=VALUE (method.name=thin_dense), but got {arguments.base!r}")
+    with steps("against", 2) as step:
+        step("reading")
+        study = load_study(folder)
+        step("pairs")
+        found = table(against(study, field, base))
+    print(found)
+    references = [trial for trial in study.trials.values() if trial.role is Role.REFERENCE and not trial.broken]
+    by_method: dict[str, list[TrialRecord]] = defaultdict(list)
+    for trial in references:
+        if trial.status is Status.COMPLETED and trial.val_error is not None:
+            by_method[f"{trial.method}, {trial.counts['params']:,} parameters"].append(trial)
+    for name, group in by_method.items():
+        errors = [trial.val_error or 0.0 for trial in group]
+        words = interval_words(_possible(t_interval(errors)))
+        print(f"\nreference: {name}, {words}, {len(group)} seed{'s' * (len(group) > 1)}")
+    return 0

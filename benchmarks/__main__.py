@@ -1,0 +1,82 @@
+"""`python -m benchmarks NAME`, one of `BENCHMARKS` or all: measures, prints, writes JSON."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+from benchmarks.bench_record import Measurement, Options, environment, header, load, show
+
+BENCHMARKS = {
+    "turnaround": "benchmarks.bench_turnaround",
+    "logging": "benchmarks.bench_reports",
+    "batches": "benchmarks.bench_batches",
+    "steps": "benchmarks.bench_steps",
+    "teacher": "benchmarks.bench_teacher",
+    "layers": "benchmarks.bench_layers",
+    "engine": "benchmarks.bench_engine",
+    "plain_tune": "benchmarks.plain_tune",
+    "counting": "benchmarks.bench_counting",
+    "report": "benchmarks.bench_study_report",
+    "proposals": "benchmarks.bench_proposals",
+    "search": "benchmarks.bench_search",
+    "placement": "benchmarks.bench_placement",
+    "scale": "benchmarks.bench_scale",
+}
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Measure; nothing is asserted.")
+    parser.add_argument("what", nargs="?", default="all", choices=[*BENCHMARKS, "all"], help="default: all")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the same as JSON")
+    parser.add_argument("--quick", action="store_true", help="the smallest form, to see that it works")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--repeats", type=int, metavar="N", help="how often each thing is timed (default: 5)")
+    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads of torch (default: 1, as a trial has)")
+    parser.add_argument("--images", type=Path, metavar="DIR", help="Parquet images of CIFAR's shape, for `batches`")
+    engine = parser.add_argument_group("for `engine` and `plain_tune`: which rows; all without")
+    engine.add_argument("--network", action="append", default=[], metavar="NAME", help="resnet9 or wrn_28_10")
+    engine.add_argument("--way", action="append", default=[], metavar="HOW", help="compiled, torch, loader ...")
+    engine.add_argument("--sharing", action="append", default=[], choices=("processes", "mps"))
+    engine.add_argument("--seconds", type=float, metavar="N", help="when all must be over")
+    return parser
+
+
+def measure(name: str, options: Options) -> tuple[dict[str, Any], bool]:
+    """Run one benchmark and print it; returns its record, and whether it worked."""
+    around = environment()
+    try:
+        found: Measurement = importlib.import_module(BENCHMARKS[name]).run(options)
+    except Exception as error:  # the others are still wanted; the reason is printed and recorded
+        traceback.print_exc()
+        return {"name": name, "environment": around, "error": f"{type(error).__name__}: {error}"}, False
+    after = load()
+    show(found, header(around, found.settings, after))
+    return {**found.to_json(), "environment": {**around, "load_after": after}}, True
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Measure what is asked; returns 1 when something could not be measured."""
+    asked = make_parser().parse_args(arguments)
+    options = Options(
+        quick=asked.quick, device=asked.device, seed=asked.seed, repeats=asked.repeats, threads=asked.threads,
+        images=asked.images, networks=tuple(asked.network), ways=tuple(asked.way), sharing=tuple(asked.sharing),
+        seconds=asked.seconds,
+    )  # fmt: skip
+    names = list(BENCHMARKS) if asked.what == "all" else [asked.what]
+    records, worked = zip(*(measure(name, options) for name in names), strict=True)
+    if asked.json:
+        asked.json.parent.mkdir(parents=True, exist_ok=True)
+        asked.json.write_text(json.dumps(list(records), indent=1) + "\n")
+    return 0 if all(worked) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

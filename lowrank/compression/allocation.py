@@ -1,0 +1,131 @@
+"""How a budget is shared among the layers of a network: a method of one kind, sized differently by group of layers.
+
+A group is a stage or a single layer. Its weight multiplies the method's size there; only the ratios of weights matter,
+because the whole is then scaled until the network meets its budget (lowrank.compression.budget).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal, Protocol
+
+from lowrank.errors import InputError
+from lowrank.layers.base_method import ConvShape, Method
+from lowrank.layers.registry import make_method
+
+Sharing = Literal["even", "stage", "layer"]
+SHARINGS: tuple[Sharing, ...] = ("even", "stage", "layer")
+
+
+class _Named(Protocol):
+    """What grouping needs to know of a site."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def shape(self) -> ConvShape: ...
+
+
+@dataclass(frozen=True)
+class Group:
+    """Layers that are sized together: their names, and their distinct shapes with how often each occurs."""
+
+    name: str
+    sites: tuple[str, ...]
+    shapes: tuple[tuple[ConvShape, int], ...]
+
+    def params(self, method: Method) -> int:
+        """Exact parameters of the group's layers with `method` in each."""
+        return sum(method.params(shape) * times for shape, times in self.shapes)
+
+    def mult_adds(self, method: Method) -> int:
+        """Mult-adds, for one image, of the group's layers with `method` in each."""
+        return sum(method.mult_adds(shape) * times for shape, times in self.shapes)
+
+    def infeasible(self, method: Method) -> str | None:
+        """The first reason why `method` cannot stand in some layer of the group; None when it can in all."""
+        for shape, _ in self.shapes:
+            reason = method.infeasible(shape)
+            if reason is not None:
+                return f"{method.name}: {reason}"
+        return None
+
+
+@dataclass(frozen=True)
+class Allocation:
+    """A method for each group of layers, all of one kind."""
+
+    groups: tuple[Group, ...]
+    methods: tuple[Method, ...]
+
+    @property
+    def name(self) -> str:
+        """The name of the one kind of method."""
+        return self.methods[0].name
+
+    @cached_property
+    def by_site(self) -> dict[str, Method]:
+        """The method of each layer."""
+        pairs = zip(self.groups, self.methods, strict=True)
+        return {site: method for group, method in pairs for site in group.sites}
+
+    def uses(self) -> Iterator[tuple[Method, ConvShape, int]]:
+        """Each method, a shape that it stands for, and how often."""
+        for group, method in zip(self.groups, self.methods, strict=True):
+            for shape, times in group.shapes:
+                yield method, shape, times
+
+    def settings(self) -> dict[str, dict[str, Any]]:
+        """Plain data, by group: what `allocation_of` reads."""
+        pairs = zip(self.groups, self.methods, strict=True)
+        return {group.name: method.model_dump(mode="json") for group, method in pairs}
+
+
+Sized = Method | Allocation  # what may stand in a network's sites, sized
+
+
+def method_in(sized: Sized, site: str) -> Method:
+    """The method of one layer."""
+    return sized if isinstance(sized, Method) else sized.by_site[site]
+
+
+def make_groups(sites: Sequence[_Named], sharing: Sharing) -> tuple[Group, ...]:
+    """The sites grouped: all together, by stage, or each for itself, in the order in which they run.
+
+    A stage is a first part of the names such as `stage2` or `layer3` where all names have one, else the layers whose
+    outputs have equal areas.
+    """
+    members: dict[str, list[_Named]] = {"all": []} if sharing == "even" else {}
+    named = all(_stage_name(site) for site in sites)
+    for site in sites:
+        members.setdefault(_group_name(site, sharing, named), []).append(site)
+    return tuple(
+        Group(name, tuple(site.name for site in group), tuple(Counter(site.shape for site in group).items()))
+        for name, group in members.items()
+    )
+
+
+def _group_name(site: _Named, sharing: Sharing, named: bool) -> str:
+    if sharing == "even":
+        return "all"
+    if sharing == "layer":
+        return site.name
+    return _stage_name(site) if named else f"area{site.shape.out_area}"
+
+
+def _stage_name(site: _Named) -> str:
+    """The first part of the name if it is `stageN` or `layerN`; "" otherwise."""
+    first = site.name.partition(".")[0]
+    return first if first[:5] in ("stage", "layer") and first[5:].isdigit() else ""
+
+
+def allocation_of(groups: Iterable[Group], settings: Mapping[str, Mapping[str, Any]]) -> Allocation:
+    """The allocation that `settings` (as `Allocation.settings` gives them) describe; raises InputError."""
+    groups = tuple(groups)
+    if {group.name for group in groups} != settings.keys():
+        names = ", ".join(group.name for group in groups)
+        raise InputError(f"an allocation must name each of the groups {names} once, but got {', '.join(settings)}")
+    return Allocation(groups, tuple(make_method(settings[group.name]) for group in groups))

@@ -1,0 +1,96 @@
+"""The size on disk of a network with a method in its sites, to the byte, building no more than one layer a shape.
+
+A safetensors file is eight bytes, a JSON header padded with blanks to a multiple of eight, and the tensors' bytes.
+Source: https://github.com/huggingface/safetensors, "Format".
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from lowrank.compression.allocation import Sized, method_in
+from lowrank.compression.network_plan import NetworkPlan
+from lowrank.compression.substitute import factor_parameters
+from lowrank.layers import ConvShape, Dense, Method
+from lowrank.layers.linear import build_linear
+
+# How safetensors names a type, and its rank in the order in which tensors are laid down (larger types first).
+_TYPES = {
+    torch.int64: ("I64", 7), torch.float64: ("F64", 6), torch.float32: ("F32", 5), torch.int32: ("I32", 4),
+    torch.bfloat16: ("BF16", 3), torch.float16: ("F16", 2), torch.uint8: ("U8", 1), torch.bool: ("BOOL", 0),
+}  # fmt: skip
+Entry = tuple[torch.dtype, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Bytes of the whole network as safetensors, and how many of its parameters are factors of structured maps."""
+
+    bytes: int
+    factor_params: int
+
+
+def safetensors_bytes(entries: Mapping[str, Entry]) -> int:
+    """Bytes of the file that holds tensors of these types and shapes under these names, without metadata."""
+    header, start = {}, 0
+    for name, (dtype, shape) in sorted(entries.items(), key=lambda item: (-_TYPES[item[1][0]][1], item[0])):
+        stop = start + dtype.itemsize * math.prod(shape)
+        header[name] = {"dtype": _TYPES[dtype][0], "shape": shape, "data_offsets": (start, stop)}
+        start = stop
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    return 8 + math.ceil(len(text) / 8) * 8 + start
+
+
+def stored(network: nn.Module, plan: NetworkPlan, sized: Sized) -> Stored:
+    """What `network`, on the meta device perhaps, takes on disk with a method, or an allocation, in its sites."""
+    return Disk(network, plan).stored(sized)
+
+
+class Disk:
+    """Sizes on disk of one network under any method; `network` may be on the meta device and is only read once."""
+
+    def __init__(self, network: nn.Module, plan: NetworkPlan):
+        self.plan = plan
+        self._dense = _entries(network)
+        inside = tuple(f"{site.name}." for site in plan.substituted)
+        self._outside = {name: entry for name, entry in self._dense.items() if not name.startswith(inside)}
+        self._known: dict[Any, Stored] = {}
+        self._layers: dict[Any, tuple[dict[str, Entry], int]] = {}
+
+    def stored(self, sized: Sized) -> Stored:
+        """The whole network's file; networks that are built alike are measured once."""
+        signature = self.plan.signature(sized)
+        if signature not in self._known:
+            self._known[signature] = self._measure(sized)
+        return self._known[signature]
+
+    def _measure(self, sized: Sized) -> Stored:
+        if isinstance(sized, Dense):
+            return Stored(safetensors_bytes(self._dense), 0)
+        entries, factors = dict(self._outside), 0
+        for site in self.plan.substituted:
+            own, of_factors = self._layer(method_in(sized, site.name), site.shape, site.linear)
+            entries.update({f"{site.name}.{name}": entry for name, entry in own.items()})
+            factors += of_factors
+        return Stored(safetensors_bytes(entries), factors)
+
+    def _layer(self, method: Method, shape: ConvShape, linear: bool) -> tuple[dict[str, Entry], int]:
+        """Entries by name within the layer, and the number of factor parameters; each distinct layer is built once."""
+        key = method.signature(shape), shape._replace(in_area=1, out_area=1), linear
+        if key not in self._layers:
+            with torch.random.fork_rng(devices=[]):
+                layer = build_linear(method, shape) if linear else method.build(shape)
+            factors = sum(factor.numel() for factor in factor_parameters(layer))
+            self._layers[key] = _entries(layer), factors
+        return self._layers[key]
+
+
+def _entries(module: nn.Module) -> dict[str, Entry]:
+    return {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in module.state_dict().items()}

@@ -1,0 +1,93 @@
+"""Ways out: the plain convolutions that structured layers stand for, and starts from trained ones.
+
+Letters: I in-channels, O out-channels, K kernel size; a linear map's weight is (O, I).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from lowrank.errors import InputError
+from lowrank.layers.base_method import Pair, SeparableConv2d, StructuredMap, relative_error
+from lowrank.layers.linear import StructuredLinear, as_linear
+
+Structured = SeparableConv2d | StructuredMap | StructuredLinear
+Plain = nn.Conv2d | nn.Linear
+
+
+def dense_weight(module: nn.Module) -> Tensor:
+    """The weight (O, I / groups, K, K) of the plain layer that `module` stands for, differentiable."""
+    return module.weight if isinstance(module, Plain) else _structured(module).dense_weight()
+
+
+def dense_bias(module: nn.Module) -> Tensor | None:
+    """The bias (O) of the plain layer that `module` stands for; None without one."""
+    return module.bias if isinstance(module, Plain) else _structured(module).dense_bias()
+
+
+def _structured(module: nn.Module) -> Structured:
+    if not isinstance(module, Structured):
+        raise InputError(f"expected a convolution, a linear map or a structured layer, got a {type(module).__name__}")
+    return module
+
+
+@torch.no_grad()
+def start_from(module: nn.Module, dense: Tensor) -> float:
+    """Start any built layer from a trained (O, I, K, K) weight; returns ||W - dense|| / ||dense||.
+
+    The bias is left as it is. Raises ValueError for a weight of another shape.
+    """
+    expected = tuple(dense_weight(module).shape)
+    if tuple(dense.shape) != expected:
+        raise ValueError(f"expected a weight of {' x '.join(map(str, expected))}, got {tuple(dense.shape)}")
+    if not isinstance(module, Plain):
+        return _structured(module).start_from(dense)
+    module.weight.copy_(dense)
+    return relative_error(module.weight, dense.to(module.weight.device))
+
+
+def merge(network: nn.Module, *, combined: bool = True) -> nn.Module:
+    """Replace, in place, every structured layer of `network` by plain layers that give the same; returns it.
+
+    A depthwise and pointwise pair becomes one K x K convolution if `combined`, else a depthwise and a 1 x 1
+    convolution, which cost less. If `network` is itself a structured layer, its replacement is returned.
+    """
+    if isinstance(network, Structured):
+        return _merged(network, combined)
+    done: dict[nn.Module, nn.Module] = {}  # a layer under two names stays one layer
+    for parent in list(network.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, Structured) and not isinstance(parent, Structured):
+                setattr(parent, name, done.setdefault(child, _merged(child, combined)))
+    return network
+
+
+def _merged(module: Structured, combined: bool) -> nn.Module:
+    if isinstance(module, StructuredLinear):
+        return as_linear(module.dense_weight(), module.dense_bias()).train(module.training)
+    if isinstance(module, StructuredMap):
+        return _as_plain(module, module.dense_weight(), module.bias, module.groups)
+    depthwise = module.depthwise
+    if combined or tuple(depthwise.weight_shape[2:] if isinstance(depthwise, StructuredMap) else ()) == (1, 1):
+        return _as_plain(depthwise, module.dense_weight(), module.dense_bias(), 1)
+    first = _as_plain(depthwise, module.kernel(), depthwise.bias, depthwise.groups)
+    return nn.Sequential(first, _as_plain(module.pointwise, module.pointwise.dense_weight(), module.pointwise.bias, 1))
+
+
+def _as_plain(geometry: nn.Conv2d | StructuredMap, weight: Tensor, bias: Tensor | None, groups: int) -> nn.Conv2d:
+    """A plain convolution with this weight that moves over the image as `geometry` does, in its mode."""
+
+    def pair(value: tuple[int, ...] | str) -> Pair | str:
+        return value if isinstance(value, str) else (value[0], value[1])
+
+    conv = nn.utils.skip_init(
+        nn.Conv2d, weight.shape[1] * groups, weight.shape[0], tuple(weight.shape[2:]), stride=geometry.stride,
+        padding=pair(geometry.padding), dilation=geometry.dilation, groups=groups, bias=bias is not None,
+        device=weight.device, dtype=weight.dtype,
+    )  # fmt: skip
+    with torch.no_grad():
+        conv.weight.copy_(weight)
+        if conv.bias is not None:
+            conv.bias.copy_(bias)
+    return conv.train(geometry.training)

@@ -1,0 +1,362 @@
+"""A network as the list of its convolutions and linear maps with their areas, for counting, budgets and substitution.
+
+The network is built once on the meta device (no memory, no arithmetic) and run on one image of the right shape;
+after that, counting any configuration is arithmetic on a handful of distinct shapes.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
+from functools import cached_property, lru_cache
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from lowrank.compression.allocation import SHARINGS, Allocation, Group, Sharing, Sized, allocation_of, make_groups
+from lowrank.compression.counting_conventions import Convention, OperationCounter, StudyExtras, pooling_cost
+from lowrank.errors import InputError, UncountableError
+from lowrank.layers.base_method import ConvShape, Method, Pair
+from lowrank.layers.registry import make_method
+from lowrank.networks import NetworkSettings, for_counting, make_network
+from lowrank.networks.base import DropPath, ImageShape
+
+# Layers without products; their parameters are counted as they are.
+_FREE = (
+    nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm, nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.SiLU,
+    nn.GELU, nn.Mish, nn.Hardswish, nn.Tanh, nn.Sigmoid, nn.Hardsigmoid, nn.Softmax, nn.Identity, nn.Flatten,
+    nn.modules.dropout._DropoutNd, nn.modules.pooling._MaxPoolNd, nn.modules.pooling._AvgPoolNd,
+    nn.modules.pooling._AdaptiveMaxPoolNd, nn.modules.pooling._AdaptiveAvgPoolNd, nn.ChannelShuffle, nn.ZeroPad2d,
+    nn.Sequential, DropPath,
+)  # fmt: skip
+# The same of torchvision's, which is not imported for their sake; products of activations are counted as they run.
+_FREE_OF_TORCHVISION = frozenset({
+    "models.convnext.CNBlock", "models.maxvit.RelativePositionalMultiHeadAttention", "models.maxvit.SwapAxes",
+    "models.maxvit.WindowDepartition", "models.maxvit.WindowPartition", "models.swin_transformer.PatchMergingV2",
+    "models.vision_transformer.Encoder", "models.vision_transformer.VisionTransformer", "ops.misc.Permute",
+    "ops.stochastic_depth.StochasticDepth",
+})  # fmt: skip
+# Modules that use the weights of the linear maps inside them by themselves: left and counted as a whole.
+_WHOLE = (nn.MultiheadAttention,)
+_WHOLE_OF_TORCHVISION = frozenset({
+    "models.swin_transformer.ShiftedWindowAttention", "models.swin_transformer.ShiftedWindowAttentionV2",
+})  # fmt: skip
+LINEAR = "a linear map"
+ATTENTION = "attention, which uses its linear maps' weights by itself"
+
+
+@dataclass(frozen=True)
+class Site:
+    """One convolution or linear map of a network; `kept` says why it is never substituted ("" when it may be)."""
+
+    name: str
+    shape: ConvShape
+    kept: str
+    params: int
+    mult_adds: int
+    linear: bool = False
+
+
+@dataclass(frozen=True)
+class NetworkPlan:
+    """Every site of a network, and what lies outside all sites: norms' parameters, products between activations.
+
+    `base` is the published form, which substitution compresses: N of compression-scaled decay (RULES).
+    """
+
+    name: str
+    sites: tuple[Site, ...]
+    other_params: int
+    other_mult_adds: int = 0
+    extras: StudyExtras = field(default_factory=StudyExtras)
+    wholes: tuple[str, ...] = ()  # names of attention modules, whose linear maps are no sites
+    convention: Convention = "standard"
+    base: Literal["dense", "separable"] = "dense"
+
+    @cached_property
+    def substituted(self) -> tuple[Site, ...]:
+        """The sites that a method replaces."""
+        return tuple(site for site in self.sites if not site.kept)
+
+    @cached_property
+    def shapes(self) -> tuple[tuple[ConvShape, int], ...]:
+        """Distinct shapes among the substituted sites, and how often each occurs."""
+        return tuple(Counter(site.shape for site in self.substituted).items())
+
+    @cached_property
+    def fixed_params(self) -> int:
+        """Parameters that no method touches."""
+        return self.other_params + sum(site.params for site in self.sites if site.kept)
+
+    @cached_property
+    def fixed_mult_adds(self) -> int:
+        """Mult-adds, for one image, that no method touches, under the plan's convention."""
+        extras = self.extras.total if self.convention == "study" else 0
+        return self.other_mult_adds + extras + sum(site.mult_adds for site in self.sites if site.kept)
+
+    @cached_property
+    def stages(self) -> tuple[Group, ...]:
+        """The substituted sites by stage."""
+        return make_groups(self.substituted, "stage")
+
+    @cached_property
+    def layers(self) -> tuple[Group, ...]:
+        """Each substituted site as a group of its own."""
+        return make_groups(self.substituted, "layer")
+
+    @cached_property
+    def whole(self) -> tuple[Group, ...]:
+        """All substituted sites as one group."""
+        return make_groups(self.substituted, "even")
+
+    def groups(self, sharing: Sharing) -> tuple[Group, ...]:
+        """The groups among which a budget is shared."""
+        return {"even": self.whole, "stage": self.stages, "layer": self.layers}[sharing]
+
+    def sized(self, method: Mapping[str, Any], allocation: Mapping[str, Any] | None = None) -> Sized:
+        """What a specification names: a method's settings, or the allocation {"by": ..., "methods": {group: settings}}.
+
+        Raises InputError for settings that are none.
+        """
+        if allocation is None:
+            return make_method(method)
+        by, methods = allocation.get("by"), allocation.get("methods")
+        if by not in SHARINGS or not isinstance(methods, Mapping):
+            raise InputError(f"an allocation must say `by` ({', '.join(SHARINGS)}) and `methods`, but got {by!r}")
+        return allocation_of(self.groups(by), methods)
+
+    def settings(self, sized: Sized) -> dict[str, Any]:
+        """What `sized` reads, as plain data: `method` and, where a budget was shared unevenly, `allocation`."""
+        if not isinstance(sized, Allocation):
+            return {"method": sized.model_dump(mode="json")}
+        method, by = sized.methods[0], "stage" if sized.groups == self.stages else "layer"
+        return {
+            "method": method.model_dump(mode="json", exclude={method.scale or ""}),
+            "allocation": {"by": by, "methods": sized.settings()},
+        }
+
+    def params(self, sized: Sized) -> int:
+        """Exact parameters of the network with a method, or an allocation, in its substituted sites."""
+        return self.fixed_params + sum(method.params(shape) * times for method, shape, times in self._uses(sized))
+
+    def mult_adds(self, sized: Sized) -> int:
+        """Mult-adds, for one image, of the network with a method, or an allocation, in its substituted sites."""
+        return self.fixed_mult_adds + sum(method.mult_adds(shape) * times for method, shape, times in self._uses(sized))
+
+    def infeasible(self, sized: Sized) -> str | None:
+        """The first reason why a method cannot stand in some site; None when it can in all."""
+        for method, shape, _ in self._uses(sized):
+            reason = method.infeasible(shape)
+            if reason is not None:
+                return f"{method.name}: {reason}"
+        return None
+
+    def signature(self, sized: Sized) -> tuple[Any, ...]:
+        """What is really built: equal signatures mean equal networks, however their sizes came about."""
+        if isinstance(sized, Allocation):
+            return self._signature_by_site(sized)
+        return tuple((shape, sized.signature(shape)) for shape, _ in self.shapes)
+
+    def _signature_by_site(self, allocation: Allocation) -> tuple[Any, ...]:
+        """By shape where every layer of a shape is built alike (as an even allocation is), by layer otherwise."""
+        built = [(site.shape, allocation.by_site[site.name].signature(site.shape)) for site in self.substituted]
+        distinct = dict.fromkeys(built)
+        return tuple(distinct) if len(distinct) == len(self.shapes) else tuple(built)
+
+    def _uses(self, sized: Sized) -> Iterator[tuple[Method, ConvShape, int]]:
+        if isinstance(sized, Allocation):
+            yield from sized.uses()
+        else:
+            yield from ((sized, shape, times) for shape, times in self.shapes)
+
+    def under(self, convention: Convention) -> NetworkPlan:
+        """The same plan counted under another convention."""
+        return replace(self, convention=convention)
+
+
+def conv_shape(conv: nn.Conv2d, in_area: int, out_area: int) -> ConvShape:
+    """The ConvShape of a convolution seen with these areas (height * width)."""
+    padding: Pair | str = conv.padding if isinstance(conv.padding, str) else _pair(conv.padding)
+    return ConvShape(
+        conv.in_channels, conv.out_channels, _pair(conv.kernel_size), _pair(conv.stride), padding,
+        _pair(conv.dilation), conv.bias is not None, in_area, out_area,
+    )  # fmt: skip
+
+
+def _pair(value: Sequence[int]) -> Pair:
+    return int(value[0]), int(value[1])
+
+
+def trace_plan(
+    network: nn.Module, image_shape: ImageShape, kept: Sequence[str] = (), name: str = "", *, linear: bool = False
+) -> NetworkPlan:
+    """Run `network` once on a zero image (on the device of its parameters) and list its sites.
+
+    `kept` adds shell-style patterns of module names to the network's own; with `linear`, linear maps are substituted
+    too. Raises UncountableError for a module with parameters, or a leaf, that has no rule, and for a convolution or
+    linear map that never runs.
+    """
+    run = _Run(network, image_shape)
+    rules = _Rules(
+        (*getattr(network, "kept", ()), *kept), ("*",) if linear else tuple(getattr(network, "linear_maps", ())),
+        stem=next((name for name in run.areas if isinstance(network.get_submodule(name), nn.Conv2d)), None),
+    )  # fmt: skip
+    sites, wholes, other = _sorted(network, run, rules)
+    products = run.operations.mult_adds - sum(site.mult_adds for site in sites)
+    if products < 0:
+        raise UncountableError(f"{type(network).__name__} runs fewer products than its layers have; it has no rule")
+    biases = sum(site.shape.bias_params * site.shape.out_area for site in sites if site.linear)
+    return NetworkPlan(
+        name or type(network).__name__, sites, other, products,
+        StudyExtras(run.operations.relu_inputs, run.pooling, biases), wholes, base=getattr(network, "base", "dense"),
+    )  # fmt: skip
+
+
+def _sorted(network: nn.Module, run: _Run, rules: _Rules) -> tuple[tuple[Site, ...], tuple[str, ...], int]:
+    """Every module in its place: sites, names of those counted as a whole, parameters outside of all sites."""
+    sites: list[Site] = []
+    wholes: list[str] = []
+    other = 0
+    for name, module in network.named_modules():
+        if any(name.startswith(f"{whole}.") for whole in wholes):
+            continue
+        if isinstance(module, _WHOLE) or _torchvision_name(module) in _WHOLE_OF_TORCHVISION:
+            wholes.append(name)
+            other += sum(parameter.numel() for parameter in module.parameters())
+        elif isinstance(module, nn.Conv2d | nn.Linear):
+            if name not in run.areas:
+                raise UncountableError(f"`{name}` never ran on the image; its mult-adds have no rule")
+            sites.append(_site(name, module, run.areas[name], rules))
+        else:
+            other += _other_params(name, module)
+    return tuple(sites), tuple(wholes), other
+
+
+@dataclass(frozen=True)
+class _Rules:
+    """Patterns of names that are kept, patterns of linear maps that are not, and the name of the first convolution."""
+
+    kept: tuple[str, ...]
+    linear_maps: tuple[str, ...]
+    stem: str | None
+
+    def why_kept(self, name: str, module: nn.Conv2d | nn.Linear) -> str:
+        """Why a module is never substituted; "" when it may be."""
+        matched = next((pattern for pattern in self.kept if fnmatchcase(name, pattern)), None)
+        by_name = f"kept by name ({matched})" if matched else ""
+        if isinstance(module, nn.Linear):
+            asked = any(fnmatchcase(name, pattern) for pattern in self.linear_maps)
+            return by_name if asked else LINEAR
+        if module.groups > 1:
+            return f"already grouped ({module.groups} groups)"
+        if module.padding_mode != "zeros":
+            return f"padding mode {module.padding_mode!r}"
+        return "the stem" if name == self.stem else by_name
+
+
+def _site(name: str, module: nn.Conv2d | nn.Linear, areas: Pair, rules: _Rules) -> Site:
+    is_linear = isinstance(module, nn.Linear)
+    if isinstance(module, nn.Linear):
+        bias = module.bias is not None
+        shape = ConvShape(module.in_features, module.out_features, bias=bias, in_area=areas[1], out_area=areas[1])
+    else:
+        shape = conv_shape(module, *areas)
+    params = sum(parameter.numel() for parameter in module.parameters())
+    return Site(name, shape, rules.why_kept(name, module), params, module.weight.numel() * areas[1], is_linear)
+
+
+def _other_params(name: str, module: nn.Module) -> int:
+    own = sum(parameter.numel() for parameter in module.parameters(recurse=False))
+    is_leaf = next(module.children(), None) is None
+    known = isinstance(module, _FREE) or _torchvision_name(module) in _FREE_OF_TORCHVISION
+    if (own or is_leaf) and not known:
+        raise UncountableError(f"`{name}` is a {type(module).__name__}, which has no counting rule")
+    return own
+
+
+def _torchvision_name(module: nn.Module) -> str:
+    """The name of a module's class within torchvision; "" for all others."""
+    kind = type(module)
+    package, _, rest = kind.__module__.partition(".")
+    return f"{rest}.{kind.__qualname__}" if package == "torchvision" else ""
+
+
+class _Run:
+    """One pass of one zero image: areas by module (in, out; in the order of their first run), pooling, operations."""
+
+    def __init__(self, network: nn.Module, image_shape: ImageShape):
+        self.areas: dict[str, Pair] = {}
+        self.pooling = 0
+        self.operations = OperationCounter()
+        handles = [
+            module.register_forward_hook(self._watch(name))
+            for name, module in network.named_modules()
+            if isinstance(module, nn.Conv2d | nn.Linear | nn.MaxPool2d | nn.AvgPool2d)
+        ]
+        like = next(network.parameters())
+        was_training = network.training
+        try:
+            with torch.no_grad(), _attention_in_parts(), self.operations:
+                network.eval()(torch.zeros(1, *image_shape, device=like.device, dtype=like.dtype))
+        except RuntimeError as error:
+            raise InputError(f"the network cannot take images of {image_shape}: {error}".splitlines()[0]) from error
+        finally:
+            network.train(was_training)
+            for handle in handles:
+                handle.remove()
+
+    def _watch(self, name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+        def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            if not isinstance(module, nn.Conv2d | nn.Linear):
+                self.pooling += pooling_cost(module, output)
+                return
+            before = self.areas.get(name, (0, 0))  # a shared layer costs as often as it runs
+            self.areas[name] = before[0] + _area(module, inputs[0]), before[1] + _area(module, output)
+
+        return hook
+
+
+@contextmanager
+def _attention_in_parts() -> Iterator[None]:
+    """Attention by plain products, so that each is seen; its fused forms are not all known to torch's counter."""
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+
+
+def _area(module: nn.Module, tensor: Tensor) -> int:
+    if isinstance(module, nn.Linear):
+        return tensor.numel() // tensor.shape[-1]
+    return tensor.shape[-2] * tensor.shape[-1]
+
+
+@lru_cache(maxsize=256)
+def network_plan(settings: NetworkSettings, image_shape: ImageShape, classes: int) -> NetworkPlan:
+    """The plan of a named network, made once a process; raises InputError for an unknown name.
+
+    Trained weights are not loaded, and the auxiliary head is left out.
+    """
+    network = network_to_count(settings, image_shape, classes)
+    return trace_plan(network, image_shape, name=settings.name, linear=settings.linear)
+
+
+def network_to_count(settings: NetworkSettings, image_shape: ImageShape, classes: int) -> nn.Module:
+    """The network as it is counted, on the meta device; one of the user's own on the CPU, to do there as it likes."""
+    settings = for_counting(settings)
+    with torch.random.fork_rng(devices=[]):
+        if ":" in settings.name and not settings.name.startswith("torchvision:"):
+            return make_network(settings, image_shape, classes)
+        try:
+            with torch.device("meta"):
+                return make_network(settings, image_shape, classes)
+        except NotImplementedError:  # torchvision's RegNets read numbers back from tensors while they are built
+            return make_network(settings, image_shape, classes).to("meta")

@@ -1,0 +1,130 @@
+"""The sets that come with a library: scikit-learn's digits, and those that torchvision reads and downloads."""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import tarfile
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lowrank.data.reading.image_codec import one_line
+from lowrank.data.reading.image_store import ArrayStore
+from lowrank.data.reading.source import Catalogue
+from lowrank.errors import InputError
+
+_TORCHVISION = {"cifar10": "CIFAR10", "cifar100": "CIFAR100", "fashion_mnist": "FashionMNIST"}
+_UNREADABLE = (RuntimeError, ValueError, OSError, EOFError, KeyError, TypeError, IndexError, AssertionError)
+
+
+def read_digits() -> Catalogue:
+    """1,797 grey images of 8x8 in 10 classes, from scikit-learn's own files; no test set is published."""
+    from sklearn.datasets import load_digits  # costs a second to import
+
+    bunch = load_digits()
+    pixels = ((bunch.images.astype(np.int64) * 255 + 8) // 16).astype(np.uint8)  # 0..16 to 0..255
+    return Catalogue(
+        classes=tuple(str(name) for name in bunch.target_names),
+        labels=bunch.target.astype(np.int64),
+        store=ArrayStore(pixels[..., None]),
+        training=np.arange(len(pixels)),
+    )
+
+
+def read_torchvision(name: str, root: Path, download: bool) -> Catalogue:
+    """cifar10, cifar100 or fashion_mnist from torchvision's own files under `root`.
+
+    Raises:
+        InputError: a file is damaged, or missing and not to be had.
+    """
+    from lowrank.utils.torchvision_compat import torchvision  # costs seconds to import
+
+    maker = getattr(torchvision.datasets, _TORCHVISION[name])
+    absent = [path for path, _ in _files(maker, root) if not path.is_file()]
+    if absent and not download:
+        raise InputError(
+            f"data set {name!r} is not complete under {root}: {absent[0]} is missing; "
+            f"allow the download, put the file there, or use digits, parquet:DIR or folder:DIR"
+        )
+    if absent:
+        _download(maker, name, root)
+    _check_files(maker, name, root)
+    parts = [_read_part(maker, name, root, train) for train in (True, False)]
+    images, labels = (np.concatenate(arrays) for arrays in zip(*((p[0], p[1]) for p in parts), strict=True))
+    count = len(parts[0][0])
+    return Catalogue(
+        classes=parts[0][2],
+        labels=labels,
+        store=ArrayStore(images),
+        training=np.arange(count),
+        test=np.arange(count, len(images)),
+    )
+
+
+def _files(maker: Any, root: Path) -> Iterator[tuple[Path, str | None]]:
+    """The files that torchvision reads, each with its md5 where torchvision checks one."""
+    if hasattr(maker, "base_folder"):
+        for name, md5 in [*maker.train_list, *maker.test_list, (maker.meta["filename"], maker.meta["md5"])]:
+            yield root / maker.base_folder / name, md5
+        return
+    for name, _ in maker.resources:
+        yield root / maker.__name__ / "raw" / Path(name).stem, None
+
+
+def _download(maker: Any, name: str, root: Path) -> None:
+    try:
+        maker(str(root), train=True, download=True)
+    except (*_UNREADABLE, http.client.HTTPException, tarfile.TarError, zlib.error) as error:
+        raise InputError(
+            f"data set {name!r} is not under {root} and could not be downloaded ({one_line(error)}); "
+            f"put torchvision's files there, or use digits, parquet:DIR or folder:DIR"
+        ) from error
+
+
+def _check_files(maker: Any, name: str, root: Path) -> None:
+    for path, md5 in _files(maker, root):
+        if md5 is None:
+            _check_idx(path, name)
+            continue
+        found = hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
+        if found != md5:
+            raise InputError(
+                f"data set {name!r}: {path} is damaged: its md5 must be {md5}, but got {found}; "
+                f"delete it to download it again, or put the right file there"
+            )
+
+
+def _check_idx(path: Path, name: str) -> None:
+    """An idx file of bytes: its header must account for its size."""
+    dims = 3 if "images" in path.name else 1
+    with path.open("rb") as file:
+        header = file.read(4 + 4 * dims)
+    expected = bytes([0, 0, 8, dims])
+    sides = [int.from_bytes(header[start : start + 4], "big") for start in range(4, len(header), 4)]
+    wanted, size = len(header) + int(np.prod(sides, dtype=np.int64)), path.stat().st_size
+    if header[:4] != expected or len(sides) != dims or size != wanted:
+        raise InputError(
+            f"data set {name!r}: {path} is damaged: an idx file of bytes in {dims} dimensions must begin with "
+            f"{expected.hex()} and have the size that its header says, but it begins with {header[:4].hex()} and has "
+            f"{size} bytes; delete it to download it again"
+        )
+
+
+def _read_part(maker: Any, name: str, root: Path, train: bool) -> tuple[Any, Any, tuple[str, ...]]:
+    """(images uint8 (n, H, W, C), labels int64 (n,), class names) of one part."""
+    try:
+        part = maker(str(root), train=train, download=False)
+    except _UNREADABLE as error:
+        raise InputError(f"data set {name!r} under {root} cannot be read: {one_line(error)}") from error
+    images, labels = np.asarray(part.data, dtype=np.uint8), np.asarray(part.targets, dtype=np.int64)
+    classes = tuple(part.classes)
+    if len(images) != len(labels) or len(labels) == 0 or labels.min() < 0 or labels.max() >= len(classes):
+        raise InputError(
+            f"data set {name!r} under {root}: the {'training' if train else 'test'} files must hold one label below "
+            f"{len(classes)} for each image, but got {len(images)} images and {len(labels)} labels"
+        )
+    return (images if images.ndim == 4 else images[..., None]), labels, classes

@@ -1,0 +1,106 @@
+"""Images as files in one folder a class: DIR/{train,val,test}/CLASS/* or DIR/CLASS/*."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lowrank.data.reading.image_codec import one_line
+from lowrank.data.reading.image_store import EncodedStore
+from lowrank.data.reading.source import Catalogue
+from lowrank.data.splits import Indices
+from lowrank.errors import InputError
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
+
+
+class FolderStore(EncodedStore):
+    """Image files, read when they are asked for."""
+
+    def __init__(self, root: Path, names: list[str]) -> None:
+        """From the paths of the files relative to `root`, by global index."""
+        self._root = root
+        self._names = names
+
+    def encoded(self, index: int) -> bytes:
+        """See EncodedStore."""
+        path = self._root / self._names[index]
+        try:
+            return path.read_bytes()
+        except OSError as error:
+            raise InputError(f"{path}: must be readable, but {one_line(error)}") from error
+
+    def origin(self, index: int) -> str:
+        """See EncodedStore."""
+        return str(self._root / self._names[index])
+
+    def hash_files(self, indices: Indices, sha: Any) -> None:
+        """See ImageStore."""
+        for index in indices.tolist():
+            sha.update(f"{self._names[index]}:{(self._root / self._names[index]).stat().st_size};".encode())
+
+    def hold(self, indices: Indices) -> None:
+        """See ImageStore; files are read one by one."""
+
+    def release(self) -> None:
+        """See ImageStore; nothing is kept."""
+
+
+def read_folder(root: Path, image_size: int | None) -> Catalogue:
+    """The images under `root`; the classes are the training part's folders, in alphabetical order.
+
+    Raises:
+        InputError: there is no such folder, a class is empty, or a part has a class that training lacks.
+    """
+    if not root.is_dir():
+        raise InputError(f"data set 'folder:{root}': there is no such folder")
+    split = (root / "train").is_dir()
+    parts = [_files(root / part, root) for part in ("train", "val", "test")] if split else [_files(root, root), {}, {}]
+    classes = tuple(parts[0])
+    if not classes:
+        raise InputError(
+            f"data set 'folder:{root}': {root / 'train' if split else root} must hold one folder for each class with "
+            f"files {', '.join(SUFFIXES)}, but it holds none"
+        )
+    for part in parts[1:]:
+        if strange := sorted(set(part) - set(classes)):
+            raise InputError(
+                f"data set 'folder:{root}': class {strange[0]!r} has no training images; "
+                f"the classes of train are {', '.join(classes[:10])}"
+            )
+    return _catalogue(root, classes, parts, image_size)
+
+
+def _files(folder: Path, root: Path) -> dict[str, list[str]]:
+    """Class to its image files, as paths relative to `root`, all in alphabetical order."""
+    if not folder.is_dir():
+        return {}
+    found: dict[str, list[str]] = {}
+    for place in sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")):
+        files = sorted(f for f in place.iterdir() if f.suffix.lower() in SUFFIXES and not f.name.startswith("."))
+        if not files:
+            raise InputError(f"{place}: a class must hold at least one image ({', '.join(SUFFIXES)}), but has none")
+        found[place.name] = [file.relative_to(root).as_posix() for file in files]
+    return found
+
+
+def _catalogue(
+    root: Path, classes: tuple[str, ...], parts: list[dict[str, list[str]]], image_size: int | None
+) -> Catalogue:
+    names = [name for part in parts for files in part.values() for name in files]
+    number = {label: place for place, label in enumerate(classes)}
+    labels = [number[label] for part in parts for label, files in part.items() for _ in files]
+    ends = np.cumsum([0] + [sum(len(files) for files in part.values()) for part in parts])
+    training, validation, test = (np.arange(ends[i], ends[i + 1]) for i in range(3))
+    store = FolderStore(root, names)
+    store.learn_shape(training, image_size)
+    return Catalogue(
+        classes=classes,
+        labels=np.asarray(labels, dtype=np.int64),
+        store=store,
+        training=training,
+        validation=validation if len(validation) else None,
+        test=test if len(test) else None,
+    )

@@ -1,0 +1,206 @@
+"""Writes a trained model in every form in which it leaves the project, reads each back, and proves that all are equal.
+
+Two networks, the factorised one as it was trained and the merged one (plain depthwise and 1 x 1 convolutions), each as
+safetensors, as a `torch.export` program and as ONNX. Letters: B batch, K classes.
+"""
+
+from __future__ import annotations
+
+import copy
+import io
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lowrank.compression.merge import merge
+from lowrank.compression.network_plan import trace_plan
+from lowrank.io.merged import load_merged, save_merged
+from lowrank.io.model_file import ModelSpecification, load_model, save_model
+from lowrank.layers import Dense
+
+FACTORISED, MERGED = "factorised", "merged"
+INPUT, OUTPUT = "images", "logits"
+MOST_IMAGES = 4096  # in one batch of an exported program
+LARGEST_CONSTANT = 1024  # numbers in a constant that is computed when an ONNX file is written
+TOLERANCE = 1e-3  # of the largest logit: what rounding in another order of sums may do in float32
+
+Forward = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Form:
+    """One exported file and its proof; differences are of logits, over all images that were compared."""
+
+    network: str  # factorised or merged
+    kind: str  # safetensors, torch.export or ONNX
+    file: str
+    bytes: int
+    difference: float  # the largest, absolute
+    largest: float  # the largest absolute logit of the trained model
+    agree: float  # share of images that are put in the same class, 0 to 1
+    error: float | None  # validation error in percent, where the images were at hand
+    mult_adds: int
+
+    @property
+    def equal(self) -> bool:
+        """Whether the outputs are those of the trained model, up to rounding."""
+        return self.difference <= TOLERANCE * max(self.largest, 1.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Probe:
+    """Images (B, C, H, W), normalised; `labels` (B) where they are real ones, else None."""
+
+    images: Tensor
+    labels: Tensor | None
+
+
+def merged_network(network: nn.Module) -> nn.Module:
+    """A merged copy of `network`, in evaluation mode; depthwise and pointwise stay apart, which costs less."""
+    return merge(copy.deepcopy(network), combined=False).eval()
+
+
+def running_mult_adds(network: nn.Module, specification: ModelSpecification) -> int:
+    """Mult-adds that a network of plain convolutions really runs for one image."""
+    return trace_plan(network, specification.image_shape).mult_adds(Dense())
+
+
+def write_forms(
+    network: nn.Module, specification: ModelSpecification, probe: Probe, folder: Path, step: Callable[[str], None]
+) -> list[Form]:
+    """Write all six files into `folder` and prove each by reading it back; `step` is called before each with its name.
+
+    Raises OSError when a file cannot be written.
+    """
+    network = network.eval()
+    merged = merged_network(network)
+    work = running_mult_adds(merged, specification)
+    expected = run_batches(network, probe.images)
+    writers: dict[str, Callable[[str, nn.Module, Path], Forward]] = {
+        "safetensors": lambda name, model, path: _as_tensors(name, model, specification, path),
+        "torch.export": lambda name, model, path: _as_program(model, specification, path),
+        "ONNX": lambda name, model, path: _as_onnx(model, specification, path),
+    }
+    endings = {"safetensors": "safetensors", "torch.export": "pt2", "ONNX": "onnx"}
+    found = []
+    for name, model in ((FACTORISED, network), (MERGED, merged)):
+        for kind, write in writers.items():
+            step(f"{name}, {kind}")
+            path = folder / f"{name}.{endings[kind]}"
+            forward = write(name, model, path)
+            count = work if name == MERGED else specification.mult_adds()
+            found.append(_proved(name, kind, path, run_batches(forward, probe.images), expected, probe.labels, count))
+    return found
+
+
+def run_batches(forward: Forward, images: Tensor, size: int = 256) -> Tensor:
+    """Logits (B, K) of all images, a batch at a time."""
+    with torch.no_grad():
+        return torch.cat([forward(part).float() for part in images.split(size)])
+
+
+def _proved(
+    name: str, kind: str, path: Path, found: Tensor, expected: Tensor, labels: Tensor | None, mult_adds: int
+) -> Form:
+    classes = found.argmax(1)
+    return Form(
+        network=name, kind=kind, file=path.name, bytes=path.stat().st_size,
+        difference=float((found - expected).abs().max()), largest=float(expected.abs().max()),
+        agree=float((classes == expected.argmax(1)).double().mean()),
+        error=None if labels is None else 100 * float((classes != labels).double().mean()), mult_adds=mult_adds,
+    )  # fmt: skip
+
+
+def _as_tensors(name: str, model: nn.Module, specification: ModelSpecification, path: Path) -> Forward:
+    if name == MERGED:
+        save_merged(path, model, specification, combined=False)
+        return load_merged(path)
+    save_model(
+        path, model, network=specification.network, method=specification.sized(specification.plan()),
+        image_shape=specification.image_shape, classes=specification.classes,
+    )  # fmt: skip
+    own = specification.network.name
+    return load_model(path, own_network=own if ":" in own else None)
+
+
+def _as_program(model: nn.Module, specification: ModelSpecification, path: Path) -> Forward:
+    batch = torch.export.Dim("batch", min=1, max=MOST_IMAGES)
+    with _quiet(), torch.no_grad():
+        program = torch.export.export(model, (_example(specification),), dynamic_shapes=({0: batch},))
+        for node in program.graph.nodes:
+            node.meta.pop("stack_trace", None)  # lines and folders of this machine
+        torch.export.save(program, path)
+        loaded: nn.Module = torch.export.load(path).module()
+    return loaded
+
+
+def _as_onnx(model: nn.Module, specification: ModelSpecification, path: Path) -> Forward:
+    batch = torch.export.Dim("batch", min=1, max=MOST_IMAGES)
+    with _quiet(), torch.no_grad(), redirect_stdout(io.StringIO()):  # the exporter prints its progress
+        program = torch.onnx.export(
+            model, (_example(specification),), dynamo=True, dynamic_shapes=({0: batch},), input_names=[INPUT],
+            output_names=[OUTPUT], verbose=False, optimize=False,
+        )  # fmt: skip
+        assert program is not None
+        _simplify(program.model)
+        program.save(path, external_data=False)
+    return onnx_forward(path)
+
+
+def _simplify(model: Any) -> None:
+    """Drop what no result depends on, and the traces of the export with this machine's folders.
+
+    Only small constants are computed beforehand: the exporter's own pass would multiply factors out, and store the
+    product; ONNX Runtime does that when it loads the file.
+    """
+    from onnxscript import optimizer
+
+    optimizer.optimize(model, output_size_limit=LARGEST_CONSTANT)
+    values = [*model.graph.inputs, *model.graph.initializers.values()]
+    for node in model.graph.all_nodes():
+        values += [node, *node.outputs]
+    for value in values:
+        value.metadata_props.clear()
+
+
+def onnx_forward(path: Path, threads: int | None = None) -> Forward:
+    """An ONNX file as a function of images, run by ONNX Runtime on the CPU."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads or torch.get_num_threads()
+    options.log_severity_level = 3  # errors
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+    def forward(images: Tensor) -> Tensor:
+        return torch.from_numpy(session.run([OUTPUT], {INPUT: images.contiguous().numpy()})[0])
+
+    return forward
+
+
+def _example(specification: ModelSpecification) -> Tensor:
+    return torch.zeros(4, *specification.image_shape)  # more than one: the exporters take a batch of one as fixed
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the exporters' deprecation warnings and log lines, which are about their own insides."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "torch.export")]
+    before = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            warnings.simplefilter("ignore", FutureWarning)
+            yield
+    finally:
+        for logger, level in zip(loggers, before, strict=True):
+            logger.setLevel(level)

@@ -1,0 +1,252 @@
+"""Hashed layers: every weight is an entry of a small bank, times a sign (HashedNets, Chen et al. 2015).
+
+Three forms, as in the study: the full K x K kernel hashed, the pointwise part of a separable convolution hashed, and
+both of its parts hashed. The hash is a fixed function of the layer's shape: it is never stored, and it spreads the
+weights evenly, so that every bank entry is used and a bank as large as the weight is the weight.
+
+Letters: N weights of a layer, E bank entries, I in-channels, O out-channels, K kernel size.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from functools import lru_cache
+from math import prod, sqrt
+from typing import Any, ClassVar, Literal
+
+import torch
+from pydantic import AliasChoices, Field
+from torch import Tensor, nn
+
+from lowrank.layers.base_method import ConvShape, Method, SeparableConv2d, make_depthwise
+from lowrank.layers.factored import FactoredMap, working_dtype
+
+_SCALE: Any = Field(default=0.1, gt=0, le=1, validation_alias=AliasChoices("bank_scale", "scale"))
+
+
+class _HashedMethod(Method):
+    """What the three forms share; `bank_scale` may also be given as `scale`."""
+
+    scale: ClassVar[str] = "bank_scale"
+
+    bank_scale: float = _SCALE
+    bias: bool = False  # a bias of the layer's own, as the study's layers always had
+
+    @abstractmethod
+    def banks(self, shape: ConvShape) -> tuple[int, ...]:
+        """Entries of each bank."""
+
+    def has_bias(self, shape: ConvShape) -> bool:
+        """Whether the layer carries a bias: its own, or that of the convolution it replaces."""
+        return self.bias or shape.bias
+
+    def infeasible(self, shape: ConvShape) -> str | None:
+        if min(self.banks(shape)) > 0:
+            return None
+        i, o, (height, width) = shape.in_channels, shape.out_channels, shape.kernel
+        return f"`scale` {self.bank_scale:g} leaves a bank without entries at {i} -> {o} channels, {height} x {width}"
+
+    def signature(self, shape: ConvShape) -> tuple[Any, ...]:
+        return (self.name, *self.banks(shape), self.has_bias(shape))
+
+    def mult_adds(self, shape: ConvShape) -> int:
+        return (shape.depthwise_params + shape.in_channels * shape.out_channels) * shape.out_area
+
+
+class HashedFull(_HashedMethod):
+    """The K x K convolution with trunc(K*K*I*O*x) distinct weights; costs as much as the dense one (RULES)."""
+
+    name: Literal["hashed_full"] = "hashed_full"
+
+    def banks(self, shape: ConvShape) -> tuple[int, ...]:
+        return (int(shape.kernel_area * shape.in_channels * shape.out_channels * self.bank_scale),)
+
+    def params(self, shape: ConvShape) -> int:
+        return sum(self.banks(shape)) + shape.out_channels * self.has_bias(shape)
+
+    def mult_adds(self, shape: ConvShape) -> int:
+        return shape.kernel_area * shape.in_channels * shape.out_channels * shape.out_area
+
+    def build(self, shape: ConvShape) -> nn.Module:
+        return HashedMap(
+            shape.in_channels, shape.out_channels, *self.banks(shape), kernel=shape.kernel, stride=shape.stride,
+            padding=shape.padding, dilation=shape.dilation, bias=self.has_bias(shape),
+        )  # fmt: skip
+
+
+class Hashed(_HashedMethod):
+    """Depthwise K x K and a hashed pointwise map (RULES).
+
+    With `share_of` "pointwise" the bank has trunc(I*O*x) entries. With "kernel" both parts together may have
+    trunc(K*K*I*O*x) parameters, of which the depthwise part is paid first (never more than I*O are left to the bank);
+    the study's "decimate" is that with x = 0.1.
+    """
+
+    name: Literal["hashed"] = "hashed"
+    share_of: Literal["pointwise", "kernel"] = "pointwise"
+
+    def banks(self, shape: ConvShape) -> tuple[int, ...]:
+        pointwise = shape.in_channels * shape.out_channels
+        if self.share_of == "pointwise":
+            return (int(pointwise * self.bank_scale),)
+        left = int(shape.kernel_area * pointwise * self.bank_scale) - shape.depthwise_params
+        return (min(max(left, 0), pointwise),)
+
+    def params(self, shape: ConvShape) -> int:
+        return shape.depthwise_params + sum(self.banks(shape)) + shape.out_channels * self.has_bias(shape)
+
+    def build(self, shape: ConvShape) -> nn.Module:
+        channels, bias = (shape.in_channels, shape.out_channels), self.has_bias(shape)
+        if shape.kernel_area == 1:
+            return HashedMap(*channels, *self.banks(shape), stride=shape.stride, padding=shape.padding, bias=bias)
+        return SeparableConv2d(make_depthwise(shape), HashedMap(*channels, *self.banks(shape), bias=bias))
+
+
+class HashedBoth(_HashedMethod):
+    """Depthwise and pointwise parts both hashed, a depthwise 1 x 1 also in front of a pointwise map (RULES).
+
+    B = trunc((I*O + K*K*I [K>1]) * x) entries are shared out in proportion to K*K*I and I*O, each cut to a whole
+    number; with `bias`, as in the study (11-16 December 2018, x = 0.1), both parts have one.
+    """
+
+    name: Literal["hashed_both"] = "hashed_both"
+    bias: bool = True
+
+    def banks(self, shape: ConvShape) -> tuple[int, ...]:
+        depthwise, pointwise = shape.kernel_area * shape.in_channels, shape.in_channels * shape.out_channels
+        budget = int((pointwise + shape.depthwise_params) * self.bank_scale)
+        return tuple(budget * part // (depthwise + pointwise) for part in (depthwise, pointwise))
+
+    def params(self, shape: ConvShape) -> int:
+        biases = shape.in_channels * self.bias + shape.out_channels * self.has_bias(shape)
+        return sum(self.banks(shape)) + biases
+
+    def build(self, shape: ConvShape) -> nn.Module:
+        i, (depthwise_bank, bank) = shape.in_channels, self.banks(shape)
+        depthwise = HashedDepthwise(
+            i, i, depthwise_bank, kernel=shape.kernel, stride=shape.stride, padding=shape.padding,
+            dilation=shape.dilation, groups=i, bias=self.bias,
+        )  # fmt: skip
+        return SeparableConv2d(depthwise, HashedMap(i, shape.out_channels, bank, bias=self.has_bias(shape)))
+
+
+def _mixed(values: Tensor) -> Tensor:
+    """Integers made to look random: the finaliser of MurmurHash3 (Appleby 2011) in 32 bits, the same everywhere."""
+    mask = 0xFFFFFFFF
+    values = ((values ^ (values >> 16)) * 0x85EBCA6B) & mask
+    values = ((values ^ (values >> 13)) * 0xC2B2AE35) & mask
+    return values ^ (values >> 16)
+
+
+def dealing_order(weights: int) -> Tensor:
+    """The order, made to look random, in which N weights are dealt out over the entries of a bank."""
+    return torch.argsort(_mixed(torch.arange(1, weights + 1, dtype=torch.int64, device="cpu")), stable=True)
+
+
+def negated(weights: int) -> Tensor:
+    """1 where a weight is the negative of its entry, else 0 (N)."""
+    return _mixed(torch.arange(weights, dtype=torch.int64, device="cpu") + 0x9E3779B9) & 1
+
+
+@lru_cache(maxsize=64)
+def hash_table(weights: int, entries: int) -> Tensor:
+    """Where each of N weights reads (int32): an index into the bank followed by its negative.
+
+    The weights, in an order made to look random, are dealt out over the entries in turn.
+    """
+    reads = torch.empty(weights, dtype=torch.int64, device="cpu")
+    reads[dealing_order(weights)] = torch.arange(weights, device="cpu") % entries
+    return (reads + entries * negated(weights)).int()
+
+
+@lru_cache(maxsize=64)
+def dealt_table(weights: int, entries: int) -> Tensor:
+    """Who reads each entry, (rounds, E) flattened (int32): an index into N weights, their negatives and a zero.
+
+    The way back of `hash_table`: an entry's gradient is the sum of its column. The last round may be incomplete.
+    """
+    order = dealing_order(weights)
+    signed = order + weights * negated(weights)[order]
+    missing = -weights % entries
+    return torch.cat([signed, signed.new_full((missing,), 2 * weights)]).int()
+
+
+class Dealt(torch.autograd.Function):
+    """A bank (.., E) dealt out to its weights (.., N) as `dtype`, by `hash_table`; the gradient by `dealt_table`.
+
+    On a GPU the usual gradient of a gather adds up by atomic operations, slowly and in an order that changes.
+    """
+
+    @staticmethod
+    def forward(bank: Tensor, reads: Tensor, readers: Tensor, dtype: torch.dtype) -> Tensor:
+        return signed(bank.to(dtype)).index_select(-1, reads)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        bank, _, readers, _ = inputs
+        ctx.entries, ctx.dtype = bank.shape[-1], bank.dtype
+        ctx.save_for_backward(readers)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        (readers,) = ctx.saved_tensors
+        table = torch.cat([signed(gradient), torch.zeros_like(gradient[..., :1])], -1)
+        rounds = table.index_select(-1, readers).unflatten(-1, (-1, ctx.entries))
+        return rounds.sum(-2, dtype=ctx.dtype), None, None, None
+
+
+def signed(values: Tensor) -> Tensor:
+    """Values (.., E) followed by their negatives (.., 2E)."""
+    return torch.cat([values, -values], -1)
+
+
+class HashedMap(FactoredMap):
+    """A convolution (pointwise unless `kernel` says otherwise) whose weights come from a bank of `entries`."""
+
+    cast_first = False  # a bank's gradient adds up many weights' in full precision
+
+    reads: Tensor
+    readers: Tensor
+
+    def __init__(self, in_channels: int, out_channels: int, entries: int, **options: Any):
+        super().__init__(in_channels, out_channels, **options)
+        self.bank = nn.Parameter(torch.empty(entries))
+        weights = prod(self.weight_shape)
+        self.register_buffer("reads", hash_table(weights, entries), persistent=False)
+        self.register_buffer("readers", dealt_table(weights, entries), persistent=False)
+        self.reset()
+
+    def assembled(self, factors: Sequence[Tensor]) -> Tensor:
+        (bank,) = factors
+        if bank.is_cuda and not torch.compiler.is_compiling():
+            flat = Dealt.apply(bank, self.reads, self.readers, working_dtype(bank))
+        else:
+            flat = signed(bank).index_select(-1, self.reads)
+        return flat.unflatten(-1, (self.out_channels, -1) if prod(self.kernel) == 1 else self.weight_shape)
+
+    def squared_norm(self) -> Tensor:
+        """Each entry as often as it is read: floor(N / E) times, the first N mod E entries once more."""
+        times, more = divmod(prod(self.weight_shape), len(self.bank))
+        squares = self.bank.square()
+        return times * squares.sum() + squares[:more].sum()
+
+    def start_factors(self, std: float, generator: torch.Generator | None) -> None:
+        """Bank std s: signs and bank are independent, so every weight has it (FACTS)."""
+        self.bank.normal_(std=std, generator=generator)
+
+    def fit_factors(self, dense: Tensor) -> None:
+        """The nearest bank: the mean, signs undone, of the weights that share an entry."""
+        entries = len(self.bank)
+        entry, sign = self.reads.long() % entries, 1 - 2 * (self.reads.long() // entries)
+        sums = torch.zeros(entries, dtype=torch.float64, device=self.bank.device)
+        sums.index_add_(0, entry, dense.double().flatten().to(sums) * sign)
+        self.bank.copy_(sums / torch.bincount(entry, minlength=entries))
+
+
+class HashedDepthwise(HashedMap):
+    """A depthwise convolution whose weights come from a bank."""
+
+    def target_std(self, fan: Literal["in", "out"] = "in") -> float:
+        """1 / K, as a plain depthwise part (FACTS)."""
+        return 1 / sqrt(prod(self.kernel))

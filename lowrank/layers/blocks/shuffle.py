@@ -1,0 +1,188 @@
+"""Linear shuffle: grouped 1 x 1, channel shuffle, depthwise K x K, grouped 1 x 1, with nothing nonlinear in between
+(ShuffleNet's unit, Zhang et al. 2018, made linear as in the study).
+
+Letters: I in-channels, M = floor(O / 4) middle channels, O out-channels, G groups, K kernel size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import cache
+from math import gcd, sqrt
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional
+
+from lowrank.layers.base_method import ConvShape, Method, StructuredMap
+
+MAX_GROUPS = 4096
+SWEEPS = 30  # of alternating least squares when starting from a trained weight
+RIDGE = 1e-9
+
+
+@cache
+def divisors(n: int) -> tuple[int, ...]:
+    """All divisors of n, ascending."""
+    return tuple(divisor for divisor in range(1, n + 1) if n % divisor == 0)
+
+
+class Shuffle(Method):
+    """Stands for the whole K x K convolution; G = the largest number <= `groups` that divides I, O and M (RULES)."""
+
+    name: Literal["shuffle"] = "shuffle"
+    groups: int = Field(default=4, ge=1, le=MAX_GROUPS)
+
+    def structure(self, shape: ConvShape) -> tuple[int, int]:
+        """M and G."""
+        middle = shape.out_channels // 4
+        common = gcd(shape.in_channels, shape.out_channels, middle)
+        return middle, max(divisor for divisor in divisors(common) if divisor <= self.groups)
+
+    def infeasible(self, shape: ConvShape) -> str | None:
+        if shape.out_channels >= 4:
+            return None
+        return f"a quarter of the output channels must be at least 1, but there are {shape.out_channels}"
+
+    def signature(self, shape: ConvShape) -> tuple[Any, ...]:
+        return (self.name, *self.structure(shape))
+
+    def params(self, shape: ConvShape) -> int:
+        middle, groups = self.structure(shape)
+        grouped = middle * (shape.in_channels + shape.out_channels) // groups
+        return grouped + shape.kernel_area * middle + shape.bias_params
+
+    def mult_adds(self, shape: ConvShape) -> int:
+        middle, groups = self.structure(shape)
+        after = shape.kernel_area * middle + middle * shape.out_channels // groups
+        return shape.in_channels * middle // groups * shape.in_area + after * shape.out_area
+
+    def build(self, shape: ConvShape) -> nn.Module:
+        return ShuffleMap(
+            shape.in_channels, shape.out_channels, *self.structure(shape), kernel=shape.kernel, stride=shape.stride,
+            padding=shape.padding, dilation=shape.dilation, bias=shape.bias,
+        )  # fmt: skip
+
+    def settings_by_size(self, shapes: Iterable[ConvShape]) -> Iterable[Method]:
+        """Only at a divisor of some shape's channels can a larger `groups` change anything."""
+        steps = {1}
+        for shape in shapes:
+            steps.update(divisors(gcd(shape.in_channels, shape.out_channels, shape.out_channels // 4)))
+        return (self.model_copy(update={"groups": step}) for step in sorted(steps) if step <= MAX_GROUPS)
+
+
+def block_diagonal(blocks: Tensor) -> Tensor:
+    """Blocks (G, X, Y) as a matrix (G * X, G * Y), in one call however many there are."""
+    return torch.diag_embed(blocks.movedim(0, -1), dim1=0, dim2=2).flatten(2).flatten(0, 1)
+
+
+class ShuffleMap(StructuredMap):
+    """A K x K convolution made of two grouped pointwise maps around a depthwise one."""
+
+    def __init__(self, in_channels: int, out_channels: int, middle: int, parts: int, **options: Any):
+        super().__init__(in_channels, out_channels, **options)
+        self.middle, self.parts = middle, parts
+        self.down = nn.Parameter(torch.empty(middle, in_channels // parts))
+        self.depthwise = nn.Parameter(torch.empty(middle, 1, *self.kernel))
+        self.up = nn.Parameter(torch.empty(out_channels, middle // parts))
+        self.reset()
+
+    def shuffled(self, x: Tensor) -> Tensor:
+        """Middle channels (dimension 1) dealt out so that each group of the second map hears every group."""
+        return x.unflatten(1, (self.parts, -1)).transpose(1, 2).flatten(1, 2)
+
+    def spread(self) -> tuple[Tensor, Tensor]:
+        """Both grouped maps as full matrices (M, I) and (O, M), the channels of the first shuffled."""
+        down, up = (block_diagonal(factor.unflatten(0, (self.parts, -1))) for factor in (self.down, self.up))
+        return self.shuffled(down[None])[0], up
+
+    def weight(self) -> Tensor:
+        down, up = self.spread()
+        after = self.depthwise.flatten(1)[:, None] * down[:, :, None]  # (M, I, K*K)
+        return (up @ after.flatten(1)).reshape(self.weight_shape)
+
+    def squared_norm(self) -> Tensor:
+        """W is a sum over middle channels of three vectors' outer products: the sum over their Gram matrices (CP)."""
+        (down, up), depthwise = self.spread(), self.depthwise.flatten(1)
+        return ((down @ down.T) * (up.T @ up) * (depthwise @ depthwise.T)).sum()
+
+    def start_factors(self, std: float, generator: torch.Generator | None) -> None:
+        """Depthwise 1 / K; up * down std s * K * G / sqrt(M): a weight sums M / G^2 products in the mean."""
+        size = sqrt(self.depthwise[0].numel())
+        self.depthwise.normal_(std=1 / size, generator=generator)
+        for factor in (self.down, self.up):
+            factor.normal_(std=sqrt(std * size * self.parts / sqrt(self.middle)), generator=generator)
+
+    def scaled_at_start(self) -> list[nn.Parameter]:
+        return [self.down, self.up]
+
+    def degree(self) -> int:
+        return 2
+
+    def fit_factors(self, dense: Tensor) -> None:
+        """Alternating least squares over the three factors, from a seeded draw."""
+        self.start_factors(self.target_std(), torch.Generator(self.down.device).manual_seed(0))
+        wanted = dense.detach().double().cpu().flatten(2)  # (O, I, K*K)
+        down, up = (factor.detach().double().cpu() for factor in self.spread())
+        masks = down != 0, up != 0
+        depthwise = self.depthwise.detach().double().cpu().flatten(1)
+        for _ in range(SWEEPS):
+            down = _masked_rows(wanted.transpose(0, 1), up, depthwise, masks[0].T).T
+            up = _masked_rows(wanted, down.T, depthwise, masks[1])
+            gram = _ridged((up.T @ up) * (down @ down.T))
+            depthwise = torch.linalg.solve(gram, torch.einsum("om,oik,mi->mk", up, wanted, down))
+        self._copy(down, depthwise, up)
+
+    def _copy(self, down: Tensor, depthwise: Tensor, up: Tensor) -> None:
+        """Store full matrices (M, I), (O, M) back as their blocks; kernels get norm 1, as at the start."""
+        size = depthwise.norm(dim=1, keepdim=True).clamp_min(1e-30)
+        self.depthwise.copy_((depthwise / size).view(self.depthwise.shape))
+        unshuffled = torch.argsort(self.shuffled(torch.arange(self.middle)[None])[0])
+        blocks = (down * size)[unshuffled].unflatten(1, (self.parts, -1)).unflatten(0, (self.parts, -1))
+        self.down.copy_(torch.cat([blocks[part, :, part] for part in range(self.parts)]))
+        blocks = up.unflatten(1, (self.parts, -1)).unflatten(0, (self.parts, -1))
+        self.up.copy_(torch.cat([blocks[part, :, part] for part in range(self.parts)]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The convolutions in turn, without forming the weight: three, or two if the depthwise part only scales.
+
+        A GPU has no fast kernels for grouped convolutions: there both maps are spread out to full ones.
+        """
+        if x.is_cuda and self.parts > 1 and not torch.compiler.is_exporting():
+            down, up, parts = *self.spread(), 1
+        else:
+            down, up, parts = self.down, self.up, self.parts
+        if self.kernel == (1, 1):
+            up = (up.unflatten(0, (parts, -1)) * self.depthwise.view(parts, 1, -1)).flatten(0, 1)
+            thin = functional.conv2d(x, down[:, :, None, None], None, self.stride, self.padding, groups=parts)
+            thin = thin if parts == 1 else self.shuffled(thin)
+        else:
+            thin = functional.conv2d(x, down[:, :, None, None], groups=parts)
+            thin = functional.conv2d(
+                thin if parts == 1 else self.shuffled(thin), self.depthwise, None, self.stride, self.padding,
+                self.dilation, groups=self.middle,
+            )  # fmt: skip
+        return functional.conv2d(thin, up[:, :, None, None], self.bias, groups=parts)
+
+
+def _ridged(gram: Tensor) -> Tensor:
+    gram.diagonal().add_(RIDGE * gram.diagonal().max().clamp_min(1e-30))
+    return gram
+
+
+def _masked_rows(wanted: Tensor, other: Tensor, depthwise: Tensor, mask: Tensor) -> Tensor:
+    """Rows a (X, M), zero outside `mask`, that bring sum_m a_xm other_ym depthwise_mk near wanted (X, Y, K*K).
+
+    Rows with equal masks (those of one group) are solved together.
+    """
+    gram = (other.T @ other) * (depthwise @ depthwise.T)
+    rates = torch.einsum("xyk,ym,mk->xm", wanted, other, depthwise)
+    rows = torch.zeros_like(rates)
+    for pattern in torch.unique(mask, dim=0):
+        members = (mask == pattern).all(1)
+        chosen = pattern.nonzero()[:, 0]
+        solved = torch.linalg.solve(_ridged(gram[chosen][:, chosen]), rates[members][:, chosen].T).T
+        rows[members.nonzero(), chosen] = solved
+    return rows

@@ -1,0 +1,106 @@
+"""Bottleneck: two thin pointwise maps I -> r -> O, the plainest low-rank form."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import sqrt
+from typing import Any, ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional
+
+from lowrank.layers.base_method import ConvShape, SeparableMethod, StructuredMap
+from lowrank.layers.factored import FactoredMap, aligned
+
+
+class Bottleneck(SeparableMethod):
+    """Depthwise K x K and two pointwise maps through r = trunc(x * max(I, O)) channels (RULES)."""
+
+    scale: ClassVar[str] = "rank_scale"
+
+    name: Literal["bottleneck"] = "bottleneck"
+    rank_scale: float = Field(default=0.5, gt=0, le=1)
+
+    def rank(self, in_channels: int, out_channels: int) -> int:
+        """r = trunc(x * max(I, O)); 0 is infeasible."""
+        return int(self.rank_scale * max(in_channels, out_channels))
+
+    def infeasible(self, shape: ConvShape) -> str | None:
+        if self.rank(shape.in_channels, shape.out_channels) > 0:
+            return None
+        largest = max(shape.in_channels, shape.out_channels)
+        return f"rank trunc({self.rank_scale:g} * {largest}) is 0; `rank_scale` must be at least {1 / largest:g}"
+
+    def signature(self, shape: ConvShape) -> tuple[Any, ...]:
+        return (self.name, self.rank(shape.in_channels, shape.out_channels))
+
+    def map_params(self, in_channels: int, out_channels: int) -> int:
+        return self.rank(in_channels, out_channels) * (in_channels + out_channels)
+
+    def map_mult_adds(self, in_channels: int, out_channels: int) -> int:
+        return self.map_params(in_channels, out_channels)
+
+    def make_map(self, in_channels: int, out_channels: int, **options: Any) -> StructuredMap:
+        return BottleneckMap(in_channels, out_channels, self.rank(in_channels, out_channels), **options)
+
+
+def thin_pays(on_gpu: bool, in_channels: int, rank: int, out_channels: int) -> bool:
+    """Whether two thin convolutions are faster than one with the weight formed first.
+
+    They are where they need fewer mult-adds, but a GPU has fast kernels for multiples of 8 channels alone. An exported
+    network keeps the thin form, whatever device it will run on.
+    """
+    fewer = rank * (in_channels + out_channels) < in_channels * out_channels
+    aligned = all(channels % 8 == 0 for channels in (in_channels, rank, out_channels))
+    return fewer and (aligned or not on_gpu or torch.compiler.is_exporting())
+
+
+class BottleneckMap(FactoredMap):
+    """A pointwise map through r channels."""
+
+    def __init__(self, in_channels: int, out_channels: int, rank: int, **options: Any):
+        super().__init__(in_channels, out_channels, **options)
+        self.down = nn.Parameter(torch.empty(rank, in_channels))
+        self.up = nn.Parameter(torch.empty(out_channels, rank))
+        self.reset()
+
+    def assembled(self, factors: Sequence[Tensor]) -> Tensor:
+        down, up = factors
+        return up @ down
+
+    def aligned_shapes(self) -> list[tuple[int, ...]]:
+        rank = aligned(self.up.shape[1])
+        return [(rank, self.in_channels), (self.out_channels, rank)]
+
+    def forms_weight(self, on_gpu: bool) -> bool:
+        return not thin_pays(on_gpu, self.in_channels, self.up.shape[1], self.out_channels)
+
+    def squared_norm(self) -> Tensor:
+        """trace(A^T A B B^T) for W = A B."""
+        return ((self.up.T @ self.up) * (self.down @ self.down.T)).sum()
+
+    def start_factors(self, std: float, generator: torch.Generator | None) -> None:
+        """s_a * s_b = s / sqrt(r) (FACTS), shared evenly."""
+        each = sqrt(std / sqrt(self.up.shape[1]))
+        for factor in (self.down, self.up):
+            factor.normal_(std=each, generator=generator)
+
+    def fit_factors(self, dense: Tensor) -> None:
+        """Truncated SVD, the singular values shared evenly."""
+        left, values, right = torch.linalg.svd(dense.detach().double().cpu(), full_matrices=False)
+        rank = min(self.up.shape[1], len(values))
+        root = values[:rank].sqrt()
+        self.up.zero_()[:, :rank] = (left[:, :rank] * root).to(self.up)
+        self.down.zero_()[:rank] = (root[:, None] * right[:rank]).to(self.down)
+
+    def degree(self) -> int:
+        return 2
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Two thin products, r * (I + O) mult-adds a position, without forming the weight where that is faster."""
+        if self.given is not None or self.forms_weight(x.is_cuda):
+            return super().forward(x)
+        thin = functional.conv2d(x, self.down[:, :, None, None], None, self.stride, self.padding)
+        return functional.conv2d(thin, self.up[:, :, None, None], self.bias)

@@ -1,0 +1,132 @@
+"""Tied bottleneck: one thin matrix, used transposed on the way down and as it is on the way up.
+
+Letters: I in-channels (I divides O), O out-channels, r rank, A the factor (O, r), T the tiling of I channels to O.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar, Literal
+
+import torch
+from pydantic import AliasChoices, Field
+from torch import Tensor, nn
+from torch.nn import functional
+
+from lowrank.layers.base_method import ConvShape, SeparableMethod, StructuredMap
+from lowrank.layers.factored import FactoredMap, aligned
+from lowrank.layers.low_rank.bottleneck import thin_pays
+
+STEPS = 100  # of L-BFGS when starting from a trained weight: at most
+
+
+class TiedBottleneck(SeparableMethod):
+    """Depthwise K x K and W = A A^T T with r = trunc(x * max(I, O)) (RULES); `rank_scale` may be given as `scale`."""
+
+    scale: ClassVar[str] = "rank_scale"
+
+    name: Literal["tied_bottleneck"] = "tied_bottleneck"
+    rank_scale: float = Field(default=0.5, gt=0, le=1, validation_alias=AliasChoices("rank_scale", "scale"))
+
+    def rank(self, in_channels: int, out_channels: int) -> int:
+        """r = trunc(x * max(I, O)); 0 is infeasible."""
+        return int(self.rank_scale * max(in_channels, out_channels))
+
+    def infeasible(self, shape: ConvShape) -> str | None:
+        i, o = shape.in_channels, shape.out_channels
+        if o % i:
+            return f"the input channels must divide the output channels, but {i} does not divide {o}"
+        if self.rank(i, o) > 0:
+            return None
+        return f"rank trunc({self.rank_scale:g} * {o}) is 0; `rank_scale` must be at least {1 / o:g}"
+
+    def signature(self, shape: ConvShape) -> tuple[Any, ...]:
+        return (self.name, self.rank(shape.in_channels, shape.out_channels))
+
+    def map_params(self, in_channels: int, out_channels: int) -> int:
+        return self.rank(in_channels, out_channels) * out_channels
+
+    def map_mult_adds(self, in_channels: int, out_channels: int) -> int:
+        return 2 * self.map_params(in_channels, out_channels)
+
+    def make_map(self, in_channels: int, out_channels: int, **options: Any) -> StructuredMap:
+        return TiedBottleneckMap(in_channels, out_channels, self.rank(in_channels, out_channels), **options)
+
+
+class TiedBottleneckMap(FactoredMap):
+    """A pointwise map through r channels with one factor for both ways."""
+
+    def __init__(self, in_channels: int, out_channels: int, rank: int, **options: Any):
+        super().__init__(in_channels, out_channels, **options)
+        self.factor = nn.Parameter(torch.empty(out_channels, rank))
+        self.reset()
+
+    def down(self) -> Tensor:
+        """A^T T (r, I)."""
+        return self._tiled(self.factor)
+
+    def _tiled(self, factor: Tensor) -> Tensor:
+        """A^T T (.., r, I): tiling the input to O channels is the same as adding up the O / I blocks of A^T."""
+        return factor.mT.unflatten(-1, (-1, self.in_channels)).sum(-2)
+
+    def assembled(self, factors: Sequence[Tensor]) -> Tensor:
+        return factors[0] @ self._tiled(factors[0])
+
+    def aligned_shapes(self) -> list[tuple[int, ...]]:
+        return [(self.out_channels, aligned(self.factor.shape[1]))]
+
+    def forms_weight(self, on_gpu: bool) -> bool:
+        return not thin_pays(on_gpu, self.in_channels, self.factor.shape[1], self.out_channels)
+
+    def squared_norm(self) -> Tensor:
+        """trace(A^T A B B^T) for W = A B with B = A^T T."""
+        down = self.down()
+        return ((self.factor.T @ self.factor) * (down @ down.T)).sum()
+
+    def start_factors(self, std: float, generator: torch.Generator | None) -> None:
+        """a^4 = s^2 I / (r (r + O + 1)).
+
+        Of A A^T the O diagonal entries have the second moment a^4 r (r + 2), the others a^4 r: a^4 r (r + O + 1) / O
+        in the mean. T adds up O / I uncorrelated columns.
+        """
+        rank = self.factor.shape[1]
+        moment = std**2 * self.in_channels / (rank * (rank + self.out_channels + 1))
+        self.factor.normal_(std=moment**0.25, generator=generator)
+
+    def fit_factors(self, dense: Tensor) -> None:
+        """The nearest positive semidefinite matrix of rank r, by eigenvalues; then L-BFGS where that is not nearest."""
+        wanted = dense.detach().double().cpu()
+        copies = self.out_channels // self.in_channels
+        square = wanted.repeat(1, copies) / copies
+        values, vectors = torch.linalg.eigh((square + square.T) / 2)
+        rank = self.factor.shape[1]
+        root = values[-rank:].clamp_min(0).sqrt()
+        self.factor.copy_(_refined(vectors[:, -rank:] * root, wanted))
+
+    def degree(self) -> int:
+        return 2
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Two thin products, without forming the weight where that is faster."""
+        if self.given is not None or self.forms_weight(x.is_cuda):
+            return super().forward(x)
+        thin = functional.conv2d(x, self.down()[:, :, None, None], None, self.stride, self.padding)
+        return functional.conv2d(thin, self.factor[:, :, None, None], self.bias)
+
+
+def _refined(start: Tensor, wanted: Tensor) -> Tensor:
+    """The factor A (O, r) after L-BFGS on ||A A^T T - wanted||^2, or zero should even that be nearer."""
+    factor = start.clone(memory_format=torch.contiguous_format).requires_grad_()
+    optimizer = torch.optim.LBFGS([factor], max_iter=STEPS, line_search_fn="strong_wolfe")
+
+    def loss() -> Tensor:
+        optimizer.zero_grad()
+        weight = factor @ factor.T.unflatten(1, (-1, wanted.shape[1])).sum(1)
+        value = (weight - wanted).square().sum()
+        value.backward()
+        return value
+
+    with torch.enable_grad():
+        optimizer.step(loss)
+        final = loss()
+    return factor.detach() if final <= wanted.square().sum() else torch.zeros_like(start)

@@ -1,0 +1,151 @@
+"""CP: the O x I weight, cut into d dimensions, as a sum of R outer products (Hitchcock 1927; Kolda and Bader 2009).
+
+Letters: n_k sizes, R rank; factor k is (n_k, R).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from math import prod, sqrt
+from typing import Any, ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from lowrank.layers.base_method import ConvShape, SeparableMethod, StructuredMap
+from lowrank.layers.factored import aligned
+from lowrank.layers.functional import is_unpadded
+from lowrank.layers.tensor.stages import WAIST_PAYS, cheapest_stages, contracted
+from lowrank.layers.tensor.tensor_train_ops import MAX_DIMS, MIN_DIMS, best_split, split_sizes
+from lowrank.layers.two_stage import CutMap
+
+SWEEPS = 60  # of alternating least squares: at most
+RIDGE = 1e-10  # relative to the largest normal-equation entry; keeps nearly parallel columns solvable
+
+
+@lru_cache(maxsize=65536)
+def cp_rank(sizes: tuple[int, ...], rank_scale: float) -> int:
+    """R = max(1, round(x * min n)), round half to even (RULES)."""
+    return max(1, round(rank_scale * min(sizes)))
+
+
+class CP(SeparableMethod):
+    """Depthwise K x K and a pointwise map kept as CP factors over `dims` dimensions."""
+
+    scale: ClassVar[str] = "rank_scale"
+
+    name: Literal["cp"] = "cp"
+    dims: int = Field(default=3, ge=MIN_DIMS, le=MAX_DIMS)
+    rank_scale: float = Field(default=1.0, gt=0, le=1)
+
+    def structure(self, in_channels: int, out_channels: int) -> tuple[tuple[int, ...], int]:
+        """Sizes n_1..n_d and the rank R for an O x I map."""
+        sizes = split_sizes(in_channels, out_channels, self.dims)
+        return sizes, cp_rank(sizes, self.rank_scale)
+
+    def signature(self, shape: ConvShape) -> tuple[Any, ...]:
+        return (self.name, *self.structure(shape.in_channels, shape.out_channels))
+
+    def map_params(self, in_channels: int, out_channels: int) -> int:
+        sizes, rank = self.structure(in_channels, out_channels)
+        return rank * sum(sizes)
+
+    def make_map(self, in_channels: int, out_channels: int, **options: Any) -> StructuredMap:
+        return CPMap(in_channels, out_channels, *self.structure(in_channels, out_channels), **options)
+
+
+def column_products(factors: Sequence[Tensor]) -> Tensor:
+    """The Khatri-Rao product (.., n_1 * .. * n_k, R) of factors (.., n_k, R), row-major over n_1 .. n_k."""
+    product = factors[0]
+    for factor in factors[1:]:
+        product = (product.unsqueeze(-2) * factor.unsqueeze(-3)).flatten(-3, -2)
+    return product
+
+
+def alternating_least_squares(dense: Tensor, rank: int) -> list[Tensor]:
+    """CP factors (n_k, R) of a d-dimensional tensor (Kolda and Bader 2009, figure 3.3), in float64.
+
+    Starts from the leading left vectors of each unfolding, filled up with seeded noise where the rank is larger; for
+    d = 2 that is the truncated SVD. Stops when a sweep gains less than 1e-9 of the norm.
+    """
+    unfolded = [dense.movedim(k, 0).flatten(1) for k in range(dense.dim())]
+    generator = torch.Generator().manual_seed(0)
+    factors = []
+    for matrix in unfolded:
+        start = torch.randn(matrix.shape[0], rank, dtype=dense.dtype, generator=generator)
+        vectors = torch.linalg.svd(matrix, full_matrices=False).U[:, :rank]
+        start[:, : vectors.shape[1]] = vectors
+        factors.append(start)
+    error = float("inf")
+    for _ in range(SWEEPS):
+        for k, matrix in enumerate(unfolded):
+            others = column_products(factors[:k] + factors[k + 1 :])
+            gram = others.T @ others
+            gram.diagonal().add_(RIDGE * gram.diagonal().max().clamp_min(1e-30))
+            factors[k] = torch.linalg.solve(gram, (matrix @ others).T).T
+            left = (matrix - factors[k] @ others.T).norm().item()
+        if error - left < 1e-9 * dense.norm().item():
+            break
+        error = left
+    return factors
+
+
+class CPMap(CutMap):
+    """A pointwise map whose weight is a sum of R outer products of d vectors."""
+
+    def __init__(self, in_channels: int, out_channels: int, sizes: tuple[int, ...], rank: int, **options: Any):
+        ranks = (rank,) * (len(sizes) - 1)
+        super().__init__(in_channels, out_channels, sizes, ranks, **options)
+        self.sizes, self.rank = sizes, rank
+        self.columns = nn.ParameterList(nn.Parameter(torch.empty(size, rank)) for size in sizes)
+        self.cut = best_split(sizes, ranks)
+        staged = is_unpadded(self.padding) and self.share >= WAIST_PAYS
+        self.stages = cheapest_stages(sizes, in_channels, out_channels) if staged else None
+        self.reset()
+
+    def assembled(self, factors: Sequence[Tensor]) -> Tensor:
+        """Both halves are multiplied out towards the cut and joined last by one matrix product."""
+        left, right = self.halves(factors, self.cut)
+        return (left @ right).flatten(-2).unflatten(-1, (self.out_channels, self.in_channels))
+
+    def halves(self, factors: Sequence[Tensor], cut: int) -> tuple[Tensor, Tensor]:
+        return column_products(factors[:cut]), column_products(factors[cut:]).mT
+
+    def is_contracted(self) -> bool:
+        return super().is_contracted() or self.stages is not None
+
+    def _contracted(self, x: Tensor) -> Tensor:
+        if self.stages is None:
+            return super()._contracted(x)
+        begin, end, p, q = self.stages
+        ends = (slice(begin), slice(begin, end), slice(end, None))
+        parts = [column_products(self.factors()[part]) for part in ends]
+        down, across = self.stride
+        found = contracted(x[:, :, ::down, ::across], parts, p, q)
+        return found if self.bias is None else found + self.bias[:, None, None]
+
+    def aligned_shapes(self) -> list[tuple[int, ...]]:
+        return [(size, aligned(self.rank)) for size in self.sizes]
+
+    def squared_norm(self) -> Tensor:
+        """The sum over the Hadamard product of the factors' Gram matrices (Kolda and Bader 2009, section 3.4)."""
+        return prod(column.T @ column for column in self.columns).sum()
+
+    def start_factors(self, std: float, generator: torch.Generator | None) -> None:
+        """(s / sqrt(R))^(1/d): a sum of R products of d entries (FACTS)."""
+        each = (std / sqrt(self.rank)) ** (1 / self.degree())
+        for factor in self.columns:
+            factor.normal_(std=each, generator=generator)
+
+    def fit_factors(self, dense: Tensor) -> None:
+        """Alternating least squares, each component's norm shared evenly between its d vectors."""
+        found = alternating_least_squares(dense.detach().double().cpu().reshape(self.sizes), self.rank)
+        norms = torch.stack([factor.norm(dim=0).clamp_min(1e-30) for factor in found])  # (d, R)
+        shares = norms.log().mean(0).exp() / norms
+        for column, factor, share in zip(self.columns, found, shares, strict=True):
+            column.copy_(factor * share)
+
+    def degree(self) -> int:
+        return len(self.sizes)

@@ -1,0 +1,104 @@
+"""Tensor train: the O x I weight as a chain of cores (Oseledets 2011; for layers Novikov et al. 2015).
+
+Letters: n_k sizes, r_k ranks, core k is (r_{k-1}, n_k, r_k) with r_0 = r_d = 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from itertools import pairwise
+from math import prod, sqrt
+from typing import Any, ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from lowrank.layers.base_method import ConvShape, SeparableMethod, StructuredMap
+from lowrank.layers.factored import aligned
+from lowrank.layers.tensor.tensor_train_ops import (
+    MAX_DIMS,
+    MIN_DIMS,
+    best_split,
+    multiply_train,
+    split_sizes,
+    train_halves,
+    train_params,
+    train_product,
+    truncated_train,
+)
+from lowrank.layers.two_stage import CutMap
+
+
+@lru_cache(maxsize=65536)
+def tensor_train_ranks(sizes: tuple[int, ...], rank_scale: float) -> tuple[int, ...]:
+    """Interior ranks r_k = max(1, round(x * min(n_k, n_{k+1}))), round half to even (RULES)."""
+    return tuple(max(1, round(rank_scale * min(pair))) for pair in pairwise(sizes))
+
+
+class TensorTrain(SeparableMethod):
+    """Depthwise K x K and a pointwise map kept as a tensor train of `dims` cores."""
+
+    scale: ClassVar[str] = "rank_scale"
+
+    name: Literal["tensor_train"] = "tensor_train"
+    dims: int = Field(default=3, ge=MIN_DIMS, le=MAX_DIMS)
+    rank_scale: float = Field(default=1.0, gt=0, le=1)
+
+    def structure(self, in_channels: int, out_channels: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Sizes n_1..n_d and interior ranks r_1..r_{d-1} for an O x I map."""
+        sizes = split_sizes(in_channels, out_channels, self.dims)
+        return sizes, tensor_train_ranks(sizes, self.rank_scale)
+
+    def signature(self, shape: ConvShape) -> tuple[Any, ...]:
+        return (self.name, *self.structure(shape.in_channels, shape.out_channels))
+
+    def map_params(self, in_channels: int, out_channels: int) -> int:
+        return train_params(*self.structure(in_channels, out_channels))
+
+    def make_map(self, in_channels: int, out_channels: int, **options: Any) -> StructuredMap:
+        return TensorTrainMap(in_channels, out_channels, *self.structure(in_channels, out_channels), **options)
+
+
+class TensorTrainMap(CutMap):
+    """A pointwise map whose weight is multiplied out of d cores."""
+
+    def __init__(
+        self, in_channels: int, out_channels: int, sizes: tuple[int, ...], ranks: tuple[int, ...], **options: Any
+    ):
+        super().__init__(in_channels, out_channels, sizes, ranks, **options)
+        self.sizes, self.ranks = sizes, ranks
+        edged = (1, *ranks, 1)
+        self.cores = nn.ParameterList(
+            nn.Parameter(torch.empty(edged[k], size, edged[k + 1])) for k, size in enumerate(sizes)
+        )
+        self.cut = best_split(sizes, ranks)
+        self.reset()
+
+    def assembled(self, factors: Sequence[Tensor]) -> Tensor:
+        return multiply_train(factors, self.cut).unflatten(-1, (self.out_channels, self.in_channels))
+
+    def halves(self, factors: Sequence[Tensor], cut: int) -> tuple[Tensor, Tensor]:
+        return train_halves(factors, cut)
+
+    def aligned_shapes(self) -> list[tuple[int, ...]]:
+        edged = (1, *map(aligned, self.ranks), 1)
+        return [(edged[k], size, edged[k + 1]) for k, size in enumerate(self.sizes)]
+
+    def squared_norm(self) -> Tensor:
+        """The train's product with itself, core by core (Oseledets 2011, section 4.2)."""
+        return train_product(list(self.cores), list(self.cores))
+
+    def start_factors(self, std: float, generator: torch.Generator | None) -> None:
+        """Core std (s / sqrt(prod of interior ranks))^(1/d): a sum of prod(r) products of d entries (FACTS)."""
+        core_std = (std / sqrt(prod(self.ranks))) ** (1 / self.degree())
+        for core in self.cores:
+            core.normal_(std=core_std, generator=generator)
+
+    def fit_factors(self, dense: Tensor) -> None:
+        for core, found in zip(self.cores, truncated_train(dense.reshape(self.sizes), self.ranks), strict=True):
+            core.copy_(found)
+
+    def degree(self) -> int:
+        return len(self.sizes)

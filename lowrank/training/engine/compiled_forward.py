@@ -1,0 +1,251 @@
+"""Forward pass and loss of a network as one compiled function that all settings of its structured maps share.
+
+Rebuilt weights have one shape whatever the setting. So a network is copied without its factors, as a shell whose maps
+take their weight as an input; networks that differ in their factors alone have equal shells, and what is compiled for
+one serves them all: in this process by `trunk_of`, in others by the compiler's own cache on disk.
+"""
+
+from __future__ import annotations
+
+import copy
+import fcntl
+import hashlib
+import platform
+import types
+import warnings
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from lowrank.distillation.teacher import Signals, Taps
+from lowrank.kernels import why_not
+from lowrank.kernels.fx_rewrite import compile_graph
+from lowrank.layers.base_method import StructuredMap
+from lowrank.layers.batched_rebuild import Rebuild
+from lowrank.training.objective import Loss
+
+TRUNKS_KEPT = 16  # compiled functions that a process keeps: one for each network, batch size and recipe's losses
+DONE_FOLDER = "lowrank_compiled"  # in the compiler's cache: what some process has compiled
+_KERNELS = Path(__file__).parents[2] / "kernels"
+
+_TRUNKS: OrderedDict[object, Trunk] = OrderedDict()
+_INTERNAL = frozenset(vars(nn.Module())) - {"training"}
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+class NotCompilableError(Exception):
+    """Why a network has no trunk, in words."""
+
+
+class GivenMap(StructuredMap):
+    """Stands in the shell where a rebuilt map stood; its weight is an input of the trunk."""
+
+    def __init__(self, like: StructuredMap):
+        super().__init__(
+            like.in_channels, like.out_channels, kernel=like.kernel, stride=like.stride, padding=like.padding,
+            dilation=like.dilation, groups=like.groups, bias=like.bias is not None,
+        )  # fmt: skip
+        self.ready = nn.Parameter(torch.empty(self.weight_shape))
+
+    def weight(self) -> Tensor:
+        return self.ready
+
+    def start_factors(self, std: float, generator: torch.Generator | None) -> None:
+        raise NotImplementedError("the weight is an input")
+
+    def fit_factors(self, dense: Tensor) -> None:
+        raise NotImplementedError("the weight is an input")
+
+
+class Trunk:
+    """One shell with its loss, compiled when it first runs.
+
+    It keeps no tensor of the network that it was made from.
+    """
+
+    def __init__(self, shell: nn.Module, loss: Loss, taps: Sequence[str], autocast: tuple[str, torch.dtype] | None):
+        self.shell, self._loss, self._like = shell, loss, (type(shell).__name__, loss, tuple(taps), autocast)
+        self.names = [name for name, _ in _tensors(shell)]
+        self._taps = Taps(shell, taps)
+        self._taps.__enter__()  # the shell is this trunk's own, so its taps listen for good
+        self._autocast: Callable[[], Any] = (lambda: torch.autocast(*autocast)) if autocast else nullcontext
+        self._run = torch.compile(self._losses, fullgraph=True, dynamic=False, backend=compile_graph)
+
+    def digest(self, images: Tensor) -> str:
+        """Names what is compiled for batches like `images`: equal for what other processes find on disk, as a hint."""
+        kernels = [path.read_bytes() for path in sorted(_KERNELS.glob("*.py"))]
+        card = torch.cuda.get_device_name(images.device) if images.is_cuda else platform.machine()
+        tensors = [(name, each.shape, each.dtype, each.requires_grad) for name, each in _tensors(self.shell)]
+        about = (torch.__version__, card, tensors, images.shape, images.dtype, self._like, kernels)
+        return hashlib.sha256(repr(about).encode()).hexdigest()[:32]
+
+    def _losses(
+        self, tensors: list[Tensor], images: Tensor, labels: Tensor, said: list[Tensor]
+    ) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
+        with self._autocast():
+            output = functional_call(self.shell, dict(zip(self.names, tensors, strict=True)), (images,))
+        signals = Signals(said[0], tuple(said[1:])) if said else None
+        return self._loss(output, labels, signals, self._taps.take())
+
+    def __call__(
+        self, tensors: list[Tensor], images: Tensor, labels: Tensor, signals: Signals | None
+    ) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
+        """Logits, the loss and its parts, as `Loss` says; statistics among `tensors` are updated in place.
+
+        Args:
+            tensors: the shell's parameters and buffers, in the order of `names`.
+            images: views (B, C, H, W).
+            labels: int64 (B,).
+            signals: what the teacher says about them.
+        """
+        limits = torch._dynamo.config.patch(recompile_limit=TRUNKS_KEPT, fail_on_recompile_limit_hit=True)
+        with limits, warnings.catch_warnings():
+            # Tracing looks whether inputs have gradients; handed weights have none of their own
+            warnings.filterwarnings("ignore", message="The .grad attribute of a Tensor that is not a leaf")
+            return self._run(tensors, images, labels, [] if signals is None else signals.tensors)
+
+
+class Handed(torch.autograd.Function):
+    """Weights as plain tensors of their own, neither views nor of some stream's making: compiled once for all."""
+
+    @staticmethod
+    def forward(ctx: Any, *weights: Tensor) -> tuple[Tensor, ...]:
+        return tuple(weight.detach() for weight in weights)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, ...]:
+        return gradients
+
+
+class CompiledForward:
+    """One network's forward pass and loss by way of a trunk: its weights rebuilt together, then handed over."""
+
+    def __init__(self, network: nn.Module, loss: Loss, taps: Sequence[str], autocast: tuple[str, torch.dtype] | None):
+        """Raises NotCompilableError for a network that has no trunk, and where the machine cannot compile."""
+        missing = why_not(next(network.parameters()).device)
+        if missing is not None:
+            raise NotCompilableError(missing)
+        self._rebuild = Rebuild(network, every=True)
+        self.trunk = trunk_of(network, self._rebuild, loss, taps, autocast)
+        own = dict(_tensors(network))
+        places = {id(each): place for place, each in enumerate(self._rebuild.maps)}
+        ready = {f"{name}.ready": places[id(module)] for name, module in network.named_modules()
+                 if id(module) in places}  # fmt: skip
+        self._sources: list[Tensor | int] = [
+            ready[name] if name in ready else own[name] for name in self.trunk.names
+        ]  # fmt: skip
+
+    def __call__(
+        self, images: Tensor, labels: Tensor, signals: Signals | None,
+        autocast: Callable[[], Any] = nullcontext,
+    ) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:  # fmt: skip
+        """As `Objective` does, of which this is the compiled form."""
+        with autocast():
+            weights = self._rebuild.weights()
+        handed = Handed.apply(*weights) if weights else ()
+        tensors = [handed[source] if isinstance(source, int) else source for source in self._sources]
+        return self.trunk(tensors, images, labels, signals)
+
+
+def trunk_of(
+    network: nn.Module, rebuild: Rebuild, loss: Loss, taps: Sequence[str], autocast: tuple[str, torch.dtype] | None
+) -> Trunk:
+    """The trunk for this network's shell, made once a process for shells that are equal."""
+    shell = make_shell(network, rebuild)
+    about = description(shell)
+    key = (about, loss, tuple(taps), autocast, next(network.parameters()).device)
+    if about is None:
+        return Trunk(shell, loss, taps, autocast)
+    if key not in _TRUNKS:
+        _TRUNKS[key] = Trunk(shell, loss, taps, autocast)
+    _TRUNKS.move_to_end(key)
+    while len(_TRUNKS) > TRUNKS_KEPT:
+        _TRUNKS.popitem(last=False)
+    return _TRUNKS[key]
+
+
+def make_shell(network: nn.Module, rebuild: Rebuild) -> nn.Module:
+    """A copy of `network` without memory, its rebuilt maps replaced; raises NotCompilableError where hooks listen."""
+    hooked = next((name for name, module in network.named_modules() if any(getattr(module, h) for h in _HOOKS)), None)
+    if hooked is not None:
+        raise NotCompilableError(f"something listens to its module `{hooked}`")
+    memo: dict[int, Any] = {}
+    for module in network.modules():
+        for parameter in module._parameters.values():
+            if parameter is not None:
+                memo[id(parameter)] = nn.Parameter(parameter.detach().to("meta"), parameter.requires_grad)
+        for buffer in module._buffers.values():
+            if buffer is not None:
+                memo[id(buffer)] = buffer.to("meta")
+    with torch.device("meta"):
+        memo.update({id(each): GivenMap(each).train(each.training) for each in rebuild.maps})
+    shell: nn.Module = copy.deepcopy(network, memo)
+    return shell
+
+
+def _tensors(network: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield from network.named_parameters()
+    yield from network.named_buffers()
+
+
+def description(shell: nn.Module) -> object | None:
+    """All that two shells which are compiled alike have in common; None where that cannot be told."""
+    found: list[object] = []
+    for name, module in shell.named_modules(remove_duplicate=False):
+        found.append((name, type(module)))
+        for key, value in sorted(vars(module).items()):
+            if key in _INTERNAL:
+                continue
+            known, plain = _plain(value)
+            if not known:
+                return None
+            found.append((key, plain))
+    found += [(name, each.shape, each.stride(), each.dtype, each.requires_grad) for name, each in _tensors(shell)]
+    return tuple(found)
+
+
+def _plain(value: Any) -> tuple[bool, object]:
+    """Whether a module's attribute can be compared, and as what."""
+    if value is None or isinstance(value, bool | int | float | str | bytes | torch.dtype | type) or _is_function(value):
+        return True, (type(value), value)
+    if isinstance(value, dict):
+        value = tuple(value.items())
+    if isinstance(value, tuple | list):
+        parts = [_plain(part) for part in value]
+        return all(known for known, _ in parts), (type(value), tuple(part for _, part in parts))
+    return False, None
+
+
+def _is_function(value: Any) -> bool:
+    """A function without state of its own."""
+    return isinstance(value, types.BuiltinFunctionType) or (
+        isinstance(value, types.FunctionType) and value.__closure__ is None
+    )
+
+
+@contextmanager
+def compiling_alone(what: str) -> Iterator[None]:
+    """Within, no other process of this machine compiles `what`: the first one works, the others find its code on disk.
+
+    Once it has been compiled there is nothing to wait for: all read its code side by side. See Trunk.digest.
+    """
+    from torch._inductor.runtime.cache_dir_utils import cache_dir  # only paid for where something is compiled
+
+    folder = Path(cache_dir()) / DONE_FOLDER
+    done = folder / what
+    if done.exists():
+        yield
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / f"{what}.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        if done.exists():
+            fcntl.flock(file, fcntl.LOCK_UN)
+        yield
+        done.touch()

@@ -1,0 +1,85 @@
+"""Weight decay of structured networks: plain, compression-scaled, or on the weights that factors stand for.
+
+Plain decay treats a factor as any parameter. Compression-scaled decay multiplies it by K/N (FACTS, "Compression-scaled
+weight decay"). Frobenius decay leaves the factors alone and penalises ||W||^2 of each weight W that they make up
+(Khodak et al. 2021, "Initialization and regularization of factorized neural layers"). A depthwise part that is no
+structured map, like every other parameter that is no factor, has plain decay throughout.
+
+Letters: K parameters kept, N parameters replaced, I in-channels, O out-channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from math import prod
+
+from torch import nn
+
+from lowrank.compression.substitute import factor_parameters
+from lowrank.layers.base_method import SeparableConv2d, StructuredMap
+from lowrank.training.recipe import Recipe
+
+
+def factor_decays(network: nn.Module, recipe: Recipe, decay_ratio: float) -> dict[int, float]:
+    """The optimizer's decay of each factor, by the parameter's id."""
+    factors = [id(factor) for factor in factor_parameters(network)]
+    if recipe.decay == "frobenius":
+        return dict.fromkeys(factors, 0.0)
+    ratios = dict.fromkeys(factors, decay_ratio if recipe.decay == "scaled" else 1.0)
+    if recipe.decay_scope == "layer":  # which a recipe only says where it scales
+        ratios = layer_ratios(network)
+    return {factor: recipe.weight_decay * recipe.decay_multiplier * ratios[factor] for factor in factors}
+
+
+def layer_ratios(network: nn.Module) -> dict[int, float]:
+    """K / N of the layer that each factor belongs to, by the parameter's id; biases are left out on both sides.
+
+    K is all of the layer's weights, a depthwise part included. N is the convolution or linear map that it replaced,
+    or, in a network published as separable (DARTS), its separable form.
+    """
+    separable = getattr(network, "base", "dense") == "separable"
+    ratios = {}
+    for layer in _layers(network):
+        kept = sum(value.numel() for name, value in layer.named_parameters() if name.rpartition(".")[2] != "bias")
+        ratio = kept / _replaced(layer, separable)
+        ratios.update({id(factor): ratio for factor in factor_parameters(layer)})
+    return ratios
+
+
+def _layers(network: nn.Module) -> Iterator[SeparableConv2d | StructuredMap]:
+    """Each outermost structured layer once."""
+    inside: set[int] = set()
+    for module in network.modules():
+        if isinstance(module, SeparableConv2d | StructuredMap) and id(module) not in inside:
+            inside.update(id(part) for part in module.modules())
+            yield module
+
+
+def _replaced(layer: SeparableConv2d | StructuredMap, separable: bool) -> int:
+    """N of one layer."""
+    first, last = (layer.depthwise, layer.pointwise) if isinstance(layer, SeparableConv2d) else (layer, layer)
+    area = prod(first.kernel_size if isinstance(first, nn.Conv2d) else first.kernel)
+    pointwise = last.in_channels * last.out_channels // last.groups
+    if separable:
+        return pointwise + (area * last.in_channels if area > 1 else 0)
+    return pointwise * area
+
+
+def penalised_maps(network: nn.Module, recipe: Recipe) -> list[StructuredMap]:
+    """The maps whose weights Frobenius decay penalises: those with factors in training; none under another decay.
+
+    A plain weight that happens to be a map needs no penalty: its plain decay is the same.
+    """
+    if recipe.decay != "frobenius" or recipe.weight_decay == 0:
+        return []
+    maps = [module for module in network.modules() if isinstance(module, StructuredMap)]
+    return [each for each in maps if any(factor.requires_grad for factor in each.factors())]
+
+
+def add_frobenius_gradient(maps: Sequence[StructuredMap], strength: float) -> None:
+    """Add the gradient of strength / 2 * ||W||^2, for each map's W, to the gradients of its factors.
+
+    `strength` acts on a weight as torch's `weight_decay` acts on a parameter.
+    """
+    for each in maps:  # one at a time: what a map's norm keeps for its gradient is gone before the next
+        (strength / 2 * each.squared_norm()).backward()

@@ -1,0 +1,70 @@
+"""Finds studies and reads what they recorded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from lowrank.errors import InputError, unknown
+from sweeps.records.journal import read_journal
+from sweeps.records.names import JOURNAL_FILE, RESULTS_FILE, Status, StudyRecord, TrialRecord, fold
+from sweeps.records.tables import read_tables
+
+STUDIES = Path("studies")
+SHORTEST_ID = 4  # characters
+
+
+def list_studies(root: Path = STUDIES) -> list[str]:
+    """Names of the studies under `root`, in alphabetical order."""
+    if not root.is_dir():
+        return []
+    return sorted(folder.name for folder in root.iterdir() if is_study(folder))
+
+
+def is_study(folder: Path) -> bool:
+    """Whether `folder` holds a journal or a results table."""
+    return any((folder / name).is_file() for name in (JOURNAL_FILE, RESULTS_FILE))
+
+
+def find_study(name: str, root: Path = STUDIES) -> Path:
+    """The folder of a study, given as a path or as a name under `root`.
+
+    Raises:
+        InputError: neither exists; the text lists the studies there are.
+    """
+    for folder in (Path(name), root / name):
+        if is_study(folder):
+            return folder
+    raise unknown("study", name, list_studies(root) or [f"none: {root}/ holds no study yet"])
+
+
+def load_study(folder: Path) -> StudyRecord:
+    """A study from its journal, or, where only the tables were kept, from results.parquet and epochs.parquet.
+
+    Raises:
+        InputError: there is neither, the journal holds no study yet, one of its lines is damaged, or the tables are of
+            another version.
+    """
+    if not is_study(folder):
+        raise InputError(f"a study's folder must hold {JOURNAL_FILE} or {RESULTS_FILE}, but {folder} does not")
+    if not (folder / JOURNAL_FILE).is_file():
+        return read_tables(folder)
+    try:
+        study = fold(read_journal(folder / JOURNAL_FILE))
+    except ValueError as error:
+        raise InputError(str(error)) from error
+    if not study.header:
+        raise InputError(f"a study's journal must begin with a study event, but {folder} has none yet")
+    return study
+
+
+def find_trial(study: StudyRecord, start: str) -> TrialRecord:
+    """The launched trial whose id begins so; raises InputError when there is none, or more than one."""
+    launched = [trial for trial in study.trials.values() if trial.status is not Status.INFEASIBLE]
+    found = [trial for trial in launched if trial.trial_id.startswith(start)]
+    exact = [trial for trial in found if trial.trial_id == start]
+    if len(start) < SHORTEST_ID and not exact:
+        raise InputError(f"a trial must be named by at least {SHORTEST_ID} characters of its id, but got {start!r}")
+    if len(exact or found) != 1:
+        which = ", ".join(trial.trial_id for trial in found[:5]) or "none"
+        raise InputError(f"{start!r} must be the id of one trial of {study.name!r}, or its beginning; found: {which}")
+    return (exact or found)[0]

@@ -1,0 +1,190 @@
+"""The Arrow tables of a study, one row a trial and one row an epoch, and the records that they give back.
+
+`results.parquet` holds all of a record but its epochs; the study's header, notes and end are its metadata. Together
+with `epochs.parquet` it gives back what the journal gave: `from_tables` is the inverse of the two.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from lowrank.errors import InputError
+from sweeps.records.names import (
+    BY_STAGE,
+    COUNTS,
+    EPOCH_METRICS,
+    EPOCHS_FILE,
+    RESULTS_FILE,
+    STAGE_METRIC,
+    Role,
+    Status,
+    StudyRecord,
+    TrialRecord,
+)
+
+STUDY_KEY = b"study"  # of the metadata of results.parquet
+# Columns that hold a field of the record as JSON: lists and mappings, whose fields differ from trial to trial
+JSON_COLUMNS = {
+    "parameters": "parameters", "aliases": "aliases", "specification": "specification", "tags": "tags",
+    "notes": "notes", "notices": "notices", "attempt_log": "attempts", "proposal": "proposal", "adopted": "adopted",
+}  # fmt: skip
+PLAIN_COLUMNS = ("trial_id", "stratum", "reason", "proposed_at", "finished_at", "test_error")
+
+RESULTS_SCHEMA = pa.schema(
+    [
+        ("study", pa.string()), ("trial_id", pa.string()), ("role", pa.string()), ("stratum", pa.string()),
+        ("status", pa.string()), ("reason", pa.string()), ("network", pa.string()), ("data", pa.string()),
+        ("data_fingerprint", pa.string()), ("method", pa.string()), ("dims", pa.int64()),
+        ("rank_scale", pa.float64()), *((name, pa.int64()) for name in COUNTS),
+        ("weight_decay", pa.float64()), ("scaled_decay", pa.bool_()), ("decay", pa.string()), ("seed", pa.int64()),
+        ("teacher", pa.string()), ("attention_weight", pa.float64()), ("kd_weight", pa.float64()),
+        ("epochs", pa.int64()), ("val_error", pa.float64()), ("val_loss", pa.float64()),
+        ("train_error", pa.float64()), ("train_loss", pa.float64()), ("test_error", pa.float64()),
+        ("images_per_second", pa.float64()), ("train_seconds", pa.float64()), ("start_seconds", pa.float64()),
+        ("attempts", pa.int64()), ("host", pa.string()), ("device", pa.string()), ("sharing", pa.string()),
+        ("proposed_at", pa.float64()), ("finished_at", pa.float64()),
+        ("point_id", pa.string()), ("allocation", pa.string()), ("decay_multiplier", pa.float64()),
+        ("start", pa.string()), ("broken", pa.string()), *((name, pa.string()) for name in JSON_COLUMNS),
+    ]
+)  # fmt: skip
+
+EPOCHS_SCHEMA = pa.schema(
+    [("trial_id", pa.string()), ("epoch", pa.int64()), ("time", pa.float64())]
+    + [(name, pa.float64()) for name in EPOCH_METRICS]
+    + [(BY_STAGE, pa.map_(pa.string(), pa.float64()))]
+)
+
+
+def to_row(study: str, trial: TrialRecord) -> dict[str, Any]:
+    """One trial as a row of RESULTS_SCHEMA; what is not known is None. Host and device are the last attempt's.
+
+    An adopted trial took no time of this study.
+    """
+    spec = trial.specification
+    method, train, data = (spec.get(section, {}) for section in ("method", "train", "data"))
+    last = trial.epochs.get(trial.last_epoch, {})
+    speeds = [epoch["images_per_second"] for epoch in trial.epochs.values() if "images_per_second" in epoch]
+    row: dict[str, Any] = {
+        "study": study, **{name: getattr(trial, name) for name in PLAIN_COLUMNS}, "role": str(trial.role),
+        "status": str(trial.status), "network": spec.get("network", {}).get("name"),
+        "data": data.get("name"), "data_fingerprint": data.get("fingerprint"), "method": trial.method,
+        "dims": method.get("dims"), "rank_scale": method.get("rank_scale"),
+        "weight_decay": train.get("weight_decay"), "scaled_decay": train.get("scaled_decay"),
+        "decay": train.get("decay"),
+        "teacher": spec.get("teacher", {}).get("name"), "attention_weight": train.get("attention_weight"),
+        "kd_weight": train.get("kd_weight"),
+        "seed": spec.get("seed"), "epochs": trial.last_epoch,
+        "images_per_second": sum(speeds) / len(speeds) if speeds else None,
+        "train_seconds": own_seconds(trial),
+        "start_seconds": sum(attempt.get("start_seconds", 0.0) for attempt in trial.attempts),
+        "attempts": len(trial.attempts), "host": trial.last_attempt("host"), "device": trial.last_attempt("device"),
+        "sharing": trial.last_attempt("sharing"),
+        "point_id": trial.point_id or None, "allocation": spec.get("allocation", {}).get("by", "even"),
+        "decay_multiplier": train.get("decay_multiplier"), "start": "dense" if "start" in spec else "scratch",
+        "broken": trial.broken or None,
+    }  # fmt: skip
+    row |= {column: json.dumps(getattr(trial, name), sort_keys=True) for column, name in JSON_COLUMNS.items()}
+    row.update({name: trial.counts.get(name) for name in COUNTS})
+    row.update({name: last.get(name) for name in ("val_error", "val_loss", "train_error", "train_loss")})
+    return row
+
+
+def own_seconds(trial: TrialRecord) -> float:
+    """Seconds of training that the study gave to a trial; 0 for one that another study of its series trained."""
+    return 0.0 if trial.adopted else sum(epoch.get("epoch_seconds", 0.0) for epoch in trial.epochs.values())
+
+
+def from_row(row: Mapping[str, Any]) -> TrialRecord:
+    """The trial of a row that `to_row` made, with its last epoch alone: the others are in the other table."""
+    trial = TrialRecord(
+        **{name: row[name] for name in PLAIN_COLUMNS}, role=Role(row["role"]), status=Status(row["status"]),
+        **{name: json.loads(row[column]) for column, name in JSON_COLUMNS.items()},
+        counts={name: row[name] for name in COUNTS if row[name] is not None},
+        point_id=row["point_id"] or "", broken=row["broken"] or "",
+    )  # fmt: skip
+    if row["epochs"]:
+        trial.epochs[row["epochs"]] = {name: row[name] for name in EPOCH_METRICS if row.get(name) is not None}
+    return trial
+
+
+def to_table(study: StudyRecord) -> pa.Table:
+    """The study's trials as an Arrow table of RESULTS_SCHEMA, one row a trial, in order of proposal."""
+    table = pa.Table.from_pylist([to_row(study.name, trial) for trial in study.trials.values()], RESULTS_SCHEMA)
+    return table.replace_schema_metadata({STUDY_KEY: json.dumps(study_fields(study)).encode()})
+
+
+def study_fields(study: StudyRecord) -> dict[str, Any]:
+    """All of a study but its trials, as plain data."""
+    return {field.name: getattr(study, field.name) for field in fields(StudyRecord) if field.name != "trials"}
+
+
+def trial_fields(trial: TrialRecord) -> dict[str, Any]:
+    """All of a trial but its epochs, as plain data; `trial_of` takes it back."""
+    return {field.name: getattr(trial, field.name) for field in fields(TrialRecord) if field.name != "epochs"}
+
+
+def trial_of(content: Mapping[str, Any]) -> TrialRecord:
+    """The record, without epochs, that `trial_fields` made plain; raises TypeError or ValueError for anything else."""
+    return TrialRecord(**{**content, "role": Role(content["role"]), "status": Status(content["status"])})
+
+
+def epoch_to_row(trial_id: str, epoch: int, metrics: Mapping[str, float]) -> dict[str, Any]:
+    """One epoch as a row of EPOCHS_SCHEMA; what is not known is None."""
+    stages = [(name, value) for name, value in metrics.items() if name.startswith(STAGE_METRIC)]
+    known = {name: metrics.get(name) for name in ("time", *EPOCH_METRICS)}
+    return {"trial_id": trial_id, "epoch": epoch, **known, BY_STAGE: stages}
+
+
+def metrics_of_row(row: Mapping[str, Any]) -> dict[str, float]:
+    """The metrics, and "time", of a row that `epoch_to_row` made."""
+    known = {name: row[name] for name in ("time", *EPOCH_METRICS) if row.get(name) is not None}
+    return known | dict(row.get(BY_STAGE) or ())
+
+
+def epochs_to_table(study: StudyRecord) -> pa.Table:
+    """Every epoch of every trial as an Arrow table of EPOCHS_SCHEMA."""
+    rows = [
+        epoch_to_row(trial.trial_id, number, metrics)
+        for trial in study.trials.values()
+        for number, metrics in sorted(trial.epochs.items())
+    ]
+    return pa.Table.from_pylist(rows, EPOCHS_SCHEMA)
+
+
+def write_tables(study: StudyRecord, folder: Path) -> None:
+    """Write results.parquet and epochs.parquet, each whole or not at all; raises OSError."""
+    for table, name in ((to_table(study), RESULTS_FILE), (epochs_to_table(study), EPOCHS_FILE)):
+        temporary = folder / f"{name}.tmp"
+        pq.write_table(table, temporary)
+        os.replace(temporary, folder / name)
+
+
+def read_tables(folder: Path) -> StudyRecord:
+    """The study of results.parquet and, where it is there, epochs.parquet.
+
+    Raises:
+        InputError: the table lacks a column, because another version wrote it or it is no table of a study.
+    """
+    table = pq.read_table(folder / RESULTS_FILE)
+    missing = [name for name in RESULTS_SCHEMA.names if name not in table.column_names]
+    if missing:
+        raise InputError(
+            f"{folder / RESULTS_FILE} was written by another version: it has no {', '.join(missing[:5])}; where its "
+            f"journal is left, `python -m sweeps.tracking {folder}` writes it again"
+        )
+    trials = {row["trial_id"]: from_row(row) for row in table.to_pylist()}
+    if (folder / EPOCHS_FILE).is_file():
+        for row in pq.read_table(folder / EPOCHS_FILE).to_pylist():
+            trials[row["trial_id"]].epochs[row["epoch"]] = metrics_of_row(row)
+    about = json.loads((table.schema.metadata or {}).get(STUDY_KEY, b"{}"))
+    study = StudyRecord(**about, trials=trials)
+    study.header.setdefault("name", folder.resolve().name)
+    return study

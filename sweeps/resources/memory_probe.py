@@ -1,0 +1,277 @@
+"""`--fit`: one training step of every distinct configuration, on the device that its trials will use.
+
+What does not fit is named before anything is trained; what fits, with its memory, speed and largest batch, is a record
+that placement can use.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pyarrow as pa
+import pyarrow.parquet as pq
+import ray
+import torch
+from ray.exceptions import RayActorError, RayError
+from rich import box
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+from torch import Tensor, nn
+
+from lowrank.data import ImageData, load_data
+from lowrank.data.reading.synthetic import Outline, made_data
+from lowrank.distillation.cache import Sizes, kept_sizes, tap_sizes
+from lowrank.distillation.teacher import Signals, Teacher
+from lowrank.errors import InfeasibleError
+from lowrank.training.engine.memory_probe import MakeTrainer, find_fit, measure_step
+from lowrank.training.trainer import Trainer
+from sweeps.cluster.devices import first_line, given_device, limit_memory, out_of_memory
+from sweeps.execution.trainable import load_trial_data, make_trainer
+from sweeps.records.probe_schema import FAILED, FIT_FOLDER, FIT_SCHEMA, FITS, OUT_OF_MEMORY
+from sweeps.records.specification import Resolver, Trial
+from sweeps.records.study_folders import studies_root
+from sweeps.resources.shares import Share, read_cluster, share_of
+from sweeps.space.model import Space
+from sweeps.space.teacher_settings import SECTION
+from sweeps.teachers.ensure import planned_teaching
+from sweeps.trials.feasibility import reachable_strata
+
+SAMPLES = 3  # of each stratum, where the space is no grid
+QUIET_SECONDS = 15.0  # between lines where standard output is no terminal
+STEP_FIELDS = ("batch_size", "precision", "accumulate", "rebuild_checkpoint", "ema_decay", "decay", "freeze")
+
+
+def fit(space: Space, options: argparse.Namespace) -> int:
+    """Probe the space's configurations, print and keep what was found; returns 1 when none fits."""
+    from sweeps.cluster.ray_session import connect
+
+    root = studies_root(options.storage, options.out)
+    data = load_data(space.data, options.data_dir)
+    resolver = Resolver(space, data, planned_teaching(space, data, (options.teachers or Path("teachers")).resolve()))
+    trials = distinct(space, resolver)
+    connect(options.address)
+    share = share_of(space.resources, read_cluster(), space.search.trials, bool(options.gpus_per_trial))
+    outline = Outline.of(data) if data.resident else None  # what is streamed is measured with its loader
+    rows = probe_all(trials, share, options.data_dir, outline, quiet=options.json)
+    path = keep(rows, root / FIT_FOLDER / f"{options.name or space.name}.parquet")
+    if options.json:
+        print(json.dumps(rows, indent=2))
+    else:
+        show(rows, share)
+        print(f"written into {path}")
+    return 0 if any(row["status"] == FITS for row in rows) else 1
+
+
+def distinct(space: Space, resolver: Resolver) -> list[Trial]:
+    """One trial for each configuration that costs differently, in the order of size: of a grid all, else a sample."""
+    found: dict[str, Trial] = {}
+    for point in _points(space, resolver):
+        try:
+            trial = resolver.resolve(point)
+        except InfeasibleError:
+            continue
+        found.setdefault(configuration(trial.specification), trial)
+    for trial in resolver.references()[0]:
+        found.setdefault(configuration(trial.specification), trial)
+    return sorted(found.values(), key=lambda trial: (trial.counts["params"], trial.trial_id))
+
+
+def configuration(specification: dict[str, Any]) -> str:
+    """What of a specification decides the cost of a step, as JSON; learning rates and the like do not."""
+    train = specification["train"]
+    asked_engine = ("engine", "epochs") if train["engine"] == "auto" else ("engine",)  # `auto` asks how long a trial is
+    fields = {key: train[key] for key in (*STEP_FIELDS, *asked_engine) if key in train}
+    asked = SECTION in specification
+    built = {key: specification[key] for key in ("network", "method", "allocation") if key in specification}
+    return json.dumps({**built, "train": fields, SECTION: asked}, sort_keys=True)
+
+
+def _points(space: Space, resolver: Resolver) -> Iterable[dict[str, Any]]:
+    if space.search.sampler == "grid":
+        return resolver.points.grid()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    strata, _ = reachable_strata(space, resolver)
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    return [resolver.points.suggest(stratum, study.ask()) for stratum in strata for _ in range(SAMPLES)]
+
+
+def probe_all(
+    trials: Sequence[Trial], share: Share, data_dir: Path | None, outline: Outline | None = None, *, quiet: bool = False
+) -> list[dict[str, Any]]:
+    """Rows of FIT_SCHEMA, one a trial, measured one after the other in a worker that holds a trial's share.
+
+    With an `outline` on noise like the data, which then need not be decoded once more; else on the data themselves.
+    """
+    rows: list[dict[str, Any]] = []
+    prober: Any = None
+    start = ray.remote(_Prober).options(num_cpus=share.cpus, num_gpus=share.gpus).remote
+    for trial in _announced(trials, Console(stderr=quiet)):
+        prober = prober or start()
+        config = {
+            "specification": trial.specification, "data_dir": str(data_dir.resolve()) if data_dir else None,
+            "share": share.gpus, "outline": outline,
+        }  # fmt: skip
+        try:
+            found = ray.get(prober.probe.remote(config))
+        except RayActorError as error:  # killed, by the system's own memory guard as a rule: a new one goes on
+            prober, found = None, {"status": OUT_OF_MEMORY, "reason": f"the worker was killed: {first_line(error)}"}
+        except RayError as error:
+            found = {"status": FAILED, "reason": str(error).strip().splitlines()[-1]}
+        rows.append(_row(trial, share, found))
+    return rows
+
+
+def _announced(trials: Sequence[Trial], console: Console) -> Iterator[Trial]:
+    """The trials one by one, with a bar, or with a line now and then where nobody would see a bar."""
+    begun = said = time.monotonic()
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as shown:
+        for done, trial in enumerate(shown.track(trials, description="probing")):
+            if not console.is_terminal and time.monotonic() - said >= QUIET_SECONDS:
+                said = time.monotonic()
+                console.print(f"probed {done} of {len(trials)} configurations; {said - begun:.0f} s gone")
+            yield trial
+
+
+def _row(trial: Trial, share: Share, found: dict[str, Any]) -> dict[str, Any]:
+    specification = trial.specification
+    known = {
+        "trial_id": trial.trial_id, "stratum": trial.stratum, "network": specification["network"]["name"],
+        "method": specification["method"]["name"], "params": trial.counts["params"],
+        "parameters": json.dumps(trial.point, sort_keys=True), "configuration": configuration(specification),
+        "teacher": specification.get(SECTION, {}).get("name"), "share": share.gpus,
+        "precision": specification["train"]["precision"], "batch_size": specification["train"]["batch_size"],
+        "measured_at": time.time(),
+    }  # fmt: skip
+    return dict.fromkeys(FIT_SCHEMA.names) | known | found
+
+
+def keep(rows: list[dict[str, Any]], path: Path) -> Path:
+    """Write the rows as one Parquet file, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    pq.write_table(pa.Table.from_pylist(rows, FIT_SCHEMA), temporary)
+    temporary.replace(path)
+    return path
+
+
+def show(rows: Sequence[dict[str, Any]], share: Share) -> None:
+    """Print the rows, then what does not fit and why."""
+    console = Console()
+    devices = ", ".join(sorted({row["device"] for row in rows if row["device"]})) or "no device"
+    title = f"One step each, on {devices}; {share.cpus:g} CPU and {share.gpus:g} GPU a trial"
+    table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", padding=(0, 1, 0, 0))
+    for column in ("method", "teacher", "params", "batch", "peak MB", "ms", "images/s", "largest"):
+        table.add_column(column, justify="left" if column in ("method", "teacher") else "right", no_wrap=True)
+    for row in rows:
+        if row["status"] == FITS:
+            table.add_row(*_cells(row))
+    console.print(table)
+    print("peak: of device memory, or on a CPU of the process beyond its start; largest: batch that fits (+: or more)")
+    for row in rows:
+        if row["status"] != FITS:
+            largest = f"; the largest batch that fits is {row['largest_batch']}" if row["largest_batch"] else ""
+            why = f"{row['status'].replace('_', ' ')}: {row['reason']}"
+            what = f"{row['method']} of {row['params']:,} parameters, batch {row['batch_size']}"
+            print(f"does not fit: {what} ({why}){largest}")
+
+
+def _cells(row: dict[str, Any]) -> list[str]:
+    """A row of what fits, as the table shows it."""
+    peak = "-" if row["peak_mb"] is None else f"{row['peak_mb']:,.0f}"
+    speed = [f"{1000 * row['step_seconds']:.1f}", f"{row['images_per_second']:,.0f}"]
+    largest = f"{row['largest_batch']:,}{'' if row['limited'] else '+'}"
+    taught = "yes" if row["teacher"] else ""
+    return [row["method"], taught, f"{row['params']:,}", str(row["batch_size"]), peak, *speed, largest]
+
+
+class SilentTeacher:
+    """Answers at once, with signals of the right shapes: what a student costs beside a cache."""
+
+    def __init__(self, classes: int, sizes: Sizes):
+        self._classes, self._sizes = classes, sizes
+
+    def signals(self, images: Tensor, indices: Tensor, slot: int) -> Signals:
+        """See Teacher."""
+        count = len(images)
+        maps = tuple(torch.ones(count, *size, dtype=torch.float16, device=images.device) for size in self._sizes)
+        return Signals(torch.zeros(count, self._classes, device=images.device), maps)
+
+
+class _Prober:
+    """Probes configurations in a process of its own, so that one that ends it ends no study."""
+
+    def __init__(self) -> None:
+        self._warm = False
+
+    def probe(self, config: dict[str, Any]) -> dict[str, Any]:
+        """What of a row of FIT_SCHEMA is measured; the first step is taken twice: libraries take memory once."""
+        found = probe(config, warm_up=not self._warm)
+        self._warm = True
+        return found
+
+
+def probe(config: dict[str, Any], *, warm_up: bool = False) -> dict[str, Any]:
+    """Measure one specification in this process; `config` is as `probe_all` makes it."""
+    specification, share = config["specification"], config["share"]
+    device = torch.device(given_device(share))
+    if device.type == "cuda":
+        limit_memory(share)
+    outline: Outline | None = config["outline"]
+    data = load_trial_data(specification, config["data_dir"]) if outline is None else made_data(outline)
+    make = trainer_maker(specification, data, device)
+    batch_size = int(specification["train"]["batch_size"])
+    if warm_up:
+        with suppress_out_of_memory():
+            measure_step(make, batch_size, device)
+    found = find_fit(make, batch_size, device, out_of_memory)
+    about: dict[str, Any] = {
+        "host": platform.node(), "device": device_name(device), "status": FITS if found.step else OUT_OF_MEMORY,
+        "reason": found.reason, "largest_batch": found.largest_batch, "limited": found.limited,
+    }  # fmt: skip
+    if step := found.step:
+        about |= {
+            "peak_mb": step.peak_mb, "step_seconds": step.seconds, "images_per_second": step.images_per_second
+        }  # fmt: skip
+    return about
+
+
+@contextmanager
+def suppress_out_of_memory() -> Iterator[None]:
+    """Within, memory that runs out ends the block and is no error; it is met again where it is reported."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+
+
+def trainer_maker(specification: dict[str, Any], data: ImageData, device: torch.device) -> MakeTrainer:
+    """Makes the specification's trainer at a batch size (at most the training split); a teacher answers at once."""
+
+    def teach(student: nn.Module) -> Teacher | None:
+        section = specification.get(SECTION)
+        if section is None:
+            return None
+        sizes = kept_sizes(section["sizes"], tap_sizes(student, section["student_taps"], data.image_shape))
+        return SilentTeacher(len(data.classes), sizes)
+
+    def make(batch_size: int) -> Trainer:
+        size = min(batch_size, len(data.train))
+        train = {**specification["train"], "batch_size": size}
+        return make_trainer({**specification, "train": train}, data, device.type, teach)
+
+    return make
+
+
+def device_name(device: torch.device) -> str:
+    """The card's name, or cpu."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"

@@ -1,0 +1,165 @@
+"""What is checked of a whole space, beyond each field's own type, so that no trial can fail for its values."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from lowrank.errors import InputError, unknown
+from lowrank.networks import NetworkSettings
+from lowrank.utils.validation import make
+from sweeps.space.domains import Value
+from sweeps.space.method_names import THIN, kind_of
+from sweeps.space.settings import BudgetSettings, StartSettings
+from sweeps.space.teacher_settings import TeacherSettings, check_teacher
+
+if TYPE_CHECKING:
+    from sweeps.space.model import Space
+
+_CUT = ("train.batch_size", "train.accumulate")
+OBJECTIVES = ("val_error", "params", "mult_adds")
+
+
+def check_space(space: Space) -> None:
+    """Raises InputError, in one line, for a space that could not be searched."""
+    _check_corners(space)
+    _check_search(space)
+    _check_sharing(space)
+    _check_start(space)
+    check_teacher(space)
+    for point in space.search.enqueue:
+        _check_known_point(space, point)
+
+
+def check_shared(space: Space, processes: int, images: int) -> None:
+    """Raises InputError where `processes` cannot share every batch of the space evenly; `images` are there to train on.
+
+    Statistics, and so losses, are those of one process only where each has as many images.
+    """
+    if processes == 1:
+        return
+    cut = ((key.partition(".")[2], space.domains[key].corners()) for key in _CUT if key in space.domains)
+    for point in ({}, *({key: value} for key, values in cut for value in values)):
+        recipe = space.recipe(point)
+        batch = min(recipe.batch_size, images)
+        if batch % (recipe.accumulate * processes):
+            parts = f" in {recipe.accumulate} parts" if recipe.accumulate > 1 else ""
+            raise InputError(
+                f"{processes} processes a trial share each batch evenly, but {batch} images{parts} cannot be; choose "
+                "another `train.batch_size`, or --processes-per-trial"
+            )
+
+
+def _check_corners(space: Space) -> None:
+    """Check every end of every range against the typed settings."""
+    space.recipe({})
+    if "budget.relative_to" in space.domains or ("network.name" in space.domains and space.budget.relative_to):
+        raise InputError(
+            "budgets of one space must be shares of one network: leave `budget.relative_to` one value, or out"
+        )
+    if {"train.decay", "train.scaled_decay"} <= space.domains.keys():
+        raise InputError("`train.scaled_decay` is a short form of `train.decay`; search one of the two")
+    for name, domain in space.domains.items():
+        if name.startswith("budget.") and None in domain.corners():
+            raise InputError(f"`{name}` must be a number in every choice, but got null")
+        for value in domain.corners():
+            _check_value(space, name, value)
+    for alternative in space.alternatives:
+        for method_name in space.method_names(alternative):
+            for key, domain in alternative[1].items():
+                for value in domain.corners():
+                    space.method_at(alternative, {"name": method_name, key: value})
+
+
+def _check_value(space: Space, name: str, value: Value) -> None:
+    section, _, key = name.partition(".")
+    if section == "train":
+        space.recipe({key: value})
+    elif section == "network":
+        make(NetworkSettings, {**space.network.model_dump(), key: value}, "network")
+    elif section == "teacher":
+        make(TeacherSettings, {**(space.teacher.model_dump() if space.teacher else {}), key: value}, "teacher")
+    elif section == "start":
+        make(StartSettings, {**space.start.model_dump(), key: value}, "start")
+    elif section == "budget":
+        make(BudgetSettings, {**space.budget.model_dump(), key: value}, "budget")
+
+
+def _check_search(space: Space) -> None:
+    _check_scales(space)
+    if space.search.sampler == "grid":
+        every = {**space.domains, **{k: d for _, domains in space.alternatives for k, d in domains.items()}}
+        endless = [name for name, domain in every.items() if domain.grid() is None]
+        if endless:
+            raise InputError(f"a grid needs finite domains; `{endless[0]}` is continuous: give a step or a choice")
+        if space.search.repeats > 1 and space.search.stop != "none":
+            raise InputError("a grid of repeats compares means over seeds, so none may end early: `search.stop: none`")
+    elif len(space.alternatives) > 1:
+        raise InputError("a list of `method` sections needs `search.sampler: grid`; otherwise search `method.name`")
+    if len(set(space.search.objectives)) != len(space.search.objectives) or "val_error" not in space.search.objectives:
+        raise InputError(
+            f"`search.objectives` must hold val_error, each once, of {', '.join(OBJECTIVES)}; "
+            f"but got {list(space.search.objectives)}"
+        )
+
+
+def _check_scales(space: Space) -> None:
+    """A size comes from the budget or from the method's own scale, never from both or from neither."""
+    thin = [name for name in space.references if name in THIN]
+    for literals, domains in space.alternatives:
+        names = space.method_names((literals, domains))
+        thin += [str(name) for name in names if name in THIN]
+        for name in names:
+            scale = kind_of(str(name)).scale
+            if scale is None:
+                continue
+            given = scale in literals or scale in domains
+            if space.solves and given:
+                raise InputError(f"`method.{scale}` is solved from `budget`; give one of the two")
+            if not space.solves and not given:
+                raise InputError(f"{name} needs a size: give `budget.params` (solved) or `method.{scale}`")
+    if thin and not space.solves:
+        raise InputError(f"{thin[0]} needs a size: give `budget.params`, to which the network's width is solved")
+    if thin and "network.width" in space.domains:
+        raise InputError(f"`network.width` is solved from `budget` for {thin[0]}; search one of the two")
+
+
+def _check_sharing(space: Space) -> None:
+    """Shares belong to an allocation, an allocation to a budget of one network."""
+    domain = space.domains.get("budget.allocation")
+    kinds = domain.corners() if domain else (space.budget.allocation,)
+    uneven = [kind for kind in kinds if kind != "even"]
+    if space.budget.shares is not None:
+        raise InputError(f"`budget.shares` must be a domain, one weight a group, but got {space.budget.shares:g}")
+    if "budget.shares" in space.domains and not uneven:
+        raise InputError("`budget.shares` needs `budget.allocation` to be stage or layer")
+    if uneven and not space.solves:
+        raise InputError(f"`budget.allocation: {uneven[0]}` shares out a budget; give `budget.params`")
+    if uneven and "network.name" in space.domains:
+        raise InputError("`budget.allocation` shares out the layers of one network; leave `network.name` one value")
+
+
+def _check_start(space: Space) -> None:
+    domain = space.domains.get("start.how")
+    dense = "dense" in (domain.corners() if domain else (space.start.how,))
+    if dense and space.start.weights is None and "dense" not in space.references:
+        raise InputError(
+            "`start: dense` needs trained weights: give `start.weights`, or train them here by `references: [dense]`"
+        )
+    if "start.weights" in space.domains:
+        raise InputError("`start.weights` must be one file")
+    if dense and any(name.startswith("network.") for name in space.domains):
+        raise InputError("`start: dense` needs one network, whose weights are trained; leave `network` one value each")
+
+
+def _check_known_point(space: Space, point: dict[str, object]) -> None:
+    """A known point names fields that are searched, with values that their domains hold."""
+    domains = space.searched_domains(0)
+    for name, value in point.items():
+        if name.startswith("share.") and "budget.shares" in domains:
+            holds = domains["budget.shares"].holds(value)
+        elif name in domains:
+            holds = domains[name].holds(value)
+        else:
+            raise unknown("field of `search.enqueue`, which is not searched:", name, domains)
+        if not holds:
+            raise InputError(f"`search.enqueue`: `{name}` must lie in its domain, but got {value!r}")

@@ -1,0 +1,188 @@
+"""`--plan`: what a study would train, how large, how much work, and what is impossible; trains nothing."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import optuna
+import torch
+from torch.nn import functional
+
+from lowrank.compression.substitute import build_student
+from lowrank.data import steps_per_epoch
+from lowrank.errors import InfeasibleError
+from lowrank.layers import Separable
+from lowrank.networks import NetworkSettings
+from lowrank.training.recipes import NAME, default_recipe
+from sweeps.records.reasons import of_each_method
+from sweeps.records.specification import Resolver, Stratum, Trial
+from sweeps.space.domains import Value
+from sweeps.space.model import Space, own_teacher
+from sweeps.study.progress_view import clock
+from sweeps.teachers.ensure import UNTRAINED
+from sweeps.trials.feasibility import reachable_strata
+
+SAMPLES = 300  # points drawn to see the sizes of a space that is not a grid
+BACKWARD = 3  # forward and backward cost about three forwards
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a study would do; sizes in parameters, work in mult-adds for all training, time in seconds."""
+
+    name: str
+    question: str
+    trials: int
+    distinct_points: int | None
+    smallest: int | None
+    largest: int | None
+    strata: dict[str, tuple[int, int, int]]  # label -> points seen, fewest and most parameters
+    infeasible: dict[str, int]  # reason, one for each method -> points seen that it stands for
+    unreachable: list[str]
+    reached: dict[str, dict[str, tuple[int, int]]]  # label -> method -> parameters of its largest, unused of the limit
+    most_work: float
+    most_seconds: float
+    slots: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data for --json."""
+        return dict(vars(self))
+
+
+def make_plan(space: Space, resolver: Resolver, slots: int) -> Plan:
+    """Resolve the grid, or a sample of the space, and work out what training it costs at most (no early stop)."""
+    reachable, unreachable = reachable_strata(space, resolver)
+    found: dict[str, Trial] = {}
+    reached: dict[str, dict[str, tuple[int, int]]] = {}
+    strata: dict[str, list[int]] = {}
+    infeasible: list[tuple[dict[str, Value], str]] = []
+    for point in _points(space, resolver, reachable):
+        try:
+            trial = resolver.resolve(point)
+        except InfeasibleError as error:
+            infeasible.append((point, str(error)))
+            continue
+        found[trial.trial_id] = trial
+        strata.setdefault(trial.stratum, []).append(trial.counts["params"])
+        _reach(reached.setdefault(trial.stratum, {}), trial)
+    sizes = [trial.counts["params"] for trial in found.values()]
+    references, impossible = resolver.references()
+    grid, repeats = space.search.sampler == "grid", space.search.repeats
+    trials = min(space.search.trials, len(found) * repeats) if grid else space.search.trials
+    references *= repeats if grid else 1
+    mean = sum(trial.counts["mult_adds"] for trial in found.values()) / max(1, len(found))
+    per_image = trials * mean + sum(trial.counts["mult_adds"] for trial in references)
+    images = len(resolver.data.train) * space.recipe({}).epochs
+    work = BACKWARD * per_image * images
+    return Plan(
+        space.name, space.question, trials + len(references), resolver.points.size(), min(sizes, default=None),
+        max(sizes, default=None), {label: (len(seen), min(seen), max(seen)) for label, seen in strata.items()},
+        of_each_method(infeasible), unreachable + impossible, reached, work,
+        work / _speed(space, resolver) / slots, slots,
+    )  # fmt: skip
+
+
+def _reach(methods: dict[str, tuple[int, int]], trial: Trial) -> None:
+    """Keep the largest of each method."""
+    name = str(trial.point.get("method.name", trial.specification["method"]["name"]))
+    size = trial.counts["params"], trial.counts.get("budget_gap", 0)
+    methods[name] = max(methods.get(name, size), size)
+
+
+def _points(space: Space, resolver: Resolver, strata: Sequence[Stratum]) -> list[dict[str, Value]]:
+    if space.search.sampler == "grid":
+        return resolver.points.grid()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    return [resolver.points.suggest(strata[index % len(strata)], study.ask()) for index in range(SAMPLES)]
+
+
+def _speed(space: Space, resolver: Resolver) -> float:
+    """Mult-adds a second of one slot: a few steps of the separable network on random numbers, on this machine."""
+    plan = resolver.plan(NetworkSettings(**space.network.model_dump()))
+    network = build_student(space.network, plan, Separable(), resolver.image_shape, resolver.classes, seed=0)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    network.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    batch = min(space.recipe({}).batch_size, len(resolver.data.train), 64 if device == "cpu" else 512)
+    images = torch.randn(batch, *resolver.image_shape, device=device).to(memory_format=torch.channels_last)
+    labels = torch.zeros(batch, dtype=torch.int64, device=device)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        taken = min(_time_step(network, images, labels) for _ in range(3))
+    finally:
+        torch.set_num_threads(threads)
+    return BACKWARD * plan.mult_adds(Separable()) * batch / taken
+
+
+def _time_step(network: torch.nn.Module, images: torch.Tensor, labels: torch.Tensor) -> float:
+    start = time.perf_counter()
+    functional.cross_entropy(network(images), labels).backward()
+    if images.is_cuda:
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def _recipe_line(space: Space) -> str:
+    """Which recipe, with its figures; what is searched says so."""
+    searched = {key.removeprefix("train.") for key in space.domains}
+    if NAME in searched:
+        return "recipe: searched"
+    recipe = space.recipe({})
+    name = space.train.get(NAME, default_recipe(space.data.name, space.network.name))
+    figures = {"schedule": recipe.schedule, "batch_size": f"{recipe.batch_size}", "lr": f"{recipe.lr:g}",
+               "weight_decay": f"{recipe.weight_decay:g}"}  # fmt: skip
+    shown = (f"{key} {'searched' if key in searched else value}" for key, value in figures.items())
+    return f"recipe: {name}, {', '.join(shown)}"
+
+
+def _teacher_line(space: Space, resolver: Resolver) -> list[str]:
+    """Which teacher there is, and whether it is trained first."""
+    if resolver.teaching is None:
+        return []
+    found, name = resolver.teaching.found, resolver.teaching.name
+    first = f"; not there yet, trained first for {own_teacher(space).epochs} epochs"
+    return [f"teacher: {name}, {found.network.name}{first if found.sha256 == UNTRAINED else ''}"]
+
+
+def plan_lines(plan: Plan, space: Space, resolver: Resolver) -> list[str]:
+    """The plan in words."""
+    recipe, data = space.recipe({}), resolver.data
+    steps = steps_per_epoch(data, recipe.batch_size)
+    points = "endless" if plan.distinct_points is None else f"{plan.distinct_points:,}"
+    lines = [
+        f"{plan.name}: {plan.question}",
+        f"data: {data.name}, {len(data.train):,} training, {len(data.val):,} validation, "
+        f"{len(data.test):,} test images",
+        f"network: {space.network.name}, {resolver.separable_params:,} parameters in its separable form",
+        _recipe_line(space),
+        f"trials: {plan.trials} at most, references included, of {points} points; "
+        f"{recipe.epochs} epochs of {steps} steps each, {plan.slots} at a time",
+    ]
+    lines += _teacher_line(space, resolver)
+    if plan.smallest is not None and plan.largest is not None:
+        lines.append(f"sizes: from {plan.smallest:,} to {plan.largest:,} parameters")
+    for label, (_, low, high) in sorted(plan.strata.items(), key=lambda item: item[1][1:]):
+        lines.append(f"  {label}: {low:,} to {high:,}")
+        if space.solves and len(plan.reached[label]) > 1:
+            lines.append(f"    largest of each method (unused): {_sizes(plan.reached[label])}")
+    if space.search.repeats > 1:
+        what = "every point" if space.search.sampler == "grid" else "each point of the final front, afterwards,"
+        lines.append(f"repeats: {what} with {space.search.repeats} seeds, the same for all")
+    lines += [f"  cannot be met: {reason}" for reason in plan.unreachable]
+    for reason, times in plan.infeasible.items():
+        lines.append(f"  infeasible ({times} point{'s' * (times > 1)}): {reason}")
+    lines.append(
+        f"work: {plan.most_work:.2g} mult-adds; about {clock(plan.most_seconds)} without early stopping "
+        "(from three probe steps on this machine)"
+    )
+    return lines
+
+
+def _sizes(methods: dict[str, tuple[int, int]]) -> str:
+    """Each method's largest size within the budget, the one that comes nearest first."""
+    by_gap = sorted(methods.items(), key=lambda item: (item[1][1], item[0]))
+    return ", ".join(f"{name} {params:,} ({gap:,})" for name, (params, gap) in by_gap)

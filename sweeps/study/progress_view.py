@@ -1,0 +1,169 @@
+"""What the user sees while a study runs: a live panel on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Self
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from sweeps.records.names import TERMINAL, Role, Status, StudyRecord, TrialRecord
+
+PLAIN_SECONDS = 15.0  # between plain lines without news
+LEAST_SECONDS = 0.25  # between two looks at the record ...
+SHARE = 0.05  # ... and at most so much of the driver's time, however many trials there are
+_SHORT = {
+    Status.COMPLETED: "completed", Status.STOPPED: "stopped early", Status.DIVERGED: "diverged",
+    Status.OUT_OF_MEMORY: "out of memory", Status.FAILED: "failed", Status.INFEASIBLE: "infeasible",
+    Status.RUNNING: "running", Status.PROPOSED: "waiting",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Progress:
+    """The numbers behind the view; times in seconds, errors in percent."""
+
+    counts: dict[Status, int]
+    ended: int
+    work: float  # trials that took time of this study, those under way by the share of their epochs
+    total: int
+    best: tuple[TrialRecord, ...]  # the best finished trial of each stratum, smallest stratum first
+    elapsed: float
+    left: float | None
+
+
+def progress(record: StudyRecord, total: int, started: float, work_before: float, now: float) -> Progress:
+    """Count trials and estimate the time left from the work done since `started`, once it is that of a whole trial."""
+    trials = list(record.trials.values())
+    counts = Counter(trial.status for trial in trials)
+    done = [trial for trial in trials if trial.status in TERMINAL and trial.status is not Status.INFEASIBLE]
+    ended, elapsed = len(done), now - started
+    under_way = sum(_share_done(trial) for trial in trials if trial.status not in TERMINAL)
+    work = sum(not trial.adopted for trial in done) + under_way
+    here = work - work_before
+    left = elapsed / here * max(0.0, total - ended - under_way) if here >= 1 else None
+    return Progress(dict(counts), ended, work, total, _best(trials), elapsed, left)
+
+
+def _share_done(trial: TrialRecord) -> float:
+    epochs = trial.specification.get("train", {}).get("epochs", 0)
+    return min(1.0, trial.last_epoch / epochs) if epochs else 0.0
+
+
+def _best(trials: list[TrialRecord]) -> tuple[TrialRecord, ...]:
+    best: dict[str, TrialRecord] = {}
+    for trial in trials:
+        if trial.status is not Status.COMPLETED or trial.role is not Role.SEARCH or trial.val_error is None:
+            continue
+        if trial.broken:
+            continue
+        kept = best.get(trial.stratum)
+        if kept is None or (trial.val_error, trial.counts["params"]) < (kept.val_error, kept.counts["params"]):
+            best[trial.stratum] = trial
+    return tuple(sorted(best.values(), key=lambda trial: trial.counts["params"]))
+
+
+def clock(seconds: float) -> str:
+    """1:05 or 2:03:04."""
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def summary_line(shown: Progress) -> str:
+    """One line: how far, how many of each status, the time left."""
+    parts = [f"{shown.ended}/{shown.total} trials"]
+    parts += [
+        f"{shown.counts[status]} {_SHORT[status]}"
+        for status in (Status.RUNNING, Status.STOPPED, Status.DIVERGED, Status.OUT_OF_MEMORY, Status.FAILED)
+        if shown.counts.get(status)
+    ]
+    left = "?" if shown.left is None else f"about {clock(shown.left)}"
+    return ", ".join(parts) + f"; {clock(shown.elapsed)} gone, {left} left"
+
+
+def describe(trial: TrialRecord) -> str:
+    """A trial in a few words: method, shape, size, error."""
+    method = trial.specification["method"]
+    shape = [f"{method['dims']} dims"] if "dims" in method else []
+    shape += [f"rank scale {method['rank_scale']:g}"] if "rank_scale" in method else []
+    error = "" if trial.val_error is None else f": {trial.val_error:.2f} % validation error"
+    shape += [f"by {trial.specification['allocation']['by']}"] if "allocation" in trial.specification else []
+    return f"{' '.join([trial.method, *shape])}, {trial.counts['params']:,} parameters{error}"
+
+
+class View:
+    """Shows a study's progress; call `update` whenever something changed. Use as a context manager."""
+
+    def __init__(self, record: StudyRecord, total: Callable[[], int], console: Console | None = None):
+        """`total` says how many trials there will be, as far as is known."""
+        self.record, self.total = record, total
+        self.console = console or Console()
+        self.started = time.monotonic()
+        self.work_before = progress(record, 0, 0, 0, 0).work
+        self._live = Live(console=self.console, refresh_per_second=4) if self.console.is_terminal else None
+        self._notices_told = {name: len(trial.notices) for name, trial in record.trials.items()}
+        self._told: set[str] = {name for name, trial in record.trials.items() if trial.status in TERMINAL}
+        self._last_line = self.started
+        self._next_look = self.started
+
+    def __enter__(self) -> Self:
+        if self._live is not None:
+            self._live.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._show()
+        if self._live is not None:
+            self._live.stop()
+
+    def update(self) -> None:
+        """Show the record as it is now, unless that was done a moment ago."""
+        begun = time.monotonic()
+        if begun >= self._next_look:
+            self._show()
+            taken = time.monotonic() - begun
+            self._next_look = begun + max(LEAST_SECONDS, taken / SHARE)
+
+    def _show(self) -> None:
+        self._tell_notices()
+        shown = progress(self.record, self.total(), self.started, self.work_before, time.monotonic())
+        if self._live is not None:
+            self._live.update(_panel(shown))
+        else:
+            self._lines(shown)
+
+    def _tell_notices(self) -> None:
+        for name, trial in self.record.trials.items():
+            for text in trial.notices[self._notices_told.get(name, 0) :]:
+                self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+            self._notices_told[name] = len(trial.notices)
+
+    def _lines(self, shown: Progress) -> None:
+        news = [
+            trial for name, trial in self.record.trials.items() if trial.status in TERMINAL and name not in self._told
+        ]
+        for trial in news:
+            self._told.add(trial.trial_id)
+            if trial.status is not Status.INFEASIBLE:
+                how = "adopted" if trial.adopted else _SHORT[trial.status]
+                self.console.print(
+                    f"{how:13} {describe(trial)} [{shown.ended}/{shown.total}]",
+                    markup=False, highlight=False, soft_wrap=True,
+                )  # fmt: skip
+        if time.monotonic() - self._last_line > PLAIN_SECONDS:
+            self._last_line = time.monotonic()
+            self.console.print(summary_line(shown), markup=False, highlight=False, soft_wrap=True)
+
+
+def _panel(shown: Progress) -> Table:
+    grid = Table.grid(padding=(0, 2))
+    grid.add_row("trials", summary_line(shown))
+    for index, trial in enumerate(shown.best):
+        grid.add_row("best so far" if index == 0 else "", f"{trial.stratum}:  {describe(trial)}")
+    return grid

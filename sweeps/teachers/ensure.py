@@ -1,0 +1,153 @@
+"""A teacher is trained where the user sees it: by `sweeps/teacher.py`, or before a study whose space says how.
+
+A space may name a teacher that is there, or say under `teacher.train` how it is trained. Such a teacher is trained
+once, before the first study that asks for it, and kept like any other; without a name of its own it goes by its network
+and the id of its training, so that another data set, split or recipe is another teacher.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from lowrank.data import ImageData
+from lowrank.distillation.teacher_files import RECORD_FILE, FoundTeacher, TeacherRecord
+from lowrank.errors import InputError
+from sweeps.records.specification import Resolver
+from sweeps.records.study_folders import check_root
+from sweeps.space.model import Space, own_teacher
+from sweeps.space.teacher_settings import Teaching, find_teaching, teaching_of
+from sweeps.teachers.registry import default_uri, register
+from sweeps.tracking.process import redact
+from sweeps.trials.feasibility import reachable_strata
+
+UNTRAINED = "untrained"  # the hash of weights that are not there yet
+
+
+def named(space: Space, data: ImageData) -> Space:
+    """The space with its teacher's name filled in where it says how that is trained, but not its name."""
+    settings = space.teacher
+    if settings is None or settings.train is None or settings.name:
+        return space
+    own = own_teacher(space)
+    name = f"{own.network.name}_{Resolver(own, data).resolve({}).trial_id[:8]}"
+    name = re.sub(r"[^A-Za-z0-9_.-]", "-", name)
+    return replace(space, teacher=settings.model_copy(update={"name": name}))
+
+
+def planned_teaching(space: Space, data: ImageData, root: Path) -> Teaching | None:
+    """The teacher of a space, with a stand-in for the weights of one that will be trained; None where it has none.
+
+    Raises InputError as `find_teaching` does.
+    """
+    space = named(space, data)
+    if not _is_missing(space, root):
+        return find_teaching(space, data, root)
+    assert space.teacher is not None
+    own = own_teacher(space)
+    found = FoundTeacher(str(space.teacher.name), UNTRAINED, own.network, data.image_shape, len(data.classes))
+    return teaching_of(space, data, found)
+
+
+def ready_teaching(space: Space, data: ImageData, root: Path, uri: str | None = None) -> Teaching | None:
+    """The teacher of a space, trained now where the space says how and it is not there yet; None where it has none.
+
+    Args:
+        space: with a teacher or without.
+        data: of students and teacher.
+        root: folder of teachers.
+        uri: of the MLflow store whose model registry gets it; None for the one beside the teachers.
+
+    Raises:
+        InputError: as `find_teaching` does, or the space cannot be searched: said before minutes of training.
+        DivergedError: the training did.
+    """
+    planned = planned_teaching(space, data, root)
+    if planned is None or planned.found.sha256 != UNTRAINED:
+        return planned
+    reachable_strata(space, Resolver(space, data, planned))
+    own = own_teacher(space)
+    print(f"the teacher {planned.name} is not there yet and is trained first", flush=True)
+    train_shown(own, data, check_root(root), planned.name, "cuda" if torch.cuda.is_available() else "cpu")
+    register_shown(root, planned.name, uri)
+    return find_teaching(named(space, data), data, root)
+
+
+def _is_missing(space: Space, root: Path) -> bool:
+    """Whether the teacher must be trained."""
+    settings = space.teacher
+    return (
+        settings is not None and settings.train is not None and not (root / str(settings.name) / RECORD_FILE).exists()
+    )
+
+
+def train_shown(space: Space, data: ImageData, root: Path, name: str, device: str) -> TeacherRecord:
+    """Train the one point of `space` as the teacher `name`, with a line an epoch; see `train_teacher`."""
+    trial = Resolver(space, data).resolve({})
+    # Ray's imports, which the trainer's room brings, are only paid for once the input has been checked
+    from sweeps.teachers.train import train_teacher
+
+    print(f"{name}: {space.network.name}, {trial.counts['params']:,} parameters, on {data.name} "
+          f"({len(data.train):,} training images), {space.epochs} epochs on {device}", flush=True)  # fmt: skip
+    with _Shown(space.epochs) as shown:
+        record = train_teacher(trial, data, root, name, device, on_epoch=shown.epoch, on_start=shown.start)
+    print(f"{name}: validation error {record.val_error:.2f} %, test error {record.test_error:.2f} %, "
+          f"{record.params:,} parameters, {record.seconds:.0f} s; in {root / name}", flush=True)  # fmt: skip
+    return record
+
+
+def register_shown(root: Path, name: str, uri: str | None) -> None:
+    """A registry that does not answer loses nothing: the teacher is in its folder. Raises InputError."""
+    uri = uri or default_uri(root)
+    again = f"python sweeps/teacher.py --register {name}"
+    try:
+        print(f"{register(root, name, uri)} ({redact(uri)})")
+    except InputError as error:
+        raise InputError(f"{error}; the teacher itself is kept and can be used") from error
+    except OSError as error:
+        print(f"not in MLflow's model registry: {error}; the teacher itself is kept and can be used; later: {again}")
+
+
+class _Shown:
+    """A line an epoch, and on a terminal a bar with the time left below them."""
+
+    def __init__(self, epochs: int):
+        self._console, self._epochs = Console(), epochs
+        columns = (TextColumn("epochs"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        self._bar = Progress(*columns, console=self._console, transient=True, disable=not self._console.is_terminal)
+        self._task = self._bar.add_task("", total=epochs)
+        self._began = time.monotonic()
+        self._first = 0
+
+    def __enter__(self) -> _Shown:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._bar.stop()
+
+    def start(self, epoch: int) -> None:
+        """So many epochs were done before."""
+        self._began, self._first = time.monotonic(), epoch
+        self._bar.update(self._task, completed=epoch)
+        if epoch:
+            self._print(f"goes on after epoch {epoch}")
+
+    def epoch(self, epoch: int, metrics: dict[str, float]) -> None:
+        """An epoch was done."""
+        pace = (time.monotonic() - self._began) / (epoch - self._first)
+        self._bar.update(self._task, completed=epoch)
+        self._print(
+            f"epoch {epoch}/{self._epochs}: training loss {metrics['train_loss']:.4f}, validation loss "
+            f"{metrics['val_loss']:.4f}, error {metrics['val_error']:.2f} %; {metrics['images_per_second']:,.0f} "
+            f"images/s, about {pace * (self._epochs - epoch):.0f} s left"
+        )
+
+    def _print(self, line: str) -> None:
+        self._console.print(line, markup=False, highlight=False, soft_wrap=True)

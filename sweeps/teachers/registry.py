@@ -1,0 +1,174 @@
+"""The folder of teachers: one subfolder each, written once and never again, and MLflow's model registry beside it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from fcntl import LOCK_EX, LOCK_NB, flock
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lowrank.distillation.teacher_files import (
+    RECORD_FILE,
+    WEIGHTS_FILE,
+    TeacherRecord,
+    file_hash,
+    read_record,
+    teacher_names,
+)
+from lowrank.errors import InputError
+from sweeps.records.names import MLFLOW_FILE
+from sweeps.tracking.mlflow_store import make_client, milliseconds, one_line, outages, quiet_mlflow
+
+if TYPE_CHECKING:
+    from mlflow.tracking import MlflowClient
+
+UNFINISHED = ".training"  # checkpoints of teachers that are not finished
+CURVE_FILE = "epochs.json"  # metrics of every epoch, in the teacher's folder
+EXPERIMENT = "teachers"
+SHA_TAG = "sha256"
+UPLOAD_SECONDS = 600
+
+
+def taken(root: Path, name: str) -> InputError:
+    """The error for a name that has a teacher already."""
+    listed = ", ".join(teacher_names(root))
+    return InputError(f"the teacher {name!r} exists in {root} and is never overwritten; choose another --name than: "
+                      f"{listed}")  # fmt: skip
+
+
+@contextmanager
+def reserved(root: Path, name: str) -> Iterator[Path]:
+    """The folder of checkpoints, while no other process trains a teacher of this name; raises InputError."""
+    folder = root / UNFINISHED
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / f"{name}.lock").open("w") as lock:
+        try:
+            flock(lock, LOCK_EX | LOCK_NB)
+        except BlockingIOError as error:
+            raise InputError(f"the teacher {name!r} is being trained by another process") from error
+        if (root / name).exists():
+            raise taken(root, name)
+        yield folder
+
+
+def keep(root: Path, record: TeacherRecord, weights: Path, history: Sequence[Mapping[str, Any]]) -> Path:
+    """Put a teacher into the folder, whole or not at all; returns its place.
+
+    Args:
+        root: folder of teachers.
+        record: its `sha256` is that of `weights`.
+        weights: a file of `lowrank.io.model_file`, which is moved.
+        history: metrics of every epoch.
+
+    Raises:
+        InputError: the name is taken.
+    """
+    place = root / record.name
+    making = root / UNFINISHED / f"{record.name}.{os.getpid()}"
+    shutil.rmtree(making, ignore_errors=True)
+    making.mkdir(parents=True)
+    weights.replace(making / WEIGHTS_FILE)
+    (making / WEIGHTS_FILE).chmod(0o644)  # others of the machine may use it too
+    _write(making / CURVE_FILE, list(history))
+    _write(making / RECORD_FILE, record.model_dump(mode="json"))
+    try:
+        making.rename(place)  # fails where a folder with content stands
+    except OSError as error:
+        making.joinpath(WEIGHTS_FILE).replace(weights)
+        shutil.rmtree(making)
+        raise taken(root, record.name) from error
+    return place
+
+
+def _write(path: Path, content: Any) -> None:
+    with path.open("w") as file:
+        file.write(json.dumps(content, indent=1) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read_teacher(root: Path, name: str) -> TeacherRecord:
+    """The record of a teacher; raises InputError that lists those there are."""
+    record = read_record(root / name / RECORD_FILE)
+    if record is None:
+        raise InputError(f"no teacher {name!r} in {root}; there are: {', '.join(teacher_names(root)) or 'none yet'}")
+    return record
+
+
+def default_uri(root: Path) -> str:
+    """The SQLite store beside the teachers."""
+    return f"sqlite:///{(root / MLFLOW_FILE).resolve()}"
+
+
+def register(root: Path, name: str, uri: str) -> str:
+    """Put a teacher into the model registry of an MLflow store; again, it changes nothing. Returns what was done.
+
+    Raises InputError when the weights are damaged or the registry has other weights under this name, OSError (one
+    line) when the store cannot take it.
+    """
+    record = read_teacher(root, name)
+    if file_hash(root / name / WEIGHTS_FILE) != record.sha256:
+        raise InputError(f"the teacher {name!r} is damaged: its weights do not have the sha256 of {RECORD_FILE}")
+    quiet_mlflow()
+    os.environ["MLFLOW_ARTIFACT_UPLOAD_DOWNLOAD_TIMEOUT"] = str(UPLOAD_SECONDS)  # a large teacher takes its time
+    try:
+        return _register(make_client(uri, root), root / name, record, uri)
+    except outages() as error:
+        raise OSError(one_line(error)) from error
+
+
+def _register(client: MlflowClient, folder: Path, record: TeacherRecord, uri: str) -> str:
+    known = [each.tags.get(SHA_TAG) for each in client.search_model_versions(f"name = '{record.name}'")]
+    if record.sha256 in known:
+        return f"{record.name} is in the model registry already"
+    if known:
+        raise InputError(f"the model registry has other weights under the name {record.name!r}; none are overwritten")
+    run = client.create_run(_experiment(client, folder.parent, uri), run_name=record.name).info
+    _describe(client, run.run_id, folder, record)
+    for name in (WEIGHTS_FILE, RECORD_FILE):
+        client.log_artifact(run.run_id, str(folder / name))
+    client.set_terminated(run.run_id)
+    if not client.search_registered_models(f"name = '{record.name}'"):
+        client.create_registered_model(record.name, description=f"{record.network['name']} on {record.data['name']}")
+    version = client.create_model_version(record.name, run.artifact_uri, run.run_id, tags=_tags(record))
+    return f"{record.name} is version {version.version} in the model registry"
+
+
+def _experiment(client: MlflowClient, root: Path, uri: str) -> str:
+    found = client.get_experiment_by_name(EXPERIMENT)
+    if found is not None:
+        return str(found.experiment_id)
+    place = (root / "mlflow_artifacts").resolve().as_uri() if uri.startswith("sqlite:") else None
+    return str(client.create_experiment(EXPERIMENT, artifact_location=place))
+
+
+def _tags(record: TeacherRecord) -> dict[str, str]:
+    return {
+        SHA_TAG: record.sha256, "network": str(record.network["name"]), "data": str(record.data["name"]),
+        "data_fingerprint": record.fingerprint, "commit": record.commit, "seed": str(record.seed),
+        "val_error": f"{record.val_error:.4g}", "test_error": f"{record.test_error:.4g}",
+        "specification_id": record.specification_id,
+    }  # fmt: skip
+
+
+def _describe(client: MlflowClient, run_id: str, folder: Path, record: TeacherRecord) -> None:
+    """Settings as parameters, the curve as metrics (the step is the epoch, from 1), errors at the end."""
+    from mlflow.entities import Metric, Param, RunTag
+
+    now = milliseconds(time.time())
+    params = [Param(f"train.{key}", str(value)) for key, value in record.train.items() if value is not None]
+    history = json.loads((folder / CURVE_FILE).read_text())
+    metrics = [
+        Metric(key, float(value), now, epoch)
+        for epoch, found in enumerate(history, start=1)
+        for key, value in found.items()
+    ]
+    metrics += [Metric("test_error", record.test_error, now, len(history)), Metric("params", record.params, now, 0)]
+    client.log_batch(run_id, params=params, tags=[RunTag(key, value) for key, value in _tags(record).items()])
+    for start in range(0, len(metrics), 500):
+        client.log_batch(run_id, metrics=metrics[start : start + 500])

@@ -1,0 +1,34 @@
+"""The study's images as an MLflow data set: an input of every run, under the fingerprint of their contents."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from sweeps.records.names import StudyRecord
+
+if TYPE_CHECKING:
+    from mlflow.entities import DatasetInput
+
+CONTEXT_TAG = "mlflow.data.context"  # by which MLflow's interface says what a run used the data for
+SIZES = ("train_images", "val_images", "test_images", "classes")
+
+
+def dataset_input(study: StudyRecord) -> DatasetInput | None:
+    """The data set of the study's header with the sizes of its splits; None for a study that names none."""
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    data: dict[str, Any] = study.header.get("data") or {}
+    if not data.get("name") or not data.get("fingerprint"):
+        return None
+    kind, _, folder = str(data["name"]).partition(":")
+    asked = (study.header.get("space") or {}).get("data")
+    source = {"uri": folder or kind, "settings": asked if isinstance(asked, dict) else {"name": data["name"]}}
+    label = f"{kind} {folder.rstrip('/').rpartition('/')[2]}" if folder else kind
+    profile = {name: data[name] for name in SIZES if name in data}
+    found = Dataset(
+        name=label, digest=str(data["fingerprint"])[:36],
+        source_type="local" if folder else kind, source=json.dumps(source, sort_keys=True),
+        profile=json.dumps(profile, sort_keys=True),
+    )  # fmt: skip
+    return DatasetInput(found, [InputTag(CONTEXT_TAG, "training")])

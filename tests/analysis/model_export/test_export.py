@@ -1,0 +1,233 @@
+from __future__ import annotations
+
+import copy
+import json
+import math
+from pathlib import Path
+
+import onnx
+import pytest
+import torch
+
+from analysis.__main__ import main
+from analysis.model_export.select_trial import Limits, by_id, choose
+from lowrank.data import load_data
+from lowrank.deployment.formats import Form, merged_network, onnx_forward, running_mult_adds
+from lowrank.deployment.latency import measure
+from lowrank.errors import InputError
+from lowrank.io.merged import load_merged, save_merged
+from lowrank.io.model_file import ModelSpecification, load_model
+from lowrank.io.tensor_file import save_tensors
+from sweeps.execution.trainable import make_trainer
+from sweeps.records.journal import Journal
+from sweeps.records.names import CHECKPOINT_FILE, JOURNAL_FILE, TRIALS_FOLDER, Event, Role, Status
+from sweeps.records.specification import Resolver
+from sweeps.space.model import read_space
+from tests.support.synthetic_data import study, trial
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """A study of one network as it was drawn, exported by the real command."""
+    folder = tmp_path_factory.mktemp("studies") / "mine"
+    space = read_space("tt_dims", ["network.width=0.125", "data.train_images=200"])
+    data = load_data(space.data)
+    point = {"method.name": "tucker", "method.dims": 3, "budget.params": 0.6, "train.weight_decay": 1e-4}
+    one = Resolver(space, data).resolve({**point, "train.scaled_decay": True})
+    trainer = make_trainer(one.specification, data, "cpu")
+    state = {name: tensor for name, tensor in trainer.state().items() if not name.startswith("momentum.")}
+    save_tensors(folder / TRIALS_FOLDER / one.trial_id / CHECKPOINT_FILE, state, {})
+    error = trainer.evaluate("val")["error"]
+    journal = Journal(folder / JOURNAL_FILE)
+    journal.append(Event.STUDY, name="mine", question="which?", data={"name": "digits", "classes": 10})
+    journal.append(
+        Event.PROPOSED, trial=one.trial_id, role="search", stratum="", parameters=one.point, proposal={},
+        specification=one.specification, counts=one.counts,
+    )  # fmt: skip
+    journal.append(Event.EPOCH, trial=one.trial_id, epoch=1, metrics={"val_error": error})
+    journal.append(Event.FINISHED, trial=one.trial_id, status="completed", reason="")
+    journal.close()
+    out = folder.parent / "out"
+    assert main(["export", "--study", str(folder), "--max-params", "7e5", "--out", str(out)]) == 0
+    return folder, out, json.loads((out / "proof.json").read_text()), error
+
+
+class TestExport:
+    def test_six_files_that_all_give_the_same(self, exported):
+        _, out, proof, error = exported
+        assert proof["equal"] is True
+        files = [form["file"] for form in proof["forms"]]
+        endings = ("safetensors", "pt2", "onnx")
+        assert files == [f"{name}.{ending}" for name in ("factorised", "merged") for ending in endings]
+        for form in proof["forms"]:
+            assert form["bytes"] == (out / form["file"]).stat().st_size
+            assert form["difference"] <= 1e-4
+            assert form["error"] == pytest.approx(error)
+
+    def test_each_file_runs_on_any_number_of_images(self, exported):
+        _, out, _, _ = exported
+        images = torch.randn(7, 1, 8, 8)
+        with torch.no_grad():
+            expected = load_model(out / "factorised.safetensors")(images)
+            for found in (
+                load_merged(out / "merged.safetensors")(images),
+                torch.export.load(out / "merged.pt2").module()(images),
+                onnx_forward(out / "merged.onnx")(images),
+                onnx_forward(out / "factorised.onnx")(images[:1]).expand(1, -1),
+            ):
+                assert torch.allclose(found, expected[: len(found)], atol=1e-5)
+
+    def test_sizes_work_and_latencies_against_dense_and_separable(self, exported):
+        _, _, proof, _ = exported
+        names = {"factorised", "merged", "dense", "separable", "factorised, ONNX Runtime", "merged, ONNX Runtime"}
+        assert {latency["name"] for latency in proof["latencies"]} == names
+        assert {latency["batch"] for latency in proof["latencies"]} == {1, 64}
+        assert set(proof["sizes"]) == set(proof["mult_adds"]) == names
+        assert proof["mult_adds"]["merged"] == proof["mult_adds"]["separable"] < proof["mult_adds"]["dense"]
+        assert "thread" in proof["machine"]
+
+    def test_the_card_tells_what_a_user_needs(self, exported):
+        _, out, proof, _ = exported
+        card = (out / "README.md").read_text()
+        for part in ("## How to use it", "## Limits", "Validation error", "torch.export", f"`{proof['trial_id']}`"):
+            assert part in card
+        assert proof["images"].endswith("validation images")
+        assert proof["images"] in card
+
+    def test_the_cards_own_lines_run_as_they_stand(self, exported, monkeypatch):
+        _, out, _, _ = exported
+        monkeypatch.chdir(out)
+        lines = (out / "README.md").read_text().partition("```python\n")[2].partition("```")[0]
+        known = {"images": torch.randint(256, (3, 1, 8, 8), dtype=torch.uint8)}
+        exec(lines, known)
+        with torch.no_grad():
+            expected = load_model(out / "factorised.safetensors")(known["images"])
+        assert torch.allclose(torch.from_numpy(known["logits"]), expected, atol=1e-5)
+
+    def test_the_onnx_file_keeps_factors_and_no_traces_of_this_machine(self, exported):
+        _, out, _, _ = exported
+        model = onnx.load(out / "factorised.onnx")
+        factors = sum(tensor.numel() for tensor in load_model(out / "factorised.safetensors").state_dict().values())
+        kept = sum(math.prod(weight.dims) for weight in model.graph.initializer)
+        assert kept < 1.2 * factors
+        for path in out.glob("*.[op]*"):
+            assert str(Path(__file__).resolve().parents[3]).encode() not in path.read_bytes(), path
+
+    def test_without_weights_nothing_is_written(self, exported, tmp_path, capsys):
+        folder, *_ = exported
+        bare = tmp_path / "bare"
+        bare.mkdir()
+        (bare / JOURNAL_FILE).write_bytes((folder / JOURNAL_FILE).read_bytes())
+        assert main(["export", "--study", str(bare)]) == 2
+        assert "error: the weights of trial" in capsys.readouterr().err
+        assert [path.name for path in bare.iterdir()] == [JOURNAL_FILE]
+
+    def test_another_networks_weights_are_refused(self, exported, tmp_path, capsys):
+        folder, *_ = exported
+        (trial_folder,) = (folder / TRIALS_FOLDER).iterdir()
+        other = tmp_path / "other"
+        other.mkdir()
+        (other / JOURNAL_FILE).write_bytes((folder / JOURNAL_FILE).read_bytes())
+        path = other / TRIALS_FOLDER / trial_folder.name / CHECKPOINT_FILE
+        save_tensors(path, {"network.x": torch.zeros(1)}, {})
+        assert main(["export", "--study", str(other)]) == 2
+        assert "holds another network's weights" in capsys.readouterr().err
+
+
+class TestChoice:
+    made = None
+
+    def study(self):
+        return study(
+            trial("aa", 100, 5.0), trial("ab", 50, 7.0), trial("ba", 900, 2.0),
+            trial("stopped", 10, 1.0, status=Status.STOPPED),
+            trial("ref", 1000, 1.0, method="separable", dims=None, role=Role.REFERENCE),
+        )  # fmt: skip
+
+    @pytest.mark.parametrize(("pick", "limits", "expected"), [
+        ("best", Limits(), "ba"), ("best", Limits(params=100), "aa"), ("smallest", Limits(), "ab"),
+        ("smallest", Limits(error=5.0), "aa"), ("best", Limits(params=99, error=7.5), "ab"),
+    ])  # fmt: skip
+    def test_within_the_limits(self, pick, limits, expected):
+        assert choose(self.study(), pick, limits).trial_id == expected
+
+    def test_the_nearest_is_named_when_none_keeps_them(self):
+        message = (
+            r"no completed trial has at most 20 parameters: the smallest has 50 parameters \(7.00 %\), the best 2.00"
+        )
+        with pytest.raises(InputError, match=message):
+            choose(self.study(), "best", Limits(params=20))
+
+    def test_by_the_beginning_of_an_id(self):
+        assert by_id(self.study(), "re").trial_id == "ref"
+        with pytest.raises(InputError, match="unknown completed trial 'a'; choose from: aa, ab"):
+            by_id(self.study(), "a")
+
+
+class TestMerged:
+    def specification(self):
+        return ModelSpecification(
+            network={"name": "resnet9", "width": 0.125},
+            method=choose_method(), image_shape=(1, 8, 8), classes=10,
+        )  # fmt: skip
+
+    def test_what_is_saved_is_read(self, tmp_path):
+        specification = self.specification()
+        model = specification.build().eval()
+        save_merged(tmp_path / "m.safetensors", merged_network(model), specification, combined=False)
+        images = torch.randn(3, 1, 8, 8)
+        with torch.no_grad():
+            assert torch.allclose(load_merged(tmp_path / "m.safetensors")(images), model(images), atol=1e-5)
+
+    def test_a_structured_file_is_told_apart(self, tmp_path):
+        specification = self.specification()
+        save_tensors(tmp_path / "m.safetensors", specification.build().state_dict(), specification.metadata())
+        with pytest.raises(InputError, match="holds a structured model"):
+            load_merged(tmp_path / "m.safetensors")
+
+    def test_tensors_that_do_not_fit(self, tmp_path):
+        specification = self.specification()
+        save_merged(tmp_path / "m.safetensors", torch.nn.Linear(2, 2), specification, combined=True)
+        with pytest.raises(InputError, match="its tensors do not fit its settings"):
+            load_merged(tmp_path / "m.safetensors")
+
+    def test_merging_leaves_the_original_alone_and_counts_what_runs(self):
+        specification = self.specification()
+        model = specification.build()
+        before = copy.deepcopy(model.state_dict())
+        merged = merged_network(model)
+        assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+        assert running_mult_adds(merged, specification) == specification.mult_adds()
+
+
+def choose_method():
+    from lowrank.layers import TensorTrain
+
+    return TensorTrain(dims=3, rank_scale=0.3)
+
+
+def test_equal_is_up_to_rounding():
+    form = {
+        "network": "merged", "kind": "ONNX", "file": "f", "bytes": 1, "largest": 10.0, "agree": 1.0, "error": None,
+        "mult_adds": 1,
+    }  # fmt: skip
+    assert Form(**form, difference=9e-3).equal
+    assert not Form(**form, difference=2e-2).equal
+
+
+def test_latencies_are_taken_in_turn():
+    calls: list[str] = []
+
+    def contestant(name):
+        def forward(images):
+            calls.append(f"{name}{len(images)}")
+            return images
+
+        return forward
+
+    found = measure({name: contestant(name) for name in "ab"}, (1, 2, 2), batches=(1, 3), seconds=0.0)
+    assert [(each.name, each.batch, each.repeats) for each in found] == [
+        ("a", 1, 5), ("b", 1, 5), ("a", 3, 5), ("b", 3, 5),
+    ]  # fmt: skip
+    assert calls == ["a1", "b1"] * 7 + ["a3", "b3"] * 7
+    assert all(each.fastest_ms <= each.median_ms <= each.slowest_ms for each in found)

@@ -1,0 +1,83 @@
+"""One value of a field against all others: paired by seed and by all else, as scipy pairs."""
+
+from __future__ import annotations
+
+import pytest
+from scipy import stats
+
+from analysis.__main__ import main
+from analysis.stats.versus import against, table
+from lowrank.errors import InputError
+from sweeps.records.names import Role, Status
+from tests.support.synthetic_data import study, trial
+from tests.support.synthetic_study import Plan, write_study
+
+BASE, OTHER = (4.0, 3.0, 5.5), (4.5, 3.75, 6.5)
+
+
+def made(**header):
+    """Two methods at two budgets, the second one larger and known from one seed alone, and a reference."""
+    trials = [trial("r", 1000, 1.0, method="separable", role=Role.REFERENCE, method__name="separable")]
+    for budget, errors in ((0.2, {"thin": BASE, "cp": OTHER}), (0.4, {"thin": BASE[:1], "cp": OTHER[:1]})):
+        for name, per_seed in errors.items():
+            for seed, error in enumerate(per_seed):
+                more = {"budget__params": budget, "method__name": name}
+                trials.append(trial(
+                    f"{name}{budget}{seed}", int(1000 * budget) + (10 * (name == "cp")), error, method=name, seed=seed,
+                    role=Role.REPEAT if seed else Role.SEARCH, **more,
+                ))  # fmt: skip
+    return study(*trials, **header)
+
+
+def test_differences_are_paired_by_seed_within_all_else():
+    base, other, alone, single = against(made(), "method.name", "thin")
+    paired = stats.ttest_rel(OTHER, BASE).confidence_interval(0.95)
+    assert (base.value, base.gap, base.rest) == ("thin", None, "budget.params 0.2")
+    assert (other.gap.low, other.gap.high) == pytest.approx((paired.low, paired.high))
+    assert other.verdict == "worse"
+    assert (alone.rest, alone.error.count, alone.verdict) == ("budget.params 0.4", 1, "base")
+    assert (single.gap.mean, single.gap.low, single.verdict) == (0.5, None, "one seed: no interval")
+
+
+def test_seeds_that_agree_do_not_outdo_few_images():
+    assert against(made(data={"val_images": 100}), "method.name", "thin")[1].verdict == "within noise of the images"
+
+
+def test_a_trial_stands_for_every_row_of_a_grid_that_led_to_it():
+    found = made()
+    found.trials["cp0.40"].aliases = [{"budget.params": 0.8, "method.name": "cp"}]
+    found.trials["thin0.40"].aliases = [{"budget.params": 0.8, "method.name": "thin"}]
+    rows = against(found, "method.name", "thin")
+    assert [(row.rest, row.value) for row in rows[-2:]] == [("budget.params 0.8", "thin"), ("budget.params 0.8", "cp")]
+
+
+def test_what_was_lost_or_marked_takes_no_part():
+    found = made()
+    found.trials["cp0.21"].broken = "a wrong split"
+    found.trials["cp0.22"].status = Status.DIVERGED
+    assert against(found, "method.name", "thin")[1].error.count == 1
+
+
+def test_the_table_marks_what_is_not_as_large():
+    text = table(against(made(), "method.name", "thin"))
+    assert "| budget.params 0.2 | cp | 210 * | 2,100 | 4.92 % (1.39 to 8.45) | +0.75 (+0.13 to +1.37) |" in text
+    assert text.endswith("\\* over 1 % larger or smaller than the base")
+
+
+@pytest.mark.parametrize(
+    ("field", "base", "message"),
+    [("train.lr", "1", "unknown searched field 'train.lr'"), ("method.name", "tt", "choose from: cp, thin")],
+)
+def test_what_was_not_searched_is_bad_input(field, base, message):
+    with pytest.raises(InputError, match=message):
+        against(made(), field, base)
+
+
+def test_the_command(tmp_path, capsys):
+    folder = write_study(tmp_path, Plan(trials=12))
+    assert main(["against", str(folder), "method.name=tucker"]) == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith("| all else |")
+    assert "reference: separable" in shown
+    assert main(["against", str(folder), "method.name"]) == 2
+    assert capsys.readouterr().err.startswith("error: the base must be written FIELD=VALUE")

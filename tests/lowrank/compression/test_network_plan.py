@@ -1,0 +1,244 @@
+"""The plan of a network: what is counted, what is kept and why, and that nothing uncountable passes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.flop_counter import FlopCounterMode
+
+from lowrank.compression.counting_conventions import StudyExtras
+from lowrank.compression.merge import merge
+from lowrank.compression.network_plan import network_plan, trace_plan
+from lowrank.compression.substitute import build_student
+from lowrank.errors import InputError, UncountableError
+from lowrank.layers.registry import METHODS, make_method
+from lowrank.networks import NetworkSettings
+
+torch.set_num_threads(1)  # tiny layers
+
+DENSE = make_method({"name": "dense"})
+
+
+def small(**layers: nn.Module) -> nn.Sequential:
+    """A network that starts with a 3 -> 8 convolution named `first`."""
+    network = nn.Sequential()
+    network.add_module("first", nn.Conv2d(3, 8, 3, padding=1))
+    for name, layer in layers.items():
+        network.add_module(name, layer)
+    return network
+
+
+def test_counts_equal_the_network_itself() -> None:
+    network = small(norm=nn.BatchNorm2d(8), relu=nn.ReLU(), second=nn.Conv2d(8, 6, 3, stride=2, bias=False))
+    plan = trace_plan(network, (3, 9, 9))
+    assert plan.params(DENSE) == sum(parameter.numel() for parameter in network.parameters())
+    assert plan.mult_adds(DENSE) == 9 * 3 * 8 * 81 + 9 * 8 * 6 * 16
+    assert [(site.shape.in_area, site.shape.out_area) for site in plan.sites] == [(81, 81), (81, 16)]
+
+
+def test_linear_maps_count_every_position() -> None:
+    network = nn.Sequential(nn.Linear(4, 5), nn.Flatten(), nn.Linear(5 * 3 * 6, 2))
+    plan = trace_plan(network, (3, 6, 4))
+    assert plan.mult_adds(DENSE) == 4 * 5 * 18 + 90 * 2
+    assert [site.kept for site in plan.sites] == ["a linear map", "a linear map"]
+
+
+def test_a_layer_that_runs_twice_is_counted_twice() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.shared = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 1, bias=False)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.shared(self.shared(self.stem(x)))
+
+    plan = trace_plan(Twice(), (3, 4, 4))
+    assert plan.mult_adds(DENSE) == 16 * (3 * 8 + 2 * 8 * 8)
+    assert plan.params(DENSE) == 3 * 8 + 8 + 8 * 8
+
+
+def test_reasons_for_what_is_kept() -> None:
+    network = small(
+        grouped=nn.Conv2d(8, 8, 3, groups=4),
+        mirrored=nn.Conv2d(8, 8, 3, padding=1, padding_mode="reflect"),
+        exception=nn.Conv2d(8, 8, 1),
+        free=nn.Conv2d(8, 8, 1),
+        flat=nn.Flatten(),
+        head=nn.Linear(8 * 49, 5),
+    )
+    plan = trace_plan(network, (3, 9, 9), kept=("exc*",))
+    assert {site.name: site.kept for site in plan.sites} == {
+        "first": "the stem",
+        "grouped": "already grouped (4 groups)",
+        "mirrored": "padding mode 'reflect'",
+        "exception": "kept by name (exc*)",
+        "free": "",
+        "head": "a linear map",
+    }
+    assert [site.name for site in plan.substituted] == ["free"]
+
+
+def test_unknown_layers_are_errors() -> None:
+    with pytest.raises(UncountableError, match="`odd` is a Softshrink, which has no counting rule"):
+        trace_plan(small(odd=nn.Softshrink()), (3, 9, 9))
+
+    class Scale(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.gain = nn.Parameter(torch.ones(1))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x * self.gain
+
+    with pytest.raises(UncountableError, match="`gain` is a Scale, which has no counting rule"):
+        trace_plan(small(gain=Scale()), (3, 9, 9))
+
+
+def test_a_layer_that_never_ran_is_an_error() -> None:
+    class Partly(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.used, self.spare = nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.used(x)
+
+    network = Partly()
+    with pytest.raises(UncountableError, match=r"`spare` never ran on the image"):
+        trace_plan(network, (3, 9, 9))
+
+
+def test_an_empty_sequential_is_an_identity() -> None:
+    plan = trace_plan(small(shortcut=nn.Sequential()), (3, 9, 9))
+    assert plan.params(DENSE) == 3 * 8 * 9 + 8
+
+
+def test_images_that_do_not_fit_are_named() -> None:
+    with pytest.raises(InputError, match=r"the network cannot take images of \(5, 9, 9\)"):
+        trace_plan(small(), (5, 9, 9))
+
+
+def test_tracing_leaves_the_network_as_it_was() -> None:
+    network = small(norm=nn.BatchNorm2d(8)).train()
+    before = network.norm.running_mean.clone()
+    trace_plan(network, (3, 9, 9))
+    assert network.training
+    assert torch.equal(network.norm.running_mean, before)
+    assert not network.first._forward_hooks
+
+
+def test_linear_maps_are_substituted_when_asked() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 8, 1), nn.Linear(4, 5), nn.Flatten(), nn.Linear(8 * 4 * 5, 6), nn.Linear(6, 2))
+    plan = trace_plan(network, (3, 4, 4), kept=("4",), linear=True)
+    assert {site.name: site.kept for site in plan.sites if site.linear} == {"1": "", "3": "", "4": "kept by name (4)"}
+    assert plan.mult_adds(DENSE) == 3 * 8 * 16 + 4 * 5 * 8 * 4 + 160 * 6 + 12
+    half = make_method({"name": "bottleneck", "rank_scale": 0.5})
+    assert plan.params(half) == plan.fixed_params + 2 * (4 + 5) + 5 + 80 * (160 + 6) + 6
+
+
+def test_a_network_may_ask_for_its_linear_maps_itself() -> None:
+    plan = network_plan(NetworkSettings(name="mobilenet_v2"), (3, 32, 32), 10)
+    assert [site.name for site in plan.sites if site.linear and not site.kept] == ["classifier"]
+    plan = network_plan(NetworkSettings(name="mlp", linear=True), (3, 8, 8), 10)
+    assert [site.kept for site in plan.sites] == ["", "", "kept by name (classifier)"]
+
+
+def test_products_outside_of_layers_are_counted() -> None:
+    class Attending(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 8, 1, bias=False)
+
+        def forward(self, x: Tensor) -> Tensor:
+            tokens = self.conv(x).flatten(2)  # (1, 8, 16)
+            scores = tokens.transpose(1, 2) @ tokens
+            return functional.conv2d(scores[:, None], torch.ones(2, 1, 3, 3), padding=1)
+
+    plan = trace_plan(Attending(), (3, 4, 4))
+    assert plan.other_mult_adds == 16 * 16 * 8 + 2 * 9 * 256
+    assert plan.mult_adds(DENSE) == 3 * 8 * 16 + plan.other_mult_adds
+
+
+def test_attention_is_counted_as_a_whole() -> None:
+    class Attending(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.attention = nn.Conv2d(3, 8, 1), nn.MultiheadAttention(8, 2, batch_first=True)
+
+        def forward(self, x: Tensor) -> Tensor:
+            tokens = self.conv(x).flatten(2).transpose(1, 2)
+            return self.attention(tokens, tokens, tokens, need_weights=False)[0]
+
+    plan = trace_plan(Attending(), (3, 4, 4), linear=True)
+    assert plan.wholes == ("attention",)
+    assert [site.name for site in plan.sites] == ["conv"]
+    assert plan.params(DENSE) == 3 * 8 + 8 + 4 * (8 * 8 + 8)
+    assert plan.other_mult_adds == 4 * 8 * 8 * 16 + 2 * 8 * 16 * 16
+    assert torch.backends.mha.get_fastpath_enabled()
+
+
+def test_the_study_counts_more() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.relu6 = nn.Conv2d(3, 8, 3, padding=1), nn.ReLU6()
+            self.pool, self.norm, self.head = nn.MaxPool2d(2), nn.BatchNorm2d(8), nn.Linear(8, 5)
+            self.mean = nn.AvgPool2d((2, 1))
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.relu6(self.norm(functional.relu(self.conv(x)))).relu_()
+            x = functional.max_pool2d(self.mean(self.pool(x)), (1, 2))
+            return self.head(functional.adaptive_avg_pool2d(x, 1).flatten(1))
+
+    plan = trace_plan(Net(), (3, 8, 8))
+    standard = 27 * 8 * 64 + 8 * 5
+    assert plan.mult_adds(DENSE) == standard
+    assert plan.extras == StudyExtras(relu_inputs=2 * 8 * 64, pooling=4 * 8 * 16 + 2 * 8 * 8, linear_biases=5)
+    assert plan.under("study").mult_adds(DENSE) == standard + plan.extras.total
+    assert plan.under("study").under("standard") == plan
+
+
+@pytest.mark.parametrize("name", ["convnext_tiny", "regnet_y_400mf", "swin_t", "vit_b_32", "densenet121"])
+def test_torchvisions_own_layers_are_counted(name: str) -> None:
+    """Published parameters; what runs is what torch's counter sees, attention's fused forms aside."""
+    published = {
+        "convnext_tiny": 28_589_128, "regnet_y_400mf": 4_344_144, "swin_t": 28_288_354, "vit_b_32": 88_224_232,
+        "densenet121": 7_978_856,
+    }  # fmt: skip
+    plan = network_plan(NetworkSettings(name=f"torchvision:{name}"), (3, 224, 224), 1000)
+    assert plan.params(DENSE) == published[name]
+    giga = {"convnext_tiny": 4.46, "regnet_y_400mf": 0.40, "swin_t": 4.49, "vit_b_32": 4.41, "densenet121": 2.83}
+    assert plan.mult_adds(DENSE) / 1e9 == pytest.approx(giga[name], abs=0.006)
+
+
+COUNTED_AS_SEPARABLE = ("separable", "tensor_train", "tucker", "cp", "hashed")
+
+
+MERGED = [("resnet9", name) for name in METHODS]
+MERGED += [(network, "separable") for network in ("wrn_16_4", "mobilenet_v2", "vgg16", "wrn_50_2", "mlp")]
+MERGED += [("darts", "tensor_train"), ("mlp", "tucker"), ("mobilenet_v2", "cp"), ("wrn_50_2", "shuffle")]
+
+
+@pytest.mark.parametrize(("network", "name"), MERGED)
+def test_the_standard_convention_agrees_with_torchs_counter_on_merged_networks(network: str, name: str) -> None:
+    image, method = (3, 32, 32), make_method({"name": name})
+    settings = NetworkSettings(name=network, width=0.125, linear=True)
+    plan = network_plan(settings, image, 8)
+    for combined in (True, False):
+        merged = merge(build_student(settings, plan, method, image, 8, seed=0), combined=combined).to("meta").eval()
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            merged(torch.zeros(1, *image, device="meta"))
+        assert trace_plan(merged, image).mult_adds(DENSE) * 2 == counter.get_total_flops()
+        if combined:
+            assert plan.mult_adds(DENSE) * 2 == counter.get_total_flops()
+        elif name in COUNTED_AS_SEPARABLE:
+            assert plan.mult_adds(method) * 2 == counter.get_total_flops()
+
+
+def test_counting_takes_no_arithmetic_on_images() -> None:
+    """One trace a network; every further configuration is arithmetic on its distinct shapes."""
+    plan = network_plan(NetworkSettings(name="darts"), (3, 32, 32), 10)
+    assert network_plan(NetworkSettings(name="darts"), (3, 32, 32), 10) is plan
+    assert len(plan.shapes) < 20

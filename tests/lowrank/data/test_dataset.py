@@ -1,0 +1,192 @@
+"""load_data on digits: splits, cache, statistics, fingerprints, errors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from timeit import timeit
+
+import numpy as np
+import pytest
+import torch
+from pydantic import ValidationError
+
+from lowrank.data import DataSettings, ImageData, clear_cache, load_data
+from lowrank.errors import InputError
+
+
+@pytest.fixture(autouse=True)
+def _own_cache():
+    clear_cache()
+    yield
+    clear_cache()
+
+
+def digits(**changes) -> ImageData:
+    return load_data(DataSettings(**changes))
+
+
+def test_digits():
+    data = digits()
+    assert data.image_shape == (1, 8, 8)
+    assert data.classes == tuple("0123456789")
+    assert (len(data.train), len(data.val), len(data.test)) == (1150, 288, 359)
+    indices = torch.cat([data.train.indices, data.val.indices, data.test.indices])
+    assert indices.sort().values.tolist() == list(range(1797))
+    for split in (data.train, data.val, data.test):
+        assert split.images.shape == (len(split), 8, 8, 1)
+        assert split.images.dtype == torch.uint8
+        assert split.labels.dtype == split.indices.dtype == torch.int64
+        shares = torch.bincount(split.labels).double() / len(split)
+        assert (shares - 0.1).abs().max() < 0.006
+    assert int(data.train.images.max()) == 255
+
+
+def test_pixels_are_the_published_ones():
+    from sklearn.datasets import load_digits
+
+    published = load_digits()
+    data = digits()
+    for split in (data.train, data.val, data.test):
+        places = split.indices.numpy()
+        assert np.array_equal(split.labels.numpy(), published.target[places])
+        assert np.abs(split.images[..., 0].numpy() / 255 * 16 - published.images[places]).max() < 0.04
+
+
+def test_the_test_set_never_changes():
+    base = digits()
+    for other in (digits(split_seed=1), digits(val_fraction=0.5), digits(train_images=100)):
+        assert torch.equal(other.test.indices, base.test.indices)
+        assert not torch.equal(other.val.indices, base.val.indices)
+
+
+def test_train_images_bounds_validation_too():
+    data, full = digits(train_images=100), digits()
+    assert (len(data.train), len(data.val), len(data.test)) == (100, 100, 359)
+    assert torch.bincount(data.train.labels).tolist() == [10] * 10
+    assert set(data.train.indices.tolist()) < set(full.train.indices.tolist())
+    assert set(data.val.indices.tolist()) < set(full.val.indices.tolist())
+    assert len(digits(train_images=1000).val) == 288
+
+
+def test_the_test_split_is_decoded_when_it_is_asked_for():
+    data = digits(train_images=100)
+    assert data.train.is_decoded
+    assert not data.test.is_decoded
+    assert torch.equal(data.test.images, digits().test.images)
+
+
+def test_statistics_are_those_of_the_training_split():
+    data = digits(train_images=300)
+    pixels = data.train.images.double() / 255
+    assert data.mean[0] == pytest.approx(float(pixels.mean()), rel=1e-12)
+    assert data.std[0] == pytest.approx(float(pixels.std(correction=0)), rel=1e-12)
+
+
+def test_statistics_of_a_sample(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("lowrank.data.dataset.STATISTICS_IMAGES", 4)
+    data = digits(train_images=10)
+    pixels = data.train.images[[0, 2, 5, 7]].double() / 255
+    assert data.mean[0] == pytest.approx(float(pixels.mean()), rel=1e-12)
+
+
+def test_the_cache_gives_the_same_object_at_once(tmp_path: Path):
+    data = digits(train_images=50)
+    assert digits(train_images=50) is data
+    assert digits(train_images=51) is not data
+    assert load_data(DataSettings(train_images=50), tmp_path) is not data
+    assert load_data(DataSettings(train_images=50), download=False) is data
+    assert timeit(lambda: digits(train_images=50), number=100) / 100 < 1e-3
+    assert data.train.on("cpu").images is data.train.images
+    clear_cache()
+    assert digits(train_images=50) is not data
+
+
+def test_the_cache_keeps_a_few_sets():
+    first, last = digits(train_images=50), None
+    for count in range(51, 55):
+        last = digits(train_images=count)
+    assert digits(train_images=54) is last
+    assert digits(train_images=50) is not first
+
+
+def test_fingerprint():
+    base = digits()
+    assert len(base.fingerprint) == 16
+    assert int(base.fingerprint, 16) >= 0
+    clear_cache()
+    assert digits().fingerprint == base.fingerprint
+    assert digits(resident_mb=2000).fingerprint == base.fingerprint
+    changed = [
+        digits(split_seed=1).fingerprint,
+        digits(val_fraction=0.1).fingerprint,
+        digits(train_images=500).fingerprint,
+        digits(train_images=500, split_seed=1).fingerprint,
+    ]
+    assert len({base.fingerprint, *changed}) == 5
+
+
+@pytest.mark.parametrize("resident_mb", [1000, 0])
+def test_fingerprint_sees_one_pixel_and_one_label(monkeypatch: pytest.MonkeyPatch, resident_mb: float):
+    import sklearn.datasets
+
+    published = sklearn.datasets.load_digits()
+    monkeypatch.setattr(sklearn.datasets, "load_digits", lambda: published)
+    seen = {digits(resident_mb=resident_mb).fingerprint}
+    published.images[5, 3, 3] = 16 - published.images[5, 3, 3]
+    clear_cache()
+    seen.add(digits(resident_mb=resident_mb).fingerprint)
+    published.target[[0, 1]] = published.target[[1, 0]]
+    clear_cache()
+    seen.add(digits(resident_mb=resident_mb).fingerprint)
+    published.target_names = [f"digit {i}" for i in range(10)]
+    clear_cache()
+    seen.add(digits(resident_mb=resident_mb).fingerprint)
+    assert len(seen) == 4
+
+
+def test_fingerprint_sees_exchanged_classes(monkeypatch: pytest.MonkeyPatch):
+    import sklearn.datasets
+
+    published = sklearn.datasets.load_digits()
+    monkeypatch.setattr(sklearn.datasets, "load_digits", lambda: published)
+    base = digits(split_seed=2)
+    published.target = np.choose(published.target, [1, 0, *range(2, 10)])
+    clear_cache()
+    other = digits(split_seed=2)
+    assert torch.equal(other.train.indices, base.train.indices)  # the splits do not tell
+    assert other.fingerprint != base.fingerprint
+
+
+def test_a_streamed_set_has_no_images_in_memory():
+    data = digits(resident_mb=0.1)  # 1797 * 64 bytes are 0.115 MB
+    assert not data.resident
+    assert digits(resident_mb=0.12).resident
+    assert torch.equal(data.train.decode(torch.tensor([4, 2])), digits().train.images[[4, 2]])
+    with pytest.raises(InputError, match="the train split is over `resident_mb` and streamed"):
+        _ = data.train.images
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"name": "mnist"}, r"^unknown data set 'mnist'; choose from: cifar10, .*, folder:DIR, parquet:DIR$"),
+        ({"name": "parquet"}, r"^data set 'parquet' must name its folder, e\.g\. parquet:DIR$"),
+        ({"name": "folder:"}, r"^data set 'folder:' must name its folder, e\.g\. folder:DIR$"),
+        ({"name": "digits:x"}, r"^unknown data set 'digits:x'"),
+        ({"train_images": 9}, r"^data set 'digits': `train_images` must be between 10 .* and 1150 .*, but got 9$"),
+        ({"train_images": 1151}, r"^data set 'digits': `train_images` must be between 10 .*, but got 1151$"),
+        ({"image_size": 16}, r"^`image_size` is for parquet:DIR and folder:DIR, but the data set is 'digits'$"),
+    ],
+)
+def test_errors(settings: dict, message: str):
+    with pytest.raises(InputError, match=message) as caught:
+        load_data(DataSettings(**settings))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"train_images": 0}, {"val_fraction": 0}, {"val_fraction": 1}, {"resident_mb": -1}, {"images": 3}]
+)
+def test_settings_are_checked(wrong: dict):
+    with pytest.raises(ValidationError, match=next(iter(wrong))):
+        DataSettings(**wrong)

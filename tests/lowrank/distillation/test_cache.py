@@ -1,0 +1,353 @@
+"""The teacher cache: what is read is what the live teacher says; kills, damage, full disks and rivals lose nothing."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import shutil
+import signal
+import subprocess
+import threading
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from lowrank.compression.network_plan import network_plan
+from lowrank.compression.substitute import build_student
+from lowrank.data import ImageData, ViewSettings
+from lowrank.distillation import cache as teacher_cache
+from lowrank.distillation import cache_file as teacher_slots
+from lowrank.distillation.cache import Build, CachedTeacher, CacheKey, TeacherCache, kept_sizes, prepare, tap_sizes
+from lowrank.distillation.cache_file import Array, DamagedSlotError, Layout, read_slot, write_slot
+from lowrank.distillation.losses import attention_map
+from lowrank.distillation.teacher import LiveTeacher, Signals
+from lowrank.layers import Bottleneck
+from lowrank.networks import NetworkSettings
+from lowrank.training.recipe import Recipe
+from lowrank.training.trainer import Trainer
+from tests.support.teachers import small_data, small_network
+
+TAPS = ("stage1", "stage2", "stage3")
+SIZES = ((8, 8), (4, 4), (2, 2))
+VIEWS = ViewSettings(shift=1, cutout=2, seed=3)
+
+
+@pytest.fixture(scope="module")
+def data() -> ImageData:
+    return small_data()
+
+
+def live() -> LiveTeacher:
+    return LiveTeacher(small_network(), TAPS)
+
+
+def key(images: ImageData, **changes: Any) -> CacheKey:
+    about = {
+        "weights": "w", "data": images.fingerprint, "views": VIEWS, "taps": TAPS, "precision": "float32",
+        "layout": Layout(len(images.train), 10, SIZES), **changes,
+    }  # fmt: skip
+    return CacheKey(**about)
+
+
+@pytest.fixture
+def cache(tmp_path: Path, data: ImageData, monkeypatch: pytest.MonkeyPatch) -> TeacherCache:
+    monkeypatch.setattr(teacher_cache, "RESERVE", 0)
+    return TeacherCache(tmp_path / "caches", key(data))
+
+
+def build(data: ImageData, teacher: Any = live) -> Build:
+    return Build(teacher=teacher, data=data, device="cpu", batch_size=64)
+
+
+def never() -> Any:
+    raise AssertionError("the live teacher was asked")
+
+
+def losses(data: ImageData, teacher: Any, epochs: int = 2, slots: int | None = None) -> list[float]:
+    """The loss of every epoch of a small student, at the same weights: its learning rate is next to nothing."""
+    settings = NetworkSettings(name="wrn_10_1", width=0.5)
+    student = build_student(
+        settings, network_plan(settings, (1, 8, 8), 10), Bottleneck(rank_scale=0.3), (1, 8, 8), 10, 1
+    )
+    recipe = Recipe(epochs=epochs, batch_size=32, lr=1e-9, attention_weight=1000, kd_weight=0.5)
+    trainer = Trainer(student, data, recipe, views=VIEWS, order_seed=0, teacher=teacher, taps=TAPS, view_slots=slots)
+    return [trainer.train_epoch()["train_loss"] for _ in range(epochs)]
+
+
+def test_cached_and_live_teacher_give_the_same_losses(cache: TeacherCache, data: ImageData) -> None:
+    assert prepare(cache, build(data), 2, report=lambda line: None)
+    cached = losses(data, CachedTeacher(cache, data, never))
+    assert cached == pytest.approx(losses(data, live()), rel=1e-3)
+
+
+def test_views_are_cycled_when_there_are_fewer_than_epochs(cache: TeacherCache, data: ImageData) -> None:
+    prepare(cache, build(data), 2, report=lambda line: None)
+    cached = losses(data, CachedTeacher(cache, data, never), epochs=3, slots=2)
+    assert cached == pytest.approx(losses(data, live(), epochs=3, slots=2), rel=1e-3)
+
+
+def test_what_is_kept_has_the_size_that_was_announced(cache: TeacherCache, data: ImageData) -> None:
+    told: list[str] = []
+    prepare(cache, build(data), 1, report=told.append)
+    assert "1 views of 200 images, 0.0 MB" in told[0]
+    assert 0 <= cache.path(0).stat().st_size - cache.layout.bytes < 3000
+
+
+def test_a_finished_cache_is_built_once(cache: TeacherCache, data: ImageData) -> None:
+    prepare(cache, build(data), 2, report=lambda line: None)
+    assert prepare(cache, build(data, never), 2, report=pytest.fail)
+    assert prepare(cache, build(data, never), 1, report=pytest.fail)  # fewer views of the same images
+
+
+def _die_after_two(root: Path, images: int) -> None:
+    data = small_data(images)
+    cache = TeacherCache(root, key(data))
+    prepare(cache, build(data), 4, on_slot=lambda slot: slot == 1 and os.kill(os.getpid(), signal.SIGKILL))
+
+
+def test_a_killed_build_goes_on_where_it_was(cache: TeacherCache, data: ImageData, tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    process = context.Process(target=_die_after_two, args=(tmp_path / "caches", 200))
+    process.start()
+    process.join(120)
+    assert process.exitcode == -signal.SIGKILL
+    (cache.folder / "slot_00002.arrow.1.tmp").write_bytes(b"half of a slot")
+    first = cache.path(0).stat().st_mtime_ns
+    built: list[int] = []
+    assert prepare(cache, build(data), 4, report=lambda line: None, on_slot=built.append)
+    assert built == [2, 3]
+    assert cache.path(0).stat().st_mtime_ns == first
+    assert not list(cache.folder.glob("*.tmp"))
+
+
+def _fill(root: Path, turn: Any) -> None:
+    data = small_data()
+    turn.wait(60)
+    told: list[str] = []
+    prepare(TeacherCache(root, key(data)), build(data), 3, report=told.append)
+    (root / f"{os.getpid()}.txt").write_text("\n".join(told))
+
+
+def test_of_two_processes_one_builds_and_the_other_waits(cache: TeacherCache, tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    turn, root = context.Barrier(2), tmp_path / "caches"
+    root.mkdir()
+    both = [context.Process(target=_fill, args=(root, turn)) for _ in range(2)]
+    for process in both:
+        process.start()
+    for process in both:
+        process.join(120)
+    assert [process.exitcode for process in both] == [0, 0]
+    told = "\n".join(path.read_text() for path in root.glob("*.txt"))
+    assert told.count("views built in") == 1
+    assert cache.missing(3) == []
+
+
+def test_another_builder_is_waited_for(cache: TeacherCache, data: ImageData) -> None:
+    prepare(cache, build(data), 1, report=lambda line: None)
+    holder = subprocess.Popen(["flock", str(cache.folder / "build.lock"), "sleep", "1"])
+    told: list[str] = []
+    while subprocess.run(["flock", "-n", str(cache.folder / "build.lock"), "true"], check=False).returncode == 0:
+        assert holder.poll() is None
+    assert prepare(cache, build(data), 2, report=told.append)
+    assert told[0] == "another process builds the teacher cache; waiting for it"
+    holder.wait(10)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"weights": "another teacher"}, {"data": "f00d"}, {"views": VIEWS.model_copy(update={"seed": 4})},
+        {"views": VIEWS.model_copy(update={"shift": 2})}, {"views": VIEWS.model_copy(update={"cutout": 0})},
+        {"taps": ("stage1", "stage3", "stage2")}, {"precision": "bfloat16"},
+        {"layout": Layout(200, 10, ((4, 4), (4, 4), (2, 2)))},
+    ],
+)  # fmt: skip
+def test_whatever_changes_what_the_teacher_says_changes_the_key(data: ImageData, change: dict[str, Any]) -> None:
+    assert key(data, **change).digest != key(data).digest
+
+
+def damage(path: Path, how: str) -> None:
+    content = bytearray(path.read_bytes())
+    if how == "bits":
+        content[len(content) // 2] ^= 0xFF
+    elif how == "cut short":
+        content = content[: len(content) // 2]
+    elif how == "empty":
+        content = bytearray()
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("how", ["bits", "cut short", "empty"])
+def test_a_damaged_slot_is_built_again(cache: TeacherCache, data: ImageData, how: str) -> None:
+    prepare(cache, build(data), 3, report=lambda line: None)
+    damage(cache.path(1), how)
+    told: list[str] = []
+    built: list[int] = []
+    assert prepare(cache, build(data), 3, report=told.append, on_slot=built.append)
+    assert built == [1]
+    assert told[0] == "slots 1 of the teacher cache are damaged and are made again"
+
+
+def test_a_slot_of_another_layout_is_refused(tmp_path: Path) -> None:
+    layout = Layout(5, 3, ((2, 2),))
+    write_slot(tmp_path / "slot", layout.empty())
+    with pytest.raises(DamagedSlotError, match=r"2 columns, not 1"):
+        read_slot(tmp_path / "slot", Layout(5, 3, ()))
+    with pytest.raises(DamagedSlotError, match=r"a column holds 15 numbers of float32, not \(6, 3\)"):
+        read_slot(tmp_path / "slot", Layout(6, 3, ((2, 2),)))
+
+
+def test_damage_during_training_falls_back_to_the_live_teacher(cache: TeacherCache, data: ImageData) -> None:
+    prepare(cache, build(data), 2, report=lambda line: None)
+    damage(cache.path(1), "bits")
+    told: list[str] = []
+    found = losses(data, CachedTeacher(cache, data, live, report=told.append))
+    assert len(told) == 1
+    assert told[0].startswith("the live teacher is asked about view 1: ")
+    assert found == pytest.approx(losses(data, live()), rel=1e-3)
+
+
+def test_whole_slots_are_read_ahead_and_say_the_same(
+    cache: TeacherCache, data: ImageData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepare(cache, build(data), 3, report=lambda line: None)
+    row_by_row = losses(data, CachedTeacher(cache, data, never), epochs=5, slots=3)
+    monkeypatch.setattr(teacher_cache, "RESIDENT", 0)  # every epoch's slot is opened anew
+    readers: list[tuple[int, str]] = []
+    read = TeacherCache.read
+
+    def seen(self: TeacherCache, slot: int) -> list[Array]:
+        readers.append((slot, threading.current_thread().name.partition("_")[0]))
+        return read(self, slot)
+
+    monkeypatch.setattr(TeacherCache, "read", seen)
+    assert losses(data, CachedTeacher(cache, data, never, whole=True), epochs=5, slots=3) == row_by_row
+    slots = [slot for slot, _ in readers]
+    assert slots[:5] == [0, 1, 2, 0, 1]
+    assert [who for _, who in readers] == ["MainThread", *["teacher-cache"] * (len(readers) - 1)]
+
+
+def test_a_slot_read_ahead_that_is_damaged_is_said_when_it_is_asked_for(cache: TeacherCache, data: ImageData) -> None:
+    prepare(cache, build(data), 2, report=lambda line: None)
+    damage(cache.path(1), "bits")
+    told: list[str] = []
+    reader = CachedTeacher(cache, data, live, report=told.append, whole=True)
+    indices = data.train.indices[:4]
+    images = torch.zeros(4, 1, 8, 8)
+    reader.signals(images, indices, 0)
+    assert told == []
+    reader.signals(images, indices, 1)
+    assert len(told) == 1
+    assert told[0].startswith("the live teacher is asked about view 1: ")
+
+
+def test_damage_during_training_is_mended_and_changes_no_bit(cache: TeacherCache, data: ImageData) -> None:
+    prepare(cache, build(data), 2, report=lambda line: None)
+    undisturbed = losses(data, CachedTeacher(cache, data, never))
+    damage(cache.path(1), "cut short")
+    told: list[str] = []
+    mend = partial(prepare, cache, build(data), 2, report=told.append)
+    assert losses(data, CachedTeacher(cache, data, never, mend=mend)) == undisturbed
+    assert told[0] == "slots 1 of the teacher cache are damaged and are made again"
+
+
+def test_too_little_disk_is_said_before_anything_is_built(
+    cache: TeacherCache, data: ImageData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(teacher_cache, "RESERVE", 10**18)
+    told: list[str] = []
+    assert not prepare(cache, build(data, never), 2, report=told.append)
+    assert "the live teacher is asked instead: 2 views take" in told[0]
+    assert not list(cache.folder.glob("*.arrow"))
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 256 kB."""
+    place = tmp_path / "small"
+    place.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=256k", "none", str(place)], capture_output=True, text=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip(f"a tmpfs cannot be mounted here: {mounted.stderr.strip()}")
+    yield place
+    subprocess.run(["umount", str(place)], check=True)
+
+
+def test_a_disk_that_fills_up_in_mid_build_is_given_back(
+    small_disk: Path, data: ImageData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(teacher_cache, "RESERVE", 0)
+    cache = TeacherCache(small_disk, key(data))
+    told: list[str] = []
+
+    def fill(slot: int) -> None:  # someone else takes the rest
+        subprocess.run(["dd", "if=/dev/zero", f"of={small_disk / 'other'}"], capture_output=True, check=False)
+
+    assert not prepare(cache, build(data), 3, report=told.append, on_slot=fill)
+    assert told[-1].startswith("no teacher cache, the live teacher is asked instead: ")
+    assert "No space left" in told[-1]
+    assert not list(cache.folder.glob("slot*"))  # the disk is wanted for checkpoints and records
+
+
+def test_finished_slots_of_another_host_are_copied(cache: TeacherCache, data: ImageData, tmp_path: Path) -> None:
+    prepare(cache, build(data), 3, report=lambda line: None)
+    away = tmp_path / "storage" / "other_host" / cache.key.digest
+    away.parent.mkdir(parents=True)
+    shutil.move(cache.folder, away)
+    damage(away / cache.path(2).name, "bits")
+    copying = TeacherCache(tmp_path / "caches", cache.key, sources=[tmp_path / "storage"])
+    built: list[int] = []
+    assert prepare(copying, build(data), 3, report=lambda line: None, on_slot=built.append)
+    assert built == [2]
+
+
+def test_signals_come_in_the_order_of_the_batch(cache: TeacherCache, data: ImageData) -> None:
+    prepare(cache, build(data), 1, report=lambda line: None)
+    reader = CachedTeacher(cache, data, never)
+    indices = data.train.indices[[7, 3, 150]]
+    found: Signals = reader.signals(torch.empty(0), indices, 0)
+    logits, *maps = cache.read(0)
+    assert np.array_equal(found.logits.numpy(), logits[[7, 3, 150]])
+    assert [tuple(each.shape) for each in found.maps] == [(3, *size) for size in SIZES]
+    assert np.array_equal(found.maps[1].flatten(1).numpy(), maps[1][[7, 3, 150]])
+
+
+def test_a_folder_that_cannot_be_made_falls_back(tmp_path: Path, data: ImageData) -> None:
+    (tmp_path / "file").write_text("")
+    told: list[str] = []
+    assert not prepare(TeacherCache(tmp_path / "file", key(data)), build(data, never), 1, report=told.append)
+    assert "Not a directory" in told[0]
+
+
+def test_contents_are_verified_once_in_a_process(
+    cache: TeacherCache, data: ImageData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepare(cache, build(data), 1, report=lambda line: None)
+    cache.read(0)
+    monkeypatch.setattr(teacher_slots, "_checksum", lambda arrays: pytest.fail("verified again"))
+    cache.read(0)
+
+
+def test_maps_are_kept_at_the_smaller_size() -> None:
+    network = small_network().train()
+    assert tap_sizes(network, TAPS, (1, 8, 8)) == SIZES
+    assert all(module.training for module in network.modules())
+    assert kept_sizes(((16, 16), (8, 8)), ((8, 8), (16, 4))) == ((8, 8), (8, 4))
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 4, 5), (1, 1, 1, 1)])
+def test_the_attention_map_has_the_plain_formula_s_value_and_gradient(shape: tuple[int, ...]) -> None:
+    activation = torch.randn(shape, requires_grad=True)
+    plain = activation.square().mean(dim=1)
+    gradient = torch.randn_like(plain)
+    torch.testing.assert_close(attention_map(activation), plain)
+    found = torch.autograd.grad(attention_map(activation), activation, gradient)
+    torch.testing.assert_close(found, torch.autograd.grad(plain, activation, gradient))

@@ -1,0 +1,137 @@
+"""What only a card can show of training: recorded steps that diverge, float16, and what a step takes."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lowrank.networks import NetworkSettings, darts, make_network
+from lowrank.training.divergence import DivergedError
+from lowrank.training.engine.memory_probe import find_fit, measure_step
+from lowrank.training.trainer import Trainer
+from tests.support.training import (
+    SMALL,
+    small_data,
+    small_recipe,
+    small_teacher,
+    small_trainer,
+    tensor_train,
+)  # fmt: skip
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+
+class Fuse(nn.Module):
+    """The identity until its `fuse`th call in training, then NaN; decided on the card, as a graph asks."""
+
+    def __init__(self, fuse: int):
+        super().__init__()
+        self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
+        self.fuse = fuse
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return x
+        self.calls += 1
+        return x + torch.where(self.calls == self.fuse, math.nan, 0.0)
+
+
+def trainer(network: nn.Module | None = None, **fields: object) -> Trainer:
+    if network is None:
+        torch.manual_seed(0)
+        network = make_network(SMALL, small_data().image_shape, 10)
+    return small_trainer(small_recipe(**fields), network=network, device="cuda")
+
+
+def test_a_recorded_step_that_diverges_is_traced_to_its_step_and_layer():
+    torch.manual_seed(0)
+    network = make_network(SMALL, small_data().image_shape, 10)
+    network.stage2 = nn.Sequential(network.stage2, Fuse(8))
+    run = trainer(network)
+    assert run.captured is not None
+    with pytest.raises(DivergedError) as caught:
+        [run.train_epoch() for _ in range(3)]
+    assert (caught.value.epoch, caught.value.step, caught.value.layer) == (2, 2, "stage2.1")
+
+
+def test_float16_trains_with_a_loss_scale_and_learns():
+    run = trainer(precision="float16", epochs=6)
+    assert run.dtype is torch.float16
+    found = [run.train_epoch() for _ in range(6)]
+    assert all(math.isfinite(each["train_loss"]) and each["loss_scale"] >= 1 for each in found)
+    assert found[-1]["train_loss"] < 0.98 * found[0]["train_loss"]
+
+
+def test_a_float16_gradient_that_overflows_skips_its_step_and_halves_the_scale():
+    run = trainer(precision="float16")
+    assert run.scale is not None
+    run.scale.scale.fill_(2.0**40)
+    found = run.train_epoch()
+    assert found["skipped_steps"] > 0
+    assert found["loss_scale"] < 2.0**40
+    assert math.isfinite(found["train_loss"])
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
+def test_a_step_is_measured_as_training_takes_it(precision):
+    def make(batch_size: int) -> Trainer:
+        return trainer(precision=precision, batch_size=batch_size)
+
+    small, large = (measure_step(make, size, torch.device("cuda")) for size in (16, 64))
+    assert small.peak_mb is not None
+    assert large.peak_mb is not None
+    assert 0 < small.peak_mb <= large.peak_mb
+    assert large.images == 64
+    assert small.seconds > 0
+
+
+def taught(engine: str) -> Trainer:
+    fields = {"attention_weight": 100.0, "kd_weight": 0.5, "clip_norm": 0.5, "ema_decay": 0.9, "label_smoothing": 0.1}
+    recipe = small_recipe(engine=engine, precision="float32", **fields)
+    return small_trainer(recipe, method=tensor_train(), device="cuda", teacher=small_teacher("cuda"))
+
+
+def dropping(engine: str) -> Trainer:
+    network = make_network(NetworkSettings(name="darts", width=0.25), small_data().image_shape, 10)
+    # At the other cases' rate the loss leaves for 20, where a millionth of the weights is a hundredth of a later loss
+    return trainer(network, engine=engine, precision="float32", drop_path=0.3, lr=0.01)
+
+
+def wide(engine: str) -> Trainer:
+    network = make_network(NetworkSettings(name="wrn_10_1"), small_data().image_shape, 10)
+    return trainer(network, engine=engine, precision="float32", accumulate=2)
+
+
+@pytest.mark.parametrize("make", [taught, dropping, wide])
+def test_compiled_steps_have_the_plain_loops_losses(make, monkeypatch):
+    """What the benchmark of the engine does not train: a teacher, dropped paths, parts of a batch."""
+    monkeypatch.setattr(darts, "CELLS", 2)
+    monkeypatch.setattr(darts, "REDUCING", (1, 1))
+    monkeypatch.setattr(darts.DARTS, "taps", ("cells.0", "cells.1"))
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)  # else a pointwise convolution is not its product
+    losses = []
+    for engine in ("compiled", "plain"):
+        torch.manual_seed(0)
+        run = make(engine)
+        for _ in range(3):
+            run.train_steps()
+            losses.append(run.step_losses.clone())
+            run.epoch += 1
+    found, wanted = torch.cat(losses[:3]), torch.cat(losses[3:])
+    assert not torch.equal(found[: len(found) // 3], found[-(len(found) // 3) :])
+    torch.testing.assert_close(found, wanted, rtol=2e-3, atol=2e-3)
+
+
+@pytest.mark.parametrize("engine", ["plain", "captured"])
+def test_the_largest_batch_is_at_most_the_training_split(engine):
+    def make(batch_size: int) -> Trainer:
+        return trainer(engine=engine, batch_size=batch_size)
+
+    found = find_fit(make, 16, torch.device("cuda"), lambda error: isinstance(error, torch.OutOfMemoryError))
+    assert found.step is not None
+    assert found.step.images == 16
+    assert (found.reason, found.limited) == ("", False)
+    assert found.largest_batch == min(len(small_data().train), 64 * 16)

@@ -1,0 +1,255 @@
+"""Models in files: the same model comes back, and a file that is damaged, foreign or hostile is one clear line."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from lowrank.compression.merge import merge
+from lowrank.compression.network_plan import network_plan
+from lowrank.compression.substitute import build_student
+from lowrank.errors import InputError
+from lowrank.io.model_file import METADATA, ModelSpecification, load_model, read_specification, save_model
+from lowrank.io.tensor_file import load_tensors, save_tensors
+from lowrank.layers import Separable
+from lowrank.layers.registry import METHODS, make_method
+from lowrank.networks import NetworkSettings
+
+torch.set_num_threads(1)
+IMAGE, CLASSES = (1, 8, 8), 7
+SMALL = NetworkSettings(width=0.0625)
+
+
+def specification(name: str = "tensor_train", network: NetworkSettings = SMALL, **fields: Any) -> ModelSpecification:
+    method = make_method({"name": name, **fields})
+    return ModelSpecification(network=network, method=method, image_shape=IMAGE, classes=CLASSES)
+
+
+def made(found: ModelSpecification, seed: int = 3) -> nn.Module:
+    """A model away from its start, statistics of norms included."""
+    plan = network_plan(found.network, found.image_shape, found.classes)
+    model = build_student(found.network, plan, found.method, found.image_shape, found.classes, seed)
+    model(torch.randn(4, *found.image_shape))
+    return model
+
+
+def save(path: Path, model: nn.Module, found: ModelSpecification) -> None:
+    save_model(
+        path, model, network=found.network, method=found.method, image_shape=found.image_shape, classes=found.classes
+    )
+
+
+def assert_same(left: nn.Module, right: nn.Module) -> None:
+    states = left.state_dict(), right.state_dict()
+    assert states[0].keys() == states[1].keys()
+    for name, tensor in states[0].items():
+        assert tensor.dtype == states[1][name].dtype
+        assert torch.equal(tensor, states[1][name]), name
+
+
+@pytest.mark.parametrize("name", sorted(METHODS))
+def test_the_same_model_comes_back(name, tmp_path):
+    network = NetworkSettings(name="mlp", width=0.125) if name == "tied_bottleneck" else SMALL
+    found = specification(name, network)
+    if name == "bottleneck":
+        found = specification(name, network, rank_scale=0.3)
+    model, path = made(found), tmp_path / "deep" / "model.safetensors"
+    save(path, model, found)
+    loaded = load_model(path)
+    assert_same(model, loaded)
+    assert not loaded.training
+    x = torch.randn(3, *IMAGE)
+    assert torch.equal(loaded(x), model.eval()(x))
+    assert read_specification(path) == found
+
+
+def test_the_file_is_plain_safetensors_with_json_beside(tmp_path):
+    found = specification("cp", dims=3, rank_scale=0.4)
+    save(tmp_path / "m.safetensors", made(found), found)
+    tensors, about = load_tensors(tmp_path / "m.safetensors")
+    assert "classifier.weight" in tensors
+    assert json.loads(about[METADATA]) == {
+        "version": 1, "network": SMALL.model_dump(), "image_shape": [1, 8, 8], "classes": 7,
+        "method": {"name": "cp", "dims": 3, "rank_scale": 0.4},
+    }  # fmt: skip
+
+
+def test_the_same_model_is_the_same_file(tmp_path):
+    """A teacher's hash is that of its file, and stands in the identity of the trials that it taught."""
+    found = specification("cp", dims=3, rank_scale=0.4)
+    model = made(found)
+    for number in range(8):
+        save(tmp_path / str(number), model, found)
+    assert len({(tmp_path / str(number)).read_bytes() for number in range(8)}) == 1
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_the_dtype_is_kept(dtype, tmp_path):
+    found = specification("acdc", layers=2)
+    model = made(found).to(dtype).eval()
+    save(tmp_path / "m", model, found)
+    loaded = load_model(tmp_path / "m")
+    assert_same(model, loaded)
+    x = torch.randn(2, *IMAGE, dtype=dtype)
+    assert torch.equal(loaded(x), model(x))
+
+
+def test_loading_leaves_the_global_generator_alone(tmp_path):
+    found = specification()
+    save(tmp_path / "m", made(found), found)
+    torch.manual_seed(0)
+    expected = torch.rand(3)
+    torch.manual_seed(0)
+    load_model(tmp_path / "m")
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_an_auxiliary_head_is_kept(tmp_path):
+    network = NetworkSettings(name="darts", width=1 / 36, auxiliary=True)
+    found = ModelSpecification(network=network, method=Separable(), image_shape=(3, 32, 32), classes=3)
+    plan = network_plan(network, found.image_shape, 3)
+    model = build_student(network, plan, found.method, found.image_shape, 3, 0)
+    save(tmp_path / "m", model, found)
+    assert_same(model, load_model(tmp_path / "m"))
+
+
+def test_channels_last_models_are_saved_as_any(tmp_path):
+    found = specification()
+    model = made(found).to(memory_format=torch.channels_last)
+    save(tmp_path / "m", model, found)
+    assert_same(model, load_model(tmp_path / "m"))
+
+
+def test_a_model_that_the_settings_do_not_describe_is_not_saved(tmp_path):
+    found = specification(rank_scale=0.2)
+    model = made(found)
+    own = sum(parameter.numel() for parameter in model.parameters())
+    merged = merge(model)
+    after = sum(parameter.numel() for parameter in merged.parameters())
+    assert own != after
+    message = f"the settings describe a model of {own:,} parameters, but this one has {after:,}"
+    with pytest.raises(InputError, match=message):
+        save(tmp_path / "m", merged, found)
+    assert not list(tmp_path.iterdir())
+
+
+def changed(tmp_path: Path, change: Any) -> Path:
+    """A file whose tensors and metadata `change` has edited."""
+    found, path = specification("bottleneck"), tmp_path / "m.safetensors"
+    save(path, made(found), found)
+    tensors, about = load_tensors(path)
+    content = json.loads(about[METADATA])
+    change(tensors, content)
+    save_tensors(path, tensors, {METADATA: json.dumps(content)})
+    return path
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t, c: t.pop("classifier.weight"), "it stores no `classifier.weight`"),
+        (lambda t, c: t.update(more=torch.ones(1)), "its `more` has no place in the model"),
+        (lambda t, c: t.update({"classifier.weight": t["classifier.weight"].T}), "its `classifier.weight` is 32x7"),
+        (lambda t, c: t.update({"classifier.weight": t["classifier.weight"].half()}), "is 7x32 torch.float16, but the"),
+        (lambda t, c: c.update(version=2), "must be of version 1"),
+        (lambda t, c: c.update(classes="7"), "`lowrank_model.classes`: must be a valid integer, but got '7'"),
+        (lambda t, c: c.update(classes=0), "`lowrank_model.classes`: must be greater than or equal to 1, but got 0"),
+        (lambda t, c: c.update(image_shape=[1, 8]), "`lowrank_model.image_shape`: "),
+        (lambda t, c: c.pop("method"), "`lowrank_model.method` is missing"),
+        (lambda t, c: c.update(method={"name": "pickle"}), "unknown method 'pickle'; choose from: acdc, bottleneck"),
+        (lambda t, c: c.update(method={"name": "cp", "dims": 99}), "`method.dims`: must be less than or equal to 9"),
+        (lambda t, c: c["network"].update(name="nothing"), "unknown network 'nothing'; choose from: "),
+        (lambda t, c: c["network"].update(colour=1), "unknown field `lowrank_model.network.colour`"),
+        (lambda t, c: c["network"].update(width=16), "parameters, but it stores"),
+        (lambda t, c: c.update(method={"name": "bottleneck", "rank_scale": 1e-9}), " is 0; `rank_scale` must be"),
+    ],
+)
+def test_a_file_that_does_not_fit_is_one_clear_line(tmp_path, change, message):
+    path = changed(tmp_path, change)
+    with pytest.raises(InputError, match=re.escape(message)) as caught:
+        load_model(path)
+    assert str(caught.value).startswith(f"{path}: ")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_a_damaged_and_a_foreign_file_are_named(tmp_path):
+    path = tmp_path / "m.safetensors"
+    for read in (load_model, read_specification):
+        with pytest.raises(InputError, match=f"there is no model file {re.escape(str(path))}"):
+            read(path)
+    save_tensors(path, {"a": torch.ones(3)}, {"other": "x"})
+    with pytest.raises(InputError, match="holds no model of this library: its metadata have no `lowrank_model`"):
+        read_specification(path)
+    for text in ("{", "[1]", "[" * 100_000):
+        save_tensors(path, {"a": torch.ones(3)}, {METADATA: text})
+        with pytest.raises(InputError, match=r"its `lowrank_model` (is not JSON|must be of version 1)"):
+            load_model(path)
+    path.write_bytes(path.read_bytes()[:40])
+    with pytest.raises(InputError, match="is damaged"):
+        load_model(path)
+
+
+def test_a_file_cannot_name_code_that_then_runs(tmp_path, monkeypatch):
+    (tmp_path / "own_code_of_a_test.py").write_text(
+        "from lowrank.networks import MLP\n\n"
+        "def make(image_shape, classes):\n    return MLP(image_shape, classes, 0.125)\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    name = "own_code_of_a_test:make"
+    found = specification(network=NetworkSettings(name=name))
+    model = made(found)
+    save(tmp_path / "m", model, found)
+    del sys.modules["own_code_of_a_test"]
+    network_plan.cache_clear()
+    for allowed in (None, "another:make"):
+        with pytest.raises(InputError, match="names the network 'own_code_of_a_test:make', which is code of your own"):
+            load_model(tmp_path / "m", own_network=allowed)
+        assert "own_code_of_a_test" not in sys.modules
+    assert_same(model, load_model(tmp_path / "m", own_network=name))
+
+
+def test_trained_weights_that_the_settings_name_are_not_fetched(tmp_path, monkeypatch):
+    network = NetworkSettings(name="torchvision:squeezenet1_1", weights="DEFAULT")
+    found = ModelSpecification(network=network, method=Separable(), image_shape=(3, 64, 64), classes=3)
+    model = found.build()
+    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", lambda *_, **__: pytest.fail("fetched"))
+    save(tmp_path / "m", model, found)
+    assert_same(model, load_model(tmp_path / "m"))
+    assert read_specification(tmp_path / "m").network.weights == "DEFAULT"
+
+
+TWICE = """
+from torch import nn
+
+class Twice(nn.Module):
+    def __init__(self, channels, classes):
+        super().__init__()
+        self.stem, self.first, self.head = nn.Conv2d(channels, 8, 3), nn.Conv2d(8, 8, 1), nn.Linear(8, classes)
+        self.second = self.first
+
+    def forward(self, x):
+        return self.head(self.second(self.first(self.stem(x))).mean((2, 3)))
+
+def make(image_shape, classes):
+    return Twice(image_shape[0], classes)
+"""
+
+
+def test_a_layer_under_two_names_comes_back_as_one(tmp_path, monkeypatch):
+    (tmp_path / "twice_of_a_test.py").write_text(TWICE)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    name = "twice_of_a_test:make"
+    found = specification("bottleneck", NetworkSettings(name=name))
+    model = made(found)
+    assert model.second is model.first
+    save(tmp_path / "m", model, found)
+    loaded = load_model(tmp_path / "m", own_network=name)
+    assert loaded.second is loaded.first
+    assert_same(model, loaded)

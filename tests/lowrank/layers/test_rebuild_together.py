@@ -1,0 +1,262 @@
+"""All weights of a network rebuilt together: the same as one by one, in value and gradient, whatever the way there."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lowrank.layers import ConvShape, FactoredMap
+from lowrank.layers.acdc.entries import diagonal_sums, toeplitz_and_hankel, waves
+from lowrank.layers.acdc.layer import cosines, sandwich
+from lowrank.layers.acdc.stack import slots_of, spare_layers
+from lowrank.layers.base_method import relative_error
+from lowrank.layers.batched_rebuild import Rebuild, checkpoint_rebuild
+from lowrank.layers.blocks.hashed import Dealt, dealt_table, hash_table, signed
+from lowrank.layers.gathering import Filled, filling
+from lowrank.layers.linear import build_linear
+from lowrank.layers.registry import METHODS, make_method
+
+torch.set_num_threads(1)
+SHAPES = [ConvShape(16, 16)] * 3 + [ConvShape(8, 16), ConvShape(16, 16, (3, 3), padding=(1, 1), bias=True)]
+FACTORED = ("tensor_train", "tucker", "cp", "hashed_full", "hashed", "hashed_both", "acdc", "monarch")
+
+
+def network_of(name: str, **settings: object) -> nn.ModuleList:
+    torch.manual_seed(0)
+    if name == "hashed_both":
+        settings["scale"] = 0.5  # at less a bank of the smallest shape has no entry
+    method = make_method({"name": name, **settings})
+    return nn.ModuleList(method.build(shape) for shape in SHAPES).double()
+
+
+def values_and_gradients(network: nn.ModuleList) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    images = [torch.randn(2, shape.in_channels, 4, 4, dtype=torch.float64, generator=generator) for shape in SHAPES]
+    found = [layer(x) for layer, x in zip(network, images, strict=True)]
+    return [*found, *torch.autograd.grad(sum(each.square().sum() for each in found), list(network.parameters()))]
+
+
+@pytest.mark.parametrize("name", sorted(METHODS))
+def test_values_and_gradients_are_those_of_each_layer_alone(name):
+    network = network_of(name)
+    rebuild = Rebuild(network)
+    assert (len(rebuild.maps) > 0) == (name not in ("dense", "separable", "shuffle"))
+    alone = values_and_gradients(network)
+    with rebuild.given():
+        together = values_and_gradients(network)
+    for one, other in zip(together, alone, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-11)
+
+
+def test_layers_of_one_structure_are_one_stack():
+    rebuild = Rebuild(network_of("tensor_train"))
+    assert sorted(len(places) for places in rebuild.stacks) == [1, 4]  # a depthwise part is no matter
+    assert Rebuild(network_of("tensor_train", dims=2)).stacks == rebuild.stacks
+
+
+def test_a_bottleneck_that_forms_its_weight_is_rebuilt_and_a_thin_one_is_not():
+    thin, wide = network_of("bottleneck", rank_scale=0.1), network_of("bottleneck", rank_scale=0.9)
+    assert (len(Rebuild(thin).maps), len(Rebuild(wide).maps)) == (0, len(SHAPES))
+    alone = values_and_gradients(wide)
+    with Rebuild(wide).given():
+        for one, other in zip(values_and_gradients(wide), alone, strict=True):
+            torch.testing.assert_close(one, other)
+
+
+def test_a_linear_map_takes_the_weight_it_is_given():
+    layer = build_linear(make_method({"name": "tucker"}), ConvShape(16, 32, bias=True))
+    rebuild, x = Rebuild(layer), torch.randn(3, 16)
+    with rebuild.handing([torch.zeros(32, 16, 1, 1)]):
+        assert torch.equal(layer(x), layer.pointwise.bias.expand(3, 32))
+    with rebuild.given():
+        torch.testing.assert_close(layer(x), x @ layer.dense_weight().T + layer.pointwise.bias)
+
+
+def test_no_layer_keeps_what_it_was_given_even_after_an_error():
+    network = network_of("cp")
+
+    def unlucky() -> None:
+        with Rebuild(network).given():
+            assert all(each.given is not None for each in network.modules() if isinstance(each, FactoredMap))
+            raise RuntimeError("out of luck")
+
+    with pytest.raises(RuntimeError, match="out of luck"):
+        unlucky()
+    assert all(each.given is None for each in network.modules() if isinstance(each, FactoredMap))
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # of torch, while tracing
+def test_a_trunk_is_compiled_once_for_all_settings():
+    """Rebuilt weights have one shape whatever the method, so a compiled trunk that takes them serves them all."""
+    networks = [network_of("tensor_train", rank_scale=0.3), network_of("tucker", dims=4), network_of("cp")]
+    compiled_for, images = Rebuild(networks[0], every=True), torch.randn(2, 16, 4, 4, dtype=torch.float64)
+    graphs: list[object] = []
+
+    def trunk(x: Tensor, weights: list[Tensor]) -> Tensor:
+        with compiled_for.handing(weights):
+            return networks[0][2](networks[0][1](networks[0][0](x)))
+
+    torch._dynamo.reset()
+    compiled = torch.compile(trunk, fullgraph=True, backend=lambda graph, _: graphs.append(graph) or graph.forward)
+    for network in networks:
+        found = compiled(images, Rebuild(network, every=True).weights())
+        torch.testing.assert_close(found, network[2](network[1](network[0](images))))
+        gradients = torch.autograd.grad(found.sum(), list(network[0].parameters()))
+        assert all(gradient.abs().sum() > 0 for gradient in gradients)
+    assert len(graphs) == 1
+
+
+def test_checkpointed_maps_rebuild_themselves():
+    assert Rebuild(checkpoint_rebuild(network_of("cp"))).maps == ()
+
+
+@pytest.mark.parametrize("name", FACTORED)
+def test_under_autocast_weights_come_in_half_precision_near_the_exact_ones(name):
+    network = network_of(name)
+    exact = Rebuild(network).weights()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = Rebuild(network.float()).weights()
+    for weight, wanted in zip(found, exact, strict=True):
+        assert ((weight.double() - wanted).norm() / wanted.norm()).item() < 0.02
+        if name in ("tensor_train", "tucker", "cp", "monarch"):
+            assert weight.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    "settings", [*FACTORED, "bottleneck", "tied_bottleneck", {"name": "tucker", "dims": 4}], ids=str
+)
+def test_factors_filled_up_with_zeros_give_the_same_weight_and_gradients(settings):
+    """The way that a GPU takes, on a CPU: laid out, for one map and for a stack."""
+    settings = settings if isinstance(settings, dict) else {"name": settings}
+    shape = ConvShape(24, 48)
+    layers = [make_method(settings).build(shape).double() for _ in range(2)]
+    maps = [[each for each in layer.modules() if isinstance(each, FactoredMap)][-1] for layer in layers]
+    columns = list(zip(*(each.factors() for each in maps), strict=True))
+    wanted = torch.stack([each.weight() for each in maps])
+    found = maps[0].assembled(maps[0].filled([torch.stack(column) for column in columns]))
+    torch.testing.assert_close(found, wanted)
+    direction = torch.randn_like(wanted)
+    factors = [factor for column in columns for factor in column]
+    gradients = (torch.autograd.grad(each, factors, direction) for each in (found, wanted))
+    for ours, theirs in zip(*gradients, strict=True):
+        torch.testing.assert_close(ours, theirs)
+    alone = maps[1].assembled([factor.squeeze(0) for factor in maps[1].filled([f[None] for f in maps[1].factors()])])
+    torch.testing.assert_close(alone, wanted[1])
+
+
+@pytest.mark.parametrize("name", ["tensor_train", "tucker"])
+def test_filling_is_a_gather_both_ways(name):
+    rebuild = Rebuild(network_of(name, rank_scale=0.3))
+    leads = [rebuild.maps[places[0]] for places in rebuild.stacks]
+    columns = [list(zip(*(rebuild.maps[at].factors() for at in places), strict=True)) for places in rebuild.stacks]
+    flat = torch.cat([factor.reshape(-1) for factors in columns for column in factors for factor in column])
+    flat = torch.cat([torch.zeros(1, dtype=flat.dtype), flat.detach()]).requires_grad_()
+    index, back, shapes = filling(leads, columns, {})
+    filled = Filled.apply(flat, index, back, torch.float64)
+    assert len(filled) == sum(torch.Size(shape).numel() for group in shapes for shape in group) > len(flat)
+    groups = (lead.filled(list(map(torch.stack, factors))) for lead, factors in zip(leads, columns, strict=True))
+    wanted = torch.cat([each.flatten() for group in groups for each in group])
+    assert torch.equal(filled, wanted)
+    direction = torch.randn_like(filled)
+    (gradient,) = torch.autograd.grad(filled, flat, direction)
+    (expected,) = torch.autograd.grad(flat[index], flat, direction)
+    assert torch.equal(gradient[1:], expected[1:])
+
+
+@pytest.mark.parametrize("layers", range(1, 24))
+def test_layers_laid_out_for_products_in_pairs_come_in_their_order(layers):
+    spare, slots = spare_layers(layers), slots_of(layers)
+    held = dict(zip(slots, ([layer] for layer in range(layers)), strict=True))
+    held.update({2 * spare + pair: held.pop(pair) + held.pop(spare + pair) for pair in range(spare)})
+    assert sorted(held) == list(range(2 * spare, layers + spare))
+    level = [held[slot] for slot in sorted(held)]
+    while len(level) > 1:
+        half = len(level) // 2
+        level = [left + right for left, right in zip(level[:half], level[half:], strict=True)]
+    assert level == [list(range(layers))]
+
+
+@pytest.mark.parametrize("width", [1, 2, 3, 7, 16])
+def test_entries_of_a_cosine_sandwich_and_the_way_back(width):
+    generator = torch.Generator().manual_seed(0)
+    diagonals = torch.randn(3, width, dtype=torch.float64, generator=generator)
+    transform, halves = cosines(width), diagonals @ waves(width, diagonals)
+    entries = toeplitz_and_hankel(halves)
+    torch.testing.assert_close(entries, transform.T @ (diagonals[:, :, None] * transform))
+    torch.testing.assert_close(sandwich(diagonals), entries)
+    given = torch.randn(entries.shape, dtype=torch.float64, generator=generator)
+    torch.testing.assert_close((diagonal_sums(given) * halves).sum(1), (given * entries).sum((1, 2)))
+
+
+@pytest.mark.parametrize("layers", [1, 2, 5, 8])
+@pytest.mark.parametrize("channels", [(16, 16), (11, 11), (5, 15), (6, 16), (16, 4), (15, 5), (1, 1)], ids=str)
+def test_acdc_in_stacks_is_acdc_by_products(channels, layers):
+    """The way that a GPU takes, on a CPU: for one map and for a stack, far from the start, in three precisions."""
+    maps = [make_method({"name": "acdc", "layers": layers}).build(ConvShape(*channels)).double() for _ in range(3)]
+    with torch.no_grad():
+        first, second = (
+            torch.stack([each.factors()[k] + 0.3 * torch.randn_like(each.first) for each in maps]).requires_grad_()
+            for k in (0, 1)
+        )
+    edge = maps[0].edge * maps[0].output_scale
+    wanted = torch.stack([maps[0]._multiplied(*pair, edge) for pair in zip(first, second, strict=True)])
+    direction = torch.randn_like(wanted)
+    gradients = torch.autograd.grad(wanted, (first, second), direction)
+    found = maps[0]._stacked(first, second, torch.float64)
+    torch.testing.assert_close(found, wanted)
+    for gradient, other in zip(torch.autograd.grad(found, (first, second), direction), gradients, strict=True):
+        torch.testing.assert_close(gradient, other)
+    torch.testing.assert_close(maps[0]._stacked(first[1], second[1], torch.float64), wanted[1])
+    single = [each.detach().float().requires_grad_() for each in (first, second)]
+    for dtype, tolerance in ((torch.float32, 1e-5), (torch.float16, 0.005), (torch.bfloat16, 0.03)):
+        half = maps[0].float()._stacked(*single, dtype)
+        assert relative_error(half, wanted) < tolerance
+        for gradient, other in zip(torch.autograd.grad(half, single, direction.to(dtype)), gradients, strict=True):
+            assert gradient.dtype == torch.float32
+            assert relative_error(gradient, other) < tolerance
+
+
+def test_what_acdc_keeps_for_a_gpu_is_made_once_and_serves_training_after_inference(monkeypatch):
+    layer = make_method({"name": "acdc", "layers": 3}).build(ConvShape(8, 16))
+    made = []
+    make = layer._fixed_on_gpu
+    monkeypatch.setattr(layer, "_fixed_on_gpu", lambda *given: made.append(given) or make(*given))
+    with torch.inference_mode():
+        layer._stacked(*layer.factors(), torch.float32)
+    layer._stacked(*layer.factors(), torch.float32).sum().backward()
+    assert len(made) == 1
+    assert layer.first.grad.abs().sum() > 0
+
+
+def test_a_layer_alone_takes_its_factors_in_one_copy_under_autocast():
+    layer = make_method({"name": "tucker"}).build(ConvShape(16, 32))
+    assert layer._filled_alone(layer.factors())[0] is layer.factors()[0]
+    with torch.autocast("cpu", torch.bfloat16):
+        found = layer._filled_alone(layer.factors())
+    assert {factor.untyped_storage().data_ptr() for factor in found} == {found[0].untyped_storage().data_ptr()}
+    torch.testing.assert_close(layer.assembled(found).float(), layer.weight(), rtol=0.1, atol=0.02)
+
+
+@pytest.mark.parametrize(("weights", "entries"), [(12, 4), (13, 5), (7, 7), (9, 1)])
+def test_a_bank_dealt_out_has_the_gradient_of_a_gather(weights, entries):
+    bank = torch.randn(2, entries, dtype=torch.float64, requires_grad=True)
+    reads, readers = hash_table(weights, entries), dealt_table(weights, entries)
+    found, wanted = Dealt.apply(bank, reads, readers, torch.float64), signed(bank).index_select(-1, reads)
+    assert torch.equal(found, wanted)
+    direction = torch.randn_like(found)
+    for one, other in zip(
+        torch.autograd.grad(found, bank, direction), torch.autograd.grad(wanted, bank, direction), strict=True
+    ):
+        torch.testing.assert_close(one, other)
+    half = Dealt.apply(bank.float(), reads, readers, torch.bfloat16)
+    assert half.dtype == torch.bfloat16
+    assert torch.autograd.grad(half, bank, direction.bfloat16())[0].dtype == torch.float64
+
+
+@pytest.mark.parametrize(("name", "convolutions"), [("hashed_both", 1), ("shuffle", 2)])
+def test_a_depthwise_part_that_only_scales_is_no_convolution(name, convolutions):
+    layer = make_method({"name": name}).build(ConvShape(16, 16))
+    with torch.profiler.profile() as profile:
+        layer(torch.randn(2, 16, 4, 4))
+    assert {event.key: event.count for event in profile.key_averages()}["aten::_convolution"] == convolutions

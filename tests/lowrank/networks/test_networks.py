@@ -1,0 +1,315 @@
+"""The networks by name: shapes, sizes as published, torchvision's and the user's own, and the messages of errors."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lowrank.compression.network_plan import network_plan
+from lowrank.errors import InputError
+from lowrank.layers import Dense, Separable
+from lowrank.networks import DARTS, NetworkSettings, ResNet9, default_images, make_network
+from lowrank.networks.base import DropPath
+from lowrank.networks.darts import FactorizedReduce
+from lowrank.networks.external import replace_head
+
+torch.set_num_threads(1)  # tiny layers
+
+NAMES = ("wrn_16_4", "wrn_50_2", "darts", "mobilenet_v2", "resnet9", "vgg16", "mlp")
+
+
+@pytest.mark.parametrize(
+    ("name", "substituted", "fixed"),
+    [  # RULES: substituted layers and fixed parameters
+        ("wrn_16_4", 12, 48602),
+        ("wrn_40_2", 36, 17882),
+        ("wrn_28_10", 24, 283354),
+        ("wrn_50_2", 52, 2126632),
+        ("darts", 240, 49078),
+        ("mobilenet_v2", 35, 99200),
+        ("resnet9", 7, 11328),
+    ],
+)
+def test_substituted_layers_and_fixed_parameters(name: str, substituted: int, fixed: int) -> None:
+    plan = network_plan(NetworkSettings(name=name), *default_images(name))
+    assert len(plan.substituted) == substituted
+    assert plan.fixed_params == fixed
+
+
+@pytest.mark.parametrize(
+    ("name", "method", "params"),
+    [
+        ("wrn_50_2", Dense(), 68_883_240),  # torchvision's wide_resnet50_2
+        ("mobilenet_v2", Dense(), 3_504_872),  # torchvision's mobilenet_v2
+        ("vgg16", Dense(), 14_728_266),  # 13 convolutions with bias and batch norm, one linear map of 512 x 10
+        ("darts", Separable(), 3_349_342),  # 3.3 million in Liu et al. 2019
+        ("mlp", Dense(), (3072 + 512) * 512 + 2 * 2 * 512 + 512 * 10 + 10),
+    ],
+)
+def test_sizes_as_published(name: str, method: Dense | Separable, params: int) -> None:
+    plan = network_plan(NetworkSettings(name=name), *default_images(name))
+    assert plan.params(method) == params
+    assert plan.base == ("separable" if name == "darts" else "dense")
+
+
+@pytest.mark.parametrize("name", ["wrn_50_2", "mobilenet_v2"])
+def test_imagenet_networks_cost_what_torchvisions_do(name: str) -> None:
+    theirs = {"wrn_50_2": "torchvision:wide_resnet50_2", "mobilenet_v2": "torchvision:mobilenet_v2"}[name]
+    own, other = (network_plan(NetworkSettings(name=each), (3, 96, 96), 7) for each in (name, theirs))
+    assert own.mult_adds(Dense()) == other.mult_adds(Dense())
+    assert own.params(Dense()) == other.params(Dense())
+    assert own.extras == other.extras
+
+
+@pytest.mark.parametrize(
+    ("name", "image"),
+    [
+        ("resnet9", (3, 32, 32)),
+        ("resnet9", (1, 8, 8)),
+        ("resnet9", (3, 40, 72)),
+        ("wrn_10_1", (3, 20, 24)),
+        ("wrn_50_2", (3, 40, 33)),
+        ("darts", (3, 32, 32)),
+        ("darts", (1, 28, 28)),
+        ("darts", (3, 9, 15)),  # odd at each halving
+        ("mobilenet_v2", (3, 33, 40)),
+        ("vgg16", (3, 32, 48)),
+        ("mlp", (1, 8, 9)),
+    ],
+)
+def test_networks_map_images_to_logits(name: str, image: tuple[int, int, int]) -> None:
+    network = make_network(NetworkSettings(name=name, width=0.125), image, 7).eval()
+    with torch.no_grad():
+        assert tuple(network(torch.randn(2, *image)).shape) == (2, 7)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_kept_patterns_and_taps_name_modules(name: str) -> None:
+    image, classes = (3, 32, 32), 10
+    network = make_network(NetworkSettings(name=name, width=0.125), image, classes).eval()
+    seen: dict[str, Tensor] = {}
+    for tap in network.taps:
+        network.get_submodule(tap).register_forward_hook(lambda module, inputs, out, tap=tap: seen.update({tap: out}))
+    network(torch.zeros(2, *image))
+    areas = [seen[tap].shape[2] * seen[tap].shape[3] for tap in network.taps]
+    assert areas == sorted(areas, reverse=True)
+    assert all(tap.dim() == 4 for tap in seen.values())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_start_from_scratch_neither_explodes_nor_dies(name: str) -> None:
+    torch.manual_seed(0)
+    network = make_network(NetworkSettings(name=name, width=0.25), (3, 32, 32), 10)
+    logits = network(torch.randn(8, 3, 32, 32))
+    assert 1e-3 < logits.std().item() < 10
+    logits.square().mean().backward()
+    assert all(parameter.grad is not None for parameter in network.parameters())
+
+
+def test_the_last_pooling_of_resnet9_is_global() -> None:
+    pool = ResNet9(3, 10, width=0.1).pool
+    for side in (1, 3, 4, 5, 9):
+        x = torch.randn(2, 3, side, side + 2)
+        assert torch.equal(pool(x)[:, :, 0, 0], x.amax((2, 3)))
+
+
+def test_width_thins_the_inner_channels_only() -> None:
+    network = make_network(NetworkSettings(name="wrn_16_4", width=0.5), (3, 32, 32), 10)
+    assert network.classifier.in_features == 128
+    assert network.stem.out_channels == 16
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_network_can_be_made_thinner(name: str) -> None:
+    image, classes = default_images(name)
+    whole, half, least = (
+        network_plan(NetworkSettings(name=name, width=width), image, classes).params(Dense())
+        for width in (1.0, 0.5, 1e-9)
+    )
+    assert least < half < whole
+
+
+# DARTS
+
+
+def small_darts(**settings: bool) -> DARTS:
+    torch.manual_seed(0)
+    return DARTS(3, 10, width=0.12, **settings)
+
+
+def test_the_auxiliary_head_trains_along_and_is_not_counted() -> None:
+    settings = NetworkSettings(name="darts", width=0.12, auxiliary=True)
+    network = make_network(settings, (3, 32, 32), 10)
+    logits, auxiliary = network.train()(torch.randn(2, 3, 32, 32))
+    assert logits.shape == auxiliary.shape == (2, 10)
+    assert network.eval()(torch.randn(2, 3, 32, 32)).shape == (2, 10)
+    without = settings.model_copy(update={"auxiliary": False})
+    plans = [network_plan(each, (3, 32, 32), 10) for each in (settings, without)]
+    assert plans[0] == plans[1]
+    assert not any(site.name.startswith("auxiliary") for site in plans[0].sites)
+
+
+def test_drop_path_drops_whole_samples_and_keeps_the_mean() -> None:
+    drop = DropPath()
+    drop.set_rate(0.25)
+    x = torch.ones(4000, 2, 3, 3)
+    torch.manual_seed(0)
+    out = drop(x)
+    assert out.unique().tolist() == pytest.approx([0, 4 / 3])
+    assert torch.equal(out, out[:, :1, :1, :1].expand_as(out))
+    assert out.mean().item() == pytest.approx(1, abs=0.03)
+    assert drop.eval()(x) is x
+    with pytest.raises(InputError, match=r"the drop-path rate must be at least 0 and below 1, but got 1\.5"):
+        drop.set_rate(1.5)
+
+
+def test_drop_path_skips_identity_branches() -> None:
+    network = small_darts().train()
+    network.set_drop_path(0.999999)
+    cell = network.cells[0]
+    assert [isinstance(edge, nn.Identity) for edge in cell.edges].count(True) == 2
+    states = [torch.randn(2, cell.edges[0][0][1].in_channels, 8, 8) for _ in range(4)]
+    for index, edge in enumerate(cell.edges):
+        kept = bool(cell._edge(index, states).any())
+        assert kept == isinstance(edge, nn.Identity)
+    assert "rate" not in str(list(network.state_dict()))
+
+
+def test_the_second_half_of_a_reduction_is_shifted_by_one_pixel() -> None:
+    reduce = FactorizedReduce(1, 2).eval()
+    nn.init.ones_(reduce.conv1.weight)
+    nn.init.ones_(reduce.conv2.weight)
+    x = torch.arange(36.0).view(1, 1, 6, 6)
+    out = reduce(x) * math.sqrt(1 + reduce.norm.eps)
+    torch.testing.assert_close(out, torch.cat([x[:, :, ::2, ::2], x[:, :, 1::2, 1::2]], 1))
+
+
+# Networks from elsewhere
+
+
+def test_torchvision_networks_by_name() -> None:
+    network = make_network(NetworkSettings(name="torchvision:squeezenet1_1"), (3, 64, 64), 7).eval()
+    assert tuple(network(torch.zeros(1, 3, 64, 64)).shape) == (1, 7)
+
+
+@pytest.mark.parametrize("classes", [1000, 5])
+def test_trained_weights_come_by_name_with_a_new_head(
+    classes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lowrank.utils.torchvision_compat import torchvision
+
+    weights = torchvision.models.SqueezeNet1_1_Weights.DEFAULT
+    trained = torchvision.models.squeezenet1_1(weights=None).state_dict()
+    (tmp_path / "hub" / "checkpoints").mkdir(parents=True)
+    torch.save(trained, tmp_path / "hub" / "checkpoints" / weights.url.rpartition("/")[2])  # found: not downloaded
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    settings = NetworkSettings(name="torchvision:squeezenet1_1", weights="IMAGENET1K_V1")
+    network = make_network(settings, (3, 64, 64), classes)
+    state = network.state_dict()
+    same = {name for name, value in state.items() if torch.equal(value, trained[name])}
+    head = set() if classes == 1000 else {"classifier.1.weight", "classifier.1.bias"}
+    assert set(state) - same == head
+    assert tuple(network.eval()(torch.zeros(1, 3, 64, 64)).shape) == (1, classes)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "nothing"))  # counting loads none
+    assert network_plan(settings, (3, 64, 64), classes).params(Dense()) == sum(p.numel() for p in network.parameters())
+
+
+def test_a_head_that_is_a_linear_map_is_replaced() -> None:
+    network = nn.Sequential(nn.Flatten(), nn.Linear(12, 20), nn.ReLU(), nn.Linear(20, 20, bias=False))
+    replace_head(network, 20, 3)
+    assert (network[1].out_features, network[3].out_features, network[3].bias) == (20, 3, None)
+    with pytest.raises(InputError, match="Sequential has no layer of 1000 outputs to replace by one of 3"):
+        replace_head(network, 1000, 3)
+
+
+OWN = """
+from torch import nn
+
+def make(image_shape, num_classes, width=1.0):
+    return nn.Sequential(
+        nn.Conv2d(image_shape[0], round(8 * width), 3), nn.ReLU(), nn.Conv2d(round(8 * width), 8, 3),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, num_classes),
+    )
+
+def plain(): return make((3, 8, 8), 10)
+def asks(colour): return make((3, 8, 8), 10)
+def wrong(): return 3
+number = 3
+"""
+
+
+@pytest.fixture
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The name of a module with networks of the user's own."""
+    (tmp_path / "own_networks.py").write_text(OWN)
+    (tmp_path / "broken_networks.py").write_text("1 / 0")
+    monkeypatch.syspath_prepend(tmp_path)
+    network_plan.cache_clear()
+    return "own_networks"
+
+
+def test_networks_of_the_users_own(own: str) -> None:
+    network = make_network(NetworkSettings(name=f"{own}:make", width=0.5), (1, 8, 8), 7)
+    assert (network[0].in_channels, network[0].out_channels, network[-1].out_features) == (1, 4, 7)
+    plan = network_plan(NetworkSettings(name=f"{own}:plain"), (3, 8, 8), 10)
+    assert [site.name for site in plan.substituted] == ["2"]
+    assert default_images(f"{own}:make") == ((3, 32, 32), 10)
+
+
+@pytest.mark.parametrize(
+    ("name", "image", "message"),
+    [
+        ("resnet10", (3, 32, 32), r"unknown network 'resnet10'; choose from: .*resnet9"),
+        ("wrn_29_10", (3, 32, 32), r"the depth of a wide ResNet must be 6n \+ 4 .*, but got 29"),
+        ("wrn_28_0", (3, 32, 32), "the widening factor of a wide ResNet must be at least 1, but got 0"),
+        ("resnet9", (3, 4, 32), "resnet9 needs images of at least 8 x 8, but got 4 x 32"),
+        ("vgg16", (3, 31, 32), "vgg16 needs images of at least 32 x 32, but got 31 x 32"),
+        ("torchvision:resnet19", (3, 32, 32), "unknown torchvision network 'resnet19'; choose from: .*resnet18"),
+        ("torchvision:resnet18", (1, 32, 32), "torchvision:resnet18 takes images of 3 channels, but got 1"),
+        ("nowhere:make", (3, 32, 32), "network 'nowhere:make' cannot be imported: ModuleNotFoundError: No module"),
+        ("broken_networks:make", (3, 32, 32), "'broken_networks:make' cannot be imported: ZeroDivisionError"),
+        ("own_networks:nothing", (3, 32, 32), "own_networks has no function 'nothing'"),
+        ("own_networks:number", (3, 32, 32), "own_networks has no function 'number'"),
+        ("own_networks:asks", (3, 32, 32), r"own_networks:asks asks for `colour`; it can be given: .*num_classes"),
+        ("own_networks:wrong", (3, 32, 32), r"own_networks:wrong must return a torch\.nn\.Module, but returned a int"),
+    ],
+)
+def test_impossible_networks_are_named(own: str, name: str, image: tuple[int, int, int], message: str) -> None:
+    with pytest.raises(InputError, match=message) as caught:
+        make_network(NetworkSettings(name=name), image, 10)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"name": "torchvision:resnet18", "width": 0.5}, "torchvision:resnet18 has no `width`"),
+        ({"name": "own_networks:plain", "width": 0.5}, "own_networks:plain has no `width`"),
+        ({"name": "torchvision:resnet18", "weights": "BEST"}, "unknown weights of torchvision:resnet18 'BEST'; .*IMAG"),
+        ({"name": "resnet9", "weights": "DEFAULT"}, "`weights` are torchvision's: resnet9 has none"),
+        ({"name": "resnet9", "auxiliary": True}, "resnet9 has no `auxiliary` head; darts has"),
+    ],
+)
+def test_settings_that_a_network_does_not_have_are_named(own: str, settings: dict, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        make_network(NetworkSettings(**settings), (3, 32, 32), 10)
+
+
+def test_the_auxiliary_head_needs_room() -> None:
+    with pytest.raises(InputError, match="darts needs images of at least 32 x 32, but got 16 x 16"):
+        make_network(NetworkSettings(name="darts", width=0.1, auxiliary=True), (3, 16, 16), 10)
+
+
+@pytest.mark.parametrize("name", ["resnet9", "darts"])
+def test_networks_are_reproducible_from_a_seed(name: str) -> None:
+    def weights(seed: int) -> torch.Tensor:
+        torch.manual_seed(seed)
+        network = make_network(NetworkSettings(name=name, width=0.1), (3, 32, 32), 10)
+        return torch.cat([parameter.flatten() for parameter in network.parameters()])
+
+    assert torch.equal(weights(1), weights(1))
+    assert not torch.equal(weights(1), weights(2))

@@ -1,0 +1,84 @@
+"""A recorded step and the plain one are one: same losses, same weights, same state, whatever the recipe."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from lowrank.compression.budget import Budget, solve
+from lowrank.compression.network_plan import network_plan
+from lowrank.compression.substitute import build_student
+from lowrank.data import DataSettings, ImageData, default_views, load_data
+from lowrank.distillation.teacher import LiveTeacher, default_taps
+from lowrank.layers import TensorTrain
+from lowrank.networks import NetworkSettings, make_network
+from lowrank.training.engine.cuda_graph import engine_of
+from lowrank.training.recipe import Recipe
+from lowrank.training.trainer import Trainer
+
+SMALL = NetworkSettings(width=0.125)
+ON_GPU = torch.cuda.is_available()
+DEVICE = "cuda" if ON_GPU else "cpu"
+RECIPES = {
+    "plain": {},
+    "clipped, averaged": {"clip_norm": 0.5, "ema_decay": 0.9},
+    "in micro-batches": {"accumulate": 2},
+    "frobenius": {"decay": "frobenius"},
+    "no momentum": {"momentum": 0.0, "nesterov": False},
+    "taught": {"attention_weight": 1000.0, "kd_weight": 0.5},
+}
+
+
+@pytest.fixture(scope="module")
+def data() -> ImageData:
+    return load_data(DataSettings(train_images=200))
+
+
+def trainer(data: ImageData, engine: str, **fields: object) -> Trainer:
+    plan = network_plan(SMALL, data.image_shape, 10)
+    method = solve(plan, TensorTrain(dims=3), Budget(params=4500))
+    network = build_student(SMALL, plan, method, data.image_shape, 10, 0)
+    torch.manual_seed(1)
+    wise = make_network(SMALL, data.image_shape, 10).to(DEVICE)
+    recipe = Recipe(epochs=3, batch_size=32, engine=engine, **{"lr": 0.1, **fields})
+    return Trainer(
+        network, data, recipe, views=default_views("digits"), order_seed=0, device=DEVICE,
+        teacher=LiveTeacher(wise, default_taps(wise)),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recorded_step_trains_as_the_plain_one(data, name):
+    plain, recorded = trainer(data, "plain", **RECIPES[name]), trainer(data, "captured", **RECIPES[name])
+    for _ in range(2):
+        one, other = plain.train_epoch(), recorded.train_epoch()
+        timeless = [key for key in one if not key.endswith(("seconds", "_second", "_mb", "utilisation"))]
+        near = 0.02 if ON_GPU else 1e-6
+        assert {key: other[key] for key in timeless} == pytest.approx({key: one[key] for key in timeless}, rel=near)
+    state = recorded.state()
+    if not ON_GPU:
+        for key, tensor in plain.state().items():
+            torch.testing.assert_close(state[key], tensor, rtol=1e-5, atol=1e-7, msg=key)
+
+
+def test_a_resumed_recorded_run_is_the_undisturbed_one(data):
+    whole, cut, resumed = (trainer(data, "captured", ema_decay=0.9) for _ in range(3))
+    for _ in range(2):
+        whole.train_epoch()
+    cut.train_epoch()
+    resumed.train_epoch()  # has recorded a step on tensors that the state then replaces
+    resumed.load_state({name: tensor.clone() for name, tensor in cut.state().items()})
+    resumed.train_epoch()
+    for key, tensor in whole.state().items():
+        torch.testing.assert_close(resumed.state()[key], tensor, rtol=0, atol=0 if not ON_GPU else 1e-2, msg=key)
+
+
+@pytest.mark.parametrize(
+    ("engine", "epochs", "on_gpu", "wanted"),
+    [
+        ("auto", 100, True, "compiled"), ("auto", 99, True, "captured"), ("auto", 100, False, "plain"),
+        ("plain", 100, True, "plain"), ("captured", 100, False, "captured"), ("compiled", 1, True, "compiled"),
+    ],
+)  # fmt: skip
+def test_long_trials_on_a_gpu_are_compiled_unless_their_recipe_says_otherwise(engine, epochs, on_gpu, wanted):
+    assert engine_of(Recipe(engine=engine, epochs=epochs), 50, on_gpu) == wanted

@@ -1,0 +1,115 @@
+"""The training loss: its parts, their weights, the teacher beside the student, views that come again."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lowrank.distillation.losses import attention_loss, distillation_loss
+from lowrank.distillation.teacher import Signals
+from lowrank.errors import InputError
+from lowrank.networks import NetworkSettings, make_network
+from tests.support.training import TAPS, small_recipe, small_teacher, small_trainer
+
+RECIPE = small_recipe(kd_weight=0.5, attention_weight=1000)
+
+
+class Answers:
+    """A teacher that notes what it is asked and knows nothing."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[int, Tensor, Tensor]] = []
+
+    def signals(self, images: Tensor, indices: Tensor, slot: int) -> Signals:
+        self.asked.append((slot, images.clone(), indices))
+        return Signals(torch.zeros(len(images), 10), ())
+
+
+def test_the_loss_is_the_weighted_sum_of_its_parts():
+    metrics = small_trainer(RECIPE, teacher=small_teacher()).train_epoch()
+    parts = metrics["loss_cross_entropy"], metrics["loss_kd"], metrics["loss_attention"]
+    assert all(part > 0 for part in parts)
+    assert metrics["train_loss"] == pytest.approx(0.5 * parts[0] + 0.5 * parts[1] + 1000 * parts[2], rel=1e-5)
+
+
+def test_the_parts_of_a_step_are_those_of_the_formulas():
+    run, teacher = small_trainer(RECIPE, teacher=small_teacher()), small_teacher()
+    images, labels, indices = next(run.batches())
+    run.network.train()
+    logits, _, parts = run.objective(images, labels, run.objective.ask(images, indices, 0))
+    said = teacher.signals(images, indices, 0)
+    with torch.no_grad():
+        activation, maps = images, []
+        for name in ("stem", *TAPS):
+            activation = run.network.get_submodule(name)(activation)
+            maps.append(activation.square().mean(1))
+    assert parts[0].item() == pytest.approx(nn.functional.cross_entropy(logits, labels).item())
+    assert parts[1].item() == pytest.approx(distillation_loss(logits, said.logits, 4.0).item(), rel=1e-5)
+    assert parts[2].item() == pytest.approx(attention_loss(maps[1:], said.maps).item(), rel=1e-4)
+
+
+def test_labels_are_smoothed():
+    run = small_trainer(small_recipe(label_smoothing=0.1))
+    images, labels, _ = next(run.batches())
+    logits, loss, _ = run.objective(images, labels, None)
+    log = nn.functional.log_softmax(logits, 1)
+    expected = -(0.9 * log.gather(1, labels[:, None]).mean() + 0.1 * log.mean())
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_without_weights_a_teacher_is_never_asked():
+    teacher = Answers()
+    metrics = small_trainer(small_recipe(), teacher=teacher).train_epoch()
+    assert not teacher.asked
+    assert metrics["loss_cross_entropy"] == metrics["train_loss"]
+    assert not {"loss_kd", "loss_attention", "loss_auxiliary"} & metrics.keys()
+
+
+def test_weights_without_a_teacher_are_an_error():
+    with pytest.raises(InputError, match="`kd_weight` and `attention_weight` above 0 need a teacher"):
+        small_trainer(RECIPE)
+
+
+def test_an_unknown_tap_is_an_error():
+    with pytest.raises(InputError, match="unknown tap 'stage9'"):
+        small_trainer(RECIPE, teacher=small_teacher(), taps=("stage9",))
+
+
+def test_views_come_again_after_the_slots_of_a_cache_but_in_another_order():
+    teacher = Answers()
+    run = small_trainer(small_recipe(batch_size=200, kd_weight=1.0), teacher=teacher, view_slots=2)
+    for _ in range(3):
+        run.train_epoch()
+    (one, first, order), (two, second, second_order), (three, third, third_order) = teacher.asked
+    assert (one, two, three) == (0, 1, 0)
+    assert not torch.equal(order, third_order)
+    assert torch.equal(first[order.argsort()], third[third_order.argsort()])
+    assert not torch.equal(first[order.argsort()], second[second_order.argsort()])
+
+
+def darts(auxiliary: bool) -> nn.Module:
+    torch.manual_seed(0)
+    return make_network(NetworkSettings(name="darts", width=1 / 36, auxiliary=auxiliary), (1, 32, 32), 10)
+
+
+def test_the_auxiliary_head_has_its_weight():
+    """The digits are too small for it: its loss alone is looked at."""
+    from lowrank.training.objective import Objective
+
+    network = darts(True).train()
+    objective = Objective(network, small_recipe(auxiliary_weight=0.4))
+    assert objective.names == ("loss_cross_entropy", "loss_auxiliary")
+    images, labels = torch.randn(4, 1, 32, 32), torch.tensor([0, 1, 2, 3])
+    logits, loss, (main, second) = objective(images, labels, None)
+    assert logits.shape == (4, 10)
+    assert second > 0
+    assert loss.item() == pytest.approx(main.item() + 0.4 * second.item(), rel=1e-6)
+    plain = Objective(network, small_recipe())
+    assert plain.names == ("loss_cross_entropy",)
+    assert plain(images, labels, None)[1].ndim == 0
+
+
+def test_an_auxiliary_weight_needs_an_auxiliary_head():
+    with pytest.raises(InputError, match="`auxiliary_weight` needs an auxiliary head; this ResNet9 has none"):
+        small_trainer(small_recipe(auxiliary_weight=0.4))

@@ -1,0 +1,101 @@
+"""Who is trained, at which share of the rate; what is frozen stays."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from lowrank.compression.substitute import factor_parameters
+from lowrank.errors import InputError
+from lowrank.networks import NetworkSettings, make_network
+from lowrank.training.optimizer import SHARE, freeze, head_names, parameter_groups
+from lowrank.training.recipe import Recipe
+from tests.support.training import small_recipe, small_trainer, tensor_train
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("resnet9", ("classifier",)), ("wrn_10_1", ("classifier",)), ("mlp", ("classifier",)),
+        ("mobilenet_v2", ("classifier",)), ("torchvision:resnet18", ("fc",)),
+        ("torchvision:squeezenet1_1", ("classifier.1",)),
+    ],
+)  # fmt: skip
+def test_the_head_is_the_last_layer_that_gives_the_classes(name, expected):
+    width = 1.0 if name.startswith("torchvision") else 0.25
+    assert head_names(make_network(NetworkSettings(name=name, width=width), (3, 64, 64), 7), 7) == expected
+
+
+def test_an_auxiliary_head_is_a_head():
+    network = make_network(NetworkSettings(name="darts", width=1 / 36, auxiliary=True), (3, 32, 32), 10)
+    assert head_names(network, 10) == ("classifier", "auxiliary")
+
+
+def test_each_kind_of_parameter_has_its_own_rate():
+    recipe = small_recipe(factor_lr=3.0, body_lr=0.5, head_lr=10.0)
+    run = small_trainer(recipe, method=tensor_train())
+    run.train_epoch()
+    shares = {id(parameter): group[SHARE] for group in run.optimizer.param_groups for parameter in group["params"]}
+    factors = {id(parameter) for parameter in factor_parameters(run.network)}
+    for name, parameter in run.network.named_parameters():
+        expected = 10.0 if name.startswith("classifier") else 3.0 if id(parameter) in factors else 0.5
+        assert shares[id(parameter)] == expected, name
+    rates = {group["lr"] / group[SHARE] for group in run.optimizer.param_groups}
+    assert max(rates) == pytest.approx(min(rates))
+
+
+def test_a_rate_of_zero_share_would_be_a_freeze_and_is_not_offered():
+    with pytest.raises(ValueError, match="greater than 0"):
+        Recipe(body_lr=0)
+
+
+def test_a_multiplier_moves_its_own_parameters_alone_at_the_first_step():
+    def first_step(**fields: float) -> dict[str, torch.Tensor]:
+        run = small_trainer(small_recipe(batch_size=200, weight_decay=0, **fields))
+        before = {name: value.detach().clone() for name, value in run.network.named_parameters()}
+        run.train_epoch()
+        return {name: value.detach() - before[name] for name, value in run.network.named_parameters()}
+
+    plain, moved = first_step(), first_step(head_lr=2.0)
+    for name, change in plain.items():
+        factor = 2 if name.startswith("classifier") else 1
+        torch.testing.assert_close(moved[name], factor * change, rtol=1e-3, atol=1e-6)
+
+
+def test_a_head_that_cannot_be_told_is_an_error():
+    network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten())
+    with pytest.raises(InputError, match="tell the head by its 10 outputs, but Sequential has no such layer"):
+        parameter_groups(network, Recipe(head_lr=2), 1.0, 10)
+
+
+def test_what_is_frozen_stays_with_its_statistics():
+    run = small_trainer(small_recipe(freeze=("stem", "stage1.*"), weight_decay=0.1))
+    start = {name: tensor.clone() for name, tensor in run.network.state_dict().items()}
+    for _ in range(2):
+        run.train_epoch()
+    for name, tensor in run.network.state_dict().items():
+        same = torch.equal(tensor, start[name])
+        assert same == name.startswith(("stem.", "stage1.")), name
+    frozen = [value for name, value in run.network.named_parameters() if name.startswith(("stem.", "stage1."))]
+    assert all(parameter.grad is None for parameter in frozen)
+    trained = {id(parameter) for group in run.optimizer.param_groups for parameter in group["params"]}
+    assert not trained & {id(parameter) for parameter in frozen}
+
+
+def test_frozen_factors_have_no_frobenius_decay():
+    run = small_trainer(small_recipe(freeze=("stage1",), decay="frobenius"), method=tensor_train())
+    assert run.penalised
+    inside = set(run.network.stage1.modules())
+    assert not inside & set(run.penalised)
+    run.train_epoch()
+
+
+def test_a_pattern_without_a_match_is_an_error():
+    with pytest.raises(InputError, match="unknown module in `freeze` 'stage7'; choose from: classifier, pool, stage1"):
+        small_trainer(small_recipe(freeze=("stage7",)))
+
+
+def test_freezing_everything_is_an_error():
+    with pytest.raises(InputError, match=r"`freeze` leaves nothing to train: \*"):
+        freeze(nn.Sequential(nn.Linear(1, 1)), ("*",))

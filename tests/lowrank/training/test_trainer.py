@@ -1,0 +1,196 @@
+"""The training loop: replayable to the bit, honest averages, decay where it belongs, divergence named."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from lowrank.compression.budget import Budget, solve
+from lowrank.compression.network_plan import network_plan
+from lowrank.compression.substitute import build_student, factor_parameters
+from lowrank.data import DataSettings, ImageData, default_views, eval_batches, load_data
+from lowrank.errors import InputError
+from lowrank.io.tensor_file import load_tensors, save_tensors
+from lowrank.layers import Dense, Method, Separable, TensorTrain, Tucker
+from lowrank.layers.batched_rebuild import Rebuild
+from lowrank.networks import NetworkSettings
+from lowrank.training.optimizer import parameter_groups
+from lowrank.training.recipe import Recipe, lr_share
+from lowrank.training.trainer import DivergedError, Trainer
+
+GOLDEN = Path(__file__).parents[2] / "golden" / "resnet9_digits.json"
+SMALL = NetworkSettings(width=0.125)
+RECIPE = Recipe(epochs=3, batch_size=32, lr=0.1)
+
+
+@pytest.fixture(scope="module")
+def data() -> ImageData:
+    return load_data(DataSettings(train_images=200))
+
+
+def trainer(data: ImageData, method: Method | None = None, recipe: Recipe = RECIPE, seed: int = 0) -> Trainer:
+    plan = network_plan(SMALL, data.image_shape, 10)
+    method = method or solve(plan, TensorTrain(dims=3), Budget(params=4500))
+    network = build_student(SMALL, plan, method, data.image_shape, 10, seed)
+    ratio = plan.params(method) / plan.params(Dense())
+    return Trainer(network, data, recipe, views=default_views("digits"), order_seed=seed, decay_ratio=ratio)
+
+
+def weights(run: Trainer) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in run.state().items()}
+
+
+def assert_same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> None:
+    assert left.keys() == right.keys()
+    for name, tensor in left.items():
+        assert torch.equal(tensor, right[name]), name
+
+
+def test_the_same_seed_gives_the_same_run_to_the_bit(data):
+    first, second = trainer(data), trainer(data)
+    for _ in range(2):
+        one, two = first.train_epoch(), second.train_epoch()
+        timeless = ("train_loss", "val_loss", "val_error", "train_error", "lr")
+        assert [one[key] for key in timeless] == [two[key] for key in timeless]
+    assert_same(weights(first), weights(second))
+
+
+def test_a_resumed_run_is_the_undisturbed_one_to_the_bit(data, tmp_path):
+    whole = trainer(data)
+    for _ in range(3):
+        whole.train_epoch()
+    cut = trainer(data)
+    cut.train_epoch()
+    save_tensors(tmp_path / "half.safetensors", cut.state(), {})
+    resumed = trainer(data, seed=0)
+    resumed.load_state(load_tensors(tmp_path / "half.safetensors")[0])
+    assert resumed.epoch == 1
+    for _ in range(2):
+        resumed.train_epoch()
+    assert_same(weights(whole), weights(resumed))
+
+
+@pytest.mark.parametrize("name", ["dense", "separable", "tensor_train", "tucker"])
+def test_losses_stay_as_they_were(data, name):
+    """A change that should not move numbers does not: losses of three seeded epochs, kept in the tests."""
+    plan = network_plan(SMALL, data.image_shape, 10)
+    methods = {"tensor_train": TensorTrain(dims=3), "tucker": Tucker(dims=2)}
+    method = solve(plan, methods[name], Budget(params=4500)) if name in methods else None
+    run = trainer(data, method or {"dense": Dense(), "separable": Separable()}[name])
+    losses = [run.train_epoch()["train_loss"] for _ in range(3)]
+    assert losses == pytest.approx(json.loads(GOLDEN.read_text())[name], rel=2e-3)
+
+
+def test_evaluation_counts_every_image_once_and_averages_over_samples(data):
+    run = trainer(data)
+    run.train_epoch()
+    found = run.evaluate("val")
+    run.network.eval()
+    images, labels = zip(*[(images, labels) for images, labels, *_ in eval_batches(data, "val", "cpu", 7)], strict=True)
+    assert sum(map(len, labels)) == len(data.val)
+    with torch.no_grad():
+        logits = run.network(torch.cat(images))
+    truth = torch.cat(labels)
+    assert found["loss"] == pytest.approx(nn.functional.cross_entropy(logits, truth).item(), rel=1e-4)
+    assert found["error"] == pytest.approx(100 * (logits.argmax(1) != truth).float().mean().item(), rel=1e-5)
+
+
+def test_on_a_gpu_an_evaluation_rebuilds_weights_once_from_what_is_evaluated(monkeypatch):
+    """As it is on a GPU, where the objective has a rebuild; of the moving average where there is one."""
+    run = trainer(load_data(DataSettings()), recipe=RECIPE.model_copy(update={"ema_decay": 0.5}))
+    assert len(run.data.val) > 256  # more than a batch
+    run.train_steps(2)
+    wanted, before, calls = run.evaluate("val"), weights(run), []
+    run.objective.rebuild = Rebuild(run.network, every=True)
+    rebuilt = Rebuild._rebuilt
+    monkeypatch.setattr(Rebuild, "_rebuilt", lambda self: calls.append(self) or rebuilt(self))
+    assert run.evaluate("val") == pytest.approx(wanted, rel=1e-5)
+    assert len(calls) == 1
+    assert_same(weights(run), before)
+    assert all(each.given is None for each in run.objective.rebuild.maps)
+
+
+@pytest.mark.parametrize("scaled", [True, False])
+def test_decay_of_factors_is_scaled_by_the_compression(data, scaled):
+    run = trainer(data)
+    recipe = Recipe(weight_decay=1e-3, scaled_decay=scaled)
+    rest, factors = parameter_groups(run.network, recipe, decay_ratio=0.1)
+    assert rest["weight_decay"] == 1e-3
+    assert factors["weight_decay"] == pytest.approx(1e-4 if scaled else 1e-3)
+    assert {id(p) for p in factors["params"]} == {id(p) for p in factor_parameters(run.network)}
+    assert len(rest["params"]) + len(factors["params"]) == len(list(run.network.parameters()))
+
+
+def test_a_network_without_factors_has_one_group(data):
+    assert len(parameter_groups(trainer(data, Separable()).network, RECIPE, 0.1)) == 1
+
+
+@pytest.mark.parametrize(
+    ("recipe", "expected"),
+    [
+        (Recipe(schedule="cosine"), {0.0: 1.0, 0.5: 0.5, 1.0: 0.0}),
+        (Recipe(schedule="cosine", warmup=0.2), {0.0: 0.0, 0.1: 0.5, 0.2: 1.0, 0.6: 0.5}),
+        (Recipe(schedule="step"), {0.0: 1.0, 0.29: 1.0, 0.3: 0.2, 0.6: 0.04, 0.8: 0.008}),
+        (Recipe(schedule="step", gamma=0.1, milestones=(0.5,)), {0.49: 1.0, 0.5: 0.1}),
+        (Recipe(schedule="one_cycle", warmup=0.25), {0.0: 0.0, 0.125: 0.5, 0.25: 1.0, 0.625: 0.5, 1.0: 0.0}),
+        (Recipe(schedule="constant"), {0.0: 1.0, 0.99: 1.0}),
+    ],
+)
+def test_schedules(recipe, expected):
+    for progress, share in expected.items():
+        assert lr_share(recipe, progress) == pytest.approx(share, abs=1e-9)
+
+
+def test_the_study_decays_at_60_120_and_160_of_200_epochs():
+    recipe = Recipe(schedule="step")
+    shares = [lr_share(recipe, epoch / 200) for epoch in (59, 60, 119, 120, 159, 160)]
+    assert shares == pytest.approx([1, 0.2, 0.2, 0.04, 0.04, 0.008])
+
+
+def test_a_loss_that_leaves_the_numbers_is_named_with_its_step(data):
+    run = trainer(data)
+    with torch.no_grad():
+        run.network.classifier.weight.fill_(math.nan)
+    with pytest.raises(DivergedError, match="training loss nan in epoch 1, step 1"):
+        run.train_epoch()
+
+
+def test_an_exploding_rate_diverges_rather_than_goes_on(data):
+    run = trainer(data, Separable(), RECIPE.model_copy(update={"lr": 1e12, "epochs": 5}))
+    with pytest.raises(DivergedError, match=r"loss (nan|inf) "):
+        [run.train_epoch() for _ in range(5)]
+
+
+def test_clipping_bounds_the_step(data):
+    free, clipped = trainer(data), trainer(data, recipe=RECIPE.model_copy(update={"clip_norm": 1e-6}))
+    start = weights(clipped)["network.classifier.weight"]
+    free.train_epoch()
+    clipped.train_epoch()
+    moved = [(weights(run)["network.classifier.weight"] - start).norm().item() for run in (free, clipped)]
+    assert moved[1] < 0.05 * moved[0]
+
+
+def test_a_damaged_or_foreign_checkpoint_is_refused(data, tmp_path):
+    path = tmp_path / "state.safetensors"
+    save_tensors(path, trainer(data).state(), {"trial_id": "x"})
+    assert load_tensors(path)[1] == {"trial_id": "x"}
+    with pytest.raises(RuntimeError, match=r"size mismatch|Missing key"):
+        trainer(data, Separable()).load_state(load_tensors(path)[0])
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(InputError, match="is damaged"):
+        load_tensors(path)
+
+
+def test_a_failed_write_leaves_the_old_checkpoint(data, tmp_path, monkeypatch):
+    path = tmp_path / "state.safetensors"
+    save_tensors(path, {"a": torch.ones(3)}, {})
+    monkeypatch.setattr("os.fsync", lambda _: (_ for _ in ()).throw(OSError("No space left on device")))
+    with pytest.raises(OSError, match="No space left"):
+        save_tensors(path, {"a": torch.zeros(3)}, {})
+    assert torch.equal(load_tensors(path)[0]["a"], torch.ones(3))
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]

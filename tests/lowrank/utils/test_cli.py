@@ -1,0 +1,66 @@
+"""Every command line ends alike: one line on standard error, and an exit code that says what it was."""
+
+from __future__ import annotations
+
+import importlib
+
+import pytest
+
+from lowrank.errors import InputError, UncountableError
+from lowrank.utils.endings import AGAIN, exit_code
+
+COMMANDS = {
+    "lowrank.count": ("run", ["--network", "resnet9"]),
+    "sweeps.run": ("_dispatch", ["--list"]),
+    "sweeps.teacher": ("_dispatch", ["--list"]),
+    "sweeps.spot": ("_run", ["--accelerator", "L4"]),
+    "sweeps.storage.remote": ("fetch_named", ["s3://bucket", "study"]),
+    "analysis.report": ("run", ["--study", "study"]),
+    "analysis.compare": ("run", ["a", "b"]),
+    "analysis.export": ("run", ["--study", "study"]),
+    "analysis.collate": ("run", ["a", "--name", "b"]),
+    "analysis.__main__": ("summary", ["summary", "."]),
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize(
+    ("fault", "code", "begins"),
+    [(KeyboardInterrupt(), 130, "interrupted; "), (InputError("two\nlines"), 2, "error: two lines")],
+)
+def test_every_command_ends_alike(command, fault, code, begins, monkeypatch, capsys, tmp_path):
+    name, arguments = COMMANDS[command]
+
+    def fails(*args, **kwargs):
+        raise fault
+
+    module = importlib.import_module(command)
+    monkeypatch.setattr(module, name, fails)
+    monkeypatch.setattr(module, "find_study", lambda *args: tmp_path, raising=False)
+    assert module.main(arguments) == code
+    said = capsys.readouterr()
+    assert said.err.startswith(begins)
+    assert said.err.count("\n") == 1
+    assert not said.out
+
+
+def test_what_is_no_fault_of_the_user_is_no_exit_code():
+    with pytest.raises(ZeroDivisionError):
+        exit_code(lambda: 1 // 0)
+
+
+def test_what_cannot_be_counted_is_bad_input(capsys):
+    def uncountable() -> int:
+        raise UncountableError("no rule for LSTM")
+
+    assert exit_code(uncountable) == 2
+    assert capsys.readouterr().err == "error: no rule for LSTM\n"
+
+
+def test_a_command_says_what_comes_after_an_interruption(capsys):
+    def interrupted() -> int:
+        raise KeyboardInterrupt
+
+    assert exit_code(interrupted) == 130
+    assert exit_code(interrupted, "go on with --resume") == 130
+    assert capsys.readouterr().err == f"{AGAIN}\ngo on with --resume\n"

@@ -1,0 +1,50 @@
+"""A cluster whose head goes away: the driver is ended with one line, and only then."""
+
+from __future__ import annotations
+
+import socket
+import threading
+
+import pytest
+
+from sweeps.cluster import head_watchdog as head
+from sweeps.cluster.head_watchdog import HEAD_LOST, HeadWatch
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    monkeypatch.setattr(head, "EVERY", 0.02)
+    monkeypatch.setattr(head, "SILENCE", 0.2)
+
+
+@pytest.fixture
+def server():
+    with socket.create_server(("127.0.0.1", 0)) as found:
+        yield found
+
+
+def test_a_head_that_goes_away_ends_the_driver_with_one_line(quick, server, capsys):
+    address = f"127.0.0.1:{server.getsockname()[1]}"
+    ended, codes = threading.Event(), []
+
+    def end(code: int) -> None:
+        codes.append(code)
+        ended.set()
+
+    with HeadWatch(address, "mine", end):
+        assert not ended.wait(0.5)  # it answers, for longer than it may be silent
+        server.close()
+        assert ended.wait(20)
+    assert codes == [HEAD_LOST]
+    gone = f"the cluster's head at {address} is gone; nothing is lost, go on with --resume mine"
+    assert capsys.readouterr().err == f"error: {gone}\n"
+
+
+def test_a_driver_that_has_left_is_not_ended(quick, server):
+    codes: list[int] = []
+    with HeadWatch(f"127.0.0.1:{server.getsockname()[1]}", "mine", codes.append) as watch:
+        pass
+    server.close()
+    watch._thread.join(20)
+    assert not watch._thread.is_alive()
+    assert codes == []

@@ -1,0 +1,205 @@
+"""A trial of several processes: the numbers of one, and nothing left of them whoever is killed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lowrank.data import DataSettings, load_data
+from sweeps.cluster.devices import WorkerLostError
+from sweeps.execution.trainable import TrialTrainable
+from sweeps.space.checks import check_shared
+from sweeps.space.model import parse_space
+from tests.support.broken_mlflow import MARK
+from tests.support.studies import ROOT, wait_until
+from tests.support.training import small_recipe, tensor_train
+
+
+def config(folder: Path, processes: int, network: dict[str, Any] | None = None, **train: Any) -> dict[str, Any]:
+    data = load_data(DataSettings(train_images=200))
+    recipe = small_recipe(batch_size=50, **train)
+    specification = {
+        "network": network or {"width": 0.125}, "method": {"name": "dense"} if network else tensor_train().model_dump(),
+        "train": recipe.model_dump(), "views": {"shift": 1}, "seed": 0,
+        "data": {**data.settings.model_dump(), "fingerprint": data.fingerprint},
+    }  # fmt: skip
+    return {
+        "trial_id": f"t{processes}", "specification": specification, "study_dir": str(folder), "data_dir": None,
+        "processes": processes,
+    }  # fmt: skip
+
+
+def gone(pids: Sequence[int]) -> bool:
+    """Whether none of these runs; one that nobody has waited for yet does not."""
+    return not any(_runs(pid) for pid in pids)
+
+
+def _runs(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state != "Z"
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.slow
+def test_a_trial_of_two_processes_is_that_of_one_and_a_lost_one_ends_it_until_it_is_retried(tmp_path):
+    alone = TrialTrainable(config(tmp_path, 1, ema_decay=0.9))
+    shared = TrialTrainable(config(tmp_path, 2, ema_decay=0.9))
+    try:
+        for _ in range(2):
+            expected, found = alone.step(), shared.step()
+            for name in ("train_loss", "val_loss", "grad_norm"):
+                assert found["metrics"][name] == pytest.approx(expected["metrics"][name], rel=1e-4)
+        assert shared.team is not None
+        pids = shared.team.pids
+        shared._save_on_the_way()
+        os.kill(pids[1], signal.SIGKILL)
+        with pytest.raises(WorkerLostError, match=r"lost process 1 of 2 \(exit code -9\)") as caught:
+            shared.step()
+        assert "\n" not in str(caught.value)
+        assert gone(pids)
+        # Ray starts it once more, as any failed trial
+        assert shared.reset(config(tmp_path, 2, ema_decay=0.9))
+        last, expected = shared.step(), alone.step()
+        assert last["attempt"]["from_epoch"] == 2
+        assert last["outcome"] == "completed"
+        assert last["metrics"]["val_loss"] == pytest.approx(expected["metrics"]["val_loss"], rel=1e-4)
+    finally:
+        shared.cleanup()
+    assert gone(pids)
+
+
+@pytest.mark.slow
+def test_a_process_that_runs_out_of_memory_ends_the_others_that_wait_for_it(tmp_path, monkeypatch):
+    monkeypatch.setenv(MARK, str(tmp_path / "mark"))
+    broken = {"name": "tests.support.broken_mlflow:out_of_memory", "width": 0.125}
+    worker = TrialTrainable(config(tmp_path, 2, broken, epochs=9))
+    try:
+        results = [worker.step()]
+        assert worker.team is not None
+        pids = worker.team.pids
+        while "outcome" not in results[-1]:
+            results.append(worker.step())
+        assert results[-1]["outcome"] == "out_of_memory"
+        assert results[-1]["reason"] == "CUDA out of memory. Tried to allocate 20.00 GiB."
+        assert gone(pids)
+        assert worker.reset(config(tmp_path, 2, broken, epochs=1))
+        assert worker.step()["outcome"] == "completed"
+    finally:
+        worker.cleanup()
+
+
+def started(code: str) -> tuple[subprocess.Popen[str], list[int]]:
+    """A process that runs `code` and prints the pids of its children, and these."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(code)], stdout=subprocess.PIPE, text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert process.stdout is not None
+    return process, [int(pid) for pid in process.stdout.readline().split()]
+
+
+def check_children_go(process: subprocess.Popen[str], children: list[int]) -> None:
+    try:
+        assert children
+        assert not gone(children)
+        process.kill()
+        wait_until(lambda: gone(children), seconds=20)
+    finally:
+        process.kill()
+        process.wait()
+        assert process.stdout is not None
+        process.stdout.close()
+        for pid in children:
+            if _runs(pid):
+                os.kill(pid, signal.SIGKILL)
+
+
+def test_a_child_ends_with_a_killed_parent():
+    check_children_go(
+        *started("""
+        import subprocess, sys, time
+        code = "import sys, time; from lowrank.utils.parent_death import die_with; die_with(int(sys.argv[1])); " \\
+            "print('ready', flush=True); time.sleep(600)"
+        import os
+        child = subprocess.Popen([sys.executable, "-c", code, str(os.getpid())], stdout=subprocess.PIPE)
+        child.stdout.readline()
+        print(child.pid, flush=True)
+        time.sleep(600)
+    """)
+    )
+
+
+@pytest.mark.slow
+def test_the_processes_of_a_trial_end_with_its_killed_worker():
+    check_children_go(
+        *started("""
+        import time
+        from sweeps.execution.process_group import Team
+        team = Team(2, "cpu", 1)
+        team._all("_let_go")  # they serve
+        print(*team.pids, flush=True)
+        time.sleep(600)
+    """)
+    )
+
+
+def test_decoders_that_hang_end_with_a_killed_worker():
+    """torch's own watch does not see them: they wait for no batch."""
+    check_children_go(
+        *started("""
+        import multiprocessing, time
+        import numpy, torch
+        from lowrank.data import DataSettings, ImageData, ViewSettings, train_batches
+        from lowrank.data.dataset import Split
+        from lowrank.data.reading.image_store import ArrayStore
+
+        class Hung(ArrayStore):
+            def decode(self, indices, threads=None):
+                time.sleep(600)
+
+        store = Hung(numpy.zeros((8, 4, 4, 1), numpy.uint8))
+        split = Split(name="train", labels=torch.zeros(8, dtype=torch.int64), indices=torch.arange(8), resident=False,
+                      store=store)
+        data = ImageData(name="x", settings=DataSettings(), classes=("a", "b"), image_shape=(1, 4, 4), mean=(0.5,),
+                         std=(0.3,), fingerprint="0" * 16, train=split, val=split, test=split)
+        import threading
+
+        def tell():
+            while len(multiprocessing.active_children()) < 1:
+                time.sleep(0.05)
+            time.sleep(1)
+            print(*(child.pid for child in multiprocessing.active_children()), flush=True)
+
+        threading.Thread(target=tell, daemon=True).start()
+        next(train_batches(data, "cpu", 4, ViewSettings(), 0, 0, workers=1))
+    """)
+    )
+
+
+def test_a_batch_that_processes_cannot_share_is_refused_before_anything_is_trained(content):
+    content["train"] |= {"batch_size": {"choice": [128, 100]}}
+    space = parse_space("small", content)
+    check_shared(space, 1, 1000)
+    check_shared(space, 4, 1000)
+    with pytest.raises(ValueError, match=r"8 processes a trial share each batch evenly, but 100 images cannot be"):
+        check_shared(space, 8, 1000)
+    with pytest.raises(ValueError, match=r"but 90 images cannot be"):
+        check_shared(space, 4, 90)

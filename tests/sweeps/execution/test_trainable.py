@@ -1,0 +1,280 @@
+"""A worker's trials, in this process: how they end, what they keep, where they go on."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lowrank.data import DataSettings, load_data
+from lowrank.errors import InputError, LoaderHungError
+from lowrank.io.tensor_file import kept_files, load_tensors
+from lowrank.training.trainer import Trainer
+from sweeps.cluster.devices import WorkerLostError, check_memory_is_back, device_lost, given_device, out_of_memory
+from sweeps.execution import trainable as trainable_module
+from sweeps.execution.trainable import TrialTrainable
+from sweeps.records.names import CHECKPOINT_FILE, TRIALS_FOLDER
+from tests.support.training import small_recipe, tensor_train
+
+CUDA_ERROR = "CUDA error: device-side assert triggered\nCUDA kernel errors might be asynchronously reported"
+
+
+def config(folder: Path, **train: Any) -> dict[str, Any]:
+    data = load_data(DataSettings(train_images=200))
+    specification = {
+        "network": {"width": 0.125}, "method": tensor_train().model_dump(),
+        "train": small_recipe(**train).model_dump(), "views": {"shift": 1}, "seed": 0,
+        "data": {**data.settings.model_dump(), "fingerprint": data.fingerprint},
+    }  # fmt: skip
+    return {"trial_id": "t", "specification": specification, "study_dir": str(folder), "data_dir": None}
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def often(monkeypatch):
+    """A checkpoint after every epoch."""
+    monkeypatch.setattr(trainable_module, "CHECKPOINT_SECONDS", -1.0)
+
+
+def raising(monkeypatch, error: BaseException, method: str = "train_epoch") -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(Trainer, method, fail)
+
+
+OUT_OF_MEMORY = [
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.\nmore"),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:121] . DefaultCPUAllocator: can't allocate memory: you tried to"),
+    RuntimeError("CUDA error: out of memory\nmore"),
+    MemoryError(),
+]
+
+
+@pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=lambda error: f"{type(error).__name__} {error}"[:30])
+@pytest.mark.parametrize("where", ["train_epoch", "__init__"])
+def test_memory_that_runs_out_is_an_outcome_in_one_line(monkeypatch, tmp_path, error, where):
+    raising(monkeypatch, error, where)
+    result = TrialTrainable(config(tmp_path)).step()
+    assert (result["done"], result["outcome"]) == (True, "out_of_memory")
+    assert result["attempt"]["from_epoch"] == 0
+    assert result["reason"] == (str(error).splitlines() or ["MemoryError"])[0]
+
+
+def test_cpu_memory_that_really_runs_out_is_recognised():
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(2**58)
+    assert out_of_memory(caught.value)
+    assert not device_lost(caught.value)
+
+
+def test_after_an_outcome_the_worker_takes_the_next_trial(monkeypatch, tmp_path):
+    worker = TrialTrainable(config(tmp_path))
+    with monkeypatch.context() as patch:
+        raising(patch, OUT_OF_MEMORY[0])
+        worker.step()
+    assert worker.reset(config(tmp_path, epochs=1))
+    assert worker.step()["outcome"] == "completed"
+
+
+@pytest.mark.parametrize(
+    "error", [torch.AcceleratorError(CUDA_ERROR), RuntimeError(CUDA_ERROR), RuntimeError("CUDNN_STATUS_INTERNAL_ERROR")]
+)
+def test_a_device_error_ends_the_worker_without_touching_the_device_again(monkeypatch, tmp_path, error):
+    worker = TrialTrainable(config(tmp_path))
+    worker.step()
+    raising(monkeypatch, error)
+    with pytest.raises(WorkerLostError) as caught:
+        worker.step()
+    assert str(caught.value) == str(error).splitlines()[0]
+    raising(monkeypatch, AssertionError("the device was used"), "state")
+    worker.cleanup()
+
+
+def test_who_was_given_no_card_uses_none_and_who_sees_others_than_were_given_does_not_begin(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert given_device(0) == "cpu"
+    assert given_device(2, [0, 1]) == "cuda"
+    with pytest.raises(InputError, match=r"was given 1 of .*'s cards, but torch sees 2"):
+        given_device(0.5, [1])
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    with pytest.raises(InputError, match=r"was given 0.5 of .*'s cards, but torch .* sees none there"):
+        given_device(0.5, [1])
+
+
+def test_a_loader_that_hangs_ends_the_worker(monkeypatch, tmp_path):
+    worker = TrialTrainable(config(tmp_path))
+    raising(monkeypatch, LoaderHungError("no batch came from the loader's processes for 120 s"))
+    with pytest.raises(WorkerLostError, match="no batch came"):
+        worker.step()
+
+
+@pytest.mark.parametrize("method", ["update", "evaluate"])
+def test_an_epoch_that_fails_half_way_is_not_kept_as_one(monkeypatch, tmp_path, method):
+    """The worker is then asked to go; what it saved would be half an epoch further than its history."""
+    undisturbed = TrialTrainable(config(tmp_path / "whole", epochs=3))
+    whole = [undisturbed.step()["metrics"]["val_loss"] for _ in range(3)]
+    worker = TrialTrainable(config(tmp_path, epochs=3) | {"checkpoint_seconds": 0})
+    worker.step()
+    with monkeypatch.context() as broken:
+        raising(broken, LoaderHungError("no batch came from the loader's processes for 120 s"), method)
+        with pytest.raises(WorkerLostError):
+            worker.step()
+    worker.cleanup()
+    again = TrialTrainable(config(tmp_path, epochs=3))
+    first = again.step()
+    epochs = [*first["history"], first["metrics"], again.step()["metrics"]]
+    assert [epoch["val_loss"] for epoch in epochs] == whole
+
+
+def test_another_error_is_raised_as_it_is(monkeypatch, tmp_path):
+    worker = TrialTrainable(config(tmp_path))
+    raising(monkeypatch, RuntimeError("shapes do not fit"))
+    with pytest.raises(RuntimeError, match="shapes do not fit"):
+        worker.step()
+
+
+def test_a_set_up_that_fails_is_raised_by_the_first_step_and_not_before(tmp_path):
+    """Ray Tune never again starts a trial whose change of worker raised."""
+    wrong = config(tmp_path)
+    wrong["specification"]["data"]["fingerprint"] = "0" * 16
+    worker = TrialTrainable(config(tmp_path))
+    worker.step()
+    assert worker.reset(wrong)
+    with pytest.raises(ValueError, match="but the study has 0000000000000000"):
+        worker.step()
+    assert worker.reset(config(tmp_path))
+    assert worker.step()["epoch"] == 1
+
+
+def test_device_memory_that_stays_away_ends_the_worker():
+    data, device = load_data(DataSettings(train_images=200)), torch.device("cpu")
+    data.train.on(device)
+    images = data.train.images.numel() / 1e6
+    check_memory_is_back(data, 999, device)
+    with pytest.raises(WorkerLostError, match="2,000 MB of device memory did not come back after a trial"):
+        check_memory_is_back(data, 2000, device)
+    assert images < 1
+
+
+def files(folder: Path) -> list[Path]:
+    return kept_files(folder / TRIALS_FOLDER / "t" / CHECKPOINT_FILE)
+
+
+def curve(worker: TrialTrainable, epochs: int) -> list[float]:
+    return [worker.step()["metrics"]["train_loss"] for _ in range(epochs)]
+
+
+@pytest.mark.parametrize(
+    ("since", "epoch_seconds", "due"), [(1, 2, False), (20, 9, False), (20, 11, True), (1, 400, True)]
+)
+def test_a_checkpoint_is_written_before_the_next_epoch_would_cost_too_much(
+    monkeypatch, tmp_path, since, epoch_seconds, due
+):
+    worker = TrialTrainable(config(tmp_path) | {"checkpoint_seconds": 30})
+    monkeypatch.setattr("time.monotonic", lambda: worker.saved_at + since)
+    assert worker._is_due(epoch_seconds) == due
+
+
+@pytest.mark.usefixtures("often")
+@pytest.mark.parametrize(("damaged", "from_epoch"), [(0, 2), (1, 1), (2, 0)])
+def test_a_damaged_checkpoint_falls_back_to_the_one_before_and_says_so(tmp_path, damaged, from_epoch):
+    train = {"epochs": 4, "ema_decay": 0.9}
+    whole = curve(TrialTrainable(config(tmp_path / "whole", **train)), 4)
+    curve(TrialTrainable(config(tmp_path, **train)), 2)
+    assert len(files(tmp_path)) == 2
+    for path in files(tmp_path)[:damaged]:
+        path.write_bytes(path.read_bytes()[:300])
+    worker = TrialTrainable(config(tmp_path, **train))
+    first = worker.step()
+    assert first["attempt"]["from_epoch"] == from_epoch
+    assert [epoch["train_loss"] for epoch in first["history"]] == whole[:from_epoch]
+    assert first["metrics"]["train_loss"] == whole[from_epoch]
+    assert curve(worker, 3 - from_epoch) == whole[from_epoch + 1 :]
+    assert len(first["notices"]) == damaged
+    assert all("is not usable, the trial goes on from what was before it" in text for text in first["notices"])
+
+
+@pytest.mark.usefixtures("often")
+def test_a_finished_trial_keeps_one_file_with_the_weights_that_were_evaluated(tmp_path):
+    worker = TrialTrainable(config(tmp_path, epochs=2, ema_decay=0.9))
+    last = [worker.step() for _ in range(2)][-1]
+    assert last["outcome"] == "completed"
+    (path,) = files(tmp_path)
+    state, about = load_tensors(path)
+    assert about["trial_id"] == "t"
+    assert {name.partition(".")[0] for name in state} == {"network", "epoch"}
+    assert worker.trainer.average is not None
+    average = worker.trainer.average.tensors["classifier.weight"]
+    assert torch.equal(state["network.classifier.weight"], average)
+    again = TrialTrainable(config(tmp_path, epochs=2, ema_decay=0.9)).step()
+    assert (again["outcome"], again["metrics"]) == ("completed", last["metrics"])
+
+
+@pytest.fixture
+def tiny_disk(tmp_path) -> Iterator[Path]:
+    """A file system of 64 KB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)], capture_output=True, text=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip(f"a file system cannot be mounted here: {mounted.stderr.strip()}")
+    yield disk
+    subprocess.run(["umount", str(disk)], check=True)
+
+
+@pytest.mark.usefixtures("often")
+def test_a_full_disk_costs_a_checkpoint_on_the_way_but_not_the_trial(tiny_disk):
+    worker = TrialTrainable(config(tiny_disk))
+    (tiny_disk / "other").write_bytes(bytes(40_000))
+    assert worker.step()["notices"] == []
+    (said,) = worker.step()["notices"]
+    assert "no checkpoint after epoch 1, the trial goes on" in said
+    assert "No space left" in said
+    assert files(tiny_disk) == []
+    assert not list(tiny_disk.rglob("*.tmp"))
+    with pytest.raises(OSError, match="could not be written"):  # a trial without its weights is not complete
+        worker.step()
+
+
+def test_a_trial_that_shares_a_card_does_so_by_the_studys_way(monkeypatch, tmp_path):
+    """Set before the card is touched, and on record; a trial on a CPU shares none."""
+    seen: list[str | None] = []
+
+    def given(gpus: float, assigned: Any = ()) -> str:
+        seen.append(os.environ.get("A_SERVICE"))
+        return "cpu"
+
+    monkeypatch.delenv("A_SERVICE", raising=False)
+    monkeypatch.setattr(trainable_module, "given_device", given)
+    monkeypatch.setattr(TrialTrainable, "_resources", lambda self: (1.0, 0.5))
+    sharing = {"sharing": ("mps", {"A_SERVICE": "here"})}
+    try:
+        assert TrialTrainable({**config(tmp_path), **sharing}).step()["attempt"]["sharing"] == "mps"
+    finally:
+        os.environ.pop("A_SERVICE", None)
+    assert seen == ["here"]
+    monkeypatch.setattr(TrialTrainable, "_resources", lambda self: (1.0, 0.0))
+    assert "sharing" not in TrialTrainable(config(tmp_path / "other")).step()["attempt"]
+
+
+def test_what_comes_between_two_epochs_is_timed(tmp_path):
+    worker = TrialTrainable(config(tmp_path, epochs=2))
+    first = worker.step()["metrics"]
+    worker.left_at -= 100.0
+    second = worker.step()["metrics"]
+    assert 0 <= first["report_seconds"] < 100 <= second["report_seconds"]
+    assert first["epoch_seconds"] >= first["input_seconds"] + first["eval_seconds"] > 0

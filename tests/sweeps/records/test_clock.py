@@ -1,0 +1,54 @@
+"""Clocks that jump: the times of records go on steadily all the same."""
+
+from __future__ import annotations
+
+from sweeps.cluster.ray_session import _TimeLimit
+from sweeps.records.journal import Journal, read_journal
+from sweeps.records.names import Event
+from sweeps.utils.clock import Clock
+
+
+class Jumping:
+    """A system's clock and the seconds since the machine started, both set by the test."""
+
+    def __init__(self, wall: float) -> None:
+        self.wall, self.uptime = wall, 50.0
+
+    def clock(self) -> Clock:
+        return Clock(lambda: self.wall, lambda: self.uptime)
+
+    def passes(self, seconds: float) -> None:
+        self.wall += seconds
+        self.uptime += seconds
+
+
+def test_a_jump_of_the_system_s_clock_is_not_seen():
+    system = Jumping(1000.0)
+    clock = system.clock()
+    system.passes(2)
+    assert clock.now() == 1002.0
+    system.wall += 3600
+    assert clock.now() == 1002.0
+    system.wall -= 2 * 3600
+    system.passes(1)
+    assert clock.now() == 1003.0
+
+
+def test_the_journal_goes_on_from_its_last_time_when_the_clock_was_set_back(tmp_path):
+    system, path = Jumping(1000.0), tmp_path / "journal.jsonl"
+    for wall in (1000.0, 400.0, 5000.0):  # a resume with the clock ten minutes back, then one with it right
+        system.wall = wall
+        journal = Journal(path, system.clock())
+        for _ in range(2):
+            system.passes(1)
+            journal.append(Event.CLOSED, reason="")
+        journal.close()
+    assert [event["time"] for event in read_journal(path)] == [1001, 1002, 1003, 1004, 5001, 5002]
+
+
+def test_a_limit_of_time_is_not_used_up_by_a_jump(monkeypatch):
+    limit = _TimeLimit(60)
+    monkeypatch.setattr("time.time", lambda: 1e12)
+    assert not limit.stop_all()
+    monkeypatch.setattr("sweeps.cluster.ray_session.steady", lambda: limit._end)
+    assert limit.stop_all()

@@ -1,0 +1,144 @@
+from __future__ import annotations
+
+import json
+import random
+
+import pyarrow as pa
+import pytest
+
+from sweeps.records import names as records
+from sweeps.records.journal import read_journal
+from sweeps.records.names import (
+    JOURNAL_FILE,
+    TERMINAL,
+    Event,
+    Role,
+    Status,
+    StudyRecord,
+    apply_event,
+    fold,
+)
+from sweeps.records.tables import EPOCHS_SCHEMA, RESULTS_SCHEMA, epochs_to_table, metrics_of_row, to_table
+from tests.support.synthetic_study import Plan, write_study
+
+PROPOSED = {
+    "event": "proposed", "time": 1.0, "trial": "t", "role": "search", "stratum": "s", "parameters": {"dims": 3},
+    "specification": {"method": {"name": "cp", "dims": 3}}, "counts": {"params": 5}, "proposal": {"number": 1},
+}  # fmt: skip
+
+
+@pytest.fixture
+def events(tmp_path):
+    return list(read_journal(write_study(tmp_path, Plan(trials=16)) / JOURNAL_FILE))
+
+
+def epoch(number, error, time=2.0):
+    return {"event": "epoch", "time": time, "trial": "t", "epoch": number, "metrics": {"val_error": error}}
+
+
+def test_repeating_events_changes_nothing(events):
+    once = fold(events)
+    dice = random.Random(0)
+    repeated = [event for event in events for _ in range(dice.randint(1, 3))]
+    assert fold(repeated) == once
+    ending = fold([*events, *events])
+    assert ending == once
+
+
+def test_folding_in_two_parts_is_folding_at_once(events):
+    study = fold(events[:40])
+    for event in events[40:]:
+        apply_event(study, event)
+    assert study == fold(events)
+
+
+def test_every_status_is_reached(events):
+    found = {trial.status for trial in fold(events).trials.values()}
+    assert found == TERMINAL
+
+
+def test_a_trial_is_running_from_its_first_attempt():
+    assert fold([PROPOSED]).trials["t"].status is Status.PROPOSED
+    attempt = {"event": "attempt", "time": 2.0, "trial": "t", "start_seconds": 0.5}
+    assert fold([PROPOSED, attempt]).trials["t"].status is Status.RUNNING
+
+
+def test_an_attempt_after_the_end_does_not_reopen_a_trial():
+    end = {"event": "finished", "time": 3.0, "trial": "t", "status": "completed"}
+    attempt = {"event": "attempt", "time": 4.0, "trial": "t"}
+    assert fold([PROPOSED, end, attempt]).trials["t"].status is Status.COMPLETED
+
+
+def test_the_error_is_that_of_the_last_epoch_not_the_best():
+    trial = fold([PROPOSED, epoch(1, 5.0), epoch(3, 9.0), epoch(2, 4.0)]).trials["t"]
+    assert trial.last_epoch == 3
+    assert trial.val_error == 9.0
+
+
+def test_an_epoch_trained_again_counts_once_with_its_newest_value():
+    trial = fold([PROPOSED, epoch(1, 5.0), epoch(1, 6.0, time=9.0)]).trials["t"]
+    assert trial.epochs == {1: {"val_error": 6.0, "time": 9.0}}
+
+
+def test_aliases_are_kept_once():
+    alias = {"event": "alias", "time": 2.0, "trial": "t", "parameters": {"dims": 4}}
+    assert fold([PROPOSED, alias, alias]).trials["t"].aliases == [{"dims": 4}]
+
+
+def test_a_resumed_study_is_open_again():
+    study = {"event": "study", "time": 1.0, "name": "a"}
+    closed = {"event": "closed", "time": 2.0, "reason": "interrupted"}
+    assert fold([study, closed]).closed == closed
+    resumed = fold([study, closed, {**study, "time": 3.0}])
+    assert resumed.closed is None
+    assert resumed.header["time"] == 3.0
+
+
+def test_an_unknown_event_is_an_error():
+    with pytest.raises(ValueError, match="'tea' is not a valid Event"):
+        fold([{"event": "tea", "time": 1.0}])
+
+
+def test_every_event_has_a_rule():
+    assert set(Event) == {Event.STUDY, Event.ROOM, Event.PLACED, Event.CLOSED, Event.EPOCH} | set(records._APPLY)
+
+
+def test_tables_have_their_schema_whatever_is_missing(events):
+    study = fold(events)
+    table = to_table(study)
+    assert table.schema == RESULTS_SCHEMA
+    assert table.num_rows == len(study.trials)
+    assert to_table(StudyRecord()).schema == RESULTS_SCHEMA
+    assert epochs_to_table(StudyRecord()).schema == EPOCHS_SCHEMA
+    assert to_table(fold([PROPOSED])).num_rows == 1
+
+
+def test_rows_say_what_the_records_say(events):
+    study = fold(events)
+    for row, trial in zip(to_table(study).to_pylist(), study.trials.values(), strict=True):
+        assert row["trial_id"] == trial.trial_id
+        assert row["study"] == "tt_dims"
+        assert row["epochs"] == trial.last_epoch
+        assert row["val_error"] == trial.val_error
+        assert row["attempts"] == len(trial.attempts)
+        assert Role(row["role"]) is trial.role
+        assert json.loads(row["specification"]) == trial.specification
+        assert row["train_seconds"] == pytest.approx(1.25 * len(trial.epochs))
+
+
+def test_the_epochs_table_has_every_epoch_once(events):
+    study = fold(events)
+    table = epochs_to_table(study)
+    assert table.num_rows == sum(len(trial.epochs) for trial in study.trials.values())
+    pairs = set(zip(table["trial_id"].to_pylist(), table["epoch"].to_pylist(), strict=True))
+    assert len(pairs) == table.num_rows
+    assert pa.compute.min(table["epoch"]).as_py() == 1
+
+
+def test_an_epoch_keeps_every_metric_in_its_row_and_those_of_stages_by_name():
+    metrics = {"time": 2.0, "val_error": 5.0, "loss_kd": 0.5, "grad_norm.stage1": 0.25, "grad_norm.head": 0.5}
+    study = fold([PROPOSED, {**epoch(1, 5.0), "metrics": {k: v for k, v in metrics.items() if k != "time"}}])
+    (row,) = epochs_to_table(study).to_pylist()
+    assert dict(row["by_stage"]) == {"grad_norm.stage1": 0.25, "grad_norm.head": 0.5}
+    assert row["loss_attention"] is None
+    assert metrics_of_row(row) == metrics

@@ -1,0 +1,117 @@
+"""`--fit`: distinct configurations, what does not fit is named, and the rows are records."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from lowrank.data import ImageData
+from lowrank.data.reading.synthetic import Outline, made_data
+from lowrank.training.trainer import Trainer
+from sweeps.records.probe_schema import FIT_SCHEMA, FITS, OUT_OF_MEMORY
+from sweeps.records.specification import Resolver, Trial
+from sweeps.resources import memory_probe as fit
+from sweeps.resources.memory_probe import configuration, distinct, keep, probe, show
+from sweeps.resources.shares import Share
+from sweeps.space.model import parse_space
+from sweeps.space.teacher_settings import find_teaching
+from tests.support import studies
+from tests.support.teachers import small_data, write_teacher
+
+
+@pytest.fixture(scope="module")
+def data() -> ImageData:
+    return small_data()
+
+
+@pytest.fixture
+def trials(data: ImageData, tmp_path: Path) -> list[Trial]:
+    write_teacher(tmp_path, "good", data)
+    space = parse_space("small", {
+        "question": "Which?", "data": {"train_images": 200}, "network": {"name": "wrn_10_1", "width": 0.5},
+        "teacher": "good", "search": {"sampler": "grid"}, "references": ["dense"],
+        "train": {"batch_size": 64, "lr": {"choice": [0.1, 0.2]}, "attention_weight": {"choice": [0, 60]}},
+        "method": {"name": "bottleneck", "rank_scale": {"choice": [0.4, 0.8]}},
+    })  # fmt: skip
+    return distinct(space, Resolver(space, data, find_teaching(space, data, tmp_path)))
+
+
+def config(trial: Trial, outline: Outline | None = None) -> dict[str, Any]:
+    return {"specification": trial.specification, "data_dir": None, "share": 0.0, "outline": outline}
+
+
+def test_configurations_that_cost_the_same_are_probed_once(trials: list[Trial]) -> None:
+    kinds = [(trial.specification["method"].get("rank_scale"), "teacher" in trial.specification) for trial in trials]
+    assert sorted(kinds, key=str) == [(0.4, False), (0.4, True), (0.8, False), (0.8, True), (None, False)]
+    assert [trial.counts["params"] for trial in trials] == sorted(trial.counts["params"] for trial in trials)
+
+
+@pytest.mark.parametrize(
+    ("changed", "alike"),
+    [({"lr": 0.3}, True), ({"engine": "compiled"}, False), ({"epochs": 300}, False), ({"batch_size": 32}, False)],
+    ids=str,
+)
+def test_what_a_step_costs_depends_on_how_it_is_run(trials: list[Trial], changed: dict[str, Any], alike: bool) -> None:
+    """`auto` looks at how long a trial is."""
+    plain = trials[0].specification
+    other = {**plain, "train": {**plain["train"], **changed}}
+    assert (configuration(other) == configuration(plain)) == alike
+
+
+def test_a_probe_measures_step_and_largest_batch(trials: list[Trial]) -> None:
+    found = probe(config(next(trial for trial in trials if "teacher" in trial.specification)))
+    assert found["status"] == FITS
+    assert found["images_per_second"] > 0
+    assert 64 <= found["largest_batch"] <= 200
+
+
+def test_noise_like_the_data_spares_decoding_them(
+    trials: list[Trial], data: ImageData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outline = pickle.loads(pickle.dumps(Outline.of(data)))  # it goes to a worker
+    monkeypatch.setattr(fit, "load_trial_data", None)
+    found = probe(config(next(trial for trial in trials if "teacher" in trial.specification), outline))
+    assert found["status"] == FITS
+    assert 64 <= found["largest_batch"] <= 200
+    made = made_data(outline)
+    assert made is made_data(Outline.of(data))
+    assert (len(made.train), made.image_shape, made.classes) == (len(data.train), data.image_shape, data.classes)
+
+
+def test_what_does_not_fit_is_named(
+    trials: list[Trial], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    def full(*args: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB\nmore")
+
+    real = Trainer.backward
+    monkeypatch.setattr(
+        Trainer, "backward", lambda self, step, images, *rest: (full if len(images) > 16 else real)(
+            self, step, images, *rest
+        ),
+    )  # fmt: skip
+    share = Share(1, 0, 1)
+    rows = [fit._row(trial, share, probe(config(trial))) for trial in trials[:1]]
+    assert rows[0]["status"] == OUT_OF_MEMORY
+    show(rows, share)
+    line = capsys.readouterr().out.splitlines()[-1]
+    assert line.startswith("does not fit: bottleneck of ")
+    assert "batch 64 (out of memory: CUDA out of memory. Tried to allocate 2 GiB)" in line
+    assert line.endswith("; the largest batch that fits is 16")
+    assert pq.read_table(keep(rows, tmp_path / "fit" / "x.parquet")).schema == FIT_SCHEMA
+
+
+def test_the_command_prints_rows_and_keeps_them(tmp_path: Path) -> None:
+    done = studies.run(*studies.TINY[:-4], "--fit", "--json", "--out", str(tmp_path), "--set", "references=[]",
+                       "--set", "budget.params={choice: [0.5]}")  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = json.loads(done.stdout)
+    assert {row["status"] for row in rows} == {FITS}
+    assert pq.read_table(tmp_path / "fit" / "tt_dims.parquet").num_rows == len(rows)
+    assert not (tmp_path / "tt_dims").exists()  # no study was begun

@@ -1,0 +1,143 @@
+"""What a mark does to the search: the trial is out of its memory and its place is free, and an undo brings it back."""
+
+from __future__ import annotations
+
+import resource
+import signal
+from pathlib import Path
+
+import pytest
+from optuna.trial import TrialState
+
+from sweeps.records.journal import Journal, read_journal
+from sweeps.records.names import JOURNAL_FILE, Event, Role, Status, apply_event, fold
+from sweeps.search.optuna_storage import WholeLines
+from sweeps.search.proposer import OptunaProposer, Outcome, make_proposer
+from sweeps.search.search import Search
+
+
+@pytest.fixture
+def begin(space, resolver, tmp_path):
+    """A driver that takes the study up where it is."""
+    opened: list[Journal] = []
+
+    def driver() -> Search:
+        while opened:
+            opened.pop().close()
+        opened.append(Journal(tmp_path / JOURNAL_FILE))
+        proposer = make_proposer(space, tmp_path)
+        return Search(space, resolver, proposer, opened[0], fold(read_journal(tmp_path / JOURNAL_FILE)))
+
+    yield driver
+    opened.pop().close()
+
+
+def train_all(search: Search) -> list[str]:
+    done = []
+    while (trial := search.next()) is not None:
+        search.write_attempt(trial.trial_id, {"host": "here"})
+        search.write_epoch(trial.trial_id, 1, {"val_error": 10.0 + len(done)})
+        search.finish(trial.trial_id, Status.COMPLETED)
+        if trial.role is Role.SEARCH:
+            done.append(trial.trial_id)
+    return done
+
+
+def mark(folder: Path, trial: str, broken: str | None) -> None:
+    journal = Journal(folder / JOURNAL_FILE)
+    journal.append(Event.MARKED, trial=trial, broken=broken)
+    journal.close()
+
+
+def values(search: Search) -> dict[tuple[str, int], float]:
+    """What the sampler has to learn from, by Optuna's study and number."""
+    proposer = search.proposer
+    assert isinstance(proposer, OptunaProposer)
+    found = {}
+    for stratum in search.strata:
+        study = proposer._study(stratum.label)
+        for trial in study.get_trials(states=(TrialState.COMPLETE,)):
+            found[stratum.label, trial.number] = trial.value
+    return found
+
+
+def test_a_broken_trial_is_out_of_the_samplers_memory_until_the_mark_is_taken_back(begin, tmp_path):
+    first = begin()
+    victim = train_all(first)[0]
+    handle = first.record.trials[victim].proposal
+    before = values(first)
+    assert (handle["study"], handle["number"]) in before
+    mark(tmp_path, victim, "the disk was full")
+    resumed = begin()
+    assert values(resumed) == {
+        key: value for key, value in before.items() if key != (handle["study"], handle["number"])
+    }
+    mark(tmp_path, victim, None)
+    assert values(begin()) == before
+
+
+def test_its_place_is_taken_by_a_new_trial_and_nothing_is_trained_twice(begin, tmp_path):
+    done = train_all(begin())
+    mark(tmp_path, done[2], "why")
+    fresh = train_all(begin())
+    assert len(fresh) == 1
+    assert fresh[0] not in done
+    assert begin().next() is None
+
+
+def test_a_proposal_that_repeated_the_broken_outcome_is_forgotten_with_it(begin, tmp_path):
+    search = begin()
+    victim = train_all(search)[0]
+    repeat = search.proposer.ask(search.strata[0])
+    search.proposer.tell(repeat.handle, Outcome("complete", (10.0,), 1, victim))
+    assert (repeat.handle["study"], repeat.handle["number"]) in values(search)
+    mark(tmp_path, victim, "why")
+    assert (repeat.handle["study"], repeat.handle["number"]) not in values(begin())
+
+
+def test_a_broken_trial_without_an_end_is_not_taken_up_again(begin, tmp_path):
+    search = begin()
+    while (trial := search.next()).role is not Role.SEARCH:
+        search.finish(trial.trial_id, Status.COMPLETED)
+    mark(tmp_path, trial.trial_id, "why")
+    resumed = begin()
+    assert trial.trial_id not in [waiting.trial_id for waiting in resumed.waiting]
+    assert resumed.record.trials[trial.trial_id].ended
+
+
+def test_the_record_says_so_in_its_row(begin, tmp_path):
+    from sweeps.records.tables import to_table
+
+    search = begin()
+    victim = train_all(search)[0]
+    apply_event(search.record, {"event": "marked", "time": 1.0, "trial": victim, "broken": "why"})
+    rows = {row["trial_id"]: row for row in to_table(search.record).to_pylist()}
+    assert rows[victim]["broken"] == "why"
+    assert {row["broken"] for name, row in rows.items() if name != victim} == {None}
+
+
+def test_a_line_that_a_kill_has_torn_is_cut_off(tmp_path):
+    path = tmp_path / "optuna.journal"
+    WholeLines(path).append_logs([{"op_code": 1}])
+    with path.open("ab") as file:
+        file.write(b'{"op_co')
+    opened = WholeLines(path)
+    opened.append_logs([{"op_code": 2}])
+    assert list(opened.read_logs(0)) == [{"op_code": 1}, {"op_code": 2}]
+
+
+def test_a_disk_that_takes_part_of_a_line_leaves_none_of_it(tmp_path):
+    path = tmp_path / "optuna.journal"
+    opened = WholeLines(path)
+    opened.append_logs([{"op_code": 1}])
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 5, before[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            opened.append_logs([{"op_code": 2}])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+    opened.append_logs([{"op_code": 3}])
+    assert list(opened.read_logs(0)) == [{"op_code": 1}, {"op_code": 3}]

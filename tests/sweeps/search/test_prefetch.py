@@ -1,0 +1,236 @@
+"""Proposals ahead of slots: none is lost, none is launched twice, and what a kill leaves is taken up again."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import pytest
+
+from sweeps.records.journal import Journal, read_journal
+from sweeps.records.names import Role, Status, fold
+from sweeps.records.specification import Resolver
+from sweeps.search.prefetch import Ahead
+from sweeps.search.proposer import OptunaProposer, make_proposer
+from sweeps.search.search import Search
+from sweeps.search.warm_start import earlier_studies, warm_start
+from sweeps.space.model import parse_space
+
+EPOCH = {"val_error": 10.0, "val_loss": 1.0, "train_error": 5.0, "train_loss": 0.5, "lr": 0.1}
+SAMPLERS = ("tpe", "nsga2", "gp", "random", "qmc")
+
+
+@pytest.fixture
+def small(content) -> dict:
+    content["network"] = {"name": "resnet9", "width": 0.25}
+    content["train"]["weight_decay"] = {"log_uniform": [1e-4, 1e-3]}
+    content["budget"] = {"params": {"choice": [0.4, 0.7]}, "relative_to": "separable"}
+    return content
+
+
+@pytest.fixture
+def open_search(digits, tmp_path):
+    """Opens a search of a space in one folder, as a driver would at its start."""
+    journals = []
+
+    def opened(content) -> Search:
+        space = parse_space("small", content)
+        resolver = Resolver(space, digits)
+        journals.append(Journal(tmp_path / "study" / "journal.jsonl"))
+        record = fold(read_journal(journals[-1].path))
+        proposer = make_proposer(space, tmp_path / "study", resolver.points)
+        return Search(space, resolver, proposer, journals[-1], record)
+
+    yield opened
+    for journal in journals:
+        journal.close()
+
+
+def finish(search: Search, trial, error: float) -> None:
+    search.write_epoch(trial.trial_id, 1, {**EPOCH, "val_error": error})
+    search.finish(trial.trial_id, Status.COMPLETED)
+
+
+def run_out(search: Search, ahead: Ahead) -> list:
+    launched = []
+    while not search.is_over():
+        trial = ahead.next(wait=True)
+        if trial is not None:
+            launched.append(trial)
+            finish(search, trial, 5.0 + len(launched) % 7)
+    return launched
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_every_sampler_launches_each_trial_once_and_hears_of_all(small, open_search, sampler):
+    small["search"] = {"trials": 14, "sampler": sampler, "repeats": 2}
+    search = open_search(small)
+    with Ahead(search, 2) as ahead:
+        launched = run_out(search, ahead)
+    ids = [trial.trial_id for trial in launched]
+    assert len(ids) == len(set(ids))
+    roles = [trial.role for trial in launched]
+    assert roles.count(Role.SEARCH) == 14
+    assert roles.count(Role.REPEAT) > 0
+    assert search.proposer.open_handles() == []
+    for stratum in search.strata:
+        told = [t.value for t in search.proposer._study(stratum.label).get_trials() if t.value is not None]
+        assert len(told) >= 7
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_every_sampler_takes_several_objectives(small, open_search, sampler):
+    small["search"] = {"trials": 8, "sampler": sampler, "objectives": ["val_error", "params"]}
+    search = open_search(small)
+    with Ahead(search, 2) as ahead:
+        launched = run_out(search, ahead)
+    assert len(launched) == 1 + 8
+
+
+def test_quasi_random_points_fill_every_choice_evenly_and_go_on_after_a_stop(small, digits, tmp_path):
+    small["search"] = {"sampler": "qmc"}
+    space = parse_space("small", small)
+    stratum = Resolver(space, digits).strata[0]
+    found = [OptunaProposer(space, tmp_path).ask(stratum).point for _ in range(12)]
+    names = [(point["method.name"], point["method.dims"]) for point in found]
+    assert {names.count(name) for name in set(names)} <= {1, 2, 3}
+    assert len(set(names)) == 6
+    assert len({point["train.weight_decay"] for point in found}) == 12
+
+
+def test_a_slot_does_not_wait_for_a_proposal(small, open_search):
+    search = open_search(small)
+    search.next_waiting()
+    asked = search.proposer.ask
+    thinking = threading.Event()
+
+    def slow(stratum, *, explore=False):
+        thinking.wait(10)
+        return asked(stratum, explore=explore)
+
+    search.proposer.ask = slow
+    with Ahead(search, 2) as ahead:
+        assert ahead.next(wait=False) is None  # nothing is ready, and nobody waits
+        thinking.set()
+        first = ahead.next(wait=True)
+        assert first is not None
+        limit = time.monotonic() + 20
+        while len(search.reserved) < 2 and time.monotonic() < limit:
+            time.sleep(0.01)
+        thinking.clear()
+        assert ahead.next(wait=False) is not None
+        thinking.set()
+
+
+def test_what_was_ready_and_never_used_is_told_as_lost(small, open_search):
+    search = open_search(small)
+    with Ahead(search, 3) as ahead:
+        reference, first = ahead.next(wait=True), ahead.next(wait=True)
+        while len(search.reserved) < 3:
+            time.sleep(0.01)
+    assert search.reserved == {}
+    assert len(search.proposer.open_handles()) == 1  # the one that was handed out
+    assert set(search.record.trials) == {reference.trial_id, first.trial_id}
+
+
+def test_what_a_kill_leaves_ready_is_settled_by_the_next_driver(small, open_search):
+    search = open_search(small)
+    search.next_waiting()
+    search.prepare()  # asked of Optuna, never journaled: killed here
+    again = open_search(small)
+    assert again.proposer.open_handles() == []
+    assert again.next() is not None
+
+
+def test_an_error_of_the_sampler_reaches_the_driver(small, open_search):
+    search = open_search(small)
+    search.next_waiting()
+
+    def broken(stratum, *, explore=False):
+        raise RuntimeError("the sampler broke")
+
+    search.proposer.ask = broken
+    with pytest.raises(RuntimeError, match="the sampler broke"), Ahead(search, 1) as ahead:
+        ahead.next(wait=True)
+
+
+def test_known_points_come_first_in_every_stratum_that_admits_them(small, open_search):
+    everywhere = {"method.name": "tucker", "method.dims": 4}
+    small["search"] = {"trials": 4, "enqueue": [everywhere, {"budget.params": 0.7, "method.dims": 2}]}
+    search = open_search(small)
+    search.next()
+    points = [search.next().point for _ in range(4)]
+    assert next(point["method.dims"] for point in points if point["budget.params"] == 0.4) == 4
+    assert [point["method.dims"] for point in points if point["budget.params"] == 0.7] == [4, 2]
+
+
+def test_a_known_point_is_not_proposed_again_after_a_stop(small, digits, tmp_path):
+    small["search"] = {"enqueue": [{"train.weight_decay": 2e-4}]}
+    space = parse_space("small", small)
+    stratum = Resolver(space, digits).strata[0]
+    decays = [OptunaProposer(space, tmp_path).ask(stratum).point["train.weight_decay"] for _ in range(3)]
+    assert decays[0] == 2e-4
+    assert 2e-4 not in decays[1:]
+
+
+def test_an_earlier_study_warms_the_sampler_up_once(small, open_search, digits, tmp_path):
+    search = open_search(small)
+    for error in range(5):
+        finish(search, search.next(), 3.0 + error)
+    earlier = earlier_studies(("study",), tmp_path)
+    space = parse_space("small", small)
+    resolver = Resolver(space, digits)
+    proposer = OptunaProposer(space, tmp_path / "later", resolver.points)
+    assert warm_start(proposer, resolver, earlier) == ["warm start from study: 4 of 4 ended trials taken over"]
+    values = [t.value for stratum in resolver.strata for t in proposer._study(stratum.label).get_trials()]
+    assert sorted(values) == [4.0, 5.0, 6.0, 7.0]
+    assert warm_start(proposer, resolver, earlier)[0].startswith("warm start from study: 0 of 4 ended trials")
+
+
+def test_a_warm_start_takes_over_only_what_is_comparable(small, open_search, digits, tmp_path):
+    search = open_search(small)
+    for error in range(3):
+        finish(search, search.next(), 3.0 + error)
+    small["train"]["epochs"] = 3
+    resolver = Resolver(parse_space("small", small), digits)
+    proposer = OptunaProposer(resolver.space, tmp_path / "later", resolver.points)
+    (line,) = warm_start(proposer, resolver, earlier_studies(("study",), tmp_path))
+    assert line.startswith("warm start from study: 0 of 2 ended trials taken over (the others are")
+
+
+def test_a_warm_start_from_nowhere_lists_the_studies(tmp_path):
+    from lowrank.errors import InputError
+
+    with pytest.raises(InputError, match=r"no study 'none' in .*; choose from: none yet"):
+        earlier_studies(("none",), tmp_path)
+
+
+def test_a_grid_of_repeats_is_balanced_wherever_it_is_cut(small, open_search):
+    small["train"]["weight_decay"] = 5e-4
+    small["search"] = {"sampler": "grid", "stop": "none", "repeats": 3, "trials": 16}
+    search = open_search(small)
+    launched = []
+    while (trial := search.next()) is not None:
+        launched.append(trial)
+        finish(search, trial, 5.0)
+    references = [trial for trial in launched if trial.role is Role.REFERENCE]
+    assert [trial.specification["seed"] for trial in references] == [0, 1, 2]
+    rows = [trial for trial in launched if trial.role is not Role.REFERENCE]
+    points = [trial.point_id for trial in rows]
+    assert len(rows) == 16
+    assert {points.count(point) for point in set(points)} == {1, 2}  # 12 points, cut in the second round
+    assert {trial.specification["seed"] for trial in rows} == {0, 1}
+
+
+def test_trials_that_start_from_the_dense_reference_wait_for_it(small, open_search):
+    small |= {"start": {"choice": ["scratch", "dense"]}, "references": ["dense"]}
+    small["search"] = {"trials": 12, "sampler": "random"}
+    search = open_search(small)
+    reference = search.next()
+    early = []
+    while (trial := search.next()) is not None:
+        early.append(trial)
+    assert all(trial.needs is None for trial in early)
+    finish(search, reference, 2.0)
+    later = search.next()
+    assert later.needs == reference.trial_id

@@ -1,0 +1,139 @@
+"""What must not leak, listen or run: secrets in what a study leaves, code and paths in a space, open servers."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import ray
+import yaml
+
+from sweeps.cluster.ray_session import connect
+from sweeps.run import main
+from sweeps.space.model import read_space
+from tests.support import studies
+
+ROOT = Path(__file__).resolve().parents[3]
+SECRET = "hunter2-top-secret"
+
+
+def written(tmp_path, **sections):
+    """A space file like tt_dims, with other sections."""
+    path = tmp_path / "theirs.yaml"
+    path.write_text(yaml.safe_dump({**read_space("tt_dims").source, **sections}))
+    return str(path)
+
+
+def test_a_space_cannot_name_code_unasked(tmp_path, monkeypatch, capsys):
+    """Not even to plan; nothing of it is imported."""
+    (tmp_path / "theirs.py").write_text("raise SystemExit('it ran')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    for network in ("theirs:network", {"name": {"choice": ["resnet9", "theirs:network"]}}):
+        space = written(tmp_path, network=network, budget={"params": 50_000})
+        for arguments in (["--plan"], ["--out", str(tmp_path / "studies")]):
+            assert main(["--space", space, *arguments]) == 2
+            said = capsys.readouterr().err
+            assert "the space names code to run, the network 'theirs:network'; --allow-code allows it" in said
+            assert said.count("\n") == 1
+    assert not (tmp_path / "studies").exists()
+    assert "theirs" not in sys.modules
+
+
+def test_code_that_is_allowed_is_used(tmp_path, monkeypatch, capsys):
+    (tmp_path / "ours.py").write_text(
+        "from lowrank.networks import ResNet9\n\n\n"
+        "def small(image_shape, classes):\n    return ResNet9(image_shape[0], classes, width=0.125)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    space = written(tmp_path, network="ours:small", budget={"params": 0.7, "relative_to": "separable"})
+    assert main(["--space", space, "--plan", "--allow-code"]) == 0
+    assert "network: ours:small, " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("folder", ["/etc", "data/../../elsewhere", "~/private"])
+def test_a_space_cannot_leave_the_data_folder_unasked(tmp_path, folder, capsys):
+    space = written(tmp_path, data=f"parquet:{folder}")
+    assert main(["--space", space, "--plan"]) == 2
+    said = capsys.readouterr().err
+    assert "which is outside the data folder" in said
+    assert "name the data yourself: --data parquet:" in said
+    assert main(["--space", space, "--plan", "--data", f"parquet:{tmp_path}/none"]) == 2
+    assert "outside the data folder" not in capsys.readouterr().err
+    (tmp_path / "sets" / "one").mkdir(parents=True)
+    inside = written(tmp_path, data=f"parquet:{tmp_path}/sets/one")
+    assert main(["--space", inside, "--plan", "--data-dir", str(tmp_path / "sets")]) == 2
+    assert "outside the data folder" not in capsys.readouterr().err
+
+
+@pytest.fixture
+def listening():
+    """A port that answers as a database would at first: something listens."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield server.getsockname()[1]
+
+
+@pytest.mark.slow
+def test_a_password_stays_out_of_everything_that_a_study_leaves(tmp_path, listening):
+    """Neither its files nor its output nor the process list hold it; the database does not answer, so the tracker's
+    complaint is among what is looked at."""
+    uri = f"postgresql://user:{SECRET}@127.0.0.1:{listening}/runs"
+    process = studies.start(
+        *studies.TINY, "--trials", "1", "--tracking-uri", uri, "--out", str(tmp_path), "--name", "quiet"
+    )
+    try:
+        studies.wait_until(lambda: studies.ended(tmp_path / "quiet") >= 1)
+        seen = _commands()
+        said, _ = process.communicate(timeout=200)
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+    assert SECRET not in said
+    assert any("sweeps.tracking" in line and str(tmp_path) in line for line in seen)
+    assert not [line for line in seen if SECRET in line]
+    files = [path for path in (tmp_path / "quiet").rglob("*") if path.is_file()]
+    assert {"journal.jsonl", "space.yaml", "tracking.log"} <= {path.name for path in files}
+    assert not [path for path in files if SECRET.encode() in path.read_bytes()]
+
+
+def _commands() -> list[str]:
+    """The command lines of all processes, as `ps` shows them to anybody."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            found.append(path.read_bytes().replace(b"\0", b" ").decode(errors="ignore"))
+        except OSError:  # it has just ended
+            continue
+    # A user who types the address shows it; what this project starts must not repeat it
+    return [line for line in found if "sweeps/run.py" not in line]
+
+
+def test_what_ray_opens_by_itself_is_no_dashboard(tmp_path):
+    """No dashboard is started on one's own machine; `--address` uses a cluster as it is."""
+    connect(None, cpus=1)
+    try:
+        assert not ray.get_runtime_context().gcs_address.startswith("0.0.0.0")
+        assert not ray._private.worker.global_worker.node.webui_url
+    finally:
+        ray.shutdown()
+
+
+def test_a_cluster_that_somebody_else_has_started_here_is_not_joined_unasked(monkeypatch):
+    asked = []
+    monkeypatch.setattr(ray, "init", lambda address, **more: asked.append(address))
+    connect(None)
+    connect("auto")
+    assert asked == ["local", "auto"]
+
+
+def test_no_server_of_the_project_is_told_to_listen_to_everybody():
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    texts = {
+        name: (ROOT / name).read_text(errors="ignore") for name in tracked if name.endswith((".py", ".yaml", ".sh"))
+    }
+    open_to_all = [name for name, text in texts.items() if "host 0.0.0.0" in text or "host=0.0.0.0" in text]
+    assert [name for name in open_to_all if not name.startswith("tests" + os.sep)] == []

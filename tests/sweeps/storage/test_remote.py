@@ -1,0 +1,208 @@
+"""A study at a URI: carried as it grows, whole at any moment, one driver at a time."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+
+import pytest
+
+from lowrank.errors import InputError
+from sweeps.storage import remote as stored
+from sweeps.storage.remote import DRIVER, LEASE, Carrier, Storage, fetch, fetch_named, storage_uri, stored_studies
+from tests.support.buckets import bucket
+
+CREDENTIALS = {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing", "AWS_EC2_METADATA_DISABLED": "true"}
+
+
+@pytest.fixture(params=["file", "s3"])
+def uri(request, tmp_path, monkeypatch):
+    if request.param == "file":
+        yield (tmp_path / "stored").as_uri()
+        return
+    for name, value in CREDENTIALS.items():
+        monkeypatch.setenv(name, value)
+    with bucket() as found:
+        yield found
+
+
+@pytest.fixture
+def study(tmp_path):
+    """A study's folder as a driver at work has it."""
+    folder = tmp_path / "studies" / "small"
+    (folder / "trials" / "a").mkdir(parents=True)
+    (folder / "space.yaml").write_text("question: Which?\n")
+    (folder / "journal.jsonl").write_text('{"event": "study"}\n{"event": "proposed"}\n')
+    (folder / "optuna.journal").write_text('{"op": 0}\n')
+    (folder / "trials" / "a" / "checkpoint.safetensors").write_bytes(b"weights")
+    (folder / "mlflow.db").write_bytes(b"not carried")
+    (folder / "driver.lock").write_bytes(b"")
+    return folder
+
+
+def content(folder):
+    names = (path for path in folder.rglob("*") if path.is_file() and path.name not in ("mlflow.db", "driver.lock"))
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in names}
+
+
+def carrier(uri, folder):
+    """One that carries only when it is told to."""
+    found = Carrier(Storage(uri, folder.name), folder, seconds=3600)
+    found.start()
+    return found
+
+
+def test_what_is_carried_comes_back_on_another_machine(uri, study, tmp_path):
+    carrying = carrier(uri, study)
+    carrying.carry()
+    with (study / "journal.jsonl").open("a") as journal:
+        journal.write('{"event": "epoch"}\n{"torn')
+    with (study / "optuna.journal").open("a") as memory:
+        memory.write('{"op": 4}\n')
+    assert carrying.finish() is None
+    assert stored_studies(uri) == ["small"]
+    fetched = fetch_named(uri, "small", tmp_path / "elsewhere")
+    expected = content(study)
+    expected["journal.jsonl"] = expected["journal.jsonl"].removesuffix(b'{"torn')
+    assert content(fetched) == expected
+    assert DRIVER not in Storage(uri, "small").names()
+
+
+def test_a_growing_file_is_sent_in_parts_of_bounded_size(uri, study, monkeypatch):
+    monkeypatch.setattr(stored, "PART", 100)
+    carrying = carrier(uri, study)
+    line = json.dumps({"event": "epoch", "x": "y" * 20}) + "\n"
+    for _ in range(20):
+        with (study / "journal.jsonl").open("a") as journal:
+            journal.write(line)
+        carrying.carry()
+    parts = Storage(uri, "small").names("journal.jsonl.parts")
+    assert 4 <= len(parts) <= 12
+    assert max(parts.values()) < 100 + len(line)
+    assert Storage(uri, "small").grown("journal.jsonl") == (study / "journal.jsonl").read_bytes()
+    carrying.finish()
+
+
+def test_the_journal_is_measured_first_and_carried_last(study, tmp_path, monkeypatch):
+    carrying = carrier((tmp_path / "stored").as_uri(), study)
+    sent = []
+    put = Storage.put
+
+    def noted(self, name, content):
+        sent.append(name)
+        with (study / "journal.jsonl").open("a") as journal:  # the driver writes on meanwhile
+            journal.write('{"event": "finished"}\n')
+        put(self, name, content)
+
+    monkeypatch.setattr(Storage, "put", noted)
+    before = (study / "journal.jsonl").read_bytes()
+    carrying.carry()
+    journal = next(index for index, name in enumerate(sent) if name.startswith("journal.jsonl"))
+    optuna = next(index for index, name in enumerate(sent) if name.startswith("optuna.journal"))
+    assert sent.index("trials/a/checkpoint.safetensors") < optuna < journal
+    assert carrying.storage.grown("journal.jsonl") == before
+    monkeypatch.undo()
+    carrying.finish()
+
+
+def test_what_a_stopped_trial_left_goes_from_the_storage_too(uri, study):
+    carrying = carrier(uri, study)
+    carrying.carry()
+    (study / "trials" / "a" / "checkpoint.safetensors").unlink()
+    carrying.finish()
+    assert not Storage(uri, "small").names("trials")
+
+
+def test_a_resume_goes_on_where_the_storage_ends(uri, study, tmp_path):
+    carrier(uri, study).finish()
+    fetched = fetch_named(uri, "small", tmp_path / "elsewhere")
+    going_on = carrier(uri, fetched)
+    with (fetched / "journal.jsonl").open("a") as journal:
+        journal.write('{"event": "study"}\n')
+    going_on.finish()
+    assert Storage(uri, "small").grown("journal.jsonl") == (fetched / "journal.jsonl").read_bytes()
+
+
+def test_a_folder_that_is_ahead_is_kept(uri, study):
+    carrier(uri, study).finish()
+    with (study / "journal.jsonl").open("a") as journal:
+        journal.write('{"event": "epoch"}\n')
+    before = content(study)
+    fetch(Storage(uri, "small"), study)
+    assert content(study) == before
+
+
+def test_two_histories_are_not_mixed(uri, study):
+    carrier(uri, study).finish()
+    (study / "journal.jsonl").write_text('{"event": "another"}\n')
+    with pytest.raises(InputError, match="hold two different histories of 'small'; move the folder away"):
+        fetch(Storage(uri, "small"), study)
+
+
+def test_one_driver_at_a_time(uri, study, monkeypatch):
+    storage = Storage(uri, "small")
+    there = {"token": "t", "host": "elsewhere", "pid": 1}
+    storage.put(DRIVER, json.dumps(there).encode())
+    with pytest.raises(InputError, match=r"'small' is being run by elsewhere, heard of \d+ s ago; .* try again in"):
+        carrier(uri, study)
+    with monkeypatch.context() as later:
+        later.setattr(Storage, "age", lambda self, name: LEASE + 1)
+        carrier(uri, study).finish()
+    dead = {**there, "host": platform.node(), "pid": 2**22 + 1}
+    storage.put(DRIVER, json.dumps(dead).encode())
+    taken = carrier(uri, study)
+    storage.put(DRIVER, json.dumps({**dead, "token": "u"}).encode())
+    assert "has taken the study over" in taken.finish()
+
+
+def test_how_long_a_driver_is_silent_is_told_by_the_storage(uri, study, monkeypatch):
+    """Whatever the clock of this machine says: it may have jumped."""
+    storage = Storage(uri, "small")
+    storage.put(DRIVER, b"")
+    assert 0 <= storage.age(DRIVER) < LEASE / 2
+    monkeypatch.setattr("time.time", lambda: 0.0)
+    assert 0 <= storage.age(DRIVER) < LEASE / 2
+    assert list(storage.names()) == [DRIVER]
+
+
+def test_an_outage_is_said_and_made_up_for(study, tmp_path, monkeypatch):
+    carrying = carrier((tmp_path / "stored").as_uri(), study)
+
+    def fails(self, name, content):
+        raise OSError("no route")
+
+    monkeypatch.setattr(Storage, "put", fails)
+    assert "lacks what came last (no route); nothing is lost" in carrying.finish()
+    monkeypatch.undo()
+    carrier((tmp_path / "stored").as_uri(), study).finish()
+    assert content(fetch_named((tmp_path / "stored").as_uri(), "small", tmp_path / "elsewhere")) == content(study)
+
+
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [
+        ("nope://there", "--storage must be a folder or a URI such as s3://BUCKET/PREFIX"),
+        ("s3://key:secret@bucket/prefix", "--storage must not carry a secret: leave the key out of the URI"),
+        ("file:///proc/nothing", "--storage file:///proc/nothing cannot be written"),
+    ],
+)
+def test_a_place_that_cannot_be_used_is_one_line(place, message):
+    with pytest.raises(InputError, match=message) as caught:
+        storage_uri(place)
+    assert "\n" not in str(caught.value)
+    assert "secret@" not in str(caught.value)
+
+
+def test_a_folder_is_no_uri():
+    assert storage_uri("/mnt/shared") is None
+    assert storage_uri(None) is None
+
+
+def test_an_unknown_study_names_those_there_are(uri, study, capsys, tmp_path):
+    carrier(uri, study).finish()
+    assert stored.main([uri, "other", "--out", str(tmp_path / "here")]) == 2
+    assert "no study 'other' in" in capsys.readouterr().err
+    assert stored.main([uri, "small", "--out", str(tmp_path / "here")]) == 0
+    assert "python -m sweeps.tracking" in capsys.readouterr().out
+    assert os.listdir(tmp_path / "here") == ["small"]

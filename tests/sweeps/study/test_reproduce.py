@@ -1,0 +1,187 @@
+"""A recorded trial once more: whatever it was, it is found, checked, and trained under the same id to the same end."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from lowrank.data import DataSettings, load_data
+from lowrank.errors import InputError
+from sweeps.records.journal import Journal
+from sweeps.records.load import load_study
+from sweeps.records.names import CHECKPOINT_FILE, JOURNAL_FILE, TRIALS_FOLDER, Event, Role, StudyRecord
+from sweeps.records.specification import Resolver
+from sweeps.run import main
+from sweeps.space.model import parse_space, read_space
+from sweeps.space.teacher_settings import find_teaching
+from sweeps.study.retrain import ORIGIN, Repeat, check_repeat, comparison, content_of, find_repeat
+from tests.support import studies
+from tests.support.teachers import small_data, write_teacher
+
+SMALL = [
+    "search.sampler=random", "references=[dense]", "train.epochs=2", "data.train_images=200",
+    "network={name: wrn_10_1, width: 0.5}",
+]  # fmt: skip
+POINT = {"method.name": "bottleneck", "train.attention_weight": 60, "budget.params": 0.8}
+KINDS: dict[str, tuple[list[str], dict[str, Any], int]] = {
+    "taught": ([], POINT, 0),
+    "allocated": (["budget.allocation=stage"], {**POINT, "train.attention_weight": 0}, 0),
+    "from dense": (["start.how=dense"], POINT, 0),
+    "another seed": ([], POINT, 2),
+    "thinner": (["method.name=thin_separable"], {**POINT, "method.name": "thin_separable"}, 1),
+}
+
+
+@pytest.fixture(scope="module")
+def teachers(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("teachers")
+    write_teacher(folder, "good", small_data())
+    return folder
+
+
+def resolver(teachers: Path, changes: list[str]) -> Resolver:
+    space = read_space("distill", [*SMALL, "teacher.name=good", *changes])
+    data = load_data(DataSettings(train_images=200))
+    return Resolver(space, data, find_teaching(space, data, teachers))
+
+
+def write(folder: Path, *trials) -> Path:
+    journal = Journal(folder / JOURNAL_FILE)
+    journal.append(Event.STUDY, name="mine", space={"resources": {"cpus_per_trial": 1.0}})
+    for each in trials:
+        journal.append(
+            Event.PROPOSED, trial=each.trial_id, role=str(each.role), stratum=each.stratum, parameters=each.point,
+            specification=json.loads(json.dumps(each.specification)), counts=each.counts, proposal={},
+            point_id=each.point_id,
+        )  # fmt: skip
+        journal.append(Event.ATTEMPT, trial=each.trial_id, device="cpu", cpus=2.0, gpus=0.0)
+    journal.close()
+    return folder
+
+
+def checked(repeat: Repeat, teachers: Path) -> str:
+    """The id under which the command would train it."""
+    space = parse_space("again", yaml.safe_load(yaml.safe_dump(content_of(repeat, {}))))
+    data = load_data(space.data)
+    return check_repeat(repeat, data, find_teaching(space, data, teachers))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_trial_has_the_same_id_again(tmp_path, teachers, kind):
+    changes, point, seed = KINDS[kind]
+    trained = resolver(teachers, changes).resolve(point, seed)
+    dense = resolver(teachers, changes).reference("dense")
+    repeat = find_repeat("mine", trained.trial_id[:6], write(tmp_path / "mine", dense, trained).parent)
+    assert repeat.name == f"mine_{trained.trial_id[:6]}"
+    assert (repeat.source is not None) is (kind == "from dense")  # its weights are not there: trained first
+    assert content_of(repeat, {})["resources"] == {"cpus_per_trial": 2.0, "gpus_per_trial": 0}
+    assert checked(repeat, teachers) == trained.trial_id
+    assert repeat.specification == json.loads(json.dumps(trained.specification))
+
+
+def test_a_reference_too(tmp_path, teachers):
+    dense = resolver(teachers, []).reference("dense", repeat=1)
+    assert dense.role is Role.REFERENCE
+    repeat = find_repeat(str(write(tmp_path, dense)), dense.trial_id, tmp_path)
+    assert checked(repeat, teachers) == dense.trial_id
+
+
+class TestRefused:
+    def test_another_teacher_and_other_images(self, tmp_path, teachers):
+        trained = resolver(teachers, []).resolve(POINT)
+        repeat = find_repeat(str(write(tmp_path, trained)), trained.trial_id, tmp_path)
+        repeat.specification["teacher"]["weights"] = "0" * 64
+        with pytest.raises(InputError, match=r"the teacher good has changed since: its sha256 is \w+\.\.\., not 0000"):
+            checked(repeat, teachers)
+        repeat.specification["data"]["fingerprint"] = "f00d"
+        with pytest.raises(InputError, match="but the trial was trained on f00d"):
+            checked(repeat, teachers)
+
+    def test_weights_that_nobody_can_make_again(self, tmp_path, teachers):
+        trained = resolver(teachers, ["start.how=dense"]).resolve(POINT)
+        with pytest.raises(InputError, match="from whose weights it starts, is not in"):
+            find_repeat(str(write(tmp_path, trained)), trained.trial_id, tmp_path)
+
+    @pytest.mark.parametrize(("arguments", "message"), [
+        (["--repeat", "nope", "abcd"], "unknown study 'nope'"),
+        (["--repeat", "mine", "ffffff"], "'ffffff' must be the id of one trial of 'mine', or its beginning"),
+        (["--repeat", "mine", "abcd", "--trials", "3"], "--repeat trains what is on record; leave --trials out"),
+        (["--repeat", "mine", "old1"], "trial old1 cannot be repeated: its record has no network, method, train"),
+    ])  # fmt: skip
+    def test_bad_input_is_one_line_and_writes_nothing(self, tmp_path, capsys, arguments, message):
+        journal = Journal(tmp_path / "mine" / JOURNAL_FILE)
+        journal.append(Event.STUDY, name="mine")
+        about = {"role": "search", "stratum": "", "parameters": {}, "counts": {}, "proposal": {}}
+        journal.append(Event.PROPOSED, trial="old1", specification={"seed": 0}, **about)
+        journal.close()
+        assert main([*arguments, "--out", str(tmp_path)]) == 2
+        said = capsys.readouterr().err
+        assert message in said
+        assert len(said.splitlines()) == 1
+        assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+
+
+class TestComparison:
+    def pair(self, tmp_path, *, error=5.0, device="cpu") -> StudyRecord:
+        for name, last in (("was", 5.0), ("now", error)):
+            journal = Journal(tmp_path / name / JOURNAL_FILE)
+            origin = {"study": str(tmp_path / "was"), "trial": "abcd", "as": "abcd"}
+            journal.append(Event.STUDY, name=name, **({ORIGIN: origin} if name == "now" else {}))
+            journal.append(Event.ATTEMPT, trial="abcd", device="cpu" if name == "was" else device)
+            for epoch, value in enumerate((9.0, last), start=1):
+                metrics = {"val_error": value, "epoch_seconds": 1.0 if name == "was" else 2.0}
+                journal.append(Event.EPOCH, trial="abcd", epoch=epoch, metrics=metrics)
+            journal.append(Event.FINISHED, trial="abcd", status="completed")
+            journal.close()
+        return load_study(tmp_path / "now")
+
+    def test_the_same(self, tmp_path):
+        first, second = comparison(self.pair(tmp_path))
+        assert first.endswith("was: on record 5 % validation error, completed after epoch 2; now 5 % validation error, "
+                              "completed after epoch 2")  # fmt: skip
+        assert second.startswith("all 2 epochs that both have came out the same")
+
+    def test_another(self, tmp_path):
+        _, second = comparison(self.pair(tmp_path, error=4.0, device="cuda"))
+        assert second == "they differ from epoch 2 on (on record on cpu, now on cuda)"
+
+    def test_a_record_that_is_gone_is_said(self, tmp_path):
+        now = self.pair(tmp_path)
+        (tmp_path / "was" / JOURNAL_FILE).unlink()
+        (line,) = comparison(now)
+        assert line.startswith("not held against the record: ")
+        assert comparison(StudyRecord()) == []
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)  # four studies, each with a Ray of its own
+def test_the_command_trains_to_the_same_error(tmp_path, teachers):
+    """Taught, from dense weights, of an uneven allocation and of another seed than its study, all at once."""
+    where = ("--out", str(tmp_path), "--teachers", str(teachers))
+    asked = [*SMALL, "teacher.name=good", "method.name=bottleneck", "budget.params=0.8", "budget.allocation=stage",
+             "start.how=dense", "search.repeats=2", "search.trials=1", "train.attention_weight=60"]  # fmt: skip
+    sets = [word for each in asked for word in ("--set", each)]
+    first = studies.run("--space", "distill", *sets, *where, "--name", "first")
+    assert first.returncode == 0, first.stdout + first.stderr
+    was = next(trial for trial in studies.record(tmp_path / "first").trials.values() if trial.role is Role.REPEAT)
+    assert was.specification["seed"] != was.specification["views"]["seed"]
+    assert {"teacher", "allocation", "start"} <= was.specification.keys()
+    for name, lost in (("kept", False), ("lost", True)):
+        source = tmp_path / "first" / TRIALS_FOLDER / was.specification["start"]["fingerprint"] / CHECKPOINT_FILE
+        if lost:
+            source.unlink()
+        done = studies.run("--repeat", "first", was.trial_id[:6], *where, "--name", name)
+        assert done.returncode == 0, done.stdout + done.stderr
+        again = studies.record(tmp_path / name)
+        assert len(again.trials) == 1 + lost
+        now = again.trials[was.trial_id]
+        assert now.specification == was.specification
+        assert (now.val_error, now.test_error) == (was.val_error, was.test_error)
+        assert "all 2 epochs that both have came out the same" in done.stdout
+    resumed = studies.run("--resume", "lost", *where)
+    assert resumed.returncode == 0, resumed.stdout + resumed.stderr
+    assert len(studies.record(tmp_path / "lost").trials) == 2  # nothing is proposed beside it

@@ -1,0 +1,149 @@
+"""The command line: what it lists and plans, and the one line and exit code 2 of every mistake."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from sweeps.records.study_folders import write_question
+from sweeps.run import main
+from sweeps.space.model import available_spaces, read_space
+from sweeps.space.settings import parse_time
+
+
+def test_list_shows_every_space_with_its_question(capsys):
+    assert main(["--list"]) == 0
+    shown = capsys.readouterr().out
+    for name in available_spaces():
+        assert name in shown
+    assert shown.count("?") >= len(available_spaces())
+
+
+def test_list_as_json(capsys):
+    assert main(["--list", "--json"]) == 0
+    listed = json.loads(capsys.readouterr().out)
+    assert {entry["name"] for entry in listed} == set(available_spaces())
+    assert all(entry["question"] for entry in listed)
+
+
+def test_plan_says_sizes_work_and_time_and_trains_nothing(capsys, tmp_path):
+    assert main(["--space", "tt_dims", "--plan", "--json", "--out", str(tmp_path / "studies")]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert plan["trials"] == 26
+    assert 26_000 < plan["smallest"] < plan["largest"] <= 150_963
+    assert len(plan["strata"]) == 4
+    assert plan["most_work"] > 1e12
+    assert plan["most_seconds"] > 0
+    assert not (tmp_path / "studies").exists()
+
+
+def test_plan_of_the_grid_counts_networks_once(capsys):
+    assert main(["--space", "tt_schedule", "--plan"]) == 0
+    shown = capsys.readouterr().out
+    assert "122 at most, references included, of 129 points" in shown
+    assert "work: " in shown
+
+
+def test_plan_names_what_is_infeasible(capsys):
+    assert main(["--space", "tt_dims", "--plan", "--set", "budget.params={choice: [0.01, 0.0352]}"]) == 0
+    shown = capsys.readouterr().out
+    assert "cannot be met: params <= 7,548: " in shown
+    assert "infeasible (" in shown
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "--space is missing; choose from: "),
+        (["--space", "nope"], "unknown space 'nope'; choose from: "),
+        (["--space", "tt_dims", "--data", "nope"], "unknown data set 'nope'; choose from: "),
+        (["--space", "tt_dims", "--set", "method.name=cpp"], "unknown method 'cpp'; choose from: "),
+        (["--space", "tt_dims", "--set", "trian.lr=1"], "unknown section `trian`"),
+        (["--space", "tt_dims", "--set", "network.name=resnet10"], "unknown network 'resnet10'; choose from: "),
+        (["--space", "tt_dims", "--trials", "0"], "`search.trials`: must be greater than or equal to 1, but got 0"),
+        (["--space", "tt_dims", "--time", "soon"], "a time must be a number above 0 with s, m or h"),
+        (["--space", "tt_dims", "--set", "budget.params=0.01"], "no method can meet the budget: "),
+        (["--space", "tt_dims", "--data", "parquet:/nowhere"], "there is no such folder"),
+        (["--space", "tt_dims", "--tracking-uri", "ftp://x"], "the tracking URI must be one of"),
+        (["--space", "tt_dims", "--tracking-uri", "http://127.0.0.1:9"], "must name a running MLflow server"),
+        (["--space", "tt_dims", "--name", "a/b"], "--name must be up to 80 letters, digits"),
+        (["--space", "tt_dims", "--address", "127.0.0.1:1"], "nothing answers at 127.0.0.1:1"),
+        (["--space", "tt_dims", "--address", "there"], "--address must be auto or HOST:PORT, but got 'there'"),
+        (["--space", "tt_dims", "--name", "it's"], "--name must be up to 80 letters, digits"),
+        (["--space", "tt_dims", "--name", "n" * 300], "--name must be up to 80 letters, digits"),
+        (["--space", "tt_dims", "--tracking-uri", "http://[::1"], "the tracking URI must be one of"),
+        (["--space", "tt_dims", "--tracking-uri", "http://localhost:abc"], "the tracking URI must be one of"),
+        (["--space", "tt_dims", "--seed", "9" * 23], "`search.seed`: must be less than"),
+        (["--space", "tt_dims", "--set", "train.lr=.inf"], "`train.lr`: must be a finite number, but got inf"),
+        (["--space", "tt_dims", "--cpus-per-trial", "0.00001"], "greater than or equal to 0.1"),
+        (["--resume", "nope"], "no study 'nope' in "),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(arguments, message, capsys, tmp_path):
+    out = tmp_path / "studies"
+    assert main([*arguments, "--out", str(out)]) == 2
+    said = capsys.readouterr()
+    assert message in said.err
+    assert said.err.startswith("error: ")
+    assert said.err.count("\n") == 1
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("90s", 90), ("30m", 1800), ("1.5h", 5400), (None, None)])
+def test_times(text, seconds):
+    assert parse_time(text) == seconds
+
+
+def test_studies_cannot_be_kept_under_a_file(capsys, tmp_path):
+    (tmp_path / "file").write_text("")
+    assert main(["--space", "tt_dims", "--out", str(tmp_path / "file" / "studies")]) == 2
+    assert "is not a folder that can be written" in capsys.readouterr().err
+
+
+@pytest.fixture
+def kept(tmp_path):
+    """A study's folder as a killed driver leaves it."""
+    folder = tmp_path / "studies" / "kept"
+    write = {"space": "tt_dims", "data_dir": None, "tracking_uri": None}
+    folder.mkdir(parents=True)
+    write_question(folder, read_space("tt_dims").source, write)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--plan"], "leave --plan out"),
+        (["--name", "other"], "leave --name out"),
+        (["--set", "train.lr=1"], "leave --set out"),
+        (["--time", "soon"], "a time must be a number above 0 with s, m or h"),
+        (["--tracking-uri", "foo://bar"], "the tracking URI must be one of"),
+        (["--gpus-per-trial", "-1"], "`resources.gpus_per_trial`: must be a number from 0, or auto, but got -1"),
+        (["--processes-per-trial", "0"], "`resources.processes_per_trial`: must be greater than or equal to 1"),
+    ],
+)
+def test_a_resume_that_makes_no_sense_changes_nothing(kept, arguments, message, capsys):
+    before = (kept / "space.yaml").read_bytes()
+    assert main(["--resume", "kept", "--out", str(kept.parent), *arguments]) == 2
+    said = capsys.readouterr().err
+    assert message in said
+    assert said.count("\n") == 1
+    assert (kept / "space.yaml").read_bytes() == before
+    assert [path.name for path in kept.iterdir()] == ["space.yaml"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("space.yaml", "question: [", "is not YAML"),
+        ("space.yaml", "question: Which?", "its section `options` is not whole"),
+        ("journal.jsonl", '{"event": "study"\n', "the line at byte 0 is damaged"),
+    ],
+)
+def test_a_damaged_study_is_one_line(kept, name, content, message, capsys):
+    (kept / name).write_text(content)
+    assert main(["--resume", "kept", "--out", str(kept.parent)]) == 2
+    said = capsys.readouterr().err
+    assert message in said
+    assert said.count("\n") == 1

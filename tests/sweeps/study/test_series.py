@@ -1,0 +1,119 @@
+"""Several studies from one file: checked before the first starts, run and resumed as one."""
+
+from __future__ import annotations
+
+import argparse
+
+import pytest
+import yaml
+
+from lowrank.errors import InputError
+from sweeps.run import main
+from sweeps.study.series import read_series
+
+SMALL = {
+    "question": "Which?",
+    "data": {"name": "digits", "train_images": 200},
+    "network": {"name": "resnet9", "width": 0.125},
+    "train": {"epochs": 1},
+    "method": {"name": "tensor_train", "dims": {"int": [2, 3]}},
+    "budget": {"params": {"choice": [0.7]}, "relative_to": "separable"},
+    "search": {"trials": 2, "sampler": "random", "stop": "none"},
+    "studies": [{"name": "plain"}, {"name": "cp", "set": {"method.name": "cp"}, "trials": 1}],
+}
+OPTIONS = argparse.Namespace(
+    set=["train.epochs=1"], data=None, seed=3, trials=None, gpus_per_trial=None, cpus_per_trial=None,
+    processes_per_trial=None, sharing=None, max_concurrent=None, allow_code=False, data_dir=None,
+)  # fmt: skip
+
+
+def test_each_study_is_the_file_with_its_own_changes_under_the_command_lines():
+    plain, cp = read_series(SMALL, "both", OPTIONS)
+    assert (plain.name, cp.name) == ("plain", "cp")
+    assert [member.space.search.trials for member in (plain, cp)] == [2, 1]
+    assert cp.space.alternatives[0][0]["name"] == "cp"
+    assert {member.space.search.seed for member in (plain, cp)} == {3}
+
+
+def test_a_study_may_be_another_space():
+    (member,) = read_series({"studies": [{"name": "a", "space": "low_rank", "trials": 3}]}, "both", OPTIONS)
+    assert member.space.search.trials == 3
+    assert member.space.question.startswith("Is a tensor decomposition")
+
+
+@pytest.mark.parametrize(
+    ("studies", "message"),
+    [
+        ([], "`studies` must be a list of sections with a `name` each"),
+        ([{"set": {}}], "each of `studies` needs a `name`"),
+        ([{"name": "a"}, {"name": "a"}], "`studies` must have names of their own, but got a, a"),
+        ([{"name": "a", "sett": {}}], "unknown field of `studies` 'sett'; choose from: name, set, space, trials"),
+        ([{"name": "a", "set": {"method.name": "cpp"}}], "study 'a': unknown method 'cpp'"),
+        ([{"name": "a", "space": "none"}], "unknown space 'none'"),
+    ],
+)
+def test_a_mistake_in_any_study_is_one_line_before_anything_starts(studies, message, tmp_path, capsys):
+    with pytest.raises(InputError, match=message):
+        read_series({**SMALL, "studies": studies}, "both", OPTIONS)
+    path = tmp_path / "both.yaml"
+    path.write_text(yaml.safe_dump({**SMALL, "studies": studies}))
+    assert main(["--space", str(path), "--out", str(tmp_path / "studies")]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    assert not (tmp_path / "studies").exists()
+
+
+def test_the_plan_of_a_series_is_the_plan_of_each_study(tmp_path, capsys):
+    path = tmp_path / "both.yaml"
+    path.write_text(yaml.safe_dump(SMALL))
+    assert main(["--space", str(path), "--plan"]) == 0
+    shown = capsys.readouterr().out
+    assert shown.count("trials: ") == 2
+    assert "study plain" in shown
+    assert "study cp" in shown
+
+
+def test_a_study_of_a_series_names_no_code_unasked():
+    with pytest.raises(InputError, match="study 'plain': the space names code to run, the network 'a:b'"):
+        read_series({**SMALL, "network": "a:b"}, "both", OPTIONS)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_series_runs_stops_fairly_and_goes_on(tmp_path):
+    from tests.support import studies
+
+    path, out = tmp_path / "both.yaml", tmp_path / "studies"
+    path.write_text(yaml.safe_dump(SMALL))
+    done = studies.run("--space", str(path), "--out", str(out), "--time", "2s")
+    assert "--resume both" in done.stdout
+    done = studies.run("--resume", "both", "--out", str(out))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "plain (ended): 2 of 2 trials completed" in done.stdout
+    assert "cp (ended): 1 of 1 trials completed" in done.stdout
+    assert "cp, " in done.stdout
+    again = studies.run("--resume", "both", "--out", str(out))
+    assert again.returncode == 0
+    assert "study 1 of 2" not in again.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.filterwarnings("ignore:.*loader strategy is deprecated")  # MLflow's own use of SQLAlchemy
+def test_what_two_studies_share_is_trained_once_and_in_the_tables_and_mlflow_of_both(tmp_path):
+    from analysis.sources.mlflow import load_from_mlflow
+    from tests.support import studies
+
+    grid = {"sampler": "grid", "stop": "none", "trials": 9}
+    same = {**SMALL, "search": grid, "method": {"name": "tensor_train", "dims": {"choice": [2, 3]}}}
+    listed = [{"name": "one"}, {"name": "two", "set": {"method.dims": {"choice": [3, 2]}}}]
+    path, out = tmp_path / "both.yaml", tmp_path / "studies"
+    path.write_text(yaml.safe_dump({**same, "studies": listed}))
+    done = studies.run("--space", str(path), "--out", str(out), seconds=500)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "two (ended): 2 of 2 trials completed, 2 of them trained in another of these studies" in done.stdout
+    one, two = (studies.record(out / "both" / name) for name in ("one", "two"))
+    assert one.trials.keys() == two.trials.keys()
+    for name, trial in two.trials.items():
+        assert (trial.adopted["study"], trial.val_error) == ("one", one.trials[name].val_error)
+        assert trial.attempts == []
+    assert load_from_mlflow(f"sqlite:///{out}/both/two/mlflow.db", "two").trials == two.trials

@@ -1,0 +1,258 @@
+"""The teacher of a space: what is refused, when it is part of a trial, and what a worker is given."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lowrank.data import ImageData
+from lowrank.distillation import cache as teacher_cache
+from lowrank.distillation.cache import CachedTeacher
+from lowrank.distillation.teacher import LiveTeacher
+from lowrank.distillation.teacher_files import RECORD_FILE, WEIGHTS_FILE, find_teacher
+from lowrank.errors import InputError
+from lowrank.networks import NetworkSettings
+from sweeps.execution.trainable import make_trainer
+from sweeps.records.specification import Resolver, Trial
+from sweeps.space.model import Space, parse_space, read_space
+from sweeps.space.teacher_settings import (
+    NO_CACHE,
+    CacheOptions,
+    find_teaching,
+    make_teacher,
+    open_cache,
+    without_teacher,
+)
+from tests.support.teachers import small_data, write_teacher
+
+WEIGHTS = {"attention_weight": {"choice": [0, 60]}}
+
+
+@pytest.fixture(scope="module")
+def data() -> ImageData:
+    return small_data()
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory, data: ImageData) -> Path:
+    folder = tmp_path_factory.mktemp("teachers")
+    write_teacher(folder, "good", data)
+    write_teacher(folder, "other_splits", small_data(300))
+    write_teacher(folder, "bare", data, record=False)
+    return folder
+
+
+def content(teacher: Any = "good", train: dict[str, Any] | None = None, **sections: Any) -> dict[str, Any]:
+    return {
+        "question": "Which?", "data": {"train_images": 200}, "network": {"name": "wrn_10_1", "width": 0.5},
+        "teacher": teacher, "train": {"epochs": 3, "batch_size": 64, **(WEIGHTS if train is None else train)},
+        "method": {"name": "bottleneck", "rank_scale": 0.4}, "search": {"sampler": "grid"}, **sections,
+    }  # fmt: skip
+
+
+def space(*args: Any, **changes: Any) -> Space:
+    return parse_space("small", content(*args, **changes))
+
+
+def resolver(root: Path, data: ImageData, *args: Any, **changes: Any) -> Resolver:
+    asked = space(*args, **changes)
+    return Resolver(asked, data, find_teaching(asked, data, root))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"teacher": None}, "`train.attention_weight` above 0 needs a `teacher`"),
+        ({"train": {}}, "`teacher` is never asked: give `train.attention_weight`"),
+        ({"teacher": {"views": 3}}, "`teacher` needs a `name`, or says under `train` how it is trained"),
+        ({"teacher": {"name": {"choice": ["a", "b"]}}}, "`teacher.name` cannot be searched"),
+        ({"teacher": {"name": "good", "views": {"choice": [0, 2]}}}, "`teacher.views`: must be greater than or equal"),
+        ({"teacher": {"name": "good", "tabs": []}}, "unknown field `teacher.tabs`; choose from: cache, "),
+    ],
+)
+def test_mistakes_of_a_space_are_one_line(changes: dict[str, Any], message: str) -> None:
+    asked = content(**changes)
+    if asked["teacher"] is None:
+        del asked["teacher"]
+    with pytest.raises(InputError, match=message) as caught:
+        parse_space("small", asked)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("teacher", "message"),
+    [
+        ("nobody", r"no teacher 'nobody' in .*; there are: good, other_splits; python sweeps/teacher.py trains one"),
+        ("other_splits", r"was trained on digits with the fingerprint \w+, .*may have seen their validation images"),
+        ("ROOT/bare", r"has no teacher.json beside it, .*`teacher.unchecked: true` takes it all the same"),
+        ("/nowhere/model.safetensors", r"there is no teacher at /nowhere/model.safetensors"),
+        ({"name": "good", "network": "wrn_16_2"}, r"is a wrn_10_1, but `teacher.network` says wrn_16_2"),
+        ({"name": "good", "taps": ["stage1"]}, r"has 1 \(stage1\) and wrn_10_1 has 3 \(stage1, stage2, stage3\)"),
+        ({"name": "good", "taps": ["stage9"]}, r"unknown tap 'stage9'; choose from: "),
+        ({"name": "good", "student_taps": ["stage9"] * 3}, r"unknown tap 'stage9'; choose from: "),
+        (
+            "torchvision:resnet18/NOPE",
+            r"unknown weights of torchvision:resnet18 .*'NOPE'; choose from: .*K_V1",
+        ),
+        ("torchvision:resnet5/DEFAULT", r"unknown torchvision network 'resnet5'"),
+    ],
+)
+def test_a_teacher_that_cannot_teach_is_refused(root: Path, data: ImageData, teacher: Any, message: str) -> None:
+    named = teacher.replace("ROOT", str(root)) if isinstance(teacher, str) else teacher
+    with pytest.raises(InputError, match=message) as caught:
+        find_teaching(space(named), data, root)
+    assert "\n" not in str(caught.value)
+
+
+def test_other_classes_and_other_images_are_refused(root: Path, data: ImageData) -> None:
+    found = find_teacher("good", root)
+    shape = (3, 8, 8)
+    fewer = type(found)(found.reference, "x", found.network, shape, 10)
+    with pytest.raises(InputError, match="trained on images of 3 x 8 x 8, but those of digits are 1 x 8 x 8"):
+        fewer.check(data)
+    with pytest.raises(InputError, match="tells 1000 classes apart, but digits has 10"):
+        type(found)(found.reference, "x", found.network, shape, 1000).check(data)
+
+
+def test_a_file_of_weights_can_teach(root: Path, data: ImageData) -> None:
+    by_file = find_teaching(space(str(root / "good" / WEIGHTS_FILE)), data, root)
+    by_name = find_teaching(space("good"), data, root)
+    bare = find_teaching(space({"name": f"{root}/bare", "unchecked": True}), data, root)
+    assert by_file is not None
+    assert by_name is not None
+    assert bare is not None
+    assert (by_file.name, by_name.name, bare.name) == ("good", "good", "bare")
+    assert by_file.found == by_name.found
+    assert by_file.sizes == ((8, 8), (4, 4), (2, 2))
+
+
+@pytest.mark.parametrize("part", [WEIGHTS_FILE, RECORD_FILE])
+def test_a_damaged_teacher_is_refused(tmp_path: Path, data: ImageData, part: str) -> None:
+    folder = write_teacher(tmp_path, "hurt", data)
+    path = folder / part
+    damaged = bytearray(path.read_bytes())
+    damaged[-20] ^= 0xFF
+    path.write_bytes(damaged)
+    with pytest.raises(InputError, match=r"damaged|is missing"):
+        find_teaching(space("hurt"), data, tmp_path)
+
+
+def test_a_teacher_that_was_changed_after_the_study_began_is_refused(tmp_path: Path, data: ImageData) -> None:
+    folder = write_teacher(tmp_path, "new", data)
+    found = find_teacher("new", tmp_path)
+    write_teacher(tmp_path, "newer", data, seed=1)
+    (tmp_path / "newer" / WEIGHTS_FILE).replace(folder / WEIGHTS_FILE)
+    with pytest.raises(InputError, match="has changed: its sha256 is"):
+        found.load()
+
+
+def test_a_file_that_names_code_of_ones_own_runs_none(tmp_path: Path, data: ImageData) -> None:
+    settings = NetworkSettings(name="tests.support.own_teacher:network")
+    write_teacher(tmp_path, "own", data, settings=settings)
+    with pytest.raises(InputError, match=r"names .*code of your own; allow it by `teacher.network`"):
+        find_teaching(space("own"), data, tmp_path)
+    asked = {"name": "own", "network": settings.name, "taps": ["0", "0", "0"]}
+    assert find_teaching(space(asked), data, tmp_path) is not None
+
+
+def test_torchvision_weights_are_read_from_its_cache_as_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from lowrank.utils.torchvision_compat import torchvision
+
+    monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path))
+    folder = tmp_path / "checkpoints"
+    folder.mkdir()
+    network = torchvision.models.squeezenet1_1(weights=None)
+    torch.save(network.state_dict(), folder / "squeezenet1_1-b8a52dc0.pth")
+    found = find_teacher("torchvision:squeezenet1_1/IMAGENET1K_V1", tmp_path)
+    assert found.classes == 1000
+    loaded = found.load()
+    assert all(torch.equal(a, b) for a, b in zip(network.parameters(), loaded.parameters(), strict=True))
+
+
+def points(found: Resolver) -> tuple[Trial, Trial]:
+    return found.resolve({"train.attention_weight": 0}), found.resolve({"train.attention_weight": 60})
+
+
+def test_only_a_run_that_asks_the_teacher_depends_on_it(root: Path, data: ImageData) -> None:
+    plain, taught = points(resolver(root, data))
+    alone = parse_space("alone", {key: value for key, value in content(train={}).items() if key != "teacher"})
+    assert plain.trial_id == Resolver(alone, data).resolve({}).trial_id
+    assert "teacher" not in plain.specification
+    assert taught.specification["teacher"]["name"] == "good"
+    assert taught.trial_id != plain.trial_id
+
+
+def test_the_identity_is_of_weights_taps_and_views(root: Path, tmp_path: Path, data: ImageData) -> None:
+    def taught(*args: Any, folder: Path = root) -> str:
+        return points(resolver(folder, data, *args))[1].trial_id
+
+    write_teacher(tmp_path, "renamed", data)
+    write_teacher(tmp_path, "another", data, seed=1)
+    first = taught()
+    assert taught("renamed", folder=tmp_path) == first
+    assert taught("another", folder=tmp_path) != first
+    assert taught({"name": "good", "cache": False}) == first
+    assert taught({"name": "good", "views": 3}) == first  # as many as epochs: every view is new
+    assert taught({"name": "good", "views": 2}) != first
+    assert taught({"name": "good", "taps": ["stage1", "stage2", "stage2"]}) != first
+
+
+def test_without_attention_there_are_no_taps(root: Path, data: ImageData) -> None:
+    found = resolver(root, data, train={"kd_weight": 0.5})
+    section = found.resolve({}).specification["teacher"]
+    assert section["taps"] == section["student_taps"] == section["sizes"] == []
+
+
+def test_views_may_be_searched(root: Path, data: ImageData) -> None:
+    found = resolver(root, data, {"name": "good", "views": {"choice": [1, 2, None]}})
+    views = [
+        found.resolve({"train.attention_weight": 60, "teacher.views": value}).specification["teacher"]["views"]
+        for value in (1, 2, None)
+    ]
+    assert views == [1, 2, None]
+
+
+def test_a_worker_asks_the_cache_and_trains_as_with_the_live_teacher(
+    root: Path, tmp_path: Path, data: ImageData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(teacher_cache, "RESERVE", 0)
+    _, taught = points(resolver(root, data))
+    told: list[str] = []
+    kinds, found = [], []
+    for options in (NO_CACHE, CacheOptions(str(tmp_path)), CacheOptions(str(tmp_path))):
+
+        def teach(student: torch.nn.Module, options: CacheOptions = options) -> Any:
+            teacher = make_teacher(taught.specification, data, student, "cpu", options, told.append)
+            kinds.append(type(teacher))
+            return teacher
+
+        found.append(make_trainer(taught.specification, data, "cpu", teach).train_epoch()["train_loss"])
+    assert kinds == [LiveTeacher, CachedTeacher, CachedTeacher]
+    assert found[1] == found[2]
+    assert found[1] == pytest.approx(found[0], rel=1e-2)  # three steps apart, no longer the same weights
+    assert [line.split(" in ")[0] for line in told] == [told[0].split(" in ")[0], "teacher cache: 3 views built"]
+
+
+def test_the_cache_of_a_bfloat16_teacher_is_another(root: Path, tmp_path: Path, data: ImageData) -> None:
+    _, taught = points(resolver(root, data))
+    student = make_trainer(without_teacher(taught.specification), data, "cpu").network
+    options = CacheOptions(str(tmp_path))
+    first, second = (
+        open_cache(taught.specification, data, student, options, dtype).key.digest for dtype in (None, torch.bfloat16)
+    )
+    assert first != second
+
+
+def test_a_network_that_is_only_evaluated_needs_no_teacher(root: Path, data: ImageData) -> None:
+    _, taught = points(resolver(root, data))
+    assert "error" in make_trainer(without_teacher(taught.specification), data, "cpu").evaluate("val")
+
+
+def test_a_path_is_kept_as_the_user_saw_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    asked = read_space("distill", ["teacher=teachers/best"])
+    assert asked.teacher is not None
+    assert asked.teacher.name == str(tmp_path / "teachers" / "best")

@@ -1,0 +1,198 @@
+"""The tracker as a process of its own: killed, cut off from its server, left by its driver."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from lowrank.errors import InputError
+from sweeps.records.journal import Journal
+from sweeps.records.names import EPOCHS_FILE, JOURNAL_FILE, LOG_FILE, MLFLOW_FILE, RESULTS_FILE, Event
+from sweeps.tracking.follower import TrackingProcess, check_tracking_uri
+from sweeps.tracking.process import read_progress
+from tests.support.mlflow_store import content, epoch_metrics, journal_metrics, parent_status, rows, trial_runs
+from tests.support.servers import free_port, mlflow_server, wait_for
+from tests.support.synthetic_study import Plan, header, metrics, write_study
+
+ROOT = Path(__file__).resolve().parents[3]
+PATIENCE = 120  # seconds, on a busy machine
+
+
+def catch_up(study_dir: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "sweeps.tracking", str(study_dir), *options]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+
+
+def begin(study_dir: Path, trials: int = 4) -> tuple[Journal, list[str]]:
+    """A driver's journal with `trials` trials under way."""
+    journal = Journal(study_dir / JOURNAL_FILE)
+    journal.append(Event.STUDY, **header(Plan(seed=1)))
+    names = [f"{number:016x}" for number in range(trials)]
+    for name in names:
+        journal.append(
+            Event.PROPOSED, trial=name, role="search", stratum="any size", parameters={"method.name": "cp"},
+            specification={"method": {"name": "cp"}}, counts={"params": 1000, "mult_adds": 2000}, proposal={},
+        )  # fmt: skip
+        journal.append(Event.ATTEMPT, trial=name)
+    return journal, names
+
+
+def train(journal: Journal, names: list[str], epochs: range, pause: float = 0.0) -> None:
+    for epoch in epochs:
+        for name in names:
+            journal.append(Event.EPOCH, trial=name, epoch=epoch, metrics=metrics(100 / epoch, epoch))
+        time.sleep(pause)
+
+
+def end(journal: Journal, names: list[str]) -> None:
+    for name in names:
+        journal.append(Event.FINISHED, sync=True, trial=name, status="completed", reason="")
+    journal.append(Event.CLOSED, sync=True, reason="finished")
+    journal.close()
+
+
+def assert_complete(study_dir: Path, database: Path) -> None:
+    assert epoch_metrics(database) == journal_metrics(study_dir)
+    assert all(runs == ["FINISHED"] for runs in trial_runs(database).values())
+    assert parent_status(database) == ["FINISHED"]
+
+
+def test_follows_a_sweep_to_its_end_and_ctrl_c_is_not_for_it(tmp_path):
+    journal, names = begin(tmp_path)
+    tracking = TrackingProcess.start(tmp_path)
+    train(journal, names, range(1, 4))
+    wait_for((tmp_path / RESULTS_FILE).exists)
+    os.kill(tracking.process.pid, signal.SIGINT)
+    train(journal, names, range(4, 6), pause=0.3)
+    end(journal, names)
+    assert tracking.finish(PATIENCE) is None
+    assert_complete(tmp_path, tmp_path / MLFLOW_FILE)
+    assert pq.read_table(tmp_path / EPOCHS_FILE).num_rows == 20
+    assert (tmp_path / LOG_FILE).read_text() == ""  # nothing printed, no warning
+
+
+def test_a_dead_server_costs_the_driver_nothing_and_the_tables_are_there(tmp_path):
+    journal, names = begin(tmp_path)
+    tracking = TrackingProcess.start(tmp_path, "http://127.0.0.1:9")
+    train(journal, names, range(1, 3))
+    end(journal, names)
+    wait_for(lambda: (tmp_path / EPOCHS_FILE).exists() and read_progress(tmp_path).get("error"))  # it has asked
+    message = tracking.finish(0.5)
+    assert message.startswith("MLflow is 22 records behind (no answer from http://127.0.0.1:9)")
+    assert message.endswith("--tracking-uri http://127.0.0.1:9")
+    assert pq.read_table(tmp_path / EPOCHS_FILE).num_rows == 8
+
+
+@pytest.mark.slow
+def test_an_older_end_is_not_the_end_of_a_resumed_sweep(tmp_path):
+    write_study(tmp_path, Plan(trials=2, epochs=2, closed="interrupted"))
+    tracking = TrackingProcess.start(tmp_path)
+    wait_for((tmp_path / MLFLOW_FILE).exists)
+    time.sleep(2)
+    assert tracking.process.poll() is None
+    journal, names = begin(tmp_path)
+    train(journal, names, range(1, 3))
+    end(journal, names)
+    assert tracking.finish(PATIENCE) is None
+    assert epoch_metrics(tmp_path / MLFLOW_FILE) == journal_metrics(tmp_path)
+    assert len(parent_status(tmp_path / MLFLOW_FILE)) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [0, 1])
+def test_killed_again_and_again_every_metric_is_there_exactly_once(tmp_path, seed):
+    dice = random.Random(seed)
+    write_study(tmp_path, Plan(trials=40, epochs=8, endings=False))
+    for _ in range(6):  # from the import over the making of the database to the last artifact
+        process = subprocess.Popen([sys.executable, "-m", "sweeps.tracking", str(tmp_path)], cwd=ROOT)
+        time.sleep(dice.uniform(1.0, 6.0))
+        process.kill()
+        process.wait()
+    done = catch_up(tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert_complete(tmp_path, tmp_path / MLFLOW_FILE)
+    stored = list((tmp_path / "mlflow_artifacts").rglob("trial.json"))
+    assert len(stored) == len(trial_runs(tmp_path / MLFLOW_FILE))
+    reference = tmp_path / "reference"
+    reference.mkdir()
+    (reference / JOURNAL_FILE).write_bytes((tmp_path / JOURNAL_FILE).read_bytes())
+    assert catch_up(reference).returncode == 0
+    assert content(tmp_path / MLFLOW_FILE) == content(reference / MLFLOW_FILE)
+
+
+@pytest.mark.slow
+def test_when_the_driver_is_killed_the_tracker_brings_in_the_rest_and_goes(tmp_path):
+    driver = textwrap.dedent(f"""
+        import os, signal
+        from pathlib import Path
+        from sweeps.tracking.follower import TrackingProcess
+        from tests.sweeps.tracking.test_process import begin, train
+        study_dir = Path({str(tmp_path)!r})
+        journal, names = begin(study_dir)
+        print(TrackingProcess.start(study_dir).process.pid, flush=True)
+        train(journal, names, range(1, 6), pause=0.5)
+        os.kill(os.getpid(), signal.SIGKILL)
+    """)
+    found = subprocess.run([sys.executable, "-c", driver], cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False)
+    assert found.returncode == -signal.SIGKILL
+    wait_for(lambda: not Path(f"/proc/{found.stdout.strip()}").exists())
+    assert epoch_metrics(tmp_path / MLFLOW_FILE) == journal_metrics(tmp_path)
+    assert set(map(tuple, trial_runs(tmp_path / MLFLOW_FILE).values())) == {("KILLED",)}
+    assert parent_status(tmp_path / MLFLOW_FILE) == ["KILLED"]
+
+
+def metrics_stored(database: Path) -> int:
+    try:
+        return rows(database, "select count(*) from metrics")[0][0]
+    except sqlite3.OperationalError:
+        return 0
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)  # three starts of a server
+def test_a_server_that_dies_and_comes_back_has_everything_in_the_end(tmp_path):
+    port, folder, study_dir = free_port(), tmp_path / "server", tmp_path / "study"
+    database, uri = folder / "mlflow.db", f"http://127.0.0.1:{port}"
+    with mlflow_server(folder, port):
+        journal, names = begin(study_dir)
+        tracking = TrackingProcess.start(study_dir, uri)
+        train(journal, names, range(1, 4))
+        wait_for(lambda: metrics_stored(database) > 30)
+    train(journal, names, range(4, 9), pause=0.5)  # while nobody listens
+    assert tracking.process.poll() is None
+    before = metrics_stored(database)
+    with mlflow_server(folder, port):
+        wait_for(lambda: metrics_stored(database) > before)
+        train(journal, names, range(9, 11))
+        end(journal, names)
+        assert tracking.finish(PATIENCE) is None
+    assert_complete(study_dir, database)
+    with mlflow_server(folder, port):
+        (study_dir / "tracking.json").unlink()
+        assert catch_up(study_dir, "--tracking-uri", uri).returncode == 0
+    assert_complete(study_dir, database)
+
+
+@pytest.mark.slow
+def test_a_server_that_accepts_and_never_answers_is_refused_and_does_not_hang_the_end(tmp_path):
+    with socket.create_server(("127.0.0.1", 0), backlog=50) as silent:
+        uri = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        with pytest.raises(InputError, match="no answer within 3 s"):
+            check_tracking_uri(uri)
+        write_study(tmp_path, Plan(trials=2, epochs=2))
+        done = catch_up(tmp_path, "--tracking-uri", uri)  # which would end this test if it hung
+    assert done.returncode == 1
+    assert done.stderr.startswith("MLflow is ")
+    assert done.stderr.count("\n") == 1
+    assert pq.read_table(tmp_path / RESULTS_FILE).num_rows == 6

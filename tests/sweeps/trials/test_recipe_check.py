@@ -1,0 +1,39 @@
+"""A recipe that names what the network does not have is refused before anything is launched."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from lowrank.errors import InputError
+from sweeps.records.specification import Resolver
+from sweeps.space.model import parse_space
+from sweeps.trials import resolver as recipe_check
+
+
+@pytest.mark.parametrize(
+    ("train", "message"),
+    [
+        ({"freeze": ["stage7"]}, "unknown module in `freeze` 'stage7'; choose from: classifier, pool, stage1"),
+        ({"freeze": ["*"]}, r"`freeze` leaves nothing to train: \*"),
+        ({"drop_path": 0.2}, "`drop_path` needs a network with paths to drop; ResNet9 has none"),
+        ({"drop_path": {"choice": [0.0, 0.2]}}, "`drop_path` needs a network with paths to drop"),
+        ({"recipe": "study_darts"}, "`drop_path` needs a network with paths to drop"),
+        ({"auxiliary_weight": 0.4}, "`auxiliary_weight` needs an auxiliary head; this ResNet9 has none"),
+    ],
+)
+def test_a_part_that_is_not_there_is_refused(content: dict[str, Any], digits, train, message):
+    space = parse_space("small", {**content, "train": train, "network": {"name": "resnet9", "width": 0.25}})
+    with pytest.raises(InputError, match=message):
+        Resolver(space, digits)
+
+
+def test_parts_that_are_there_are_taken(content, digits):
+    train = {"freeze": ["stem", "stage1.*.pointwise"], "head_lr": 10}
+    Resolver(parse_space("small", {**content, "train": train, "network": {"name": "resnet9", "width": 0.25}}), digits)
+
+
+def test_a_plain_recipe_builds_no_network(content, digits, monkeypatch):
+    monkeypatch.setattr(recipe_check, "build_student", None)
+    Resolver(parse_space("small", content), digits)
