@@ -72,7 +72,7 @@ class Reporter(tune.Trainable):
 
 
 class Recorder(Callback):
-    """Carries every report into the journal, as `sweeps.cluster.ray_session` does."""
+    """Carries every report into the journal, as `sweeps.execution.callbacks.Recorder` does."""
 
     def __init__(self, logger: JournalLogger):
         self.logger = logger

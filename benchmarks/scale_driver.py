@@ -18,7 +18,8 @@ import ray
 
 from benchmarks.replay import Replayed
 from sweeps import run
-from sweeps.cluster import ray_session as launch
+from sweeps.cluster.ray_session import ENVIRONMENT
+from sweeps.execution import tuner
 from sweeps.records.journal import Journal
 from sweeps.records.names import JOURNAL_FILE
 from sweeps.search.proposer import OptunaProposer
@@ -126,12 +127,12 @@ def main(arguments: list[str]) -> None:
     for name, kind in (("folder", Path), ("trials", int), ("gpus", int), ("result", Path)):
         parser.add_argument(name, type=kind)
     asked = parser.parse_args(arguments)
-    os.environ.update(launch._ENVIRONMENT)
+    os.environ.update(ENVIRONMENT)
     ray.init(
         address="local", num_cpus=asked.gpus, num_gpus=asked.gpus, include_dashboard=False, log_to_driver=False,
         logging_level="ERROR", object_store_memory=200 * 2**20,
     )  # fmt: skip
-    launch.TrialTrainable = Replayed  # type: ignore[assignment, misc]
+    tuner.TrialTrainable = Replayed  # type: ignore[assignment, misc]
     marks = sorted({mark for mark in (20, 100, 250, 500, 750, 1000) if mark < asked.trials} | {asked.trials})
     watch = Watch(marks, asked.folder / NAME, asked.result)
     watch.attach()

@@ -315,7 +315,8 @@ def _write_header(journal: Journal, record: StudyRecord, space: Space, resolver:
 
 def _train(search: Search, setting: Setting, room: Room) -> str:
     """Run Tune; returns why it ended: finished, time or interrupted."""
-    from sweeps.cluster.ray_session import Launch, run
+    from sweeps.execution.callbacks import Launch
+    from sweeps.execution.tuner import run
     from sweeps.study.progress_view import View
     from sweeps.teachers.prebuild_cache import build_caches
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sweeps.cluster.ray_session import _TimeLimit
+from sweeps.execution.callbacks import TimeLimit
 from sweeps.records.journal import Journal, read_journal
 from sweeps.records.names import Event
 from sweeps.utils.clock import Clock
@@ -47,8 +47,8 @@ def test_the_journal_goes_on_from_its_last_time_when_the_clock_was_set_back(tmp_
 
 
 def test_a_limit_of_time_is_not_used_up_by_a_jump(monkeypatch):
-    limit = _TimeLimit(60)
+    limit = TimeLimit(60)
     monkeypatch.setattr("time.time", lambda: 1e12)
     assert not limit.stop_all()
-    monkeypatch.setattr("sweeps.cluster.ray_session.steady", lambda: limit._end)
+    monkeypatch.setattr("sweeps.execution.callbacks.steady", lambda: limit._end)
     assert limit.stop_all()

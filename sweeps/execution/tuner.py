@@ -1,0 +1,96 @@
+"""Runs a search as Ray Tune experiments: hands trials to Tune and carries results back to the search."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shutil
+import signal
+
+import ray
+from ray import tune
+from ray.tune.schedulers import FIFOScheduler
+
+from sweeps.cluster.head_watchdog import HeadWatch
+from sweeps.execution.callbacks import Launch, Recorder, TimeLimit, TuneSearcher
+from sweeps.execution.checkpoint_relay import start_relay
+from sweeps.execution.scheduler import StratifiedStopping
+from sweeps.execution.trainable import TrialTrainable
+from sweeps.records.names import TERMINAL, TRIALS_FOLDER, Status
+from sweeps.search.prefetch import Ahead
+from sweeps.search.search import Search
+from sweeps.utils.clock import steady
+from sweeps.utils.signals import check
+
+RAY_FOLDER = "ray"  # Ray's own files of a running experiment; nothing is ever read back from them
+
+
+def run(search: Search, launch: Launch) -> None:
+    """Train until the search has nothing more, the time is up, or Ctrl-C; a trial without an end may be resumed.
+
+    In phases: what ran out of memory in one is trained in the next, with a larger share, and what waited for that in
+    the one after it.
+    """
+    until = None if launch.seconds is None else steady() + launch.seconds
+    relay, keeper = start_relay(launch.study_dir) if launch.relay else (None, None)  # it lives as long as its handle
+    handler = signal.getsignal(signal.SIGINT)  # Tune leaves its own behind, which would swallow a later Ctrl-C
+    try:
+        while True:
+            check()
+            with Ahead(search, launch.room.share.concurrent) as ahead:
+                _run_phase(search, _within(launch, until), ahead, relay)
+            if not search.later or search.is_running() or _is_late(until):
+                break
+            _run_phase(search, _within(_enlarged(launch), until), None, relay)
+            if search.is_over() or search.is_running() or search.later or _is_late(until):
+                break
+    finally:
+        del keeper
+        signal.signal(signal.SIGINT, handler)
+        shutil.rmtree(launch.study_dir / RAY_FOLDER, ignore_errors=True)
+        _drop_checkpoints(search, launch)
+
+
+def _enlarged(launch: Launch) -> Launch:
+    room = launch.room
+    return dataclasses.replace(launch, room=dataclasses.replace(room, share=room.larger or room.share, larger=None))
+
+
+def _within(launch: Launch, until: float | None) -> Launch:
+    """What is left of the time."""
+    return launch if until is None else dataclasses.replace(launch, seconds=max(1.0, until - steady()))
+
+
+def _is_late(until: float | None) -> bool:
+    return until is not None and steady() >= until
+
+
+def _run_phase(search: Search, launch: Launch, ahead: Ahead | None, relay: str | None) -> None:
+    scheduler: FIFOScheduler = FIFOScheduler()
+    if search.space.search.stop != "none":
+        scheduler = StratifiedStopping(search.space.search, search.space.epochs, search.record, search.adopted)
+    resources = {"cpu": launch.room.share.cpus, "gpu": launch.room.share.gpus}
+    # As many proposals lie ready as there are slots: Tune's default of one would start the first wave one by one
+    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(launch.room.share.concurrent)
+    tuner = tune.Tuner(
+        tune.with_resources(TrialTrainable, resources),
+        tune_config=tune.TuneConfig(
+            search_alg=TuneSearcher(search, launch, ahead, relay), scheduler=scheduler, num_samples=-1,
+            reuse_actors=True, max_concurrent_trials=launch.most,
+            trial_dirname_creator=lambda trial: str(trial.config["trial_id"]),
+        ),
+        run_config=tune.RunConfig(
+            storage_path=str(launch.study_dir / RAY_FOLDER), name="experiment", verbose=0,
+            callbacks=[Recorder(search, scheduler, launch)],
+            stop=None if launch.seconds is None else TimeLimit(launch.seconds),
+        ),
+    )  # fmt: skip
+    with HeadWatch(ray.get_runtime_context().gcs_address, launch.study_dir.name):
+        tuner.fit()
+
+
+def _drop_checkpoints(search: Search, launch: Launch) -> None:
+    """Remove what trials that will not go on have left; a worker that is let go saves its last state."""
+    for trial in search.record.trials.values():
+        if trial.status in TERMINAL and trial.status is not Status.COMPLETED:
+            shutil.rmtree(launch.study_dir / TRIALS_FOLDER / trial.trial_id, ignore_errors=True)
