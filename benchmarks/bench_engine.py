@@ -4,8 +4,10 @@ Every trial is a process with a trainer of its own, as in a sweep, on images tha
 evaluation. The processes stay from row to row: one, two and more of them train at a time. `images/s` is of all
 together, `first s` the time from nothing to a trial's second step, `next s` from a setting to the next one's second.
 
-Steps: torch (a straightforward loop of torch's own, without views of images), plain (lowrank.training.trainer), captured and
-compiled (lowrank.training.engine.cuda_graph). Sharing: processes (the card's time in turns) and mps (NVIDIA's multi-process service,
+Steps: torch (a straightforward loop of torch's own, without views of images), plain (lowrank.training.trainer),
+captured and
+compiled (lowrank.training.engine.cuda_graph). Sharing: processes (the card's time in turns) and mps (NVIDIA's
+multi-process service,
 started and ended here: kernels of all at once). The limit is by memory traffic: benchmarks/step_traffic.py.
 
 On a GPU: random images of CIFAR's shape, ResNet-9 at batch 512 and WRN-28-10 at batch 128. On a CPU: the digits, batch

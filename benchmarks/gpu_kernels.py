@@ -3,7 +3,8 @@
     python -m benchmarks.gpu_kernels
 
 Each shape of ResNet-9 at batch 512, bfloat16: the relative distance (Frobenius norm) of every result from float64's,
-joined and apart (a library's products around lowrank.kernels.batch_norm), which may not be larger; then the time of both, as
+joined and apart (a library's products around lowrank.kernels.batch_norm), which may not be larger; then the time of
+both, as
 replays of a CUDA graph. Meanwhile two processes compile the whole step, one without the joined kernels, and are timed
 one after the other.
 """

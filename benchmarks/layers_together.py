@@ -1,6 +1,7 @@
 """All pointwise layers of a network in one step, as training has them: forward through each, then backward.
 
-Ours are rebuilt together (`lowrank.layers.batched_rebuild`). A peer's weights are all asked for before the first layer too, each on
+Ours are rebuilt together (`lowrank.layers.batched_rebuild`). A peer's weights are all asked for before the first
+layer too, each on
 one of several streams while a graph is recorded, so that its rebuilds may run beside one another and beside the
 layers before it, as ours do. Layers that rebuild nothing, or within their own code, run as they are.
 """

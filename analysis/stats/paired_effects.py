@@ -2,8 +2,8 @@
 
 Two ways of pairing, because most searches leave few trials that differ in one thing alone:
 
-* "all else equal": trials that differ in exactly one choice (analysis.stats.factors), seed included. Differences are averaged
-  within each seed, and the interval is over seeds; with one seed it is over the settings that were paired.
+* "all else equal": trials that differ in exactly one choice (analysis.stats.factors), seed included. Differences are
+  averaged within each seed, and the interval is over seeds; with one seed it is over the settings that were paired.
 * "best within each budget": of a searched field, in each stratum of size the best setting of one value against the best
   of the other, each by its mean error over seeds. The interval is over budgets. Other settings differ, and the values
   may have been tried unequally often: it is shown only where no two trials make an exact pair.

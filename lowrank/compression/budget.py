@@ -3,7 +3,8 @@
 Every count is a step function of the method's scale that never falls, so the largest admissible scale is found by
 bisection over the floating-point numbers themselves: the very next one would exceed the budget. Of the settings on
 that step, the one with the fewest decimals is returned. A method whose size is an integer lists its settings instead.
-Where the budget is shared unevenly, one common factor of all groups takes the place of the scale (lowrank.compression.size_families).
+Where the budget is shared unevenly, one common factor of all groups takes the place of the scale
+(lowrank.compression.size_families).
 """
 
 from __future__ import annotations

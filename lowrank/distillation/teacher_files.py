@@ -1,7 +1,8 @@
 """Trained teachers: a folder with the weights and what is known of them, a file of weights, or torchvision's.
 
 A teacher is written `NAME` (a folder under the folder of teachers), a path to such a folder or to a .safetensors file
-of `lowrank.io.model_file`, or `torchvision:NETWORK/WEIGHTS` such as `torchvision:resnet18/IMAGENET1K_V1`. Loading runs no
+of `lowrank.io.model_file`, or `torchvision:NETWORK/WEIGHTS` such as `torchvision:resnet18/IMAGENET1K_V1`. Loading
+runs no
 code from a file. The record says which images the teacher has seen: one that was trained on other splits may have seen
 the students' validation images, and would spoil the search.
 """

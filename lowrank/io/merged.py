@@ -1,7 +1,7 @@
 """A merged model in one safetensors file: plain convolutions, and beside them which structured model they were.
 
-The specification is that of the structured model (lowrank.io.model_file), so that the file says what it stands for; reading
-builds that model, merges it and takes up the stored tensors. No code of the file is run.
+The specification is that of the structured model (lowrank.io.model_file), so that the file says what it stands for;
+reading builds that model, merges it and takes up the stored tensors. No code of the file is run.
 """
 
 from __future__ import annotations

@@ -94,8 +94,8 @@ def parameter_groups(
     """Groups for the optimizer: first all that is no factor, then factors, one group for each decay and rate.
 
     `decay_ratio` is K / N: parameters of the network over those of the one that it replaces; with the scope "layer"
-    each layer has its own instead. Frobenius decay gives factors no decay here: see lowrank.training.weight_decay. What is frozen is
-    in no group. Raises InputError when the head has a rate of its own and cannot be told.
+    each layer has its own instead. Frobenius decay gives factors no decay here: see lowrank.training.weight_decay.
+    What is frozen is in no group. Raises InputError when the head has a rate of its own and cannot be told.
     """
     decays, shares = factor_decays(network, recipe, decay_ratio), rate_shares(network, recipe, classes)
     groups: dict[tuple[bool, float, float], list[nn.Parameter]] = {}

@@ -1,6 +1,7 @@
-"""One of the processes that train a trial together; started and told what to do by sweeps.execution.process_group, through a pipe.
+"""One of the processes that train a trial together; sweeps.execution.process_group starts and commands it by a pipe.
 
-`python -m sweeps.execution.group_worker INDEX COUNT DEVICE THREADS PIPE PARENT STORE`: its place, cpu or cuda, threads of torch, the
+`python -m sweeps.execution.group_worker INDEX COUNT DEVICE THREADS PIPE PARENT STORE`: its place, cpu or cuda,
+threads of torch, the
 descriptor of the pipe, the pid of the process that must outlive it, and the file by which the ranks find each other.
 """
 

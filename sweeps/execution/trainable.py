@@ -72,7 +72,7 @@ def make_trainer(
 
 
 def make_student(specification: dict[str, Any], data: ImageData) -> tuple[nn.Module, float]:
-    """The network that a specification describes, as drawn, and K / N of its decay (see lowrank.training.weight_decay)."""
+    """The network that a specification describes, and its decay ratio K / N (lowrank.training.weight_decay)."""
     settings = NetworkSettings(**specification["network"])
     plan = network_plan(settings, data.image_shape, len(data.classes))
     sized = plan.sized(specification["method"], specification.get("allocation"))

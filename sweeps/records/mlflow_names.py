@@ -2,8 +2,8 @@
 
 * **Parameters** bear the dotted names of the space file (`method.dims`, `train.lr`), so that they sort by section,
   and what the compare view shows is what one would type after `--set`.
-* **Metrics** of an epoch keep the names of `sweeps.records.names`. A slash makes a section of its own in the chart view:
-  `grad_norm/STAGE`, `study/...` (of the parent run alone), and MLflow's own `system/...`, which it shows apart.
+* **Metrics** of an epoch keep the names of `sweeps.records.names`. A slash makes a section of its own in the chart
+  view: `grad_norm/STAGE`, `study/...` (of the parent run alone), and MLflow's own `system/...`, which it shows apart.
 * **Tags** are what one filters and groups by: `tags.broken = 'no'`, `tags.role = 'search'`, group by `point`.
 
 Parameters are counts, `params_over_separable` is a share (1 is as large), errors are percent.

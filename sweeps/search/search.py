@@ -46,7 +46,8 @@ class Prepared:
 class Search:
     """Hands out trials one at a time and keeps the record of the study current.
 
-    `prepare` may run in a thread of its own (sweeps.search.prefetch): it alone asks the proposer, and it writes nothing.
+    `prepare` may run in a thread of its own (sweeps.search.prefetch): it alone asks the proposer, and it writes
+    nothing.
     """
 
     def __init__(

@@ -1,8 +1,9 @@
 """Training steps on a GPU as replays of one recorded graph: no return to Python between kernels.
 
-Three engines: `plain` is the loop as it stands in lowrank.training.trainer; `captured` replays it; `compiled` does the same
-with the forward pass, the loss and their backward pass compiled (lowrank.training.engine.compiled_forward), around which the rebuild of weights
-and the optimizer stay as they are.
+Three engines: `plain` is the loop as it stands in lowrank.training.trainer; `captured` replays it; `compiled` does
+the same
+with the forward pass, the loss and their backward pass compiled (lowrank.training.engine.compiled_forward), around
+which the rebuild of weights and the optimizer stay as they are.
 
 A small student's eager step is bound by the launches of its kernels, not by the card. Here forward, backward and
 optimizer of one step are recorded once (a CUDA graph) on memory that stays, and replayed for every batch. What the
