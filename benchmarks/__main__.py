@@ -44,7 +44,7 @@ def make_parser() -> argparse.ArgumentParser:
     engine = parser.add_argument_group("for `engine` and `plain_tune`: which rows; all without")
     engine.add_argument("--network", action="append", default=[], metavar="NAME", help="resnet9 or wrn_28_10")
     engine.add_argument("--way", action="append", default=[], metavar="HOW", help="compiled, torch, loader ...")
-    engine.add_argument("--sharing", action="append", default=[], choices=("processes", "mps"))
+    engine.add_argument("--gpu-sharing", dest="sharing", action="append", default=[], choices=("processes", "mps"))
     engine.add_argument("--seconds", type=float, metavar="N", help="when all must be over")
     return parser
 

@@ -11,8 +11,8 @@ multi-process service,
 started and ended here: kernels of all at once). The limit is by memory traffic: benchmarks/step_traffic.py.
 
 On a GPU: random images of CIFAR's shape, ResNet-9 at batch 512 and WRN-28-10 at batch 128. On a CPU: the digits, batch
-32, a process on each core. `--network`, `--way`, `--sharing` choose among these, and in which order; `--seconds` says
-when all must be over.
+32, a process on each core. `--network`, `--way`, `--gpu-sharing` choose among these, and in which order; `--seconds`
+says when all must be over.
 """
 
 from __future__ import annotations

@@ -39,16 +39,18 @@ def make_parser() -> argparse.ArgumentParser:
     what.add_argument("--space", metavar="NAME", help="a space by name, or a YAML file")
     what.add_argument("--list", action="store_true", help="the spaces, each with its question")
     what.add_argument("--plan", action="store_true", help="sizes, work and time of the study; trains nothing")
-    what.add_argument("--fit", action="store_true", help="memory, speed and largest batch of each configuration")
+    what.add_argument(
+        "--probe-memory", action="store_true", help="memory, speed and largest batch of each configuration"
+    )
     what.add_argument("--resume", metavar="NAME", help="go on with a study where it stopped")
     what.add_argument(
-        "--repeat", nargs=2, metavar=("STUDY", "TRIAL"), help="train a recorded trial once more: the same outcome?"
+        "--reproduce", nargs=2, metavar=("STUDY", "TRIAL"), help="train a recorded trial once more: the same outcome?"
     )
     what.add_argument(
-        "--finish", metavar="STUDY", help="train trials that it stopped early to their end: a point lost?"
+        "--retrain-stopped", metavar="STUDY", help="train trials that it stopped early to their end: a point lost?"
     )
-    what.add_argument("--draw", type=int, default=10, metavar="N", help="how many of them, by --seed (default: 10)")
-    what.add_argument("--json", action="store_true", help="--list, --plan and --fit as JSON")
+    what.add_argument("--sample", type=int, default=10, metavar="N", help="how many of them, by --seed (default: 10)")
+    what.add_argument("--json", action="store_true", help="--list, --plan and --probe-memory as JSON")
     study = parser.add_argument_group("the study")
     study.add_argument("--data", metavar="SET", help="digits, cifar10, cifar100, fashion_mnist, parquet:DIR, ...")
     study.add_argument("--data-dir", type=Path, metavar="DIR", help="where data sets are found or downloaded to")
@@ -68,8 +70,9 @@ def make_parser() -> argparse.ArgumentParser:
         help="e.g. 0.25: four trials on a card; 4: four cards for each trial; auto: measured",
     )  # fmt: skip
     where.add_argument(
-        "--sharing", choices=SHARING, help="how trials share a card: its time in turns, NVIDIA's service, the better"
-    )
+        "--gpu-sharing", dest="sharing", choices=SHARING,
+        help="how trials share a card: its time in turns, NVIDIA's service, the better",
+    )  # fmt: skip
     where.add_argument("--cpus-per-trial", type=float, metavar="N")
     where.add_argument(
         "--processes-per-trial", type=int, metavar="N", help="processes that share each batch of a trial (one a card)"
@@ -114,15 +117,15 @@ def _dispatch(options: argparse.Namespace) -> int:
     from sweeps.study.driver import start_study
     from sweeps.study.series import is_series, start_series
 
-    if options.resume or options.repeat or options.finish:
+    if options.resume or options.reproduce or options.retrain_stopped:
         return _on_record(options)
     if not options.space:
         raise InputError(f"--space is missing; choose from: {', '.join(available_spaces())}")
-    if is_series(options.space) and not (options.plan or options.fit):
+    if is_series(options.space) and not (options.plan or options.probe_memory):
         return start_series(options)
     if options.plan:
         return _of_each(_plan, options)
-    if options.fit:
+    if options.probe_memory:
         from sweeps.resources.memory_probe import fit
 
         return _of_each(fit, options)
@@ -135,7 +138,7 @@ def _on_record(options: argparse.Namespace) -> int:
     from sweeps.study.driver import resume_study, start_again
     from sweeps.study.series import is_resumable_series, resume_series
 
-    if options.repeat or options.finish:
+    if options.reproduce or options.retrain_stopped:
         return start_again(options)
     return resume_series(options) if is_resumable_series(options) else resume_study(options)
 

@@ -31,5 +31,5 @@ def recipe(study: StudyRecord, trial_id: str, name: str, place: Path) -> Recipe:
     missing = [each for each in REPEATABLE if each not in study.trials[trial_id].specification]
     if missing:
         return Recipe(trial_id=trial_id, name=name, command="", why_not=f"its record has no {', '.join(missing)}")
-    command = f"python sweeps/run.py --repeat {shlex.quote(str(place))} {trial_id}"
+    command = f"python sweeps/run.py --reproduce {shlex.quote(str(place))} {trial_id}"
     return Recipe(trial_id=trial_id, name=name, command=command)

@@ -1,4 +1,4 @@
-"""Names and schema of what `--fit` finds."""
+"""Names and schema of what `--probe-memory` finds."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pyarrow as pa
 
 from sweeps.records.names import Status
 
-# What `--fit` measures: one row a distinct configuration, on the device that its trials will use. MB are 1e6 bytes;
+# One row a distinct configuration, on the device that its trials will use. MB are 1e6 bytes;
 # `largest_batch` is 0 where none fits; `limited` says that a larger one was seen not to fit.
 FIT_SCHEMA = pa.schema(
     [

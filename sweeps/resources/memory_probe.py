@@ -1,4 +1,4 @@
-"""`--fit`: one training step of every distinct configuration, on the device that its trials will use.
+"""`--probe-memory`: one training step of every distinct configuration, on the device that its trials will use.
 
 What does not fit is named before anything is trained; what fits, with its memory, speed and largest batch, is a record
 that placement can use.

@@ -192,7 +192,7 @@ class DryRun:
 
 
 def known_peak(folder: Path, names: Sequence[str], trials: Sequence[Trial], card: str) -> float | None:
-    """The largest peak, in MB, that `--fit` found of these trials on such a card; None where it did not probe all."""
+    """The largest peak in MB that `--probe-memory` found of these trials; None where it did not probe them all."""
     wanted = {configuration(trial.specification) for trial in trials}
     for name in names:
         path = folder / FIT_FOLDER / f"{name}.parquet"

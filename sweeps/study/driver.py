@@ -101,15 +101,15 @@ def start_again(options: argparse.Namespace) -> int:
 
     Returns the exit code. Raises InputError before anything is written.
     """
-    command = "repeat" if options.repeat else "finish"
-    new = [name for name in ("space", "set", "trials", "plan", "fit", "resume") if getattr(options, name)]
-    new += ["seed"] if options.repeat and options.seed else []
+    command = "reproduce" if options.reproduce else "retrain-stopped"
+    new = [name for name in ("space", "set", "trials", "plan", "probe_memory", "resume") if getattr(options, name)]
+    new += ["seed"] if options.reproduce and options.seed else []
     if new:
-        raise InputError(f"--{command} trains what is on record; leave --{new[0]} out")
+        raise InputError(f"--{command} trains what is on record; leave --{new[0].replace('_', '-')} out")
     uri, root = storage_uri(options.storage), studies_root(options.storage, options.out)
     again: Repeat | Finish = (
-        find_repeat(options.repeat[0], options.repeat[1], root, options.data) if options.repeat
-        else find_finish(options.finish, root, options.draw, options.seed or 0, options.data)
+        find_repeat(options.reproduce[0], options.reproduce[1], root, options.data) if options.reproduce
+        else find_finish(options.retrain_stopped, root, options.sample, options.seed or 0, options.data)
     )  # fmt: skip
     asked = {name: getattr(options, name) for name in ("gpus_per_trial", "cpus_per_trial", "max_concurrent", "sharing")}
     content = again.content({name: value for name, value in asked.items() if value is not None})

@@ -1,7 +1,8 @@
 """Trials that were stopped early, trained to their end: did stopping lose a point of the front?
 
-`python sweeps/run.py --finish STUDY --draw 10 --seed 0` draws ten of them and trains each as it is on record, but
-whole. It is a study of its own, like a repeat; at its end each is held against the front of the study that stopped it.
+`python sweeps/run.py --retrain-stopped STUDY --sample 10 --seed 0` draws ten of them and trains each as it is on
+record, but whole. It is a study of its own, like a repeat; at its end each is held against the front of the study that
+stopped it.
 """
 
 from __future__ import annotations
@@ -70,7 +71,7 @@ def find_finish(name: str, root: Path, draw: int, seed: int, data: str | None = 
     `data` says where its images lie now. Raises InputError when there is no such study, or it has stopped none.
     """
     if draw < 1:
-        raise InputError(f"--draw must be at least 1, but got {draw}")
+        raise InputError(f"--sample must be at least 1, but got {draw}")
     study = load_study(folder := find_study(name, root))
     stopped = sorted(t.trial_id for t in study.trials.values() if t.status is Status.STOPPED and not t.broken)
     if not stopped:

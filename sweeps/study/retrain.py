@@ -1,8 +1,8 @@
 """A recorded trial once more, whatever it was: taught, of an uneven allocation, from dense weights, of another seed.
 
-`python sweeps/run.py --repeat STUDY TRIAL` trains the specification on record, not a point of a space that resolves to
-it. It is a study of its own, of one trial (and of the network that this one starts from, where that is not there any
-more), with journal, tables, MLflow and `--resume` like any other; at its end it is held against the record.
+`python sweeps/run.py --reproduce STUDY TRIAL` trains the specification on record, not a point of a space that
+resolves to it. It is a study of its own, of one trial (and of the network that this one starts from, where that is not
+there any more), with journal, tables, MLflow and `--resume` like any other; at its end it is held against the record.
 """
 
 from __future__ import annotations

@@ -419,7 +419,7 @@ class TestReproduce:
             each.specification["views"] = {"seed": 0}
         made.trials["a"].specification |= {"teacher": {"name": "wise"}, "allocation": {"by": "stage"}, "start": {}}
         found = recipe(made, "a", "name", Path("my studies/x"))
-        assert found.command == "python sweeps/run.py --repeat 'my studies/x' a"
+        assert found.command == "python sweeps/run.py --reproduce 'my studies/x' a"
         del made.trials["b"].specification["train"]
         assert recipe(made, "b", "n", Path()).why_not == "its record has no train"
 

@@ -1,4 +1,4 @@
-"""`--fit`: distinct configurations, what does not fit is named, and the rows are records."""
+"""`--probe-memory`: distinct configurations, what does not fit is named, and the rows are records."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def test_what_does_not_fit_is_named(
 
 
 def test_the_command_prints_rows_and_keeps_them(tmp_path: Path) -> None:
-    done = studies.run(*studies.TINY[:-4], "--fit", "--json", "--out", str(tmp_path), "--set", "references=[]",
+    done = studies.run(*studies.TINY[:-4], "--probe-memory", "--json", "--out", str(tmp_path), "--set", "references=[]",
                        "--set", "budget.params={choice: [0.5]}")  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     rows = json.loads(done.stdout)

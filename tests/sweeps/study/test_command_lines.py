@@ -15,7 +15,7 @@ from sweeps.tracking import follower as tracking
 @pytest.mark.parametrize(
     ("main", "arguments", "message"),
     [
-        (run.main, "--space tt_dims --sharing mpz", "argument --sharing: invalid choice: 'mpz' (choose from "),
+        (run.main, "--space tt_dims --gpu-sharing mpz", "argument --gpu-sharing: invalid choice: 'mpz' (choose from "),
         (run.main, "--space tt_dims --nonsense", "unrecognized arguments: --nonsense"),
         (teacher.main, "--nonsense", "unrecognized arguments: --nonsense"),
         (spot.main, "", "the following arguments are required: --accelerator"),

@@ -107,10 +107,10 @@ class TestRefused:
             find_repeat(str(write(tmp_path, trained)), trained.trial_id, tmp_path)
 
     @pytest.mark.parametrize(("arguments", "message"), [
-        (["--repeat", "nope", "abcd"], "unknown study 'nope'"),
-        (["--repeat", "mine", "ffffff"], "'ffffff' must be the id of one trial of 'mine', or its beginning"),
-        (["--repeat", "mine", "abcd", "--trials", "3"], "--repeat trains what is on record; leave --trials out"),
-        (["--repeat", "mine", "old1"], "trial old1 cannot be repeated: its record has no network, method, train"),
+        (["--reproduce", "nope", "abcd"], "unknown study 'nope'"),
+        (["--reproduce", "mine", "ffffff"], "'ffffff' must be the id of one trial of 'mine', or its beginning"),
+        (["--reproduce", "mine", "abcd", "--trials", "3"], "--reproduce trains what is on record; leave --trials out"),
+        (["--reproduce", "mine", "old1"], "trial old1 cannot be repeated: its record has no network, method, train"),
     ])  # fmt: skip
     def test_bad_input_is_one_line_and_writes_nothing(self, tmp_path, capsys, arguments, message):
         journal = Journal(tmp_path / "mine" / JOURNAL_FILE)
@@ -174,7 +174,7 @@ def test_the_command_trains_to_the_same_error(tmp_path, teachers):
         source = tmp_path / "first" / TRIALS_FOLDER / was.specification["start"]["fingerprint"] / CHECKPOINT_FILE
         if lost:
             source.unlink()
-        done = studies.run("--repeat", "first", was.trial_id[:6], *where, "--name", name)
+        done = studies.run("--reproduce", "first", was.trial_id[:6], *where, "--name", name)
         assert done.returncode == 0, done.stdout + done.stderr
         again = studies.record(tmp_path / name)
         assert len(again.trials) == 1 + lost

@@ -105,10 +105,10 @@ def test_what_stopping_lost_is_said(tmp_path, trials):
 
 
 @pytest.mark.parametrize(("arguments", "message"), [
-    (["--finish", "nope"], "unknown study 'nope'"),
-    (["--finish", "mine"], "has no trial that was stopped early"),
-    (["--finish", "mine", "--draw", "0"], "--draw must be at least 1, but got 0"),
-    (["--finish", "mine", "--trials", "3"], "--finish trains what is on record; leave --trials out"),
+    (["--retrain-stopped", "nope"], "unknown study 'nope'"),
+    (["--retrain-stopped", "mine"], "has no trial that was stopped early"),
+    (["--retrain-stopped", "mine", "--sample", "0"], "--sample must be at least 1, but got 0"),
+    (["--retrain-stopped", "mine", "--trials", "3"], "--retrain-stopped trains what is on record; leave --trials out"),
 ])  # fmt: skip
 def test_bad_input_is_one_line_and_writes_nothing(tmp_path, capsys, trials, arguments, message):
     write(tmp_path / "mine", trials[:1])
@@ -134,7 +134,7 @@ def test_the_command_finishes_what_another_stopped(tmp_path):
     sets = [word for each in (*SMALL, "search.grace=0.2", method) for word in ("--set", each)]
     first = studies.run("--space", "tt_schedule", *sets, *where, "--name", "was", "--trials", "12")
     assert first.returncode == 0, first.stdout + first.stderr
-    done = studies.run("--finish", "was", "--draw", "2", *where)
+    done = studies.run("--retrain-stopped", "was", "--sample", "2", *where)
     assert done.returncode == 0, done.stdout + done.stderr
     record, was = studies.record(tmp_path / "was_finish"), studies.record(tmp_path / "was")
     assert [trial.status for trial in record.trials.values()] == [Status.COMPLETED] * 2
