@@ -15,7 +15,6 @@ from analysis.cli.mark import add_arguments, mark
 from analysis.findings.answer import answer_text
 from analysis.findings.stopping_audit import audit_text
 from analysis.findings.time_profile import profile, profile_lines
-from analysis.load import STUDIES, find_study, load_study
 from analysis.reporting.refresh import write_summary
 from analysis.reporting.summary_table import print_summary
 from analysis.sources.push_to_mlflow import bring_made
@@ -23,6 +22,7 @@ from analysis.stats import versus as against
 from analysis.utils.progress import steps
 from lowrank.utils.cli import OneLineParser
 from lowrank.utils.endings import exit_code
+from sweeps.records.load import STUDIES, find_study, load_study
 
 PARTS = {
     "report": (report, "one HTML page that answers the study's question"),

@@ -24,7 +24,6 @@ if sys.path and Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
 
 import pyarrow.parquet as pq
 
-from analysis.load import STUDIES, find_study, is_study, load_study
 from analysis.sources.recount import NotOnRecordError, recount
 from analysis.utils.progress import steps
 from lowrank.errors import InputError
@@ -32,6 +31,7 @@ from lowrank.serving import IMAGES_FILE, MODEL_FILE
 from lowrank.utils.cli import OneLineParser
 from lowrank.utils.endings import exit_code
 from sweeps.records.journal import Journal
+from sweeps.records.load import STUDIES, find_study, is_study, load_study
 from sweeps.records.names import (
     CHECKPOINT_FILE,
     EPOCHS_FILE,

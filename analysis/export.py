@@ -18,11 +18,11 @@ if sys.path and Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from analysis.cli.arguments import output_folder
-from analysis.load import STUDIES, find_study, load_study
 from analysis.utils.progress import steps
 from lowrank.errors import InputError
 from lowrank.utils.cli import OneLineParser
 from lowrank.utils.endings import exit_code
+from sweeps.records.load import STUDIES, find_study, load_study
 
 if TYPE_CHECKING:
     from torch import nn

@@ -20,7 +20,6 @@ if sys.path and Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
 
 from analysis.cli.arguments import add_source, load_source, open_page, output_folder, source_folder
 from analysis.findings.provenance import tracked
-from analysis.load import is_study
 from analysis.reporting.contents import contents
 from analysis.reporting.render import prepare_studio, studio
 from analysis.reporting.sections import SECTIONS, new_page
@@ -28,6 +27,7 @@ from analysis.sources.push_to_mlflow import bring_made
 from analysis.utils.progress import silent, steps
 from lowrank.utils.cli import OneLineParser
 from lowrank.utils.endings import exit_code
+from sweeps.records.load import is_study
 from sweeps.records.names import EPOCHS_FILE, JOURNAL_FILE, REPORT_FOLDER, StudyRecord
 from sweeps.records.tables import write_tables
 

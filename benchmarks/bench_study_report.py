@@ -13,8 +13,8 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from analysis.load import load_study
 from benchmarks.bench_record import PROJECT, Goal, Measurement, Options, Table
+from sweeps.records.load import load_study
 from sweeps.records.names import EPOCHS_FILE, JOURNAL_FILE, RESULTS_FILE
 from sweeps.records.tables import epochs_to_table, to_table
 from tests.support.synthetic_study import Plan, write_study

@@ -9,9 +9,9 @@ import webbrowser
 from collections.abc import Callable
 from pathlib import Path
 
-from analysis.load import STUDIES, find_study, load_study
 from analysis.utils.progress import silent
 from lowrank.errors import InputError
+from sweeps.records.load import STUDIES, find_study, load_study
 from sweeps.records.names import StudyRecord
 
 

@@ -9,13 +9,13 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from analysis.load import find_trial, load_study
 from analysis.report import STEPS
 from analysis.reporting.refresh import make_again
 from analysis.sources.push_to_mlflow import bring, check_store
 from analysis.utils.progress import steps
 from lowrank.errors import InputError
 from sweeps.records.journal import BusyError, locked_journal, read_journal
+from sweeps.records.load import find_trial, load_study
 from sweeps.records.names import (
     JOURNAL_FILE,
     LONGEST_NOTE,

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from analysis.load import data_label
+from analysis.utils.formatting import data_label
 from sweeps.records.names import MLFLOW_FILE, PROGRESS_FILE, StudyRecord, TrialRecord
 
 

@@ -11,7 +11,6 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from analysis.load import data_label
 from analysis.stats.front import (
     FrontPoint,
     Size,
@@ -24,6 +23,7 @@ from analysis.stats.front import (
     validation_images,
 )
 from analysis.stats.noise import wilson
+from analysis.utils.formatting import data_label
 from sweeps.records.names import Role, Status, StudyRecord
 
 # Okabe and Ito's colours, which stay apart for colour-blind readers; each also has a marker of its own.

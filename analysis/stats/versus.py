@@ -15,7 +15,6 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from analysis.load import load_study
 from analysis.reporting.tables import interval_words
 from analysis.stats.equal_size import Seeds, alike
 from analysis.stats.front import Size, validation_images
@@ -23,6 +22,7 @@ from analysis.stats.intervals import Estimate, t_interval
 from analysis.stats.noise import within_noise
 from analysis.utils.progress import steps
 from lowrank.errors import InputError, unknown
+from sweeps.records.load import load_study
 from sweeps.records.names import Role, Status, StudyRecord, TrialRecord
 
 HEADINGS = ("all else", "", "parameters", "mult-adds", "error", "difference", "verdict", "seeds")

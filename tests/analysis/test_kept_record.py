@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from analysis.load import load_study
 from analysis.stats.front import collect, front, references
+from sweeps.records.load import load_study
 from sweeps.records.names import JOURNAL_FILE, Role, Status, StudyRecord
 
 RESULTS = Path(__file__).resolve().parents[2] / "docs" / "results"

@@ -6,12 +6,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from analysis.__main__ import main
-from analysis.load import load_study
 from analysis.report import PAGE_FILE, write_report
 from analysis.reporting.summary_table import broken_text, endings
 from analysis.stats.front import collect, front
 from sweeps.records.fronts import front_trials
 from sweeps.records.journal import locked_journal
+from sweeps.records.load import load_study
 from sweeps.records.names import (
     ARTIFACTS_FOLDER,
     FRONT_PICTURE,

@@ -15,7 +15,6 @@ from analysis.findings.provenance import Tracked, about, tracked
 from analysis.findings.published_results import PRINTED, Setting, printed_points, setting_of_study
 from analysis.findings.reproduce import recipe
 from analysis.findings.test_errors import marks, on_test
-from analysis.load import load_study
 from analysis.reporting.contents import contents, summary
 from analysis.reporting.front_data import front_plot
 from analysis.reporting.tables import best_sheet, error_words, level_sheet, on_test_sheet
@@ -23,6 +22,7 @@ from analysis.stats.front import collect, front, strata
 from analysis.stats.importance import LEAST_TRIALS, importances, settings
 from analysis.stats.noise import difference
 from lowrank.utils.pareto import non_dominated
+from sweeps.records.load import load_study
 from sweeps.records.names import Role, Status
 from tests.support.synthetic_data import SEPARABLE, study, trial
 from tests.support.synthetic_study import Plan, write_study

@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from analysis.__main__ import main
-from analysis.load import find_study, list_studies, load_study
 from analysis.reporting.front_figure import LOOKS, draw_front, front_plot
 from analysis.reporting.label_placement import LEADER, Box, Label, distance, place
 from analysis.reporting.summary_table import compact, endings, make_console, print_summary, rows, write_csv
 from analysis.stats.front import collect, front
 from lowrank.errors import InputError
+from sweeps.records.load import find_study, list_studies, load_study
 from sweeps.records.names import EPOCHS_FILE, JOURNAL_FILE, RESULTS_FILE, Role, Status
 from sweeps.records.tables import epochs_to_table, to_table
 from tests.support import synthetic_data as made

@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 
 from analysis.__main__ import main
-from analysis.load import load_study
 from analysis.report import PAGE_FILE, write_report
 from analysis.reporting.html_page import Page
 from analysis.reporting.render import Order, studio
 from analysis.reporting.svg_theme import dark, themed, variables
+from sweeps.records.load import load_study
 from sweeps.records.names import MLFLOW_FILE, PROGRESS_FILE
 from sweeps.records.tables import write_tables
 from sweeps.tracking.follower import catch_up

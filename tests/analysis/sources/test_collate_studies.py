@@ -7,12 +7,12 @@ import pytest
 
 from analysis.__main__ import main
 from analysis.collate import Source, _longer, collate, events
-from analysis.load import load_study
 from lowrank.data import DataSettings, load_data
 from lowrank.errors import InputError
 from lowrank.io.tensor_file import save_tensors
 from lowrank.serving import IMAGES_FILE, MODEL_FILE
 from sweeps.records.journal import Journal
+from sweeps.records.load import load_study
 from sweeps.records.names import (
     CHECKPOINT_FILE,
     JOURNAL_FILE,

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from analysis.load import load_study
 from analysis.sources.mlflow import load_from_mlflow
 from lowrank.errors import InputError
 from sweeps.records.journal import Journal
+from sweeps.records.load import load_study
 from sweeps.records.names import EPOCHS_FILE, JOURNAL_FILE, MLFLOW_FILE, RESULTS_FILE, Event, Role, Status, StudyRecord
 from sweeps.records.tables import read_tables
 from sweeps.tracking.follower import Follower, catch_up, default_tracking_uri

@@ -9,7 +9,6 @@ import pyarrow.parquet as pq
 import pytest
 
 from analysis.findings.answer import answer_text, answers
-from analysis.load import data_label, load_study
 from analysis.reporting.summary_table import lost_seeds
 from analysis.stats.front import (
     FrontPoint,
@@ -24,9 +23,11 @@ from analysis.stats.front import (
     validation_images,
 )
 from analysis.stats.noise import wilson
+from analysis.utils.formatting import data_label
 from lowrank.errors import InputError
 from sweeps.records import fronts
 from sweeps.records.fronts import mean_error
+from sweeps.records.load import load_study
 from sweeps.records.names import RESULTS_FILE, Role, Status, StudyRecord, TrialRecord
 from tests.support.synthetic_study import BUDGETS, SEPARABLE, Plan, write_study
 
