@@ -10,12 +10,11 @@ import argparse
 import json
 import platform
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import optuna
 import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
@@ -25,35 +24,27 @@ from rich import box
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
-from torch import Tensor, nn
 
-from lowrank.data import ImageData, load_data
+from lowrank.data import load_data
 from lowrank.data.reading.synthetic import Outline, made_data
-from lowrank.distillation.cache import Sizes, kept_sizes, tap_sizes
-from lowrank.distillation.teacher import Signals, Teacher
-from lowrank.errors import InfeasibleError
-from lowrank.training.engine.memory_probe import MakeTrainer, find_fit, measure_step
-from lowrank.training.trainer import Trainer
+from lowrank.training.engine.memory_probe import find_fit, measure_step
 from sweeps.cluster.devices import first_line, given_device, limit_memory, out_of_memory
-from sweeps.execution.trainable import load_trial_data, make_trainer
+from sweeps.cluster.ray_session import connect
+from sweeps.execution.trainable import load_trial_data
 from sweeps.records.probe_schema import FAILED, FIT_FOLDER, FIT_SCHEMA, FITS, OUT_OF_MEMORY
 from sweeps.records.specification import Resolver, Trial
 from sweeps.records.study_folders import studies_root
+from sweeps.resources.configurations import configuration, device_name, distinct, trainer_maker
 from sweeps.resources.shares import Share, read_cluster, share_of
 from sweeps.space.model import Space
 from sweeps.space.teacher_settings import SECTION
 from sweeps.teachers.ensure import planned_teaching
-from sweeps.trials.feasibility import reachable_strata
 
-SAMPLES = 3  # of each stratum, where the space is no grid
 QUIET_SECONDS = 15.0  # between lines where standard output is no terminal
-STEP_FIELDS = ("batch_size", "precision", "accumulate", "rebuild_checkpoint", "ema_decay", "decay", "freeze")
 
 
 def fit(space: Space, options: argparse.Namespace) -> int:
     """Probe the space's configurations, print and keep what was found; returns 1 when none fits."""
-    from sweeps.cluster.ray_session import connect
-
     root = studies_root(options.storage, options.out)
     data = load_data(space.data, options.data_dir)
     resolver = Resolver(space, data, planned_teaching(space, data, (options.teachers or Path("teachers")).resolve()))
@@ -69,39 +60,6 @@ def fit(space: Space, options: argparse.Namespace) -> int:
         show(rows, share)
         print(f"written into {path}")
     return 0 if any(row["status"] == FITS for row in rows) else 1
-
-
-def distinct(space: Space, resolver: Resolver) -> list[Trial]:
-    """One trial for each configuration that costs differently, in the order of size: of a grid all, else a sample."""
-    found: dict[str, Trial] = {}
-    for point in _points(space, resolver):
-        try:
-            trial = resolver.resolve(point)
-        except InfeasibleError:
-            continue
-        found.setdefault(configuration(trial.specification), trial)
-    for trial in resolver.references()[0]:
-        found.setdefault(configuration(trial.specification), trial)
-    return sorted(found.values(), key=lambda trial: (trial.counts["params"], trial.trial_id))
-
-
-def configuration(specification: dict[str, Any]) -> str:
-    """What of a specification decides the cost of a step, as JSON; learning rates and the like do not."""
-    train = specification["train"]
-    asked_engine = ("engine", "epochs") if train["engine"] == "auto" else ("engine",)  # `auto` asks how long a trial is
-    fields = {key: train[key] for key in (*STEP_FIELDS, *asked_engine) if key in train}
-    asked = SECTION in specification
-    built = {key: specification[key] for key in ("network", "method", "allocation") if key in specification}
-    return json.dumps({**built, "train": fields, SECTION: asked}, sort_keys=True)
-
-
-def _points(space: Space, resolver: Resolver) -> Iterable[dict[str, Any]]:
-    if space.search.sampler == "grid":
-        return resolver.points.grid()
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    strata, _ = reachable_strata(space, resolver)
-    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
-    return [resolver.points.suggest(stratum, study.ask()) for stratum in strata for _ in range(SAMPLES)]
 
 
 def probe_all(
@@ -193,19 +151,6 @@ def _cells(row: dict[str, Any]) -> list[str]:
     return [row["method"], taught, f"{row['params']:,}", str(row["batch_size"]), peak, *speed, largest]
 
 
-class SilentTeacher:
-    """Answers at once, with signals of the right shapes: what a student costs beside a cache."""
-
-    def __init__(self, classes: int, sizes: Sizes):
-        self._classes, self._sizes = classes, sizes
-
-    def signals(self, images: Tensor, indices: Tensor, slot: int) -> Signals:
-        """See Teacher."""
-        count = len(images)
-        maps = tuple(torch.ones(count, *size, dtype=torch.float16, device=images.device) for size in self._sizes)
-        return Signals(torch.zeros(count, self._classes, device=images.device), maps)
-
-
 class _Prober:
     """Probes configurations in a process of its own, so that one that ends it ends no study."""
 
@@ -252,26 +197,3 @@ def suppress_out_of_memory() -> Iterator[None]:
     except (RuntimeError, MemoryError) as error:
         if not out_of_memory(error):
             raise
-
-
-def trainer_maker(specification: dict[str, Any], data: ImageData, device: torch.device) -> MakeTrainer:
-    """Makes the specification's trainer at a batch size (at most the training split); a teacher answers at once."""
-
-    def teach(student: nn.Module) -> Teacher | None:
-        section = specification.get(SECTION)
-        if section is None:
-            return None
-        sizes = kept_sizes(section["sizes"], tap_sizes(student, section["student_taps"], data.image_shape))
-        return SilentTeacher(len(data.classes), sizes)
-
-    def make(batch_size: int) -> Trainer:
-        size = min(batch_size, len(data.train))
-        train = {**specification["train"], "batch_size": size}
-        return make_trainer({**specification, "train": train}, data, device.type, teach)
-
-    return make
-
-
-def device_name(device: torch.device) -> str:
-    """The card's name, or cpu."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"

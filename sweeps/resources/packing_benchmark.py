@@ -27,8 +27,8 @@ from sweeps.records.journal import Journal
 from sweeps.records.names import Event, StudyRecord, apply_event
 from sweeps.records.probe_schema import FIT_FOLDER, FITS
 from sweeps.records.specification import Resolver, Trial
+from sweeps.resources.configurations import configuration, device_name, distinct, trainer_maker
 from sweeps.resources.gpu_packing import COUNTS, Limit, NoMemoryError, Placement, Tried, better, choose, limit_of, words
-from sweeps.resources.memory_probe import configuration, device_name, distinct, trainer_maker
 from sweeps.resources.mps import PROCESSES, use
 from sweeps.resources.shares import Cluster
 from sweeps.space.model import Space

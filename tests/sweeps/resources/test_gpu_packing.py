@@ -12,8 +12,9 @@ from sweeps.records.journal import Journal, read_journal
 from sweeps.records.names import StudyRecord, fold
 from sweeps.records.probe_schema import FIT_FOLDER, FITS
 from sweeps.resources import packing_benchmark as dry_run
+from sweeps.resources.configurations import configuration
 from sweeps.resources.gpu_packing import Limit, NoMemoryError, Placement, Tried, better, choose, limit_of, words
-from sweeps.resources.memory_probe import configuration, keep
+from sweeps.resources.memory_probe import keep
 from sweeps.resources.mps import MPS, PROCESSES
 from sweeps.resources.packing_benchmark import DryRun, known_peak, place
 from sweeps.resources.shares import Cluster

@@ -17,7 +17,8 @@ from lowrank.training.trainer import Trainer
 from sweeps.records.probe_schema import FIT_SCHEMA, FITS, OUT_OF_MEMORY
 from sweeps.records.specification import Resolver, Trial
 from sweeps.resources import memory_probe as fit
-from sweeps.resources.memory_probe import configuration, distinct, keep, probe, show
+from sweeps.resources.configurations import configuration, distinct
+from sweeps.resources.memory_probe import keep, probe, show
 from sweeps.resources.shares import Share
 from sweeps.space.model import parse_space
 from sweeps.space.teacher_settings import find_teaching
