@@ -23,7 +23,7 @@ from torch import Tensor
 
 from lowrank.errors import InputError
 from lowrank.training.divergence import DivergedError
-from sweeps.cluster.devices import WorkerLostError
+from sweeps.execution.worker_errors import WorkerLostError
 
 PROJECT = Path(__file__).resolve().parents[2]
 GRACE_SECONDS = 2.0  # in which the loss of one rank shows after another has complained of it

@@ -9,7 +9,7 @@ import ray.cloudpickle
 from ray.exceptions import ActorDiedError, NodeDiedError, RayActorError
 from ray.tune.experiment import Trial as RayTrial
 
-from sweeps.cluster.devices import WorkerLostError
+from sweeps.execution.worker_errors import WorkerLostError
 
 MOST = 3  # strikes in a row, without a new epoch between them
 LOST, FAILED = 1, 2  # strikes: a process may die of anything, what fails twice at the same place is the trial's own

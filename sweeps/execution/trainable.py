@@ -32,18 +32,11 @@ from lowrank.networks import NetworkSettings
 from lowrank.training.engine.data_parallel import Ranks
 from lowrank.training.recipe import Recipe
 from lowrank.training.trainer import DivergedError, Trainer
-from sweeps.cluster.devices import (
-    WorkerLostError,
-    check_memory_is_back,
-    device_lost,
-    first_line,
-    given_device,
-    limit_memory,
-    out_of_memory,
-)
+from sweeps.cluster.devices import first_line, given_device, limit_memory, out_of_memory
 from sweeps.execution.checkpoint_relay import CheckpointPlace
 from sweeps.execution.initial_weights import start_student
 from sweeps.execution.process_group import Team
+from sweeps.execution.worker_errors import WorkerLostError, check_memory_is_back, device_lost
 from sweeps.records.names import VAL_ERROR, Status
 from sweeps.resources.mps import PROCESSES, use
 from sweeps.space.teacher_settings import CacheOptions, make_teacher

@@ -15,8 +15,8 @@ import pytest
 import torch
 
 from lowrank.data import DataSettings, load_data
-from sweeps.cluster.devices import WorkerLostError
 from sweeps.execution.trainable import TrialTrainable
+from sweeps.execution.worker_errors import WorkerLostError
 from sweeps.space.checks import check_shared
 from sweeps.space.model import parse_space
 from tests.support.broken_mlflow import MARK

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from ray.exceptions import ActorDiedError, NodeDiedError
 
-from sweeps.cluster.devices import WorkerLostError
 from sweeps.execution.retries import MOST, NODE_DEATH, Attempts
+from sweeps.execution.worker_errors import WorkerLostError
 
 
 def died(text: str) -> ActorDiedError:

@@ -15,9 +15,10 @@ from lowrank.data import DataSettings, load_data
 from lowrank.errors import InputError, LoaderHungError
 from lowrank.io.tensor_file import kept_files, load_tensors
 from lowrank.training.trainer import Trainer
-from sweeps.cluster.devices import WorkerLostError, check_memory_is_back, device_lost, given_device, out_of_memory
+from sweeps.cluster.devices import given_device, out_of_memory
 from sweeps.execution import trainable as trainable_module
 from sweeps.execution.trainable import TrialTrainable
+from sweeps.execution.worker_errors import WorkerLostError, check_memory_is_back, device_lost
 from sweeps.records.names import CHECKPOINT_FILE, TRIALS_FOLDER
 from tests.support.training import small_recipe, tensor_train
 
