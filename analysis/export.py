@@ -167,7 +167,7 @@ def _latencies(network: nn.Module, specification: ModelSpecification, folder: Pa
 def _beside(specification: ModelSpecification) -> tuple[dict[str, int], dict[str, int]]:
     """Bytes as safetensors and mult-adds of the dense and the separable network."""
     from lowrank.compression.file_size import stored
-    from lowrank.compression.network_plan import network_plan, network_to_count
+    from lowrank.compression.trace import network_plan, network_to_count
     from lowrank.layers import Dense, Separable
 
     shape, classes = specification.image_shape, specification.classes

@@ -13,7 +13,8 @@ from itertools import islice
 from typing import Any
 
 from benchmarks.bench_record import Goal, Measurement, Options, Table, median
-from lowrank.compression.network_plan import NetworkPlan, network_plan
+from lowrank.compression.plan import NetworkPlan
+from lowrank.compression.trace import network_plan
 from lowrank.layers import Method
 from lowrank.layers.registry import METHODS, make_method
 from lowrank.networks import NetworkSettings, default_images

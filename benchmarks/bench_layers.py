@@ -25,7 +25,8 @@ from benchmarks.bench_record import Goal, Measurement, Options, Table, median, s
 from benchmarks.bench_steps import CLASSES, SHARE, shape_of
 from benchmarks.layer_peers import absent_peers, peers_of
 from lowrank.compression.budget import Budget, solve
-from lowrank.compression.network_plan import NetworkPlan, network_plan
+from lowrank.compression.plan import NetworkPlan
+from lowrank.compression.trace import network_plan
 from lowrank.errors import InfeasibleError
 from lowrank.layers import ConvShape, Method
 from lowrank.layers.registry import METHODS, make_method

@@ -15,8 +15,9 @@ from torch.nn import functional
 
 from benchmarks.bench_record import Measurement, Options, Table, interleaved, median
 from lowrank.compression.budget import Budget, solve
-from lowrank.compression.network_plan import NetworkPlan, network_plan
-from lowrank.compression.substitute import build_student
+from lowrank.compression.plan import NetworkPlan
+from lowrank.compression.substitution import build_student
+from lowrank.compression.trace import network_plan
 from lowrank.errors import InfeasibleError
 from lowrank.layers import Method
 from lowrank.layers.registry import METHODS, make_method

@@ -16,8 +16,8 @@ import torch
 from benchmarks.bench_batches import write_images
 from benchmarks.bench_record import JPEG_IMAGES, Goal, Measurement, Options, Table, interleaved, median
 from lowrank.compression.budget import Budget, solve
-from lowrank.compression.network_plan import network_plan
-from lowrank.compression.substitute import build_student
+from lowrank.compression.substitution import build_student
+from lowrank.compression.trace import network_plan
 from lowrank.data import DataSettings, ImageData, default_views, load_data
 from lowrank.distillation import cache as teacher_cache
 from lowrank.distillation.cache import Build, CachedTeacher, CacheKey, TeacherCache, kept_sizes, prepare, tap_sizes

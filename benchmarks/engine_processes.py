@@ -15,8 +15,8 @@ from torch.nn import functional
 
 from benchmarks.step_traffic import copy_bandwidth, step_bytes
 from lowrank.compression.budget import Budget, solve
-from lowrank.compression.network_plan import network_plan
-from lowrank.compression.substitute import build_student
+from lowrank.compression.substitution import build_student
+from lowrank.compression.trace import network_plan
 from lowrank.data import DataSettings, ImageData, ViewSettings, default_views, load_data
 from lowrank.data.dataset import Split
 from lowrank.data.reading.image_store import ArrayStore

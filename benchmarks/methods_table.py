@@ -22,8 +22,8 @@ from torch import Tensor
 from benchmarks.bench_layers import WRN_BUDGET, nearest
 from benchmarks.bench_record import Options, environment, header, interleaved, load, median, shown
 from benchmarks.bench_steps import CLASSES, REFERENCES, Case, make_step, shape_of
-from lowrank.compression.network_plan import NetworkPlan
-from lowrank.compression.substitute import build_student
+from lowrank.compression.plan import NetworkPlan
+from lowrank.compression.substitution import build_student
 from lowrank.errors import InfeasibleError
 from lowrank.layers import Method
 from lowrank.layers.registry import METHODS, make_method

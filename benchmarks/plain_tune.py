@@ -32,8 +32,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.bench_record import JPEG_IMAGES, Measurement, Options, Table
 from benchmarks.engine_processes import random_images
-from lowrank.compression.network_plan import network_plan
-from lowrank.compression.substitute import build_student
+from lowrank.compression.substitution import build_student
+from lowrank.compression.trace import network_plan
 from lowrank.data import DataSettings, ImageData, load_data
 from lowrank.layers.registry import make_method
 from lowrank.networks import NetworkSettings

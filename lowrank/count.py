@@ -18,7 +18,8 @@ from lowrank.compression.budget import Budget, solve, solve_width
 from lowrank.compression.contraction_cost import RealCost, real_cost
 from lowrank.compression.counting_conventions import CONVENTIONS, Convention
 from lowrank.compression.file_size import Stored, stored
-from lowrank.compression.network_plan import NetworkPlan, Site, network_plan, network_to_count
+from lowrank.compression.plan import NetworkPlan, Site
+from lowrank.compression.trace import network_plan, network_to_count
 from lowrank.errors import InfeasibleError, InputError
 from lowrank.layers import Dense, Method, Separable
 from lowrank.layers.registry import METHODS, make_method, method_class

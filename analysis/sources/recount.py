@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lowrank.compression.allocation import Sized
-from lowrank.compression.network_plan import network_plan
+from lowrank.compression.trace import network_plan
 from lowrank.errors import InputError, LowrankError
 from lowrank.layers import Dense, Separable
 from lowrank.networks import NetworkSettings

@@ -16,8 +16,9 @@ from functools import lru_cache
 
 from lowrank.compression.allocation import Sharing, Sized
 from lowrank.compression.file_size import Disk
-from lowrank.compression.network_plan import NetworkPlan, network_plan, network_to_count
+from lowrank.compression.plan import NetworkPlan
 from lowrank.compression.size_families import boundary, make_family
+from lowrank.compression.trace import network_plan, network_to_count
 from lowrank.errors import InfeasibleError
 from lowrank.layers.base_method import Method
 from lowrank.networks import NetworkSettings

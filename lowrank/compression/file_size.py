@@ -16,8 +16,8 @@ import torch
 from torch import nn
 
 from lowrank.compression.allocation import Sized, method_in
-from lowrank.compression.network_plan import NetworkPlan
-from lowrank.compression.substitute import factor_parameters
+from lowrank.compression.plan import NetworkPlan
+from lowrank.compression.substitution import factor_parameters
 from lowrank.layers import ConvShape, Dense, Method
 from lowrank.layers.linear import build_linear
 

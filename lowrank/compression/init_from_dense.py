@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from lowrank.compression.merge import Structured, dense_bias, dense_weight, start_from
+from lowrank.compression.merging import Structured, dense_bias, dense_weight, start_from
 from lowrank.errors import InputError
 from lowrank.layers.base_method import SeparableConv2d, StructuredMap
 from lowrank.layers.linear import StructuredLinear

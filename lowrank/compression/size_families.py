@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from lowrank.compression.allocation import Allocation, Group, Sharing, Sized
-from lowrank.compression.network_plan import NetworkPlan
+from lowrank.compression.plan import NetworkPlan
 from lowrank.errors import InfeasibleError, InputError, unknown
 from lowrank.layers import Separable
 from lowrank.layers.base_method import Method

@@ -19,8 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lowrank.compression.merge import merge
-from lowrank.compression.network_plan import trace_plan
+from lowrank.compression.merging import merge
+from lowrank.compression.trace import trace_plan
 from lowrank.io.merged import load_merged, save_merged
 from lowrank.io.model_file import ModelSpecification, load_model, save_model
 from lowrank.layers import Dense

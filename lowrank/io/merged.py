@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from lowrank.compression.merge import merge
+from lowrank.compression.merging import merge
 from lowrank.errors import InputError
 from lowrank.io.model_file import ModelSpecification, read_specification
 from lowrank.io.tensor_file import load_tensors, save_tensors

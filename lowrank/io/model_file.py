@@ -16,8 +16,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from lowrank.compression.allocation import Sized
-from lowrank.compression.network_plan import NetworkPlan, network_plan
-from lowrank.compression.substitute import AUXILIARY, build_student
+from lowrank.compression.plan import NetworkPlan
+from lowrank.compression.substitution import AUXILIARY, build_student
+from lowrank.compression.trace import network_plan
 from lowrank.errors import InfeasibleError, InputError, UncountableError
 from lowrank.io.tensor_file import load_tensors, save_tensors
 from lowrank.layers.base_method import Method

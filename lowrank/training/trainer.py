@@ -18,7 +18,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from lowrank.compression.substitute import AUXILIARY
+from lowrank.compression.substitution import AUXILIARY
 from lowrank.data import WHOLE, Batch, ImageData, ViewSettings, eval_batches, steps_per_epoch, train_batches
 from lowrank.distillation.teacher import Signals, Teacher
 from lowrank.layers.batched_rebuild import checkpoint_rebuild

@@ -15,7 +15,7 @@ from math import prod
 
 from torch import nn
 
-from lowrank.compression.substitute import factor_parameters
+from lowrank.compression.substitution import factor_parameters
 from lowrank.layers.base_method import SeparableConv2d, StructuredMap
 from lowrank.training.recipe import Recipe
 

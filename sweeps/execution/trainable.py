@@ -21,8 +21,8 @@ import torch
 from ray import tune
 from torch import nn
 
-from lowrank.compression.network_plan import network_plan
-from lowrank.compression.substitute import build_student
+from lowrank.compression.substitution import build_student
+from lowrank.compression.trace import network_plan
 from lowrank.data import DataSettings, ImageData, ViewSettings, load_data
 from lowrank.distillation.teacher import Teacher
 from lowrank.errors import InputError, LoaderHungError

@@ -17,7 +17,8 @@ from typing import Any
 from lowrank.compression.allocation import Sized
 from lowrank.compression.budget import Budget, solve_shared, solve_width
 from lowrank.compression.file_size import Disk
-from lowrank.compression.network_plan import NetworkPlan, network_plan, network_to_count
+from lowrank.compression.plan import NetworkPlan
+from lowrank.compression.trace import network_plan, network_to_count
 from lowrank.data import ImageData, ViewSettings, default_views
 from lowrank.errors import InfeasibleError, InputError
 from lowrank.layers import Dense, Method, Separable

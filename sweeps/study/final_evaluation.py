@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from lowrank.compression.network_plan import network_plan
+from lowrank.compression.trace import network_plan
 from lowrank.data import ImageData
 from lowrank.errors import InputError
 from lowrank.io.tensor_file import load_tensors

@@ -11,7 +11,7 @@ import optuna
 import torch
 from torch.nn import functional
 
-from lowrank.compression.substitute import build_student
+from lowrank.compression.substitution import build_student
 from lowrank.data import steps_per_epoch
 from lowrank.errors import InfeasibleError
 from lowrank.layers import Separable

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from lowrank.compression.network_plan import network_plan
-from lowrank.compression.substitute import build_student
+from lowrank.compression.substitution import build_student
+from lowrank.compression.trace import network_plan
 from lowrank.data import ImageData
 from lowrank.layers import Separable
 from lowrank.training.optimizer import check_network

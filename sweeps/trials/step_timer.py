@@ -16,8 +16,8 @@ import torch
 from torch.nn import functional
 
 from lowrank.compression.allocation import Sized
-from lowrank.compression.network_plan import NetworkPlan
-from lowrank.compression.substitute import build_student
+from lowrank.compression.plan import NetworkPlan
+from lowrank.compression.substitution import build_student
 from lowrank.networks import NetworkSettings
 from lowrank.networks.base import ImageShape
 

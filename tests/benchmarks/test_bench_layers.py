@@ -16,7 +16,7 @@ from benchmarks import bench_layers, layer_peers, layers_together, methods_table
 from benchmarks.bench_layers import Layer
 from benchmarks.bench_record import Options, header, show
 from lowrank.compression.budget import Budget, solve
-from lowrank.compression.network_plan import network_plan
+from lowrank.compression.trace import network_plan
 from lowrank.layers import ConvShape
 from lowrank.layers.registry import METHODS, make_method
 from lowrank.networks import NetworkSettings

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional
 
-from lowrank.compression.merge import dense_bias, dense_weight, start_from
+from lowrank.compression.merging import dense_bias, dense_weight, start_from
 from lowrank.layers import ConvShape, SeparableConv2d, StructuredMap
 from lowrank.layers.registry import METHODS
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lowrank.compression.merge import dense_bias, dense_weight, merge, start_from
+from lowrank.compression.merging import dense_bias, dense_weight, merge, start_from
 from lowrank.layers import ConvShape, StructuredLinear
 from lowrank.layers.linear import build_linear
 from lowrank.layers.registry import METHODS

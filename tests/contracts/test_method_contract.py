@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from method_table import METHOD_CONTRACTS, Case
 
 from lowrank.compression.budget import Budget, solve
-from lowrank.compression.network_plan import NetworkPlan, Site
+from lowrank.compression.plan import NetworkPlan, Site
 from lowrank.errors import InfeasibleError, InputError
 from lowrank.layers.base_method import ConvShape, Method
 from lowrank.layers.registry import METHODS, make_method

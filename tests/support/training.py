@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from lowrank.compression.budget import Budget, solve
-from lowrank.compression.network_plan import network_plan
-from lowrank.compression.substitute import build_student
+from lowrank.compression.substitution import build_student
+from lowrank.compression.trace import network_plan
 from lowrank.data import DataSettings, ImageData, default_views, load_data
 from lowrank.distillation.teacher import LiveTeacher
 from lowrank.layers import Dense, Method, TensorTrain

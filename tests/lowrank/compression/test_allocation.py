@@ -13,9 +13,10 @@ from torch import nn
 from lowrank.compression.allocation import Allocation, allocation_of
 from lowrank.compression.budget import Budget, measure, solve, solve_shared, solve_width
 from lowrank.compression.file_size import Disk
-from lowrank.compression.network_plan import NetworkPlan, network_plan, network_to_count, trace_plan
+from lowrank.compression.plan import NetworkPlan
 from lowrank.compression.size_families import _Continuous, make_family
-from lowrank.compression.substitute import build_student
+from lowrank.compression.substitution import build_student
+from lowrank.compression.trace import network_plan, network_to_count, trace_plan
 from lowrank.errors import InfeasibleError, InputError
 from lowrank.layers.registry import make_method
 from lowrank.networks import NetworkSettings

@@ -8,7 +8,8 @@ import time
 import pytest
 
 from lowrank.compression.budget import Budget, solve, solve_width
-from lowrank.compression.network_plan import NetworkPlan, network_plan
+from lowrank.compression.plan import NetworkPlan
+from lowrank.compression.trace import network_plan
 from lowrank.errors import InfeasibleError
 from lowrank.layers.registry import METHODS, make_method
 from lowrank.networks import NetworkSettings

@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import save_file
 
 from lowrank.compression.file_size import safetensors_bytes, stored
-from lowrank.compression.network_plan import network_plan, network_to_count
-from lowrank.compression.substitute import build_student, factor_parameters
+from lowrank.compression.substitution import build_student, factor_parameters
+from lowrank.compression.trace import network_plan, network_to_count
 from lowrank.count import main
 from lowrank.layers.registry import METHODS, make_method
 from lowrank.networks import NetworkSettings

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from lowrank.compression.budget import Budget, solve
-from lowrank.compression.network_plan import NetworkPlan, network_plan, network_to_count, trace_plan
+from lowrank.compression.plan import NetworkPlan
+from lowrank.compression.trace import network_plan, network_to_count, trace_plan
 from lowrank.errors import InfeasibleError
 from lowrank.layers import ConvShape
 from lowrank.layers.registry import make_method

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from lowrank.compression.init_from_dense import LayerStart, StartReport, start_from_network
-from lowrank.compression.merge import dense_weight, merge
-from lowrank.compression.network_plan import network_plan
-from lowrank.compression.substitute import build_student
+from lowrank.compression.merging import dense_weight, merge
+from lowrank.compression.substitution import build_student
+from lowrank.compression.trace import network_plan
 from lowrank.errors import InputError
 from lowrank.layers import ConvShape, SeparableConv2d, StructuredMap
 from lowrank.layers.linear import build_linear

@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 import torch
 
-from lowrank.compression.network_plan import network_plan
-from lowrank.compression.substitute import build_student
+from lowrank.compression.substitution import build_student
+from lowrank.compression.trace import network_plan
 from lowrank.data import ImageData, ViewSettings
 from lowrank.distillation import cache as teacher_cache
 from lowrank.distillation import cache_file as teacher_slots

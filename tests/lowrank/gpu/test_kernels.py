@@ -16,8 +16,8 @@ from torch import Tensor
 from torch._inductor.compile_fx import compile_fx
 from torch.nn import functional
 
-from lowrank.compression.network_plan import network_plan
-from lowrank.compression.substitute import build_student
+from lowrank.compression.substitution import build_student
+from lowrank.compression.trace import network_plan
 from lowrank.data import ViewSettings
 from lowrank.data.augment import apply_views, draw_views, normaliser
 from lowrank.kernels import fx_rewrite as rewriting

@@ -12,9 +12,9 @@ import pytest
 import torch
 from torch import nn
 
-from lowrank.compression.merge import merge
-from lowrank.compression.network_plan import network_plan
-from lowrank.compression.substitute import build_student
+from lowrank.compression.merging import merge
+from lowrank.compression.substitution import build_student
+from lowrank.compression.trace import network_plan
 from lowrank.errors import InputError
 from lowrank.io.model_file import METADATA, ModelSpecification, load_model, read_specification, save_model
 from lowrank.io.tensor_file import load_tensors, save_tensors

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from lowrank.compression.network_plan import network_plan
-from lowrank.compression.substitute import build_student
+from lowrank.compression.substitution import build_student
+from lowrank.compression.trace import network_plan
 from lowrank.data import DataSettings, eval_batches, load_data
 from lowrank.errors import InputError
 from lowrank.layers import TensorTrain

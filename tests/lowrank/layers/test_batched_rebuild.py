@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from benchmarks import bench_memory
 from benchmarks.bench_memory import saved_bytes
 from benchmarks.bench_record import Options
-from lowrank.compression.network_plan import network_plan
-from lowrank.compression.substitute import build_student
+from lowrank.compression.substitution import build_student
+from lowrank.compression.trace import network_plan
 from lowrank.data import DataSettings, ImageData, default_views, load_data
 from lowrank.layers import ConvShape, StructuredMap
 from lowrank.layers.batched_rebuild import checkpoint_rebuild

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lowrank.compression.network_plan import network_plan
+from lowrank.compression.trace import network_plan
 from lowrank.errors import InputError
 from lowrank.layers import Dense, Separable
 from lowrank.networks import DARTS, NetworkSettings, ResNet9, default_images, make_network

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from lowrank.compression.budget import Budget, solve
-from lowrank.compression.network_plan import network_plan
-from lowrank.compression.substitute import build_student
+from lowrank.compression.substitution import build_student
+from lowrank.compression.trace import network_plan
 from lowrank.data import DataSettings, ImageData, default_views, load_data
 from lowrank.distillation.teacher import LiveTeacher, default_taps
 from lowrank.layers import TensorTrain

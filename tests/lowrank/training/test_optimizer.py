@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from lowrank.compression.substitute import factor_parameters
+from lowrank.compression.substitution import factor_parameters
 from lowrank.errors import InputError
 from lowrank.networks import NetworkSettings, make_network
 from lowrank.training.optimizer import SHARE, freeze, head_names, parameter_groups

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from lowrank.compression.budget import Budget, solve
-from lowrank.compression.network_plan import network_plan
-from lowrank.compression.substitute import build_student, factor_parameters
+from lowrank.compression.substitution import build_student, factor_parameters
+from lowrank.compression.trace import network_plan
 from lowrank.data import DataSettings, ImageData, default_views, eval_batches, load_data
 from lowrank.errors import InputError
 from lowrank.io.tensor_file import load_tensors, save_tensors

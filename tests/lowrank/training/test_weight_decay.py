@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lowrank.compression.network_plan import network_plan
-from lowrank.compression.substitute import build_student, factor_parameters
+from lowrank.compression.substitution import build_student, factor_parameters
+from lowrank.compression.trace import network_plan
 from lowrank.data import DataSettings, ImageData, default_views, load_data
 from lowrank.errors import InputError
 from lowrank.layers import ConvShape, Separable, StructuredMap, TensorTrain

@@ -9,7 +9,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lowrank.compression.network_plan import network_plan
+from lowrank.compression.trace import network_plan
 from lowrank.errors import InfeasibleError, InputError
 from lowrank.networks import NetworkSettings
 from sweeps.execution.trainable import make_trainer

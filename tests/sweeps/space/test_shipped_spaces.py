@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lowrank.compression.network_plan import network_plan
+from lowrank.compression.trace import network_plan
 from lowrank.data import DataSettings, ImageData, load_data
 from lowrank.distillation.teacher import default_taps
 from lowrank.errors import InputError

@@ -8,8 +8,8 @@ import pickle
 import numpy as np
 import pytest
 
-from lowrank.compression.network_plan import network_plan
-from lowrank.compression.substitute import build_student
+from lowrank.compression.substitution import build_student
+from lowrank.compression.trace import network_plan
 from lowrank.data import DataSettings, load_data
 from lowrank.layers import TensorTrain
 from lowrank.networks import NetworkSettings

@@ -7,8 +7,8 @@ from itertools import pairwise
 
 import pytest
 
-from lowrank.compression.network_plan import network_plan
-from lowrank.compression.substitute import build_student
+from lowrank.compression.substitution import build_student
+from lowrank.compression.trace import network_plan
 from lowrank.errors import InfeasibleError
 from lowrank.layers.registry import make_method
 from lowrank.networks import NetworkSettings

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from lowrank.compression.merge import merge
-from lowrank.compression.network_plan import network_plan, trace_plan
-from lowrank.compression.substitute import build_student, factor_parameters, substitute
+from lowrank.compression.merging import merge
+from lowrank.compression.substitution import build_student, factor_parameters, substitute
+from lowrank.compression.trace import network_plan, trace_plan
 from lowrank.errors import InfeasibleError
 from lowrank.layers import SeparableConv2d, StructuredLinear, StructuredMap
 from lowrank.layers.registry import METHODS, make_method

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from lowrank.compression.allocation import Sized, method_in
-from lowrank.compression.network_plan import ATTENTION, NetworkPlan, Site, trace_plan
+from lowrank.compression.plan import NetworkPlan, Site
+from lowrank.compression.trace import ATTENTION, trace_plan
 from lowrank.errors import InfeasibleError
 from lowrank.layers.base_method import Method, StructuredMap
 from lowrank.layers.dense import Dense

@@ -9,9 +9,9 @@ from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
 from lowrank.compression.counting_conventions import StudyExtras
-from lowrank.compression.merge import merge
-from lowrank.compression.network_plan import network_plan, trace_plan
-from lowrank.compression.substitute import build_student
+from lowrank.compression.merging import merge
+from lowrank.compression.substitution import build_student
+from lowrank.compression.trace import network_plan, trace_plan
 from lowrank.errors import InputError, UncountableError
 from lowrank.layers.registry import METHODS, make_method
 from lowrank.networks import NetworkSettings
