@@ -1,0 +1,218 @@
+"""Write files so that a reader sees the old content or the new one, never a part.
+
+The content goes to a temporary file in the folder of the target, is synced to disk and renamed over the target; then
+the folder is synced, for a rename alone does not survive a power cut. The temporary name carries host, process and a
+random part, so that two writers never share one. A writer that is killed leaves its temporary file behind; the next
+write into the folder removes it.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import platform
+import re
+import secrets
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, Any
+
+TEMPORARY_SUFFIX = ".tmp"
+MAX_AGE_SECONDS = 3600.0  # an older temporary file of another host is taken for one whose writer was killed
+_MAX_NAME = 120  # characters of the target's name in the temporary one; file systems end at 255
+_TEMPORARY_NAME = re.compile(r".+\.(?P<host>[\w-]+)\.(?P<pid>\d+)\.[0-9a-f]{12}\.tmp")
+_NO_FOLDER_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EACCES, errno.EBADF)  # file systems that sync no folders
+
+
+@contextmanager
+def atomic_write(path: Path, mode: str = "wb", *, newline: str | None = None) -> Iterator[IO[Any]]:
+    """Open a file whose content replaces `path` when the block ends.
+
+    If the block raises, `path` stays as it was and the temporary file is removed.
+
+    Args:
+        path: the file to write; its folder must exist.
+        mode: `wb`, or `w` for text in UTF-8.
+        newline: as for `open`; `""` for `csv`.
+
+    Yields:
+        The open temporary file.
+
+    Raises:
+        ValueError: `mode` is neither `w` nor `wb`.
+        OSError: the disk is full or the folder cannot be written.
+    """
+    if mode not in ("w", "wb"):
+        raise ValueError(f"mode must be 'w' or 'wb', but got {mode!r}")
+    with atomic_path(path) as temporary:
+        encoding = None if "b" in mode else "utf-8"
+        with temporary.open(mode, encoding=encoding, newline=newline) as file:
+            yield file
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Give a path to write to, for libraries that open files themselves; it replaces `path` when the block ends.
+
+    The temporary name ends in `.tmp`: a library that goes by the suffix must be told the format.
+
+    Args:
+        path: the file to write; its folder must exist.
+
+    Yields:
+        The temporary path. The block must create the file and close it.
+
+    Raises:
+        FileNotFoundError: the block has created no file.
+        OSError: the disk is full or the folder cannot be written.
+    """
+    path = Path(path)
+    remove_leftovers(path.parent)
+    temporary = temporary_path(path)
+    try:
+        yield temporary
+        sync(temporary)
+        os.replace(temporary, path)
+        sync(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Give an empty folder to fill, which becomes `path` when the block ends.
+
+    Args:
+        path: the folder to make; its parent must exist.
+
+    Yields:
+        The temporary folder.
+
+    Raises:
+        OSError: `path` is a folder with content, the disk is full, or the parent cannot be written.
+    """
+    path = Path(path)
+    remove_leftovers(path.parent)
+    temporary = temporary_path(path)
+    temporary.mkdir()
+    try:
+        yield temporary
+        for entry in (*temporary.rglob("*"), temporary):
+            sync(entry)
+        temporary.rename(path)
+        sync(path.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace the content of `path` by text in UTF-8.
+
+    Args:
+        path: the file to write; its folder must exist.
+        text: the whole new content.
+
+    Raises:
+        OSError: the disk is full or the folder cannot be written; `path` is as it was.
+    """
+    with atomic_write(path, "w") as file:
+        file.write(text)
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Replace the content of `path` by bytes.
+
+    Args:
+        path: the file to write; its folder must exist.
+        content: the whole new content.
+
+    Raises:
+        OSError: the disk is full or the folder cannot be written; `path` is as it was.
+    """
+    with atomic_write(path) as file:
+        file.write(content)
+
+
+def sync(path: Path) -> None:
+    """Flush a file or folder to disk.
+
+    Args:
+        path: the file or folder. File systems that cannot sync folders are left alone.
+
+    Raises:
+        OSError: `path` does not exist, or the disk is full.
+    """
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _NO_FOLDER_SYNC or not path.is_dir():
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def temporary_path(path: Path) -> Path:
+    """Return an unused name beside `path` that `remove_leftovers` recognises.
+
+    Args:
+        path: the target.
+
+    Returns:
+        A path in the same folder that carries host, process id and a random part and ends in `.tmp`.
+    """
+    name = f"{path.name[:_MAX_NAME]}.{_host()}.{os.getpid()}.{secrets.token_hex(6)}{TEMPORARY_SUFFIX}"
+    return path.with_name(name)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove the temporary files of writers that were killed.
+
+    A file goes when its writer ran on this host and has ended, or when it is older than `MAX_AGE_SECONDS`. What cannot
+    be removed stays.
+
+    Args:
+        folder: where to look; subfolders are left alone.
+    """
+    with suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            match = _TEMPORARY_NAME.fullmatch(entry.name)
+            if match and _is_abandoned(entry, match["host"], int(match["pid"])):
+                if entry.is_dir(follow_symlinks=False):
+                    shutil.rmtree(entry.path, ignore_errors=True)
+                else:
+                    with suppress(OSError):
+                        os.unlink(entry.path)
+
+
+def _is_abandoned(entry: os.DirEntry[str], host: str, pid: int) -> bool:
+    """Whether nobody writes to a temporary file any more."""
+    if host == _host() and not _is_running(pid):
+        return True
+    try:
+        age = time.time() - entry.stat(follow_symlinks=False).st_mtime
+    except OSError:
+        return False
+    return age > MAX_AGE_SECONDS
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # it belongs to another user
+        return True
+    return True
+
+
+def _host() -> str:
+    """The name of this host and, in a container, of its process ids: there equal numbers are different processes."""
+    try:
+        namespace = os.readlink("/proc/self/ns/pid")
+    except OSError:
+        namespace = ""
+    return re.sub(r"[^\w]+", "-", f"{platform.node()[:40]} {namespace}".strip()).strip("-") or "unknown"
