@@ -16,7 +16,6 @@ from analysis.stats.front import (
     best_by_method,
     collect,
     front,
-    method_label,
     reference,
     references,
     strata,
@@ -24,6 +23,7 @@ from analysis.stats.front import (
 )
 from analysis.stats.intervals import Estimate
 from analysis.stats.noise import difference, wilson
+from analysis.utils.formatting import format_percent, method_label
 from sweeps.records.names import StudyRecord
 
 
@@ -56,7 +56,7 @@ class Comparison:
         where = "the same" if self.gap == 0 else f"{abs(self.gap):.2f} points {side} ({self._verdict()})"
         if self.level is not None:
             return f"{self.label}: {at_size_words(self.level)}, {where}"
-        return f"{self.label}: {percent(self.other.error)} at {self.other.params:,}, {where}"
+        return f"{self.label}: {format_percent(self.other.error)} at {self.other.params:,}, {where}"
 
     def _verdict(self) -> str:
         verdict = {True: "within noise", False: "beyond noise", None: "noise unknown"}[self.within_noise]
@@ -92,7 +92,7 @@ class Answer:
             return f"{self._where()}: no trial was completed."
         share = "" if self.stratum.params else self._share()
         size = f"{self.best.params:,} parameters{share}"
-        found = f"{self._where()}: {self.best.name}, {size}: {percent(self.best.error)}"
+        found = f"{self._where()}: {self.best.name}, {size}: {format_percent(self.best.error)}"
         if smaller is not None and smaller.best == self.best:
             same = f"{found}, as within the smaller budget (best of {self.candidates} completed)."
             return f"{same} {level_words(self.level)}" if self.level else same
@@ -154,7 +154,9 @@ def answer_text(study: StudyRecord) -> str:
         paragraphs.insert(
             0, f"Nothing was tried in {len(bare)} strata: {'; '.join(each.stratum.label for each in bare)}."
         )
-    known = [f"{method_label(p.method)} {percent(p.error)} at {p.params:,} parameters" for p in references(points)]
+    known = [
+        f"{method_label(p.method)} {format_percent(p.error)} at {p.params:,} parameters" for p in references(points)
+    ]
     paragraphs.append(f"References: {'; '.join(known)}." if known else "No reference network was trained to its end.")
     kept = front(points)
     if kept:
@@ -184,16 +186,11 @@ def level_words(level: Level, *, brief: bool = False) -> str:
 
 def at_size_words(found: AtSize) -> str:
     """E.g. `shuffle 27.8 %`."""
-    return f"{method_label(found.method)} {percent(found.error)}"
+    return f"{method_label(found.method)} {format_percent(found.error)}"
 
 
 def _size_words(level: Level) -> str:
     return f"{level.size:,} {'parameters' if level.measure == 'params' else 'mult-adds'}"
-
-
-def percent(error: float) -> str:
-    """An error for readers, e.g. `2.08 %`: two decimals below 10, one above."""
-    return f"{error:.2f} %" if error < 10 else f"{error:.1f} %"
 
 
 def _answer(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from analysis.stats.front import method_label
+from analysis.utils.formatting import method_label, status_label
 from sweeps.records.names import Status, StudyRecord, TrialRecord
 
 FAILED = (Status.FAILED, Status.OUT_OF_MEMORY, Status.DIVERGED, Status.INFEASIBLE)
@@ -39,7 +39,7 @@ class FailureGroup:
 def failures(study: StudyRecord) -> list[Failure]:
     """Every failure, broken trials first, then by kind; an early stop is none."""
     found = [_failure(trial, kind) for trial in study.trials.values() if (kind := _kind(trial))]
-    order = [BROKEN, *(_words(status) for status in FAILED)]
+    order = [BROKEN, *(status_label(status) for status in FAILED)]
     return sorted(found, key=lambda failure: (order.index(failure.kind), failure.stratum, failure.trial_id))
 
 
@@ -59,11 +59,7 @@ def groups(found: list[Failure]) -> list[FailureGroup]:
 def _kind(trial: TrialRecord) -> str:
     if trial.broken:
         return BROKEN
-    return _words(trial.status) if trial.status in FAILED else ""
-
-
-def _words(status: Status) -> str:
-    return str(status).replace("_", " ")
+    return status_label(trial.status) if trial.status in FAILED else ""
 
 
 def _failure(trial: TrialRecord, kind: str) -> Failure:

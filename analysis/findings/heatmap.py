@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from statistics import fmean
 
-from analysis.stats.front import method_label, strata
+from analysis.stats.front import strata
+from analysis.utils.formatting import method_label
 from sweeps.records.fronts import by_point, mean_error, point_of
 from sweeps.records.names import VAL_ERROR, Role, Status, StudyRecord, TrialRecord
 

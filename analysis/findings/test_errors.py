@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from statistics import fmean, stdev
 
 from analysis.findings.published_results import Printed
-from analysis.reporting.front_data import REFERENCE_COLOURS, looks
-from analysis.stats.front import FrontPoint, method_label
+from analysis.stats.front import FrontPoint
+from analysis.utils.formatting import method_label
+from analysis.utils.styles import REFERENCE_COLOURS, method_styles
 from sweeps.records.names import Role
 
 
@@ -58,7 +59,7 @@ def marks(points: Sequence[FrontPoint], found: Sequence[OnTest], printed: Sequen
     `points` are all of the study, by which a method looks the same in all of its pictures.
     """
     searched = [point.method for point in points if point.role is Role.SEARCH]
-    known = looks([*searched, *(each.method for each in printed)])
+    known = method_styles([*searched, *(each.method for each in printed)])
     own = [each for each in found if each.point.role is not Role.REFERENCE]
     series = [
         Marks(label=method_label(method), colour=colour, marker=marker, printed=False, points=_at(own, method))

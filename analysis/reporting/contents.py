@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
-from analysis.findings.answer import Answer, Comparison, answers, level_words, percent
+from analysis.findings.answer import Answer, Comparison, answers, level_words
 from analysis.findings.cost import Spent, spent
 from analysis.findings.curves import Curve, learning_curves
 from analysis.findings.failures import Failure, failures
@@ -35,6 +35,7 @@ from analysis.stats.importance import Importance, importances, settings
 from analysis.stats.noise import difference
 from analysis.stats.paired_effects import EQUAL, Effect, ablation
 from analysis.stats.seeds import Repeated, repeated
+from analysis.utils.formatting import format_percent, format_points
 from sweeps.records.names import StudyRecord
 
 MOST_EFFECTS = 3  # in words; the table has all
@@ -156,7 +157,7 @@ def _levels(found: Sequence[Answer]) -> list[str]:
 
 def _in_short(answer: Answer, chosen: FrontPoint) -> str:
     """What is best within one budget, how sure, by how much against the next best method, and all at equal size."""
-    text = f"{_where([answer])}: {chosen.name}, {percent(chosen.error)}"
+    text = f"{_where([answer])}: {chosen.name}, {format_percent(chosen.error)}"
     if answer.interval is not None:
         text += f" (95 % interval {answer.interval[0]:.1f} to {answer.interval[1]:.1f})"
     rival = next((each for each in answer.comparisons if each.label.startswith("next best method")), None)
@@ -178,7 +179,7 @@ def _as_good(kept: Sequence[FrontPoint], base: FrontPoint, images: int | None) -
     What is not smaller than `base` compresses nothing, and counts only where nothing else was trained.
     """
     kept = [point for point in kept if point.params < base.params] or kept
-    whole = f"the {base.form} network ({percent(base.error)} at {base.params:,} parameters)"
+    whole = f"the {base.form} network ({format_percent(base.error)} at {base.params:,} parameters)"
     if images is None:
         top = min(kept, key=lambda point: (point.error, point.params))
         return f"The best is {_named(top)}, {top.error - base.error:+.2f} points against {whole}; its noise is unknown."
@@ -197,7 +198,7 @@ def _as_good(kept: Sequence[FrontPoint], base: FrontPoint, images: int | None) -
     return (
         f"The smallest network that {images:,} validation images do not show to be worse than {whole} is "
         f"{_named(small)}: "
-        f"{size}, {small.error - base.error:+.2f} points (95 % interval {_tenths(low)} to {_tenths(high)})."
+        f"{size}, {small.error - base.error:+.2f} points ({_interval(low, high)})."
     )
 
 
@@ -206,14 +207,12 @@ def _equal_ones(kept: Sequence[FrontPoint], base: FrontPoint, images: int) -> li
     return [point for point in kept if difference(point.error, base.error, images)[0] <= 0]
 
 
-def _tenths(points: float) -> str:
-    """A difference with its sign; what rounds to nothing has none."""
-    text = f"{points:+.1f}"
-    return text[1:] if float(text) == 0 else text
+def _interval(low: float, high: float) -> str:
+    return f"95 % interval {format_points(low, decimals=1)} to {format_points(high, decimals=1)}"
 
 
 def _named(point: FrontPoint) -> str:
-    return f"{point.name} with {point.params:,} parameters ({percent(point.error)})"
+    return f"{point.name} with {point.params:,} parameters ({format_percent(point.error)})"
 
 
 def _against_thin(study: StudyRecord, points: Sequence[FrontPoint], images: int | None) -> list[str]:
@@ -238,11 +237,13 @@ def _against_thin(study: StudyRecord, points: Sequence[FrontPoint], images: int 
 
 
 def _duel(size: int, own: FrontPoint, rival: FrontPoint, images: int | None) -> str:
-    text = f"up to {size:,} parameters {own.name} {percent(own.error)}, {rival.name} {percent(rival.error)}"
+    text = (
+        f"up to {size:,} parameters {own.name} {format_percent(own.error)}, {rival.name} {format_percent(rival.error)}"
+    )
     if images is None:
         return text
     low, high = difference(own.error, rival.error, images)
-    return f"{text} ({own.error - rival.error:+.2f} points, 95 % interval {_tenths(low)} to {_tenths(high)})"
+    return f"{text} ({own.error - rival.error:+.2f} points, {_interval(low, high)})"
 
 
 def _seeds(each: Repeated) -> str:
@@ -251,7 +252,7 @@ def _seeds(each: Repeated) -> str:
     assert error.high is not None
     text = (
         f"{each.point.name} with {each.point.params:,} parameters over {len(each.seeds)} seeds: "
-        f"{percent(error.mean)} (95 % t-interval {error.low:.2f} to {error.high:.2f})"
+        f"{format_percent(error.mean)} (95 % t-interval {error.low:.2f} to {error.high:.2f})"
     )
     if each.gap is None or each.gap.low is None or each.gap.high is None:
         return f"{text}."

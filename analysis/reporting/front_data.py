@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import textwrap
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from analysis.stats.front import (
@@ -17,22 +17,15 @@ from analysis.stats.front import (
     best,
     collect,
     front,
-    method_label,
     references,
     strata,
     validation_images,
 )
 from analysis.stats.noise import wilson
-from analysis.utils.formatting import data_label
+from analysis.utils.formatting import data_label, method_label
+from analysis.utils.styles import method_styles
 from sweeps.records.names import Role, Status, StudyRecord
 
-# Okabe and Ito's colours, which stay apart for colour-blind readers; each also has a marker of its own.
-LOOKS = {
-    "tensor_train": ("#0072B2", "o"), "tucker": ("#D55E00", "s"), "bottleneck": ("#009E73", "D"),
-    "hashed": ("#CC79A7", "^"), "shuffle": ("#E69F00", "v"), "acdc": ("#56B4E9", "P"), "cp": ("#7F7F7F", "X"),
-}  # fmt: skip
-SPARE = [("#000000", "<"), ("#B8A800", ">"), ("#0072B2", "h"), ("#D55E00", "d"), ("#009E73", "p"), ("#CC79A7", "H")]
-REFERENCE_COLOURS = ("#222222", "#8A5A00", "#5B2A86", "#00624A")
 TITLE_LETTERS, MOST_LABELS = 78, 24
 AXES: dict[Size, str] = {"params": "parameters", "mult_adds": "mult-adds of one image"}
 
@@ -85,7 +78,7 @@ def front_plot(
     if not done:
         raise ValueError(f"a picture needs a completed trial, but {study.name} has none")
     kept, known = front(points, measure), references(points)
-    shown = looks(point.method for point in points if point.role is Role.SEARCH)
+    shown = method_styles(point.method for point in points if point.role is Role.SEARCH)
     stopped = [point for point in points if point.status is Status.STOPPED and point.val_error is not None]
     return FrontPlot(
         title="\n".join(textwrap.wrap(str(study.header.get("question") or study.name), TITLE_LETTERS)[:3]),
@@ -116,14 +109,6 @@ def _thin(known: Sequence[FrontPoint], measure: Size) -> tuple[tuple[str, tuple[
         if len({size for size, _ in line}) > 1:
             found.append((f"thinner {method_label(method)}", tuple(line)))
     return tuple(found)
-
-
-def looks(methods: Iterable[str]) -> dict[str, tuple[str, str]]:
-    """Colour and marker by method: the known ones keep theirs from picture to picture."""
-    names = sorted(set(methods))
-    others = [name for name in names if name not in LOOKS]
-    spare = {name: SPARE[index % len(SPARE)] for index, name in enumerate(others)}
-    return {name: LOOKS.get(name) or spare[name] for name in names}
 
 
 def _series(done: Sequence[FrontPoint], shown: dict[str, tuple[str, str]], measure: Size) -> tuple[Series, ...]:

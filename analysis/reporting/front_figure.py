@@ -10,15 +10,16 @@ from itertools import cycle, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from analysis.reporting.front_data import LOOKS, REFERENCE_COLOURS, SPARE, FrontPlot, Series, front_plot
+from analysis.reporting.front_data import FrontPlot, Series, front_plot
 from analysis.reporting.label_placement import LEADER, Box, Label, distance, place
+from analysis.utils.styles import REFERENCE_COLOURS
 from sweeps.records.names import StudyRecord
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["LOOKS", "SPARE", "FrontPlot", "Layout", "Series", "draw_front", "draw_plot", "front_plot"]
+__all__ = ["FrontPlot", "Layout", "Series", "draw_front", "draw_plot", "front_plot"]
 
 MARKER_PIXELS = 7.0
 

@@ -19,7 +19,6 @@ from analysis.reporting.tables import (
     best_sheet,
     cost_sheet,
     curves_sheet,
-    duration,
     failure_groups_sheet,
     failures_sheet,
     heat_sheet,
@@ -32,6 +31,7 @@ from analysis.reporting.tables import (
     repeats_sheet,
 )
 from analysis.stats.front import Size
+from analysis.utils.formatting import format_duration
 from sweeps.records.names import Status, StudyRecord
 
 Section = Callable[[Page, StudyRecord, Contents, Path], None]
@@ -271,12 +271,15 @@ def cost_section(page: Page, study: StudyRecord, found: Contents, folder: Path) 
     page.section("Cost")
     cost = found.cost
     facts = [
-        (duration(cost.train_seconds), "training, all trials together"),
+        (format_duration(cost.train_seconds), "training, all trials together"),
         (f"{cost.gpu_hours:.2f} h" if cost.gpu_hours else "none" if cost.gpu_hours == 0 else "unknown", "GPU time"),
-        (duration(cost.wall_seconds) if cost.wall_seconds else "unknown", "from the first proposal to the last end"),
+        (
+            format_duration(cost.wall_seconds) if cost.wall_seconds else "unknown",
+            "from the first proposal to the last end",
+        ),
         (f"{cost.images_per_second:,.0f}" if cost.images_per_second else "unknown", "images/s, median trial"),
         (f"{cost.throughput:,.0f}" if cost.throughput else "unknown", "images/s, whole study"),
-        (f"{duration(cost.start_seconds)}, {100 * cost.start_share:.1f} %", f"lost to {cost.attempts:,} starts"),
+        (f"{format_duration(cost.start_seconds)}, {100 * cost.start_share:.1f} %", f"lost to {cost.attempts:,} starts"),
     ]
     if cost.again:
         facts.append((f"{cost.again:,}", "starts that were repeats after a failure or a resume"))
@@ -290,7 +293,7 @@ def cost_section(page: Page, study: StudyRecord, found: Contents, folder: Path) 
         sheet = profile_sheet(found.profile)
         sheet.write(folder)
         page.text(
-            f"Where the time of {duration(found.profile.wall_seconds)} on "
+            f"Where the time of {format_duration(found.profile.wall_seconds)} on "
             f"{max(sitting.slots for sitting in found.profile.sittings)} slots went, starts and ends included:", "note",
         )  # fmt: skip
         page.table(sheet)

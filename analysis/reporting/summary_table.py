@@ -15,7 +15,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from analysis.stats.front import FrontPoint, collect, front, method_label
+from analysis.stats.front import FrontPoint, collect, front
+from analysis.utils.formatting import method_label, status_label
 from sweeps.records.names import Role, Status, StudyRecord
 from sweeps.records.reasons import of_each_method
 
@@ -91,11 +92,6 @@ def broken_text(study: StudyRecord) -> str:
         return ""
     shown = [f"{reason} ({count})" for reason, count in reasons.most_common(REASONS)]
     return f"{sum(reasons.values())} marked as broken, in no figure: {'; '.join(shown)}"
-
-
-def status_label(status: Status) -> str:
-    """A status for readers, e.g. `stopped early`."""
-    return str(status).replace("_", " ")
 
 
 def compact(count: float | None) -> str:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from analysis.findings.answer import Answer, Comparison, percent
+from analysis.findings.answer import Answer, Comparison
 from analysis.findings.cost import Spent
 from analysis.findings.curves import Curve
 from analysis.findings.failures import Failure, FailureGroup
@@ -21,12 +21,22 @@ from analysis.findings.published_results import Printed
 from analysis.findings.reproduce import Recipe
 from analysis.findings.test_errors import OnTest
 from analysis.findings.time_profile import Profile
-from analysis.reporting.summary_table import compact, status_label
-from analysis.stats.front import FrontPoint, method_label
+from analysis.reporting.summary_table import compact
+from analysis.stats.front import FrontPoint
 from analysis.stats.importance import Importance
 from analysis.stats.intervals import Estimate
 from analysis.stats.paired_effects import Effect
 from analysis.stats.seeds import Repeated
+from analysis.utils.formatting import (
+    format_duration,
+    format_error_interval,
+    format_mean_and_deviation,
+    format_percent,
+    format_points,
+    format_points_interval,
+    method_label,
+    status_label,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,36 +61,13 @@ class Sheet:
         return path
 
 
-def interval_words(estimate: Estimate | None, unit: str = "") -> str:
-    """E.g. `-0.42 (-0.80 to -0.04)`; without an interval the mean alone; empty for None."""
-    if estimate is None:
-        return ""
-    mean = signed(estimate.mean) if unit == "points" else percent(estimate.mean)
-    if estimate.low is None or estimate.high is None:
-        return mean
-    if unit == "points":
-        return f"{mean} ({signed(estimate.low)} to {signed(estimate.high)})"
-    return f"{mean} ({estimate.low:.2f} to {estimate.high:.2f})"
-
-
-def signed(points: float) -> str:
-    """A difference with its sign, e.g. `-0.42`; what rounds to nothing is `0.00`."""
-    text = f"{points:+.2f}"
-    return text[1:] if float(text) == 0 else text
-
-
 def error_words(point: FrontPoint) -> str:
     """A point's validation error: of one seed as it is, of several `5.23 % ± 0.12 (n = 3)`, mean and deviation."""
     if point.val_error is None:
         return ""
     if point.seeds == 1 or point.mean_error is None or point.spread is None:
-        return percent(point.val_error)
-    return spread_words(point.mean_error, point.spread, point.seeds)
-
-
-def spread_words(mean: float, spread: float | None, seeds: int) -> str:
-    """E.g. `5.23 % ± 0.12 (n = 3)`: a mean over seeds and their sample standard deviation; of one seed the error."""
-    return percent(mean) if spread is None else f"{percent(mean)} ± {spread:.2f} (n = {seeds})"
+        return format_percent(point.val_error)
+    return format_mean_and_deviation(point.mean_error, point.spread, point.seeds)
 
 
 def best_sheet(answers: Sequence[Answer]) -> Sheet:
@@ -130,7 +117,7 @@ def level_sheet(answers: Sequence[Answer]) -> Sheet:
             ))  # fmt: skip
             limit = f"≤ {answer.stratum.params:,}" if answer.stratum.params else answer.stratum.label
             measured = f"interpolated, {ends[0]:,} to {ends[1]:,}" if each.between else "measured"
-            error = interval_words(over) if over else percent(each.error)
+            error = format_error_interval(over) if over else format_percent(each.error)
             words.append((limit, f"{level.size:,}", method_label(each.method), error, measured, str(len(each.by_seed))))
     columns = (
         "budget", "measure", "size", "method", "val_error", "val_error_low_95", "val_error_high_95", "seeds",
@@ -148,7 +135,7 @@ def _gap(comparison: Comparison | None) -> str:
     if comparison is None:
         return ""
     verdict = {True: ", within noise", False: ", beyond noise", None: ""}[comparison.within_noise]
-    return f"{signed(comparison.gap)}{verdict}"
+    return f"{format_points(comparison.gap)}{verdict}"
 
 
 def points_sheet(name: str, points: Sequence[FrontPoint], fronts: dict[str, set[str]]) -> Sheet:
@@ -196,8 +183,8 @@ def on_test_sheet(found: Sequence[OnTest], printed: Sequence[Printed]) -> Sheet:
     others = sorted(printed, key=lambda each: each.params)
     rows += tuple((None, method_label(p.method), p.params, p.error, None, None, None, "printed") for p in others)
     words = tuple(
-        (name, f"{params:,.0f}", spread_words(error, spread, seeds or 1),
-         "" if validation is None else percent(validation), source, trial or "")
+        (name, f"{params:,.0f}", format_mean_and_deviation(error, spread, seeds or 1),
+         "" if validation is None else format_percent(validation), source, trial or "")
         for trial, name, params, error, spread, seeds, validation, source in rows
     )  # fmt: skip
     columns = ("trial_id", "setting", "params", "test_error", "standard_deviation", "seeds", "val_error", "source")
@@ -254,7 +241,7 @@ def ablation_sheet(effects: Sequence[Effect]) -> Sheet:
         for e in effects
     )  # fmt: skip
     words = tuple(
-        (e.factor, f"{e.other} instead of {e.base}", interval_words(e.estimate, "points"), e.verdict(), e.pairing,
+        (e.factor, f"{e.other} instead of {e.base}", format_points_interval(e.estimate), e.verdict(), e.pairing,
          f"{e.estimate.count} {e.unit if e.estimate.count != 1 else e.unit.removesuffix('s')}", str(e.pairs),
          str(e.seeds))
         for e in effects
@@ -276,8 +263,8 @@ def repeats_sheet(found: Sequence[Repeated]) -> Sheet:
     )  # fmt: skip
     words = tuple(
         (r.point.name, f"{r.point.params:,}", ", ".join([str(len(r.seeds)), *[r.point.lost] * bool(r.point.lost)]),
-         interval_words(r.val_error),
-         interval_words(r.test_error), interval_words(r.gap, "points"))
+         format_error_interval(r.val_error),
+         format_error_interval(r.test_error), format_points_interval(r.gap))
         for r in found
     )  # fmt: skip
     columns = (
@@ -314,7 +301,7 @@ def cost_sheet(cost: Spent) -> Sheet:
     """Hours of training by outcome."""
     rows = tuple((str(o.status), o.trials, o.epochs, o.seconds) for o in cost.outcomes)
     words = tuple(
-        (status_label(o.status), f"{o.trials:,}", f"{o.epochs:,}", duration(o.seconds), _share(o.seconds, cost))
+        (status_label(o.status), f"{o.trials:,}", f"{o.epochs:,}", format_duration(o.seconds), _share(o.seconds, cost))
         for o in cost.outcomes
     )
     headings = ("ended", "trials", "epochs", "training time", "share")
@@ -326,7 +313,7 @@ def profile_sheet(found: Profile) -> Sheet:
     """Where the time of all slots went, in the order of a study's course."""
     whole = found.slot_seconds or 1.0
     rows = tuple((part, seconds, seconds / whole) for part, seconds in found.seconds.items())
-    words = tuple((part, duration(seconds), f"{100 * share:.1f} %") for part, seconds, share in rows)
+    words = tuple((part, format_duration(seconds), f"{100 * share:.1f} %") for part, seconds, share in rows)
     columns, headings = ("part", "slot_seconds", "share"), ("spent on", "slots' time", "share")
     return Sheet(name="profile", columns=columns, rows=rows, words=words, headings=headings)
 
@@ -339,11 +326,3 @@ def recipes_sheet(found: Sequence[Recipe]) -> Sheet:
     """The command of each point; for CSV."""
     rows = tuple((r.trial_id, r.name, r.command, r.why_not) for r in found)
     return Sheet(name="reproduce", columns=("trial_id", "setting", "command", "why_not"), rows=rows)
-
-
-def duration(seconds: float) -> str:
-    """A time for readers, e.g. `45 s`, `12.5 min`, `3.4 h`."""
-    for unit, size in (("h", 3600.0), ("min", 60.0)):
-        if seconds >= 2 * size:
-            return f"{seconds / size:,.1f} {unit}"
-    return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"

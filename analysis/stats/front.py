@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from statistics import stdev
 from typing import Any, Literal
 
+from analysis.utils.formatting import method_label
 from sweeps.records.fronts import by_point, finished, mean_error, point_of, undominated
 from sweeps.records.names import Role, Status, StudyRecord, TrialRecord
 
-METHOD_LABELS = {"cp": "CP", "acdc": "ACDC", "dense": "dense", "tucker": "Tucker"}
 SEPARABLE, DENSE = "separable", "dense"
 LOST = {Status.DIVERGED: "diverged", Status.FAILED: "failed", Status.OUT_OF_MEMORY: "ran out of memory"}
 Size = Literal["params", "mult_adds"]
@@ -117,11 +117,6 @@ class Stratum:
         if self.params is not None:
             return point.params <= self.params
         return self.unlimited or point.stratum == self.label
-
-
-def method_label(method: str) -> str:
-    """A method's name for readers, e.g. `tensor train`."""
-    return METHOD_LABELS.get(method, method.replace("_", " "))
 
 
 def collect(study: StudyRecord) -> list[FrontPoint]:

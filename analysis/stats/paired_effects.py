@@ -23,9 +23,10 @@ from statistics import fmean
 from typing import Any
 
 from analysis.stats.factors import BUDGET, METHOD, Choices, choices, others, varying
-from analysis.stats.front import method_label, searched, validation_images
+from analysis.stats.front import searched, validation_images
 from analysis.stats.intervals import Estimate, t_interval
 from analysis.stats.noise import within_noise
+from analysis.utils.formatting import method_label
 from sweeps.records.fronts import by_point, mean_error
 from sweeps.records.names import StudyRecord, TrialRecord
 

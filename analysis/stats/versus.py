@@ -15,11 +15,11 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from analysis.reporting.tables import interval_words
 from analysis.stats.equal_size import Seeds, alike
 from analysis.stats.front import Size, validation_images
 from analysis.stats.intervals import Estimate, t_interval
 from analysis.stats.noise import within_noise
+from analysis.utils.formatting import format_error_interval, format_points_interval
 from analysis.utils.progress import steps
 from lowrank.errors import InputError, unknown
 from sweeps.records.load import load_study
@@ -128,8 +128,8 @@ def table(rows: Sequence[Against]) -> str:
         marks = {row.measure: "" if row.as_large else " *"}
         lines.append((
             row.rest, row.value, f"{row.params:,}{marks.get('params', '')}",
-            f"{row.mult_adds:,}{marks.get('mult_adds', '')}", interval_words(_possible(row.error)),
-            interval_words(row.gap, "points"), row.verdict, str(row.error.count),
+            f"{row.mult_adds:,}{marks.get('mult_adds', '')}", format_error_interval(_possible(row.error)),
+            format_points_interval(row.gap), row.verdict, str(row.error.count),
         ))  # fmt: skip
     text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     marked = any(not row.as_large for row in rows)
@@ -160,6 +160,6 @@ def run(folder: Path, arguments: argparse.Namespace) -> int:
             by_method[f"{trial.method}, {trial.counts['params']:,} parameters"].append(trial)
     for name, group in by_method.items():
         errors = [trial.val_error or 0.0 for trial in group]
-        words = interval_words(_possible(t_interval(errors)))
+        words = format_error_interval(_possible(t_interval(errors)))
         print(f"\nreference: {name}, {words}, {len(group)} seed{'s' * (len(group) > 1)}")
     return 0

@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from analysis.__main__ import main
-from analysis.reporting.front_figure import LOOKS, draw_front, front_plot
+from analysis.reporting.front_figure import draw_front, front_plot
 from analysis.reporting.label_placement import LEADER, Box, Label, distance, place
 from analysis.reporting.summary_table import compact, endings, make_console, print_summary, rows, write_csv
 from analysis.stats.front import collect, front
+from analysis.utils.styles import METHOD_STYLES
 from lowrank.errors import InputError
 from sweeps.records.load import find_study, list_studies, load_study
 from sweeps.records.names import EPOCHS_FILE, JOURNAL_FILE, RESULTS_FILE, Role, Status
@@ -160,8 +161,12 @@ class TestPlot:
     def test_a_method_looks_the_same_in_every_picture(self, tmp_path):
         few = load_study(write_study(tmp_path / "few", Plan(trials=8, methods=("hashed", "tucker"), endings=False)))
         looks = {line.label: (line.colour, line.marker) for line in front_plot(few).series}
-        assert looks == {"hashed": LOOKS["hashed"], "Tucker": LOOKS["tucker"]}
-        assert len({colour for colour, _ in LOOKS.values()}) == len({marker for _, marker in LOOKS.values()}) == 7
+        assert looks == {"hashed": METHOD_STYLES["hashed"], "Tucker": METHOD_STYLES["tucker"]}
+        assert (
+            len({colour for colour, _ in METHOD_STYLES.values()})
+            == len({marker for _, marker in METHOD_STYLES.values()})
+            == 7
+        )
 
     def test_methods_nobody_foresaw_get_looks_of_their_own(self, tmp_path):
         plan = Plan(trials=12, methods=("new_one", "another", "tucker"), endings=False)
