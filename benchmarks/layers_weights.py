@@ -15,7 +15,7 @@ from benchmarks import bench_layers
 from benchmarks.bench_record import Options
 from benchmarks.layer_peers import Rebuilt
 from lowrank.layers import Method
-from lowrank.layers.base_method import StructuredMap
+from lowrank.layers.base_layer import StructuredMap
 
 TURNS = 50
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lowrank.layers.base_method import StructuredMap
+from lowrank.layers.base_layer import StructuredMap
 
 COPIED = 2**30  # bytes; far more than any cache holds
 COPIES = 20

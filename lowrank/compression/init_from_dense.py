@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from lowrank.compression.merging import Structured, dense_bias, dense_weight, start_from
 from lowrank.errors import InputError
-from lowrank.layers.base_method import SeparableConv2d, StructuredMap
+from lowrank.layers.base_layer import SeparableConv2d, StructuredMap
 from lowrank.layers.linear import StructuredLinear
 
 

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from lowrank.errors import InputError
-from lowrank.layers.base_method import Pair, SeparableConv2d, StructuredMap, relative_error
+from lowrank.layers.base_layer import SeparableConv2d, StructuredMap, relative_error
+from lowrank.layers.base_method import Pair
 from lowrank.layers.linear import StructuredLinear, as_linear
 
 Structured = SeparableConv2d | StructuredMap | StructuredLinear

@@ -12,7 +12,8 @@ from lowrank.compression.allocation import Sized, method_in
 from lowrank.compression.plan import NetworkPlan, Site
 from lowrank.compression.trace import ATTENTION, trace_plan
 from lowrank.errors import InfeasibleError
-from lowrank.layers.base_method import Method, StructuredMap
+from lowrank.layers.base_layer import StructuredMap
+from lowrank.layers.base_method import Method
 from lowrank.layers.dense import Dense
 from lowrank.layers.linear import build_linear
 from lowrank.networks import NetworkSettings, make_network

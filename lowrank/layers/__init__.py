@@ -1,7 +1,8 @@
 """One structured map a file; `lowrank.layers.registry` is the table of them all."""
 
 from lowrank.layers.acdc.layer import ACDC, ACDCMap
-from lowrank.layers.base_method import ConvShape, Method, SeparableConv2d, SeparableMethod, StructuredMap
+from lowrank.layers.base_layer import SeparableConv2d, StructuredMap
+from lowrank.layers.base_method import ConvShape, Method, SeparableMethod
 from lowrank.layers.blocks.hashed import Hashed, HashedBoth, HashedFull, HashedMap
 from lowrank.layers.blocks.monarch import Monarch, MonarchMap
 from lowrank.layers.blocks.shuffle import Shuffle, ShuffleMap

@@ -21,7 +21,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from lowrank.layers.base_method import StructuredMap
+from lowrank.layers.base_layer import StructuredMap
 from lowrank.layers.factored import FactoredMap, working_dtype
 from lowrank.layers.gathering import Tables, gathered
 

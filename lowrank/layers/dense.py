@@ -8,7 +8,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from lowrank.layers.base_method import ConvShape, Method, SeparableMethod, StructuredMap, start_normal
+from lowrank.layers.base_layer import StructuredMap, start_normal
+from lowrank.layers.base_method import ConvShape, Method, SeparableMethod
 
 
 class Dense(Method):

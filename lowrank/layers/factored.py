@@ -14,7 +14,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from lowrank.layers.base_method import StructuredMap
+from lowrank.layers.base_layer import StructuredMap
 from lowrank.layers.gathering import Tables, gathered
 
 ALIGNMENT = 8  # numbers of half precision in 16 bytes

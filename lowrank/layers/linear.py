@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lowrank.layers.base_method import ConvShape, Method, SeparableConv2d, StructuredMap
+from lowrank.layers.base_layer import SeparableConv2d, StructuredMap
+from lowrank.layers.base_method import ConvShape, Method
 
 
 class StructuredLinear(nn.Module):

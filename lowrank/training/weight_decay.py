@@ -16,7 +16,7 @@ from math import prod
 from torch import nn
 
 from lowrank.compression.substitution import factor_parameters
-from lowrank.layers.base_method import SeparableConv2d, StructuredMap
+from lowrank.layers.base_layer import SeparableConv2d, StructuredMap
 from lowrank.training.recipe import Recipe
 
 

@@ -19,7 +19,8 @@ from torch.nn import functional
 
 from lowrank.layers.acdc.entries import toeplitz_and_hankel, waves
 from lowrank.layers.acdc.stack import Chain, Fixed, fixed, slots_of
-from lowrank.layers.base_method import ConvShape, Method, SeparableMethod, StructuredMap
+from lowrank.layers.base_layer import StructuredMap
+from lowrank.layers.base_method import ConvShape, Method, SeparableMethod
 from lowrank.layers.factored import FactoredMap, working_dtype
 
 START_STD = 0.1  # of the diagonals about 1 (q in FACTS)

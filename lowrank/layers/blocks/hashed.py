@@ -19,7 +19,8 @@ import torch
 from pydantic import AliasChoices, Field
 from torch import Tensor, nn
 
-from lowrank.layers.base_method import ConvShape, Method, SeparableConv2d, make_depthwise
+from lowrank.layers.base_layer import SeparableConv2d
+from lowrank.layers.base_method import ConvShape, Method, make_depthwise
 from lowrank.layers.factored import FactoredMap, working_dtype
 
 _SCALE: Any = Field(default=0.1, gt=0, le=1, validation_alias=AliasChoices("bank_scale", "scale"))

@@ -16,7 +16,8 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lowrank.layers.base_method import ConvShape, Method, StructuredMap
+from lowrank.layers.base_layer import StructuredMap
+from lowrank.layers.base_method import ConvShape, Method
 
 MAX_GROUPS = 4096
 SWEEPS = 30  # of alternating least squares when starting from a trained weight

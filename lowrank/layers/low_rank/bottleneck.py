@@ -11,7 +11,8 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lowrank.layers.base_method import ConvShape, SeparableMethod, StructuredMap
+from lowrank.layers.base_layer import StructuredMap
+from lowrank.layers.base_method import ConvShape, SeparableMethod
 from lowrank.layers.factored import FactoredMap, aligned
 
 

@@ -13,7 +13,8 @@ from pydantic import AliasChoices, Field
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lowrank.layers.base_method import ConvShape, SeparableMethod, StructuredMap
+from lowrank.layers.base_layer import StructuredMap
+from lowrank.layers.base_method import ConvShape, SeparableMethod
 from lowrank.layers.factored import FactoredMap, aligned
 from lowrank.layers.low_rank.bottleneck import thin_pays
 

@@ -14,7 +14,8 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from lowrank.layers.base_method import ConvShape, SeparableMethod, StructuredMap
+from lowrank.layers.base_layer import StructuredMap
+from lowrank.layers.base_method import ConvShape, SeparableMethod
 from lowrank.layers.factored import aligned
 from lowrank.layers.functional import is_unpadded
 from lowrank.layers.tensor.stages import WAIST_PAYS, cheapest_stages, contracted

@@ -15,7 +15,8 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from lowrank.layers.base_method import ConvShape, SeparableMethod, StructuredMap
+from lowrank.layers.base_layer import StructuredMap
+from lowrank.layers.base_method import ConvShape, SeparableMethod
 from lowrank.layers.factored import aligned
 from lowrank.layers.tensor.tensor_train_ops import (
     MAX_DIMS,

@@ -26,7 +26,7 @@ from torch.func import functional_call
 from lowrank.distillation.teacher import Signals, Taps
 from lowrank.kernels import why_not
 from lowrank.kernels.fx_rewrite import compile_graph
-from lowrank.layers.base_method import StructuredMap
+from lowrank.layers.base_layer import StructuredMap
 from lowrank.layers.batched_rebuild import Rebuild
 from lowrank.training.objective import Loss
 

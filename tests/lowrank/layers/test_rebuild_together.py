@@ -10,7 +10,7 @@ from lowrank.layers import ConvShape, FactoredMap
 from lowrank.layers.acdc.entries import diagonal_sums, toeplitz_and_hankel, waves
 from lowrank.layers.acdc.layer import cosines, sandwich
 from lowrank.layers.acdc.stack import slots_of, spare_layers
-from lowrank.layers.base_method import relative_error
+from lowrank.layers.base_layer import relative_error
 from lowrank.layers.batched_rebuild import Rebuild, checkpoint_rebuild
 from lowrank.layers.blocks.hashed import Dealt, dealt_table, hash_table, signed
 from lowrank.layers.gathering import Filled, filling
