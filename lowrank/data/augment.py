@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lowrank.data.counter_rng import Stream, below
 from lowrank.data.settings import ViewSettings
-from lowrank.kernels import loaded
+from lowrank.kernels.dispatch import loaded
 
 
 class Normaliser(NamedTuple):

@@ -244,7 +244,7 @@ def depthwise(x: Tensor, weight: Tensor) -> Tensor:
     """Depthwise 3 x 3 convolution with stride 1 and padding 1: (B, C, H, W) -> the same, in x's dtype, channels-last.
 
     Args:
-        x: at most `WIDEST` wide and of `lowrank.kernels.LARGEST` entries.
+        x: at most `WIDEST` wide and of `lowrank.kernels.dispatch.LARGEST` entries.
         weight: (C, 1, 3, 3), float32.
     """
     x, out = x.contiguous(memory_format=torch.channels_last), _like(x, weight)

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 from torch.nn import functional
 
-from lowrank.kernels import LARGEST, has_kernels, has_room
+from lowrank.kernels.dispatch import LARGEST, has_kernels, has_room
 
 FUSED: tuple[torch.dtype, ...] = (
     torch.bfloat16,
@@ -45,7 +45,7 @@ def rewrite(graph_module: GraphModule, *, room: bool = True) -> dict[str, int]:
 
     Args:
         graph_module: as Dynamo captured it.
-        room: whether pointwise maps may be joined with their norms (`lowrank.kernels.has_room`).
+        room: whether pointwise maps may be joined with their norms (`lowrank.kernels.dispatch.has_room`).
     """
     from lowrank.kernels import batch_norm as norm  # noqa: F401  # which registers them
     from lowrank.kernels import depthwise  # noqa: F401  # which registers them

@@ -4,8 +4,8 @@ A value of the map is worked out again from its position's inputs wherever it is
 many, and tensor cores are idle while memory is not. Forward: one pass for the statistics, one for the result, which
 keeps one byte of each of its values, where the gradient goes: which of four a pooling picked, whether a ReLU let it
 through. Backward: one pass sums what the gradients of matrix, weight and bias are made of
-(lowrank.kernels.fused_common), and
-one writes the input's, in which the map itself has gone, since the norm's gradient is linear in it:
+(lowrank.kernels.fused_common), and one writes the
+input's, in which the map itself has gone, since the norm's gradient is linear in it:
 
     dy = scale g - slope y - level,  y = W x,  so  dx = W' scale g - (W' slope W) x - W' level
 

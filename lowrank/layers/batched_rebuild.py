@@ -22,8 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from lowrank.layers.base_layer import StructuredMap
-from lowrank.layers.factored import FactoredMap, working_dtype
-from lowrank.layers.gathering import Tables, gathered
+from lowrank.layers.factored import FactoredMap, Tables, gathered, working_dtype
 
 
 def checkpoint_rebuild(network: nn.Module, on: bool = True) -> nn.Module:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from lowrank.kernels import loaded
+from lowrank.kernels.dispatch import loaded
 
 
 def toeplitz_and_hankel(halves: Tensor) -> Tensor:

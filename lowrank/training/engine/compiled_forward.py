@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from lowrank.distillation.teacher import Signals, Taps
-from lowrank.kernels import why_not
+from lowrank.kernels.dispatch import why_not
 from lowrank.kernels.fx_rewrite import compile_graph
 from lowrank.layers.base_layer import StructuredMap
 from lowrank.layers.batched_rebuild import Rebuild

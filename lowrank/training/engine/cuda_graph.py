@@ -24,7 +24,7 @@ from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
 
 from lowrank.data import Batch
 from lowrank.distillation.teacher import Signals
-from lowrank.kernels import kernel_errors
+from lowrank.kernels.dispatch import kernel_errors
 from lowrank.training.divergence import random_state, set_random_state
 from lowrank.training.engine.compiled_forward import CompiledForward, NotCompilableError, compiling_alone
 from lowrank.training.metrics import TrainMeter

@@ -11,7 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from lowrank import kernels
 from lowrank.data import (
     ViewSettings,
     apply_views,
@@ -23,6 +22,7 @@ from lowrank.data import (
 )
 from lowrank.data import augment as views_module
 from lowrank.errors import InputError
+from lowrank.kernels import dispatch
 
 MEAN, STD = (0.49, 0.48, 0.44), (0.25, 0.24, 0.26)
 
@@ -167,12 +167,12 @@ def test_a_machine_that_cannot_compile_the_kernel_makes_views_without_it(monkeyp
     def try_out(device: torch.device) -> None:
         raise RuntimeError("Python.h: no such file")
 
-    monkeypatch.setattr(kernels, "find_spec", lambda name: name)
-    monkeypatch.setattr(kernels, "import_module", lambda name: SimpleNamespace(try_out=try_out))
-    kernels.loaded.cache_clear()
+    monkeypatch.setattr(dispatch, "find_spec", lambda name: name)
+    monkeypatch.setattr(dispatch, "import_module", lambda name: SimpleNamespace(try_out=try_out))
+    dispatch.loaded.cache_clear()
     with pytest.warns(UserWarning, match="without their Triton kernel on cuda: Python.h: no such file"):
         assert views_module._kernels(torch.device("cuda")) is None
-    kernels.loaded.cache_clear()
+    dispatch.loaded.cache_clear()
 
 
 def test_default_views():

@@ -10,8 +10,7 @@ from torch.nn import functional
 from lowrank.layers import CP, ConvShape, StructuredMap, TensorTrain, Tucker
 from lowrank.layers.functional import PRODUCT_FROM, convolved
 from lowrank.layers.registry import make_method
-from lowrank.layers.tensor.cp import CPMap
-from lowrank.layers.tensor.stages import STAGED_FROM, Stages, cheapest_stages
+from lowrank.layers.tensor.cp import STAGED_FROM, CPMap, Stages, cheapest_stages
 from lowrank.layers.two_stage import CutMap, narrowest, thin_pair
 
 LAST = torch.channels_last

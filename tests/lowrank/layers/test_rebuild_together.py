@@ -13,7 +13,7 @@ from lowrank.layers.acdc.stack import slots_of, spare_layers
 from lowrank.layers.base_layer import relative_error
 from lowrank.layers.batched_rebuild import Rebuild, checkpoint_rebuild
 from lowrank.layers.blocks.hashed import Dealt, dealt_table, hash_table, signed
-from lowrank.layers.gathering import Filled, filling
+from lowrank.layers.factored import Filled, filling
 from lowrank.layers.linear import build_linear
 from lowrank.layers.registry import METHODS, make_method
 

@@ -16,7 +16,7 @@ from lowrank.compression.trace import network_plan
 from lowrank.data import DataSettings, ImageData, default_views, load_data
 from lowrank.distillation.teacher import LiveTeacher, default_taps
 from lowrank.kernels import fx_rewrite as rewriting
-from lowrank.kernels import has_kernels, has_room
+from lowrank.kernels.dispatch import has_kernels, has_room
 from lowrank.layers.batched_rebuild import Rebuild
 from lowrank.layers.registry import make_method
 from lowrank.networks import NetworkSettings, make_network
