@@ -31,7 +31,8 @@ from sweeps.records.specification import Resolver, Trial
 from sweeps.resources.gpu_packing import COUNTS, Limit, NoMemoryError, Placement, Tried, choose, limit_of
 from sweeps.resources.packing_benchmark import DryRun
 from sweeps.resources.shares import read_cluster
-from sweeps.space.model import Space, parse_space
+from sweeps.space.model import Space
+from sweeps.space.parse import parse_space
 
 IMAGES = 20_480  # to train on, where none are given
 MANY = 1000  # trials: their number limits nothing

@@ -22,7 +22,7 @@ from sweeps.records.names import Event, Status, StudyRecord, apply_event
 from sweeps.records.specification import Resolver
 from sweeps.search.proposer import OptunaProposer, Outcome
 from sweeps.search.search import Search
-from sweeps.space.model import parse_space
+from sweeps.space.parse import parse_space
 from sweeps.space.points import Points
 from sweeps.space.strata import Stratum
 

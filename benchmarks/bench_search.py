@@ -31,7 +31,7 @@ from sweeps.records.names import Role, Status, StudyRecord
 from sweeps.records.specification import Trial
 from sweeps.search.proposer import OptunaProposer
 from sweeps.search.search import Search
-from sweeps.space.model import parse_space
+from sweeps.space.parse import parse_space
 from sweeps.space.points import Points
 from sweeps.space.strata import make_strata
 

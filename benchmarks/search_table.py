@@ -45,7 +45,7 @@ def rows() -> tuple[list[Row], dict[str, dict[str, Any]]]:
     from lowrank.data import DataSettings, load_data
     from lowrank.errors import InfeasibleError
     from sweeps.records.specification import Resolver
-    from sweeps.space.model import parse_space
+    from sweeps.space.parse import parse_space
 
     resolver = Resolver(parse_space("search_table", CONTENT), load_data(DataSettings(**CONTENT["data"])))
     found, specifications = [], {}

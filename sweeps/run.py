@@ -17,7 +17,8 @@ from lowrank.errors import InputError
 from lowrank.utils.cli import OneLineParser
 from lowrank.utils.endings import DISK_FULL, ended, exit_code
 from sweeps.records.journal import FullDiskError
-from sweeps.space.model import Space, available_spaces, find_space, read_space, read_yaml
+from sweeps.space.model import Space
+from sweeps.space.parse import available_spaces, find_space, read_space, read_yaml
 from sweeps.space.settings import AUTO, SHARING
 from sweeps.space.trust import check_asked
 from sweeps.utils.clock import BEGAN, steady
@@ -186,7 +187,7 @@ def _plan(space: Space, options: argparse.Namespace) -> int:
     from lowrank.data import load_data
     from sweeps.records.specification import Resolver
     from sweeps.study.plan_report import make_plan, plan_lines
-    from sweeps.teachers.ensure import planned_teaching
+    from sweeps.trials.planned_teacher import planned_teaching
 
     data: Any = load_data(space.data, options.data_dir)
     resolver = Resolver(space, data, planned_teaching(space, data, options.teachers or Path("teachers")))

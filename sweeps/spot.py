@@ -199,7 +199,7 @@ def _work(options: argparse.Namespace) -> float:
     """Mult-adds of all training of a plan."""
     from lowrank.data import load_data
     from sweeps.records.specification import Resolver
-    from sweeps.space.model import read_space
+    from sweeps.space.parse import read_space
     from sweeps.space.trust import check_trust
     from sweeps.study.plan_report import make_plan
 

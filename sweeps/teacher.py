@@ -23,7 +23,8 @@ from lowrank.training.trainer import DivergedError
 from lowrank.utils.cli import OneLineParser
 from lowrank.utils.endings import FAILED, ended, exit_code
 from sweeps.records.study_folders import NAME_RULE, check_root
-from sweeps.space.model import Space, absolute_data, one_point, override_fields
+from sweeps.space.model import Space
+from sweeps.space.parse import absolute_data, one_point, override_fields
 from sweeps.teachers.ensure import register_shown, train_shown
 from sweeps.teachers.registry import read_teacher, taken
 from sweeps.tracking.process import check_tracking_uri

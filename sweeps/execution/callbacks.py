@@ -20,7 +20,7 @@ from sweeps.records.specification import Trial
 from sweeps.resources.slots import Room
 from sweeps.search.prefetch import Ahead
 from sweeps.search.search import Search
-from sweeps.space.teacher_settings import NO_CACHE, CacheOptions
+from sweeps.teachers.worker import NO_CACHE, CacheOptions
 from sweeps.utils.clock import steady
 from sweeps.utils.signals import check
 

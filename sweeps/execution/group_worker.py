@@ -28,7 +28,7 @@ from lowrank.utils.parent_death import die_with
 from sweeps.cluster.devices import first_line, out_of_memory
 from sweeps.execution.trainable import load_trial_data, make_trainer
 from sweeps.execution.worker_errors import check_memory_is_back, device_lost
-from sweeps.space.teacher_settings import CacheOptions, make_teacher
+from sweeps.teachers.worker import CacheOptions, make_teacher
 
 DIVERGED, MEMORY, DEVICE, INPUT, OTHER = "diverged", "memory", "device", "input", "other"  # kinds of errors
 

@@ -39,7 +39,7 @@ from sweeps.execution.process_group import Team
 from sweeps.execution.worker_errors import WorkerLostError, check_memory_is_back, device_lost
 from sweeps.records.names import VAL_ERROR, Status
 from sweeps.resources.mps import PROCESSES, use
-from sweeps.space.teacher_settings import CacheOptions, make_teacher
+from sweeps.teachers.worker import CacheOptions, make_teacher
 
 KEPT = 2  # checkpoints of a trial, so that a damaged newest one costs little
 CHECKPOINT_SECONDS = 30.0  # where the config does not say

@@ -27,15 +27,18 @@ from lowrank.networks import NetworkSettings
 from lowrank.training.recipe import Recipe
 from sweeps.records.names import TRIAL_WEIGHTS, Role
 from sweeps.space.domains import Value
-from sweeps.space.method_names import THIN
-from sweeps.space.model import Space, method_at
+from sweeps.space.method_names import THIN, method_at
+from sweeps.space.model import Space
 from sweeps.space.points import SHARE, Points
 from sweeps.space.strata import ALL_SIZES, REFERENCE_STRATUM, Point, Stratum, halved_sizes, make_strata
-from sweeps.space.teacher_settings import Teaching, identity
+from sweeps.space.teacher_settings import SECTION
 from sweeps.trials.resolver import check_recipes
 from sweeps.trials.step_timer import StepClock
+from sweeps.trials.teacher import Teaching
 
 __all__ = ["ALL_SIZES", "REFERENCE_STRATUM", "Point", "Resolver", "StepTimeError", "Stratum", "Trial", "count"]
+
+TEACHER_IDENTITY = ("weights", "taps", "student_taps", "views")  # what of the section makes another trial
 
 
 class StepTimeError(InfeasibleError):
@@ -303,7 +306,13 @@ def _built(specification: Mapping[str, Any], recipe: Recipe, signature: Any) -> 
     found |= {"train": recipe.identity(), "method": signature, "data": specification["data"]["fingerprint"]}
     if "start" in found:
         found["start"] = specification["start"]["fingerprint"]
-    return found | identity(specification)
+    return found | _teacher_identity(specification)
+
+
+def _teacher_identity(specification: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a specification's teacher makes it another trial; {} where there is none."""
+    section = specification.get(SECTION)
+    return {} if section is None else {SECTION: {key: section[key] for key in TEACHER_IDENTITY}}
 
 
 def _hashed(content: Mapping[str, Any]) -> str:

@@ -12,7 +12,7 @@ import yaml
 
 from lowrank.errors import InputError
 from sweeps.records.names import SPACE_FILE
-from sweeps.space.model import read_yaml
+from sweeps.space.parse import read_yaml
 from sweeps.storage.remote import is_uri
 
 OPTIONS = "options"  # where space.yaml keeps what is not part of the question: data folder, tracking address

@@ -38,7 +38,7 @@ from sweeps.resources.configurations import configuration, device_name, distinct
 from sweeps.resources.shares import Share, read_cluster, share_of
 from sweeps.space.model import Space
 from sweeps.space.teacher_settings import SECTION
-from sweeps.teachers.ensure import planned_teaching
+from sweeps.trials.planned_teacher import planned_teaching
 
 QUIET_SECONDS = 15.0  # between lines where standard output is no terminal
 

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from lowrank.errors import InputError, unknown
-from lowrank.networks import NetworkSettings
 from lowrank.utils.validation import make
 from sweeps.space.domains import Value
-from sweeps.space.method_names import THIN, kind_of
+from sweeps.space.method_names import THIN, alternative_names, kind_of, method_at
+from sweeps.space.model import Space
 from sweeps.space.settings import BudgetSettings, StartSettings
-from sweeps.space.teacher_settings import TeacherSettings, check_teacher
-
-if TYPE_CHECKING:
-    from sweeps.space.model import Space
+from sweeps.space.teacher_settings import WEIGHTS, TeacherSettings
 
 _CUT = ("train.batch_size", "train.accumulate")
 OBJECTIVES = ("val_error", "params", "mult_adds")
@@ -25,7 +20,7 @@ def check_space(space: Space) -> None:
     _check_search(space)
     _check_sharing(space)
     _check_start(space)
-    check_teacher(space)
+    _check_teacher(space)
     for point in space.search.enqueue:
         _check_known_point(space, point)
 
@@ -64,10 +59,10 @@ def _check_corners(space: Space) -> None:
         for value in domain.corners():
             _check_value(space, name, value)
     for alternative in space.alternatives:
-        for method_name in space.method_names(alternative):
+        for method_name in alternative_names(alternative):
             for key, domain in alternative[1].items():
                 for value in domain.corners():
-                    space.method_at(alternative, {"name": method_name, key: value})
+                    method_at(alternative, {"name": method_name, key: value})
 
 
 def _check_value(space: Space, name: str, value: Value) -> None:
@@ -75,6 +70,8 @@ def _check_value(space: Space, name: str, value: Value) -> None:
     if section == "train":
         space.recipe({key: value})
     elif section == "network":
+        from lowrank.networks import NetworkSettings  # brings torch, which the module is imported without
+
         make(NetworkSettings, {**space.network.model_dump(), key: value}, "network")
     elif section == "teacher":
         make(TeacherSettings, {**(space.teacher.model_dump() if space.teacher else {}), key: value}, "teacher")
@@ -106,7 +103,7 @@ def _check_scales(space: Space) -> None:
     """A size comes from the budget or from the method's own scale, never from both or from neither."""
     thin = [name for name in space.references if name in THIN]
     for literals, domains in space.alternatives:
-        names = space.method_names((literals, domains))
+        names = alternative_names((literals, domains))
         thin += [str(name) for name in names if name in THIN]
         for name in names:
             scale = kind_of(str(name)).scale
@@ -163,3 +160,13 @@ def _check_known_point(space: Space, point: dict[str, object]) -> None:
             raise unknown("field of `search.enqueue`, which is not searched:", name, domains)
         if not holds:
             raise InputError(f"`search.enqueue`: `{name}` must lie in its domain, but got {value!r}")
+
+
+def _check_teacher(space: Space) -> None:
+    """Raises InputError where weights and teacher of a space do not go together."""
+    asked = [weight for weight in WEIGHTS if space.largest(weight) > 0]
+    if asked and space.teacher is None:
+        raise InputError(f"`train.{asked[0]}` above 0 needs a `teacher`; name one, or set it to 0")
+    if space.teacher is not None and not asked:
+        raise InputError("`teacher` is never asked: give `train.attention_weight` (the study's is 1000) or "
+                         "`train.kd_weight` a value above 0, or leave `teacher` out")  # fmt: skip

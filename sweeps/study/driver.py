@@ -35,18 +35,21 @@ from sweeps.search.reuse import Others
 from sweeps.search.search import Search
 from sweeps.search.warm_start import earlier_studies, warm_start
 from sweeps.space.checks import check_shared
-from sweeps.space.model import Space, parse_space
+from sweeps.space.model import Space
+from sweeps.space.parse import parse_space
 from sweeps.space.settings import parse_time
-from sweeps.space.teacher_settings import CACHE_FOLDER, CacheOptions, Teaching, find_teaching
 from sweeps.space.trust import check_trust
 from sweeps.storage.remote import carried, fetch_named, storage_uri, stored_studies
 from sweeps.study.final_evaluation import evaluate_front
 from sweeps.study.finish import Finish, find_finish
 from sweeps.study.finish import outcome as compared
 from sweeps.study.retrain import ORIGIN, Repeat, find_repeat
-from sweeps.teachers.ensure import named, ready_teaching
+from sweeps.teachers.ensure import ready_teaching
+from sweeps.teachers.worker import CACHE_FOLDER, CacheOptions
 from sweeps.tracking.process import TrackingProcess, check_tracking_uri, redact
 from sweeps.trials.feasibility import impossible, reachable_strata
+from sweeps.trials.planned_teacher import named
+from sweeps.trials.teacher import Teaching, find_teaching
 from sweeps.utils.clock import steady
 from sweeps.utils.provenance import command, commit, hardware, versions
 from sweeps.utils.signals import INTERRUPTED

@@ -17,7 +17,7 @@ from sweeps.execution.trainable import make_trainer
 from sweeps.records.fronts import front_trials, searched_front
 from sweeps.records.names import CHECKPOINT_FILE, MODELS_FOLDER, TRIALS_FOLDER, TrialRecord
 from sweeps.search.search import Search
-from sweeps.space.teacher_settings import without_teacher
+from sweeps.trials.teacher import without_teacher
 
 
 def evaluate_front(search: Search, folder: Path, data: ImageData) -> None:

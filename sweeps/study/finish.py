@@ -19,8 +19,8 @@ from sweeps.records.fronts import front, mean_error
 from sweeps.records.journal import Journal
 from sweeps.records.load import find_study, load_study
 from sweeps.records.names import Status, StudyRecord, TrialRecord
-from sweeps.space.teacher_settings import Teaching
 from sweeps.study.retrain import ORIGIN, Repeat, check_repeat, comparison, content_of, find_repeat
+from sweeps.trials.teacher import Teaching
 
 FINISHED = "finishes"  # of a study's origin: the trials that it trains to their end, id there -> id here
 

@@ -20,10 +20,11 @@ from lowrank.training.recipes import NAME, default_recipe
 from sweeps.records.reasons import of_each_method
 from sweeps.records.specification import Resolver, Stratum, Trial
 from sweeps.space.domains import Value
-from sweeps.space.model import Space, own_teacher
+from sweeps.space.model import Space
+from sweeps.space.parse import own_teacher
 from sweeps.study.progress_view import clock
-from sweeps.teachers.ensure import UNTRAINED
 from sweeps.trials.feasibility import reachable_strata
+from sweeps.trials.planned_teacher import UNTRAINED
 
 SAMPLES = 300  # points drawn to see the sizes of a space that is not a grid
 BACKWARD = 3  # forward and backward cost about three forwards

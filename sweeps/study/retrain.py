@@ -32,7 +32,8 @@ from sweeps.records.names import (
     apply_event,
 )
 from sweeps.records.specification import identify
-from sweeps.space.teacher_settings import SECTION, Teaching
+from sweeps.space.teacher_settings import SECTION
+from sweeps.trials.teacher import Teaching
 
 ORIGIN = "repeats"  # of a study's header: which trial of which study it trains once more, and under which id
 

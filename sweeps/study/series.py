@@ -22,7 +22,8 @@ from sweeps.records.fronts import mean_error, searched_points
 from sweeps.records.journal import read_journal
 from sweeps.records.names import JOURNAL_FILE, SERIES_FILE, SPACE_FILE, Status, StudyRecord, TrialRecord, fold
 from sweeps.records.study_folders import new_folder, studies_root
-from sweeps.space.model import Space, find_space, read_content, read_yaml, space_of
+from sweeps.space.model import Space
+from sweeps.space.parse import find_space, read_content, read_yaml, space_of
 from sweeps.space.settings import parse_time
 from sweeps.space.trust import check_asked
 from sweeps.storage.remote import Storage, below, fetch_named, storage_uri, stored_studies

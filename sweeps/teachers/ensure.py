@@ -7,9 +7,7 @@ and the id of its training, so that another data set, split or recipe is another
 
 from __future__ import annotations
 
-import re
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -17,42 +15,17 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from lowrank.data import ImageData
-from lowrank.distillation.teacher_files import RECORD_FILE, FoundTeacher, TeacherRecord
+from lowrank.distillation.teacher_files import TeacherRecord
 from lowrank.errors import InputError
 from sweeps.records.specification import Resolver
 from sweeps.records.study_folders import check_root
-from sweeps.space.model import Space, own_teacher
-from sweeps.space.teacher_settings import Teaching, find_teaching, teaching_of
+from sweeps.space.model import Space
+from sweeps.space.parse import own_teacher
 from sweeps.teachers.registry import default_uri, register
 from sweeps.tracking.process import redact
 from sweeps.trials.feasibility import reachable_strata
-
-UNTRAINED = "untrained"  # the hash of weights that are not there yet
-
-
-def named(space: Space, data: ImageData) -> Space:
-    """The space with its teacher's name filled in where it says how that is trained, but not its name."""
-    settings = space.teacher
-    if settings is None or settings.train is None or settings.name:
-        return space
-    own = own_teacher(space)
-    name = f"{own.network.name}_{Resolver(own, data).resolve({}).trial_id[:8]}"
-    name = re.sub(r"[^A-Za-z0-9_.-]", "-", name)
-    return replace(space, teacher=settings.model_copy(update={"name": name}))
-
-
-def planned_teaching(space: Space, data: ImageData, root: Path) -> Teaching | None:
-    """The teacher of a space, with a stand-in for the weights of one that will be trained; None where it has none.
-
-    Raises InputError as `find_teaching` does.
-    """
-    space = named(space, data)
-    if not _is_missing(space, root):
-        return find_teaching(space, data, root)
-    assert space.teacher is not None
-    own = own_teacher(space)
-    found = FoundTeacher(str(space.teacher.name), UNTRAINED, own.network, data.image_shape, len(data.classes))
-    return teaching_of(space, data, found)
+from sweeps.trials.planned_teacher import UNTRAINED, named, planned_teaching
+from sweeps.trials.teacher import Teaching, find_teaching
 
 
 def ready_teaching(space: Space, data: ImageData, root: Path, uri: str | None = None) -> Teaching | None:
@@ -77,14 +50,6 @@ def ready_teaching(space: Space, data: ImageData, root: Path, uri: str | None = 
     train_shown(own, data, check_root(root), planned.name, "cuda" if torch.cuda.is_available() else "cpu")
     register_shown(root, planned.name, uri)
     return find_teaching(named(space, data), data, root)
-
-
-def _is_missing(space: Space, root: Path) -> bool:
-    """Whether the teacher must be trained."""
-    settings = space.teacher
-    return (
-        settings is not None and settings.train is not None and not (root / str(settings.name) / RECORD_FILE).exists()
-    )
 
 
 def train_shown(space: Space, data: ImageData, root: Path, name: str, device: str) -> TeacherRecord:

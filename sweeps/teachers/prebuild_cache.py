@@ -24,7 +24,8 @@ from lowrank.errors import InfeasibleError
 from lowrank.networks import NetworkSettings
 from sweeps.resources.shares import Share
 from sweeps.search.search import Search
-from sweeps.space.teacher_settings import SEARCHED, SECTION, WEIGHTS, CacheOptions, make_teacher, slots_of
+from sweeps.space.teacher_settings import SEARCHED, SECTION, WEIGHTS
+from sweeps.teachers.worker import CacheOptions, make_teacher, slots_of
 from sweeps.trials.feasibility import corner_points
 from sweeps.utils.signals import check
 

@@ -6,7 +6,8 @@ import pytest
 
 from lowrank.data import DataSettings, ImageData, load_data
 from sweeps.records.specification import Resolver
-from sweeps.space.model import Space, parse_space
+from sweeps.space.model import Space
+from sweeps.space.parse import parse_space
 
 
 @pytest.fixture(scope="session")

@@ -22,7 +22,7 @@ from sweeps.execution.trainable import make_trainer
 from sweeps.records.journal import Journal
 from sweeps.records.names import CHECKPOINT_FILE, JOURNAL_FILE, TRIALS_FOLDER, Event, Role, Status
 from sweeps.records.specification import Resolver
-from sweeps.space.model import read_space
+from sweeps.space.parse import read_space
 from tests.support.synthetic_data import study, trial
 
 

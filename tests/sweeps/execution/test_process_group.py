@@ -18,7 +18,7 @@ from lowrank.data import DataSettings, load_data
 from sweeps.execution.trainable import TrialTrainable
 from sweeps.execution.worker_errors import WorkerLostError
 from sweeps.space.checks import check_shared
-from sweeps.space.model import parse_space
+from sweeps.space.parse import parse_space
 from tests.support.broken_mlflow import MARK
 from tests.support.studies import ROOT, wait_until
 from tests.support.training import small_recipe, tensor_train

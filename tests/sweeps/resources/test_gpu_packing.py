@@ -18,7 +18,7 @@ from sweeps.resources.memory_probe import keep
 from sweeps.resources.mps import MPS, PROCESSES
 from sweeps.resources.packing_benchmark import DryRun, known_peak, place
 from sweeps.resources.shares import Cluster
-from sweeps.space.model import parse_space
+from sweeps.space.parse import parse_space
 
 FREE = Limit(8, "")
 SMALL = {1: 141.0, 2: 214.0, 4: 230.0, 8: 232.0}  # thousand images/s of a small student: what grows by 5 % goes on

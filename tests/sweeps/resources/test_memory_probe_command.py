@@ -20,8 +20,8 @@ from sweeps.resources import memory_probe as fit
 from sweeps.resources.configurations import configuration, distinct
 from sweeps.resources.memory_probe import keep, probe, show
 from sweeps.resources.shares import Share
-from sweeps.space.model import parse_space
-from sweeps.space.teacher_settings import find_teaching
+from sweeps.space.parse import parse_space
+from sweeps.trials.teacher import find_teaching
 from tests.support import studies
 from tests.support.teachers import small_data, write_teacher
 

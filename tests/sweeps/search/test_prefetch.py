@@ -14,7 +14,7 @@ from sweeps.search.prefetch import Ahead
 from sweeps.search.proposer import OptunaProposer, make_proposer
 from sweeps.search.search import Search
 from sweeps.search.warm_start import earlier_studies, warm_start
-from sweeps.space.model import parse_space
+from sweeps.space.parse import parse_space
 
 EPOCH = {"val_error": 10.0, "val_loss": 1.0, "train_error": 5.0, "train_loss": 0.5, "lr": 0.1}
 SAMPLERS = ("tpe", "nsga2", "gp", "random", "qmc")

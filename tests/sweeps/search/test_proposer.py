@@ -7,7 +7,7 @@ import pytest
 from optuna.trial import TrialState
 
 from sweeps.search.proposer import GridProposer, OptunaProposer, Outcome, finite_size, grid_points
-from sweeps.space.model import parse_space, read_space
+from sweeps.space.parse import parse_space, read_space
 
 
 def trials_of(proposer: OptunaProposer, label: str) -> list[optuna.trial.FrozenTrial]:

@@ -30,7 +30,7 @@ from sweeps.search.prefetch import Ahead
 from sweeps.search.proposer import make_proposer
 from sweeps.search.reuse import Others, weights_of
 from sweeps.search.search import Search
-from sweeps.space.model import parse_space
+from sweeps.space.parse import parse_space
 from sweeps.space.settings import SearchSettings
 from sweeps.study.final_evaluation import evaluate_front
 from sweeps.study.progress_view import progress

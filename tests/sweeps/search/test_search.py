@@ -11,7 +11,7 @@ from sweeps.records.names import TERMINAL, Status, fold
 from sweeps.records.specification import Resolver
 from sweeps.search.proposer import make_proposer
 from sweeps.search.search import Search
-from sweeps.space.model import parse_space, read_space
+from sweeps.space.parse import parse_space, read_space
 from sweeps.trials.feasibility import impossible, reachable_strata
 
 EPOCH = {

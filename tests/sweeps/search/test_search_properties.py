@@ -21,7 +21,8 @@ from sweeps.records.specification import Resolver
 from sweeps.search.proposer import make_proposer
 from sweeps.search.reuse import Others, weights_of
 from sweeps.search.search import Search
-from sweeps.space.model import Space, parse_space
+from sweeps.space.model import Space
+from sweeps.space.parse import parse_space
 from sweeps.study.series import read_series
 from sweeps.trials.feasibility import reachable_strata
 

@@ -16,7 +16,7 @@ from sweeps.execution.trainable import make_trainer
 from sweeps.records.fronts import front
 from sweeps.records.names import Role
 from sweeps.records.specification import Resolver, StepTimeError
-from sweeps.space.model import parse_space, read_space
+from sweeps.space.parse import parse_space, read_space
 
 BASE = {
     "question": "Which?",

@@ -14,7 +14,7 @@ import yaml
 
 from sweeps.cluster.ray_session import connect
 from sweeps.run import main
-from sweeps.space.model import read_space
+from sweeps.space.parse import read_space
 from tests.support import studies
 
 ROOT = Path(__file__).resolve().parents[3]

@@ -13,7 +13,7 @@ from sweeps.records.load import load_study
 from sweeps.records.names import JOURNAL_FILE, Event, Status
 from sweeps.records.specification import Resolver
 from sweeps.run import main
-from sweeps.space.model import parse_space, read_space
+from sweeps.space.parse import parse_space, read_space
 from sweeps.study.finish import FINISHED, find_finish, outcome
 from sweeps.study.retrain import ORIGIN
 from tests.support import studies

@@ -8,7 +8,7 @@ import pytest
 
 from sweeps.records.study_folders import write_question
 from sweeps.run import main
-from sweeps.space.model import available_spaces, read_space
+from sweeps.space.parse import available_spaces, read_space
 from sweeps.space.settings import parse_time
 
 

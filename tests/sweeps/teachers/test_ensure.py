@@ -13,8 +13,10 @@ from lowrank.distillation.teacher_files import RECORD_FILE, read_record
 from lowrank.errors import InputError
 from sweeps.records.specification import Resolver
 from sweeps.run import main
-from sweeps.space.model import Space, own_teacher, parse_space, read_space
-from sweeps.teachers.ensure import UNTRAINED, named, planned_teaching, ready_teaching
+from sweeps.space.model import Space
+from sweeps.space.parse import own_teacher, parse_space, read_space
+from sweeps.teachers.ensure import ready_teaching
+from sweeps.trials.planned_teacher import UNTRAINED, named, planned_teaching
 from tests.support import studies
 from tests.support.teachers import small_data, write_teacher
 

@@ -17,15 +17,10 @@ from lowrank.errors import InputError
 from lowrank.networks import NetworkSettings
 from sweeps.execution.trainable import make_trainer
 from sweeps.records.specification import Resolver, Trial
-from sweeps.space.model import Space, parse_space, read_space
-from sweeps.space.teacher_settings import (
-    NO_CACHE,
-    CacheOptions,
-    find_teaching,
-    make_teacher,
-    open_cache,
-    without_teacher,
-)
+from sweeps.space.model import Space
+from sweeps.space.parse import parse_space, read_space
+from sweeps.teachers.worker import NO_CACHE, CacheOptions, make_teacher, open_cache
+from sweeps.trials.teacher import find_teaching, without_teacher
 from tests.support.teachers import small_data, write_teacher
 
 WEIGHTS = {"attention_weight": {"choice": [0, 60]}}

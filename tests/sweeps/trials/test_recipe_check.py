@@ -8,7 +8,7 @@ import pytest
 
 from lowrank.errors import InputError
 from sweeps.records.specification import Resolver
-from sweeps.space.model import parse_space
+from sweeps.space.parse import parse_space
 from sweeps.trials import resolver as recipe_check
 
 
