@@ -18,7 +18,7 @@ from sweeps.records.journal import FullDiskError, tells_of_full_disk
 from sweeps.records.names import TERMINAL, Status
 from sweeps.records.specification import Trial
 from sweeps.resources.slots import Room
-from sweeps.search.prefetch import Ahead
+from sweeps.search.prefetch import ProposalPrefetcher
 from sweeps.search.search import Search
 from sweeps.teachers.worker import NO_CACHE, CacheOptions
 from sweeps.utils.clock import steady
@@ -49,10 +49,10 @@ class _Unpickled:
 class TuneSearcher(_Unpickled, Searcher):
     """Tune's view of the search; outcomes reach the search through the callback, in one place."""
 
-    def __init__(self, search: Search, launch: Launch, ahead: Ahead | None, relay: str | None):
-        """Without `ahead` it hands out what was put off to a larger share."""
+    def __init__(self, search: Search, launch: Launch, prefetcher: ProposalPrefetcher | None, relay: str | None):
+        """Without `prefetcher` it hands out what was put off to a larger share."""
         super().__init__()
-        self._search, self._launch, self._ahead, self._relay = search, launch, ahead, relay
+        self._search, self._launch, self._prefetcher, self._relay = search, launch, prefetcher, relay
 
     def suggest(self, trial_id: str) -> Any:
         check()
@@ -62,15 +62,15 @@ class TuneSearcher(_Unpickled, Searcher):
         return self._config(trial)
 
     def _next(self) -> Trial | None:
-        if self._ahead is None:
-            return self._search.next_later()
-        return self._ahead.next(wait=not self._search.is_running())
+        if self._prefetcher is None:
+            return self._search.pop_postponed()
+        return self._prefetcher.next(wait=not self._search.is_running())
 
     def _is_over(self) -> bool:
         """Not before the last end: a trial whose process is lost is handed out once more."""
         if self._search.is_running():
             return False
-        return self._ahead is None or self._search.is_exhausted() or self._search.is_held_up()
+        return self._prefetcher is None or self._search.is_exhausted() or self._search.is_blocked()
 
     def _config(self, trial: Trial) -> dict[str, Any]:
         return {
@@ -154,7 +154,7 @@ class Recorder(_Unpickled, Callback):
         trial_id = trial.config["trial_id"]
         self._ended.append(trial)
         if self._attempts.may_go_on(trial_id, error):
-            self._search.take_back(trial_id)
+            self._search.requeue(trial_id)
             return
         lines = str(error).strip().splitlines() or [type(error).__name__]
         self._finish(trial_id, Status.FAILED, lines[-1].strip()[:500])

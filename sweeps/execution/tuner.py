@@ -17,7 +17,7 @@ from sweeps.execution.checkpoint_relay import start_relay
 from sweeps.execution.scheduler import StratifiedStopping
 from sweeps.execution.trainable import TrialTrainable
 from sweeps.records.names import TERMINAL, TRIALS_FOLDER, Status
-from sweeps.search.prefetch import Ahead
+from sweeps.search.prefetch import ProposalPrefetcher
 from sweeps.search.search import Search
 from sweeps.utils.clock import steady
 from sweeps.utils.signals import check
@@ -37,12 +37,12 @@ def run(search: Search, launch: Launch) -> None:
     try:
         while True:
             check()
-            with Ahead(search, launch.room.share.concurrent) as ahead:
-                _run_phase(search, _within(launch, until), ahead, relay)
-            if not search.later or search.is_running() or _is_late(until):
+            with ProposalPrefetcher(search, depth=launch.room.share.concurrent) as prefetcher:
+                _run_phase(search, _within(launch, until), prefetcher, relay)
+            if not search.postponed or search.is_running() or _is_late(until):
                 break
             _run_phase(search, _within(_enlarged(launch), until), None, relay)
-            if search.is_over() or search.is_running() or search.later or _is_late(until):
+            if search.is_over() or search.is_running() or search.postponed or _is_late(until):
                 break
     finally:
         del keeper
@@ -65,7 +65,7 @@ def _is_late(until: float | None) -> bool:
     return until is not None and steady() >= until
 
 
-def _run_phase(search: Search, launch: Launch, ahead: Ahead | None, relay: str | None) -> None:
+def _run_phase(search: Search, launch: Launch, prefetcher: ProposalPrefetcher | None, relay: str | None) -> None:
     scheduler: FIFOScheduler = FIFOScheduler()
     if search.space.search.stop != "none":
         scheduler = StratifiedStopping(search.space.search, search.space.epochs, search.record, search.adopted)
@@ -75,7 +75,7 @@ def _run_phase(search: Search, launch: Launch, ahead: Ahead | None, relay: str |
     tuner = tune.Tuner(
         tune.with_resources(TrialTrainable, resources),
         tune_config=tune.TuneConfig(
-            search_alg=TuneSearcher(search, launch, ahead, relay), scheduler=scheduler, num_samples=-1,
+            search_alg=TuneSearcher(search, launch, prefetcher, relay), scheduler=scheduler, num_samples=-1,
             reuse_actors=True, max_concurrent_trials=launch.most,
             trial_dirname_creator=lambda trial: str(trial.config["trial_id"]),
         ),

@@ -19,7 +19,7 @@ class _Part:
     stratum: str = ""
 
 
-class Tally:
+class TrialCounters:
     """`open`: ids of the trials without an end. `strata`: trials by stratum. `proposed`: used of `search.trials`."""
 
     def __init__(self, trials: Iterable[TrialRecord], *, grid: bool):

@@ -22,7 +22,7 @@ from sweeps.records.journal import drop_torn_line
 TRIAL_ATTRIBUTE = "trial"  # of a told Optuna trial: the id of the trial that the values belong to
 
 
-class WholeLines(JournalFileBackend):
+class CrashSafeJournalBackend(JournalFileBackend):
     """Optuna's journal in a file, of which no kill and no full disk leaves a torn line: Optuna could not read on."""
 
     def __init__(self, path: Path):
@@ -40,7 +40,7 @@ class WholeLines(JournalFileBackend):
             raise
 
 
-class ForgettingStorage(JournalStorage):
+class FilteredStorage(JournalStorage):
     """A journal storage that can pass over the outcomes of some trials."""
 
     def __init__(self, backend: BaseJournalBackend):

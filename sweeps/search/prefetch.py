@@ -13,25 +13,25 @@ from typing import Any
 
 from sweeps.records.specification import Trial
 from sweeps.search.proposer import Outcome
-from sweeps.search.search import Prepared, Search
+from sweeps.search.search import PreparedTrial, Search
 
 PATIENCE = 30.0  # seconds that a driver with nothing running waits for one proposal before it asks again
 
 
-class Ahead:
-    """Keeps up to `most` proposals of a search ready; use as a context manager."""
+class ProposalPrefetcher:
+    """Keeps up to `depth` proposals of a search ready; use as a context manager."""
 
-    def __init__(self, search: Search, most: int):
-        self.search, self.most = search, max(1, most)
-        self._ready: deque[Prepared] = deque()
+    def __init__(self, search: Search, depth: int):
+        self.search, self.depth = search, max(1, depth)
+        self._ready: deque[PreparedTrial] = deque()
         self._outcomes: deque[tuple[dict[str, Any], Outcome]] = deque()
         self._changed = threading.Condition()
         self._leaving = False
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._work, name="proposals", daemon=True)
 
-    def __enter__(self) -> Ahead:
-        self.search.teller = self._tell
+    def __enter__(self) -> ProposalPrefetcher:
+        self.search.report_outcome = self._tell
         self._thread.start()
         return self
 
@@ -41,7 +41,7 @@ class Ahead:
             self._leaving = True
             self._changed.notify_all()
         self._thread.join()
-        self.search.teller = None
+        self.search.report_outcome = None
         for prepared in self._ready:
             self._let_go(prepared)
         self._ready.clear()
@@ -51,15 +51,15 @@ class Ahead:
     def next(self, *, wait: bool) -> Trial | None:
         """The next trial to launch; None when none lies ready (with `wait`: when there is none to come)."""
         self._raise()
-        trial = self.search.next_waiting()
+        trial = self.search.pop_waiting()
         while trial is None and not self.search.waiting:
             prepared = self._take(wait)
             if prepared is None:
                 break
-            trial = self.search.hand_out(prepared)
+            trial = self.search.commit_proposal(prepared)
         return trial or self.search.next_repeat()
 
-    def _take(self, wait: bool) -> Prepared | None:
+    def _take(self, wait: bool) -> PreparedTrial | None:
         with self._changed:
             if wait:
                 self._changed.wait_for(lambda: self._ready or self._error or not self._wanted(), PATIENCE)
@@ -74,7 +74,7 @@ class Ahead:
             self._changed.notify_all()
 
     def _wanted(self) -> bool:
-        return self.search.may_propose() and len(self._ready) < self.most
+        return self.search.may_propose() and len(self._ready) < self.depth
 
     def _work(self) -> None:
         try:
@@ -103,7 +103,7 @@ class Ahead:
             self.search.proposer.tell(*self._outcomes[0])
             self._outcomes.popleft()
 
-    def _let_go(self, prepared: Prepared) -> None:
+    def _let_go(self, prepared: PreparedTrial) -> None:
         if prepared.trial is not None:
             self.search.reserved.pop(prepared.trial.trial_id, None)
             self.search.proposer.tell(prepared.handle, Outcome("lost"))

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import optuna
 from optuna.trial import TrialState
 
-from sweeps.search.optuna_storage import TRIAL_ATTRIBUTE, ForgettingStorage, WholeLines
+from sweeps.search.optuna_storage import TRIAL_ATTRIBUTE, CrashSafeJournalBackend, FilteredStorage
 from sweeps.search.samplers import make_sampler, spread
 from sweeps.space.domains import Value
 from sweeps.space.model import Space
@@ -54,7 +54,7 @@ class Proposer(Protocol):
     def ask(self, stratum: Stratum, *, explore: bool = False) -> Proposal | None:
         """A point for this stratum, None when there are no more; `explore` asks for one far from the model's mind."""
 
-    def ask_again(self, stratum: Stratum, point: dict[str, Value], handle: dict[str, Any]) -> Proposal:
+    def reask(self, stratum: Stratum, point: dict[str, Value], handle: dict[str, Any]) -> Proposal:
         """The same point once more, after its first trial was lost with the driver."""
 
     def tell(self, handle: dict[str, Any], outcome: Outcome) -> None:
@@ -78,7 +78,7 @@ class OptunaProposer:
         self.space, self.points = space, points or Points(space)
         folder.mkdir(parents=True, exist_ok=True)
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        self._storage = ForgettingStorage(WholeLines(folder / OPTUNA_FILE))
+        self._storage = FilteredStorage(CrashSafeJournalBackend(folder / OPTUNA_FILE))
         self._studies: dict[str, optuna.Study] = {}
         self._live: dict[tuple[str, int], optuna.Trial] = {}
         self._known_left: dict[str, list[int]] = {}
@@ -132,7 +132,7 @@ class OptunaProposer:
         point = self.points.spread(stratum, spread(self.points.width(stratum), index, seed))
         study.enqueue_trial({name: value for name, value in point.items() if name not in dict(stratum.fixed)})
 
-    def ask_again(self, stratum: Stratum, point: dict[str, Value], handle: dict[str, Any]) -> Proposal:
+    def reask(self, stratum: Stratum, point: dict[str, Value], handle: dict[str, Any]) -> Proposal:
         study = self._study(stratum.label)
         study.enqueue_trial(point)
         return self._suggest(stratum, study.ask())
@@ -244,7 +244,7 @@ class GridProposer:
         point, repeat = self._rows[self._next - 1]
         return Proposal(point, {"index": self._next - 1}, repeat)
 
-    def ask_again(self, stratum: Stratum, point: dict[str, Value], handle: dict[str, Any]) -> Proposal:
+    def reask(self, stratum: Stratum, point: dict[str, Value], handle: dict[str, Any]) -> Proposal:
         return Proposal(point, handle)
 
     def tell(self, handle: dict[str, Any], outcome: Outcome) -> None:

@@ -23,7 +23,7 @@ MACHINE = ("host", "device", "cpus", "gpus", "processes")  # of the attempt that
 
 
 @dataclass(frozen=True)
-class Known:
+class ReusableTrial:
     """A trial of another study, and the folder of that study."""
 
     trial: TrialRecord
@@ -32,7 +32,7 @@ class Known:
     @property
     def weights(self) -> Path:
         """Its last weights."""
-        return weights_of(self.study, self.trial.trial_id)
+        return weights_path(self.study, self.trial.trial_id)
 
     @property
     def usable(self) -> bool:
@@ -48,13 +48,13 @@ class Known:
 
 
 @dataclass
-class Others:
+class SiblingResults:
     """The trials of a study's sisters, by id; empty for a study that is in no series."""
 
-    trials: dict[str, list[Known]] = field(default_factory=dict)
+    trials: dict[str, list[ReusableTrial]] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, folder: Path) -> Others:
+    def read(cls, folder: Path) -> SiblingResults:
         """Those of the studies beside the one in `folder`, as they stand now. Raises InputError for a damaged one."""
         if not (folder.parent / SERIES_FILE).is_file():
             return cls()
@@ -68,9 +68,9 @@ class Others:
     def add(self, study: Path, trials: Iterable[TrialRecord]) -> None:
         """Take in the trials of one study."""
         for trial in trials:
-            self.trials.setdefault(trial.trial_id, []).append(Known(trial, study))
+            self.trials.setdefault(trial.trial_id, []).append(ReusableTrial(trial, study))
 
-    def find(self, trial_id: str) -> Known | None:
+    def find(self, trial_id: str) -> ReusableTrial | None:
         """One that can be adopted, from where it was trained if it is still there; None where there is none."""
         usable = [known for known in self.trials.get(trial_id, ()) if known.usable]
         return min(usable, key=lambda known: bool(known.trial.adopted), default=None)
@@ -80,19 +80,19 @@ class Others:
         same = self._of_equal_weights(trial)
         return next((known.trial.test_error for known in same if known.trial.test_error is not None), None)
 
-    def _of_equal_weights(self, trial: TrialRecord) -> Sequence[Known]:
+    def _of_equal_weights(self, trial: TrialRecord) -> Sequence[ReusableTrial]:
         known = self.trials.get(trial.trial_id, ())
         return [each for each in known if trial.adopted or each.trial.adopted]
 
 
-def weights_of(study: Path, trial_id: str) -> Path:
+def weights_path(study: Path, trial_id: str) -> Path:
     """Where a study keeps a trial's weights."""
     return study / TRIALS_FOLDER / trial_id / CHECKPOINT_FILE
 
 
-def take_weights(known: Known, study: Path) -> None:
+def link_weights(known: ReusableTrial, study: Path) -> None:
     """Give `study` the weights of a trial of another, as a second name of the file where the disk can; OSError."""
-    target = weights_of(study, known.trial.trial_id)
+    target = weights_path(study, known.trial.trial_id)
     if not known.weights.is_file():
         return
     target.parent.mkdir(parents=True, exist_ok=True)

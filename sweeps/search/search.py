@@ -17,13 +17,13 @@ from sweeps.records.fronts import front_points
 from sweeps.records.journal import Journal
 from sweeps.records.names import TERMINAL, Event, Role, Status, StudyRecord, TrialRecord, apply_event
 from sweeps.records.specification import Resolver, StepTimeError, Stratum, Trial
-from sweeps.search.counters import Tally
+from sweeps.search.counters import TrialCounters
 from sweeps.search.proposer import Outcome, Proposal, Proposer
-from sweeps.search.reuse import Others, take_weights
+from sweeps.search.reuse import SiblingResults, link_weights
 from sweeps.space.model import Space
 from sweeps.trials.feasibility import reachable_strata
 
-__all__ = ["Prepared", "Search", "reachable_strata"]
+__all__ = ["PreparedTrial", "Search", "reachable_strata"]
 
 EXPLORE_AFTER = 10  # proposals in a row that led nowhere, after which the sampler is set aside
 GIVE_UP_AFTER = 60  # ... after which a stratum counts as used up
@@ -35,7 +35,7 @@ Notes = list[tuple[Event, dict[str, Any]]]  # what is to be journaled
 
 
 @dataclass
-class Prepared:
+class PreparedTrial:
     """What asking the proposer led to: a new trial (None where nothing new was found) and what to note of the way."""
 
     trial: Trial | None = None
@@ -52,32 +52,32 @@ class Search:
 
     def __init__(
         self, space: Space, resolver: Resolver, proposer: Proposer, journal: Journal, record: StudyRecord,
-        strata: Sequence[Stratum] | None = None, others: Others | None = None,
+        strata: Sequence[Stratum] | None = None, siblings: SiblingResults | None = None,
     ):  # fmt: skip
-        """`others` are the trials of the other studies of a series, which are adopted rather than trained again."""
+        """`siblings` are the trials of the other studies of a series, which are adopted rather than trained again."""
         self.space, self.resolver, self.proposer = space, resolver, proposer
         self.strata = tuple(strata or resolver.strata)  # those that can be met
         self.journal, self.record = journal, record
-        self.tally = Tally(record.trials.values(), grid=space.search.sampler == "grid")
+        self.counters = TrialCounters(record.trials.values(), grid=space.search.sampler == "grid")
         self.waiting: deque[Trial] = deque()
-        self.later: deque[Trial] = deque()  # for a phase with a larger share, when the rest is done
-        self.used_up: set[str] = set()
+        self.postponed: deque[Trial] = deque()  # for a phase with a larger share, when the rest is done
+        self.exhausted: set[str] = set()
         self.reserved: dict[str, Trial] = {}  # prepared, not yet handed out
-        self.others = others or Others()
+        self.siblings = siblings or SiblingResults()
         self.adopted: list[TrialRecord] = []  # in this sitting
-        self.teller: Callable[[dict[str, Any], Outcome], None] | None = None  # takes what the proposer is to be told
+        self.report_outcome: Callable[[dict[str, Any], Outcome], None] | None = None  # instead of `proposer.tell`
         self._restore()
 
     # What is trained next
 
     def next(self) -> Trial | None:
         """The next trial to launch; None when there is nothing to launch now: see `is_over`."""
-        trial = self.next_waiting()
+        trial = self.pop_waiting()
         while trial is None and self.may_propose() and not self.waiting:
-            trial = self.hand_out(self.prepare())
+            trial = self.commit_proposal(self.prepare())
         return trial or self.next_repeat()
 
-    def next_waiting(self) -> Trial | None:
+    def pop_waiting(self) -> Trial | None:
         """A trial that needs no proposal: a reference, one that a kill left without an end, a repeat."""
         while (trial := next(filter(self.is_startable, self.waiting), None)) is not None:
             self.waiting.remove(trial)
@@ -85,9 +85,9 @@ class Search:
                 return trial
         return None
 
-    def next_later(self) -> Trial | None:
+    def pop_postponed(self) -> Trial | None:
         """The next trial of the phase with a larger share."""
-        return self.later.popleft() if self.later else None
+        return self.postponed.popleft() if self.postponed else None
 
     def is_startable(self, trial: Trial) -> bool:
         """Whether the weights that it starts from are there, or will never be (it then fails and says so)."""
@@ -96,17 +96,17 @@ class Search:
 
     def may_propose(self) -> bool:
         """Whether there is room for a further proposal, as far as is known."""
-        if self.tally.proposed + len(self.reserved) >= self.space.search.trials:
+        if self.counters.proposed + len(self.reserved) >= self.space.search.trials:
             return False
-        return any(stratum.label not in self.used_up for stratum in self.strata)
+        return any(stratum.label not in self.exhausted for stratum in self.strata)
 
     def is_over(self) -> bool:
         """Whether all is proposed, and every trial has an end."""
-        return not self.later and self.is_exhausted() and not self.is_running()
+        return not self.postponed and self.is_exhausted() and not self.is_running()
 
-    def is_held_up(self) -> bool:
+    def is_blocked(self) -> bool:
         """Whether nothing can be launched before what was put off has been trained."""
-        if not self.later or self.is_running() or any(self.is_startable(trial) for trial in self.waiting):
+        if not self.postponed or self.is_running() or any(self.is_startable(trial) for trial in self.waiting):
             return False
         return bool(self.waiting) or not (self.reserved or self.may_propose())
 
@@ -119,34 +119,34 @@ class Search:
         return not self.is_running() and not self._missing_repeats()
 
     def is_running(self) -> bool:
-        """Whether some trial that was handed out has no end yet."""
-        waiting = {trial.trial_id for trial in (*self.waiting, *self.later)}
-        return any(trial_id not in waiting for trial_id in self.tally.open)
+        """Whether some launched trial has no end yet."""
+        waiting = {trial.trial_id for trial in (*self.waiting, *self.postponed)}
+        return any(trial_id not in waiting for trial_id in self.counters.open)
 
     def _next_stratum(self) -> Stratum | None:
         """The stratum with the fewest trials so far (a grid has its own order and takes any)."""
         reserved = Counter(trial.stratum for trial in list(self.reserved.values()))
-        open_strata = [stratum for stratum in self.strata if stratum.label not in self.used_up]
-        return min(open_strata, key=lambda each: self.tally.strata[each.label] + reserved[each.label], default=None)
+        open_strata = [stratum for stratum in self.strata if stratum.label not in self.exhausted]
+        return min(open_strata, key=lambda each: self.counters.strata[each.label] + reserved[each.label], default=None)
 
-    def prepare(self) -> Prepared:
+    def prepare(self) -> PreparedTrial:
         """Ask until something new is found, and reserve it; a stratum in which nothing is found counts as used up."""
-        stratum, prepared = self._next_stratum(), Prepared()
+        stratum, prepared = self._next_stratum(), PreparedTrial()
         for attempt in range(GIVE_UP_AFTER if stratum else 0):
             assert stratum is not None
             proposal = self.proposer.ask(stratum, explore=attempt >= EXPLORE_AFTER)
             if proposal is None:
-                self.used_up.update(each.label for each in self.strata)
+                self.exhausted.update(each.label for each in self.strata)
                 return prepared
             if self._is_new(proposal, stratum, prepared):
                 return prepared
             if self.space.search.sampler == "grid":
                 return prepared
         if stratum is not None:
-            self.used_up.add(stratum.label)
+            self.exhausted.add(stratum.label)
         return prepared
 
-    def _is_new(self, proposal: Proposal, stratum: Stratum, prepared: Prepared) -> bool:
+    def _is_new(self, proposal: Proposal, stratum: Stratum, prepared: PreparedTrial) -> bool:
         """Whether the proposal is a trial that has not been proposed before; it is then reserved."""
         role = Role.REPEAT if proposal.repeat else Role.SEARCH
         try:
@@ -178,7 +178,7 @@ class Search:
         excess = (error.excess,) if isinstance(error, StepTimeError) else ()
         self.proposer.tell(proposal.handle, Outcome("infeasible", excess))
 
-    def hand_out(self, prepared: Prepared) -> Trial | None:
+    def commit_proposal(self, prepared: PreparedTrial) -> Trial | None:
         """Journal what was prepared; the trial to launch, None where there is none, its start is not there yet, or
         another study of the series has trained it."""
         for event, about in prepared.notes:
@@ -195,10 +195,10 @@ class Search:
 
     def _adopt(self, trial: Trial) -> bool:
         """Take over what another study of the series has trained of it; False where there is nothing to take over."""
-        known = self.others.find(trial.trial_id)
+        known = self.siblings.find(trial.trial_id)
         if known is None:
             return False
-        take_weights(known, self.journal.path.parent)
+        link_weights(known, self.journal.path.parent)
         own, record = trial.trial_id, known.trial
         self._write(Event.ADOPTED, trial=own, **known.origin())
         for epoch, metrics in sorted(record.epochs.items()):
@@ -218,7 +218,7 @@ class Search:
 
     def next_repeat(self) -> Trial | None:
         """A further seed of a point of the final front, once every other trial has its end."""
-        running = (self.record.trials[trial_id] for trial_id in self.tally.open)
+        running = (self.record.trials[trial_id] for trial_id in self.counters.open)
         searching = self.reserved or any(trial.role is Role.SEARCH for trial in running)
         for trial in [] if searching or self.waiting or self.may_propose() else self._missing_repeats():
             self._write_proposed(trial, {})
@@ -262,7 +262,7 @@ class Search:
         """Try a trial whose memory ran out once more, in the phase with a larger share."""
         self._write(Event.POSTPONED, sync=True, trial=trial_id, reason=reason)
         known = self.record.trials[trial_id]
-        self.later.append(_trial_of(known))
+        self.postponed.append(_trial_of(known))
 
     def finish(self, trial_id: str, status: Status, reason: str = "") -> None:
         """A trial's end; the sampler learns of it. A second end of the same trial changes nothing."""
@@ -271,9 +271,9 @@ class Search:
             return
         self._write(Event.FINISHED, sync=True, trial=trial_id, status=str(status), reason=reason)
         if trial.role is Role.SEARCH and trial.proposal:
-            (self.teller or self.proposer.tell)(trial.proposal, self._outcome(trial))
+            (self.report_outcome or self.proposer.tell)(trial.proposal, self._outcome(trial))
 
-    def take_back(self, trial_id: str) -> None:
+    def requeue(self, trial_id: str) -> None:
         """An attempt failed: the trial is handed out again, before anything new. One that has its end stays ended."""
         record = self.record.trials[trial_id]
         if not record.ended:
@@ -294,7 +294,7 @@ class Search:
 
     def _write(self, event: Event, *, sync: bool = False, **fields: Any) -> None:
         apply_event(self.record, self.journal.append(event, sync=sync, **fields))
-        self.tally.update(self.record.trials[fields["trial"]])
+        self.counters.update(self.record.trials[fields["trial"]])
 
     # Start and resume
 
@@ -305,12 +305,12 @@ class Search:
             if known is None:
                 self._write_proposed(trial, {})
             if known is None or not known.ended:
-                (self.later if known and known.postponed else self.waiting).append(trial)
+                (self.postponed if known and known.postponed else self.waiting).append(trial)
         self._settle_open_proposals()
         self._forget_broken()
         for record in list(self.record.trials.values()):
-            if not record.ended and record.trial_id not in {each.trial_id for each in (*self.waiting, *self.later)}:
-                (self.later if record.postponed else self.waiting).append(self._again(record))
+            if not record.ended and record.trial_id not in {each.trial_id for each in (*self.waiting, *self.postponed)}:
+                (self.postponed if record.postponed else self.waiting).append(self._again(record))
 
     def _references(self) -> list[Trial]:
         """On a grid, whose rows are all repeated, with every seed; else the further seeds come with the front's."""
@@ -333,7 +333,7 @@ class Search:
         if record.role is Role.SEARCH and handle:
             label = handle.get("study")
             stratum = next((stratum for stratum in self.strata if stratum.label == label), self.strata[0])
-            handle = self.proposer.ask_again(stratum, record.parameters, handle).handle
+            handle = self.proposer.reask(stratum, record.parameters, handle).handle
         self._write_proposed(trial, handle)
         return trial
 

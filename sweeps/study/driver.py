@@ -31,7 +31,7 @@ from sweeps.records.names import (
 from sweeps.records.specification import Resolver
 from sweeps.records.study_folders import find_folder, new_folder, read_question, studies_root, write_question
 from sweeps.search.proposer import OptunaProposer, make_proposer
-from sweeps.search.reuse import Others
+from sweeps.search.reuse import SiblingResults
 from sweeps.search.search import Search
 from sweeps.search.warm_start import earlier_studies, warm_start
 from sweeps.space.checks import check_shared
@@ -218,7 +218,8 @@ def _drive(space: Space, resolver: Resolver, setting: Setting, again: Repeat | F
 
     resolver.clock.keep(setting.folder)
     earlier = earlier_studies(space.search.warm_start, setting.folder.parent)
-    others = Others() if setting.origin else Others.of(setting.folder)  # a repeat is there to be trained again
+    # A trial that is reproduced must be trained again, not taken from a sibling
+    siblings = SiblingResults() if setting.origin else SiblingResults.read(setting.folder)
     strata, unreachable = reachable_strata(space, resolver)
     connect(setting.address)
     rooms = Rooms(space, expected_trials(space, resolver), gpus_asked=setting.gpus_asked)
@@ -242,7 +243,7 @@ def _drive(space: Space, resolver: Resolver, setting: Setting, again: Repeat | F
                 print(*warm_start(proposer, resolver, earlier), sep="\n", end="\n" if earlier else "", flush=True)
             room = rooms.settle(resolver, journal, record, setting.data_dir, ways)
             apply_event(record, journal.append(Event.ROOM, sync=True, since=steady() - setting.began, **room.about()))
-            outcome = _work(Search(space, resolver, proposer, journal, record, strata, others), setting, room)
+            outcome = _work(Search(space, resolver, proposer, journal, record, strata, siblings), setting, room)
         except KeyboardInterrupt:
             pass  # between two trials, or after the last: what is done is on record
         except Exception as error:

@@ -27,7 +27,7 @@ def evaluate_front(search: Search, folder: Path, data: ImageData) -> None:
     for trial in front_trials(search.record.trials.values()):
         kept = folder / MODELS_FOLDER / trial.trial_id
         keep = trial.trial_id in models and not (kept / MODEL_FILE).exists()
-        if trial.test_error is None and (seen := search.others.test_error(trial)) is not None:
+        if trial.test_error is None and (seen := search.siblings.test_error(trial)) is not None:
             search.write_test_error(trial.trial_id, seen)
         if trial.test_error is not None and not keep:
             continue

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sweeps.records.names import Role, Status, TrialRecord
-from sweeps.search.counters import Tally
+from sweeps.search.counters import TrialCounters
 
 CHANGES = st.fixed_dictionaries({
     "trial_id": st.sampled_from("abcd"), "status": st.sampled_from(list(Status)), "role": st.sampled_from(list(Role)),
@@ -22,7 +22,7 @@ CHANGES = st.fixed_dictionaries({
 @given(changes=st.lists(CHANGES, max_size=12))
 def test_it_says_what_counting_anew_says(grid: bool, changes: list[dict[str, Any]]):
     trials: dict[str, TrialRecord] = {}
-    kept = Tally([], grid=grid)
+    kept = TrialCounters([], grid=grid)
     for change in changes:
         trials[change["trial_id"]] = TrialRecord(**change)
         kept.update(trials[change["trial_id"]])
@@ -30,6 +30,6 @@ def test_it_says_what_counting_anew_says(grid: bool, changes: list[dict[str, Any
         sound = [each for each in trials.values() if each.status is not Status.INFEASIBLE and not each.broken]
         proposed = [each for each in sound if each.role in roles and each.proposal]
         assert set(kept.open) == {name for name, each in trials.items() if not each.ended}
-        assert +kept.strata == Tally(trials.values(), grid=grid).strata
+        assert +kept.strata == TrialCounters(trials.values(), grid=grid).strata
         assert kept.strata["small"] == sum(each.stratum == "small" for each in sound)
         assert kept.proposed == sum(1 + (len(each.aliases) if grid else 0) for each in proposed)

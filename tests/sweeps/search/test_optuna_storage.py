@@ -11,7 +11,7 @@ from optuna.trial import TrialState
 
 from sweeps.records.journal import Journal, read_journal
 from sweeps.records.names import JOURNAL_FILE, Event, Role, Status, apply_event, fold
-from sweeps.search.optuna_storage import WholeLines
+from sweeps.search.optuna_storage import CrashSafeJournalBackend
 from sweeps.search.proposer import OptunaProposer, Outcome, make_proposer
 from sweeps.search.search import Search
 
@@ -118,17 +118,17 @@ def test_the_record_says_so_in_its_row(begin, tmp_path):
 
 def test_a_line_that_a_kill_has_torn_is_cut_off(tmp_path):
     path = tmp_path / "optuna.journal"
-    WholeLines(path).append_logs([{"op_code": 1}])
+    CrashSafeJournalBackend(path).append_logs([{"op_code": 1}])
     with path.open("ab") as file:
         file.write(b'{"op_co')
-    opened = WholeLines(path)
+    opened = CrashSafeJournalBackend(path)
     opened.append_logs([{"op_code": 2}])
     assert list(opened.read_logs(0)) == [{"op_code": 1}, {"op_code": 2}]
 
 
 def test_a_disk_that_takes_part_of_a_line_leaves_none_of_it(tmp_path):
     path = tmp_path / "optuna.journal"
-    opened = WholeLines(path)
+    opened = CrashSafeJournalBackend(path)
     opened.append_logs([{"op_code": 1}])
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)

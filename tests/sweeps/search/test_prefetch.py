@@ -10,7 +10,7 @@ import pytest
 from sweeps.records.journal import Journal, read_journal
 from sweeps.records.names import Role, Status, fold
 from sweeps.records.specification import Resolver
-from sweeps.search.prefetch import Ahead
+from sweeps.search.prefetch import ProposalPrefetcher
 from sweeps.search.proposer import OptunaProposer, make_proposer
 from sweeps.search.search import Search
 from sweeps.search.warm_start import earlier_studies, warm_start
@@ -51,10 +51,10 @@ def finish(search: Search, trial, error: float) -> None:
     search.finish(trial.trial_id, Status.COMPLETED)
 
 
-def run_out(search: Search, ahead: Ahead) -> list:
+def run_out(search: Search, prefetcher: ProposalPrefetcher) -> list:
     launched = []
     while not search.is_over():
-        trial = ahead.next(wait=True)
+        trial = prefetcher.next(wait=True)
         if trial is not None:
             launched.append(trial)
             finish(search, trial, 5.0 + len(launched) % 7)
@@ -65,8 +65,8 @@ def run_out(search: Search, ahead: Ahead) -> list:
 def test_every_sampler_launches_each_trial_once_and_hears_of_all(small, open_search, sampler):
     small["search"] = {"trials": 14, "sampler": sampler, "repeats": 2}
     search = open_search(small)
-    with Ahead(search, 2) as ahead:
-        launched = run_out(search, ahead)
+    with ProposalPrefetcher(search, 2) as prefetcher:
+        launched = run_out(search, prefetcher)
     ids = [trial.trial_id for trial in launched]
     assert len(ids) == len(set(ids))
     roles = [trial.role for trial in launched]
@@ -82,8 +82,8 @@ def test_every_sampler_launches_each_trial_once_and_hears_of_all(small, open_sea
 def test_every_sampler_takes_several_objectives(small, open_search, sampler):
     small["search"] = {"trials": 8, "sampler": sampler, "objectives": ["val_error", "params"]}
     search = open_search(small)
-    with Ahead(search, 2) as ahead:
-        launched = run_out(search, ahead)
+    with ProposalPrefetcher(search, 2) as prefetcher:
+        launched = run_out(search, prefetcher)
     assert len(launched) == 1 + 8
 
 
@@ -100,7 +100,7 @@ def test_quasi_random_points_fill_every_choice_evenly_and_go_on_after_a_stop(sma
 
 def test_a_slot_does_not_wait_for_a_proposal(small, open_search):
     search = open_search(small)
-    search.next_waiting()
+    search.pop_waiting()
     asked = search.proposer.ask
     thinking = threading.Event()
 
@@ -109,23 +109,23 @@ def test_a_slot_does_not_wait_for_a_proposal(small, open_search):
         return asked(stratum, explore=explore)
 
     search.proposer.ask = slow
-    with Ahead(search, 2) as ahead:
-        assert ahead.next(wait=False) is None  # nothing is ready, and nobody waits
+    with ProposalPrefetcher(search, 2) as prefetcher:
+        assert prefetcher.next(wait=False) is None  # nothing is ready, and nobody waits
         thinking.set()
-        first = ahead.next(wait=True)
+        first = prefetcher.next(wait=True)
         assert first is not None
         limit = time.monotonic() + 20
         while len(search.reserved) < 2 and time.monotonic() < limit:
             time.sleep(0.01)
         thinking.clear()
-        assert ahead.next(wait=False) is not None
+        assert prefetcher.next(wait=False) is not None
         thinking.set()
 
 
 def test_what_was_ready_and_never_used_is_told_as_lost(small, open_search):
     search = open_search(small)
-    with Ahead(search, 3) as ahead:
-        reference, first = ahead.next(wait=True), ahead.next(wait=True)
+    with ProposalPrefetcher(search, 3) as prefetcher:
+        reference, first = prefetcher.next(wait=True), prefetcher.next(wait=True)
         while len(search.reserved) < 3:
             time.sleep(0.01)
     assert search.reserved == {}
@@ -135,7 +135,7 @@ def test_what_was_ready_and_never_used_is_told_as_lost(small, open_search):
 
 def test_what_a_kill_leaves_ready_is_settled_by_the_next_driver(small, open_search):
     search = open_search(small)
-    search.next_waiting()
+    search.pop_waiting()
     search.prepare()  # asked of Optuna, never journaled: killed here
     again = open_search(small)
     assert again.proposer.open_handles() == []
@@ -144,14 +144,14 @@ def test_what_a_kill_leaves_ready_is_settled_by_the_next_driver(small, open_sear
 
 def test_an_error_of_the_sampler_reaches_the_driver(small, open_search):
     search = open_search(small)
-    search.next_waiting()
+    search.pop_waiting()
 
     def broken(stratum, *, explore=False):
         raise RuntimeError("the sampler broke")
 
     search.proposer.ask = broken
-    with pytest.raises(RuntimeError, match="the sampler broke"), Ahead(search, 1) as ahead:
-        ahead.next(wait=True)
+    with pytest.raises(RuntimeError, match="the sampler broke"), ProposalPrefetcher(search, 1) as prefetcher:
+        prefetcher.next(wait=True)
 
 
 def test_known_points_come_first_in_every_stratum_that_admits_them(small, open_search):

@@ -96,7 +96,7 @@ def test_what_was_infeasible_keeps_its_constraint_when_told_after_a_kill(propose
 def test_asking_again_gives_the_same_point_under_a_new_number(proposer, resolver):
     stratum = resolver.strata[0]
     lost = proposer.ask(stratum)
-    again = proposer.ask_again(stratum, lost.point, lost.handle)
+    again = proposer.reask(stratum, lost.point, lost.handle)
     assert again.point == lost.point
     assert again.handle != lost.handle
 

@@ -26,9 +26,9 @@ from sweeps.records.names import (
 from sweeps.records.specification import Resolver
 from sweeps.records.tables import from_row, to_row
 from sweeps.search import reuse as adoption
-from sweeps.search.prefetch import Ahead
+from sweeps.search.prefetch import ProposalPrefetcher
 from sweeps.search.proposer import make_proposer
-from sweeps.search.reuse import Others, weights_of
+from sweeps.search.reuse import SiblingResults, weights_path
 from sweeps.search.search import Search
 from sweeps.space.parse import parse_space
 from sweeps.space.settings import SearchSettings
@@ -54,7 +54,7 @@ def series(digits, tmp_path, content):
         space = parse_space(name, {**content, "train": {"epochs": 2}, "method": method, "search": {**GRID, **search}})
         record = fold(read_journal(journal.path))
         proposer = make_proposer(space, folder)
-        return Search(space, Resolver(space, digits), proposer, journal, record, others=Others.of(folder))
+        return Search(space, Resolver(space, digits), proposer, journal, record, siblings=SiblingResults.read(folder))
 
     yield opened
     for journal in journals:
@@ -69,7 +69,7 @@ def train(search: Search, trial_id: str, status: Status = Status.COMPLETED) -> N
     search.write_attempt(trial_id, MACHINE)
     for epoch in (1, 2):
         search.write_epoch(trial_id, epoch, {"val_error": 10.0 - epoch, "epoch_seconds": 3.0})
-    path = weights_of(folder_of(search), trial_id)
+    path = weights_path(folder_of(search), trial_id)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(trial_id.encode())
     search.finish(trial_id, status)
@@ -100,7 +100,7 @@ def test_a_grid_trains_only_what_no_other_study_of_the_series_has(series):
         assert ours.adopted == {"study": "first", "host": "here", "device": "cpu", "cpus": 1.0}
         assert {epoch: values["val_error"] for epoch, values in ours.epochs.items()} == {1: 9.0, 2: 8.0}
         assert (ours.role, ours.stratum, ours.point_id) == (theirs.role, theirs.stratum, theirs.point_id)
-        assert os.path.samefile(weights_of(folder_of(second), name), weights_of(folder_of(first), name))
+        assert os.path.samefile(weights_path(folder_of(second), name), weights_path(folder_of(first), name))
     assert fold(read_journal(second.journal.path)) == second.record
 
 
@@ -167,7 +167,7 @@ def test_what_does_not_count_or_is_not_there_any_more_is_trained_again(series, t
     if spoil == "broken":
         first.journal.append(Event.MARKED, trial=name, broken="a test")
     elif spoil == "weights":
-        weights_of(folder_of(first), name).unlink()
+        weights_path(folder_of(first), name).unlink()
     elif spoil == "no series":
         (tmp_path / SERIES_FILE).unlink()
     assert series("second", [2]).next().trial_id == name
@@ -206,8 +206,8 @@ def test_ahead_of_the_slots_adopted_trials_take_none(series):
     launched = run_out(series("first", [2, 3]))
     second = series("second", [2, 3, 4])
     taken = []
-    with Ahead(second, 2) as ahead:
-        while (trial := ahead.next(wait=True)) is not None:
+    with ProposalPrefetcher(second, 2) as prefetcher:
+        while (trial := prefetcher.next(wait=True)) is not None:
             taken.append(trial.trial_id)
             train(second, trial.trial_id)
     assert not set(taken) & set(launched)
@@ -225,7 +225,7 @@ def test_a_copy_is_made_where_the_disk_has_no_links(series, monkeypatch):
     second = series("second", [2])
     run_out(second)
     name = next(iter(second.record.trials))
-    ours, theirs = (weights_of(folder_of(each), name) for each in (second, first))
+    ours, theirs = (weights_path(folder_of(each), name) for each in (second, first))
     assert ours.read_bytes() == theirs.read_bytes()
     assert not os.path.samefile(ours, theirs)
 
@@ -258,4 +258,4 @@ def test_the_early_stopping_knows_what_was_adopted_while_it_runs():
 
 
 def test_a_study_alone_adopts_nothing(tmp_path):
-    assert Others.of(tmp_path / "alone").trials == {}
+    assert SiblingResults.read(tmp_path / "alone").trials == {}

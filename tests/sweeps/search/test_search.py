@@ -138,12 +138,12 @@ def test_an_end_is_recorded_once(search):
 def test_a_trial_that_is_taken_back_is_handed_out_next_and_once(search):
     search.next()
     trial = search.next()
-    search.take_back(trial.trial_id)
+    search.requeue(trial.trial_id)
     assert not search.is_over()
     assert search.next() == trial
     assert search.next() != trial
     finish(search, trial.trial_id)
-    search.take_back(trial.trial_id)  # it had reported its end before its process was lost
+    search.requeue(trial.trial_id)  # it had reported its end before its process was lost
     assert trial not in search.waiting
 
 
@@ -196,9 +196,9 @@ def test_what_ran_out_of_memory_waits_for_a_later_phase_also_after_a_kill(space,
     assert not search.is_over()
     assert search.is_exhausted()  # of this phase
     resumed = open_search(space)
-    assert [trial.trial_id for trial in resumed.later] == [trials[1].trial_id]
+    assert [trial.trial_id for trial in resumed.postponed] == [trials[1].trial_id]
     assert resumed.next() is None
-    again = resumed.next_later()
+    again = resumed.pop_postponed()
     assert (again.trial_id, again.specification) == (trials[1].trial_id, trials[1].specification)
     finish(resumed, again.trial_id)
     assert resumed.is_over()
@@ -221,18 +221,18 @@ def test_repeats_and_what_starts_from_a_postponed_trial_wait_for_it(content, ope
     search = open_search(parse_space("small", content))
     dense = search.next()
     assert search.next() is None
-    assert not search.is_held_up()  # it runs
+    assert not search.is_blocked()  # it runs
     search.postpone(dense.trial_id, "no memory")
-    assert search.is_held_up()
+    assert search.is_blocked()
     assert search.next() is None
-    finish(search, search.next_later().trial_id)
-    assert not search.is_held_up()
+    finish(search, search.pop_postponed().trial_id)
+    assert not search.is_blocked()
     first, second = search.next(), search.next()
     finish(search, first.trial_id)
     search.postpone(second.trial_id, "no memory")
     assert search.next() is None
-    assert search.is_held_up()
-    finish(search, search.next_later().trial_id)
+    assert search.is_blocked()
+    finish(search, search.pop_postponed().trial_id)
     assert search.next() is not None  # a repeat
 
 

@@ -19,7 +19,7 @@ from sweeps.records.journal import Journal, read_journal
 from sweeps.records.names import JOURNAL_FILE, SERIES_FILE, Role, Status, StudyRecord, fold
 from sweeps.records.specification import Resolver
 from sweeps.search.proposer import make_proposer
-from sweeps.search.reuse import Others, weights_of
+from sweeps.search.reuse import SiblingResults, weights_path
 from sweeps.search.search import Search
 from sweeps.space.model import Space
 from sweeps.space.parse import parse_space
@@ -103,14 +103,14 @@ def _run_out(space: Space, digits, cut: int, folder: Path) -> list[str]:
         journal = Journal(folder / JOURNAL_FILE)
         record = fold(read_journal(journal.path))
         proposer = make_proposer(space, folder, resolver.points)
-        search = Search(space, resolver, proposer, journal, record, strata, Others.of(folder))
+        search = Search(space, resolver, proposer, journal, record, strata, SiblingResults.read(folder))
         while (trial := search.next()) is not None:
             if sitting == 0 and len(launched) >= cut:
                 break
             launched.append(trial.trial_id)
             search.write_epoch(trial.trial_id, 1, {"val_error": 5.0 + len(launched) % 5})
-            weights_of(folder, trial.trial_id).parent.mkdir(parents=True)
-            weights_of(folder, trial.trial_id).write_bytes(b"")
+            weights_path(folder, trial.trial_id).parent.mkdir(parents=True)
+            weights_path(folder, trial.trial_id).write_bytes(b"")
             search.finish(trial.trial_id, Status.COMPLETED)
         journal.close()
     done = [trial for trial in record.trials.values() if trial.status is Status.COMPLETED]
