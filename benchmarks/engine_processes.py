@@ -132,7 +132,7 @@ class Bench:
             torch.cuda.reset_peak_memory_stats()
         start = time.perf_counter()
         self.trainer = self._made(case)
-        self.trainer.train_steps(most=2)
+        self.trainer.train_steps(limit=2)
         self._wait()
         seconds = time.perf_counter() - start
         self.trainer.train_steps()
@@ -144,7 +144,7 @@ class Bench:
     def following(self, case: Case) -> float:
         """Seconds from one setting to the second step of the next."""
         start = time.perf_counter()
-        self._made(replace(case, share=SHARES[1])).train_steps(most=2)
+        self._made(replace(case, share=SHARES[1])).train_steps(limit=2)
         self._wait()
         return time.perf_counter() - start
 
@@ -173,7 +173,7 @@ class Bench:
         found: list[float] = []
         while len(found) < EQUAL_STEPS:
             most = EQUAL_STEPS - len(found)
-            trainer.train_steps(most=most)
+            trainer.train_steps(limit=most)
             found += trainer.step_losses[:most].tolist()
             trainer.epoch += 1
         return found

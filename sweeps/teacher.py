@@ -19,7 +19,7 @@ import torch
 from lowrank.data import load_data
 from lowrank.distillation.teacher_files import teacher_names
 from lowrank.errors import InputError
-from lowrank.training.trainer import DivergedError
+from lowrank.training.divergence import DivergedError
 from lowrank.utils.cli import OneLineParser
 from lowrank.utils.endings import FAILED, ended, exit_code
 from sweeps.records.study_folders import NAME_RULE, check_root

@@ -13,18 +13,18 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from lowrank.data import Batch
 from lowrank.errors import LowrankError
 from lowrank.training.engine.precision import LEAST_SCALE
+from lowrank.training.engine.rng import random_state, set_random_state
+from lowrank.training.engine.step import TrainStep
 from lowrank.training.metrics import TrainMeter
 from lowrank.utils.hooks import Hooked
-
-if TYPE_CHECKING:
-    from lowrank.training.trainer import Trainer
 
 LOOK_EVERY = 50  # steps
 EXPLODED = 20.0  # times log K
@@ -115,24 +115,29 @@ def all_finite(tensors: Iterable[Tensor]) -> Tensor:
 
 
 class Guard:
-    """Looks after one trainer's epochs."""
+    """Looks after the epochs of one training.
 
-    def __init__(self, trainer: Trainer):
-        self._trainer = trainer
-        self._limit = EXPLODED * math.log(max(2, len(trainer.data.classes)))
+    Args:
+        train_step: what is watched.
+        batches: gives the batches of the epoch from its first, the same at every call.
+        classes: how many.
+    """
+
+    def __init__(self, train_step: TrainStep, batches: Callable[[], Iterator[Batch]], classes: int):
+        self._train_step, self._batches = train_step, batches
+        self._limit = EXPLODED * math.log(max(2, classes))
         self._state: dict[str, Tensor] = {}
         self._random: list[Tensor] = []
         self._start = 0  # steps of this epoch done when the copy was made
-        self.collapsed = torch.zeros(0)
 
     def begin(self) -> None:
         """An epoch begins."""
-        self.collapsed = torch.zeros(self._trainer.steps, device=self._trainer.device)
+        self._train_step.begin_epoch()
         self._keep(0)
 
     def _keep(self, done: int) -> None:
         """Copy the state, into the last copy's memory where there is one."""
-        live = self._trainer.state()
+        live = self._train_step.state()
         if live.keys() != self._state.keys():
             self._state = {name: torch.empty_like(tensor) for name, tensor in live.items()}
         kinds: dict[tuple[torch.device, torch.dtype], list[str]] = {}
@@ -140,28 +145,28 @@ class Guard:
             kinds.setdefault((tensor.device, tensor.dtype), []).append(name)
         for names in kinds.values():  # a list of one kind is copied by few kernels
             torch._foreach_copy_([self._state[name] for name in names], [live[name] for name in names])
-        self._start, self._random = done, random_state(self._trainer.device)
+        self._start, self._random = done, random_state(self._train_step.device)
 
     @torch.no_grad()
     def look(self, meter: TrainMeter, done: int) -> None:
         """Look at the epoch's first `done` steps; raises DivergedError."""
         losses, plain = meter.losses[self._start : done], meter.parts[:done, 0][-LOOK_EVERY:]
         well = torch.stack([
-            torch.isfinite(losses).all(), all_finite(self._trainer.network.parameters()),
-            (self.collapsed == 0).all(), plain.mean() <= self._limit,
+            torch.isfinite(losses).all(), all_finite(self._train_step.network.parameters()),
+            (self._train_step.collapsed == 0).all(), plain.mean() <= self._limit,
         ])  # fmt: skip
         finite, weights, scale, calm = well.tolist()
         if not finite or not scale or not weights:
             raise self._traced(meter, done)
         if not calm:
             raise self._exploded(plain, done - len(plain))
-        if done < self._trainer.steps:  # the next epoch keeps its own
+        if done < self._train_step.steps:  # the next epoch keeps its own
             self._keep(done)
 
     def _exploded(self, losses: Tensor, before: int) -> DivergedError:
         """The step, after `before` others, whose loss first left the limit, and the layer that has moved most."""
         offset = int((losses > self._limit).nonzero()[0])
-        step, epoch = before + offset + 1, self._trainer.epoch + 1
+        step, epoch = before + offset + 1, self._train_step.epoch + 1
         moved = self._moved()
         layer = max(moved, key=lambda name: moved[name])
         return DivergedError(
@@ -173,7 +178,7 @@ class Guard:
     def _moved(self) -> dict[str, float]:
         """How far each layer's own parameters are from the last copy, as a multiple of their size there."""
         squares: dict[str, list[float]] = {}
-        for name, now in self._trainer.network.named_parameters():
+        for name, now in self._train_step.network.named_parameters():
             then = self._state[f"network.{name}"]
             sums = squares.setdefault(name.rpartition(".")[0], [0.0, 0.0])
             sums[0] += (now - then).double().square().sum().item()
@@ -182,7 +187,10 @@ class Guard:
 
     def _traced(self, meter: TrainMeter, done: int) -> DivergedError:
         """What went wrong in the steps since the last look, from running them again."""
-        epoch, bad = self._trainer.epoch + 1, ~torch.isfinite(meter.losses[:done]) | (self.collapsed[:done] > 0)
+        epoch, bad = (
+            self._train_step.epoch + 1,
+            ~torch.isfinite(meter.losses[:done]) | (self._train_step.collapsed[:done] > 0),
+        )
         last = int(bad.nonzero()[0]) if bool(bad.any()) else done - 1
         found = self._replay(last)
         if found is not None:
@@ -197,53 +205,41 @@ class Guard:
     @torch.enable_grad()
     def _replay(self, last: int) -> DivergedError | None:
         """Run the steps from the copy to `last` (from 0) again; the first that goes wrong once more, watched."""
-        trainer = self._trainer
-        trainer.load_state(self._state)
-        set_random_state(self._random, trainer.device)
-        batches = itertools.islice(trainer.batches(), self._start, last + 1)
+        train_step = self._train_step
+        train_step.load_state(self._state)
+        set_random_state(self._random, train_step.device)
+        batches = itertools.islice(self._batches(), self._start, last + 1)
         for step, batch in enumerate(batches, start=self._start):
-            random, buffers = random_state(trainer.device), [each.clone() for each in trainer.network.buffers()]
+            random, buffers = random_state(train_step.device), [each.clone() for each in train_step.network.buffers()]
             loss = self._gradients(step, batch)
             what = self._fault(loss)
             if what is None:
-                trainer.update(step)
+                train_step.update(step)
                 continue
-            set_random_state(random, trainer.device)
-            for buffer, before in zip(trainer.network.buffers(), buffers, strict=True):
+            set_random_state(random, train_step.device)
+            for buffer, before in zip(train_step.network.buffers(), buffers, strict=True):
                 buffer.copy_(before)
-            with Watch(trainer.network) as watch:
+            with Watch(train_step.network) as watch:
                 self._gradients(step, batch)
             layer, where = watch.first
-            epoch = trainer.epoch + 1
+            epoch = train_step.epoch + 1
             return DivergedError(f"{what} in epoch {epoch}, step {step + 1}; {where}",
                                  epoch=epoch, step=step + 1, layer=layer)  # fmt: skip
         return None
 
     def _gradients(self, step: int, batch: Any) -> float:
-        meter = TrainMeter(self._trainer.steps, self._trainer.objective.names, self._trainer.device)
-        self._trainer.gradients(step, batch, meter)
+        meter = TrainMeter(self._train_step.steps, self._train_step.objective.names, self._train_step.device)
+        self._train_step.compute_gradients(step, batch, meter)
         return float(meter.losses[step])
 
     def _fault(self, loss: float) -> str | None:
         """What is wrong with a step, in words; None for nothing (a float16 step that is merely skipped)."""
         if not math.isfinite(loss):
             return f"training loss {loss}"
-        gradients = [each.grad for each in self._trainer.network.parameters() if each.grad is not None]
-        scale = self._trainer.scale
+        gradients = [each.grad for each in self._train_step.network.parameters() if each.grad is not None]
+        scale = self._train_step.scaler
         if (scale is not None and scale.scale.item() > LEAST_SCALE) or bool(all_finite(gradients)):
             return None
         if scale is not None:
             return f"gradients still overflow at the least loss scale ({LEAST_SCALE:g})"
         return f"gradients are not finite (training loss {loss:.3g})"
-
-
-def random_state(device: torch.device) -> list[Tensor]:
-    """The state of torch's generators that a step may draw from."""
-    return [torch.get_rng_state(), *([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])]
-
-
-def set_random_state(states: list[Tensor], device: torch.device) -> None:
-    """Take up `random_state`."""
-    torch.set_rng_state(states[0])
-    if device.type == "cuda":
-        torch.cuda.set_rng_state(states[1], device)

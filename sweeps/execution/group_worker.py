@@ -81,8 +81,7 @@ class Rank:
     def start_from(self, weights: dict[str, Tensor]) -> None:
         """Begin with these weights instead of those that were drawn."""
         self.trainer.network.load_state_dict(weights)
-        if self.trainer.average is not None:
-            self.trainer.average.load({})
+        self.trainer.restart_average()
 
     def state(self) -> dict[str, Tensor]:
         """See Trainer, on the CPU."""

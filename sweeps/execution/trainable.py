@@ -29,9 +29,10 @@ from lowrank.errors import InputError, LoaderHungError
 from lowrank.io.tensor_file import kept_files, load_tensors, save_tensors
 from lowrank.layers.registry import make_method
 from lowrank.networks import NetworkSettings
+from lowrank.training.divergence import DivergedError
 from lowrank.training.engine.data_parallel import Ranks
 from lowrank.training.recipe import Recipe
-from lowrank.training.trainer import DivergedError, Trainer
+from lowrank.training.trainer import Trainer
 from sweeps.cluster.devices import first_line, given_device, limit_memory, out_of_memory
 from sweeps.execution.checkpoint_relay import CheckpointPlace
 from sweeps.execution.initial_weights import start_student
@@ -146,8 +147,8 @@ class TrialTrainable(tune.Trainable):
         start_student(network, specification, self.data, config["study_dir"], config.get("relay"))
         if isinstance(self.trainer, Team):
             self.trainer.start_from(network.state_dict())
-        elif self.trainer.average is not None:  # it was made of what was drawn
-            self.trainer.average.load({})
+        else:
+            self.trainer.restart_average()  # it was made of what was drawn
 
     def _check_device(self) -> None:
         """Whether the trial before this one, if there was one, gave its memory back; raises WorkerLostError."""

@@ -83,7 +83,7 @@ class _DryTrainer:
         images = min(trainer.recipe.batch_size, len(trainer.data.train))
         try:
             while (taken := time.perf_counter() - start) < seconds:
-                trainer.train_steps(most=STEPS)
+                trainer.train_steps(limit=STEPS)
                 steps += min(STEPS, trainer.steps)
         except (RuntimeError, MemoryError) as error:
             return 0.0, None, self._refused(error)

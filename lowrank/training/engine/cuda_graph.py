@@ -16,7 +16,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -25,16 +24,14 @@ from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
 from lowrank.data import Batch
 from lowrank.distillation.teacher import Signals
 from lowrank.kernels.dispatch import kernel_errors
-from lowrank.training.divergence import random_state, set_random_state
 from lowrank.training.engine.compiled_forward import CompiledForward, NotCompilableError, compiling_alone
+from lowrank.training.engine.rng import random_state, set_random_state
+from lowrank.training.engine.step import TrainStep
 from lowrank.training.metrics import TrainMeter
 from lowrank.training.objective import Forward
 from lowrank.training.optimizer import SHARE
 from lowrank.training.recipe import Engine, Recipe
-from lowrank.training.timers import COMPILE
-
-if TYPE_CHECKING:
-    from lowrank.training.trainer import Trainer
+from lowrank.training.timers import COMPILE, Phases
 
 # Steps of a trial from which on compilation is worth it: ResNet-9's, once a network and machine, is paid back by three
 # such trials, as a study has them, or by one of 13,000 steps
@@ -55,17 +52,17 @@ def engine_of(recipe: Recipe, steps: int, on_gpu: bool) -> Engine:
     return "compiled" if recipe.epochs * steps >= LONG else "captured"
 
 
-def make_captured(trainer: Trainer, say: Callable[[str], None]) -> CapturedSteps | None:
+def make_captured(train_step: TrainStep, phases: Phases, say: Callable[[str], None]) -> CapturedSteps | None:
     """The steps of the engine that the trainer's recipe asks for; None for the plain loop.
 
     On a CPU nothing is recorded. float16 skips steps, which no recorded step can; nor is recorded what several
     processes do together.
     """
-    on_gpu = trainer.device.type == "cuda"
-    engine = engine_of(trainer.recipe, trainer.steps, on_gpu)
-    if engine == "plain" or trainer.scale is not None or trainer.ranks is not None:
+    on_gpu = train_step.device.type == "cuda"
+    engine = engine_of(train_step.recipe, train_step.steps, on_gpu)
+    if engine == "plain" or train_step.scaler is not None or train_step.ranks is not None:
         return None
-    return CapturedSteps(trainer, record=on_gpu, compiled=engine == "compiled", say=say)
+    return CapturedSteps(train_step, phases, record=on_gpu, compiled=engine == "compiled", say=say)
 
 
 class CapturedSteps:
@@ -75,18 +72,19 @@ class CapturedSteps:
     """
 
     def __init__(
-        self, trainer: Trainer, *, record: bool = True, compiled: bool = False,
+        self, train_step: TrainStep, phases: Phases, *, record: bool = True, compiled: bool = False,
         say: Callable[[str], None] = warnings.warn,
     ):  # fmt: skip
-        self._trainer, self._record, self._say = trainer, record, say
+        self._train_step, self._phases, self._record, self._say = train_step, phases, record, say
         self._compiled = compiled
-        self._forward: Forward = trainer.objective
+        self._reloads = train_step.reloads
+        self._forward: Forward = train_step.objective
         self._graph: torch.cuda.CUDAGraph | None = None
         self._images = self._labels = torch.empty(0)
         self._signals: Signals | None = None
         self._rates: list[Tensor] = []
         self._norms = torch.empty(0)
-        self._meter = TrainMeter(1, trainer.objective.names, trainer.device)
+        self._meter = TrainMeter(1, train_step.objective.names, train_step.device)
 
     def forget(self) -> None:
         """The next step is recorded anew: tensors of the trainer were replaced."""
@@ -96,9 +94,9 @@ class CapturedSteps:
     def step(self, step: int, batch: Batch, meter: TrainMeter) -> None:
         """Train on `batch`; losses and errors go into `meter` as those of this epoch's `step`."""
         images, labels, indices = batch
-        signals = self._trainer.objective.ask(images, indices, self._trainer.slot)
-        if self._images.shape != images.shape:
-            with self._trainer.phases.timed(COMPILE):
+        signals = self._train_step.ask_teacher(images, indices)
+        if self._images.shape != images.shape or self._reloads != self._train_step.reloads:
+            with self._phases.timed(COMPILE):
                 self._prepare(images, labels, signals)
         self._fill(images, labels, signals)
         self._set_rate(step)
@@ -107,8 +105,8 @@ class CapturedSteps:
         else:
             self._graph.replay()
         meter.take(step, self._meter)
-        self._trainer.gradient_meter.take(step, self._norms)
-        self._trainer.after_update(step)
+        self._train_step.gradient_meter.take(step, self._norms)
+        self._train_step.after_update(step)
 
     def _fill(self, images: Tensor, labels: Tensor, signals: Signals | None) -> None:
         self._images.copy_(images)
@@ -117,17 +115,18 @@ class CapturedSteps:
             torch._foreach_copy_(self._signals.tensors, signals.tensors)
 
     def _set_rate(self, step: int) -> None:
-        rate = self._trainer.rate(step)
-        for group, tensor in zip(self._trainer.optimizer.param_groups, self._rates, strict=True):
+        rate = self._train_step.rate(step)
+        for group, tensor in zip(self._train_step.optimizer.param_groups, self._rates, strict=True):
             tensor.fill_(rate * group[SHARE])
 
     def _prepare(self, images: Tensor, labels: Tensor, signals: Signals | None) -> None:
         """Lay out the memory for batches like this one and record the step; the trainer's state stays as it is."""
         self.forget()
+        self._reloads = self._train_step.reloads
         self._images, self._labels = torch.empty_like(images), labels.clone()
         self._signals = None if signals is None else signals.empty_like()
         self._fill(images, labels, signals)
-        groups = self._trainer.optimizer.param_groups
+        groups = self._train_step.optimizer.param_groups
         self._rates = [torch.zeros((), device=images.device) for _ in groups]
         for group, tensor in zip(groups, self._rates, strict=True):
             group["lr"] = tensor
@@ -141,8 +140,8 @@ class CapturedSteps:
     @contextmanager
     def _undone(self) -> Iterator[None]:
         """What steps within do to the trainer is taken back."""
-        device = self._trainer.device
-        kept = [(tensor, tensor.clone()) for tensor in self._trainer.live_tensors()]
+        device = self._train_step.device
+        kept = [(tensor, tensor.clone()) for tensor in self._train_step.live_tensors()]
         random = random_state(device)
         try:
             yield
@@ -154,12 +153,12 @@ class CapturedSteps:
 
     def _compile(self) -> None:
         """Have the compiled forward pass ready; where there can be none, say why and go on with the plain one."""
-        trainer = self._trainer
-        dtype = None if trainer.dtype is None else (trainer.device.type, trainer.dtype)
-        objective = trainer.objective
+        train_step = self._train_step
+        dtype = None if train_step.dtype is None else (train_step.device.type, train_step.dtype)
+        objective = train_step.objective
         try:
             taps = () if objective.taps is None else objective.taps.names
-            forward = CompiledForward(trainer.network, objective.loss, taps, dtype)
+            forward = CompiledForward(train_step.network, objective.loss, taps, dtype)
             self._forward = forward
             with compiling_alone(forward.trunk.digest(self._images)), self._undone():
                 self._body()
@@ -173,7 +172,7 @@ class CapturedSteps:
 
     def _make_momentum(self) -> None:
         """Momentum from zeros is momentum from the first gradient; a recorded step cannot tell first from later."""
-        optimizer = self._trainer.optimizer
+        optimizer = self._train_step.optimizer
         for group in optimizer.param_groups:
             for parameter in group["params"] if group["momentum"] > 0 else ():
                 if optimizer.state[parameter].get("momentum_buffer") is None:
@@ -194,8 +193,8 @@ class CapturedSteps:
 
     def _body(self) -> None:
         """One step from what lies in memory; the meter is of this step alone."""
-        trainer = self._trainer
+        train_step = self._train_step
         self._meter.clear()
-        trainer.backward(0, self._images, self._labels, self._signals, self._meter, self._forward)
-        self._norms = trainer.gradient_meter.norms()
-        trainer.apply_gradients()
+        train_step.backward(0, self._images, self._labels, self._signals, self._meter, self._forward)
+        self._norms = train_step.gradient_meter.norms()
+        train_step.apply_gradients()

@@ -59,7 +59,7 @@ def test_a_recorded_step_that_diverges_is_traced_to_its_step_and_layer():
 
 def test_float16_trains_with_a_loss_scale_and_learns():
     run = trainer(precision="float16", epochs=6)
-    assert run.dtype is torch.float16
+    assert run.step.dtype is torch.float16
     found = [run.train_epoch() for _ in range(6)]
     assert all(math.isfinite(each["train_loss"]) and each["loss_scale"] >= 1 for each in found)
     assert found[-1]["train_loss"] < 0.98 * found[0]["train_loss"]
@@ -67,8 +67,8 @@ def test_float16_trains_with_a_loss_scale_and_learns():
 
 def test_a_float16_gradient_that_overflows_skips_its_step_and_halves_the_scale():
     run = trainer(precision="float16")
-    assert run.scale is not None
-    run.scale.scale.fill_(2.0**40)
+    assert run.step.scaler is not None
+    run.step.scaler.scale.fill_(2.0**40)
     found = run.train_epoch()
     assert found["skipped_steps"] > 0
     assert found["loss_scale"] < 2.0**40

@@ -20,12 +20,13 @@ from lowrank.kernels.dispatch import has_kernels, has_room
 from lowrank.layers.batched_rebuild import Rebuild
 from lowrank.layers.registry import make_method
 from lowrank.networks import NetworkSettings, make_network
+from lowrank.training.divergence import DivergedError
 from lowrank.training.engine import compiled_forward as trunk
 from lowrank.training.engine import cuda_graph as captured
 from lowrank.training.engine.compiled_forward import NotCompilableError, trunk_of
 from lowrank.training.objective import Loss
 from lowrank.training.recipe import Recipe
-from lowrank.training.trainer import DivergedError, Trainer
+from lowrank.training.trainer import Trainer
 
 SMALL = NetworkSettings(width=0.125)
 LOSS = Loss.of(Recipe())
@@ -76,7 +77,7 @@ def losses(run: Trainer, epochs: int = 1) -> Tensor:
     for _ in range(epochs):
         run.train_steps()
         found.append(run.step_losses.clone())
-        run.epoch += 1
+        run.step.epoch += 1
     return torch.cat(found)
 
 

@@ -12,8 +12,9 @@ from lowrank.data import Slice, ViewSettings
 from lowrank.errors import InputError
 from lowrank.networks import NetworkSettings, make_network
 from lowrank.networks.base import DropPath
+from lowrank.training.divergence import DivergedError
 from lowrank.training.engine.data_parallel import Ranks, TotalBatchNorm
-from lowrank.training.trainer import DivergedError, Trainer
+from lowrank.training.trainer import Trainer
 from tests.support.process_group import together
 from tests.support.training import (
     TAPS,

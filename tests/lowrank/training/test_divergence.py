@@ -124,8 +124,8 @@ def test_a_look_changes_no_number(monkeypatch):
 def test_float16_skips_what_overflows_and_goes_on():
     """At a scale of 2^25 gradients overflow: it is halved until none does."""
     run = small_trainer(small_recipe(precision="float16"))
-    assert run.scale is not None
-    run.scale.scale.fill_(2.0**25)
+    assert run.step.scaler is not None
+    run.step.scaler.scale.fill_(2.0**25)
     start = run.network.classifier.weight.clone()
     first = run.train_epoch()
     assert 1 <= first["skipped_steps"] <= 5
@@ -137,8 +137,8 @@ def test_float16_skips_what_overflows_and_goes_on():
 
 def test_float16_that_overflows_at_the_least_scale_has_diverged():
     run = armed(2, "gradient", math.inf, precision="float16")
-    assert run.scale is not None
-    run.scale.scale.fill_(LEAST_SCALE)
+    assert run.step.scaler is not None
+    run.step.scaler.scale.fill_(LEAST_SCALE)
     error = diverged(run)
     assert (error.epoch, error.step, error.layer) == (1, 2, "stage2.1")
     assert "gradients still overflow at the least loss scale (1)" in str(error)

@@ -11,6 +11,7 @@ from lowrank.data import ViewSettings
 from lowrank.training.engine import memory_probe as fit
 from lowrank.training.engine.cuda_graph import CapturedSteps
 from lowrank.training.engine.memory_probe import Fit, find_fit, halved, largest_of, measure_step
+from lowrank.training.engine.step import TrainStep
 from lowrank.training.recipe import Recipe
 from lowrank.training.trainer import Trainer
 from tests.support.teachers import small_data, small_network
@@ -75,15 +76,15 @@ def test_a_batch_that_does_not_fit_is_halved(most: int, found: int) -> None:
 def refusing(monkeypatch: pytest.MonkeyPatch, most: int) -> list[int]:
     """Steps on more than `most` images find no memory; the sizes that are tried."""
     tried: list[int] = []
-    real = Trainer.backward
+    real = TrainStep.backward
 
-    def backward(self: Trainer, step: int, images: torch.Tensor, *rest: Any) -> None:
+    def backward(self: TrainStep, step: int, images: torch.Tensor, *rest: Any) -> None:
         tried.append(len(images))
         if len(images) > most:
             raise torch.OutOfMemoryError("full\nof other things")
         real(self, step, images, *rest)
 
-    monkeypatch.setattr(Trainer, "backward", backward)
+    monkeypatch.setattr(TrainStep, "backward", backward)
     return tried
 
 
@@ -144,7 +145,7 @@ def test_another_error_is_no_lack_of_memory(monkeypatch: pytest.MonkeyPatch) -> 
     def broken(*args: Any) -> None:
         raise RuntimeError("shapes do not fit")
 
-    monkeypatch.setattr(Trainer, "backward", broken)
+    monkeypatch.setattr(TrainStep, "backward", broken)
     with pytest.raises(RuntimeError, match="shapes do not fit"):
         find_fit(make, 32, CPU, full)
 

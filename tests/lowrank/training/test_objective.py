@@ -37,7 +37,7 @@ def test_the_parts_of_a_step_are_those_of_the_formulas():
     run, teacher = small_trainer(RECIPE, teacher=small_teacher()), small_teacher()
     images, labels, indices = next(run.batches())
     run.network.train()
-    logits, _, parts = run.objective(images, labels, run.objective.ask(images, indices, 0))
+    logits, _, parts = run.step.objective(images, labels, run.step.objective.ask(images, indices, 0))
     said = teacher.signals(images, indices, 0)
     with torch.no_grad():
         activation, maps = images, []
@@ -52,7 +52,7 @@ def test_the_parts_of_a_step_are_those_of_the_formulas():
 def test_labels_are_smoothed():
     run = small_trainer(small_recipe(label_smoothing=0.1))
     images, labels, _ = next(run.batches())
-    logits, loss, _ = run.objective(images, labels, None)
+    logits, loss, _ = run.step.objective(images, labels, None)
     log = nn.functional.log_softmax(logits, 1)
     expected = -(0.9 * log.gather(1, labels[:, None]).mean() + 0.1 * log.mean())
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)

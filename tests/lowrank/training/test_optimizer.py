@@ -36,12 +36,12 @@ def test_each_kind_of_parameter_has_its_own_rate():
     recipe = small_recipe(factor_lr=3.0, body_lr=0.5, head_lr=10.0)
     run = small_trainer(recipe, method=tensor_train())
     run.train_epoch()
-    shares = {id(parameter): group[SHARE] for group in run.optimizer.param_groups for parameter in group["params"]}
+    shares = {id(parameter): group[SHARE] for group in run.step.optimizer.param_groups for parameter in group["params"]}
     factors = {id(parameter) for parameter in factor_parameters(run.network)}
     for name, parameter in run.network.named_parameters():
         expected = 10.0 if name.startswith("classifier") else 3.0 if id(parameter) in factors else 0.5
         assert shares[id(parameter)] == expected, name
-    rates = {group["lr"] / group[SHARE] for group in run.optimizer.param_groups}
+    rates = {group["lr"] / group[SHARE] for group in run.step.optimizer.param_groups}
     assert max(rates) == pytest.approx(min(rates))
 
 
@@ -79,15 +79,15 @@ def test_what_is_frozen_stays_with_its_statistics():
         assert same == name.startswith(("stem.", "stage1.")), name
     frozen = [value for name, value in run.network.named_parameters() if name.startswith(("stem.", "stage1."))]
     assert all(parameter.grad is None for parameter in frozen)
-    trained = {id(parameter) for group in run.optimizer.param_groups for parameter in group["params"]}
+    trained = {id(parameter) for group in run.step.optimizer.param_groups for parameter in group["params"]}
     assert not trained & {id(parameter) for parameter in frozen}
 
 
 def test_frozen_factors_have_no_frobenius_decay():
     run = small_trainer(small_recipe(freeze=("stage1",), decay="frobenius"), method=tensor_train())
-    assert run.penalised
+    assert run.step.penalised
     inside = set(run.network.stage1.modules())
-    assert not inside & set(run.penalised)
+    assert not inside & set(run.step.penalised)
     run.train_epoch()
 
 

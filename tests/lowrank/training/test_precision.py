@@ -61,15 +61,15 @@ def test_the_scale_grows_after_a_long_calm():
 def test_a_skipped_first_step_changes_nothing_and_spoils_no_momentum():
     """Fused SGD would take momentum from memory as it lies there after a first step that was skipped."""
     run = small_trainer(small_recipe(precision="float16"))
-    assert run.scale is not None
+    assert run.step.scaler is not None
     before = {name: value.clone() for name, value in run.network.named_parameters()}
     for parameter in run.network.parameters():
         parameter.grad = torch.full_like(parameter, math.inf)
     run._guard.begin()
-    run.update(0)
+    run.step.update(0)
     for name, parameter in run.network.named_parameters():
         assert torch.equal(parameter, before[name]), name
-        assert not run.optimizer.state[parameter]["momentum_buffer"].any()
+        assert not run.step.optimizer.state[parameter]["momentum_buffer"].any()
 
 
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])

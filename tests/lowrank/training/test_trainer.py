@@ -19,9 +19,10 @@ from lowrank.io.tensor_file import load_tensors, save_tensors
 from lowrank.layers import Dense, Method, Separable, TensorTrain, Tucker
 from lowrank.layers.batched_rebuild import Rebuild
 from lowrank.networks import NetworkSettings
+from lowrank.training.divergence import DivergedError
 from lowrank.training.optimizer import parameter_groups
 from lowrank.training.recipe import Recipe, lr_share
-from lowrank.training.trainer import DivergedError, Trainer
+from lowrank.training.trainer import Trainer
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "resnet9_digits.json"
 SMALL = NetworkSettings(width=0.125)
@@ -106,13 +107,13 @@ def test_on_a_gpu_an_evaluation_rebuilds_weights_once_from_what_is_evaluated(mon
     assert len(run.data.val) > 256  # more than a batch
     run.train_steps(2)
     wanted, before, calls = run.evaluate("val"), weights(run), []
-    run.objective.rebuild = Rebuild(run.network, every=True)
+    run.step.objective.rebuild = Rebuild(run.network, every=True)
     rebuilt = Rebuild._rebuilt
     monkeypatch.setattr(Rebuild, "_rebuilt", lambda self: calls.append(self) or rebuilt(self))
     assert run.evaluate("val") == pytest.approx(wanted, rel=1e-5)
     assert len(calls) == 1
     assert_same(weights(run), before)
-    assert all(each.given is None for each in run.objective.rebuild.maps)
+    assert all(each.given is None for each in run.step.objective.rebuild.maps)
 
 
 @pytest.mark.parametrize("scaled", [True, False])

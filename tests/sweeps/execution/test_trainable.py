@@ -216,8 +216,8 @@ def test_a_finished_trial_keeps_one_file_with_the_weights_that_were_evaluated(tm
     state, about = load_tensors(path)
     assert about["trial_id"] == "t"
     assert {name.partition(".")[0] for name in state} == {"network", "epoch"}
-    assert worker.trainer.average is not None
-    average = worker.trainer.average.tensors["classifier.weight"]
+    assert worker.trainer.step.ema is not None
+    average = worker.trainer.step.ema.tensors["classifier.weight"]
     assert torch.equal(state["network.classifier.weight"], average)
     again = TrialTrainable(config(tmp_path, epochs=2, ema_decay=0.9)).step()
     assert (again["outcome"], again["metrics"]) == ("completed", last["metrics"])

@@ -1,0 +1,202 @@
+"""One training step and all the state that it changes.
+
+The loop over batches and epochs is lowrank.training.trainer; lowrank.training.engine.cuda_graph replays the step as a
+CUDA graph, and lowrank.training.divergence repeats steps to find where a training diverged. Both work on a `TrainStep`
+and know no trainer.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lowrank.data import Batch
+from lowrank.distillation.teacher import Signals
+from lowrank.training.ema import Average
+from lowrank.training.engine.data_parallel import Ranks, unsynchronised
+from lowrank.training.engine.precision import LossScale, autocast, working_dtype
+from lowrank.training.metrics import GradientMeter, TrainMeter
+from lowrank.training.objective import Forward, Objective
+from lowrank.training.optimizer import set_rate
+from lowrank.training.recipe import Recipe, lr_share
+from lowrank.training.weight_decay import add_frobenius_gradient, penalised_maps
+
+
+class TrainStep:
+    """Forward pass, backward pass and update of one network on one batch.
+
+    Attributes:
+        epoch: epochs done; whoever runs the loop counts it up.
+        steps: steps of an epoch.
+        view_epoch: the number that this epoch's augmentations are drawn with, which also selects a teacher's signals.
+        collapsed: (steps,), 1 for a step of this epoch whose gradients overflowed at float16's least loss scale.
+        reloads: how often `load_state` has replaced tensors. What holds on to the old ones must then be made anew.
+    """
+
+    def __init__(
+        self, network: nn.Module, objective: Objective, optimizer: torch.optim.Optimizer, scaler: LossScale | None,
+        ema: Average | None, *, steps: int, device: torch.device, view_slots: int | None = None,
+        ranks: Ranks | None = None,
+    ):  # fmt: skip
+        """Take what a step works on; nothing is copied.
+
+        Args:
+            network: holds the parameters that `optimizer` changes.
+            objective: gives logits and loss of a batch; its recipe also says how the gradients are used.
+            optimizer: from lowrank.training.optimizer.make_optimizer.
+            scaler: for float16 alone.
+            ema: moving average of the weights, where the recipe asks for one.
+            steps: steps of an epoch.
+            device: where the network is.
+            view_slots: after so many epochs the same augmentations come again; None: they never do.
+            ranks: the processes that train the network together.
+        """
+        self.network, self.objective, self.optimizer, self.scaler, self.ema = network, objective, optimizer, scaler, ema
+        self.recipe: Recipe = objective.recipe
+        self.steps, self.device, self.ranks = steps, device, ranks
+        self.dtype = working_dtype(self.recipe, device)
+        self.penalised = penalised_maps(network, self.recipe)
+        self.gradient_meter = GradientMeter(network, steps)
+        self.epoch = self.reloads = 0
+        self.collapsed = torch.zeros(0)
+        self._view_slots = view_slots
+
+    @property
+    def view_epoch(self) -> int:
+        return self.epoch if self._view_slots is None else self.epoch % self._view_slots
+
+    def begin_epoch(self) -> None:
+        """Forget which steps of the last epoch collapsed."""
+        self.collapsed = torch.zeros(self.steps, device=self.device)
+
+    def ask_teacher(self, images: Tensor, indices: Tensor) -> Signals | None:
+        """Get the teacher's signals for this epoch's augmentations of images `indices` (B,); None without a teacher."""
+        return self.objective.ask(images, indices, self.view_epoch)
+
+    def compute_gradients(self, step: int, batch: Batch, meter: TrainMeter) -> None:
+        """Ask the teacher about a batch and run `backward` on it."""
+        images, labels, indices = batch
+        self.backward(step, images, labels, self.ask_teacher(images, indices), meter)
+
+    def backward(
+        self, step: int, images: Tensor, labels: Tensor, signals: Signals | None, meter: TrainMeter,
+        forward: Forward | None = None,
+    ) -> None:  # fmt: skip
+        """Run the forward and backward pass of one batch, in as many micro-batches as the recipe says.
+
+        Args:
+            step: counts from 0 within the epoch.
+            images: (B, C, H, W).
+            labels: int64 (B,).
+            signals: the teacher's, for these images.
+            meter: takes in losses and errors as those of `step`.
+            forward: another form of the objective, with the same results.
+        """
+        forward = forward or self.objective
+        self.optimizer.zero_grad(set_to_none=True)
+        count = len(labels)
+        parts = min(self.recipe.accumulate, count)
+        signal_parts = [None] * parts if signals is None else signals.cut(parts)
+        micro_batches = zip(images.tensor_split(parts), labels.tensor_split(parts), signal_parts, strict=True)
+        for number, (images_part, labels_part, signals_part) in enumerate(micro_batches, start=1):
+            share = len(labels_part) / count
+            with unsynchronised(self.objective.network, number < parts):
+                logits, loss, losses = forward(images_part, labels_part, signals_part, self.autocast)
+                scaled = loss if parts == 1 else loss * share
+                (scaled if self.scaler is None else self.scaler.scaled(scaled)).backward()
+            meter.add(step, share, logits.detach(), labels_part, loss.detach(), [part.detach() for part in losses])
+        if self.ranks is not None:
+            meter.add_up(step, self.ranks)
+
+    def update(self, step: int) -> None:
+        """Change the weights by the gradients of this epoch's `step`."""
+        set_rate(self.optimizer, self.rate(step))
+        if self.scaler is not None:
+            gradients = [parameter.grad for parameter in self.network.parameters() if parameter.grad is not None]
+            self.collapsed[step] = self.scaler.unscale(gradients)[0]
+            self.optimizer.found_inf = self.scaler.overflow  # type: ignore[attr-defined]  # the fused step skips itself
+        self.gradient_meter.add(step)
+        self.apply_gradients()
+        if self.scaler is not None:
+            self.scaler.update()
+        self.after_update(step)
+
+    def rate(self, step: int) -> float:
+        """Get the learning rate of this epoch's `step`, before the multipliers of parameter groups."""
+        done = self.epoch * self.steps + step
+        return self.recipe.lr * lr_share(self.recipe, done / (self.recipe.epochs * self.steps))
+
+    def apply_gradients(self) -> None:
+        """Clip the gradients, add Frobenius decay and run the optimizer, at the learning rate that is set."""
+        if self.recipe.clip_norm is not None:
+            nn.utils.clip_grad_norm_(self.network.parameters(), self.recipe.clip_norm)
+        # Like torch's own weight decay, Frobenius decay is no part of the loss and is never clipped
+        add_frobenius_gradient(self.penalised, self.recipe.weight_decay * self.recipe.decay_multiplier)
+        self.optimizer.step()
+
+    def after_update(self, step: int) -> None:
+        """Update the moving average of the weights."""
+        if self.ema is not None:
+            self.ema.update(self.epoch * self.steps + step)
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Enter the precision in which the network runs."""
+        return autocast(self.device, self.dtype)
+
+    def state(self) -> dict[str, Tensor]:
+        """Collect all that the next step depends on.
+
+        Returns:
+            Live tensors (no copies) under the checkpoint's keys: `network.NAME`, `momentum.NAME`, `average.NAME`,
+            `scale.NAME`, `epoch`.
+        """
+        state = {f"network.{name}": tensor for name, tensor in self.network.state_dict().items()}
+        names = {id(parameter): name for name, parameter in self.network.named_parameters()}
+        for parameter, slots in self.optimizer.state.items():
+            if slots.get("momentum_buffer") is not None:
+                state[f"momentum.{names[id(parameter)]}"] = slots["momentum_buffer"]
+        if self.ema is not None:
+            state |= {f"average.{name}": tensor for name, tensor in self.ema.tensors.items()}
+        if self.scaler is not None:
+            state |= {f"scale.{name}": tensor for name, tensor in self.scaler.state().items()}
+        state["epoch"] = torch.tensor(self.epoch)
+        return state
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        """Go on from `state`, or from a finished run's weights alone.
+
+        Args:
+            state: from `state`, or `network.NAME` and `epoch` alone.
+
+        Raises:
+            RuntimeError: the weights are of another network.
+            InputError: the moving average is of another network.
+        """
+        self.network.load_state_dict(_under(state, "network"))
+        momenta = _under(state, "momentum")
+        for name, parameter in self.network.named_parameters():
+            self.optimizer.state.pop(parameter, None)
+            if name in momenta:
+                # The optimizer steps in the parameter's own memory order
+                buffer = torch.empty_like(parameter, requires_grad=False)
+                self.optimizer.state[parameter]["momentum_buffer"] = buffer.copy_(momenta[name])
+        if self.ema is not None:
+            self.ema.load(_under(state, "average"))
+        if self.scaler is not None and "scale.scale" in state:
+            self.scaler.load(_under(state, "scale"))
+        self.epoch = int(state["epoch"])
+        self.reloads += 1
+
+    def live_tensors(self) -> list[Tensor]:
+        """List all that a step changes in place: weights, statistics of norms, momentum."""
+        slots = [slot for slots in self.optimizer.state.values() for slot in slots.values()]
+        return [*self.network.state_dict().values(), *(slot for slot in slots if isinstance(slot, Tensor))]
+
+
+def _under(state: dict[str, Tensor], part: str) -> dict[str, Tensor]:
+    """Select the keys `PART.NAME`, by NAME."""
+    prefix = f"{part}."
+    return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
