@@ -1,9 +1,10 @@
 """Several trials on one card: images a second in all, at each share, and what `gpus_per_trial: auto` chooses.
 
-The dry run of `auto` itself, except that it goes on where `auto` would have stopped. Small: a tensor train of ResNet-9
-within a tenth of its separable form, batch 512; large: WRN-28-10 in its separable form, batch 128. With several cards
-also a study of as many trials as cards, each of a quarter of a card: on which card each ran, and what they trained
-beside the same study that sees one card alone. Images are those of --images, else random ones of CIFAR's shape.
+The packing benchmark of `auto` itself, except that it goes on where `auto` would have stopped. Small: a tensor train of
+ResNet-9 within a tenth of its separable form, batch 512; large: WRN-28-10 in its separable form, batch 128. With
+several cards also a study of as many trials as cards, each of a quarter of a card: on which card each ran, and what
+they trained beside the same study that sees one card alone. Images are those of --images, else random ones of CIFAR's
+shape.
 `--quick` trains a narrow network on the digits on two CPUs.
 """
 
@@ -29,7 +30,7 @@ from sweeps.records.journal import read_journal
 from sweeps.records.names import JOURNAL_FILE, fold
 from sweeps.records.specification import Resolver, Trial
 from sweeps.resources.gpu_packing import COUNTS, Limit, NoMemoryError, Placement, Tried, choose, limit_of
-from sweeps.resources.packing_benchmark import DryRun
+from sweeps.resources.packing_benchmark import PackingBenchmark
 from sweeps.resources.shares import read_cluster
 from sweeps.space.model import Space
 from sweeps.space.parse import parse_space
@@ -74,7 +75,7 @@ def _data(options: Options) -> Iterator[str]:
         yield "digits" if options.quick else f"parquet:{(images or Path(folder)).resolve()}"
 
 
-def _all_counts(run: DryRun, most: int) -> dict[int, Tried | NoMemoryError]:
+def _all_counts(run: PackingBenchmark, most: int) -> dict[int, Tried | NoMemoryError]:
     found: dict[int, Tried | NoMemoryError] = {}
     for count in COUNTS:
         if count <= most:
@@ -152,12 +153,13 @@ def run(options: Options) -> Measurement:
         limit = limit_of(read_cluster(), 1, MANY, None)
         most = max(count for count in COUNTS if count <= limit.trials)
         first = next(iter(students.values()))
-        with DryRun(first, None, 1, most, on_card=on_card, **({"seconds": 0.5} if options.quick else {})) as dry:
-            card, card_mb = dry.card()
+        duration = {"seconds": 0.5} if options.quick else {}
+        with PackingBenchmark(first, None, 1, most, on_card=on_card, **duration) as benchmark:
+            card, card_mb = benchmark.card()
             for name, trial in students.items():
-                dry.turn_to(trial)
-                peak = dry.peak(trial)
-                found = _all_counts(dry, most)
+                benchmark.turn_to(trial)
+                peak = benchmark.peak(trial)
+                found = _all_counts(benchmark, most)
                 chosen = _chosen(found, limit, card_mb, peak)
                 rows += _rows(name, found, chosen.per_card)
                 notes.append(f"{name}: auto takes {chosen.per_card} a card; {chosen.why}")
@@ -166,7 +168,9 @@ def run(options: Options) -> Measurement:
         ray.shutdown()
         spread = _spread_table(data) if on_card else []
     columns = ("student", "trials", "share", "images/s", "times", "MB each", "auto")
-    about = {"device": options.device, "card": card, "card MB": card_mb and round(card_mb), "seconds each": dry.seconds}
+    about = {
+        "device": options.device, "card": card, "card MB": card_mb and round(card_mb), "seconds each": benchmark.seconds
+    }  # fmt: skip
     title = "Trials that share a card: images per second of all together"
     return Measurement(
         name="placement", settings=about, tables=[Table(title=title, columns=columns, rows=rows), *spread],

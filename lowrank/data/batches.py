@@ -25,7 +25,7 @@ from lowrank.data.process_shard import WHOLE, Slice
 from lowrank.data.settings import ViewSettings
 from lowrank.errors import InputError, LoaderHungError, LowrankError, unknown
 from lowrank.utils.cpu import usable_cores
-from lowrank.utils.parent_death import die_with
+from lowrank.utils.parent_death import exit_with_parent
 
 Batch = tuple[Tensor, Tensor, Tensor]  # images (B, C, H, W), labels int64 (B,), global indices int64 (B,)
 
@@ -235,7 +235,7 @@ class _Decoded(Dataset[tuple[Tensor, Tensor | str]]):
 
 
 def _begin_worker(parent: int, index: int) -> None:
-    die_with(parent)  # torch's own watch waits for a decoder that hangs
+    exit_with_parent(parent)  # torch's own watch waits for a decoder that hangs
 
 
 def _stream(split: Split, order: Tensor, spec: _Spec, workers: int) -> Iterator[tuple[Tensor, Tensor]]:

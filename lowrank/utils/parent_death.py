@@ -13,7 +13,7 @@ POLL_SECONDS = 0.5
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
-def die_with(parent: int) -> None:
+def exit_with_parent(parent: int) -> None:
     """Have this process killed as soon as its parent, the process `parent`, has ended; call it first of all.
 
     On Linux the kernel does it, also where this process hangs; it counts as the parent's end when the very thread that

@@ -17,7 +17,7 @@ from sweeps.execution.retries import Attempts, failure
 from sweeps.records.journal import FullDiskError, tells_of_full_disk
 from sweeps.records.names import TERMINAL, Status
 from sweeps.records.specification import Trial
-from sweeps.resources.slots import Room
+from sweeps.resources.slots import TrialResources
 from sweeps.search.prefetch import ProposalPrefetcher
 from sweeps.search.search import Search
 from sweeps.teachers.worker import NO_CACHE, CacheOptions
@@ -31,7 +31,7 @@ class Launch:
 
     study_dir: Path
     data_dir: Path | None
-    room: Room  # what each trial holds
+    resources: TrialResources  # what each trial holds
     most: int | None  # trials at once, where the user set a limit below what the resources allow
     seconds: float | None
     on_change: Callable[[], None]
@@ -78,7 +78,7 @@ class TuneSearcher(_Unpickled, Searcher):
             "specification": trial.specification, "study_dir": str(self._launch.study_dir),
             "data_dir": str(self._launch.data_dir) if self._launch.data_dir else None,
             "cache": self._launch.cache.to_config(), "relay": self._relay,
-            "processes": self._launch.room.share.processes, "sharing": self._launch.room.sharing,
+            "processes": self._launch.resources.share.processes, "sharing": self._launch.resources.sharing,
             "checkpoint_seconds": self._search.space.resources.checkpoint_seconds,
         }  # fmt: skip
 
@@ -121,13 +121,13 @@ class Recorder(_Unpickled, Callback):
 
     def _end(self, trial_id: str, status: Status, reason: str) -> None:
         """Finish a trial; what ran out of memory is tried once more, where there is a larger share to be had."""
-        postponed, larger = self._search.record.trials[trial_id].postponed, self._launch.room.larger
+        postponed = self._search.record.trials[trial_id].postponed
+        share, larger = self._launch.resources.share, self._launch.resources.larger
         if status is not Status.OUT_OF_MEMORY or (larger is None and not postponed):
             self._finish(trial_id, status, reason)
         elif larger is None or postponed:
-            self._finish(trial_id, status, f"{postponed.rstrip('.')}; once more on {self._launch.room.share}: {reason}")
+            self._finish(trial_id, status, f"{postponed.rstrip('.')}; once more on {share}: {reason}")
         else:
-            share = self._launch.room.share
             self._search.postpone(trial_id, f"on {share}: {reason}")
             self._search.write_notice(
                 trial_id, f"out of memory: {trial_id} on {share}; when the others are done it is tried once more on "

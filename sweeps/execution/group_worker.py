@@ -24,7 +24,7 @@ from lowrank.errors import LowrankError
 from lowrank.training.divergence import DivergedError
 from lowrank.training.engine.data_parallel import Ranks
 from lowrank.training.trainer import Trainer
-from lowrank.utils.parent_death import die_with
+from lowrank.utils.parent_death import exit_with_parent
 from sweeps.cluster.devices import first_line, out_of_memory
 from sweeps.execution.trainable import load_trial_data, make_trainer
 from sweeps.execution.worker_errors import check_memory_is_back, device_lost
@@ -33,7 +33,7 @@ from sweeps.teachers.worker import CacheOptions, make_teacher
 DIVERGED, MEMORY, DEVICE, INPUT, OTHER = "diverged", "memory", "device", "input", "other"  # kinds of errors
 
 
-class Rank:
+class GroupWorker:
     """A trainer in this process; each method is one command, given to all ranks (what a state is, to the first)."""
 
     def __init__(self, ranks: Ranks, device: str):
@@ -107,7 +107,7 @@ def told(error: Exception) -> dict[str, Any]:
     return {"kind": OTHER, "text": f"{type(error).__name__}: {first_line(error)}"}
 
 
-def serve(rank: Rank, pipe: Connection) -> None:
+def serve(rank: GroupWorker, pipe: Connection) -> None:
     """Do what comes through the pipe until it is closed."""
     while True:
         try:
@@ -125,7 +125,7 @@ def serve(rank: Rank, pipe: Connection) -> None:
 def main(arguments: list[str]) -> None:
     """Join the others, then serve."""
     index, count, device, threads, pipe, parent, store = arguments
-    die_with(int(parent))
+    exit_with_parent(int(parent))
     torch.set_num_threads(int(threads))
     ranks = Ranks(int(index), int(count))
     if device == "cuda":
@@ -136,7 +136,7 @@ def main(arguments: list[str]) -> None:
         "nccl" if device == "cuda" else "gloo", store=distributed.FileStore(store, ranks.count), rank=ranks.index,
         world_size=ranks.count,
     )  # fmt: skip
-    serve(Rank(ranks, device), Connection(int(pipe)))
+    serve(GroupWorker(ranks, device), Connection(int(pipe)))
 
 
 if __name__ == "__main__":

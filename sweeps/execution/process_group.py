@@ -29,13 +29,13 @@ PROJECT = Path(__file__).resolve().parents[2]
 GRACE_SECONDS = 2.0  # in which the loss of one rank shows after another has complained of it
 
 
-class Team:
+class ProcessGroup:
     """`count` ranks; the methods are those of Trainer."""
 
     def __init__(self, count: int, device: str, threads: int):
         """Start the processes: `device` cpu or cuda, `threads` of torch in each."""
         self.count, self.device, self.threads, self.epoch = count, device, threads, 0
-        self._folder = tempfile.TemporaryDirectory(prefix="team-")
+        self._folder = tempfile.TemporaryDirectory(prefix="process-group-")
         self._pipes: list[Connection] = []
         self._processes: list[subprocess.Popen[bytes]] = []
         for index in range(count):
@@ -60,7 +60,7 @@ class Team:
 
     @property
     def alive(self) -> bool:
-        """Whether the team may be given another trial."""
+        """Whether the group may be given another trial."""
         return bool(self._processes) and all(process.poll() is None for process in self._processes)
 
     def build(

@@ -11,8 +11,9 @@ from ray.tune.experiment import Trial as RayTrial
 
 from sweeps.execution.worker_errors import WorkerLostError
 
-MOST = 3  # strikes in a row, without a new epoch between them
-LOST, FAILED = 1, 2  # strikes: a process may die of anything, what fails twice at the same place is the trial's own
+RETRY_BUDGET = 3  # what failures may cost together until a new epoch comes in
+RETRY_COST_WORKER_LOST = 1  # a process may die of anything
+RETRY_COST_TRIAL_ERROR = 2  # an error twice at the same epoch is the trial's own
 NODE_DEATH = "its node has died"  # in Ray's words on why an actor died
 
 
@@ -20,17 +21,18 @@ class Attempts:
     """Counts what went wrong with each trial since its last new epoch."""
 
     def __init__(self) -> None:
-        self._strikes: Counter[str] = Counter()
+        self._costs: Counter[str] = Counter()
 
     def advanced(self, trial_id: str) -> None:
         """An epoch came in that was not on record."""
-        self._strikes.pop(trial_id, None)
+        self._costs.pop(trial_id, None)
 
     def may_go_on(self, trial_id: str, error: object) -> bool:
         """Count a failed attempt; a lost machine is never the trial's fault, however often it happens."""
         if not machine_lost(error):
-            self._strikes[trial_id] += LOST if isinstance(error, RayActorError | WorkerLostError) else FAILED
-        return self._strikes[trial_id] <= MOST
+            lost = isinstance(error, RayActorError | WorkerLostError)
+            self._costs[trial_id] += RETRY_COST_WORKER_LOST if lost else RETRY_COST_TRIAL_ERROR
+        return self._costs[trial_id] <= RETRY_BUDGET
 
 
 def failure(trial: RayTrial) -> object:

@@ -36,7 +36,7 @@ from lowrank.training.trainer import Trainer
 from sweeps.cluster.devices import first_line, given_device, limit_memory, out_of_memory
 from sweeps.execution.checkpoint_relay import CheckpointPlace
 from sweeps.execution.initial_weights import start_student
-from sweeps.execution.process_group import Team
+from sweeps.execution.process_group import ProcessGroup
 from sweeps.execution.worker_errors import WorkerLostError, check_memory_is_back, device_lost
 from sweeps.records.names import VAL_ERROR, Status
 from sweeps.resources.mps import PROCESSES, use
@@ -90,8 +90,8 @@ class TrialTrainable(tune.Trainable):
 
     failure: Exception | None = None  # what went wrong before the first step, which raises it
     attempt: dict[str, Any] | None = None
-    team: Team | None = None  # processes that train together; they stay from trial to trial
-    trainer: Trainer | Team
+    process_group: ProcessGroup | None = None  # processes that train together; they stay from trial to trial
+    trainer: Trainer | ProcessGroup
 
     def setup(self, config: dict[str, Any]) -> None:
         """Take up the trial. Ray never again starts a trial whose change of worker failed; one whose step failed, yes.
@@ -143,35 +143,40 @@ class TrialTrainable(tune.Trainable):
         specification = config["specification"]
         if "start" not in specification:
             return
-        network = make_student(specification, self.data)[0] if isinstance(self.trainer, Team) else self.trainer.network
+        if isinstance(self.trainer, ProcessGroup):
+            network, _ = make_student(specification, self.data)
+        else:
+            network = self.trainer.network
         start_student(network, specification, self.data, config["study_dir"], config.get("relay"))
-        if isinstance(self.trainer, Team):
+        if isinstance(self.trainer, ProcessGroup):
             self.trainer.start_from(network.state_dict())
         else:
             self.trainer.restart_average()  # it was made of what was drawn
 
     def _check_device(self) -> None:
         """Whether the trial before this one, if there was one, gave its memory back; raises WorkerLostError."""
-        if self.device == "cuda" and self.team is None and "data" in self.__dict__:  # a team's ranks look themselves
+        if self.process_group is not None:  # its processes check it themselves
+            return
+        if self.device == "cuda" and "data" in self.__dict__:
             check_memory_is_back(self.data, torch.cuda.memory_allocated() / 1e6, torch.device(self.device))
 
-    def _make_trainer(self) -> Trainer | Team:
+    def _make_trainer(self) -> Trainer | ProcessGroup:
         specification, cache = self.config["specification"], self.config.get("cache") or {}
         processes, options = int(self.config.get("processes", 1)), CacheOptions(**cache)
         if processes > 1:
-            return self._make_team(processes, cache)
+            return self._make_process_group(processes, cache)
 
         def teach(student: nn.Module) -> Teacher | None:
             return make_teacher(specification, self.data, student, self.device, options, self.notices.append)
 
         return make_trainer(specification, self.data, self.device, teach, say=self.notices.append)
 
-    def _make_team(self, processes: int, cache: dict[str, Any]) -> Team:
-        """The last trial's team, where it is still there."""
-        if self.team is None or not self.team.alive:
-            self.team = Team(processes, self.device, self.threads)
-        self.team.build(self.config["specification"], self.config["data_dir"], cache, self.notices.append)
-        return self.team
+    def _make_process_group(self, processes: int, cache: dict[str, Any]) -> ProcessGroup:
+        """The process group of the last trial if it still runs, else a new one."""
+        if self.process_group is None or not self.process_group.alive:
+            self.process_group = ProcessGroup(processes, self.device, self.threads)
+        self.process_group.build(self.config["specification"], self.config["data_dir"], cache, self.notices.append)
+        return self.process_group
 
     def _resources(self) -> tuple[float, float]:
         """CPUs and GPUs that Ray gave to this trial."""
@@ -240,11 +245,11 @@ class TrialTrainable(tune.Trainable):
 
     def cleanup(self) -> None:
         """The worker is asked to go (an interrupted study): keep what has been trained."""
-        ended = isinstance(trainer := self.__dict__.get("trainer"), Team) and not trainer.alive
+        ended = isinstance(trainer := self.__dict__.get("trainer"), ProcessGroup) and not trainer.alive
         if trainer is not None and not ended and trainer.epoch > 0 and not self._trained():
             self._save_on_the_way()
-        if self.team is not None:
-            self.team.close()
+        if self.process_group is not None:
+            self.process_group.close()
 
     def _trained(self) -> bool:
         return self.trainer.epoch >= self.epochs
@@ -273,7 +278,7 @@ class TrialTrainable(tune.Trainable):
         self.place.fetch()
         for path in kept_files(self.place.path):
             try:
-                state, about = load_tensors(path, "cpu" if isinstance(self.trainer, Team) else self.device)
+                state, about = load_tensors(path, "cpu" if isinstance(self.trainer, ProcessGroup) else self.device)
                 history = json.loads(about["history"])
                 self.trainer.load_state(state)
             except (InputError, RuntimeError, KeyError, ValueError) as error:

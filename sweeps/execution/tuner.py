@@ -37,7 +37,7 @@ def run(search: Search, launch: Launch) -> None:
     try:
         while True:
             check()
-            with ProposalPrefetcher(search, depth=launch.room.share.concurrent) as prefetcher:
+            with ProposalPrefetcher(search, depth=launch.resources.share.concurrent) as prefetcher:
                 _run_phase(search, _within(launch, until), prefetcher, relay)
             if not search.postponed or search.is_running() or _is_late(until):
                 break
@@ -52,8 +52,9 @@ def run(search: Search, launch: Launch) -> None:
 
 
 def _enlarged(launch: Launch) -> Launch:
-    room = launch.room
-    return dataclasses.replace(launch, room=dataclasses.replace(room, share=room.larger or room.share, larger=None))
+    resources = launch.resources
+    enlarged = dataclasses.replace(resources, share=resources.larger or resources.share, larger=None)
+    return dataclasses.replace(launch, resources=enlarged)
 
 
 def _within(launch: Launch, until: float | None) -> Launch:
@@ -69,9 +70,9 @@ def _run_phase(search: Search, launch: Launch, prefetcher: ProposalPrefetcher | 
     scheduler: FIFOScheduler = FIFOScheduler()
     if search.space.search.stop != "none":
         scheduler = StratifiedStopping(search.space.search, search.space.epochs, search.record, search.adopted)
-    resources = {"cpu": launch.room.share.cpus, "gpu": launch.room.share.gpus}
+    resources = {"cpu": launch.resources.share.cpus, "gpu": launch.resources.share.gpus}
     # As many proposals lie ready as there are slots: Tune's default of one would start the first wave one by one
-    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(launch.room.share.concurrent)
+    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(launch.resources.share.concurrent)
     tuner = tune.Tuner(
         tune.with_resources(TrialTrainable, resources),
         tune_config=tune.TuneConfig(

@@ -19,7 +19,7 @@ from typing import Self
 
 CONTROL = "nvidia-cuda-mps-control"
 PIPES, LOGS = "CUDA_MPS_PIPE_DIRECTORY", "CUDA_MPS_LOG_DIRECTORY"
-PROCESSES, MPS = "processes", "mps"  # the ways of sharing a card
+PROCESSES, MPS = "processes", "mps"  # sharing modes of a card
 START_SECONDS, END_SECONDS = 20.0, 10.0
 PROBE_SECONDS = 60.0
 
@@ -121,7 +121,9 @@ class Service:
 
 
 @contextmanager
-def ways(asked: str, *, shared: bool, measured: bool, address: str | None) -> Iterator[dict[str, dict[str, str]]]:
+def sharing_modes(
+    asked: str, *, shared: bool, measured: bool, address: str | None
+) -> Iterator[dict[str, dict[str, str]]]:  # fmt: skip
     """The ways of sharing a card that a study may take, each with the environment of its trials; says what is missing.
 
     Args:

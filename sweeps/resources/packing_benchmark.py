@@ -42,7 +42,7 @@ POLL_SECONDS = 0.3
 PATIENCE = 10.0  # seconds without a card after which the user is told
 
 
-class _DryTrainer:
+class _BenchmarkTrainer:
     """One of the trainers on a card; what runs out of memory is an answer, not an end."""
 
     def __init__(self, cpus: float, on_card: bool, environment: Mapping[str, str]):
@@ -111,7 +111,7 @@ class _DryTrainer:
         return first_line(error)
 
 
-class DryRun:
+class PackingBenchmark:
     """Trainers on one card, or, without `on_card`, on CPUs alone. Use as a context manager; measures when called."""
 
     def __init__(
@@ -126,7 +126,7 @@ class DryRun:
         bundle = {"CPU": cpus * most} | ({"GPU": 1} if on_card else {})
         self._group = placement_group([bundle])
         strategy = PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=0)
-        start: Any = ray.remote(_DryTrainer).options(
+        start: Any = ray.remote(_BenchmarkTrainer).options(
             num_cpus=cpus, num_gpus=1 / most if on_card else 0, scheduling_strategy=strategy
         )
         self._trainers: list[Any] = [start.remote(cpus, on_card, environment or {}) for _ in range(most)]
@@ -250,7 +250,7 @@ def _measured(
     about: dict[str, Any] = {"measured": typical.trial_id}
     cpus, peak = space.resources.cpus_per_trial, None
     for way, environment in ways.items():
-        with DryRun(typical, data_dir, cpus, most, on_card=True, sharing=way, environment=environment) as run:
+        with PackingBenchmark(typical, data_dir, cpus, most, on_card=True, sharing=way, environment=environment) as run:
             card, card_mb = run.card()
             if not found:
                 asked = f"how many trials a card? Tried with {_described(typical)} on {card}"

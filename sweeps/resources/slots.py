@@ -11,31 +11,31 @@ from typing import Any
 from sweeps.records.journal import Journal
 from sweeps.records.names import StudyRecord
 from sweeps.records.specification import Resolver
-from sweeps.resources.mps import ways
+from sweeps.resources.mps import sharing_modes
 from sweeps.resources.packing_benchmark import place
 from sweeps.resources.shares import Share, larger, read_cluster, share_of
 from sweeps.space.model import Space
 from sweeps.space.settings import AUTO
 
-Ways = Mapping[str, Mapping[str, str]]  # of sharing a card: each with the environment that it takes
+SharingModes = Mapping[str, Mapping[str, str]]  # of sharing a card: each with the environment that it takes
 
 
 @dataclass(frozen=True)
-class Room:
+class TrialResources:
     """`share` is every trial's, `larger` that of a further attempt of one that ran out of memory."""
 
     share: Share
     larger: Share | None
     sharing: tuple[str, Mapping[str, str]]
 
-    def about(self) -> dict[str, Any]:
+    def as_event(self) -> dict[str, Any]:
         """For the records."""
         share = self.share
         return {"slots": share.concurrent, "cpus": share.cpus, "gpus": share.gpus, "sharing": self.sharing[0]}
 
 
-class Rooms:
-    """The room for a study of so many trials on the connected cluster, before and after shares are measured."""
+class ResourcePlanner:
+    """The resources for a study of so many trials on the connected cluster, before and after shares are measured."""
 
     def __init__(self, space: Space, trials: int, *, gpus_asked: bool):
         """Raises InputError for a request that no machine could meet. Says where there is no GPU to measure."""
@@ -47,18 +47,18 @@ class Rooms:
         if auto and not self.measured:
             print("gpus_per_trial auto: there is no GPU here, so trials run on CPUs", flush=True)
 
-    def ways(self, address: str | None) -> AbstractContextManager[Ways]:
+    def sharing_modes(self, address: str | None) -> AbstractContextManager[SharingModes]:
         """The ways of sharing a card that the study may take, while the block runs."""
         shared = self.measured or 0 < self.share.gpus < 1
-        return ways(self._space.resources.sharing, shared=shared, measured=self.measured, address=address)
+        return sharing_modes(self._space.resources.sharing, shared=shared, measured=self.measured, address=address)
 
-    def settle(
-        self, resolver: Resolver, journal: Journal, record: StudyRecord, data_dir: Path | None, found: Ways
-    ) -> Room:
-        """The room by one of the ways that were `found`; measured where that is asked."""
+    def resolve(
+        self, resolver: Resolver, journal: Journal, record: StudyRecord, data_dir: Path | None, found: SharingModes
+    ) -> TrialResources:
+        """The resources by one of the `found` sharing modes; measured where that is asked."""
         way, share = next(iter(found)), self.share
         if self.measured:
             placed = place(self._space, resolver, self._cluster, self._trials, journal, record, data_dir, found)
             share = share_of(self._space.resources, self._cluster, self._trials, self._gpus_asked, placed.gpus)
             way = placed.sharing
-        return Room(share, larger(share, self._cluster, self._trials), (way, found[way]))
+        return TrialResources(share, larger(share, self._cluster, self._trials), (way, found[way]))

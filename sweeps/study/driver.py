@@ -55,7 +55,7 @@ from sweeps.utils.provenance import command, commit, hardware, versions
 from sweeps.utils.signals import INTERRUPTED
 
 if TYPE_CHECKING:
-    from sweeps.resources.slots import Room
+    from sweeps.resources.slots import TrialResources
 
 NOTHING_COMPLETED = 1
 DEFAULT_OUT = Path("studies")
@@ -214,7 +214,7 @@ def _setting(
 def _drive(space: Space, resolver: Resolver, setting: Setting, again: Repeat | Finish | None = None) -> int:
     # Ray and its imports are only paid for once the input has been checked
     from sweeps.cluster.ray_session import connect
-    from sweeps.resources.slots import Rooms
+    from sweeps.resources.slots import ResourcePlanner
 
     resolver.clock.keep(setting.folder)
     earlier = earlier_studies(space.search.warm_start, setting.folder.parent)
@@ -222,11 +222,11 @@ def _drive(space: Space, resolver: Resolver, setting: Setting, again: Repeat | F
     siblings = SiblingResults() if setting.origin else SiblingResults.read(setting.folder)
     strata, unreachable = reachable_strata(space, resolver)
     connect(setting.address)
-    rooms = Rooms(space, expected_trials(space, resolver), gpus_asked=setting.gpus_asked)
-    check_shared(space, rooms.share.processes, len(resolver.data.train))
+    planner = ResourcePlanner(space, expected_trials(space, resolver), gpus_asked=setting.gpus_asked)
+    check_shared(space, planner.share.processes, len(resolver.data.train))
     _say_impossible(space, resolver, unreachable)
     setting.folder.mkdir(parents=True, exist_ok=True)
-    with locked_journal(setting.folder) as journal, rooms.ways(setting.address) as ways:
+    with locked_journal(setting.folder) as journal, planner.sharing_modes(setting.address) as modes:
         record = fold(read_journal(journal.path))
         _write_question(space, setting)
         _write_header(journal, record, space, resolver, setting)
@@ -241,9 +241,10 @@ def _drive(space: Space, resolver: Resolver, setting: Setting, again: Repeat | F
             proposer = make_proposer(space, setting.folder, resolver.points)
             if isinstance(proposer, OptunaProposer):
                 print(*warm_start(proposer, resolver, earlier), sep="\n", end="\n" if earlier else "", flush=True)
-            room = rooms.settle(resolver, journal, record, setting.data_dir, ways)
-            apply_event(record, journal.append(Event.ROOM, sync=True, since=steady() - setting.began, **room.about()))
-            outcome = _work(Search(space, resolver, proposer, journal, record, strata, siblings), setting, room)
+            resources = planner.resolve(resolver, journal, record, setting.data_dir, modes)
+            event = journal.append(Event.ROOM, sync=True, since=steady() - setting.began, **resources.as_event())
+            apply_event(record, event)
+            outcome = _work(Search(space, resolver, proposer, journal, record, strata, siblings), setting, resources)
         except KeyboardInterrupt:
             pass  # between two trials, or after the last: what is done is on record
         except Exception as error:
@@ -268,9 +269,9 @@ def _say_impossible(space: Space, resolver: Resolver, unreachable: list[str]) ->
         print(f"left out: {line}", flush=True)
 
 
-def _work(search: Search, setting: Setting, room: Room) -> str:
+def _work(search: Search, setting: Setting, resources: TrialResources) -> str:
     """Train, look at the test split once, draw and print what came out; returns why it ended."""
-    outcome = _train(search, setting, room)
+    outcome = _train(search, setting, resources)
     if outcome == "finished":
         evaluate_front(search, setting.folder, search.resolver.data)
     _summarise(setting, search.record)  # before the study closes, so that MLflow gets the picture
@@ -317,7 +318,7 @@ def _write_header(journal: Journal, record: StudyRecord, space: Space, resolver:
     record.header, record.closed = header, None
 
 
-def _train(search: Search, setting: Setting, room: Room) -> str:
+def _train(search: Search, setting: Setting, resources: TrialResources) -> str:
     """Run Tune; returns why it ended: finished, time or interrupted."""
     from sweeps.execution.callbacks import Launch
     from sweeps.execution.tuner import run
@@ -328,12 +329,12 @@ def _train(search: Search, setting: Setting, room: Room) -> str:
     started = time.monotonic()
     print(
         f"{setting.name}: {search.space.question}\n"
-        f"up to {total} trials, {room.share.concurrent} at a time, each on {room.share}; "
+        f"up to {total} trials, {resources.share.concurrent} at a time, each on {resources.share}; "
         f"everything is kept in {_shown(setting.folder)}", flush=True,
     )  # fmt: skip
     most = search.space.resources.max_concurrent
     cache = _cache(search, setting)
-    build_caches(search, cache, setting, room.share)
+    build_caches(search, cache, setting, resources.share)
 
     def known() -> int:
         return max(total, sum(trial.status is not Status.INFEASIBLE for trial in search.record.trials.values()))
@@ -341,7 +342,7 @@ def _train(search: Search, setting: Setting, room: Room) -> str:
     with View(search.record, known) as view:
         relay = bool(setting.storage and setting.address)  # several machines, and no disk that they share
         run(search, Launch(
-            setting.folder, setting.data_dir, room, most, setting.seconds, view.update, cache, relay
+            setting.folder, setting.data_dir, resources, most, setting.seconds, view.update, cache, relay
         ))  # fmt: skip
     if search.is_over():
         return "finished"

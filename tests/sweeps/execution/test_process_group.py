@@ -67,8 +67,8 @@ def test_a_trial_of_two_processes_is_that_of_one_and_a_lost_one_ends_it_until_it
             expected, found = alone.step(), shared.step()
             for name in ("train_loss", "val_loss", "grad_norm"):
                 assert found["metrics"][name] == pytest.approx(expected["metrics"][name], rel=1e-4)
-        assert shared.team is not None
-        pids = shared.team.pids
+        assert shared.process_group is not None
+        pids = shared.process_group.pids
         shared._save_on_the_way()
         os.kill(pids[1], signal.SIGKILL)
         with pytest.raises(WorkerLostError, match=r"lost process 1 of 2 \(exit code -9\)") as caught:
@@ -93,8 +93,8 @@ def test_a_process_that_runs_out_of_memory_ends_the_others_that_wait_for_it(tmp_
     worker = TrialTrainable(config(tmp_path, 2, broken, epochs=9))
     try:
         results = [worker.step()]
-        assert worker.team is not None
-        pids = worker.team.pids
+        assert worker.process_group is not None
+        pids = worker.process_group.pids
         while "outcome" not in results[-1]:
             results.append(worker.step())
         assert results[-1]["outcome"] == "out_of_memory"
@@ -136,7 +136,8 @@ def test_a_child_ends_with_a_killed_parent():
     check_children_go(
         *started("""
         import subprocess, sys, time
-        code = "import sys, time; from lowrank.utils.parent_death import die_with; die_with(int(sys.argv[1])); " \\
+        code = "import sys, time; from lowrank.utils.parent_death import exit_with_parent; " \\
+               "exit_with_parent(int(sys.argv[1])); " \\
             "print('ready', flush=True); time.sleep(600)"
         import os
         child = subprocess.Popen([sys.executable, "-c", code, str(os.getpid())], stdout=subprocess.PIPE)
@@ -152,10 +153,10 @@ def test_the_processes_of_a_trial_end_with_its_killed_worker():
     check_children_go(
         *started("""
         import time
-        from sweeps.execution.process_group import Team
-        team = Team(2, "cpu", 1)
-        team._all("_let_go")  # they serve
-        print(*team.pids, flush=True)
+        from sweeps.execution.process_group import ProcessGroup
+        process_group = ProcessGroup(2, "cpu", 1)
+        process_group._all("_let_go")  # they serve
+        print(*process_group.pids, flush=True)
         time.sleep(600)
     """)
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from ray.exceptions import ActorDiedError, NodeDiedError
 
-from sweeps.execution.retries import MOST, NODE_DEATH, Attempts
+from sweeps.execution.retries import NODE_DEATH, RETRY_BUDGET, Attempts
 from sweeps.execution.worker_errors import WorkerLostError
 
 
@@ -23,7 +23,7 @@ def goes_on(error: object, times: int = 20) -> int:
 
 @pytest.mark.parametrize("error", [died("worker died: SIGKILL"), WorkerLostError("no batch came for 3 s")])
 def test_a_lost_process_may_be_lost_a_few_times_at_one_place(error):
-    assert goes_on(error) == MOST
+    assert goes_on(error) == RETRY_BUDGET
 
 
 def test_an_error_of_its_own_gets_one_further_attempt():

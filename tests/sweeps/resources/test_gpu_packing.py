@@ -11,12 +11,12 @@ from lowrank.errors import InputError
 from sweeps.records.journal import Journal, read_journal
 from sweeps.records.names import StudyRecord, fold
 from sweeps.records.probe_schema import FIT_FOLDER, FITS
-from sweeps.resources import packing_benchmark as dry_run
+from sweeps.resources import packing_benchmark
 from sweeps.resources.configurations import configuration
 from sweeps.resources.gpu_packing import Limit, NoMemoryError, Placement, Tried, better, choose, limit_of, words
 from sweeps.resources.memory_probe import keep
 from sweeps.resources.mps import MPS, PROCESSES
-from sweeps.resources.packing_benchmark import DryRun, known_peak, place
+from sweeps.resources.packing_benchmark import PackingBenchmark, known_peak, place
 from sweeps.resources.shares import Cluster
 from sweeps.space.parse import parse_space
 
@@ -97,10 +97,10 @@ def test_what_was_measured_is_recorded_and_taken_again_on_such_cards_alone(
         return choose(table(SMALL), FREE, None, None), {"card": "Card X", "card_mb": None, "peak_mb": None}
 
     def sitting(card: str, record: StudyRecord) -> float:
-        monkeypatch.setattr(dry_run, "card_types", lambda: [card])
+        monkeypatch.setattr(packing_benchmark, "card_types", lambda: [card])
         return place(space, resolver, CARDS, 24, journal, record, None, {PROCESSES: {}}).gpus
 
-    monkeypatch.setattr(dry_run, "_measured", measure)
+    monkeypatch.setattr(packing_benchmark, "_measured", measure)
     assert sitting("X", StudyRecord()) == 1 / 8
     assert capsys.readouterr().out.count("images/s") == 4
     record = fold(read_journal(journal.path))
@@ -154,9 +154,9 @@ def test_each_way_is_measured_under_its_own_environment(space, resolver, monkeyp
         def __call__(self, count: int) -> Tried:
             return Tried(count, count * (2.0 if self.sharing == MPS else 1.0), 100.0, self.sharing)
 
-    monkeypatch.setattr(dry_run, "DryRun", Pretended)
+    monkeypatch.setattr(packing_benchmark, "PackingBenchmark", Pretended)
     ways = {PROCESSES: {}, MPS: {"A": "b"}}
-    found, about = dry_run._measured(space, resolver, Limit(2, "2"), Path("study"), None, ways)
+    found, about = packing_benchmark._measured(space, resolver, Limit(2, "2"), Path("study"), None, ways)
     assert begun == list(ways.items())
     assert (found.sharing, found.per_card, about["peak_mb"], about["card"]) == (MPS, 2, 100.0, "X")
 
@@ -199,7 +199,7 @@ def test_real_trainers_on_cpus_are_measured_together(resolver, content):
     connect(None, cpus=2)
     try:
         trial = resolver.resolve(resolver.points.grid()[0])
-        with DryRun(trial, None, 1, 2, on_card=False, seconds=0.5) as run:
+        with PackingBenchmark(trial, None, 1, 2, on_card=False, seconds=0.5) as run:
             assert run.card() == ("cpu", None)
             assert (run.peak(trial) or 1) > 0
             found = choose(run, Limit(2, "2 cores"), None, None)

@@ -98,7 +98,7 @@ def test_without_the_program_there_is_none(monkeypatch, tmp_path):
 
 class TestWays:
     def of(self, asked: str, **how) -> dict[str, dict[str, str]]:
-        with mps.ways(asked, **{"shared": True, "measured": False, "address": None, **how}) as found:
+        with mps.sharing_modes(asked, **{"shared": True, "measured": False, "address": None, **how}) as found:
             return dict(found)
 
     def test_the_service_is_started_where_it_may_be_of_use(self, tmp_path, monkeypatch):
@@ -125,7 +125,7 @@ class TestWays:
         daemons = []
 
         def study() -> None:
-            with mps.ways("mps", shared=True, measured=False, address=None) as found:
+            with mps.sharing_modes("mps", shared=True, measured=False, address=None) as found:
                 daemons.append(daemon_of(Path(found["mps"][PIPES])))
                 raise KeyboardInterrupt
 
