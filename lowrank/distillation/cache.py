@@ -12,7 +12,6 @@ the teacher's and the student's size, which is all that the loss looks at, and w
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import shutil
@@ -30,9 +29,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lowrank.data import ImageData, ViewSettings, train_batches
-from lowrank.distillation.cache_file import TEMPORARY, Array, DamagedSlotError, Layout, read_slot, write_slot
+from lowrank.distillation.cache_file import Array, DamagedSlotError, Layout, read_slot, write_slot
 from lowrank.distillation.teacher import Signals, Taps, Teacher
 from lowrank.networks.base import ImageShape
+from lowrank.utils.atomic_write import TEMPORARY_SUFFIX
+from lowrank.utils.locks import hold_lock
+from lowrank.utils.text import format_bytes
 
 FORMAT = 1  # of the files; part of the key
 LOCK_FILE = "build.lock"
@@ -117,18 +119,12 @@ class TeacherCache:
     def building(self, report: Report) -> Iterator[None]:
         """Alone on this host; waits while another process builds. A builder's death frees the lock."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / LOCK_FILE).open("w") as lock:
-            told = False
-            while True:
-                try:
-                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except BlockingIOError:
-                    if not told:
-                        report("another process builds the teacher cache; waiting for it")
-                        told = True
-                    time.sleep(WAIT_SECONDS)
-            for leftover in self.folder.glob(f"*{TEMPORARY}"):
+        with hold_lock(
+            self.folder / LOCK_FILE,
+            poll_seconds=WAIT_SECONDS,
+            on_wait=lambda: report("another process builds the teacher cache; waiting for it"),
+        ):
+            for leftover in self.folder.glob(f"*{TEMPORARY_SUFFIX}"):
                 leftover.unlink(missing_ok=True)
             yield
 
@@ -186,9 +182,9 @@ def _fill(cache: TeacherCache, build: Build, slots: int, report: Report, on_slot
     if not missing:
         return True
     lacking = cache.lacking(len(missing))
-    size = megabytes(len(missing) * cache.layout.bytes)
+    size = format_bytes(len(missing) * cache.layout.bytes)
     if lacking:
-        short = f"{megabytes(RESERVE)} stay free, and the disk of {cache.folder} lacks {megabytes(lacking)}"
+        short = f"{format_bytes(RESERVE)} stay free, and the disk of {cache.folder} lacks {format_bytes(lacking)}"
         report(f"no teacher cache, the live teacher is asked instead: {len(missing)} views take {size}, {short}")
         return False
     report(f"teacher cache: {len(missing)} views of {cache.layout.images:,} images, {size}, in {cache.folder}")
@@ -343,8 +339,3 @@ def tap_sizes(network: nn.Module, taps: Sequence[str], image_shape: ImageShape) 
     finally:
         for module in training:
             module.training = True
-
-
-def megabytes(count: int) -> str:
-    """Bytes in words: 45 MB, 2.2 GB."""
-    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"

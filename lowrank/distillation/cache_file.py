@@ -8,7 +8,6 @@ processes of a host share the pages.
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,10 +18,11 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from lowrank.errors import LowrankError
+from lowrank.utils.atomic_write import atomic_path
+from lowrank.utils.text import first_line
 
 Array = NDArray[Any]
 CHECKSUM = b"sha256"  # in the file's metadata
-TEMPORARY = ".tmp"
 
 _VERIFIED: dict[Path, tuple[int, int, int]] = {}  # files that this process has verified: inode, size, time
 
@@ -59,15 +59,12 @@ def write_slot(path: Path, arrays: Sequence[Array]) -> None:
     columns = [pa.FixedSizeListArray.from_arrays(pa.array(each.reshape(-1)), each.shape[1]) for each in arrays]
     fields = [pa.field(_name(place), column.type) for place, column in enumerate(columns)]
     schema = pa.schema(fields, metadata={CHECKSUM: _checksum(arrays)})
-    temporary = path.with_name(f"{path.name}.{os.getpid()}{TEMPORARY}")
-    try:
-        with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
-            writer.write_batch(pa.record_batch(columns, schema=schema))
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with (
+        atomic_path(path) as temporary,
+        pa.OSFile(str(temporary), "wb") as sink,
+        pa.ipc.new_file(sink, schema) as writer,
+    ):
+        writer.write_batch(pa.record_batch(columns, schema=schema))
 
 
 def read_slot(path: Path, layout: Layout) -> list[Array]:
@@ -82,7 +79,7 @@ def read_slot(path: Path, layout: Layout) -> list[Array]:
     try:
         arrays, checksum = _mapped(path, layout)
     except (pa.ArrowInvalid, pa.ArrowKeyError, pa.ArrowTypeError, ValueError, OSError) as error:
-        raise DamagedSlotError(f"{path} is damaged: {str(error).splitlines()[0]}") from error
+        raise DamagedSlotError(f"{path} is damaged: {first_line(error)}") from error
     if _VERIFIED.get(path) != state:
         if _checksum(arrays) != checksum:
             raise DamagedSlotError(f"{path} is damaged: its contents do not have their checksum")

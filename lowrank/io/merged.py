@@ -15,6 +15,7 @@ from lowrank.compression.merging import merge
 from lowrank.errors import InputError
 from lowrank.io.model_file import ModelSpecification, read_specification
 from lowrank.io.tensor_file import load_tensors, save_tensors
+from lowrank.utils.text import last_line
 
 FORM = "lowrank_merged"  # a key of the metadata beside the specification
 COMBINED, APART = "combined", "apart"  # K x K convolutions, or depthwise and pointwise ones
@@ -40,6 +41,5 @@ def load_merged(path: Path, *, device: torch.device | str = "cpu") -> nn.Module:
     try:
         model.load_state_dict(tensors)
     except RuntimeError as error:
-        detail = str(error).splitlines()[-1].strip()
-        raise InputError(f"{path}: its tensors do not fit its settings: {detail}") from error
+        raise InputError(f"{path}: its tensors do not fit its settings: {last_line(error)}") from error
     return model.to(device).eval()

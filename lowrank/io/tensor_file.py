@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lowrank.errors import InputError
+from lowrank.utils.atomic_write import atomic_path, sync
 
 CHECKSUM = "crc32"  # among the strings beside the tensors: safetensors itself does not notice a changed weight
 
@@ -26,20 +26,17 @@ def save_tensors(
     checksum. Safetensors writes the strings in any order: equal contents are equal files where there is one at most.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    try:
-        whole = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
-        save_file(whole, temporary, {**about, CHECKSUM: _checksum(whole)} if checked else dict(about))
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
+    whole = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+    metadata = {**about, CHECKSUM: _checksum(whole)} if checked else dict(about)
+    with atomic_path(path) as temporary:
+        try:
+            save_file(whole, temporary, metadata)
+        except SafetensorError as error:
+            raise OSError(f"{path}: could not be written: {error}") from error
+        sync(temporary)  # a full disk may show only here, and then the older files stay where they are
         for age in range(keep - 1, 0, -1):
             if _aged(path, age - 1).exists():
                 _aged(path, age - 1).replace(_aged(path, age))
-        temporary.replace(path)
-    except SafetensorError as error:
-        raise OSError(f"{path}: could not be written: {error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _aged(path: Path, age: int) -> Path:

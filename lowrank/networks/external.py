@@ -11,6 +11,7 @@ from torch import nn
 
 from lowrank.errors import InputError, unknown
 from lowrank.networks.base import ImageShape
+from lowrank.utils.text import first_line
 
 # Two of torchvision's builders must be told how to start, and add auxiliary heads that counting leaves out.
 _OLD_BUILDERS = {"googlenet": {"aux_logits": False}, "inception_v3": {"aux_logits": False}}
@@ -109,7 +110,7 @@ def _import(path: str) -> Callable[..., Any]:
     try:
         module = importlib.import_module(module_name)
     except Exception as error:  # whatever the user's own module does on import
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        reason = f"{type(error).__name__}: {first_line(error)}"
         raise InputError(f"network {path!r} cannot be imported: {reason}") from error
     function = getattr(module, function_name, None)
     if not callable(function):

@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from lowrank.data.reading.image_codec import one_line
 from lowrank.data.reading.image_store import ArrayStore
 from lowrank.data.reading.source import Catalogue
 from lowrank.errors import InputError
+from lowrank.utils.text import one_line
 
 _TORCHVISION = {"cifar10": "CIFAR10", "cifar100": "CIFAR100", "fashion_mnist": "FashionMNIST"}
 _UNREADABLE = (RuntimeError, ValueError, OSError, EOFError, KeyError, TypeError, IndexError, AssertionError)

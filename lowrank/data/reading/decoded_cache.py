@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from lowrank.data.reading.image_codec import Pixels
+from lowrank.utils.atomic_write import atomic_write
 
 LEAST_BYTES = 20_000_000  # of decoded images; fewer are decoded faster than they are looked up
 
@@ -55,12 +56,9 @@ def shared(sha: Any, decode: Callable[[], Pixels]) -> Pixels:
 
 def _kept(path: Path, pixels: Pixels) -> bool:
     """Write a file, whole or not at all; whether there was room."""
-    temporary = path.with_name(f"{path.stem}.{os.getpid()}.tmp")
     try:
-        with temporary.open("wb") as file:
+        with atomic_write(path) as file:
             np.save(file, pixels, allow_pickle=False)
-        temporary.replace(path)
     except OSError:
-        temporary.unlink(missing_ok=True)
         return False
     return True

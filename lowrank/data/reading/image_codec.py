@@ -10,18 +10,13 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from lowrank.errors import InputError
+from lowrank.utils.text import one_line
 
 Pixels = NDArray[np.uint8]
 
 GREY_MODES = ("1", "L", "LA")
 _EIGHT_BIT_MODES = (*GREY_MODES, "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV", "LAB")
 _BROKEN = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
-
-
-def one_line(error: BaseException) -> str:
-    """What a library's exception says, on one line and not too long."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 160 else text[:157] + "..."
 
 
 def _broken(origin: str, error: BaseException) -> InputError:

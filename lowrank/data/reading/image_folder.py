@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from lowrank.data.reading.image_codec import one_line
 from lowrank.data.reading.image_store import EncodedStore
 from lowrank.data.reading.source import Catalogue
 from lowrank.data.splits import Indices
 from lowrank.errors import InputError
+from lowrank.utils.text import one_line
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 

@@ -10,11 +10,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lowrank.data.reading.image_codec import one_line
 from lowrank.data.reading.image_store import EncodedStore
 from lowrank.data.reading.source import Catalogue
 from lowrank.data.splits import Indices, Labels
 from lowrank.errors import InputError
+from lowrank.utils.text import one_line
 
 IMAGE_COLUMNS = ("img", "image")
 LABEL_COLUMNS = ("label", "fine_label", "labels")

@@ -8,7 +8,6 @@ one serves them all: in this process by `trunk_of`, in others by the compiler's 
 from __future__ import annotations
 
 import copy
-import fcntl
 import hashlib
 import platform
 import types
@@ -29,6 +28,7 @@ from lowrank.kernels.fx_rewrite import compile_graph
 from lowrank.layers.base_layer import StructuredMap
 from lowrank.layers.batched_rebuild import Rebuild
 from lowrank.training.objective import Loss
+from lowrank.utils.locks import hold_lock
 
 TRUNKS_KEPT = 16  # compiled functions that a process keeps: one for each network, batch size and recipe's losses
 DONE_FOLDER = "lowrank_compiled"  # in the compiler's cache: what some process has compiled
@@ -243,9 +243,8 @@ def compiling_alone(what: str) -> Iterator[None]:
         yield
         return
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / f"{what}.lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    with hold_lock(folder / f"{what}.lock") as lock:
         if done.exists():
-            fcntl.flock(file, fcntl.LOCK_UN)
+            lock.release()
         yield
         done.touch()
