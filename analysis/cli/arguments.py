@@ -6,11 +6,13 @@ import argparse
 import os
 import sys
 import webbrowser
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from analysis.utils.progress import silent
 from lowrank.errors import InputError
+from lowrank.utils.cli import OneLineParser
+from lowrank.utils.endings import exit_code
 from sweeps.records.load import STUDIES, find_study, load_study
 from sweeps.records.names import StudyRecord
 
@@ -69,3 +71,25 @@ def output_folder(folder: Path) -> Path:
     if not usable:
         raise InputError(f"--out must be a folder that can be written, but got {folder}")
     return folder
+
+
+def run_script(
+    name: str, description: str | None, add_arguments: Callable[[argparse.ArgumentParser], None],
+    run: Callable[[argparse.Namespace], int], argv: Sequence[str] | None = None,
+) -> int:  # fmt: skip
+    """Parse a command line and run the command, for the commands that are also scripts.
+
+    Args:
+        name: of the script, without `.py`.
+        description: the docstring of its module, of which `--help` shows the first line.
+        add_arguments: declares its options.
+        run: runs it on the parsed options and returns its exit code.
+        argv: the words of the command line; None for those of the process.
+
+    Returns:
+        The exit code of `run`; 2, with one line on standard error, for bad input.
+    """
+    parser = OneLineParser(prog=f"python analysis/{name}.py", description=(description or "").partition("\n")[0])
+    add_arguments(parser)
+    arguments = parser.parse_args(argv)
+    return exit_code(lambda: run(arguments))

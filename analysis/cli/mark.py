@@ -9,8 +9,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from analysis.report import STEPS
 from analysis.reporting.refresh import make_again
+from analysis.reporting.write import STEPS
 from analysis.sources.push_to_mlflow import bring, check_store
 from analysis.utils.progress import steps
 from lowrank.errors import InputError

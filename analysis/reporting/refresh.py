@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from analysis.report import PAGE_FILE, write_report
 from analysis.reporting.front_figure import draw_front
 from analysis.reporting.summary_table import write_csv
+from analysis.reporting.write import PAGE_FILE, write_report
 from analysis.stats.front import collect
 from analysis.utils.progress import silent
 from sweeps.records.names import FRONT_PICTURE, REPORT_FOLDER, SUMMARY_TABLE, StudyRecord

@@ -6,8 +6,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from analysis.__main__ import main
-from analysis.report import PAGE_FILE, write_report
 from analysis.reporting.summary_table import broken_text, endings
+from analysis.reporting.write import PAGE_FILE, write_report
 from analysis.stats.front import collect, front
 from sweeps.records.fronts import front_trials
 from sweeps.records.journal import locked_journal

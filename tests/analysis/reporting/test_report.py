@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 from analysis.__main__ import main
-from analysis.report import PAGE_FILE, write_report
 from analysis.reporting.html_page import Page
 from analysis.reporting.render import Order, studio
 from analysis.reporting.svg_theme import dark, themed, variables
+from analysis.reporting.write import PAGE_FILE, write_report
 from sweeps.records.load import load_study
 from sweeps.records.names import MLFLOW_FILE, PROGRESS_FILE
 from sweeps.records.tables import write_tables
@@ -227,9 +227,9 @@ class TestSources:
 
     @pytest.mark.parametrize("name", ["report", "compare", "export", "collate"])
     def test_each_runs_as_a_file_from_anywhere(self, name, tmp_path):
-        bare = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}  # of this checkout, whichever is installed
         command = [sys.executable, str(ROOT / "analysis" / f"{name}.py"), "--help"]
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True, env=bare)
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True, env=environment)
         assert f"analysis/{name}.py" in done.stdout
 
     @pytest.mark.parametrize("there_is_a_browser", [True, False])

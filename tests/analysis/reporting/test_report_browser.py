@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from analysis.report import write_report
+from analysis.reporting.write import write_report
 from sweeps.records.load import load_study
 from tests.support.report_pictures import PHONE, WIDE, chromium, opened
 from tests.support.synthetic_study import Plan, write_study

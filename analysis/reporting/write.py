@@ -1,0 +1,98 @@
+"""Writes the report of a study: the page, and beside it each picture as PNG and each table as CSV."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+from html import unescape
+from pathlib import Path
+
+from analysis.findings.provenance import tracked
+from analysis.reporting.contents import contents
+from analysis.reporting.render import studio
+from analysis.reporting.sections import SECTIONS, new_page
+from analysis.utils.progress import silent
+from sweeps.records.load import is_study
+from sweeps.records.names import EPOCHS_FILE, JOURNAL_FILE, StudyRecord
+from sweeps.records.tables import write_tables
+
+PAGE_FILE = "report.html"
+LARGE = {JOURNAL_FILE: 8e6, EPOCHS_FILE: 3e5}  # bytes that some 400 trials of 100 epochs take
+STEPS = len(SECTIONS) + 2  # of writing it
+
+
+def write_report(
+    study: StudyRecord, folder: Path, source: Path, uri: str | None = None, step: Callable[[str], None] = silent
+) -> Path:
+    """Write the page and everything beside it.
+
+    Args:
+        study: the records.
+        folder: of the report; it is made.
+        source: the study's own folder; where it is not on this machine its tables are written into the report's.
+        uri: the tracking store that the study was read from, if it was.
+        step: is called with the name of each of the `STEPS`.
+
+    Returns:
+        The path of the page.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / PAGE_FILE
+    earlier = _linked(path)
+    with studio(folder, len(study.trials)) as drawing:
+        step("numbers")
+        if not is_study(source):
+            write_tables(study, folder)
+        found = contents(study, _shown(source if is_study(source) else folder), drawing.start)
+        page = new_page(study, found.about, tracked(study, source, uri), drawing)
+        for name, section in SECTIONS:
+            step(name)
+            section(page, study, found, folder)
+        step("page")
+        temporary = path.with_name(f"{PAGE_FILE}.tmp")
+        temporary.write_text(page.html(), encoding="utf-8")
+        os.replace(temporary, path)
+    for name in earlier.keys() - _linked(path).keys():
+        if _identity(folder / name) == earlier[name]:
+            (folder / name).unlink(missing_ok=True)
+    return path
+
+
+def is_large(source: Path) -> bool:
+    """Return whether a study is so large that several processes will draw its pictures.
+
+    Args:
+        source: the study's folder; its trials are estimated from the size of its files, which are not read.
+
+    Returns:
+        False as well for a folder without records.
+    """
+    sizes = ((path, limit) for name, limit in LARGE.items() if (path := source / name).is_file())
+    path, limit = next(sizes, (None, 0.0))
+    return path is not None and path.stat().st_size > limit
+
+
+def _linked(page: Path) -> dict[str, tuple[int, int] | None]:
+    """Pictures and tables that a page links to, by name, with their identity. What a later report does not write again
+    shows records that count no more."""
+    if not page.is_file():
+        return {}
+    names = re.findall(r'href="([^"/:]+\.(?:png|csv))"', page.read_text(encoding="utf-8"))
+    return {name: _identity(page.with_name(name)) for name in map(unescape, names)}
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """Inode and time of change, of which one differs as soon as a file is written anew; None for a missing file."""
+    if not path.exists():
+        return None
+    status = path.stat()
+    return status.st_ino, status.st_mtime_ns
+
+
+def _shown(folder: Path) -> Path:
+    """A folder as the reader would type it."""
+    return Path(os.path.relpath(folder)) if folder.resolve().is_relative_to(Path.cwd()) else folder.resolve()
