@@ -18,18 +18,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-# `python analysis/collate.py` puts analysis/ first on the module path; the project is imported as packages only.
-if sys.path and Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
-    sys.path[0] = str(Path(__file__).resolve().parent.parent)
-
 import pyarrow.parquet as pq
 
+from analysis.cli.arguments import run_script
 from analysis.sources.recount import NotOnRecordError, recount
 from analysis.utils.progress import steps
 from lowrank.errors import InputError
 from lowrank.serving import IMAGES_FILE, MODEL_FILE
-from lowrank.utils.cli import OneLineParser
-from lowrank.utils.endings import exit_code
 from sweeps.records.journal import Journal
 from sweeps.records.load import STUDIES, find_study, is_study, load_study
 from sweeps.records.names import (
@@ -316,12 +311,16 @@ def _lines(found: Collated, sources: Sequence[Source], folder: Path) -> list[str
     return lines
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Command line; returns 0, 1 when a trial was left out, or 2 with one line for bad input."""
-    parser = OneLineParser(prog="python analysis/collate.py", description=(__doc__ or "").partition("\n")[0])
-    add_arguments(parser)
-    arguments = parser.parse_args(argv)
-    return exit_code(lambda: run(arguments))
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        argv: its words; None for those of the process.
+
+    Returns:
+        The exit code: 0, 1 when a trial was left out, or 2 for bad input.
+    """
+    return run_script("collate", __doc__, add_arguments, run, argv)
 
 
 if __name__ == "__main__":

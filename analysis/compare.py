@@ -10,11 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-# `python analysis/compare.py` puts analysis/ first on the module path; the project is imported as packages only.
-if sys.path and Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
-    sys.path[0] = str(Path(__file__).resolve().parent.parent)
-
-from analysis.cli.arguments import add_stores, load_named, open_page, output_folder
+from analysis.cli.arguments import add_stores, load_named, open_page, output_folder, run_script
 from analysis.findings.study_diff import FieldDifference, TrialDifference, field_differences, trial_differences
 from analysis.reporting.figures import draw_fronts, draw_growth
 from analysis.reporting.html_page import Page
@@ -24,8 +20,6 @@ from analysis.stats.front import FrontPoint, collect, front
 from analysis.stats.hypervolume import Growth, Reference, chance_reference, growth
 from analysis.utils.progress import steps
 from lowrank.errors import InputError
-from lowrank.utils.cli import OneLineParser
-from lowrank.utils.endings import exit_code
 from sweeps.records.names import StudyRecord
 
 PAGE_FILE = "comparison.html"
@@ -262,12 +256,16 @@ def _tell_apart(studies: Sequence[StudyRecord], given: Sequence[str]) -> None:
             study.header = {**study.header, "name": name}
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Command line; returns 0, or 2 with one line for bad input."""
-    parser = OneLineParser(prog="python analysis/compare.py", description=(__doc__ or "").partition("\n")[0])
-    add_arguments(parser)
-    arguments = parser.parse_args(argv)
-    return exit_code(lambda: run(arguments))
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        argv: its words; None for those of the process.
+
+    Returns:
+        The exit code: 0, or 2 for bad input.
+    """
+    return run_script("compare", __doc__, add_arguments, run, argv)
 
 
 if __name__ == "__main__":

@@ -9,19 +9,14 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-# `python analysis/export.py` puts analysis/ first on the module path; the project is imported as packages only.
-if sys.path and Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
-    sys.path[0] = str(Path(__file__).resolve().parent.parent)
-
-from analysis.cli.arguments import output_folder
+from analysis.cli.arguments import output_folder, run_script
 from analysis.utils.progress import steps
 from lowrank.errors import InputError
-from lowrank.utils.cli import OneLineParser
-from lowrank.utils.endings import exit_code
 from sweeps.records.load import STUDIES, find_study, load_study
 
 if TYPE_CHECKING:
@@ -197,12 +192,16 @@ def _lines(point: FrontPoint, proof: Proof, folder: Path) -> list[str]:
     return lines
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Command line; returns 0, 1 when a file does not give the same, or 2 with one line for bad input."""
-    parser = OneLineParser(prog="python analysis/export.py", description=(__doc__ or "").partition("\n")[0])
-    add_arguments(parser)
-    arguments = parser.parse_args(argv)
-    return exit_code(lambda: run(arguments))
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        argv: its words; None for those of the process.
+
+    Returns:
+        The exit code: 0, 1 when a file gives other outputs than the network, or 2 for bad input.
+    """
+    return run_script("export", __doc__, add_arguments, run, argv)
 
 
 if __name__ == "__main__":
