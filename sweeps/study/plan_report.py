@@ -22,9 +22,9 @@ from sweeps.records.specification import Resolver, Stratum, Trial
 from sweeps.space.domains import Value
 from sweeps.space.model import Space
 from sweeps.space.parse import own_teacher
-from sweeps.study.progress_view import clock
 from sweeps.trials.feasibility import reachable_strata
 from sweeps.trials.planned_teacher import UNTRAINED
+from sweeps.utils.duration import format_duration
 
 SAMPLES = 300  # points drawn to see the sizes of a space that is not a grid
 BACKWARD = 3  # forward and backward cost about three forwards
@@ -177,7 +177,7 @@ def plan_lines(plan: Plan, space: Space, resolver: Resolver) -> list[str]:
     for reason, times in plan.infeasible.items():
         lines.append(f"  infeasible ({times} point{'s' * (times > 1)}): {reason}")
     lines.append(
-        f"work: {plan.most_work:.2g} mult-adds; about {clock(plan.most_seconds)} without early stopping "
+        f"work: {plan.most_work:.2g} mult-adds; about {format_duration(plan.most_seconds)} without early stopping "
         "(from three probe steps on this machine)"
     )
     return lines

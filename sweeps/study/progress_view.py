@@ -13,6 +13,7 @@ from rich.live import Live
 from rich.table import Table
 
 from sweeps.records.names import TERMINAL, Role, Status, StudyRecord, TrialRecord
+from sweeps.utils.duration import format_duration
 
 PLAIN_SECONDS = 15.0  # between plain lines without news
 LEAST_SECONDS = 0.25  # between two looks at the record ...
@@ -68,13 +69,6 @@ def _best(trials: list[TrialRecord]) -> tuple[TrialRecord, ...]:
     return tuple(sorted(best.values(), key=lambda trial: trial.counts["params"]))
 
 
-def clock(seconds: float) -> str:
-    """1:05 or 2:03:04."""
-    minutes, rest = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
-
-
 def summary_line(shown: Progress) -> str:
     """One line: how far, how many of each status, the time left."""
     parts = [f"{shown.ended}/{shown.total} trials"]
@@ -83,8 +77,8 @@ def summary_line(shown: Progress) -> str:
         for status in (Status.RUNNING, Status.STOPPED, Status.DIVERGED, Status.OUT_OF_MEMORY, Status.FAILED)
         if shown.counts.get(status)
     ]
-    left = "?" if shown.left is None else f"about {clock(shown.left)}"
-    return ", ".join(parts) + f"; {clock(shown.elapsed)} gone, {left} left"
+    left = "?" if shown.left is None else f"about {format_duration(shown.left)}"
+    return ", ".join(parts) + f"; {format_duration(shown.elapsed)} gone, {left} left"
 
 
 def describe(trial: TrialRecord) -> str:

@@ -13,7 +13,7 @@ COMMANDS = {
     "lowrank.count": ("run", ["--network", "resnet9"]),
     "sweeps.run": ("_dispatch", ["--list"]),
     "sweeps.teacher": ("_dispatch", ["--list"]),
-    "sweeps.spot": ("_run", ["--accelerator", "L4"]),
+    "sweeps.spot": ("run", ["--accelerator", "L4"]),
     "sweeps.storage.remote": ("fetch_named", ["s3://bucket", "study"]),
     "analysis.report": ("run", ["--study", "study"]),
     "analysis.compare": ("run", ["a", "b"]),

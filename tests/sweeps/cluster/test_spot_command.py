@@ -18,7 +18,9 @@ from moto import mock_aws
 from ray.autoscaler._private.util import prepare_config, validate_config
 
 from sweeps.cluster.aws_prices import ACCELERATORS
-from sweeps.spot import CLUSTER_FILE, H200_RATE, _client, estimate, main, read_cluster_file
+from sweeps.cluster.cluster_file import CLUSTER_FILE, read_cluster_file
+from sweeps.cluster.spot_report import H200_RATE, estimate_cost
+from sweeps.spot import main, make_client
 
 REGIONS = ("us-east-1", "us-west-2", "eu-west-1")
 PRICES = {  # zone, type -> what history says, newest first
@@ -127,7 +129,7 @@ def test_all_regions_of_the_account_are_looked_at(monkeypatch, capsys):
     def client(service, region):
         if region == "sa-east-1":
             raise ClientError({"Error": {"Code": "OptInRequired", "Message": "not yours"}}, "any")
-        return _client(service, region)
+        return make_client(service, region)
 
     with cloud(monkeypatch, {"us-east-1": 64, "us-west-2": 192, "eu-west-1": 64}):
         assert main(["--accelerator", "l4", "--gpus", "1"], client) == 0
@@ -195,7 +197,7 @@ def test_write_puts_region_zones_and_types_into_the_file_and_keeps_the_rest(monk
 
 def test_the_cost_of_a_plan():
     """Ten cards of 1e12 mult-adds a second at 0.5 dollars: 3.6e16 mult-adds take an hour and five dollars."""
-    found = estimate(3.6e16, 0.5, 10, 1e12)
+    found = estimate_cost(3.6e16, 0.5, 10, 1e12)
     assert found.seconds == pytest.approx(3600)
     assert found.dollars == pytest.approx(5.0)
 
@@ -207,5 +209,5 @@ def test_the_plan_is_priced_on_the_command_line(monkeypatch, capsys):
     work = float(re.search(r"the whole plan: (\S+) mult-adds", said)[1])
     dollars = float(re.search(r"and \$([\d.]+) for the workers", said)[1])
     rate = H200_RATE * ACCELERATORS["L4"].bandwidth / ACCELERATORS["H200"].bandwidth
-    assert dollars == pytest.approx(estimate(work, 0.6, 1, rate).dollars, abs=0.01)
+    assert dollars == pytest.approx(estimate_cost(work, 0.6, 1, rate).dollars, abs=0.01)
     assert "from one study measured on an H200, scaled by memory bandwidth" in said

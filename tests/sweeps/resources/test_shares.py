@@ -9,10 +9,10 @@ import yaml
 from ray.autoscaler._private.util import prepare_config
 
 from lowrank.errors import InputError
+from sweeps.cluster.cluster_file import CLUSTER_FILE
 from sweeps.resources import shares as resources
 from sweeps.resources.shares import Cluster, Share, choose_share, larger, planned_machines, share_of
 from sweeps.space.settings import ResourceSettings
-from sweeps.spot import CLUSTER_FILE
 
 LAPTOP = Cluster(cpus=2, gpus=0, most_cpus=2, most_gpus=0)
 TWO_CARDS = Cluster(cpus=32, gpus=2, most_cpus=32, most_gpus=2)
