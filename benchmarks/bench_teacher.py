@@ -19,10 +19,11 @@ from lowrank.compression.budget import Budget, solve
 from lowrank.compression.substitution import build_student
 from lowrank.compression.trace import network_plan
 from lowrank.data import DataSettings, ImageData, default_views, load_data
-from lowrank.distillation import cache as teacher_cache
-from lowrank.distillation.cache import Build, CachedTeacher, CacheKey, TeacherCache, kept_sizes, prepare, tap_sizes
+from lowrank.distillation import cached_teacher
+from lowrank.distillation.cache import Build, CacheKey, TeacherCache, prepare
 from lowrank.distillation.cache_file import Layout
-from lowrank.distillation.teacher import LiveTeacher, Teacher, default_taps
+from lowrank.distillation.cached_teacher import CachedTeacher
+from lowrank.distillation.teacher import LiveTeacher, Teacher, default_taps, kept_sizes, tap_sizes
 from lowrank.layers import Separable, TensorTrain
 from lowrank.networks import NetworkSettings, make_network
 from lowrank.training.recipe import Recipe
@@ -141,9 +142,9 @@ def measure(case: Case, options: Options, images: Path, caches: Path) -> tuple[l
 
 def run(options: Options) -> Measurement:
     """Measure every case."""
-    threads, before, resident = options.threads or 1, torch.get_num_threads(), teacher_cache.RESIDENT
+    threads, before, resident = options.threads or 1, torch.get_num_threads(), cached_teacher.RESIDENT
     torch.set_num_threads(threads)
-    teacher_cache.RESIDENT = 0  # as in a trial whose every epoch has a slot of its own
+    cached_teacher.RESIDENT = 0  # as in a trial whose every epoch has a slot of its own
     chosen = cases(options)
     try:
         with tempfile.TemporaryDirectory() as folder:
@@ -155,7 +156,7 @@ def run(options: Options) -> Measurement:
             found = [measure(case, options, images.resolve(), Path(folder)) for case in chosen]
     finally:
         torch.set_num_threads(before)
-        teacher_cache.RESIDENT = resident
+        cached_teacher.RESIDENT = resident
     columns = ("way", "ms", "slowest ms", "images/s", "x plain")
     titled = [f"{case.label}, batch {case.batch_size}" for case in chosen]
     return Measurement(

@@ -14,7 +14,10 @@ from torch import Tensor, nn
 
 from lowrank.distillation.losses import attention_map
 from lowrank.errors import InputError, unknown
+from lowrank.networks.base import ImageShape
 from lowrank.utils.hooks import Hooked
+
+Sizes = tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True)
@@ -89,6 +92,28 @@ def default_taps(network: nn.Module) -> tuple[str, ...]:
     if not taps:
         raise InputError(f"{type(network).__name__} does not name the ends of its stages; give the taps by name")
     return taps
+
+
+def kept_sizes(teacher: Sequence[tuple[int, int]], student: Sequence[tuple[int, int]]) -> Sizes:
+    """The size (h, w) at which each pair of maps is compared: the smaller of the two on each axis."""
+    return tuple((min(a[0], b[0]), min(a[1], b[1])) for a, b in zip(teacher, student, strict=True))
+
+
+@torch.no_grad()
+def tap_sizes(network: nn.Module, taps: Sequence[str], image_shape: ImageShape) -> Sizes:
+    """Height and width of each tap for images of (C, H, W), from one empty image; raises InputError for an unknown."""
+    if not taps:
+        return ()
+    place: Any = next(network.parameters(), torch.empty(0))
+    training = [module for module in network.modules() if module.training]
+    network.eval()
+    try:
+        with Taps(network, taps) as collected:
+            network(torch.zeros(1, *image_shape, device=place.device, dtype=place.dtype))
+            return tuple((each.shape[1], each.shape[2]) for each in collected.take())
+    finally:
+        for module in training:
+            module.training = True
 
 
 class LiveTeacher:

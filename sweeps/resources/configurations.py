@@ -11,8 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lowrank.data import ImageData
-from lowrank.distillation.cache import Sizes, kept_sizes, tap_sizes
-from lowrank.distillation.teacher import Signals, Teacher
+from lowrank.distillation.teacher import Signals, Sizes, Teacher, kept_sizes, tap_sizes
 from lowrank.errors import InfeasibleError
 from lowrank.training.engine.memory_probe import MakeTrainer
 from lowrank.training.trainer import Trainer

@@ -12,18 +12,10 @@ import torch
 from torch import nn
 
 from lowrank.data import ImageData, ViewSettings
-from lowrank.distillation.cache import (
-    Build,
-    CachedTeacher,
-    CacheKey,
-    Report,
-    TeacherCache,
-    kept_sizes,
-    prepare,
-    tap_sizes,
-)
+from lowrank.distillation.cache import Build, CacheKey, Report, TeacherCache, prepare
 from lowrank.distillation.cache_file import Layout
-from lowrank.distillation.teacher import LiveTeacher, Teacher
+from lowrank.distillation.cached_teacher import CachedTeacher
+from lowrank.distillation.teacher import LiveTeacher, Teacher, kept_sizes, tap_sizes
 from lowrank.distillation.teacher_files import load_teacher
 from lowrank.training.recipe import Recipe
 from sweeps.space.teacher_settings import SECTION

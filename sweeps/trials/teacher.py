@@ -15,8 +15,7 @@ import torch
 from torch import nn
 
 from lowrank.data import ImageData
-from lowrank.distillation.cache import Sizes, tap_sizes
-from lowrank.distillation.teacher import Taps, default_taps
+from lowrank.distillation.teacher import Sizes, Taps, default_taps, tap_sizes
 from lowrank.distillation.teacher_files import WEIGHTS_FILE, FoundTeacher, find_teacher
 from lowrank.errors import InputError
 from lowrank.networks import NetworkSettings, make_network

@@ -22,10 +22,12 @@ from lowrank.compression.trace import network_plan
 from lowrank.data import ImageData, ViewSettings
 from lowrank.distillation import cache as teacher_cache
 from lowrank.distillation import cache_file as teacher_slots
-from lowrank.distillation.cache import Build, CachedTeacher, CacheKey, TeacherCache, kept_sizes, prepare, tap_sizes
+from lowrank.distillation import cached_teacher
+from lowrank.distillation.cache import Build, CacheKey, TeacherCache, prepare
 from lowrank.distillation.cache_file import Array, DamagedSlotError, Layout, read_slot, write_slot
+from lowrank.distillation.cached_teacher import CachedTeacher
 from lowrank.distillation.losses import attention_map
-from lowrank.distillation.teacher import LiveTeacher, Signals
+from lowrank.distillation.teacher import LiveTeacher, Signals, kept_sizes, tap_sizes
 from lowrank.layers import Bottleneck
 from lowrank.networks import NetworkSettings
 from lowrank.training.recipe import Recipe
@@ -218,7 +220,7 @@ def test_whole_slots_are_read_ahead_and_say_the_same(
 ) -> None:
     prepare(cache, build(data), 3, report=lambda line: None)
     row_by_row = losses(data, CachedTeacher(cache, data, never), epochs=5, slots=3)
-    monkeypatch.setattr(teacher_cache, "RESIDENT", 0)  # every epoch's slot is opened anew
+    monkeypatch.setattr(cached_teacher, "RESIDENT", 0)  # every epoch's slot is opened anew
     readers: list[tuple[int, str]] = []
     read = TeacherCache.read
 

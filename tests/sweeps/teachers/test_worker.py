@@ -10,7 +10,7 @@ import torch
 
 from lowrank.data import ImageData
 from lowrank.distillation import cache as teacher_cache
-from lowrank.distillation.cache import CachedTeacher
+from lowrank.distillation.cached_teacher import CachedTeacher
 from lowrank.distillation.teacher import LiveTeacher
 from lowrank.distillation.teacher_files import RECORD_FILE, WEIGHTS_FILE, find_teacher
 from lowrank.errors import InputError
