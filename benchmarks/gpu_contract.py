@@ -13,7 +13,7 @@ from lowrank.layers import ConvShape
 from lowrank.layers.acdc import entries as acdc_entries
 from lowrank.layers.acdc.entries import form, form_back, project, waves
 from lowrank.layers.acdc.stack import slots_of, spare_layers
-from lowrank.layers.batched_rebuild import Rebuild
+from lowrank.layers.batched_rebuild import BatchedRebuild
 from lowrank.layers.registry import METHODS, make_method
 from tests.contracts.method_table import SHAPES, Case, one_case_each
 
@@ -53,10 +53,10 @@ def test_rebuilt_together_in_a_graph_is_rebuilt_alone(name: str) -> None:
     shapes = [ConvShape(24, 24)] * 3 + [ConvShape(16, 48)]
     network = nn.ModuleList(make_method({"name": name}).build(shape) for shape in shapes).cuda()
     images = [torch.randn(2, shape.in_channels, 4, 4, device="cuda") for shape in shapes]
-    rebuild, parameters = Rebuild(network), list(network.parameters())
+    rebuild, parameters = BatchedRebuild(network), list(network.parameters())
 
     def step(together: bool) -> list[torch.Tensor]:
-        with torch.autocast("cuda", torch.bfloat16), rebuild.given() if together else nullcontext():
+        with torch.autocast("cuda", torch.bfloat16), rebuild.use_rebuilt_weights() if together else nullcontext():
             found = [layer(x) for layer, x in zip(network, images, strict=True)]
         directions = [each.detach().float().cos().to(each.dtype) for each in found]
         return [each.detach() for each in (*found, *torch.autograd.grad(found, parameters, directions))]

@@ -100,7 +100,7 @@ class StemInputs:
 
     def apart(self) -> Works:
         """Forward and backward pass as they are without the joined kernels."""
-        room = (0, 0, 0, 0, 0, rewrite.FEWEST_CHANNELS - self.x.shape[1])
+        room = (0, 0, 0, 0, 0, rewrite.MIN_CONV_CHANNELS - self.x.shape[1])
         norms = (self.weight, self.bias, None, EPS, True, False)
 
         def forward() -> tuple[Tensor, ...]:
@@ -243,7 +243,7 @@ def _whole_step(joined: bool, folder: str, asked: Any, answers: Any) -> None:
     """A process that compiles the step, then says how fast it is when it is asked."""
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = folder  # of its own, so that the two need not wait for each other
     if not joined:
-        rewrite.FUSED = ()
+        rewrite.FUSED_DTYPES = ()
     try:
         bench = Bench("cuda")
         seconds = bench.prepare(CASE)

@@ -28,7 +28,7 @@ from lowrank.kernels import batch_norm as norm
 from lowrank.kernels import depthwise
 from lowrank.kernels import pointwise_batch_norm as pointwise
 from lowrank.kernels import stem_batch_norm as stem
-from lowrank.kernels.fused_common import Form
+from lowrank.kernels.fused_common import LaunchConfig
 
 SHAPES = ((64, 32), (128, 16), (256, 8), (512, 4))  # channels and size of ResNet-9's depthwise maps
 PROFILED = 5  # replays
@@ -62,7 +62,7 @@ def stem_ways() -> Iterator[Way]:
     inputs = StemInputs(LAYERS[0])  # type: ignore[arg-type]
     for place, pass_ in (("STATISTICS", 0), ("RESULT", 0), ("BACKWARD", 1)):
         own = getattr(stem, place)
-        forms = [own, *(replace(own, rows=rows, warps=warps, at_once=count)
+        forms = [own, *(replace(own, rows=rows, warps=warps, programs_per_processor=count)
                         for rows, warps in ((32, 4), (64, 4), (64, 2), (128, 4))
                         for count in (2, 3, 4, 6))]  # fmt: skip
         for form in dict.fromkeys(forms):
@@ -80,15 +80,16 @@ def depthwise_ways() -> Iterator[Way]:
         forward = partial(depthwise.depthwise, x, weight)
         backward = partial(depthwise.depthwise_backward, gradient, x, weight)
         others = {  # of so many registers a thread, which leave room for so many programs
-            "forward_form": [(512, 4, 5, None), (512, 4, 6, 80), (512, 4, 8, 64), (256, 2, 10, None), (256, 2, 14, 72),
-                             (1024, 8, 2, None), (1024, 8, 3, 80), (256, 4, 6, None), (512, 8, 3, None)],
-            "backward_form": [(512, 4, 3, None), (512, 4, 4, 128), (512, 4, 5, 96), (256, 2, 6, None),
+            "forward_config": [(512, 4, 5, None), (512, 4, 6, 80), (512, 4, 8, 64), (256, 2, 10, None),
+                             (256, 2, 14, 72), (1024, 8, 2, None), (1024, 8, 3, 80), (256, 4, 6, None),
+                              (512, 8, 3, None)],
+            "backward_config": [(512, 4, 3, None), (512, 4, 4, 128), (512, 4, 5, 96), (256, 2, 6, None),
                               (256, 2, 8, 128), (256, 4, 4, None), (256, 4, 5, 96), (256, 4, 6, 80),
                               (1024, 8, 2, 128), (512, 8, 2, None)],
         }  # fmt: skip
-        for place, work in (("forward_form", forward), ("backward_form", backward)):
-            forms = [getattr(depthwise, place)(size), *(depthwise.Form(*each) for each in others[place])]
-            what = f"depthwise {channels} at {size}, {place.removesuffix('_form')}"
+        for place, work in (("forward_config", forward), ("backward_config", backward)):
+            forms = [getattr(depthwise, place)(size), *(depthwise.LaunchConfig(*each) for each in others[place])]
+            what = f"depthwise {channels} at {size}, {place.removesuffix('_config')}"
             for form in dict.fromkeys(forms):
                 yield Way(what, depthwise, place, form, work)
 
@@ -107,10 +108,10 @@ def forward_ways() -> Iterator[Way]:
     """The joined maps' forward kernels; each time is that of the whole pass."""
     for layer in _maps():
         work = Inputs(layer).joined()[0]
-        statistics = pointwise.statistics_form(layer.channels, layer.outs)
-        yield from _of(f"{layer}, statistics", "statistics_form", statistics, STATISTICS, work)
-        result = pointwise.result_form(layer.channels, layer.outs, layer.pool)
-        yield from _of(f"{layer}, result", "result_form", result, POOLED if layer.pool else RESULT, work)
+        statistics = pointwise.statistics_config(layer.channels, layer.outs)
+        yield from _of(f"{layer}, statistics", "statistics_config", statistics, STATISTICS, work)
+        result = pointwise.result_config(layer.channels, layer.outs, layer.pool)
+        yield from _of(f"{layer}, result", "result_config", result, POOLED if layer.pool else RESULT, work)
 
 
 def backward_ways() -> Iterator[Way]:
@@ -118,18 +119,18 @@ def backward_ways() -> Iterator[Way]:
     for layer in _maps():
         work = Inputs(layer).joined()[1]
         for name in ("sums", "input"):
-            own = getattr(pointwise, f"{name}_form")(layer.channels, layer.outs, layer.pool)
+            own = getattr(pointwise, f"{name}_config")(layer.channels, layer.outs, layer.pool)
             sizes = tuple((rows, own.warps, stages, count) for rows in (own.rows // 2, own.rows, 2 * own.rows)
                           for stages, count in ((2, 1), (2, 2), (2, 3), (3, 1), (3, 2), (3, 3), (4, 1)))  # fmt: skip
-            halves = [replace(own, part=64, at_once=count) for count in (1, 2, 3)]
-            yield from _of(f"{layer}, {name}", f"{name}_form", own, sizes, work, halves if name == "sums" else ())
+            halves = [replace(own, part=64, programs_per_processor=count) for count in (1, 2, 3)]
+            yield from _of(f"{layer}, {name}", f"{name}_config", own, sizes, work, halves if name == "sums" else ())
 
 
 def _of(
-    what: str, place: str, own: Form, sizes: Sizes, work: Callable[[], Any], more: Iterable[Form] = ()
+    what: str, place: str, own: LaunchConfig, sizes: Sizes, work: Callable[[], Any], more: Iterable[LaunchConfig] = ()
 ) -> Iterator[Way]:
     """The present form of a joined map's kernel, others of these sizes, and more."""
-    names = ("rows", "warps", "stages", "at_once")
+    names = ("rows", "warps", "stages", "programs_per_processor")
     others = [replace(own, **dict(zip(names, each, strict=True))) for each in sizes]
     for form in dict.fromkeys((own, *others, *more)):
         if form.rows >= 16:
@@ -146,7 +147,7 @@ def norm_ways() -> Iterator[Way]:
     sums = partial(norm.reduced, narrow, narrow.clone(), weight, bias, mean, variance, 1e-5, True, False)
     for place, work in (("REDUCE", sums), ("STATISTICS", partial(norm.statistics, wide))):
         own = getattr(norm, place)
-        forms = [own, *(norm.Form(numbers, warps, count) for numbers, warps in ((1024, 4), (2048, 4), (4096, 8))
+        forms = [own, *(norm.LaunchConfig(numbers, warps, count) for numbers, warps in ((1024, 4), (2048, 4), (4096, 8))
                         for count in (3, 4, 6, 8))]  # fmt: skip
         for form in dict.fromkeys(forms):
             yield Way(f"norm, {place.lower()}", norm, place, form, work)

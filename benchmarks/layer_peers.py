@@ -54,8 +54,8 @@ def _tltorch() -> Any:
 class Rebuilt(nn.Module):
     """A pointwise convolution whose weight comes from another library's tensor, or was `given`, rebuilt before."""
 
-    given: Tensor | None = None
-    given_after: torch.cuda.Event | None = None  # what the current stream must wait for before using it
+    external_weight: Tensor | None = None
+    external_weight_ready: torch.cuda.Event | None = None  # what the current stream must wait for before using it
 
     def __init__(self, tensor: nn.Module | nn.ParameterList, rebuild: Callable[[], Tensor], shape: Sequence[int]):
         super().__init__()
@@ -63,9 +63,9 @@ class Rebuilt(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, I, H, W) -> (B, O, H, W)."""
-        weight = self.rebuild() if self.given is None else self.given
-        if self.given_after is not None:
-            torch.cuda.current_stream().wait_event(self.given_after)
+        weight = self.rebuild() if self.external_weight is None else self.external_weight
+        if self.external_weight_ready is not None:
+            torch.cuda.current_stream().wait_event(self.external_weight_ready)
         return functional.conv2d(x, weight.reshape(self.shape))
 
 

@@ -19,7 +19,7 @@ from benchmarks import bench_layers
 from benchmarks.bench_record import Options, median, synchronise
 from benchmarks.layer_peers import Rebuilt
 from lowrank.layers import Method
-from lowrank.layers.batched_rebuild import Rebuild
+from lowrank.layers.batched_rebuild import BatchedRebuild
 
 BRANCHES = 6  # streams for a peer's rebuilds
 
@@ -70,10 +70,10 @@ def make_step(
     images = [x.detach().requires_grad_() for x, _ in given]  # one for each layer, over the same memory
     inputs = [*images, *network.parameters()]
     device = images[0].device.type
-    rebuild, side_streams = Rebuild(network), list[torch.cuda.Stream]()
+    rebuild, side_streams = BatchedRebuild(network), list[torch.cuda.Stream]()
 
     def step() -> None:
-        with bench_layers.precision(device), rebuild.given(), rebuilt_before(network, side_streams):
+        with bench_layers.precision(device), rebuild.use_rebuilt_weights(), rebuilt_before(network, side_streams):
             found = [module(x) for module, x in zip(network, images, strict=True)]
         directions = [direction.to(each.dtype) for each, (_, direction) in zip(found, given, strict=True)]
         torch.autograd.grad(found, inputs, directions, allow_unused=True)
@@ -92,14 +92,14 @@ def rebuilt_before(network: nn.ModuleList, sides: list[torch.cuda.Stream]) -> It
             side.wait_stream(here)
         for number, peer in enumerate(peers):
             with torch.cuda.stream(sides[number % BRANCHES]):
-                peer.given = peer.rebuild()
-                peer.given_after = sides[number % BRANCHES].record_event()
-            peer.given.record_stream(here)
+                peer.external_weight = peer.rebuild()
+                peer.external_weight_ready = sides[number % BRANCHES].record_event()
+            peer.external_weight.record_stream(here)
     else:
         for peer in peers:
-            peer.given = peer.rebuild()
+            peer.external_weight = peer.rebuild()
     try:
         yield
     finally:
         for peer in peers:
-            peer.given = peer.given_after = None
+            peer.external_weight = peer.external_weight_ready = None

@@ -43,7 +43,7 @@ def start_from(module: nn.Module, dense: Tensor) -> float:
     if tuple(dense.shape) != expected:
         raise ValueError(f"expected a weight of {' x '.join(map(str, expected))}, got {tuple(dense.shape)}")
     if not isinstance(module, Plain):
-        return _structured(module).start_from(dense)
+        return _structured(module).init_from_dense(dense)
     module.weight.copy_(dense)
     return relative_error(module.weight, dense.to(module.weight.device))
 

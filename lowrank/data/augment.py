@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lowrank.data.counter_rng import Stream, below
 from lowrank.data.settings import ViewSettings
-from lowrank.kernels.dispatch import loaded
+from lowrank.kernels.dispatch import load_kernels
 
 
 class Normaliser(NamedTuple):
@@ -91,7 +91,7 @@ def apply_views(
         (B, C, H, W) with channels-last strides.
     """
     if images.is_cuda and not torch.compiler.is_compiling() and (kernels := _kernels(images.device)):
-        found: Tensor = kernels.views_of(images, positions, numbers, cutout, *norm, dtype)
+        found: Tensor = kernels.augment_images(images, positions, numbers, cutout, *norm, dtype)
         return found
     _, height, width, channels = images.shape
     rows, columns = (torch.arange(side, device=images.device) for side in (height, width))
@@ -114,7 +114,7 @@ def apply_views(
 
 def _kernels(device: torch.device) -> ModuleType | None:
     """The same function by Triton, where that can be."""
-    return loaded("lowrank.kernels.augment", device, "views of images are made without their Triton kernel")
+    return load_kernels("lowrank.kernels.augment", device, "views of images are made without their Triton kernel")
 
 
 def _in_square(coordinates: Tensor, centre: Tensor, side: int) -> Tensor:

@@ -37,7 +37,7 @@ def _views_kernel(
     tl.store(out + value, found.to(out.dtype.element_ty), mask=known)
 
 
-def views_of(
+def augment_images(
     images: Tensor, positions: Tensor, numbers: tuple[Tensor, ...], cutout: int, offset: Tensor, scale: Tensor,
     dtype: torch.dtype,
 ) -> Tensor:  # fmt: skip
@@ -55,4 +55,4 @@ def views_of(
 def try_out(device: torch.device) -> None:
     """Makes one view; raises what Triton raises where it cannot compile."""
     none, one = torch.zeros(1, dtype=torch.int64, device=device), torch.ones(1, device=device)
-    views_of(none.to(torch.uint8).view(1, 1, 1, 1), none, (none,) * 5, 0, one, one, torch.float32)
+    augment_images(none.to(torch.uint8).view(1, 1, 1, 1), none, (none,) * 5, 0, one, one, torch.float32)

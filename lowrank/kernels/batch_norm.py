@@ -17,11 +17,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lowrank.kernels.depthwise import PROCESSORS, Form
+from lowrank.kernels.depthwise import MULTIPROCESSORS, LaunchConfig
 
 TILE = 2048  # numbers of a tile; of results, where each stands for four inputs, half as many
 WARPS = 4
-STATISTICS, REDUCE = Form(2048, 4, 8), Form(2048, 4, 4)  # of the passes whose programs take several tiles each
+# Of the passes whose programs take several tiles each
+STATISTICS, REDUCE = LaunchConfig(2048, 4, 8), LaunchConfig(2048, 4, 4)
 
 
 @triton.jit
@@ -226,9 +227,9 @@ def _tile(channels: int, rows: int, numbers: int) -> tuple[dict[str, int], tuple
     return {"C": channels, "N": height, "CH": part}, (triton.cdiv(rows, height), triton.cdiv(channels, part))
 
 
-def _turns(tiles: tuple[int, int], form: Form) -> tuple[int, int]:
+def _turns(tiles: tuple[int, int], config: LaunchConfig) -> tuple[int, int]:
     """Programs of a reduction over so many tiles, and how many each takes."""
-    programs = min(tiles[0], max(1, PROCESSORS * form.at_once // tiles[1]))
+    programs = min(tiles[0], max(1, MULTIPROCESSORS * config.programs_per_processor // tiles[1]))
     return programs, triton.cdiv(tiles[0], programs)
 
 

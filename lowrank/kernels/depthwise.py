@@ -17,18 +17,18 @@ import triton.language as tl
 from torch import Tensor
 
 ROWS = 4  # of a program at a time; the kernels are written out for it
-WIDEST = 64  # images that one row's part can hold
-PROCESSORS = 132  # of an H100 or H200
+MAX_WIDTH = 64  # images that one row's part can hold
+MULTIPROCESSORS = 132  # of an H100 or H200
 WARPS = 4
 
 
 @dataclass(frozen=True)
-class Form:
+class LaunchConfig:
     """How a kernel's work is cut, and what each program may use."""
 
     numbers: int  # of a tile: here, in a row's part of a program
     warps: int
-    at_once: int  # programs of a processor
+    programs_per_processor: int  # programs of a processor
     registers: int | None = None  # of a thread; None: as many as it wants
 
     @property
@@ -37,14 +37,14 @@ class Form:
         return {"num_warps": self.warps, "maxnreg": self.registers}
 
 
-def forward_form(width: int) -> Form:
+def forward_config(width: int) -> LaunchConfig:
     """What is fastest for images of this width, on an H100."""
-    return Form(1024, 8, 3, 80) if width > 16 else Form(512, 4, 5)
+    return LaunchConfig(1024, 8, 3, 80) if width > 16 else LaunchConfig(512, 4, 5)
 
 
-def backward_form(width: int) -> Form:
+def backward_config(width: int) -> LaunchConfig:
     """Likewise going back."""
-    return Form(512, 4, 4, 128) if width > 8 else Form(256, 4, 6, 80)
+    return LaunchConfig(512, 4, 4, 128) if width > 8 else LaunchConfig(256, 4, 6, 80)
 
 
 @triton.jit
@@ -214,16 +214,16 @@ def _sum_kernel(parts, total, G, columns, N: tl.constexpr, CH: tl.constexpr, TUR
     tl.store(total + column, tl.sum(found, 0), mask=column < columns)
 
 
-def _cut(x: Tensor, form: Form) -> tuple[dict[str, int | None], tuple[int, int]]:
+def _cut(x: Tensor, config: LaunchConfig) -> tuple[dict[str, int | None], tuple[int, int]]:
     """How the images are cut among programs: the constants of a kernel, and its grid."""
     images, channels, height, width = x.shape
     padded, blocks = triton.next_power_of_2(width), triton.cdiv(height, ROWS)
-    part = min(triton.next_power_of_2(channels), max(form.numbers // padded, 8))
+    part = min(triton.next_power_of_2(channels), max(config.numbers // padded, 8))
     tiles, parts = images * blocks, triton.cdiv(channels, part)
-    programs = min(tiles, max(1, PROCESSORS * form.at_once // parts))
+    programs = min(tiles, max(1, MULTIPROCESSORS * config.programs_per_processor // parts))
     constants = {
         "C": channels, "H": height, "W": width, "W2": padded, "CH": part, "BLOCKS": blocks, "TILES": tiles,
-        "TURNS": triton.cdiv(tiles, programs), **form.options,
+        "TURNS": triton.cdiv(tiles, programs), **config.options,
     }  # fmt: skip
     return constants, (programs, parts)
 
@@ -244,11 +244,11 @@ def depthwise(x: Tensor, weight: Tensor) -> Tensor:
     """Depthwise 3 x 3 convolution with stride 1 and padding 1: (B, C, H, W) -> the same, in x's dtype, channels-last.
 
     Args:
-        x: at most `WIDEST` wide and of `lowrank.kernels.dispatch.LARGEST` entries.
+        x: at most `MAX_WIDTH` wide and of `lowrank.kernels.dispatch.MAX_ENTRIES` entries.
         weight: (C, 1, 3, 3), float32.
     """
     x, out = x.contiguous(memory_format=torch.channels_last), _like(x, weight)
-    constants, grid = _cut(x, forward_form(x.shape[3]))
+    constants, grid = _cut(x, forward_config(x.shape[3]))
     _forward_kernel[grid](x, weight.contiguous(), out, **constants)
     return out
 
@@ -264,7 +264,7 @@ def depthwise_backward(
 ) -> tuple[Tensor, Tensor]:
     """The gradients of `depthwise`'s x, with another of its gradients added where one is given, and weight."""
     x, gradient = (each.contiguous(memory_format=torch.channels_last) for each in (x, gradient))
-    constants, grid = _cut(x, backward_form(x.shape[3]))
+    constants, grid = _cut(x, backward_config(x.shape[3]))
     to_x, parts = torch.empty_like(x), x.new_empty((grid[0], *weight.shape), dtype=torch.float32)
     added = to_x if other is None else other.contiguous(memory_format=torch.channels_last)
     _backward_kernel[grid](

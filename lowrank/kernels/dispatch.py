@@ -14,12 +14,12 @@ from typing import Any
 
 import torch
 
-LARGEST = 2**31 - 1  # entries of a tensor, which the kernels of the step count in 32 bits
-OLDEST = (8, 0)  # compute capability of the first cards with products in bfloat16
-ROOM = 232_448  # bytes of shared memory that a program of a joined pointwise map may want, as much as an H100 has
+MAX_ENTRIES = 2**31 - 1  # entries of a tensor, which the kernels of the step count in 32 bits
+MIN_COMPUTE_CAPABILITY = (8, 0)  # compute capability of the first cards with products in bfloat16
+MIN_SHARED_MEMORY = 232_448  # bytes that a program of a joined pointwise map may want, as much as an H100 has
 
 
-def why_not(device: torch.device) -> str | None:
+def compile_obstacle(device: torch.device) -> str | None:
     """What this machine lacks for code that is compiled for `device` while it runs; None: nothing."""
     from torch.utils._triton import has_triton  # only paid for where something is compiled
 
@@ -30,15 +30,15 @@ def why_not(device: torch.device) -> str | None:
     return None
 
 
-def has_kernels(device: torch.device) -> bool:
+def supports_kernels(device: torch.device) -> bool:
     """Whether the kernels of the step are made for this card; not, and a library's are used: a T4's."""
-    return torch.cuda.get_device_capability(device) >= OLDEST
+    return torch.cuda.get_device_capability(device) >= MIN_COMPUTE_CAPABILITY
 
 
-def has_room(device: torch.device) -> bool:
+def has_enough_shared_memory(device: torch.device) -> bool:
     """Whether a pointwise map joined with its norm finds its shared memory: on an L4 or A100 it does not."""
     properties: Any = torch.cuda.get_device_properties(device)
-    return bool(properties.shared_memory_per_block_optin >= ROOM)
+    return bool(properties.shared_memory_per_block_optin >= MIN_SHARED_MEMORY)
 
 
 def kernel_errors() -> tuple[type[Exception], ...]:
@@ -50,7 +50,7 @@ def kernel_errors() -> tuple[type[Exception], ...]:
 
 
 @cache
-def loaded(module: str, device: torch.device, otherwise: str) -> ModuleType | None:
+def load_kernels(module: str, device: torch.device, otherwise: str) -> ModuleType | None:
     """A module of Triton kernels after its `try_out`; None on a CPU, and where Triton is not there or cannot compile.
 
     Of the last it warns once a device, saying in the words `otherwise` what goes without them.

@@ -23,27 +23,27 @@ import triton.language as tl
 from torch import Tensor
 
 from lowrank.kernels.batch_norm import scale_and_shift
-from lowrank.kernels.depthwise import PROCESSORS, summed
+from lowrank.kernels.depthwise import MULTIPROCESSORS, summed
 
 
 @dataclass(frozen=True)
-class Form:
+class LaunchConfig:
     """How a kernel's work is cut, and what each program may use."""
 
     rows: int  # of a tile
     part: int  # out-channels of a program; 0: all
     warps: int
     stages: int  # tiles under way, one of them being worked on
-    at_once: int  # programs of a processor
+    programs_per_processor: int  # programs of a processor
 
 
-def cut(rows: int, blocks: int, form: Form) -> tuple[dict[str, int], tuple[int, int]]:
+def cut(rows: int, blocks: int, config: LaunchConfig) -> tuple[dict[str, int], tuple[int, int]]:
     """The programs share tiles of rows; those that read the same rows run side by side."""
-    height = min(form.rows, max(16, triton.next_power_of_2(rows)))
+    height = min(config.rows, max(16, triton.next_power_of_2(rows)))
     tiles = triton.cdiv(rows, height)
-    programs = min(tiles, max(1, PROCESSORS * form.at_once // blocks))
+    programs = min(tiles, max(1, MULTIPROCESSORS * config.programs_per_processor // blocks))
     constants = {
-        "N": height, "TURNS": triton.cdiv(tiles, programs), "num_warps": form.warps, "num_stages": form.stages
+        "N": height, "TURNS": triton.cdiv(tiles, programs), "num_warps": config.warps, "num_stages": config.stages
     }  # fmt: skip
     return constants, (blocks, programs)
 

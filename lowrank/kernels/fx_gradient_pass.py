@@ -14,7 +14,7 @@ from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_file
 from torch.fx import Graph, Node
 
 
-class AddedGradients(CustomGraphPass):
+class FuseGradientSums(CustomGraphPass):
     """Changes a graph of aten operations in place, before it becomes code."""
 
     def __call__(self, graph: Graph) -> None:

@@ -15,12 +15,12 @@ from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 from torch.nn import functional
 
-from lowrank.kernels.dispatch import LARGEST, has_kernels, has_room
+from lowrank.kernels.dispatch import MAX_ENTRIES, has_enough_shared_memory, supports_kernels
 
-FUSED: tuple[torch.dtype, ...] = (
+FUSED_DTYPES: tuple[torch.dtype, ...] = (
     torch.bfloat16,
 )  # where a pointwise map and its norm are one; products in float32 leave no room for it
-FEWEST_CHANNELS = 8  # below, tensor cores are left idle; images are filled up with zeros
+MIN_CONV_CHANNELS = 8  # below, tensor cores are left idle; images are filled up with zeros
 _RELUS = (functional.relu, torch.relu, functional.relu_)
 _ADDS = (operator.add, operator.iadd, torch.add)
 
@@ -31,21 +31,22 @@ def compile_graph(graph_module: GraphModule, inputs: Sequence[Tensor]) -> Callab
 
     patches: dict[str, Any] = {"fallback_random": True}  # random numbers as the plain network draws them
     cards = [each.device for each in inputs if isinstance(each, Tensor) and each.is_cuda]
-    if cards and has_kernels(cards[0]):
-        from lowrank.kernels.fx_gradient_pass import AddedGradients
+    if cards and supports_kernels(cards[0]):
+        from lowrank.kernels.fx_gradient_pass import FuseGradientSums
 
-        rewrite(graph_module, room=has_room(cards[0]))
-        patches["post_grad_custom_pre_pass"] = AddedGradients()
+        rewrite(graph_module, fuse_pointwise=has_enough_shared_memory(cards[0]))
+        patches["post_grad_custom_pre_pass"] = FuseGradientSums()
     found: Any = compile_fx(graph_module, list(inputs), config_patches=patches)
     return cast(Callable[..., Any], found)
 
 
-def rewrite(graph_module: GraphModule, *, room: bool = True) -> dict[str, int]:
+def rewrite(graph_module: GraphModule, *, fuse_pointwise: bool = True) -> dict[str, int]:
     """Change the graph in place; returns how many nodes of each kind were changed. Needs Triton.
 
     Args:
         graph_module: as Dynamo captured it.
-        room: whether pointwise maps may be joined with their norms (`lowrank.kernels.dispatch.has_room`).
+        fuse_pointwise: whether pointwise maps may be joined with their norms
+            (`lowrank.kernels.dispatch.has_enough_shared_memory`).
     """
     from lowrank.kernels import batch_norm as norm  # noqa: F401  # which registers them
     from lowrank.kernels import depthwise  # noqa: F401  # which registers them
@@ -62,7 +63,7 @@ def rewrite(graph_module: GraphModule, *, room: bool = True) -> dict[str, int]:
         "pool": _idle_pool,
     }
     found = dict.fromkeys(kinds, 0)
-    if not room:
+    if not fuse_pointwise:
         del kinds["joined"]
     for node in list(graph_module.graph.nodes):
         for name, change in kinds.items():
@@ -99,7 +100,7 @@ def _replace(graph: Graph, chain: Sequence[Node], new: Node) -> None:
 
 def _small(value: Tensor | None) -> bool:
     """Images whose entries the kernels can count."""
-    return value is not None and value.dim() == 4 and value.numel() <= LARGEST
+    return value is not None and value.dim() == 4 and value.numel() <= MAX_ENTRIES
 
 
 @dataclass(frozen=True)
@@ -212,7 +213,7 @@ def _convolution(node: Node) -> tuple[Any, Any, Any, dict[str, Any]] | None:
 
 def _depthwise(graph: Graph, node: Node) -> bool:
     """3 x 3, one channel each, without stride."""
-    from lowrank.kernels.depthwise import WIDEST
+    from lowrank.kernels.depthwise import MAX_WIDTH
 
     found = _convolution(node)
     if found is None:
@@ -222,7 +223,8 @@ def _depthwise(graph: Graph, node: Node) -> bool:
     if value is None or kernel is None or result is None or not _small(value) or bias is not None:
         return False
     wanted = {"stride": (1, 1), "padding": (1, 1), "dilation": (1, 1), "groups": value.shape[1]}
-    if rest != wanted or kernel.shape != (value.shape[1], 1, 3, 3) or value.shape[3] > WIDEST or kernel.shape[0] == 1:
+    one_each = kernel.shape == (value.shape[1], 1, 3, 3) and kernel.shape[0] > 1
+    if rest != wanted or not one_each or value.shape[3] > MAX_WIDTH:
         return False
     with graph.inserting_before(node):
         x = graph.call_method("to", (x, result.dtype))
@@ -250,7 +252,7 @@ def _joined(graph: Graph, node: Node) -> bool:
     from lowrank.kernels.pointwise_batch_norm import fits
 
     found, user, result = _plain_map(node), _only_user(node), _value(node)
-    if found is None or user is None or result is None or result.dtype not in FUSED or not _small(result):
+    if found is None or user is None or result is None or result.dtype not in FUSED_DTYPES or not _small(result):
         return False
     x, weight, bias = found
     kernel = cast(Tensor, _value(weight))
@@ -272,14 +274,14 @@ def _stem(graph: Graph, node: Node) -> bool:
     from lowrank.kernels.stem_batch_norm import fits
 
     found, user, result = _convolution(node), _only_user(node), _value(node)
-    if found is None or user is None or result is None or result.dtype not in FUSED or not _small(result):
+    if found is None or user is None or result is None or result.dtype not in FUSED_DTYPES or not _small(result):
         return False
     x, weight, bias, rest = found
     value, kernel = _value(x), _value(weight)
     if value is None or kernel is None or value.requires_grad or bias is not None or kernel.shape[2:] != (3, 3):
         return False
     plain = rest == {"stride": (1, 1), "padding": (1, 1), "dilation": (1, 1), "groups": 1}
-    if value.numel() * 9 > LARGEST:  # with its edge an image has nine times its entries at most
+    if value.numel() * 9 > MAX_ENTRIES:  # with its edge an image has nine times its entries at most
         return False
     if not plain or not fits(value.shape[1], kernel.shape[0]) or _argument(user, 0, "input") is not node:
         return False
@@ -316,13 +318,13 @@ def _narrow(graph: Graph, node: Node) -> bool:
     value, kernel = _value(x), _value(weight)
     if value is None or kernel is None or rest["groups"] != 1 or not _small(value):
         return False
-    lacking = FEWEST_CHANNELS - value.shape[1]
+    lacking = MIN_CONV_CHANNELS - value.shape[1]
     if lacking <= 0 or kernel.shape[2:] == (1, 1):
         return False
-    room = (0, 0, 0, 0, 0, lacking)
+    padding_channels = (0, 0, 0, 0, 0, lacking)
     with graph.inserting_before(node):
-        wide = graph.call_function(functional.pad, (x, room))
-        filled = graph.call_function(functional.pad, (weight, room))
+        wide = graph.call_function(functional.pad, (x, padding_channels))
+        filled = graph.call_function(functional.pad, (weight, padding_channels))
         new = graph.call_function(
             torch.conv2d, (wide, filled, bias, rest["stride"], rest["padding"], rest["dilation"], 1)
         )  # fmt: skip

@@ -24,7 +24,7 @@ import triton.language as tl
 from torch import Tensor
 
 from lowrank.kernels.batch_norm import first_of_four, last, like_result, scale_and_shift, slope_and_level
-from lowrank.kernels.fused_common import Form, cut, gradients, merged, taken_in, weights
+from lowrank.kernels.fused_common import LaunchConfig, cut, gradients, merged, taken_in, weights
 
 FEWEST, MOST, MOST_OUTS = 8, 128, 256  # in-channels and out-channels, powers of 2: more find no room in a program
 ONES = 16  # columns of a product that sums its rows
@@ -192,14 +192,14 @@ def fits(channels: int, out_channels: int) -> bool:
     return powers and FEWEST <= channels <= MOST and FEWEST <= out_channels <= MOST_OUTS
 
 
-def statistics_form(channels: int, outs: int) -> Form:
+def statistics_config(channels: int, outs: int) -> LaunchConfig:
     """What is fastest on an H100, of `_statistics_kernel`."""
-    return Form(128 if channels <= 64 else 64, min(outs, 128), 4, 3, 2)
+    return LaunchConfig(128 if channels <= 64 else 64, min(outs, 128), 4, 3, 2)
 
 
-def result_form(channels: int, outs: int, pool: bool) -> Form:
+def result_config(channels: int, outs: int, pool: bool) -> LaunchConfig:
     """Likewise of `_result_kernel`."""
-    return Form(32 if pool else 64, min(outs, 128), 4, 2 if pool and channels > 64 else 3, 2)
+    return LaunchConfig(32 if pool else 64, min(outs, 128), 4, 2 if pool and channels > 64 else 3, 2)
 
 
 def _rows(channels: int, pool: bool) -> int:
@@ -207,21 +207,21 @@ def _rows(channels: int, pool: bool) -> int:
     return (32 if pool else 64) // (1 if channels >= 64 else 2)
 
 
-def sums_form(channels: int, outs: int, pool: bool) -> Form:
+def sums_config(channels: int, outs: int, pool: bool) -> LaunchConfig:
     """Likewise of `_sums_kernel`; with more warps than channels fill, Triton would move its sums at every turn."""
     few = channels <= 64
-    return Form(_rows(channels, pool), min(outs, 128), 4 if few else 8, 3, 2 if few else 1)
+    return LaunchConfig(_rows(channels, pool), min(outs, 128), 4 if few else 8, 3, 2 if few else 1)
 
 
-def input_form(channels: int, outs: int, pool: bool) -> Form:
+def input_config(channels: int, outs: int, pool: bool) -> LaunchConfig:
     """Likewise of `_input_kernel`."""
     few = channels <= 64
-    return Form(_rows(channels, pool), 0, 4 if few else 8, 2 if outs > 128 else 3, 2 if few else 1)
+    return LaunchConfig(_rows(channels, pool), 0, 4 if few else 8, 2 if outs > 128 else 3, 2 if few else 1)
 
 
-def _sizes(channels: int, outs: int, form: Form) -> dict[str, int]:
+def _sizes(channels: int, outs: int, config: LaunchConfig) -> dict[str, int]:
     """Constants of all kernels."""
-    return {"D": channels, "C": outs, "K": max(16, channels), "CH": max(16, form.part or outs)}
+    return {"D": channels, "C": outs, "K": max(16, channels), "CH": max(16, config.part or outs)}
 
 
 def product_statistics(x: Tensor, matrix: Tensor) -> tuple[Tensor, Tensor]:
@@ -232,11 +232,11 @@ def product_statistics(x: Tensor, matrix: Tensor) -> tuple[Tensor, Tensor]:
         matrix: (C, D), contiguous, in x's dtype.
     """
     (outs, channels), rows = matrix.shape, x.numel() // x.shape[1]
-    form = statistics_form(channels, outs)
-    constants, grid = cut(rows, outs // form.part, form)
+    config = statistics_config(channels, outs)
+    constants, grid = cut(rows, outs // config.part, config)
     means, spreads = (torch.empty((grid[1], outs), device=x.device) for _ in range(2))
     counts = torch.empty(grid[1], device=x.device)
-    _statistics_kernel[grid](x, matrix, means, spreads, counts, rows, **_sizes(channels, outs, form), **constants)
+    _statistics_kernel[grid](x, matrix, means, spreads, counts, rows, **_sizes(channels, outs, config), **constants)
     return merged(means, spreads, counts, rows)
 
 
@@ -263,11 +263,11 @@ def pointwise_norm(
     x, matrix = last(x), matrix.contiguous()
     (outs, channels), (out, goes) = matrix.shape, _like_results(x, len(matrix), relu, pool)
     mean, variance = product_statistics(x, matrix)
-    form, rows = result_form(channels, outs, pool), out.numel() // outs
-    constants, grid = cut(rows, outs // form.part, form)
+    config, rows = result_config(channels, outs, pool), out.numel() // outs
+    constants, grid = cut(rows, outs // config.part, config)
     _result_kernel[grid](
         x, matrix, weight, bias, mean, variance, out if residual is None else last(residual), out, goes, rows, eps,
-        **_sizes(channels, outs, form), W=out.shape[3], RELU=relu, POOL=pool, ADD=residual is not None, **constants,
+        **_sizes(channels, outs, config), W=out.shape[3], RELU=relu, POOL=pool, ADD=residual is not None, **constants,
     )  # fmt: skip
     return out, mean, variance, goes
 
@@ -296,9 +296,9 @@ def pointwise_norm_backward(
     gradient, x, matrix = last(gradient), last(x), matrix.contiguous()
     (outs, channels), count = matrix.shape, x.numel() // x.shape[1]
     rows, switches = gradient.numel() // outs, {"W": gradient.shape[3], "RELU": relu, "POOL": pool}
-    form = sums_form(channels, outs, pool)
-    blocks, sizes = outs // form.part, _sizes(channels, outs, form)
-    constants, grid = cut(rows, blocks, form)
+    config = sums_config(channels, outs, pool)
+    blocks, sizes = outs // config.part, _sizes(channels, outs, config)
+    constants, grid = cut(rows, blocks, config)
     parts = torch.empty((grid[1], outs + sizes["K"], sizes["K"] + ONES), device=x.device)
     _sums_kernel[grid](
         gradient, goes, x, parts, rows, **sizes, **switches, ONES=ONES, PART=max(16, sizes["K"] // blocks),
@@ -306,8 +306,8 @@ def pointwise_norm_backward(
     )  # fmt: skip
     norms = (weight, bias, mean, variance)
     to_matrix, to_weight, to_bias = gradients(parts, sizes["K"], matrix, *norms, count, eps)
-    form, to_x = input_form(channels, outs, pool), torch.empty_like(x)
-    sizes, (constants, grid) = _sizes(channels, outs, form), cut(rows, 1, form)
+    config, to_x = input_config(channels, outs, pool), torch.empty_like(x)
+    sizes, (constants, grid) = _sizes(channels, outs, config), cut(rows, 1, config)
     back, again = matrix.new_empty(sizes["K"], outs), matrix.new_empty(sizes["K"], sizes["K"])
     constant = torch.empty(sizes["K"], device=x.device)
     _matrices_kernel[(sizes["K"] // 16,)](

@@ -21,12 +21,13 @@ import triton.language as tl
 from torch import Tensor
 
 from lowrank.kernels.batch_norm import last, like_result, scale_and_shift
-from lowrank.kernels.fused_common import Form, cut, gradients, merged, taken_in
+from lowrank.kernels.fused_common import LaunchConfig, cut, gradients, merged, taken_in
 
 TAPS = 32  # the power of 2 that holds the 9 D taps of a patch and the one
 FEWEST, MOST = 16, 128  # channels of the map, a power of 2
-STATISTICS = RESULT = Form(rows=64, part=0, warps=4, stages=1, at_once=4)  # every program has all channels
-BACKWARD = Form(rows=64, part=0, warps=4, stages=1, at_once=3)
+# Every program has all channels
+STATISTICS = RESULT = LaunchConfig(rows=64, part=0, warps=4, stages=1, programs_per_processor=4)
+BACKWARD = LaunchConfig(rows=64, part=0, warps=4, stages=1, programs_per_processor=3)
 
 
 @triton.jit

@@ -14,21 +14,21 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from lowrank.layers.functional import Pair, convolved, is_unpadded
+from lowrank.layers.functional import Pair, convolve, is_unpadded
 
 
 class StructuredMap(nn.Module, ABC):
     """A convolution, pointwise unless `kernel` says otherwise, whose weight is given by few parameters.
 
     The layer equals `conv2d` with `dense_weight()` in value and gradient. Subclasses register their factors and
-    implement `weight`, `start_factors` and `fit_factors`.
+    implement `weight`, `init_factors` and `fit_factors`.
     """
 
     rebuild_checkpoint = False  # keep nothing of a rebuild for the backward pass: rebuild once more there
-    given: Tensor | None = (
+    external_weight: Tensor | None = (
         None  # the weight to use, of `weight_shape`, rebuilt with others (see `lowrank.layers.batched_rebuild`)
     )
-    given_after: torch.cuda.Event | None = None  # what the current stream must wait for before using it
+    external_weight_ready: torch.cuda.Event | None = None  # what the current stream must wait for before using it
 
     def __init__(
         self,
@@ -56,17 +56,17 @@ class StructuredMap(nn.Module, ABC):
         weight = self._checkpointed(self.weight) if self.rebuild_checkpoint else self.weight()
         return weight.reshape(self.weight_shape)
 
-    def ready_weight(self) -> Tensor:
+    def forward_weight(self) -> Tensor:
         """What a forward pass uses: the weight that was given, else `dense_weight` as it is now."""
-        return self.dense_weight() if self.given is None else self._taken()
+        return self.dense_weight() if self.external_weight is None else self._taken()
 
     def _taken(self) -> Tensor:
-        if self.given_after is not None:
-            torch.cuda.current_stream().wait_event(self.given_after)
-        assert self.given is not None
-        return self.given
+        if self.external_weight_ready is not None:
+            torch.cuda.current_stream().wait_event(self.external_weight_ready)
+        assert self.external_weight is not None
+        return self.external_weight
 
-    def only_scales(self) -> bool:
+    def scales_channels_only(self) -> bool:
         """Whether this is a depthwise 1 x 1 convolution whose bias meets no padding."""
         depthwise = self.groups == self.in_channels == self.out_channels
         return self.kernel == (1, 1) and depthwise and is_unpadded(self.padding)
@@ -91,7 +91,7 @@ class StructuredMap(nn.Module, ABC):
         return self.out_channels, self.in_channels // self.groups, *self.kernel
 
     @abstractmethod
-    def start_factors(self, std: float, generator: torch.Generator | None) -> None:
+    def init_factors(self, std: float, generator: torch.Generator | None) -> None:
         """Draw the factors so that `weight()` has standard deviation `std` in the mean over draws."""
 
     def factors(self) -> list[nn.Parameter]:
@@ -117,20 +117,20 @@ class StructuredMap(nn.Module, ABC):
         sqrt(2 / fan). A product of few random factors scatters widely about its mean, hence the rescaling (FACTS).
         """
         target = std if std is not None else self.target_std(fan)
-        self.start_factors(target, generator)
+        self.init_factors(target, generator)
         found = self.weight().double().square().mean().sqrt().item()
         gain = (target / found) ** (1 / self.degree())
-        for factor in self.scaled_at_start():
+        for factor in self.rescaled_factors():
             factor.mul_(gain)
         if self.bias is not None:
             self.bias.zero_()
 
-    def scaled_at_start(self) -> list[nn.Parameter]:
+    def rescaled_factors(self) -> list[nn.Parameter]:
         """The factors that `reset` rescales, `degree()` of which multiply into each entry of the weight."""
         return self.factors()
 
     @torch.no_grad()
-    def start_from(self, dense: Tensor) -> float:
+    def init_from_dense(self, dense: Tensor) -> float:
         """Start from a trained weight, O x I or (O, I, K, K): the nearest that this structure finds.
 
         Returns ||W - dense|| / ||dense||.
@@ -141,8 +141,8 @@ class StructuredMap(nn.Module, ABC):
             raise ValueError(f"expected a weight of {expected}, got {tuple(dense.shape)}")
         dense = dense.detach().to(weight.device).reshape(weight.shape)
         self.fit_factors(dense)
-        if 1 < self.degree() == len(self.scaled_at_start()):
-            balance(self.scaled_at_start())
+        if 1 < self.degree() == len(self.rescaled_factors()):
+            balance(self.rescaled_factors())
         return relative_error(self.weight(), dense)
 
     @abstractmethod
@@ -151,12 +151,12 @@ class StructuredMap(nn.Module, ABC):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, I, H, W) -> (B, O, H', W')."""
-        again = self.rebuild_checkpoint and self.given is None
+        again = self.rebuild_checkpoint and self.external_weight is None
         return self._checkpointed(self._convolved, x) if again else self._convolved(x)
 
     def _convolved(self, x: Tensor) -> Tensor:
-        weight = self.weight().reshape(self.weight_shape) if self.given is None else self._taken()
-        return convolved(x, weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
+        weight = self.weight().reshape(self.weight_shape) if self.external_weight is None else self._taken()
+        return convolve(x, weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
 
     def extra_repr(self) -> str:
         shapes = " ".join("x".join(map(str, factor.shape)) for factor in self.factors())
@@ -172,19 +172,19 @@ class SeparableConv2d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, I, H, W) -> (B, O, H', W')."""
-        if isinstance(self.depthwise, StructuredMap) and self.depthwise.only_scales():
+        if isinstance(self.depthwise, StructuredMap) and self.depthwise.scales_channels_only():
             return self._scaled(self.depthwise, x)
         return self.pointwise(self.depthwise(x))
 
     def _scaled(self, depthwise: StructuredMap, x: Tensor) -> Tensor:
         """One convolution for both parts: a depthwise 1 x 1 is slow by itself and only scales columns of the weight."""
-        weight = self.pointwise.ready_weight()
+        weight = self.pointwise.forward_weight()
         bias: Tensor | None = self.pointwise.bias
         if depthwise.bias is not None:
             carried = weight.flatten(1) @ depthwise.bias.to(weight.dtype)
             bias = carried if bias is None else carried + bias
-        weight = weight * depthwise.ready_weight().transpose(0, 1)
-        return convolved(x, weight, bias, depthwise.stride)
+        weight = weight * depthwise.forward_weight().transpose(0, 1)
+        return convolve(x, weight, bias, depthwise.stride)
 
     def kernel(self) -> Tensor:
         """The depthwise part's weight (I, 1, K, K)."""
@@ -202,7 +202,7 @@ class SeparableConv2d(nn.Module):
         return carried if self.pointwise.bias is None else carried + self.pointwise.bias
 
     @torch.no_grad()
-    def start_from(self, dense: Tensor) -> float:
+    def init_from_dense(self, dense: Tensor) -> float:
         """Start from a trained (O, I, K, K) weight. Returns ||W - dense|| / ||dense||.
 
         Each input channel's O x K*K slice is cut to rank one (the nearest depthwise and pointwise pair in the
@@ -212,7 +212,7 @@ class SeparableConv2d(nn.Module):
         kernels = torch.linalg.svd(wanted.transpose(0, 1).flatten(2), full_matrices=False).Vh[:, 0]  # (I, K*K)
         kernels = kernels * torch.where(kernels.sum(1, keepdim=True) < 0, -1, 1)
         if isinstance(self.depthwise, StructuredMap):
-            self.depthwise.start_from(kernels.reshape(self.depthwise.weight_shape))
+            self.depthwise.init_from_dense(kernels.reshape(self.depthwise.weight_shape))
         else:
             self.depthwise.weight.copy_(kernels.view_as(self.depthwise.weight))
         self._start_pointwise(wanted)
@@ -222,14 +222,14 @@ class SeparableConv2d(nn.Module):
         """Least squares beside the kernels as they are; twice, the second time scaled to what the first one missed."""
         kernels = self.kernel().double().flatten(1)
         best = torch.einsum("oik,ik->oi", wanted.flatten(2), kernels) / kernels.square().sum(1).clamp_min(1e-30)
-        self.pointwise.start_from(best)
+        self.pointwise.init_from_dense(best)
         if isinstance(self.depthwise, StructuredMap):
             found = self.dense_weight().double()
-            self.pointwise.start_from(best * ((found * wanted).sum() / found.square().sum().clamp_min(1e-30)))
+            self.pointwise.init_from_dense(best * ((found * wanted).sum() / found.square().sum().clamp_min(1e-30)))
 
 
 @torch.no_grad()
-def start_normal(weight: Tensor, std: float, generator: torch.Generator | None = None) -> None:
+def init_normal(weight: Tensor, std: float, generator: torch.Generator | None = None) -> None:
     """Draw a plain weight from a normal distribution and rescale it to exactly this RMS, as every other start here."""
     weight.normal_(generator=generator)
     weight.mul_(std / weight.double().square().mean().sqrt().item())

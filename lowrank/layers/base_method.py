@@ -13,7 +13,7 @@ from typing import Any, ClassVar, NamedTuple
 from pydantic import BaseModel, ConfigDict
 from torch import nn
 
-from lowrank.layers.base_layer import SeparableConv2d, StructuredMap, start_normal
+from lowrank.layers.base_layer import SeparableConv2d, StructuredMap, init_normal
 from lowrank.layers.functional import Pair
 
 
@@ -125,5 +125,5 @@ def make_depthwise(shape: ConvShape) -> nn.Conv2d:
         shape.in_channels, shape.in_channels, shape.kernel, stride=shape.stride, padding=shape.padding,
         dilation=shape.dilation, groups=shape.in_channels, bias=False,
     )  # fmt: skip
-    start_normal(conv.weight, 1 / math.sqrt(shape.kernel_area))
+    init_normal(conv.weight, 1 / math.sqrt(shape.kernel_area))
     return conv

@@ -1,9 +1,9 @@
 """When weights are rebuilt from factors: all of a network's together, or again in the backward pass.
 
-Together: a rebuild is a chain of small products, which on a GPU cost their launch more than their work. `Rebuild`
-takes all factors of a network in one copy, makes the weights of equal layers as one stack, and hands them to the
-layers as inputs. While a CUDA graph is recorded, stacks become parallel branches of it, and a layer waits for its own
-stack alone.
+Together: a rebuild is a chain of small products, which on a GPU cost their launch more than their work.
+`BatchedRebuild` takes all factors of a network in one copy, makes the weights of equal layers as one stack, and hands
+them to the layers as inputs. While a CUDA graph is recorded, stacks become parallel branches of it, and a layer waits
+for its own stack alone.
 
 Memory for time: weights that are rebuilt from factors may be rebuilt once more in the backward pass.
 
@@ -36,7 +36,7 @@ def checkpoint_rebuild(network: nn.Module, on: bool = True) -> nn.Module:
     return network
 
 
-class Rebuild:
+class BatchedRebuild:
     """Rebuilds the weights of a network's structured maps together; made once for a network on its device.
 
     Left to themselves are maps that never form their weight and those that checkpoint their rebuild; with `every`
@@ -44,30 +44,30 @@ class Rebuild:
     on the device.
     """
 
-    def __init__(self, network: nn.Module, *, every: bool = False):
+    def __init__(self, network: nn.Module, *, include_all: bool = False):
         maps = (module for module in network.modules() if isinstance(module, FactoredMap))
-        self.maps = tuple(each for each in maps if every or _is_rebuilt(each))
+        self.maps = tuple(each for each in maps if include_all or _is_rebuilt(each))
         stacks: dict[object, list[int]] = {}
         for place, each in enumerate(self.maps):
             factor = each.factors()[0]
             stacks.setdefault((each.structure_key(), factor.dtype, factor.device), []).append(place)
         self.stacks = tuple(tuple(places) for places in stacks.values())
-        self.sides: list[torch.cuda.Stream] = []
+        self.side_streams: list[torch.cuda.Stream] = []
         self.tables: Tables = {}
 
     @staticmethod
-    def urgency(branch: int) -> int:
+    def stream_priority(branch: int) -> int:
         """The first layers wait for the first branches, and theirs are the last gradients to come."""
         return max(3 - branch, 1)
 
     def weights(self) -> list[Tensor]:
         """One weight for each of `maps`, of its `weight_shape`, differentiable; under autocast in its dtype."""
-        found, events = self._rebuilt()
+        found, events = self._rebuild_all()
         for event in events:
             torch.cuda.current_stream().wait_event(event)
         return found
 
-    def _rebuilt(self) -> tuple[list[Tensor], list[torch.cuda.Event]]:
+    def _rebuild_all(self) -> tuple[list[Tensor], list[torch.cuda.Event]]:
         """The weights, and for each stack the event after which they are there; none where they are there now."""
         found: dict[int, Tensor] = {}
         parts = list(zip(self.stacks, self._stacked_factors(), strict=True))
@@ -90,10 +90,12 @@ class Rebuild:
     ) -> list[torch.cuda.Event]:
         """Each stack on a stream of its own; autograd goes back the same way. One event for each."""
         here, events = torch.cuda.current_stream(), []
-        while len(self.sides) < len(parts):
-            urgency = self.urgency(len(self.sides))
-            self.sides.append(torch.cuda.Stream(here.device, priority=-urgency))  # small kernels go first
-        for side, (places, factors) in zip(self.sides, parts, strict=False):
+        while len(self.side_streams) < len(parts):
+            stream_priority = self.stream_priority(len(self.side_streams))
+            self.side_streams.append(
+                torch.cuda.Stream(here.device, priority=-stream_priority)
+            )  # small kernels go first
+        for side, (places, factors) in zip(self.side_streams, parts, strict=False):
             side.wait_stream(here)
             with torch.cuda.stream(side):
                 built = self._assembled(places, factors)
@@ -111,7 +113,7 @@ class Rebuild:
         for number, places in enumerate(self.stacks):
             first = self.maps[places[0]]
             factor = first.factors()[0]
-            kinds.setdefault((first.cast_first, factor.dtype, factor.device), []).append(number)
+            kinds.setdefault((first.cast_factors_first, factor.dtype, factor.device), []).append(number)
         found: dict[int, list[Tensor]] = {}
         for numbers in kinds.values():
             found.update(zip(numbers, self._gathered(numbers), strict=True))
@@ -122,38 +124,40 @@ class Rebuild:
         leads = [self.maps[self.stacks[number][0]] for number in numbers]
         columns = [list(zip(*(self.maps[place].factors() for place in self.stacks[n]), strict=True)) for n in numbers]
         first = columns[0][0][0]
-        return gathered(leads, columns, working_dtype(first) if leads[0].cast_first else first.dtype, self.tables)
+        return gathered(
+            leads, columns, working_dtype(first) if leads[0].cast_factors_first else first.dtype, self.tables
+        )
 
     @contextmanager
-    def given(self) -> Iterator[None]:
+    def use_rebuilt_weights(self) -> Iterator[None]:
         """Within, the network's maps use weights rebuilt now; what they compute may be differentiated afterwards."""
-        weights, events = self._rebuilt()
+        weights, events = self._rebuild_all()
         for places, event in zip(self.stacks, events, strict=False):
             for place in places:
-                self.maps[place].given_after = event
+                self.maps[place].external_weight_ready = event
         try:
-            with self.handing(weights):
+            with self.use_weights(weights):
                 yield
         finally:
             for each in self.maps:
-                each.given_after = None
+                each.external_weight_ready = None
             for event in events:  # a branch whose maps were not used must end too
                 torch.cuda.current_stream().wait_event(event)
 
     @contextmanager
-    def handing(self, weights: Sequence[Tensor]) -> Iterator[None]:
+    def use_weights(self, weights: Sequence[Tensor]) -> Iterator[None]:
         """Within, the network's maps use these weights, in the order of `maps`.
 
         A compiled trunk that takes the weights as inputs serves every method and size: their shapes are the same.
         """
         for each, weight in zip(self.maps, weights, strict=True):
-            each.given = weight
+            each.external_weight = weight
         try:
             yield
         finally:
             for each in self.maps:
-                each.given = None
+                each.external_weight = None
 
 
 def _is_rebuilt(each: FactoredMap) -> bool:
-    return not each.rebuild_checkpoint and each.forms_weight(each.factors()[0].is_cuda)
+    return not each.rebuild_checkpoint and each.builds_weight(each.factors()[0].is_cuda)

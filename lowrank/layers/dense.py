@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from lowrank.layers.base_layer import StructuredMap, start_normal
+from lowrank.layers.base_layer import StructuredMap, init_normal
 from lowrank.layers.base_method import ConvShape, Method, SeparableMethod
 
 
@@ -28,7 +28,7 @@ class Dense(Method):
             shape.in_channels, shape.out_channels, shape.kernel, stride=shape.stride, padding=shape.padding,
             dilation=shape.dilation, bias=shape.bias,
         )  # fmt: skip
-        start_normal(conv.weight, math.sqrt(2 / (shape.kernel_area * shape.in_channels)))
+        init_normal(conv.weight, math.sqrt(2 / (shape.kernel_area * shape.in_channels)))
         if conv.bias is not None:
             nn.init.zeros_(conv.bias)
         return conv
@@ -57,7 +57,7 @@ class DenseMap(StructuredMap):
     def weight(self) -> Tensor:
         return self.matrix
 
-    def start_factors(self, std: float, generator: torch.Generator | None) -> None:
+    def init_factors(self, std: float, generator: torch.Generator | None) -> None:
         self.matrix.normal_(std=std, generator=generator)
 
     def fit_factors(self, dense: Tensor) -> None:
@@ -67,5 +67,5 @@ class DenseMap(StructuredMap):
         """None: a plain weight is no factor, so scaled decay leaves it alone."""
         return []
 
-    def scaled_at_start(self) -> list[nn.Parameter]:
+    def rescaled_factors(self) -> list[nn.Parameter]:
         return [self.matrix]

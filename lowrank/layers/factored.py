@@ -28,7 +28,7 @@ _TABLES: WeakKeyDictionary[StructuredMap, Tables] = WeakKeyDictionary()  # of ma
 class FactoredMap(StructuredMap):
     """A map that says how factors make a weight; one that is no factor of it (a bias) is none of its `factors`."""
 
-    cast_first: ClassVar[bool] = True  # under autocast factors may be cast before all else: only products follow
+    cast_factors_first: ClassVar[bool] = True  # under autocast; for maps that only multiply them
 
     @abstractmethod
     def assembled(self, factors: Sequence[Tensor]) -> Tensor:
@@ -39,7 +39,7 @@ class FactoredMap(StructuredMap):
 
     def weight(self) -> Tensor:
         factors = self.factors()
-        if factors[0].is_cuda and self.cast_first and not torch.compiler.is_compiling():
+        if factors[0].is_cuda and self.cast_factors_first and not torch.compiler.is_compiling():
             return self.assembled(self._filled_alone(factors))
         return self.assembled(factors)
 
@@ -50,12 +50,12 @@ class FactoredMap(StructuredMap):
         """
         dtype, tables = working_dtype(factors[0]), _TABLES.setdefault(self, {})
         ready = bool(tables) or not (factors[0].is_cuda and torch.cuda.is_current_stream_capturing())
-        if dtype == factors[0].dtype or not ready or not self.gains_by_filling():
+        if dtype == factors[0].dtype or not ready or not self.benefits_from_padding():
             return factors
         (found,) = gathered([self], [[(factor,) for factor in factors]], dtype, tables)
         return [factor.squeeze(0) for factor in found]
 
-    def forms_weight(self, on_gpu: bool) -> bool:
+    def builds_weight(self, on_gpu: bool) -> bool:
         """Whether `forward` goes by the weight, or by the factors in turn."""
         return True
 
@@ -75,7 +75,7 @@ class FactoredMap(StructuredMap):
             found.append(whole)
         return found
 
-    def gains_by_filling(self) -> bool:
+    def benefits_from_padding(self) -> bool:
         """Whether `filled` changes anything."""
         return self.aligned_shapes() != [tuple(factor.shape) for factor in self.factors()]
 
@@ -121,7 +121,7 @@ def gathered(
     `leads` are the first maps of the stacks, `columns` their factors. On a GPU they are laid out as `filled` says.
     """
     entries = [factor.reshape(-1) for factors in columns for column in factors for factor in column]
-    if entries[0].is_cuda and entries[0].dtype != dtype and any(lead.gains_by_filling() for lead in leads):
+    if entries[0].is_cuda and entries[0].dtype != dtype and any(lead.benefits_from_padding() for lead in leads):
         index, back, shapes = filling(leads, columns, tables)
         flat = Filled.apply(torch.cat([entries[0].new_zeros(1), *entries]), index, back, dtype)
     else:

@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-PRODUCT_FROM = 2**16
+MIN_MATMUL_ENTRIES = 2**16
 """Entries of a weight from which on a matrix product is faster, its weight's gradient above all: at 512 x 512 on 4 x 4
 images by a fifth, at 320 x 320 on 16 x 16 by a twentieth; below, the convolution is as fast or faster."""
 
 Pair = tuple[int, int]
 
 
-def convolved(
+def convolve(
     x: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Pair = (1, 1), padding: Pair | str = (0, 0),
     dilation: Pair = (1, 1), groups: int = 1,
 ) -> Tensor:  # fmt: skip
@@ -28,7 +28,7 @@ def convolved(
 
 def _is_product(x: Tensor, weight: Tensor, stride: Pair, padding: Pair | str, groups: int) -> bool:
     """Whether this is one matrix product of rows that lie as they are, and large enough; a compiler decides itself."""
-    if x.is_cuda or weight.numel() < PRODUCT_FROM or torch.compiler.is_compiling():
+    if x.is_cuda or weight.numel() < MIN_MATMUL_ENTRIES or torch.compiler.is_compiling():
         return False
     pointwise = weight.shape[2:] == (1, 1) and groups == 1 and tuple(stride) == (1, 1)
     return pointwise and is_unpadded(padding) and x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)

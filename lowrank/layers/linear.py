@@ -26,7 +26,7 @@ class StructuredLinear(nn.Module):
         """(B.., I) -> (B.., O)."""
         structure = self.pointwise
         if isinstance(structure, StructuredMap) and type(structure).forward is StructuredMap.forward:
-            weight = structure.ready_weight().flatten(1)
+            weight = structure.forward_weight().flatten(1)
             return functional.linear(x, weight, structure.bias)  # by its weight: one matrix product
         images = x.reshape(-1, x.shape[-1], 1, 1)
         return structure(images).reshape(*x.shape[:-1], self.out_features)
@@ -40,9 +40,9 @@ class StructuredLinear(nn.Module):
         return self.pointwise.dense_bias()
 
     @torch.no_grad()
-    def start_from(self, dense: Tensor) -> float:
+    def init_from_dense(self, dense: Tensor) -> float:
         """Start from a trained (O, I) weight, as near as the structure gets; returns ||W - dense|| / ||dense||."""
-        return self.pointwise.start_from(dense[:, :, None, None])
+        return self.pointwise.init_from_dense(dense[:, :, None, None])
 
 
 def build_linear(method: Method, shape: ConvShape) -> nn.Module:

@@ -18,31 +18,31 @@ import torch
 from torch import Tensor
 
 from lowrank.layers.factored import FactoredMap
-from lowrank.layers.functional import convolved
+from lowrank.layers.functional import convolve
 
-PAYS = 0.7
+MAX_COST_RATIO = 0.7
 """Share of the dense mult-adds up to which two thin products are faster on a CPU, the middle's traffic included."""
 
 
-class Waist(NamedTuple):
+class Cut(NamedTuple):
     """Where a tensor is cut, and the channels m in between."""
 
-    cut: int
+    position: int
     channels: int
 
 
 @lru_cache(maxsize=65536)
-def narrowest(sizes: tuple[int, ...], ranks: tuple[int, ...], out_channels: int) -> Waist | None:
+def best_cut(sizes: tuple[int, ...], ranks: tuple[int, ...], out_channels: int) -> Cut | None:
     """The cut with fewest channels in between; None where outputs divide no left half, nor the other way round."""
     found = []
-    for cut in range(1, len(sizes)):
-        rows = prod(sizes[:cut])
+    for position in range(1, len(sizes)):
+        rows = prod(sizes[:position])
         if out_channels % rows == 0 or rows % out_channels == 0:
-            found.append(Waist(cut, ranks[cut - 1] * max(out_channels // rows, rows // out_channels)))
-    return min(found, key=lambda waist: waist.channels, default=None)
+            found.append(Cut(position, ranks[position - 1] * max(out_channels // rows, rows // out_channels)))
+    return min(found, key=lambda cut: cut.channels, default=None)
 
 
-def thin_pair(left: Tensor, right: Tensor, out_channels: int) -> tuple[Tensor, Tensor]:
+def split_product(left: Tensor, right: Tensor, out_channels: int) -> tuple[Tensor, Tensor]:
     """(O, m) and (m, I), whose product is left (rows, r) times right (r, columns), read row-major as O x I.
 
     What outputs and rows do not share is carried through unchanged: the one or the other is spread over an identity.
@@ -57,36 +57,36 @@ def thin_pair(left: Tensor, right: Tensor, out_channels: int) -> tuple[Tensor, T
     return left.reshape(out_channels, -1), down.reshape(len(same) * rank, -1)
 
 
-class CutMap(FactoredMap):
+class TwoStageMap(FactoredMap):
     """A map of sizes n_1 .. n_d with the rank r_c at a cut after n_c."""
 
     def __init__(
         self, in_channels: int, out_channels: int, sizes: tuple[int, ...], ranks: tuple[int, ...], **options: Any
     ):
         super().__init__(in_channels, out_channels, **options)
-        waist = narrowest(sizes, ranks, out_channels)
+        cut = best_cut(sizes, ranks, out_channels)
         # Of the dense mult-adds that the way through the waist takes
-        self.share = waist.channels * (in_channels + out_channels) / (in_channels * out_channels) if waist else 1.0
-        self.waist = waist if self.share <= PAYS else None  # through which a CPU goes
+        self.cost_ratio = cut.channels * (in_channels + out_channels) / (in_channels * out_channels) if cut else 1.0
+        self.cut = cut if self.cost_ratio <= MAX_COST_RATIO else None  # through which a CPU goes
 
     @abstractmethod
-    def halves(self, factors: Sequence[Tensor], cut: int) -> tuple[Tensor, Tensor]:
+    def halves(self, factors: Sequence[Tensor], position: int) -> tuple[Tensor, Tensor]:
         """The left half (.., n_1 * .. * n_cut, r) and the right half (.., r, n_{cut+1} * .. * n_d)."""
 
-    def forms_weight(self, on_gpu: bool) -> bool:
+    def builds_weight(self, on_gpu: bool) -> bool:
         return on_gpu or not self.is_contracted() or torch.compiler.is_compiling()
 
     def is_contracted(self) -> bool:
         """Whether a CPU contracts the factors with the activations."""
-        return self.waist is not None
+        return self.cut is not None
 
     def _convolved(self, x: Tensor) -> Tensor:
-        if self.given is not None or self.rebuild_checkpoint or self.forms_weight(x.is_cuda):
+        if self.external_weight is not None or self.rebuild_checkpoint or self.builds_weight(x.is_cuda):
             return super()._convolved(x)
         return self._contracted(x)
 
     def _contracted(self, x: Tensor) -> Tensor:
-        assert self.waist is not None
-        up, down = thin_pair(*self.halves(self.factors(), self.waist.cut), self.out_channels)
-        thin = convolved(x, down[:, :, None, None], None, self.stride, self.padding)
-        return convolved(thin, up[:, :, None, None], self.bias)
+        assert self.cut is not None
+        up, down = split_product(*self.halves(self.factors(), self.cut.position), self.out_channels)
+        thin = convolve(x, down[:, :, None, None], None, self.stride, self.padding)
+        return convolve(thin, up[:, :, None, None], self.bias)

@@ -18,7 +18,7 @@ from torch.nn import functional
 from lowrank.distillation.losses import attention_loss, distillation_loss
 from lowrank.distillation.teacher import Signals, Taps, Teacher, default_taps
 from lowrank.errors import InputError
-from lowrank.layers.batched_rebuild import Rebuild
+from lowrank.layers.batched_rebuild import BatchedRebuild
 from lowrank.training.recipe import Recipe
 
 CROSS_ENTROPY, KD, ATTENTION = "loss_cross_entropy", "loss_kd", "loss_attention"
@@ -101,7 +101,7 @@ class Objective:
             raise InputError("`kd_weight` and `attention_weight` above 0 need a teacher, but there is none")
         self.network, self.recipe = network, recipe
         on_gpu = next(network.parameters()).is_cuda
-        rebuild = Rebuild(network) if on_gpu and not recipe.rebuild_checkpoint else None
+        rebuild = BatchedRebuild(network) if on_gpu and not recipe.rebuild_checkpoint else None
         self.rebuild = rebuild if rebuild is not None and rebuild.maps else None
         self.teacher = teacher if recipe.needs_teacher else None
         attends = recipe.attention_weight > 0
@@ -115,7 +115,7 @@ class Objective:
 
     def rebuilt(self) -> AbstractContextManager[Any]:
         """On a GPU, within: all maps use weights rebuilt now, together; small kernels cost more than their work."""
-        return self.rebuild.given() if self.rebuild is not None else nullcontext()
+        return self.rebuild.use_rebuilt_weights() if self.rebuild is not None else nullcontext()
 
     def __call__(
         self, images: Tensor, labels: Tensor, signals: Signals | None,

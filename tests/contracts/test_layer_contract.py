@@ -100,7 +100,7 @@ def test_start_before_rescaling_has_the_target_std_in_the_mean(case: Case) -> No
         squares = []
         for _ in range(300):
             with torch.no_grad():
-                part.start_factors(0.5, generator)
+                part.init_factors(0.5, generator)
             squares.append(part.weight().detach().double().square().mean())
         assert torch.stack(squares).mean().sqrt().item() == pytest.approx(0.5, rel=0.15)
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from lowrank.kernels.dispatch import loaded
+from lowrank.kernels.dispatch import load_kernels
 
 
 def toeplitz_and_hankel(halves: Tensor) -> Tensor:
@@ -102,4 +102,4 @@ def _riffled_back(width: int, device: torch.device) -> Tensor:
 
 def _kernels(device: torch.device) -> ModuleType | None:
     """The same functions by Triton, where that can be."""
-    return loaded("lowrank.layers.acdc.triton", device, "ACDC goes without its Triton kernels")
+    return load_kernels("lowrank.layers.acdc.triton", device, "ACDC goes without its Triton kernels")

@@ -163,7 +163,7 @@ class ACDCMap(FactoredMap):
     small, calls cost more than products: the layers' matrices are formed together and multiplied pair by pair.
     """
 
-    cast_first = False  # transforms have no half precision
+    cast_factors_first = False  # transforms have no half precision
 
     fast_from: ClassVar[int] = 128  # the width at which transforms become faster on a CPU
 
@@ -254,7 +254,7 @@ class ACDCMap(FactoredMap):
             rows = rows if layer == 0 else applied(Permuted, rows, unriffle, riffle)
         return applied(Permuted, rows, self.disorder, self.order)
 
-    def start_factors(self, std: float, generator: torch.Generator | None) -> None:
+    def init_factors(self, std: float, generator: torch.Generator | None) -> None:
         """Diagonals N(1, q^2) against the fixed output scale sqrt(2 / (1 + q^2)^(2L)) (FACTS), shrunk to `std`."""
         gain = (std / self.target_std()) ** (1 / self.degree())
         for factor in (self.first, self.second):

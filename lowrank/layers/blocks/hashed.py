@@ -205,7 +205,7 @@ def signed(values: Tensor) -> Tensor:
 class HashedMap(FactoredMap):
     """A convolution (pointwise unless `kernel` says otherwise) whose weights come from a bank of `entries`."""
 
-    cast_first = False  # a bank's gradient adds up many weights' in full precision
+    cast_factors_first = False  # a bank's gradient adds up many weights' in full precision
 
     reads: Tensor
     readers: Tensor
@@ -232,7 +232,7 @@ class HashedMap(FactoredMap):
         squares = self.bank.square()
         return times * squares.sum() + squares[:more].sum()
 
-    def start_factors(self, std: float, generator: torch.Generator | None) -> None:
+    def init_factors(self, std: float, generator: torch.Generator | None) -> None:
         """Bank std s: signs and bank are independent, so every weight has it (FACTS)."""
         self.bank.normal_(std=std, generator=generator)
 

@@ -89,7 +89,7 @@ class MonarchMap(FactoredMap):
         """The blocks lie side by side: the sum of their norms, each as for a bottleneck."""
         return ((self.second.mT @ self.second) * (self.first @ self.first.mT)).sum()
 
-    def start_factors(self, std: float, generator: torch.Generator | None) -> None:
+    def init_factors(self, std: float, generator: torch.Generator | None) -> None:
         """s_a * s_b = s / sqrt(r), as for a bottleneck: every entry is a sum of r products."""
         each = sqrt(std / sqrt(self.first.shape[1]))
         for factor in (self.first, self.second):

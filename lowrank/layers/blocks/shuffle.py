@@ -109,14 +109,14 @@ class ShuffleMap(StructuredMap):
         (down, up), depthwise = self.spread(), self.depthwise.flatten(1)
         return ((down @ down.T) * (up.T @ up) * (depthwise @ depthwise.T)).sum()
 
-    def start_factors(self, std: float, generator: torch.Generator | None) -> None:
+    def init_factors(self, std: float, generator: torch.Generator | None) -> None:
         """Depthwise 1 / K; up * down std s * K * G / sqrt(M): a weight sums M / G^2 products in the mean."""
         size = sqrt(self.depthwise[0].numel())
         self.depthwise.normal_(std=1 / size, generator=generator)
         for factor in (self.down, self.up):
             factor.normal_(std=sqrt(std * size * self.parts / sqrt(self.middle)), generator=generator)
 
-    def scaled_at_start(self) -> list[nn.Parameter]:
+    def rescaled_factors(self) -> list[nn.Parameter]:
         return [self.down, self.up]
 
     def degree(self) -> int:
@@ -124,7 +124,7 @@ class ShuffleMap(StructuredMap):
 
     def fit_factors(self, dense: Tensor) -> None:
         """Alternating least squares over the three factors, from a seeded draw."""
-        self.start_factors(self.target_std(), torch.Generator(self.down.device).manual_seed(0))
+        self.init_factors(self.target_std(), torch.Generator(self.down.device).manual_seed(0))
         wanted = dense.detach().double().cpu().flatten(2)  # (O, I, K*K)
         down, up = (factor.detach().double().cpu() for factor in self.spread())
         masks = down != 0, up != 0

@@ -47,7 +47,7 @@ class Bottleneck(SeparableMethod):
         return BottleneckMap(in_channels, out_channels, self.rank(in_channels, out_channels), **options)
 
 
-def thin_pays(on_gpu: bool, in_channels: int, rank: int, out_channels: int) -> bool:
+def prefers_two_convolutions(on_gpu: bool, in_channels: int, rank: int, out_channels: int) -> bool:
     """Whether two thin convolutions are faster than one with the weight formed first.
 
     They are where they need fewer mult-adds, but a GPU has fast kernels for multiples of 8 channels alone. An exported
@@ -75,14 +75,14 @@ class BottleneckMap(FactoredMap):
         rank = aligned(self.up.shape[1])
         return [(rank, self.in_channels), (self.out_channels, rank)]
 
-    def forms_weight(self, on_gpu: bool) -> bool:
-        return not thin_pays(on_gpu, self.in_channels, self.up.shape[1], self.out_channels)
+    def builds_weight(self, on_gpu: bool) -> bool:
+        return not prefers_two_convolutions(on_gpu, self.in_channels, self.up.shape[1], self.out_channels)
 
     def squared_norm(self) -> Tensor:
         """trace(A^T A B B^T) for W = A B."""
         return ((self.up.T @ self.up) * (self.down @ self.down.T)).sum()
 
-    def start_factors(self, std: float, generator: torch.Generator | None) -> None:
+    def init_factors(self, std: float, generator: torch.Generator | None) -> None:
         """s_a * s_b = s / sqrt(r) (FACTS), shared evenly."""
         each = sqrt(std / sqrt(self.up.shape[1]))
         for factor in (self.down, self.up):
@@ -101,7 +101,7 @@ class BottleneckMap(FactoredMap):
 
     def forward(self, x: Tensor) -> Tensor:
         """Two thin products, r * (I + O) mult-adds a position, without forming the weight where that is faster."""
-        if self.given is not None or self.forms_weight(x.is_cuda):
+        if self.external_weight is not None or self.builds_weight(x.is_cuda):
             return super().forward(x)
         thin = functional.conv2d(x, self.down[:, :, None, None], None, self.stride, self.padding)
         return functional.conv2d(thin, self.up[:, :, None, None], self.bias)

@@ -16,7 +16,7 @@ from torch.nn import functional
 from lowrank.layers.base_layer import StructuredMap
 from lowrank.layers.base_method import ConvShape, SeparableMethod
 from lowrank.layers.factored import FactoredMap, aligned
-from lowrank.layers.low_rank.bottleneck import thin_pays
+from lowrank.layers.low_rank.bottleneck import prefers_two_convolutions
 
 STEPS = 100  # of L-BFGS when starting from a trained weight: at most
 
@@ -76,15 +76,15 @@ class TiedBottleneckMap(FactoredMap):
     def aligned_shapes(self) -> list[tuple[int, ...]]:
         return [(self.out_channels, aligned(self.factor.shape[1]))]
 
-    def forms_weight(self, on_gpu: bool) -> bool:
-        return not thin_pays(on_gpu, self.in_channels, self.factor.shape[1], self.out_channels)
+    def builds_weight(self, on_gpu: bool) -> bool:
+        return not prefers_two_convolutions(on_gpu, self.in_channels, self.factor.shape[1], self.out_channels)
 
     def squared_norm(self) -> Tensor:
         """trace(A^T A B B^T) for W = A B with B = A^T T."""
         down = self.down()
         return ((self.factor.T @ self.factor) * (down @ down.T)).sum()
 
-    def start_factors(self, std: float, generator: torch.Generator | None) -> None:
+    def init_factors(self, std: float, generator: torch.Generator | None) -> None:
         """a^4 = s^2 I / (r (r + O + 1)).
 
         Of A A^T the O diagonal entries have the second moment a^4 r (r + 2), the others a^4 r: a^4 r (r + O + 1) / O
@@ -109,7 +109,7 @@ class TiedBottleneckMap(FactoredMap):
 
     def forward(self, x: Tensor) -> Tensor:
         """Two thin products, without forming the weight where that is faster."""
-        if self.given is not None or self.forms_weight(x.is_cuda):
+        if self.external_weight is not None or self.builds_weight(x.is_cuda):
             return super().forward(x)
         thin = functional.conv2d(x, self.down()[:, :, None, None], None, self.stride, self.padding)
         return functional.conv2d(thin, self.factor[:, :, None, None], self.bias)

@@ -32,15 +32,15 @@ from lowrank.layers.base_method import ConvShape, SeparableMethod
 from lowrank.layers.factored import aligned
 from lowrank.layers.functional import is_unpadded
 from lowrank.layers.tensor.tensor_train_ops import MAX_DIMS, MIN_DIMS, best_split, split_sizes
-from lowrank.layers.two_stage import CutMap
+from lowrank.layers.two_stage import TwoStageMap
 
 SWEEPS = 60  # of alternating least squares: at most
 RIDGE = 1e-10  # relative to the largest normal-equation entry; keeps nearly parallel columns solvable
-STAGED_FROM = 2**17
+MIN_THREE_STAGE_ENTRIES = 2**17
 """Entries of a map from which on three stages pay: at full rank a step of 256 -> 512 on 8 x 8 images takes 0.6 of the
 product's time, 1024 -> 1024 on 4 x 4 a third; of 256 -> 256 the same, of 128 -> 256 on 16 x 16 three times as much."""
 
-WAIST_PAYS = 0.4  # share of the dense mult-adds below which two thin products are faster still, where there are such
+THREE_STAGE_MIN_RATIO = 0.4  # of the dense mult-adds: where two stages take less, they are faster than three
 LEAST = (4, 8)  # p and q: groups of fewer channels have no fast convolution
 
 
@@ -123,7 +123,7 @@ class Stages(NamedTuple):
 @lru_cache(maxsize=65536)
 def cheapest_stages(sizes: tuple[int, ...], in_channels: int, out_channels: int) -> Stages | None:
     """The stages of fewest mult-adds for a map; None where it is small, or its sizes cannot be divided so."""
-    if in_channels * out_channels < STAGED_FROM:
+    if in_channels * out_channels < MIN_THREE_STAGE_ENTRIES:
         return None
     found = []
     for begin in range(1, len(sizes) - 1):
@@ -147,7 +147,7 @@ def contracted(x: Tensor, parts: Sequence[Tensor], p: int, q: int) -> Tensor:
     return torch.matmul(a, z).view(batch, height, width, -1).permute(0, 3, 1, 2)
 
 
-class CPMap(CutMap):
+class CPMap(TwoStageMap):
     """A pointwise map whose weight is a sum of R outer products of d vectors."""
 
     def __init__(self, in_channels: int, out_channels: int, sizes: tuple[int, ...], rank: int, **options: Any):
@@ -155,18 +155,18 @@ class CPMap(CutMap):
         super().__init__(in_channels, out_channels, sizes, ranks, **options)
         self.sizes, self.rank = sizes, rank
         self.columns = nn.ParameterList(nn.Parameter(torch.empty(size, rank)) for size in sizes)
-        self.cut = best_split(sizes, ranks)
-        staged = is_unpadded(self.padding) and self.share >= WAIST_PAYS
+        self.join_position = best_split(sizes, ranks)
+        staged = is_unpadded(self.padding) and self.cost_ratio >= THREE_STAGE_MIN_RATIO
         self.stages = cheapest_stages(sizes, in_channels, out_channels) if staged else None
         self.reset()
 
     def assembled(self, factors: Sequence[Tensor]) -> Tensor:
         """Both halves are multiplied out towards the cut and joined last by one matrix product."""
-        left, right = self.halves(factors, self.cut)
+        left, right = self.halves(factors, self.join_position)
         return (left @ right).flatten(-2).unflatten(-1, (self.out_channels, self.in_channels))
 
-    def halves(self, factors: Sequence[Tensor], cut: int) -> tuple[Tensor, Tensor]:
-        return column_products(factors[:cut]), column_products(factors[cut:]).mT
+    def halves(self, factors: Sequence[Tensor], position: int) -> tuple[Tensor, Tensor]:
+        return column_products(factors[:position]), column_products(factors[position:]).mT
 
     def is_contracted(self) -> bool:
         return super().is_contracted() or self.stages is not None
@@ -188,7 +188,7 @@ class CPMap(CutMap):
         """The sum over the Hadamard product of the factors' Gram matrices (Kolda and Bader 2009, section 3.4)."""
         return prod(column.T @ column for column in self.columns).sum()
 
-    def start_factors(self, std: float, generator: torch.Generator | None) -> None:
+    def init_factors(self, std: float, generator: torch.Generator | None) -> None:
         """(s / sqrt(R))^(1/d): a sum of R products of d entries (FACTS)."""
         each = (std / sqrt(self.rank)) ** (1 / self.degree())
         for factor in self.columns:

@@ -25,11 +25,11 @@ from lowrank.layers.tensor.tensor_train_ops import (
     multiply_train,
     split_sizes,
     train_halves,
+    train_inner_product,
     train_params,
-    train_product,
-    truncated_train,
+    tt_svd,
 )
-from lowrank.layers.two_stage import CutMap
+from lowrank.layers.two_stage import TwoStageMap
 
 
 @lru_cache(maxsize=65536)
@@ -62,7 +62,7 @@ class TensorTrain(SeparableMethod):
         return TensorTrainMap(in_channels, out_channels, *self.structure(in_channels, out_channels), **options)
 
 
-class TensorTrainMap(CutMap):
+class TensorTrainMap(TwoStageMap):
     """A pointwise map whose weight is multiplied out of d cores."""
 
     def __init__(
@@ -74,14 +74,14 @@ class TensorTrainMap(CutMap):
         self.cores = nn.ParameterList(
             nn.Parameter(torch.empty(edged[k], size, edged[k + 1])) for k, size in enumerate(sizes)
         )
-        self.cut = best_split(sizes, ranks)
+        self.join_position = best_split(sizes, ranks)
         self.reset()
 
     def assembled(self, factors: Sequence[Tensor]) -> Tensor:
-        return multiply_train(factors, self.cut).unflatten(-1, (self.out_channels, self.in_channels))
+        return multiply_train(factors, self.join_position).unflatten(-1, (self.out_channels, self.in_channels))
 
-    def halves(self, factors: Sequence[Tensor], cut: int) -> tuple[Tensor, Tensor]:
-        return train_halves(factors, cut)
+    def halves(self, factors: Sequence[Tensor], position: int) -> tuple[Tensor, Tensor]:
+        return train_halves(factors, position)
 
     def aligned_shapes(self) -> list[tuple[int, ...]]:
         edged = (1, *map(aligned, self.ranks), 1)
@@ -89,16 +89,16 @@ class TensorTrainMap(CutMap):
 
     def squared_norm(self) -> Tensor:
         """The train's product with itself, core by core (Oseledets 2011, section 4.2)."""
-        return train_product(list(self.cores), list(self.cores))
+        return train_inner_product(list(self.cores), list(self.cores))
 
-    def start_factors(self, std: float, generator: torch.Generator | None) -> None:
+    def init_factors(self, std: float, generator: torch.Generator | None) -> None:
         """Core std (s / sqrt(prod of interior ranks))^(1/d): a sum of prod(r) products of d entries (FACTS)."""
         core_std = (std / sqrt(prod(self.ranks))) ** (1 / self.degree())
         for core in self.cores:
             core.normal_(std=core_std, generator=generator)
 
     def fit_factors(self, dense: Tensor) -> None:
-        for core, found in zip(self.cores, truncated_train(dense.reshape(self.sizes), self.ranks), strict=True):
+        for core, found in zip(self.cores, tt_svd(dense.reshape(self.sizes), self.ranks), strict=True):
             core.copy_(found)
 
     def degree(self) -> int:

@@ -94,7 +94,7 @@ def multiply_train(cores: Sequence[Tensor], cut: int) -> Tensor:
     return (left @ right).flatten(-2)
 
 
-def train_product(left: Sequence[Tensor], right: Sequence[Tensor]) -> Tensor:
+def train_inner_product(left: Sequence[Tensor], right: Sequence[Tensor]) -> Tensor:
     """The inner product of two trains of cores (r_{k-1}, n_k, r_k), without multiplying either out.
 
     Carries the (r_k, r_k) matrix of products of the first k cores along the trains (Oseledets 2011, algorithm 4).
@@ -106,7 +106,7 @@ def train_product(left: Sequence[Tensor], right: Sequence[Tensor]) -> Tensor:
     return carried.sum()
 
 
-def truncated_train(dense: Tensor, ranks: Sequence[int]) -> list[Tensor]:
+def tt_svd(dense: Tensor, ranks: Sequence[int]) -> list[Tensor]:
     """TT-SVD of a d-dimensional tensor to the given interior ranks; cores (r_{k-1}, n_k, r_k).
 
     Decomposed in float64 by tntorch. Ranks above what the tensor can have are filled up with zeros, so that the

@@ -29,11 +29,11 @@ from lowrank.layers.tensor.tensor_train_ops import (
     split_sizes,
     train_cost,
     train_halves,
+    train_inner_product,
     train_params,
-    train_product,
-    truncated_train,
+    tt_svd,
 )
-from lowrank.layers.two_stage import CutMap
+from lowrank.layers.two_stage import TwoStageMap
 
 
 @lru_cache(maxsize=65536)
@@ -85,7 +85,7 @@ def applied(basis: Tensor, piece: Tensor) -> Tensor:
     return basis.unsqueeze(-3) @ piece
 
 
-def spread_order(ranks: Sequence[int]) -> list[int]:
+def expansion_order(ranks: Sequence[int]) -> list[int]:
     """In which order factors spread a core: the ends last, for which nothing is copied, the smaller rank at the end."""
     last = len(ranks) - 1
     return [*range(1, last), *((last, 0) if ranks[0] <= ranks[last] else (0, last))]
@@ -94,7 +94,7 @@ def spread_order(ranks: Sequence[int]) -> list[int]:
 def spread(core: Tensor, bases: Sequence[Tensor], sizes: Sequence[int], ranks: Sequence[int]) -> Tensor:
     """A core (.., s_1 * .. * s_d) by factors (.., n_k, s_k): (.., N), by plain products."""
     found = list(ranks)
-    for k in spread_order(ranks):
+    for k in expansion_order(ranks):
         before, after = prod(found[:k]), prod(found[k + 1 :])
         if k == len(ranks) - 1:
             core = (core.unflatten(-1, (before, ranks[k])) @ bases[k].mT).flatten(-2)
@@ -113,13 +113,13 @@ def rebuild_costs(sizes: tuple[int, ...], ranks: tuple[int, ...], train: tuple[i
     edges = pairwise((1, *train, 1))
     pieces = sum(left * n * s * right for (left, right), n, s in zip(edges, sizes, ranks, strict=True))
     found, spreading = list(ranks), 0
-    for k in spread_order(ranks):
+    for k in expansion_order(ranks):
         spreading += prod(found) * sizes[k]
         found[k] = sizes[k]
     return pieces + train_cost(sizes, train), train_cost(ranks, train) + spreading
 
 
-class OfThree(torch.autograd.Function):
+class ThreeFactorProduct(torch.autograd.Function):
     """Weights (.., N) of three factors (.., 3, n, s) and core pieces (.., 3, s, M), padded with zeros.
 
     Piece k holds (R_{k-1}, R_k) in its last dimension. One batched product applies all factors; the gradient goes back
@@ -160,7 +160,7 @@ def _parts(products: Tensor, sizes: tuple[int, int, int], ranks: tuple[int, int]
     return products[:, 0, : sizes[0], : ranks[0]], middle, products[:, 2, : sizes[2], : ranks[1]]
 
 
-class TuckerMap(CutMap):
+class TuckerMap(TwoStageMap):
     """A pointwise map whose weight is multiplied out of d factors and d core pieces."""
 
     def __init__(
@@ -179,25 +179,25 @@ class TuckerMap(CutMap):
         self.core = nn.ParameterList(nn.Parameter(torch.empty(edged[k], s, edged[k + 1])) for k, s in enumerate(ranks))
         factors_first, core_first = rebuild_costs(sizes, ranks, train)
         self.core_first = core_first < factors_first
-        self.cut, self.core_cut = best_split(sizes, train), best_split(ranks, train)
+        self.join_position, self.core_join_position = best_split(sizes, train), best_split(ranks, train)
         self.reset()
 
     def assembled(self, factors: Sequence[Tensor]) -> Tensor:
         dims = len(self.sizes)
         if len(factors) == 2:  # as `filled` lays them out
-            found: Tensor = OfThree.apply(*factors, self.sizes, tuple(map(aligned, self.train_ranks)))
+            found: Tensor = ThreeFactorProduct.apply(*factors, self.sizes, tuple(map(aligned, self.train_ranks)))
             return found.unflatten(-1, (self.out_channels, self.in_channels))
         if self.core_first and not factors[0].is_cuda:  # a GPU is bound by the number of calls
-            core = multiply_train(factors[dims:], self.core_cut)
+            core = multiply_train(factors[dims:], self.core_join_position)
             whole = spread(core, factors[:dims], self.sizes, self.ranks)
             return whole.unflatten(-1, (self.out_channels, self.in_channels))
-        left, right = self.halves(factors, self.cut)
+        left, right = self.halves(factors, self.join_position)
         return (left @ right).flatten(-2).unflatten(-1, (self.out_channels, self.in_channels))
 
-    def halves(self, factors: Sequence[Tensor], cut: int) -> tuple[Tensor, Tensor]:
+    def halves(self, factors: Sequence[Tensor], position: int) -> tuple[Tensor, Tensor]:
         dims = len(self.sizes)
         cores = [applied(basis, piece) for basis, piece in zip(factors[:dims], factors[dims:], strict=True)]
-        return train_halves(cores, cut)
+        return train_halves(cores, position)
 
     def aligned_shapes(self) -> list[tuple[int, ...]]:
         ranks, edged = [aligned(rank) for rank in self.ranks], (1, *map(aligned, self.train_ranks), 1)
@@ -205,7 +205,7 @@ class TuckerMap(CutMap):
         return [*zip(self.sizes, ranks, strict=True), *pieces]
 
     def filled(self, factors: Sequence[Tensor]) -> list[Tensor]:
-        """Of three dimensions: all factors (G, 3, n, s) and all core pieces (G, 3, s, R * R'), for `OfThree`."""
+        """For `ThreeFactorProduct` all factors (G, 3, n, s) and all core pieces (G, 3, s, R * R'), where d is 3."""
         if len(self.sizes) != 3:
             return super().filled(factors)
         like, maps, rank = factors[0], len(factors[0]), aligned(max(self.ranks))
@@ -218,15 +218,15 @@ class TuckerMap(CutMap):
             part[:, : piece.shape[2], : piece.shape[1], : piece.shape[3]] = piece.transpose(1, 2)
         return [bases, pieces]
 
-    def gains_by_filling(self) -> bool:
-        return len(self.sizes) == 3 or super().gains_by_filling()
+    def benefits_from_padding(self) -> bool:
+        return len(self.sizes) == 3 or super().benefits_from_padding()
 
     def squared_norm(self) -> Tensor:
         """The core's product with itself, each of its sides weighed by the Gram matrix of its factor."""
         weighed = [basis.T @ basis @ piece for basis, piece in zip(self.basis, self.core, strict=True)]
-        return train_product(list(self.core), weighed)
+        return train_inner_product(list(self.core), weighed)
 
-    def start_factors(self, std: float, generator: torch.Generator | None) -> None:
+    def init_factors(self, std: float, generator: torch.Generator | None) -> None:
         """One std for factors and core pieces: (s / sqrt(prod s_k * prod interior R_k))^(1/(2d)) (FACTS)."""
         common = (std / sqrt(prod(self.ranks) * prod(self.train_ranks))) ** (1 / self.degree())
         for factor in self.factors():
@@ -242,7 +242,7 @@ class TuckerMap(CutMap):
             vectors[:, : min(rank, left.shape[1])] = left[:, :rank]
             basis.copy_(vectors)
             core = torch.tensordot(vectors.T, core, dims=([1], [k])).movedim(0, k)
-        for piece, found in zip(self.core, truncated_train(core, self.train_ranks), strict=True):
+        for piece, found in zip(self.core, tt_svd(core, self.train_ranks), strict=True):
             piece.copy_(found)
 
     def degree(self) -> int:

@@ -23,10 +23,10 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from lowrank.distillation.teacher import Signals, Taps
-from lowrank.kernels.dispatch import why_not
+from lowrank.kernels.dispatch import compile_obstacle
 from lowrank.kernels.fx_rewrite import compile_graph
 from lowrank.layers.base_layer import StructuredMap
-from lowrank.layers.batched_rebuild import Rebuild
+from lowrank.layers.batched_rebuild import BatchedRebuild
 from lowrank.training.objective import Loss
 from lowrank.utils.locks import hold_lock
 
@@ -56,7 +56,7 @@ class GivenMap(StructuredMap):
     def weight(self) -> Tensor:
         return self.ready
 
-    def start_factors(self, std: float, generator: torch.Generator | None) -> None:
+    def init_factors(self, std: float, generator: torch.Generator | None) -> None:
         raise NotImplementedError("the weight is an input")
 
     def fit_factors(self, dense: Tensor) -> None:
@@ -128,10 +128,10 @@ class CompiledForward:
 
     def __init__(self, network: nn.Module, loss: Loss, taps: Sequence[str], autocast: tuple[str, torch.dtype] | None):
         """Raises NotCompilableError for a network that has no trunk, and where the machine cannot compile."""
-        missing = why_not(next(network.parameters()).device)
+        missing = compile_obstacle(next(network.parameters()).device)
         if missing is not None:
             raise NotCompilableError(missing)
-        self._rebuild = Rebuild(network, every=True)
+        self._rebuild = BatchedRebuild(network, include_all=True)
         self.trunk = trunk_of(network, self._rebuild, loss, taps, autocast)
         own = dict(_tensors(network))
         places = {id(each): place for place, each in enumerate(self._rebuild.maps)}
@@ -154,7 +154,11 @@ class CompiledForward:
 
 
 def trunk_of(
-    network: nn.Module, rebuild: Rebuild, loss: Loss, taps: Sequence[str], autocast: tuple[str, torch.dtype] | None
+    network: nn.Module,
+    rebuild: BatchedRebuild,
+    loss: Loss,
+    taps: Sequence[str],
+    autocast: tuple[str, torch.dtype] | None,
 ) -> Trunk:
     """The trunk for this network's shell, made once a process for shells that are equal."""
     shell = make_shell(network, rebuild)
@@ -170,7 +174,7 @@ def trunk_of(
     return _TRUNKS[key]
 
 
-def make_shell(network: nn.Module, rebuild: Rebuild) -> nn.Module:
+def make_shell(network: nn.Module, rebuild: BatchedRebuild) -> nn.Module:
     """A copy of `network` without memory, its rebuilt maps replaced; raises NotCompilableError where hooks listen."""
     hooked = next((name for name, module in network.named_modules() if any(getattr(module, h) for h in _HOOKS)), None)
     if hooked is not None:

@@ -82,7 +82,7 @@ def with_separable_kernels(teacher: nn.Module) -> nn.Module:
             part = make_method({"name": "separable"}).build(
                 ConvShape(module.in_channels, module.out_channels, (3, 3), padding=(1, 1))
             )
-            part.start_from(module.weight)
+            part.init_from_dense(module.weight)
             module.weight.data.copy_(part.dense_weight())
     return teacher
 

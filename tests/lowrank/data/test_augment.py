@@ -169,10 +169,10 @@ def test_a_machine_that_cannot_compile_the_kernel_makes_views_without_it(monkeyp
 
     monkeypatch.setattr(dispatch, "find_spec", lambda name: name)
     monkeypatch.setattr(dispatch, "import_module", lambda name: SimpleNamespace(try_out=try_out))
-    dispatch.loaded.cache_clear()
+    dispatch.load_kernels.cache_clear()
     with pytest.warns(UserWarning, match="without their Triton kernel on cuda: Python.h: no such file"):
         assert views_module._kernels(torch.device("cuda")) is None
-    dispatch.loaded.cache_clear()
+    dispatch.load_kernels.cache_clear()
 
 
 def test_default_views():

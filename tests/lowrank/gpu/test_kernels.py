@@ -34,10 +34,10 @@ from benchmarks.gpu_kernels import Layer, Stem, distances  # noqa: E402
 from lowrank.kernels import depthwise as depthwise_kernels  # noqa: E402
 from lowrank.kernels import fused_common as joined_kernels  # noqa: E402
 from lowrank.kernels import stem_batch_norm as stem  # noqa: E402
-from lowrank.kernels.augment import views_of  # noqa: E402
+from lowrank.kernels.augment import augment_images  # noqa: E402
 from lowrank.kernels.batch_norm import norm  # noqa: E402
 from lowrank.kernels.depthwise import depthwise  # noqa: E402
-from lowrank.kernels.fx_gradient_pass import AddedGradients  # noqa: E402
+from lowrank.kernels.fx_gradient_pass import FuseGradientSums  # noqa: E402
 from lowrank.kernels.pointwise_batch_norm import fits, pointwise_norm, product_statistics  # noqa: E402
 
 DEVICE = "cpu" if INTERPRETED else "cuda"
@@ -67,7 +67,7 @@ def compare(found: Tensor, wanted: Tensor, inputs: tuple[Tensor, ...], near: flo
 @pytest.mark.parametrize("shape", [(2, 16, 6, 5), (2, 20, 8, 8), (1, 80, 4, 4), (2, 8, 1, 1), (1, 8, 3, 32)], ids=str)
 @pytest.mark.parametrize("processors", [1, 132])
 def test_depthwise(shape, processors, monkeypatch):
-    monkeypatch.setattr(depthwise_kernels, "PROCESSORS", processors)  # with one, a program has several tiles
+    monkeypatch.setattr(depthwise_kernels, "MULTIPROCESSORS", processors)  # with one, a program has several tiles
     x, weight = images(*shape), torch.randn(shape[1], 1, 3, 3, device=DEVICE, requires_grad=True)
     found = depthwise(x, weight)
     assert found.is_contiguous(memory_format=torch.channels_last)
@@ -77,7 +77,7 @@ def test_depthwise(shape, processors, monkeypatch):
 def test_compiled_code_adds_the_gradients_of_residuals_in_their_kernels(monkeypatch):
     found: list[int] = []
 
-    class Counted(AddedGradients):
+    class Counted(FuseGradientSums):
         def __call__(self, graph: torch.fx.Graph) -> None:
             before = len(graph.find_nodes(op="call_function", target=torch.ops.aten.add.Tensor))
             super().__call__(graph)
@@ -90,7 +90,7 @@ def test_compiled_code_adds_the_gradients_of_residuals_in_their_kernels(monkeypa
         rewrite(graph)
         return compile_fx(graph, list(inputs), config_patches={"post_grad_custom_pre_pass": Counted()})
 
-    monkeypatch.setattr(rewriting, "FUSED", (torch.float32,))
+    monkeypatch.setattr(rewriting, "FUSED_DTYPES", (torch.float32,))
     settings = NetworkSettings(name="resnet9", width=0.25)
     plan = network_plan(settings, (3, 16, 16), 10)
     plain = build_student(settings, plan, make_method({"name": "separable"}), (3, 16, 16), 10, 0)
@@ -120,7 +120,7 @@ def test_a_gradient_is_added_by_the_kernel_where_it_is_there_in_time(before):
     found[0].meta["val"], extra[0].meta["val"] = x, other
     given = (gradient, x, weight, *([other] if before else []))
     wanted = torch.fx.GraphModule({}, graph)(*given)
-    AddedGradients()(graph)
+    FuseGradientSums()(graph)
     adds = [node for node in graph.nodes if node.target is torch.ops.aten.add.Tensor]
     assert len(adds) == (0 if before else 1)
     for ours, theirs in zip(torch.fx.GraphModule({}, graph)(*given), wanted, strict=True):
@@ -137,7 +137,7 @@ def test_views_are_those_of_the_plain_form_to_the_bit(cutout, dtype):
     norm = normaliser((0.5, 0.4, 0.3), (0.2, 0.25, 0.3))
     wanted = apply_views(stored, positions, numbers, cutout, norm, dtype=dtype)
     given = [each.to(DEVICE) for each in (stored, positions, *numbers, *norm)]
-    found = views_of(given[0], given[1], tuple(given[2:7]), cutout, *given[7:], dtype).cpu()
+    found = augment_images(given[0], given[1], tuple(given[2:7]), cutout, *given[7:], dtype).cpu()
     assert found.stride() == wanted.stride()
     bits = torch.int16 if dtype is torch.float16 else torch.int32
     assert torch.equal(found.view(bits), wanted.view(bits))
@@ -172,7 +172,7 @@ def test_norm(shape, relu, pool, adds):
 )  # fmt: skip
 @pytest.mark.parametrize("processors", [1, 132])
 def test_a_map_and_its_norm(channels, outs, size, relu, pool, adds, processors, monkeypatch):
-    monkeypatch.setattr(joined_kernels, "PROCESSORS", processors)  # with one, a program has several tiles
+    monkeypatch.setattr(joined_kernels, "MULTIPROCESSORS", processors)  # with one, a program has several tiles
     if max(channels, outs) > 64 and not INTERPRETED:
         pytest.skip("in float32 no card has room for it; benchmarks.gpu_kernels is of bfloat16")
     x = images(3, channels, *size, spread=2, centre=1)
@@ -198,7 +198,7 @@ def test_a_map_and_its_norm(channels, outs, size, relu, pool, adds, processors, 
 )
 @pytest.mark.parametrize("processors", [1, 132])
 def test_a_stem_and_its_norm(channels, outs, size, relu, processors, monkeypatch):
-    monkeypatch.setattr(joined_kernels, "PROCESSORS", processors)  # with one, a program has several tiles
+    monkeypatch.setattr(joined_kernels, "MULTIPROCESSORS", processors)  # with one, a program has several tiles
     x = images(3, channels, *size, spread=2, centre=1).detach()
     kernel = torch.randn(outs, channels, 3, 3, device=DEVICE) / 3
     weight, bias = torch.randn(2, outs, device=DEVICE)
@@ -249,7 +249,7 @@ def test_in_bfloat16_maps_are_joined_with_their_norms_where_the_card_has_room(ro
     found: dict[str, int] = {}
 
     def backend(graph: torch.fx.GraphModule, inputs: Any) -> Any:
-        found.update(rewrite(copy.deepcopy(graph), room=room))
+        found.update(rewrite(copy.deepcopy(graph), fuse_pointwise=room))
         return graph.forward
 
     torch._dynamo.reset()
@@ -289,7 +289,7 @@ def test_a_rewritten_network_is_the_network(name, joined, monkeypatch):
     counts, width = dict(COUNTS[name]), 0.125
     if joined is None:
         width = 0.25  # the fewest channels of a stem that is joined
-        monkeypatch.setattr(rewriting, "FUSED", (torch.float32,))
+        monkeypatch.setattr(rewriting, "FUSED_DTYPES", (torch.float32,))
         stems, joined = {"resnet9": (1, 7), "wrn_10_1": (0, 3)}[name]
         counts |= {"stem": stems, "joined": joined, "norm": counts["norm"] - joined - stems}
         counts |= {"pointwise": counts["pointwise"] - joined, "narrow": counts["narrow"] - stems}

@@ -8,10 +8,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from lowrank.layers import CP, ConvShape, StructuredMap, TensorTrain, Tucker
-from lowrank.layers.functional import PRODUCT_FROM, convolved
+from lowrank.layers.functional import MIN_MATMUL_ENTRIES, convolve
 from lowrank.layers.registry import make_method
-from lowrank.layers.tensor.cp import STAGED_FROM, CPMap, Stages, cheapest_stages
-from lowrank.layers.two_stage import CutMap, narrowest, thin_pair
+from lowrank.layers.tensor.cp import MIN_THREE_STAGE_ENTRIES, CPMap, Stages, cheapest_stages
+from lowrank.layers.two_stage import TwoStageMap, best_cut, split_product
 
 LAST = torch.channels_last
 
@@ -32,13 +32,13 @@ def images(channels: int, side: int = 5) -> Tensor:
     ],
 )
 def test_the_narrowest_cut(sizes, ranks, out_channels, expected):
-    assert narrowest(sizes, ranks, out_channels) == expected
+    assert best_cut(sizes, ranks, out_channels) == expected
 
 
 @pytest.mark.parametrize("rows", [2, 6, 12, 24, 72])
 def test_a_thin_pair_multiplies_to_the_matrix(rows):
     left, right = torch.randn(rows, 3, dtype=torch.float64), torch.randn(3, 12 * 18 // rows, dtype=torch.float64)
-    up, down = thin_pair(left, right, 12)
+    up, down = split_product(left, right, 12)
     assert up.shape[1] == 3 * max(12 // rows, rows // 12)
     torch.testing.assert_close(up @ down, (left @ right).reshape(12, 18))
 
@@ -57,10 +57,10 @@ def test_a_contracted_map_is_its_weight_in_value_and_gradient(method, channels, 
     torch.manual_seed(0)
     shape = ConvShape(*channels, stride=(stride, stride), bias=bias)
     layer = method.build(shape).double()
-    assert isinstance(layer, CutMap)
-    assert layer.waist is not None
-    assert not layer.forms_weight(on_gpu=False)
-    assert layer.forms_weight(on_gpu=True)
+    assert isinstance(layer, TwoStageMap)
+    assert layer.cut is not None
+    assert not layer.builds_weight(on_gpu=False)
+    assert layer.builds_weight(on_gpu=True)
     check_against_weight(layer, images(channels[0]), stride)
 
 
@@ -102,29 +102,29 @@ def test_a_large_cp_map_is_contracted_in_stages(monkeypatch, channels, dims, ran
     assert isinstance(layer, CPMap)
     if layer.stages is None:
         pytest.skip("these sizes have a thin waist, or cannot be divided")
-    assert not layer.forms_weight(on_gpu=False)
+    assert not layer.builds_weight(on_gpu=False)
     check_against_weight(layer, images(channels[0], side=3), stride)
 
 
 def test_most_large_cp_maps_have_stages():
     shapes = [(256, 512), (512, 512), (512, 256), (640, 640), (1024, 1024), (2048, 512), (512, 2048)]
     for channels in shapes:
-        assert channels[0] * channels[1] >= STAGED_FROM
+        assert channels[0] * channels[1] >= MIN_THREE_STAGE_ENTRIES
         assert CP(dims=3, rank_scale=1.0).make_map(*channels).stages is not None
 
 
 def test_a_thin_waist_is_preferred_and_padding_goes_by_the_weight():
     thin = CP(dims=3, rank_scale=0.1).make_map(512, 512)
     assert thin.stages is None
-    assert thin.waist is not None
+    assert thin.cut is not None
     assert CP(dims=3, rank_scale=1.0).build(ConvShape(512, 512, padding=(1, 1))).stages is None
 
 
 def test_a_map_of_large_rank_goes_by_its_weight():
     layer = TensorTrain(dims=3, rank_scale=1.0).make_map(64, 64)
-    assert isinstance(layer, CutMap)
-    assert layer.waist is None
-    assert layer.forms_weight(on_gpu=False)
+    assert isinstance(layer, TwoStageMap)
+    assert layer.cut is None
+    assert layer.builds_weight(on_gpu=False)
 
 
 def test_what_is_to_keep_no_activations_goes_by_its_weight(monkeypatch):
@@ -139,10 +139,10 @@ def test_what_is_to_keep_no_activations_goes_by_its_weight(monkeypatch):
 def test_a_large_weight_is_a_matrix_product(monkeypatch, bias):
     x, weight = images(256), torch.randn(256, 256, 1, 1, dtype=torch.float64)
     offset = torch.randn(256, dtype=torch.float64) if bias else None
-    assert weight.numel() == PRODUCT_FROM
+    assert weight.numel() == MIN_MATMUL_ENTRIES
     expected = functional.conv2d(x, weight, offset)
     monkeypatch.setattr(functional, "conv2d", None)
-    found = convolved(x, weight, offset)
+    found = convolve(x, weight, offset)
     torch.testing.assert_close(found, expected)
     assert found.is_contiguous(memory_format=LAST)
 
@@ -159,7 +159,7 @@ def test_everything_else_is_a_convolution(monkeypatch, given):
     if "groups" in fields:
         fields["weight"] = torch.randn(512, 128, 1, 1)
     monkeypatch.setattr(functional, "linear", None)
-    torch.testing.assert_close(convolved(**fields), functional.conv2d(fields.pop("x"), fields.pop("weight"), **fields))
+    torch.testing.assert_close(convolve(**fields), functional.conv2d(fields.pop("x"), fields.pop("weight"), **fields))
 
 
 def test_a_large_map_equals_its_convolution():

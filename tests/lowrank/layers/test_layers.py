@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from lowrank.layers import ConvShape
 from lowrank.layers.blocks.shuffle import block_diagonal
 from lowrank.layers.registry import make_method
-from lowrank.layers.tensor.tensor_train_ops import best_split, full_ranks, multiply_train, split_sizes, truncated_train
+from lowrank.layers.tensor.tensor_train_ops import best_split, full_ranks, multiply_train, split_sizes, tt_svd
 from lowrank.layers.tensor.tucker import tucker_ranks
 
 EXAMPLES = [  # i, o, d, sizes, tensor train at 0.26, Tucker at 0.25
@@ -88,7 +88,7 @@ def test_a_train_is_multiplied_out_the_same_wherever_it_is_cut(cut: int) -> None
 
 def test_truncated_train_has_the_ranks_asked_for() -> None:
     dense = torch.randn(4, 3, 5, generator=torch.Generator().manual_seed(0))
-    cores = truncated_train(dense, (6, 5))  # the first rank cannot exceed 4: filled up with zeros
+    cores = tt_svd(dense, (6, 5))  # the first rank cannot exceed 4: filled up with zeros
     assert [tuple(core.shape) for core in cores] == [(1, 4, 6), (6, 3, 5), (5, 5, 1)]
     torch.testing.assert_close(multiply_train(cores, 1).view(4, 3, 5), dense.double())
 
@@ -96,7 +96,7 @@ def test_truncated_train_has_the_ranks_asked_for() -> None:
 def test_a_start_from_a_trained_weight_shares_its_norm_between_the_factors() -> None:
     """SGD and weight decay see factors of one scale, not one that carries all of the norm."""
     layer = make_method({"name": "tensor_train", "dims": 3, "rank_scale": 0.5}).build(ConvShape(16, 16))
-    layer.start_from(100 * torch.randn(16, 16, generator=torch.Generator().manual_seed(0)))
+    layer.init_from_dense(100 * torch.randn(16, 16, generator=torch.Generator().manual_seed(0)))
     sizes = [core.detach().square().mean().sqrt().item() for core in layer.cores]
     assert max(sizes) == pytest.approx(min(sizes), rel=1e-3)
 

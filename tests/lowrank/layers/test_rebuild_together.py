@@ -11,7 +11,7 @@ from lowrank.layers.acdc.entries import diagonal_sums, toeplitz_and_hankel, wave
 from lowrank.layers.acdc.layer import cosines, sandwich
 from lowrank.layers.acdc.stack import slots_of, spare_layers
 from lowrank.layers.base_layer import relative_error
-from lowrank.layers.batched_rebuild import Rebuild, checkpoint_rebuild
+from lowrank.layers.batched_rebuild import BatchedRebuild, checkpoint_rebuild
 from lowrank.layers.blocks.hashed import Dealt, dealt_table, hash_table, signed
 from lowrank.layers.factored import Filled, filling
 from lowrank.layers.linear import build_linear
@@ -40,36 +40,36 @@ def values_and_gradients(network: nn.ModuleList) -> list[Tensor]:
 @pytest.mark.parametrize("name", sorted(METHODS))
 def test_values_and_gradients_are_those_of_each_layer_alone(name):
     network = network_of(name)
-    rebuild = Rebuild(network)
+    rebuild = BatchedRebuild(network)
     assert (len(rebuild.maps) > 0) == (name not in ("dense", "separable", "shuffle"))
     alone = values_and_gradients(network)
-    with rebuild.given():
+    with rebuild.use_rebuilt_weights():
         together = values_and_gradients(network)
     for one, other in zip(together, alone, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-11)
 
 
 def test_layers_of_one_structure_are_one_stack():
-    rebuild = Rebuild(network_of("tensor_train"))
+    rebuild = BatchedRebuild(network_of("tensor_train"))
     assert sorted(len(places) for places in rebuild.stacks) == [1, 4]  # a depthwise part is no matter
-    assert Rebuild(network_of("tensor_train", dims=2)).stacks == rebuild.stacks
+    assert BatchedRebuild(network_of("tensor_train", dims=2)).stacks == rebuild.stacks
 
 
 def test_a_bottleneck_that_forms_its_weight_is_rebuilt_and_a_thin_one_is_not():
     thin, wide = network_of("bottleneck", rank_scale=0.1), network_of("bottleneck", rank_scale=0.9)
-    assert (len(Rebuild(thin).maps), len(Rebuild(wide).maps)) == (0, len(SHAPES))
+    assert (len(BatchedRebuild(thin).maps), len(BatchedRebuild(wide).maps)) == (0, len(SHAPES))
     alone = values_and_gradients(wide)
-    with Rebuild(wide).given():
+    with BatchedRebuild(wide).use_rebuilt_weights():
         for one, other in zip(values_and_gradients(wide), alone, strict=True):
             torch.testing.assert_close(one, other)
 
 
 def test_a_linear_map_takes_the_weight_it_is_given():
     layer = build_linear(make_method({"name": "tucker"}), ConvShape(16, 32, bias=True))
-    rebuild, x = Rebuild(layer), torch.randn(3, 16)
-    with rebuild.handing([torch.zeros(32, 16, 1, 1)]):
+    rebuild, x = BatchedRebuild(layer), torch.randn(3, 16)
+    with rebuild.use_weights([torch.zeros(32, 16, 1, 1)]):
         assert torch.equal(layer(x), layer.pointwise.bias.expand(3, 32))
-    with rebuild.given():
+    with rebuild.use_rebuilt_weights():
         torch.testing.assert_close(layer(x), x @ layer.dense_weight().T + layer.pointwise.bias)
 
 
@@ -77,30 +77,30 @@ def test_no_layer_keeps_what_it_was_given_even_after_an_error():
     network = network_of("cp")
 
     def unlucky() -> None:
-        with Rebuild(network).given():
-            assert all(each.given is not None for each in network.modules() if isinstance(each, FactoredMap))
+        with BatchedRebuild(network).use_rebuilt_weights():
+            assert all(each.external_weight is not None for each in network.modules() if isinstance(each, FactoredMap))
             raise RuntimeError("out of luck")
 
     with pytest.raises(RuntimeError, match="out of luck"):
         unlucky()
-    assert all(each.given is None for each in network.modules() if isinstance(each, FactoredMap))
+    assert all(each.external_weight is None for each in network.modules() if isinstance(each, FactoredMap))
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # of torch, while tracing
 def test_a_trunk_is_compiled_once_for_all_settings():
     """Rebuilt weights have one shape whatever the method, so a compiled trunk that takes them serves them all."""
     networks = [network_of("tensor_train", rank_scale=0.3), network_of("tucker", dims=4), network_of("cp")]
-    compiled_for, images = Rebuild(networks[0], every=True), torch.randn(2, 16, 4, 4, dtype=torch.float64)
+    compiled_for, images = BatchedRebuild(networks[0], include_all=True), torch.randn(2, 16, 4, 4, dtype=torch.float64)
     graphs: list[object] = []
 
     def trunk(x: Tensor, weights: list[Tensor]) -> Tensor:
-        with compiled_for.handing(weights):
+        with compiled_for.use_weights(weights):
             return networks[0][2](networks[0][1](networks[0][0](x)))
 
     torch._dynamo.reset()
     compiled = torch.compile(trunk, fullgraph=True, backend=lambda graph, _: graphs.append(graph) or graph.forward)
     for network in networks:
-        found = compiled(images, Rebuild(network, every=True).weights())
+        found = compiled(images, BatchedRebuild(network, include_all=True).weights())
         torch.testing.assert_close(found, network[2](network[1](network[0](images))))
         gradients = torch.autograd.grad(found.sum(), list(network[0].parameters()))
         assert all(gradient.abs().sum() > 0 for gradient in gradients)
@@ -108,15 +108,15 @@ def test_a_trunk_is_compiled_once_for_all_settings():
 
 
 def test_checkpointed_maps_rebuild_themselves():
-    assert Rebuild(checkpoint_rebuild(network_of("cp"))).maps == ()
+    assert BatchedRebuild(checkpoint_rebuild(network_of("cp"))).maps == ()
 
 
 @pytest.mark.parametrize("name", FACTORED)
 def test_under_autocast_weights_come_in_half_precision_near_the_exact_ones(name):
     network = network_of(name)
-    exact = Rebuild(network).weights()
+    exact = BatchedRebuild(network).weights()
     with torch.autocast("cpu", torch.bfloat16):
-        found = Rebuild(network.float()).weights()
+        found = BatchedRebuild(network.float()).weights()
     for weight, wanted in zip(found, exact, strict=True):
         assert ((weight.double() - wanted).norm() / wanted.norm()).item() < 0.02
         if name in ("tensor_train", "tucker", "cp", "monarch"):
@@ -147,7 +147,7 @@ def test_factors_filled_up_with_zeros_give_the_same_weight_and_gradients(setting
 
 @pytest.mark.parametrize("name", ["tensor_train", "tucker"])
 def test_filling_is_a_gather_both_ways(name):
-    rebuild = Rebuild(network_of(name, rank_scale=0.3))
+    rebuild = BatchedRebuild(network_of(name, rank_scale=0.3))
     leads = [rebuild.maps[places[0]] for places in rebuild.stacks]
     columns = [list(zip(*(rebuild.maps[at].factors() for at in places), strict=True)) for places in rebuild.stacks]
     flat = torch.cat([factor.reshape(-1) for factors in columns for column in factors for factor in column])

@@ -16,8 +16,8 @@ from lowrank.compression.trace import network_plan
 from lowrank.data import DataSettings, ImageData, default_views, load_data
 from lowrank.distillation.teacher import LiveTeacher, default_taps
 from lowrank.kernels import fx_rewrite as rewriting
-from lowrank.kernels.dispatch import has_kernels, has_room
-from lowrank.layers.batched_rebuild import Rebuild
+from lowrank.kernels.dispatch import has_enough_shared_memory, supports_kernels
+from lowrank.layers.batched_rebuild import BatchedRebuild
 from lowrank.layers.registry import make_method
 from lowrank.networks import NetworkSettings, make_network
 from lowrank.training.divergence import DivergedError
@@ -50,7 +50,7 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
     torch._dynamo.reset()
     monkeypatch.setattr(trunk, "_TRUNKS", type(trunk._TRUNKS)())
     monkeypatch.setattr(trunk, "compile_graph", keep)
-    monkeypatch.setattr(trunk, "why_not", lambda device: None)
+    monkeypatch.setattr(trunk, "compile_obstacle", lambda device: None)
     yield found
     torch._dynamo.reset()
 
@@ -82,7 +82,7 @@ def losses(run: Trainer, epochs: int = 1) -> Tensor:
 
 
 def one_trunk(network: nn.Module, loss: Loss = LOSS) -> trunk.Trunk:
-    return trunk_of(network, Rebuild(network, every=True), loss, (), None)
+    return trunk_of(network, BatchedRebuild(network, include_all=True), loss, (), None)
 
 
 def test_settings_of_every_factored_method_share_a_trunk_and_other_networks_do_not(graphs):
@@ -120,7 +120,7 @@ def test_a_trunk_trains_as_the_plain_loop_and_is_traced_once_for_all_settings(da
 
 def test_a_machine_that_cannot_compile_says_so_once_and_trains(data, monkeypatch):
     monkeypatch.setattr(captured, "_SAID", set())
-    monkeypatch.setattr(trunk, "why_not", lambda device: "there is no C compiler")
+    monkeypatch.setattr(trunk, "compile_obstacle", lambda device: "there is no C compiler")
     said: list[str] = []
     runs = [trainer(data, engine, say=said.append) for engine in ("compiled", "compiled", "plain")]
     first, second, plain = (losses(run) for run in runs)
@@ -175,8 +175,8 @@ class OnCard(Tensor):
 @pytest.mark.parametrize(("kernels", "room"), [(False, False), (True, False), (True, True)])
 def test_a_graph_is_changed_as_its_card_has_the_kernels_and_the_room(kernels, room, monkeypatch):
     changed: list[bool] = []
-    monkeypatch.setattr(rewriting, "has_kernels", lambda device: kernels)
-    monkeypatch.setattr(rewriting, "has_room", lambda device: room)
+    monkeypatch.setattr(rewriting, "supports_kernels", lambda device: kernels)
+    monkeypatch.setattr(rewriting, "has_enough_shared_memory", lambda device: room)
     monkeypatch.setattr(rewriting, "rewrite", lambda graph, *, room: changed.append(room))
     monkeypatch.setattr("torch._inductor.compile_fx.compile_fx", lambda *given, config_patches: config_patches)
     graph = torch.fx.symbolic_trace(nn.Identity())
@@ -194,7 +194,7 @@ def test_cards_have_the_kernels_that_they_have_room_for(capability, kilobytes, k
     properties = types.SimpleNamespace(shared_memory_per_block_optin=kilobytes * 1024)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
-    assert (has_kernels(torch.device("cuda")), has_room(torch.device("cuda"))) == (kernels, room)
+    assert (supports_kernels(torch.device("cuda")), has_enough_shared_memory(torch.device("cuda"))) == (kernels, room)
 
 
 def test_divergence_is_traced_to_its_layer_in_a_compiled_run(data, graphs):
@@ -207,7 +207,7 @@ def test_divergence_is_traced_to_its_layer_in_a_compiled_run(data, graphs):
 
 @pytest.mark.slow
 def test_compiled_code_has_the_plain_loops_losses_over_fifty_steps(data):
-    if trunk.why_not(torch.device("cpu")) is not None:
+    if trunk.compile_obstacle(torch.device("cpu")) is not None:
         pytest.skip("no C compiler")
     torch._dynamo.reset()
     found, wanted = (losses(trainer(data, engine), epochs=9)[:50] for engine in ("compiled", "plain"))

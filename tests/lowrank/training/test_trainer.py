@@ -17,7 +17,7 @@ from lowrank.data import DataSettings, ImageData, default_views, eval_batches, l
 from lowrank.errors import InputError
 from lowrank.io.tensor_file import load_tensors, save_tensors
 from lowrank.layers import Dense, Method, Separable, TensorTrain, Tucker
-from lowrank.layers.batched_rebuild import Rebuild
+from lowrank.layers.batched_rebuild import BatchedRebuild
 from lowrank.networks import NetworkSettings
 from lowrank.training.divergence import DivergedError
 from lowrank.training.optimizer import parameter_groups
@@ -107,13 +107,13 @@ def test_on_a_gpu_an_evaluation_rebuilds_weights_once_from_what_is_evaluated(mon
     assert len(run.data.val) > 256  # more than a batch
     run.train_steps(2)
     wanted, before, calls = run.evaluate("val"), weights(run), []
-    run.step.objective.rebuild = Rebuild(run.network, every=True)
-    rebuilt = Rebuild._rebuilt
-    monkeypatch.setattr(Rebuild, "_rebuilt", lambda self: calls.append(self) or rebuilt(self))
+    run.step.objective.rebuild = BatchedRebuild(run.network, include_all=True)
+    rebuilt = BatchedRebuild._rebuild_all
+    monkeypatch.setattr(BatchedRebuild, "_rebuild_all", lambda self: calls.append(self) or rebuilt(self))
     assert run.evaluate("val") == pytest.approx(wanted, rel=1e-5)
     assert len(calls) == 1
     assert_same(weights(run), before)
-    assert all(each.given is None for each in run.step.objective.rebuild.maps)
+    assert all(each.external_weight is None for each in run.step.objective.rebuild.maps)
 
 
 @pytest.mark.parametrize("scaled", [True, False])

@@ -13,7 +13,7 @@ from lowrank.errors import InputError
 from lowrank.layers import ConvShape, Separable, StructuredMap, TensorTrain
 from lowrank.layers.linear import build_linear
 from lowrank.layers.registry import METHODS, make_method
-from lowrank.layers.tensor.tensor_train_ops import train_product
+from lowrank.layers.tensor.tensor_train_ops import train_inner_product
 from lowrank.networks import NetworkSettings
 from lowrank.training.optimizer import parameter_groups
 from lowrank.training.recipe import Recipe
@@ -73,7 +73,7 @@ def test_the_product_of_two_trains_is_that_of_their_tensors():
     torch.manual_seed(0)
     left, right = ([torch.randn(shape) for shape in ((1, 3, r), (r, 4, 2), (2, 5, 1))] for r in (2, 4))
     tensors = [torch.einsum("aib,bjc,ckd->ijk", *cores) for cores in (left, right)]
-    assert train_product(left, right).item() == pytest.approx((tensors[0] * tensors[1]).sum().item(), rel=1e-4)
+    assert train_inner_product(left, right).item() == pytest.approx((tensors[0] * tensors[1]).sum().item(), rel=1e-4)
 
 
 class Small(nn.Module):
