@@ -28,12 +28,13 @@ from lowrank.data import load_data
 from sweeps.cluster.ray_session import connect
 from sweeps.records.journal import read_journal
 from sweeps.records.names import JOURNAL_FILE, fold
-from sweeps.records.specification import Resolver, Trial
+from sweeps.records.specification import Trial
 from sweeps.resources.gpu_packing import COUNTS, Limit, NoMemoryError, Placement, Tried, choose, limit_of
 from sweeps.resources.packing_benchmark import PackingBenchmark
 from sweeps.resources.shares import read_cluster
 from sweeps.space.model import Space
 from sweeps.space.parse import parse_space
+from sweeps.trials.resolver import Resolver
 
 IMAGES = 20_480  # to train on, where none are given
 MANY = 1000  # trials: their number limits nothing

@@ -19,12 +19,12 @@ from benchmarks.bench_record import Goal, Measurement, Options, Table, median
 from lowrank.data import DataSettings, load_data
 from sweeps.records.journal import Journal
 from sweeps.records.names import Event, Status, StudyRecord, apply_event
-from sweeps.records.specification import Resolver
 from sweeps.search.proposer import OptunaProposer, Outcome
 from sweeps.search.search import Search
 from sweeps.space.parse import parse_space
 from sweeps.space.points import Points
 from sweeps.space.strata import Stratum
+from sweeps.trials.resolver import Resolver
 
 LIMIT = 5.0  # ms beyond Optuna's own
 PAST, PROPOSALS = 1000, 30

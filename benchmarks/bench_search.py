@@ -89,7 +89,7 @@ def hypervolume(points: list[tuple[int, float]], limit: int) -> float:
 
 
 class _TableResolver:
-    """Stands for sweeps.records.specification.Resolver: a budget is solved among the settings of the table."""
+    """Stands for sweeps.trials.resolver.Resolver: a budget is solved among the settings of the table."""
 
     def __init__(self, space: Any, table: Recorded):
         self.space, self.table = space, table

@@ -44,8 +44,8 @@ def rows() -> tuple[list[Row], dict[str, dict[str, Any]]]:
     """Every point of the grid with its trial's id and size (id None: infeasible), and the specification of each id."""
     from lowrank.data import DataSettings, load_data
     from lowrank.errors import InfeasibleError
-    from sweeps.records.specification import Resolver
     from sweeps.space.parse import parse_space
+    from sweeps.trials.resolver import Resolver
 
     resolver = Resolver(parse_space("search_table", CONTENT), load_data(DataSettings(**CONTENT["data"])))
     found, specifications = [], {}
@@ -69,7 +69,7 @@ def rows() -> tuple[list[Row], dict[str, dict[str, Any]]]:
 def _train(job: tuple[str, dict[str, Any]]) -> tuple[str, float]:
     import torch
 
-    from sweeps.execution.trainable import load_trial_data, make_trainer
+    from sweeps.trials.build import load_trial_data, make_trainer
 
     torch.set_num_threads(1)
     trial_id, specification = job

@@ -185,9 +185,9 @@ def _of_each(work: Callable[[Space, argparse.Namespace], int], options: argparse
 
 def _plan(space: Space, options: argparse.Namespace) -> int:
     from lowrank.data import load_data
-    from sweeps.records.specification import Resolver
     from sweeps.study.plan_report import make_plan, plan_lines
     from sweeps.trials.planned_teacher import planned_teaching
+    from sweeps.trials.resolver import Resolver
 
     data: Any = load_data(space.data, options.data_dir)
     resolver = Resolver(space, data, planned_teaching(space, data, options.teachers or Path("teachers")))

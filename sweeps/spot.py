@@ -156,10 +156,10 @@ def _conclude(config: SpotConfig, client: Client, region: Region, work: float | 
 def _plan_work(config: SpotConfig) -> float:
     """Return the mult-adds of all training of the plan."""
     from lowrank.data import load_data
-    from sweeps.records.specification import Resolver
     from sweeps.space.parse import read_space
     from sweeps.space.trust import check_trust
     from sweeps.study.plan_report import make_plan
+    from sweeps.trials.resolver import Resolver
 
     assert config.plan is not None
     space = read_space(config.plan, config.set, data__name=config.data)

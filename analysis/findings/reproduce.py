@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from analysis.stats.front import FrontPoint
-from sweeps.records.names import REPEATABLE, StudyRecord
+from sweeps.records.names import StudyRecord
+from sweeps.records.specification import REPEATABLE
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,7 @@ from lowrank.errors import InputError
 from lowrank.io.tensor_file import load_tensors
 from lowrank.networks import NetworkSettings, make_network
 from sweeps.execution.checkpoint_relay import CheckpointPlace
-from sweeps.records.names import TRIAL_WEIGHTS
+from sweeps.records.specification import TRIAL_WEIGHTS
 
 NETWORK = "network."  # the prefix of weights in a trial's checkpoint
 

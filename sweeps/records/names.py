@@ -45,8 +45,6 @@ OWN_TAGS = frozenset({
 })  # fmt: skip
 TAG_RULE = r"[A-Za-z][A-Za-z0-9_-]{0,79}"
 
-REPEATABLE = ("network", "method", "train", "views", "data", "seed")  # what a specification needs to be trained again
-TRIAL_WEIGHTS = "trial:"  # of a specification's start: the weights of this study's trial of that id
 
 VAL_ERROR = "val_error"
 # Of every epoch, where it applies; errors in percent, losses as means over samples (see docs/training.md)

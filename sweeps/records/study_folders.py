@@ -13,7 +13,7 @@ import yaml
 from lowrank.errors import InputError
 from sweeps.records.names import SPACE_FILE
 from sweeps.space.parse import read_yaml
-from sweeps.storage.remote import is_uri
+from sweeps.utils.uris import is_uri
 
 OPTIONS = "options"  # where space.yaml keeps what is not part of the question: data folder, tracking address
 NAME_RULE = r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,79}"  # plain in every file system, in MLflow's filters and in a shell

@@ -15,11 +15,12 @@ from lowrank.distillation.teacher import Signals, Sizes, Teacher, kept_sizes, ta
 from lowrank.errors import InfeasibleError
 from lowrank.training.engine.memory_probe import MakeTrainer
 from lowrank.training.trainer import Trainer
-from sweeps.execution.trainable import make_trainer
-from sweeps.records.specification import Resolver, Trial
+from sweeps.records.specification import Trial
 from sweeps.space.model import Space
 from sweeps.space.teacher_settings import SECTION
+from sweeps.trials.build import make_trainer
 from sweeps.trials.feasibility import reachable_strata
+from sweeps.trials.resolver import Resolver
 
 SAMPLES = 3  # of each stratum, where the space is no grid
 STEP_FIELDS = ("batch_size", "precision", "accumulate", "rebuild_checkpoint", "ema_decay", "decay", "freeze")

@@ -30,15 +30,16 @@ from lowrank.data.reading.synthetic import Outline, made_data
 from lowrank.training.engine.memory_probe import find_fit, measure_step
 from sweeps.cluster.devices import first_line, given_device, limit_memory, out_of_memory
 from sweeps.cluster.ray_session import connect
-from sweeps.execution.trainable import load_trial_data
 from sweeps.records.probe_schema import FAILED, FIT_FOLDER, FIT_SCHEMA, FITS, OUT_OF_MEMORY
-from sweeps.records.specification import Resolver, Trial
+from sweeps.records.specification import Trial
 from sweeps.records.study_folders import studies_root
 from sweeps.resources.configurations import configuration, device_name, distinct, trainer_maker
 from sweeps.resources.shares import Share, read_cluster, share_of
 from sweeps.space.model import Space
 from sweeps.space.teacher_settings import SECTION
+from sweeps.trials.build import load_trial_data
 from sweeps.trials.planned_teacher import planned_teaching
+from sweeps.trials.resolver import Resolver
 
 QUIET_SECONDS = 15.0  # between lines where standard output is no terminal
 

@@ -22,16 +22,17 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from lowrank.training.engine.memory_probe import measure_step
 from sweeps.cluster.devices import first_line, given_device, limit_memory, out_of_memory
-from sweeps.execution.trainable import load_trial_data
 from sweeps.records.journal import Journal
 from sweeps.records.names import Event, StudyRecord, apply_event
 from sweeps.records.probe_schema import FIT_FOLDER, FITS
-from sweeps.records.specification import Resolver, Trial
+from sweeps.records.specification import Trial
 from sweeps.resources.configurations import configuration, device_name, distinct, trainer_maker
 from sweeps.resources.gpu_packing import COUNTS, Limit, NoMemoryError, Placement, Tried, better, choose, limit_of, words
 from sweeps.resources.mps import PROCESSES, use
 from sweeps.resources.shares import Cluster
 from sweeps.space.model import Space
+from sweeps.trials.build import load_trial_data
+from sweeps.trials.resolver import Resolver
 from sweeps.utils.signals import check
 
 SECONDS = 3.0  # of training, for each number of trials

@@ -10,12 +10,12 @@ from typing import Any
 
 from sweeps.records.journal import Journal
 from sweeps.records.names import StudyRecord
-from sweeps.records.specification import Resolver
 from sweeps.resources.mps import sharing_modes
 from sweeps.resources.packing_benchmark import place
 from sweeps.resources.shares import Share, larger, read_cluster, share_of
 from sweeps.space.model import Space
 from sweeps.space.settings import AUTO
+from sweeps.trials.resolver import Resolver
 
 SharingModes = Mapping[str, Mapping[str, str]]  # of sharing a card: each with the environment that it takes
 

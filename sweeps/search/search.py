@@ -16,12 +16,14 @@ from lowrank.errors import InfeasibleError
 from sweeps.records.fronts import front_points
 from sweeps.records.journal import Journal
 from sweeps.records.names import TERMINAL, Event, Role, Status, StudyRecord, TrialRecord, apply_event
-from sweeps.records.specification import Resolver, StepTimeError, Stratum, Trial
+from sweeps.records.specification import Trial
 from sweeps.search.counters import TrialCounters
 from sweeps.search.proposer import Outcome, Proposal, Proposer
 from sweeps.search.reuse import SiblingResults, link_weights
 from sweeps.space.model import Space
+from sweeps.space.strata import Stratum
 from sweeps.trials.feasibility import reachable_strata
+from sweeps.trials.resolver import Resolver, StepTimeError
 
 __all__ = ["PreparedTrial", "Search", "reachable_strata"]
 

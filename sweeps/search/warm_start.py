@@ -11,8 +11,8 @@ from pathlib import Path
 from lowrank.errors import InputError
 from sweeps.records.journal import read_journal
 from sweeps.records.names import JOURNAL_FILE, Role, Status, StudyRecord, TrialRecord, fold
-from sweeps.records.specification import Resolver
 from sweeps.search.proposer import OptunaProposer, Outcome
+from sweeps.trials.resolver import Resolver
 
 
 def earlier_studies(names: tuple[str, ...], root: Path) -> list[StudyRecord]:

@@ -30,6 +30,7 @@ from lowrank.errors import InputError
 from lowrank.utils.cli import OneLineParser
 from lowrank.utils.endings import exit_code
 from sweeps.records.names import JOURNAL_FILE, MLFLOW_FILE, SPACE_FILE, TRIALS_FOLDER
+from sweeps.utils.uris import is_uri
 
 SECONDS = 10.0  # between two rounds: what the loss of the driver's machine may cost of the records
 PART = 4 * 2**20  # bytes; the last part of a growing file is sent again until it is this large
@@ -41,11 +42,6 @@ DRIVER = "driver.json"  # who runs the study, and when it was last heard of
 _LEFT_OUT = (MLFLOW_FILE, "mlflow_artifacts", "ray", "tracking.json", "tracking.log", *GROWING)
 _UNFINISHED = (".tmp", ".lock", ".new", "-wal", "-shm", "-journal")
 _FAILURES = (OSError, pa.ArrowException)
-
-
-def is_uri(place: str) -> bool:
-    """Whether a --storage is a URI rather than a folder that all machines share."""
-    return "://" in place
 
 
 def below(uri: str, name: str) -> str:

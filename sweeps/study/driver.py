@@ -28,7 +28,6 @@ from sweeps.records.names import (
     fold,
     parse_tags,
 )
-from sweeps.records.specification import Resolver
 from sweeps.records.study_folders import find_folder, new_folder, read_question, studies_root, write_question
 from sweeps.search.proposer import OptunaProposer, make_proposer
 from sweeps.search.reuse import SiblingResults
@@ -49,6 +48,7 @@ from sweeps.teachers.worker import CACHE_FOLDER, CacheOptions
 from sweeps.tracking.process import TrackingProcess, check_tracking_uri, redact
 from sweeps.trials.feasibility import impossible, reachable_strata
 from sweeps.trials.planned_teacher import named
+from sweeps.trials.resolver import Resolver
 from sweeps.trials.teacher import Teaching, find_teaching
 from sweeps.utils.clock import steady
 from sweeps.utils.provenance import command, commit, hardware, versions

@@ -13,10 +13,10 @@ from lowrank.io.tensor_file import load_tensors
 from lowrank.networks import NetworkSettings
 from lowrank.serving import MODEL_FILE, save_classifier
 from lowrank.training.trainer import Trainer
-from sweeps.execution.trainable import make_trainer
 from sweeps.records.fronts import front_trials, searched_front
 from sweeps.records.names import CHECKPOINT_FILE, MODELS_FOLDER, TRIALS_FOLDER, TrialRecord
 from sweeps.search.search import Search
+from sweeps.trials.build import make_trainer
 from sweeps.trials.teacher import without_teacher
 
 

@@ -18,12 +18,14 @@ from lowrank.layers import Separable
 from lowrank.networks import NetworkSettings
 from lowrank.training.recipes import NAME, default_recipe
 from sweeps.records.reasons import of_each_method
-from sweeps.records.specification import Resolver, Stratum, Trial
+from sweeps.records.specification import Trial
 from sweeps.space.domains import Value
 from sweeps.space.model import Space
 from sweeps.space.parse import own_teacher
+from sweeps.space.strata import Stratum
 from sweeps.trials.feasibility import reachable_strata
 from sweeps.trials.planned_teacher import UNTRAINED
+from sweeps.trials.resolver import Resolver
 from sweeps.utils.duration import format_duration
 
 SAMPLES = 300  # points drawn to see the sizes of a space that is not a grid

@@ -22,8 +22,6 @@ from sweeps.records.load import find_study, find_trial, load_study
 from sweeps.records.names import (
     CHECKPOINT_FILE,
     MACHINE_METRICS,
-    REPEATABLE,
-    TRIAL_WEIGHTS,
     TRIALS_FOLDER,
     Event,
     Role,
@@ -31,7 +29,7 @@ from sweeps.records.names import (
     TrialRecord,
     apply_event,
 )
-from sweeps.records.specification import identify
+from sweeps.records.specification import REPEATABLE, TRIAL_WEIGHTS, identify
 from sweeps.space.teacher_settings import SECTION
 from sweeps.trials.teacher import Teaching
 

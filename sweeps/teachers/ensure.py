@@ -17,7 +17,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from lowrank.data import ImageData
 from lowrank.distillation.teacher_files import TeacherRecord
 from lowrank.errors import InputError
-from sweeps.records.specification import Resolver
 from sweeps.records.study_folders import check_root
 from sweeps.space.model import Space
 from sweeps.space.parse import own_teacher
@@ -25,6 +24,7 @@ from sweeps.teachers.registry import default_uri, register
 from sweeps.tracking.process import redact
 from sweeps.trials.feasibility import reachable_strata
 from sweeps.trials.planned_teacher import UNTRAINED, named, planned_teaching
+from sweeps.trials.resolver import Resolver
 from sweeps.trials.teacher import Teaching, find_teaching
 
 

@@ -10,7 +10,7 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import ray
 import torch
@@ -24,13 +24,11 @@ from lowrank.errors import InfeasibleError
 from lowrank.networks import NetworkSettings
 from sweeps.resources.shares import Share
 from sweeps.search.search import Search
+from sweeps.space.study_config import StudyConfig
 from sweeps.space.teacher_settings import SEARCHED, SECTION, WEIGHTS
 from sweeps.teachers.worker import CacheOptions, make_teacher, slots_of
 from sweeps.trials.feasibility import corner_points
 from sweeps.utils.signals import check
-
-if TYPE_CHECKING:
-    from sweeps.study.driver import Setting
 
 PROGRESS_FILE = "teacher_cache.json"  # in the study's folder while a cache is being built
 POLL_SECONDS = 0.3
@@ -68,7 +66,7 @@ def _specifications(search: Search) -> Iterator[dict[str, Any]]:
 
 
 def build_caches(
-    search: Search, options: CacheOptions, setting: Setting, share: Share, console: Console | None = None
+    search: Search, options: CacheOptions, setting: StudyConfig, share: Share, console: Console | None = None
 ) -> None:
     """Fill every cache that the search needs; one that cannot be filled is said, and the live teacher is asked."""
     if options.root is None:
@@ -116,7 +114,7 @@ def _watched(task: Any, path: Path, slots: int, console: Console) -> list[str]:
 def _fill(config: dict[str, Any]) -> list[str]:
     """In a worker: fill the cache of a specification; returns what there is to tell."""
     from sweeps.cluster.devices import given_device
-    from sweeps.execution.trainable import load_trial_data
+    from sweeps.trials.build import load_trial_data
 
     torch.set_num_threads(max(1, int(config["cpus"])))
     specification, device = config["specification"], given_device(config["gpus"])

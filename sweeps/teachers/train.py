@@ -19,10 +19,10 @@ from lowrank.io.tensor_file import load_tensors, save_tensors
 from lowrank.layers.registry import make_method
 from lowrank.networks import NetworkSettings
 from lowrank.training.trainer import Trainer
-from sweeps.execution.trainable import make_trainer
 from sweeps.records.names import CHECKPOINT_FILE
 from sweeps.records.specification import Trial
 from sweeps.teachers.registry import keep, reserved
+from sweeps.trials.build import make_trainer
 from sweeps.utils.provenance import command, commit, hardware, versions
 
 CHECKPOINT_SECONDS = 10.0  # at most this much training (or an epoch, if longer) is repeated after a kill

@@ -6,9 +6,9 @@ from typing import Any
 
 from lowrank.errors import InfeasibleError, InputError
 from sweeps.records.reasons import of_each_method
-from sweeps.records.specification import Resolver, StepTimeError
 from sweeps.space.model import Space
 from sweeps.space.strata import Stratum
+from sweeps.trials.resolver import Resolver, StepTimeError
 
 
 def reachable_strata(space: Space, resolver: Resolver) -> tuple[tuple[Stratum, ...], list[str]]:

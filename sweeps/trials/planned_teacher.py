@@ -8,9 +8,9 @@ from pathlib import Path
 
 from lowrank.data import ImageData
 from lowrank.distillation.teacher_files import RECORD_FILE, FoundTeacher
-from sweeps.records.specification import Resolver
 from sweeps.space.model import Space
 from sweeps.space.parse import own_teacher
+from sweeps.trials.resolver import Resolver
 from sweeps.trials.teacher import Teaching, find_teaching, teaching_of
 
 UNTRAINED = "untrained"  # the hash of weights that are not there yet

@@ -10,7 +10,6 @@ from typing import Any
 import pyarrow.parquet as pq
 import torch
 
-from sweeps.execution.trainable import load_trial_data, make_trainer
 from sweeps.records.journal import read_journal
 from sweeps.records.names import (
     EPOCHS_FILE,
@@ -23,6 +22,7 @@ from sweeps.records.names import (
     TrialRecord,
     fold,
 )
+from sweeps.trials.build import load_trial_data, make_trainer
 from tests.support.mlflow_store import epoch_metrics, journal_metrics, trial_runs
 
 ALLOWED_SECONDS = 60.0  # of training that one fault may cost, or one epoch where that is longer

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from lowrank.data import DataSettings, ImageData, load_data
-from sweeps.records.specification import Resolver
 from sweeps.space.model import Space
 from sweeps.space.parse import parse_space
+from sweeps.trials.resolver import Resolver
 
 
 @pytest.fixture(scope="session")

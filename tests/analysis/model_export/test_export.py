@@ -18,11 +18,11 @@ from lowrank.errors import InputError
 from lowrank.io.merged import load_merged, save_merged
 from lowrank.io.model_file import ModelSpecification, load_model
 from lowrank.io.tensor_file import save_tensors
-from sweeps.execution.trainable import make_trainer
 from sweeps.records.journal import Journal
 from sweeps.records.names import CHECKPOINT_FILE, JOURNAL_FILE, TRIALS_FOLDER, Event, Role, Status
-from sweeps.records.specification import Resolver
 from sweeps.space.parse import read_space
+from sweeps.trials.build import make_trainer
+from sweeps.trials.resolver import Resolver
 from tests.support.synthetic_data import study, trial
 
 

@@ -24,8 +24,8 @@ from sweeps.records.names import (
     TrialRecord,
     fold,
 )
-from sweeps.records.specification import Resolver
 from sweeps.space.parse import read_space
+from sweeps.trials.resolver import Resolver
 from tests.support.synthetic_study import Plan, write_study
 
 POINT = {"method.name": "tensor_train", "method.dims": 3, "train.weight_decay": 3e-4, "train.scaled_decay": True}

@@ -15,12 +15,13 @@ from lowrank.data import ImageData
 from lowrank.data.reading.synthetic import Outline, made_data
 from lowrank.training.trainer import Trainer
 from sweeps.records.probe_schema import FIT_SCHEMA, FITS, OUT_OF_MEMORY
-from sweeps.records.specification import Resolver, Trial
+from sweeps.records.specification import Trial
 from sweeps.resources import memory_probe as fit
 from sweeps.resources.configurations import configuration, distinct
 from sweeps.resources.memory_probe import keep, probe, show
 from sweeps.resources.shares import Share
 from sweeps.space.parse import parse_space
+from sweeps.trials.resolver import Resolver
 from sweeps.trials.teacher import find_teaching
 from tests.support import studies
 from tests.support.teachers import small_data, write_teacher

@@ -9,12 +9,12 @@ import pytest
 
 from sweeps.records.journal import Journal, read_journal
 from sweeps.records.names import Role, Status, fold
-from sweeps.records.specification import Resolver
 from sweeps.search.prefetch import ProposalPrefetcher
 from sweeps.search.proposer import OptunaProposer, make_proposer
 from sweeps.search.search import Search
 from sweeps.search.warm_start import earlier_studies, warm_start
 from sweeps.space.parse import parse_space
+from sweeps.trials.resolver import Resolver
 
 EPOCH = {"val_error": 10.0, "val_loss": 1.0, "train_error": 5.0, "train_loss": 0.5, "lr": 0.1}
 SAMPLERS = ("tpe", "nsga2", "gp", "random", "qmc")

@@ -121,7 +121,7 @@ def test_a_resumed_sampler_does_not_draw_its_first_numbers_again(content, resolv
 
 def test_several_objectives_are_told_together(content, digits, tmp_path):
     content["search"] = {"objectives": ["val_error", "params"]}
-    from sweeps.records.specification import Resolver
+    from sweeps.trials.resolver import Resolver
 
     space = parse_space("small", content)
     stratum = Resolver(space, digits).strata[0]

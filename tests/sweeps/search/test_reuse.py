@@ -23,7 +23,6 @@ from sweeps.records.names import (
     apply_event,
     fold,
 )
-from sweeps.records.specification import Resolver
 from sweeps.records.tables import from_row, to_row
 from sweeps.search import reuse as adoption
 from sweeps.search.prefetch import ProposalPrefetcher
@@ -34,6 +33,7 @@ from sweeps.space.parse import parse_space
 from sweeps.space.settings import SearchSettings
 from sweeps.study.final_evaluation import evaluate_front
 from sweeps.study.progress_view import progress
+from sweeps.trials.resolver import Resolver
 
 GRID = {"sampler": "grid", "trials": 100, "stop": "none", "repeats": 2}
 MACHINE = {"host": "here", "device": "cpu", "cpus": 1.0, "start_seconds": 0.5, "pid": 7}

@@ -8,11 +8,11 @@ from optuna.trial import TrialState
 from lowrank.errors import InputError
 from sweeps.records.journal import Journal, read_journal
 from sweeps.records.names import TERMINAL, Status, fold
-from sweeps.records.specification import Resolver
 from sweeps.search.proposer import make_proposer
 from sweeps.search.search import Search
 from sweeps.space.parse import parse_space, read_space
 from sweeps.trials.feasibility import impossible, reachable_strata
+from sweeps.trials.resolver import Resolver
 
 EPOCH = {
     "val_error": 10.0, "val_loss": 1.0, "train_error": 5.0, "train_loss": 0.5, "lr": 0.1, "images_per_second": 1000.0,

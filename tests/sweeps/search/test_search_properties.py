@@ -17,7 +17,6 @@ from lowrank.errors import InputError
 from lowrank.networks import NetworkSettings
 from sweeps.records.journal import Journal, read_journal
 from sweeps.records.names import JOURNAL_FILE, SERIES_FILE, Role, Status, StudyRecord, fold
-from sweeps.records.specification import Resolver
 from sweeps.search.proposer import make_proposer
 from sweeps.search.reuse import SiblingResults, weights_path
 from sweeps.search.search import Search
@@ -25,6 +24,7 @@ from sweeps.space.model import Space
 from sweeps.space.parse import parse_space
 from sweeps.study.series import read_series
 from sweeps.trials.feasibility import reachable_strata
+from sweeps.trials.resolver import Resolver
 
 METHODS = ("tensor_train", "tucker", "bottleneck", "shuffle", "acdc", "hashed")
 SPACES = st.fixed_dictionaries({

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from lowrank.compression.trace import network_plan
 from lowrank.errors import InfeasibleError, InputError
 from lowrank.networks import NetworkSettings
-from sweeps.execution.trainable import make_trainer
 from sweeps.records.fronts import front
 from sweeps.records.names import Role
-from sweeps.records.specification import Resolver, StepTimeError
 from sweeps.space.parse import parse_space, read_space
+from sweeps.trials.build import make_trainer
+from sweeps.trials.resolver import Resolver, StepTimeError
 
 BASE = {
     "question": "Which?",

@@ -14,10 +14,10 @@ from lowrank.data import DataSettings, ImageData, load_data
 from lowrank.distillation.teacher import default_taps
 from lowrank.errors import InputError
 from lowrank.networks import NetworkSettings, make_network
-from sweeps.records.specification import Resolver
 from sweeps.space.method_names import method_at
 from sweeps.space.parse import available_spaces, find_space, read_content, read_space, read_yaml, space_of
 from sweeps.study.series import read_series
+from sweeps.trials.resolver import Resolver
 from sweeps.trials.teacher import find_teaching
 
 OPTIONS = argparse.Namespace(

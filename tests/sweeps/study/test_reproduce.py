@@ -14,10 +14,10 @@ from lowrank.errors import InputError
 from sweeps.records.journal import Journal
 from sweeps.records.load import load_study
 from sweeps.records.names import CHECKPOINT_FILE, JOURNAL_FILE, TRIALS_FOLDER, Event, Role, StudyRecord
-from sweeps.records.specification import Resolver
 from sweeps.run import main
 from sweeps.space.parse import parse_space, read_space
 from sweeps.study.retrain import ORIGIN, Repeat, check_repeat, comparison, content_of, find_repeat
+from sweeps.trials.resolver import Resolver
 from sweeps.trials.teacher import find_teaching
 from tests.support import studies
 from tests.support.teachers import small_data, write_teacher

@@ -11,11 +11,11 @@ from lowrank.errors import InputError
 from sweeps.records.journal import Journal
 from sweeps.records.load import load_study
 from sweeps.records.names import JOURNAL_FILE, Event, Status
-from sweeps.records.specification import Resolver
 from sweeps.run import main
 from sweeps.space.parse import parse_space, read_space
 from sweeps.study.finish import FINISHED, find_finish, outcome
 from sweeps.study.retrain import ORIGIN
+from sweeps.trials.resolver import Resolver
 from tests.support import studies
 
 SMALL = ["network.width=0.125", "data.train_images=200", "train.epochs=9"]

@@ -11,12 +11,12 @@ import yaml
 from lowrank.data import ImageData
 from lowrank.distillation.teacher_files import RECORD_FILE, read_record
 from lowrank.errors import InputError
-from sweeps.records.specification import Resolver
 from sweeps.run import main
 from sweeps.space.model import Space
 from sweeps.space.parse import own_teacher, parse_space, read_space
 from sweeps.teachers.ensure import ready_teaching
 from sweeps.trials.planned_teacher import UNTRAINED, named, planned_teaching
+from sweeps.trials.resolver import Resolver
 from tests.support import studies
 from tests.support.teachers import small_data, write_teacher
 

@@ -13,11 +13,11 @@ import pytest
 
 from lowrank.data import load_data
 from lowrank.distillation.teacher_files import RECORD_FILE, WEIGHTS_FILE, file_hash, find_teacher, read_record
-from sweeps.records.specification import Resolver
 from sweeps.teacher import main, make_parser, teacher_space
 from sweeps.teachers import train as teacher_training
 from sweeps.teachers.registry import UNFINISHED, default_uri, keep, register, reserved
 from sweeps.teachers.train import train_teacher
+from sweeps.trials.resolver import Resolver
 from tests.support.mlflow_store import rows
 from tests.support.studies import ROOT, wait_until
 from tests.support.teachers import small_data, write_teacher

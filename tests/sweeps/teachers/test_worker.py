@@ -15,11 +15,12 @@ from lowrank.distillation.teacher import LiveTeacher
 from lowrank.distillation.teacher_files import RECORD_FILE, WEIGHTS_FILE, find_teacher
 from lowrank.errors import InputError
 from lowrank.networks import NetworkSettings
-from sweeps.execution.trainable import make_trainer
-from sweeps.records.specification import Resolver, Trial
+from sweeps.records.specification import Trial
 from sweeps.space.model import Space
 from sweeps.space.parse import parse_space, read_space
 from sweeps.teachers.worker import NO_CACHE, CacheOptions, make_teacher, open_cache
+from sweeps.trials.build import make_trainer
+from sweeps.trials.resolver import Resolver
 from sweeps.trials.teacher import find_teaching, without_teacher
 from tests.support.teachers import small_data, write_teacher
 

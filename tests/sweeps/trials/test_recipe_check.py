@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from lowrank.errors import InputError
-from sweeps.records.specification import Resolver
 from sweeps.space.parse import parse_space
 from sweeps.trials import resolver as recipe_check
+from sweeps.trials.resolver import Resolver
 
 
 @pytest.mark.parametrize(

@@ -12,9 +12,9 @@ from lowrank.compression.trace import network_plan
 from lowrank.errors import InfeasibleError
 from lowrank.layers.registry import make_method
 from lowrank.networks import NetworkSettings
-from sweeps.records.specification import Resolver
 from sweeps.search.proposer import grid_points
 from sweeps.space.parse import parse_space, read_space
+from sweeps.trials.resolver import Resolver
 
 POINT = {
     "method.name": "tensor_train", "method.dims": 3, "budget.params": 0.08, "train.weight_decay": 5e-4,
