@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from analysis.utils.formatting import data_label
+from lowrank.utils.text import redact
 from sweeps.records.names import MLFLOW_FILE, PROGRESS_FILE, StudyRecord, TrialRecord
 
 
@@ -105,9 +106,7 @@ def tracked(study: StudyRecord, folder: Path, uri: str | None) -> Tracked | None
     uri = next((each for each in known if each and _may_be_there(each)), None)
     if uri is None:
         return None
-    from analysis.sources.mlflow import without_password
-
-    shown = without_password(uri)
+    shown = redact(uri)
     if not uri.startswith(("http://", "https://")):
         return Tracked(link="", words=f"mlflow ui --backend-store-uri {shown}")
     run = [progress.get("experiment"), progress.get("parent")]

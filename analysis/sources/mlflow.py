@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import sweeps.records.mlflow_names as names
 from analysis.utils.progress import silent
 from lowrank.errors import InputError, unknown
+from lowrank.utils.text import redact
 from sweeps.records.names import EPOCHS_FILE, RESULTS_FILE, Status, StudyRecord, TrialRecord
 from sweeps.records.tables import read_tables, trial_of
 
@@ -56,13 +57,7 @@ def load_from_mlflow(uri: str, name: str, say: Say = silent) -> StudyRecord:
         return _load(MlflowClient(tracking_uri=uri), name, say)
     except (MlflowException, SQLAlchemyError, OSError) as error:
         detail = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-        raise InputError(f"the MLflow store {without_password(uri)} cannot be read: {detail}") from error
-
-
-def without_password(uri: str) -> str:
-    """A tracking address as it may be shown."""
-    before, at, after = uri.rpartition("@")
-    return f"{before.partition('://')[0]}://...@{after}" if at else uri
+        raise InputError(f"the MLflow store {redact(uri)} cannot be read: {detail}") from error
 
 
 def _check_file(uri: str) -> None:

@@ -406,10 +406,27 @@ class TestAbout:
         (tmp_path / "mlflow.db").touch()
         assert tracked(study(), tmp_path, None) == Tracked(link="", words=words)
         found = tracked(study(), tmp_path, server)
-        assert found == Tracked(link="http://...@host:5000", words="experiment made at http://...@host:5000")
+        shown = "http://user:***@host:5000"
+        assert found == Tracked(link=shown, words=f"experiment made at {shown}")
         noted = {"uri": "http://host:5000", "experiment": "3", "parent": "beef"}
         (tmp_path / "tracking.json").write_text(json.dumps(noted))
         assert tracked(study(), tmp_path, None).link == "http://host:5000/#/experiments/3/runs/beef"
+
+    @pytest.mark.parametrize(
+        ("uri", "shown"),
+        [
+            ("postgresql://h/db?user=u&password=secret", "postgresql://h/db?user=u&password=***"),
+            ("postgresql://u:secret@h/db", "postgresql://u:***@h/db"),
+        ],
+    )
+    def test_the_page_shows_no_password(self, uri, shown, tmp_path):
+        assert tracked(study(), tmp_path, uri).words == f"mlflow ui --backend-store-uri {shown}"
+
+    def test_a_database_in_a_folder_with_an_at_sign_is_named_in_full(self, tmp_path):
+        (tmp_path / "a@b").mkdir()
+        uri = f"sqlite:///{tmp_path}/a@b/mlflow.db"
+        (tmp_path / "a@b" / "mlflow.db").touch()
+        assert tracked(study(), tmp_path, uri).words == f"mlflow ui --backend-store-uri {uri}"
 
 
 class TestReproduce:

@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 from analysis.__main__ import main
-from analysis.collate import Source, _longer, collate, events
+from analysis.sources.collate_studies import StudySource, better_copy, collate, trial_events
 from lowrank.data import DataSettings, load_data
 from lowrank.errors import InputError
 from lowrank.io.tensor_file import save_tensors
@@ -150,7 +150,7 @@ class TestCollate:
             folder = write_study(tmp_path / name, Plan(name=name, trials=2, epochs=2))
             text = (folder / JOURNAL_FILE).read_text().replace("f00d", print_)
             (folder / JOURNAL_FILE).write_text(text)
-        sources = [Source(label=n, study=load_study(tmp_path / n), folder=None) for n in ("one", "two")]
+        sources = [StudySource(label=n, study=load_study(tmp_path / n), folder=None) for n in ("one", "two")]
         with pytest.raises(InputError, match=r"must share data and split, but got one \(digits, f00d\); two"):
             collate(sources, "all")
 
@@ -170,7 +170,7 @@ class TestCollate:
 def test_events_fold_into_the_same_trials(tmp_path):
     made = load_study(write_study(tmp_path, Plan(trials=20)))
     for each in made.trials.values():
-        again = [{"event": str(event), **fields} for event, fields in events(each)]
+        again = [{"event": str(event), **fields} for event, fields in trial_events(each)]
         found = fold(json.loads(json.dumps(again))).trials[each.trial_id]
         assert (found.status, found.epochs, found.counts, found.reason) == (
             each.status, each.epochs, each.counts, each.reason,
@@ -183,7 +183,7 @@ def test_marks_notes_and_points_come_with_a_trial():
         trial_id="a", status=Status.COMPLETED, specification={"seed": 0}, point_id="p", broken="a wrong split",
         notes=["first", "second\nline"], tags={"team": "vision"}, notices=["cache built"], finished_at=5.0,
     )  # fmt: skip
-    again = [{"event": str(event), **fields} for event, fields in events(marked)]
+    again = [{"event": str(event), **fields} for event, fields in trial_events(marked)]
     found = fold(json.loads(json.dumps(again))).trials["a"]
     for name in ("point_id", "broken", "notes", "tags", "notices"):
         assert getattr(found, name) == getattr(marked, name), name
@@ -193,6 +193,6 @@ def test_a_sound_copy_goes_before_a_longer_broken_one():
     epochs = {1: {"val_error": 1.0}, 2: {"val_error": 1.0}}
     broken = TrialRecord(trial_id="a", status=Status.COMPLETED, epochs=epochs, broken="why", notes=["seen"])
     sound = TrialRecord(trial_id="a", status=Status.STOPPED, epochs={1: {"val_error": 2.0}})
-    sources = [Source(label=name, study=StudyRecord(header={"name": name}), folder=None) for name in "xy"]
-    kept, source = _longer((broken, sources[0]), (sound, sources[1]))
+    sources = [StudySource(label=name, study=StudyRecord(header={"name": name}), folder=None) for name in "xy"]
+    kept, source = better_copy((broken, sources[0]), (sound, sources[1]))
     assert (kept.broken, kept.notes, source.label) == ("", ["seen"], "y")

@@ -1,0 +1,337 @@
+"""Joins the records of several studies into a new one: of each trial the best copy, its counts checked."""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from analysis.sources.recount import NotOnRecordError, recount
+from lowrank.errors import InputError
+from lowrank.serving import IMAGES_FILE, MODEL_FILE
+from lowrank.utils.atomic_write import atomic_folder
+from sweeps.records.journal import Journal
+from sweeps.records.load import is_study
+from sweeps.records.names import (
+    CHECKPOINT_FILE,
+    EPOCHS_FILE,
+    JOURNAL_FILE,
+    MODELS_FOLDER,
+    RESULTS_FILE,
+    TRIALS_FOLDER,
+    Event,
+    Status,
+    StudyRecord,
+    TrialRecord,
+)
+from sweeps.records.tables import epochs_to_table, to_table
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudySource:
+    """One study to take in.
+
+    Attributes:
+        label: names it in messages; unique among the sources.
+        study: its records.
+        folder: where its weights lie; None for a study that was read from a tracking store.
+    """
+
+    label: str
+    study: StudyRecord
+    folder: Path | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class CollatedStudy:
+    """The new study, and what was noticed while it was put together.
+
+    Attributes:
+        study: its records.
+        sources: trial id -> the study that its record and its weights come from.
+        duplicates: how many further copies of its trials there were.
+        rejected: a line for each trial that was left out because its counts are wrong.
+        unchecked: a line for each group of trials whose counts could not be checked, with the reason.
+    """
+
+    study: StudyRecord
+    sources: dict[str, StudySource]
+    duplicates: int
+    rejected: tuple[str, ...]
+    unchecked: tuple[str, ...]
+
+
+def collate(sources: Sequence[StudySource], name: str) -> CollatedStudy:
+    """Join studies of the same data in memory.
+
+    Args:
+        sources: the studies, of which earlier ones come first where nothing else decides.
+        name: of the new study.
+
+    Returns:
+        The new study.
+
+    Raises:
+        InputError: the studies are of different data or splits, so that their errors cannot stand in one table.
+    """
+    _check_data(sources)
+    copies: dict[str, tuple[TrialRecord, StudySource]] = {}
+    duplicates = 0
+    rejected: list[str] = []
+    unchecked: Counter[tuple[str, str]] = Counter()
+    for source in sources:
+        for trial in source.study.trials.values():
+            try:
+                mistake = _wrong_count(trial, source)
+            except NotOnRecordError as error:
+                mistake = None
+                unchecked[source.label, str(error)] += 1
+            if mistake is not None:
+                rejected.append(mistake)
+                continue
+            duplicates += trial.trial_id in copies
+            copies[trial.trial_id] = better_copy(copies.get(trial.trial_id), (trial, source))
+    study = StudyRecord(
+        header=_header(sources, name), trials={trial_id: trial for trial_id, (trial, _) in copies.items()},
+        notes=list(dict.fromkeys(note for source in sources for note in source.study.notes)),
+        tags={key: value for source in reversed(sources) for key, value in source.study.tags.items()},
+    )  # fmt: skip
+    return CollatedStudy(
+        study=study,
+        sources={trial_id: source for trial_id, (_, source) in copies.items()},
+        duplicates=duplicates,
+        rejected=tuple(rejected),
+        unchecked=tuple(f"{_count_trials(n)} of {label}: {reason}" for (label, reason), n in unchecked.items()),
+    )
+
+
+def _count_trials(number: int) -> str:
+    return f"{number:,} trial{'s' * (number != 1)}"
+
+
+def _check_data(sources: Sequence[StudySource]) -> None:
+    by_data: dict[str, str] = {}
+    for source in sources:
+        for trial in source.study.trials.values():
+            data = trial.specification.get("data", {})
+            if data.get("fingerprint"):
+                by_data.setdefault(data["fingerprint"], f"{source.label} ({data.get('name')}, {data['fingerprint']})")
+    if len(by_data) > 1:
+        raise InputError(f"studies of one table must share data and split, but got {'; '.join(by_data.values())}")
+
+
+def _wrong_count(trial: TrialRecord, source: StudySource) -> str | None:
+    """Why a trial cannot be taken in: its counts are not those of its specification. Raises NotOnRecordError."""
+    if trial.status is Status.INFEASIBLE:
+        return None
+    label = f"{trial.trial_id} of {source.label}"
+    try:
+        counts = recount(trial, source.study.header.get("data", {}))
+    except InputError as error:
+        return f"{label}: its specification cannot be counted: {error}"
+    for name, count in counts.items():
+        if name in trial.counts and trial.counts[name] != count:
+            return f"{label}: {trial.counts[name]:,} {name} on record, but its specification has {count:,}"
+    return None
+
+
+def better_copy(
+    old: tuple[TrialRecord, StudySource] | None, new: tuple[TrialRecord, StudySource]
+) -> tuple[TrialRecord, StudySource]:  # fmt: skip
+    """Choose between two copies of one trial, and join their settings, notes and tags.
+
+    Sound goes before broken, completed before cut short, longer before shorter, with weights before without, trained
+    before adopted from another study, earlier before later.
+
+    Args:
+        old: a copy and the study that has it; None where there is none yet.
+        new: another copy.
+
+    Returns:
+        The chosen copy and the study that has it; the records of the sources stay as they are.
+    """
+    if old is None:
+        return new
+    (chosen, source), (other, _) = sorted((old, new), key=lambda copy: _copy_order(*copy))
+    trial = replace(
+        chosen, aliases=list(chosen.aliases), tags={**other.tags, **chosen.tags},
+        notes=list(dict.fromkeys((*chosen.notes, *other.notes))),
+    )  # fmt: skip
+    for alias in (*other.aliases, other.parameters):
+        if alias != trial.parameters and alias not in trial.aliases:
+            trial.aliases.append(alias)
+    if trial.test_error is None:
+        trial.test_error = other.test_error
+    return trial, source
+
+
+def _copy_order(trial: TrialRecord, source: StudySource) -> tuple[bool, bool, int, bool, bool, float]:
+    """The order of `better_copy`: the smallest is chosen."""
+    end = trial.finished_at if trial.finished_at is not None else float("inf")
+    bare = not any(path.is_file() for path in _weight_files(trial.trial_id, source).values())
+    return bool(trial.broken), trial.status is not Status.COMPLETED, -trial.last_epoch, bare, bool(trial.adopted), end
+
+
+def _header(sources: Sequence[StudySource], name: str) -> dict[str, Any]:
+    """The first header that has a question, with the strata of all."""
+    headers = [source.study.header for source in sources]
+    base = next((header for header in headers if header.get("question")), headers[0])
+    strata: dict[str, Any] = {}
+    for header in headers:
+        for stratum in header.get("strata") or []:
+            strata.setdefault(stratum["label"], stratum)
+    fields = {key: value for key, value in base.items() if key not in ("event", "time")}
+    return {
+        **fields, "name": name, "time": base.get("time", 0.0), "strata": list(strata.values()),
+        "collated": [source.label for source in sources],
+    }  # fmt: skip
+
+
+def trial_events(trial: TrialRecord) -> list[tuple[Event, dict[str, Any]]]:
+    """Return the lines of a journal that `sweeps.records` folds into this trial again.
+
+    Args:
+        trial: the record.
+
+    Returns:
+        Event and fields of each line, with the time of each; the event's name is not among the fields.
+    """
+    key = {"trial": trial.trial_id}
+    start = trial.proposed_at or 0.0
+    if trial.status is Status.INFEASIBLE:
+        fields = {"stratum": trial.stratum, "parameters": trial.parameters, "reason": trial.reason}
+        return [(Event.INFEASIBLE, {**key, **fields, "time": start})]
+    events: list[tuple[Event, dict[str, Any]]] = [(Event.PROPOSED, {
+        **key, "role": str(trial.role), "stratum": trial.stratum, "parameters": trial.parameters,
+        "specification": trial.specification, "counts": trial.counts, "proposal": {},
+        "point_id": trial.point_id, "time": start,
+    })]  # fmt: skip
+    events += [(Event.ALIAS, {**key, "parameters": alias, "time": start}) for alias in trial.aliases]
+    for number, attempt in enumerate(trial.attempts):
+        events.append((Event.ATTEMPT, {**key, "number": number, **attempt, "time": attempt.get("time", start)}))
+    if trial.adopted:
+        events.append((Event.ADOPTED, {**key, **trial.adopted, "time": start}))
+    for epoch, metrics in sorted(trial.epochs.items()):
+        values = {name: value for name, value in metrics.items() if name != "time"}
+        events.append((Event.EPOCH, {**key, "epoch": epoch, "metrics": values, "time": metrics.get("time", start)}))
+    if trial.finished_at is not None:
+        fields = {"status": str(trial.status), "reason": trial.reason, "time": trial.finished_at}
+        events.append((Event.FINISHED, {**key, **fields}))
+    if trial.test_error is not None:
+        events.append((Event.TESTED, {**key, "test_error": trial.test_error, "time": trial.finished_at or start}))
+    return events + [(event, {**key, **fields}) for event, fields in _annotations(trial, trial.finished_at or start)]
+
+
+def _annotations(record: TrialRecord | StudyRecord, time: float) -> list[tuple[Event, dict[str, Any]]]:
+    """The lines of a trial's or a study's notices, marks, notes and tags."""
+    events: list[tuple[Event, dict[str, Any]]] = []
+    if isinstance(record, TrialRecord):
+        events += [(Event.NOTICE, {"text": text}) for text in record.notices]
+        events += [(Event.MARKED, {"broken": record.broken})] if record.broken else []
+    tags = dict(record.tags)
+    for note in record.notes or ([""] if tags else []):
+        events.append((Event.NOTED, {"note": note, "tags": tags}))
+    return [(event, {**fields, "time": time}) for event, fields in events]
+
+
+def check_new_study(name: str, studies: Path) -> Path:
+    """Check the name of a study that is to be made.
+
+    Args:
+        name: of the new study.
+        studies: the folder that will hold it.
+
+    Returns:
+        The study's folder, which does not exist.
+
+    Raises:
+        InputError: the name is not plain, or there is such a folder already.
+    """
+    folder = studies / name
+    if not name or Path(name).name != name or name.startswith("."):
+        raise InputError(f"--name must be a plain name, but got {name!r}")
+    if folder.exists():
+        kind = "a study" if is_study(folder) else "a folder"
+        raise InputError(f"{folder} is {kind} already; give another --name")
+    return folder
+
+
+def write_study(collated: CollatedStudy, folder: Path) -> None:
+    """Write journal, tables, weights and models into a new folder, all of them or nothing.
+
+    Args:
+        collated: the new study.
+        folder: of the new study; its parent exists, it does not.
+
+    Raises:
+        OSError: the disk is full, or the folder cannot be written.
+    """
+    with atomic_folder(folder) as temporary:
+        _write_journal(collated.study, temporary / JOURNAL_FILE)
+        pq.write_table(to_table(collated.study), temporary / RESULTS_FILE)
+        pq.write_table(epochs_to_table(collated.study), temporary / EPOCHS_FILE)
+        for trial_id, source in collated.sources.items():
+            _copy_weights(trial_id, source, temporary)
+
+
+def _write_journal(study: StudyRecord, path: Path) -> None:
+    journal = Journal(path)
+    journal.append(Event.STUDY, **study.header)
+    last = float(study.header.get("time", 0.0))
+    for event, fields in _annotations(study, last):
+        journal.append(event, **fields)
+    for trial in study.trials.values():
+        for event, fields in trial_events(trial):
+            last = max(last, fields["time"])
+            journal.append(event, **fields)
+    journal.append(Event.CLOSED, sync=True, time=last, reason="finished")
+    journal.close()
+
+
+def _weight_files(trial_id: str, source: StudySource) -> dict[Path, Path]:
+    """Paths, relative to a study, of a trial's weights and its model -> the same files in the source's folder."""
+    if source.folder is None:
+        return {}
+    model = Path(MODELS_FOLDER, trial_id)
+    paths: Iterable[Path] = (Path(TRIALS_FOLDER, trial_id, CHECKPOINT_FILE), model / MODEL_FILE, model / IMAGES_FILE)
+    return {path: source.folder / path for path in paths}
+
+
+def _copy_weights(trial_id: str, source: StudySource, folder: Path) -> None:
+    for relative, path in _weight_files(trial_id, source).items():
+        if path.is_file():
+            (folder / relative).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(path, folder / relative)
+
+
+def summary_lines(collated: CollatedStudy, sources: Sequence[StudySource], folder: Path) -> list[str]:
+    """Return what the user is told of a new study.
+
+    Args:
+        collated: the new study.
+        sources: the studies that it was made of.
+        folder: where it was written.
+
+    Returns:
+        Lines: how many trials of each source were used, which were left out or not checked, what the folder holds, and
+        the command that brings it into MLflow.
+    """
+    used = Counter(source.label for source in collated.sources.values())
+    lines = [f"{source.label}: {_count_trials(used[source.label])} kept" for source in sources]
+    lines += [f"left out: {line}" for line in collated.rejected]
+    lines += [f"not counted again: {line}" for line in collated.unchecked]
+    weights = len(list(folder.glob(f"{TRIALS_FOLDER}/*/{CHECKPOINT_FILE}")))
+    models = len(list(folder.glob(f"{MODELS_FOLDER}/*/{MODEL_FILE}")))
+    trials = _count_trials(len(collated.study.trials))
+    lines.append(
+        f"{folder}: {trials}, {weights:,} with weights, {models:,} with a model ready for use; "
+        f"{collated.duplicates:,} further copies dropped"
+    )
+    lines.append(f"into MLflow: python -m sweeps.tracking {shlex.quote(str(folder))}")
+    return lines
