@@ -25,7 +25,8 @@ from lowrank.layers.registry import make_method
 from lowrank.networks import NetworkSettings
 from lowrank.training.recipe import Recipe
 from lowrank.training.trainer import Trainer
-from sweeps.cluster.devices import first_line, out_of_memory
+from lowrank.utils.text import first_line
+from sweeps.cluster.devices import out_of_memory
 from sweeps.resources import mps
 
 SHARES = (0.1, 0.2)  # of the separable network's parameters: a trial's, and the next setting's

@@ -14,11 +14,6 @@ _NO_CPU_MEMORY = re.compile(r"can't allocate memory|not enough memory|Cannot all
 _NO_DEVICE_MEMORY = "CUDA error: out of memory"
 
 
-def first_line(error: BaseException) -> str:
-    """An error's text up to its first line break, or its kind where it says nothing."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
 def out_of_memory(error: BaseException) -> bool:
     """Whether memory ran out, of the device or of the host; the process itself is sound."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):

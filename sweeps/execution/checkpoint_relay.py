@@ -6,7 +6,6 @@ or on one machine, trials use the study's folder itself and none of this.
 
 from __future__ import annotations
 
-import os
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from lowrank.utils.atomic_write import write_bytes
 from sweeps.records.names import CHECKPOINT_FILE, TRIALS_FOLDER
 
 NAMESPACE = "sweeps"
@@ -29,12 +29,7 @@ class _Relay:
         """Keep a trial's checkpoint: the old one or this one, never half."""
         path = self._trials / trial_id / CHECKPOINT_FILE
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(f".{os.getpid()}.tmp")
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        write_bytes(path, content)
 
     def get(self, trial_id: str) -> bytes | None:
         """A trial's checkpoint; None when there is none."""

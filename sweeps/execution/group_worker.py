@@ -25,7 +25,8 @@ from lowrank.training.divergence import DivergedError
 from lowrank.training.engine.data_parallel import Ranks
 from lowrank.training.trainer import Trainer
 from lowrank.utils.parent_death import exit_with_parent
-from sweeps.cluster.devices import first_line, out_of_memory
+from lowrank.utils.text import first_line
+from sweeps.cluster.devices import out_of_memory
 from sweeps.execution.worker_errors import check_memory_is_back, device_lost
 from sweeps.teachers.worker import CacheOptions, make_teacher
 from sweeps.trials.build import load_trial_data, make_trainer

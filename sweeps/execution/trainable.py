@@ -33,7 +33,8 @@ from lowrank.training.divergence import DivergedError
 from lowrank.training.engine.data_parallel import Ranks
 from lowrank.training.recipe import Recipe
 from lowrank.training.trainer import Trainer
-from sweeps.cluster.devices import first_line, given_device, limit_memory, out_of_memory
+from lowrank.utils.text import first_line
+from sweeps.cluster.devices import given_device, limit_memory, out_of_memory
 from sweeps.execution.checkpoint_relay import CheckpointPlace
 from sweeps.execution.initial_weights import start_student
 from sweeps.execution.process_group import ProcessGroup

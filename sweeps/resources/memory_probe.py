@@ -28,7 +28,9 @@ from rich.table import Table
 from lowrank.data import load_data
 from lowrank.data.reading.synthetic import Outline, made_data
 from lowrank.training.engine.memory_probe import find_fit, measure_step
-from sweeps.cluster.devices import first_line, given_device, limit_memory, out_of_memory
+from lowrank.utils.atomic_write import atomic_write
+from lowrank.utils.text import first_line
+from sweeps.cluster.devices import given_device, limit_memory, out_of_memory
 from sweeps.cluster.ray_session import connect
 from sweeps.records.probe_schema import FAILED, FIT_FOLDER, FIT_SCHEMA, FITS, OUT_OF_MEMORY
 from sweeps.records.specification import Trial
@@ -116,9 +118,8 @@ def _row(trial: Trial, share: Share, found: dict[str, Any]) -> dict[str, Any]:
 def keep(rows: list[dict[str, Any]], path: Path) -> Path:
     """Write the rows as one Parquet file, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    pq.write_table(pa.Table.from_pylist(rows, FIT_SCHEMA), temporary)
-    temporary.replace(path)
+    with atomic_write(path) as file:
+        pq.write_table(pa.Table.from_pylist(rows, FIT_SCHEMA), file)
     return path
 
 

@@ -21,7 +21,8 @@ from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from lowrank.training.engine.memory_probe import measure_step
-from sweeps.cluster.devices import first_line, given_device, limit_memory, out_of_memory
+from lowrank.utils.text import first_line
+from sweeps.cluster.devices import given_device, limit_memory, out_of_memory
 from sweeps.records.journal import Journal
 from sweeps.records.names import Event, StudyRecord, apply_event
 from sweeps.records.probe_schema import FIT_FOLDER, FITS

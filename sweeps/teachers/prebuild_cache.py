@@ -7,7 +7,6 @@ cache of one machine; the others copy its slots, or build their own with their f
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from lowrank.compression.substitution import build_student
 from lowrank.compression.trace import network_plan
 from lowrank.errors import InfeasibleError
 from lowrank.networks import NetworkSettings
+from lowrank.utils.atomic_write import write_text
 from sweeps.resources.shares import Share
 from sweeps.search.search import Search
 from sweeps.space.study_config import StudyConfig
@@ -127,9 +127,7 @@ def _fill(config: dict[str, Any]) -> list[str]:
     path = Path(config["progress"])
 
     def on_slot(slot: int) -> None:
-        temporary = path.with_suffix(f".{os.getpid()}.tmp")
-        temporary.write_text(json.dumps({"built": slot + 1}))
-        temporary.replace(path)
+        write_text(path, json.dumps({"built": slot + 1}))
 
     make_teacher(specification, data, student, device, CacheOptions(**config["cache"]), told.append, on_slot)
     return told

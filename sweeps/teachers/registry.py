@@ -7,8 +7,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from fcntl import LOCK_EX, LOCK_NB, flock
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +20,8 @@ from lowrank.distillation.teacher_files import (
     teacher_names,
 )
 from lowrank.errors import InputError
+from lowrank.utils.atomic_write import sync, write_text
+from lowrank.utils.locks import LockedError, hold_lock
 from sweeps.records.names import MLFLOW_FILE
 from sweeps.tracking.mlflow_store import make_client, milliseconds, one_line, outages, quiet_mlflow
 
@@ -46,10 +47,10 @@ def reserved(root: Path, name: str) -> Iterator[Path]:
     """The folder of checkpoints, while no other process trains a teacher of this name; raises InputError."""
     folder = root / UNFINISHED
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / f"{name}.lock").open("w") as lock:
+    with ExitStack() as stack:
         try:
-            flock(lock, LOCK_EX | LOCK_NB)
-        except BlockingIOError as error:
+            stack.enter_context(hold_lock(folder / f"{name}.lock", timeout=0))
+        except LockedError as error:
             raise InputError(f"the teacher {name!r} is being trained by another process") from error
         if (root / name).exists():
             raise taken(root, name)
@@ -74,22 +75,21 @@ def keep(root: Path, record: TeacherRecord, weights: Path, history: Sequence[Map
     making.mkdir(parents=True)
     weights.replace(making / WEIGHTS_FILE)
     (making / WEIGHTS_FILE).chmod(0o644)  # others of the machine may use it too
-    _write(making / CURVE_FILE, list(history))
-    _write(making / RECORD_FILE, record.model_dump(mode="json"))
+    _write_json(making / CURVE_FILE, list(history))
+    _write_json(making / RECORD_FILE, record.model_dump(mode="json"))
+    sync(making / WEIGHTS_FILE)
     try:
         making.rename(place)  # fails where a folder with content stands
     except OSError as error:
         making.joinpath(WEIGHTS_FILE).replace(weights)
         shutil.rmtree(making)
         raise taken(root, record.name) from error
+    sync(root)
     return place
 
 
-def _write(path: Path, content: Any) -> None:
-    with path.open("w") as file:
-        file.write(json.dumps(content, indent=1) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
+def _write_json(path: Path, content: Any) -> None:
+    write_text(path, json.dumps(content, indent=1) + "\n")
 
 
 def read_teacher(root: Path, name: str) -> TeacherRecord:
