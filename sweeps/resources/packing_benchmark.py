@@ -73,7 +73,7 @@ class _BenchmarkTrainer:
         make, batch = self._maker(config)
         try:
             self._trainer = make(batch)
-            self._trainer.train_steps(most=WARM_UP)
+            self._trainer.train_steps(limit=WARM_UP)
         except (RuntimeError, MemoryError) as error:
             return self._refused(error)
         return None

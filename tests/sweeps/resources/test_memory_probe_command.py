@@ -13,7 +13,7 @@ import torch
 
 from lowrank.data import ImageData
 from lowrank.data.reading.synthetic import Outline, made_data
-from lowrank.training.trainer import Trainer
+from lowrank.training.engine.step import TrainStep
 from sweeps.records.probe_schema import FIT_SCHEMA, FITS, OUT_OF_MEMORY
 from sweeps.records.specification import Trial
 from sweeps.resources import memory_probe as fit
@@ -92,9 +92,9 @@ def test_what_does_not_fit_is_named(
     def full(*args: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB\nmore")
 
-    real = Trainer.backward
+    real = TrainStep.backward
     monkeypatch.setattr(
-        Trainer, "backward", lambda self, step, images, *rest: (full if len(images) > 16 else real)(
+        TrainStep, "backward", lambda self, step, images, *rest: (full if len(images) > 16 else real)(
             self, step, images, *rest
         ),
     )  # fmt: skip
