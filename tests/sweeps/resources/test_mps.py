@@ -55,8 +55,8 @@ def test_a_daemon_that_does_not_quit_is_killed(tmp_path, monkeypatch):
 def test_a_killed_owner_leaves_no_daemon(tmp_path, monkeypatch):
     stand_in(tmp_path, monkeypatch)
     code = (
-        "import sys, time; from sweeps.resources import mps; mps.PROBE = (sys.executable, '-c', 'pass'); s = mps.Service(); "
-        f"print(s.environment['{PIPES}'], flush=True); time.sleep(600)"
+        "import sys, time; from sweeps.resources import mps; mps.PROBE = (sys.executable, '-c', 'pass'); "
+        f"s = mps.Service(); print(s.environment['{PIPES}'], flush=True); time.sleep(600)"
     )
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as owner:
         assert owner.stdout is not None
