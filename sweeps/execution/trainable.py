@@ -11,9 +11,6 @@ import json
 import os
 import socket
 import time
-import warnings
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -21,17 +18,10 @@ import torch
 from ray import tune
 from torch import nn
 
-from lowrank.compression.substitution import build_student
-from lowrank.compression.trace import network_plan
-from lowrank.data import DataSettings, ImageData, ViewSettings, load_data
 from lowrank.distillation.teacher import Teacher
 from lowrank.errors import InputError, LoaderHungError
 from lowrank.io.tensor_file import kept_files, load_tensors, save_tensors
-from lowrank.layers.registry import make_method
-from lowrank.networks import NetworkSettings
 from lowrank.training.divergence import DivergedError
-from lowrank.training.engine.data_parallel import Ranks
-from lowrank.training.recipe import Recipe
 from lowrank.training.trainer import Trainer
 from lowrank.utils.text import first_line
 from sweeps.cluster.devices import given_device, limit_memory, out_of_memory
@@ -42,48 +32,10 @@ from sweeps.execution.worker_errors import WorkerLostError, check_memory_is_back
 from sweeps.records.names import VAL_ERROR, Status
 from sweeps.resources.mps import PROCESSES, use
 from sweeps.teachers.worker import CacheOptions, make_teacher
+from sweeps.trials.build import load_trial_data, make_student, make_trainer
 
 KEPT = 2  # checkpoints of a trial, so that a damaged newest one costs little
 CHECKPOINT_SECONDS = 30.0  # where the config does not say
-
-
-def make_trainer(
-    specification: dict[str, Any], data: ImageData, device: str,
-    teach: Callable[[nn.Module], Teacher | None] = lambda student: None, ranks: Ranks | None = None,
-    say: Callable[[str], None] = warnings.warn,
-) -> Trainer:  # fmt: skip
-    """The trainer that a specification describes, at its first epoch; `teach` finds the student's teacher.
-
-    `say` is told what the user should know.
-    """
-    recipe = Recipe(**specification["train"])
-    network, decay_ratio = make_student(specification, data)
-    section = specification.get("teacher") or {}
-    return Trainer(
-        network, data, recipe, views=ViewSettings(**specification["views"]), order_seed=int(specification["seed"]),
-        decay_ratio=decay_ratio, device=device, teacher=teach(network), taps=section.get("student_taps", ()),
-        view_slots=section.get("views"), ranks=ranks, say=say,
-    )  # fmt: skip
-
-
-def make_student(specification: dict[str, Any], data: ImageData) -> tuple[nn.Module, float]:
-    """The network that a specification describes, and its decay ratio K / N (lowrank.training.weight_decay)."""
-    settings = NetworkSettings(**specification["network"])
-    plan = network_plan(settings, data.image_shape, len(data.classes))
-    sized = plan.sized(specification["method"], specification.get("allocation"))
-    seed = int(specification["seed"])
-    network = build_student(settings, plan, sized, data.image_shape, len(data.classes), seed)
-    return network, plan.params(sized) / plan.params(make_method({"name": plan.base}))
-
-
-def load_trial_data(specification: dict[str, Any], data_dir: str | None) -> ImageData:
-    """The trial's data set; raises InputError when this machine holds another than the study was started with."""
-    fields = dict(specification["data"])
-    expected = fields.pop("fingerprint")
-    data = load_data(DataSettings(**fields), Path(data_dir) if data_dir else None)
-    if data.fingerprint != expected:
-        raise InputError(f"{data.name} here has the fingerprint {data.fingerprint}, but the study has {expected}")
-    return data
 
 
 class TrialTrainable(tune.Trainable):

@@ -9,7 +9,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +37,7 @@ from sweeps.space.checks import check_shared
 from sweeps.space.model import Space
 from sweeps.space.parse import parse_space
 from sweeps.space.settings import parse_time
+from sweeps.space.study_config import StudyConfig
 from sweeps.space.trust import check_trust
 from sweeps.storage.remote import carried, fetch_named, storage_uri, stored_studies
 from sweeps.study.final_evaluation import evaluate_front
@@ -60,27 +61,6 @@ if TYPE_CHECKING:
 NOTHING_COMPLETED = 1
 DEFAULT_OUT = Path("studies")
 DEFAULT_TEACHERS = Path("teachers")
-
-
-@dataclass(frozen=True)
-class Setting:
-    """What a driver needs beside the space."""
-
-    name: str
-    folder: Path
-    data_dir: Path | None
-    tracking_uri: str | None
-    address: str | None
-    gpus_asked: bool
-    seconds: float | None
-    teachers: Path
-    cache_dir: Path | None
-    note: str
-    tags: dict[str, str]
-    began: float  # by sweeps.utils.clock.steady: when the command was given
-    profile: bool  # whether to say at the end where the time went
-    storage: str | None = None  # a URI that the folder is carried to
-    origin: dict[str, Any] | None = None  # of a repeat or a finish: which trials of which study
 
 
 def start_study(space: Space, options: argparse.Namespace) -> int:
@@ -178,7 +158,7 @@ def _update(content: dict[str, Any], section: str, **asked: Any) -> None:
     content.setdefault(section, {}).update({key: value for key, value in asked.items() if value is not None})
 
 
-def _same_data(space: Space, setting: Setting) -> ImageData:
+def _same_data(space: Space, setting: StudyConfig) -> ImageData:
     data = load_data(space.data, setting.data_dir)
     header = fold(read_journal(setting.folder / JOURNAL_FILE)).header
     expected = header.get("data", {}).get("fingerprint", data.fingerprint)
@@ -187,7 +167,7 @@ def _same_data(space: Space, setting: Setting) -> ImageData:
     return data
 
 
-def _same_teacher(space: Space, data: ImageData, setting: Setting) -> Teaching | None:
+def _same_teacher(space: Space, data: ImageData, setting: StudyConfig) -> Teaching | None:
     teaching = find_teaching(named(space, data), data, setting.teachers)
     header = fold(read_journal(setting.folder / JOURNAL_FILE)).header
     expected = (header.get("teacher") or {}).get("weights")
@@ -200,10 +180,10 @@ def _same_teacher(space: Space, data: ImageData, setting: Setting) -> Teaching |
 def _setting(
     folder: Path, space: Space, options: argparse.Namespace, data_dir: Path | None, tracking_uri: str | None,
     storage: str | None,
-) -> Setting:  # fmt: skip
+) -> StudyConfig:  # fmt: skip
     if tracking_uri:
         check_tracking_uri(tracking_uri)
-    return Setting(
+    return StudyConfig(
         folder.name, folder, data_dir.resolve() if data_dir else None, tracking_uri, options.address,
         bool(options.gpus_per_trial), parse_time(space.search.time), (options.teachers or DEFAULT_TEACHERS).resolve(),
         options.cache_dir.resolve() if options.cache_dir else None, check_note(options.note), parse_tags(options.tag),
@@ -211,7 +191,7 @@ def _setting(
     )  # fmt: skip
 
 
-def _drive(space: Space, resolver: Resolver, setting: Setting, again: Repeat | Finish | None = None) -> int:
+def _drive(space: Space, resolver: Resolver, setting: StudyConfig, again: Repeat | Finish | None = None) -> int:
     # Ray and its imports are only paid for once the input has been checked
     from sweeps.cluster.ray_session import connect
     from sweeps.resources.slots import ResourcePlanner
@@ -269,7 +249,7 @@ def _say_impossible(space: Space, resolver: Resolver, unreachable: list[str]) ->
         print(f"left out: {line}", flush=True)
 
 
-def _work(search: Search, setting: Setting, resources: TrialResources) -> str:
+def _work(search: Search, setting: StudyConfig, resources: TrialResources) -> str:
     """Train, look at the test split once, draw and print what came out; returns why it ended."""
     outcome = _train(search, setting, resources)
     if outcome == "finished":
@@ -282,7 +262,7 @@ def _completed(record: StudyRecord) -> bool:
     return any(trial.status is Status.COMPLETED and not trial.broken for trial in record.trials.values())
 
 
-def _write_question(space: Space, setting: Setting) -> None:
+def _write_question(space: Space, setting: StudyConfig) -> None:
     """A password in the tracking address is not kept: a resume with one names the address again."""
     uri = setting.tracking_uri
     kept = {
@@ -294,7 +274,9 @@ def _write_question(space: Space, setting: Setting) -> None:
     write_question(setting.folder, space.source, kept)
 
 
-def _write_header(journal: Journal, record: StudyRecord, space: Space, resolver: Resolver, setting: Setting) -> None:
+def _write_header(
+    journal: Journal, record: StudyRecord, space: Space, resolver: Resolver, setting: StudyConfig
+) -> None:
     data = resolver.data
     references = {name: resolver.reference(name).counts["params"] for name in ("dense", "separable")}
     header = journal.append(
@@ -318,7 +300,7 @@ def _write_header(journal: Journal, record: StudyRecord, space: Space, resolver:
     record.header, record.closed = header, None
 
 
-def _train(search: Search, setting: Setting, resources: TrialResources) -> str:
+def _train(search: Search, setting: StudyConfig, resources: TrialResources) -> str:
     """Run Tune; returns why it ended: finished, time or interrupted."""
     from sweeps.execution.callbacks import Launch
     from sweeps.execution.tuner import run
@@ -350,7 +332,7 @@ def _train(search: Search, setting: Setting, resources: TrialResources) -> str:
     return "time" if out_of_time else "interrupted"
 
 
-def _cache(search: Search, setting: Setting) -> CacheOptions:
+def _cache(search: Search, setting: StudyConfig) -> CacheOptions:
     """Where the study's teacher cache lies: beside the studies, so that they share it, or where the user says."""
     teaching, usual = search.resolver.teaching, setting.folder.parent / CACHE_FOLDER
     if teaching is None or not teaching.settings.cache:
@@ -371,7 +353,7 @@ def _shown(folder: Path) -> str:
     return os.path.relpath(folder) if folder.is_relative_to(Path.cwd()) else str(folder)
 
 
-def _summarise(setting: Setting, record: StudyRecord) -> None:
+def _summarise(setting: StudyConfig, record: StudyRecord) -> None:
     """The final table, the answer and the picture; or, where nothing was completed, how the trials ended."""
     if _completed(record):
         _analysis("summary", setting.folder)
@@ -387,7 +369,7 @@ def _analysis(command: str, folder: Path) -> None:
     subprocess.run([sys.executable, "-m", "analysis", command, str(folder)], check=False)
 
 
-def _conclude(setting: Setting, outcome: str, behind: str | None) -> None:
+def _conclude(setting: StudyConfig, outcome: str, behind: str | None) -> None:
     """What to do next."""
     if behind:
         print(behind)
