@@ -41,9 +41,8 @@ from sweeps.space.study_config import StudyConfig
 from sweeps.space.trust import check_trust
 from sweeps.storage.remote import carried, fetch_named, storage_uri, stored_studies
 from sweeps.study.final_evaluation import evaluate_front
-from sweeps.study.finish import Finish, find_finish
-from sweeps.study.finish import outcome as compared
-from sweeps.study.retrain import ORIGIN, Repeat, find_repeat
+from sweeps.study.retrain import ORIGIN, Retrain, select_stopped, select_trial
+from sweeps.study.retrain_report import retrain_lines
 from sweeps.teachers.ensure import ready_teaching
 from sweeps.teachers.worker import CACHE_FOLDER, CacheOptions
 from sweeps.tracking.process import TrackingProcess, check_tracking_uri, redact
@@ -90,24 +89,24 @@ def start_again(options: argparse.Namespace) -> int:
     if new:
         raise InputError(f"--{command} trains what is on record; leave --{new[0].replace('_', '-')} out")
     uri, root = storage_uri(options.storage), studies_root(options.storage, options.out)
-    again: Repeat | Finish = (
-        find_repeat(options.reproduce[0], options.reproduce[1], root, options.data) if options.reproduce
-        else find_finish(options.retrain_stopped, root, options.sample, options.seed or 0, options.data)
+    retrain = (
+        select_trial(options.reproduce[0], options.reproduce[1], root, options.data) if options.reproduce
+        else select_stopped(options.retrain_stopped, root, options.sample, options.seed or 0, options.data)
     )  # fmt: skip
     asked = {name: getattr(options, name) for name in ("gpus_per_trial", "cpus_per_trial", "max_concurrent", "sharing")}
-    content = again.content({name: value for name, value in asked.items() if value is not None})
+    content = retrain.content({name: value for name, value in asked.items() if value is not None})
     _update(content, "search", time=options.time)
-    space = parse_space(again.name, content)
+    space = parse_space(retrain.name, content)
     check_trust(space, allow_code=options.allow_code, data_asked=True)  # its data was asked for when it was trained
-    kept = read_question(again.folder)[1] if (again.folder / SPACE_FILE).is_file() else {}
+    kept = read_question(retrain.folder)[1] if (retrain.folder / SPACE_FILE).is_file() else {}
     _take_places(options, kept)
-    folder = new_folder(root, options.name, again.name, stored_studies(uri) if uri else ())
+    folder = new_folder(root, options.name, retrain.name, stored_studies(uri) if uri else ())
     setting = _setting(folder, space, options, options.data_dir, options.tracking_uri, uri)
     data = load_data(space.data, setting.data_dir)
     teaching = find_teaching(space, data, setting.teachers)
-    setting = replace(setting, origin=again.check(data, teaching))
+    setting = replace(setting, origin=retrain.check(data, teaching))
     with carried(uri, folder):
-        return _drive(space, Resolver(space, data, teaching), setting, again)
+        return _drive(space, Resolver(space, data, teaching), setting, retrain)
 
 
 def _take_places(options: argparse.Namespace, kept: Mapping[str, Any]) -> None:
@@ -191,7 +190,7 @@ def _setting(
     )  # fmt: skip
 
 
-def _drive(space: Space, resolver: Resolver, setting: StudyConfig, again: Repeat | Finish | None = None) -> int:
+def _drive(space: Space, resolver: Resolver, setting: StudyConfig, retrain: Retrain | None = None) -> int:
     # Ray and its imports are only paid for once the input has been checked
     from sweeps.cluster.ray_session import connect
     from sweeps.resources.slots import ResourcePlanner
@@ -210,8 +209,8 @@ def _drive(space: Space, resolver: Resolver, setting: StudyConfig, again: Repeat
         record = fold(read_journal(journal.path))
         _write_question(space, setting)
         _write_header(journal, record, space, resolver, setting)
-        if again is not None and setting.origin is not None:
-            again.begin(journal, record, setting.folder, setting.origin)
+        if retrain is not None and setting.origin is not None:
+            retrain.propose(journal, record, setting.folder, setting.origin)
         if setting.note or setting.tags:
             noted = journal.append(Event.NOTED, sync=True, note=setting.note, tags=setting.tags)
             apply_event(record, noted)
@@ -233,7 +232,7 @@ def _drive(space: Space, resolver: Resolver, setting: StudyConfig, again: Repeat
             raise FullDiskError(journal.path) from error  # Ray and Optuna have their own errors for it
         finally:
             journal.append(Event.CLOSED, sync=True, reason=outcome)
-    print(*compared(record), sep="\n", end="\n" if setting.origin else "", flush=True)
+    print(*retrain_lines(record), sep="\n", end="\n" if setting.origin else "", flush=True)
     _conclude(setting, outcome, tracking.finish())
     if setting.profile:
         _analysis("profile", setting.folder)

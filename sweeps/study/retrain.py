@@ -1,14 +1,16 @@
-"""A recorded trial once more, whatever it was: taught, of an uneven allocation, from dense weights, of another seed.
+"""Train recorded trials again: one to see whether it comes out the same, or stopped ones to their end.
 
-`python sweeps/run.py --reproduce STUDY TRIAL` trains the specification on record, not a point of a space that
-resolves to it. It is a study of its own, of one trial (and of the network that this one starts from, where that is not
-there any more), with journal, tables, MLflow and `--resume` like any other; at its end it is held against the record.
+`python sweeps/run.py --reproduce STUDY TRIAL` trains one trial again. `--retrain-stopped STUDY --sample 10 --seed 0`
+draws ten of the trials that the study stopped early and trains each to its end. Both train the specification on record,
+not a point of a space that resolves to it, in a study of their own with journal, tables, MLflow and `--resume`. At its
+end `sweeps.study.retrain_report` compares the new results with the recorded ones.
 """
 
 from __future__ import annotations
 
 import copy
 import hashlib
+import random
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -21,10 +23,10 @@ from sweeps.records.journal import Journal
 from sweeps.records.load import find_study, find_trial, load_study
 from sweeps.records.names import (
     CHECKPOINT_FILE,
-    MACHINE_METRICS,
     TRIALS_FOLDER,
     Event,
     Role,
+    Status,
     StudyRecord,
     TrialRecord,
     apply_event,
@@ -33,81 +35,220 @@ from sweeps.records.specification import REPEATABLE, TRIAL_WEIGHTS, identify
 from sweeps.space.teacher_settings import SECTION
 from sweeps.trials.teacher import Teaching
 
-ORIGIN = "repeats"  # of a study's header: which trial of which study it trains once more, and under which id
+ORIGIN = "repeats"  # of a study's header: which trials of which study it trains again, and under which ids
+RETRAINED_STOPPED = "finishes"  # of the origin: stopped trials, their ids there -> their ids here
 
 
 @dataclass(frozen=True)
-class Repeat:
-    """What is trained again: the trial, and the one whose weights it starts from where those are lost."""
+class RecordedTrial:
+    """A trial to train again, and the one whose weights it starts from where those weights are lost."""
 
-    folder: Path  # of the study that has it
+    folder: Path  # of the study that trained it
     study: StudyRecord
     trial: TrialRecord
     source: TrialRecord | None = None
-    specification: dict[str, Any] = field(default_factory=dict)  # as on record, but for where things lie
+    specification: dict[str, Any] = field(default_factory=dict)  # as on record, but with today's paths
+
+    def check(self, data: ImageData, teaching: Teaching | None) -> str:
+        """Check that images and teacher are those of the record.
+
+        Args:
+            data: the images.
+            teaching: the teacher; None where the trial has none.
+
+        Returns:
+            The id under which the trial is trained. It differs from the recorded one where this version of the code
+            builds another network or training; a printed line says so.
+
+        Raises:
+            InputError: images or teacher are others.
+        """
+        spec = self.specification
+        if data.fingerprint != spec["data"]["fingerprint"]:
+            raise InputError(
+                f"{data.name} has the fingerprint {data.fingerprint}, but the trial was trained on "
+                f"{spec['data']['fingerprint']}"
+            )
+        if SECTION in spec:
+            assert teaching is not None  # the space names it
+            if teaching.found.sha256 != spec[SECTION]["weights"]:
+                raise InputError(
+                    f"the teacher {teaching.name} has changed since: its sha256 is {teaching.found.sha256[:12]}..., "
+                    f"not {spec[SECTION]['weights'][:12]}..."
+                )
+            spec[SECTION]["source"] = teaching.found.reference
+        trial_id, _ = identify(spec, data)
+        if trial_id != self.trial.trial_id:
+            print(f"this version of the code builds another network or training of that specification: {trial_id}")
+        return trial_id
+
+    def propose(self, journal: Journal, record: StudyRecord, folder: Path, trial_id: str, index: int = 0) -> None:
+        """Journal the trial as proposed, after the one that it starts from, and copy the weights that it starts from.
+
+        Args:
+            journal: the new study's.
+            record: the new study's, brought up to the journal.
+            folder: the new study's.
+            trial_id: the id under which it is trained.
+            index: its row in the new study's grid.
+        """
+        initial_weights = str(self.specification.get("start", {}).get("from", ""))
+        if initial_weights.startswith(TRIAL_WEIGHTS) and self.source is None:
+            path = Path(TRIALS_FOLDER) / initial_weights.removeprefix(TRIAL_WEIGHTS) / CHECKPOINT_FILE
+            (folder / path).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(self.folder / path, folder / path)
+        if self.source is not None:
+            _propose(journal, record, self.source, self.source.trial_id, Role.REFERENCE, self.source.specification, {})
+        _propose(journal, record, self.trial, trial_id, Role.SEARCH, self.specification, {"index": index})
+
+
+def _propose(
+    journal: Journal, record: StudyRecord, trial: TrialRecord, trial_id: str, role: Role,
+    specification: Mapping[str, Any], proposal: Mapping[str, Any],
+) -> None:  # fmt: skip
+    event = journal.append(
+        Event.PROPOSED, sync=True, trial=trial_id, stratum=trial.stratum, role=str(role), parameters=trial.parameters,
+        specification=specification, counts=trial.counts, proposal=proposal, point_id=trial.point_id,
+    )  # fmt: skip
+    apply_event(record, event)
+
+
+@dataclass(frozen=True)
+class Retrain:
+    """The trials of one study that are trained again; make it by `select_trial` or `select_stopped`."""
+
+    trials: tuple[RecordedTrial, ...]
+    stopped: int | None = None  # how many stopped trials they were drawn from; None for one trial to reproduce
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the study that has them on record."""
+        return self.trials[0].folder
 
     @property
     def name(self) -> str:
-        """Of the new study, unless the user names it."""
-        return f"{self.study.name}_{self.trial.trial_id[:6]}"
+        """The new study's name, unless the user gives one."""
+        study = self.trials[0].study.name
+        return f"{study}_{self.trials[0].trial.trial_id[:6]}" if self.stopped is None else f"{study}_finish"
 
     def content(self, resources: Mapping[str, Any]) -> dict[str, Any]:
-        """The content of a space file around the trial; `resources` are those that the user names."""
-        return content_of(self, resources)
+        """Make the content of a space file around the trials.
+
+        Nothing is drawn from that space: the specifications on record are trained.
+
+        Args:
+            resources: fields of the section `resources` that the user names.
+
+        Returns:
+            The content.
+        """
+        content, count = _content(self.trials[0], resources), len(self.trials)
+        if self.stopped is not None:
+            content["question"] = (
+                f"{count} of the {self.stopped} trials that {self.trials[0].study.name} stopped early, trained to "
+                "their end: did stopping lose a point of the front?"
+            )
+            content["search"] |= {"trials": count, "repeats": count}  # as many rows of the grid as there are trials
+        return content
 
     def check(self, data: ImageData, teaching: Teaching | None) -> dict[str, Any]:
-        """The new study's origin, once images and teacher are known to be those of the record; raises InputError."""
-        as_ = check_repeat(self, data, teaching)
-        return {"study": str(self.folder.resolve()), "trial": self.trial.trial_id, "as": as_}
+        """Check that images and teacher are those of the record.
 
-    def begin(self, journal: Journal, record: StudyRecord, folder: Path, origin: Mapping[str, Any]) -> None:
-        """Propose it in the new study's journal."""
-        self.propose(journal, record, folder, origin["as"])
+        Args:
+            data: the images.
+            teaching: the teacher; None where the trials have none.
 
-    def propose(self, journal: Journal, record: StudyRecord, folder: Path, trial_id: str, index: int = 0) -> None:
-        """Propose it under `trial_id`, as the proposal `index`, with the weights that it starts from beside it."""
-        start = str(self.specification.get("start", {}).get("from", ""))
-        if start.startswith(TRIAL_WEIGHTS) and self.source is None:
-            place = Path(TRIALS_FOLDER) / start.removeprefix(TRIAL_WEIGHTS) / CHECKPOINT_FILE
-            (folder / place).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(self.folder / place, folder / place)
-        proposal = {"index": index}
-        for trial, spec in ((self.source, {}), (self.trial, self.specification)):
-            if trial is None:
-                continue
-            own = trial is self.trial
-            proposed = journal.append(
-                Event.PROPOSED, sync=True, trial=trial_id if own else trial.trial_id, stratum=trial.stratum,
-                role=str(Role.SEARCH if own else Role.REFERENCE), parameters=trial.parameters,
-                specification=spec or trial.specification, counts=trial.counts, proposal=proposal if own else {},
-                point_id=trial.point_id,
-            )  # fmt: skip
-            apply_event(record, proposed)
+        Returns:
+            The new study's origin, for its header: which trials of which study it trains, and under which ids.
+
+        Raises:
+            InputError: images or teacher are others.
+        """
+        study = str(self.folder.resolve())
+        if self.stopped is None:
+            (reproduced,) = self.trials
+            return {"study": study, "trial": reproduced.trial.trial_id, "as": reproduced.check(data, teaching)}
+        ids = {recorded.trial.trial_id: recorded.check(data, teaching) for recorded in self.trials}
+        return {"study": study, "stopped": self.stopped, RETRAINED_STOPPED: ids}
+
+    def propose(self, journal: Journal, record: StudyRecord, folder: Path, origin: Mapping[str, Any]) -> None:
+        """Journal the trials as proposed.
+
+        Args:
+            journal: the new study's.
+            record: the new study's, brought up to the journal.
+            folder: the new study's.
+            origin: what `check` has returned.
+        """
+        for index, recorded in enumerate(self.trials):
+            old = recorded.trial.trial_id
+            new = origin["as"] if self.stopped is None else origin[RETRAINED_STOPPED][old]
+            recorded.propose(journal, record, folder, new, index)
 
 
-def find_repeat(name: str, trial_id: str, root: Path, data: str | None = None) -> Repeat:
-    """The trial of a study (its name under `root`, or its folder), and what it starts from.
+def select_trial(name: str, trial_id: str, root: Path, data: str | None = None) -> Retrain:
+    """Select one trial to reproduce.
 
-    `data` says where its images lie now.
+    Args:
+        name: the study, by its name under `root` or by its folder.
+        trial_id: the trial's id or the beginning of it.
+        root: the folder of studies.
+        data: where its images lie now; None for where they lay.
+
+    Returns:
+        The selection.
 
     Raises:
         InputError: there is no such trial, its record says too little, or the weights that it starts from are gone and
-            nothing says how they were trained.
+            no record says how they were trained.
     """
+    return Retrain((_recorded_trial(name, trial_id, root, data),))
+
+
+def select_stopped(name: str, root: Path, sample: int, seed: int, data: str | None = None) -> Retrain:
+    """Draw some of the trials that a study stopped early.
+
+    Args:
+        name: the study, by its name under `root` or by its folder.
+        root: the folder of studies.
+        sample: how many to draw; all where there are fewer.
+        seed: of the draw.
+        data: where the images lie now; None for where they lay.
+
+    Returns:
+        The selection.
+
+    Raises:
+        InputError: there is no such study, or it has stopped no trial.
+    """
+    if sample < 1:
+        raise InputError(f"--sample must be at least 1, but got {sample}")
+    study = load_study(folder := find_study(name, root))
+    stopped = sorted(
+        trial.trial_id for trial in study.trials.values() if trial.status is Status.STOPPED and not trial.broken
+    )
+    if not stopped:
+        raise InputError(f"{folder} has no trial that was stopped early")
+    drawn = random.Random(seed).sample(stopped, min(sample, len(stopped)))
+    trials = tuple(_recorded_trial(str(folder), trial_id, root, data) for trial_id in drawn)
+    return Retrain(trials, len(stopped))
+
+
+def _recorded_trial(name: str, trial_id: str, root: Path, data: str | None) -> RecordedTrial:
     folder = find_study(name, root)
     study = load_study(folder)
     trial = find_trial(study, trial_id)
-    missing = [each for each in REPEATABLE if each not in trial.specification]
+    missing = [key for key in REPEATABLE if key not in trial.specification]
     if missing:
-        raise InputError(f"trial {trial.trial_id} cannot be repeated: its record has no {', '.join(missing)}")
+        raise InputError(f"trial {trial.trial_id} cannot be trained again: its record has no {', '.join(missing)}")
     specification = copy.deepcopy(trial.specification)
     if data is not None:
         specification["data"]["name"] = data
-    return Repeat(folder, study, trial, _source(folder, study, specification), specification)
+    return RecordedTrial(folder, study, trial, _lost_source(folder, study, specification), specification)
 
 
-def _source(folder: Path, study: StudyRecord, specification: Mapping[str, Any]) -> TrialRecord | None:
-    """The trial that must be trained first, because the weights to start from are not there any more."""
+def _lost_source(folder: Path, study: StudyRecord, specification: Mapping[str, Any]) -> TrialRecord | None:
+    """The trial to train first because the weights to start from are gone; None where they are there."""
     start = specification.get("start")
     if start is None:
         return None
@@ -127,109 +268,48 @@ def _source(folder: Path, study: StudyRecord, specification: Mapping[str, Any]) 
     return None
 
 
-def content_of(repeat: Repeat, resources: Mapping[str, Any]) -> dict[str, Any]:
-    """The content of a space file around the trial: of its point nothing is drawn, the specification is on record."""
-    spec = repeat.specification
+def _content(recorded: RecordedTrial, resources: Mapping[str, Any]) -> dict[str, Any]:
+    """The content of a space file around one trial."""
+    spec = recorded.specification
     method = spec["method"]
-    if "allocation" in spec:  # each group of layers has its own: a space of the first is as good as any
+    if "allocation" in spec:  # each group of layers has a method of its own; the space needs one, and trains none
         method = next(iter(spec["allocation"]["methods"].values()))
     content: dict[str, Any] = {
-        "question": f"Trial {repeat.trial.trial_id} of {repeat.study.name} once more: does it come out the same?",
+        "question": f"Trial {recorded.trial.trial_id} of {recorded.study.name} once more: does it come out the same?",
         "data": {key: value for key, value in spec["data"].items() if key != "fingerprint"},
         "network": dict(spec["network"]),
         "train": dict(spec["train"]),
         "method": {key: value for key, value in method.items() if value is not None},
         "references": [],
         "search": {"sampler": "grid", "trials": 1, "stop": "none", "seed": spec["views"]["seed"]},
-        "resources": {**_resources(repeat), **resources},
+        "resources": {**_resources(recorded), **resources},
     }
     if SECTION in spec:
         content[SECTION] = _teacher(spec[SECTION])
     return content
 
 
-def _resources(repeat: Repeat) -> dict[str, Any]:
-    """As on record: the number of threads decides in which order sums are taken."""
-    trial, asked = repeat.trial, (repeat.study.header.get("space") or {}).get("resources") or {}
-    found = dict(asked)
+def _resources(recorded: RecordedTrial) -> dict[str, Any]:
+    """The resources on record: the number of threads decides in which order sums are taken."""
+    trial, space = recorded.trial, recorded.study.header.get("space") or {}
+    resources = dict(space.get("resources") or {})
     if trial.last_attempt("cpus") is not None:
-        found["cpus_per_trial"] = trial.last_attempt("cpus")
+        resources["cpus_per_trial"] = trial.last_attempt("cpus")
     if trial.last_attempt("device") == "cpu":
-        found["gpus_per_trial"] = 0
-    return {key: value for key, value in found.items() if value is not None}
+        resources["gpus_per_trial"] = 0
+    return {key: value for key, value in resources.items() if value is not None}
 
 
 def _teacher(section: Mapping[str, Any]) -> dict[str, Any]:
-    """The teacher where it lay, or else by its name; what it was trained on was checked when the study began."""
+    """The teacher by its path, or by its name where that path is gone.
+
+    It may be unverified: what it was trained on was checked when the recorded study began.
+    """
     source = str(section["source"])
-    there = Path(source).exists() or not source.startswith("/")
-    found = {
-        "name": source if there else section["name"], "network": section.get("own_network"),
+    is_present = Path(source).exists() or not source.startswith("/")
+    settings = {
+        "name": source if is_present else section["name"], "network": section.get("own_network"),
         "views": section.get("views"), "taps": section["taps"], "student_taps": section["student_taps"],
         "unchecked": True,
     }  # fmt: skip
-    return {key: value for key, value in found.items() if value not in (None, [])}
-
-
-def check_repeat(repeat: Repeat, data: ImageData, teaching: Teaching | None) -> str:
-    """The id under which it is trained, once images and teacher are known to be those of the record.
-
-    Raises:
-        InputError: they are others.
-    """
-    spec = repeat.specification
-    if data.fingerprint != spec["data"]["fingerprint"]:
-        raise InputError(
-            f"{data.name} has the fingerprint {data.fingerprint}, but the trial was trained on "
-            f"{spec['data']['fingerprint']}"
-        )
-    if SECTION in spec:
-        assert teaching is not None  # the space names it
-        if teaching.found.sha256 != spec[SECTION]["weights"]:
-            raise InputError(
-                f"the teacher {teaching.name} has changed since: its sha256 is {teaching.found.sha256[:12]}..., not "
-                f"{spec[SECTION]['weights'][:12]}..."
-            )
-        spec[SECTION]["source"] = teaching.found.reference
-    trial_id, _ = identify(spec, data)
-    if trial_id != repeat.trial.trial_id:
-        print(f"this version of the code builds another network or training of that specification: {trial_id}")
-    return trial_id
-
-
-def comparison(record: StudyRecord) -> list[str]:
-    """How the trial of a repeat came out beside the one on record; empty for any other study, or where that is gone."""
-    origin = record.header.get(ORIGIN)
-    if not origin or origin["as"] not in record.trials:
-        return []
-    try:
-        was = find_trial(load_study(Path(origin["study"])), origin["trial"])
-    except InputError as error:
-        return [f"not held against the record: {error}"]
-    now = record.trials[origin["as"]]
-    return [f"trial {was.trial_id} of {origin['study']}: {_errors(was, now)}", *_epochs(was, now)]
-
-
-def _errors(was: TrialRecord, now: TrialRecord) -> str:
-    def shown(trial: TrialRecord) -> str:
-        error = "no error" if trial.val_error is None else f"{trial.val_error:.4g} % validation error"
-        test = "" if trial.test_error is None else f", {trial.test_error:.4g} % test error"
-        return f"{error}{test}, {trial.status.replace('_', ' ')} after epoch {trial.last_epoch}"
-
-    return f"on record {shown(was)}; now {shown(now)}"
-
-
-def _epochs(was: TrialRecord, now: TrialRecord) -> list[str]:
-    both = sorted(was.epochs.keys() & now.epochs.keys())
-    first = next((epoch for epoch in both if _outcome(was.epochs[epoch]) != _outcome(now.epochs[epoch])), None)
-    if first is None:
-        return [f"all {len(both)} epochs that both have came out the same, to the last digit of every error and loss"]
-    devices = [str(trial.last_attempt("device") or "an unknown device") for trial in (was, now)]
-    why = f"on record on {devices[0]}, now on {devices[1]}"
-    if devices == ["cuda", "cuda"]:
-        why = "on a GPU sums are not always taken in the same order"
-    return [f"they differ from epoch {first} on ({why})"]
-
-
-def _outcome(metrics: Mapping[str, float]) -> dict[str, float]:
-    return {name: value for name, value in metrics.items() if name not in MACHINE_METRICS and name != "time"}
+    return {key: value for key, value in settings.items() if value not in (None, [])}

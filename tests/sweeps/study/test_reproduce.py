@@ -16,7 +16,8 @@ from sweeps.records.load import load_study
 from sweeps.records.names import CHECKPOINT_FILE, JOURNAL_FILE, TRIALS_FOLDER, Event, Role, StudyRecord
 from sweeps.run import main
 from sweeps.space.parse import parse_space, read_space
-from sweeps.study.retrain import ORIGIN, Repeat, check_repeat, comparison, content_of, find_repeat
+from sweeps.study.retrain import ORIGIN, Retrain, select_trial
+from sweeps.study.retrain_report import retrain_lines
 from sweeps.trials.resolver import Resolver
 from sweeps.trials.teacher import find_teaching
 from tests.support import studies
@@ -63,11 +64,11 @@ def write(folder: Path, *trials) -> Path:
     return folder
 
 
-def checked(repeat: Repeat, teachers: Path) -> str:
+def checked(retrain: Retrain, teachers: Path) -> str:
     """The id under which the command would train it."""
-    space = parse_space("again", yaml.safe_load(yaml.safe_dump(content_of(repeat, {}))))
+    space = parse_space("again", yaml.safe_load(yaml.safe_dump(retrain.content({}))))
     data = load_data(space.data)
-    return check_repeat(repeat, data, find_teaching(space, data, teachers))
+    return retrain.check(data, find_teaching(space, data, teachers))["as"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -75,42 +76,42 @@ def test_every_trial_has_the_same_id_again(tmp_path, teachers, kind):
     changes, point, seed = KINDS[kind]
     trained = resolver(teachers, changes).resolve(point, seed)
     dense = resolver(teachers, changes).reference("dense")
-    repeat = find_repeat("mine", trained.trial_id[:6], write(tmp_path / "mine", dense, trained).parent)
-    assert repeat.name == f"mine_{trained.trial_id[:6]}"
-    assert (repeat.source is not None) is (kind == "from dense")  # its weights are not there: trained first
-    assert content_of(repeat, {})["resources"] == {"cpus_per_trial": 2.0, "gpus_per_trial": 0}
-    assert checked(repeat, teachers) == trained.trial_id
-    assert repeat.specification == json.loads(json.dumps(trained.specification))
+    retrain = select_trial("mine", trained.trial_id[:6], write(tmp_path / "mine", dense, trained).parent)
+    assert retrain.name == f"mine_{trained.trial_id[:6]}"
+    assert (retrain.trials[0].source is not None) is (kind == "from dense")  # its weights are not there: trained first
+    assert retrain.content({})["resources"] == {"cpus_per_trial": 2.0, "gpus_per_trial": 0}
+    assert checked(retrain, teachers) == trained.trial_id
+    assert retrain.trials[0].specification == json.loads(json.dumps(trained.specification))
 
 
 def test_a_reference_too(tmp_path, teachers):
     dense = resolver(teachers, []).reference("dense", repeat=1)
     assert dense.role is Role.REFERENCE
-    repeat = find_repeat(str(write(tmp_path, dense)), dense.trial_id, tmp_path)
-    assert checked(repeat, teachers) == dense.trial_id
+    retrain = select_trial(str(write(tmp_path, dense)), dense.trial_id, tmp_path)
+    assert checked(retrain, teachers) == dense.trial_id
 
 
 class TestRefused:
     def test_another_teacher_and_other_images(self, tmp_path, teachers):
         trained = resolver(teachers, []).resolve(POINT)
-        repeat = find_repeat(str(write(tmp_path, trained)), trained.trial_id, tmp_path)
-        repeat.specification["teacher"]["weights"] = "0" * 64
+        retrain = select_trial(str(write(tmp_path, trained)), trained.trial_id, tmp_path)
+        retrain.trials[0].specification["teacher"]["weights"] = "0" * 64
         with pytest.raises(InputError, match=r"the teacher good has changed since: its sha256 is \w+\.\.\., not 0000"):
-            checked(repeat, teachers)
-        repeat.specification["data"]["fingerprint"] = "f00d"
+            checked(retrain, teachers)
+        retrain.trials[0].specification["data"]["fingerprint"] = "f00d"
         with pytest.raises(InputError, match="but the trial was trained on f00d"):
-            checked(repeat, teachers)
+            checked(retrain, teachers)
 
     def test_weights_that_nobody_can_make_again(self, tmp_path, teachers):
         trained = resolver(teachers, ["start.how=dense"]).resolve(POINT)
         with pytest.raises(InputError, match="from whose weights it starts, is not in"):
-            find_repeat(str(write(tmp_path, trained)), trained.trial_id, tmp_path)
+            select_trial(str(write(tmp_path, trained)), trained.trial_id, tmp_path)
 
     @pytest.mark.parametrize(("arguments", "message"), [
         (["--reproduce", "nope", "abcd"], "unknown study 'nope'"),
         (["--reproduce", "mine", "ffffff"], "'ffffff' must be the id of one trial of 'mine', or its beginning"),
         (["--reproduce", "mine", "abcd", "--trials", "3"], "--reproduce trains what is on record; leave --trials out"),
-        (["--reproduce", "mine", "old1"], "trial old1 cannot be repeated: its record has no network, method, train"),
+        (["--reproduce", "mine", "old1"], "trial old1 cannot be trained again: its record has no network, method, "),
     ])  # fmt: skip
     def test_bad_input_is_one_line_and_writes_nothing(self, tmp_path, capsys, arguments, message):
         journal = Journal(tmp_path / "mine" / JOURNAL_FILE)
@@ -140,21 +141,21 @@ class TestComparison:
         return load_study(tmp_path / "now")
 
     def test_the_same(self, tmp_path):
-        first, second = comparison(self.pair(tmp_path))
+        first, second = retrain_lines(self.pair(tmp_path))
         assert first.endswith("was: on record 5 % validation error, completed after epoch 2; now 5 % validation error, "
                               "completed after epoch 2")  # fmt: skip
         assert second.startswith("all 2 epochs that both have came out the same")
 
     def test_another(self, tmp_path):
-        _, second = comparison(self.pair(tmp_path, error=4.0, device="cuda"))
+        _, second = retrain_lines(self.pair(tmp_path, error=4.0, device="cuda"))
         assert second == "they differ from epoch 2 on (on record on cpu, now on cuda)"
 
     def test_a_record_that_is_gone_is_said(self, tmp_path):
         now = self.pair(tmp_path)
         (tmp_path / "was" / JOURNAL_FILE).unlink()
-        (line,) = comparison(now)
-        assert line.startswith("not held against the record: ")
-        assert comparison(StudyRecord()) == []
+        (line,) = retrain_lines(now)
+        assert line.startswith("not compared with the record: ")
+        assert retrain_lines(StudyRecord()) == []
 
 
 @pytest.mark.slow

@@ -13,8 +13,8 @@ from sweeps.records.load import load_study
 from sweeps.records.names import JOURNAL_FILE, Event, Status
 from sweeps.run import main
 from sweeps.space.parse import parse_space, read_space
-from sweeps.study.finish import FINISHED, find_finish, outcome
-from sweeps.study.retrain import ORIGIN
+from sweeps.study.retrain import ORIGIN, RETRAINED_STOPPED, select_stopped
+from sweeps.study.retrain_report import retrain_lines
 from sweeps.trials.resolver import Resolver
 from tests.support import studies
 
@@ -53,7 +53,7 @@ def finished(folder: Path, was: Path, trials, ends: list[float | None]) -> list[
     """The last words of a study that finishes those of `trials` for which there is an end, or None for none yet."""
     journal = Journal(folder / JOURNAL_FILE)
     ids = {each.trial_id: each.trial_id for each in trials}
-    journal.append(Event.STUDY, name="end", **{ORIGIN: {"study": str(was), "stopped": 4, FINISHED: ids}})
+    journal.append(Event.STUDY, name="end", **{ORIGIN: {"study": str(was), "stopped": 4, RETRAINED_STOPPED: ids}})
     for each, end in zip(trials, ends, strict=True):
         journal.append(
             Event.PROPOSED, trial=each.trial_id, role="search", stratum="", parameters=each.point,
@@ -63,27 +63,27 @@ def finished(folder: Path, was: Path, trials, ends: list[float | None]) -> list[
             journal.append(Event.EPOCH, trial=each.trial_id, epoch=9, metrics={"val_error": end})
             journal.append(Event.FINISHED, trial=each.trial_id, status="completed")
     journal.close()
-    return outcome(load_study(folder))
+    return retrain_lines(load_study(folder))
 
 
 def test_the_same_seed_draws_the_same_of_those_that_were_stopped(tmp_path, trials):
     write(tmp_path / "mine", trials)
-    first, again, other = (find_finish("mine", tmp_path, 2, seed) for seed in (0, 0, 1))
-    drawn = [repeat.trial.trial_id for repeat in first.repeats]
-    assert drawn == [repeat.trial.trial_id for repeat in again.repeats]
-    assert drawn != [repeat.trial.trial_id for repeat in other.repeats]
+    first, again, other = (select_stopped("mine", tmp_path, 2, seed) for seed in (0, 0, 1))
+    drawn = [recorded.trial.trial_id for recorded in first.trials]
+    assert drawn == [recorded.trial.trial_id for recorded in again.trials]
+    assert drawn != [recorded.trial.trial_id for recorded in other.trials]
     assert set(drawn) < {each.trial_id for each in trials[1:-1]}
-    every = find_finish("mine", tmp_path, 99, 0)
-    assert {repeat.trial.trial_id for repeat in every.repeats} == {each.trial_id for each in trials[1:-1]}
+    every = select_stopped("mine", tmp_path, 99, 0)
+    assert {recorded.trial.trial_id for recorded in every.trials} == {each.trial_id for each in trials[1:-1]}
     assert (every.stopped, every.name) == (4, "mine_finish")
 
 
 def test_they_are_trained_whole_under_their_ids_all_at_once(tmp_path, trials):
-    finish = find_finish(str(write(tmp_path, trials)), tmp_path, 3, 0)
-    space = parse_space("end", finish.content({"max_concurrent": 2}))
+    retrain = select_stopped(str(write(tmp_path, trials)), tmp_path, 3, 0)
+    space = parse_space("end", retrain.content({"max_concurrent": 2}))
     data = load_data(space.data)
     assert (space.search.stop, space.epochs, space.search.trials, space.resources.max_concurrent) == ("none", 9, 3, 2)
-    ids = finish.check(data, None)[FINISHED]
+    ids = retrain.check(data, None)[RETRAINED_STOPPED]
     assert all(old == new for old, new in ids.items())
     assert len(ids) == 3
 
@@ -121,9 +121,9 @@ def test_bad_input_is_one_line_and_writes_nothing(tmp_path, capsys, trials, argu
 
 def test_a_record_that_is_gone_is_said(tmp_path, trials):
     with pytest.raises(InputError, match="unknown study"):
-        find_finish("gone", tmp_path, 1, 0)
+        select_stopped("gone", tmp_path, 1, 0)
     (line,) = finished(tmp_path / "end", tmp_path / "gone", trials[:1], [None])
-    assert line.startswith("not held against the record: ")
+    assert line.startswith("not compared with the record: ")
 
 
 @pytest.mark.slow
