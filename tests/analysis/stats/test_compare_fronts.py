@@ -5,8 +5,10 @@ import csv
 import pytest
 
 from analysis.__main__ import main
-from analysis.compare import compare, front_sheet, parse_reference
+from analysis.findings.study_comparison import compare_studies
 from analysis.findings.study_diff import field_differences, trial_differences
+from analysis.reporting.comparison_page import front_sheet
+from analysis.stats.compare_fronts import compare_fronts, parse_reference
 from analysis.stats.hypervolume import Reference
 from lowrank.errors import InputError
 from sweeps.records.names import Role, Status
@@ -50,7 +52,7 @@ class TestCompare:
     def test_hypervolume_at_equal_cost(self):
         slow = named("slow", trial("a", 100, 10.0, epochs=4), trial("b", 10, 10.0, epochs=4))
         fast = named("fast", trial("c", 100, 20.0, epochs=2), trial("d", 100, 10.0, epochs=2))
-        found = compare([slow, fast], "epochs")
+        found = compare_fronts([slow, fast], "epochs")
         assert (found.equal_cost, found.reference) == (4, Reference(1000, 90.0))
         assert [growth.at(found.equal_cost) for growth in found.growths] == [pytest.approx(80.0), pytest.approx(80.0)]
         assert found.growths[0].at(8) == pytest.approx(160.0)
@@ -58,7 +60,9 @@ class TestCompare:
 
     def test_fronts_say_how_many_seeds_and_how_far_apart(self):
         repeated = [trial("a", error=4.0), trial("a1", error=6.0, seed=1, role=Role.REPEAT)]
-        found = compare([named("one", *repeated, data={"classes": 10}), named("two", trial("b"), data={"classes": 10})])
+        found = compare_fronts(
+            [named("one", *repeated, data={"classes": 10}), named("two", trial("b"), data={"classes": 10})]
+        )
         words = front_sheet(found).words
         assert words[0][3] == "5.00 % ± 1.41 (n = 2)"
         assert words[1][3] == "5.00 %"
@@ -66,13 +70,13 @@ class TestCompare:
     def test_networks_of_other_sizes_need_a_reference(self):
         other = named("o", trial("b"), references={"separable": 500})
         with pytest.raises(InputError, match=r"one reference point; give one by --reference, of: 500,90; 1,000,90"):
-            compare([named("m", trial("a")), other])
-        assert compare([named("m", trial("a")), other], reference=Reference(700, 50)).reference.params == 700
+            compare_fronts([named("m", trial("a")), other])
+        assert compare_fronts([named("m", trial("a")), other], reference=Reference(700, 50)).reference.params == 700
 
     def test_other_data_are_not_compared(self):
         other = trial("b")
         other.specification["data"] = {"fingerprint": "beef"}
-        said = compare([named("m", trial("a")), named("o", other)]).sentences()
+        said = compare_studies([named("m", trial("a")), named("o", other)]).sentences()
         assert said == [
             "The studies are on different data or splits: their errors cannot be compared, only their trials."
         ]

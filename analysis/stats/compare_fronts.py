@@ -1,0 +1,100 @@
+"""The fronts of several studies side by side: hypervolume against one reference point at equal cost."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from analysis.stats.front import FrontPoint, collect, front
+from analysis.stats.hypervolume import Growth, Reference, chance_reference, growth
+from lowrank.errors import InputError
+from sweeps.records.names import StudyRecord
+
+COST_UNITS = ("seconds", "epochs")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrontComparison:
+    """The fronts of studies, and how their hypervolumes grew.
+
+    Attributes:
+        names: of the studies.
+        reference: the point that bounds every hypervolume.
+        unit: of cost, one of `COST_UNITS`.
+        equal_cost: what the cheapest study spent on its search, in `unit`.
+        growths: the hypervolume over the cost, one a study.
+        fronts: the points of each study's front, by size.
+        same_data: whether all errors are of the same data and split; if not, fronts cannot be compared.
+    """
+
+    names: tuple[str, ...]
+    reference: Reference
+    unit: str
+    equal_cost: float
+    growths: tuple[Growth, ...]
+    fronts: tuple[tuple[FrontPoint, ...], ...]
+    same_data: bool
+
+
+def compare_fronts(
+    studies: Sequence[StudyRecord], unit: str = "seconds", reference: Reference | None = None
+) -> FrontComparison:
+    """Compare the fronts of studies.
+
+    Args:
+        studies: two or more.
+        unit: of cost, one of `COST_UNITS`.
+        reference: the point that bounds every hypervolume; None for the one that all studies share.
+
+    Returns:
+        Fronts and hypervolumes; higher hypervolumes are better.
+
+    Raises:
+        InputError: the studies' networks differ in size and no reference was given, or costs are not on record.
+    """
+    reference = reference or _shared_reference(studies)
+    growths = tuple(growth(study, reference, unit) for study in studies)
+    return FrontComparison(
+        names=tuple(study.name for study in studies),
+        reference=reference,
+        unit=unit,
+        equal_cost=min(growth.cost for growth in growths),
+        growths=growths,
+        fronts=tuple(tuple(front(collect(study))) for study in studies),
+        same_data=len({_fingerprints(study) for study in studies}) == 1,
+    )
+
+
+def _fingerprints(study: StudyRecord) -> frozenset[str]:
+    values = {str(trial.specification.get("data", {}).get("fingerprint", "")) for trial in study.trials.values()}
+    return frozenset(values - {""})
+
+
+def _shared_reference(studies: Sequence[StudyRecord]) -> Reference:
+    references = {chance_reference(study) for study in studies}
+    if len(references) > 1:
+        ordered = sorted(references, key=lambda reference: reference.params)
+        choices = "; ".join(f"{reference.params:,.0f},{reference.error:g}" for reference in ordered)
+        raise InputError(f"the studies must share one reference point; give one by --reference, of: {choices}")
+    return references.pop()
+
+
+def parse_reference(text: str) -> Reference:
+    """Read the reference point of a hypervolume.
+
+    Args:
+        text: `PARAMS,ERROR`, e.g. `750000,90`.
+
+    Returns:
+        The point.
+
+    Raises:
+        InputError: the text is no such pair, or the point is out of range.
+    """
+    try:
+        params, error = (float(part) for part in text.split(","))
+    except ValueError as cause:
+        raise InputError(f"--reference must be PARAMS,ERROR (such as 750000,90), but got {text!r}") from cause
+    if not (params > 0 and 0 < error <= 100):
+        raise InputError(f"--reference must be parameters above 0 and a percentage, but got {text!r}")
+    return Reference(params, error)
