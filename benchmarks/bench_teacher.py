@@ -105,16 +105,16 @@ class _Bench:
         recipe = Recipe(batch_size=self.case.batch_size, lr=1e-3, **weight)  # type: ignore[arg-type]
         trainer = Trainer(
             student, self.data, recipe, views=self.views, order_seed=0, device=self.device, teacher=teacher,
-            view_slots=SLOTS,
+            cache_epochs=SLOTS,
         )  # fmt: skip
 
         def call() -> None:
             trainer.epoch += 1
             steps = trainer.probe(wait=False)
-            for _ in range(trainer.steps):
+            for _ in range(trainer.steps_per_epoch):
                 next(steps)
 
-        call.steps = trainer.steps  # type: ignore[attr-defined]
+        call.steps = trainer.steps_per_epoch  # type: ignore[attr-defined]
         return call
 
 

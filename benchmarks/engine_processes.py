@@ -157,7 +157,7 @@ class Bench:
             self.trainer.train_steps()
             self._wait()
             self.trainer.epoch += 1
-            done += self.trainer.steps * case.batch
+            done += self.trainer.steps_per_epoch * case.batch
         speed = done / (time.perf_counter() - start)
         return speed, torch.cuda.max_memory_reserved() / 1e6 if self.device == "cuda" else 0.0
 

@@ -259,7 +259,7 @@ def _whole_step(joined: bool, folder: str, asked: Any, answers: Any) -> None:
 
 def graph_ms(bench: Bench) -> float:
     """Milliseconds of one replay of the recorded step, the median of many."""
-    graph = bench.trainer.captured._graph  # type: ignore[union-attr]
+    graph = bench.trainer.captured_epoch._graph  # type: ignore[union-attr]
     assert graph is not None
     found = []
     for _ in range(REPLAYS):

@@ -196,10 +196,10 @@ def profile_step() -> None:
     bench = Bench("cuda")
     bench.prepare(CASE)
     trainer: Any = bench.trainer
-    graph = trainer.captured._graph
+    graph = trainer.captured_epoch._graph
     for title, work, steps in (
         ("one recorded step", lambda: [graph.replay() for _ in range(PROFILED)], PROFILED),
-        ("training, a step", trainer.train_steps, trainer.steps),
+        ("training, a step", trainer.train_steps, trainer.steps_per_epoch),
     ):
         work()
         torch.cuda.synchronize()

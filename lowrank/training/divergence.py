@@ -1,10 +1,10 @@
 """Divergence: seen without making a step wait, and then traced to the epoch, the step and the layer where it began.
 
 A training has diverged when a loss or a gradient is not finite, when float16's loss scale has fallen to its floor and
-gradients still overflow, or when the loss explodes: a mean cross-entropy, over the last LOOK_EVERY steps of the epoch,
-of more than EXPLODED times log K, which is what guessing evenly among K classes costs.
+gradients still overflow, or when the loss explodes: a mean cross-entropy, over the last CHECK_EVERY steps of the epoch,
+of more than EXPLOSION_FACTOR times log K, which is what guessing evenly among K classes costs.
 
-Every LOOK_EVERY steps, and at an epoch's end, one look at what lies on the device waits for it. Where all was well, it
+Every CHECK_EVERY steps, and at an epoch's end, one look at what lies on the device waits for it. Where all was well, it
 keeps a copy of the state; where not, the steps since that copy are run again, each watched.
 """
 
@@ -20,14 +20,14 @@ from torch import Tensor, nn
 
 from lowrank.data import Batch
 from lowrank.errors import LowrankError
-from lowrank.training.engine.precision import LEAST_SCALE
+from lowrank.training.engine.precision import MIN_SCALE
 from lowrank.training.engine.rng import random_state, set_random_state
 from lowrank.training.engine.step import TrainStep
 from lowrank.training.metrics import TrainMeter
 from lowrank.utils.hooks import Hooked
 
-LOOK_EVERY = 50  # steps
-EXPLODED = 20.0  # times log K
+CHECK_EVERY = 50  # steps
+EXPLOSION_FACTOR = 20.0  # times log K
 
 
 class DivergedError(LowrankError):
@@ -38,7 +38,7 @@ class DivergedError(LowrankError):
         self.epoch, self.step, self.layer = epoch, step, layer
 
 
-class Watch(Hooked):
+class NonFiniteLocator(Hooked):
     """Names the first module, in the order in which they run, whose output or gradient is not finite.
 
     Outputs come first; a gradient counts only where all outputs are finite, and is that of a module's output, in the
@@ -114,7 +114,7 @@ def all_finite(tensors: Iterable[Tensor]) -> Tensor:
     return torch.isfinite(torch.stack(torch._foreach_norm(list(tensors), 1))).all()
 
 
-class Guard:
+class DivergenceMonitor:
     """Looks after the epochs of one training.
 
     Args:
@@ -125,7 +125,7 @@ class Guard:
 
     def __init__(self, train_step: TrainStep, batches: Callable[[], Iterator[Batch]], classes: int):
         self._train_step, self._batches = train_step, batches
-        self._limit = EXPLODED * math.log(max(2, classes))
+        self._limit = EXPLOSION_FACTOR * math.log(max(2, classes))
         self._state: dict[str, Tensor] = {}
         self._random: list[Tensor] = []
         self._start = 0  # steps of this epoch done when the copy was made
@@ -150,7 +150,7 @@ class Guard:
     @torch.no_grad()
     def look(self, meter: TrainMeter, done: int) -> None:
         """Look at the epoch's first `done` steps; raises DivergedError."""
-        losses, plain = meter.losses[self._start : done], meter.parts[:done, 0][-LOOK_EVERY:]
+        losses, plain = meter.losses[self._start : done], meter.parts[:done, 0][-CHECK_EVERY:]
         well = torch.stack([
             torch.isfinite(losses).all(), all_finite(self._train_step.network.parameters()),
             (self._train_step.collapsed == 0).all(), plain.mean() <= self._limit,
@@ -160,7 +160,7 @@ class Guard:
             raise self._traced(meter, done)
         if not calm:
             raise self._exploded(plain, done - len(plain))
-        if done < self._train_step.steps:  # the next epoch keeps its own
+        if done < self._train_step.steps_per_epoch:  # the next epoch keeps its own
             self._keep(done)
 
     def _exploded(self, losses: Tensor, before: int) -> DivergedError:
@@ -219,7 +219,7 @@ class Guard:
             set_random_state(random, train_step.device)
             for buffer, before in zip(train_step.network.buffers(), buffers, strict=True):
                 buffer.copy_(before)
-            with Watch(train_step.network) as watch:
+            with NonFiniteLocator(train_step.network) as watch:
                 self._gradients(step, batch)
             layer, where = watch.first
             epoch = train_step.epoch + 1
@@ -228,7 +228,7 @@ class Guard:
         return None
 
     def _gradients(self, step: int, batch: Any) -> float:
-        meter = TrainMeter(self._train_step.steps, self._train_step.objective.names, self._train_step.device)
+        meter = TrainMeter(self._train_step.steps_per_epoch, self._train_step.objective.names, self._train_step.device)
         self._train_step.compute_gradients(step, batch, meter)
         return float(meter.losses[step])
 
@@ -238,8 +238,8 @@ class Guard:
             return f"training loss {loss}"
         gradients = [each.grad for each in self._train_step.network.parameters() if each.grad is not None]
         scale = self._train_step.scaler
-        if (scale is not None and scale.scale.item() > LEAST_SCALE) or bool(all_finite(gradients)):
+        if (scale is not None and scale.scale.item() > MIN_SCALE) or bool(all_finite(gradients)):
             return None
         if scale is not None:
-            return f"gradients still overflow at the least loss scale ({LEAST_SCALE:g})"
+            return f"gradients still overflow at the least loss scale ({MIN_SCALE:g})"
         return f"gradients are not finite (training loss {loss:.3g})"

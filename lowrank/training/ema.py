@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from lowrank.errors import InputError
 
 
-class Average:
+class ExponentialMovingAverage:
     """avg <- d * avg + (1 - d) * weight after each step, statistics of batch norms included.
 
     d rises to `decay` as (1 + t) / (10 + t) over the steps t, so that the start is soon forgotten.

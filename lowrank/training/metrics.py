@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 if TYPE_CHECKING:
-    from lowrank.training.engine.data_parallel import Ranks
+    from lowrank.training.engine.data_parallel import DataParallelGroup
 
 TOP5_ABOVE = 5  # classes from which on a top-5 error says something
 GRADIENT_SAMPLES = 8  # steps of an epoch, evenly spread, at which gradients are measured
@@ -45,7 +45,7 @@ class TrainMeter:
         self.wrong[step].add_((logits.argmax(1) != labels).sum())
         self.sizes[step] += len(labels)
 
-    def add_up(self, step: int, ranks: Ranks) -> None:
+    def add_up(self, step: int, ranks: DataParallelGroup) -> None:
         """Make a step that every rank has taken in, each its own images, that of all of them together."""
         at = slice(step, step + 1)
         means = torch.cat([self.losses[at], self.parts[step] if len(self.names) > 1 else self.losses[:0]])
@@ -106,7 +106,7 @@ class EvalMeter:
         self.sums += predicted.sum(0)
         self.squares += predicted.square().sum(0)
 
-    def add_up(self, ranks: Ranks) -> None:
+    def add_up(self, ranks: DataParallelGroup) -> None:
         """Make what every rank has taken in, each its own images, that of all of them together."""
         count = torch.tensor([self.count], device=self.sums.device)
         ranks.add_up(self.loss, self.wrong, self.wrong5, self.sums, self.squares, count)
@@ -192,17 +192,18 @@ class GradientMeter:
         return {name: sum(row[name] for row in finite) / len(finite) for name in finite[0]} if finite else {}
 
 
-def begin_memory(device: torch.device) -> None:
+def reset_peak_memory(device: torch.device) -> None:
     """Forget the peak of device memory, so that the next one is this epoch's."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
 
 
-def machine(device: torch.device) -> dict[str, float]:
+def machine_metrics(device: torch.device) -> dict[str, float]:
     """What the machine says: memory in MB (1e6 bytes), utilisation in percent; what it does not know is left out.
 
-    peak_device_mb: the most that tensors of this process held since `begin_memory`. device_utilisation: the card's,
-    all processes together, over the driver's last sample (below a second). host_memory_mb: this process, resident now.
+    peak_device_mb: the most that tensors of this process held since `reset_peak_memory`.
+    device_utilisation: the card's, all processes together, over the driver's last sample (below a second).
+    host_memory_mb: this process, resident now.
     """
     found = {}
     if device.type == "cuda":

@@ -18,7 +18,7 @@ from lowrank.errors import InputError, unknown
 from lowrank.training.recipe import Recipe
 from lowrank.training.weight_decay import factor_decays
 
-SHARE = "lr_share"  # the key under which a group keeps its multiplier
+LR_MULTIPLIER = "lr_factor"  # the key under which a group keeps its multiplier
 _NORMS = (nn.modules.batchnorm._NormBase,)  # every batch norm and instance norm
 
 
@@ -54,7 +54,7 @@ def freeze(network: nn.Module, patterns: Sequence[str]) -> list[nn.Module]:
 def check_network(network: nn.Module, recipe: Recipe, classes: int) -> None:
     """Raises InputError when the recipe asks for a part that the network does not have."""
     frozen_modules(network, recipe.freeze)
-    rate_shares(network, recipe, classes)
+    lr_multipliers(network, recipe, classes)
     if recipe.drop_path > 0 and not hasattr(network, "set_drop_path"):
         raise InputError(f"`drop_path` needs a network with paths to drop; {type(network).__name__} has none")
     if recipe.auxiliary_weight > 0 and getattr(network, AUXILIARY, None) is None:
@@ -78,7 +78,7 @@ def head_names(network: nn.Module, classes: int) -> tuple[str, ...]:
     return (head, AUXILIARY) if getattr(network, AUXILIARY, None) is not None else (head,)
 
 
-def rate_shares(network: nn.Module, recipe: Recipe, classes: int | None = None) -> dict[int, float]:
+def lr_multipliers(network: nn.Module, recipe: Recipe, classes: int | None = None) -> dict[int, float]:
     """The multiplier of the rate of each parameter, by its id; `classes` is needed where one is not 1."""
     shares = {id(parameter): recipe.body_lr for parameter in network.parameters()}
     shares.update({id(factor): recipe.factor_lr for factor in factor_parameters(network)})
@@ -97,14 +97,14 @@ def parameter_groups(
     each layer has its own instead. Frobenius decay gives factors no decay here: see lowrank.training.weight_decay.
     What is frozen is in no group. Raises InputError when the head has a rate of its own and cannot be told.
     """
-    decays, shares = factor_decays(network, recipe, decay_ratio), rate_shares(network, recipe, classes)
+    decays, shares = factor_decays(network, recipe, decay_ratio), lr_multipliers(network, recipe, classes)
     groups: dict[tuple[bool, float, float], list[nn.Parameter]] = {}
     for parameter in (parameter for parameter in network.parameters() if parameter.requires_grad):
         is_factor = id(parameter) in decays
         key = (is_factor, decays.get(id(parameter), recipe.weight_decay), shares[id(parameter)])
         groups.setdefault(key, []).append(parameter)
     ordered = sorted(groups, key=lambda key: key[0])  # stable: in order of appearance among themselves
-    return [{"params": groups[key], "weight_decay": key[1], SHARE: key[2]} for key in ordered]
+    return [{"params": groups[key], "weight_decay": key[1], LR_MULTIPLIER: key[2]} for key in ordered]
 
 
 def make_optimizer(
@@ -127,7 +127,7 @@ def make_optimizer(
     return optimizer
 
 
-def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+def set_lr(optimizer: torch.optim.Optimizer, rate: float) -> None:
     """Set the learning rate of every group to its share of `rate`."""
     for group in optimizer.param_groups:
-        group["lr"] = rate * group[SHARE]
+        group["lr"] = rate * group[LR_MULTIPLIER]

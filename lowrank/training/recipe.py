@@ -57,7 +57,7 @@ class Recipe(BaseModel):
     accumulate: int = Field(default=1, ge=1)  # micro-batches that a batch is cut into, one after the other
     rebuild_checkpoint: bool = False  # rebuild weights again in the backward pass: less memory, same numbers
     precision: Precision = "auto"  # auto: bfloat16 on a GPU, float32 on a CPU
-    engine: Engine = "auto"  # how steps are run; what auto means says lowrank.training.engine.cuda_graph.engine_of
+    engine: Engine = "auto"  # how steps are run; what auto means says lowrank.training.engine.cuda_graph.choose_engine
     shift: int | None = Field(default=None, ge=0)  # pixels; None: the data set's own
     flip: bool | None = None
     cutout: int | None = Field(default=None, ge=0)  # side in pixels
@@ -110,7 +110,7 @@ class Recipe(BaseModel):
             self.__dict__["decay_scope"] = "network"
 
 
-def lr_share(recipe: Recipe, progress: float) -> float:
+def lr_factor(recipe: Recipe, progress: float) -> float:
     """Learning rate as a share of `recipe.lr` at `progress` (0 at the first step, towards 1 at the last)."""
     if recipe.schedule == "one_cycle":
         peak = recipe.warmup or 0.3

@@ -12,7 +12,7 @@ from typing import Any
 
 from lowrank.errors import unknown
 
-NAME = "recipe"  # the field that names one, beside the fields that override it
+RECIPE_FIELD = "recipe"  # the field that names one, beside the fields that override it
 _STEPS = {"schedule": "step", "nesterov": False}
 _CROP_FLIP = {"shift": 4, "flip": True}
 
@@ -73,7 +73,7 @@ def recipe_fields(data_name: str, network_name: str, given: Mapping[str, Any]) -
     Raises InputError for an unknown name.
     """
     fields = dict(given)
-    name = str(fields.pop(NAME, default_recipe(data_name, network_name)))
+    name = str(fields.pop(RECIPE_FIELD, default_recipe(data_name, network_name)))
     if name not in RECIPES:
         raise unknown("recipe", name, RECIPES)
     return {**RECIPES[name], **fields}

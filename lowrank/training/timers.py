@@ -17,7 +17,7 @@ INPUT, COMPILE, EVALUATION = "input_seconds", "compile_seconds", "eval_seconds"
 T = TypeVar("T")
 
 
-class Phases:
+class PhaseTimers:
     """One trainer's clocks."""
 
     def __init__(self, device: torch.device):

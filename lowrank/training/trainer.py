@@ -22,17 +22,17 @@ from lowrank.compression.substitution import AUXILIARY
 from lowrank.data import WHOLE, Batch, ImageData, ViewSettings, eval_batches, steps_per_epoch, train_batches
 from lowrank.distillation.teacher import Teacher
 from lowrank.layers.batched_rebuild import checkpoint_rebuild
-from lowrank.training.divergence import LOOK_EVERY, DivergedError, Guard, Watch
-from lowrank.training.ema import Average
-from lowrank.training.engine.cuda_graph import make_captured
-from lowrank.training.engine.data_parallel import Ranks
-from lowrank.training.engine.precision import LossScale, working_dtype
+from lowrank.training.divergence import CHECK_EVERY, DivergedError, DivergenceMonitor, NonFiniteLocator
+from lowrank.training.ema import ExponentialMovingAverage
+from lowrank.training.engine.cuda_graph import make_captured_epoch
+from lowrank.training.engine.data_parallel import DataParallelGroup
+from lowrank.training.engine.precision import LossScaler, working_dtype
 from lowrank.training.engine.step import TrainStep
-from lowrank.training.metrics import EvalMeter, TrainMeter, begin_memory, machine
+from lowrank.training.metrics import EvalMeter, TrainMeter, machine_metrics, reset_peak_memory
 from lowrank.training.objective import Objective
-from lowrank.training.optimizer import SHARE, check_network, freeze, make_optimizer
+from lowrank.training.optimizer import LR_MULTIPLIER, check_network, freeze, make_optimizer
 from lowrank.training.recipe import Recipe
-from lowrank.training.timers import EVALUATION, Phases
+from lowrank.training.timers import EVALUATION, PhaseTimers
 
 
 class Trainer:
@@ -40,16 +40,16 @@ class Trainer:
 
     Attributes:
         step: one training step, with all the state that a checkpoint holds.
-        steps: steps of an epoch.
-        step_losses: (steps,), losses of the last epoch's steps, on the device.
+        steps_per_epoch: how many batches an epoch has.
+        step_losses: (steps_per_epoch,), losses of the last epoch's steps, on the device.
         captured: the recorded form of the step, where the recipe's engine has one.
     """
 
     def __init__(
         self, network: nn.Module, data: ImageData, recipe: Recipe, *, views: ViewSettings, order_seed: int,
         decay_ratio: float = 1.0, device: torch.device | str = "cpu", teacher: Teacher | None = None,
-        taps: Sequence[str] = (), view_slots: int | None = None, ranks: Ranks | None = None,
-        say: Callable[[str], None] = warnings.warn,
+        taps: Sequence[str] = (), cache_epochs: int | None = None, group: DataParallelGroup | None = None,
+        notify: Callable[[str], None] = warnings.warn,
     ):  # fmt: skip
         """Move `network` to `device`; it is trained in place.
 
@@ -63,10 +63,10 @@ class Trainer:
             device: where.
             teacher: asked about every batch where the recipe gives it a weight.
             taps: modules whose attention is compared with the teacher's, in its order; the ends of the stages.
-            view_slots: views repeat after so many epochs (the views that a cache holds); None: never.
-            ranks: this process's place among those that train the network together; every one of them must call the
+            cache_epochs: views repeat after so many epochs (the views that a cache holds); None: never.
+            group: this process's place among those that train the network together; every one of them must call the
                 same methods in the same order.
-            say: is told what the user should know.
+            notify: is told what the user should know.
 
         Raises:
             InputError: recipe, network and teacher do not fit together.
@@ -75,36 +75,40 @@ class Trainer:
         self.network = network.to(self.device)
         self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # twice as fast on CPUs too
         self.data, self.recipe, self.views, self.order_seed = data, recipe, views, order_seed
-        self.ranks = ranks
-        self._part = WHOLE if ranks is None else ranks.slice(recipe.accumulate)
+        self.group = group
+        self._part = WHOLE if group is None else group.slice(recipe.accumulate)
         check_network(network, recipe, len(data.classes))
-        if ranks is not None:
-            ranks.join(network)
+        if group is not None:
+            group.join(network)
         objective = Objective(network, recipe, teacher, taps)
-        scaler = LossScale(self.device) if working_dtype(recipe, self.device) is torch.float16 else None
+        scaler = LossScaler(self.device) if working_dtype(recipe, self.device) is torch.float16 else None
         self._frozen_norms = freeze(network, recipe.freeze)
         optimizer = make_optimizer(network, recipe, decay_ratio, len(data.classes), skips=scaler is not None)
         checkpoint_rebuild(network, recipe.rebuild_checkpoint)
-        if ranks is not None:
+        if group is not None:
             silent = recipe.auxiliary_weight == 0 and getattr(network, AUXILIARY, None) is not None
-            objective.network = ranks.wrap(network, unused=silent)
+            objective.network = group.wrap(network, unused=silent)
         self._set_drop_path: Callable[[float], None] | None = getattr(network, "set_drop_path", None)
-        ema = Average(network, recipe.ema_decay) if recipe.ema_decay > 0 else None
+        ema = ExponentialMovingAverage(network, recipe.ema_decay) if recipe.ema_decay > 0 else None
         torch.backends.cudnn.benchmark = self.device.type == "cuda"  # every batch has the same shape
-        self.steps = steps_per_epoch(data, recipe.batch_size)
+        self.steps_per_epoch = steps_per_epoch(data, recipe.batch_size)
         self.step_losses: Tensor = torch.zeros(0)
         self.step = TrainStep(
-            self.network, objective, optimizer, scaler, ema, steps=self.steps, device=self.device,
-            view_slots=view_slots, ranks=ranks,
+            self.network, objective, optimizer, scaler, ema, steps_per_epoch=self.steps_per_epoch, device=self.device,
+            cache_epochs=cache_epochs, group=group,
         )  # fmt: skip
-        self._guard = Guard(self.step, self.batches, len(data.classes))
-        self.phases = Phases(self.device)
-        self.captured = make_captured(self.step, self.phases, say)
+        self._guard = DivergenceMonitor(self.step, self.batches, len(data.classes))
+        self.timers = PhaseTimers(self.device)
+        self.captured_epoch = make_captured_epoch(self.step, self.timers, notify)
 
     @property
     def epoch(self) -> int:
         """Epochs done."""
         return self.step.epoch
+
+    @epoch.setter
+    def epoch(self, epoch: int) -> None:
+        self.step.epoch = epoch
 
     def train_epoch(self) -> dict[str, float]:
         """Train one epoch and evaluate once on the validation split.
@@ -117,18 +121,18 @@ class Trainer:
             DivergedError: a loss or a weight is not finite, or the loss explodes.
         """
         start = time.perf_counter()
-        begin_memory(self.device)
+        reset_peak_memory(self.device)
         meter = self.train_steps()
         trained = meter.read()  # which waits until the device has done the epoch
-        seconds, rate = time.perf_counter() - start, self.step.rate(self.steps - 1)
-        metrics = trained | self.step.gradient_meter.read() | machine(self.device)
+        seconds, rate = time.perf_counter() - start, self.step.rate(self.steps_per_epoch - 1)
+        metrics = trained | self.step.gradient_meter.read() | machine_metrics(self.device)
         self.step.epoch += 1
-        with self.phases.timed(EVALUATION):
+        with self.timers.timed(EVALUATION):
             val = self.evaluate("val")
         if not math.isfinite(val["loss"]):
             raise self._diverged_in_evaluation(val["loss"])
-        metrics |= {"lr": rate * self.step.optimizer.param_groups[0][SHARE]} | self._scale_metrics()
-        metrics |= self.phases.read()
+        metrics |= {"lr": rate * self.step.optimizer.param_groups[0][LR_MULTIPLIER]} | self._scale_metrics()
+        metrics |= self.timers.read()
         metrics |= {"images_per_second": meter.images / seconds, "epoch_seconds": time.perf_counter() - start}
         return metrics | {f"val_{name}" if name in _VAL else name: value for name, value in val.items()}
 
@@ -144,21 +148,21 @@ class Trainer:
         Raises:
             DivergedError: a loss or a weight is not finite, or the loss explodes.
         """
-        steps = min(self.steps, limit or self.steps)
+        steps = min(self.steps_per_epoch, limit or self.steps_per_epoch)
         self.network.train()
         for norm in self._frozen_norms:
             norm.eval()
         if self._set_drop_path is not None:
             self._set_drop_path(self.recipe.drop_path * self.epoch / max(1, self.recipe.epochs - 1))
-        meter = self._new_meter(self.steps)
+        meter = self._new_meter(self.steps_per_epoch)
         self.step_losses = meter.losses
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
             torch.manual_seed((self.order_seed * 1_000_003 + self.epoch) % 2**63)
             self._guard.begin()
-            self.phases.begin()
-            for step, batch in enumerate(itertools.islice(self.phases.input(self.batches()), steps)):
+            self.timers.begin()
+            for step, batch in enumerate(itertools.islice(self.timers.input(self.batches()), steps)):
                 self._take(step, batch, meter)
-                if (step + 1) % LOOK_EVERY == 0 or step + 1 == steps:
+                if (step + 1) % CHECK_EVERY == 0 or step + 1 == steps:
                     self._guard.look(meter, step + 1)
         return meter
 
@@ -166,8 +170,8 @@ class Trainer:
         return TrainMeter(steps, self.step.objective.names, self.device)
 
     def _take(self, step: int, batch: Batch, meter: TrainMeter) -> None:
-        if self.captured is not None:
-            self.captured.step(step, batch, meter)
+        if self.captured_epoch is not None:
+            self.captured_epoch.step(step, batch, meter)
             return
         self.step.compute_gradients(step, batch, meter)
         self.step.update(step)
@@ -176,7 +180,7 @@ class Trainer:
         """The batches of this epoch, from its first; the same at every call."""
         return train_batches(
             self.data, self.device, self.recipe.batch_size, self.views, self.order_seed, self.epoch,
-            slot=self.step.view_epoch, part=self._part,
+            slot=self.step.cache_epoch, part=self._part,
         )  # fmt: skip
 
     def probe(self, *, wait: bool = True) -> Iterator[None]:
@@ -186,7 +190,7 @@ class Trainer:
         """
         self.network.train()
         while True:
-            meter = self._new_meter(self.steps)
+            meter = self._new_meter(self.steps_per_epoch)
             self._guard.begin()
             for step, batch in enumerate(self.batches()):
                 self._take(step, batch, meter)
@@ -216,7 +220,7 @@ class Trainer:
         return metrics
 
     def _diverged_in_evaluation(self, loss: float) -> DivergedError:
-        with Watch(self.network) as watch:
+        with NonFiniteLocator(self.network) as watch:
             self.evaluate("val")
         layer, where = watch.first
         return DivergedError(f"validation loss {loss} after epoch {self.epoch}; {where}", epoch=self.epoch, layer=layer)
@@ -243,8 +247,8 @@ class Trainer:
                 with self.step.autocast():
                     logits = self.network(images)
                 meter.add(logits.float(), labels)
-        if self.ranks is not None:
-            meter.add_up(self.ranks)
+        if self.group is not None:
+            meter.add_up(self.group)
         return meter.read()
 
     def weights(self) -> dict[str, Tensor]:

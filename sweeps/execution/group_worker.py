@@ -22,7 +22,7 @@ from lowrank.data import ImageData
 from lowrank.distillation.teacher import Teacher
 from lowrank.errors import LowrankError
 from lowrank.training.divergence import DivergedError
-from lowrank.training.engine.data_parallel import Ranks
+from lowrank.training.engine.data_parallel import DataParallelGroup
 from lowrank.training.trainer import Trainer
 from lowrank.utils.parent_death import exit_with_parent
 from lowrank.utils.text import first_line
@@ -37,7 +37,7 @@ DIVERGED, MEMORY, DEVICE, INPUT, OTHER = "diverged", "memory", "device", "input"
 class GroupWorker:
     """A trainer in this process; each method is one command, given to all ranks (what a state is, to the first)."""
 
-    def __init__(self, ranks: Ranks, device: str):
+    def __init__(self, ranks: DataParallelGroup, device: str):
         self.ranks = ranks
         self.device = f"{device}:{ranks.index}" if device == "cuda" else device
         self.notices: list[str] = []
@@ -128,7 +128,7 @@ def main(arguments: list[str]) -> None:
     index, count, device, threads, pipe, parent, store = arguments
     exit_with_parent(int(parent))
     torch.set_num_threads(int(threads))
-    ranks = Ranks(int(index), int(count))
+    ranks = DataParallelGroup(int(index), int(count))
     if device == "cuda":
         torch.cuda.set_device(ranks.index)
     if sys.platform == "linux":  # all ranks are on this machine: nothing listens elsewhere

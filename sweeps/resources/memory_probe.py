@@ -27,7 +27,7 @@ from rich.table import Table
 
 from lowrank.data import load_data
 from lowrank.data.reading.synthetic import Outline, made_data
-from lowrank.training.engine.memory_probe import find_fit, measure_step
+from lowrank.training.engine.memory_probe import measure_step, probe_memory
 from lowrank.utils.atomic_write import atomic_write
 from lowrank.utils.text import first_line
 from sweeps.cluster.devices import given_device, limit_memory, out_of_memory
@@ -179,7 +179,7 @@ def probe(config: dict[str, Any], *, warm_up: bool = False) -> dict[str, Any]:
     if warm_up:
         with suppress_out_of_memory():
             measure_step(make, batch_size, device)
-    found = find_fit(make, batch_size, device, out_of_memory)
+    found = probe_memory(make, batch_size, device, out_of_memory)
     about: dict[str, Any] = {
         "host": platform.node(), "device": device_name(device), "status": FITS if found.step else OUT_OF_MEMORY,
         "reason": found.reason, "largest_batch": found.largest_batch, "limited": found.limited,

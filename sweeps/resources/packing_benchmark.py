@@ -86,7 +86,7 @@ class _BenchmarkTrainer:
         try:
             while (taken := time.perf_counter() - start) < seconds:
                 trainer.train_steps(limit=STEPS)
-                steps += min(STEPS, trainer.steps)
+                steps += min(STEPS, trainer.steps_per_epoch)
         except (RuntimeError, MemoryError) as error:
             return 0.0, None, self._refused(error)
         on_card = self._device.type == "cuda"

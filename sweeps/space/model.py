@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from lowrank.data.settings import DataSettings
 from lowrank.errors import InputError
 from lowrank.training.recipe import Recipe
-from lowrank.training.recipes import NAME, recipe_fields
+from lowrank.training.recipes import RECIPE_FIELD, recipe_fields
 from lowrank.utils.validation import make
 from sweeps.space.domains import Domain, Value
 from sweeps.space.method_names import Alternative
@@ -67,6 +67,6 @@ class Space:
         fields = recipe_fields(self.data.name, network or self.network.name, {**self.train, **searched})
         for key in fields:
             if key not in Recipe.model_fields:
-                choices = ", ".join(sorted((NAME, *Recipe.model_fields)))
+                choices = ", ".join(sorted((RECIPE_FIELD, *Recipe.model_fields)))
                 raise InputError(f"unknown field `train.{key}`; choose from: {choices}")
         return make(Recipe, fields, "train")

@@ -16,7 +16,7 @@ from lowrank.data import steps_per_epoch
 from lowrank.errors import InfeasibleError
 from lowrank.layers import Separable
 from lowrank.networks import NetworkSettings
-from lowrank.training.recipes import NAME, default_recipe
+from lowrank.training.recipes import RECIPE_FIELD, default_recipe
 from sweeps.records.reasons import of_each_method
 from sweeps.records.specification import Trial
 from sweeps.space.domains import Value
@@ -132,10 +132,10 @@ def _time_step(network: torch.nn.Module, images: torch.Tensor, labels: torch.Ten
 def _recipe_line(space: Space) -> str:
     """Which recipe, with its figures; what is searched says so."""
     searched = {key.removeprefix("train.") for key in space.domains}
-    if NAME in searched:
+    if RECIPE_FIELD in searched:
         return "recipe: searched"
     recipe = space.recipe({})
-    name = space.train.get(NAME, default_recipe(space.data.name, space.network.name))
+    name = space.train.get(RECIPE_FIELD, default_recipe(space.data.name, space.network.name))
     figures = {"schedule": recipe.schedule, "batch_size": f"{recipe.batch_size}", "lr": f"{recipe.lr:g}",
                "weight_decay": f"{recipe.weight_decay:g}"}  # fmt: skip
     shown = (f"{key} {'searched' if key in searched else value}" for key, value in figures.items())

@@ -16,14 +16,14 @@ from lowrank.distillation.teacher import Teacher
 from lowrank.errors import InputError
 from lowrank.layers.registry import make_method
 from lowrank.networks import NetworkSettings
-from lowrank.training.engine.data_parallel import Ranks
+from lowrank.training.engine.data_parallel import DataParallelGroup
 from lowrank.training.recipe import Recipe
 from lowrank.training.trainer import Trainer
 
 
 def make_trainer(
     specification: dict[str, Any], data: ImageData, device: str,
-    teach: Callable[[nn.Module], Teacher | None] = lambda student: None, ranks: Ranks | None = None,
+    teach: Callable[[nn.Module], Teacher | None] = lambda student: None, ranks: DataParallelGroup | None = None,
     say: Callable[[str], None] = warnings.warn,
 ) -> Trainer:  # fmt: skip
     """The trainer that a specification describes, at its first epoch; `teach` finds the student's teacher.
@@ -36,7 +36,7 @@ def make_trainer(
     return Trainer(
         network, data, recipe, views=ViewSettings(**specification["views"]), order_seed=int(specification["seed"]),
         decay_ratio=decay_ratio, device=device, teacher=teach(network), taps=section.get("student_taps", ()),
-        view_slots=section.get("views"), ranks=ranks, say=say,
+        cache_epochs=section.get("views"), group=ranks, notify=say,
     )  # fmt: skip
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import distributed as dist
 
-from lowrank.training.engine.data_parallel import Ranks
+from lowrank.training.engine.data_parallel import DataParallelGroup
 
 PATIENCE = 200.0  # seconds for all of it
 
@@ -27,7 +27,9 @@ def together(count: int, work: Callable[..., Any], *arguments: Any, cards: bool 
     with tempfile.TemporaryDirectory() as folder:
         pipes = [context.Pipe(duplex=False) for _ in range(count)]
         processes = [
-            context.Process(target=_run, args=(Ranks(index, count), folder, cards, pipe[1], work, arguments))
+            context.Process(
+                target=_run, args=(DataParallelGroup(index, count), folder, cards, pipe[1], work, arguments)
+            )
             for index, pipe in enumerate(pipes)
         ]
         for process in processes:
@@ -47,7 +49,7 @@ def together(count: int, work: Callable[..., Any], *arguments: Any, cards: bool 
 
 
 def _run(
-    ranks: Ranks, folder: str, cards: bool, pipe: Any, work: Callable[..., Any], arguments: tuple[Any, ...]
+    ranks: DataParallelGroup, folder: str, cards: bool, pipe: Any, work: Callable[..., Any], arguments: tuple[Any, ...]
 ) -> None:
     torch.set_num_threads(1)
     store = dist.FileStore(str(Path(folder) / "store"), ranks.count)

@@ -2,7 +2,7 @@
 
 Rebuilt weights have one shape whatever the setting. So a network is copied without its factors, as a shell whose maps
 take their weight as an input; networks that differ in their factors alone have equal shells, and what is compiled for
-one serves them all: in this process by `trunk_of`, in others by the compiler's own cache on disk.
+one serves them all: in this process by `compiled_forward_of`, in others by the compiler's own cache on disk.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from lowrank.layers.batched_rebuild import BatchedRebuild
 from lowrank.training.objective import Loss
 from lowrank.utils.locks import hold_lock
 
-TRUNKS_KEPT = 16  # compiled functions that a process keeps: one for each network, batch size and recipe's losses
-DONE_FOLDER = "lowrank_compiled"  # in the compiler's cache: what some process has compiled
+MAX_COMPILED = 16  # compiled functions that a process keeps: one for each network, batch size and recipe's losses
+COMPILED_FOLDER = "lowrank_compiled"  # in the compiler's cache: what some process has compiled
 _KERNELS = Path(__file__).parents[2] / "kernels"
 
-_TRUNKS: OrderedDict[object, Trunk] = OrderedDict()
+_COMPILED: OrderedDict[object, CompiledForward] = OrderedDict()
 _INTERNAL = frozenset(vars(nn.Module())) - {"training"}
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
@@ -43,7 +43,7 @@ class NotCompilableError(Exception):
     """Why a network has no trunk, in words."""
 
 
-class GivenMap(StructuredMap):
+class WeightInput(StructuredMap):
     """Stands in the shell where a rebuilt map stood; its weight is an input of the trunk."""
 
     def __init__(self, like: StructuredMap):
@@ -63,7 +63,7 @@ class GivenMap(StructuredMap):
         raise NotImplementedError("the weight is an input")
 
 
-class Trunk:
+class CompiledForward:
     """One shell with its loss, compiled when it first runs.
 
     It keeps no tensor of the network that it was made from.
@@ -104,14 +104,14 @@ class Trunk:
             labels: int64 (B,).
             signals: what the teacher says about them.
         """
-        limits = torch._dynamo.config.patch(recompile_limit=TRUNKS_KEPT, fail_on_recompile_limit_hit=True)
+        limits = torch._dynamo.config.patch(recompile_limit=MAX_COMPILED, fail_on_recompile_limit_hit=True)
         with limits, warnings.catch_warnings():
             # Tracing looks whether inputs have gradients; handed weights have none of their own
             warnings.filterwarnings("ignore", message="The .grad attribute of a Tensor that is not a leaf")
             return self._run(tensors, images, labels, [] if signals is None else signals.tensors)
 
 
-class Handed(torch.autograd.Function):
+class PassWeights(torch.autograd.Function):
     """Weights as plain tensors of their own, neither views nor of some stream's making: compiled once for all."""
 
     @staticmethod
@@ -123,7 +123,7 @@ class Handed(torch.autograd.Function):
         return gradients
 
 
-class CompiledForward:
+class CompiledObjective:
     """One network's forward pass and loss by way of a trunk: its weights rebuilt together, then handed over."""
 
     def __init__(self, network: nn.Module, loss: Loss, taps: Sequence[str], autocast: tuple[str, torch.dtype] | None):
@@ -132,7 +132,7 @@ class CompiledForward:
         if missing is not None:
             raise NotCompilableError(missing)
         self._rebuild = BatchedRebuild(network, include_all=True)
-        self.trunk = trunk_of(network, self._rebuild, loss, taps, autocast)
+        self.trunk = compiled_forward_of(network, self._rebuild, loss, taps, autocast)
         own = dict(_tensors(network))
         places = {id(each): place for place, each in enumerate(self._rebuild.maps)}
         ready = {f"{name}.ready": places[id(module)] for name, module in network.named_modules()
@@ -148,33 +148,33 @@ class CompiledForward:
         """As `Objective` does, of which this is the compiled form."""
         with autocast():
             weights = self._rebuild.weights()
-        handed = Handed.apply(*weights) if weights else ()
+        handed = PassWeights.apply(*weights) if weights else ()
         tensors = [handed[source] if isinstance(source, int) else source for source in self._sources]
         return self.trunk(tensors, images, labels, signals)
 
 
-def trunk_of(
+def compiled_forward_of(
     network: nn.Module,
     rebuild: BatchedRebuild,
     loss: Loss,
     taps: Sequence[str],
     autocast: tuple[str, torch.dtype] | None,
-) -> Trunk:
+) -> CompiledForward:
     """The trunk for this network's shell, made once a process for shells that are equal."""
-    shell = make_shell(network, rebuild)
+    shell = make_template(network, rebuild)
     about = description(shell)
     key = (about, loss, tuple(taps), autocast, next(network.parameters()).device)
     if about is None:
-        return Trunk(shell, loss, taps, autocast)
-    if key not in _TRUNKS:
-        _TRUNKS[key] = Trunk(shell, loss, taps, autocast)
-    _TRUNKS.move_to_end(key)
-    while len(_TRUNKS) > TRUNKS_KEPT:
-        _TRUNKS.popitem(last=False)
-    return _TRUNKS[key]
+        return CompiledForward(shell, loss, taps, autocast)
+    if key not in _COMPILED:
+        _COMPILED[key] = CompiledForward(shell, loss, taps, autocast)
+    _COMPILED.move_to_end(key)
+    while len(_COMPILED) > MAX_COMPILED:
+        _COMPILED.popitem(last=False)
+    return _COMPILED[key]
 
 
-def make_shell(network: nn.Module, rebuild: BatchedRebuild) -> nn.Module:
+def make_template(network: nn.Module, rebuild: BatchedRebuild) -> nn.Module:
     """A copy of `network` without memory, its rebuilt maps replaced; raises NotCompilableError where hooks listen."""
     hooked = next((name for name, module in network.named_modules() if any(getattr(module, h) for h in _HOOKS)), None)
     if hooked is not None:
@@ -188,7 +188,7 @@ def make_shell(network: nn.Module, rebuild: BatchedRebuild) -> nn.Module:
             if buffer is not None:
                 memo[id(buffer)] = buffer.to("meta")
     with torch.device("meta"):
-        memo.update({id(each): GivenMap(each).train(each.training) for each in rebuild.maps})
+        memo.update({id(each): WeightInput(each).train(each.training) for each in rebuild.maps})
     shell: nn.Module = copy.deepcopy(network, memo)
     return shell
 
@@ -234,14 +234,14 @@ def _is_function(value: Any) -> bool:
 
 
 @contextmanager
-def compiling_alone(what: str) -> Iterator[None]:
+def compile_once(what: str) -> Iterator[None]:
     """Within, no other process of this machine compiles `what`: the first one works, the others find its code on disk.
 
-    Once it has been compiled there is nothing to wait for: all read its code side by side. See Trunk.digest.
+    Once it has been compiled there is nothing to wait for: all read its code side by side. See CompiledForward.digest.
     """
     from torch._inductor.runtime.cache_dir_utils import cache_dir  # only paid for where something is compiled
 
-    folder = Path(cache_dir()) / DONE_FOLDER
+    folder = Path(cache_dir()) / COMPILED_FOLDER
     done = folder / what
     if done.exists():
         yield

@@ -24,58 +24,60 @@ from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
 from lowrank.data import Batch
 from lowrank.distillation.teacher import Signals
 from lowrank.kernels.dispatch import kernel_errors
-from lowrank.training.engine.compiled_forward import CompiledForward, NotCompilableError, compiling_alone
+from lowrank.training.engine.compiled_forward import CompiledObjective, NotCompilableError, compile_once
 from lowrank.training.engine.rng import random_state, set_random_state
 from lowrank.training.engine.step import TrainStep
 from lowrank.training.metrics import TrainMeter
 from lowrank.training.objective import Forward
-from lowrank.training.optimizer import SHARE
+from lowrank.training.optimizer import LR_MULTIPLIER
 from lowrank.training.recipe import Engine, Recipe
-from lowrank.training.timers import COMPILE, Phases
+from lowrank.training.timers import COMPILE, PhaseTimers
 
 # Steps of a trial from which on compilation is worth it: ResNet-9's, once a network and machine, is paid back by three
 # such trials, as a study has them, or by one of 13,000 steps
-LONG = 5000
-WARM_UPS = 3  # steps before recording: lazily made buffers and the search for the fastest kernels must be over
+LONG_TRIAL_STEPS = 5000
+WARM_UP_STEPS = 3  # steps before recording: lazily made buffers and the search for the fastest kernels must be over
 
 
 _NOT_COMPILED = (NotCompilableError, TorchDynamoException, FailOnRecompileLimitHit)
-_SAID: set[str] = set()  # by this process
+_WARNED: set[str] = set()  # by this process
 
 
-def engine_of(recipe: Recipe, steps: int, on_gpu: bool) -> Engine:
+def choose_engine(recipe: Recipe, steps: int, on_gpu: bool) -> Engine:
     """How a trial of so many steps an epoch is stepped: what its recipe asks for, and what its `auto` means here."""
     if recipe.engine != "auto":
         return recipe.engine
     if not on_gpu:
         return "plain"
-    return "compiled" if recipe.epochs * steps >= LONG else "captured"
+    return "compiled" if recipe.epochs * steps >= LONG_TRIAL_STEPS else "captured"
 
 
-def make_captured(train_step: TrainStep, phases: Phases, say: Callable[[str], None]) -> CapturedSteps | None:
+def make_captured_epoch(
+    train_step: TrainStep, timers: PhaseTimers, notify: Callable[[str], None]
+) -> CapturedEpoch | None:
     """The steps of the engine that the trainer's recipe asks for; None for the plain loop.
 
     On a CPU nothing is recorded. float16 skips steps, which no recorded step can; nor is recorded what several
     processes do together.
     """
     on_gpu = train_step.device.type == "cuda"
-    engine = engine_of(train_step.recipe, train_step.steps, on_gpu)
-    if engine == "plain" or train_step.scaler is not None or train_step.ranks is not None:
+    engine = choose_engine(train_step.recipe, train_step.steps_per_epoch, on_gpu)
+    if engine == "plain" or train_step.scaler is not None or train_step.group is not None:
         return None
-    return CapturedSteps(train_step, phases, record=on_gpu, compiled=engine == "compiled", say=say)
+    return CapturedEpoch(train_step, timers, record=on_gpu, compiled=engine == "compiled", notify=notify)
 
 
-class CapturedSteps:
+class CapturedEpoch:
     """One trainer's step; recorded at the first batch, and anew after `forget`.
 
     `record` False runs the very same step without a graph, which shows on a CPU that the two are one.
     """
 
     def __init__(
-        self, train_step: TrainStep, phases: Phases, *, record: bool = True, compiled: bool = False,
-        say: Callable[[str], None] = warnings.warn,
+        self, train_step: TrainStep, timers: PhaseTimers, *, record: bool = True, compiled: bool = False,
+        notify: Callable[[str], None] = warnings.warn,
     ):  # fmt: skip
-        self._train_step, self._phases, self._record, self._say = train_step, phases, record, say
+        self._train_step, self._timers, self._record, self._notify = train_step, timers, record, notify
         self._compiled = compiled
         self._reloads = train_step.reloads
         self._forward: Forward = train_step.objective
@@ -96,7 +98,7 @@ class CapturedSteps:
         images, labels, indices = batch
         signals = self._train_step.ask_teacher(images, indices)
         if self._images.shape != images.shape or self._reloads != self._train_step.reloads:
-            with self._phases.timed(COMPILE):
+            with self._timers.timed(COMPILE):
                 self._prepare(images, labels, signals)
         self._fill(images, labels, signals)
         self._set_rate(step)
@@ -117,7 +119,7 @@ class CapturedSteps:
     def _set_rate(self, step: int) -> None:
         rate = self._train_step.rate(step)
         for group, tensor in zip(self._train_step.optimizer.param_groups, self._rates, strict=True):
-            tensor.fill_(rate * group[SHARE])
+            tensor.fill_(rate * group[LR_MULTIPLIER])
 
     def _prepare(self, images: Tensor, labels: Tensor, signals: Signals | None) -> None:
         """Lay out the memory for batches like this one and record the step; the trainer's state stays as it is."""
@@ -158,17 +160,17 @@ class CapturedSteps:
         objective = train_step.objective
         try:
             taps = () if objective.taps is None else objective.taps.names
-            forward = CompiledForward(train_step.network, objective.loss, taps, dtype)
+            forward = CompiledObjective(train_step.network, objective.loss, taps, dtype)
             self._forward = forward
-            with compiling_alone(forward.trunk.digest(self._images)), self._undone():
+            with compile_once(forward.trunk.digest(self._images)), self._undone():
                 self._body()
         except (*_NOT_COMPILED, *kernel_errors()) as error:  # type: ignore[misc]  # all of them are exceptions
             self._compiled, self._forward = False, objective
             cause = getattr(error, "inner_exception", error)
             reason = next(iter(str(cause).strip().splitlines()), type(cause).__name__)
-            if reason not in _SAID:
-                _SAID.add(reason)
-                self._say(f"training is not compiled, and so is slower: {reason}")
+            if reason not in _WARNED:
+                _WARNED.add(reason)
+                self._notify(f"training is not compiled, and so is slower: {reason}")
 
     def _make_momentum(self) -> None:
         """Momentum from zeros is momentum from the first gradient; a recorded step cannot tell first from later."""
@@ -183,7 +185,7 @@ class CapturedSteps:
         here, side = torch.cuda.current_stream(), torch.cuda.Stream()
         side.wait_stream(here)
         with torch.cuda.stream(side):
-            for _ in range(WARM_UPS):
+            for _ in range(WARM_UP_STEPS):
                 self._body()
         here.wait_stream(side)
         graph = torch.cuda.CUDAGraph()

@@ -31,7 +31,7 @@ _DropoutNd = nn.modules.dropout._DropoutNd
 
 
 @dataclass(frozen=True)
-class Ranks:
+class DataParallelGroup:
     """This process's place among `count` that train together; torch's default process group must be there."""
 
     index: int
@@ -62,13 +62,13 @@ class Ranks:
         if isinstance(module, DropPath):
             module.part = (self.index, self.count)
         elif isinstance(module, nn.Dropout):
-            return TotalDropout(module, self)
+            return GlobalDropout(module, self)
         elif isinstance(module, _DropoutNd):
             raise InputError(f"{type(module).__name__} draws for the images of one process alone; a network that has "
                              "it cannot be trained by several")  # fmt: skip
-        elif isinstance(module, _BatchNorm) and not isinstance(module, nn.SyncBatchNorm | TotalBatchNorm):
+        elif isinstance(module, _BatchNorm) and not isinstance(module, nn.SyncBatchNorm | GlobalBatchNorm):
             on_card = next(module.parameters()).is_cuda if module.affine else torch.cuda.is_initialized()
-            return nn.SyncBatchNorm.convert_sync_batchnorm(module) if on_card else TotalBatchNorm.of(module)
+            return nn.SyncBatchNorm.convert_sync_batchnorm(module) if on_card else GlobalBatchNorm.of(module)
         return module
 
     def wrap(self, network: nn.Module, *, unused: bool) -> DistributedDataParallel:
@@ -100,11 +100,11 @@ class _Sum(torch.autograd.Function):
         return total
 
 
-class TotalBatchNorm(_BatchNorm):
+class GlobalBatchNorm(_BatchNorm):
     """Batch norm over the images of all ranks, of which each has as many; torch's SyncBatchNorm is for cards alone."""
 
     @classmethod
-    def of(cls, norm: _BatchNorm) -> TotalBatchNorm:
+    def of(cls, norm: _BatchNorm) -> GlobalBatchNorm:
         """With the very parameters and statistics of `norm`."""
         made = cls(norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
         made.weight, made.bias = norm.weight, norm.bias
@@ -144,10 +144,10 @@ class TotalBatchNorm(_BatchNorm):
         self.running_var.lerp_(variance, share)
 
 
-class TotalDropout(nn.Dropout):
+class GlobalDropout(nn.Dropout):
     """Dropout whose mask is this rank's slice of the one that a single process would draw."""
 
-    def __init__(self, dropout: nn.Dropout, ranks: Ranks):
+    def __init__(self, dropout: nn.Dropout, ranks: DataParallelGroup):
         super().__init__(dropout.p)  # never in place: the mask is drawn apart
         self._ranks = ranks
         self.train(dropout.training)

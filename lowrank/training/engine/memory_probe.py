@@ -35,7 +35,7 @@ Fits = Callable[[int], bool | None]  # whether a batch of so many images fits; N
 
 
 @dataclass(frozen=True)
-class Step:
+class StepMeasurement:
     """One training step: seconds, images, and the peak of memory in MB (None where nobody counts)."""
 
     seconds: float
@@ -49,26 +49,26 @@ class Step:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Fit:
+class MemoryProbe:
     """A step at the recipe's batch (None, with the `reason`, where it does not fit) and the largest batch that fits.
 
     `largest_batch` is 0 where none fits; `limited` says that a larger one was seen not to fit.
     """
 
-    step: Step | None
+    step: StepMeasurement | None
     reason: str
     largest_batch: int
     limited: bool
 
 
-def measure_step(make: MakeTrainer, batch_size: int, device: torch.device) -> Step:
+def measure_step(make: MakeTrainer, batch_size: int, device: torch.device) -> StepMeasurement:
     """Build the trainer, warm it up and time its steps; raises torch's OutOfMemoryError or a RuntimeError."""
     _release(device)
     before = _begin_peak(device)
     return _timed(make(batch_size), device, before)
 
 
-def _timed(trainer: Trainer, device: torch.device, before: float | None) -> Step:
+def _timed(trainer: Trainer, device: torch.device, before: float | None) -> StepMeasurement:
     images = min(trainer.recipe.batch_size, len(trainer.data.train))
     steps = trainer.probe()
     next(steps)
@@ -77,10 +77,10 @@ def _timed(trainer: Trainer, device: torch.device, before: float | None) -> Step
         start = time.perf_counter()
         next(steps)
         taken.append(time.perf_counter() - start)
-    return Step(min(taken), images, _peak(device, before))
+    return StepMeasurement(min(taken), images, _peak(device, before))
 
 
-def find_fit(make: MakeTrainer, batch_size: int, device: torch.device, out_of_memory: OutOfMemory) -> Fit:
+def probe_memory(make: MakeTrainer, batch_size: int, device: torch.device, out_of_memory: OutOfMemory) -> MemoryProbe:
     """Measure a step and search the largest batch that fits, by doubling, or by halving where the step does not fit.
 
     Args:
@@ -93,27 +93,29 @@ def find_fit(make: MakeTrainer, batch_size: int, device: torch.device, out_of_me
     before = _begin_peak(device)
     trainer = make(batch_size)
     step, reason = _refusal(lambda: _timed(trainer, device, before), out_of_memory)
-    trainer.captured = None  # gives back what a recorded step holds
+    trainer.captured_epoch = None  # gives back what a recorded step holds
     tries = _Tries(trainer, device, out_of_memory, step)
     size = trainer.recipe.batch_size
     if step is None:
-        return Fit(step=None, reason=reason, largest_batch=halved(tries.fits, tries.whole(size // 2)), limited=True)
+        return MemoryProbe(
+            step=None, reason=reason, largest_batch=largest_by_halving(tries.fits, tries.whole(size // 2)), limited=True
+        )
     growth = CPU_GROWTH if device.type == "cpu" else GPU_GROWTH
     sizes = [min(size, tries.images)]
     while sizes[-1] < tries.images and 2 * sizes[-1] <= growth * size:
         sizes.append(tries.whole(min(2 * sizes[-1], tries.images)))
-    largest, limited = largest_of(tries.fits, sizes, tries.guess(sizes))
-    return Fit(step=step, reason="", largest_batch=largest, limited=limited)
+    largest, limited = largest_by_doubling(tries.fits, sizes, tries.guess(sizes))
+    return MemoryProbe(step=step, reason="", largest_batch=largest, limited=limited)
 
 
-def halved(fits: Fits, size: int) -> int:
+def largest_by_halving(fits: Fits, size: int) -> int:
     """The first of `size`, half of it, a quarter ... that fits; 0: none does."""
     while size and not fits(size):
         size //= 2
     return size
 
 
-def largest_of(fits: Fits, sizes: Sequence[int], guess: int = 1) -> tuple[int, bool]:
+def largest_by_doubling(fits: Fits, sizes: Sequence[int], guess: int = 1) -> tuple[int, bool]:
     """The largest of ascending `sizes` that fits, and whether a larger one was seen not to.
 
     Args:
@@ -136,7 +138,9 @@ def largest_of(fits: Fits, sizes: Sequence[int], guess: int = 1) -> tuple[int, b
 class _Tries:
     """Plain steps of one trainer on batches of any size."""
 
-    def __init__(self, trainer: Trainer, device: torch.device, out_of_memory: OutOfMemory, step: Step | None):
+    def __init__(
+        self, trainer: Trainer, device: torch.device, out_of_memory: OutOfMemory, step: StepMeasurement | None
+    ):
         self._trainer, self._device, self._out_of_memory = trainer, device, out_of_memory
         self._last_peak = None if step is None else step.peak_mb
         self.images = self.whole(len(trainer.data.train))

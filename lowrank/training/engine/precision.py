@@ -15,7 +15,7 @@ from torch import Tensor
 from lowrank.training.recipe import Recipe
 
 START_SCALE = 2.0**16
-LEAST_SCALE = 1.0  # a gradient that overflows without any scale is the training's fault, not the format's
+MIN_SCALE = 1.0  # a gradient that overflows without any scale is the training's fault, not the format's
 GROWTH_STEPS = 2000  # steps without overflow after which the scale is doubled
 
 
@@ -31,10 +31,10 @@ def autocast(device: torch.device, dtype: torch.dtype | None) -> AbstractContext
     return nullcontext() if dtype is None else torch.autocast(device.type, dtype)
 
 
-class LossScale:
+class LossScaler:
     """Dynamic loss scaling: halved by an overflow, whose step is skipped, doubled after GROWTH_STEPS without one.
 
-    Never below LEAST_SCALE; a step that overflows there is `collapsed`.
+    Never below MIN_SCALE; a step that overflows there is `collapsed`.
     Source: Micikevicius et al. 2018, "Mixed precision training".
     """
 
@@ -53,12 +53,12 @@ class LossScale:
         self.overflow.zero_()
         torch._amp_foreach_non_finite_check_and_unscale_(list(gradients), self.overflow, self.scale.reciprocal())
         self.skipped += self.overflow
-        return self.overflow * (self.scale <= LEAST_SCALE)
+        return self.overflow * (self.scale <= MIN_SCALE)
 
     def update(self) -> None:
         """Change the scale after a step."""
         torch._amp_update_scale_(self.scale, self.growth, self.overflow, 2.0, 0.5, GROWTH_STEPS)
-        self.scale.clamp_(min=LEAST_SCALE)
+        self.scale.clamp_(min=MIN_SCALE)
 
     def state(self) -> dict[str, Tensor]:
         """What the next step depends on."""

@@ -15,13 +15,13 @@ from torch import Tensor, nn
 
 from lowrank.data import Batch
 from lowrank.distillation.teacher import Signals
-from lowrank.training.ema import Average
-from lowrank.training.engine.data_parallel import Ranks, unsynchronised
-from lowrank.training.engine.precision import LossScale, autocast, working_dtype
+from lowrank.training.ema import ExponentialMovingAverage
+from lowrank.training.engine.data_parallel import DataParallelGroup, unsynchronised
+from lowrank.training.engine.precision import LossScaler, autocast, working_dtype
 from lowrank.training.metrics import GradientMeter, TrainMeter
 from lowrank.training.objective import Forward, Objective
-from lowrank.training.optimizer import set_rate
-from lowrank.training.recipe import Recipe, lr_share
+from lowrank.training.optimizer import set_lr
+from lowrank.training.recipe import Recipe, lr_factor
 from lowrank.training.weight_decay import add_frobenius_gradient, penalised_maps
 
 
@@ -30,16 +30,16 @@ class TrainStep:
 
     Attributes:
         epoch: epochs done; whoever runs the loop counts it up.
-        steps: steps of an epoch.
-        view_epoch: the number that this epoch's augmentations are drawn with, which also selects a teacher's signals.
-        collapsed: (steps,), 1 for a step of this epoch whose gradients overflowed at float16's least loss scale.
+        steps_per_epoch: how many batches an epoch has.
+        cache_epoch: the number that this epoch's augmentations are drawn with, which also selects a teacher's signals.
+        collapsed: (steps_per_epoch,), 1 for a step of this epoch that overflowed at float16's least loss scale.
         reloads: how often `load_state` has replaced tensors. What holds on to the old ones must then be made anew.
     """
 
     def __init__(
-        self, network: nn.Module, objective: Objective, optimizer: torch.optim.Optimizer, scaler: LossScale | None,
-        ema: Average | None, *, steps: int, device: torch.device, view_slots: int | None = None,
-        ranks: Ranks | None = None,
+        self, network: nn.Module, objective: Objective, optimizer: torch.optim.Optimizer, scaler: LossScaler | None,
+        ema: ExponentialMovingAverage | None, *, steps_per_epoch: int, device: torch.device,
+        cache_epochs: int | None = None, group: DataParallelGroup | None = None,
     ):  # fmt: skip
         """Take what a step works on; nothing is copied.
 
@@ -49,32 +49,32 @@ class TrainStep:
             optimizer: from lowrank.training.optimizer.make_optimizer.
             scaler: for float16 alone.
             ema: moving average of the weights, where the recipe asks for one.
-            steps: steps of an epoch.
+            steps_per_epoch: how many batches an epoch has.
             device: where the network is.
-            view_slots: after so many epochs the same augmentations come again; None: they never do.
-            ranks: the processes that train the network together.
+            cache_epochs: after so many epochs the same augmentations come again; None: they never do.
+            group: the processes that train the network together.
         """
         self.network, self.objective, self.optimizer, self.scaler, self.ema = network, objective, optimizer, scaler, ema
         self.recipe: Recipe = objective.recipe
-        self.steps, self.device, self.ranks = steps, device, ranks
+        self.steps_per_epoch, self.device, self.group = steps_per_epoch, device, group
         self.dtype = working_dtype(self.recipe, device)
         self.penalised = penalised_maps(network, self.recipe)
-        self.gradient_meter = GradientMeter(network, steps)
+        self.gradient_meter = GradientMeter(network, steps_per_epoch)
         self.epoch = self.reloads = 0
         self.collapsed = torch.zeros(0)
-        self._view_slots = view_slots
+        self._cache_epochs = cache_epochs
 
     @property
-    def view_epoch(self) -> int:
-        return self.epoch if self._view_slots is None else self.epoch % self._view_slots
+    def cache_epoch(self) -> int:
+        return self.epoch if self._cache_epochs is None else self.epoch % self._cache_epochs
 
     def begin_epoch(self) -> None:
         """Forget which steps of the last epoch collapsed."""
-        self.collapsed = torch.zeros(self.steps, device=self.device)
+        self.collapsed = torch.zeros(self.steps_per_epoch, device=self.device)
 
     def ask_teacher(self, images: Tensor, indices: Tensor) -> Signals | None:
         """Get the teacher's signals for this epoch's augmentations of images `indices` (B,); None without a teacher."""
-        return self.objective.ask(images, indices, self.view_epoch)
+        return self.objective.ask(images, indices, self.cache_epoch)
 
     def compute_gradients(self, step: int, batch: Batch, meter: TrainMeter) -> None:
         """Ask the teacher about a batch and run `backward` on it."""
@@ -108,12 +108,12 @@ class TrainStep:
                 scaled = loss if parts == 1 else loss * share
                 (scaled if self.scaler is None else self.scaler.scaled(scaled)).backward()
             meter.add(step, share, logits.detach(), labels_part, loss.detach(), [part.detach() for part in losses])
-        if self.ranks is not None:
-            meter.add_up(step, self.ranks)
+        if self.group is not None:
+            meter.add_up(step, self.group)
 
     def update(self, step: int) -> None:
         """Change the weights by the gradients of this epoch's `step`."""
-        set_rate(self.optimizer, self.rate(step))
+        set_lr(self.optimizer, self.rate(step))
         if self.scaler is not None:
             gradients = [parameter.grad for parameter in self.network.parameters() if parameter.grad is not None]
             self.collapsed[step] = self.scaler.unscale(gradients)[0]
@@ -126,8 +126,8 @@ class TrainStep:
 
     def rate(self, step: int) -> float:
         """Get the learning rate of this epoch's `step`, before the multipliers of parameter groups."""
-        done = self.epoch * self.steps + step
-        return self.recipe.lr * lr_share(self.recipe, done / (self.recipe.epochs * self.steps))
+        done = self.epoch * self.steps_per_epoch + step
+        return self.recipe.lr * lr_factor(self.recipe, done / (self.recipe.epochs * self.steps_per_epoch))
 
     def apply_gradients(self) -> None:
         """Clip the gradients, add Frobenius decay and run the optimizer, at the learning rate that is set."""
@@ -140,7 +140,7 @@ class TrainStep:
     def after_update(self, step: int) -> None:
         """Update the moving average of the weights."""
         if self.ema is not None:
-            self.ema.update(self.epoch * self.steps + step)
+            self.ema.update(self.epoch * self.steps_per_epoch + step)
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Enter the precision in which the network runs."""

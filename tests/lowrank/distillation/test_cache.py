@@ -77,7 +77,7 @@ def losses(data: ImageData, teacher: Any, epochs: int = 2, slots: int | None = N
         settings, network_plan(settings, (1, 8, 8), 10), Bottleneck(rank_scale=0.3), (1, 8, 8), 10, 1
     )
     recipe = Recipe(epochs=epochs, batch_size=32, lr=1e-9, attention_weight=1000, kd_weight=0.5)
-    trainer = Trainer(student, data, recipe, views=VIEWS, order_seed=0, teacher=teacher, taps=TAPS, view_slots=slots)
+    trainer = Trainer(student, data, recipe, views=VIEWS, order_seed=0, teacher=teacher, taps=TAPS, cache_epochs=slots)
     return [trainer.train_epoch()["train_loss"] for _ in range(epochs)]
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lowrank.networks import NetworkSettings, darts, make_network
 from lowrank.training.divergence import DivergedError
-from lowrank.training.engine.memory_probe import find_fit, measure_step
+from lowrank.training.engine.memory_probe import measure_step, probe_memory
 from lowrank.training.trainer import Trainer
 from tests.support.training import (
     SMALL,
@@ -51,7 +51,7 @@ def test_a_recorded_step_that_diverges_is_traced_to_its_step_and_layer():
     network = make_network(SMALL, small_data().image_shape, 10)
     network.stage2 = nn.Sequential(network.stage2, Fuse(8))
     run = trainer(network)
-    assert run.captured is not None
+    assert run.captured_epoch is not None
     with pytest.raises(DivergedError) as caught:
         [run.train_epoch() for _ in range(3)]
     assert (caught.value.epoch, caught.value.step, caught.value.layer) == (2, 2, "stage2.1")
@@ -130,7 +130,7 @@ def test_the_largest_batch_is_at_most_the_training_split(engine):
     def make(batch_size: int) -> Trainer:
         return trainer(engine=engine, batch_size=batch_size)
 
-    found = find_fit(make, 16, torch.device("cuda"), lambda error: isinstance(error, torch.OutOfMemoryError))
+    found = probe_memory(make, 16, torch.device("cuda"), lambda error: isinstance(error, torch.OutOfMemoryError))
     assert found.step is not None
     assert found.step.images == 16
     assert (found.reason, found.limited) == ("", False)

@@ -23,7 +23,7 @@ from lowrank.networks import NetworkSettings, make_network
 from lowrank.training.divergence import DivergedError
 from lowrank.training.engine import compiled_forward as trunk
 from lowrank.training.engine import cuda_graph as captured
-from lowrank.training.engine.compiled_forward import NotCompilableError, trunk_of
+from lowrank.training.engine.compiled_forward import NotCompilableError, compiled_forward_of
 from lowrank.training.objective import Loss
 from lowrank.training.recipe import Recipe
 from lowrank.training.trainer import Trainer
@@ -48,7 +48,7 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
         return graph.forward
 
     torch._dynamo.reset()
-    monkeypatch.setattr(trunk, "_TRUNKS", type(trunk._TRUNKS)())
+    monkeypatch.setattr(trunk, "_COMPILED", type(trunk._COMPILED)())
     monkeypatch.setattr(trunk, "compile_graph", keep)
     monkeypatch.setattr(trunk, "compile_obstacle", lambda device: None)
     yield found
@@ -62,12 +62,14 @@ def student(method: dict[str, Any] | None = None, params: int = PARAMS, **networ
     return build_student(settings, plan, solved, (1, 8, 8), 10, seed=0)
 
 
-def trainer(data: ImageData, engine: str, network: nn.Module | None = None, say: Any = None, **fields: Any) -> Trainer:
+def trainer(
+    data: ImageData, engine: str, network: nn.Module | None = None, notify: Any = None, **fields: Any
+) -> Trainer:
     torch.manual_seed(1)
     wise = make_network(SMALL, data.image_shape, 10)
     recipe = Recipe(epochs=3, batch_size=32, lr=0.01, engine=engine, **fields)  # type: ignore[arg-type]
     return Trainer(
-        network or student(), data, recipe, views=default_views("digits"), order_seed=0, say=say or pytest.fail,
+        network or student(), data, recipe, views=default_views("digits"), order_seed=0, notify=notify or pytest.fail,
         teacher=LiveTeacher(wise, default_taps(wise)),
     )  # fmt: skip
 
@@ -77,12 +79,12 @@ def losses(run: Trainer, epochs: int = 1) -> Tensor:
     for _ in range(epochs):
         run.train_steps()
         found.append(run.step_losses.clone())
-        run.step.epoch += 1
+        run.epoch += 1
     return torch.cat(found)
 
 
-def one_trunk(network: nn.Module, loss: Loss = LOSS) -> trunk.Trunk:
-    return trunk_of(network, BatchedRebuild(network, include_all=True), loss, (), None)
+def one_trunk(network: nn.Module, loss: Loss = LOSS) -> trunk.CompiledForward:
+    return compiled_forward_of(network, BatchedRebuild(network, include_all=True), loss, (), None)
 
 
 def test_settings_of_every_factored_method_share_a_trunk_and_other_networks_do_not(graphs):
@@ -119,10 +121,10 @@ def test_a_trunk_trains_as_the_plain_loop_and_is_traced_once_for_all_settings(da
 
 
 def test_a_machine_that_cannot_compile_says_so_once_and_trains(data, monkeypatch):
-    monkeypatch.setattr(captured, "_SAID", set())
+    monkeypatch.setattr(captured, "_WARNED", set())
     monkeypatch.setattr(trunk, "compile_obstacle", lambda device: "there is no C compiler")
     said: list[str] = []
-    runs = [trainer(data, engine, say=said.append) for engine in ("compiled", "compiled", "plain")]
+    runs = [trainer(data, engine, notify=said.append) for engine in ("compiled", "compiled", "plain")]
     first, second, plain = (losses(run) for run in runs)
     assert said == ["training is not compiled, and so is slower: there is no C compiler"]
     assert torch.equal(first, plain)
@@ -134,9 +136,9 @@ def test_a_compiler_that_fails_is_done_without(data, graphs, monkeypatch):
         raise RuntimeError("no such instruction")
 
     monkeypatch.setattr(trunk, "compile_graph", unlucky)
-    monkeypatch.setattr(captured, "_SAID", set())
+    monkeypatch.setattr(captured, "_WARNED", set())
     said: list[str] = []
-    found = losses(trainer(data, "compiled", say=said.append))
+    found = losses(trainer(data, "compiled", notify=said.append))
     assert said == ["training is not compiled, and so is slower: no such instruction"]
     assert torch.equal(found, losses(trainer(data, "plain")))
 
@@ -156,9 +158,9 @@ def test_a_kernel_that_finds_no_room_is_done_without(data, graphs, monkeypatch):
 
     monkeypatch.setattr(trunk, "compile_graph", cramped)
     monkeypatch.setattr(captured, "kernel_errors", lambda: (NoRoomError,))
-    monkeypatch.setattr(captured, "_SAID", set())
+    monkeypatch.setattr(captured, "_WARNED", set())
     said: list[str] = []
-    found, wanted = trainer(data, "compiled", say=said.append), trainer(data, "plain")
+    found, wanted = trainer(data, "compiled", notify=said.append), trainer(data, "plain")
     assert torch.equal(losses(found), losses(wanted))
     assert said == ["training is not compiled, and so is slower: out of resource: shared memory"]
     for key, tensor in wanted.state().items():

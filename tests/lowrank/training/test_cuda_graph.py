@@ -12,7 +12,7 @@ from lowrank.data import DataSettings, ImageData, default_views, load_data
 from lowrank.distillation.teacher import LiveTeacher, default_taps
 from lowrank.layers import TensorTrain
 from lowrank.networks import NetworkSettings, make_network
-from lowrank.training.engine.cuda_graph import engine_of
+from lowrank.training.engine.cuda_graph import choose_engine
 from lowrank.training.recipe import Recipe
 from lowrank.training.trainer import Trainer
 
@@ -81,4 +81,4 @@ def test_a_resumed_recorded_run_is_the_undisturbed_one(data):
     ],
 )  # fmt: skip
 def test_long_trials_on_a_gpu_are_compiled_unless_their_recipe_says_otherwise(engine, epochs, on_gpu, wanted):
-    assert engine_of(Recipe(engine=engine, epochs=epochs), 50, on_gpu) == wanted
+    assert choose_engine(Recipe(engine=engine, epochs=epochs), 50, on_gpu) == wanted

@@ -13,7 +13,7 @@ from lowrank.errors import InputError
 from lowrank.networks import NetworkSettings, make_network
 from lowrank.networks.base import DropPath
 from lowrank.training.divergence import DivergedError
-from lowrank.training.engine.data_parallel import Ranks, TotalBatchNorm
+from lowrank.training.engine.data_parallel import DataParallelGroup, GlobalBatchNorm
 from lowrank.training.trainer import Trainer
 from tests.support.process_group import together
 from tests.support.training import (
@@ -46,43 +46,43 @@ class Dropping(nn.Module):
         self.head = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(512), nn.Linear(512, 10))
 
     def set_drop_path(self, rate: float) -> None:
-        self.path.set_rate(rate)
+        self.path.set_lr(rate)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.body(x)
         return self.head(self.dropout(x + self.path(x)))
 
 
-def trainer(name: str, ranks: Ranks | None) -> Trainer:
+def trainer(name: str, ranks: DataParallelGroup | None) -> Trainer:
     if name == "dropping":
         torch.manual_seed(3)
-        return small_trainer(small_recipe(drop_path=0.4, **FIRST), network=Dropping(), ranks=ranks)
+        return small_trainer(small_recipe(drop_path=0.4, **FIRST), network=Dropping(), group=ranks)
     fields = RUNS[name]
     teacher = {"teacher": small_teacher(), "taps": TAPS} if name == "everything" else {}
     return small_trainer(
-        small_recipe(**fields, **FIRST), method=tensor_train(), decay_ratio=0.1, ranks=ranks, **teacher
+        small_recipe(**fields, **FIRST), method=tensor_train(), decay_ratio=0.1, group=ranks, **teacher
     )
 
 
-def trained(ranks: Ranks | None, names: list[str]) -> dict[str, Any]:
+def trained(ranks: DataParallelGroup | None, names: list[str]) -> dict[str, Any]:
     """Of each run: what its second epoch (with dropped paths) tells, the losses of its steps, the weights after it."""
     found: dict[str, Any] = {}
     for name in names:
         run = trainer(name, ranks)
         run.epoch = 1
         metrics = run.train_epoch()
-        found[name] = run.step_losses.tolist(), metrics, copied_state(run), run.captured is None
+        found[name] = run.step_losses.tolist(), metrics, copied_state(run), run.captured_epoch is None
     return found
 
 
-def diverging(ranks: Ranks | None) -> str:
-    run = small_trainer(small_recipe(lr=1e12), method=tensor_train(), ranks=ranks)
+def diverging(ranks: DataParallelGroup | None) -> str:
+    run = small_trainer(small_recipe(lr=1e12), method=tensor_train(), group=ranks)
     with pytest.raises(DivergedError) as caught:
         run.train_epoch()
     return str(caught.value)
 
 
-def both(ranks: Ranks | None) -> tuple[dict[str, Any], str]:
+def both(ranks: DataParallelGroup | None) -> tuple[dict[str, Any], str]:
     return trained(ranks, [*RUNS, "dropping"]), diverging(ranks)
 
 
@@ -125,10 +125,10 @@ def test_all_see_a_divergence_at_the_same_step(runs):
     assert said[0].partition("; ")[0].rpartition(" in ")[2] == alone.partition("; ")[0].rpartition(" in ")[2]
 
 
-def on_cards(ranks: Ranks | None, precision: str) -> list[float]:
+def on_cards(ranks: DataParallelGroup | None, precision: str) -> list[float]:
     device = f"cuda:{ranks.index}" if ranks else "cuda:0"
     recipe = small_recipe(**FIRST, precision=precision, engine="plain")
-    run = small_trainer(recipe, method=tensor_train(), decay_ratio=0.1, ranks=ranks, device=device)
+    run = small_trainer(recipe, method=tensor_train(), decay_ratio=0.1, group=ranks, device=device)
     found = run.train_epoch()
     return [*run.step_losses.tolist(), found["val_loss"]]
 
@@ -144,19 +144,19 @@ def test_two_cards_have_the_losses_of_one(precision, tolerance):
 def test_a_batch_norm_of_one_process_becomes_one_of_all_with_the_same_tensors():
     network = make_network(NetworkSettings(width=0.125), (1, 8, 8), 10)
     before = network.state_dict(keep_vars=True)
-    Ranks(0, 2).join(network)
+    DataParallelGroup(0, 2).join(network)
     after = network.state_dict(keep_vars=True)
     assert list(before) == list(after)
     assert all(after[name] is tensor for name, tensor in before.items())
     norms = [module for module in network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     assert norms
-    assert {type(norm) for norm in norms} == {TotalBatchNorm}
+    assert {type(norm) for norm in norms} == {GlobalBatchNorm}
     network.eval()(torch.zeros(1, 1, 8, 8))  # needs no other process
 
 
 def test_what_draws_for_one_process_alone_is_refused():
     with pytest.raises(InputError, match="Dropout2d draws for the images of one process alone"):
-        Ranks(0, 2).join(nn.Sequential(nn.Dropout2d()))
+        DataParallelGroup(0, 2).join(nn.Sequential(nn.Dropout2d()))
 
 
 def test_slices_of_parts_make_up_the_batch():

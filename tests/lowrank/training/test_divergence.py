@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lowrank.training.divergence import LOOK_EVERY, DivergedError, Watch
-from lowrank.training.engine.precision import LEAST_SCALE
+from lowrank.training.divergence import CHECK_EVERY, DivergedError, NonFiniteLocator
+from lowrank.training.engine.precision import MIN_SCALE
 from lowrank.training.trainer import Trainer
 from tests.support.training import SMALL, assert_same, copied_state, small_data, small_recipe, small_trainer
 
@@ -78,8 +78,8 @@ def test_a_nan_in_the_last_steps_gradient_is_seen_though_no_loss_shows_it():
 
 def test_a_step_far_into_an_epoch_is_found_from_the_last_look():
     """More steps than between two looks, so that the replay starts at the second copy."""
-    error = diverged(armed(LOOK_EVERY + 7, "output", batch_size=2), epochs=1)
-    assert (error.epoch, error.step, error.layer) == (1, LOOK_EVERY + 7, "stage2.1")
+    error = diverged(armed(CHECK_EVERY + 7, "output", batch_size=2), epochs=1)
+    assert (error.epoch, error.step, error.layer) == (1, CHECK_EVERY + 7, "stage2.1")
 
 
 def test_weights_that_are_not_finite_at_the_start_are_found_at_the_first_step():
@@ -117,7 +117,7 @@ def test_a_look_changes_no_number(monkeypatch):
         return copied_state(run)
 
     usual = trained()
-    monkeypatch.setattr("lowrank.training.trainer.LOOK_EVERY", 3)
+    monkeypatch.setattr("lowrank.training.trainer.CHECK_EVERY", 3)
     assert_same(usual, trained())
 
 
@@ -138,7 +138,7 @@ def test_float16_skips_what_overflows_and_goes_on():
 def test_float16_that_overflows_at_the_least_scale_has_diverged():
     run = armed(2, "gradient", math.inf, precision="float16")
     assert run.step.scaler is not None
-    run.step.scaler.scale.fill_(LEAST_SCALE)
+    run.step.scaler.scale.fill_(MIN_SCALE)
     error = diverged(run)
     assert (error.epoch, error.step, error.layer) == (1, 2, "stage2.1")
     assert "gradients still overflow at the least loss scale (1)" in str(error)
@@ -146,7 +146,7 @@ def test_float16_that_overflows_at_the_least_scale_has_diverged():
 
 def test_a_watch_leaves_no_hook():
     network = nn.Sequential(nn.Linear(2, 2))
-    with Watch(network) as watch:
+    with NonFiniteLocator(network) as watch:
         network(torch.ones(1, 2))
     assert watch.first == (None, "no layer's output was at fault")
     assert not network[0]._forward_hooks

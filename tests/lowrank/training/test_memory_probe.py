@@ -9,8 +9,14 @@ import torch
 
 from lowrank.data import ViewSettings
 from lowrank.training.engine import memory_probe as fit
-from lowrank.training.engine.cuda_graph import CapturedSteps
-from lowrank.training.engine.memory_probe import Fit, find_fit, halved, largest_of, measure_step
+from lowrank.training.engine.cuda_graph import CapturedEpoch
+from lowrank.training.engine.memory_probe import (
+    MemoryProbe,
+    largest_by_doubling,
+    largest_by_halving,
+    measure_step,
+    probe_memory,
+)
 from lowrank.training.engine.step import TrainStep
 from lowrank.training.recipe import Recipe
 from lowrank.training.trainer import Trainer
@@ -47,7 +53,7 @@ def test_the_largest_batch_is_found_whatever_is_guessed(most: int, found: tuple[
         return size <= most
 
     sizes = [32, 64, 128, 256, 512, 1000]
-    assert largest_of(fits, sizes, min(guess, 5)) == found
+    assert largest_by_doubling(fits, sizes, min(guess, 5)) == found
     assert len(set(asked)) == len(asked)
 
 
@@ -58,19 +64,19 @@ def test_a_good_guess_takes_two_tries() -> None:
         asked.append(size)
         return size <= 300
 
-    assert largest_of(fits, [32, 64, 128, 256, 512, 1000], 3) == (256, True)
+    assert largest_by_doubling(fits, [32, 64, 128, 256, 512, 1000], 3) == (256, True)
     assert asked == [256, 512]
 
 
 def test_what_is_not_tried_limits_nothing() -> None:
-    assert largest_of(lambda size: None, [32, 64]) == (32, False)
-    assert largest_of(lambda size: True if size < 128 else None, [32, 64, 128]) == (64, False)
-    assert largest_of(lambda size: False, [32]) == (32, False)
+    assert largest_by_doubling(lambda size: None, [32, 64]) == (32, False)
+    assert largest_by_doubling(lambda size: True if size < 128 else None, [32, 64, 128]) == (64, False)
+    assert largest_by_doubling(lambda size: False, [32]) == (32, False)
 
 
 @pytest.mark.parametrize(("most", "found"), [(100, 64), (5, 4), (0, 0)])
 def test_a_batch_that_does_not_fit_is_halved(most: int, found: int) -> None:
-    assert halved(lambda size: size <= most, 64) == found
+    assert largest_by_halving(lambda size: size <= most, 64) == found
 
 
 def refusing(monkeypatch: pytest.MonkeyPatch, most: int) -> list[int]:
@@ -91,7 +97,7 @@ def refusing(monkeypatch: pytest.MonkeyPatch, most: int) -> list[int]:
 def test_a_fit_has_a_step_and_the_largest_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fit, "available_mb", lambda: None)
     tried = refusing(monkeypatch, 100)
-    found = find_fit(make, 32, CPU, full)
+    found = probe_memory(make, 32, CPU, full)
     assert found.step is not None
     assert (found.reason, found.largest_batch, found.limited) == ("", 64, True)
     assert tried == [32, 32, 32, 64, 128]  # the recipe's batch three times, for its time; one step each beyond it
@@ -99,7 +105,7 @@ def test_a_fit_has_a_step_and_the_largest_batch(monkeypatch: pytest.MonkeyPatch)
 
 def test_a_fit_names_what_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     refusing(monkeypatch, 10)
-    assert find_fit(make, 32, CPU, full) == Fit(step=None, reason="full", largest_batch=8, limited=True)
+    assert probe_memory(make, 32, CPU, full) == MemoryProbe(step=None, reason="full", largest_batch=8, limited=True)
 
 
 def test_batches_are_whole_micro_batches(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -109,7 +115,7 @@ def test_batches_are_whole_micro_batches(monkeypatch: pytest.MonkeyPatch) -> Non
         recipe = Recipe(batch_size=batch_size, accumulate=3)
         return Trainer(small_network(), small_data(), recipe, views=ViewSettings(), order_seed=0)
 
-    found = find_fit(cut, 32, CPU, full)
+    found = probe_memory(cut, 32, CPU, full)
     assert (found.step, found.largest_batch) == (None, 15)
     assert tried == [32, 15]
 
@@ -118,26 +124,26 @@ def test_batches_are_whole_micro_batches(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_no_other_batch_is_recorded(monkeypatch: pytest.MonkeyPatch, engine: str) -> None:
     monkeypatch.setattr(fit, "available_mb", lambda: None)
     prepared: list[int] = []
-    real = CapturedSteps._prepare
+    real = CapturedEpoch._prepare
     monkeypatch.setattr(
-        CapturedSteps, "_prepare", lambda self, images, *rest: (prepared.append(len(images)), real(self, images, *rest))
+        CapturedEpoch, "_prepare", lambda self, images, *rest: (prepared.append(len(images)), real(self, images, *rest))
     )
 
     def recorded(batch_size: int) -> Trainer:
         recipe = Recipe(batch_size=batch_size, engine=engine)
         return Trainer(small_network(), small_data(), recipe, views=ViewSettings(), order_seed=0)
 
-    assert find_fit(recorded, 32, CPU, full).largest_batch == 128
+    assert probe_memory(recorded, 32, CPU, full).largest_batch == 128
     assert prepared == ([32] if engine == "captured" else [])
 
 
 def test_a_cpu_is_asked_for_no_more_than_it_has(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fit, "_peak", lambda *args: 10.0)
     monkeypatch.setattr(fit, "available_mb", lambda: 30.0)
-    found = find_fit(make, 32, CPU, full)
+    found = probe_memory(make, 32, CPU, full)
     assert (found.largest_batch, found.limited) == (128, False)
     monkeypatch.setattr(fit, "available_mb", lambda: 20.0)
-    found = find_fit(make, 32, CPU, full)
+    found = probe_memory(make, 32, CPU, full)
     assert (found.largest_batch, found.limited) == (32, False)
 
 
@@ -147,7 +153,7 @@ def test_another_error_is_no_lack_of_memory(monkeypatch: pytest.MonkeyPatch) -> 
 
     monkeypatch.setattr(TrainStep, "backward", broken)
     with pytest.raises(RuntimeError, match="shapes do not fit"):
-        find_fit(make, 32, CPU, full)
+        probe_memory(make, 32, CPU, full)
 
 
 def test_probing_goes_on_beyond_an_epoch() -> None:

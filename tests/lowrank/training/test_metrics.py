@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from lowrank.networks import NetworkSettings, make_network
-from lowrank.training.metrics import EvalMeter, GradientMeter, TrainMeter, machine, stage_of
+from lowrank.training.metrics import EvalMeter, GradientMeter, TrainMeter, machine_metrics, stage_of
 from tests.support.training import small_recipe, small_trainer
 
 CPU = torch.device("cpu")
@@ -134,4 +134,4 @@ def test_host_memory_is_this_process():
     if not status.exists():
         pytest.skip("what a process holds is read from Linux's /proc")
     (kibibytes,) = re.findall(r"^VmRSS:\s+(\d+) kB$", status.read_text(), re.MULTILINE)
-    assert machine(CPU)["host_memory_mb"] == pytest.approx(int(kibibytes) * 1024 / 1e6, rel=0.02)
+    assert machine_metrics(CPU)["host_memory_mb"] == pytest.approx(int(kibibytes) * 1024 / 1e6, rel=0.02)

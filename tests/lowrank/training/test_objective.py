@@ -78,7 +78,7 @@ def test_an_unknown_tap_is_an_error():
 
 def test_views_come_again_after_the_slots_of_a_cache_but_in_another_order():
     teacher = Answers()
-    run = small_trainer(small_recipe(batch_size=200, kd_weight=1.0), teacher=teacher, view_slots=2)
+    run = small_trainer(small_recipe(batch_size=200, kd_weight=1.0), teacher=teacher, cache_epochs=2)
     for _ in range(3):
         run.train_epoch()
     (one, first, order), (two, second, second_order), (three, third, third_order) = teacher.asked

@@ -9,7 +9,7 @@ from torch import nn
 from lowrank.compression.substitution import factor_parameters
 from lowrank.errors import InputError
 from lowrank.networks import NetworkSettings, make_network
-from lowrank.training.optimizer import SHARE, freeze, head_names, parameter_groups
+from lowrank.training.optimizer import LR_MULTIPLIER, freeze, head_names, parameter_groups
 from lowrank.training.recipe import Recipe
 from tests.support.training import small_recipe, small_trainer, tensor_train
 
@@ -36,12 +36,16 @@ def test_each_kind_of_parameter_has_its_own_rate():
     recipe = small_recipe(factor_lr=3.0, body_lr=0.5, head_lr=10.0)
     run = small_trainer(recipe, method=tensor_train())
     run.train_epoch()
-    shares = {id(parameter): group[SHARE] for group in run.step.optimizer.param_groups for parameter in group["params"]}
+    shares = {
+        id(parameter): group[LR_MULTIPLIER]
+        for group in run.step.optimizer.param_groups
+        for parameter in group["params"]
+    }
     factors = {id(parameter) for parameter in factor_parameters(run.network)}
     for name, parameter in run.network.named_parameters():
         expected = 10.0 if name.startswith("classifier") else 3.0 if id(parameter) in factors else 0.5
         assert shares[id(parameter)] == expected, name
-    rates = {group["lr"] / group[SHARE] for group in run.step.optimizer.param_groups}
+    rates = {group["lr"] / group[LR_MULTIPLIER] for group in run.step.optimizer.param_groups}
     assert max(rates) == pytest.approx(min(rates))
 
 

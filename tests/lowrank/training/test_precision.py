@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from lowrank.training.engine.precision import GROWTH_STEPS, LEAST_SCALE, START_SCALE, LossScale, working_dtype
+from lowrank.training.engine.precision import GROWTH_STEPS, MIN_SCALE, START_SCALE, LossScaler, working_dtype
 from lowrank.training.recipe import Recipe
 from tests.support.training import small_recipe, small_trainer
 
@@ -25,7 +25,7 @@ def test_formats(precision, device, expected):
     assert working_dtype(Recipe(precision=precision), torch.device(device)) is expected
 
 
-def step(scale: LossScale, gradient: float) -> float:
+def step(scale: LossScaler, gradient: float) -> float:
     gradients = [torch.full((3,), gradient)]
     collapsed = scale.unscale(gradients)
     scale.update()
@@ -33,7 +33,7 @@ def step(scale: LossScale, gradient: float) -> float:
 
 
 def test_gradients_come_back_unscaled():
-    scale = LossScale(CPU)
+    scale = LossScaler(CPU)
     loss = scale.scaled(torch.tensor(2.0))
     assert loss.item() == 2 * START_SCALE
     gradients = [torch.full((3,), 5 * START_SCALE)]
@@ -42,17 +42,17 @@ def test_gradients_come_back_unscaled():
 
 
 def test_the_scale_falls_at_each_overflow_to_its_floor_and_not_below():
-    scale = LossScale(CPU)
+    scale = LossScaler(CPU)
     seen = []
     for _ in range(20):
-        assert step(scale, math.inf) == (1 if seen and seen[-1] == LEAST_SCALE else 0)
+        assert step(scale, math.inf) == (1 if seen and seen[-1] == MIN_SCALE else 0)
         seen.append(scale.scale.item())
-    assert seen == [max(LEAST_SCALE, START_SCALE / 2 ** (count + 1)) for count in range(20)]
+    assert seen == [max(MIN_SCALE, START_SCALE / 2 ** (count + 1)) for count in range(20)]
     assert scale.skipped.item() == 20
 
 
 def test_the_scale_grows_after_a_long_calm():
-    scale = LossScale(CPU)
+    scale = LossScaler(CPU)
     for _ in range(GROWTH_STEPS):
         assert step(scale, 1.0) == 0
     assert scale.scale.item() == 2 * START_SCALE

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from lowrank.errors import InputError
-from lowrank.training.recipe import Recipe, lr_share
+from lowrank.training.recipe import Recipe, lr_factor
 from lowrank.training.recipes import RECIPES, default_recipe, recipe_fields
 from lowrank.utils.validation import make
 
@@ -27,7 +27,7 @@ def test_a_fast_recipe_stands_beside_each_of_the_study(name):
 
 
 def rates(recipe: Recipe, *epochs: int) -> list[float]:
-    return [recipe.lr * lr_share(recipe, epoch / recipe.epochs) for epoch in epochs]
+    return [recipe.lr * lr_factor(recipe, epoch / recipe.epochs) for epoch in epochs]
 
 
 def test_the_studys_recipes_are_as_published():

@@ -36,7 +36,7 @@ class Dropping(nn.Module):
         self.pool, self.classifier = nn.AdaptiveAvgPool2d(1), nn.Sequential(nn.Dropout(0.5), nn.Linear(8, 10))
 
     def set_drop_path(self, rate: float) -> None:
-        self.drop_path.set_rate(rate)
+        self.drop_path.set_lr(rate)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.stem(x).relu()
@@ -64,7 +64,7 @@ def assert_resumes(make: Callable[[], Trainer], folder: Any) -> None:
 def test_a_resumed_run_is_the_undisturbed_one(name, tmp_path):
     recipe = small_recipe(**RECIPES[name])
     teacher = small_teacher() if recipe.needs_teacher else None
-    assert_resumes(lambda: small_trainer(recipe, method=tensor_train(), teacher=teacher, view_slots=2), tmp_path)
+    assert_resumes(lambda: small_trainer(recipe, method=tensor_train(), teacher=teacher, cache_epochs=2), tmp_path)
 
 
 def test_dropped_paths_and_dropout_are_replayed(tmp_path):
@@ -125,12 +125,12 @@ def test_the_average_is_what_is_evaluated_and_kept(tmp_path):
 
 def test_the_average_by_hand():
     """d rises as (1 + t) / (10 + t) to the decay."""
-    from lowrank.training.ema import Average
+    from lowrank.training.ema import ExponentialMovingAverage
 
     layer = nn.Linear(1, 1, bias=False)
     with torch.no_grad():
         layer.weight.fill_(0.0)
-        average = Average(layer, 0.15)
+        average = ExponentialMovingAverage(layer, 0.15)
         layer.weight.fill_(1.0)
     average.update(0)  # d = 0.1
     assert average.tensors["weight"].item() == pytest.approx(0.9)

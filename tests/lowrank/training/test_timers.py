@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from lowrank.training import timers as phases
-from lowrank.training.timers import COMPILE, INPUT, Phases
+from lowrank.training.timers import COMPILE, INPUT, PhaseTimers
 
 
 class Clock:
@@ -24,7 +24,7 @@ class Clock:
 def test_waiting_for_batches_is_input_and_what_is_done_with_them_is_not(monkeypatch):
     clock = Clock()
     monkeypatch.setattr(phases, "time", clock)
-    mine = Phases(torch.device("cpu"))
+    mine = PhaseTimers(torch.device("cpu"))
     mine.begin()
     found = []
     for batch in mine.input(clock.batches(3)):
@@ -40,7 +40,7 @@ def test_waiting_for_batches_is_input_and_what_is_done_with_them_is_not(monkeypa
 
 
 def test_a_block_that_fails_is_no_phase(monkeypatch):
-    mine = Phases(torch.device("cpu"))
+    mine = PhaseTimers(torch.device("cpu"))
     mine.begin()
     try:
         with mine.timed(COMPILE):

@@ -21,7 +21,7 @@ from lowrank.layers.batched_rebuild import BatchedRebuild
 from lowrank.networks import NetworkSettings
 from lowrank.training.divergence import DivergedError
 from lowrank.training.optimizer import parameter_groups
-from lowrank.training.recipe import Recipe, lr_share
+from lowrank.training.recipe import Recipe, lr_factor
 from lowrank.training.trainer import Trainer
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "resnet9_digits.json"
@@ -144,12 +144,12 @@ def test_a_network_without_factors_has_one_group(data):
 )
 def test_schedules(recipe, expected):
     for progress, share in expected.items():
-        assert lr_share(recipe, progress) == pytest.approx(share, abs=1e-9)
+        assert lr_factor(recipe, progress) == pytest.approx(share, abs=1e-9)
 
 
 def test_the_study_decays_at_60_120_and_160_of_200_epochs():
     recipe = Recipe(schedule="step")
-    shares = [lr_share(recipe, epoch / 200) for epoch in (59, 60, 119, 120, 159, 160)]
+    shares = [lr_factor(recipe, epoch / 200) for epoch in (59, 60, 119, 120, 159, 160)]
     assert shares == pytest.approx([1, 0.2, 0.2, 0.04, 0.04, 0.008])
 
 
