@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from analysis.model_export.select_trial import Limits
     from analysis.stats.front import FrontPoint
     from lowrank.data import ImageData
-    from lowrank.deployment.formats import Probe
+    from lowrank.deployment.formats import ComparisonImages
     from lowrank.deployment.latency import Latency
     from lowrank.io.model_file import ModelSpecification
     from sweeps.records.names import StudyRecord
@@ -89,14 +89,14 @@ def export(
     import torch
 
     from analysis.model_export.model_card import Proof, model_card, today
-    from lowrank.deployment.formats import write_forms
-    from lowrank.deployment.latency import machine
+    from lowrank.deployment.formats import export_formats
+    from lowrank.deployment.latency import describe_machine
 
     if threads:
         torch.set_num_threads(threads)
     images, probe = _probe(specification, data)
     with steps("export", STEPS) as step:
-        forms = write_forms(network, specification, probe, folder, step)
+        forms = export_formats(network, specification, probe, folder, step)
         latencies = _latencies(network, specification, folder, step)
         step("card")
         sizes, work = _beside(specification)
@@ -106,7 +106,7 @@ def export(
                 sizes[name], work[name] = form.bytes, form.mult_adds
         proof = Proof(
             study=study.name, trial_id=point.trial_id, setting=point.name, params=point.params, images=images,
-            forms=tuple(forms), sizes=sizes, mult_adds=work, latencies=tuple(latencies), machine=machine(),
+            forms=tuple(forms), sizes=sizes, mult_adds=work, latencies=tuple(latencies), machine=describe_machine(),
             date=today(),
         )  # fmt: skip
         (folder / PROOF_FILE).write_text(json.dumps({**asdict(proof), "equal": proof.equal}, indent=1) + "\n")
@@ -121,19 +121,21 @@ def _preparation(data: ImageData | None) -> dict[str, Any]:
     return {"mean": mean, "std": std, "classes": list(data.classes)}
 
 
-def _probe(specification: ModelSpecification, data: ImageData | None) -> tuple[str, Probe]:
+def _probe(specification: ModelSpecification, data: ImageData | None) -> tuple[str, ComparisonImages]:
     """The validation split where it is at hand, else random images of its shape; in words, and as tensors."""
     import torch
 
     from lowrank.data import eval_batches
-    from lowrank.deployment.formats import Probe
+    from lowrank.deployment.formats import ComparisonImages
 
     if data is None:
         images = torch.randn(RANDOM_IMAGES, *specification.image_shape, generator=torch.Generator().manual_seed(0))
-        return f"{RANDOM_IMAGES} random images (the data set was not at hand)", Probe(images=images, labels=None)
+        return f"{RANDOM_IMAGES} random images (the data set was not at hand)", ComparisonImages(
+            images=images, labels=None
+        )
     parts = [(images, labels) for images, labels, *_ in eval_batches(data, "val", "cpu", 256)]
     images = torch.cat([images for images, _ in parts]).contiguous()
-    return f"the {len(images):,} validation images", Probe(
+    return f"the {len(images):,} validation images", ComparisonImages(
         images=images, labels=torch.cat([labels for _, labels in parts])
     )
 
@@ -152,16 +154,16 @@ def _plain_forms(specification: ModelSpecification) -> dict[str, nn.Module]:
 
 def _latencies(network: nn.Module, specification: ModelSpecification, folder: Path, step: Any) -> list[Latency]:
     from lowrank.deployment.formats import FACTORISED, MERGED, merged_network, onnx_forward
-    from lowrank.deployment.latency import measure
+    from lowrank.deployment.latency import measure_latency
 
     contestants: dict[str, Any] = {FACTORISED: network, MERGED: merged_network(network), **_plain_forms(specification)}
     contestants |= {f"{name}, ONNX Runtime": onnx_forward(folder / f"{name}.onnx") for name in (FACTORISED, MERGED)}
-    return measure(contestants, specification.image_shape, step=step)
+    return measure_latency(contestants, specification.image_shape, step=step)
 
 
 def _beside(specification: ModelSpecification) -> tuple[dict[str, int], dict[str, int]]:
     """Bytes as safetensors and mult-adds of the dense and the separable network."""
-    from lowrank.compression.file_size import stored
+    from lowrank.compression.file_size import measure_file_size
     from lowrank.compression.trace import network_plan, network_to_count
     from lowrank.layers import Dense, Separable
 
@@ -170,7 +172,9 @@ def _beside(specification: ModelSpecification) -> tuple[dict[str, int], dict[str
     sizes: dict[str, int] = {}
     work: dict[str, int] = {}
     for method in (Dense(), Separable()):
-        sizes[method.name] = stored(network_to_count(specification.network, shape, classes), plan, method).bytes
+        sizes[method.name] = measure_file_size(
+            network_to_count(specification.network, shape, classes), plan, method
+        ).bytes
         work[method.name] = plan.mult_adds(method)
     return sizes, work
 

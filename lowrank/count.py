@@ -17,7 +17,7 @@ from typing import Any
 from lowrank.compression.budget import Budget, solve, solve_width
 from lowrank.compression.contraction_cost import RealCost, real_cost
 from lowrank.compression.counting_conventions import CONVENTIONS, Convention
-from lowrank.compression.file_size import Stored, stored
+from lowrank.compression.file_size import FileSize, measure_file_size
 from lowrank.compression.plan import NetworkPlan, Site
 from lowrank.compression.trace import network_plan, network_to_count
 from lowrank.errors import InfeasibleError, InputError
@@ -72,7 +72,7 @@ class Counted:
     image: ImageShape
     classes: int
     plan: NetworkPlan
-    on_disk: Stored
+    on_disk: FileSize
     real: tuple[RealCost | None, ...]  # by substituted site
 
     def to_json(self) -> dict[str, Any]:
@@ -90,7 +90,7 @@ class Counted:
             **self._real_totals(), "other_params": plan.other_params, "other_mult_adds": plan.other_mult_adds,
             "study_extras": asdict(plan.extras),
             "layers": [
-                _layer(site, method, None if site.kept else next(costs)) for site in plan.sites
+                _layer(site, method, None if site.keep_reason else next(costs)) for site in plan.sites
             ],
         }  # fmt: skip
 
@@ -109,16 +109,16 @@ class Counted:
 
 
 def _layer(site: Site, method: Method, cost: RealCost | None) -> dict[str, Any]:
-    """One row of the table; `kept` says why a layer is not substituted."""
+    """One row of the table; `keep_reason` says why a layer is not substituted."""
     shape, dense = site.shape, Dense()
     row: dict[str, Any] = {
         "name": site.name, "linear": site.linear, "in_channels": shape.in_channels,
         "out_channels": shape.out_channels, "kernel": list(shape.kernel), "stride": list(shape.stride),
-        "in_area": shape.in_area, "out_area": shape.out_area, "kept": site.kept,
-        "params": site.params if site.kept else method.params(shape),
-        "mult_adds": site.mult_adds if site.kept else method.mult_adds(shape),
-        "dense_params": site.params if site.kept else dense.params(shape),
-        "dense_mult_adds": site.mult_adds if site.kept else dense.mult_adds(shape),
+        "in_area": shape.in_area, "out_area": shape.out_area, "kept": site.keep_reason,
+        "params": site.params if site.keep_reason else method.params(shape),
+        "mult_adds": site.mult_adds if site.keep_reason else method.mult_adds(shape),
+        "dense_params": site.params if site.keep_reason else dense.params(shape),
+        "dense_mult_adds": site.mult_adds if site.keep_reason else dense.mult_adds(shape),
     }  # fmt: skip
     return row if cost is None else {**row, **asdict(cost)}
 
@@ -131,7 +131,7 @@ def count(
     reason = plan.infeasible(method)
     if reason is not None:
         raise InfeasibleError(reason)
-    on_disk = stored(network_to_count(network, image, classes), plan, method)
+    on_disk = measure_file_size(network_to_count(network, image, classes), plan, method)
     real = tuple(real_cost(method, site.shape) for site in plan.substituted)
     return Counted(network, method, image, classes, plan, on_disk, real)
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 
-from lowrank.compression.allocation import Sized
+from lowrank.compression.allocation import SizedMethod
 from lowrank.data import ImageData
 from lowrank.errors import InputError
 from lowrank.io.model_file import load_model, save_model
@@ -64,7 +64,7 @@ class ImageClassifier:
 
 
 def save_classifier(
-    folder: Path, network: nn.Module, data: ImageData, *, settings: NetworkSettings, method: Sized
+    folder: Path, network: nn.Module, data: ImageData, *, settings: NetworkSettings, method: SizedMethod
 ) -> None:
     """Write the folder; the model file comes last and whole, so that a folder that has it is complete.
 

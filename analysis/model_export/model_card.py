@@ -8,7 +8,7 @@ from typing import Any
 
 from analysis.stats.front import FrontPoint
 from analysis.stats.noise import wilson
-from lowrank.deployment.formats import MERGED, Form
+from lowrank.deployment.formats import MERGED, ExportedFile
 from lowrank.deployment.latency import Latency
 from lowrank.io.model_file import ModelSpecification
 from sweeps.records.names import StudyRecord
@@ -23,7 +23,7 @@ class Proof:
     setting: str
     params: int
     images: str  # on which the outputs were compared
-    forms: tuple[Form, ...]
+    forms: tuple[ExportedFile, ...]
     sizes: dict[str, int]
     mult_adds: dict[str, int]
     latencies: tuple[Latency, ...]

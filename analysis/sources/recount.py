@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from lowrank.compression.allocation import Sized
+from lowrank.compression.allocation import SizedMethod
 from lowrank.compression.trace import network_plan
 from lowrank.errors import InputError, LowrankError
 from lowrank.layers import Dense, Separable
@@ -38,7 +38,7 @@ def recount(trial: TrialRecord, data: Mapping[str, Any]) -> dict[str, int]:
         sized = plan.sized(spec["method"], spec.get("allocation"))
     except (KeyError, ValueError) as error:
         raise InputError((str(error).splitlines() or [type(error).__name__])[0]) from error
-    forms: dict[str, Sized] = {"": sized, "dense_": Dense(), "separable_": Separable()}
+    forms: dict[str, SizedMethod] = {"": sized, "dense_": Dense(), "separable_": Separable()}
     counts = {f"{prefix}params": plan.params(form) for prefix, form in forms.items()}
     return counts | {f"{prefix}mult_adds": plan.mult_adds(form) for prefix, form in forms.items()}
 

@@ -16,8 +16,8 @@ from lowrank.errors import InputError
 from lowrank.layers.base_method import ConvShape, Method
 from lowrank.layers.registry import make_method
 
-Sharing = Literal["even", "stage", "layer"]
-SHARINGS: tuple[Sharing, ...] = ("even", "stage", "layer")
+Grouping = Literal["even", "stage", "layer"]
+GROUPINGS: tuple[Grouping, ...] = ("even", "stage", "layer")
 
 
 class _Named(Protocol):
@@ -79,39 +79,39 @@ class Allocation:
                 yield method, shape, times
 
     def settings(self) -> dict[str, dict[str, Any]]:
-        """Plain data, by group: what `allocation_of` reads."""
+        """Plain data, by group: what `make_allocation` reads."""
         pairs = zip(self.groups, self.methods, strict=True)
         return {group.name: method.model_dump(mode="json") for group, method in pairs}
 
 
-Sized = Method | Allocation  # what may stand in a network's sites, sized
+SizedMethod = Method | Allocation  # what may stand in a network's sites, sized
 
 
-def method_in(sized: Sized, site: str) -> Method:
+def method_at(sized: SizedMethod, site: str) -> Method:
     """The method of one layer."""
     return sized if isinstance(sized, Method) else sized.by_site[site]
 
 
-def make_groups(sites: Sequence[_Named], sharing: Sharing) -> tuple[Group, ...]:
+def make_groups(sites: Sequence[_Named], grouping: Grouping) -> tuple[Group, ...]:
     """The sites grouped: all together, by stage, or each for itself, in the order in which they run.
 
     A stage is a first part of the names such as `stage2` or `layer3` where all names have one, else the layers whose
     outputs have equal areas.
     """
-    members: dict[str, list[_Named]] = {"all": []} if sharing == "even" else {}
+    members: dict[str, list[_Named]] = {"all": []} if grouping == "even" else {}
     named = all(_stage_name(site) for site in sites)
     for site in sites:
-        members.setdefault(_group_name(site, sharing, named), []).append(site)
+        members.setdefault(_group_name(site, grouping, named), []).append(site)
     return tuple(
         Group(name, tuple(site.name for site in group), tuple(Counter(site.shape for site in group).items()))
         for name, group in members.items()
     )
 
 
-def _group_name(site: _Named, sharing: Sharing, named: bool) -> str:
-    if sharing == "even":
+def _group_name(site: _Named, grouping: Grouping, named: bool) -> str:
+    if grouping == "even":
         return "all"
-    if sharing == "layer":
+    if grouping == "layer":
         return site.name
     return _stage_name(site) if named else f"area{site.shape.out_area}"
 
@@ -122,7 +122,7 @@ def _stage_name(site: _Named) -> str:
     return first if first[:5] in ("stage", "layer") and first[5:].isdigit() else ""
 
 
-def allocation_of(groups: Iterable[Group], settings: Mapping[str, Mapping[str, Any]]) -> Allocation:
+def make_allocation(groups: Iterable[Group], settings: Mapping[str, Mapping[str, Any]]) -> Allocation:
     """The allocation that `settings` (as `Allocation.settings` gives them) describe; raises InputError."""
     groups = tuple(groups)
     if {group.name for group in groups} != settings.keys():

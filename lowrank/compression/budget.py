@@ -14,8 +14,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
-from lowrank.compression.allocation import Sharing, Sized
-from lowrank.compression.file_size import Disk
+from lowrank.compression.allocation import Grouping, SizedMethod
+from lowrank.compression.file_size import FileSizeCalculator
 from lowrank.compression.plan import NetworkPlan
 from lowrank.compression.size_families import boundary, make_family
 from lowrank.compression.trace import network_plan, network_to_count
@@ -42,7 +42,7 @@ class Budget:
     mult_adds_min: int | None = None
     bytes_min: int | None = None
 
-    def exceeded(self, plan: NetworkPlan, sized: Sized, disk: Disk | None = None) -> str | None:
+    def exceeded(self, plan: NetworkPlan, sized: SizedMethod, disk: FileSizeCalculator | None = None) -> str | None:
         """Which upper limit the network breaks and by how much; None if it keeps all.
 
         `disk` measures bytes; raises ValueError when there is a limit on them and no `disk`.
@@ -53,7 +53,7 @@ class Budget:
                 return f"{found:,} {_SHOWN[what]}, over the budget of {limit:,}"
         return None
 
-    def missed(self, plan: NetworkPlan, sized: Sized, disk: Disk | None = None) -> str | None:
+    def missed(self, plan: NetworkPlan, sized: SizedMethod, disk: FileSizeCalculator | None = None) -> str | None:
         """Which lower limit the network stays under and by how much; None if it reaches all."""
         for what in MEASURES:
             least = getattr(self, f"{what}_min")
@@ -61,48 +61,48 @@ class Budget:
                 return f"{found:,} {_SHOWN[what]}, under the {least:,} that the budget asks for at least"
         return None
 
-    def gap(self, plan: NetworkPlan, sized: Sized, disk: Disk | None = None) -> int | None:
+    def gap(self, plan: NetworkPlan, sized: SizedMethod, disk: FileSizeCalculator | None = None) -> int | None:
         """What is left unused of the upper limit that binds (the one filled most), in its own unit; None without."""
         limits = [(what, getattr(self, what)) for what in MEASURES if getattr(self, what)]
         unused = [(limit - measure(what, plan, sized, disk), limit) for what, limit in limits]
         return min(unused, key=lambda pair: pair[0] / pair[1])[0] if unused else None
 
-    def beyond_all(self, plan: NetworkPlan) -> str:
+    def unreachable(self, plan: NetworkPlan) -> str:
         """The upper limits that no method can meet, since more is never substituted; "" if there is none."""
         fixed = {"params": plan.fixed_params, "mult_adds": plan.fixed_mult_adds}
         short = [what for what in fixed if (limit := getattr(self, what)) is not None and limit < fixed[what]]
         return "".join(f", so {getattr(self, what):,} {_SHOWN[what]} cannot be met" for what in short[:1])
 
 
-def measure(what: str, plan: NetworkPlan, sized: Sized, disk: Disk | None) -> int:
+def measure(what: str, plan: NetworkPlan, sized: SizedMethod, disk: FileSizeCalculator | None) -> int:
     """One of MEASURES of the network with `sized` in its sites."""
     if what == "bytes":
         if disk is None:
             raise ValueError("a budget of bytes needs `disk`, which measures them")
-        return disk.stored(sized).bytes
+        return disk.measure(sized).bytes
     return plan.params(sized) if what == "params" else plan.mult_adds(sized)
 
 
-def solve(plan: NetworkPlan, method: Method, budget: Budget, disk: Disk | None = None) -> Method:
+def solve(plan: NetworkPlan, method: Method, budget: Budget, disk: FileSizeCalculator | None = None) -> Method:
     """The largest setting of `method` (its own scale is ignored) within `budget`; raises InfeasibleError.
 
     The error names the nearest possible value and, where that is the cause, what is never substituted.
     """
-    found = solve_shared(plan, method, budget, "even", {}, disk)
+    found = solve_allocation(plan, method, budget, "even", {}, disk)
     assert isinstance(found, Method)  # an even share is one setting for all
     return found
 
 
-def solve_shared(
-    plan: NetworkPlan, method: Method, budget: Budget, sharing: Sharing, weights: Mapping[str, float],
-    disk: Disk | None = None,
-) -> Sized:  # fmt: skip
+def solve_allocation(
+    plan: NetworkPlan, method: Method, budget: Budget, grouping: Grouping, weights: Mapping[str, float],
+    disk: FileSizeCalculator | None = None,
+) -> SizedMethod:  # fmt: skip
     """As `solve`, the budget shared by stage or by layer: the next larger common factor would exceed it.
 
     `weights` (by group; 1 where a group is not named) say how large the groups are beside each other. Raises
     InfeasibleError, and InputError for a weight that is not above 0 or names no group.
     """
-    family = make_family(plan, method, sharing, weights)
+    family = make_family(plan, method, grouping, weights)
     by_work = budget.params is None
     found = family.largest(
         lambda sized: budget.exceeded(plan, sized, disk) is None,
@@ -126,11 +126,13 @@ def solve_width(
     the fewest decimals is returned. Raises InfeasibleError, naming the thinnest network's size.
     """
 
-    def at(width: float) -> tuple[NetworkPlan, Disk | None]:
+    def at(width: float) -> tuple[NetworkPlan, FileSizeCalculator | None]:
         settings = network.model_copy(update={"width": width})
         plan = network_plan(settings, image_shape, classes)
         asks_for_bytes = budget.bytes is not None or budget.bytes_min is not None
-        return plan, Disk(network_to_count(settings, image_shape, classes), plan) if asks_for_bytes else None
+        return plan, FileSizeCalculator(
+            network_to_count(settings, image_shape, classes), plan
+        ) if asks_for_bytes else None
 
     def excess(width: float) -> str | None:
         plan, disk = at(width)
@@ -152,15 +154,15 @@ def solve_width(
     return network.model_copy(update={"width": widest})
 
 
-def _impossible(plan: NetworkPlan, smallest: Sized, budget: Budget, disk: Disk | None) -> str:
+def _impossible(plan: NetworkPlan, smallest: SizedMethod, budget: Budget, disk: FileSizeCalculator | None) -> str:
     exceeded = budget.exceeded(plan, smallest, disk)
     return f"{_described(smallest)} cannot be that small in {plan.name}: its smallest setting has {exceeded}" + (
         f"; {plan.fixed_params:,} parameters and {plan.fixed_mult_adds:,} mult-adds are never substituted{beyond}"
-        if (beyond := budget.beyond_all(plan)) else ""
+        if (beyond := budget.unreachable(plan)) else ""
     )  # fmt: skip
 
 
-def _described(sized: Sized) -> str:
+def _described(sized: SizedMethod) -> str:
     method = sized if isinstance(sized, Method) else sized.methods[0]
     usual = {key: field.default for key, field in type(method).model_fields.items()} | {method.scale: None}
     settings = ", ".join(

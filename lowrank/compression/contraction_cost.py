@@ -34,7 +34,7 @@ class Operand:
 
 
 @dataclass(frozen=True)
-class Chain:
+class TensorNetwork:
     """A pointwise map as tensors to contract with `x`: sizes of all indices, and what joining straddling cores cost."""
 
     operands: tuple[Operand, ...]
@@ -75,11 +75,11 @@ def real_cost(method: Method, shape: ConvShape) -> RealCost | None:
 
 @lru_cache(maxsize=4096)
 def _real_cost(method: TensorTrain | Tucker | CP, i: int, o: int, positions: int, depthwise: int) -> RealCost:
-    chain = make_chain(method, i, o, positions)
-    best = best_contraction(chain)
+    network = make_tensor_network(method, i, o, positions)
+    best = best_contraction(network)
     image = depthwise * positions
     return RealCost(
-        rebuild_cost(method, i, o), image + i * o * positions, chain.joined + best.without_x,
+        rebuild_cost(method, i, o), image + i * o * positions, network.joined + best.without_x,
         image + best.mult_adds - best.without_x, best.order,
     )  # fmt: skip
 
@@ -99,7 +99,7 @@ def rebuild_cost(method: TensorTrain | Tucker | CP, in_channels: int, out_channe
     return min(rebuild_costs(*method.structure(in_channels, out_channels)))
 
 
-def sides(sizes: Sequence[int], in_channels: int, out_channels: int) -> tuple[int, int]:
+def split_sides(sizes: Sequence[int], in_channels: int, out_channels: int) -> tuple[int, int]:
     """How many cores from the left hold outputs alone, and from which core on they hold inputs alone."""
     left = 0
     while left < len(sizes) and out_channels % prod(sizes[: left + 1]) == 0:
@@ -110,7 +110,9 @@ def sides(sizes: Sequence[int], in_channels: int, out_channels: int) -> tuple[in
     return left, right
 
 
-def make_chain(method: TensorTrain | Tucker | CP, in_channels: int, out_channels: int, positions: int) -> Chain:
+def make_tensor_network(
+    method: TensorTrain | Tucker | CP, in_channels: int, out_channels: int, positions: int
+) -> TensorNetwork:
     """The tensors of a pointwise map and its activations, every index named; cores that straddle are joined."""
     if isinstance(method, CP):
         sizes, rank = method.structure(in_channels, out_channels)
@@ -120,7 +122,7 @@ def make_chain(method: TensorTrain | Tucker | CP, in_channels: int, out_channels
         sizes, inner, ranks = method.structure(in_channels, out_channels)
     else:
         (sizes, ranks), inner = method.structure(in_channels, out_channels), None
-    left, right = sides(sizes, in_channels, out_channels)
+    left, right = split_sides(sizes, in_channels, out_channels)
     digits, dims = _digits(sizes, left, right, in_channels, out_channels)
     dims[POSITIONS] = positions
     inputs = tuple(name for part in digits for name in part if name.startswith("i"))
@@ -133,7 +135,7 @@ def make_chain(method: TensorTrain | Tucker | CP, in_channels: int, out_channels
         joined = sum(rank * prod(sizes[left:end]) for end in range(left + 2, right + 1))
     else:
         tensors, joined = _train_operands(blocks, digits, dims, sizes, ranks, inner)
-    return Chain((x, *tensors), dims, outputs | {POSITIONS}, joined)
+    return TensorNetwork((x, *tensors), dims, outputs | {POSITIONS}, joined)
 
 
 def _blocks(cores: int, left: int, right: int) -> list[range]:
@@ -187,7 +189,7 @@ def _train_operands(
 
 
 def _join_cost(sizes: Sequence[int], edges: Sequence[int]) -> int:
-    """The least cost of multiplying neighbouring cores into one (the chain of matrix products)."""
+    """The least cost of multiplying neighbouring cores into one (the network of matrix products)."""
 
     @cache
     def least(start: int, stop: int) -> int:
@@ -199,14 +201,14 @@ def _join_cost(sizes: Sequence[int], edges: Sequence[int]) -> int:
     return least(0, len(sizes))
 
 
-def best_contraction(chain: Chain) -> Contraction:
+def best_contraction(network: TensorNetwork) -> Contraction:
     """The contraction tree of fewest mult-adds, over all of them, by dynamic programming over subsets of tensors.
 
     One product of two tensors costs the product of all their indices' sizes; an index is summed as soon as no other
     tensor and no output has it. Indices of size 1 cost nothing.
     """
-    search = _Search(chain)
-    full = (1 << len(chain.operands)) - 1
+    search = _Search(network)
+    full = (1 << len(network.operands)) - 1
     for subset in range(1, full + 1):
         search.solve(subset)
     return Contraction(search.cost[full], search.cost_without_x(full), search.order(full))
@@ -215,13 +217,13 @@ def best_contraction(chain: Chain) -> Contraction:
 class _Search:
     """The tables of `best_contraction`; subsets of tensors and sets of indices are bit masks, `x` is tensor 0."""
 
-    def __init__(self, chain: Chain):
-        self.chain = chain
-        self.names = sorted(name for name, size in chain.sizes.items() if size > 1)
+    def __init__(self, network: TensorNetwork):
+        self.network = network
+        self.names = sorted(name for name, size in network.sizes.items() if size > 1)
         bit = {name: 1 << k for k, name in enumerate(self.names)}
-        self.indices = [sum(bit.get(name, 0) for name in operand.indices) for operand in chain.operands]
-        self.outputs = sum(bit.get(name, 0) for name in chain.outputs)
-        count = 1 << len(chain.operands)
+        self.indices = [sum(bit.get(name, 0) for name in operand.indices) for operand in network.operands]
+        self.outputs = sum(bit.get(name, 0) for name in network.outputs)
+        count = 1 << len(network.operands)
         self.cost, self.split = [0] * count, [0] * count
         self.open = [self._open(subset) for subset in range(count)]
         self.volumes: dict[int, int] = {}
@@ -240,7 +242,7 @@ class _Search:
         """The product of the sizes of a set of indices."""
         if indices not in self.volumes:
             names = (name for k, name in enumerate(self.names) if indices >> k & 1)
-            self.volumes[indices] = prod(self.chain.sizes[name] for name in names)
+            self.volumes[indices] = prod(self.network.sizes[name] for name in names)
         return self.volumes[indices]
 
     def solve(self, subset: int) -> None:
@@ -268,5 +270,5 @@ class _Search:
         """The tree in brackets, such as "((x core3) core2)"."""
         part = self.split[subset]
         if not part:
-            return self.chain.operands[subset.bit_length() - 1].name
+            return self.network.operands[subset.bit_length() - 1].name
         return f"({self.order(subset ^ part)} {self.order(part)})"

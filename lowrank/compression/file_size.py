@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from lowrank.compression.allocation import Sized, method_in
+from lowrank.compression.allocation import SizedMethod, method_at
 from lowrank.compression.plan import NetworkPlan
 from lowrank.compression.substitution import factor_parameters
 from lowrank.layers import ConvShape, Dense, Method
@@ -30,14 +30,14 @@ Entry = tuple[torch.dtype, tuple[int, ...]]
 
 
 @dataclass(frozen=True)
-class Stored:
+class FileSize:
     """Bytes of the whole network as safetensors, and how many of its parameters are factors of structured maps."""
 
     bytes: int
     factor_params: int
 
 
-def safetensors_bytes(entries: Mapping[str, Entry]) -> int:
+def safetensors_size(entries: Mapping[str, Entry]) -> int:
     """Bytes of the file that holds tensors of these types and shapes under these names, without metadata."""
     header, start = {}, 0
     for name, (dtype, shape) in sorted(entries.items(), key=lambda item: (-_TYPES[item[1][0]][1], item[0])):
@@ -48,12 +48,12 @@ def safetensors_bytes(entries: Mapping[str, Entry]) -> int:
     return 8 + math.ceil(len(text) / 8) * 8 + start
 
 
-def stored(network: nn.Module, plan: NetworkPlan, sized: Sized) -> Stored:
+def measure_file_size(network: nn.Module, plan: NetworkPlan, sized: SizedMethod) -> FileSize:
     """What `network`, on the meta device perhaps, takes on disk with a method, or an allocation, in its sites."""
-    return Disk(network, plan).stored(sized)
+    return FileSizeCalculator(network, plan).measure(sized)
 
 
-class Disk:
+class FileSizeCalculator:
     """Sizes on disk of one network under any method; `network` may be on the meta device and is only read once."""
 
     def __init__(self, network: nn.Module, plan: NetworkPlan):
@@ -61,25 +61,25 @@ class Disk:
         self._dense = _entries(network)
         inside = tuple(f"{site.name}." for site in plan.substituted)
         self._outside = {name: entry for name, entry in self._dense.items() if not name.startswith(inside)}
-        self._known: dict[Any, Stored] = {}
+        self._known: dict[Any, FileSize] = {}
         self._layers: dict[Any, tuple[dict[str, Entry], int]] = {}
 
-    def stored(self, sized: Sized) -> Stored:
+    def measure(self, sized: SizedMethod) -> FileSize:
         """The whole network's file; networks that are built alike are measured once."""
         signature = self.plan.signature(sized)
         if signature not in self._known:
-            self._known[signature] = self._measure(sized)
+            self._known[signature] = self._measure_network(sized)
         return self._known[signature]
 
-    def _measure(self, sized: Sized) -> Stored:
+    def _measure_network(self, sized: SizedMethod) -> FileSize:
         if isinstance(sized, Dense):
-            return Stored(safetensors_bytes(self._dense), 0)
+            return FileSize(safetensors_size(self._dense), 0)
         entries, factors = dict(self._outside), 0
         for site in self.plan.substituted:
-            own, of_factors = self._layer(method_in(sized, site.name), site.shape, site.linear)
+            own, of_factors = self._layer(method_at(sized, site.name), site.shape, site.linear)
             entries.update({f"{site.name}.{name}": entry for name, entry in own.items()})
             factors += of_factors
-        return Stored(safetensors_bytes(entries), factors)
+        return FileSize(safetensors_size(entries), factors)
 
     def _layer(self, method: Method, shape: ConvShape, linear: bool) -> tuple[dict[str, Entry], int]:
         """Entries by name within the layer, and the number of factor parameters; each distinct layer is built once."""

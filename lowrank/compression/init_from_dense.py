@@ -11,14 +11,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from lowrank.compression.merging import Structured, dense_bias, dense_weight, start_from
+from lowrank.compression.merging import Structured, dense_bias, dense_weight, init_layer
 from lowrank.errors import InputError
 from lowrank.layers.base_layer import SeparableConv2d, StructuredMap
 from lowrank.layers.linear import StructuredLinear
 
 
 @dataclass(frozen=True)
-class LayerStart:
+class LayerInit:
     """One structured layer: its name, and ||W - dense|| / ||dense|| of the weight that it started with."""
 
     name: str
@@ -26,10 +26,10 @@ class LayerStart:
 
 
 @dataclass(frozen=True)
-class StartReport:
-    """What `start_from_network` did: each structured layer with its error, and the names of the tensors copied."""
+class InitReport:
+    """What `init_from_network` did: each structured layer with its error, and the names of the tensors copied."""
 
-    layers: tuple[LayerStart, ...]
+    layers: tuple[LayerInit, ...]
     copied: tuple[str, ...]
 
     @property
@@ -43,7 +43,7 @@ class StartReport:
 
 
 @torch.no_grad()
-def start_from_network(student: nn.Module, teacher: nn.Module) -> StartReport:
+def init_from_network(student: nn.Module, teacher: nn.Module) -> InitReport:
     """Set, in place, everything in the state of `student` from the trained `teacher`.
 
     A structured layer starts as near as its structure gets to the dense weight of the teacher's module of the same
@@ -56,12 +56,12 @@ def start_from_network(student: nn.Module, teacher: nn.Module) -> StartReport:
     started: dict[int, float] = {}  # a layer under two names starts once
     for name, layer in layers.items():
         if id(layer) not in started:
-            started[id(layer)] = start_from(layer, dense_weight(sources[name]).detach())
+            started[id(layer)] = init_layer(layer, dense_weight(sources[name]).detach())
             _set_bias(layer, dense_bias(sources[name]))
     for mine, theirs in copies.values():
         mine.copy_(theirs)
-    report = tuple(LayerStart(name, started[id(layer)]) for name, layer in layers.items())
-    return StartReport(report, tuple(copies))
+    report = tuple(LayerInit(name, started[id(layer)]) for name, layer in layers.items())
+    return InitReport(report, tuple(copies))
 
 
 def _structured_layers(network: nn.Module, prefix: str = "") -> Iterator[tuple[str, Structured]]:

@@ -34,7 +34,7 @@ def _structured(module: nn.Module) -> Structured:
 
 
 @torch.no_grad()
-def start_from(module: nn.Module, dense: Tensor) -> float:
+def init_layer(module: nn.Module, dense: Tensor) -> float:
     """Start any built layer from a trained (O, I, K, K) weight; returns ||W - dense|| / ||dense||.
 
     The bias is left as it is. Raises ValueError for a weight of another shape.

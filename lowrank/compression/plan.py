@@ -12,7 +12,15 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal
 
-from lowrank.compression.allocation import SHARINGS, Allocation, Group, Sharing, Sized, allocation_of, make_groups
+from lowrank.compression.allocation import (
+    GROUPINGS,
+    Allocation,
+    Group,
+    Grouping,
+    SizedMethod,
+    make_allocation,
+    make_groups,
+)
 from lowrank.compression.counting_conventions import Convention, StudyExtras
 from lowrank.errors import InputError
 from lowrank.layers.base_method import ConvShape, Method
@@ -21,11 +29,11 @@ from lowrank.layers.registry import make_method
 
 @dataclass(frozen=True)
 class Site:
-    """One convolution or linear map of a network; `kept` says why it is never substituted ("" when it may be)."""
+    """One convolution or linear map of a network; `keep_reason` says why it is never substituted ("" if it may be)."""
 
     name: str
     shape: ConvShape
-    kept: str
+    keep_reason: str
     params: int
     mult_adds: int
     linear: bool = False
@@ -50,7 +58,7 @@ class NetworkPlan:
     @cached_property
     def substituted(self) -> tuple[Site, ...]:
         """The sites that a method replaces."""
-        return tuple(site for site in self.sites if not site.kept)
+        return tuple(site for site in self.sites if not site.keep_reason)
 
     @cached_property
     def shapes(self) -> tuple[tuple[ConvShape, int], ...]:
@@ -60,13 +68,13 @@ class NetworkPlan:
     @cached_property
     def fixed_params(self) -> int:
         """Parameters that no method touches."""
-        return self.other_params + sum(site.params for site in self.sites if site.kept)
+        return self.other_params + sum(site.params for site in self.sites if site.keep_reason)
 
     @cached_property
     def fixed_mult_adds(self) -> int:
         """Mult-adds, for one image, that no method touches, under the plan's convention."""
         extras = self.extras.total if self.convention == "study" else 0
-        return self.other_mult_adds + extras + sum(site.mult_adds for site in self.sites if site.kept)
+        return self.other_mult_adds + extras + sum(site.mult_adds for site in self.sites if site.keep_reason)
 
     @cached_property
     def stages(self) -> tuple[Group, ...]:
@@ -83,11 +91,11 @@ class NetworkPlan:
         """All substituted sites as one group."""
         return make_groups(self.substituted, "even")
 
-    def groups(self, sharing: Sharing) -> tuple[Group, ...]:
+    def groups(self, grouping: Grouping) -> tuple[Group, ...]:
         """The groups among which a budget is shared."""
-        return {"even": self.whole, "stage": self.stages, "layer": self.layers}[sharing]
+        return {"even": self.whole, "stage": self.stages, "layer": self.layers}[grouping]
 
-    def sized(self, method: Mapping[str, Any], allocation: Mapping[str, Any] | None = None) -> Sized:
+    def sized(self, method: Mapping[str, Any], allocation: Mapping[str, Any] | None = None) -> SizedMethod:
         """What a specification names: a method's settings, or the allocation {"by": ..., "methods": {group: settings}}.
 
         Raises InputError for settings that are none.
@@ -95,11 +103,11 @@ class NetworkPlan:
         if allocation is None:
             return make_method(method)
         by, methods = allocation.get("by"), allocation.get("methods")
-        if by not in SHARINGS or not isinstance(methods, Mapping):
-            raise InputError(f"an allocation must say `by` ({', '.join(SHARINGS)}) and `methods`, but got {by!r}")
-        return allocation_of(self.groups(by), methods)
+        if by not in GROUPINGS or not isinstance(methods, Mapping):
+            raise InputError(f"an allocation must say `by` ({', '.join(GROUPINGS)}) and `methods`, but got {by!r}")
+        return make_allocation(self.groups(by), methods)
 
-    def settings(self, sized: Sized) -> dict[str, Any]:
+    def settings(self, sized: SizedMethod) -> dict[str, Any]:
         """What `sized` reads, as plain data: `method` and, where a budget was shared unevenly, `allocation`."""
         if not isinstance(sized, Allocation):
             return {"method": sized.model_dump(mode="json")}
@@ -109,15 +117,15 @@ class NetworkPlan:
             "allocation": {"by": by, "methods": sized.settings()},
         }
 
-    def params(self, sized: Sized) -> int:
+    def params(self, sized: SizedMethod) -> int:
         """Exact parameters of the network with a method, or an allocation, in its substituted sites."""
         return self.fixed_params + sum(method.params(shape) * times for method, shape, times in self._uses(sized))
 
-    def mult_adds(self, sized: Sized) -> int:
+    def mult_adds(self, sized: SizedMethod) -> int:
         """Mult-adds, for one image, of the network with a method, or an allocation, in its substituted sites."""
         return self.fixed_mult_adds + sum(method.mult_adds(shape) * times for method, shape, times in self._uses(sized))
 
-    def infeasible(self, sized: Sized) -> str | None:
+    def infeasible(self, sized: SizedMethod) -> str | None:
         """The first reason why a method cannot stand in some site; None when it can in all."""
         for method, shape, _ in self._uses(sized):
             reason = method.infeasible(shape)
@@ -125,7 +133,7 @@ class NetworkPlan:
                 return f"{method.name}: {reason}"
         return None
 
-    def signature(self, sized: Sized) -> tuple[Any, ...]:
+    def signature(self, sized: SizedMethod) -> tuple[Any, ...]:
         """What is really built: equal signatures mean equal networks, however their sizes came about."""
         if isinstance(sized, Allocation):
             return self._signature_by_site(sized)
@@ -137,7 +145,7 @@ class NetworkPlan:
         distinct = dict.fromkeys(built)
         return tuple(distinct) if len(distinct) == len(self.shapes) else tuple(built)
 
-    def _uses(self, sized: Sized) -> Iterator[tuple[Method, ConvShape, int]]:
+    def _uses(self, sized: SizedMethod) -> Iterator[tuple[Method, ConvShape, int]]:
         if isinstance(sized, Allocation):
             yield from sized.uses()
         else:

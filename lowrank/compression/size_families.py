@@ -11,34 +11,34 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
-from lowrank.compression.allocation import Allocation, Group, Sharing, Sized
+from lowrank.compression.allocation import Allocation, Group, Grouping, SizedMethod
 from lowrank.compression.plan import NetworkPlan
 from lowrank.errors import InfeasibleError, InputError, unknown
 from lowrank.layers import Separable
 from lowrank.layers.base_method import Method
 
-Test = Callable[[Sized], bool]
+Test = Callable[[SizedMethod], bool]
 
 
 class Family(Protocol):
     """The sizes of one method in one network."""
 
-    def smallest(self, *, by_work: bool) -> Sized:
+    def smallest(self, *, by_work: bool) -> SizedMethod:
         """The smallest that is feasible everywhere; `by_work` compares by mult-adds first, else by parameters."""
 
-    def largest(self, fits: Test, wanted: Test, *, by_work: bool) -> Sized | None:
+    def largest(self, fits: Test, wanted: Test, *, by_work: bool) -> SizedMethod | None:
         """The largest that `fits`, among those one that is `wanted` if there is any; None if nothing fits."""
 
 
-def make_family(plan: NetworkPlan, method: Method, sharing: Sharing, weights: Mapping[str, float]) -> Family:
+def make_family(plan: NetworkPlan, method: Method, grouping: Grouping, weights: Mapping[str, float]) -> Family:
     """The family of `method` in the network; raises InfeasibleError when it can stand there in no size.
 
     Raises InputError for a weight that is not above 0 or that names no group.
     """
-    groups = plan.groups(sharing) or plan.groups("even")
+    groups = plan.groups(grouping) or plan.groups("even")
     for name, weight in weights.items():
         if name not in {group.name for group in groups}:
-            raise unknown(f"group of {plan.name} by {sharing}", name, [group.name for group in groups])
+            raise unknown(f"group of {plan.name} by {grouping}", name, [group.name for group in groups])
         if not 0 < weight < math.inf:
             raise InputError(f"the weight of {name} must be a number above 0, but got {weight}")
     factors = tuple(float(weights.get(group.name, 1.0)) for group in groups)
@@ -59,13 +59,13 @@ class _Continuous(ABC):
         self.plan = plan
 
     @abstractmethod
-    def at(self, factor: float) -> Sized:
+    def at(self, factor: float) -> SizedMethod:
         """The member at `factor`."""
 
-    def smallest(self, *, by_work: bool) -> Sized:
+    def smallest(self, *, by_work: bool) -> SizedMethod:
         return self.at(self.low)
 
-    def largest(self, fits: Test, wanted: Test, *, by_work: bool) -> Sized | None:
+    def largest(self, fits: Test, wanted: Test, *, by_work: bool) -> SizedMethod | None:
         """Sizes never fall along the number, so the largest that fits is also the one most likely wanted."""
         if not fits(self.at(self.low)):
             return None
@@ -74,7 +74,7 @@ class _Continuous(ABC):
             top, _ = boundary(lambda factor: fits(self.at(factor)), self.low, self.high)
         return self._shortest(top)
 
-    def _shortest(self, factor: float) -> Sized:
+    def _shortest(self, factor: float) -> SizedMethod:
         """What stands on the same step as `factor` and has the fewest decimals, cut towards zero."""
         target = self.plan.signature(self.at(factor))
         for decimals in range(1, 17):
@@ -96,7 +96,7 @@ class _Scaled(_Continuous):
         self.low = min(least / weight for least, weight in zip(self.least, weights, strict=True))
         self.high = max(self.most / weight for weight in weights)
 
-    def at(self, factor: float) -> Sized:
+    def at(self, factor: float) -> SizedMethod:
         scales = [
             min(self.most, max(least, factor * weight)) for least, weight in zip(self.least, self.weights, strict=True)
         ]
@@ -117,7 +117,7 @@ class _ListedByGroup(_Continuous):
         self.low = 0.0
         self.high = max(sizes[-1][0] / unit for sizes, unit in zip(self.sizes, self.units, strict=True)) * (1 + 1e-9)
 
-    def at(self, factor: float) -> Sized:
+    def at(self, factor: float) -> SizedMethod:
         chosen = []
         for sizes, unit in zip(self.sizes, self.units, strict=True):
             within = [method for params, method in sizes if params <= factor * unit]
@@ -135,10 +135,10 @@ class _Listed:
         if not self.feasible:
             raise InfeasibleError(f"{plan.infeasible(settings[0])}")
 
-    def smallest(self, *, by_work: bool) -> Sized:
+    def smallest(self, *, by_work: bool) -> SizedMethod:
         return min(self.feasible, key=self._work_first if by_work else self._params_first)
 
-    def largest(self, fits: Test, wanted: Test, *, by_work: bool) -> Sized | None:
+    def largest(self, fits: Test, wanted: Test, *, by_work: bool) -> SizedMethod | None:
         within = [setting for setting in self.feasible if fits(setting)]
         liked = [setting for setting in within if wanted(setting)]
         return max(liked or within, key=self._work_first if by_work else self._params_first, default=None)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from lowrank.compression.allocation import Sized, method_in
+from lowrank.compression.allocation import SizedMethod, method_at
 from lowrank.compression.plan import NetworkPlan, Site
 from lowrank.compression.trace import ATTENTION, trace_plan
 from lowrank.errors import InfeasibleError
@@ -23,7 +23,7 @@ AUXILIARY = "auxiliary"  # the module that trains along and is never counted
 
 
 @dataclass(frozen=True)
-class Report:
+class SubstitutionReport:
     """What `substitute` did: names of the modules replaced, and of those left with the reason.
 
     `shapes` says what each replaced module was, and with how many parameters it now stands for how many.
@@ -45,8 +45,8 @@ class Report:
 
 
 def substitute(
-    network: nn.Module, method: Method, image_shape: ImageShape, kept: Sequence[str] = (), *, linear: bool = False
-) -> Report:
+    network: nn.Module, method: Method, image_shape: ImageShape, keep: Sequence[str] = (), *, linear: bool = False
+) -> SubstitutionReport:
     """Replace, in place, every eligible convolution of `network` by what `method` builds for its shape.
 
     Left as they are: the first convolution, grouped convolutions, linear maps unless `linear` (or the network itself)
@@ -55,7 +55,7 @@ def substitute(
     InfeasibleError when `method` cannot stand somewhere, UncountableError for a network with a layer that has no
     counting rule; the network is then unchanged.
     """
-    plan = trace_plan(network, image_shape, kept, linear=linear)
+    plan = trace_plan(network, image_shape, keep, linear=linear)
     reason = plan.infeasible(method)
     if reason is not None:
         raise InfeasibleError(reason)
@@ -63,9 +63,9 @@ def substitute(
     return _report(plan, method)
 
 
-def _report(plan: NetworkPlan, method: Method) -> Report:
-    left = [(site.name, site.kept) for site in plan.sites if site.kept]
-    return Report(
+def _report(plan: NetworkPlan, method: Method) -> SubstitutionReport:
+    left = [(site.name, site.keep_reason) for site in plan.sites if site.keep_reason]
+    return SubstitutionReport(
         tuple(site.name for site in plan.substituted), (*left, *((name, ATTENTION) for name in plan.wholes)),
         plan.params(method), plan.params(Dense()), tuple(_described(site, method) for site in plan.substituted),
     )  # fmt: skip
@@ -78,10 +78,10 @@ def _described(site: Site, method: Method) -> str:
     return f"{kind}, {shape.in_channels} -> {shape.out_channels} channels, {counts}"
 
 
-def replace_sites(network: nn.Module, plan: NetworkPlan, sized: Sized) -> None:
+def replace_sites(network: nn.Module, plan: NetworkPlan, sized: SizedMethod) -> None:
     """Put what the method of each substituted site of `plan` builds there, under each of the names that a layer has."""
     new = {
-        id(network.get_submodule(site.name)): _built(network, site, method_in(sized, site.name))
+        id(network.get_submodule(site.name)): _built(network, site, method_at(sized, site.name))
         for site in plan.substituted
     }
     for parent in list(network.modules()):
@@ -99,7 +99,7 @@ def _built(network: nn.Module, site: Site, method: Method) -> nn.Module:
 
 
 def build_student(
-    settings: NetworkSettings, plan: NetworkPlan, sized: Sized, image_shape: ImageShape, classes: int, seed: int
+    settings: NetworkSettings, plan: NetworkPlan, sized: SizedMethod, image_shape: ImageShape, classes: int, seed: int
 ) -> nn.Module:
     """The named network with a method, or an allocation, in the sites of its `plan`, drawn from `seed` alone.
 

@@ -60,17 +60,17 @@ def _pair(value: Sequence[int]) -> Pair:
 
 
 def trace_plan(
-    network: nn.Module, image_shape: ImageShape, kept: Sequence[str] = (), name: str = "", *, linear: bool = False
+    network: nn.Module, image_shape: ImageShape, keep: Sequence[str] = (), name: str = "", *, linear: bool = False
 ) -> NetworkPlan:
     """Run `network` once on a zero image (on the device of its parameters) and list its sites.
 
-    `kept` adds shell-style patterns of module names to the network's own; with `linear`, linear maps are substituted
+    `keep` adds shell-style patterns of module names to the network's own; with `linear`, linear maps are substituted
     too. Raises UncountableError for a module with parameters, or a leaf, that has no rule, and for a convolution or
     linear map that never runs.
     """
     run = _Run(network, image_shape)
     rules = _Rules(
-        (*getattr(network, "kept", ()), *kept), ("*",) if linear else tuple(getattr(network, "linear_maps", ())),
+        (*getattr(network, "kept", ()), *keep), ("*",) if linear else tuple(getattr(network, "linear_maps", ())),
         stem=next((name for name in run.areas if isinstance(network.get_submodule(name), nn.Conv2d)), None),
     )  # fmt: skip
     sites, wholes, other = _sorted(network, run, rules)

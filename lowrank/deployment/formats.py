@@ -35,7 +35,7 @@ Forward = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Form:
+class ExportedFile:
     """One exported file and its proof; differences are of logits, over all images that were compared."""
 
     network: str  # factorised or merged
@@ -55,7 +55,7 @@ class Form:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Probe:
+class ComparisonImages:
     """Images (B, C, H, W), normalised; `labels` (B) where they are real ones, else None."""
 
     images: Tensor
@@ -72,9 +72,13 @@ def running_mult_adds(network: nn.Module, specification: ModelSpecification) -> 
     return trace_plan(network, specification.image_shape).mult_adds(Dense())
 
 
-def write_forms(
-    network: nn.Module, specification: ModelSpecification, probe: Probe, folder: Path, step: Callable[[str], None]
-) -> list[Form]:
+def export_formats(
+    network: nn.Module,
+    specification: ModelSpecification,
+    probe: ComparisonImages,
+    folder: Path,
+    step: Callable[[str], None],
+) -> list[ExportedFile]:
     """Write all six files into `folder` and prove each by reading it back; `step` is called before each with its name.
 
     Raises OSError when a file cannot be written.
@@ -108,9 +112,9 @@ def run_batches(forward: Forward, images: Tensor, size: int = 256) -> Tensor:
 
 def _proved(
     name: str, kind: str, path: Path, found: Tensor, expected: Tensor, labels: Tensor | None, mult_adds: int
-) -> Form:
+) -> ExportedFile:
     classes = found.argmax(1)
-    return Form(
+    return ExportedFile(
         network=name, kind=kind, file=path.name, bytes=path.stat().st_size,
         difference=float((found - expected).abs().max()), largest=float(expected.abs().max()),
         agree=float((classes == expected.argmax(1)).double().mean()),

@@ -32,7 +32,7 @@ class Latency:
 
 
 @torch.no_grad()
-def measure(
+def measure_latency(
     contestants: Mapping[str, Forward], image_shape: Sequence[int], *, batches: Sequence[int] = BATCHES,
     seconds: float = SECONDS, step: Callable[[str], None] = lambda name: None,
 ) -> list[Latency]:  # fmt: skip
@@ -64,7 +64,7 @@ def _summary(name: str, batch: int, values: Sequence[float]) -> Latency:
     )  # fmt: skip
 
 
-def machine() -> str:
+def describe_machine() -> str:
     """The processor, the threads that torch uses, and torch's version, in one line."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()

@@ -15,7 +15,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from lowrank.compression.allocation import Sized
+from lowrank.compression.allocation import SizedMethod
 from lowrank.compression.plan import NetworkPlan
 from lowrank.compression.substitution import AUXILIARY, build_student
 from lowrank.compression.trace import network_plan
@@ -67,7 +67,7 @@ class ModelSpecification(BaseModel):
         """The network's sites, for these images and classes."""
         return network_plan(self.network, self.image_shape, self.classes)
 
-    def sized(self, plan: NetworkPlan) -> Sized:
+    def sized(self, plan: NetworkPlan) -> SizedMethod:
         """What stands in the sites; raises InputError for an allocation that is none."""
         return plan.sized(self.method.model_dump(), self.allocation)
 
@@ -102,7 +102,13 @@ class ModelSpecification(BaseModel):
 
 
 def save_model(
-    path: Path, model: nn.Module, *, network: NetworkSettings, method: Sized, image_shape: ImageShape, classes: int
+    path: Path,
+    model: nn.Module,
+    *,
+    network: NetworkSettings,
+    method: SizedMethod,
+    image_shape: ImageShape,
+    classes: int,
 ) -> None:
     """Write a model that these settings describe, atomically.
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lowrank.compression.init_from_dense import start_from_network
+from lowrank.compression.init_from_dense import init_from_network
 from lowrank.data import ImageData
 from lowrank.errors import InputError
 from lowrank.io.tensor_file import load_tensors
@@ -41,7 +41,7 @@ def start_student(
         detail = " ".join(str(error).split())[:200]
         wanted = f"a dense {settings.name} of width {settings.width:g}"
         raise InputError(f"{path} does not hold {wanted}: {detail}") from error
-    start_from_network(student, teacher)
+    init_from_network(student, teacher)
 
 
 def _weights(source: str, study_dir: str, relay: str | None) -> tuple[Path, dict[str, Tensor]]:

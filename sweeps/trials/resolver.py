@@ -7,9 +7,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from lowrank.compression.allocation import Sized
-from lowrank.compression.budget import Budget, solve_shared, solve_width
-from lowrank.compression.file_size import Disk
+from lowrank.compression.allocation import SizedMethod
+from lowrank.compression.budget import Budget, solve_allocation, solve_width
+from lowrank.compression.file_size import FileSizeCalculator
 from lowrank.compression.plan import NetworkPlan
 from lowrank.compression.substitution import build_student
 from lowrank.compression.trace import network_plan, network_to_count
@@ -53,7 +53,7 @@ class Resolver:
         self.by_size = halved_sizes(self.separable_params)
         self.strata = make_strata(space, self.separable_params)
         self.clock = StepClock(self.image_shape, self.classes, min(space.recipe({}).batch_size, len(data.train)))
-        self._disks: dict[NetworkSettings, Disk] = {}
+        self._disks: dict[NetworkSettings, FileSizeCalculator] = {}
         check_recipes(space, data)
 
     @property
@@ -74,11 +74,11 @@ class Resolver:
         """The network's sites for this data set's images and classes."""
         return network_plan(network, self.image_shape, self.classes)
 
-    def disk(self, network: NetworkSettings) -> Disk:
+    def disk(self, network: NetworkSettings) -> FileSizeCalculator:
         """What measures the network's file."""
         if network not in self._disks:
             counted = network_to_count(network, self.image_shape, self.classes)
-            self._disks[network] = Disk(counted, self.plan(network))
+            self._disks[network] = FileSizeCalculator(counted, self.plan(network))
         return self._disks[network]
 
     @cached_property
@@ -95,7 +95,7 @@ class Resolver:
         method = method_at(alternative, _under(point, "method"))
         name = str(point.get("method.name", alternative[0].get("name", "")))
         budget = self.budget(point)
-        sized: Sized = method
+        sized: SizedMethod = method
         if name in THIN:
             network = solve_width(network, self.image_shape, self.classes, method, budget)
         elif self.space.solves:
@@ -105,11 +105,11 @@ class Resolver:
         recipe = self.space.recipe(_under(point, "train"), network.name)
         return self._trial(network, sized, recipe, {**point}, role, repeat, budget)
 
-    def _solved(self, network: NetworkSettings, method: Method, budget: Budget, point: Point) -> Sized:
+    def _solved(self, network: NetworkSettings, method: Method, budget: Budget, point: Point) -> SizedMethod:
         plan, sharing = self.plan(network), point.get("budget.allocation", self.space.budget.allocation)
         weights = {name.removeprefix(SHARE): float(v or 0) for name, v in point.items() if name.startswith(SHARE)}
         disk = self.disk(network) if _asks_for_bytes(budget) else None
-        return solve_shared(plan, method, budget, sharing, weights, disk)  # type: ignore[arg-type]  # checked when read
+        return solve_allocation(plan, method, budget, sharing, weights, disk)  # type: ignore[arg-type]  # checked when read
 
     def budget(self, point: Point) -> Budget:
         """The point's limits as counts; shares are of the space's own network, whatever width the point has."""
@@ -139,12 +139,12 @@ class Resolver:
         plan = self.plan(network)
         counts = {
             "params": lambda: plan.params(form), "mult_adds": lambda: plan.mult_adds(form),
-            "bytes": lambda: self.disk(network).stored(form).bytes,
+            "bytes": lambda: self.disk(network).measure(form).bytes,
             "step_ms": lambda: self.clock.milliseconds(network, plan, form),
         }  # fmt: skip
         return lambda name: counts[name]()
 
-    def _step(self, network: NetworkSettings, sized: Sized, point: Point) -> dict[str, int]:
+    def _step(self, network: NetworkSettings, sized: SizedMethod, point: Point) -> dict[str, int]:
         """The measured step in microseconds where a budget limits it; raises StepTimeError when it takes longer."""
         values = self._limits(point)
         if values["step_ms"] is None:
@@ -193,7 +193,7 @@ class Resolver:
     # Trials
 
     def _trial(
-        self, network: NetworkSettings, sized: Sized, recipe: Recipe, point: dict[str, Value], role: Role,
+        self, network: NetworkSettings, sized: SizedMethod, recipe: Recipe, point: dict[str, Value], role: Role,
         repeat: int, budget: Budget | None,
     ) -> Trial:  # fmt: skip
         plan = self.plan(network)
@@ -211,7 +211,7 @@ class Resolver:
         return Trial(trial_id, role, label, point, specification, counts, point_id)
 
     def _specification(
-        self, network: NetworkSettings, sized: Sized, recipe: Recipe, repeat: int
+        self, network: NetworkSettings, sized: SizedMethod, recipe: Recipe, repeat: int
     ) -> dict[str, Any]:  # fmt: skip
         views = views_for(recipe, self.data, self.space.search.seed)
         return {
@@ -221,14 +221,14 @@ class Resolver:
             "seed": self.space.search.seed + repeat,
         }  # fmt: skip
 
-    def _budgeted(self, network: NetworkSettings, sized: Sized, budget: Budget | None) -> dict[str, int]:
+    def _budgeted(self, network: NetworkSettings, sized: SizedMethod, budget: Budget | None) -> dict[str, int]:
         """What a budget left unused, and the bytes on disk where it limits them."""
         if budget is None:
             return {}
         disk = self.disk(network) if _asks_for_bytes(budget) else None
         gap = budget.gap(self.plan(network), sized, disk)
         found = {} if gap is None else {"budget_gap": gap}
-        return found | ({"bytes": disk.stored(sized).bytes} if disk else {})
+        return found | ({"bytes": disk.measure(sized).bytes} if disk else {})
 
     def _start(self, point: Point) -> dict[str, Any]:
         """What the trial starts from, where it is not drawn anew: where the weights lie, and what they are."""
@@ -270,7 +270,7 @@ def _under(point: Point, section: str) -> dict[str, Value]:
     return {name.removeprefix(prefix): value for name, value in point.items() if name.startswith(prefix)}
 
 
-def count(plan: NetworkPlan, sized: Sized, whole: NetworkPlan) -> dict[str, int]:
+def count(plan: NetworkPlan, sized: SizedMethod, whole: NetworkPlan) -> dict[str, int]:
     """Parameters and mult-adds (for one image) of what is built, and of the `whole` network dense and separable.
 
     The names are those of the records; the whole network is the space's own, whatever width a point has.

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch.nn import functional
 
-from lowrank.compression.allocation import Sized
+from lowrank.compression.allocation import SizedMethod
 from lowrank.compression.plan import NetworkPlan
 from lowrank.compression.substitution import build_student
 from lowrank.networks import NetworkSettings
@@ -41,7 +41,7 @@ class StepClock:
             self._known = {**self._known, **json.loads(self._path.read_text())}
         self._write()
 
-    def milliseconds(self, network: NetworkSettings, plan: NetworkPlan, sized: Sized) -> float:
+    def milliseconds(self, network: NetworkSettings, plan: NetworkPlan, sized: SizedMethod) -> float:
         """The fastest of some steps, in milliseconds, measured once for networks that are built alike."""
         built = json.dumps([network.model_dump(mode="json"), plan.signature(sized), self.batch, self.device])
         key = hashlib.sha256(built.encode()).hexdigest()[:16]
@@ -56,7 +56,7 @@ class StepClock:
             temporary.write_text(json.dumps(self._known, indent=1))
             temporary.replace(self._path)
 
-    def _measure(self, network: NetworkSettings, plan: NetworkPlan, sized: Sized) -> float:
+    def _measure(self, network: NetworkSettings, plan: NetworkPlan, sized: SizedMethod) -> float:
         student = build_student(network, plan, sized, self.image_shape, self.classes, seed=0).to(self.device)
         student.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         images = torch.randn(self.batch, *self.image_shape, device=self.device)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional
 
-from lowrank.compression.merging import dense_bias, dense_weight, start_from
+from lowrank.compression.merging import dense_bias, dense_weight, init_layer
 from lowrank.layers import ConvShape, SeparableConv2d, StructuredMap
 from lowrank.layers.registry import METHODS
 
@@ -204,7 +204,7 @@ def test_start_from_a_trained_weight_is_exact_at_full_size(name: str, settings: 
     shape = ConvShape(*channels)
     module = Case(method_table.method(name, settings), shape).build()
     dense = trained_weight(shape.out_channels, shape.in_channels, 1, 1)
-    error = start_from(module, dense)
+    error = init_layer(module, dense)
     assert error < 1e-5
     torch.testing.assert_close(dense_weight(module), dense, rtol=1e-4, atol=1e-5)
 
@@ -213,7 +213,7 @@ def test_start_from_a_trained_weight_is_exact_at_full_size(name: str, settings: 
 def test_start_from_a_trained_weight_reports_its_error_and_beats_zero(case: Case) -> None:
     module, shape = case.build(), case.shape
     dense = trained_weight(shape.out_channels, shape.in_channels, *shape.kernel)
-    error = start_from(module, dense)
+    error = init_layer(module, dense)
     left = (dense_weight(module).detach() - dense).norm() / dense.norm()
     assert error == pytest.approx(left.item(), rel=1e-3, abs=1e-5)
     assert error < 1.0 + 1e-6
@@ -228,7 +228,7 @@ GROWING = [(name, contract.growing) for name, contract in METHOD_CONTRACTS.items
 def test_start_from_a_trained_weight_improves_with_size(name: str, growing: tuple, kernel: tuple) -> None:
     shape = ConvShape(16, 32, kernel)
     dense = trained_weight(32, 16, *kernel)
-    errors = [start_from(Case(method_table.method(name, settings), shape).build(), dense) for settings in growing]
+    errors = [init_layer(Case(method_table.method(name, settings), shape).build(), dense) for settings in growing]
     for smaller, larger in pairwise(errors):
         assert larger <= smaller * 1.001
     assert errors[-1] < errors[0]
@@ -241,7 +241,7 @@ def test_start_from_its_own_weight_keeps_the_layer(case: Case) -> None:
         pytest.skip(APPROXIMATE_FITS[case.method.name])
     shape = ConvShape(16, 16)
     dense = dense_weight(Case(case.method, shape).build(seed=1)).detach()
-    assert start_from(Case(case.method, shape).build(seed=2), dense) < 1e-3
+    assert init_layer(Case(case.method, shape).build(seed=2), dense) < 1e-3
 
 
 APPROXIMATE_FITS: dict[str, str] = {}
@@ -250,4 +250,4 @@ APPROXIMATE_FITS: dict[str, str] = {}
 @every_method
 def test_start_from_the_wrong_shape_is_refused(case: Case) -> None:
     with pytest.raises(ValueError, match="expected a weight of 16 x 16 x 3 x 3, got"):
-        start_from(case.build(), torch.zeros(3, 16, 3, 3))
+        init_layer(case.build(), torch.zeros(3, 16, 3, 3))

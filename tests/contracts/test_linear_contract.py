@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lowrank.compression.merging import dense_bias, dense_weight, merge, start_from
+from lowrank.compression.merging import dense_bias, dense_weight, init_layer, merge
 from lowrank.layers import ConvShape, StructuredLinear
 from lowrank.layers.linear import build_linear
 from lowrank.layers.registry import METHODS
@@ -77,10 +77,10 @@ def test_count_and_start_are_those_of_the_pointwise_map(case: method_table.Case)
 @every_method
 def test_start_from_a_trained_weight_reports_its_error(case: method_table.Case) -> None:
     module, dense = build(case), torch.randn(16, 16, generator=torch.Generator().manual_seed(0)).double()
-    error = start_from(module, dense)
+    error = init_layer(module, dense)
     assert error == pytest.approx(((dense_weight(module) - dense).norm() / dense.norm()).item(), abs=1e-6)
     with pytest.raises(ValueError, match="expected a weight of 16 x 16, got"):
-        start_from(module, dense[:3])
+        init_layer(module, dense[:3])
 
 
 @every_method

@@ -12,8 +12,8 @@ import torch
 from analysis.__main__ import main
 from analysis.model_export.select_trial import Limits, by_id, choose
 from lowrank.data import load_data
-from lowrank.deployment.formats import Form, merged_network, onnx_forward, running_mult_adds
-from lowrank.deployment.latency import measure
+from lowrank.deployment.formats import ExportedFile, merged_network, onnx_forward, running_mult_adds
+from lowrank.deployment.latency import measure_latency
 from lowrank.errors import InputError
 from lowrank.io.merged import load_merged, save_merged
 from lowrank.io.model_file import ModelSpecification, load_model
@@ -211,8 +211,8 @@ def test_equal_is_up_to_rounding():
         "network": "merged", "kind": "ONNX", "file": "f", "bytes": 1, "largest": 10.0, "agree": 1.0, "error": None,
         "mult_adds": 1,
     }  # fmt: skip
-    assert Form(**form, difference=9e-3).equal
-    assert not Form(**form, difference=2e-2).equal
+    assert ExportedFile(**form, difference=9e-3).equal
+    assert not ExportedFile(**form, difference=2e-2).equal
 
 
 def test_latencies_are_taken_in_turn():
@@ -225,7 +225,7 @@ def test_latencies_are_taken_in_turn():
 
         return forward
 
-    found = measure({name: contestant(name) for name in "ab"}, (1, 2, 2), batches=(1, 3), seconds=0.0)
+    found = measure_latency({name: contestant(name) for name in "ab"}, (1, 2, 2), batches=(1, 3), seconds=0.0)
     assert [(each.name, each.batch, each.repeats) for each in found] == [
         ("a", 1, 5), ("b", 1, 5), ("a", 3, 5), ("b", 3, 5),
     ]  # fmt: skip

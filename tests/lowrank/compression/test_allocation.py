@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from lowrank.compression.allocation import Allocation, allocation_of
-from lowrank.compression.budget import Budget, measure, solve, solve_shared, solve_width
-from lowrank.compression.file_size import Disk
+from lowrank.compression.allocation import Allocation, make_allocation
+from lowrank.compression.budget import Budget, measure, solve, solve_allocation, solve_width
+from lowrank.compression.file_size import FileSizeCalculator
 from lowrank.compression.plan import NetworkPlan
 from lowrank.compression.size_families import _Continuous, make_family
 from lowrank.compression.substitution import build_student
@@ -30,8 +30,8 @@ def plan() -> NetworkPlan:
     return network_plan(NetworkSettings(width=0.25), IMAGE, 10)
 
 
-def disk_of(settings_: NetworkSettings, plan: NetworkPlan) -> Disk:
-    return Disk(network_to_count(settings_, IMAGE, 10), plan)
+def disk_of(settings_: NetworkSettings, plan: NetworkPlan) -> FileSizeCalculator:
+    return FileSizeCalculator(network_to_count(settings_, IMAGE, 10), plan)
 
 
 def test_stages_follow_the_names_or_else_the_areas(plan):
@@ -48,7 +48,7 @@ def test_stages_follow_the_names_or_else_the_areas(plan):
 def test_equal_weights_of_one_scale_are_the_even_network(plan, name):
     method, budget = make_method({"name": name}), Budget(params=25_000)
     even = solve(plan, method, budget)
-    shared = solve_shared(plan, method, budget, "layer", {})
+    shared = solve_allocation(plan, method, budget, "layer", {})
     assert isinstance(shared, Allocation)
     assert plan.params(shared) <= 25_000
     if method.scale is not None:
@@ -57,8 +57,8 @@ def test_equal_weights_of_one_scale_are_the_even_network(plan, name):
 
 def test_only_ratios_of_weights_matter_and_a_heavier_stage_is_larger(plan):
     method, budget = make_method({"name": "bottleneck"}), Budget(params=25_000)
-    one = solve_shared(plan, method, budget, "stage", {"stage1": 2.0, "stage3": 0.5})
-    other = solve_shared(plan, method, budget, "stage", {"stage1": 4.0, "stage2": 2.0, "stage3": 1.0})
+    one = solve_allocation(plan, method, budget, "stage", {"stage1": 2.0, "stage3": 0.5})
+    other = solve_allocation(plan, method, budget, "stage", {"stage1": 4.0, "stage2": 2.0, "stage3": 1.0})
     assert plan.signature(one) == plan.signature(other)
     scales = [each.rank_scale for each in one.methods]
     assert scales[0] > scales[1] > scales[2]
@@ -66,10 +66,10 @@ def test_only_ratios_of_weights_matter_and_a_heavier_stage_is_larger(plan):
 
 @pytest.mark.parametrize("name", METHODS)
 def test_an_allocated_network_is_built_as_counted_and_read_back(plan, name):
-    found = solve_shared(plan, make_method({"name": name}), Budget(params=25_000), "stage", {"stage2": 3.0})
+    found = solve_allocation(plan, make_method({"name": name}), Budget(params=25_000), "stage", {"stage2": 3.0})
     network = build_student(NetworkSettings(width=0.25), plan, found, IMAGE, 10, seed=0)
     assert sum(parameter.numel() for parameter in network.parameters()) == plan.params(found)
-    again = allocation_of(plan.groups("stage"), found.settings())
+    again = make_allocation(plan.groups("stage"), found.settings())
     assert plan.signature(again) == plan.signature(found)
     assert network(torch.zeros(2, *IMAGE)).shape == (2, 10)
 
@@ -80,12 +80,12 @@ def test_an_allocated_network_is_built_as_counted_and_read_back(plan, name):
 )
 def test_a_wrong_weight_is_refused(plan, weights, message):
     with pytest.raises(InputError, match=message):
-        solve_shared(plan, make_method({"name": "cp"}), Budget(params=25_000), "stage", weights)
+        solve_allocation(plan, make_method({"name": "cp"}), Budget(params=25_000), "stage", weights)
 
 
 def test_settings_of_other_groups_are_refused(plan):
     with pytest.raises(InputError, match="must name each of the groups stage1, stage2, stage3 once, but got stage1"):
-        allocation_of(plan.groups("stage"), {"stage1": {"name": "cp"}})
+        make_allocation(plan.groups("stage"), {"stage1": {"name": "cp"}})
 
 
 @st.composite
@@ -119,9 +119,9 @@ def test_what_is_solved_is_feasible_and_the_next_larger_would_exceed(plan, name,
     budget = Budget(**{what: limit})
     if limit < fewest:
         with pytest.raises(InfeasibleError, match="cannot be that small in chain: its smallest setting has"):
-            solve_shared(plan, method, budget, sharing, named)
+            solve_allocation(plan, method, budget, sharing, named)
         return
-    found = solve_shared(plan, method, budget, sharing, named)
+    found = solve_allocation(plan, method, budget, sharing, named)
     assert measure(what, plan, found, None) <= limit
     assert plan.infeasible(found) is None
     if isinstance(family, _Continuous):
@@ -189,7 +189,7 @@ def test_a_thinner_network_may_be_asked_for_in_bytes_and_in_a_window():
     network, dense = NetworkSettings(width=0.25), make_method({"name": "dense"})
     thin = solve_width(network, IMAGE, 10, dense, Budget(bytes=100_000))
     plan = network_plan(thin, IMAGE, 10)
-    assert 80_000 < disk_of(thin, plan).stored(dense).bytes <= 100_000
+    assert 80_000 < disk_of(thin, plan).measure(dense).bytes <= 100_000
     with pytest.raises(InfeasibleError, match="a thinner resnet9 cannot be that near"):
         solve_width(network, IMAGE, 10, dense, Budget(params=20_000, params_min=19_999))
 
@@ -198,7 +198,7 @@ def test_an_allocated_model_is_saved_and_loaded(plan, tmp_path):
     from lowrank.io.model_file import load_model, save_model
 
     network = NetworkSettings(width=0.25)
-    found = solve_shared(plan, make_method({"name": "bottleneck"}), Budget(params=25_000), "stage", {"stage2": 3.0})
+    found = solve_allocation(plan, make_method({"name": "bottleneck"}), Budget(params=25_000), "stage", {"stage2": 3.0})
     model = build_student(network, plan, found, IMAGE, 10, seed=0).eval()
     save_model(tmp_path / "model.safetensors", model, network=network, method=found, image_shape=IMAGE, classes=10)
     assert plan.settings(found)["allocation"] == {"by": "stage", "methods": found.settings()}

@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from lowrank.compression.contraction_cost import (
-    Chain,
     Operand,
+    TensorNetwork,
     best_contraction,
-    make_chain,
+    make_tensor_network,
     real_cost,
     rebuild_cost,
-    sides,
+    split_sides,
 )
 from lowrank.layers import ConvShape
 from lowrank.layers.registry import make_method
@@ -55,7 +55,7 @@ def test_rebuilding_costs_what_the_layer_runs(settings: dict, channels: tuple[in
 
 
 def tensor_of(layer: nn.Module, name: str) -> Tensor:
-    """The tensor of a layer that a chain calls factor2, piece2, core2 or (joined) core2+3."""
+    """The tensor of a layer that a network calls factor2, piece2, core2 or (joined) core2+3."""
     kind, numbers = re.fullmatch(r"([a-z]+)([\d+]+)", name).groups()
     cores = [int(number) - 1 for number in numbers.split("+")]
     if kind in ("factor", "piece"):
@@ -78,16 +78,16 @@ def test_the_named_tensors_are_the_layer(settings: dict, channels: tuple[int, in
     """Contracting them as their indices say gives what the layer's weight gives."""
     method = make_method(settings)
     layer = method.build(ConvShape(*channels)).double()
-    chain = make_chain(method, *channels, positions=5)
+    network = make_tensor_network(method, *channels, positions=5)
     x = torch.randn(5, channels[0], dtype=torch.float64)
-    letters = {name: chr(ord("a") + k) for k, name in enumerate(sorted(chain.sizes))}
-    inputs = ["".join(letters[name] for name in operand.indices) for operand in chain.operands]
-    outputs = [name for operand in chain.operands[1:] for name in operand.indices if name in chain.outputs]
+    letters = {name: chr(ord("a") + k) for k, name in enumerate(sorted(network.sizes))}
+    inputs = ["".join(letters[name] for name in operand.indices) for operand in network.operands]
+    outputs = [name for operand in network.operands[1:] for name in operand.indices if name in network.outputs]
     equation = ",".join(inputs) + "->" + letters["p"] + "".join(letters[name] for name in outputs)
-    shaped = x.reshape([chain.sizes[name] for name in chain.operands[0].indices])
+    shaped = x.reshape([network.sizes[name] for name in network.operands[0].indices])
     tensors = [
-        tensor_of(layer, operand.name).reshape([chain.sizes[name] for name in operand.indices])
-        for operand in chain.operands[1:]
+        tensor_of(layer, operand.name).reshape([network.sizes[name] for name in operand.indices])
+        for operand in network.operands[1:]
     ]
     found = torch.einsum(equation, shaped, *tensors).reshape(5, -1)
     torch.testing.assert_close(found, x @ layer.weight().T)
@@ -110,20 +110,20 @@ def cheapest(tensors: tuple[frozenset, ...], sizes: dict[str, int], outputs: fro
 @pytest.mark.parametrize("channels", [(16, 16), (12, 18), (7, 13)], ids=str)
 @pytest.mark.parametrize("positions", [1, 50])
 def test_the_best_order_is_that_of_trying_all(settings: dict, channels: tuple[int, int], positions: int) -> None:
-    chain = make_chain(make_method(settings), *channels, positions)
-    large = {name: size for name, size in chain.sizes.items() if size > 1}
-    tensors = tuple(frozenset(operand.indices) & large.keys() for operand in chain.operands)
-    found = best_contraction(chain)
-    assert found.mult_adds == cheapest(tensors, large, chain.outputs & large.keys())
+    network = make_tensor_network(make_method(settings), *channels, positions)
+    large = {name: size for name, size in network.sizes.items() if size > 1}
+    tensors = tuple(frozenset(operand.indices) & large.keys() for operand in network.operands)
+    found = best_contraction(network)
+    assert found.mult_adds == cheapest(tensors, large, network.outputs & large.keys())
     assert 0 <= found.without_x <= found.mult_adds
 
 
 def test_an_order_by_hand() -> None:
     """A 16 x 16 map of ranks 3: x of 100 positions meets 4, then 4, then 16 entries of it."""
-    chain = make_chain(make_method({"name": "tensor_train", "dims": 2, "rank_scale": 0.2}), 16, 16, 100)
-    assert best_contraction(chain).mult_adds == 100 * 16 * 3 * 2
-    assert best_contraction(chain).order == "((x core2) core1)"
-    dear = make_chain(make_method({"name": "tensor_train", "dims": 2, "rank_scale": 1.0}), 16, 16, 100)
+    network = make_tensor_network(make_method({"name": "tensor_train", "dims": 2, "rank_scale": 0.2}), 16, 16, 100)
+    assert best_contraction(network).mult_adds == 100 * 16 * 3 * 2
+    assert best_contraction(network).order == "((x core2) core1)"
+    dear = make_tensor_network(make_method({"name": "tensor_train", "dims": 2, "rank_scale": 1.0}), 16, 16, 100)
     rebuilt = best_contraction(dear)
     assert (rebuilt.order, rebuilt.without_x) == ("(x (core1 core2))", 16**3)
     assert rebuilt.mult_adds == 16**3 + 100 * 256
@@ -132,8 +132,10 @@ def test_an_order_by_hand() -> None:
 def test_an_index_that_three_tensors_share_is_summed_last() -> None:
     sizes = {"p": 700, "i1": 3, "i2": 5, "o": 20, "r": 4}
     operands = [("x", "p", "i1", "i2"), ("a", "i1", "r"), ("b", "i2", "r"), ("c", "o", "r")]
-    chain = Chain(tuple(Operand(name, tuple(indices)) for name, *indices in operands), sizes, frozenset({"p", "o"}))
-    assert best_contraction(chain).mult_adds == 3 * 5 * 4 + 700 * (3 * 5 * 4 + 20 * 4)
+    network = TensorNetwork(
+        tuple(Operand(name, tuple(indices)) for name, *indices in operands), sizes, frozenset({"p", "o"})
+    )
+    assert best_contraction(network).mult_adds == 3 * 5 * 4 + 700 * (3 * 5 * 4 + 20 * 4)
 
 
 @pytest.mark.parametrize(
@@ -147,7 +149,7 @@ def test_an_index_that_three_tensors_share_is_summed_last() -> None:
     ],
 )
 def test_sides_of_a_train(sizes: tuple[int, ...], channels: tuple[int, int], expected: tuple[int, int]) -> None:
-    assert sides(sizes, *channels) == expected
+    assert split_sides(sizes, *channels) == expected
 
 
 def test_real_costs_hold_the_depthwise_part_and_both_shares() -> None:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from lowrank.compression.file_size import safetensors_bytes, stored
+from lowrank.compression.file_size import measure_file_size, safetensors_size
 from lowrank.compression.substitution import build_student, factor_parameters
 from lowrank.compression.trace import network_plan, network_to_count
 from lowrank.count import main
@@ -158,7 +158,7 @@ def test_size_on_disk_is_that_of_the_file(name: str, tmp_path: Path) -> None:
     method, plan = make_method({"name": name}), network_plan(settings, image, 10)
     student = build_student(settings, plan, method, image, 10, seed=0)
     save_file(student.state_dict(), tmp_path / "student.safetensors")
-    found = stored(network_to_count(settings, image, 10), plan, method)
+    found = measure_file_size(network_to_count(settings, image, 10), plan, method)
     assert found.bytes == (tmp_path / "student.safetensors").stat().st_size
     assert found.factor_params == sum(factor.numel() for factor in factor_parameters(student))
 
@@ -168,4 +168,4 @@ def test_bytes_of_a_file_of_any_types(dtypes: tuple[torch.dtype, ...], tmp_path:
     tensors = {f"näme.{k}": torch.zeros(k, 3, dtype=dtype) for k, dtype in enumerate(dtypes)}
     save_file(tensors, tmp_path / "file")
     entries = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
-    assert safetensors_bytes(entries) == (tmp_path / "file").stat().st_size
+    assert safetensors_size(entries) == (tmp_path / "file").stat().st_size

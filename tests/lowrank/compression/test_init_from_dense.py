@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lowrank.compression.init_from_dense import LayerStart, StartReport, start_from_network
+from lowrank.compression.init_from_dense import InitReport, LayerInit, init_from_network
 from lowrank.compression.merging import dense_weight, merge
 from lowrank.compression.substitution import build_student
 from lowrank.compression.trace import network_plan
@@ -61,7 +61,7 @@ FULL = [
 def test_a_full_size_mlp_gives_what_the_trained_one_gives(name, fields):
     settings = NetworkSettings(name="mlp", width=0.0625)
     teacher, found = dense(settings), student(name, settings, **fields)
-    report = start_from_network(found, teacher)
+    report = init_from_network(found, teacher)
     torch.testing.assert_close(found(images()), teacher(images()), rtol=1e-3, atol=1e-3)
     assert [layer.name for layer in report.layers] == ([] if name == "dense" else ["hidden.0", "hidden.3"])
     assert report.largest_error < 1e-5
@@ -71,7 +71,7 @@ def test_a_full_size_mlp_gives_what_the_trained_one_gives(name, fields):
 def test_a_full_size_kernel_keeps_resnet9_exact(name):
     teacher, found = dense(), student(name, **({} if name == "dense" else {"bank_scale": 1.0}))
     assert not torch.allclose(found(images()), teacher(images()), atol=0.1)
-    start_from_network(found, teacher)
+    init_from_network(found, teacher)
     torch.testing.assert_close(found(images()), teacher(images()), rtol=1e-3, atol=1e-4)
 
 
@@ -90,14 +90,14 @@ def with_separable_kernels(teacher: nn.Module) -> nn.Module:
 @pytest.mark.parametrize(("name", "fields"), FULL[:6], ids=[name for name, _ in FULL[:6]])
 def test_full_size_is_as_near_as_separable_kernels_allow(name, fields):
     teacher = dense()
-    errors = {layer.name: layer.error for layer in start_from_network(student("separable"), teacher).layers}
-    report = start_from_network(student(name, **fields), teacher)
+    errors = {layer.name: layer.error for layer in init_from_network(student("separable"), teacher).layers}
+    report = init_from_network(student(name, **fields), teacher)
     assert len(report.layers) == 7
     for layer in report.layers:
         assert 0.1 < layer.error < 1
         assert layer.error == pytest.approx(errors[layer.name], rel=1e-3)
     exact, found = with_separable_kernels(teacher), student(name, **fields)
-    assert start_from_network(found, exact).largest_error < 1e-5
+    assert init_from_network(found, exact).largest_error < 1e-5
     torch.testing.assert_close(found(images()), exact(images()), rtol=1e-2, atol=1e-3)
 
 
@@ -105,7 +105,7 @@ def test_full_size_is_as_near_as_separable_kernels_allow(name, fields):
 def test_every_method_reports_each_layers_error_and_copies_the_rest(name):
     settings = SMALL if name != "tied_bottleneck" else NetworkSettings(name="mlp", width=768 / 512)
     teacher, found = dense(settings), student(name, settings)
-    report = start_from_network(found, teacher)
+    report = init_from_network(found, teacher)
     for layer in report.layers:
         module, wanted = found.get_submodule(layer.name), teacher.get_submodule(layer.name).weight
         left = (dense_weight(module) - wanted).norm() / wanted.norm()
@@ -118,12 +118,12 @@ def test_every_method_reports_each_layers_error_and_copies_the_rest(name):
 
 
 def test_the_report_says_what_was_done():
-    report = StartReport((LayerStart("a.b", 0.25), LayerStart("c", 0.5)), ("norm.weight",))
+    report = InitReport((LayerInit("a.b", 0.25), LayerInit("c", 0.5)), ("norm.weight",))
     assert str(report).splitlines() == [
         "started 2 layers from trained weights, copied 1 tensors", "a.b: relative error 0.25", "c: relative error 0.5",
     ]  # fmt: skip
     assert report.largest_error == 0.5
-    assert StartReport((), ()).largest_error == 0.0
+    assert InitReport((), ()).largest_error == 0.0
 
 
 class Pair(nn.Module):
@@ -146,7 +146,7 @@ class Pair(nn.Module):
 def test_a_bias_is_taken_over_whole(name, bias):
     """Also where the structure has biases of its own, which may be two."""
     teacher, found = trained(Pair(bias=bias)), trained(Pair(name, bias=bias, own={"bias": True}), seed=9)
-    start_from_network(found, teacher)
+    init_from_network(found, teacher)
     expected = teacher.conv.bias if bias else torch.zeros(16)
     torch.testing.assert_close(found.conv(torch.zeros(1, 8, 4, 4))[0, :, 1, 1], expected)
     expected = teacher.linear.bias if bias else torch.zeros(4)
@@ -156,7 +156,7 @@ def test_a_bias_is_taken_over_whole(name, bias):
 def test_a_structured_network_can_be_the_trained_one():
     teacher = trained(Pair("bottleneck", own={"rank_scale": 0.25}))
     found = Pair("tensor_train", own={"dims": 2, "rank_scale": 1.0})
-    report = start_from_network(found, teacher)
+    report = init_from_network(found, teacher)
     assert report.largest_error < 1e-4
     x = torch.randn(2, 8, 4, 4)
     torch.testing.assert_close(found(x), teacher(x), rtol=1e-3, atol=1e-4)
@@ -165,7 +165,7 @@ def test_a_structured_network_can_be_the_trained_one():
 def test_a_layer_alone_can_be_the_whole_network():
     teacher, found = nn.Conv2d(8, 16, 1), make_method({"name": "bottleneck", "rank_scale": 1.0})
     layer = found.build(ConvShape(8, 16, bias=True))
-    report = start_from_network(layer, teacher)
+    report = init_from_network(layer, teacher)
     assert [each.name for each in report.layers] == [""]
     assert report.copied == ()
     torch.testing.assert_close(merge(layer).bias, teacher.bias)
@@ -177,7 +177,7 @@ def test_a_layer_under_two_names_starts_once():
     calls: list[int] = []
     shared.fit_factors = lambda dense, fit=shared.fit_factors: calls.append(1) or fit(dense)
     found = nn.Sequential(shared, nn.ReLU(), shared)
-    report = start_from_network(found, nn.Sequential(plain, nn.ReLU(), plain))
+    report = init_from_network(found, nn.Sequential(plain, nn.ReLU(), plain))
     assert [layer.name for layer in report.layers] == ["0", "2"]
     assert calls == [1]
     torch.testing.assert_close(dense_weight(shared), plain.weight, rtol=1e-4, atol=1e-5)
@@ -185,7 +185,7 @@ def test_a_layer_under_two_names_starts_once():
 
 def test_training_mode_and_gradients_stay_as_they_were():
     found = Pair("tensor_train")
-    start_from_network(found, Pair())
+    init_from_network(found, Pair())
     assert all(parameter.requires_grad and parameter.grad is None for parameter in found.parameters())
     assert found.training
 
@@ -222,13 +222,13 @@ def test_a_module_that_does_not_fit_is_named_and_nothing_is_changed(teacher, mes
     found = Pair("bottleneck")
     before = copy.deepcopy(found.state_dict())
     with pytest.raises(InputError, match=re.escape(message)):
-        start_from_network(found, teacher)
+        init_from_network(found, teacher)
     assert all(torch.equal(before[name], value) for name, value in found.state_dict().items())
 
 
 def test_a_bias_that_the_student_lacks_is_an_error():
     with pytest.raises(InputError, match="`conv`: the trained network has a bias there, the student has none"):
-        start_from_network(Pair("bottleneck", bias=False), Pair())
+        init_from_network(Pair("bottleneck", bias=False), Pair())
 
 
 @pytest.mark.parametrize(
@@ -243,11 +243,11 @@ def test_a_tensor_that_does_not_fit_is_named_and_nothing_is_changed(norm, messag
     found = nn.Sequential(layer, nn.BatchNorm2d(8))
     before = copy.deepcopy(found.state_dict())
     with pytest.raises(InputError, match=re.escape(message)):
-        start_from_network(found, nn.Sequential(nn.Conv2d(8, 8, 3, padding=0, bias=False), norm))
+        init_from_network(found, nn.Sequential(nn.Conv2d(8, 8, 3, padding=0, bias=False), norm))
     assert all(torch.equal(before[name], value) for name, value in found.state_dict().items())
 
 
 def test_only_structured_layers_of_the_outermost_kind_are_named():
-    report = start_from_network(Pair("hashed_both"), Pair())
+    report = init_from_network(Pair("hashed_both"), Pair())
     assert [layer.name for layer in report.layers] == ["conv", "linear"]
     assert not any(isinstance(part, SeparableConv2d | StructuredMap) for part in merge(Pair("hashed_both")).modules())

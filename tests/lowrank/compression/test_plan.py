@@ -42,7 +42,7 @@ def test_linear_maps_count_every_position() -> None:
     network = nn.Sequential(nn.Linear(4, 5), nn.Flatten(), nn.Linear(5 * 3 * 6, 2))
     plan = trace_plan(network, (3, 6, 4))
     assert plan.mult_adds(DENSE) == 4 * 5 * 18 + 90 * 2
-    assert [site.kept for site in plan.sites] == ["a linear map", "a linear map"]
+    assert [site.keep_reason for site in plan.sites] == ["a linear map", "a linear map"]
 
 
 def test_a_layer_that_runs_twice_is_counted_twice() -> None:
@@ -68,8 +68,8 @@ def test_reasons_for_what_is_kept() -> None:
         flat=nn.Flatten(),
         head=nn.Linear(8 * 49, 5),
     )
-    plan = trace_plan(network, (3, 9, 9), kept=("exc*",))
-    assert {site.name: site.kept for site in plan.sites} == {
+    plan = trace_plan(network, (3, 9, 9), keep=("exc*",))
+    assert {site.name: site.keep_reason for site in plan.sites} == {
         "first": "the stem",
         "grouped": "already grouped (4 groups)",
         "mirrored": "padding mode 'reflect'",
@@ -131,8 +131,12 @@ def test_tracing_leaves_the_network_as_it_was() -> None:
 
 def test_linear_maps_are_substituted_when_asked() -> None:
     network = nn.Sequential(nn.Conv2d(3, 8, 1), nn.Linear(4, 5), nn.Flatten(), nn.Linear(8 * 4 * 5, 6), nn.Linear(6, 2))
-    plan = trace_plan(network, (3, 4, 4), kept=("4",), linear=True)
-    assert {site.name: site.kept for site in plan.sites if site.linear} == {"1": "", "3": "", "4": "kept by name (4)"}
+    plan = trace_plan(network, (3, 4, 4), keep=("4",), linear=True)
+    assert {site.name: site.keep_reason for site in plan.sites if site.linear} == {
+        "1": "",
+        "3": "",
+        "4": "kept by name (4)",
+    }
     assert plan.mult_adds(DENSE) == 3 * 8 * 16 + 4 * 5 * 8 * 4 + 160 * 6 + 12
     half = make_method({"name": "bottleneck", "rank_scale": 0.5})
     assert plan.params(half) == plan.fixed_params + 2 * (4 + 5) + 5 + 80 * (160 + 6) + 6
@@ -140,9 +144,9 @@ def test_linear_maps_are_substituted_when_asked() -> None:
 
 def test_a_network_may_ask_for_its_linear_maps_itself() -> None:
     plan = network_plan(NetworkSettings(name="mobilenet_v2"), (3, 32, 32), 10)
-    assert [site.name for site in plan.sites if site.linear and not site.kept] == ["classifier"]
+    assert [site.name for site in plan.sites if site.linear and not site.keep_reason] == ["classifier"]
     plan = network_plan(NetworkSettings(name="mlp", linear=True), (3, 8, 8), 10)
-    assert [site.kept for site in plan.sites] == ["", "", "kept by name (classifier)"]
+    assert [site.keep_reason for site in plan.sites] == ["", "", "kept by name (classifier)"]
 
 
 def test_products_outside_of_layers_are_counted() -> None:

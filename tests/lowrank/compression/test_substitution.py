@@ -93,7 +93,7 @@ def test_grouped_convolutions_are_left() -> None:
 def test_linear_maps_are_substituted_when_asked() -> None:
     network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(8 * 36, 24), nn.ReLU(), nn.Linear(24, 10))
     images = torch.randn(2, *IMAGE)
-    report = substitute(network, TRAIN, IMAGE, kept=("4",), linear=True)
+    report = substitute(network, TRAIN, IMAGE, keep=("4",), linear=True)
     assert report.changed == ("2",)
     assert report.shapes[0].startswith("linear, 288 -> 24 channels, 6,936 -> ")
     assert dict(report.left) == {"0": "the stem", "4": "kept by name (4)"}
@@ -113,7 +113,9 @@ def test_linear_maps_of_torchvision(name: str) -> None:
         network = torchvision.models.get_model(name, weights=None, num_classes=10)
     plan = trace_plan(network, (3, 224, 224), linear=True)
     assert [site.name for site in plan.substituted if site.linear][-1] in ("fc", "classifier.2", "heads.head")
-    assert all(site.kept == "the stem" or "grouped" in site.kept for site in plan.sites if site.kept)
+    assert all(
+        site.keep_reason == "the stem" or "grouped" in site.keep_reason for site in plan.sites if site.keep_reason
+    )
 
 
 def test_attention_is_left_with_its_reason() -> None:
