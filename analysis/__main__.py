@@ -20,8 +20,7 @@ from analysis.reporting.summary_table import print_summary
 from analysis.sources.push_to_mlflow import bring_made
 from analysis.stats import versus as against
 from analysis.utils.progress import steps
-from lowrank.utils.cli import OneLineParser
-from lowrank.utils.endings import exit_code
+from lowrank.utils.cli import OneLineParser, run_command
 from sweeps.records.load import STUDIES, find_study, load_study
 
 PARTS = {
@@ -53,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         part.add_arguments(command)
         command.set_defaults(run=part.run)
     arguments = parser.parse_args(argv)
-    return exit_code(lambda: arguments.run(arguments) or 0)
+    return run_command(lambda: arguments.run(arguments) or 0)
 
 
 def _of_study(command: argparse.ArgumentParser, run: Callable[[Path, argparse.Namespace], int | None]) -> None:

@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.bench_record import JPEG_IMAGES, Measurement, Options, Table, interleaved, median
-from lowrank.data import DataSettings, ImageData, ViewSettings, default_views, load_data, train_batches
+from lowrank.data import AugmentationSettings, DataSettings, ImageData, default_augmentation, load_data, train_batches
 from lowrank.utils.torchvision_compat import torchvision
 
 REPEATS = 5
@@ -81,12 +81,12 @@ def cases(options: Options) -> Iterator[list[Case]]:
         yield [*found, Case(label=label, settings=settings, batch_size=batch_size)]
 
 
-def crop_and_flip(data_name: str) -> ViewSettings:
+def crop_and_flip(data_name: str) -> AugmentationSettings:
     """The data set's own views without cutout: what the peer does too."""
-    return default_views(data_name).model_copy(update={"cutout": 0})
+    return default_augmentation(data_name).model_copy(update={"cutout": 0})
 
 
-def peer_loader(data: ImageData, batch_size: int, views: ViewSettings | None) -> DataLoader[tuple[Tensor, int]]:
+def peer_loader(data: ImageData, batch_size: int, views: AugmentationSettings | None) -> DataLoader[tuple[Tensor, int]]:
     """A DataLoader with torchvision's transforms over the same images; `views` None: no random views."""
     transforms = torchvision.transforms
     steps: list[Any] = []
@@ -103,23 +103,23 @@ def peer_loader(data: ImageData, batch_size: int, views: ViewSettings | None) ->
 
 def contestants(data: ImageData, case: Case, options: Options) -> dict[str, Callable[[], int]]:
     """One epoch of batches on the device, each way; the call returns how many images it gave."""
-    views, plain = crop_and_flip(data.name), ViewSettings()
+    views, plain = crop_and_flip(data.name), AugmentationSettings()
 
-    def ours(chosen: ViewSettings) -> Callable[[], int]:
+    def ours(chosen: AugmentationSettings) -> Callable[[], int]:
         epochs = iter(range(10**6))
         return lambda: sum(
             len(labels)
             for _, labels, _ in train_batches(data, options.device, case.batch_size, chosen, 0, next(epochs))
         )
 
-    def peer(chosen: ViewSettings | None) -> Callable[[], int]:
+    def peer(chosen: AugmentationSettings | None) -> Callable[[], int]:
         loader = peer_loader(data, case.batch_size, chosen)
         return lambda: sum(len(images.to(options.device)) for images, _ in loader)
 
     return {
         "train_batches, no views": ours(plain), "torchvision DataLoader, no views": peer(None),
         "train_batches, crop and flip": ours(views), "torchvision DataLoader, crop and flip": peer(views),
-        "train_batches, with cutout": ours(default_views(data.name)),
+        "train_batches, with cutout": ours(default_augmentation(data.name)),
     }  # fmt: skip
 
 

@@ -18,7 +18,7 @@ from benchmarks.bench_record import JPEG_IMAGES, Goal, Measurement, Options, Tab
 from lowrank.compression.budget import Budget, solve
 from lowrank.compression.substitution import build_student
 from lowrank.compression.trace import network_plan
-from lowrank.data import DataSettings, ImageData, default_views, load_data
+from lowrank.data import DataSettings, ImageData, default_augmentation, load_data
 from lowrank.distillation import cached_teacher
 from lowrank.distillation.cache import Build, CacheKey, TeacherCache, prepare
 from lowrank.distillation.cache_file import Layout
@@ -69,7 +69,7 @@ class _Bench:
         self.case, self.options, self.caches = case, options, caches
         self.device = torch.device(options.device)
         self.data: ImageData = load_data(DataSettings(name=f"parquet:{images}", train_images=case.images))
-        self.views = default_views(self.data.name).model_copy(update={"seed": options.seed})
+        self.views = default_augmentation(self.data.name).model_copy(update={"seed": options.seed})
         torch.manual_seed(options.seed)
         network = make_network(case.teacher, self.data.image_shape, len(self.data.classes)).to(self.device)
         network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

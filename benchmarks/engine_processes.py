@@ -17,7 +17,7 @@ from benchmarks.step_traffic import copy_bandwidth, step_bytes
 from lowrank.compression.budget import Budget, solve
 from lowrank.compression.substitution import build_student
 from lowrank.compression.trace import network_plan
-from lowrank.data import DataSettings, ImageData, ViewSettings, default_views, load_data
+from lowrank.data import AugmentationSettings, DataSettings, ImageData, default_augmentation, load_data
 from lowrank.data.dataset import Split
 from lowrank.data.reading.image_store import ArrayStore
 from lowrank.layers import Separable
@@ -102,7 +102,9 @@ class OwnLoop:
 def make_trainer(case: Case, data: ImageData) -> Trainer:
     """The student of a case and the trainer of its way."""
     recipe = Recipe(epochs=1000, batch_size=case.batch, lr=0.02, warmup=0.1, engine=case.way)
-    views = default_views("digits") if case.images is None else ViewSettings(shift=4, flip=True, cutout=8)
+    views = (
+        default_augmentation("digits") if case.images is None else AugmentationSettings(shift=4, flip=True, cutout=8)
+    )
     return Trainer(make_student(case, data), data, recipe, views=views, order_seed=0, device=case.device)
 
 

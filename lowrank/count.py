@@ -25,9 +25,8 @@ from lowrank.layers import Dense, Method, Separable
 from lowrank.layers.registry import METHODS, make_method, method_class
 from lowrank.networks import NETWORK_NAMES, NetworkSettings, default_images
 from lowrank.networks.base import ImageShape
-from lowrank.utils.cli import OneLineParser
-from lowrank.utils.endings import exit_code
-from lowrank.utils.validation import make
+from lowrank.utils.cli import OneLineParser, run_command
+from lowrank.utils.validation import validate_model
 
 SETTINGS = ("dims", "rank_scale", "groups", "layers", "blocks", "share_of", "bias")  # fields with an option each
 SIZES = ("rank_scale", "scale", "groups", "layers")  # what a budget solves
@@ -198,7 +197,9 @@ def run(options: argparse.Namespace) -> Counted:
             raise InputError(f"`--classes` must be at least 1, but got {options.classes}")
         classes = options.classes
     width = 1.0 if options.width is None else options.width
-    network = make(NetworkSettings, {"name": options.network, "width": width, "linear": options.linear}, "network")
+    network = validate_model(
+        NetworkSettings, {"name": options.network, "width": width, "linear": options.linear}, "network"
+    )
     method = _method(options)
     if options.budget is not None:
         network, method = _solved(options, network, method, image, classes)
@@ -276,7 +277,7 @@ def _remarks(counted: Counted) -> list[str]:
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     options = make_parser().parse_args(arguments)
-    return exit_code(lambda: _count(options))
+    return run_command(lambda: _count(options))
 
 
 def _count(options: argparse.Namespace) -> int:

@@ -24,12 +24,12 @@ from lowrank.data import ImageData
 from lowrank.errors import InputError
 from lowrank.io.model_file import load_model, save_model
 from lowrank.networks import NetworkSettings
-from lowrank.utils.validation import make
+from lowrank.utils.validation import validate_model
 
 MODEL_FILE, IMAGES_FILE = "model.safetensors", "images.json"
 
 
-class Preparation(BaseModel):
+class Preprocessing(BaseModel):
     """What is done to an image before the network sees it, and what its outputs stand for."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -44,17 +44,17 @@ class Preparation(BaseModel):
 
 
 class ImageClassifier:
-    """A network with the preparation of its images; what MLflow calls."""
+    """A network with the preprocessing of its images; what MLflow calls."""
 
-    def __init__(self, network: nn.Module, preparation: Preparation):
-        self.network, self.preparation = network.eval(), preparation
-        self._offset = 255 * torch.tensor(preparation.mean).view(-1, 1, 1)
-        self._deviation = 255 * torch.tensor(preparation.std).view(-1, 1, 1)
+    def __init__(self, network: nn.Module, preprocessing: Preprocessing):
+        self.network, self.preprocessing = network.eval(), preprocessing
+        self._offset = 255 * torch.tensor(preprocessing.mean).view(-1, 1, 1)
+        self._deviation = 255 * torch.tensor(preprocessing.std).view(-1, 1, 1)
 
     @torch.no_grad()
     def predict(self, images: NDArray[np.uint8], params: dict[str, Any] | None = None) -> NDArray[np.float32]:
         """Logits, float32 (B, K), of images uint8 (B, C, H, W). Raises InputError for another shape."""
-        expected = np.shape(self.preparation.example)
+        expected = np.shape(self.preprocessing.example)
         found = np.asarray(images)
         if found.shape[1:] != expected:
             raise InputError(f"images must be (B, {', '.join(map(str, expected))}), but got {found.shape}")
@@ -72,7 +72,7 @@ def save_classifier(
     """
     folder.mkdir(parents=True, exist_ok=True)
     first = data.val.decode(torch.arange(1))[0].permute(2, 0, 1)
-    about = Preparation(mean=data.mean, std=data.std, classes=data.classes, example=first.tolist())
+    about = Preprocessing(mean=data.mean, std=data.std, classes=data.classes, example=first.tolist())
     (folder / IMAGES_FILE).write_text(about.model_dump_json())
     save_model(
         folder / MODEL_FILE, network, network=settings, method=method, image_shape=data.image_shape,
@@ -82,10 +82,10 @@ def save_classifier(
 
 def load_classifier(folder: Path) -> ImageClassifier:
     """The classifier of a folder, on the CPU; raises InputError for one that is missing or damaged."""
-    return ImageClassifier(load_model(folder / MODEL_FILE), read_preparation(folder))
+    return ImageClassifier(load_model(folder / MODEL_FILE), read_preprocessing(folder))
 
 
-def read_preparation(folder: Path) -> Preparation:
+def read_preprocessing(folder: Path) -> Preprocessing:
     """What `images.json` says; raises InputError when it is missing or damaged."""
     path = folder / IMAGES_FILE
     try:
@@ -94,7 +94,7 @@ def read_preparation(folder: Path) -> Preparation:
         raise InputError(f"{path} cannot be read: {error}") from error
     if not isinstance(content, dict):
         raise InputError(f"{path} must hold one JSON object")
-    return make(Preparation, content, str(path))
+    return validate_model(Preprocessing, content, str(path))
 
 
 def _load_pyfunc(data_path: str) -> ImageClassifier:

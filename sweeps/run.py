@@ -14,8 +14,7 @@ if sys.path and Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
     sys.path.pop(0)
 
 from lowrank.errors import InputError
-from lowrank.utils.cli import OneLineParser
-from lowrank.utils.endings import DISK_FULL, ended, exit_code
+from lowrank.utils.cli import ExitCode, OneLineParser, report_error, run_command
 from sweeps.records.journal import FullDiskError
 from sweeps.space.model import Space
 from sweeps.space.parse import available_spaces, find_space, read_space, read_yaml
@@ -101,14 +100,14 @@ def main(arguments: list[str] | None = None) -> int:
     options = make_parser().parse_args(arguments)
     options.began = BEGAN if arguments is None else steady()
     watch()
-    return exit_code(lambda: _with_room(options), GO_ON)
+    return run_command(lambda: _with_room(options), GO_ON)
 
 
 def _with_room(options: argparse.Namespace) -> int:
     try:
         return _dispatch(options)
     except FullDiskError as error:
-        return ended(DISK_FULL, f"error: {error}; make room and go on with --resume {error.study}")
+        return report_error(ExitCode.DISK_FULL, f"error: {error}; make room and go on with --resume {error.study}")
 
 
 def _dispatch(options: argparse.Namespace) -> int:

@@ -13,8 +13,7 @@ if sys.path and Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
     sys.path.pop(0)
 
 from lowrank.errors import InputError
-from lowrank.utils.cli import OneLineParser
-from lowrank.utils.endings import exit_code
+from lowrank.utils.cli import OneLineParser, run_command
 from sweeps.cluster.aws_prices import ACCELERATORS, Client, Region, find_accelerator, look_around
 from sweeps.cluster.cluster_file import CLUSTER_FILE, affordable_offers, read_cluster_file, write_cluster_file
 from sweeps.cluster.spot_report import (
@@ -87,7 +86,7 @@ def main(arguments: list[str] | None = None, client: Client | None = None) -> in
         The exit code.
     """
     options = make_parser().parse_args(arguments)
-    return exit_code(lambda: run(SpotConfig(**vars(options)), client or make_client))
+    return run_command(lambda: run(SpotConfig(**vars(options)), client or make_client))
 
 
 def make_client(service: str, region: str):  # type: ignore[no-untyped-def]  # boto3 makes its classes as it goes

@@ -20,8 +20,7 @@ from lowrank.data import load_data
 from lowrank.distillation.teacher_files import teacher_names
 from lowrank.errors import InputError
 from lowrank.training.divergence import DivergedError
-from lowrank.utils.cli import OneLineParser
-from lowrank.utils.endings import FAILED, ended, exit_code
+from lowrank.utils.cli import ExitCode, OneLineParser, report_error, run_command
 from sweeps.records.study_folders import NAME_RULE, check_root
 from sweeps.space.model import Space
 from sweeps.space.parse import absolute_data, one_point, override_fields
@@ -66,14 +65,14 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     options = make_parser().parse_args(arguments)
     watch()
-    return exit_code(lambda: _unless_diverged(options), GO_ON)
+    return run_command(lambda: _unless_diverged(options), GO_ON)
 
 
 def _unless_diverged(options: argparse.Namespace) -> int:
     try:
         return _dispatch(options)
     except DivergedError as error:
-        return ended(FAILED, f"diverged: {error}; try a lower --set train.lr=...")
+        return report_error(ExitCode.FAILED, f"diverged: {error}; try a lower --set train.lr=...")
 
 
 def _dispatch(options: argparse.Namespace) -> int:

@@ -11,8 +11,7 @@ from pathlib import Path
 
 from analysis.utils.progress import silent
 from lowrank.errors import InputError
-from lowrank.utils.cli import OneLineParser
-from lowrank.utils.endings import exit_code
+from lowrank.utils.cli import OneLineParser, run_command
 from sweeps.records.load import STUDIES, find_study, load_study
 from sweeps.records.names import StudyRecord
 
@@ -92,4 +91,4 @@ def run_script(
     parser = OneLineParser(prog=f"python analysis/{name}.py", description=(description or "").partition("\n")[0])
     add_arguments(parser)
     arguments = parser.parse_args(argv)
-    return exit_code(lambda: run(arguments))
+    return run_command(lambda: run(arguments))

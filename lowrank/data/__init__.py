@@ -1,35 +1,35 @@
 """Image data sets: splits that never mix, views that replay exactly, batches made on the device."""
 
 from lowrank.data.augment import (
+    AugmentationDraws,
     Normaliser,
-    ViewNumbers,
-    apply_views,
+    apply_augmentations,
     augment,
-    draw_views,
+    draw_augmentations,
     normalise,
     normaliser,
 )
 from lowrank.data.batches import Batch, eval_batches, steps_per_epoch, train_batches
 from lowrank.data.counter_rng import epoch_order
 from lowrank.data.dataset import ImageData, Split, clear_cache, load_data
-from lowrank.data.process_shard import WHOLE, Slice
-from lowrank.data.settings import DataSettings, ViewSettings, default_views
+from lowrank.data.process_shard import UNSHARDED, ProcessShard
+from lowrank.data.settings import AugmentationSettings, DataSettings, default_augmentation
 
 __all__ = [
-    "WHOLE",
+    "UNSHARDED",
+    "AugmentationDraws",
+    "AugmentationSettings",
     "Batch",
     "DataSettings",
     "ImageData",
     "Normaliser",
-    "Slice",
+    "ProcessShard",
     "Split",
-    "ViewNumbers",
-    "ViewSettings",
-    "apply_views",
+    "apply_augmentations",
     "augment",
     "clear_cache",
-    "default_views",
-    "draw_views",
+    "default_augmentation",
+    "draw_augmentations",
     "epoch_order",
     "eval_batches",
     "load_data",

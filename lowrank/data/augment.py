@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from lowrank.data.counter_rng import Stream, below
-from lowrank.data.settings import ViewSettings
+from lowrank.data.settings import AugmentationSettings
 from lowrank.kernels.dispatch import load_kernels
 
 
@@ -30,7 +30,7 @@ class Normaliser(NamedTuple):
     scale: Tensor
 
 
-class ViewNumbers(NamedTuple):
+class AugmentationDraws(NamedTuple):
     """The random numbers of B views, each int64 (B,)."""
 
     down: Tensor  # row 0 of the view shows row `down` of the image
@@ -39,9 +39,9 @@ class ViewNumbers(NamedTuple):
     cut_row: Tensor  # centre of the cutout in the view
     cut_column: Tensor
 
-    def part(self, start: int, stop: int) -> ViewNumbers:
+    def part(self, start: int, stop: int) -> AugmentationDraws:
         """The numbers of views start .. stop - 1."""
-        return ViewNumbers(*(number[start:stop] for number in self))
+        return AugmentationDraws(*(number[start:stop] for number in self))
 
 
 def normaliser(mean: Sequence[float], std: Sequence[float], device: torch.device | str = "cpu") -> Normaliser:
@@ -53,11 +53,13 @@ def normaliser(mean: Sequence[float], std: Sequence[float], device: torch.device
     return Normaliser(filled([255 * value for value in mean]), filled([1 / (255 * value) for value in std]))
 
 
-def draw_views(views: ViewSettings, epoch: int, indices: Tensor, height: int, width: int) -> ViewNumbers:
+def draw_augmentations(
+    views: AugmentationSettings, epoch: int, indices: Tensor, height: int, width: int
+) -> AugmentationDraws:
     """The numbers of the views of images `indices` (global indices, int64 (B,)) in an epoch or slot."""
     down, right, flip, row, column = Stream(views.seed, epoch, "views").words(indices, 5)
     reach = 2 * views.shift + 1
-    return ViewNumbers(
+    return AugmentationDraws(
         down=below(down, reach) - views.shift,
         right=below(right, reach) - views.shift,
         flip=below(flip, 2 if views.flip else 1),
@@ -66,10 +68,10 @@ def draw_views(views: ViewSettings, epoch: int, indices: Tensor, height: int, wi
     )
 
 
-def apply_views(
+def apply_augmentations(
     images: Tensor,
     positions: Tensor,
-    numbers: ViewNumbers,
+    numbers: AugmentationDraws,
     cutout: int,
     norm: Normaliser,
     *,
@@ -150,12 +152,12 @@ def augment(
     images: Tensor,
     indices: Tensor,
     epoch: int,
-    views: ViewSettings,
+    views: AugmentationSettings,
     mean: Sequence[float],
     std: Sequence[float],
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """One view of each image: draw_views, then apply_views.
+    """One view of each image: draw_augmentations, then apply_augmentations.
 
     Args:
         images: uint8 (B, H, W, C).
@@ -169,6 +171,8 @@ def augment(
     Returns:
         (B, C, H, W) with channels-last strides.
     """
-    numbers = draw_views(views, epoch, indices, images.shape[1], images.shape[2])
+    numbers = draw_augmentations(views, epoch, indices, images.shape[1], images.shape[2])
     positions = torch.arange(images.shape[0], device=images.device)
-    return apply_views(images, positions, numbers, views.cutout, normaliser(mean, std, images.device), dtype=dtype)
+    return apply_augmentations(
+        images, positions, numbers, views.cutout, normaliser(mean, std, images.device), dtype=dtype
+    )

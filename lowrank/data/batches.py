@@ -18,11 +18,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from lowrank.data.augment import Normaliser, ViewNumbers, apply_views, draw_views, normalise
+from lowrank.data.augment import AugmentationDraws, Normaliser, apply_augmentations, draw_augmentations, normalise
 from lowrank.data.counter_rng import epoch_order
 from lowrank.data.dataset import ImageData, Split, SplitName
-from lowrank.data.process_shard import WHOLE, Slice
-from lowrank.data.settings import ViewSettings
+from lowrank.data.process_shard import UNSHARDED, ProcessShard
+from lowrank.data.settings import AugmentationSettings
 from lowrank.errors import InputError, LoaderHungError, LowrankError, unknown
 from lowrank.utils.cpu import usable_cores
 from lowrank.utils.parent_death import exit_with_parent
@@ -64,7 +64,7 @@ def train_batches(
     data: ImageData,
     device: torch.device | str,
     batch_size: int,
-    views: ViewSettings,
+    views: AugmentationSettings,
     order_seed: int,
     epoch: int,
     dtype: torch.dtype = torch.float32,
@@ -72,7 +72,7 @@ def train_batches(
     workers: int = 2,
     *,
     slot: int | None = None,
-    part: Slice = WHOLE,
+    part: ProcessShard = UNSHARDED,
 ) -> Iterator[Batch]:
     """One epoch of random views of the training split, in random order.
 
@@ -120,7 +120,7 @@ def eval_batches(
     dtype: torch.dtype = torch.float32,
     *,
     workers: int = 2,
-    part: Slice = WHOLE,
+    part: ProcessShard = UNSHARDED,
 ) -> Iterator[Batch]:
     """Every image of a split once, in the split's order, without views; the last batch may be smaller.
 
@@ -162,17 +162,19 @@ def _plain(data: ImageData, split: Split, wanted: range, spec: _Spec, workers: i
 class _Maker:
     """Makes the views of one epoch on one device."""
 
-    views: ViewSettings
+    views: AugmentationSettings
     slot: int
     norm: Normaliser
     dtype: torch.dtype
     values_at_once: int
 
-    def numbers(self, indices: Tensor, shape: tuple[int, int, int]) -> ViewNumbers | None:
+    def numbers(self, indices: Tensor, shape: tuple[int, int, int]) -> AugmentationDraws | None:
         """Of the images `indices`; None where a view is the image itself."""
-        return None if self.views.is_identity else draw_views(self.views, self.slot, indices, shape[1], shape[2])
+        return (
+            None if self.views.is_identity else draw_augmentations(self.views, self.slot, indices, shape[1], shape[2])
+        )
 
-    def make(self, images: Tensor, positions: Tensor, numbers: ViewNumbers | None) -> Tensor:
+    def make(self, images: Tensor, positions: Tensor, numbers: AugmentationDraws | None) -> Tensor:
         """Views of images[positions], (B, C, H, W), in pieces that suit the device."""
         count = len(positions)
         size = max(1, self.values_at_once // images[0].numel())
@@ -187,10 +189,10 @@ class _Maker:
             made[start:stop] = self._piece(images, positions[start:stop], part)
         return made
 
-    def _piece(self, images: Tensor, positions: Tensor, numbers: ViewNumbers | None) -> Tensor:
+    def _piece(self, images: Tensor, positions: Tensor, numbers: AugmentationDraws | None) -> Tensor:
         if numbers is None:
             return normalise(images.index_select(0, positions), self.norm, self.dtype)
-        return apply_views(images, positions, numbers, self.views.cutout, self.norm, dtype=self.dtype)
+        return apply_augmentations(images, positions, numbers, self.views.cutout, self.norm, dtype=self.dtype)
 
 
 def _resident_views(data: ImageData, spec: _Spec, order: Tensor, maker: _Maker) -> Iterator[Batch]:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lowrank.data.augment import Normaliser, normaliser
 from lowrank.data.reading.image_store import ImageStore
-from lowrank.data.reading.source import Catalogue
+from lowrank.data.reading.source import ImageSource
 from lowrank.data.settings import DataSettings, split_name
 from lowrank.data.splits import Indices, hold_out, training_part, validation_part
 from lowrank.errors import InputError
@@ -177,7 +177,7 @@ def clear_cache() -> None:
     _CACHE.clear()
 
 
-def _read(settings: DataSettings, data_dir: Path, download: bool) -> Catalogue:
+def _read(settings: DataSettings, data_dir: Path, download: bool) -> ImageSource:
     """Each reader is imported when it is used: torchvision, scikit-learn and pyarrow take seconds."""
     kind, folder = split_name(settings.name)
     if folder is not None:
@@ -195,7 +195,7 @@ def _read(settings: DataSettings, data_dir: Path, download: bool) -> Catalogue:
     return read_digits() if kind == "digits" else read_torchvision(kind, data_dir, download)
 
 
-def _build(settings: DataSettings, catalogue: Catalogue) -> ImageData:
+def _build(settings: DataSettings, catalogue: ImageSource) -> ImageData:
     train, val, test = splits = _splits(settings, catalogue)
     if train.resident:
         for split in (train, val) if settings.train_images else splits:
@@ -215,7 +215,7 @@ def _build(settings: DataSettings, catalogue: Catalogue) -> ImageData:
     )
 
 
-def _splits(settings: DataSettings, catalogue: Catalogue) -> tuple[Split, Split, Split]:
+def _splits(settings: DataSettings, catalogue: ImageSource) -> tuple[Split, Split, Split]:
     members = _members(settings, catalogue)
     values = sum(len(indices) for indices in members.values()) * math.prod(catalogue.store.shape)
 
@@ -231,7 +231,7 @@ def _splits(settings: DataSettings, catalogue: Catalogue) -> tuple[Split, Split,
     return split("train"), split("val"), split("test")
 
 
-def _members(settings: DataSettings, catalogue: Catalogue) -> dict[SplitName, Indices]:
+def _members(settings: DataSettings, catalogue: ImageSource) -> dict[SplitName, Indices]:
     """Global indices of each split, ascending."""
     labels, train, val, test = catalogue.labels, catalogue.training, catalogue.validation, catalogue.test
     try:
@@ -263,7 +263,7 @@ def _statistics(train: Split) -> tuple[tuple[float, ...], tuple[float, ...]]:
     return mean, tuple(math.sqrt(value) / (255 * pixels) if value else 1.0 for value in spread)
 
 
-def _fingerprint(catalogue: Catalogue, splits: tuple[Split, ...]) -> str:
+def _fingerprint(catalogue: ImageSource, splits: tuple[Split, ...]) -> str:
     sha = hashlib.sha256(repr((catalogue.classes, catalogue.store.shape)).encode())
     for split in splits:
         sha.update(f"{split.name}:{len(split)};".encode())

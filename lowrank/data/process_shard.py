@@ -10,7 +10,7 @@ from lowrank.errors import InputError
 
 
 @dataclass(frozen=True)
-class Slice:
+class ProcessShard:
     """The `index`-th of `count` equal slices of a batch, or of each of its `parts`."""
 
     index: int = 0
@@ -38,4 +38,4 @@ class Slice:
         return range(length * self.index // self.count, length * (self.index + 1) // self.count)
 
 
-WHOLE = Slice()
+UNSHARDED = ProcessShard()

@@ -34,7 +34,7 @@ class DataSettings(BaseModel):
     loader_seconds: float = Field(default=120, gt=0)
 
 
-class ViewSettings(BaseModel):
+class AugmentationSettings(BaseModel):
     """Random views of the training images; frozen. The seed belongs to the study, not to the trial.
 
     `shift`: largest translation in pixels, in each direction and on both axes, the border filled with the mean colour.
@@ -56,12 +56,12 @@ class ViewSettings(BaseModel):
 
 
 _DEFAULT_VIEWS = {
-    "digits": ViewSettings(shift=1, cutout=2),
-    "fashion_mnist": ViewSettings(shift=2, flip=True, cutout=8),
-    "cifar10": ViewSettings(shift=4, flip=True, cutout=8),
-    "cifar100": ViewSettings(shift=4, flip=True, cutout=8),
-    "parquet": ViewSettings(shift=4, flip=True, cutout=8),
-    "folder": ViewSettings(shift=4, flip=True, cutout=8),
+    "digits": AugmentationSettings(shift=1, cutout=2),
+    "fashion_mnist": AugmentationSettings(shift=2, flip=True, cutout=8),
+    "cifar10": AugmentationSettings(shift=4, flip=True, cutout=8),
+    "cifar100": AugmentationSettings(shift=4, flip=True, cutout=8),
+    "parquet": AugmentationSettings(shift=4, flip=True, cutout=8),
+    "folder": AugmentationSettings(shift=4, flip=True, cutout=8),
 }
 
 
@@ -81,7 +81,7 @@ def split_name(name: str) -> tuple[str, str | None]:
     return kind, folder
 
 
-def default_views(data_name: str) -> ViewSettings:
+def default_augmentation(data_name: str) -> AugmentationSettings:
     """The views that suit a data set, with seed 0.
 
     Raises:

@@ -131,7 +131,7 @@ def _as_tensors(name: str, model: nn.Module, specification: ModelSpecification, 
         image_shape=specification.image_shape, classes=specification.classes,
     )  # fmt: skip
     own = specification.network.name
-    return load_model(path, own_network=own if ":" in own else None)
+    return load_model(path, trusted_network=own if ":" in own else None)
 
 
 def _as_program(model: nn.Module, specification: ModelSpecification, path: Path) -> Forward:

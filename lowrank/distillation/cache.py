@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from lowrank.data import ImageData, ViewSettings, train_batches
+from lowrank.data import AugmentationSettings, ImageData, train_batches
 from lowrank.distillation.cache_file import Array, DamagedSlotError, Layout, read_slot, write_slot
 from lowrank.distillation.teacher import Teacher
 from lowrank.utils.atomic_write import TEMPORARY_SUFFIX
@@ -47,7 +47,7 @@ class CacheKey:
 
     weights: str  # sha256 of the teacher's weights
     data: str  # fingerprint
-    views: ViewSettings
+    views: AugmentationSettings
     taps: tuple[str, ...]
     layout: Layout
     precision: str

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from lowrank.distillation.losses import attention_map
 from lowrank.errors import InputError, unknown
 from lowrank.networks.base import ImageShape
-from lowrank.utils.hooks import Hooked
+from lowrank.utils.hooks import ForwardHooks
 
 Sizes = tuple[tuple[int, int], ...]
 
@@ -55,7 +55,7 @@ class Teacher(Protocol):
         """
 
 
-class Taps(Hooked):
+class Taps(ForwardHooks):
     """Attention maps of named modules, collected while the network runs inside `with`."""
 
     def __init__(self, network: nn.Module, names: Sequence[str]):

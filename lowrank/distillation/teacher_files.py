@@ -24,7 +24,7 @@ from lowrank.errors import InputError, unknown
 from lowrank.io.model_file import load_model, read_specification
 from lowrank.networks import NetworkSettings, make_network
 from lowrank.networks.base import ImageShape
-from lowrank.utils.validation import make
+from lowrank.utils.validation import validate_model
 
 RECORD_FILE = "teacher.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -166,7 +166,7 @@ def read_record(path: Path) -> TeacherRecord | None:
         raise InputError(f"{path} is damaged: {error}") from error
     if not isinstance(content, dict) or content.get("version") != VERSION:
         raise InputError(f"{path} must be of version {VERSION}")
-    return make(TeacherRecord, content, str(path))
+    return validate_model(TeacherRecord, content, str(path))
 
 
 def file_hash(path: Path) -> str:
@@ -188,7 +188,7 @@ def load_teacher(
     else:
         path = Path(reference)
         found = file_hash(path) if path.is_file() else sha256  # a missing file is told by load_model
-        network = load_model(path, own_network=own_network)
+        network = load_model(path, trusted_network=own_network)
     if found != sha256:
         raise InputError(f"the teacher {reference} has changed: its sha256 is {found[:12]}..., not {sha256[:12]}...")
     return network.to(device).eval()

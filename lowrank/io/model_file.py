@@ -25,7 +25,7 @@ from lowrank.layers.base_method import Method
 from lowrank.layers.registry import make_method
 from lowrank.networks import NetworkSettings
 from lowrank.networks.base import ImageShape
-from lowrank.utils.validation import make
+from lowrank.utils.validation import validate_model
 
 METADATA = "lowrank_model"  # the one key of the file's metadata
 VERSION = 1
@@ -129,10 +129,10 @@ def save_model(
     save_tensors(Path(path), tensors, found.metadata(), checked=False)
 
 
-def load_model(path: Path, *, own_network: str | None = None, device: torch.device | str = "cpu") -> nn.Module:
+def load_model(path: Path, *, trusted_network: str | None = None, device: torch.device | str = "cpu") -> nn.Module:
     """The model of a file, in evaluation mode, with the dtype it was saved with.
 
-    `own_network` allows the network `package.module:function` of the user's own that the file names. Raises
+    `trusted_network` allows the network `package.module:function` of the user's own that the file names. Raises
     InputError, in one line, for a file that is missing, damaged, no model or one whose tensors do not fit its
     settings.
     """
@@ -142,7 +142,7 @@ def load_model(path: Path, *, own_network: str | None = None, device: torch.devi
     tensors, metadata = load_tensors(path)
     try:
         found = _specification(metadata)
-        _check_own(found.network.name, own_network)
+        _check_own(found.network.name, trusted_network)
         model = _built(found, tensors)
     except (InputError, UncountableError) as error:
         raise InputError(f"{path}: {error}") from error
@@ -169,8 +169,8 @@ def _specification(metadata: Mapping[str, str]) -> ModelSpecification:
         raise InputError(f"its `{METADATA}` is not JSON: {error}") from error
     if not isinstance(content, dict) or content.get("version") != VERSION:
         raise InputError(f"its `{METADATA}` must be of version {VERSION}")
-    about = make(_About, content, METADATA)
-    network = make(NetworkSettings, about.network, f"{METADATA}.network")
+    about = validate_model(_About, content, METADATA)
+    network = validate_model(NetworkSettings, about.network, f"{METADATA}.network")
     channels, height, width = about.image_shape
     return ModelSpecification(
         network=network, method=make_method(about.method), image_shape=(channels, height, width), classes=about.classes,
@@ -181,7 +181,7 @@ def _specification(metadata: Mapping[str, str]) -> ModelSpecification:
 def _check_own(name: str, allowed: str | None) -> None:
     """A file may not choose which module of the user's Python is imported."""
     if ":" in name and not name.startswith("torchvision:") and name != allowed:
-        raise InputError(f"it names the network {name!r}, which is code of your own; allow it by `own_network`")
+        raise InputError(f"it names the network {name!r}, which is code of your own; allow it by `trusted_network`")
 
 
 def _built(found: ModelSpecification, tensors: Mapping[str, Tensor]) -> nn.Module:

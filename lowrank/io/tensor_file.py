@@ -22,7 +22,7 @@ def save_tensors(
 ) -> None:
     """Write `tensors` with the strings `about` beside them, synced and atomically. Raises OSError on a full disk.
 
-    With `keep` above 1 the files of earlier calls stay beside the new one: see `kept_files`. `checked` adds a
+    With `keep` above 1 the files of earlier calls stay beside the new one: see `saved_versions`. `checked` adds a
     checksum. Safetensors writes the strings in any order: equal contents are equal files where there is one at most.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -44,7 +44,7 @@ def _aged(path: Path, age: int) -> Path:
     return path if age == 0 else path.with_name(f"{path.stem}.{age}{path.suffix}")
 
 
-def kept_files(path: Path) -> list[Path]:
+def saved_versions(path: Path) -> list[Path]:
     """What `save_tensors` has kept under `path`, the newest first.
 
     A kill between two renames leaves no newest, and the one before it whole.

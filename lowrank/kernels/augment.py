@@ -1,4 +1,4 @@
-"""Views of images made in one pass: what `lowrank.data.augment.apply_views` says, to the bit.
+"""Views of images made in one pass: what `lowrank.data.augment.apply_augmentations` says, to the bit.
 
 Letters: B views, H x W positions, C channels, N values of a program.
 """
@@ -41,7 +41,7 @@ def augment_images(
     images: Tensor, positions: Tensor, numbers: tuple[Tensor, ...], cutout: int, offset: Tensor, scale: Tensor,
     dtype: torch.dtype,
 ) -> Tensor:  # fmt: skip
-    """`apply_views` of uint8 images (N, H, W, C) on a GPU; `numbers` are a `ViewNumbers`."""
+    """`apply_augmentations` of uint8 images (N, H, W, C) on a GPU; `numbers` are a `AugmentationDraws`."""
     height, width, channels = images.shape[1:]
     out = torch.empty((len(positions), height, width, channels), dtype=dtype, device=images.device)
     given = [each.contiguous() for each in (images, positions, *numbers, offset, scale)]

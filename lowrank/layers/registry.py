@@ -22,7 +22,7 @@ from lowrank.layers import (
     TiedBottleneck,
     Tucker,
 )
-from lowrank.utils.validation import make
+from lowrank.utils.validation import validate_model
 
 METHODS: dict[str, type[Method]] = {
     "dense": Dense,
@@ -50,4 +50,4 @@ def method_class(name: str) -> type[Method]:
 
 def make_method(settings: Mapping[str, Any]) -> Method:
     """A method from its settings, e.g. {"name": "tucker", "dims": 3, "rank_scale": 0.25}; raises InputError."""
-    return make(method_class(str(settings.get("name", ""))), settings, "method")
+    return validate_model(method_class(str(settings.get("name", ""))), settings, "method")

@@ -12,7 +12,7 @@ from torch import nn
 from lowrank.errors import InputError, unknown
 from lowrank.networks.base import CIFAR_IMAGE, IMAGENET_IMAGE, ImageShape, Network
 from lowrank.networks.darts import DARTS
-from lowrank.networks.external import no_width, own_network, torchvision_network
+from lowrank.networks.external import imported_network, torchvision_network, width_unsupported
 from lowrank.networks.mlp import MLP
 from lowrank.networks.mobilenet_v2 import MobileNetV2
 from lowrank.networks.resnet9 import ResNet9
@@ -85,12 +85,12 @@ def _mlp(_: re.Match[str], settings: NetworkSettings, image: ImageShape, classes
 
 def _torchvision(match: re.Match[str], settings: NetworkSettings, image: ImageShape, classes: int) -> nn.Module:
     if settings.width != 1.0:
-        raise no_width(settings.name)
+        raise width_unsupported(settings.name)
     return torchvision_network(match[1], image, classes, settings.weights)
 
 
 def _own(_: re.Match[str], settings: NetworkSettings, image: ImageShape, classes: int) -> nn.Module:
-    return own_network(settings.name, image, classes, settings.width)
+    return imported_network(settings.name, image, classes, settings.width)
 
 
 @dataclass(frozen=True)

@@ -60,7 +60,7 @@ def scaled(channels: int, width: float) -> int:
     return max(1, round(channels * width))
 
 
-def start_convolutions(network: nn.Module) -> None:
+def init_convolutions(network: nn.Module) -> None:
     """He's start, fan-in, for every convolution (He et al. 2015); linear maps keep torch's own."""
     for module in network.modules():
         if isinstance(module, nn.Conv2d):

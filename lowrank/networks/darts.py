@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lowrank.networks.base import DropPath, Network, scaled, start_convolutions
+from lowrank.networks.base import DropPath, Network, init_convolutions, scaled
 
 # DARTS_V2: what each of a cell's edges does, and the state that it reads; each two edges make one new state.
 Edge = tuple[str, int]
@@ -142,7 +142,7 @@ class DARTS(Network):
         self.classifier = nn.Linear(before[1], classes)
         if auxiliary:
             self.smallest_image = AUXILIARY_IMAGE
-        start_convolutions(self)
+        init_convolutions(self)
 
     def set_drop_path(self, rate: float) -> None:
         """Set the share of paths that training drops; raises InputError outside 0 <= rate < 1."""

@@ -75,7 +75,7 @@ def replace_head(network: nn.Module, trained: int, classes: int) -> None:
     setattr(network.get_submodule(parent), child, new)
 
 
-def own_network(path: str, image_shape: ImageShape, classes: int, width: float) -> nn.Module:
+def imported_network(path: str, image_shape: ImageShape, classes: int, width: float) -> nn.Module:
     """What the user's `package.module:function` returns.
 
     Of `image_shape`, `in_channels`, `classes`, `num_classes` and `width` the function is given those that it names.
@@ -93,14 +93,14 @@ def own_network(path: str, image_shape: ImageShape, classes: int, width: float) 
         if parameter.name not in offered and parameter.default is parameter.empty and not variadic:
             raise InputError(f"{path} asks for `{parameter.name}`; it can be given: {', '.join(sorted(offered))}")
     if width != 1.0 and "width" not in named:
-        raise no_width(path)
+        raise width_unsupported(path)
     network = function(**named)
     if not isinstance(network, nn.Module):
         raise InputError(f"{path} must return a torch.nn.Module, but returned a {type(network).__name__}")
     return network
 
 
-def no_width(name: str) -> InputError:
+def width_unsupported(name: str) -> InputError:
     """The error for a network that cannot be made thinner."""
     return InputError(f"{name} has no `width`, so it cannot be made thinner or wider")
 

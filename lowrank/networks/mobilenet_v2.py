@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from lowrank.networks.base import Network, scaled, start_convolutions
+from lowrank.networks.base import Network, init_convolutions, scaled
 
 # Expansion, channels, blocks, stride of each stage
 STAGES = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
@@ -62,7 +62,7 @@ class MobileNetV2(Network):
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.dropout = nn.Dropout(DROPOUT)
         self.classifier = nn.Linear(scaled(LAST, width), classes)
-        start_convolutions(self)
+        init_convolutions(self)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> logits (B, classes)."""

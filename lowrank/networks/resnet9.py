@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from lowrank.networks.base import Network, scaled, start_convolutions
+from lowrank.networks.base import Network, init_convolutions, scaled
 
 OUTPUT_SCALE = 0.125
 
@@ -52,7 +52,7 @@ class ResNet9(Network):
         # As published, the 4x4 that 32 x 32 pixels leave; for other images what then remains
         self.pool = nn.Sequential(nn.MaxPool2d(4, ceil_mode=True), nn.AdaptiveMaxPool2d(1))
         self.classifier = nn.Linear(c4, classes, bias=False)
-        start_convolutions(self)
+        init_convolutions(self)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> logits (B, classes)."""

@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from lowrank.networks.base import Network, scaled, start_convolutions
+from lowrank.networks.base import Network, init_convolutions, scaled
 
 STAGES = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
 
@@ -34,7 +34,7 @@ class VGG16(Network):
             self.add_module(f"stage{number}", nn.Sequential(*stage, nn.MaxPool2d(2)))
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.classifier = nn.Linear(arriving, classes)
-        start_convolutions(self)
+        init_convolutions(self)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> logits (B, classes)."""

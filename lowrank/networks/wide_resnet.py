@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lowrank.errors import InputError
-from lowrank.networks.base import Network, scaled, start_convolutions
+from lowrank.networks.base import Network, init_convolutions, scaled
 
 
 class Block(nn.Module):
@@ -53,7 +53,7 @@ class WideResNet(Network):
         self.norm = nn.BatchNorm2d(channels[3])
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.classifier = nn.Linear(channels[3], classes)
-        start_convolutions(self)
+        init_convolutions(self)
 
     @staticmethod
     def _stage(in_channels: int, out_channels: int, blocks: int, stride: int) -> nn.Sequential:

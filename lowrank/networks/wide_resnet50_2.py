@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from lowrank.networks.base import Network, scaled, start_convolutions
+from lowrank.networks.base import Network, init_convolutions, scaled
 
 BLOCKS = (3, 4, 6, 3)  # of each stage
 CHANNELS = (128, 256, 512, 1024)  # of the 3x3 convolutions; a block gives out EXPANSION times as many
@@ -60,7 +60,7 @@ class WideResNet50(Network):
             self.add_module(f"stage{number}", nn.Sequential(*stage))
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.classifier = nn.Linear(arriving, classes)
-        start_convolutions(self)
+        init_convolutions(self)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> logits (B, classes)."""

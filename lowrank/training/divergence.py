@@ -24,7 +24,7 @@ from lowrank.training.engine.precision import MIN_SCALE
 from lowrank.training.engine.rng import random_state, set_random_state
 from lowrank.training.engine.step import TrainStep
 from lowrank.training.metrics import TrainMeter
-from lowrank.utils.hooks import Hooked
+from lowrank.utils.hooks import ForwardHooks
 
 CHECK_EVERY = 50  # steps
 EXPLOSION_FACTOR = 20.0  # times log K
@@ -38,7 +38,7 @@ class DivergedError(LowrankError):
         self.epoch, self.step, self.layer = epoch, step, layer
 
 
-class NonFiniteLocator(Hooked):
+class NonFiniteLocator(ForwardHooks):
     """Names the first module, in the order in which they run, whose output or gradient is not finite.
 
     Outputs come first; a gradient counts only where all outputs are finite, and is that of a module's output, in the

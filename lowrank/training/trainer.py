@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from lowrank.compression.substitution import AUXILIARY
-from lowrank.data import WHOLE, Batch, ImageData, ViewSettings, eval_batches, steps_per_epoch, train_batches
+from lowrank.data import UNSHARDED, AugmentationSettings, Batch, ImageData, eval_batches, steps_per_epoch, train_batches
 from lowrank.distillation.teacher import Teacher
 from lowrank.layers.batched_rebuild import checkpoint_rebuild
 from lowrank.training.divergence import CHECK_EVERY, DivergedError, DivergenceMonitor, NonFiniteLocator
@@ -46,7 +46,7 @@ class Trainer:
     """
 
     def __init__(
-        self, network: nn.Module, data: ImageData, recipe: Recipe, *, views: ViewSettings, order_seed: int,
+        self, network: nn.Module, data: ImageData, recipe: Recipe, *, views: AugmentationSettings, order_seed: int,
         decay_ratio: float = 1.0, device: torch.device | str = "cpu", teacher: Teacher | None = None,
         taps: Sequence[str] = (), cache_epochs: int | None = None, group: DataParallelGroup | None = None,
         notify: Callable[[str], None] = warnings.warn,
@@ -76,7 +76,7 @@ class Trainer:
         self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # twice as fast on CPUs too
         self.data, self.recipe, self.views, self.order_seed = data, recipe, views, order_seed
         self.group = group
-        self._part = WHOLE if group is None else group.slice(recipe.accumulate)
+        self._part = UNSHARDED if group is None else group.slice(recipe.accumulate)
         check_network(network, recipe, len(data.classes))
         if group is not None:
             group.join(network)

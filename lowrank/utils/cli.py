@@ -1,14 +1,75 @@
-"""What the command lines of all rooms share."""
+"""What all command lines share: a parser, exit codes, and errors as one line on standard error."""
 
 from __future__ import annotations
 
 import argparse
+import enum
+import errno
+import sys
+from collections.abc import Callable
 from typing import NoReturn
+
+from lowrank.errors import InputError, UncountableError
+
+NOT_WRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)  # the disk's fault, not the program's
+RERUN_MESSAGE = "interrupted; the same command begins again"
+
+
+class ExitCode(enum.IntEnum):
+    """How a command ended."""
+
+    DONE = 0
+    FAILED = 1
+    BAD_INPUT = 2
+    DISK_FULL = 3
+    HEAD_LOST = 4  # the cluster's head node does not answer
+    INTERRUPTED = 130  # what a shell reports of a program that Ctrl-C has ended
 
 
 class OneLineParser(argparse.ArgumentParser):
-    """Says what is wrong with a command in one line, without the usage."""
+    """An argument parser that reports a mistake in one line, without the usage."""
 
     def error(self, message: str) -> NoReturn:
-        """End with exit code 2."""
-        self.exit(2, f"error: {message}; see --help\n")
+        """Print `message` on standard error and exit with code 2.
+
+        Args:
+            message: what is wrong with the command line.
+        """
+        self.exit(ExitCode.BAD_INPUT, f"error: {message}; see --help\n")
+
+
+def run_command(command: Callable[[], int], interrupted: str = RERUN_MESSAGE) -> int:
+    """Run a command and turn the errors that a user can mend into one line.
+
+    Args:
+        command: does the work and returns an exit code.
+        interrupted: printed after Ctrl-C: how to go on.
+
+    Returns:
+        The command's exit code; `BAD_INPUT` for an InputError or UncountableError, `INTERRUPTED` for Ctrl-C, `FAILED`
+        for a disk that is full or cannot be written. Other errors are raised.
+    """
+    try:
+        return command()
+    except (InputError, UncountableError) as error:
+        return report_error(ExitCode.BAD_INPUT, f"error: {error}")
+    except KeyboardInterrupt:
+        return report_error(ExitCode.INTERRUPTED, interrupted)
+    except OSError as error:
+        if error.errno not in NOT_WRITABLE:
+            raise
+        return report_error(ExitCode.FAILED, f"error: {error}")
+
+
+def report_error(code: int, message: str) -> int:
+    """Print a message on standard error, its line breaks replaced by spaces.
+
+    Args:
+        code: the exit code that belongs to the message.
+        message: what went wrong, and what to do.
+
+    Returns:
+        `code`.
+    """
+    print(" ".join(message.splitlines()), file=sys.stderr)
+    return code

@@ -10,7 +10,7 @@ from typing import Any, Self
 from torch import nn
 
 
-class Hooked(ABC):
+class ForwardHooks(ABC):
     """Listens to modules while a network runs inside `with`; a subclass says to which, and what it does."""
 
     _handles: tuple[Any, ...] = ()

@@ -12,7 +12,7 @@ from lowrank.errors import InputError
 Settings = TypeVar("Settings", bound=BaseModel)
 
 
-def one_line(error: ValidationError, kind: type[BaseModel], where: str = "") -> str:
+def format_validation_error(error: ValidationError, kind: type[BaseModel], where: str = "") -> str:
     """The first fault of a pydantic error, e.g. "`method.dims`: must be less than or equal to 9, but got 12"."""
     fault = error.errors(include_url=False)[0]
     path = ".".join(str(part) for part in (where, *fault["loc"]) if part != "")
@@ -27,9 +27,9 @@ def one_line(error: ValidationError, kind: type[BaseModel], where: str = "") -> 
     return f"`{path}`: {rule}, but got {fault['input']!r}"
 
 
-def make(kind: type[Settings], values: Mapping[str, Any], where: str = "") -> Settings:
+def validate_model(kind: type[Settings], values: Mapping[str, Any], where: str = "") -> Settings:
     """Check `values` against `kind`; raises InputError in one line that starts at the path `where`."""
     try:
         return kind(**values)
     except ValidationError as error:
-        raise InputError(one_line(error, kind, where)) from error
+        raise InputError(format_validation_error(error, kind, where)) from error

@@ -10,11 +10,10 @@ from collections.abc import Callable
 
 from rich.console import Console
 
-from lowrank.utils.endings import INTERRUPTED
+from lowrank.utils.cli import ExitCode
 from sweeps.utils.clock import steady
 from sweeps.utils.signals import told_to_end
 
-HEAD_LOST = 4  # exit code
 SILENCE = 20.0  # seconds without an answer after which the head counts as gone; Ray gives up after 60
 EVERY = 2.0
 ANSWER_SECONDS = 3.0
@@ -46,10 +45,10 @@ class HeadWatch:
             if self._answers():
                 heard = steady()
             elif told_to_end():
-                self._leave(INTERRUPTED, "interrupted, and so was Ray")
+                self._leave(ExitCode.INTERRUPTED, "interrupted, and so was Ray")
                 return
             elif steady() - heard > SILENCE:
-                self._leave(HEAD_LOST, f"error: the cluster's head at {self.address} is gone")
+                self._leave(ExitCode.HEAD_LOST, f"error: the cluster's head at {self.address} is gone")
                 return
 
     def _leave(self, code: int, why: str) -> None:

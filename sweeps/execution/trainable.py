@@ -20,7 +20,7 @@ from torch import nn
 
 from lowrank.distillation.teacher import Teacher
 from lowrank.errors import InputError, LoaderHungError
-from lowrank.io.tensor_file import kept_files, load_tensors, save_tensors
+from lowrank.io.tensor_file import load_tensors, save_tensors, saved_versions
 from lowrank.training.divergence import DivergedError
 from lowrank.training.trainer import Trainer
 from lowrank.utils.text import first_line
@@ -222,14 +222,14 @@ class TrialTrainable(tune.Trainable):
         save_tensors(path, state, about, keep=KEPT)
         self.place.carry()
         if self._trained():  # only the newest weights are wanted from here on
-            for older in kept_files(path)[1:]:
+            for older in saved_versions(path)[1:]:
                 older.unlink()
         self.saved_at = time.monotonic()
 
     def _load_checkpoint(self) -> None:
         """Go on from the newest checkpoint that is whole; without one from the beginning. Says which was not usable."""
         self.place.fetch()
-        for path in kept_files(self.place.path):
+        for path in saved_versions(self.place.path):
             try:
                 state, about = load_tensors(path, "cpu" if isinstance(self.trainer, ProcessGroup) else self.device)
                 history = json.loads(about["history"])

@@ -26,7 +26,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from lowrank.data import load_data
-from lowrank.data.reading.synthetic import Outline, made_data
+from lowrank.data.reading.synthetic import DataOutline, synthetic_data
 from lowrank.training.engine.memory_probe import measure_step, probe_memory
 from lowrank.utils.atomic_write import atomic_write
 from lowrank.utils.text import first_line
@@ -54,7 +54,7 @@ def fit(space: Space, options: argparse.Namespace) -> int:
     trials = distinct(space, resolver)
     connect(options.address)
     share = share_of(space.resources, read_cluster(), space.search.trials, bool(options.gpus_per_trial))
-    outline = Outline.of(data) if data.resident else None  # what is streamed is measured with its loader
+    outline = DataOutline.of(data) if data.resident else None  # what is streamed is measured with its loader
     rows = probe_all(trials, share, options.data_dir, outline, quiet=options.json)
     path = keep(rows, root / FIT_FOLDER / f"{options.name or space.name}.parquet")
     if options.json:
@@ -66,7 +66,12 @@ def fit(space: Space, options: argparse.Namespace) -> int:
 
 
 def probe_all(
-    trials: Sequence[Trial], share: Share, data_dir: Path | None, outline: Outline | None = None, *, quiet: bool = False
+    trials: Sequence[Trial],
+    share: Share,
+    data_dir: Path | None,
+    outline: DataOutline | None = None,
+    *,
+    quiet: bool = False,
 ) -> list[dict[str, Any]]:
     """Rows of FIT_SCHEMA, one a trial, measured one after the other in a worker that holds a trial's share.
 
@@ -172,8 +177,8 @@ def probe(config: dict[str, Any], *, warm_up: bool = False) -> dict[str, Any]:
     device = torch.device(given_device(share))
     if device.type == "cuda":
         limit_memory(share)
-    outline: Outline | None = config["outline"]
-    data = load_trial_data(specification, config["data_dir"]) if outline is None else made_data(outline)
+    outline: DataOutline | None = config["outline"]
+    data = load_trial_data(specification, config["data_dir"]) if outline is None else synthetic_data(outline)
     make = trainer_maker(specification, data, device)
     batch_size = int(specification["train"]["batch_size"])
     if warm_up:

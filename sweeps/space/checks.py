@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lowrank.errors import InputError, unknown
-from lowrank.utils.validation import make
+from lowrank.utils.validation import validate_model
 from sweeps.space.domains import Value
 from sweeps.space.method_names import THIN, alternative_names, kind_of, method_at
 from sweeps.space.model import Space
@@ -72,13 +72,15 @@ def _check_value(space: Space, name: str, value: Value) -> None:
     elif section == "network":
         from lowrank.networks import NetworkSettings  # brings torch, which the module is imported without
 
-        make(NetworkSettings, {**space.network.model_dump(), key: value}, "network")
+        validate_model(NetworkSettings, {**space.network.model_dump(), key: value}, "network")
     elif section == "teacher":
-        make(TeacherSettings, {**(space.teacher.model_dump() if space.teacher else {}), key: value}, "teacher")
+        validate_model(
+            TeacherSettings, {**(space.teacher.model_dump() if space.teacher else {}), key: value}, "teacher"
+        )
     elif section == "start":
-        make(StartSettings, {**space.start.model_dump(), key: value}, "start")
+        validate_model(StartSettings, {**space.start.model_dump(), key: value}, "start")
     elif section == "budget":
-        make(BudgetSettings, {**space.budget.model_dump(), key: value}, "budget")
+        validate_model(BudgetSettings, {**space.budget.model_dump(), key: value}, "budget")
 
 
 def _check_search(space: Space) -> None:

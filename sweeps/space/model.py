@@ -10,7 +10,7 @@ from lowrank.data.settings import DataSettings
 from lowrank.errors import InputError
 from lowrank.training.recipe import Recipe
 from lowrank.training.recipes import RECIPE_FIELD, recipe_fields
-from lowrank.utils.validation import make
+from lowrank.utils.validation import validate_model
 from sweeps.space.domains import Domain, Value
 from sweeps.space.method_names import Alternative
 from sweeps.space.settings import LIMITS, BudgetSettings, ResourceSettings, SearchSettings, StartSettings
@@ -69,4 +69,4 @@ class Space:
             if key not in Recipe.model_fields:
                 choices = ", ".join(sorted((RECIPE_FIELD, *Recipe.model_fields)))
                 raise InputError(f"unknown field `train.{key}`; choose from: {choices}")
-        return make(Recipe, fields, "train")
+        return validate_model(Recipe, fields, "train")

@@ -16,7 +16,7 @@ import yaml
 
 from lowrank.data.settings import DataSettings
 from lowrank.errors import InputError, unknown
-from lowrank.utils.validation import make
+from lowrank.utils.validation import validate_model
 from sweeps.space.checks import check_space
 from sweeps.space.domains import Domain, is_domain, parse_domain
 from sweeps.space.method_names import THIN, Alternative, alternative_names, kind_of
@@ -123,15 +123,15 @@ def parse_space(name: str, content: Mapping[str, Any]) -> Space:
     space = Space(
         name=name,
         question=" ".join(content["question"].split()),
-        data=make(DataSettings, _plain(content, "data"), "data"),
-        network=make(NetworkSettings, network, "network"),
+        data=validate_model(DataSettings, _plain(content, "data"), "data"),
+        network=validate_model(NetworkSettings, network, "network"),
         train=train,
         alternatives=_alternatives(content.get("method")),
-        budget=make(BudgetSettings, budget, "budget"),
+        budget=validate_model(BudgetSettings, budget, "budget"),
         references=_references(content.get("references", [])),
-        search=make(SearchSettings, _plain(content, "search"), "search"),
-        resources=make(ResourceSettings, _plain(content, "resources"), "resources"),
-        start=make(StartSettings, _section(content, "start", domains), "start"),
+        search=validate_model(SearchSettings, _plain(content, "search"), "search"),
+        resources=validate_model(ResourceSettings, _plain(content, "resources"), "resources"),
+        start=validate_model(StartSettings, _section(content, "start", domains), "start"),
         teacher=parse_settings(teacher, domains),
         domains=domains,
         source=copy.deepcopy(dict(source)),

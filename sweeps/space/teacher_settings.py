@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from lowrank.errors import InputError
-from lowrank.utils.validation import make
+from lowrank.utils.validation import validate_model
 
 SECTION = "teacher"
 SEARCHED = "views"  # the only field that may be a domain
@@ -44,7 +44,7 @@ def parse_settings(fields: Mapping[str, Any], domains: Iterable[str]) -> Teacher
             raise InputError(f"`{name}` cannot be searched; of a teacher `{SECTION}.{SEARCHED}` can")
     if not fields and not searched:
         return None
-    settings = make(TeacherSettings, fields, SECTION)
+    settings = validate_model(TeacherSettings, fields, SECTION)
     if settings.name is None and settings.train is None:
         raise InputError("`teacher` needs a `name`, or says under `train` how it is trained where it is not there yet")
     return settings

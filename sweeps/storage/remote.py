@@ -27,8 +27,7 @@ import pyarrow as pa
 from pyarrow import fs
 
 from lowrank.errors import InputError
-from lowrank.utils.cli import OneLineParser
-from lowrank.utils.endings import exit_code
+from lowrank.utils.cli import OneLineParser, run_command
 from sweeps.records.names import JOURNAL_FILE, MLFLOW_FILE, SPACE_FILE, TRIALS_FOLDER
 from sweeps.utils.uris import is_uri
 
@@ -361,7 +360,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("name", help="the study")
     parser.add_argument("--out", type=Path, default=Path("studies"), metavar="DIR", help="folder of studies (studies/)")
     options = parser.parse_args(arguments)
-    return exit_code(lambda: _fetch_and_say(options))
+    return run_command(lambda: _fetch_and_say(options))
 
 
 def _fetch_and_say(options: argparse.Namespace) -> int:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from lowrank.data import ImageData, load_data
 from lowrank.errors import InputError
+from lowrank.utils.cli import ExitCode
 from sweeps.records.journal import FullDiskError, Journal, locked_journal, read_journal, tells_of_full_disk
 from sweeps.records.names import (
     JOURNAL_FILE,
@@ -52,7 +53,6 @@ from sweeps.trials.resolver import Resolver
 from sweeps.trials.teacher import Teaching, find_teaching
 from sweeps.utils.clock import steady
 from sweeps.utils.provenance import command, commit, hardware, versions
-from sweeps.utils.signals import INTERRUPTED
 
 if TYPE_CHECKING:
     from sweeps.resources.slots import TrialResources
@@ -237,7 +237,7 @@ def _drive(space: Space, resolver: Resolver, setting: StudyConfig, retrain: Retr
     if setting.profile:
         _analysis("profile", setting.folder)
     if outcome == "interrupted":
-        return INTERRUPTED
+        return ExitCode.INTERRUPTED
     return 0 if _completed(record) or outcome == "time" else NOTHING_COMPLETED
 
 

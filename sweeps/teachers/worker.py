@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from lowrank.data import ImageData, ViewSettings
+from lowrank.data import AugmentationSettings, ImageData
 from lowrank.distillation.cache import Build, CacheKey, Report, TeacherCache, prepare
 from lowrank.distillation.cache_file import Layout
 from lowrank.distillation.cached_teacher import CachedTeacher
@@ -105,7 +105,7 @@ def open_cache(
     section = specification[SECTION]
     sizes = kept_sizes(section["sizes"], tap_sizes(student, section["student_taps"], data.image_shape))
     key = CacheKey(
-        weights=section["weights"], data=data.fingerprint, views=ViewSettings(**specification["views"]),
+        weights=section["weights"], data=data.fingerprint, views=AugmentationSettings(**specification["views"]),
         taps=tuple(section["taps"]), layout=Layout(len(data.train), len(data.classes), sizes),
         precision="float32" if autocast is None else str(autocast).removeprefix("torch."),
     )  # fmt: skip

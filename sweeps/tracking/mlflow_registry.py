@@ -116,9 +116,9 @@ def write_model(path: Path, folder: Path, model: LoggedModel, run_id: str) -> No
     from mlflow.models import Model, ModelSignature
     from mlflow.types import Schema, TensorSpec
 
-    from lowrank.serving import read_preparation  # torch comes with it, so only where there is a model to store
+    from lowrank.serving import read_preprocessing  # torch comes with it, so only where there is a model to store
 
-    prepared = read_preparation(folder)
+    prepared = read_preprocessing(folder)
     example = prepared.example_batch()
     signature = ModelSignature(
         Schema([TensorSpec(example.dtype, (-1, *example.shape[1:]))]),

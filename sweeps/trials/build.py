@@ -11,7 +11,7 @@ from torch import nn
 
 from lowrank.compression.substitution import build_student
 from lowrank.compression.trace import network_plan
-from lowrank.data import DataSettings, ImageData, ViewSettings, load_data
+from lowrank.data import AugmentationSettings, DataSettings, ImageData, load_data
 from lowrank.distillation.teacher import Teacher
 from lowrank.errors import InputError
 from lowrank.layers.registry import make_method
@@ -34,9 +34,9 @@ def make_trainer(
     network, decay_ratio = make_student(specification, data)
     section = specification.get("teacher") or {}
     return Trainer(
-        network, data, recipe, views=ViewSettings(**specification["views"]), order_seed=int(specification["seed"]),
-        decay_ratio=decay_ratio, device=device, teacher=teach(network), taps=section.get("student_taps", ()),
-        cache_epochs=section.get("views"), group=ranks, notify=say,
+        network, data, recipe, views=AugmentationSettings(**specification["views"]),
+        order_seed=int(specification["seed"]), decay_ratio=decay_ratio, device=device, teacher=teach(network),
+        taps=section.get("student_taps", ()), view_slots=section.get("views"), ranks=ranks, say=say,
     )  # fmt: skip
 
 

@@ -13,7 +13,7 @@ from lowrank.compression.file_size import FileSizeCalculator
 from lowrank.compression.plan import NetworkPlan
 from lowrank.compression.substitution import build_student
 from lowrank.compression.trace import network_plan, network_to_count
-from lowrank.data import ImageData, ViewSettings, default_views
+from lowrank.data import AugmentationSettings, ImageData, default_augmentation
 from lowrank.errors import InfeasibleError, InputError
 from lowrank.layers import Dense, Method, Separable
 from lowrank.layers.registry import make_method
@@ -213,7 +213,7 @@ class Resolver:
     def _specification(
         self, network: NetworkSettings, sized: SizedMethod, recipe: Recipe, repeat: int
     ) -> dict[str, Any]:  # fmt: skip
-        views = views_for(recipe, self.data, self.space.search.seed)
+        views = augmentation_for(recipe, self.data, self.space.search.seed)
         return {
             "network": network.model_dump(mode="json"), **self.plan(network).settings(sized),
             "train": recipe.model_dump(mode="json"), "views": views.model_dump(mode="json"),
@@ -281,10 +281,10 @@ def count(plan: NetworkPlan, sized: SizedMethod, whole: NetworkPlan) -> dict[str
     return counts
 
 
-def views_for(recipe: Recipe, data: ImageData, seed: int) -> ViewSettings:
+def augmentation_for(recipe: Recipe, data: ImageData, seed: int) -> AugmentationSettings:
     """The data set's own views, less what the recipe overrides; `seed` belongs to the study, not to the trial."""
     chosen = {key: getattr(recipe, key) for key in ("shift", "flip", "cutout") if getattr(recipe, key) is not None}
-    return default_views(data.name).model_copy(update={**chosen, "seed": seed})
+    return default_augmentation(data.name).model_copy(update={**chosen, "seed": seed})
 
 
 def check_recipes(space: Space, data: ImageData) -> None:

@@ -9,7 +9,7 @@ import threading
 from types import FrameType
 from typing import NoReturn
 
-from lowrank.utils.endings import INTERRUPTED
+from lowrank.utils.cli import ExitCode
 
 _asked = threading.Event()
 _told = threading.Event()  # by SIGTERM
@@ -56,7 +56,7 @@ def check() -> None:
 
 def leave(code: int) -> NoReturn:
     """End the process; after a Ctrl-C at once, because the interpreter's own end may crash over a half-started Ray."""
-    if code != INTERRUPTED:
+    if code != ExitCode.INTERRUPTED:
         sys.exit(code)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the second ends it, should Ray's own end hang

@@ -13,9 +13,8 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from sweeps.cluster.head_watchdog import HEAD_LOST
+from lowrank.utils.cli import ExitCode
 from sweeps.records.names import CHECKPOINT_FILE, TRIALS_FOLDER, TrialRecord
-from sweeps.run import DISK_FULL
 from sweeps.study.driver import CACHE_FOLDER
 from tests.faults.scene import GRID, NAME, SEARCH, SECONDS, STREAMED, TAUGHT, Question, Scene, Study
 from tests.support import studies
@@ -83,7 +82,7 @@ def kill_head(scene: Scene, study: Study, rng: random.Random) -> bool:
     if rng.random() < 0.25:
         study.kill()
     else:
-        assert f"--resume {NAME}" in study.end(HEAD_LOST)
+        assert f"--resume {NAME}" in study.end(ExitCode.HEAD_LOST)
     scene.cluster.end()
     scene.cluster = scene.stack.enter_context(machines())
     scene.place = ("--address", scene.cluster.address)
@@ -127,7 +126,7 @@ def fill_disk(scene: Scene, study: Study, rng: random.Random) -> bool:
         return False
     ballast = fill(scene.out)
     try:
-        assert f"--resume {NAME}" in study.end(DISK_FULL)
+        assert f"--resume {NAME}" in study.end(ExitCode.DISK_FULL)
     finally:
         ballast.unlink()
     time.sleep(2)  # the old tracker has seen that its driver is gone

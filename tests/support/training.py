@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from lowrank.compression.budget import Budget, solve
 from lowrank.compression.substitution import build_student
 from lowrank.compression.trace import network_plan
-from lowrank.data import DataSettings, ImageData, default_views, load_data
+from lowrank.data import DataSettings, ImageData, default_augmentation, load_data
 from lowrank.distillation.teacher import LiveTeacher
 from lowrank.layers import Dense, Method, TensorTrain
 from lowrank.networks import NetworkSettings, make_network
@@ -39,7 +39,7 @@ def small_trainer(
     if network is None:
         plan = network_plan(SMALL, data.image_shape, 10)
         network = build_student(SMALL, plan, method or Dense(), data.image_shape, 10, 0)
-    return Trainer(network, data, recipe, views=default_views("digits"), order_seed=0, **options)
+    return Trainer(network, data, recipe, views=default_augmentation("digits"), order_seed=0, **options)
 
 
 def tensor_train() -> Method:

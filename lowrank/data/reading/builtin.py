@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from lowrank.data.reading.image_store import ArrayStore
-from lowrank.data.reading.source import Catalogue
+from lowrank.data.reading.source import ImageSource
 from lowrank.errors import InputError
 from lowrank.utils.text import one_line
 
@@ -21,13 +21,13 @@ _TORCHVISION = {"cifar10": "CIFAR10", "cifar100": "CIFAR100", "fashion_mnist": "
 _UNREADABLE = (RuntimeError, ValueError, OSError, EOFError, KeyError, TypeError, IndexError, AssertionError)
 
 
-def read_digits() -> Catalogue:
+def read_digits() -> ImageSource:
     """1,797 grey images of 8x8 in 10 classes, from scikit-learn's own files; no test set is published."""
     from sklearn.datasets import load_digits  # costs a second to import
 
     bunch = load_digits()
     pixels = ((bunch.images.astype(np.int64) * 255 + 8) // 16).astype(np.uint8)  # 0..16 to 0..255
-    return Catalogue(
+    return ImageSource(
         classes=tuple(str(name) for name in bunch.target_names),
         labels=bunch.target.astype(np.int64),
         store=ArrayStore(pixels[..., None]),
@@ -35,7 +35,7 @@ def read_digits() -> Catalogue:
     )
 
 
-def read_torchvision(name: str, root: Path, download: bool) -> Catalogue:
+def read_torchvision(name: str, root: Path, download: bool) -> ImageSource:
     """cifar10, cifar100 or fashion_mnist from torchvision's own files under `root`.
 
     Raises:
@@ -56,7 +56,7 @@ def read_torchvision(name: str, root: Path, download: bool) -> Catalogue:
     parts = [_read_part(maker, name, root, train) for train in (True, False)]
     images, labels = (np.concatenate(arrays) for arrays in zip(*((p[0], p[1]) for p in parts), strict=True))
     count = len(parts[0][0])
-    return Catalogue(
+    return ImageSource(
         classes=parts[0][2],
         labels=labels,
         store=ArrayStore(images),

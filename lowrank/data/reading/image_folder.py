@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from lowrank.data.reading.image_store import EncodedStore
-from lowrank.data.reading.source import Catalogue
+from lowrank.data.reading.source import ImageSource
 from lowrank.data.splits import Indices
 from lowrank.errors import InputError
 from lowrank.utils.text import one_line
@@ -48,7 +48,7 @@ class FolderStore(EncodedStore):
         """See ImageStore; nothing is kept."""
 
 
-def read_folder(root: Path, image_size: int | None) -> Catalogue:
+def read_folder(root: Path, image_size: int | None) -> ImageSource:
     """The images under `root`; the classes are the training part's folders, in alphabetical order.
 
     Raises:
@@ -88,7 +88,7 @@ def _files(folder: Path, root: Path) -> dict[str, list[str]]:
 
 def _catalogue(
     root: Path, classes: tuple[str, ...], parts: list[dict[str, list[str]]], image_size: int | None
-) -> Catalogue:
+) -> ImageSource:
     names = [name for part in parts for files in part.values() for name in files]
     number = {label: place for place, label in enumerate(classes)}
     labels = [number[label] for part in parts for label, files in part.items() for _ in files]
@@ -96,7 +96,7 @@ def _catalogue(
     training, validation, test = (np.arange(ends[i], ends[i + 1]) for i in range(3))
     store = FolderStore(root, names)
     store.learn_shape(training, image_size)
-    return Catalogue(
+    return ImageSource(
         classes=classes,
         labels=np.asarray(labels, dtype=np.int64),
         store=store,

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lowrank.data.reading.image_store import EncodedStore
-from lowrank.data.reading.source import Catalogue
+from lowrank.data.reading.source import ImageSource
 from lowrank.data.splits import Indices, Labels
 from lowrank.errors import InputError
 from lowrank.utils.text import one_line
@@ -143,7 +143,7 @@ class ParquetStore(EncodedStore):
             file.release()
 
 
-def read_parquet(folder: Path, image_size: int | None) -> Catalogue:
+def read_parquet(folder: Path, image_size: int | None) -> ImageSource:
     """`train*.parquet`, and `validation*.parquet` and `test*.parquet` if there are, in `folder` or its `data`.
 
     Raises:
@@ -161,7 +161,7 @@ def read_parquet(folder: Path, image_size: int | None) -> Catalogue:
     classes = _classes(files[0], every, folder)
     store = ParquetStore(files, [rows for part in sizes for rows in part])
     store.learn_shape(training, image_size)
-    return Catalogue(
+    return ImageSource(
         classes=classes,
         labels=every,
         store=store,

@@ -9,7 +9,7 @@ from lowrank.data.splits import Indices, Labels
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Catalogue:
+class ImageSource:
     """Global indices count through the training, validation and test parts in this order.
 
     `labels`: int64 (N,), each an index into `classes`. `validation` and `test` are None where none is published.

@@ -16,7 +16,7 @@ SEED = 0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outline:
+class DataOutline:
     """What of a data set the cost of a step depends on; `image_shape` is (C, H, W), `images` those of training."""
 
     settings: DataSettings
@@ -28,7 +28,7 @@ class Outline:
     images: int
 
     @classmethod
-    def of(cls, data: ImageData) -> Outline:
+    def of(cls, data: ImageData) -> DataOutline:
         """The outline of a data set."""
         return cls(
             settings=data.settings, classes=data.classes, image_shape=data.image_shape, mean=data.mean, std=data.std,
@@ -37,7 +37,7 @@ class Outline:
 
 
 @lru_cache(maxsize=1)
-def made_data(outline: Outline) -> ImageData:
+def synthetic_data(outline: DataOutline) -> ImageData:
     """A set of this outline, every split of which is the same noise; the last one made is kept."""
     channels, height, width = outline.image_shape
     generator = np.random.default_rng(SEED)

@@ -22,7 +22,7 @@ from torch import distributed as dist
 from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
-from lowrank.data import Slice
+from lowrank.data import ProcessShard
 from lowrank.errors import InputError
 from lowrank.networks.base import DropPath
 
@@ -37,9 +37,9 @@ class DataParallelGroup:
     index: int
     count: int
 
-    def slice(self, parts: int) -> Slice:
+    def slice(self, parts: int) -> ProcessShard:
         """What this process takes of every batch that is cut into `parts`."""
-        return Slice(self.index, self.count, parts)
+        return ProcessShard(self.index, self.count, parts)
 
     def add_up(self, *tensors: Tensor) -> None:
         """Replace each tensor by its sum over all ranks, in place."""

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from lowrank.data import (
-    ViewSettings,
-    apply_views,
+    AugmentationSettings,
+    apply_augmentations,
     augment,
-    default_views,
-    draw_views,
+    default_augmentation,
+    draw_augmentations,
     normalise,
     normaliser,
 )
@@ -32,7 +32,7 @@ def make_images(n: int, height: int, width: int, channels: int) -> torch.Tensor:
     return torch.randint(0, 256, (n, height, width, channels), dtype=torch.uint8, generator=generator)
 
 
-def slow_view(image: np.ndarray, numbers: tuple[int, ...], views: ViewSettings, mean, std) -> np.ndarray:
+def slow_view(image: np.ndarray, numbers: tuple[int, ...], views: AugmentationSettings, mean, std) -> np.ndarray:
     """One image (H, W, C) to its view (C, H, W): normalise, pad with zeros, crop, mirror, cut."""
     down, right, flip, cut_row, cut_column = numbers
     height, width, channels = image.shape
@@ -49,11 +49,13 @@ def slow_view(image: np.ndarray, numbers: tuple[int, ...], views: ViewSettings, 
     return view.transpose(2, 0, 1)
 
 
-def check_against_reference(images: torch.Tensor, indices: torch.Tensor, epoch: int, views: ViewSettings) -> None:
+def check_against_reference(
+    images: torch.Tensor, indices: torch.Tensor, epoch: int, views: AugmentationSettings
+) -> None:
     _, height, width, channels = images.shape
     mean, std = MEAN[:channels], STD[:channels]
     fast = augment(images, indices, epoch, views, mean, std)
-    rows = torch.stack(list(draw_views(views, epoch, indices, height, width)), 1).tolist()
+    rows = torch.stack(list(draw_augmentations(views, epoch, indices, height, width)), 1).tolist()
     slow = np.stack([slow_view(images[i].numpy(), tuple(rows[i]), views, mean, std) for i in range(len(images))])
     assert torch.equal(fast, torch.from_numpy(slow))
 
@@ -61,16 +63,16 @@ def check_against_reference(images: torch.Tensor, indices: torch.Tensor, epoch: 
 @pytest.mark.parametrize(
     ("shape", "views"),
     [
-        ((64, 32, 32, 3), ViewSettings(shift=4, flip=True, cutout=8)),
-        ((64, 8, 8, 1), ViewSettings(shift=1, cutout=2)),
-        ((64, 28, 28, 1), ViewSettings(shift=2, flip=True, cutout=8)),
-        ((32, 9, 14, 3), ViewSettings(shift=3, flip=True, cutout=5, seed=9)),
-        ((32, 6, 6, 3), ViewSettings(cutout=20)),
-        ((32, 6, 6, 3), ViewSettings(shift=9)),
-        ((32, 6, 6, 3), ViewSettings(flip=True)),
+        ((64, 32, 32, 3), AugmentationSettings(shift=4, flip=True, cutout=8)),
+        ((64, 8, 8, 1), AugmentationSettings(shift=1, cutout=2)),
+        ((64, 28, 28, 1), AugmentationSettings(shift=2, flip=True, cutout=8)),
+        ((32, 9, 14, 3), AugmentationSettings(shift=3, flip=True, cutout=5, seed=9)),
+        ((32, 6, 6, 3), AugmentationSettings(cutout=20)),
+        ((32, 6, 6, 3), AugmentationSettings(shift=9)),
+        ((32, 6, 6, 3), AugmentationSettings(flip=True)),
     ],
 )
-def test_equals_the_reference(shape: tuple[int, int, int, int], views: ViewSettings):
+def test_equals_the_reference(shape: tuple[int, int, int, int], views: AugmentationSettings):
     check_against_reference(make_images(*shape), torch.arange(shape[0]) * 7 + 3, 5, views)
 
 
@@ -80,7 +82,7 @@ def test_equals_the_reference(shape: tuple[int, int, int, int], views: ViewSetti
     st.integers(1, 9),
     st.sampled_from([1, 3]),
     st.builds(
-        ViewSettings,
+        AugmentationSettings,
         shift=st.integers(0, 6),
         flip=st.booleans(),
         cutout=st.integers(0, 8),
@@ -94,7 +96,7 @@ def test_equals_the_reference_for_any_shape(n, height, width, channels, views, e
 
 
 def test_a_view_does_not_depend_on_its_batch():
-    views = ViewSettings(shift=4, flip=True, cutout=8)
+    views = AugmentationSettings(shift=4, flip=True, cutout=8)
     images, indices = make_images(40, 16, 16, 3), torch.arange(40) * 11
     together = augment(images, indices, 3, views, MEAN, STD)
     order = torch.randperm(40, generator=torch.Generator().manual_seed(0))
@@ -103,7 +105,7 @@ def test_a_view_does_not_depend_on_its_batch():
 
 
 def test_views_differ_by_epoch_seed_and_index():
-    views = ViewSettings(shift=4, flip=True, cutout=8)
+    views = AugmentationSettings(shift=4, flip=True, cutout=8)
     image = make_images(1, 16, 16, 3).expand(30, -1, -1, -1)
     base = augment(image, torch.arange(30), 0, views, MEAN, STD)
     other_seed = views.model_copy(update={"seed": 1})
@@ -118,7 +120,7 @@ def test_views_differ_by_epoch_seed_and_index():
 
 
 def test_numbers_cover_their_ranges():
-    numbers = draw_views(ViewSettings(shift=2, flip=True, cutout=3), 0, torch.arange(3000), 6, 8)
+    numbers = draw_augmentations(AugmentationSettings(shift=2, flip=True, cutout=3), 0, torch.arange(3000), 6, 8)
     assert numbers.down.unique().tolist() == [-2, -1, 0, 1, 2]
     assert numbers.right.unique().tolist() == [-2, -1, 0, 1, 2]
     assert numbers.flip.unique().tolist() == [0, 1]
@@ -129,7 +131,7 @@ def test_numbers_cover_their_ranges():
 def test_identity_views_are_normalised_images():
     images = make_images(5, 8, 8, 3)
     plain = normalise(images, normaliser(MEAN, STD))
-    assert torch.equal(augment(images, torch.arange(5), 0, ViewSettings(), MEAN, STD), plain)
+    assert torch.equal(augment(images, torch.arange(5), 0, AugmentationSettings(), MEAN, STD), plain)
     wanted = (images[2, 3, 4, 1].double() / 255 - MEAN[1]) / STD[1]
     assert float(plain[2, 1, 3, 4]) == pytest.approx(float(wanted), rel=1e-5)
 
@@ -137,20 +139,20 @@ def test_identity_views_are_normalised_images():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_dtype_and_strides(dtype: torch.dtype):
     images = make_images(4, 8, 6, 3)
-    made = augment(images, torch.arange(4), 0, ViewSettings(shift=1), MEAN, STD, dtype)
+    made = augment(images, torch.arange(4), 0, AugmentationSettings(shift=1), MEAN, STD, dtype)
     assert made.shape == (4, 3, 8, 6)
     assert made.dtype == dtype
     assert made.is_contiguous(memory_format=torch.channels_last)
-    full = augment(images, torch.arange(4), 0, ViewSettings(shift=1), MEAN, STD)
+    full = augment(images, torch.arange(4), 0, AugmentationSettings(shift=1), MEAN, STD)
     assert torch.equal(made, full.to(dtype))
 
 
 def test_traces_into_one_graph_without_breaks():
     images, positions = make_images(12, 8, 8, 3), torch.tensor([3, 1, 7, 7])
-    numbers = draw_views(ViewSettings(shift=2, flip=True, cutout=4), 1, positions, 8, 8)
+    numbers = draw_augmentations(AugmentationSettings(shift=2, flip=True, cutout=4), 1, positions, 8, 8)
     norm = normaliser(MEAN, STD)
-    compiled = torch.compile(apply_views, backend="eager", fullgraph=True)
-    wanted = apply_views(images, positions, numbers, 4, norm)
+    compiled = torch.compile(apply_augmentations, backend="eager", fullgraph=True)
+    wanted = apply_augmentations(images, positions, numbers, 4, norm)
     assert torch.equal(compiled(images, positions, numbers, 4, norm), wanted)
 
 
@@ -158,7 +160,7 @@ def test_traces_into_one_graph_without_breaks():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_same_bits_on_a_gpu(dtype):
     images, indices = make_images(300, 32, 32, 3), torch.arange(300)
-    views = ViewSettings(shift=4, flip=True, cutout=8)
+    views = AugmentationSettings(shift=4, flip=True, cutout=8)
     cpu = augment(images, indices, 2, views, MEAN, STD, dtype)
     assert torch.equal(augment(images.cuda(), indices.cuda(), 2, views, MEAN, STD, dtype).cpu(), cpu)
 
@@ -176,18 +178,18 @@ def test_a_machine_that_cannot_compile_the_kernel_makes_views_without_it(monkeyp
 
 
 def test_default_views():
-    assert default_views("digits") == ViewSettings(shift=1, flip=False, cutout=2)
-    assert default_views("fashion_mnist") == ViewSettings(shift=2, flip=True, cutout=8)
+    assert default_augmentation("digits") == AugmentationSettings(shift=1, flip=False, cutout=2)
+    assert default_augmentation("fashion_mnist") == AugmentationSettings(shift=2, flip=True, cutout=8)
     for name in ("cifar10", "cifar100", "parquet:somewhere", "folder:somewhere"):
-        assert default_views(name) == ViewSettings(shift=4, flip=True, cutout=8)
+        assert default_augmentation(name) == AugmentationSettings(shift=4, flip=True, cutout=8)
     with pytest.raises(InputError, match=r"^unknown data set 'mnits'; choose from: cifar10, cifar100, digits, "):
-        default_views("mnits")
+        default_augmentation("mnits")
 
 
 def test_settings_are_checked_and_frozen():
     with pytest.raises(ValidationError, match="greater than or equal to 0"):
-        ViewSettings(shift=-1)
+        AugmentationSettings(shift=-1)
     with pytest.raises(ValidationError, match="Extra inputs"):
-        ViewSettings(rotate=3)
+        AugmentationSettings(rotate=3)
     with pytest.raises(ValidationError, match="frozen"):
-        ViewSettings().shift = 3
+        AugmentationSettings().shift = 3

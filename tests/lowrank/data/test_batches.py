@@ -15,9 +15,9 @@ from PIL import Image
 
 import lowrank.data.batches as batches_module
 from lowrank.data import (
+    AugmentationSettings,
     DataSettings,
     ImageData,
-    ViewSettings,
     augment,
     epoch_order,
     eval_batches,
@@ -27,7 +27,7 @@ from lowrank.data import (
 )
 from lowrank.errors import InputError, LoaderHungError
 
-VIEWS = ViewSettings(shift=2, flip=True, cutout=3, seed=4)
+VIEWS = AugmentationSettings(shift=2, flip=True, cutout=3, seed=4)
 
 
 @pytest.fixture(scope="module")
@@ -97,9 +97,9 @@ def test_pieces_do_not_show(digits: ImageData, monkeypatch: pytest.MonkeyPatch, 
     wanted = epoch_of(digits, drop_last=False)
     monkeypatch.setattr(batches_module, "_CPU_VALUES", at_once)
     assert_same(epoch_of(digits, drop_last=False), wanted)
-    plain = epoch_of(digits, views=ViewSettings())
+    plain = epoch_of(digits, views=AugmentationSettings())
     monkeypatch.undo()
-    assert_same(epoch_of(digits, views=ViewSettings()), plain)
+    assert_same(epoch_of(digits, views=AugmentationSettings()), plain)
 
 
 def test_replay_and_randomness(digits: ImageData):
@@ -147,7 +147,7 @@ def test_streamed_equals_resident(folder: Path, workers: int):
     assert not streamed.resident
     assert resident.image_shape == streamed.image_shape == (3, 10, 12)
     assert (resident.mean, resident.std) == (streamed.mean, streamed.std)
-    for views in (VIEWS, ViewSettings()):
+    for views in (VIEWS, AugmentationSettings()):
         options = {"views": views, "epoch": 2, "batch_size": 8, "drop_last": False}
         assert_same(epoch_of(streamed, workers=workers, **options), epoch_of(resident, **options))
     for split in ("val", "test", "train"):
@@ -184,7 +184,7 @@ def test_a_broken_image_ends_a_streamed_epoch_in_one_line(tmp_path: Path, worker
 def test_a_loader_that_hangs_is_given_up_and_leaves_no_process(folder: Path):
     data = load_data(DataSettings(name=f"folder:{folder}", resident_mb=0, loader_seconds=1))
     before = set(multiprocessing.active_children())
-    batches = train_batches(data, "cpu", 4, ViewSettings(), order_seed=0, epoch=0, workers=1)
+    batches = train_batches(data, "cpu", 4, AugmentationSettings(), order_seed=0, epoch=0, workers=1)
     next(batches)
     loaders = set(multiprocessing.active_children()) - before
     for process in loaders:

@@ -13,7 +13,15 @@ import pytest
 import torch
 from PIL import Image
 
-from lowrank.data import DataSettings, ImageData, ViewSettings, clear_cache, eval_batches, load_data, train_batches
+from lowrank.data import (
+    AugmentationSettings,
+    DataSettings,
+    ImageData,
+    clear_cache,
+    eval_batches,
+    load_data,
+    train_batches,
+)
 from lowrank.errors import InputError
 
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
@@ -180,7 +188,7 @@ def test_fingerprint(tmp_path: Path, changes: dict):
 def test_streamed_equals_resident(tmp_path: Path):
     write_set(tmp_path)
     resident, streamed = load(tmp_path), load(tmp_path, resident_mb=0)
-    views = ViewSettings(shift=1, flip=True, cutout=2)
+    views = AugmentationSettings(shift=1, flip=True, cutout=2)
     for workers in (0, 2):
         left = list(train_batches(resident, "cpu", 8, views, 0, 0))
         right = list(train_batches(streamed, "cpu", 8, views, 0, 0, workers=workers))
@@ -298,7 +306,9 @@ def test_real_cifar10():
     assert torch.bincount(data.train.labels).tolist() == [50] * 10
     assert data.mean == pytest.approx((0.49, 0.48, 0.45), abs=0.02)
     assert data.std == pytest.approx((0.25, 0.24, 0.26), abs=0.02)
-    images, labels, indices = next(train_batches(data, "cpu", 128, ViewSettings(shift=4, flip=True, cutout=8), 0, 0))
+    images, labels, indices = next(
+        train_batches(data, "cpu", 128, AugmentationSettings(shift=4, flip=True, cutout=8), 0, 0)
+    )
     assert images.shape == (128, 3, 32, 32)
     assert float(images.mean()) == pytest.approx(0, abs=0.1)
     assert len(indices.unique()) == len(labels) == 128

@@ -19,7 +19,7 @@ import torch
 
 from lowrank.compression.substitution import build_student
 from lowrank.compression.trace import network_plan
-from lowrank.data import ImageData, ViewSettings
+from lowrank.data import AugmentationSettings, ImageData
 from lowrank.distillation import cache as teacher_cache
 from lowrank.distillation import cache_file as teacher_slots
 from lowrank.distillation import cached_teacher
@@ -36,7 +36,7 @@ from tests.support.teachers import small_data, small_network
 
 TAPS = ("stage1", "stage2", "stage3")
 SIZES = ((8, 8), (4, 4), (2, 2))
-VIEWS = ViewSettings(shift=1, cutout=2, seed=3)
+VIEWS = AugmentationSettings(shift=1, cutout=2, seed=3)
 
 
 @pytest.fixture(scope="module")

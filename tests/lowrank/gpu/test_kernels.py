@@ -18,8 +18,8 @@ from torch.nn import functional
 
 from lowrank.compression.substitution import build_student
 from lowrank.compression.trace import network_plan
-from lowrank.data import ViewSettings
-from lowrank.data.augment import apply_views, draw_views, normaliser
+from lowrank.data import AugmentationSettings
+from lowrank.data.augment import apply_augmentations, draw_augmentations, normaliser
 from lowrank.kernels import fx_rewrite as rewriting
 from lowrank.kernels.fx_rewrite import rewrite
 from lowrank.layers.registry import make_method
@@ -133,9 +133,9 @@ def test_views_are_those_of_the_plain_form_to_the_bit(cutout, dtype):
     generator = torch.Generator().manual_seed(0)
     stored = torch.randint(0, 256, (7, 9, 6, 3), dtype=torch.uint8, generator=generator)
     positions = torch.randint(0, 7, (20,), generator=generator)
-    numbers = draw_views(ViewSettings(shift=3, flip=True, cutout=cutout), 1, positions + 11, 9, 6)
+    numbers = draw_augmentations(AugmentationSettings(shift=3, flip=True, cutout=cutout), 1, positions + 11, 9, 6)
     norm = normaliser((0.5, 0.4, 0.3), (0.2, 0.25, 0.3))
-    wanted = apply_views(stored, positions, numbers, cutout, norm, dtype=dtype)
+    wanted = apply_augmentations(stored, positions, numbers, cutout, norm, dtype=dtype)
     given = [each.to(DEVICE) for each in (stored, positions, *numbers, *norm)]
     found = augment_images(given[0], given[1], tuple(given[2:7]), cutout, *given[7:], dtype).cpu()
     assert found.stride() == wanted.stride()

@@ -210,9 +210,9 @@ def test_a_file_cannot_name_code_that_then_runs(tmp_path, monkeypatch):
     network_plan.cache_clear()
     for allowed in (None, "another:make"):
         with pytest.raises(InputError, match="names the network 'own_code_of_a_test:make', which is code of your own"):
-            load_model(tmp_path / "m", own_network=allowed)
+            load_model(tmp_path / "m", trusted_network=allowed)
         assert "own_code_of_a_test" not in sys.modules
-    assert_same(model, load_model(tmp_path / "m", own_network=name))
+    assert_same(model, load_model(tmp_path / "m", trusted_network=name))
 
 
 def test_trained_weights_that_the_settings_name_are_not_fetched(tmp_path, monkeypatch):
@@ -250,6 +250,6 @@ def test_a_layer_under_two_names_comes_back_as_one(tmp_path, monkeypatch):
     model = made(found)
     assert model.second is model.first
     save(tmp_path / "m", model, found)
-    loaded = load_model(tmp_path / "m", own_network=name)
+    loaded = load_model(tmp_path / "m", trusted_network=name)
     assert loaded.second is loaded.first
     assert_same(model, loaded)

@@ -44,8 +44,8 @@ def test_raw_images_give_the_logits_of_the_training_loop(folder, data, network):
     found = classifier.predict(raw)
     assert found.dtype == np.float32
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
-    assert classifier.preparation.classes == data.classes
-    assert np.array_equal(classifier.preparation.example_batch(), raw[:1])
+    assert classifier.preprocessing.classes == data.classes
+    assert np.array_equal(classifier.preprocessing.example_batch(), raw[:1])
 
 
 def test_the_folder_holds_no_pickle(folder):

@@ -13,7 +13,7 @@ from benchmarks.bench_memory import saved_bytes
 from benchmarks.bench_record import Options
 from lowrank.compression.substitution import build_student
 from lowrank.compression.trace import network_plan
-from lowrank.data import DataSettings, ImageData, default_views, load_data
+from lowrank.data import DataSettings, ImageData, default_augmentation, load_data
 from lowrank.layers import ConvShape, StructuredMap
 from lowrank.layers.batched_rebuild import checkpoint_rebuild
 from lowrank.layers.linear import build_linear
@@ -118,7 +118,7 @@ def test_a_recipe_asks_for_it_and_trains_to_the_same_weights(data):
     for on in (False, True):
         network = build_student(settings, plan, method, data.image_shape, 10, 0)
         recipe = Recipe(epochs=1, batch_size=16, rebuild_checkpoint=on)
-        run = Trainer(network, data, recipe, views=default_views("digits"), order_seed=0)
+        run = Trainer(network, data, recipe, views=default_augmentation("digits"), order_seed=0)
         assert {part.rebuild_checkpoint for part in network.modules() if isinstance(part, StructuredMap)} == {on}
         run.train_epoch()
         states.append(run.state())

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from lowrank.compression.budget import Budget, solve
 from lowrank.compression.substitution import build_student
 from lowrank.compression.trace import network_plan
-from lowrank.data import DataSettings, ImageData, default_views, load_data
+from lowrank.data import DataSettings, ImageData, default_augmentation, load_data
 from lowrank.distillation.teacher import LiveTeacher, default_taps
 from lowrank.kernels import fx_rewrite as rewriting
 from lowrank.kernels.dispatch import has_enough_shared_memory, supports_kernels
@@ -69,8 +69,8 @@ def trainer(
     wise = make_network(SMALL, data.image_shape, 10)
     recipe = Recipe(epochs=3, batch_size=32, lr=0.01, engine=engine, **fields)  # type: ignore[arg-type]
     return Trainer(
-        network or student(), data, recipe, views=default_views("digits"), order_seed=0, notify=notify or pytest.fail,
-        teacher=LiveTeacher(wise, default_taps(wise)),
+        network or student(), data, recipe, views=default_augmentation("digits"), order_seed=0,
+        notify=notify or pytest.fail, teacher=LiveTeacher(wise, default_taps(wise)),
     )  # fmt: skip
 
 

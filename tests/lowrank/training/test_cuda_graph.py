@@ -8,7 +8,7 @@ import torch
 from lowrank.compression.budget import Budget, solve
 from lowrank.compression.substitution import build_student
 from lowrank.compression.trace import network_plan
-from lowrank.data import DataSettings, ImageData, default_views, load_data
+from lowrank.data import DataSettings, ImageData, default_augmentation, load_data
 from lowrank.distillation.teacher import LiveTeacher, default_taps
 from lowrank.layers import TensorTrain
 from lowrank.networks import NetworkSettings, make_network
@@ -42,7 +42,7 @@ def trainer(data: ImageData, engine: str, **fields: object) -> Trainer:
     wise = make_network(SMALL, data.image_shape, 10).to(DEVICE)
     recipe = Recipe(epochs=3, batch_size=32, engine=engine, **{"lr": 0.1, **fields})
     return Trainer(
-        network, data, recipe, views=default_views("digits"), order_seed=0, device=DEVICE,
+        network, data, recipe, views=default_augmentation("digits"), order_seed=0, device=DEVICE,
         teacher=LiveTeacher(wise, default_taps(wise)),
     )  # fmt: skip
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from lowrank.data import Slice, ViewSettings
+from lowrank.data import AugmentationSettings, ProcessShard
 from lowrank.errors import InputError
 from lowrank.networks import NetworkSettings, make_network
 from lowrank.networks.base import DropPath
@@ -161,23 +161,23 @@ def test_what_draws_for_one_process_alone_is_refused():
 
 def test_slices_of_parts_make_up_the_batch():
     order = torch.arange(24)
-    ranks = [Slice(index, 3, 2).of_batches(order, 12) for index in range(3)]
+    ranks = [ProcessShard(index, 3, 2).of_batches(order, 12) for index in range(3)]
     assert ranks[0].tolist() == [0, 1, 6, 7, 12, 13, 18, 19]
     assert sorted(torch.cat(ranks).tolist()) == list(range(24))
-    assert [len(Slice(index, 3).of_range(10)) for index in range(3)] == [3, 3, 4]
+    assert [len(ProcessShard(index, 3).of_range(10)) for index in range(3)] == [3, 3, 4]
 
 
 def test_a_batch_that_cannot_be_shared_evenly_is_refused():
     with pytest.raises(InputError, match="but 32 images in 2 parts cannot be by 3"):
-        Slice(0, 3, 2).of_batches(torch.arange(64), 32)
+        ProcessShard(0, 3, 2).of_batches(torch.arange(64), 32)
 
 
 def test_each_slice_holds_the_views_that_the_whole_would():
     from lowrank.data import train_batches
 
-    data, views = small_data(), ViewSettings(shift=1, flip=True)
+    data, views = small_data(), AugmentationSettings(shift=1, flip=True)
     whole = list(train_batches(data, "cpu", 32, views, 0, 1))
-    parts = [list(train_batches(data, "cpu", 32, views, 0, 1, part=Slice(index, 2))) for index in range(2)]
+    parts = [list(train_batches(data, "cpu", 32, views, 0, 1, part=ProcessShard(index, 2))) for index in range(2)]
     for batch, *halves in zip(whole, *parts, strict=True):
         for tensor, *pieces in zip(batch, *halves, strict=True):
             assert torch.equal(tensor, torch.cat(pieces))

@@ -7,7 +7,7 @@ import pytest
 from lowrank.errors import InputError
 from lowrank.training.recipe import Recipe, lr_factor
 from lowrank.training.recipes import RECIPES, default_recipe, recipe_fields
-from lowrank.utils.validation import make
+from lowrank.utils.validation import validate_model
 
 
 def named(name: str, **fields: object) -> Recipe:
@@ -122,6 +122,6 @@ def test_the_identity_of_a_plain_recipe_stays_when_recipes_gain_fields():
 )
 def test_a_bad_field_is_one_line(fields, message):
     with pytest.raises(InputError) as caught:
-        make(Recipe, fields, "train")
+        validate_model(Recipe, fields, "train")
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from lowrank.errors import InputError
-from lowrank.io.tensor_file import kept_files, load_tensors, save_tensors
+from lowrank.io.tensor_file import load_tensors, save_tensors, saved_versions
 from lowrank.networks.base import DropPath
 from lowrank.training.trainer import Trainer
 from tests.support.training import assert_same, copied_state, small_recipe, small_teacher, small_trainer, tensor_train
@@ -167,10 +167,10 @@ def test_more_micro_batches_than_images_are_an_error():
 
 def test_the_last_files_are_kept_the_newest_first(tmp_path):
     path = tmp_path / "checkpoint.safetensors"
-    assert kept_files(path) == []
+    assert saved_versions(path) == []
     for number in range(4):
         save_tensors(path, {"a": torch.tensor(number)}, {}, keep=3)
-    assert [int(load_tensors(each)[0]["a"]) for each in kept_files(path)] == [3, 2, 1]
+    assert [int(load_tensors(each)[0]["a"]) for each in saved_versions(path)] == [3, 2, 1]
     assert sorted(each.name for each in tmp_path.iterdir()) == [
         "checkpoint.1.safetensors", "checkpoint.2.safetensors", "checkpoint.safetensors",
     ]  # fmt: skip
@@ -213,6 +213,6 @@ def test_a_kill_between_two_writes_leaves_a_whole_checkpoint(tmp_path, renames):
         save_tensors(path, {"a": torch.tensor(2)}, {}, keep=2)
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
-    assert [int(load_tensors(each)[0]["a"]) for each in kept_files(path)] == [1]
+    assert [int(load_tensors(each)[0]["a"]) for each in saved_versions(path)] == [1]
     save_tensors(path, {"a": torch.tensor(3)}, {}, keep=2)
-    assert [int(load_tensors(each)[0]["a"]) for each in kept_files(path)] == [3, 1]
+    assert [int(load_tensors(each)[0]["a"]) for each in saved_versions(path)] == [3, 1]

@@ -13,7 +13,7 @@ from torch import nn
 from lowrank.compression.budget import Budget, solve
 from lowrank.compression.substitution import build_student, factor_parameters
 from lowrank.compression.trace import network_plan
-from lowrank.data import DataSettings, ImageData, default_views, eval_batches, load_data
+from lowrank.data import DataSettings, ImageData, default_augmentation, eval_batches, load_data
 from lowrank.errors import InputError
 from lowrank.io.tensor_file import load_tensors, save_tensors
 from lowrank.layers import Dense, Method, Separable, TensorTrain, Tucker
@@ -39,7 +39,7 @@ def trainer(data: ImageData, method: Method | None = None, recipe: Recipe = RECI
     method = method or solve(plan, TensorTrain(dims=3), Budget(params=4500))
     network = build_student(SMALL, plan, method, data.image_shape, 10, seed)
     ratio = plan.params(method) / plan.params(Dense())
-    return Trainer(network, data, recipe, views=default_views("digits"), order_seed=seed, decay_ratio=ratio)
+    return Trainer(network, data, recipe, views=default_augmentation("digits"), order_seed=seed, decay_ratio=ratio)
 
 
 def weights(run: Trainer) -> dict[str, torch.Tensor]:

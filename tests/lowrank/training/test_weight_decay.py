@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from lowrank.compression.substitution import build_student, factor_parameters
 from lowrank.compression.trace import network_plan
-from lowrank.data import DataSettings, ImageData, default_views, load_data
+from lowrank.data import DataSettings, ImageData, default_augmentation, load_data
 from lowrank.errors import InputError
 from lowrank.layers import ConvShape, Separable, StructuredMap, TensorTrain
 from lowrank.layers.linear import build_linear
@@ -19,7 +19,7 @@ from lowrank.training.optimizer import parameter_groups
 from lowrank.training.recipe import Recipe
 from lowrank.training.trainer import Trainer
 from lowrank.training.weight_decay import add_frobenius_gradient, factor_decays, layer_ratios, penalised_maps
-from lowrank.utils.validation import make
+from lowrank.utils.validation import validate_model
 from tests.contracts.method_table import Case, cases
 
 torch.set_num_threads(1)
@@ -205,7 +205,7 @@ def test_a_step_of_frobenius_differs_from_one_without_decay_by_the_penalty_alone
         (sum(part.weight().square().sum() for part in maps) / 2).backward()
         penalty = {name: value.grad for name, value in network.named_parameters() if value.grad is not None}
         network.zero_grad(set_to_none=True)
-        Trainer(network, data, recipe, views=default_views("digits"), order_seed=0).train_epoch()
+        Trainer(network, data, recipe, views=default_augmentation("digits"), order_seed=0).train_epoch()
         moved.append({name: value.detach() - before[name] for name, value in network.named_parameters()})
     assert len(penalty) == len(factor_parameters(network))
     for name, gradient in penalty.items():
@@ -243,6 +243,6 @@ def test_both_names_of_the_decay_agree(given, decay, scaled, scope):
 )
 def test_a_contradiction_is_one_clear_line(given, message):
     with pytest.raises(InputError) as caught:
-        make(Recipe, given, "train")
+        validate_model(Recipe, given, "train")
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)

@@ -7,7 +7,7 @@ import importlib
 import pytest
 
 from lowrank.errors import InputError, UncountableError
-from lowrank.utils.endings import AGAIN, exit_code
+from lowrank.utils.cli import RERUN_MESSAGE, run_command
 
 COMMANDS = {
     "lowrank.count": ("run", ["--network", "resnet9"]),
@@ -46,14 +46,14 @@ def test_every_command_ends_alike(command, fault, code, begins, monkeypatch, cap
 
 def test_what_is_no_fault_of_the_user_is_no_exit_code():
     with pytest.raises(ZeroDivisionError):
-        exit_code(lambda: 1 // 0)
+        run_command(lambda: 1 // 0)
 
 
 def test_what_cannot_be_counted_is_bad_input(capsys):
     def uncountable() -> int:
         raise UncountableError("no rule for LSTM")
 
-    assert exit_code(uncountable) == 2
+    assert run_command(uncountable) == 2
     assert capsys.readouterr().err == "error: no rule for LSTM\n"
 
 
@@ -61,6 +61,6 @@ def test_a_command_says_what_comes_after_an_interruption(capsys):
     def interrupted() -> int:
         raise KeyboardInterrupt
 
-    assert exit_code(interrupted) == 130
-    assert exit_code(interrupted, "go on with --resume") == 130
-    assert capsys.readouterr().err == f"{AGAIN}\ngo on with --resume\n"
+    assert run_command(interrupted) == 130
+    assert run_command(interrupted, "go on with --resume") == 130
+    assert capsys.readouterr().err == f"{RERUN_MESSAGE}\ngo on with --resume\n"

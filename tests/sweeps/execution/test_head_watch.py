@@ -7,8 +7,9 @@ import threading
 
 import pytest
 
+from lowrank.utils.cli import ExitCode
 from sweeps.cluster import head_watchdog as head
-from sweeps.cluster.head_watchdog import HEAD_LOST, HeadWatch
+from sweeps.cluster.head_watchdog import HeadWatch
 
 
 @pytest.fixture
@@ -35,7 +36,7 @@ def test_a_head_that_goes_away_ends_the_driver_with_one_line(quick, server, caps
         assert not ended.wait(0.5)  # it answers, for longer than it may be silent
         server.close()
         assert ended.wait(20)
-    assert codes == [HEAD_LOST]
+    assert codes == [ExitCode.HEAD_LOST]
     gone = f"the cluster's head at {address} is gone; nothing is lost, go on with --resume mine"
     assert capsys.readouterr().err == f"error: {gone}\n"
 

@@ -168,7 +168,7 @@ def test_decoders_that_hang_end_with_a_killed_worker():
         *started("""
         import multiprocessing, time
         import numpy, torch
-        from lowrank.data import DataSettings, ImageData, ViewSettings, train_batches
+        from lowrank.data import DataSettings, ImageData, AugmentationSettings, train_batches
         from lowrank.data.dataset import Split
         from lowrank.data.reading.image_store import ArrayStore
 
@@ -190,7 +190,7 @@ def test_decoders_that_hang_end_with_a_killed_worker():
             print(*(child.pid for child in multiprocessing.active_children()), flush=True)
 
         threading.Thread(target=tell, daemon=True).start()
-        next(train_batches(data, "cpu", 4, ViewSettings(), 0, 0, workers=1))
+        next(train_batches(data, "cpu", 4, AugmentationSettings(), 0, 0, workers=1))
     """)
     )
 

@@ -13,7 +13,7 @@ import torch
 
 from lowrank.data import DataSettings, load_data
 from lowrank.errors import InputError, LoaderHungError
-from lowrank.io.tensor_file import kept_files, load_tensors
+from lowrank.io.tensor_file import load_tensors, saved_versions
 from lowrank.training.trainer import Trainer
 from sweeps.cluster.devices import given_device, out_of_memory
 from sweeps.execution import trainable as trainable_module
@@ -170,7 +170,7 @@ def test_device_memory_that_stays_away_ends_the_worker():
 
 
 def files(folder: Path) -> list[Path]:
-    return kept_files(folder / TRIALS_FOLDER / "t" / CHECKPOINT_FILE)
+    return saved_versions(folder / TRIALS_FOLDER / "t" / CHECKPOINT_FILE)
 
 
 def curve(worker: TrialTrainable, epochs: int) -> list[float]:

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from lowrank.data import ImageData
-from lowrank.data.reading.synthetic import Outline, made_data
+from lowrank.data.reading.synthetic import DataOutline, synthetic_data
 from lowrank.training.engine.step import TrainStep
 from sweeps.records.probe_schema import FIT_SCHEMA, FITS, OUT_OF_MEMORY
 from sweeps.records.specification import Trial
@@ -44,7 +44,7 @@ def trials(data: ImageData, tmp_path: Path) -> list[Trial]:
     return distinct(space, Resolver(space, data, find_teaching(space, data, tmp_path)))
 
 
-def config(trial: Trial, outline: Outline | None = None) -> dict[str, Any]:
+def config(trial: Trial, outline: DataOutline | None = None) -> dict[str, Any]:
     return {"specification": trial.specification, "data_dir": None, "share": 0.0, "outline": outline}
 
 
@@ -76,13 +76,13 @@ def test_a_probe_measures_step_and_largest_batch(trials: list[Trial]) -> None:
 def test_noise_like_the_data_spares_decoding_them(
     trials: list[Trial], data: ImageData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    outline = pickle.loads(pickle.dumps(Outline.of(data)))  # it goes to a worker
+    outline = pickle.loads(pickle.dumps(DataOutline.of(data)))  # it goes to a worker
     monkeypatch.setattr(fit, "load_trial_data", None)
     found = probe(config(next(trial for trial in trials if "teacher" in trial.specification), outline))
     assert found["status"] == FITS
     assert 64 <= found["largest_batch"] <= 200
-    made = made_data(outline)
-    assert made is made_data(Outline.of(data))
+    made = synthetic_data(outline)
+    assert made is synthetic_data(DataOutline.of(data))
     assert (len(made.train), made.image_shape, made.classes) == (len(data.train), data.image_shape, data.classes)
 
 
