@@ -21,8 +21,7 @@ from analysis.stats.front import (
     strata,
     validation_images,
 )
-from analysis.stats.intervals import Estimate
-from analysis.stats.noise import difference, wilson
+from analysis.stats.intervals import Estimate, newcombe_interval, wilson_interval
 from analysis.utils.formatting import format_percent, method_label
 from sweeps.records.names import StudyRecord
 
@@ -84,7 +83,7 @@ class Answer:
     @property
     def interval(self) -> tuple[float, float] | None:
         """95 % Wilson interval of the best point's validation error, in percent."""
-        return wilson(self.best.error, self.images) if self.best and self.images else None
+        return wilson_interval(self.best.error, self.images) if self.best and self.images else None
 
     def text(self, smaller: Answer | None = None) -> str:
         """The answer as one to three sentences; `smaller` is the answer to the next smaller budget, if there is one."""
@@ -262,6 +261,6 @@ def _judged(
     label: str, other: FrontPoint, mine: float, its: float, pairs: Estimate | None, images: int | None
 ) -> Comparison:  # fmt: skip
     """The comparison of two errors; of those that share seeds the gap is that over the shared ones."""
-    interval = difference(mine, its, images) if images else None
+    interval = newcombe_interval(mine, its, images) if images else None
     gap = pairs.mean if pairs else mine - its
     return Comparison(label=label, other=other, gap=gap, interval=interval, over_seeds=pairs)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from analysis.stats.front import FrontPoint
-from analysis.stats.noise import wilson
+from analysis.stats.intervals import wilson_interval
 from lowrank.deployment.formats import MERGED, ExportedFile
 from lowrank.deployment.latency import Latency
 from lowrank.io.model_file import ModelSpecification
@@ -71,7 +71,7 @@ def _quality(study: StudyRecord, point: FrontPoint) -> str:
     images = study.header.get("data", {}).get("val_images")
     text = f"Validation error {point.error:.2f} %"
     if images:
-        low, high = wilson(point.error, int(images))
+        low, high = wilson_interval(point.error, int(images))
         text += f" on {int(images):,} images (95 % Wilson interval {low:.2f} to {high:.2f})"
     if point.test_error is not None:
         text += f"; test error {point.test_error:.2f} %, looked at once"

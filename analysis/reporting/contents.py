@@ -32,7 +32,7 @@ from analysis.stats.front import (
     validation_images,
 )
 from analysis.stats.importance import Importance, importances, settings
-from analysis.stats.noise import difference
+from analysis.stats.intervals import newcombe_interval
 from analysis.stats.paired_effects import EQUAL, Effect, ablation
 from analysis.stats.seeds import Repeated, repeated
 from analysis.utils.formatting import format_percent, format_points
@@ -186,13 +186,13 @@ def _as_good(kept: Sequence[FrontPoint], base: FrontPoint, images: int | None) -
     equal = _equal_ones(kept, base, images)
     if not equal:
         top = min(kept, key=lambda point: (point.error, point.params))
-        low, high = difference(top.error, base.error, images)
+        low, high = newcombe_interval(top.error, base.error, images)
         return (
             f"No network of the front that is smaller is as good as {whole}: the best, {_named(top)}, stays "
             f"{top.error - base.error:.2f} points behind (95 % interval {low:.1f} to {high:.1f})."
         )
     small = min(equal, key=lambda point: point.params)
-    low, high = difference(small.error, base.error, images)
+    low, high = newcombe_interval(small.error, base.error, images)
     share = base.params / small.params
     size = f"{share:.1f} times smaller" if share >= 1 else f"{1 / share:.1f} times larger"
     return (
@@ -204,7 +204,7 @@ def _as_good(kept: Sequence[FrontPoint], base: FrontPoint, images: int | None) -
 
 def _equal_ones(kept: Sequence[FrontPoint], base: FrontPoint, images: int) -> list[FrontPoint]:
     """Those of the front that so many images do not show to be worse than `base`."""
-    return [point for point in kept if difference(point.error, base.error, images)[0] <= 0]
+    return [point for point in kept if newcombe_interval(point.error, base.error, images)[0] <= 0]
 
 
 def _interval(low: float, high: float) -> str:
@@ -242,7 +242,7 @@ def _duel(size: int, own: FrontPoint, rival: FrontPoint, images: int | None) -> 
     )
     if images is None:
         return text
-    low, high = difference(own.error, rival.error, images)
+    low, high = newcombe_interval(own.error, rival.error, images)
     return f"{text} ({own.error - rival.error:+.2f} points, {_interval(low, high)})"
 
 

@@ -21,7 +21,7 @@ from analysis.stats.front import (
     strata,
     validation_images,
 )
-from analysis.stats.noise import wilson
+from analysis.stats.intervals import wilson_interval
 from analysis.utils.formatting import data_label, method_label
 from analysis.utils.styles import method_styles
 from sweeps.records.names import Role, Status, StudyRecord
@@ -140,7 +140,7 @@ def _certainty(study: StudyRecord, points: Sequence[FrontPoint]) -> str | None:
     images, chosen = validation_images(study), best(points)
     if images is None or chosen is None:
         return None
-    low, high = wilson(chosen.error, images)
+    low, high = wilson_interval(chosen.error, images)
     return f"{images:,} validation images: {chosen.error:.1f} % is ±{(high - low) / 2:.1f} points (95 %)"
 
 

@@ -24,8 +24,7 @@ from typing import Any
 
 from analysis.stats.factors import BUDGET, METHOD, Choices, choices, others, varying
 from analysis.stats.front import searched, validation_images
-from analysis.stats.intervals import Estimate, t_interval
-from analysis.stats.noise import within_noise
+from analysis.stats.intervals import Estimate, t_interval, within_image_noise
 from analysis.utils.formatting import method_label
 from sweeps.records.fronts import by_point, mean_error
 from sweeps.records.names import StudyRecord, TrialRecord
@@ -62,7 +61,7 @@ class Effect:
         if not self.estimate.beyond_noise:
             return "within noise"
         side = "better" if self.estimate.mean < 0 else "worse"
-        few = self.images is not None and within_noise(*self.errors, self.images)
+        few = self.images is not None and within_image_noise(*self.errors, self.images)
         return f"{side}, but within the noise of the images" if few else side
 
 

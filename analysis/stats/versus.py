@@ -17,8 +17,7 @@ from typing import Any
 
 from analysis.stats.equal_size import Seeds, alike
 from analysis.stats.front import Size, validation_images
-from analysis.stats.intervals import Estimate, t_interval
-from analysis.stats.noise import within_noise
+from analysis.stats.intervals import Estimate, t_interval, within_image_noise
 from analysis.utils.formatting import format_error_interval, format_points_interval
 from analysis.utils.progress import steps
 from lowrank.errors import InputError, unknown
@@ -116,7 +115,7 @@ def _verdict(gap: Estimate | None, mine: float, its: float, images: int | None) 
         return "one seed: no interval"
     if not gap.beyond_noise:
         return "within noise"
-    if images and within_noise(mine, its, images):
+    if images and within_image_noise(mine, its, images):
         return "within noise of the images"
     return "better" if gap.mean < 0 else "worse"
 

@@ -20,7 +20,7 @@ from analysis.reporting.front_data import front_plot
 from analysis.reporting.tables import best_sheet, error_words, level_sheet, on_test_sheet
 from analysis.stats.front import collect, front, strata
 from analysis.stats.importance import LEAST_TRIALS, importances, settings
-from analysis.stats.noise import difference
+from analysis.stats.intervals import newcombe_interval
 from lowrank.utils.pareto import non_dominated
 from sweeps.records.load import load_study
 from sweeps.records.names import Role, Status
@@ -90,7 +90,7 @@ class TestSummary:
     def test_thinner_networks(self):
         thin = trial("s", 500, 9.0, method="separable", dims=None, width=0.5, role=Role.REFERENCE)
         said = " ".join(self.said(thin, trial("t", 100, 5.0)))
-        low, high = difference(5.0, 9.0, 100)
+        low, high = newcombe_interval(5.0, 9.0, 100)
         assert "substitution is better at 1 of 1 sizes: up to 500 parameters CP, 2 dims 5.00 %, separable" in said
         assert f"width 0.5 9.00 % (-4.00 points, 95 % interval {low:+.1f} to {high:+.1f})" in said
         assert "No thinner network" in " ".join(self.said(trial("t", 100, 5.0)))

@@ -22,7 +22,7 @@ from analysis.stats.front import (
     strata,
     validation_images,
 )
-from analysis.stats.noise import wilson
+from analysis.stats.intervals import wilson_interval
 from analysis.utils.formatting import data_label
 from lowrank.errors import InputError
 from sweeps.records import fronts
@@ -142,7 +142,7 @@ class TestAnswer:
             fitting = [p for p in points if answer.stratum.params is None or p.params <= answer.stratum.params]
             assert answer.best.error == min(p.error for p in fitting)
             assert answer.candidates == len(fitting)
-            assert answer.interval == wilson(answer.best.error, 360)
+            assert answer.interval == wilson_interval(answer.best.error, 360)
 
     def test_the_words(self):
         study = study_of(
