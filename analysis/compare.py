@@ -13,7 +13,7 @@ from analysis.reporting.comparison_page import write_comparison
 from analysis.stats.compare_fronts import COST_UNITS, parse_reference
 from analysis.utils.progress import steps
 from lowrank.errors import InputError
-from sweeps.records.names import StudyRecord
+from sweeps.records.model import StudyRecord
 
 FOLDER = "comparisons"
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from lowrank.deployment.formats import ComparisonImages
     from lowrank.deployment.latency import Latency
     from lowrank.io.model_file import ModelSpecification
-    from sweeps.records.names import StudyRecord
+    from sweeps.records.model import StudyRecord
 
 CARD_FILE, PROOF_FILE, FOLDER = "README.md", "proof.json", "export"
 RANDOM_IMAGES = 256

@@ -29,8 +29,9 @@ from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from sweeps.records.events import Event
 from sweeps.records.journal import Journal
-from sweeps.records.names import JOURNAL_FILE, Event
+from sweeps.records.names import JOURNAL_FILE
 from sweeps.tracking.follower import TrackingProcess, check_tracking_uri
 from tests.support.servers import LIGHT
 from tests.support.synthetic_study import Plan, header, metrics

@@ -27,7 +27,8 @@ from benchmarks.bench_record import JPEG_IMAGES, PROJECT, Measurement, Options, 
 from lowrank.data import load_data
 from sweeps.cluster.ray_session import connect
 from sweeps.records.journal import read_journal
-from sweeps.records.names import JOURNAL_FILE, fold
+from sweeps.records.model import fold
+from sweeps.records.names import JOURNAL_FILE
 from sweeps.records.specification import Trial
 from sweeps.resources.gpu_packing import COUNTS, Limit, NoMemoryError, Placement, Tried, choose, limit_of
 from sweeps.resources.packing_benchmark import PackingBenchmark

@@ -17,8 +17,9 @@ import optuna
 
 from benchmarks.bench_record import Goal, Measurement, Options, Table, median
 from lowrank.data import DataSettings, load_data
+from sweeps.records.events import Event, Status
 from sweeps.records.journal import Journal
-from sweeps.records.names import Event, Status, StudyRecord, apply_event
+from sweeps.records.model import StudyRecord, apply_event
 from sweeps.search.proposer import OptunaProposer, Outcome
 from sweeps.search.search import Search
 from sweeps.space.parse import parse_space

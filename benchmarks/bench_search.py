@@ -26,8 +26,9 @@ import pyarrow.parquet as pq
 from benchmarks.bench_record import PROJECT, Goal, Measurement, Options, Table
 from benchmarks.search_table import CONTENT, DECAYS, DIMS, KINDS, METHODS, SCALES, TABLE
 from lowrank.errors import InfeasibleError
+from sweeps.records.events import Role, Status
 from sweeps.records.journal import Journal
-from sweeps.records.names import Role, Status, StudyRecord
+from sweeps.records.model import StudyRecord
 from sweeps.records.specification import Trial
 from sweeps.search.proposer import OptunaProposer
 from sweeps.search.search import Search

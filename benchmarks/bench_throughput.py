@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from statistics import fmean, median
 
-from sweeps.records.names import StudyRecord, TrialRecord
+from sweeps.records.model import StudyRecord, TrialRecord
 
 
 @dataclass(frozen=True)

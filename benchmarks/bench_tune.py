@@ -15,8 +15,9 @@ import ray
 from ray import tune
 from ray.tune import Callback
 
+from sweeps.records.events import Event
 from sweeps.records.journal import Journal
-from sweeps.records.names import JOURNAL_FILE, Event
+from sweeps.records.names import JOURNAL_FILE
 from sweeps.tracking.follower import TrackingProcess
 from tests.support.synthetic_study import Plan, header, metrics
 

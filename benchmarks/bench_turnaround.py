@@ -19,7 +19,8 @@ from typing import Any
 
 from benchmarks.bench_record import PROJECT, Goal, Measurement, Options, Table, median
 from sweeps.records.journal import read_journal
-from sweeps.records.names import JOURNAL_FILE, StudyRecord, TrialRecord, fold
+from sweeps.records.model import StudyRecord, TrialRecord, fold
+from sweeps.records.names import JOURNAL_FILE
 
 GOAL_SECONDS = 0.5
 TRIALS, QUICK_TRIALS = 16, 4

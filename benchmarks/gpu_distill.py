@@ -26,8 +26,10 @@ from rich.console import Console
 
 from benchmarks.bench_record import PROJECT, WIDTH, Measurement, Table, environment, header, load, show
 from lowrank.distillation.teacher_files import RECORD_FILE, TeacherRecord, read_record
+from sweeps.records.events import Status
 from sweeps.records.journal import read_journal
-from sweeps.records.names import JOURNAL_FILE, Status, StudyRecord, TrialRecord, fold
+from sweeps.records.model import StudyRecord, TrialRecord, fold
+from sweeps.records.names import JOURNAL_FILE
 
 TEACHER, STUDY = "wrn_16_4_teacher", "gpu_distill"
 METHODS = ("tensor_train", "bottleneck", "hashed")

@@ -28,8 +28,10 @@ from rich.console import Console
 
 from benchmarks.bench_record import PROJECT, WIDTH, Measurement, Table, environment, header, load, show
 from benchmarks.bench_throughput import throughput
+from sweeps.records.events import Status
 from sweeps.records.journal import read_journal
-from sweeps.records.names import JOURNAL_FILE, Status, fold
+from sweeps.records.model import fold
+from sweeps.records.names import JOURNAL_FILE
 
 STUDY = "gpu_sweep"
 CLOSING_SECONDS = 60  # what a study may take beyond its own --time: the running epoch, test errors, summary

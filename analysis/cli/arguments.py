@@ -13,7 +13,7 @@ from analysis.utils.progress import silent
 from lowrank.errors import InputError
 from lowrank.utils.cli import OneLineParser, run_command
 from sweeps.records.load import STUDIES, find_study, load_study
-from sweeps.records.names import StudyRecord
+from sweeps.records.model import StudyRecord
 
 
 def add_source(parser: argparse.ArgumentParser) -> None:

@@ -14,17 +14,12 @@ from analysis.reporting.write import STEPS
 from analysis.sources.push_to_mlflow import bring, check_store
 from analysis.utils.progress import steps
 from lowrank.errors import InputError
+from sweeps.records.annotations import LONGEST_NOTE, check_note, parse_tags
+from sweeps.records.events import Event
 from sweeps.records.journal import BusyError, locked_journal, read_journal
 from sweeps.records.load import find_trial, load_study
-from sweeps.records.names import (
-    JOURNAL_FILE,
-    LONGEST_NOTE,
-    Event,
-    TrialRecord,
-    check_note,
-    fold,
-    parse_tags,
-)
+from sweeps.records.model import TrialRecord, fold
+from sweeps.records.names import JOURNAL_FILE
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

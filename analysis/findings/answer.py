@@ -23,7 +23,7 @@ from analysis.stats.front import (
 )
 from analysis.stats.intervals import Estimate, newcombe_interval, wilson_interval
 from analysis.utils.formatting import format_percent, method_label
-from sweeps.records.names import StudyRecord
+from sweeps.records.model import StudyRecord
 
 
 @dataclass(frozen=True, kw_only=True)

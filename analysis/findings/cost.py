@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sweeps.records.names import Status, StudyRecord, TrialRecord
+from sweeps.records.events import Status
+from sweeps.records.model import StudyRecord, TrialRecord
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from analysis.stats.front import FrontPoint, collect, front, references
-from sweeps.records.names import StudyRecord
+from sweeps.records.model import StudyRecord
 
 MOST_CURVES = 6  # of the front; more cannot be told apart
 

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from analysis.utils.formatting import method_label, status_label
-from sweeps.records.names import Status, StudyRecord, TrialRecord
+from sweeps.records.events import Status
+from sweeps.records.model import StudyRecord, TrialRecord
 
 FAILED = (Status.FAILED, Status.OUT_OF_MEMORY, Status.DIVERGED, Status.INFEASIBLE)
 BROKEN = "marked as broken"

@@ -19,8 +19,10 @@ from statistics import fmean
 
 from analysis.stats.front import strata
 from analysis.utils.formatting import method_label
+from sweeps.records.events import Role, Status
 from sweeps.records.fronts import by_point, mean_error, point_of
-from sweeps.records.names import VAL_ERROR, Role, Status, StudyRecord, TrialRecord
+from sweeps.records.model import StudyRecord, TrialRecord
+from sweeps.records.names import VAL_ERROR
 
 MOST_COLUMNS = 20  # given scales that are columns of their own; more are put in bins
 BINS = 8  # solved scales are all different: more than so many are put in bins

@@ -11,7 +11,8 @@ from typing import Any
 
 from analysis.utils.formatting import data_label
 from lowrank.utils.text import redact
-from sweeps.records.names import MLFLOW_FILE, PROGRESS_FILE, StudyRecord, TrialRecord
+from sweeps.records.model import StudyRecord, TrialRecord
+from sweeps.records.names import MLFLOW_FILE, PROGRESS_FILE
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from analysis.stats.front import FrontPoint
-from sweeps.records.names import StudyRecord
+from sweeps.records.model import StudyRecord
 from sweeps.records.specification import REPEATABLE
 
 

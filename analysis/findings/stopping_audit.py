@@ -12,7 +12,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from sweeps.records.names import VAL_ERROR, Role, Status, StudyRecord, TrialRecord
+from sweeps.records.events import Role, Status
+from sweeps.records.model import StudyRecord, TrialRecord
+from sweeps.records.names import VAL_ERROR
 from sweeps.search.stopping_rules import make_rule
 
 RULES = ("asha", "median", "hyperband")

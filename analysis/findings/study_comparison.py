@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from analysis.findings.study_diff import FieldDifference, TrialDifference, field_differences, trial_differences
 from analysis.stats.compare_fronts import FrontComparison, compare_fronts
 from analysis.stats.hypervolume import Growth, Reference
-from sweeps.records.names import StudyRecord
+from sweeps.records.model import StudyRecord
 
 
 @dataclass(frozen=True, kw_only=True)

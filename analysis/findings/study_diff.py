@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from analysis.findings.failures import setting_words
-from sweeps.records.names import Status, StudyRecord, TrialRecord
+from sweeps.records.events import Status
+from sweeps.records.model import StudyRecord, TrialRecord
 
 
 @dataclass(frozen=True, kw_only=True)

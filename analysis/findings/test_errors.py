@@ -14,7 +14,7 @@ from analysis.findings.published_results import Printed
 from analysis.stats.front import FrontPoint
 from analysis.utils.formatting import method_label
 from analysis.utils.styles import REFERENCE_COLOURS, method_styles
-from sweeps.records.names import Role
+from sweeps.records.events import Role
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ from analysis.stats.intervals import wilson_interval
 from lowrank.deployment.formats import MERGED, ExportedFile
 from lowrank.deployment.latency import Latency
 from lowrank.io.model_file import ModelSpecification
-from sweeps.records.names import StudyRecord
+from sweeps.records.model import StudyRecord
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,8 @@ from lowrank.io.model_file import ModelSpecification
 from lowrank.io.tensor_file import load_tensors
 from lowrank.layers.registry import make_method
 from lowrank.networks import NetworkSettings
-from sweeps.records.names import CHECKPOINT_FILE, TRIALS_FOLDER, StudyRecord, TrialRecord
+from sweeps.records.model import StudyRecord, TrialRecord
+from sweeps.records.names import CHECKPOINT_FILE, TRIALS_FOLDER
 
 PICKS = ("best", "smallest")
 NETWORK = "network."  # before the names of the weights in a trial's checkpoint

@@ -36,7 +36,7 @@ from analysis.stats.intervals import newcombe_interval
 from analysis.stats.paired_effects import EQUAL, Effect, ablation
 from analysis.stats.seeds import Repeated, repeated
 from analysis.utils.formatting import format_percent, format_points
-from sweeps.records.names import StudyRecord
+from sweeps.records.model import StudyRecord
 
 MOST_EFFECTS = 3  # in words; the table has all
 

@@ -24,7 +24,8 @@ from analysis.stats.front import (
 from analysis.stats.intervals import wilson_interval
 from analysis.utils.formatting import data_label, method_label
 from analysis.utils.styles import method_styles
-from sweeps.records.names import Role, Status, StudyRecord
+from sweeps.records.events import Role, Status
+from sweeps.records.model import StudyRecord
 
 TITLE_LETTERS, MOST_LABELS = 78, 24
 AXES: dict[Size, str] = {"params": "parameters", "mult_adds": "mult-adds of one image"}

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from analysis.reporting.front_data import FrontPlot, Series, front_plot
 from analysis.reporting.label_placement import LEADER, Box, Label, distance, place
 from analysis.utils.styles import REFERENCE_COLOURS
-from sweeps.records.names import StudyRecord
+from sweeps.records.model import StudyRecord
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

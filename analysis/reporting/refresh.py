@@ -10,7 +10,8 @@ from analysis.reporting.summary_table import write_csv
 from analysis.reporting.write import PAGE_FILE, write_report
 from analysis.stats.front import collect
 from analysis.utils.progress import silent
-from sweeps.records.names import FRONT_PICTURE, REPORT_FOLDER, SUMMARY_TABLE, StudyRecord
+from sweeps.records.model import StudyRecord
+from sweeps.records.names import FRONT_PICTURE, REPORT_FOLDER, SUMMARY_TABLE
 
 
 def write_summary(study: StudyRecord, folder: Path) -> list[str]:

@@ -32,7 +32,8 @@ from analysis.reporting.tables import (
 )
 from analysis.stats.front import Size
 from analysis.utils.formatting import format_duration
-from sweeps.records.names import Status, StudyRecord
+from sweeps.records.events import Status
+from sweeps.records.model import StudyRecord
 
 Section = Callable[[Page, StudyRecord, Contents, Path], None]
 MOST_EFFECTS = 14  # in the picture; the table has all

@@ -17,7 +17,8 @@ from rich.text import Text
 
 from analysis.stats.front import FrontPoint, collect, front
 from analysis.utils.formatting import method_label, status_label
-from sweeps.records.names import Role, Status, StudyRecord
+from sweeps.records.events import Role, Status
+from sweeps.records.model import StudyRecord
 from sweeps.records.reasons import of_each_method
 
 PIPED_WIDTH = 100  # columns where there is no terminal to ask

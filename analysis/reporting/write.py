@@ -14,7 +14,8 @@ from analysis.reporting.render import studio
 from analysis.reporting.sections import SECTIONS, new_page
 from analysis.utils.progress import silent
 from sweeps.records.load import is_study
-from sweeps.records.names import EPOCHS_FILE, JOURNAL_FILE, StudyRecord
+from sweeps.records.model import StudyRecord
+from sweeps.records.names import EPOCHS_FILE, JOURNAL_FILE
 from sweeps.records.tables import write_tables
 
 PAGE_FILE = "report.html"

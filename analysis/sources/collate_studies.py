@@ -16,20 +16,11 @@ from analysis.sources.recount import NotOnRecordError, recount
 from lowrank.errors import InputError
 from lowrank.serving import IMAGES_FILE, MODEL_FILE
 from lowrank.utils.atomic_write import atomic_folder
+from sweeps.records.events import Event, Status
 from sweeps.records.journal import Journal
 from sweeps.records.load import is_study
-from sweeps.records.names import (
-    CHECKPOINT_FILE,
-    EPOCHS_FILE,
-    JOURNAL_FILE,
-    MODELS_FOLDER,
-    RESULTS_FILE,
-    TRIALS_FOLDER,
-    Event,
-    Status,
-    StudyRecord,
-    TrialRecord,
-)
+from sweeps.records.model import StudyRecord, TrialRecord
+from sweeps.records.names import CHECKPOINT_FILE, EPOCHS_FILE, JOURNAL_FILE, MODELS_FOLDER, RESULTS_FILE, TRIALS_FOLDER
 from sweeps.records.tables import epochs_to_table, to_table
 
 

@@ -21,7 +21,9 @@ import sweeps.records.mlflow_names as names
 from analysis.utils.progress import silent
 from lowrank.errors import InputError, unknown
 from lowrank.utils.text import redact
-from sweeps.records.names import EPOCHS_FILE, RESULTS_FILE, Status, StudyRecord, TrialRecord
+from sweeps.records.events import Status
+from sweeps.records.model import StudyRecord, TrialRecord
+from sweeps.records.names import EPOCHS_FILE, RESULTS_FILE
 from sweeps.records.tables import read_tables, trial_of
 
 if TYPE_CHECKING:

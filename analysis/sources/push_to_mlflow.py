@@ -11,7 +11,8 @@ import sys
 from pathlib import Path
 
 from lowrank.errors import InputError
-from sweeps.records.names import PROGRESS_FILE, StudyRecord
+from sweeps.records.model import StudyRecord
+from sweeps.records.names import PROGRESS_FILE
 
 URI_VARIABLE = "SWEEP_TRACKING_URI"  # as the tracker reads it: an address with its password does not show in `ps`
 

@@ -10,7 +10,7 @@ from lowrank.compression.trace import network_plan
 from lowrank.errors import InputError, LowrankError
 from lowrank.layers import Dense, Separable
 from lowrank.networks import NetworkSettings
-from sweeps.records.names import TrialRecord
+from sweeps.records.model import TrialRecord
 
 
 class NotOnRecordError(LowrankError):

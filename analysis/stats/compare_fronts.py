@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from analysis.stats.front import FrontPoint, collect, front
 from analysis.stats.hypervolume import Growth, Reference, chance_reference, growth
 from lowrank.errors import InputError
-from sweeps.records.names import StudyRecord
+from sweeps.records.model import StudyRecord
 
 COST_UNITS = ("seconds", "epochs")
 

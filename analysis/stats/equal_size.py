@@ -15,7 +15,7 @@ from itertools import pairwise
 from analysis.stats.front import FrontPoint, Size, Stratum, best_by_method, front
 from analysis.stats.intervals import Estimate, t_interval
 from analysis.stats.seeds import by_setting
-from sweeps.records.names import StudyRecord
+from sweeps.records.model import StudyRecord
 
 ALIKE = 0.01  # sizes this close, as a share, count as equal: what a budget's last step leaves unused
 

@@ -14,8 +14,9 @@ from statistics import stdev
 from typing import Any, Literal
 
 from analysis.utils.formatting import method_label
+from sweeps.records.events import Role, Status
 from sweeps.records.fronts import by_point, finished, mean_error, point_of, undominated
-from sweeps.records.names import Role, Status, StudyRecord, TrialRecord
+from sweeps.records.model import StudyRecord, TrialRecord
 
 SEPARABLE, DENSE = "separable", "dense"
 LOST = {Status.DIVERGED: "diverged", Status.FAILED: "failed", Status.OUT_OF_MEMORY: "ran out of memory"}

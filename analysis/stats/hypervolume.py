@@ -12,8 +12,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from lowrank.errors import InputError
+from sweeps.records.events import Role, Status
 from sweeps.records.fronts import undominated
-from sweeps.records.names import Role, Status, StudyRecord, TrialRecord
+from sweeps.records.model import StudyRecord, TrialRecord
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from sweeps.records.fronts import mean_error, searched_points
-from sweeps.records.names import StudyRecord
+from sweeps.records.model import StudyRecord
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution

@@ -27,7 +27,7 @@ from analysis.stats.front import searched, validation_images
 from analysis.stats.intervals import Estimate, t_interval, within_image_noise
 from analysis.utils.formatting import method_label
 from sweeps.records.fronts import by_point, mean_error
-from sweeps.records.names import StudyRecord, TrialRecord
+from sweeps.records.model import StudyRecord, TrialRecord
 
 EQUAL, BEST = "all else equal", "best within each budget"
 OF_A_METHOD = ("method.", "network.width")

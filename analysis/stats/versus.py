@@ -21,8 +21,9 @@ from analysis.stats.intervals import Estimate, t_interval, within_image_noise
 from analysis.utils.formatting import format_error_interval, format_points_interval
 from analysis.utils.progress import steps
 from lowrank.errors import InputError, unknown
+from sweeps.records.events import Role, Status
 from sweeps.records.load import load_study
-from sweeps.records.names import Role, Status, StudyRecord, TrialRecord
+from sweeps.records.model import StudyRecord, TrialRecord
 
 HEADINGS = ("all else", "", "parameters", "mult-adds", "error", "difference", "verdict", "seeds")
 

@@ -14,8 +14,8 @@ from ray.tune.search import Searcher
 from ray.tune.stopper import Stopper
 
 from sweeps.execution.retries import Attempts, failure
+from sweeps.records.events import TERMINAL, Status
 from sweeps.records.journal import FullDiskError, tells_of_full_disk
-from sweeps.records.names import TERMINAL, Status
 from sweeps.records.specification import Trial
 from sweeps.resources.slots import TrialResources
 from sweeps.search.prefetch import ProposalPrefetcher

@@ -29,7 +29,8 @@ from sweeps.execution.checkpoint_relay import CheckpointPlace
 from sweeps.execution.initial_weights import start_student
 from sweeps.execution.process_group import ProcessGroup
 from sweeps.execution.worker_errors import WorkerLostError, check_memory_is_back, device_lost
-from sweeps.records.names import VAL_ERROR, Status
+from sweeps.records.events import Status
+from sweeps.records.names import VAL_ERROR
 from sweeps.resources.mps import PROCESSES, use
 from sweeps.teachers.worker import CacheOptions, make_teacher
 from sweeps.trials.build import load_trial_data, make_student, make_trainer

@@ -16,7 +16,8 @@ from sweeps.execution.callbacks import Launch, Recorder, TimeLimit, TuneSearcher
 from sweeps.execution.checkpoint_relay import start_relay
 from sweeps.execution.scheduler import StratifiedStopping
 from sweeps.execution.trainable import TrialTrainable
-from sweeps.records.names import TERMINAL, TRIALS_FOLDER, Status
+from sweeps.records.events import TERMINAL, Status
+from sweeps.records.names import TRIALS_FOLDER
 from sweeps.search.prefetch import ProposalPrefetcher
 from sweeps.search.search import Search
 from sweeps.utils.clock import steady

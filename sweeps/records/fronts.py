@@ -14,7 +14,8 @@ from statistics import fmean
 from typing import Any, TypeVar
 
 from lowrank.utils.pareto import non_dominated
-from sweeps.records.names import Role, Status, StudyRecord, TrialRecord
+from sweeps.records.events import Role, Status
+from sweeps.records.model import StudyRecord, TrialRecord
 
 OF_ITS_SEED = (Status.DIVERGED, Status.FAILED)  # ends that another seed need not have
 T = TypeVar("T")

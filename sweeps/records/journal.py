@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from lowrank.errors import InputError
-from sweeps.records.names import JOURNAL_FILE, LOCK_FILE, Event
+from sweeps.records.events import Event
+from sweeps.records.names import JOURNAL_FILE, LOCK_FILE
 from sweeps.utils.clock import Clock
 
 SYNC_SECONDS = 1.0  # what a power cut may lose of running epochs; starts and ends of trials are synced at once

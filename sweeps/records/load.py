@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from lowrank.errors import InputError, unknown
+from sweeps.records.events import Status
 from sweeps.records.journal import read_journal
-from sweeps.records.names import JOURNAL_FILE, RESULTS_FILE, Status, StudyRecord, TrialRecord, fold
+from sweeps.records.model import StudyRecord, TrialRecord, fold
+from sweeps.records.names import JOURNAL_FILE, RESULTS_FILE
 from sweeps.records.tables import read_tables
 
 STUDIES = Path("studies")

@@ -16,8 +16,10 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from sweeps.records.events import Status
 from sweeps.records.fronts import front, mean_error, point_of
-from sweeps.records.names import EPOCH_METRICS, STAGE_METRIC, VAL_ERROR, Status, StudyRecord, TrialRecord
+from sweeps.records.model import StudyRecord, TrialRecord
+from sweeps.records.names import EPOCH_METRICS, STAGE_METRIC, VAL_ERROR
 
 STUDY_TAG, KEY_TAG, TRIAL_TAG, COMPLETE_TAG = "study", "study_key", "trial_id", "artifacts_complete"
 POINT_TAG, BROKEN_TAG, SOUND = "point", "broken", "no"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pyarrow as pa
 
-from sweeps.records.names import Status
+from sweeps.records.events import Status
 
 # One row a distinct configuration, on the device that its trials will use. MB are 1e6 bytes;
 # `largest_batch` is 0 where none fits; `limited` says that a larger one was seen not to fit.

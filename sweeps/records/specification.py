@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from lowrank.training.recipe import Recipe
-from sweeps.records.names import Role
+from sweeps.records.events import Role
 from sweeps.space.domains import Value
 from sweeps.space.teacher_settings import SECTION
 

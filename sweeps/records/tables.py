@@ -17,18 +17,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lowrank.errors import InputError
-from sweeps.records.names import (
-    BY_STAGE,
-    COUNTS,
-    EPOCH_METRICS,
-    EPOCHS_FILE,
-    RESULTS_FILE,
-    STAGE_METRIC,
-    Role,
-    Status,
-    StudyRecord,
-    TrialRecord,
-)
+from sweeps.records.events import Role, Status
+from sweeps.records.model import StudyRecord, TrialRecord
+from sweeps.records.names import BY_STAGE, COUNTS, EPOCH_METRICS, EPOCHS_FILE, RESULTS_FILE, STAGE_METRIC
 
 STUDY_KEY = b"study"  # of the metadata of results.parquet
 # Columns that hold a field of the record as JSON: lists and mappings, whose fields differ from trial to trial

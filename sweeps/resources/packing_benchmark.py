@@ -23,8 +23,9 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from lowrank.training.engine.memory_probe import measure_step
 from lowrank.utils.text import first_line
 from sweeps.cluster.devices import given_device, limit_memory, out_of_memory
+from sweeps.records.events import Event
 from sweeps.records.journal import Journal
-from sweeps.records.names import Event, StudyRecord, apply_event
+from sweeps.records.model import StudyRecord, apply_event
 from sweeps.records.probe_schema import FIT_FOLDER, FITS
 from sweeps.records.specification import Trial
 from sweeps.resources.configurations import configuration, device_name, distinct, trainer_maker

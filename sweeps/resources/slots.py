@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sweeps.records.journal import Journal
-from sweeps.records.names import StudyRecord
+from sweeps.records.model import StudyRecord
 from sweeps.resources.mps import sharing_modes
 from sweeps.resources.packing_benchmark import place
 from sweeps.resources.shares import Share, larger, read_cluster, share_of

@@ -6,7 +6,8 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from sweeps.records.names import Role, Status, TrialRecord
+from sweeps.records.events import Role, Status
+from sweeps.records.model import TrialRecord
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from sweeps.records.events import Status
 from sweeps.records.journal import read_journal
-from sweeps.records.names import CHECKPOINT_FILE, JOURNAL_FILE, SERIES_FILE, TRIALS_FOLDER, Status, TrialRecord, fold
+from sweeps.records.model import TrialRecord, fold
+from sweeps.records.names import CHECKPOINT_FILE, JOURNAL_FILE, SERIES_FILE, TRIALS_FOLDER
 
 RESULTS = (Status.COMPLETED, Status.DIVERGED)  # ends that training the same once more would reach again
 MACHINE = ("host", "device", "cpus", "gpus", "processes")  # of the attempt that trained it

@@ -13,9 +13,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lowrank.errors import InfeasibleError
+from sweeps.records.events import TERMINAL, Event, Role, Status
 from sweeps.records.fronts import front_points
 from sweeps.records.journal import Journal
-from sweeps.records.names import TERMINAL, Event, Role, Status, StudyRecord, TrialRecord, apply_event
+from sweeps.records.model import StudyRecord, TrialRecord, apply_event
 from sweeps.records.specification import Trial
 from sweeps.search.counters import TrialCounters
 from sweeps.search.proposer import Outcome, Proposal, Proposer

@@ -9,8 +9,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from lowrank.errors import InputError
+from sweeps.records.events import Role, Status
 from sweeps.records.journal import read_journal
-from sweeps.records.names import JOURNAL_FILE, Role, Status, StudyRecord, TrialRecord, fold
+from sweeps.records.model import StudyRecord, TrialRecord, fold
+from sweeps.records.names import JOURNAL_FILE
 from sweeps.search.proposer import OptunaProposer, Outcome
 from sweeps.trials.resolver import Resolver
 

@@ -16,19 +16,11 @@ from typing import TYPE_CHECKING, Any
 from lowrank.data import ImageData, load_data
 from lowrank.errors import InputError
 from lowrank.utils.cli import ExitCode
+from sweeps.records.annotations import check_note, parse_tags
+from sweeps.records.events import TERMINAL, Event, Status
 from sweeps.records.journal import FullDiskError, Journal, locked_journal, read_journal, tells_of_full_disk
-from sweeps.records.names import (
-    JOURNAL_FILE,
-    SPACE_FILE,
-    TERMINAL,
-    Event,
-    Status,
-    StudyRecord,
-    apply_event,
-    check_note,
-    fold,
-    parse_tags,
-)
+from sweeps.records.model import StudyRecord, apply_event, fold
+from sweeps.records.names import JOURNAL_FILE, SPACE_FILE
 from sweeps.records.study_folders import find_folder, new_folder, read_question, studies_root, write_question
 from sweeps.search.proposer import OptunaProposer, make_proposer
 from sweeps.search.reuse import SiblingResults

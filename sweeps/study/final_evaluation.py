@@ -14,7 +14,8 @@ from lowrank.networks import NetworkSettings
 from lowrank.serving import MODEL_FILE, save_classifier
 from lowrank.training.trainer import Trainer
 from sweeps.records.fronts import front_trials, searched_front
-from sweeps.records.names import CHECKPOINT_FILE, MODELS_FOLDER, TRIALS_FOLDER, TrialRecord
+from sweeps.records.model import TrialRecord
+from sweeps.records.names import CHECKPOINT_FILE, MODELS_FOLDER, TRIALS_FOLDER
 from sweeps.search.search import Search
 from sweeps.trials.build import make_trainer
 from sweeps.trials.teacher import without_teacher

@@ -12,7 +12,8 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from sweeps.records.names import TERMINAL, Role, Status, StudyRecord, TrialRecord
+from sweeps.records.events import TERMINAL, Role, Status
+from sweeps.records.model import StudyRecord, TrialRecord
 from sweeps.utils.duration import format_duration
 
 PLAIN_SECONDS = 15.0  # between plain lines without news

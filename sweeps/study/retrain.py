@@ -19,18 +19,11 @@ from typing import Any
 
 from lowrank.data import ImageData
 from lowrank.errors import InputError
+from sweeps.records.events import Event, Role, Status
 from sweeps.records.journal import Journal
 from sweeps.records.load import find_study, find_trial, load_study
-from sweeps.records.names import (
-    CHECKPOINT_FILE,
-    TRIALS_FOLDER,
-    Event,
-    Role,
-    Status,
-    StudyRecord,
-    TrialRecord,
-    apply_event,
-)
+from sweeps.records.model import StudyRecord, TrialRecord, apply_event
+from sweeps.records.names import CHECKPOINT_FILE, TRIALS_FOLDER
 from sweeps.records.specification import REPEATABLE, TRIAL_WEIGHTS, identify
 from sweeps.space.teacher_settings import SECTION
 from sweeps.trials.teacher import Teaching

@@ -18,9 +18,11 @@ from typing import Any
 import yaml
 
 from lowrank.errors import InputError, unknown
+from sweeps.records.events import Status
 from sweeps.records.fronts import mean_error, searched_points
 from sweeps.records.journal import read_journal
-from sweeps.records.names import JOURNAL_FILE, SERIES_FILE, SPACE_FILE, Status, StudyRecord, TrialRecord, fold
+from sweeps.records.model import StudyRecord, TrialRecord, fold
+from sweeps.records.names import JOURNAL_FILE, SERIES_FILE, SPACE_FILE
 from sweeps.records.study_folders import new_folder, studies_root
 from sweeps.space.model import Space
 from sweeps.space.parse import find_space, read_content, read_yaml, space_of

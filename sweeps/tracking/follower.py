@@ -30,17 +30,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from lowrank.errors import InputError
 from lowrank.utils.cli import OneLineParser
+from sweeps.records.events import Event
 from sweeps.records.journal import JournalReader
-from sweeps.records.names import (
-    JOURNAL_FILE,
-    LOG_FILE,
-    MACHINE_METRICS,
-    PROGRESS_FILE,
-    Event,
-    StudyRecord,
-    apply_event,
-    shared_names,
-)
+from sweeps.records.model import StudyRecord, apply_event, shared_names
+from sweeps.records.names import JOURNAL_FILE, LOG_FILE, MACHINE_METRICS, PROGRESS_FILE
 from sweeps.records.tables import write_tables
 from sweeps.tracking.mlflow_runs import Entry, MlflowStudy
 from sweeps.tracking.mlflow_store import milliseconds, one_line, outages, quiet_mlflow

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from sweeps.records import mlflow_names as names
 from sweeps.records.fronts import best_trials, searched_front
-from sweeps.records.names import MODELS_FOLDER, StudyRecord, TrialRecord
+from sweeps.records.model import StudyRecord, TrialRecord
+from sweeps.records.names import MODELS_FOLDER
 
 if TYPE_CHECKING:
     from mlflow.entities.logged_model import LoggedModel

@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from sweeps.records import mlflow_names as names
+from sweeps.records.events import TERMINAL, Event, Status
+from sweeps.records.model import StudyRecord, TrialRecord
 from sweeps.records.names import (
     ARTIFACTS_FOLDER,
     EPOCHS_FILE,
@@ -25,11 +27,6 @@ from sweeps.records.names import (
     REPORT_FOLDER,
     RESULTS_FILE,
     SUMMARY_TABLE,
-    TERMINAL,
-    Event,
-    Status,
-    StudyRecord,
-    TrialRecord,
 )
 from sweeps.records.tables import study_fields, trial_fields
 from sweeps.tracking.mlflow_dataset import dataset_input

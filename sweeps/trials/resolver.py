@@ -20,7 +20,7 @@ from lowrank.layers.registry import make_method
 from lowrank.networks import NetworkSettings
 from lowrank.training.optimizer import check_network
 from lowrank.training.recipe import Recipe
-from sweeps.records.names import Role
+from sweeps.records.events import Role
 from sweeps.records.specification import TRIAL_WEIGHTS, Trial, trial_ids
 from sweeps.space.domains import Value
 from sweeps.space.method_names import THIN, method_at

@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 
 from analysis.stats.front import collect, front, references
+from sweeps.records.events import Role, Status
 from sweeps.records.load import load_study
-from sweeps.records.names import JOURNAL_FILE, Role, Status, StudyRecord
+from sweeps.records.model import StudyRecord
+from sweeps.records.names import JOURNAL_FILE
 
 RESULTS = Path(__file__).resolve().parents[2] / "docs" / "results"
 ROW = re.compile(r"^\| ([\d,]+) \| [^|]* \| ([\d.]+) \| ([\d.]+) \|$", re.MULTILINE)

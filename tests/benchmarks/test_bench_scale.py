@@ -9,7 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from benchmarks.bench_scale import COLUMNS, study, windows
-from sweeps.records.names import MLFLOW_FILE, RESULTS_FILE, Status
+from sweeps.records.events import Status
+from sweeps.records.names import MLFLOW_FILE, RESULTS_FILE
 from tests.support import studies
 from tests.support.mlflow_store import trial_runs
 

@@ -30,8 +30,10 @@ from benchmarks import (
 from benchmarks.bench_record import Goal, Measurement, Options, Table
 from lowrank.distillation.teacher_files import RECORD_FILE, read_record
 from lowrank.layers.registry import METHODS
+from sweeps.records.events import Event
 from sweeps.records.journal import Journal, read_journal
-from sweeps.records.names import JOURNAL_FILE, Event, StudyRecord, fold
+from sweeps.records.model import StudyRecord, fold
+from sweeps.records.names import JOURNAL_FILE
 from sweeps.resources.gpu_packing import Limit, NoMemoryError, Tried
 from tests.support.teachers import small_data, write_teacher
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from sweeps.records.names import Status
+from sweeps.records.events import Status
 from sweeps.study.driver import CACHE_FOLDER
 from tests.support import studies
 from tests.support.teachers import small_data, write_teacher

@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from analysis.findings.time_profile import CLOSING, DRIVER, REPORTS, SET_UP, STEP, VALIDATION, WORKERS, profile
+from sweeps.records.events import Status
 from sweeps.records.fronts import searched_front
-from sweeps.records.names import Status
 from tests.support import studies
 from tests.support.mlflow_store import epoch_metrics, journal_metrics, parent_status, rows, trial_runs
 

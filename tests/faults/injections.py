@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lowrank.utils.cli import ExitCode
-from sweeps.records.names import CHECKPOINT_FILE, TRIALS_FOLDER, TrialRecord
+from sweeps.records.model import TrialRecord
+from sweeps.records.names import CHECKPOINT_FILE, TRIALS_FOLDER
 from sweeps.study.driver import CACHE_FOLDER
 from tests.faults.scene import GRID, NAME, SEARCH, SECONDS, STREAMED, TAUGHT, Question, Scene, Study
 from tests.support import studies

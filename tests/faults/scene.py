@@ -11,7 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sweeps.records.names import MLFLOW_FILE, Status, TrialRecord
+from sweeps.records.events import Status
+from sweeps.records.model import TrialRecord
+from sweeps.records.names import MLFLOW_FILE
 from tests.support import studies
 from tests.support.clusters import Machines
 

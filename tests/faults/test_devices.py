@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from sweeps.records.names import Status
+from sweeps.records.events import Status
 from tests.support import studies
 from tests.support.broken_mlflow import MARK
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from sweeps.records.names import TERMINAL
+from sweeps.records.events import TERMINAL
 from tests.support import studies
 
 LONGER = (*studies.TINY[:-1], "6", "--set", "train.epochs=4", "--set", "search.stop=none")

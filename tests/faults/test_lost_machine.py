@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 
-from sweeps.records.names import TERMINAL
+from sweeps.records.events import TERMINAL
 from sweeps.storage.remote import stored_studies
 from tests.support import studies
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from sweeps.records.names import Status
+from sweeps.records.events import Status
 from tests.support import studies
 from tests.support.mlflow_store import epoch_metrics, journal_metrics, parent_status, trial_runs
 from tests.support.servers import fill, may_mount, small_disk, wait_for

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sweeps.records.names import Status
+from sweeps.records.events import Status
 from tests.support import studies
 
 

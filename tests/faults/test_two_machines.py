@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from sweeps.records.names import Status
+from sweeps.records.events import Status
 from sweeps.storage.remote import fetch_named
 from tests.support import studies
 

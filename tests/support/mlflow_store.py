@@ -8,9 +8,10 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+from sweeps.records.events import Event
 from sweeps.records.journal import read_journal
 from sweeps.records.mlflow_names import metric_name
-from sweeps.records.names import JOURNAL_FILE, Event
+from sweeps.records.names import JOURNAL_FILE
 
 
 def rows(database: Path, query: str) -> list[tuple[Any, ...]]:

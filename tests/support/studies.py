@@ -9,8 +9,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from sweeps.records.events import TERMINAL
 from sweeps.records.journal import read_journal
-from sweeps.records.names import JOURNAL_FILE, TERMINAL, StudyRecord, fold
+from sweeps.records.model import StudyRecord, fold
+from sweeps.records.names import JOURNAL_FILE
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = (

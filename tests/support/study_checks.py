@@ -10,18 +10,10 @@ from typing import Any
 import pyarrow.parquet as pq
 import torch
 
+from sweeps.records.events import Event, Status
 from sweeps.records.journal import read_journal
-from sweeps.records.names import (
-    EPOCHS_FILE,
-    JOURNAL_FILE,
-    MACHINE_METRICS,
-    RESULTS_FILE,
-    Event,
-    Status,
-    StudyRecord,
-    TrialRecord,
-    fold,
-)
+from sweeps.records.model import StudyRecord, TrialRecord, fold
+from sweeps.records.names import EPOCHS_FILE, JOURNAL_FILE, MACHINE_METRICS, RESULTS_FILE
 from sweeps.trials.build import load_trial_data, make_trainer
 from tests.support.mlflow_store import epoch_metrics, journal_metrics, trial_runs
 

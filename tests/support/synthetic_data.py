@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from sweeps.records.names import Role, Status, StudyRecord, TrialRecord
+from sweeps.records.events import Role, Status
+from sweeps.records.model import StudyRecord, TrialRecord
 
 SEPARABLE, DENSE = 1_000, 8_000
 

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sweeps.records.events import Event, Role, Status
 from sweeps.records.journal import Journal
-from sweeps.records.names import JOURNAL_FILE, Event, Role, Status
+from sweeps.records.names import JOURNAL_FILE
 
 START = 1_790_000_000.0
 DENSE, SEPARABLE = 6_573_120, 755_000

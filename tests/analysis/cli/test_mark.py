@@ -9,6 +9,7 @@ from analysis.__main__ import main
 from analysis.reporting.summary_table import broken_text, endings
 from analysis.reporting.write import PAGE_FILE, write_report
 from analysis.stats.front import collect, front
+from sweeps.records.events import Status
 from sweeps.records.fronts import front_trials
 from sweeps.records.journal import locked_journal
 from sweeps.records.load import load_study
@@ -20,7 +21,6 @@ from sweeps.records.names import (
     REPORT_FOLDER,
     RESULTS_FILE,
     SUMMARY_TABLE,
-    Status,
 )
 from tests.support.mlflow_store import rows
 from tests.support.synthetic_study import Plan, write_study

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from analysis.__main__ import main
 from analysis.findings.stopping_audit import audit, audit_text
-from sweeps.records.names import Role, Status, StudyRecord, TrialRecord
+from sweeps.records.events import Role, Status
+from sweeps.records.model import StudyRecord, TrialRecord
 
 
 def trial(name: str, errors: list[float], start: float, status: Status = Status.COMPLETED, **more) -> TrialRecord:

@@ -21,7 +21,8 @@ from analysis.findings.time_profile import (
     profile,
     profile_lines,
 )
-from sweeps.records.names import Event, Role, StudyRecord, apply_event
+from sweeps.records.events import Event, Role
+from sweeps.records.model import StudyRecord, apply_event
 from sweeps.records.tables import read_tables, write_tables
 
 EPOCH = {"epoch_seconds": 5.0, "input_seconds": 1.0, "eval_seconds": 0.5, "report_seconds": 0.25}

@@ -18,8 +18,9 @@ from lowrank.errors import InputError
 from lowrank.io.merged import load_merged, save_merged
 from lowrank.io.model_file import ModelSpecification, load_model
 from lowrank.io.tensor_file import save_tensors
+from sweeps.records.events import Event, Role, Status
 from sweeps.records.journal import Journal
-from sweeps.records.names import CHECKPOINT_FILE, JOURNAL_FILE, TRIALS_FOLDER, Event, Role, Status
+from sweeps.records.names import CHECKPOINT_FILE, JOURNAL_FILE, TRIALS_FOLDER
 from sweeps.space.parse import read_space
 from sweeps.trials.build import make_trainer
 from sweeps.trials.resolver import Resolver

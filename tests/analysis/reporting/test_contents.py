@@ -22,8 +22,8 @@ from analysis.stats.front import collect, front, strata
 from analysis.stats.importance import LEAST_TRIALS, importances, settings
 from analysis.stats.intervals import newcombe_interval
 from lowrank.utils.pareto import non_dominated
+from sweeps.records.events import Role, Status
 from sweeps.records.load import load_study
-from sweeps.records.names import Role, Status
 from tests.support.synthetic_data import SEPARABLE, study, trial
 from tests.support.synthetic_study import Plan, write_study
 

@@ -18,8 +18,9 @@ from analysis.reporting.summary_table import compact, endings, make_console, pri
 from analysis.stats.front import collect, front
 from analysis.utils.styles import METHOD_STYLES
 from lowrank.errors import InputError
+from sweeps.records.events import Role, Status
 from sweeps.records.load import find_study, list_studies, load_study
-from sweeps.records.names import EPOCHS_FILE, JOURNAL_FILE, RESULTS_FILE, Role, Status
+from sweeps.records.names import EPOCHS_FILE, JOURNAL_FILE, RESULTS_FILE
 from sweeps.records.tables import epochs_to_table, to_table
 from tests.support import synthetic_data as made
 from tests.support.synthetic_data import study as made_study

@@ -11,19 +11,11 @@ from lowrank.data import DataSettings, load_data
 from lowrank.errors import InputError
 from lowrank.io.tensor_file import save_tensors
 from lowrank.serving import IMAGES_FILE, MODEL_FILE
+from sweeps.records.events import Event, Status
 from sweeps.records.journal import Journal
 from sweeps.records.load import load_study
-from sweeps.records.names import (
-    CHECKPOINT_FILE,
-    JOURNAL_FILE,
-    MODELS_FOLDER,
-    TRIALS_FOLDER,
-    Event,
-    Status,
-    StudyRecord,
-    TrialRecord,
-    fold,
-)
+from sweeps.records.model import StudyRecord, TrialRecord, fold
+from sweeps.records.names import CHECKPOINT_FILE, JOURNAL_FILE, MODELS_FOLDER, TRIALS_FOLDER
 from sweeps.space.parse import read_space
 from sweeps.trials.resolver import Resolver
 from tests.support.synthetic_study import Plan, write_study

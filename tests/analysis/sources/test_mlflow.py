@@ -12,9 +12,11 @@ import pytest
 
 from analysis.sources.mlflow import load_from_mlflow
 from lowrank.errors import InputError
+from sweeps.records.events import Event, Role, Status
 from sweeps.records.journal import Journal
 from sweeps.records.load import load_study
-from sweeps.records.names import EPOCHS_FILE, JOURNAL_FILE, MLFLOW_FILE, RESULTS_FILE, Event, Role, Status, StudyRecord
+from sweeps.records.model import StudyRecord
+from sweeps.records.names import EPOCHS_FILE, JOURNAL_FILE, MLFLOW_FILE, RESULTS_FILE
 from sweeps.records.tables import read_tables
 from sweeps.tracking.follower import Follower, catch_up, default_tracking_uri
 from tests.support.synthetic_study import START, Plan, header, metrics, write_study, write_trial

@@ -11,7 +11,7 @@ from analysis.reporting.comparison_page import front_sheet
 from analysis.stats.compare_fronts import compare_fronts, parse_reference
 from analysis.stats.hypervolume import Reference
 from lowrank.errors import InputError
-from sweeps.records.names import Role, Status
+from sweeps.records.events import Role, Status
 from tests.support.synthetic_data import study, trial
 from tests.support.synthetic_study import Plan, write_study
 

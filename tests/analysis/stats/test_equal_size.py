@@ -12,7 +12,7 @@ from scipy import stats
 from analysis.findings.answer import answer_text, answers
 from analysis.stats.equal_size import at_size
 from analysis.stats.front import collect
-from sweeps.records.names import Role
+from sweeps.records.events import Role
 from tests.support.synthetic_data import study, trial
 
 

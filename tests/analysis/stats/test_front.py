@@ -26,9 +26,11 @@ from analysis.stats.intervals import wilson_interval
 from analysis.utils.formatting import data_label
 from lowrank.errors import InputError
 from sweeps.records import fronts
+from sweeps.records.events import Role, Status
 from sweeps.records.fronts import mean_error
 from sweeps.records.load import load_study
-from sweeps.records.names import RESULTS_FILE, Role, Status, StudyRecord, TrialRecord
+from sweeps.records.model import StudyRecord, TrialRecord
+from sweeps.records.names import RESULTS_FILE
 from tests.support.synthetic_study import BUDGETS, SEPARABLE, Plan, write_study
 
 

@@ -11,7 +11,7 @@ from optuna._hypervolume import compute_hypervolume
 from analysis.stats.front import collect, front
 from analysis.stats.hypervolume import Reference, chance_reference, growth, hypervolume
 from lowrank.errors import InputError
-from sweeps.records.names import Role, Status
+from sweeps.records.events import Role, Status
 from tests.support.synthetic_data import study, trial
 
 REFERENCE = Reference(1000, 50.0)

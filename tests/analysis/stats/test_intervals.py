@@ -9,7 +9,7 @@ from analysis.stats.front import collect
 from analysis.stats.intervals import t_interval
 from analysis.stats.paired_effects import BEST, EQUAL, ablation
 from analysis.stats.seeds import repeated
-from sweeps.records.names import Role, Status
+from sweeps.records.events import Role, Status
 from tests.support.synthetic_data import study, trial
 
 KNOWN = [0.31, -0.12, 0.55, 0.2, 0.07]

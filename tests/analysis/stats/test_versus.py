@@ -8,7 +8,7 @@ from scipy import stats
 from analysis.__main__ import main
 from analysis.stats.versus import against, table
 from lowrank.errors import InputError
-from sweeps.records.names import Role, Status
+from sweeps.records.events import Role, Status
 from tests.support.synthetic_data import study, trial
 from tests.support.synthetic_study import Plan, write_study
 

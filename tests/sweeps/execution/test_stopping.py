@@ -7,7 +7,8 @@ from types import SimpleNamespace
 import pytest
 
 from sweeps.execution.scheduler import StratifiedStopping
-from sweeps.records.names import Role, StudyRecord, TrialRecord
+from sweeps.records.events import Role
+from sweeps.records.model import StudyRecord, TrialRecord
 from sweeps.space.settings import SearchSettings
 
 SETTINGS = SearchSettings(grace=0.5, reduction=3)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from sweeps.execution.callbacks import TimeLimit
+from sweeps.records.events import Event
 from sweeps.records.journal import Journal, read_journal
-from sweeps.records.names import Event
 from sweeps.utils.clock import Clock
 
 

@@ -13,8 +13,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from sweeps.records.events import Event
 from sweeps.records.journal import Journal, JournalReader, read_journal
-from sweeps.records.names import Event
 
 ROOT = Path(__file__).resolve().parents[3]
 plain = st.recursive(
@@ -111,7 +111,7 @@ def test_what_append_returned_survives_a_kill(tmp_path):
         import itertools
         from pathlib import Path
         from sweeps.records.journal import Journal
-        from sweeps.records.names import Event
+        from sweeps.records.events import Event
         journal = Journal(Path({str(path)!r}))
         for number in itertools.count():
             journal.append(Event.EPOCH, number=number)

@@ -6,18 +6,11 @@ import random
 import pyarrow as pa
 import pytest
 
-from sweeps.records import names as records
+from sweeps.records import model as records
+from sweeps.records.events import TERMINAL, Event, Role, Status
 from sweeps.records.journal import read_journal
-from sweeps.records.names import (
-    JOURNAL_FILE,
-    TERMINAL,
-    Event,
-    Role,
-    Status,
-    StudyRecord,
-    apply_event,
-    fold,
-)
+from sweeps.records.model import StudyRecord, apply_event, fold
+from sweeps.records.names import JOURNAL_FILE
 from sweeps.records.tables import EPOCHS_SCHEMA, RESULTS_SCHEMA, epochs_to_table, metrics_of_row, to_table
 from tests.support.synthetic_study import Plan, write_study
 

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sweeps.records.names import Role, Status, TrialRecord
+from sweeps.records.events import Role, Status
+from sweeps.records.model import TrialRecord
 from sweeps.search.counters import TrialCounters
 
 CHANGES = st.fixed_dictionaries({

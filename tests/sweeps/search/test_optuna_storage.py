@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 from optuna.trial import TrialState
 
+from sweeps.records.events import Event, Role, Status
 from sweeps.records.journal import Journal, read_journal
-from sweeps.records.names import JOURNAL_FILE, Event, Role, Status, apply_event, fold
+from sweeps.records.model import apply_event, fold
+from sweeps.records.names import JOURNAL_FILE
 from sweeps.search.optuna_storage import CrashSafeJournalBackend
 from sweeps.search.proposer import OptunaProposer, Outcome, make_proposer
 from sweeps.search.search import Search

@@ -7,8 +7,9 @@ import time
 
 import pytest
 
+from sweeps.records.events import Role, Status
 from sweeps.records.journal import Journal, read_journal
-from sweeps.records.names import Role, Status, fold
+from sweeps.records.model import fold
 from sweeps.search.prefetch import ProposalPrefetcher
 from sweeps.search.proposer import OptunaProposer, make_proposer
 from sweeps.search.search import Search

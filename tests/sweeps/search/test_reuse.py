@@ -10,19 +10,11 @@ import pytest
 
 from analysis.findings.cost import spent
 from sweeps.execution.scheduler import StratifiedStopping
+from sweeps.records.events import Event, Role, Status
 from sweeps.records.journal import Journal, read_journal
 from sweeps.records.mlflow_names import trial_tags
-from sweeps.records.names import (
-    JOURNAL_FILE,
-    SERIES_FILE,
-    Event,
-    Role,
-    Status,
-    StudyRecord,
-    TrialRecord,
-    apply_event,
-    fold,
-)
+from sweeps.records.model import StudyRecord, TrialRecord, apply_event, fold
+from sweeps.records.names import JOURNAL_FILE, SERIES_FILE
 from sweeps.records.tables import from_row, to_row
 from sweeps.search import reuse as adoption
 from sweeps.search.prefetch import ProposalPrefetcher

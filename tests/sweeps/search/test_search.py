@@ -6,8 +6,9 @@ import pytest
 from optuna.trial import TrialState
 
 from lowrank.errors import InputError
+from sweeps.records.events import TERMINAL, Status
 from sweeps.records.journal import Journal, read_journal
-from sweeps.records.names import TERMINAL, Status, fold
+from sweeps.records.model import fold
 from sweeps.search.proposer import make_proposer
 from sweeps.search.search import Search
 from sweeps.space.parse import parse_space, read_space

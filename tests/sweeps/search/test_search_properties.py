@@ -15,8 +15,10 @@ from hypothesis import strategies as st
 from lowrank.compression.budget import measure
 from lowrank.errors import InputError
 from lowrank.networks import NetworkSettings
+from sweeps.records.events import Role, Status
 from sweeps.records.journal import Journal, read_journal
-from sweeps.records.names import JOURNAL_FILE, SERIES_FILE, Role, Status, StudyRecord, fold
+from sweeps.records.model import StudyRecord, fold
+from sweeps.records.names import JOURNAL_FILE, SERIES_FILE
 from sweeps.search.proposer import make_proposer
 from sweeps.search.reuse import SiblingResults, weights_path
 from sweeps.search.search import Search

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from lowrank.compression.trace import network_plan
 from lowrank.errors import InfeasibleError, InputError
 from lowrank.networks import NetworkSettings
+from sweeps.records.events import Role
 from sweeps.records.fronts import front
-from sweeps.records.names import Role
 from sweeps.space.parse import parse_space, read_space
 from sweeps.trials.build import make_trainer
 from sweeps.trials.resolver import Resolver, StepTimeError
@@ -235,7 +235,8 @@ def test_a_random_space_is_valid_or_one_line(sections):
 
 
 def test_the_front_is_of_means_over_seeds():
-    from sweeps.records.names import Status, TrialRecord
+    from sweeps.records.events import Status
+    from sweeps.records.model import TrialRecord
 
     def trial(name: str, point_id: str, params: int, error: float, role: Role = Role.SEARCH) -> TrialRecord:
         return TrialRecord(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from sweeps.records.names import Status, StudyRecord, TrialRecord
+from sweeps.records.events import Status
+from sweeps.records.model import StudyRecord, TrialRecord
 from sweeps.study.progress_view import progress, summary_line
 
 

@@ -11,9 +11,11 @@ import yaml
 
 from lowrank.data import DataSettings, load_data
 from lowrank.errors import InputError
+from sweeps.records.events import Event, Role
 from sweeps.records.journal import Journal
 from sweeps.records.load import load_study
-from sweeps.records.names import CHECKPOINT_FILE, JOURNAL_FILE, TRIALS_FOLDER, Event, Role, StudyRecord
+from sweeps.records.model import StudyRecord
+from sweeps.records.names import CHECKPOINT_FILE, JOURNAL_FILE, TRIALS_FOLDER
 from sweeps.run import main
 from sweeps.space.parse import parse_space, read_space
 from sweeps.study.retrain import ORIGIN, Retrain, select_trial

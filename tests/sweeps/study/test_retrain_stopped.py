@@ -8,9 +8,10 @@ import pytest
 
 from lowrank.data import DataSettings, load_data
 from lowrank.errors import InputError
+from sweeps.records.events import Event, Status
 from sweeps.records.journal import Journal
 from sweeps.records.load import load_study
-from sweeps.records.names import JOURNAL_FILE, Event, Status
+from sweeps.records.names import JOURNAL_FILE
 from sweeps.run import main
 from sweeps.space.parse import parse_space, read_space
 from sweeps.study.retrain import ORIGIN, RETRAINED_STOPPED, select_stopped

@@ -11,8 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from lowrank.errors import InputError
+from sweeps.records.events import Event, Status
 from sweeps.records.journal import Journal
-from sweeps.records.names import JOURNAL_FILE, MLFLOW_FILE, PROGRESS_FILE, RESULTS_FILE, Event, Status
+from sweeps.records.names import JOURNAL_FILE, MLFLOW_FILE, PROGRESS_FILE, RESULTS_FILE
 from sweeps.tracking import follower as tracking
 from sweeps.tracking.follower import Follower, catch_up, check_tracking_uri, default_tracking_uri
 from sweeps.tracking.mlflow_runs import MlflowStudy

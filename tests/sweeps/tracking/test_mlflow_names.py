@@ -3,6 +3,8 @@ from __future__ import annotations
 import pytest
 
 from lowrank.errors import InputError
+from sweeps.records.annotations import OWN_TAGS, check_note, parse_tags
+from sweeps.records.events import Event
 from sweeps.records.fronts import best_trials
 from sweeps.records.journal import read_journal
 from sweeps.records.mlflow_names import (
@@ -16,7 +18,8 @@ from sweeps.records.mlflow_names import (
     study_tags,
     trial_tags,
 )
-from sweeps.records.names import JOURNAL_FILE, OWN_TAGS, Event, StudyRecord, TrialRecord, check_note, fold, parse_tags
+from sweeps.records.model import StudyRecord, TrialRecord, fold
+from sweeps.records.names import JOURNAL_FILE
 from tests.support.synthetic_study import Plan, write_study
 
 

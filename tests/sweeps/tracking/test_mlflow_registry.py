@@ -14,9 +14,11 @@ from lowrank.data import DataSettings, load_data
 from lowrank.layers import TensorTrain
 from lowrank.networks import NetworkSettings
 from lowrank.serving import save_classifier
+from sweeps.records.events import Event
 from sweeps.records.fronts import best_trials, searched_front
 from sweeps.records.journal import Journal, read_journal
-from sweeps.records.names import JOURNAL_FILE, MLFLOW_FILE, MODELS_FOLDER, Event, fold
+from sweeps.records.model import fold
+from sweeps.records.names import JOURNAL_FILE, MLFLOW_FILE, MODELS_FOLDER
 from sweeps.tracking.follower import Follower, catch_up, default_tracking_uri
 from sweeps.tracking.mlflow_store import create_database, quiet_mlflow
 from tests.support.synthetic_study import Plan, write_study

@@ -17,8 +17,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from lowrank.errors import InputError
+from sweeps.records.events import Event
 from sweeps.records.journal import Journal
-from sweeps.records.names import EPOCHS_FILE, JOURNAL_FILE, LOG_FILE, MLFLOW_FILE, RESULTS_FILE, Event
+from sweeps.records.names import EPOCHS_FILE, JOURNAL_FILE, LOG_FILE, MLFLOW_FILE, RESULTS_FILE
 from sweeps.tracking.follower import TrackingProcess, check_tracking_uri
 from sweeps.tracking.process import read_progress
 from tests.support.mlflow_store import content, epoch_metrics, journal_metrics, parent_status, rows, trial_runs

@@ -1,0 +1,42 @@
+"""The user's own notes and tags on a trial or a study, checked as they are typed."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+from lowrank.errors import InputError
+
+LONGEST_NOTE = 2000  # characters; MLflow keeps 8,000 in a tag, and several notes go into one
+OWN_TAGS = frozenset({
+    "study", "study_key", "trial_id", "point", "role", "stratum", "status", "reason", "attempts", "aliases", "adopted",
+    "broken",
+    "data", "network", "question", "commit", "command", "seed", "hardware", "host", "device", "artifacts_complete",
+    "tables",
+})  # fmt: skip
+TAG_RULE = r"[A-Za-z][A-Za-z0-9_-]{0,79}"
+
+
+def parse_tags(pairs: Iterable[str]) -> dict[str, str]:
+    """The user's own tags from `K=V` as typed; raises InputError for one that is none or takes a name of ours."""
+    tags = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not equals or not re.fullmatch(TAG_RULE, name) or not value or len(value) > LONGEST_NOTE:
+            raise InputError(
+                "a tag must read K=V, K of up to 80 letters, digits, `_` or `-` after a letter, V of up to "
+                f"{LONGEST_NOTE:,} characters, but got {pair[:100]!r}"
+            )
+        if name in OWN_TAGS:
+            raise InputError(f"the tag {name!r} is taken: these are ours: {', '.join(sorted(OWN_TAGS))}")
+        tags[name] = value
+    return tags
+
+
+def check_note(text: str | None) -> str:
+    """A remark without its outer blanks, empty for none; raises InputError when it is blank or too long."""
+    if text is None:
+        return ""
+    if not text.strip() or len(text) > LONGEST_NOTE:
+        raise InputError(f"a note must have 1 to {LONGEST_NOTE:,} characters, but got {len(text.strip()):,}")
+    return text.strip()
