@@ -17,7 +17,7 @@ from lowrank.compression.plan import NetworkPlan
 from lowrank.compression.trace import network_plan
 from lowrank.layers import Method
 from lowrank.layers.registry import METHODS, make_method
-from lowrank.networks import NetworkSettings, default_images
+from lowrank.networks.registry import NetworkSettings, default_images
 
 LIMITS = {"wrn_28_10": 2.0, "darts": 10.0}  # ms a configuration
 NETWORKS = ("wrn_28_10", "darts", "resnet9", "wrn_50_2", "mobilenet_v2")

@@ -30,7 +30,7 @@ from lowrank.compression.trace import network_plan
 from lowrank.errors import InfeasibleError
 from lowrank.layers import ConvShape, Method
 from lowrank.layers.registry import METHODS, make_method
-from lowrank.networks import NetworkSettings
+from lowrank.networks.registry import NetworkSettings
 
 REPEATS = 5
 REPLAYS = 20  # of a captured graph, timed together

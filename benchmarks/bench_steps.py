@@ -21,7 +21,7 @@ from lowrank.compression.trace import network_plan
 from lowrank.errors import InfeasibleError
 from lowrank.layers import Method
 from lowrank.layers.registry import METHODS, make_method
-from lowrank.networks import NetworkSettings
+from lowrank.networks.registry import NetworkSettings
 from lowrank.training.optimizer import parameter_groups
 from lowrank.training.recipe import Recipe
 

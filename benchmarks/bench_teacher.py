@@ -25,7 +25,7 @@ from lowrank.distillation.cache_file import Layout
 from lowrank.distillation.cached_teacher import CachedTeacher
 from lowrank.distillation.teacher import LiveTeacher, Teacher, default_taps, kept_sizes, tap_sizes
 from lowrank.layers import Separable, TensorTrain
-from lowrank.networks import NetworkSettings, make_network
+from lowrank.networks.registry import NetworkSettings, make_network
 from lowrank.training.recipe import Recipe
 from lowrank.training.trainer import Trainer
 

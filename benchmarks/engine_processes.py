@@ -22,7 +22,7 @@ from lowrank.data.dataset import Split
 from lowrank.data.reading.image_store import ArrayStore
 from lowrank.layers import Separable
 from lowrank.layers.registry import make_method
-from lowrank.networks import NetworkSettings
+from lowrank.networks.registry import NetworkSettings
 from lowrank.training.recipe import Recipe
 from lowrank.training.trainer import Trainer
 from lowrank.utils.text import first_line

@@ -39,7 +39,7 @@ FILES = (
     "sweep.log", JOURNAL_FILE, "benchmarks.log", "steps.json", "batches.json", "tests.log", "summary.json",
     "summary.txt",
 )  # fmt: skip
-EQUALITY = ("test_data_batches.py", "test_data_views.py", "test_data_counter.py")
+EQUALITY = ("test_batches.py", "test_augment.py", "test_counter_rng.py")
 
 
 @dataclass(frozen=True, kw_only=True)

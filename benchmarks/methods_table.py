@@ -27,7 +27,7 @@ from lowrank.compression.substitution import build_student
 from lowrank.errors import InfeasibleError
 from lowrank.layers import Method
 from lowrank.layers.registry import METHODS, make_method
-from lowrank.networks import NetworkSettings
+from lowrank.networks.registry import NetworkSettings
 
 MARKERS = ("<!-- table: begin -->", "<!-- table: end -->")
 COLUMNS = ("method", "settings", "parameters", "gap", "mult-adds, M", "step, ms", "x separable", "saved, MB")

@@ -36,7 +36,7 @@ from lowrank.compression.substitution import build_student
 from lowrank.compression.trace import network_plan
 from lowrank.data import DataSettings, ImageData, load_data
 from lowrank.layers.registry import make_method
-from lowrank.networks import NetworkSettings
+from lowrank.networks.registry import NetworkSettings
 from lowrank.utils.torchvision_compat import torchvision  # which makes it importable everywhere
 
 v2 = importlib.import_module(f"{torchvision.__name__}.transforms.v2")

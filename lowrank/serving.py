@@ -23,7 +23,7 @@ from lowrank.compression.allocation import SizedMethod
 from lowrank.data import ImageData
 from lowrank.errors import InputError
 from lowrank.io.model_file import load_model, save_model
-from lowrank.networks import NetworkSettings
+from lowrank.networks.registry import NetworkSettings
 from lowrank.utils.validation import validate_model
 
 MODEL_FILE, IMAGES_FILE = "model.safetensors", "images.json"

@@ -125,8 +125,7 @@ def _usage(specification: ModelSpecification, preparation: dict[str, Any]) -> st
     lines += [
         f'logits = torch.export.load("{MERGED}.pt2").module()(images)  # needs torch alone',
         "",
-        "from lowrank.io.merged import load_merged  # or with this project: weights that train on",
-        "from lowrank.io.model_file import load_model",
+        "from lowrank.io.model_file import load_merged, load_model  # or with this project: weights that train on",
         'network = load_model("factorised.safetensors")',
         'network = load_merged("merged.safetensors")',
         "",

@@ -15,7 +15,7 @@ from lowrank.errors import InputError, unknown
 from lowrank.io.model_file import ModelSpecification
 from lowrank.io.tensor_file import load_tensors
 from lowrank.layers.registry import make_method
-from lowrank.networks import NetworkSettings
+from lowrank.networks.registry import NetworkSettings
 from sweeps.records.model import StudyRecord, TrialRecord
 from sweeps.records.names import CHECKPOINT_FILE, TRIALS_FOLDER
 

@@ -9,7 +9,7 @@ from lowrank.compression.allocation import SizedMethod
 from lowrank.compression.trace import network_plan
 from lowrank.errors import InputError, LowrankError
 from lowrank.layers import Dense, Separable
-from lowrank.networks import NetworkSettings
+from lowrank.networks.registry import NetworkSettings
 from sweeps.records.model import TrialRecord
 
 

@@ -21,7 +21,7 @@ from lowrank.compression.size_families import boundary, make_family
 from lowrank.compression.trace import network_plan, network_to_count
 from lowrank.errors import InfeasibleError
 from lowrank.layers.base_method import Method
-from lowrank.networks import NetworkSettings
+from lowrank.networks.registry import NetworkSettings
 
 MEASURES = ("params", "mult_adds", "bytes")
 _SHOWN = {"params": "parameters", "mult_adds": "mult-adds", "bytes": "bytes on disk"}

@@ -16,8 +16,8 @@ from lowrank.layers.base_layer import StructuredMap
 from lowrank.layers.base_method import Method
 from lowrank.layers.dense import Dense
 from lowrank.layers.linear import build_linear
-from lowrank.networks import NetworkSettings, make_network
 from lowrank.networks.base import ImageShape
+from lowrank.networks.registry import NetworkSettings, make_network
 
 AUXILIARY = "auxiliary"  # the module that trains along and is never counted
 

@@ -6,26 +6,20 @@ from differs. B is the batch size, (C, H, W) the image shape; images come with c
 
 from __future__ import annotations
 
-import os
-import threading
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 from lowrank.data.augment import AugmentationDraws, Normaliser, apply_augmentations, draw_augmentations, normalise
 from lowrank.data.counter_rng import epoch_order
 from lowrank.data.dataset import ImageData, Split, SplitName
 from lowrank.data.process_shard import UNSHARDED, ProcessShard
 from lowrank.data.settings import AugmentationSettings
-from lowrank.errors import InputError, LoaderHungError, LowrankError, unknown
-from lowrank.utils.cpu import usable_cores
-from lowrank.utils.parent_death import exit_with_parent
+from lowrank.data.watched_loader import stream_images
+from lowrank.errors import InputError, unknown
 
 Batch = tuple[Tensor, Tensor, Tensor]  # images (B, C, H, W), labels int64 (B,), global indices int64 (B,)
 
@@ -153,7 +147,9 @@ def _plain(data: ImageData, split: Split, wanted: range, spec: _Spec, workers: i
             part = slice(start, min(start + spec.batch_size, wanted.stop))
             yield normalise(images[part], norm, spec.dtype), labels[part], indices[part]
         return
-    for positions, images in _stream(split, torch.arange(wanted.start, wanted.stop), spec, workers):
+    for positions, images in stream_images(
+        split, torch.arange(wanted.start, wanted.stop), spec.batch_size, spec.device, workers, spec.patience
+    ):
         labels, indices = _picked(split, positions, spec.device)
         yield normalise(images, norm, spec.dtype), labels, indices
 
@@ -209,7 +205,7 @@ def _resident_views(data: ImageData, spec: _Spec, order: Tensor, maker: _Maker) 
 
 
 def _streamed_views(data: ImageData, spec: _Spec, order: Tensor, maker: _Maker, workers: int) -> Iterator[Batch]:
-    for positions, images in _stream(data.train, order, spec, workers):
+    for positions, images in stream_images(data.train, order, spec.batch_size, spec.device, workers, spec.patience):
         labels, indices = _picked(data.train, positions, spec.device)
         rows = torch.arange(len(images), device=spec.device)
         yield maker.make(images, rows, maker.numbers(indices, data.image_shape)), labels, indices
@@ -217,75 +213,3 @@ def _streamed_views(data: ImageData, spec: _Spec, order: Tensor, maker: _Maker, 
 
 def _picked(split: Split, positions: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
     return split.labels[positions].to(device), split.indices[positions].to(device)
-
-
-class _Decoded(Dataset[tuple[Tensor, Tensor | str]]):
-    """Item i is batch i: (positions, images uint8 (B, H, W, C)), or (positions, what went wrong)."""
-
-    def __init__(self, split: Split, batches: list[Tensor], threads: int | None) -> None:
-        self._split, self._batches, self._threads = split, batches, threads
-
-    def __len__(self) -> int:
-        return len(self._batches)
-
-    def __getitem__(self, item: int) -> tuple[Tensor, Tensor | str]:
-        positions = self._batches[item]
-        try:
-            return positions, self._split.decode(positions, self._threads)
-        except LowrankError as error:  # a worker process would turn it into a traceback of many lines
-            return positions, str(error)
-
-
-def _begin_worker(parent: int, index: int) -> None:
-    exit_with_parent(parent)  # torch's own watch waits for a decoder that hangs
-
-
-def _stream(split: Split, order: Tensor, spec: _Spec, workers: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """(positions on the CPU, images uint8 (B, H, W, C) on the device), decoded in worker processes."""
-    workers = min(workers, usable_cores())
-    if workers:
-        split.store.hold(split.indices[order].numpy())
-    loader = DataLoader(
-        _Decoded(split, list(order.split(spec.batch_size)), threads=1 if workers else None),
-        batch_size=None,
-        num_workers=workers,
-        pin_memory=spec.device.type == "cuda",
-        worker_init_fn=partial(_begin_worker, os.getpid()) if workers else None,
-        generator=torch.Generator(),  # its own: a default one would draw from torch's random state
-    )
-    for positions, images in _awaited(loader, spec.patience) if workers else loader:
-        if isinstance(images, str):
-            raise InputError(images)
-        yield positions, images.to(spec.device, non_blocking=True)
-
-
-def _awaited(loader: DataLoader[Any], patience: float) -> Iterator[Any]:
-    """What a loader gives; raises LoaderHungError, and leaves none of its processes, when that takes too long.
-
-    The loader's own time-out does not hold: a process that stops while it hands over a batch blocks beyond it.
-    """
-    batches: Any = iter(loader)
-    hung = threading.Event()
-
-    def end() -> None:
-        hung.set()
-        for process in batches._workers:  # one that hangs does not hear a request to end
-            process.kill()
-
-    while True:
-        timer = threading.Timer(patience, end)
-        timer.daemon = True
-        timer.start()
-        try:
-            batch = next(batches)
-        except StopIteration:
-            return
-        except (RuntimeError, OSError, EOFError) as error:
-            if hung.is_set():
-                with suppress(RuntimeError):  # torch tells of the killed process once more, else when this is collected
-                    batches._shutdown_workers()
-                raise LoaderHungError(f"no batch came from the loader's processes for {patience:g} s") from error
-            raise
-        finally:
-            timer.cancel()
-        yield batch

@@ -21,8 +21,7 @@ from torch import Tensor, nn
 
 from lowrank.compression.merging import merge
 from lowrank.compression.trace import trace_plan
-from lowrank.io.merged import load_merged, save_merged
-from lowrank.io.model_file import ModelSpecification, load_model, save_model
+from lowrank.io.model_file import ModelSpecification, load_merged, load_model, save_merged, save_model
 from lowrank.layers import Dense
 
 FACTORISED, MERGED = "factorised", "merged"

@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from lowrank.data import ImageData
 from lowrank.errors import InputError, unknown
 from lowrank.io.model_file import load_model, read_specification
-from lowrank.networks import NetworkSettings, make_network
 from lowrank.networks.base import ImageShape
+from lowrank.networks.registry import NetworkSettings, make_network
 from lowrank.utils.validation import validate_model
 
 RECORD_FILE = "teacher.json"

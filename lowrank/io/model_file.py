@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from lowrank.compression.allocation import SizedMethod
+from lowrank.compression.merging import merge
 from lowrank.compression.plan import NetworkPlan
 from lowrank.compression.substitution import AUXILIARY, build_student
 from lowrank.compression.trace import network_plan
@@ -23,11 +24,14 @@ from lowrank.errors import InfeasibleError, InputError, UncountableError
 from lowrank.io.tensor_file import load_tensors, save_tensors
 from lowrank.layers.base_method import Method
 from lowrank.layers.registry import make_method
-from lowrank.networks import NetworkSettings
 from lowrank.networks.base import ImageShape
+from lowrank.networks.registry import NetworkSettings
+from lowrank.utils.text import last_line
 from lowrank.utils.validation import validate_model
 
 METADATA = "lowrank_model"  # the one key of the file's metadata
+FORM = "lowrank_merged"  # a second key, in the file of a merged model
+COMBINED, APART = "combined", "apart"  # K x K convolutions, or depthwise and pointwise ones
 VERSION = 1
 
 Size = Annotated[int, Field(ge=1, le=1_000_000)]
@@ -147,6 +151,30 @@ def load_model(path: Path, *, trusted_network: str | None = None, device: torch.
     except (InputError, UncountableError) as error:
         raise InputError(f"{path}: {error}") from error
     model.load_state_dict(tensors)
+    return model.to(device).eval()
+
+
+def save_merged(path: Path, model: nn.Module, specification: ModelSpecification, *, combined: bool) -> None:
+    """Write `model`, which was merged with the same `combined`, atomically; raises OSError when that cannot be."""
+    tensors = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+    save_tensors(Path(path), tensors, {**specification.metadata(), FORM: COMBINED if combined else APART})
+
+
+def load_merged(path: Path, *, device: torch.device | str = "cpu") -> nn.Module:
+    """The merged model of a file, in evaluation mode.
+
+    Raises:
+        InputError: the file is missing, damaged, no merged model, or its tensors do not fit its settings.
+    """
+    specification = read_specification(path)
+    tensors, metadata = load_tensors(path)
+    if metadata.get(FORM) not in (COMBINED, APART):
+        raise InputError(f"{path} holds a structured model, which `load_model` reads, and no merged one")
+    model = merge(specification.build(), combined=metadata[FORM] == COMBINED)
+    try:
+        model.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise InputError(f"{path}: its tensors do not fit its settings: {last_line(error)}") from error
     return model.to(device).eval()
 
 

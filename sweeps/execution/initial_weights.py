@@ -13,7 +13,7 @@ from lowrank.compression.init_from_dense import init_from_network
 from lowrank.data import ImageData
 from lowrank.errors import InputError
 from lowrank.io.tensor_file import load_tensors
-from lowrank.networks import NetworkSettings, make_network
+from lowrank.networks.registry import NetworkSettings, make_network
 from sweeps.execution.checkpoint_relay import CheckpointPlace
 from sweeps.records.specification import TRIAL_WEIGHTS
 

@@ -70,7 +70,7 @@ def _check_value(space: Space, name: str, value: Value) -> None:
     if section == "train":
         space.recipe({key: value})
     elif section == "network":
-        from lowrank.networks import NetworkSettings  # brings torch, which the module is imported without
+        from lowrank.networks.registry import NetworkSettings  # brings torch, which the module is imported without
 
         validate_model(NetworkSettings, {**space.network.model_dump(), key: value}, "network")
     elif section == "teacher":

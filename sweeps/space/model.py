@@ -17,7 +17,7 @@ from sweeps.space.settings import LIMITS, BudgetSettings, ResourceSettings, Sear
 from sweeps.space.teacher_settings import TeacherSettings
 
 if TYPE_CHECKING:
-    from lowrank.networks import NetworkSettings
+    from lowrank.networks.registry import NetworkSettings
 
 
 @dataclass(frozen=True)

@@ -112,7 +112,7 @@ def parse_space(name: str, content: Mapping[str, Any]) -> Space:
     _known_sections(content)
     if not isinstance(content.get("question"), str):
         raise InputError("`question` is missing: a space says in a sentence what it asks")
-    from lowrank.networks import NetworkSettings  # brings torch, which the module is imported without
+    from lowrank.networks.registry import NetworkSettings  # brings torch, which the module is imported without
 
     domains: dict[str, Domain] = {}
     source, content = content, written_out(content)

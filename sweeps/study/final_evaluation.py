@@ -10,7 +10,7 @@ from lowrank.compression.trace import network_plan
 from lowrank.data import ImageData
 from lowrank.errors import InputError
 from lowrank.io.tensor_file import load_tensors
-from lowrank.networks import NetworkSettings
+from lowrank.networks.registry import NetworkSettings
 from lowrank.serving import MODEL_FILE, save_classifier
 from lowrank.training.trainer import Trainer
 from sweeps.records.fronts import front_trials, searched_front

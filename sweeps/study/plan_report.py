@@ -15,7 +15,7 @@ from lowrank.compression.substitution import build_student
 from lowrank.data import steps_per_epoch
 from lowrank.errors import InfeasibleError
 from lowrank.layers import Separable
-from lowrank.networks import NetworkSettings
+from lowrank.networks.registry import NetworkSettings
 from lowrank.training.recipes import RECIPE_FIELD, default_recipe
 from sweeps.records.reasons import of_each_method
 from sweeps.records.specification import Trial

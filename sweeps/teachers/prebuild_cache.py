@@ -20,7 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from lowrank.compression.substitution import build_student
 from lowrank.compression.trace import network_plan
 from lowrank.errors import InfeasibleError
-from lowrank.networks import NetworkSettings
+from lowrank.networks.registry import NetworkSettings
 from lowrank.utils.atomic_write import write_text
 from sweeps.resources.shares import Share
 from sweeps.search.search import Search

@@ -17,7 +17,7 @@ from lowrank.errors import InputError
 from lowrank.io.model_file import save_model
 from lowrank.io.tensor_file import load_tensors, save_tensors
 from lowrank.layers.registry import make_method
-from lowrank.networks import NetworkSettings
+from lowrank.networks.registry import NetworkSettings
 from lowrank.training.trainer import Trainer
 from sweeps.records.names import CHECKPOINT_FILE
 from sweeps.records.specification import Trial

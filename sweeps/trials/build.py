@@ -15,7 +15,7 @@ from lowrank.data import AugmentationSettings, DataSettings, ImageData, load_dat
 from lowrank.distillation.teacher import Teacher
 from lowrank.errors import InputError
 from lowrank.layers.registry import make_method
-from lowrank.networks import NetworkSettings
+from lowrank.networks.registry import NetworkSettings
 from lowrank.training.engine.data_parallel import DataParallelGroup
 from lowrank.training.recipe import Recipe
 from lowrank.training.trainer import Trainer

@@ -17,7 +17,7 @@ from lowrank.data import AugmentationSettings, ImageData, default_augmentation
 from lowrank.errors import InfeasibleError, InputError
 from lowrank.layers import Dense, Method, Separable
 from lowrank.layers.registry import make_method
-from lowrank.networks import NetworkSettings
+from lowrank.networks.registry import NetworkSettings
 from lowrank.training.optimizer import check_network
 from lowrank.training.recipe import Recipe
 from sweeps.records.events import Role

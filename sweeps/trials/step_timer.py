@@ -18,8 +18,8 @@ from torch.nn import functional
 from lowrank.compression.allocation import SizedMethod
 from lowrank.compression.plan import NetworkPlan
 from lowrank.compression.substitution import build_student
-from lowrank.networks import NetworkSettings
 from lowrank.networks.base import ImageShape
+from lowrank.networks.registry import NetworkSettings
 
 STEP_TIMES_FILE = "step_times.json"
 WARM, TIMED = 2, 5  # steps that are not counted, and those of which the fastest is taken

@@ -18,8 +18,8 @@ from lowrank.data import ImageData
 from lowrank.distillation.teacher import Sizes, Taps, default_taps, tap_sizes
 from lowrank.distillation.teacher_files import WEIGHTS_FILE, FoundTeacher, find_teacher
 from lowrank.errors import InputError
-from lowrank.networks import NetworkSettings, make_network
 from lowrank.networks.base import ImageShape
+from lowrank.networks.registry import NetworkSettings, make_network
 from lowrank.training.recipe import Recipe
 from sweeps.space.model import Space
 from sweeps.space.teacher_settings import SECTION, WEIGHTS, TeacherSettings

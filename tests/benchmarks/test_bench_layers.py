@@ -19,7 +19,7 @@ from lowrank.compression.budget import Budget, solve
 from lowrank.compression.trace import network_plan
 from lowrank.layers import ConvShape
 from lowrank.layers.registry import METHODS, make_method
-from lowrank.networks import NetworkSettings
+from lowrank.networks.registry import NetworkSettings
 
 QUICK = Options(quick=True)
 

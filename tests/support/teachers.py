@@ -12,7 +12,7 @@ from lowrank.data import DataSettings, ImageData, load_data
 from lowrank.distillation.teacher_files import RECORD_FILE, WEIGHTS_FILE, TeacherRecord, file_hash
 from lowrank.io.model_file import save_model
 from lowrank.layers import Dense
-from lowrank.networks import NetworkSettings, make_network
+from lowrank.networks.registry import NetworkSettings, make_network
 
 SMALL = NetworkSettings(name="wrn_10_1", width=0.5)
 

@@ -13,7 +13,7 @@ from lowrank.compression.trace import network_plan
 from lowrank.data import DataSettings, ImageData, default_augmentation, load_data
 from lowrank.distillation.teacher import LiveTeacher
 from lowrank.layers import Dense, Method, TensorTrain
-from lowrank.networks import NetworkSettings, make_network
+from lowrank.networks.registry import NetworkSettings, make_network
 from lowrank.training.recipe import Recipe
 from lowrank.training.trainer import Trainer
 

@@ -15,8 +15,7 @@ from lowrank.data import load_data
 from lowrank.deployment.formats import ExportedFile, merged_network, onnx_forward, running_mult_adds
 from lowrank.deployment.latency import measure_latency
 from lowrank.errors import InputError
-from lowrank.io.merged import load_merged, save_merged
-from lowrank.io.model_file import ModelSpecification, load_model
+from lowrank.io.model_file import ModelSpecification, load_merged, load_model, save_merged
 from lowrank.io.tensor_file import save_tensors
 from sweeps.records.events import Event, Role, Status
 from sweeps.records.journal import Journal

@@ -19,7 +19,7 @@ from lowrank.compression.substitution import build_student
 from lowrank.compression.trace import network_plan, network_to_count, trace_plan
 from lowrank.errors import InfeasibleError, InputError
 from lowrank.layers.registry import make_method
-from lowrank.networks import NetworkSettings
+from lowrank.networks.registry import NetworkSettings
 
 IMAGE = (1, 8, 8)
 METHODS = ("bottleneck", "tensor_train", "tucker", "cp", "hashed", "shuffle", "acdc", "monarch")

@@ -12,7 +12,7 @@ from lowrank.compression.plan import NetworkPlan
 from lowrank.compression.trace import network_plan
 from lowrank.errors import InfeasibleError
 from lowrank.layers.registry import METHODS, make_method
-from lowrank.networks import NetworkSettings
+from lowrank.networks.registry import NetworkSettings
 
 IMAGE = (3, 32, 32)
 

@@ -17,7 +17,7 @@ from lowrank.compression.substitution import build_student, factor_parameters
 from lowrank.compression.trace import network_plan, network_to_count
 from lowrank.count import main
 from lowrank.layers.registry import METHODS, make_method
-from lowrank.networks import NetworkSettings
+from lowrank.networks.registry import NetworkSettings
 
 torch.set_num_threads(1)  # tiny layers
 

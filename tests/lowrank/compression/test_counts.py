@@ -17,7 +17,7 @@ from lowrank.compression.trace import network_plan, network_to_count, trace_plan
 from lowrank.errors import InfeasibleError
 from lowrank.layers import ConvShape
 from lowrank.layers.registry import make_method
-from lowrank.networks import NetworkSettings
+from lowrank.networks.registry import NetworkSettings
 
 PUBLISHED = Path(__file__).parents[3].parent / "shared" / "data" / "published.csv"
 IMAGE, CLASSES = (3, 32, 32), 10

@@ -17,7 +17,7 @@ from lowrank.errors import InputError
 from lowrank.layers import ConvShape, SeparableConv2d, StructuredMap
 from lowrank.layers.linear import build_linear
 from lowrank.layers.registry import METHODS, make_method
-from lowrank.networks import NetworkSettings, make_network
+from lowrank.networks.registry import NetworkSettings, make_network
 
 torch.set_num_threads(1)
 IMAGE = (3, 16, 16)

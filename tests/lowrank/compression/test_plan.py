@@ -14,7 +14,7 @@ from lowrank.compression.substitution import build_student
 from lowrank.compression.trace import network_plan, trace_plan
 from lowrank.errors import InputError, UncountableError
 from lowrank.layers.registry import METHODS, make_method
-from lowrank.networks import NetworkSettings
+from lowrank.networks.registry import NetworkSettings
 
 torch.set_num_threads(1)  # tiny layers
 

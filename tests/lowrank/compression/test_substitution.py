@@ -12,7 +12,7 @@ from lowrank.compression.trace import network_plan, trace_plan
 from lowrank.errors import InfeasibleError
 from lowrank.layers import SeparableConv2d, StructuredLinear, StructuredMap
 from lowrank.layers.registry import METHODS, make_method
-from lowrank.networks import NetworkSettings, make_network
+from lowrank.networks.registry import NetworkSettings, make_network
 
 torch.set_num_threads(1)  # tiny layers
 

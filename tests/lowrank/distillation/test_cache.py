@@ -29,7 +29,7 @@ from lowrank.distillation.cached_teacher import CachedTeacher
 from lowrank.distillation.losses import attention_map
 from lowrank.distillation.teacher import LiveTeacher, Signals, kept_sizes, tap_sizes
 from lowrank.layers import Bottleneck
-from lowrank.networks import NetworkSettings
+from lowrank.networks.registry import NetworkSettings
 from lowrank.training.recipe import Recipe
 from lowrank.training.trainer import Trainer
 from tests.support.teachers import small_data, small_network

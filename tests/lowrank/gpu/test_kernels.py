@@ -23,7 +23,7 @@ from lowrank.data.augment import apply_augmentations, draw_augmentations, normal
 from lowrank.kernels import fx_rewrite as rewriting
 from lowrank.kernels.fx_rewrite import rewrite
 from lowrank.layers.registry import make_method
-from lowrank.networks import NetworkSettings
+from lowrank.networks.registry import NetworkSettings
 
 pytest.importorskip("triton", reason="the kernels need Triton")
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lowrank.networks import NetworkSettings, darts, make_network
+from lowrank.networks import darts
+from lowrank.networks.registry import NetworkSettings, make_network
 from lowrank.training.divergence import DivergedError
 from lowrank.training.engine.memory_probe import measure_step, probe_memory
 from lowrank.training.trainer import Trainer

@@ -20,7 +20,7 @@ from lowrank.io.model_file import METADATA, ModelSpecification, load_model, read
 from lowrank.io.tensor_file import load_tensors, save_tensors
 from lowrank.layers import Separable
 from lowrank.layers.registry import METHODS, make_method
-from lowrank.networks import NetworkSettings
+from lowrank.networks.registry import NetworkSettings
 
 torch.set_num_threads(1)
 IMAGE, CLASSES = (1, 8, 8), 7
@@ -198,7 +198,7 @@ def test_a_missing_a_damaged_and_a_foreign_file_are_named(tmp_path):
 
 def test_a_file_cannot_name_code_that_then_runs(tmp_path, monkeypatch):
     (tmp_path / "own_code_of_a_test.py").write_text(
-        "from lowrank.networks import MLP\n\n"
+        "from lowrank.networks.mlp import MLP\\n\n"
         "def make(image_shape, classes):\n    return MLP(image_shape, classes, 0.125)\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))

@@ -11,7 +11,7 @@ from lowrank.compression.trace import network_plan
 from lowrank.data import DataSettings, eval_batches, load_data
 from lowrank.errors import InputError
 from lowrank.layers import TensorTrain
-from lowrank.networks import NetworkSettings
+from lowrank.networks.registry import NetworkSettings
 from lowrank.serving import IMAGES_FILE, MODEL_FILE, _load_pyfunc, save_classifier
 
 SETTINGS = NetworkSettings(name="resnet9", width=0.125)

@@ -18,7 +18,7 @@ from lowrank.layers import ConvShape, StructuredMap
 from lowrank.layers.batched_rebuild import checkpoint_rebuild
 from lowrank.layers.linear import build_linear
 from lowrank.layers.registry import METHODS, make_method
-from lowrank.networks import NetworkSettings
+from lowrank.networks.registry import NetworkSettings
 from lowrank.training.recipe import Recipe
 from lowrank.training.trainer import Trainer
 

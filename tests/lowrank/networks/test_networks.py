@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from lowrank.compression.trace import network_plan
 from lowrank.errors import InputError
 from lowrank.layers import Dense, Separable
-from lowrank.networks import DARTS, NetworkSettings, ResNet9, default_images, make_network
 from lowrank.networks.base import DropPath
-from lowrank.networks.darts import FactorizedReduce
+from lowrank.networks.darts import DARTS, FactorizedReduce
 from lowrank.networks.external import replace_head
+from lowrank.networks.registry import NetworkSettings, default_images, make_network
+from lowrank.networks.resnet9 import ResNet9
 
 torch.set_num_threads(1)  # tiny layers
 

@@ -19,7 +19,7 @@ from lowrank.kernels import fx_rewrite as rewriting
 from lowrank.kernels.dispatch import has_enough_shared_memory, supports_kernels
 from lowrank.layers.batched_rebuild import BatchedRebuild
 from lowrank.layers.registry import make_method
-from lowrank.networks import NetworkSettings, make_network
+from lowrank.networks.registry import NetworkSettings, make_network
 from lowrank.training.divergence import DivergedError
 from lowrank.training.engine import compiled_forward as trunk
 from lowrank.training.engine import cuda_graph as captured

@@ -11,7 +11,7 @@ from lowrank.compression.trace import network_plan
 from lowrank.data import DataSettings, ImageData, default_augmentation, load_data
 from lowrank.distillation.teacher import LiveTeacher, default_taps
 from lowrank.layers import TensorTrain
-from lowrank.networks import NetworkSettings, make_network
+from lowrank.networks.registry import NetworkSettings, make_network
 from lowrank.training.engine.cuda_graph import choose_engine
 from lowrank.training.recipe import Recipe
 from lowrank.training.trainer import Trainer

@@ -10,8 +10,8 @@ from torch import nn
 
 from lowrank.data import AugmentationSettings, ProcessShard
 from lowrank.errors import InputError
-from lowrank.networks import NetworkSettings, make_network
 from lowrank.networks.base import DropPath
+from lowrank.networks.registry import NetworkSettings, make_network
 from lowrank.training.divergence import DivergedError
 from lowrank.training.engine.data_parallel import DataParallelGroup, GlobalBatchNorm
 from lowrank.training.trainer import Trainer

@@ -38,7 +38,7 @@ class Bomb(nn.Module):
 
 def armed(fuse: int, where: str, value: float = math.nan, **fields: Any) -> Trainer:
     """A trainer whose second stage blows up at step `fuse`."""
-    from lowrank.networks import make_network
+    from lowrank.networks.registry import make_network
 
     torch.manual_seed(0)
     network = make_network(SMALL, small_data().image_shape, 10)

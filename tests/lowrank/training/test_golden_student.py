@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from lowrank.distillation.teacher import LiveTeacher
-from lowrank.networks import NetworkSettings, make_network
+from lowrank.networks.registry import NetworkSettings, make_network
 from tests.support.training import small_recipe, small_trainer, tensor_train
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "student_losses.json"

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from lowrank.networks import NetworkSettings, make_network
+from lowrank.networks.registry import NetworkSettings, make_network
 from lowrank.training.metrics import EvalMeter, GradientMeter, TrainMeter, machine_metrics, stage_of
 from tests.support.training import small_recipe, small_trainer
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from lowrank.distillation.losses import attention_loss, distillation_loss
 from lowrank.distillation.teacher import Signals
 from lowrank.errors import InputError
-from lowrank.networks import NetworkSettings, make_network
+from lowrank.networks.registry import NetworkSettings, make_network
 from tests.support.training import TAPS, small_recipe, small_teacher, small_trainer
 
 RECIPE = small_recipe(kd_weight=0.5, attention_weight=1000)

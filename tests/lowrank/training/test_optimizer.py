@@ -8,7 +8,7 @@ from torch import nn
 
 from lowrank.compression.substitution import factor_parameters
 from lowrank.errors import InputError
-from lowrank.networks import NetworkSettings, make_network
+from lowrank.networks.registry import NetworkSettings, make_network
 from lowrank.training.optimizer import LR_MULTIPLIER, freeze, head_names, parameter_groups
 from lowrank.training.recipe import Recipe
 from tests.support.training import small_recipe, small_trainer, tensor_train

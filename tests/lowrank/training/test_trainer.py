@@ -18,7 +18,7 @@ from lowrank.errors import InputError
 from lowrank.io.tensor_file import load_tensors, save_tensors
 from lowrank.layers import Dense, Method, Separable, TensorTrain, Tucker
 from lowrank.layers.batched_rebuild import BatchedRebuild
-from lowrank.networks import NetworkSettings
+from lowrank.networks.registry import NetworkSettings
 from lowrank.training.divergence import DivergedError
 from lowrank.training.optimizer import parameter_groups
 from lowrank.training.recipe import Recipe, lr_factor

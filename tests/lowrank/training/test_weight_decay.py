@@ -14,7 +14,7 @@ from lowrank.layers import ConvShape, Separable, StructuredMap, TensorTrain
 from lowrank.layers.linear import build_linear
 from lowrank.layers.registry import METHODS, make_method
 from lowrank.layers.tensor.tensor_train_ops import train_inner_product
-from lowrank.networks import NetworkSettings
+from lowrank.networks.registry import NetworkSettings
 from lowrank.training.optimizer import parameter_groups
 from lowrank.training.recipe import Recipe
 from lowrank.training.trainer import Trainer

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from lowrank.compression.budget import measure
 from lowrank.errors import InputError
-from lowrank.networks import NetworkSettings
+from lowrank.networks.registry import NetworkSettings
 from sweeps.records.events import Role, Status
 from sweeps.records.journal import Journal, read_journal
 from sweeps.records.model import StudyRecord, fold

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from lowrank.compression.trace import network_plan
 from lowrank.errors import InfeasibleError, InputError
-from lowrank.networks import NetworkSettings
+from lowrank.networks.registry import NetworkSettings
 from sweeps.records.events import Role
 from sweeps.records.fronts import front
 from sweeps.space.parse import parse_space, read_space

@@ -13,7 +13,7 @@ from lowrank.compression.trace import network_plan
 from lowrank.data import DataSettings, ImageData, load_data
 from lowrank.distillation.teacher import default_taps
 from lowrank.errors import InputError
-from lowrank.networks import NetworkSettings, make_network
+from lowrank.networks.registry import NetworkSettings, make_network
 from sweeps.space.method_names import method_at
 from sweeps.space.parse import available_spaces, find_space, read_content, read_space, read_yaml, space_of
 from sweeps.study.series import read_series

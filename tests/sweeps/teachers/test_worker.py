@@ -14,7 +14,7 @@ from lowrank.distillation.cached_teacher import CachedTeacher
 from lowrank.distillation.teacher import LiveTeacher
 from lowrank.distillation.teacher_files import RECORD_FILE, WEIGHTS_FILE, find_teacher
 from lowrank.errors import InputError
-from lowrank.networks import NetworkSettings
+from lowrank.networks.registry import NetworkSettings
 from sweeps.records.specification import Trial
 from sweeps.space.model import Space
 from sweeps.space.parse import parse_space, read_space

@@ -12,7 +12,7 @@ from lowrank.compression.substitution import build_student
 from lowrank.compression.trace import network_plan
 from lowrank.data import DataSettings, load_data
 from lowrank.layers import TensorTrain
-from lowrank.networks import NetworkSettings
+from lowrank.networks.registry import NetworkSettings
 from lowrank.serving import save_classifier
 from sweeps.records.events import Event
 from sweeps.records.fronts import best_trials, searched_front

@@ -11,7 +11,7 @@ from lowrank.compression.substitution import build_student
 from lowrank.compression.trace import network_plan
 from lowrank.errors import InfeasibleError
 from lowrank.layers.registry import make_method
-from lowrank.networks import NetworkSettings
+from lowrank.networks.registry import NetworkSettings
 from sweeps.search.proposer import grid_points
 from sweeps.space.parse import parse_space, read_space
 from sweeps.trials.resolver import Resolver
