@@ -10,23 +10,23 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from benchmarks.bench_record import Measurement, Options, environment, header, load, show
+from benchmarks.measurement import Measurement, Options, environment, header, load, show
 
 BENCHMARKS = {
-    "turnaround": "benchmarks.bench_turnaround",
-    "logging": "benchmarks.bench_reports",
-    "batches": "benchmarks.bench_batches",
-    "steps": "benchmarks.bench_steps",
-    "teacher": "benchmarks.bench_teacher",
-    "layers": "benchmarks.bench_layers",
-    "engine": "benchmarks.bench_engine",
-    "plain_tune": "benchmarks.plain_tune",
-    "counting": "benchmarks.bench_counting",
-    "report": "benchmarks.bench_study_report",
-    "proposals": "benchmarks.bench_proposals",
-    "search": "benchmarks.bench_search",
-    "placement": "benchmarks.bench_placement",
-    "scale": "benchmarks.bench_scale",
+    "turnaround": "benchmarks.studies.turnaround",
+    "logging": "benchmarks.studies.logging_cost",
+    "batches": "benchmarks.training.batches",
+    "steps": "benchmarks.training.steps",
+    "teacher": "benchmarks.training.teacher",
+    "layers": "benchmarks.layers.one_by_one",
+    "engine": "benchmarks.training.engine",
+    "plain_tune": "benchmarks.studies.plain_tune",
+    "counting": "benchmarks.search.counting",
+    "report": "benchmarks.studies.report",
+    "proposals": "benchmarks.search.proposals",
+    "search": "benchmarks.search.samplers",
+    "placement": "benchmarks.studies.gpu_packing",
+    "scale": "benchmarks.studies.scale",
 }
 
 

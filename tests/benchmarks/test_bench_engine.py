@@ -8,10 +8,11 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks import bench_engine, plain_tune
-from benchmarks.bench_record import Options
-from benchmarks.engine_processes import TooLargeError
-from benchmarks.step_traffic import copy_bandwidth, step_bytes
+from benchmarks.measurement import Options
+from benchmarks.studies import plain_tune
+from benchmarks.training import engine as bench_engine
+from benchmarks.training.engine_processes import TooLargeError
+from benchmarks.training.step_traffic import copy_bandwidth, step_bytes
 from sweeps.resources import mps
 
 

@@ -12,9 +12,9 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks import bench_layers, layer_peers, layers_together, methods_table
-from benchmarks.bench_layers import Layer
-from benchmarks.bench_record import Options, header, show
+from benchmarks.layers import all_at_once, methods_table, one_by_one, other_libraries
+from benchmarks.layers.one_by_one import Layer
+from benchmarks.measurement import Options, header, show
 from lowrank.compression.budget import Budget, solve
 from lowrank.compression.trace import network_plan
 from lowrank.layers import ConvShape
@@ -25,7 +25,7 @@ QUICK = Options(quick=True)
 
 
 def test_every_method_has_a_row_or_a_reason() -> None:
-    found = bench_layers.run(QUICK)
+    found = one_by_one.run(QUICK)
     assert [table.rows[0]["how"] for table in found.tables] == [
         "one by one, summed", "weights alone, one by one, summed", "all in one step, rebuilt together"
     ]  # fmt: skip
@@ -53,40 +53,40 @@ def bench_layers_console() -> methods_table.Console:
 
 
 def test_layers_are_counted_as_often_as_they_occur() -> None:
-    case = bench_layers.cases(Options())[1]
+    case = one_by_one.cases(Options())[1]
     assert sum(case.layers.values()) == 24
     assert case.layers[Layer(640, 640, 8)] == 7
     assert case.params == 700_000
 
 
 def test_a_layer_that_fails_costs_its_row_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = bench_layers.built
+    real = one_by_one.built
 
     def breaks(method: object, shape: ConvShape) -> nn.Module:
         if method.name == "tucker":  # type: ignore[attr-defined]
             raise RuntimeError("no kernel")
         return real(method, shape)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(bench_layers, "built", breaks)
-    (case,) = bench_layers.cases(QUICK)
+    monkeypatch.setattr(one_by_one, "built", breaks)
+    (case,) = one_by_one.cases(QUICK)
     methods = {name: make_method({"name": name}) for name in ("dense", "tucker")}
-    timed = bench_layers.measure(case, methods, QUICK, peers=False)
+    timed = one_by_one.measure(case, methods, QUICK, peers=False)
     assert set(timed.middle) == set(timed.fastest) == {"dense"}
     assert "no kernel" in timed.failed["tucker"]
 
 
 def test_a_method_that_fails_among_all_layers_costs_its_row_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = layers_together.make_step
+    real = all_at_once.make_step
 
     def breaks(modules: list[nn.Module], *rest: object) -> Callable[[], object]:
         if any("Tucker" in type(module).__name__ for module in modules):
             raise RuntimeError("no kernel")
         return real(modules, *rest)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(layers_together, "make_step", breaks)
-    (case,) = bench_layers.cases(QUICK)
+    monkeypatch.setattr(all_at_once, "make_step", breaks)
+    (case,) = one_by_one.cases(QUICK)
     methods = {name: make_method({"name": name}) for name in ("dense", "tucker")}
-    timed = layers_together.measure_together(case, methods, QUICK, peers=False)
+    timed = all_at_once.measure_together(case, methods, QUICK, peers=False)
     assert set(timed.middle) == {"dense"}
     assert "no kernel" in timed.failed["tucker"]
 
@@ -98,8 +98,8 @@ def test_a_peers_weight_is_rebuilt_before_the_first_layer_and_once() -> None:
         weights.append(torch.ones(2, 2))
         return weights[-1]
 
-    network = nn.ModuleList([layer_peers.Rebuilt(nn.ParameterList(), rebuild, (2, 2)) for _ in range(3)])
-    with layers_together.rebuilt_before(network, []):
+    network = nn.ModuleList([other_libraries.Rebuilt(nn.ParameterList(), rebuild, (2, 2)) for _ in range(3)])
+    with all_at_once.rebuilt_before(network, []):
         assert len(weights) == 3
         for layer in network:
             assert layer(torch.ones(1, 2, 1, 1)).flatten().tolist() == [2, 2]
@@ -114,12 +114,12 @@ def test_what_is_very_slow_runs_only_once() -> None:
     steps: dict[str, Callable[[], object]] = {
         name: (lambda values=values: next(values)) for name, values in left.items()
     }
-    real = bench_layers.seconds_of
+    real = one_by_one.seconds_of
     try:
-        bench_layers.seconds_of = lambda step, device: step()  # type: ignore[assignment,return-value]
-        assert bench_layers.in_turn(steps, "cpu", 2) == {"dense": [0.1, 0.1], "slow": [9.0]}
+        one_by_one.seconds_of = lambda step, device: step()  # type: ignore[assignment,return-value]
+        assert one_by_one.in_turn(steps, "cpu", 2) == {"dense": [0.1, 0.1], "slow": [9.0]}
     finally:
-        bench_layers.seconds_of = real
+        one_by_one.seconds_of = real
 
 
 class FakeCuda:
@@ -155,28 +155,28 @@ def test_a_step_is_captured_after_runs_on_a_side_stream(monkeypatch: pytest.Monk
     fake = FakeCuda()
     for name in ("Stream", "current_stream", "CUDAGraph", "graph", "stream"):
         monkeypatch.setattr(torch.cuda, name, getattr(fake, name))
-    bench_layers.captured(lambda: fake.log.append("step"), warm_ups=2)()
+    one_by_one.captured(lambda: fake.log.append("step"), warm_ups=2)()
     assert fake.log == ["wait", "side", "step", "step", "wait", "begin", "step", "end", "replay"]
 
 
 @pytest.mark.parametrize("name", ["tensor_train", "tucker", "cp", "bottleneck"])
 def test_peers_take_the_same_images(name: str) -> None:
-    for build in layer_peers.peers_of(make_method({"name": name, "rank_scale": 0.5}), 16, 32).values():
+    for build in other_libraries.peers_of(make_method({"name": name, "rank_scale": 0.5}), 16, 32).values():
         assert build()(torch.randn(2, 16, 3, 3)).shape == (2, 32, 3, 3)
 
 
 def test_on_a_gpu_tntorch_is_left_out_and_said_to_be() -> None:
     method = make_method({"name": "cp", "rank_scale": 0.5})
-    assert "tntorch reconstructed" in layer_peers.peers_of(method, 16, 32)
-    assert "tntorch reconstructed" not in layer_peers.peers_of(method, 16, 32, on_gpu=True)
-    said = set(layer_peers.absent_peers(on_gpu=True)) - set(layer_peers.absent_peers())
+    assert "tntorch reconstructed" in other_libraries.peers_of(method, 16, 32)
+    assert "tntorch reconstructed" not in other_libraries.peers_of(method, 16, 32, on_gpu=True)
+    said = set(other_libraries.absent_peers(on_gpu=True)) - set(other_libraries.absent_peers())
     assert said == {"without tntorch, which cannot be captured in a CUDA graph (it copies from the CPU)"}
 
 
 @pytest.mark.parametrize("name", ["tensor_train", "tucker", "cp"])
 def test_tntorch_rebuilds_what_ours_rebuilds(name: str) -> None:
     method = make_method({"name": name, "rank_scale": 0.5})
-    peer = layer_peers.tntorch_rebuilt(method, 16, 32)  # type: ignore[arg-type]
+    peer = other_libraries.tntorch_rebuilt(method, 16, 32)  # type: ignore[arg-type]
     ours = method.build(ConvShape(16, 32))
     with torch.no_grad():
         for factor, value in zip(ours.parameters(), peer.parameters(), strict=True):
@@ -187,7 +187,7 @@ def test_tntorch_rebuilds_what_ours_rebuilds(name: str) -> None:
 @pytest.mark.parametrize("name", ["tensor_train", "acdc", "shuffle", "hashed"])
 def test_no_setting_is_nearer(name: str) -> None:
     plan, target = network_plan(NetworkSettings(name="resnet9", width=0.5), (3, 32, 32), 10), 30_000
-    found = plan.params(bench_layers.nearest(plan, make_method({"name": name}), target))
+    found = plan.params(one_by_one.nearest(plan, make_method({"name": name}), target))
     gap = abs(found - target)
     below = plan.params(solve(plan, make_method({"name": name}), Budget(params=target)))
     above = plan.params(solve(plan, make_method({"name": name}), Budget(params=target + gap)))

@@ -8,7 +8,7 @@ import sys
 import pyarrow.parquet as pq
 import pytest
 
-from benchmarks.bench_scale import COLUMNS, study, windows
+from benchmarks.studies.scale import COLUMNS, study, windows
 from sweeps.records.events import Status
 from sweeps.records.names import MLFLOW_FILE, RESULTS_FILE
 from tests.support import studies
@@ -16,7 +16,7 @@ from tests.support.mlflow_store import trial_runs
 
 
 def test_what_replays_needs_no_torch():
-    code = "import sys, benchmarks.replay; sys.exit('torch' in sys.modules)"
+    code = "import sys, benchmarks.studies.replayed_trial; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=studies.ROOT, check=False).returncode == 0
 
 

@@ -7,13 +7,13 @@ import math
 
 import pytest
 
-from benchmarks import bench_proposals, bench_search, search_table
-from benchmarks.bench_record import Options
+from benchmarks.measurement import Options
+from benchmarks.search import proposals, recorded_table, samplers
 
 
 @pytest.fixture(scope="module")
-def table() -> bench_search.Recorded:
-    grid, _ = search_table.rows()
+def table() -> samplers.Recorded:
+    grid, _ = recorded_table.rows()
     found = {}
     for row in grid:
         key = (row["method"], row["dims"], row["rank_scale"], row["weight_decay"], row["decay"])
@@ -21,7 +21,7 @@ def table() -> bench_search.Recorded:
             found[key] = None
         else:
             found[key] = row["params"], 5 + 4e5 / row["params"] + 10 * abs(math.log10(row["weight_decay"]) + 3)
-    return bench_search.Recorded(found)
+    return samplers.Recorded(found)
 
 
 def test_the_grid_is_whole_and_few_of_it_keep_the_limit(table):
@@ -31,7 +31,7 @@ def test_the_grid_is_whole_and_few_of_it_keep_the_limit(table):
 
 
 def test_no_launched_trial_of_this_project_is_over_the_limit(table):
-    found = bench_search.run(Options(quick=True), table, None)
+    found = samplers.run(Options(quick=True), table, None)
     (rows,) = (each.rows for each in found.tables)
     assert [row["infeasible %"] for row in rows[:2]] == [0, 0]
     assert rows[-1]["infeasible %"] > 50
@@ -40,15 +40,15 @@ def test_no_launched_trial_of_this_project_is_over_the_limit(table):
 
 
 def test_the_hypervolume_of_known_points():
-    one = bench_search.hypervolume([(100, 10.0)], 1000)
+    one = samplers.hypervolume([(100, 10.0)], 1000)
     assert one == pytest.approx(80 * math.log(10))
-    assert bench_search.hypervolume([(100, 10.0), (200, 20.0), (2000, 1.0)], 1000) == pytest.approx(one)
-    more = bench_search.hypervolume([(100, 10.0), (500, 5.0)], 1000)
+    assert samplers.hypervolume([(100, 10.0), (200, 20.0), (2000, 1.0)], 1000) == pytest.approx(one)
+    more = samplers.hypervolume([(100, 10.0), (500, 5.0)], 1000)
     assert more == pytest.approx(one + 5 * math.log(2))
 
 
 def test_proposals_are_timed_beside_optunas_own():
-    found = bench_proposals.run(Options(quick=True))
+    found = proposals.run(Options(quick=True))
     total, own, beyond = (row["median ms"] for row in found.tables[0].rows)
     assert 0 < own < total
     assert 0 < beyond < total

@@ -13,21 +13,19 @@ import pytest
 from rich.console import Console
 
 from benchmarks import __main__ as benchmarks
-from benchmarks import (
-    bench_batches,
-    bench_counting,
-    bench_placement,
-    bench_record,
-    bench_reports,
-    bench_steps,
-    bench_study_report,
-    bench_teacher,
-    bench_throughput,
-    bench_turnaround,
-    gpu_distill,
-    gpu_sweep,
-)
-from benchmarks.bench_record import Goal, Measurement, Options, Table
+from benchmarks import measurement as bench_record
+from benchmarks.gpu import distillation as gpu_distill
+from benchmarks.gpu import sweep as gpu_sweep
+from benchmarks.measurement import Goal, Measurement, Options, Table
+from benchmarks.search import counting as bench_counting
+from benchmarks.studies import gpu_packing as bench_placement
+from benchmarks.studies import logging_cost as bench_reports
+from benchmarks.studies import report as bench_study_report
+from benchmarks.studies import throughput as bench_throughput
+from benchmarks.studies import turnaround as bench_turnaround
+from benchmarks.training import batches as bench_batches
+from benchmarks.training import steps as bench_steps
+from benchmarks.training import teacher as bench_teacher
 from lowrank.distillation.teacher_files import RECORD_FILE, read_record
 from lowrank.layers.registry import METHODS
 from sweeps.records.events import Event

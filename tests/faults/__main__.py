@@ -18,7 +18,7 @@ from typing import Any
 
 from rich.console import Console
 
-from benchmarks.bench_record import Measurement, Table, environment, header, load, show
+from benchmarks.measurement import Measurement, Table, environment, header, load, show
 from tests.faults.injections import FAULTS, Fault
 from tests.faults.outcome import Outcome, strike, undisturbed
 from tests.faults.scene import Question

@@ -30,7 +30,7 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 if not (torch.cuda.is_available() or INTERPRETED):
     pytest.skip("the kernels need a GPU", allow_module_level=True)
 
-from benchmarks.gpu_kernels import Layer, Stem, distances  # noqa: E402
+from benchmarks.gpu.kernels import Layer, Stem, distances  # noqa: E402
 from lowrank.kernels import depthwise as depthwise_kernels  # noqa: E402
 from lowrank.kernels import fused_common as joined_kernels  # noqa: E402
 from lowrank.kernels import stem_batch_norm as stem  # noqa: E402
@@ -174,7 +174,7 @@ def test_norm(shape, relu, pool, adds):
 def test_a_map_and_its_norm(channels, outs, size, relu, pool, adds, processors, monkeypatch):
     monkeypatch.setattr(joined_kernels, "MULTIPROCESSORS", processors)  # with one, a program has several tiles
     if max(channels, outs) > 64 and not INTERPRETED:
-        pytest.skip("in float32 no card has room for it; benchmarks.gpu_kernels is of bfloat16")
+        pytest.skip("in float32 no card has room for it; benchmarks.gpu.kernels is of bfloat16")
     x = images(3, channels, *size, spread=2, centre=1)
     matrix = torch.randn(outs, channels, device=DEVICE) / channels**0.5
     weight, bias = torch.randn(2, outs, device=DEVICE)

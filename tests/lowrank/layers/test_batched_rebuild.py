@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from benchmarks import bench_memory
-from benchmarks.bench_memory import saved_bytes
-from benchmarks.bench_record import Options
+from benchmarks.layers import saved_memory
+from benchmarks.layers.saved_memory import saved_bytes
+from benchmarks.measurement import Options
 from lowrank.compression.substitution import build_student
 from lowrank.compression.trace import network_plan
 from lowrank.data import DataSettings, ImageData, default_augmentation, load_data
@@ -126,7 +126,7 @@ def test_a_recipe_asks_for_it_and_trains_to_the_same_weights(data):
 
 
 def test_the_benchmark_measures_each_method_both_ways():
-    found = bench_memory.run(Options(quick=True))
+    found = saved_memory.run(Options(quick=True))
     rows = found.tables[0].rows
     assert [row["rebuild"] for row in rows] == ["kept", "checkpointed"] * 3
     for kept, again in zip(rows[::2], rows[1::2], strict=True):

@@ -1,0 +1,232 @@
+"""Where the time of ResNet-9's compiled step goes on a GPU, and other ways to cut each kernel's work.
+
+    python -m benchmarks.gpu.kernel_variants [KERNEL ...]    # stem, depthwise, norm, forward, backward; default: all
+    python -m benchmarks.gpu.kernel_variants profile
+
+Each way is timed as replays of a CUDA graph, the present one first, at ResNet-9's shapes with batch 512 in bfloat16;
+processes on all cores compile them beforehand. The profile lists every kernel of a recorded step by its time, over some
+replays, and what runs between two replays.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+import torch.multiprocessing as mp
+from torch.profiler import ProfilerActivity, profile
+from triton.runtime.errors import OutOfResources
+
+from benchmarks.gpu.kernels import BATCH, CASE, LAYERS, Inputs, Layer, StemInputs, microseconds
+from benchmarks.training.engine_processes import Bench
+from lowrank.kernels import batch_norm as norm
+from lowrank.kernels import depthwise
+from lowrank.kernels import pointwise_batch_norm as pointwise
+from lowrank.kernels import stem_batch_norm as stem
+from lowrank.kernels.fused_common import LaunchConfig
+
+SHAPES = ((64, 32), (128, 16), (256, 8), (512, 4))  # channels and size of ResNet-9's depthwise maps
+PROFILED = 5  # replays
+COMPILERS = 12  # processes
+
+
+@dataclass(frozen=True)
+class Way:
+    """One form of a kernel, put in its place in a module, and the work that shows it."""
+
+    what: str
+    module: Any
+    place: str
+    form: Any
+    work: Callable[[], Any]
+
+    def run(self, measure: Callable[[Callable[[], Any]], Any]) -> Any:
+        """What `measure` says of the work in this form, or why it cannot run."""
+        plain = getattr(self.module, self.place)
+        setattr(self.module, self.place, (lambda *_: self.form) if callable(plain) else self.form)
+        try:
+            return measure(self.work)
+        except (OutOfResources, RuntimeError) as error:  # no room, or no code: one of the answers
+            return str(error).splitlines()[0]
+        finally:
+            setattr(self.module, self.place, plain)
+
+
+def stem_ways() -> Iterator[Way]:
+    """Both passes, by the forms of their kernels."""
+    inputs = StemInputs(LAYERS[0])  # type: ignore[arg-type]
+    for place, pass_ in (("STATISTICS", 0), ("RESULT", 0), ("BACKWARD", 1)):
+        own = getattr(stem, place)
+        forms = [own, *(replace(own, rows=rows, warps=warps, programs_per_processor=count)
+                        for rows, warps in ((32, 4), (64, 4), (64, 2), (128, 4))
+                        for count in (2, 3, 4, 6))]  # fmt: skip
+        for form in dict.fromkeys(forms):
+            yield Way(f"stem, {place.lower()}", stem, place, form, inputs.joined()[pass_])
+
+
+def depthwise_ways() -> Iterator[Way]:
+    """Both passes at each shape."""
+    for channels, size in SHAPES:
+        x, gradient = (
+            torch.randn(BATCH, channels, size, size, device="cuda", dtype=torch.bfloat16)
+            .contiguous(memory_format=torch.channels_last) for _ in range(2)
+        )  # fmt: skip
+        weight = torch.randn(channels, 1, 3, 3, device="cuda")
+        forward = partial(depthwise.depthwise, x, weight)
+        backward = partial(depthwise.depthwise_backward, gradient, x, weight)
+        others = {  # of so many registers a thread, which leave room for so many programs
+            "forward_config": [(512, 4, 5, None), (512, 4, 6, 80), (512, 4, 8, 64), (256, 2, 10, None),
+                             (256, 2, 14, 72), (1024, 8, 2, None), (1024, 8, 3, 80), (256, 4, 6, None),
+                              (512, 8, 3, None)],
+            "backward_config": [(512, 4, 3, None), (512, 4, 4, 128), (512, 4, 5, 96), (256, 2, 6, None),
+                              (256, 2, 8, 128), (256, 4, 4, None), (256, 4, 5, 96), (256, 4, 6, 80),
+                              (1024, 8, 2, 128), (512, 8, 2, None)],
+        }  # fmt: skip
+        for place, work in (("forward_config", forward), ("backward_config", backward)):
+            forms = [getattr(depthwise, place)(size), *(depthwise.LaunchConfig(*each) for each in others[place])]
+            what = f"depthwise {channels} at {size}, {place.removesuffix('_config')}"
+            for form in dict.fromkeys(forms):
+                yield Way(what, depthwise, place, form, work)
+
+
+Sizes = tuple[tuple[int, int, int, int], ...]  # rows, warps, stages and programs of a processor
+
+STATISTICS: Sizes = (
+    (64, 4, 3, 2), (64, 4, 4, 3), (64, 4, 3, 4), (128, 4, 3, 2), (128, 8, 3, 1), (128, 8, 4, 1), (128, 8, 2, 2),
+    (256, 8, 2, 1),
+)  # fmt: skip
+POOLED: Sizes = ((16, 4, 4, 3), (32, 4, 2, 2), (32, 4, 3, 3), (32, 8, 3, 2), (64, 8, 2, 1), (64, 8, 3, 1))
+RESULT: Sizes = ((64, 4, 3, 2), (64, 4, 3, 3), (64, 4, 4, 3), (64, 8, 3, 2), (128, 8, 2, 2), (128, 8, 3, 1))
+
+
+def forward_ways() -> Iterator[Way]:
+    """The joined maps' forward kernels; each time is that of the whole pass."""
+    for layer in _maps():
+        work = Inputs(layer).joined()[0]
+        statistics = pointwise.statistics_config(layer.channels, layer.outs)
+        yield from _of(f"{layer}, statistics", "statistics_config", statistics, STATISTICS, work)
+        result = pointwise.result_config(layer.channels, layer.outs, layer.pool)
+        yield from _of(f"{layer}, result", "result_config", result, POOLED if layer.pool else RESULT, work)
+
+
+def backward_ways() -> Iterator[Way]:
+    """The joined maps' backward kernels, likewise."""
+    for layer in _maps():
+        work = Inputs(layer).joined()[1]
+        for name in ("sums", "input"):
+            own = getattr(pointwise, f"{name}_config")(layer.channels, layer.outs, layer.pool)
+            sizes = tuple((rows, own.warps, stages, count) for rows in (own.rows // 2, own.rows, 2 * own.rows)
+                          for stages, count in ((2, 1), (2, 2), (2, 3), (3, 1), (3, 2), (3, 3), (4, 1)))  # fmt: skip
+            halves = [replace(own, part=64, programs_per_processor=count) for count in (1, 2, 3)]
+            yield from _of(f"{layer}, {name}", f"{name}_config", own, sizes, work, halves if name == "sums" else ())
+
+
+def _of(
+    what: str, place: str, own: LaunchConfig, sizes: Sizes, work: Callable[[], Any], more: Iterable[LaunchConfig] = ()
+) -> Iterator[Way]:
+    """The present form of a joined map's kernel, others of these sizes, and more."""
+    names = ("rows", "warps", "stages", "programs_per_processor")
+    others = [replace(own, **dict(zip(names, each, strict=True))) for each in sizes]
+    for form in dict.fromkeys((own, *others, *more)):
+        if form.rows >= 16:
+            yield Way(what, pointwise, place, form, work)
+
+
+def norm_ways() -> Iterator[Way]:
+    """Sums and statistics of a norm, at the shapes where they are most of its time."""
+    wide, narrow = (
+        torch.randn(BATCH, channels, 16, 16, device="cuda", dtype=torch.bfloat16)
+        .contiguous(memory_format=torch.channels_last) for channels in (256, 128)
+    )  # fmt: skip
+    weight, bias, mean, variance = torch.rand(4, 128, device="cuda") + 0.5
+    sums = partial(norm.reduced, narrow, narrow.clone(), weight, bias, mean, variance, 1e-5, True, False)
+    for place, work in (("REDUCE", sums), ("STATISTICS", partial(norm.statistics, wide))):
+        own = getattr(norm, place)
+        forms = [own, *(norm.LaunchConfig(numbers, warps, count) for numbers, warps in ((1024, 4), (2048, 4), (4096, 8))
+                        for count in (3, 4, 6, 8))]  # fmt: skip
+        for form in dict.fromkeys(forms):
+            yield Way(f"norm, {place.lower()}", norm, place, form, work)
+
+
+def _maps() -> Iterator[Layer]:
+    yield from (layer for layer in LAYERS if isinstance(layer, Layer) and not layer.adds)
+
+
+WAYS: dict[str, Callable[[], Iterator[Way]]] = {
+    "stem": stem_ways, "depthwise": depthwise_ways, "forward": forward_ways, "backward": backward_ways,
+    "norm": norm_ways,
+}  # fmt: skip
+
+
+def _ways(names: list[str]) -> Iterator[Way]:
+    for name in names:
+        yield from WAYS[name]()
+
+
+@torch.no_grad()
+def _compile_some(names: list[str], first: int) -> None:
+    """Run every COMPILERS-th way once, which leaves its code on disk."""
+    for number, way in enumerate(_ways(names)):
+        if number % COMPILERS == first:
+            way.run(lambda work: work())
+
+
+@torch.no_grad()
+def tune(names: list[str]) -> None:
+    """Print the time of every way."""
+    context = mp.get_context("spawn")
+    compilers = [context.Process(target=_compile_some, args=(names, first)) for first in range(COMPILERS)]
+    for process in compilers:
+        process.start()
+    for process in compilers:
+        process.join()
+    for way in _ways(names):
+        found = way.run(microseconds)
+        text = f"{found:8.1f} us" if isinstance(found, float) else found
+        print(f"{way.what:<38} {text}  {way.form}", flush=True)
+
+
+def profile_step() -> None:
+    """Every kernel of a step, by its time."""
+    bench = Bench("cuda")
+    bench.prepare(CASE)
+    trainer: Any = bench.trainer
+    graph = trainer.captured_epoch._graph
+    for title, work, steps in (
+        ("one recorded step", lambda: [graph.replay() for _ in range(PROFILED)], PROFILED),
+        ("training, a step", trainer.train_steps, trainer.steps_per_epoch),
+    ):
+        work()
+        torch.cuda.synchronize()
+        with profile(activities=[ProfilerActivity.CUDA]) as found:
+            work()
+            torch.cuda.synchronize()
+        events = [each for each in found.events() if each.device_type == torch.autograd.DeviceType.CUDA]
+        span = max(each.time_range.end for each in events) - min(each.time_range.start for each in events)
+        times: dict[str, list[float]] = defaultdict(list)
+        for each in events:
+            times[each.name].append(each.time_range.elapsed_us())
+        total = sum(map(sum, times.values()))
+        print(f"\n{title}: {span / steps:,.1f} us from first to last kernel, {total / steps:,.1f} us in "
+              f"{len(events) / steps:.1f} kernels")  # fmt: skip
+        for name, each in sorted(times.items(), key=lambda pair: -sum(pair[1])):
+            longest = " ".join(f"{value:.0f}" for value in sorted(each, reverse=True)[: 8 * steps : steps])
+            print(f"{sum(each) / steps:8.1f} us  {len(each) / steps:5.1f} x  {name[:90]:<90}  {longest}")
+
+
+def main(names: list[str]) -> None:
+    """Tune what is named, or profile."""
+    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}")
+    if names == ["profile"]:
+        profile_step()
+        return
+    tune(names or list(WAYS))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

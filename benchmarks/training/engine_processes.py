@@ -1,0 +1,244 @@
+"""Worker processes of benchmarks.training.engine: each trains one student with one kind of step.
+
+A process stays alive from row to row of the table.
+"""
+
+from __future__ import annotations
+
+import queue
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+import torch.multiprocessing as mp
+from torch.nn import functional
+
+from benchmarks.training.step_traffic import copy_bandwidth, step_bytes
+from lowrank.compression.budget import Budget, solve
+from lowrank.compression.substitution import build_student
+from lowrank.compression.trace import network_plan
+from lowrank.data import AugmentationSettings, DataSettings, ImageData, default_augmentation, load_data
+from lowrank.data.dataset import Split
+from lowrank.data.reading.image_store import ArrayStore
+from lowrank.layers import Separable
+from lowrank.layers.registry import make_method
+from lowrank.networks.registry import NetworkSettings
+from lowrank.training.recipe import Recipe
+from lowrank.training.trainer import Trainer
+from lowrank.utils.text import first_line
+from sweeps.cluster.devices import out_of_memory
+from sweeps.resources import mps
+
+SHARES = (0.1, 0.2)  # of the separable network's parameters: a trial's, and the next setting's
+EQUAL_STEPS = 50
+CIFAR = (3, 32, 32)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """What every process trains, and how."""
+
+    network: str
+    device: str
+    batch: int
+    images: int | None  # random ones of CIFAR's shape; None: the digits
+    seconds: float  # of a row
+    way: str = "plain"
+    width: float = 1.0
+    share: float = SHARES[0]
+
+
+def random_images(count: int, seed: int = 0) -> ImageData:
+    """A resident set of random images in 10 classes."""
+    generator = np.random.default_rng(seed)
+    store = ArrayStore(generator.integers(0, 256, (count, *CIFAR[1:], CIFAR[0]), dtype=np.uint8))
+    labels = torch.from_numpy(generator.integers(0, 10, count))
+    split = Split(name="train", labels=labels, indices=torch.arange(count), resident=True, store=store)
+    return ImageData(
+        name="random", settings=DataSettings(), classes=tuple(map(str, range(10))), image_shape=CIFAR,
+        mean=(0.5,) * 3, std=(0.29,) * 3, fingerprint="0" * 16, train=split, val=split, test=split,
+    )  # fmt: skip
+
+
+def make_data(case: Case) -> ImageData:
+    """The images of a case."""
+    return load_data(DataSettings()) if case.images is None else random_images(case.images)
+
+
+def make_student(case: Case, data: ImageData) -> torch.nn.Module:
+    """A tensor-train student in three dimensions within the case's share of the separable network's parameters."""
+    settings = NetworkSettings(name=case.network, width=case.width)
+    plan = network_plan(settings, data.image_shape, 10)
+    method = make_method({"name": "tensor_train", "dims": 3})
+    method = solve(plan, method, Budget(params=int(case.share * plan.params(Separable()))))
+    return build_student(settings, plan, method, data.image_shape, 10, seed=0)
+
+
+class OwnLoop:
+    """The same network and step in a straightforward loop, as one would write it: no views of images, no records."""
+
+    def __init__(self, case: Case, data: ImageData):
+        self.network = make_student(case, data).to(case.device).train()
+        self.case, self.epoch = case, 0
+        images, self.labels, _ = data.train.on(case.device)
+        self.images = (images.permute(0, 3, 1, 2).float() / 255 - 0.5).contiguous() / 0.29
+        self.steps = len(self.labels) // case.batch
+        self.optimizer = torch.optim.SGD(
+            self.network.parameters(), lr=0.02, momentum=0.9, nesterov=True, weight_decay=5e-4
+        )  # fmt: skip
+
+    def train_steps(self, most: int | None = None) -> None:
+        """An epoch's steps, or the first of them."""
+        order = torch.randperm(len(self.labels), device=self.case.device)
+        for step in range(min(self.steps, most or self.steps)):
+            picked = order[step * self.case.batch : (step + 1) * self.case.batch]
+            with torch.autocast("cuda", torch.bfloat16, enabled=self.case.device == "cuda"):
+                loss = functional.cross_entropy(self.network(self.images[picked]), self.labels[picked])
+            self.optimizer.zero_grad()
+            loss.backward()
+            self.optimizer.step()
+
+
+def make_trainer(case: Case, data: ImageData) -> Trainer:
+    """The student of a case and the trainer of its way."""
+    recipe = Recipe(epochs=1000, batch_size=case.batch, lr=0.02, warmup=0.1, engine=case.way)
+    views = (
+        default_augmentation("digits") if case.images is None else AugmentationSettings(shift=4, flip=True, cutout=8)
+    )
+    return Trainer(make_student(case, data), data, recipe, views=views, order_seed=0, device=case.device)
+
+
+class Bench:
+    """One process of the benchmark: its trainer stays from row to row."""
+
+    def __init__(self, device: str) -> None:
+        torch.set_num_threads(1)
+        self.device = device
+        self.trainer: Trainer | OwnLoop | None = None
+        self.data: dict[int | None, ImageData] = {}
+
+    def _made(self, case: Case) -> Trainer | OwnLoop:
+        if case.images not in self.data:
+            self.data[case.images] = make_data(case)
+        make: Callable[[Case, ImageData], Trainer | OwnLoop] = OwnLoop if case.way == "torch" else make_trainer
+        return make(case, self.data[case.images])
+
+    def _wait(self) -> None:
+        if self.device == "cuda":
+            torch.cuda.synchronize()
+
+    def prepare(self, case: Case) -> float:
+        """Seconds from nothing to the second step of a case, in this process; it goes on with a whole epoch."""
+        self.trainer = None
+        if self.device == "cuda":
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+        start = time.perf_counter()
+        self.trainer = self._made(case)
+        self.trainer.train_steps(limit=2)
+        self._wait()
+        seconds = time.perf_counter() - start
+        self.trainer.train_steps()
+        self._wait()
+        if self.device == "cuda":
+            torch.cuda.empty_cache()  # what was only needed to begin: others share the card
+        return seconds
+
+    def following(self, case: Case) -> float:
+        """Seconds from one setting to the second step of the next."""
+        start = time.perf_counter()
+        self._made(replace(case, share=SHARES[1])).train_steps(limit=2)
+        self._wait()
+        return time.perf_counter() - start
+
+    def train(self, case: Case) -> tuple[float, float]:
+        """Images a second, and MB (1e6 bytes) held on the card."""
+        assert self.trainer is not None
+        start, done = time.perf_counter(), 0
+        while time.perf_counter() - start < case.seconds:
+            self.trainer.train_steps()
+            self._wait()
+            self.trainer.epoch += 1
+            done += self.trainer.steps_per_epoch * case.batch
+        speed = done / (time.perf_counter() - start)
+        return speed, torch.cuda.max_memory_reserved() / 1e6 if self.device == "cuda" else 0.0
+
+    def limit(self, case: Case) -> tuple[float, float]:
+        """Bytes that a step must move for each image, and bytes that the device copies in a second."""
+        data = self.data.setdefault(case.images, make_data(case))
+        width = 2 if self.device == "cuda" else 4  # bfloat16 on a card
+        return step_bytes(make_student(case, data), data.image_shape, width), copy_bandwidth(self.device)
+
+    def losses(self, case: Case) -> list[float]:
+        """The first losses of a seeded run."""
+        trainer = self._made(case)
+        assert isinstance(trainer, Trainer)
+        found: list[float] = []
+        while len(found) < EQUAL_STEPS:
+            most = EQUAL_STEPS - len(found)
+            trainer.train_steps(limit=most)
+            found += trainer.step_losses[:most].tolist()
+            trainer.epoch += 1
+        return found
+
+
+class TooLargeError(Exception):
+    """So many do not fit on the device together."""
+
+
+def _serve(device: str, environment: Mapping[str, str], asked: Any, answers: Any) -> None:
+    mps.use(environment)
+    bench = Bench(device)
+    while (command := asked.get()) is not None:
+        name, case = command
+        try:
+            answers.put(getattr(bench, name)(case))
+        except Exception as error:
+            bench.trainer = None
+            answers.put(TooLargeError(first_line(error)) if out_of_memory(error) else error)
+
+
+class Processes:
+    """The processes, each with a queue of commands and one of answers; all is over at `until` (time.monotonic)."""
+
+    def __init__(self, device: str, count: int, until: float, environment: Mapping[str, str] | None = None):
+        context = mp.get_context("spawn")
+        self.until = until
+        self._queues = [(context.Queue(), context.Queue()) for _ in range(count)]
+        self._workers = [
+            context.Process(target=_serve, args=(device, environment or {}, *pair), daemon=True)
+            for pair in self._queues
+        ]  # fmt: skip
+        for worker in self._workers:
+            worker.start()
+
+    def __call__(self, which: range, name: str, case: Case) -> list[Any]:
+        """What these processes answer, all asked at once.
+
+        Raises what one of them raised, TooLargeError after all have answered; TimeoutError when the time is up.
+        """
+        for number in which:
+            self._queues[number][0].put((name, case))
+        found = [self._answer(number) for number in which]
+        for each in found:
+            if isinstance(each, Exception):
+                raise each
+        return found
+
+    def _answer(self, number: int) -> Any:
+        try:
+            return self._queues[number][1].get(timeout=max(0.1, self.until - time.monotonic()))
+        except queue.Empty:
+            raise TimeoutError("the time is up") from None
+
+    def close(self) -> None:
+        """End them."""
+        for asked, _ in self._queues:
+            asked.put(None)
+        for worker in self._workers:
+            worker.join(max(0.1, min(5.0, self.until - time.monotonic())))
+            worker.kill()
+            worker.join()
