@@ -198,7 +198,7 @@ def test_a_missing_a_damaged_and_a_foreign_file_are_named(tmp_path):
 
 def test_a_file_cannot_name_code_that_then_runs(tmp_path, monkeypatch):
     (tmp_path / "own_code_of_a_test.py").write_text(
-        "from lowrank.networks.mlp import MLP\\n\n"
+        "from lowrank.networks.mlp import MLP\n\n"
         "def make(image_shape, classes):\n    return MLP(image_shape, classes, 0.125)\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))

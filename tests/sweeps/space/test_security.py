@@ -45,7 +45,7 @@ def test_a_space_cannot_name_code_unasked(tmp_path, monkeypatch, capsys):
 
 def test_code_that_is_allowed_is_used(tmp_path, monkeypatch, capsys):
     (tmp_path / "ours.py").write_text(
-        "from lowrank.networks.resnet9 import ResNet9\\n\n\n"
+        "from lowrank.networks.resnet9 import ResNet9\n\n\n"
         "def small(image_shape, classes):\n    return ResNet9(image_shape[0], classes, width=0.125)\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
