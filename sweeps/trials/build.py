@@ -36,7 +36,7 @@ def make_trainer(
     return Trainer(
         network, data, recipe, views=AugmentationSettings(**specification["views"]),
         order_seed=int(specification["seed"]), decay_ratio=decay_ratio, device=device, teacher=teach(network),
-        taps=section.get("student_taps", ()), view_slots=section.get("views"), ranks=ranks, say=say,
+        taps=section.get("student_taps", ()), cache_epochs=section.get("views"), group=ranks, notify=say,
     )  # fmt: skip
 
 
