@@ -1,6 +1,7 @@
 """What a teacher costs its student: training steps without one, with one that is asked live, and with its cache.
 
-Whole epochs are timed, views and the opening of a slot included; a slot is moved to the device anew in each.
+Whole epochs are timed, views and the opening of a cache epoch included;
+a cache epoch is moved to the device anew in each.
 """
 
 from __future__ import annotations
@@ -20,10 +21,10 @@ from lowrank.compression.substitution import build_student
 from lowrank.compression.trace import network_plan
 from lowrank.data import DataSettings, ImageData, default_augmentation, load_data
 from lowrank.distillation import cached_teacher
-from lowrank.distillation.cache import Build, CacheKey, TeacherCache, prepare
+from lowrank.distillation.cache import CacheKey, CacheSource, TeacherCache, fill_cache
 from lowrank.distillation.cache_file import Layout
 from lowrank.distillation.cached_teacher import CachedTeacher
-from lowrank.distillation.teacher import LiveTeacher, Teacher, default_taps, kept_sizes, tap_sizes
+from lowrank.distillation.teacher import LiveTeacher, Teacher, common_sizes, default_taps, tap_sizes
 from lowrank.layers import Separable, TensorTrain
 from lowrank.networks.registry import NetworkSettings, make_network
 from lowrank.training.recipe import Recipe
@@ -89,14 +90,18 @@ class _Bench:
     def cached(self, student: torch.nn.Module) -> tuple[Teacher, list[str]]:
         """The cache, filled, and what was said while filling it."""
         shape = self.data.image_shape
-        sizes = kept_sizes(tap_sizes(self.network, self.taps, shape), tap_sizes(student, default_taps(student), shape))
+        sizes = common_sizes(
+            tap_sizes(self.network, self.taps, shape), tap_sizes(student, default_taps(student), shape)
+        )
         key = CacheKey(
             weights=self.case.label, data=self.data.fingerprint, views=self.views, taps=self.taps,
             layout=Layout(len(self.data.train), len(self.data.classes), sizes), precision=self.options.device,
         )  # fmt: skip
         cache, told = TeacherCache(self.caches, key), []
-        build = Build(teacher=lambda: self.live, data=self.data, device=self.device, batch_size=self.case.batch_size)
-        prepare(cache, build, SLOTS, report=told.append)
+        build = CacheSource(
+            teacher=lambda: self.live, data=self.data, device=self.device, batch_size=self.case.batch_size
+        )
+        fill_cache(cache, build, SLOTS, notify=told.append)
         return CachedTeacher(cache, self.data, lambda: self.live, device=self.device), told
 
     def epoch(self, student: torch.nn.Module, teacher: Teacher | None) -> Callable[[], object]:
@@ -144,7 +149,7 @@ def run(options: Options) -> Measurement:
     """Measure every case."""
     threads, before, resident = options.threads or 1, torch.get_num_threads(), cached_teacher.RESIDENT
     torch.set_num_threads(threads)
-    cached_teacher.RESIDENT = 0  # as in a trial whose every epoch has a slot of its own
+    cached_teacher.RESIDENT = 0  # as in a trial whose every epoch has a cache epoch of its own
     chosen = cases(options)
     try:
         with tempfile.TemporaryDirectory() as folder:

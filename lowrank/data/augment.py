@@ -1,9 +1,9 @@
 """Replayable random views of images, for a whole batch at once on any device.
 
 Shapes: B views, N stored images, H height, W width, C channels. Images are stored as uint8 (N, H, W, C); views are
-float (B, C, H, W) with channels-last strides. The numbers of a view depend on (view seed, epoch or slot, global image
-index) alone, so any batch replays any view. A view is: shift, then flip, then cutout, then normalisation; whatever a
-shift or a cutout uncovers is exactly zero after normalisation.
+float (B, C, H, W) with channels-last strides. The numbers of a view depend on (view seed, epoch or cache epoch,
+global image index) alone, so any batch replays any view. A view is: shift, then flip, then cutout, then normalisation;
+whatever a shift or a cutout uncovers is exactly zero after normalisation.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def normaliser(mean: Sequence[float], std: Sequence[float], device: torch.device
 def draw_augmentations(
     views: AugmentationSettings, epoch: int, indices: Tensor, height: int, width: int
 ) -> AugmentationDraws:
-    """The numbers of the views of images `indices` (global indices, int64 (B,)) in an epoch or slot."""
+    """The numbers of the views of images `indices` (global indices, int64 (B,)) in an epoch or cache epoch."""
     down, right, flip, row, column = Stream(views.seed, epoch, "views").words(indices, 5)
     reach = 2 * views.shift + 1
     return AugmentationDraws(
@@ -162,7 +162,7 @@ def augment(
     Args:
         images: uint8 (B, H, W, C).
         indices: the images' global indices, int64 (B,), on the same device.
-        epoch: epoch or slot; another one gives other views.
+        epoch: epoch or cache epoch; another one gives other views.
         views: what is drawn.
         mean: per channel, in units of 0..1.
         std: likewise.

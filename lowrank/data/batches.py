@@ -65,7 +65,7 @@ def train_batches(
     drop_last: bool = True,
     workers: int = 2,
     *,
-    slot: int | None = None,
+    cache_epoch: int | None = None,
     part: ProcessShard = UNSHARDED,
 ) -> Iterator[Batch]:
     """One epoch of random views of the training split, in random order.
@@ -82,7 +82,7 @@ def train_batches(
         dtype: of the images.
         drop_last: leave out an incomplete last batch, unless it is the only one.
         workers: processes that decode a streamed set; 0 decodes in this one.
-        slot: the number that views are drawn with instead of the epoch, which then sets the order alone.
+        cache_epoch: the number that views are drawn with instead of the epoch, which then sets the order alone.
         part: the slice of every batch that is wanted; images, order and views are those of the whole.
 
     Raises:
@@ -94,7 +94,7 @@ def train_batches(
     spec = _Spec(torch.device(device), batch_size // part.count, dtype, data.settings.loader_seconds)
     maker = _Maker(
         views=views,
-        slot=epoch if slot is None else slot,
+        cache_epoch=epoch if cache_epoch is None else cache_epoch,
         norm=data.normaliser(device),
         dtype=dtype,
         values_at_once=_CPU_VALUES if spec.device.type == "cpu" else _GPU_VALUES,
@@ -159,7 +159,7 @@ class _Maker:
     """Makes the views of one epoch on one device."""
 
     views: AugmentationSettings
-    slot: int
+    cache_epoch: int
     norm: Normaliser
     dtype: torch.dtype
     values_at_once: int
@@ -167,7 +167,9 @@ class _Maker:
     def numbers(self, indices: Tensor, shape: tuple[int, int, int]) -> AugmentationDraws | None:
         """Of the images `indices`; None where a view is the image itself."""
         return (
-            None if self.views.is_identity else draw_augmentations(self.views, self.slot, indices, shape[1], shape[2])
+            None
+            if self.views.is_identity
+            else draw_augmentations(self.views, self.cache_epoch, indices, shape[1], shape[2])
         )
 
     def make(self, images: Tensor, positions: Tensor, numbers: AugmentationDraws | None) -> Tensor:

@@ -45,7 +45,7 @@ def _absorb(*values: int) -> int:
 
 
 class Stream:
-    """The numbers of one (seed, step, purpose); `step` is an epoch, a slot or 0."""
+    """The numbers of one (seed, step, purpose); `step` is an epoch, a cache epoch or 0."""
 
     def __init__(self, seed: int, step: int, purpose: Purpose) -> None:
         self._key = (seed, step, _PURPOSES[purpose])

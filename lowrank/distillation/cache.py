@@ -1,13 +1,14 @@
-"""What a teacher says about the views of the training images, computed once and read by every trial of a host.
+"""Writes a teacher cache: the teacher's outputs on the training images, computed once per host and read by every trial.
 
-A cache is a folder named by the hash of everything that its contents depend on, with one file a slot (the number that
-a view is drawn with: an epoch, or epoch modulo the slots). Slots do not depend on how many there are, so students with
-different numbers of views share them, and a build that was killed goes on at the first slot that is missing.
+A cache is a folder named by the hash of everything that its contents depend on. It holds one file per cache epoch: the
+epoch that the augmentation is drawn for, or that epoch modulo the number of cache epochs. A file does not depend on how
+many others there are, so students with different numbers of cache epochs share files, and a build that was killed
+continues at the first missing one.
 
     folder of caches / host / key / slot_00000.arrow, slot_00001.arrow ..., build.lock
 
-Letters: B images of a batch, N training images, K classes, h x w positions of a map. A map is kept at the smaller of
-the teacher's and the student's size, which is all that the loss looks at, and with length 1.
+Letters: B images of a batch, N training images, K classes, h x w positions of a map. An attention map is stored at the
+smaller of the teacher's and the student's size, because the loss compares them at that size, and has length 1.
 """
 
 from __future__ import annotations
@@ -27,26 +28,26 @@ from torch import Tensor
 from torch.nn import functional
 
 from lowrank.data import AugmentationSettings, ImageData, train_batches
-from lowrank.distillation.cache_file import Array, DamagedSlotError, Layout, read_slot, write_slot
+from lowrank.distillation.cache_file import Array, DamagedCacheError, Layout, read_cache_file, write_cache_file
 from lowrank.distillation.teacher import Teacher
 from lowrank.utils.atomic_write import TEMPORARY_SUFFIX
 from lowrank.utils.locks import hold_lock
 from lowrank.utils.text import format_bytes
 
-FORMAT = 1  # of the files; part of the key
+FORMAT = 1  # version of the files; part of the key
 LOCK_FILE = "build.lock"
-RESERVE = 256_000_000  # bytes of the disk that a cache leaves to checkpoints and records
-WAIT_SECONDS = 0.2  # between two looks at the lock of another builder
+RESERVE = 256_000_000  # bytes of the disk that stay free for checkpoints and records
+WAIT_SECONDS = 0.2  # between two tries to take the lock
 
-Report = Callable[[str], None]
+Notify = Callable[[str], None]
 
 
 @dataclass(frozen=True, kw_only=True)
 class CacheKey:
-    """Everything that the contents of a slot depend on, beside its number."""
+    """Everything that the contents of a cache file depend on, except the number of its cache epoch."""
 
     weights: str  # sha256 of the teacher's weights
-    data: str  # fingerprint
+    data: str  # fingerprint of images and splits
     views: AugmentationSettings
     taps: tuple[str, ...]
     layout: Layout
@@ -54,7 +55,7 @@ class CacheKey:
 
     @property
     def digest(self) -> str:
-        """16 hexadecimal digits."""
+        """The name of the cache's folder: 16 hexadecimal digits."""
         parts = [
             FORMAT, self.weights, self.data, self.views.model_dump(), self.taps, vars(self.layout), self.precision,
         ]  # fmt: skip
@@ -62,75 +63,109 @@ class CacheKey:
 
 
 class TeacherCache:
-    """The slots of one key in the folder of one host."""
+    """The cache files of one key in the folder of this host."""
 
     def __init__(self, root: Path, key: CacheKey, *, sources: Sequence[Path] = ()):
-        """`root`: folder of caches; `sources`: further such folders, whose finished slots are copied."""
+        """Name the folder of a cache; nothing is read or written.
+
+        Args:
+            root: folder of caches.
+            key: what the contents depend on.
+            sources: further folders of caches, from which finished files may be copied.
+        """
         self.key, self.layout = key, key.layout
         self.folder = root / socket.gethostname() / key.digest
         self._sources = [root, *(source for source in sources if source != root)]
 
-    def path(self, slot: int) -> Path:
-        """Where a slot lies, or will."""
-        return self.folder / _slot_name(slot)
+    def path(self, cache_epoch: int) -> Path:
+        """Return the path of a cache epoch's file, whether it exists or not."""
+        return self.folder / _file_name(cache_epoch)
 
-    def read(self, slot: int) -> list[Array]:
-        """The slot's arrays (see Layout); raises DamagedSlotError, or OSError when it is not there."""
-        return read_slot(self.path(slot), self.layout)
+    def read(self, cache_epoch: int) -> list[Array]:
+        """Read the arrays of a cache epoch; see `Layout`.
 
-    def missing(self, slots: int) -> list[int]:
-        """Those of the slots 0 .. slots - 1 that cannot be read."""
-        return [slot for slot in range(slots) if not self._usable(slot)]
+        Args:
+            cache_epoch: its number.
 
-    def _usable(self, slot: int) -> bool:
+        Returns:
+            Logits (N, K), then one map (N, h * w) per tap.
+
+        Raises:
+            DamagedCacheError: the file is damaged.
+            OSError: there is no such file.
+        """
+        return read_cache_file(self.path(cache_epoch), self.layout)
+
+    def missing(self, cache_epochs: int) -> list[int]:
+        """List the numbers below `cache_epochs` whose file is missing or damaged."""
+        return [cache_epoch for cache_epoch in range(cache_epochs) if not self._is_readable(cache_epoch)]
+
+    def _is_readable(self, cache_epoch: int) -> bool:
         try:
-            self.read(slot)
-        except (OSError, DamagedSlotError):
+            self.read(cache_epoch)
+        except (OSError, DamagedCacheError):
             return False
         return True
 
-    def lacking(self, slots: int) -> int:
-        """Bytes that the disk lacks for so many slots more; 0 when they fit."""
+    def missing_bytes(self, cache_epochs: int) -> int:
+        """Return how many bytes the disk lacks for `cache_epochs` more files; 0 if they fit."""
         free = shutil.disk_usage(self.folder).free
-        return max(0, slots * self.layout.bytes + RESERVE - free)
+        return max(0, cache_epochs * self.layout.bytes + RESERVE - free)
 
-    def copy(self, slot: int) -> bool:
-        """Take the slot from another host's folder, if one has it whole."""
+    def copy(self, cache_epoch: int) -> bool:
+        """Copy a cache epoch from another host's folder.
+
+        Args:
+            cache_epoch: its number.
+
+        Returns:
+            Whether some folder had an undamaged file of it.
+
+        Raises:
+            OSError: the copy cannot be written.
+        """
         for source in self._sources:
-            for other in sorted(source.glob(f"*/{self.key.digest}/{_slot_name(slot)}")):
-                if other != self.path(slot) and self._copied(other, slot):
+            for path in sorted(source.glob(f"*/{self.key.digest}/{_file_name(cache_epoch)}")):
+                if path != self.path(cache_epoch) and self._copy_file(path, cache_epoch):
                     return True
         return False
 
-    def _copied(self, other: Path, slot: int) -> bool:
+    def _copy_file(self, source: Path, cache_epoch: int) -> bool:
         try:
-            arrays = read_slot(other, self.layout)
-        except (DamagedSlotError, OSError):
+            arrays = read_cache_file(source, self.layout)
+        except (DamagedCacheError, OSError):
             return False
-        write_slot(self.path(slot), arrays)
+        write_cache_file(self.path(cache_epoch), arrays)
         return True
 
     @contextmanager
-    def building(self, report: Report) -> Iterator[None]:
-        """Alone on this host; waits while another process builds. A builder's death frees the lock."""
+    def building(self, notify: Notify) -> Iterator[None]:
+        """Hold the host's lock on this cache within the block, waiting while another process builds.
+
+        Args:
+            notify: called with one line if another process holds the lock.
+
+        Raises:
+            OSError: the folder or the lock cannot be made.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
         with hold_lock(
             self.folder / LOCK_FILE,
             poll_seconds=WAIT_SECONDS,
-            on_wait=lambda: report("another process builds the teacher cache; waiting for it"),
+            on_wait=lambda: notify("another process builds the teacher cache; waiting for it"),
         ):
             for leftover in self.folder.glob(f"*{TEMPORARY_SUFFIX}"):
                 leftover.unlink(missing_ok=True)
             yield
 
 
-def _slot_name(slot: int) -> str:
-    return f"slot_{slot:05}.arrow"
+def _file_name(cache_epoch: int) -> str:
+    return f"slot_{cache_epoch:05}.arrow"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Build:
-    """What it takes to fill a cache: the teacher (made when it is needed), the images and where it runs."""
+class CacheSource:
+    """What a cache is filled from: the teacher (made on first use), the images, and the device it runs on."""
 
     teacher: Callable[[], Teacher]
     data: ImageData
@@ -138,88 +173,104 @@ class Build:
     batch_size: int
 
 
-def prepare(
+def fill_cache(
     cache: TeacherCache,
-    build: Build,
-    slots: int,
+    source: CacheSource,
+    cache_epochs: int,
     *,
-    report: Report = print,
-    on_slot: Callable[[int], None] | None = None,
+    notify: Notify = print,
+    on_epoch_cached: Callable[[int], None] | None = None,
 ) -> bool:
-    """Make sure that the slots 0 .. slots - 1 are there; False when they cannot be, and `report` was told why.
+    """Make sure that a cache holds the first `cache_epochs` cache epochs.
 
-    Slots that are missing or damaged are copied from another host's folder, or else built.
+    A missing or damaged file is copied from another host's folder, or else built. If the disk is too small or cannot be
+    written, files built by this call are removed again: checkpoints and records need the disk.
 
     Args:
-        cache: to fill.
-        build: how.
-        slots: how many views of each image.
-        report: is told, in one line each, of what is built, how large it is and what went wrong.
-        on_slot: is called with each slot that has been built.
+        cache: the cache to fill.
+        source: what to build it from.
+        cache_epochs: how many cache epochs it must hold.
+        notify: called with one line each on what is built, how large it is, and what went wrong.
+        on_epoch_cached: called with each cache epoch that was built.
+
+    Returns:
+        False if the cache could not be filled; `notify` was given the reason.
     """
-    if not cache.missing(slots):
+    if not cache.missing(cache_epochs):
         return True
     try:
-        with cache.building(report):
-            return _fill(cache, build, slots, report, on_slot)
+        with cache.building(notify):
+            return _fill(cache, source, cache_epochs, notify, on_epoch_cached)
     except OSError as error:
-        report(f"no teacher cache, the live teacher is asked instead: {error}")
+        notify(f"no teacher cache, the live teacher runs instead: {error}")
         return False
 
 
-def _fill(cache: TeacherCache, build: Build, slots: int, report: Report, on_slot: Callable[[int], None] | None) -> bool:
-    """As prepare, alone on this host."""
-    missing = cache.missing(slots)
-    damaged = [slot for slot in missing if cache.path(slot).exists()]
+def _fill(
+    cache: TeacherCache,
+    source: CacheSource,
+    cache_epochs: int,
+    notify: Notify,
+    on_epoch_cached: Callable[[int], None] | None,
+) -> bool:
+    """Fill a cache whose lock is held."""
+    missing = cache.missing(cache_epochs)  # again: another process may have built them meanwhile
+    damaged = [cache_epoch for cache_epoch in missing if cache.path(cache_epoch).exists()]
     if damaged:
-        report(f"slots {', '.join(map(str, damaged))} of the teacher cache are damaged and are made again")
-    missing = [slot for slot in missing if not cache.copy(slot)]
+        notify(f"epochs {', '.join(map(str, damaged))} of the teacher cache are damaged and are built again")
+    missing = [cache_epoch for cache_epoch in missing if not cache.copy(cache_epoch)]
     if not missing:
         return True
-    lacking = cache.lacking(len(missing))
+    missing_bytes = cache.missing_bytes(len(missing))
     size = format_bytes(len(missing) * cache.layout.bytes)
-    if lacking:
-        short = f"{format_bytes(RESERVE)} stay free, and the disk of {cache.folder} lacks {format_bytes(lacking)}"
-        report(f"no teacher cache, the live teacher is asked instead: {len(missing)} views take {size}, {short}")
+    if missing_bytes:
+        reason = (
+            f"{format_bytes(RESERVE)} stay free, and the disk of {cache.folder} lacks {format_bytes(missing_bytes)}"
+        )
+        notify(f"no teacher cache, the live teacher runs instead: {len(missing)} epochs take {size}, {reason}")
         return False
-    report(f"teacher cache: {len(missing)} views of {cache.layout.images:,} images, {size}, in {cache.folder}")
-    started = time.monotonic()
-    _build(cache, build, missing, on_slot)
-    report(f"teacher cache: {len(missing)} views built in {time.monotonic() - started:.1f} s")
+    notify(f"teacher cache: {len(missing)} epochs of {cache.layout.images:,} images, {size}, in {cache.folder}")
+    start = time.monotonic()
+    _build(cache, source, missing, on_epoch_cached)
+    notify(f"teacher cache: {len(missing)} epochs built in {time.monotonic() - start:.1f} s")
     return True
 
 
-def _build(cache: TeacherCache, build: Build, slots: Sequence[int], on_slot: Callable[[int], None] | None) -> None:
-    """Build slot after slot; raises OSError, and then what was built here is removed: the disk is wanted."""
-    teacher = build.teacher()
+def _build(
+    cache: TeacherCache, source: CacheSource, cache_epochs: Sequence[int], on_epoch_cached: Callable[[int], None] | None
+) -> None:
+    """Build cache epochs; on an OSError the files that were written here are removed before it is raised."""
+    teacher = source.teacher()
     written = []
     try:
-        for slot in slots:
-            write_slot(cache.path(slot), _ask(teacher, cache, build, slot))
-            written.append(slot)
-            if on_slot is not None:
-                on_slot(slot)
+        for cache_epoch in cache_epochs:
+            write_cache_file(cache.path(cache_epoch), _run_teacher(teacher, cache, source, cache_epoch))
+            written.append(cache_epoch)
+            if on_epoch_cached is not None:
+                on_epoch_cached(cache_epoch)
     except OSError:
-        for slot in written:
-            cache.path(slot).unlink(missing_ok=True)
+        for cache_epoch in written:
+            cache.path(cache_epoch).unlink(missing_ok=True)
         raise
 
 
-def _ask(teacher: Teacher, cache: TeacherCache, build: Build, slot: int) -> list[Array]:
-    """What the teacher says about the views `slot` of all training images, in the order of the split."""
+def _run_teacher(teacher: Teacher, cache: TeacherCache, source: CacheSource, cache_epoch: int) -> list[Array]:
+    """Run the teacher on all training images as augmented in `cache_epoch`; rows are in the order of the split."""
     arrays = cache.layout.empty()
-    data, views = build.data, cache.key.views
-    batches = train_batches(data, build.device, build.batch_size, views, 0, 0, drop_last=False, slot=slot)
+    data, views = source.data, cache.key.views
+    batches = train_batches(
+        data, source.device, source.batch_size, views, 0, 0, drop_last=False, cache_epoch=cache_epoch
+    )
     for images, _, indices in batches:
-        said = teacher.signals(images, indices, slot)
+        signals = teacher.signals(images, indices, cache_epoch)
         rows = torch.searchsorted(data.train.indices, indices.cpu()).numpy()
-        arrays[0][rows] = said.logits.float().cpu().numpy()
-        for kept, size, attention in zip(arrays[1:], cache.layout.sizes, said.maps, strict=True):
-            kept[rows] = _kept_map(attention, size).cpu().numpy()
+        arrays[0][rows] = signals.logits.float().cpu().numpy()
+        for maps, size, attention in zip(arrays[1:], cache.layout.sizes, signals.maps, strict=True):
+            maps[rows] = _pooled_map(attention, size).cpu().numpy()
     return arrays
 
 
-def _kept_map(attention: Tensor, size: tuple[int, int]) -> Tensor:
-    """(B, H, W) -> float16 (B, h * w), each row of length 1."""
+def _pooled_map(attention: Tensor, size: tuple[int, int]) -> Tensor:
+    """Pool maps (B, H, W) to float16 (B, h * w), each row of length 1."""
     pooled = functional.adaptive_avg_pool2d(attention.float(), size)
     return functional.normalize(pooled.flatten(1), dim=1).half()

@@ -1,8 +1,8 @@
-"""One slot of a teacher cache: what a teacher says about one view of every training image, as one Arrow file.
+"""One file of a teacher cache: the teacher's outputs on every training image in one cache epoch, in Arrow's format.
 
-Letters: N training images, K classes, h x w positions of a map. A slot is written under another name and moved into
-place, so that it is whole or not there, and carries a checksum of its contents. It is read through a memory map: all
-processes of a host share the pages.
+Letters: N training images, K classes, h x w positions of a map. A file is written under a temporary name and renamed,
+so that it is complete or missing, and carries a checksum of its contents. It is read through a memory map, so that all
+processes of a host share its pages.
 """
 
 from __future__ import annotations
@@ -27,13 +27,17 @@ CHECKSUM = b"sha256"  # in the file's metadata
 _VERIFIED: dict[Path, tuple[int, int, int]] = {}  # files that this process has verified: inode, size, time
 
 
-class DamagedSlotError(LowrankError):
-    """A slot's file is not what was written."""
+class DamagedCacheError(LowrankError):
+    """The contents of a cache file are not what was written."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """What a slot holds of N images: K logits (float32), and a map (float16, of length 1) of each of these sizes."""
+    """What a cache file holds.
+
+    For each of `images` images: `classes` logits (float32), and for each (height, width) in `sizes` one attention map
+    (float16, of length 1).
+    """
 
     images: int
     classes: int
@@ -41,23 +45,31 @@ class Layout:
 
     @property
     def bytes(self) -> int:
-        """Of one slot, less a few hundred bytes of headers."""
+        """Size of one file, without a few hundred bytes of headers."""
         return self.images * (4 * self.classes + 2 * sum(height * width for height, width in self.sizes))
 
     def columns(self) -> list[tuple[tuple[int, int], type]]:
-        """Shape and dtype of each array: logits (N, K), then a map (N, h * w) of each size."""
+        """Return shape and dtype of each array: logits (N, K), then a map (N, h * w) of each size."""
         maps = [((self.images, height * width), np.float16) for height, width in self.sizes]
         return [((self.images, self.classes), np.float32), *maps]
 
     def empty(self) -> list[Array]:
-        """Arrays to fill."""
+        """Return arrays of zeros to fill, in the order of `columns`."""
         return [np.zeros(shape, dtype) for shape, dtype in self.columns()]
 
 
-def write_slot(path: Path, arrays: Sequence[Array]) -> None:
-    """Write the arrays of `Layout.empty`, synced and atomically; raises OSError, and then leaves nothing."""
-    columns = [pa.FixedSizeListArray.from_arrays(pa.array(each.reshape(-1)), each.shape[1]) for each in arrays]
-    fields = [pa.field(_name(place), column.type) for place, column in enumerate(columns)]
+def write_cache_file(path: Path, arrays: Sequence[Array]) -> None:
+    """Write the arrays of one cache epoch, synced and atomically.
+
+    Args:
+        path: the file; it appears complete or not at all.
+        arrays: as `Layout.empty` gives them.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    columns = [pa.FixedSizeListArray.from_arrays(pa.array(array.reshape(-1)), array.shape[1]) for array in arrays]
+    fields = [pa.field(_column_name(index), column.type) for index, column in enumerate(columns)]
     schema = pa.schema(fields, metadata={CHECKSUM: _checksum(arrays)})
     with (
         atomic_path(path) as temporary,
@@ -67,28 +79,35 @@ def write_slot(path: Path, arrays: Sequence[Array]) -> None:
         writer.write_batch(pa.record_batch(columns, schema=schema))
 
 
-def read_slot(path: Path, layout: Layout) -> list[Array]:
-    """The arrays of a slot, read-only views of the memory map; its contents are verified once in each process.
+def read_cache_file(path: Path, layout: Layout) -> list[Array]:
+    """Read the arrays of one cache epoch; each process verifies a file's checksum once.
+
+    Args:
+        path: the file.
+        layout: what it must hold.
+
+    Returns:
+        The arrays in the order of `Layout.columns`, as read-only views of the memory map.
 
     Raises:
-        DamagedSlotError: the file is no slot of this layout, or its contents have changed.
-        OSError: it is not there.
+        DamagedCacheError: the file has another layout, or its contents have changed.
+        OSError: there is no such file.
     """
-    about = path.stat()
-    state = (about.st_ino, about.st_size, about.st_mtime_ns)
+    status = path.stat()
+    state = (status.st_ino, status.st_size, status.st_mtime_ns)
     try:
-        arrays, checksum = _mapped(path, layout)
+        arrays, checksum = _map_file(path, layout)
     except (pa.ArrowInvalid, pa.ArrowKeyError, pa.ArrowTypeError, ValueError, OSError) as error:
-        raise DamagedSlotError(f"{path} is damaged: {first_line(error)}") from error
+        raise DamagedCacheError(f"{path} is damaged: {first_line(error)}") from error
     if _VERIFIED.get(path) != state:
         if _checksum(arrays) != checksum:
-            raise DamagedSlotError(f"{path} is damaged: its contents do not have their checksum")
+            raise DamagedCacheError(f"{path} is damaged: its contents do not have their checksum")
         _VERIFIED[path] = state
     return arrays
 
 
-def _mapped(path: Path, layout: Layout) -> tuple[list[Array], bytes]:
-    """The arrays as the file has them, and the checksum that it carries; raises ValueError for another layout."""
+def _map_file(path: Path, layout: Layout) -> tuple[list[Array], bytes]:
+    """Map a file: its arrays, and the checksum that it carries; raises ValueError for another layout."""
     reader = pa.ipc.open_file(pa.memory_map(str(path)))
     if reader.num_record_batches != 1:
         raise ValueError(f"it holds {reader.num_record_batches} batches, not 1")
@@ -105,8 +124,8 @@ def _mapped(path: Path, layout: Layout) -> tuple[list[Array], bytes]:
     return arrays, (reader.schema.metadata or {}).get(CHECKSUM, b"")
 
 
-def _name(place: int) -> str:
-    return "logits" if place == 0 else f"map_{place}"
+def _column_name(index: int) -> str:
+    return "logits" if index == 0 else f"map_{index}"
 
 
 def _checksum(arrays: Sequence[Array]) -> bytes:

@@ -1,6 +1,6 @@
-"""A teacher that is read from a cache instead of being run.
+"""A teacher whose outputs are read from a cache instead of being computed.
 
-A slot that was damaged after it had been built is made again; where that fails, the live teacher is asked.
+A cache file that was damaged after it had been built is built again; where that fails, the live teacher runs.
 """
 
 from __future__ import annotations
@@ -12,97 +12,123 @@ import torch
 from torch import Tensor
 
 from lowrank.data import ImageData
-from lowrank.distillation.cache import Report, TeacherCache
-from lowrank.distillation.cache_file import Array, DamagedSlotError
+from lowrank.distillation.cache import Notify, TeacherCache
+from lowrank.distillation.cache_file import Array, DamagedCacheError
 from lowrank.distillation.teacher import Signals, Teacher
 
-RESIDENT = 512_000_000  # bytes of slots that are kept on an accelerator
+RESIDENT = 512_000_000  # bytes of cache epochs that stay in an accelerator's memory
 
 
 class CachedTeacher:
-    """Reads a cache; a slot that has been damaged since is made again, so that what is said stays the same to the bit.
+    """Gives the outputs that a cache holds.
 
-    Where that fails too, the live teacher is asked for that epoch, and `report` is told.
+    A damaged file is built again, so that the outputs stay the same to the bit. Where that fails too, the live teacher
+    runs in that epoch, and `notify` is called.
 
-    On a CPU a batch is read from the memory map, row by row; an accelerator is given whole slots, so that a step costs
-    it a gather only, and while it works on one the next is read and verified.
+    On a CPU each batch is read row by row from the memory map. On an accelerator a whole cache epoch is copied to the
+    device, so that a step only gathers rows, and a thread reads and verifies the next one meanwhile.
     """
 
     def __init__(
         self, cache: TeacherCache, data: ImageData, live: Callable[[], Teacher], *,
-        device: torch.device | str = "cpu", report: Report = print, mend: Callable[[], bool] = lambda: False,
-        whole: bool | None = None,
+        device: torch.device | str = "cpu", notify: Notify = print, repair: Callable[[], bool] = lambda: False,
+        preload: bool | None = None,
     ):  # fmt: skip
-        """`mend` makes the cache whole, and says whether it could. `whole`: the device is given whole slots; None:
-        where it is an accelerator."""
-        self._cache, self._live, self._report, self._mend = cache, live, report, mend
+        """Prepare to read; no file is opened yet.
+
+        Args:
+            cache: the cache to read.
+            data: the images; their training split gives the order of the rows.
+            live: returns the teacher that runs where the cache cannot be read.
+            device: where the students' images are.
+            notify: called with one line when the live teacher has to run.
+            repair: fills the cache again; returns whether it could.
+            preload: copy whole cache epochs to the device; None means: if it is not a CPU.
+        """
+        self._cache, self._live, self._notify, self._repair = cache, live, notify, repair
         self._device = torch.device(device)
-        self._whole = self._device.type != "cpu" if whole is None else whole
+        self._preload = self._device.type != "cpu" if preload is None else preload
         indices = data.train.indices
         rows = torch.zeros(int(indices.max()) + 1, dtype=torch.int64)
         rows[indices] = torch.arange(len(indices))
-        self._rows = rows.to(self._device)  # global index of an image -> its row in a slot
-        self._slot: int | None = None
-        self._arrays: list[Array] | None = None  # of the slot, on a CPU
-        self._resident: dict[int, list[Tensor]] = {}  # slots on the accelerator, the latest last
+        self._rows = rows.to(self._device)  # global index of an image -> its row in a cache file
+        self._cache_epoch: int | None = None  # the open one
+        self._arrays: list[Array] | None = None  # of the open one, unless it is preloaded
+        self._resident: dict[int, list[Tensor]] = {}  # preloaded cache epochs, the latest last
         self._reader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="teacher-cache")
-        self._ahead: tuple[int, Future[list[Array]]] | None = None  # a slot that is being read, or was
+        self._prefetched: tuple[int, Future[list[Array]]] | None = None
 
-    def signals(self, images: Tensor, indices: Tensor, slot: int) -> Signals:
-        """See Teacher; `images` are only needed when the slot cannot be read."""
-        if slot != self._slot:
-            self._open(slot)
-            self._slot = slot
+    def signals(self, images: Tensor, indices: Tensor, cache_epoch: int) -> Signals:
+        """Read what the cache holds of these images; see `Teacher.signals`.
+
+        Args:
+            images: normalised images (B, C, H, W); used only if the cache cannot be read.
+            indices: global indices of the images, int64 (B,).
+            cache_epoch: the cache epoch that their augmentation was drawn for.
+
+        Returns:
+            Logits and attention maps.
+        """
+        if cache_epoch != self._cache_epoch:
+            self._open(cache_epoch)
+            self._cache_epoch = cache_epoch
         rows = self._rows[indices]
-        if slot in self._resident:
-            picked = [tensor.index_select(0, rows) for tensor in self._resident[slot]]
+        if cache_epoch in self._resident:
+            tensors = [tensor.index_select(0, rows) for tensor in self._resident[cache_epoch]]
         elif self._arrays is not None:
-            picked = [torch.from_numpy(array[rows.numpy()]) for array in self._arrays]
+            tensors = [torch.from_numpy(array[rows.numpy()]) for array in self._arrays]
         else:
-            return self._live().signals(images, indices, slot)
-        maps = (each.view(-1, *size) for each, size in zip(picked[1:], self._cache.layout.sizes, strict=True))
-        return Signals(picked[0], tuple(maps))
+            return self._live().signals(images, indices, cache_epoch)
+        pairs = zip(tensors[1:], self._cache.layout.sizes, strict=True)
+        return Signals(tensors[0], tuple(tensor.view(-1, *size) for tensor, size in pairs))
 
-    def _open(self, slot: int) -> None:
-        if slot not in self._resident:
-            self._load(slot)
-        if self._whole:
-            self._read_ahead(slot + 1 if self._cache.path(slot + 1).exists() else 0)
+    def _open(self, cache_epoch: int) -> None:
+        if cache_epoch not in self._resident:
+            self._load(cache_epoch)
+        if self._preload:
+            self._prefetch(cache_epoch + 1 if self._cache.path(cache_epoch + 1).exists() else 0)
 
-    def _load(self, slot: int) -> None:
+    def _load(self, cache_epoch: int) -> None:
         self._arrays = None
         try:
-            arrays = self._read(slot)
-        except (DamagedSlotError, OSError) as error:
-            self._report(f"the live teacher is asked about view {slot}: {error}")
+            arrays = self._read(cache_epoch)
+        except (DamagedCacheError, OSError) as error:
+            self._notify(f"the live teacher runs in cache epoch {cache_epoch}: {error}")
             return
-        if not self._whole:
+        if not self._preload:
             self._arrays = arrays
             return
         while self._resident and (len(self._resident) + 1) * self._cache.layout.bytes > RESIDENT:
             self._resident.pop(next(iter(self._resident)))
-        self._resident[slot] = [torch.from_numpy(array).to(self._device) for array in arrays]
+        self._resident[cache_epoch] = [torch.from_numpy(array).to(self._device) for array in arrays]
 
-    def _read(self, slot: int) -> list[Array]:
-        """What `_taken` gives, after mending the cache if need be; raises DamagedSlotError or OSError."""
+    def _read(self, cache_epoch: int) -> list[Array]:
+        """Read a cache epoch, after repairing the cache if need be; raises DamagedCacheError or OSError."""
         try:
-            return self._taken(slot)
-        except (DamagedSlotError, OSError):
-            if not self._mend():
+            return self._read_once(cache_epoch)
+        except (DamagedCacheError, OSError):
+            if not self._repair():
                 raise
-            return self._taken(slot)
+            return self._read_once(cache_epoch)
 
-    def _taken(self, slot: int) -> list[Array]:
-        """The map itself, or, of a slot that is given away whole, a copy, made ahead as a rule."""
-        if not self._whole:
-            return self._cache.read(slot)
-        ahead, self._ahead = self._ahead, None
-        return ahead[1].result() if ahead is not None and ahead[0] == slot else self._copied(slot)
+    def _read_once(self, cache_epoch: int) -> list[Array]:
+        """Read a cache epoch: views of the memory map, or, if it is to be preloaded, a copy, prefetched if possible."""
+        if not self._preload:
+            return self._cache.read(cache_epoch)
+        prefetched, self._prefetched = self._prefetched, None
+        if prefetched is not None and prefetched[0] == cache_epoch:
+            return prefetched[1].result()
+        return self._read_copy(cache_epoch)
 
-    def _copied(self, slot: int) -> list[Array]:
-        return [array.copy() for array in self._cache.read(slot)]
+    def _read_copy(self, cache_epoch: int) -> list[Array]:
+        return [array.copy() for array in self._cache.read(cache_epoch)]
 
-    def _read_ahead(self, slot: int) -> None:
-        """What goes wrong is said when the slot is asked for. Nothing is put on the device, which may be recording."""
-        if slot not in self._resident and (self._ahead is None or self._ahead[0] != slot):
-            self._ahead = (slot, self._reader.submit(self._copied, slot))
+    def _prefetch(self, cache_epoch: int) -> None:
+        """Read a cache epoch in the thread; an error is raised when that cache epoch is opened.
+
+        The thread does not copy to the device, because a CUDA graph may be captured there meanwhile.
+        """
+        if cache_epoch in self._resident:
+            return
+        if self._prefetched is None or self._prefetched[0] != cache_epoch:
+            self._prefetched = (cache_epoch, self._reader.submit(self._read_copy, cache_epoch))

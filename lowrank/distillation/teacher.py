@@ -45,13 +45,13 @@ class Signals:
 class Teacher(Protocol):
     """A source of signals: a network that runs, or a cache of what it said."""
 
-    def signals(self, images: Tensor, indices: Tensor, slot: int) -> Signals:
-        """What the teacher says about the views `slot` of the images `indices`; `images` are those very views.
+    def signals(self, images: Tensor, indices: Tensor, cache_epoch: int) -> Signals:
+        """What the teacher says about the views `cache_epoch` of the images `indices`; `images` are those very views.
 
         Args:
             images: normalised views (B, C, H, W) on the student's device.
             indices: global indices of the images, int64 (B,).
-            slot: the number that the views were drawn with (an epoch, or epoch modulo the slots of a cache).
+            cache_epoch: the epoch that their augmentation was drawn for, modulo the number of cache epochs.
         """
 
 
@@ -94,7 +94,7 @@ def default_taps(network: nn.Module) -> tuple[str, ...]:
     return taps
 
 
-def kept_sizes(teacher: Sequence[tuple[int, int]], student: Sequence[tuple[int, int]]) -> Sizes:
+def common_sizes(teacher: Sequence[tuple[int, int]], student: Sequence[tuple[int, int]]) -> Sizes:
     """The size (h, w) at which each pair of maps is compared: the smaller of the two on each axis."""
     return tuple((min(a[0], b[0]), min(a[1], b[1])) for a, b in zip(teacher, student, strict=True))
 
@@ -128,8 +128,8 @@ class LiveTeacher:
         self._autocast = autocast
 
     @torch.no_grad()
-    def signals(self, images: Tensor, indices: Tensor, slot: int) -> Signals:
-        """See Teacher; `indices` and `slot` are not needed."""
+    def signals(self, images: Tensor, indices: Tensor, cache_epoch: int) -> Signals:
+        """See Teacher; `indices` and `cache_epoch` are not needed."""
         device = images.device.type
         with self._taps, torch.autocast(device, self._autocast, enabled=self._autocast is not None):
             logits = self._network(images)

@@ -67,7 +67,7 @@ class TeacherRecord(BaseModel):
 
 
 @dataclass(frozen=True)
-class FoundTeacher:
+class TeacherWeights:
     """A teacher that is there, its weights not yet loaded; `record` is None where nobody says how it was trained."""
 
     reference: str  # absolute path of the weights, or torchvision's name of them
@@ -82,10 +82,10 @@ class FoundTeacher:
         """The network, in evaluation mode; raises InputError for weights that have changed since."""
         return load_teacher(self.reference, self.sha256, device, own_network=self.own_network)
 
-    def check(self, data: ImageData, *, unchecked: bool = False) -> None:
+    def check(self, data: ImageData, *, allow_unverified: bool = False) -> None:
         """Raises InputError where it cannot teach on `data`: other images, other classes, or other splits.
 
-        `unchecked` accepts a teacher of which nobody says on what it was trained.
+        `allow_unverified` accepts a teacher of which nobody says on what it was trained.
         """
         who = f"the teacher {self.reference}"
         if self.classes != len(data.classes):
@@ -94,7 +94,7 @@ class FoundTeacher:
             raise InputError(f"{who} was trained on images of {_times(self.image_shape)}, but those of {data.name} "
                              f"are {_times(data.image_shape)}")  # fmt: skip
         if self.record is None:
-            if not unchecked and not self.reference.startswith(TORCHVISION):
+            if not allow_unverified and not self.reference.startswith(TORCHVISION):
                 raise InputError(
                     f"{who} has no {RECORD_FILE} beside it, so it may have been trained on the validation images of "
                     f"{data.name}; `teacher.unchecked: true` takes it all the same"
@@ -115,7 +115,7 @@ def teacher_names(root: Path) -> list[str]:
     return sorted(path.parent.name for path in root.glob(f"*/{RECORD_FILE}"))
 
 
-def find_teacher(name: str, root: Path, *, network: str | None = None) -> FoundTeacher:
+def find_teacher(name: str, root: Path, *, network: str | None = None) -> TeacherWeights:
     """The teacher that `name` stands for (see above), its weights' hash checked; loads nothing.
 
     Args:
@@ -143,7 +143,7 @@ def find_teacher(name: str, root: Path, *, network: str | None = None) -> FoundT
     return replace(found, own_network=network)
 
 
-def _at(path: Path) -> FoundTeacher:
+def _at(path: Path) -> TeacherWeights:
     """The teacher of a folder or of a file of weights."""
     weights = path / WEIGHTS_FILE if path.is_dir() else path
     if not weights.is_file():
@@ -153,7 +153,7 @@ def _at(path: Path) -> FoundTeacher:
     if record is not None and record.sha256 != sha256:
         raise InputError(f"the teacher {weights} is damaged: its sha256 is {sha256[:12]}..., but {RECORD_FILE} says "
                          f"{record.sha256[:12]}...")  # fmt: skip
-    return FoundTeacher(str(weights), sha256, about.network, about.image_shape, about.classes, record)
+    return TeacherWeights(str(weights), sha256, about.network, about.image_shape, about.classes, record)
 
 
 def read_record(path: Path) -> TeacherRecord | None:
@@ -178,7 +178,7 @@ def file_hash(path: Path) -> str:
 def load_teacher(
     reference: str, sha256: str, device: torch.device | str = "cpu", *, own_network: str | None = None
 ) -> nn.Module:
-    """The network behind a FoundTeacher's reference, in evaluation mode.
+    """The network behind a TeacherWeights's reference, in evaluation mode.
 
     Raises InputError when it is gone, damaged, or not the one with this hash.
     """
@@ -194,12 +194,12 @@ def load_teacher(
     return network.to(device).eval()
 
 
-def _torchvision(name: str) -> FoundTeacher:
+def _torchvision(name: str) -> TeacherWeights:
     network, state = _torchvision_network(name)
     settings = NetworkSettings(name=name.partition("/")[0])
     classes = len(_torchvision_weights(name).meta["categories"])
     del network
-    return FoundTeacher(name, _state_hash(name, state), settings, None, classes)
+    return TeacherWeights(name, _state_hash(name, state), settings, None, classes)
 
 
 def _torchvision_weights(name: str) -> Any:

@@ -109,9 +109,9 @@ class Objective:
         self.loss = Loss.of(recipe)
         self.names = self.loss.names
 
-    def ask(self, images: Tensor, indices: Tensor, slot: int) -> Signals | None:
-        """What the teacher says about the views `slot` of images `indices` (B,); None without a teacher."""
-        return None if self.teacher is None else self.teacher.signals(images, indices, slot)
+    def ask(self, images: Tensor, indices: Tensor, cache_epoch: int) -> Signals | None:
+        """What the teacher says about the views `cache_epoch` of images `indices` (B,); None without a teacher."""
+        return None if self.teacher is None else self.teacher.signals(images, indices, cache_epoch)
 
     def rebuilt(self) -> AbstractContextManager[Any]:
         """On a GPU, within: all maps use weights rebuilt now, together; small kernels cost more than their work."""

@@ -180,7 +180,7 @@ class Trainer:
         """The batches of this epoch, from its first; the same at every call."""
         return train_batches(
             self.data, self.device, self.recipe.batch_size, self.views, self.order_seed, self.epoch,
-            slot=self.step.cache_epoch, part=self._part,
+            cache_epoch=self.step.cache_epoch, part=self._part,
         )  # fmt: skip
 
     def probe(self, *, wait: bool = True) -> Iterator[None]:

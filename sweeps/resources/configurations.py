@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lowrank.data import ImageData
-from lowrank.distillation.teacher import Signals, Sizes, Teacher, kept_sizes, tap_sizes
+from lowrank.distillation.teacher import Signals, Sizes, Teacher, common_sizes, tap_sizes
 from lowrank.errors import InfeasibleError
 from lowrank.training.engine.memory_probe import MakeTrainer
 from lowrank.training.trainer import Trainer
@@ -65,7 +65,7 @@ class SilentTeacher:
     def __init__(self, classes: int, sizes: Sizes):
         self._classes, self._sizes = classes, sizes
 
-    def signals(self, images: Tensor, indices: Tensor, slot: int) -> Signals:
+    def signals(self, images: Tensor, indices: Tensor, cache_epoch: int) -> Signals:
         """See Teacher."""
         count = len(images)
         maps = tuple(torch.ones(count, *size, dtype=torch.float16, device=images.device) for size in self._sizes)
@@ -79,7 +79,7 @@ def trainer_maker(specification: dict[str, Any], data: ImageData, device: torch.
         section = specification.get(SECTION)
         if section is None:
             return None
-        sizes = kept_sizes(section["sizes"], tap_sizes(student, section["student_taps"], data.image_shape))
+        sizes = common_sizes(section["sizes"], tap_sizes(student, section["student_taps"], data.image_shape))
         return SilentTeacher(len(data.classes), sizes)
 
     def make(batch_size: int) -> Trainer:

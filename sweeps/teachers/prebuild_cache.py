@@ -1,7 +1,7 @@
 """Fills the teacher cache before the first trial starts, on the device of a trial, and shows how far it is.
 
 Trials would build it themselves, one of them while the others wait: here the user sees it. On a cluster this fills the
-cache of one machine; the others copy its slots, or build their own with their first trial.
+cache of one machine; the others copy its cache epochs, or build their own with their first trial.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from sweeps.resources.shares import Share
 from sweeps.search.search import Search
 from sweeps.space.study_config import StudyConfig
 from sweeps.space.teacher_settings import SEARCHED, SECTION, WEIGHTS
-from sweeps.teachers.worker import CacheOptions, make_teacher, slots_of
+from sweeps.teachers.worker import CacheOptions, cache_epochs_of, make_teacher
 from sweeps.trials.feasibility import corner_points
 from sweeps.utils.signals import check
 
@@ -42,7 +42,7 @@ def wanted(search: Search) -> list[dict[str, Any]]:
             continue
         section = {key: value for key, value in specification[SECTION].items() if key != SEARCHED}
         key = json.dumps([section, specification["network"], specification["views"]], sort_keys=True)
-        if key not in found or slots_of(found[key]) < slots_of(specification):
+        if key not in found or cache_epochs_of(found[key]) < cache_epochs_of(specification):
             found[key] = specification
     return list(found.values())
 
@@ -80,7 +80,7 @@ def build_caches(
         }  # fmt: skip
         task = ray.remote(_fill).options(num_cpus=share.cpus, num_gpus=share.gpus, max_retries=1).remote(config)
         try:
-            for line in _watched(task, setting.folder / PROGRESS_FILE, slots_of(specification), console):
+            for line in _watched(task, setting.folder / PROGRESS_FILE, cache_epochs_of(specification), console):
                 console.print(line, markup=False, highlight=False, soft_wrap=True)
         except RayError as error:
             reason = str(error).strip().splitlines()[-1]
@@ -89,7 +89,7 @@ def build_caches(
             (setting.folder / PROGRESS_FILE).unlink(missing_ok=True)
 
 
-def _watched(task: Any, path: Path, slots: int, console: Console) -> list[str]:
+def _watched(task: Any, path: Path, cache_epochs: int, console: Console) -> list[str]:
     """Show the progress of a running task until it ends; what it has to say. A Ctrl-C ends the task too."""
     columns = (
         TextColumn("teacher cache"),
@@ -100,7 +100,7 @@ def _watched(task: Any, path: Path, slots: int, console: Console) -> list[str]:
     )
     try:
         with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as shown:
-            bar = shown.add_task("", total=slots)
+            bar = shown.add_task("", total=cache_epochs)
             while not ray.wait([task], timeout=POLL_SECONDS)[0]:
                 check()
                 if path.exists():
@@ -126,8 +126,8 @@ def _fill(config: dict[str, Any]) -> list[str]:
     told: list[str] = []
     path = Path(config["progress"])
 
-    def on_slot(slot: int) -> None:
-        write_text(path, json.dumps({"built": slot + 1}))
+    def on_epoch_cached(cache_epoch: int) -> None:
+        write_text(path, json.dumps({"built": cache_epoch + 1}))
 
-    make_teacher(specification, data, student, device, CacheOptions(**config["cache"]), told.append, on_slot)
+    make_teacher(specification, data, student, device, CacheOptions(**config["cache"]), told.append, on_epoch_cached)
     return told

@@ -12,10 +12,10 @@ import torch
 from torch import nn
 
 from lowrank.data import AugmentationSettings, ImageData
-from lowrank.distillation.cache import Build, CacheKey, Report, TeacherCache, prepare
+from lowrank.distillation.cache import CacheKey, CacheSource, Notify, TeacherCache, fill_cache
 from lowrank.distillation.cache_file import Layout
 from lowrank.distillation.cached_teacher import CachedTeacher
-from lowrank.distillation.teacher import LiveTeacher, Teacher, kept_sizes, tap_sizes
+from lowrank.distillation.teacher import LiveTeacher, Teacher, common_sizes, tap_sizes
 from lowrank.distillation.teacher_files import load_teacher
 from lowrank.training.recipe import Recipe
 from sweeps.space.teacher_settings import SECTION
@@ -28,7 +28,7 @@ class CacheOptions:
     """Where caches lie. `root` None: no cache, the live teacher is asked."""
 
     root: str | None = None
-    sources: tuple[str, ...] = ()  # further folders of caches, whose finished slots are copied
+    sources: tuple[str, ...] = ()  # further folders of caches, whose finished cache epochs are copied
 
     def to_config(self) -> dict[str, Any]:
         """Plain data for a trial's config."""
@@ -65,7 +65,7 @@ _LOADED = _Loaded()
 
 def make_teacher(
     specification: Mapping[str, Any], data: ImageData, student: nn.Module, device: str, options: CacheOptions,
-    report: Report = print, on_slot: Callable[[int], None] | None = None,
+    report: Notify = print, on_epoch_cached: Callable[[int], None] | None = None,
 ) -> Teacher | None:  # fmt: skip
     """The teacher that a specification's student asks, its cache filled; None where it asks none.
 
@@ -84,15 +84,15 @@ def make_teacher(
     if options.root is None:
         return live()
     cache = open_cache(specification, data, student, options, autocast)
-    build = Build(teacher=live, data=data, device=device, batch_size=recipe.batch_size)
-    slots = slots_of(specification)
-    if not prepare(cache, build, slots, report=report, on_slot=on_slot):
+    build = CacheSource(teacher=live, data=data, device=device, batch_size=recipe.batch_size)
+    cache_epochs = cache_epochs_of(specification)
+    if not fill_cache(cache, build, cache_epochs, notify=report, on_epoch_cached=on_epoch_cached):
         return live()
-    mend = partial(prepare, cache, build, slots, report=report)
-    return CachedTeacher(cache, data, live, device=device, report=report, mend=mend)
+    repair = partial(fill_cache, cache, build, cache_epochs, notify=report)
+    return CachedTeacher(cache, data, live, device=device, notify=report, repair=repair)
 
 
-def slots_of(specification: Mapping[str, Any]) -> int:
+def cache_epochs_of(specification: Mapping[str, Any]) -> int:
     """How many views of each image a trial sees."""
     return int(specification[SECTION]["views"] or specification["train"]["epochs"])
 
@@ -103,7 +103,7 @@ def open_cache(
 ) -> TeacherCache:  # fmt: skip
     """The cache that a specification's student reads; nothing is made."""
     section = specification[SECTION]
-    sizes = kept_sizes(section["sizes"], tap_sizes(student, section["student_taps"], data.image_shape))
+    sizes = common_sizes(section["sizes"], tap_sizes(student, section["student_taps"], data.image_shape))
     key = CacheKey(
         weights=section["weights"], data=data.fingerprint, views=AugmentationSettings(**specification["views"]),
         taps=tuple(section["taps"]), layout=Layout(len(data.train), len(data.classes), sizes),

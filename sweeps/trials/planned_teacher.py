@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from lowrank.data import ImageData
-from lowrank.distillation.teacher_files import RECORD_FILE, FoundTeacher
+from lowrank.distillation.teacher_files import RECORD_FILE, TeacherWeights
 from sweeps.space.model import Space
 from sweeps.space.parse import own_teacher
 from sweeps.trials.resolver import Resolver
@@ -37,7 +37,7 @@ def planned_teaching(space: Space, data: ImageData, root: Path) -> Teaching | No
         return find_teaching(space, data, root)
     assert space.teacher is not None
     own = own_teacher(space)
-    found = FoundTeacher(str(space.teacher.name), UNTRAINED, own.network, data.image_shape, len(data.classes))
+    found = TeacherWeights(str(space.teacher.name), UNTRAINED, own.network, data.image_shape, len(data.classes))
     return teaching_of(space, data, found)
 
 

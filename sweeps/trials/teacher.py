@@ -16,7 +16,7 @@ from torch import nn
 
 from lowrank.data import ImageData
 from lowrank.distillation.teacher import Sizes, Taps, default_taps, tap_sizes
-from lowrank.distillation.teacher_files import WEIGHTS_FILE, FoundTeacher, find_teacher
+from lowrank.distillation.teacher_files import WEIGHTS_FILE, TeacherWeights, find_teacher
 from lowrank.errors import InputError
 from lowrank.networks.base import ImageShape
 from lowrank.networks.registry import NetworkSettings, make_network
@@ -30,7 +30,7 @@ class Teaching:
     """A space's teacher, found and checked against its data and its students."""
 
     settings: TeacherSettings
-    found: FoundTeacher
+    found: TeacherWeights
     taps: tuple[str, ...]
     sizes: Sizes  # of the teacher's maps
 
@@ -91,11 +91,11 @@ def find_teaching(space: Space, data: ImageData, root: Path) -> Teaching | None:
         return None
     assert settings.name is not None  # see sweeps.teachers.ensure
     found = find_teacher(settings.name, root, network=settings.network)
-    found.check(data, unchecked=settings.unchecked)
+    found.check(data, allow_unverified=settings.unchecked)
     return teaching_of(space, data, found)
 
 
-def teaching_of(space: Space, data: ImageData, found: FoundTeacher) -> Teaching:
+def teaching_of(space: Space, data: ImageData, found: TeacherWeights) -> Teaching:
     """A space's teacher, once it is found; raises InputError where it and the students cannot be compared."""
     settings = space.teacher
     assert settings is not None

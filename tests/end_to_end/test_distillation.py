@@ -38,7 +38,7 @@ def said(root: Path) -> str:
 
 
 def test_the_cache_is_built_before_the_first_trial(root: Path, said: str) -> None:
-    assert said.index("teacher cache: 2 views built in") < said.index("completed ")
+    assert said.index("teacher cache: 2 epochs built in") < said.index("completed ")
     assert len(list((root / "studies" / CACHE_FOLDER).glob("*/*/*.arrow"))) == 2
 
 
@@ -70,10 +70,10 @@ def test_a_cache_that_cannot_be_built_falls_back_and_says_so(root: Path, said: s
     done = studies.run(*SPACE, *where(root), "--name", "live", "--cache-dir", str(blocked), "--set",
                        "train.attention_weight=60")  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "no teacher cache, the live teacher is asked instead: " in done.stdout
+    assert "no teacher cache, the live teacher runs instead: " in done.stdout
     (trial,) = studies.record(root / "studies" / "live").trials.values()
     assert trial.status is Status.COMPLETED
-    assert "the live teacher is asked instead" in trial.notices[0]
+    assert "the live teacher runs instead" in trial.notices[0]
     (taught,) = (
         each for each in studies.record(root / "studies" / "distill").trials.values()
         if each.specification["train"]["attention_weight"]

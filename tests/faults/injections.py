@@ -276,7 +276,7 @@ FAULTS = (
     Fault("checkpoint", "a trial's process, its newest checkpoint damaged", damage_checkpoint,
           finish=noticed("is not usable")),
     Fault("cache", "nothing: a slot of the teacher cache is damaged", damage_cache, (TAUGHT,), prepare=use_teacher,
-          finish=noticed("are damaged and are made again")),
+          finish=noticed("are damaged and are built again")),
     Fault("loader", "nothing: the processes that load a trial's images stop", hang_loader, (STREAMED,)),
     Fault("clock", "nothing: the clock jumps; at times the driver, resumed", jump, prepare=use_jumping_clock,
           clustered=False),

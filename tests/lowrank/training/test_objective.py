@@ -21,8 +21,8 @@ class Answers:
     def __init__(self) -> None:
         self.asked: list[tuple[int, Tensor, Tensor]] = []
 
-    def signals(self, images: Tensor, indices: Tensor, slot: int) -> Signals:
-        self.asked.append((slot, images.clone(), indices))
+    def signals(self, images: Tensor, indices: Tensor, cache_epoch: int) -> Signals:
+        self.asked.append((cache_epoch, images.clone(), indices))
         return Signals(torch.zeros(len(images), 10), ())
 
 

@@ -229,7 +229,7 @@ def test_a_worker_asks_the_cache_and_trains_as_with_the_live_teacher(
     assert kinds == [LiveTeacher, CachedTeacher, CachedTeacher]
     assert found[1] == found[2]
     assert found[1] == pytest.approx(found[0], rel=1e-2)  # three steps apart, no longer the same weights
-    assert [line.split(" in ")[0] for line in told] == [told[0].split(" in ")[0], "teacher cache: 3 views built"]
+    assert [line.split(" in ")[0] for line in told] == [told[0].split(" in ")[0], "teacher cache: 3 epochs built"]
 
 
 def test_the_cache_of_a_bfloat16_teacher_is_another(root: Path, tmp_path: Path, data: ImageData) -> None:
