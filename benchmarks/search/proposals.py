@@ -20,7 +20,8 @@ from lowrank.data import DataSettings, load_data
 from sweeps.records.events import Event, Status
 from sweeps.records.journal import Journal
 from sweeps.records.model import StudyRecord, apply_event
-from sweeps.search.proposer import OptunaProposer, Outcome
+from sweeps.search.optuna_proposer import OptunaProposer
+from sweeps.search.proposer import Outcome, OutcomeKind
 from sweeps.search.search import Search
 from sweeps.space.parse import parse_space
 from sweeps.space.points import Points
@@ -74,7 +75,7 @@ def _past(search: Search, stratum: Stratum, count: int) -> None:
     for number in range(count):
         point = search.resolver.points.suggest(stratum, drawn.ask())
         error = 3.0 + 100 * abs(float(point["train.weight_decay"] or 0) - 1e-3) + (number % 13) / 7
-        search.proposer.learn(stratum, point, Outcome("complete", (error,), 1), f"past/{number}")  # type: ignore[attr-defined]
+        search.proposer.learn(stratum, point, Outcome(OutcomeKind.COMPLETE, (error,), 1), f"past/{number}")  # type: ignore[attr-defined]
         name = f"past-{number}"
         apply_event(search.record, {
             "event": Event.PROPOSED, "time": float(number), "trial": name, "role": "search", "stratum": stratum.label,

@@ -30,7 +30,7 @@ from sweeps.records.events import Role, Status
 from sweeps.records.journal import Journal
 from sweeps.records.model import StudyRecord
 from sweeps.records.specification import Trial
-from sweeps.search.proposer import OptunaProposer
+from sweeps.search.optuna_proposer import OptunaProposer
 from sweeps.search.search import Search
 from sweeps.space.parse import parse_space
 from sweeps.space.points import Points

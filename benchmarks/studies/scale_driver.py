@@ -24,7 +24,7 @@ from sweeps.cluster.ray_session import ENVIRONMENT
 from sweeps.execution import tuner
 from sweeps.records.journal import Journal
 from sweeps.records.names import JOURNAL_FILE
-from sweeps.search.proposer import OptunaProposer
+from sweeps.search.optuna_proposer import OptunaProposer
 from sweeps.search.search import Search
 from sweeps.tracking.process import TrackingProcess, read_progress
 

@@ -1,4 +1,4 @@
-"""Counts over a study's trials, kept as they change: what the driver asks at every turn must not grow with them."""
+"""Counts over a study's trials, kept up to date: what the driver asks at every turn must not grow with the trials."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from sweeps.records.model import TrialRecord
 
 
 @dataclass(frozen=True)
-class _Part:
+class _Contribution:
     """What one trial adds to the counts."""
 
     open: bool = False
@@ -21,25 +21,40 @@ class _Part:
 
 
 class TrialCounters:
-    """`open`: ids of the trials without an end. `strata`: trials by stratum. `proposed`: used of `search.trials`."""
+    """Which trials have no end, how many each stratum has, and how much of `search.trials` is used.
+
+    `open` holds the ids of trials without an end, in the order of proposal; `strata` counts trials by stratum;
+    `proposed` counts what is used of `search.trials`.
+    """
 
     def __init__(self, trials: Iterable[TrialRecord], *, grid: bool):
-        """On a `grid` repeats, and rows that stand for a network already proposed, are proposals too."""
+        """Count the trials of a record.
+
+        Args:
+            trials: the record's trials.
+            grid: whether the study trains a grid, of which repeats, and rows that stand for a network already
+                proposed, count as proposals too.
+        """
         self._roles = (Role.SEARCH, Role.REPEAT) if grid else (Role.SEARCH,)
         self._grid = grid
-        self._parts: dict[str, _Part] = {}
-        self.open: dict[str, None] = {}  # in the order of proposal
+        self._contributions: dict[str, _Contribution] = {}
+        self.open: dict[str, None] = {}  # a dictionary for its order
         self.strata: Counter[str] = Counter()
         self.proposed = 0
         for trial in trials:
             self.update(trial)
 
     def update(self, trial: TrialRecord) -> None:
-        """A trial is new or has changed."""
-        before, after = self._parts.get(trial.trial_id, _Part()), self._part(trial)
+        """Count a trial that is new or has changed.
+
+        Args:
+            trial: its present record.
+        """
+        before = self._contributions.get(trial.trial_id, _Contribution())
+        after = self._contribution(trial)
         if before == after:
             return
-        self._parts[trial.trial_id] = after
+        self._contributions[trial.trial_id] = after
         self.strata[before.stratum] -= before.counts
         self.strata[after.stratum] += after.counts
         self.proposed += after.proposed - before.proposed
@@ -48,9 +63,9 @@ class TrialCounters:
         else:
             self.open.pop(trial.trial_id, None)
 
-    def _part(self, trial: TrialRecord) -> _Part:
-        # One that was never launched, or turned out to be broken, leaves its room to another
+    def _contribution(self, trial: TrialRecord) -> _Contribution:
+        # A trial that was never launched, or turned out to be broken, uses nothing of `search.trials`
         counts = trial.status is not Status.INFEASIBLE and not trial.broken
         launched = counts and trial.role in self._roles and bool(trial.proposal)
         rows = 1 + (len(trial.aliases) if self._grid else 0)
-        return _Part(not trial.ended, counts, rows if launched else 0, trial.stratum)
+        return _Contribution(not trial.ended, counts, rows if launched else 0, trial.stratum)

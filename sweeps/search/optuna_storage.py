@@ -1,7 +1,7 @@
-"""Optuna's stored memory, less the trials that turned out to be broken.
+"""An Optuna journal storage that reports trials marked *broken* as FAIL, without changing what is stored.
 
-Optuna never lets a finished trial change. So nothing stored is touched: the trials of broken results are shown to the
-sampler as failed ones, from which it learns nothing, and a mark that is taken back brings them back.
+Optuna never lets a finished trial change. So the sampler is shown the trials of broken results as failed ones, from
+which it learns nothing; when a mark is taken back, they are as they were.
 """
 
 from __future__ import annotations
@@ -19,19 +19,34 @@ from optuna.trial import FrozenTrial, TrialState
 
 from sweeps.records.journal import drop_torn_line
 
-TRIAL_ATTRIBUTE = "trial"  # of a told Optuna trial: the id of the trial that the values belong to
+TRIAL_ATTRIBUTE = "trial"  # user attribute of an Optuna trial: the id of our trial that its values belong to
 
 
 class CrashSafeJournalBackend(JournalFileBackend):
-    """Optuna's journal in a file, of which no kill and no full disk leaves a torn line: Optuna could not read on."""
+    """Optuna's journal in a file in which no kill and no full disk leaves a torn line, which Optuna cannot read."""
 
     def __init__(self, path: Path):
+        """Open the file, and cut off the line that a kill may have torn.
+
+        Args:
+            path: the journal; made if it is missing.
+
+        Raises:
+            OSError: the file cannot be written.
+        """
         drop_torn_line(path)
         super().__init__(str(path))
         self._path = path
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
-        """As the base class; raises OSError, and then has written nothing."""
+        """Append entries, all or none.
+
+        Args:
+            logs: the entries.
+
+        Raises:
+            OSError: the disk takes no more; the file is as it was.
+        """
         size = self._path.stat().st_size
         try:
             super().append_logs(logs)
@@ -41,28 +56,39 @@ class CrashSafeJournalBackend(JournalFileBackend):
 
 
 class FilteredStorage(JournalStorage):
-    """A journal storage that can pass over the outcomes of some trials."""
+    """A journal storage that can show the outcomes of some trials as failed."""
 
     def __init__(self, backend: BaseJournalBackend):
+        """Open the storage; nothing is hidden yet.
+
+        Args:
+            backend: where the entries are kept.
+        """
         super().__init__(backend)
         self._hidden: defaultdict[int, set[int | str]] = defaultdict(set)  # numbers of Optuna trials, ids of ours
 
-    def forget(self, study_id: int, number: int | None, trial: str) -> None:
-        """From now on show the Optuna trial `number`, if any, and all that repeat the outcome of `trial`, as failed."""
-        self._hidden[study_id] |= {trial} if number is None else {number, trial}
+    def hide(self, study_id: int, trial_id: str, number: int | None = None) -> None:
+        """Show trials as failed from now on.
+
+        Args:
+            study_id: the study's number in this storage.
+            trial_id: our trial; all Optuna trials that were told its outcome are hidden.
+            number: the number of one more Optuna trial to hide.
+        """
+        self._hidden[study_id] |= {trial_id} if number is None else {number, trial_id}
 
     def get_all_trials(
         self, study_id: int, deepcopy: bool = True, states: Container[TrialState] | None = None
     ) -> list[FrozenTrial]:
-        """As the base class, with what is to be forgotten shown as failed."""
+        """Return a study's trials, hidden ones as failed; for the arguments see the base class."""
         hidden = self._hidden.get(study_id)
         if not hidden:
             return super().get_all_trials(study_id, deepcopy, states)
-        shown = [_shown(trial, hidden) for trial in super().get_all_trials(study_id, deepcopy, None)]
-        return [trial for trial in shown if states is None or trial.state in states]
+        trials = [_filtered(trial, hidden) for trial in super().get_all_trials(study_id, deepcopy, None)]
+        return [trial for trial in trials if states is None or trial.state in states]
 
 
-def _shown(trial: FrozenTrial, hidden: set[int | str]) -> FrozenTrial:
+def _filtered(trial: FrozenTrial, hidden: set[int | str]) -> FrozenTrial:
     if trial.number not in hidden and trial.user_attrs.get(TRIAL_ATTRIBUTE) not in hidden:
         return trial
     failed = copy.copy(trial)

@@ -1,18 +1,17 @@
-"""Proposals made ahead of free slots: one thread owns the proposer, asks it for what comes next, and tells it outcomes.
+"""Proposals made ahead of free slots, in a thread that alone asks the proposer and tells it outcomes.
 
-A slot that falls free takes what lies ready; it never waits while a sampler thinks. What lies ready has been decided
-without the outcomes that come in meanwhile, so no more is kept ready than there are slots. A proposal that is never
-handed out is told as lost; after a kill the next driver does that (it is in Optuna's memory, but not in the journal).
+A slot that falls free takes the next ready proposal; it never waits while a sampler computes. A ready proposal was
+decided without the outcomes that came in since, so no more are kept ready than there are slots. One that is never
+launched is told as lost; after a kill the next driver does that (it is in Optuna's storage, but not in the journal).
 """
 
 from __future__ import annotations
 
 import threading
 from collections import deque
-from typing import Any
 
 from sweeps.records.specification import Trial
-from sweeps.search.proposer import Outcome
+from sweeps.search.proposer import Handle, Outcome, OutcomeKind
 from sweeps.search.search import PreparedTrial, Search
 
 PATIENCE = 30.0  # seconds that a driver with nothing running waits for one proposal before it asks again
@@ -22,35 +21,51 @@ class ProposalPrefetcher:
     """Keeps up to `depth` proposals of a search ready; use as a context manager."""
 
     def __init__(self, search: Search, depth: int):
+        """Prepare the thread; it starts with the `with` block.
+
+        Args:
+            search: the search to propose for.
+            depth: how many proposals to keep ready, at least 1.
+        """
         self.search, self.depth = search, max(1, depth)
         self._ready: deque[PreparedTrial] = deque()
-        self._outcomes: deque[tuple[dict[str, Any], Outcome]] = deque()
+        self._outcomes: deque[tuple[Handle, Outcome]] = deque()
         self._changed = threading.Condition()
-        self._leaving = False
+        self._closing = False
         self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._work, name="proposals", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="proposals", daemon=True)
 
     def __enter__(self) -> ProposalPrefetcher:
-        self.search.report_outcome = self._tell
+        self.search.report_outcome = self._queue_outcome
         self._thread.start()
         return self
 
     def __exit__(self, *exc: object) -> None:
-        """Let the thread finish what it is at and tell what is left to tell; proposals not used are told as lost."""
+        """Let the thread finish its proposal and report outcomes; report unused proposals as lost."""
         with self._changed:
-            self._leaving = True
+            self._closing = True
             self._changed.notify_all()
         self._thread.join()
         self.search.report_outcome = None
         for prepared in self._ready:
-            self._let_go(prepared)
+            self._release(prepared)
         self._ready.clear()
         if exc[0] is None:
-            self._raise()
+            self._raise_error()
 
     def next(self, *, wait: bool) -> Trial | None:
-        """The next trial to launch; None when none lies ready (with `wait`: when there is none to come)."""
-        self._raise()
+        """Return the next trial to launch.
+
+        Args:
+            wait: whether to wait for a proposal, up to `PATIENCE` seconds.
+
+        Returns:
+            The trial; None if no proposal is ready, with `wait` only if the search has none or takes longer.
+
+        Raises:
+            Exception: whatever the thread has failed with.
+        """
+        self._raise_error()
         trial = self.search.pop_waiting()
         while trial is None and not self.search.waiting:
             prepared = self._take(wait)
@@ -62,25 +77,25 @@ class ProposalPrefetcher:
     def _take(self, wait: bool) -> PreparedTrial | None:
         with self._changed:
             if wait:
-                self._changed.wait_for(lambda: self._ready or self._error or not self._wanted(), PATIENCE)
+                self._changed.wait_for(lambda: self._ready or self._error or not self._has_demand(), PATIENCE)
             prepared = self._ready.popleft() if self._ready else None
             self._changed.notify_all()
-        self._raise()
+        self._raise_error()
         return prepared
 
-    def _tell(self, handle: dict[str, Any], outcome: Outcome) -> None:
+    def _queue_outcome(self, handle: Handle, outcome: Outcome) -> None:
         with self._changed:
             self._outcomes.append((handle, outcome))
             self._changed.notify_all()
 
-    def _wanted(self) -> bool:
+    def _has_demand(self) -> bool:
         return self.search.may_propose() and len(self._ready) < self.depth
 
-    def _work(self) -> None:
+    def _run(self) -> None:
         try:
-            while self._wait():
-                self._tell_all()
-                if self._leaving or not self._wanted():
+            while self._wait_for_work():
+                self._report_outcomes()
+                if self._closing or not self._has_demand():
                     continue
                 prepared = self.search.prepare()
                 with self._changed:
@@ -91,24 +106,24 @@ class ProposalPrefetcher:
                 self._error = error
                 self._changed.notify_all()
 
-    def _wait(self) -> bool:
-        """Until there is something to do; False when there is nothing more to tell and the driver is leaving."""
+    def _wait_for_work(self) -> bool:
+        """Wait until there is something to do; False when all is reported and the driver is leaving."""
         with self._changed:
-            self._changed.wait_for(lambda: self._leaving or self._outcomes or self._wanted())
-            return bool(self._outcomes) or not self._leaving
+            self._changed.wait_for(lambda: self._closing or self._outcomes or self._has_demand())
+            return bool(self._outcomes) or not self._closing
 
-    def _tell_all(self) -> None:
-        """Outcomes come before proposals, which should know of them."""
+    def _report_outcomes(self) -> None:
+        """Tell the proposer the queued outcomes, before it proposes: a proposal should know of them."""
         while self._outcomes:
             self.search.proposer.tell(*self._outcomes[0])
             self._outcomes.popleft()
 
-    def _let_go(self, prepared: PreparedTrial) -> None:
+    def _release(self, prepared: PreparedTrial) -> None:
         if prepared.trial is not None:
             self.search.reserved.pop(prepared.trial.trial_id, None)
-            self.search.proposer.tell(prepared.handle, Outcome("lost"))
+            self.search.proposer.tell(prepared.handle, Outcome(OutcomeKind.LOST))
 
-    def _raise(self) -> None:
+    def _raise_error(self) -> None:
         if self._error is not None:
             error, self._error = self._error, None
             raise error

@@ -1,9 +1,9 @@
-"""Equal trials of a series are trained once: a study adopts what another study of its series has trained to its end.
+"""Equal trials of a series are trained once: a study takes over what another study of its series has trained.
 
-The studies of a series lie in one folder. A trial that one of them is about to launch and that another has on record
-is taken over: its epochs and its end are journaled as the trial's own, with a mark that says where they came from, and
-its weights are linked into the study's folder. So tables, MLflow, fronts and the sampler have it like any other; only
-the cost is counted where it was paid.
+The studies of a series lie in one folder. A trial that one of them is about to launch, and that another has on record,
+is adopted: its epochs and its end are journaled as the trial's own, with the study they came from, and its weights are
+linked into the study's folder. So tables, MLflow, fronts and the sampler treat it like any other; its cost is counted
+only where it was paid.
 """
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lowrank.utils.atomic_write import atomic_path
 from sweeps.records.events import Status
 from sweeps.records.journal import read_journal
 from sweeps.records.model import TrialRecord, fold
 from sweeps.records.names import CHECKPOINT_FILE, JOURNAL_FILE, SERIES_FILE, TRIALS_FOLDER
 
-RESULTS = (Status.COMPLETED, Status.DIVERGED)  # ends that training the same once more would reach again
+REUSABLE = (Status.COMPLETED, Status.DIVERGED)  # ends that another training of the same trial would reach again
 MACHINE = ("host", "device", "cpus", "gpus", "processes")  # of the attempt that trained it
 
 
@@ -33,75 +34,116 @@ class ReusableTrial:
 
     @property
     def weights(self) -> Path:
-        """Its last weights."""
+        """The file of its last weights."""
         return weights_path(self.study, self.trial.trial_id)
 
     @property
     def usable(self) -> bool:
         """Whether it has an end that counts, and the weights of that end are there."""
-        if self.trial.broken or self.trial.status not in RESULTS:
+        if self.trial.broken or self.trial.status not in REUSABLE:
             return False
         return self.trial.status is Status.DIVERGED or self.weights.is_file()
 
     def origin(self) -> dict[str, Any]:
-        """In which study it was trained and on what, for the journal."""
+        """Return the study that trained it and the machine, for the journal."""
         machine = {name: value for name in MACHINE if (value := self.trial.last_attempt(name)) is not None}
         return {"study": self.trial.adopted.get("study", self.study.name), **machine}
 
 
 @dataclass
 class SiblingResults:
-    """The trials of a study's sisters, by id; empty for a study that is in no series."""
+    """The trials of the other studies of a series, by id; empty for a study that is in no series."""
 
     trials: dict[str, list[ReusableTrial]] = field(default_factory=dict)
 
     @classmethod
     def read(cls, folder: Path) -> SiblingResults:
-        """Those of the studies beside the one in `folder`, as they stand now. Raises InputError for a damaged one."""
+        """Read the studies of the series beside a study, as they stand now.
+
+        Args:
+            folder: the study's.
+
+        Returns:
+            Their trials; none where the study is in no series.
+
+        Raises:
+            InputError: one of their journals is damaged.
+        """
+        siblings = cls()
         if not (folder.parent / SERIES_FILE).is_file():
-            return cls()
-        paths = sorted(folder.parent.glob(f"*/{JOURNAL_FILE}"))
-        found = cls()
-        for path in paths:
+            return siblings
+        for path in sorted(folder.parent.glob(f"*/{JOURNAL_FILE}")):
             if path.parent != folder:
-                found.add(path.parent, fold(read_journal(path)).trials.values())
-        return found
+                siblings.add(path.parent, fold(read_journal(path)).trials.values())
+        return siblings
 
     def add(self, study: Path, trials: Iterable[TrialRecord]) -> None:
-        """Take in the trials of one study."""
+        """Add the trials of one study.
+
+        Args:
+            study: its folder.
+            trials: its trials.
+        """
         for trial in trials:
             self.trials.setdefault(trial.trial_id, []).append(ReusableTrial(trial, study))
 
     def find(self, trial_id: str) -> ReusableTrial | None:
-        """One that can be adopted, from where it was trained if it is still there; None where there is none."""
-        usable = [known for known in self.trials.get(trial_id, ()) if known.usable]
-        return min(usable, key=lambda known: bool(known.trial.adopted), default=None)
+        """Find a trial that can be adopted.
+
+        Args:
+            trial_id: its id.
+
+        Returns:
+            The trial, in the study that trained it if it is still there; None where there is none.
+        """
+        usable = [sibling for sibling in self.trials.get(trial_id, ()) if sibling.usable]
+        return min(usable, key=lambda sibling: bool(sibling.trial.adopted), default=None)
 
     def test_error(self, trial: TrialRecord) -> float | None:
-        """What the same weights had on the test split (percent), where that was looked at already."""
-        same = self._of_equal_weights(trial)
-        return next((known.trial.test_error for known in same if known.trial.test_error is not None), None)
+        """Return the test error that another study has of the same weights.
 
-    def _of_equal_weights(self, trial: TrialRecord) -> Sequence[ReusableTrial]:
-        known = self.trials.get(trial.trial_id, ())
-        return [each for each in known if trial.adopted or each.trial.adopted]
+        Args:
+            trial: a trial of this study.
+
+        Returns:
+            The error in percent; None where no study has looked at the test split with these weights.
+        """
+        errors = (sibling.trial.test_error for sibling in self._with_equal_weights(trial))
+        return next((error for error in errors if error is not None), None)
+
+    def _with_equal_weights(self, trial: TrialRecord) -> Sequence[ReusableTrial]:
+        return [sibling for sibling in self.trials.get(trial.trial_id, ()) if trial.adopted or sibling.trial.adopted]
 
 
 def weights_path(study: Path, trial_id: str) -> Path:
-    """Where a study keeps a trial's weights."""
+    """Return the file that holds a trial's weights.
+
+    Args:
+        study: the study's folder.
+        trial_id: the trial's id.
+
+    Returns:
+        The path, whether or not there is a file.
+    """
     return study / TRIALS_FOLDER / trial_id / CHECKPOINT_FILE
 
 
-def link_weights(known: ReusableTrial, study: Path) -> None:
-    """Give `study` the weights of a trial of another, as a second name of the file where the disk can; OSError."""
-    target = weights_path(study, known.trial.trial_id)
-    if not known.weights.is_file():
+def link_weights(sibling: ReusableTrial, study: Path) -> None:
+    """Give a study the weights of another's trial, as a hard link where the disk can, else as a copy.
+
+    Args:
+        sibling: the trial of the other study; without weights nothing is done.
+        study: the folder of the study that adopts it.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    target = weights_path(study, sibling.trial.trial_id)
+    if not sibling.weights.is_file():
         return
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_suffix(f".{os.getpid()}.tmp")
-    temporary.unlink(missing_ok=True)
-    try:
-        os.link(known.weights, temporary)
-    except OSError:  # another disk, or one without links
-        shutil.copy2(known.weights, temporary)
-    temporary.replace(target)
+    with atomic_path(target) as temporary:
+        try:
+            os.link(sibling.weights, temporary)
+        except OSError:  # another disk, or one without links
+            shutil.copy2(sibling.weights, temporary)

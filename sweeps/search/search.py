@@ -1,8 +1,9 @@
-"""The search: what is trained next, and what the sampler learns of it.
+"""The search: which trial is trained next, and what the sampler learns of its result.
 
-Every proposal is resolved before anything starts: its size is solved, its counts are exact; what is infeasible or has
-been proposed before is never launched. Order of writing: Optuna's memory, then the journal, then the launch; and at
-the end of a trial the journal, then Optuna. So a kill at any point leaves a trial that `restore` can place.
+Every proposal is resolved before anything starts: its size is solved, its counts are exact. A point that is infeasible
+or has been proposed before is never launched. A proposal is written to Optuna's storage, then to the journal, and then
+launched; at the end of a trial the journal is written first, then Optuna's storage. So a kill at any point leaves
+records from which a resumed study can go on.
 """
 
 from __future__ import annotations
@@ -19,35 +20,34 @@ from sweeps.records.journal import Journal
 from sweeps.records.model import StudyRecord, TrialRecord, apply_event
 from sweeps.records.specification import Trial
 from sweeps.search.counters import TrialCounters
-from sweeps.search.proposer import Outcome, Proposal, Proposer
+from sweeps.search.proposer import Handle, Outcome, OutcomeKind, Proposal, Proposer
 from sweeps.search.reuse import SiblingResults, link_weights
 from sweeps.space.model import Space
 from sweeps.space.strata import Stratum
-from sweeps.trials.feasibility import reachable_strata
 from sweeps.trials.resolver import Resolver, StepTimeError
 
-__all__ = ["PreparedTrial", "Search", "reachable_strata"]
-
-EXPLORE_AFTER = 10  # proposals in a row that led nowhere, after which the sampler is set aside
-GIVE_UP_AFTER = 60  # ... after which a stratum counts as used up
-_KINDS = {
-    Status.COMPLETED: "complete", Status.STOPPED: "pruned", Status.INFEASIBLE: "infeasible",
-    Status.OUT_OF_MEMORY: "infeasible",
+EXPLORE_AFTER = 10  # proposals in a row without a new trial, after which points are sampled uniformly at random
+GIVE_UP_AFTER = 60  # proposals in a row without a new trial, after which a stratum counts as exhausted
+_OUTCOME_KINDS = {
+    Status.COMPLETED: OutcomeKind.COMPLETE, Status.STOPPED: OutcomeKind.PRUNED,
+    Status.INFEASIBLE: OutcomeKind.INFEASIBLE, Status.OUT_OF_MEMORY: OutcomeKind.INFEASIBLE,
+    Status.FAILED: OutcomeKind.LOST,
 }  # fmt: skip
-Notes = list[tuple[Event, dict[str, Any]]]  # what is to be journaled
+_LOST = Outcome(OutcomeKind.LOST)
+Events = list[tuple[Event, dict[str, Any]]]  # to be journaled: kind and fields
 
 
 @dataclass
 class PreparedTrial:
-    """What asking the proposer led to: a new trial (None where nothing new was found) and what to note of the way."""
+    """What asking the proposer has given: a new trial, or None, and the events to journal."""
 
     trial: Trial | None = None
-    handle: dict[str, Any] = field(default_factory=dict)
-    notes: Notes = field(default_factory=list)
+    handle: Handle = field(default_factory=dict)
+    events: Events = field(default_factory=list)
 
 
 class Search:
-    """Hands out trials one at a time and keeps the record of the study current.
+    """Gives out trials one at a time and keeps the record of the study current.
 
     `prepare` may run in a thread of its own (sweeps.search.prefetch): it alone asks the proposer, and it writes
     nothing.
@@ -57,31 +57,41 @@ class Search:
         self, space: Space, resolver: Resolver, proposer: Proposer, journal: Journal, record: StudyRecord,
         strata: Sequence[Stratum] | None = None, siblings: SiblingResults | None = None,
     ):  # fmt: skip
-        """`siblings` are the trials of the other studies of a series, which are adopted rather than trained again."""
+        """Begin a search, or resume it from the record.
+
+        Args:
+            space: what is searched.
+            resolver: makes trials of points.
+            proposer: the source of points.
+            journal: the study's, open for writing.
+            record: the study's, brought up to the journal.
+            strata: those that some method can meet; None for all.
+            siblings: trials of the other studies of a series, which are adopted rather than trained again.
+        """
         self.space, self.resolver, self.proposer = space, resolver, proposer
-        self.strata = tuple(strata or resolver.strata)  # those that can be met
+        self.strata = tuple(strata or resolver.strata)
         self.journal, self.record = journal, record
         self.counters = TrialCounters(record.trials.values(), grid=space.search.sampler == "grid")
         self.waiting: deque[Trial] = deque()
-        self.postponed: deque[Trial] = deque()  # for a phase with a larger share, when the rest is done
-        self.exhausted: set[str] = set()
-        self.reserved: dict[str, Trial] = {}  # prepared, not yet handed out
+        self.postponed: deque[Trial] = deque()  # for a phase with a larger share, when all others have ended
+        self.exhausted: set[str] = set()  # labels of strata
+        self.reserved: dict[str, Trial] = {}  # prepared, not committed yet
         self.siblings = siblings or SiblingResults()
-        self.adopted: list[TrialRecord] = []  # in this sitting
-        self.report_outcome: Callable[[dict[str, Any], Outcome], None] | None = None  # instead of `proposer.tell`
+        self.adopted: list[TrialRecord] = []  # in this run of the driver
+        self.report_outcome: Callable[[Handle, Outcome], None] | None = None  # instead of `proposer.tell`
         self._restore()
 
     # What is trained next
 
     def next(self) -> Trial | None:
-        """The next trial to launch; None when there is nothing to launch now: see `is_over`."""
+        """Return the next trial to launch; None when there is nothing to launch now (see `is_over`)."""
         trial = self.pop_waiting()
         while trial is None and self.may_propose() and not self.waiting:
             trial = self.commit_proposal(self.prepare())
         return trial or self.next_repeat()
 
     def pop_waiting(self) -> Trial | None:
-        """A trial that needs no proposal: a reference, one that a kill left without an end, a repeat."""
+        """Return a trial that needs no proposal: a reference, a repeat, or one that a kill left without an end."""
         while (trial := next(filter(self.is_startable, self.waiting), None)) is not None:
             self.waiting.remove(trial)
             if not self._adopt(trial):
@@ -89,16 +99,16 @@ class Search:
         return None
 
     def pop_postponed(self) -> Trial | None:
-        """The next trial of the phase with a larger share."""
+        """Return the next trial of the phase with a larger share; None when there is none."""
         return self.postponed.popleft() if self.postponed else None
 
     def is_startable(self, trial: Trial) -> bool:
-        """Whether the weights that it starts from are there, or will never be (it then fails and says so)."""
+        """Whether a trial can start: its initial weights are there, or never will be, and it fails and says so."""
         source = self.record.trials.get(trial.needs or "")
         return source is None or source.ended
 
     def may_propose(self) -> bool:
-        """Whether there is room for a further proposal, as far as is known."""
+        """Whether another proposal may be made: `search.trials` and the strata are not used up."""
         if self.counters.proposed + len(self.reserved) >= self.space.search.trials:
             return False
         return any(stratum.label not in self.exhausted for stratum in self.strata)
@@ -108,13 +118,13 @@ class Search:
         return not self.postponed and self.is_exhausted() and not self.is_running()
 
     def is_blocked(self) -> bool:
-        """Whether nothing can be launched before what was put off has been trained."""
+        """Whether nothing can be launched before the postponed trials have been trained."""
         if not self.postponed or self.is_running() or any(self.is_startable(trial) for trial in self.waiting):
             return False
         return bool(self.waiting) or not (self.reserved or self.may_propose())
 
     def is_exhausted(self) -> bool:
-        """Whether nothing more will be launched, though trials may still run (on whose ends repeats depend)."""
+        """Whether nothing more will be launched; trials may still run, and repeats depend on how they end."""
         if self.waiting or self.reserved or self.may_propose():
             return False
         if self.space.search.repeats == 1 or self.space.search.sampler == "grid":
@@ -130,16 +140,21 @@ class Search:
         """The stratum with the fewest trials so far (a grid has its own order and takes any)."""
         reserved = Counter(trial.stratum for trial in list(self.reserved.values()))
         open_strata = [stratum for stratum in self.strata if stratum.label not in self.exhausted]
-        return min(open_strata, key=lambda each: self.counters.strata[each.label] + reserved[each.label], default=None)
+        sizes = {stratum: self.counters.strata[stratum.label] + reserved[stratum.label] for stratum in open_strata}
+        return min(sizes, key=sizes.__getitem__, default=None)
 
     def prepare(self) -> PreparedTrial:
-        """Ask until something new is found, and reserve it; a stratum in which nothing is found counts as used up."""
+        """Ask until there is a new trial, and reserve it; a stratum that gives none counts as exhausted.
+
+        Returns:
+            The trial with its handle, or None where there is no new one; and the events to journal.
+        """
         stratum, prepared = self._next_stratum(), PreparedTrial()
         for attempt in range(GIVE_UP_AFTER if stratum else 0):
             assert stratum is not None
             proposal = self.proposer.ask(stratum, explore=attempt >= EXPLORE_AFTER)
             if proposal is None:
-                self.exhausted.update(each.label for each in self.strata)
+                self.exhausted.update(stratum.label for stratum in self.strata)
                 return prepared
             if self._is_new(proposal, stratum, prepared):
                 return prepared
@@ -155,37 +170,45 @@ class Search:
         try:
             trial = self.resolver.resolve(proposal.point, proposal.repeat, role)
         except InfeasibleError as error:
-            self._note_infeasible(proposal, stratum, error, prepared.notes)
+            self._add_infeasible(proposal, stratum, error, prepared.events)
             return False
-        known = self.record.trials.get(trial.trial_id)
-        if known is None and trial.trial_id not in self.reserved:
+        record = self.record.trials.get(trial.trial_id)
+        if record is None and trial.trial_id not in self.reserved:
             self.reserved[trial.trial_id] = trial
             prepared.trial, prepared.handle = trial, proposal.handle
             return True
-        self._note_repeat(trial.trial_id, known, proposal, prepared.notes)
+        self._add_duplicate(trial.trial_id, record, proposal, prepared.events)
         return False
 
-    def _note_repeat(self, trial_id: str, known: TrialRecord | None, proposal: Proposal, notes: Notes) -> None:
+    def _add_duplicate(self, trial_id: str, record: TrialRecord | None, proposal: Proposal, events: Events) -> None:
+        """Tell the proposer the result of the equal trial; on a grid journal the point as an alias of it."""
         if self.space.search.sampler != "grid":
-            self.proposer.tell(proposal.handle, self._outcome(known) if known and known.ended else Outcome("lost"))
+            self.proposer.tell(proposal.handle, self._outcome(record) if record and record.ended else _LOST)
             return
-        first = known.parameters if known else self.reserved[trial_id].point
-        if proposal.point != first and proposal.point not in (known.aliases if known else []):
-            notes.append((Event.ALIAS, {"trial": trial_id, "parameters": proposal.point}))
+        first = record.parameters if record else self.reserved[trial_id].point
+        if proposal.point != first and proposal.point not in (record.aliases if record else []):
+            events.append((Event.ALIAS, {"trial": trial_id, "parameters": proposal.point}))
 
-    def _note_infeasible(self, proposal: Proposal, stratum: Stratum, error: InfeasibleError, notes: Notes) -> None:
+    def _add_infeasible(self, proposal: Proposal, stratum: Stratum, error: InfeasibleError, events: Events) -> None:
         name = "infeasible-" + "-".join(f"{value}" for _, value in sorted(proposal.point.items()))
         if name not in self.record.trials:
-            about = {"stratum": stratum.label, "parameters": proposal.point, "reason": str(error)}
-            notes.append((Event.INFEASIBLE, {"trial": name, **about}))
+            fields = {"stratum": stratum.label, "parameters": proposal.point, "reason": str(error)}
+            events.append((Event.INFEASIBLE, {"trial": name, **fields}))
         excess = (error.excess,) if isinstance(error, StepTimeError) else ()
-        self.proposer.tell(proposal.handle, Outcome("infeasible", excess))
+        self.proposer.tell(proposal.handle, Outcome(OutcomeKind.INFEASIBLE, excess))
 
     def commit_proposal(self, prepared: PreparedTrial) -> Trial | None:
-        """Journal what was prepared; the trial to launch, None where there is none, its start is not there yet, or
-        another study of the series has trained it."""
-        for event, about in prepared.notes:
-            self._write(event, **about)
+        """Journal what was prepared.
+
+        Args:
+            prepared: what `prepare` has returned.
+
+        Returns:
+            The trial to launch; None where there is none, where its initial weights are not there yet, or where another
+            study of the series has trained it.
+        """
+        for event, fields in prepared.events:
+            self._write(event, **fields)
         trial = prepared.trial
         if trial is None:
             return None
@@ -197,18 +220,18 @@ class Search:
         return None if self._adopt(trial) else trial
 
     def _adopt(self, trial: Trial) -> bool:
-        """Take over what another study of the series has trained of it; False where there is nothing to take over."""
-        known = self.siblings.find(trial.trial_id)
-        if known is None:
+        """Adopt the results of another study of the series; False where there are none."""
+        sibling = self.siblings.find(trial.trial_id)
+        if sibling is None:
             return False
-        link_weights(known, self.journal.path.parent)
-        own, record = trial.trial_id, known.trial
-        self._write(Event.ADOPTED, trial=own, **known.origin())
-        for epoch, metrics in sorted(record.epochs.items()):
-            if epoch not in self.record.trials[own].epochs:  # a kill may have cut this off
-                self.write_epoch(own, epoch, {name: value for name, value in metrics.items() if name != "time"})
-        self.adopted.append(self.record.trials[own])
-        self.finish(own, record.status, record.reason)
+        link_weights(sibling, self.journal.path.parent)
+        trial_id = trial.trial_id
+        self._write(Event.ADOPTED, trial=trial_id, **sibling.origin())
+        for epoch, metrics in sorted(sibling.trial.epochs.items()):
+            if epoch not in self.record.trials[trial_id].epochs:  # a kill may have cut an earlier adoption off
+                self.write_epoch(trial_id, epoch, {name: value for name, value in metrics.items() if name != "time"})
+        self.adopted.append(self.record.trials[trial_id])
+        self.finish(trial_id, sibling.trial.status, sibling.trial.reason)
         return True
 
     def _write_proposed(self, trial: Trial, handle: Mapping[str, Any]) -> None:
@@ -220,7 +243,7 @@ class Search:
     # Repeats of the final front
 
     def next_repeat(self) -> Trial | None:
-        """A further seed of a point of the final front, once every other trial has its end."""
+        """Return another seed of a point of the final front, once every other trial has ended; None for none."""
         running = (self.record.trials[trial_id] for trial_id in self.counters.open)
         searching = self.reserved or any(trial.role is Role.SEARCH for trial in running)
         for trial in [] if searching or self.waiting or self.may_propose() else self._missing_repeats():
@@ -230,45 +253,44 @@ class Search:
         return None
 
     def _missing_repeats(self) -> list[Trial]:
-        """Repeats not yet proposed, the second seed of every point before the third of any; none on a grid."""
+        """Repeats not proposed yet, the second seed of every point before the third of any; none on a grid."""
         if self.space.search.sampler == "grid":
             return []
-        found = []
+        repeats = []
         for repeat in range(1, self.space.search.repeats):
             for point in front_points(self.record):
                 try:
-                    found.append(self.resolver.resolve(point, repeat, Role.REPEAT))
+                    repeats.append(self.resolver.resolve(point, repeat, Role.REPEAT))
                 except InfeasibleError:
-                    continue  # its budget of step time is of another machine
-            found += self.resolver.references(repeat)[0]
-        return [trial for trial in found if trial.trial_id not in self.record.trials]
+                    continue  # its budget of step time was met on another machine
+            repeats += self.resolver.references(repeat)[0]
+        return [trial for trial in repeats if trial.trial_id not in self.record.trials]
 
-    # What became of a trial
+    # Results of a trial
 
-    def write_attempt(self, trial_id: str, about: Mapping[str, Any]) -> None:
-        """A worker took the trial up."""
-        self._write(Event.ATTEMPT, trial=trial_id, **about)
+    def write_attempt(self, trial_id: str, worker: Mapping[str, Any]) -> None:
+        """Journal that a worker has begun or resumed the trial; `worker` says which, and on what."""
+        self._write(Event.ATTEMPT, trial=trial_id, **worker)
 
     def write_epoch(self, trial_id: str, epoch: int, metrics: Mapping[str, float]) -> None:
-        """One epoch's metrics."""
+        """Journal one epoch's metrics."""
         self._write(Event.EPOCH, trial=trial_id, epoch=epoch, metrics=dict(metrics))
 
     def write_notice(self, trial_id: str, text: str) -> None:
-        """What a trial has to say to the user, one line."""
+        """Journal a trial's message to the user, one line."""
         self._write(Event.NOTICE, trial=trial_id, text=text)
 
     def write_test_error(self, trial_id: str, error: float) -> None:
-        """The one look at the test split, in percent."""
+        """Journal the test error in percent; the test split is evaluated once in a trial's life."""
         self._write(Event.TESTED, sync=True, trial=trial_id, test_error=error)
 
     def postpone(self, trial_id: str, reason: str) -> None:
-        """Try a trial whose memory ran out once more, in the phase with a larger share."""
+        """Try a trial that ran out of memory again, in the phase with a larger share."""
         self._write(Event.POSTPONED, sync=True, trial=trial_id, reason=reason)
-        known = self.record.trials[trial_id]
-        self.postponed.append(_trial_of(known))
+        self.postponed.append(_to_trial(self.record.trials[trial_id]))
 
     def finish(self, trial_id: str, status: Status, reason: str = "") -> None:
-        """A trial's end; the sampler learns of it. A second end of the same trial changes nothing."""
+        """Journal a trial's end and tell the sampler; a second end of the same trial changes nothing."""
         trial = self.record.trials[trial_id]
         if trial.status in TERMINAL:
             return
@@ -277,23 +299,23 @@ class Search:
             (self.report_outcome or self.proposer.tell)(trial.proposal, self._outcome(trial))
 
     def requeue(self, trial_id: str) -> None:
-        """An attempt failed: the trial is handed out again, before anything new. One that has its end stays ended."""
+        """Launch a trial again after a failed attempt, before any other; one that has ended stays ended."""
         record = self.record.trials[trial_id]
         if not record.ended:
-            self.waiting.appendleft(_trial_of(record))
+            self.waiting.appendleft(_to_trial(record))
 
     def _outcome(self, trial: TrialRecord) -> Outcome:
         if trial.broken:
-            return Outcome("lost")
-        kind = _KINDS.get(trial.status, "lost" if trial.status is Status.FAILED else "bad")
-        if kind not in ("complete", "pruned"):
-            return Outcome(kind, trial=trial.trial_id)
-        return Outcome(kind, self._values(trial), trial.last_epoch, trial.trial_id)
+            return _LOST
+        kind = _OUTCOME_KINDS.get(trial.status, OutcomeKind.DIVERGED)
+        if kind not in (OutcomeKind.COMPLETE, OutcomeKind.PRUNED):
+            return Outcome(kind, trial_id=trial.trial_id)
+        return Outcome(kind, self._objective_values(trial), trial.last_epoch, trial.trial_id)
 
-    def _values(self, trial: TrialRecord) -> tuple[float, ...]:
+    def _objective_values(self, trial: TrialRecord) -> tuple[float, ...]:
         assert trial.val_error is not None
-        found = {"val_error": trial.val_error, **{key: float(value) for key, value in trial.counts.items()}}
-        return tuple(found[name] for name in self.space.search.objectives)
+        values = {"val_error": trial.val_error, **{key: float(count) for key, count in trial.counts.items()}}
+        return tuple(values[name] for name in self.space.search.objectives)
 
     def _write(self, event: Event, *, sync: bool = False, **fields: Any) -> None:
         apply_event(self.record, self.journal.append(event, sync=sync, **fields))
@@ -302,37 +324,38 @@ class Search:
     # Start and resume
 
     def _restore(self) -> None:
-        """Queue the references and all trials without an end; settle what the sampler's memory still holds open."""
+        """Queue the references and all trials without an end; tell the proposer what it has not been told."""
         for trial in self._references():
-            known = self.record.trials.get(trial.trial_id)
-            if known is None:
+            record = self.record.trials.get(trial.trial_id)
+            if record is None:
                 self._write_proposed(trial, {})
-            if known is None or not known.ended:
-                (self.postponed if known and known.postponed else self.waiting).append(trial)
-        self._settle_open_proposals()
-        self._forget_broken()
+            if record is None or not record.ended:
+                (self.postponed if record and record.postponed else self.waiting).append(trial)
+        self._report_open_proposals()
+        self._hide_broken()
+        queued = {trial.trial_id for trial in (*self.waiting, *self.postponed)}
         for record in list(self.record.trials.values()):
-            if not record.ended and record.trial_id not in {each.trial_id for each in (*self.waiting, *self.postponed)}:
-                (self.postponed if record.postponed else self.waiting).append(self._again(record))
+            if not record.ended and record.trial_id not in queued:
+                (self.postponed if record.postponed else self.waiting).append(self._propose_again(record))
 
     def _references(self) -> list[Trial]:
-        """On a grid, whose rows are all repeated, with every seed; else the further seeds come with the front's."""
+        """On a grid, whose rows are all repeated, with every seed; else with the first: others follow the front's."""
         repeats = self.space.search.repeats if self.space.search.sampler == "grid" else 1
         return [trial for repeat in range(repeats) for trial in self.resolver.references(repeat)[0]]
 
-    def _settle_open_proposals(self) -> None:
+    def _report_open_proposals(self) -> None:
         owners = {_key(trial.proposal): trial for trial in self.record.trials.values() if trial.proposal}
         for handle in self.proposer.open_handles():
             owner = owners.get(_key(handle))
-            self.proposer.tell(handle, self._outcome(owner) if owner and owner.ended else Outcome("lost"))
+            self.proposer.tell(handle, self._outcome(owner) if owner and owner.ended else _LOST)
 
-    def _forget_broken(self) -> None:
+    def _hide_broken(self) -> None:
         for trial in self.record.trials.values():
             if trial.broken and trial.proposal:
-                self.proposer.forget(trial.proposal, trial.trial_id)
+                self.proposer.hide(trial.proposal, trial.trial_id)
 
-    def _again(self, record: TrialRecord) -> Trial:
-        trial, handle = _trial_of(record), record.proposal
+    def _propose_again(self, record: TrialRecord) -> Trial:
+        trial, handle = _to_trial(record), record.proposal
         if record.role is Role.SEARCH and handle:
             label = handle.get("study")
             stratum = next((stratum for stratum in self.strata if stratum.label == label), self.strata[0])
@@ -341,13 +364,13 @@ class Search:
         return trial
 
 
-def _trial_of(record: TrialRecord) -> Trial:
-    """The trial of a record, to be launched again."""
+def _to_trial(record: TrialRecord) -> Trial:
+    """The trial of a record, to launch it again."""
     return Trial(
         record.trial_id, record.role, record.stratum, dict(record.parameters), record.specification, record.counts,
         record.point_id,
     )  # fmt: skip
 
 
-def _key(handle: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
+def _key(handle: Handle) -> tuple[tuple[str, Any], ...]:
     return tuple(sorted(handle.items()))

@@ -22,7 +22,7 @@ from sweeps.records.journal import FullDiskError, Journal, locked_journal, read_
 from sweeps.records.model import StudyRecord, apply_event, fold
 from sweeps.records.names import JOURNAL_FILE, SPACE_FILE
 from sweeps.records.study_folders import find_folder, new_folder, read_question, studies_root, write_question
-from sweeps.search.proposer import OptunaProposer, make_proposer
+from sweeps.search.optuna_proposer import OptunaProposer, make_proposer
 from sweeps.search.reuse import SiblingResults
 from sweeps.search.search import Search
 from sweeps.search.warm_start import earlier_studies, warm_start

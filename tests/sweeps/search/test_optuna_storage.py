@@ -13,8 +13,9 @@ from sweeps.records.events import Event, Role, Status
 from sweeps.records.journal import Journal, read_journal
 from sweeps.records.model import apply_event, fold
 from sweeps.records.names import JOURNAL_FILE
+from sweeps.search.optuna_proposer import OptunaProposer, make_proposer
 from sweeps.search.optuna_storage import CrashSafeJournalBackend
-from sweeps.search.proposer import OptunaProposer, Outcome, make_proposer
+from sweeps.search.proposer import Outcome, OutcomeKind
 from sweeps.search.search import Search
 
 
@@ -91,7 +92,7 @@ def test_a_proposal_that_repeated_the_broken_outcome_is_forgotten_with_it(begin,
     search = begin()
     victim = train_all(search)[0]
     repeat = search.proposer.ask(search.strata[0])
-    search.proposer.tell(repeat.handle, Outcome("complete", (10.0,), 1, victim))
+    search.proposer.tell(repeat.handle, Outcome(OutcomeKind.COMPLETE, (10.0,), 1, victim))
     assert (repeat.handle["study"], repeat.handle["number"]) in values(search)
     mark(tmp_path, victim, "why")
     assert (repeat.handle["study"], repeat.handle["number"]) not in values(begin())

@@ -6,8 +6,10 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from sweeps.search.proposer import GridProposer, OptunaProposer, Outcome, finite_size, grid_points
+from sweeps.search.optuna_proposer import OptunaProposer
+from sweeps.search.proposer import GridProposer, Outcome, OutcomeKind
 from sweeps.space.parse import parse_space, read_space
+from sweeps.space.points import Points
 
 
 def trials_of(proposer: OptunaProposer, label: str) -> list[optuna.trial.FrozenTrial]:
@@ -38,10 +40,10 @@ def test_strata_do_not_draw_the_same_points(proposer, resolver):
 @pytest.mark.parametrize(
     ("outcome", "state", "value", "reported"),
     [
-        (Outcome("complete", (7.5,), 2), TrialState.COMPLETE, 7.5, {}),
-        (Outcome("pruned", (30.0,), 1), TrialState.PRUNED, 30.0, {1: 30.0}),
-        (Outcome("bad"), TrialState.PRUNED, None, {}),
-        (Outcome("lost"), TrialState.FAIL, None, {}),
+        (Outcome(OutcomeKind.COMPLETE, (7.5,), 2), TrialState.COMPLETE, 7.5, {}),
+        (Outcome(OutcomeKind.PRUNED, (30.0,), 1), TrialState.PRUNED, 30.0, {1: 30.0}),
+        (Outcome(OutcomeKind.DIVERGED), TrialState.PRUNED, None, {}),
+        (Outcome(OutcomeKind.LOST), TrialState.FAIL, None, {}),
     ],
 )
 def test_what_the_sampler_learns(proposer, resolver, outcome, state, value, reported):
@@ -53,13 +55,13 @@ def test_what_the_sampler_learns(proposer, resolver, outcome, state, value, repo
     assert trial.intermediate_values == reported
     if state is TrialState.COMPLETE:
         assert trial.value == value
-    proposer.tell(handle, Outcome("lost"))  # a second report changes nothing
+    proposer.tell(handle, Outcome(OutcomeKind.LOST))  # a second report changes nothing
     assert trials_of(proposer, stratum.label)[0].state is state
 
 
 def test_an_infeasible_point_teaches_its_constraint(proposer, resolver):
     proposal = proposer.ask(resolver.strata[0])
-    proposer.tell(proposal.handle, Outcome("infeasible"))
+    proposer.tell(proposal.handle, Outcome(OutcomeKind.INFEASIBLE))
     trial = trials_of(proposer, resolver.strata[0].label)[0]
     assert trial.state is TrialState.PRUNED
     assert any("feasible" in key and value == 1.0 for key, value in trial.system_attrs.items())
@@ -68,7 +70,7 @@ def test_an_infeasible_point_teaches_its_constraint(proposer, resolver):
 def test_the_memory_is_there_for_the_next_driver(proposer, space, resolver, tmp_path):
     stratum = resolver.strata[0]
     told, open_one = proposer.ask(stratum), proposer.ask(stratum)
-    proposer.tell(told.handle, Outcome("complete", (5.0,), 2))
+    proposer.tell(told.handle, Outcome(OutcomeKind.COMPLETE, (5.0,), 2))
     later = OptunaProposer(space, tmp_path)
     assert later.open_handles() == [open_one.handle]
     assert [trial.value for trial in trials_of(later, stratum.label)] == [5.0, None]
@@ -78,7 +80,7 @@ def test_a_stop_told_after_a_kill_keeps_its_error(proposer, space, resolver, tmp
     stratum = resolver.strata[0]
     handle = proposer.ask(stratum).handle
     later = OptunaProposer(space, tmp_path)
-    later.tell(handle, Outcome("pruned", (22.0,), 3))
+    later.tell(handle, Outcome(OutcomeKind.PRUNED, (22.0,), 3))
     states = [(trial.state, trial.intermediate_values) for trial in trials_of(later, stratum.label)]
     assert states == [(TrialState.FAIL, {}), (TrialState.PRUNED, {3: 22.0})]
 
@@ -87,7 +89,7 @@ def test_what_was_infeasible_keeps_its_constraint_when_told_after_a_kill(propose
     stratum = resolver.strata[0]
     handle = proposer.ask(stratum).handle
     later = OptunaProposer(space, tmp_path)
-    later.tell(handle, Outcome("infeasible"))
+    later.tell(handle, Outcome(OutcomeKind.INFEASIBLE))
     lost, kept = trials_of(later, stratum.label)
     assert (lost.state, kept.state) == (TrialState.FAIL, TrialState.PRUNED)
     assert list(kept.constraints.values()) == [1.0]
@@ -107,7 +109,7 @@ def test_a_point_queued_but_never_asked_for_is_not_handed_out_later(proposer, sp
     proposer._study(stratum.label).enqueue_trial(point)  # killed here
     later = OptunaProposer(space, tmp_path)
     for handle in later.open_handles():
-        later.tell(handle, Outcome("lost"))
+        later.tell(handle, Outcome(OutcomeKind.LOST))
     assert [trial.state for trial in trials_of(later, stratum.label)] == [TrialState.FAIL, TrialState.FAIL]
 
 
@@ -126,8 +128,8 @@ def test_several_objectives_are_told_together(content, digits, tmp_path):
     space = parse_space("small", content)
     stratum = Resolver(space, digits).strata[0]
     proposer = OptunaProposer(space, tmp_path)
-    proposer.tell(proposer.ask(stratum).handle, Outcome("complete", (5.0, 60_000.0), 2))
-    proposer.tell(proposer.ask(stratum).handle, Outcome("pruned", (9.0, 60_000.0), 1))
+    proposer.tell(proposer.ask(stratum).handle, Outcome(OutcomeKind.COMPLETE, (5.0, 60_000.0), 2))
+    proposer.tell(proposer.ask(stratum).handle, Outcome(OutcomeKind.PRUNED, (9.0, 60_000.0), 1))
     first, second = trials_of(proposer, stratum.label)
     assert first.values == [5.0, 60_000.0]
     assert second.state is TrialState.PRUNED
@@ -144,11 +146,11 @@ def test_a_grid_gives_every_point_once_in_an_order_set_by_the_seed(resolver):
 
     assert order(0) == order(0)
     assert order(0) != order(1)
-    assert set(order(0)) == {tuple(sorted(point.items())) for point in grid_points(space)}
+    assert set(order(0)) == {tuple(sorted(point.items())) for point in Points(space).grid()}
     assert len(order(0)) == 129
 
 
 def test_the_size_of_a_space(space):
-    assert finite_size(space) == 2 * 3 * 2 * 2
-    assert finite_size(read_space("tt_dims")) is None
-    assert finite_size(read_space("tt_schedule")) == 129
+    assert Points(space).size() == 2 * 3 * 2 * 2
+    assert Points(read_space("tt_dims")).size() is None
+    assert Points(read_space("tt_schedule")).size() == 129

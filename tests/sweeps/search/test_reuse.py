@@ -17,8 +17,8 @@ from sweeps.records.model import StudyRecord, TrialRecord, apply_event, fold
 from sweeps.records.names import JOURNAL_FILE, SERIES_FILE
 from sweeps.records.tables import from_row, to_row
 from sweeps.search import reuse as adoption
+from sweeps.search.optuna_proposer import make_proposer
 from sweeps.search.prefetch import ProposalPrefetcher
-from sweeps.search.proposer import make_proposer
 from sweeps.search.reuse import SiblingResults, weights_path
 from sweeps.search.search import Search
 from sweeps.space.parse import parse_space

@@ -9,7 +9,7 @@ from lowrank.errors import InputError
 from sweeps.records.events import TERMINAL, Status
 from sweeps.records.journal import Journal, read_journal
 from sweeps.records.model import fold
-from sweeps.search.proposer import make_proposer
+from sweeps.search.optuna_proposer import make_proposer
 from sweeps.search.search import Search
 from sweeps.space.parse import parse_space, read_space
 from sweeps.trials.feasibility import impossible, reachable_strata

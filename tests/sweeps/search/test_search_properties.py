@@ -19,7 +19,7 @@ from sweeps.records.events import Role, Status
 from sweeps.records.journal import Journal, read_journal
 from sweeps.records.model import StudyRecord, fold
 from sweeps.records.names import JOURNAL_FILE, SERIES_FILE
-from sweeps.search.proposer import make_proposer
+from sweeps.search.optuna_proposer import make_proposer
 from sweeps.search.reuse import SiblingResults, weights_path
 from sweeps.search.search import Search
 from sweeps.space.model import Space

@@ -57,7 +57,7 @@ def test_brackets_are_used_and_belong_to_the_name():
 
 
 def test_the_median_stops_what_is_worse_than_half_of_the_others():
-    rule = Median(grace=2, most=4)
+    rule = Median(grace=2, epochs=4)
     for name, error in (("a", 5.0), ("b", 6.0), ("c", 7.0)):
         assert all(rule.report(name, epoch, error) is None for epoch in (1, 2, 3))
     assert rule.report("worse", 1, 50.0) is None  # before the grace has passed nothing stops
@@ -67,7 +67,7 @@ def test_the_median_stops_what_is_worse_than_half_of_the_others():
 
 
 def test_the_median_needs_enough_others():
-    rule = Median(grace=1, most=4)
+    rule = Median(grace=1, epochs=4)
     for name in ("a", "b"):
         rule.report(name, 1, 5.0)
     assert rule.report("c", 1, 50.0) is None

@@ -12,8 +12,8 @@ from lowrank.compression.trace import network_plan
 from lowrank.errors import InfeasibleError
 from lowrank.layers.registry import make_method
 from lowrank.networks.registry import NetworkSettings
-from sweeps.search.proposer import grid_points
 from sweeps.space.parse import parse_space, read_space
+from sweeps.space.points import Points
 from sweeps.trials.resolver import Resolver
 
 POINT = {
@@ -66,7 +66,7 @@ def test_an_impossible_budget_says_what_is_never_substituted(resolver):
 
 def test_the_original_sweep_has_129_rows_and_121_networks(digits):
     space = read_space("tt_schedule")
-    points = grid_points(space)
+    points = Points(space).grid()
     resolver = Resolver(space, digits)
     methods = [space.alternatives[int(point["alternative"])][0]["name"] for point in points]
     assert (methods.count("tensor_train"), methods.count("tucker")) == (57, 72)
