@@ -126,9 +126,9 @@ def _dispatch(options: argparse.Namespace) -> int:
     if options.plan:
         return _of_each(_plan, options)
     if options.probe_memory:
-        from sweeps.resources.memory_probe import fit
+        from sweeps.resources.memory_probe import probe_space
 
-        return _of_each(fit, options)
+        return _of_each(probe_space, options)
     space = _space(options)
     return start_study(space, options)
 
@@ -200,10 +200,10 @@ def _local_slots(space: Space) -> int:
 
     import torch
 
-    from sweeps.resources.shares import Cluster, share_of
+    from sweeps.resources.shares import Cluster, share_for
 
     cpus, gpus = float(os.cpu_count() or 1), float(torch.cuda.device_count())
-    return share_of(space.resources, Cluster(cpus, gpus, cpus, gpus), space.search.trials, False).concurrent
+    return share_for(space.resources, Cluster(cpus, gpus, cpus, gpus), space.search.trials, False).concurrent
 
 
 if __name__ == "__main__":

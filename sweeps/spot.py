@@ -14,7 +14,7 @@ if sys.path and Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
 
 from lowrank.errors import InputError
 from lowrank.utils.cli import OneLineParser, run_command
-from sweeps.cluster.aws_prices import ACCELERATORS, Client, Region, find_accelerator, look_around
+from sweeps.cluster.aws_prices import ACCELERATORS, Client, Region, find_accelerator, find_offers
 from sweeps.cluster.cluster_file import CLUSTER_FILE, affordable_offers, read_cluster_file, write_cluster_file
 from sweeps.cluster.spot_report import (
     capacity_message,
@@ -122,7 +122,7 @@ def run(config: SpotConfig, client: Client) -> int:
     """
     accelerator, card = find_accelerator(config.accelerator), config.accelerator.upper()
     work = _plan_work(config) if config.plan else None
-    regions = look_around(client, accelerator, config.gpus, config.regions)
+    regions = find_offers(client, accelerator, config.gpus, config.regions)
     print("".join(f"{region.remark}\n" for region in regions if region.remark), end="")
     offers = sorted((offer for region in regions for offer in region.offers), key=lambda offer: offer.price)
     if not offers:
@@ -141,11 +141,11 @@ def run(config: SpotConfig, client: Client) -> int:
 def _conclude(config: SpotConfig, client: Client, region: Region, work: float | None) -> None:
     """Print the choice and write it into the cluster file; `work` is the study's in mult-adds."""
     accelerator, offer = find_accelerator(config.accelerator), affordable_offers(region, config.gpus)[0]
-    machines = -(-config.gpus // offer.kind.gpus)
+    machines = -(-config.gpus // offer.machine_type.gpus)
     lines = [f"\n{machine_line(offer, config.gpus)}", capacity_message(client, region, config.gpus)]
     lines += torch_warning(config.accelerator.upper(), accelerator)
     if work is not None:
-        lines += cost_lines(work, offer.price, machines * offer.kind.gpus, config.rate, accelerator)
+        lines += cost_lines(work, offer.price, machines * offer.machine_type.gpus, config.rate, accelerator)
     print("\n".join(lines))
     if config.write:
         write_cluster_file(config.cluster, region, config.gpus)

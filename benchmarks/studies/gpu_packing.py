@@ -30,7 +30,7 @@ from sweeps.records.journal import read_journal
 from sweeps.records.model import fold
 from sweeps.records.names import JOURNAL_FILE
 from sweeps.records.specification import Trial
-from sweeps.resources.gpu_packing import COUNTS, Limit, NoMemoryError, Placement, Tried, choose, limit_of
+from sweeps.resources.gpu_packing import COUNTS, Limit, NoMemoryError, Packing, Throughput, choose_count, packing_limit
 from sweeps.resources.packing_benchmark import PackingBenchmark
 from sweeps.resources.shares import read_cluster
 from sweeps.space.model import Space
@@ -79,41 +79,41 @@ def _data(options: Options) -> Iterator[str]:
         yield "digits" if options.quick else f"parquet:{(images or Path(folder)).resolve()}"
 
 
-def _all_counts(run: PackingBenchmark, most: int) -> dict[int, Tried | NoMemoryError]:
-    found: dict[int, Tried | NoMemoryError] = {}
+def _all_counts(benchmark: PackingBenchmark, max_trainers: int) -> dict[int, Throughput | NoMemoryError]:
+    outcomes: dict[int, Throughput | NoMemoryError] = {}
     for count in COUNTS:
-        if count <= most:
+        if count <= max_trainers:
             try:
-                found[count] = run(count)
+                outcomes[count] = benchmark.measure(count)
             except NoMemoryError as error:
-                found[count] = error
-    return found
+                outcomes[count] = error
+    return outcomes
 
 
 def _chosen(
-    found: dict[int, Tried | NoMemoryError], limit: Limit, card_mb: float | None, peak: float | None
-) -> Placement:
-    def measured(count: int) -> Tried:
-        tried = found[count]
-        if isinstance(tried, NoMemoryError):
-            raise tried
-        return tried
+    outcomes: dict[int, Throughput | NoMemoryError], limit: Limit, card_mb: float | None, peak: float | None
+) -> Packing:
+    def measure(count: int) -> Throughput:
+        outcome = outcomes[count]
+        if isinstance(outcome, NoMemoryError):
+            raise outcome
+        return outcome
 
-    return choose(measured, limit, card_mb, peak)
+    return choose_count(measure, limit, card_mb, peak)
 
 
-def _rows(name: str, found: dict[int, Tried | NoMemoryError], chosen: int) -> list[dict[str, Any]]:
-    tried = [(count, each if isinstance(each, Tried) else None) for count, each in found.items()]
-    alone = found.get(1)
-    base = alone.images_per_second if isinstance(alone, Tried) else None
+def _rows(name: str, outcomes: dict[int, Throughput | NoMemoryError], chosen: int) -> list[dict[str, Any]]:
+    measured = [(count, outcome if isinstance(outcome, Throughput) else None) for count, outcome in outcomes.items()]
+    alone = outcomes.get(1)
+    base = alone.images_per_second if isinstance(alone, Throughput) else None
     return [
         {
             "student": name, "trials": count, "share": f"1/{count}" if count > 1 else "1",
-            "images/s": each.images_per_second if each else None,
-            "times": each.images_per_second / base if each and base else None,
-            "MB each": each.peak_mb if each else None, "auto": "chosen" if count == chosen else "",
+            "images/s": throughput.images_per_second if throughput else None,
+            "times": throughput.images_per_second / base if throughput and base else None,
+            "MB each": throughput.peak_mb if throughput else None, "auto": "chosen" if count == chosen else "",
         }
-        for count, each in tried
+        for count, throughput in measured
     ]  # fmt: skip
 
 
@@ -154,20 +154,23 @@ def run(options: Options) -> Measurement:
     connect(None, cpus=2 if options.quick else None)
     with _data(options) as data:
         students = _students(options, data)
-        limit = limit_of(read_cluster(), 1, MANY, None)
-        most = max(count for count in COUNTS if count <= limit.trials)
+        limit = packing_limit(read_cluster(), 1, MANY, None)
+        max_trainers = max(count for count in COUNTS if count <= limit.trials)
         first = next(iter(students.values()))
         duration = {"seconds": 0.5} if options.quick else {}
-        with PackingBenchmark(first, None, 1, most, on_card=on_card, **duration) as benchmark:
+        with PackingBenchmark(first, None, 1, max_trainers, on_card=on_card, **duration) as benchmark:
             card, card_mb = benchmark.card()
             for name, trial in students.items():
-                benchmark.turn_to(trial)
+                benchmark.set_trial(trial)
                 peak = benchmark.peak(trial)
-                found = _all_counts(benchmark, most)
-                chosen = _chosen(found, limit, card_mb, peak)
-                rows += _rows(name, found, chosen.per_card)
-                notes.append(f"{name}: auto takes {chosen.per_card} a card; {chosen.why}")
-                notes += [f"{name}, {count}: {each}" for count, each in found.items() if not isinstance(each, Tried)]
+                outcomes = _all_counts(benchmark, max_trainers)
+                chosen = _chosen(outcomes, limit, card_mb, peak)
+                rows += _rows(name, outcomes, chosen.per_card)
+                notes.append(f"{name}: auto takes {chosen.per_card} a card; {chosen.reason}")
+                notes += [
+                    f"{name}, {count}: {outcome}" for count, outcome in outcomes.items()
+                    if not isinstance(outcome, Throughput)
+                ]  # fmt: skip
                 print(notes[-1], flush=True)
         ray.shutdown()
         spread = _spread_table(data) if on_card else []

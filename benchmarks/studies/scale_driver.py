@@ -20,7 +20,7 @@ import ray
 
 from benchmarks.studies.replayed_trial import Replayed
 from sweeps import run
-from sweeps.cluster.ray_session import ENVIRONMENT
+from sweeps.cluster.ray_adapter import ENVIRONMENT
 from sweeps.execution import tuner
 from sweeps.records.journal import Journal
 from sweeps.records.names import JOURNAL_FILE

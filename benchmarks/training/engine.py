@@ -27,7 +27,7 @@ from torch import Tensor
 
 from benchmarks.measurement import Measurement, Options, Table
 from benchmarks.training.engine_processes import EQUAL_STEPS, Case, Processes, TooLargeError
-from sweeps.resources.mps import MPS, PROCESSES, NoServiceError, Service
+from sweeps.resources.mps import MPS, PROCESSES, MpsService, MpsUnavailableError
 
 WAYS = {"cuda": ("compiled", "captured", "plain", "torch"), "cpu": ("torch", "plain", "compiled")}
 SHARING = {"cuda": (PROCESSES, MPS), "cpu": (PROCESSES,)}
@@ -92,8 +92,8 @@ class Run:
         """Processes that share the device in this way; None where the machine has no such way."""
         service = None
         try:
-            service = Service() if sharing == MPS else None
-        except NoServiceError as error:
+            service = MpsService() if sharing == MPS else None
+        except MpsUnavailableError as error:
             self.say(f"left out: {sharing}: {error}")
             yield None
             return

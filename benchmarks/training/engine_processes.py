@@ -190,7 +190,7 @@ class TooLargeError(Exception):
 
 
 def _serve(device: str, environment: Mapping[str, str], asked: Any, answers: Any) -> None:
-    mps.use(environment)
+    mps.set_mps_environment(environment)
     bench = Bench(device)
     while (command := asked.get()) is not None:
         name, case = command

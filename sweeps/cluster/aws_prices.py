@@ -1,6 +1,6 @@
-"""What spot GPUs cost now: types, median prices, quotas and likely capacity in every region that the account may use.
+"""What spot GPUs cost now: machine types, median prices, quotas and capacity in every region of the account.
 
-All money is US dollars an hour for one GPU. A failed look-up of one region is a remark, never a silent gap.
+All prices are US dollars an hour for one GPU. A region whose look-up fails gets a remark, so that no gap goes unseen.
 """
 
 from __future__ import annotations
@@ -18,17 +18,21 @@ from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, 
 
 from lowrank.errors import InputError, unknown
 
-FIRST_REGION = "us-east-1"  # the one that is asked which others the account may use
+FIRST_REGION = "us-east-1"  # asked for the list of regions that the account may use
 HOURS = 24  # of price history behind a median
 P_QUOTA, G_QUOTA, P5_QUOTA = "L-7212CCBC", "L-3819A6DF", "L-C4BD4855"  # EC2's spot quotas, in virtual CPUs
-REFUSALS = ("AuthFailure", "UnauthorizedOperation", "AccessDenied", "AccessDeniedException", "OptInRequired")
+NO_PERMISSION = ("AuthFailure", "UnauthorizedOperation", "AccessDenied", "AccessDeniedException", "OptInRequired")
 BAD_KEYS = ("InvalidClientTokenId", "SignatureDoesNotMatch", "UnrecognizedClientException", "ExpiredToken")
-Client = Callable[[str, str], Any]  # service, region -> boto3 client
+Client = Callable[[str, str], Any]  # makes a boto3 client from service and region
 
 
 @dataclass(frozen=True)
 class Accelerator:
-    """A card: the families of machines that have it, their spot quota, memory bandwidth (GB/s), compute capability."""
+    """A card and the machines that have it.
+
+    `families` are AWS's families of machines, `quota` the code of their spot quota, `bandwidth` that of the card's
+    memory in GB/s, `capability` CUDA's compute capability.
+    """
 
     families: tuple[str, ...]
     quota: str
@@ -36,7 +40,7 @@ class Accelerator:
     capability: float
 
 
-# Bandwidths are NVIDIA's data sheets', of the variant that these machines have (the smallest where there are several).
+# Bandwidths from NVIDIA's data sheets; of several variants of a card the slowest.
 ACCELERATORS = {
     "T4": Accelerator(("g4dn",), G_QUOTA, 320, 7.5),
     "A10G": Accelerator(("g5",), G_QUOTA, 600, 8.6),
@@ -47,12 +51,12 @@ ACCELERATORS = {
     "H100": Accelerator(("p5",), P5_QUOTA, 3350, 9.0),
     "H200": Accelerator(("p5e", "p5en"), P5_QUOTA, 4800, 9.0),
 }
-OLDEST_CAPABILITY = 7.5  # that the pinned torch has code for (https://github.com/pytorch/pytorch/issues/172352)
+OLDEST_CAPABILITY = 7.5  # of the pinned torch (https://github.com/pytorch/pytorch/issues/172352)
 
 
 @dataclass(frozen=True)
-class Kind:
-    """A type of machine."""
+class MachineType:
+    """A type of machine: AWS's name, GPUs and virtual CPUs."""
 
     name: str
     gpus: int
@@ -61,17 +65,20 @@ class Kind:
 
 @dataclass(frozen=True)
 class Offer:
-    """A type of machine in a zone at the median of its last prices, per GPU and hour."""
+    """A machine type in a zone, at the median of its last prices per GPU and hour."""
 
     region: str
     zone: str
-    kind: Kind
+    machine_type: MachineType
     price: float
 
 
 @dataclass(frozen=True)
 class Region:
-    """A region's offers, cheapest first, and the account's spot quota there in virtual CPUs (None: not known)."""
+    """The offers of a region, cheapest first, and the account's quota there.
+
+    `quota` is in virtual CPUs of spot machines, None if unknown. `remark` says what could not be looked up.
+    """
 
     name: str
     offers: tuple[Offer, ...]
@@ -79,106 +86,151 @@ class Region:
     remark: str = ""
 
     def allowed(self, offer: Offer) -> int | None:
-        """How many GPUs of such machines the quota allows; None where it is not known."""
-        return None if self.quota is None else int(self.quota // offer.kind.cpus) * offer.kind.gpus
+        """Return how many GPUs of an offer the quota allows; None if it is unknown."""
+        if self.quota is None:
+            return None
+        return int(self.quota // offer.machine_type.cpus) * offer.machine_type.gpus
 
     def suffices(self, offer: Offer, gpus: int) -> bool:
-        """Whether the quota allows so many GPUs, as far as is known."""
+        """Return whether the quota allows so many GPUs; an unknown quota does."""
         allowed = self.allowed(offer)
         return allowed is None or allowed >= gpus
 
 
 def find_accelerator(name: str) -> Accelerator:
-    """The card of that name; raises InputError with those there are."""
+    """Return the card of a name.
+
+    Args:
+        name: e.g. `L4`, in upper or lower case.
+
+    Returns:
+        The card.
+
+    Raises:
+        InputError: there is no such card; the message lists those there are.
+    """
     if name.upper() not in ACCELERATORS:
         raise unknown("accelerator", name, ACCELERATORS)
     return ACCELERATORS[name.upper()]
 
 
-def look_around(client: Client, accelerator: Accelerator, gpus: int, regions: list[str] | None = None) -> list[Region]:
-    """Every region with offers or a remark, the cheapest first; raises InputError without usable credentials."""
-    names = regions or sorted(_regions(client))
+def find_offers(client: Client, accelerator: Accelerator, gpus: int, regions: list[str] | None = None) -> list[Region]:
+    """Look up the offers and quotas of all regions at once.
+
+    Args:
+        client: makes boto3 clients.
+        accelerator: the card.
+        gpus: GPUs in all; machines with more are left out.
+        regions: look only there; None for all that the account may use.
+
+    Returns:
+        The regions, those with the cheapest offer first; a region without offers may have a remark.
+
+    Raises:
+        InputError: there are no credentials, AWS refuses them or does not answer.
+    """
+    names = regions or sorted(_region_names(client))
     with ThreadPoolExecutor(8) as pool:
-        found = list(pool.map(lambda name: _region(client, accelerator, gpus, name), names))
-    return sorted(found, key=lambda region: region.offers[0].price if region.offers else math.inf)
+        looked_up = list(pool.map(lambda name: _region(client, accelerator, gpus, name), names))
+    return sorted(looked_up, key=lambda region: region.offers[0].price if region.offers else math.inf)
 
 
 def explain(error: Exception) -> str:
-    """A failure of AWS in one line."""
+    """Return an error of AWS in one line.
+
+    Args:
+        error: an error of boto3 or botocore.
+
+    Returns:
+        AWS's code and message, or the first line of the error.
+    """
     if isinstance(error, ClientError):
         return f"{error.response['Error']['Code']}: {error.response['Error'].get('Message', '')}".strip(": ")
     return str(error).splitlines()[0]
 
 
-def _regions(client: Client) -> list[str]:
+def _region_names(client: Client) -> list[str]:
     try:
-        found = client("ec2", FIRST_REGION).describe_regions()["Regions"]
+        regions = client("ec2", FIRST_REGION).describe_regions()["Regions"]
     except (NoCredentialsError, PartialCredentialsError) as error:
         raise InputError(
             "no AWS credentials: give AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a profile in ~/.aws "
             f"(AWS_PROFILE chooses one); boto3 says: {explain(error)}"
         ) from error
     except ClientError as error:
-        if error.response["Error"]["Code"] in (*REFUSALS, *BAD_KEYS):
+        if error.response["Error"]["Code"] in (*NO_PERMISSION, *BAD_KEYS):
             raise InputError(f"AWS refuses these credentials: {explain(error)}") from error
         raise
     except BotoCoreError as error:
         raise InputError(f"AWS does not answer: {explain(error)}") from error
-    return [region["RegionName"] for region in found]
+    return [region["RegionName"] for region in regions]
 
 
 def _region(client: Client, accelerator: Accelerator, gpus: int, name: str) -> Region:
     try:
         ec2 = client("ec2", name)
-        kinds = {kind.name: kind for kind in _kinds(ec2, accelerator) if kind.gpus <= max(gpus, 1)}
-        offers = tuple(sorted(_offers(ec2, name, kinds), key=lambda offer: offer.price)) if kinds else ()
+        machine_types = {
+            machine.name: machine for machine in _machine_types(ec2, accelerator) if machine.gpus <= max(gpus, 1)
+        }
+        offers = sorted(_offers(ec2, name, machine_types), key=lambda offer: offer.price) if machine_types else []
     except (ClientError, BotoCoreError) as error:
         return Region(name, (), None, f"{name} was not seen ({explain(error)})")
     quota, remark = _quota(client, accelerator, name) if offers else (None, "")
-    return Region(name, offers, quota, remark)
+    return Region(name, tuple(offers), quota, remark)
 
 
-def _kinds(ec2: Any, accelerator: Accelerator) -> Iterator[Kind]:
+def _machine_types(ec2: Any, accelerator: Accelerator) -> Iterator[MachineType]:
     patterns = [f"{family}.*" for family in accelerator.families]
     pages = ec2.get_paginator("describe_instance_types").paginate(
         Filters=[{"Name": "instance-type", "Values": patterns}]
     )
     for page in pages:
-        for each in page["InstanceTypes"]:
-            gpus = sum(gpu["Count"] for gpu in each.get("GpuInfo", {}).get("Gpus", []))
-            if gpus and "metal" not in each["InstanceType"]:
-                yield Kind(each["InstanceType"], gpus, each["VCpuInfo"]["DefaultVCpus"])
+        for machine in page["InstanceTypes"]:
+            gpus = sum(gpu["Count"] for gpu in machine.get("GpuInfo", {}).get("Gpus", []))
+            if gpus and "metal" not in machine["InstanceType"]:
+                yield MachineType(machine["InstanceType"], gpus, machine["VCpuInfo"]["DefaultVCpus"])
 
 
-def _offers(ec2: Any, region: str, kinds: dict[str, Kind]) -> Iterator[Offer]:
+def _offers(ec2: Any, region: str, machine_types: dict[str, MachineType]) -> Iterator[Offer]:
     prices: dict[tuple[str, str], list[float]] = defaultdict(list)
     pages = ec2.get_paginator("describe_spot_price_history").paginate(
-        InstanceTypes=sorted(kinds), ProductDescriptions=["Linux/UNIX"],
+        InstanceTypes=sorted(machine_types), ProductDescriptions=["Linux/UNIX"],
         StartTime=datetime.now(UTC) - timedelta(hours=HOURS),
     )  # fmt: skip
     for page in pages:
-        for each in page["SpotPriceHistory"]:
-            prices[each["AvailabilityZone"], each["InstanceType"]].append(float(each["SpotPrice"]))
-    for (zone, name), seen in prices.items():
-        yield Offer(region, zone, kinds[name], statistics.median(seen) / kinds[name].gpus)
+        for entry in page["SpotPriceHistory"]:
+            prices[entry["AvailabilityZone"], entry["InstanceType"]].append(float(entry["SpotPrice"]))
+    for (zone, name), history in prices.items():
+        machine = machine_types[name]
+        yield Offer(region, zone, machine, statistics.median(history) / machine.gpus)
 
 
 def _quota(client: Client, accelerator: Accelerator, region: str) -> tuple[float | None, str]:
     try:
-        found = client("service-quotas", region).get_service_quota(ServiceCode="ec2", QuotaCode=accelerator.quota)
+        answer = client("service-quotas", region).get_service_quota(ServiceCode="ec2", QuotaCode=accelerator.quota)
     except (ClientError, BotoCoreError) as error:
         return None, f"the quota of {region} is not known ({explain(error)})"
-    return float(found["Quota"]["Value"]), ""
+    return float(answer["Quota"]["Value"]), ""
 
 
 def placement_score(client: Client, region: Region, gpus: int) -> tuple[int | None, str]:
-    """How likely AWS finds so many GPUs in the region now, from 1 to 10; or None and why it is not known."""
-    kinds = {offer.kind for offer in region.offers}
-    machines = max(1, math.ceil(gpus / min(kind.gpus for kind in kinds)))
+    """Ask AWS how likely it finds so many GPUs in a region now.
+
+    Args:
+        client: makes boto3 clients.
+        region: the region, with offers.
+        gpus: GPUs in all.
+
+    Returns:
+        AWS's placement score from 1 to 10, or None; and why there is none.
+    """
+    machine_types = {offer.machine_type for offer in region.offers}
+    machines = max(1, math.ceil(gpus / min(machine.gpus for machine in machine_types)))
     try:
-        found = client("ec2", region.name).get_spot_placement_scores(
-            InstanceTypes=sorted(kind.name for kind in kinds), TargetCapacity=machines, RegionNames=[region.name]
-        )["SpotPlacementScores"]
+        scores = client("ec2", region.name).get_spot_placement_scores(
+            InstanceTypes=sorted(machine.name for machine in machine_types), TargetCapacity=machines,
+            RegionNames=[region.name],
+        )["SpotPlacementScores"]  # fmt: skip
     except (ClientError, BotoCoreError) as error:
         return None, explain(error)
-    return max((each["Score"] for each in found), default=None), "AWS gives no score"
+    return max((score["Score"] for score in scores), default=None), "AWS gives no score"

@@ -34,14 +34,14 @@ def read_cluster_file(path: Path) -> str:
     keys = [len(re.findall(rf"^{key}:", text, re.M)) for key in ("max_workers", "  region", "  availability_zone")]
     if marks != [1, 1] or keys != [1, 1, 1] or text.index(BEGIN) > text.index(END):
         raise InputError(
-            f"{path} has not the lines that --write edits: max_workers, provider.region, provider.availability_zone, "
+            f"{path} lacks the lines that --write edits: max_workers, provider.region, provider.availability_zone, "
             f"and `{BEGIN.strip()}` before `{END.strip()}`; start from the repository's ray-cluster.yaml"
         )
     return text
 
 
 def write_cluster_file(path: Path, region: Region, gpus: int) -> None:
-    """Put a region, its zones and its machine types, cheapest first, into a cluster file.
+    """Put a region, its zones and its cheapest machine types into a cluster file.
 
     Args:
         path: the cluster file.
@@ -55,7 +55,7 @@ def write_cluster_file(path: Path, region: Region, gpus: int) -> None:
     text = read_cluster_file(path)
     offers = affordable_offers(region, gpus)
     zones = list(dict.fromkeys(offer.zone for offer in offers))
-    types = list(dict.fromkeys(offer.kind for offer in offers))[:MAX_TYPES]
+    types = list(dict.fromkeys(offer.machine_type for offer in offers))[:MAX_TYPES]
     workers = {machine: -(-gpus // machine.gpus) for machine in types}
     for key, value in (
         ("max_workers", max(workers.values())), ("  region", region.name), ("  availability_zone", ",".join(zones)),

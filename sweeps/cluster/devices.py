@@ -15,31 +15,52 @@ _NO_DEVICE_MEMORY = "CUDA error: out of memory"
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out, of the device or of the host; the process itself is sound."""
+    """Return whether memory ran out; the process itself is still sound.
+
+    Args:
+        error: any exception of a training.
+
+    Returns:
+        True if the memory of the device or of the host was not enough.
+    """
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     text = str(error)
     return isinstance(error, RuntimeError) and (bool(_NO_CPU_MEMORY.search(text)) or _NO_DEVICE_MEMORY in text)
 
 
-def given_device(gpus: float, assigned: Sequence[str | int] = ()) -> str:
-    """cpu or cuda, by the `gpus` that a trial was given; never a card without, even where one is visible.
+def assigned_device(gpus: float, cards: Sequence[str | int] = ()) -> str:
+    """Choose the device of a trial by the GPUs that Ray assigned to it.
 
-    `assigned` are the cards' numbers where Ray says them. Raises InputError where the trial does not see exactly the
-    cards that it was given: it would train slowly on a CPU, or on the card of another.
+    A trial without GPUs uses the CPU, even if it sees a card.
+
+    Args:
+        gpus: assigned GPUs; a fraction for a share of a card.
+        cards: the numbers of the assigned cards, if Ray names them.
+
+    Returns:
+        `cpu` or `cuda`.
+
+    Raises:
+        InputError: torch does not see exactly the assigned cards. The trial would train slowly on a CPU, or on a card
+            of another trial.
     """
     if gpus == 0:
         return "cpu"
-    seen = torch.cuda.device_count()
-    if seen == 0:
+    visible = torch.cuda.device_count()
+    if visible == 0:
         raise InputError(
             f"the trial was given {gpus:g} of {platform.node()}'s cards, but torch {torch.__version__} sees none there"
         )
-    if assigned and seen != len(assigned):
-        raise InputError(f"the trial was given {len(assigned)} of {platform.node()}'s cards, but torch sees {seen}")
+    if cards and visible != len(cards):
+        raise InputError(f"the trial was given {len(cards)} of {platform.node()}'s cards, but torch sees {visible}")
     return "cuda"
 
 
 def limit_memory(gpus: float) -> None:
-    """Let this process take no more of its card's memory than its share, so that it cannot starve its neighbours."""
+    """Limit this process to its share of a card's memory, so that the trials beside it keep theirs.
+
+    Args:
+        gpus: the share of the card; 1 or more for all of it.
+    """
     torch.cuda.set_per_process_memory_fraction(min(1.0, gpus))

@@ -1,4 +1,7 @@
-"""Notices that the cluster's head is gone. Ray itself waits for a minute and then ends the process in mid-sentence."""
+"""Ends the driver with exit code 4 when the head of the Ray cluster has been unreachable for 20 s.
+
+Ray itself aborts the process after 60 s without a message that says what to do.
+"""
 
 from __future__ import annotations
 
@@ -14,53 +17,60 @@ from lowrank.utils.cli import ExitCode
 from sweeps.utils.clock import steady
 from sweeps.utils.signals import told_to_end
 
-SILENCE = 20.0  # seconds without an answer after which the head counts as gone; Ray gives up after 60
-EVERY = 2.0
-ANSWER_SECONDS = 3.0
+SILENCE_SECONDS = 20.0  # without an answer the head then counts as lost; Ray gives up after 60
+CHECK_SECONDS = 2.0  # between two checks
+CONNECT_SECONDS = 3.0
 
 
-class HeadWatch:
-    """Asks the head of the cluster at HOST:PORT again and again; use as a context manager around what needs it.
+class HeadWatchdog:
+    """Checks again and again that the head of a cluster answers; a context manager.
 
-    When the head is gone the process ends with one line: the driver's main thread waits for the cluster and would
-    wait for ever. For the study that is the same as a kill of the driver. A SIGTERM to all processes of the command, as
-    a batch system sends it, ends the head of a cluster of its own too.
+    The driver's main thread waits for the cluster and would wait for ever, so that a thread ends the process. For the
+    study that is the same as a kill of the driver. A batch system that ends a job sends SIGTERM to all its processes;
+    a head that was started by this process is then lost too.
     """
 
-    def __init__(self, address: str, study: str, end: Callable[[int], None] = os._exit):
-        self.address, self._study, self._end = address, study, end
-        self._left = threading.Event()
-        self._thread = threading.Thread(target=self._watch, name="head", daemon=True)
+    def __init__(self, address: str, study: str, end_process: Callable[[int], None] = os._exit):
+        """Prepare the watch; it begins with the block.
 
-    def __enter__(self) -> HeadWatch:
-        self._thread.start()
+        Args:
+            address: HOST:PORT of the head.
+            study: the study's name, for the message that says how to resume it.
+            end_process: takes the exit code.
+        """
+        self.address, self._study, self._end_process = address, study, end_process
+        self._stop = threading.Event()
+        self.thread = threading.Thread(target=self._watch, name="head", daemon=True)
+
+    def __enter__(self) -> HeadWatchdog:
+        self.thread.start()
         return self
 
     def __exit__(self, *exc: object) -> None:
-        self._left.set()
+        self._stop.set()
 
     def _watch(self) -> None:
-        heard = steady()
-        while not self._left.wait(EVERY):
+        last_answer = steady()
+        while not self._stop.wait(CHECK_SECONDS):
             if self._answers():
-                heard = steady()
+                last_answer = steady()
             elif told_to_end():
-                self._leave(ExitCode.INTERRUPTED, "interrupted, and so was Ray")
+                self._end(ExitCode.INTERRUPTED, "interrupted, and so was Ray")
                 return
-            elif steady() - heard > SILENCE:
-                self._leave(ExitCode.HEAD_LOST, f"error: the cluster's head at {self.address} is gone")
+            elif steady() - last_answer > SILENCE_SECONDS:
+                self._end(ExitCode.HEAD_LOST, f"error: the cluster's head at {self.address} is gone")
                 return
 
-    def _leave(self, code: int, why: str) -> None:
-        Console().show_cursor()  # a live view has hidden it
-        print(f"{why}; nothing is lost, go on with --resume {self._study}", file=sys.stderr, flush=True)
+    def _end(self, code: int, reason: str) -> None:
+        Console().show_cursor()  # the progress view has hidden it
+        print(f"{reason}; nothing is lost, go on with --resume {self._study}", file=sys.stderr, flush=True)
         sys.stdout.flush()
-        self._end(code)
+        self._end_process(code)
 
     def _answers(self) -> bool:
         host, _, port = self.address.rpartition(":")
         try:
-            socket.create_connection((host.strip("[]"), int(port)), ANSWER_SECONDS).close()
+            socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()
         except OSError:
             return False
         return True

@@ -10,28 +10,29 @@ import ray
 from ray.exceptions import RayError
 
 from lowrank.errors import InputError
+from lowrank.utils.text import first_line
+from sweeps.cluster.ray_adapter import ENVIRONMENT, is_startup_timeout
 from sweeps.utils.signals import heed_termination
 
-ANSWER_SECONDS = 5.0
-STARTS = 3
-ENVIRONMENT = {
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the journal is the record
-    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a diverged trial's last result has no error
-    "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative data folders keep their meaning
-    "RAY_AIR_NEW_OUTPUT": "0",
-    "RAY_DEDUP_LOGS": "0",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",  # who was given no card sees none
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",  # reasons are recorded and shown in the final table
-    "TUNE_GLOBAL_CHECKPOINT_S": "inf",  # nothing is restored from Tune's snapshots, which grow with the study
-}
+CONNECT_SECONDS = 5.0  # for the head to answer
+MAX_STARTS = 3  # on a busy machine a start may outlast the 30 s that Ray allows
 
 
 def connect(address: str | None, cpus: int | None = None) -> None:
-    """Start Ray on this machine, or connect to the cluster at `address`; raises InputError if none answers there."""
+    """Start Ray on this machine or connect to a cluster.
+
+    Nothing happens if this process is connected already, e.g. by an earlier study of a series.
+
+    Args:
+        address: `auto` or HOST:PORT of a cluster's head; None starts Ray on this machine alone.
+        cpus: CPUs of a Ray that is started here; None for all of the machine's.
+
+    Raises:
+        InputError: no cluster answers at `address`, or Ray does not start.
+    """
     if address and address != "auto":
         _check_address(address)
-    if ray.is_initialized():  # by an earlier study of a series
+    if ray.is_initialized():
         return
     os.environ.update(ENVIRONMENT)
     logging.getLogger("ray").setLevel(logging.ERROR)
@@ -41,40 +42,40 @@ def connect(address: str | None, cpus: int | None = None) -> None:
         else:
             _start_here(cpus)
     except (ConnectionError, RayError, ValueError, RuntimeError) as error:
-        detail = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(
-            f"no Ray cluster answers at {address!r} ({detail}); give `auto`, HOST:PORT, or leave --address out"
+            f"no Ray cluster answers at {address!r} ({first_line(error)}); give `auto`, HOST:PORT, or leave --address "
+            "out"
         ) from error
     heed_termination()
 
 
 def _start_here(cpus: int | None) -> None:
-    """Start Ray on this machine; on a busy one its start may outlast the 30 s that Ray itself allows.
+    """Start Ray on this machine, again if it takes too long; raises InputError after `MAX_STARTS`.
 
-    `local`, since Ray would otherwise join whatever cluster was started last on this machine, by anybody.
+    The address is `local`, for Ray would otherwise join the cluster that anybody has started last on this machine.
     """
-    for left in range(STARTS - 1, -1, -1):
+    for attempt in range(1, MAX_STARTS + 1):
         try:
             ray.init(
                 address="local", num_cpus=cpus, include_dashboard=False, log_to_driver=False,
                 logging_level=logging.ERROR,
             )  # fmt: skip
             return
-        except Exception as error:  # Ray has no class of its own for this
-            if "timed out during startup" not in str(error):
+        except Exception as error:
+            if not is_startup_timeout(error):
                 raise
             ray.shutdown()
-            if not left:
+            if attempt == MAX_STARTS:
                 raise InputError(f"Ray does not start on this machine: {error}") from error
             print("Ray did not start within its 30 s; trying again", flush=True)
 
 
 def _check_address(address: str) -> None:
-    """Ray itself waits for minutes when nothing listens."""
+    """Raise InputError if nothing listens at HOST:PORT, for which Ray itself would wait for minutes."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if not host or not port.isdigit():
         raise InputError(f"--address must be auto or HOST:PORT, but got {address!r}")
     try:
-        socket.create_connection((host, int(port)), timeout=ANSWER_SECONDS).close()
+        socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()
     except (OSError, OverflowError) as error:
         raise InputError(f"nothing answers at {address} ({error}); start a head with `ray start --head`") from error

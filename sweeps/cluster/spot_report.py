@@ -90,7 +90,9 @@ def offer_table(offers: Sequence[Offer], regions: dict[str, Region], card: str) 
     for offer in offers[:TABLE_ROWS]:
         allowed = regions[offer.region].allowed(offer)
         quota = "not known" if allowed is None else f"{allowed} GPUs"
-        lines.append(f"{offer.zone:18} {offer.kind.name:15} {offer.kind.gpus:4} {offer.price:13.4f}  {quota}")
+        lines.append(
+            f"{offer.zone:18} {offer.machine_type.name:15} {offer.machine_type.gpus:4} {offer.price:13.4f}  {quota}"
+        )
     if len(offers) > TABLE_ROWS:
         lines.append(f"and {len(offers) - TABLE_ROWS} more")
     return lines
@@ -108,7 +110,7 @@ def quota_message(region: Region, accelerator: Accelerator, gpus: int) -> str:
         One line with the command to type.
     """
     offer = region.offers[0]
-    needed = -(-gpus // offer.kind.gpus) * offer.kind.cpus
+    needed = -(-gpus // offer.machine_type.gpus) * offer.machine_type.cpus
     return (
         f"no quota: nowhere may this account run {gpus} such GPUs on spot machines; the cheapest region, "
         f"{region.name}, allows {region.quota or 0:g} virtual CPUs of the {needed} that it takes. Ask for more: "
@@ -127,10 +129,10 @@ def machine_line(offer: Offer, gpus: int) -> str:
     Returns:
         One line.
     """
-    machines = -(-gpus // offer.kind.gpus)
-    cards = machines * offer.kind.gpus
+    machines = -(-gpus // offer.machine_type.gpus)
+    cards = machines * offer.machine_type.gpus
     count = f"{machines} machine{'s' * (machines > 1)}"
-    return f"{count} {offer.kind.name} in {offer.zone}: {cards} GPUs, ${offer.price * cards:.2f} an hour"
+    return f"{count} {offer.machine_type.name} in {offer.zone}: {cards} GPUs, ${offer.price * cards:.2f} an hour"
 
 
 def torch_warning(card: str, accelerator: Accelerator) -> list[str]:

@@ -13,7 +13,8 @@ from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 from ray.tune.stopper import Stopper
 
-from sweeps.execution.retries import Attempts, failure
+from sweeps.cluster.ray_adapter import drop_metric_statistics, trial_error
+from sweeps.execution.retries import Attempts
 from sweeps.records.events import TERMINAL, Status
 from sweeps.records.journal import FullDiskError, tells_of_full_disk
 from sweeps.records.specification import Trial
@@ -148,7 +149,7 @@ class Recorder(_Unpickled, Callback):
             self._launch.on_change()
 
     def on_trial_error(self, iteration: int, trials: list[RayTrial], trial: RayTrial, **info: Any) -> None:
-        error = failure(trial)
+        error = trial_error(trial)
         if tells_of_full_disk(error):  # not the trial's fault: it goes on where it is, once there is room
             raise FullDiskError(self._search.journal.path)
         trial_id = trial.config["trial_id"]
@@ -163,8 +164,7 @@ class Recorder(_Unpickled, Callback):
     def on_step_end(self, iteration: int, trials: list[RayTrial], **info: Any) -> None:
         """Tune keeps every trial, with statistics of each of its metrics; of one that has ended it needs neither."""
         for trial in self._ended:
-            kept = trial.run_metadata
-            kept.metric_analysis, kept.metric_n_steps, kept.last_result = {}, {}, {"training_iteration": 0}
+            drop_metric_statistics(trial)
         self._ended.clear()
 
     def _finish(self, trial_id: str, status: Status, reason: str) -> None:

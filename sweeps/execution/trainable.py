@@ -13,7 +13,6 @@ import socket
 import time
 from typing import Any
 
-import ray
 import torch
 from ray import tune
 from torch import nn
@@ -24,14 +23,15 @@ from lowrank.io.tensor_file import load_tensors, save_tensors, saved_versions
 from lowrank.training.divergence import DivergedError
 from lowrank.training.trainer import Trainer
 from lowrank.utils.text import first_line
-from sweeps.cluster.devices import given_device, limit_memory, out_of_memory
+from sweeps.cluster.devices import assigned_device, limit_memory, out_of_memory
+from sweeps.cluster.ray_adapter import assigned_cards, assigned_resources
 from sweeps.execution.checkpoint_relay import CheckpointPlace
 from sweeps.execution.initial_weights import start_student
 from sweeps.execution.process_group import ProcessGroup
 from sweeps.execution.worker_errors import WorkerLostError, check_memory_is_back, device_lost
 from sweeps.records.events import Status
 from sweeps.records.names import VAL_ERROR
-from sweeps.resources.mps import PROCESSES, use
+from sweeps.resources.mps import PROCESSES, set_mps_environment
 from sweeps.teachers.worker import CacheOptions, make_teacher
 from sweeps.trials.build import load_trial_data, make_student, make_trainer
 
@@ -62,10 +62,10 @@ class TrialTrainable(tune.Trainable):
 
     def _begin(self, config: dict[str, Any]) -> None:
         started = time.perf_counter()
-        cpus, gpus = self._resources()
+        cpus, gpus = assigned_resources(self)
         processes = int(config.get("processes", 1))
         sharing, environment = config.get("sharing", (PROCESSES, {}))
-        use(environment)
+        set_mps_environment(environment)
         self.threads = max(1, int(cpus / processes))
         torch.set_num_threads(self.threads)
         self.place = CheckpointPlace(config["study_dir"], config["trial_id"], config.get("relay"))
@@ -74,10 +74,10 @@ class TrialTrainable(tune.Trainable):
             "start_seconds": 0.0, "cpus": cpus, "gpus": gpus, "processes": processes,
             **({"sharing": sharing} if 0 < gpus < 1 else {}),
         }  # fmt: skip
-        cards = ray.get_gpu_ids() if ray.is_initialized() else []
+        cards = assigned_cards()
         if cards:
             self.attempt["cards"] = [str(card) for card in cards]
-        self.device = given_device(gpus, cards)
+        self.device = assigned_device(gpus, cards)
         if self.device == "cuda" and processes == 1:
             limit_memory(gpus)
         self._check_device()
@@ -131,11 +131,6 @@ class TrialTrainable(tune.Trainable):
             self.process_group = ProcessGroup(processes, self.device, self.threads)
         self.process_group.build(self.config["specification"], self.config["data_dir"], cache, self.notices.append)
         return self.process_group
-
-    def _resources(self) -> tuple[float, float]:
-        """CPUs and GPUs that Ray gave to this trial."""
-        given = self.trial_resources.required_resources if self.trial_resources else {}
-        return float(given.get("CPU", 1)), float(given.get("GPU", 0))
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Take up another trial in the same process."""

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import shutil
 import signal
 
-import ray
 from ray import tune
 from ray.tune.schedulers import FIFOScheduler
 
-from sweeps.cluster.head_watchdog import HeadWatch
+from sweeps.cluster.head_watchdog import HeadWatchdog
+from sweeps.cluster.ray_adapter import allow_pending_trials, head_address
 from sweeps.execution.callbacks import Launch, Recorder, TimeLimit, TuneSearcher
 from sweeps.execution.checkpoint_relay import start_relay
 from sweeps.execution.scheduler import StratifiedStopping
@@ -73,7 +72,7 @@ def _run_phase(search: Search, launch: Launch, prefetcher: ProposalPrefetcher | 
         scheduler = StratifiedStopping(search.space.search, search.space.epochs, search.record, search.adopted)
     resources = {"cpu": launch.resources.share.cpus, "gpu": launch.resources.share.gpus}
     # As many proposals lie ready as there are slots: Tune's default of one would start the first wave one by one
-    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(launch.resources.share.concurrent)
+    allow_pending_trials(launch.resources.share.concurrent)
     tuner = tune.Tuner(
         tune.with_resources(TrialTrainable, resources),
         tune_config=tune.TuneConfig(
@@ -87,7 +86,7 @@ def _run_phase(search: Search, launch: Launch, prefetcher: ProposalPrefetcher | 
             stop=None if launch.seconds is None else TimeLimit(launch.seconds),
         ),
     )  # fmt: skip
-    with HeadWatch(ray.get_runtime_context().gcs_address, launch.study_dir.name):
+    with HeadWatchdog(head_address(), launch.study_dir.name):
         tuner.fit()
 
 

@@ -26,28 +26,45 @@ SAMPLES = 3  # of each stratum, where the space is no grid
 STEP_FIELDS = ("batch_size", "precision", "accumulate", "rebuild_checkpoint", "ema_decay", "decay", "freeze")
 
 
-def distinct(space: Space, resolver: Resolver) -> list[Trial]:
-    """One trial for each configuration that costs differently, in the order of size: of a grid all, else a sample."""
-    found: dict[str, Trial] = {}
+def distinct_trials(space: Space, resolver: Resolver) -> list[Trial]:
+    """Make one trial of each configuration whose steps cost differently.
+
+    Args:
+        space: a grid, all of whose points are taken, or another space, of which a sample is.
+        resolver: makes trials of points.
+
+    Returns:
+        The trials, references included, those with the fewest parameters first.
+    """
+    trials: dict[str, Trial] = {}
     for point in _points(space, resolver):
         try:
             trial = resolver.resolve(point)
         except InfeasibleError:
             continue
-        found.setdefault(configuration(trial.specification), trial)
+        trials.setdefault(configuration(trial.specification), trial)
     for trial in resolver.references()[0]:
-        found.setdefault(configuration(trial.specification), trial)
-    return sorted(found.values(), key=lambda trial: (trial.counts["params"], trial.trial_id))
+        trials.setdefault(configuration(trial.specification), trial)
+    return sorted(trials.values(), key=lambda trial: (trial.counts["params"], trial.trial_id))
 
 
 def configuration(specification: dict[str, Any]) -> str:
-    """What of a specification decides the cost of a step, as JSON; learning rates and the like do not."""
+    """Return those fields of a specification that decide what a step costs.
+
+    Learning rates and the like are not among them. Records of the memory probe hold the text.
+
+    Args:
+        specification: of a trial.
+
+    Returns:
+        JSON with sorted keys.
+    """
     train = specification["train"]
-    asked_engine = ("engine", "epochs") if train["engine"] == "auto" else ("engine",)  # `auto` asks how long a trial is
-    fields = {key: train[key] for key in (*STEP_FIELDS, *asked_engine) if key in train}
-    asked = SECTION in specification
-    built = {key: specification[key] for key in ("network", "method", "allocation") if key in specification}
-    return json.dumps({**built, "train": fields, SECTION: asked}, sort_keys=True)
+    # The engine `auto` depends on how long a trial is
+    engine_fields = ("engine", "epochs") if train["engine"] == "auto" else ("engine",)
+    step = {key: train[key] for key in (*STEP_FIELDS, *engine_fields) if key in train}
+    model = {key: specification[key] for key in ("network", "method", "allocation") if key in specification}
+    return json.dumps({**model, "train": step, SECTION: SECTION in specification}, sort_keys=True)
 
 
 def _points(space: Space, resolver: Resolver) -> Iterable[dict[str, Any]]:
@@ -60,22 +77,37 @@ def _points(space: Space, resolver: Resolver) -> Iterable[dict[str, Any]]:
 
 
 class SilentTeacher:
-    """Answers at once, with signals of the right shapes: what a student costs beside a cache."""
+    """Answers at once with signals of the right shapes, as a teacher does that is read from a cache."""
 
     def __init__(self, classes: int, sizes: Sizes):
+        """Prepare the answers.
+
+        Args:
+            classes: of the data set.
+            sizes: (height, width) of each attention map.
+        """
         self._classes, self._sizes = classes, sizes
 
     def signals(self, images: Tensor, indices: Tensor, cache_epoch: int) -> Signals:
-        """See Teacher."""
+        """Return logits of zeros and maps of ones; see `Teacher`."""
         count = len(images)
         maps = tuple(torch.ones(count, *size, dtype=torch.float16, device=images.device) for size in self._sizes)
         return Signals(torch.zeros(count, self._classes, device=images.device), maps)
 
 
 def trainer_maker(specification: dict[str, Any], data: ImageData, device: torch.device) -> MakeTrainer:
-    """Makes the specification's trainer at a batch size (at most the training split); a teacher answers at once."""
+    """Return what makes a specification's trainer at any batch size, with a teacher that answers at once.
 
-    def teach(student: nn.Module) -> Teacher | None:
+    Args:
+        specification: of a trial.
+        data: its data set.
+        device: where it trains.
+
+    Returns:
+        A function of the batch size, which is cut to the training split.
+    """
+
+    def find_teacher(student: nn.Module) -> Teacher | None:
         section = specification.get(SECTION)
         if section is None:
             return None
@@ -83,13 +115,16 @@ def trainer_maker(specification: dict[str, Any], data: ImageData, device: torch.
         return SilentTeacher(len(data.classes), sizes)
 
     def make(batch_size: int) -> Trainer:
-        size = min(batch_size, len(data.train))
-        train = {**specification["train"], "batch_size": size}
-        return make_trainer({**specification, "train": train}, data, device.type, teach)
+        train = {**specification["train"], "batch_size": min(batch_size, len(data.train))}
+        return make_trainer({**specification, "train": train}, data, device.type, find_teacher)
 
     return make
 
 
 def device_name(device: torch.device) -> str:
-    """The card's name, or cpu."""
+    """Return the card's name, or `cpu`.
+
+    Args:
+        device: of this machine.
+    """
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"

@@ -1,6 +1,6 @@
-"""`gpus_per_trial: auto`: how many trials of a study share a card, from what several at once really train.
+"""Chooses how many trials of a study share a card (`gpus_per_trial: auto`) by what several at once really train.
 
-Here is the choice, which knows nothing of cards: sweeps.resources.packing_benchmark measures.
+Here is the choice alone, which touches no card; sweeps.resources.packing_benchmark measures.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from sweeps.resources.mps import PROCESSES
 from sweeps.resources.shares import Cluster
 
 COUNTS = (1, 2, 4, 8)  # trials a card that are tried
-GROWTH = 1.05  # a doubling that gives less than this times the best total so far is the last
-MARGIN = 1.25  # times the peak of one trial, for what a dry run does not meet
+MIN_GROWTH = 1.05  # a doubling that gives less than this times the best total so far is the last
+MEMORY_MARGIN = 1.25  # times the peak of one trial, for what the benchmark does not meet
 CONTEXT_MB = 600.0  # MB (1e6 bytes) of a card that a process takes beside its tensors
 
 
@@ -24,8 +24,11 @@ class NoMemoryError(Exception):
 
 
 @dataclass(frozen=True)
-class Tried:
-    """So many trials on one card: images per second of all together; the most memory that one of them held, in MB."""
+class Throughput:
+    """What so many trials on one card train together.
+
+    `images_per_second` is the sum over all of them, `peak_mb` the most memory that one of them held, in MB.
+    """
 
     trials: int
     images_per_second: float
@@ -35,19 +38,19 @@ class Tried:
 
 @dataclass(frozen=True)
 class Limit:
-    """The most trials a card that are worth a try, and in words what limits them."""
+    """The most trials a card that are worth a try, and what limits them, in words."""
 
     trials: int
-    why: str
+    reason: str
 
 
 @dataclass(frozen=True)
-class Placement:
-    """How many trials share a card and how, what was tried, and why no more was."""
+class Packing:
+    """How many trials share a card and by which mode, what was measured, and why no more were tried."""
 
     per_card: int
-    tried: tuple[Tried, ...]
-    why: str
+    measurements: tuple[Throughput, ...]
+    reason: str
     sharing: str = PROCESSES
 
     @property
@@ -56,101 +59,142 @@ class Placement:
         return 1 / self.per_card
 
     def to_event(self) -> dict[str, Any]:
-        """Plain data for the journal."""
-        return {**asdict(self), "gpus": self.gpus}
+        """Return the fields of the journal's event."""
+        return {
+            "per_card": self.per_card, "tried": [asdict(measurement) for measurement in self.measurements],
+            "why": self.reason, "sharing": self.sharing, "gpus": self.gpus,
+        }  # fmt: skip
 
     @staticmethod
-    def of_event(event: dict[str, Any]) -> Placement:
-        """What `to_event` made."""
-        tried = tuple(Tried(**row) for row in event["tried"])
-        return Placement(event["per_card"], tried, event["why"], event.get("sharing", PROCESSES))
+    def from_event(event: dict[str, Any]) -> Packing:
+        """Read what `to_event` made.
+
+        Args:
+            event: of the journal; one of an older study may lack `sharing`.
+
+        Returns:
+            The packing.
+        """
+        measurements = tuple(Throughput(**row) for row in event["tried"])
+        return Packing(event["per_card"], measurements, event["why"], event.get("sharing", PROCESSES))
 
 
-def limit_of(cluster: Cluster, cpus: float, trials: int, most: int | None) -> Limit:
-    """What CPUs, the number of trials and the user's own limit leave of trials a card; at least 1."""
+def packing_limit(cluster: Cluster, cpus: float, trials: int, max_concurrent: int | None) -> Limit:
+    """Find how many trials a card are worth a try, whatever the card's memory and speed.
+
+    Args:
+        cluster: CPUs and GPUs there are.
+        cpus: CPUs of one trial.
+        trials: trials of the study.
+        max_concurrent: trials at once where the user limits them.
+
+    Returns:
+        At least 1 trial a card, and the tightest limit.
+    """
     cards = max(1.0, cluster.gpus)
     limits = [
         Limit(math.floor(cluster.cpus / cpus / cards + 1e-9),
               f"{cluster.cpus:g} CPUs for {cards:g} cards, {cpus:g} a trial"),
         Limit(math.ceil(trials / cards), f"{trials} trials for {cards:g} cards"),
     ]  # fmt: skip
-    if most is not None:
-        limits.append(Limit(math.ceil(most / cards), f"at most {most} trials at once"))
-    least = min(limits, key=lambda limit: limit.trials)
-    return Limit(max(1, least.trials), least.why)
+    if max_concurrent is not None:
+        limits.append(Limit(math.ceil(max_concurrent / cards), f"at most {max_concurrent} trials at once"))
+    tightest = min(limits, key=lambda limit: limit.trials)
+    return Limit(max(1, tightest.trials), tightest.reason)
 
 
-def choose(
-    measure: Callable[[int], Tried], limit: Limit, card_mb: float | None, peak_mb: float | None
-) -> Placement:  # fmt: skip
-    """Try 1, 2, 4, 8 trials a card until the total no longer grows; the number with the largest total is taken.
+def choose_count(
+    measure: Callable[[int], Throughput], limit: Limit, card_mb: float | None, peak_mb: float | None
+) -> Packing:  # fmt: skip
+    """Try 1, 2, 4, 8 trials a card until the total no longer grows, and choose the largest total.
 
     Args:
-        measure: of so many trials on one card; raises NoMemoryError.
+        measure: trains so many trials on one card; raises NoMemoryError.
         limit: of trials a card.
-        card_mb: memory of a card in MB; None where it is not known.
-        peak_mb: memory of the study's largest trial in MB; None where it is not known.
+        card_mb: memory of a card in MB; None if unknown.
+        peak_mb: memory of the study's largest trial in MB; None if unknown.
+
+    Returns:
+        The packing; 1 trial a card where not even that was measured.
     """
-    tried: list[Tried] = []
-    why = f"more than {COUNTS[-1]} are not tried"
+    measurements: list[Throughput] = []
+    reason = f"more than {COUNTS[-1]} are not tried"
     for count in COUNTS:
-        reason = _against(count, limit, card_mb, peak_mb)
-        if reason is not None:
-            why = reason
+        objection = _objection(count, limit, card_mb, peak_mb)
+        if objection is not None:
+            reason = objection
             break
-        best = max((each.images_per_second for each in tried), default=0.0)
+        best = max((earlier.images_per_second for earlier in measurements), default=0.0)
         try:
-            tried.append(measure(count))
+            measurements.append(measure(count))
         except NoMemoryError as error:
-            why = f"{count} do not fit on a card: {error}"
+            reason = f"{count} do not fit on a card: {error}"
             break
-        if tried[-1].images_per_second < GROWTH * best:
-            why = f"with {count} the total no longer grows"
+        if measurements[-1].images_per_second < MIN_GROWTH * best:
+            reason = f"with {count} the total no longer grows"
             break
-    chosen = max(tried, key=lambda each: each.images_per_second, default=Tried(1, 0.0))
-    return Placement(chosen.trials, tuple(tried), why, chosen.sharing)
+    chosen = max(measurements, key=lambda measurement: measurement.images_per_second, default=Throughput(1, 0.0))
+    return Packing(chosen.trials, tuple(measurements), reason, chosen.sharing)
 
 
-def better(placements: Sequence[Placement]) -> Placement:
-    """Of placements by several ways of sharing, the one whose card trains the most; what all tried is kept."""
+def best_packing(packings: Sequence[Packing]) -> Packing:
+    """Choose among packings by several sharing modes the one whose card trains the most.
 
-    def most(placement: Placement) -> float:
-        return max((each.images_per_second for each in placement.tried), default=0.0)
+    Args:
+        packings: one of each mode.
 
-    return replace(max(placements, key=most), tried=tuple(each for one in placements for each in one.tried))
+    Returns:
+        The best, with the measurements of all.
+    """
+
+    def best_total(packing: Packing) -> float:
+        return max((measurement.images_per_second for measurement in packing.measurements), default=0.0)
+
+    measurements = tuple(measurement for packing in packings for measurement in packing.measurements)
+    return replace(max(packings, key=best_total), measurements=measurements)
 
 
-def _against(count: int, limit: Limit, card_mb: float | None, peak_mb: float | None) -> str | None:
-    """Why so many trials a card are not tried; None where they are. One is always."""
+def _objection(count: int, limit: Limit, card_mb: float | None, peak_mb: float | None) -> str | None:
+    """Say why so many trials a card are not tried; None if they are. One always is."""
     if count == 1:
         return None
     if count > limit.trials:
-        return f"{count} are too many: {limit.why}"
+        return f"{count} are too many: {limit.reason}"
     if card_mb is None or peak_mb is None:
         return None
-    needed = count * (MARGIN * peak_mb + CONTEXT_MB)
+    needed = count * (MEMORY_MARGIN * peak_mb + CONTEXT_MB)
     if needed <= card_mb:
         return None
     return f"{count} would need {needed:,.0f} MB of the card's {card_mb:,.0f}, {peak_mb:,.0f} MB the largest trial"
 
 
-def words(placement: Placement, card: str, again: bool = False) -> Sequence[str]:
-    """The placement for the user, a line each; `again`: as an earlier sitting measured it."""
+def packing_lines(packing: Packing, card: str, *, from_record: bool = False) -> Sequence[str]:
+    """Describe a packing for the user.
+
+    Args:
+        packing: what was chosen.
+        card: the card's name.
+        from_record: whether an earlier run of the study measured it; the measurements are then left out.
+
+    Returns:
+        A line for each measurement, and one for the choice.
+    """
     rows = [
-        f"  {_trials(each.trials)} a card{_by(each.sharing)}: {each.images_per_second:,.0f} images/s{_held(each)}"
-        for each in placement.tried
+        f"  {_trials(measurement.trials)} a card{_mode(measurement.sharing)}: "
+        f"{measurement.images_per_second:,.0f} images/s{_memory(measurement)}"
+        for measurement in packing.measurements
     ]
-    when = "as measured when the study began" if again else placement.why
-    chosen = f"{_trials(placement.per_card)} a card{_by(placement.sharing)} ({card}): {when}"
-    return [*([] if again else rows), chosen]
+    reason = "as measured when the study began" if from_record else packing.reason
+    choice = f"{_trials(packing.per_card)} a card{_mode(packing.sharing)} ({card}): {reason}"
+    return [*([] if from_record else rows), choice]
 
 
-def _by(sharing: str) -> str:
+def _mode(sharing: str) -> str:
     return "" if sharing == PROCESSES else f" by {sharing}"
 
 
-def _held(tried: Tried) -> str:
-    return "" if tried.peak_mb is None else f", {tried.peak_mb:,.0f} MB each"
+def _memory(measurement: Throughput) -> str:
+    return "" if measurement.peak_mb is None else f", {measurement.peak_mb:,.0f} MB each"
 
 
 def _trials(count: int) -> str:

@@ -1,7 +1,7 @@
 """`--probe-memory`: one training step of every distinct configuration, on the device that its trials will use.
 
-What does not fit is named before anything is trained; what fits, with its memory, speed and largest batch, is a record
-that placement can use.
+What does not fit is named before anything is trained. Memory, speed and the largest batch of what fits are recorded,
+and the choice of how many trials share a card uses the record.
 """
 
 from __future__ import annotations
@@ -29,43 +29,54 @@ from lowrank.data import load_data
 from lowrank.data.reading.synthetic import DataOutline, synthetic_data
 from lowrank.training.engine.memory_probe import measure_step, probe_memory
 from lowrank.utils.atomic_write import atomic_write
-from lowrank.utils.text import first_line
-from sweeps.cluster.devices import given_device, limit_memory, out_of_memory
+from lowrank.utils.text import first_line, last_line
+from sweeps.cluster.devices import assigned_device, limit_memory, out_of_memory
 from sweeps.cluster.ray_session import connect
 from sweeps.records.probe_schema import FAILED, FIT_FOLDER, FIT_SCHEMA, FITS, OUT_OF_MEMORY
 from sweeps.records.specification import Trial
 from sweeps.records.study_folders import studies_root
-from sweeps.resources.configurations import configuration, device_name, distinct, trainer_maker
-from sweeps.resources.shares import Share, read_cluster, share_of
+from sweeps.resources.configurations import configuration, device_name, distinct_trials, trainer_maker
+from sweeps.resources.shares import Share, read_cluster, share_for
 from sweeps.space.model import Space
 from sweeps.space.teacher_settings import SECTION
 from sweeps.trials.build import load_trial_data
 from sweeps.trials.planned_teacher import planned_teaching
 from sweeps.trials.resolver import Resolver
 
-QUIET_SECONDS = 15.0  # between lines where standard output is no terminal
+LINE_SECONDS = 15.0  # between lines of progress where standard output is no terminal
 
 
-def fit(space: Space, options: argparse.Namespace) -> int:
-    """Probe the space's configurations, print and keep what was found; returns 1 when none fits."""
+def probe_space(space: Space, options: argparse.Namespace) -> int:
+    """Probe a space's configurations, print what was measured and record it.
+
+    Args:
+        space: the space to probe.
+        options: the command line of `sweeps/run.py`.
+
+    Returns:
+        The exit code: 0, or 1 if no configuration fits.
+
+    Raises:
+        InputError: data, teacher, cluster or resources cannot be had.
+    """
     root = studies_root(options.storage, options.out)
     data = load_data(space.data, options.data_dir)
     resolver = Resolver(space, data, planned_teaching(space, data, (options.teachers or Path("teachers")).resolve()))
-    trials = distinct(space, resolver)
+    trials = distinct_trials(space, resolver)
     connect(options.address)
-    share = share_of(space.resources, read_cluster(), space.search.trials, bool(options.gpus_per_trial))
-    outline = DataOutline.of(data) if data.resident else None  # what is streamed is measured with its loader
-    rows = probe_all(trials, share, options.data_dir, outline, quiet=options.json)
-    path = keep(rows, root / FIT_FOLDER / f"{options.name or space.name}.parquet")
+    share = share_for(space.resources, read_cluster(), space.search.trials, bool(options.gpus_per_trial))
+    outline = DataOutline.of(data) if data.resident else None  # streamed data is measured with its loader
+    rows = probe_trials(trials, share, options.data_dir, outline, quiet=options.json)
+    path = write_rows(rows, root / FIT_FOLDER / f"{options.name or space.name}.parquet")
     if options.json:
         print(json.dumps(rows, indent=2))
     else:
-        show(rows, share)
+        print_rows(rows, share)
         print(f"written into {path}")
     return 0 if any(row["status"] == FITS for row in rows) else 1
 
 
-def probe_all(
+def probe_trials(
     trials: Sequence[Trial],
     share: Share,
     data_dir: Path | None,
@@ -73,43 +84,62 @@ def probe_all(
     *,
     quiet: bool = False,
 ) -> list[dict[str, Any]]:
-    """Rows of FIT_SCHEMA, one a trial, measured one after the other in a worker that holds a trial's share.
+    """Measure trials one after the other in a worker that holds a trial's share.
 
-    With an `outline` on noise like the data, which then need not be decoded once more; else on the data themselves.
+    Args:
+        trials: one of each configuration.
+        share: what each trial holds.
+        data_dir: folder of data sets.
+        outline: of the data, to measure on noise of that shape, which need not be decoded; None for the data itself.
+        quiet: whether standard output must stay free of progress.
+
+    Returns:
+        Rows of `FIT_SCHEMA`, one a trial.
     """
     rows: list[dict[str, Any]] = []
     prober: Any = None
     start = ray.remote(_Prober).options(num_cpus=share.cpus, num_gpus=share.gpus).remote
-    for trial in _announced(trials, Console(stderr=quiet)):
+    for trial in _with_progress(trials, Console(stderr=quiet)):
         prober = prober or start()
         config = {
             "specification": trial.specification, "data_dir": str(data_dir.resolve()) if data_dir else None,
             "share": share.gpus, "outline": outline,
         }  # fmt: skip
         try:
-            found = ray.get(prober.probe.remote(config))
-        except RayActorError as error:  # killed, by the system's own memory guard as a rule: a new one goes on
-            prober, found = None, {"status": OUT_OF_MEMORY, "reason": f"the worker was killed: {first_line(error)}"}
+            measured = ray.get(prober.probe.remote(config))
+        except RayActorError as error:  # the operating system kills what takes too much memory; a new worker goes on
+            reason = f"the worker was killed: {first_line(error)}"
+            prober, measured = None, {"status": OUT_OF_MEMORY, "reason": reason}
         except RayError as error:
-            found = {"status": FAILED, "reason": str(error).strip().splitlines()[-1]}
-        rows.append(_row(trial, share, found))
+            measured = {"status": FAILED, "reason": last_line(error)}
+        rows.append(make_row(trial, share, measured))
     return rows
 
 
-def _announced(trials: Sequence[Trial], console: Console) -> Iterator[Trial]:
-    """The trials one by one, with a bar, or with a line now and then where nobody would see a bar."""
-    begun = said = time.monotonic()
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as shown:
-        for done, trial in enumerate(shown.track(trials, description="probing")):
-            if not console.is_terminal and time.monotonic() - said >= QUIET_SECONDS:
-                said = time.monotonic()
-                console.print(f"probed {done} of {len(trials)} configurations; {said - begun:.0f} s gone")
+def _with_progress(trials: Sequence[Trial], console: Console) -> Iterator[Trial]:
+    """Yield the trials under a bar or, where nobody would see a bar, with a line now and then."""
+    started = last_line_at = time.monotonic()
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+        for done, trial in enumerate(progress.track(trials, description="probing")):
+            if not console.is_terminal and time.monotonic() - last_line_at >= LINE_SECONDS:
+                last_line_at = time.monotonic()
+                console.print(f"probed {done} of {len(trials)} configurations; {last_line_at - started:.0f} s gone")
             yield trial
 
 
-def _row(trial: Trial, share: Share, found: dict[str, Any]) -> dict[str, Any]:
+def make_row(trial: Trial, share: Share, measured: dict[str, Any]) -> dict[str, Any]:
+    """Join what is known of a trial and what `probe` has measured.
+
+    Args:
+        trial: the trial.
+        share: what it holds.
+        measured: fields of `FIT_SCHEMA`.
+
+    Returns:
+        A row of `FIT_SCHEMA`; None where nothing was measured.
+    """
     specification = trial.specification
-    known = {
+    described = {
         "trial_id": trial.trial_id, "stratum": trial.stratum, "network": specification["network"]["name"],
         "method": specification["method"]["name"], "params": trial.counts["params"],
         "parameters": json.dumps(trial.point, sort_keys=True), "configuration": configuration(specification),
@@ -117,19 +147,32 @@ def _row(trial: Trial, share: Share, found: dict[str, Any]) -> dict[str, Any]:
         "precision": specification["train"]["precision"], "batch_size": specification["train"]["batch_size"],
         "measured_at": time.time(),
     }  # fmt: skip
-    return dict.fromkeys(FIT_SCHEMA.names) | known | found
+    return dict.fromkeys(FIT_SCHEMA.names) | described | measured
 
 
-def keep(rows: list[dict[str, Any]], path: Path) -> Path:
-    """Write the rows as one Parquet file, whole or not at all."""
+def write_rows(rows: list[dict[str, Any]], path: Path) -> Path:
+    """Write rows as one Parquet file.
+
+    Args:
+        rows: of `FIT_SCHEMA`.
+        path: the file; missing folders are made.
+
+    Returns:
+        `path`.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as file:
         pq.write_table(pa.Table.from_pylist(rows, FIT_SCHEMA), file)
     return path
 
 
-def show(rows: Sequence[dict[str, Any]], share: Share) -> None:
-    """Print the rows, then what does not fit and why."""
+def print_rows(rows: Sequence[dict[str, Any]], share: Share) -> None:
+    """Print a table of what fits, then a line for each configuration that does not.
+
+    Args:
+        rows: of `FIT_SCHEMA`.
+        share: what each trial holds.
+    """
     console = Console()
     devices = ", ".join(sorted({row["device"] for row in rows if row["device"]})) or "no device"
     title = f"One step each, on {devices}; {share.cpus:g} CPU and {share.gpus:g} GPU a trial"
@@ -144,37 +187,45 @@ def show(rows: Sequence[dict[str, Any]], share: Share) -> None:
     for row in rows:
         if row["status"] != FITS:
             largest = f"; the largest batch that fits is {row['largest_batch']}" if row["largest_batch"] else ""
-            why = f"{row['status'].replace('_', ' ')}: {row['reason']}"
-            what = f"{row['method']} of {row['params']:,} parameters, batch {row['batch_size']}"
-            print(f"does not fit: {what} ({why}){largest}")
+            reason = f"{row['status'].replace('_', ' ')}: {row['reason']}"
+            model = f"{row['method']} of {row['params']:,} parameters, batch {row['batch_size']}"
+            print(f"does not fit: {model} ({reason}){largest}")
 
 
 def _cells(row: dict[str, Any]) -> list[str]:
-    """A row of what fits, as the table shows it."""
+    """Return the table's cells for a row of what fits."""
     peak = "-" if row["peak_mb"] is None else f"{row['peak_mb']:,.0f}"
     speed = [f"{1000 * row['step_seconds']:.1f}", f"{row['images_per_second']:,.0f}"]
     largest = f"{row['largest_batch']:,}{'' if row['limited'] else '+'}"
-    taught = "yes" if row["teacher"] else ""
-    return [row["method"], taught, f"{row['params']:,}", str(row["batch_size"]), peak, *speed, largest]
+    teacher = "yes" if row["teacher"] else ""
+    return [row["method"], teacher, f"{row['params']:,}", str(row["batch_size"]), peak, *speed, largest]
 
 
 class _Prober:
-    """Probes configurations in a process of its own, so that one that ends it ends no study."""
+    """Probes configurations in a process of its own: one that ends the process ends no study."""
 
     def __init__(self) -> None:
         self._warm = False
 
     def probe(self, config: dict[str, Any]) -> dict[str, Any]:
-        """What of a row of FIT_SCHEMA is measured; the first step is taken twice: libraries take memory once."""
-        found = probe(config, warm_up=not self._warm)
+        """See the function `probe`; the first configuration warms up, for libraries take some memory only once."""
+        measured = probe(config, warm_up=not self._warm)
         self._warm = True
-        return found
+        return measured
 
 
 def probe(config: dict[str, Any], *, warm_up: bool = False) -> dict[str, Any]:
-    """Measure one specification in this process; `config` is as `probe_all` makes it."""
+    """Measure one specification in this process.
+
+    Args:
+        config: `specification`, `data_dir`, `share` and `outline`, as `probe_trials` makes it.
+        warm_up: whether to take one more step first.
+
+    Returns:
+        Those fields of `FIT_SCHEMA` that are measured.
+    """
     specification, share = config["specification"], config["share"]
-    device = torch.device(given_device(share))
+    device = torch.device(assigned_device(share))
     if device.type == "cuda":
         limit_memory(share)
     outline: DataOutline | None = config["outline"]
@@ -184,21 +235,21 @@ def probe(config: dict[str, Any], *, warm_up: bool = False) -> dict[str, Any]:
     if warm_up:
         with suppress_out_of_memory():
             measure_step(make, batch_size, device)
-    found = probe_memory(make, batch_size, device, out_of_memory)
-    about: dict[str, Any] = {
-        "host": platform.node(), "device": device_name(device), "status": FITS if found.step else OUT_OF_MEMORY,
-        "reason": found.reason, "largest_batch": found.largest_batch, "limited": found.limited,
+    probed = probe_memory(make, batch_size, device, out_of_memory)
+    measured: dict[str, Any] = {
+        "host": platform.node(), "device": device_name(device), "status": FITS if probed.step else OUT_OF_MEMORY,
+        "reason": probed.reason, "largest_batch": probed.largest_batch, "limited": probed.limited,
     }  # fmt: skip
-    if step := found.step:
-        about |= {
+    if step := probed.step:
+        measured |= {
             "peak_mb": step.peak_mb, "step_seconds": step.seconds, "images_per_second": step.images_per_second
         }  # fmt: skip
-    return about
+    return measured
 
 
 @contextmanager
 def suppress_out_of_memory() -> Iterator[None]:
-    """Within, memory that runs out ends the block and is no error; it is met again where it is reported."""
+    """Leave the block without an error if memory runs out; the step that is measured meets it again and reports it."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:

@@ -1,4 +1,4 @@
-"""The dry run behind `gpus_per_trial: auto`: several real trainers on one card, a few seconds for each number of them.
+"""The benchmark behind `gpus_per_trial: auto`: 1, 2, 4, 8 real trainers on one card, a few seconds each.
 
 The trainers are Ray actors that hold one card together, as trials do. They train a trial of the study's middle size;
 the study's largest one says how much memory a trial may take. A teacher counts as one that is read from a cache.
@@ -20,94 +20,109 @@ from ray.exceptions import RayActorError
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from lowrank.training.engine.memory_probe import measure_step
+from lowrank.training.engine.memory_probe import MakeTrainer, measure_step
+from lowrank.training.trainer import Trainer
 from lowrank.utils.text import first_line
-from sweeps.cluster.devices import given_device, limit_memory, out_of_memory
+from sweeps.cluster.devices import assigned_device, limit_memory, out_of_memory
+from sweeps.cluster.ray_adapter import card_types
 from sweeps.records.events import Event
 from sweeps.records.journal import Journal
 from sweeps.records.model import StudyRecord, apply_event
 from sweeps.records.probe_schema import FIT_FOLDER, FITS
 from sweeps.records.specification import Trial
-from sweeps.resources.configurations import configuration, device_name, distinct, trainer_maker
-from sweeps.resources.gpu_packing import COUNTS, Limit, NoMemoryError, Placement, Tried, better, choose, limit_of, words
-from sweeps.resources.mps import PROCESSES, use
+from sweeps.resources.configurations import configuration, device_name, distinct_trials, trainer_maker
+from sweeps.resources.gpu_packing import (
+    COUNTS,
+    Limit,
+    NoMemoryError,
+    Packing,
+    Throughput,
+    best_packing,
+    choose_count,
+    packing_limit,
+    packing_lines,
+)
+from sweeps.resources.mps import PROCESSES, set_mps_environment
 from sweeps.resources.shares import Cluster
 from sweeps.space.model import Space
 from sweeps.trials.build import load_trial_data
 from sweeps.trials.resolver import Resolver
 from sweeps.utils.signals import check
 
-SECONDS = 3.0  # of training, for each number of trials
-WARM_UP = 10  # steps
-STEPS = 50  # between two looks at the clock
-RATE = 1e-6  # a dry run repeats the first steps for longer than they are meant to be: nothing may diverge
+MEASURE_SECONDS = 3.0  # of training, for each number of trials
+WARM_UP_STEPS = 10
+STEPS_PER_CHECK = 50  # between two looks at the clock
+LEARNING_RATE = 1e-6  # the first steps are repeated more often than the recipe means: nothing may diverge
 POLL_SECONDS = 0.3
-PATIENCE = 10.0  # seconds without a card after which the user is told
+NOTICE_SECONDS = 10.0  # without a card, after which the user is told
 
 
 class _BenchmarkTrainer:
-    """One of the trainers on a card; what runs out of memory is an answer, not an end."""
+    """One of the trainers on a card, in a process of its own; where memory runs out it answers why."""
 
     def __init__(self, cpus: float, on_card: bool, environment: Mapping[str, str]):
-        use(environment)
+        set_mps_environment(environment)
         torch.set_num_threads(max(1, int(cpus)))
-        self._device = torch.device(given_device(float(on_card)))
-        self._trainer: Any = None
+        self._device = torch.device(assigned_device(float(on_card)))
+        self._trainer: Trainer | None = None
 
     def card(self) -> tuple[str, float | None]:
-        """Its name, and its memory in MB."""
+        """Return the card's name, and its memory in MB."""
         on_card = self._device.type == "cuda"
-        total = torch.cuda.get_device_properties(0).total_memory / 1e6 if on_card else None
-        return device_name(self._device), total
+        total_mb = torch.cuda.get_device_properties(0).total_memory / 1e6 if on_card else None
+        return device_name(self._device), total_mb
 
     def peak(self, config: dict[str, Any]) -> tuple[float | None, str | None]:
-        """Peak of memory in MB of one step of a specification, and why there is none."""
-        make, batch = self._maker(config)
+        """Return the memory peak in MB of one step of a specification, and why there is none."""
+        make, batch_size = self._maker(config)
         try:
-            return measure_step(make, batch, self._device).peak_mb, None
+            return measure_step(make, batch_size, self._device).peak_mb, None
         except (RuntimeError, MemoryError) as error:
-            return None, self._refused(error)
+            return None, self._no_memory(error)
 
     def build(self, config: dict[str, Any], share: float) -> str | None:
-        """Make the trainer that `run` runs and warm it up; why it does not fit, None where it does."""
+        """Make the trainer that `run` runs and warm it up; returns why it does not fit, None if it does."""
         self._limit(share)
-        make, batch = self._maker(config)
+        make, batch_size = self._maker(config)
         try:
-            self._trainer = make(batch)
-            self._trainer.train_steps(limit=WARM_UP)
+            self._trainer = make(batch_size)
+            self._trainer.train_steps(limit=WARM_UP_STEPS)
         except (RuntimeError, MemoryError) as error:
-            return self._refused(error)
+            return self._no_memory(error)
         return None
 
     def run(self, seconds: float, share: float) -> tuple[float, float | None, str | None]:
-        """Images per second, the most memory held in MB, and why there are none."""
+        """Return images per second, the most memory held in MB, and why there are none."""
+        assert self._trainer is not None
         self._limit(share)
         start, steps, trainer = time.perf_counter(), 0, self._trainer
         images = min(trainer.recipe.batch_size, len(trainer.data.train))
         try:
-            while (taken := time.perf_counter() - start) < seconds:
-                trainer.train_steps(limit=STEPS)
-                steps += min(STEPS, trainer.steps_per_epoch)
+            while (elapsed := time.perf_counter() - start) < seconds:
+                trainer.train_steps(limit=STEPS_PER_CHECK)
+                steps += min(STEPS_PER_CHECK, trainer.steps_per_epoch)
         except (RuntimeError, MemoryError) as error:
-            return 0.0, None, self._refused(error)
+            return 0.0, None, self._no_memory(error)
         on_card = self._device.type == "cuda"
-        return steps * images / taken, torch.cuda.max_memory_reserved() / 1e6 if on_card else None, None
+        return steps * images / elapsed, torch.cuda.max_memory_reserved() / 1e6 if on_card else None, None
 
     def _limit(self, share: float) -> None:
         if self._device.type == "cuda":
             limit_memory(share)
 
-    def _maker(self, config: dict[str, Any]) -> tuple[Any, int]:
+    def _maker(self, config: dict[str, Any]) -> tuple[MakeTrainer, int]:
+        """Return what makes the trainer of a specification, and its batch size; the last trainer is freed."""
         self._trainer = None
         gc.collect()
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
         specification = config["specification"]
-        specification = {**specification, "train": {**specification["train"], "lr": RATE}}
+        specification = {**specification, "train": {**specification["train"], "lr": LEARNING_RATE}}
         data = load_trial_data(specification, config["data_dir"])
         return trainer_maker(specification, data, self._device), int(specification["train"]["batch_size"])
 
-    def _refused(self, error: Exception) -> str:
+    def _no_memory(self, error: Exception) -> str:
+        """Free the trainer and return why memory ran out; raises any other error again."""
         if not out_of_memory(error):
             raise error
         self._trainer = None
@@ -115,29 +130,37 @@ class _BenchmarkTrainer:
 
 
 class PackingBenchmark:
-    """Trainers on one card, or, without `on_card`, on CPUs alone. Use as a context manager; measures when called."""
+    """Several trainers on one card, or on CPUs alone; a context manager, within which their speed is measured."""
 
     def __init__(
-        self, typical: Trial, data_dir: Path | None, cpus: float, most: int, *, on_card: bool, seconds: float = SECONDS,
-        sharing: str = PROCESSES, environment: Mapping[str, str] | None = None,
+        self, trial: Trial, data_dir: Path | None, cpus: float, max_trainers: int, *, on_card: bool,
+        seconds: float = MEASURE_SECONDS, sharing: str = PROCESSES, environment: Mapping[str, str] | None = None,
     ):  # fmt: skip
-        """`most` trainers may be asked for, each on so many `cpus`; one of COUNTS, whose shares Ray counts exactly.
+        """Start the trainers, which wait for a card of their own.
 
-        `sharing` is the way by which they share the card, and `environment` what that takes.
+        Args:
+            trial: the trial that they train.
+            data_dir: folder of data sets.
+            cpus: CPUs of each trainer.
+            max_trainers: the most that can be asked for; one of `COUNTS`, whose shares Ray counts exactly.
+            on_card: whether they share a card; else they train on CPUs.
+            seconds: of each measurement.
+            sharing: the mode of sharing the card.
+            environment: variables that the mode needs.
         """
         self.seconds, self._data_dir, self.sharing = seconds, data_dir, sharing
-        bundle = {"CPU": cpus * most} | ({"GPU": 1} if on_card else {})
+        bundle = {"CPU": cpus * max_trainers} | ({"GPU": 1} if on_card else {})
         self._group = placement_group([bundle])
         strategy = PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=0)
         start: Any = ray.remote(_BenchmarkTrainer).options(
-            num_cpus=cpus, num_gpus=1 / most if on_card else 0, scheduling_strategy=strategy
+            num_cpus=cpus, num_gpus=1 / max_trainers if on_card else 0, scheduling_strategy=strategy
         )
-        self._trainers: list[Any] = [start.remote(cpus, on_card, environment or {}) for _ in range(most)]
-        self.turn_to(typical)
+        self._trainers: list[Any] = [start.remote(cpus, on_card, environment or {}) for _ in range(max_trainers)]
+        self.set_trial(trial)
 
-    def turn_to(self, trial: Trial) -> None:
-        """Measure with this trial from now on."""
-        self._config, self._built = self._of(trial), 0
+    def set_trial(self, trial: Trial) -> None:
+        """Measure with another trial from now on."""
+        self._config, self._built = self._make_config(trial), 0
 
     def __enter__(self) -> Self:
         return self
@@ -150,119 +173,185 @@ class PackingBenchmark:
         remove_placement_group(self._group)
 
     def card(self) -> tuple[str, float | None]:
-        """The card's name, and its memory in MB; waits for it, and says so where that takes long."""
-        (found,) = self._wait([self._trainers[0].card.remote()], "waiting for a card to measure on")
-        return str(found[0]), found[1]
+        """Wait for the card; prints a line if that takes long.
+
+        Returns:
+            The card's name (`cpu` without a card) and its memory in MB (None without).
+        """
+        ((name, total_mb),) = self._wait([self._trainers[0].card.remote()], "waiting for a card to measure on")
+        return str(name), total_mb
 
     def peak(self, trial: Trial) -> float | None:
-        """Peak of memory in MB of a trial alone on the card; raises NoMemoryError."""
-        ((peak, refused),) = self._wait([self._trainers[0].peak.remote(self._of(trial))])
-        if refused is not None:
-            raise NoMemoryError(refused)
-        return None if peak is None else float(peak)
+        """Measure the memory of one step of a trial that is alone on the card.
 
-    def __call__(self, count: int) -> Tried:
-        """Train `count` at once; raises NoMemoryError."""
+        Args:
+            trial: any trial.
+
+        Returns:
+            The peak in MB; None if it cannot be read.
+
+        Raises:
+            NoMemoryError: the trial does not fit.
+        """
+        ((peak_mb, reason),) = self._wait([self._trainers[0].peak.remote(self._make_config(trial))])
+        if reason is not None:
+            raise NoMemoryError(reason)
+        return None if peak_mb is None else float(peak_mb)
+
+    def measure(self, count: int) -> Throughput:
+        """Train so many trials at once.
+
+        Args:
+            count: of trainers, at most `max_trainers`.
+
+        Returns:
+            Their speed together, and the most memory that one of them held.
+
+        Raises:
+            NoMemoryError: so many do not fit.
+        """
         new = self._trainers[self._built : count]
         self._check(self._wait([trainer.build.remote(self._config, 1 / count) for trainer in new]))
         self._built = max(self._built, count)
-        found = self._wait([each.run.remote(self.seconds, 1 / count) for each in self._trainers[:count]])
-        self._check([refused for _, _, refused in found])
-        peaks = [peak for _, peak, _ in found if peak is not None]
-        return Tried(count, sum(speed for speed, _, _ in found), max(peaks, default=None), self.sharing)
+        answers = self._wait([trainer.run.remote(self.seconds, 1 / count) for trainer in self._trainers[:count]])
+        speeds, peaks, reasons = zip(*answers, strict=True)
+        self._check(reasons)
+        return Throughput(count, sum(speeds), max((peak for peak in peaks if peak is not None), default=None),
+                          self.sharing)  # fmt: skip
 
-    def _of(self, trial: Trial) -> dict[str, Any]:
+    def _make_config(self, trial: Trial) -> dict[str, Any]:
         return {"specification": trial.specification, "data_dir": str(self._data_dir) if self._data_dir else None}
 
     @staticmethod
-    def _check(refused: Sequence[str | None]) -> None:
-        for reason in refused:
+    def _check(reasons: Sequence[str | None]) -> None:
+        """Raise NoMemoryError if any trainer said why it did not fit."""
+        for reason in reasons:
             if reason is not None:
                 raise NoMemoryError(reason)
 
-    def _wait(self, answers: list[Any], told: str | None = None) -> list[Any]:
-        """The answers; a Ctrl-C is heard meanwhile. A trainer that is killed had no memory, of the host as a rule."""
+    def _wait(self, answers: list[Any], notice: str | None = None) -> list[Any]:
+        """Wait for answers; a Ctrl-C ends the wait, and `notice` is printed if it takes long.
+
+        A trainer that is killed had no memory, as a rule that of the host: raises NoMemoryError.
+        """
         started = time.monotonic()
         while len(ray.wait(answers, num_returns=len(answers), timeout=POLL_SECONDS)[0]) < len(answers):
             check()
-            if told and time.monotonic() - started > PATIENCE:
-                print(told, flush=True)
-                told = None
+            if notice and time.monotonic() - started > NOTICE_SECONDS:
+                print(notice, flush=True)
+                notice = None
         try:
             return list(ray.get(answers))
         except RayActorError as error:
             raise NoMemoryError(f"a trainer was killed: {first_line(error)}") from error
 
 
-def known_peak(folder: Path, names: Sequence[str], trials: Sequence[Trial], card: str) -> float | None:
-    """The largest peak in MB that `--probe-memory` found of these trials; None where it did not probe them all."""
-    wanted = {configuration(trial.specification) for trial in trials}
+def probed_peak(root: Path, names: Sequence[str], trials: Sequence[Trial], card: str) -> float | None:
+    """Read the largest memory peak of trials from the records of an earlier memory probe.
+
+    Args:
+        root: folder of studies, in which the records lie.
+        names: under which the probe may have been recorded: the study's and the space's.
+        trials: one of each configuration.
+        card: the card's name; records of other cards do not count.
+
+    Returns:
+        MB; None if no record holds all of the configurations.
+    """
+    configurations = {configuration(trial.specification) for trial in trials}
     for name in names:
-        path = folder / FIT_FOLDER / f"{name}.parquet"
+        path = root / FIT_FOLDER / f"{name}.parquet"
         rows = pq.read_table(path).to_pylist() if path.exists() else []
         peaks = {
             row["configuration"]: row["peak_mb"] for row in rows
             if row["status"] == FITS and row["device"] == card and row["peak_mb"] is not None
         }  # fmt: skip
-        if wanted <= peaks.keys():
-            return max(peaks[each] for each in wanted)
+        if configurations <= peaks.keys():
+            return max(peaks[key] for key in configurations)
     return None
 
 
-def card_types() -> list[str]:
-    """The kinds of cards in the cluster, as Ray names them."""
-    names = {name for node in ray.nodes() if node["Alive"] for name in node["Resources"]}
-    return sorted(name.partition(":")[2] for name in names if name.startswith("accelerator_type:"))
-
-
-def place(
+def choose_packing(
     space: Space, resolver: Resolver, cluster: Cluster, trials: int, journal: Journal, record: StudyRecord,
-    data_dir: Path | None, ways: Mapping[str, Mapping[str, str]],
-) -> Placement:  # fmt: skip
-    """How the study's `trials` share cards, by which of `ways`: as it was measured on such cards, or measured now."""
+    data_dir: Path | None, modes: Mapping[str, Mapping[str, str]],
+) -> Packing:  # fmt: skip
+    """Choose how the trials of a study share cards: as recorded for such cards, else measured now and recorded.
+
+    Args:
+        space: the study's space.
+        resolver: makes the trials to measure with.
+        cluster: CPUs and GPUs there are.
+        trials: trials of the study.
+        journal: takes the event of a measurement.
+        record: of the study.
+        data_dir: folder of data sets.
+        modes: the sharing modes to choose from, each with its environment.
+
+    Returns:
+        The packing.
+    """
     cpus = space.resources.cpus_per_trial
-    asked = {"cpus_per_trial": cpus, "types": card_types()}
-    if record.placement is not None and all(record.placement.get(name) == value for name, value in asked.items()):
-        known = Placement.of_event(record.placement)
-        if known.sharing in ways:
-            print(*words(known, record.placement["card"], again=True), sep="\n", flush=True)
-            return known
-    limit = limit_of(cluster, cpus, trials, space.resources.max_concurrent)
-    found, about = _measured(space, resolver, limit, journal.path.parent, data_dir, ways)
-    print(*words(found, about["card"]), sep="\n", flush=True)
-    apply_event(record, journal.append(Event.PLACED, sync=True, **asked, **about, **found.to_event()))
-    return found
+    conditions = {"cpus_per_trial": cpus, "types": card_types()}
+    recorded = record.placement
+    if recorded is not None and all(recorded.get(name) == value for name, value in conditions.items()):
+        packing = Packing.from_event(recorded)
+        if packing.sharing in modes:
+            print(*packing_lines(packing, recorded["card"], from_record=True), sep="\n", flush=True)
+            return packing
+    limit = packing_limit(cluster, cpus, trials, space.resources.max_concurrent)
+    packing, details = measure_packing(space, resolver, limit, journal.path.parent, data_dir, modes)
+    print(*packing_lines(packing, details["card"]), sep="\n", flush=True)
+    event = journal.append(Event.PLACED, sync=True, **conditions, **details, **packing.to_event())
+    apply_event(record, event)
+    return packing
 
 
-def _described(trial: Trial) -> str:
-    specification = trial.specification
-    method, batch = specification["method"]["name"], specification["train"]["batch_size"]
-    return f"{method} of {trial.counts['params']:,} parameters, batch {batch},"
-
-
-def _measured(
+def measure_packing(
     space: Space, resolver: Resolver, limit: Limit, folder: Path, data_dir: Path | None,
-    ways: Mapping[str, Mapping[str, str]],
-) -> tuple[Placement, dict[str, Any]]:  # fmt: skip
-    every = distinct(space, resolver)
+    modes: Mapping[str, Mapping[str, str]],
+) -> tuple[Packing, dict[str, Any]]:  # fmt: skip
+    """Measure how many trials a card train the most, by each sharing mode.
+
+    Args:
+        space: the study's space.
+        resolver: makes the trials to measure with.
+        limit: of trials a card.
+        folder: of the study, beside which records of a memory probe may lie.
+        data_dir: folder of data sets.
+        modes: the sharing modes to try, each with its environment.
+
+    Returns:
+        The best packing; and the fields of the event that say with which trial, card and memory peak.
+    """
+    trials = distinct_trials(space, resolver)
     references = {trial.trial_id for trial in resolver.references()[0]}
-    searched = [trial for trial in every if trial.trial_id not in references] or every
-    typical = searched[len(searched) // 2]
-    most = max(count for count in COUNTS if count <= limit.trials)
-    found: list[Placement] = []
-    about: dict[str, Any] = {"measured": typical.trial_id}
-    cpus, peak = space.resources.cpus_per_trial, None
-    for way, environment in ways.items():
-        with PackingBenchmark(typical, data_dir, cpus, most, on_card=True, sharing=way, environment=environment) as run:
-            card, card_mb = run.card()
-            if not found:
-                asked = f"how many trials a card? Tried with {_described(typical)} on {card}"
-                print(f"gpus_per_trial auto: {asked}", flush=True)
-                peak = known_peak(folder.parent, (folder.name, space.name), every, card)
-                about |= {"card": card, "card_mb": card_mb, "peak_from": "dry run" if peak is None else "--fit"}
+    searched = [trial for trial in trials if trial.trial_id not in references] or trials
+    typical, largest = searched[len(searched) // 2], trials[-1]
+    max_trainers = max(count for count in COUNTS if count <= limit.trials)
+    packings: list[Packing] = []
+    details: dict[str, Any] = {"measured": typical.trial_id}
+    cpus, peak_mb = space.resources.cpus_per_trial, None
+    for mode, environment in modes.items():
+        with PackingBenchmark(
+            typical, data_dir, cpus, max_trainers, on_card=True, sharing=mode, environment=environment
+        ) as benchmark:
+            card, card_mb = benchmark.card()
+            if not packings:
+                question = f"how many trials a card? Tried with {_describe(typical)} on {card}"
+                print(f"gpus_per_trial auto: {question}", flush=True)
+                peak_mb = probed_peak(folder.parent, (folder.name, space.name), trials, card)
+                # The journal's words stay as the first studies wrote them
+                source = "dry run" if peak_mb is None else "--fit"
+                details |= {"card": card, "card_mb": card_mb, "peak_from": source}
             try:
-                peak = run.peak(every[-1]) if peak is None else peak
-                found.append(choose(run, limit, card_mb, peak))
+                peak_mb = benchmark.peak(largest) if peak_mb is None else peak_mb
+                packings.append(choose_count(benchmark.measure, limit, card_mb, peak_mb))
             except NoMemoryError as error:
-                found.append(Placement(1, (), f"{_described(every[-1])} does not even fit alone: {error}", way))
-    return better(found), {**about, "peak_mb": peak}
+                packings.append(Packing(1, (), f"{_describe(largest)} does not even fit alone: {error}", mode))
+    return best_packing(packings), {**details, "peak_mb": peak_mb}
+
+
+def _describe(trial: Trial) -> str:
+    specification = trial.specification
+    method, batch_size = specification["method"]["name"], specification["train"]["batch_size"]
+    return f"{method} of {trial.counts['params']:,} parameters, batch {batch_size},"

@@ -1,4 +1,4 @@
-"""What each trial holds of the cluster: checked before anything starts, spread over cards before it is packed."""
+"""What each trial holds of the cluster: checked before anything starts, spread over cards before cards are shared."""
 
 from __future__ import annotations
 
@@ -7,25 +7,24 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import ray
 import yaml
 
 from lowrank.errors import InputError
+from sweeps.cluster.ray_adapter import BOOTSTRAP_FILE, HEAD_RESOURCE, is_driver_on, live_nodes
 from sweeps.space.settings import AUTO, ResourceSettings
 
 SMALLEST_SHARE = 0.01  # of a card; Ray's resource manager fails on much smaller ones
-HEAD = "node:__internal_head__"  # the resource by which Ray marks the head
-BOOTSTRAP_FILE = Path("~/ray_bootstrap_config.yaml")  # the cluster file as `ray up` leaves it on the head
+_EPSILON = 1e-9  # so that 1 / (1 / 3) counts as 3
 
 
 @dataclass(frozen=True)
 class Cluster:
-    """CPUs and GPUs, in all and on the largest machine."""
+    """CPUs and GPUs of all machines, and those of the largest machine."""
 
     cpus: float
     gpus: float
-    most_cpus: float
-    most_gpus: float
+    max_cpus: float
+    max_gpus: float
 
 
 @dataclass(frozen=True)
@@ -43,103 +42,147 @@ class Share:
 
 
 def read_cluster() -> Cluster:
-    """The machines of the connected Ray cluster: those alive, or where its autoscaler may start more, all of these."""
-    alive = [node for node in ray.nodes() if node["Alive"]]
-    nodes: list[dict[str, float]] = [node["Resources"] for node in alive]
-    own = ray.get_runtime_context().get_node_id()
-    head = [node["Resources"] for node in alive if node["NodeID"] == own and HEAD in node["Resources"]]
+    """Read the size of the connected Ray cluster.
+
+    Returns:
+        The machines that are alive or, on a head whose autoscaler may start more, all that it may start.
+    """
+    nodes = live_nodes()
+    resources: list[dict[str, float]] = [node["Resources"] for node in nodes]
+    head = [node["Resources"] for node in nodes if is_driver_on(node) and HEAD_RESOURCE in node["Resources"]]
     planned = planned_machines(BOOTSTRAP_FILE.expanduser()) if head else []
-    return _sum([*planned, *head] if len(planned) + 1 >= len(nodes) and planned else nodes)
+    return _sum([*planned, *head] if planned and len(planned) + 1 >= len(nodes) else resources)
 
 
 def planned_machines(path: Path) -> list[dict[str, float]]:
-    """Resources of the workers that a cluster file allows, those with the most GPUs first; none where there is no file.
+    """Read which workers a cluster file allows.
 
-    Ray's `ray up` puts the file on the head. A cluster that is idle has no worker, and so no GPU, until it is asked.
+    `ray up` puts the file on the head. An idle cluster has no worker, and so no GPU, until one is asked for.
+
+    Args:
+        path: the cluster file as Ray completes it.
+
+    Returns:
+        The resources of each worker (`CPU`, `GPU`), those with the most GPUs first; none if there is no such file.
     """
     if not path.exists():
         return []
     config = yaml.safe_load(path.read_text())
-    kinds = [kind for name, kind in config["available_node_types"].items() if name != config["head_node_type"]]
-    each = [kind.get("resources") or {} for kind in kinds for _ in range(kind.get("max_workers", 0))]
-    each.sort(key=lambda resources: -resources.get("GPU", 0))
-    return each[: config.get("max_workers", 0)]
+    types = [fields for name, fields in config["available_node_types"].items() if name != config["head_node_type"]]
+    workers = [fields.get("resources") or {} for fields in types for _ in range(fields.get("max_workers", 0))]
+    workers.sort(key=lambda resources: -resources.get("GPU", 0))
+    return workers[: config.get("max_workers", 0)]
 
 
 def _sum(nodes: Sequence[Mapping[str, float]]) -> Cluster:
-    cpus, gpus = ([float(node.get(kind, 0)) for node in nodes] for kind in ("CPU", "GPU"))
+    cpus, gpus = ([float(node.get(resource, 0)) for node in nodes] for resource in ("CPU", "GPU"))
     return Cluster(sum(cpus), sum(gpus), max(cpus, default=0.0), max(gpus, default=0.0))
 
 
 def choose_share(
-    cluster: Cluster, *, cpus: float, gpus: float, trials: int, gpus_asked: bool = False, most: int | None = None,
-    processes: int | None = None,
+    cluster: Cluster, *, cpus: float, gpus: float, trials: int, require_gpus: bool = False,
+    max_concurrent: int | None = None, processes: int | None = None,
 ) -> Share:  # fmt: skip
-    """What a trial gets on this cluster; raises InputError for a request that no machine could ever meet.
+    """Choose what a trial gets on a cluster.
 
-    A fraction of a card is raised when there are more cards than trials would fill, because Ray packs fractions: two
-    trials of 0.5 share the first of two cards. Without GPUs in the cluster trials run on CPUs, unless GPUs were asked
-    for on the command line (`gpus_asked`). A trial of several cards is trained by as many processes, one on CPUs by
-    `processes` (one where that is None).
+    A fraction of a card is raised if there are more cards than trials would fill, because Ray packs fractions: two
+    trials of 0.5 share the first of two cards. A trial of several cards is trained by one process on each.
+
+    Args:
+        cluster: CPUs and GPUs there are.
+        cpus: CPUs of one trial.
+        gpus: GPUs of one trial; a fraction for a share of a card.
+        trials: trials of the study, the most that can run at once.
+        require_gpus: whether a cluster without GPUs is an error; else trials then run on CPUs.
+        max_concurrent: trials at once where the user limits them.
+        processes: that train one trial together on CPUs; None for one.
+
+    Returns:
+        The share of each trial.
+
+    Raises:
+        InputError: no machine could ever meet the request.
     """
-    if gpus > 0 and cluster.gpus == 0 and not gpus_asked:
+    if gpus > 0 and cluster.gpus == 0 and not require_gpus:
         gpus = 0.0
     _check(cluster, cpus, gpus)
-    slots = min(_slots(cluster, cpus, gpus), trials, most or trials)
+    slots = min(_slots(cluster, cpus, gpus), trials, max_concurrent or trials)
     if 0 < gpus < 1:
         per_card = math.ceil(slots / cluster.gpus)
         gpus = max(gpus, math.floor(100 / per_card) / 100)
     return Share(cpus, gpus, max(1, slots), _processes(gpus, processes))
 
 
-def share_of(
-    asked: ResourceSettings, cluster: Cluster, trials: int, gpus_asked: bool, measured: float = 1.0
+def share_for(
+    settings: ResourceSettings, cluster: Cluster, trials: int, require_gpus: bool, auto_gpus: float = 1.0
 ) -> Share:  # fmt: skip
-    """`choose_share` by a space's resources; `measured` is the share that stands for auto, first a whole card."""
-    auto = asked.gpus_per_trial == AUTO
-    gpus = measured if isinstance(asked.gpus_per_trial, str) else asked.gpus_per_trial
+    """Choose what a trial gets by the resources of a space; see `choose_share`.
+
+    Args:
+        settings: the `resources` of the space.
+        cluster: CPUs and GPUs there are.
+        trials: trials of the study.
+        require_gpus: whether the command line asks for GPUs; `auto` does not.
+        auto_gpus: GPUs of one trial that stand for `auto`: a whole card until they are measured.
+
+    Returns:
+        The share of each trial.
+
+    Raises:
+        InputError: no machine could ever meet the request.
+    """
+    auto = settings.gpus_per_trial == AUTO
+    gpus = auto_gpus if isinstance(settings.gpus_per_trial, str) else settings.gpus_per_trial
     return choose_share(
-        cluster, cpus=asked.cpus_per_trial, gpus=gpus, trials=trials, gpus_asked=gpus_asked and not auto,
-        most=asked.max_concurrent, processes=asked.processes_per_trial,
+        cluster, cpus=settings.cpus_per_trial, gpus=gpus, trials=trials, require_gpus=require_gpus and not auto,
+        max_concurrent=settings.max_concurrent, processes=settings.processes_per_trial,
     )  # fmt: skip
 
 
-def larger(share: Share, cluster: Cluster, trials: int) -> Share | None:
-    """Half as many trials on a card, or on a machine of CPUs alone: for those that ran out of memory.
+def larger_share(share: Share, cluster: Cluster, trials: int) -> Share | None:
+    """Choose the share for a second attempt of trials that ran out of memory.
 
-    None where a trial has a whole card, or so many CPUs, already.
+    Args:
+        share: the first attempt's.
+        cluster: CPUs and GPUs there are.
+        trials: trials of the study.
+
+    Returns:
+        Half as many trials on a card or, without cards, on a machine; None if a trial has a whole card or all CPUs of
+        the largest machine already.
     """
     if share.gpus > 0:
         if share.gpus >= 1:
             return None
-        gpus = 1 / max(1, math.floor(1 / share.gpus + 1e-9) // 2)
+        gpus = 1 / max(1, math.floor(1 / share.gpus + _EPSILON) // 2)
         slots = min(_slots(cluster, share.cpus, gpus), trials)
         return Share(share.cpus, gpus, max(1, slots), share.processes)
-    cpus = min(2 * share.cpus, cluster.most_cpus)
+    cpus = min(2 * share.cpus, cluster.max_cpus)
     if cpus <= share.cpus:
         return None
     return Share(cpus, 0.0, max(1, min(_slots(cluster, cpus, 0), trials)), share.processes)
 
 
-def _processes(gpus: float, asked: int | None) -> int:
+def _processes(gpus: float, processes: int | None) -> int:
     cards = int(gpus) if gpus > 1 else 1
-    if gpus > 0 and asked not in (None, cards):
+    if gpus > 0 and processes not in (None, cards):
         raise InputError(
-            f"--processes-per-trial {asked} needs as many whole cards a trial, or none, but a trial has {gpus:g} GPU"
+            f"--processes-per-trial {processes} needs as many whole cards a trial, or none, but a trial has {gpus:g} "
+            "GPU"
         )
-    return cards if gpus > 0 else asked or 1
+    return cards if gpus > 0 else processes or 1
 
 
 def _check(cluster: Cluster, cpus: float, gpus: float) -> None:
-    if cpus > cluster.most_cpus:
+    if cpus > cluster.max_cpus:
         raise InputError(
-            f"a trial asks for {cpus:g} CPUs, but the largest machine of the cluster has {cluster.most_cpus:g}; "
-            f"choose --cpus-per-trial from 0.1 to {cluster.most_cpus:g}"
+            f"a trial asks for {cpus:g} CPUs, but the largest machine of the cluster has {cluster.max_cpus:g}; "
+            f"choose --cpus-per-trial from 0.1 to {cluster.max_cpus:g}"
         )
-    if gpus > cluster.most_gpus:
+    if gpus > cluster.max_gpus:
         raise InputError(
-            f"a trial asks for {gpus:g} GPUs, but the largest machine of the cluster has {cluster.most_gpus:g}; "
-            f"choose --gpus-per-trial from 0 to {cluster.most_gpus:g}"
+            f"a trial asks for {gpus:g} GPUs, but the largest machine of the cluster has {cluster.max_gpus:g}; "
+            f"choose --gpus-per-trial from 0 to {cluster.max_gpus:g}"
         )
     if 0 < gpus < SMALLEST_SHARE or (gpus > 1 and gpus != int(gpus)):
         raise InputError(
@@ -148,8 +191,9 @@ def _check(cluster: Cluster, cpus: float, gpus: float) -> None:
 
 
 def _slots(cluster: Cluster, cpus: float, gpus: float) -> int:
-    by_cpu = math.floor(cluster.cpus / cpus + 1e-9)
+    """Return how many trials of this size run at once."""
+    by_cpu = math.floor(cluster.cpus / cpus + _EPSILON)
     if gpus == 0:
         return by_cpu
-    by_gpu = cluster.gpus * math.floor(1 / gpus + 1e-9) if gpus <= 1 else cluster.gpus // gpus
+    by_gpu = cluster.gpus * math.floor(1 / gpus + _EPSILON) if gpus <= 1 else cluster.gpus // gpus
     return int(min(by_cpu, by_gpu))

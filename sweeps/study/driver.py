@@ -193,7 +193,7 @@ def _drive(space: Space, resolver: Resolver, setting: StudyConfig, retrain: Retr
     siblings = SiblingResults() if setting.origin else SiblingResults.read(setting.folder)
     strata, unreachable = reachable_strata(space, resolver)
     connect(setting.address)
-    planner = ResourcePlanner(space, expected_trials(space, resolver), gpus_asked=setting.gpus_asked)
+    planner = ResourcePlanner(space, expected_trials(space, resolver), require_gpus=setting.gpus_asked)
     check_shared(space, planner.share.processes, len(resolver.data.train))
     _say_impossible(space, resolver, unreachable)
     setting.folder.mkdir(parents=True, exist_ok=True)

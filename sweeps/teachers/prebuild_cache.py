@@ -113,11 +113,11 @@ def _watched(task: Any, path: Path, cache_epochs: int, console: Console) -> list
 
 def _fill(config: dict[str, Any]) -> list[str]:
     """In a worker: fill the cache of a specification; returns what there is to tell."""
-    from sweeps.cluster.devices import given_device
+    from sweeps.cluster.devices import assigned_device
     from sweeps.trials.build import load_trial_data
 
     torch.set_num_threads(max(1, int(config["cpus"])))
-    specification, device = config["specification"], given_device(config["gpus"])
+    specification, device = config["specification"], assigned_device(config["gpus"])
     data = load_trial_data(specification, config["data_dir"])
     network = NetworkSettings(**specification["network"])
     plan = network_plan(network, data.image_shape, len(data.classes))

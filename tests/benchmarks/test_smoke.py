@@ -32,7 +32,7 @@ from sweeps.records.events import Event
 from sweeps.records.journal import Journal, read_journal
 from sweeps.records.model import StudyRecord, fold
 from sweeps.records.names import JOURNAL_FILE
-from sweeps.resources.gpu_packing import Limit, NoMemoryError, Tried
+from sweeps.resources.gpu_packing import Limit, NoMemoryError, Throughput
 from tests.support.teachers import small_data, write_teacher
 
 QUICK = Options(quick=True)
@@ -244,10 +244,10 @@ def test_the_sweep_is_read_from_its_journal(tmp_path: Path) -> None:
 
 
 def test_a_share_that_does_not_fit_is_a_row_without_a_speed():
-    found = {1: Tried(1, 100.0, 900.0), 2: Tried(2, 150.0, 900.0), 4: NoMemoryError("2 GiB")}
-    chosen = bench_placement._chosen(found, Limit(8, ""), None, None)
-    rows = bench_placement._rows("small", found, chosen.per_card)
+    outcomes = {1: Throughput(1, 100.0, 900.0), 2: Throughput(2, 150.0, 900.0), 4: NoMemoryError("2 GiB")}
+    chosen = bench_placement._chosen(outcomes, Limit(8, ""), None, None)
+    rows = bench_placement._rows("small", outcomes, chosen.per_card)
     assert [(row["share"], row["images/s"], row["times"], row["auto"]) for row in rows] == [
         ("1", 100.0, 1.0, ""), ("1/2", 150.0, 1.5, "chosen"), ("1/4", None, None, ""),
     ]  # fmt: skip
-    assert chosen.why == "4 do not fit on a card: 2 GiB"
+    assert chosen.reason == "4 do not fit on a card: 2 GiB"

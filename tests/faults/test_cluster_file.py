@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 import yaml
-from ray.autoscaler._private.util import prepare_config, validate_config
+
+from tests.support.ray_private import check_cluster_config
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = ("ray-cluster.yaml", "ray-cluster-local.yaml")
@@ -23,7 +24,7 @@ def read(name: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("name", FILES)
 def test_ray_accepts_the_file(name):
-    validate_config(prepare_config(read(name)))
+    check_cluster_config(read(name))
 
 
 @pytest.mark.parametrize("name", FILES)

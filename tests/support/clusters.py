@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from tests.support.ray_private import forget_default_cluster
+
 MACHINES = 2  # beside the head, which trains nothing
 
 
@@ -17,12 +19,11 @@ class Machines:
 
     def __init__(self) -> None:
         os.environ.update(RAY_AUTH_MODE="disabled", RAY_USAGE_STATS_ENABLED="0")
-        from ray._common.utils import reset_ray_address
         from ray.cluster_utils import Cluster
 
         quiet = {"include_dashboard": False}
         self._cluster: Any = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, **quiet})
-        reset_ray_address()  # else other programs of this machine that start Ray would join
+        forget_default_cluster()  # else other programs of this machine that start Ray would join
         self.address: str = self._cluster.address
         self.workers: list[Any] = []
         for _ in range(MACHINES):

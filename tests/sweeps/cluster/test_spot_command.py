@@ -8,19 +8,22 @@ from __future__ import annotations
 
 import re
 import shutil
+from collections.abc import Callable
 from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any
 
-import botocore.client
 import pytest
 import yaml
 from botocore.exceptions import ClientError
 from moto import mock_aws
-from ray.autoscaler._private.util import prepare_config, validate_config
 
+from sweeps import spot as spot_command
 from sweeps.cluster.aws_prices import ACCELERATORS
 from sweeps.cluster.cluster_file import CLUSTER_FILE, read_cluster_file
 from sweeps.cluster.spot_report import H200_RATE, estimate_cost
-from sweeps.spot import main, make_client
+from sweeps.spot import main
+from tests.support.ray_private import check_cluster_config
 
 REGIONS = ("us-east-1", "us-west-2", "eu-west-1")
 PRICES = {  # zone, type -> what history says, newest first
@@ -32,44 +35,62 @@ PRICES = {  # zone, type -> what history says, newest first
 }
 
 
+class StubbedClient:
+    """A client of moto, some of whose operations are answered here."""
+
+    def __init__(self, client: Any, answers: dict[str, Callable[..., Any]]):
+        self._client, self._answers = client, answers
+
+    def __getattr__(self, operation: str) -> Any:
+        return self._answers.get(operation) or getattr(self._client, operation)
+
+    def get_paginator(self, operation: str) -> Any:
+        if operation not in self._answers:
+            return self._client.get_paginator(operation)
+        return SimpleNamespace(paginate=lambda **arguments: [self._answers[operation](**arguments)])
+
+
+def answers_of(region: str, quotas, score, prices) -> dict[str, Callable[..., Any]]:
+    def describe_spot_price_history(**arguments):
+        assert arguments["ProductDescriptions"] == ["Linux/UNIX"]
+        return {
+            "SpotPriceHistory": [
+                {"AvailabilityZone": zone, "InstanceType": machine, "SpotPrice": str(price)}
+                for (zone, machine), history in prices.items()
+                if zone.startswith(region) and machine in arguments["InstanceTypes"]
+                for price in history
+            ]
+        }
+
+    def describe_regions():  # moto has some thirty
+        return {"Regions": [{"RegionName": name} for name in (*REGIONS, "sa-east-1")]}
+
+    def get_service_quota(**arguments):
+        if quotas.get(region) is None:
+            raise ClientError({"Error": {"Code": "AccessDenied", "Message": "no"}}, "GetServiceQuota")
+        assert arguments["QuotaCode"] in ("L-3819A6DF", "L-7212CCBC")
+        return {"Quota": {"Value": float(quotas[region])}}
+
+    def get_spot_placement_scores(**arguments):
+        return {"SpotPlacementScores": [{"Region": region, "Score": score}]}
+
+    operations = (describe_spot_price_history, describe_regions, get_service_quota, get_spot_placement_scores)
+    return {operation.__name__: operation for operation in operations}
+
+
 @contextmanager
 def cloud(monkeypatch, quotas, score=9, prices=PRICES):
-    """Moto with these prices, quotas (virtual CPUs by region; None: not allowed to ask) and placement score."""
-    whole = botocore.client.BaseClient._make_api_call
+    """Moto with these prices, quotas (virtual CPUs by region; None: no permission to ask) and placement score."""
+    make_client = spot_command.make_client
 
-    def answer(self, operation, arguments):
-        region = self.meta.region_name
-        if operation == "DescribeSpotPriceHistory":
-            assert arguments["ProductDescriptions"] == ["Linux/UNIX"]
-            return {
-                "SpotPriceHistory": [
-                    {
-                        "AvailabilityZone": zone,
-                        "InstanceType": kind,
-                        "SpotPrice": str(p),
-                    }
-                    for (zone, kind), seen in prices.items()
-                    if zone.startswith(region) and kind in arguments["InstanceTypes"]
-                    for p in seen
-                ]
-            }
-        if operation == "DescribeRegions":  # moto has some thirty
-            return {"Regions": [{"RegionName": name} for name in (*REGIONS, "sa-east-1")]}
-        if operation == "GetServiceQuota":
-            if quotas.get(region) is None:
-                raise ClientError({"Error": {"Code": "AccessDenied", "Message": "no"}}, operation)
-            assert arguments["QuotaCode"] in ("L-3819A6DF", "L-7212CCBC")
-            return {"Quota": {"Value": float(quotas[region])}}
-        if operation == "GetSpotPlacementScores":
-            return {"SpotPlacementScores": [{"Region": region, "Score": score}]}
-        return whole(self, operation, arguments)
+    def stubbed_client(service: str, region: str) -> StubbedClient:
+        return StubbedClient(make_client(service, region), answers_of(region, quotas, score, prices))
 
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "testing")
-    with mock_aws():
-        monkeypatch.setattr(botocore.client.BaseClient, "_make_api_call", answer)
+    with mock_aws(), monkeypatch.context() as patch:
+        patch.setattr(spot_command, "make_client", stubbed_client)
         yield
-        monkeypatch.setattr(botocore.client.BaseClient, "_make_api_call", whole)
 
 
 def spot(*arguments, regions=REGIONS):
@@ -79,8 +100,8 @@ def spot(*arguments, regions=REGIONS):
 def test_the_cheapest_by_the_median_per_gpu_within_the_quota(monkeypatch, capsys):
     with cloud(monkeypatch, {"us-east-1": 32, "us-west-2": 192, "eu-west-1": 0}):
         assert spot("--gpus", "8") == 0
-    said = capsys.readouterr().out
-    order = re.findall(r"^(\S+)\s+(g6\.\S+)\s+(\d)\s+([\d.]+)  (.*)$", said, re.M)
+    output = capsys.readouterr().out
+    order = re.findall(r"^(\S+)\s+(g6\.\S+)\s+(\d)\s+([\d.]+)  (.*)$", output, re.M)
     assert order == [
         ("eu-west-1a", "g6.xlarge", "1", "0.4000", "0 GPUs"),
         ("us-west-2b", "g6.48xlarge", "8", "0.5000", "8 GPUs"),
@@ -88,69 +109,69 @@ def test_the_cheapest_by_the_median_per_gpu_within_the_quota(monkeypatch, capsys
         ("us-east-1b", "g6.xlarge", "1", "1.0000", "8 GPUs"),
         ("us-east-1a", "g6.xlarge", "1", "1.2000", "8 GPUs"),
     ]
-    assert "1 machine g6.48xlarge in us-west-2b: 8 GPUs, $4.00 an hour" in said
-    assert "capacity in us-west-2 is likely (AWS's placement score: 9 of 10)" in said
-    assert "careful" not in said
+    assert "1 machine g6.48xlarge in us-west-2b: 8 GPUs, $4.00 an hour" in output
+    assert "capacity in us-west-2 is likely (AWS's placement score: 9 of 10)" in output
+    assert "careful" not in output
 
 
-def test_a_card_that_the_pinned_torch_has_no_code_for_is_said(monkeypatch, capsys):
+def test_a_card_that_the_pinned_torch_has_no_code_for_is_named(monkeypatch, capsys):
     with cloud(monkeypatch, {"us-east-1": 96}, prices={("us-east-1c", "p3dn.24xlarge"): (8.0,)}):
         assert main(["--accelerator", "V100", "--gpus", "8", "--regions", "us-east-1"]) == 0
-    said = capsys.readouterr().out
-    assert "1 machine p3dn.24xlarge in us-east-1c: 8 GPUs, $8.00 an hour" in said
-    assert "has no code for a V100 (compute capability 7.0, it begins at 7.5)" in said
+    output = capsys.readouterr().out
+    assert "1 machine p3dn.24xlarge in us-east-1c: 8 GPUs, $8.00 an hour" in output
+    assert "has no code for a V100 (compute capability 7.0, it begins at 7.5)" in output
 
 
-def test_a_quota_that_may_not_be_asked_for_is_said(monkeypatch, capsys):
+def test_a_quota_without_permission_is_named(monkeypatch, capsys):
     with cloud(monkeypatch, {}, score=2):
         assert spot("--gpus", "2", regions=("us-east-1",)) == 0
-    said = capsys.readouterr().out
-    assert "the quota of us-east-1 is not known (AccessDenied: no)" in said
-    assert "capacity in us-east-1 is unlikely: wait, or take another card" in said
+    output = capsys.readouterr().out
+    assert "the quota of us-east-1 is not known (AccessDenied: no)" in output
+    assert "capacity in us-east-1 is unlikely: wait, or take another card" in output
 
 
-def test_zero_quota_is_said_in_words(monkeypatch, capsys):
+def test_a_zero_quota_prints_what_to_request(monkeypatch, capsys):
     with cloud(monkeypatch, dict.fromkeys(REGIONS, 0)):
         assert spot("--gpus", "8") == 1
-    said = capsys.readouterr().out
-    assert "no quota: nowhere may this account run 8 such GPUs" in said
-    assert "--quota-code L-3819A6DF --desired-value 32 --region eu-west-1" in said
+    output = capsys.readouterr().out
+    assert "no quota: nowhere may this account run 8 such GPUs" in output
+    assert "--quota-code L-3819A6DF --desired-value 32 --region eu-west-1" in output
 
 
-def test_no_capacity_is_said_in_words(monkeypatch, capsys):
+def test_no_capacity_is_one_line(monkeypatch, capsys):
     with cloud(monkeypatch, {}, prices={}):
         assert spot("--gpus", "8", regions=("us-east-1",)) == 1
     assert "no capacity: no zone offers spot machines with at most 8 L4" in capsys.readouterr().out
 
 
-def test_all_regions_of_the_account_are_looked_at(monkeypatch, capsys):
+def test_all_regions_of_the_account_are_looked_up(monkeypatch, capsys):
     """And a region that fails is a remark, not a gap."""
 
     def client(service, region):
         if region == "sa-east-1":
             raise ClientError({"Error": {"Code": "OptInRequired", "Message": "not yours"}}, "any")
-        return make_client(service, region)
+        return spot_command.make_client(service, region)
 
     with cloud(monkeypatch, {"us-east-1": 64, "us-west-2": 192, "eu-west-1": 64}):
         assert main(["--accelerator", "l4", "--gpus", "1"], client) == 0
-    said = capsys.readouterr().out
-    assert "sa-east-1 was not seen (OptInRequired: not yours)" in said
-    assert "1 machine g6.xlarge in eu-west-1a: 1 GPUs, $0.40 an hour" in said
+    output = capsys.readouterr().out
+    assert "sa-east-1 was not seen (OptInRequired: not yours)" in output
+    assert "1 machine g6.xlarge in eu-west-1a: 1 GPUs, $0.40 an hour" in output
 
 
-def test_missing_credentials_are_said_in_words(monkeypatch, capsys, tmp_path):
+def test_missing_credentials_are_one_line(monkeypatch, capsys, tmp_path):
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
         monkeypatch.delenv(name, raising=False)
     for name in ("AWS_SHARED_CREDENTIALS_FILE", "AWS_CONFIG_FILE"):
         monkeypatch.setenv(name, str(tmp_path / "none"))
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     assert main(["--accelerator", "L4"]) == 2
-    said = capsys.readouterr().err
-    assert said.startswith("error: no AWS credentials: give AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a profile")
-    assert said.count("\n") == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: no AWS credentials: give AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a profile")
+    assert error.count("\n") == 1
 
 
-def test_refused_credentials_are_said_in_words(capsys):
+def test_refused_credentials_are_named(capsys):
     def client(service, region):
         raise ClientError({"Error": {"Code": "AuthFailure", "Message": "not able to validate"}}, "DescribeRegions")
 
@@ -164,15 +185,15 @@ def test_refused_credentials_are_said_in_words(capsys):
         (["--accelerator", "V9000"], "unknown accelerator 'V9000'; choose from: A100, A10G"),
         (["--accelerator", "L4", "--gpus", "0"], "--gpus must be at least 1, but got 0"),
         (["--accelerator", "L4", "--write", "--cluster", "/nowhere.yaml"], "the cluster file /nowhere.yaml cannot be"),
-        (["--accelerator", "L4", "--write", "--cluster", __file__], "has not the lines that --write edits"),
+        (["--accelerator", "L4", "--write", "--cluster", __file__], "lacks the lines that --write edits"),
         (["--accelerator", "L4", "--plan", "nope"], "unknown space 'nope'; choose from: "),
     ],
 )
 def test_a_mistake_is_one_line(arguments, message, capsys):
     assert main(arguments) == 2
-    said = capsys.readouterr().err
-    assert message in said
-    assert said.count("\n") == 1
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
 
 
 def test_write_puts_region_zones_and_types_into_the_file_and_keeps_the_rest(monkeypatch, capsys, tmp_path):
@@ -189,7 +210,7 @@ def test_write_puts_region_zones_and_types_into_the_file_and_keeps_the_rest(monk
     assert config["available_node_types"]["g6.48xlarge"]["max_workers"] == 1
     assert config["available_node_types"]["g6.xlarge"]["max_workers"] == config["max_workers"] == 8
     assert config["available_node_types"]["g6.xlarge"]["node_config"]["InstanceMarketOptions"]["MarketType"] == "spot"
-    validate_config(prepare_config(config))
+    check_cluster_config(config)
     comments = re.findall(r"^#.*$|^  #.*$", CLUSTER_FILE.read_text(), re.M)
     assert re.findall(r"^#.*$|^  #.*$", path.read_text(), re.M) == comments
     assert read_cluster_file(path)  # and may be written again
@@ -197,17 +218,17 @@ def test_write_puts_region_zones_and_types_into_the_file_and_keeps_the_rest(monk
 
 def test_the_cost_of_a_plan():
     """Ten cards of 1e12 mult-adds a second at 0.5 dollars: 3.6e16 mult-adds take an hour and five dollars."""
-    found = estimate_cost(3.6e16, 0.5, 10, 1e12)
-    assert found.seconds == pytest.approx(3600)
-    assert found.dollars == pytest.approx(5.0)
+    cost = estimate_cost(3.6e16, 0.5, 10, 1e12)
+    assert cost.seconds == pytest.approx(3600)
+    assert cost.dollars == pytest.approx(5.0)
 
 
 def test_the_plan_is_priced_on_the_command_line(monkeypatch, capsys):
     with cloud(monkeypatch, {"us-west-2": 192}):
         assert spot("--plan", "tt_dims", "--gpus", "1", regions=("us-west-2",)) == 0
-    said = capsys.readouterr().out
-    work = float(re.search(r"the whole plan: (\S+) mult-adds", said)[1])
-    dollars = float(re.search(r"and \$([\d.]+) for the workers", said)[1])
+    output = capsys.readouterr().out
+    work = float(re.search(r"the whole plan: (\S+) mult-adds", output)[1])
+    dollars = float(re.search(r"and \$([\d.]+) for the workers", output)[1])
     rate = H200_RATE * ACCELERATORS["L4"].bandwidth / ACCELERATORS["H200"].bandwidth
     assert dollars == pytest.approx(estimate_cost(work, 0.6, 1, rate).dollars, abs=0.01)
-    assert "from one study measured on an H200, scaled by memory bandwidth" in said
+    assert "from one study measured on an H200, scaled by memory bandwidth" in output

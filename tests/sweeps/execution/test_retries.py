@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 from ray.exceptions import ActorDiedError, NodeDiedError
 
-from sweeps.execution.retries import NODE_DEATH, RETRY_BUDGET, Attempts
+from sweeps.cluster.ray_adapter import NODE_DEATH
+from sweeps.execution.retries import RETRY_BUDGET, Attempts
 from sweeps.execution.worker_errors import WorkerLostError
 
 

@@ -15,7 +15,7 @@ from lowrank.data import DataSettings, load_data
 from lowrank.errors import InputError, LoaderHungError
 from lowrank.io.tensor_file import load_tensors, saved_versions
 from lowrank.training.trainer import Trainer
-from sweeps.cluster.devices import given_device, out_of_memory
+from sweeps.cluster.devices import assigned_device, out_of_memory
 from sweeps.execution import trainable as trainable_module
 from sweeps.execution.trainable import TrialTrainable
 from sweeps.execution.worker_errors import WorkerLostError, check_memory_is_back, device_lost
@@ -105,13 +105,13 @@ def test_a_device_error_ends_the_worker_without_touching_the_device_again(monkey
 
 def test_who_was_given_no_card_uses_none_and_who_sees_others_than_were_given_does_not_begin(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    assert given_device(0) == "cpu"
-    assert given_device(2, [0, 1]) == "cuda"
+    assert assigned_device(0) == "cpu"
+    assert assigned_device(2, [0, 1]) == "cuda"
     with pytest.raises(InputError, match=r"was given 1 of .*'s cards, but torch sees 2"):
-        given_device(0.5, [1])
+        assigned_device(0.5, [1])
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     with pytest.raises(InputError, match=r"was given 0.5 of .*'s cards, but torch .* sees none there"):
-        given_device(0.5, [1])
+        assigned_device(0.5, [1])
 
 
 def test_a_loader_that_hangs_ends_the_worker(monkeypatch, tmp_path):
@@ -260,7 +260,7 @@ def test_a_trial_that_shares_a_card_does_so_by_the_studys_way(monkeypatch, tmp_p
         return "cpu"
 
     monkeypatch.delenv("A_SERVICE", raising=False)
-    monkeypatch.setattr(trainable_module, "given_device", given)
+    monkeypatch.setattr(trainable_module, "assigned_device", given)
     monkeypatch.setattr(TrialTrainable, "_resources", lambda self: (1.0, 0.5))
     sharing = {"sharing": ("mps", {"A_SERVICE": "here"})}
     try:

@@ -16,9 +16,9 @@ from lowrank.data.reading.synthetic import DataOutline, synthetic_data
 from lowrank.training.engine.step import TrainStep
 from sweeps.records.probe_schema import FIT_SCHEMA, FITS, OUT_OF_MEMORY
 from sweeps.records.specification import Trial
-from sweeps.resources import memory_probe as fit
-from sweeps.resources.configurations import configuration, distinct
-from sweeps.resources.memory_probe import keep, probe, show
+from sweeps.resources import memory_probe
+from sweeps.resources.configurations import configuration, distinct_trials
+from sweeps.resources.memory_probe import make_row, print_rows, probe, write_rows
 from sweeps.resources.shares import Share
 from sweeps.space.parse import parse_space
 from sweeps.trials.resolver import Resolver
@@ -41,7 +41,7 @@ def trials(data: ImageData, tmp_path: Path) -> list[Trial]:
         "train": {"batch_size": 64, "lr": {"choice": [0.1, 0.2]}, "attention_weight": {"choice": [0, 60]}},
         "method": {"name": "bottleneck", "rank_scale": {"choice": [0.4, 0.8]}},
     })  # fmt: skip
-    return distinct(space, Resolver(space, data, find_teaching(space, data, tmp_path)))
+    return distinct_trials(space, Resolver(space, data, find_teaching(space, data, tmp_path)))
 
 
 def config(trial: Trial, outline: DataOutline | None = None) -> dict[str, Any]:
@@ -49,8 +49,9 @@ def config(trial: Trial, outline: DataOutline | None = None) -> dict[str, Any]:
 
 
 def test_configurations_that_cost_the_same_are_probed_once(trials: list[Trial]) -> None:
-    kinds = [(trial.specification["method"].get("rank_scale"), "teacher" in trial.specification) for trial in trials]
-    assert sorted(kinds, key=str) == [(0.4, False), (0.4, True), (0.8, False), (0.8, True), (None, False)]
+    specifications = [trial.specification for trial in trials]
+    configurations = [(fields["method"].get("rank_scale"), "teacher" in fields) for fields in specifications]
+    assert sorted(configurations, key=str) == [(0.4, False), (0.4, True), (0.8, False), (0.8, True), (None, False)]
     assert [trial.counts["params"] for trial in trials] == sorted(trial.counts["params"] for trial in trials)
 
 
@@ -67,26 +68,26 @@ def test_what_a_step_costs_depends_on_how_it_is_run(trials: list[Trial], changed
 
 
 def test_a_probe_measures_step_and_largest_batch(trials: list[Trial]) -> None:
-    found = probe(config(next(trial for trial in trials if "teacher" in trial.specification)))
-    assert found["status"] == FITS
-    assert found["images_per_second"] > 0
-    assert 64 <= found["largest_batch"] <= 200
+    measured = probe(config(next(trial for trial in trials if "teacher" in trial.specification)))
+    assert measured["status"] == FITS
+    assert measured["images_per_second"] > 0
+    assert 64 <= measured["largest_batch"] <= 200
 
 
-def test_noise_like_the_data_spares_decoding_them(
+def test_noise_of_the_shape_of_the_data_is_measured_without_loading_it(
     trials: list[Trial], data: ImageData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     outline = pickle.loads(pickle.dumps(DataOutline.of(data)))  # it goes to a worker
-    monkeypatch.setattr(fit, "load_trial_data", None)
-    found = probe(config(next(trial for trial in trials if "teacher" in trial.specification), outline))
-    assert found["status"] == FITS
-    assert 64 <= found["largest_batch"] <= 200
-    made = synthetic_data(outline)
-    assert made is synthetic_data(DataOutline.of(data))
-    assert (len(made.train), made.image_shape, made.classes) == (len(data.train), data.image_shape, data.classes)
+    monkeypatch.setattr(memory_probe, "load_trial_data", None)
+    measured = probe(config(next(trial for trial in trials if "teacher" in trial.specification), outline))
+    assert measured["status"] == FITS
+    assert 64 <= measured["largest_batch"] <= 200
+    noise = synthetic_data(outline)
+    assert noise is synthetic_data(DataOutline.of(data))
+    assert (len(noise.train), noise.image_shape, noise.classes) == (len(data.train), data.image_shape, data.classes)
 
 
-def test_what_does_not_fit_is_named(
+def test_a_configuration_that_does_not_fit_is_named(
     trials: list[Trial], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     def full(*args: Any) -> None:
@@ -94,22 +95,22 @@ def test_what_does_not_fit_is_named(
 
     real = TrainStep.backward
     monkeypatch.setattr(
-        TrainStep, "backward", lambda self, step, images, *rest: (full if len(images) > 16 else real)(
-            self, step, images, *rest
+        TrainStep, "backward", lambda self, step, images, *others: (full if len(images) > 16 else real)(
+            self, step, images, *others
         ),
     )  # fmt: skip
     share = Share(1, 0, 1)
-    rows = [fit._row(trial, share, probe(config(trial))) for trial in trials[:1]]
+    rows = [make_row(trial, share, probe(config(trial))) for trial in trials[:1]]
     assert rows[0]["status"] == OUT_OF_MEMORY
-    show(rows, share)
+    print_rows(rows, share)
     line = capsys.readouterr().out.splitlines()[-1]
     assert line.startswith("does not fit: bottleneck of ")
     assert "batch 64 (out of memory: CUDA out of memory. Tried to allocate 2 GiB)" in line
     assert line.endswith("; the largest batch that fits is 16")
-    assert pq.read_table(keep(rows, tmp_path / "fit" / "x.parquet")).schema == FIT_SCHEMA
+    assert pq.read_table(write_rows(rows, tmp_path / "fit" / "x.parquet")).schema == FIT_SCHEMA
 
 
-def test_the_command_prints_rows_and_keeps_them(tmp_path: Path) -> None:
+def test_the_command_prints_rows_and_records_them(tmp_path: Path) -> None:
     done = studies.run(*studies.TINY[:-4], "--probe-memory", "--json", "--out", str(tmp_path), "--set", "references=[]",
                        "--set", "budget.params={choice: [0.5]}")  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr

@@ -1,4 +1,4 @@
-"""The multi-process service is started, seen to work, and ended however its owner ends; a stand-in is the daemon."""
+"""The multi-process service is started, checked, and ended however its owner ends; a stand-in is the daemon."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from sweeps.resources import mps
-from sweeps.resources.mps import LOGS, PIPES, NoServiceError, Service
+from sweeps.resources.mps import LOGS, PIPES, MpsService, MpsUnavailableError
 from tests.support.mps import stand_in
 
 
@@ -20,7 +20,7 @@ def daemon_of(service_folder: Path) -> int:
     return int((service_folder / f"{mps.CONTROL}.pid").read_text())
 
 
-def gone(pid: int) -> bool:
+def has_ended(pid: int) -> bool:
     """Whether a process has ended; one that is not yet waited for has."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
@@ -28,48 +28,47 @@ def gone(pid: int) -> bool:
         return True
 
 
-def wait_until_gone(pid: int) -> None:
-    while not gone(pid):
+def wait_until_ended(pid: int) -> None:
+    while not has_ended(pid):
         time.sleep(0.05)
 
 
-def test_a_service_lives_until_it_is_closed(tmp_path, monkeypatch):
+def test_a_service_runs_until_it_is_closed(tmp_path, monkeypatch):
     stand_in(tmp_path, monkeypatch)
-    with Service() as service:
+    with MpsService() as service:
         folder = Path(service.environment[PIPES])
         daemon = daemon_of(folder)
-        assert not gone(daemon)
+        assert not has_ended(daemon)
         assert set(service.environment) == {PIPES, LOGS}
-    wait_until_gone(daemon)
+    wait_until_ended(daemon)
     assert not folder.parent.exists()
 
 
 def test_a_daemon_that_does_not_quit_is_killed(tmp_path, monkeypatch):
-    monkeypatch.setattr(mps, "_KEEPER", mps._KEEPER.replace("timeout 10", "timeout 0.2"))
     stand_in(tmp_path, monkeypatch, quits=False)
-    with Service() as service:
+    with MpsService(end_seconds=0.2) as service:
         daemon = daemon_of(Path(service.environment[PIPES]))
-    wait_until_gone(daemon)
+    wait_until_ended(daemon)
 
 
 def test_a_killed_owner_leaves_no_daemon(tmp_path, monkeypatch):
     stand_in(tmp_path, monkeypatch)
     code = (
         "import sys, time; from sweeps.resources import mps; mps.PROBE = (sys.executable, '-c', 'pass'); "
-        f"s = mps.Service(); print(s.environment['{PIPES}'], flush=True); time.sleep(600)"
+        f"s = mps.MpsService(); print(s.environment['{PIPES}'], flush=True); time.sleep(600)"
     )
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as owner:
         assert owner.stdout is not None
         folder = Path(owner.stdout.readline().strip())
         daemon = daemon_of(folder)
         os.kill(owner.pid, signal.SIGKILL)
-    wait_until_gone(daemon)
+    wait_until_ended(daemon)
     while folder.parent.exists():
         time.sleep(0.05)
 
 
 @pytest.mark.parametrize(
-    ("how", "why"),
+    ("options", "reason"),
     [
         ({"start": 'echo "no device" >&2; exit 1'}, r"does not start \(no device\)"),
         ({"probe": "raise SystemExit('CUDA error 805')"}, "a process that uses it has no card: CUDA error 805"),
@@ -80,63 +79,64 @@ def test_a_killed_owner_leaves_no_daemon(tmp_path, monkeypatch):
         ),
     ],
 )
-def test_a_service_that_does_not_work_is_none_and_leaves_nothing(tmp_path, monkeypatch, how, why):
-    folder = tmp_path / "made"
+def test_a_service_that_does_not_work_is_refused_and_leaves_no_files(tmp_path, monkeypatch, options, reason):
+    folder = tmp_path / "service"
     folder.mkdir()
     monkeypatch.setattr(mps.tempfile, "mkdtemp", lambda prefix: str(folder))
-    stand_in(tmp_path, monkeypatch, **how)
-    with pytest.raises(NoServiceError, match=why):
-        Service()
+    stand_in(tmp_path, monkeypatch, **options)
+    with pytest.raises(MpsUnavailableError, match=reason):
+        MpsService()
     assert not folder.exists()
 
 
-def test_without_the_program_there_is_none(monkeypatch, tmp_path):
+def test_a_machine_without_the_program_has_no_service(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(NoServiceError, match="nvidia-cuda-mps-control is not installed"):
-        Service()
+    with pytest.raises(MpsUnavailableError, match="nvidia-cuda-mps-control is not installed"):
+        MpsService()
 
 
-class TestWays:
-    def of(self, asked: str, **how) -> dict[str, dict[str, str]]:
-        with mps.sharing_modes(asked, **{"shared": True, "measured": False, "address": None, **how}) as found:
-            return dict(found)
+class TestSharingModes:
+    def modes(self, choice: str, **options) -> dict[str, dict[str, str]]:
+        with mps.sharing_modes(choice, **{"shared": True, "measured": False, "address": None, **options}) as modes:
+            return dict(modes)
 
-    def test_the_service_is_started_where_it_may_be_of_use(self, tmp_path, monkeypatch):
+    def test_the_service_is_started_if_trials_may_use_it(self, tmp_path, monkeypatch):
         stand_in(tmp_path, monkeypatch)
-        assert list(self.of("mps")) == ["mps"]
-        assert set(self.of("mps")["mps"]) == {PIPES, LOGS}
-        assert list(self.of("auto", measured=True)) == ["processes", "mps"]
+        assert list(self.modes("mps")) == ["mps"]
+        assert set(self.modes("mps")["mps"]) == {PIPES, LOGS}
+        assert list(self.modes("auto", measured=True)) == ["processes", "mps"]
 
-    def test_and_not_where_it_cannot(self, monkeypatch):
-        monkeypatch.setattr(mps, "Service", lambda: pytest.fail("it was started"))
-        for asked, how in (("processes", {}), ("auto", {}), ("mps", {"shared": False}), ("mps", {"address": "auto"})):
-            assert self.of(asked, **how) == {"processes": {}}
+    def test_the_service_is_not_started_if_trials_cannot_use_it(self, monkeypatch):
+        monkeypatch.setattr(mps, "MpsService", lambda: pytest.fail("it was started"))
+        cases = (("processes", {}), ("auto", {}), ("mps", {"shared": False}), ("mps", {"address": "auto"}))
+        for choice, options in cases:
+            assert self.modes(choice, **options) == {"processes": {}}
 
-    def test_that_there_is_none_is_one_line_and_no_end(self, tmp_path, monkeypatch, capsys):
+    def test_a_missing_service_is_one_line_and_trials_share_in_turns(self, tmp_path, monkeypatch, capsys):
         monkeypatch.setenv("PATH", str(tmp_path))
-        assert self.of("mps") == {"processes": {}}
+        assert self.modes("mps") == {"processes": {}}
         assert capsys.readouterr().out == (
             "sharing mps: no multi-process service (nvidia-cuda-mps-control is not installed); trials share a card in "
             "turns\n"
         )
 
-    def test_it_ends_however_the_study_ends(self, tmp_path, monkeypatch):
+    def test_the_service_ends_with_an_interrupted_study(self, tmp_path, monkeypatch):
         stand_in(tmp_path, monkeypatch)
         daemons = []
 
         def study() -> None:
-            with mps.sharing_modes("mps", shared=True, measured=False, address=None) as found:
-                daemons.append(daemon_of(Path(found["mps"][PIPES])))
+            with mps.sharing_modes("mps", shared=True, measured=False, address=None) as modes:
+                daemons.append(daemon_of(Path(modes["mps"][PIPES])))
                 raise KeyboardInterrupt
 
         with pytest.raises(KeyboardInterrupt):
             study()
-        wait_until_gone(daemons[0])
+        wait_until_ended(daemons[0])
 
 
-def test_clients_are_told_where_it_is(monkeypatch):
+def test_a_client_gets_the_environment_of_its_service(monkeypatch):
     monkeypatch.setenv(PIPES, "elsewhere")
-    mps.use(None)
+    mps.set_mps_environment(None)
     assert os.environ[PIPES] == "elsewhere"
-    mps.use({PIPES: "here"})
+    mps.set_mps_environment({PIPES: "here"})
     assert os.environ[PIPES] == "here"

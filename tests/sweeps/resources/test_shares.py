@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import pytest
 import yaml
-from ray.autoscaler._private.util import prepare_config
 
 from lowrank.errors import InputError
 from sweeps.cluster.cluster_file import CLUSTER_FILE
-from sweeps.resources import shares as resources
-from sweeps.resources.shares import Cluster, Share, choose_share, larger, planned_machines, share_of
+from sweeps.resources import shares
+from sweeps.resources.shares import Cluster, Share, choose_share, larger_share, planned_machines, share_for
 from sweeps.space.settings import ResourceSettings
+from tests.support.ray_private import complete_cluster_config
 
-LAPTOP = Cluster(cpus=2, gpus=0, most_cpus=2, most_gpus=0)
-TWO_CARDS = Cluster(cpus=32, gpus=2, most_cpus=32, most_gpus=2)
+LAPTOP = Cluster(cpus=2, gpus=0, max_cpus=2, max_gpus=0)
+TWO_CARDS = Cluster(cpus=32, gpus=2, max_cpus=32, max_gpus=2)
 
 
 @pytest.mark.parametrize(
-    ("cluster", "asked", "trials", "gpus", "concurrent"),
+    ("cluster", "requested", "trials", "gpus", "concurrent"),
     [
         (LAPTOP, 0.25, 24, 0.0, 2),  # no card here: trials run on CPUs
         (TWO_CARDS, 0.5, 2, 1.0, 2),  # Ray would pack both onto the first card
@@ -31,13 +29,13 @@ TWO_CARDS = Cluster(cpus=32, gpus=2, most_cpus=32, most_gpus=2)
         (TWO_CARDS, 0, 24, 0.0, 24),
     ],
 )
-def test_shares(cluster, asked, trials, gpus, concurrent):
-    share = choose_share(cluster, cpus=1, gpus=asked, trials=trials)
+def test_shares(cluster, requested, trials, gpus, concurrent):
+    share = choose_share(cluster, cpus=1, gpus=requested, trials=trials)
     assert (share.gpus, share.concurrent) == (gpus, concurrent)
 
 
-def test_the_user_may_allow_fewer_at_once_and_they_spread():
-    share = choose_share(TWO_CARDS, cpus=1, gpus=0.25, trials=24, most=2)
+def test_fewer_trials_at_once_spread_over_the_cards():
+    share = choose_share(TWO_CARDS, cpus=1, gpus=0.25, trials=24, max_concurrent=2)
     assert (share.gpus, share.concurrent) == (1.0, 2)
 
 
@@ -53,15 +51,15 @@ def test_the_user_may_allow_fewer_at_once_and_they_spread():
 )
 def test_a_request_that_can_never_be_met_is_refused(cluster, cpus, gpus, message):
     with pytest.raises(InputError, match=message):
-        choose_share(cluster, cpus=cpus, gpus=gpus, trials=4, gpus_asked=True)
+        choose_share(cluster, cpus=cpus, gpus=gpus, trials=4, require_gpus=True)
 
 
 @pytest.mark.parametrize(
-    ("cluster", "gpus", "asked", "processes"),
+    ("cluster", "gpus", "requested", "processes"),
     [(TWO_CARDS, 2, None, 2), (TWO_CARDS, 0.5, None, 1), (LAPTOP, 0, 2, 2), (LAPTOP, 2, None, 1), (TWO_CARDS, 2, 2, 2)],
 )
-def test_a_trial_of_several_cards_has_a_process_on_each(cluster, gpus, asked, processes):
-    assert choose_share(cluster, cpus=1, gpus=gpus, trials=4, processes=asked).processes == processes
+def test_a_trial_of_several_cards_has_a_process_on_each(cluster, gpus, requested, processes):
+    assert choose_share(cluster, cpus=1, gpus=gpus, trials=4, processes=requested).processes == processes
 
 
 def test_processes_without_cards_of_their_own_are_refused():
@@ -81,33 +79,32 @@ def test_processes_without_cards_of_their_own_are_refused():
         (LAPTOP, Share(2, 0.0, 1), None),
     ],
 )
-def test_what_ran_out_of_memory_gets_twice_the_share_at_least_or_a_whole_card(cluster, share, expected):
-    assert larger(share, cluster, trials=24) == expected
+def test_a_trial_that_ran_out_of_memory_gets_at_least_twice_the_share_or_a_whole_card(cluster, share, expected):
+    assert larger_share(share, cluster, trials=24) == expected
 
 
 def test_auto_is_a_whole_card_until_it_is_measured_and_trials_still_spread():
-    asked = ResourceSettings(gpus_per_trial="auto")
-    assert share_of(asked, TWO_CARDS, 24, gpus_asked=True) == Share(1, 1.0, 2)
-    assert share_of(asked, TWO_CARDS, 24, gpus_asked=True, measured=1 / 8) == Share(1, 1 / 8, 16)
-    assert share_of(asked, TWO_CARDS, 2, gpus_asked=True, measured=1 / 8) == Share(1, 1.0, 2)
-    assert share_of(asked, LAPTOP, 24, gpus_asked=True) == Share(1, 0.0, 2)
+    settings = ResourceSettings(gpus_per_trial="auto")
+    assert share_for(settings, TWO_CARDS, 24, require_gpus=True) == Share(1, 1.0, 2)
+    assert share_for(settings, TWO_CARDS, 24, require_gpus=True, auto_gpus=1 / 8) == Share(1, 1 / 8, 16)
+    assert share_for(settings, TWO_CARDS, 2, require_gpus=True, auto_gpus=1 / 8) == Share(1, 1.0, 2)
+    assert share_for(settings, LAPTOP, 24, require_gpus=True) == Share(1, 0.0, 2)
 
 
-def test_a_cluster_at_rest_counts_the_machines_that_it_may_start(tmp_path):
+def test_an_idle_cluster_counts_the_machines_that_it_may_start(tmp_path):
     """The repository's cluster file, as `ray up` leaves it on the head: eight workers with a card each."""
     path = tmp_path / "ray_bootstrap_config.yaml"
-    path.write_text(yaml.safe_dump(prepare_config(yaml.safe_load(CLUSTER_FILE.read_text()))))
+    path.write_text(yaml.safe_dump(complete_cluster_config(yaml.safe_load(CLUSTER_FILE.read_text()))))
     planned = planned_machines(path)
     assert planned == [{"CPU": 4, "GPU": 1}] * 8
     assert planned_machines(tmp_path / "none") == []
 
 
 @pytest.mark.parametrize("planned", [[], [{"CPU": 4, "GPU": 1}] * 8])
-def test_the_head_alone_does_not_make_a_study_small(monkeypatch, planned):
+def test_a_head_without_workers_counts_those_that_it_may_start(monkeypatch, planned):
     head = {"CPU": 0.0, "node:__internal_head__": 1.0}
-    alive = [{"Alive": True, "NodeID": "own", "Resources": head}, {"Alive": False, "NodeID": "x", "Resources": {}}]
-    monkeypatch.setattr(resources.ray, "nodes", lambda: alive)
-    monkeypatch.setattr(resources.ray, "get_runtime_context", lambda: SimpleNamespace(get_node_id=lambda: "own"))
-    monkeypatch.setattr(resources, "planned_machines", lambda path: planned)
-    found = resources.read_cluster()
-    assert (found.cpus, found.gpus, found.most_gpus) == ((32, 8, 1) if planned else (0, 0, 0))
+    monkeypatch.setattr(shares, "live_nodes", lambda: [{"NodeID": "own", "Resources": head}])
+    monkeypatch.setattr(shares, "is_driver_on", lambda node: node["NodeID"] == "own")
+    monkeypatch.setattr(shares, "planned_machines", lambda path: planned)
+    cluster = shares.read_cluster()
+    assert (cluster.cpus, cluster.gpus, cluster.max_gpus) == ((32, 8, 1) if planned else (0, 0, 0))

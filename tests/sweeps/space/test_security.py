@@ -12,10 +12,12 @@ import pytest
 import ray
 import yaml
 
+from sweeps.cluster.ray_adapter import head_address
 from sweeps.cluster.ray_session import connect
 from sweeps.run import main
 from sweeps.space.parse import read_space
 from tests.support import studies
+from tests.support.ray_private import dashboard_url
 
 ROOT = Path(__file__).resolve().parents[3]
 SECRET = "hunter2-top-secret"
@@ -116,8 +118,8 @@ def test_what_ray_opens_by_itself_is_no_dashboard(tmp_path):
     """No dashboard is started on one's own machine; `--address` uses a cluster as it is."""
     connect(None, cpus=1)
     try:
-        assert not ray.get_runtime_context().gcs_address.startswith("0.0.0.0")
-        assert not ray._private.worker.global_worker.node.webui_url
+        assert not head_address().startswith("0.0.0.0")
+        assert dashboard_url() is None
     finally:
         ray.shutdown()
 

@@ -1,0 +1,144 @@
+"""Everything that Ray does not promise to keep: private attributes, names of resources, words of its messages.
+
+A new version of Ray is tried with tests/sweeps/cluster/test_ray_adapter.py, which names what it broke.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import ray
+import ray.cloudpickle
+from ray.exceptions import ActorDiedError, NodeDiedError
+
+if TYPE_CHECKING:
+    from ray.tune import Trainable
+    from ray.tune.experiment import Trial as RayTrial
+
+HEAD_RESOURCE = "node:__internal_head__"  # every head has 1 of it
+CARD_PREFIX = "accelerator_type:"  # a node with such cards has a resource of this name
+NODE_DEATH = "its node has died"  # how an ActorDiedError says that the machine is lost
+STARTUP_TIMEOUT = "timed out during startup"  # how `ray.init` says that 30 s were not enough
+BOOTSTRAP_FILE = Path("~/ray_bootstrap_config.yaml")  # where `ray up` puts the cluster file on the head
+ENVIRONMENT = {
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the journal is the record
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # the last result of a diverged trial has no error
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",  # else relative data folders would mean another place
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_DEDUP_LOGS": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",  # a worker that was assigned no card must see none
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",  # reasons are recorded and shown in the final table
+    "TUNE_GLOBAL_CHECKPOINT_S": "inf",  # Tune's snapshots grow with the study, and nothing is restored from them
+}
+
+
+def allow_pending_trials(count: int) -> None:
+    """Let Tune ask for so many trials before the first has started.
+
+    Tune's default of one would start the first wave of trials one by one.
+
+    Args:
+        count: trials that may wait for resources at once.
+    """
+    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(count)
+
+
+def is_startup_timeout(error: BaseException) -> bool:
+    """Return whether `ray.init` gave up because the start took too long.
+
+    Args:
+        error: what `ray.init` raised; Ray has no class of its own for this.
+
+    Returns:
+        True for a start that may succeed if it is tried again.
+    """
+    return STARTUP_TIMEOUT in str(error)
+
+
+def head_address() -> str:
+    """Return HOST:PORT of the connected cluster's head."""
+    return str(ray.get_runtime_context().gcs_address)
+
+
+def live_nodes() -> list[dict[str, Any]]:
+    """Return Ray's descriptions of the machines that are alive: `NodeID`, `Resources` and more."""
+    return [node for node in ray.nodes() if node["Alive"]]
+
+
+def is_driver_on(node: dict[str, Any]) -> bool:
+    """Return whether this process runs on a node.
+
+    Args:
+        node: one of `live_nodes`.
+    """
+    return bool(node["NodeID"] == ray.get_runtime_context().get_node_id())
+
+
+def card_types() -> list[str]:
+    """Return the types of cards in the cluster as Ray names them, sorted."""
+    names = {name for node in live_nodes() for name in node["Resources"]}
+    return sorted(name.removeprefix(CARD_PREFIX) for name in names if name.startswith(CARD_PREFIX))
+
+
+def is_machine_lost(error: object) -> bool:
+    """Return whether an attempt ended because its machine was lost.
+
+    Args:
+        error: what ended the attempt, as `trial_error` returns it.
+
+    Returns:
+        True for the loss of a machine, False for that of a process alone and for all other errors.
+    """
+    if isinstance(error, NodeDiedError):
+        return True
+    return isinstance(error, ActorDiedError) and NODE_DEATH in str(error)
+
+
+def trial_error(trial: RayTrial) -> object:
+    """Return what ended an attempt, as Tune has just written it down.
+
+    `RayTrial.get_error` reads a copy that is made after the callbacks have run.
+
+    Args:
+        trial: Tune's trial, within `Callback.on_trial_error`.
+
+    Returns:
+        The exception, or a text if there is none to unpickle.
+    """
+    pickle_path, text_path = trial.pickled_error_file, trial.error_file
+    if pickle_path and Path(pickle_path).exists():
+        return ray.cloudpickle.loads(Path(pickle_path).read_bytes())
+    return Path(text_path).read_text() if text_path and Path(text_path).exists() else "no reason was given"
+
+
+def drop_metric_statistics(trial: RayTrial) -> None:
+    """Free what Tune remembers of the metrics of a trial that has ended.
+
+    Tune keeps every trial with statistics of each of its metrics until the study ends.
+
+    Args:
+        trial: Tune's trial, after its last callback.
+    """
+    metadata = trial.run_metadata
+    metadata.metric_analysis, metadata.metric_n_steps, metadata.last_result = {}, {}, {"training_iteration": 0}
+
+
+def assigned_resources(trainable: Trainable) -> tuple[float, float]:
+    """Return the CPUs and GPUs that Ray gave to a trial.
+
+    Args:
+        trainable: the trial's own Trainable.
+
+    Returns:
+        CPUs (1 if nothing is known) and GPUs (a fraction for a share of a card).
+    """
+    resources = trainable.trial_resources.required_resources if trainable.trial_resources else {}
+    return float(resources.get("CPU", 1)), float(resources.get("GPU", 0))
+
+
+def assigned_cards() -> list[str | int]:
+    """Return the numbers of the cards that Ray gave to this worker; none outside of Ray."""
+    return list(ray.get_gpu_ids()) if ray.is_initialized() else []

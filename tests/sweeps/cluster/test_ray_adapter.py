@@ -1,0 +1,124 @@
+"""What an upgrade of Ray broke: each test names one thing that Ray does not promise to keep."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+from ray import tune
+from ray.exceptions import ActorDiedError, NodeDiedError, RayActorError
+from ray.tune.experiment import Trial as RayTrial
+
+from sweeps.cluster import ray_adapter
+from sweeps.cluster.ray_session import connect
+
+RAY = Path(ray.__file__).parent
+
+
+class Failing(tune.Trainable):
+    """Reports one result and fails in the next step."""
+
+    def setup(self, config: dict[str, Any]) -> None:
+        self.resources = ray_adapter.assigned_resources(self)
+
+    def step(self) -> dict[str, Any]:
+        if self.iteration > 0:
+            raise ValueError("this trial is broken")
+        return {"cpus": self.resources[0], "gpus": self.resources[1], "cards": len(ray_adapter.assigned_cards())}
+
+    def save_checkpoint(self, checkpoint_dir: str) -> None: ...
+
+    def load_checkpoint(self, checkpoint: Any) -> None: ...
+
+
+class Watching(tune.Callback):
+    """Uses the adapter where the study's own callback does."""
+
+    def __init__(self) -> None:
+        self.results: list[dict[str, Any]] = []
+        self.errors: list[object] = []
+        self.trials: list[RayTrial] = []
+
+    def on_trial_result(self, iteration: int, trials: Any, trial: RayTrial, result: dict[str, Any], **_: Any) -> None:
+        self.results.append(result)
+
+    def on_trial_error(self, iteration: int, trials: Any, trial: RayTrial, **_: Any) -> None:
+        self.errors.append(ray_adapter.trial_error(trial))
+        self.trials.append(trial)
+
+    def on_step_end(self, iteration: int, trials: Any, **_: Any) -> None:
+        for trial in self.trials:
+            ray_adapter.drop_metric_statistics(trial)
+
+
+@pytest.fixture(scope="module")
+def session() -> Iterator[None]:
+    connect(None, cpus=1)
+    yield
+    ray.shutdown()
+
+
+def test_the_connected_cluster_is_described(session):
+    (node,) = ray_adapter.live_nodes()
+    assert ray_adapter.is_driver_on(node)
+    assert node["Resources"]["CPU"] == 1
+    assert ray_adapter.HEAD_RESOURCE in node["Resources"]
+    host, _, port = ray_adapter.head_address().rpartition(":")
+    assert host
+    assert port.isdigit()
+
+
+def test_types_of_cards_are_read_from_the_names_of_resources(monkeypatch):
+    nodes = [{"Alive": True, "Resources": {"CPU": 1, f"{ray_adapter.CARD_PREFIX}H200": 1}}]
+    monkeypatch.setattr(ray, "nodes", lambda: [*nodes, {"Alive": False, "Resources": {"accelerator_type:T4": 1}}])
+    assert ray_adapter.card_types() == ["H200"]
+
+
+def test_a_failed_trial_gives_its_error_within_the_callback_and_then_frees_its_metrics(
+    session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("TUNE_MAX_PENDING_TRIALS_PG", "1")
+    ray_adapter.allow_pending_trials(2)
+    watching = Watching()
+    tune.Tuner(
+        tune.with_resources(Failing, {"cpu": 1}),
+        run_config=tune.RunConfig(storage_path=str(tmp_path), name="broken", verbose=0, callbacks=[watching]),
+    ).fit()
+    assert [(row["cpus"], row["gpus"], row["cards"]) for row in watching.results] == [(1, 0, 0)]
+    (error,) = watching.errors
+    assert isinstance(error, Exception)
+    assert "this trial is broken" in str(error)
+    assert not ray_adapter.is_machine_lost(error)
+    (trial,) = watching.trials
+    assert trial.run_metadata.metric_analysis == {}
+
+
+def test_tune_still_reads_the_variables_that_are_set():
+    """Tune ignores a variable that it does not know."""
+    source = (RAY / "tune" / "constants.py").read_text()
+    for name in (*(name for name in ray_adapter.ENVIRONMENT if name.startswith("TUNE_")), "TUNE_MAX_PENDING_TRIALS_PG"):
+        assert f'"{name}"' in source, name
+
+
+@pytest.mark.parametrize(
+    ("error", "lost"),
+    [(NodeDiedError("gone"), True), (RayActorError(), False), (ValueError(ray_adapter.NODE_DEATH), False)],
+)
+def test_the_loss_of_a_machine_is_told_from_that_of_a_process(error, lost):
+    assert ray_adapter.is_machine_lost(error) == lost
+
+
+def test_a_dead_actor_says_that_its_node_has_died():
+    """The words come from the head's own program."""
+    assert ray_adapter.NODE_DEATH.encode() in (RAY / "core" / "src" / "ray" / "gcs" / "gcs_server").read_bytes()
+    error = ActorDiedError()
+    error.error_msg = f"The actor died because {ray_adapter.NODE_DEATH}. Node Id: 1"
+    assert ray_adapter.is_machine_lost(error)
+
+
+def test_a_slow_start_is_known_by_its_message():
+    assert ray_adapter.STARTUP_TIMEOUT in (RAY / "_private" / "node.py").read_text()
+    assert ray_adapter.is_startup_timeout(Exception("The current node timed out during startup. This could happen"))
