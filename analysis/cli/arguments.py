@@ -1,4 +1,4 @@
-"""What the commands of this room share: which study, read from where, and where it is kept."""
+"""Options that several commands share, and what they stand for: which study, read from where, written where."""
 
 from __future__ import annotations
 
@@ -11,65 +11,153 @@ from pathlib import Path
 
 from analysis.utils.progress import silent
 from lowrank.errors import InputError
-from lowrank.utils.cli import OneLineParser, run_command
+from lowrank.utils.cli import ExitCode, OneLineParser, report_error, run_command
 from sweeps.records.load import STUDIES, find_study, load_study
 from sweeps.records.model import StudyRecord
 
 
+def add_study(parser: argparse.ArgumentParser) -> None:
+    """Declare a study as first argument, and --studies.
+
+    Args:
+        parser: receives them.
+    """
+    parser.add_argument("study", help="a study's name, or its folder")
+    parser.add_argument("--studies", type=Path, default=STUDIES, help="where studies are (default: studies)")
+
+
+def study_folder(arguments: argparse.Namespace) -> Path:
+    """Return the folder of the study that the first argument names.
+
+    Args:
+        arguments: as `add_study` declares them.
+
+    Returns:
+        The folder, which has records.
+
+    Raises:
+        InputError: there is no such study; the message lists those there are.
+    """
+    return find_study(arguments.study, arguments.studies)
+
+
 def add_source(parser: argparse.ArgumentParser) -> None:
-    """--study, --studies and --tracking-uri."""
+    """Declare --study, --studies and --tracking-uri.
+
+    Args:
+        parser: receives them.
+    """
     parser.add_argument("--study", required=True, metavar="NAME", help="a study's name, or its folder")
     add_stores(parser)
 
 
 def add_stores(parser: argparse.ArgumentParser) -> None:
-    """Where studies are: --studies and --tracking-uri."""
+    """Declare --studies and --tracking-uri.
+
+    Args:
+        parser: receives them.
+    """
     parser.add_argument("--studies", type=Path, default=STUDIES, metavar="DIR", help="where studies are (studies/)")
     parser.add_argument("--tracking-uri", metavar="URI", help="read the study from this MLflow store instead")
 
 
-def load_source(arguments: argparse.Namespace, say: Callable[[str], None] = silent) -> StudyRecord:
-    """The study that was asked for; `say` is told how far the reading is.
+def load_source(arguments: argparse.Namespace, notify: Callable[[str], None] = silent) -> StudyRecord:
+    """Read the study that --study names.
+
+    Args:
+        arguments: as `add_source` declares them.
+        notify: is called with how far the reading is.
+
+    Returns:
+        The records.
 
     Raises:
-        InputError: there is none; the text lists those there are.
+        InputError: there is no such study; the message lists those there are.
     """
-    return load_named(arguments.study, arguments, say)
+    return load_named(arguments.study, arguments, notify)
 
 
-def load_named(name: str, arguments: argparse.Namespace, say: Callable[[str], None] = silent) -> StudyRecord:
-    """A study by name or folder, or by name from the tracking store; raises InputError."""
+def load_named(name: str, arguments: argparse.Namespace, notify: Callable[[str], None] = silent) -> StudyRecord:
+    """Read a study from its folder, or from the tracking store if one is given.
+
+    Args:
+        name: of the study, or its folder.
+        arguments: as `add_stores` declares them.
+        notify: is called with how far the reading is.
+
+    Returns:
+        The records.
+
+    Raises:
+        InputError: there is no such study; the message lists those there are.
+    """
     if arguments.tracking_uri:
         from analysis.sources.mlflow import load_from_mlflow
 
-        return load_from_mlflow(arguments.tracking_uri, name, say)
+        return load_from_mlflow(arguments.tracking_uri, name, notify)
     return load_study(find_study(name, arguments.studies))
 
 
 def source_folder(arguments: argparse.Namespace) -> Path:
-    """The study's own folder; of a study that is read from a tracking store, the one that it would have."""
+    """Return the study's own folder.
+
+    Args:
+        arguments: as `add_source` declares them.
+
+    Returns:
+        The folder; of a study that is read from a tracking store, the one that it would have.
+
+    Raises:
+        InputError: there is no such study.
+    """
     if arguments.tracking_uri:
         return Path(arguments.studies) / arguments.study
     return find_study(arguments.study, arguments.studies)
 
 
 def open_page(page: Path) -> None:
-    """Open a page in the user's browser; a machine without one is told where the page is."""
+    """Open a page in the user's browser; without one, print where it is.
+
+    Args:
+        page: an HTML file.
+    """
     address = page.resolve().as_uri()
     if not webbrowser.open(address):
         print(f"there is no browser here that could be started; open {address}", file=sys.stderr)
 
 
 def output_folder(folder: Path) -> Path:
-    """The folder that --out names, made if need be; raises InputError when nothing can be written there."""
+    """Make the folder that --out names.
+
+    Args:
+        folder: to make, unless it exists.
+
+    Returns:
+        The same folder.
+
+    Raises:
+        InputError: it is no folder, or nothing can be written there.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        usable = os.access(folder, os.W_OK)
+        writable = os.access(folder, os.W_OK)
     except OSError:
-        usable = False
-    if not usable:
+        writable = False
+    if not writable:
         raise InputError(f"--out must be a folder that can be written, but got {folder}")
     return folder
+
+
+def refuse_script(command: str) -> int:
+    """Refuse to run a command's module as a file, which would do nothing.
+
+    Args:
+        command: its name, as `python -m analysis` has it.
+
+    Returns:
+        The exit code, 2.
+    """
+    return report_error(ExitCode.BAD_INPUT, f"error: this file is no script; run python -m analysis {command}")
 
 
 def run_script(

@@ -1,14 +1,16 @@
-"""Remarks on single trials: a bad run is taken out of everything that is concluded, and nothing of it is deleted.
+"""`python -m analysis mark STUDY TRIAL`: take a broken trial out of all conclusions, or remark on one.
 
-A mark is one more line of the study's journal, and so can be taken back. What was made of the records (tables, front,
-report) and MLflow follow at once; the sampler forgets the trial at the next `--resume`.
+Nothing of the trial is deleted: a mark is one more line of the study's journal, and can be undone. Tables, front and
+report that were written before, and MLflow, are brought up to date at once; the sampler ignores the trial from the next
+`--resume` on.
 """
 
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
+import sys
 
+from analysis.cli.arguments import add_study, refuse_script, study_folder
 from analysis.reporting.refresh import make_again
 from analysis.reporting.write import STEPS
 from analysis.sources.push_to_mlflow import bring, check_store
@@ -23,7 +25,12 @@ from sweeps.records.names import JOURNAL_FILE
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `mark`, beside the study."""
+    """Declare the options of `mark`.
+
+    Args:
+        parser: receives them.
+    """
+    add_study(parser)
     parser.add_argument("trial", help="the trial's id, or the beginning of it (summary.csv, and run names in MLflow)")
     parser.add_argument("--broken", metavar="WHY", help="its result counts for nothing, and why")
     parser.add_argument("--undo", action="store_true", help="it is sound after all")
@@ -32,8 +39,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tracking-uri", metavar="URI", help="MLflow store to bring it into (default: the study's)")
 
 
-def mark(folder: Path, options: argparse.Namespace) -> None:
-    """Append what was asked to the journal and bring tables, pictures and MLflow up to it; raises InputError."""
+def run(options: argparse.Namespace) -> int:
+    """Append a mark or a note to the journal, and bring tables, pictures and MLflow up to date.
+
+    Args:
+        options: as `add_arguments` declares them.
+
+    Returns:
+        The exit code, 0.
+
+    Raises:
+        InputError: nothing was asked for, two options contradict each other, there is no such study or trial, or a
+            driver runs the study; nothing has been written.
+    """
+    folder = study_folder(options)
     note, tags = check_note(options.note), parse_tags(options.tag)
     reason = _reason(options)
     if reason is None and not (options.undo or note or tags):
@@ -60,6 +79,7 @@ def mark(folder: Path, options: argparse.Namespace) -> None:
         again = f"made again: {', '.join(made)}; " if made else ""
         print(f"{again}the sampler learns of it at the next --resume")
     bring(folder, options.tracking_uri)
+    return 0
 
 
 def _reason(options: argparse.Namespace) -> str | None:
@@ -76,3 +96,7 @@ def _said(trial: TrialRecord, options: argparse.Namespace, reason: str | None) -
     if reason is not None:
         return f"trial {trial.trial_id} ({trial.status}) counts for nothing from now on: {reason}"
     return f"trial {trial.trial_id} counts again" if options.undo else f"noted on trial {trial.trial_id}"
+
+
+if __name__ == "__main__":
+    sys.exit(refuse_script("mark"))

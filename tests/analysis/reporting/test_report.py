@@ -1,11 +1,8 @@
 from __future__ import annotations
 
 import csv
-import os
 import re
 import shutil
-import subprocess
-import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -23,7 +20,6 @@ from sweeps.tracking.follower import catch_up
 from tests.support.synthetic_data import study, trial
 from tests.support.synthetic_study import Plan, write_study
 
-ROOT = Path(__file__).resolve().parents[3]
 VOID = {"meta", "link", "br", "img", "hr", "input"}
 
 
@@ -224,13 +220,6 @@ class TestSources:
         expected = f"error: --out must be a folder that can be written, but got {tmp_path}/file\n"
         assert capsys.readouterr().err == expected
         assert (tmp_path / "file").read_text() == "mine"
-
-    @pytest.mark.parametrize("name", ["report", "compare", "export", "collate"])
-    def test_each_runs_as_a_file_from_anywhere(self, name, tmp_path):
-        environment = {**os.environ, "PYTHONPATH": str(ROOT)}  # of this checkout, whichever is installed
-        command = [sys.executable, str(ROOT / "analysis" / f"{name}.py"), "--help"]
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True, env=environment)
-        assert f"analysis/{name}.py" in done.stdout
 
     @pytest.mark.parametrize("there_is_a_browser", [True, False])
     def test_open_shows_the_page_or_says_where_it_is(self, there_is_a_browser, tmp_path, monkeypatch, capsys):

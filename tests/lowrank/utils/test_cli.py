@@ -19,7 +19,7 @@ COMMANDS = {
     "analysis.compare": ("run", ["a", "b"]),
     "analysis.export": ("run", ["--study", "study"]),
     "analysis.collate": ("run", ["a", "--name", "b"]),
-    "analysis.__main__": ("summary", ["summary", "."]),
+    "analysis.__main__": ("summary.run", ["summary", "."]),
 }
 
 
@@ -35,7 +35,7 @@ def test_every_command_ends_alike(command, fault, code, begins, monkeypatch, cap
         raise fault
 
     module = importlib.import_module(command)
-    monkeypatch.setattr(module, name, fails)
+    monkeypatch.setattr(f"{command}.{name}", fails)
     monkeypatch.setattr(module, "find_study", lambda *args: tmp_path, raising=False)
     assert module.main(arguments) == code
     said = capsys.readouterr()

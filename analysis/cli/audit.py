@@ -1,0 +1,45 @@
+"""`python -m analysis audit STUDY`: whether early stopping would have stopped the winner, by each rule."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from analysis.cli.arguments import add_study, refuse_script, study_folder
+from analysis.findings.stopping_audit import audit_text
+from analysis.utils.progress import steps
+from sweeps.records.load import load_study
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of `audit`.
+
+    Args:
+        parser: receives them.
+    """
+    add_study(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print what each rule of early stopping would have done to the study's winners.
+
+    Args:
+        arguments: as `add_arguments` declares them.
+
+    Returns:
+        The exit code, 0.
+
+    Raises:
+        InputError: there is no such study.
+    """
+    with steps("audit", 2) as step:
+        step("reading")
+        study = load_study(study_folder(arguments))
+        step("rules")
+        text = audit_text(study)
+    print(text)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(refuse_script("audit"))

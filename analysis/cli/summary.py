@@ -1,0 +1,54 @@
+"""`python -m analysis summary STUDY`: print the table and the answer, write front.png and summary.csv."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from analysis.cli.arguments import add_study, refuse_script, study_folder
+from analysis.findings.answer import answer_text
+from analysis.reporting.refresh import write_summary
+from analysis.reporting.summary_table import print_summary
+from analysis.sources.push_to_mlflow import bring_made
+from analysis.utils.progress import steps
+from sweeps.records.load import load_study
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of `summary`.
+
+    Args:
+        parser: receives them.
+    """
+    add_study(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print a study's table and answer, and write its picture and CSV into its folder.
+
+    Args:
+        arguments: as `add_arguments` declares them.
+
+    Returns:
+        The exit code, 0.
+
+    Raises:
+        InputError: there is no such study.
+    """
+    folder = study_folder(arguments)
+    with steps("summary", 2) as step:
+        step("reading")
+        study = load_study(folder)
+        step("answer")
+        answer = answer_text(study)
+    print_summary(study, answer)  # before anything is written: the disk may be full
+    with steps("summary", 1) as step:
+        step("table and picture")
+        written = write_summary(study, folder)
+    print(f"\nwritten into {folder}: {', '.join(written)}")
+    bring_made(study, folder)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(refuse_script("summary"))

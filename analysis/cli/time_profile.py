@@ -1,0 +1,40 @@
+"""`python -m analysis profile STUDY`: where the time of a study went."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from analysis.cli.arguments import add_study, refuse_script, study_folder
+from analysis.findings.time_profile import profile, profile_lines
+from sweeps.records.load import load_study
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of `profile`.
+
+    Args:
+        parser: receives them.
+    """
+    add_study(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print the time that each part of a study took.
+
+    Args:
+        arguments: as `add_arguments` declares them.
+
+    Returns:
+        The exit code, 0.
+
+    Raises:
+        InputError: there is no such study.
+    """
+    study = load_study(study_folder(arguments))
+    print(*profile_lines(profile(study)), sep="\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(refuse_script("profile"))
