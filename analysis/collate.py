@@ -16,7 +16,7 @@ from analysis.cli.arguments import run_script
 from analysis.sources.collate_studies import StudySource, check_new_study, collate, summary_lines, write_study
 from analysis.utils.progress import steps
 from lowrank.errors import InputError
-from sweeps.records.load import STUDIES, find_study, load_study
+from sweeps.records.load import STUDIES_FOLDER, find_study, load_study
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,7 +31,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a study of an MLflow store; may be given again",
     )  # fmt: skip
     parser.add_argument("--name", required=True, help="name of the new study")
-    parser.add_argument("--studies", type=Path, default=STUDIES, metavar="DIR", help="where studies are (studies/)")
+    parser.add_argument(
+        "--studies", type=Path, default=STUDIES_FOLDER, metavar="DIR", help="where studies are (studies/)"
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from analysis.cli.arguments import output_folder, run_script
 from analysis.utils.progress import steps
 from lowrank.errors import InputError
-from sweeps.records.load import STUDIES, find_study, load_study
+from sweeps.records.load import STUDIES_FOLDER, find_study, load_study
 
 if TYPE_CHECKING:
     from analysis.model_export.select_trial import Limits
@@ -31,7 +31,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         parser: receives them.
     """
     parser.add_argument("--study", required=True, metavar="NAME", help="a study's name, or its folder")
-    parser.add_argument("--studies", type=Path, default=STUDIES, metavar="DIR", help="where studies are (studies/)")
+    parser.add_argument(
+        "--studies", type=Path, default=STUDIES_FOLDER, metavar="DIR", help="where studies are (studies/)"
+    )
     parser.add_argument(
         "--pick", choices=("best", "smallest"), default="best", help="within the limits (default: best)"
     )

@@ -19,9 +19,9 @@ from sweeps.records.journal import FullDiskError
 from sweeps.space.model import Space
 from sweeps.space.parse import available_spaces, find_space, read_space, read_yaml
 from sweeps.space.settings import AUTO, SHARING
-from sweeps.space.trust import check_asked
-from sweeps.utils.clock import BEGAN, steady
-from sweeps.utils.signals import leave, watch
+from sweeps.space.trust import check_options
+from sweeps.utils.clock import PROCESS_START, monotonic_time
+from sweeps.utils.signals import exit_process, install_signal_handlers
 
 GO_ON = "interrupted; a study that had begun goes on with --resume NAME"
 
@@ -98,8 +98,8 @@ def _share(text: str) -> float | str:
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     options = make_parser().parse_args(arguments)
-    options.began = BEGAN if arguments is None else steady()
-    watch()
+    options.began = PROCESS_START if arguments is None else monotonic_time()
+    install_signal_handlers()
     return run_command(lambda: _with_room(options), GO_ON)
 
 
@@ -150,7 +150,7 @@ def _space(options: argparse.Namespace) -> Space:
         resources__cpus_per_trial=options.cpus_per_trial, resources__max_concurrent=options.max_concurrent,
         resources__processes_per_trial=options.processes_per_trial, resources__sharing=options.sharing,
     )  # fmt: skip
-    check_asked(space, options)
+    check_options(space, options)
     return space
 
 
@@ -185,11 +185,11 @@ def _of_each(work: Callable[[Space, argparse.Namespace], int], options: argparse
 def _plan(space: Space, options: argparse.Namespace) -> int:
     from lowrank.data import load_data
     from sweeps.study.plan_report import make_plan, plan_lines
-    from sweeps.trials.planned_teacher import planned_teaching
+    from sweeps.trials.planned_teacher import describe_teacher
     from sweeps.trials.resolver import Resolver
 
     data: Any = load_data(space.data, options.data_dir)
-    resolver = Resolver(space, data, planned_teaching(space, data, options.teachers or Path("teachers")))
+    resolver = Resolver(space, data, describe_teacher(space, data, options.teachers or Path("teachers")))
     plan = make_plan(space, resolver, _local_slots(space))
     print(json.dumps(plan.to_json(), indent=2) if options.json else "\n".join(plan_lines(plan, space, resolver)))
     return 0
@@ -207,4 +207,4 @@ def _local_slots(space: Space) -> int:
 
 
 if __name__ == "__main__":
-    leave(main())
+    exit_process(main())

@@ -21,13 +21,13 @@ from lowrank.distillation.teacher_files import teacher_names
 from lowrank.errors import InputError
 from lowrank.training.divergence import DivergedError
 from lowrank.utils.cli import ExitCode, OneLineParser, report_error, run_command
-from sweeps.records.study_folders import NAME_RULE, check_root
+from sweeps.records.study_folders import NAME_RULE, check_studies_folder
 from sweeps.space.model import Space
-from sweeps.space.parse import absolute_data, one_point, override_fields
+from sweeps.space.parse import apply_overrides, parse_teacher_space, with_absolute_data
 from sweeps.teachers.ensure import register_shown, train_shown
 from sweeps.teachers.registry import read_teacher, taken
 from sweeps.tracking.process import check_tracking_uri
-from sweeps.utils.signals import leave, watch
+from sweeps.utils.signals import exit_process, install_signal_handlers
 
 GO_ON = "interrupted; the same command goes on from the last checkpoint"
 DEFAULT_TEACHERS = Path("teachers")
@@ -64,7 +64,7 @@ def make_parser() -> argparse.ArgumentParser:
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     options = make_parser().parse_args(arguments)
-    watch()
+    install_signal_handlers()
     return run_command(lambda: _unless_diverged(options), GO_ON)
 
 
@@ -78,7 +78,7 @@ def _unless_diverged(options: argparse.Namespace) -> int:
 def _dispatch(options: argparse.Namespace) -> int:
     if options.list:
         return list_teachers(options.teachers, options.json)
-    root = check_root(options.teachers)
+    root = check_studies_folder(options.teachers)
     if options.tracking_uri:
         check_tracking_uri(options.tracking_uri)
     if options.register:
@@ -107,8 +107,8 @@ def teacher_space(options: argparse.Namespace) -> Space:
         "method": {"name": "dense"}, "search": {"seed": options.seed, "stop": "none"},
     }  # fmt: skip
     epochs = [f"train.epochs={options.epochs}"] if options.epochs is not None else []
-    override_fields(content, [*options.set, *epochs])
-    return one_point(options.name, absolute_data(content))
+    apply_overrides(content, [*options.set, *epochs])
+    return parse_teacher_space(options.name, with_absolute_data(content))
 
 
 def _device(asked: str) -> str:
@@ -132,4 +132,4 @@ def list_teachers(root: Path, as_json: bool) -> int:
 
 
 if __name__ == "__main__":
-    leave(main())
+    exit_process(main())

@@ -12,7 +12,7 @@ from pathlib import Path
 from analysis.utils.progress import silent
 from lowrank.errors import InputError
 from lowrank.utils.cli import ExitCode, OneLineParser, report_error, run_command
-from sweeps.records.load import STUDIES, find_study, load_study
+from sweeps.records.load import STUDIES_FOLDER, find_study, load_study
 from sweeps.records.model import StudyRecord
 
 
@@ -23,7 +23,7 @@ def add_study(parser: argparse.ArgumentParser) -> None:
         parser: receives them.
     """
     parser.add_argument("study", help="a study's name, or its folder")
-    parser.add_argument("--studies", type=Path, default=STUDIES, help="where studies are (default: studies)")
+    parser.add_argument("--studies", type=Path, default=STUDIES_FOLDER, help="where studies are (default: studies)")
 
 
 def study_folder(arguments: argparse.Namespace) -> Path:
@@ -57,7 +57,9 @@ def add_stores(parser: argparse.ArgumentParser) -> None:
     Args:
         parser: receives them.
     """
-    parser.add_argument("--studies", type=Path, default=STUDIES, metavar="DIR", help="where studies are (studies/)")
+    parser.add_argument(
+        "--studies", type=Path, default=STUDIES_FOLDER, metavar="DIR", help="where studies are (studies/)"
+    )
     parser.add_argument("--tracking-uri", metavar="URI", help="read the study from this MLflow store instead")
 
 

@@ -16,7 +16,7 @@ from analysis.reporting.write import STEPS
 from analysis.sources.push_to_mlflow import bring, check_store
 from analysis.utils.progress import steps
 from lowrank.errors import InputError
-from sweeps.records.annotations import LONGEST_NOTE, check_note, parse_tags
+from sweeps.records.annotations import MAX_NOTE_LENGTH, check_note, parse_tags
 from sweeps.records.events import Event
 from sweeps.records.journal import BusyError, locked_journal, read_journal
 from sweeps.records.load import find_trial, load_study
@@ -66,9 +66,9 @@ def run(options: argparse.Namespace) -> int:
             if options.undo and not trial.broken:
                 raise InputError(f"trial {trial.trial_id} is not marked as broken, so there is nothing to undo")
             if reason is not None or options.undo:
-                journal.append(Event.MARKED, sync=True, trial=trial.trial_id, broken=reason)
+                journal.append(Event.EXCLUDED, sync=True, trial=trial.trial_id, broken=reason)
             if note or tags:
-                journal.append(Event.NOTED, sync=True, trial=trial.trial_id, note=note, tags=tags)
+                journal.append(Event.ANNOTATED, sync=True, trial=trial.trial_id, note=note, tags=tags)
     except BusyError as error:
         raise InputError(f"{error}; stop it with Ctrl-C, mark the trial, and go on with --resume") from error
     print(_said(trial, options, reason))
@@ -87,8 +87,8 @@ def _reason(options: argparse.Namespace) -> str | None:
         return None
     if options.undo:
         raise InputError("--broken and --undo contradict each other; give one of them")
-    if not options.broken.strip() or len(options.broken) > LONGEST_NOTE:
-        raise InputError(f"--broken must say why, in at most {LONGEST_NOTE:,} characters")
+    if not options.broken.strip() or len(options.broken) > MAX_NOTE_LENGTH:
+        raise InputError(f"--broken must say why, in at most {MAX_NOTE_LENGTH:,} characters")
     return str(options.broken.strip())
 
 

@@ -20,7 +20,7 @@ from statistics import fmean
 from analysis.stats.front import strata
 from analysis.utils.formatting import method_label
 from sweeps.records.events import Role, Status
-from sweeps.records.fronts import by_point, mean_error, point_of
+from sweeps.records.fronts import group_by_point, mean_error, point_key
 from sweeps.records.model import StudyRecord, TrialRecord
 from sweeps.records.names import VAL_ERROR
 
@@ -161,7 +161,7 @@ def _map(
 
 
 def _cell(trials: Sequence[TrialRecord], epoch: int | None) -> Cell:
-    points = by_point(trials)
+    points = group_by_point(trials)
     errors = [(mean_error(seeds), len(seeds)) for seeds in points] if epoch is None else _errors_at(trials, epoch)
     error, seeds = min(errors, default=(None, 0))
     return Cell(
@@ -178,5 +178,5 @@ def _errors_at(trials: Sequence[TrialRecord], epoch: int) -> list[tuple[float, i
     found: dict[str, list[float]] = defaultdict(list)
     for trial in trials:
         if VAL_ERROR in trial.epochs.get(epoch, {}):
-            found[point_of(trial)].append(trial.epochs[epoch][VAL_ERROR])
+            found[point_key(trial)].append(trial.epochs[epoch][VAL_ERROR])
     return [(fmean(errors), len(errors)) for errors in found.values()]

@@ -68,7 +68,7 @@ class _Stay:
 def profile(study: StudyRecord) -> Profile | None:
     """Of a study's sittings so far; None where its records, of an older version, do not tell."""
     stays = sorted((stay for trial in study.trials.values() for stay in _stays(trial)), key=lambda stay: stay.begin)
-    sittings = tuple(_sitting(room, _following(study, index), stays) for index, room in enumerate(study.sittings))
+    sittings = tuple(_sitting(room, _following(study, index), stays) for index, room in enumerate(study.runs))
     if not sittings:
         return None
     found = dict.fromkeys(PARTS, 0.0)
@@ -81,7 +81,7 @@ def profile(study: StudyRecord) -> Profile | None:
 
 def _following(study: StudyRecord, index: int) -> float:
     """When the next sitting began; endless for the last."""
-    later = study.sittings[index + 1 :]
+    later = study.runs[index + 1 :]
     return float(later[0]["time"]) - float(later[0]["since"]) if later else math.inf
 
 

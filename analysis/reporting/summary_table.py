@@ -19,7 +19,7 @@ from analysis.stats.front import FrontPoint, collect, front
 from analysis.utils.formatting import method_label, status_label
 from sweeps.records.events import Role, Status
 from sweeps.records.model import StudyRecord
-from sweeps.records.reasons import of_each_method
+from sweeps.records.reasons import reasons_by_method
 
 PIPED_WIDTH = 100  # columns where there is no terminal to ask
 REASONS = 3  # shown of each ending
@@ -70,7 +70,7 @@ def endings(study: StudyRecord) -> list[Endings]:
         trials = [trial for trial in study.trials.values() if trial.status is status and not trial.broken]
         if trials:
             if status is Status.INFEASIBLE:
-                told = of_each_method((trial.parameters, trial.reason) for trial in trials)
+                told = reasons_by_method((trial.parameters, trial.reason) for trial in trials)
                 found.append(Endings(status=status, count=len(trials), reasons=tuple(told.items())))
                 continue
             # An early stop is no fault, and its reason (in the CSV) is each trial's own

@@ -21,7 +21,7 @@ from sweeps.records.journal import Journal
 from sweeps.records.load import is_study
 from sweeps.records.model import StudyRecord, TrialRecord
 from sweeps.records.names import CHECKPOINT_FILE, EPOCHS_FILE, JOURNAL_FILE, MODELS_FOLDER, RESULTS_FILE, TRIALS_FOLDER
-from sweeps.records.tables import epochs_to_table, to_table
+from sweeps.records.tables import epochs_to_table, results_to_table
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -224,10 +224,10 @@ def _annotations(record: TrialRecord | StudyRecord, time: float) -> list[tuple[E
     events: list[tuple[Event, dict[str, Any]]] = []
     if isinstance(record, TrialRecord):
         events += [(Event.NOTICE, {"text": text}) for text in record.notices]
-        events += [(Event.MARKED, {"broken": record.broken})] if record.broken else []
+        events += [(Event.EXCLUDED, {"broken": record.broken})] if record.broken else []
     tags = dict(record.tags)
     for note in record.notes or ([""] if tags else []):
-        events.append((Event.NOTED, {"note": note, "tags": tags}))
+        events.append((Event.ANNOTATED, {"note": note, "tags": tags}))
     return [(event, {**fields, "time": time}) for event, fields in events]
 
 
@@ -265,7 +265,7 @@ def write_study(collated: CollatedStudy, folder: Path) -> None:
     """
     with atomic_folder(folder) as temporary:
         _write_journal(collated.study, temporary / JOURNAL_FILE)
-        pq.write_table(to_table(collated.study), temporary / RESULTS_FILE)
+        pq.write_table(results_to_table(collated.study), temporary / RESULTS_FILE)
         pq.write_table(epochs_to_table(collated.study), temporary / EPOCHS_FILE)
         for trial_id, source in collated.sources.items():
             _copy_weights(trial_id, source, temporary)

@@ -24,7 +24,7 @@ from lowrank.utils.text import redact
 from sweeps.records.events import Status
 from sweeps.records.model import StudyRecord, TrialRecord
 from sweeps.records.names import EPOCHS_FILE, RESULTS_FILE
-from sweeps.records.tables import read_tables, trial_of
+from sweeps.records.tables import read_tables, study_from_fields, trial_from_fields
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -119,7 +119,7 @@ def _from_runs(client: MlflowClient, files: _Files, parent: Run, runs: Iterable[
     if not isinstance(about, dict) or "header" not in about:
         raise InputError(_OLDER.format(parent.info.run_name))
     children = [run for run in runs if run.data.tags.get(names.PARENT_TAG) == parent.info.run_id]
-    trials = [trial_of(each) for each in files.json(parent, names.INFEASIBLE_FILE) or []]
+    trials = [trial_from_fields(each) for each in files.json(parent, names.INFEASIBLE_FILE) or []]
     for number, run in enumerate(children, start=1):
         say(f"run {number:,} of {len(children):,}")
         content = files.json(run, names.TRIAL_FILE)
@@ -132,12 +132,12 @@ def _from_runs(client: MlflowClient, files: _Files, parent: Run, runs: Iterable[
     if lost:
         print(f"left out, since the store has not got their {names.TRIAL_FILE}: {', '.join(lost)}", file=sys.stderr)
     trials.sort(key=lambda trial: trial.proposed_at or 0.0)
-    return StudyRecord(**about, trials={trial.trial_id: trial for trial in trials})
+    return study_from_fields(about, {trial.trial_id: trial for trial in trials})
 
 
 def _trial(client: MlflowClient, run: Run, content: dict[str, Any]) -> TrialRecord:
     """Tags are written before artifacts: where the two differ, the tags are right."""
-    tags, record = run.data.tags, trial_of(content)
+    tags, record = run.data.tags, trial_from_fields(content)
     record.status, record.reason = Status(tags.get("status", record.status)), tags.get("reason", record.reason)
     broken = tags.get(names.BROKEN_TAG, names.SOUND)
     record.broken = "" if broken == names.SOUND else broken

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from analysis.utils.formatting import method_label
 from sweeps.records.events import Role, Status
-from sweeps.records.fronts import by_point, finished, mean_error, point_of, undominated
+from sweeps.records.fronts import completed_trials, group_by_point, mean_error, non_dominated_points, point_key
 from sweeps.records.model import StudyRecord, TrialRecord
 
 SEPARABLE, DENSE = "separable", "dense"
@@ -127,11 +127,11 @@ def collect(study: StudyRecord) -> list[FrontPoint]:
     """
     known = [trial for trial in study.trials.values() if "params" in trial.counts and not trial.broken]
     trials = [trial for trial in known if trial.status is not Status.INFEASIBLE]
-    done = {trial.trial_id: seeds for seeds in by_point(known) for trial in seeds}
+    done = {trial.trial_id: seeds for seeds in group_by_point(known) for trial in seeds}
     lost = _lost_seeds(trials)
     whole = (study.header.get("network") or {}).get("width") or 1.0
     points = [
-        _point(trial, done.get(trial.trial_id, []), lost.get(point_of(trial), ""), whole) for trial in trials
+        _point(trial, done.get(trial.trial_id, []), lost.get(point_key(trial), ""), whole) for trial in trials
     ]  # fmt: skip
     return sorted(points, key=_by_size)
 
@@ -141,7 +141,7 @@ def _lost_seeds(trials: Iterable[TrialRecord]) -> dict[str, str]:
     ends: dict[str, dict[int | None, Status]] = {}
     for trial in trials:
         if trial.status is Status.COMPLETED or trial.status in LOST:
-            ends.setdefault(point_of(trial), {})[trial.specification.get("seed")] = trial.status
+            ends.setdefault(point_key(trial), {})[trial.specification.get("seed")] = trial.status
     found = {}
     for point, seeds in ends.items():
         counts = {status: list(seeds.values()).count(status) for status in LOST}
@@ -160,7 +160,7 @@ def _by_size(point: FrontPoint) -> tuple[int, bool, float]:
 def front(points: Sequence[FrontPoint], measure: Size = "params") -> list[FrontPoint]:
     """The eligible points that no other beats in both size and validation error, by size."""
     sized = [point for point in points if point.eligible and point.size(measure) is not None]
-    return undominated(sized, lambda point: (float(point.size(measure) or 0), point.error))
+    return non_dominated_points(sized, lambda point: (float(point.size(measure) or 0), point.error))
 
 
 def strata(study: StudyRecord) -> list[Stratum]:
@@ -210,9 +210,9 @@ def validation_images(study: StudyRecord) -> int | None:
 
 def searched(study: StudyRecord) -> list[TrialRecord]:
     """The trials of the search and their repeats that trained to their end; references and broken ones are left out."""
-    done = finished(study.trials.values())
-    known = {point_of(trial) for trial in done if trial.role is Role.REFERENCE}
-    return [trial for trial in done if point_of(trial) not in known]
+    done = completed_trials(study.trials.values())
+    known = {point_key(trial) for trial in done if trial.role is Role.REFERENCE}
+    return [trial for trial in done if point_key(trial) not in known]
 
 
 def _point(trial: TrialRecord, seeds: Sequence[TrialRecord], lost: str, whole: float) -> FrontPoint:
@@ -251,7 +251,7 @@ def _point(trial: TrialRecord, seeds: Sequence[TrialRecord], lost: str, whole: f
         lost=lost,
         host=trial.last_attempt("host"),
         device=trial.last_attempt("device"),
-        setting=hashlib.sha256(point_of(trial).encode()).hexdigest()[:12],
+        setting=hashlib.sha256(point_key(trial).encode()).hexdigest()[:12],
     )
 
 

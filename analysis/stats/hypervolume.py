@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from lowrank.errors import InputError
 from sweeps.records.events import Role, Status
-from sweeps.records.fronts import undominated
+from sweeps.records.fronts import non_dominated_points
 from sweeps.records.model import StudyRecord, TrialRecord
 
 
@@ -59,7 +59,7 @@ def hypervolume(points: Iterable[tuple[float, float]], reference: Reference) -> 
 
 
 def _front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    return undominated(points, lambda point: point)
+    return non_dominated_points(points, lambda point: point)
 
 
 def chance_reference(study: StudyRecord) -> Reference:

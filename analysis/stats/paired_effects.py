@@ -26,7 +26,7 @@ from analysis.stats.factors import BUDGET, METHOD, Choices, choices, others, var
 from analysis.stats.front import searched, validation_images
 from analysis.stats.intervals import Estimate, t_interval, within_image_noise
 from analysis.utils.formatting import method_label
-from sweeps.records.fronts import by_point, mean_error
+from sweeps.records.fronts import group_by_point, mean_error
 from sweeps.records.model import StudyRecord, TrialRecord
 
 EQUAL, BEST = "all else equal", "best within each budget"
@@ -173,7 +173,7 @@ def _best_of_budgets(known: Sequence[_Chosen], factor: str) -> dict[str, dict[st
     """For each stratum the lowest mean error of each value."""
     found: dict[str, dict[str, float]] = defaultdict(dict)
     fields = {each.trial.trial_id: each.fields for each in known}
-    for seeds in by_point(each.trial for each in known):
+    for seeds in group_by_point(each.trial for each in known):
         value = fields[seeds[0].trial_id].get(factor)
         if value is not None:
             group = found[seeds[0].stratum]

@@ -108,7 +108,7 @@ class _TableResolver:
         entry, scale = max(within)
         shape = f"{name}-{entry[0]}-{0 if name == 'bottleneck' else dims}-{rest}"
         specification = {"found": entry, "method": {"name": name, "rank_scale": scale}}
-        label = next(stratum.label for stratum in self.strata if stratum.owns(point))
+        label = next(stratum.label for stratum in self.strata if stratum.contains(point))
         return Trial(shape, role, label, dict(point), specification, {"params": entry[0], "mult_adds": 1}, shape)
 
     def references(self, repeat: int = 0) -> tuple[list[Trial], list[str]]:

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from benchmarks.measurement import PROJECT, Goal, Measurement, Options, Table
 from sweeps.records.load import load_study
 from sweeps.records.names import EPOCHS_FILE, JOURNAL_FILE, RESULTS_FILE
-from sweeps.records.tables import epochs_to_table, to_table
+from sweeps.records.tables import epochs_to_table, results_to_table
 from tests.support.synthetic_study import Plan, write_study
 
 TRIALS, EPOCHS = 2_000, 100
@@ -30,7 +30,7 @@ def make_study(folder: Path, trials: int, epochs: int, seed: int = 0) -> Path:
     """A made-up study with journal and tables; sizes, errors and endings are plausible."""
     write_study(folder, Plan(name="large", trials=trials, epochs=epochs, seed=seed, images=5000))
     study = load_study(folder)
-    pq.write_table(to_table(study), folder / RESULTS_FILE)
+    pq.write_table(results_to_table(study), folder / RESULTS_FILE)
     pq.write_table(epochs_to_table(study), folder / EPOCHS_FILE)
     return folder
 

@@ -14,8 +14,8 @@ from collections.abc import Callable
 from rich.console import Console
 
 from lowrank.utils.cli import ExitCode
-from sweeps.utils.clock import steady
-from sweeps.utils.signals import told_to_end
+from sweeps.utils.clock import monotonic_time
+from sweeps.utils.signals import sigterm_received
 
 SILENCE_SECONDS = 20.0  # without an answer the head then counts as lost; Ray gives up after 60
 CHECK_SECONDS = 2.0  # between two checks
@@ -50,14 +50,14 @@ class HeadWatchdog:
         self._stop.set()
 
     def _watch(self) -> None:
-        last_answer = steady()
+        last_answer = monotonic_time()
         while not self._stop.wait(CHECK_SECONDS):
             if self._answers():
-                last_answer = steady()
-            elif told_to_end():
+                last_answer = monotonic_time()
+            elif sigterm_received():
                 self._end(ExitCode.INTERRUPTED, "interrupted, and so was Ray")
                 return
-            elif steady() - last_answer > SILENCE_SECONDS:
+            elif monotonic_time() - last_answer > SILENCE_SECONDS:
                 self._end(ExitCode.HEAD_LOST, f"error: the cluster's head at {self.address} is gone")
                 return
 

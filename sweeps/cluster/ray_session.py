@@ -12,7 +12,7 @@ from ray.exceptions import RayError
 from lowrank.errors import InputError
 from lowrank.utils.text import first_line
 from sweeps.cluster.ray_adapter import ENVIRONMENT, is_startup_timeout
-from sweeps.utils.signals import heed_termination
+from sweeps.utils.signals import handle_sigterm
 
 CONNECT_SECONDS = 5.0  # for the head to answer
 MAX_STARTS = 3  # on a busy machine a start may outlast the 30 s that Ray allows
@@ -46,7 +46,7 @@ def connect(address: str | None, cpus: int | None = None) -> None:
             f"no Ray cluster answers at {address!r} ({first_line(error)}); give `auto`, HOST:PORT, or leave --address "
             "out"
         ) from error
-    heed_termination()
+    handle_sigterm()
 
 
 def _start_here(cpus: int | None) -> None:

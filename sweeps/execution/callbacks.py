@@ -16,14 +16,14 @@ from ray.tune.stopper import Stopper
 from sweeps.cluster.ray_adapter import drop_metric_statistics, trial_error
 from sweeps.execution.retries import Attempts
 from sweeps.records.events import TERMINAL, Status
-from sweeps.records.journal import FullDiskError, tells_of_full_disk
+from sweeps.records.journal import FullDiskError, is_disk_full
 from sweeps.records.specification import Trial
 from sweeps.resources.slots import TrialResources
 from sweeps.search.prefetch import ProposalPrefetcher
 from sweeps.search.search import Search
 from sweeps.teachers.worker import NO_CACHE, CacheOptions
-from sweeps.utils.clock import steady
-from sweeps.utils.signals import check
+from sweeps.utils.clock import monotonic_time
+from sweeps.utils.signals import raise_if_interrupted
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class TuneSearcher(_Unpickled, Searcher):
         self._search, self._launch, self._prefetcher, self._relay = search, launch, prefetcher, relay
 
     def suggest(self, trial_id: str) -> Any:
-        check()
+        raise_if_interrupted()
         trial = self._next()
         if trial is None:
             return Searcher.FINISHED if self._is_over() else None
@@ -150,7 +150,7 @@ class Recorder(_Unpickled, Callback):
 
     def on_trial_error(self, iteration: int, trials: list[RayTrial], trial: RayTrial, **info: Any) -> None:
         error = trial_error(trial)
-        if tells_of_full_disk(error):  # not the trial's fault: it goes on where it is, once there is room
+        if is_disk_full(error):  # not the trial's fault: it goes on where it is, once there is room
             raise FullDiskError(self._search.journal.path)
         trial_id = trial.config["trial_id"]
         self._ended.append(trial)
@@ -177,10 +177,10 @@ class TimeLimit(Stopper):
     """Ends the experiment after so many seconds; Tune's own limit believes the system's clock, which may jump."""
 
     def __init__(self, seconds: float):
-        self._end = steady() + seconds
+        self._end = monotonic_time() + seconds
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
         return False
 
     def stop_all(self) -> bool:
-        return steady() >= self._end
+        return monotonic_time() >= self._end

@@ -19,8 +19,8 @@ from sweeps.records.events import TERMINAL, Status
 from sweeps.records.names import TRIALS_FOLDER
 from sweeps.search.prefetch import ProposalPrefetcher
 from sweeps.search.search import Search
-from sweeps.utils.clock import steady
-from sweeps.utils.signals import check
+from sweeps.utils.clock import monotonic_time
+from sweeps.utils.signals import raise_if_interrupted
 
 RAY_FOLDER = "ray"  # Ray's own files of a running experiment; nothing is ever read back from them
 
@@ -31,12 +31,12 @@ def run(search: Search, launch: Launch) -> None:
     In phases: what ran out of memory in one is trained in the next, with a larger share, and what waited for that in
     the one after it.
     """
-    until = None if launch.seconds is None else steady() + launch.seconds
+    until = None if launch.seconds is None else monotonic_time() + launch.seconds
     relay, keeper = start_relay(launch.study_dir) if launch.relay else (None, None)  # it lives as long as its handle
     handler = signal.getsignal(signal.SIGINT)  # Tune leaves its own behind, which would swallow a later Ctrl-C
     try:
         while True:
-            check()
+            raise_if_interrupted()
             with ProposalPrefetcher(search, depth=launch.resources.share.concurrent) as prefetcher:
                 _run_phase(search, _within(launch, until), prefetcher, relay)
             if not search.postponed or search.is_running() or _is_late(until):
@@ -59,11 +59,11 @@ def _enlarged(launch: Launch) -> Launch:
 
 def _within(launch: Launch, until: float | None) -> Launch:
     """What is left of the time."""
-    return launch if until is None else dataclasses.replace(launch, seconds=max(1.0, until - steady()))
+    return launch if until is None else dataclasses.replace(launch, seconds=max(1.0, until - monotonic_time()))
 
 
 def _is_late(until: float | None) -> bool:
-    return until is not None and steady() >= until
+    return until is not None and monotonic_time() >= until
 
 
 def _run_phase(search: Search, launch: Launch, prefetcher: ProposalPrefetcher | None, relay: str | None) -> None:

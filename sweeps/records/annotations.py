@@ -7,8 +7,8 @@ from collections.abc import Iterable
 
 from lowrank.errors import InputError
 
-LONGEST_NOTE = 2000  # characters; MLflow keeps 8,000 in a tag, and several notes go into one
-OWN_TAGS = frozenset({
+MAX_NOTE_LENGTH = 2000  # characters; MLflow keeps 8,000 in a tag, and several notes go into one
+RESERVED_TAGS = frozenset({
     "study", "study_key", "trial_id", "point", "role", "stratum", "status", "reason", "attempts", "aliases", "adopted",
     "broken",
     "data", "network", "question", "commit", "command", "seed", "hardware", "host", "device", "artifacts_complete",
@@ -22,13 +22,13 @@ def parse_tags(pairs: Iterable[str]) -> dict[str, str]:
     tags = {}
     for pair in pairs:
         name, equals, value = pair.partition("=")
-        if not equals or not re.fullmatch(TAG_RULE, name) or not value or len(value) > LONGEST_NOTE:
+        if not equals or not re.fullmatch(TAG_RULE, name) or not value or len(value) > MAX_NOTE_LENGTH:
             raise InputError(
                 "a tag must read K=V, K of up to 80 letters, digits, `_` or `-` after a letter, V of up to "
-                f"{LONGEST_NOTE:,} characters, but got {pair[:100]!r}"
+                f"{MAX_NOTE_LENGTH:,} characters, but got {pair[:100]!r}"
             )
-        if name in OWN_TAGS:
-            raise InputError(f"the tag {name!r} is taken: these are ours: {', '.join(sorted(OWN_TAGS))}")
+        if name in RESERVED_TAGS:
+            raise InputError(f"the tag {name!r} is taken: these are ours: {', '.join(sorted(RESERVED_TAGS))}")
         tags[name] = value
     return tags
 
@@ -37,6 +37,6 @@ def check_note(text: str | None) -> str:
     """A remark without its outer blanks, empty for none; raises InputError when it is blank or too long."""
     if text is None:
         return ""
-    if not text.strip() or len(text) > LONGEST_NOTE:
-        raise InputError(f"a note must have 1 to {LONGEST_NOTE:,} characters, but got {len(text.strip()):,}")
+    if not text.strip() or len(text) > MAX_NOTE_LENGTH:
+        raise InputError(f"a note must have 1 to {MAX_NOTE_LENGTH:,} characters, but got {len(text.strip()):,}")
     return text.strip()

@@ -19,10 +19,10 @@ class Event(StrEnum):
     POSTPONED = "postponed"  # memory ran out: once more in a later phase, with a larger share
     FINISHED = "finished"  # the trial's end, with status and reason
     TESTED = "tested"  # the one look at the test split
-    MARKED = "marked"  # somebody found a trial to be broken (or, `broken` None, sound after all)
-    NOTED = "noted"  # a remark and tags of the user's own, on a trial or on the study
-    ROOM = "room"  # the driver is ready to train: how many trials at once, on what, and how long that took
-    PLACED = "placed"  # what sharing a card was measured to give, and the share that was chosen
+    EXCLUDED = "marked"  # somebody found a trial to be broken (or, `broken` None, sound after all)
+    ANNOTATED = "noted"  # a remark and tags of the user's own, on a trial or on the study
+    RESOURCES = "room"  # the driver is ready to train: how many trials at once, on what, and how long that took
+    PACKING = "placed"  # what sharing a card was measured to give, and the share that was chosen
     CLOSED = "closed"  # the driver left: finished, interrupted or out of time
 
 

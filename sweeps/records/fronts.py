@@ -17,16 +17,16 @@ from lowrank.utils.pareto import non_dominated
 from sweeps.records.events import Role, Status
 from sweeps.records.model import StudyRecord, TrialRecord
 
-OF_ITS_SEED = (Status.DIVERGED, Status.FAILED)  # ends that another seed need not have
+SEED_DEPENDENT_STATUSES = (Status.DIVERGED, Status.FAILED)  # ends that another seed need not have
 T = TypeVar("T")
 
 
-def finished(trials: Iterable[TrialRecord]) -> list[TrialRecord]:
+def completed_trials(trials: Iterable[TrialRecord]) -> list[TrialRecord]:
     """Those that were trained to their end and count."""
     return [t for t in trials if t.status is Status.COMPLETED and t.val_error is not None and not t.broken]
 
 
-def point_of(trial: TrialRecord) -> str:
+def point_key(trial: TrialRecord) -> str:
     """What a trial trains, the seed left out: trials that repeat each other have the same."""
     if trial.point_id:
         return trial.point_id
@@ -34,11 +34,11 @@ def point_of(trial: TrialRecord) -> str:
     return json.dumps(unseeded, sort_keys=True)
 
 
-def by_point(trials: Iterable[TrialRecord]) -> list[list[TrialRecord]]:
+def group_by_point(trials: Iterable[TrialRecord]) -> list[list[TrialRecord]]:
     """Finished trials by point, references too: one for each seed, the first proposed first."""
     found: dict[str, list[TrialRecord]] = {}
-    for trial in finished(trials):
-        point, seed = point_of(trial), trial.specification.get("seed")
+    for trial in completed_trials(trials):
+        point, seed = point_key(trial), trial.specification.get("seed")
         if not trial.point_id and any(other.specification.get("seed") == seed for other in found.get(point, ())):
             point = f"{point} {trial.trial_id}"  # records that say too little to be told apart
         found.setdefault(point, []).append(trial)
@@ -46,11 +46,13 @@ def by_point(trials: Iterable[TrialRecord]) -> list[list[TrialRecord]]:
 
 
 def searched_points(trials: Iterable[TrialRecord]) -> list[list[TrialRecord]]:
-    """Those of `by_point` that the search proposed and whose size is known."""
-    return [seeds for seeds in by_point(trials) if seeds[0].role is not Role.REFERENCE and "params" in seeds[0].counts]
+    """Those of `group_by_point` that the search proposed and whose size is known."""
+    return [
+        seeds for seeds in group_by_point(trials) if seeds[0].role is not Role.REFERENCE and "params" in seeds[0].counts
+    ]
 
 
-def undominated(points: Sequence[T], objectives: Callable[[T], tuple[float, float]]) -> list[T]:
+def non_dominated_points(points: Sequence[T], objectives: Callable[[T], tuple[float, float]]) -> list[T]:
     """The points that no other beats in both objectives, smallest first objective first; both are minimised."""
     sized = [objectives(point) for point in points]
     return [points[index] for index in sorted(non_dominated(sized), key=lambda index: sized[index])]
@@ -63,10 +65,12 @@ def mean_error(seeds: Iterable[TrialRecord]) -> float:
 
 def front(trials: Iterable[TrialRecord]) -> list[list[TrialRecord]]:
     """The points that no other beats in both parameters and mean validation error, each as its finished trials."""
-    return undominated(searched_points(trials), lambda seeds: (float(seeds[0].counts["params"]), mean_error(seeds)))
+    return non_dominated_points(
+        searched_points(trials), lambda seeds: (float(seeds[0].counts["params"]), mean_error(seeds))
+    )
 
 
-def front_points(study: StudyRecord) -> list[dict[str, Any]]:
+def front_settings(study: StudyRecord) -> list[dict[str, Any]]:
     """The settings of the front as the search alone found it: those that get further seeds, which do not move it.
 
     A training that diverged or failed is a result of its seed, not of its setting. Where its last error would have put
@@ -74,14 +78,18 @@ def front_points(study: StudyRecord) -> list[dict[str, Any]]:
     """
     searched = [trial for trial in study.trials.values() if trial.role is Role.SEARCH]
     done = [seeds[0] for seeds in front(searched)]
-    cut = [t for t in searched if t.status in OF_ITS_SEED and not t.broken and math.isfinite(t.val_error or math.nan)]
+    cut = [
+        t
+        for t in searched
+        if t.status in SEED_DEPENDENT_STATUSES and not t.broken and math.isfinite(t.val_error or math.nan)
+    ]
     sized = [(float(trial.counts["params"]), trial.val_error or 0.0) for trial in [*done, *cut]]
     return [trial.parameters for trial in done] + [
         cut[index - len(done)].parameters for index in non_dominated(sized) if index >= len(done)
     ]
 
 
-def searched_front(trials: Iterable[TrialRecord]) -> list[TrialRecord]:
+def front_first_seeds(trials: Iterable[TrialRecord]) -> list[TrialRecord]:
     """The first seed of each point of the front: the one that is kept as a model."""
     return [seeds[0] for seeds in front(trials)]
 
@@ -89,7 +97,7 @@ def searched_front(trials: Iterable[TrialRecord]) -> list[TrialRecord]:
 def front_trials(trials: Iterable[TrialRecord]) -> list[TrialRecord]:
     """Every seed of the points of the front, and the references always."""
     trials = list(trials)
-    references = [trial for trial in finished(trials) if trial.role is Role.REFERENCE]
+    references = [trial for trial in completed_trials(trials) if trial.role is Role.REFERENCE]
     return [trial for seeds in front(trials) for trial in seeds] + references
 
 

@@ -32,7 +32,7 @@ class FullDiskError(OSError):
         return str(self.strerror)
 
 
-def tells_of_full_disk(error: object) -> bool:
+def is_disk_full(error: object) -> bool:
     """Whether an error, of whatever library, came of a full disk: Ray hands on the text of one alone."""
     return any(text in str(error) for text in (os.strerror(errno.ENOSPC), "the disk is full", "disk quota exceeded"))
 
@@ -52,8 +52,8 @@ class Journal:
         """`clock` gives the times of the events; it is made to go on from the last of them."""
         self.path, self._clock = path, clock or Clock()
         path.parent.mkdir(parents=True, exist_ok=True)
-        drop_torn_line(path)
-        self._clock.go_on_from(_last_time(path))
+        truncate_torn_line(path)
+        self._clock.advance_to(_last_time(path))
         self._file = path.open("ab", buffering=0)
         self._lock = threading.Lock()
         self._synced = time.monotonic()
@@ -97,7 +97,7 @@ class Journal:
                 self._file.close()
 
 
-def drop_torn_line(path: Path) -> None:
+def truncate_torn_line(path: Path) -> None:
     """Cut off what a kill or a full disk has left of a last line, if there is such a file."""
     if not path.exists():
         return

@@ -11,11 +11,11 @@ from sweeps.records.model import StudyRecord, TrialRecord, fold
 from sweeps.records.names import JOURNAL_FILE, RESULTS_FILE
 from sweeps.records.tables import read_tables
 
-STUDIES = Path("studies")
+STUDIES_FOLDER = Path("studies")
 SHORTEST_ID = 4  # characters
 
 
-def list_studies(root: Path = STUDIES) -> list[str]:
+def list_studies(root: Path = STUDIES_FOLDER) -> list[str]:
     """Names of the studies under `root`, in alphabetical order."""
     if not root.is_dir():
         return []
@@ -27,7 +27,7 @@ def is_study(folder: Path) -> bool:
     return any((folder / name).is_file() for name in (JOURNAL_FILE, RESULTS_FILE))
 
 
-def find_study(name: str, root: Path = STUDIES) -> Path:
+def find_study(name: str, root: Path = STUDIES_FOLDER) -> Path:
     """The folder of a study, given as a path or as a name under `root`.
 
     Raises:

@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from sweeps.records.events import Status
-from sweeps.records.fronts import front, mean_error, point_of
+from sweeps.records.fronts import front, mean_error, point_key
 from sweeps.records.model import StudyRecord, TrialRecord
 from sweeps.records.names import EPOCH_METRICS, STAGE_METRIC, VAL_ERROR
 
@@ -48,7 +48,7 @@ def model_name(trial: TrialRecord) -> str:
 
 def point_name(trial: TrialRecord) -> str:
     """One name for all trials that differ in nothing but the seed, e.g. `tensor_train 3d 85.3k #9f8e7d`."""
-    point_id = trial.point_id or hashlib.sha256(point_of(trial).encode()).hexdigest()
+    point_id = trial.point_id or hashlib.sha256(point_key(trial).encode()).hexdigest()
     return f"{_setting(trial)} #{point_id[:ID_SHOWN]}"
 
 

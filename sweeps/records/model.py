@@ -85,8 +85,8 @@ class StudyRecord:
     header: dict[str, Any] = field(default_factory=dict)  # the newest STUDY event
     trials: dict[str, TrialRecord] = field(default_factory=dict)
     closed: dict[str, Any] | None = None  # the newest CLOSED event, None while a driver is at work (or was killed)
-    placement: dict[str, Any] | None = None  # the newest PLACED event
-    sittings: list[dict[str, Any]] = field(default_factory=list)  # ROOM events, each with the time it was "closed"
+    packing: dict[str, Any] | None = None  # the newest PLACED event
+    runs: list[dict[str, Any]] = field(default_factory=list)  # ROOM events, each with the time it was "closed"
     notes: list[str] = field(default_factory=list)  # the user's own remarks, oldest first
     tags: dict[str, str] = field(default_factory=dict)
 
@@ -99,14 +99,14 @@ class StudyRecord:
 def fold(events: Iterable[Mapping[str, Any]]) -> StudyRecord:
     """Fold journal events into records. Repeated events change nothing; an unknown event raises ValueError."""
     study = StudyRecord()
-    with collector_paused():
+    with garbage_collection_paused():
         for event in events:
             apply_event(study, event)
     return study
 
 
 @contextmanager
-def collector_paused() -> Iterator[None]:
+def garbage_collection_paused() -> Iterator[None]:
     """No search for unreachable cycles meanwhile: among records that are all kept it takes a fifth of the time."""
     paused = gc.isenabled()
     gc.disable()
@@ -128,17 +128,17 @@ def apply_event(study: StudyRecord, event: Mapping[str, Any]) -> None:
         return
     if kind is Event.CLOSED:
         study.closed = dict(event)
-        if study.sittings:
-            study.sittings[-1].setdefault("closed", event["time"])
+        if study.runs:
+            study.runs[-1].setdefault("closed", event["time"])
         return
-    if kind is Event.ROOM:
-        if dict(event) not in [{key: each[key] for key in each if key != "closed"} for each in study.sittings]:
-            study.sittings.append(dict(event))
+    if kind is Event.RESOURCES:
+        if dict(event) not in [{key: each[key] for key in each if key != "closed"} for each in study.runs]:
+            study.runs.append(dict(event))
         return
-    if kind is Event.PLACED:
-        study.placement = dict(event)
+    if kind is Event.PACKING:
+        study.packing = dict(event)
         return
-    if kind is Event.NOTED and "trial" not in event:
+    if kind is Event.ANNOTATED and "trial" not in event:
         _noted(study, event)
         return
     _APPLY[kind](_trial(study, event["trial"]), event)
@@ -187,10 +187,10 @@ def _adopted(trial: TrialRecord, event: Mapping[str, Any]) -> None:
 
 
 def _epoch(trial: TrialRecord, event: Mapping[str, Any]) -> None:
-    trial.epochs[int(event["epoch"])] = {**shared_names(event["metrics"]), "time": event["time"]}
+    trial.epochs[int(event["epoch"])] = {**intern_names(event["metrics"]), "time": event["time"]}
 
 
-def shared_names(metrics: Mapping[str, float]) -> dict[str, float]:
+def intern_names(metrics: Mapping[str, float]) -> dict[str, float]:
     """A copy whose names are one string for all epochs: apart they would take more memory than the values."""
     return {sys.intern(name): value for name, value in metrics.items()}
 
@@ -234,6 +234,6 @@ _APPLY = {
     Event.POSTPONED: _postponed,
     Event.FINISHED: _finished,
     Event.TESTED: _tested,
-    Event.MARKED: _marked,
-    Event.NOTED: _noted,
+    Event.EXCLUDED: _marked,
+    Event.ANNOTATED: _noted,
 }

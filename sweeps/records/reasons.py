@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 
-def of_each_method(found: Iterable[tuple[Mapping[str, Any], str]]) -> dict[str, int]:
+def reasons_by_method(found: Iterable[tuple[Mapping[str, Any], str]]) -> dict[str, int]:
     """One reason for each method, that of the largest budget which it cannot meet, and for how many points it stands.
 
     Args:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from lowrank.training.recipe import Recipe
 from sweeps.records.events import Role
 from sweeps.space.domains import Value
-from sweeps.space.teacher_settings import SECTION
+from sweeps.space.teacher_settings import TEACHER_SECTION
 
 if TYPE_CHECKING:
     from lowrank.data import ImageData
@@ -38,7 +38,7 @@ class Trial:
     point_id: str = ""  # the same for repeats, which differ in nothing but the seed
 
     @property
-    def needs(self) -> str | None:
+    def depends_on(self) -> str | None:
         """The trial of this study whose weights this one starts from; None where there is none."""
         source = str(self.specification.get("start", {}).get("from", ""))
         return source.removeprefix(TRIAL_WEIGHTS) if source.startswith(TRIAL_WEIGHTS) else None
@@ -80,8 +80,8 @@ def _built(specification: Mapping[str, Any], recipe: Recipe, signature: Any) -> 
 
 def _teacher_identity(specification: Mapping[str, Any]) -> dict[str, Any]:
     """What of a specification's teacher makes it another trial; {} where there is none."""
-    section = specification.get(SECTION)
-    return {} if section is None else {SECTION: {key: section[key] for key in TEACHER_IDENTITY}}
+    section = specification.get(TEACHER_SECTION)
+    return {} if section is None else {TEACHER_SECTION: {key: section[key] for key in TEACHER_IDENTITY}}
 
 
 def _hashed(content: Mapping[str, Any]) -> str:

@@ -19,7 +19,7 @@ OPTIONS = "options"  # where space.yaml keeps what is not part of the question: 
 NAME_RULE = r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,79}"  # plain in every file system, in MLflow's filters and in a shell
 
 
-def check_root(root: Path) -> Path:
+def check_studies_folder(root: Path) -> Path:
     """The absolute folder of studies; raises InputError when it can be neither used nor made."""
     root = root.resolve()
     nearest = next(path for path in (root, *root.parents) if path.exists())
@@ -30,7 +30,7 @@ def check_root(root: Path) -> Path:
 
 def studies_root(storage: str | None, out: Path) -> Path:
     """The folder of studies on this machine: --storage where that is a folder, else --out; raises InputError."""
-    return check_root(Path(storage) if storage and not is_uri(storage) else out)
+    return check_studies_folder(Path(storage) if storage and not is_uri(storage) else out)
 
 
 def study_names(root: Path) -> str:
@@ -38,7 +38,7 @@ def study_names(root: Path) -> str:
     return ", ".join(sorted(path.parent.name for path in root.glob(f"*/{SPACE_FILE}"))) or "none yet"
 
 
-def new_folder(root: Path, name: str | None, space_name: str, taken: Collection[str] = ()) -> Path:
+def new_study_folder(root: Path, name: str | None, space_name: str, taken: Collection[str] = ()) -> Path:
     """The folder of a new study: the given name, or the first free one of space, space_2, space_3 ...
 
     `taken` are names of studies that are kept elsewhere.
@@ -60,14 +60,14 @@ def new_folder(root: Path, name: str | None, space_name: str, taken: Collection[
     return folder
 
 
-def find_folder(root: Path, name: str) -> Path:
+def find_study_folder(root: Path, name: str) -> Path:
     """The folder of a study that exists; raises InputError that lists those there are."""
     if not re.fullmatch(NAME_RULE, name) or not (root / name / SPACE_FILE).is_file():
         raise InputError(f"no study {name!r} in {root}; choose from: {study_names(root)}")
     return root / name
 
 
-def write_question(folder: Path, source: dict[str, Any], options: dict[str, Any]) -> None:
+def write_space_file(folder: Path, source: dict[str, Any], options: dict[str, Any]) -> None:
     """Keep the space as it was asked, whole or not at all."""
     text = yaml.safe_dump({**source, OPTIONS: options}, sort_keys=False, allow_unicode=True)
     temporary = folder / f"{SPACE_FILE}.tmp"
@@ -75,7 +75,7 @@ def write_question(folder: Path, source: dict[str, Any], options: dict[str, Any]
     temporary.replace(folder / SPACE_FILE)
 
 
-def read_question(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+def read_space_file(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """The space and the options of a study; raises InputError for a damaged file."""
     content = read_yaml(folder / SPACE_FILE)
     options = content.pop(OPTIONS, None)

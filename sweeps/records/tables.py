@@ -27,7 +27,9 @@ JSON_COLUMNS = {
     "parameters": "parameters", "aliases": "aliases", "specification": "specification", "tags": "tags",
     "notes": "notes", "notices": "notices", "attempt_log": "attempts", "proposal": "proposal", "adopted": "adopted",
 }  # fmt: skip
-PLAIN_COLUMNS = ("trial_id", "stratum", "reason", "proposed_at", "finished_at", "test_error")
+COPIED_COLUMNS = ("trial_id", "stratum", "reason", "proposed_at", "finished_at", "test_error")
+
+STORED_NAMES = {"packing": "placement", "runs": "sittings"}  # fields of a study whose names on disk differ
 
 RESULTS_SCHEMA = pa.schema(
     [
@@ -54,7 +56,7 @@ EPOCHS_SCHEMA = pa.schema(
 )
 
 
-def to_row(study: str, trial: TrialRecord) -> dict[str, Any]:
+def trial_to_row(study: str, trial: TrialRecord) -> dict[str, Any]:
     """One trial as a row of RESULTS_SCHEMA; what is not known is None. Host and device are the last attempt's.
 
     An adopted trial took no time of this study.
@@ -64,7 +66,7 @@ def to_row(study: str, trial: TrialRecord) -> dict[str, Any]:
     last = trial.epochs.get(trial.last_epoch, {})
     speeds = [epoch["images_per_second"] for epoch in trial.epochs.values() if "images_per_second" in epoch]
     row: dict[str, Any] = {
-        "study": study, **{name: getattr(trial, name) for name in PLAIN_COLUMNS}, "role": str(trial.role),
+        "study": study, **{name: getattr(trial, name) for name in COPIED_COLUMNS}, "role": str(trial.role),
         "status": str(trial.status), "network": spec.get("network", {}).get("name"),
         "data": data.get("name"), "data_fingerprint": data.get("fingerprint"), "method": trial.method,
         "dims": method.get("dims"), "rank_scale": method.get("rank_scale"),
@@ -74,7 +76,7 @@ def to_row(study: str, trial: TrialRecord) -> dict[str, Any]:
         "kd_weight": train.get("kd_weight"),
         "seed": spec.get("seed"), "epochs": trial.last_epoch,
         "images_per_second": sum(speeds) / len(speeds) if speeds else None,
-        "train_seconds": own_seconds(trial),
+        "train_seconds": trained_seconds(trial),
         "start_seconds": sum(attempt.get("start_seconds", 0.0) for attempt in trial.attempts),
         "attempts": len(trial.attempts), "host": trial.last_attempt("host"), "device": trial.last_attempt("device"),
         "sharing": trial.last_attempt("sharing"),
@@ -88,15 +90,15 @@ def to_row(study: str, trial: TrialRecord) -> dict[str, Any]:
     return row
 
 
-def own_seconds(trial: TrialRecord) -> float:
+def trained_seconds(trial: TrialRecord) -> float:
     """Seconds of training that the study gave to a trial; 0 for one that another study of its series trained."""
     return 0.0 if trial.adopted else sum(epoch.get("epoch_seconds", 0.0) for epoch in trial.epochs.values())
 
 
-def from_row(row: Mapping[str, Any]) -> TrialRecord:
-    """The trial of a row that `to_row` made, with its last epoch alone: the others are in the other table."""
+def trial_from_row(row: Mapping[str, Any]) -> TrialRecord:
+    """The trial of a row that `trial_to_row` made, with its last epoch alone: the others are in the other table."""
     trial = TrialRecord(
-        **{name: row[name] for name in PLAIN_COLUMNS}, role=Role(row["role"]), status=Status(row["status"]),
+        **{name: row[name] for name in COPIED_COLUMNS}, role=Role(row["role"]), status=Status(row["status"]),
         **{name: json.loads(row[column]) for column, name in JSON_COLUMNS.items()},
         counts={name: row[name] for name in COUNTS if row[name] is not None},
         point_id=row["point_id"] or "", broken=row["broken"] or "",
@@ -106,23 +108,48 @@ def from_row(row: Mapping[str, Any]) -> TrialRecord:
     return trial
 
 
-def to_table(study: StudyRecord) -> pa.Table:
+def results_to_table(study: StudyRecord) -> pa.Table:
     """The study's trials as an Arrow table of RESULTS_SCHEMA, one row a trial, in order of proposal."""
-    table = pa.Table.from_pylist([to_row(study.name, trial) for trial in study.trials.values()], RESULTS_SCHEMA)
+    table = pa.Table.from_pylist([trial_to_row(study.name, trial) for trial in study.trials.values()], RESULTS_SCHEMA)
     return table.replace_schema_metadata({STUDY_KEY: json.dumps(study_fields(study)).encode()})
 
 
 def study_fields(study: StudyRecord) -> dict[str, Any]:
-    """All of a study but its trials, as plain data."""
-    return {field.name: getattr(study, field.name) for field in fields(StudyRecord) if field.name != "trials"}
+    """Give all of a study but its trials as plain data; `study_from_fields` is the inverse.
+
+    Args:
+        study: the study.
+
+    Returns:
+        The fields by their names on disk.
+    """
+    names = [field.name for field in fields(StudyRecord) if field.name != "trials"]
+    return {STORED_NAMES.get(name, name): getattr(study, name) for name in names}
+
+
+def study_from_fields(content: Mapping[str, Any], trials: dict[str, TrialRecord]) -> StudyRecord:
+    """Restore a study from what `study_fields` gave.
+
+    Args:
+        content: fields by their names on disk.
+        trials: the study's trials by id, in order of proposal.
+
+    Returns:
+        The study.
+
+    Raises:
+        TypeError: a field is unknown.
+    """
+    attributes = {stored: name for name, stored in STORED_NAMES.items()}
+    return StudyRecord(**{attributes.get(name, name): value for name, value in content.items()}, trials=trials)
 
 
 def trial_fields(trial: TrialRecord) -> dict[str, Any]:
-    """All of a trial but its epochs, as plain data; `trial_of` takes it back."""
+    """All of a trial but its epochs, as plain data; `trial_from_fields` takes it back."""
     return {field.name: getattr(trial, field.name) for field in fields(TrialRecord) if field.name != "epochs"}
 
 
-def trial_of(content: Mapping[str, Any]) -> TrialRecord:
+def trial_from_fields(content: Mapping[str, Any]) -> TrialRecord:
     """The record, without epochs, that `trial_fields` made plain; raises TypeError or ValueError for anything else."""
     return TrialRecord(**{**content, "role": Role(content["role"]), "status": Status(content["status"])})
 
@@ -134,7 +161,7 @@ def epoch_to_row(trial_id: str, epoch: int, metrics: Mapping[str, float]) -> dic
     return {"trial_id": trial_id, "epoch": epoch, **known, BY_STAGE: stages}
 
 
-def metrics_of_row(row: Mapping[str, Any]) -> dict[str, float]:
+def metrics_from_row(row: Mapping[str, Any]) -> dict[str, float]:
     """The metrics, and "time", of a row that `epoch_to_row` made."""
     known = {name: row[name] for name in ("time", *EPOCH_METRICS) if row.get(name) is not None}
     return known | dict(row.get(BY_STAGE) or ())
@@ -152,7 +179,7 @@ def epochs_to_table(study: StudyRecord) -> pa.Table:
 
 def write_tables(study: StudyRecord, folder: Path) -> None:
     """Write results.parquet and epochs.parquet, each whole or not at all; raises OSError."""
-    for table, name in ((to_table(study), RESULTS_FILE), (epochs_to_table(study), EPOCHS_FILE)):
+    for table, name in ((results_to_table(study), RESULTS_FILE), (epochs_to_table(study), EPOCHS_FILE)):
         temporary = folder / f"{name}.tmp"
         pq.write_table(table, temporary)
         os.replace(temporary, folder / name)
@@ -171,11 +198,11 @@ def read_tables(folder: Path) -> StudyRecord:
             f"{folder / RESULTS_FILE} was written by another version: it has no {', '.join(missing[:5])}; where its "
             f"journal is left, `python -m sweeps.tracking {folder}` writes it again"
         )
-    trials = {row["trial_id"]: from_row(row) for row in table.to_pylist()}
+    trials = {row["trial_id"]: trial_from_row(row) for row in table.to_pylist()}
     if (folder / EPOCHS_FILE).is_file():
         for row in pq.read_table(folder / EPOCHS_FILE).to_pylist():
-            trials[row["trial_id"]].epochs[row["epoch"]] = metrics_of_row(row)
+            trials[row["trial_id"]].epochs[row["epoch"]] = metrics_from_row(row)
     about = json.loads((table.schema.metadata or {}).get(STUDY_KEY, b"{}"))
-    study = StudyRecord(**about, trials=trials)
+    study = study_from_fields(about, trials)
     study.header.setdefault("name", folder.resolve().name)
     return study

@@ -17,7 +17,7 @@ from lowrank.training.engine.memory_probe import MakeTrainer
 from lowrank.training.trainer import Trainer
 from sweeps.records.specification import Trial
 from sweeps.space.model import Space
-from sweeps.space.teacher_settings import SECTION
+from sweeps.space.teacher_settings import TEACHER_SECTION
 from sweeps.trials.build import make_trainer
 from sweeps.trials.feasibility import reachable_strata
 from sweeps.trials.resolver import Resolver
@@ -64,7 +64,7 @@ def configuration(specification: dict[str, Any]) -> str:
     engine_fields = ("engine", "epochs") if train["engine"] == "auto" else ("engine",)
     step = {key: train[key] for key in (*STEP_FIELDS, *engine_fields) if key in train}
     model = {key: specification[key] for key in ("network", "method", "allocation") if key in specification}
-    return json.dumps({**model, "train": step, SECTION: SECTION in specification}, sort_keys=True)
+    return json.dumps({**model, "train": step, TEACHER_SECTION: TEACHER_SECTION in specification}, sort_keys=True)
 
 
 def _points(space: Space, resolver: Resolver) -> Iterable[dict[str, Any]]:
@@ -108,7 +108,7 @@ def trainer_maker(specification: dict[str, Any], data: ImageData, device: torch.
     """
 
     def find_teacher(student: nn.Module) -> Teacher | None:
-        section = specification.get(SECTION)
+        section = specification.get(TEACHER_SECTION)
         if section is None:
             return None
         sizes = common_sizes(section["sizes"], tap_sizes(student, section["student_taps"], data.image_shape))

@@ -38,9 +38,9 @@ from sweeps.records.study_folders import studies_root
 from sweeps.resources.configurations import configuration, device_name, distinct_trials, trainer_maker
 from sweeps.resources.shares import Share, read_cluster, share_for
 from sweeps.space.model import Space
-from sweeps.space.teacher_settings import SECTION
+from sweeps.space.teacher_settings import TEACHER_SECTION
 from sweeps.trials.build import load_trial_data
-from sweeps.trials.planned_teacher import planned_teaching
+from sweeps.trials.planned_teacher import describe_teacher
 from sweeps.trials.resolver import Resolver
 
 LINE_SECONDS = 15.0  # between lines of progress where standard output is no terminal
@@ -61,7 +61,7 @@ def probe_space(space: Space, options: argparse.Namespace) -> int:
     """
     root = studies_root(options.storage, options.out)
     data = load_data(space.data, options.data_dir)
-    resolver = Resolver(space, data, planned_teaching(space, data, (options.teachers or Path("teachers")).resolve()))
+    resolver = Resolver(space, data, describe_teacher(space, data, (options.teachers or Path("teachers")).resolve()))
     trials = distinct_trials(space, resolver)
     connect(options.address)
     share = share_for(space.resources, read_cluster(), space.search.trials, bool(options.gpus_per_trial))
@@ -143,7 +143,7 @@ def make_row(trial: Trial, share: Share, measured: dict[str, Any]) -> dict[str, 
         "trial_id": trial.trial_id, "stratum": trial.stratum, "network": specification["network"]["name"],
         "method": specification["method"]["name"], "params": trial.counts["params"],
         "parameters": json.dumps(trial.point, sort_keys=True), "configuration": configuration(specification),
-        "teacher": specification.get(SECTION, {}).get("name"), "share": share.gpus,
+        "teacher": specification.get(TEACHER_SECTION, {}).get("name"), "share": share.gpus,
         "precision": specification["train"]["precision"], "batch_size": specification["train"]["batch_size"],
         "measured_at": time.time(),
     }  # fmt: skip

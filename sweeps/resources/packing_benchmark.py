@@ -47,7 +47,7 @@ from sweeps.resources.shares import Cluster
 from sweeps.space.model import Space
 from sweeps.trials.build import load_trial_data
 from sweeps.trials.resolver import Resolver
-from sweeps.utils.signals import check
+from sweeps.utils.signals import raise_if_interrupted
 
 MEASURE_SECONDS = 3.0  # of training, for each number of trials
 WARM_UP_STEPS = 10
@@ -236,7 +236,7 @@ class PackingBenchmark:
         """
         started = time.monotonic()
         while len(ray.wait(answers, num_returns=len(answers), timeout=POLL_SECONDS)[0]) < len(answers):
-            check()
+            raise_if_interrupted()
             if notice and time.monotonic() - started > NOTICE_SECONDS:
                 print(notice, flush=True)
                 notice = None
@@ -292,7 +292,7 @@ def choose_packing(
     """
     cpus = space.resources.cpus_per_trial
     conditions = {"cpus_per_trial": cpus, "types": card_types()}
-    recorded = record.placement
+    recorded = record.packing
     if recorded is not None and all(recorded.get(name) == value for name, value in conditions.items()):
         packing = Packing.from_event(recorded)
         if packing.sharing in modes:
@@ -301,7 +301,7 @@ def choose_packing(
     limit = packing_limit(cluster, cpus, trials, space.resources.max_concurrent)
     packing, details = measure_packing(space, resolver, limit, journal.path.parent, data_dir, modes)
     print(*packing_lines(packing, details["card"]), sep="\n", flush=True)
-    event = journal.append(Event.PLACED, sync=True, **conditions, **details, **packing.to_event())
+    event = journal.append(Event.PACKING, sync=True, **conditions, **details, **packing.to_event())
     apply_event(record, event)
     return packing
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from lowrank.errors import InfeasibleError
 from sweeps.records.events import TERMINAL, Event, Role, Status
-from sweeps.records.fronts import front_points
+from sweeps.records.fronts import front_settings
 from sweeps.records.journal import Journal
 from sweeps.records.model import StudyRecord, TrialRecord, apply_event
 from sweeps.records.specification import Trial
@@ -104,7 +104,7 @@ class Search:
 
     def is_startable(self, trial: Trial) -> bool:
         """Whether a trial can start: its initial weights are there, or never will be, and it fails and says so."""
-        source = self.record.trials.get(trial.needs or "")
+        source = self.record.trials.get(trial.depends_on or "")
         return source is None or source.ended
 
     def may_propose(self) -> bool:
@@ -258,7 +258,7 @@ class Search:
             return []
         repeats = []
         for repeat in range(1, self.space.search.repeats):
-            for point in front_points(self.record):
+            for point in front_settings(self.record):
                 try:
                     repeats.append(self.resolver.resolve(point, repeat, Role.REPEAT))
                 except InfeasibleError:

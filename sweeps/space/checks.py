@@ -5,10 +5,10 @@ from __future__ import annotations
 from lowrank.errors import InputError, unknown
 from lowrank.utils.validation import validate_model
 from sweeps.space.domains import Value
-from sweeps.space.method_names import THIN, alternative_names, kind_of, method_at
+from sweeps.space.method_names import THIN_BASELINES, alternative_names, method_at, resolve_method
 from sweeps.space.model import Space
 from sweeps.space.settings import BudgetSettings, StartSettings
-from sweeps.space.teacher_settings import WEIGHTS, TeacherSettings
+from sweeps.space.teacher_settings import TEACHER_WEIGHTS, TeacherSettings
 
 _CUT = ("train.batch_size", "train.accumulate")
 OBJECTIVES = ("val_error", "params", "mult_adds")
@@ -103,12 +103,12 @@ def _check_search(space: Space) -> None:
 
 def _check_scales(space: Space) -> None:
     """A size comes from the budget or from the method's own scale, never from both or from neither."""
-    thin = [name for name in space.references if name in THIN]
+    thin = [name for name in space.references if name in THIN_BASELINES]
     for literals, domains in space.alternatives:
         names = alternative_names((literals, domains))
-        thin += [str(name) for name in names if name in THIN]
+        thin += [str(name) for name in names if name in THIN_BASELINES]
         for name in names:
-            scale = kind_of(str(name)).scale
+            scale = resolve_method(str(name)).scale
             if scale is None:
                 continue
             given = scale in literals or scale in domains
@@ -155,9 +155,9 @@ def _check_known_point(space: Space, point: dict[str, object]) -> None:
     domains = space.searched_domains(0)
     for name, value in point.items():
         if name.startswith("share.") and "budget.shares" in domains:
-            holds = domains["budget.shares"].holds(value)
+            holds = domains["budget.shares"].contains(value)
         elif name in domains:
-            holds = domains[name].holds(value)
+            holds = domains[name].contains(value)
         else:
             raise unknown("field of `search.enqueue`, which is not searched:", name, domains)
         if not holds:
@@ -166,7 +166,7 @@ def _check_known_point(space: Space, point: dict[str, object]) -> None:
 
 def _check_teacher(space: Space) -> None:
     """Raises InputError where weights and teacher of a space do not go together."""
-    asked = [weight for weight in WEIGHTS if space.largest(weight) > 0]
+    asked = [weight for weight in TEACHER_WEIGHTS if space.largest(weight) > 0]
     if asked and space.teacher is None:
         raise InputError(f"`train.{asked[0]}` above 0 needs a `teacher`; name one, or set it to 0")
     if space.teacher is not None and not asked:

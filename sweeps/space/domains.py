@@ -38,13 +38,13 @@ class Choice:
         """Let Optuna choose."""
         return trial.suggest_categorical(name, self.values)
 
-    def holds(self, value: object) -> bool:
+    def contains(self, value: object) -> bool:
         """Whether it is one of the values."""
         return any(type(value) is type(each) and value == each for each in self.values) or (
             not isinstance(value, bool) and isinstance(value, int | float) and value in self.values
         )
 
-    def at(self, share: float) -> Value:
+    def value_at(self, share: float) -> Value:
         """The value at `share` of the way, from 0 to below 1."""
         return self.values[int(share * len(self.values))]
 
@@ -81,7 +81,7 @@ class Range:
             return trial.suggest_int(name, int(self.low), int(self.high), step=step, log=self.log)
         return trial.suggest_float(name, self.low, self.high, step=self.step, log=self.log)
 
-    def holds(self, value: object) -> bool:
+    def contains(self, value: object) -> bool:
         """Whether it is a number of the range, on its step where it has one."""
         if isinstance(value, bool) or not isinstance(value, int | float) or not self.low <= value <= self.high:
             return False
@@ -89,7 +89,7 @@ class Range:
             return False
         return self.step is None or abs(round((value - self.low) / self.step) * self.step + self.low - value) < 1e-9
 
-    def at(self, share: float) -> Value:
+    def value_at(self, share: float) -> Value:
         """The value at `share` of the way, from 0 to below 1; every step (or ratio) has an equal part."""
         grid = self.grid()
         if grid is not None:

@@ -14,17 +14,20 @@ from sweeps.space.domains import Domain, Value
 if TYPE_CHECKING:
     from lowrank.layers import Method
 
-THIN = {"thin_dense": "dense", "thin_separable": "separable"}  # name in a space -> method of the thinner network
+THIN_BASELINES = {
+    "thin_dense": "dense",
+    "thin_separable": "separable",
+}  # name in a space -> method of the thinner network
 Alternative = tuple[dict[str, Any], dict[str, Domain]]  # literals and domains of one `method` entry
 
 
-def kind_of(name: str) -> type[Method]:
+def resolve_method(name: str) -> type[Method]:
     """The class that a method's name stands for; raises InputError that lists the names."""
     from lowrank.layers.registry import METHODS  # brings torch, which reading a file's text does not need
 
-    kind = METHODS.get(THIN.get(name, name))
+    kind = METHODS.get(THIN_BASELINES.get(name, name))
     if kind is None:
-        raise unknown("method", name, [*METHODS, *THIN])
+        raise unknown("method", name, [*METHODS, *THIN_BASELINES])
     return kind
 
 
@@ -43,6 +46,6 @@ def method_at(alternative: Alternative, searched: Mapping[str, Value]) -> Method
 
     settings = {**alternative[0], **searched}
     name = str(settings["name"])
-    kind = kind_of(name)
+    kind = resolve_method(name)
     settings["name"] = kind.model_fields["name"].default  # a thinner network's method is dense or separable
     return make_method({key: value for key, value in settings.items() if key in kind.model_fields})

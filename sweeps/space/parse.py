@@ -19,20 +19,20 @@ from lowrank.errors import InputError, unknown
 from lowrank.utils.validation import validate_model
 from sweeps.space.checks import check_space
 from sweeps.space.domains import Domain, is_domain, parse_domain
-from sweeps.space.method_names import THIN, Alternative, alternative_names, kind_of
+from sweeps.space.method_names import THIN_BASELINES, Alternative, alternative_names, resolve_method
 from sweeps.space.model import Space
 from sweeps.space.settings import BudgetSettings, ResourceSettings, SearchSettings, StartSettings
-from sweeps.space.shorthand import assign, for_data, written_out
-from sweeps.space.teacher_settings import SECTION as TEACHER
-from sweeps.space.teacher_settings import parse_settings
+from sweeps.space.shorthand import apply_data_overrides, expand_shorthand, set_field
+from sweeps.space.teacher_settings import TEACHER_SECTION as TEACHER
+from sweeps.space.teacher_settings import parse_teacher
 
 SPACES_FOLDER = Path(__file__).resolve().parents[2] / "search_spaces"
 SECTIONS = (
     "question", "data", "network", "teacher", "train", "method", "budget", "start", "references", "search", "resources",
 )  # fmt: skip
-WHOLE = {"teacher": ("train",)}  # sections within sections, which are taken as they stand
-NAMED = ("data", "network", "teacher")  # sections that may be written as a name alone
-REFERENCES = ("dense", "separable", *THIN)  # drawn beside every front: of one size, or one in each stratum
+LITERAL_SECTIONS = {"teacher": ("train",)}  # sections within sections, which are taken as they stand
+SECTIONS_BY_NAME = ("data", "network", "teacher")  # sections that may be written as a name alone
+REFERENCES = ("dense", "separable", *THIN_BASELINES)  # drawn beside every front: of one size, or one in each stratum
 
 
 def available_spaces() -> dict[str, Path]:
@@ -47,21 +47,21 @@ def read_space(name: str, overrides: Sequence[str] = (), **updates: Any) -> Spac
     """
     path = find_space(name)
     options = {key.replace("__", "."): value for key, value in updates.items() if value is not None}
-    return space_of(path.stem, read_content(read_yaml(path), [], (overrides, options)))
+    return space_from_content(path.stem, resolve_content(read_yaml(path), [], (overrides, options)))
 
 
-def space_of(name: str, content: dict[str, Any]) -> Space:
+def space_from_content(name: str, content: dict[str, Any]) -> Space:
     """The checked space, its files as the user sees them now; raises InputError in one line."""
     return parse_space(name, _absolute(content))
 
 
-def override_fields(content: dict[str, Any], overrides: Sequence[str]) -> None:
+def apply_overrides(content: dict[str, Any], overrides: Sequence[str]) -> None:
     """Apply `a.b=value` overrides to the content of a space in place; raises InputError."""
     for override in overrides:
-        assign(content, *_override(override))
+        set_field(content, *_override(override))
 
 
-def read_content(
+def resolve_content(
     content: dict[str, Any], changes: Sequence[tuple[str, Any]], options: tuple[Sequence[str], Mapping[str, Any]]
 ) -> dict[str, Any]:
     """A file's content with changes by dotted name, then with the command line's --set texts and options on top.
@@ -69,14 +69,14 @@ def read_content(
     What the file says for one data set (`by_data`) lies between the two; raises InputError.
     """
     for key, value in changes:
-        assign(content, key, value)
+        set_field(content, key, value)
     asked = [*map(_override, options[0]), *options[1].items()]
     for key, value in asked:
         if key in ("data", "data.name"):  # which the section `by_data` asks for
-            assign(content, key, value)
-    content = for_data(content)
+            set_field(content, key, value)
+    content = apply_data_overrides(content)
     for key, value in asked:
-        assign(content, key, value)
+        set_field(content, key, value)
     return content
 
 
@@ -93,10 +93,10 @@ def _absolute(content: dict[str, Any]) -> dict[str, Any]:
     if isinstance(start, dict) and isinstance(start.get("weights"), str):
         weights = str(Path(start["weights"]).expanduser().resolve())
         content = {**content, "start": {**start, "weights": weights}}
-    return absolute_teacher(absolute_data(content))
+    return with_absolute_teacher(with_absolute_data(content))
 
 
-def absolute_data(content: dict[str, Any]) -> dict[str, Any]:
+def with_absolute_data(content: dict[str, Any]) -> dict[str, Any]:
     """Folders of images as the user sees them now: workers and later resumes may start elsewhere."""
     data = content.get("data")
     name = data.get("name") if isinstance(data, dict) else data
@@ -115,7 +115,7 @@ def parse_space(name: str, content: Mapping[str, Any]) -> Space:
     from lowrank.networks.registry import NetworkSettings  # brings torch, which the module is imported without
 
     domains: dict[str, Domain] = {}
-    source, content = content, written_out(content)
+    source, content = content, expand_shorthand(content)
     train = _section(content, "train", domains)
     budget = _section(content, "budget", domains)
     network = _section(content, "network", domains)
@@ -132,17 +132,17 @@ def parse_space(name: str, content: Mapping[str, Any]) -> Space:
         search=validate_model(SearchSettings, _plain(content, "search"), "search"),
         resources=validate_model(ResourceSettings, _plain(content, "resources"), "resources"),
         start=validate_model(StartSettings, _section(content, "start", domains), "start"),
-        teacher=parse_settings(teacher, domains),
+        teacher=parse_teacher(teacher, domains),
         domains=domains,
         source=copy.deepcopy(dict(source)),
     )
     check_space(space)
     if space.teacher is not None and space.teacher.train is not None:
-        own_teacher(space)
+        teacher_space(space)
     return space
 
 
-def one_point(name: str, content: Mapping[str, Any]) -> Space:
+def parse_teacher_space(name: str, content: Mapping[str, Any]) -> Space:
     """The space of a teacher, of which nothing is searched; raises InputError."""
     space = parse_space(name, content)
     searched = [*space.domains, *(key for _, domains in space.alternatives for key in domains)]
@@ -151,7 +151,7 @@ def one_point(name: str, content: Mapping[str, Any]) -> Space:
     return space
 
 
-def own_teacher(space: Space) -> Space:
+def teacher_space(space: Space) -> Space:
     """How the teacher of `space` is trained, as a space of one point; raises InputError.
 
     It is the space's own network, dense, unless `teacher.network` names another; its seed is not the study's.
@@ -167,7 +167,7 @@ def own_teacher(space: Space) -> Space:
         "train": space.teacher.train, "method": {"name": "dense"}, "search": {"stop": "none"},
     }  # fmt: skip
     try:
-        return one_point(f"teacher of {space.name}", content)
+        return parse_teacher_space(f"teacher of {space.name}", content)
     except InputError as error:
         raise InputError(f"`teacher.train`: {error}") from error
 
@@ -232,7 +232,7 @@ def _plain(content: Mapping[str, Any], section: str) -> dict[str, Any]:
     fields = content.get(section)
     if fields is None:  # left out, or taken out by `by_data` or --set
         fields = {}
-    if isinstance(fields, str) and section in NAMED:
+    if isinstance(fields, str) and section in SECTIONS_BY_NAME:
         fields = {"name": fields}
     if not isinstance(fields, Mapping):
         raise InputError(f"`{section}` must be a section with fields, but got {fields!r}")
@@ -274,7 +274,7 @@ def _split(path: str, fields: Mapping[str, Any]) -> Alternative:
 
 def _section(content: Mapping[str, Any], section: str, domains: dict[str, Domain]) -> dict[str, Any]:
     fields = _plain(content, section)
-    whole = {key: fields.pop(key) for key in WHOLE.get(section, ()) if key in fields}
+    whole = {key: fields.pop(key) for key in LITERAL_SECTIONS.get(section, ()) if key in fields}
     literals, found = _split(section, fields)
     domains.update({f"{section}.{key}": domain for key, domain in found.items()})
     return {**literals, **whole}
@@ -289,7 +289,7 @@ def _alternatives(method: Any) -> tuple[Alternative, ...]:
         path = f"method.{index}" if isinstance(method, list) else "method"
         literals, domains = _split(path, _number(dict(entry)))
         names = alternative_names((literals, domains))
-        kinds = [kind_of(str(name)) for name in names]
+        kinds = [resolve_method(str(name)) for name in names]
         for key in entry:
             if not any(key in kind.model_fields for kind in kinds):
                 choices = sorted({field for kind in kinds for field in kind.model_fields})
@@ -309,12 +309,13 @@ def _references(names: Any) -> tuple[str, ...]:
     return tuple(names)
 
 
-def absolute_teacher(content: dict[str, Any]) -> dict[str, Any]:
+def with_absolute_teacher(content: dict[str, Any]) -> dict[str, Any]:
     """The space with a teacher's path as the user sees it now: workers and later resumes may start elsewhere."""
     section = content.get(TEACHER)
     name = section.get("name") if isinstance(section, dict) else section
-    is_path = isinstance(name, str) and ("/" in name or name.endswith(".safetensors"))
-    if not is_path or name.startswith("torchvision:"):
+    if not isinstance(name, str) or name.startswith("torchvision:"):
+        return content
+    if "/" not in name and not name.endswith(".safetensors"):  # the name of a folder of teachers
         return content
     fields = section if isinstance(section, dict) else {}
     return {**content, TEACHER: {**fields, "name": str(Path(name).expanduser().resolve())}}

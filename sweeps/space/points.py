@@ -16,9 +16,9 @@ from sweeps.space.domains import Domain, Range, Value
 from sweeps.space.model import Space
 from sweeps.space.strata import Point, Stratum
 
-SHARE = "share."
-SHARES = "budget.shares"
-ALLOCATION = "budget.allocation"
+SHARE_PREFIX = "share."
+SHARES_FIELD = "budget.shares"
+ALLOCATION_FIELD = "budget.allocation"
 Groups = Mapping[str, tuple[str, ...]]  # allocation -> names of its groups
 
 
@@ -32,42 +32,42 @@ class Points:
     def domains(self, alternative: int = 0) -> dict[str, Domain]:
         """Every field that each point has, with one of the space's `method` sections; shares are left out."""
         found = self.space.searched_domains(alternative)
-        return {name: domain for name, domain in found.items() if name != SHARES}
+        return {name: domain for name, domain in found.items() if name != SHARES_FIELD}
 
     def shares(self, point: Point) -> dict[str, Domain]:
         """The fields that the point's allocation adds: the weight of each group."""
-        domain = self.space.domains.get(SHARES)
-        allocation = str(point.get(ALLOCATION, self.space.budget.allocation))
+        domain = self.space.domains.get(SHARES_FIELD)
+        allocation = str(point.get(ALLOCATION_FIELD, self.space.budget.allocation))
         if domain is None or allocation == "even":
             return {}
-        return {f"{SHARE}{group}": domain for group in self.groups[allocation]}
+        return {f"{SHARE_PREFIX}{group}": domain for group in self.groups[allocation]}
 
     def suggest(self, stratum: Stratum, trial: optuna.Trial) -> dict[str, Value]:
         """A point of the stratum, drawn by whichever sampler the trial's study has."""
         point: dict[str, Value] = dict(stratum.fixed)
         for name, domain in self.domains().items():
             if name not in point:
-                point[name] = within(domain, name, stratum).suggest(trial, name)
+                point[name] = restrict_to_stratum(domain, name, stratum).suggest(trial, name)
         for name, domain in self.shares(point).items():
             point[name] = domain.suggest(trial, name)
         return point
 
-    def spread(self, stratum: Stratum, shares: list[float]) -> dict[str, Value]:
-        """The point at these coordinates (each from 0 to below 1, `width(stratum)` of them) of the stratum."""
+    def point_at(self, stratum: Stratum, coordinates: list[float]) -> dict[str, Value]:
+        """Give the point at `coordinate_count(stratum)` coordinates, each from 0 to below 1, of the stratum."""
         point: dict[str, Value] = dict(stratum.fixed)
-        left = iter(shares)
+        remaining = iter(coordinates)
         for name, domain in self.domains().items():
             if name not in point:
-                point[name] = within(domain, name, stratum).at(next(left))
+                point[name] = restrict_to_stratum(domain, name, stratum).value_at(next(remaining))
         for name, domain in self.shares(point).items():
-            point[name] = domain.at(next(left))
+            point[name] = domain.value_at(next(remaining))
         return point
 
-    def width(self, stratum: Stratum) -> int:
+    def coordinate_count(self, stratum: Stratum) -> int:
         """How many coordinates a point of the stratum has at most."""
         own = sum(name not in dict(stratum.fixed) for name in self.domains())
-        kinds = self.space.domains[ALLOCATION].corners() if ALLOCATION in self.space.domains else ()
-        return own + max((len(self.shares({ALLOCATION: kind})) for kind in kinds), default=len(self.shares({})))
+        kinds = self.space.domains[ALLOCATION_FIELD].corners() if ALLOCATION_FIELD in self.space.domains else ()
+        return own + max((len(self.shares({ALLOCATION_FIELD: kind})) for kind in kinds), default=len(self.shares({})))
 
     def grid(self) -> list[dict[str, Value]]:
         """All combinations of finite domains, alternatives of `method` one after the other."""
@@ -81,25 +81,25 @@ class Points:
     def size(self) -> int | None:
         """How many points there are; None when they are endless."""
         every = [domain for index in range(len(self.space.alternatives)) for domain in self.domains(index).values()]
-        every += [self.space.domains[SHARES]] if SHARES in self.space.domains else []
+        every += [self.space.domains[SHARES_FIELD]] if SHARES_FIELD in self.space.domains else []
         return None if any(domain.grid() is None for domain in every) else len(self.grid())
 
-    def places(self, point: Point, stratum: Stratum) -> dict[str, Domain] | None:
+    def point_domains(self, point: Point, stratum: Stratum) -> dict[str, Domain] | None:
         """The domains of the point's fields, where it is a whole point of this stratum; None where it is not."""
-        if not stratum.owns(point) and (stratum.fixed or stratum.budget):
+        if not stratum.contains(point) and (stratum.fixed or stratum.budget):
             return None
-        domains = {name: within(each, name, stratum) for name, each in self.domains().items()}
+        domains = {name: restrict_to_stratum(each, name, stratum) for name, each in self.domains().items()}
         domains = {name: each for name, each in domains.items() if name not in dict(stratum.fixed)}
         domains.update(self.shares(point))
-        if any(name not in point or not domain.holds(point[name]) for name, domain in domains.items()):
+        if any(name not in point or not domain.contains(point[name]) for name, domain in domains.items()):
             return None
         return domains
 
 
-def within(domain: Domain, name: str, stratum: Stratum) -> Domain:
+def restrict_to_stratum(domain: Domain, name: str, stratum: Stratum) -> Domain:
     """The part of a field's domain that belongs to the stratum."""
     if name == stratum.budget and isinstance(domain, Range):
-        return Range(*stratum.share, log=domain.log, integer=domain.integer)
+        return Range(*stratum.interval, log=domain.log, integer=domain.integer)
     return domain
 
 

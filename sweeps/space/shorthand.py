@@ -12,11 +12,11 @@ from lowrank.errors import InputError
 from sweeps.space.domains import is_domain
 from sweeps.space.settings import LIMITS
 
-WINDOW = {"min", "max"}
+WINDOW_KEYS = {"min", "max"}
 DEFAULT_SHARES = {"log_uniform": [0.5, 2.0]}  # of an allocation by stage or layer that does not say
 
 
-def written_out(content: Mapping[str, Any]) -> dict[str, Any]:
+def expand_shorthand(content: Mapping[str, Any]) -> dict[str, Any]:
     """The content of a space file with windows and the start in their long form; raises InputError."""
     found = dict(content)
     if isinstance(found.get("budget"), Mapping):
@@ -32,7 +32,7 @@ def _windows(budget: Mapping[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key, value in budget.items():
         if key in LIMITS and isinstance(value, Mapping) and not is_domain(value):
-            if not value or not value.keys() <= WINDOW or (key == "step_ms" and "min" in value):
+            if not value or not value.keys() <= WINDOW_KEYS or (key == "step_ms" and "min" in value):
                 form = "{max: B}" if key == "step_ms" else "{min: A, max: B}"
                 raise InputError(f"`budget.{key}` must be a number, a domain or {form}, but got {dict(value)!r}")
             found[key] = value.get("max")
@@ -45,7 +45,7 @@ def _windows(budget: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def for_data(content: dict[str, Any]) -> dict[str, Any]:
+def apply_data_overrides(content: dict[str, Any]) -> dict[str, Any]:
     """The content with what its section `by_data` says for its own data set, in place of that section.
 
     Raises InputError for a section of another form.
@@ -61,11 +61,11 @@ def for_data(content: dict[str, Any]) -> dict[str, Any]:
     name = data.get("name", "digits") if isinstance(data, Mapping) else data
     rest = {key: value for key, value in content.items() if key != "by_data"}
     for dotted, value in sections.get(str(name), {}).items():
-        assign(rest, str(dotted), value)
+        set_field(rest, str(dotted), value)
     return rest
 
 
-def assign(
+def set_field(
     content: dict[str, Any], dotted: str, value: Any, named: tuple[str, ...] = ("data", "network", "teacher")
 ) -> None:
     """Set a field by its dotted name, in place; raises InputError where the way leads through a plain value."""

@@ -12,7 +12,7 @@ from sweeps.space.settings import LIMITS
 
 REFERENCE_STRATUM = "reference"
 ALL_SIZES = "all sizes"
-MOST_LISTED = 16  # budget values that are strata of their own; more are halved like a range
+MAX_LISTED_STRATA = 16  # budget values that are strata of their own; more are halved like a range
 Point = Mapping[str, Value]  # dotted name (or "alternative") -> value
 
 
@@ -23,24 +23,24 @@ class Stratum:
     label: str
     limit: float
     fixed: tuple[tuple[str, Value], ...] = ()  # budget values that every proposal in this stratum has
-    budget: str = ""  # a budget field of which `share` is this stratum's part: more than its first, at most its second
-    share: tuple[float, float] = (0.0, 0.0)
-    whole: bool = False  # the space has one budget, and every point is of it
+    budget: str = ""  # a searched budget field; `interval` is the part of it in here
+    interval: tuple[float, float] = (0.0, 0.0)
+    covers_all: bool = False  # the space has one budget, and every point is of it
 
-    def owns(self, point: Point) -> bool:
+    def contains(self, point: Point) -> bool:
         """Whether the budget that the point proposes is this stratum's."""
-        if self.whole:
+        if self.covers_all:
             return True
         if self.fixed:
             return all(point.get(name) == value for name, value in self.fixed)
         value = point.get(self.budget)
-        return isinstance(value, int | float) and self.share[0] <= value <= self.share[1]
+        return isinstance(value, int | float) and self.interval[0] <= value <= self.interval[1]
 
     def admits(self, point: Point) -> bool:
         """Whether a point that may leave fields open, its budget among them, can be completed in this stratum."""
         if any(name in point and point[name] != value for name, value in self.fixed):
             return False
-        return not self.budget or self.budget not in point or self.owns(point)
+        return not self.budget or self.budget not in point or self.contains(point)
 
 
 def make_strata(space: Space, separable_params: int) -> tuple[Stratum, ...]:
@@ -55,15 +55,15 @@ def make_strata(space: Space, separable_params: int) -> tuple[Stratum, ...]:
     if searched is not None:
         domain = space.domains[searched]
         values = domain.grid()
-        if values is not None and len(values) <= MOST_LISTED:
+        if values is not None and len(values) <= MAX_LISTED_STRATA:
             return _listed(space, searched, [float(value) for value in values if value is not None], separable_params)
         low, high = domain.corners()
         return _halved_budget(space, searched, (float(low or 0), float(high or 0)), separable_params)
     given = next((name for name in LIMITS if getattr(space.budget, name) is not None), None)
     if not space.solves or given is None:
-        return halved_sizes(separable_params)
+        return halving_strata(separable_params)
     label, limit = _size_label(space, f"budget.{given}", float(getattr(space.budget, given)), separable_params)
-    return (Stratum(label, limit, whole=True),)
+    return (Stratum(label, limit, covers_all=True),)
 
 
 def _size_label(space: Space, name: str, value: float, separable_params: int) -> tuple[str, float]:
@@ -90,12 +90,12 @@ def _halved_budget(space: Space, name: str, ends: tuple[float, float], separable
     while not strata or top > low * 1.0001:
         bottom = max(low, top / 2)
         label, limit = _size_label(space, name, top, separable_params)
-        strata.append(Stratum(label, limit, budget=name, share=(bottom, top)))
+        strata.append(Stratum(label, limit, budget=name, interval=(bottom, top)))
         top = bottom
     return tuple(reversed(strata))
 
 
-def halved_sizes(separable_params: int) -> tuple[Stratum, ...]:
+def halving_strata(separable_params: int) -> tuple[Stratum, ...]:
     """From a 32nd of the separable network's size upwards, each twice the one before; the last is open."""
     edges = [separable_params / 2**power for power in range(5, -1, -1)]
     strata = [Stratum(f"params <= {int(edge):,}", edge) for edge in edges]

@@ -22,7 +22,7 @@ class StudyConfig:
     cache_dir: Path | None
     note: str
     tags: dict[str, str]
-    began: float  # by sweeps.utils.clock.steady: when the command was given
+    began: float  # by sweeps.utils.clock.monotonic_time: when the command was given
     profile: bool  # whether to say at the end where the time went
     storage: str | None = None  # a URI that the folder is carried to
     origin: dict[str, Any] | None = None  # of a repeat or a finish: which trials of which study

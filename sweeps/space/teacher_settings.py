@@ -10,9 +10,9 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from lowrank.errors import InputError
 from lowrank.utils.validation import validate_model
 
-SECTION = "teacher"
-SEARCHED = "views"  # the only field that may be a domain
-WEIGHTS = ("attention_weight", "kd_weight")  # of the recipe: above 0, the teacher is asked
+TEACHER_SECTION = "teacher"
+SEARCHABLE_FIELD = "views"  # the only field that may be a domain
+TEACHER_WEIGHTS = ("attention_weight", "kd_weight")  # of the recipe: above 0, the teacher is asked
 
 
 class TeacherSettings(BaseModel):
@@ -36,15 +36,15 @@ class TeacherSettings(BaseModel):
         return [str(int(tap)) if isinstance(tap, int | float) else tap for tap in taps] if whole else taps
 
 
-def parse_settings(fields: Mapping[str, Any], domains: Iterable[str]) -> TeacherSettings | None:
+def parse_teacher(fields: Mapping[str, Any], domains: Iterable[str]) -> TeacherSettings | None:
     """Check the section's literals, beside the names of the searched fields; None where there is no section."""
-    searched = [name for name in domains if name.startswith(f"{SECTION}.")]
+    searched = [name for name in domains if name.startswith(f"{TEACHER_SECTION}.")]
     for name in searched:
-        if name != f"{SECTION}.{SEARCHED}":
-            raise InputError(f"`{name}` cannot be searched; of a teacher `{SECTION}.{SEARCHED}` can")
+        if name != f"{TEACHER_SECTION}.{SEARCHABLE_FIELD}":
+            raise InputError(f"`{name}` cannot be searched; of a teacher `{TEACHER_SECTION}.{SEARCHABLE_FIELD}` can")
     if not fields and not searched:
         return None
-    settings = validate_model(TeacherSettings, fields, SECTION)
+    settings = validate_model(TeacherSettings, fields, TEACHER_SECTION)
     if settings.name is None and settings.train is None:
         raise InputError("`teacher` needs a `name`, or says under `train` how it is trained where it is not there yet")
     return settings

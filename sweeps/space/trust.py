@@ -47,7 +47,7 @@ def _check_data(name: str, allowed: Path) -> None:
         )
 
 
-def check_asked(space: Space, options: argparse.Namespace) -> None:
+def check_options(space: Space, options: argparse.Namespace) -> None:
     """`check_trust` by what the command line says; raises InputError."""
     asked = bool(options.data) or any(override.startswith("data") for override in options.set)
     check_trust(space, allow_code=options.allow_code, data_dir=options.data_dir, data_asked=asked)

@@ -18,10 +18,16 @@ from lowrank.errors import InputError
 from lowrank.utils.cli import ExitCode
 from sweeps.records.annotations import check_note, parse_tags
 from sweeps.records.events import TERMINAL, Event, Status
-from sweeps.records.journal import FullDiskError, Journal, locked_journal, read_journal, tells_of_full_disk
+from sweeps.records.journal import FullDiskError, Journal, is_disk_full, locked_journal, read_journal
 from sweeps.records.model import StudyRecord, apply_event, fold
 from sweeps.records.names import JOURNAL_FILE, SPACE_FILE
-from sweeps.records.study_folders import find_folder, new_folder, read_question, studies_root, write_question
+from sweeps.records.study_folders import (
+    find_study_folder,
+    new_study_folder,
+    read_space_file,
+    studies_root,
+    write_space_file,
+)
 from sweeps.search.optuna_proposer import OptunaProposer, make_proposer
 from sweeps.search.reuse import SiblingResults
 from sweeps.search.search import Search
@@ -36,14 +42,14 @@ from sweeps.storage.remote import carried, fetch_named, storage_uri, stored_stud
 from sweeps.study.final_evaluation import evaluate_front
 from sweeps.study.retrain import ORIGIN, Retrain, select_stopped, select_trial
 from sweeps.study.retrain_report import retrain_lines
-from sweeps.teachers.ensure import ready_teaching
+from sweeps.teachers.ensure import ensure_teacher
 from sweeps.teachers.worker import CACHE_FOLDER, CacheOptions
 from sweeps.tracking.process import TrackingProcess, check_tracking_uri, redact
-from sweeps.trials.feasibility import impossible, reachable_strata
-from sweeps.trials.planned_teacher import named
+from sweeps.trials.feasibility import infeasible_lines, reachable_strata
+from sweeps.trials.planned_teacher import with_teacher_name
 from sweeps.trials.resolver import Resolver
-from sweeps.trials.teacher import Teaching, find_teaching
-from sweeps.utils.clock import steady
+from sweeps.trials.teacher import ResolvedTeacher, resolve_teacher
+from sweeps.utils.clock import monotonic_time
 from sweeps.utils.provenance import command, commit, hardware, versions
 
 if TYPE_CHECKING:
@@ -57,13 +63,13 @@ DEFAULT_TEACHERS = Path("teachers")
 def start_study(space: Space, options: argparse.Namespace) -> int:
     """Begin a new study; returns the exit code. Raises InputError before anything is written."""
     uri = storage_uri(options.storage)
-    folder = new_folder(
+    folder = new_study_folder(
         studies_root(options.storage, options.out), options.name, space.name, stored_studies(uri) if uri else ()
     )
     setting = _setting(folder, space, options, options.data_dir, options.tracking_uri, uri)
     data = load_data(space.data, setting.data_dir)
     begun = time.monotonic()
-    resolver = Resolver(space, data, ready_teaching(space, data, setting.teachers, setting.tracking_uri))
+    resolver = Resolver(space, data, ensure_teacher(space, data, setting.teachers, setting.tracking_uri))
     if setting.seconds is not None:  # what the teacher took is part of it
         setting = replace(setting, seconds=max(1.0, setting.seconds - (time.monotonic() - begun)))
     with carried(uri, folder):
@@ -90,12 +96,12 @@ def start_again(options: argparse.Namespace) -> int:
     _update(content, "search", time=options.time)
     space = parse_space(retrain.name, content)
     check_trust(space, allow_code=options.allow_code, data_asked=True)  # its data was asked for when it was trained
-    kept = read_question(retrain.folder)[1] if (retrain.folder / SPACE_FILE).is_file() else {}
+    kept = read_space_file(retrain.folder)[1] if (retrain.folder / SPACE_FILE).is_file() else {}
     _take_places(options, kept)
-    folder = new_folder(root, options.name, retrain.name, stored_studies(uri) if uri else ())
+    folder = new_study_folder(root, options.name, retrain.name, stored_studies(uri) if uri else ())
     setting = _setting(folder, space, options, options.data_dir, options.tracking_uri, uri)
     data = load_data(space.data, setting.data_dir)
-    teaching = find_teaching(space, data, setting.teachers)
+    teaching = resolve_teacher(space, data, setting.teachers)
     setting = replace(setting, origin=retrain.check(data, teaching))
     with carried(uri, folder):
         return _drive(space, Resolver(space, data, teaching), setting, retrain)
@@ -116,7 +122,7 @@ def resume_study(options: argparse.Namespace) -> int:
             f"--resume goes on with the question as it was; leave --{new[0]} out (--trials, --time and the resources "
             "may be new)"
         )
-    content, kept = read_question(folder)
+    content, kept = read_space_file(folder)
     content.setdefault("search", {}).pop("time", None)  # a limit of time is for one sitting
     _update(content, "search", trials=options.trials, time=options.time)
     _update(
@@ -139,10 +145,10 @@ def _stored_folder(options: argparse.Namespace) -> tuple[Path, str | None]:
     """The folder of the study to go on with and the URI that keeps it, fetched from there where it is behind."""
     root, uri = studies_root(options.storage, options.out), storage_uri(options.storage)
     if uri is None and (root / options.resume / SPACE_FILE).is_file():
-        uri = read_question(find_folder(root, options.resume))[1].get("storage")
+        uri = read_space_file(find_study_folder(root, options.resume))[1].get("storage")
     if uri is not None:
         fetch_named(uri, options.resume, root)
-    return find_folder(root, options.resume), uri
+    return find_study_folder(root, options.resume), uri
 
 
 def _update(content: dict[str, Any], section: str, **asked: Any) -> None:
@@ -158,8 +164,8 @@ def _same_data(space: Space, setting: StudyConfig) -> ImageData:
     return data
 
 
-def _same_teacher(space: Space, data: ImageData, setting: StudyConfig) -> Teaching | None:
-    teaching = find_teaching(named(space, data), data, setting.teachers)
+def _same_teacher(space: Space, data: ImageData, setting: StudyConfig) -> ResolvedTeacher | None:
+    teaching = resolve_teacher(with_teacher_name(space, data), data, setting.teachers)
     header = fold(read_journal(setting.folder / JOURNAL_FILE)).header
     expected = (header.get("teacher") or {}).get("weights")
     if teaching is not None and expected not in (None, teaching.found.sha256):
@@ -187,7 +193,7 @@ def _drive(space: Space, resolver: Resolver, setting: StudyConfig, retrain: Retr
     from sweeps.cluster.ray_session import connect
     from sweeps.resources.slots import ResourcePlanner
 
-    resolver.clock.keep(setting.folder)
+    resolver.step_timer.use_folder(setting.folder)
     earlier = earlier_studies(space.search.warm_start, setting.folder.parent)
     # A trial that is reproduced must be trained again, not taken from a sibling
     siblings = SiblingResults() if setting.origin else SiblingResults.read(setting.folder)
@@ -204,7 +210,7 @@ def _drive(space: Space, resolver: Resolver, setting: StudyConfig, retrain: Retr
         if retrain is not None and setting.origin is not None:
             retrain.propose(journal, record, setting.folder, setting.origin)
         if setting.note or setting.tags:
-            noted = journal.append(Event.NOTED, sync=True, note=setting.note, tags=setting.tags)
+            noted = journal.append(Event.ANNOTATED, sync=True, note=setting.note, tags=setting.tags)
             apply_event(record, noted)
         tracking = TrackingProcess.start(setting.folder, setting.tracking_uri)
         outcome = "interrupted"
@@ -213,13 +219,15 @@ def _drive(space: Space, resolver: Resolver, setting: StudyConfig, retrain: Retr
             if isinstance(proposer, OptunaProposer):
                 print(*warm_start(proposer, resolver, earlier), sep="\n", end="\n" if earlier else "", flush=True)
             resources = planner.resolve(resolver, journal, record, setting.data_dir, modes)
-            event = journal.append(Event.ROOM, sync=True, since=steady() - setting.began, **resources.as_event())
+            event = journal.append(
+                Event.RESOURCES, sync=True, since=monotonic_time() - setting.began, **resources.as_event()
+            )
             apply_event(record, event)
             outcome = _work(Search(space, resolver, proposer, journal, record, strata, siblings), setting, resources)
         except KeyboardInterrupt:
             pass  # between two trials, or after the last: what is done is on record
         except Exception as error:
-            if not tells_of_full_disk(error):
+            if not is_disk_full(error):
                 raise
             raise FullDiskError(journal.path) from error  # Ray and Optuna have their own errors for it
         finally:
@@ -236,7 +244,7 @@ def _drive(space: Space, resolver: Resolver, setting: StudyConfig, retrain: Retr
 def _say_impossible(space: Space, resolver: Resolver, unreachable: list[str]) -> None:
     for line in unreachable:
         print(f"cannot be met, left out: {line}", flush=True)
-    for line in impossible(space, resolver):
+    for line in infeasible_lines(space, resolver):
         print(f"left out: {line}", flush=True)
 
 
@@ -262,7 +270,7 @@ def _write_question(space: Space, setting: StudyConfig) -> None:
         "cache_dir": str(setting.cache_dir) if setting.cache_dir else None,
         "storage": setting.storage, ORIGIN: setting.origin,
     }  # fmt: skip
-    write_question(setting.folder, space.source, kept)
+    write_space_file(setting.folder, space.source, kept)
 
 
 def _write_header(
@@ -277,11 +285,11 @@ def _write_header(
             "image_shape": list(data.image_shape),
             "train_images": len(data.train), "val_images": len(data.val), "test_images": len(data.test),
         },
-        teacher=resolver.teaching.about() if resolver.teaching else None,
+        teacher=resolver.teacher.about() if resolver.teacher else None,
         network=space.network.model_dump(), references=references, seed=space.search.seed,
         strata=[
             {"label": each.label, "params": each.limit if each.limit != float("inf") else None}
-            for each in resolver.labels
+            for each in resolver.label_strata
         ] if setting.origin is None else [],  # a repeat is of one size
         versions=versions(), hardware=hardware(), commit=commit(),
         command=command(),
@@ -325,7 +333,7 @@ def _train(search: Search, setting: StudyConfig, resources: TrialResources) -> s
 
 def _cache(search: Search, setting: StudyConfig) -> CacheOptions:
     """Where the study's teacher cache lies: beside the studies, so that they share it, or where the user says."""
-    teaching, usual = search.resolver.teaching, setting.folder.parent / CACHE_FOLDER
+    teaching, usual = search.resolver.teacher, setting.folder.parent / CACHE_FOLDER
     if teaching is None or not teaching.settings.cache:
         return CacheOptions()
     return CacheOptions(str(setting.cache_dir or usual), (str(usual),))

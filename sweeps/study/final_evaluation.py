@@ -13,7 +13,7 @@ from lowrank.io.tensor_file import load_tensors
 from lowrank.networks.registry import NetworkSettings
 from lowrank.serving import MODEL_FILE, save_classifier
 from lowrank.training.trainer import Trainer
-from sweeps.records.fronts import front_trials, searched_front
+from sweeps.records.fronts import front_first_seeds, front_trials
 from sweeps.records.model import TrialRecord
 from sweeps.records.names import CHECKPOINT_FILE, MODELS_FOLDER, TRIALS_FOLDER
 from sweeps.search.search import Search
@@ -24,7 +24,7 @@ from sweeps.trials.teacher import without_teacher
 def evaluate_front(search: Search, folder: Path, data: ImageData) -> None:
     """Evaluate the front on the test split and journal it, once in a trial's life; keep one model a point."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    models = {trial.trial_id for trial in searched_front(search.record.trials.values())}
+    models = {trial.trial_id for trial in front_first_seeds(search.record.trials.values())}
     for trial in front_trials(search.record.trials.values()):
         kept = folder / MODELS_FOLDER / trial.trial_id
         keep = trial.trial_id in models and not (kept / MODEL_FILE).exists()

@@ -17,11 +17,11 @@ from lowrank.errors import InfeasibleError
 from lowrank.layers import Separable
 from lowrank.networks.registry import NetworkSettings
 from lowrank.training.recipes import RECIPE_FIELD, default_recipe
-from sweeps.records.reasons import of_each_method
+from sweeps.records.reasons import reasons_by_method
 from sweeps.records.specification import Trial
 from sweeps.space.domains import Value
 from sweeps.space.model import Space
-from sweeps.space.parse import own_teacher
+from sweeps.space.parse import teacher_space
 from sweeps.space.strata import Stratum
 from sweeps.trials.feasibility import reachable_strata
 from sweeps.trials.planned_teacher import UNTRAINED
@@ -83,7 +83,7 @@ def make_plan(space: Space, resolver: Resolver, slots: int) -> Plan:
     return Plan(
         space.name, space.question, trials + len(references), resolver.points.size(), min(sizes, default=None),
         max(sizes, default=None), {label: (len(seen), min(seen), max(seen)) for label, seen in strata.items()},
-        of_each_method(infeasible), unreachable + impossible, reached, work,
+        reasons_by_method(infeasible), unreachable + impossible, reached, work,
         work / _speed(space, resolver) / slots, slots,
     )  # fmt: skip
 
@@ -144,10 +144,10 @@ def _recipe_line(space: Space) -> str:
 
 def _teacher_line(space: Space, resolver: Resolver) -> list[str]:
     """Which teacher there is, and whether it is trained first."""
-    if resolver.teaching is None:
+    if resolver.teacher is None:
         return []
-    found, name = resolver.teaching.found, resolver.teaching.name
-    first = f"; not there yet, trained first for {own_teacher(space).epochs} epochs"
+    found, name = resolver.teacher.found, resolver.teacher.name
+    first = f"; not there yet, trained first for {teacher_space(space).epochs} epochs"
     return [f"teacher: {name}, {found.network.name}{first if found.sha256 == UNTRAINED else ''}"]
 
 

@@ -25,8 +25,8 @@ from sweeps.records.load import find_study, find_trial, load_study
 from sweeps.records.model import StudyRecord, TrialRecord, apply_event
 from sweeps.records.names import CHECKPOINT_FILE, TRIALS_FOLDER
 from sweeps.records.specification import REPEATABLE, TRIAL_WEIGHTS, identify
-from sweeps.space.teacher_settings import SECTION
-from sweeps.trials.teacher import Teaching
+from sweeps.space.teacher_settings import TEACHER_SECTION
+from sweeps.trials.teacher import ResolvedTeacher
 
 ORIGIN = "repeats"  # of a study's header: which trials of which study it trains again, and under which ids
 RETRAINED_STOPPED = "finishes"  # of the origin: stopped trials, their ids there -> their ids here
@@ -42,7 +42,7 @@ class RecordedTrial:
     source: TrialRecord | None = None
     specification: dict[str, Any] = field(default_factory=dict)  # as on record, but with today's paths
 
-    def check(self, data: ImageData, teaching: Teaching | None) -> str:
+    def check(self, data: ImageData, teaching: ResolvedTeacher | None) -> str:
         """Check that images and teacher are those of the record.
 
         Args:
@@ -62,14 +62,14 @@ class RecordedTrial:
                 f"{data.name} has the fingerprint {data.fingerprint}, but the trial was trained on "
                 f"{spec['data']['fingerprint']}"
             )
-        if SECTION in spec:
+        if TEACHER_SECTION in spec:
             assert teaching is not None  # the space names it
-            if teaching.found.sha256 != spec[SECTION]["weights"]:
+            if teaching.found.sha256 != spec[TEACHER_SECTION]["weights"]:
                 raise InputError(
                     f"the teacher {teaching.name} has changed since: its sha256 is {teaching.found.sha256[:12]}..., "
-                    f"not {spec[SECTION]['weights'][:12]}..."
+                    f"not {spec[TEACHER_SECTION]['weights'][:12]}..."
                 )
-            spec[SECTION]["source"] = teaching.found.reference
+            spec[TEACHER_SECTION]["source"] = teaching.found.reference
         trial_id, _ = identify(spec, data)
         if trial_id != self.trial.trial_id:
             print(f"this version of the code builds another network or training of that specification: {trial_id}")
@@ -144,7 +144,7 @@ class Retrain:
             content["search"] |= {"trials": count, "repeats": count}  # as many rows of the grid as there are trials
         return content
 
-    def check(self, data: ImageData, teaching: Teaching | None) -> dict[str, Any]:
+    def check(self, data: ImageData, teaching: ResolvedTeacher | None) -> dict[str, Any]:
         """Check that images and teacher are those of the record.
 
         Args:
@@ -277,8 +277,8 @@ def _content(recorded: RecordedTrial, resources: Mapping[str, Any]) -> dict[str,
         "search": {"sampler": "grid", "trials": 1, "stop": "none", "seed": spec["views"]["seed"]},
         "resources": {**_resources(recorded), **resources},
     }
-    if SECTION in spec:
-        content[SECTION] = _teacher(spec[SECTION])
+    if TEACHER_SECTION in spec:
+        content[TEACHER_SECTION] = _teacher(spec[TEACHER_SECTION])
     return content
 
 

@@ -23,13 +23,13 @@ from sweeps.records.fronts import mean_error, searched_points
 from sweeps.records.journal import read_journal
 from sweeps.records.model import StudyRecord, TrialRecord, fold
 from sweeps.records.names import JOURNAL_FILE, SERIES_FILE, SPACE_FILE
-from sweeps.records.study_folders import new_folder, studies_root
+from sweeps.records.study_folders import new_study_folder, studies_root
 from sweeps.space.model import Space
-from sweeps.space.parse import find_space, read_content, read_yaml, space_of
+from sweeps.space.parse import find_space, read_yaml, resolve_content, space_from_content
 from sweeps.space.settings import parse_time
-from sweeps.space.trust import check_asked
+from sweeps.space.trust import check_options
 from sweeps.storage.remote import Storage, below, fetch_named, storage_uri, stored_studies
-from sweeps.utils.clock import steady
+from sweeps.utils.clock import monotonic_time
 
 ENTRY = ("name", "space", "set", "trials")
 _PLACES = ("data_dir", "teachers", "cache_dir")
@@ -74,8 +74,8 @@ def _member(entry: Mapping[str, Any], common: dict[str, Any], where: str, option
     asked = [(str(key), value) for key, value in changes.items()]
     asked += [("search.trials", entry["trials"])] if "trials" in entry else []
     try:
-        space = space_of(where, read_content(content, asked, options_of(options)))
-        check_asked(space, options)
+        space = space_from_content(where, resolve_content(content, asked, options_of(options)))
+        check_options(space, options)
         return Member(name, space)
     except InputError as error:
         raise InputError(f"study {name!r}: {error}") from error
@@ -99,7 +99,7 @@ def start_series(options: argparse.Namespace) -> int:
     members = read_series(content, path.stem, options)
     uri = storage_uri(options.storage)
     root = studies_root(options.storage, options.out)
-    folder = new_folder(root, options.name, path.stem, stored_studies(uri) if uri else ())
+    folder = new_study_folder(root, options.name, path.stem, stored_studies(uri) if uri else ())
     folder.mkdir(parents=True)
     kept: dict[str, Any] = {name: value for name in _OPTIONS if (value := vars(options)[name])}
     kept |= {name: str(Path(value).resolve()) for name in _PLACES if (value := vars(options)[name])}
@@ -166,7 +166,7 @@ def _run_one(member: Member, folder: Path, options: argparse.Namespace, seconds:
     from sweeps.study.driver import resume_study, start_study
 
     limit = None if seconds is None else f"{max(1, round(seconds))}s"
-    own = argparse.Namespace(**{**vars(options), "time": limit, "began": steady()})
+    own = argparse.Namespace(**{**vars(options), "time": limit, "began": monotonic_time()})
     if (folder / member.name / SPACE_FILE).is_file():
         nothing: dict[str, Any] = {"space": None, "set": [], "data": None, "seed": None, "name": None, "trials": None}
         return resume_study(argparse.Namespace(**{**vars(own), **nothing, "resume": member.name}))

@@ -17,18 +17,18 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from lowrank.data import ImageData
 from lowrank.distillation.teacher_files import TeacherRecord
 from lowrank.errors import InputError
-from sweeps.records.study_folders import check_root
+from sweeps.records.study_folders import check_studies_folder
 from sweeps.space.model import Space
-from sweeps.space.parse import own_teacher
+from sweeps.space.parse import teacher_space
 from sweeps.teachers.registry import default_uri, register
 from sweeps.tracking.process import redact
 from sweeps.trials.feasibility import reachable_strata
-from sweeps.trials.planned_teacher import UNTRAINED, named, planned_teaching
+from sweeps.trials.planned_teacher import UNTRAINED, describe_teacher, with_teacher_name
 from sweeps.trials.resolver import Resolver
-from sweeps.trials.teacher import Teaching, find_teaching
+from sweeps.trials.teacher import ResolvedTeacher, resolve_teacher
 
 
-def ready_teaching(space: Space, data: ImageData, root: Path, uri: str | None = None) -> Teaching | None:
+def ensure_teacher(space: Space, data: ImageData, root: Path, uri: str | None = None) -> ResolvedTeacher | None:
     """The teacher of a space, trained now where the space says how and it is not there yet; None where it has none.
 
     Args:
@@ -38,18 +38,18 @@ def ready_teaching(space: Space, data: ImageData, root: Path, uri: str | None = 
         uri: of the MLflow store whose model registry gets it; None for the one beside the teachers.
 
     Raises:
-        InputError: as `find_teaching` does, or the space cannot be searched: said before minutes of training.
+        InputError: as `resolve_teacher` does, or the space cannot be searched: said before minutes of training.
         DivergedError: the training did.
     """
-    planned = planned_teaching(space, data, root)
+    planned = describe_teacher(space, data, root)
     if planned is None or planned.found.sha256 != UNTRAINED:
         return planned
     reachable_strata(space, Resolver(space, data, planned))
-    own = own_teacher(space)
+    own = teacher_space(space)
     print(f"the teacher {planned.name} is not there yet and is trained first", flush=True)
-    train_shown(own, data, check_root(root), planned.name, "cuda" if torch.cuda.is_available() else "cpu")
+    train_shown(own, data, check_studies_folder(root), planned.name, "cuda" if torch.cuda.is_available() else "cpu")
     register_shown(root, planned.name, uri)
-    return find_teaching(named(space, data), data, root)
+    return resolve_teacher(with_teacher_name(space, data), data, root)
 
 
 def train_shown(space: Space, data: ImageData, root: Path, name: str, device: str) -> TeacherRecord:

@@ -25,10 +25,10 @@ from lowrank.utils.atomic_write import write_text
 from sweeps.resources.shares import Share
 from sweeps.search.search import Search
 from sweeps.space.study_config import StudyConfig
-from sweeps.space.teacher_settings import SEARCHED, SECTION, WEIGHTS
+from sweeps.space.teacher_settings import SEARCHABLE_FIELD, TEACHER_SECTION, TEACHER_WEIGHTS
 from sweeps.teachers.worker import CacheOptions, cache_epochs_of, make_teacher
 from sweeps.trials.feasibility import corner_points
-from sweeps.utils.signals import check
+from sweeps.utils.signals import raise_if_interrupted
 
 PROGRESS_FILE = "teacher_cache.json"  # in the study's folder while a cache is being built
 POLL_SECONDS = 0.3
@@ -38,9 +38,9 @@ def wanted(search: Search) -> list[dict[str, Any]]:
     """A specification for each different cache that the search's students read, each with the most views."""
     found: dict[str, dict[str, Any]] = {}
     for specification in _specifications(search):
-        if SECTION not in specification:
+        if TEACHER_SECTION not in specification:
             continue
-        section = {key: value for key, value in specification[SECTION].items() if key != SEARCHED}
+        section = {key: value for key, value in specification[TEACHER_SECTION].items() if key != SEARCHABLE_FIELD}
         key = json.dumps([section, specification["network"], specification["views"]], sort_keys=True)
         if key not in found or cache_epochs_of(found[key]) < cache_epochs_of(specification):
             found[key] = specification
@@ -56,7 +56,7 @@ def _specifications(search: Search) -> Iterator[dict[str, Any]]:
     points = search.resolver.points.grid() if grid else corners
     for point in points:
         asked = {}
-        for name in (f"train.{weight}" for weight in WEIGHTS):
+        for name in (f"train.{weight}" for weight in TEACHER_WEIGHTS):
             if name in point and not grid:
                 asked[name] = max(float(value or 0) for value in space.domains[name].corners())
         try:
@@ -102,7 +102,7 @@ def _watched(task: Any, path: Path, cache_epochs: int, console: Console) -> list
         with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as shown:
             bar = shown.add_task("", total=cache_epochs)
             while not ray.wait([task], timeout=POLL_SECONDS)[0]:
-                check()
+                raise_if_interrupted()
                 if path.exists():
                     shown.update(bar, completed=json.loads(path.read_text())["built"])
         return list(ray.get(task))

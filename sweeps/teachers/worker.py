@@ -18,7 +18,7 @@ from lowrank.distillation.cached_teacher import CachedTeacher
 from lowrank.distillation.teacher import LiveTeacher, Teacher, common_sizes, tap_sizes
 from lowrank.distillation.teacher_files import load_teacher
 from lowrank.training.recipe import Recipe
-from sweeps.space.teacher_settings import SECTION
+from sweeps.space.teacher_settings import TEACHER_SECTION
 
 CACHE_FOLDER = ".teacher_cache"  # in the folder of studies
 
@@ -72,7 +72,7 @@ def make_teacher(
     `report` is told of all that is built and of every fall back to the live teacher. Raises InputError for weights that
     are gone or changed.
     """
-    section = specification.get(SECTION)
+    section = specification.get(TEACHER_SECTION)
     if section is None:
         return None
     recipe = Recipe(**specification["train"])
@@ -94,7 +94,7 @@ def make_teacher(
 
 def cache_epochs_of(specification: Mapping[str, Any]) -> int:
     """How many views of each image a trial sees."""
-    return int(specification[SECTION]["views"] or specification["train"]["epochs"])
+    return int(specification[TEACHER_SECTION]["views"] or specification["train"]["epochs"])
 
 
 def open_cache(
@@ -102,7 +102,7 @@ def open_cache(
     autocast: torch.dtype | None,
 ) -> TeacherCache:  # fmt: skip
     """The cache that a specification's student reads; nothing is made."""
-    section = specification[SECTION]
+    section = specification[TEACHER_SECTION]
     sizes = common_sizes(section["sizes"], tap_sizes(student, section["student_taps"], data.image_shape))
     key = CacheKey(
         weights=section["weights"], data=data.fingerprint, views=AugmentationSettings(**specification["views"]),

@@ -32,7 +32,7 @@ from lowrank.errors import InputError
 from lowrank.utils.cli import OneLineParser
 from sweeps.records.events import Event
 from sweeps.records.journal import JournalReader
-from sweeps.records.model import StudyRecord, apply_event, shared_names
+from sweeps.records.model import StudyRecord, apply_event, intern_names
 from sweeps.records.names import JOURNAL_FILE, LOG_FILE, MACHINE_METRICS, PROGRESS_FILE
 from sweeps.records.tables import write_tables
 from sweeps.tracking.mlflow_runs import Entry, MlflowStudy
@@ -149,7 +149,7 @@ class Follower:
         trial = self.study.trials.get(trial_id) if trial_id else None
         epoch, metrics = 0, {}
         if kind is Event.EPOCH:
-            epoch, metrics = int(event["epoch"]), shared_names(event["metrics"])
+            epoch, metrics = int(event["epoch"]), intern_names(event["metrics"])
             before = trial.epochs.get(epoch) if trial else None
             if before is not None and _outcome(before) == _outcome(metrics):
                 metrics = {}  # trained again from a checkpoint, to the same end: one record is enough

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sweeps.records import mlflow_names as names
-from sweeps.records.fronts import best_trials, searched_front
+from sweeps.records.fronts import best_trials, front_first_seeds
 from sweeps.records.model import StudyRecord, TrialRecord
 from sweeps.records.names import MODELS_FOLDER
 
@@ -33,7 +33,7 @@ def register_front(
     """Bring the registry up to the study; does nothing before a search has finished and kept its models."""
     kept = {
         trial.trial_id: (trial, study_dir / MODELS_FOLDER / trial.trial_id)
-        for trial in searched_front(study.trials.values())
+        for trial in front_first_seeds(study.trials.values())
         if trial.trial_id in runs and (study_dir / MODELS_FOLDER / trial.trial_id).is_dir()
     }
     if not kept and not client.search_registered_models(f"name = '{study.name}'"):

@@ -100,11 +100,11 @@ class MlflowStudy:
         of_study = {entry.event for entry in entries if entry.trial is None}
         if Event.STUDY in of_study:
             self._take_up_parent()
-        if Event.NOTED in of_study:
+        if Event.ANNOTATED in of_study:
             self._describe_parent()
         if any(entry.event is Event.INFEASIBLE for entry in entries):
             self._due[names.INFEASIBLE_FILE] = self._infeasible
-        if Event.NOTED in of_study or (Event.CLOSED in of_study and self.study.closed):
+        if Event.ANNOTATED in of_study or (Event.CLOSED in of_study and self.study.closed):
             points.update({trial_id: [] for trial_id in self.study.trials if trial_id not in points})
         for trial_id, found in points.items():
             self._trial(self.study.trials[trial_id], found)

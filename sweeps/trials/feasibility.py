@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from lowrank.errors import InfeasibleError, InputError
-from sweeps.records.reasons import of_each_method
+from sweeps.records.reasons import reasons_by_method
 from sweeps.space.model import Space
 from sweeps.space.strata import Stratum
 from sweeps.trials.resolver import Resolver, StepTimeError
@@ -20,7 +20,7 @@ def reachable_strata(space: Space, resolver: Resolver) -> tuple[tuple[Stratum, .
         points, infeasible = resolver.points.grid(), _infeasible(space, resolver)
         if infeasible and len(infeasible) == len(points):
             what = "no method can meet the budget" if space.solves else "no point of the grid can be trained"
-            raise InputError(f"{what}: {next(iter(of_each_method(infeasible)))}")
+            raise InputError(f"{what}: {next(iter(reasons_by_method(infeasible)))}")
         return resolver.strata, []
     if not space.solves:
         return resolver.strata, []
@@ -31,9 +31,9 @@ def reachable_strata(space: Space, resolver: Resolver) -> tuple[tuple[Stratum, .
     return tuple(stratum for stratum, reason in reasons.items() if reason is None), lines
 
 
-def impossible(space: Space, resolver: Resolver) -> list[str]:
+def infeasible_lines(space: Space, resolver: Resolver) -> list[str]:
     """A line for each method that has points which cannot be trained, at its largest budget that is out of reach."""
-    return list(of_each_method(_infeasible(space, resolver)))
+    return list(reasons_by_method(_infeasible(space, resolver)))
 
 
 def _infeasible(space: Space, resolver: Resolver) -> list[tuple[dict[str, Any], str]]:
@@ -83,6 +83,6 @@ def corner_points(space: Space, stratum: Stratum) -> list[dict[str, Any]]:
         points = [{**point, f"method.{key}": value} for point in points for value in values]
     fixed = dict(stratum.fixed)
     if stratum.budget:
-        fixed[stratum.budget] = stratum.share[1]
+        fixed[stratum.budget] = stratum.interval[1]
     others = {name: domain.corners()[-1] for name, domain in space.domains.items() if name not in fixed}
     return [{**others, **fixed, **point} for point in points]

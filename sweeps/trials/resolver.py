@@ -23,12 +23,12 @@ from lowrank.training.recipe import Recipe
 from sweeps.records.events import Role
 from sweeps.records.specification import TRIAL_WEIGHTS, Trial, trial_ids
 from sweeps.space.domains import Value
-from sweeps.space.method_names import THIN, method_at
+from sweeps.space.method_names import THIN_BASELINES, method_at
 from sweeps.space.model import Space
-from sweeps.space.points import SHARE, Points
-from sweeps.space.strata import ALL_SIZES, REFERENCE_STRATUM, Point, Stratum, halved_sizes, make_strata
-from sweeps.trials.step_timer import StepClock
-from sweeps.trials.teacher import Teaching
+from sweeps.space.points import SHARE_PREFIX, Points
+from sweeps.space.strata import ALL_SIZES, REFERENCE_STRATUM, Point, Stratum, halving_strata, make_strata
+from sweeps.trials.step_timer import StepTimer
+from sweeps.trials.teacher import ResolvedTeacher
 
 _OF_PARTS = ("freeze", "factor_lr", "body_lr", "head_lr", "drop_path", "auxiliary_weight")
 
@@ -47,19 +47,19 @@ class Resolver:
     Raises InputError when the space's recipes do not fit its network.
     """
 
-    def __init__(self, space: Space, data: ImageData, teaching: Teaching | None = None):
-        self.space, self.data, self.teaching = space, data, teaching
+    def __init__(self, space: Space, data: ImageData, teacher: ResolvedTeacher | None = None):
+        self.space, self.data, self.teacher = space, data, teacher
         self.image_shape, self.classes = data.image_shape, len(data.classes)
-        self.by_size = halved_sizes(self.separable_params)
+        self.size_strata = halving_strata(self.separable_params)
         self.strata = make_strata(space, self.separable_params)
-        self.clock = StepClock(self.image_shape, self.classes, min(space.recipe({}).batch_size, len(data.train)))
+        self.step_timer = StepTimer(self.image_shape, self.classes, min(space.recipe({}).batch_size, len(data.train)))
         self._disks: dict[NetworkSettings, FileSizeCalculator] = {}
         check_recipes(space, data)
 
     @property
-    def labels(self) -> tuple[Stratum, ...]:
+    def label_strata(self) -> tuple[Stratum, ...]:
         """The strata that trials are labelled with: those searched, or halvings of size where all are one search."""
-        return self.by_size if self.strata[0].label == ALL_SIZES else self.strata
+        return self.size_strata if self.strata[0].label == ALL_SIZES else self.strata
 
     @cached_property
     def points(self) -> Points:
@@ -96,7 +96,7 @@ class Resolver:
         name = str(point.get("method.name", alternative[0].get("name", "")))
         budget = self.budget(point)
         sized: SizedMethod = method
-        if name in THIN:
+        if name in THIN_BASELINES:
             network = solve_width(network, self.image_shape, self.classes, method, budget)
         elif self.space.solves:
             sized = self._solved(network, method, budget, point)
@@ -107,7 +107,9 @@ class Resolver:
 
     def _solved(self, network: NetworkSettings, method: Method, budget: Budget, point: Point) -> SizedMethod:
         plan, sharing = self.plan(network), point.get("budget.allocation", self.space.budget.allocation)
-        weights = {name.removeprefix(SHARE): float(v or 0) for name, v in point.items() if name.startswith(SHARE)}
+        weights = {
+            name.removeprefix(SHARE_PREFIX): float(v or 0) for name, v in point.items() if name.startswith(SHARE_PREFIX)
+        }
         disk = self.disk(network) if _asks_for_bytes(budget) else None
         return solve_allocation(plan, method, budget, sharing, weights, disk)  # type: ignore[arg-type]  # checked when read
 
@@ -140,7 +142,7 @@ class Resolver:
         counts = {
             "params": lambda: plan.params(form), "mult_adds": lambda: plan.mult_adds(form),
             "bytes": lambda: self.disk(network).measure(form).bytes,
-            "step_ms": lambda: self.clock.milliseconds(network, plan, form),
+            "step_ms": lambda: self.step_timer.milliseconds(network, plan, form),
         }  # fmt: skip
         return lambda name: counts[name]()
 
@@ -150,7 +152,7 @@ class Resolver:
         if values["step_ms"] is None:
             return {}
         limit = values["step_ms"] * self._whole(values["relative_to"])("step_ms")
-        taken = self.clock.milliseconds(network, self.plan(network), sized)
+        taken = self.step_timer.milliseconds(network, self.plan(network), sized)
         if taken > limit:
             reason = f"a training step takes {taken:.2f} ms on this machine, over the budget of {limit:.2f} ms"
             raise StepTimeError(reason, taken - limit)
@@ -171,7 +173,7 @@ class Resolver:
         """All reference networks, thin ones at every stratum's budget, and a line for each that cannot be."""
         found, lines = {}, []
         for name in self.space.references:
-            if name not in THIN:
+            if name not in THIN_BASELINES:
                 trials = [self.reference(name, repeat)]
             else:
                 trials = []
@@ -184,7 +186,7 @@ class Resolver:
         return list(found.values()), lines
 
     def _thin_reference(self, name: str, stratum: Stratum, repeat: int) -> Trial:
-        limits = dict(stratum.fixed) or ({stratum.budget: stratum.share[1]} if stratum.budget else {})
+        limits = dict(stratum.fixed) or ({stratum.budget: stratum.interval[1]} if stratum.budget else {})
         point: dict[str, Value] = {"method.name": name, **limits}
         budget, method = self.budget(point), make_method({"name": name.removeprefix("thin_")})
         network = solve_width(self.space.network, self.image_shape, self.classes, method, budget)
@@ -234,7 +236,7 @@ class Resolver:
         """What the trial starts from, where it is not drawn anew: where the weights lie, and what they are."""
         if point.get("start.how", self.space.start.how) == "scratch":
             return {}
-        if point.get("method.name") in THIN:
+        if point.get("method.name") in THIN_BASELINES:
             raise InfeasibleError("a thinner network cannot start from the weights of the whole one")
         if self.space.start.weights is None:
             trial_id = self.reference("dense").trial_id
@@ -250,15 +252,15 @@ class Resolver:
 
     def _teacher(self, recipe: Recipe, network: NetworkSettings, point: Point) -> dict[str, Any]:
         """The section of the teacher, where the recipe asks it."""
-        if self.teaching is None:
+        if self.teacher is None:
             return {}
-        views = point.get("teacher.views", self.teaching.settings.views)
-        return self.teaching.section(recipe, network, None if views is None else int(views), self.data)
+        views = point.get("teacher.views", self.teacher.settings.views)
+        return self.teacher.section(recipe, network, None if views is None else int(views), self.data)
 
     def _stratum(self, point: Point, params: int) -> Stratum:
         """The stratum of the point's own budget; where sizes are not proposed in strata, the one of its size."""
-        owner = next((stratum for stratum in self.strata if stratum.owns(point)), None)
-        return owner or next(stratum for stratum in self.by_size if params <= stratum.limit)
+        owner = next((stratum for stratum in self.strata if stratum.contains(point)), None)
+        return owner or next(stratum for stratum in self.size_strata if params <= stratum.limit)
 
 
 def _asks_for_bytes(budget: Budget) -> bool:

@@ -25,7 +25,7 @@ STEP_TIMES_FILE = "step_times.json"
 WARM, TIMED = 2, 5  # steps that are not counted, and those of which the fastest is taken
 
 
-class StepClock:
+class StepTimer:
     """Measures steps (forward, backward, update) on one batch of random numbers, on one thread or the GPU."""
 
     def __init__(self, image_shape: ImageShape, classes: int, batch: int):
@@ -34,7 +34,7 @@ class StepClock:
         self._known: dict[str, float] = {}
         self._path: Path | None = None
 
-    def keep(self, folder: Path) -> None:
+    def use_folder(self, folder: Path) -> None:
         """Remember measurements in the study's folder, beginning with those that are there."""
         self._path = folder / STEP_TIMES_FILE
         if self._path.exists():

@@ -22,11 +22,11 @@ from lowrank.networks.base import ImageShape
 from lowrank.networks.registry import NetworkSettings, make_network
 from lowrank.training.recipe import Recipe
 from sweeps.space.model import Space
-from sweeps.space.teacher_settings import SECTION, WEIGHTS, TeacherSettings
+from sweeps.space.teacher_settings import TEACHER_SECTION, TEACHER_WEIGHTS, TeacherSettings
 
 
 @dataclass(frozen=True)
-class Teaching:
+class ResolvedTeacher:
     """A space's teacher, found and checked against its data and its students."""
 
     settings: TeacherSettings
@@ -53,7 +53,7 @@ class Teaching:
         if not recipe.needs_teacher:
             return {}
         attends = recipe.attention_weight > 0
-        taps = self.settings.student_taps or student_taps(student, data.image_shape, len(data.classes))
+        taps = self.settings.student_taps or default_student_taps(student, data.image_shape, len(data.classes))
         about = {
             "name": self.name, "source": self.found.reference, "own_network": self.found.own_network,
             "weights": self.found.sha256, "taps": list(self.taps) if attends else [],
@@ -61,16 +61,16 @@ class Teaching:
             "sizes": [list(size) for size in self.sizes] if attends else [],
             "views": views if views is not None and views < recipe.epochs else None,
         }  # fmt: skip
-        return {SECTION: about}
+        return {TEACHER_SECTION: about}
 
 
 def without_teacher(specification: Mapping[str, Any]) -> dict[str, Any]:
     """The same network as one that is only evaluated."""
-    train = {**specification["train"], **dict.fromkeys(WEIGHTS, 0.0)}
-    return {**{key: value for key, value in specification.items() if key != SECTION}, "train": train}
+    train = {**specification["train"], **dict.fromkeys(TEACHER_WEIGHTS, 0.0)}
+    return {**{key: value for key, value in specification.items() if key != TEACHER_SECTION}, "train": train}
 
 
-def student_taps(network: NetworkSettings, image_shape: ImageShape, classes: int) -> tuple[str, ...]:
+def default_student_taps(network: NetworkSettings, image_shape: ImageShape, classes: int) -> tuple[str, ...]:
     """The ends of a network's stages; raises InputError for one that does not name them."""
     return default_taps(_dense(network, image_shape, classes))
 
@@ -80,7 +80,7 @@ def _dense(network: NetworkSettings, image_shape: ImageShape, classes: int) -> n
         return make_network(network.model_copy(update={"weights": None}), image_shape, classes)
 
 
-def find_teaching(space: Space, data: ImageData, root: Path) -> Teaching | None:
+def resolve_teacher(space: Space, data: ImageData, root: Path) -> ResolvedTeacher | None:
     """The teacher of a space, None where it has none.
 
     Raises InputError when there is no such teacher in `root`, it may not teach on `data`, or teacher and students
@@ -92,18 +92,18 @@ def find_teaching(space: Space, data: ImageData, root: Path) -> Teaching | None:
     assert settings.name is not None  # see sweeps.teachers.ensure
     found = find_teacher(settings.name, root, network=settings.network)
     found.check(data, allow_unverified=settings.unchecked)
-    return teaching_of(space, data, found)
+    return match_teacher(space, data, found)
 
 
-def teaching_of(space: Space, data: ImageData, found: TeacherWeights) -> Teaching:
+def match_teacher(space: Space, data: ImageData, found: TeacherWeights) -> ResolvedTeacher:
     """A space's teacher, once it is found; raises InputError where it and the students cannot be compared."""
     settings = space.teacher
     assert settings is not None
     if space.largest("attention_weight") == 0:
-        return Teaching(settings, found, (), ())
+        return ResolvedTeacher(settings, found, (), ())
     network = _dense(found.network, data.image_shape, found.classes)
     taps = settings.taps or default_taps(network)
-    teaching = Teaching(settings, found, taps, tap_sizes(network, taps, data.image_shape))
+    teaching = ResolvedTeacher(settings, found, taps, tap_sizes(network, taps, data.image_shape))
     for student in _students(space):
         _check_taps(teaching, student, data)
     return teaching
@@ -120,7 +120,7 @@ def _students(space: Space) -> list[NetworkSettings]:
     return own or [space.network]
 
 
-def _check_taps(teaching: Teaching, student: NetworkSettings, data: ImageData) -> None:
+def _check_taps(teaching: ResolvedTeacher, student: NetworkSettings, data: ImageData) -> None:
     network = _dense(student, data.image_shape, len(data.classes))
     taps = teaching.settings.student_taps or default_taps(network)
     Taps(network, taps)

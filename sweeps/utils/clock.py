@@ -1,7 +1,7 @@
-"""The time of the records: the system's own when the program starts, carried on by a clock that nobody sets.
+"""The time of the records: read from the system when the program starts, then carried on by a clock that nobody sets.
 
-A system's clock jumps: it is set by hand, by a time server, by a virtual machine that wakes up. Records are sorted by
-their times and MLflow keys metrics by them, so their time never goes back and never leaps.
+A system's clock jumps: it is set by hand, by a time server, or when a virtual machine wakes up. Records are sorted by
+their times and MLflow keys metrics by them, so their time must never go back and never leap.
 """
 
 from __future__ import annotations
@@ -10,27 +10,40 @@ import time
 from collections.abc import Callable
 
 
-def steady() -> float:
-    """Seconds since the machine started, sleep included where the system can tell; nothing sets it."""
+def monotonic_time() -> float:
+    """Return a time that only rises and that nobody sets.
+
+    Returns:
+        Seconds since the machine started; time asleep counts where the system can tell.
+    """
     boot = getattr(time, "CLOCK_BOOTTIME", None)
     return time.monotonic() if boot is None else time.clock_gettime(boot)
 
 
-BEGAN = steady()  # of this program, as far as it can tell: the command imports this before all that takes long
+# Taken at import: the commands import this module before anything that takes long
+PROCESS_START = monotonic_time()
 
 
 class Clock:
-    """Seconds since the epoch that only go on, at the pace of `steady`, whatever becomes of the system's clock."""
+    """Gives seconds since the epoch that never go back, whatever happens to the system's clock.
 
-    def __init__(self, wall: Callable[[], float] = time.time, steady: Callable[[], float] = steady):
-        """`wall` is asked once."""
-        self._steady = steady
-        self._offset = wall() - steady()
+    Args:
+        wall: gives seconds since the epoch; called once.
+        monotonic: gives seconds since any fixed moment; sets the pace.
+    """
+
+    def __init__(self, wall: Callable[[], float] = time.time, monotonic: Callable[[], float] = monotonic_time):
+        self._monotonic = monotonic
+        self._offset = wall() - monotonic()
 
     def now(self) -> float:
-        """Seconds since the epoch."""
-        return self._steady() + self._offset
+        """Return seconds since the epoch."""
+        return self._monotonic() + self._offset
 
-    def go_on_from(self, seconds: float) -> None:
-        """Never again give a time before this one: an earlier program, whose clock was ahead, has given it."""
+    def advance_to(self, seconds: float) -> None:
+        """Never again give a time before `seconds`, which an earlier program with a fast clock has recorded.
+
+        Args:
+            seconds: since the epoch.
+        """
         self._offset += max(0.0, seconds - self.now())

@@ -15,16 +15,16 @@ _asked = threading.Event()
 _told = threading.Event()  # by SIGTERM
 
 
-def watch() -> None:
+def install_signal_handlers() -> None:
     """From now on a Ctrl-C is remembered as well as raised, and a SIGTERM is one; only for the main thread."""
     if threading.current_thread() is threading.main_thread():
         _asked.clear()
         _told.clear()
         signal.signal(signal.SIGINT, _remember)
-        heed_termination()
+        handle_sigterm()
 
 
-def heed_termination() -> None:
+def handle_sigterm() -> None:
     """What `kill`, `timeout` or a batch system sends (SIGTERM) is a Ctrl-C, where that is watched for.
 
     To be called again after Ray's start, which takes the signal for itself and would end the process where it stands.
@@ -33,7 +33,7 @@ def heed_termination() -> None:
         signal.signal(signal.SIGTERM, _end)
 
 
-def told_to_end() -> bool:
+def sigterm_received() -> bool:
     """Whether a SIGTERM has come, which may have come to Ray's own processes too."""
     return _told.is_set()
 
@@ -48,13 +48,13 @@ def _remember(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
-def check() -> None:
+def raise_if_interrupted() -> None:
     """Raise KeyboardInterrupt when one was asked for, whoever may have caught it since."""
     if _asked.is_set():
         raise KeyboardInterrupt
 
 
-def leave(code: int) -> NoReturn:
+def exit_process(code: int) -> NoReturn:
     """End the process; after a Ctrl-C at once, because the interpreter's own end may crash over a half-started Ray."""
     if code != ExitCode.INTERRUPTED:
         sys.exit(code)

@@ -12,7 +12,7 @@ import pytest
 
 from analysis.findings.time_profile import CLOSING, DRIVER, REPORTS, SET_UP, STEP, VALIDATION, WORKERS, profile
 from sweeps.records.events import Status
-from sweeps.records.fronts import searched_front
+from sweeps.records.fronts import front_first_seeds
 from tests.support import studies
 from tests.support.mlflow_store import epoch_metrics, journal_metrics, parent_status, rows, trial_runs
 
@@ -107,7 +107,7 @@ def test_notes_tags_and_the_data_set_are_in_mlflow(finished):
 
 def test_the_front_is_in_the_registry(finished):
     folder, _ = finished
-    front = {trial.trial_id for trial in searched_front(studies.record(folder).trials.values())}
+    front = {trial.trial_id for trial in front_first_seeds(studies.record(folder).trials.values())}
     assert {path.parent.name for path in folder.glob("models/*/model.safetensors")} == front
     found = rows(folder / "mlflow.db", "select value from model_version_tags where key = 'trial_id'")
     assert {trial for (trial,) in found} == front

@@ -39,7 +39,7 @@ class Made:
 
     def sitting(self, began: float, ready: float, slots: int = 2) -> None:
         self.tell(Event.STUDY, began + 1, name="made")
-        self.tell(Event.ROOM, ready, slots=slots, since=ready - began, cpus=1.0, gpus=0.0, sharing="processes")
+        self.tell(Event.RESOURCES, ready, slots=slots, since=ready - began, cpus=1.0, gpus=0.0, sharing="processes")
 
     def trial(self, name: str, pid: int, begin: float, epochs: int = 2, first: int = 1, **metrics: float) -> float:
         """An attempt of so many epochs whose set-up takes 2 s; returns when it was over."""
@@ -126,4 +126,4 @@ def test_events_told_twice_change_nothing():
     made.sitting(began=0.0, ready=10.0)
     made.tell(Event.CLOSED, 12.0, reason="time")
     made.sitting(began=0.0, ready=10.0)
-    assert len(made.record.sittings) == 1
+    assert len(made.record.runs) == 1

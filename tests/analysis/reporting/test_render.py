@@ -21,7 +21,7 @@ from lowrank.errors import InputError
 from sweeps.records.events import Role, Status
 from sweeps.records.load import find_study, list_studies, load_study
 from sweeps.records.names import EPOCHS_FILE, JOURNAL_FILE, RESULTS_FILE
-from sweeps.records.tables import epochs_to_table, to_table
+from sweeps.records.tables import epochs_to_table, results_to_table
 from tests.support import synthetic_data as made
 from tests.support.synthetic_data import study as made_study
 from tests.support.synthetic_data import trial as one
@@ -37,7 +37,7 @@ class TestLoad:
     def test_the_tables_alone_tell_the_same_trials(self, tmp_path):
         study = load_study(write_study(tmp_path / "a"))
         (tmp_path / "b").mkdir()
-        pq.write_table(to_table(study), tmp_path / "b" / RESULTS_FILE)
+        pq.write_table(results_to_table(study), tmp_path / "b" / RESULTS_FILE)
         without_epochs = load_study(tmp_path / "b")
         assert collect(without_epochs) == collect(study)
         pq.write_table(epochs_to_table(study), tmp_path / "b" / EPOCHS_FILE)

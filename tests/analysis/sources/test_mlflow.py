@@ -43,10 +43,10 @@ def remarks(study: StudyRecord) -> list[tuple[Event, dict]]:
         (Event.EPOCH, {"trial": first, "epoch": 7, "metrics": rare}),
         (Event.NOTICE, {"trial": first, "text": "the cache was built"}),
         (Event.TESTED, {"trial": first, "test_error": 100 / 3}),
-        (Event.MARKED, {"trial": second, "broken": "wrong labels"}),
-        (Event.NOTED, {"trial": second, "note": "odd\n\ncurve", "tags": {"seen": "yes"}}),
+        (Event.EXCLUDED, {"trial": second, "broken": "wrong labels"}),
+        (Event.ANNOTATED, {"trial": second, "note": "odd\n\ncurve", "tags": {"seen": "yes"}}),
         (Event.ALIAS, {"trial": third, "parameters": {"method.dims": 4, "train.lr": 1 / 3}}),
-        (Event.NOTED, {"note": "a first look", "tags": {"team": "vision"}}),
+        (Event.ANNOTATED, {"note": "a first look", "tags": {"team": "vision"}}),
         (Event.CLOSED, {"reason": "finished"}),
     ]
 
@@ -135,7 +135,7 @@ def test_runs_alone_tell_the_same_while_a_study_runs_and_after_its_driver_was_ki
 
 
 def test_runs_without_their_records_are_one_line(finished, capsys):
-    more(finished, (Event.NOTED, {"note": "open again", "tags": {}}))
+    more(finished, (Event.ANNOTATED, {"note": "open again", "tags": {}}))
     follower = Follower(finished, default_tracking_uri(finished))
     follower.read()
     assert follower.carry(now=True)

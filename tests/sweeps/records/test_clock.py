@@ -50,5 +50,5 @@ def test_a_limit_of_time_is_not_used_up_by_a_jump(monkeypatch):
     limit = TimeLimit(60)
     monkeypatch.setattr("time.time", lambda: 1e12)
     assert not limit.stop_all()
-    monkeypatch.setattr("sweeps.execution.callbacks.steady", lambda: limit._end)
+    monkeypatch.setattr("sweeps.execution.callbacks.monotonic_time", lambda: limit._end)
     assert limit.stop_all()

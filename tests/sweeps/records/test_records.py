@@ -11,7 +11,7 @@ from sweeps.records.events import TERMINAL, Event, Role, Status
 from sweeps.records.journal import read_journal
 from sweeps.records.model import StudyRecord, apply_event, fold
 from sweeps.records.names import JOURNAL_FILE
-from sweeps.records.tables import EPOCHS_SCHEMA, RESULTS_SCHEMA, epochs_to_table, metrics_of_row, to_table
+from sweeps.records.tables import EPOCHS_SCHEMA, RESULTS_SCHEMA, epochs_to_table, metrics_from_row, results_to_table
 from tests.support.synthetic_study import Plan, write_study
 
 PROPOSED = {
@@ -93,22 +93,22 @@ def test_an_unknown_event_is_an_error():
 
 
 def test_every_event_has_a_rule():
-    assert set(Event) == {Event.STUDY, Event.ROOM, Event.PLACED, Event.CLOSED, Event.EPOCH} | set(records._APPLY)
+    assert set(Event) == {Event.STUDY, Event.RESOURCES, Event.PACKING, Event.CLOSED, Event.EPOCH} | set(records._APPLY)
 
 
 def test_tables_have_their_schema_whatever_is_missing(events):
     study = fold(events)
-    table = to_table(study)
+    table = results_to_table(study)
     assert table.schema == RESULTS_SCHEMA
     assert table.num_rows == len(study.trials)
-    assert to_table(StudyRecord()).schema == RESULTS_SCHEMA
+    assert results_to_table(StudyRecord()).schema == RESULTS_SCHEMA
     assert epochs_to_table(StudyRecord()).schema == EPOCHS_SCHEMA
-    assert to_table(fold([PROPOSED])).num_rows == 1
+    assert results_to_table(fold([PROPOSED])).num_rows == 1
 
 
 def test_rows_say_what_the_records_say(events):
     study = fold(events)
-    for row, trial in zip(to_table(study).to_pylist(), study.trials.values(), strict=True):
+    for row, trial in zip(results_to_table(study).to_pylist(), study.trials.values(), strict=True):
         assert row["trial_id"] == trial.trial_id
         assert row["study"] == "tt_dims"
         assert row["epochs"] == trial.last_epoch
@@ -134,4 +134,4 @@ def test_an_epoch_keeps_every_metric_in_its_row_and_those_of_stages_by_name():
     (row,) = epochs_to_table(study).to_pylist()
     assert dict(row["by_stage"]) == {"grad_norm.stage1": 0.25, "grad_norm.head": 0.5}
     assert row["loss_attention"] is None
-    assert metrics_of_row(row) == metrics
+    assert metrics_from_row(row) == metrics

@@ -122,7 +122,7 @@ def test_a_measurement_is_recorded_and_used_again_on_cards_of_the_same_type_alon
     assert run("X", StudyRecord()) == 1 / 8
     assert capsys.readouterr().out.count("images/s") == 4
     record = fold(read_journal(journal.path))
-    assert record.placement["tried"][0] == {
+    assert record.packing["tried"][0] == {
         "trials": 1, "images_per_second": 141.0, "peak_mb": None, "sharing": PROCESSES,
     }  # fmt: skip
     assert run("X", record) == 1 / 8

@@ -22,7 +22,7 @@ from sweeps.resources.memory_probe import make_row, print_rows, probe, write_row
 from sweeps.resources.shares import Share
 from sweeps.space.parse import parse_space
 from sweeps.trials.resolver import Resolver
-from sweeps.trials.teacher import find_teaching
+from sweeps.trials.teacher import resolve_teacher
 from tests.support import studies
 from tests.support.teachers import small_data, write_teacher
 
@@ -41,7 +41,7 @@ def trials(data: ImageData, tmp_path: Path) -> list[Trial]:
         "train": {"batch_size": 64, "lr": {"choice": [0.1, 0.2]}, "attention_weight": {"choice": [0, 60]}},
         "method": {"name": "bottleneck", "rank_scale": {"choice": [0.4, 0.8]}},
     })  # fmt: skip
-    return distinct_trials(space, Resolver(space, data, find_teaching(space, data, tmp_path)))
+    return distinct_trials(space, Resolver(space, data, resolve_teacher(space, data, tmp_path)))
 
 
 def config(trial: Trial, outline: DataOutline | None = None) -> dict[str, Any]:

@@ -48,7 +48,7 @@ def train_all(search: Search) -> list[str]:
 
 def mark(folder: Path, trial: str, broken: str | None) -> None:
     journal = Journal(folder / JOURNAL_FILE)
-    journal.append(Event.MARKED, trial=trial, broken=broken)
+    journal.append(Event.EXCLUDED, trial=trial, broken=broken)
     journal.close()
 
 
@@ -109,12 +109,12 @@ def test_a_broken_trial_without_an_end_is_not_taken_up_again(begin, tmp_path):
 
 
 def test_the_record_says_so_in_its_row(begin, tmp_path):
-    from sweeps.records.tables import to_table
+    from sweeps.records.tables import results_to_table
 
     search = begin()
     victim = train_all(search)[0]
     apply_event(search.record, {"event": "marked", "time": 1.0, "trial": victim, "broken": "why"})
-    rows = {row["trial_id"]: row for row in to_table(search.record).to_pylist()}
+    rows = {row["trial_id"]: row for row in results_to_table(search.record).to_pylist()}
     assert rows[victim]["broken"] == "why"
     assert {row["broken"] for name, row in rows.items() if name != victim} == {None}
 

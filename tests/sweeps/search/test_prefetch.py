@@ -231,7 +231,7 @@ def test_trials_that_start_from_the_dense_reference_wait_for_it(small, open_sear
     early = []
     while (trial := search.next()) is not None:
         early.append(trial)
-    assert all(trial.needs is None for trial in early)
+    assert all(trial.depends_on is None for trial in early)
     finish(search, reference, 2.0)
     later = search.next()
-    assert later.needs == reference.trial_id
+    assert later.depends_on == reference.trial_id

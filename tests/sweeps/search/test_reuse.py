@@ -15,7 +15,7 @@ from sweeps.records.journal import Journal, read_journal
 from sweeps.records.mlflow_names import trial_tags
 from sweeps.records.model import StudyRecord, TrialRecord, apply_event, fold
 from sweeps.records.names import JOURNAL_FILE, SERIES_FILE
-from sweeps.records.tables import from_row, to_row
+from sweeps.records.tables import trial_from_row, trial_to_row
 from sweeps.search import reuse as adoption
 from sweeps.search.optuna_proposer import make_proposer
 from sweeps.search.prefetch import ProposalPrefetcher
@@ -103,9 +103,9 @@ def test_an_adopted_trial_costs_the_study_nothing_and_says_where_it_was_trained(
     cost = spent(second.record)
     assert (cost.train_seconds, cost.start_seconds, cost.attempts, cost.adopted) == (0, 0, 0, 6)
     trial = next(iter(second.record.trials.values()))
-    row = to_row("second", trial)
+    row = trial_to_row("second", trial)
     assert (row["train_seconds"], row["attempts"], row["host"], row["val_error"]) == (0, 0, "here", 8.0)
-    assert from_row(row).adopted == trial.adopted
+    assert trial_from_row(row).adopted == trial.adopted
     assert trial_tags(second.record, trial)["adopted"] == "first"
     shown = progress(second.record, 6, 0.0, 0, 10.0)
     assert (shown.ended, shown.work, shown.left) == (6, 0, None)
@@ -157,7 +157,7 @@ def test_what_does_not_count_or_is_not_there_any_more_is_trained_again(series, t
     name = first.next().trial_id
     train(first, name, Status.STOPPED if spoil == "stopped" else Status.COMPLETED)
     if spoil == "broken":
-        first.journal.append(Event.MARKED, trial=name, broken="a test")
+        first.journal.append(Event.EXCLUDED, trial=name, broken="a test")
     elif spoil == "weights":
         weights_path(folder_of(first), name).unlink()
     elif spoil == "no series":

@@ -12,7 +12,7 @@ from sweeps.records.model import fold
 from sweeps.search.optuna_proposer import make_proposer
 from sweeps.search.search import Search
 from sweeps.space.parse import parse_space, read_space
-from sweeps.trials.feasibility import impossible, reachable_strata
+from sweeps.trials.feasibility import infeasible_lines, reachable_strata
 from sweeps.trials.resolver import Resolver
 
 EPOCH = {
@@ -309,6 +309,6 @@ def test_what_a_space_cannot_train_is_said_once_for_each_method(content, digits)
     content["budget"]["params"] = {"choice": [0.06, 0.07, 0.5]}
     for sampler in ("grid", "random"):
         space = parse_space("small", {**content, "search": {"sampler": sampler, "stop": "none"}})
-        (line,) = impossible(space, Resolver(space, digits))
+        (line,) = infeasible_lines(space, Resolver(space, digits))
         assert line.startswith("monarch cannot be that small in resnet9: its smallest setting has ")
         assert "over the budget of 52,837" in line  # the largest that is out of reach

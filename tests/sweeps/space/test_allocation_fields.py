@@ -127,16 +127,16 @@ def test_a_window_that_is_missed_is_infeasible_with_the_nearest_size(digits):
 def test_a_step_over_its_budget_is_never_a_trial_and_is_measured_once(digits, tmp_path, monkeypatch):
     resolver = made(digits, budget={"params": 10_000, "step_ms": 5.0}, method={"name": "bottleneck"})
     taken = [4.0, 7.5]
-    monkeypatch.setattr(resolver.clock, "_measure", lambda *_: taken.pop(0))
-    resolver.clock.keep(tmp_path)
+    monkeypatch.setattr(resolver.step_timer, "_measure", lambda *_: taken.pop(0))
+    resolver.step_timer.use_folder(tmp_path)
     assert resolver.resolve({}).counts["step_us"] == 4000
     assert resolver.resolve({}).counts["step_us"] == 4000
     with pytest.raises(StepTimeError, match=r"takes 7.50 ms on this machine, over the budget of 5.00 ms") as caught:
         resolver.resolve({"method.rank_scale": 1.0, "budget.params": 12_000})
     assert caught.value.excess == 2.5
     again = made(digits, budget={"params": 10_000, "step_ms": 5.0}, method={"name": "bottleneck"})
-    again.clock.keep(tmp_path)
-    monkeypatch.setattr(again.clock, "_measure", lambda *_: pytest.fail("measured twice"))
+    again.step_timer.use_folder(tmp_path)
+    monkeypatch.setattr(again.step_timer, "_measure", lambda *_: pytest.fail("measured twice"))
     assert again.resolve({}).counts["step_us"] == 4000
 
 
@@ -144,7 +144,7 @@ def test_a_step_is_really_measured(digits):
     resolver = made(digits, budget={"params": 10_000, "step_ms": 1e6}, method={"name": "bottleneck"})
     state = torch.get_rng_state()
     assert resolver.resolve({}).counts["step_us"] > 0
-    assert resolver.clock.batch == 32
+    assert resolver.step_timer.batch == 32
     assert torch.get_num_threads() >= 1
     assert state.shape == torch.get_rng_state().shape
 
@@ -192,7 +192,7 @@ def test_a_start_belongs_to_the_id_wherever_the_file_lies(digits, tmp_path):
         ids.add(made(digits, method={"name": "bottleneck"}, start=start).resolve({"budget.params": 0.7}).trial_id)
     assert len(ids) == 2
     resolver = made(digits, method={"name": "bottleneck"}, start="dense", references=["dense"])
-    assert resolver.resolve({"budget.params": 0.7}).needs == resolver.reference("dense").trial_id
+    assert resolver.resolve({"budget.params": 0.7}).depends_on == resolver.reference("dense").trial_id
 
 
 def test_a_space_may_say_what_holds_for_one_data_set(tmp_path):

@@ -15,10 +15,10 @@ from lowrank.distillation.teacher import default_taps
 from lowrank.errors import InputError
 from lowrank.networks.registry import NetworkSettings, make_network
 from sweeps.space.method_names import method_at
-from sweeps.space.parse import available_spaces, find_space, read_content, read_space, read_yaml, space_of
+from sweeps.space.parse import available_spaces, find_space, read_space, read_yaml, resolve_content, space_from_content
 from sweeps.study.series import read_series
 from sweeps.trials.resolver import Resolver
-from sweeps.trials.teacher import find_teaching
+from sweeps.trials.teacher import resolve_teacher
 
 OPTIONS = argparse.Namespace(
     set=[],
@@ -119,7 +119,7 @@ def test_a_tap_of_the_imagenet_teacher_stands_beside_each_stage_of_its_student()
 def test_a_schedule_whose_teacher_is_not_there_says_how_to_train_one(digits, tmp_path):
     space = read_space("wrn_schedule", ["teacher=somebody", "train.attention_weight=60"])
     with pytest.raises(InputError, match=r"no teacher 'somebody' in .*; python sweeps/teacher.py trains one"):
-        find_teaching(space, digits, tmp_path)
+        resolve_teacher(space, digits, tmp_path)
 
 
 @pytest.fixture(scope="module")
@@ -193,7 +193,7 @@ def test_a_changed_space_file_is_valid_or_one_clear_line(where, value, data):
             read_series(content, name, argparse.Namespace(**{**vars(OPTIONS), "data": data}))
         else:
             options = [], {"data.name": data} if data else {}
-            space_of(name, read_content(content, [], options))
+            space_from_content(name, resolve_content(content, [], options))
     except InputError as error:
         said = str(error)
     assert "\n" not in said

@@ -21,7 +21,7 @@ from sweeps.space.parse import parse_space, read_space
 from sweeps.study.retrain import ORIGIN, Retrain, select_trial
 from sweeps.study.retrain_report import retrain_lines
 from sweeps.trials.resolver import Resolver
-from sweeps.trials.teacher import find_teaching
+from sweeps.trials.teacher import resolve_teacher
 from tests.support import studies
 from tests.support.teachers import small_data, write_teacher
 
@@ -49,7 +49,7 @@ def teachers(tmp_path_factory) -> Path:
 def resolver(teachers: Path, changes: list[str]) -> Resolver:
     space = read_space("distill", [*SMALL, "teacher.name=good", *changes])
     data = load_data(DataSettings(train_images=200))
-    return Resolver(space, data, find_teaching(space, data, teachers))
+    return Resolver(space, data, resolve_teacher(space, data, teachers))
 
 
 def write(folder: Path, *trials) -> Path:
@@ -70,7 +70,7 @@ def checked(retrain: Retrain, teachers: Path) -> str:
     """The id under which the command would train it."""
     space = parse_space("again", yaml.safe_load(yaml.safe_dump(retrain.content({}))))
     data = load_data(space.data)
-    return retrain.check(data, find_teaching(space, data, teachers))["as"]
+    return retrain.check(data, resolve_teacher(space, data, teachers))["as"]
 
 
 @pytest.mark.parametrize("kind", KINDS)

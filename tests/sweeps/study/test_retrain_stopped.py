@@ -45,7 +45,7 @@ def write(folder: Path, trials) -> Path:
         )
         status = Status.COMPLETED if first else Status.STOPPED
         journal.append(Event.FINISHED, trial=each.trial_id, status=str(status))
-    journal.append(Event.MARKED, trial=trials[-1].trial_id, broken="a bad disk")
+    journal.append(Event.EXCLUDED, trial=trials[-1].trial_id, broken="a bad disk")
     journal.close()
     return folder
 

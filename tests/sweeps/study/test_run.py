@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from sweeps.records.study_folders import write_question
+from sweeps.records.study_folders import write_space_file
 from sweeps.run import main
 from sweeps.space.parse import available_spaces, read_space
 from sweeps.space.settings import parse_time
@@ -107,7 +107,7 @@ def kept(tmp_path):
     folder = tmp_path / "studies" / "kept"
     write = {"space": "tt_dims", "data_dir": None, "tracking_uri": None}
     folder.mkdir(parents=True)
-    write_question(folder, read_space("tt_dims").source, write)
+    write_space_file(folder, read_space("tt_dims").source, write)
     return folder
 
 

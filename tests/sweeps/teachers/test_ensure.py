@@ -13,9 +13,9 @@ from lowrank.distillation.teacher_files import RECORD_FILE, read_record
 from lowrank.errors import InputError
 from sweeps.run import main
 from sweeps.space.model import Space
-from sweeps.space.parse import own_teacher, parse_space, read_space
-from sweeps.teachers.ensure import ready_teaching
-from sweeps.trials.planned_teacher import UNTRAINED, named, planned_teaching
+from sweeps.space.parse import parse_space, read_space, teacher_space
+from sweeps.teachers.ensure import ensure_teacher
+from sweeps.trials.planned_teacher import UNTRAINED, describe_teacher, with_teacher_name
 from sweeps.trials.resolver import Resolver
 from tests.support import studies
 from tests.support.teachers import small_data, write_teacher
@@ -46,7 +46,7 @@ def space(*args: Any, **sections: Any) -> Space:
 def test_its_name_is_its_network_and_what_it_is_trained_on_and_how(data):
     def name(epochs: int = 1, images: int = 200, **search: Any) -> str:
         asked = space({"train": {"epochs": epochs}}, data={"train_images": images}, search=search)
-        teacher = named(asked, data if images == 200 else small_data(images)).teacher
+        teacher = with_teacher_name(asked, data if images == 200 else small_data(images)).teacher
         assert teacher is not None
         return str(teacher.name)
 
@@ -58,17 +58,17 @@ def test_its_name_is_its_network_and_what_it_is_trained_on_and_how(data):
 def test_a_name_of_ones_own_stays_and_one_that_is_there_is_taken(data, tmp_path):
     write_teacher(tmp_path, "mine", data)
     asked = space({"name": "mine", **MADE})
-    assert named(asked, data) is asked
-    found = ready_teaching(asked, data, tmp_path)
+    assert with_teacher_name(asked, data) is asked
+    found = ensure_teacher(asked, data, tmp_path)
     assert found is not None
     assert found.name == "mine"
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
 
 
 def test_it_is_the_spaces_own_network_dense_unless_another_is_named():
-    own = own_teacher(space())
+    own = teacher_space(space())
     assert (own.network.name, own.network.width, own.epochs) == ("wrn_10_1", 0.5, 1)
-    other = own_teacher(space({"network": "wrn_16_1", **MADE}))
+    other = teacher_space(space({"network": "wrn_16_1", **MADE}))
     assert (other.network.name, other.network.width) == ("wrn_16_1", 1.0)
 
 
@@ -91,7 +91,7 @@ def test_mistakes_are_one_line(teacher, message):
 
 def test_an_unknown_network_is_one_line_before_anything_is_trained(data, tmp_path):
     with pytest.raises(InputError, match="wrn_9") as caught:
-        ready_teaching(space({"network": "wrn_9", **MADE}), data, tmp_path)
+        ensure_teacher(space({"network": "wrn_9", **MADE}), data, tmp_path)
     assert "\n" not in str(caught.value)
 
 
@@ -101,7 +101,7 @@ def test_a_network_that_is_searched_has_no_teacher_of_its_own():
 
 
 def test_a_plan_trains_nothing_and_says_what_will_be(data, tmp_path, capsys):
-    found = planned_teaching(space(), data, tmp_path)
+    found = describe_teacher(space(), data, tmp_path)
     assert found is not None
     assert found.found.sha256 == UNTRAINED
     taught = Resolver(space(), data, found).resolve({"train.attention_weight": 60})
@@ -113,11 +113,11 @@ def test_a_plan_trains_nothing_and_says_what_will_be(data, tmp_path, capsys):
 
 
 def test_it_is_trained_once_and_kept_and_registered_as_any_other(data, tmp_path, capsys):
-    first = ready_teaching(space(), data, tmp_path)
+    first = ensure_teacher(space(), data, tmp_path)
     shown = capsys.readouterr().out
     assert "is not there yet and is trained first" in shown
     assert "is version 1 in the model registry" in shown
-    again = ready_teaching(space(), data, tmp_path)
+    again = ensure_teacher(space(), data, tmp_path)
     assert capsys.readouterr().out == ""
     assert first is not None
     assert again == first
@@ -129,7 +129,7 @@ def test_it_is_trained_once_and_kept_and_registered_as_any_other(data, tmp_path,
 def test_what_cannot_be_searched_is_said_before_a_teacher_is_trained(data, tmp_path):
     asked = space(budget={"params": 10}, search={"sampler": "random", "stop": "none"})
     with pytest.raises(InputError, match="no method can meet the budget"):
-        ready_teaching(asked, data, tmp_path)
+        ensure_teacher(asked, data, tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -21,7 +21,7 @@ from sweeps.space.parse import parse_space, read_space
 from sweeps.teachers.worker import NO_CACHE, CacheOptions, make_teacher, open_cache
 from sweeps.trials.build import make_trainer
 from sweeps.trials.resolver import Resolver
-from sweeps.trials.teacher import find_teaching, without_teacher
+from sweeps.trials.teacher import resolve_teacher, without_teacher
 from tests.support.teachers import small_data, write_teacher
 
 WEIGHTS = {"attention_weight": {"choice": [0, 60]}}
@@ -55,7 +55,7 @@ def space(*args: Any, **changes: Any) -> Space:
 
 def resolver(root: Path, data: ImageData, *args: Any, **changes: Any) -> Resolver:
     asked = space(*args, **changes)
-    return Resolver(asked, data, find_teaching(asked, data, root))
+    return Resolver(asked, data, resolve_teacher(asked, data, root))
 
 
 @pytest.mark.parametrize(
@@ -99,7 +99,7 @@ def test_mistakes_of_a_space_are_one_line(changes: dict[str, Any], message: str)
 def test_a_teacher_that_cannot_teach_is_refused(root: Path, data: ImageData, teacher: Any, message: str) -> None:
     named = teacher.replace("ROOT", str(root)) if isinstance(teacher, str) else teacher
     with pytest.raises(InputError, match=message) as caught:
-        find_teaching(space(named), data, root)
+        resolve_teacher(space(named), data, root)
     assert "\n" not in str(caught.value)
 
 
@@ -114,9 +114,9 @@ def test_other_classes_and_other_images_are_refused(root: Path, data: ImageData)
 
 
 def test_a_file_of_weights_can_teach(root: Path, data: ImageData) -> None:
-    by_file = find_teaching(space(str(root / "good" / WEIGHTS_FILE)), data, root)
-    by_name = find_teaching(space("good"), data, root)
-    bare = find_teaching(space({"name": f"{root}/bare", "unchecked": True}), data, root)
+    by_file = resolve_teacher(space(str(root / "good" / WEIGHTS_FILE)), data, root)
+    by_name = resolve_teacher(space("good"), data, root)
+    bare = resolve_teacher(space({"name": f"{root}/bare", "unchecked": True}), data, root)
     assert by_file is not None
     assert by_name is not None
     assert bare is not None
@@ -133,7 +133,7 @@ def test_a_damaged_teacher_is_refused(tmp_path: Path, data: ImageData, part: str
     damaged[-20] ^= 0xFF
     path.write_bytes(damaged)
     with pytest.raises(InputError, match=r"damaged|is missing"):
-        find_teaching(space("hurt"), data, tmp_path)
+        resolve_teacher(space("hurt"), data, tmp_path)
 
 
 def test_a_teacher_that_was_changed_after_the_study_began_is_refused(tmp_path: Path, data: ImageData) -> None:
@@ -149,9 +149,9 @@ def test_a_file_that_names_code_of_ones_own_runs_none(tmp_path: Path, data: Imag
     settings = NetworkSettings(name="tests.support.own_teacher:network")
     write_teacher(tmp_path, "own", data, settings=settings)
     with pytest.raises(InputError, match=r"names .*code of your own; allow it by `teacher.network`"):
-        find_teaching(space("own"), data, tmp_path)
+        resolve_teacher(space("own"), data, tmp_path)
     asked = {"name": "own", "network": settings.name, "taps": ["0", "0", "0"]}
-    assert find_teaching(space(asked), data, tmp_path) is not None
+    assert resolve_teacher(space(asked), data, tmp_path) is not None
 
 
 def test_torchvision_weights_are_read_from_its_cache_as_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

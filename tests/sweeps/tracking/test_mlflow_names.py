@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from lowrank.errors import InputError
-from sweeps.records.annotations import OWN_TAGS, check_note, parse_tags
+from sweeps.records.annotations import RESERVED_TAGS, check_note, parse_tags
 from sweeps.records.events import Event
 from sweeps.records.fronts import best_trials
 from sweeps.records.journal import read_journal
@@ -97,7 +97,7 @@ def test_every_trial_can_be_filtered_by_whether_it_is_broken():
 def test_no_tag_of_the_user_can_hide_one_of_ours(study):
     first = next(iter(study.trials.values()))
     ours = {*trial_tags(study, first), *study_tags(study)}
-    assert {name for name in ours if not name.startswith("mlflow.")} <= OWN_TAGS
+    assert {name for name in ours if not name.startswith("mlflow.")} <= RESERVED_TAGS
     with pytest.raises(InputError, match="the tag 'broken' is taken"):
         parse_tags(["broken=no"])
 
@@ -117,7 +117,7 @@ def test_notes_and_tags_as_typed():
 
 
 def test_notes_add_up_and_repeat_nothing():
-    noted = {"event": str(Event.NOTED), "time": 1.0, "note": "one", "tags": {"a": "1"}}
+    noted = {"event": str(Event.ANNOTATED), "time": 1.0, "note": "one", "tags": {"a": "1"}}
     found = fold(
         [noted, noted, {**noted, "note": "two", "tags": {"a": "2"}}, {**noted, "note": "", "tags": {"b": "3"}}]
     )

@@ -15,7 +15,7 @@ from lowrank.layers import TensorTrain
 from lowrank.networks.registry import NetworkSettings
 from lowrank.serving import save_classifier
 from sweeps.records.events import Event
-from sweeps.records.fronts import best_trials, searched_front
+from sweeps.records.fronts import best_trials, front_first_seeds
 from sweeps.records.journal import Journal, read_journal
 from sweeps.records.model import fold
 from sweeps.records.names import JOURNAL_FILE, MLFLOW_FILE, MODELS_FOLDER
@@ -43,7 +43,7 @@ def study(tmp_path_factory):
     data = load_data(DataSettings(name="digits", train_images=200))
     plan = network_plan(SETTINGS, data.image_shape, len(data.classes))
     network = build_student(SETTINGS, plan, METHOD, data.image_shape, len(data.classes), seed=0)
-    for trial in searched_front(fold(read_journal(folder / JOURNAL_FILE)).trials.values()):
+    for trial in front_first_seeds(fold(read_journal(folder / JOURNAL_FILE)).trials.values()):
         save_classifier(folder / MODELS_FOLDER / trial.trial_id, network, data, settings=SETTINGS, method=METHOD)
     assert carry(folder) is None
     return folder
@@ -68,7 +68,7 @@ def expected(folder) -> dict[str, str]:
 
 
 def test_each_trial_of_the_front_is_a_version_once(study):
-    front = {trial.trial_id for trial in searched_front(fold(read_journal(study / JOURNAL_FILE)).trials.values())}
+    front = {trial.trial_id for trial in front_first_seeds(fold(read_journal(study / JOURNAL_FILE)).trials.values())}
     (study / "tracking.json").unlink()
     assert carry(study) is None
     versions = client(study).search_model_versions("name = 'tt_dims'")
@@ -112,7 +112,7 @@ def test_an_alias_leaves_a_broken_trial_and_comes_back(study):
     number = version_of(study, best).version
     for broken in ("wrong labels", None):
         journal = Journal(study / JOURNAL_FILE)
-        journal.append(Event.MARKED, trial=best, broken=broken)
+        journal.append(Event.EXCLUDED, trial=best, broken=broken)
         journal.close()
         assert carry(study) is None
         # the next best of the new front has kept no model, as only a resumed search would

@@ -87,7 +87,7 @@ def test_listed_budgets_are_strata(resolver):
 def test_a_budget_range_is_halved_into_strata_without_gaps(content, digits):
     content["budget"]["params"] = {"log_uniform": [0.06, 0.4]}
     strata = Resolver(parse_space("small", content), digits).strata
-    shares = [stratum.share for stratum in strata]
+    shares = [stratum.interval for stratum in strata]
     assert shares[0][0] == 0.06
     assert shares[-1][1] == 0.4
     assert all(left[1] == right[0] for left, right in pairwise(shares))
@@ -120,7 +120,7 @@ def test_several_objectives_are_one_search_but_compared_by_size(content, digits)
 def test_one_budget_for_all_is_one_stratum(content, digits, budget, label, limit):
     content["budget"] = budget
     resolver = Resolver(parse_space("small", content), digits)
-    assert [(each.label, each.limit) for each in resolver.labels] == [(label, limit)]
+    assert [(each.label, each.limit) for each in resolver.label_strata] == [(label, limit)]
     point = {name: value for name, value in POINT.items() if not name.startswith("budget.")}
     assert resolver.resolve(point).stratum == label
 
