@@ -1,4 +1,4 @@
-"""The contract of a layer: a map whose weight is given by few parameters, and a separable pair of such maps.
+"""The contract of a layer: a map whose weight is made from few parameters, and a separable pair of such maps.
 
 Letters: B batch, I in-channels, O out-channels, H x W positions, K kernel size.
 """
@@ -18,17 +18,25 @@ from lowrank.layers.functional import Pair, convolve, is_unpadded
 
 
 class StructuredMap(nn.Module, ABC):
-    """A convolution, pointwise unless `kernel` says otherwise, whose weight is given by few parameters.
+    """A convolution whose weight is made from few parameters.
 
-    The layer equals `conv2d` with `dense_weight()` in value and gradient. Subclasses register their factors and
-    implement `weight`, `init_factors` and `fit_factors`.
+    Pointwise unless `kernel` says otherwise. The layer equals `conv2d` with `dense_weight()` in value and gradient.
+    Subclasses register their factors and implement `weight`, `init_factors` and `fit_factors`.
+
+    Args:
+        in_channels: I.
+        out_channels: O.
+        kernel: height and width.
+        stride: steps down and across.
+        padding: zeros above and left, or "valid" or "same".
+        dilation: distance of the kernel's entries.
+        groups: groups of channels that are convolved apart.
+        bias: whether a bias, zero at first, is added.
     """
 
-    rebuild_checkpoint = False  # keep nothing of a rebuild for the backward pass: rebuild once more there
-    external_weight: Tensor | None = (
-        None  # the weight to use, of `weight_shape`, rebuilt with others (see `lowrank.layers.batched_rebuild`)
-    )
-    external_weight_ready: torch.cuda.Event | None = None  # what the current stream must wait for before using it
+    rebuild_checkpoint = False  # store no intermediate of a rebuild for the backward pass: rebuild once more there
+    external_weight: Tensor | None = None  # used instead of `dense_weight()`; see `lowrank.layers.batched_rebuild`
+    external_weight_ready: torch.cuda.Event | None = None  # the current stream waits for it before using the weight
 
     def __init__(
         self,
@@ -49,40 +57,43 @@ class StructuredMap(nn.Module, ABC):
 
     @abstractmethod
     def weight(self) -> Tensor:
-        """The weight that the layer stands for, differentiable: O x I if pointwise, else as `dense_weight`."""
+        """Compute the weight from the parameters, differentiable: (O, I) if pointwise, else `weight_shape`."""
 
     def dense_weight(self) -> Tensor:
-        """The same as `conv2d` wants it: (O, I / groups, K, K)."""
-        weight = self._checkpointed(self.weight) if self.rebuild_checkpoint else self.weight()
+        """Compute the weight in the shape that `conv2d` takes, `weight_shape`."""
+        weight = self._checkpoint(self.weight) if self.rebuild_checkpoint else self.weight()
         return weight.reshape(self.weight_shape)
 
     def forward_weight(self) -> Tensor:
-        """What a forward pass uses: the weight that was given, else `dense_weight` as it is now."""
-        return self.dense_weight() if self.external_weight is None else self._taken()
+        """Return the weight that a forward pass uses: the external one where set, else `dense_weight()`."""
+        return self.dense_weight() if self.external_weight is None else self._wait_for_external_weight()
 
-    def _taken(self) -> Tensor:
+    def _wait_for_external_weight(self) -> Tensor:
         if self.external_weight_ready is not None:
             torch.cuda.current_stream().wait_event(self.external_weight_ready)
         assert self.external_weight is not None
         return self.external_weight
 
     def scales_channels_only(self) -> bool:
-        """Whether this is a depthwise 1 x 1 convolution whose bias meets no padding."""
+        """Return whether this is an unpadded depthwise 1 x 1 convolution, which only scales its channels."""
         depthwise = self.groups == self.in_channels == self.out_channels
         return self.kernel == (1, 1) and depthwise and is_unpadded(self.padding)
 
     @staticmethod
-    def _checkpointed(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
-        """`function(*inputs)`, run again in the backward pass, until all that this needs is there once more."""
-        found: Tensor = checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False)
-        return found
+    def _checkpoint(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+        """Run `function`, and run it again in the backward pass instead of storing its intermediates."""
+        output: Tensor = checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False)
+        return output
 
     def squared_norm(self) -> Tensor:
-        """||W||^2, the sum of the weight's squares, differentiable; overridden where the factors give it for less."""
+        """Compute ||W||^2, the sum of the squared entries, differentiable.
+
+        Subclasses override it where their factors give it without the weight.
+        """
         return self.weight().square().sum()
 
     def dense_bias(self) -> Tensor | None:
-        """The bias (O) that the layer adds; None without one."""
+        """Return the bias (O,) that the layer adds; None without one."""
         return self.bias
 
     @property
@@ -92,18 +103,26 @@ class StructuredMap(nn.Module, ABC):
 
     @abstractmethod
     def init_factors(self, std: float, generator: torch.Generator | None) -> None:
-        """Draw the factors so that `weight()` has standard deviation `std` in the mean over draws."""
+        """Draw the factors so that `weight()` has standard deviation `std`, averaged over draws.
+
+        Args:
+            std: of the weight's entries, about zero.
+            generator: of the random numbers; None for torch's own.
+        """
 
     def factors(self) -> list[nn.Parameter]:
-        """The parameters that make up the weight, to which scaled decay applies."""
+        """Return the parameters that make up the weight; scaled weight decay applies to them."""
         return [parameter for name, parameter in self.named_parameters() if name != "bias"]
 
     def degree(self) -> int:
-        """How many factors every entry of the weight is a product of; sets how rescaling is shared out."""
+        """Return how many factors every weight entry is a product of; rescaling is shared between so many."""
         return 1
 
     def target_std(self, fan: Literal["in", "out"] = "in") -> float:
-        """He's sqrt(2 / fan), the fan being channels times K*K (a depthwise layer has a start of its own)."""
+        """Return the standard deviation of an initial weight: sqrt(2 / fan) (He et al. 2015).
+
+        The fan is channels times K*K. A depthwise layer has a target of its own.
+        """
         channels = self.in_channels if fan == "in" else self.out_channels
         return math.sqrt(2 / (channels * math.prod(self.kernel)))
 
@@ -111,29 +130,41 @@ class StructuredMap(nn.Module, ABC):
     def reset(
         self, *, std: float | None = None, fan: Literal["in", "out"] = "in", generator: torch.Generator | None = None
     ) -> None:
-        """Start from scratch: draw the factors, then rescale them until the weight itself has the target std.
+        """Initialise at random: draw the factors, then rescale them until the weight has exactly the target std.
 
-        The std is taken about zero (He's derivation needs the second moment); the default target is
-        sqrt(2 / fan). A product of few random factors scatters widely about its mean, hence the rescaling (FACTS).
+        A product of few random factors scatters widely about its mean (by 12 % to 54 % for one 640 x 640 map), hence
+        the rescaling. The std is taken about zero: He's derivation needs the second moment.
+
+        Args:
+            std: the target; None for `target_std(fan)`.
+            fan: channels that the target counts.
+            generator: of the random numbers; None for torch's own.
         """
         target = std if std is not None else self.target_std(fan)
         self.init_factors(target, generator)
-        found = self.weight().double().square().mean().sqrt().item()
-        gain = (target / found) ** (1 / self.degree())
+        drawn = self.weight().double().square().mean().sqrt().item()
+        gain = (target / drawn) ** (1 / self.degree())
         for factor in self.rescaled_factors():
             factor.mul_(gain)
         if self.bias is not None:
             self.bias.zero_()
 
     def rescaled_factors(self) -> list[nn.Parameter]:
-        """The factors that `reset` rescales, `degree()` of which multiply into each entry of the weight."""
+        """Return the factors that `reset` rescales: `degree()` of them multiply into each weight entry."""
         return self.factors()
 
     @torch.no_grad()
     def init_from_dense(self, dense: Tensor) -> float:
-        """Start from a trained weight, O x I or (O, I, K, K): the nearest that this structure finds.
+        """Initialise from a trained weight: as near as this structure's fit gets.
 
-        Returns ||W - dense|| / ||dense||.
+        Args:
+            dense: (O, I) or (O, I / groups, K, K).
+
+        Returns:
+            ||W - dense|| / ||dense||.
+
+        Raises:
+            ValueError: `dense` has another shape.
         """
         weight = self.weight()
         if dense.numel() != weight.numel() or tuple(dense.shape[:2]) != tuple(weight.shape[:2]):
@@ -151,11 +182,14 @@ class StructuredMap(nn.Module, ABC):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, I, H, W) -> (B, O, H', W')."""
-        again = self.rebuild_checkpoint and self.external_weight is None
-        return self._checkpointed(self._convolved, x) if again else self._convolved(x)
+        twice = self.rebuild_checkpoint and self.external_weight is None
+        return self._checkpoint(self._convolve, x) if twice else self._convolve(x)
 
-    def _convolved(self, x: Tensor) -> Tensor:
-        weight = self.weight().reshape(self.weight_shape) if self.external_weight is None else self._taken()
+    def _convolve(self, x: Tensor) -> Tensor:
+        if self.external_weight is None:
+            weight = self.weight().reshape(self.weight_shape)
+        else:
+            weight = self._wait_for_external_weight()
         return convolve(x, weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
 
     def extra_repr(self) -> str:
@@ -164,7 +198,12 @@ class StructuredMap(nn.Module, ABC):
 
 
 class SeparableConv2d(nn.Module):
-    """A depthwise convolution (plain or structured) followed by a structured pointwise map."""
+    """A depthwise convolution, plain or structured, followed by a structured pointwise map.
+
+    Args:
+        depthwise: (I) -> (I) channels; carries stride, padding and dilation.
+        pointwise: (I) -> (O) channels.
+    """
 
     def __init__(self, depthwise: nn.Conv2d | StructuredMap, pointwise: StructuredMap):
         super().__init__()
@@ -173,77 +212,110 @@ class SeparableConv2d(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, I, H, W) -> (B, O, H', W')."""
         if isinstance(self.depthwise, StructuredMap) and self.depthwise.scales_channels_only():
-            return self._scaled(self.depthwise, x)
+            return self._forward_merged(self.depthwise, x)
         return self.pointwise(self.depthwise(x))
 
-    def _scaled(self, depthwise: StructuredMap, x: Tensor) -> Tensor:
-        """One convolution for both parts: a depthwise 1 x 1 is slow by itself and only scales columns of the weight."""
+    def _forward_merged(self, depthwise: StructuredMap, x: Tensor) -> Tensor:
+        """Run both parts as one convolution.
+
+        A depthwise 1 x 1 convolution is slow by itself, and only scales columns of the pointwise weight.
+        """
         weight = self.pointwise.forward_weight()
         bias: Tensor | None = self.pointwise.bias
         if depthwise.bias is not None:
-            carried = weight.flatten(1) @ depthwise.bias.to(weight.dtype)
-            bias = carried if bias is None else carried + bias
+            mapped = weight.flatten(1) @ depthwise.bias.to(weight.dtype)
+            bias = mapped if bias is None else mapped + bias
         weight = weight * depthwise.forward_weight().transpose(0, 1)
         return convolve(x, weight, bias, depthwise.stride)
 
     def kernel(self) -> Tensor:
-        """The depthwise part's weight (I, 1, K, K)."""
+        """Return the depthwise part's weight (I, 1, K, K)."""
         return self.depthwise.weight if isinstance(self.depthwise, nn.Conv2d) else self.depthwise.dense_weight()
 
     def dense_weight(self) -> Tensor:
-        """The dense weight (O, I, K, K) that both parts together stand for, differentiable."""
+        """Compute the weight (O, I, K, K) of the one convolution that equals both parts, differentiable."""
         return self.pointwise.dense_weight() * self.kernel().transpose(0, 1)
 
     def dense_bias(self) -> Tensor | None:
-        """The bias (O) that both parts together add; None without one."""
+        """Compute the bias (O,) that both parts together add; None without one."""
         if self.depthwise.bias is None:
             return self.pointwise.bias
-        carried = self.pointwise.weight() @ self.depthwise.bias
-        return carried if self.pointwise.bias is None else carried + self.pointwise.bias
+        mapped = self.pointwise.weight() @ self.depthwise.bias
+        return mapped if self.pointwise.bias is None else mapped + self.pointwise.bias
 
     @torch.no_grad()
     def init_from_dense(self, dense: Tensor) -> float:
-        """Start from a trained (O, I, K, K) weight. Returns ||W - dense|| / ||dense||.
+        """Initialise from a trained weight.
 
         Each input channel's O x K*K slice is cut to rank one (the nearest depthwise and pointwise pair in the
-        Frobenius norm, kernels of norm 1); the pointwise part then starts from what is best beside the kernels found.
+        Frobenius norm, kernels of norm 1); the pointwise part is then fitted to what is best beside the kernels that
+        the depthwise part can have.
+
+        Args:
+            dense: (O, I, K, K).
+
+        Returns:
+            ||W - dense|| / ||dense||.
         """
-        wanted = dense.detach().double().to(self.pointwise.weight().device)
-        kernels = torch.linalg.svd(wanted.transpose(0, 1).flatten(2), full_matrices=False).Vh[:, 0]  # (I, K*K)
+        target = dense.detach().double().to(self.pointwise.weight().device)
+        kernels = torch.linalg.svd(target.transpose(0, 1).flatten(2), full_matrices=False).Vh[:, 0]  # (I, K*K)
         kernels = kernels * torch.where(kernels.sum(1, keepdim=True) < 0, -1, 1)
         if isinstance(self.depthwise, StructuredMap):
             self.depthwise.init_from_dense(kernels.reshape(self.depthwise.weight_shape))
         else:
             self.depthwise.weight.copy_(kernels.view_as(self.depthwise.weight))
-        self._start_pointwise(wanted)
-        return relative_error(self.dense_weight(), wanted)
+        self._init_pointwise(target)
+        return relative_error(self.dense_weight(), target)
 
-    def _start_pointwise(self, wanted: Tensor) -> None:
-        """Least squares beside the kernels as they are; twice, the second time scaled to what the first one missed."""
+    def _init_pointwise(self, target: Tensor) -> None:
+        """Fit the pointwise part by least squares beside the kernels as they are.
+
+        Twice where the depthwise part is structured: the second time scaled to what the first fit missed.
+        """
         kernels = self.kernel().double().flatten(1)
-        best = torch.einsum("oik,ik->oi", wanted.flatten(2), kernels) / kernels.square().sum(1).clamp_min(1e-30)
+        best = torch.einsum("oik,ik->oi", target.flatten(2), kernels) / kernels.square().sum(1).clamp_min(1e-30)
         self.pointwise.init_from_dense(best)
         if isinstance(self.depthwise, StructuredMap):
-            found = self.dense_weight().double()
-            self.pointwise.init_from_dense(best * ((found * wanted).sum() / found.square().sum().clamp_min(1e-30)))
+            fitted = self.dense_weight().double()
+            self.pointwise.init_from_dense(best * ((fitted * target).sum() / fitted.square().sum().clamp_min(1e-30)))
 
 
 @torch.no_grad()
 def init_normal(weight: Tensor, std: float, generator: torch.Generator | None = None) -> None:
-    """Draw a plain weight from a normal distribution and rescale it to exactly this RMS, as every other start here."""
+    """Draw a plain weight from a normal distribution and rescale it to exactly this RMS.
+
+    Every other initialisation here is rescaled too.
+
+    Args:
+        weight: of any shape; changed in place.
+        std: the root of the mean square afterwards.
+        generator: of the random numbers; None for torch's own.
+    """
     weight.normal_(generator=generator)
     weight.mul_(std / weight.double().square().mean().sqrt().item())
 
 
 def balance(factors: Sequence[nn.Parameter]) -> None:
-    """Give factors that all multiply into each entry of a weight the same RMS; their product stays as it is."""
+    """Give factors that all multiply into each weight entry the same RMS; their product stays as it is.
+
+    Args:
+        factors: changed in place; left alone where one of them is all zero.
+    """
     sizes = torch.stack([factor.double().square().mean().sqrt() for factor in factors])
     if bool((sizes > 0).all()):
         for factor, gain in zip(factors, (sizes.log().mean().exp() / sizes).tolist(), strict=True):
             factor.mul_(gain)
 
 
-def relative_error(found: Tensor, wanted: Tensor) -> float:
-    """||found - wanted|| / ||wanted||, in float64."""
-    wanted = wanted.double()
-    return ((found.double() - wanted).norm() / wanted.norm().clamp_min(1e-30)).item()
+def relative_error(weight: Tensor, target: Tensor) -> float:
+    """Compute ||weight - target|| / ||target|| in float64.
+
+    Args:
+        weight: of any shape.
+        target: of the same shape.
+
+    Returns:
+        The relative error in the Frobenius norm, at least 0.
+    """
+    target = target.double()
+    return ((weight.double() - target).norm() / target.norm().clamp_min(1e-30)).item()

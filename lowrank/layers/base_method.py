@@ -18,7 +18,10 @@ from lowrank.layers.functional import Pair
 
 
 class ConvShape(NamedTuple):
-    """What counting and building need to know of one convolution (or linear map: kernel 1 x 1, areas 1)."""
+    """The shape of one convolution, or of a linear map (kernel 1 x 1, areas 1).
+
+    All that counting and building need. An area is height times width of the image, in positions.
+    """
 
     in_channels: int
     out_channels: int
@@ -37,21 +40,21 @@ class ConvShape(NamedTuple):
 
     @property
     def depthwise_params(self) -> int:
-        """Parameters of the depthwise part: K*K*I, none for a pointwise convolution (RULES)."""
+        """Parameters of the depthwise part: K*K*I, none for a pointwise convolution."""
         return self.kernel_area * self.in_channels if self.kernel_area > 1 else 0
 
     @property
     def bias_params(self) -> int:
-        """O when the convolution has a bias, which every substitute keeps."""
+        """O where the convolution has a bias, which every substitute keeps; else 0."""
         return self.out_channels if self.bias else 0
 
 
 class Method(BaseModel, ABC):
-    """Typed settings of one structured substitution; answers for a ConvShape without making a tensor.
+    """Settings of one structured substitution, and its exact counts.
 
-    A method whose size is set by one continuous number names it in `scale`; counts must not fall when that number
-    grows. A method whose size is set by an integer (layers, groups) lists its distinct settings in `settings_by_size`,
-    in any order.
+    Counting makes no tensor. A method whose size is set by one continuous number names that field in `scale`; counts
+    must not fall when the number grows. A method whose size is set by an integer (layers, groups) lists its distinct
+    settings in `settings_by_size`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -61,48 +64,64 @@ class Method(BaseModel, ABC):
 
     @abstractmethod
     def params(self, shape: ConvShape) -> int:
-        """Exact number of parameters, bias included."""
+        """Count the parameters of the layer for `shape`, bias included."""
 
     @abstractmethod
     def mult_adds(self, shape: ConvShape) -> int:
-        """Mult-adds for one image, as RULES charges them."""
+        """Count the mult-adds for one image, by the rules of docs/methods.md."""
 
     @abstractmethod
     def build(self, shape: ConvShape) -> nn.Module:
-        """The module that stands in for the convolution, started from scratch."""
+        """Build the layer that replaces a convolution of `shape`, initialised at random."""
 
     def infeasible(self, shape: ConvShape) -> str | None:
-        """Why this setting cannot stand for `shape`; None when it can."""
+        """Return why this setting cannot replace a convolution of `shape`; None where it can."""
         return None
 
     def signature(self, shape: ConvShape) -> tuple[Any, ...]:
-        """What is really built: settings with equal signatures give the same network."""
+        """Return what is built for `shape`: settings with equal signatures give the same layer."""
         return (self.name, *(value for key, value in sorted(self.model_dump().items()) if key != "name"))
 
     def with_scale(self, value: float) -> Method:
-        """The same settings at another scale."""
+        """Return the same settings at another scale.
+
+        Args:
+            value: the new value of the field that `scale` names.
+
+        Raises:
+            TypeError: the method has no continuous scale.
+        """
         if self.scale is None:
-            raise TypeError(f"{self.name} has no continuous scale")
+            raise TypeError(f"`with_scale` needs a method with a continuous scale, but {self.name} has none")
         return self.model_copy(update={self.scale: value})
 
     def settings_by_size(self, shapes: Iterable[ConvShape]) -> Iterable[Method]:
-        """Every setting that differs from this one in size only, for a method without `scale`: what a budget tries."""
+        """Return every setting that differs from this one in size only, in any order.
+
+        For a method without `scale`: these are the settings among which a budget is solved.
+
+        Args:
+            shapes: the convolutions to replace.
+        """
         return (self,)
 
 
 class SeparableMethod(Method):
-    """Depthwise K x K (absent for K = 1) and a pointwise map I -> O; a subclass says what the pointwise map is."""
+    """Depthwise K x K (absent for K = 1), then a pointwise map I -> O that the subclass defines."""
 
     @abstractmethod
     def map_params(self, in_channels: int, out_channels: int) -> int:
-        """Parameters of the pointwise map, without bias."""
+        """Count the parameters of the pointwise map, without bias."""
 
     @abstractmethod
     def make_map(self, in_channels: int, out_channels: int, **options: Any) -> StructuredMap:
-        """The pointwise map as a module; `options` are `stride`, `padding` and `bias`."""
+        """Build the pointwise map; `options` are `stride`, `padding` and `bias`."""
 
     def map_mult_adds(self, in_channels: int, out_channels: int) -> int:
-        """Mult-adds of the pointwise map at one position; the study charges a rebuilt map as the dense one."""
+        """Count the mult-adds of the pointwise map at one position.
+
+        A map whose weight is rebuilt from factors counts as the dense one, as in the study of 2018-19.
+        """
         return in_channels * out_channels
 
     def params(self, shape: ConvShape) -> int:
@@ -120,7 +139,11 @@ class SeparableMethod(Method):
 
 
 def make_depthwise(shape: ConvShape) -> nn.Conv2d:
-    """The depthwise part: carries stride, padding and dilation, has no bias, variance 1/K^2 (FACTS)."""
+    """Build the depthwise part of `shape`: its stride, padding and dilation, no bias.
+
+    Its weight has variance 1 / K^2: no ReLU stands between it and the pointwise map, so that each keeps its input's
+    variance.
+    """
     conv = nn.Conv2d(
         shape.in_channels, shape.in_channels, shape.kernel, stride=shape.stride, padding=shape.padding,
         dilation=shape.dilation, groups=shape.in_channels, bias=False,

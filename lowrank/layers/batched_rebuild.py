@@ -1,16 +1,14 @@
-"""When weights are rebuilt from factors: all of a network's together, or again in the backward pass.
+"""When weights are rebuilt from factors: all of a network's together, or once more in the backward pass.
 
-Together: a rebuild is a chain of small products, which on a GPU cost their launch more than their work.
-`BatchedRebuild` takes all factors of a network in one copy, makes the weights of equal layers as one stack, and hands
-them to the layers as inputs. While a CUDA graph is recorded, stacks become parallel branches of it, and a layer waits
-for its own stack alone.
+Together, for speed: a rebuild is a chain of small products, which on a GPU cost more in kernel launches than in
+arithmetic. `BatchedRebuild` copies all factors of a network at once, computes the weights of equal layers as one stack,
+and sets them as the layers' external weights. While a CUDA graph is recorded, the stacks become parallel branches of
+it, and a layer waits only for its own stack.
 
-Memory for time: weights that are rebuilt from factors may be rebuilt once more in the backward pass.
-
-A rebuild keeps every intermediate product until the backward pass: L matrices of N x N for an ACDC of L layers. With
-a checkpoint neither they nor the weight are kept, only the layer's input; the convolution itself is not run again,
-since the second run stops as soon as its inputs are there. A linear map keeps the weight.
-Source: Chen et al. 2016, "Training deep nets with sublinear memory cost".
+Once more, for memory: a rebuild stores every intermediate product until the backward pass (for an ACDC of L layers,
+L matrices of N x N). With `checkpoint_rebuild` neither they nor the weight are stored, only the layer's input. The
+convolution itself does not run again, since the second run stops as soon as its inputs are there. A linear map keeps
+the weight. Source: Chen et al. 2016, "Training deep nets with sublinear memory cost".
 """
 
 from __future__ import annotations
@@ -22,13 +20,20 @@ import torch
 from torch import Tensor, nn
 
 from lowrank.layers.base_layer import StructuredMap
-from lowrank.layers.factored import FactoredMap, Tables, gathered, working_dtype
+from lowrank.layers.factored import FactoredMap, PaddingTables, gather_factors, working_dtype
 
 
 def checkpoint_rebuild(network: nn.Module, on: bool = True) -> nn.Module:
-    """Set, in place, whether every structured map of `network` checkpoints its rebuild; returns the network.
+    """Set whether every structured map of a network checkpoints its rebuild.
 
-    Values and gradients stay the same to the bit. Maps that never form their weight are not changed by it.
+    Values and gradients stay the same to the bit. Maps that never build their weight are not changed by it.
+
+    Args:
+        network: changed in place.
+        on: whether they do.
+
+    Returns:
+        The network.
     """
     for module in network.modules():
         if isinstance(module, StructuredMap):
@@ -37,127 +42,144 @@ def checkpoint_rebuild(network: nn.Module, on: bool = True) -> nn.Module:
 
 
 class BatchedRebuild:
-    """Rebuilds the weights of a network's structured maps together; made once for a network on its device.
+    """Rebuilds the weights of a network's structured maps together.
 
-    Left to themselves are maps that never form their weight and those that checkpoint their rebuild; with `every`
-    all maps form it. A CUDA graph may be recorded after one run outside of it, which puts the tables of the filling
-    on the device.
+    Made once for a network, when it is on its device. Left out are maps that never build their weight and those that
+    checkpoint their rebuild. Before a CUDA graph is recorded, run it once outside of the graph: that puts the tables of
+    the padding on the device.
+
+    `maps` are the maps that are rebuilt; `stacks` the positions in `maps` of those that are rebuilt as one.
+
+    Args:
+        network: the network.
+        include_all: whether all maps build their weight.
     """
 
     def __init__(self, network: nn.Module, *, include_all: bool = False):
         maps = (module for module in network.modules() if isinstance(module, FactoredMap))
-        self.maps = tuple(each for each in maps if include_all or _is_rebuilt(each))
+        self.maps = tuple(module for module in maps if include_all or _is_rebuilt(module))
         stacks: dict[object, list[int]] = {}
-        for place, each in enumerate(self.maps):
-            factor = each.factors()[0]
-            stacks.setdefault((each.structure_key(), factor.dtype, factor.device), []).append(place)
-        self.stacks = tuple(tuple(places) for places in stacks.values())
+        for position, module in enumerate(self.maps):
+            factor = module.factors()[0]
+            stacks.setdefault((module.stack_key(), factor.dtype, factor.device), []).append(position)
+        self.stacks = tuple(tuple(positions) for positions in stacks.values())
         self.side_streams: list[torch.cuda.Stream] = []
-        self.tables: Tables = {}
+        self.tables: PaddingTables = {}
 
     @staticmethod
     def stream_priority(branch: int) -> int:
-        """The first layers wait for the first branches, and theirs are the last gradients to come."""
+        """Return the priority of a branch's stream, higher for earlier branches, at least 1.
+
+        The network's first layers wait for the first branches, and their gradients come last.
+        """
         return max(3 - branch, 1)
 
     def weights(self) -> list[Tensor]:
-        """One weight for each of `maps`, of its `weight_shape`, differentiable; under autocast in its dtype."""
-        found, events = self._rebuild_all()
+        """Rebuild the weights of `maps`, each of its `weight_shape`, differentiable; under autocast in its dtype."""
+        weights, events = self._rebuild_all()
         for event in events:
             torch.cuda.current_stream().wait_event(event)
-        return found
+        return weights
 
     def _rebuild_all(self) -> tuple[list[Tensor], list[torch.cuda.Event]]:
-        """The weights, and for each stack the event after which they are there; none where they are there now."""
-        found: dict[int, Tensor] = {}
+        """Return the weights, and for each stack the event to wait for; no events where the weights are complete."""
+        weights: dict[int, Tensor] = {}
         parts = list(zip(self.stacks, self._stacked_factors(), strict=True))
         branches = len(parts) > 1 and parts[0][1][0].is_cuda and torch.cuda.is_current_stream_capturing()
-        events = self._in_branches(parts, found) if branches else []
-        for places, factors in () if branches else parts:
-            found.update(self._assembled(places, factors))
-        return [found[place] for place in range(len(self.maps))], events
+        events = self._rebuild_in_branches(parts, weights) if branches else []
+        for positions, factors in () if branches else parts:
+            weights.update(self._rebuild_stack(positions, factors))
+        return [weights[position] for position in range(len(self.maps))], events
 
-    def _assembled(self, places: Sequence[int], factors: Sequence[Tensor]) -> dict[int, Tensor]:
-        """The weights of one stack, by the place of their map."""
-        first = self.maps[places[0]]
-        if len(places) == 1:
-            return {places[0]: first.assembled([factor.squeeze(0) for factor in factors]).reshape(first.weight_shape)}
-        stack = first.assembled(factors).reshape(len(places), *first.weight_shape)
-        return dict(zip(places, stack.unbind(), strict=True))
+    def _rebuild_stack(self, positions: Sequence[int], factors: Sequence[Tensor]) -> dict[int, Tensor]:
+        """Compute the weights of one stack, by the position of their map."""
+        lead = self.maps[positions[0]]
+        if len(positions) == 1:
+            weight = lead.assemble([factor.squeeze(0) for factor in factors])
+            return {positions[0]: weight.reshape(lead.weight_shape)}
+        stack = lead.assemble(factors).reshape(len(positions), *lead.weight_shape)
+        return dict(zip(positions, stack.unbind(), strict=True))
 
-    def _in_branches(
-        self, parts: Sequence[tuple[Sequence[int], list[Tensor]]], found: dict[int, Tensor]
+    def _rebuild_in_branches(
+        self, parts: Sequence[tuple[Sequence[int], list[Tensor]]], weights: dict[int, Tensor]
     ) -> list[torch.cuda.Event]:
-        """Each stack on a stream of its own; autograd goes back the same way. One event for each."""
-        here, events = torch.cuda.current_stream(), []
+        """Compute each stack on a stream of its own, as autograd does on the way back; one event for each stack."""
+        # A negative priority: these small kernels run before those of the main stream
+        main_stream, events = torch.cuda.current_stream(), []
         while len(self.side_streams) < len(parts):
-            stream_priority = self.stream_priority(len(self.side_streams))
-            self.side_streams.append(
-                torch.cuda.Stream(here.device, priority=-stream_priority)
-            )  # small kernels go first
-        for side, (places, factors) in zip(self.side_streams, parts, strict=False):
-            side.wait_stream(here)
-            with torch.cuda.stream(side):
-                built = self._assembled(places, factors)
-                events.append(side.record_event())
+            priority = self.stream_priority(len(self.side_streams))
+            self.side_streams.append(torch.cuda.Stream(main_stream.device, priority=-priority))
+        for side_stream, (positions, factors) in zip(self.side_streams, parts, strict=False):
+            side_stream.wait_stream(main_stream)
+            with torch.cuda.stream(side_stream):
+                rebuilt = self._rebuild_stack(positions, factors)
+                events.append(side_stream.record_event())
             for tensor in factors:
-                tensor.record_stream(side)
-            for tensor in built.values():
-                tensor.record_stream(here)
-            found.update(built)
+                tensor.record_stream(side_stream)
+            for tensor in rebuilt.values():
+                tensor.record_stream(main_stream)
+            weights.update(rebuilt)
         return events
 
     def _stacked_factors(self) -> list[list[Tensor]]:
-        """For each stack the factors of its maps, each (maps, *its shape): views of one tensor, cast once."""
-        kinds: dict[object, list[int]] = {}
-        for number, places in enumerate(self.stacks):
-            first = self.maps[places[0]]
-            factor = first.factors()[0]
-            kinds.setdefault((first.cast_factors_first, factor.dtype, factor.device), []).append(number)
-        found: dict[int, list[Tensor]] = {}
-        for numbers in kinds.values():
-            found.update(zip(numbers, self._gathered(numbers), strict=True))
-        return [found[number] for number in range(len(self.stacks))]
+        """Return for each stack the factors of its maps, each (maps, *its shape): views of one tensor, cast once."""
+        groups: dict[object, list[int]] = {}
+        for number, positions in enumerate(self.stacks):
+            lead = self.maps[positions[0]]
+            factor = lead.factors()[0]
+            groups.setdefault((lead.cast_factors_first, factor.dtype, factor.device), []).append(number)
+        factors: dict[int, list[Tensor]] = {}
+        for numbers in groups.values():
+            factors.update(zip(numbers, self._gather(numbers), strict=True))
+        return [factors[number] for number in range(len(self.stacks))]
 
-    def _gathered(self, numbers: Sequence[int]) -> list[list[Tensor]]:
-        """The factors of these stacks, of one dtype on one device; on a GPU laid out as they are multiplied fastest."""
+    def _gather(self, numbers: Sequence[int]) -> list[list[Tensor]]:
+        """Gather the factors of these stacks, which are of one dtype on one device."""
         leads = [self.maps[self.stacks[number][0]] for number in numbers]
-        columns = [list(zip(*(self.maps[place].factors() for place in self.stacks[n]), strict=True)) for n in numbers]
+        columns = [
+            list(zip(*(self.maps[position].factors() for position in self.stacks[number]), strict=True))
+            for number in numbers
+        ]
         first = columns[0][0][0]
-        return gathered(
-            leads, columns, working_dtype(first) if leads[0].cast_factors_first else first.dtype, self.tables
-        )
+        dtype = working_dtype(first) if leads[0].cast_factors_first else first.dtype
+        return gather_factors(leads, columns, dtype, self.tables)
 
     @contextmanager
     def use_rebuilt_weights(self) -> Iterator[None]:
-        """Within, the network's maps use weights rebuilt now; what they compute may be differentiated afterwards."""
+        """Rebuild the weights now and let the maps use them within the context.
+
+        What the maps compute there may be differentiated after the context has ended.
+        """
         weights, events = self._rebuild_all()
-        for places, event in zip(self.stacks, events, strict=False):
-            for place in places:
-                self.maps[place].external_weight_ready = event
+        for positions, event in zip(self.stacks, events, strict=False):
+            for position in positions:
+                self.maps[position].external_weight_ready = event
         try:
             with self.use_weights(weights):
                 yield
         finally:
-            for each in self.maps:
-                each.external_weight_ready = None
+            for module in self.maps:
+                module.external_weight_ready = None
             for event in events:  # a branch whose maps were not used must end too
                 torch.cuda.current_stream().wait_event(event)
 
     @contextmanager
     def use_weights(self, weights: Sequence[Tensor]) -> Iterator[None]:
-        """Within, the network's maps use these weights, in the order of `maps`.
+        """Let the maps use these weights within the context.
 
-        A compiled trunk that takes the weights as inputs serves every method and size: their shapes are the same.
+        A compiled network that takes the weights as inputs serves every method and size: their shapes are the same.
+
+        Args:
+            weights: one for each of `maps`, of its `weight_shape`.
         """
-        for each, weight in zip(self.maps, weights, strict=True):
-            each.external_weight = weight
+        for module, weight in zip(self.maps, weights, strict=True):
+            module.external_weight = weight
         try:
             yield
         finally:
-            for each in self.maps:
-                each.external_weight = None
+            for module in self.maps:
+                module.external_weight = None
 
 
-def _is_rebuilt(each: FactoredMap) -> bool:
-    return not each.rebuild_checkpoint and each.builds_weight(each.factors()[0].is_cuda)
+def _is_rebuilt(module: FactoredMap) -> bool:
+    return not module.rebuild_checkpoint and module.builds_weight(module.factors()[0].is_cuda)

@@ -1,4 +1,7 @@
-"""The two dense forms: the convolution as it was, and depthwise + dense pointwise ("separable")."""
+"""The two dense forms: the convolution unchanged, and depthwise + dense pointwise ("separable").
+
+Source of the second: Chollet 2017, "Xception: deep learning with depthwise separable convolutions".
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from lowrank.layers.base_method import ConvShape, Method, SeparableMethod
 
 
 class Dense(Method):
-    """The convolution as it was."""
+    """The convolution unchanged: K*K*I*O parameters."""
 
     name: Literal["dense"] = "dense"
 
@@ -35,7 +38,7 @@ class Dense(Method):
 
 
 class Separable(SeparableMethod):
-    """Depthwise K x K and a dense pointwise map."""
+    """Depthwise K x K and a dense pointwise map of I*O parameters."""
 
     name: Literal["separable"] = "separable"
 
@@ -64,7 +67,7 @@ class DenseMap(StructuredMap):
         self.matrix.copy_(dense)
 
     def factors(self) -> list[nn.Parameter]:
-        """None: a plain weight is no factor, so scaled decay leaves it alone."""
+        """Return none: a plain weight is not a factor, so scaled weight decay leaves it alone."""
         return []
 
     def rescaled_factors(self) -> list[nn.Parameter]:

@@ -1,6 +1,6 @@
-"""A linear map whose weight is given by few parameters: any structured pointwise map, applied to the last dimension.
+"""A structured linear map: any structured pointwise map, applied to the last dimension.
 
-Letters: B any leading dimensions, I in-features, O out-features.
+Letters: .. any leading dimensions, I in-features, O out-features.
 """
 
 from __future__ import annotations
@@ -14,7 +14,13 @@ from lowrank.layers.base_method import ConvShape, Method
 
 
 class StructuredLinear(nn.Module):
-    """Takes the place of `nn.Linear`; the structure is that of a 1 x 1 convolution, weights, starts and all."""
+    """A replacement of `nn.Linear` by the structure of a 1 x 1 convolution.
+
+    Its weights, their initialisation and its counts are those of the convolution.
+
+    Args:
+        pointwise: the 1 x 1 convolution.
+    """
 
     def __init__(self, pointwise: StructuredMap | SeparableConv2d):
         super().__init__()
@@ -23,39 +29,65 @@ class StructuredLinear(nn.Module):
         self.in_features, self.out_features = mapping.in_channels, mapping.out_channels
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B.., I) -> (B.., O)."""
+        """(.., I) -> (.., O)."""
         structure = self.pointwise
         if isinstance(structure, StructuredMap) and type(structure).forward is StructuredMap.forward:
             weight = structure.forward_weight().flatten(1)
-            return functional.linear(x, weight, structure.bias)  # by its weight: one matrix product
+            return functional.linear(x, weight, structure.bias)  # one matrix product, without a detour by images
         images = x.reshape(-1, x.shape[-1], 1, 1)
         return structure(images).reshape(*x.shape[:-1], self.out_features)
 
     def dense_weight(self) -> Tensor:
-        """The dense weight (O, I) that the layer stands for, differentiable."""
+        """Compute the weight (O, I) of the plain linear map that equals the layer, differentiable."""
         return self.pointwise.dense_weight().flatten(1)
 
     def dense_bias(self) -> Tensor | None:
-        """The bias (O) that the layer adds; None without one."""
+        """Return the bias (O,) that the layer adds; None without one."""
         return self.pointwise.dense_bias()
 
     @torch.no_grad()
     def init_from_dense(self, dense: Tensor) -> float:
-        """Start from a trained (O, I) weight, as near as the structure gets; returns ||W - dense|| / ||dense||."""
+        """Initialise from a trained weight: as near as the structure's fit gets.
+
+        Args:
+            dense: (O, I).
+
+        Returns:
+            ||W - dense|| / ||dense||.
+
+        Raises:
+            ValueError: `dense` has another shape.
+        """
         return self.pointwise.init_from_dense(dense[:, :, None, None])
 
 
 def build_linear(method: Method, shape: ConvShape) -> nn.Module:
-    """The module that stands in for a linear map of this shape: structured, or plain where `method` builds it plain."""
-    built = method.build(shape._replace(stride=(1, 1), padding=(0, 0), dilation=(1, 1)))
-    if isinstance(built, StructuredMap | SeparableConv2d):
-        return StructuredLinear(built)
-    assert isinstance(built, nn.Conv2d)
-    return as_linear(built.weight.flatten(1), built.bias)
+    """Build the layer that replaces a linear map.
+
+    Args:
+        method: how.
+        shape: of the linear map, with I and O as channels; its stride, padding and dilation are ignored.
+
+    Returns:
+        A `StructuredLinear`, or an `nn.Linear` where `method` builds a plain layer. (.., I) -> (.., O).
+    """
+    conv = method.build(shape._replace(stride=(1, 1), padding=(0, 0), dilation=(1, 1)))
+    if isinstance(conv, StructuredMap | SeparableConv2d):
+        return StructuredLinear(conv)
+    assert isinstance(conv, nn.Conv2d)
+    return as_linear(conv.weight.flatten(1), conv.bias)
 
 
 def as_linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
-    """A plain linear map with this weight (O, I) and bias (O)."""
+    """Make a plain linear map of copies of a weight and bias.
+
+    Args:
+        weight: (O, I).
+        bias: (O,), or None for a map without one.
+
+    Returns:
+        The map, on the device and in the dtype of `weight`.
+    """
     linear = nn.utils.skip_init(
         nn.Linear, weight.shape[1], weight.shape[0], bias=bias is not None, device=weight.device, dtype=weight.dtype
     )

@@ -1,10 +1,15 @@
-"""Hashed layers: every weight is an entry of a small bank, times a sign (HashedNets, Chen et al. 2015).
+"""Hashed layers: every weight is an entry of a small bank, times a sign.
 
-Three forms, as in the study: the full K x K kernel hashed, the pointwise part of a separable convolution hashed, and
-both of its parts hashed. The hash is a fixed function of the layer's shape: it is never stored, and it spreads the
-weights evenly, so that every bank entry is used and a bank as large as the weight is the weight.
+    W[j] = sign(j) * bank[entry(j)]
 
-Letters: N weights of a layer, E bank entries, I in-channels, O out-channels, K kernel size.
+Three forms, as in the study of 2018-19: the full K x K kernel hashed, the pointwise part of a separable convolution
+hashed, and both of its parts hashed. The hash is a fixed function of the layer's shape and is never stored. It spreads
+the weights evenly, so that every bank entry is used, and a bank as large as the weight is the weight.
+
+Source: Chen et al. 2015, "Compressing neural networks with the hashing trick" (HashedNets).
+
+Letters: N weights of a layer, E bank entries, I in-channels, O out-channels, K kernel size, x `bank_scale`. `..` is a
+stack of layers, or nothing.
 """
 
 from __future__ import annotations
@@ -27,19 +32,19 @@ _SCALE: Any = Field(default=0.1, gt=0, le=1, validation_alias=AliasChoices("bank
 
 
 class _HashedMethod(Method):
-    """What the three forms share; `bank_scale` may also be given as `scale`."""
+    """Shared by the three forms; `bank_scale` may also be called `scale`."""
 
     scale: ClassVar[str] = "bank_scale"
 
     bank_scale: float = _SCALE
-    bias: bool = False  # a bias of the layer's own, as the study's layers always had
+    bias: bool = False  # whether the layer has a bias even where the convolution had none, as in the study
 
     @abstractmethod
     def banks(self, shape: ConvShape) -> tuple[int, ...]:
-        """Entries of each bank."""
+        """Return the entries of each bank of the layer for `shape`."""
 
     def has_bias(self, shape: ConvShape) -> bool:
-        """Whether the layer carries a bias: its own, or that of the convolution it replaces."""
+        """Return whether the layer has a bias: its own, or that of the convolution it replaces."""
         return self.bias or shape.bias
 
     def infeasible(self, shape: ConvShape) -> str | None:
@@ -56,7 +61,7 @@ class _HashedMethod(Method):
 
 
 class HashedFull(_HashedMethod):
-    """The K x K convolution with trunc(K*K*I*O*x) distinct weights; costs as much as the dense one (RULES)."""
+    """The K x K convolution with trunc(K*K*I*O*x) distinct weights; takes the mult-adds of the dense one."""
 
     name: Literal["hashed_full"] = "hashed_full"
 
@@ -77,11 +82,11 @@ class HashedFull(_HashedMethod):
 
 
 class Hashed(_HashedMethod):
-    """Depthwise K x K and a hashed pointwise map (RULES).
+    """Depthwise K x K and a hashed pointwise map.
 
     With `share_of` "pointwise" the bank has trunc(I*O*x) entries. With "kernel" both parts together may have
-    trunc(K*K*I*O*x) parameters, of which the depthwise part is paid first (never more than I*O are left to the bank);
-    the study's "decimate" is that with x = 0.1.
+    trunc(K*K*I*O*x) parameters: the depthwise part comes first, the bank gets the remainder, at most I*O. The study's
+    "decimate" is "kernel" with x = 0.1.
     """
 
     name: Literal["hashed"] = "hashed"
@@ -91,8 +96,8 @@ class Hashed(_HashedMethod):
         pointwise = shape.in_channels * shape.out_channels
         if self.share_of == "pointwise":
             return (int(pointwise * self.bank_scale),)
-        left = int(shape.kernel_area * pointwise * self.bank_scale) - shape.depthwise_params
-        return (min(max(left, 0), pointwise),)
+        remainder = int(shape.kernel_area * pointwise * self.bank_scale) - shape.depthwise_params
+        return (min(max(remainder, 0), pointwise),)
 
     def params(self, shape: ConvShape) -> int:
         return shape.depthwise_params + sum(self.banks(shape)) + shape.out_channels * self.has_bias(shape)
@@ -105,10 +110,10 @@ class Hashed(_HashedMethod):
 
 
 class HashedBoth(_HashedMethod):
-    """Depthwise and pointwise parts both hashed, a depthwise 1 x 1 also in front of a pointwise map (RULES).
+    """Depthwise and pointwise parts both hashed, a pointwise convolution with a depthwise 1 x 1 in front.
 
-    B = trunc((I*O + K*K*I [K>1]) * x) entries are shared out in proportion to K*K*I and I*O, each cut to a whole
-    number; with `bias`, as in the study (11-16 December 2018, x = 0.1), both parts have one.
+    B = trunc((I*O + K*K*I [K>1]) * x) entries are shared in proportion to K*K*I and I*O, each share cut to a whole
+    number. With `bias`, as in the study (11-16 December 2018, x = 0.1), both parts have one.
     """
 
     name: Literal["hashed_both"] = "hashed_both"
@@ -132,56 +137,73 @@ class HashedBoth(_HashedMethod):
         return SeparableConv2d(depthwise, HashedMap(i, shape.out_channels, bank, bias=self.has_bias(shape)))
 
 
-def _mixed(values: Tensor) -> Tensor:
-    """Integers made to look random: the finaliser of MurmurHash3 (Appleby 2011) in 32 bits, the same everywhere."""
+def _mix_bits(values: Tensor) -> Tensor:
+    """Turn integers into pseudo-random ones of 32 bits, the same on every machine.
+
+    The finaliser of MurmurHash3 (Appleby 2011).
+    """
     mask = 0xFFFFFFFF
     values = ((values ^ (values >> 16)) * 0x85EBCA6B) & mask
     values = ((values ^ (values >> 13)) * 0xC2B2AE35) & mask
     return values ^ (values >> 16)
 
 
-def dealing_order(weights: int) -> Tensor:
-    """The order, made to look random, in which N weights are dealt out over the entries of a bank."""
-    return torch.argsort(_mixed(torch.arange(1, weights + 1, dtype=torch.int64, device="cpu")), stable=True)
+def weight_order(weights: int) -> Tensor:
+    """Return the pseudo-random order (N,) in which N weights are assigned to the entries of a bank."""
+    return torch.argsort(_mix_bits(torch.arange(1, weights + 1, dtype=torch.int64, device="cpu")), stable=True)
 
 
-def negated(weights: int) -> Tensor:
-    """1 where a weight is the negative of its entry, else 0 (N)."""
-    return _mixed(torch.arange(weights, dtype=torch.int64, device="cpu") + 0x9E3779B9) & 1
+def sign_bits(weights: int) -> Tensor:
+    """Return 1 where a weight is the negative of its entry, else 0: (N,)."""
+    return _mix_bits(torch.arange(weights, dtype=torch.int64, device="cpu") + 0x9E3779B9) & 1
 
 
 @lru_cache(maxsize=64)
 def hash_table(weights: int, entries: int) -> Tensor:
-    """Where each of N weights reads (int32): an index into the bank followed by its negative.
+    """Return which number each weight reads: an index into the bank followed by its negative.
 
-    The weights, in an order made to look random, are dealt out over the entries in turn.
+    The weights, in pseudo-random order, are assigned to the entries in turn.
+
+    Args:
+        weights: N.
+        entries: E.
+
+    Returns:
+        (N,), int32.
     """
     reads = torch.empty(weights, dtype=torch.int64, device="cpu")
-    reads[dealing_order(weights)] = torch.arange(weights, device="cpu") % entries
-    return (reads + entries * negated(weights)).int()
+    reads[weight_order(weights)] = torch.arange(weights, device="cpu") % entries
+    return (reads + entries * sign_bits(weights)).int()
 
 
 @lru_cache(maxsize=64)
-def dealt_table(weights: int, entries: int) -> Tensor:
-    """Who reads each entry, (rounds, E) flattened (int32): an index into N weights, their negatives and a zero.
+def reader_table(weights: int, entries: int) -> Tensor:
+    """Return which weights read each entry, the inverse of `hash_table`.
 
-    The way back of `hash_table`: an entry's gradient is the sum of its column. The last round may be incomplete.
+    An entry's gradient is the sum of its column. The last round may be incomplete: it is filled up with zeros.
+
+    Args:
+        weights: N.
+        entries: E.
+
+    Returns:
+        (rounds, E) flattened, int32: an index into the N weights, followed by their negatives and a zero.
     """
-    order = dealing_order(weights)
-    signed = order + weights * negated(weights)[order]
+    order = weight_order(weights)
+    signed = order + weights * sign_bits(weights)[order]
     missing = -weights % entries
     return torch.cat([signed, signed.new_full((missing,), 2 * weights)]).int()
 
 
-class Dealt(torch.autograd.Function):
-    """A bank (.., E) dealt out to its weights (.., N) as `dtype`, by `hash_table`; the gradient by `dealt_table`.
+class BankLookup(torch.autograd.Function):
+    """Look a bank (.., E) up as weights (.., N) of `dtype`, by `hash_table`; the gradient by `reader_table`.
 
     On a GPU the usual gradient of a gather adds up by atomic operations, slowly and in an order that changes.
     """
 
     @staticmethod
     def forward(bank: Tensor, reads: Tensor, readers: Tensor, dtype: torch.dtype) -> Tensor:
-        return signed(bank.to(dtype)).index_select(-1, reads)
+        return with_negatives(bank.to(dtype)).index_select(-1, reads)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -192,20 +214,20 @@ class Dealt(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         (readers,) = ctx.saved_tensors
-        table = torch.cat([signed(gradient), torch.zeros_like(gradient[..., :1])], -1)
+        table = torch.cat([with_negatives(gradient), torch.zeros_like(gradient[..., :1])], -1)
         rounds = table.index_select(-1, readers).unflatten(-1, (-1, ctx.entries))
         return rounds.sum(-2, dtype=ctx.dtype), None, None, None
 
 
-def signed(values: Tensor) -> Tensor:
-    """Values (.., E) followed by their negatives (.., 2E)."""
+def with_negatives(values: Tensor) -> Tensor:
+    """Return values (.., E) followed by their negatives: (.., 2E)."""
     return torch.cat([values, -values], -1)
 
 
 class HashedMap(FactoredMap):
     """A convolution (pointwise unless `kernel` says otherwise) whose weights come from a bank of `entries`."""
 
-    cast_factors_first = False  # a bank's gradient adds up many weights' in full precision
+    cast_factors_first = False  # so that a bank's gradient, a sum over many weights, has full precision
 
     reads: Tensor
     readers: Tensor
@@ -215,29 +237,29 @@ class HashedMap(FactoredMap):
         self.bank = nn.Parameter(torch.empty(entries))
         weights = prod(self.weight_shape)
         self.register_buffer("reads", hash_table(weights, entries), persistent=False)
-        self.register_buffer("readers", dealt_table(weights, entries), persistent=False)
+        self.register_buffer("readers", reader_table(weights, entries), persistent=False)
         self.reset()
 
-    def assembled(self, factors: Sequence[Tensor]) -> Tensor:
+    def assemble(self, factors: Sequence[Tensor]) -> Tensor:
         (bank,) = factors
         if bank.is_cuda and not torch.compiler.is_compiling():
-            flat = Dealt.apply(bank, self.reads, self.readers, working_dtype(bank))
+            flat = BankLookup.apply(bank, self.reads, self.readers, working_dtype(bank))
         else:
-            flat = signed(bank).index_select(-1, self.reads)
+            flat = with_negatives(bank).index_select(-1, self.reads)
         return flat.unflatten(-1, (self.out_channels, -1) if prod(self.kernel) == 1 else self.weight_shape)
 
     def squared_norm(self) -> Tensor:
-        """Each entry as often as it is read: floor(N / E) times, the first N mod E entries once more."""
-        times, more = divmod(prod(self.weight_shape), len(self.bank))
+        """Sum each squared entry as often as it is read: floor(N / E) times, the first N mod E entries once more."""
+        rounds, extra = divmod(prod(self.weight_shape), len(self.bank))
         squares = self.bank.square()
-        return times * squares.sum() + squares[:more].sum()
+        return rounds * squares.sum() + squares[:extra].sum()
 
     def init_factors(self, std: float, generator: torch.Generator | None) -> None:
-        """Bank std s: signs and bank are independent, so every weight has it (FACTS)."""
+        """Draw the bank with the target std: signs and bank are independent, so every weight has it."""
         self.bank.normal_(std=std, generator=generator)
 
     def fit_factors(self, dense: Tensor) -> None:
-        """The nearest bank: the mean, signs undone, of the weights that share an entry."""
+        """Set the nearest bank: the mean, signs undone, of the weights that share an entry."""
         entries = len(self.bank)
         entry, sign = self.reads.long() % entries, 1 - 2 * (self.reads.long() // entries)
         sums = torch.zeros(entries, dtype=torch.float64, device=self.bank.device)
@@ -249,5 +271,5 @@ class HashedDepthwise(HashedMap):
     """A depthwise convolution whose weights come from a bank."""
 
     def target_std(self, fan: Literal["in", "out"] = "in") -> float:
-        """1 / K, as a plain depthwise part (FACTS)."""
+        """Return 1 / K, as for a plain depthwise part."""
         return 1 / sqrt(prod(self.kernel))

@@ -1,7 +1,14 @@
-"""Linear shuffle: grouped 1 x 1, channel shuffle, depthwise K x K, grouped 1 x 1, with nothing nonlinear in between
-(ShuffleNet's unit, Zhang et al. 2018, made linear as in the study).
+"""Linear shuffle: grouped 1 x 1, channel shuffle, depthwise K x K, grouped 1 x 1, with nothing nonlinear in between.
 
-Letters: I in-channels, M = floor(O / 4) middle channels, O out-channels, G groups, K kernel size.
+    W[o, i, :] = sum_m up[o, m] depthwise[m, :] down[m, i]
+
+where up and down are block-diagonal, and the rows of down are shuffled.
+
+Source: Zhang et al. 2018, "ShuffleNet: an extremely efficient convolutional neural network for mobile devices", whose
+unit the study of 2018-19 made linear.
+
+Letters: B batch, I in-channels, M = floor(O / 4) middle channels, O out-channels, H x W positions, G groups, K kernel
+size.
 """
 
 from __future__ import annotations
@@ -20,24 +27,27 @@ from lowrank.layers.base_layer import StructuredMap
 from lowrank.layers.base_method import ConvShape, Method
 
 MAX_GROUPS = 4096
-SWEEPS = 30  # of alternating least squares when starting from a trained weight
-RIDGE = 1e-9
+SWEEPS = 30  # of alternating least squares when fitting a trained weight
+RIDGE = 1e-9  # relative to the largest normal-equation entry; keeps singular equations solvable
 
 
 @cache
 def divisors(n: int) -> tuple[int, ...]:
-    """All divisors of n, ascending."""
+    """Return all divisors of n, ascending."""
     return tuple(divisor for divisor in range(1, n + 1) if n % divisor == 0)
 
 
 class Shuffle(Method):
-    """Stands for the whole K x K convolution; G = the largest number <= `groups` that divides I, O and M (RULES)."""
+    """Replaces the whole K x K convolution, in G groups: the largest number <= `groups` that divides I, O and M.
+
+    The layer has I*M/G + K*K*M + M*O/G parameters.
+    """
 
     name: Literal["shuffle"] = "shuffle"
     groups: int = Field(default=4, ge=1, le=MAX_GROUPS)
 
     def structure(self, shape: ConvShape) -> tuple[int, int]:
-        """M and G."""
+        """Return M and G for a convolution of `shape`."""
         middle = shape.out_channels // 4
         common = gcd(shape.in_channels, shape.out_channels, middle)
         return middle, max(divisor for divisor in divisors(common) if divisor <= self.groups)
@@ -67,15 +77,15 @@ class Shuffle(Method):
         )  # fmt: skip
 
     def settings_by_size(self, shapes: Iterable[ConvShape]) -> Iterable[Method]:
-        """Only at a divisor of some shape's channels can a larger `groups` change anything."""
-        steps = {1}
+        """Return the settings at which a larger `groups` changes some layer: divisors of the shapes' channels."""
+        groups = {1}
         for shape in shapes:
-            steps.update(divisors(gcd(shape.in_channels, shape.out_channels, shape.out_channels // 4)))
-        return (self.model_copy(update={"groups": step}) for step in sorted(steps) if step <= MAX_GROUPS)
+            groups.update(divisors(gcd(shape.in_channels, shape.out_channels, shape.out_channels // 4)))
+        return (self.model_copy(update={"groups": count}) for count in sorted(groups) if count <= MAX_GROUPS)
 
 
 def block_diagonal(blocks: Tensor) -> Tensor:
-    """Blocks (G, X, Y) as a matrix (G * X, G * Y), in one call however many there are."""
+    """Lay blocks (G, X, Y) out as a matrix (G * X, G * Y), in one call however many there are."""
     return torch.diag_embed(blocks.movedim(0, -1), dim1=0, dim2=2).flatten(2).flatten(0, 1)
 
 
@@ -90,27 +100,30 @@ class ShuffleMap(StructuredMap):
         self.up = nn.Parameter(torch.empty(out_channels, middle // parts))
         self.reset()
 
-    def shuffled(self, x: Tensor) -> Tensor:
-        """Middle channels (dimension 1) dealt out so that each group of the second map hears every group."""
+    def shuffle_channels(self, x: Tensor) -> Tensor:
+        """Reorder the middle channels (dimension 1) so that each group of the second map reads every group."""
         return x.unflatten(1, (self.parts, -1)).transpose(1, 2).flatten(1, 2)
 
-    def spread(self) -> tuple[Tensor, Tensor]:
-        """Both grouped maps as full matrices (M, I) and (O, M), the channels of the first shuffled."""
+    def full_matrices(self) -> tuple[Tensor, Tensor]:
+        """Return both grouped maps as full matrices (M, I) and (O, M), the channels of the first shuffled."""
         down, up = (block_diagonal(factor.unflatten(0, (self.parts, -1))) for factor in (self.down, self.up))
-        return self.shuffled(down[None])[0], up
+        return self.shuffle_channels(down[None])[0], up
 
     def weight(self) -> Tensor:
-        down, up = self.spread()
+        down, up = self.full_matrices()
         after = self.depthwise.flatten(1)[:, None] * down[:, :, None]  # (M, I, K*K)
         return (up @ after.flatten(1)).reshape(self.weight_shape)
 
     def squared_norm(self) -> Tensor:
-        """W is a sum over middle channels of three vectors' outer products: the sum over their Gram matrices (CP)."""
-        (down, up), depthwise = self.spread(), self.depthwise.flatten(1)
+        """Sum the product of three Gram matrices: W is a CP sum, over middle channels, of three vectors' products."""
+        (down, up), depthwise = self.full_matrices(), self.depthwise.flatten(1)
         return ((down @ down.T) * (up.T @ up) * (depthwise @ depthwise.T)).sum()
 
     def init_factors(self, std: float, generator: torch.Generator | None) -> None:
-        """Depthwise 1 / K; up * down std s * K * G / sqrt(M): a weight sums M / G^2 products in the mean."""
+        """Draw the depthwise part of std 1 / K, and up and down of std sqrt(s * K * G / sqrt(M)).
+
+        An entry is a sum of M / G^2 products in the mean.
+        """
         size = sqrt(self.depthwise[0].numel())
         self.depthwise.normal_(std=1 / size, generator=generator)
         for factor in (self.down, self.up):
@@ -123,67 +136,67 @@ class ShuffleMap(StructuredMap):
         return 2
 
     def fit_factors(self, dense: Tensor) -> None:
-        """Alternating least squares over the three factors, from a seeded draw."""
+        """Fit by alternating least squares over the three factors, from a seeded draw."""
         self.init_factors(self.target_std(), torch.Generator(self.down.device).manual_seed(0))
-        wanted = dense.detach().double().cpu().flatten(2)  # (O, I, K*K)
-        down, up = (factor.detach().double().cpu() for factor in self.spread())
+        target = dense.detach().double().cpu().flatten(2)  # (O, I, K*K)
+        down, up = (factor.detach().double().cpu() for factor in self.full_matrices())
         masks = down != 0, up != 0
         depthwise = self.depthwise.detach().double().cpu().flatten(1)
         for _ in range(SWEEPS):
-            down = _masked_rows(wanted.transpose(0, 1), up, depthwise, masks[0].T).T
-            up = _masked_rows(wanted, down.T, depthwise, masks[1])
-            gram = _ridged((up.T @ up) * (down @ down.T))
-            depthwise = torch.linalg.solve(gram, torch.einsum("om,oik,mi->mk", up, wanted, down))
+            down = _solve_masked_rows(target.transpose(0, 1), up, depthwise, masks[0].T).T
+            up = _solve_masked_rows(target, down.T, depthwise, masks[1])
+            gram = _add_ridge((up.T @ up) * (down @ down.T))
+            depthwise = torch.linalg.solve(gram, torch.einsum("om,oik,mi->mk", up, target, down))
         self._copy(down, depthwise, up)
 
     def _copy(self, down: Tensor, depthwise: Tensor, up: Tensor) -> None:
-        """Store full matrices (M, I), (O, M) back as their blocks; kernels get norm 1, as at the start."""
+        """Copy the blocks of full matrices (M, I) and (O, M) into the parameters; kernels get norm 1."""
         size = depthwise.norm(dim=1, keepdim=True).clamp_min(1e-30)
         self.depthwise.copy_((depthwise / size).view(self.depthwise.shape))
-        unshuffled = torch.argsort(self.shuffled(torch.arange(self.middle)[None])[0])
+        unshuffled = torch.argsort(self.shuffle_channels(torch.arange(self.middle)[None])[0])
         blocks = (down * size)[unshuffled].unflatten(1, (self.parts, -1)).unflatten(0, (self.parts, -1))
         self.down.copy_(torch.cat([blocks[part, :, part] for part in range(self.parts)]))
         blocks = up.unflatten(1, (self.parts, -1)).unflatten(0, (self.parts, -1))
         self.up.copy_(torch.cat([blocks[part, :, part] for part in range(self.parts)]))
 
     def forward(self, x: Tensor) -> Tensor:
-        """The convolutions in turn, without forming the weight: three, or two if the depthwise part only scales.
+        """(B, I, H, W) -> (B, O, H', W'), by three convolutions; by two if the depthwise part is 1 x 1.
 
-        A GPU has no fast kernels for grouped convolutions: there both maps are spread out to full ones.
+        A GPU has no fast kernels for grouped convolutions: there both grouped maps become full matrices.
         """
         if x.is_cuda and self.parts > 1 and not torch.compiler.is_exporting():
-            down, up, parts = *self.spread(), 1
+            down, up, parts = *self.full_matrices(), 1
         else:
             down, up, parts = self.down, self.up, self.parts
         if self.kernel == (1, 1):
             up = (up.unflatten(0, (parts, -1)) * self.depthwise.view(parts, 1, -1)).flatten(0, 1)
-            thin = functional.conv2d(x, down[:, :, None, None], None, self.stride, self.padding, groups=parts)
-            thin = thin if parts == 1 else self.shuffled(thin)
+            middle = functional.conv2d(x, down[:, :, None, None], None, self.stride, self.padding, groups=parts)
+            middle = middle if parts == 1 else self.shuffle_channels(middle)
         else:
-            thin = functional.conv2d(x, down[:, :, None, None], groups=parts)
-            thin = functional.conv2d(
-                thin if parts == 1 else self.shuffled(thin), self.depthwise, None, self.stride, self.padding,
-                self.dilation, groups=self.middle,
-            )  # fmt: skip
-        return functional.conv2d(thin, up[:, :, None, None], self.bias, groups=parts)
+            middle = functional.conv2d(x, down[:, :, None, None], groups=parts)
+            middle = middle if parts == 1 else self.shuffle_channels(middle)
+            middle = functional.conv2d(
+                middle, self.depthwise, None, self.stride, self.padding, self.dilation, groups=self.middle
+            )
+        return functional.conv2d(middle, up[:, :, None, None], self.bias, groups=parts)
 
 
-def _ridged(gram: Tensor) -> Tensor:
+def _add_ridge(gram: Tensor) -> Tensor:
     gram.diagonal().add_(RIDGE * gram.diagonal().max().clamp_min(1e-30))
     return gram
 
 
-def _masked_rows(wanted: Tensor, other: Tensor, depthwise: Tensor, mask: Tensor) -> Tensor:
-    """Rows a (X, M), zero outside `mask`, that bring sum_m a_xm other_ym depthwise_mk near wanted (X, Y, K*K).
+def _solve_masked_rows(target: Tensor, other: Tensor, depthwise: Tensor, mask: Tensor) -> Tensor:
+    """Find rows a (X, M), zero outside `mask`, that bring sum_m a_xm other_ym depthwise_mk near target (X, Y, K*K).
 
     Rows with equal masks (those of one group) are solved together.
     """
     gram = (other.T @ other) * (depthwise @ depthwise.T)
-    rates = torch.einsum("xyk,ym,mk->xm", wanted, other, depthwise)
-    rows = torch.zeros_like(rates)
+    moments = torch.einsum("xyk,ym,mk->xm", target, other, depthwise)
+    rows = torch.zeros_like(moments)
     for pattern in torch.unique(mask, dim=0):
         members = (mask == pattern).all(1)
         chosen = pattern.nonzero()[:, 0]
-        solved = torch.linalg.solve(_ridged(gram[chosen][:, chosen]), rates[members][:, chosen].T).T
+        solved = torch.linalg.solve(_add_ridge(gram[chosen][:, chosen]), moments[members][:, chosen].T).T
         rows[members.nonzero(), chosen] = solved
     return rows

@@ -1,4 +1,9 @@
-"""Bottleneck: two thin pointwise maps I -> r -> O, the plainest low-rank form."""
+"""Bottleneck: two pointwise maps through r channels, the plainest low-rank form.
+
+    W = up down,  up (O, r),  down (r, I),  r = trunc(x * max(I, O))
+
+Letters: I in-channels, O out-channels, r rank, x `rank_scale`, s the target std of a weight.
+"""
 
 from __future__ import annotations
 
@@ -13,11 +18,14 @@ from torch.nn import functional
 
 from lowrank.layers.base_layer import StructuredMap
 from lowrank.layers.base_method import ConvShape, SeparableMethod
-from lowrank.layers.factored import FactoredMap, aligned
+from lowrank.layers.factored import FactoredMap, align
 
 
 class Bottleneck(SeparableMethod):
-    """Depthwise K x K and two pointwise maps through r = trunc(x * max(I, O)) channels (RULES)."""
+    """Depthwise K x K and two pointwise maps through r = trunc(x * max(I, O)) channels.
+
+    The maps have r * (I + O) parameters and take as many mult-adds a position.
+    """
 
     scale: ClassVar[str] = "rank_scale"
 
@@ -25,7 +33,7 @@ class Bottleneck(SeparableMethod):
     rank_scale: float = Field(default=0.5, gt=0, le=1)
 
     def rank(self, in_channels: int, out_channels: int) -> int:
-        """r = trunc(x * max(I, O)); 0 is infeasible."""
+        """Return r = trunc(x * max(I, O)); 0 is infeasible."""
         return int(self.rank_scale * max(in_channels, out_channels))
 
     def infeasible(self, shape: ConvShape) -> str | None:
@@ -48,14 +56,20 @@ class Bottleneck(SeparableMethod):
 
 
 def prefers_two_convolutions(on_gpu: bool, in_channels: int, rank: int, out_channels: int) -> bool:
-    """Whether two thin convolutions are faster than one with the weight formed first.
+    """Return whether two convolutions through r channels are faster than one with the weight built first.
 
-    They are where they need fewer mult-adds, but a GPU has fast kernels for multiples of 8 channels alone. An exported
-    network keeps the thin form, whatever device it will run on.
+    They are where they need fewer mult-adds, but a GPU has fast kernels only for multiples of 8 channels. An exported
+    network keeps the two convolutions, since nobody knows on which device it will run.
+
+    Args:
+        on_gpu: whether the images are on a GPU.
+        in_channels: I.
+        rank: r.
+        out_channels: O.
     """
-    fewer = rank * (in_channels + out_channels) < in_channels * out_channels
+    cheaper = rank * (in_channels + out_channels) < in_channels * out_channels
     aligned = all(channels % 8 == 0 for channels in (in_channels, rank, out_channels))
-    return fewer and (aligned or not on_gpu or torch.compiler.is_exporting())
+    return cheaper and (aligned or not on_gpu or torch.compiler.is_exporting())
 
 
 class BottleneckMap(FactoredMap):
@@ -67,41 +81,41 @@ class BottleneckMap(FactoredMap):
         self.up = nn.Parameter(torch.empty(out_channels, rank))
         self.reset()
 
-    def assembled(self, factors: Sequence[Tensor]) -> Tensor:
+    def assemble(self, factors: Sequence[Tensor]) -> Tensor:
         down, up = factors
         return up @ down
 
     def aligned_shapes(self) -> list[tuple[int, ...]]:
-        rank = aligned(self.up.shape[1])
+        rank = align(self.up.shape[1])
         return [(rank, self.in_channels), (self.out_channels, rank)]
 
     def builds_weight(self, on_gpu: bool) -> bool:
         return not prefers_two_convolutions(on_gpu, self.in_channels, self.up.shape[1], self.out_channels)
 
     def squared_norm(self) -> Tensor:
-        """trace(A^T A B B^T) for W = A B."""
+        """Compute trace(A^T A B B^T) for W = A B."""
         return ((self.up.T @ self.up) * (self.down @ self.down.T)).sum()
 
     def init_factors(self, std: float, generator: torch.Generator | None) -> None:
-        """s_a * s_b = s / sqrt(r) (FACTS), shared evenly."""
-        each = sqrt(std / sqrt(self.up.shape[1]))
+        """Draw both factors of std sqrt(s / sqrt(r)): an entry is a sum of r products of two numbers."""
+        factor_std = sqrt(std / sqrt(self.up.shape[1]))
         for factor in (self.down, self.up):
-            factor.normal_(std=each, generator=generator)
+            factor.normal_(std=factor_std, generator=generator)
 
     def fit_factors(self, dense: Tensor) -> None:
-        """Truncated SVD, the singular values shared evenly."""
-        left, values, right = torch.linalg.svd(dense.detach().double().cpu(), full_matrices=False)
+        """Fit by truncated SVD, the nearest weight of rank r; the singular values are shared evenly."""
+        left_vectors, values, right_vectors = torch.linalg.svd(dense.detach().double().cpu(), full_matrices=False)
         rank = min(self.up.shape[1], len(values))
         root = values[:rank].sqrt()
-        self.up.zero_()[:, :rank] = (left[:, :rank] * root).to(self.up)
-        self.down.zero_()[:rank] = (root[:, None] * right[:rank]).to(self.down)
+        self.up.zero_()[:, :rank] = (left_vectors[:, :rank] * root).to(self.up)
+        self.down.zero_()[:rank] = (root[:, None] * right_vectors[:rank]).to(self.down)
 
     def degree(self) -> int:
         return 2
 
     def forward(self, x: Tensor) -> Tensor:
-        """Two thin products, r * (I + O) mult-adds a position, without forming the weight where that is faster."""
+        """(B, I, H, W) -> (B, O, H', W'), by two convolutions where they are faster than the weight."""
         if self.external_weight is not None or self.builds_weight(x.is_cuda):
             return super().forward(x)
-        thin = functional.conv2d(x, self.down[:, :, None, None], None, self.stride, self.padding)
-        return functional.conv2d(thin, self.up[:, :, None, None], self.bias)
+        reduced = functional.conv2d(x, self.down[:, :, None, None], None, self.stride, self.padding)
+        return functional.conv2d(reduced, self.up[:, :, None, None], self.bias)

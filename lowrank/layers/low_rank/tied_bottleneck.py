@@ -1,6 +1,9 @@
-"""Tied bottleneck: one thin matrix, used transposed on the way down and as it is on the way up.
+"""Tied bottleneck: one factor, used transposed on the way down and as it is on the way up.
 
-Letters: I in-channels (I divides O), O out-channels, r rank, A the factor (O, r), T the tiling of I channels to O.
+    W = A A^T T,  r = trunc(x * max(I, O))
+
+Letters: I in-channels (I divides O), O out-channels, r rank, x `rank_scale`, A the factor (O, r), T (O, I) the tiling
+of I channels to O, a the std of A, s the target std of a weight.
 """
 
 from __future__ import annotations
@@ -15,14 +18,17 @@ from torch.nn import functional
 
 from lowrank.layers.base_layer import StructuredMap
 from lowrank.layers.base_method import ConvShape, SeparableMethod
-from lowrank.layers.factored import FactoredMap, aligned
+from lowrank.layers.factored import FactoredMap, align
 from lowrank.layers.low_rank.bottleneck import prefers_two_convolutions
 
-STEPS = 100  # of L-BFGS when starting from a trained weight: at most
+MAX_STEPS = 100  # of L-BFGS when fitting a trained weight
 
 
 class TiedBottleneck(SeparableMethod):
-    """Depthwise K x K and W = A A^T T with r = trunc(x * max(I, O)) (RULES); `rank_scale` may be given as `scale`."""
+    """Depthwise K x K and a pointwise map W = A A^T T with r = trunc(x * max(I, O)).
+
+    The map has r * O parameters and takes 2 * r * O mult-adds a position. `rank_scale` may also be called `scale`.
+    """
 
     scale: ClassVar[str] = "rank_scale"
 
@@ -30,7 +36,7 @@ class TiedBottleneck(SeparableMethod):
     rank_scale: float = Field(default=0.5, gt=0, le=1, validation_alias=AliasChoices("rank_scale", "scale"))
 
     def rank(self, in_channels: int, out_channels: int) -> int:
-        """r = trunc(x * max(I, O)); 0 is infeasible."""
+        """Return r = trunc(x * max(I, O)); 0 is infeasible."""
         return int(self.rank_scale * max(in_channels, out_channels))
 
     def infeasible(self, shape: ConvShape) -> str | None:
@@ -55,7 +61,7 @@ class TiedBottleneck(SeparableMethod):
 
 
 class TiedBottleneckMap(FactoredMap):
-    """A pointwise map through r channels with one factor for both ways."""
+    """A pointwise map through r channels with one factor for both steps."""
 
     def __init__(self, in_channels: int, out_channels: int, rank: int, **options: Any):
         super().__init__(in_channels, out_channels, **options)
@@ -63,31 +69,31 @@ class TiedBottleneckMap(FactoredMap):
         self.reset()
 
     def down(self) -> Tensor:
-        """A^T T (r, I)."""
-        return self._tiled(self.factor)
+        """Compute A^T T (r, I)."""
+        return self._sum_tiles(self.factor)
 
-    def _tiled(self, factor: Tensor) -> Tensor:
-        """A^T T (.., r, I): tiling the input to O channels is the same as adding up the O / I blocks of A^T."""
+    def _sum_tiles(self, factor: Tensor) -> Tensor:
+        """Compute A^T T (.., r, I): tiling the input to O channels equals adding up the O / I blocks of A^T."""
         return factor.mT.unflatten(-1, (-1, self.in_channels)).sum(-2)
 
-    def assembled(self, factors: Sequence[Tensor]) -> Tensor:
-        return factors[0] @ self._tiled(factors[0])
+    def assemble(self, factors: Sequence[Tensor]) -> Tensor:
+        return factors[0] @ self._sum_tiles(factors[0])
 
     def aligned_shapes(self) -> list[tuple[int, ...]]:
-        return [(self.out_channels, aligned(self.factor.shape[1]))]
+        return [(self.out_channels, align(self.factor.shape[1]))]
 
     def builds_weight(self, on_gpu: bool) -> bool:
         return not prefers_two_convolutions(on_gpu, self.in_channels, self.factor.shape[1], self.out_channels)
 
     def squared_norm(self) -> Tensor:
-        """trace(A^T A B B^T) for W = A B with B = A^T T."""
+        """Compute trace(A^T A B B^T) for W = A B with B = A^T T."""
         down = self.down()
         return ((self.factor.T @ self.factor) * (down @ down.T)).sum()
 
     def init_factors(self, std: float, generator: torch.Generator | None) -> None:
-        """a^4 = s^2 I / (r (r + O + 1)).
+        """Draw A of std a with a^4 = s^2 I / (r (r + O + 1)).
 
-        Of A A^T the O diagonal entries have the second moment a^4 r (r + 2), the others a^4 r: a^4 r (r + O + 1) / O
+        The O diagonal entries of A A^T have the second moment a^4 r (r + 2), the others a^4 r: a^4 r (r + O + 1) / O
         in the mean. T adds up O / I uncorrelated columns.
         """
         rank = self.factor.shape[1]
@@ -95,39 +101,42 @@ class TiedBottleneckMap(FactoredMap):
         self.factor.normal_(std=moment**0.25, generator=generator)
 
     def fit_factors(self, dense: Tensor) -> None:
-        """The nearest positive semidefinite matrix of rank r, by eigenvalues; then L-BFGS where that is not nearest."""
-        wanted = dense.detach().double().cpu()
+        """Fit by eigenvalues, the nearest positive semidefinite matrix of rank r, then refine by L-BFGS.
+
+        The refinement helps where T makes another matrix the nearest.
+        """
+        target = dense.detach().double().cpu()
         copies = self.out_channels // self.in_channels
-        square = wanted.repeat(1, copies) / copies
+        square = target.repeat(1, copies) / copies
         values, vectors = torch.linalg.eigh((square + square.T) / 2)
         rank = self.factor.shape[1]
         root = values[-rank:].clamp_min(0).sqrt()
-        self.factor.copy_(_refined(vectors[:, -rank:] * root, wanted))
+        self.factor.copy_(_refine(vectors[:, -rank:] * root, target))
 
     def degree(self) -> int:
         return 2
 
     def forward(self, x: Tensor) -> Tensor:
-        """Two thin products, without forming the weight where that is faster."""
+        """(B, I, H, W) -> (B, O, H', W'), by two convolutions where they are faster than the weight."""
         if self.external_weight is not None or self.builds_weight(x.is_cuda):
             return super().forward(x)
-        thin = functional.conv2d(x, self.down()[:, :, None, None], None, self.stride, self.padding)
-        return functional.conv2d(thin, self.factor[:, :, None, None], self.bias)
+        reduced = functional.conv2d(x, self.down()[:, :, None, None], None, self.stride, self.padding)
+        return functional.conv2d(reduced, self.factor[:, :, None, None], self.bias)
 
 
-def _refined(start: Tensor, wanted: Tensor) -> Tensor:
-    """The factor A (O, r) after L-BFGS on ||A A^T T - wanted||^2, or zero should even that be nearer."""
-    factor = start.clone(memory_format=torch.contiguous_format).requires_grad_()
-    optimizer = torch.optim.LBFGS([factor], max_iter=STEPS, line_search_fn="strong_wolfe")
+def _refine(initial: Tensor, target: Tensor) -> Tensor:
+    """Return A (O, r) after L-BFGS on ||A A^T T - target||^2, or zero where even zero is nearer."""
+    factor = initial.clone(memory_format=torch.contiguous_format).requires_grad_()
+    optimizer = torch.optim.LBFGS([factor], max_iter=MAX_STEPS, line_search_fn="strong_wolfe")
 
     def loss() -> Tensor:
         optimizer.zero_grad()
-        weight = factor @ factor.T.unflatten(1, (-1, wanted.shape[1])).sum(1)
-        value = (weight - wanted).square().sum()
+        weight = factor @ factor.T.unflatten(1, (-1, target.shape[1])).sum(1)
+        value = (weight - target).square().sum()
         value.backward()
         return value
 
     with torch.enable_grad():
         optimizer.step(loss)
         final = loss()
-    return factor.detach() if final <= wanted.square().sum() else torch.zeros_like(start)
+    return factor.detach() if final <= target.square().sum() else torch.zeros_like(initial)

@@ -11,8 +11,8 @@ from torch import nn
 
 from lowrank.layers import ConvShape
 from lowrank.layers.acdc import entries as acdc_entries
-from lowrank.layers.acdc.entries import form, form_back, project, waves
-from lowrank.layers.acdc.stack import slots_of, spare_layers
+from lowrank.layers.acdc.entries import halves_matrix, matrices_backward, multiply_rows, write_matrices
+from lowrank.layers.acdc.stack import excess_layers, layer_slots
 from lowrank.layers.batched_rebuild import BatchedRebuild
 from lowrank.layers.registry import METHODS, make_method
 from tests.contracts.method_table import SHAPES, Case, one_case_each
@@ -83,27 +83,32 @@ def test_acdc_entries_by_kernels_are_those_of_plain_torch(
 ) -> None:
     """Entries differ by one rounding at most, gradients by the order of their sums; and they repeat to the bit."""
     working = dtype if dtype == torch.float64 else torch.float32
-    slots = torch.tensor(slots_of(layers))
+    slots = torch.tensor(layer_slots(layers))
     first, second = torch.randn(2, maps, layers, width, dtype=working).unbind()
-    given = [first, second.flatten(0, 1) @ waves(width, second), torch.linspace(0.5, 1, layers, dtype=working), slots]
-    out = torch.zeros(layers + spare_layers(layers), maps, width, width, dtype=dtype)
+    given = [
+        first,
+        second.flatten(0, 1) @ halves_matrix(width, second),
+        torch.linspace(0.5, 1, layers, dtype=working),
+        slots,
+    ]
+    out = torch.zeros(layers + excess_layers(layers), maps, width, width, dtype=dtype)
     direction, there = torch.randn_like(out), [each.cuda() for each in given]
     found = torch.zeros_like(out, device="cuda")
-    form(*given, out)
-    form(*there, found)
+    write_matrices(*given, out)
+    write_matrices(*there, found)
     assert acdc_entries._kernels(found.device) is not None
     rounding, summing = torch.finfo(dtype).eps, 200 * torch.finfo(working).eps
     for rows, matrix in (
-        (second.flatten(0, 1), waves(width, second).mT.contiguous()),
-        (given[1], waves(width, second)),
+        (second.flatten(0, 1), halves_matrix(width, second).mT.contiguous()),
+        (given[1], halves_matrix(width, second)),
     ):
         exact = rows.double() @ matrix.double().mT  # of the way there, then of the way back
-        projected = project(rows.cuda(), matrix.cuda()).cpu()
+        projected = multiply_rows(rows.cuda(), matrix.cuda()).cpu()
         assert projected.dtype == working
         assert (projected.double() - exact).norm() <= summing * exact.norm()
     torch.testing.assert_close(found.cpu(), out, rtol=rounding, atol=4 * torch.finfo(working).eps)
-    back = form_back(direction.cuda(), *there)
-    for ours, wanted in zip(back, form_back(direction, *given), strict=True):
+    back = matrices_backward(direction.cuda(), *there)
+    for ours, wanted in zip(back, matrices_backward(direction, *given), strict=True):
         assert (ours.cpu() - wanted).norm() <= summing * wanted.norm()
-    for ours, again in zip(back, form_back(direction.cuda(), *there), strict=True):
+    for ours, again in zip(back, matrices_backward(direction.cuda(), *there), strict=True):
         assert torch.equal(ours, again)

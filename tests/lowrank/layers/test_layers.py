@@ -109,8 +109,8 @@ def test_acdc_by_transforms_is_acdc_by_products(
 ) -> None:
     layer = make_method({"name": "acdc", "layers": layers}).build(ConvShape(*channels)).to(dtype)
     found = []
-    for fast_from in (0, 1000):
-        monkeypatch.setattr(type(layer), "fast_from", fast_from)
+    for min_transform_width in (0, 1000):
+        monkeypatch.setattr(type(layer), "min_transform_width", min_transform_width)
         weight = layer.weight()
         direction = torch.linspace(-1, 1, weight.numel(), dtype=dtype).view_as(weight)
         found.append((weight, *torch.autograd.grad(weight, list(layer.factors()), direction)))
@@ -124,13 +124,13 @@ def test_acdc_by_transforms_compiles_and_has_second_derivatives(
     channels: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     layer = make_method({"name": "acdc", "layers": 3}).build(ConvShape(*channels)).double()
-    monkeypatch.setattr(type(layer), "fast_from", 0)
+    monkeypatch.setattr(type(layer), "min_transform_width", 0)
     torch._dynamo.reset()
     x = torch.randn(2, channels[0], 3, 3, dtype=torch.float64)
     torch.testing.assert_close(torch.compile(layer, fullgraph=True, backend="aot_eager")(x), layer(x))
 
     def weight(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
-        return layer._transformed(first, second, layer.edge)
+        return layer._transform_edge(first, second, layer.edge)
 
     factors = [factor.detach().requires_grad_() for factor in (layer.first, layer.second)]
     assert torch.autograd.gradcheck(weight, factors)

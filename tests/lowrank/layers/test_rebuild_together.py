@@ -7,13 +7,13 @@ import torch
 from torch import Tensor, nn
 
 from lowrank.layers import ConvShape, FactoredMap
-from lowrank.layers.acdc.entries import diagonal_sums, toeplitz_and_hankel, waves
-from lowrank.layers.acdc.layer import cosines, sandwich
-from lowrank.layers.acdc.stack import slots_of, spare_layers
+from lowrank.layers.acdc.entries import diagonal_sums, halves_matrix, toeplitz_and_hankel
+from lowrank.layers.acdc.layer import cosine_matrix, cosine_multiplier
+from lowrank.layers.acdc.stack import excess_layers, layer_slots
 from lowrank.layers.base_layer import relative_error
 from lowrank.layers.batched_rebuild import BatchedRebuild, checkpoint_rebuild
-from lowrank.layers.blocks.hashed import Dealt, dealt_table, hash_table, signed
-from lowrank.layers.factored import Filled, filling
+from lowrank.layers.blocks.hashed import BankLookup, hash_table, reader_table, with_negatives
+from lowrank.layers.factored import PadAndCast, padding_tables
 from lowrank.layers.linear import build_linear
 from lowrank.layers.registry import METHODS, make_method
 
@@ -134,14 +134,16 @@ def test_factors_filled_up_with_zeros_give_the_same_weight_and_gradients(setting
     maps = [[each for each in layer.modules() if isinstance(each, FactoredMap)][-1] for layer in layers]
     columns = list(zip(*(each.factors() for each in maps), strict=True))
     wanted = torch.stack([each.weight() for each in maps])
-    found = maps[0].assembled(maps[0].filled([torch.stack(column) for column in columns]))
+    found = maps[0].assemble(maps[0].pad_factors([torch.stack(column) for column in columns]))
     torch.testing.assert_close(found, wanted)
     direction = torch.randn_like(wanted)
     factors = [factor for column in columns for factor in column]
     gradients = (torch.autograd.grad(each, factors, direction) for each in (found, wanted))
     for ours, theirs in zip(*gradients, strict=True):
         torch.testing.assert_close(ours, theirs)
-    alone = maps[1].assembled([factor.squeeze(0) for factor in maps[1].filled([f[None] for f in maps[1].factors()])])
+    alone = maps[1].assemble(
+        [factor.squeeze(0) for factor in maps[1].pad_factors([f[None] for f in maps[1].factors()])]
+    )
     torch.testing.assert_close(alone, wanted[1])
 
 
@@ -152,10 +154,10 @@ def test_filling_is_a_gather_both_ways(name):
     columns = [list(zip(*(rebuild.maps[at].factors() for at in places), strict=True)) for places in rebuild.stacks]
     flat = torch.cat([factor.reshape(-1) for factors in columns for column in factors for factor in column])
     flat = torch.cat([torch.zeros(1, dtype=flat.dtype), flat.detach()]).requires_grad_()
-    index, back, shapes = filling(leads, columns, {})
-    filled = Filled.apply(flat, index, back, torch.float64)
+    index, back, shapes = padding_tables(leads, columns, {})
+    filled = PadAndCast.apply(flat, index, back, torch.float64)
     assert len(filled) == sum(torch.Size(shape).numel() for group in shapes for shape in group) > len(flat)
-    groups = (lead.filled(list(map(torch.stack, factors))) for lead, factors in zip(leads, columns, strict=True))
+    groups = (lead.pad_factors(list(map(torch.stack, factors))) for lead, factors in zip(leads, columns, strict=True))
     wanted = torch.cat([each.flatten() for group in groups for each in group])
     assert torch.equal(filled, wanted)
     direction = torch.randn_like(filled)
@@ -166,7 +168,7 @@ def test_filling_is_a_gather_both_ways(name):
 
 @pytest.mark.parametrize("layers", range(1, 24))
 def test_layers_laid_out_for_products_in_pairs_come_in_their_order(layers):
-    spare, slots = spare_layers(layers), slots_of(layers)
+    spare, slots = excess_layers(layers), layer_slots(layers)
     held = dict(zip(slots, ([layer] for layer in range(layers)), strict=True))
     held.update({2 * spare + pair: held.pop(pair) + held.pop(spare + pair) for pair in range(spare)})
     assert sorted(held) == list(range(2 * spare, layers + spare))
@@ -181,10 +183,10 @@ def test_layers_laid_out_for_products_in_pairs_come_in_their_order(layers):
 def test_entries_of_a_cosine_sandwich_and_the_way_back(width):
     generator = torch.Generator().manual_seed(0)
     diagonals = torch.randn(3, width, dtype=torch.float64, generator=generator)
-    transform, halves = cosines(width), diagonals @ waves(width, diagonals)
+    transform, halves = cosine_matrix(width), diagonals @ halves_matrix(width, diagonals)
     entries = toeplitz_and_hankel(halves)
     torch.testing.assert_close(entries, transform.T @ (diagonals[:, :, None] * transform))
-    torch.testing.assert_close(sandwich(diagonals), entries)
+    torch.testing.assert_close(cosine_multiplier(diagonals), entries)
     given = torch.randn(entries.shape, dtype=torch.float64, generator=generator)
     torch.testing.assert_close((diagonal_sums(given) * halves).sum(1), (given * entries).sum((1, 2)))
 
@@ -200,17 +202,17 @@ def test_acdc_in_stacks_is_acdc_by_products(channels, layers):
             for k in (0, 1)
         )
     edge = maps[0].edge * maps[0].output_scale
-    wanted = torch.stack([maps[0]._multiplied(*pair, edge) for pair in zip(first, second, strict=True)])
+    wanted = torch.stack([maps[0]._multiply_layers(*pair, edge) for pair in zip(first, second, strict=True)])
     direction = torch.randn_like(wanted)
     gradients = torch.autograd.grad(wanted, (first, second), direction)
-    found = maps[0]._stacked(first, second, torch.float64)
+    found = maps[0]._multiply_on_gpu(first, second, torch.float64)
     torch.testing.assert_close(found, wanted)
     for gradient, other in zip(torch.autograd.grad(found, (first, second), direction), gradients, strict=True):
         torch.testing.assert_close(gradient, other)
-    torch.testing.assert_close(maps[0]._stacked(first[1], second[1], torch.float64), wanted[1])
+    torch.testing.assert_close(maps[0]._multiply_on_gpu(first[1], second[1], torch.float64), wanted[1])
     single = [each.detach().float().requires_grad_() for each in (first, second)]
     for dtype, tolerance in ((torch.float32, 1e-5), (torch.float16, 0.005), (torch.bfloat16, 0.03)):
-        half = maps[0].float()._stacked(*single, dtype)
+        half = maps[0].float()._multiply_on_gpu(*single, dtype)
         assert relative_error(half, wanted) < tolerance
         for gradient, other in zip(torch.autograd.grad(half, single, direction.to(dtype)), gradients, strict=True):
             assert gradient.dtype == torch.float32
@@ -220,36 +222,36 @@ def test_acdc_in_stacks_is_acdc_by_products(channels, layers):
 def test_what_acdc_keeps_for_a_gpu_is_made_once_and_serves_training_after_inference(monkeypatch):
     layer = make_method({"name": "acdc", "layers": 3}).build(ConvShape(8, 16))
     made = []
-    make = layer._fixed_on_gpu
-    monkeypatch.setattr(layer, "_fixed_on_gpu", lambda *given: made.append(given) or make(*given))
+    make = layer._constants_on_gpu
+    monkeypatch.setattr(layer, "_constants_on_gpu", lambda *given: made.append(given) or make(*given))
     with torch.inference_mode():
-        layer._stacked(*layer.factors(), torch.float32)
-    layer._stacked(*layer.factors(), torch.float32).sum().backward()
+        layer._multiply_on_gpu(*layer.factors(), torch.float32)
+    layer._multiply_on_gpu(*layer.factors(), torch.float32).sum().backward()
     assert len(made) == 1
     assert layer.first.grad.abs().sum() > 0
 
 
 def test_a_layer_alone_takes_its_factors_in_one_copy_under_autocast():
     layer = make_method({"name": "tucker"}).build(ConvShape(16, 32))
-    assert layer._filled_alone(layer.factors())[0] is layer.factors()[0]
+    assert layer._padded_alone(layer.factors())[0] is layer.factors()[0]
     with torch.autocast("cpu", torch.bfloat16):
-        found = layer._filled_alone(layer.factors())
+        found = layer._padded_alone(layer.factors())
     assert {factor.untyped_storage().data_ptr() for factor in found} == {found[0].untyped_storage().data_ptr()}
-    torch.testing.assert_close(layer.assembled(found).float(), layer.weight(), rtol=0.1, atol=0.02)
+    torch.testing.assert_close(layer.assemble(found).float(), layer.weight(), rtol=0.1, atol=0.02)
 
 
 @pytest.mark.parametrize(("weights", "entries"), [(12, 4), (13, 5), (7, 7), (9, 1)])
 def test_a_bank_dealt_out_has_the_gradient_of_a_gather(weights, entries):
     bank = torch.randn(2, entries, dtype=torch.float64, requires_grad=True)
-    reads, readers = hash_table(weights, entries), dealt_table(weights, entries)
-    found, wanted = Dealt.apply(bank, reads, readers, torch.float64), signed(bank).index_select(-1, reads)
+    reads, readers = hash_table(weights, entries), reader_table(weights, entries)
+    found, wanted = BankLookup.apply(bank, reads, readers, torch.float64), with_negatives(bank).index_select(-1, reads)
     assert torch.equal(found, wanted)
     direction = torch.randn_like(found)
     for one, other in zip(
         torch.autograd.grad(found, bank, direction), torch.autograd.grad(wanted, bank, direction), strict=True
     ):
         torch.testing.assert_close(one, other)
-    half = Dealt.apply(bank.float(), reads, readers, torch.bfloat16)
+    half = BankLookup.apply(bank.float(), reads, readers, torch.bfloat16)
     assert half.dtype == torch.bfloat16
     assert torch.autograd.grad(half, bank, direction.bfloat16())[0].dtype == torch.float64
 
