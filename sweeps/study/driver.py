@@ -38,7 +38,8 @@ from sweeps.space.parse import parse_space
 from sweeps.space.settings import parse_time
 from sweeps.space.study_config import StudyConfig
 from sweeps.space.trust import check_trust
-from sweeps.storage.remote import carried, fetch_named, storage_uri, stored_studies
+from sweeps.storage.mirror import mirror_study
+from sweeps.storage.remote import fetch_study, list_stored_studies, storage_uri
 from sweeps.study.final_evaluation import evaluate_front
 from sweeps.study.retrain import ORIGIN, Retrain, select_stopped, select_trial
 from sweeps.study.retrain_report import retrain_lines
@@ -64,7 +65,7 @@ def start_study(space: Space, options: argparse.Namespace) -> int:
     """Begin a new study; returns the exit code. Raises InputError before anything is written."""
     uri = storage_uri(options.storage)
     folder = new_study_folder(
-        studies_root(options.storage, options.out), options.name, space.name, stored_studies(uri) if uri else ()
+        studies_root(options.storage, options.out), options.name, space.name, list_stored_studies(uri) if uri else ()
     )
     setting = _setting(folder, space, options, options.data_dir, options.tracking_uri, uri)
     data = load_data(space.data, setting.data_dir)
@@ -72,7 +73,7 @@ def start_study(space: Space, options: argparse.Namespace) -> int:
     resolver = Resolver(space, data, ensure_teacher(space, data, setting.teachers, setting.tracking_uri))
     if setting.seconds is not None:  # what the teacher took is part of it
         setting = replace(setting, seconds=max(1.0, setting.seconds - (time.monotonic() - begun)))
-    with carried(uri, folder):
+    with mirror_study(uri, folder):
         return _drive(space, resolver, setting)
 
 
@@ -98,12 +99,12 @@ def start_again(options: argparse.Namespace) -> int:
     check_trust(space, allow_code=options.allow_code, data_asked=True)  # its data was asked for when it was trained
     kept = read_space_file(retrain.folder)[1] if (retrain.folder / SPACE_FILE).is_file() else {}
     _take_places(options, kept)
-    folder = new_study_folder(root, options.name, retrain.name, stored_studies(uri) if uri else ())
+    folder = new_study_folder(root, options.name, retrain.name, list_stored_studies(uri) if uri else ())
     setting = _setting(folder, space, options, options.data_dir, options.tracking_uri, uri)
     data = load_data(space.data, setting.data_dir)
     teaching = resolve_teacher(space, data, setting.teachers)
     setting = replace(setting, origin=retrain.check(data, teaching))
-    with carried(uri, folder):
+    with mirror_study(uri, folder):
         return _drive(space, Resolver(space, data, teaching), setting, retrain)
 
 
@@ -137,7 +138,7 @@ def resume_study(options: argparse.Namespace) -> int:
     setting = replace(setting, origin=kept.get(ORIGIN))
     data = _same_data(space, setting)
     resolver = Resolver(space, data, _same_teacher(space, data, setting))
-    with carried(uri, folder):
+    with mirror_study(uri, folder):
         return _drive(space, resolver, setting)
 
 
@@ -147,7 +148,7 @@ def _stored_folder(options: argparse.Namespace) -> tuple[Path, str | None]:
     if uri is None and (root / options.resume / SPACE_FILE).is_file():
         uri = read_space_file(find_study_folder(root, options.resume))[1].get("storage")
     if uri is not None:
-        fetch_named(uri, options.resume, root)
+        fetch_study(uri, options.resume, root)
     return find_study_folder(root, options.resume), uri
 
 

@@ -28,7 +28,7 @@ from sweeps.space.model import Space
 from sweeps.space.parse import find_space, read_yaml, resolve_content, space_from_content
 from sweeps.space.settings import parse_time
 from sweeps.space.trust import check_options
-from sweeps.storage.remote import Storage, below, fetch_named, storage_uri, stored_studies
+from sweeps.storage.remote import Storage, child_uri, fetch_study, list_stored_studies, storage_uri
 from sweeps.utils.clock import monotonic_time
 
 ENTRY = ("name", "space", "set", "trials")
@@ -99,7 +99,7 @@ def start_series(options: argparse.Namespace) -> int:
     members = read_series(content, path.stem, options)
     uri = storage_uri(options.storage)
     root = studies_root(options.storage, options.out)
-    folder = new_study_folder(root, options.name, path.stem, stored_studies(uri) if uri else ())
+    folder = new_study_folder(root, options.name, path.stem, list_stored_studies(uri) if uri else ())
     folder.mkdir(parents=True)
     kept: dict[str, Any] = {name: value for name in _OPTIONS if (value := vars(options)[name])}
     kept |= {name: str(Path(value).resolve()) for name in _PLACES if (value := vars(options)[name])}
@@ -132,8 +132,8 @@ def resume_series(options: argparse.Namespace) -> int:
     asked = argparse.Namespace(**{**vars(options), **dict.fromkeys(_OPTIONS), "set": [], **kept["options"]})
     members = read_series(kept["content"], kept["file"], asked)
     if uri:
-        for name in stored_studies(below(uri, folder.name)):
-            fetch_named(below(uri, folder.name), name, folder)
+        for name in list_stored_studies(child_uri(uri, folder.name)):
+            fetch_study(child_uri(uri, folder.name), name, folder)
     return _run(members, folder, options, uri)
 
 
@@ -150,7 +150,7 @@ def _run(members: list[Member], folder: Path, options: argparse.Namespace, uri: 
             continue
         part = None if left is None else left / (len(members) - index)
         print(f"\nstudy {index + 1} of {len(members)}: {member.name}", flush=True)
-        own = argparse.Namespace(**{**vars(options), "out": folder, "storage": uri and below(uri, folder.name)})
+        own = argparse.Namespace(**{**vars(options), "out": folder, "storage": uri and child_uri(uri, folder.name)})
         codes.append(_run_one(member, folder, own, part))
         if codes[-1] not in (0, 1):
             break

@@ -7,7 +7,7 @@ import shutil
 import pytest
 
 from sweeps.records.events import TERMINAL
-from sweeps.storage.remote import stored_studies
+from sweeps.storage.remote import list_stored_studies
 from tests.support import studies
 
 
@@ -29,7 +29,7 @@ def test_a_study_goes_on_from_its_storage_alone(tmp_path):
 
         studies.wait_until(carried)  # the end of this block is a SIGKILL
     shutil.rmtree(first)
-    assert stored_studies(uri) == ["lost"]
+    assert list_stored_studies(uri) == ["lost"]
     again = studies.run("--resume", "lost", "--storage", uri, "--out", str(second))
     assert again.returncode == 0, again.stdout + again.stderr
     trials = studies.record(second / "lost").trials

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from sweeps.records.events import Status
-from sweeps.storage.remote import fetch_named
+from sweeps.storage.remote import fetch_study
 from tests.support import studies
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -35,7 +35,7 @@ def test_a_study_on_machines_of_ones_own(tmp_path):
     assert seen["raylets_after"] == 0
     assert "No nodes remaining" in seen["down"]
     assert "2 at a time" in seen["study"]
-    folder = fetch_named((tmp_path / "stored").as_uri(), "two", tmp_path / "fetched")
+    folder = fetch_study((tmp_path / "stored").as_uri(), "two", tmp_path / "fetched")
     trials = studies.record(folder).trials
     assert [trial.status for trial in trials.values()] == [Status.COMPLETED] * 5
     hosts = {attempt["host"] for trial in trials.values() for attempt in trial.attempts}

@@ -14,7 +14,7 @@ COMMANDS = {
     "sweeps.run": ("_dispatch", ["--list"]),
     "sweeps.teacher": ("_dispatch", ["--list"]),
     "sweeps.spot": ("run", ["--accelerator", "L4"]),
-    "sweeps.storage.remote": ("fetch_named", ["s3://bucket", "study"]),
+    "sweeps.storage.__main__": ("fetch_study", ["s3://bucket", "study"]),
     "analysis.report": ("run", ["--study", "study"]),
     "analysis.compare": ("run", ["a", "b"]),
     "analysis.export": ("run", ["--study", "study"]),

@@ -1,4 +1,4 @@
-"""A study at a URI: carried as it grows, whole at any moment, one driver at a time."""
+"""A study at a URI: mirrored as it grows, whole at any moment, run by one driver at a time."""
 
 from __future__ import annotations
 
@@ -9,8 +9,17 @@ import platform
 import pytest
 
 from lowrank.errors import InputError
-from sweeps.storage import remote as stored
-from sweeps.storage.remote import DRIVER, LEASE, Carrier, Storage, fetch, fetch_named, storage_uri, stored_studies
+from sweeps.storage import mirror as mirror_module
+from sweeps.storage.__main__ import main
+from sweeps.storage.mirror import LEASE_SECONDS, StudyMirror
+from sweeps.storage.remote import (
+    DRIVER_FILE,
+    Storage,
+    fetch_study,
+    list_stored_studies,
+    storage_uri,
+    update_folder,
+)
 from tests.support.buckets import bucket
 
 CREDENTIALS = {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing", "AWS_EC2_METADATA_DISABLED": "true"}
@@ -46,46 +55,46 @@ def content(folder):
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in names}
 
 
-def carrier(uri, folder):
-    """One that carries only when it is told to."""
-    found = Carrier(Storage(uri, folder.name), folder, seconds=3600)
-    found.start()
-    return found
+def started_mirror(uri, folder):
+    """One that stores only when a test says so."""
+    mirror = StudyMirror(Storage(uri, folder.name), folder, seconds=3600)
+    mirror.start()
+    return mirror
 
 
-def test_what_is_carried_comes_back_on_another_machine(uri, study, tmp_path):
-    carrying = carrier(uri, study)
-    carrying.carry()
+def test_a_mirrored_study_is_fetched_on_another_machine(uri, study, tmp_path):
+    mirror = started_mirror(uri, study)
+    mirror.store_changes()
     with (study / "journal.jsonl").open("a") as journal:
         journal.write('{"event": "epoch"}\n{"torn')
     with (study / "optuna.journal").open("a") as memory:
         memory.write('{"op": 4}\n')
-    assert carrying.finish() is None
-    assert stored_studies(uri) == ["small"]
-    fetched = fetch_named(uri, "small", tmp_path / "elsewhere")
+    assert mirror.finish() is None
+    assert list_stored_studies(uri) == ["small"]
+    fetched = fetch_study(uri, "small", tmp_path / "elsewhere")
     expected = content(study)
     expected["journal.jsonl"] = expected["journal.jsonl"].removesuffix(b'{"torn')
     assert content(fetched) == expected
-    assert DRIVER not in Storage(uri, "small").names()
+    assert DRIVER_FILE not in Storage(uri, "small").names()
 
 
 def test_a_growing_file_is_sent_in_parts_of_bounded_size(uri, study, monkeypatch):
-    monkeypatch.setattr(stored, "PART", 100)
-    carrying = carrier(uri, study)
+    monkeypatch.setattr(mirror_module, "PART_BYTES", 100)
+    mirror = started_mirror(uri, study)
     line = json.dumps({"event": "epoch", "x": "y" * 20}) + "\n"
     for _ in range(20):
         with (study / "journal.jsonl").open("a") as journal:
             journal.write(line)
-        carrying.carry()
+        mirror.store_changes()
     parts = Storage(uri, "small").names("journal.jsonl.parts")
     assert 4 <= len(parts) <= 12
     assert max(parts.values()) < 100 + len(line)
-    assert Storage(uri, "small").grown("journal.jsonl") == (study / "journal.jsonl").read_bytes()
-    carrying.finish()
+    assert Storage(uri, "small").read_parts("journal.jsonl") == (study / "journal.jsonl").read_bytes()
+    mirror.finish()
 
 
-def test_the_journal_is_measured_first_and_carried_last(study, tmp_path, monkeypatch):
-    carrying = carrier((tmp_path / "stored").as_uri(), study)
+def test_the_journal_is_measured_first_and_stored_last(study, tmp_path, monkeypatch):
+    mirror = started_mirror((tmp_path / "stored").as_uri(), study)
     sent = []
     put = Storage.put
 
@@ -97,99 +106,99 @@ def test_the_journal_is_measured_first_and_carried_last(study, tmp_path, monkeyp
 
     monkeypatch.setattr(Storage, "put", noted)
     before = (study / "journal.jsonl").read_bytes()
-    carrying.carry()
+    mirror.store_changes()
     journal = next(index for index, name in enumerate(sent) if name.startswith("journal.jsonl"))
     optuna = next(index for index, name in enumerate(sent) if name.startswith("optuna.journal"))
     assert sent.index("trials/a/checkpoint.safetensors") < optuna < journal
-    assert carrying.storage.grown("journal.jsonl") == before
+    assert mirror.storage.read_parts("journal.jsonl") == before
     monkeypatch.undo()
-    carrying.finish()
+    mirror.finish()
 
 
-def test_what_a_stopped_trial_left_goes_from_the_storage_too(uri, study):
-    carrying = carrier(uri, study)
-    carrying.carry()
+def test_files_removed_from_a_trial_are_removed_from_the_storage_too(uri, study):
+    mirror = started_mirror(uri, study)
+    mirror.store_changes()
     (study / "trials" / "a" / "checkpoint.safetensors").unlink()
-    carrying.finish()
+    mirror.finish()
     assert not Storage(uri, "small").names("trials")
 
 
 def test_a_resume_goes_on_where_the_storage_ends(uri, study, tmp_path):
-    carrier(uri, study).finish()
-    fetched = fetch_named(uri, "small", tmp_path / "elsewhere")
-    going_on = carrier(uri, fetched)
+    started_mirror(uri, study).finish()
+    fetched = fetch_study(uri, "small", tmp_path / "elsewhere")
+    resumed = started_mirror(uri, fetched)
     with (fetched / "journal.jsonl").open("a") as journal:
         journal.write('{"event": "study"}\n')
-    going_on.finish()
-    assert Storage(uri, "small").grown("journal.jsonl") == (fetched / "journal.jsonl").read_bytes()
+    resumed.finish()
+    assert Storage(uri, "small").read_parts("journal.jsonl") == (fetched / "journal.jsonl").read_bytes()
 
 
 def test_a_folder_that_is_ahead_is_kept(uri, study):
-    carrier(uri, study).finish()
+    started_mirror(uri, study).finish()
     with (study / "journal.jsonl").open("a") as journal:
         journal.write('{"event": "epoch"}\n')
     before = content(study)
-    fetch(Storage(uri, "small"), study)
+    update_folder(Storage(uri, "small"), study)
     assert content(study) == before
 
 
 def test_two_histories_are_not_mixed(uri, study):
-    carrier(uri, study).finish()
+    started_mirror(uri, study).finish()
     (study / "journal.jsonl").write_text('{"event": "another"}\n')
     with pytest.raises(InputError, match="hold two different histories of 'small'; move the folder away"):
-        fetch(Storage(uri, "small"), study)
+        update_folder(Storage(uri, "small"), study)
 
 
 def test_one_driver_at_a_time(uri, study, monkeypatch):
     storage = Storage(uri, "small")
     there = {"token": "t", "host": "elsewhere", "pid": 1}
-    storage.put(DRIVER, json.dumps(there).encode())
+    storage.put(DRIVER_FILE, json.dumps(there).encode())
     with pytest.raises(InputError, match=r"'small' is being run by elsewhere, heard of \d+ s ago; .* try again in"):
-        carrier(uri, study)
+        started_mirror(uri, study)
     with monkeypatch.context() as later:
-        later.setattr(Storage, "age", lambda self, name: LEASE + 1)
-        carrier(uri, study).finish()
+        later.setattr(Storage, "age", lambda self, name: LEASE_SECONDS + 1)
+        started_mirror(uri, study).finish()
     dead = {**there, "host": platform.node(), "pid": 2**22 + 1}
-    storage.put(DRIVER, json.dumps(dead).encode())
-    taken = carrier(uri, study)
-    storage.put(DRIVER, json.dumps({**dead, "token": "u"}).encode())
+    storage.put(DRIVER_FILE, json.dumps(dead).encode())
+    taken = started_mirror(uri, study)
+    storage.put(DRIVER_FILE, json.dumps({**dead, "token": "u"}).encode())
     assert "has taken the study over" in taken.finish()
 
 
-def test_how_long_a_driver_is_silent_is_told_by_the_storage(uri, study, monkeypatch):
+def test_the_storage_measures_how_long_a_driver_is_silent(uri, study, monkeypatch):
     """Whatever the clock of this machine says: it may have jumped."""
     storage = Storage(uri, "small")
-    storage.put(DRIVER, b"")
-    assert 0 <= storage.age(DRIVER) < LEASE / 2
+    storage.put(DRIVER_FILE, b"")
+    assert 0 <= storage.age(DRIVER_FILE) < LEASE_SECONDS / 2
     monkeypatch.setattr("time.time", lambda: 0.0)
-    assert 0 <= storage.age(DRIVER) < LEASE / 2
-    assert list(storage.names()) == [DRIVER]
+    assert 0 <= storage.age(DRIVER_FILE) < LEASE_SECONDS / 2
+    assert list(storage.names()) == [DRIVER_FILE]
 
 
-def test_an_outage_is_said_and_made_up_for(study, tmp_path, monkeypatch):
-    carrying = carrier((tmp_path / "stored").as_uri(), study)
+def test_an_outage_is_reported_and_made_up_for(study, tmp_path, monkeypatch):
+    mirror = started_mirror((tmp_path / "stored").as_uri(), study)
 
     def fails(self, name, content):
         raise OSError("no route")
 
     monkeypatch.setattr(Storage, "put", fails)
-    assert "lacks what came last (no route); nothing is lost" in carrying.finish()
+    assert "lacks what came last (no route); nothing is lost" in mirror.finish()
     monkeypatch.undo()
-    carrier((tmp_path / "stored").as_uri(), study).finish()
-    assert content(fetch_named((tmp_path / "stored").as_uri(), "small", tmp_path / "elsewhere")) == content(study)
+    started_mirror((tmp_path / "stored").as_uri(), study).finish()
+    assert content(fetch_study((tmp_path / "stored").as_uri(), "small", tmp_path / "elsewhere")) == content(study)
 
 
 @pytest.mark.parametrize(
-    ("place", "message"),
+    ("storage", "message"),
     [
         ("nope://there", "--storage must be a folder or a URI such as s3://BUCKET/PREFIX"),
         ("s3://key:secret@bucket/prefix", "--storage must not carry a secret: leave the key out of the URI"),
         ("file:///proc/nothing", "--storage file:///proc/nothing cannot be written"),
     ],
 )
-def test_a_place_that_cannot_be_used_is_one_line(place, message):
+def test_a_storage_that_cannot_be_used_is_one_line(storage, message):
     with pytest.raises(InputError, match=message) as caught:
-        storage_uri(place)
+        storage_uri(storage)
     assert "\n" not in str(caught.value)
     assert "secret@" not in str(caught.value)
 
@@ -200,9 +209,9 @@ def test_a_folder_is_no_uri():
 
 
 def test_an_unknown_study_names_those_there_are(uri, study, capsys, tmp_path):
-    carrier(uri, study).finish()
-    assert stored.main([uri, "other", "--out", str(tmp_path / "here")]) == 2
+    started_mirror(uri, study).finish()
+    assert main([uri, "other", "--out", str(tmp_path / "here")]) == 2
     assert "no study 'other' in" in capsys.readouterr().err
-    assert stored.main([uri, "small", "--out", str(tmp_path / "here")]) == 0
+    assert main([uri, "small", "--out", str(tmp_path / "here")]) == 0
     assert "python -m sweeps.tracking" in capsys.readouterr().out
     assert os.listdir(tmp_path / "here") == ["small"]

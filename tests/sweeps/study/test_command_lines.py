@@ -8,7 +8,7 @@ from analysis import __main__ as analysis
 from analysis import report
 from lowrank import count
 from sweeps import run, spot, teacher
-from sweeps.storage import remote as storage
+from sweeps.storage import __main__ as storage
 from sweeps.tracking import follower as tracking
 
 
