@@ -109,7 +109,9 @@ def contestants(data: ImageData, case: Case, options: Options) -> dict[str, Call
         epochs = iter(range(10**6))
         return lambda: sum(
             len(labels)
-            for _, labels, _ in train_batches(data, options.device, case.batch_size, chosen, 0, next(epochs))
+            for _, labels, _ in train_batches(
+                data, options.device, case.batch_size, augmentation=chosen, order_seed=0, epoch=next(epochs)
+            )
         )
 
     def peer(chosen: AugmentationSettings | None) -> Callable[[], int]:

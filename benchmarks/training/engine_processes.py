@@ -108,7 +108,7 @@ def make_trainer(case: Case, data: ImageData) -> Trainer:
     views = (
         default_augmentation("digits") if case.images is None else AugmentationSettings(shift=4, flip=True, cutout=8)
     )
-    return Trainer(make_student(case, data), data, recipe, views=views, order_seed=0, device=case.device)
+    return Trainer(make_student(case, data), data, recipe, augmentation=views, order_seed=0, device=case.device)
 
 
 class Bench:

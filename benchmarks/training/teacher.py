@@ -109,7 +109,7 @@ class _Bench:
         weight = {"attention_weight": 1000.0} if teacher is not None else {}
         recipe = Recipe(batch_size=self.case.batch_size, lr=1e-3, **weight)  # type: ignore[arg-type]
         trainer = Trainer(
-            student, self.data, recipe, views=self.views, order_seed=0, device=self.device, teacher=teacher,
+            student, self.data, recipe, augmentation=self.views, order_seed=0, device=self.device, teacher=teacher,
             cache_epochs=SLOTS,
         )  # fmt: skip
 

@@ -58,15 +58,15 @@ def train_batches(
     data: ImageData,
     device: torch.device | str,
     batch_size: int,
-    views: AugmentationSettings,
+    *,
+    augmentation: AugmentationSettings,
     order_seed: int,
     epoch: int,
     dtype: torch.dtype = torch.float32,
     drop_last: bool = True,
     workers: int = 2,
-    *,
     cache_epoch: int | None = None,
-    part: ProcessShard = UNSHARDED,
+    shard: ProcessShard = UNSHARDED,
 ) -> Iterator[Batch]:
     """One epoch of random views of the training split, in random order.
 
@@ -76,14 +76,14 @@ def train_batches(
         data: the set.
         device: where the batches are wanted.
         batch_size: images a batch.
-        views: what is drawn, and the seed of it.
+        augmentation: what is drawn of each image, and the seed of it.
         order_seed: of the order of the images.
         epoch: counts from 0; another one gives another order and other views.
         dtype: of the images.
         drop_last: leave out an incomplete last batch, unless it is the only one.
         workers: processes that decode a streamed set; 0 decodes in this one.
         cache_epoch: the number that views are drawn with instead of the epoch, which then sets the order alone.
-        part: the slice of every batch that is wanted; images, order and views are those of the whole.
+        shard: the slice of every batch that this process takes; images, order and views are those of the whole.
 
     Raises:
         InputError: `batch_size` is below 1, a batch cannot be cut into equal slices, or an image cannot be read.
@@ -91,16 +91,16 @@ def train_batches(
     """
     _check_batch_size(batch_size)
     batch_size = min(batch_size, len(data.train))
-    spec = _Spec(torch.device(device), batch_size // part.count, dtype, data.settings.loader_seconds)
+    spec = _Spec(torch.device(device), batch_size // shard.count, dtype, data.settings.loader_seconds)
     maker = _Maker(
-        views=views,
+        views=augmentation,
         cache_epoch=epoch if cache_epoch is None else cache_epoch,
         norm=data.normaliser(device),
         dtype=dtype,
         values_at_once=_CPU_VALUES if spec.device.type == "cpu" else _GPU_VALUES,
     )
     order = epoch_order(order_seed, epoch, len(data.train), device if data.resident else "cpu")
-    order = part.of_batches(order[: steps_per_epoch(data, batch_size, drop_last) * batch_size], batch_size)
+    order = shard.of_batches(order[: steps_per_epoch(data, batch_size, drop_last) * batch_size], batch_size)
     if data.resident:
         return _resident_views(data, spec, order, maker)
     return _streamed_views(data, spec, order, maker, workers)
@@ -114,7 +114,7 @@ def eval_batches(
     dtype: torch.dtype = torch.float32,
     *,
     workers: int = 2,
-    part: ProcessShard = UNSHARDED,
+    shard: ProcessShard = UNSHARDED,
 ) -> Iterator[Batch]:
     """Every image of a split once, in the split's order, without views; the last batch may be smaller.
 
@@ -125,7 +125,7 @@ def eval_batches(
         batch_size: images a batch.
         dtype: of the images.
         workers: processes that decode a streamed set; 0 decodes in this one.
-        part: the slice of the split that is wanted.
+        shard: the slice of the split that this process takes.
 
     Raises:
         InputError: the split is unknown, `batch_size` is below 1, or an image cannot be read.
@@ -136,7 +136,7 @@ def eval_batches(
         raise unknown("split", split, ("train", "val", "test"))
     wanted = data.split(split)
     spec = _Spec(torch.device(device), batch_size, dtype, data.settings.loader_seconds)
-    return _plain(data, wanted, part.of_range(len(wanted)), spec, workers)
+    return _plain(data, wanted, shard.of_range(len(wanted)), spec, workers)
 
 
 def _plain(data: ImageData, split: Split, wanted: range, spec: _Spec, workers: int) -> Iterator[Batch]:

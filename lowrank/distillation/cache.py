@@ -259,8 +259,9 @@ def _run_teacher(teacher: Teacher, cache: TeacherCache, source: CacheSource, cac
     arrays = cache.layout.empty()
     data, views = source.data, cache.key.views
     batches = train_batches(
-        data, source.device, source.batch_size, views, 0, 0, drop_last=False, cache_epoch=cache_epoch
-    )
+        data, source.device, source.batch_size, augmentation=views, order_seed=0, epoch=0, drop_last=False,
+        cache_epoch=cache_epoch,
+    )  # fmt: skip
     for images, _, indices in batches:
         signals = teacher.signals(images, indices, cache_epoch)
         rows = torch.searchsorted(data.train.indices, indices.cpu()).numpy()

@@ -18,7 +18,7 @@ from lowrank.errors import InputError, unknown
 from lowrank.training.recipe import Recipe
 from lowrank.training.weight_decay import factor_decays
 
-LR_MULTIPLIER = "lr_factor"  # the key under which a group keeps its multiplier
+LR_MULTIPLIER = "lr_multiplier"  # the key under which a group keeps its multiplier
 _NORMS = (nn.modules.batchnorm._NormBase,)  # every batch norm and instance norm
 
 

@@ -46,8 +46,8 @@ class Trainer:
     """
 
     def __init__(
-        self, network: nn.Module, data: ImageData, recipe: Recipe, *, views: AugmentationSettings, order_seed: int,
-        decay_ratio: float = 1.0, device: torch.device | str = "cpu", teacher: Teacher | None = None,
+        self, network: nn.Module, data: ImageData, recipe: Recipe, *, augmentation: AugmentationSettings,
+        order_seed: int, decay_ratio: float = 1.0, device: torch.device | str = "cpu", teacher: Teacher | None = None,
         taps: Sequence[str] = (), cache_epochs: int | None = None, group: DataParallelGroup | None = None,
         notify: Callable[[str], None] = warnings.warn,
     ):  # fmt: skip
@@ -57,7 +57,7 @@ class Trainer:
             network: gives logits (B, classes), or in training (logits, auxiliary logits).
             data: its training split is trained on.
             recipe: how.
-            views: what is drawn of each image.
+            augmentation: what is drawn of each image.
             order_seed: of the order of the images and of random choices inside the network.
             decay_ratio: K / N, see lowrank.training.weight_decay.
             device: where.
@@ -74,9 +74,9 @@ class Trainer:
         self.device = torch.device(device)
         self.network = network.to(self.device)
         self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # twice as fast on CPUs too
-        self.data, self.recipe, self.views, self.order_seed = data, recipe, views, order_seed
+        self.data, self.recipe, self.augmentation, self.order_seed = data, recipe, augmentation, order_seed
         self.group = group
-        self._part = UNSHARDED if group is None else group.slice(recipe.accumulate)
+        self._shard = UNSHARDED if group is None else group.slice(recipe.accumulate)
         check_network(network, recipe, len(data.classes))
         if group is not None:
             group.join(network)
@@ -179,8 +179,8 @@ class Trainer:
     def batches(self) -> Iterator[Batch]:
         """The batches of this epoch, from its first; the same at every call."""
         return train_batches(
-            self.data, self.device, self.recipe.batch_size, self.views, self.order_seed, self.epoch,
-            cache_epoch=self.step.cache_epoch, part=self._part,
+            self.data, self.device, self.recipe.batch_size, augmentation=self.augmentation,
+            order_seed=self.order_seed, epoch=self.epoch, cache_epoch=self.step.cache_epoch, shard=self._shard,
         )  # fmt: skip
 
     def probe(self, *, wait: bool = True) -> Iterator[None]:
@@ -242,8 +242,8 @@ class Trainer:
                 stack.enter_context(self.step.ema.in_place())
             with self.step.autocast():
                 stack.enter_context(self.step.objective.rebuilt())  # once, not for every batch
-            size, part = max(self.recipe.batch_size, 256), self._part
-            for images, labels, *_ in eval_batches(self.data, split, self.device, size, part=part):
+            size = max(self.recipe.batch_size, 256)
+            for images, labels, *_ in eval_batches(self.data, split, self.device, size, shard=self._shard):
                 with self.step.autocast():
                     logits = self.network(images)
                 meter.add(logits.float(), labels)

@@ -34,7 +34,7 @@ def make_trainer(
     network, decay_ratio = make_student(specification, data)
     section = specification.get("teacher") or {}
     return Trainer(
-        network, data, recipe, views=AugmentationSettings(**specification["views"]),
+        network, data, recipe, augmentation=AugmentationSettings(**specification["views"]),
         order_seed=int(specification["seed"]), decay_ratio=decay_ratio, device=device, teacher=teach(network),
         taps=section.get("student_taps", ()), cache_epochs=section.get("views"), group=ranks, notify=say,
     )  # fmt: skip

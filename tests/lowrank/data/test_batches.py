@@ -48,7 +48,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def epoch_of(data: ImageData, batch_size: int = 64, epoch: int = 0, **options) -> list:
-    options = {"views": VIEWS, "order_seed": 1, **options}
+    options = {"augmentation": VIEWS, "order_seed": 1, **options}
     return list(train_batches(data, "cpu", batch_size, epoch=epoch, **options))
 
 
@@ -97,9 +97,9 @@ def test_pieces_do_not_show(digits: ImageData, monkeypatch: pytest.MonkeyPatch, 
     wanted = epoch_of(digits, drop_last=False)
     monkeypatch.setattr(batches_module, "_CPU_VALUES", at_once)
     assert_same(epoch_of(digits, drop_last=False), wanted)
-    plain = epoch_of(digits, views=AugmentationSettings())
+    plain = epoch_of(digits, augmentation=AugmentationSettings())
     monkeypatch.undo()
-    assert_same(epoch_of(digits, views=AugmentationSettings()), plain)
+    assert_same(epoch_of(digits, augmentation=AugmentationSettings()), plain)
 
 
 def test_replay_and_randomness(digits: ImageData):
@@ -184,7 +184,7 @@ def test_a_broken_image_ends_a_streamed_epoch_in_one_line(tmp_path: Path, worker
 def test_a_loader_that_hangs_is_given_up_and_leaves_no_process(folder: Path):
     data = load_data(DataSettings(name=f"folder:{folder}", resident_mb=0, loader_seconds=1))
     before = set(multiprocessing.active_children())
-    batches = train_batches(data, "cpu", 4, AugmentationSettings(), order_seed=0, epoch=0, workers=1)
+    batches = train_batches(data, "cpu", 4, augmentation=AugmentationSettings(), order_seed=0, epoch=0, workers=1)
     next(batches)
     loaders = set(multiprocessing.active_children()) - before
     for process in loaders:
@@ -198,7 +198,7 @@ def test_a_loader_that_hangs_is_given_up_and_leaves_no_process(folder: Path):
 
 def test_errors(digits: ImageData):
     with pytest.raises(InputError, match=r"^`batch_size` must be at least 1, but got 0$"):
-        train_batches(digits, "cpu", 0, VIEWS, 0, 0)
+        train_batches(digits, "cpu", 0, augmentation=VIEWS, order_seed=0, epoch=0)
     with pytest.raises(InputError, match=r"^`batch_size` must be at least 1, but got -2$"):
         steps_per_epoch(digits, -2)
     with pytest.raises(InputError, match=r"^unknown split 'validation'; choose from: test, train, val$"):
@@ -207,7 +207,10 @@ def test_errors(digits: ImageData):
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_the_same_bits_on_a_gpu(digits: ImageData):
-    gpu = [tuple(t.cpu() for t in batch) for batch in train_batches(digits, "cuda", 64, VIEWS, 1, 0)]
+    gpu = [
+        tuple(t.cpu() for t in batch)
+        for batch in train_batches(digits, "cuda", 64, augmentation=VIEWS, order_seed=1, epoch=0)
+    ]
     for a, b in zip(gpu, epoch_of(digits), strict=True):
         assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
     assert digits.train.on("cuda").images is digits.train.on("cuda:0").images

@@ -190,8 +190,8 @@ def test_streamed_equals_resident(tmp_path: Path):
     resident, streamed = load(tmp_path), load(tmp_path, resident_mb=0)
     views = AugmentationSettings(shift=1, flip=True, cutout=2)
     for workers in (0, 2):
-        left = list(train_batches(resident, "cpu", 8, views, 0, 0))
-        right = list(train_batches(streamed, "cpu", 8, views, 0, 0, workers=workers))
+        left = list(train_batches(resident, "cpu", 8, augmentation=views, order_seed=0, epoch=0))
+        right = list(train_batches(streamed, "cpu", 8, augmentation=views, order_seed=0, epoch=0, workers=workers))
         left += list(eval_batches(resident, "test", "cpu", 8))
         right += list(eval_batches(streamed, "test", "cpu", 8, workers=workers))
         assert len(left) == len(right) == 5
@@ -306,7 +306,9 @@ def test_real_images_of_cifar10():
     assert data.mean == pytest.approx((0.49, 0.48, 0.45), abs=0.02)
     assert data.std == pytest.approx((0.25, 0.24, 0.26), abs=0.02)
     images, labels, indices = next(
-        train_batches(data, "cpu", 128, AugmentationSettings(shift=4, flip=True, cutout=8), 0, 0)
+        train_batches(
+            data, "cpu", 128, augmentation=AugmentationSettings(shift=4, flip=True, cutout=8), order_seed=0, epoch=0
+        )
     )
     assert images.shape == (128, 3, 32, 32)
     assert float(images.mean()) == pytest.approx(0, abs=0.1)

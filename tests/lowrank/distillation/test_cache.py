@@ -77,7 +77,7 @@ def losses(data: ImageData, teacher: Any, epochs: int = 2, cache_epochs: int | N
     )
     recipe = Recipe(epochs=epochs, batch_size=32, lr=1e-9, attention_weight=1000, kd_weight=0.5)
     trainer = Trainer(
-        student, data, recipe, views=VIEWS, order_seed=0, teacher=teacher, taps=TAPS, cache_epochs=cache_epochs
+        student, data, recipe, augmentation=VIEWS, order_seed=0, teacher=teacher, taps=TAPS, cache_epochs=cache_epochs
     )
     return [trainer.train_epoch()["train_loss"] for _ in range(epochs)]
 

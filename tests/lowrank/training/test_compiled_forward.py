@@ -69,7 +69,7 @@ def trainer(
     wise = make_network(SMALL, data.image_shape, 10)
     recipe = Recipe(epochs=3, batch_size=32, lr=0.01, engine=engine, **fields)  # type: ignore[arg-type]
     return Trainer(
-        network or student(), data, recipe, views=default_augmentation("digits"), order_seed=0,
+        network or student(), data, recipe, augmentation=default_augmentation("digits"), order_seed=0,
         notify=notify or pytest.fail, teacher=LiveTeacher(wise, default_taps(wise)),
     )  # fmt: skip
 

@@ -42,7 +42,7 @@ def trainer(data: ImageData, engine: str, **fields: object) -> Trainer:
     wise = make_network(SMALL, data.image_shape, 10).to(DEVICE)
     recipe = Recipe(epochs=3, batch_size=32, engine=engine, **{"lr": 0.1, **fields})
     return Trainer(
-        network, data, recipe, views=default_augmentation("digits"), order_seed=0, device=DEVICE,
+        network, data, recipe, augmentation=default_augmentation("digits"), order_seed=0, device=DEVICE,
         teacher=LiveTeacher(wise, default_taps(wise)),
     )  # fmt: skip
 

@@ -46,7 +46,7 @@ class Dropping(nn.Module):
         self.head = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(512), nn.Linear(512, 10))
 
     def set_drop_path(self, rate: float) -> None:
-        self.path.set_lr(rate)
+        self.path.set_rate(rate)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.body(x)
@@ -176,8 +176,11 @@ def test_each_slice_holds_the_views_that_the_whole_would():
     from lowrank.data import train_batches
 
     data, views = small_data(), AugmentationSettings(shift=1, flip=True)
-    whole = list(train_batches(data, "cpu", 32, views, 0, 1))
-    parts = [list(train_batches(data, "cpu", 32, views, 0, 1, part=ProcessShard(index, 2))) for index in range(2)]
+    whole = list(train_batches(data, "cpu", 32, augmentation=views, order_seed=0, epoch=1))
+    parts = [
+        list(train_batches(data, "cpu", 32, augmentation=views, order_seed=0, epoch=1, shard=ProcessShard(index, 2)))
+        for index in range(2)
+    ]
     for batch, *halves in zip(whole, *parts, strict=True):
         for tensor, *pieces in zip(batch, *halves, strict=True):
             assert torch.equal(tensor, torch.cat(pieces))

@@ -27,7 +27,7 @@ CPU = torch.device("cpu")
 
 def make(batch_size: int) -> Trainer:
     return Trainer(
-        small_network(), small_data(), Recipe(batch_size=batch_size), views=AugmentationSettings(), order_seed=0
+        small_network(), small_data(), Recipe(batch_size=batch_size), augmentation=AugmentationSettings(), order_seed=0
     )
 
 
@@ -115,7 +115,7 @@ def test_batches_are_whole_micro_batches(monkeypatch: pytest.MonkeyPatch) -> Non
 
     def cut(batch_size: int) -> Trainer:
         recipe = Recipe(batch_size=batch_size, accumulate=3)
-        return Trainer(small_network(), small_data(), recipe, views=AugmentationSettings(), order_seed=0)
+        return Trainer(small_network(), small_data(), recipe, augmentation=AugmentationSettings(), order_seed=0)
 
     found = probe_memory(cut, 32, CPU, full)
     assert (found.step, found.largest_batch) == (None, 15)
@@ -133,7 +133,7 @@ def test_no_other_batch_is_recorded(monkeypatch: pytest.MonkeyPatch, engine: str
 
     def recorded(batch_size: int) -> Trainer:
         recipe = Recipe(batch_size=batch_size, engine=engine)
-        return Trainer(small_network(), small_data(), recipe, views=AugmentationSettings(), order_seed=0)
+        return Trainer(small_network(), small_data(), recipe, augmentation=AugmentationSettings(), order_seed=0)
 
     assert probe_memory(recorded, 32, CPU, full).largest_batch == 128
     assert prepared == ([32] if engine == "captured" else [])

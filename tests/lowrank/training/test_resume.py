@@ -36,7 +36,7 @@ class Dropping(nn.Module):
         self.pool, self.classifier = nn.AdaptiveAvgPool2d(1), nn.Sequential(nn.Dropout(0.5), nn.Linear(8, 10))
 
     def set_drop_path(self, rate: float) -> None:
-        self.drop_path.set_lr(rate)
+        self.drop_path.set_rate(rate)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.stem(x).relu()

@@ -39,7 +39,9 @@ def trainer(data: ImageData, method: Method | None = None, recipe: Recipe = RECI
     method = method or solve(plan, TensorTrain(dims=3), Budget(params=4500))
     network = build_student(SMALL, plan, method, data.image_shape, 10, seed)
     ratio = plan.params(method) / plan.params(Dense())
-    return Trainer(network, data, recipe, views=default_augmentation("digits"), order_seed=seed, decay_ratio=ratio)
+    return Trainer(
+        network, data, recipe, augmentation=default_augmentation("digits"), order_seed=seed, decay_ratio=ratio
+    )
 
 
 def weights(run: Trainer) -> dict[str, torch.Tensor]:

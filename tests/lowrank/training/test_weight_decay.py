@@ -205,7 +205,7 @@ def test_a_step_of_frobenius_differs_from_one_without_decay_by_the_penalty_alone
         (sum(part.weight().square().sum() for part in maps) / 2).backward()
         penalty = {name: value.grad for name, value in network.named_parameters() if value.grad is not None}
         network.zero_grad(set_to_none=True)
-        Trainer(network, data, recipe, views=default_augmentation("digits"), order_seed=0).train_epoch()
+        Trainer(network, data, recipe, augmentation=default_augmentation("digits"), order_seed=0).train_epoch()
         moved.append({name: value.detach() - before[name] for name, value in network.named_parameters()})
     assert len(penalty) == len(factor_parameters(network))
     for name, gradient in penalty.items():

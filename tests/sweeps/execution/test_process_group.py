@@ -190,7 +190,7 @@ def test_decoders_that_hang_end_with_a_killed_worker():
             print(*(child.pid for child in multiprocessing.active_children()), flush=True)
 
         threading.Thread(target=tell, daemon=True).start()
-        next(train_batches(data, "cpu", 4, AugmentationSettings(), 0, 0, workers=1))
+        next(train_batches(data, "cpu", 4, augmentation=AugmentationSettings(), order_seed=0, epoch=0, workers=1))
     """)
     )
 
