@@ -14,7 +14,7 @@ from pathlib import Path
 from analysis.cli.arguments import add_source, load_source, open_page, output_folder, run_script, source_folder
 from analysis.reporting.render import prepare_studio
 from analysis.reporting.write import STEPS, is_large, write_report
-from analysis.sources.push_to_mlflow import bring_made
+from analysis.sources.push_to_mlflow import push_if_tracked
 from analysis.utils.progress import steps
 from sweeps.records.names import REPORT_FOLDER
 
@@ -54,7 +54,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.open:
         open_page(page)
     if not (arguments.out or arguments.tracking_uri):
-        bring_made(study, folder.parent)
+        push_if_tracked(study, folder.parent)
     return 0
 
 

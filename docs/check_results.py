@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from analysis.stats.front import collect, front, references
+from analysis.stats.front import collect_points, pareto_front, references
 from sweeps.records.events import Role, Status
 from sweeps.records.load import load_study
 from sweeps.records.model import StudyRecord
@@ -47,8 +47,8 @@ def read_study(name: str) -> StudyRecord:
 
 def compare_front(study: StudyRecord, page: str) -> Iterator[str]:
     """Compare the table of the Pareto front and the references."""
-    points = collect(study)
-    shown = sorted([*front(points), *references(points)], key=lambda point: point.params)
+    points = collect_points(study)
+    shown = sorted([*pareto_front(points), *references(points)], key=lambda point: point.params)
     expected = [(f"{point.params:,}", f"{point.error:.2f}", f"{point.test_error:.2f}") for point in shown]
     yield from compare_rows("front", expected, FRONT_ROW.findall(page))
 
@@ -76,7 +76,7 @@ def compare_counts(study: StudyRecord, page: str) -> Iterator[str]:
 
 def compare_retrained(study: StudyRecord, retrained: StudyRecord, page: str) -> Iterator[str]:
     """Compare the table of the stopped trials that were trained to the last epoch afterwards."""
-    best = [(point.params, point.error) for point in front(collect(study))]
+    best = [(point.params, point.error) for point in pareto_front(collect_points(study))]
     expected = []
     for trial in sorted(retrained.trials.values(), key=lambda trial: trial.counts["params"]):
         before, params = study.trials[trial.trial_id], trial.counts["params"]

@@ -6,7 +6,7 @@ import argparse
 import sys
 
 from analysis.cli.arguments import add_study, refuse_script, study_folder
-from analysis.stats.versus import against, reference_lines, table
+from analysis.stats.versus import compare_values, comparison_table, reference_lines
 from analysis.utils.progress import steps
 from lowrank.errors import InputError
 from sweeps.records.load import load_study
@@ -41,7 +41,7 @@ def run(arguments: argparse.Namespace) -> int:
         step("reading")
         study = load_study(study_folder(arguments))
         step("pairs")
-        text = table(against(study, field, value))
+        text = comparison_table(compare_values(study, field, value))
     print(text)
     for line in reference_lines(study):
         print(f"\n{line}")

@@ -11,9 +11,9 @@ import argparse
 import sys
 
 from analysis.cli.arguments import add_study, refuse_script, study_folder
-from analysis.reporting.refresh import make_again
+from analysis.reporting.refresh import refresh_outputs
 from analysis.reporting.write import STEPS
-from analysis.sources.push_to_mlflow import bring, check_store
+from analysis.sources.push_to_mlflow import check_store, push_study
 from analysis.utils.progress import steps
 from lowrank.errors import InputError
 from sweeps.records.annotations import MAX_NOTE_LENGTH, check_note, parse_tags
@@ -75,10 +75,10 @@ def run(options: argparse.Namespace) -> int:
     if reason is not None or options.undo:
         with steps("mark", 2 + STEPS) as step:
             step("reading")
-            made = make_again(load_study(folder), folder, step)
+            made = refresh_outputs(load_study(folder), folder, step)
         again = f"made again: {', '.join(made)}; " if made else ""
         print(f"{again}the sampler learns of it at the next --resume")
-    bring(folder, options.tracking_uri)
+    push_study(folder, options.tracking_uri)
     return 0
 
 

@@ -9,7 +9,7 @@ from analysis.cli.arguments import add_study, refuse_script, study_folder
 from analysis.findings.answer import answer_text
 from analysis.reporting.refresh import write_summary
 from analysis.reporting.summary_table import print_summary
-from analysis.sources.push_to_mlflow import bring_made
+from analysis.sources.push_to_mlflow import push_if_tracked
 from analysis.utils.progress import steps
 from sweeps.records.load import load_study
 
@@ -46,7 +46,7 @@ def run(arguments: argparse.Namespace) -> int:
         step("table and picture")
         written = write_summary(study, folder)
     print(f"\nwritten into {folder}: {', '.join(written)}")
-    bring_made(study, folder)
+    push_if_tracked(study, folder)
     return 0
 
 

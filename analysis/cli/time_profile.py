@@ -6,7 +6,7 @@ import argparse
 import sys
 
 from analysis.cli.arguments import add_study, refuse_script, study_folder
-from analysis.findings.time_profile import profile, profile_lines
+from analysis.findings.time_profile import profile_lines, profile_study
 from sweeps.records.load import load_study
 
 
@@ -32,7 +32,7 @@ def run(arguments: argparse.Namespace) -> int:
         InputError: there is no such study.
     """
     study = load_study(study_folder(arguments))
-    print(*profile_lines(profile(study)), sep="\n")
+    print(*profile_lines(profile_study(study)), sep="\n")
     return 0
 
 

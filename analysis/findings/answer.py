@@ -5,20 +5,28 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from analysis.stats.equal_size import AtSize, Level, Seeds, errors_by_seed, level_at, paired, size_asked
+from analysis.stats.equal_size import (
+    ErrorsBySeed,
+    MethodAtSize,
+    SizeLevel,
+    errors_by_seed,
+    paired_difference,
+    size_level,
+    size_limit,
+)
 from analysis.stats.front import (
     DENSE,
     SEPARABLE,
     FrontPoint,
-    Size,
+    SizeMeasure,
     Stratum,
-    best,
     best_by_method,
-    collect,
-    front,
-    reference,
+    best_point,
+    collect_points,
+    find_reference,
+    pareto_front,
     references,
-    strata,
+    study_strata,
     validation_images,
 )
 from analysis.stats.intervals import Estimate, newcombe_interval, wilson_interval
@@ -27,7 +35,7 @@ from sweeps.records.model import StudyRecord
 
 
 @dataclass(frozen=True, kw_only=True)
-class Comparison:
+class PointComparison:
     """The best point against another one; `gap` is best minus other in points of error, so negative is better.
 
     `interval` (95 %) is that of two errors measured on so many images, `over_seeds` that of the differences between
@@ -39,7 +47,7 @@ class Comparison:
     gap: float
     interval: tuple[float, float] | None
     over_seeds: Estimate | None = None
-    level: AtSize | None = None  # the other method at the size that the two are compared at, where it has another
+    level: MethodAtSize | None = None  # the other method at the size that the two are compared at, where it has another
 
     @property
     def within_noise(self) -> bool | None:
@@ -54,7 +62,7 @@ class Comparison:
         side = "lower" if self.gap > 0 else "higher"
         where = "the same" if self.gap == 0 else f"{abs(self.gap):.2f} points {side} ({self._verdict()})"
         if self.level is not None:
-            return f"{self.label}: {at_size_words(self.level)}, {where}"
+            return f"{self.label}: {describe_method_at_size(self.level)}, {where}"
         return f"{self.label}: {format_percent(self.other.error)} at {self.other.params:,}, {where}"
 
     def _verdict(self) -> str:
@@ -77,8 +85,8 @@ class Answer:
     share: float | None  # the budget (or, without one, the best point's parameters) over the separable network's
     candidates: int  # completed trials that fit
     images: int | None
-    comparisons: tuple[Comparison, ...] = ()
-    level: Level | None = None  # the methods at one size, where their sizes within the budget differ
+    comparisons: tuple[PointComparison, ...] = ()
+    level: SizeLevel | None = None  # the methods at one size, where their sizes within the budget differ
 
     @property
     def interval(self) -> tuple[float, float] | None:
@@ -94,14 +102,14 @@ class Answer:
         found = f"{self._where()}: {self.best.name}, {size}: {format_percent(self.best.error)}"
         if smaller is not None and smaller.best == self.best:
             same = f"{found}, as within the smaller budget (best of {self.candidates} completed)."
-            return f"{same} {level_words(self.level)}" if self.level else same
+            return f"{same} {describe_size_level(self.level)}" if self.level else same
         found += " validation error"
         sentences = [f"{found} ({self._certainty()})."]
         if self.comparisons:
             clauses = "; ".join(comparison.text() for comparison in self.comparisons)
             sentences.append(f"{clauses[0].upper()}{clauses[1:]}.")
         if self.level:
-            sentences.append(level_words(self.level))
+            sentences.append(describe_size_level(self.level))
         return " ".join(sentences)
 
     def _where(self) -> str:
@@ -135,14 +143,14 @@ def answers(study: StudyRecord, points: Sequence[FrontPoint] | None = None) -> l
 
     `points` are those of `collect`, where they are at hand.
     """
-    points, images = collect(study) if points is None else points, validation_images(study)
-    budgets = strata(study) or [Stratum(label="any size", unlimited=True)]
-    return [_answer(stratum, points, images, size_asked(stratum, study)) for stratum in budgets]
+    points, images = collect_points(study) if points is None else points, validation_images(study)
+    budgets = study_strata(study) or [Stratum(label="any size", unlimited=True)]
+    return [_answer(stratum, points, images, size_limit(stratum, study)) for stratum in budgets]
 
 
 def answer_text(study: StudyRecord) -> str:
     """The whole answer: a paragraph a budget, and what the references reached."""
-    points = collect(study)
+    points = collect_points(study)
     found = answers(study, points)
     tried = {trial.stratum for trial in study.trials.values()}
     bare = [answer for answer in found if answer.best is None and answer.stratum.label not in tried]
@@ -157,7 +165,7 @@ def answer_text(study: StudyRecord) -> str:
         f"{method_label(p.method)} {format_percent(p.error)} at {p.params:,} parameters" for p in references(points)
     ]
     paragraphs.append(f"References: {'; '.join(known)}." if known else "No reference network was trained to its end.")
-    kept = front(points)
+    kept = pareto_front(points)
     if kept:
         plural = "s" * (len(kept) != 1)
         ends = dict.fromkeys(f"{point.params:,}" for point in (kept[0], kept[-1]))
@@ -168,13 +176,13 @@ def answer_text(study: StudyRecord) -> str:
     return "\n".join(paragraphs)
 
 
-def level_words(level: Level, *, brief: bool = False) -> str:
+def describe_size_level(level: SizeLevel, *, brief: bool = False) -> str:
     """The methods at equal size, in one sentence; a `brief` one does not say what was interpolated."""
     listed = []
     for each in level.methods:
         ends = [f"{point.size(level.measure):,}" for point in (each.below, each.above)]
         how = f" (interpolated, {' to '.join(ends)})" if each.between and not brief else ""
-        listed.append(f"{at_size_words(each)}{how}")
+        listed.append(f"{describe_method_at_size(each)}{how}")
     ends = [
         f"{method_label(name)} ({low:,})" if low == high else f"{method_label(name)} ({low:,} to {high:,})"
         for name, low, high in level.beyond
@@ -183,21 +191,21 @@ def level_words(level: Level, *, brief: bool = False) -> str:
     return f"At {_size_words(level)}, along each method's own front: {', '.join(listed)}{beyond}."
 
 
-def at_size_words(found: AtSize) -> str:
+def describe_method_at_size(found: MethodAtSize) -> str:
     """E.g. `shuffle 27.8 %`."""
     return f"{method_label(found.method)} {format_percent(found.error)}"
 
 
-def _size_words(level: Level) -> str:
+def _size_words(level: SizeLevel) -> str:
     return f"{level.size:,} {'parameters' if level.measure == 'params' else 'mult-adds'}"
 
 
 def _answer(
-    stratum: Stratum, points: Sequence[FrontPoint], images: int | None, asked: tuple[int, Size] | None
+    stratum: Stratum, points: Sequence[FrontPoint], images: int | None, asked: tuple[int, SizeMeasure] | None
 ) -> Answer:  # fmt: skip
     fitting = [point for point in points if stratum.holds(point)]
-    chosen = best(fitting)
-    level = level_at(points, fitting, asked) if asked else None
+    chosen = best_point(fitting)
+    level = size_level(points, fitting, asked) if asked else None
     return Answer(
         stratum=stratum,
         best=chosen,
@@ -218,8 +226,8 @@ def _share(stratum: Stratum, points: Sequence[FrontPoint], chosen: FrontPoint | 
 
 def _comparisons(
     chosen: FrontPoint, points: Sequence[FrontPoint], fitting: Sequence[FrontPoint], images: int | None,
-    level: Level | None,
-) -> list[Comparison]:  # fmt: skip
+    level: SizeLevel | None,
+) -> list[PointComparison]:  # fmt: skip
     """Against the next best method, references as small as the budget (thin networks), and the separable network."""
     seeds = errors_by_seed(points)
     found = []
@@ -228,39 +236,39 @@ def _comparisons(
     others: list[tuple[str, FrontPoint]] = []
     if not found:
         others += [(f"next best method, {point.name}", point) for point in best_by_method(fitting)[1:2]]
-    whole = {id(reference(points, SEPARABLE)), id(reference(points, DENSE))}
+    whole = {id(find_reference(points, SEPARABLE)), id(find_reference(points, DENSE))}
     thin = [point for point in references(fitting) if id(point) not in whole]
     if thin:
         least = min(thin, key=lambda point: (point.error, point.params))
         others.append((f"{method_label(least.method)} within the same budget", least))
-    separable = reference(points, SEPARABLE)
+    separable = find_reference(points, SEPARABLE)
     if separable is not None:
         others.append(("separable reference", separable))
     return found + [_compare(chosen, label, other, images, seeds) for label, other in others]
 
 
 def _compare(
-    chosen: FrontPoint, label: str, other: FrontPoint, images: int | None, seeds: Mapping[str, Seeds]
-) -> Comparison:  # fmt: skip
-    pairs = paired(seeds.get(chosen.setting, {}), seeds.get(other.setting, {}))
+    chosen: FrontPoint, label: str, other: FrontPoint, images: int | None, seeds: Mapping[str, ErrorsBySeed]
+) -> PointComparison:  # fmt: skip
+    pairs = paired_difference(seeds.get(chosen.setting, {}), seeds.get(other.setting, {}))
     return _judged(label, other, chosen.error, other.error, pairs, images)
 
 
-def _compare_level(level: Level, method: str, images: int | None) -> list[Comparison]:
+def _compare_level(level: SizeLevel, method: str, images: int | None) -> list[PointComparison]:
     """`method` against the best other one at the same size; nothing where there is none."""
     rival = next((each for each in level.methods if each.method != method), None)
     own = next((each for each in level.methods if each.method == method), None)
     if own is None or rival is None:
         return []
     label = f"next best method at {_size_words(level)}"
-    pairs = paired(own.by_seed, rival.by_seed)
+    pairs = paired_difference(own.by_seed, rival.by_seed)
     return [replace(_judged(label, rival.nearest, own.error, rival.error, pairs, images), level=rival)]
 
 
 def _judged(
     label: str, other: FrontPoint, mine: float, its: float, pairs: Estimate | None, images: int | None
-) -> Comparison:  # fmt: skip
+) -> PointComparison:  # fmt: skip
     """The comparison of two errors; of those that share seeds the gap is that over the shared ones."""
     interval = newcombe_interval(mine, its, images) if images else None
     gap = pairs.mean if pairs else mine - its
-    return Comparison(label=label, other=other, gap=gap, interval=interval, over_seeds=pairs)
+    return PointComparison(label=label, other=other, gap=gap, interval=interval, over_seeds=pairs)

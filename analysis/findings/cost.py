@@ -13,7 +13,7 @@ from sweeps.records.model import StudyRecord, TrialRecord
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outcome:
+class OutcomeCost:
     """The trials that ended in one way, and the seconds that their epochs took."""
 
     status: Status
@@ -23,10 +23,10 @@ class Outcome:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Spent:
+class StudyCost:
     """Seconds are sums over trials unless said otherwise; None is what the records do not tell."""
 
-    outcomes: tuple[Outcome, ...]
+    outcomes: tuple[OutcomeCost, ...]
     train_seconds: float  # epochs, evaluation included
     start_seconds: float  # from a worker's take-up to its first step, over all attempts
     attempts: int
@@ -45,7 +45,7 @@ class Spent:
         return self.start_seconds / whole if whole else 0.0
 
 
-def spent(study: StudyRecord) -> Spent:
+def study_cost(study: StudyRecord) -> StudyCost:
     """The cost of everything that was trained, broken and failed trials included; adopted ones cost another study."""
     trials = [trial for trial in study.trials.values() if (trial.epochs or trial.attempts) and not trial.adopted]
     outcomes = tuple(_outcome(status, trials) for status in Status if any(t.status is status for t in trials))
@@ -54,7 +54,7 @@ def spent(study: StudyRecord) -> Spent:
     share, wall = _gpu_share(study, trials), _wall(trials)
     speeds = [speed for trial in trials if (speed := _speed(trial)) is not None]
     images = sum(_images(study, trial) for trial in trials)
-    return Spent(
+    return StudyCost(
         outcomes=outcomes, train_seconds=train, start_seconds=start,
         attempts=sum(len(trial.attempts) for trial in trials),
         adopted=sum(bool(trial.adopted) for trial in study.trials.values()),
@@ -65,9 +65,9 @@ def spent(study: StudyRecord) -> Spent:
     )  # fmt: skip
 
 
-def _outcome(status: Status, trials: Sequence[TrialRecord]) -> Outcome:
+def _outcome(status: Status, trials: Sequence[TrialRecord]) -> OutcomeCost:
     own = [trial for trial in trials if trial.status is status]
-    return Outcome(
+    return OutcomeCost(
         status=status,
         trials=len(own),
         epochs=sum(len(trial.epochs) for trial in own),

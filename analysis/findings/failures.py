@@ -37,14 +37,14 @@ class FailureGroup:
     reason: str  # the commonest
 
 
-def failures(study: StudyRecord) -> list[Failure]:
+def list_failures(study: StudyRecord) -> list[Failure]:
     """Every failure, broken trials first, then by kind; an early stop is none."""
     found = [_failure(trial, kind) for trial in study.trials.values() if (kind := _kind(trial))]
     order = [BROKEN, *(status_label(status) for status in FAILED)]
     return sorted(found, key=lambda failure: (order.index(failure.kind), failure.stratum, failure.trial_id))
 
 
-def groups(found: list[Failure]) -> list[FailureGroup]:
+def group_failures(found: list[Failure]) -> list[FailureGroup]:
     """The same by kind, method and stratum, most frequent first."""
     by_key: dict[tuple[str, str, str], list[str]] = {}
     for failure in found:
@@ -66,12 +66,12 @@ def _kind(trial: TrialRecord) -> str:
 def _failure(trial: TrialRecord, kind: str) -> Failure:
     hosts = [str(attempt["host"]) for attempt in trial.attempts if "host" in attempt]
     return Failure(
-        trial_id=trial.trial_id, kind=kind, setting=setting_words(trial), stratum=trial.stratum, epoch=trial.last_epoch,
-        host=hosts[-1] if hosts else "", reason=trial.broken or trial.reason,
+        trial_id=trial.trial_id, kind=kind, setting=describe_setting(trial), stratum=trial.stratum,
+        epoch=trial.last_epoch, host=hosts[-1] if hosts else "", reason=trial.broken or trial.reason,
     )  # fmt: skip
 
 
-def setting_words(trial: TrialRecord) -> str:
+def describe_setting(trial: TrialRecord) -> str:
     """The method and its shape in words, also of a trial whose size is not known."""
     method: dict[str, Any] = trial.specification.get("method") or {}
     dims = method.get("dims") or trial.parameters.get("method.dims")

@@ -17,17 +17,17 @@ from dataclasses import dataclass
 from itertools import pairwise
 from statistics import fmean
 
-from analysis.stats.front import strata
+from analysis.stats.front import study_strata
 from analysis.utils.formatting import method_label
 from sweeps.records.events import Role, Status
 from sweeps.records.fronts import group_by_point, mean_error, point_key
 from sweeps.records.model import StudyRecord, TrialRecord
 from sweeps.records.names import VAL_ERROR
 
-MOST_COLUMNS = 20  # given scales that are columns of their own; more are put in bins
+MAX_COLUMNS = 20  # given scales that are columns of their own; more are put in bins
 BINS = 8  # solved scales are all different: more than so many are put in bins
-MANY_STOPPED = 0.25  # a larger share of a method's settings leaves too few cells with an error at the end
-ENDED = frozenset({Status.DIVERGED, Status.OUT_OF_MEMORY, Status.FAILED})
+MAX_STOPPED_SHARE = 0.25  # a larger share of a method's settings leaves too few cells with an error at the end
+FAILED_STATUSES = frozenset({Status.DIVERGED, Status.OUT_OF_MEMORY, Status.FAILED})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,10 +78,10 @@ def heat_maps(study: StudyRecord) -> list[HeatMap]:
         if len({entry.dims for entry in own}) < 2 or not scales:
             continue  # nothing to hold against each other
         solved = _is_solved(study)
-        found.append(_by_scale(method, own, scales, BINS if solved else MOST_COLUMNS))
+        found.append(_by_scale(method, own, scales, BINS if solved else MAX_COLUMNS))
         shared = _shared_epoch(own)
         if shared is not None:
-            found.append(_by_scale(method, own, scales, BINS if solved else MOST_COLUMNS, shared))
+            found.append(_by_scale(method, own, scales, BINS if solved else MAX_COLUMNS, shared))
         if solved:
             found += _by_budget(study, method, own)
     return found
@@ -90,7 +90,7 @@ def heat_maps(study: StudyRecord) -> list[HeatMap]:
 def _shared_epoch(entries: Sequence[_Entry]) -> int | None:
     """The last epoch that all came to which were stopped or trained to their end; None where few were stopped."""
     stopped = [entry.trial for entry in entries if entry.trial.status is Status.STOPPED]
-    if len(stopped) <= MANY_STOPPED * len(entries):
+    if len(stopped) <= MAX_STOPPED_SHARE * len(entries):
         return None
     return min(trial.last_epoch for trial in stopped) or None
 
@@ -133,7 +133,7 @@ def _bin(scale: float, low: float, ratio: float) -> int:
 
 
 def _by_budget(study: StudyRecord, method: str, entries: Sequence[_Entry]) -> list[HeatMap]:
-    labels = [stratum.label for stratum in strata(study)] or sorted({entry.stratum for entry in entries})
+    labels = [stratum.label for stratum in study_strata(study)] or sorted({entry.stratum for entry in entries})
     if len(labels) < 2:
         return []
     columns = [labels.index(entry.stratum) if entry.stratum in labels else None for entry in entries]
@@ -169,7 +169,7 @@ def _cell(trials: Sequence[TrialRecord], epoch: int | None) -> Cell:
         seeds=seeds,
         completed=len(points),
         stopped=sum(trial.status is Status.STOPPED for trial in trials),
-        failed=sum(trial.status in ENDED for trial in trials),
+        failed=sum(trial.status in FAILED_STATUSES for trial in trials),
     )
 
 

@@ -16,7 +16,7 @@ from sweeps.records.names import MLFLOW_FILE, PROGRESS_FILE
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tracked:
+class TrackingLink:
     """Where MLflow has the study: the page of its parent run ("" for a store without a server), and how to see it."""
 
     link: str
@@ -24,27 +24,28 @@ class Tracked:
 
 
 @dataclass(frozen=True, kw_only=True)
-class About:
+class Provenance:
     """The facts in a line, and each under its name; what the records do not tell is left out."""
 
     line: str
     facts: tuple[tuple[str, str], ...]
 
 
-def about(study: StudyRecord) -> About:
+def study_provenance(study: StudyRecord) -> Provenance:
     """The study's facts; times are UTC."""
     header, trials = study.header, list(study.trials.values())
     data: dict[str, Any] = header.get("data") or {}
     known = {
         "command": header.get("command"), "network": _network(header), "data": _data(data), "images": _images(data),
-        "hosts": _counted(trials, "host"), "devices": _devices(study), "seeds": _seeds(trials), "dates": dates(trials),
+        "hosts": _counted(trials, "host"), "devices": _devices(study), "seeds": _seeds(trials),
+        "dates": date_range(trials),
         "versions": ", ".join(f"{name} {number}" for name, number in (header.get("versions") or {}).items()),
         "code": header.get("commit"), "notes": "; ".join(study.notes),
         "tags": ", ".join(f"{name}={value}" for name, value in study.tags.items()),
     }  # fmt: skip
     facts = tuple((name, str(value)) for name, value in known.items() if value)
-    line = [data_label(str(data.get("name", ""))), _network(header), f"{len(trials):,} trials", dates(trials)]
-    return About(line="  |  ".join(part for part in (f"study {study.name}", *line) if part), facts=facts)
+    line = [data_label(str(data.get("name", ""))), _network(header), f"{len(trials):,} trials", date_range(trials)]
+    return Provenance(line="  |  ".join(part for part in (f"study {study.name}", *line) if part), facts=facts)
 
 
 def _network(header: dict[str, Any]) -> str:
@@ -87,7 +88,7 @@ def _seeds(trials: list[TrialRecord]) -> str:
     return f"{', '.join(str(seed) for seed in found)} (n = {len(found)})" if found else ""
 
 
-def dates(trials: list[TrialRecord]) -> str:
+def date_range(trials: list[TrialRecord]) -> str:
     """From the first proposal to the last end, e.g. `2026-11-22 19:53 to 20:05 UTC`; "" where none is on record."""
     begun = [trial.proposed_at for trial in trials if trial.proposed_at]
     ended = [trial.finished_at for trial in trials if trial.finished_at]
@@ -99,7 +100,7 @@ def dates(trials: list[TrialRecord]) -> str:
     return f"{first} to {last} UTC"
 
 
-def tracked(study: StudyRecord, folder: Path, uri: str | None) -> Tracked | None:
+def tracking_link(study: StudyRecord, folder: Path, uri: str | None) -> TrackingLink | None:
     """Where MLflow has a study whose folder is `folder`, or that was read from the store `uri`; None if not known."""
     progress = _progress(folder / PROGRESS_FILE)
     beside = f"sqlite:///{folder}/{MLFLOW_FILE}" if (folder / MLFLOW_FILE).is_file() else None
@@ -109,10 +110,10 @@ def tracked(study: StudyRecord, folder: Path, uri: str | None) -> Tracked | None
         return None
     shown = redact(uri)
     if not uri.startswith(("http://", "https://")):
-        return Tracked(link="", words=f"mlflow ui --backend-store-uri {shown}")
+        return TrackingLink(link="", words=f"mlflow ui --backend-store-uri {shown}")
     run = [progress.get("experiment"), progress.get("parent")]
     place = f"/#/experiments/{run[0]}/runs/{run[1]}" if all(run) and progress.get("uri") == uri else ""
-    return Tracked(link=f"{shown.rstrip('/')}{place}", words=f"experiment {study.name} at {shown}")
+    return TrackingLink(link=f"{shown.rstrip('/')}{place}", words=f"experiment {study.name} at {shown}")
 
 
 def _may_be_there(uri: str) -> bool:

@@ -24,7 +24,7 @@ _WRN: dict[str, tuple[tuple[float, float], ...]] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Setting:
+class EvaluationSetting:
     """On what an error was measured, and on how many images its network was trained."""
 
     network: str
@@ -34,36 +34,36 @@ class Setting:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Printed:
+class PublishedResult:
     """A printed point: top-1 test error in percent at so many parameters."""
 
     method: str
     params: float
     error: float
-    setting: Setting
+    setting: EvaluationSetting
 
 
-_STUDY = Setting(network="wrn_28_10", data="cifar10", train_images=50_000, test_images=10_000)
-PRINTED = tuple(
-    Printed(method=method, params=1e6 * millions, error=error, setting=_STUDY)
+_STUDY = EvaluationSetting(network="wrn_28_10", data="cifar10", train_images=50_000, test_images=10_000)
+PUBLISHED_RESULTS = tuple(
+    PublishedResult(method=method, params=1e6 * millions, error=error, setting=_STUDY)
     for method, points in _WRN.items()
     for millions, error in points
 )
 
 
-def setting_of_study(study: StudyRecord) -> Setting:
+def evaluation_setting(study: StudyRecord) -> EvaluationSetting:
     """What the study's own test errors are measured on; empty or 0 where the records do not tell."""
     header = study.header
     data = header.get("data", {})
-    return Setting(
+    return EvaluationSetting(
         network=str(header.get("network", {}).get("name", "")), data=str(data.get("name", "")),
         train_images=int(data.get("train_images") or 0), test_images=int(data.get("test_images") or 0),
     )  # fmt: skip
 
 
-def printed_points(
-    own: Setting, printed: Sequence[Printed] = PRINTED
-) -> tuple[list[Printed], str]:  # the points that may be drawn, and a sentence
+def matching_results(
+    own: EvaluationSetting, printed: Sequence[PublishedResult] = PUBLISHED_RESULTS
+) -> tuple[list[PublishedResult], str]:  # the points that may be drawn, and a sentence
     """The printed points of the same setting; the sentence says what was left out and why ("" if there is nothing)."""
     same = [point for point in printed if point.setting == own]
     near = [p for p in printed if (p.setting.network, p.setting.data) == (own.network, own.data)]

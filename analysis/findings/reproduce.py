@@ -13,7 +13,7 @@ from sweeps.records.specification import REPEATABLE
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe:
+class ReproduceCommand:
     """The command of one trial; `why_not` says why there can be none ("" when there is)."""
 
     trial_id: str
@@ -22,15 +22,17 @@ class Recipe:
     why_not: str = ""
 
 
-def recipes(study: StudyRecord, points: Iterable[FrontPoint], place: Path) -> list[Recipe]:
+def reproduce_commands(study: StudyRecord, points: Iterable[FrontPoint], place: Path) -> list[ReproduceCommand]:
     """A recipe a point; `place` is the folder that has the study's records, as the reader would type it."""
-    return [recipe(study, point.trial_id, point.name, place) for point in points]
+    return [reproduce_command(study, point.trial_id, point.name, place) for point in points]
 
 
-def recipe(study: StudyRecord, trial_id: str, name: str, place: Path) -> Recipe:
+def reproduce_command(study: StudyRecord, trial_id: str, name: str, place: Path) -> ReproduceCommand:
     """The recipe of one trial."""
     missing = [each for each in REPEATABLE if each not in study.trials[trial_id].specification]
     if missing:
-        return Recipe(trial_id=trial_id, name=name, command="", why_not=f"its record has no {', '.join(missing)}")
+        return ReproduceCommand(
+            trial_id=trial_id, name=name, command="", why_not=f"its record has no {', '.join(missing)}"
+        )
     command = f"python sweeps/run.py --reproduce {shlex.quote(str(place))} {trial_id}"
-    return Recipe(trial_id=trial_id, name=name, command=command)
+    return ReproduceCommand(trial_id=trial_id, name=name, command=command)

@@ -22,7 +22,7 @@ DEFAULTS: dict[str, Any] = {"grace": 0.5, "reduction": 3.0, "brackets": 3}  # as
 
 
 @dataclass(frozen=True, kw_only=True)
-class Verdict:
+class RuleVerdict:
     """What one rule would have done in one stratum; errors are validation errors in percent."""
 
     rule: str
@@ -49,7 +49,7 @@ class Verdict:
         )
 
 
-def audit(study: StudyRecord) -> list[Verdict]:
+def audit_stopping(study: StudyRecord) -> list[RuleVerdict]:
     """A verdict for every rule in every stratum with at least two finished trials."""
     strata: dict[str, list[TrialRecord]] = {}
     for trial in study.trials.values():
@@ -70,19 +70,19 @@ def _given(study: StudyRecord) -> dict[str, Any]:
     return {name: search[name] for name in DEFAULTS if name in search}
 
 
-def _verdict(rule: str, stratum: str, trials: list[TrialRecord], settings: dict[str, Any]) -> Verdict:
-    stopped = replay(rule, trials, settings)
+def _verdict(rule: str, stratum: str, trials: list[TrialRecord], settings: dict[str, Any]) -> RuleVerdict:
+    stopped = replay_rule(rule, trials, settings)
     winner = min(trials, key=lambda trial: (trial.val_error or 0.0, trial.counts.get("params", 0)))
     kept = [trial.val_error or 0.0 for trial in trials if trial.trial_id not in stopped]
     saved = sum(trial.last_epoch - stopped.get(trial.trial_id, trial.last_epoch) for trial in trials)
-    return Verdict(
+    return RuleVerdict(
         rule=rule, stratum=stratum, trials=len(trials), winner=winner.trial_id, winner_error=winner.val_error or 0.0,
         stopped_at=stopped.get(winner.trial_id), stopped=len(stopped),
         saved=saved / sum(trial.last_epoch for trial in trials), kept_error=min(kept, default=None),
     )  # fmt: skip
 
 
-def replay(rule: str, trials: Iterable[TrialRecord], settings: dict[str, Any]) -> dict[str, int]:
+def replay_rule(rule: str, trials: Iterable[TrialRecord], settings: dict[str, Any]) -> dict[str, int]:
     """The trials that a rule would have stopped, with the epoch, told every curve in the order in which it came in.
 
     A trial that is stopped tells nothing more; those that ran beside it run as they did (a freed slot is not refilled).
@@ -102,7 +102,7 @@ def replay(rule: str, trials: Iterable[TrialRecord], settings: dict[str, Any]) -
 
 def audit_text(study: StudyRecord) -> str:
     """The audit in words."""
-    lines = [verdict.text() for verdict in audit(study)]
+    lines = [verdict.text() for verdict in audit_stopping(study)]
     searched = [trial for trial in study.trials.values() if trial.role is Role.SEARCH]
     cut = sum(trial.status is Status.STOPPED for trial in searched)
     if cut:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from analysis.findings.study_diff import FieldDifference, TrialDifference, field_differences, trial_differences
 from analysis.stats.compare_fronts import FrontComparison, compare_fronts
-from analysis.stats.hypervolume import Growth, Reference
+from analysis.stats.hypervolume import HypervolumeGrowth, ReferencePoint
 from sweeps.records.model import StudyRecord
 
 
@@ -42,13 +42,13 @@ class StudyComparison:
         ]
 
 
-def _volume(growth: Growth, cost: float) -> str:
+def _volume(growth: HypervolumeGrowth, cost: float) -> str:
     completed = any(spent <= cost for spent, _ in growth.steps)
     return f"{growth.study} {growth.at(cost):.2f}" + ("" if completed else " (no trial was completed by then)")
 
 
 def compare_studies(
-    studies: Sequence[StudyRecord], unit: str = "seconds", reference: Reference | None = None
+    studies: Sequence[StudyRecord], unit: str = "seconds", reference: ReferencePoint | None = None
 ) -> StudyComparison:
     """Compare studies.
 

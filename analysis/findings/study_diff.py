@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from analysis.findings.failures import setting_words
+from analysis.findings.failures import describe_setting
 from sweeps.records.events import Status
 from sweeps.records.model import StudyRecord, TrialRecord
 
@@ -74,7 +74,7 @@ def _difference(trial_id: str, records: Sequence[TrialRecord | None]) -> TrialDi
     errors = tuple(record.val_error if record else None for record in records)
     statuses = tuple(_status(record) for record in records)
     return TrialDifference(
-        trial_id=trial_id, setting=setting_words(known[0]), kind=kind, statuses=statuses, errors=errors
+        trial_id=trial_id, setting=describe_setting(known[0]), kind=kind, statuses=statuses, errors=errors
     )
 
 

@@ -22,7 +22,7 @@ PARTS = (DRIVER, WORKERS, SET_UP, COMPILE, INPUT, STEP, VALIDATION, REPORTS, CLO
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sitting:
+class DriverRun:
     """One run of the driver, times in seconds since the epoch: training is between `ready` and `trained`."""
 
     began: float
@@ -38,10 +38,10 @@ class Sitting:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Profile:
+class TimeProfile:
     """Seconds of slots by part; their sum is that of all sittings."""
 
-    sittings: tuple[Sitting, ...]
+    sittings: tuple[DriverRun, ...]
     seconds: dict[str, float]
 
     @property
@@ -65,7 +65,7 @@ class _Stay:
     seconds: dict[str, float]
 
 
-def profile(study: StudyRecord) -> Profile | None:
+def profile_study(study: StudyRecord) -> TimeProfile | None:
     """Of a study's sittings so far; None where its records, of an older version, do not tell."""
     stays = sorted((stay for trial in study.trials.values() for stay in _stays(trial)), key=lambda stay: stay.begin)
     sittings = tuple(_sitting(room, _following(study, index), stays) for index, room in enumerate(study.runs))
@@ -76,7 +76,7 @@ def profile(study: StudyRecord) -> Profile | None:
         mine = [stay for stay in stays if sitting.ready <= stay.end <= sitting.trained]
         for part, seconds in _parts(sitting, mine).items():
             found[part] += seconds
-    return Profile(sittings=sittings, seconds=found)
+    return TimeProfile(sittings=sittings, seconds=found)
 
 
 def _following(study: StudyRecord, index: int) -> float:
@@ -85,12 +85,12 @@ def _following(study: StudyRecord, index: int) -> float:
     return float(later[0]["time"]) - float(later[0]["since"]) if later else math.inf
 
 
-def _sitting(room: dict[str, Any], following: float, stays: Sequence[_Stay]) -> Sitting:
+def _sitting(room: dict[str, Any], following: float, stays: Sequence[_Stay]) -> DriverRun:
     """A driver that was killed ended with the last epoch that it wrote."""
     ready = float(room["time"])
     trained = max((stay.end for stay in stays if ready <= stay.end < following), default=ready)
     ended = max(trained, float(room.get("closed") or trained))
-    return Sitting(began=ready - float(room["since"]), ready=ready, trained=trained, ended=ended, slots=room["slots"])
+    return DriverRun(began=ready - float(room["since"]), ready=ready, trained=trained, ended=ended, slots=room["slots"])
 
 
 def _stays(trial: TrialRecord) -> Iterator[_Stay]:
@@ -119,7 +119,7 @@ def _epochs(own: Sequence[dict[str, float]]) -> dict[str, float]:
     return {**apart, STEP: step, REPORTS: total("report_seconds")}
 
 
-def _parts(sitting: Sitting, stays: Sequence[_Stay]) -> dict[str, float]:
+def _parts(sitting: DriverRun, stays: Sequence[_Stay]) -> dict[str, float]:
     found = dict.fromkeys(PARTS, 0.0)
     found[DRIVER] = sitting.slots * (sitting.ready - sitting.began)
     found[CLOSING] = sitting.slots * (sitting.ended - sitting.trained)
@@ -134,7 +134,7 @@ def _parts(sitting: Sitting, stays: Sequence[_Stay]) -> dict[str, float]:
     return found
 
 
-def profile_lines(found: Profile | None) -> list[str]:
+def profile_lines(found: TimeProfile | None) -> list[str]:
     """The profile as lines of text."""
     if found is None:
         return ["where the time went is not on record: an older version wrote this study, or nothing has been trained"]

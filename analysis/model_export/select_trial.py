@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from analysis.stats.front import FrontPoint, collect
+from analysis.stats.front import FrontPoint, collect_points
 from lowrank.data import DataSettings, ImageData, load_data
 from lowrank.errors import InputError, unknown
 from lowrank.io.model_file import ModelSpecification
@@ -43,7 +43,7 @@ def choose(study: StudyRecord, pick: str, limits: Limits) -> FrontPoint:
     Raises:
         InputError: none is; the text names the nearest.
     """
-    done = [point for point in collect(study) if point.eligible]
+    done = [point for point in collect_points(study) if point.eligible]
     if not done:
         raise InputError(f"no trial of {study.name} was trained to its end")
     fitting = [point for point in done if _keeps(point, limits)]
@@ -66,7 +66,7 @@ def _keeps(point: FrontPoint, limits: Limits) -> bool:
 
 def by_id(study: StudyRecord, trial_id: str) -> FrontPoint:
     """The completed trial whose id begins with `trial_id`; raises InputError that lists those there are."""
-    done = [point for point in collect(study) if point.finished]
+    done = [point for point in collect_points(study) if point.finished]
     found = [point for point in done if point.trial_id.startswith(trial_id)]
     if len(found) != 1 or not trial_id:
         raise unknown("completed trial", trial_id, [point.trial_id for point in found or done])

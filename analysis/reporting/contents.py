@@ -7,34 +7,34 @@ from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
-from analysis.findings.answer import Answer, Comparison, answers, level_words
-from analysis.findings.cost import Spent, spent
-from analysis.findings.curves import Curve, learning_curves
-from analysis.findings.failures import Failure, failures
+from analysis.findings.answer import Answer, PointComparison, answers, describe_size_level
+from analysis.findings.cost import StudyCost, study_cost
+from analysis.findings.curves import LearningCurve, learning_curves
+from analysis.findings.failures import Failure, list_failures
 from analysis.findings.heatmap import HeatMap, heat_maps
-from analysis.findings.provenance import About, about
-from analysis.findings.published_results import Printed, printed_points, setting_of_study
-from analysis.findings.reproduce import Recipe, recipes
-from analysis.findings.test_errors import OnTest, on_test
-from analysis.findings.time_profile import Profile, profile
+from analysis.findings.provenance import Provenance, study_provenance
+from analysis.findings.published_results import PublishedResult, evaluation_setting, matching_results
+from analysis.findings.reproduce import ReproduceCommand, reproduce_commands
+from analysis.findings.test_errors import SettingTestError, measured_test_errors
+from analysis.findings.time_profile import TimeProfile, profile_study
 from analysis.reporting.render import Start, at_once
 from analysis.stats.factors import BUDGET, METHOD
 from analysis.stats.front import (
     DENSE,
     SEPARABLE,
     FrontPoint,
-    best,
-    collect,
-    front,
-    reference,
+    best_point,
+    collect_points,
+    find_reference,
+    pareto_front,
     references,
-    strata,
+    study_strata,
     validation_images,
 )
-from analysis.stats.importance import Importance, importances, settings
+from analysis.stats.importance import Importance, field_importances, searched_settings
 from analysis.stats.intervals import newcombe_interval
-from analysis.stats.paired_effects import EQUAL, Effect, ablation
-from analysis.stats.seeds import Repeated, repeated
+from analysis.stats.paired_effects import ALL_ELSE_EQUAL, PairedEffect, find_paired_effects
+from analysis.stats.seeds import RepeatedSetting, repeated_settings
 from analysis.utils.formatting import format_percent, format_points
 from sweeps.records.model import StudyRecord
 
@@ -51,19 +51,19 @@ class Contents:
     front: tuple[FrontPoint, ...]
     front_mult_adds: tuple[FrontPoint, ...]
     references: tuple[FrontPoint, ...]
-    about: About
-    on_test: tuple[OnTest, ...]
-    printed: tuple[Printed, ...]
+    about: Provenance
+    on_test: tuple[SettingTestError, ...]
+    printed: tuple[PublishedResult, ...]
     printed_note: str
     heat: tuple[HeatMap, ...]
-    curves: tuple[Curve, ...]
+    curves: tuple[LearningCurve, ...]
     importances: tuple[Importance, ...]
-    effects: tuple[Effect, ...]
-    repeats: tuple[Repeated, ...]
+    effects: tuple[PairedEffect, ...]
+    repeats: tuple[RepeatedSetting, ...]
     failures: tuple[Failure, ...]
-    cost: Spent
-    profile: Profile | None
-    recipes: tuple[Recipe, ...]
+    cost: StudyCost
+    profile: TimeProfile | None
+    recipes: tuple[ReproduceCommand, ...]
 
 
 def contents(study: StudyRecord, place: Path, start: Start = at_once) -> Contents:
@@ -71,19 +71,20 @@ def contents(study: StudyRecord, place: Path, start: Start = at_once) -> Content
 
     `start` begins with what takes longest, elsewhere if it can.
     """
-    weighing = start(importances, settings(study))
-    points, effects = collect(study), ablation(study)
-    kept, by_work, known = front(points), front(points, "mult_adds"), references(points)
-    printed, note = printed_points(setting_of_study(study))
-    again, known_best = repeated(points), answers(study, points)
+    weighing = start(field_importances, searched_settings(study))
+    points, effects = collect_points(study), find_paired_effects(study)
+    kept, by_work, known = pareto_front(points), pareto_front(points, "mult_adds"), references(points)
+    printed, note = matching_results(evaluation_setting(study))
+    again, known_best = repeated_settings(points), answers(study, points)
     return Contents(
         summary=tuple(summary(study, points, known_best, again, effects)), answers=tuple(known_best),
         points=tuple(points),
         front=tuple(kept), front_mult_adds=tuple(by_work), references=tuple(known), printed=tuple(printed),
         printed_note=note, heat=tuple(heat_maps(study)), curves=tuple(learning_curves(study, points)),
         importances=tuple(weighing()), effects=tuple(effects), repeats=tuple(again),
-        failures=tuple(failures(study)), cost=spent(study), profile=profile(study),
-        recipes=tuple(recipes(study, [*kept, *known], place)), on_test=tuple(on_test(points)), about=about(study),
+        failures=tuple(list_failures(study)), cost=study_cost(study), profile=profile_study(study),
+        recipes=tuple(reproduce_commands(study, [*kept, *known], place)),
+        on_test=tuple(measured_test_errors(points)), about=study_provenance(study),
     )  # fmt: skip
 
 
@@ -91,14 +92,14 @@ def summary(
     study: StudyRecord,
     points: Sequence[FrontPoint],
     by_budget: Sequence[Answer],
-    again: Sequence[Repeated],
-    effects: Sequence[Effect] = (),
+    again: Sequence[RepeatedSetting],
+    effects: Sequence[PairedEffect] = (),
 ) -> list[str]:
     """The answer in a few sentences: the smallest network as good as the separable one, the dense one, thinner ones."""
-    kept, images = front(points), validation_images(study)
+    kept, images = pareto_front(points), validation_images(study)
     if not kept:
         return ["No trial was trained to its end, so there is no answer yet."]
-    bases = [base for name in (SEPARABLE, DENSE) if (base := reference(points, name)) is not None]
+    bases = [base for name in (SEPARABLE, DENSE) if (base := find_reference(points, name)) is not None]
     found = [_as_good(kept, base, images) for base in bases]
     if images and any(_equal_ones(kept, base, images) for base in bases):
         found.append(f"Not shown to be worse is not as good: {images:,} images cannot show a small difference.")
@@ -111,12 +112,12 @@ def summary(
     return found
 
 
-def _is_asked(effect: Effect) -> bool:
+def _is_asked(effect: PairedEffect) -> bool:
     """Whether the budgets, the fronts and the thinner networks have not said it already."""
-    return effect.pairing == EQUAL and effect.factor != METHOD and not effect.factor.startswith(BUDGET)
+    return effect.pairing == ALL_ELSE_EQUAL and effect.factor != METHOD and not effect.factor.startswith(BUDGET)
 
 
-def _in_words(effect: Effect) -> str:
+def _in_words(effect: PairedEffect) -> str:
     estimate = effect.estimate
     text = f"{effect.factor} {effect.other} instead of {effect.base}, all else equal: {estimate.mean:+.2f} points"
     over = f"{estimate.count} {effect.unit if estimate.count != 1 else effect.unit.removesuffix('s')}"
@@ -152,7 +153,7 @@ def _listed(words: Sequence[str]) -> str:
 
 
 def _levels(found: Sequence[Answer]) -> list[str]:
-    return [level_words(answer.level, brief=True) for answer in found if answer.level]
+    return [describe_size_level(answer.level, brief=True) for answer in found if answer.level]
 
 
 def _in_short(answer: Answer, chosen: FrontPoint) -> str:
@@ -164,7 +165,7 @@ def _in_short(answer: Answer, chosen: FrontPoint) -> str:
     return " ".join([f"{text}{_than(rival) if rival else ''}.", *_levels([answer])])
 
 
-def _than(rival: Comparison) -> str:
+def _than(rival: PointComparison) -> str:
     size = " at equal size" if rival.level else ""
     if rival.gap == 0:
         return f", as good as {rival.other.form}{size}"
@@ -220,13 +221,13 @@ def _against_thin(study: StudyRecord, points: Sequence[FrontPoint], images: int 
     thin = [point for point in points if point.finished and point.leads and point.is_thin]
     if not thin:
         return ["No thinner network was trained beside them: whether substitution beats thinning is not answered here."]
-    limits = sorted(stratum.params for stratum in strata(study) if stratum.params)
+    limits = sorted(stratum.params for stratum in study_strata(study) if stratum.params)
     sizes: dict[int, list[FrontPoint]] = {}
     for point in thin:
         sizes.setdefault(next((limit for limit in limits if point.params <= limit), point.params), []).append(point)
     duels = []
     for size, rivals in sorted(sizes.items()):
-        own = best(point for point in points if point.params <= size and not point.is_thin)
+        own = best_point(point for point in points if point.params <= size and not point.is_thin)
         if own is not None:
             duels.append((size, own, min(rivals, key=lambda point: point.error)))
     if not duels:
@@ -246,7 +247,7 @@ def _duel(size: int, own: FrontPoint, rival: FrontPoint, images: int | None) -> 
     return f"{text} ({own.error - rival.error:+.2f} points, {_interval(low, high)})"
 
 
-def _seeds(each: Repeated) -> str:
+def _seeds(each: RepeatedSetting) -> str:
     error = each.val_error
     assert error.low is not None
     assert error.high is not None

@@ -8,13 +8,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from analysis.findings.curves import Curve
+from analysis.findings.curves import LearningCurve
 from analysis.findings.heatmap import Cell, HeatMap
-from analysis.findings.test_errors import Marks
+from analysis.findings.test_errors import PointSeries
 from analysis.reporting.front_figure import Layout, short_count
-from analysis.stats.hypervolume import Growth
+from analysis.stats.hypervolume import HypervolumeGrowth
 from analysis.stats.importance import Importance
-from analysis.stats.paired_effects import Effect
+from analysis.stats.paired_effects import PairedEffect
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -38,7 +38,7 @@ def plain_axes(figure: Figure, layout: Layout, *, left: float, bottom: float, ri
     return axes
 
 
-def draw_curves(figure: Figure, curves: Sequence[Curve], layout: Layout) -> None:
+def draw_curves(figure: Figure, curves: Sequence[LearningCurve], layout: Layout) -> None:
     """Validation error over epochs on a logarithmic scale; references are thinner and dashed."""
     from matplotlib.ticker import MaxNLocator
 
@@ -143,7 +143,7 @@ def draw_importance(figure: Figure, found: Sequence[Importance], layout: Layout)
     _legend(figure, axes, columns=1)
 
 
-def draw_effects(figure: Figure, effects: Sequence[Effect], layout: Layout) -> None:
+def draw_effects(figure: Figure, effects: Sequence[PairedEffect], layout: Layout) -> None:
     """Differences with their intervals; left of zero the second value is better."""
     names = [f"{effect.factor}: {effect.other} vs {effect.base}" for effect in effects]
     shown = [name if len(name) <= 46 or layout.columns > 2 else f"{name[:44]}…" for name in names]
@@ -163,7 +163,7 @@ def draw_effects(figure: Figure, effects: Sequence[Effect], layout: Layout) -> N
     axes.set_xlabel("difference in points of error", fontsize=FONT)
 
 
-def draw_on_test(figure: Figure, series: Sequence[Marks], layout: Layout) -> None:
+def draw_on_test(figure: Figure, series: Sequence[PointSeries], layout: Layout) -> None:
     """Test error against parameters on a logarithmic scale; printed results are hollow."""
     columns = 2 if layout.columns < 3 else 4
     axes = plain_axes(figure, layout, left=0.62, bottom=0.6 + 0.22 * -(-len(series) // columns))
@@ -179,7 +179,7 @@ def draw_on_test(figure: Figure, series: Sequence[Marks], layout: Layout) -> Non
     _legend(figure, axes, columns=columns)
 
 
-def draw_growth(figure: Figure, found: Sequence[Growth], layout: Layout, *, unit: str) -> None:
+def draw_growth(figure: Figure, found: Sequence[HypervolumeGrowth], layout: Layout, *, unit: str) -> None:
     """Hypervolume over cost, one line style a study, with a line at the cost that all of them spent."""
     columns = 1 if layout.columns < 3 else 2
     axes = plain_axes(figure, layout, left=0.72, bottom=0.6 + 0.22 * -(-(len(found) + 1) // columns))

@@ -13,12 +13,12 @@ from dataclasses import dataclass
 
 from analysis.stats.front import (
     FrontPoint,
-    Size,
-    best,
-    collect,
-    front,
+    SizeMeasure,
+    best_point,
+    collect_points,
+    pareto_front,
     references,
-    strata,
+    study_strata,
     validation_images,
 )
 from analysis.stats.intervals import wilson_interval
@@ -28,7 +28,7 @@ from sweeps.records.events import Role, Status
 from sweeps.records.model import StudyRecord
 
 TITLE_LETTERS, MOST_LABELS = 78, 24
-AXES: dict[Size, str] = {"params": "parameters", "mult_adds": "mult-adds of one image"}
+AXES: dict[SizeMeasure, str] = {"params": "parameters", "mult_adds": "mult-adds of one image"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,18 +67,18 @@ class FrontPlot:
 
 
 def front_plot(
-    study: StudyRecord, measure: Size = "params", points: Sequence[FrontPoint] | None = None
+    study: StudyRecord, measure: SizeMeasure = "params", points: Sequence[FrontPoint] | None = None
 ) -> FrontPlot:  # fmt: skip
     """The record of the study's picture; raises ValueError if no trial or reference trained to its end.
 
     `points` are those of `collect`, where they are at hand.
     """
-    points = collect(study) if points is None else points
+    points = collect_points(study) if points is None else points
     points = [point for point in points if point.size(measure) is not None]
     done = [point for point in points if point.finished]
     if not done:
         raise ValueError(f"a picture needs a completed trial, but {study.name} has none")
-    kept, known = front(points, measure), references(points)
+    kept, known = pareto_front(points, measure), references(points)
     shown = method_styles(point.method for point in points if point.role is Role.SEARCH)
     stopped = [point for point in points if point.status is Status.STOPPED and point.val_error is not None]
     return FrontPlot(
@@ -88,7 +88,7 @@ def front_plot(
         stopped=tuple((*_at(p, measure), shown[p.method][0]) for p in stopped if p.role is Role.SEARCH),
         front=tuple(_at(point, measure) for point in kept),
         references=tuple((p.form, *_at(p, measure)) for p in known),
-        budgets=tuple(float(s.params) for s in strata(study) if s.params) if measure == "params" else (),
+        budgets=tuple(float(s.params) for s in study_strata(study) if s.params) if measure == "params" else (),
         labels=tuple((_short(point), *_at(point, measure)) for point in _by_importance(kept)[:MOST_LABELS]),
         x_limits=_x_limits([_at(point, measure)[0] for point in (*done, *stopped)]),
         y_limits=_y_limits(points, kept),
@@ -98,11 +98,11 @@ def front_plot(
     )
 
 
-def _at(point: FrontPoint, measure: Size) -> tuple[float, float]:
+def _at(point: FrontPoint, measure: SizeMeasure) -> tuple[float, float]:
     return float(point.size(measure) or 0), point.error
 
 
-def _thin(known: Sequence[FrontPoint], measure: Size) -> tuple[tuple[str, tuple[tuple[float, float], ...]], ...]:
+def _thin(known: Sequence[FrontPoint], measure: SizeMeasure) -> tuple[tuple[str, tuple[tuple[float, float], ...]], ...]:
     """The forms that were trained at several widths, each as a line through its points."""
     found = []
     for method in sorted({point.method for point in known}):
@@ -112,7 +112,7 @@ def _thin(known: Sequence[FrontPoint], measure: Size) -> tuple[tuple[str, tuple[
     return tuple(found)
 
 
-def _series(done: Sequence[FrontPoint], shown: dict[str, tuple[str, str]], measure: Size) -> tuple[Series, ...]:
+def _series(done: Sequence[FrontPoint], shown: dict[str, tuple[str, str]], measure: SizeMeasure) -> tuple[Series, ...]:
     found = []
     for method, (colour, marker) in shown.items():
         points = tuple(_at(p, measure) for p in done if p.method == method and p.role is Role.SEARCH)
@@ -138,7 +138,7 @@ def _subtitle(study: StudyRecord, points: Sequence[FrontPoint]) -> str:
 
 def _certainty(study: StudyRecord, points: Sequence[FrontPoint]) -> str | None:
     """How far chance alone may move the best error: too much for a reader not to know it."""
-    images, chosen = validation_images(study), best(points)
+    images, chosen = validation_images(study), best_point(points)
     if images is None or chosen is None:
         return None
     low, high = wilson_interval(chosen.error, images)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from analysis.findings.failures import groups
-from analysis.findings.provenance import About, Tracked
-from analysis.findings.test_errors import marks
+from analysis.findings.failures import group_failures
+from analysis.findings.provenance import Provenance, TrackingLink
+from analysis.findings.test_errors import series_of_test_errors
 from analysis.reporting.contents import Contents
 from analysis.reporting.figures import draw_curves, draw_effects, draw_heat, draw_importance, draw_on_test
 from analysis.reporting.front_data import front_plot
@@ -30,7 +30,7 @@ from analysis.reporting.tables import (
     recipes_sheet,
     repeats_sheet,
 )
-from analysis.stats.front import Size
+from analysis.stats.front import SizeMeasure
 from analysis.utils.formatting import format_duration
 from sweeps.records.events import Status
 from sweeps.records.model import StudyRecord
@@ -39,7 +39,7 @@ Section = Callable[[Page, StudyRecord, Contents, Path], None]
 MOST_EFFECTS = 14  # in the picture; the table has all
 
 
-def new_page(study: StudyRecord, found: About, place: Tracked | None, studio: Studio) -> Page:
+def new_page(study: StudyRecord, found: Provenance, place: TrackingLink | None, studio: Studio) -> Page:
     """An empty page under the study's question and how it came about."""
     page = Page(str(study.header.get("question") or study.name).strip(), studio, found.line)
     if not study.header.get("versions"):
@@ -90,7 +90,7 @@ def front_section(page: Page, study: StudyRecord, found: Contents, folder: Path)
     if not any(point.finished for point in found.points):
         page.text("No trial was trained to its end.")
         return
-    measures: tuple[tuple[Size, str], ...] = (("params", "parameters"), ("mult_adds", "mult-adds of one image"))
+    measures: tuple[tuple[SizeMeasure, str], ...] = (("params", "parameters"), ("mult_adds", "mult-adds of one image"))
     for measure, words in measures:
         if any(point.finished and point.size(measure) is not None for point in found.points):
             plot = front_plot(study, measure, found.points)
@@ -118,7 +118,7 @@ def on_test_section(page: Page, study: StudyRecord, found: Contents, folder: Pat
     if not found.on_test:
         page.text("The test split was not looked at: that is done once, for the front, when a search has finished.")
     else:
-        series = marks(found.points, found.on_test, found.printed)
+        series = series_of_test_errors(found.points, found.on_test, found.printed)
         caption = "Test error against parameters: of the front and the references only, looked at once."
         caption += " Hollow marks are printed results of the same data and split." if found.printed else ""
         height = 4.2 + 0.11 * len(series)
@@ -260,7 +260,7 @@ def failure_section(page: Page, study: StudyRecord, found: Contents, folder: Pat
     if broken:
         many = f"{broken:,} trials are marked as broken; they take"
         page.text(f"{many if broken > 1 else '1 trial is marked as broken; it takes'} part in nothing above.", "note")
-    sheet = failure_groups_sheet(groups(list(found.failures)))
+    sheet = failure_groups_sheet(group_failures(list(found.failures)))
     sheet.write(folder)
     page.table(sheet)
     page.text("Each of them, with its epoch and host:", "note")

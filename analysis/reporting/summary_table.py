@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from analysis.stats.front import FrontPoint, collect, front
+from analysis.stats.front import FrontPoint, collect_points, pareto_front
 from analysis.utils.formatting import method_label, status_label
 from sweeps.records.events import Role, Status
 from sweeps.records.model import StudyRecord
@@ -58,8 +58,8 @@ class Endings:
 
 def rows(study: StudyRecord) -> list[Row]:
     """All trials of known size, by size; the points of the front are marked."""
-    points = collect(study)
-    best = {point.trial_id for point in front(points)}
+    points = collect_points(study)
+    best = {point.trial_id for point in pareto_front(points)}
     return [Row(point=point, on_front=point.trial_id in best) for point in points]
 
 
@@ -81,7 +81,7 @@ def endings(study: StudyRecord) -> list[Endings]:
 
 def lost_seeds(study: StudyRecord) -> list[str]:
     """A line for each setting of which some seeds have no result, e.g. `CP, 2 dims: 1 of 3 seeds diverged`."""
-    points = [point for point in collect(study) if point.lost]
+    points = [point for point in collect_points(study) if point.lost]
     return [f"{name}, {params:,} parameters: {lost}" for name, params, lost in
             dict.fromkeys((point.name, point.params, point.lost) for point in points)]  # fmt: skip
 
@@ -135,7 +135,7 @@ def print_summary(study: StudyRecord, answer: str, console: Console | None = Non
     console.print()
     console.print(make_table(study))
     console.print()
-    for line in _legend(any(point.spread is not None for point in collect(study))):
+    for line in _legend(any(point.spread is not None for point in collect_points(study))):
         console.print(Text(line))
     console.print()
     for ending in endings(study):

@@ -12,21 +12,21 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from analysis.findings.answer import Answer, Comparison
-from analysis.findings.cost import Spent
-from analysis.findings.curves import Curve
+from analysis.findings.answer import Answer, PointComparison
+from analysis.findings.cost import StudyCost
+from analysis.findings.curves import LearningCurve
 from analysis.findings.failures import Failure, FailureGroup
 from analysis.findings.heatmap import HeatMap
-from analysis.findings.published_results import Printed
-from analysis.findings.reproduce import Recipe
-from analysis.findings.test_errors import OnTest
-from analysis.findings.time_profile import Profile
+from analysis.findings.published_results import PublishedResult
+from analysis.findings.reproduce import ReproduceCommand
+from analysis.findings.test_errors import SettingTestError
+from analysis.findings.time_profile import TimeProfile
 from analysis.reporting.summary_table import compact
 from analysis.stats.front import FrontPoint
 from analysis.stats.importance import Importance
 from analysis.stats.intervals import Estimate
-from analysis.stats.paired_effects import Effect
-from analysis.stats.seeds import Repeated
+from analysis.stats.paired_effects import PairedEffect
+from analysis.stats.seeds import RepeatedSetting
 from analysis.utils.formatting import (
     format_duration,
     format_error_interval,
@@ -127,11 +127,11 @@ def level_sheet(answers: Sequence[Answer]) -> Sheet:
     return Sheet(name="equal_size", columns=columns, rows=tuple(rows), words=tuple(words), headings=headings)
 
 
-def _comparison(answer: Answer, label: str) -> Comparison | None:
+def _comparison(answer: Answer, label: str) -> PointComparison | None:
     return next((each for each in answer.comparisons if each.label.startswith(label)), None)
 
 
-def _gap(comparison: Comparison | None) -> str:
+def _gap(comparison: PointComparison | None) -> str:
     if comparison is None:
         return ""
     verdict = {True: ", within noise", False: ", beyond noise", None: ""}[comparison.within_noise]
@@ -165,7 +165,7 @@ def _point_words(point: FrontPoint, fronts: dict[str, set[str]]) -> tuple[str, .
     )  # fmt: skip
 
 
-def on_test_sheet(found: Sequence[OnTest], printed: Sequence[Printed]) -> Sheet:
+def on_test_sheet(found: Sequence[SettingTestError], printed: Sequence[PublishedResult]) -> Sheet:
     """Test errors of the study, then the printed ones of the same data and split."""
     rows: tuple[tuple[Any, ...], ...] = tuple(
         (
@@ -192,7 +192,7 @@ def on_test_sheet(found: Sequence[OnTest], printed: Sequence[Printed]) -> Sheet:
     return Sheet(name="test_errors", columns=columns, rows=rows, words=words, headings=headings)
 
 
-def curves_sheet(curves: Sequence[Curve]) -> Sheet:
+def curves_sheet(curves: Sequence[LearningCurve]) -> Sheet:
     """The learning curves, one row an epoch; for CSV only."""
     rows = tuple((c.trial_id, c.label, epoch, error) for c in curves for epoch, error in c.points)
     return Sheet(name="learning_curves", columns=("trial_id", "setting", "epoch", "val_error"), rows=rows)
@@ -233,7 +233,7 @@ def importance_sheet(found: Sequence[Importance]) -> Sheet:
     return Sheet(name="importance", columns=columns, rows=rows, words=words, headings=headings)
 
 
-def ablation_sheet(effects: Sequence[Effect]) -> Sheet:
+def ablation_sheet(effects: Sequence[PairedEffect]) -> Sheet:
     """Paired differences, one row a pair of values."""
     rows = tuple(
         (e.factor, e.base, e.other, e.pairing, e.estimate.mean, e.estimate.low, e.estimate.high, "t-interval, 95 %",
@@ -254,7 +254,7 @@ def ablation_sheet(effects: Sequence[Effect]) -> Sheet:
     return Sheet(name="ablation", columns=columns, rows=rows, words=words, headings=headings)
 
 
-def repeats_sheet(found: Sequence[Repeated]) -> Sheet:
+def repeats_sheet(found: Sequence[RepeatedSetting]) -> Sheet:
     """Settings that were trained with several seeds."""
     rows = tuple(
         (r.point.setting, r.point.name, r.point.params, len(r.seeds), *_values(r.val_error), *_values(r.test_error),
@@ -297,7 +297,7 @@ def failure_groups_sheet(found: Sequence[FailureGroup]) -> Sheet:
     return Sheet(name="failure_groups", columns=columns, rows=rows, words=words, headings=headings)
 
 
-def cost_sheet(cost: Spent) -> Sheet:
+def cost_sheet(cost: StudyCost) -> Sheet:
     """Hours of training by outcome."""
     rows = tuple((str(o.status), o.trials, o.epochs, o.seconds) for o in cost.outcomes)
     words = tuple(
@@ -309,7 +309,7 @@ def cost_sheet(cost: Spent) -> Sheet:
     return Sheet(name="cost", columns=columns, rows=rows, words=words, headings=headings)
 
 
-def profile_sheet(found: Profile) -> Sheet:
+def profile_sheet(found: TimeProfile) -> Sheet:
     """Where the time of all slots went, in the order of a study's course."""
     whole = found.slot_seconds or 1.0
     rows = tuple((part, seconds, seconds / whole) for part, seconds in found.seconds.items())
@@ -318,11 +318,11 @@ def profile_sheet(found: Profile) -> Sheet:
     return Sheet(name="profile", columns=columns, rows=rows, words=words, headings=headings)
 
 
-def _share(seconds: float, cost: Spent) -> str:
+def _share(seconds: float, cost: StudyCost) -> str:
     return f"{100 * seconds / cost.train_seconds:.0f} %" if cost.train_seconds else ""
 
 
-def recipes_sheet(found: Sequence[Recipe]) -> Sheet:
+def recipes_sheet(found: Sequence[ReproduceCommand]) -> Sheet:
     """The command of each point; for CSV."""
     rows = tuple((r.trial_id, r.name, r.command, r.why_not) for r in found)
     return Sheet(name="reproduce", columns=("trial_id", "setting", "command", "why_not"), rows=rows)

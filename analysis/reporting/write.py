@@ -8,7 +8,7 @@ from collections.abc import Callable
 from html import unescape
 from pathlib import Path
 
-from analysis.findings.provenance import tracked
+from analysis.findings.provenance import tracking_link
 from analysis.reporting.contents import contents
 from analysis.reporting.render import studio
 from analysis.reporting.sections import SECTIONS, new_page
@@ -49,7 +49,7 @@ def write_report(
         if not is_study(source):
             write_tables(study, folder)
         found = contents(study, _shown(source if is_study(source) else folder), drawing.start)
-        page = new_page(study, found.about, tracked(study, source, uri), drawing)
+        page = new_page(study, found.about, tracking_link(study, source, uri), drawing)
         for name, section in SECTIONS:
             step(name)
             section(page, study, found, folder)

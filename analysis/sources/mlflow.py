@@ -35,10 +35,10 @@ _OLDER = (
     "the runs of {!r} were written by another version, or without its artifacts; `python -m sweeps.tracking STUDY_DIR "
     "--again` stores them anew from the journal"
 )
-Say = Callable[[str], None]  # told how far the reading is
+Notify = Callable[[str], None]  # told how far the reading is
 
 
-def load_from_mlflow(uri: str, name: str, say: Say = silent) -> StudyRecord:
+def load_from_mlflow(uri: str, name: str, say: Notify = silent) -> StudyRecord:
     """The study `name` of the store at `uri`; runs that lack their record are left out, and a line says so.
 
     Raises:
@@ -70,7 +70,7 @@ def _check_file(uri: str) -> None:
         raise InputError(f"there is no MLflow database {path}")
 
 
-def _load(client: MlflowClient, name: str, say: Say) -> StudyRecord:
+def _load(client: MlflowClient, name: str, say: Notify) -> StudyRecord:
     experiment = client.get_experiment_by_name(name)
     if experiment is None:
         raise unknown("study", name, [found.name for found in client.search_experiments()] or ["none: it is empty"])
@@ -114,7 +114,7 @@ class _Files:
         return json.loads(self.fetch(run, name).read_text())
 
 
-def _from_runs(client: MlflowClient, files: _Files, parent: Run, runs: Iterable[Run], say: Say) -> StudyRecord:
+def _from_runs(client: MlflowClient, files: _Files, parent: Run, runs: Iterable[Run], say: Notify) -> StudyRecord:
     about = files.json(parent, names.STUDY_FILE)
     if not isinstance(about, dict) or "header" not in about:
         raise InputError(_OLDER.format(parent.info.run_name))

@@ -30,18 +30,18 @@ def check_store(folder: Path, uri: str | None) -> None:
         raise InputError(done.stderr.strip().removeprefix("error: "))
 
 
-def bring(folder: Path, uri: str | None = None) -> None:
+def push_study(folder: Path, uri: str | None = None) -> None:
     """Bring records and artifacts into the store at `uri` (None: the one that has the study); what is missing in the
     end is said on standard error, with the command that catches up."""
     print("bringing it into MLflow ...", flush=True)
     subprocess.run(_command(folder), env=_environment(uri), check=False)
 
 
-def bring_made(study: StudyRecord, folder: Path) -> None:
+def push_if_tracked(study: StudyRecord, folder: Path) -> None:
     """Bring what was made of a study's records into the store that has them. Nothing where none has; while a driver
     is at work its own tracker does it in the end."""
     if study.closed and (folder / PROGRESS_FILE).is_file():
-        bring(folder)
+        push_study(folder)
 
 
 def _command(folder: Path, *options: str) -> list[str]:

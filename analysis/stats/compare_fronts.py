@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from analysis.stats.front import FrontPoint, collect, front
-from analysis.stats.hypervolume import Growth, Reference, chance_reference, growth
+from analysis.stats.front import FrontPoint, collect_points, pareto_front
+from analysis.stats.hypervolume import HypervolumeGrowth, ReferencePoint, chance_reference_point, hypervolume_growth
 from lowrank.errors import InputError
 from sweeps.records.model import StudyRecord
 
@@ -28,16 +28,16 @@ class FrontComparison:
     """
 
     names: tuple[str, ...]
-    reference: Reference
+    reference: ReferencePoint
     unit: str
     equal_cost: float
-    growths: tuple[Growth, ...]
+    growths: tuple[HypervolumeGrowth, ...]
     fronts: tuple[tuple[FrontPoint, ...], ...]
     same_data: bool
 
 
 def compare_fronts(
-    studies: Sequence[StudyRecord], unit: str = "seconds", reference: Reference | None = None
+    studies: Sequence[StudyRecord], unit: str = "seconds", reference: ReferencePoint | None = None
 ) -> FrontComparison:
     """Compare the fronts of studies.
 
@@ -53,14 +53,14 @@ def compare_fronts(
         InputError: the studies' networks differ in size and no reference was given, or costs are not on record.
     """
     reference = reference or _shared_reference(studies)
-    growths = tuple(growth(study, reference, unit) for study in studies)
+    growths = tuple(hypervolume_growth(study, reference, unit) for study in studies)
     return FrontComparison(
         names=tuple(study.name for study in studies),
         reference=reference,
         unit=unit,
         equal_cost=min(growth.cost for growth in growths),
         growths=growths,
-        fronts=tuple(tuple(front(collect(study))) for study in studies),
+        fronts=tuple(tuple(pareto_front(collect_points(study))) for study in studies),
         same_data=len({_fingerprints(study) for study in studies}) == 1,
     )
 
@@ -70,8 +70,8 @@ def _fingerprints(study: StudyRecord) -> frozenset[str]:
     return frozenset(values - {""})
 
 
-def _shared_reference(studies: Sequence[StudyRecord]) -> Reference:
-    references = {chance_reference(study) for study in studies}
+def _shared_reference(studies: Sequence[StudyRecord]) -> ReferencePoint:
+    references = {chance_reference_point(study) for study in studies}
     if len(references) > 1:
         ordered = sorted(references, key=lambda reference: reference.params)
         choices = "; ".join(f"{reference.params:,.0f},{reference.error:g}" for reference in ordered)
@@ -79,7 +79,7 @@ def _shared_reference(studies: Sequence[StudyRecord]) -> Reference:
     return references.pop()
 
 
-def parse_reference(text: str) -> Reference:
+def parse_reference(text: str) -> ReferencePoint:
     """Read the reference point of a hypervolume.
 
     Args:
@@ -97,4 +97,4 @@ def parse_reference(text: str) -> Reference:
         raise InputError(f"--reference must be PARAMS,ERROR (such as 750000,90), but got {text!r}") from cause
     if not (params > 0 and 0 < error <= 100):
         raise InputError(f"--reference must be parameters above 0 and a percentage, but got {text!r}")
-    return Reference(params, error)
+    return ReferencePoint(params, error)

@@ -12,18 +12,18 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from analysis.stats.front import FrontPoint, Size, Stratum, best_by_method, front
+from analysis.stats.front import FrontPoint, SizeMeasure, Stratum, best_by_method, pareto_front
 from analysis.stats.intervals import Estimate, t_interval
-from analysis.stats.seeds import by_setting
+from analysis.stats.seeds import group_by_setting
 from sweeps.records.model import StudyRecord
 
-ALIKE = 0.01  # sizes this close, as a share, count as equal: what a budget's last step leaves unused
+EQUAL_SIZE_TOLERANCE = 0.01  # sizes this close, as a share, count as equal: what a budget's last step leaves unused
 
-Seeds = Mapping[int, float]  # seed -> validation error in percent
+ErrorsBySeed = Mapping[int, float]  # seed -> validation error in percent
 
 
 @dataclass(frozen=True, kw_only=True)
-class AtSize:
+class MethodAtSize:
     """A method's validation error (percent) at one size; `below` and `above` are the same point where it has that size.
 
     `by_seed` holds the seeds that both points have, one value each.
@@ -34,7 +34,7 @@ class AtSize:
     error: float
     below: FrontPoint
     above: FrontPoint
-    by_seed: Seeds
+    by_seed: ErrorsBySeed
 
     @property
     def between(self) -> bool:
@@ -53,27 +53,27 @@ class AtSize:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Level:
+class SizeLevel:
     """The methods at one size, lowest error first, and those whose front does not reach it, with its two ends."""
 
     size: int
-    measure: Size
-    methods: tuple[AtSize, ...]
+    measure: SizeMeasure
+    methods: tuple[MethodAtSize, ...]
     beyond: tuple[tuple[str, int, int], ...]
 
 
-def at_size(points: Sequence[FrontPoint], size: int, measure: Size = "params") -> list[AtSize]:
+def methods_at_size(points: Sequence[FrontPoint], size: int, measure: SizeMeasure = "params") -> list[MethodAtSize]:
     """Every method whose front reaches `size`, lowest error first; raises ValueError for a size below 1."""
     if size < 1:
         raise ValueError(f"a size must be at least 1, but got {size}")
     seeds = errors_by_seed(points)
-    found = (_along(front(own, measure), size, measure, seeds) for own in _by_method(points).values())
+    found = (_along(pareto_front(own, measure), size, measure, seeds) for own in _group_by_method(points).values())
     return sorted((each for each in found if each), key=lambda each: (each.error, each.method))
 
 
-def level_at(
-    points: Sequence[FrontPoint], fitting: Sequence[FrontPoint], asked: tuple[int, Size]
-) -> Level | None:  # fmt: skip
+def size_level(
+    points: Sequence[FrontPoint], fitting: Sequence[FrontPoint], asked: tuple[int, SizeMeasure]
+) -> SizeLevel | None:  # fmt: skip
     """The methods at one size, where the sizes of their best within the budget (`fitting`) differ; else None.
 
     The size is the one asked, or that of the best if more methods reach that: a budget's last step leaves a gap, and
@@ -82,25 +82,25 @@ def level_at(
     limit, measure = asked
     winners = best_by_method(fitting)
     sizes = [size for point in winners if (size := point.size(measure))]
-    if len(sizes) < 2 or alike(*sizes):
+    if len(sizes) < 2 or sizes_equal(*sizes):
         return None
-    found = [(size, at_size(points, size, measure)) for size in (limit, winners[0].size(measure)) if size]
+    found = [(size, methods_at_size(points, size, measure)) for size in (limit, winners[0].size(measure)) if size]
     found = [pair for pair in found if any(each.method == winners[0].method for each in pair[1])]
     size, methods = max(found, key=lambda pair: len(pair[1]), default=(limit, []))
     if len(methods) < 2:
         return None
     there = {each.method for each in methods}
-    ends = {name: _ends(own, measure) for name, own in _by_method(points).items() if name not in there}
+    ends = {name: _ends(own, measure) for name, own in _group_by_method(points).items() if name not in there}
     beyond = tuple((name, *each) for name, each in sorted(ends.items()) if each)
-    return Level(size=size, measure=measure, methods=tuple(methods), beyond=beyond)
+    return SizeLevel(size=size, measure=measure, methods=tuple(methods), beyond=beyond)
 
 
-def _ends(own: Sequence[FrontPoint], measure: Size) -> tuple[int, int] | None:
-    sizes = [size for point in front(own, measure) if (size := point.size(measure))]
+def _ends(own: Sequence[FrontPoint], measure: SizeMeasure) -> tuple[int, int] | None:
+    sizes = [size for point in pareto_front(own, measure) if (size := point.size(measure))]
     return (min(sizes), max(sizes)) if sizes else None
 
 
-def size_asked(stratum: Stratum, study: StudyRecord) -> tuple[int, Size] | None:
+def size_limit(stratum: Stratum, study: StudyRecord) -> tuple[int, SizeMeasure] | None:
     """The limit of a stratum and in what it is; None where the study limits neither parameters nor mult-adds alone.
 
     A limit on mult-adds is what its trials have and have left unused together; of a range it is the largest.
@@ -121,22 +121,23 @@ def size_asked(stratum: Stratum, study: StudyRecord) -> tuple[int, Size] | None:
 def errors_by_seed(points: Iterable[FrontPoint]) -> dict[str, dict[int, float]]:
     """Of every setting the validation error (percent) of each of its finished seeds."""
     return {
-        setting: {point.seed or 0: point.own_error for point in group} for setting, group in by_setting(points).items()
+        setting: {point.seed or 0: point.own_error for point in group}
+        for setting, group in group_by_setting(points).items()
     }
 
 
-def paired(left: Seeds, right: Seeds) -> Estimate | None:
+def paired_difference(left: ErrorsBySeed, right: ErrorsBySeed) -> Estimate | None:
     """The difference `left - right` over the seeds of both, with its interval; None with fewer than two."""
     gaps = [left[seed] - right[seed] for seed in left if seed in right]
     return t_interval(gaps) if len(gaps) > 1 else None
 
 
-def alike(*sizes: int) -> bool:
+def sizes_equal(*sizes: int) -> bool:
     """Whether sizes count as equal."""
-    return max(sizes) - min(sizes) <= ALIKE * max(sizes)
+    return max(sizes) - min(sizes) <= EQUAL_SIZE_TOLERANCE * max(sizes)
 
 
-def _by_method(points: Iterable[FrontPoint]) -> dict[str, list[FrontPoint]]:
+def _group_by_method(points: Iterable[FrontPoint]) -> dict[str, list[FrontPoint]]:
     methods: dict[str, list[FrontPoint]] = {}
     for point in points:
         methods.setdefault(point.method, []).append(point)
@@ -144,11 +145,11 @@ def _by_method(points: Iterable[FrontPoint]) -> dict[str, list[FrontPoint]]:
 
 
 def _along(
-    own: Sequence[FrontPoint], size: int, measure: Size, seeds: Mapping[str, Seeds]
-) -> AtSize | None:  # fmt: skip
+    own: Sequence[FrontPoint], size: int, measure: SizeMeasure, seeds: Mapping[str, ErrorsBySeed]
+) -> MethodAtSize | None:  # fmt: skip
     """The front `own` (by size) at `size`; None beyond its ends."""
     sized = [(found, point) for point in own if (found := point.size(measure))]
-    near = [(abs(found - size), point) for found, point in sized if alike(found, size)]
+    near = [(abs(found - size), point) for found, point in sized if sizes_equal(found, size)]
     if near:
         point = min(near, key=lambda pair: pair[0])[1]
         return _between(point, point, 0.0, size, seeds)
@@ -159,8 +160,10 @@ def _along(
     return None
 
 
-def _between(below: FrontPoint, above: FrontPoint, share: float, size: int, seeds: Mapping[str, Seeds]) -> AtSize:
+def _between(
+    below: FrontPoint, above: FrontPoint, share: float, size: int, seeds: Mapping[str, ErrorsBySeed]
+) -> MethodAtSize:
     low, high = seeds.get(below.setting, {}), seeds.get(above.setting, {})
     own = {seed: (1 - share) * low[seed] + share * high[seed] for seed in low if seed in high}
     error = (1 - share) * below.error + share * above.error
-    return AtSize(method=below.method, size=size, error=error, below=below, above=above, by_seed=own)
+    return MethodAtSize(method=below.method, size=size, error=error, below=below, above=above, by_seed=own)

@@ -17,32 +17,32 @@ from sweeps.records.model import TrialRecord
 
 METHOD, BUDGET, RECIPE = "method.name", "budget.", "train.recipe"
 SEEDS = frozenset({"seed", "search.seed", "train.seed"})
-TEACHING = frozenset({"train.attention_weight", "train.kd_weight"})
+DISTILLATION_WEIGHTS = frozenset({"train.attention_weight", "train.kd_weight"})
 DECAYS = ("train.decay", "train.scaled_decay")  # the second is the first in one word
 START, WEIGHTS = "start.how", "start.weights"
-SHAPE = "method.dims"  # a number of a method that is a choice even where its size was solved
-SOLVED = "budget_gap"  # among the counts: the size was solved from a budget
-TEACHER = ("name", "weights", "views")
-THIN = "thin_"
+SHAPE_FIELD = "method.dims"  # a number of a method that is a choice even where its size was solved
+SOLVED_COUNT = "budget_gap"  # among the counts: the size was solved from a budget
+TEACHER_FIELDS = ("name", "weights", "views")
+THIN_PREFIX = "thin_"
 
-Choices = dict[str, str]  # dotted name as in a space file -> value as JSON
+FactorValues = dict[str, str]  # dotted name as in a space file -> value as JSON
 
 
-def choices(trial: TrialRecord) -> Choices:
+def factor_values(trial: TrialRecord) -> FactorValues:
     """The trial's fields by dotted name, each as JSON; what is unset is left out."""
-    spec, solved = trial.specification, SOLVED in trial.counts
+    spec, solved = trial.specification, SOLVED_COUNT in trial.counts
     found: dict[str, Any] = {name: value for name, value in trial.parameters.items() if not _is_seed(name)}
     found |= _section("network", spec) | _section("train", spec) | _method(trial, solved)
     if solved and not any(name.startswith(BUDGET) for name in trial.parameters):
         found["budget"] = trial.stratum
-    if solved and trial.method.startswith(THIN):
+    if solved and trial.method.startswith(THIN_PREFIX):
         found.pop("network.width", None)
     found["budget.allocation"] = (spec.get("allocation") or {}).get("by", "even")
     found.pop(DECAYS[0] if DECAYS[1] in trial.parameters else DECAYS[1], None)
     found |= {START: "dense" if "start" in spec else "scratch", WEIGHTS: (spec.get("start") or {}).get("fingerprint")}
     found["data"] = (spec.get("data") or {}).get("fingerprint")
     teacher = spec.get("teacher") or {}
-    found |= {f"teacher.{name}": teacher.get(name) for name in TEACHER}
+    found |= {f"teacher.{name}": teacher.get(name) for name in TEACHER_FIELDS}
     return {name: json.dumps(value, sort_keys=True) for name, value in found.items() if value is not None}
 
 
@@ -64,12 +64,12 @@ def _method(trial: TrialRecord, solved: bool) -> dict[str, Any]:
     shared = {name: None for name in trial.parameters if name.startswith("method.") and own and name not in own}
     size = {
         name: None for name, value in own.items()
-        if solved and isinstance(value, int | float) and name != SHAPE and name not in trial.parameters
+        if solved and isinstance(value, int | float) and name != SHAPE_FIELD and name not in trial.parameters
     }  # fmt: skip
     return {**own, **shared, **size, METHOD: trial.method or None}
 
 
-def varying(found: Sequence[Choices]) -> list[str]:
+def varying_factors(found: Sequence[FactorValues]) -> list[str]:
     """Names of the fields in which not all trials agree, in alphabetical order.
 
     A setting of a method varies only where one method has several: what always comes with a method is part of it.
@@ -78,7 +78,7 @@ def varying(found: Sequence[Choices]) -> list[str]:
     return [name for name in names if len({each.get(name) for each in found}) > 1 and not _of_method(name, found)]
 
 
-def _of_method(name: str, found: Sequence[Choices]) -> bool:
+def _of_method(name: str, found: Sequence[FactorValues]) -> bool:
     if not name.startswith("method.") or name == METHOD:
         return False
     values: dict[str, set[str | None]] = defaultdict(set)
@@ -87,13 +87,13 @@ def _of_method(name: str, found: Sequence[Choices]) -> bool:
     return all(len(own) == 1 for own in values.values())
 
 
-def others(factor: str, names: Sequence[str], searched: frozenset[str]) -> list[str]:
+def shared_factors(factor: str, names: Sequence[str], searched: frozenset[str]) -> list[str]:
     """Of the varying fields `names` those that two trials must share to differ in `factor` alone.
 
     What a choice brings with it is no second difference: a teacher comes with the first weight above 0, weights with a
     start from them, its fields with a recipe.
     """
-    if factor in TEACHING:
+    if factor in DISTILLATION_WEIGHTS:
         return [name for name in names if name != factor and not name.startswith("teacher.")]
     if factor in DECAYS:
         return [name for name in names if name not in DECAYS]

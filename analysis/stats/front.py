@@ -19,8 +19,8 @@ from sweeps.records.fronts import completed_trials, group_by_point, mean_error, 
 from sweeps.records.model import StudyRecord, TrialRecord
 
 SEPARABLE, DENSE = "separable", "dense"
-LOST = {Status.DIVERGED: "diverged", Status.FAILED: "failed", Status.OUT_OF_MEMORY: "ran out of memory"}
-Size = Literal["params", "mult_adds"]
+LOST_LABELS = {Status.DIVERGED: "diverged", Status.FAILED: "failed", Status.OUT_OF_MEMORY: "ran out of memory"}
+SizeMeasure = Literal["params", "mult_adds"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +90,7 @@ class FrontPoint:
         label = method_label(self.method)
         return label if self.width == self.whole_width else f"{label}, width {self.width:.3g}"
 
-    def size(self, measure: Size) -> int | None:
+    def size(self, measure: SizeMeasure) -> int | None:
         """Parameters, or mult-adds for one image (None where they are not known)."""
         return self.params if measure == "params" else self.mult_adds
 
@@ -120,7 +120,7 @@ class Stratum:
         return self.unlimited or point.stratum == self.label
 
 
-def collect(study: StudyRecord) -> list[FrontPoint]:
+def collect_points(study: StudyRecord) -> list[FrontPoint]:
     """Every trial whose size is known, whatever became of it, by size.
 
     Settings that cannot be, and trials marked as broken, are left out.
@@ -140,12 +140,12 @@ def _lost_seeds(trials: Iterable[TrialRecord]) -> dict[str, str]:
     """For each point of several seeds those that ended without a result, e.g. `1 of 3 seeds diverged`."""
     ends: dict[str, dict[int | None, Status]] = {}
     for trial in trials:
-        if trial.status is Status.COMPLETED or trial.status in LOST:
+        if trial.status is Status.COMPLETED or trial.status in LOST_LABELS:
             ends.setdefault(point_key(trial), {})[trial.specification.get("seed")] = trial.status
     found = {}
     for point, seeds in ends.items():
-        counts = {status: list(seeds.values()).count(status) for status in LOST}
-        words = [f"{count} of {len(seeds)} seeds {LOST[status]}" for status, count in counts.items() if count]
+        counts = {status: list(seeds.values()).count(status) for status in LOST_LABELS}
+        words = [f"{count} of {len(seeds)} seeds {LOST_LABELS[status]}" for status, count in counts.items() if count]
         if words and len(seeds) > 1:
             found[point] = ", ".join(words)
     return found
@@ -157,13 +157,13 @@ def _by_size(point: FrontPoint) -> tuple[int, bool, float]:
     return point.params, error is None, error or 0.0
 
 
-def front(points: Sequence[FrontPoint], measure: Size = "params") -> list[FrontPoint]:
+def pareto_front(points: Sequence[FrontPoint], measure: SizeMeasure = "params") -> list[FrontPoint]:
     """The eligible points that no other beats in both size and validation error, by size."""
     sized = [point for point in points if point.eligible and point.size(measure) is not None]
     return non_dominated_points(sized, lambda point: (float(point.size(measure) or 0), point.error))
 
 
-def strata(study: StudyRecord) -> list[Stratum]:
+def study_strata(study: StudyRecord) -> list[Stratum]:
     """The study's budgets, smallest first, the unlimited one last; empty if it has none."""
     entries: list[dict[str, Any]] = study.header.get("strata") or []
     open_ended = sum(entry.get("params") is None for entry in entries)
@@ -178,7 +178,7 @@ def _whole(params: float | None) -> int | None:
     return None if params is None else int(params)
 
 
-def best(points: Iterable[FrontPoint]) -> FrontPoint | None:
+def best_point(points: Iterable[FrontPoint]) -> FrontPoint | None:
     """The eligible point of the lowest validation error, of equal ones the smallest; None if none is eligible."""
     return min((p for p in points if p.eligible), key=lambda p: (p.error, p.params, p.trial_id), default=None)
 
@@ -188,7 +188,7 @@ def best_by_method(points: Iterable[FrontPoint]) -> list[FrontPoint]:
     methods: dict[str, list[FrontPoint]] = {}
     for point in points:
         methods.setdefault(point.method, []).append(point)
-    winners = [best(group) for group in methods.values()]
+    winners = [best_point(group) for group in methods.values()]
     return sorted((winner for winner in winners if winner), key=lambda point: (point.error, point.params))
 
 
@@ -197,7 +197,7 @@ def references(points: Iterable[FrontPoint]) -> list[FrontPoint]:
     return [point for point in points if point.role is Role.REFERENCE and point.finished and point.leads]
 
 
-def reference(points: Iterable[FrontPoint], method: str) -> FrontPoint | None:
+def find_reference(points: Iterable[FrontPoint], method: str) -> FrontPoint | None:
     """The finished reference of that method (the largest, should there be thinner ones); None if there is none."""
     return max((p for p in references(points) if p.method == method), key=lambda p: p.params, default=None)
 
@@ -208,7 +208,7 @@ def validation_images(study: StudyRecord) -> int | None:
     return int(images) if images else None
 
 
-def searched(study: StudyRecord) -> list[TrialRecord]:
+def searched_trials(study: StudyRecord) -> list[TrialRecord]:
     """The trials of the search and their repeats that trained to their end; references and broken ones are left out."""
     done = completed_trials(study.trials.values())
     known = {point_key(trial) for trial in done if trial.role is Role.REFERENCE}

@@ -18,7 +18,7 @@ from sweeps.records.model import StudyRecord, TrialRecord
 
 
 @dataclass(frozen=True)
-class Reference:
+class ReferencePoint:
     """The worst corner that counts: so many parameters, so much error in percent."""
 
     params: float
@@ -26,7 +26,7 @@ class Reference:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Growth:
+class HypervolumeGrowth:
     """The hypervolume after each completed trial: cost so far (training seconds or epochs of all trials), volume."""
 
     study: str
@@ -38,7 +38,7 @@ class Growth:
         return max((volume for spent, volume in self.steps if spent <= cost), default=0.0)
 
 
-def hypervolume(points: Iterable[tuple[float, float]], reference: Reference) -> float:
+def hypervolume(points: Iterable[tuple[float, float]], reference: ReferencePoint) -> float:
     """Area between the front of (parameters, error) and `reference`; 0 without a point inside it.
 
     Raises:
@@ -62,7 +62,7 @@ def _front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     return non_dominated_points(points, lambda point: point)
 
 
-def chance_reference(study: StudyRecord) -> Reference:
+def chance_reference_point(study: StudyRecord) -> ReferencePoint:
     """The corner that is known before a study: its separable network's size, and the error of guessing.
 
     Raises:
@@ -74,7 +74,7 @@ def chance_reference(study: StudyRecord) -> Reference:
         raise InputError(
             f"{study.name} does not tell its separable network's size and its classes; give --reference PARAMS,ERROR"
         )
-    return Reference(float(params), 100 - 100 / classes)
+    return ReferencePoint(float(params), 100 - 100 / classes)
 
 
 def _separable(study: StudyRecord) -> int | None:
@@ -82,7 +82,7 @@ def _separable(study: StudyRecord) -> int | None:
     return next((size for size in sizes if size), None)
 
 
-def growth(study: StudyRecord, reference: Reference, unit: str = "seconds") -> Growth:
+def hypervolume_growth(study: StudyRecord, reference: ReferencePoint, unit: str = "seconds") -> HypervolumeGrowth:
     """The hypervolume over the cost, trials in the order in which they ended; references are no part of the search."""
     ended = [t for t in study.trials.values() if t.epochs and t.role is Role.SEARCH]
     ended.sort(key=lambda trial: (trial.finished_at is None, trial.finished_at or 0.0, trial.trial_id))
@@ -92,7 +92,7 @@ def growth(study: StudyRecord, reference: Reference, unit: str = "seconds") -> G
         if trial.status is Status.COMPLETED and trial.val_error is not None and not trial.broken:
             reached = _front([*reached, (float(trial.counts["params"]), trial.val_error)])
             steps.append((spent, hypervolume(reached, reference)))
-    return Growth(study=study.name, steps=tuple(steps), cost=spent)
+    return HypervolumeGrowth(study=study.name, steps=tuple(steps), cost=spent)
 
 
 def training_cost(trial: TrialRecord, unit: str) -> float:

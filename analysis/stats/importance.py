@@ -26,8 +26,8 @@ from sweeps.records.model import StudyRecord
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
 
-LEAST_TRIALS = 20  # with fewer, shares change with every further trial
-LOG_RATIO = 20.0  # a positive field that spans more is taken by its logarithm
+MIN_TRIALS = 20  # with fewer, shares change with every further trial
+MAX_LINEAR_RATIO = 20.0  # a positive field that spans more is taken by its logarithm
 SEEDS = ("seed", "search.seed")
 
 
@@ -44,7 +44,7 @@ class Importance:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Setting:
+class SearchedSetting:
     """What was searched, and its error (percent, the mean over its seeds)."""
 
     parameters: Mapping[str, Any]
@@ -53,20 +53,20 @@ class Setting:
     seeds: int
 
 
-def settings(study: StudyRecord) -> list[Setting]:
+def searched_settings(study: StudyRecord) -> list[SearchedSetting]:
     """The completed settings of a study: all that `importances` needs, and little enough for another process."""
     return [
-        Setting(parameters=each[0].parameters, stratum=each[0].stratum, error=mean_error(each), seeds=len(each))
+        SearchedSetting(parameters=each[0].parameters, stratum=each[0].stratum, error=mean_error(each), seeds=len(each))
         for each in searched_points(study.trials.values())
     ]
 
 
-def importances(trials: Sequence[Setting]) -> list[Importance]:
+def field_importances(trials: Sequence[SearchedSetting]) -> list[Importance]:
     """Both evaluators, within budgets (where there are several) and over all sizes; a note if trials are too few."""
     seeds = max((each.seeds for each in trials), default=0)
     names = _fields(trials)
-    if len(trials) < LEAST_TRIALS or len(names) < 2:
-        need = f"importance needs at least {LEAST_TRIALS} completed settings and two searched fields that vary"
+    if len(trials) < MIN_TRIALS or len(names) < 2:
+        need = f"importance needs at least {MIN_TRIALS} completed settings and two searched fields that vary"
         return [Importance(
             evaluator="", within_budgets=False, trials=len(trials), seeds=seeds, shares=(),
             note=f"{need}; this study has {len(trials)} and {len(names)}",
@@ -81,7 +81,7 @@ def importances(trials: Sequence[Setting]) -> list[Importance]:
     return found
 
 
-def _fields(trials: Sequence[Setting]) -> list[str]:
+def _fields(trials: Sequence[SearchedSetting]) -> list[str]:
     """The fields that every trial has and that vary: only those can be evaluated together."""
     if not trials:
         return []
@@ -89,7 +89,7 @@ def _fields(trials: Sequence[Setting]) -> list[str]:
     return sorted(name for name in shared if len({str(trial.parameters[name]) for trial in trials}) > 1)
 
 
-def _relative(trials: Sequence[Setting], errors: Sequence[float]) -> list[float]:
+def _relative(trials: Sequence[SearchedSetting], errors: Sequence[float]) -> list[float]:
     groups: dict[str, list[float]] = defaultdict(list)
     for trial, error in zip(trials, errors, strict=True):
         groups[trial.stratum].append(error)
@@ -98,7 +98,7 @@ def _relative(trials: Sequence[Setting], errors: Sequence[float]) -> list[float]
 
 
 def _evaluate(
-    trials: Sequence[Setting], values: Sequence[float], names: Sequence[str], within: bool
+    trials: Sequence[SearchedSetting], values: Sequence[float], names: Sequence[str], within: bool
 ) -> list[Importance]:
     import optuna
     from optuna.importance import MeanDecreaseImpurityImportanceEvaluator, PedAnovaImportanceEvaluator
@@ -119,7 +119,7 @@ def _evaluate(
     return found
 
 
-def _rebuild(trials: Sequence[Setting], values: Sequence[float], names: Sequence[str]) -> Any:
+def _rebuild(trials: Sequence[SearchedSetting], values: Sequence[float], names: Sequence[str]) -> Any:
     import optuna
 
     distributions = {name: _distribution([trial.parameters[name] for trial in trials]) for name in names}
@@ -144,7 +144,7 @@ def _distribution(values: Sequence[Any]) -> BaseDistribution:
     if any(isinstance(value, bool) or not isinstance(value, int | float) for value in values):
         return CategoricalDistribution(sorted({_plain(value) for value in values}, key=str))
     low, high = min(values), max(values)
-    log = low > 0 and high / low > LOG_RATIO
+    log = low > 0 and high / low > MAX_LINEAR_RATIO
     if all(isinstance(value, int) for value in values):
         return IntDistribution(low, high, log=log)
     return FloatDistribution(float(low), math.nextafter(float(high), math.inf), log=log)

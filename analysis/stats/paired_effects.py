@@ -22,21 +22,21 @@ from itertools import combinations
 from statistics import fmean
 from typing import Any
 
-from analysis.stats.factors import BUDGET, METHOD, Choices, choices, others, varying
-from analysis.stats.front import searched, validation_images
+from analysis.stats.factors import BUDGET, METHOD, FactorValues, factor_values, shared_factors, varying_factors
+from analysis.stats.front import searched_trials, validation_images
 from analysis.stats.intervals import Estimate, t_interval, within_image_noise
 from analysis.utils.formatting import method_label
 from sweeps.records.fronts import group_by_point, mean_error
 from sweeps.records.model import StudyRecord, TrialRecord
 
-EQUAL, BEST = "all else equal", "best within each budget"
-OF_A_METHOD = ("method.", "network.width")
-MOST_VALUES = 9  # a number with more is continuous: importance and the heat map show it
-MOST_WORDS = 16  # e.g. methods
+ALL_ELSE_EQUAL, BEST_WITHIN_BUDGET = "all else equal", "best within each budget"
+METHOD_FIELDS = ("method.", "network.width")
+MAX_VALUES = 9  # a number with more is continuous: importance and the heat map show it
+MAX_NAMES = 16  # e.g. methods
 
 
 @dataclass(frozen=True, kw_only=True)
-class Effect:
+class PairedEffect:
     """One value of a factor against another; `estimate` is over so many units ("seeds", "settings" or "budgets")."""
 
     factor: str
@@ -70,28 +70,28 @@ class _Chosen:
     """A finished trial, and what was chosen for it."""
 
     trial: TrialRecord
-    fields: Choices
+    fields: FactorValues
 
     @property
     def error(self) -> float:
         return mean_error([self.trial])
 
 
-def ablation(study: StudyRecord) -> list[Effect]:
+def find_paired_effects(study: StudyRecord) -> list[PairedEffect]:
     """Every pair of values of every choice that has few enough of them, exact pairs first."""
-    known = [_Chosen(trial, choices(trial)) for trial in searched(study)]
-    names = varying([each.fields for each in known])
+    known = [_Chosen(trial, factor_values(trial)) for trial in searched_trials(study)]
+    names = varying_factors([each.fields for each in known])
     asked = frozenset(name for each in known for name in each.trial.parameters)
     found, images = [], validation_images(study)
     for factor in _factors(study, known, names):
         values = sorted({each.fields[factor] for each in known if factor in each.fields}, key=_order)
-        rest = others(factor, names, asked)
+        rest = shared_factors(factor, names, asked)
         best = _best_of_budgets(known, factor) if factor in asked and not factor.startswith(BUDGET) else {}
         for base, other in combinations(values, 2):
             pair = [each for each in known if each.fields.get(factor) in (base, other)]
             effect = _equal(pair, factor, base, other, rest) or _best(pair, factor, base, other, best)
             found += [replace(effect, images=images)] if effect else []
-    return sorted(found, key=lambda effect: (effect.pairing != EQUAL, effect.factor))
+    return sorted(found, key=lambda effect: (effect.pairing != ALL_ELSE_EQUAL, effect.factor))
 
 
 def _factors(study: StudyRecord, known: Sequence[_Chosen], names: Sequence[str]) -> list[str]:
@@ -106,7 +106,7 @@ def _factors(study: StudyRecord, known: Sequence[_Chosen], names: Sequence[str])
         values = [each.fields[name] for each in known if name in each.fields]
         distinct = set(values)
         drawn = name in ranges if ranges is not None else len(distinct) == len(values) and _are_reals(distinct)
-        most = MOST_WORDS if all(value.startswith('"') for value in distinct) else MOST_VALUES
+        most = MAX_NAMES if all(value.startswith('"') for value in distinct) else MAX_VALUES
         if not drawn and 2 <= len(distinct) <= most:
             found.append(name)
     return found
@@ -144,7 +144,7 @@ def _alike(pair: Sequence[_Chosen], factor: str, rest: Sequence[str]) -> list[tu
     """
     having = {name: {each.fields[factor] for each in pair if name in each.fields} for name in rest}
     if factor == METHOD:
-        rest = [name for name in rest if len(having[name]) > 1 or not name.startswith(OF_A_METHOD)]
+        rest = [name for name in rest if len(having[name]) > 1 or not name.startswith(METHOD_FIELDS)]
     groups: dict[tuple[Any, ...], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for each in pair:
         shared = tuple(each.fields.get(name) for name in rest)
@@ -152,7 +152,7 @@ def _alike(pair: Sequence[_Chosen], factor: str, rest: Sequence[str]) -> list[tu
     return [(seed, {value: fmean(errors) for value, errors in group.items()}) for (_, seed), group in groups.items()]
 
 
-def _equal(pair: Sequence[_Chosen], factor: str, base: str, other: str, rest: Sequence[str]) -> Effect | None:
+def _equal(pair: Sequence[_Chosen], factor: str, base: str, other: str, rest: Sequence[str]) -> PairedEffect | None:
     alike = _alike(pair, factor, rest)
     pairs = [(seed, group[base], group[other]) for seed, group in alike if base in group and other in group]
     if not pairs:
@@ -162,8 +162,8 @@ def _equal(pair: Sequence[_Chosen], factor: str, base: str, other: str, rest: Se
         by_seed[seed].append(right - left)
     repeated = len(by_seed) > 1
     values = [fmean(gaps) for gaps in by_seed.values()] if repeated else [right - left for _, left, right in pairs]
-    return Effect(
-        factor=factor, base=_shown(base, factor), other=_shown(other, factor), pairing=EQUAL,
+    return PairedEffect(
+        factor=factor, base=_shown(base, factor), other=_shown(other, factor), pairing=ALL_ELSE_EQUAL,
         estimate=t_interval(values), unit="seeds" if repeated else "settings", pairs=len(pairs), seeds=len(by_seed),
         errors=(fmean(left for _, left, _ in pairs), fmean(right for *_, right in pairs)),
     )  # fmt: skip
@@ -183,13 +183,13 @@ def _best_of_budgets(known: Sequence[_Chosen], factor: str) -> dict[str, dict[st
 
 def _best(
     pair: Sequence[_Chosen], factor: str, base: str, other: str, best: Mapping[str, dict[str, float]]
-) -> Effect | None:
+) -> PairedEffect | None:
     pairs = [(group[base], group[other]) for group in best.values() if base in group and other in group]
     if not pairs:
         return None
     seeds = {each.trial.specification.get("seed") for each in pair}
-    return Effect(
-        factor=factor, base=_shown(base, factor), other=_shown(other, factor), pairing=BEST,
+    return PairedEffect(
+        factor=factor, base=_shown(base, factor), other=_shown(other, factor), pairing=BEST_WITHIN_BUDGET,
         estimate=t_interval([right - left for left, right in pairs]), unit="budgets", pairs=len(pairs),
         seeds=len(seeds), errors=(fmean(left for left, _ in pairs), fmean(right for _, right in pairs)),
     )  # fmt: skip

@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any
 
-from analysis.stats.equal_size import Seeds, alike
-from analysis.stats.front import Size, validation_images
+from analysis.stats.equal_size import ErrorsBySeed, sizes_equal
+from analysis.stats.front import SizeMeasure, validation_images
 from analysis.stats.intervals import Estimate, t_interval, within_image_noise
 from analysis.utils.formatting import format_error_interval, format_points_interval
 from lowrank.errors import unknown
@@ -25,7 +25,7 @@ HEADINGS = ("all else", "", "parameters", "mult-adds", "error", "difference", "v
 
 
 @dataclass(frozen=True, kw_only=True)
-class Against:
+class ValueComparison:
     """One value of the field, all else equal; `gap` is its error less that of the base.
 
     It is None for the base itself, and where the two share no seed; of one shared seed it has no interval.
@@ -37,12 +37,12 @@ class Against:
     mult_adds: int
     error: Estimate
     gap: Estimate | None
-    measure: Size  # which the budget limits
+    measure: SizeMeasure  # which the budget limits
     as_large: bool  # as the base, in that
     verdict: str
 
 
-def against(study: StudyRecord, field: str, base: str) -> list[Against]:
+def compare_values(study: StudyRecord, field: str, base: str) -> list[ValueComparison]:
     """Every value of `field` beside `base`, for each setting of all else, base first, then by error.
 
     Raises:
@@ -79,28 +79,30 @@ def _shown(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def _rows(rest: str, group: Mapping[str, Sequence[TrialRecord]], base: str, images: int | None) -> list[Against]:
+def _rows(
+    rest: str, group: Mapping[str, Sequence[TrialRecord]], base: str, images: int | None
+) -> list[ValueComparison]:
     found = [_row(rest, value, group[value], group[base], value == base, images) for value in group]
     return sorted(found, key=lambda row: (row.gap is not None, row.error.mean))
 
 
 def _row(
     rest: str, value: str, own: Sequence[TrialRecord], base: Sequence[TrialRecord], is_base: bool, images: int | None
-) -> Against:  # fmt: skip
+) -> ValueComparison:  # fmt: skip
     seeds, others = _by_seed(own), _by_seed(base)
     gaps = [] if is_base else [seeds[seed] - others[seed] for seed in seeds if seed in others]
     gap = t_interval(gaps) if gaps else None
     counts = own[0].counts
-    measure: Size = "mult_adds" if "budget.mult_adds" in own[0].parameters else "params"
-    return Against(
+    measure: SizeMeasure = "mult_adds" if "budget.mult_adds" in own[0].parameters else "params"
+    return ValueComparison(
         rest=rest, value=value, params=counts["params"], mult_adds=counts["mult_adds"],
         error=t_interval(list(seeds.values())), gap=gap, measure=measure,
-        as_large=alike(counts[measure], base[0].counts[measure]),
+        as_large=sizes_equal(counts[measure], base[0].counts[measure]),
         verdict="base" if is_base else _verdict(gap, fmean(seeds.values()), fmean(others.values()), images),
     )  # fmt: skip
 
 
-def _by_seed(trials: Sequence[TrialRecord]) -> Seeds:
+def _by_seed(trials: Sequence[TrialRecord]) -> ErrorsBySeed:
     return {int(trial.specification.get("seed") or 0): trial.val_error or 0.0 for trial in trials}
 
 
@@ -117,7 +119,7 @@ def _verdict(gap: Estimate | None, mine: float, its: float, images: int | None) 
     return "better" if gap.mean < 0 else "worse"
 
 
-def table(rows: Sequence[Against]) -> str:
+def comparison_table(rows: Sequence[ValueComparison]) -> str:
     """A Markdown table; a size over 1 % from the base's is marked."""
     lines = [HEADINGS, tuple("---" for _ in HEADINGS)]
     for row in rows:

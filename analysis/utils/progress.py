@@ -14,7 +14,7 @@ def silent(text: str) -> None:
     """Takes the place of what is told how far a command is, where nobody asks."""
 
 
-class Steps:
+class StepCounter:
     """Called at the start of each step with its name; `detail` says how far the step itself is."""
 
     def __init__(self, show: Callable[[str, int], None]):
@@ -31,7 +31,7 @@ class Steps:
 
 
 @contextmanager
-def steps(title: str, total: int) -> Iterator[Steps]:
+def steps(title: str, total: int) -> Iterator[StepCounter]:
     """Gives what is to be called at the start of each of `total` steps; the bar goes when all is done.
 
     Where standard error is no terminal nothing is drawn.
@@ -44,5 +44,5 @@ def steps(title: str, total: int) -> Iterator[Steps]:
         def show(text: str, done: int) -> None:
             progress.update(task, description=f"{title}: {text}", completed=done)
 
-        yield Steps(show)
+        yield StepCounter(show)
         progress.update(task, completed=total)

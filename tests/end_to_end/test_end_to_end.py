@@ -10,7 +10,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from analysis.findings.time_profile import CLOSING, DRIVER, REPORTS, SET_UP, STEP, VALIDATION, WORKERS, profile
+from analysis.findings.time_profile import CLOSING, DRIVER, REPORTS, SET_UP, STEP, VALIDATION, WORKERS, profile_study
 from sweeps.records.events import Status
 from sweeps.records.fronts import front_first_seeds
 from tests.support import studies
@@ -62,7 +62,7 @@ def test_workers_stay_warm(finished):
 
 def test_every_second_of_every_slot_is_accounted_for(finished):
     folder, said = finished
-    found = profile(studies.record(folder))
+    found = profile_study(studies.record(folder))
     assert found is not None
     (sitting,) = found.sittings
     assert sitting.began < sitting.ready < sitting.trained < sitting.ended

@@ -8,7 +8,7 @@ import pytest
 from analysis.__main__ import main
 from analysis.reporting.summary_table import broken_text, endings
 from analysis.reporting.write import PAGE_FILE, write_report
-from analysis.stats.front import collect, front
+from analysis.stats.front import collect_points, pareto_front
 from sweeps.records.events import Status
 from sweeps.records.fronts import front_trials
 from sweeps.records.journal import locked_journal
@@ -36,12 +36,12 @@ def catch_ups(monkeypatch):
     """The addresses of the stores that would be brought up to date, which takes seconds and is tested once."""
     said = []
     monkeypatch.setattr("analysis.cli.mark.check_store", lambda folder, uri: None)
-    monkeypatch.setattr("analysis.cli.mark.bring", lambda folder, uri: said.append(uri))
+    monkeypatch.setattr("analysis.cli.mark.push_study", lambda folder, uri: said.append(uri))
     return said
 
 
 def best(folder):
-    return front(collect(load_study(folder)))[-1].trial_id
+    return pareto_front(collect_points(load_study(folder)))[-1].trial_id
 
 
 def test_a_marked_trial_is_in_no_figure_and_still_on_record(folder, catch_ups, capsys):
@@ -51,7 +51,7 @@ def test_a_marked_trial_is_in_no_figure_and_still_on_record(folder, catch_ups, c
     study = load_study(folder)
     assert (folder / JOURNAL_FILE).read_bytes().startswith(lines)
     assert study.trials[victim].epochs
-    assert victim not in [point.trial_id for point in collect(study)]
+    assert victim not in [point.trial_id for point in collect_points(study)]
     assert victim not in [trial.trial_id for trial in front_trials(study.trials.values())]
     assert broken_text(study) == "1 marked as broken, in no figure: wrong labels (1)"
     completed = [trial for trial in study.trials.values() if trial.status is Status.COMPLETED]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from analysis.__main__ import main
-from analysis.findings.stopping_audit import audit, audit_text
+from analysis.findings.stopping_audit import audit_stopping, audit_text
 from sweeps.records.events import Role, Status
 from sweeps.records.model import StudyRecord, TrialRecord
 
@@ -22,7 +22,7 @@ EARLY = [trial(f"early{number}", [9.0 + number, 8.0, 7.0, 6.0 + number], 10.0 * 
 
 def test_a_late_bloomer_would_have_been_stopped():
     late = trial("late", [50.0, 40.0, 20.0, 1.0], 100.0)
-    verdicts = {verdict.rule: verdict for verdict in audit(study(*EARLY, late))}
+    verdicts = {verdict.rule: verdict for verdict in audit_stopping(study(*EARLY, late))}
     assert set(verdicts) == {"asha", "median", "hyperband"}
     for rule in ("asha", "median"):
         assert (verdicts[rule].winner, verdicts[rule].stopped_at) == ("late", 2)
@@ -35,7 +35,7 @@ def test_a_late_bloomer_would_have_been_stopped():
 
 def test_a_steady_winner_is_kept_and_epochs_are_saved():
     steady, bad = trial("steady", [5.0, 4.0, 3.0, 2.0], 90.0), trial("bad", [60.0, 60.0, 60.0, 60.0], 100.0)
-    (asha,) = (verdict for verdict in audit(study(*EARLY, steady, bad)) if verdict.rule == "asha")
+    (asha,) = (verdict for verdict in audit_stopping(study(*EARLY, steady, bad)) if verdict.rule == "asha")
     assert asha.stopped_at is None
     assert asha.stopped >= 1
     assert 0 < asha.saved < 1

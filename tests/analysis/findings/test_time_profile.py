@@ -18,8 +18,8 @@ from analysis.findings.time_profile import (
     STEP,
     VALIDATION,
     WORKERS,
-    profile,
     profile_lines,
+    profile_study,
 )
 from sweeps.records.events import Event, Role
 from sweeps.records.model import StudyRecord, apply_event
@@ -61,7 +61,7 @@ def test_every_second_of_a_sitting_is_somewhere():
     ends = [made.trial("a", 1, begin=13.0, epoch_seconds=9.0, compile_seconds=4.0), made.trial("b", 2, begin=14.0)]
     ends.append(made.trial("c", 2, begin=ends[1] + 0.5))
     made.tell(Event.CLOSED, max(ends) + 3.0, reason="finished")
-    found = profile(made.record)
+    found = profile_study(made.record)
     assert found is not None
     wall = max(ends) + 3.0
     assert found.slot_seconds == pytest.approx(2 * wall)
@@ -80,7 +80,7 @@ def test_sittings_add_up_and_a_killed_driver_ended_with_its_last_epoch():
     made.sitting(began=100.0, ready=105.0, slots=2)
     end = made.trial("a", 7, begin=106.0, first=3)
     made.tell(Event.CLOSED, end, reason="time")
-    found = profile(made.record)
+    found = profile_study(made.record)
     assert found is not None
     assert [sitting.slots for sitting in found.sittings] == [1, 2]
     assert found.wall_seconds == pytest.approx(killed + end - 100.0)
@@ -94,7 +94,7 @@ def test_a_study_of_an_older_version_says_so():
     made = Made()
     made.tell(Event.STUDY, 0.0, name="made")
     made.trial("a", 1, begin=1.0)
-    assert profile(made.record) is None
+    assert profile_study(made.record) is None
     assert profile_lines(None) == [
         "where the time went is not on record: an older version wrote this study, or nothing has been trained"
     ]
@@ -104,7 +104,7 @@ def test_a_sitting_without_a_trial_is_starts_and_ends():
     made = Made()
     made.sitting(began=0.0, ready=4.0, slots=3)
     made.tell(Event.CLOSED, 6.0, reason="interrupted")
-    found = profile(made.record)
+    found = profile_study(made.record)
     assert found is not None
     assert {part: seconds for part, seconds in found.seconds.items() if seconds} == {DRIVER: 12.0, CLOSING: 6.0}
     lines = profile_lines(found)
@@ -118,7 +118,7 @@ def test_the_tables_keep_it(tmp_path):
     made.sitting(began=0.0, ready=10.0)
     made.tell(Event.CLOSED, made.trial("a", 1, begin=13.0, compile_seconds=1.0), reason="finished")
     write_tables(made.record, tmp_path)
-    assert profile(read_tables(tmp_path)) == profile(made.record)
+    assert profile_study(read_tables(tmp_path)) == profile_study(made.record)
 
 
 def test_events_told_twice_change_nothing():

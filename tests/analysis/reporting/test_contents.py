@@ -7,19 +7,24 @@ from pathlib import Path
 import pytest
 
 from analysis.findings.answer import answers
-from analysis.findings.cost import spent
-from analysis.findings.curves import MOST_CURVES, learning_curves, spread
-from analysis.findings.failures import BROKEN, failures, groups
+from analysis.findings.cost import study_cost
+from analysis.findings.curves import MAX_CURVES, _evenly_spaced, learning_curves
+from analysis.findings.failures import BROKEN, group_failures, list_failures
 from analysis.findings.heatmap import BINS, heat_maps
-from analysis.findings.provenance import Tracked, about, tracked
-from analysis.findings.published_results import PRINTED, Setting, printed_points, setting_of_study
-from analysis.findings.reproduce import recipe
-from analysis.findings.test_errors import marks, on_test
+from analysis.findings.provenance import TrackingLink, study_provenance, tracking_link
+from analysis.findings.published_results import (
+    PUBLISHED_RESULTS,
+    EvaluationSetting,
+    evaluation_setting,
+    matching_results,
+)
+from analysis.findings.reproduce import reproduce_command
+from analysis.findings.test_errors import measured_test_errors, series_of_test_errors
 from analysis.reporting.contents import contents, summary
 from analysis.reporting.front_data import front_plot
 from analysis.reporting.tables import best_sheet, error_words, level_sheet, on_test_sheet
-from analysis.stats.front import collect, front, strata
-from analysis.stats.importance import LEAST_TRIALS, importances, settings
+from analysis.stats.front import collect_points, pareto_front, study_strata
+from analysis.stats.importance import MIN_TRIALS, field_importances, searched_settings
 from analysis.stats.intervals import newcombe_interval
 from lowrank.utils.pareto import non_dominated
 from sweeps.records.events import Role, Status
@@ -32,17 +37,17 @@ class TestFronts:
     def test_mult_adds_have_a_front_of_their_own(self):
         small, cheap = trial("small", 10, 5.0), trial("cheap", 20, 5.0)
         small.counts["mult_adds"], cheap.counts["mult_adds"] = 900, 100
-        points = collect(study(small, cheap))
-        assert [p.trial_id for p in front(points)] == ["small"]
-        assert [p.trial_id for p in front(points, "mult_adds")] == ["cheap"]
+        points = collect_points(study(small, cheap))
+        assert [p.trial_id for p in pareto_front(points)] == ["small"]
+        assert [p.trial_id for p in pareto_front(points, "mult_adds")] == ["cheap"]
         assert front_plot(study(small, cheap), "mult_adds").x_label == "mult-adds of one image"
 
     def test_broken_trials_are_in_no_figure(self):
         bad = trial("bad", 10, 0.1)
         bad.broken = "wrong labels"
         made = study(bad, trial("good", 10, 5.0))
-        assert [p.trial_id for p in collect(made)] == ["good"]
-        assert [(f.trial_id, f.kind, f.reason) for f in failures(made)] == [("bad", BROKEN, "wrong labels")]
+        assert [p.trial_id for p in collect_points(made)] == ["good"]
+        assert [(f.trial_id, f.kind, f.reason) for f in list_failures(made)] == [("bad", BROKEN, "wrong labels")]
 
     def test_thinner_networks_are_a_line(self):
         references = [
@@ -59,13 +64,13 @@ class TestFronts:
         ]
 
     def test_limits_are_whole_numbers(self):
-        assert strata(study(strata=[{"label": "s", "params": 10.0}]))[0].params == 10
+        assert study_strata(study(strata=[{"label": "s", "params": 10.0}]))[0].params == 10
 
 
 class TestSummary:
     def said(self, *trials):
         made = study(*trials, data={"val_images": 100})
-        return summary(made, collect(made), answers(made), [])
+        return summary(made, collect_points(made), answers(made), [])
 
     def test_the_smallest_that_cannot_be_told_apart(self):
         base = trial("s", SEPARABLE, 5.0, method="separable", dims=None, role=Role.REFERENCE)
@@ -101,7 +106,7 @@ class TestSummary:
         thin = trial("u", 120, 9.0, method="separable", dims=None, width=0.1, role=Role.REFERENCE)
         own = [base, trial("t", 100, 5.0, width=0.25)]
         said = [
-            " ".join(summary(made, collect(made), answers(made), [], []))
+            " ".join(summary(made, collect_points(made), answers(made), [], []))
             for made in (study(*trials, network={"width": 0.25}) for trials in (own, [*own, thin]))
         ]
         assert "No thinner network was trained" in said[0]
@@ -113,7 +118,7 @@ class TestSummary:
             trial("t", 300, 5.0), trial("u", 90, 9.0, status=Status.STOPPED),
             strata=[{"label": f"params <= {limit}", "params": limit} for limit in (50, 70, 100, 400, 500)],
         )  # fmt: skip
-        said = summary(made, collect(made), answers(made), [], [])
+        said = summary(made, collect_points(made), answers(made), [], [])
         assert "Up to 50, 70 and 100 parameters: no trial was trained to its end." in said
         assert "Up to 500 parameters: the same." in said
 
@@ -122,7 +127,9 @@ class TestSummary:
             trial("a", 200, 4.0), trial("b", 400, 2.0), trial("c", 100, 6.0, method="shuffle"),
             trial("d", 400, 3.0, method="shuffle"), strata=[{"label": "s", "params": 200}],
         )  # fmt: skip
-        (said,) = [line for line in summary(made, collect(made), answers(made), []) if line.startswith("Up to 200")]
+        (said,) = [
+            line for line in summary(made, collect_points(made), answers(made), []) if line.startswith("Up to 200")
+        ]
         assert said == (
             "Up to 200 parameters: CP, 2 dims, 4.00 %, 0.50 points better than shuffle at equal size. At 200 "
             "parameters, along each method's own front: CP 4.00 %, shuffle 4.50 %."
@@ -137,7 +144,7 @@ class TestSummary:
             trial("b", 190, 2.0), trial("u", 180, 2.5, method="dense", dims=None, width=0.3, method__name="thin_dense"),
             strata=[{"label": "s", "params": 100}, {"label": "l", "params": 200}],
         )  # fmt: skip
-        said = " ".join(summary(made, collect(made), answers(made), []))
+        said = " ".join(summary(made, collect_points(made), answers(made), []))
         assert "substitution is better at 1 of 2 sizes: up to 100 parameters CP, 2 dims 5.00 %, thin dense" in said
 
     def test_what_one_choice_changed_is_said(self):
@@ -233,9 +240,9 @@ class TestCurves:
         assert found[0].points == ((1, 5.0), (2, 5.0), (3, 5.0))
 
     def test_a_long_front_keeps_its_ends(self):
-        points = front(collect(study(*(trial(f"t{n}", 10 + n, 50.0 - n) for n in range(20)))))
-        chosen = spread(points, MOST_CURVES)
-        assert len(chosen) == MOST_CURVES
+        points = pareto_front(collect_points(study(*(trial(f"t{n}", 10 + n, 50.0 - n) for n in range(20)))))
+        chosen = _evenly_spaced(points, MAX_CURVES)
+        assert len(chosen) == MAX_CURVES
         assert (chosen[0], chosen[-1]) == (points[0], points[-1])
 
 
@@ -248,7 +255,7 @@ class TestImportance:
         ))  # fmt: skip
 
     def test_what_decides_comes_first(self):
-        found = importances(settings(self.many(60)))
+        found = field_importances(searched_settings(self.many(60)))
         assert [each.evaluator.partition(",")[0] for each in found] == ["PED-ANOVA", "mean decrease of impurity"]
         for each in found:
             assert each.shares[0][0] == "method.dims"
@@ -256,7 +263,7 @@ class TestImportance:
             assert each.trials == 60
 
     def test_too_few_trials_are_said(self):
-        (only,) = importances(settings(self.many(LEAST_TRIALS - 1)))
+        (only,) = field_importances(searched_settings(self.many(MIN_TRIALS - 1)))
         assert only.shares == ()
         assert (
             "needs at least 20 completed settings and two searched fields that vary; this study has 19 and 2"
@@ -273,7 +280,10 @@ class TestImportance:
             other.epochs[1]["val_error"] += 3.0
             each.epochs[1]["val_error"] -= 3.0
             again.trials[other.trial_id] = other
-        (first, *_), (second, *_) = importances(settings(once)), importances(settings(again))
+        (first, *_), (second, *_) = (
+            field_importances(searched_settings(once)),
+            field_importances(searched_settings(again)),
+        )
         assert (first.trials, first.seeds, second.trials, second.seeds) == (60, 1, 60, 2)
         assert dict(second.shares) == pytest.approx(dict(first.shares))
 
@@ -282,7 +292,7 @@ class TestImportance:
         for n, each in enumerate(made.trials.values()):
             each.stratum = f"s{n % 2}"
             each.parameters["budget.params"] = n % 2
-        within = [each for each in importances(settings(made)) if each.within_budgets]
+        within = [each for each in field_importances(searched_settings(made)) if each.within_budgets]
         assert len(within) == 2
         assert all("budget.params" not in dict(each.shares) for each in within)
 
@@ -297,7 +307,7 @@ class TestCost:
         failed = trial("b", error=None, status=Status.FAILED)
         failed.attempts = [{"device": "cuda", "start_seconds": 5.0}]
         made = study(done, failed, data={"train_images": 100}, space={"resources": {"gpus_per_trial": 0.25}})
-        cost = spent(made)
+        cost = study_cost(made)
         assert [(o.status, o.trials, o.epochs, o.seconds) for o in cost.outcomes] == [
             (Status.COMPLETED, 1, 3, 12.0), (Status.FAILED, 1, 0, 0.0),
         ]  # fmt: skip
@@ -309,8 +319,8 @@ class TestCost:
     def test_without_a_card_and_without_a_record(self):
         on_cpu = trial("a")
         on_cpu.attempts = [{"device": "cpu"}]
-        assert spent(study(on_cpu)).gpu_hours == 0
-        unknown = spent(study(trial("a")))
+        assert study_cost(study(on_cpu)).gpu_hours == 0
+        unknown = study_cost(study(trial("a")))
         assert (unknown.gpu_hours, unknown.wall_seconds, unknown.images_per_second) == (None, None, None)
 
 
@@ -320,11 +330,11 @@ class TestFailures:
         lost.attempts = [{"host": "one"}, {"host": "two"}]
         impossible = trial("b", error=None, status=Status.INFEASIBLE, reason="too small", stratum="small")
         again = trial("c", error=None, status=Status.INFEASIBLE, reason="too small", stratum="small")
-        found = failures(study(lost, impossible, again, trial("fine"), trial("s", status=Status.STOPPED)))
+        found = list_failures(study(lost, impossible, again, trial("fine"), trial("s", status=Status.STOPPED)))
         assert [(f.trial_id, f.kind, f.epoch, f.host) for f in found] == [
             ("a", "failed", 1, "two"), ("b", "infeasible", 0, ""), ("c", "infeasible", 0, ""),
         ]  # fmt: skip
-        assert [(g.kind, g.method, g.count, g.reason) for g in groups(found)] == [
+        assert [(g.kind, g.method, g.count, g.reason) for g in group_failures(found)] == [
             ("infeasible", "CP", 2, "too small"), ("failed", "CP", 1, "worker lost"),
         ]  # fmt: skip
 
@@ -333,16 +343,16 @@ class TestTested:
     def test_only_where_data_and_split_are_the_same(self):
         wide = {"network": {"name": "wrn_28_10"}}
         data = {"name": "cifar10", "train_images": 40_000, "test_images": 10_000}
-        points, note = printed_points(setting_of_study(study(**wide, data=data)))
+        points, note = matching_results(evaluation_setting(study(**wide, data=data)))
         assert points == []
         assert "20 printed test errors of wrn_28_10 on cifar10 are not drawn: they are of networks trained on" in note
         assert "50,000 images and tested on 10,000, these were trained on 40,000 and tested on 10,000." in note
-        own = setting_of_study(study(**wide, data={**data, "train_images": 50_000}))
-        assert printed_points(own) == (list(PRINTED), "")
+        own = evaluation_setting(study(**wide, data={**data, "train_images": 50_000}))
+        assert matching_results(own) == (list(PUBLISHED_RESULTS), "")
 
     def test_of_another_network_nothing_is_said(self):
-        own = Setting(network="resnet9", data="digits", train_images=1, test_images=1)
-        assert printed_points(own) == ([], "")
+        own = EvaluationSetting(network="resnet9", data="digits", train_images=1, test_images=1)
+        assert matching_results(own) == ([], "")
 
     def test_means_over_seeds_and_printed_ones_are_hollow(self):
         first, second, base = (
@@ -352,15 +362,15 @@ class TestTested:
         )
         for each, error in ((first, 5.0), (second, 7.0), (base, 2.0)):
             each.test_error = error
-        points = collect(study(first, second, base, trial("never", 50, 1.0)))
-        found = on_test(points)
+        points = collect_points(study(first, second, base, trial("never", 50, 1.0)))
+        found = measured_test_errors(points)
         assert [(each.point.trial_id, each.error, each.seeds) for each in found] == [("a", 6.0, 2), ("s", 2.0, 1)]
-        series = marks(points, found, PRINTED[:1] + PRINTED[-1:])
+        series = series_of_test_errors(points, found, PUBLISHED_RESULTS[:1] + PUBLISHED_RESULTS[-1:])
         assert [(each.label, each.printed, len(each.points)) for each in series] == [
             ("Tucker", False, 1), ("separable", False, 1), ("ACDC, printed", True, 1),
             ("tensor train, printed", True, 1),
         ]  # fmt: skip
-        sheet = on_test_sheet(found, PRINTED[:1])
+        sheet = on_test_sheet(found, PUBLISHED_RESULTS[:1])
         assert [row[-1] for row in sheet.rows] == ["measured", "measured", "printed"]
         assert sheet.words[0][2:4] == ("6.00 % ± 1.41 (n = 2)", "5.00 %")
 
@@ -368,7 +378,7 @@ class TestTested:
 class TestSeeds:
     def test_tables_say_how_many_and_how_far_apart(self):
         trials = [trial("a", error=4.0), trial("b", error=6.0, seed=1, role=Role.REPEAT), trial("c", 50, 9.0)]
-        points = {point.trial_id: point for point in collect(study(*trials))}
+        points = {point.trial_id: point for point in collect_points(study(*trials))}
         assert points["a"].spread == points["b"].spread == pytest.approx(2**0.5)
         assert error_words(points["a"]) == "5.00 % ± 1.41 (n = 2)"
         assert error_words(points["c"]) == "9.00 %"
@@ -389,7 +399,7 @@ class TestAbout:
             data={"name": "digits", "fingerprint": "f00d", "train_images": 1077, "val_images": 360, "classes": 10},
         )  # fmt: skip
         made.notes, made.tags = ["first"], {"team": "vision"}
-        assert dict(about(made).facts) == {
+        assert dict(study_provenance(made).facts) == {
             "command": "python sweeps/run.py --space x", "network": "resnet9 of width 0.25",
             "data": "digits, fingerprint f00d", "images": "1,077 training, 360 validation, 10 classes",
             "hosts": "one (1 trial), two (1 trial)",
@@ -397,20 +407,20 @@ class TestAbout:
             "dates": "2026-09-21 14:13 to 14:23 UTC", "versions": "torch 2.13", "code": "c0ffee", "notes": "first",
             "tags": "team=vision",
         }  # fmt: skip
-        assert about(study()).facts == ()
+        assert study_provenance(study()).facts == ()
 
     def test_where_mlflow_has_it(self, tmp_path):
         server = "http://user:secret@host:5000"
-        assert tracked(study(), tmp_path, None) is None
+        assert tracking_link(study(), tmp_path, None) is None
         words = f"mlflow ui --backend-store-uri sqlite:///{tmp_path}/mlflow.db"
         (tmp_path / "mlflow.db").touch()
-        assert tracked(study(), tmp_path, None) == Tracked(link="", words=words)
-        found = tracked(study(), tmp_path, server)
+        assert tracking_link(study(), tmp_path, None) == TrackingLink(link="", words=words)
+        found = tracking_link(study(), tmp_path, server)
         shown = "http://user:***@host:5000"
-        assert found == Tracked(link=shown, words=f"experiment made at {shown}")
+        assert found == TrackingLink(link=shown, words=f"experiment made at {shown}")
         noted = {"uri": "http://host:5000", "experiment": "3", "parent": "beef"}
         (tmp_path / "tracking.json").write_text(json.dumps(noted))
-        assert tracked(study(), tmp_path, None).link == "http://host:5000/#/experiments/3/runs/beef"
+        assert tracking_link(study(), tmp_path, None).link == "http://host:5000/#/experiments/3/runs/beef"
 
     @pytest.mark.parametrize(
         ("uri", "shown"),
@@ -420,13 +430,13 @@ class TestAbout:
         ],
     )
     def test_the_page_shows_no_password(self, uri, shown, tmp_path):
-        assert tracked(study(), tmp_path, uri).words == f"mlflow ui --backend-store-uri {shown}"
+        assert tracking_link(study(), tmp_path, uri).words == f"mlflow ui --backend-store-uri {shown}"
 
     def test_a_database_in_a_folder_with_an_at_sign_is_named_in_full(self, tmp_path):
         (tmp_path / "a@b").mkdir()
         uri = f"sqlite:///{tmp_path}/a@b/mlflow.db"
         (tmp_path / "a@b" / "mlflow.db").touch()
-        assert tracked(study(), tmp_path, uri).words == f"mlflow ui --backend-store-uri {uri}"
+        assert tracking_link(study(), tmp_path, uri).words == f"mlflow ui --backend-store-uri {uri}"
 
 
 class TestReproduce:
@@ -435,10 +445,10 @@ class TestReproduce:
         for each in made.trials.values():
             each.specification["views"] = {"seed": 0}
         made.trials["a"].specification |= {"teacher": {"name": "wise"}, "allocation": {"by": "stage"}, "start": {}}
-        found = recipe(made, "a", "name", Path("my studies/x"))
+        found = reproduce_command(made, "a", "name", Path("my studies/x"))
         assert found.command == "python sweeps/run.py --reproduce 'my studies/x' a"
         del made.trials["b"].specification["train"]
-        assert recipe(made, "b", "n", Path()).why_not == "its record has no train"
+        assert reproduce_command(made, "b", "n", Path()).why_not == "its record has no train"
 
 
 def test_everything_at_once_is_typed_and_frozen(tmp_path):

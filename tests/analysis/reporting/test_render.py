@@ -15,7 +15,7 @@ from analysis.__main__ import main
 from analysis.reporting.front_figure import draw_front, front_plot
 from analysis.reporting.label_placement import LEADER, Box, Label, distance, place
 from analysis.reporting.summary_table import compact, endings, make_console, print_summary, rows, write_csv
-from analysis.stats.front import collect, front
+from analysis.stats.front import collect_points, pareto_front
 from analysis.utils.styles import METHOD_STYLES
 from lowrank.errors import InputError
 from sweeps.records.events import Role, Status
@@ -39,10 +39,10 @@ class TestLoad:
         (tmp_path / "b").mkdir()
         pq.write_table(results_to_table(study), tmp_path / "b" / RESULTS_FILE)
         without_epochs = load_study(tmp_path / "b")
-        assert collect(without_epochs) == collect(study)
+        assert collect_points(without_epochs) == collect_points(study)
         pq.write_table(epochs_to_table(study), tmp_path / "b" / EPOCHS_FILE)
         again = load_study(tmp_path / "b")
-        assert collect(again) == collect(study)
+        assert collect_points(again) == collect_points(study)
         assert again.name == study.name
         assert again == study
 
@@ -73,7 +73,7 @@ class TestTable:
         assert max(map(len, lines)) <= 100
         body = lines[next(i for i, line in enumerate(lines) if "───" in line) + 1 :]
         body = list(itertools.takewhile(str.strip, body))
-        assert len(body) == len(collect(study))
+        assert len(body) == len(collect_points(study))
         assert not any("…" in line for line in body)  # nothing is cut off
         assert [line.startswith(" *") or line.startswith("*") for line in body] == [row.on_front for row in rows(study)]
 
@@ -121,7 +121,7 @@ class TestTable:
         write_csv(study, tmp_path / "summary.csv")
         with (tmp_path / "summary.csv").open() as file:
             found = list(csv.DictReader(file))
-        assert len(found) == len(collect(study))
+        assert len(found) == len(collect_points(study))
         for line, row in zip(found, rows(study), strict=True):
             assert line["trial_id"] == row.point.trial_id
             assert int(line["params"]) == row.point.params
@@ -138,10 +138,10 @@ class TestTable:
 class TestPlot:
     def test_the_record_shows_every_completed_and_stopped_trial(self, study):
         plot = front_plot(study)
-        points = [p for p in collect(study) if p.role is Role.SEARCH]
+        points = [p for p in collect_points(study) if p.role is Role.SEARCH]
         assert sum(len(line.points) for line in plot.series) == sum(p.finished for p in points)
         assert len(plot.stopped) == sum(p.status is Status.STOPPED for p in points)
-        assert plot.front == tuple((p.params, p.error) for p in front(collect(study)))
+        assert plot.front == tuple((p.params, p.error) for p in pareto_front(collect_points(study)))
         assert [name for name, _, _ in plot.references] == ["separable", "dense"]
         assert plot.budgets == (60_480, 151_000, 302_000)
         assert len(plot.labels) == len(plot.front)

@@ -238,7 +238,7 @@ class TestSources:
 
     def test_it_goes_into_the_store_that_has_the_study_once_that_is_closed(self, tmp_path, monkeypatch):
         brought: list[Path] = []
-        monkeypatch.setattr("analysis.sources.push_to_mlflow.bring", brought.append)
+        monkeypatch.setattr("analysis.sources.push_to_mlflow.push_study", brought.append)
         monkeypatch.setattr("analysis.report.write_report", lambda study, folder, *rest: folder / PAGE_FILE)
         closed = write_study(tmp_path / "closed", Plan(trials=4, epochs=2))
         running = write_study(tmp_path / "running", Plan(trials=4, epochs=2, closed=None))

@@ -9,7 +9,7 @@ from analysis.findings.study_comparison import compare_studies
 from analysis.findings.study_diff import field_differences, trial_differences
 from analysis.reporting.comparison_page import front_sheet
 from analysis.stats.compare_fronts import compare_fronts, parse_reference
-from analysis.stats.hypervolume import Reference
+from analysis.stats.hypervolume import ReferencePoint
 from lowrank.errors import InputError
 from sweeps.records.events import Role, Status
 from tests.support.synthetic_data import study, trial
@@ -53,7 +53,7 @@ class TestCompare:
         slow = named("slow", trial("a", 100, 10.0, epochs=4), trial("b", 10, 10.0, epochs=4))
         fast = named("fast", trial("c", 100, 20.0, epochs=2), trial("d", 100, 10.0, epochs=2))
         found = compare_fronts([slow, fast], "epochs")
-        assert (found.equal_cost, found.reference) == (4, Reference(1000, 90.0))
+        assert (found.equal_cost, found.reference) == (4, ReferencePoint(1000, 90.0))
         assert [growth.at(found.equal_cost) for growth in found.growths] == [pytest.approx(80.0), pytest.approx(80.0)]
         assert found.growths[0].at(8) == pytest.approx(160.0)
         assert [[point.trial_id for point in points] for points in found.fronts] == [["b"], ["d"]]
@@ -71,7 +71,9 @@ class TestCompare:
         other = named("o", trial("b"), references={"separable": 500})
         with pytest.raises(InputError, match=r"one reference point; give one by --reference, of: 500,90; 1,000,90"):
             compare_fronts([named("m", trial("a")), other])
-        assert compare_fronts([named("m", trial("a")), other], reference=Reference(700, 50)).reference.params == 700
+        assert (
+            compare_fronts([named("m", trial("a")), other], reference=ReferencePoint(700, 50)).reference.params == 700
+        )
 
     def test_other_data_are_not_compared(self):
         other = trial("b")

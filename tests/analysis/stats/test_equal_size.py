@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from analysis.findings.answer import answer_text, answers
-from analysis.stats.equal_size import at_size
-from analysis.stats.front import collect
+from analysis.stats.equal_size import methods_at_size
+from analysis.stats.front import collect_points
 from sweeps.records.events import Role
 from tests.support.synthetic_data import study, trial
 
@@ -32,8 +32,8 @@ def curve(method: str, sizes, seeds=(0,), slope: float = 3.0, shift=lambda seed:
 class TestAtSize:
     @given(st.integers(100, 1600), st.sampled_from(["params", "mult_adds"]))
     def test_a_known_curve_is_read_off(self, size, measure):
-        points = collect(study(*curve("cp", [100, 110, 400, 1600])))
-        (found,) = at_size(points, size * (10 if measure == "mult_adds" else 1), measure)
+        points = collect_points(study(*curve("cp", [100, 110, 400, 1600])))
+        (found,) = methods_at_size(points, size * (10 if measure == "mult_adds" else 1), measure)
         assert found.error == pytest.approx(falling(size), abs=3.0 * math.log(1 / 0.99) + 1e-9)
         if found.between:
             assert found.error == pytest.approx(falling(size))
@@ -41,29 +41,29 @@ class TestAtSize:
 
     @pytest.mark.parametrize("size", [50, 98, 1617, 10_000])
     def test_nothing_beyond_the_ends_of_a_front(self, size):
-        assert at_size(collect(study(*curve("cp", [100, 400, 1600]))), size) == []
+        assert methods_at_size(collect_points(study(*curve("cp", [100, 400, 1600]))), size) == []
 
     @pytest.mark.parametrize("size", [99, 101, 1584, 1616])
     def test_a_size_within_a_hundredth_is_the_points_own(self, size):
-        (found,) = at_size(collect(study(*curve("cp", [100, 1600]))), size)
+        (found,) = methods_at_size(collect_points(study(*curve("cp", [100, 1600]))), size)
         assert not found.between
         assert found.error == found.below.error
 
     def test_only_the_front_of_a_method_is_read(self):
         beaten = trial("bad", 300, 60.0, dims=300)
-        points = collect(study(*curve("cp", [100, 1600]), beaten))
-        (found,) = at_size(points, 300)
+        points = collect_points(study(*curve("cp", [100, 1600]), beaten))
+        (found,) = methods_at_size(points, 300)
         assert found.error == pytest.approx(falling(300))
 
     def test_the_lowest_error_first_and_references_are_no_method(self):
         separable = trial("s", 100, 0.0, method="separable", role=Role.REFERENCE)
-        points = collect(study(*curve("cp", [50, 200]), *curve("tucker", [50, 200], slope=4.0), separable))
-        assert [each.method for each in at_size(points, 100)] == ["tucker", "cp"]
+        points = collect_points(study(*curve("cp", [50, 200]), *curve("tucker", [50, 200], slope=4.0), separable))
+        assert [each.method for each in methods_at_size(points, 100)] == ["tucker", "cp"]
 
     def test_seeds_are_interpolated_one_by_one(self):
         shifts = {0: -0.5, 1: 0.25, 2: 0.4}
-        points = collect(study(*curve("cp", [100, 400], seeds=shifts, shift=shifts.get)))
-        (found,) = at_size(points, 200)
+        points = collect_points(study(*curve("cp", [100, 400], seeds=shifts, shift=shifts.get)))
+        (found,) = methods_at_size(points, 200)
         expected = [falling(200) + shift for shift in shifts.values()]
         interval = stats.ttest_1samp(expected, 0.0).confidence_interval(0.95)
         assert found.by_seed == pytest.approx(dict(zip(shifts, expected, strict=True)))
@@ -72,12 +72,12 @@ class TestAtSize:
 
     def test_a_seed_that_one_neighbour_lacks_is_not_invented(self):
         trials = [each for each in curve("cp", [100, 400], seeds=(0, 1, 2)) if each.trial_id != "cp400-1"]
-        (found,) = at_size(collect(study(*trials)), 200)
+        (found,) = methods_at_size(collect_points(study(*trials)), 200)
         assert sorted(found.by_seed) == [0, 2]
 
     def test_a_size_is_above_nothing(self):
         with pytest.raises(ValueError, match="at least 1, but got 0"):
-            at_size([], 0)
+            methods_at_size([], 0)
 
 
 BUDGETS = [{"label": f"params <= {n}", "params": n} for n in (200, 400)]

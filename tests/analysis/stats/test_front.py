@@ -13,13 +13,13 @@ from analysis.reporting.summary_table import lost_seeds
 from analysis.stats.front import (
     FrontPoint,
     Stratum,
-    best,
     best_by_method,
-    collect,
-    front,
-    reference,
+    best_point,
+    collect_points,
+    find_reference,
+    pareto_front,
     references,
-    strata,
+    study_strata,
     validation_images,
 )
 from analysis.stats.intervals import wilson_interval
@@ -62,26 +62,26 @@ class TestFront:
     @pytest.mark.parametrize("status", sorted(set(Status) - {Status.COMPLETED}))
     def test_only_what_trained_to_its_end_is_eligible(self, status):
         points = [point("a", 10, 5.0), point("b", 5, 1.0, status=status)]
-        assert [p.trial_id for p in front(points)] == ["a"]
-        assert best(points).trial_id == "a"
+        assert [p.trial_id for p in pareto_front(points)] == ["a"]
+        assert best_point(points).trial_id == "a"
 
     def test_references_are_not_on_the_front(self):
         points = [point("a", 10, 5.0), point("b", 5, 1.0, role=Role.REFERENCE)]
-        assert [p.trial_id for p in front(points)] == ["a"]
+        assert [p.trial_id for p in pareto_front(points)] == ["a"]
         assert [p.trial_id for p in references(points)] == ["b"]
 
     def test_it_falls_from_left_to_right(self, study):
-        kept = front(collect(study))
+        kept = pareto_front(collect_points(study))
         assert len(kept) > 2
         assert all(a.params < b.params and a.error > b.error for a, b in pairwise(kept))
 
     def test_of_equal_errors_the_smallest_is_best(self):
-        assert best([point("a", 20, 5.0), point("b", 10, 5.0)]).trial_id == "b"
+        assert best_point([point("a", 20, 5.0), point("b", 10, 5.0)]).trial_id == "b"
 
     def test_nothing_completed_nothing_chosen(self):
         points = [point("a", 20, None, status=Status.RUNNING)]
-        assert front(points) == []
-        assert best(points) is None
+        assert pareto_front(points) == []
+        assert best_point(points) is None
         assert best_by_method(points) == []
 
     def test_best_of_each_method_best_first(self):
@@ -95,24 +95,24 @@ class TestFront:
 
 class TestCollect:
     def test_every_trial_of_known_size_and_no_infeasible(self, study):
-        points = collect(study)
+        points = collect_points(study)
         assert {p.trial_id for p in points} == {
             t.trial_id for t in study.trials.values() if t.status is not Status.INFEASIBLE
         }
         assert [p.params for p in points] == sorted(p.params for p in points)
 
     def test_the_share_of_the_separable_network(self, study):
-        for p in collect(study):
+        for p in collect_points(study):
             assert p.ratio == p.params / SEPARABLE
 
     def test_repeats_with_other_seeds_are_counted(self):
         study = study_of(record("a", 10, 5.0, seed=0), record("b", 10, 6.0, seed=1), record("c", 11, 6.0))
-        assert {p.trial_id: p.seeds for p in collect(study)} == {"a": 2, "b": 2, "c": 1}
+        assert {p.trial_id: p.seeds for p in collect_points(study)} == {"a": 2, "b": 2, "c": 1}
 
     def test_the_whole_reference_is_the_largest_of_its_name(self):
         points = [point(n, s, 1.0, method="separable", role=Role.REFERENCE) for n, s in (("thin", 5), ("whole", 10))]
-        assert reference(points, "separable").trial_id == "whole"
-        assert reference(points, "dense") is None
+        assert find_reference(points, "separable").trial_id == "whole"
+        assert find_reference(points, "dense") is None
 
     def test_images_are_known_or_not(self):
         assert validation_images(study_of(data={"val_images": 360})) == 360
@@ -126,18 +126,18 @@ class TestStrata:
 
     def test_a_limit_known_by_its_label_holds_its_own(self):
         header = {"strata": [{"label": "mult-adds <= 5", "params": None}, {"label": "mult-adds <= 9", "params": None}]}
-        low, high = strata(study_of(**header))
+        low, high = study_strata(study_of(**header))
         assert low.holds(point("a", 1, 1.0, stratum="mult-adds <= 5"))
         assert not high.holds(point("a", 1, 1.0, stratum="mult-adds <= 5"))
 
     def test_smallest_first_and_the_unlimited_last(self, study):
-        assert [stratum.params for stratum in strata(study)] == list(BUDGETS)
-        assert strata(study)[-1].holds(point("a", 10**9, 1.0, stratum="another"))
+        assert [stratum.params for stratum in study_strata(study)] == list(BUDGETS)
+        assert study_strata(study)[-1].holds(point("a", 10**9, 1.0, stratum="another"))
 
 
 class TestAnswer:
     def test_one_a_budget_each_the_best_that_fits(self, study):
-        points = [p for p in collect(study) if p.eligible]
+        points = [p for p in collect_points(study) if p.eligible]
         found = answers(study)
         assert [answer.stratum.params for answer in found] == list(BUDGETS)
         for answer in found:
@@ -217,9 +217,9 @@ def test_a_folder_of_images_is_named_by_its_last_part(name, label):
 def test_a_setting_counts_by_the_mean_over_its_seeds_once():
     lucky, unlucky = record("a0", 100, 1.0), record("a1", 100, 9.0, role=Role.REPEAT, seed=1)
     steady, again = record("b0", 90, 4.0), record("b1", 90, 4.0, role=Role.REPEAT, seed=1)
-    points = collect(study_of(lucky, steady, unlucky, again))
-    assert [(each.trial_id, each.error, each.seeds) for each in front(points)] == [("b0", 4.0, 2)]
-    found = best(points)
+    points = collect_points(study_of(lucky, steady, unlucky, again))
+    assert [(each.trial_id, each.error, each.seeds) for each in pareto_front(points)] == [("b0", 4.0, 2)]
+    found = best_point(points)
     assert found is not None
     assert found.trial_id == "b0"
     assert {each.trial_id: each.error for each in points}["a1"] == 5.0
@@ -235,7 +235,7 @@ def test_the_front_is_the_one_that_the_search_repeats_and_keeps(seed):
         for n in range(30)
     ]  # fmt: skip
     trials[0].broken = "a wrong split"
-    shown = [(point.trial_id, point.error) for point in front(collect(study_of(*trials)))]
+    shown = [(point.trial_id, point.error) for point in pareto_front(collect_points(study_of(*trials)))]
     assert shown == [(seeds[0].trial_id, mean_error(seeds)) for seeds in fronts.front(trials)]
 
 
@@ -248,7 +248,7 @@ def test_an_old_table_is_one_line(tmp_path):
 def test_a_repeat_leads_where_the_first_seed_is_broken():
     first, second = record("a0", 100, 1.0), record("a1", 100, 9.0, role=Role.REPEAT, seed=1)
     first.broken = "a wrong split"
-    (only,) = front(collect(study_of(first, second)))
+    (only,) = pareto_front(collect_points(study_of(first, second)))
     assert (only.trial_id, only.error, only.seeds) == ("a1", 9.0, 1)
 
 
@@ -256,14 +256,14 @@ def test_a_reference_of_several_seeds_is_one():
     once, twice = (
         record(f"r{s}", 1000, e, role=Role.REFERENCE, method="separable", seed=s) for s, e in ((0, 2), (1, 3))
     )
-    (only,) = references(collect(study_of(once, twice)))
+    (only,) = references(collect_points(study_of(once, twice)))
     assert only.error == 2.5
 
 
 def test_a_taught_trial_is_told_from_its_twin():
     alone, taught = record("a", 100, 3.0), record("b", 100, 2.0)
     taught.specification = {**taught.specification, "teacher": {"name": "wise"}, "allocation": {"by": "stage"}}
-    names = {each.trial_id: each.name for each in collect(study_of(alone, taught))}
+    names = {each.trial_id: each.name for each in collect_points(study_of(alone, taught))}
     assert names == {"a": "CP, 2 dims", "b": "CP, 2 dims, taught by wise, shared by stage"}
 
 
@@ -272,7 +272,7 @@ def test_a_seed_without_a_result_is_said_wherever_its_setting_stands():
     lost = record("a0", 100, None, status=Status.DIVERGED)
     alone = record("b0", 200, None, status=Status.FAILED)
     found = study_of(lost, *done, alone, data={"val_images": 100})
-    assert {each.trial_id: each.lost for each in collect(found)} == {
+    assert {each.trial_id: each.lost for each in collect_points(found)} == {
         "a0": "1 of 3 seeds diverged", "a1": "1 of 3 seeds diverged", "a2": "1 of 3 seeds diverged", "b0": "",
     }  # fmt: skip
     assert lost_seeds(found) == ["CP, 2 dims, 100 parameters: 1 of 3 seeds diverged"]

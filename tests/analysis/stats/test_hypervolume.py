@@ -8,13 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from optuna._hypervolume import compute_hypervolume
 
-from analysis.stats.front import collect, front
-from analysis.stats.hypervolume import Reference, chance_reference, growth, hypervolume
+from analysis.stats.front import collect_points, pareto_front
+from analysis.stats.hypervolume import ReferencePoint, chance_reference_point, hypervolume, hypervolume_growth
 from lowrank.errors import InputError
 from sweeps.records.events import Role, Status
 from tests.support.synthetic_data import study, trial
 
-REFERENCE = Reference(1000, 50.0)
+REFERENCE = ReferencePoint(1000, 50.0)
 POINTS = st.lists(st.tuples(st.integers(1, 2000), st.integers(0, 60).map(float)), min_size=1, max_size=12)
 
 
@@ -45,7 +45,7 @@ class TestHypervolume:
 def test_the_front_is_the_brute_force_one(points):
     made = study(*(trial(f"t{n}", params, error) for n, (params, error) in enumerate(points)))
     for measure in ("params", "mult_adds"):
-        kept = {(p.params, p.error) for p in front(collect(made), measure)}
+        kept = {(p.params, p.error) for p in pareto_front(collect_points(made), measure)}
         beaten = {(p, e) for p, e in points if any(q <= p and f <= e and (q, f) != (p, e) for q, f in points)}
         assert kept == set(points) - beaten
 
@@ -61,22 +61,22 @@ class TestGrowth:
         return study(base, last, stopped, first)
 
     def test_in_the_order_of_ends_and_with_what_came_to_nothing(self):
-        found = growth(self.study(), REFERENCE)
+        found = hypervolume_growth(self.study(), REFERENCE)
         assert found.steps == ((6.0, pytest.approx(30.0)), (20.0, pytest.approx(40.0)))
         assert found.cost == 20.0
         assert [found.at(cost) for cost in (5.9, 6, 19, 20)] == [0.0, *(pytest.approx(v) for v in (30, 30, 40))]
 
     def test_by_epochs(self):
-        assert growth(self.study(), REFERENCE, "epochs").steps[-1][0] == 6
+        assert hypervolume_growth(self.study(), REFERENCE, "epochs").steps[-1][0] == 6
 
     def test_seconds_that_were_not_recorded(self):
         made = self.study()
         del made.trials["a"].epochs[1]["epoch_seconds"]
         with pytest.raises(InputError, match=r"no seconds on record.*--cost epochs"):
-            growth(made, REFERENCE)
+            hypervolume_growth(made, REFERENCE)
 
     def test_the_corner_is_known_before_the_study(self):
         made = study(trial("a"), references={"separable": 700}, data={"classes": 4})
-        assert chance_reference(made) == Reference(700, 75.0)
+        assert chance_reference_point(made) == ReferencePoint(700, 75.0)
         with pytest.raises(InputError, match="give --reference"):
-            chance_reference(study(trial("a")))
+            chance_reference_point(study(trial("a")))

@@ -5,10 +5,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from analysis.stats.front import collect
+from analysis.stats.front import collect_points
 from analysis.stats.intervals import t_interval
-from analysis.stats.paired_effects import BEST, EQUAL, ablation
-from analysis.stats.seeds import repeated
+from analysis.stats.paired_effects import ALL_ELSE_EQUAL, BEST_WITHIN_BUDGET, find_paired_effects
+from analysis.stats.seeds import repeated_settings
 from sweeps.records.events import Role, Status
 from tests.support.synthetic_data import study, trial
 
@@ -58,11 +58,11 @@ def seeds_study(gaps, errors=(4.0, 3.0, 5.0, 2.0, 6.0)):
 class TestAblation:
     def test_paired_by_seed_as_scipy_pairs(self):
         errors = (4.0, 3.0, 5.0, 2.0, 6.0)
-        (effect, *_) = ablation(seeds_study(KNOWN, errors))
+        (effect, *_) = find_paired_effects(seeds_study(KNOWN, errors))
         paired = stats.ttest_rel([e + g for e, g in zip(errors, KNOWN, strict=True)], errors).confidence_interval(0.95)
         assert (effect.factor, effect.base, effect.other) == ("train.decay", "plain", "scaled")
         assert (effect.estimate.low, effect.estimate.high) == pytest.approx((paired.low, paired.high))
-        assert (effect.pairing, effect.unit, effect.pairs, effect.seeds) == (EQUAL, "seeds", 5, 5)
+        assert (effect.pairing, effect.unit, effect.pairs, effect.seeds) == (ALL_ELSE_EQUAL, "seeds", 5, 5)
         assert effect.verdict() == "within noise"
 
     def test_several_settings_of_one_seed_count_once(self):
@@ -72,7 +72,9 @@ class TestAblation:
                 for name, add in (("plain", 0.0), ("scaled", gap + dims)):
                     named = {"method__dims": dims, "train__decay": name}
                     trials.append(trial(f"{seed}{dims}{name}", error=5 + add, seed=seed, dims=dims, **named))
-        effect = next(e for e in ablation(study(*trials)) if e.factor == "train.decay" and e.pairing == EQUAL)
+        effect = next(
+            e for e in find_paired_effects(study(*trials)) if e.factor == "train.decay" and e.pairing == ALL_ELSE_EQUAL
+        )
         assert (effect.pairs, effect.seeds, effect.estimate.count) == (4, 2, 2)
         assert effect.estimate.mean == pytest.approx(4.5)
         assert (effect.estimate.low, effect.estimate.high) == scipy_interval([3.5, 5.5])
@@ -83,7 +85,7 @@ class TestAblation:
             for dims in (2, 3, 4)
             for name, add in (("plain", 0.0), ("scaled", 0.5))
         ]
-        effect = next(e for e in ablation(study(*trials)) if e.factor == "train.decay")
+        effect = next(e for e in find_paired_effects(study(*trials)) if e.factor == "train.decay")
         assert (effect.unit, effect.seeds, effect.estimate.count) == ("settings", 1, 3)
         assert (effect.estimate.low, effect.estimate.high) == scipy_interval([1.0, 1.5, 2.0])
         assert effect.verdict() == "worse"
@@ -94,7 +96,7 @@ class TestAblation:
         for images in (100, 1_000_000):
             made = seeds_study([-1.0, -1.0, -1.0])
             made.header["data"] = {"val_images": images}
-            (effect, *_) = ablation(made)
+            (effect, *_) = find_paired_effects(made)
             assert effect.errors == pytest.approx((4.0, 3.0))
             told[images] = effect.verdict()
         assert told == {100: "better, but within the noise of the images", 1_000_000: "better"}
@@ -103,7 +105,7 @@ class TestAblation:
         trials = [
             trial(name, error=error, method=name, method__name=name) for name, error in (("acdc", 5.0), ("tucker", 4.0))
         ]
-        (effect,) = [each for each in ablation(study(*trials)) if each.factor == "method.name"]
+        (effect,) = [each for each in find_paired_effects(study(*trials)) if each.factor == "method.name"]
         assert (effect.base, effect.other) == ("ACDC", "Tucker")
 
     def test_the_best_of_each_budget_where_nothing_else_pairs(self):
@@ -113,26 +115,26 @@ class TestAblation:
             for dims in (2, 3)
             for n in (dims, dims + 10)
         ]
-        (effect,) = [e for e in ablation(study(*trials)) if e.factor == "method.dims"]
-        assert (effect.pairing, effect.unit, effect.estimate.count) == (BEST, "budgets", 2)
+        (effect,) = [e for e in find_paired_effects(study(*trials)) if e.factor == "method.dims"]
+        assert (effect.pairing, effect.unit, effect.estimate.count) == (BEST_WITHIN_BUDGET, "budgets", 2)
         assert effect.estimate.mean == pytest.approx(0.0)
 
     def test_only_what_trained_to_its_end_and_is_sound(self):
         left = seeds_study([1.0, 1.0])
         left.trials["b0"].status = Status.STOPPED
         left.trials["b1"].broken = "a full disk"
-        assert [e for e in ablation(left) if e.pairing == EQUAL] == []
+        assert [e for e in find_paired_effects(left) if e.pairing == ALL_ELSE_EQUAL] == []
 
     def test_a_field_drawn_from_a_range_is_no_factor(self):
         trials = [trial(f"t{n}", error=5 + n, train__lr=0.1 + n / 100) for n in range(4)]
-        assert ablation(study(*trials)) == []
+        assert find_paired_effects(study(*trials)) == []
         ranges = {"train": {"lr": {"log_uniform": [0.01, 1]}}}
         again = [trial(f"s{n}", error=5 + n, train__lr=0.1 + n // 2) for n in range(4)]
-        assert ablation(study(*again, space=ranges)) == []
-        assert ablation(study(*again, space={"train": {"lr": {"choice": [0.1, 1.1]}}})) != []
+        assert find_paired_effects(study(*again, space=ranges)) == []
+        assert find_paired_effects(study(*again, space={"train": {"lr": {"choice": [0.1, 1.1]}}})) != []
 
-    def effects(self, *trials, pairing=EQUAL):
-        found = [e for e in ablation(study(*trials)) if e.pairing == pairing]
+    def effects(self, *trials, pairing=ALL_ELSE_EQUAL):
+        found = [e for e in find_paired_effects(study(*trials)) if e.pairing == pairing]
         return {(e.factor, e.base, e.other): round(e.estimate.mean, 6) for e in found}
 
     def test_what_neither_of_two_collated_studies_searched_is_paired_too(self):
@@ -196,8 +198,8 @@ class TestAblation:
         for each, value in zip(trials, values, strict=True):
             scaled = value in (True, "scaled")
             each.specification["train"] |= {"decay": "scaled" if scaled else "plain", "scaled_decay": scaled}
-        (effect,) = ablation(study(*trials))
-        assert (effect.factor, effect.pairing, effect.estimate.mean) == (f"train.{asked}", EQUAL, 1.0)
+        (effect,) = find_paired_effects(study(*trials))
+        assert (effect.factor, effect.pairing, effect.estimate.mean) == (f"train.{asked}", ALL_ELSE_EQUAL, 1.0)
 
     def test_weights_come_with_the_start_from_them(self):
         anew, trained = trial("a", error=4.0, start__how="scratch"), trial("b", error=3.5, start__how="dense")
@@ -211,14 +213,14 @@ class TestAblation:
             for value, errors in ((0.1, (1.0, 9.0)), (0.2, (4.0, 4.0)))
             for seed, error in enumerate(errors)
         ]  # fmt: skip
-        assert self.effects(*trials, pairing=BEST)["train.lr", "0.1", "0.2"] == -1.0
+        assert self.effects(*trials, pairing=BEST_WITHIN_BUDGET)["train.lr", "0.1", "0.2"] == -1.0
 
     def test_a_repeat_of_a_reference_is_no_ablation(self):
         same = {"method": "separable", "dims": None, "method__name": "separable"}
         reference = trial("r", role=Role.REFERENCE, **same)
         again = trial("r2", seed=1, **same)
         other = trial("t", seed=1, method__name="cp")
-        assert ablation(study(reference, again, other)) == []
+        assert find_paired_effects(study(reference, again, other)) == []
 
 
 class TestRepeats:
@@ -228,7 +230,7 @@ class TestRepeats:
             trials.append(trial(f"t{seed}", error=own, seed=seed))
             trials.append(trial(f"s{seed}", 1000, base, seed=seed, method="separable", dims=None, role=Role.REFERENCE))
         trials.append(trial("once", 50, 1.0, dims=3))
-        found = {each.point.trial_id: each for each in repeated(collect(study(*trials)))}
+        found = {each.point.trial_id: each for each in repeated_settings(collect_points(study(*trials)))}
         assert set(found) == {"t0", "s0"}
         assert (found["t0"].gap.low, found["t0"].gap.high) == scipy_interval([1.0, 1.5, 2.0])
         assert found["t0"].val_error.mean == pytest.approx(4.5)

@@ -6,7 +6,7 @@ import pytest
 from scipy import stats
 
 from analysis.__main__ import main
-from analysis.stats.versus import against, table
+from analysis.stats.versus import compare_values, comparison_table
 from lowrank.errors import InputError
 from sweeps.records.events import Role, Status
 from tests.support.synthetic_data import study, trial
@@ -30,7 +30,7 @@ def made(**header):
 
 
 def test_differences_are_paired_by_seed_within_all_else():
-    base, other, alone, single = against(made(), "method.name", "thin")
+    base, other, alone, single = compare_values(made(), "method.name", "thin")
     paired = stats.ttest_rel(OTHER, BASE).confidence_interval(0.95)
     assert (base.value, base.gap, base.rest) == ("thin", None, "budget.params 0.2")
     assert (other.gap.low, other.gap.high) == pytest.approx((paired.low, paired.high))
@@ -40,14 +40,16 @@ def test_differences_are_paired_by_seed_within_all_else():
 
 
 def test_seeds_that_agree_do_not_outdo_few_images():
-    assert against(made(data={"val_images": 100}), "method.name", "thin")[1].verdict == "within noise of the images"
+    assert (
+        compare_values(made(data={"val_images": 100}), "method.name", "thin")[1].verdict == "within noise of the images"
+    )
 
 
 def test_a_trial_stands_for_every_row_of_a_grid_that_led_to_it():
     found = made()
     found.trials["cp0.40"].aliases = [{"budget.params": 0.8, "method.name": "cp"}]
     found.trials["thin0.40"].aliases = [{"budget.params": 0.8, "method.name": "thin"}]
-    rows = against(found, "method.name", "thin")
+    rows = compare_values(found, "method.name", "thin")
     assert [(row.rest, row.value) for row in rows[-2:]] == [("budget.params 0.8", "thin"), ("budget.params 0.8", "cp")]
 
 
@@ -55,11 +57,11 @@ def test_what_was_lost_or_marked_takes_no_part():
     found = made()
     found.trials["cp0.21"].broken = "a wrong split"
     found.trials["cp0.22"].status = Status.DIVERGED
-    assert against(found, "method.name", "thin")[1].error.count == 1
+    assert compare_values(found, "method.name", "thin")[1].error.count == 1
 
 
 def test_the_table_marks_what_is_not_as_large():
-    text = table(against(made(), "method.name", "thin"))
+    text = comparison_table(compare_values(made(), "method.name", "thin"))
     assert "| budget.params 0.2 | cp | 210 * | 2,100 | 4.92 % (1.39 to 8.45) | +0.75 (+0.13 to +1.37) |" in text
     assert text.endswith("\\* over 1 % larger or smaller than the base")
 
@@ -70,7 +72,7 @@ def test_the_table_marks_what_is_not_as_large():
 )
 def test_what_was_not_searched_is_bad_input(field, base, message):
     with pytest.raises(InputError, match=message):
-        against(made(), field, base)
+        compare_values(made(), field, base)
 
 
 def test_the_command(tmp_path, capsys):

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from analysis.findings.cost import spent
+from analysis.findings.cost import study_cost
 from sweeps.execution.scheduler import StratifiedStopping
 from sweeps.records.events import Event, Role, Status
 from sweeps.records.journal import Journal, read_journal
@@ -100,7 +100,7 @@ def test_an_adopted_trial_costs_the_study_nothing_and_says_where_it_was_trained(
     run_out(series("first", [2]))
     second = series("second", [2])
     assert run_out(second) == []
-    cost = spent(second.record)
+    cost = study_cost(second.record)
     assert (cost.train_seconds, cost.start_seconds, cost.attempts, cost.adopted) == (0, 0, 0, 6)
     trial = next(iter(second.record.trials.values()))
     row = trial_to_row("second", trial)
