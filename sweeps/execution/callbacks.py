@@ -14,7 +14,7 @@ from ray.tune.search import Searcher
 from ray.tune.stopper import Stopper
 
 from sweeps.cluster.ray_adapter import drop_metric_statistics, trial_error
-from sweeps.execution.retries import Attempts
+from sweeps.execution.retries import RetryPolicy
 from sweeps.records.events import TERMINAL, Status
 from sweeps.records.journal import FullDiskError, is_disk_full
 from sweeps.records.specification import Trial
@@ -25,42 +25,54 @@ from sweeps.teachers.worker import NO_CACHE, CacheOptions
 from sweeps.utils.clock import monotonic_time
 from sweeps.utils.signals import raise_if_interrupted
 
+MAX_REASON = 500  # characters of a failure's reason
 
-@dataclass(frozen=True)
-class Launch:
-    """Everything that Tune needs beside the search."""
+
+@dataclass(frozen=True, kw_only=True)
+class ExecutionConfig:
+    """Everything that the execution of a study needs beside the search."""
 
     study_dir: Path
     data_dir: Path | None
     resources: TrialResources  # what each trial holds
-    most: int | None  # trials at once, where the user set a limit below what the resources allow
-    seconds: float | None
-    on_change: Callable[[], None]
+    max_concurrent: int | None  # trials at once, if the user allows fewer than the resources do
+    seconds: float | None  # until trials are interrupted
+    on_change: Callable[[], None]  # called when the record has changed
     cache: CacheOptions = NO_CACHE
     relay: bool = False  # whether checkpoints travel to this machine, because no disk is shared
 
 
-class _Unpickled:
-    """Ray stores its searcher and callbacks with the experiment; ours hold open files, and nothing is restored."""
+class _NoState:
+    """Pickles as nothing: Ray stores searcher and callbacks with the experiment, and ours hold open files."""
 
     def __getstate__(self) -> dict[str, Any]:
         return {}
 
 
-class TuneSearcher(_Unpickled, Searcher):
-    """Tune's view of the search; outcomes reach the search through the callback, in one place."""
+class TuneSearcher(_NoState, Searcher):
+    """Gives Tune the trials of the search. Outcomes reach the search through `Recorder` alone."""
 
-    def __init__(self, search: Search, launch: Launch, prefetcher: ProposalPrefetcher | None, relay: str | None):
-        """Without `prefetcher` it hands out what was put off to a larger share."""
+    def __init__(
+        self, search: Search, config: ExecutionConfig, prefetcher: ProposalPrefetcher | None, relay: str | None
+    ):  # fmt: skip
+        """Prepare to suggest trials.
+
+        Args:
+            search: the study's search.
+            config: what the trials need.
+            prefetcher: prepares new trials; None for the postponed ones, which get a larger share.
+            relay: name of the checkpoint relay; None for none.
+        """
         super().__init__()
-        self._search, self._launch, self._prefetcher, self._relay = search, launch, prefetcher, relay
+        self._search, self._execution, self._prefetcher, self._relay = search, config, prefetcher, relay
 
     def suggest(self, trial_id: str) -> Any:
+        """Return the config of the next trial, None if there is none now, or FINISHED."""
         raise_if_interrupted()
         trial = self._next()
         if trial is None:
             return Searcher.FINISHED if self._is_over() else None
-        return self._config(trial)
+        return self._trial_config(trial)
 
     def _next(self) -> Trial | None:
         if self._prefetcher is None:
@@ -68,62 +80,71 @@ class TuneSearcher(_Unpickled, Searcher):
         return self._prefetcher.next(wait=not self._search.is_running())
 
     def _is_over(self) -> bool:
-        """Not before the last end: a trial whose process is lost is handed out once more."""
+        """Return whether no trial can come any more; a running trial may have to be retried."""
         if self._search.is_running():
             return False
         return self._prefetcher is None or self._search.is_exhausted() or self._search.is_blocked()
 
-    def _config(self, trial: Trial) -> dict[str, Any]:
+    def _trial_config(self, trial: Trial) -> dict[str, Any]:
+        execution = self._execution
         return {
             "trial_id": trial.trial_id, "role": str(trial.role), "stratum": trial.stratum,
-            "specification": trial.specification, "study_dir": str(self._launch.study_dir),
-            "data_dir": str(self._launch.data_dir) if self._launch.data_dir else None,
-            "cache": self._launch.cache.to_config(), "relay": self._relay,
-            "processes": self._launch.resources.share.processes, "sharing": self._launch.resources.sharing,
+            "specification": trial.specification, "study_dir": str(execution.study_dir),
+            "data_dir": str(execution.data_dir) if execution.data_dir else None,
+            "cache": execution.cache.to_config(), "relay": self._relay,
+            "processes": execution.resources.share.processes, "sharing": execution.resources.sharing,
             "checkpoint_seconds": self._search.space.resources.checkpoint_seconds,
         }  # fmt: skip
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Nothing: see Recorder."""
+        """Do nothing: see `Recorder`."""
 
     def save(self, checkpoint_path: str) -> None:
-        """Nothing: the journal and Optuna's storage hold the state."""
+        """Do nothing: the journal and Optuna's storage hold the state."""
 
     def restore(self, checkpoint_path: str) -> None:
-        """Nothing: a resumed study starts a new Tuner."""
+        """Do nothing: a resumed study starts a new Tuner."""
 
 
-class Recorder(_Unpickled, Callback):
-    """Carries every result and every end into the search, which journals it and tells the sampler."""
+class Recorder(_NoState, Callback):
+    """Reports every result and every end to the search, which journals it and tells the sampler."""
 
-    def __init__(self, search: Search, scheduler: FIFOScheduler, launch: Launch):
-        self._search, self._launch = search, launch
-        self._stopped: dict[str, str] = getattr(scheduler, "stopped", {})
-        self._attempts = Attempts()
+    def __init__(self, search: Search, scheduler: FIFOScheduler, config: ExecutionConfig):
+        """Prepare to record.
+
+        Args:
+            search: the study's search.
+            scheduler: whose `stopped`, if it has that, says why it has stopped which trial.
+            config: the resources of the trials, and what to call on a change.
+        """
+        self._search, self._execution = search, config
+        self._stop_reasons: dict[str, str] = getattr(scheduler, "stopped", {})
+        self._retries = RetryPolicy()
         self._ended: list[RayTrial] = []
 
     def on_trial_result(
-        self, iteration: int, trials: list[RayTrial], trial: RayTrial, result: dict[str, Any], **info: Any
+        self, iteration: int, trials: list[RayTrial], trial: RayTrial, result: dict[str, Any], **kwargs: Any
     ) -> None:
+        """Record an epoch, and the end if the trial has ended by itself."""
         trial_id = result.get("trial")
         if trial_id is None:
             return
         if result.get("attempt"):
             self._search.write_attempt(trial_id, result["attempt"])
             for epoch, metrics in enumerate(result.get("history", []), start=1):
-                self._write_missing(trial_id, epoch, metrics)
+                self._write_if_new(trial_id, epoch, metrics)
         for text in result.get("notices", []):
             self._search.write_notice(trial_id, text)
         if "metrics" in result:
-            self._write_missing(trial_id, result["epoch"], result["metrics"])
+            self._write_if_new(trial_id, result["epoch"], result["metrics"])
         if "outcome" in result:
             self._end(trial_id, Status(result["outcome"]), result["reason"])
-        self._launch.on_change()
+        self._execution.on_change()
 
     def _end(self, trial_id: str, status: Status, reason: str) -> None:
-        """Finish a trial; what ran out of memory is tried once more, where there is a larger share to be had."""
+        """Record an end; a trial whose memory ran out is postponed instead, if there is a larger share."""
         postponed = self._search.record.trials[trial_id].postponed
-        share, larger = self._launch.resources.share, self._launch.resources.larger
+        share, larger = self._execution.resources.share, self._execution.resources.larger
         if status is not Status.OUT_OF_MEMORY or (larger is None and not postponed):
             self._finish(trial_id, status, reason)
         elif larger is None or postponed:
@@ -135,34 +156,39 @@ class Recorder(_Unpickled, Callback):
                 f"{larger} ({reason})",
             )  # fmt: skip
 
-    def _write_missing(self, trial_id: str, epoch: int, metrics: dict[str, float]) -> None:
+    def _write_if_new(self, trial_id: str, epoch: int, metrics: dict[str, float]) -> None:
         if epoch not in self._search.record.trials[trial_id].epochs:
             self._search.write_epoch(trial_id, epoch, metrics)
-            self._attempts.advanced(trial_id)
+            self._retries.reset(trial_id)
 
-    def on_trial_complete(self, iteration: int, trials: list[RayTrial], trial: RayTrial, **info: Any) -> None:
-        """Without an outcome of its own and without a stop by the scheduler it was interrupted: no end is recorded."""
+    def on_trial_complete(self, iteration: int, trials: list[RayTrial], trial: RayTrial, **kwargs: Any) -> None:
+        """Record a stop by the scheduler. A trial with neither that nor an outcome was interrupted, and may go on."""
         trial_id = trial.config["trial_id"]
         self._ended.append(trial)
-        if trial_id in self._stopped:
-            self._finish(trial_id, Status.STOPPED, self._stopped[trial_id])
-            self._launch.on_change()
+        if trial_id in self._stop_reasons:
+            self._finish(trial_id, Status.STOPPED, self._stop_reasons[trial_id])
+            self._execution.on_change()
 
-    def on_trial_error(self, iteration: int, trials: list[RayTrial], trial: RayTrial, **info: Any) -> None:
+    def on_trial_error(self, iteration: int, trials: list[RayTrial], trial: RayTrial, **kwargs: Any) -> None:
+        """Retry a failed attempt or record the failure.
+
+        Raises:
+            FullDiskError: the disk is full, which is not the trial's fault; it goes on when the study is resumed.
+        """
         error = trial_error(trial)
-        if is_disk_full(error):  # not the trial's fault: it goes on where it is, once there is room
+        if is_disk_full(error):
             raise FullDiskError(self._search.journal.path)
         trial_id = trial.config["trial_id"]
         self._ended.append(trial)
-        if self._attempts.may_go_on(trial_id, error):
+        if self._retries.may_retry(trial_id, error):
             self._search.requeue(trial_id)
             return
         lines = str(error).strip().splitlines() or [type(error).__name__]
-        self._finish(trial_id, Status.FAILED, lines[-1].strip()[:500])
-        self._launch.on_change()
+        self._finish(trial_id, Status.FAILED, lines[-1].strip()[:MAX_REASON])
+        self._execution.on_change()
 
-    def on_step_end(self, iteration: int, trials: list[RayTrial], **info: Any) -> None:
-        """Tune keeps every trial, with statistics of each of its metrics; of one that has ended it needs neither."""
+    def on_step_end(self, iteration: int, trials: list[RayTrial], **kwargs: Any) -> None:
+        """Free the metrics of trials that have ended, which Tune keeps until the end of the study."""
         for trial in self._ended:
             drop_metric_statistics(trial)
         self._ended.clear()
@@ -174,13 +200,20 @@ class Recorder(_Unpickled, Callback):
 
 
 class TimeLimit(Stopper):
-    """Ends the experiment after so many seconds; Tune's own limit believes the system's clock, which may jump."""
+    """Ends the experiment after some seconds by a clock that never jumps, as the system's, which Tune reads, may."""
 
     def __init__(self, seconds: float):
+        """Begin to count.
+
+        Args:
+            seconds: from now.
+        """
         self._end = monotonic_time() + seconds
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        """Stop no trial alone."""
         return False
 
     def stop_all(self) -> bool:
+        """Return whether the time is over."""
         return monotonic_time() >= self._end

@@ -1,8 +1,8 @@
 """One of the processes that train a trial together; sweeps.execution.process_group starts and commands it by a pipe.
 
-`python -m sweeps.execution.group_worker INDEX COUNT DEVICE THREADS PIPE PARENT STORE`: its place, cpu or cuda,
-threads of torch, the
-descriptor of the pipe, the pid of the process that must outlive it, and the file by which the ranks find each other.
+`python -m sweeps.execution.group_worker INDEX COUNT DEVICE THREADS PIPE PARENT STORE`: the number of the process and
+how many there are, cpu or cuda, threads of torch, the descriptor of the pipe, the id of the process with which it ends,
+and the file by which the processes find each other.
 """
 
 from __future__ import annotations
@@ -35,27 +35,34 @@ DIVERGED, MEMORY, DEVICE, INPUT, OTHER = "diverged", "memory", "device", "input"
 
 
 class GroupWorker:
-    """A trainer in this process; each method is one command, given to all ranks (what a state is, to the first)."""
+    """A trainer in this process. Each method is one command of the process group, most of them for all processes."""
 
-    def __init__(self, ranks: DataParallelGroup, device: str):
-        self.ranks = ranks
-        self.device = f"{device}:{ranks.index}" if device == "cuda" else device
+    def __init__(self, group: DataParallelGroup, device: str):
+        """Prepare for the first trial.
+
+        Args:
+            group: this process's place among those that train together.
+            device: cpu or cuda.
+        """
+        self.group = group
+        self.device = f"{device}:{group.index}" if device == "cuda" else device
         self.notices: list[str] = []
         self.data: ImageData | None = None
         self._trainer: Trainer | None = None
 
     def build(self, specification: dict[str, Any], data_dir: str | None, cache: dict[str, Any]) -> None:
-        """Take up a trial, at its first epoch; the one before it is let go."""
-        self._let_go()
+        """Begin a trial at its first epoch; the trainer of the last one is freed."""
+        self.free_trainer()
         data = self.data = load_trial_data(specification, data_dir)
 
-        def teach(student: nn.Module) -> Teacher | None:
+        def find_teacher(student: nn.Module) -> Teacher | None:
             options = CacheOptions(**cache)
             return make_teacher(specification, data, student, self.device, options, self.notices.append)
 
-        self._trainer = make_trainer(specification, data, self.device, teach, self.ranks)
+        self._trainer = make_trainer(specification, data, self.device, find_teacher, self.group)
 
-    def _let_go(self) -> None:
+    def free_trainer(self) -> None:
+        """Free the trainer and its device memory; raises WorkerLostError if that does not come back."""
         self._trainer = None
         gc.collect()
         if self.device != "cpu" and self.data is not None:
@@ -64,40 +71,47 @@ class GroupWorker:
 
     @property
     def trainer(self) -> Trainer:
-        """The trial's; there is one from `build` on."""
+        """The trainer of the trial; there is one after `build`."""
         assert self._trainer is not None
         return self._trainer
 
     def train_epoch(self) -> tuple[int, dict[str, float], list[str]]:
-        """Epochs done after it, its metrics, and what there is to tell."""
+        """Train one epoch; returns the number of epochs done, the metrics and the notices for the user."""
         metrics = self.trainer.train_epoch()
-        told, self.notices = self.notices, []
-        return self.trainer.epoch, metrics, told
+        notices, self.notices = self.notices, []
+        return self.trainer.epoch, metrics, notices
 
     def load_state(self, state: dict[str, Tensor]) -> int:
-        """Go on from a checkpoint; returns the epochs done."""
+        """Continue from a checkpoint; returns the number of epochs done."""
         self.trainer.load_state(state)
         return self.trainer.epoch
 
     def start_from(self, weights: dict[str, Tensor]) -> None:
-        """Begin with these weights instead of those that were drawn."""
+        """Replace the weights that were drawn."""
         self.trainer.network.load_state_dict(weights)
         self.trainer.restart_average()
 
     def state(self) -> dict[str, Tensor]:
-        """See Trainer, on the CPU."""
+        """Return the state of the trainer (see `Trainer.state`), on the CPU."""
         return {name: tensor.cpu() for name, tensor in self.trainer.state().items()}
 
     def weights(self) -> dict[str, Tensor]:
-        """See Trainer, on the CPU."""
+        """Return the weights to evaluate (see `Trainer.weights`), on the CPU."""
         return {name: tensor.cpu() for name, tensor in self.trainer.weights().items()}
 
 
-def told(error: Exception) -> dict[str, Any]:
-    """An error as the other process makes one of it again."""
+def describe_error(error: Exception) -> dict[str, Any]:
+    """Return an error as plain data, of which `ProcessGroup` makes an exception again.
+
+    Args:
+        error: what a command raised.
+
+    Returns:
+        `kind` and `text`; of a divergence also epoch, step and layer.
+    """
     if isinstance(error, DivergedError):
-        where = {"epoch": error.epoch, "step": error.step, "layer": error.layer}
-        return {"kind": DIVERGED, "text": str(error), **where}
+        position = {"epoch": error.epoch, "step": error.step, "layer": error.layer}
+        return {"kind": DIVERGED, "text": str(error), **position}
     if out_of_memory(error):
         return {"kind": MEMORY, "text": first_line(error)}
     if device_lost(error):
@@ -108,36 +122,45 @@ def told(error: Exception) -> dict[str, Any]:
     return {"kind": OTHER, "text": f"{type(error).__name__}: {first_line(error)}"}
 
 
-def serve(rank: GroupWorker, pipe: Connection) -> None:
-    """Do what comes through the pipe until it is closed."""
+def serve(worker: GroupWorker, pipe: Connection) -> None:
+    """Run the commands that come through a pipe until it is closed.
+
+    Args:
+        worker: whose methods the commands are.
+        pipe: brings (name, arguments) and takes (True, answer) or (False, error), pickled.
+    """
     while True:
         try:
             name, arguments = pickle.loads(pipe.recv_bytes())
         except EOFError:
             return
         try:
-            answer = True, getattr(rank, name)(*arguments)
-        except Exception as error:  # it belongs to the trial, whose process is told
-            answer = False, told(error)
-        # Plain pickles hold their tensors, where a pipe's own would leave them in this process
+            answer = True, getattr(worker, name)(*arguments)
+        except Exception as error:  # it belongs to the trial, and the trial's process reports it
+            answer = False, describe_error(error)
+        # A plain pickle holds its tensors; the pipe's own would leave them in the memory of this process
         pipe.send_bytes(pickle.dumps(answer))
 
 
 def main(arguments: list[str]) -> None:
-    """Join the others, then serve."""
+    """Join the process group, then serve.
+
+    Args:
+        arguments: of the command line, see above.
+    """
     index, count, device, threads, pipe, parent, store = arguments
     exit_with_parent(int(parent))
     torch.set_num_threads(int(threads))
-    ranks = DataParallelGroup(int(index), int(count))
+    group = DataParallelGroup(int(index), int(count))
     if device == "cuda":
-        torch.cuda.set_device(ranks.index)
-    if sys.platform == "linux":  # all ranks are on this machine: nothing listens elsewhere
+        torch.cuda.set_device(group.index)
+    if sys.platform == "linux":  # all processes are on this machine: nothing must listen on a network
         os.environ.update(GLOO_SOCKET_IFNAME="lo", NCCL_SOCKET_IFNAME="lo")
     distributed.init_process_group(
-        "nccl" if device == "cuda" else "gloo", store=distributed.FileStore(store, ranks.count), rank=ranks.index,
-        world_size=ranks.count,
+        "nccl" if device == "cuda" else "gloo", store=distributed.FileStore(store, group.count), rank=group.index,
+        world_size=group.count,
     )  # fmt: skip
-    serve(GroupWorker(ranks, device), Connection(int(pipe)))
+    serve(GroupWorker(group, device), Connection(int(pipe)))
 
 
 if __name__ == "__main__":

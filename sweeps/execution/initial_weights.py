@@ -1,4 +1,4 @@
-"""What a trial starts from where it is not drawn anew: the weights of a trained network, in a file or of this study."""
+"""Sets the weights that a trial starts from: those of a trained network, from a file or of a trial of this study."""
 
 from __future__ import annotations
 
@@ -14,49 +14,58 @@ from lowrank.data import ImageData
 from lowrank.errors import InputError
 from lowrank.io.tensor_file import load_tensors
 from lowrank.networks.registry import NetworkSettings, make_network
-from sweeps.execution.checkpoint_relay import CheckpointPlace
+from sweeps.execution.checkpoint_relay import CheckpointLocation
 from sweeps.records.specification import TRIAL_WEIGHTS
 
-NETWORK = "network."  # the prefix of weights in a trial's checkpoint
+NETWORK_PREFIX = "network."  # of the network's weights in a trial's checkpoint
 
 
-def start_student(
+def set_initial_weights(
     student: nn.Module, specification: Mapping[str, Any], data: ImageData, study_dir: str, relay: str | None = None
 ) -> None:
-    """Start `student`, in place, as its specification says; nothing happens where it is drawn anew.
+    """Set the weights of a student in place; without a `start` in its specification they stay as drawn.
 
-    The weights of a trial of the study come through the relay where there is one. Raises InputError when the weights
-    are not there or are another network's.
+    Args:
+        student: the network of the specification.
+        specification: of the trial.
+        data: its data set.
+        study_dir: folder of the study.
+        relay: name of the checkpoint relay, through which the weights of a trial come; None for none.
+
+    Raises:
+        InputError: the weights are missing or belong to another network.
     """
     start = specification.get("start")
     if start is None:
         return
-    path, weights = _weights(str(start["from"]), study_dir, relay)
+    path, weights = _load(str(start["from"]), study_dir, relay)
     with torch.random.fork_rng(devices=[]):
         settings = NetworkSettings(**specification["network"])
-        teacher = make_network(settings, data.image_shape, len(data.classes))
+        dense = make_network(settings, data.image_shape, len(data.classes))
     try:
-        teacher.load_state_dict(_of_network(weights))
+        dense.load_state_dict(_without_prefix(weights))
     except RuntimeError as error:
         detail = " ".join(str(error).split())[:200]
-        wanted = f"a dense {settings.name} of width {settings.width:g}"
-        raise InputError(f"{path} does not hold {wanted}: {detail}") from error
-    init_from_network(student, teacher)
+        expected = f"a dense {settings.name} of width {settings.width:g}"
+        raise InputError(f"{path} does not hold {expected}: {detail}") from error
+    init_from_network(student, dense)
 
 
-def _weights(source: str, study_dir: str, relay: str | None) -> tuple[Path, dict[str, Tensor]]:
-    """The file of `source`, a path or `trial:ID` for a trial of the study, and what is in it."""
+def _load(source: str, study_dir: str, relay: str | None) -> tuple[Path, dict[str, Tensor]]:
+    """Return the file of `source`, a path or `trial:ID` for a trial of the study, and its tensors."""
     path = Path(source)
     if source.startswith(TRIAL_WEIGHTS):
-        place = CheckpointPlace(study_dir, source.removeprefix(TRIAL_WEIGHTS), relay)
-        place.fetch()
-        path = place.path
+        location = CheckpointLocation(study_dir, source.removeprefix(TRIAL_WEIGHTS), relay)
+        location.download()
+        path = location.path
     if not path.is_file():
         raise InputError(f"the weights to start from are not there: {path}")
     return path, load_tensors(path)[0]
 
 
-def _of_network(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The network's own tensors: a checkpoint keeps them under a prefix, a model file holds nothing else."""
-    found = {name.removeprefix(NETWORK): value for name, value in weights.items() if name.startswith(NETWORK)}
-    return found or weights
+def _without_prefix(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the network's tensors: a checkpoint has them under a prefix, a model file has nothing else."""
+    prefixed = {
+        name.removeprefix(NETWORK_PREFIX): tensor for name, tensor in weights.items() if name.startswith(NETWORK_PREFIX)
+    }
+    return prefixed or weights

@@ -1,8 +1,8 @@
-"""A trial trained by several processes of one machine, one a card, as if it were one trainer.
+"""A trial trained by several processes of one machine, one on each card, as if it were one trainer.
 
-The trial's own process trains nothing: it starts the ranks, tells them what to do, and watches them. A rank that is
-lost, or fails while the others wait for it, ends all of them at once, and none outlives the trial's process. They stay
-from trial to trial.
+The trial's own process trains nothing: it starts the group's processes, commands them and watches them. If one is lost,
+or fails while the others wait for it, all of them are ended; they also end with the trial's process. The next trial of
+the same worker uses them again.
 """
 
 from __future__ import annotations
@@ -26,14 +26,20 @@ from lowrank.training.divergence import DivergedError
 from sweeps.execution.worker_errors import WorkerLostError
 
 PROJECT = Path(__file__).resolve().parents[2]
-GRACE_SECONDS = 2.0  # in which the loss of one rank shows after another has complained of it
+GRACE_SECONDS = 2.0  # in which the end of one process shows after another has reported an error that it caused
 
 
 class ProcessGroup:
-    """`count` ranks; the methods are those of Trainer."""
+    """Several processes that train a trial together; a trainer for whoever uses it (see `Trainer`)."""
 
     def __init__(self, count: int, device: str, threads: int):
-        """Start the processes: `device` cpu or cuda, `threads` of torch in each."""
+        """Start the processes.
+
+        Args:
+            count: of processes.
+            device: cpu or cuda; on cuda each process uses the card of its own number.
+            threads: of torch in each process.
+        """
         self.count, self.device, self.threads, self.epoch = count, device, threads, 0
         self._folder = tempfile.TemporaryDirectory(prefix="process-group-")
         self._pipes: list[Connection] = []
@@ -42,58 +48,72 @@ class ProcessGroup:
             self._start(index)
 
     def _start(self, index: int) -> None:
-        ours, theirs = Pipe()
+        our_end, worker_end = Pipe()
         path = os.pathsep.join(filter(None, [str(PROJECT), os.environ.get("PYTHONPATH")]))
         store = str(Path(self._folder.name) / "store")
-        told = (index, self.count, self.device, self.threads, theirs.fileno(), os.getpid(), store)
+        arguments = (index, self.count, self.device, self.threads, worker_end.fileno(), os.getpid(), store)
         self._processes.append(subprocess.Popen(
-            [sys.executable, "-m", "sweeps.execution.group_worker", *map(str, told)], pass_fds=[theirs.fileno()],
-            env={**os.environ, "PYTHONPATH": path}, stdin=subprocess.DEVNULL,
+            [sys.executable, "-m", "sweeps.execution.group_worker", *map(str, arguments)],
+            pass_fds=[worker_end.fileno()], env={**os.environ, "PYTHONPATH": path}, stdin=subprocess.DEVNULL,
         ))  # fmt: skip
-        theirs.close()
-        self._pipes.append(ours)
-
-    @property
-    def pids(self) -> list[int]:
-        """Of the processes, by rank."""
-        return [process.pid for process in self._processes]
+        worker_end.close()
+        self._pipes.append(our_end)
 
     @property
     def alive(self) -> bool:
-        """Whether the group may be given another trial."""
+        """Whether all processes run, so that the group can train another trial."""
         return bool(self._processes) and all(process.poll() is None for process in self._processes)
 
     def build(
         self, specification: Mapping[str, Any], data_dir: str | None, cache: Mapping[str, Any],
-        report: Callable[[str], None],
+        notify: Callable[[str], None],
     ) -> None:  # fmt: skip
-        """Take up a trial, at its first epoch; `report` is told what there is to tell."""
-        self._report, self.epoch = report, 0
-        self._all("build", dict(specification), data_dir, dict(cache))
+        """Begin a trial at its first epoch.
+
+        Args:
+            specification: of the trial.
+            data_dir: folder of data sets.
+            cache: of the teacher, see `CacheOptions.to_config`.
+            notify: takes notices for the user.
+        """
+        self._notify, self.epoch = notify, 0
+        self.call_all("build", dict(specification), data_dir, dict(cache))
 
     def train_epoch(self) -> dict[str, float]:
-        """See Trainer; raises also WorkerLostError when a rank is lost."""
+        """Train one epoch; see `Trainer.train_epoch`.
+
+        Returns:
+            The metrics.
+
+        Raises:
+            DivergedError: a loss or a weight is not finite, or the loss explodes.
+            WorkerLostError: a process ended.
+        """
         metrics: dict[str, float]
-        self.epoch, metrics, told = self._all("train_epoch")[0]
-        for text in told:
-            self._report(text)
+        self.epoch, metrics, notices = self.call_all("train_epoch")[0]
+        for text in notices:
+            self._notify(text)
         return metrics
 
     def load_state(self, state: dict[str, Tensor]) -> None:
-        """See Trainer."""
-        self.epoch = self._all("load_state", state)[0]
+        """Continue from a checkpoint; see `Trainer.load_state`."""
+        self.epoch = self.call_all("load_state", state)[0]
 
     def start_from(self, weights: dict[str, Tensor]) -> None:
-        """Begin with these weights instead of those that were drawn."""
-        self._all("start_from", weights)
+        """Replace the weights that were drawn.
+
+        Args:
+            weights: of the whole network.
+        """
+        self.call_all("start_from", weights)
 
     def state(self) -> dict[str, Tensor]:
-        """See Trainer, on the CPU."""
-        return dict(self._ask(self._pipes[:1], "state")[0])
+        """Return what a checkpoint holds (see `Trainer.state`), on the CPU."""
+        return dict(self._call(self._pipes[:1], "state")[0])
 
     def weights(self) -> dict[str, Tensor]:
-        """See Trainer, on the CPU."""
-        return dict(self._ask(self._pipes[:1], "weights")[0])
+        """Return the weights to evaluate (see `Trainer.weights`), on the CPU."""
+        return dict(self._call(self._pipes[:1], "weights")[0])
 
     def close(self) -> None:
         """End the processes."""
@@ -106,42 +126,60 @@ class ProcessGroup:
         self._processes, self._pipes = [], []
         self._folder.cleanup()
 
-    def _all(self, name: str, *arguments: Any) -> list[Any]:
-        return self._ask(self._pipes, name, *arguments)
+    def call_all(self, command: str, *arguments: Any) -> list[Any]:
+        """Run a command in all processes; the first that fails ends them all.
 
-    def _ask(self, pipes: list[Connection], name: str, *arguments: Any) -> list[Any]:
-        """What each rank answers, in their order; the first that fails ends all."""
-        message = pickle.dumps((name, arguments))
+        Args:
+            command: a method of `GroupWorker`.
+            *arguments: of the method.
+
+        Returns:
+            The answers in the order of the processes.
+
+        Raises:
+            DivergedError: the training diverged.
+            InputError: data or weights cannot be used.
+            OutOfMemoryError: torch's, if memory ran out.
+            WorkerLostError: a process ended, or failed in any other way.
+        """
+        return self._call(self._pipes, command, *arguments)
+
+    def _call(self, pipes: list[Connection], command: str, *arguments: Any) -> list[Any]:
+        message = pickle.dumps((command, arguments))
         answers: dict[Connection, Any] = {}
         try:
             for pipe in pipes:
                 pipe.send_bytes(message)
             while len(answers) < len(pipes):
-                ready = wait([pipe for pipe in pipes if pipe not in answers])
-                for pipe in (pipe for pipe in pipes if pipe in ready):
-                    done, answer = pickle.loads(pipe.recv_bytes())
-                    if not done:
-                        raise self._error(answer)
+                readable = wait([pipe for pipe in pipes if pipe not in answers])
+                for pipe in (pipe for pipe in pipes if pipe in readable):
+                    succeeded, answer = pickle.loads(pipe.recv_bytes())
+                    if not succeeded:
+                        raise self._make_error(answer)
                     answers[pipe] = answer
         except (EOFError, OSError) as error:
-            raise self._lost() from error
-        except BaseException:  # an interrupt too: the ranks would go on with what nobody waits for
+            raise self._close_after_loss() from error
+        except BaseException:  # an interrupt too: the processes would go on with a command that nobody waits for
             self.close()
             raise
         return [answers[pipe] for pipe in pipes]
 
-    def _error(self, told: dict[str, Any]) -> Exception:
-        kind, text = told["kind"], told["text"]
+    def _make_error(self, description: dict[str, Any]) -> Exception:
+        """Return the exception that `describe_error` described."""
+        kind, text = description["kind"], description["text"]
         if kind == "diverged":
-            return DivergedError(text, epoch=told["epoch"], step=told["step"], layer=told["layer"])
+            return DivergedError(
+                text, epoch=description["epoch"], step=description["step"], layer=description["layer"]
+            )  # fmt: skip
         if kind == "memory":
             return torch.OutOfMemoryError(text)
         if kind == "input":
             return InputError(text)
-        lost = self._lost() if kind == "other" and self._one_ended() else None  # what the others then complain of
-        return lost or WorkerLostError(text)
+        if kind == "other" and self._has_lost_one():  # the others then fail because they cannot reach it
+            return self._close_after_loss()
+        return WorkerLostError(text)
 
-    def _one_ended(self) -> bool:
+    def _has_lost_one(self) -> bool:
         for process in self._processes:
             try:
                 process.wait(GRACE_SECONDS / self.count)
@@ -150,10 +188,12 @@ class ProcessGroup:
                 continue
         return False
 
-    def _lost(self) -> WorkerLostError:
-        """Says which rank ended and how; ends the others."""
-        self._one_ended()
-        ended = [(index, process.poll()) for index, process in enumerate(self._processes)]
-        said = [f"process {index} of {self.count} (exit code {code})" for index, code in ended if code is not None]
+    def _close_after_loss(self) -> WorkerLostError:
+        """End all processes; returns the error that says which had ended, and how."""
+        self._has_lost_one()
+        exit_codes = [(index, process.poll()) for index, process in enumerate(self._processes)]
+        losses = [
+            f"process {index} of {self.count} (exit code {code})" for index, code in exit_codes if code is not None
+        ]
         self.close()
-        return WorkerLostError(f"the trial lost {', '.join(said) or 'a process'}; it goes on in new ones")
+        return WorkerLostError(f"the trial lost {', '.join(losses) or 'a process'}; it goes on in new ones")

@@ -19,51 +19,67 @@ from sweeps.space.settings import SearchSettings
 
 
 class StratifiedStopping(FIFOScheduler):
-    """Stops a trial that the rule of its own stratum gives up; references and repeats are never stopped."""
+    """Stops a trial that the rule of its stratum gives up; references and repeats are never stopped."""
 
     def __init__(self, settings: SearchSettings, epochs: int, record: StudyRecord, adopted: Sequence[TrialRecord] = ()):
-        """`adopted` grows by the trials that come in whole while the study runs."""
+        """Replay what is on record, so that a resumed study stops as an undisturbed one would.
+
+        Args:
+            settings: the rule and its parameters.
+            epochs: of a whole training.
+            record: of the study.
+            adopted: trials taken whole from other studies; the search adds to it while the study runs.
+        """
         super().__init__()
-        self._adopted, self._heard = adopted, len(adopted)  # those on record by now are replayed with the rest
+        self._adopted, self._adopted_seen = adopted, len(adopted)  # those on record by now are replayed with the rest
         self._settings, self._epochs = settings, epochs
         self._rules: dict[str, StoppingRule | None] = {}
         self.stopped: dict[str, str] = {}  # trial id -> reason
-        self._condemned: dict[str, str] = {}  # stopped at a rung, but the driver was killed before it could say so
+        self._unrecorded_stops: dict[str, str] = {}  # decided before the driver was killed, not on record
         self._replay(record)
 
     def _report(self, trial_id: str, stratum: str, epoch: int, error: float) -> str | None:
-        """Why the trial is to stop, None when it goes on."""
+        """Tell the stratum's rule a point of a curve; returns why the trial is to stop, None if it goes on."""
         if stratum not in self._rules:
-            asked = self._settings
+            settings = self._settings
             self._rules[stratum] = make_rule(
-                asked.stop, grace=asked.grace, epochs=self._epochs, reduction=asked.reduction, brackets=asked.brackets
-            )
+                settings.stop, grace=settings.grace, epochs=self._epochs, reduction=settings.reduction,
+                brackets=settings.brackets,
+            )  # fmt: skip
         rule = self._rules[stratum]
-        why = rule.report(trial_id, epoch, error) if rule else None
-        return f"{why} of {stratum} at epoch {epoch} ({error:.2f} % error)" if why else None
+        reason = rule.report(trial_id, epoch, error) if rule else None
+        return f"{reason} of {stratum} at epoch {epoch} ({error:.2f} % error)" if reason else None
 
     def _replay(self, record: StudyRecord) -> None:
-        """Tell the rules what is on record, so that a resumed study stops as the undisturbed one would."""
-        for trial, epoch, metrics in curves(record.trials.values()):
+        for trial, epoch, metrics in recorded_points(record.trials.values()):
             reason = self._report(trial.trial_id, trial.stratum, epoch, metrics[VAL_ERROR])
             if reason:
-                self._condemned.setdefault(trial.trial_id, reason)
+                self._unrecorded_stops.setdefault(trial.trial_id, reason)
 
     def on_trial_result(self, tune_controller: Any, trial: RayTrial, result: dict[str, Any]) -> str:
+        """Decide after an epoch whether the trial goes on."""
         if trial.config["role"] != Role.SEARCH or VAL_ERROR not in result:
             return TrialScheduler.CONTINUE
-        for known, epoch, metrics in curves(self._adopted[self._heard :]):
-            self._report(known.trial_id, known.stratum, epoch, metrics[VAL_ERROR])
-        self._heard = len(self._adopted)
+        for adopted, epoch, metrics in recorded_points(self._adopted[self._adopted_seen :]):
+            self._report(adopted.trial_id, adopted.stratum, epoch, metrics[VAL_ERROR])
+        self._adopted_seen = len(self._adopted)
         trial_id, stratum = trial.config["trial_id"], trial.config["stratum"]
-        reason = self._condemned.get(trial_id) or self._report(trial_id, stratum, result["epoch"], result[VAL_ERROR])
+        reason = self._unrecorded_stops.get(trial_id)
+        reason = reason or self._report(trial_id, stratum, result["epoch"], result[VAL_ERROR])
         if reason:
             self.stopped[trial_id] = reason
         return TrialScheduler.STOP if reason else TrialScheduler.CONTINUE
 
 
-def curves(trials: Iterable[TrialRecord]) -> list[tuple[TrialRecord, int, dict[str, float]]]:
-    """Every epoch of every sound trial of the search, in the order in which they came in."""
+def recorded_points(trials: Iterable[TrialRecord]) -> list[tuple[TrialRecord, int, dict[str, float]]]:
+    """List every epoch of the search's trials in the order in which they were recorded.
+
+    Args:
+        trials: references, repeats and broken trials among them are left out.
+
+    Returns:
+        Trial, epoch and metrics of each point.
+    """
     points = [
         (trial, epoch, metrics)
         for trial in trials

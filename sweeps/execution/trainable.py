@@ -1,7 +1,7 @@
-"""The thin adapter between Ray Tune and the training loop; one worker process runs many trials.
+"""The adapter between Ray Tune and the training loop; one worker process runs many trials.
 
-Data sets and imports stay in the process from trial to trial. Checkpoints lie under the study by the trial's own id
-and are found here, so that nothing leans on Ray's state.
+Data sets and imports stay in the process from trial to trial. Checkpoints lie under the study by the trial's own id,
+and trials find them there, so that nothing depends on Ray's state.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from lowrank.training.trainer import Trainer
 from lowrank.utils.text import first_line
 from sweeps.cluster.devices import assigned_device, limit_memory, out_of_memory
 from sweeps.cluster.ray_adapter import assigned_cards, assigned_resources
-from sweeps.execution.checkpoint_relay import CheckpointPlace
-from sweeps.execution.initial_weights import start_student
+from sweeps.execution.checkpoint_relay import CheckpointLocation
+from sweeps.execution.initial_weights import set_initial_weights
 from sweeps.execution.process_group import ProcessGroup
 from sweeps.execution.worker_errors import WorkerLostError, check_memory_is_back, device_lost
 from sweeps.records.events import Status
@@ -35,26 +35,29 @@ from sweeps.resources.mps import PROCESSES, set_mps_environment
 from sweeps.teachers.worker import CacheOptions, make_teacher
 from sweeps.trials.build import load_trial_data, make_student, make_trainer
 
-KEPT = 2  # checkpoints of a trial, so that a damaged newest one costs little
-CHECKPOINT_SECONDS = 30.0  # where the config does not say
+MAX_CHECKPOINTS = 2  # of a trial, so that a damaged newest one costs little
+CHECKPOINT_SECONDS = 30.0  # if the config does not say
 
 
 class TrialTrainable(tune.Trainable):
     """Trains one specification, an epoch a step; `config` holds trial_id, specification, study_dir and data_dir."""
 
-    failure: Exception | None = None  # what went wrong before the first step, which raises it
-    attempt: dict[str, Any] | None = None
-    process_group: ProcessGroup | None = None  # processes that train together; they stay from trial to trial
+    failure: Exception | None = None  # of the set-up; the first step raises it
+    attempt: dict[str, Any] | None = None  # for the first result
+    process_group: ProcessGroup | None = None  # of a trial of several processes; the next trial uses it again
     trainer: Trainer | ProcessGroup
 
     def setup(self, config: dict[str, Any]) -> None:
-        """Take up the trial. Ray never again starts a trial whose change of worker failed; one whose step failed, yes.
+        """Begin a trial; an exception is stored, and the first `step` raises it.
 
-        So whatever goes wrong here is raised by the first step.
+        Ray Tune does not retry a trial whose `reset_config` fails, but does retry one whose `step` fails.
+
+        Args:
+            config: as `TuneSearcher` makes it.
         """
         self.failure, self.attempt = None, None
-        self.notices: list[str] = []  # what the user is to be told, with the next result
-        self.history: list[dict[str, float]] = []  # metrics of the epochs done, so that a resumed curve has no gap
+        self.notices: list[str] = []  # for the user, with the next result
+        self.history: list[dict[str, float]] = []  # metrics of all epochs done, so that a resumed curve has no gap
         try:
             self._begin(config)
         except Exception as error:
@@ -68,7 +71,7 @@ class TrialTrainable(tune.Trainable):
         set_mps_environment(environment)
         self.threads = max(1, int(cpus / processes))
         torch.set_num_threads(self.threads)
-        self.place = CheckpointPlace(config["study_dir"], config["trial_id"], config.get("relay"))
+        self.checkpoint_location = CheckpointLocation(config["study_dir"], config["trial_id"], config.get("relay"))
         self.attempt = {
             "host": socket.gethostname(), "pid": os.getpid(), "device": "cuda" if gpus else "cpu", "from_epoch": 0,
             "start_seconds": 0.0, "cpus": cpus, "gpus": gpus, "processes": processes,
@@ -86,13 +89,13 @@ class TrialTrainable(tune.Trainable):
         self.epochs = int(config["specification"]["train"]["epochs"])
         self._load_checkpoint()
         if self.trainer.epoch == 0:
-            self._start()
+            self._set_initial_weights()
         self.saved_at = time.monotonic()
-        self.left_at = time.perf_counter()
-        self.attempt |= {"from_epoch": self.trainer.epoch, "start_seconds": self.left_at - started}
+        self.epoch_ended_at = time.perf_counter()
+        self.attempt |= {"from_epoch": self.trainer.epoch, "start_seconds": self.epoch_ended_at - started}
 
-    def _start(self) -> None:
-        """Set the weights that the trial starts from, where they are not drawn anew."""
+    def _set_initial_weights(self) -> None:
+        """Replace the weights that were drawn, if the specification says by which."""
         config = self.config
         specification = config["specification"]
         if "start" not in specification:
@@ -101,14 +104,14 @@ class TrialTrainable(tune.Trainable):
             network, _ = make_student(specification, self.data)
         else:
             network = self.trainer.network
-        start_student(network, specification, self.data, config["study_dir"], config.get("relay"))
+        set_initial_weights(network, specification, self.data, config["study_dir"], config.get("relay"))
         if isinstance(self.trainer, ProcessGroup):
             self.trainer.start_from(network.state_dict())
         else:
-            self.trainer.restart_average()  # it was made of what was drawn
+            self.trainer.restart_average()  # it began with the weights that were drawn
 
     def _check_device(self) -> None:
-        """Whether the trial before this one, if there was one, gave its memory back; raises WorkerLostError."""
+        """Check that the last trial, if there was one, gave its memory back; raises WorkerLostError."""
         if self.process_group is not None:  # its processes check it themselves
             return
         if self.device == "cuda" and "data" in self.__dict__:
@@ -120,10 +123,10 @@ class TrialTrainable(tune.Trainable):
         if processes > 1:
             return self._make_process_group(processes, cache)
 
-        def teach(student: nn.Module) -> Teacher | None:
+        def find_teacher(student: nn.Module) -> Teacher | None:
             return make_teacher(specification, self.data, student, self.device, options, self.notices.append)
 
-        return make_trainer(specification, self.data, self.device, teach, say=self.notices.append)
+        return make_trainer(specification, self.data, self.device, find_teacher, say=self.notices.append)
 
     def _make_process_group(self, processes: int, cache: dict[str, Any]) -> ProcessGroup:
         """The process group of the last trial if it still runs, else a new one."""
@@ -133,21 +136,36 @@ class TrialTrainable(tune.Trainable):
         return self.process_group
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """Take up another trial in the same process."""
-        self.__dict__.pop("trainer", None)  # there is none where the last set-up failed
-        self.failure = None  # its traceback holds on to what it was about
+        """Begin another trial in the same process.
+
+        Args:
+            new_config: as for `setup`.
+
+        Returns:
+            True: the process can always be used again.
+        """
+        self.__dict__.pop("trainer", None)  # there is none if the last set-up failed
+        self.failure = None  # its traceback refers to the last trainer
         gc.collect()
-        gc.freeze()  # what is left are imports and data: walking them again took 0.2 s at every change of trial
+        gc.freeze()  # imports and data remain; to walk them again took 0.2 s at every change of trial
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         self.setup(new_config)
         return True
 
     def step(self) -> dict[str, Any]:
-        """One epoch; the result says when the trial has ended, and how."""
-        result: dict[str, Any] = {"trial": self.config["trial_id"], "attempt": self.attempt}
+        """Train one epoch.
+
+        Returns:
+            The result for Tune and `Recorder`: metrics, notices and, when the trial has ended, its outcome.
+
+        Raises:
+            WorkerLostError: this process cannot be used any more.
+            Exception: anything else that failed, in the set-up too.
+        """
+        report: dict[str, Any] = {"trial": self.config["trial_id"], "attempt": self.attempt}
         if self.attempt is not None:
-            result["history"], self.attempt = list(self.history), None
+            report["history"], self.attempt = list(self.history), None
         try:
             if self.failure is not None:
                 raise self.failure
@@ -156,55 +174,64 @@ class TrialTrainable(tune.Trainable):
         except LoaderHungError as error:
             raise WorkerLostError(str(error)) from error
         except DivergedError as error:
-            return {**result, **_ended(Status.DIVERGED, str(error))}
+            return {**report, **_ended(Status.DIVERGED, str(error))}
         except (RuntimeError, MemoryError) as error:
             if out_of_memory(error):
-                return {**result, **_ended(Status.OUT_OF_MEMORY, first_line(error))}
+                return {**report, **_ended(Status.OUT_OF_MEMORY, first_line(error))}
             if device_lost(error):
                 raise WorkerLostError(first_line(error)) from error
             raise
-        result |= {"notices": list(self.notices)}
+        report |= {"notices": list(self.notices)}
         self.notices.clear()
-        result |= {"epoch": self.trainer.epoch, "metrics": self.history[-1], VAL_ERROR: self.history[-1][VAL_ERROR]}
+        report |= {"epoch": self.trainer.epoch, "metrics": self.history[-1], VAL_ERROR: self.history[-1][VAL_ERROR]}
         if self._trained():
             self._save_checkpoint()
-            return {**result, **_ended(Status.COMPLETED, "")}
-        if self._is_due(self.history[-1]["epoch_seconds"]):
-            self._save_on_the_way()
-        return result
+            return {**report, **_ended(Status.COMPLETED, "")}
+        if self.is_checkpoint_due(self.history[-1]["epoch_seconds"]):
+            self.save_if_possible()
+        return report
 
     def _train_epoch(self) -> dict[str, float]:
-        """One epoch. After one that failed the trainer is let go: its weights are of no epoch and must not be kept.
+        """Train one epoch; returns its metrics.
 
-        `report_seconds` is what came between the epoch before (or the set-up) and this one: checkpoint, report, turn.
+        `report_seconds` is the time between the last epoch (or the set-up) and this one: checkpoint and report.
+        If the epoch fails, the trainer is dropped: its weights belong to no epoch and must not be saved.
         """
-        between = time.perf_counter() - self.left_at
+        between = time.perf_counter() - self.epoch_ended_at
         try:
             metrics = self.trainer.train_epoch()
         except BaseException:
             del self.trainer
             raise
-        self.left_at = time.perf_counter()
+        self.epoch_ended_at = time.perf_counter()
         return metrics | {"report_seconds": between}
 
-    def _is_due(self, epoch_seconds: float) -> bool:
-        """Whether a kill in the next epoch, as long as the last, would cost more than it may."""
+    def is_checkpoint_due(self, epoch_seconds: float) -> bool:
+        """Decide whether to save now, because a kill in the next epoch would lose more training than allowed.
+
+        Args:
+            epoch_seconds: how long the next epoch will take: as long as the last.
+
+        Returns:
+            True if the checkpoint is due.
+        """
         allowed = self.config.get("checkpoint_seconds", CHECKPOINT_SECONDS)
         return time.monotonic() - self.saved_at + epoch_seconds > allowed
 
     def cleanup(self) -> None:
-        """The worker is asked to go (an interrupted study): keep what has been trained."""
-        ended = isinstance(trainer := self.__dict__.get("trainer"), ProcessGroup) and not trainer.alive
-        if trainer is not None and not ended and trainer.epoch > 0 and not self._trained():
-            self._save_on_the_way()
+        """Save what has been trained, when the worker ends because the study is interrupted."""
+        trainer = self.__dict__.get("trainer")
+        lost = isinstance(trainer, ProcessGroup) and not trainer.alive
+        if trainer is not None and not lost and trainer.epoch > 0 and not self._trained():
+            self.save_if_possible()
         if self.process_group is not None:
             self.process_group.close()
 
     def _trained(self) -> bool:
         return self.trainer.epoch >= self.epochs
 
-    def _save_on_the_way(self) -> None:
-        """Save, if the disk has room: a trial needs its checkpoints only where it is interrupted."""
+    def save_if_possible(self) -> None:
+        """Save a checkpoint; a full disk gives a notice, for only an interrupted trial needs its checkpoints."""
         try:
             self._save_checkpoint()
         except OSError as error:
@@ -212,23 +239,23 @@ class TrialTrainable(tune.Trainable):
             self.saved_at = time.monotonic()
 
     def _save_checkpoint(self) -> None:
-        path = self.place.path
+        path = self.checkpoint_location.path
         state = self.trainer.weights() if self._trained() else self.trainer.state()
-        about = {"trial_id": self.config["trial_id"], "history": json.dumps(self.history)}
-        save_tensors(path, state, about, keep=KEPT)
-        self.place.carry()
-        if self._trained():  # only the newest weights are wanted from here on
+        metadata = {"trial_id": self.config["trial_id"], "history": json.dumps(self.history)}
+        save_tensors(path, state, metadata, keep=MAX_CHECKPOINTS)
+        self.checkpoint_location.upload()
+        if self._trained():  # a finished trial needs its last weights alone
             for older in saved_versions(path)[1:]:
                 older.unlink()
         self.saved_at = time.monotonic()
 
     def _load_checkpoint(self) -> None:
-        """Go on from the newest checkpoint that is whole; without one from the beginning. Says which was not usable."""
-        self.place.fetch()
-        for path in saved_versions(self.place.path):
+        """Continue from the newest checkpoint that is whole; gives a notice for each that is not."""
+        self.checkpoint_location.download()
+        for path in saved_versions(self.checkpoint_location.path):
             try:
-                state, about = load_tensors(path, "cpu" if isinstance(self.trainer, ProcessGroup) else self.device)
-                history = json.loads(about["history"])
+                state, metadata = load_tensors(path, "cpu" if isinstance(self.trainer, ProcessGroup) else self.device)
+                history = json.loads(metadata["history"])
                 self.trainer.load_state(state)
             except (InputError, RuntimeError, KeyError, ValueError) as error:
                 if out_of_memory(error) or device_lost(error):
@@ -241,10 +268,10 @@ class TrialTrainable(tune.Trainable):
                 return
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
-        """Ray's own checkpoints are not used."""
+        """Do nothing: Ray's own checkpoints are not used."""
 
     def load_checkpoint(self, checkpoint: Any) -> None:
-        """Ray's own checkpoints are not used."""
+        """Do nothing: Ray's own checkpoints are not used."""
 
 
 def _ended(status: Status, reason: str) -> dict[str, Any]:

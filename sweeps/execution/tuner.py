@@ -1,4 +1,4 @@
-"""Runs a search as Ray Tune experiments: hands trials to Tune and carries results back to the search."""
+"""Runs a search as Ray Tune experiments: gives its trials to Tune and brings results back to the search."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ray.tune.schedulers import FIFOScheduler
 
 from sweeps.cluster.head_watchdog import HeadWatchdog
 from sweeps.cluster.ray_adapter import allow_pending_trials, head_address
-from sweeps.execution.callbacks import Launch, Recorder, TimeLimit, TuneSearcher
+from sweeps.execution.callbacks import ExecutionConfig, Recorder, TimeLimit, TuneSearcher
 from sweeps.execution.checkpoint_relay import start_relay
 from sweeps.execution.scheduler import StratifiedStopping
 from sweeps.execution.trainable import TrialTrainable
@@ -25,73 +25,84 @@ from sweeps.utils.signals import raise_if_interrupted
 RAY_FOLDER = "ray"  # Ray's own files of a running experiment; nothing is ever read back from them
 
 
-def run(search: Search, launch: Launch) -> None:
-    """Train until the search has nothing more, the time is up, or Ctrl-C; a trial without an end may be resumed.
+def run_search(search: Search, config: ExecutionConfig) -> None:
+    """Train until the search has no more trials, the time is over, or Ctrl-C; an interrupted trial may be resumed.
 
-    In phases: what ran out of memory in one is trained in the next, with a larger share, and what waited for that in
-    the one after it.
+    In phases: trials that ran out of memory in one are trained in the next with a larger share, and trials that waited
+    for these in the one after it.
+
+    Args:
+        search: the study's search.
+        config: folders, resources and limits.
+
+    Raises:
+        KeyboardInterrupt: after Ctrl-C or SIGTERM.
+        FullDiskError: the disk is full.
     """
-    until = None if launch.seconds is None else monotonic_time() + launch.seconds
-    relay, keeper = start_relay(launch.study_dir) if launch.relay else (None, None)  # it lives as long as its handle
-    handler = signal.getsignal(signal.SIGINT)  # Tune leaves its own behind, which would swallow a later Ctrl-C
+    end = None if config.seconds is None else monotonic_time() + config.seconds
+    relay, relay_actor = start_relay(config.study_dir) if config.relay else (None, None)
+    handler = signal.getsignal(signal.SIGINT)  # Tune leaves a handler behind that would swallow a later Ctrl-C
     try:
         while True:
             raise_if_interrupted()
-            with ProposalPrefetcher(search, depth=launch.resources.share.concurrent) as prefetcher:
-                _run_phase(search, _within(launch, until), prefetcher, relay)
-            if not search.postponed or search.is_running() or _is_late(until):
+            with ProposalPrefetcher(search, depth=config.resources.share.concurrent) as prefetcher:
+                _run_phase(search, _with_time_left(config, end), prefetcher, relay)
+            if not search.postponed or search.is_running() or _is_over(end):
                 break
-            _run_phase(search, _within(_enlarged(launch), until), None, relay)
-            if search.is_over() or search.is_running() or search.postponed or _is_late(until):
+            _run_phase(search, _with_time_left(_with_larger_share(config), end), None, relay)
+            if search.is_over() or search.is_running() or search.postponed or _is_over(end):
                 break
     finally:
-        del keeper
+        del relay_actor  # the relay ends with its last handle
         signal.signal(signal.SIGINT, handler)
-        shutil.rmtree(launch.study_dir / RAY_FOLDER, ignore_errors=True)
-        _drop_checkpoints(search, launch)
+        shutil.rmtree(config.study_dir / RAY_FOLDER, ignore_errors=True)
+        _remove_checkpoints(search, config)
 
 
-def _enlarged(launch: Launch) -> Launch:
-    resources = launch.resources
+def _with_larger_share(config: ExecutionConfig) -> ExecutionConfig:
+    resources = config.resources
     enlarged = dataclasses.replace(resources, share=resources.larger or resources.share, larger=None)
-    return dataclasses.replace(launch, resources=enlarged)
+    return dataclasses.replace(config, resources=enlarged)
 
 
-def _within(launch: Launch, until: float | None) -> Launch:
-    """What is left of the time."""
-    return launch if until is None else dataclasses.replace(launch, seconds=max(1.0, until - monotonic_time()))
+def _with_time_left(config: ExecutionConfig, end: float | None) -> ExecutionConfig:
+    return config if end is None else dataclasses.replace(config, seconds=max(1.0, end - monotonic_time()))
 
 
-def _is_late(until: float | None) -> bool:
-    return until is not None and monotonic_time() >= until
+def _is_over(end: float | None) -> bool:
+    return end is not None and monotonic_time() >= end
 
 
-def _run_phase(search: Search, launch: Launch, prefetcher: ProposalPrefetcher | None, relay: str | None) -> None:
+def _run_phase(
+    search: Search, config: ExecutionConfig, prefetcher: ProposalPrefetcher | None, relay: str | None
+) -> None:  # fmt: skip
     scheduler: FIFOScheduler = FIFOScheduler()
     if search.space.search.stop != "none":
         scheduler = StratifiedStopping(search.space.search, search.space.epochs, search.record, search.adopted)
-    resources = {"cpu": launch.resources.share.cpus, "gpu": launch.resources.share.gpus}
-    # As many proposals lie ready as there are slots: Tune's default of one would start the first wave one by one
-    allow_pending_trials(launch.resources.share.concurrent)
+    resources = {"cpu": config.resources.share.cpus, "gpu": config.resources.share.gpus}
+    allow_pending_trials(config.resources.share.concurrent)
     tuner = tune.Tuner(
         tune.with_resources(TrialTrainable, resources),
         tune_config=tune.TuneConfig(
-            search_alg=TuneSearcher(search, launch, prefetcher, relay), scheduler=scheduler, num_samples=-1,
-            reuse_actors=True, max_concurrent_trials=launch.most,
+            search_alg=TuneSearcher(search, config, prefetcher, relay), scheduler=scheduler, num_samples=-1,
+            reuse_actors=True, max_concurrent_trials=config.max_concurrent,
             trial_dirname_creator=lambda trial: str(trial.config["trial_id"]),
         ),
         run_config=tune.RunConfig(
-            storage_path=str(launch.study_dir / RAY_FOLDER), name="experiment", verbose=0,
-            callbacks=[Recorder(search, scheduler, launch)],
-            stop=None if launch.seconds is None else TimeLimit(launch.seconds),
+            storage_path=str(config.study_dir / RAY_FOLDER), name="experiment", verbose=0,
+            callbacks=[Recorder(search, scheduler, config)],
+            stop=None if config.seconds is None else TimeLimit(config.seconds),
         ),
     )  # fmt: skip
-    with HeadWatchdog(head_address(), launch.study_dir.name):
+    with HeadWatchdog(head_address(), config.study_dir.name):
         tuner.fit()
 
 
-def _drop_checkpoints(search: Search, launch: Launch) -> None:
-    """Remove what trials that will not go on have left; a worker that is let go saves its last state."""
+def _remove_checkpoints(search: Search, config: ExecutionConfig) -> None:
+    """Remove the checkpoints of trials that have ended and are not complete.
+
+    A worker that ends saves its state, so that a stopped trial has one.
+    """
     for trial in search.record.trials.values():
         if trial.status in TERMINAL and trial.status is not Status.COMPLETED:
-            shutil.rmtree(launch.study_dir / TRIALS_FOLDER / trial.trial_id, ignore_errors=True)
+            shutil.rmtree(config.study_dir / TRIALS_FOLDER / trial.trial_id, ignore_errors=True)

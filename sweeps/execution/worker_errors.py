@@ -8,25 +8,41 @@ from lowrank.data import ImageData
 from lowrank.errors import LowrankError
 from sweeps.cluster.devices import out_of_memory
 
-LEFT_MB = 1000.0
-"""Device memory, in MB (1e6 bytes), that a finished trial may leave behind beside the images: libraries, a teacher."""
+ALLOWED_MB = 1000.0
+"""Device memory, in MB (1e6 bytes), that may stay after a trial beside the images: libraries, a teacher."""
 _DEVICE_ERRORS = ("CUDA error", "CUBLAS_STATUS", "CUDNN_STATUS", "cuDNN error")
 
 
 class WorkerLostError(LowrankError):
-    """This process is of no more use; its trial goes on in a new one. One line, which is recorded as the reason."""
+    """This process cannot train any more; its trial goes on in a new one. Its one line is recorded as the reason."""
 
 
 def device_lost(error: BaseException) -> bool:
-    """Whether the device gave an error after which nothing that this process does there can be trusted."""
+    """Return whether an error of the device means that this process cannot use it any more.
+
+    Args:
+        error: any exception of a training.
+
+    Returns:
+        True for errors of CUDA and its libraries but for memory that ran out.
+    """
     if out_of_memory(error):
         return False
-    accelerator = isinstance(error, torch.AcceleratorError)
-    return accelerator or (isinstance(error, RuntimeError) and any(mark in str(error) for mark in _DEVICE_ERRORS))
+    if isinstance(error, torch.AcceleratorError):
+        return True
+    return isinstance(error, RuntimeError) and any(mark in str(error) for mark in _DEVICE_ERRORS)
 
 
 def resident_mb(data: ImageData, device: torch.device) -> float:
-    """MB of the images that stay on a device from trial to trial."""
+    """Return the size of the images that stay on a device from trial to trial.
+
+    Args:
+        data: the data set of the trials.
+        device: where they train.
+
+    Returns:
+        MB (1e6 bytes); 0 if images are streamed.
+    """
     if not data.resident:
         return 0.0
     splits = (split for split in (data.train, data.val, data.test) if split.is_decoded)
@@ -34,10 +50,19 @@ def resident_mb(data: ImageData, device: torch.device) -> float:
 
 
 def check_memory_is_back(data: ImageData, allocated_mb: float, device: torch.device) -> None:
-    """Raises WorkerLostError when, between two trials, more lies on the device than images and LEFT_MB."""
-    expected = resident_mb(data, device) + LEFT_MB
-    if allocated_mb > expected:
+    """Check between two trials that the last one gave its device memory back.
+
+    Args:
+        data: the data set of the trials.
+        allocated_mb: device memory that tensors hold now, in MB.
+        device: where they train.
+
+    Raises:
+        WorkerLostError: more is held than the images and `ALLOWED_MB`.
+    """
+    allowed_mb = resident_mb(data, device) + ALLOWED_MB
+    if allocated_mb > allowed_mb:
         raise WorkerLostError(
-            f"{allocated_mb:,.0f} MB of device memory did not come back after a trial (at most {expected:,.0f} MB may "
-            "stay); the worker is replaced"
+            f"{allocated_mb:,.0f} MB of device memory did not come back after a trial (at most {allowed_mb:,.0f} MB "
+            "may stay); the worker is replaced"
         )

@@ -302,8 +302,8 @@ def _write_header(
 
 def _train(search: Search, setting: StudyConfig, resources: TrialResources) -> str:
     """Run Tune; returns why it ended: finished, time or interrupted."""
-    from sweeps.execution.callbacks import Launch
-    from sweeps.execution.tuner import run
+    from sweeps.execution.callbacks import ExecutionConfig
+    from sweeps.execution.tuner import run_search
     from sweeps.study.progress_view import View
     from sweeps.teachers.prebuild_cache import build_caches
 
@@ -314,7 +314,6 @@ def _train(search: Search, setting: StudyConfig, resources: TrialResources) -> s
         f"up to {total} trials, {resources.share.concurrent} at a time, each on {resources.share}; "
         f"everything is kept in {_shown(setting.folder)}", flush=True,
     )  # fmt: skip
-    most = search.space.resources.max_concurrent
     cache = _cache(search, setting)
     build_caches(search, cache, setting, resources.share)
 
@@ -323,8 +322,10 @@ def _train(search: Search, setting: StudyConfig, resources: TrialResources) -> s
 
     with View(search.record, known) as view:
         relay = bool(setting.storage and setting.address)  # several machines, and no disk that they share
-        run(search, Launch(
-            setting.folder, setting.data_dir, resources, most, setting.seconds, view.update, cache, relay
+        run_search(search, ExecutionConfig(
+            study_dir=setting.folder, data_dir=setting.data_dir, resources=resources,
+            max_concurrent=search.space.resources.max_concurrent, seconds=setting.seconds, on_change=view.update,
+            cache=cache, relay=relay,
         ))  # fmt: skip
     if search.is_over():
         return "finished"

@@ -1,4 +1,4 @@
-"""A trial of several processes: the numbers of one, and nothing left of them whoever is killed."""
+"""A trial of several processes trains as one process does, and none outlives the others, whoever is killed."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from sweeps.execution.worker_errors import WorkerLostError
 from sweeps.space.checks import check_shared
 from sweeps.space.parse import parse_space
 from tests.support.broken_mlflow import MARK
+from tests.support.processes import group_worker_pids
 from tests.support.studies import ROOT, wait_until
 from tests.support.training import small_recipe, tensor_train
 
@@ -38,8 +39,8 @@ def config(folder: Path, processes: int, network: dict[str, Any] | None = None, 
     }  # fmt: skip
 
 
-def gone(pids: Sequence[int]) -> bool:
-    """Whether none of these runs; one that nobody has waited for yet does not."""
+def have_ended(pids: Sequence[int]) -> bool:
+    """Whether none of these runs; one that nobody has waited for yet has ended."""
     return not any(_runs(pid) for pid in pids)
 
 
@@ -59,23 +60,22 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.mark.slow
-def test_a_trial_of_two_processes_is_that_of_one_and_a_lost_one_ends_it_until_it_is_retried(tmp_path):
+def test_a_trial_of_two_processes_trains_as_one_does_and_is_retried_after_a_loss(tmp_path):
     alone = TrialTrainable(config(tmp_path, 1, ema_decay=0.9))
     shared = TrialTrainable(config(tmp_path, 2, ema_decay=0.9))
     try:
         for _ in range(2):
-            expected, found = alone.step(), shared.step()
+            expected, actual = alone.step(), shared.step()
             for name in ("train_loss", "val_loss", "grad_norm"):
-                assert found["metrics"][name] == pytest.approx(expected["metrics"][name], rel=1e-4)
-        assert shared.process_group is not None
-        pids = shared.process_group.pids
-        shared._save_on_the_way()
+                assert actual["metrics"][name] == pytest.approx(expected["metrics"][name], rel=1e-4)
+        pids = group_worker_pids(os.getpid())
+        shared.save_if_possible()
         os.kill(pids[1], signal.SIGKILL)
         with pytest.raises(WorkerLostError, match=r"lost process 1 of 2 \(exit code -9\)") as caught:
             shared.step()
         assert "\n" not in str(caught.value)
-        assert gone(pids)
-        # Ray starts it once more, as any failed trial
+        assert have_ended(pids)
+        # Ray retries it, as any failed trial
         assert shared.reset(config(tmp_path, 2, ema_decay=0.9))
         last, expected = shared.step(), alone.step()
         assert last["attempt"]["from_epoch"] == 2
@@ -83,7 +83,7 @@ def test_a_trial_of_two_processes_is_that_of_one_and_a_lost_one_ends_it_until_it
         assert last["metrics"]["val_loss"] == pytest.approx(expected["metrics"]["val_loss"], rel=1e-4)
     finally:
         shared.cleanup()
-    assert gone(pids)
+    assert have_ended(pids)
 
 
 @pytest.mark.slow
@@ -93,13 +93,12 @@ def test_a_process_that_runs_out_of_memory_ends_the_others_that_wait_for_it(tmp_
     worker = TrialTrainable(config(tmp_path, 2, broken, epochs=9))
     try:
         results = [worker.step()]
-        assert worker.process_group is not None
-        pids = worker.process_group.pids
+        pids = group_worker_pids(os.getpid())
         while "outcome" not in results[-1]:
             results.append(worker.step())
         assert results[-1]["outcome"] == "out_of_memory"
         assert results[-1]["reason"] == "CUDA out of memory. Tried to allocate 20.00 GiB."
-        assert gone(pids)
+        assert have_ended(pids)
         assert worker.reset(config(tmp_path, 2, broken, epochs=1))
         assert worker.step()["outcome"] == "completed"
     finally:
@@ -116,12 +115,12 @@ def started(code: str) -> tuple[subprocess.Popen[str], list[int]]:
     return process, [int(pid) for pid in process.stdout.readline().split()]
 
 
-def check_children_go(process: subprocess.Popen[str], children: list[int]) -> None:
+def check_children_end(process: subprocess.Popen[str], children: list[int]) -> None:
     try:
         assert children
-        assert not gone(children)
+        assert not have_ended(children)
         process.kill()
-        wait_until(lambda: gone(children), seconds=20)
+        wait_until(lambda: have_ended(children), seconds=20)
     finally:
         process.kill()
         process.wait()
@@ -133,7 +132,7 @@ def check_children_go(process: subprocess.Popen[str], children: list[int]) -> No
 
 
 def test_a_child_ends_with_a_killed_parent():
-    check_children_go(
+    check_children_end(
         *started("""
         import subprocess, sys, time
         code = "import sys, time; from lowrank.utils.parent_death import exit_with_parent; " \\
@@ -150,21 +149,22 @@ def test_a_child_ends_with_a_killed_parent():
 
 @pytest.mark.slow
 def test_the_processes_of_a_trial_end_with_its_killed_worker():
-    check_children_go(
+    check_children_end(
         *started("""
-        import time
+        import os, time
         from sweeps.execution.process_group import ProcessGroup
+        from tests.support.processes import group_worker_pids
         process_group = ProcessGroup(2, "cpu", 1)
-        process_group._all("_let_go")  # they serve
-        print(*process_group.pids, flush=True)
+        process_group.call_all("free_trainer")  # now they serve
+        print(*group_worker_pids(os.getpid()), flush=True)
         time.sleep(600)
     """)
     )
 
 
 def test_decoders_that_hang_end_with_a_killed_worker():
-    """torch's own watch does not see them: they wait for no batch."""
-    check_children_go(
+    """Torch's own watchdog does not end them, because they wait for no batch."""
+    check_children_end(
         *started("""
         import multiprocessing, time
         import numpy, torch
@@ -183,13 +183,13 @@ def test_decoders_that_hang_end_with_a_killed_worker():
                          std=(0.3,), fingerprint="0" * 16, train=split, val=split, test=split)
         import threading
 
-        def tell():
+        def print_pids():
             while len(multiprocessing.active_children()) < 1:
                 time.sleep(0.05)
             time.sleep(1)
             print(*(child.pid for child in multiprocessing.active_children()), flush=True)
 
-        threading.Thread(target=tell, daemon=True).start()
+        threading.Thread(target=print_pids, daemon=True).start()
         next(train_batches(data, "cpu", 4, augmentation=AugmentationSettings(), order_seed=0, epoch=0, workers=1))
     """)
     )

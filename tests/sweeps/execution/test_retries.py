@@ -1,4 +1,4 @@
-"""How often a trial is taken up again, by what ended its attempt."""
+"""How often a trial is retried, by what ended its attempt."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 from ray.exceptions import ActorDiedError, NodeDiedError
 
 from sweeps.cluster.ray_adapter import NODE_DEATH
-from sweeps.execution.retries import RETRY_BUDGET, Attempts
+from sweeps.execution.retries import RETRY_BUDGET, RetryPolicy
 from sweeps.execution.worker_errors import WorkerLostError
 
 
@@ -16,31 +16,31 @@ def died(text: str) -> ActorDiedError:
     return error
 
 
-def goes_on(error: object, times: int = 20) -> int:
-    """How many attempts in a row may end so before the trial is given up."""
-    attempts = Attempts()
-    return next((number for number in range(times) if not attempts.may_go_on("a", error)), times)
+def retries(error: object, limit: int = 20) -> int:
+    """How often in a row a trial is retried after this error."""
+    policy = RetryPolicy()
+    return next((number for number in range(limit) if not policy.may_retry("a", error)), limit)
 
 
 @pytest.mark.parametrize("error", [died("worker died: SIGKILL"), WorkerLostError("no batch came for 3 s")])
-def test_a_lost_process_may_be_lost_a_few_times_at_one_place(error):
-    assert goes_on(error) == RETRY_BUDGET
+def test_a_trial_is_retried_a_few_times_after_lost_processes(error):
+    assert retries(error) == RETRY_BUDGET
 
 
-def test_an_error_of_its_own_gets_one_further_attempt():
-    assert goes_on(ValueError("no such method")) == 1
+def test_a_trial_is_retried_once_after_an_error_of_its_own():
+    assert retries(ValueError("no such method")) == 1
 
 
 @pytest.mark.parametrize("error", [died(f"The actor died because {NODE_DEATH}. Node Id: 1"), NodeDiedError("gone")])
-def test_a_lost_machine_is_never_the_trial_s_fault(error):
-    assert goes_on(error) == 20
+def test_a_trial_is_always_retried_after_a_lost_machine(error):
+    assert retries(error) == 20
 
 
-def test_a_new_epoch_wipes_the_slate_and_trials_are_counted_apart():
-    attempts = Attempts()
+def test_failures_count_for_each_trial_alone_and_until_its_next_epoch():
+    policy = RetryPolicy()
     for _ in range(10):
-        assert attempts.may_go_on("a", died("killed"))
-        attempts.advanced("a")
-    assert attempts.may_go_on("a", ValueError())
-    assert attempts.may_go_on("b", ValueError())
-    assert not attempts.may_go_on("a", ValueError())
+        assert policy.may_retry("a", died("killed"))
+        policy.reset("a")
+    assert policy.may_retry("a", ValueError())
+    assert policy.may_retry("b", ValueError())
+    assert not policy.may_retry("a", ValueError())

@@ -1,4 +1,4 @@
-"""A worker's trials, in this process: how they end, what they keep, where they go on."""
+"""The trials of a worker, in this process: how they end, what they save, where they resume."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import torch
 from lowrank.data import DataSettings, load_data
 from lowrank.errors import InputError, LoaderHungError
 from lowrank.io.tensor_file import load_tensors, saved_versions
+from lowrank.training.engine.step import TrainStep
 from lowrank.training.trainer import Trainer
 from sweeps.cluster.devices import assigned_device, out_of_memory
 from sweeps.execution import trainable as trainable_module
@@ -43,16 +44,15 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture
-def often(monkeypatch):
-    """A checkpoint after every epoch."""
+def checkpoint_every_epoch(monkeypatch):
     monkeypatch.setattr(trainable_module, "CHECKPOINT_SECONDS", -1.0)
 
 
-def raising(monkeypatch, error: BaseException, method: str = "train_epoch") -> None:
+def raising(monkeypatch, error: BaseException, method: str = "train_epoch", owner: type = Trainer) -> None:
     def fail(*_: Any, **__: Any) -> None:
         raise error
 
-    monkeypatch.setattr(Trainer, method, fail)
+    monkeypatch.setattr(owner, method, fail)
 
 
 OUT_OF_MEMORY = [
@@ -65,7 +65,7 @@ OUT_OF_MEMORY = [
 
 @pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=lambda error: f"{type(error).__name__} {error}"[:30])
 @pytest.mark.parametrize("where", ["train_epoch", "__init__"])
-def test_memory_that_runs_out_is_an_outcome_in_one_line(monkeypatch, tmp_path, error, where):
+def test_memory_that_runs_out_is_an_outcome_with_one_line(monkeypatch, tmp_path, error, where):
     raising(monkeypatch, error, where)
     result = TrialTrainable(config(tmp_path)).step()
     assert (result["done"], result["outcome"]) == (True, "out_of_memory")
@@ -73,14 +73,14 @@ def test_memory_that_runs_out_is_an_outcome_in_one_line(monkeypatch, tmp_path, e
     assert result["reason"] == (str(error).splitlines() or ["MemoryError"])[0]
 
 
-def test_cpu_memory_that_really_runs_out_is_recognised():
+def test_real_exhaustion_of_cpu_memory_is_recognised():
     with pytest.raises(RuntimeError) as caught:
         torch.empty(2**58)
     assert out_of_memory(caught.value)
     assert not device_lost(caught.value)
 
 
-def test_after_an_outcome_the_worker_takes_the_next_trial(monkeypatch, tmp_path):
+def test_the_worker_trains_the_next_trial_after_one_that_ran_out_of_memory(monkeypatch, tmp_path):
     worker = TrialTrainable(config(tmp_path))
     with monkeypatch.context() as patch:
         raising(patch, OUT_OF_MEMORY[0])
@@ -103,7 +103,7 @@ def test_a_device_error_ends_the_worker_without_touching_the_device_again(monkey
     worker.cleanup()
 
 
-def test_who_was_given_no_card_uses_none_and_who_sees_others_than_were_given_does_not_begin(monkeypatch):
+def test_a_trial_uses_the_cards_it_was_assigned_and_fails_if_it_sees_others(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert assigned_device(0) == "cpu"
     assert assigned_device(2, [0, 1]) == "cuda"
@@ -121,33 +121,33 @@ def test_a_loader_that_hangs_ends_the_worker(monkeypatch, tmp_path):
         worker.step()
 
 
-@pytest.mark.parametrize("method", ["update", "evaluate"])
-def test_an_epoch_that_fails_half_way_is_not_kept_as_one(monkeypatch, tmp_path, method):
-    """The worker is then asked to go; what it saved would be half an epoch further than its history."""
+@pytest.mark.parametrize(("owner", "method"), [(TrainStep, "update"), (Trainer, "evaluate")])
+def test_an_epoch_that_fails_half_way_is_not_saved(monkeypatch, tmp_path, owner, method):
+    """The worker then ends; weights that it saved would be half an epoch further than its history."""
     undisturbed = TrialTrainable(config(tmp_path / "whole", epochs=3))
-    whole = [undisturbed.step()["metrics"]["val_loss"] for _ in range(3)]
+    expected = [undisturbed.step()["metrics"]["val_loss"] for _ in range(3)]
     worker = TrialTrainable(config(tmp_path, epochs=3) | {"checkpoint_seconds": 0})
     worker.step()
     with monkeypatch.context() as broken:
-        raising(broken, LoaderHungError("no batch came from the loader's processes for 120 s"), method)
+        raising(broken, LoaderHungError("no batch came from the loader's processes for 120 s"), method, owner)
         with pytest.raises(WorkerLostError):
             worker.step()
     worker.cleanup()
     again = TrialTrainable(config(tmp_path, epochs=3))
     first = again.step()
     epochs = [*first["history"], first["metrics"], again.step()["metrics"]]
-    assert [epoch["val_loss"] for epoch in epochs] == whole
+    assert [epoch["val_loss"] for epoch in epochs] == expected
 
 
-def test_another_error_is_raised_as_it_is(monkeypatch, tmp_path):
+def test_any_other_error_is_raised_unchanged(monkeypatch, tmp_path):
     worker = TrialTrainable(config(tmp_path))
     raising(monkeypatch, RuntimeError("shapes do not fit"))
     with pytest.raises(RuntimeError, match="shapes do not fit"):
         worker.step()
 
 
-def test_a_set_up_that_fails_is_raised_by_the_first_step_and_not_before(tmp_path):
-    """Ray Tune never again starts a trial whose change of worker raised."""
+def test_an_error_of_the_set_up_is_raised_by_the_first_step_and_not_before(tmp_path):
+    """Ray Tune does not retry a trial whose `reset_config` fails."""
     wrong = config(tmp_path)
     wrong["specification"]["data"]["fingerprint"] = "0" * 16
     worker = TrialTrainable(config(tmp_path))
@@ -159,7 +159,7 @@ def test_a_set_up_that_fails_is_raised_by_the_first_step_and_not_before(tmp_path
     assert worker.step()["epoch"] == 1
 
 
-def test_device_memory_that_stays_away_ends_the_worker():
+def test_device_memory_that_does_not_come_back_ends_the_worker():
     data, device = load_data(DataSettings(train_images=200)), torch.device("cpu")
     data.train.on(device)
     images = data.train.images.numel() / 1e6
@@ -185,14 +185,14 @@ def test_a_checkpoint_is_written_before_the_next_epoch_would_cost_too_much(
 ):
     worker = TrialTrainable(config(tmp_path) | {"checkpoint_seconds": 30})
     monkeypatch.setattr("time.monotonic", lambda: worker.saved_at + since)
-    assert worker._is_due(epoch_seconds) == due
+    assert worker.is_checkpoint_due(epoch_seconds) == due
 
 
-@pytest.mark.usefixtures("often")
+@pytest.mark.usefixtures("checkpoint_every_epoch")
 @pytest.mark.parametrize(("damaged", "from_epoch"), [(0, 2), (1, 1), (2, 0)])
-def test_a_damaged_checkpoint_falls_back_to_the_one_before_and_says_so(tmp_path, damaged, from_epoch):
+def test_a_damaged_checkpoint_falls_back_to_the_one_before_with_a_notice(tmp_path, damaged, from_epoch):
     train = {"epochs": 4, "ema_decay": 0.9}
-    whole = curve(TrialTrainable(config(tmp_path / "whole", **train)), 4)
+    undisturbed = curve(TrialTrainable(config(tmp_path / "whole", **train)), 4)
     curve(TrialTrainable(config(tmp_path, **train)), 2)
     assert len(files(tmp_path)) == 2
     for path in files(tmp_path)[:damaged]:
@@ -200,21 +200,21 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before_and_says_so(tmp_path,
     worker = TrialTrainable(config(tmp_path, **train))
     first = worker.step()
     assert first["attempt"]["from_epoch"] == from_epoch
-    assert [epoch["train_loss"] for epoch in first["history"]] == whole[:from_epoch]
-    assert first["metrics"]["train_loss"] == whole[from_epoch]
-    assert curve(worker, 3 - from_epoch) == whole[from_epoch + 1 :]
+    assert [epoch["train_loss"] for epoch in first["history"]] == undisturbed[:from_epoch]
+    assert first["metrics"]["train_loss"] == undisturbed[from_epoch]
+    assert curve(worker, 3 - from_epoch) == undisturbed[from_epoch + 1 :]
     assert len(first["notices"]) == damaged
     assert all("is not usable, the trial goes on from what was before it" in text for text in first["notices"])
 
 
-@pytest.mark.usefixtures("often")
-def test_a_finished_trial_keeps_one_file_with_the_weights_that_were_evaluated(tmp_path):
+@pytest.mark.usefixtures("checkpoint_every_epoch")
+def test_a_finished_trial_has_one_file_with_the_weights_that_were_evaluated(tmp_path):
     worker = TrialTrainable(config(tmp_path, epochs=2, ema_decay=0.9))
     last = [worker.step() for _ in range(2)][-1]
     assert last["outcome"] == "completed"
     (path,) = files(tmp_path)
-    state, about = load_tensors(path)
-    assert about["trial_id"] == "t"
+    state, metadata = load_tensors(path)
+    assert metadata["trial_id"] == "t"
     assert {name.partition(".")[0] for name in state} == {"network", "epoch"}
     assert worker.trainer.step.ema is not None
     average = worker.trainer.step.ema.tensors["classifier.weight"]
@@ -237,45 +237,45 @@ def tiny_disk(tmp_path) -> Iterator[Path]:
     subprocess.run(["umount", str(disk)], check=True)
 
 
-@pytest.mark.usefixtures("often")
-def test_a_full_disk_costs_a_checkpoint_on_the_way_but_not_the_trial(tiny_disk):
+@pytest.mark.usefixtures("checkpoint_every_epoch")
+def test_a_full_disk_costs_an_intermediate_checkpoint_but_not_the_trial(tiny_disk):
     worker = TrialTrainable(config(tiny_disk))
     (tiny_disk / "other").write_bytes(bytes(40_000))
     assert worker.step()["notices"] == []
-    (said,) = worker.step()["notices"]
-    assert "no checkpoint after epoch 1, the trial goes on" in said
-    assert "No space left" in said
+    (notice,) = worker.step()["notices"]
+    assert "no checkpoint after epoch 1, the trial goes on" in notice
+    assert "No space left" in notice
     assert files(tiny_disk) == []
     assert not list(tiny_disk.rglob("*.tmp"))
     with pytest.raises(OSError, match="could not be written"):  # a trial without its weights is not complete
         worker.step()
 
 
-def test_a_trial_that_shares_a_card_does_so_by_the_studys_way(monkeypatch, tmp_path):
-    """Set before the card is touched, and on record; a trial on a CPU shares none."""
-    seen: list[str | None] = []
+def test_a_trial_that_shares_a_card_uses_the_sharing_mode_of_the_study(monkeypatch, tmp_path):
+    """The mode is set before the card is used, and recorded; a trial on a CPU has none."""
+    environments: list[str | None] = []
 
-    def given(gpus: float, assigned: Any = ()) -> str:
-        seen.append(os.environ.get("A_SERVICE"))
+    def assign_device(gpus: float, cards: Any = ()) -> str:
+        environments.append(os.environ.get("A_SERVICE"))
         return "cpu"
 
     monkeypatch.delenv("A_SERVICE", raising=False)
-    monkeypatch.setattr(trainable_module, "assigned_device", given)
-    monkeypatch.setattr(TrialTrainable, "_resources", lambda self: (1.0, 0.5))
+    monkeypatch.setattr(trainable_module, "assigned_device", assign_device)
+    monkeypatch.setattr(trainable_module, "assigned_resources", lambda trainable: (1.0, 0.5))
     sharing = {"sharing": ("mps", {"A_SERVICE": "here"})}
     try:
         assert TrialTrainable({**config(tmp_path), **sharing}).step()["attempt"]["sharing"] == "mps"
     finally:
         os.environ.pop("A_SERVICE", None)
-    assert seen == ["here"]
-    monkeypatch.setattr(TrialTrainable, "_resources", lambda self: (1.0, 0.0))
+    assert environments == ["here"]
+    monkeypatch.setattr(trainable_module, "assigned_resources", lambda trainable: (1.0, 0.0))
     assert "sharing" not in TrialTrainable(config(tmp_path / "other")).step()["attempt"]
 
 
-def test_what_comes_between_two_epochs_is_timed(tmp_path):
+def test_the_time_between_two_epochs_is_a_metric(tmp_path):
     worker = TrialTrainable(config(tmp_path, epochs=2))
     first = worker.step()["metrics"]
-    worker.left_at -= 100.0
+    worker.epoch_ended_at -= 100.0
     second = worker.step()["metrics"]
     assert 0 <= first["report_seconds"] < 100 <= second["report_seconds"]
     assert first["epoch_seconds"] >= first["input_seconds"] + first["eval_seconds"] > 0
