@@ -7,9 +7,11 @@ from typing import Any
 
 from lowrank.compression.allocation import SizedMethod
 from lowrank.compression.trace import network_plan
+from lowrank.data.reading.builtin import BUILTIN_SETS, BuiltinSet
 from lowrank.errors import InputError, LowrankError
 from lowrank.layers import Dense, Separable
 from lowrank.networks.registry import NetworkSettings
+from lowrank.utils.text import first_line
 from sweeps.records.model import TrialRecord
 
 
@@ -29,7 +31,8 @@ def recount(trial: TrialRecord, data: Mapping[str, Any]) -> dict[str, int]:
     if not spec:
         raise NotOnRecordError("no specification on record")
     shape = _shape(trial, data)
-    classes = data.get("classes") or _published(trial).get("classes")
+    builtin = _builtin_set(trial)
+    classes = data.get("classes") or (builtin.classes if builtin else None)
     if shape is None or not classes:
         what = "shape" if shape is None else "number of classes"
         raise NotOnRecordError(f"the {what} of the images of {spec.get('data', {}).get('name')} is not on record")
@@ -37,24 +40,17 @@ def recount(trial: TrialRecord, data: Mapping[str, Any]) -> dict[str, int]:
         plan = network_plan(NetworkSettings(**spec["network"]), shape, int(classes))
         sized = plan.sized(spec["method"], spec.get("allocation"))
     except (KeyError, ValueError) as error:
-        raise InputError((str(error).splitlines() or [type(error).__name__])[0]) from error
+        raise InputError(first_line(error)) from error
     forms: dict[str, SizedMethod] = {"": sized, "dense_": Dense(), "separable_": Separable()}
     counts = {f"{prefix}params": plan.params(form) for prefix, form in forms.items()}
     return counts | {f"{prefix}mult_adds": plan.mult_adds(form) for prefix, form in forms.items()}
 
 
-_PUBLISHED: dict[str, dict[str, Any]] = {
-    "digits": {"image_shape": (1, 8, 8), "classes": 10}, "cifar10": {"image_shape": (3, 32, 32), "classes": 10},
-    "cifar100": {"image_shape": (3, 32, 32), "classes": 100},
-    "fashion_mnist": {"image_shape": (1, 28, 28), "classes": 10},
-}  # fmt: skip
-
-
-def _published(trial: TrialRecord) -> dict[str, Any]:
-    """What is known of the images of a published set without looking at them."""
-    return _PUBLISHED.get(str(trial.specification.get("data", {}).get("name")), {})
+def _builtin_set(trial: TrialRecord) -> BuiltinSet | None:
+    return BUILTIN_SETS.get(str(trial.specification.get("data", {}).get("name")))
 
 
 def _shape(trial: TrialRecord, data: Mapping[str, Any]) -> tuple[int, int, int] | None:
-    found = data.get("image_shape") or _published(trial).get("image_shape")
-    return (int(found[0]), int(found[1]), int(found[2])) if found else None
+    builtin = _builtin_set(trial)
+    shape = data.get("image_shape") or (builtin.image_shape if builtin else None)
+    return (int(shape[0]), int(shape[1]), int(shape[2])) if shape else None

@@ -1,7 +1,7 @@
 """Batches of normalised images on the device, from a set that lives there or is streamed to it.
 
-Both ways give the same bits: the order, the views and the arithmetic are the same, only where the uint8 images come
-from differs. B is the batch size, (C, H, W) the image shape; images come with channels-last strides.
+Both ways give the same bits: order, augmentation and arithmetic are the same, only the place of the uint8 images
+differs. Letters: B images of a batch, (C, H, W) the shape of one. Images have channels-last strides.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ from lowrank.errors import InputError, unknown
 Batch = tuple[Tensor, Tensor, Tensor]  # images (B, C, H, W), labels int64 (B,), global indices int64 (B,)
 
 _GPU_VALUES = 2**24
-"""Values made at a time on an accelerator: small batches are made together and cut apart, to launch fewer kernels."""
+"""Values augmented at a time on an accelerator: small batches are augmented together, to launch fewer kernels."""
 _CPU_VALUES = 400_000
 """Likewise on a CPU, where the intermediate tensors of larger pieces fall out of its caches."""
 
 
-class _Spec(NamedTuple):
-    """What is asked of every batch."""
+class _BatchOptions(NamedTuple):
+    """What all batches of an epoch have in common."""
 
     device: torch.device
     batch_size: int
     dtype: torch.dtype
-    patience: float  # seconds
+    loader_seconds: float
 
 
 def _check_batch_size(batch_size: int) -> None:
@@ -44,14 +44,22 @@ def _check_batch_size(batch_size: int) -> None:
 
 
 def steps_per_epoch(data: ImageData, batch_size: int, drop_last: bool = True) -> int:
-    """How many batches train_batches gives; at least 1.
+    """Count the batches of an epoch of `train_batches`.
+
+    Args:
+        data: the set.
+        batch_size: images a batch.
+        drop_last: leave out an incomplete last batch, unless it is the only one.
+
+    Returns:
+        At least 1.
 
     Raises:
         InputError: `batch_size` is below 1.
     """
     _check_batch_size(batch_size)
-    whole, rest = divmod(len(data.train), batch_size)
-    return max(1, whole + (rest > 0 and not drop_last))
+    full, remainder = divmod(len(data.train), batch_size)
+    return max(1, full + (remainder > 0 and not drop_last))
 
 
 def train_batches(
@@ -68,42 +76,45 @@ def train_batches(
     cache_epoch: int | None = None,
     shard: ProcessShard = UNSHARDED,
 ) -> Iterator[Batch]:
-    """One epoch of random views of the training split, in random order.
+    """Yield one epoch of the training split, augmented and in random order.
 
     A pure function of its arguments: batches neither consume nor depend on torch's random state.
 
     Args:
         data: the set.
-        device: where the batches are wanted.
+        device: of the batches.
         batch_size: images a batch.
-        augmentation: what is drawn of each image, and the seed of it.
+        augmentation: what is drawn of each image, and the seed.
         order_seed: of the order of the images.
-        epoch: counts from 0; another one gives another order and other views.
+        epoch: counts from 0; another one gives another order and other augmentations.
         dtype: of the images.
         drop_last: leave out an incomplete last batch, unless it is the only one.
         workers: processes that decode a streamed set; 0 decodes in this one.
-        cache_epoch: the number that views are drawn with instead of the epoch, which then sets the order alone.
-        shard: the slice of every batch that this process takes; images, order and views are those of the whole.
+        cache_epoch: draw the augmentations of this epoch, and take only the order from `epoch`.
+        shard: the images of this process; order and augmentations are those of the whole batches.
+
+    Yields:
+        Images (B, C, H, W), labels int64 (B,), global indices int64 (B,).
 
     Raises:
-        InputError: `batch_size` is below 1, a batch cannot be cut into equal slices, or an image cannot be read.
+        InputError: `batch_size` is below 1, a batch cannot be cut into equal shards, or an image cannot be read.
         LoaderHungError: no image comes for the data's `loader_seconds`.
     """
     _check_batch_size(batch_size)
     batch_size = min(batch_size, len(data.train))
-    spec = _Spec(torch.device(device), batch_size // shard.count, dtype, data.settings.loader_seconds)
-    maker = _Maker(
-        views=augmentation,
-        cache_epoch=epoch if cache_epoch is None else cache_epoch,
+    options = _BatchOptions(torch.device(device), batch_size // shard.count, dtype, data.settings.loader_seconds)
+    augmenter = _Augmenter(
+        augmentation=augmentation,
+        epoch=epoch if cache_epoch is None else cache_epoch,
         norm=data.normaliser(device),
         dtype=dtype,
-        values_at_once=_CPU_VALUES if spec.device.type == "cpu" else _GPU_VALUES,
+        values_at_once=_CPU_VALUES if options.device.type == "cpu" else _GPU_VALUES,
     )
     order = epoch_order(order_seed, epoch, len(data.train), device if data.resident else "cpu")
     order = shard.of_batches(order[: steps_per_epoch(data, batch_size, drop_last) * batch_size], batch_size)
     if data.resident:
-        return _resident_views(data, spec, order, maker)
-    return _streamed_views(data, spec, order, maker, workers)
+        return _resident_train_batches(data, options, order, augmenter)
+    return _streamed_train_batches(data, options, order, augmenter, workers)
 
 
 def eval_batches(
@@ -116,16 +127,19 @@ def eval_batches(
     workers: int = 2,
     shard: ProcessShard = UNSHARDED,
 ) -> Iterator[Batch]:
-    """Every image of a split once, in the split's order, without views; the last batch may be smaller.
+    """Yield every image of a split once, in the split's order, without augmentation.
 
     Args:
         data: the set.
         split: train, val or test.
-        device: where the batches are wanted.
-        batch_size: images a batch.
+        device: of the batches.
+        batch_size: images a batch; the last one may be smaller.
         dtype: of the images.
         workers: processes that decode a streamed set; 0 decodes in this one.
-        shard: the slice of the split that this process takes.
+        shard: the images of this process.
+
+    Yields:
+        Images (B, C, H, W), labels int64 (B,), global indices int64 (B,).
 
     Raises:
         InputError: the split is unknown, `batch_size` is below 1, or an image cannot be read.
@@ -134,84 +148,93 @@ def eval_batches(
     _check_batch_size(batch_size)
     if split not in ("train", "val", "test"):
         raise unknown("split", split, ("train", "val", "test"))
-    wanted = data.split(split)
-    spec = _Spec(torch.device(device), batch_size, dtype, data.settings.loader_seconds)
-    return _plain(data, wanted, shard.of_range(len(wanted)), spec, workers)
+    images = data.split(split)
+    options = _BatchOptions(torch.device(device), batch_size, dtype, data.settings.loader_seconds)
+    return _eval_batches(data, images, shard.of_range(len(images)), options, workers)
 
 
-def _plain(data: ImageData, split: Split, wanted: range, spec: _Spec, workers: int) -> Iterator[Batch]:
-    norm = data.normaliser(spec.device)
+def _eval_batches(
+    data: ImageData, split: Split, positions: range, options: _BatchOptions, workers: int
+) -> Iterator[Batch]:
+    norm = data.normaliser(options.device)
     if split.resident:
-        images, labels, indices = split.on(spec.device)
-        for start in wanted[:: spec.batch_size]:
-            part = slice(start, min(start + spec.batch_size, wanted.stop))
-            yield normalise(images[part], norm, spec.dtype), labels[part], indices[part]
+        images, labels, indices = split.on(options.device)
+        for start in positions[:: options.batch_size]:
+            rows = slice(start, min(start + options.batch_size, positions.stop))
+            yield normalise(images[rows], norm, options.dtype), labels[rows], indices[rows]
         return
-    for positions, images in stream_images(
-        split, torch.arange(wanted.start, wanted.stop), spec.batch_size, spec.device, workers, spec.patience
-    ):
-        labels, indices = _picked(split, positions, spec.device)
-        yield normalise(images, norm, spec.dtype), labels, indices
+    for batch, images in _stream(split, torch.arange(positions.start, positions.stop), options, workers):
+        labels, indices = _labels_and_indices(split, batch, options.device)
+        yield normalise(images, norm, options.dtype), labels, indices
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Maker:
-    """Makes the views of one epoch on one device."""
+class _Augmenter:
+    """Augments the images of one epoch on one device."""
 
-    views: AugmentationSettings
-    cache_epoch: int
+    augmentation: AugmentationSettings
+    epoch: int
     norm: Normaliser
     dtype: torch.dtype
     values_at_once: int
 
-    def numbers(self, indices: Tensor, shape: tuple[int, int, int]) -> AugmentationDraws | None:
-        """Of the images `indices`; None where a view is the image itself."""
-        return (
-            None
-            if self.views.is_identity
-            else draw_augmentations(self.views, self.cache_epoch, indices, shape[1], shape[2])
-        )
+    def draw(self, indices: Tensor, shape: tuple[int, int, int]) -> AugmentationDraws | None:
+        """Draw the random numbers of the images `indices`; None where augmentation changes nothing."""
+        if self.augmentation.is_identity:
+            return None
+        return draw_augmentations(self.augmentation, self.epoch, indices, shape[1], shape[2])
 
-    def make(self, images: Tensor, positions: Tensor, numbers: AugmentationDraws | None) -> Tensor:
-        """Views of images[positions], (B, C, H, W), in pieces that suit the device."""
+    def augment(self, images: Tensor, positions: Tensor, draws: AugmentationDraws | None) -> Tensor:
+        """Augment images[positions] to (B, C, H, W), in pieces that suit the device."""
         count = len(positions)
-        size = max(1, self.values_at_once // images[0].numel())
-        if count <= size:
-            return self._piece(images, positions, numbers)
+        piece = max(1, self.values_at_once // images[0].numel())
+        if count <= piece:
+            return self._augment_piece(images, positions, draws)
         _, height, width, channels = images.shape
-        made = torch.empty((count, height, width, channels), dtype=self.dtype, device=images.device)
-        made = made.permute(0, 3, 1, 2)
-        for start in range(0, count, size):
-            stop = min(start + size, count)
-            part = None if numbers is None else numbers.part(start, stop)
-            made[start:stop] = self._piece(images, positions[start:stop], part)
-        return made
+        out = torch.empty((count, height, width, channels), dtype=self.dtype, device=images.device)
+        out = out.permute(0, 3, 1, 2)
+        for start in range(0, count, piece):
+            stop = min(start + piece, count)
+            out[start:stop] = self._augment_piece(images, positions[start:stop], _rows(draws, start, stop))
+        return out
 
-    def _piece(self, images: Tensor, positions: Tensor, numbers: AugmentationDraws | None) -> Tensor:
-        if numbers is None:
+    def _augment_piece(self, images: Tensor, positions: Tensor, draws: AugmentationDraws | None) -> Tensor:
+        if draws is None:
             return normalise(images.index_select(0, positions), self.norm, self.dtype)
-        return apply_augmentations(images, positions, numbers, self.views.cutout, self.norm, dtype=self.dtype)
+        return apply_augmentations(images, positions, draws, self.augmentation.cutout, self.norm, dtype=self.dtype)
 
 
-def _resident_views(data: ImageData, spec: _Spec, order: Tensor, maker: _Maker) -> Iterator[Batch]:
-    images, every_label, every_index = data.train.on(spec.device)
-    labels, indices = every_label[order], every_index[order]
-    numbers = maker.numbers(indices, data.image_shape)
-    together = spec.batch_size * max(1, maker.values_at_once // (spec.batch_size * images[0].numel()))
-    for begin in range(0, len(order), together):
-        end = min(begin + together, len(order))
-        made = maker.make(images, order[begin:end], None if numbers is None else numbers.part(begin, end))
-        for start in range(begin, end, spec.batch_size):
-            stop = min(start + spec.batch_size, end)
-            yield made[start - begin : stop - begin], labels[start:stop], indices[start:stop]
+def _rows(draws: AugmentationDraws | None, start: int, stop: int) -> AugmentationDraws | None:
+    return None if draws is None else draws.rows(start, stop)
 
 
-def _streamed_views(data: ImageData, spec: _Spec, order: Tensor, maker: _Maker, workers: int) -> Iterator[Batch]:
-    for positions, images in stream_images(data.train, order, spec.batch_size, spec.device, workers, spec.patience):
-        labels, indices = _picked(data.train, positions, spec.device)
-        rows = torch.arange(len(images), device=spec.device)
-        yield maker.make(images, rows, maker.numbers(indices, data.image_shape)), labels, indices
+def _resident_train_batches(
+    data: ImageData, options: _BatchOptions, order: Tensor, augmenter: _Augmenter
+) -> Iterator[Batch]:
+    images, split_labels, split_indices = data.train.on(options.device)
+    labels, indices = split_labels[order], split_indices[order]
+    draws = augmenter.draw(indices, data.image_shape)
+    batches = max(1, augmenter.values_at_once // (options.batch_size * images[0].numel()))  # augmented together
+    for begin in range(0, len(order), options.batch_size * batches):
+        end = min(begin + options.batch_size * batches, len(order))
+        augmented = augmenter.augment(images, order[begin:end], _rows(draws, begin, end))
+        for start in range(begin, end, options.batch_size):
+            stop = min(start + options.batch_size, end)
+            yield augmented[start - begin : stop - begin], labels[start:stop], indices[start:stop]
 
 
-def _picked(split: Split, positions: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
+def _streamed_train_batches(
+    data: ImageData, options: _BatchOptions, order: Tensor, augmenter: _Augmenter, workers: int
+) -> Iterator[Batch]:
+    for positions, images in _stream(data.train, order, options, workers):
+        labels, indices = _labels_and_indices(data.train, positions, options.device)
+        rows = torch.arange(len(images), device=options.device)
+        yield augmenter.augment(images, rows, augmenter.draw(indices, data.image_shape)), labels, indices
+
+
+def _stream(split: Split, order: Tensor, options: _BatchOptions, workers: int) -> Iterator[tuple[Tensor, Tensor]]:
+    return stream_images(split, order, options.batch_size, options.device, workers, options.loader_seconds)
+
+
+def _labels_and_indices(split: Split, positions: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
     return split.labels[positions].to(device), split.indices[positions].to(device)

@@ -13,22 +13,29 @@ import torch
 from torch import Tensor
 
 Word = TypeVar("Word", int, Tensor)
-Purpose = Literal["views", "order", "test split", "validation split", "training part", "validation part"]
+Purpose = Literal["augmentation", "order", "test split", "validation split", "training subset", "validation subset"]
 
 WORD = 0xFFFFFFFF
 _MULTIPLIERS = (0x43B79BC3, 0x5C60647F, 0x780CB351)
 _PURPOSES: dict[Purpose, int] = {
-    "views": 1,
+    "augmentation": 1,
     "order": 2,
     "test split": 3,
     "validation split": 4,
-    "training part": 5,
-    "validation part": 6,
+    "training subset": 5,
+    "validation subset": 6,
 }
 
 
 def scramble(word: Word) -> Word:
-    """A bijection of 32-bit words in which each input bit flips each output bit with probability one half."""
+    """Scramble 32-bit words by a bijection.
+
+    Args:
+        word: an integer or int64 tensor, from 0 to 2**32 - 1.
+
+    Returns:
+        The scrambled words: each bit of the input flips each bit of the output with probability one half.
+    """
     word = ((word ^ (word >> 16)) * _MULTIPLIERS[0]) & WORD
     word = ((word ^ (word >> 15)) * _MULTIPLIERS[1]) & WORD
     word = ((word ^ (word >> 16)) * _MULTIPLIERS[2]) & WORD
@@ -36,7 +43,7 @@ def scramble(word: Word) -> Word:
 
 
 def _absorb(*values: int) -> int:
-    """One 32-bit word from integers of up to 64 bits each (negative ones as two's complement)."""
+    """Hash integers of up to 64 bits each (negative ones as two's complement) to one 32-bit word."""
     word = len(values)
     for value in values:
         word = scramble(word ^ (value & WORD))
@@ -45,13 +52,20 @@ def _absorb(*values: int) -> int:
 
 
 class Stream:
-    """The numbers of one (seed, step, purpose); `step` is an epoch, a cache epoch or 0."""
+    """The random numbers of one (seed, step, purpose)."""
 
     def __init__(self, seed: int, step: int, purpose: Purpose) -> None:
+        """Choose the numbers.
+
+        Args:
+            seed: up to 64 bits.
+            step: an epoch, or 0.
+            purpose: keeps uses of the same seed independent.
+        """
         self._key = (seed, step, _PURPOSES[purpose])
 
     def words(self, indices: Tensor, draws: int) -> list[Tensor]:
-        """`draws` independent words for each index.
+        """Draw independent words for each index.
 
         Args:
             indices: int64, any shape, from 0 to 2**32 - 1.
@@ -64,17 +78,43 @@ class Stream:
         return [scramble(base ^ _absorb(*self._key, draw + 1)) for draw in range(draws)]
 
 
-def below(words: Tensor, bound: int) -> Tensor:
-    """Uniform integers 0 .. bound - 1 from 32-bit words, by multiply and shift; bound at most 2**31."""
+def uniform_below(words: Tensor, bound: int) -> Tensor:
+    """Turn 32-bit words into uniform integers, by multiply and shift.
+
+    Args:
+        words: int64, from 0 to 2**32 - 1.
+        bound: from 1 to 2**31.
+
+    Returns:
+        int64 from 0 to bound - 1, of the shape of `words`.
+    """
     return (words * bound) >> 32
 
 
 def shuffled(stream: Stream, indices: Tensor) -> Tensor:
-    """The positions of `indices` (n,) in a random order that depends on the stream and on each index alone."""
+    """Return the positions of `indices` in a random order.
+
+    Args:
+        stream: the random numbers.
+        indices: int64 (n,); the place of one depends on the stream and its value alone.
+
+    Returns:
+        A permutation, int64 (n,).
+    """
     high, low = stream.words(indices, 2)
     return torch.argsort((high << 31) | (low >> 1), stable=True)
 
 
 def epoch_order(seed: int, epoch: int, n: int, device: torch.device | str = "cpu") -> Tensor:
-    """The order of n images in an epoch: an int64 permutation (n,), the same on every device."""
+    """Return the order of images in an epoch.
+
+    Args:
+        seed: of the order.
+        epoch: another one gives another order.
+        n: how many images.
+        device: of the result.
+
+    Returns:
+        A permutation, int64 (n,), the same on every device.
+    """
     return shuffled(Stream(seed, epoch, "order"), torch.arange(n, device=device))

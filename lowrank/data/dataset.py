@@ -1,4 +1,4 @@
-"""From settings to images: the published parts, the splits, their statistics and their fingerprint."""
+"""Loads a data set by its settings: splits, statistics of the channels, and a fingerprint."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from torch import Tensor
 from lowrank.data.augment import Normaliser, normaliser
 from lowrank.data.reading.image_store import ImageStore
 from lowrank.data.reading.source import ImageSource
-from lowrank.data.settings import DataSettings, split_name
-from lowrank.data.splits import Indices, hold_out, training_part, validation_part
+from lowrank.data.settings import DataSettings, parse_data_name
+from lowrank.data.splits import Indices, hold_out, training_subset, validation_subset
 from lowrank.errors import InputError
 
 SplitName = Literal["train", "val", "test"]
@@ -27,7 +27,7 @@ STATISTICS_IMAGES = 50_000  # mean and deviation come from at most this many, ev
 _TEST_FRACTION = 0.2  # where no test set is published
 _TEST_SEED = 0  # fixed, so that the test set never changes with `split_seed`
 _MEGABYTE = 1_000_000
-_KEPT_SETS = 4  # in the cache of a process
+_CACHED_SETS = 4  # in the cache of a process
 _BLOCK = 2048  # images decoded at a time for statistics
 
 
@@ -41,10 +41,15 @@ class OnDevice(NamedTuple):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Split:
-    """One part of a data set.
+    """One split of a data set, n images.
 
-    `labels` and `indices` are int64 (n,) on the CPU. An index is global: the image's place among all published images,
-    whatever the split; the random numbers of its views depend on it.
+    Attributes:
+        name: train, val or test.
+        labels: int64 (n,) on the CPU.
+        indices: likewise: the global index of each image, its number among all published images whatever the split.
+            The random numbers of its augmentation depend on it.
+        resident: whether the images live decoded on the device; otherwise they are streamed.
+        store: where the images are.
     """
 
     name: str
@@ -55,11 +60,18 @@ class Split:
     _copies: dict[torch.device, OnDevice] = field(default_factory=dict, repr=False)
 
     def __len__(self) -> int:
-        """How many images."""
+        """Return the number of images."""
         return len(self.labels)
 
     def decode(self, positions: Tensor, threads: int | None = None) -> Tensor:
-        """Uint8 (b, H, W, C) of the images at `positions` (int64 (b,), within the split), decoded now.
+        """Decode images now.
+
+        Args:
+            positions: within the split, int64 (b,).
+            threads: that decode; None for as many as help.
+
+        Returns:
+            uint8 (b, H, W, C).
 
         Raises:
             InputError: an image cannot be read.
@@ -68,7 +80,7 @@ class Split:
 
     @property
     def images(self) -> Tensor:
-        """Uint8 (n, H, W, C) on the CPU, decoded at the first access and kept; resident sets only.
+        """All images, uint8 (n, H, W, C) on the CPU; decoded at the first access and cached. Resident sets only.
 
         Raises:
             InputError: an image cannot be read, or the set is streamed.
@@ -81,26 +93,32 @@ class Split:
         return bool(self._copies)
 
     def on(self, device: torch.device | str) -> OnDevice:
-        """The split on a device, copied once and kept; resident sets only.
+        """Return the split on a device; it is copied once and cached. Resident sets only.
+
+        Args:
+            device: of the tensors.
+
+        Returns:
+            Images, labels and global indices.
 
         Raises:
             InputError: an image cannot be read, or the set is streamed.
         """
         device = torch.empty(0, device=device).device  # cuda becomes cuda:0
         if device not in self._copies:
-            self._copies[device] = self._decoded() if device.type == "cpu" else self._copied(device)
+            self._copies[device] = self._decode_all() if device.type == "cpu" else self._copy_to(device)
         return self._copies[device]
 
-    def _decoded(self) -> OnDevice:
+    def _decode_all(self) -> OnDevice:
         if not self.resident:
             raise InputError(
                 f"the {self.name} split is over `resident_mb` and streamed; use its `decode`, or raise `resident_mb`"
             )
-        images = torch.from_numpy(self.store.decode_whole(self.indices.numpy()))
+        images = torch.from_numpy(self.store.decode_shared(self.indices.numpy()))
         self.store.release()
         return OnDevice(images, self.labels, self.indices)
 
-    def _copied(self, device: torch.device) -> OnDevice:
+    def _copy_to(self, device: torch.device) -> OnDevice:
         return OnDevice(*(tensor.to(device) for tensor in self.on("cpu")))
 
 
@@ -108,10 +126,19 @@ class Split:
 class ImageData:
     """A data set ready to train on.
 
-    `image_shape` is (C, H, W); `mean` and `std` are per channel in units of 0..1, over the training split (an evenly
-    spaced sample of it where it has more than STATISTICS_IMAGES). `fingerprint`: 16 hexadecimal digits over pixels,
-    labels, class names and the splits; encoded bytes stand for the pixels of a test split that is decoded later, and
-    file names and sizes for those of a streamed set.
+    Attributes:
+        name: as in the settings.
+        settings: which set, and its splits.
+        classes: names of the classes.
+        image_shape: (C, H, W).
+        mean: of each channel in units of 0..1, over the training split (an evenly spaced sample of it where it has
+            more than STATISTICS_IMAGES).
+        std: likewise the deviation.
+        fingerprint: 16 hexadecimal digits over pixels, labels, class names and splits. Encoded bytes stand for the
+            pixels of a test split that is decoded later, file names and sizes for those of a streamed set.
+        train: the training split.
+        val: the validation split.
+        test: the test split.
     """
 
     name: str
@@ -127,7 +154,14 @@ class ImageData:
     _normalisers: dict[torch.device, Normaliser] = field(default_factory=dict, repr=False)
 
     def split(self, name: SplitName) -> Split:
-        """The split of that name."""
+        """Return a split by its name.
+
+        Args:
+            name: train, val or test.
+
+        Returns:
+            The split.
+        """
         return {"train": self.train, "val": self.val, "test": self.test}[name]
 
     @property
@@ -136,7 +170,14 @@ class ImageData:
         return self.train.resident
 
     def normaliser(self, device: torch.device | str) -> Normaliser:
-        """Offset and scale of the channels on a device, made once."""
+        """Return the normaliser of the channels on a device; it is made once.
+
+        Args:
+            device: of the images.
+
+        Returns:
+            Offset and scale.
+        """
         device = torch.empty(0, device=device).device
         if device not in self._normalisers:
             self._normalisers[device] = normaliser(self.mean, self.std, device)
@@ -147,27 +188,31 @@ _CACHE: OrderedDict[tuple[DataSettings, str, str], ImageData] = OrderedDict()
 
 
 def load_data(settings: DataSettings, data_dir: Path | None = None, download: bool = True) -> ImageData:
-    """The data set that `settings` describe; the same object again for the same settings and folder.
+    """Load the data set that `settings` describe.
 
-    The cache belongs to the process and does not notice files that change; see clear_cache.
+    The same settings and folder give the same object again, from a cache of this process that does not notice files
+    that change; see clear_cache.
 
     Args:
         settings: which set, and its splits.
-        data_dir: where torchvision's files are, or go; by default `data` in the working directory.
+        data_dir: the folder of torchvision's files; by default `data` in the working directory.
         download: whether torchvision may download what is missing.
+
+    Returns:
+        The data set; the splits of a resident one are decoded, the test split only where training needs all images.
 
     Raises:
         InputError: the set is unknown, missing or damaged, or the settings do not fit it; one line that names the
             file, the rule and the choices.
     """
-    working = os.getcwd()
-    key = (settings, os.path.join(working, data_dir or "data"), working)
+    working_directory = os.getcwd()
+    key = (settings, os.path.join(working_directory, data_dir or "data"), working_directory)
     if key in _CACHE:
         _CACHE.move_to_end(key)
         return _CACHE[key]
     data = _build(settings, _read(settings, Path(key[1]), download))
     _CACHE[key] = data
-    if len(_CACHE) > _KEPT_SETS:
+    if len(_CACHE) > _CACHED_SETS:
         _CACHE.popitem(last=False)
     return data
 
@@ -178,8 +223,8 @@ def clear_cache() -> None:
 
 
 def _read(settings: DataSettings, data_dir: Path, download: bool) -> ImageSource:
-    """Each reader is imported when it is used: torchvision, scikit-learn and pyarrow take seconds."""
-    kind, folder = split_name(settings.name)
+    """Read the published set. Each reader is imported when it is used: some take seconds to import."""
+    kind, folder = parse_data_name(settings.name)
     if folder is not None:
         if kind == "parquet":
             from lowrank.data.reading.parquet import read_parquet
@@ -195,8 +240,8 @@ def _read(settings: DataSettings, data_dir: Path, download: bool) -> ImageSource
     return read_digits() if kind == "digits" else read_torchvision(kind, data_dir, download)
 
 
-def _build(settings: DataSettings, catalogue: ImageSource) -> ImageData:
-    train, val, test = splits = _splits(settings, catalogue)
+def _build(settings: DataSettings, source: ImageSource) -> ImageData:
+    train, val, test = splits = _splits(settings, source)
     if train.resident:
         for split in (train, val) if settings.train_images else splits:
             split.on("cpu")
@@ -204,67 +249,67 @@ def _build(settings: DataSettings, catalogue: ImageSource) -> ImageData:
     return ImageData(
         name=settings.name,
         settings=settings,
-        classes=catalogue.classes,
-        image_shape=catalogue.store.shape,
+        classes=source.classes,
+        image_shape=source.store.shape,
         mean=mean,
         std=std,
-        fingerprint=_fingerprint(catalogue, splits),
+        fingerprint=_fingerprint(source, splits),
         train=train,
         val=val,
         test=test,
     )
 
 
-def _splits(settings: DataSettings, catalogue: ImageSource) -> tuple[Split, Split, Split]:
-    members = _members(settings, catalogue)
-    values = sum(len(indices) for indices in members.values()) * math.prod(catalogue.store.shape)
+def _splits(settings: DataSettings, source: ImageSource) -> tuple[Split, Split, Split]:
+    members = _members(settings, source)
+    values = sum(len(indices) for indices in members.values()) * math.prod(source.store.shape)
 
     def split(name: SplitName) -> Split:
         return Split(
             name=name,
-            labels=torch.from_numpy(catalogue.labels[members[name]]),
+            labels=torch.from_numpy(source.labels[members[name]]),
             indices=torch.from_numpy(members[name]),
             resident=values <= settings.resident_mb * _MEGABYTE,
-            store=catalogue.store,
+            store=source.store,
         )
 
     return split("train"), split("val"), split("test")
 
 
-def _members(settings: DataSettings, catalogue: ImageSource) -> dict[SplitName, Indices]:
-    """Global indices of each split, ascending."""
-    labels, train, val, test = catalogue.labels, catalogue.training, catalogue.validation, catalogue.test
+def _members(settings: DataSettings, source: ImageSource) -> dict[SplitName, Indices]:
+    """Divide the published parts into splits: global indices of each, ascending."""
+    labels, train, val, test = source.labels, source.training, source.validation, source.test
     try:
         if test is None:
             train, test = hold_out(labels, train, _TEST_FRACTION, _TEST_SEED, "test split")
         if val is None:
             train, val = hold_out(labels, train, settings.val_fraction, settings.split_seed, "validation split")
         if settings.train_images is not None:
-            train = training_part(labels, train, settings.train_images, settings.split_seed)
-            val = validation_part(labels, val, settings.train_images, settings.split_seed)
+            train = training_subset(labels, train, settings.train_images, settings.split_seed)
+            val = validation_subset(labels, val, settings.train_images, settings.split_seed)
     except InputError as error:
         raise InputError(f"data set {settings.name!r}: {error}") from error
     return {"train": train, "val": val, "test": test}
 
 
 def _statistics(train: Split) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """(mean, std) per channel in units of 0..1, from exact counts of each value; a constant channel has deviation 1."""
+    """Mean and deviation of each channel in units of 0..1, by exact counts of values; a constant channel has 1."""
     count = min(len(train), STATISTICS_IMAGES)
     sample = torch.arange(count) * len(train) // count
     counts = np.zeros((train.store.shape[0], 256), np.int64)
-    for places in sample.split(_BLOCK):
-        block = (train.images[places] if train.resident else train.decode(places)).numpy()
+    for positions in sample.split(_BLOCK):
+        block = (train.images[positions] if train.resident else train.decode(positions)).numpy()
         for channel in range(len(counts)):
             counts[channel] += np.bincount(block[..., channel].ravel(), minlength=256)
     pixels, values = int(counts[0].sum()), np.arange(256)
     total, squares = (counts @ values).tolist(), (counts @ values**2).tolist()
-    spread = [pixels * square - first * first for first, square in zip(total, squares, strict=True)]
-    mean = tuple(first / (255 * pixels) for first in total)
-    return mean, tuple(math.sqrt(value) / (255 * pixels) if value else 1.0 for value in spread)
+    variances = [pixels * square - value * value for value, square in zip(total, squares, strict=True)]
+    mean = tuple(value / (255 * pixels) for value in total)
+    return mean, tuple(math.sqrt(value) / (255 * pixels) if value else 1.0 for value in variances)
 
 
-def _fingerprint(catalogue: ImageSource, splits: tuple[Split, ...]) -> str:
-    sha = hashlib.sha256(repr((catalogue.classes, catalogue.store.shape)).encode())
+def _fingerprint(source: ImageSource, splits: tuple[Split, ...]) -> str:
+    sha = hashlib.sha256(repr((source.classes, source.store.shape)).encode())
     for split in splits:
         sha.update(f"{split.name}:{len(split)};".encode())
         sha.update(split.indices.numpy().data)
@@ -272,9 +317,9 @@ def _fingerprint(catalogue: ImageSource, splits: tuple[Split, ...]) -> str:
         if split.is_decoded:
             sha.update(split.images.numpy().data)
         elif split.resident:
-            catalogue.store.hash_contents(split.indices.numpy(), sha)
+            source.store.hash_contents(split.indices.numpy(), sha)
         else:
-            catalogue.store.hash_files(split.indices.numpy(), sha)
+            source.store.hash_files(split.indices.numpy(), sha)
     if splits[0].resident:
-        catalogue.store.release()
+        source.store.release()
     return sha.hexdigest()[:16]

@@ -1,4 +1,4 @@
-"""Slices of a batch, for several processes that train on it together."""
+"""Shards of a batch or a split, for several processes that train or evaluate together."""
 
 from __future__ import annotations
 
@@ -11,16 +11,30 @@ from lowrank.errors import InputError
 
 @dataclass(frozen=True)
 class ProcessShard:
-    """The `index`-th of `count` equal slices of a batch, or of each of its `parts`."""
+    """The images of one process: the `index`-th of `count` equal pieces of a batch.
+
+    Attributes:
+        index: of the process, from 0.
+        count: of the processes.
+        parts: parts of a batch that are trained on one after another (gradient accumulation); each is shared evenly.
+    """
 
     index: int = 0
     count: int = 1
     parts: int = 1
 
     def of_batches(self, order: Tensor, batch_size: int) -> Tensor:
-        """This slice's entries of `order`, (n,) with n a multiple of `batch_size`, batch after batch.
+        """Return this shard's entries of `order`, batch after batch.
 
-        Raises InputError when a batch cannot be cut into equal slices.
+        Args:
+            order: int64 (n,), n a multiple of `batch_size`.
+            batch_size: images of a whole batch.
+
+        Returns:
+            int64 (n / count,).
+
+        Raises:
+            InputError: a batch cannot be cut into equal shards.
         """
         if self.count == 1:
             return order
@@ -34,7 +48,14 @@ class ProcessShard:
         return order.view(-1, self.parts, self.count, batch_size // pieces)[:, :, self.index].reshape(-1)
 
     def of_range(self, length: int) -> range:
-        """This slice's positions of `length` in a row; some slices may be one longer than others."""
+        """Return this shard's positions in a split.
+
+        Args:
+            length: images of the split.
+
+        Returns:
+            Consecutive positions; some shards may be one longer than others.
+        """
         return range(length * self.index // self.count, length * (self.index + 1) // self.count)
 
 

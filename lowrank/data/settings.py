@@ -1,4 +1,4 @@
-"""What the user says about a data set and about the views of its images."""
+"""Settings of a data set and of the augmentation of its images."""
 
 from __future__ import annotations
 
@@ -6,21 +6,25 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from lowrank.errors import InputError, unknown
 
-PUBLISHED = ("digits", "cifar10", "cifar100", "fashion_mnist")
+BUILTIN = ("digits", "cifar10", "cifar100", "fashion_mnist")
 ON_DISK = ("parquet", "folder")
-CHOICES = (*PUBLISHED, *(f"{kind}:DIR" for kind in ON_DISK))
+CHOICES = (*BUILTIN, *(f"{kind}:DIR" for kind in ON_DISK))
 
 
 class DataSettings(BaseModel):
-    """Which images, and how they are split; frozen, so that it can be the key of a cache.
+    """Which images, and how they are split. Frozen, so that it can be the key of a cache.
 
-    `name`: digits, cifar10, cifar100, fashion_mnist, parquet:DIR or folder:DIR (a relative DIR starts at the working
-    directory). `train_images`: train on a stratified part of that many images, which also bounds the validation split.
-    `val_fraction`: the share of the published training set that is held out for validation; not used where the set
-    has a validation part of its own. `split_seed`: chooses both, never the test set. `resident_mb`: megabytes (1e6
-    bytes) of decoded uint8 images up to which a set lives decoded on the device; a larger one is streamed.
-    `image_size`: pixels; images of parquet and folder sets are cropped to their middle square and resized to it.
-    `loader_seconds`: how long a streamed batch is waited for before the loader counts as hung.
+    Attributes:
+        name: digits, cifar10, cifar100, fashion_mnist, parquet:DIR or folder:DIR (a relative DIR starts at the working
+            directory).
+        train_images: train on a stratified subset of that many images, which also bounds the validation split.
+        val_fraction: the share of the published training set that is held out for validation; not used where the set
+            has a validation part.
+        split_seed: chooses the validation split and the training subset, never the test set.
+        resident_mb: megabytes (1e6 bytes) of decoded uint8 images up to which a set lives decoded on the device; a
+            larger one is streamed.
+        image_size: pixels; images of parquet and folder sets are cropped to their middle square and resized to it.
+        loader_seconds: time after which a loader that gives no batch counts as hung.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -35,11 +39,14 @@ class DataSettings(BaseModel):
 
 
 class AugmentationSettings(BaseModel):
-    """Random views of the training images; frozen. The seed belongs to the study, not to the trial.
+    """Random augmentation of the training images. Frozen.
 
-    `shift`: largest translation in pixels, in each direction and on both axes, the border filled with the mean colour.
-    `flip`: mirror left to right for half of the views. `cutout`: side in pixels of a square set to the mean colour; its
-    centre is uniform over the image and what lies beyond the edge is clipped.
+    Attributes:
+        shift: largest translation in pixels, in each direction and on both axes; the border has the mean colour.
+        flip: mirror left to right with probability one half.
+        cutout: side in pixels of a square set to the mean colour; its centre is uniform over the image, and the part
+            beyond the edge is clipped.
+        seed: of all random numbers; it belongs to the study, not to the trial.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -51,11 +58,11 @@ class AugmentationSettings(BaseModel):
 
     @property
     def is_identity(self) -> bool:
-        """Whether every view is the image itself."""
+        """Whether augmentation leaves every image as it is."""
         return self.shift == 0 and not self.flip and self.cutout == 0
 
 
-_DEFAULT_VIEWS = {
+_DEFAULT_AUGMENTATION = {
     "digits": AugmentationSettings(shift=1, cutout=2),
     "fashion_mnist": AugmentationSettings(shift=2, flip=True, cutout=8),
     "cifar10": AugmentationSettings(shift=4, flip=True, cutout=8),
@@ -65,13 +72,19 @@ _DEFAULT_VIEWS = {
 }
 
 
-def split_name(name: str) -> tuple[str, str | None]:
-    """The kind of a data set and the folder that its name carries, e.g. ("parquet", "DIR") or ("digits", None).
+def parse_data_name(name: str) -> tuple[str, str | None]:
+    """Split the name of a data set into its kind and its folder.
+
+    Args:
+        name: as in `DataSettings`.
+
+    Returns:
+        Kind and folder, e.g. ("parquet", "DIR") or ("digits", None).
 
     Raises:
-        InputError: the name is none of CHOICES, or its folder is missing.
+        InputError: the name is none of CHOICES, or names no folder.
     """
-    if name in PUBLISHED:
+    if name in BUILTIN:
         return name, None
     kind, colon, folder = name.partition(":")
     if kind not in ON_DISK:
@@ -82,9 +95,15 @@ def split_name(name: str) -> tuple[str, str | None]:
 
 
 def default_augmentation(data_name: str) -> AugmentationSettings:
-    """The views that suit a data set, with seed 0.
+    """Return the augmentation that suits a data set, with seed 0.
+
+    Args:
+        data_name: as in `DataSettings`.
+
+    Returns:
+        The settings.
 
     Raises:
         InputError: the data set is unknown.
     """
-    return _DEFAULT_VIEWS[split_name(data_name)[0]]
+    return _DEFAULT_AUGMENTATION[parse_data_name(data_name)[0]]

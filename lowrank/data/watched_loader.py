@@ -22,8 +22,8 @@ from lowrank.utils.cpu import usable_cores
 from lowrank.utils.parent_death import exit_with_parent
 
 
-class _Decoded(Dataset[tuple[Tensor, Tensor | str]]):
-    """Item i is batch i: (positions, images uint8 (B, H, W, C)), or (positions, what went wrong)."""
+class _DecodedBatches(Dataset[tuple[Tensor, Tensor | str]]):
+    """Element i is batch i: (positions, images uint8 (B, H, W, C)), or (positions, error message)."""
 
     def __init__(self, split: Split, batches: list[Tensor], threads: int | None) -> None:
         self._split, self._batches, self._threads = split, batches, threads
@@ -31,54 +31,70 @@ class _Decoded(Dataset[tuple[Tensor, Tensor | str]]):
     def __len__(self) -> int:
         return len(self._batches)
 
-    def __getitem__(self, item: int) -> tuple[Tensor, Tensor | str]:
-        positions = self._batches[item]
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor | str]:
+        positions = self._batches[index]
         try:
             return positions, self._split.decode(positions, self._threads)
         except LowrankError as error:  # a worker process would turn it into a traceback of many lines
             return positions, str(error)
 
 
-def _begin_worker(parent: int, index: int) -> None:
-    exit_with_parent(parent)  # torch's own watch waits for a decoder that hangs
+def _start_worker(parent: int, index: int) -> None:
+    exit_with_parent(parent)  # torch's own check waits for a decoder that hangs
 
 
 def stream_images(
-    split: Split, order: Tensor, batch_size: int, device: torch.device, workers: int, patience: float
+    split: Split, order: Tensor, batch_size: int, device: torch.device, workers: int, loader_seconds: float
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """(positions on the CPU, images uint8 (B, H, W, C) on the device), decoded in worker processes."""
+    """Yield batches of a split, decoded in worker processes.
+
+    Args:
+        split: the images.
+        order: positions within the split, int64 (n,).
+        batch_size: images a batch; the last one may be smaller.
+        device: of the images.
+        workers: processes that decode, at most one for each core; 0 decodes in this process.
+        loader_seconds: time without a batch after which the worker processes are killed.
+
+    Yields:
+        Positions, int64 (B,) on the CPU, and images, uint8 (B, H, W, C) on the device.
+
+    Raises:
+        InputError: an image cannot be read.
+        LoaderHungError: no batch came for `loader_seconds`.
+    """
     workers = min(workers, usable_cores())
     if workers:
-        split.store.hold(split.indices[order].numpy())
+        split.store.preload(split.indices[order].numpy())
     loader = DataLoader(
-        _Decoded(split, list(order.split(batch_size)), threads=1 if workers else None),
+        _DecodedBatches(split, list(order.split(batch_size)), threads=1 if workers else None),
         batch_size=None,
         num_workers=workers,
         pin_memory=device.type == "cuda",
-        worker_init_fn=partial(_begin_worker, os.getpid()) if workers else None,
-        generator=torch.Generator(),  # its own: a default one would draw from torch's random state
+        worker_init_fn=partial(_start_worker, os.getpid()) if workers else None,
+        generator=torch.Generator(),  # the default one would draw from torch's random state
     )
-    for positions, images in _awaited(loader, patience) if workers else loader:
+    for positions, images in _watched(loader, loader_seconds) if workers else loader:
         if isinstance(images, str):
             raise InputError(images)
         yield positions, images.to(device, non_blocking=True)
 
 
-def _awaited(loader: DataLoader[Any], patience: float) -> Iterator[Any]:
-    """What a loader gives; raises LoaderHungError, and leaves none of its processes, when that takes too long.
+def _watched(loader: DataLoader[Any], seconds: float) -> Iterator[Any]:
+    """Yield the batches of a loader; when one takes too long, kill its processes and raise LoaderHungError.
 
-    The loader's own time-out does not hold: a process that stops while it hands over a batch blocks beyond it.
+    The loader's own time-out is no substitute: a process that stops while it hands over a batch blocks beyond it.
     """
     batches: Any = iter(loader)
     hung = threading.Event()
 
-    def end() -> None:
+    def kill_workers() -> None:
         hung.set()
-        for process in batches._workers:  # one that hangs does not hear a request to end
+        for process in batches._workers:  # one that hangs does not react to a request to end
             process.kill()
 
     while True:
-        timer = threading.Timer(patience, end)
+        timer = threading.Timer(seconds, kill_workers)
         timer.daemon = True
         timer.start()
         try:
@@ -87,9 +103,9 @@ def _awaited(loader: DataLoader[Any], patience: float) -> Iterator[Any]:
             return
         except (RuntimeError, OSError, EOFError) as error:
             if hung.is_set():
-                with suppress(RuntimeError):  # torch tells of the killed process once more, else when this is collected
+                with suppress(RuntimeError):  # it reports the killed process once more, here or in its destructor
                     batches._shutdown_workers()
-                raise LoaderHungError(f"no batch came from the loader's processes for {patience:g} s") from error
+                raise LoaderHungError(f"no batch came from the loader's processes for {seconds:g} s") from error
             raise
         finally:
             timer.cancel()

@@ -33,7 +33,7 @@ class DropPath(nn.Module):
     """
 
     rate: Tensor
-    part = (0, 1)  # of a batch that several processes share: which slice of how many is given here
+    shard = (0, 1)  # index and count of the processes that share a batch; `forward` sees the images of one
 
     def __init__(self) -> None:
         super().__init__()
@@ -49,7 +49,7 @@ class DropPath(nn.Module):
         """(B, C, H, W) -> the same; the identity in evaluation."""
         if not self.training:
             return x
-        index, count = self.part
+        index, count = self.shard
         keep = 1 - self.rate
         mask = (torch.rand(count * x.shape[0], 1, 1, 1, device=x.device) < keep).chunk(count)[index]
         return x * (mask / keep).to(x.dtype)

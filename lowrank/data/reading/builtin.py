@@ -1,4 +1,4 @@
-"""The sets that come with a library: scikit-learn's digits, and those that torchvision reads and downloads."""
+"""Data sets that come with a library: scikit-learn's digits, and those that torchvision reads and downloads."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import tarfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -17,12 +17,30 @@ from lowrank.data.reading.source import ImageSource
 from lowrank.errors import InputError
 from lowrank.utils.text import one_line
 
+
+class BuiltinSet(NamedTuple):
+    """What is known of a built-in set before its images are read: their shape (C, H, W) and the number of classes."""
+
+    image_shape: tuple[int, int, int]
+    classes: int
+
+
+BUILTIN_SETS = {
+    "digits": BuiltinSet((1, 8, 8), 10),
+    "cifar10": BuiltinSet((3, 32, 32), 10),
+    "cifar100": BuiltinSet((3, 32, 32), 100),
+    "fashion_mnist": BuiltinSet((1, 28, 28), 10),
+}
 _TORCHVISION = {"cifar10": "CIFAR10", "cifar100": "CIFAR100", "fashion_mnist": "FashionMNIST"}
 _UNREADABLE = (RuntimeError, ValueError, OSError, EOFError, KeyError, TypeError, IndexError, AssertionError)
 
 
 def read_digits() -> ImageSource:
-    """1,797 grey images of 8x8 in 10 classes, from scikit-learn's own files; no test set is published."""
+    """Read 1,797 grey images of 8x8 in 10 classes from scikit-learn's own files; no test part is published.
+
+    Returns:
+        The set.
+    """
     from sklearn.datasets import load_digits  # costs a second to import
 
     bunch = load_digits()
@@ -36,10 +54,18 @@ def read_digits() -> ImageSource:
 
 
 def read_torchvision(name: str, root: Path, download: bool) -> ImageSource:
-    """cifar10, cifar100 or fashion_mnist from torchvision's own files under `root`.
+    """Read a set from torchvision's files.
+
+    Args:
+        name: cifar10, cifar100 or fashion_mnist.
+        root: the folder of the files.
+        download: whether torchvision may download what is missing.
+
+    Returns:
+        The set.
 
     Raises:
-        InputError: a file is damaged, or missing and not to be had.
+        InputError: a file is damaged, or missing and cannot be downloaded.
     """
     from lowrank.utils.torchvision_compat import torchvision  # costs seconds to import
 
@@ -66,7 +92,7 @@ def read_torchvision(name: str, root: Path, download: bool) -> ImageSource:
 
 
 def _files(maker: Any, root: Path) -> Iterator[tuple[Path, str | None]]:
-    """The files that torchvision reads, each with its md5 where torchvision checks one."""
+    """Yield the files that torchvision reads, each with its md5 where torchvision checks one."""
     if hasattr(maker, "base_folder"):
         for name, md5 in [*maker.train_list, *maker.test_list, (maker.meta["filename"], maker.meta["md5"])]:
             yield root / maker.base_folder / name, md5
@@ -90,23 +116,23 @@ def _check_files(maker: Any, name: str, root: Path) -> None:
         if md5 is None:
             _check_idx(path, name)
             continue
-        found = hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
-        if found != md5:
+        digest = hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
+        if digest != md5:
             raise InputError(
-                f"data set {name!r}: {path} is damaged: its md5 must be {md5}, but got {found}; "
+                f"data set {name!r}: {path} is damaged: its md5 must be {md5}, but got {digest}; "
                 f"delete it to download it again, or put the right file there"
             )
 
 
 def _check_idx(path: Path, name: str) -> None:
-    """An idx file of bytes: its header must account for its size."""
+    """Check an idx file of bytes: its header must agree with its size."""
     dims = 3 if "images" in path.name else 1
     with path.open("rb") as file:
         header = file.read(4 + 4 * dims)
     expected = bytes([0, 0, 8, dims])
     sides = [int.from_bytes(header[start : start + 4], "big") for start in range(4, len(header), 4)]
-    wanted, size = len(header) + int(np.prod(sides, dtype=np.int64)), path.stat().st_size
-    if header[:4] != expected or len(sides) != dims or size != wanted:
+    expected_size, size = len(header) + int(np.prod(sides, dtype=np.int64)), path.stat().st_size
+    if header[:4] != expected or len(sides) != dims or size != expected_size:
         raise InputError(
             f"data set {name!r}: {path} is damaged: an idx file of bytes in {dims} dimensions must begin with "
             f"{expected.hex()} and have the size that its header says, but it begins with {header[:4].hex()} and has "
@@ -115,7 +141,7 @@ def _check_idx(path: Path, name: str) -> None:
 
 
 def _read_part(maker: Any, name: str, root: Path, train: bool) -> tuple[Any, Any, tuple[str, ...]]:
-    """(images uint8 (n, H, W, C), labels int64 (n,), class names) of one part."""
+    """Read one part: images uint8 (n, H, W, C), labels int64 (n,) and class names."""
     try:
         part = maker(str(root), train=train, download=False)
     except _UNREADABLE as error:

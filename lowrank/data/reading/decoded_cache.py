@@ -1,7 +1,7 @@
-"""Decoded images that the processes of a machine share: decoded by the first that wants them, mapped by the others.
+"""Decoded images that the processes of a machine share: the first one decodes them, the others map them into memory.
 
-A file is named by what it was decoded from, the encoded bytes themselves, and by the versions that decoded it; it is
-there whole or not at all. The folder is the user's own, beside the system's temporary files.
+A file is named by the hash of the encoded bytes that it was decoded from and of the decoder's version. The folder
+belongs to the user and lies beside the system's temporary files.
 """
 
 from __future__ import annotations
@@ -18,44 +18,55 @@ import numpy as np
 from lowrank.data.reading.image_codec import Pixels
 from lowrank.utils.atomic_write import atomic_write
 
-LEAST_BYTES = 20_000_000  # of decoded images; fewer are decoded faster than they are looked up
+MIN_BYTES = 20_000_000  # of decoded images; fewer are decoded faster than they are looked up
 
 
-def folder() -> Path | None:
-    """Where decoded images lie; None where there can be no folder of this user's alone."""
+def cache_folder() -> Path | None:
+    """Return the folder of decoded images.
+
+    Returns:
+        The folder; None where there can be none that only this user can write.
+    """
     path = Path(tempfile.gettempdir()) / f"decoded-images-{os.getuid()}"
     try:
         path.mkdir(mode=0o700, exist_ok=True)
-        about = path.lstat()
+        status = path.lstat()
     except OSError:
         return None
-    sound = path.is_dir() and not path.is_symlink() and about.st_uid == os.getuid() and not about.st_mode & 0o022
-    return path if sound else None
+    private = path.is_dir() and not path.is_symlink() and status.st_uid == os.getuid() and not status.st_mode & 0o022
+    return path if private else None
 
 
-def shared(sha: Any, decode: Callable[[], Pixels]) -> Pixels:
-    """What `decode` gives, from the file of an earlier process where there is one; writing to it changes no file.
+def load_or_decode(sha: Any, decode: Callable[[], Pixels]) -> Pixels:
+    """Load decoded images from the file of an earlier process, or decode them and write the file.
 
-    `sha` is a hash object over all that `decode` depends on but the decoder. On a full disk nothing is kept.
+    On a full disk no file is written. Writing to the result changes no file.
+
+    Args:
+        sha: a hash object over everything that the result depends on but the decoder's version.
+        decode: decodes the images.
+
+    Returns:
+        What `decode` returns.
     """
     sha.update(version("pillow").encode())
-    place = folder()
-    if place is None:
+    folder = cache_folder()
+    if folder is None:
         return decode()
-    path = place / f"{sha.hexdigest()[:32]}.npy"
+    path = folder / f"{sha.hexdigest()[:32]}.npy"
     if not path.exists():
         pixels = decode()
-        if not _kept(path, pixels):
+        if not _write(path, pixels):
             return pixels
     try:
-        found: Pixels = np.load(path, mmap_mode="c", allow_pickle=False)
-    except FileNotFoundError:  # cleared away meanwhile
+        cached: Pixels = np.load(path, mmap_mode="c", allow_pickle=False)
+    except FileNotFoundError:  # removed in the meantime
         return decode()
-    return found
+    return cached
 
 
-def _kept(path: Path, pixels: Pixels) -> bool:
-    """Write a file, whole or not at all; whether there was room."""
+def _write(path: Path, pixels: Pixels) -> bool:
+    """Write a file; whether the disk took it."""
     try:
         with atomic_write(path) as file:
             np.save(file, pixels, allow_pickle=False)

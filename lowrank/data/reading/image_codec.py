@@ -1,4 +1,4 @@
-"""One encoded image to pixels, with errors that name where the image comes from. Sizes are width x height in pixels."""
+"""Decodes one image; errors name the file that it comes from. Sizes are width x height in pixels."""
 
 from __future__ import annotations
 
@@ -16,15 +16,22 @@ Pixels = NDArray[np.uint8]
 
 GREY_MODES = ("1", "L", "LA")
 _EIGHT_BIT_MODES = (*GREY_MODES, "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV", "LAB")
-_BROKEN = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
+_DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
 
 
-def _broken(origin: str, error: BaseException) -> InputError:
+def _unreadable(origin: str, error: BaseException) -> InputError:
     return InputError(f"{origin}: must be a readable image, but {one_line(error)}")
 
 
 def read_header(blob: bytes | memoryview, origin: str) -> tuple[bool, tuple[int, int]]:
-    """(whether the image is grey, (width, height)) without decoding it.
+    """Read colour and size of an image without decoding it.
+
+    Args:
+        blob: the encoded image.
+        origin: the file of the image, for messages.
+
+    Returns:
+        Whether it is grey, and (width, height).
 
     Raises:
         InputError: the bytes are no image, or one of more than 8 bits a channel.
@@ -32,20 +39,20 @@ def read_header(blob: bytes | memoryview, origin: str) -> tuple[bool, tuple[int,
     try:
         with Image.open(io.BytesIO(blob)) as image:
             mode, size = image.mode, image.size
-    except _BROKEN as error:
-        raise _broken(origin, error) from error
+    except _DECODE_ERRORS as error:
+        raise _unreadable(origin, error) from error
     if mode not in _EIGHT_BIT_MODES:
         raise InputError(f"{origin}: images must have 8 bits a channel, but the mode is {mode}")
     return mode in GREY_MODES, size
 
 
 def decode_image(blob: bytes | memoryview, origin: str, shape: tuple[int, int, int], resize: bool) -> Pixels:
-    """Pixels of one image.
+    """Decode one image.
 
     Args:
         blob: the encoded image.
-        origin: for messages.
-        shape: (C, H, W) wanted; C is 1 or 3.
+        origin: the file of the image, for messages.
+        shape: (C, H, W) of the result; C is 1 or 3.
         resize: whether to crop the middle and resize where the size differs.
 
     Returns:
@@ -61,9 +68,9 @@ def decode_image(blob: bytes | memoryview, origin: str, shape: tuple[int, int, i
                 size = image.size
             else:
                 size = (width, height)
-                pixels = np.asarray(_fitted(image, channels, size))
-    except _BROKEN as error:
-        raise _broken(origin, error) from error
+                pixels = np.asarray(_convert(image, channels, size))
+    except _DECODE_ERRORS as error:
+        raise _unreadable(origin, error) from error
     if size != (width, height):
         raise InputError(
             f"{origin}: all images must have the size of the first, {width}x{height}, but got {size[0]}x{size[1]}; "
@@ -72,7 +79,7 @@ def decode_image(blob: bytes | memoryview, origin: str, shape: tuple[int, int, i
     return pixels.reshape(height, width, channels)
 
 
-def _fitted(image: Image.Image, channels: int, size: tuple[int, int]) -> Image.Image:
+def _convert(image: Image.Image, channels: int, size: tuple[int, int]) -> Image.Image:
     mode = "L" if channels == 1 else "RGB"
     if image.mode not in _EIGHT_BIT_MODES:
         raise ValueError(f"its mode is {image.mode}, not 8 bits a channel")

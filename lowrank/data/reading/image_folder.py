@@ -17,14 +17,14 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 
 
 class FolderStore(EncodedStore):
-    """Image files, read when they are asked for."""
+    """Image files, each read when it is decoded."""
 
     def __init__(self, root: Path, names: list[str]) -> None:
-        """From the paths of the files relative to `root`, by global index."""
+        """Take the paths of the files relative to `root`, by global index."""
         self._root = root
         self._names = names
 
-    def encoded(self, index: int) -> bytes:
+    def read_encoded(self, index: int) -> bytes:
         """See EncodedStore."""
         path = self._root / self._names[index]
         try:
@@ -41,15 +41,22 @@ class FolderStore(EncodedStore):
         for index in indices.tolist():
             sha.update(f"{self._names[index]}:{(self._root / self._names[index]).stat().st_size};".encode())
 
-    def hold(self, indices: Indices) -> None:
+    def preload(self, indices: Indices) -> None:
         """See ImageStore; files are read one by one."""
 
     def release(self) -> None:
-        """See ImageStore; nothing is kept."""
+        """See ImageStore; nothing is in memory."""
 
 
 def read_folder(root: Path, image_size: int | None) -> ImageSource:
-    """The images under `root`; the classes are the training part's folders, in alphabetical order.
+    """Find the images under a folder; the classes are the folders of the training part, in alphabetical order.
+
+    Args:
+        root: DIR of the module's docstring.
+        image_size: side in pixels to resize to; None where all images have one size.
+
+    Returns:
+        The set.
 
     Raises:
         InputError: there is no such folder, a class is empty, or a part has a class that training lacks.
@@ -65,37 +72,37 @@ def read_folder(root: Path, image_size: int | None) -> ImageSource:
             f"files {', '.join(SUFFIXES)}, but it holds none"
         )
     for part in parts[1:]:
-        if strange := sorted(set(part) - set(classes)):
+        if untrained := sorted(set(part) - set(classes)):
             raise InputError(
-                f"data set 'folder:{root}': class {strange[0]!r} has no training images; "
+                f"data set 'folder:{root}': class {untrained[0]!r} has no training images; "
                 f"the classes of train are {', '.join(classes[:10])}"
             )
-    return _catalogue(root, classes, parts, image_size)
+    return _make_source(root, classes, parts, image_size)
 
 
 def _files(folder: Path, root: Path) -> dict[str, list[str]]:
-    """Class to its image files, as paths relative to `root`, all in alphabetical order."""
+    """Map each class to its image files, as paths relative to `root`, all in alphabetical order."""
     if not folder.is_dir():
         return {}
-    found: dict[str, list[str]] = {}
-    for place in sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")):
-        files = sorted(f for f in place.iterdir() if f.suffix.lower() in SUFFIXES and not f.name.startswith("."))
+    classes: dict[str, list[str]] = {}
+    for path in sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")):
+        files = sorted(f for f in path.iterdir() if f.suffix.lower() in SUFFIXES and not f.name.startswith("."))
         if not files:
-            raise InputError(f"{place}: a class must hold at least one image ({', '.join(SUFFIXES)}), but has none")
-        found[place.name] = [file.relative_to(root).as_posix() for file in files]
-    return found
+            raise InputError(f"{path}: a class must hold at least one image ({', '.join(SUFFIXES)}), but has none")
+        classes[path.name] = [file.relative_to(root).as_posix() for file in files]
+    return classes
 
 
-def _catalogue(
+def _make_source(
     root: Path, classes: tuple[str, ...], parts: list[dict[str, list[str]]], image_size: int | None
 ) -> ImageSource:
     names = [name for part in parts for files in part.values() for name in files]
-    number = {label: place for place, label in enumerate(classes)}
+    number = {label: index for index, label in enumerate(classes)}
     labels = [number[label] for part in parts for label, files in part.items() for _ in files]
     ends = np.cumsum([0] + [sum(len(files) for files in part.values()) for part in parts])
     training, validation, test = (np.arange(ends[i], ends[i + 1]) for i in range(3))
     store = FolderStore(root, names)
-    store.learn_shape(training, image_size)
+    store.infer_shape(training, image_size)
     return ImageSource(
         classes=classes,
         labels=np.asarray(labels, dtype=np.int64),

@@ -1,7 +1,6 @@
-"""Where the images of a data set are kept.
+"""Stores of images: decoded arrays in memory, or encoded images that are decoded on request.
 
-A store holds every published image under one global index (training files first, then validation, then test) and
-decodes any of them on request.
+A store numbers all published images by one global index: training files first, then validation, then test.
 """
 
 from __future__ import annotations
@@ -14,14 +13,14 @@ from typing import Any
 
 import numpy as np
 
-from lowrank.data.reading.decoded_cache import LEAST_BYTES, shared
+from lowrank.data.reading.decoded_cache import MIN_BYTES, load_or_decode
 from lowrank.data.reading.image_codec import Pixels, decode_image, read_header
 from lowrank.data.splits import Indices
 from lowrank.utils.cpu import usable_cores
 
-_PROBES = 64  # headers read to see whether a set has colours
-_IMAGES_A_TASK = 256  # of one decoding thread
-_SMALL = 128 * 128  # pixels; decoding smaller images is mostly Python, where more than two threads slow each other down
+_SAMPLED_HEADERS = 64  # read to see whether a set has colours
+_IMAGES_PER_TASK = 256  # of one decoding thread
+_SMALL_IMAGE = 128 * 128  # pixels; below, decoding is mostly Python: more than two threads slow each other down
 
 
 class ImageStore(ABC):
@@ -31,14 +30,31 @@ class ImageStore(ABC):
 
     @abstractmethod
     def decode(self, indices: Indices, threads: int | None = None) -> Pixels:
-        """Uint8 (n, H, W, C) of the images `indices` (int64 (n,)); `threads` None: as many as pay.
+        """Decode images.
+
+        Args:
+            indices: global indices, int64 (n,).
+            threads: that decode; None for as many as help.
+
+        Returns:
+            uint8 (n, H, W, C).
 
         Raises:
-            InputError: an image cannot be read or has another size; names it.
+            InputError: an image cannot be read or has another size; the message names it.
         """
 
-    def decode_whole(self, indices: Indices) -> Pixels:
-        """`decode` for images that stay in memory; where decoding takes long, the processes of a machine share it."""
+    def decode_shared(self, indices: Indices) -> Pixels:
+        """Decode images that stay in memory; where that takes long, the processes of a machine share the result.
+
+        Args:
+            indices: global indices, int64 (n,).
+
+        Returns:
+            uint8 (n, H, W, C).
+
+        Raises:
+            InputError: an image cannot be read or has another size; the message names it.
+        """
         return self.decode(indices)
 
     @abstractmethod
@@ -47,28 +63,28 @@ class ImageStore(ABC):
 
     @abstractmethod
     def hash_files(self, indices: Indices, sha: Any) -> None:
-        """Add names and sizes of the files that hold the images to `sha`, without reading them."""
+        """Add the names and sizes of the images' files to the hash object `sha`, without reading them."""
 
     @abstractmethod
-    def hold(self, indices: Indices) -> None:
-        """Read into memory what worker processes will need of these images, so that they share it."""
+    def preload(self, indices: Indices) -> None:
+        """Read the encoded images into memory, so that worker processes which are forked later share them."""
 
     @abstractmethod
     def release(self) -> None:
-        """Let go of what can be read again."""
+        """Free what can be read again."""
 
 
 class ArrayStore(ImageStore):
     """Decoded images in memory."""
 
     def __init__(self, pixels: Pixels) -> None:
-        """From uint8 (N, H, W, C)."""
+        """Hold `pixels`, uint8 (N, H, W, C)."""
         self._pixels = np.ascontiguousarray(pixels)
         _, height, width, channels = pixels.shape
         self.shape = (channels, height, width)
 
     def decode(self, indices: Indices, threads: int | None = None) -> Pixels:
-        """See ImageStore; a copy of the rows."""
+        """See ImageStore; copies the rows."""
         return self._pixels[indices]
 
     def hash_contents(self, indices: Indices, sha: Any) -> None:
@@ -76,38 +92,38 @@ class ArrayStore(ImageStore):
         sha.update(self._pixels[indices])
 
     def hash_files(self, indices: Indices, sha: Any) -> None:
-        """See ImageStore; an array has no files, its pixels stand for them."""
+        """See ImageStore; hashes the pixels, for an array has no files."""
         self.hash_contents(indices, sha)
 
-    def hold(self, indices: Indices) -> None:
-        """See ImageStore; all is in memory."""
+    def preload(self, indices: Indices) -> None:
+        """See ImageStore; everything is in memory."""
 
     def release(self) -> None:
         """See ImageStore; nothing can be read again."""
 
 
 class EncodedStore(ImageStore):
-    """Images as JPEG, PNG and the like; a subclass says where the bytes of each are."""
+    """Images as JPEG, PNG and the like; a subclass reads the bytes of each."""
 
     _resize: bool
 
     @abstractmethod
-    def encoded(self, index: int) -> bytes | memoryview:
-        """The encoded image of a global index."""
+    def read_encoded(self, index: int) -> bytes | memoryview:
+        """Return the encoded image of a global index."""
 
     @abstractmethod
     def origin(self, index: int) -> str:
-        """Where the image comes from, for messages."""
+        """Name the file of an image, for messages."""
 
-    def learn_shape(self, training: Indices, image_size: int | None) -> None:
-        """Set `shape` from the headers of a few training images; the first sets the size, any colour makes it RGB.
+    def infer_shape(self, training: Indices, image_size: int | None) -> None:
+        """Set `shape` from the headers of some training images; the first gives the size, any colour makes it RGB.
 
         Args:
             training: global indices, int64 (n,), n at least 1.
             image_size: side in pixels to resize to, or None where all images have one size.
         """
-        probes = training[np.unique(np.linspace(0, len(training) - 1, _PROBES).astype(np.int64))]
-        headers = [read_header(self.encoded(index), self.origin(index)) for index in probes.tolist()]
+        sample = training[np.unique(np.linspace(0, len(training) - 1, _SAMPLED_HEADERS).astype(np.int64))]
+        headers = [read_header(self.read_encoded(index), self.origin(index)) for index in sample.tolist()]
         width, height = headers[0][1] if image_size is None else (image_size, image_size)
         self.shape = (1 if all(grey for grey, _ in headers) else 3, height, width)
         self._resize = image_size is not None
@@ -118,12 +134,12 @@ class EncodedStore(ImageStore):
         pixels = np.empty((len(indices), height, width, channels), np.uint8)
 
         def fill(start: int) -> None:
-            for place in range(start, min(start + _IMAGES_A_TASK, len(indices))):
-                index = int(indices[place])
-                pixels[place] = decode_image(self.encoded(index), self.origin(index), self.shape, self._resize)
+            for row in range(start, min(start + _IMAGES_PER_TASK, len(indices))):
+                index = int(indices[row])
+                pixels[row] = decode_image(self.read_encoded(index), self.origin(index), self.shape, self._resize)
 
-        starts = range(0, len(indices), _IMAGES_A_TASK)
-        workers = min(threads or (usable_cores() if height * width >= _SMALL else 2), len(starts))
+        starts = range(0, len(indices), _IMAGES_PER_TASK)
+        workers = min(threads or (usable_cores() if height * width >= _SMALL_IMAGE else 2), len(starts))
         if workers <= 1:
             for start in starts:
                 fill(start)
@@ -133,18 +149,18 @@ class EncodedStore(ImageStore):
                 pass  # raises the first error
         return pixels
 
-    def decode_whole(self, indices: Indices) -> Pixels:
+    def decode_shared(self, indices: Indices) -> Pixels:
         """See ImageStore and lowrank.data.reading.decoded_cache."""
-        if len(indices) * math.prod(self.shape) < LEAST_BYTES:
+        if len(indices) * math.prod(self.shape) < MIN_BYTES:
             return self.decode(indices)
         sha = hashlib.sha256()
         self.hash_contents(indices, sha)
-        return shared(sha, lambda: self.decode(indices))
+        return load_or_decode(sha, lambda: self.decode(indices))
 
     def hash_contents(self, indices: Indices, sha: Any) -> None:
         """See ImageStore; hashes the encoded bytes and the shape that they are decoded to."""
         sha.update(repr(self.shape).encode())
         for index in indices.tolist():
-            blob = self.encoded(index)
+            blob = self.read_encoded(index)
             sha.update(len(blob).to_bytes(8, "little"))
             sha.update(blob)

@@ -22,7 +22,7 @@ _PARTS = ("train", "validation", "test")
 
 
 class _File:
-    """One Parquet file: its schema at once, its images when they are first asked for."""
+    """One Parquet file. Its schema is read at once, its images at the first access."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -36,21 +36,21 @@ class _File:
         if not pa.types.is_struct(kind) or kind.get_field_index("bytes") < 0:
             raise InputError(f"{path}: column {self._image!r} must be a struct with `bytes`, but is {kind}")
         if not pa.types.is_integer(self.schema.field(self._label).type):
-            found = self.schema.field(self._label).type
-            raise InputError(f"{path}: column {self._label!r} must hold integers, but is {found}")
+            label_type = self.schema.field(self._label).type
+            raise InputError(f"{path}: column {self._label!r} must hold integers, but is {label_type}")
         self._blobs: tuple[Any, memoryview] | None = None
 
     def _unreadable(self, error: BaseException) -> InputError:
         return InputError(f"{self.path}: must be a whole, readable Parquet file, but {one_line(error)}")
 
     def _column(self, what: str, names: tuple[str, ...]) -> str:
-        found = [name for name in names if name in self.schema.names]
-        if not found:
+        present = [name for name in names if name in self.schema.names]
+        if not present:
             raise InputError(
                 f"{self.path}: no {what} column; it must be one of {', '.join(names)}, "
                 f"but the columns are {', '.join(self.schema.names) or 'none'}"
             )
-        return found[0]
+        return present[0]
 
     def _read(self, column: str) -> Any:
         try:
@@ -60,14 +60,14 @@ class _File:
             raise self._unreadable(error) from error
 
     def labels(self) -> Labels:
-        """Int64 (rows,)."""
+        """Return the labels, int64 (rows,)."""
         column = self._read(self._label)
         if column.null_count:
             raise InputError(f"{self.path}: column {self._label!r} must not have gaps, but got {column.null_count}")
         return np.asarray(column.to_numpy(), dtype=np.int64)
 
     def class_names(self) -> tuple[str, ...] | None:
-        """From the metadata that Hugging Face's library writes, if they are there."""
+        """Return the names that Hugging Face's library writes into the metadata, if there are any."""
         text = (self.schema.metadata or {}).get(b"huggingface")
         try:
             names = json.loads(text)["info"]["features"][self._label]["names"] if text else None
@@ -76,7 +76,7 @@ class _File:
         return tuple(str(name) for name in names) if names else None
 
     def blob(self, row: int) -> memoryview:
-        """The encoded image of a row, not copied."""
+        """Return the encoded image of a row without a copy."""
         if self._blobs is None:
             self._blobs = self._read_blobs()
         offsets, data = self._blobs
@@ -93,48 +93,48 @@ class _File:
         return starts, memoryview(data if data is not None else b"")
 
     def release(self) -> None:
-        """Let go of the encoded images."""
+        """Free the encoded images."""
         self._blobs = None
 
     def __getstate__(self) -> dict[str, Any]:
-        """For worker processes that do not share memory: they read the file again."""
+        """Leave the images out: worker processes that do not share memory read the file again."""
         return {**self.__dict__, "_blobs": None}
 
 
 class ParquetStore(EncodedStore):
-    """The images of several Parquet files, one after another; a file's encoded bytes are read whole when first used."""
+    """The images of several Parquet files, one after another; all bytes of a file are read at the first access."""
 
     def __init__(self, files: list[_File], sizes: list[int]) -> None:
-        """From the files and the rows of each."""
+        """Take the files and the number of rows of each."""
         self._files = files
         self._ends = np.cumsum(sizes)
 
-    def _place(self, index: int) -> tuple[_File, int]:
-        which = int(np.searchsorted(self._ends, index, side="right"))
-        return self._files[which], index - (int(self._ends[which - 1]) if which else 0)
+    def _locate(self, index: int) -> tuple[_File, int]:
+        number = int(np.searchsorted(self._ends, index, side="right"))
+        return self._files[number], index - (int(self._ends[number - 1]) if number else 0)
 
-    def encoded(self, index: int) -> memoryview:
+    def read_encoded(self, index: int) -> memoryview:
         """See EncodedStore."""
-        file, row = self._place(index)
+        file, row = self._locate(index)
         return file.blob(row)
 
     def origin(self, index: int) -> str:
         """See EncodedStore."""
-        file, row = self._place(index)
+        file, row = self._locate(index)
         return f"{file.path}, row {row}"
 
     def hash_files(self, indices: Indices, sha: Any) -> None:
         """See ImageStore."""
-        for file in self._used(indices):
+        for file in self._files_of(indices):
             sha.update(f"{file.path.name}:{file.path.stat().st_size};".encode())
 
-    def _used(self, indices: Indices) -> list[_File]:
-        which = np.unique(np.searchsorted(self._ends, indices, side="right"))
-        return [self._files[place] for place in which.tolist()]
+    def _files_of(self, indices: Indices) -> list[_File]:
+        numbers = np.unique(np.searchsorted(self._ends, indices, side="right"))
+        return [self._files[number] for number in numbers.tolist()]
 
-    def hold(self, indices: Indices) -> None:
+    def preload(self, indices: Indices) -> None:
         """See ImageStore."""
-        for file in self._used(indices):
+        for file in self._files_of(indices):
             file.blob(0)
 
     def release(self) -> None:
@@ -144,7 +144,14 @@ class ParquetStore(EncodedStore):
 
 
 def read_parquet(folder: Path, image_size: int | None) -> ImageSource:
-    """`train*.parquet`, and `validation*.parquet` and `test*.parquet` if there are, in `folder` or its `data`.
+    """Read `train*.parquet`, and `validation*.parquet` and `test*.parquet` if there are any.
+
+    Args:
+        folder: where the files are, or a folder `data` with them.
+        image_size: side in pixels to resize to; None where all images have one size.
+
+    Returns:
+        The set.
 
     Raises:
         InputError: a file is missing, damaged or laid out otherwise.
@@ -157,13 +164,13 @@ def read_parquet(folder: Path, image_size: int | None) -> ImageSource:
     training, validation, test = (np.arange(ends[i], ends[i + 1]) for i in range(len(_PARTS)))
     if not len(training):
         raise InputError(f"{files[0].path}: must have at least one row")
-    every = np.concatenate([rows for part in labels for rows in part])
-    classes = _classes(files[0], every, folder)
+    all_labels = np.concatenate([rows for part in labels for rows in part])
+    classes = _classes(files[0], all_labels, folder)
     store = ParquetStore(files, [rows for part in sizes for rows in part])
-    store.learn_shape(training, image_size)
+    store.infer_shape(training, image_size)
     return ImageSource(
         classes=classes,
-        labels=every,
+        labels=all_labels,
         store=store,
         training=training,
         validation=validation if len(validation) else None,
@@ -172,13 +179,13 @@ def read_parquet(folder: Path, image_size: int | None) -> ImageSource:
 
 
 def _find(folder: Path) -> list[list[Path]]:
-    """The files of each part, by name."""
+    """Return the files of each part, sorted by name."""
     if not folder.is_dir():
         raise InputError(f"data set 'parquet:{folder}': there is no such folder")
-    for place in (folder, folder / "data"):
-        found = [sorted(place.glob(f"{part}*.parquet")) for part in _PARTS]
-        if found[0]:
-            return found
+    for root in (folder, folder / "data"):
+        parts = [sorted(root.glob(f"{part}*.parquet")) for part in _PARTS]
+        if parts[0]:
+            return parts
     names = sorted(path.name for path in folder.iterdir())[:5]
     raise InputError(
         f"data set 'parquet:{folder}': the folder, or `data` in it, must hold train*.parquet, "

@@ -1,4 +1,4 @@
-"""A data set as published: all its images, their labels, and which belong to which published part."""
+"""A data set as published: its images, their labels, and the published parts that they belong to."""
 
 from __future__ import annotations
 
@@ -10,9 +10,15 @@ from lowrank.data.splits import Indices, Labels
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class ImageSource:
-    """Global indices count through the training, validation and test parts in this order.
+    """A published data set. Global indices count through its training, validation and test part, in this order.
 
-    `labels`: int64 (N,), each an index into `classes`. `validation` and `test` are None where none is published.
+    Attributes:
+        classes: names of the classes.
+        labels: int64 (N,), each an index into `classes`.
+        store: where the images are.
+        training: global indices of the training part, int64 (n,).
+        validation: of the validation part; None where none is published.
+        test: of the test part; None where none is published.
     """
 
     classes: tuple[str, ...]

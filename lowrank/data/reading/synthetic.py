@@ -1,4 +1,4 @@
-"""Images made of noise in place of a data set's: what a step costs is the same, and nothing is decoded for it."""
+"""A data set of noise with the shape of a real one: a step costs the same, and nothing has to be decoded."""
 
 from __future__ import annotations
 
@@ -17,7 +17,17 @@ SEED = 0
 
 @dataclass(frozen=True, kw_only=True)
 class DataOutline:
-    """What of a data set the cost of a step depends on; `image_shape` is (C, H, W), `images` those of training."""
+    """The properties of a data set that the cost of a step depends on.
+
+    Attributes:
+        settings: of the data set.
+        classes: names of the classes.
+        image_shape: (C, H, W).
+        mean: of each channel, in units of 0..1.
+        std: likewise the deviation.
+        fingerprint: of the data set.
+        images: number of images in the training split.
+    """
 
     settings: DataSettings
     classes: tuple[str, ...]
@@ -29,7 +39,14 @@ class DataOutline:
 
     @classmethod
     def of(cls, data: ImageData) -> DataOutline:
-        """The outline of a data set."""
+        """Take the outline of a data set.
+
+        Args:
+            data: a loaded set.
+
+        Returns:
+            Its outline, which can be pickled.
+        """
         return cls(
             settings=data.settings, classes=data.classes, image_shape=data.image_shape, mean=data.mean, std=data.std,
             fingerprint=data.fingerprint, images=len(data.train),
@@ -38,13 +55,20 @@ class DataOutline:
 
 @lru_cache(maxsize=1)
 def synthetic_data(outline: DataOutline) -> ImageData:
-    """A set of this outline, every split of which is the same noise; the last one made is kept."""
+    """Make a data set of noise; all its splits are the same. The last one is cached.
+
+    Args:
+        outline: of the real set.
+
+    Returns:
+        A resident set with that outline.
+    """
     channels, height, width = outline.image_shape
     generator = np.random.default_rng(SEED)
     pixels = generator.integers(0, 256, (outline.images, height, width, channels), np.uint8)
-    every = torch.arange(outline.images)
+    indices = torch.arange(outline.images)
     noise = Split(
-        name="train", labels=every % len(outline.classes), indices=every, resident=True, store=ArrayStore(pixels)
+        name="train", labels=indices % len(outline.classes), indices=indices, resident=True, store=ArrayStore(pixels)
     )
     return ImageData(
         name=outline.settings.name, settings=outline.settings, classes=outline.classes,

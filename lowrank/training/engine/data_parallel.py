@@ -60,7 +60,7 @@ class DataParallelGroup:
 
     def _joined(self, module: nn.Module) -> nn.Module:
         if isinstance(module, DropPath):
-            module.part = (self.index, self.count)
+            module.shard = (self.index, self.count)
         elif isinstance(module, nn.Dropout):
             return GlobalDropout(module, self)
         elif isinstance(module, _DropoutNd):

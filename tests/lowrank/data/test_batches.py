@@ -148,7 +148,7 @@ def test_streamed_equals_resident(folder: Path, workers: int):
     assert resident.image_shape == streamed.image_shape == (3, 10, 12)
     assert (resident.mean, resident.std) == (streamed.mean, streamed.std)
     for views in (VIEWS, AugmentationSettings()):
-        options = {"views": views, "epoch": 2, "batch_size": 8, "drop_last": False}
+        options = {"augmentation": views, "epoch": 2, "batch_size": 8, "drop_last": False}
         assert_same(epoch_of(streamed, workers=workers, **options), epoch_of(resident, **options))
     for split in ("val", "test", "train"):
         assert_same(

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lowrank.data.counter_rng import WORD, Stream, below, epoch_order, scramble
+from lowrank.data.counter_rng import WORD, Stream, epoch_order, scramble, uniform_below
 
 N = 20_000
 GOLDEN = [[1026511149, 4264928069, 3183530598], [2754634694, 1815117720, 3156042629]]
@@ -16,7 +16,7 @@ GOLDEN_ORDER = [2, 7, 1, 5, 3, 6, 4, 0]
 
 def words(seed: int, epoch: int, draws: int = 1, n: int = N) -> torch.Tensor:
     """(draws, n) words of neighbouring indices."""
-    return torch.stack(Stream(seed, epoch, "views").words(torch.arange(n), draws))
+    return torch.stack(Stream(seed, epoch, "augmentation").words(torch.arange(n), draws))
 
 
 def correlation(a: torch.Tensor, b: torch.Tensor) -> float:
@@ -57,14 +57,14 @@ def test_the_numbers_never_change():
 @pytest.mark.parametrize("bound", [2, 3, 9, 32, 224])
 @pytest.mark.parametrize(("seed", "epoch"), [(0, 0), (1, 0), (0, 199), (-5, 3), (2**40, 1)])
 def test_uniform(bound: int, seed: int, epoch: int):
-    values = below(words(seed, epoch)[0], bound)
+    values = uniform_below(words(seed, epoch)[0], bound)
     freedom = bound - 1
     assert abs(chi_square(values, bound) - freedom) < 4.5 * (2 * freedom) ** 0.5 + 4  # about 4.5 deviations
 
 
 def test_uniform_over_epochs_for_one_image():
-    values = torch.stack([Stream(0, epoch, "views").words(torch.tensor([17]), 1)[0][0] for epoch in range(4000)])
-    assert abs(chi_square(below(values, 9), 9) - 8) < 4.5 * 4 + 4
+    values = torch.stack([Stream(0, epoch, "augmentation").words(torch.tensor([17]), 1)[0][0] for epoch in range(4000)])
+    assert abs(chi_square(uniform_below(values, 9), 9) - 8) < 4.5 * 4 + 4
 
 
 @pytest.mark.parametrize("lag", [1, 2, 3, 16, 256])
@@ -94,7 +94,7 @@ def test_seed_and_epoch_are_not_interchangeable():
 @given(st.integers(-(2**63), 2**63 - 1), st.integers(0, 10_000), st.lists(st.integers(0, WORD), min_size=1, max_size=9))
 @settings(max_examples=50, deadline=None)
 def test_a_number_depends_on_its_own_index_alone(seed: int, epoch: int, indices: list[int]):
-    stream = Stream(seed, epoch, "views")
+    stream = Stream(seed, epoch, "augmentation")
     together = stream.words(torch.tensor(indices), 2)
     for place, index in enumerate(indices):
         alone = stream.words(torch.tensor([index]), 2)
@@ -126,7 +126,9 @@ def test_each_image_comes_at_each_time():
 def test_the_same_bits_on_a_gpu():
     indices = torch.arange(N)
     for cpu, gpu in zip(
-        Stream(3, 4, "views").words(indices, 5), Stream(3, 4, "views").words(indices.cuda(), 5), strict=True
+        Stream(3, 4, "augmentation").words(indices, 5),
+        Stream(3, 4, "augmentation").words(indices.cuda(), 5),
+        strict=True,
     ):
         assert torch.equal(cpu, gpu.cpu())
     assert torch.equal(epoch_order(3, 4, N), epoch_order(3, 4, N, "cuda").cpu())

@@ -11,6 +11,8 @@ import torch
 from pydantic import ValidationError
 
 from lowrank.data import DataSettings, ImageData, clear_cache, load_data
+from lowrank.data.reading.builtin import BUILTIN_SETS
+from lowrank.data.settings import BUILTIN
 from lowrank.errors import InputError
 
 
@@ -23,6 +25,12 @@ def _own_cache():
 
 def digits(**changes) -> ImageData:
     return load_data(DataSettings(**changes))
+
+
+def test_what_is_known_of_built_in_sets_before_they_are_read():
+    assert set(BUILTIN_SETS) == set(BUILTIN)
+    data = digits()
+    assert BUILTIN_SETS["digits"] == (data.image_shape, len(data.classes))
 
 
 def test_digits():

@@ -20,7 +20,7 @@ def place(tmp_path, monkeypatch):
     folder = tmp_path / "temporary"
     folder.mkdir()
     monkeypatch.setattr(decoded.tempfile, "gettempdir", lambda: str(folder))
-    monkeypatch.setattr(stores, "LEAST_BYTES", 0)
+    monkeypatch.setattr(stores, "MIN_BYTES", 0)
     clear_cache()
     yield folder
     clear_cache()
@@ -69,13 +69,13 @@ def test_a_full_disk_keeps_nothing(place, monkeypatch):
 
     monkeypatch.setattr(decoded.np, "save", full)
     pixels = np.ones((2, 3, 3, 1), np.uint8)
-    assert decoded.shared(hashlib.sha256(b"x"), lambda: pixels) is pixels
+    assert decoded.load_or_decode(hashlib.sha256(b"x"), lambda: pixels) is pixels
     assert kept(place) == []
 
 
 @pytest.mark.parametrize("how", ["a link", "open to others"])
 def test_a_folder_that_is_not_the_users_alone_is_not_used(place, tmp_path, how):
-    folder = decoded.folder()
+    folder = decoded.cache_folder()
     assert folder is not None
     assert folder.stat().st_mode & 0o777 == 0o700
     if how == "a link":
@@ -83,6 +83,6 @@ def test_a_folder_that_is_not_the_users_alone_is_not_used(place, tmp_path, how):
         folder.symlink_to(tmp_path)
     else:
         folder.chmod(0o777)
-    assert decoded.folder() is None
+    assert decoded.cache_folder() is None
     pixels = np.ones((2, 3, 3, 1), np.uint8)
-    assert decoded.shared(hashlib.sha256(b"x"), lambda: pixels) is pixels
+    assert decoded.load_or_decode(hashlib.sha256(b"x"), lambda: pixels) is pixels

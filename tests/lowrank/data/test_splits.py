@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lowrank.data.splits import allocate, hold_out, stratified, training_part, validation_part
+from lowrank.data.splits import allocate, hold_out, stratified, training_subset, validation_subset
 from lowrank.errors import InputError
 
 LABELS = st.lists(st.integers(2, 60), min_size=1, max_size=12).flatmap(
@@ -78,41 +78,41 @@ def test_seed_and_purpose_choose():
 def test_a_larger_part_holds_a_smaller_one():
     labels = np.arange(400) % 4
     members = np.arange(400)
-    small, large = (training_part(labels, members, total, 3) for total in (40, 200))
+    small, large = (training_subset(labels, members, total, 3) for total in (40, 200))
     assert set(small) < set(large)
     assert counts_of(labels[small]) == [10] * 4
 
 
 @given(LABELS, st.floats(0, 1))
 @settings(max_examples=60, deadline=None)
-def test_training_part(labels: list[int], share: float):
+def test_training_subset(labels: list[int], share: float):
     every = np.array(labels, dtype=np.int64)
     members = np.arange(1, len(every))  # not the first, so that an index is not a place
     classes = len(set(every[members]))
     total = classes + round(share * (len(members) - classes))
-    part = training_part(every, members, total, 0)
+    part = training_subset(every, members, total, 0)
     assert len(part) == len(set(part)) == total
     assert set(part) <= set(members)
     assert set(every[part]) == set(every[members])
 
 
 @pytest.mark.parametrize("total", [3, 41])
-def test_training_part_says_its_bounds(total: int):
+def test_training_subset_says_its_bounds(total: int):
     with pytest.raises(
         InputError, match=rf"^`train_images` must be between 4 \(one of each class\) and 40 .* got {total}$"
     ):
-        training_part(np.arange(40) % 4, np.arange(40), total, 0)
+        training_subset(np.arange(40) % 4, np.arange(40), total, 0)
 
 
-def test_validation_part():
+def test_validation_subset():
     labels = np.arange(40) % 4
     members = np.arange(20, 40)
-    assert validation_part(labels, members, 20, 0) is members
-    part = validation_part(labels, members, 8, 0)
+    assert validation_subset(labels, members, 20, 0) is members
+    part = validation_subset(labels, members, 8, 0)
     assert counts_of(labels[part]) == [2] * 4
     assert set(part) < set(members)
     with pytest.raises(InputError, match=r"must be at least 4 \(the classes in validation\), but got 3"):
-        validation_part(labels, members, 3, 0)
+        validation_subset(labels, members, 3, 0)
 
 
 def test_a_class_of_one_image_cannot_be_split():
