@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import json
 import os
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 from lowrank.errors import InputError
+from lowrank.utils.locks import LockedError, hold_lock
 from sweeps.records.events import Event
 from sweeps.records.names import JOURNAL_FILE, LOCK_FILE
 from sweeps.utils.clock import Clock
@@ -122,16 +122,13 @@ def _last_time(path: Path) -> float:
 @contextmanager
 def locked_journal(folder: Path) -> Iterator[Journal]:
     """The study's journal, for one writer at a time; raises BusyError while another process has it."""
-    with (folder / LOCK_FILE).open("w") as lock:
+    with ExitStack() as stack:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+            stack.enter_context(hold_lock(folder / LOCK_FILE, timeout=0))
+        except LockedError as error:
             raise BusyError(f"the study {folder.name!r} is being run by another process") from error
-        journal = Journal(folder / JOURNAL_FILE)
-        try:
+        with closing(Journal(folder / JOURNAL_FILE)) as journal:
             yield journal
-        finally:
-            journal.close()
 
 
 class JournalReader:

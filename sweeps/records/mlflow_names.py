@@ -16,6 +16,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from lowrank.utils.text import format_count
 from sweeps.records.events import Status
 from sweeps.records.fronts import front, mean_error, point_key
 from sweeps.records.model import StudyRecord, TrialRecord
@@ -57,17 +58,9 @@ def _setting(trial: TrialRecord) -> str:
     shared, size = trial.specification.get("allocation", {}).get("by"), trial.counts.get("params")
     parts = [
         trial.method or str(trial.role), f"{dims}d" if dims else "", f"by {shared}" if shared else "",
-        compact(size) if size is not None else "",
+        format_count(size) if size is not None else "",
     ]  # fmt: skip
     return " ".join(filter(None, parts))
-
-
-def compact(count: float) -> str:
-    """A count with three digits, e.g. `85.3k` or `6.57M`."""
-    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if count >= 0.9995 * size:  # which rounds to 1.00
-            return f"{count / size:#.3g}".rstrip(".") + unit
-    return f"{count:g}"
 
 
 def run_params(trial: TrialRecord) -> dict[str, str]:

@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from lowrank.errors import InputError
+from lowrank.utils.atomic_write import write_text
 from sweeps.records.names import SPACE_FILE
 from sweeps.space.parse import read_yaml
 from sweeps.utils.uris import is_uri
@@ -70,9 +71,7 @@ def find_study_folder(root: Path, name: str) -> Path:
 def write_space_file(folder: Path, source: dict[str, Any], options: dict[str, Any]) -> None:
     """Keep the space as it was asked, whole or not at all."""
     text = yaml.safe_dump({**source, OPTIONS: options}, sort_keys=False, allow_unicode=True)
-    temporary = folder / f"{SPACE_FILE}.tmp"
-    temporary.write_text(text)
-    temporary.replace(folder / SPACE_FILE)
+    write_text(folder / SPACE_FILE, text)
 
 
 def read_space_file(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -7,7 +7,6 @@ with `epochs.parquet` it gives back what the journal gave: `from_tables` is the 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -17,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lowrank.errors import InputError
+from lowrank.utils.atomic_write import atomic_path
 from sweeps.records.events import Role, Status
 from sweeps.records.model import StudyRecord, TrialRecord
 from sweeps.records.names import BY_STAGE, COUNTS, EPOCH_METRICS, EPOCHS_FILE, RESULTS_FILE, STAGE_METRIC
@@ -180,9 +180,8 @@ def epochs_to_table(study: StudyRecord) -> pa.Table:
 def write_tables(study: StudyRecord, folder: Path) -> None:
     """Write results.parquet and epochs.parquet, each whole or not at all; raises OSError."""
     for table, name in ((results_to_table(study), RESULTS_FILE), (epochs_to_table(study), EPOCHS_FILE)):
-        temporary = folder / f"{name}.tmp"
-        pq.write_table(table, temporary)
-        os.replace(temporary, folder / name)
+        with atomic_path(folder / name) as temporary:
+            pq.write_table(table, temporary)
 
 
 def read_tables(folder: Path) -> StudyRecord:

@@ -20,6 +20,7 @@ from lowrank.compression.plan import NetworkPlan
 from lowrank.compression.substitution import build_student
 from lowrank.networks.base import ImageShape
 from lowrank.networks.registry import NetworkSettings
+from lowrank.utils.atomic_write import write_text
 
 STEP_TIMES_FILE = "step_times.json"
 WARM, TIMED = 2, 5  # steps that are not counted, and those of which the fastest is taken
@@ -52,9 +53,7 @@ class StepTimer:
 
     def _write(self) -> None:
         if self._path is not None and self._path.parent.is_dir() and self._known:
-            temporary = self._path.with_suffix(".tmp")
-            temporary.write_text(json.dumps(self._known, indent=1))
-            temporary.replace(self._path)
+            write_text(self._path, json.dumps(self._known, indent=1))
 
     def _measure(self, network: NetworkSettings, plan: NetworkPlan, sized: SizedMethod) -> float:
         student = build_student(network, plan, sized, self.image_shape, self.classes, seed=0).to(self.device)

@@ -11,16 +11,14 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from sweeps.tracking.process import redact
+from lowrank.utils.text import redact_arguments
 
 PACKAGES = ("torch", "torchvision", "ray", "optuna", "mlflow", "pyarrow")
 
 
 def command() -> str:
     """The command that runs, as one would type it again, without passwords."""
-    return f"python {shlex.join(redact(argument) for argument in sys.argv)}"
+    return f"python {shlex.join(redact_arguments(sys.argv))}"
 
 
 def versions() -> dict[str, str]:
@@ -36,6 +34,8 @@ def versions() -> dict[str, str]:
 
 def hardware() -> dict[str, Any]:
     """Host, machine, CPUs and the names of the graphics cards."""
+    import torch  # takes seconds, which naming the command or the commit need not wait for
+
     gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     return {"host": platform.node(), "machine": platform.machine(), "cpus": os.cpu_count(), "gpus": gpus}
 

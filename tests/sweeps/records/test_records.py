@@ -4,6 +4,7 @@ import json
 import random
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from sweeps.records import model as records
@@ -11,7 +12,17 @@ from sweeps.records.events import TERMINAL, Event, Role, Status
 from sweeps.records.journal import read_journal
 from sweeps.records.model import StudyRecord, apply_event, fold
 from sweeps.records.names import JOURNAL_FILE
-from sweeps.records.tables import EPOCHS_SCHEMA, RESULTS_SCHEMA, epochs_to_table, metrics_from_row, results_to_table
+from sweeps.records.tables import (
+    EPOCHS_SCHEMA,
+    RESULTS_SCHEMA,
+    epochs_to_table,
+    metrics_from_row,
+    read_tables,
+    results_to_table,
+    study_fields,
+    study_from_fields,
+    write_tables,
+)
 from tests.support.synthetic_study import Plan, write_study
 
 PROPOSED = {
@@ -135,3 +146,27 @@ def test_an_epoch_keeps_every_metric_in_its_row_and_those_of_stages_by_name():
     assert dict(row["by_stage"]) == {"grad_norm.stage1": 0.25, "grad_norm.head": 0.5}
     assert row["loss_attention"] is None
     assert metrics_from_row(row) == metrics
+
+
+def test_a_study_keeps_its_names_on_disk(events):
+    study = fold(events)
+    stored = study_fields(study)
+    assert set(stored) == {"header", "closed", "placement", "sittings", "notes", "tags"}
+    assert study_from_fields(stored, study.trials) == study
+
+
+def test_tables_that_could_not_be_written_leave_the_old_ones(events, tmp_path, monkeypatch):
+    study = fold(events)
+    write_tables(study, tmp_path)
+    names = sorted(path.name for path in tmp_path.iterdir())
+    before = read_tables(tmp_path)
+
+    def fail_halfway(table, path):
+        path.write_bytes(b"PAR1")
+        raise OSError("the disk is full")
+
+    monkeypatch.setattr(pq, "write_table", fail_halfway)
+    with pytest.raises(OSError, match="the disk is full"):
+        write_tables(fold([PROPOSED]), tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
+    assert read_tables(tmp_path) == before

@@ -8,7 +8,6 @@ from sweeps.records.events import Event
 from sweeps.records.fronts import best_trials
 from sweeps.records.journal import read_journal
 from sweeps.records.mlflow_names import (
-    compact,
     metric_name,
     point_name,
     run_name,
@@ -38,11 +37,6 @@ def trial(**changes) -> TrialRecord:
 @pytest.fixture
 def study(tmp_path) -> StudyRecord:
     return fold(read_journal(write_study(tmp_path, Plan(trials=16)) / JOURNAL_FILE))
-
-
-@pytest.mark.parametrize(("count", "shown"), [(12, "12"), (44_214, "44.2k"), (999_999, "1.00M"), (6_571_968, "6.57M")])
-def test_counts_are_three_digits(count, shown):
-    assert compact(count) == shown
 
 
 def test_a_run_is_named_by_what_it_is():
