@@ -16,8 +16,9 @@ if sys.path and Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
 from lowrank.errors import InputError
 from lowrank.utils.cli import ExitCode, OneLineParser, report_error, run_command
 from sweeps.records.journal import FullDiskError
+from sweeps.space.files import available_spaces, find_space, read_yaml
 from sweeps.space.model import Space
-from sweeps.space.parse import available_spaces, find_space, read_space, read_yaml
+from sweeps.space.parse import read_space
 from sweeps.space.settings import AUTO, SHARING
 from sweeps.space.trust import check_options
 from sweeps.utils.clock import PROCESS_START, monotonic_time

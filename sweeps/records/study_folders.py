@@ -13,7 +13,7 @@ import yaml
 from lowrank.errors import InputError
 from lowrank.utils.atomic_write import write_text
 from sweeps.records.names import SPACE_FILE
-from sweeps.space.parse import read_yaml
+from sweeps.space.files import read_yaml
 from sweeps.utils.uris import is_uri
 
 OPTIONS = "options"  # where space.yaml keeps what is not part of the question: data folder, tracking address

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import copy
 import difflib
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from lowrank.errors import InputError, unknown
 from lowrank.utils.validation import validate_model
 from sweeps.space.checks import check_space
 from sweeps.space.domains import Domain, is_domain, parse_domain
+from sweeps.space.files import SECTIONS, check_plain_data, find_space, read_yaml
 from sweeps.space.method_names import THIN_BASELINES, Alternative, alternative_names, resolve_method
 from sweeps.space.model import Space
 from sweeps.space.settings import BudgetSettings, ResourceSettings, SearchSettings, StartSettings
@@ -26,18 +26,9 @@ from sweeps.space.shorthand import apply_data_overrides, expand_shorthand, set_f
 from sweeps.space.teacher_settings import TEACHER_SECTION as TEACHER
 from sweeps.space.teacher_settings import parse_teacher
 
-SPACES_FOLDER = Path(__file__).resolve().parents[2] / "search_spaces"
-SECTIONS = (
-    "question", "data", "network", "teacher", "train", "method", "budget", "start", "references", "search", "resources",
-)  # fmt: skip
 LITERAL_SECTIONS = {"teacher": ("train",)}  # sections within sections, which are taken as they stand
 SECTIONS_BY_NAME = ("data", "network", "teacher")  # sections that may be written as a name alone
 REFERENCES = ("dense", "separable", *THIN_BASELINES)  # drawn beside every front: of one size, or one in each stratum
-
-
-def available_spaces() -> dict[str, Path]:
-    """The space files that the repository carries, by name."""
-    return {path.stem: path for path in sorted(SPACES_FOLDER.glob("*.yaml"))}
 
 
 def read_space(name: str, overrides: Sequence[str] = (), **updates: Any) -> Space:
@@ -172,40 +163,9 @@ def teacher_space(space: Space) -> Space:
         raise InputError(f"`teacher.train`: {error}") from error
 
 
-def find_space(name: str) -> Path:
-    """The file of a space, by name or as a path; raises InputError that lists the spaces."""
-    path = Path(name)
-    if path.suffix in (".yaml", ".yml"):
-        if not path.is_file():
-            raise InputError(f"no space file {name!r}; choose from: {', '.join(available_spaces())}, or give a file")
-        return path
-    spaces = available_spaces()
-    if name not in spaces:
-        raise unknown("space", name, spaces)
-    return spaces[name]
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """A YAML file that holds a mapping; raises InputError. Only plain data is read, never objects."""
-    try:
-        content = _plain_data(yaml.safe_load(path.read_text()))
-    except (yaml.YAMLError, UnicodeDecodeError, ValueError) as error:
-        detail = " ".join(str(error).split())
-        raise InputError(f"{path} is not YAML of plain values: {detail}") from error
-    if not isinstance(content, dict):
-        raise InputError(f"{path} must be a mapping with the sections {', '.join(SECTIONS)}")
-    return content
-
-
-def _plain_data(content: Any) -> Any:
-    """The same content; raises ValueError when it refers to itself, TypeError never: dates become text."""
-    json.dumps(content, default=str)
-    return content
-
-
 def _parse_value(override: str, text: str) -> Any:
     try:
-        value = _plain_data(yaml.safe_load(text))
+        value = check_plain_data(yaml.safe_load(text))
     except (yaml.YAMLError, ValueError) as error:
         raise InputError(f"--set {override}: the value is not YAML of plain values") from error
     if isinstance(value, str):  # YAML 1.1 reads 1e-3 as a string

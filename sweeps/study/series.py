@@ -24,8 +24,9 @@ from sweeps.records.journal import read_journal
 from sweeps.records.model import StudyRecord, TrialRecord, fold
 from sweeps.records.names import JOURNAL_FILE, SERIES_FILE, SPACE_FILE
 from sweeps.records.study_folders import new_study_folder, studies_root
+from sweeps.space.files import find_space, read_yaml
 from sweeps.space.model import Space
-from sweeps.space.parse import find_space, read_yaml, resolve_content, space_from_content
+from sweeps.space.parse import resolve_content, space_from_content
 from sweeps.space.settings import parse_time
 from sweeps.space.trust import check_options
 from sweeps.storage.remote import Storage, child_uri, fetch_study, list_stored_studies, storage_uri

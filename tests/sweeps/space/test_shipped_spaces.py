@@ -14,8 +14,9 @@ from lowrank.data import DataSettings, ImageData, load_data
 from lowrank.distillation.teacher import default_taps
 from lowrank.errors import InputError
 from lowrank.networks.registry import NetworkSettings, make_network
+from sweeps.space.files import available_spaces, find_space, read_yaml
 from sweeps.space.method_names import method_at
-from sweeps.space.parse import available_spaces, find_space, read_space, read_yaml, resolve_content, space_from_content
+from sweeps.space.parse import read_space, resolve_content, space_from_content
 from sweeps.study.series import read_series
 from sweeps.trials.resolver import Resolver
 from sweeps.trials.teacher import resolve_teacher

@@ -11,7 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lowrank.errors import InputError
-from sweeps.space.parse import SPACES_FOLDER, available_spaces, parse_space, read_space, read_yaml
+from sweeps.space.files import SPACES_FOLDER, available_spaces, read_yaml
+from sweeps.space.parse import parse_space, read_space
 from sweeps.study.plan_report import _recipe_line
 
 SMALL = {

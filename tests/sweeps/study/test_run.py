@@ -8,7 +8,8 @@ import pytest
 
 from sweeps.records.study_folders import write_space_file
 from sweeps.run import main
-from sweeps.space.parse import available_spaces, read_space
+from sweeps.space.files import available_spaces
+from sweeps.space.parse import read_space
 from sweeps.space.settings import parse_time
 
 
