@@ -15,6 +15,7 @@ from lowrank.compression.merging import Structured, dense_bias, dense_weight, in
 from lowrank.errors import InputError
 from lowrank.layers.base_layer import SeparableConv2d, StructuredMap
 from lowrank.layers.linear import StructuredLinear
+from lowrank.layers.low_rank.whole_kernel import KernelChain
 
 
 @dataclass(frozen=True)
@@ -101,12 +102,12 @@ def _geometry(module: nn.Module) -> tuple[tuple[int, ...], tuple[int, ...] | str
     """Stride and padding; None for a linear map."""
     if isinstance(module, SeparableConv2d):
         return _geometry(module.depthwise)
-    if isinstance(module, nn.Conv2d | StructuredMap):
+    if isinstance(module, nn.Conv2d | StructuredMap | KernelChain) and not getattr(module, "linear", False):
         return tuple(module.stride), module.padding if isinstance(module.padding, str) else tuple(module.padding)
     return None
 
 
-def _last(layer: Structured) -> StructuredMap:
+def _last(layer: Structured) -> StructuredMap | KernelChain:
     """The map that carries the layer's bias."""
     if isinstance(layer, StructuredLinear):
         return _last(layer.pointwise)

@@ -12,8 +12,9 @@ from lowrank.errors import InputError
 from lowrank.layers.base_layer import SeparableConv2d, StructuredMap, relative_error
 from lowrank.layers.base_method import Pair
 from lowrank.layers.linear import StructuredLinear, as_linear
+from lowrank.layers.low_rank.whole_kernel import KernelChain
 
-Structured = SeparableConv2d | StructuredMap | StructuredLinear
+Structured = SeparableConv2d | StructuredMap | StructuredLinear | KernelChain
 Plain = nn.Conv2d | nn.Linear
 
 
@@ -65,8 +66,10 @@ def merge(network: nn.Module, *, combined: bool = True) -> nn.Module:
 
 
 def _merged(module: Structured, combined: bool) -> nn.Module:
-    if isinstance(module, StructuredLinear):
+    if isinstance(module, StructuredLinear) or (isinstance(module, KernelChain) and module.linear):
         return as_linear(module.dense_weight(), module.dense_bias()).train(module.training)
+    if isinstance(module, KernelChain):
+        return _as_plain(module, module.dense_weight(), module.bias, module.groups)
     if isinstance(module, StructuredMap):
         return _as_plain(module, module.dense_weight(), module.bias, module.groups)
     depthwise = module.depthwise

@@ -16,6 +16,7 @@ from lowrank.layers.base_layer import StructuredMap
 from lowrank.layers.base_method import Method
 from lowrank.layers.dense import Dense
 from lowrank.layers.linear import build_linear
+from lowrank.layers.low_rank.whole_kernel import KernelChain
 from lowrank.networks.base import ImageShape
 from lowrank.networks.registry import NetworkSettings, make_network
 
@@ -118,4 +119,5 @@ def build_student(
 
 def factor_parameters(network: nn.Module) -> list[nn.Parameter]:
     """The parameters of `network` that are factors of structured maps (scaled decay applies to them)."""
-    return [factor for module in network.modules() if isinstance(module, StructuredMap) for factor in module.factors()]
+    structured = (module for module in network.modules() if isinstance(module, StructuredMap | KernelChain))
+    return [factor for module in structured for factor in module.factors()]

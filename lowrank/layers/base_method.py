@@ -32,6 +32,16 @@ class ConvShape(NamedTuple):
     bias: bool = False
     in_area: int = 1
     out_area: int = 1
+    groups: int = 1
+    mixed_area: int = 0
+
+    @property
+    def vertical_area(self) -> int:
+        """Output height times input width: the positions of a K x 1 stage that a 1 x K stage follows.
+
+        `mixed_area` holds it where the image is not square; for square images it is sqrt(in_area * out_area).
+        """
+        return self.mixed_area or math.isqrt(self.in_area * self.out_area)
 
     @property
     def kernel_area(self) -> int:

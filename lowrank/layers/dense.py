@@ -21,17 +21,17 @@ class Dense(Method):
     name: Literal["dense"] = "dense"
 
     def params(self, shape: ConvShape) -> int:
-        return shape.kernel_area * shape.in_channels * shape.out_channels + shape.bias_params
+        return shape.kernel_area * shape.in_channels // shape.groups * shape.out_channels + shape.bias_params
 
     def mult_adds(self, shape: ConvShape) -> int:
-        return shape.kernel_area * shape.in_channels * shape.out_channels * shape.out_area
+        return shape.kernel_area * shape.in_channels // shape.groups * shape.out_channels * shape.out_area
 
     def build(self, shape: ConvShape) -> nn.Module:
         conv = nn.Conv2d(
             shape.in_channels, shape.out_channels, shape.kernel, stride=shape.stride, padding=shape.padding,
-            dilation=shape.dilation, bias=shape.bias,
+            dilation=shape.dilation, groups=shape.groups, bias=shape.bias,
         )  # fmt: skip
-        init_normal(conv.weight, math.sqrt(2 / (shape.kernel_area * shape.in_channels)))
+        init_normal(conv.weight, math.sqrt(2 / (shape.kernel_area * shape.in_channels // shape.groups)))
         if conv.bias is not None:
             nn.init.zeros_(conv.bias)
         return conv

@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from lowrank.layers.base_layer import SeparableConv2d, StructuredMap
 from lowrank.layers.base_method import ConvShape, Method
+from lowrank.layers.low_rank.whole_kernel import KernelChain, WholeKernelMethod
 
 
 class StructuredLinear(nn.Module):
@@ -69,8 +70,10 @@ def build_linear(method: Method, shape: ConvShape) -> nn.Module:
         shape: of the linear map, with I and O as channels; its stride, padding and dilation are ignored.
 
     Returns:
-        A `StructuredLinear`, or an `nn.Linear` where `method` builds a plain layer. (.., I) -> (.., O).
+        A `StructuredLinear` or `KernelChain`, or an `nn.Linear` where `method` builds a plain layer. (.., I) -> (.., O).
     """
+    if isinstance(method, WholeKernelMethod) and not method.stays_dense(shape):
+        return KernelChain(method, shape, method.ranks_at(shape), linear=True)
     conv = method.build(shape._replace(stride=(1, 1), padding=(0, 0), dilation=(1, 1)))
     if isinstance(conv, StructuredMap | SeparableConv2d):
         return StructuredLinear(conv)

@@ -13,7 +13,12 @@ from lowrank.layers.blocks.monarch import Monarch
 from lowrank.layers.blocks.shuffle import Shuffle
 from lowrank.layers.dense import Dense, Separable
 from lowrank.layers.low_rank.bottleneck import Bottleneck
+from lowrank.layers.low_rank.cp_kernel import CPKernel
+from lowrank.layers.low_rank.spatial_svd import SpatialSVD
+from lowrank.layers.low_rank.svd import SVD
+from lowrank.layers.low_rank.tensor_train_kernel import TensorTrainKernel
 from lowrank.layers.low_rank.tied_bottleneck import TiedBottleneck
+from lowrank.layers.low_rank.tucker2 import Tucker2
 from lowrank.layers.tensor.cp import CP
 from lowrank.layers.tensor.tensor_train import TensorTrain
 from lowrank.layers.tensor.tucker import Tucker
@@ -33,6 +38,11 @@ METHODS: dict[str, type[Method]] = {
     "bottleneck": Bottleneck,
     "tied_bottleneck": TiedBottleneck,
     "monarch": Monarch,
+    "svd": SVD,
+    "spatial_svd": SpatialSVD,
+    "tucker2": Tucker2,
+    "cp_kernel": CPKernel,
+    "tensor_train_kernel": TensorTrainKernel,
 }
 
 

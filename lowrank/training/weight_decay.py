@@ -17,6 +17,7 @@ from torch import nn
 
 from lowrank.compression.substitution import factor_parameters
 from lowrank.layers.base_layer import SeparableConv2d, StructuredMap
+from lowrank.layers.low_rank.whole_kernel import KernelChain
 from lowrank.training.recipe import Recipe
 
 
@@ -46,17 +47,19 @@ def layer_ratios(network: nn.Module) -> dict[int, float]:
     return ratios
 
 
-def _layers(network: nn.Module) -> Iterator[SeparableConv2d | StructuredMap]:
+def _layers(network: nn.Module) -> Iterator[SeparableConv2d | StructuredMap | KernelChain]:
     """Each outermost structured layer once."""
     inside: set[int] = set()
     for module in network.modules():
-        if isinstance(module, SeparableConv2d | StructuredMap) and id(module) not in inside:
+        if isinstance(module, SeparableConv2d | StructuredMap | KernelChain) and id(module) not in inside:
             inside.update(id(part) for part in module.modules())
             yield module
 
 
-def _replaced(layer: SeparableConv2d | StructuredMap, separable: bool) -> int:
+def _replaced(layer: SeparableConv2d | StructuredMap | KernelChain, separable: bool) -> int:
     """N of one layer."""
+    if isinstance(layer, KernelChain):
+        return prod(layer.weight_shape)
     first, last = (layer.depthwise, layer.pointwise) if isinstance(layer, SeparableConv2d) else (layer, layer)
     area = prod(first.kernel_size if isinstance(first, nn.Conv2d) else first.kernel)
     pointwise = last.in_channels * last.out_channels // last.groups

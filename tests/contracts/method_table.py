@@ -94,6 +94,20 @@ METHOD_CONTRACTS: dict[str, MethodContract] = {
         _scales(0.1, 0.4, 1.0),
         {"blocks": 0},
     ),
+    "svd": MethodContract(_scales(0.3, 1.0), {"rank_scale": 1.0}, _scales(0.1, 0.4, 0.8), {"rank_scale": 0}),
+    "spatial_svd": MethodContract(
+        (*_scales(0.3, 1.0), {"ranks": (3,)}), {"rank_scale": 1.0}, _scales(0.1, 0.4, 0.8), {"rank_scale": 2}
+    ),
+    "tucker2": MethodContract(
+        (*_scales(0.3, 1.0), {"ranks": (3, 2)}), {"rank_scale": 1.0}, _scales(0.1, 0.4, 0.8), {"ranks": "many"}
+    ),
+    "cp_kernel": MethodContract(_scales(0.1, 1.0), {"rank_scale": 1.0}, _scales(0.05, 0.2, 1.0), {"rank_scale": -1}),
+    "tensor_train_kernel": MethodContract(
+        (*_scales(0.3, 1.0), {"ranks": (2, 3, 2), "bias": True}),
+        {"rank_scale": 1.0},
+        _scales(0.1, 0.4, 0.8),
+        {"rank_scale": 1.5},
+    ),
 }
 
 # Stride, padding, dilation, bias; one channel; primes; I < O, I > O, I = O; kernels of 1, 3 and 5 x 1.

@@ -1,0 +1,37 @@
+"""SVD of the whole kernel: K x K to R channels, then 1 x 1 (Zhang et al. 2015; Denton et al. 2014).
+
+The weight as a matrix O x (I * KH * KW), cut to rank R: R * (I * KH * KW + O) parameters for one group.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar, Literal
+
+from torch import Tensor
+
+from lowrank.layers.base_method import ConvShape
+from lowrank.layers.low_rank.whole_kernel import Stage, WholeKernelMethod, pointwise, spatial, truncated_svd
+
+
+class SVD(WholeKernelMethod):
+    """A K x K convolution to R channels and a 1 x 1 convolution to O; a linear map becomes two."""
+
+    rank_names: ClassVar[tuple[str, ...]] = ("rank",)
+
+    name: Literal["svd"] = "svd"
+
+    def full_ranks(self, shape: ConvShape) -> tuple[int, ...]:
+        i, o = shape.in_channels // shape.groups, shape.out_channels // shape.groups
+        return (min(o, i * shape.kernel_area),)
+
+    def kernel_stages(self, shape: ConvShape, ranks: Sequence[int]) -> tuple[Stage, ...]:
+        middle = ranks[0] * shape.groups
+        return (
+            spatial("reduce", shape.in_channels, middle, shape, shape.out_area),
+            pointwise("expand", middle, shape.out_channels, shape, shape.out_area),
+        )
+
+    def truncate_kernel(self, dense: Tensor, ranks: Sequence[int]) -> list[Tensor]:
+        up, down = truncated_svd(dense.flatten(1), ranks[0])
+        return [down.reshape(-1, *dense.shape[1:]), up[:, :, None, None]]
