@@ -70,7 +70,7 @@ def build_linear(method: Method, shape: ConvShape) -> nn.Module:
         shape: of the linear map, with I and O as channels; its stride, padding and dilation are ignored.
 
     Returns:
-        A `StructuredLinear` or `KernelChain`, or an `nn.Linear` where `method` builds a plain layer. (.., I) -> (.., O).
+        A `StructuredLinear` or `KernelChain`, or an `nn.Linear` where `method` stays plain, (.., I) -> (.., O).
     """
     if isinstance(method, WholeKernelMethod) and not method.stays_dense(shape):
         return KernelChain(method, shape, method.ranks_at(shape), linear=True)

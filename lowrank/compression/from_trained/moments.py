@@ -1,0 +1,181 @@
+"""Second moments of what enters and leaves a layer, over calibration images.
+
+Letters: B batch, I in-channels, O out-channels, g groups, KH x KW the kernel, D = I / g * KH * KW the width of a patch,
+P positions (of all images).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+PATCH_FLOATS = 2**25
+"""Entries of a block of patches that are made at a time: 128 MiB of float32."""
+
+Plain = nn.Conv2d | nn.Linear
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Centred second moments, in float64, of a layer's patches x (D, by group) and target outputs y (O / g, by group).
+
+    Attributes:
+        xx: covariance of the patches (g, D, D).
+        yx: covariance of targets and patches (g, O / g, D).
+        y_energy: summed variance of the targets of each group (g).
+        x_mean: mean of the patches (g, D).
+        y_mean: mean of the targets (g, O / g).
+        positions: how many patches were seen.
+    """
+
+    xx: Tensor
+    yx: Tensor
+    y_energy: Tensor
+    x_mean: Tensor
+    y_mean: Tensor
+    positions: int
+
+    def about_zero(self) -> Moments:
+        """The moments about zero instead of the means; the means themselves are then zero."""
+        return Moments(
+            self.xx + self.x_mean[:, :, None] * self.x_mean[:, None, :],
+            self.yx + self.y_mean[:, :, None] * self.x_mean[:, None, :],
+            self.y_energy + self.y_mean.square().sum(1),
+            torch.zeros_like(self.x_mean), torch.zeros_like(self.y_mean), self.positions,
+        )  # fmt: skip
+
+
+def patches(layer: Plain, x: Tensor) -> Tensor:
+    """The patches (g, P, D) that `layer` multiplies by its weight, of its input (B, I, H, W) or (B.., I)."""
+    if isinstance(layer, nn.Linear):
+        return x.reshape(1, -1, x.shape[-1])
+    if isinstance(layer.padding, str):
+        total = [step * (size - 1) for step, size in zip(layer.dilation, layer.kernel_size, strict=True)]
+        if layer.padding == "same":
+            top, left = total[0] // 2, total[1] // 2
+            x = functional.pad(x, (left, total[1] - left, top, total[0] - top))
+        padding: tuple[int, ...] = (0, 0)
+    else:
+        padding = tuple(layer.padding)
+    columns = functional.unfold(x, layer.kernel_size, layer.dilation, padding, layer.stride)  # (B, I * KH * KW, L)
+    by_group = columns.unflatten(1, (layer.groups, -1))
+    return by_group.permute(1, 0, 3, 2).flatten(1, 2)
+
+
+def targets(layer: Plain, y: Tensor) -> Tensor:
+    """The outputs (g, P, O / g) of `layer`, in the order of `patches`, of its output (B, O, H', W') or (B.., O)."""
+    if isinstance(layer, nn.Linear):
+        return y.reshape(1, -1, y.shape[-1])
+    return y.flatten(2).unflatten(1, (layer.groups, -1)).permute(1, 0, 3, 2).flatten(1, 2)
+
+
+class _Sums:
+    """Running sums of the moments, shifted by the first block's means so that nothing cancels."""
+
+    def __init__(self) -> None:
+        self.positions = 0
+        self.sums: list[Tensor] = []
+        self.shift: tuple[Tensor, Tensor] | None = None
+
+    def add(self, x: Tensor, y: Tensor) -> None:
+        """Add patches (g, P, D) and targets (g, P, O / g)."""
+        x, y = x.float(), y.float()
+        if self.shift is None:
+            self.shift = x.mean(1, keepdim=True), y.mean(1, keepdim=True)
+        x, y = x - self.shift[0], y - self.shift[1]
+        new = [
+            (x.mT @ x).double(), (y.mT @ x).double(), y.double().square().sum((1, 2)),
+            x.double().sum(1), y.double().sum(1),
+        ]  # fmt: skip
+        self.sums = new if not self.sums else [old.add_(more) for old, more in zip(self.sums, new, strict=True)]
+        self.positions += x.shape[1]
+
+    def moments(self) -> Moments:
+        """The centred moments; raises ValueError without any position."""
+        if self.shift is None:
+            raise ValueError("no calibration image reached the layer")
+        count = self.positions
+        xx, yx, yy, x_sum, y_sum = self.sums
+        x_mean, y_mean = x_sum / count, y_sum / count
+        return Moments(
+            xx / count - x_mean[:, :, None] * x_mean[:, None, :],
+            yx / count - y_mean[:, :, None] * x_mean[:, None, :],
+            (yy / count - y_mean.square().sum(1)).clamp_min(0),
+            x_mean + self.shift[0][:, 0].double(), y_mean + self.shift[1][:, 0].double(), count,
+        )  # fmt: skip
+
+
+def collect_moments(layer: Plain, pairs: Iterable[tuple[Tensor, Tensor]]) -> Moments:
+    """Sum the moments of a layer over pairs of its input and its target output.
+
+    Args:
+        layer: the dense layer; only its geometry is used.
+        pairs: inputs (B, I, H, W) or (B.., I) with the outputs that a replacement of the layer should give for them.
+
+    Returns:
+        The centred moments, on the device of the inputs.
+
+    Raises:
+        ValueError: there are no pairs.
+    """
+    sums = _Sums()
+    for x, y in pairs:
+        width = (
+            x.shape[1] * layer.kernel_size[0] * layer.kernel_size[1] if isinstance(layer, nn.Conv2d) else x.shape[-1]
+        )
+        positions = y[0].numel() // (y.shape[1] if isinstance(layer, nn.Conv2d) else y.shape[-1])
+        images = max(1, PATCH_FLOATS // max(1, width * positions))
+        for part_x, part_y in zip(x.split(images), y.split(images), strict=True):
+            sums.add(patches(layer, part_x), targets(layer, part_y))
+    return sums.moments()
+
+
+class _ReachedError(Exception):
+    """Ends a forward pass once the layer has run as often as it does."""
+
+
+@torch.no_grad()
+def layer_calls(network: nn.Module, layer: nn.Module, images: Tensor, calls: int = 1) -> list[tuple[Tensor, Tensor]]:
+    """Run `network` on images until `layer` has run `calls` times; its inputs and outputs, call by call.
+
+    The rest of the network does not run. A layer that is used twice in one pass has two calls.
+    """
+    seen: list[tuple[Tensor, Tensor]] = []
+
+    def watch(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        seen.append((inputs[0].detach().clone(), output.detach().clone()))  # in-place ReLUs follow
+        if len(seen) == calls:
+            raise _ReachedError
+
+    handle = layer.register_forward_hook(watch)
+    try:
+        network(images)
+    except _ReachedError:
+        pass
+    finally:
+        handle.remove()
+    return seen
+
+
+def paired_calls(
+    student: nn.Module, dense: nn.Module, name: str, batches: Callable[[], Iterator[Tensor]], calls: int = 1
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Pairs for `collect_moments`: what enters the layer in the student, and what the dense network gives there.
+
+    Args:
+        student: the network compressed so far; module `name` is still to be fitted.
+        dense: the trained network.
+        name: the layer's name in both.
+        batches: gives the calibration images (B, C, H, W) anew at each call.
+        calls: how often the layer runs in one pass.
+    """
+    ours, theirs = student.get_submodule(name), dense.get_submodule(name)
+    for images in batches():
+        entered = layer_calls(student, ours, images, calls)
+        left = layer_calls(dense, theirs, images, calls)
+        for (x, _), (_, y) in zip(entered, left, strict=True):
+            yield x, y
