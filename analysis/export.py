@@ -62,12 +62,18 @@ def run(arguments: argparse.Namespace) -> int:
     import torch
 
     from analysis.model_export.export_trial import STEPS, export_trial, proof_lines
-    from analysis.model_export.select_trial import by_id, choose, specification_of, trained_network, trial_data
+    from analysis.model_export.select_trial import (
+        choose,
+        completed_point,
+        specification_of,
+        trained_network,
+        trial_data,
+    )
 
     folder = find_study(arguments.study, arguments.studies)
     study = load_study(folder)
     limits = _limits(arguments)
-    point = by_id(study, arguments.trial) if arguments.trial else choose(study, arguments.pick, limits)
+    point = completed_point(study, arguments.trial) if arguments.trial else choose(study, arguments.pick, limits)
     trial = study.trials[point.trial_id]
     data = trial_data(trial, arguments.data_dir)
     specification = specification_of(study, trial, data)

@@ -15,10 +15,9 @@ from typing import Any
 from sweeps.records.events import Role, Status
 from sweeps.records.model import StudyRecord, TrialRecord
 from sweeps.records.names import VAL_ERROR
-from sweeps.search.stopping_rules import make_rule
+from sweeps.search.stopping_rules import DEFAULTS, make_rule
 
 RULES = ("asha", "median", "hyperband")
-DEFAULTS: dict[str, Any] = {"grace": 0.5, "reduction": 3.0, "brackets": 3}  # as sweeps.space.settings has them
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,11 +11,12 @@ from torch import nn
 
 from analysis.stats.front import FrontPoint, collect_points
 from lowrank.data import DataSettings, ImageData, load_data
-from lowrank.errors import InputError, unknown
+from lowrank.errors import InputError
 from lowrank.io.model_file import ModelSpecification
 from lowrank.io.tensor_file import load_tensors
 from lowrank.layers.registry import make_method
 from lowrank.networks.registry import NetworkSettings
+from sweeps.records.load import find_trial
 from sweeps.records.model import StudyRecord, TrialRecord
 from sweeps.records.names import CHECKPOINT_FILE, TRIALS_FOLDER
 
@@ -64,13 +65,21 @@ def _keeps(point: FrontPoint, limits: Limits) -> bool:
     return small and (limits.error is None or point.error <= limits.error)
 
 
-def by_id(study: StudyRecord, trial_id: str) -> FrontPoint:
-    """The completed trial whose id begins with `trial_id`; raises InputError that lists those there are."""
-    done = [point for point in collect_points(study) if point.finished]
-    found = [point for point in done if point.trial_id.startswith(trial_id)]
-    if len(found) != 1 or not trial_id:
-        raise unknown("completed trial", trial_id, [point.trial_id for point in found or done])
-    return found[0]
+def completed_point(study: StudyRecord, id_prefix: str) -> FrontPoint:
+    """Find a completed trial by the beginning of its id.
+
+    Args:
+        study: where to look.
+        id_prefix: the whole id, or the first characters of it.
+
+    Returns:
+        The trial's point.
+
+    Raises:
+        InputError: the prefix is too short, or fits no completed trial or more than one.
+    """
+    trial = find_trial(study, id_prefix, completed=True)
+    return next(point for point in collect_points(study) if point.trial_id == trial.trial_id)
 
 
 def trial_data(trial: TrialRecord, data_dir: Path | None) -> ImageData | None:

@@ -6,13 +6,14 @@ from pathlib import Path
 
 from lowrank.errors import InputError, unknown
 from sweeps.records.events import Status
+from sweeps.records.fronts import completed_trials
 from sweeps.records.journal import read_journal
 from sweeps.records.model import StudyRecord, TrialRecord, fold
 from sweeps.records.names import JOURNAL_FILE, RESULTS_FILE
 from sweeps.records.tables import read_tables
 
 STUDIES_FOLDER = Path("studies")
-SHORTEST_ID = 4  # characters
+MIN_ID_PREFIX = 4  # characters
 
 
 def list_studies(root: Path = STUDIES_FOLDER) -> list[str]:
@@ -59,14 +60,33 @@ def load_study(folder: Path) -> StudyRecord:
     return study
 
 
-def find_trial(study: StudyRecord, start: str) -> TrialRecord:
-    """The launched trial whose id begins so; raises InputError when there is none, or more than one."""
-    launched = [trial for trial in study.trials.values() if trial.status is not Status.INFEASIBLE]
-    found = [trial for trial in launched if trial.trial_id.startswith(start)]
-    exact = [trial for trial in found if trial.trial_id == start]
-    if len(start) < SHORTEST_ID and not exact:
-        raise InputError(f"a trial must be named by at least {SHORTEST_ID} characters of its id, but got {start!r}")
-    if len(exact or found) != 1:
-        which = ", ".join(trial.trial_id for trial in found[:5]) or "none"
-        raise InputError(f"{start!r} must be the id of one trial of {study.name!r}, or its beginning; found: {which}")
-    return (exact or found)[0]
+def find_trial(study: StudyRecord, id_prefix: str, *, completed: bool = False) -> TrialRecord:
+    """Find a trial by the beginning of its id.
+
+    Args:
+        study: where to look; trials that were never launched are left out.
+        id_prefix: the whole id, or at least `MIN_ID_PREFIX` characters of its beginning.
+        completed: whether only trials that were trained to their end and count are searched.
+
+    Returns:
+        The trial.
+
+    Raises:
+        InputError: the prefix is too short, or fits no trial or more than one.
+    """
+    trials = [trial for trial in study.trials.values() if trial.status is not Status.INFEASIBLE]
+    if completed:
+        trials = completed_trials(trials)
+    matches = [trial for trial in trials if trial.trial_id.startswith(id_prefix)]
+    exact = [trial for trial in matches if trial.trial_id == id_prefix]
+    if not exact and len(id_prefix) < MIN_ID_PREFIX:
+        raise InputError(
+            f"a trial must be named by at least {MIN_ID_PREFIX} characters of its id, but got {id_prefix!r}"
+        )
+    if len(exact or matches) != 1:
+        kind = "completed trial" if completed else "trial"
+        listed = ", ".join(trial.trial_id for trial in matches[:5]) or "none"
+        raise InputError(
+            f"{id_prefix!r} must be the id of one {kind} of {study.name!r}, or its beginning; found: {listed}"
+        )
+    return (exact or matches)[0]

@@ -13,6 +13,12 @@ from typing import Protocol
 
 import numpy as np
 
+from sweeps.space.settings import SearchSettings
+
+DEFAULTS: dict[str, float] = {
+    name: SearchSettings.model_fields[name].default for name in ("grace", "reduction", "brackets")
+}  # of a space that does not set them
+
 
 class StoppingRule(Protocol):
     """Decides within one group of comparable trainings."""

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from analysis.__main__ import main
-from analysis.model_export.select_trial import Limits, by_id, choose
+from analysis.model_export.select_trial import Limits, choose, completed_point
 from lowrank.data import load_data
 from lowrank.deployment.formats import ExportedFile, merged_network, onnx_forward, running_mult_adds
 from lowrank.deployment.latency import measure_latency
@@ -159,9 +159,15 @@ class TestChoice:
             choose(self.study(), "best", Limits(params=20))
 
     def test_by_the_beginning_of_an_id(self):
-        assert by_id(self.study(), "re").trial_id == "ref"
-        with pytest.raises(InputError, match="unknown completed trial 'a'; choose from: aa, ab"):
-            by_id(self.study(), "a")
+        trials = study(trial("abcd01", 100, 5.0), trial("abcd02", 50, 7.0), trial("ef0102", 10, 1.0, method="separable",
+                       dims=None, role=Role.REFERENCE))  # fmt: skip
+        assert completed_point(trials, "ef01").trial_id == "ef0102"
+        with pytest.raises(InputError, match=r"must be the id of one completed trial of .*; found: abcd01, abcd02"):
+            completed_point(trials, "abcd")
+        with pytest.raises(InputError, match="at least 4 characters of its id, but got 'ef'"):
+            completed_point(trials, "ef")
+        with pytest.raises(InputError, match="found: none"):
+            completed_point(self.study(), "stopped")
 
 
 class TestMerged:
