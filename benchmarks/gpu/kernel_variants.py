@@ -122,7 +122,7 @@ def backward_ways() -> Iterator[Way]:
             own = getattr(pointwise, f"{name}_config")(layer.channels, layer.outs, layer.pool)
             sizes = tuple((rows, own.warps, stages, count) for rows in (own.rows // 2, own.rows, 2 * own.rows)
                           for stages, count in ((2, 1), (2, 2), (2, 3), (3, 1), (3, 2), (3, 3), (4, 1)))  # fmt: skip
-            halves = [replace(own, part=64, programs_per_processor=count) for count in (1, 2, 3)]
+            halves = [replace(own, block_channels=64, programs_per_processor=count) for count in (1, 2, 3)]
             yield from _of(f"{layer}, {name}", f"{name}_config", own, sizes, work, halves if name == "sums" else ())
 
 
@@ -144,8 +144,8 @@ def norm_ways() -> Iterator[Way]:
         .contiguous(memory_format=torch.channels_last) for channels in (256, 128)
     )  # fmt: skip
     weight, bias, mean, variance = torch.rand(4, 128, device="cuda") + 0.5
-    sums = partial(norm.reduced, narrow, narrow.clone(), weight, bias, mean, variance, 1e-5, True, False)
-    for place, work in (("REDUCE", sums), ("STATISTICS", partial(norm.statistics, wide))):
+    sums = partial(norm.reduce_gradients, narrow, narrow.clone(), weight, bias, mean, variance, 1e-5, True, False)
+    for place, work in (("REDUCE", sums), ("STATISTICS", partial(norm.batch_statistics, wide))):
         own = getattr(norm, place)
         forms = [own, *(norm.LaunchConfig(numbers, warps, count) for numbers, warps in ((1024, 4), (2048, 4), (4096, 8))
                         for count in (3, 4, 6, 8))]  # fmt: skip

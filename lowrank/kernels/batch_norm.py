@@ -1,11 +1,15 @@
 """Batch norm in training with what follows it (ReLU, 2 x 2 max pooling, a residual) for channels-last images.
 
-Forward: one pass over the input for its statistics and one for the result. Backward: likewise two; what lay between
-(normalised values, which of four was largest) is worked out again from the input, so that none of it is written,
-read or kept.
+Forward: one pass over the input for its statistics, one for the result. Backward: likewise two. The values in between
+(normalised inputs, which of four was largest) are computed again from the input, so that they are never written, read
+or stored.
 
-Letters: R rows (positions of all images), C channels, G programs of a reduction, N rows of a tile, CH channels of one.
-Pooled rows are those of the result; W is then the width of its images, and each of its rows stands for four.
+With z = (x - mean) / deviation of each channel, the result is y = weight * z + bias. Source: Ioffe and Szegedy 2015,
+"Batch normalization".
+
+Letters: B images, H x W positions, R rows (positions of all images), C channels, G programs of a reduction, N rows of a
+tile, CH channels of a tile, TURNS tiles of a program. Where the result is pooled, rows are those of the result, W is
+the width of its images, and each row stands for four positions of the input.
 """
 
 from __future__ import annotations
@@ -19,7 +23,7 @@ from torch import Tensor
 
 from lowrank.kernels.depthwise import MULTIPROCESSORS, LaunchConfig
 
-TILE = 2048  # numbers of a tile; of results, where each stands for four inputs, half as many
+TILE = 2048  # numbers of a tile; half as many where it is pooled and each stands for four inputs
 WARPS = 4
 # Of the passes whose programs take several tiles each
 STATISTICS, REDUCE = LaunchConfig(2048, 4, 8), LaunchConfig(2048, 4, 4)
@@ -30,22 +34,22 @@ def _statistics_kernel(
     x, sums, squares, R,
     C: tl.constexpr, N: tl.constexpr, CH: tl.constexpr, TURNS: tl.constexpr,
 ):  # fmt: skip
-    """Sums of x - first row and of its squares: about some value of the channel's own, so that nothing cancels."""
+    """Sum x - first row, and its squares: about a value of the channel itself, so that no digits cancel."""
     channel = tl.program_id(1) * CH + tl.arange(0, CH)
-    known = channel < C
-    about = tl.load(x + channel, mask=known, other=0.0).to(tl.float32)[None, :]
+    valid = channel < C
+    reference = tl.load(x + channel, mask=valid, other=0.0).to(tl.float32)[None, :]
     total = tl.zeros([N, CH], dtype=tl.float32)
     square = tl.zeros([N, CH], dtype=tl.float32)
     for turn in range(TURNS):
         row = (turn * tl.num_programs(0) + tl.program_id(0)) * N + tl.arange(0, N)
-        mask = (row < R)[:, None] & known[None, :]
+        mask = (row < R)[:, None] & valid[None, :]
         values = tl.load(x + row[:, None] * C + channel[None, :], mask=mask, other=0.0).to(tl.float32)
-        values = tl.where(mask, values - about, 0.0)
+        values = tl.where(mask, values - reference, 0.0)
         total += values
         square += values * values
     target = tl.program_id(0) * C + channel
-    tl.store(sums + target, tl.sum(total, 0), mask=known)
-    tl.store(squares + target, tl.sum(square, 0), mask=known)
+    tl.store(sums + target, tl.sum(total, 0), mask=valid)
+    tl.store(squares + target, tl.sum(square, 0), mask=valid)
 
 
 @triton.jit
@@ -54,49 +58,52 @@ def _moments_kernel(
     C: tl.constexpr, N: tl.constexpr, CH: tl.constexpr, TURNS: tl.constexpr,
 ):  # fmt: skip
     channel = tl.program_id(0) * CH + tl.arange(0, CH)
-    known = channel < C
+    valid = channel < C
     total = tl.zeros([N, CH], dtype=tl.float32)
     square = tl.zeros([N, CH], dtype=tl.float32)
     for turn in range(TURNS):
         row = turn * N + tl.arange(0, N)
-        mask = (row < G)[:, None] & known[None, :]
-        place = row[:, None] * C + channel[None, :]
-        total += tl.load(sums + place, mask=mask, other=0.0)
-        square += tl.load(squares + place, mask=mask, other=0.0)
+        mask = (row < G)[:, None] & valid[None, :]
+        offsets = row[:, None] * C + channel[None, :]
+        total += tl.load(sums + offsets, mask=mask, other=0.0)
+        square += tl.load(squares + offsets, mask=mask, other=0.0)
     offset = tl.sum(total, 0) / R
-    about = tl.load(x + channel, mask=known, other=0.0).to(tl.float32)
-    tl.store(mean + channel, about + offset, mask=known)
-    found = tl.sum(square, 0) / R - offset * offset
-    tl.store(variance + channel, tl.where(found < 0, 0.0, found), mask=known)
+    reference = tl.load(x + channel, mask=valid, other=0.0).to(tl.float32)
+    tl.store(mean + channel, reference + offset, mask=valid)
+    second_moment = tl.sum(square, 0) / R - offset * offset
+    tl.store(variance + channel, tl.where(second_moment < 0, 0.0, second_moment), mask=valid)
 
 
 @triton.jit
-def scale_and_shift(weight, bias, mean, variance, channel, known, eps):
-    """y = scale * x + shift of each channel (1, CH); also the reciprocal deviation and the mean."""
-    centre = tl.load(mean + channel, mask=known, other=0.0)
-    inverse = 1.0 / tl.sqrt(tl.load(variance + channel, mask=known, other=1.0) + eps)
-    scale = tl.load(weight + channel, mask=known, other=0.0) * inverse
-    shift = tl.load(bias + channel, mask=known, other=0.0) - centre * scale
+def scale_and_shift(weight, bias, mean, variance, channel, valid, eps):
+    """Return scale and shift of y = scale * x + shift, the reciprocal deviation and the mean, each (1, CH)."""
+    centre = tl.load(mean + channel, mask=valid, other=0.0)
+    inverse = 1.0 / tl.sqrt(tl.load(variance + channel, mask=valid, other=1.0) + eps)
+    scale = tl.load(weight + channel, mask=valid, other=0.0) * inverse
+    shift = tl.load(bias + channel, mask=valid, other=0.0) - centre * scale
     return scale[None, :], shift[None, :], inverse[None, :], centre[None, :]
 
 
 @triton.jit
-def slope_and_level(scale, inverse, centre, to_weight, to_bias, channel, known, count):
-    """dx = scale * (dy - mean(dy) - normalised * mean(dy * normalised)), as scale * dy - slope * x - level, (1, CH)."""
-    slope = scale * inverse * tl.load(to_weight + channel, mask=known, other=0.0)[None, :] / count
-    level = scale * tl.load(to_bias + channel, mask=known, other=0.0)[None, :] / count - slope * centre
+def slope_and_level(scale, inverse, centre, grad_weight, grad_bias, channel, valid, count):
+    """Return slope and level, (1, CH), of the input's gradient dx = scale * dy - slope * x - level.
+
+    That is dx = scale * (dy - mean(dy) - z * mean(dy * z)) with the normalised input z.
+    """
+    slope = scale * inverse * tl.load(grad_weight + channel, mask=valid, other=0.0)[None, :] / count
+    level = scale * tl.load(grad_bias + channel, mask=valid, other=0.0)[None, :] / count - slope * centre
     return slope, level
 
 
 @triton.jit
-def first_of_four(row, W: tl.constexpr):
-    """The input row of the upper left of the four positions that a pooled row stands for."""
+def pooled_origin(row, W: tl.constexpr):
+    """Return the input row of the upper left of the four positions that a pooled row stands for."""
     return ((row // W) * 2) * (2 * W) + (row % W) * 2
 
 
 @triton.jit
-def _largest(start, mask, scale, shift, W: tl.constexpr, C: tl.constexpr):
-    """Four inputs, which of them is the first largest after normalisation, and its input and result."""
+def _argmax_of_four(start, mask, scale, shift, W: tl.constexpr, C: tl.constexpr):
+    """Return four inputs, which of them is the first largest after the norm, and its input and result."""
     p = tl.load(start, mask=mask, other=0.0).to(tl.float32)
     q = tl.load(start + C, mask=mask, other=0.0).to(tl.float32)
     r = tl.load(start + 2 * W * C, mask=mask, other=0.0).to(tl.float32)
@@ -119,21 +126,21 @@ def _apply_kernel(
     RELU: tl.constexpr, POOL: tl.constexpr, ADD: tl.constexpr,
 ):  # fmt: skip
     channel = tl.program_id(1) * CH + tl.arange(0, CH)
-    known = channel < C
-    scale, shift, _, _ = scale_and_shift(weight, bias, mean, variance, channel, known, eps)
+    valid = channel < C
+    scale, shift, _, _ = scale_and_shift(weight, bias, mean, variance, channel, valid, eps)
     row = tl.program_id(0) * N + tl.arange(0, N)
-    mask = (row < R)[:, None] & known[None, :]
-    own = row[:, None] * C + channel[None, :]
+    mask = (row < R)[:, None] & valid[None, :]
+    offsets = row[:, None] * C + channel[None, :]
     if POOL:
-        start = x + first_of_four(row, W)[:, None] * C + channel[None, :]
-        _, _, _, _, _, _, y = _largest(start, mask, scale, shift, W, C)
+        start = x + pooled_origin(row, W)[:, None] * C + channel[None, :]
+        _, _, _, _, _, _, y = _argmax_of_four(start, mask, scale, shift, W, C)
     else:
-        y = tl.load(x + own, mask=mask, other=0.0).to(tl.float32) * scale + shift
+        y = tl.load(x + offsets, mask=mask, other=0.0).to(tl.float32) * scale + shift
     if RELU:
-        y = tl.where(y < 0, 0.0, y)  # what is no number stays none
+        y = tl.where(y < 0, 0.0, y)  # NaN stays NaN
     if ADD:
-        y += tl.load(residual + own, mask=mask, other=0.0).to(tl.float32)
-    tl.store(out + own, y.to(out.dtype.element_ty), mask=mask)
+        y += tl.load(residual + offsets, mask=mask, other=0.0).to(tl.float32)
+    tl.store(out + offsets, y.to(out.dtype.element_ty), mask=mask)
 
 
 @triton.jit
@@ -142,117 +149,125 @@ def _reduce_kernel(
     C: tl.constexpr, W: tl.constexpr, N: tl.constexpr, CH: tl.constexpr, TURNS: tl.constexpr,
     RELU: tl.constexpr, POOL: tl.constexpr,
 ):  # fmt: skip
-    """Sums of the gradient and of its product with the normalised input."""
+    """Sum the gradient, and its product with the normalised input."""
     channel = tl.program_id(1) * CH + tl.arange(0, CH)
-    known = channel < C
-    scale, shift, inverse, centre = scale_and_shift(weight, bias, mean, variance, channel, known, eps)
+    valid = channel < C
+    scale, shift, inverse, centre = scale_and_shift(weight, bias, mean, variance, channel, valid, eps)
     total = tl.zeros([N, CH], dtype=tl.float32)
     product = tl.zeros([N, CH], dtype=tl.float32)
     for turn in range(TURNS):
         row = (turn * tl.num_programs(0) + tl.program_id(0)) * N + tl.arange(0, N)
-        mask = (row < R)[:, None] & known[None, :]
-        own = row[:, None] * C + channel[None, :]
-        came = tl.load(gradient + own, mask=mask, other=0.0).to(tl.float32)
+        mask = (row < R)[:, None] & valid[None, :]
+        offsets = row[:, None] * C + channel[None, :]
+        grad = tl.load(gradient + offsets, mask=mask, other=0.0).to(tl.float32)
         if POOL:
-            start = x + first_of_four(row, W)[:, None] * C + channel[None, :]
-            _, _, _, _, _, value, best = _largest(start, mask, scale, shift, W, C)
+            start = x + pooled_origin(row, W)[:, None] * C + channel[None, :]
+            _, _, _, _, _, value, best = _argmax_of_four(start, mask, scale, shift, W, C)
         else:
-            value = tl.load(x + own, mask=mask, other=0.0).to(tl.float32)
+            value = tl.load(x + offsets, mask=mask, other=0.0).to(tl.float32)
             best = value * scale + shift
         if RELU:
-            came = tl.where(best > 0, came, 0.0)
-        total += came
-        product += came * (value - centre)
+            grad = tl.where(best > 0, grad, 0.0)
+        total += grad
+        product += grad * (value - centre)
     target = tl.program_id(0) * C + channel
-    tl.store(sums + target, tl.sum(total, 0), mask=known)
-    tl.store(products + target, tl.sum(product * inverse, 0), mask=known)
+    tl.store(sums + target, tl.sum(total, 0), mask=valid)
+    tl.store(products + target, tl.sum(product * inverse, 0), mask=valid)
 
 
 @triton.jit
 def _gather_kernel(
-    sums, products, to_bias, to_weight, G,
+    sums, products, grad_bias, grad_weight, G,
     C: tl.constexpr, N: tl.constexpr, CH: tl.constexpr, TURNS: tl.constexpr,
 ):  # fmt: skip
     channel = tl.program_id(0) * CH + tl.arange(0, CH)
-    known = channel < C
+    valid = channel < C
     total = tl.zeros([N, CH], dtype=tl.float32)
     product = tl.zeros([N, CH], dtype=tl.float32)
     for turn in range(TURNS):
         row = turn * N + tl.arange(0, N)
-        mask = (row < G)[:, None] & known[None, :]
-        place = row[:, None] * C + channel[None, :]
-        total += tl.load(sums + place, mask=mask, other=0.0)
-        product += tl.load(products + place, mask=mask, other=0.0)
-    tl.store(to_bias + channel, tl.sum(total, 0), mask=known)
-    tl.store(to_weight + channel, tl.sum(product, 0), mask=known)
+        mask = (row < G)[:, None] & valid[None, :]
+        offsets = row[:, None] * C + channel[None, :]
+        total += tl.load(sums + offsets, mask=mask, other=0.0)
+        product += tl.load(products + offsets, mask=mask, other=0.0)
+    tl.store(grad_bias + channel, tl.sum(total, 0), mask=valid)
+    tl.store(grad_weight + channel, tl.sum(product, 0), mask=valid)
 
 
 @triton.jit
 def _gradient_kernel(
-    gradient, x, weight, bias, mean, variance, to_bias, to_weight, to_x, R, count, eps,
+    gradient, x, weight, bias, mean, variance, grad_bias, grad_weight, grad_x, R, count, eps,
     C: tl.constexpr, W: tl.constexpr, N: tl.constexpr, CH: tl.constexpr,
     RELU: tl.constexpr, POOL: tl.constexpr,
 ):  # fmt: skip
     channel = tl.program_id(1) * CH + tl.arange(0, CH)
-    known = channel < C
-    scale, shift, inverse, centre = scale_and_shift(weight, bias, mean, variance, channel, known, eps)
-    slope, level = slope_and_level(scale, inverse, centre, to_weight, to_bias, channel, known, count)
+    valid = channel < C
+    scale, shift, inverse, centre = scale_and_shift(weight, bias, mean, variance, channel, valid, eps)
+    slope, level = slope_and_level(scale, inverse, centre, grad_weight, grad_bias, channel, valid, count)
     row = tl.program_id(0) * N + tl.arange(0, N)
-    mask = (row < R)[:, None] & known[None, :]
-    own = row[:, None] * C + channel[None, :]
-    came = tl.load(gradient + own, mask=mask, other=0.0).to(tl.float32)
+    mask = (row < R)[:, None] & valid[None, :]
+    offsets = row[:, None] * C + channel[None, :]
+    grad = tl.load(gradient + offsets, mask=mask, other=0.0).to(tl.float32)
     if POOL:
-        place = first_of_four(row, W)[:, None] * C + channel[None, :]
-        p, q, r, s, which, value, best = _largest(x + place, mask, scale, shift, W, C)
+        origin = pooled_origin(row, W)[:, None] * C + channel[None, :]
+        p, q, r, s, which, value, best = _argmax_of_four(x + origin, mask, scale, shift, W, C)
         if RELU:
-            came = tl.where(best > 0, came, 0.0)
-        came = came * scale
-        kind = to_x.dtype.element_ty
-        tl.store(to_x + place, (tl.where(which == 0, came, 0.0) - slope * p - level).to(kind), mask=mask)
-        tl.store(to_x + place + C, (tl.where(which == 1, came, 0.0) - slope * q - level).to(kind), mask=mask)
-        place += 2 * W * C
-        tl.store(to_x + place, (tl.where(which == 2, came, 0.0) - slope * r - level).to(kind), mask=mask)
-        tl.store(to_x + place + C, (tl.where(which == 3, came, 0.0) - slope * s - level).to(kind), mask=mask)
+            grad = tl.where(best > 0, grad, 0.0)
+        grad = grad * scale
+        element_type = grad_x.dtype.element_ty
+        tl.store(grad_x + origin, (tl.where(which == 0, grad, 0.0) - slope * p - level).to(element_type), mask=mask)
+        tl.store(grad_x + origin + C, (tl.where(which == 1, grad, 0.0) - slope * q - level).to(element_type), mask=mask)
+        origin += 2 * W * C
+        tl.store(grad_x + origin, (tl.where(which == 2, grad, 0.0) - slope * r - level).to(element_type), mask=mask)
+        tl.store(grad_x + origin + C, (tl.where(which == 3, grad, 0.0) - slope * s - level).to(element_type), mask=mask)
     else:
-        value = tl.load(x + own, mask=mask, other=0.0).to(tl.float32)
+        value = tl.load(x + offsets, mask=mask, other=0.0).to(tl.float32)
         if RELU:
-            came = tl.where(value * scale + shift > 0, came, 0.0)
-        tl.store(to_x + own, (came * scale - slope * value - level).to(to_x.dtype.element_ty), mask=mask)
+            grad = tl.where(value * scale + shift > 0, grad, 0.0)
+        tl.store(grad_x + offsets, (grad * scale - slope * value - level).to(grad_x.dtype.element_ty), mask=mask)
 
 
 def _tile(channels: int, rows: int, numbers: int) -> tuple[dict[str, int], tuple[int, int]]:
-    """The constants of a tile, and how many tiles there are."""
+    """Return the constants of a tile, and how many tiles there are (rows, channels)."""
     part = min(triton.next_power_of_2(channels), 64)
     height = max(1, min(numbers // part, triton.next_power_of_2(rows)))
     return {"C": channels, "N": height, "CH": part}, (triton.cdiv(rows, height), triton.cdiv(channels, part))
 
 
-def _turns(tiles: tuple[int, int], config: LaunchConfig) -> tuple[int, int]:
-    """Programs of a reduction over so many tiles, and how many each takes."""
+def _programs(tiles: tuple[int, int], config: LaunchConfig) -> tuple[int, int]:
+    """Return the programs of a reduction over so many tiles, and how many tiles each takes."""
     programs = min(tiles[0], max(1, MULTIPROCESSORS * config.programs_per_processor // tiles[1]))
     return programs, triton.cdiv(tiles[0], programs)
 
 
-def last(x: Tensor) -> Tensor:
-    """x with its channels last."""
+def to_channels_last(x: Tensor) -> Tensor:
+    """Return x (B, C, H, W) with channels-last strides."""
     return x.contiguous(memory_format=torch.channels_last)
 
 
-def like_result(
+def empty_result(
     x: Tensor, pool: bool = False, *, channels: int | None = None, dtype: torch.dtype | None = None
 ) -> Tensor:  # fmt: skip
-    """Room for a result at x's positions or, pooled, a quarter of them, channels-last; else like x, where not given."""
-    images, own, height, width = x.shape
-    shape = (images, channels or own, height // 2, width // 2) if pool else (images, channels or own, height, width)
+    """Allocate a result of an operation on x, channels-last.
+
+    Args:
+        x: (B, C, H, W).
+        pool: whether the result has half the height and width.
+        channels: of the result; None for those of x.
+        dtype: of the result; None for that of x.
+    """
+    images, in_channels, height, width = x.shape
+    size = (height // 2, width // 2) if pool else (height, width)
+    shape = (images, channels or in_channels, *size)
     return torch.empty(shape, dtype=dtype or x.dtype, device=x.device, memory_format=torch.channels_last)
 
 
-def statistics(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Each channel's mean and biased variance, of a pass of their own."""
+def batch_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Compute each channel's mean and biased variance, float32 (C,), of a channels-last x."""
     channels, rows = x.shape[1], x.numel() // x.shape[1]
     mean, variance = (torch.empty(channels, device=x.device) for _ in range(2))
-    tile, tiles = _tile(channels, rows, STATISTICS.numbers)
-    programs, turns = _turns(tiles, STATISTICS)
+    tile, tiles = _tile(channels, rows, STATISTICS.tile_size)
+    programs, turns = _programs(tiles, STATISTICS)
     sums, squares = (torch.empty((programs, channels), device=x.device) for _ in range(2))
     _statistics_kernel[(programs, tiles[1])](x, sums, squares, rows, **tile, TURNS=turns, **STATISTICS.options)
     small = {"C": channels, "N": 64, "CH": 16, "TURNS": triton.cdiv(programs, 64)}
@@ -260,59 +275,61 @@ def statistics(x: Tensor) -> tuple[Tensor, Tensor]:
     return mean, variance
 
 
-def normalised(
+def normalise(
     x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, variance: Tensor, residual: Tensor | None, eps: float,
     relu: bool, pool: bool,
 ) -> Tensor:  # fmt: skip
-    """`norm` of a channels-last x by given statistics."""
-    out, channels = like_result(x, pool), x.shape[1]
+    """Apply `norm` to a channels-last x by statistics that are known."""
+    out, channels = empty_result(x, pool), x.shape[1]
     rows = out.numel() // channels
     tile, tiles = _tile(channels, rows, TILE // 2 if pool else TILE)
     _apply_kernel[tiles](
-        x, weight, bias, mean, variance, out if residual is None else last(residual), out, rows,
+        x, weight, bias, mean, variance, out if residual is None else to_channels_last(residual), out, rows,
         eps, **tile, W=out.shape[3], RELU=relu, POOL=pool, ADD=residual is not None, num_warps=WARPS,
     )  # fmt: skip
     return out
 
 
-def reduced(
+def reduce_gradients(
     gradient: Tensor, x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, variance: Tensor, eps: float, relu: bool,
     pool: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """The gradients of the weight and bias; x and gradient are channels-last."""
+    """Compute the gradients of the weight and bias; x and gradient are channels-last."""
     channels, rows = x.shape[1], gradient.numel() // x.shape[1]
-    to_weight, to_bias = torch.empty_like(weight), torch.empty_like(bias)
-    tile, tiles = _tile(channels, rows, REDUCE.numbers // 2 if pool else REDUCE.numbers)
-    programs, turns = _turns(tiles, REDUCE)
+    grad_weight, grad_bias = torch.empty_like(weight), torch.empty_like(bias)
+    tile, tiles = _tile(channels, rows, REDUCE.tile_size // 2 if pool else REDUCE.tile_size)
+    programs, turns = _programs(tiles, REDUCE)
     sums, products = (torch.empty((programs, channels), device=x.device) for _ in range(2))
     _reduce_kernel[(programs, tiles[1])](
         gradient, x, weight, bias, mean, variance, sums, products, rows, eps, **tile, TURNS=turns,
         W=gradient.shape[3], RELU=relu, POOL=pool, **REDUCE.options,
     )  # fmt: skip
     small = {"C": channels, "N": 64, "CH": 16, "TURNS": triton.cdiv(programs, 64)}
-    _gather_kernel[(triton.cdiv(channels, 16),)](sums, products, to_bias, to_weight, programs, **small)
-    return to_weight, to_bias
+    _gather_kernel[(triton.cdiv(channels, 16),)](sums, products, grad_bias, grad_weight, programs, **small)
+    return grad_weight, grad_bias
 
 
 @torch.library.custom_op("lowrank::norm", mutates_args=())
 def norm(
     x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, eps: float, relu: bool, pool: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Batch norm by the batch's own statistics, then ReLU, 2 x 2 max pooling and the sum with `residual`, as asked.
-
-    Returns the result, in x's dtype, channels-last, and each channel's mean and biased variance, float32 (C).
+    """Normalise by the statistics of the batch, then apply ReLU, 2 x 2 max pooling and a residual.
 
     Args:
         x: (B, C, H, W), H and W even where it is pooled.
-        weight: (C), float32; so is bias.
-        residual: of the result's shape, or None.
+        weight: (C,), float32.
+        bias: (C,), float32.
+        residual: added to the result, of its shape; None for none.
         eps: added to the variance.
-        relu: set what is negative to zero.
-        pool: keep the largest of each 2 x 2 positions.
+        relu: whether negative values become zero.
+        pool: whether only the largest of each 2 x 2 positions stays.
+
+    Returns:
+        The result, in x's dtype, channels-last, and each channel's mean and biased variance, float32 (C,).
     """
-    x = last(x)
-    mean, variance = statistics(x)
-    return normalised(x, weight, bias, mean, variance, residual, eps, relu, pool), mean, variance
+    x = to_channels_last(x)
+    mean, variance = batch_statistics(x)
+    return normalise(x, weight, bias, mean, variance, residual, eps, relu, pool), mean, variance
 
 
 @norm.register_fake
@@ -320,7 +337,7 @@ def _(
     x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, eps: float, relu: bool, pool: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     mean, variance = (torch.empty(x.shape[1], device=x.device) for _ in range(2))
-    return like_result(x, pool), mean, variance
+    return empty_result(x, pool), mean, variance
 
 
 @torch.library.custom_op("lowrank::norm_backward", mutates_args=())
@@ -328,16 +345,31 @@ def norm_backward(
     gradient: Tensor, x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, variance: Tensor, eps: float, relu: bool,
     pool: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """The gradients of `norm`'s x, weight and bias."""
-    x, gradient = last(x), last(gradient)
-    channels, rows, to_x = x.shape[1], gradient.numel() // x.shape[1], torch.empty_like(x)
-    to_weight, to_bias = reduced(gradient, x, weight, bias, mean, variance, eps, relu, pool)
+    """Compute the gradients of `norm`.
+
+    Args:
+        gradient: of the result.
+        x: as `norm` took it, as are weight, bias, eps, relu and pool.
+        weight: (C,).
+        bias: (C,).
+        mean: as `norm` returned it, (C,).
+        variance: as `norm` returned it, (C,).
+        eps: added to the variance.
+        relu: whether there was a ReLU.
+        pool: whether there was a pooling.
+
+    Returns:
+        Those by x, weight and bias.
+    """
+    x, gradient = to_channels_last(x), to_channels_last(gradient)
+    channels, rows, grad_x = x.shape[1], gradient.numel() // x.shape[1], torch.empty_like(x)
+    grad_weight, grad_bias = reduce_gradients(gradient, x, weight, bias, mean, variance, eps, relu, pool)
     tile, tiles = _tile(channels, rows, TILE // 2 if pool else TILE)
     _gradient_kernel[tiles](
-        gradient, x, weight, bias, mean, variance, to_bias, to_weight, to_x, rows, x.numel() // channels, eps, **tile,
-        W=gradient.shape[3], RELU=relu, POOL=pool, num_warps=WARPS,
+        gradient, x, weight, bias, mean, variance, grad_bias, grad_weight, grad_x, rows, x.numel() // channels, eps,
+        **tile, W=gradient.shape[3], RELU=relu, POOL=pool, num_warps=WARPS,
     )  # fmt: skip
-    return to_x, to_weight, to_bias
+    return grad_x, grad_weight, grad_bias
 
 
 @norm_backward.register_fake
@@ -345,19 +377,19 @@ def _(
     gradient: Tensor, x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, variance: Tensor, eps: float, relu: bool,
     pool: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    return like_result(x), torch.empty_like(weight), torch.empty_like(bias)
+    return empty_result(x), torch.empty_like(weight), torch.empty_like(bias)
 
 
-def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     x, weight, bias, residual, ctx.eps, ctx.relu, ctx.pool = inputs
     ctx.adds = residual is not None
     ctx.save_for_backward(x, weight, bias, *output[1:])
 
 
-def _gradients(ctx: Any, gradient: Tensor, *of_statistics: Tensor | None) -> tuple[Tensor | None, ...]:
-    """The statistics are read for running ones alone, so nothing comes back through them."""
-    found = norm_backward(gradient, *ctx.saved_tensors, ctx.eps, ctx.relu, ctx.pool)
-    return *found, gradient if ctx.adds else None, None, None, None
+def _backward(ctx: Any, gradient: Tensor, *of_statistics: Tensor | None) -> tuple[Tensor | None, ...]:
+    """Return the gradients of the inputs; the statistics only feed the running ones, so they pass none back."""
+    gradients = norm_backward(gradient, *ctx.saved_tensors, ctx.eps, ctx.relu, ctx.pool)
+    return *gradients, gradient if ctx.adds else None, None, None, None
 
 
-norm.register_autograd(_gradients, setup_context=_keep)
+norm.register_autograd(_backward, setup_context=_save_for_backward)

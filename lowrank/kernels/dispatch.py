@@ -1,4 +1,4 @@
-"""Kernels for what a GPU's libraries are slow at."""
+"""What a machine supports: compiled code, this project's Triton kernels, and modules of them."""
 
 from __future__ import annotations
 
@@ -14,14 +14,21 @@ from typing import Any
 
 import torch
 
-MAX_ENTRIES = 2**31 - 1  # entries of a tensor, which the kernels of the step count in 32 bits
-MIN_COMPUTE_CAPABILITY = (8, 0)  # compute capability of the first cards with products in bfloat16
-MIN_SHARED_MEMORY = 232_448  # bytes that a program of a joined pointwise map may want, as much as an H100 has
+MAX_ENTRIES = 2**31 - 1  # of a tensor: the kernels of the training step count in 32 bits
+MIN_COMPUTE_CAPABILITY = (8, 0)  # of the first GPUs with matrix products in bfloat16
+MIN_SHARED_MEMORY = 232_448  # bytes for a program of a fused pointwise map: as much as an H100 has
 
 
 def compile_obstacle(device: torch.device) -> str | None:
-    """What this machine lacks for code that is compiled for `device` while it runs; None: nothing."""
-    from torch.utils._triton import has_triton  # only paid for where something is compiled
+    """Return what this machine lacks for compiling code for a device.
+
+    Args:
+        device: on which the code will run.
+
+    Returns:
+        One clause for a message; None where nothing is missing.
+    """
+    from torch.utils._triton import has_triton  # importing it takes long, and only compiling needs it
 
     if device.type == "cuda" and not has_triton():
         return "Triton is not installed, or does not know this card"
@@ -31,18 +38,32 @@ def compile_obstacle(device: torch.device) -> str | None:
 
 
 def supports_kernels(device: torch.device) -> bool:
-    """Whether the kernels of the step are made for this card; not, and a library's are used: a T4's."""
+    """Return whether the kernels of the training step are made for this GPU; a T4, for one, is too old.
+
+    Args:
+        device: a GPU.
+    """
     return torch.cuda.get_device_capability(device) >= MIN_COMPUTE_CAPABILITY
 
 
 def has_enough_shared_memory(device: torch.device) -> bool:
-    """Whether a pointwise map joined with its norm finds its shared memory: on an L4 or A100 it does not."""
+    """Return whether a fused pointwise map and batch norm fit into this GPU's shared memory; not on an L4 or A100.
+
+    Args:
+        device: a GPU.
+    """
     properties: Any = torch.cuda.get_device_properties(device)
     return bool(properties.shared_memory_per_block_optin >= MIN_SHARED_MEMORY)
 
 
 def kernel_errors() -> tuple[type[Exception], ...]:
-    """What Triton raises where a kernel finds no room on a card or cannot be made for it; none without Triton."""
+    """Return the errors that Triton raises itself, for `except`.
+
+    It raises them where a kernel needs more memory than the GPU has, or cannot be compiled for it.
+
+    Returns:
+        Their base class; nothing where Triton is not installed.
+    """
     if find_spec("triton") is None:
         return ()
     errors: tuple[type[Exception], ...] = (import_module("triton.errors").TritonError,)
@@ -50,17 +71,25 @@ def kernel_errors() -> tuple[type[Exception], ...]:
 
 
 @cache
-def load_kernels(module: str, device: torch.device, otherwise: str) -> ModuleType | None:
-    """A module of Triton kernels after its `try_out`; None on a CPU, and where Triton is not there or cannot compile.
+def load_kernels(module: str, device: torch.device, consequence: str) -> ModuleType | None:
+    """Import a module of Triton kernels and call its `try_out`.
 
-    Of the last it warns once a device, saying in the words `otherwise` what goes without them.
+    Warns once for each device where they cannot be compiled.
+
+    Args:
+        module: dotted name.
+        device: on which the kernels will run.
+        consequence: what happens without them, for the warning.
+
+    Returns:
+        The module; None on a CPU, and where Triton is not installed or cannot compile it.
     """
     if device.type != "cuda" or find_spec("triton") is None:
         return None
-    found = import_module(module)
+    kernels = import_module(module)
     try:
-        found.try_out(device)
-    except (RuntimeError, OSError, SubprocessError) as error:  # no C compiler, no headers, too old a card
-        warnings.warn(f"{otherwise} on {device}: {error}", stacklevel=2)
+        kernels.try_out(device)
+    except (RuntimeError, OSError, SubprocessError) as error:  # no C compiler, no headers, too old a GPU
+        warnings.warn(f"{consequence} on {device}: {error}", stacklevel=2)
         return None
-    return found
+    return kernels

@@ -1,7 +1,7 @@
-"""In the graph of a backward pass: a gradient's sum with a depthwise map's is left to the kernel that finds the latter.
+"""A pass over the graph of a backward pass: adds a gradient within the depthwise kernel that computes the other one.
 
-A residual's input has two gradients, its own and that of the depthwise map which reads it too. As an operation of its
-own their sum reads both and writes it, where one read is enough.
+The input of a residual has two gradients, the residual's and that of the depthwise convolution that reads it too. A sum
+as an operation of its own reads both and writes the result, where reading one is enough.
 """
 
 from __future__ import annotations
@@ -15,40 +15,44 @@ from torch.fx import Graph, Node
 
 
 class FuseGradientSums(CustomGraphPass):
-    """Changes a graph of aten operations in place, before it becomes code."""
+    """Changes a graph of aten operations in place, before it is compiled."""
 
     def __call__(self, graph: Graph) -> None:
         for node in list(graph.nodes):
             if node.target is torch.ops.aten.add.Tensor and len(node.args) == 2 and not node.kwargs:
-                _ = _joined(graph, node, *node.args) or _joined(graph, node, *reversed(node.args))
+                _ = _fuse_sum(graph, node, *node.args) or _fuse_sum(graph, node, *reversed(node.args))
         graph.lint()
 
     def uuid(self) -> Any:
-        """Names what this does, for the compiler's cache."""
+        """Return what identifies this pass in the compiler's cache: a hash of this file."""
         return get_hash_for_files((__file__,))
 
 
-def _joined(graph: Graph, node: Node, found: Any, other: Any) -> bool:
-    """Put `other` into the operation that `found` is the first result of, where it is there by then."""
-    if not isinstance(found, Node) or found.target is not operator.getitem or len(found.users) != 1:
+def _fuse_sum(graph: Graph, node: Node, gradient: Any, other: Any) -> bool:
+    """Pass `other` to the depthwise operation whose first result is `gradient`, in place of their sum `node`.
+
+    Only where `other` is computed before that operation. Returns whether the graph was changed.
+    """
+    if not isinstance(gradient, Node) or gradient.target is not operator.getitem or len(gradient.users) != 1:
         return False
-    source, place = found.args
+    source, index = gradient.args
     if not isinstance(source, Node) or source.target is not torch.ops.lowrank.depthwise_backward.default:
         return False
-    if place != 0 or len(source.args) != 3 or not isinstance(other, Node) or not _alike(found, other):
+    if index != 0 or len(source.args) != 3 or not isinstance(other, Node) or not _same_shape_and_dtype(gradient, other):
         return False
     if not other < source:  # in the order of the graph
         return False
     source.args = (*source.args, other)
-    if "eager_input_vals" in source.meta:  # by which the compiler holds inputs to the strides that they had
+    if "eager_input_vals" in source.meta:  # from which the compiler takes the strides that inputs must have
         args, kwargs = source.meta["eager_input_vals"]
         source.meta["eager_input_vals"] = ((*args, other.meta["val"]), kwargs)
-    node.replace_all_uses_with(found)
+    node.replace_all_uses_with(gradient)
     graph.erase_node(node)
     return True
 
 
-def _alike(one: Node, other: Node) -> bool:
+def _same_shape_and_dtype(one: Node, other: Node) -> bool:
+    """Return whether the results of two nodes have the same shape and dtype."""
     first, second = one.meta.get("val"), other.meta.get("val")
     return (
         isinstance(first, torch.Tensor) and isinstance(second, torch.Tensor)

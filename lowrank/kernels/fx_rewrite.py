@@ -1,6 +1,7 @@
-"""Puts this project's kernels, and forms that libraries are faster at, into a captured graph before it is compiled.
+"""Rewrites a captured graph before it is compiled: inserts this project's kernels, and forms that compile better.
 
-Works on the graph of torch functions that Dynamo gives, before autograd and decomposition. What it does not know stays.
+Works on the graph of torch functions that Dynamo captures, before autograd and decomposition. Nodes that it does not
+know stay as they are.
 """
 
 from __future__ import annotations
@@ -17,167 +18,181 @@ from torch.nn import functional
 
 from lowrank.kernels.dispatch import MAX_ENTRIES, has_enough_shared_memory, supports_kernels
 
-FUSED_DTYPES: tuple[torch.dtype, ...] = (
-    torch.bfloat16,
-)  # where a pointwise map and its norm are one; products in float32 leave no room for it
-MIN_CONV_CHANNELS = 8  # below, tensor cores are left idle; images are filled up with zeros
+# Of the result of a map that is fused with its norm: in float32 its products would need too much shared memory
+FUSED_DTYPES: tuple[torch.dtype, ...] = (torch.bfloat16,)
+MIN_CONV_CHANNELS = 8  # fewer leave tensor cores idle; images are padded with channels of zeros
 _RELUS = (functional.relu, torch.relu, functional.relu_)
 _ADDS = (operator.add, operator.iadd, torch.add)
 
 
 def compile_graph(graph_module: GraphModule, inputs: Sequence[Tensor]) -> Callable[..., Any]:
-    """A backend for `torch.compile`: inductor, after `rewrite` where it runs on a GPU that has the kernels."""
-    from torch._inductor.compile_fx import compile_fx  # only paid for where something is compiled
+    """Compile a graph by inductor, after `rewrite` where it runs on a GPU that supports the kernels.
 
-    patches: dict[str, Any] = {"fallback_random": True}  # random numbers as the plain network draws them
-    cards = [each.device for each in inputs if isinstance(each, Tensor) and each.is_cuda]
-    if cards and supports_kernels(cards[0]):
+    A backend for `torch.compile`.
+
+    Args:
+        graph_module: as Dynamo captured it; changed in place.
+        inputs: examples of its inputs.
+
+    Returns:
+        The compiled function.
+    """
+    from torch._inductor.compile_fx import compile_fx  # importing it takes long, and only compiling needs it
+
+    patches: dict[str, Any] = {"fallback_random": True}  # draw random numbers as the plain network does
+    devices = [value.device for value in inputs if isinstance(value, Tensor) and value.is_cuda]
+    if devices and supports_kernels(devices[0]):
         from lowrank.kernels.fx_gradient_pass import FuseGradientSums
 
-        rewrite(graph_module, fuse_pointwise=has_enough_shared_memory(cards[0]))
+        rewrite(graph_module, fuse_pointwise=has_enough_shared_memory(devices[0]))
         patches["post_grad_custom_pre_pass"] = FuseGradientSums()
-    found: Any = compile_fx(graph_module, list(inputs), config_patches=patches)
-    return cast(Callable[..., Any], found)
+    compiled: Any = compile_fx(graph_module, list(inputs), config_patches=patches)
+    return cast(Callable[..., Any], compiled)
 
 
 def rewrite(graph_module: GraphModule, *, fuse_pointwise: bool = True) -> dict[str, int]:
-    """Change the graph in place; returns how many nodes of each kind were changed. Needs Triton.
+    """Change a graph in place; needs Triton.
 
     Args:
         graph_module: as Dynamo captured it.
-        fuse_pointwise: whether pointwise maps may be joined with their norms
+        fuse_pointwise: whether pointwise maps may be fused with their norms
             (`lowrank.kernels.dispatch.has_enough_shared_memory`).
-    """
-    from lowrank.kernels import batch_norm as norm  # noqa: F401  # which registers them
-    from lowrank.kernels import depthwise  # noqa: F401  # which registers them
-    from lowrank.kernels import pointwise_batch_norm as pointwise  # noqa: F401  # which registers them
-    from lowrank.kernels import stem_batch_norm as stem  # noqa: F401  # which registers them
 
-    kinds = {
-        "stem": _stem,
-        "joined": _joined,
-        "norm": _norm,
-        "depthwise": _depthwise,
-        "pointwise": _pointwise,
-        "narrow": _narrow,
-        "pool": _idle_pool,
+    Returns:
+        How many nodes were changed, for each kind of change.
+    """
+    from lowrank.kernels import batch_norm as norm  # noqa: F401  # registers its operations
+    from lowrank.kernels import depthwise  # noqa: F401  # registers its operations
+    from lowrank.kernels import pointwise_batch_norm as pointwise  # noqa: F401  # registers its operations
+    from lowrank.kernels import stem_batch_norm as stem  # noqa: F401  # registers its operations
+
+    changes = {
+        "stem": _fuse_stem,
+        "joined": _fuse_pointwise,
+        "norm": _replace_norm,
+        "depthwise": _replace_depthwise,
+        "pointwise": _replace_pointwise,
+        "narrow": _pad_channels,
+        "pool": _remove_idle_pool,
     }
-    found = dict.fromkeys(kinds, 0)
+    counts = dict.fromkeys(changes, 0)
     if not fuse_pointwise:
-        del kinds["joined"]
+        del changes["joined"]
     for node in list(graph_module.graph.nodes):
-        for name, change in kinds.items():
+        for name, change in changes.items():
             if node.op == "call_function" and node in graph_module.graph.nodes and change(graph_module.graph, node):
-                found[name] += 1
+                counts[name] += 1
                 break
     graph_module.graph.lint()
     graph_module.recompile()
-    return found
+    return counts
 
 
-def _value(node: Any) -> Tensor | None:
-    """What is known of a node's result without running it."""
+def _example(node: Any) -> Tensor | None:
+    """Return an example of a node's result, with its shape and dtype; None where Dynamo recorded none."""
     value = node.meta.get("example_value") if isinstance(node, Node) else None
     return value if isinstance(value, Tensor) else None
 
 
-def _argument(node: Node, place: int, name: str, default: Any = None) -> Any:
-    return node.args[place] if len(node.args) > place else node.kwargs.get(name, default)
+def _argument(node: Node, index: int, name: str, default: Any = None) -> Any:
+    """Return an argument that may have been passed by position or by name."""
+    return node.args[index] if len(node.args) > index else node.kwargs.get(name, default)
 
 
 def _only_user(node: Node) -> Node | None:
+    """Return the one operation that reads a node's result; None where there are others."""
     users = list(node.users)
     return users[0] if len(users) == 1 and users[0].op == "call_function" else None
 
 
 def _replace(graph: Graph, chain: Sequence[Node], new: Node) -> None:
-    """`new` takes the place of the last of `chain`, whose nodes go."""
+    """Let `new` replace the last node of `chain`, and remove the chain."""
     new.meta.update(chain[-1].meta)
     chain[-1].replace_all_uses_with(new, delete_user_cb=lambda user: user is not new)
     for old in reversed(chain):
         graph.erase_node(old)
 
 
-def _small(value: Tensor | None) -> bool:
-    """Images whose entries the kernels can count."""
+def _is_countable(value: Tensor | None) -> bool:
+    """Return whether this is a batch of images whose entries the kernels can count."""
     return value is not None and value.dim() == 4 and value.numel() <= MAX_ENTRIES
 
 
 @dataclass(frozen=True)
-class Mapped:
-    """A map that goes with the norm behind it."""
+class FusableMap:
+    """A map that is fused with the norm that follows it."""
 
     node: Node
     operation: Any
-    inputs: Callable[[Graph], tuple[Node, ...]]  # of the operation, which come before the norm's
-    alone: bool = False  # nothing but a ReLU may follow the norm
+    inputs: Callable[[Graph], tuple[Node, ...]]  # makes the inputs of the operation that come before the norm's
+    relu_only: bool = False  # whether only a ReLU may follow the norm
 
 
-def _norm(graph: Graph, node: Node) -> bool:
-    """Batch norm in training, with the ReLU, 2 x 2 max pooling and sum that follow."""
-    return _normed(graph, node, None)
+def _replace_norm(graph: Graph, node: Node) -> bool:
+    """Replace a batch norm in training, with the ReLU, 2 x 2 max pooling and sum that follow."""
+    return _fuse_norm(graph, node, None)
 
 
-def _normed(graph: Graph, node: Node, mapped: Mapped | None) -> bool:
-    """Likewise; `mapped` is what goes with it."""
+def _fuse_norm(graph: Graph, node: Node, fusable: FusableMap | None) -> bool:
+    """Replace a batch norm and what follows; with `fusable` also the map before it."""
     if node.target is not functional.batch_norm or _argument(node, 5, "training") is not True:
         return False
     x, mean, variance, weight, bias = (
-        _argument(node, place, name)
-        for place, name in enumerate(("input", "running_mean", "running_var", "weight", "bias"))
+        _argument(node, index, name)
+        for index, name in enumerate(("input", "running_mean", "running_var", "weight", "bias"))
     )
-    momentum, eps, value = _argument(node, 6, "momentum", 0.1), _argument(node, 7, "eps", 1e-5), _value(x)
-    if None in (mean, variance, weight, bias, momentum) or value is None or not _small(value):
+    momentum, eps, value = _argument(node, 6, "momentum", 0.1), _argument(node, 7, "eps", 1e-5), _example(x)
+    if None in (mean, variance, weight, bias, momentum) or value is None or not _is_countable(value):
         return False
     chain = [node]
-    relu = _extended(chain, lambda user: user.target in _RELUS)
-    pool = _extended(chain, lambda user: _halves(user, value))
+    relu = _extend(chain, lambda user: user.target in _RELUS)
+    pool = _extend(chain, lambda user: _is_halving_pool(user, value))
     last, residual = chain[-1], None
-    if _extended(chain, lambda user: _adds(user, last)):
-        residual = next(each for each in chain[-1].args if each is not last)
-    what: Any = torch.ops.lowrank.norm.default
+    if _extend(chain, lambda user: _is_sum(user, last)):
+        residual = next(argument for argument in chain[-1].args if argument is not last)
+    operation: Any = torch.ops.lowrank.norm.default
     inputs: tuple[Any, ...] = (x, weight, bias, residual, float(eps), relu, pool)
-    if mapped is not None:
-        if mapped.alone and (pool or residual is not None):
+    if fusable is not None:
+        if fusable.relu_only and (pool or residual is not None):
             return False
-        what, first = mapped.operation, mapped.inputs(graph)
-        inputs = (*first, weight, bias, float(eps), relu) if mapped.alone else (*first, *inputs[1:])
-        chain.insert(0, mapped.node)
+        operation, map_inputs = fusable.operation, fusable.inputs(graph)
+        inputs = (*map_inputs, weight, bias, float(eps), relu) if fusable.relu_only else (*map_inputs, *inputs[1:])
+        chain.insert(0, fusable.node)
     with graph.inserting_after(chain[-1]):
-        new = graph.call_function(what, inputs)
+        new = graph.call_function(operation, inputs)
     rows = value.numel() // value.shape[1]
-    result = _taken(graph, new, 0)
-    _moved(graph, mean, _taken(graph, new, 1), momentum, 1.0)
-    _moved(graph, variance, _taken(graph, new, 2), momentum, rows / max(1, rows - 1))
+    result = _get_item(graph, new, 0)
+    _update_running(graph, mean, _get_item(graph, new, 1), momentum, 1.0)
+    _update_running(graph, variance, _get_item(graph, new, 2), momentum, rows / max(1, rows - 1))
     _replace(graph, chain, result)
     return True
 
 
-def _extended(chain: list[Node], wanted: Callable[[Node], bool]) -> bool:
-    """Append the one user of the last node, if it is wanted."""
+def _extend(chain: list[Node], condition: Callable[[Node], bool]) -> bool:
+    """Append the one user of the last node, if it meets the condition."""
     user = _only_user(chain[-1])
-    if user is None or not wanted(user):
+    if user is None or not condition(user):
         return False
     chain.append(user)
     return True
 
 
-def _halves(user: Node, value: Tensor) -> bool:
-    """Whether this is a 2 x 2 max pooling that leaves nothing over of such images."""
+def _is_halving_pool(user: Node, value: Tensor) -> bool:
+    """Return whether this is a 2 x 2 max pooling that divides such images evenly."""
     if user.target is not functional.max_pool2d or value.shape[2] % 2 or value.shape[3] % 2:
         return False
     size, stride = _argument(user, 1, "kernel_size"), _argument(user, 2, "stride")
     padding, dilation = _argument(user, 3, "padding", 0), _argument(user, 4, "dilation", 1)
-    pairs = [each if isinstance(each, tuple | list) else (each, each) for each in (size, stride or size)]
+    pairs = [option if isinstance(option, tuple | list) else (option, option) for option in (size, stride or size)]
     plain = padding in (0, (0, 0)) and dilation in (1, (1, 1)) and not _argument(user, 6, "return_indices", False)
     return plain and all(tuple(pair) == (2, 2) for pair in pairs)
 
 
-def _adds(user: Node, last: Node) -> bool:
-    """Whether this adds another tensor of the same kind."""
+def _is_sum(user: Node, last: Node) -> bool:
+    """Return whether this adds another tensor of the same shape and dtype."""
     if user.target not in _ADDS or len(user.args) != 2 or user.kwargs:
         return False
-    one, other = (_value(each) for each in user.args)
+    one, other = (_example(argument) for argument in user.args)
     return (
         one is not None and other is not None and user.args[0] is not user.args[1]
         and (user.target is not operator.iadd or user.args[0] is last)
@@ -185,46 +200,47 @@ def _adds(user: Node, last: Node) -> bool:
     )  # fmt: skip
 
 
-def _taken(graph: Graph, node: Node, place: int) -> Node:
+def _get_item(graph: Graph, node: Node, index: int) -> Node:
+    """Insert a node that takes one of several results."""
     with graph.inserting_after(node):
-        return graph.call_function(operator.getitem, (node, place))
+        return graph.call_function(operator.getitem, (node, index))
 
 
-def _moved(graph: Graph, running: Any, found: Node, momentum: float, factor: float) -> None:
-    """Running statistics move towards what was found."""
-    with graph.inserting_after(found):
-        plain = graph.call_method("detach", (found,))
-    with graph.inserting_after(plain):
-        unbiased = graph.call_function(operator.mul, (plain, factor))
+def _update_running(graph: Graph, running: Any, statistic: Node, momentum: float, factor: float) -> None:
+    """Insert nodes that move a running statistic towards `factor` times the batch's."""
+    with graph.inserting_after(statistic):
+        detached = graph.call_method("detach", (statistic,))
+    with graph.inserting_after(detached):
+        unbiased = graph.call_function(operator.mul, (detached, factor))
     with graph.inserting_after(unbiased):
         graph.call_method("lerp_", (running, unbiased, float(momentum)))
 
 
-def _convolution(node: Node) -> tuple[Any, Any, Any, dict[str, Any]] | None:
-    """Input, weight, bias and the rest of a 2-d convolution."""
+def _conv_parts(node: Node) -> tuple[Any, Any, Any, dict[str, Any]] | None:
+    """Return input, weight, bias and the other options of a 2-d convolution; None for another node."""
     if node.target not in (torch.conv2d, functional.conv2d):
         return None
     names = (("stride", (1, 1)), ("padding", (0, 0)), ("dilation", (1, 1)), ("groups", 1))
-    rest = {name: _argument(node, place, name, default) for place, (name, default) in enumerate(names, start=3)}
-    rest = {name: (value, value) if isinstance(value, int) and name != "groups" else value
-            for name, value in rest.items()}  # fmt: skip
-    return node.args[0], _argument(node, 1, "weight"), _argument(node, 2, "bias"), rest
+    options = {name: _argument(node, index, name, default) for index, (name, default) in enumerate(names, start=3)}
+    options = {name: (value, value) if isinstance(value, int) and name != "groups" else value
+               for name, value in options.items()}  # fmt: skip
+    return node.args[0], _argument(node, 1, "weight"), _argument(node, 2, "bias"), options
 
 
-def _depthwise(graph: Graph, node: Node) -> bool:
-    """3 x 3, one channel each, without stride."""
+def _replace_depthwise(graph: Graph, node: Node) -> bool:
+    """Replace a depthwise 3 x 3 convolution without stride and bias."""
     from lowrank.kernels.depthwise import MAX_WIDTH
 
-    found = _convolution(node)
-    if found is None:
+    parts = _conv_parts(node)
+    if parts is None:
         return False
-    x, weight, bias, rest = found
-    value, kernel, result = _value(x), _value(weight), _value(node)
-    if value is None or kernel is None or result is None or not _small(value) or bias is not None:
+    x, weight, bias, options = parts
+    value, kernel, result = _example(x), _example(weight), _example(node)
+    if value is None or kernel is None or result is None or not _is_countable(value) or bias is not None:
         return False
-    wanted = {"stride": (1, 1), "padding": (1, 1), "dilation": (1, 1), "groups": value.shape[1]}
-    one_each = kernel.shape == (value.shape[1], 1, 3, 3) and kernel.shape[0] > 1
-    if rest != wanted or not one_each or value.shape[3] > MAX_WIDTH:
+    supported = {"stride": (1, 1), "padding": (1, 1), "dilation": (1, 1), "groups": value.shape[1]}
+    depthwise = kernel.shape == (value.shape[1], 1, 3, 3) and kernel.shape[0] > 1
+    if options != supported or not depthwise or value.shape[3] > MAX_WIDTH:
         return False
     with graph.inserting_before(node):
         x = graph.call_method("to", (x, result.dtype))
@@ -234,56 +250,58 @@ def _depthwise(graph: Graph, node: Node) -> bool:
     return True
 
 
-def _plain_map(node: Node) -> tuple[Any, Any, Any] | None:
-    """Input, weight and bias of a 1 x 1 convolution without stride."""
-    found = _convolution(node)
-    if found is None:
+def _pointwise_parts(node: Node) -> tuple[Any, Any, Any] | None:
+    """Return input, weight and bias of a 1 x 1 convolution without stride; None for another node."""
+    parts = _conv_parts(node)
+    if parts is None:
         return None
-    x, weight, bias, rest = found
-    kernel = _value(weight)
-    plain = rest == {"stride": (1, 1), "padding": (0, 0), "dilation": (1, 1), "groups": 1}
-    if not plain or kernel is None or kernel.shape[2:] != (1, 1) or not _small(_value(x)):
+    x, weight, bias, options = parts
+    kernel = _example(weight)
+    plain = options == {"stride": (1, 1), "padding": (0, 0), "dilation": (1, 1), "groups": 1}
+    if not plain or kernel is None or kernel.shape[2:] != (1, 1) or not _is_countable(_example(x)):
         return None
     return x, weight, bias
 
 
-def _joined(graph: Graph, node: Node) -> bool:
-    """A pointwise map whose result goes into a batch norm alone."""
-    from lowrank.kernels.pointwise_batch_norm import fits
+def _fuse_pointwise(graph: Graph, node: Node) -> bool:
+    """Fuse a pointwise map whose result only a batch norm reads."""
+    from lowrank.kernels.pointwise_batch_norm import supports
 
-    found, user, result = _plain_map(node), _only_user(node), _value(node)
-    if found is None or user is None or result is None or result.dtype not in FUSED_DTYPES or not _small(result):
+    parts, user, result = _pointwise_parts(node), _only_user(node), _example(node)
+    if parts is None or user is None or result is None or result.dtype not in FUSED_DTYPES or not _is_countable(result):
         return False
-    x, weight, bias = found
-    kernel = cast(Tensor, _value(weight))
-    if bias is not None or not fits(kernel.shape[1], kernel.shape[0]) or _argument(user, 0, "input") is not node:
+    x, weight, bias = parts
+    kernel = cast(Tensor, _example(weight))
+    if bias is not None or not supports(kernel.shape[1], kernel.shape[0]) or _argument(user, 0, "input") is not node:
         return False
 
     def inputs(graph: Graph) -> tuple[Node, ...]:
-        """In the format of the result."""
+        """Cast the map's inputs to the dtype of its result."""
         with graph.inserting_before(node):
             matrix = graph.call_method("flatten", (weight, 1))
             return graph.call_method("to", (x, result.dtype)), graph.call_method("to", (matrix, result.dtype))
 
-    return _normed(graph, user, Mapped(node, torch.ops.lowrank.pointwise_norm.default, inputs))
+    return _fuse_norm(graph, user, FusableMap(node, torch.ops.lowrank.pointwise_norm.default, inputs))
 
 
-def _stem(graph: Graph, node: Node) -> bool:
-    """A 3 x 3 convolution of images, which have no gradient, whose result goes into a batch norm alone, which at most
-    a ReLU may be joined with."""
-    from lowrank.kernels.stem_batch_norm import fits
+def _fuse_stem(graph: Graph, node: Node) -> bool:
+    """Fuse a 3 x 3 convolution of images, which have no gradient, whose result only a batch norm reads.
 
-    found, user, result = _convolution(node), _only_user(node), _value(node)
-    if found is None or user is None or result is None or result.dtype not in FUSED_DTYPES or not _small(result):
+    Only a ReLU may follow the norm.
+    """
+    from lowrank.kernels.stem_batch_norm import supports
+
+    parts, user, result = _conv_parts(node), _only_user(node), _example(node)
+    if parts is None or user is None or result is None or result.dtype not in FUSED_DTYPES or not _is_countable(result):
         return False
-    x, weight, bias, rest = found
-    value, kernel = _value(x), _value(weight)
+    x, weight, bias, options = parts
+    value, kernel = _example(x), _example(weight)
     if value is None or kernel is None or value.requires_grad or bias is not None or kernel.shape[2:] != (3, 3):
         return False
-    plain = rest == {"stride": (1, 1), "padding": (1, 1), "dilation": (1, 1), "groups": 1}
-    if value.numel() * 9 > MAX_ENTRIES:  # with its edge an image has nine times its entries at most
+    plain = options == {"stride": (1, 1), "padding": (1, 1), "dilation": (1, 1), "groups": 1}
+    if value.numel() * 9 > MAX_ENTRIES:  # a padded image has at most nine times the entries
         return False
-    if not plain or not fits(value.shape[1], kernel.shape[0]) or _argument(user, 0, "input") is not node:
+    if not plain or not supports(value.shape[1], kernel.shape[0]) or _argument(user, 0, "input") is not node:
         return False
 
     def inputs(graph: Graph) -> tuple[Node, ...]:
@@ -291,15 +309,15 @@ def _stem(graph: Graph, node: Node) -> bool:
             rows = graph.call_method("flatten", (graph.call_method("permute", (weight, 0, 2, 3, 1)), 1))
             return x, graph.call_method("to", (rows, result.dtype))
 
-    return _normed(graph, user, Mapped(node, torch.ops.lowrank.stem_norm.default, inputs, alone=True))
+    return _fuse_norm(graph, user, FusableMap(node, torch.ops.lowrank.stem_norm.default, inputs, relu_only=True))
 
 
-def _pointwise(graph: Graph, node: Node) -> bool:
-    """A 1 x 1 convolution is a matrix product over all positions, whose gradient libraries are faster at."""
-    found = _plain_map(node)
-    if found is None:
+def _replace_pointwise(graph: Graph, node: Node) -> bool:
+    """Replace a 1 x 1 convolution by a matrix product, whose gradient libraries compute faster."""
+    parts = _pointwise_parts(node)
+    if parts is None:
         return False
-    x, weight, bias = found
+    x, weight, bias = parts
     with graph.inserting_before(node):
         rows = graph.call_method("permute", (x, 0, 2, 3, 1))
         matrix = graph.call_method("flatten", (weight, 1))
@@ -309,35 +327,35 @@ def _pointwise(graph: Graph, node: Node) -> bool:
     return True
 
 
-def _narrow(graph: Graph, node: Node) -> bool:
-    """A convolution of few channels, an image's, is filled up with channels of zeros."""
-    found = _convolution(node)
-    if found is None:
+def _pad_channels(graph: Graph, node: Node) -> bool:
+    """Pad a convolution of few channels, such as an image's, with channels of zeros."""
+    parts = _conv_parts(node)
+    if parts is None:
         return False
-    x, weight, bias, rest = found
-    value, kernel = _value(x), _value(weight)
-    if value is None or kernel is None or rest["groups"] != 1 or not _small(value):
+    x, weight, bias, options = parts
+    value, kernel = _example(x), _example(weight)
+    if value is None or kernel is None or options["groups"] != 1 or not _is_countable(value):
         return False
-    lacking = MIN_CONV_CHANNELS - value.shape[1]
-    if lacking <= 0 or kernel.shape[2:] == (1, 1):
+    missing = MIN_CONV_CHANNELS - value.shape[1]
+    if missing <= 0 or kernel.shape[2:] == (1, 1):
         return False
-    padding_channels = (0, 0, 0, 0, 0, lacking)
+    padding = (0, 0, 0, 0, 0, missing)
     with graph.inserting_before(node):
-        wide = graph.call_function(functional.pad, (x, padding_channels))
-        filled = graph.call_function(functional.pad, (weight, padding_channels))
+        padded_x = graph.call_function(functional.pad, (x, padding))
+        padded_weight = graph.call_function(functional.pad, (weight, padding))
         new = graph.call_function(
-            torch.conv2d, (wide, filled, bias, rest["stride"], rest["padding"], rest["dilation"], 1)
+            torch.conv2d, (padded_x, padded_weight, bias, options["stride"], options["padding"], options["dilation"], 1)
         )  # fmt: skip
     _replace(graph, [node], new)
     return True
 
 
-def _idle_pool(graph: Graph, node: Node) -> bool:
-    """An adaptive pooling of images that have its size already, whose gradient libraries are slow at."""
+def _remove_idle_pool(graph: Graph, node: Node) -> bool:
+    """Remove an adaptive pooling of images that have its size already: libraries compute its gradient slowly."""
     if node.target not in (functional.adaptive_max_pool2d, functional.adaptive_avg_pool2d):
         return False
     x = node.args[0]
-    before, after = _value(x), _value(node)
+    before, after = _example(x), _example(node)
     if not isinstance(x, Node) or before is None or after is None or before.shape != after.shape:
         return False
     node.replace_all_uses_with(x)

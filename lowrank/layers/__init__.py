@@ -1,4 +1,9 @@
-"""One structured map a file; `lowrank.layers.registry` is the table of them all."""
+"""Structured layers: each method's settings, exact counts and torch modules, one family a file.
+
+Entry point: `registry.make_method` makes a method from its settings; `Method.build` builds its layer for a `ConvShape`.
+Each layer equals a dense convolution or linear map, whose weight `dense_weight` gives.
+Must not import any package of this project but `lowrank.errors`, `lowrank.kernels` and `lowrank.utils`.
+"""
 
 from lowrank.layers.acdc.layer import ACDC, ACDCMap
 from lowrank.layers.base_layer import SeparableConv2d, StructuredMap

@@ -38,7 +38,7 @@ from lowrank.kernels.augment import augment_images  # noqa: E402
 from lowrank.kernels.batch_norm import norm  # noqa: E402
 from lowrank.kernels.depthwise import depthwise  # noqa: E402
 from lowrank.kernels.fx_gradient_pass import FuseGradientSums  # noqa: E402
-from lowrank.kernels.pointwise_batch_norm import fits, pointwise_norm, product_statistics  # noqa: E402
+from lowrank.kernels.pointwise_batch_norm import pointwise_norm, product_statistics, supports  # noqa: E402
 
 DEVICE = "cpu" if INTERPRETED else "cuda"
 
@@ -261,10 +261,10 @@ def test_in_bfloat16_maps_are_joined_with_their_norms_where_the_card_has_room(ro
 
 
 def test_shapes_that_the_joined_kernels_are_made_for():
-    assert [fits(8, 16), fits(64, 128), fits(128, 128), fits(128, 256)] == [True] * 4
-    assert [fits(4, 16), fits(96, 128), fits(256, 128), fits(128, 512)] == [False] * 4
-    assert [stem.fits(3, 64), stem.fits(1, 16), stem.fits(2, 128)] == [True] * 3
-    assert [stem.fits(4, 64), stem.fits(3, 8), stem.fits(3, 48), stem.fits(3, 256)] == [False] * 4
+    assert [supports(8, 16), supports(64, 128), supports(128, 128), supports(128, 256)] == [True] * 4
+    assert [supports(4, 16), supports(96, 128), supports(256, 128), supports(128, 512)] == [False] * 4
+    assert [stem.supports(3, 64), stem.supports(1, 16), stem.supports(2, 128)] == [True] * 3
+    assert [stem.supports(4, 64), stem.supports(3, 8), stem.supports(3, 48), stem.supports(3, 256)] == [False] * 4
 
 
 @pytest.mark.parametrize("pool", [False, True])
