@@ -1,10 +1,15 @@
-"""Image data sets: splits that never mix, views that replay exactly, batches made on the device."""
+"""Image data sets: splits that never mix, augmentation that replays exactly, batches made on the device.
+
+Entry points: `load_data` gives the `ImageData` of a `DataSettings`; `train_batches` and `eval_batches` yield its
+batches. `lowrank.data.reading` has one module for each kind of source.
+Must not import: `lowrank.networks`, `lowrank.layers` and all that builds on them.
+"""
 
 from lowrank.data.augment import (
     AugmentationDraws,
     Normaliser,
     apply_augmentations,
-    augment,
+    augment_images,
     draw_augmentations,
     normalise,
     normaliser,
@@ -26,7 +31,7 @@ __all__ = [
     "ProcessShard",
     "Split",
     "apply_augmentations",
-    "augment",
+    "augment_images",
     "clear_cache",
     "default_augmentation",
     "draw_augmentations",

@@ -178,7 +178,7 @@ def normalise(images: Tensor, norm: Normaliser, dtype: torch.dtype = torch.float
     return values.view(count, height, width, channels).permute(0, 3, 1, 2).to(dtype)
 
 
-def augment(
+def augment_images(
     images: Tensor,
     indices: Tensor,
     epoch: int,

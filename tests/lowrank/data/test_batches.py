@@ -18,7 +18,7 @@ from lowrank.data import (
     AugmentationSettings,
     DataSettings,
     ImageData,
-    augment,
+    augment_images,
     epoch_order,
     eval_batches,
     load_data,
@@ -27,7 +27,7 @@ from lowrank.data import (
 )
 from lowrank.errors import InputError, LoaderHungError
 
-VIEWS = AugmentationSettings(shift=2, flip=True, cutout=3, seed=4)
+AUGMENTATION = AugmentationSettings(shift=2, flip=True, cutout=3, seed=4)
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def epoch_of(data: ImageData, batch_size: int = 64, epoch: int = 0, **options) -> list:
-    options = {"augmentation": VIEWS, "order_seed": 1, **options}
+    options = {"augmentation": AUGMENTATION, "order_seed": 1, **options}
     return list(train_batches(data, "cpu", batch_size, epoch=epoch, **options))
 
 
@@ -72,7 +72,7 @@ def test_an_epoch(digits: ImageData):
     rows = torch.tensor([place[int(index)] for index in indices])
     assert torch.equal(torch.cat([batch[1] for batch in batches]), digits.train.labels[rows])
     images = torch.cat([batch[0] for batch in batches])
-    wanted = augment(digits.train.images[rows], indices, 0, VIEWS, digits.mean, digits.std)
+    wanted = augment_images(digits.train.images[rows], indices, 0, AUGMENTATION, digits.mean, digits.std)
     assert torch.equal(images, wanted)
     assert all(batch[0].is_contiguous(memory_format=torch.channels_last) for batch in batches)
 
@@ -87,13 +87,13 @@ def test_the_last_batch(digits: ImageData):
         assert steps_per_epoch(digits, 301, drop_last) == 1
 
 
-def test_a_view_does_not_depend_on_the_batch_size(digits: ImageData):
+def test_augmentation_does_not_depend_on_the_batch_size(digits: ImageData):
     small, large = (torch.cat([batch[0] for batch in epoch_of(digits, size)]) for size in (10, 300))
     assert torch.equal(small, large)
 
 
 @pytest.mark.parametrize("at_once", [1, 64, 700, 10_000])
-def test_pieces_do_not_show(digits: ImageData, monkeypatch: pytest.MonkeyPatch, at_once: int):
+def test_augmenting_in_pieces_gives_the_same_bits(digits: ImageData, monkeypatch: pytest.MonkeyPatch, at_once: int):
     wanted = epoch_of(digits, drop_last=False)
     monkeypatch.setattr(batches_module, "_CPU_VALUES", at_once)
     assert_same(epoch_of(digits, drop_last=False), wanted)
@@ -116,7 +116,7 @@ def test_replay_and_randomness(digits: ImageData):
     assert all(torch.equal(a, b) for a, b in shared)  # the order's seed does not change a view
 
 
-def test_views_vary_over_epochs(digits: ImageData):
+def test_augmentation_varies_over_epochs(digits: ImageData):
     first, second = {}, {}
     for epoch, seen in enumerate((first, second)):
         for images, _, indices in epoch_of(digits, 300, epoch):
@@ -147,8 +147,8 @@ def test_streamed_equals_resident(folder: Path, workers: int):
     assert not streamed.resident
     assert resident.image_shape == streamed.image_shape == (3, 10, 12)
     assert (resident.mean, resident.std) == (streamed.mean, streamed.std)
-    for views in (VIEWS, AugmentationSettings()):
-        options = {"augmentation": views, "epoch": 2, "batch_size": 8, "drop_last": False}
+    for augmentation in (AUGMENTATION, AugmentationSettings()):
+        options = {"augmentation": augmentation, "epoch": 2, "batch_size": 8, "drop_last": False}
         assert_same(epoch_of(streamed, workers=workers, **options), epoch_of(resident, **options))
     for split in ("val", "test", "train"):
         assert_same(
@@ -165,7 +165,7 @@ def test_streaming_leaves_the_random_state_alone(folder: Path):
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_broken_image_ends_a_streamed_epoch_in_one_line(tmp_path: Path, workers: int):
+def test_a_broken_image_ends_a_streamed_epoch_with_an_error_of_one_line(tmp_path: Path, workers: int):
     buffer = io.BytesIO()
     Image.new("RGB", (9, 9)).save(buffer, "PNG")
     for label in "ab":
@@ -181,7 +181,7 @@ def test_a_broken_image_ends_a_streamed_epoch_in_one_line(tmp_path: Path, worker
     assert "\n" not in str(caught.value)
 
 
-def test_a_loader_that_hangs_is_given_up_and_leaves_no_process(folder: Path):
+def test_the_workers_of_a_hung_loader_are_killed(folder: Path):
     data = load_data(DataSettings(name=f"folder:{folder}", resident_mb=0, loader_seconds=1))
     before = set(multiprocessing.active_children())
     batches = train_batches(data, "cpu", 4, augmentation=AugmentationSettings(), order_seed=0, epoch=0, workers=1)
@@ -198,7 +198,7 @@ def test_a_loader_that_hangs_is_given_up_and_leaves_no_process(folder: Path):
 
 def test_errors(digits: ImageData):
     with pytest.raises(InputError, match=r"^`batch_size` must be at least 1, but got 0$"):
-        train_batches(digits, "cpu", 0, augmentation=VIEWS, order_seed=0, epoch=0)
+        train_batches(digits, "cpu", 0, augmentation=AUGMENTATION, order_seed=0, epoch=0)
     with pytest.raises(InputError, match=r"^`batch_size` must be at least 1, but got -2$"):
         steps_per_epoch(digits, -2)
     with pytest.raises(InputError, match=r"^unknown split 'validation'; choose from: test, train, val$"):
@@ -209,7 +209,7 @@ def test_errors(digits: ImageData):
 def test_the_same_bits_on_a_gpu(digits: ImageData):
     gpu = [
         tuple(t.cpu() for t in batch)
-        for batch in train_batches(digits, "cuda", 64, augmentation=VIEWS, order_seed=1, epoch=0)
+        for batch in train_batches(digits, "cuda", 64, augmentation=AUGMENTATION, order_seed=1, epoch=0)
     ]
     for a, b in zip(gpu, epoch_of(digits), strict=True):
         assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))

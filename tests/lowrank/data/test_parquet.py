@@ -200,7 +200,7 @@ def test_streamed_equals_resident(tmp_path: Path):
 
 
 @pytest.mark.parametrize("changes", [{}, {"train_images": 9}])
-def test_encoded_images_are_let_go_once_decoded(tmp_path: Path, changes: dict):
+def test_encoded_images_are_freed_once_decoded(tmp_path: Path, changes: dict):
     write_set(tmp_path)
     data = load(tmp_path, **changes)
     assert len(data.test.images) == 12
@@ -210,7 +210,7 @@ def test_encoded_images_are_let_go_once_decoded(tmp_path: Path, changes: dict):
         data.test.decode(torch.arange(12))
 
 
-def test_hashing_a_test_split_does_not_keep_it(tmp_path: Path):
+def test_hashing_a_test_split_frees_it(tmp_path: Path):
     write_set(tmp_path)
     data = load(tmp_path, train_images=9)
     (tmp_path / "test-00000-of-00001.parquet").unlink()

@@ -75,7 +75,7 @@ def test_seed_and_purpose_choose():
         assert 25 < len(np.intersect1d(base, other)) < 75  # 50 expected of independent choices
 
 
-def test_a_larger_part_holds_a_smaller_one():
+def test_a_larger_subset_contains_a_smaller_one():
     labels = np.arange(400) % 4
     members = np.arange(400)
     small, large = (training_subset(labels, members, total, 3) for total in (40, 200))
@@ -97,7 +97,7 @@ def test_training_subset(labels: list[int], share: float):
 
 
 @pytest.mark.parametrize("total", [3, 41])
-def test_training_subset_says_its_bounds(total: int):
+def test_training_subset_names_its_bounds(total: int):
     with pytest.raises(
         InputError, match=rf"^`train_images` must be between 4 \(one of each class\) and 40 .* got {total}$"
     ):
