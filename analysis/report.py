@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from analysis.cli.arguments import add_source, load_source, open_page, output_folder, run_script, source_folder
-from analysis.reporting.render import prepare_studio
+from analysis.reporting.render import start_forkserver
 from analysis.reporting.write import STEPS, is_large, write_report
 from analysis.sources.push_to_mlflow import push_if_tracked
 from analysis.utils.progress import steps
@@ -45,7 +45,7 @@ def run(arguments: argparse.Namespace) -> int:
     with steps("report", 1 + STEPS) as step:
         step("reading")
         if not arguments.tracking_uri and is_large(source_folder(arguments)):
-            prepare_studio()
+            start_forkserver()
         study = load_source(arguments, step.detail)
         source = source_folder(arguments)
         folder = output_folder(arguments.out or source / REPORT_FOLDER)

@@ -10,6 +10,7 @@ from analysis.findings.answer import answer_text
 from analysis.reporting.refresh import write_summary
 from analysis.reporting.summary_table import print_summary
 from analysis.sources.push_to_mlflow import push_if_tracked
+from analysis.stats.front import collect_points
 from analysis.utils.progress import steps
 from sweeps.records.load import load_study
 
@@ -40,11 +41,12 @@ def run(arguments: argparse.Namespace) -> int:
         step("reading")
         study = load_study(folder)
         step("answer")
-        answer = answer_text(study)
-    print_summary(study, answer)  # before anything is written: the disk may be full
+        points = collect_points(study)
+        answer = answer_text(study, points)
+    print_summary(study, points, answer)  # before anything is written: the disk may be full
     with steps("summary", 1) as step:
         step("table and picture")
-        written = write_summary(study, folder)
+        written = write_summary(study, points, folder)
     print(f"\nwritten into {folder}: {', '.join(written)}")
     push_if_tracked(study, folder)
     return 0

@@ -22,7 +22,6 @@ from analysis.stats.front import (
     Stratum,
     best_by_method,
     best_point,
-    collect_points,
     find_reference,
     pareto_front,
     references,
@@ -138,19 +137,31 @@ class Answer:
         return ", ".join(parts)
 
 
-def answers(study: StudyRecord, points: Sequence[FrontPoint] | None = None) -> list[Answer]:
-    """One answer a budget, smallest first; a study without budgets has one answer, for any size.
+def answers(study: StudyRecord, points: Sequence[FrontPoint]) -> list[Answer]:
+    """Answer a study's question within each of its budgets.
 
-    `points` are those of `collect`, where they are at hand.
+    Args:
+        study: the records.
+        points: of all its trials, as `collect_points` returns them.
+
+    Returns:
+        One answer a budget, smallest first; a study without budgets has one, for any size.
     """
-    points, images = collect_points(study) if points is None else points, validation_images(study)
+    images = validation_images(study)
     budgets = study_strata(study) or [Stratum(label="any size", unlimited=True)]
     return [_answer(stratum, points, images, size_limit(stratum, study)) for stratum in budgets]
 
 
-def answer_text(study: StudyRecord) -> str:
-    """The whole answer: a paragraph a budget, and what the references reached."""
-    points = collect_points(study)
+def answer_text(study: StudyRecord, points: Sequence[FrontPoint]) -> str:
+    """Return the whole answer in words.
+
+    Args:
+        study: the records.
+        points: of all its trials, as `collect_points` returns them.
+
+    Returns:
+        A paragraph a budget, then what the references reached and what the front is.
+    """
     found = answers(study, points)
     tried = {trial.stratum for trial in study.trials.values()}
     bare = [answer for answer in found if answer.best is None and answer.stratum.label not in tried]

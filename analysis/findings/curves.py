@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from analysis.stats.front import FrontPoint, collect_points, pareto_front, references
+from analysis.stats.front import FrontPoint, pareto_front, references
 from sweeps.records.model import StudyRecord
 
 MAX_CURVES = 6  # of the front; more cannot be told apart
@@ -21,16 +21,19 @@ class LearningCurve:
     points: tuple[tuple[int, float], ...]
 
 
-def learning_curves(study: StudyRecord, points: Sequence[FrontPoint] | None = None) -> list[LearningCurve]:
-    """The front, by size (both ends and others evenly between, where it is long), then the references.
+def learning_curves(study: StudyRecord, points: Sequence[FrontPoint]) -> list[LearningCurve]:
+    """Return the learning curves of the front and of the references.
 
-    `points` are those of `collect`, where they are at hand.
+    Args:
+        study: the records.
+        points: of all its trials, as `collect_points` returns them.
+
+    Returns:
+        At most `MAX_CURVES` of the front by size, evenly chosen where it is longer, then at most half as many of the
+        references. A trial with fewer than two epochs on record is left out.
     """
-    points = collect_points(study) if points is None else points
-    chosen = _evenly_spaced(pareto_front(points), MAX_CURVES)
-    known = _evenly_spaced(references(points), MAX_CURVES // 2)
-    curves = [_curve(study, point, reference=False) for point in chosen]
-    curves += [_curve(study, point, reference=True) for point in known]
+    curves = [_curve(study, point, reference=False) for point in _evenly_spaced(pareto_front(points), MAX_CURVES)]
+    curves += [_curve(study, p, reference=True) for p in _evenly_spaced(references(points), MAX_CURVES // 2)]
     return [curve for curve in curves if len(curve.points) > 1]
 
 

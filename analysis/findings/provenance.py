@@ -125,7 +125,7 @@ def _may_be_there(uri: str) -> bool:
 def _progress(path: Path) -> dict[str, Any]:
     """What the tracker noted; nothing for a file that is damaged, which costs the link alone."""
     try:
-        found = json.loads(path.read_text())
+        found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}

@@ -8,7 +8,7 @@ from pathlib import Path
 from analysis.findings.study_comparison import StudyComparison
 from analysis.reporting.figures import draw_fronts, draw_growth
 from analysis.reporting.html_page import Page
-from analysis.reporting.render import Order, Studio
+from analysis.reporting.render import DrawJob, InlineExecutor
 from analysis.reporting.tables import Sheet, error_words
 from analysis.stats.compare_fronts import FrontComparison
 from lowrank.utils.atomic_write import write_text
@@ -31,7 +31,7 @@ def write_comparison(comparison: StudyComparison, folder: Path) -> Path:
     """
     folder.mkdir(parents=True, exist_ok=True)
     names = comparison.fronts.names
-    page = Page(f"{', '.join(names[:-1])} and {names[-1]} compared", Studio(folder))
+    page = Page(f"{', '.join(names[:-1])} and {names[-1]} compared", folder, InlineExecutor())
     page.answer(comparison.sentences())
     _add_fronts(page, comparison.fronts, folder)
     _add_volumes(page, comparison.fronts, folder)
@@ -50,7 +50,7 @@ def _add_fronts(page: Page, fronts: FrontComparison, folder: Path) -> None:
     ]
     if lines and fronts.same_data:
         caption = "The front of each study: validation error against parameters, lower left is best."
-        page.picture(Order(name="fronts", caption=caption, draw=draw_fronts, data=lines))
+        page.picture(DrawJob(name="fronts", caption=caption, draw=draw_fronts, data=lines))
     sheet = front_sheet(fronts)
     sheet.write(folder)
     page.table(sheet)
@@ -87,7 +87,9 @@ def _add_volumes(page: Page, fronts: FrontComparison, folder: Path) -> None:
     if fronts.same_data and any(growth.steps for growth in fronts.growths):
         caption = f"Hypervolume over {fronts.unit} of training; the dashed line is the cost that all of them spent."
         draw = partial(draw_growth, unit=fronts.unit)
-        page.picture(Order(name="hypervolume", caption=caption, draw=draw, data=fronts.growths, height=4.6, narrow=4.2))
+        page.picture(
+            DrawJob(name="hypervolume", caption=caption, draw=draw, data=fronts.growths, height=4.6, narrow=4.2)
+        )
     sheet = volume_sheet(fronts)
     sheet.write(folder)
     page.table(sheet)

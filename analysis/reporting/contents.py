@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -17,7 +18,7 @@ from analysis.findings.published_results import PublishedResult, evaluation_sett
 from analysis.findings.reproduce import ReproduceCommand, reproduce_commands
 from analysis.findings.test_errors import SettingTestError, measured_test_errors
 from analysis.findings.time_profile import TimeProfile, profile_study
-from analysis.reporting.render import Start, at_once
+from analysis.reporting.render import InlineExecutor
 from analysis.stats.factors import BUDGET, METHOD
 from analysis.stats.front import (
     DENSE,
@@ -66,12 +67,18 @@ class Contents:
     recipes: tuple[ReproduceCommand, ...]
 
 
-def contents(study: StudyRecord, place: Path, start: Start = at_once) -> Contents:
-    """Compute everything; `place` is the folder that has the study's records, as the reader would type it.
+def contents(study: StudyRecord, folder: Path, executor: Executor | None = None) -> Contents:
+    """Compute all numbers of a report.
 
-    `start` begins with what takes longest, elsewhere if it can.
+    Args:
+        study: the records.
+        folder: that has the study's records, as the reader would type it.
+        executor: computes what takes longest, while the caller's process does the other parts; None for this process.
+
+    Returns:
+        What the report says.
     """
-    weighing = start(field_importances, searched_settings(study))
+    importances = (executor or InlineExecutor()).submit(field_importances, searched_settings(study))
     points, effects = collect_points(study), find_paired_effects(study)
     kept, by_work, known = pareto_front(points), pareto_front(points, "mult_adds"), references(points)
     printed, note = matching_results(evaluation_setting(study))
@@ -81,9 +88,9 @@ def contents(study: StudyRecord, place: Path, start: Start = at_once) -> Content
         points=tuple(points),
         front=tuple(kept), front_mult_adds=tuple(by_work), references=tuple(known), printed=tuple(printed),
         printed_note=note, heat=tuple(heat_maps(study)), curves=tuple(learning_curves(study, points)),
-        importances=tuple(weighing()), effects=tuple(effects), repeats=tuple(again),
+        importances=tuple(importances.result()), effects=tuple(effects), repeats=tuple(again),
         failures=tuple(list_failures(study)), cost=study_cost(study), profile=profile_study(study),
-        recipes=tuple(reproduce_commands(study, [*kept, *known], place)),
+        recipes=tuple(reproduce_commands(study, [*kept, *known], folder)),
         on_test=tuple(measured_test_errors(points)), about=study_provenance(study),
     )  # fmt: skip
 

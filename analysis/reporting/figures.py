@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING
 from analysis.findings.curves import LearningCurve
 from analysis.findings.heatmap import Cell, HeatMap
 from analysis.findings.test_errors import PointSeries
-from analysis.reporting.front_figure import Layout, short_count
+from analysis.reporting.front_figure import Layout
 from analysis.stats.hypervolume import HypervolumeGrowth
 from analysis.stats.importance import Importance
 from analysis.stats.paired_effects import PairedEffect
+from lowrank.utils.text import format_round_count
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -218,7 +219,7 @@ def _plain_sizes(axes: Axes, layout: Layout) -> None:
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if layout.columns > 2 else (1, 3), numticks=20))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short_count(value)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: format_round_count(value)))
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_xlabel("parameters (log scale)", fontsize=FONT)
 

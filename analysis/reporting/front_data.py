@@ -15,7 +15,6 @@ from analysis.stats.front import (
     FrontPoint,
     SizeMeasure,
     best_point,
-    collect_points,
     pareto_front,
     references,
     study_strata,
@@ -66,14 +65,20 @@ class FrontPlot:
         return sum(error > self.y_limits[1] for error in shown)
 
 
-def front_plot(
-    study: StudyRecord, measure: SizeMeasure = "params", points: Sequence[FrontPoint] | None = None
-) -> FrontPlot:  # fmt: skip
-    """The record of the study's picture; raises ValueError if no trial or reference trained to its end.
+def front_plot(study: StudyRecord, points: Sequence[FrontPoint], measure: SizeMeasure = "params") -> FrontPlot:
+    """Return what the picture of a study's front shows.
 
-    `points` are those of `collect`, where they are at hand.
+    Args:
+        study: the records.
+        points: of all its trials, as `collect_points` returns them.
+        measure: of size: the horizontal axis.
+
+    Returns:
+        The record of the picture.
+
+    Raises:
+        ValueError: no trial or reference was trained to its end.
     """
-    points = collect_points(study) if points is None else points
     points = [point for point in points if point.size(measure) is not None]
     done = [point for point in points if point.finished]
     if not done:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import cycle, pairwise
@@ -12,7 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from analysis.reporting.front_data import FrontPlot, Series, front_plot
 from analysis.reporting.label_placement import LEADER, Box, Label, distance, place
+from analysis.stats.front import FrontPoint
 from analysis.utils.styles import REFERENCE_COLOURS
+from lowrank.utils.atomic_write import atomic_path
+from lowrank.utils.text import format_round_count
 from sweeps.records.model import StudyRecord
 
 if TYPE_CHECKING:
@@ -37,18 +39,30 @@ class Layout:
 WIDE, NARROW = Layout(title=False), Layout(width=4.4, height=5.2, columns=2, title=False)  # of a page: screen, phone
 
 
-def draw_front(study: StudyRecord, path: Path, dpi: int = 160) -> FrontPlot:
-    """Draw the study's picture into the PNG file `path` and return its record; raises ValueError as `front_plot`."""
+def draw_front(study: StudyRecord, points: Sequence[FrontPoint], path: Path, dpi: int = 160) -> FrontPlot:
+    """Draw the front of a study as a PNG file.
+
+    Args:
+        study: the records.
+        points: of all its trials, as `collect_points` returns them.
+        path: of the file; its folder must exist.
+        dpi: dots an inch; the picture is 9.6 by 6.4 inches.
+
+    Returns:
+        What the picture shows.
+
+    Raises:
+        ValueError: no trial was trained to its end.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    plot = front_plot(study)
+    plot = front_plot(study, points)
     figure = Figure(figsize=(Layout().width, Layout().height), dpi=dpi)
     FigureCanvasAgg(figure)
     draw_plot(figure, plot, Layout())
-    temporary = path.with_name(path.name + ".tmp")
-    figure.savefig(temporary, format="png")
-    os.replace(temporary, path)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format="png")
     return plot
 
 
@@ -82,7 +96,7 @@ def _draw_axes(axes: Axes, plot: FrontPlot, layout: Layout) -> None:
     axes.set_ylim(*plot.y_limits)
     decades = math.log10(plot.x_limits[1] / plot.x_limits[0]) * 9.6 / layout.width  # as many as the width has room for
     axes.xaxis.set_major_locator(LogLocator(subs=_ticks(decades), numticks=30))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short_count(value)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: format_round_count(value)))
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.xaxis.set_minor_locator(LogLocator(subs=tuple(range(1, 10)), numticks=30))
     axes.set_xlabel(f"{plot.x_label} (log scale)")
@@ -236,12 +250,3 @@ def _around(axes: Axes, points: Sequence[tuple[float, float]], scale: float, rad
         return []
     found = axes.transData.transform(points) / scale
     return [Box(x - radius, y - radius, x + radius, y + radius) for x, y in found]
-
-
-def short_count(value: float) -> str:
-    """A round count as an axis shows it, e.g. `50k`."""
-    if value >= 1e9:
-        return f"{value / 1e9:g}G"
-    if value >= 1e6:
-        return f"{value / 1e6:g}M"
-    return f"{value / 1e3:g}k" if value >= 1e3 else f"{value:g}"

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
+from concurrent.futures import Executor, Future
 from html import escape
+from pathlib import Path
 
-from analysis.reporting.render import Order, Picture, Studio
+from analysis.reporting.render import DrawJob, Picture, make_picture
 from analysis.reporting.style import CSS
 from analysis.reporting.svg_theme import variables
 from analysis.reporting.tables import Sheet
@@ -21,10 +23,10 @@ NO_BREAK = "\u00a0"
 class Page:
     """Collects sections in order; `html` gives the whole file."""
 
-    def __init__(self, title: str, studio: Studio, subtitle: str = ""):
-        self.title, self.subtitle, self._studio = title, subtitle, studio
+    def __init__(self, title: str, folder: Path, executor: Executor, subtitle: str = ""):
+        self.title, self.subtitle, self._folder, self._executor = title, subtitle, folder, executor
         self._head: list[str] = []
-        self._parts: list[str | Callable[[], Picture]] = []
+        self._parts: list[str | Future[Picture]] = []
         self._sections: list[tuple[str, str]] = []
 
     def section(self, heading: str) -> None:
@@ -61,9 +63,9 @@ class Page:
         body = "".join(f"<dt>{escape(name)}</dt><dd>{shown}</dd>" for name, shown in rows)
         self._head.append(f"<details><summary>{escape(summary)}</summary><dl>{body}</dl></details>")
 
-    def picture(self, order: Order) -> None:
-        """A picture in both widths, drawn by the studio; the style sheet shows one."""
-        self._parts.append(self._studio.take(order))
+    def picture(self, job: DrawJob) -> None:
+        """A picture in both widths, drawn by the executor; the style sheet shows one."""
+        self._parts.append(self._executor.submit(make_picture, job, self._folder))
 
     def table(self, sheet: Sheet) -> None:
         """A table for readers with a link to its CSV; of a long one the first rows."""
@@ -96,7 +98,7 @@ class Page:
 
     def html(self) -> str:
         """The file's content; raises what the drawing of a picture raised."""
-        pictures = {index: part() for index, part in enumerate(self._parts) if not isinstance(part, str)}
+        pictures = {index: part.result() for index, part in enumerate(self._parts) if not isinstance(part, str)}
         parts = [part if isinstance(part, str) else _figure(pictures[index]) for index, part in enumerate(self._parts)]
         colours = {colour for picture in pictures.values() for colour in picture.colours}
         head = "".join(self._head)

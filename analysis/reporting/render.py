@@ -1,6 +1,6 @@
 """Draws a picture three times: a PNG for other documents, and two SVGs for a page, one for screens, one for phones.
 
-The pictures of a large study take longer than its numbers, so processes of a `Studio` draw them side by side.
+The pictures of a large study take longer than its numbers, so several processes draw them side by side.
 """
 
 from __future__ import annotations
@@ -10,15 +10,16 @@ import io
 import multiprocessing
 import os
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Executor, ProcessPoolExecutor
+from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from multiprocessing import forkserver
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from analysis.reporting.front_figure import NARROW, WIDE, Layout
 from analysis.reporting.svg_theme import themed
+from lowrank.utils.atomic_write import atomic_path
 from lowrank.utils.cpu import usable_cores
 
 if TYPE_CHECKING:
@@ -27,8 +28,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 DPI = 150
 PRELOADED = ("matplotlib.figure", "matplotlib.backends.backend_agg", "matplotlib.backends.backend_svg")
-MANY = 500  # trials
-MOST_PROCESSES = 4  # a page has some twenty pictures, and every process takes 100 MB
+MIN_TRIALS = 500  # of a study whose pictures are drawn by several processes
+MAX_PROCESSES = 4  # a page has some twenty pictures, and every process takes 100 MB
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +48,7 @@ Draw = Callable[["Figure", Any, Layout], Iterable[str] | None]  # returns colour
 
 
 @dataclass(frozen=True, kw_only=True)
-class Order:
+class DrawJob:
     """A picture to be drawn: `draw`, a function of a module, draws `data`; heights are in inches."""
 
     name: str
@@ -58,86 +59,87 @@ class Order:
     narrow: float = NARROW.height
 
 
-class Start(Protocol):
-    """Begins with `function(*given)`; what is returned waits for its result, and raises what it raised."""
+class InlineExecutor(Executor):
+    """An executor that runs everything at once in the calling thread."""
 
-    def __call__(self, function: Callable[..., T], *given: Any) -> Callable[[], T]: ...
+    def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
+        """Run a function.
 
+        Args:
+            fn: the function.
+            args: its positional arguments.
+            kwargs: its keyword arguments.
 
-def at_once(function: Callable[..., T], *given: Any) -> Callable[[], T]:
-    """A `Start` that does all of it at once."""
-    found = function(*given)
-    return lambda: found
-
-
-class Studio:
-    """Draws pictures into a folder: at once, or in the processes of an executor while the caller goes on."""
-
-    def __init__(self, folder: Path, executor: Executor | None = None):
-        self.folder, self._executor = folder, executor
-
-    def start(self, function: Callable[..., T], *given: Any) -> Callable[[], T]:
-        """See `Start`."""
-        return at_once(function, *given) if self._executor is None else self._executor.submit(function, *given).result
-
-    def take(self, order: Order) -> Callable[[], Picture]:
-        """Begin with the picture; what is returned waits for it, and raises what its drawing raised."""
-        return self.start(make_picture, order, self.folder)
+        Returns:
+            A future that has the result, or the exception that the function raised.
+        """
+        future: Future[T] = Future()
+        try:
+            future.set_result(fn(*args, **kwargs))
+        except Exception as error:
+            future.set_exception(error)
+        return future
 
 
-def prepare_studio() -> None:
-    """Begin to start the process from which those of a studio are forked; it takes a second, while the caller reads.
+def start_forkserver() -> None:
+    """Start the process from which those of `drawing_executor` are forked.
 
-    They are not forked from the caller, which has threads (Arrow's, OpenBLAS's) that a copy of its memory would wait
-    for.
+    It takes a second, during which the caller reads. They are not forked from the caller, which has threads (Arrow's,
+    OpenBLAS's) that a copy of its memory would wait for.
     """
     forkserver.set_forkserver_preload(["__main__", *PRELOADED])
     forkserver.ensure_running()
 
 
 @contextmanager
-def studio(folder: Path, trials: int) -> Iterator[Studio]:
-    """A studio for a study of so many trials: below `MANY` its processes would start for longer than they draw."""
-    processes = min(usable_cores(), MOST_PROCESSES)
-    if trials < MANY or processes == 1:
-        yield Studio(folder)
+def drawing_executor(trials: int) -> Iterator[Executor]:
+    """Give the executor that draws the pictures of a study.
+
+    Args:
+        trials: of the study. With fewer than `MIN_TRIALS` processes would take longer to start than to draw.
+
+    Yields:
+        Several processes for a large study, else this one.
+    """
+    processes = min(usable_cores(), MAX_PROCESSES)
+    if trials < MIN_TRIALS or processes == 1:
+        yield InlineExecutor()
         return
-    prepare_studio()
+    start_forkserver()
     context = multiprocessing.get_context("forkserver")
     # Their collector seldom looks for cycles: figures are full of them, but a process draws only some ten
     with ProcessPoolExecutor(processes, context, gc.set_threshold, (100_000,)) as executor:
         for _ in range(processes):
             executor.submit(os.getpid)  # the processes start while the caller still computes what is to be drawn
-        yield Studio(folder, executor)
+        yield executor
 
 
-def make_picture(order: Order, folder: Path) -> Picture:
+def make_picture(job: DrawJob, folder: Path) -> Picture:
     """Draw into NAME.png in `folder` and into SVG."""
-    name = order.name
-    figure, kept = _drawn(order, replace(WIDE, height=order.height))
+    name = job.name
+    figure, kept = _drawn(job, replace(WIDE, height=job.height))
     png = folder / f"{name}.png"
     _save_png(figure, png)
     first, colours = _svg(figure, f"{name}-wide", kept)
-    figure, kept = _drawn(order, replace(NARROW, height=order.narrow))
+    figure, kept = _drawn(job, replace(NARROW, height=job.narrow))
     second, more = _svg(figure, f"{name}-narrow", kept)
     return Picture(
-        name=name, caption=order.caption, wide=first, narrow=second, colours=frozenset(colours | more), png=png,
+        name=name, caption=job.caption, wide=first, narrow=second, colours=frozenset(colours | more), png=png,
     )  # fmt: skip
 
 
-def _drawn(order: Order, layout: Layout) -> tuple[Figure, tuple[str, ...]]:
+def _drawn(job: DrawJob, layout: Layout) -> tuple[Figure, tuple[str, ...]]:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(layout.width, layout.height), dpi=100)
     FigureCanvasAgg(figure)
-    return figure, tuple(order.draw(figure, order.data, layout) or ())
+    return figure, tuple(job.draw(figure, job.data, layout) or ())
 
 
 def _save_png(figure: Figure, path: Path) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    figure.savefig(temporary, format="png", dpi=DPI)
-    os.replace(temporary, path)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=DPI)
 
 
 def _svg(figure: Figure, name: str, kept: Iterable[str]) -> tuple[str, set[str]]:

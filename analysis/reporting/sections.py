@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import Executor
 from pathlib import Path
 
 from analysis.findings.failures import group_failures
@@ -13,7 +14,7 @@ from analysis.reporting.figures import draw_curves, draw_effects, draw_heat, dra
 from analysis.reporting.front_data import front_plot
 from analysis.reporting.front_figure import draw_plot
 from analysis.reporting.html_page import Page
-from analysis.reporting.render import Order, Studio
+from analysis.reporting.render import DrawJob
 from analysis.reporting.tables import (
     ablation_sheet,
     best_sheet,
@@ -39,15 +40,17 @@ Section = Callable[[Page, StudyRecord, Contents, Path], None]
 MOST_EFFECTS = 14  # in the picture; the table has all
 
 
-def new_page(study: StudyRecord, found: Provenance, place: TrackingLink | None, studio: Studio) -> Page:
+def new_page(
+    study: StudyRecord, provenance: Provenance, tracking: TrackingLink | None, folder: Path, executor: Executor
+) -> Page:
     """An empty page under the study's question and how it came about."""
-    page = Page(str(study.header.get("question") or study.name).strip(), studio, found.line)
+    page = Page(str(study.header.get("question") or study.name).strip(), folder, executor, provenance.line)
     if not study.header.get("versions"):
         page.text("The records hold no header: question, versions and hardware are not known.", "note")
     elif (study.closed or {}).get("reason") != "finished":
         page.text(_unfinished(study), "note")
-    link = ("MLflow", place.words, place.link) if place else None
-    page.details("How it came about: command, data, machines, seeds, versions", found.facts, link)
+    link = ("MLflow", tracking.words, tracking.link) if tracking else None
+    page.details("How it came about: command, data, machines, seeds, versions", provenance.facts, link)
     return page
 
 
@@ -93,11 +96,11 @@ def front_section(page: Page, study: StudyRecord, found: Contents, folder: Path)
     measures: tuple[tuple[SizeMeasure, str], ...] = (("params", "parameters"), ("mult_adds", "mult-adds of one image"))
     for measure, words in measures:
         if any(point.finished and point.size(measure) is not None for point in found.points):
-            plot = front_plot(study, measure, found.points)
+            plot = front_plot(study, found.points, measure)
             caption = f"Validation error against {words}; lower left is best. Rings and steps are the front; labels "
             caption += "are dimensions (d) and rank scale."
             caption += " Bars: standard deviation over seeds." if plot.spreads else ""
-            page.picture(Order(name=f"front_{measure}", caption=caption, draw=draw_plot, data=plot))
+            page.picture(DrawJob(name=f"front_{measure}", caption=caption, draw=draw_plot, data=plot))
     fronts = {
         "params": {point.trial_id for point in found.front},
         "mult_adds": {point.trial_id for point in found.front_mult_adds},
@@ -122,7 +125,7 @@ def on_test_section(page: Page, study: StudyRecord, found: Contents, folder: Pat
         caption = "Test error against parameters: of the front and the references only, looked at once."
         caption += " Hollow marks are printed results of the same data and split." if found.printed else ""
         height = 4.2 + 0.11 * len(series)
-        page.picture(Order(
+        page.picture(DrawJob(
             name="test_errors", caption=caption, draw=draw_on_test, data=series, height=height, narrow=height,
         ))  # fmt: skip
         sheet = on_test_sheet(found.on_test, found.printed)
@@ -148,7 +151,7 @@ def shape_section(page: Page, study: StudyRecord, found: Contents, folder: Path)
         name = f"heat_{number + 1}_{heat.method.replace(' ', '_')}"
         heat_sheet(name, heat).write(folder)
         wide, narrow = 1.5 + 0.36 * len(heat.rows), 1.0 + 0.3 * len(heat.columns)
-        page.picture(Order(name=name, caption=caption, draw=draw_heat, data=heat, height=wide, narrow=narrow))
+        page.picture(DrawJob(name=name, caption=caption, draw=draw_heat, data=heat, height=wide, narrow=narrow))
         page.file(f"{name}.csv")
 
 
@@ -171,7 +174,7 @@ def curve_section(page: Page, study: StudyRecord, found: Contents, folder: Path)
         "and references (dashed)."
     )
     rows = len(found.curves)
-    page.picture(Order(
+    page.picture(DrawJob(
         name="learning_curves", caption=caption, draw=draw_curves, data=found.curves, height=4.4 + 0.1 * rows,
         narrow=3.6 + 0.2 * rows,
     ))  # fmt: skip
@@ -198,7 +201,7 @@ def importance_section(page: Page, study: StudyRecord, found: Contents, folder: 
                 f"{caption} From {chosen[0].trials:,} completed settings{over}; shares of one evaluator sum to 100 %."
             )
             height = 1.1 + 0.42 * len(chosen[0].shares)
-            page.picture(Order(
+            page.picture(DrawJob(
                 name=name, caption=caption, draw=draw_importance, data=chosen, height=height, narrow=height + 0.4,
             ))  # fmt: skip
     page.text(
@@ -234,7 +237,9 @@ def ablation_section(page: Page, study: StudyRecord, found: Contents, folder: Pa
     caption = "Mean paired differences with 95 % t-intervals; a cross has no interval (a single pair)."
     if len(effects) < len(found.effects):
         caption += f" The first {len(effects)} of {len(found.effects)}."
-    page.picture(Order(name="ablation", caption=caption, draw=draw_effects, data=effects, height=height, narrow=height))
+    page.picture(
+        DrawJob(name="ablation", caption=caption, draw=draw_effects, data=effects, height=height, narrow=height)
+    )
     page.table(sheet)
 
 

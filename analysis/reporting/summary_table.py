@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import csv
 import os
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import IO
@@ -15,8 +15,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from analysis.stats.front import FrontPoint, collect_points, pareto_front
+from analysis.stats.front import FrontPoint, pareto_front
+from analysis.utils.csv_file import write_csv
 from analysis.utils.formatting import method_label, status_label
+from lowrank.utils.text import format_count
 from sweeps.records.events import Role, Status
 from sweeps.records.model import StudyRecord
 from sweeps.records.reasons import reasons_by_method
@@ -56,9 +58,15 @@ class Endings:
         return f"{self.count} {status_label(self.status)}" + (f": {'; '.join(shown)}" if shown else "")
 
 
-def rows(study: StudyRecord) -> list[Row]:
-    """All trials of known size, by size; the points of the front are marked."""
-    points = collect_points(study)
+def rows(points: Sequence[FrontPoint]) -> list[Row]:
+    """Return a row for each point, in the same order; the points of the front are marked.
+
+    Args:
+        points: of all trials of a study, as `collect_points` returns them.
+
+    Returns:
+        The rows.
+    """
     best = {point.trial_id for point in pareto_front(points)}
     return [Row(point=point, on_front=point.trial_id in best) for point in points]
 
@@ -79,11 +87,17 @@ def endings(study: StudyRecord) -> list[Endings]:
     return sorted(found, key=lambda ending: ending.status is not Status.COMPLETED)
 
 
-def lost_seeds(study: StudyRecord) -> list[str]:
-    """A line for each setting of which some seeds have no result, e.g. `CP, 2 dims: 1 of 3 seeds diverged`."""
-    points = [point for point in collect_points(study) if point.lost]
-    return [f"{name}, {params:,} parameters: {lost}" for name, params, lost in
-            dict.fromkeys((point.name, point.params, point.lost) for point in points)]  # fmt: skip
+def lost_seeds(points: Sequence[FrontPoint]) -> list[str]:
+    """Return a line for each setting of which some seeds have no result.
+
+    Args:
+        points: of all trials of a study, as `collect_points` returns them.
+
+    Returns:
+        E.g. `CP, 2 dims, 1,000 parameters: 1 of 3 seeds diverged`.
+    """
+    settings = dict.fromkeys((point.name, point.params, point.lost) for point in points if point.lost)
+    return [f"{name}, {params:,} parameters: {lost}" for name, params, lost in settings]
 
 
 def broken_text(study: StudyRecord) -> str:
@@ -95,19 +109,16 @@ def broken_text(study: StudyRecord) -> str:
     return f"{sum(reasons.values())} marked as broken, in no figure: {'; '.join(shown)}"
 
 
-def compact(count: float | None) -> str:
-    """A count with about three digits and a unit, e.g. `24.2M`; empty for None."""
-    if count is None:
-        return ""
-    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if count >= size:
-            return f"{count / size:.{2 if count < 10 * size else 1 if count < 100 * size else 0}f}{unit}"
-    return f"{count:g}"
+def make_table(points: Sequence[FrontPoint]) -> Table:
+    """Return the table for the terminal; a star marks the front.
 
+    Args:
+        points: of all trials of a study, as `collect_points` returns them.
 
-def make_table(study: StudyRecord) -> Table:
-    """The table as rich draws it; a star marks the front."""
-    lines = rows(study)
+    Returns:
+        The table.
+    """
+    lines = rows(points)
     tested = any(line.point.test_error is not None for line in lines)
     several = any(line.point.spread is not None for line in lines)
     gap = 0 if tested or several else 1  # 100 columns must do, with billions of parameters too
@@ -128,19 +139,28 @@ def make_table(study: StudyRecord) -> Table:
     return table
 
 
-def print_summary(study: StudyRecord, answer: str, console: Console | None = None) -> None:
-    """Print the table, what became of every trial, and `answer`."""
+def print_summary(
+    study: StudyRecord, points: Sequence[FrontPoint], answer: str, console: Console | None = None
+) -> None:
+    """Print the table, how every trial ended, and the answer.
+
+    Args:
+        study: the records.
+        points: of all its trials, as `collect_points` returns them.
+        answer: printed last.
+        console: to print on; None for standard output.
+    """
     console = console or make_console(sys.stdout)
     console.print(Text(f"{study.name}: {study.header.get('question', '')}".rstrip(": "), style="bold"))
     console.print()
-    console.print(make_table(study))
+    console.print(make_table(points))
     console.print()
-    for line in _legend(any(point.spread is not None for point in collect_points(study))):
+    for line in _legend(any(point.spread is not None for point in points)):
         console.print(Text(line))
     console.print()
     for ending in endings(study):
         console.print(Text(ending.text()))
-    for line in lost_seeds(study):
+    for line in lost_seeds(points):
         console.print(Text(line))
     if broken := broken_text(study):
         console.print(Text(broken))
@@ -164,16 +184,19 @@ def make_console(stream: IO[str]) -> Console:
     return Console(file=stream, highlight=False, width=PIPED_WIDTH)
 
 
-def write_csv(study: StudyRecord, path: Path) -> None:
-    """Write all rows with full numbers: the fields of FrontPoint and whether the point is on the front."""
+def write_summary_csv(points: Sequence[FrontPoint], path: Path) -> None:
+    """Write every point with full numbers: the fields of FrontPoint, and whether it is on the front.
+
+    Args:
+        points: of all trials of a study, as `collect_points` returns them.
+        path: of the file; its folder must exist.
+
+    Raises:
+        OSError: the disk is full or the folder cannot be written.
+    """
     names = [field.name for field in fields(FrontPoint)]
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow([*names, "on_front"])
-        for line in rows(study):
-            writer.writerow([*(getattr(line.point, name) for name in names), line.on_front])
-    os.replace(temporary, path)
+    lines = [[*(getattr(row.point, name) for name in names), row.on_front] for row in rows(points)]
+    write_csv(path, [*names, "on_front"], lines)
 
 
 def _cells(line: Row, tested: bool, several: bool) -> list[str]:
@@ -185,7 +208,7 @@ def _cells(line: Row, tested: bool, several: bool) -> list[str]:
         "" if point.rank_scale is None else f"{point.rank_scale:.2f}",
         f"{point.params:,}",
         *([] if several else ["" if point.ratio is None else f"{100 * point.ratio:.1f}"]),
-        compact(point.mult_adds),
+        "" if point.mult_adds is None else format_count(point.mult_adds),
         "" if point.weight_decay is None else _decay(point.weight_decay, bool(point.scaled_decay)),
         "" if point.val_error is None else f"{point.val_error:.2f}",
     ]

@@ -5,8 +5,6 @@ Errors are in percent, differences in points of error, times in seconds unless a
 
 from __future__ import annotations
 
-import csv
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -21,12 +19,12 @@ from analysis.findings.published_results import PublishedResult
 from analysis.findings.reproduce import ReproduceCommand
 from analysis.findings.test_errors import SettingTestError
 from analysis.findings.time_profile import TimeProfile
-from analysis.reporting.summary_table import compact
 from analysis.stats.front import FrontPoint
 from analysis.stats.importance import Importance
 from analysis.stats.intervals import Estimate
 from analysis.stats.paired_effects import PairedEffect
 from analysis.stats.seeds import RepeatedSetting
+from analysis.utils.csv_file import write_csv
 from analysis.utils.formatting import (
     format_duration,
     format_error_interval,
@@ -37,6 +35,7 @@ from analysis.utils.formatting import (
     method_label,
     status_label,
 )
+from lowrank.utils.text import format_count
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,12 +51,7 @@ class Sheet:
     def write(self, folder: Path) -> Path:
         """Write NAME.csv, whole or not at all."""
         path = folder / f"{self.name}.csv"
-        temporary = path.with_name(path.name + ".tmp")
-        with temporary.open("w", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(self.columns)
-            writer.writerows(self.rows)
-        os.replace(temporary, path)
+        write_csv(path, self.columns, self.rows)
         return path
 
 
@@ -159,7 +153,7 @@ def _point_words(point: FrontPoint, fronts: dict[str, set[str]]) -> tuple[str, .
     ]
     return (
         point.name, f"{point.params:,}", "" if point.ratio is None else f"{100 * point.ratio:.1f} %",
-        compact(point.mult_adds), error_words(point),
+        "" if point.mult_adds is None else format_count(point.mult_adds), error_words(point),
         str(point.epochs or ""),
         ", ".join(marks) or str(point.role), point.trial_id,
     )  # fmt: skip

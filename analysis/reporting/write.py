@@ -10,9 +10,10 @@ from pathlib import Path
 
 from analysis.findings.provenance import tracking_link
 from analysis.reporting.contents import contents
-from analysis.reporting.render import studio
+from analysis.reporting.render import drawing_executor
 from analysis.reporting.sections import SECTIONS, new_page
 from analysis.utils.progress import silent
+from lowrank.utils.atomic_write import write_text
 from sweeps.records.load import is_study
 from sweeps.records.model import StudyRecord
 from sweeps.records.names import EPOCHS_FILE, JOURNAL_FILE
@@ -44,19 +45,17 @@ def write_report(
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / PAGE_FILE
     earlier = _linked(path)
-    with studio(folder, len(study.trials)) as drawing:
+    with drawing_executor(len(study.trials)) as executor:
         step("numbers")
         if not is_study(source):
             write_tables(study, folder)
-        found = contents(study, _shown(source if is_study(source) else folder), drawing.start)
-        page = new_page(study, found.about, tracking_link(study, source, uri), drawing)
+        found = contents(study, _shown(source if is_study(source) else folder), executor)
+        page = new_page(study, found.about, tracking_link(study, source, uri), folder, executor)
         for name, section in SECTIONS:
             step(name)
             section(page, study, found, folder)
         step("page")
-        temporary = path.with_name(f"{PAGE_FILE}.tmp")
-        temporary.write_text(page.html(), encoding="utf-8")
-        os.replace(temporary, path)
+        write_text(path, page.html())
     for name in earlier.keys() - _linked(path).keys():
         if _identity(folder / name) == earlier[name]:
             (folder / name).unlink(missing_ok=True)

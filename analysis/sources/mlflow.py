@@ -111,7 +111,7 @@ class _Files:
         """The content of a JSON artifact; None where the run has none of that name."""
         if name not in {found.path for found in self._client.list_artifacts(run.info.run_id)}:
             return None
-        return json.loads(self.fetch(run, name).read_text())
+        return json.loads(self.fetch(run, name).read_text(encoding="utf-8"))
 
 
 def _from_runs(client: MlflowClient, files: _Files, parent: Run, runs: Iterable[Run], say: Notify) -> StudyRecord:

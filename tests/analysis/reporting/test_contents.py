@@ -33,6 +33,14 @@ from tests.support.synthetic_data import SEPARABLE, study, trial
 from tests.support.synthetic_study import Plan, write_study
 
 
+def answered(made):
+    return answers(made, collect_points(made))
+
+
+def plotted(made, measure="params"):
+    return front_plot(made, collect_points(made), measure)
+
+
 class TestFronts:
     def test_mult_adds_have_a_front_of_their_own(self):
         small, cheap = trial("small", 10, 5.0), trial("cheap", 20, 5.0)
@@ -40,7 +48,7 @@ class TestFronts:
         points = collect_points(study(small, cheap))
         assert [p.trial_id for p in pareto_front(points)] == ["small"]
         assert [p.trial_id for p in pareto_front(points, "mult_adds")] == ["cheap"]
-        assert front_plot(study(small, cheap), "mult_adds").x_label == "mult-adds of one image"
+        assert plotted(study(small, cheap), "mult_adds").x_label == "mult-adds of one image"
 
     def test_broken_trials_are_in_no_figure(self):
         bad = trial("bad", 10, 0.1)
@@ -55,7 +63,7 @@ class TestFronts:
                   role=Role.REFERENCE)
             for width in (0.25, 0.5, 1.0)
         ]  # fmt: skip
-        plot = front_plot(study(trial("t", 300, 5.0), *references))
+        plot = plotted(study(trial("t", 300, 5.0), *references))
         assert plot.thin == (("thinner separable", ((250.0, 7.75), (500.0, 6.5), (1000.0, 4.0))),)
         assert [name for name, _, _ in plot.references] == [
             "separable, width 0.25",
@@ -70,7 +78,7 @@ class TestFronts:
 class TestSummary:
     def said(self, *trials):
         made = study(*trials, data={"val_images": 100})
-        return summary(made, collect_points(made), answers(made), [])
+        return summary(made, collect_points(made), answered(made), [])
 
     def test_the_smallest_that_cannot_be_told_apart(self):
         base = trial("s", SEPARABLE, 5.0, method="separable", dims=None, role=Role.REFERENCE)
@@ -106,7 +114,7 @@ class TestSummary:
         thin = trial("u", 120, 9.0, method="separable", dims=None, width=0.1, role=Role.REFERENCE)
         own = [base, trial("t", 100, 5.0, width=0.25)]
         said = [
-            " ".join(summary(made, collect_points(made), answers(made), [], []))
+            " ".join(summary(made, collect_points(made), answered(made), [], []))
             for made in (study(*trials, network={"width": 0.25}) for trials in (own, [*own, thin]))
         ]
         assert "No thinner network was trained" in said[0]
@@ -118,7 +126,7 @@ class TestSummary:
             trial("t", 300, 5.0), trial("u", 90, 9.0, status=Status.STOPPED),
             strata=[{"label": f"params <= {limit}", "params": limit} for limit in (50, 70, 100, 400, 500)],
         )  # fmt: skip
-        said = summary(made, collect_points(made), answers(made), [], [])
+        said = summary(made, collect_points(made), answered(made), [], [])
         assert "Up to 50, 70 and 100 parameters: no trial was trained to its end." in said
         assert "Up to 500 parameters: the same." in said
 
@@ -128,13 +136,13 @@ class TestSummary:
             trial("d", 400, 3.0, method="shuffle"), strata=[{"label": "s", "params": 200}],
         )  # fmt: skip
         (said,) = [
-            line for line in summary(made, collect_points(made), answers(made), []) if line.startswith("Up to 200")
+            line for line in summary(made, collect_points(made), answered(made), []) if line.startswith("Up to 200")
         ]
         assert said == (
             "Up to 200 parameters: CP, 2 dims, 4.00 %, 0.50 points better than shuffle at equal size. At 200 "
             "parameters, along each method's own front: CP 4.00 %, shuffle 4.50 %."
         )
-        rows = level_sheet(answers(made)).rows
+        rows = level_sheet(answered(made)).rows
         assert [row[1:5] for row in rows] == [("params", 200, "cp", 4.0), ("params", 200, "shuffle", 4.5)]
         assert [row[8:] for row in rows] == [(False, 200, 200), (True, 100, 400)]
 
@@ -144,7 +152,7 @@ class TestSummary:
             trial("b", 190, 2.0), trial("u", 180, 2.5, method="dense", dims=None, width=0.3, method__name="thin_dense"),
             strata=[{"label": "s", "params": 100}, {"label": "l", "params": 200}],
         )  # fmt: skip
-        said = " ".join(summary(made, collect_points(made), answers(made), []))
+        said = " ".join(summary(made, collect_points(made), answered(made), []))
         assert "substitution is better at 1 of 2 sizes: up to 100 parameters CP, 2 dims 5.00 %, thin dense" in said
 
     def test_what_one_choice_changed_is_said(self):
@@ -233,7 +241,7 @@ class TestCurves:
             trial("a", 10, 5.0, epochs=3), trial("b", 20, 6.0, epochs=3),
             trial("r", 50, 4.0, epochs=3, method="dense", dims=None, role=Role.REFERENCE),
         )  # fmt: skip
-        found = learning_curves(made)
+        found = learning_curves(made, collect_points(made))
         assert [(c.trial_id, c.reference, c.label) for c in found] == [
             ("a", False, "CP, 2 dims, 10"), ("r", True, "dense"),
         ]  # fmt: skip
@@ -382,9 +390,9 @@ class TestSeeds:
         assert points["a"].spread == points["b"].spread == pytest.approx(2**0.5)
         assert error_words(points["a"]) == "5.00 % ± 1.41 (n = 2)"
         assert error_words(points["c"]) == "9.00 %"
-        found = best_sheet(answers(study(*trials)))
+        found = best_sheet(answered(study(*trials)))
         assert dict(zip(found.columns, found.rows[0], strict=True))["standard_deviation"] == pytest.approx(2**0.5)
-        assert front_plot(study(*trials)).spreads == ((100.0, 5.0, pytest.approx(2**0.5)),)
+        assert plotted(study(*trials)).spreads == ((100.0, 5.0, pytest.approx(2**0.5)),)
 
 
 class TestAbout:

@@ -14,7 +14,7 @@ from rich.console import Console
 from analysis.__main__ import main
 from analysis.reporting.front_figure import draw_front, front_plot
 from analysis.reporting.label_placement import LEADER, Box, Label, distance, place
-from analysis.reporting.summary_table import compact, endings, make_console, print_summary, rows, write_csv
+from analysis.reporting.summary_table import endings, make_console, print_summary, rows, write_summary_csv
 from analysis.stats.front import collect_points, pareto_front
 from analysis.utils.styles import METHOD_STYLES
 from lowrank.errors import InputError
@@ -65,7 +65,7 @@ class TestLoad:
 class TestTable:
     def printed(self, study, width=100):
         stream = io.StringIO()
-        print_summary(study, "the answer", Console(file=stream, width=width, highlight=False))
+        print_summary(study, collect_points(study), "the answer", Console(file=stream, width=width, highlight=False))
         return stream.getvalue()
 
     def test_one_line_a_trial_within_100_columns(self, study):
@@ -75,7 +75,9 @@ class TestTable:
         body = list(itertools.takewhile(str.strip, body))
         assert len(body) == len(collect_points(study))
         assert not any("…" in line for line in body)  # nothing is cut off
-        assert [line.startswith(" *") or line.startswith("*") for line in body] == [row.on_front for row in rows(study)]
+        assert [line.startswith(" *") or line.startswith("*") for line in body] == [
+            row.on_front for row in rows(collect_points(study))
+        ]
 
     def test_several_seeds_say_mean_spread_and_number(self):
         seeds = [one("a", error=4.0), one("b", error=6.0, seed=1, role=Role.REPEAT), one("c", 50, 9.0)]
@@ -118,26 +120,20 @@ class TestTable:
         assert console.color_system is None
 
     def test_the_csv_has_full_numbers(self, study, tmp_path):
-        write_csv(study, tmp_path / "summary.csv")
+        write_summary_csv(collect_points(study), tmp_path / "summary.csv")
         with (tmp_path / "summary.csv").open() as file:
             found = list(csv.DictReader(file))
         assert len(found) == len(collect_points(study))
-        for line, row in zip(found, rows(study), strict=True):
+        for line, row in zip(found, rows(collect_points(study)), strict=True):
             assert line["trial_id"] == row.point.trial_id
             assert int(line["params"]) == row.point.params
             assert float(line["val_error"]) == row.point.val_error
             assert line["on_front"] == str(row.on_front)
 
-    @pytest.mark.parametrize(
-        ("count", "text"), [(None, ""), (999, "999"), (2_300_000, "2.30M"), (24_200_000, "24.2M"), (263e6, "263M")]
-    )
-    def test_compact_counts(self, count, text):
-        assert compact(count) == text
-
 
 class TestPlot:
     def test_the_record_shows_every_completed_and_stopped_trial(self, study):
-        plot = front_plot(study)
+        plot = front_plot(study, collect_points(study))
         points = [p for p in collect_points(study) if p.role is Role.SEARCH]
         assert sum(len(line.points) for line in plot.series) == sum(p.finished for p in points)
         assert len(plot.stopped) == sum(p.status is Status.STOPPED for p in points)
@@ -147,13 +143,13 @@ class TestPlot:
         assert len(plot.labels) == len(plot.front)
 
     def test_front_and_references_are_within_the_axes(self, study):
-        plot = front_plot(study)
+        plot = front_plot(study, collect_points(study))
         for x, y in [*plot.front, *((x, y) for _, x, y in plot.references)]:
             assert plot.x_limits[0] < x < plot.x_limits[1]
             assert plot.y_limits[0] < y < plot.y_limits[1]
 
     def test_words(self, study):
-        plot = front_plot(study)
+        plot = front_plot(study, collect_points(study))
         assert plot.title.startswith("How many dimensions should a tensor-train")
         assert max(map(len, plot.title.splitlines())) <= 78
         for part in ("digits", "resnet9", "24 trials", "seed 0", "360 validation images", "2026-09-21"):
@@ -161,7 +157,7 @@ class TestPlot:
 
     def test_a_method_looks_the_same_in_every_picture(self, tmp_path):
         few = load_study(write_study(tmp_path / "few", Plan(trials=8, methods=("hashed", "tucker"), endings=False)))
-        looks = {line.label: (line.colour, line.marker) for line in front_plot(few).series}
+        looks = {line.label: (line.colour, line.marker) for line in front_plot(few, collect_points(few)).series}
         assert looks == {"hashed": METHOD_STYLES["hashed"], "Tucker": METHOD_STYLES["tucker"]}
         assert (
             len({colour for colour, _ in METHOD_STYLES.values()})
@@ -171,7 +167,7 @@ class TestPlot:
 
     def test_methods_nobody_foresaw_get_looks_of_their_own(self, tmp_path):
         plan = Plan(trials=12, methods=("new_one", "another", "tucker"), endings=False)
-        plot = front_plot(load_study(write_study(tmp_path, plan)))
+        plot = front_plot(made := load_study(write_study(tmp_path, plan)), collect_points(made))
         assert len({(line.colour, line.marker) for line in plot.series}) == 3
 
     @pytest.mark.parametrize(
@@ -186,14 +182,14 @@ class TestPlot:
         study = load_study(write_study(tmp_path, plan))
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            draw_front(study, tmp_path / "front.png", dpi=50)
+            draw_front(study, collect_points(study), tmp_path / "front.png", dpi=50)
         assert (tmp_path / "front.png").read_bytes().startswith(b"\x89PNG")
         assert not list(tmp_path.glob("*.tmp"))
 
     def test_nothing_completed_no_picture(self, tmp_path):
         study = load_study(write_study(tmp_path, Plan(trials=0, references=False)))
         with pytest.raises(ValueError, match="a picture needs a completed trial, but tt_dims has none"):
-            front_plot(study)
+            front_plot(study, collect_points(study))
 
 
 places = st.builds(Label, st.floats(0, 500), st.floats(0, 300), st.floats(5, 80), st.floats(5, 20))

@@ -10,7 +10,7 @@ import pytest
 
 from analysis.__main__ import main
 from analysis.reporting.html_page import Page
-from analysis.reporting.render import Order, studio
+from analysis.reporting.render import DrawJob, drawing_executor
 from analysis.reporting.svg_theme import dark, themed, variables
 from analysis.reporting.write import PAGE_FILE, write_report
 from sweeps.records.load import load_study
@@ -64,10 +64,10 @@ def draw_nothing_known(figure, data, layout):
     raise ValueError(f"nothing known of {data}")
 
 
-class TestStudio:
+class TestProcesses:
     @pytest.fixture(autouse=True)
     def two_processes(self, monkeypatch):
-        monkeypatch.setattr("analysis.reporting.render.MANY", 1)
+        monkeypatch.setattr("analysis.reporting.render.MIN_TRIALS", 1)
         monkeypatch.setattr("analysis.reporting.render.usable_cores", lambda: 2)
 
     def test_processes_draw_to_the_last_byte_what_one_does(self, report, tmp_path):
@@ -77,9 +77,9 @@ class TestStudio:
             assert (tmp_path / "report" / path.name).read_bytes() == path.read_bytes()
 
     def test_a_picture_that_cannot_be_drawn_fails_the_page(self, tmp_path):
-        with studio(tmp_path, trials=1) as drawing:
-            page = Page("a study", drawing)
-            page.picture(Order(name="front", caption="", draw=draw_nothing_known, data="tea"))
+        with drawing_executor(trials=1) as executor:
+            page = Page("a study", tmp_path, executor)
+            page.picture(DrawJob(name="front", caption="", draw=draw_nothing_known, data="tea"))
             with pytest.raises(ValueError, match="nothing known of tea"):
                 page.html()
 

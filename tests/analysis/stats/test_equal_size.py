@@ -16,6 +16,14 @@ from sweeps.records.events import Role
 from tests.support.synthetic_data import study, trial
 
 
+def answered(made):
+    return answers(made, collect_points(made))
+
+
+def answer_of(made):
+    return answer_text(made, collect_points(made))
+
+
 def falling(size: float, slope: float = 3.0) -> float:
     """A known curve: linear in the logarithm of size."""
     return 40 - slope * math.log(size)
@@ -90,27 +98,27 @@ class TestAnswer:
     def test_methods_of_other_sizes_are_compared_at_the_budget(self):
         """Shuffle's own best within the budget is 3 log 2 worse than where its front crosses the budget."""
         found = self.made(*curve("cp", [200, 400], slope=3.2), *curve("shuffle", [100, 400]))
-        (comparison, *_) = answers(found)[0].comparisons
+        (comparison, *_) = answered(found)[0].comparisons
         assert comparison.gap == pytest.approx(falling(200, 3.2) - falling(200))
         assert comparison.label == "next best method at 200 parameters"
-        assert "Next best method at 200 parameters: shuffle 24.1 %, 1.06 points higher" in answer_text(found)
+        assert "Next best method at 200 parameters: shuffle 24.1 %, 1.06 points higher" in answer_of(found)
         assert (
             "At 200 parameters, along each method's own front: CP 23.0 %, shuffle 24.1 % (interpolated, 100 to 400)."
-        ) in answer_text(found)
+        ) in answer_of(found)
 
     def test_equal_sizes_are_compared_as_they_are(self):
-        found = answers(self.made(*curve("cp", [200, 400]), *curve("tucker", [199, 399])))
+        found = answered(self.made(*curve("cp", [200, 400]), *curve("tucker", [199, 399])))
         assert [answer.level for answer in found] == [None, None]
         assert found[0].comparisons[0].label.startswith("next best method, ")
 
     def test_what_does_not_reach_the_size_is_named(self):
         trials = curve("cp", [200, 400]) + curve("tucker", [201, 398]) + curve("shuffle", [100, 250])
-        text = answer_text(self.made(*trials))
+        text = answer_of(self.made(*trials))
         assert "At 400 parameters, along each method's own front: " in text
         assert "; of other sizes only: shuffle (100 to 250)." in text
 
     def test_where_no_front_reaches_the_budget_the_size_is_that_of_the_best(self):
-        found = answers(self.made(*curve("cp", [150, 360], slope=4.0), *curve("shuffle", [100, 370])))[1]
+        found = answered(self.made(*curve("cp", [150, 360], slope=4.0), *curve("shuffle", [100, 370])))[1]
         assert found.level.size == 360
         assert found.comparisons[0].gap == pytest.approx(falling(360, 4.0) - falling(360))
 
@@ -119,7 +127,7 @@ class TestAnswer:
         trials = curve("cp", [200, 400], shifts, shift=shifts.get) + curve(
             "shuffle", [100, 400], worse, shift=worse.get
         )
-        (comparison, *_) = answers(self.made(*trials))[0].comparisons
+        (comparison, *_) = answered(self.made(*trials))[0].comparisons
         gaps = [shifts[seed] - worse[seed] for seed in shifts]
         interval = stats.ttest_1samp(gaps, 0.0).confidence_interval(0.95)
         assert comparison.gap == pytest.approx(sum(gaps) / 3)
@@ -129,7 +137,7 @@ class TestAnswer:
 
     def test_seeds_that_agree_do_not_outdo_few_images(self):
         trials = curve("cp", [200, 400], (0, 1, 2)) + curve("tucker", [200, 400], (0, 1, 2), shift=lambda _: 0.3)
-        (comparison, *_) = answers(self.made(*trials))[0].comparisons
+        (comparison, *_) = answered(self.made(*trials))[0].comparisons
         assert comparison.over_seeds.beyond_noise is True
         assert comparison.within_noise is True
         assert comparison.text().endswith("over 3 seeds, but within the noise of the images)")
@@ -142,7 +150,7 @@ class TestAnswer:
             each.counts["budget_gap"] = (2000 if each.stratum == label else 4000) - each.counts["mult_adds"]
         strata = [{"label": each, "params": None} for each in (label, "mult-adds <= 1 of separable")]
         asked = {"budget": {"mult_adds": {"choice": [0.5, 1]}, "relative_to": "separable"}}
-        found = answers(self.made(*trials, strata=strata, space=asked))[0]
+        found = answered(self.made(*trials, strata=strata, space=asked))[0]
         assert (found.level.size, found.level.measure) == (2000, "mult_adds")
         assert "next best method at 2,000 mult-adds" in found.comparisons[0].label
         assert [each.error for each in found.level.methods] == pytest.approx([falling(200, 3.2), falling(200)])

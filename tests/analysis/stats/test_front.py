@@ -34,6 +34,14 @@ from sweeps.records.names import RESULTS_FILE
 from tests.support.synthetic_study import BUDGETS, SEPARABLE, Plan, write_study
 
 
+def answered(made):
+    return answers(made, collect_points(made))
+
+
+def answer_of(made):
+    return answer_text(made, collect_points(made))
+
+
 def point(name, params, error, *, method="cp", status=Status.COMPLETED, role=Role.SEARCH, stratum="s", **more):
     return FrontPoint(
         trial_id=name, params=params, val_error=error, method=method, status=status, role=role, stratum=stratum, **more
@@ -138,7 +146,7 @@ class TestStrata:
 class TestAnswer:
     def test_one_a_budget_each_the_best_that_fits(self, study):
         points = [p for p in collect_points(study) if p.eligible]
-        found = answers(study)
+        found = answered(study)
         assert [answer.stratum.params for answer in found] == list(BUDGETS)
         for answer in found:
             fitting = [p for p in points if answer.stratum.params is None or p.params <= answer.stratum.params]
@@ -154,13 +162,13 @@ class TestAnswer:
             data={"val_images": 360},
             strata=[{"label": "params <= 80", "params": 80}],
         )
-        assert answers(study)[0].text() == (
+        assert answered(study)[0].text() == (
             "At up to 80 parameters (8 % of separable): CP, 2 dims, 50 parameters: 2.22 % validation error "
             "(n = 1 seed, 360 validation images, so ±1.6 points: 95 % Wilson interval 1.1 to 4.3 %, "
             "best of 2 completed). Next best method, Tucker, 2 dims: 8.33 % at 60, 6.11 points higher (beyond noise); "
             "separable reference: 1.94 % at 1,000, 0.28 points lower (within noise)."
         )
-        assert "References: separable 1.94 % at 1,000 parameters." in answer_text(study)
+        assert "References: separable 1.94 % at 1,000 parameters." in answer_of(study)
 
     def test_a_thinner_network_within_the_budget_is_compared(self):
         study = study_of(
@@ -170,19 +178,17 @@ class TestAnswer:
             data={"val_images": 100},
             strata=[{"label": "params <= 80", "params": 80}],
         )
-        labels = [comparison.label for comparison in answers(study)[0].comparisons]
+        labels = [comparison.label for comparison in answered(study)[0].comparisons]
         assert labels == ["separable within the same budget", "separable reference"]
 
     def test_a_larger_budget_that_brings_nothing_says_so(self):
         budgets = [{"label": f"params <= {n}", "params": n} for n in (80, 90)]
         study = study_of(record("a", 50, 5.0), strata=budgets, data={"val_images": 10})
-        assert "2 dims, 50 parameters: 5.00 %, as within the smaller budget (best of 1 completed)." in answer_text(
-            study
-        )
+        assert "2 dims, 50 parameters: 5.00 %, as within the smaller budget (best of 1 completed)." in answer_of(study)
 
     def test_nothing_completed_is_said(self):
         study = study_of(record("a", 50, 5.0, status=Status.STOPPED))
-        assert answer_text(study).splitlines() == [
+        assert answer_of(study).splitlines() == [
             "Any size: no trial was completed.", "No reference network was trained to its end.",
         ]  # fmt: skip
 
@@ -190,20 +196,20 @@ class TestAnswer:
         budgets = [{"label": f"params <= {n}", "params": n} for n in (10, 20, 40, 80)]
         tried = [record("a", 50, 5.0), record("b", 30, 5.0, status=Status.STOPPED)]
         tried[0].stratum, tried[1].stratum = "params <= 80", "params <= 40"
-        first, second, third, *_ = answer_text(study_of(*tried, strata=budgets)).splitlines()
+        first, second, third, *_ = answer_of(study_of(*tried, strata=budgets)).splitlines()
         assert first == "Nothing was tried in 2 strata: params <= 10; params <= 20."
         assert second == "At up to 40 parameters (4 % of separable): no trial was completed."
         assert third.startswith("At up to 80 parameters")
 
     def test_without_the_number_of_images_the_noise_is_unknown(self):
         study = study_of(record("a", 50, 5.0), record("b", 50, 6.0, method="tucker"))
-        text = answer_text(study)
+        text = answer_of(study)
         assert "noise unknown" in text
         assert "Wilson" not in text
 
     def test_answers_are_frozen(self, study):
         with pytest.raises(dataclasses.FrozenInstanceError):
-            answers(study)[0].best = None
+            answered(study)[0].best = None
 
 
 @pytest.mark.parametrize(
@@ -275,5 +281,5 @@ def test_a_seed_without_a_result_is_said_wherever_its_setting_stands():
     assert {each.trial_id: each.lost for each in collect_points(found)} == {
         "a0": "1 of 3 seeds diverged", "a1": "1 of 3 seeds diverged", "a2": "1 of 3 seeds diverged", "b0": "",
     }  # fmt: skip
-    assert lost_seeds(found) == ["CP, 2 dims, 100 parameters: 1 of 3 seeds diverged"]
-    assert "(n = 2 seeds, 1 of 3 seeds diverged, " in answer_text(found)
+    assert lost_seeds(collect_points(found)) == ["CP, 2 dims, 100 parameters: 1 of 3 seeds diverged"]
+    assert "(n = 2 seeds, 1 of 3 seeds diverged, " in answer_of(found)
