@@ -24,8 +24,8 @@ from lowrank.utils.cli import ExitCode, OneLineParser, report_error, run_command
 from sweeps.records.study_folders import NAME_RULE, check_studies_folder
 from sweeps.space.model import Space
 from sweeps.space.parse import apply_overrides, parse_teacher_space, with_absolute_data
-from sweeps.teachers.ensure import register_shown, train_shown
-from sweeps.teachers.registry import read_teacher, taken
+from sweeps.teachers.ensure import register_or_explain, train_with_progress
+from sweeps.teachers.registry import name_taken_error, read_teacher
 from sweeps.tracking.process import check_tracking_uri
 from sweeps.utils.signals import exit_process, install_signal_handlers
 
@@ -83,7 +83,7 @@ def _dispatch(options: argparse.Namespace) -> int:
         check_tracking_uri(options.tracking_uri)
     if options.register:
         read_teacher(root, options.register)
-        register_shown(root, options.register, options.tracking_uri)
+        register_or_explain(root, options.register, options.tracking_uri)
         return 0
     for name in ("name", "network"):
         if not getattr(options, name):
@@ -92,11 +92,11 @@ def _dispatch(options: argparse.Namespace) -> int:
         raise InputError("--name must be up to 80 letters, digits, `_`, `-` or `.`, and not begin with `-` or `.`, "
                          f"but got {options.name!r}")  # fmt: skip
     if (root / options.name).exists():
-        raise taken(root, options.name)
+        raise name_taken_error(root, options.name)
     space, device = teacher_space(options), _device(options.device)
-    train_shown(space, load_data(space.data, options.data_dir), root, options.name, device)
+    train_with_progress(space, load_data(space.data, options.data_dir), root, options.name, device)
     print(f"use it with `teacher: {options.name}` in a space")
-    register_shown(root, options.name, options.tracking_uri)
+    register_or_explain(root, options.name, options.tracking_uri)
     return 0
 
 

@@ -1,8 +1,8 @@
-"""A teacher is trained where the user sees it: by `sweeps/teacher.py`, or before a study whose space says how.
+"""Trains a missing teacher where the user sees it: for `sweeps/teacher.py`, or before a study whose space says how.
 
-A space may name a teacher that is there, or say under `teacher.train` how it is trained. Such a teacher is trained
-once, before the first study that asks for it, and kept like any other; without a name of its own it goes by its network
-and the id of its training, so that another data set, split or recipe is another teacher.
+A space names a teacher that exists, or says under `teacher.train` how it is trained. Such a teacher is trained once,
+before the first study that needs it. Without a name in the space it is named after its network and the id of its
+training, so that another data set, split or recipe makes another teacher.
 """
 
 from __future__ import annotations
@@ -17,11 +17,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from lowrank.data import ImageData
 from lowrank.distillation.teacher_files import TeacherRecord
 from lowrank.errors import InputError
+from lowrank.utils.text import redact
 from sweeps.records.study_folders import check_studies_folder
 from sweeps.space.model import Space
 from sweeps.space.parse import teacher_space
 from sweeps.teachers.registry import default_uri, register
-from sweeps.tracking.process import redact
+from sweeps.teachers.train import train_teacher
 from sweeps.trials.feasibility import reachable_strata
 from sweeps.trials.planned_teacher import UNTRAINED, describe_teacher, with_teacher_name
 from sweeps.trials.resolver import Resolver
@@ -29,7 +30,7 @@ from sweeps.trials.teacher import ResolvedTeacher, resolve_teacher
 
 
 def ensure_teacher(space: Space, data: ImageData, root: Path, uri: str | None = None) -> ResolvedTeacher | None:
-    """The teacher of a space, trained now where the space says how and it is not there yet; None where it has none.
+    """Return the teacher of a space, trained now if it is missing.
 
     Args:
         space: with a teacher or without.
@@ -37,60 +38,86 @@ def ensure_teacher(space: Space, data: ImageData, root: Path, uri: str | None = 
         root: folder of teachers.
         uri: of the MLflow store whose model registry gets it; None for the one beside the teachers.
 
+    Returns:
+        The teacher; None if the space has none.
+
     Raises:
-        InputError: as `resolve_teacher` does, or the space cannot be searched: said before minutes of training.
-        DivergedError: the training did.
+        InputError: the teacher cannot be used (see `resolve_teacher`), or the space cannot be searched, which is
+            checked before minutes of training.
+        DivergedError: the training of the teacher diverged.
     """
     planned = describe_teacher(space, data, root)
     if planned is None or planned.found.sha256 != UNTRAINED:
         return planned
     reachable_strata(space, Resolver(space, data, planned))
-    own = teacher_space(space)
+    training = teacher_space(space)
     print(f"the teacher {planned.name} is not there yet and is trained first", flush=True)
-    train_shown(own, data, check_studies_folder(root), planned.name, "cuda" if torch.cuda.is_available() else "cpu")
-    register_shown(root, planned.name, uri)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    train_with_progress(training, data, check_studies_folder(root), planned.name, device)
+    register_or_explain(root, planned.name, uri)
     return resolve_teacher(with_teacher_name(space, data), data, root)
 
 
-def train_shown(space: Space, data: ImageData, root: Path, name: str, device: str) -> TeacherRecord:
-    """Train the one point of `space` as the teacher `name`, with a line an epoch; see `train_teacher`."""
-    trial = Resolver(space, data).resolve({})
-    # Ray's imports, which the trainer's room brings, are only paid for once the input has been checked
-    from sweeps.teachers.train import train_teacher
+def train_with_progress(space: Space, data: ImageData, root: Path, name: str, device: str) -> TeacherRecord:
+    """Train a teacher and print a line for each epoch; see `train_teacher`.
 
+    Args:
+        space: with one value of each field.
+        data: of students and teacher.
+        root: folder of teachers.
+        name: of the teacher.
+        device: cpu or cuda.
+
+    Returns:
+        The teacher's record.
+
+    Raises:
+        InputError: the name is taken, or another process trains it.
+        DivergedError: a loss or a weight is not finite.
+    """
+    trial = Resolver(space, data).resolve({})
     print(f"{name}: {space.network.name}, {trial.counts['params']:,} parameters, on {data.name} "
           f"({len(data.train):,} training images), {space.epochs} epochs on {device}", flush=True)  # fmt: skip
-    with _Shown(space.epochs) as shown:
-        record = train_teacher(trial, data, root, name, device, on_epoch=shown.epoch, on_start=shown.start)
+    with _EpochLines(space.epochs) as lines:
+        record = train_teacher(trial, data, root, name, device, on_epoch=lines.epoch, on_start=lines.start)
     print(f"{name}: validation error {record.val_error:.2f} %, test error {record.test_error:.2f} %, "
           f"{record.params:,} parameters, {record.seconds:.0f} s; in {root / name}", flush=True)  # fmt: skip
     return record
 
 
-def register_shown(root: Path, name: str, uri: str | None) -> None:
-    """A registry that does not answer loses nothing: the teacher is in its folder. Raises InputError."""
+def register_or_explain(root: Path, name: str, uri: str | None) -> None:
+    """Register a teacher in MLflow and print what was done, or why it was not and how to do it later.
+
+    Args:
+        root: folder of teachers.
+        name: of the teacher, which stays usable whatever happens here.
+        uri: of the MLflow store; None for the one beside the teachers.
+
+    Raises:
+        InputError: the weights are damaged, or the registry has other weights under this name.
+    """
     uri = uri or default_uri(root)
-    again = f"python sweeps/teacher.py --register {name}"
+    command = f"python sweeps/teacher.py --register {name}"
     try:
         print(f"{register(root, name, uri)} ({redact(uri)})")
     except InputError as error:
         raise InputError(f"{error}; the teacher itself is kept and can be used") from error
     except OSError as error:
-        print(f"not in MLflow's model registry: {error}; the teacher itself is kept and can be used; later: {again}")
+        print(f"not in MLflow's model registry: {error}; the teacher itself is kept and can be used; later: {command}")
 
 
-class _Shown:
-    """A line an epoch, and on a terminal a bar with the time left below them."""
+class _EpochLines:
+    """Prints a line for each epoch and, on a terminal, a bar with the time left below them."""
 
     def __init__(self, epochs: int):
         self._console, self._epochs = Console(), epochs
         columns = (TextColumn("epochs"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         self._bar = Progress(*columns, console=self._console, transient=True, disable=not self._console.is_terminal)
         self._task = self._bar.add_task("", total=epochs)
-        self._began = time.monotonic()
-        self._first = 0
+        self._started_at = time.monotonic()
+        self._first_epoch = 0
 
-    def __enter__(self) -> _Shown:
+    def __enter__(self) -> _EpochLines:
         self._bar.start()
         return self
 
@@ -98,15 +125,15 @@ class _Shown:
         self._bar.stop()
 
     def start(self, epoch: int) -> None:
-        """So many epochs were done before."""
-        self._began, self._first = time.monotonic(), epoch
+        """Begin after so many epochs that were trained before."""
+        self._started_at, self._first_epoch = time.monotonic(), epoch
         self._bar.update(self._task, completed=epoch)
         if epoch:
             self._print(f"goes on after epoch {epoch}")
 
     def epoch(self, epoch: int, metrics: dict[str, float]) -> None:
-        """An epoch was done."""
-        pace = (time.monotonic() - self._began) / (epoch - self._first)
+        """Print the metrics of an epoch."""
+        pace = (time.monotonic() - self._started_at) / (epoch - self._first_epoch)
         self._bar.update(self._task, completed=epoch)
         self._print(
             f"epoch {epoch}/{self._epochs}: training loss {metrics['train_loss']:.4f}, validation loss "

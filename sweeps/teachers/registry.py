@@ -33,18 +33,38 @@ CURVE_FILE = "epochs.json"  # metrics of every epoch, in the teacher's folder
 EXPERIMENT = "teachers"
 SHA_TAG = "sha256"
 UPLOAD_SECONDS = 600
+METRICS_PER_CALL = 500  # MLflow takes at most 1000
 
 
-def taken(root: Path, name: str) -> InputError:
-    """The error for a name that has a teacher already."""
+def name_taken_error(root: Path, name: str) -> InputError:
+    """Return the error for a name that has a teacher already.
+
+    Args:
+        root: folder of teachers.
+        name: the name.
+
+    Returns:
+        An error that lists the names there are.
+    """
     listed = ", ".join(teacher_names(root))
     return InputError(f"the teacher {name!r} exists in {root} and is never overwritten; choose another --name than: "
                       f"{listed}")  # fmt: skip
 
 
 @contextmanager
-def reserved(root: Path, name: str) -> Iterator[Path]:
-    """The folder of checkpoints, while no other process trains a teacher of this name; raises InputError."""
+def reserve_name(root: Path, name: str) -> Iterator[Path]:
+    """Keep other processes from training a teacher of this name, while the block runs.
+
+    Args:
+        root: folder of teachers.
+        name: of the teacher.
+
+    Yields:
+        The folder of checkpoints.
+
+    Raises:
+        InputError: the name is taken, or another process trains it.
+    """
     folder = root / UNFINISHED
     folder.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
@@ -53,12 +73,12 @@ def reserved(root: Path, name: str) -> Iterator[Path]:
         except LockedError as error:
             raise InputError(f"the teacher {name!r} is being trained by another process") from error
         if (root / name).exists():
-            raise taken(root, name)
+            raise name_taken_error(root, name)
         yield folder
 
 
-def keep(root: Path, record: TeacherRecord, weights: Path, history: Sequence[Mapping[str, Any]]) -> Path:
-    """Put a teacher into the folder, whole or not at all; returns its place.
+def store_teacher(root: Path, record: TeacherRecord, weights: Path, history: Sequence[Mapping[str, Any]]) -> Path:
+    """Put a teacher into the folder of teachers, whole or not at all.
 
     Args:
         root: folder of teachers.
@@ -66,26 +86,29 @@ def keep(root: Path, record: TeacherRecord, weights: Path, history: Sequence[Map
         weights: a file of `lowrank.io.model_file`, which is moved.
         history: metrics of every epoch.
 
+    Returns:
+        The teacher's own folder.
+
     Raises:
         InputError: the name is taken.
     """
-    place = root / record.name
-    making = root / UNFINISHED / f"{record.name}.{os.getpid()}"
-    shutil.rmtree(making, ignore_errors=True)
-    making.mkdir(parents=True)
-    weights.replace(making / WEIGHTS_FILE)
-    (making / WEIGHTS_FILE).chmod(0o644)  # others of the machine may use it too
-    _write_json(making / CURVE_FILE, list(history))
-    _write_json(making / RECORD_FILE, record.model_dump(mode="json"))
-    sync(making / WEIGHTS_FILE)
+    target = root / record.name
+    unfinished = root / UNFINISHED / f"{record.name}.{os.getpid()}"
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    weights.replace(unfinished / WEIGHTS_FILE)
+    (unfinished / WEIGHTS_FILE).chmod(0o644)  # others of the machine may use it too
+    _write_json(unfinished / CURVE_FILE, list(history))
+    _write_json(unfinished / RECORD_FILE, record.model_dump(mode="json"))
+    sync(unfinished / WEIGHTS_FILE)
     try:
-        making.rename(place)  # fails where a folder with content stands
+        unfinished.rename(target)  # fails if a folder with content has the name
     except OSError as error:
-        making.joinpath(WEIGHTS_FILE).replace(weights)
-        shutil.rmtree(making)
-        raise taken(root, record.name) from error
+        unfinished.joinpath(WEIGHTS_FILE).replace(weights)
+        shutil.rmtree(unfinished)
+        raise name_taken_error(root, record.name) from error
     sync(root)
-    return place
+    return target
 
 
 def _write_json(path: Path, content: Any) -> None:
@@ -93,7 +116,18 @@ def _write_json(path: Path, content: Any) -> None:
 
 
 def read_teacher(root: Path, name: str) -> TeacherRecord:
-    """The record of a teacher; raises InputError that lists those there are."""
+    """Read the record of a teacher.
+
+    Args:
+        root: folder of teachers.
+        name: of the teacher.
+
+    Returns:
+        The record.
+
+    Raises:
+        InputError: there is no such teacher; the message lists those there are.
+    """
     record = read_record(root / name / RECORD_FILE)
     if record is None:
         raise InputError(f"no teacher {name!r} in {root}; there are: {', '.join(teacher_names(root)) or 'none yet'}")
@@ -101,21 +135,34 @@ def read_teacher(root: Path, name: str) -> TeacherRecord:
 
 
 def default_uri(root: Path) -> str:
-    """The SQLite store beside the teachers."""
+    """Return the URI of the SQLite store beside the teachers.
+
+    Args:
+        root: folder of teachers.
+    """
     return f"sqlite:///{(root / MLFLOW_FILE).resolve()}"
 
 
 def register(root: Path, name: str, uri: str) -> str:
-    """Put a teacher into the model registry of an MLflow store; again, it changes nothing. Returns what was done.
+    """Put a teacher into the model registry of an MLflow store; a second time changes nothing.
 
-    Raises InputError when the weights are damaged or the registry has other weights under this name, OSError (one
-    line) when the store cannot take it.
+    Args:
+        root: folder of teachers.
+        name: of the teacher.
+        uri: of the store.
+
+    Returns:
+        What was done, in words.
+
+    Raises:
+        InputError: the weights are damaged, or the registry has other weights under this name.
+        OSError: the store does not take it; one line says why.
     """
     record = read_teacher(root, name)
     if file_hash(root / name / WEIGHTS_FILE) != record.sha256:
         raise InputError(f"the teacher {name!r} is damaged: its weights do not have the sha256 of {RECORD_FILE}")
     quiet_mlflow()
-    os.environ["MLFLOW_ARTIFACT_UPLOAD_DOWNLOAD_TIMEOUT"] = str(UPLOAD_SECONDS)  # a large teacher takes its time
+    os.environ["MLFLOW_ARTIFACT_UPLOAD_DOWNLOAD_TIMEOUT"] = str(UPLOAD_SECONDS)
     try:
         return _register(make_client(uri, root), root / name, record, uri)
     except outages() as error:
@@ -123,10 +170,11 @@ def register(root: Path, name: str, uri: str) -> str:
 
 
 def _register(client: MlflowClient, folder: Path, record: TeacherRecord, uri: str) -> str:
-    known = [each.tags.get(SHA_TAG) for each in client.search_model_versions(f"name = '{record.name}'")]
-    if record.sha256 in known:
+    versions = client.search_model_versions(f"name = '{record.name}'")
+    registered = [version.tags.get(SHA_TAG) for version in versions]
+    if record.sha256 in registered:
         return f"{record.name} is in the model registry already"
-    if known:
+    if registered:
         raise InputError(f"the model registry has other weights under the name {record.name!r}; none are overwritten")
     run = client.create_run(_experiment(client, folder.parent, uri), run_name=record.name).info
     _describe(client, run.run_id, folder, record)
@@ -140,11 +188,11 @@ def _register(client: MlflowClient, folder: Path, record: TeacherRecord, uri: st
 
 
 def _experiment(client: MlflowClient, root: Path, uri: str) -> str:
-    found = client.get_experiment_by_name(EXPERIMENT)
-    if found is not None:
-        return str(found.experiment_id)
-    place = (root / "mlflow_artifacts").resolve().as_uri() if uri.startswith("sqlite:") else None
-    return str(client.create_experiment(EXPERIMENT, artifact_location=place))
+    experiment = client.get_experiment_by_name(EXPERIMENT)
+    if experiment is not None:
+        return str(experiment.experiment_id)
+    location = (root / "mlflow_artifacts").resolve().as_uri() if uri.startswith("sqlite:") else None
+    return str(client.create_experiment(EXPERIMENT, artifact_location=location))
 
 
 def _tags(record: TeacherRecord) -> dict[str, str]:
@@ -157,7 +205,7 @@ def _tags(record: TeacherRecord) -> dict[str, str]:
 
 
 def _describe(client: MlflowClient, run_id: str, folder: Path, record: TeacherRecord) -> None:
-    """Settings as parameters, the curve as metrics (the step is the epoch, from 1), errors at the end."""
+    """Log settings as parameters, the curve as metrics (the step is the epoch, from 1), errors at the end."""
     from mlflow.entities import Metric, Param, RunTag
 
     now = milliseconds(time.time())
@@ -165,10 +213,10 @@ def _describe(client: MlflowClient, run_id: str, folder: Path, record: TeacherRe
     history = json.loads((folder / CURVE_FILE).read_text())
     metrics = [
         Metric(key, float(value), now, epoch)
-        for epoch, found in enumerate(history, start=1)
-        for key, value in found.items()
+        for epoch, values in enumerate(history, start=1)
+        for key, value in values.items()
     ]
     metrics += [Metric("test_error", record.test_error, now, len(history)), Metric("params", record.params, now, 0)]
     client.log_batch(run_id, params=params, tags=[RunTag(key, value) for key, value in _tags(record).items()])
-    for start in range(0, len(metrics), 500):
-        client.log_batch(run_id, metrics=metrics[start : start + 500])
+    for start in range(0, len(metrics), METRICS_PER_CALL):
+        client.log_batch(run_id, metrics=metrics[start : start + METRICS_PER_CALL])

@@ -1,4 +1,4 @@
-"""Trains a teacher with the students' own loop, on the same training split; goes on after a kill."""
+"""Trains a teacher with the students' own loop, on the same training split; resumes after a kill."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from lowrank.networks.registry import NetworkSettings
 from lowrank.training.trainer import Trainer
 from sweeps.records.names import CHECKPOINT_FILE
 from sweeps.records.specification import Trial
-from sweeps.teachers.registry import keep, reserved
+from sweeps.teachers.registry import reserve_name, store_teacher
 from sweeps.trials.build import make_trainer
 from sweeps.utils.provenance import command, commit, hardware, versions
 
 CHECKPOINT_SECONDS = 10.0  # at most this much training (or an epoch, if longer) is repeated after a kill
 
-OnEpoch = Callable[[int, dict[str, float]], None]  # epochs done, metrics of the last
+OnEpoch = Callable[[int, dict[str, float]], None]  # takes the number of epochs done and the last one's metrics
 
 
 @dataclass
-class Training:
-    """A teacher in the making: its trainer, the metrics of the epochs done, and where its checkpoint lies."""
+class _Training:
+    """A teacher's training: its trainer, the metrics of the epochs done, and the path of its checkpoint."""
 
     trial: Trial
     trainer: Trainer
@@ -41,51 +41,60 @@ class Training:
 
     @property
     def epochs(self) -> int:
-        """How many it is trained."""
+        """Epochs of the whole training."""
         return self.trainer.recipe.epochs
 
     def save(self) -> None:
         """Write the checkpoint, atomically."""
-        about = {"trial_id": self.trial.trial_id, "history": json.dumps(self.history)}
-        save_tensors(self.path, self.trainer.state(), about)
+        metadata = {"trial_id": self.trial.trial_id, "history": json.dumps(self.history)}
+        save_tensors(self.path, self.trainer.state(), metadata)
 
-    def load(self) -> bool:
-        """Take up the checkpoint, if there is one that is whole."""
+    def load(self) -> None:
+        """Continue from the checkpoint, if there is one; raises InputError if it is damaged."""
         if not self.path.exists():
-            return False
+            return
         try:
-            state, about = load_tensors(self.path, self.trainer.device)
+            state, metadata = load_tensors(self.path, self.trainer.device)
             self.trainer.load_state(state)
-            self.history = json.loads(about["history"])
+            self.history = json.loads(metadata["history"])
         except (InputError, RuntimeError, KeyError) as error:
             raise InputError(f"the checkpoint {self.path} cannot be used ({error}); remove it to start anew") from error
-        return True
 
 
 def train_teacher(
     trial: Trial, data: ImageData, root: Path, name: str, device: str, *, on_epoch: OnEpoch,
     on_start: Callable[[int], None] = lambda epoch: None,
 ) -> TeacherRecord:  # fmt: skip
-    """Train, evaluate on the test split once, and keep the teacher in `root`; returns its record.
+    """Train a teacher, evaluate it once on the test split and store it; resumes where an earlier call was killed.
 
-    The same call goes on where an earlier one was killed. `on_start` is told how many epochs are done.
+    Args:
+        trial: what to train.
+        data: its data set.
+        root: folder of teachers.
+        name: of the teacher.
+        device: cpu or cuda.
+        on_epoch: called after each epoch.
+        on_start: called with the number of epochs that an earlier call has done.
+
+    Returns:
+        The teacher's record.
 
     Raises:
-        InputError: the name is taken, or another process trains it.
-        DivergedError: the loss left the finite numbers.
+        InputError: the name is taken, another process trains it, or its checkpoint is damaged.
+        DivergedError: a loss or a weight is not finite.
     """
-    with reserved(root, name) as unfinished:
+    with reserve_name(root, name) as unfinished:
         folder = unfinished / f"{name}-{trial.trial_id}"
-        training = Training(trial, make_trainer(trial.specification, data, device), folder / CHECKPOINT_FILE, [])
+        training = _Training(trial, make_trainer(trial.specification, data, device), folder / CHECKPOINT_FILE, [])
         training.load()
         on_start(training.trainer.epoch)
         _train(training, on_epoch)
-        record = _finish(training, data, root, name)
+        record = _store(training, data, root, name)
         shutil.rmtree(folder)
     return record
 
 
-def _train(training: Training, on_epoch: OnEpoch) -> None:
+def _train(training: _Training, on_epoch: OnEpoch) -> None:
     saved = time.monotonic()
     while training.trainer.epoch < training.epochs:
         training.history.append(training.trainer.train_epoch())
@@ -95,21 +104,21 @@ def _train(training: Training, on_epoch: OnEpoch) -> None:
             saved = time.monotonic()
 
 
-def _finish(training: Training, data: ImageData, root: Path, name: str) -> TeacherRecord:
+def _store(training: _Training, data: ImageData, root: Path, name: str) -> TeacherRecord:
     specification = training.trial.specification
     network = NetworkSettings(**specification["network"])
     method = make_method(specification["method"])
-    weights, trained = training.path.with_name(WEIGHTS_FILE), training.trainer.weights()
+    weights, tensors = training.path.with_name(WEIGHTS_FILE), training.trainer.weights()
     training.trainer.network.load_state_dict(
-        {key.removeprefix("network."): value for key, value in trained.items() if key != "epoch"}
+        {key.removeprefix("network."): value for key, value in tensors.items() if key != "epoch"}
     )
     save_model(
         weights, training.trainer.network, network=network, method=method, image_shape=data.image_shape,
         classes=len(data.classes),
     )  # fmt: skip
     record = TeacherRecord(
-        name=name, **_about(specification), params=training.trial.counts["params"], image_shape=data.image_shape,
-        classes=len(data.classes), specification_id=training.trial.trial_id,
+        name=name, **_recorded_sections(specification), params=training.trial.counts["params"],
+        image_shape=data.image_shape, classes=len(data.classes), specification_id=training.trial.trial_id,
         val_error=training.history[-1]["val_error"], val_loss=training.history[-1]["val_loss"],
         test_error=training.trainer.evaluate("test")["error"], sha256=file_hash(weights),
         seconds=sum(epoch["epoch_seconds"] for epoch in training.history),
@@ -117,10 +126,10 @@ def _finish(training: Training, data: ImageData, root: Path, name: str) -> Teach
         command=command(), commit=commit(), versions=versions(),
         hardware=hardware(),
     )  # fmt: skip
-    keep(root, record, weights, training.history)
+    store_teacher(root, record, weights, training.history)
     return record
 
 
-def _about(specification: dict[str, Any]) -> dict[str, Any]:
-    """The sections that a record keeps."""
+def _recorded_sections(specification: dict[str, Any]) -> dict[str, Any]:
+    """Return the sections of a specification that a record has."""
     return {key: specification[key] for key in ("network", "method", "data", "train", "views", "seed")}

@@ -1,4 +1,4 @@
-"""How a worker asks the teacher of a specification: live, or through a cache on disk."""
+"""Gives a worker the teacher of a specification: live, or read from a cache on disk."""
 
 from __future__ import annotations
 
@@ -25,26 +25,38 @@ CACHE_FOLDER = ".teacher_cache"  # in the folder of studies
 
 @dataclass(frozen=True)
 class CacheOptions:
-    """Where caches lie. `root` None: no cache, the live teacher is asked."""
+    """Where teacher caches lie.
+
+    `root` is the folder to read and fill (None: no cache, the live teacher answers), `sources` are further folders,
+    from which finished cache epochs are copied.
+    """
 
     root: str | None = None
-    sources: tuple[str, ...] = ()  # further folders of caches, whose finished cache epochs are copied
+    sources: tuple[str, ...] = ()
 
     def to_config(self) -> dict[str, Any]:
-        """Plain data for a trial's config."""
+        """Return plain data for a trial's config."""
         return {"root": self.root, "sources": list(self.sources)}
 
 
 NO_CACHE = CacheOptions()
 
 
-def precision(recipe: Recipe, device: str) -> torch.dtype | None:
-    """In which the teacher runs: bfloat16 on an accelerator unless the recipe says float32; None: float32."""
+def teacher_dtype(recipe: Recipe, device: str) -> torch.dtype | None:
+    """Return the type in which the teacher runs.
+
+    Args:
+        recipe: of the student.
+        device: where it trains.
+
+    Returns:
+        bfloat16 on an accelerator, unless the recipe says float32; None for float32.
+    """
     return torch.bfloat16 if torch.device(device).type != "cpu" and recipe.precision != "float32" else None
 
 
-class _Loaded:
-    """The live teacher of this process, loaded when it is first asked; trials of one worker share it."""
+class _LiveTeachers:
+    """Holds the live teacher of this process, loaded at its first use; trials of one worker share it."""
 
     def __init__(self) -> None:
         self._key: tuple[Any, ...] | None = None
@@ -53,47 +65,63 @@ class _Loaded:
     def get(self, section: Mapping[str, Any], device: str, autocast: torch.dtype | None) -> LiveTeacher:
         key = (section["source"], section["weights"], tuple(section["taps"]), device, autocast)
         if self._teacher is None or key != self._key:
-            self._teacher = None  # before memory is taken for another
+            self._teacher = None  # frees its memory before another is loaded
             network = load_teacher(section["source"], section["weights"], device, own_network=section["own_network"])
             network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
             self._teacher, self._key = LiveTeacher(network, section["taps"], autocast=autocast), key
         return self._teacher
 
 
-_LOADED = _Loaded()
+_LIVE = _LiveTeachers()
 
 
 def make_teacher(
     specification: Mapping[str, Any], data: ImageData, student: nn.Module, device: str, options: CacheOptions,
-    report: Notify = print, on_epoch_cached: Callable[[int], None] | None = None,
+    notify: Notify = print, on_epoch_cached: Callable[[int], None] | None = None,
 ) -> Teacher | None:  # fmt: skip
-    """The teacher that a specification's student asks, its cache filled; None where it asks none.
+    """Make the teacher that a specification's student asks, and fill its cache.
 
-    `report` is told of all that is built and of every fall back to the live teacher. Raises InputError for weights that
-    are gone or changed.
+    Args:
+        specification: of the trial.
+        data: its data set.
+        student: the network, whose taps decide the sizes of attention maps.
+        device: where it trains.
+        options: where caches lie.
+        notify: takes notices: what is built, and every fall back to the live teacher.
+        on_epoch_cached: called with the number of each cache epoch that is filled, from 0.
+
+    Returns:
+        The teacher; None if the specification has none.
+
+    Raises:
+        InputError: the teacher's weights are missing or have changed.
     """
     section = specification.get(TEACHER_SECTION)
     if section is None:
         return None
     recipe = Recipe(**specification["train"])
-    autocast = precision(recipe, device)
+    autocast = teacher_dtype(recipe, device)
 
     def live() -> Teacher:
-        return _LOADED.get(section, device, autocast)
+        return _LIVE.get(section, device, autocast)
 
     if options.root is None:
         return live()
     cache = open_cache(specification, data, student, options, autocast)
-    build = CacheSource(teacher=live, data=data, device=device, batch_size=recipe.batch_size)
+    source = CacheSource(teacher=live, data=data, device=device, batch_size=recipe.batch_size)
     cache_epochs = cache_epochs_of(specification)
-    if not fill_cache(cache, build, cache_epochs, notify=report, on_epoch_cached=on_epoch_cached):
+    if not fill_cache(cache, source, cache_epochs, notify=notify, on_epoch_cached=on_epoch_cached):
         return live()
-    repair = partial(fill_cache, cache, build, cache_epochs, notify=report)
-    return CachedTeacher(cache, data, live, device=device, notify=report, repair=repair)
+    repair = partial(fill_cache, cache, source, cache_epochs, notify=notify)
+    return CachedTeacher(cache, data, live, device=device, notify=notify, repair=repair)
 
 
 def cache_epochs_of(specification: Mapping[str, Any]) -> int:
-    """How many views of each image a trial sees."""
+    """Return how many augmentations of each image a trial sees.
+
+    Args:
+        specification: of a trial with a teacher.
+    """
     return int(specification[TEACHER_SECTION]["views"] or specification["train"]["epochs"])
 
 
@@ -101,7 +129,18 @@ def open_cache(
     specification: Mapping[str, Any], data: ImageData, student: nn.Module, options: CacheOptions,
     autocast: torch.dtype | None,
 ) -> TeacherCache:  # fmt: skip
-    """The cache that a specification's student reads; nothing is made."""
+    """Open the cache that a specification's student reads; nothing is written.
+
+    Args:
+        specification: of a trial with a teacher.
+        data: its data set.
+        student: the network.
+        options: where caches lie.
+        autocast: the type in which the teacher runs; None for float32.
+
+    Returns:
+        The cache, which may be empty.
+    """
     section = specification[TEACHER_SECTION]
     sizes = common_sizes(section["sizes"], tap_sizes(student, section["student_taps"], data.image_shape))
     key = CacheKey(

@@ -1,4 +1,4 @@
-"""The command that trains teachers: kept once, registered, never overwritten, taken up after a kill."""
+"""The command that trains teachers: stored once, registered, never overwritten, resumed after a kill."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lowrank.data import load_data
 from lowrank.distillation.teacher_files import RECORD_FILE, WEIGHTS_FILE, file_hash, find_teacher, read_record
 from sweeps.teacher import main, make_parser, teacher_space
 from sweeps.teachers import train as teacher_training
-from sweeps.teachers.registry import UNFINISHED, default_uri, keep, register, reserved
+from sweeps.teachers.registry import UNFINISHED, default_uri, register, reserve_name, store_teacher
 from sweeps.teachers.train import train_teacher
 from sweeps.trials.resolver import Resolver
 from tests.support.mlflow_store import rows
@@ -42,7 +42,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def test_a_teacher_is_kept_with_all_that_is_known_of_it(trained: Path) -> None:
+def test_the_record_of_a_teacher_describes_its_training(trained: Path) -> None:
     record = read_record(trained / "first" / RECORD_FILE)
     assert record is not None
     data = small_data()
@@ -54,9 +54,9 @@ def test_a_teacher_is_kept_with_all_that_is_known_of_it(trained: Path) -> None:
     assert {"torch", "python"} <= record.versions.keys()
     assert record.commit
     assert not list((trained / UNFINISHED).glob("first-*"))
-    found = find_teacher("first", trained)
-    found.check(data)
-    assert sum(value.numel() for value in found.load().parameters()) == record.params
+    weights = find_teacher("first", trained)
+    weights.check(data)
+    assert sum(value.numel() for value in weights.load().parameters()) == record.params
 
 
 def test_it_is_in_the_model_registry_with_its_errors(trained: Path) -> None:
@@ -91,23 +91,23 @@ def test_a_name_is_never_overwritten(trained: Path, capsys: pytest.CaptureFixtur
     assert file_hash(trained / "first" / WEIGHTS_FILE) == before
 
 
-def test_of_two_that_finish_under_one_name_the_first_stays(tmp_path: Path) -> None:
+def test_the_first_of_two_teachers_that_finish_under_one_name_stays(tmp_path: Path) -> None:
     folder = write_teacher(tmp_path, "twice", small_data())
     before = file_hash(folder / WEIGHTS_FILE)
     other = write_teacher(tmp_path / "elsewhere", "twice", small_data(), seed=1)
     record = read_record(other / RECORD_FILE)
     assert record is not None
     with pytest.raises(ValueError, match=r"the teacher 'twice' exists in .* and is never overwritten"):
-        keep(tmp_path, record, other / WEIGHTS_FILE, [])
+        store_teacher(tmp_path, record, other / WEIGHTS_FILE, [])
     assert file_hash(folder / WEIGHTS_FILE) == before
     assert (other / WEIGHTS_FILE).exists()  # what was trained is not lost
 
 
-def test_one_process_trains_a_name(tmp_path: Path) -> None:
+def test_only_one_process_trains_a_teacher_of_a_name(tmp_path: Path) -> None:
     with (
-        reserved(tmp_path, "mine"),
+        reserve_name(tmp_path, "mine"),
         pytest.raises(ValueError, match="the teacher 'mine' is being trained by another process"),
-        reserved(tmp_path, "mine"),
+        reserve_name(tmp_path, "mine"),
     ):
         pass
 
@@ -196,7 +196,7 @@ def test_the_command_itself_survives_a_kill(tmp_path: Path) -> None:
     process.communicate()
     again = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert again.stdout is not None
-    shown = [again.stdout.readline() for _ in range(2)]
+    lines = [again.stdout.readline() for _ in range(2)]
     again.kill()
     again.communicate()
-    assert shown[1].startswith("goes on after epoch ")
+    assert lines[1].startswith("goes on after epoch ")

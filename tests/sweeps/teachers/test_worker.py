@@ -1,4 +1,4 @@
-"""The teacher of a space: what is refused, when it is part of a trial, and what a worker is given."""
+"""The teacher of a space: what is refused, when it is part of a trial, and how a worker uses it."""
 
 from __future__ import annotations
 
@@ -54,8 +54,8 @@ def space(*args: Any, **changes: Any) -> Space:
 
 
 def resolver(root: Path, data: ImageData, *args: Any, **changes: Any) -> Resolver:
-    asked = space(*args, **changes)
-    return Resolver(asked, data, resolve_teacher(asked, data, root))
+    parsed = space(*args, **changes)
+    return Resolver(parsed, data, resolve_teacher(parsed, data, root))
 
 
 @pytest.mark.parametrize(
@@ -70,11 +70,11 @@ def resolver(root: Path, data: ImageData, *args: Any, **changes: Any) -> Resolve
     ],
 )
 def test_mistakes_of_a_space_are_one_line(changes: dict[str, Any], message: str) -> None:
-    asked = content(**changes)
-    if asked["teacher"] is None:
-        del asked["teacher"]
+    changed = content(**changes)
+    if changed["teacher"] is None:
+        del changed["teacher"]
     with pytest.raises(InputError, match=message) as caught:
-        parse_space("small", asked)
+        parse_space("small", changed)
     assert "\n" not in str(caught.value)
 
 
@@ -104,13 +104,13 @@ def test_a_teacher_that_cannot_teach_is_refused(root: Path, data: ImageData, tea
 
 
 def test_other_classes_and_other_images_are_refused(root: Path, data: ImageData) -> None:
-    found = find_teacher("good", root)
+    weights = find_teacher("good", root)
     shape = (3, 8, 8)
-    fewer = type(found)(found.reference, "x", found.network, shape, 10)
+    fewer = type(weights)(weights.reference, "x", weights.network, shape, 10)
     with pytest.raises(InputError, match="trained on images of 3 x 8 x 8, but those of digits are 1 x 8 x 8"):
         fewer.check(data)
     with pytest.raises(InputError, match="tells 1000 classes apart, but digits has 10"):
-        type(found)(found.reference, "x", found.network, shape, 1000).check(data)
+        type(weights)(weights.reference, "x", weights.network, shape, 1000).check(data)
 
 
 def test_a_file_of_weights_can_teach(root: Path, data: ImageData) -> None:
@@ -138,117 +138,118 @@ def test_a_damaged_teacher_is_refused(tmp_path: Path, data: ImageData, part: str
 
 def test_a_teacher_that_was_changed_after_the_study_began_is_refused(tmp_path: Path, data: ImageData) -> None:
     folder = write_teacher(tmp_path, "new", data)
-    found = find_teacher("new", tmp_path)
+    weights = find_teacher("new", tmp_path)
     write_teacher(tmp_path, "newer", data, seed=1)
     (tmp_path / "newer" / WEIGHTS_FILE).replace(folder / WEIGHTS_FILE)
     with pytest.raises(InputError, match="has changed: its sha256 is"):
-        found.load()
+        weights.load()
 
 
-def test_a_file_that_names_code_of_ones_own_runs_none(tmp_path: Path, data: ImageData) -> None:
+def test_a_teacher_of_own_code_runs_only_if_the_space_names_that_code(tmp_path: Path, data: ImageData) -> None:
     settings = NetworkSettings(name="tests.support.own_teacher:network")
     write_teacher(tmp_path, "own", data, settings=settings)
     with pytest.raises(InputError, match=r"names .*code of your own; allow it by `teacher.network`"):
         resolve_teacher(space("own"), data, tmp_path)
-    asked = {"name": "own", "network": settings.name, "taps": ["0", "0", "0"]}
-    assert resolve_teacher(space(asked), data, tmp_path) is not None
+    allowed = {"name": "own", "network": settings.name, "taps": ["0", "0", "0"]}
+    assert resolve_teacher(space(allowed), data, tmp_path) is not None
 
 
 def test_torchvision_weights_are_read_from_its_cache_as_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from lowrank.utils.torchvision_compat import torchvision
 
-    monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path))
-    folder = tmp_path / "checkpoints"
-    folder.mkdir()
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    folder = tmp_path / "hub" / "checkpoints"
+    folder.mkdir(parents=True)
     network = torchvision.models.squeezenet1_1(weights=None)
     torch.save(network.state_dict(), folder / "squeezenet1_1-b8a52dc0.pth")
-    found = find_teacher("torchvision:squeezenet1_1/IMAGENET1K_V1", tmp_path)
-    assert found.classes == 1000
-    loaded = found.load()
+    weights = find_teacher("torchvision:squeezenet1_1/IMAGENET1K_V1", tmp_path)
+    assert weights.classes == 1000
+    loaded = weights.load()
     assert all(torch.equal(a, b) for a, b in zip(network.parameters(), loaded.parameters(), strict=True))
 
 
-def points(found: Resolver) -> tuple[Trial, Trial]:
-    return found.resolve({"train.attention_weight": 0}), found.resolve({"train.attention_weight": 60})
+def points(by: Resolver) -> tuple[Trial, Trial]:
+    """Return a trial without and one with the teacher."""
+    return by.resolve({"train.attention_weight": 0}), by.resolve({"train.attention_weight": 60})
 
 
-def test_only_a_run_that_asks_the_teacher_depends_on_it(root: Path, data: ImageData) -> None:
-    plain, taught = points(resolver(root, data))
+def test_only_a_trial_that_uses_the_teacher_depends_on_it(root: Path, data: ImageData) -> None:
+    plain, distilled = points(resolver(root, data))
     alone = parse_space("alone", {key: value for key, value in content(train={}).items() if key != "teacher"})
     assert plain.trial_id == Resolver(alone, data).resolve({}).trial_id
     assert "teacher" not in plain.specification
-    assert taught.specification["teacher"]["name"] == "good"
-    assert taught.trial_id != plain.trial_id
+    assert distilled.specification["teacher"]["name"] == "good"
+    assert distilled.trial_id != plain.trial_id
 
 
-def test_the_identity_is_of_weights_taps_and_views(root: Path, tmp_path: Path, data: ImageData) -> None:
-    def taught(*args: Any, folder: Path = root) -> str:
+def test_the_trial_id_depends_on_weights_taps_and_views(root: Path, tmp_path: Path, data: ImageData) -> None:
+    def trial_id(*args: Any, folder: Path = root) -> str:
         return points(resolver(folder, data, *args))[1].trial_id
 
     write_teacher(tmp_path, "renamed", data)
     write_teacher(tmp_path, "another", data, seed=1)
-    first = taught()
-    assert taught("renamed", folder=tmp_path) == first
-    assert taught("another", folder=tmp_path) != first
-    assert taught({"name": "good", "cache": False}) == first
-    assert taught({"name": "good", "views": 3}) == first  # as many as epochs: every view is new
-    assert taught({"name": "good", "views": 2}) != first
-    assert taught({"name": "good", "taps": ["stage1", "stage2", "stage2"]}) != first
+    first = trial_id()
+    assert trial_id("renamed", folder=tmp_path) == first
+    assert trial_id("another", folder=tmp_path) != first
+    assert trial_id({"name": "good", "cache": False}) == first
+    assert trial_id({"name": "good", "views": 3}) == first  # as many as epochs: every view is new
+    assert trial_id({"name": "good", "views": 2}) != first
+    assert trial_id({"name": "good", "taps": ["stage1", "stage2", "stage2"]}) != first
 
 
 def test_without_attention_there_are_no_taps(root: Path, data: ImageData) -> None:
-    found = resolver(root, data, train={"kd_weight": 0.5})
-    section = found.resolve({}).specification["teacher"]
+    section = resolver(root, data, train={"kd_weight": 0.5}).resolve({}).specification["teacher"]
     assert section["taps"] == section["student_taps"] == section["sizes"] == []
 
 
 def test_views_may_be_searched(root: Path, data: ImageData) -> None:
-    found = resolver(root, data, {"name": "good", "views": {"choice": [1, 2, None]}})
+    searched = resolver(root, data, {"name": "good", "views": {"choice": [1, 2, None]}})
     views = [
-        found.resolve({"train.attention_weight": 60, "teacher.views": value}).specification["teacher"]["views"]
+        searched.resolve({"train.attention_weight": 60, "teacher.views": value}).specification["teacher"]["views"]
         for value in (1, 2, None)
     ]
     assert views == [1, 2, None]
 
 
-def test_a_worker_asks_the_cache_and_trains_as_with_the_live_teacher(
+def test_a_worker_reads_the_cache_and_trains_as_with_the_live_teacher(
     root: Path, tmp_path: Path, data: ImageData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(teacher_cache, "RESERVE", 0)
-    _, taught = points(resolver(root, data))
-    told: list[str] = []
-    kinds, found = [], []
+    _, distilled = points(resolver(root, data))
+    notices: list[str] = []
+    types, losses = [], []
     for options in (NO_CACHE, CacheOptions(str(tmp_path)), CacheOptions(str(tmp_path))):
 
-        def teach(student: torch.nn.Module, options: CacheOptions = options) -> Any:
-            teacher = make_teacher(taught.specification, data, student, "cpu", options, told.append)
-            kinds.append(type(teacher))
+        def find_teacher_of(student: torch.nn.Module, options: CacheOptions = options) -> Any:
+            teacher = make_teacher(distilled.specification, data, student, "cpu", options, notices.append)
+            types.append(type(teacher))
             return teacher
 
-        found.append(make_trainer(taught.specification, data, "cpu", teach).train_epoch()["train_loss"])
-    assert kinds == [LiveTeacher, CachedTeacher, CachedTeacher]
-    assert found[1] == found[2]
-    assert found[1] == pytest.approx(found[0], rel=1e-2)  # three steps apart, no longer the same weights
-    assert [line.split(" in ")[0] for line in told] == [told[0].split(" in ")[0], "teacher cache: 3 epochs built"]
+        losses.append(make_trainer(distilled.specification, data, "cpu", find_teacher_of).train_epoch()["train_loss"])
+    assert types == [LiveTeacher, CachedTeacher, CachedTeacher]
+    assert losses[1] == losses[2]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-2)  # three steps apart, no longer the same weights
+    assert [line.split(" in ")[0] for line in notices] == [notices[0].split(" in ")[0], "teacher cache: 3 epochs built"]
 
 
 def test_the_cache_of_a_bfloat16_teacher_is_another(root: Path, tmp_path: Path, data: ImageData) -> None:
-    _, taught = points(resolver(root, data))
-    student = make_trainer(without_teacher(taught.specification), data, "cpu").network
+    _, distilled = points(resolver(root, data))
+    student = make_trainer(without_teacher(distilled.specification), data, "cpu").network
     options = CacheOptions(str(tmp_path))
     first, second = (
-        open_cache(taught.specification, data, student, options, dtype).key.digest for dtype in (None, torch.bfloat16)
+        open_cache(distilled.specification, data, student, options, dtype).key.digest
+        for dtype in (None, torch.bfloat16)
     )
     assert first != second
 
 
-def test_a_network_that_is_only_evaluated_needs_no_teacher(root: Path, data: ImageData) -> None:
-    _, taught = points(resolver(root, data))
-    assert "error" in make_trainer(without_teacher(taught.specification), data, "cpu").evaluate("val")
+def test_an_evaluation_needs_no_teacher(root: Path, data: ImageData) -> None:
+    _, distilled = points(resolver(root, data))
+    assert "error" in make_trainer(without_teacher(distilled.specification), data, "cpu").evaluate("val")
 
 
-def test_a_path_is_kept_as_the_user_saw_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_relative_path_is_made_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    asked = read_space("distill", ["teacher=teachers/best"])
-    assert asked.teacher is not None
-    assert asked.teacher.name == str(tmp_path / "teachers" / "best")
+    distill = read_space("distill", ["teacher=teachers/best"])
+    assert distill.teacher is not None
+    assert distill.teacher.name == str(tmp_path / "teachers" / "best")
