@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+from lowrank.compression.meta_weights import call_with_meta_weights
+
 Convention = Literal["standard", "study"]
 CONVENTIONS: tuple[Convention, ...] = ("standard", "study")
 
@@ -44,11 +46,16 @@ class OperationCounter(TorchDispatchMode):
         super().__init__()
         self.mult_adds = self.relu_inputs = 0
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Say no: torch would import its compiler, which takes longer than `import torch`, to disable it in here."""
+        return False
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Runs the operation and counts it."""
         kwargs = kwargs or {}
-        out = func(*args, **kwargs)
         operation = func.overloadpacket
+        out = call_with_meta_weights(func, args, kwargs)
         if operation in flop_registry:
             self.mult_adds += flop_registry[operation](*args, **kwargs, out_val=out) // 2
         elif operation in _RELU:

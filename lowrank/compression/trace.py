@@ -10,10 +10,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
 
 from lowrank.compression.counting_conventions import OperationCounter, StudyExtras, pooling_cost
 from lowrank.compression.plan import NetworkPlan, Site
@@ -42,6 +44,7 @@ _WHOLE = (nn.MultiheadAttention,)
 _WHOLE_OF_TORCHVISION = frozenset({
     "models.swin_transformer.ShiftedWindowAttention", "models.swin_transformer.ShiftedWindowAttentionV2",
 })  # fmt: skip
+_RANDOM_FILLS = (Tensor.normal_, Tensor.uniform_)
 LINEAR = "a linear map"
 ATTENTION = "attention, which uses its linear maps' weights by itself"
 
@@ -157,6 +160,20 @@ class _Run:
     """One pass of one zero image: areas by module (in, out; in the order of their first run), pooling, operations."""
 
     def __init__(self, network: nn.Module, image_shape: ImageShape):
+        parameter = next(network.parameters())
+        if parameter.is_meta:
+            try:
+                self._run(network, torch.zeros(1, *image_shape, dtype=parameter.dtype))
+                return
+            except RuntimeError:
+                # An operation writes to a weight, or the image does not fit: torch says why on the meta device.
+                pass
+        try:
+            self._run(network, torch.zeros(1, *image_shape, device=parameter.device, dtype=parameter.dtype))
+        except RuntimeError as error:
+            raise InputError(f"the network cannot take images of {image_shape}: {error}".splitlines()[0]) from error
+
+    def _run(self, network: nn.Module, image: Tensor) -> None:
         self.areas: dict[str, Pair] = {}
         self.pooling = 0
         self.operations = OperationCounter()
@@ -165,13 +182,10 @@ class _Run:
             for name, module in network.named_modules()
             if isinstance(module, nn.Conv2d | nn.Linear | nn.MaxPool2d | nn.AvgPool2d)
         ]
-        like = next(network.parameters())
         was_training = network.training
         try:
             with torch.no_grad(), _attention_in_parts(), self.operations:
-                network.eval()(torch.zeros(1, *image_shape, device=like.device, dtype=like.dtype))
-        except RuntimeError as error:
-            raise InputError(f"the network cannot take images of {image_shape}: {error}".splitlines()[0]) from error
+                network.eval()(image)
         finally:
             network.train(was_training)
             for handle in handles:
@@ -223,7 +237,22 @@ def network_to_count(settings: NetworkSettings, image_shape: ImageShape, classes
         if ":" in settings.name and not settings.name.startswith("torchvision:"):
             return make_network(settings, image_shape, classes)
         try:
-            with torch.device("meta"):
+            with torch.device("meta"), _SkipInitialisation():
                 return make_network(settings, image_shape, classes)
         except NotImplementedError:  # torchvision's RegNets read numbers back from tensors while they are built
             return make_network(settings, image_shape, classes).to("meta")
+
+
+class _SkipInitialisation(TorchFunctionMode):
+    """Leaves the values of new parameters alone: on the meta device there are none.
+
+    Torch draws random numbers for a meta tensor in Python, and imports its compiler for that, which takes longer than
+    `import torch` itself.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run a function of torch, unless it fills a tensor with random numbers."""
+        kwargs = kwargs or {}
+        if func in _RANDOM_FILLS or getattr(func, "__module__", "") == nn.init.__name__:
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)

@@ -14,7 +14,7 @@ from lowrank.compression.substitution import build_student
 from lowrank.compression.trace import network_plan, trace_plan
 from lowrank.errors import InputError, UncountableError
 from lowrank.layers.registry import METHODS, make_method
-from lowrank.networks.registry import NetworkSettings
+from lowrank.networks.registry import NetworkSettings, default_images, make_network
 
 torch.set_num_threads(1)  # tiny layers
 
@@ -246,3 +246,53 @@ def test_counting_takes_no_arithmetic_on_images() -> None:
     plan = network_plan(NetworkSettings(name="darts"), (3, 32, 32), 10)
     assert network_plan(NetworkSettings(name="darts"), (3, 32, 32), 10) is plan
     assert len(plan.shapes) < 20
+
+
+@pytest.mark.parametrize("name", ["resnet9", "wrn_10_1", "darts", "mobilenet_v2", "vgg16", "mlp"])
+def test_a_plan_is_the_same_with_weights_on_the_meta_device_or_not(name: str) -> None:
+    settings = NetworkSettings(name=name, width=0.25)
+    image, classes = default_images(name)
+    network = make_network(settings, image, classes)
+    assert trace_plan(network, image, name=name) == network_plan(settings, image, classes)
+
+
+def test_weights_on_the_meta_device_may_meet_activations_in_any_operation() -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 8, 3, 2, 1)
+            self.norm = nn.LayerNorm([8, 4, 4])
+            self.scale = nn.Conv2d(8, 8, 1)
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            features = self.norm(self.conv(images))
+            return (
+                torch.cat([features, features * self.scale.weight.sum(1).view(1, 8, 1, 1)], 1)
+                + self.scale(features)[0, 0, 0, 0]
+            )
+
+    with torch.device("meta"):
+        network = Scaled()
+    assert trace_plan(network, (3, 8, 8)) == trace_plan(Scaled(), (3, 8, 8))
+
+
+def test_an_in_place_operation_on_a_weight_is_counted_on_the_meta_device() -> None:
+    class InPlace(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 8, 3)
+            self.register_buffer("total", torch.zeros(8, 6, 6))
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return self.total.add_(self.conv(images)[0])
+
+    with torch.device("meta"):
+        network = InPlace()
+    assert trace_plan(network, (3, 8, 8)) == trace_plan(InPlace(), (3, 8, 8))
+
+
+def test_an_image_of_other_channels_is_refused_with_the_reason() -> None:
+    with torch.device("meta"):
+        network = nn.Sequential(nn.Conv2d(3, 8, 3))
+    with pytest.raises(InputError, match=r"the network cannot take images of \(1, 8, 8\): Invalid channel dimensions"):
+        trace_plan(network, (1, 8, 8))
