@@ -1,4 +1,4 @@
-"""An exponential moving average of a network's weights, which is evaluated and kept in their place."""
+"""An exponential moving average of a network's weights, which is evaluated and saved in their place."""
 
 from __future__ import annotations
 
@@ -12,46 +12,71 @@ from lowrank.errors import InputError
 
 
 class ExponentialMovingAverage:
-    """avg <- d * avg + (1 - d) * weight after each step, statistics of batch norms included.
+    """average <- d * average + (1 - d) * weight after each step, running statistics of batch norms included.
 
-    d rises to `decay` as (1 + t) / (10 + t) over the steps t, so that the start is soon forgotten.
+    d rises to `decay` as (1 + t) / (10 + t) over the steps t, so that the initial weights are soon forgotten.
     Source: Polyak and Juditsky 1992; the warm-up is TensorFlow's `ExponentialMovingAverage`.
+
+    Torch's `AveragedModel` with `get_ema_multi_avg_fn` gives other numbers: its d is constant, and its first update
+    copies the weights instead of averaging them with the initial ones. Its state is a second module, under
+    `module.NAME` and `n_averaged`; checkpoints hold `average.NAME`.
+
+    Args:
+        network: its tensors are read at each update.
+        decay: the largest d.
+
+    Attributes:
+        tensors: the average, by the names of the network's state.
     """
 
     def __init__(self, network: nn.Module, decay: float):
         self.decay = decay
-        self._live = _floating(network)
-        self.tensors = {name: tensor.clone(memory_format=torch.preserve_format) for name, tensor in self._live.items()}
+        self._live = {name: tensor for name, tensor in network.state_dict().items() if tensor.is_floating_point()}
+        self.tensors = _copies(self._live)
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Take in the weights after `step` (from 0, over the whole run)."""
+        """Add the present weights to the average.
+
+        Args:
+            step: that has just been taken, from 0 over the whole run.
+        """
         decay = min(self.decay, (1 + step) / (10 + step))
         torch._foreach_lerp_(list(self.tensors.values()), list(self._live.values()), 1 - decay)
 
     @contextmanager
-    def in_place(self) -> Iterator[None]:
-        """The network's weights are the average inside `with`, and its own again after it."""
-        own = {name: tensor.clone(memory_format=torch.preserve_format) for name, tensor in self._live.items()}
-        self._copy(self.tensors)
+    def swapped_in(self) -> Iterator[None]:
+        """Give the network the average as its weights inside `with`."""
+        weights = _copies(self._live)
+        self._write(self.tensors)
         try:
             yield
         finally:
-            self._copy(own)
+            self._write(weights)
 
     @torch.no_grad()
-    def _copy(self, values: Mapping[str, Tensor]) -> None:
+    def _write(self, values: Mapping[str, Tensor]) -> None:
         for name, tensor in self._live.items():
             tensor.copy_(values[name])
 
+    def restart(self) -> None:
+        """Start again from the network's present weights."""
+        self.load(self._live)
+
     def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take up an average, or, where there is none, the network's own weights; raises InputError for a part."""
-        if tensors and tensors.keys() != self.tensors.keys():
+        """Go on from a saved average.
+
+        Args:
+            tensors: from `tensors` of the same network.
+
+        Raises:
+            InputError: the names are not this network's.
+        """
+        if tensors.keys() != self.tensors.keys():
             raise InputError("the average in the checkpoint is of another network")
         for name, tensor in self.tensors.items():
-            tensor.copy_(tensors[name] if tensors else self._live[name])
+            tensor.copy_(tensors[name])
 
 
-def _floating(network: nn.Module) -> dict[str, Tensor]:
-    """The network's own floating tensors by name: parameters and statistics."""
-    return {name: tensor for name, tensor in network.state_dict().items() if tensor.is_floating_point()}
+def _copies(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.clone(memory_format=torch.preserve_format) for name, tensor in tensors.items()}

@@ -1,4 +1,4 @@
-"""What an epoch tells of itself: errors, losses, gradients, speed and memory, under the names of the records.
+"""Metrics of an epoch: errors, losses, gradients, speed and memory, under the names that the records use.
 
 Everything is summed on the device and read once an epoch. Means are over samples, also with an incomplete batch.
 Shapes: B images, K classes, P parameters.
@@ -10,27 +10,37 @@ import importlib.util
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-if TYPE_CHECKING:
-    from lowrank.training.engine.data_parallel import DataParallelGroup
+from lowrank.training.engine.data_parallel import DataParallelGroup
 
-TOP5_ABOVE = 5  # classes from which on a top-5 error says something
+TOP5_ABOVE = 5  # with so many classes or fewer, every top-5 error is 0
 GRADIENT_SAMPLES = 8  # steps of an epoch, evenly spread, at which gradients are measured
 STAGE_NORM = "grad_norm."  # followed by the name of a stage
 
 
 class TrainMeter:
-    """Losses and errors of an epoch's training steps; a step may come in several micro-batches."""
+    """Losses and errors of an epoch's training steps; a step may come in several micro-batches.
+
+    Args:
+        steps: of the epoch.
+        names: parts of the loss, in their order.
+        device: of the network.
+
+    Attributes:
+        losses: (steps,), mean over each step's images.
+        parts: (steps, len(names)), the parts of `losses`.
+        wrong: int64 (steps,), misclassified images.
+        sizes: images of each step.
+    """
 
     def __init__(self, steps: int, names: Sequence[str], device: torch.device):
         self.names = tuple(names)
         self.losses = torch.zeros(steps, device=device)
-        # With one part alone the loss is that part
+        # A single part is the loss itself
         self.parts = torch.zeros(steps, len(names), device=device) if len(names) > 1 else self.losses[:, None]
         self.wrong = torch.zeros(steps, dtype=torch.int64, device=device)
         self.sizes = [0] * steps
@@ -38,27 +48,46 @@ class TrainMeter:
     def add(
         self, step: int, share: float, logits: Tensor, labels: Tensor, loss: Tensor, parts: Sequence[Tensor]
     ) -> None:
-        """Take in a micro-batch that is `share` of the step's images."""
+        """Add a micro-batch.
+
+        Args:
+            step: counts from 0 within the epoch.
+            share: of the step's images that are in the micro-batch.
+            logits: (B, K).
+            labels: int64 (B,).
+            loss: mean over the micro-batch.
+            parts: of the loss.
+        """
         self.losses[step].add_(loss, alpha=share)
         if len(self.names) > 1:
             self.parts[step].add_(torch.stack(list(parts)), alpha=share)
         self.wrong[step].add_((logits.argmax(1) != labels).sum())
         self.sizes[step] += len(labels)
 
-    def add_up(self, step: int, ranks: DataParallelGroup) -> None:
-        """Make a step that every rank has taken in, each its own images, that of all of them together."""
+    def sum_over_processes(self, step: int, group: DataParallelGroup) -> None:
+        """Replace a step of this process's images by that of all processes' images.
+
+        Args:
+            step: counts from 0 within the epoch.
+            group: every process of it must call this.
+        """
         at = slice(step, step + 1)
         means = torch.cat([self.losses[at], self.parts[step] if len(self.names) > 1 else self.losses[:0]])
         total = torch.cat([means.double(), self.wrong[at].double()])
-        ranks.add_up(total)
-        self.losses[at] = total[:1] / ranks.count
+        group.sum_in_place(total)
+        self.losses[at] = total[:1] / group.count
         if len(self.names) > 1:
-            self.parts[step] = total[1:-1] / ranks.count
+            self.parts[step] = total[1:-1] / group.count
         self.wrong[at] = total[-1:].long()
-        self.sizes[step] *= ranks.count
+        self.sizes[step] *= group.count
 
-    def take(self, step: int, other: TrainMeter) -> None:
-        """Take in another meter's only step as this one's `step`."""
+    def copy_step(self, step: int, other: TrainMeter) -> None:
+        """Copy another meter's only step.
+
+        Args:
+            step: of this meter, counts from 0 within the epoch.
+            other: a meter of one step.
+        """
         self.losses[step].copy_(other.losses[0])
         if len(self.names) > 1:
             self.parts[step].copy_(other.parts[0])
@@ -66,7 +95,7 @@ class TrainMeter:
         self.sizes[step] += other.sizes[0]
 
     def clear(self) -> None:
-        """Begin again, in the same memory."""
+        """Set everything to zero, in the same memory."""
         self.losses.zero_()
         if len(self.names) > 1:
             self.parts.zero_()
@@ -75,11 +104,15 @@ class TrainMeter:
 
     @property
     def images(self) -> int:
-        """Images seen."""
+        """Images of all steps so far."""
         return sum(self.sizes)
 
     def read(self) -> dict[str, float]:
-        """train_loss, its parts by name, and train_error in percent."""
+        """Read the epoch, which waits for the device.
+
+        Returns:
+            train_loss, its parts by name, and train_error in percent.
+        """
         sizes = torch.tensor(self.sizes, dtype=torch.float64, device=self.losses.device)
         table = torch.cat([self.losses[:, None], self.parts], dim=1).double()
         means = ((table * sizes[:, None]).sum(0) / sizes.sum()).tolist()
@@ -88,7 +121,12 @@ class TrainMeter:
 
 
 class EvalMeter:
-    """Loss, errors and spread of predictions over a split."""
+    """Loss, errors and spread of predictions over a split.
+
+    Args:
+        classes: K.
+        device: of the network.
+    """
 
     def __init__(self, classes: int, device: torch.device):
         self.classes, self.count = classes, 0
@@ -96,7 +134,12 @@ class EvalMeter:
         self.sums, self.squares = (torch.zeros(classes, dtype=torch.float64, device=device) for _ in range(2))
 
     def add(self, logits: Tensor, labels: Tensor) -> None:
-        """Take in a batch: logits float32 (B, K), labels (B,)."""
+        """Add a batch.
+
+        Args:
+            logits: float32 (B, K).
+            labels: int64 (B,).
+        """
         self.count += len(labels)
         self.loss += functional.cross_entropy(logits, labels, reduction="sum")
         self.wrong += (logits.argmax(1) != labels).sum()
@@ -106,31 +149,44 @@ class EvalMeter:
         self.sums += predicted.sum(0)
         self.squares += predicted.square().sum(0)
 
-    def add_up(self, ranks: DataParallelGroup) -> None:
-        """Make what every rank has taken in, each its own images, that of all of them together."""
+    def sum_over_processes(self, group: DataParallelGroup) -> None:
+        """Replace the sums over this process's images by those over all processes' images.
+
+        Args:
+            group: every process of it must call this.
+        """
         count = torch.tensor([self.count], device=self.sums.device)
-        ranks.add_up(self.loss, self.wrong, self.wrong5, self.sums, self.squares, count)
+        group.sum_in_place(self.loss, self.wrong, self.wrong5, self.sums, self.squares, count)
         self.count = int(count.item())
 
     def read(self) -> dict[str, float]:
-        """loss, error and error_top5 (percent; the latter only for more than 5 classes), prediction_spread.
+        """Read the split, which waits for the device.
 
-        prediction_spread is the mean over classes of the standard deviation, over images, of the predicted
-        probability: 0 for a network that says the same of every image, sqrt(K - 1) / K for one that is always sure
-        and gives each of K classes an equal part.
+        Returns:
+            loss, error and error_top5 (in percent; the latter only for more than 5 classes), and prediction_spread: the
+            mean over classes of the standard deviation, over images, of the predicted probability. It is 0 for a
+            network with the same output for every image, sqrt(K - 1) / K for one that is always certain and predicts
+            each of K classes equally often.
         """
         variance = (self.squares / self.count - (self.sums / self.count).square()).clamp_min(0)
-        found = {"loss": self.loss.item() / self.count, "error": 100 * self.wrong.item() / self.count}
+        metrics = {"loss": self.loss.item() / self.count, "error": 100 * self.wrong.item() / self.count}
         if self.classes > TOP5_ABOVE:
-            found["error_top5"] = 100 * self.wrong5.item() / self.count
-        return found | {"prediction_spread": variance.sqrt().mean().item()}
+            metrics["error_top5"] = 100 * self.wrong5.item() / self.count
+        return metrics | {"prediction_spread": variance.sqrt().mean().item()}
 
 
 def stage_of(network: nn.Module, name: str) -> str:
-    """The stage of the network that a parameter belongs to.
+    """Name the stage of the network that a parameter belongs to.
 
-    That is the part of the network's own that holds it, such as `stage1` or `classifier`. Where the ends of stages
-    (`taps`) lie deeper in such a part, as in a list of cells, it is the next end.
+    That is the network's direct child that holds it, such as `stage1` or `classifier`. Where the ends of stages
+    (`network.taps`) lie inside such a child, as in a list of cells, it is the next end.
+
+    Args:
+        network: has the parameter.
+        name: of the parameter.
+
+    Returns:
+        The name of a module.
     """
     part = name.partition(".")[0]
     ends = [tap for tap in getattr(network, "taps", ()) if tap.startswith(f"{part}.")]
@@ -143,13 +199,18 @@ def stage_of(network: nn.Module, name: str) -> str:
 
 
 def _parents(name: str) -> list[str]:
-    """Names of the modules around a parameter, the innermost first."""
+    """Name the modules that contain a parameter, the innermost first."""
     parts = name.split(".")
     return [".".join(parts[:length]) for length in range(len(parts) - 1, 0, -1)]
 
 
 class GradientMeter:
-    """L2 norms of the gradient, of all and by stage, at some steps of an epoch; before clipping, without decay."""
+    """L2 norms of the gradient, of all and by stage, at some steps of an epoch; before clipping, without decay.
+
+    Args:
+        network: its trained parameters are measured.
+        steps: of an epoch.
+    """
 
     def __init__(self, network: nn.Module, steps: int):
         self._stages = [
@@ -160,66 +221,88 @@ class GradientMeter:
         samples = min(GRADIENT_SAMPLES, steps)
         self._steps = {(index + 1) * steps // samples - 1 for index in range(samples)}  # the last one among them
         self._present: list[str] = []
-        self._found: list[tuple[list[str], Tensor]] = []
+        self._samples: list[tuple[list[str], Tensor]] = []
 
     def add(self, step: int) -> None:
-        """Measure, at a step that is sampled."""
+        """Measure the gradients if `step` is sampled."""
         if step in self._steps:
-            self.take(step, self.norms())
+            self.add_norms(step, self.norms())
 
     def norms(self) -> Tensor:
-        """The norm of each parameter's gradient now; also says which parameters have one."""
+        """Compute the norm of each parameter's gradient, for `add_norms`.
+
+        Returns:
+            A norm for each parameter that has a gradient now; their stages are remembered.
+        """
         present = [(stage, parameter.grad) for stage, parameter in self._stages if parameter.grad is not None]
         self._present = [stage for stage, _ in present]
         return torch.stack(torch._foreach_norm([gradient for _, gradient in present]))
 
-    def take(self, step: int, norms: Tensor) -> None:
-        """Take in the norms of a step, where it is sampled."""
+    def add_norms(self, step: int, norms: Tensor) -> None:
+        """Add norms if `step` is sampled.
+
+        Args:
+            step: counts from 0 within the epoch.
+            norms: from `norms`.
+        """
         if step in self._steps:
-            self._found.append((self._present, norms.clone()))
+            self._samples.append((self._present, norms.clone()))
 
     def read(self) -> dict[str, float]:
-        """grad_norm and grad_norm.STAGE, means over the sampled steps, less those that overflowed (float16)."""
+        """Read the epoch, which waits for the device, and start a new one.
+
+        Returns:
+            grad_norm and grad_norm.STAGE, means over the sampled steps that did not overflow (float16).
+        """
         rows = []
-        for stages, norms in self._found:
+        for stages, norms in self._samples:
             row = {"grad_norm": 0.0}
             for stage, norm in zip(stages, norms.double().square().tolist(), strict=True):
                 row["grad_norm"] += norm
                 row[STAGE_NORM + stage] = row.get(STAGE_NORM + stage, 0.0) + norm
             rows.append({name: value**0.5 for name, value in row.items()})
-        self._found.clear()
+        self._samples.clear()
         finite = [row for row in rows if row["grad_norm"] < float("inf")]
         return {name: sum(row[name] for row in finite) / len(finite) for name in finite[0]} if finite else {}
 
 
 def reset_peak_memory(device: torch.device) -> None:
-    """Forget the peak of device memory, so that the next one is this epoch's."""
+    """Start a new peak of device memory.
+
+    Args:
+        device: of the network.
+    """
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
 
 
 def machine_metrics(device: torch.device) -> dict[str, float]:
-    """What the machine says: memory in MB (1e6 bytes), utilisation in percent; what it does not know is left out.
+    """Read memory in MB (1e6 bytes) and utilisation in percent.
 
-    peak_device_mb: the most that tensors of this process held since `reset_peak_memory`.
-    device_utilisation: the card's, all processes together, over the driver's last sample (below a second).
-    host_memory_mb: this process, resident now.
+    Args:
+        device: of the network.
+
+    Returns:
+        peak_device_mb: the most that tensors of this process held since `reset_peak_memory`.
+        device_utilisation: the GPU's, all processes together, over the driver's last sample (below a second).
+        host_memory_mb: of this process, resident now.
+        What the machine does not tell is absent.
     """
-    found = {}
+    metrics = {}
     if device.type == "cuda":
-        found["peak_device_mb"] = torch.cuda.max_memory_allocated(device) / 1e6
+        metrics["peak_device_mb"] = torch.cuda.max_memory_allocated(device) / 1e6
         if importlib.util.find_spec("pynvml") is not None:
-            found |= _utilisation(device)
+            metrics |= _utilisation(device)
     pages = Path("/proc/self/statm")
     if pages.exists():
-        found["host_memory_mb"] = int(pages.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
-    return found
+        metrics["host_memory_mb"] = int(pages.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
+    return metrics
 
 
 def _utilisation(device: torch.device) -> dict[str, float]:
-    import pynvml  # only where there is a card, and not always there
+    import pynvml  # an optional package, needed on GPUs alone
 
     try:
         return {"device_utilisation": float(torch.cuda.utilization(device))}
-    except pynvml.NVMLError:  # a slice of a card does not know
+    except pynvml.NVMLError:  # a MIG slice of a GPU has no utilisation of its own
         return {}

@@ -1,4 +1,4 @@
-"""What a network is trained on: the parts of the loss that a recipe asks for, and their sum.
+"""The training objective: the parts of the loss that a recipe asks for, and their weighted sum.
 
 loss = (1 - kd_weight) * cross-entropy + kd_weight * distillation + attention_weight * attention transfer
 + auxiliary_weight * the auxiliary head's cross-entropy. Every part is a batch mean, float32, minimised.
@@ -26,7 +26,7 @@ AUXILIARY_LOSS = "loss_auxiliary"
 
 
 class Forward(Protocol):
-    """A forward pass with its loss, as `Objective` runs it."""
+    """The signature of `Objective.__call__` and of its compiled form."""
 
     def __call__(
         self, images: Tensor, labels: Tensor, signals: Signals | None,
@@ -37,7 +37,7 @@ class Forward(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Loss:
-    """The parts of a loss and their weights, by themselves: functions of what a network and its teacher say."""
+    """The parts of a loss and their weights, as a function of the outputs of a network and its teacher."""
 
     label_smoothing: float
     kd_weight: float
@@ -47,26 +47,29 @@ class Loss:
 
     @classmethod
     def of(cls, recipe: Recipe) -> Loss:
-        """The loss that a recipe asks for."""
+        """Take the loss's fields from a recipe."""
         return cls(**{field.name: getattr(recipe, field.name) for field in fields(cls)})
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The parts in their order, unweighted, as the records call them."""
-        wanted = {CROSS_ENTROPY: True, KD: self.kd_weight > 0, ATTENTION: self.attention_weight > 0,
-                  AUXILIARY_LOSS: self.auxiliary_weight > 0}  # fmt: skip
-        return tuple(name for name, on in wanted.items() if on)
+        """The parts in their order, unweighted, under the names that the records use."""
+        used = {CROSS_ENTROPY: True, KD: self.kd_weight > 0, ATTENTION: self.attention_weight > 0,
+                AUXILIARY_LOSS: self.auxiliary_weight > 0}  # fmt: skip
+        return tuple(name for name, is_used in used.items() if is_used)
 
     def __call__(
         self, output: Tensor | tuple[Tensor, Tensor], labels: Tensor, signals: Signals | None, maps: Sequence[Tensor]
     ) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
-        """Logits (B, K), the loss to minimise, and its parts in the order of `names`.
+        """Compute the loss of a batch.
 
         Args:
             output: logits (B, K), or those and the auxiliary head's.
             labels: int64 (B,).
-            signals: what the teacher says; without them its parts are left out.
+            signals: the teacher's; without them its parts are left out.
             maps: the student's attention maps, one for each tap.
+
+        Returns:
+            Logits (B, K), the loss to minimise, and its parts in the order of `names`.
         """
         logits, second = output if isinstance(output, tuple) else (output, None)
         parts = {CROSS_ENTROPY: self._cross_entropy(logits, labels)}
@@ -91,12 +94,25 @@ class Loss:
 
 
 class Objective:
-    """The training loss of one network under one recipe; `names` are its parts, unweighted, as the records call them.
+    """The forward pass and training loss of one network under one recipe.
 
-    Raises InputError for what the recipe weighs and is not there: a teacher, taps.
+    Attributes:
+        names: the parts of the loss, unweighted, under the names that the records use.
+        taps: collect attention maps while the network runs; None where the loss needs none.
     """
 
     def __init__(self, network: nn.Module, recipe: Recipe, teacher: Teacher | None = None, taps: Sequence[str] = ()):
+        """Take what the recipe needs.
+
+        Args:
+            network: on its device.
+            recipe: weights the parts of the loss.
+            teacher: needed if the recipe weights its signals.
+            taps: names of the modules whose attention maps are compared; without them the ends of the stages.
+
+        Raises:
+            InputError: the recipe weights a teacher's signals and there is no teacher, or no module to tap.
+        """
         if recipe.needs_teacher and teacher is None:
             raise InputError("`kd_weight` and `attention_weight` above 0 need a teacher, but there is none")
         self.network, self.recipe = network, recipe
@@ -109,26 +125,44 @@ class Objective:
         self.loss = Loss.of(recipe)
         self.names = self.loss.names
 
-    def ask(self, images: Tensor, indices: Tensor, cache_epoch: int) -> Signals | None:
-        """What the teacher says about the views `cache_epoch` of images `indices` (B,); None without a teacher."""
+    def teacher_signals(self, images: Tensor, indices: Tensor, cache_epoch: int) -> Signals | None:
+        """Get what the teacher says about a batch.
+
+        Args:
+            images: augmented, (B, C, H, W).
+            indices: global indices of the images, (B,).
+            cache_epoch: the number that the augmentations were drawn with.
+
+        Returns:
+            Its logits and attention maps; None without a teacher.
+        """
         return None if self.teacher is None else self.teacher.signals(images, indices, cache_epoch)
 
-    def rebuilt(self) -> AbstractContextManager[Any]:
-        """On a GPU, within: all maps use weights rebuilt now, together; small kernels cost more than their work."""
+    def rebuilt_weights(self) -> AbstractContextManager[Any]:
+        """Make all maps use weights that are rebuilt together now, inside `with`; on a CPU do nothing.
+
+        On a GPU launching many small kernels would cost more than their work.
+
+        Returns:
+            A context manager.
+        """
         return self.rebuild.use_rebuilt_weights() if self.rebuild is not None else nullcontext()
 
     def __call__(
         self, images: Tensor, labels: Tensor, signals: Signals | None,
         autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
     ) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:  # fmt: skip
-        """Logits (B, K), the loss to minimise, and its parts in the order of `names`.
+        """Run the network on a batch and compute the loss.
 
         Args:
-            images: views (B, C, H, W).
+            images: augmented, (B, C, H, W).
             labels: int64 (B,).
-            signals: what the teacher says about them, from `ask`.
+            signals: from `teacher_signals`.
             autocast: the precision in which the network runs.
+
+        Returns:
+            Logits (B, K), the loss to minimise, and its parts in the order of `names`.
         """
-        with self.taps or nullcontext(), autocast(), self.rebuilt():
+        with self.taps or nullcontext(), autocast(), self.rebuilt_weights():
             output = self.network(images)
         return self.loss(output, labels, signals, self.taps.take() if self.taps is not None else ())

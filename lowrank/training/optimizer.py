@@ -1,7 +1,8 @@
-"""The optimizer of a network: who is trained at all, at which share of the rate, with which decay.
+"""The optimizer of a network: which parameters are trained, at which learning rate, with which weight decay.
 
 Parameters are of three kinds: the head (the last layer with as many outputs as there are classes, and an auxiliary
-head), factors of structured maps, and the body, which is all else. Each kind has its own multiplier of the rate.
+head), the factors of structured maps, and the body, which is all else. The recipe multiplies the learning rate of each
+kind.
 """
 
 from __future__ import annotations
@@ -18,32 +19,48 @@ from lowrank.errors import InputError, unknown
 from lowrank.training.recipe import Recipe
 from lowrank.training.weight_decay import factor_decays
 
-LR_MULTIPLIER = "lr_multiplier"  # the key under which a group keeps its multiplier
+LR_MULTIPLIER = "lr_multiplier"  # key of a parameter group
 _NORMS = (nn.modules.batchnorm._NormBase,)  # every batch norm and instance norm
 
 
 def frozen_modules(network: nn.Module, patterns: Sequence[str]) -> list[nn.Module]:
-    """Every module whose name matches a shell-style pattern, and all inside; each once.
+    """Find the modules whose names match a shell-style pattern, and all modules inside them.
 
-    Raises InputError for a pattern without a match, and when nothing is left to train.
+    Args:
+        network: is not changed.
+        patterns: such as "stage1.*".
+
+    Returns:
+        Each module once.
+
+    Raises:
+        InputError: a pattern matches nothing, or no parameter would be trained.
     """
     modules = {name: module for name, module in network.named_modules() if name}
-    found: dict[int, nn.Module] = {}
+    frozen: dict[int, nn.Module] = {}
     for pattern in patterns:
         matching = [module for name, module in modules.items() if fnmatchcase(name, pattern)]
         if not matching:
             raise unknown("module in `freeze`", pattern, [name for name in modules if "." not in name])
-        found.update({id(part): part for module in matching for part in module.modules()})
-    held = {id(parameter) for part in found.values() for parameter in part.parameters(recurse=False)}
-    if patterns and held >= {id(parameter) for parameter in network.parameters()}:
+        frozen.update({id(part): part for module in matching for part in module.modules()})
+    frozen_parameters = {id(parameter) for part in frozen.values() for parameter in part.parameters(recurse=False)}
+    if patterns and frozen_parameters >= {id(parameter) for parameter in network.parameters()}:
         raise InputError(f"`freeze` leaves nothing to train: {', '.join(patterns)}")
-    return list(found.values())
+    return list(frozen.values())
 
 
 def freeze(network: nn.Module, patterns: Sequence[str]) -> list[nn.Module]:
-    """Stop training, in place, of `frozen_modules`; raises InputError as that does.
+    """Exclude `frozen_modules` from training, in place.
 
-    Returns the norms among them, which must stay in evaluation mode so that their statistics stay too.
+    Args:
+        network: its parameters' `requires_grad` is changed.
+        patterns: shell-style, of module names.
+
+    Returns:
+        The norms among the modules. They must stay in evaluation mode, so that their statistics do not change either.
+
+    Raises:
+        InputError: a pattern matches nothing, or no parameter would be trained.
     """
     modules = frozen_modules(network, patterns)
     for module in modules:
@@ -52,7 +69,16 @@ def freeze(network: nn.Module, patterns: Sequence[str]) -> list[nn.Module]:
 
 
 def check_network(network: nn.Module, recipe: Recipe, classes: int) -> None:
-    """Raises InputError when the recipe asks for a part that the network does not have."""
+    """Check that the network has every part that the recipe needs.
+
+    Args:
+        network: is not changed.
+        recipe: how the network is to be trained.
+        classes: K, by which the head is found.
+
+    Raises:
+        InputError: a part is missing.
+    """
     frozen_modules(network, recipe.freeze)
     lr_multipliers(network, recipe, classes)
     if recipe.drop_path > 0 and not hasattr(network, "set_drop_path"):
@@ -62,7 +88,18 @@ def check_network(network: nn.Module, recipe: Recipe, classes: int) -> None:
 
 
 def head_names(network: nn.Module, classes: int) -> tuple[str, ...]:
-    """Names of the last layer with `classes` outputs and of an auxiliary head; raises InputError without the first."""
+    """Name the layers that give the classes.
+
+    Args:
+        network: is not changed.
+        classes: K.
+
+    Returns:
+        The last layer with K outputs and, if there is one, the auxiliary head.
+
+    Raises:
+        InputError: no layer has K outputs.
+    """
     names = [
         name
         for name, module in network.named_modules()
@@ -71,7 +108,7 @@ def head_names(network: nn.Module, classes: int) -> tuple[str, ...]:
     ]
     if not names:
         raise InputError(
-            f"`factor_lr`, `body_lr` and `head_lr` tell the head by its {classes} outputs, but "
+            f"`factor_lr`, `body_lr` and `head_lr` need a head, a layer with {classes} outputs, but "
             f"{type(network).__name__} has no such layer"
         )
     head = next(name for name in names if name == names[-1] or names[-1].startswith(f"{name}."))  # the outermost
@@ -79,7 +116,19 @@ def head_names(network: nn.Module, classes: int) -> tuple[str, ...]:
 
 
 def lr_multipliers(network: nn.Module, recipe: Recipe, classes: int | None = None) -> dict[int, float]:
-    """The multiplier of the rate of each parameter, by its id; `classes` is needed where one is not 1."""
+    """Give each parameter its multiplier of the learning rate.
+
+    Args:
+        network: is not changed.
+        recipe: has the multipliers of factors, body and head.
+        classes: K; needed only if a multiplier is not 1.
+
+    Returns:
+        Multipliers by the parameter's id.
+
+    Raises:
+        InputError: a multiplier is not 1 and no layer has K outputs.
+    """
     shares = {id(parameter): recipe.body_lr for parameter in network.parameters()}
     shares.update({id(factor): recipe.factor_lr for factor in factor_parameters(network)})
     if any(share != 1 for share in (recipe.factor_lr, recipe.body_lr, recipe.head_lr)):
@@ -91,11 +140,21 @@ def lr_multipliers(network: nn.Module, recipe: Recipe, classes: int | None = Non
 def parameter_groups(
     network: nn.Module, recipe: Recipe, decay_ratio: float, classes: int | None = None
 ) -> list[dict[str, Any]]:
-    """Groups for the optimizer: first all that is no factor, then factors, one group for each decay and rate.
+    """Sort the trained parameters into groups for the optimizer, one for each weight decay and learning rate.
 
-    `decay_ratio` is K / N: parameters of the network over those of the one that it replaces; with the scope "layer"
-    each layer has its own instead. Frobenius decay gives factors no decay here: see lowrank.training.weight_decay.
-    What is frozen is in no group. Raises InputError when the head has a rate of its own and cannot be told.
+    Args:
+        network: is not changed.
+        recipe: has the decays and multipliers.
+        decay_ratio: K / N, parameters of the network over those of the one that it replaces. With the decay scope
+            "layer" it is ignored: each layer has its own ratio.
+        classes: number of classes; needed only if a multiplier of the learning rate is not 1.
+
+    Returns:
+        First the groups without factors, then those of factors. Frobenius decay gives factors no decay here: see
+        lowrank.training.weight_decay. Frozen parameters are in no group.
+
+    Raises:
+        InputError: a multiplier is not 1 and no layer has that many outputs.
     """
     decays, shares = factor_decays(network, recipe, decay_ratio), lr_multipliers(network, recipe, classes)
     groups: dict[tuple[bool, float, float], list[nn.Parameter]] = {}
@@ -110,10 +169,21 @@ def parameter_groups(
 def make_optimizer(
     network: nn.Module, recipe: Recipe, decay_ratio: float, classes: int, *, skips: bool
 ) -> torch.optim.SGD:
-    """SGD over `parameter_groups`.
+    """Make the SGD optimizer of a network.
 
-    With `skips` (float16, whose first steps overflow) momentum starts as zeros: a skipped first step would otherwise
-    leave it as whatever lay in memory, with the same result where no step is skipped.
+    Args:
+        network: on its device, with frozen parameters excluded from training.
+        recipe: has the learning rate, momentum and decays.
+        decay_ratio: K / N, see `parameter_groups`.
+        classes: number of classes.
+        skips: whether steps may be skipped (float16, whose first steps overflow). Momentum then starts as zeros: a
+            skipped first step would otherwise leave it uninitialised. The result is the same where no step is skipped.
+
+    Returns:
+        A fused SGD over `parameter_groups`.
+
+    Raises:
+        InputError: a multiplier of the learning rate is not 1 and no layer has that many outputs.
     """
     optimizer = torch.optim.SGD(
         parameter_groups(network, recipe, decay_ratio, classes), lr=recipe.lr, momentum=recipe.momentum,
@@ -128,6 +198,11 @@ def make_optimizer(
 
 
 def set_lr(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Set the learning rate of every group to its share of `rate`."""
+    """Set the learning rate of every group.
+
+    Args:
+        optimizer: from `make_optimizer`.
+        rate: is multiplied by the group's own multiplier.
+    """
     for group in optimizer.param_groups:
         group["lr"] = rate * group[LR_MULTIPLIER]

@@ -15,7 +15,7 @@ Decay = Literal["plain", "scaled", "frobenius"]
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 Engine = Literal["auto", "compiled", "captured", "plain"]
 
-# Fields that do nothing at their default, which must therefore never change
+# Fields that do nothing at their default and are left out of `identity` then; so their defaults must never change
 _OPTIONAL = frozenset(
     (
         "kd_weight", "attention_weight", "auxiliary_weight", "factor_lr", "body_lr", "head_lr", "freeze", "drop_path",
@@ -25,7 +25,10 @@ _OPTIONAL = frozenset(
 
 
 class Recipe(BaseModel):
-    """SGD with momentum and its schedule. Defaults are the tensor-train sweep of the study (FACTS)."""
+    """SGD with momentum, its schedule, loss and regularisation.
+
+    The defaults are those of the original study's tensor-train sweep on ResNet-9.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
     epochs: int = Field(default=128, ge=1, le=100_000)
@@ -35,7 +38,7 @@ class Recipe(BaseModel):
     nesterov: bool = True
     weight_decay: float = Field(default=5e-4, ge=0)
     decay: Decay = "scaled"  # of factors: plain, times K/N, or on the rebuilt weight (lowrank.training.weight_decay)
-    scaled_decay: bool = True  # the same in one word: true is `decay: scaled`, false `decay: plain`
+    scaled_decay: bool = True  # short form: true is `decay: scaled`, false `decay: plain`
     decay_scope: Literal["network", "layer"] = "network"  # scaled: K/N of the whole network or of each layer
     decay_multiplier: float = Field(default=1.0, gt=0, le=10_000)  # of the decay of factors, however it is set
     schedule: Literal["cosine", "step", "one_cycle", "constant"] = "cosine"
@@ -44,20 +47,20 @@ class Recipe(BaseModel):
     gamma: float = Field(default=0.2, gt=0, le=1)
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     clip_norm: float | None = Field(default=None, gt=0)
-    kd_weight: float = Field(default=0.0, ge=0, le=1)  # share of the loss that is distillation, the rest cross-entropy
+    kd_weight: float = Field(default=0.0, ge=0, le=1)  # share of distillation in the loss, beside cross-entropy
     kd_temperature: float = Field(default=4.0, gt=0)
-    attention_weight: float = Field(default=0.0, ge=0)  # of attention transfer beside the rest; the study's is 1000
-    auxiliary_weight: float = Field(default=0.0, ge=0)  # of a second head's cross-entropy, beside the rest
+    attention_weight: float = Field(default=0.0, ge=0)  # of attention transfer, added; 1000 in the original study
+    auxiliary_weight: float = Field(default=0.0, ge=0)  # of an auxiliary head's cross-entropy, added
     factor_lr: float = Field(default=1.0, gt=0)  # times lr, of factors outside the head
-    body_lr: float = Field(default=1.0, gt=0)  # times lr, of all that is neither factor nor head
+    body_lr: float = Field(default=1.0, gt=0)  # times lr, of parameters that are neither factors nor head
     head_lr: float = Field(default=1.0, gt=0)  # times lr, of the layer that gives the classes
-    freeze: tuple[str, ...] = ()  # shell patterns of module names that stay as they are
+    freeze: tuple[str, ...] = ()  # shell-style patterns of modules that are not trained
     drop_path: float = Field(default=0.0, ge=0, lt=1)  # share of paths dropped in the last epoch, rising from 0
-    ema_decay: float = Field(default=0.0, ge=0, lt=1)  # of the moving average of weights that is evaluated; 0: none
+    ema_decay: float = Field(default=0.0, ge=0, lt=1)  # of the moving average of weights, which is evaluated; 0: none
     accumulate: int = Field(default=1, ge=1)  # micro-batches that a batch is cut into, one after the other
     rebuild_checkpoint: bool = False  # rebuild weights again in the backward pass: less memory, same numbers
     precision: Precision = "auto"  # auto: bfloat16 on a GPU, float32 on a CPU
-    engine: Engine = "auto"  # how steps are run; what auto means says lowrank.training.engine.cuda_graph.choose_engine
+    engine: Engine = "auto"  # auto: see lowrank.training.engine.cuda_graph.choose_engine
     shift: int | None = Field(default=None, ge=0)  # pixels; None: the data set's own
     flip: bool | None = None
     cutout: int | None = Field(default=None, ge=0)  # side in pixels
@@ -74,11 +77,14 @@ class Recipe(BaseModel):
         return self
 
     def identity(self) -> dict[str, Any]:
-        """What of the recipe a training depends on, as plain data: equal trainings have equal identities.
+        """Collect the fields that a training's numbers depend on; equal trainings have equal identities.
 
-        Left out are fields that change no number, that another field makes idle, and optional ones at the value that
-        does nothing: a recipe that gains an optional field keeps its identity. So are the fields of views, which a
-        specification names by themselves, with what the data set adds to them.
+        Left out are fields that change no number, fields that another field makes idle, and optional fields at the
+        value that does nothing: so a recipe keeps its identity when `Recipe` gains an optional field. The fields of
+        augmentation are left out too, because a specification has a section of its own for them.
+
+        Returns:
+            Plain data, as JSON holds it.
         """
         idle = {"rebuild_checkpoint", "engine", "scaled_decay", "shift", "flip", "cutout"}
         idle |= set() if self.schedule == "step" else {"milestones", "gamma"}
@@ -90,28 +96,36 @@ class Recipe(BaseModel):
 
     @property
     def needs_teacher(self) -> bool:
-        """Whether a part of the loss asks a teacher."""
+        """Whether a part of the loss needs a teacher."""
         return self.kd_weight > 0 or self.attention_weight > 0
 
     def _agree_on_decay(self) -> None:
-        """Fill in the one of `decay` and `scaled_decay` that was not given; equal trainings have equal recipes.
+        """Derive `decay` from `scaled_decay` or the reverse, so that equal trainings have equal recipes.
 
-        `decay_scope` is "network" where nothing is scaled, since it then says nothing.
+        `decay_scope` becomes "network" if nothing is scaled, because it then has no effect.
         """
-        given = self.model_fields_set
-        if "decay" not in given:
+        explicit = self.model_fields_set
+        if "decay" not in explicit:
             self.__dict__["decay"] = "scaled" if self.scaled_decay else "plain"
-        elif "scaled_decay" not in given:
+        elif "scaled_decay" not in explicit:
             self.__dict__["scaled_decay"] = self.decay == "scaled"
         elif self.scaled_decay != (self.decay == "scaled"):
-            said = str(self.scaled_decay).lower()
-            raise ValueError(f"`scaled_decay: {said}` contradicts `decay: {self.decay}`; give one of the two")
+            value = str(self.scaled_decay).lower()
+            raise ValueError(f"`scaled_decay: {value}` contradicts `decay: {self.decay}`; give one of the two")
         if self.decay != "scaled":
             self.__dict__["decay_scope"] = "network"
 
 
 def lr_factor(recipe: Recipe, progress: float) -> float:
-    """Learning rate as a share of `recipe.lr` at `progress` (0 at the first step, towards 1 at the last)."""
+    """Compute the schedule's factor of the learning rate.
+
+    Args:
+        recipe: has the schedule.
+        progress: share of the run that is done, 0 at the first step, below 1 at the last.
+
+    Returns:
+        A share of `recipe.lr`.
+    """
     if recipe.schedule == "one_cycle":
         peak = recipe.warmup or 0.3
         return progress / peak if progress < peak else (1 - progress) / (1 - peak)

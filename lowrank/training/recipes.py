@@ -1,7 +1,7 @@
-"""The named recipes, and which one a network and a data set have when nothing is said.
+"""The named recipes, and the default one of each network and data set.
 
-The four of the study are as published (FACTS); each has a fast one beside it, for a first answer in a fraction of the
-time. Every field can be overridden. What is left out is `Recipe`'s own default.
+The four recipes `study_*` are as published with the original study. Beside each stands a fast one, for a first answer
+in a fraction of the time. Every field can be overridden; a field that a recipe lacks has the default of `Recipe`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 from lowrank.errors import unknown
 
-RECIPE_FIELD = "recipe"  # the field that names one, beside the fields that override it
+RECIPE_FIELD = "recipe"  # key that names a recipe, beside the fields that override it
 _STEPS = {"schedule": "step", "nesterov": False}
 _CROP_FLIP = {"shift": 4, "flip": True}
 
@@ -60,19 +60,36 @@ _BY_NETWORK = (  # the first pattern that matches the whole name
 
 
 def default_recipe(data_name: str, network_name: str = "resnet9") -> str:
-    """The name of the recipe for a network on a data set: the data set's own, else the network's."""
+    """Name the default recipe of a network on a data set.
+
+    Args:
+        data_name: a data set with a recipe of its own has that.
+        network_name: decides otherwise.
+
+    Returns:
+        A key of RECIPES.
+    """
     if data_name in _BY_DATA:
         return _BY_DATA[data_name]
     matching = (recipe for pattern, recipe in _BY_NETWORK if re.fullmatch(pattern, network_name))
     return next(matching, "study_tt_sweep")
 
 
-def recipe_fields(data_name: str, network_name: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of a `Recipe`: those given, over those of the recipe that `given` names (`recipe`) or of the default.
+def recipe_fields(data_name: str, network_name: str, overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Combine a named recipe with the fields that override it.
 
-    Raises InputError for an unknown name.
+    Args:
+        data_name: of the data set, for the default recipe.
+        network_name: for the default recipe.
+        overrides: fields of `Recipe`, and optionally RECIPE_FIELD with the name of a recipe.
+
+    Returns:
+        Fields for `Recipe`.
+
+    Raises:
+        InputError: there is no recipe of that name.
     """
-    fields = dict(given)
+    fields = dict(overrides)
     name = str(fields.pop(RECIPE_FIELD, default_recipe(data_name, network_name)))
     if name not in RECIPES:
         raise unknown("recipe", name, RECIPES)

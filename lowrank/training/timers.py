@@ -1,7 +1,7 @@
 """Where the time of an epoch goes: seconds by phase, from clocks that never make the host wait for the device.
 
-On a CPU a batch takes as long as the loop waits for it. On a GPU the loop only asks for it: two events of the device
-around each request are read once the epoch is over, so that the time is the device's, the host's waiting included.
+On a CPU a batch takes as long as the loop waits for it. On a GPU the loop only queues work: two CUDA events around each
+request for a batch are read once the epoch is over, so that the time is the device's, waiting for the host included.
 """
 
 from __future__ import annotations
@@ -18,7 +18,11 @@ T = TypeVar("T")
 
 
 class PhaseTimers:
-    """One trainer's clocks."""
+    """The clocks of one training.
+
+    Args:
+        device: where it runs.
+    """
 
     def __init__(self, device: torch.device):
         self._on_gpu = device.type == "cuda"
@@ -26,19 +30,30 @@ class PhaseTimers:
         self._events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
 
     def begin(self) -> None:
-        """A new epoch."""
+        """Start a new epoch."""
         self._seconds = {INPUT: 0.0}
         self._events = []
 
     @contextmanager
     def timed(self, phase: str) -> Iterator[None]:
-        """Count the block as `phase`; it must end with the device at rest, where the device works for it."""
+        """Count the time inside `with`; if the device works for it, the block must end by waiting for the device.
+
+        Args:
+            phase: the name under which `read` gives the time.
+        """
         start = time.perf_counter()
         yield
         self._seconds[phase] = self._seconds.get(phase, 0.0) + time.perf_counter() - start
 
     def input(self, batches: Iterator[T]) -> Iterator[T]:
-        """The batches, each counted from its request to its coming."""
+        """Count the time that each batch takes to come.
+
+        Args:
+            batches: of the epoch.
+
+        Yields:
+            The batches.
+        """
         while True:
             try:
                 with self._by_events() if self._on_gpu else self.timed(INPUT):
@@ -56,7 +71,11 @@ class PhaseTimers:
         self._events.append((begin, end))
 
     def read(self) -> dict[str, float]:
-        """Seconds by phase since `begin`; the device must have done all that it was given."""
+        """Read the clocks; the device must have finished all its work.
+
+        Returns:
+            Seconds by phase since `begin`.
+        """
         self._seconds[INPUT] = self._seconds.get(INPUT, 0.0) + sum(a.elapsed_time(b) for a, b in self._events) / 1000
         self._events = []
         return dict(self._seconds)

@@ -42,7 +42,7 @@ class Trainer:
         step: one training step, with all the state that a checkpoint holds.
         steps_per_epoch: how many batches an epoch has.
         step_losses: (steps_per_epoch,), losses of the last epoch's steps, on the device.
-        captured: the recorded form of the step, where the recipe's engine has one.
+        captured_epoch: replays the step, where the recipe's engine records one; set to None, steps run as they are.
     """
 
     def __init__(
@@ -55,18 +55,19 @@ class Trainer:
 
         Args:
             network: gives logits (B, classes), or in training (logits, auxiliary logits).
-            data: its training split is trained on.
-            recipe: how.
-            augmentation: what is drawn of each image.
-            order_seed: of the order of the images and of random choices inside the network.
+            data: its training split is trained on, its validation split evaluated.
+            recipe: how to train.
+            augmentation: how each training image is changed.
+            order_seed: seed of the order of the images and of random choices inside the network.
             decay_ratio: K / N, see lowrank.training.weight_decay.
-            device: where.
-            teacher: asked about every batch where the recipe gives it a weight.
-            taps: modules whose attention is compared with the teacher's, in its order; the ends of the stages.
-            cache_epochs: views repeat after so many epochs (the views that a cache holds); None: never.
-            group: this process's place among those that train the network together; every one of them must call the
-                same methods in the same order.
-            notify: is told what the user should know.
+            device: where to train.
+            teacher: gives signals for every batch, if the recipe weights them.
+            taps: names of the modules whose attention maps are compared with the teacher's, in its order; without them
+                the ends of the stages.
+            cache_epochs: after so many epochs the same augmentations come again (as many as a teacher cache holds);
+                None: never.
+            group: the processes that train the network together. Each must call the same methods in the same order.
+            notify: is called with each warning for the user.
 
         Raises:
             InputError: recipe, network and teacher do not fit together.
@@ -76,10 +77,10 @@ class Trainer:
         self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # twice as fast on CPUs too
         self.data, self.recipe, self.augmentation, self.order_seed = data, recipe, augmentation, order_seed
         self.group = group
-        self._shard = UNSHARDED if group is None else group.slice(recipe.accumulate)
+        self._shard = UNSHARDED if group is None else group.shard(recipe.accumulate)
         check_network(network, recipe, len(data.classes))
         if group is not None:
-            group.join(network)
+            group.use_global_batch(network)
         objective = Objective(network, recipe, teacher, taps)
         scaler = LossScaler(self.device) if working_dtype(recipe, self.device) is torch.float16 else None
         self._frozen_norms = freeze(network, recipe.freeze)
@@ -97,7 +98,7 @@ class Trainer:
             self.network, objective, optimizer, scaler, ema, steps_per_epoch=self.steps_per_epoch, device=self.device,
             cache_epochs=cache_epochs, group=group,
         )  # fmt: skip
-        self._guard = DivergenceMonitor(self.step, self.batches, len(data.classes))
+        self._monitor = DivergenceMonitor(self.step, self.batches, len(data.classes))
         self.timers = PhaseTimers(self.device)
         self.captured_epoch = make_captured_epoch(self.step, self.timers, notify)
 
@@ -124,7 +125,7 @@ class Trainer:
         reset_peak_memory(self.device)
         meter = self.train_steps()
         trained = meter.read()  # which waits until the device has done the epoch
-        seconds, rate = time.perf_counter() - start, self.step.rate(self.steps_per_epoch - 1)
+        seconds, rate = time.perf_counter() - start, self.step.learning_rate(self.steps_per_epoch - 1)
         metrics = trained | self.step.gradient_meter.read() | machine_metrics(self.device)
         self.step.epoch += 1
         with self.timers.timed(EVALUATION):
@@ -158,18 +159,18 @@ class Trainer:
         self.step_losses = meter.losses
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
             torch.manual_seed((self.order_seed * 1_000_003 + self.epoch) % 2**63)
-            self._guard.begin()
+            self._monitor.begin()
             self.timers.begin()
             for step, batch in enumerate(itertools.islice(self.timers.input(self.batches()), steps)):
-                self._take(step, batch, meter)
+                self._take_step(step, batch, meter)
                 if (step + 1) % CHECK_EVERY == 0 or step + 1 == steps:
-                    self._guard.look(meter, step + 1)
+                    self._monitor.check(meter, step + 1)
         return meter
 
     def _new_meter(self, steps: int) -> TrainMeter:
         return TrainMeter(steps, self.step.objective.names, self.device)
 
-    def _take(self, step: int, batch: Batch, meter: TrainMeter) -> None:
+    def _take_step(self, step: int, batch: Batch, meter: TrainMeter) -> None:
         if self.captured_epoch is not None:
             self.captured_epoch.step(step, batch, meter)
             return
@@ -177,41 +178,54 @@ class Trainer:
         self.step.update(step)
 
     def batches(self) -> Iterator[Batch]:
-        """The batches of this epoch, from its first; the same at every call."""
+        """Make the batches of this epoch, from its first.
+
+        Returns:
+            The same batches at every call.
+        """
         return train_batches(
             self.data, self.device, self.recipe.batch_size, augmentation=self.augmentation,
             order_seed=self.order_seed, epoch=self.epoch, cache_epoch=self.step.cache_epoch, shard=self._shard,
         )  # fmt: skip
 
     def probe(self, *, wait: bool = True) -> Iterator[None]:
-        """Take one training step after the other, as training takes them, epoch after epoch, for measurements.
+        """Take training steps without end, as training takes them, for measurements.
 
-        `wait` waits for the device at each step. The trainer is of no use for training afterwards.
+        The epoch is never counted up, so the trainer must not be used for training afterwards.
+
+        Args:
+            wait: wait for the device at each step.
+
+        Yields:
+            None, after each step.
         """
         self.network.train()
         while True:
             meter = self._new_meter(self.steps_per_epoch)
-            self._guard.begin()
+            self._monitor.begin()
             for step, batch in enumerate(self.batches()):
-                self._take(step, batch, meter)
+                self._take_step(step, batch, meter)
                 if wait:
                     meter.losses[step].item()
                 yield
 
     def try_batch(self, batch: Batch) -> None:
-        """One plain step on a batch of any size, for measurements; waits for the device.
+        """Take one plain step on a batch of any size, for measurements; waits for the device.
 
-        The trainer is of no use for training afterwards.
+        The trainer must not be used for training afterwards.
+
+        Args:
+            batch: images, labels and indices.
         """
         self.network.train()
-        self._guard.begin()
+        self._monitor.begin()
         meter = self._new_meter(1)
         self.step.compute_gradients(0, batch, meter)
         self.step.update(0)
         meter.losses[0].item()
 
     def _scale_metrics(self) -> dict[str, float]:
-        """float16's loss scale after the epoch, and how many of its steps were skipped."""
+        """Read float16's loss scale after the epoch, and how many of its steps were skipped."""
         scaler = self.step.scaler
         if scaler is None:
             return {}
@@ -220,9 +234,9 @@ class Trainer:
         return metrics
 
     def _diverged_in_evaluation(self, loss: float) -> DivergedError:
-        with NonFiniteLocator(self.network) as watch:
+        with NonFiniteLocator(self.network) as locator:
             self.evaluate("val")
-        layer, where = watch.first
+        layer, where = locator.first
         return DivergedError(f"validation loss {loss} after epoch {self.epoch}; {where}", epoch=self.epoch, layer=layer)
 
     @torch.no_grad()
@@ -239,16 +253,16 @@ class Trainer:
         meter = EvalMeter(len(self.data.classes), self.device)
         with ExitStack() as stack:
             if self.step.ema is not None:
-                stack.enter_context(self.step.ema.in_place())
+                stack.enter_context(self.step.ema.swapped_in())
             with self.step.autocast():
-                stack.enter_context(self.step.objective.rebuilt())  # once, not for every batch
+                stack.enter_context(self.step.objective.rebuilt_weights())  # once, not for every batch
             size = max(self.recipe.batch_size, 256)
             for images, labels, *_ in eval_batches(self.data, split, self.device, size, shard=self._shard):
                 with self.step.autocast():
                     logits = self.network(images)
                 meter.add(logits.float(), labels)
         if self.group is not None:
-            meter.add_up(self.group)
+            meter.sum_over_processes(self.group)
         return meter.read()
 
     def weights(self) -> dict[str, Tensor]:
@@ -282,9 +296,9 @@ class Trainer:
         self.step.load_state(state)
 
     def restart_average(self) -> None:
-        """Start the moving average anew, from the weights as they are; for weights that were set from outside."""
+        """Start the moving average from the present weights; to be called after they were set from outside."""
         if self.step.ema is not None:
-            self.step.ema.load({})
+            self.step.ema.restart()
 
 
 _VAL = ("loss", "error", "error_top5")

@@ -1,11 +1,11 @@
 """Weight decay of structured networks: plain, compression-scaled, or on the weights that factors stand for.
 
-Plain decay treats a factor as any parameter. Compression-scaled decay multiplies it by K/N (FACTS, "Compression-scaled
-weight decay"). Frobenius decay leaves the factors alone and penalises ||W||^2 of each weight W that they make up
-(Khodak et al. 2021, "Initialization and regularization of factorized neural layers"). A depthwise part that is no
-structured map, like every other parameter that is no factor, has plain decay throughout.
+Plain decay treats a factor as any parameter. Compression-scaled decay multiplies it by K/N: a Gaussian prior on the N
+dense weights keeps its total variance when K parameters stand for them. Frobenius decay leaves the factors alone and
+penalises ||W||^2 of each weight W that they make up (Khodak et al. 2021, "Initialization and regularization of
+factorized neural layers"). All other parameters have plain decay throughout, depthwise convolutions included.
 
-Letters: K parameters kept, N parameters replaced, I in-channels, O out-channels.
+Letters: K parameters of the structured form, N parameters that it replaces, I in-channels, O out-channels.
 """
 
 from __future__ import annotations
@@ -22,33 +22,48 @@ from lowrank.training.recipe import Recipe
 
 
 def factor_decays(network: nn.Module, recipe: Recipe, decay_ratio: float) -> dict[int, float]:
-    """The optimizer's decay of each factor, by the parameter's id."""
+    """Compute the weight decay that the optimizer applies to each factor.
+
+    Args:
+        network: is not changed.
+        recipe: has the kind, scope and strength of the decay.
+        decay_ratio: K / N of the whole network, for the scope "network".
+
+    Returns:
+        Decays by the parameter's id; 0 under Frobenius decay, which is no part of the optimizer.
+    """
     factors = [id(factor) for factor in factor_parameters(network)]
     if recipe.decay == "frobenius":
         return dict.fromkeys(factors, 0.0)
     ratios = dict.fromkeys(factors, decay_ratio if recipe.decay == "scaled" else 1.0)
-    if recipe.decay_scope == "layer":  # which a recipe only says where it scales
+    if recipe.decay_scope == "layer":  # a valid recipe has it only with decay "scaled"
         ratios = layer_ratios(network)
     return {factor: recipe.weight_decay * recipe.decay_multiplier * ratios[factor] for factor in factors}
 
 
 def layer_ratios(network: nn.Module) -> dict[int, float]:
-    """K / N of the layer that each factor belongs to, by the parameter's id; biases are left out on both sides.
+    """Compute K / N of the layer that each factor belongs to, without biases.
 
-    K is all of the layer's weights, a depthwise part included. N is the convolution or linear map that it replaced,
-    or, in a network published as separable (DARTS), its separable form.
+    K counts all of the layer's weights, a depthwise part included. N counts those of the convolution or linear map that
+    it replaces or, in a network published as separable (DARTS), of its separable form.
+
+    Args:
+        network: is not changed.
+
+    Returns:
+        Ratios by the parameter's id.
     """
     separable = getattr(network, "base", "dense") == "separable"
     ratios = {}
     for layer in _layers(network):
-        kept = sum(value.numel() for name, value in layer.named_parameters() if name.rpartition(".")[2] != "bias")
-        ratio = kept / _replaced(layer, separable)
+        params = sum(value.numel() for name, value in layer.named_parameters() if name.rpartition(".")[2] != "bias")
+        ratio = params / _replaced(layer, separable)
         ratios.update({id(factor): ratio for factor in factor_parameters(layer)})
     return ratios
 
 
 def _layers(network: nn.Module) -> Iterator[SeparableConv2d | StructuredMap | KernelChain]:
-    """Each outermost structured layer once."""
+    """Yield each outermost structured layer once."""
     inside: set[int] = set()
     for module in network.modules():
         if isinstance(module, SeparableConv2d | StructuredMap | KernelChain) and id(module) not in inside:
@@ -57,7 +72,7 @@ def _layers(network: nn.Module) -> Iterator[SeparableConv2d | StructuredMap | Ke
 
 
 def _replaced(layer: SeparableConv2d | StructuredMap | KernelChain, separable: bool) -> int:
-    """N of one layer."""
+    """Compute N of one layer."""
     if isinstance(layer, KernelChain):
         return prod(layer.weight_shape)
     first, last = (layer.depthwise, layer.pointwise) if isinstance(layer, SeparableConv2d) else (layer, layer)
@@ -69,20 +84,28 @@ def _replaced(layer: SeparableConv2d | StructuredMap | KernelChain, separable: b
 
 
 def penalised_maps(network: nn.Module, recipe: Recipe) -> list[StructuredMap]:
-    """The maps whose weights Frobenius decay penalises: those with factors in training; none under another decay.
+    """Find the maps whose weights Frobenius decay penalises.
 
-    A plain weight that happens to be a map needs no penalty: its plain decay is the same.
+    Args:
+        network: is not changed.
+        recipe: has the kind of decay.
+
+    Returns:
+        The maps with trained factors; none under another decay. A dense map needs no penalty: its plain decay is the
+        same.
     """
     if recipe.decay != "frobenius" or recipe.weight_decay == 0:
         return []
     maps = [module for module in network.modules() if isinstance(module, StructuredMap)]
-    return [each for each in maps if any(factor.requires_grad for factor in each.factors())]
+    return [layer for layer in maps if any(factor.requires_grad for factor in layer.factors())]
 
 
 def add_frobenius_gradient(maps: Sequence[StructuredMap], strength: float) -> None:
     """Add the gradient of strength / 2 * ||W||^2, for each map's W, to the gradients of its factors.
 
-    `strength` acts on a weight as torch's `weight_decay` acts on a parameter.
+    Args:
+        maps: from `penalised_maps`.
+        strength: acts on W as torch's `weight_decay` acts on a parameter.
     """
-    for each in maps:  # one at a time: what a map's norm keeps for its gradient is gone before the next
-        (strength / 2 * each.squared_norm()).backward()
+    for layer in maps:  # one backward pass for each: only one map's intermediate tensors are in memory at a time
+        (strength / 2 * layer.squared_norm()).backward()

@@ -1,0 +1,5 @@
+"""How one training step is run: plain, recorded as a CUDA graph, compiled, in a number format, by several processes.
+
+Entry point: `lowrank.training.engine.step.TrainStep`. Arrows: trainer -> cuda_graph -> step; only memory_probe, which
+measures whole trainers, imports lowrank.training.trainer.
+"""

@@ -1,8 +1,9 @@
 """Forward pass and loss of a network as one compiled function that all settings of its structured maps share.
 
-Rebuilt weights have one shape whatever the setting. So a network is copied without its factors, as a shell whose maps
-take their weight as an input; networks that differ in their factors alone have equal shells, and what is compiled for
-one serves them all: in this process by `compiled_forward_of`, in others by the compiler's own cache on disk.
+A rebuilt weight has the same shape whatever the factors are. So a network is copied without its factors, as a template
+whose maps take their weight as an input. Networks that differ in their factors alone have equal templates, and what is
+compiled for one serves them all: in this process through `compiled_forward_of`, in others through the compiler's own
+cache on disk.
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ from lowrank.layers.batched_rebuild import BatchedRebuild
 from lowrank.training.objective import Loss
 from lowrank.utils.locks import hold_lock
 
-MAX_COMPILED = 16  # compiled functions that a process keeps: one for each network, batch size and recipe's losses
-COMPILED_FOLDER = "lowrank_compiled"  # in the compiler's cache: what some process has compiled
+MAX_COMPILED = 16  # compiled functions that a process keeps: one for each network, batch size and loss
+COMPILED_FOLDER = "lowrank_compiled"  # in the compiler's cache: a file for each function that some process has compiled
 _KERNELS = Path(__file__).parents[2] / "kernels"
 
 _COMPILED: OrderedDict[object, CompiledForward] = OrderedDict()
@@ -40,134 +41,203 @@ _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_
 
 
 class NotCompilableError(Exception):
-    """Why a network has no trunk, in words."""
+    """A network cannot be compiled; the message says why."""
 
 
 class WeightInput(StructuredMap):
-    """Stands in the shell where a rebuilt map stood; its weight is an input of the trunk."""
+    """Replaces a rebuilt map in the template; its weight is an input of the compiled function.
 
-    def __init__(self, like: StructuredMap):
+    Args:
+        replaced: the map whose channels and geometry it takes.
+    """
+
+    def __init__(self, replaced: StructuredMap):
         super().__init__(
-            like.in_channels, like.out_channels, kernel=like.kernel, stride=like.stride, padding=like.padding,
-            dilation=like.dilation, groups=like.groups, bias=like.bias is not None,
+            replaced.in_channels, replaced.out_channels, kernel=replaced.kernel, stride=replaced.stride,
+            padding=replaced.padding, dilation=replaced.dilation, groups=replaced.groups,
+            bias=replaced.bias is not None,
         )  # fmt: skip
-        self.ready = nn.Parameter(torch.empty(self.weight_shape))
+        self.input_weight = nn.Parameter(torch.empty(self.weight_shape))
 
     def weight(self) -> Tensor:
-        return self.ready
+        """Return the weight that was passed in."""
+        return self.input_weight
 
     def init_factors(self, std: float, generator: torch.Generator | None) -> None:
+        """Refuse: the map has no factors."""
         raise NotImplementedError("the weight is an input")
 
     def fit_factors(self, dense: Tensor) -> None:
+        """Refuse: the map has no factors."""
         raise NotImplementedError("the weight is an input")
 
 
 class CompiledForward:
-    """One shell with its loss, compiled when it first runs.
+    """A template's forward pass with its loss, compiled when it first runs.
 
-    It keeps no tensor of the network that it was made from.
+    It holds no tensor of the network that it was made from.
+
+    Args:
+        template: from `make_template`.
+        loss: of the recipe.
+        taps: names of the modules whose attention maps the loss compares with a teacher's.
+        autocast: device type and format in which the network runs; None: float32.
+
+    Attributes:
+        names: the template's parameters and buffers, in the order in which a call takes them.
     """
 
-    def __init__(self, shell: nn.Module, loss: Loss, taps: Sequence[str], autocast: tuple[str, torch.dtype] | None):
-        self.shell, self._loss, self._like = shell, loss, (type(shell).__name__, loss, tuple(taps), autocast)
-        self.names = [name for name, _ in _tensors(shell)]
-        self._taps = Taps(shell, taps)
-        self._taps.__enter__()  # the shell is this trunk's own, so its taps listen for good
+    def __init__(self, template: nn.Module, loss: Loss, taps: Sequence[str], autocast: tuple[str, torch.dtype] | None):
+        self.template, self._loss = template, loss
+        self._key = (type(template).__name__, loss, tuple(taps), autocast)
+        self.names = [name for name, _ in _tensors(template)]
+        self._taps = Taps(template, taps)
+        self._taps.__enter__()  # never left: nothing else uses the template
         self._autocast: Callable[[], Any] = (lambda: torch.autocast(*autocast)) if autocast else nullcontext
         self._run = torch.compile(self._losses, fullgraph=True, dynamic=False, backend=compile_graph)
 
     def digest(self, images: Tensor) -> str:
-        """Names what is compiled for batches like `images`: equal for what other processes find on disk, as a hint."""
+        """Name what is compiled for batches like `images`.
+
+        Equal digests mean that the compiler's cache on disk very likely holds the code already.
+
+        Args:
+            images: (B, C, H, W).
+
+        Returns:
+            32 hexadecimal digits.
+        """
         kernels = [path.read_bytes() for path in sorted(_KERNELS.glob("*.py"))]
-        card = torch.cuda.get_device_name(images.device) if images.is_cuda else platform.machine()
-        tensors = [(name, each.shape, each.dtype, each.requires_grad) for name, each in _tensors(self.shell)]
-        about = (torch.__version__, card, tensors, images.shape, images.dtype, self._like, kernels)
-        return hashlib.sha256(repr(about).encode()).hexdigest()[:32]
+        machine = torch.cuda.get_device_name(images.device) if images.is_cuda else platform.machine()
+        tensors = [(name, tensor.shape, tensor.dtype, tensor.requires_grad) for name, tensor in _tensors(self.template)]
+        parts = (torch.__version__, machine, tensors, images.shape, images.dtype, self._key, kernels)
+        return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
 
     def _losses(
-        self, tensors: list[Tensor], images: Tensor, labels: Tensor, said: list[Tensor]
+        self, tensors: list[Tensor], images: Tensor, labels: Tensor, signal_tensors: list[Tensor]
     ) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
         with self._autocast():
-            output = functional_call(self.shell, dict(zip(self.names, tensors, strict=True)), (images,))
-        signals = Signals(said[0], tuple(said[1:])) if said else None
+            output = functional_call(self.template, dict(zip(self.names, tensors, strict=True)), (images,))
+        signals = Signals(signal_tensors[0], tuple(signal_tensors[1:])) if signal_tensors else None
         return self._loss(output, labels, signals, self._taps.take())
 
     def __call__(
         self, tensors: list[Tensor], images: Tensor, labels: Tensor, signals: Signals | None
     ) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
-        """Logits, the loss and its parts, as `Loss` says; statistics among `tensors` are updated in place.
+        """Run the forward pass and the loss; statistics of norms among `tensors` are updated in place.
 
         Args:
-            tensors: the shell's parameters and buffers, in the order of `names`.
-            images: views (B, C, H, W).
+            tensors: the template's parameters and buffers, in the order of `names`.
+            images: (B, C, H, W).
             labels: int64 (B,).
-            signals: what the teacher says about them.
+            signals: the teacher's, for these images.
+
+        Returns:
+            Logits (B, K), the loss to minimise, and its parts: see Loss.__call__.
         """
         limits = torch._dynamo.config.patch(recompile_limit=MAX_COMPILED, fail_on_recompile_limit_hit=True)
         with limits, warnings.catch_warnings():
-            # Tracing looks whether inputs have gradients; handed weights have none of their own
+            # Tracing reads `.grad` of the inputs; weights that were passed in are no leaves and have none
             warnings.filterwarnings("ignore", message="The .grad attribute of a Tensor that is not a leaf")
             return self._run(tensors, images, labels, [] if signals is None else signals.tensors)
 
 
 class PassWeights(torch.autograd.Function):
-    """Weights as plain tensors of their own, neither views nor of some stream's making: compiled once for all."""
+    """The identity, without view and CUDA-stream metadata.
+
+    So `torch.compile` does not specialise (and compile again) on how a weight was made.
+    """
 
     @staticmethod
     def forward(ctx: Any, *weights: Tensor) -> tuple[Tensor, ...]:
+        """Return the same values as plain tensors."""
         return tuple(weight.detach() for weight in weights)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, ...]:
+        """Return the gradients unchanged."""
         return gradients
 
 
 class CompiledObjective:
-    """One network's forward pass and loss by way of a trunk: its weights rebuilt together, then handed over."""
+    """The compiled form of one network's `Objective`: weights are rebuilt together, then passed to the template."""
 
     def __init__(self, network: nn.Module, loss: Loss, taps: Sequence[str], autocast: tuple[str, torch.dtype] | None):
-        """Raises NotCompilableError for a network that has no trunk, and where the machine cannot compile."""
-        missing = compile_obstacle(next(network.parameters()).device)
-        if missing is not None:
-            raise NotCompilableError(missing)
+        """Find or make the compiled function; nothing is compiled before the first call.
+
+        Args:
+            network: on its device.
+            loss: of the recipe.
+            taps: names of the modules whose attention maps the loss compares with a teacher's.
+            autocast: device type and format in which the network runs; None: float32.
+
+        Raises:
+            NotCompilableError: this machine cannot compile, or a module of the network has hooks.
+        """
+        obstacle = compile_obstacle(next(network.parameters()).device)
+        if obstacle is not None:
+            raise NotCompilableError(obstacle)
         self._rebuild = BatchedRebuild(network, include_all=True)
-        self.trunk = compiled_forward_of(network, self._rebuild, loss, taps, autocast)
-        own = dict(_tensors(network))
-        places = {id(each): place for place, each in enumerate(self._rebuild.maps)}
-        ready = {f"{name}.ready": places[id(module)] for name, module in network.named_modules()
-                 if id(module) in places}  # fmt: skip
+        self.compiled = compiled_forward_of(network, self._rebuild, loss, taps, autocast)
+        tensors = dict(_tensors(network))
+        indices = {id(module): index for index, module in enumerate(self._rebuild.maps)}
+        rebuilt = {
+            f"{name}.input_weight": indices[id(module)]
+            for name, module in network.named_modules()
+            if id(module) in indices
+        }
         self._sources: list[Tensor | int] = [
-            ready[name] if name in ready else own[name] for name in self.trunk.names
-        ]  # fmt: skip
+            rebuilt[name] if name in rebuilt else tensors[name] for name in self.compiled.names
+        ]
 
     def __call__(
         self, images: Tensor, labels: Tensor, signals: Signals | None,
         autocast: Callable[[], Any] = nullcontext,
     ) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:  # fmt: skip
-        """As `Objective` does, of which this is the compiled form."""
+        """Give what `Objective.__call__` gives.
+
+        Args:
+            images: (B, C, H, W).
+            labels: int64 (B,).
+            signals: the teacher's, for these images.
+            autocast: the precision in which weights are rebuilt.
+
+        Returns:
+            Logits (B, K), the loss to minimise, and its parts.
+        """
         with autocast():
             weights = self._rebuild.weights()
-        handed = PassWeights.apply(*weights) if weights else ()
-        tensors = [handed[source] if isinstance(source, int) else source for source in self._sources]
-        return self.trunk(tensors, images, labels, signals)
+        passed = PassWeights.apply(*weights) if weights else ()
+        tensors = [passed[source] if isinstance(source, int) else source for source in self._sources]
+        return self.compiled(tensors, images, labels, signals)
 
 
 def compiled_forward_of(
-    network: nn.Module,
-    rebuild: BatchedRebuild,
-    loss: Loss,
-    taps: Sequence[str],
+    network: nn.Module, rebuild: BatchedRebuild, loss: Loss, taps: Sequence[str],
     autocast: tuple[str, torch.dtype] | None,
-) -> CompiledForward:
-    """The trunk for this network's shell, made once a process for shells that are equal."""
-    shell = make_template(network, rebuild)
-    about = description(shell)
-    key = (about, loss, tuple(taps), autocast, next(network.parameters()).device)
-    if about is None:
-        return CompiledForward(shell, loss, taps, autocast)
+) -> CompiledForward:  # fmt: skip
+    """Make the compiled function of a network, or take the one that this process made for an equal template.
+
+    Args:
+        network: on its device.
+        rebuild: of all maps of `network`.
+        loss: of the recipe.
+        taps: names of the modules whose attention maps the loss compares with a teacher's.
+        autocast: device type and format in which the network runs; None: float32.
+
+    Returns:
+        The function; the last MAX_COMPILED are kept. A template that cannot be compared gets one of its own.
+
+    Raises:
+        NotCompilableError: a module of the network has hooks.
+    """
+    template = make_template(network, rebuild)
+    described = describe(template)
+    if described is None:
+        return CompiledForward(template, loss, taps, autocast)
+    key = (described, loss, tuple(taps), autocast, next(network.parameters()).device)
     if key not in _COMPILED:
-        _COMPILED[key] = CompiledForward(shell, loss, taps, autocast)
+        _COMPILED[key] = CompiledForward(template, loss, taps, autocast)
     _COMPILED.move_to_end(key)
     while len(_COMPILED) > MAX_COMPILED:
         _COMPILED.popitem(last=False)
@@ -175,10 +245,21 @@ def compiled_forward_of(
 
 
 def make_template(network: nn.Module, rebuild: BatchedRebuild) -> nn.Module:
-    """A copy of `network` without memory, its rebuilt maps replaced; raises NotCompilableError where hooks listen."""
+    """Copy a network without its data, with a `WeightInput` for each rebuilt map.
+
+    Args:
+        network: is not changed.
+        rebuild: its maps are replaced.
+
+    Returns:
+        The copy; its tensors are on the device "meta".
+
+    Raises:
+        NotCompilableError: a module of the network has hooks.
+    """
     hooked = next((name for name, module in network.named_modules() if any(getattr(module, h) for h in _HOOKS)), None)
     if hooked is not None:
-        raise NotCompilableError(f"something listens to its module `{hooked}`")
+        raise NotCompilableError(f"its module `{hooked}` has hooks")
     memo: dict[int, Any] = {}
     for module in network.modules():
         for parameter in module._parameters.values():
@@ -188,9 +269,9 @@ def make_template(network: nn.Module, rebuild: BatchedRebuild) -> nn.Module:
             if buffer is not None:
                 memo[id(buffer)] = buffer.to("meta")
     with torch.device("meta"):
-        memo.update({id(each): WeightInput(each).train(each.training) for each in rebuild.maps})
-    shell: nn.Module = copy.deepcopy(network, memo)
-    return shell
+        memo.update({id(module): WeightInput(module).train(module.training) for module in rebuild.maps})
+    template: nn.Module = copy.deepcopy(network, memo)
+    return template
 
 
 def _tensors(network: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -198,56 +279,69 @@ def _tensors(network: nn.Module) -> Iterator[tuple[str, Tensor]]:
     yield from network.named_buffers()
 
 
-def description(shell: nn.Module) -> object | None:
-    """All that two shells which are compiled alike have in common; None where that cannot be told."""
-    found: list[object] = []
-    for name, module in shell.named_modules(remove_duplicate=False):
-        found.append((name, type(module)))
-        for key, value in sorted(vars(module).items()):
-            if key in _INTERNAL:
+def describe(template: nn.Module) -> object | None:
+    """Collect all that decides how a template is compiled.
+
+    Args:
+        template: from `make_template`.
+
+    Returns:
+        A value that is equal for templates that are compiled alike; None if an attribute cannot be compared.
+    """
+    parts: list[object] = []
+    for name, module in template.named_modules(remove_duplicate=False):
+        parts.append((name, type(module)))
+        for attribute, value in sorted(vars(module).items()):
+            if attribute in _INTERNAL:
                 continue
-            known, plain = _plain(value)
-            if not known:
+            comparable, plain = _plain(value)
+            if not comparable:
                 return None
-            found.append((key, plain))
-    found += [(name, each.shape, each.stride(), each.dtype, each.requires_grad) for name, each in _tensors(shell)]
-    return tuple(found)
+            parts.append((attribute, plain))
+    parts += [
+        (name, tensor.shape, tensor.stride(), tensor.dtype, tensor.requires_grad) for name, tensor in _tensors(template)
+    ]
+    return tuple(parts)
 
 
 def _plain(value: Any) -> tuple[bool, object]:
-    """Whether a module's attribute can be compared, and as what."""
+    """Say whether a module's attribute can be compared, and give it as a hashable value."""
     if value is None or isinstance(value, bool | int | float | str | bytes | torch.dtype | type) or _is_function(value):
         return True, (type(value), value)
     if isinstance(value, dict):
         value = tuple(value.items())
     if isinstance(value, tuple | list):
         parts = [_plain(part) for part in value]
-        return all(known for known, _ in parts), (type(value), tuple(part for _, part in parts))
+        return all(comparable for comparable, _ in parts), (type(value), tuple(part for _, part in parts))
     return False, None
 
 
 def _is_function(value: Any) -> bool:
-    """A function without state of its own."""
+    """Say whether a value is a function that closes over nothing."""
     return isinstance(value, types.BuiltinFunctionType) or (
         isinstance(value, types.FunctionType) and value.__closure__ is None
     )
 
 
 @contextmanager
-def compile_once(what: str) -> Iterator[None]:
-    """Within, no other process of this machine compiles `what`: the first one works, the others find its code on disk.
+def compile_once(digest: str) -> Iterator[None]:
+    """Let one process of this machine at a time compile a function inside `with`.
 
-    Once it has been compiled there is nothing to wait for: all read its code side by side. See CompiledForward.digest.
+    The first process compiles, the others then find its code on disk. A function that has been compiled before is not
+    locked: all processes read its code side by side.
+
+    Args:
+        digest: from CompiledForward.digest.
     """
-    from torch._inductor.runtime.cache_dir_utils import cache_dir  # only paid for where something is compiled
+    from torch._inductor.runtime.cache_dir_utils import cache_dir  # imports the compiler, which most runs do not need
 
     folder = Path(cache_dir()) / COMPILED_FOLDER
-    done = folder / what
+    done = folder / digest
     if done.exists():
         yield
         return
     folder.mkdir(parents=True, exist_ok=True)
-    with hold_lock(folder / f"{what}.lock") as lock:
+    with hold_lock(folder / f"{digest}.lock") as lock:
         if done.exists():
             lock.release()
         yield

@@ -1,14 +1,15 @@
-"""Training steps on a GPU as replays of one recorded graph: no return to Python between kernels.
+"""Training steps on a GPU as replays of one recorded step (a CUDA graph): no return to Python between kernels.
 
-Three engines: `plain` is the loop as it stands in lowrank.training.trainer; `captured` replays it; `compiled` does
-the same
-with the forward pass, the loss and their backward pass compiled (lowrank.training.engine.compiled_forward), around
-which the rebuild of weights and the optimizer stay as they are.
+A recipe names one of three engines:
 
-A small student's eager step is bound by the launches of its kernels, not by the card. Here forward, backward and
-optimizer of one step are recorded once (a CUDA graph) on memory that stays, and replayed for every batch. What the
-step reads (images, labels, what a teacher says, the rate) is copied there first; what it says (losses, predictions) is
-read from there afterwards.
+* `plain`: the step of lowrank.training.engine.step, run as it is.
+* `captured`: the same step, recorded once and replayed for every batch.
+* `compiled`: likewise, with the forward pass, the loss and their backward pass compiled
+  (lowrank.training.engine.compiled_forward). The rebuild of weights and the optimizer stay as they are.
+
+The eager step of a small student is bound by kernel launches, not by the GPU's arithmetic. A recorded step reads its
+batch, the teacher's signals and the learning rates from buffers that stay at one address; they are copied there before
+each replay. Losses and errors are read from such buffers afterwards.
 """
 
 from __future__ import annotations
@@ -33,32 +34,47 @@ from lowrank.training.optimizer import LR_MULTIPLIER
 from lowrank.training.recipe import Engine, Recipe
 from lowrank.training.timers import COMPILE, PhaseTimers
 
-# Steps of a trial from which on compilation is worth it: ResNet-9's, once a network and machine, is paid back by three
-# such trials, as a study has them, or by one of 13,000 steps
+# A trial of this many steps is worth compiling: ResNet-9 is compiled once for each machine, and three such trials of a
+# study, or one of 13,000 steps, save as much time as that takes
 LONG_TRIAL_STEPS = 5000
-WARM_UP_STEPS = 3  # steps before recording: lazily made buffers and the search for the fastest kernels must be over
+WARM_UP_STEPS = 3  # before recording: buffers are made at the first step, and cuDNN tries its kernels
 
 
 _NOT_COMPILED = (NotCompilableError, TorchDynamoException, FailOnRecompileLimitHit)
-_WARNED: set[str] = set()  # by this process
+_WARNED: set[str] = set()  # reasons that this process has given
 
 
-def choose_engine(recipe: Recipe, steps: int, on_gpu: bool) -> Engine:
-    """How a trial of so many steps an epoch is stepped: what its recipe asks for, and what its `auto` means here."""
+def choose_engine(recipe: Recipe, steps_per_epoch: int, on_gpu: bool) -> Engine:
+    """Choose the engine of a trial.
+
+    Args:
+        recipe: its engine is taken, unless that is "auto".
+        steps_per_epoch: decides, with the recipe's epochs, whether `auto` compiles.
+        on_gpu: elsewhere `auto` is "plain".
+
+    Returns:
+        "compiled", "captured" or "plain".
+    """
     if recipe.engine != "auto":
         return recipe.engine
     if not on_gpu:
         return "plain"
-    return "compiled" if recipe.epochs * steps >= LONG_TRIAL_STEPS else "captured"
+    return "compiled" if recipe.epochs * steps_per_epoch >= LONG_TRIAL_STEPS else "captured"
 
 
 def make_captured_epoch(
     train_step: TrainStep, timers: PhaseTimers, notify: Callable[[str], None]
 ) -> CapturedEpoch | None:
-    """The steps of the engine that the trainer's recipe asks for; None for the plain loop.
+    """Make the engine that the recipe of a step asks for.
 
-    On a CPU nothing is recorded. float16 skips steps, which no recorded step can; nor is recorded what several
-    processes do together.
+    Args:
+        train_step: what is recorded.
+        timers: count the time of compiling and recording.
+        notify: is called with a warning if the step cannot be compiled.
+
+    Returns:
+        None for the plain engine. It is also taken for float16, whose skipped steps cannot be recorded, and for a
+        network that several processes train together.
     """
     on_gpu = train_step.device.type == "cuda"
     engine = choose_engine(train_step.recipe, train_step.steps_per_epoch, on_gpu)
@@ -68,15 +84,24 @@ def make_captured_epoch(
 
 
 class CapturedEpoch:
-    """One trainer's step; recorded at the first batch, and anew after `forget`.
+    """Takes the steps of an epoch by replaying one step, which is recorded at the first batch.
 
-    `record` False runs the very same step without a graph, which shows on a CPU that the two are one.
+    It is recorded anew when the shape of the batches changes or `TrainStep.load_state` has replaced tensors.
     """
 
     def __init__(
         self, train_step: TrainStep, timers: PhaseTimers, *, record: bool = True, compiled: bool = False,
         notify: Callable[[str], None] = warnings.warn,
     ):  # fmt: skip
+        """Prepare; nothing is recorded before the first step.
+
+        Args:
+            train_step: what is recorded.
+            timers: count the time of compiling and recording.
+            record: False runs the same step without a graph, so that a CPU can test it.
+            compiled: compile the forward pass and the loss, if that is possible.
+            notify: is called with a warning if it is not.
+        """
         self._train_step, self._timers, self._record, self._notify = train_step, timers, record, notify
         self._compiled = compiled
         self._reloads = train_step.reloads
@@ -88,26 +113,27 @@ class CapturedEpoch:
         self._norms = torch.empty(0)
         self._meter = TrainMeter(1, train_step.objective.names, train_step.device)
 
-    def forget(self) -> None:
-        """The next step is recorded anew: tensors of the trainer were replaced."""
-        self._graph = None
-        self._images = torch.empty(0)
-
     def step(self, step: int, batch: Batch, meter: TrainMeter) -> None:
-        """Train on `batch`; losses and errors go into `meter` as those of this epoch's `step`."""
+        """Train on one batch.
+
+        Args:
+            step: counts from 0 within the epoch.
+            batch: images, labels and indices.
+            meter: takes in losses and errors as those of `step`.
+        """
         images, labels, indices = batch
         signals = self._train_step.ask_teacher(images, indices)
         if self._images.shape != images.shape or self._reloads != self._train_step.reloads:
             with self._timers.timed(COMPILE):
                 self._prepare(images, labels, signals)
         self._fill(images, labels, signals)
-        self._set_rate(step)
+        self._set_learning_rates(step)
         if self._graph is None:
-            self._body()
+            self._run_step()
         else:
             self._graph.replay()
-        meter.take(step, self._meter)
-        self._train_step.gradient_meter.take(step, self._norms)
+        meter.copy_step(step, self._meter)
+        self._train_step.gradient_meter.add_norms(step, self._norms)
         self._train_step.after_update(step)
 
     def _fill(self, images: Tensor, labels: Tensor, signals: Signals | None) -> None:
@@ -116,14 +142,14 @@ class CapturedEpoch:
         if signals is not None and self._signals is not None:
             torch._foreach_copy_(self._signals.tensors, signals.tensors)
 
-    def _set_rate(self, step: int) -> None:
-        rate = self._train_step.rate(step)
+    def _set_learning_rates(self, step: int) -> None:
+        rate = self._train_step.learning_rate(step)
         for group, tensor in zip(self._train_step.optimizer.param_groups, self._rates, strict=True):
             tensor.fill_(rate * group[LR_MULTIPLIER])
 
     def _prepare(self, images: Tensor, labels: Tensor, signals: Signals | None) -> None:
-        """Lay out the memory for batches like this one and record the step; the trainer's state stays as it is."""
-        self.forget()
+        """Allocate the buffers for batches like this one, compile and record; the state of the training stays."""
+        self._graph = None
         self._reloads = self._train_step.reloads
         self._images, self._labels = torch.empty_like(images), labels.clone()
         self._signals = None if signals is None else signals.empty_like()
@@ -141,20 +167,20 @@ class CapturedEpoch:
 
     @contextmanager
     def _undone(self) -> Iterator[None]:
-        """What steps within do to the trainer is taken back."""
+        """Undo what steps inside `with` do to weights, momentum and the random generators."""
         device = self._train_step.device
-        kept = [(tensor, tensor.clone()) for tensor in self._train_step.live_tensors()]
+        copies = [(tensor, tensor.clone()) for tensor in self._train_step.live_tensors()]
         random = random_state(device)
         try:
             yield
         finally:
             with torch.no_grad():
-                for tensor, before in kept:
+                for tensor, before in copies:
                     tensor.copy_(before)
             set_random_state(random, device)
 
     def _compile(self) -> None:
-        """Have the compiled forward pass ready; where there can be none, say why and go on with the plain one."""
+        """Compile the forward pass and the loss; if that is not possible, warn and go on without."""
         train_step = self._train_step
         dtype = None if train_step.dtype is None else (train_step.device.type, train_step.dtype)
         objective = train_step.objective
@@ -162,8 +188,8 @@ class CapturedEpoch:
             taps = () if objective.taps is None else objective.taps.names
             forward = CompiledObjective(train_step.network, objective.loss, taps, dtype)
             self._forward = forward
-            with compile_once(forward.trunk.digest(self._images)), self._undone():
-                self._body()
+            with compile_once(forward.compiled.digest(self._images)), self._undone():
+                self._run_step()
         except (*_NOT_COMPILED, *kernel_errors()) as error:  # type: ignore[misc]  # all of them are exceptions
             self._compiled, self._forward = False, objective
             cause = getattr(error, "inner_exception", error)
@@ -173,7 +199,11 @@ class CapturedEpoch:
                 self._notify(f"training is not compiled, and so is slower: {reason}")
 
     def _make_momentum(self) -> None:
-        """Momentum from zeros is momentum from the first gradient; a recorded step cannot tell first from later."""
+        """Start momentum from zeros.
+
+        This gives the same numbers as torch's own start from the first gradient, and a recorded step cannot tell the
+        first step from later ones.
+        """
         optimizer = self._train_step.optimizer
         for group in optimizer.param_groups:
             for parameter in group["params"] if group["momentum"] > 0 else ():
@@ -182,19 +212,19 @@ class CapturedEpoch:
                     optimizer.state[parameter]["momentum_buffer"] = buffer
 
     def _record_step(self) -> None:
-        here, side = torch.cuda.current_stream(), torch.cuda.Stream()
-        side.wait_stream(here)
+        current, side = torch.cuda.current_stream(), torch.cuda.Stream()
+        side.wait_stream(current)
         with torch.cuda.stream(side):
             for _ in range(WARM_UP_STEPS):
-                self._body()
-        here.wait_stream(side)
+                self._run_step()
+        current.wait_stream(side)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
-            self._body()
+            self._run_step()
         self._graph = graph
 
-    def _body(self) -> None:
-        """One step from what lies in memory; the meter is of this step alone."""
+    def _run_step(self) -> None:
+        """Run one step on what is in the buffers; the meter then holds this step alone."""
         train_step = self._train_step
         self._meter.clear()
         train_step.backward(0, self._images, self._labels, self._signals, self._meter, self._forward)

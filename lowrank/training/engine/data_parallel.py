@@ -1,13 +1,13 @@
-"""One training shared by several processes, a card each, with the losses of one process at the same batch.
+"""Data-parallel training: several processes train one network, with the losses of one process at the same batch.
 
-Rank r of R takes the r-th of R equal slices of every batch (of every part of it, where the recipe cuts it into parts),
-of the very views that one process would draw. Gradients are averaged by torch's DistributedDataParallel. What looks at
-a whole batch still does: batch norms take their statistics, and dropped paths and units their random numbers, from the
-total batch; losses, errors and evaluations are summed over the ranks. So the ranks are one training, up to the order in
-which sums are made.
+Process i of n takes the i-th of n equal slices of every batch (of every micro-batch, where the recipe accumulates
+gradients), augmented just as one process would augment it. Torch's DistributedDataParallel averages the gradients.
+Modules that look at a whole batch look at the global one: batch norms take their statistics from it, dropout and
+dropped paths draw their random numbers for it. Losses, errors and evaluations are summed over the processes. So the
+numbers are those of one process, up to the order of summation.
 
-Functions that draw or normalise across images without a module (torch's functional dropout, say) cannot be seen here:
-each rank then draws for itself, from the same seed.
+Functions that draw or normalise across images without a module (torch's functional dropout, say) cannot be found here:
+each process then draws for its own images, from the same seed.
 """
 
 from __future__ import annotations
@@ -32,47 +32,76 @@ _DropoutNd = nn.modules.dropout._DropoutNd
 
 @dataclass(frozen=True)
 class DataParallelGroup:
-    """This process's place among `count` that train together; torch's default process group must be there."""
+    """This process's place in torch's default process group, which must exist.
+
+    Attributes:
+        index: of this process, from 0.
+        count: processes that train together.
+    """
 
     index: int
     count: int
 
-    def slice(self, parts: int) -> ProcessShard:
-        """What this process takes of every batch that is cut into `parts`."""
+    def shard(self, parts: int) -> ProcessShard:
+        """Describe what this process takes of every batch.
+
+        Args:
+            parts: micro-batches that a batch is cut into.
+
+        Returns:
+            The slice, for lowrank.data.train_batches and eval_batches.
+        """
         return ProcessShard(self.index, self.count, parts)
 
-    def add_up(self, *tensors: Tensor) -> None:
-        """Replace each tensor by its sum over all ranks, in place."""
+    def sum_in_place(self, *tensors: Tensor) -> None:
+        """Replace each tensor by its sum over all processes.
+
+        Args:
+            tensors: of the same shapes in every process.
+        """
         for tensor in tensors:
             dist.all_reduce(tensor)
 
-    def join(self, network: nn.Module) -> None:
-        """Make every module of `network` that looks at a whole batch look at the total one, in place.
+    def use_global_batch(self, network: nn.Module) -> None:
+        """Make every module of `network` that looks at a whole batch look at the global one, in place.
 
-        Raises InputError for a module whose random numbers cannot be drawn for the total batch.
+        Args:
+            network: its batch norms and dropouts are replaced.
+
+        Raises:
+            InputError: the random numbers of a module cannot be drawn for the global batch.
         """
-        joined: dict[nn.Module, nn.Module] = {}  # a module that stands in several places stays one
+        replacements: dict[nn.Module, nn.Module] = {}  # a module that is used in several places stays one
         for parent in list(network.modules()):
             for name, child in parent._modules.items():
                 if child is not None:
-                    joined[child] = joined[child] if child in joined else self._joined(child)
-                    parent._modules[name] = joined[child]
+                    if child not in replacements:
+                        replacements[child] = self._replacement(child)
+                    parent._modules[name] = replacements[child]
 
-    def _joined(self, module: nn.Module) -> nn.Module:
+    def _replacement(self, module: nn.Module) -> nn.Module:
         if isinstance(module, DropPath):
             module.shard = (self.index, self.count)
         elif isinstance(module, nn.Dropout):
             return GlobalDropout(module, self)
         elif isinstance(module, _DropoutNd):
-            raise InputError(f"{type(module).__name__} draws for the images of one process alone; a network that has "
-                             "it cannot be trained by several")  # fmt: skip
+            raise InputError(f"{type(module).__name__} draws random numbers for the images of one process alone; "
+                             "a network that has it cannot be trained by several")  # fmt: skip
         elif isinstance(module, _BatchNorm) and not isinstance(module, nn.SyncBatchNorm | GlobalBatchNorm):
-            on_card = next(module.parameters()).is_cuda if module.affine else torch.cuda.is_initialized()
-            return nn.SyncBatchNorm.convert_sync_batchnorm(module) if on_card else GlobalBatchNorm.of(module)
+            on_gpu = next(module.parameters()).is_cuda if module.affine else torch.cuda.is_initialized()
+            return nn.SyncBatchNorm.convert_sync_batchnorm(module) if on_gpu else GlobalBatchNorm.of(module)
         return module
 
     def wrap(self, network: nn.Module, *, unused: bool) -> DistributedDataParallel:
-        """`network` with gradients averaged over the ranks; `unused`: some parameters may take no part in a loss."""
+        """Wrap a network so that its gradients are averaged over the processes.
+
+        Args:
+            network: on its device.
+            unused: whether some parameters may take no part in a loss.
+
+        Returns:
+            The wrapper, which shares the parameters of `network`.
+        """
         device = next(network.parameters()).device
         return DistributedDataParallel(
             network, device_ids=[device] if device.type == "cuda" else None, find_unused_parameters=unused
@@ -80,12 +109,20 @@ class DataParallelGroup:
 
 
 def unsynchronised(network: nn.Module, on: bool) -> AbstractContextManager[Any]:
-    """With `on`, gradients of a wrapped network stay this rank's own until the next backward outside of it."""
+    """Keep gradients of a wrapped network local inside `with`; the next backward pass outside averages them all.
+
+    Args:
+        network: wrapped or not.
+        on: False does nothing.
+
+    Returns:
+        A context manager.
+    """
     return network.no_sync() if on and isinstance(network, DistributedDataParallel) else nullcontext()
 
 
 class _Sum(torch.autograd.Function):
-    """Sum over all ranks; its gradient is the sum of theirs."""
+    """The sum over all processes; its gradient is the sum of their gradients."""
 
     @staticmethod
     def forward(context: Any, value: Tensor) -> Tensor:
@@ -101,26 +138,29 @@ class _Sum(torch.autograd.Function):
 
 
 class GlobalBatchNorm(_BatchNorm):
-    """Batch norm over the images of all ranks, of which each has as many; torch's SyncBatchNorm is for cards alone."""
+    """Batch norm over the images of all processes, each of which has equally many; for CPUs.
+
+    On GPUs torch's SyncBatchNorm does this; it does not run on CPUs.
+    """
 
     @classmethod
     def of(cls, norm: _BatchNorm) -> GlobalBatchNorm:
-        """With the very parameters and statistics of `norm`."""
-        made = cls(norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
-        made.weight, made.bias = norm.weight, norm.bias
-        made.running_mean, made.running_var = norm.running_mean, norm.running_var
-        made.num_batches_tracked = norm.num_batches_tracked
-        made.train(norm.training)
-        return made
+        """Make one that shares the parameters and statistics of `norm`."""
+        global_norm = cls(norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
+        global_norm.weight, global_norm.bias = norm.weight, norm.bias
+        global_norm.running_mean, global_norm.running_var = norm.running_mean, norm.running_var
+        global_norm.num_batches_tracked = norm.num_batches_tracked
+        global_norm.train(norm.training)
+        return global_norm
 
-    def _check_input_dim(self, input: Tensor) -> None:  # whatever the norm that it stands for took
+    def _check_input_dim(self, input: Tensor) -> None:  # any shape that the replaced norm took
         pass
 
     def forward(self, input: Tensor) -> Tensor:
         """(B, C, ...) -> the same."""
         if not self.training:
-            found: Tensor = super().forward(input)
-            return found
+            output: Tensor = super().forward(input)
+            return output
         dims = [dim for dim in range(input.dim()) if dim != 1]
         shape = [1, -1] + [1] * (input.dim() - 2)
         x = input.float()
@@ -145,16 +185,22 @@ class GlobalBatchNorm(_BatchNorm):
 
 
 class GlobalDropout(nn.Dropout):
-    """Dropout whose mask is this rank's slice of the one that a single process would draw."""
+    """Dropout whose mask is this process's slice of the mask that a single process would draw.
 
-    def __init__(self, dropout: nn.Dropout, ranks: DataParallelGroup):
-        super().__init__(dropout.p)  # never in place: the mask is drawn apart
-        self._ranks = ranks
+    Args:
+        dropout: the module that it replaces.
+        group: says which slice.
+    """
+
+    def __init__(self, dropout: nn.Dropout, group: DataParallelGroup):
+        super().__init__(dropout.p)  # not in place: the mask is drawn from another tensor
+        self._group = group
         self.train(dropout.training)
 
     def forward(self, input: Tensor) -> Tensor:
         """(B, ...) -> the same."""
         if not self.training or self.p == 0:
             return input
-        total = torch.ones_like(torch.cat([input.detach()] * self._ranks.count))  # numbers are drawn in memory's order
-        return input * functional.dropout(total, self.p).chunk(self._ranks.count)[self._ranks.index]
+        # Random numbers are drawn in memory order, so the global batch needs the strides of this one
+        ones = torch.ones_like(torch.cat([input.detach()] * self._group.count))
+        return input * functional.dropout(ones, self.p).chunk(self._group.count)[self._group.index]

@@ -15,41 +15,77 @@ from torch import Tensor
 from lowrank.training.recipe import Recipe
 
 START_SCALE = 2.0**16
-MIN_SCALE = 1.0  # a gradient that overflows without any scale is the training's fault, not the format's
+MIN_SCALE = 1.0  # a gradient that overflows at this scale would overflow in float32 too
 GROWTH_STEPS = 2000  # steps without overflow after which the scale is doubled
 
 
 def working_dtype(recipe: Recipe, device: torch.device) -> torch.dtype | None:
-    """The format that networks run in under autocast; None: float32 throughout. Parameters are float32 always."""
+    """Choose the format that networks run in under autocast; parameters are always float32.
+
+    Args:
+        recipe: its precision is taken, unless that is "auto".
+        device: "auto" is bfloat16 on a GPU, float32 on a CPU.
+
+    Returns:
+        None for float32, which needs no autocast.
+    """
     if recipe.precision == "auto":
         return torch.bfloat16 if device.type == "cuda" else None
     return {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}[recipe.precision]
 
 
 def autocast(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager[Any]:
-    """The context in which a network runs in `dtype`."""
+    """Make a network run in a format inside `with`.
+
+    Args:
+        device: of the network.
+        dtype: None for float32.
+
+    Returns:
+        A context manager.
+    """
     return nullcontext() if dtype is None else torch.autocast(device.type, dtype)
 
 
 class LossScaler:
     """Dynamic loss scaling: halved by an overflow, whose step is skipped, doubled after GROWTH_STEPS without one.
 
-    Never below MIN_SCALE; a step that overflows there is `collapsed`.
+    Never below MIN_SCALE; a step that overflows there has collapsed.
     Source: Micikevicius et al. 2018, "Mixed precision training".
+
+    Torch's GradScaler makes the same updates without a lower bound, so it cannot say when a step has collapsed. Its
+    `state_dict` waits for the device and gives Python numbers; checkpoints hold the tensors `scale.scale` and
+    `scale.growth`.
+
+    Args:
+        device: of the network.
+
+    Attributes:
+        scale: (1,), what the loss is multiplied by.
+        growth: int32 (1,), steps since the scale last changed.
+        overflow: (1,), 1 where the last step's gradients overflowed, else 0.
+        skipped: (1,), steps that were skipped since the owner last set it to zero.
     """
 
     def __init__(self, device: torch.device):
         self.scale = torch.full((1,), START_SCALE, device=device)
-        self.growth = torch.zeros((1,), dtype=torch.int32, device=device)  # steps since the last change
-        self.overflow = torch.zeros((1,), device=device)  # 1 where the last step's gradients overflowed
-        self.skipped = torch.zeros((1,), device=device)  # steps of this epoch
+        self.growth = torch.zeros((1,), dtype=torch.int32, device=device)
+        self.overflow = torch.zeros((1,), device=device)
+        self.skipped = torch.zeros((1,), device=device)
 
     def scaled(self, loss: Tensor) -> Tensor:
-        """The loss to go backward from."""
+        """Multiply a loss by the scale, for the backward pass."""
         return loss * self.scale[0]
 
     def unscale(self, gradients: Iterable[Tensor]) -> Tensor:
-        """Divide gradients in place. Returns whether the training has collapsed: 1 or 0, of shape (1,)."""
+        """Divide gradients by the scale, in place.
+
+        Args:
+            gradients: of every parameter that has one.
+
+        Returns:
+            (1,): 1 if the step has collapsed, else 0.
+        """
         self.overflow.zero_()
         torch._amp_foreach_non_finite_check_and_unscale_(list(gradients), self.overflow, self.scale.reciprocal())
         self.skipped += self.overflow
@@ -61,10 +97,10 @@ class LossScaler:
         self.scale.clamp_(min=MIN_SCALE)
 
     def state(self) -> dict[str, Tensor]:
-        """What the next step depends on."""
+        """Copy what the next step depends on."""
         return {"scale": self.scale.clone(), "growth": self.growth.clone()}
 
     def load(self, state: Mapping[str, Tensor]) -> None:
-        """Take up a state."""
+        """Go on from a `state`."""
         self.scale.copy_(state["scale"])
         self.growth.copy_(state["growth"])

@@ -29,9 +29,8 @@ class TrainStep:
     """Forward pass, backward pass and update of one network on one batch.
 
     Attributes:
-        epoch: epochs done; whoever runs the loop counts it up.
+        epoch: epochs done; the loop around the steps counts it up.
         steps_per_epoch: how many batches an epoch has.
-        cache_epoch: the number that this epoch's augmentations are drawn with, which also selects a teacher's signals.
         collapsed: (steps_per_epoch,), 1 for a step of this epoch that overflowed at float16's least loss scale.
         reloads: how often `load_state` has replaced tensors. What holds on to the old ones must then be made anew.
     """
@@ -66,6 +65,7 @@ class TrainStep:
 
     @property
     def cache_epoch(self) -> int:
+        """The number that this epoch's augmentations are drawn with, which also selects the teacher's signals."""
         return self.epoch if self._cache_epochs is None else self.epoch % self._cache_epochs
 
     def begin_epoch(self) -> None:
@@ -73,11 +73,25 @@ class TrainStep:
         self.collapsed = torch.zeros(self.steps_per_epoch, device=self.device)
 
     def ask_teacher(self, images: Tensor, indices: Tensor) -> Signals | None:
-        """Get the teacher's signals for this epoch's augmentations of images `indices` (B,); None without a teacher."""
-        return self.objective.ask(images, indices, self.cache_epoch)
+        """Get what the teacher says about a batch.
+
+        Args:
+            images: augmented, (B, C, H, W).
+            indices: global indices of the images, (B,).
+
+        Returns:
+            Its logits and attention maps; None without a teacher.
+        """
+        return self.objective.teacher_signals(images, indices, self.cache_epoch)
 
     def compute_gradients(self, step: int, batch: Batch, meter: TrainMeter) -> None:
-        """Ask the teacher about a batch and run `backward` on it."""
+        """Get the teacher's signals for a batch and run `backward` on it.
+
+        Args:
+            step: counts from 0 within the epoch.
+            batch: images, labels and indices.
+            meter: takes in losses and errors as those of `step`.
+        """
         images, labels, indices = batch
         self.backward(step, images, labels, self.ask_teacher(images, indices), meter)
 
@@ -109,11 +123,15 @@ class TrainStep:
                 (scaled if self.scaler is None else self.scaler.scaled(scaled)).backward()
             meter.add(step, share, logits.detach(), labels_part, loss.detach(), [part.detach() for part in losses])
         if self.group is not None:
-            meter.add_up(step, self.group)
+            meter.sum_over_processes(step, self.group)
 
     def update(self, step: int) -> None:
-        """Change the weights by the gradients of this epoch's `step`."""
-        set_lr(self.optimizer, self.rate(step))
+        """Change the weights by the gradients that `compute_gradients` has left.
+
+        Args:
+            step: counts from 0 within the epoch.
+        """
+        set_lr(self.optimizer, self.learning_rate(step))
         if self.scaler is not None:
             gradients = [parameter.grad for parameter in self.network.parameters() if parameter.grad is not None]
             self.collapsed[step] = self.scaler.unscale(gradients)[0]
@@ -124,8 +142,15 @@ class TrainStep:
             self.scaler.update()
         self.after_update(step)
 
-    def rate(self, step: int) -> float:
-        """Get the learning rate of this epoch's `step`, before the multipliers of parameter groups."""
+    def learning_rate(self, step: int) -> float:
+        """Compute the learning rate of a step, before the multipliers of parameter groups.
+
+        Args:
+            step: counts from 0 within the epoch.
+
+        Returns:
+            The recipe's rate times its schedule.
+        """
         done = self.epoch * self.steps_per_epoch + step
         return self.recipe.lr * lr_factor(self.recipe, done / (self.recipe.epochs * self.steps_per_epoch))
 
@@ -184,7 +209,8 @@ class TrainStep:
                 buffer = torch.empty_like(parameter, requires_grad=False)
                 self.optimizer.state[parameter]["momentum_buffer"] = buffer.copy_(momenta[name])
         if self.ema is not None:
-            self.ema.load(_under(state, "average"))
+            average = _under(state, "average")
+            self.ema.load(average) if average else self.ema.restart()
         if self.scaler is not None and "scale.scale" in state:
             self.scaler.load(_under(state, "scale"))
         self.epoch = int(state["epoch"])

@@ -144,7 +144,7 @@ def test_two_cards_have_the_losses_of_one(precision, tolerance):
 def test_a_batch_norm_of_one_process_becomes_one_of_all_with_the_same_tensors():
     network = make_network(NetworkSettings(width=0.125), (1, 8, 8), 10)
     before = network.state_dict(keep_vars=True)
-    DataParallelGroup(0, 2).join(network)
+    DataParallelGroup(0, 2).use_global_batch(network)
     after = network.state_dict(keep_vars=True)
     assert list(before) == list(after)
     assert all(after[name] is tensor for name, tensor in before.items())
@@ -155,8 +155,8 @@ def test_a_batch_norm_of_one_process_becomes_one_of_all_with_the_same_tensors():
 
 
 def test_what_draws_for_one_process_alone_is_refused():
-    with pytest.raises(InputError, match="Dropout2d draws for the images of one process alone"):
-        DataParallelGroup(0, 2).join(nn.Sequential(nn.Dropout2d()))
+    with pytest.raises(InputError, match="Dropout2d draws random numbers for the images of one process alone"):
+        DataParallelGroup(0, 2).use_global_batch(nn.Sequential(nn.Dropout2d()))
 
 
 def test_slices_of_parts_make_up_the_batch():

@@ -37,7 +37,7 @@ def test_the_parts_of_a_step_are_those_of_the_formulas():
     run, teacher = small_trainer(RECIPE, teacher=small_teacher()), small_teacher()
     images, labels, indices = next(run.batches())
     run.network.train()
-    logits, _, parts = run.step.objective(images, labels, run.step.objective.ask(images, indices, 0))
+    logits, _, parts = run.step.objective(images, labels, run.step.objective.teacher_signals(images, indices, 0))
     said = teacher.signals(images, indices, 0)
     with torch.no_grad():
         activation, maps = images, []

@@ -69,7 +69,7 @@ def test_a_multiplier_moves_its_own_parameters_alone_at_the_first_step():
 
 def test_a_head_that_cannot_be_told_is_an_error():
     network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten())
-    with pytest.raises(InputError, match="tell the head by its 10 outputs, but Sequential has no such layer"):
+    with pytest.raises(InputError, match="need a head, a layer with 10 outputs, but Sequential has no such layer"):
         parameter_groups(network, Recipe(head_lr=2), 1.0, 10)
 
 

@@ -65,7 +65,7 @@ def test_a_skipped_first_step_changes_nothing_and_spoils_no_momentum():
     before = {name: value.clone() for name, value in run.network.named_parameters()}
     for parameter in run.network.parameters():
         parameter.grad = torch.full_like(parameter, math.inf)
-    run._guard.begin()
+    run.step.begin_epoch()
     run.step.update(0)
     for name, parameter in run.network.named_parameters():
         assert torch.equal(parameter, before[name]), name

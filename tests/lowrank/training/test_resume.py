@@ -136,7 +136,7 @@ def test_the_average_by_hand():
     assert average.tensors["weight"].item() == pytest.approx(0.9)
     average.update(1)  # d = 0.15, not 2 / 11
     assert average.tensors["weight"].item() == pytest.approx(0.15 * 0.9 + 0.85)
-    with average.in_place():
+    with average.swapped_in():
         assert layer.weight.item() == pytest.approx(average.tensors["weight"].item())
     assert layer.weight.item() == 1.0
 
