@@ -73,7 +73,8 @@ def trace_plan(
     """
     run = _Run(network, image_shape)
     rules = _Rules(
-        (*getattr(network, "kept", ()), *keep), ("*",) if linear else tuple(getattr(network, "linear_maps", ())),
+        (*getattr(network, "never_substituted", ()), *keep),
+        ("*",) if linear else tuple(getattr(network, "linear_maps", ())),
         stem=next((name for name in run.areas if isinstance(network.get_submodule(name), nn.Conv2d)), None),
     )  # fmt: skip
     sites, wholes, other = _sorted(network, run, rules)

@@ -1,7 +1,10 @@
-"""A model in one safetensors file: its tensors, and beside them as JSON what it takes to build it again.
+"""A model in one safetensors file: its tensors, and as JSON metadata the specification that builds it.
 
-Reading runs no code from the file. The network is named, never stored, so a name of the user's own code in a file is
-only followed when the caller gives the same name.
+A merged model is stored as plain convolutions with the specification of the structured model that it was merged from;
+reading builds that model, merges it and loads the tensors.
+
+Reading runs no code from the file. The network is named, never stored, so a name of the user's code in a file is only
+imported when the caller gives the same name.
 """
 
 from __future__ import annotations
@@ -29,7 +32,7 @@ from lowrank.networks.registry import NetworkSettings
 from lowrank.utils.text import last_line
 from lowrank.utils.validation import validate_model
 
-METADATA = "lowrank_model"  # the one key of the file's metadata
+METADATA = "lowrank_model"  # the key of the specification in the file's metadata
 FORM = "lowrank_merged"  # a second key, in the file of a merged model
 COMBINED, APART = "combined", "apart"  # K x K convolutions, or depthwise and pointwise ones
 VERSION = 1
@@ -37,7 +40,7 @@ VERSION = 1
 Size = Annotated[int, Field(ge=1, le=1_000_000)]
 
 
-class _Shared(BaseModel):
+class _Allocation(BaseModel):
     """The method of each group of layers; checked by the network's own groups and the methods' own classes."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
@@ -45,38 +48,46 @@ class _Shared(BaseModel):
     methods: dict[str, dict[str, Any]]
 
 
-class _About(BaseModel):
-    """What the file says of itself; `method` is checked by the method's own class."""
+class _Metadata(BaseModel):
+    """The specification as the file has it; `method` is checked by the method's own class."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
     version: int
     network: dict[str, Any]
     method: dict[str, Any]
-    allocation: _Shared | None = None  # of a budget that is not shared evenly: see lowrank.compression.allocation
+    allocation: _Allocation | None = None  # of a budget that is not shared evenly: see lowrank.compression.allocation
     image_shape: list[Size] = Field(min_length=3, max_length=3)
     classes: Size
 
 
 class ModelSpecification(BaseModel):
-    """Which network, with which method in its substituted sites, for which images (C, H, W) and how many classes."""
+    """Everything that it takes to build a model.
+
+    Attributes:
+        network: the dense network.
+        method: of the substituted sites.
+        image_shape: (C, H, W).
+        classes: number of classes.
+        allocation: where layers differ in size, in the form that `NetworkPlan.sized` takes.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
     network: NetworkSettings
     method: Method
     image_shape: tuple[Size, Size, Size]
     classes: Size
-    allocation: dict[str, Any] | None = None  # where layers differ in size, in the form of `NetworkPlan.sized`
+    allocation: dict[str, Any] | None = None
 
     def plan(self) -> NetworkPlan:
-        """The network's sites, for these images and classes."""
+        """Return the sites of the network, for these images and classes."""
         return network_plan(self.network, self.image_shape, self.classes)
 
     def sized(self, plan: NetworkPlan) -> SizedMethod:
-        """What stands in the sites; raises InputError for an allocation that is none."""
+        """Return the method of each site; raises InputError for an invalid allocation."""
         return plan.sized(self.method.model_dump(), self.allocation)
 
     def params(self) -> int:
-        """Exact parameters of the model, an auxiliary head left out; raises InfeasibleError where there can be none."""
+        """Count the parameters without an auxiliary head; raises InfeasibleError if the model cannot be built."""
         plan = self.plan()
         sized = self.sized(plan)
         reason = plan.infeasible(sized)
@@ -85,21 +96,21 @@ class ModelSpecification(BaseModel):
         return plan.params(sized)
 
     def mult_adds(self) -> int:
-        """Mult-adds for one image, as the method charges them (a rebuilt map as the dense one)."""
+        """Count the mult-adds for one image, as the method counts them (a rebuilt map as the dense one)."""
         plan = self.plan()
         return plan.mult_adds(self.sized(plan))
 
     def metadata(self) -> dict[str, str]:
-        """What a file's metadata say of such a model."""
-        about = _About(
+        """Return the metadata of a file with such a model."""
+        content = _Metadata(
             version=VERSION, network=self.network.model_dump(mode="json"), method=self.method.model_dump(mode="json"),
-            allocation=_Shared(**self.allocation) if self.allocation else None, classes=self.classes,
+            allocation=_Allocation(**self.allocation) if self.allocation else None, classes=self.classes,
             image_shape=list(self.image_shape),
         )  # fmt: skip
-        return {METADATA: about.model_dump_json(exclude=None if self.allocation else {"allocation"})}
+        return {METADATA: content.model_dump_json(exclude=None if self.allocation else {"allocation"})}
 
     def build(self) -> nn.Module:
-        """The model, started from scratch; trained weights that the settings name are not fetched."""
+        """Build the model with initial weights; trained weights that the settings name are not downloaded."""
         settings = self.network.model_copy(update={"weights": None})
         plan = network_plan(settings, self.image_shape, self.classes)
         return build_student(settings, plan, self.sized(plan), self.image_shape, self.classes, seed=0)
@@ -114,40 +125,61 @@ def save_model(
     image_shape: ImageShape,
     classes: int,
 ) -> None:
-    """Write a model that these settings describe, atomically.
+    """Write a model and the settings that describe it, atomically.
 
-    Raises InputError when the model has another number of parameters than they say (one that was merged since, for
-    example), OSError when the file cannot be written.
+    Args:
+        path: the file.
+        model: as `build_student` makes it.
+        network: the dense network.
+        method: of the substituted sites.
+        image_shape: (C, H, W).
+        classes: number of classes.
+
+    Raises:
+        InputError: the model has another number of parameters than the settings say, for example a merged one.
+        OSError: the file cannot be written.
     """
-    about = network_plan(network, image_shape, classes).settings(method)
-    found = ModelSpecification(
-        network=network, method=make_method(about["method"]), allocation=about.get("allocation"),
+    settings = network_plan(network, image_shape, classes).settings(method)
+    specification = ModelSpecification(
+        network=network, method=make_method(settings["method"]), allocation=settings.get("allocation"),
         image_shape=image_shape, classes=classes,
     )  # fmt: skip
-    own = sum(value.numel() for name, value in model.named_parameters() if not name.startswith(f"{AUXILIARY}."))
-    if own != found.params():
-        raise InputError(f"the settings describe a model of {found.params():,} parameters, but this one has {own:,}")
-    # Copies, because a tensor under two names is stored under both
-    tensors = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
-    # Its hash names a teacher: the same model is the same file
-    save_tensors(Path(path), tensors, found.metadata(), checked=False)
+    params = sum(value.numel() for name, value in model.named_parameters() if not name.startswith(f"{AUXILIARY}."))
+    expected = specification.params()
+    if params != expected:
+        raise InputError(f"the settings describe a model of {expected:,} parameters, but this one has {params:,}")
+    # Without a checksum, the same model gives the same file, whose hash names a teacher
+    save_tensors(Path(path), _copies(model), specification.metadata(), checksum=False)
+
+
+def _copies(model: nn.Module) -> dict[str, Tensor]:
+    """Copy the tensors of a model: one under two names is stored under both."""
+    return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
 
 
 def load_model(path: Path, *, trusted_network: str | None = None, device: torch.device | str = "cpu") -> nn.Module:
-    """The model of a file, in evaluation mode, with the dtype it was saved with.
+    """Read a model.
 
-    `trusted_network` allows the network `package.module:function` of the user's own that the file names. Raises
-    InputError, in one line, for a file that is missing, damaged, no model or one whose tensors do not fit its
-    settings.
+    Args:
+        path: the file.
+        trusted_network: the network `package.module:function` of the user's code that the file may name.
+        device: of the model.
+
+    Returns:
+        The model, in evaluation mode, with the dtype that it was saved with.
+
+    Raises:
+        InputError: the file is missing, damaged or no model, its tensors do not fit its settings, or it names code
+            that is not trusted.
     """
     path = Path(path)
     if not path.is_file():
         raise InputError(f"there is no model file {path}")
     tensors, metadata = load_tensors(path)
     try:
-        found = _specification(metadata)
-        _check_own(found.network.name, trusted_network)
-        model = _built(found, tensors)
+        specification = _parse_specification(metadata)
+        _check_trusted(specification.network.name, trusted_network)
+        model = _build(specification, tensors)
     except (InputError, UncountableError) as error:
         raise InputError(f"{path}: {error}") from error
     model.load_state_dict(tensors)
@@ -155,13 +187,29 @@ def load_model(path: Path, *, trusted_network: str | None = None, device: torch.
 
 
 def save_merged(path: Path, model: nn.Module, specification: ModelSpecification, *, combined: bool) -> None:
-    """Write `model`, which was merged with the same `combined`, atomically; raises OSError when that cannot be."""
-    tensors = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
-    save_tensors(Path(path), tensors, {**specification.metadata(), FORM: COMBINED if combined else APART})
+    """Write a merged model, atomically.
+
+    Args:
+        path: the file.
+        model: as `lowrank.compression.merging.merge` makes it.
+        specification: of the structured model that was merged.
+        combined: as in the call of `merge`: one K x K convolution for each site, or depthwise and pointwise ones.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    save_tensors(Path(path), _copies(model), {**specification.metadata(), FORM: COMBINED if combined else APART})
 
 
 def load_merged(path: Path, *, device: torch.device | str = "cpu") -> nn.Module:
-    """The merged model of a file, in evaluation mode.
+    """Read a merged model.
+
+    Args:
+        path: the file.
+        device: of the model.
+
+    Returns:
+        The model, in evaluation mode.
 
     Raises:
         InputError: the file is missing, damaged, no merged model, or its tensors do not fit its settings.
@@ -179,45 +227,55 @@ def load_merged(path: Path, *, device: torch.device | str = "cpu") -> nn.Module:
 
 
 def read_specification(path: Path) -> ModelSpecification:
-    """What a file says that it holds; raises InputError as `load_model`."""
+    """Read the specification of a model or merged model, without building it.
+
+    Args:
+        path: the file.
+
+    Returns:
+        What the file says that it contains.
+
+    Raises:
+        InputError: the file is missing, damaged or no model.
+    """
     if not Path(path).is_file():
         raise InputError(f"there is no model file {path}")
     try:
-        return _specification(load_tensors(Path(path))[1])
+        return _parse_specification(load_tensors(Path(path))[1])
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
 
 
-def _specification(metadata: Mapping[str, str]) -> ModelSpecification:
+def _parse_specification(metadata: Mapping[str, str]) -> ModelSpecification:
     if METADATA not in metadata:
         raise InputError(f"holds no model of this library: its metadata have no `{METADATA}`")
     try:
-        content = json.loads(metadata[METADATA])
+        fields = json.loads(metadata[METADATA])
     except (json.JSONDecodeError, RecursionError) as error:
         raise InputError(f"its `{METADATA}` is not JSON: {error}") from error
-    if not isinstance(content, dict) or content.get("version") != VERSION:
+    if not isinstance(fields, dict) or fields.get("version") != VERSION:
         raise InputError(f"its `{METADATA}` must be of version {VERSION}")
-    about = validate_model(_About, content, METADATA)
-    network = validate_model(NetworkSettings, about.network, f"{METADATA}.network")
-    channels, height, width = about.image_shape
+    content = validate_model(_Metadata, fields, METADATA)
+    network = validate_model(NetworkSettings, content.network, f"{METADATA}.network")
+    channels, height, width = content.image_shape
     return ModelSpecification(
-        network=network, method=make_method(about.method), image_shape=(channels, height, width), classes=about.classes,
-        allocation=about.allocation.model_dump() if about.allocation else None,
+        network=network, method=make_method(content.method), image_shape=(channels, height, width),
+        classes=content.classes, allocation=content.allocation.model_dump() if content.allocation else None,
     )  # fmt: skip
 
 
-def _check_own(name: str, allowed: str | None) -> None:
+def _check_trusted(name: str, allowed: str | None) -> None:
     """A file may not choose which module of the user's Python is imported."""
     if ":" in name and not name.startswith("torchvision:") and name != allowed:
         raise InputError(f"it names the network {name!r}, which is code of your own; allow it by `trusted_network`")
 
 
-def _built(found: ModelSpecification, tensors: Mapping[str, Tensor]) -> nn.Module:
-    """The model that `tensors` fit by name, shape and dtype, its values not yet set."""
-    stored, expected = sum(tensor.numel() for tensor in tensors.values()), found.params()
+def _build(specification: ModelSpecification, tensors: Mapping[str, Tensor]) -> nn.Module:
+    """Build the model and check that `tensors` fit it by name, shape and dtype; they are not loaded yet."""
+    stored, expected = sum(tensor.numel() for tensor in tensors.values()), specification.params()
     if stored < expected:  # before any memory is taken for it
         raise InputError(f"its settings describe {expected:,} parameters, but it stores {stored:,} numbers")
-    model = found.build()
+    model = specification.build()
     dtypes = {tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()}
     if len(dtypes) == 1:
         model.to(dtypes.pop())
@@ -225,11 +283,14 @@ def _built(found: ModelSpecification, tensors: Mapping[str, Tensor]) -> nn.Modul
     return model
 
 
-def _check_fit(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:
-    """Raises InputError that names the first tensor that is missing, left over, or of another shape or dtype."""
-    for name in sorted(expected.keys() ^ found.keys()):
+def _check_fit(expected: Mapping[str, Tensor], stored: Mapping[str, Tensor]) -> None:
+    """Raise an InputError that names the first tensor that is missing, unknown, or of another shape or dtype."""
+    for name in sorted(expected.keys() ^ stored.keys()):
         raise InputError(f"it stores no `{name}`" if name in expected else f"its `{name}` has no place in the model")
     for name, tensor in expected.items():
-        kinds = [f"{'x'.join(map(str, each.shape)) or 'scalar'} {each.dtype}" for each in (tensor, found[name])]
-        if kinds[0] != kinds[1]:
-            raise InputError(f"its `{name}` is {kinds[1]}, but the model has {kinds[0]}")
+        if (tensor.shape, tensor.dtype) != (stored[name].shape, stored[name].dtype):
+            raise InputError(f"its `{name}` is {_describe(stored[name])}, but the model has {_describe(tensor)}")
+
+
+def _describe(tensor: Tensor) -> str:
+    return f"{'x'.join(map(str, tensor.shape)) or 'scalar'} {tensor.dtype}"

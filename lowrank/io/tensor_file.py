@@ -1,4 +1,4 @@
-"""Named tensors in one safetensors file, written so that a kill leaves the old file or the new one, never half."""
+"""Named tensors in one safetensors file, written atomically and verified by a checksum."""
 
 from __future__ import annotations
 
@@ -14,66 +14,90 @@ from torch import Tensor
 from lowrank.errors import InputError
 from lowrank.utils.atomic_write import atomic_path, sync
 
-CHECKSUM = "crc32"  # among the strings beside the tensors: safetensors itself does not notice a changed weight
+CHECKSUM = "crc32"  # a key of the metadata: safetensors itself does not notice a changed weight
 
 
 def save_tensors(
-    path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, str], *, keep: int = 1, checked: bool = True
+    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], *, versions: int = 1, checksum: bool = True
 ) -> None:
-    """Write `tensors` with the strings `about` beside them, synced and atomically. Raises OSError on a full disk.
+    """Write tensors and metadata atomically.
 
-    With `keep` above 1 the files of earlier calls stay beside the new one: see `saved_versions`. `checked` adds a
-    checksum. Safetensors writes the strings in any order: equal contents are equal files where there is one at most.
+    Safetensors writes metadata in any order: equal contents give equal files only with at most one key, the checksum
+    included.
+
+    Args:
+        path: the file; its folder is made if it is missing.
+        tensors: by name.
+        metadata: strings by key.
+        versions: how many files stay, the new one and those of earlier calls: see `saved_versions`.
+        checksum: add a checksum to the metadata.
+
+    Raises:
+        OSError: the disk is full or the folder cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    whole = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
-    metadata = {**about, CHECKSUM: _checksum(whole)} if checked else dict(about)
+    contiguous = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+    strings = {**metadata, CHECKSUM: _checksum(contiguous)} if checksum else dict(metadata)
     with atomic_path(path) as temporary:
         try:
-            save_file(whole, temporary, metadata)
+            save_file(contiguous, temporary, strings)
         except SafetensorError as error:
             raise OSError(f"{path}: could not be written: {error}") from error
         sync(temporary)  # a full disk may show only here, and then the older files stay where they are
-        for age in range(keep - 1, 0, -1):
-            if _aged(path, age - 1).exists():
-                _aged(path, age - 1).replace(_aged(path, age))
+        for age in range(versions - 1, 0, -1):
+            if _version_path(path, age - 1).exists():
+                _version_path(path, age - 1).replace(_version_path(path, age))
 
 
-def _aged(path: Path, age: int) -> Path:
-    """The file that was written `age` writes before the newest."""
+def _version_path(path: Path, age: int) -> Path:
+    """The file that was written `age` calls before the newest."""
     return path if age == 0 else path.with_name(f"{path.stem}.{age}{path.suffix}")
 
 
 def saved_versions(path: Path) -> list[Path]:
-    """What `save_tensors` has kept under `path`, the newest first.
+    """List the files that `save_tensors` has written for `path`.
 
-    A kill between two renames leaves no newest, and the one before it whole.
+    Args:
+        path: the newest file.
+
+    Returns:
+        Existing files, the newest first. A kill between two renames leaves no newest, and the one before it whole.
     """
-    older = (found for found in path.parent.glob(f"{path.stem}.*{path.suffix}") if found.suffixes[0][1:].isdigit())
-    return [found for found in (path, *sorted(older, key=lambda each: int(each.suffixes[0][1:]))) if found.exists()]
+    older = [file for file in path.parent.glob(f"{path.stem}.*{path.suffix}") if file.suffixes[0][1:].isdigit()]
+    older.sort(key=lambda file: int(file.suffixes[0][1:]))
+    return [file for file in (path, *older) if file.exists()]
 
 
 def load_tensors(path: Path, device: torch.device | str = "cpu") -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors of a file and the strings beside them; runs no code. Raises InputError for a damaged file.
+    """Read tensors and metadata; no code of the file is run.
 
-    A file that others have made carries no checksum, and is taken as it is.
+    Args:
+        path: the file. One that was written elsewhere may have no checksum.
+        device: of the tensors.
+
+    Returns:
+        Tensors by name, and metadata without the checksum.
+
+    Raises:
+        InputError: the file is damaged.
+        OSError: the file cannot be read.
     """
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            about = dict(file.metadata() or {})
+            metadata = dict(file.metadata() or {})
     except SafetensorError as error:
         raise InputError(f"{path} is damaged: {error}") from error
-    expected = about.pop(CHECKSUM, None)
+    expected = metadata.pop(CHECKSUM, None)
     if expected is not None and expected != _checksum(tensors):
         raise InputError(f"{path} is damaged: its tensors do not have their checksum")
-    return {name: tensor.to(device) for name, tensor in tensors.items()}, about
+    return {name: tensor.to(device) for name, tensor in tensors.items()}, metadata
 
 
 def _checksum(tensors: Mapping[str, Tensor]) -> str:
-    """Over names and bytes, whatever their order."""
-    found = 0
+    """CRC-32 over names and bytes, in the order of the names."""
+    crc = 0
     for name in sorted(tensors):
-        found = zlib.crc32(name.encode(), found)
-        found = zlib.crc32(tensors[name].cpu().reshape(-1).view(torch.uint8).numpy().data, found)
-    return f"{found:08x}"
+        crc = zlib.crc32(name.encode(), crc)
+        crc = zlib.crc32(tensors[name].cpu().reshape(-1).view(torch.uint8).numpy().data, crc)
+    return f"{crc:08x}"

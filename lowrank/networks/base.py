@@ -1,4 +1,4 @@
-"""What every network of the project says of itself, and the parts that several of them share."""
+"""The base class of the networks, and the parts that several of them share."""
 
 from __future__ import annotations
 
@@ -16,19 +16,28 @@ IMAGENET_IMAGE: ImageShape = (3, 224, 224)
 
 
 class Network(nn.Module):
-    """A classifier that names what is never substituted (`kept`) and the ends of its stages (`taps`)."""
+    """A classifier that tells substitution and distillation about its modules.
 
-    kept: ClassVar[tuple[str, ...]] = ()  # shell-style patterns of module names
-    linear_maps: ClassVar[tuple[str, ...]] = ()  # patterns of the linear maps that are substituted unasked
+    Attributes:
+        never_substituted: shell-style patterns of module names.
+        linear_maps: patterns of the linear maps that are substituted also without `NetworkSettings.linear`.
+        taps: names of the modules that end a stage, where a teacher's attention is compared.
+        base: the published form, which substitution compresses.
+        min_image_size: least height and width in pixels.
+    """
+
+    never_substituted: ClassVar[tuple[str, ...]] = ()
+    linear_maps: ClassVar[tuple[str, ...]] = ()
     taps: ClassVar[tuple[str, ...]] = ()
-    base: ClassVar[Literal["dense", "separable"]] = "dense"  # the published form, which substitution compresses
-    smallest_image: int = 1  # least height and width in pixels
+    base: ClassVar[Literal["dense", "separable"]] = "dense"
+    min_image_size: int = 1
 
 
 class DropPath(nn.Module):
-    """Drops a sample's whole path with probability `rate` in training, and divides what stays by the keep probability.
+    """Drops the path of a sample in training, with probability `rate`.
 
-    The rate is a tensor, so that a compiled network follows a schedule without being compiled again.
+    The paths that stay are divided by the probability to stay. The rate is a tensor, so that a compiled network follows
+    a schedule without being compiled again.
     Source: Larsson et al. 2017, "FractalNet", as used by Zoph et al. 2018.
     """
 
@@ -40,7 +49,7 @@ class DropPath(nn.Module):
         self.register_buffer("rate", torch.zeros(()), persistent=False)
 
     def set_rate(self, rate: float) -> None:
-        """Set the share of paths dropped; raises InputError outside 0 <= rate < 1."""
+        """Set the probability to drop a path; raises InputError outside 0 <= rate < 1."""
         if not 0 <= rate < 1:
             raise InputError(f"the drop-path rate must be at least 0 and below 1, but got {rate}")
         self.rate.fill_(rate)
@@ -56,12 +65,12 @@ class DropPath(nn.Module):
 
 
 def scaled(channels: int, width: float) -> int:
-    """Channels of a network made `width` times as wide; at least 1."""
+    """Multiply a number of channels by `width` and round it; at least 1."""
     return max(1, round(channels * width))
 
 
 def init_convolutions(network: nn.Module) -> None:
-    """He's start, fan-in, for every convolution (He et al. 2015); linear maps keep torch's own."""
+    """Draw every convolution's weight by He's rule, fan-in (He et al. 2015); linear maps keep torch's own."""
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
             fan = module.weight[0].numel()

@@ -1,7 +1,7 @@
 """DARTS: 20 cells of the searched genotype `DARTS_V2` (Liu, Simonyan and Yang 2019, "DARTS"), for small images.
 
-Every separable or dilated convolution of the published network stands here as the K x K convolution whose separable
-form it is: the published network is this one with the method `separable` in every site, and that is the base which is
+Every separable or dilated convolution of the published network is here the K x K convolution whose separable form it
+is. So the published network is this one with the method `separable` in every site, and that is the base which is
 compressed.
 
 Letters: B batch, I in-channels, C channels of a cell, K kernel size.
@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from lowrank.networks.base import DropPath, Network, init_convolutions, scaled
 
-# DARTS_V2: what each of a cell's edges does, and the state that it reads; each two edges make one new state.
+# DARTS_V2: the operation of each edge of a cell, and the state that it reads; two edges are added to one new state.
 Edge = tuple[str, int]
 NORMAL: tuple[Edge, ...] = (
     ("sep_conv_3x3", 0), ("sep_conv_3x3", 1), ("sep_conv_3x3", 0), ("sep_conv_3x3", 1),
@@ -27,10 +27,10 @@ REDUCTION: tuple[Edge, ...] = (
     ("max_pool_3x3", 0), ("max_pool_3x3", 1), ("skip_connect", 2), ("max_pool_3x3", 1),
     ("max_pool_3x3", 0), ("skip_connect", 2), ("skip_connect", 2), ("max_pool_3x3", 1),
 )  # fmt: skip
-STATES = 4  # new states of a cell, all of which it gives out
+STATES = 4  # new states of a cell, which are its output
 CELLS, CHANNELS, STEM_MULTIPLIER = 20, 36, 3
 REDUCING = (CELLS // 3, 2 * CELLS // 3)
-AUXILIARY_IMAGE = 32  # least image for which the auxiliary head's 5x5 pooling finds room
+AUXILIARY_IMAGE = 32  # least image that the auxiliary head's 5x5 pooling can take
 
 
 class ConvUnit(nn.Sequential):
@@ -63,7 +63,7 @@ class FactorizedReduce(nn.Module):
 
 
 def make_edge(kind: str, channels: int, stride: int) -> nn.Module:
-    """The module of one edge."""
+    """Make the module of one edge."""
     if kind == "sep_conv_3x3":
         return nn.Sequential(ConvUnit(channels, channels, 3, stride), ConvUnit(channels, channels, 3))
     if kind == "dil_conv_3x3":
@@ -75,7 +75,7 @@ def make_edge(kind: str, channels: int, stride: int) -> nn.Module:
 
 
 class Cell(nn.Module):
-    """Reads the outputs of the two cells before it; gives out its four new states, joined along the channels."""
+    """Reads the outputs of the two cells before it; its output is its four new states, joined along the channels."""
 
     def __init__(self, before: tuple[int, int], channels: int, reduces: bool, halved_before: bool):
         super().__init__()
@@ -97,14 +97,14 @@ class Cell(nn.Module):
         return torch.cat(states[2:], dim=1)
 
     def _edge(self, index: int, states: list[Tensor]) -> Tensor:
-        """What edge `index` gives; an identity is never dropped."""
+        """Compute edge `index`; an identity is never dropped."""
         edge = self.edges[index]
         out = edge(states[self.reads[index]])
         return out if isinstance(edge, nn.Identity) else self.drop_path(out)
 
 
 class AuxiliaryHead(nn.Sequential):
-    """A second classifier on the 8 x 8 states after two thirds of the cells; trains, and is gone afterwards."""
+    """A second classifier on the 8 x 8 states after two thirds of the cells, for training only."""
 
     def __init__(self, in_channels: int, classes: int):
         super().__init__(
@@ -117,13 +117,13 @@ class AuxiliaryHead(nn.Sequential):
 class DARTS(Network):
     """The CIFAR network of DARTS, 36 * `width` channels, for images of at least 8 x 8 (32 x 32 with `auxiliary`).
 
-    With `auxiliary`, training gives (logits, auxiliary logits) and evaluation logits alone.
+    With `auxiliary`, the output is (logits, auxiliary logits) in training and logits in evaluation.
     """
 
-    kept: ClassVar[tuple[str, ...]] = ("stem.*", "classifier", "auxiliary.*")
+    never_substituted: ClassVar[tuple[str, ...]] = ("stem.*", "classifier", "auxiliary.*")
     taps: ClassVar[tuple[str, ...]] = ("cells.5", "cells.12", "cells.19")  # the last cell before the image is halved
     base: ClassVar[Literal["dense", "separable"]] = "separable"
-    smallest_image: int = 8
+    min_image_size: int = 8
 
     def __init__(self, in_channels: int, classes: int, width: float = 1.0, auxiliary: bool = False):
         super().__init__()
@@ -141,11 +141,11 @@ class DARTS(Network):
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.classifier = nn.Linear(before[1], classes)
         if auxiliary:
-            self.smallest_image = AUXILIARY_IMAGE
+            self.min_image_size = AUXILIARY_IMAGE
         init_convolutions(self)
 
     def set_drop_path(self, rate: float) -> None:
-        """Set the share of paths that training drops; raises InputError outside 0 <= rate < 1."""
+        """Set the probability to drop a path in training; raises InputError outside 0 <= rate < 1."""
         for module in self.modules():
             if isinstance(module, DropPath):
                 module.set_rate(rate)

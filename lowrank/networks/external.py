@@ -1,4 +1,4 @@
-"""Networks from elsewhere: torchvision's by name, and the user's own as `package.module:function`."""
+"""Networks from outside the project: torchvision's by name, and the user's as `package.module:function`."""
 
 from __future__ import annotations
 
@@ -13,15 +13,24 @@ from lowrank.errors import InputError, unknown
 from lowrank.networks.base import ImageShape
 from lowrank.utils.text import first_line
 
-# Two of torchvision's builders must be told how to start, and add auxiliary heads that counting leaves out.
+# Two of torchvision's builders want `init_weights`, and add auxiliary heads that counting leaves out.
 _OLD_BUILDERS = {"googlenet": {"aux_logits": False}, "inception_v3": {"aux_logits": False}}
 
 
 def torchvision_network(name: str, image_shape: ImageShape, classes: int, weights: str | None) -> nn.Module:
-    """torchvision's classifier `name`; with `weights` (such as DEFAULT) a trained one, downloaded once by torchvision.
+    """Make one of torchvision's classifiers.
 
-    A trained network whose classes differ in number gets a new last layer. Raises InputError for an unknown name or
-    unknown weights, and for images without three channels.
+    Args:
+        name: as in `torchvision.models`.
+        image_shape: (C, H, W).
+        classes: number of classes; a trained network with another number gets a new last layer.
+        weights: name of trained weights, such as DEFAULT, which torchvision downloads once; None for initial weights.
+
+    Returns:
+        The network.
+
+    Raises:
+        InputError: the name or the weights are unknown, or the images have not three channels.
     """
     from lowrank.utils.torchvision_compat import torchvision  # as slow to import as torch itself
 
@@ -34,15 +43,15 @@ def torchvision_network(name: str, image_shape: ImageShape, classes: int, weight
     if weights is None:
         options = {**_OLD_BUILDERS[name], "init_weights": True} if name in _OLD_BUILDERS else {}
         return models.get_model(name, weights=None, num_classes=classes, **options)
-    chosen = _weights(models, name, weights)
-    network = models.get_model(name, weights=chosen)
-    for head in ("aux1", "aux2", "AuxLogits"):  # trained along with two old networks
+    trained_weights = _weights(models, name, weights)
+    network = models.get_model(name, weights=trained_weights)
+    for head in ("aux1", "aux2", "AuxLogits"):  # the auxiliary heads of two old networks
         if getattr(network, head, None) is not None:
             setattr(network, head, None)
             network.aux_logits = False
-    trained = len(chosen.meta["categories"])
-    if classes != trained:
-        replace_head(network, trained, classes)
+    trained_classes = len(trained_weights.meta["categories"])
+    if classes != trained_classes:
+        replace_head(network, trained_classes, classes)
     return network
 
 
@@ -53,16 +62,27 @@ def _weights(models: Any, name: str, weights: str) -> Any:
     return choices[weights]
 
 
-def replace_head(network: nn.Module, trained: int, classes: int) -> None:
-    """Put a new layer of `classes` outputs, started from scratch, in the place of the last one with `trained`."""
+def replace_head(network: nn.Module, trained_classes: int, classes: int) -> None:
+    """Replace the last layer of a network by a new one with initial weights.
+
+    Args:
+        network: is changed.
+        trained_classes: outputs of the layer to replace.
+        classes: outputs of the new layer.
+
+    Raises:
+        InputError: no layer has `trained_classes` outputs.
+    """
     heads = [
         (name, module)
         for name, module in network.named_modules()
-        if (isinstance(module, nn.Linear) and module.out_features == trained)
-        or (isinstance(module, nn.Conv2d) and module.out_channels == trained)
+        if (isinstance(module, nn.Linear) and module.out_features == trained_classes)
+        or (isinstance(module, nn.Conv2d) and module.out_channels == trained_classes)
     ]
     if not heads:
-        raise InputError(f"{type(network).__name__} has no layer of {trained} outputs to replace by one of {classes}")
+        raise InputError(
+            f"{type(network).__name__} has no layer of {trained_classes} outputs to replace by one of {classes}"
+        )
     name, head = heads[-1]
     bias = head.bias is not None
     new: nn.Module
@@ -76,32 +96,44 @@ def replace_head(network: nn.Module, trained: int, classes: int) -> None:
 
 
 def imported_network(path: str, image_shape: ImageShape, classes: int, width: float) -> nn.Module:
-    """What the user's `package.module:function` returns.
+    """Make a network by the user's function.
 
-    Of `image_shape`, `in_channels`, `classes`, `num_classes` and `width` the function is given those that it names.
-    Raises InputError when it cannot be imported, wants something else, or returns no network.
+    The function gets those of the arguments `image_shape`, `in_channels`, `classes`, `num_classes` and `width` that it
+    names.
+
+    Args:
+        path: `package.module:function`.
+        image_shape: (C, H, W).
+        classes: number of classes.
+        width: multiple of the network's channels; 1 for a function without `width`.
+
+    Returns:
+        What the function returns.
+
+    Raises:
+        InputError: the function cannot be imported, has other required arguments, or returns no network.
     """
-    offered = {
+    arguments = {
         "image_shape": image_shape, "in_channels": image_shape[0], "classes": classes, "num_classes": classes,
         "width": width,
     }  # fmt: skip
     function = _import(path)
     parameters = inspect.signature(function).parameters.values()
-    named = {parameter.name: offered[parameter.name] for parameter in parameters if parameter.name in offered}
+    passed = {parameter.name: arguments[parameter.name] for parameter in parameters if parameter.name in arguments}
     for parameter in parameters:
         variadic = parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
-        if parameter.name not in offered and parameter.default is parameter.empty and not variadic:
-            raise InputError(f"{path} asks for `{parameter.name}`; it can be given: {', '.join(sorted(offered))}")
-    if width != 1.0 and "width" not in named:
+        if parameter.name not in arguments and parameter.default is parameter.empty and not variadic:
+            raise InputError(f"{path} asks for `{parameter.name}`; it can be given: {', '.join(sorted(arguments))}")
+    if width != 1.0 and "width" not in passed:
         raise width_unsupported(path)
-    network = function(**named)
+    network = function(**passed)
     if not isinstance(network, nn.Module):
         raise InputError(f"{path} must return a torch.nn.Module, but returned a {type(network).__name__}")
     return network
 
 
 def width_unsupported(name: str) -> InputError:
-    """The error for a network that cannot be made thinner."""
+    """Return the error for a network that has no `width`."""
     return InputError(f"{name} has no `width`, so it cannot be made thinner or wider")
 
 
@@ -109,7 +141,7 @@ def _import(path: str) -> Callable[..., Any]:
     module_name, _, function_name = path.partition(":")
     try:
         module = importlib.import_module(module_name)
-    except Exception as error:  # whatever the user's own module does on import
+    except Exception as error:  # the user's module may raise anything
         reason = f"{type(error).__name__}: {first_line(error)}"
         raise InputError(f"network {path!r} cannot be imported: {reason}") from error
     function = getattr(module, function_name, None)

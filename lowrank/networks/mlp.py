@@ -15,20 +15,20 @@ HIDDEN = (512, 512)
 class MLP(Network):
     """Flattened image, 512 * `width` twice with batch norm and ReLU, classes; for images of one fixed shape."""
 
-    kept: ClassVar[tuple[str, ...]] = ("classifier",)
+    never_substituted: ClassVar[tuple[str, ...]] = ("classifier",)
     linear_maps: ClassVar[tuple[str, ...]] = ("hidden.*",)
 
     def __init__(self, image_shape: ImageShape, classes: int, width: float = 1.0):
         super().__init__()
-        arriving = math.prod(image_shape)
+        in_features = math.prod(image_shape)
         layers: list[nn.Module] = []
-        for channels in (scaled(each, width) for each in HIDDEN):
-            linear = nn.Linear(arriving, channels, bias=False)
-            nn.init.normal_(linear.weight, std=math.sqrt(2 / arriving))
+        for channels in (scaled(published, width) for published in HIDDEN):
+            linear = nn.Linear(in_features, channels, bias=False)
+            nn.init.normal_(linear.weight, std=math.sqrt(2 / in_features))
             layers += [linear, nn.BatchNorm1d(channels), nn.ReLU(inplace=True)]
-            arriving = channels
+            in_features = channels
         self.hidden = nn.Sequential(*layers)
-        self.classifier = nn.Linear(arriving, classes)
+        self.classifier = nn.Linear(in_features, classes)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> logits (B, classes)."""

@@ -42,23 +42,25 @@ class InvertedResidual(nn.Module):
 class MobileNetV2(Network):
     """MobileNetV2 of the given `width`; its classifier is substituted, its depthwise layers never are."""
 
-    kept: ClassVar[tuple[str, ...]] = ("stem.*", "*.depthwise.*")
+    never_substituted: ClassVar[tuple[str, ...]] = ("stem.*", "*.depthwise.*")
     linear_maps: ClassVar[tuple[str, ...]] = ("classifier",)
     taps: ClassVar[tuple[str, ...]] = ("stages.1", "stages.2", "stages.4", "stages.6")  # where the stride ends
 
     def __init__(self, in_channels: int, classes: int, width: float = 1.0):
         super().__init__()
-        arriving = scaled(STEM, width)
-        self.stem = nn.Sequential(*unit(in_channels, arriving, 3, stride=2))
+        previous_channels = scaled(STEM, width)
+        self.stem = nn.Sequential(*unit(in_channels, previous_channels, 3, stride=2))
         stages = []
         for expansion, published, blocks, first_stride in STAGES:
             channels, stage = scaled(published, width), []
             for block in range(blocks):
-                stage.append(InvertedResidual(arriving, channels, first_stride if block == 0 else 1, expansion))
-                arriving = channels
+                stage.append(
+                    InvertedResidual(previous_channels, channels, first_stride if block == 0 else 1, expansion)
+                )
+                previous_channels = channels
             stages.append(nn.Sequential(*stage))
         self.stages = nn.Sequential(*stages)
-        self.last = nn.Sequential(*unit(arriving, scaled(LAST, width)))
+        self.last = nn.Sequential(*unit(previous_channels, scaled(LAST, width)))
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.dropout = nn.Dropout(DROPOUT)
         self.classifier = nn.Linear(scaled(LAST, width), classes)

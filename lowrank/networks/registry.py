@@ -1,4 +1,4 @@
-"""The networks, dense as published, by name."""
+"""Makes the networks, dense as published, by name."""
 
 from __future__ import annotations
 
@@ -24,8 +24,12 @@ from lowrank.networks.wide_resnet50_2 import WideResNet50
 class NetworkSettings(BaseModel):
     """Which network, and how it differs from the published one.
 
-    `width` multiplies the inner channels; `linear` also substitutes the linear maps that are not kept by name;
-    `weights` names trained weights of a torchvision network; `auxiliary` adds DARTS's second head for training.
+    Attributes:
+        name: one of NETWORK_NAMES.
+        width: multiple of the inner channels.
+        linear: substitute also the linear maps that the network does not exclude.
+        weights: name of trained weights of a torchvision network.
+        auxiliary: add DARTS's second head, which only training uses.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -73,13 +77,21 @@ def _torchvision(match: re.Match[str], settings: NetworkSettings, image: ImageSh
     return torchvision_network(match[1], image, classes, settings.weights)
 
 
-def _own(_: re.Match[str], settings: NetworkSettings, image: ImageShape, classes: int) -> nn.Module:
+def _imported(_: re.Match[str], settings: NetworkSettings, image: ImageShape, classes: int) -> nn.Module:
     return imported_network(settings.name, image, classes, settings.width)
 
 
 @dataclass(frozen=True)
 class _Entry:
-    """The pattern of a network's name, how the name is written, its maker, and what it is counted on by default."""
+    """One kind of network.
+
+    Attributes:
+        pattern: of its names.
+        shown: how the name is written, for messages.
+        make: makes it.
+        image: (C, H, W) of the images that it was published for.
+        classes: number of their classes.
+    """
 
     pattern: str
     shown: str
@@ -98,7 +110,7 @@ _TABLE = (
     _Entry(r"vgg16", "vgg16", _vgg16),
     _Entry(r"mlp", "mlp", _mlp),
     _Entry(r"torchvision:(.*)", "torchvision:NAME (such as torchvision:resnet18)", _torchvision, IMAGENET_IMAGE, 1000),
-    _Entry(r"[A-Za-z_][\w.]*:\w+", "package.module:function (your own)", _own),
+    _Entry(r"[A-Za-z_][\w.]*:\w+", "package.module:function (your own)", _imported),
 )
 NETWORK_NAMES = tuple(entry.shown for entry in _TABLE)
 
@@ -112,20 +124,46 @@ def _find(name: str) -> tuple[_Entry, re.Match[str]]:
 
 
 def default_images(name: str) -> tuple[ImageShape, int]:
-    """The images (C, H, W) and the number of classes that a network was published for; raises InputError."""
+    """Return what a network was published for.
+
+    Args:
+        name: of the network.
+
+    Returns:
+        The shape of the images (C, H, W) and the number of classes.
+
+    Raises:
+        InputError: the name is unknown.
+    """
     entry, _ = _find(name)
     return entry.image, entry.classes
 
 
 def for_counting(settings: NetworkSettings) -> NetworkSettings:
-    """The same network without what counting leaves out: trained values and the auxiliary head."""
+    """Return the settings without what counting leaves out: trained weights and the auxiliary head.
+
+    Args:
+        settings: of a network.
+
+    Returns:
+        A copy with neither.
+    """
     return settings.model_copy(update={"weights": None, "auxiliary": False})
 
 
 def make_network(settings: NetworkSettings, image_shape: ImageShape, classes: int) -> nn.Module:
-    """The dense network for images of (C, H, W) and so many classes; raises InputError for a name or image too small.
+    """Make a dense network. Weights are drawn from torch's global generator: seed it first.
 
-    Weights are drawn from torch's global generator: seed it first.
+    Args:
+        settings: which network.
+        image_shape: (C, H, W).
+        classes: number of classes.
+
+    Returns:
+        The network.
+
+    Raises:
+        InputError: the name is unknown, a setting does not fit the network, or the images are too small.
     """
     entry, match = _find(settings.name)
     if settings.weights is not None and entry.make is not _torchvision:
@@ -133,8 +171,10 @@ def make_network(settings: NetworkSettings, image_shape: ImageShape, classes: in
     if settings.auxiliary and entry.make is not _darts:
         raise InputError(f"{settings.name} has no `auxiliary` head; darts has")
     network = entry.make(match, settings, image_shape, classes)
-    least = getattr(network, "smallest_image", 1)
-    if min(image_shape[1:]) < least:
+    min_size = getattr(network, "min_image_size", 1)
+    if min(image_shape[1:]) < min_size:
         height, width = image_shape[1:]
-        raise InputError(f"{settings.name} needs images of at least {least} x {least}, but got {height} x {width}")
+        raise InputError(
+            f"{settings.name} needs images of at least {min_size} x {min_size}, but got {height} x {width}"
+        )
     return network

@@ -38,9 +38,9 @@ class Residual(nn.Module):
 class ResNet9(Network):
     """ResNet-9 of base width 64 * `width` for images of at least 8 x 8."""
 
-    kept: ClassVar[tuple[str, ...]] = ("stem.*", "classifier")
+    never_substituted: ClassVar[tuple[str, ...]] = ("stem.*", "classifier")
     taps: ClassVar[tuple[str, ...]] = ("stage1", "stage2", "stage3")
-    smallest_image: int = 8
+    min_image_size: int = 8
 
     def __init__(self, in_channels: int, classes: int, width: float = 1.0):
         super().__init__()

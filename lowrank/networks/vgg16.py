@@ -1,6 +1,6 @@
 """VGG-16 with batch norm (Simonyan and Zisserman 2015, configuration D), in its form for small images.
 
-One linear map stands for the published three; `torchvision:vgg16_bn` has them.
+One linear map replaces the published three; `torchvision:vgg16_bn` has them.
 """
 
 from __future__ import annotations
@@ -17,23 +17,23 @@ STAGES = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512
 class VGG16(Network):
     """VGG-16-BN of the given `width` for images of at least 32 x 32; its convolutions have a bias, as published."""
 
-    kept: ClassVar[tuple[str, ...]] = ("stage1.0", "classifier")
+    never_substituted: ClassVar[tuple[str, ...]] = ("stage1.0", "classifier")
     taps: ClassVar[tuple[str, ...]] = ("stage1", "stage2", "stage3", "stage4", "stage5")
-    smallest_image: int = 32
+    min_image_size: int = 32
 
     def __init__(self, in_channels: int, classes: int, width: float = 1.0):
         super().__init__()
-        arriving = in_channels
-        for number, published in enumerate(STAGES, start=1):
+        previous_channels = in_channels
+        for number, stage_channels in enumerate(STAGES, start=1):
             stage: list[nn.Module] = []
-            for channels in (scaled(each, width) for each in published):
-                conv = nn.Conv2d(arriving, channels, 3, padding=1)
+            for channels in (scaled(published, width) for published in stage_channels):
+                conv = nn.Conv2d(previous_channels, channels, 3, padding=1)
                 nn.init.zeros_(conv.bias)  # type: ignore[arg-type]
                 stage += [conv, nn.BatchNorm2d(channels), nn.ReLU(inplace=True)]
-                arriving = channels
+                previous_channels = channels
             self.add_module(f"stage{number}", nn.Sequential(*stage, nn.MaxPool2d(2)))
         self.pool = nn.AdaptiveAvgPool2d(1)
-        self.classifier = nn.Linear(arriving, classes)
+        self.classifier = nn.Linear(previous_channels, classes)
         init_convolutions(self)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -34,9 +34,9 @@ class Block(nn.Module):
 class WideResNet(Network):
     """WRN-depth-k: three groups of (depth - 4) / 6 blocks with 16k, 32k and 64k channels."""
 
-    kept: ClassVar[tuple[str, ...]] = ("stem", "classifier", "*.shortcut")
+    never_substituted: ClassVar[tuple[str, ...]] = ("stem", "classifier", "*.shortcut")
     taps: ClassVar[tuple[str, ...]] = ("stage1", "stage2", "stage3")
-    smallest_image: int = 4
+    min_image_size: int = 4
 
     def __init__(self, in_channels: int, classes: int, depth: int, widen: int, width: float = 1.0):
         super().__init__()
@@ -57,8 +57,8 @@ class WideResNet(Network):
 
     @staticmethod
     def _stage(in_channels: int, out_channels: int, blocks: int, stride: int) -> nn.Sequential:
-        rest = [Block(out_channels, out_channels, 1) for _ in range(blocks - 1)]
-        return nn.Sequential(Block(in_channels, out_channels, stride), *rest)
+        repeated = [Block(out_channels, out_channels, 1) for _ in range(blocks - 1)]
+        return nn.Sequential(Block(in_channels, out_channels, stride), *repeated)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> logits (B, classes)."""

@@ -42,7 +42,7 @@ class Bottleneck(nn.Module):
 class WideResNet50(Network):
     """WRN-50-2 with inner channels `width` times the published ones; the downsampling 1x1 are substituted."""
 
-    kept: ClassVar[tuple[str, ...]] = ("stem.*", "classifier")
+    never_substituted: ClassVar[tuple[str, ...]] = ("stem.*", "classifier")
     taps: ClassVar[tuple[str, ...]] = ("stage1", "stage2", "stage3", "stage4")
 
     def __init__(self, in_channels: int, classes: int, width: float = 1.0):
@@ -51,15 +51,15 @@ class WideResNet50(Network):
             nn.Conv2d(in_channels, 64, 7, stride=2, padding=3, bias=False), nn.BatchNorm2d(64), nn.ReLU(inplace=True),
             nn.MaxPool2d(3, stride=2, padding=1),
         )  # fmt: skip
-        arriving = 64
+        previous_channels = 64
         for number, (blocks, channels) in enumerate(zip(BLOCKS, CHANNELS, strict=True), start=1):
             inner = scaled(channels, width)
-            stage = [Bottleneck(arriving, inner, stride=1 if number == 1 else 2)]
-            arriving = EXPANSION * inner
-            stage += [Bottleneck(arriving, inner, stride=1) for _ in range(blocks - 1)]
+            stage = [Bottleneck(previous_channels, inner, stride=1 if number == 1 else 2)]
+            previous_channels = EXPANSION * inner
+            stage += [Bottleneck(previous_channels, inner, stride=1) for _ in range(blocks - 1)]
             self.add_module(f"stage{number}", nn.Sequential(*stage))
         self.pool = nn.AdaptiveAvgPool2d(1)
-        self.classifier = nn.Linear(arriving, classes)
+        self.classifier = nn.Linear(previous_channels, classes)
         init_convolutions(self)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -242,7 +242,7 @@ class TrialTrainable(tune.Trainable):
         path = self.checkpoint_location.path
         state = self.trainer.weights() if self._trained() else self.trainer.state()
         metadata = {"trial_id": self.config["trial_id"], "history": json.dumps(self.history)}
-        save_tensors(path, state, metadata, keep=MAX_CHECKPOINTS)
+        save_tensors(path, state, metadata, versions=MAX_CHECKPOINTS)
         self.checkpoint_location.upload()
         if self._trained():  # a finished trial needs its last weights alone
             for older in saved_versions(path)[1:]:

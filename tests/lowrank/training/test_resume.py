@@ -169,7 +169,7 @@ def test_the_last_files_are_kept_the_newest_first(tmp_path):
     path = tmp_path / "checkpoint.safetensors"
     assert saved_versions(path) == []
     for number in range(4):
-        save_tensors(path, {"a": torch.tensor(number)}, {}, keep=3)
+        save_tensors(path, {"a": torch.tensor(number)}, {}, versions=3)
     assert [int(load_tensors(each)[0]["a"]) for each in saved_versions(path)] == [3, 2, 1]
     assert sorted(each.name for each in tmp_path.iterdir()) == [
         "checkpoint.1.safetensors", "checkpoint.2.safetensors", "checkpoint.safetensors",
@@ -198,7 +198,7 @@ def test_a_kill_between_two_writes_leaves_a_whole_checkpoint(tmp_path, renames):
     from pathlib import Path
 
     path = tmp_path / "checkpoint.safetensors"
-    save_tensors(path, {"a": torch.tensor(1)}, {}, keep=2)
+    save_tensors(path, {"a": torch.tensor(1)}, {}, versions=2)
     child = os.fork()
     if child == 0:
         done, rename = [], Path.replace
@@ -210,9 +210,9 @@ def test_a_kill_between_two_writes_leaves_a_whole_checkpoint(tmp_path, renames):
             return rename(self, target)
 
         Path.replace = killing
-        save_tensors(path, {"a": torch.tensor(2)}, {}, keep=2)
+        save_tensors(path, {"a": torch.tensor(2)}, {}, versions=2)
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
     assert [int(load_tensors(each)[0]["a"]) for each in saved_versions(path)] == [1]
-    save_tensors(path, {"a": torch.tensor(3)}, {}, keep=2)
+    save_tensors(path, {"a": torch.tensor(3)}, {}, versions=2)
     assert [int(load_tensors(each)[0]["a"]) for each in saved_versions(path)] == [3, 1]
