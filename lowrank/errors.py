@@ -26,6 +26,32 @@ class LoaderHungError(LowrankError):
 
 
 def unknown(what: str, value: object, choices: Iterable[object]) -> InputError:
-    """An InputError that says which `what` exist, e.g. unknown("method", "tt", METHODS)."""
-    listed = ", ".join(sorted(str(choice) for choice in choices))
-    return InputError(f"unknown {what} {str(value)!r}; choose from: {listed}")
+    """Make an InputError that lists the choices and suggests the nearest one.
+
+    Args:
+        what: the kind of thing, e.g. `method`.
+        value: the value received.
+        choices: what there is.
+
+    Returns:
+        The error, e.g. `unknown method 'tuker'; choose from: cp, tucker; did you mean tucker?`.
+    """
+    names = sorted(str(choice) for choice in choices)
+    message = f"unknown {what} {str(value)!r}; choose from: {', '.join(names)}"
+    return InputError(message + did_you_mean(str(value), names))
+
+
+def did_you_mean(value: str, choices: Iterable[str]) -> str:
+    """Suggest the choice that a mistyped value is nearest to.
+
+    Args:
+        value: what was typed.
+        choices: what could have been meant.
+
+    Returns:
+        E.g. `; did you mean tt_dims?`, to be appended to a message; empty where nothing is near.
+    """
+    import difflib  # only an error needs it
+
+    nearest = difflib.get_close_matches(value, list(choices), 1)
+    return f"; did you mean {nearest[0]}?" if nearest else ""

@@ -26,7 +26,7 @@ from sweeps.space.model import Space
 from sweeps.space.parse import apply_overrides, parse_teacher_space, with_absolute_data
 from sweeps.teachers.ensure import register_or_explain, train_with_progress
 from sweeps.teachers.registry import name_taken_error, read_teacher
-from sweeps.tracking.process import check_tracking_uri
+from sweeps.tracking.uri import check_tracking_uri
 from sweeps.utils.signals import exit_process, install_signal_handlers
 
 GO_ON = "interrupted; the same command goes on from the last checkpoint"

@@ -30,7 +30,8 @@ from rich.table import Table
 from sweeps.records.events import Event
 from sweeps.records.journal import Journal
 from sweeps.records.names import JOURNAL_FILE
-from sweeps.tracking.follower import TrackingProcess, check_tracking_uri
+from sweeps.tracking.process import TrackingProcess
+from sweeps.tracking.uri import check_tracking_uri
 from tests.support.servers import LIGHT
 from tests.support.synthetic_study import Plan, header, metrics
 

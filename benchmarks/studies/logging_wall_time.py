@@ -18,7 +18,7 @@ from ray.tune import Callback
 from sweeps.records.events import Event
 from sweeps.records.journal import Journal
 from sweeps.records.names import JOURNAL_FILE
-from sweeps.tracking.follower import TrackingProcess
+from sweeps.tracking.process import TrackingProcess
 from tests.support.synthetic_study import Plan, header, metrics
 
 

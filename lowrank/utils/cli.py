@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
-from lowrank.errors import InputError, UncountableError
+from lowrank.errors import InputError, UncountableError, did_you_mean
 
 NOT_WRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)  # the disk's fault, not the program's
 RERUN_MESSAGE = "interrupted; the same command begins again"
@@ -30,11 +30,16 @@ class OneLineParser(argparse.ArgumentParser):
     """An argument parser that reports a mistake in one line, without the usage."""
 
     def error(self, message: str) -> NoReturn:
-        """Print `message` on standard error and exit with code 2.
+        """Print `message` on standard error and exit with code 2; suggest a flag for an unknown one.
 
         Args:
             message: what is wrong with the command line.
         """
+        _, is_unknown, words = message.partition("unrecognized arguments: ")
+        if is_unknown:
+            flag = words.split()[0].partition("=")[0]
+            hint = did_you_mean(flag.lstrip("-"), [name.lstrip("-") for name in self._option_string_actions])
+            message += hint.replace("did you mean ", "did you mean --")
         self.exit(ExitCode.BAD_INPUT, f"error: {message}; see --help\n")
 
 

@@ -6,7 +6,6 @@ and the choice of how many trials share a card uses the record.
 
 from __future__ import annotations
 
-import argparse
 import json
 import platform
 import time
@@ -38,6 +37,7 @@ from sweeps.records.study_folders import studies_root
 from sweeps.resources.configurations import configuration, device_name, distinct_trials, trainer_maker
 from sweeps.resources.shares import Share, read_cluster, share_for
 from sweeps.space.model import Space
+from sweeps.space.run_options import RunOptions
 from sweeps.space.teacher_settings import TEACHER_SECTION
 from sweeps.trials.build import load_trial_data
 from sweeps.trials.planned_teacher import describe_teacher
@@ -46,7 +46,7 @@ from sweeps.trials.resolver import Resolver
 LINE_SECONDS = 15.0  # between lines of progress where standard output is no terminal
 
 
-def probe_space(space: Space, options: argparse.Namespace) -> int:
+def probe_space(space: Space, options: RunOptions) -> int:
     """Probe a space's configurations, print what was measured and record it.
 
     Args:

@@ -11,7 +11,8 @@ import yaml
 
 from lowrank.errors import InputError
 from sweeps.cluster.ray_adapter import BOOTSTRAP_FILE, HEAD_RESOURCE, is_driver_on, live_nodes
-from sweeps.space.settings import AUTO, ResourceSettings
+from sweeps.space.run_options import AUTO
+from sweeps.space.settings import ResourceSettings
 
 SMALLEST_SHARE = 0.01  # of a card; Ray's resource manager fails on much smaller ones
 _EPSILON = 1e-9  # so that 1 / (1 / 3) counts as 3

@@ -14,7 +14,7 @@ from sweeps.resources.mps import sharing_modes
 from sweeps.resources.packing_benchmark import choose_packing
 from sweeps.resources.shares import Share, larger_share, read_cluster, share_for
 from sweeps.space.model import Space
-from sweeps.space.settings import AUTO
+from sweeps.space.run_options import AUTO
 from sweeps.trials.resolver import Resolver
 
 SharingModes = Mapping[str, Mapping[str, str]]  # from the name of a mode to the environment that it needs

@@ -97,7 +97,7 @@ class OptunaProposer:
     def _enqueue_sobol_point(self, stratum: Stratum, study: optuna.Study) -> None:
         seed = zlib.crc32(f"{self.space.search.seed} {study.study_name}".encode())
         index = len(study.get_trials(deepcopy=False))
-        point = self.points.spread(stratum, sobol_point(self.points.width(stratum), index, seed))
+        point = self.points.point_at(stratum, sobol_point(self.points.coordinate_count(stratum), index, seed))
         study.enqueue_trial({name: value for name, value in point.items() if name not in dict(stratum.fixed)})
 
     def reask(self, stratum: Stratum, point: dict[str, Value], handle: Handle) -> Proposal:
@@ -157,7 +157,7 @@ class OptunaProposer:
         Returns:
             False where the point does not belong to the stratum or is there already.
         """
-        domains = self.points.places(point, stratum)
+        domains = self.points.point_domains(point, stratum)
         study = self._study(stratum.label)
         if domains is None or any(
             trial.user_attrs.get(SOURCE_ATTRIBUTE) == source for trial in study.get_trials(deepcopy=False)

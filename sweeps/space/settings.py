@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import re
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from lowrank.errors import InputError
-
-AUTO = "auto"  # of gpus_per_trial
+from sweeps.space.run_options import AUTO, GpuSharing
 
 
 def parse_time(text: str | None) -> float | None:
@@ -54,7 +53,7 @@ class ResourceSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
     cpus_per_trial: float = Field(default=1.0, ge=0.1)
     gpus_per_trial: float | Literal["auto"] = 0.25  # used only where the cluster has GPUs; auto: measured
-    sharing: Literal["processes", "mps", "auto"] = "auto"  # of a card; auto: the better where shares are measured
+    sharing: GpuSharing = "auto"  # of a card; auto: the better where shares are measured
     processes_per_trial: int | None = Field(default=None, ge=1)  # that share each batch; None: one, or one a whole card
     max_concurrent: int | None = Field(default=None, ge=1)
     checkpoint_seconds: float = Field(default=30.0, ge=0)  # of training, or an epoch where that is longer
@@ -67,7 +66,6 @@ class ResourceSettings(BaseModel):
         raise ValueError("must be a number from 0, or auto")
 
 
-SHARING: tuple[str, ...] = get_args(ResourceSettings.model_fields["sharing"].annotation)
 LIMITS = ("params", "mult_adds", "bytes", "step_ms")  # what a budget may limit, in the order in which strata are made
 
 

@@ -6,11 +6,11 @@ command line (`--data`, `--set data...`) or the folder that holds it (`--data-di
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 from lowrank.errors import InputError
 from sweeps.space.model import Space
+from sweeps.space.run_options import RunOptions
 
 DATA_FOLDER = Path("data")
 KNOWN_PREFIXES = ("torchvision",)  # of network names that carry a colon and are no code of the user's
@@ -47,7 +47,7 @@ def _check_data(name: str, allowed: Path) -> None:
         )
 
 
-def check_options(space: Space, options: argparse.Namespace) -> None:
+def check_options(space: Space, options: RunOptions) -> None:
     """`check_trust` by what the command line says; raises InputError."""
     asked = bool(options.data) or any(override.startswith("data") for override in options.set)
     check_trust(space, allow_code=options.allow_code, data_dir=options.data_dir, data_asked=asked)

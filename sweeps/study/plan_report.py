@@ -2,29 +2,33 @@
 
 from __future__ import annotations
 
+import json
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-import optuna
 import torch
 from torch.nn import functional
 
 from lowrank.compression.substitution import build_student
-from lowrank.data import steps_per_epoch
+from lowrank.data import load_data, steps_per_epoch
 from lowrank.errors import InfeasibleError
 from lowrank.layers import Separable
 from lowrank.networks.registry import NetworkSettings
 from lowrank.training.recipes import RECIPE_FIELD, default_recipe
 from sweeps.records.reasons import reasons_by_method
 from sweeps.records.specification import Trial
+from sweeps.resources.shares import Cluster, share_for
 from sweeps.space.domains import Value
 from sweeps.space.model import Space
 from sweeps.space.parse import teacher_space
+from sweeps.space.run_options import RunOptions
 from sweeps.space.strata import Stratum
 from sweeps.trials.feasibility import reachable_strata
-from sweeps.trials.planned_teacher import UNTRAINED
+from sweeps.trials.planned_teacher import UNTRAINED, describe_teacher
 from sweeps.trials.resolver import Resolver
 from sweeps.utils.duration import format_duration
 
@@ -98,6 +102,8 @@ def _reach(methods: dict[str, tuple[int, int]], trial: Trial) -> None:
 def _points(space: Space, resolver: Resolver, strata: Sequence[Stratum]) -> list[dict[str, Value]]:
     if space.search.sampler == "grid":
         return resolver.points.grid()
+    import optuna  # takes long, and a grid does without
+
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
     return [resolver.points.suggest(strata[index % len(strata)], study.ask()) for index in range(SAMPLES)]
@@ -189,3 +195,29 @@ def _sizes(methods: dict[str, tuple[int, int]]) -> str:
     """Each method's largest size within the budget, the one that comes nearest first."""
     by_gap = sorted(methods.items(), key=lambda item: (item[1][1], item[0]))
     return ", ".join(f"{name} {params:,} ({gap:,})" for name, (params, gap) in by_gap)
+
+
+def print_plan(space: Space, options: RunOptions) -> int:
+    """Print the plan of a space, as lines or as JSON.
+
+    Args:
+        space: the space.
+        options: the command line.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        InputError: data or teacher cannot be used.
+    """
+    data: Any = load_data(space.data, options.data_dir)
+    resolver = Resolver(space, data, describe_teacher(space, data, options.teachers or Path("teachers")))
+    plan = make_plan(space, resolver, _local_slots(space))
+    print(json.dumps(plan.to_json(), indent=2) if options.json else "\n".join(plan_lines(plan, space, resolver)))
+    return 0
+
+
+def _local_slots(space: Space) -> int:
+    """How many trials this machine can train at a time."""
+    cpus, gpus = float(os.cpu_count() or 1), float(torch.cuda.device_count())
+    return share_for(space.resources, Cluster(cpus, gpus, cpus, gpus), space.search.trials, False).concurrent

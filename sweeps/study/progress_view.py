@@ -92,7 +92,7 @@ def describe(trial: TrialRecord) -> str:
     return f"{' '.join([trial.method, *shape])}, {trial.counts['params']:,} parameters{error}"
 
 
-class View:
+class ProgressView:
     """Shows a study's progress; call `update` whenever something changed. Use as a context manager."""
 
     def __init__(self, record: StudyRecord, total: Callable[[], int], console: Console | None = None):

@@ -30,6 +30,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from lowrank.errors import InputError
 from lowrank.utils.cli import OneLineParser
+from lowrank.utils.text import HIDDEN, redact
 from sweeps.records.events import Event
 from sweeps.records.journal import JournalReader
 from sweeps.records.model import StudyRecord, apply_event, intern_names
@@ -37,19 +38,8 @@ from sweeps.records.names import JOURNAL_FILE, LOG_FILE, MACHINE_METRICS, PROGRE
 from sweeps.records.tables import write_tables
 from sweeps.tracking.mlflow_runs import Entry, MlflowStudy
 from sweeps.tracking.mlflow_store import milliseconds, one_line, outages, quiet_mlflow
-from sweeps.tracking.process import (
-    HIDDEN,
-    URI_VARIABLE,
-    TrackingProcess,
-    behind_message,
-    check_tracking_uri,
-    default_tracking_uri,
-    last_tracking_uri,
-    read_progress,
-    redact,
-)
-
-__all__ = ["Follower", "TrackingProcess", "check_tracking_uri", "default_tracking_uri", "main"]
+from sweeps.tracking.process import URI_VARIABLE, behind_message, last_tracking_uri, read_progress
+from sweeps.tracking.uri import check_tracking_uri
 
 POLL_SECONDS = 0.5
 TABLE_SECONDS = 5.0  # between two writings of the tables while the study runs

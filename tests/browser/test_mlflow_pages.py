@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from sweeps.tracking.follower import Follower, catch_up, default_tracking_uri
+from sweeps.tracking.follower import Follower, catch_up
 from sweeps.tracking.mlflow_store import quiet_mlflow
+from sweeps.tracking.uri import default_tracking_uri
 from tests.browser.mlflow_pages import chromium, take_pictures
 from tests.support.synthetic_study import Plan, write_study
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from lowrank.utils.cli import ExitCode
 from sweeps.records.model import TrialRecord
 from sweeps.records.names import CHECKPOINT_FILE, TRIALS_FOLDER
-from sweeps.study.driver import CACHE_FOLDER
+from sweeps.teachers.worker import CACHE_FOLDER
 from tests.faults.scene import GRID, NAME, SEARCH, SECONDS, STREAMED, TAUGHT, Question, Scene, Study
 from tests.support import studies
 from tests.support.clusters import machines

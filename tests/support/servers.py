@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from lowrank.errors import InputError
-from sweeps.tracking.process import check_tracking_uri
+from sweeps.tracking.uri import check_tracking_uri
 
 START_SECONDS = 120
 LIGHT = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}  # what no record needs

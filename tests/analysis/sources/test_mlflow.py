@@ -18,7 +18,8 @@ from sweeps.records.load import load_study
 from sweeps.records.model import StudyRecord
 from sweeps.records.names import EPOCHS_FILE, JOURNAL_FILE, MLFLOW_FILE, RESULTS_FILE
 from sweeps.records.tables import read_tables
-from sweeps.tracking.follower import Follower, catch_up, default_tracking_uri
+from sweeps.tracking.follower import Follower, catch_up
+from sweeps.tracking.uri import default_tracking_uri
 from tests.support.synthetic_study import START, Plan, header, metrics, write_study, write_trial
 
 ROOT = Path(__file__).resolve().parents[3]

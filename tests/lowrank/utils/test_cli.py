@@ -11,7 +11,7 @@ from lowrank.utils.cli import RERUN_MESSAGE, run_command
 
 COMMANDS = {
     "lowrank.count": ("run", ["--network", "resnet9"]),
-    "sweeps.run": ("_dispatch", ["--list"]),
+    "sweeps.run": ("dispatch", ["--list"]),
     "sweeps.teacher": ("_dispatch", ["--list"]),
     "sweeps.spot": ("run", ["--accelerator", "L4"]),
     "sweeps.storage.__main__": ("fetch_study", ["s3://bucket", "study"]),

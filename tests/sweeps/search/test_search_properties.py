@@ -5,7 +5,6 @@ Nor does a series launch anything twice, whatever its studies share.
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 from pathlib import Path
 
@@ -24,6 +23,7 @@ from sweeps.search.reuse import SiblingResults, weights_path
 from sweeps.search.search import Search
 from sweeps.space.model import Space
 from sweeps.space.parse import parse_space
+from sweeps.space.run_options import RunOptions
 from sweeps.study.series import read_series
 from sweeps.trials.feasibility import reachable_strata
 from sweeps.trials.resolver import Resolver
@@ -76,10 +76,7 @@ ENTRIES = st.lists(
 @given(SPACES, ENTRIES)
 def test_no_study_of_a_random_series_wastes_a_trial(digits, drawn, entries):
     studies = [{"name": f"study{index}", "set": changes} for index, changes in enumerate(entries)]
-    options = argparse.Namespace(
-        set=[], data=None, seed=None, trials=None, gpus_per_trial=None, cpus_per_trial=None, max_concurrent=None,
-        allow_code=False, data_dir=None, processes_per_trial=None, sharing=None,
-    )  # fmt: skip
+    options = RunOptions()
     members = read_series({**content_of(drawn), "studies": studies}, "random", options)
     assert [member.name for member in members] == [study["name"] for study in studies]
     with tempfile.TemporaryDirectory() as folder:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from copy import deepcopy
 
 import pytest
@@ -17,23 +16,12 @@ from lowrank.networks.registry import NetworkSettings, make_network
 from sweeps.space.files import available_spaces, find_space, read_yaml
 from sweeps.space.method_names import method_at
 from sweeps.space.parse import read_space, resolve_content, space_from_content
+from sweeps.space.run_options import RunOptions
 from sweeps.study.series import read_series
 from sweeps.trials.resolver import Resolver
 from sweeps.trials.teacher import resolve_teacher
 
-OPTIONS = argparse.Namespace(
-    set=[],
-    data=None,
-    seed=None,
-    trials=None,
-    gpus_per_trial=None,
-    processes_per_trial=None,
-    sharing=None,
-    cpus_per_trial=None,
-    max_concurrent=None,
-    allow_code=False,
-    data_dir=None,
-)
+OPTIONS = RunOptions()
 NINE = (
     "methods", "weight_decay", "init", "allocation", "worth_it", "wrn_schedule", "darts_schedule", "imagenet_schedule",
 )  # fmt: skip
@@ -44,9 +32,7 @@ def spaces_of(name: str, **options) -> list:
     content = read_yaml(path)
     if "studies" not in content:
         return [read_space(name, data__name=options.get("data"))]
-    return [
-        member.space for member in read_series(content, path.stem, argparse.Namespace(**{**vars(OPTIONS), **options}))
-    ]
+    return [member.space for member in read_series(content, path.stem, RunOptions(**options))]
 
 
 def params_of(name: str, network: str) -> set[int]:
@@ -191,7 +177,7 @@ def test_a_changed_space_file_is_valid_or_one_clear_line(where, value, data):
     said = ""
     try:
         if "studies" in content:
-            read_series(content, name, argparse.Namespace(**{**vars(OPTIONS), "data": data}))
+            read_series(content, name, RunOptions(data=data))
         else:
             options = [], {"data.name": data} if data else {}
             space_from_content(name, resolve_content(content, [], options))

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
+import subprocess
+import sys
+
 import pytest
 
 from analysis import __main__ as analysis
 from analysis import report
 from lowrank import count
 from sweeps import run, spot, teacher
+from sweeps.space.run_options import RunOptions
 from sweeps.storage import __main__ as storage
+from sweeps.study.command_line import make_parser, parse_options
 from sweeps.tracking import follower as tracking
+from tests.support import studies
 
 
 @pytest.mark.parametrize(
@@ -37,3 +44,46 @@ def test_a_mistake_is_one_line_and_exit_code_2(main, arguments, message, capsys)
     assert said.err.startswith(f"error: {message}")
     assert said.err.endswith("; see --help\n")
     assert said.err.count("\n") == 1
+
+
+IMPORTED = """
+import runpy, sys
+sys.argv = ["run.py", *sys.argv[1:]]
+try:
+    runpy.run_path("sweeps/run.py", run_name="__main__")
+except SystemExit:
+    pass
+print([name for name in ("torch", "optuna", "ray", "pydantic", "mlflow") if name in sys.modules])
+"""
+
+
+@pytest.mark.parametrize("arguments", ["--help", "--list", "--list --json", "--space tt_dim", "--sapce tt_dims"])
+def test_what_trains_nothing_does_not_wait_for_slow_imports(arguments):
+    command = [sys.executable, "-c", IMPORTED, *arguments.split()]
+    done = subprocess.run(command, cwd=studies.ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "hint"),
+    [
+        ("--sapce tt_dims", "; did you mean --space?; see --help\n"),
+        ("--gpu-per-trial 1", "; did you mean --gpus-per-trial?; see --help\n"),
+        ("--fit", "unrecognized arguments: --fit; see --help\n"),
+    ],
+)
+def test_an_unknown_flag_suggests_the_nearest(arguments, hint, capsys):
+    with pytest.raises(SystemExit):
+        run.main(arguments.split())
+    assert capsys.readouterr().err.endswith(hint)
+
+
+def test_an_unknown_space_suggests_the_nearest(capsys):
+    assert run.main(["--space", "tt_dim"]) == 2
+    assert capsys.readouterr().err.endswith("; did you mean tt_dims?\n")
+
+
+def test_the_parser_and_the_options_have_the_same_fields():
+    fields = {field.name for field in dataclasses.fields(RunOptions)}
+    assert vars(make_parser().parse_args([])).keys() == fields - {"began"}
+    assert dataclasses.replace(parse_options([]), set=(), tag=(), began=0.0) == RunOptions()

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
-
 import pytest
 import yaml
 
 from lowrank.errors import InputError
 from sweeps.run import main
+from sweeps.space.run_options import RunOptions
 from sweeps.study.series import read_series
 
 SMALL = {
@@ -21,10 +20,7 @@ SMALL = {
     "search": {"trials": 2, "sampler": "random", "stop": "none"},
     "studies": [{"name": "plain"}, {"name": "cp", "set": {"method.name": "cp"}, "trials": 1}],
 }
-OPTIONS = argparse.Namespace(
-    set=["train.epochs=1"], data=None, seed=3, trials=None, gpus_per_trial=None, cpus_per_trial=None,
-    processes_per_trial=None, sharing=None, max_concurrent=None, allow_code=False, data_dir=None,
-)  # fmt: skip
+OPTIONS = RunOptions(set=["train.epochs=1"], seed=3)
 
 
 def test_each_study_is_the_file_with_its_own_changes_under_the_command_lines():

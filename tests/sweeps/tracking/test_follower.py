@@ -11,14 +11,16 @@ import pyarrow.parquet as pq
 import pytest
 
 from lowrank.errors import InputError
+from lowrank.utils.text import redact
 from sweeps.records.events import Event, Status
 from sweeps.records.journal import Journal
 from sweeps.records.names import JOURNAL_FILE, MLFLOW_FILE, PROGRESS_FILE, RESULTS_FILE
 from sweeps.tracking import follower as tracking
-from sweeps.tracking.follower import Follower, catch_up, check_tracking_uri, default_tracking_uri
+from sweeps.tracking.follower import Follower, catch_up
 from sweeps.tracking.mlflow_runs import MlflowStudy
 from sweeps.tracking.mlflow_store import is_refusal, quiet_mlflow
-from sweeps.tracking.process import behind_message, catch_up_command, records_behind, redact
+from sweeps.tracking.process import behind_message, catch_up_command, records_behind
+from sweeps.tracking.uri import check_tracking_uri, default_tracking_uri
 from tests.support.mlflow_store import content, epoch_metrics, journal_metrics, parent_status, rows, trial_runs
 from tests.support.synthetic_study import START, Plan, header, metrics, write_study
 

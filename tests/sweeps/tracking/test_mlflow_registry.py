@@ -19,8 +19,9 @@ from sweeps.records.fronts import best_trials, front_first_seeds
 from sweeps.records.journal import Journal, read_journal
 from sweeps.records.model import fold
 from sweeps.records.names import JOURNAL_FILE, MLFLOW_FILE, MODELS_FOLDER
-from sweeps.tracking.follower import Follower, catch_up, default_tracking_uri
+from sweeps.tracking.follower import Follower, catch_up
 from sweeps.tracking.mlflow_store import create_database, quiet_mlflow
+from sweeps.tracking.uri import default_tracking_uri
 from tests.support.synthetic_study import Plan, write_study
 
 pytestmark = [

@@ -20,8 +20,8 @@ from lowrank.errors import InputError
 from sweeps.records.events import Event
 from sweeps.records.journal import Journal
 from sweeps.records.names import EPOCHS_FILE, JOURNAL_FILE, LOG_FILE, MLFLOW_FILE, RESULTS_FILE
-from sweeps.tracking.follower import TrackingProcess, check_tracking_uri
-from sweeps.tracking.process import read_progress
+from sweeps.tracking.process import TrackingProcess, read_progress
+from sweeps.tracking.uri import check_tracking_uri
 from tests.support.mlflow_store import content, epoch_metrics, journal_metrics, parent_status, rows, trial_runs
 from tests.support.servers import free_port, mlflow_server, wait_for
 from tests.support.synthetic_study import Plan, header, metrics, write_study
@@ -137,7 +137,7 @@ def test_when_the_driver_is_killed_the_tracker_brings_in_the_rest_and_goes(tmp_p
     driver = textwrap.dedent(f"""
         import os, signal
         from pathlib import Path
-        from sweeps.tracking.follower import TrackingProcess
+        from sweeps.tracking.process import TrackingProcess
         from tests.sweeps.tracking.test_process import begin, train
         study_dir = Path({str(tmp_path)!r})
         journal, names = begin(study_dir)

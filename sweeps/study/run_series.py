@@ -1,0 +1,183 @@
+"""Run the studies of a series in turn: one command, one limit of time, one summary; resumable as one.
+
+The studies lie in one folder under the series' name. What one has trained the others adopt (sweeps.search.reuse).
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lowrank.utils.atomic_write import write_bytes, write_text
+from sweeps.records.events import Status
+from sweeps.records.fronts import mean_error, searched_points
+from sweeps.records.journal import read_journal
+from sweeps.records.model import StudyRecord, TrialRecord, fold
+from sweeps.records.names import JOURNAL_FILE, SERIES_FILE, SPACE_FILE
+from sweeps.records.study_folders import new_study_folder, studies_root
+from sweeps.space.files import find_space, read_yaml
+from sweeps.space.run_options import FOLDER_OPTIONS, RunOptions
+from sweeps.space.settings import parse_time
+from sweeps.storage.remote import Storage, child_uri, fetch_study, list_stored_studies, storage_uri
+from sweeps.study.series import Member, read_series
+from sweeps.study.start import resume_study, start_study
+from sweeps.utils.clock import monotonic_time
+
+# Options that override fields of every study; kept with the series, for its resumption
+_FIELD_OPTIONS = ("set", "data", "seed", "trials", "gpus_per_trial", "cpus_per_trial", "max_concurrent",
+                  "processes_per_trial", "sharing")  # fmt: skip
+
+
+def start_series(options: RunOptions) -> int:
+    """Run the studies of a new series.
+
+    Args:
+        options: the command line, with `space`.
+
+    Returns:
+        The largest exit code of a study.
+
+    Raises:
+        InputError: one of the studies cannot be run; nothing has been started then.
+    """
+    assert options.space is not None
+    path = find_space(options.space)
+    content = read_yaml(path)
+    members = read_series(content, path.stem, options)
+    uri = storage_uri(options.storage)
+    root = studies_root(options.storage, options.out)
+    folder = new_study_folder(root, options.name, path.stem, list_stored_studies(uri) if uri else ())
+    folder.mkdir(parents=True)
+    stored: dict[str, Any] = {name: value for name in _FIELD_OPTIONS if (value := getattr(options, name))}
+    stored |= {name: str(Path(value).resolve()) for name in FOLDER_OPTIONS if (value := getattr(options, name))}
+    text = yaml.safe_dump({"file": path.stem, "content": content, "options": stored, "storage": uri}, sort_keys=False)
+    write_text(folder / SERIES_FILE, text)
+    if uri:
+        Storage(uri, folder.name).put(SERIES_FILE, text.encode())
+    return _run(members, folder, options, uri)
+
+
+def is_resumable_series(options: RunOptions) -> bool:
+    """Tell whether `--resume` names a series.
+
+    Args:
+        options: the command line, with `resume`.
+
+    Returns:
+        True for a series, False for a study or anything else.
+
+    Raises:
+        InputError: the storage cannot be used.
+    """
+    folder = studies_root(options.storage, options.out) / str(options.resume)
+    uri = storage_uri(options.storage)
+    return (folder / SERIES_FILE).is_file() or (uri is not None and SERIES_FILE in Storage(uri, folder.name).names())
+
+
+def resume_series(options: RunOptions) -> int:
+    """Go on with a series; studies that have ended stay as they are.
+
+    Args:
+        options: the command line, with `resume`.
+
+    Returns:
+        The largest exit code of a study.
+
+    Raises:
+        InputError: one of the studies cannot be run.
+    """
+    folder = studies_root(options.storage, options.out) / str(options.resume)
+    uri = storage_uri(options.storage)
+    if uri and not (folder / SERIES_FILE).is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        write_bytes(folder / SERIES_FILE, Storage(uri, folder.name).get(SERIES_FILE))
+    stored = read_yaml(folder / SERIES_FILE)
+    uri = uri or stored.get("storage")
+    options = options.with_folders(stored["options"])
+    fields: dict[str, Any] = {name: stored["options"].get(name) for name in _FIELD_OPTIONS}
+    members = read_series(stored["content"], stored["file"], replace(options, **{**fields, "set": fields["set"] or ()}))
+    if uri:
+        for name in list_stored_studies(child_uri(uri, folder.name)):
+            fetch_study(child_uri(uri, folder.name), name, folder)
+    return _run(members, folder, options, uri)
+
+
+def _run(members: list[Member], folder: Path, options: RunOptions, uri: str | None) -> int:
+    """Run each study with an equal part of the remaining time; the next ones have what one does not use."""
+    limit = parse_time(options.time)
+    started, codes = time.monotonic(), []
+    for index, member in enumerate(members):
+        remaining = None if limit is None else limit - (time.monotonic() - started)
+        if remaining is not None and remaining <= 1:
+            print(f"the time is used up before {member.name}")
+            break
+        if _is_finished(folder / member.name):
+            continue
+        seconds = None if remaining is None else remaining / (len(members) - index)
+        print(f"\nstudy {index + 1} of {len(members)}: {member.name}", flush=True)
+        storage = uri and child_uri(uri, folder.name)
+        codes.append(_run_member(member, folder, replace(options, out=folder, storage=storage), seconds))
+        if codes[-1] not in (0, 1):
+            break
+    print("\n".join(summary_lines(members, folder)), flush=True)
+    if not all(_is_finished(folder / member.name) for member in members):
+        flags = "" if folder.parent == Path("studies").resolve() else f" --out {folder.parent}"
+        flags += f" --storage {uri}" if uri else ""
+        print(f"not all studies have ended; go on with: python sweeps/run.py --resume {folder.name}{flags}")
+    return max(codes, default=0)
+
+
+def _run_member(member: Member, folder: Path, options: RunOptions, seconds: float | None) -> int:
+    limit = None if seconds is None else f"{max(1, round(seconds))}s"
+    options = replace(options, time=limit, began=monotonic_time())
+    if (folder / member.name / SPACE_FILE).is_file():
+        options = replace(options, space=None, set=(), data=None, seed=None, name=None, trials=None)
+        return resume_study(replace(options, resume=member.name))
+    search = member.space.search.model_copy(update={"time": limit})
+    return start_study(replace(member.space, search=search), replace(options, name=member.name))
+
+
+def _is_finished(folder: Path) -> bool:
+    record = _record(folder)
+    return record is not None and record.closed is not None and record.closed.get("reason") == "finished"
+
+
+def _record(folder: Path) -> StudyRecord | None:
+    path = folder / JOURNAL_FILE
+    return fold(read_journal(path)) if path.is_file() else None
+
+
+def summary_lines(members: list[Member], folder: Path) -> list[str]:
+    """How far each study came, and the best of each of its strata by validation error."""
+    lines = [f"\n{folder.name}: {len(members)} studies in {folder}"]
+    for member in members:
+        record = _record(folder / member.name)
+        trials = list(record.trials.values()) if record else []
+        done = [trial for trial in trials if trial.status is Status.COMPLETED and not trial.broken]
+        ended = "ended" if _is_finished(folder / member.name) else "not ended" if record else "not begun"
+        adopted = sum(bool(trial.adopted) for trial in done)
+        shared = f", {adopted} of them trained in another of these studies" if adopted else ""
+        count = f"{len(done)} of {len(trials)} trials completed{shared}"
+        lines.append(f"{member.name} ({ended}): {count}. {member.space.question}")
+        lines += [f"  {stratum}: {_described(best)}" for stratum, best in _best(trials).items()]
+    return lines
+
+
+def _best(trials: list[TrialRecord]) -> dict[str, list[TrialRecord]]:
+    """Of each stratum the point of the lowest mean error, as its seeds; of equal ones the smallest."""
+    best: dict[str, list[TrialRecord]] = {}
+    for seeds in sorted(searched_points(trials), key=lambda seeds: seeds[0].counts["params"]):
+        kept = best.get(seeds[0].stratum)
+        if kept is None or mean_error(seeds) < mean_error(kept):
+            best[seeds[0].stratum] = seeds
+    return best
+
+
+def _described(seeds: list[TrialRecord]) -> str:
+    over = f", mean of {len(seeds)} seeds" if len(seeds) > 1 else ""
+    first = seeds[0]
+    return f"{first.method}, {first.counts['params']:,} parameters, {mean_error(seeds):.2f} % validation error{over}"

@@ -1,0 +1,202 @@
+"""Start a study: a new one, a resumed one, or one that trains recorded trials again.
+
+Everything that the user can get wrong is checked here, before anything is written; `sweeps.study.driver` does the rest.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from lowrank.data import ImageData, load_data
+from lowrank.errors import InputError
+from sweeps.records.annotations import check_note, parse_tags
+from sweeps.records.journal import read_journal
+from sweeps.records.model import fold
+from sweeps.records.names import JOURNAL_FILE, SPACE_FILE
+from sweeps.records.study_folders import find_study_folder, new_study_folder, read_space_file, studies_root
+from sweeps.space.model import Space
+from sweeps.space.parse import parse_space
+from sweeps.space.run_options import RunOptions
+from sweeps.space.settings import parse_time
+from sweeps.space.study_config import StudyConfig
+from sweeps.space.trust import check_trust
+from sweeps.storage.mirror import mirror_study
+from sweeps.storage.remote import fetch_study, list_stored_studies, storage_uri
+from sweeps.study.driver import run_study
+from sweeps.study.retrain import ORIGIN, select_stopped, select_trial
+from sweeps.teachers.ensure import ensure_teacher
+from sweeps.tracking.uri import check_tracking_uri
+from sweeps.trials.planned_teacher import with_teacher_name
+from sweeps.trials.resolver import Resolver
+from sweeps.trials.teacher import ResolvedTeacher, resolve_teacher
+
+DEFAULT_TEACHERS = Path("teachers")
+
+
+def start_study(space: Space, options: RunOptions) -> int:
+    """Begin a new study.
+
+    Args:
+        space: what is searched.
+        options: the command line.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        InputError: something cannot be used; nothing has been written then.
+    """
+    uri = storage_uri(options.storage)
+    root = studies_root(options.storage, options.out)
+    folder = new_study_folder(root, options.name, space.name, list_stored_studies(uri) if uri else ())
+    config = _study_config(folder, space, options, uri)
+    data = load_data(space.data, config.data_dir)
+    started = time.monotonic()
+    resolver = Resolver(space, data, ensure_teacher(space, data, config.teachers, config.tracking_uri))
+    if config.seconds is not None:  # the training of a teacher counts
+        config = replace(config, seconds=max(1.0, config.seconds - (time.monotonic() - started)))
+    with mirror_study(uri, folder):
+        return run_study(space, resolver, config)
+
+
+def start_retraining(options: RunOptions) -> int:
+    """Train recorded trials again, in a study of its own: one to reproduce it, or stopped ones to their end.
+
+    Args:
+        options: the command line, with `reproduce` or `retrain_stopped`.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        InputError: something cannot be used; nothing has been written then.
+    """
+    flag = "reproduce" if options.reproduce else "retrain-stopped"
+    refused = ("space", "set", "trials", "plan", "probe_memory", "resume", *(("seed",) if options.reproduce else ()))
+    _refuse(options, refused, f"--{flag} trains what is on record; leave --{{}} out")
+    uri, root = storage_uri(options.storage), studies_root(options.storage, options.out)
+    if options.reproduce:
+        retrain = select_trial(options.reproduce[0], options.reproduce[1], root, options.data)
+    else:
+        retrain = select_stopped(str(options.retrain_stopped), root, options.sample, options.seed or 0, options.data)
+    content = retrain.content(_resources(options, "gpus_per_trial", "cpus_per_trial", "max_concurrent", "sharing"))
+    _update(content, "search", {"time": options.time})
+    space = parse_space(retrain.name, content)
+    check_trust(space, allow_code=options.allow_code, data_asked=True)  # its data was asked for when it was trained
+    stored = read_space_file(retrain.folder)[1] if (retrain.folder / SPACE_FILE).is_file() else {}
+    options = options.with_folders(stored)
+    folder = new_study_folder(root, options.name, retrain.name, list_stored_studies(uri) if uri else ())
+    config = _study_config(folder, space, options, uri)
+    data = load_data(space.data, config.data_dir)
+    teacher = resolve_teacher(space, data, config.teachers)
+    config = replace(config, origin=retrain.check(data, teacher))
+    with mirror_study(uri, folder):
+        return run_study(space, Resolver(space, data, teacher), config, retrain)
+
+
+def resume_study(options: RunOptions) -> int:
+    """Go on with a study; trials, time and resources may be new, the question is as it was.
+
+    Args:
+        options: the command line, with `resume`.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        InputError: something cannot be used, or data or teacher have changed; nothing has been written then.
+    """
+    folder, uri = _fetch_folder(options)
+    _refuse(
+        options, ("space", "set", "data", "seed", "name", "plan", "json"),
+        "--resume goes on with the question as it was; leave --{} out (--trials, --time and the resources may be new)",
+    )  # fmt: skip
+    content, stored = read_space_file(folder)
+    content.setdefault("search", {}).pop("time", None)  # a limit of time is for one run of the driver
+    _update(content, "search", {"trials": options.trials, "time": options.time})
+    resources = _resources(
+        options, "gpus_per_trial", "cpus_per_trial", "max_concurrent", "processes_per_trial", "sharing"
+    )
+    _update(content, "resources", resources)
+    space = parse_space(stored["space"], content)
+    check_trust(space, allow_code=options.allow_code, data_asked=True)  # its data was asked for when it began
+    options = options.with_folders(stored)
+    options = replace(options, tracking_uri=options.tracking_uri or stored["tracking_uri"])
+    config = replace(_study_config(folder, space, options, uri), origin=stored.get(ORIGIN))
+    data = _same_data(space, config)
+    resolver = Resolver(space, data, _same_teacher(space, data, config))
+    with mirror_study(uri, folder):
+        return run_study(space, resolver, config)
+
+
+def _refuse(options: RunOptions, names: tuple[str, ...], message: str) -> None:
+    """Raise InputError if one of these options was given; `{}` in the message stands for its flag."""
+    for name in names:
+        if getattr(options, name):
+            raise InputError(message.format(name.replace("_", "-")))
+
+
+def _fetch_folder(options: RunOptions) -> tuple[Path, str | None]:
+    """The folder of the study to resume, brought up to date, and the URI of its storage."""
+    name = str(options.resume)
+    root, uri = studies_root(options.storage, options.out), storage_uri(options.storage)
+    if uri is None and (root / name / SPACE_FILE).is_file():
+        uri = read_space_file(find_study_folder(root, name))[1].get("storage")
+    if uri is not None:
+        fetch_study(uri, name, root)
+    return find_study_folder(root, name), uri
+
+
+def _resources(options: RunOptions, *names: str) -> dict[str, Any]:
+    return {name: value for name in names if (value := getattr(options, name)) is not None}
+
+
+def _update(content: dict[str, Any], section: str, fields: dict[str, Any]) -> None:
+    content.setdefault(section, {}).update({key: value for key, value in fields.items() if value is not None})
+
+
+def _same_data(space: Space, config: StudyConfig) -> ImageData:
+    """The images, which must be those of the study's header."""
+    data = load_data(space.data, config.data_dir)
+    header = fold(read_journal(config.folder / JOURNAL_FILE)).header
+    expected = header.get("data", {}).get("fingerprint", data.fingerprint)
+    if data.fingerprint != expected:
+        raise InputError(f"{data.name} has the fingerprint {data.fingerprint}, but the study began with {expected}")
+    return data
+
+
+def _same_teacher(space: Space, data: ImageData, config: StudyConfig) -> ResolvedTeacher | None:
+    """The teacher, which must be that of the study's header."""
+    teacher = resolve_teacher(with_teacher_name(space, data), data, config.teachers)
+    header = fold(read_journal(config.folder / JOURNAL_FILE)).header
+    expected = (header.get("teacher") or {}).get("weights")
+    if teacher is not None and expected not in (None, teacher.found.sha256):
+        raise InputError(
+            f"the teacher {teacher.name} has changed since the study began: its sha256 is "
+            f"{teacher.found.sha256[:12]}..., not {expected[:12]}..."
+        )
+    return teacher
+
+
+def _study_config(folder: Path, space: Space, options: RunOptions, storage: str | None) -> StudyConfig:
+    if options.tracking_uri:
+        check_tracking_uri(options.tracking_uri)
+    return StudyConfig(
+        name=folder.name,
+        folder=folder,
+        data_dir=options.data_dir.resolve() if options.data_dir else None,
+        tracking_uri=options.tracking_uri,
+        address=options.address,
+        gpus_asked=bool(options.gpus_per_trial),
+        seconds=parse_time(space.search.time),
+        teachers=(options.teachers or DEFAULT_TEACHERS).resolve(),
+        cache_dir=options.cache_dir.resolve() if options.cache_dir else None,
+        note=check_note(options.note),
+        tags=parse_tags(options.tag),
+        began=options.began,
+        profile=options.profile,
+        storage=storage,
+    )

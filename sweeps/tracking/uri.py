@@ -1,0 +1,100 @@
+"""Addresses of MLflow stores: the default one, and a check before a study starts."""
+
+from __future__ import annotations
+
+import os
+import socket
+import urllib.error
+import urllib.request
+from pathlib import Path
+from urllib.parse import urlsplit, urlunsplit
+
+from lowrank.errors import InputError
+from lowrank.utils.text import HIDDEN, redact
+from sweeps.records.names import MLFLOW_FILE
+
+PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}  # of databases, where the address names none
+CHOICES = "sqlite:///FILE, http://HOST:PORT, https://HOST, postgresql://, mysql:// or mssql://"
+ANSWER_SECONDS = 3.0
+
+
+def default_tracking_uri(study_dir: Path) -> str:
+    """Return the address of the SQLite store in a study's own folder.
+
+    Args:
+        study_dir: the study's folder.
+
+    Returns:
+        The address.
+    """
+    return f"sqlite:///{(study_dir / MLFLOW_FILE).resolve()}"
+
+
+def check_tracking_uri(uri: str) -> None:
+    """Refuse an address that cannot work, before a study starts; takes at most about 3 s.
+
+    Args:
+        uri: the address.
+
+    Raises:
+        InputError: the scheme is unknown, the password is hidden, the folder of a SQLite file is missing, or the server
+            does not answer.
+    """
+    try:
+        parts = urlsplit(uri)
+        port = parts.port
+    except ValueError as error:
+        message = f"the tracking URI must be one of {CHOICES}, but {redact(uri)!r} is none: {error}"
+        raise InputError(message) from error
+    if HIDDEN in uri:
+        raise InputError(f"the password of {uri} was not kept; name the address again with --tracking-uri")
+    scheme = parts.scheme.partition("+")[0]
+    if scheme == "sqlite":
+        _check_file(uri)
+    elif scheme in ("http", "https"):
+        _check_server(uri)
+    elif scheme in PORTS:
+        _check_port(uri, parts.hostname or "localhost", port or PORTS[scheme])
+    else:
+        raise InputError(f"the tracking URI must be one of {CHOICES}, but got {redact(uri)!r}")
+
+
+def _check_file(uri: str) -> None:
+    path = uri.partition("?")[0].removeprefix("sqlite:///")
+    if path == uri or not path:
+        raise InputError(f"a SQLite tracking URI must read sqlite:///FILE (four slashes if absolute), but got {uri!r}")
+    folder = Path(path).resolve().parent
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise InputError(f"the tracking URI must name a file in a folder that can be written, but got {uri!r}")
+
+
+def _check_server(uri: str) -> None:
+    request = urllib.request.Request(_without_user(uri).rstrip("/") + "/health")
+    try:
+        with urllib.request.urlopen(request, timeout=ANSWER_SECONDS):
+            return
+    except urllib.error.HTTPError as error:
+        if error.code in (401, 403):  # the server answers, and wants the credentials that MLflow's own variables hold
+            return
+        reason = f"it answered {error.code} to /health"
+    except (OSError, ValueError) as error:
+        reason = f"no answer within {ANSWER_SECONDS:g} s ({getattr(error, 'reason', error)})"
+    raise InputError(
+        f"the tracking URI must name a running MLflow server, but {redact(uri)!r} does not work: {reason}; "
+        f"start it with 'mlflow server', or leave the URI out to record into the study's own folder"
+    )
+
+
+def _without_user(uri: str) -> str:
+    """The address without user and password, which urllib takes neither of."""
+    parts = urlsplit(uri)
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+
+
+def _check_port(uri: str, host: str, port: int) -> None:
+    try:
+        socket.create_connection((host, port), timeout=ANSWER_SECONDS).close()
+    except OSError as error:
+        raise InputError(
+            f"the tracking URI must name a running database, but {redact(uri)!r} does not answer: {error}"
+        ) from error
