@@ -58,7 +58,7 @@ def assigned_device(gpus: float, cards: Sequence[str | int] = ()) -> str:
 
 
 def limit_memory(gpus: float) -> None:
-    """Limit this process to its share of a card's memory, so that the trials beside it keep theirs.
+    """Limit this process to its share of a card's memory, so that others have theirs.
 
     Args:
         gpus: the share of the card; 1 or more for all of it.

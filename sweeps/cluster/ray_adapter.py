@@ -59,12 +59,20 @@ def is_startup_timeout(error: BaseException) -> bool:
 
 
 def head_address() -> str:
-    """Return HOST:PORT of the connected cluster's head."""
+    """Find the head of the connected cluster.
+
+    Returns:
+        HOST:PORT.
+    """
     return str(ray.get_runtime_context().gcs_address)
 
 
 def live_nodes() -> list[dict[str, Any]]:
-    """Return Ray's descriptions of the machines that are alive: `NodeID`, `Resources` and more."""
+    """List the machines of the cluster that are alive.
+
+    Returns:
+        Ray's description of each: `NodeID`, `Resources` and more.
+    """
     return [node for node in ray.nodes() if node["Alive"]]
 
 
@@ -73,12 +81,19 @@ def is_driver_on(node: dict[str, Any]) -> bool:
 
     Args:
         node: one of `live_nodes`.
+
+    Returns:
+        True for the machine of this process.
     """
     return bool(node["NodeID"] == ray.get_runtime_context().get_node_id())
 
 
 def card_types() -> list[str]:
-    """Return the types of cards in the cluster as Ray names them, sorted."""
+    """List the types of cards in the cluster.
+
+    Returns:
+        Ray's names of them, sorted.
+    """
     names = {name for node in live_nodes() for name in node["Resources"]}
     return sorted(name.removeprefix(CARD_PREFIX) for name in names if name.startswith(CARD_PREFIX))
 
@@ -140,5 +155,9 @@ def assigned_resources(trainable: Trainable) -> tuple[float, float]:
 
 
 def assigned_cards() -> list[str | int]:
-    """Return the numbers of the cards that Ray gave to this worker; none outside of Ray."""
+    """Find which cards Ray gave to this worker.
+
+    Returns:
+        Their numbers; none outside of Ray.
+    """
     return list(ray.get_gpu_ids()) if ray.is_initialized() else []

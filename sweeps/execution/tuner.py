@@ -26,10 +26,10 @@ RAY_FOLDER = "ray"  # Ray's own files of a running experiment; nothing is ever r
 
 
 def run_search(search: Search, config: ExecutionConfig) -> None:
-    """Train until the search has no more trials, the time is over, or Ctrl-C; an interrupted trial may be resumed.
+    """Train until the search has no more trials, the time is over, or Ctrl-C.
 
-    In phases: trials that ran out of memory in one are trained in the next with a larger share, and trials that waited
-    for these in the one after it.
+    A resumed study continues the trials that are interrupted. The search runs in phases: trials that ran out of memory
+    in one are trained in the next with a larger share, and trials that waited for these in the one after it.
 
     Args:
         search: the study's search.

@@ -54,7 +54,7 @@ WARM_UP_STEPS = 10
 STEPS_PER_CHECK = 50  # between two looks at the clock
 LEARNING_RATE = 1e-6  # the first steps are repeated more often than the recipe means: nothing may diverge
 POLL_SECONDS = 0.3
-NOTICE_SECONDS = 10.0  # without a card, after which the user is told
+NOTICE_SECONDS = 10.0  # without a card, after which a line is printed
 
 
 class _BenchmarkTrainer:
@@ -142,7 +142,7 @@ class PackingBenchmark:
             trial: the trial that they train.
             data_dir: folder of data sets.
             cpus: CPUs of each trainer.
-            max_trainers: the most that can be asked for; one of `COUNTS`, whose shares Ray counts exactly.
+            max_trainers: the most that train at once; one of `COUNTS`, whose shares Ray counts exactly.
             on_card: whether they share a card; else they train on CPUs.
             seconds: of each measurement.
             sharing: the mode of sharing the card.

@@ -58,7 +58,7 @@ def read_cluster() -> Cluster:
 def planned_machines(path: Path) -> list[dict[str, float]]:
     """Read which workers a cluster file allows.
 
-    `ray up` puts the file on the head. An idle cluster has no worker, and so no GPU, until one is asked for.
+    `ray up` puts the file on the head. An idle cluster has no worker, and so no GPU, until Ray needs one.
 
     Args:
         path: the cluster file as Ray completes it.

@@ -39,7 +39,7 @@ class TrialResources:
 
 
 class ResourcePlanner:
-    """Plans what each trial holds on the connected cluster, before and after shares of a card are measured."""
+    """Plans what each trial holds, before and after shares of a card are measured."""
 
     def __init__(self, space: Space, trials: int, *, require_gpus: bool):
         """Read the cluster and check the request; prints a line if `auto` finds no GPU to measure.

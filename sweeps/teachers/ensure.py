@@ -86,7 +86,7 @@ def train_with_progress(space: Space, data: ImageData, root: Path, name: str, de
 
 
 def register_or_explain(root: Path, name: str, uri: str | None) -> None:
-    """Register a teacher in MLflow and print what was done, or why it was not and how to do it later.
+    """Register a teacher in MLflow; print what was done, or how to do it later.
 
     Args:
         root: folder of teachers.

@@ -75,7 +75,9 @@ def _specifications(search: Search) -> Iterator[dict[str, Any]]:
 def build_caches(
     search: Search, options: CacheOptions, config: StudyConfig, share: Share, console: Console | None = None
 ) -> None:
-    """Fill every cache that the search needs; without a cache trials use the live teacher, and a line says so.
+    """Fill every teacher cache that the search needs.
+
+    If one cannot be filled, a line says so, and its trials use the live teacher.
 
     Args:
         search: the study's search.
