@@ -23,7 +23,7 @@ from lowrank.compression.trace import network_plan, network_to_count
 from lowrank.errors import InfeasibleError, InputError
 from lowrank.layers import Dense, Method, Separable
 from lowrank.layers.registry import METHODS, make_method, method_class
-from lowrank.networks.base import ImageShape
+from lowrank.networks.images import ImageShape
 from lowrank.networks.registry import NETWORK_NAMES, NetworkSettings, default_images
 from lowrank.utils.cli import OneLineParser, run_command
 from lowrank.utils.validation import validate_model

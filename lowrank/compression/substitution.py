@@ -17,7 +17,7 @@ from lowrank.layers.base_method import Method
 from lowrank.layers.dense import Dense
 from lowrank.layers.linear import build_linear
 from lowrank.layers.low_rank.whole_kernel import KernelChain
-from lowrank.networks.base import ImageShape
+from lowrank.networks.images import ImageShape
 from lowrank.networks.registry import NetworkSettings, make_network
 
 AUXILIARY = "auxiliary"  # the module that trains along and is never counted

@@ -21,7 +21,8 @@ from lowrank.compression.counting_conventions import OperationCounter, StudyExtr
 from lowrank.compression.plan import NetworkPlan, Site
 from lowrank.errors import InputError, UncountableError
 from lowrank.layers.base_method import ConvShape, Pair
-from lowrank.networks.base import DropPath, ImageShape
+from lowrank.networks.base import DropPath
+from lowrank.networks.images import ImageShape
 from lowrank.networks.registry import NetworkSettings, for_counting, make_network
 
 # Layers without products; their parameters are counted as they are.

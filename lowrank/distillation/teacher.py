@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from lowrank.distillation.losses import attention_map
 from lowrank.errors import InputError, unknown
-from lowrank.networks.base import ImageShape
+from lowrank.networks.images import ImageShape
 from lowrank.utils.hooks import ForwardHooks
 
 Sizes = tuple[tuple[int, int], ...]

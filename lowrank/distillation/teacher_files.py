@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from lowrank.data import ImageData
 from lowrank.errors import InputError, unknown
 from lowrank.io.model_file import load_model, read_specification
-from lowrank.networks.base import ImageShape
+from lowrank.networks.images import ImageShape
 from lowrank.networks.registry import NetworkSettings, make_network
 from lowrank.utils.validation import validate_model
 

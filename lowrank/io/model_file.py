@@ -27,7 +27,7 @@ from lowrank.errors import InfeasibleError, InputError, UncountableError
 from lowrank.io.tensor_file import load_tensors, save_tensors
 from lowrank.layers.base_method import Method
 from lowrank.layers.registry import make_method
-from lowrank.networks.base import ImageShape
+from lowrank.networks.images import ImageShape
 from lowrank.networks.registry import NetworkSettings
 from lowrank.utils.text import last_line
 from lowrank.utils.validation import validate_model

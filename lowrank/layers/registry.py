@@ -2,48 +2,60 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from lowrank.errors import unknown
-from lowrank.layers.acdc.layer import ACDC
-from lowrank.layers.base_method import Method
-from lowrank.layers.blocks.hashed import Hashed, HashedBoth, HashedFull
-from lowrank.layers.blocks.monarch import Monarch
-from lowrank.layers.blocks.shuffle import Shuffle
-from lowrank.layers.dense import Dense, Separable
-from lowrank.layers.low_rank.bottleneck import Bottleneck
-from lowrank.layers.low_rank.cp_kernel import CPKernel
-from lowrank.layers.low_rank.spatial_svd import SpatialSVD
-from lowrank.layers.low_rank.svd import SVD
-from lowrank.layers.low_rank.tensor_train_kernel import TensorTrainKernel
-from lowrank.layers.low_rank.tied_bottleneck import TiedBottleneck
-from lowrank.layers.low_rank.tucker2 import Tucker2
-from lowrank.layers.tensor.cp import CP
-from lowrank.layers.tensor.tensor_train import TensorTrain
-from lowrank.layers.tensor.tucker import Tucker
 from lowrank.utils.validation import validate_model
 
-METHODS: dict[str, type[Method]] = {
-    "dense": Dense,
-    "separable": Separable,
-    "tensor_train": TensorTrain,
-    "tucker": Tucker,
-    "cp": CP,
-    "hashed_full": HashedFull,
-    "hashed": Hashed,
-    "hashed_both": HashedBoth,
-    "acdc": ACDC,
-    "shuffle": Shuffle,
-    "bottleneck": Bottleneck,
-    "tied_bottleneck": TiedBottleneck,
-    "monarch": Monarch,
-    "svd": SVD,
-    "spatial_svd": SpatialSVD,
-    "tucker2": Tucker2,
-    "cp_kernel": CPKernel,
-    "tensor_train_kernel": TensorTrainKernel,
-}
+if TYPE_CHECKING:
+    from lowrank.layers.base_method import Method
+
+
+class _MethodTable(Mapping[str, "type[Method]"]):
+    """Classes of methods by name; a class is imported when it is looked up, because layers import torch."""
+
+    def __init__(self, paths: Mapping[str, str]):
+        self._paths = paths
+
+    def __getitem__(self, name: str) -> type[Method]:
+        module, _, attribute = self._paths[name].partition(":")
+        method: type[Method] = getattr(import_module(module), attribute)
+        return method
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._paths
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._paths)
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+
+METHODS: Mapping[str, type[Method]] = _MethodTable(
+    {
+        "dense": "lowrank.layers.dense:Dense",
+        "separable": "lowrank.layers.dense:Separable",
+        "tensor_train": "lowrank.layers.tensor.tensor_train:TensorTrain",
+        "tucker": "lowrank.layers.tensor.tucker:Tucker",
+        "cp": "lowrank.layers.tensor.cp:CP",
+        "hashed_full": "lowrank.layers.blocks.hashed:HashedFull",
+        "hashed": "lowrank.layers.blocks.hashed:Hashed",
+        "hashed_both": "lowrank.layers.blocks.hashed:HashedBoth",
+        "acdc": "lowrank.layers.acdc.layer:ACDC",
+        "shuffle": "lowrank.layers.blocks.shuffle:Shuffle",
+        "bottleneck": "lowrank.layers.low_rank.bottleneck:Bottleneck",
+        "tied_bottleneck": "lowrank.layers.low_rank.tied_bottleneck:TiedBottleneck",
+        "monarch": "lowrank.layers.blocks.monarch:Monarch",
+        "svd": "lowrank.layers.low_rank.svd:SVD",
+        "spatial_svd": "lowrank.layers.low_rank.spatial_svd:SpatialSVD",
+        "tucker2": "lowrank.layers.low_rank.tucker2:Tucker2",
+        "cp_kernel": "lowrank.layers.low_rank.cp_kernel:CPKernel",
+        "tensor_train_kernel": "lowrank.layers.low_rank.tensor_train_kernel:TensorTrainKernel",
+    }
+)
 
 
 def method_class(name: str) -> type[Method]:

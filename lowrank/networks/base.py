@@ -10,10 +10,6 @@ from torch import Tensor, nn
 
 from lowrank.errors import InputError
 
-ImageShape = tuple[int, int, int]  # channels, height, width
-CIFAR_IMAGE: ImageShape = (3, 32, 32)
-IMAGENET_IMAGE: ImageShape = (3, 224, 224)
-
 
 class Network(nn.Module):
     """A classifier that tells substitution and distillation about its modules.

@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from lowrank.errors import InputError, unknown
-from lowrank.networks.base import ImageShape
+from lowrank.networks.images import ImageShape
 from lowrank.utils.text import first_line
 
 # Two of torchvision's builders want `init_weights`, and add auxiliary heads that counting leaves out.

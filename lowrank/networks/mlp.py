@@ -7,7 +7,8 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from lowrank.networks.base import ImageShape, Network, scaled
+from lowrank.networks.base import Network, scaled
+from lowrank.networks.images import ImageShape
 
 HIDDEN = (512, 512)
 

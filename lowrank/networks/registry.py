@@ -1,24 +1,22 @@
-"""Makes the networks, dense as published, by name."""
+"""The networks, dense as published, by name.
+
+A network's class is imported when one is made: the names alone need no torch.
+"""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict, Field
-from torch import nn
 
 from lowrank.errors import InputError, unknown
-from lowrank.networks.base import CIFAR_IMAGE, IMAGENET_IMAGE, ImageShape
-from lowrank.networks.darts import DARTS
-from lowrank.networks.external import imported_network, torchvision_network, width_unsupported
-from lowrank.networks.mlp import MLP
-from lowrank.networks.mobilenet_v2 import MobileNetV2
-from lowrank.networks.resnet9 import ResNet9
-from lowrank.networks.vgg16 import VGG16
-from lowrank.networks.wide_resnet import WideResNet
-from lowrank.networks.wide_resnet50_2 import WideResNet50
+from lowrank.networks.images import CIFAR_IMAGE, IMAGENET_IMAGE, ImageShape
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 class NetworkSettings(BaseModel):
@@ -40,44 +38,62 @@ class NetworkSettings(BaseModel):
     auxiliary: bool = False
 
 
-Maker = Callable[[re.Match[str], NetworkSettings, ImageShape, int], nn.Module]
+Maker = Callable[[re.Match[str], NetworkSettings, ImageShape, int], "nn.Module"]
 
 
 def _resnet9(_: re.Match[str], settings: NetworkSettings, image: ImageShape, classes: int) -> nn.Module:
+    from lowrank.networks.resnet9 import ResNet9
+
     return ResNet9(image[0], classes, width=settings.width)
 
 
 def _wide_resnet(match: re.Match[str], settings: NetworkSettings, image: ImageShape, classes: int) -> nn.Module:
+    from lowrank.networks.wide_resnet import WideResNet
+
     return WideResNet(image[0], classes, depth=int(match[1]), widen=int(match[2]), width=settings.width)
 
 
 def _wrn50_2(_: re.Match[str], settings: NetworkSettings, image: ImageShape, classes: int) -> nn.Module:
+    from lowrank.networks.wide_resnet50_2 import WideResNet50
+
     return WideResNet50(image[0], classes, width=settings.width)
 
 
 def _darts(_: re.Match[str], settings: NetworkSettings, image: ImageShape, classes: int) -> nn.Module:
+    from lowrank.networks.darts import DARTS
+
     return DARTS(image[0], classes, width=settings.width, auxiliary=settings.auxiliary)
 
 
 def _mobilenet_v2(_: re.Match[str], settings: NetworkSettings, image: ImageShape, classes: int) -> nn.Module:
+    from lowrank.networks.mobilenet_v2 import MobileNetV2
+
     return MobileNetV2(image[0], classes, width=settings.width)
 
 
 def _vgg16(_: re.Match[str], settings: NetworkSettings, image: ImageShape, classes: int) -> nn.Module:
+    from lowrank.networks.vgg16 import VGG16
+
     return VGG16(image[0], classes, width=settings.width)
 
 
 def _mlp(_: re.Match[str], settings: NetworkSettings, image: ImageShape, classes: int) -> nn.Module:
+    from lowrank.networks.mlp import MLP
+
     return MLP(image, classes, width=settings.width)
 
 
 def _torchvision(match: re.Match[str], settings: NetworkSettings, image: ImageShape, classes: int) -> nn.Module:
+    from lowrank.networks.external import torchvision_network, width_unsupported
+
     if settings.width != 1.0:
         raise width_unsupported(settings.name)
     return torchvision_network(match[1], image, classes, settings.weights)
 
 
 def _imported(_: re.Match[str], settings: NetworkSettings, image: ImageShape, classes: int) -> nn.Module:
+    from lowrank.networks.external import imported_network
+
     return imported_network(settings.name, image, classes, settings.width)
 
 

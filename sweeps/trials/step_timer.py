@@ -18,7 +18,7 @@ from torch.nn import functional
 from lowrank.compression.allocation import SizedMethod
 from lowrank.compression.plan import NetworkPlan
 from lowrank.compression.substitution import build_student
-from lowrank.networks.base import ImageShape
+from lowrank.networks.images import ImageShape
 from lowrank.networks.registry import NetworkSettings
 from lowrank.utils.atomic_write import write_text
 

@@ -18,7 +18,7 @@ from lowrank.data import ImageData
 from lowrank.distillation.teacher import Sizes, Taps, default_taps, tap_sizes
 from lowrank.distillation.teacher_files import WEIGHTS_FILE, TeacherWeights, find_teacher
 from lowrank.errors import InputError
-from lowrank.networks.base import ImageShape
+from lowrank.networks.images import ImageShape
 from lowrank.networks.registry import NetworkSettings, make_network
 from lowrank.training.recipe import Recipe
 from sweeps.space.model import Space
