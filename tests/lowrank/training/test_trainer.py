@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import math
-from pathlib import Path
 
 import pytest
 import torch
@@ -16,7 +14,7 @@ from lowrank.compression.trace import network_plan
 from lowrank.data import DataSettings, ImageData, default_augmentation, eval_batches, load_data
 from lowrank.errors import InputError
 from lowrank.io.tensor_file import load_tensors, save_tensors
-from lowrank.layers import Dense, Method, Separable, TensorTrain, Tucker
+from lowrank.layers import Dense, Method, Separable, TensorTrain
 from lowrank.layers.batched_rebuild import BatchedRebuild
 from lowrank.networks.registry import NetworkSettings
 from lowrank.training.divergence import DivergedError
@@ -24,7 +22,6 @@ from lowrank.training.optimizer import parameter_groups
 from lowrank.training.recipe import Recipe, lr_factor
 from lowrank.training.trainer import Trainer
 
-GOLDEN = Path(__file__).parents[2] / "golden" / "resnet9_digits.json"
 SMALL = NetworkSettings(width=0.125)
 RECIPE = Recipe(epochs=3, batch_size=32, lr=0.1)
 
@@ -76,17 +73,6 @@ def test_a_resumed_run_is_the_undisturbed_one_to_the_bit(data, tmp_path):
     for _ in range(2):
         resumed.train_epoch()
     assert_same(weights(whole), weights(resumed))
-
-
-@pytest.mark.parametrize("name", ["dense", "separable", "tensor_train", "tucker"])
-def test_losses_stay_as_they_were(data, name):
-    """A change that should not move numbers does not: losses of three seeded epochs, kept in the tests."""
-    plan = network_plan(SMALL, data.image_shape, 10)
-    methods = {"tensor_train": TensorTrain(dims=3), "tucker": Tucker(dims=2)}
-    method = solve(plan, methods[name], Budget(params=4500)) if name in methods else None
-    run = trainer(data, method or {"dense": Dense(), "separable": Separable()}[name])
-    losses = [run.train_epoch()["train_loss"] for _ in range(3)]
-    assert losses == pytest.approx(json.loads(GOLDEN.read_text())[name], rel=2e-3)
 
 
 def test_evaluation_counts_every_image_once_and_averages_over_samples(data):
