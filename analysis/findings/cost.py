@@ -1,4 +1,4 @@
-"""What a study cost: hours of training by outcome, card hours, images per second, time lost to starts."""
+"""What a study cost: hours of training by outcome, GPU hours, images per second, time until trials started."""
 
 from __future__ import annotations
 
@@ -14,7 +14,14 @@ from sweeps.records.model import StudyRecord, TrialRecord
 
 @dataclass(frozen=True, kw_only=True)
 class OutcomeCost:
-    """The trials that ended in one way, and the seconds that their epochs took."""
+    """The trials that ended in one way.
+
+    Attributes:
+        status: how they ended.
+        trials: how many there are.
+        epochs: that they trained.
+        seconds: that their epochs took.
+    """
 
     status: Status
     trials: int
@@ -24,29 +31,50 @@ class OutcomeCost:
 
 @dataclass(frozen=True, kw_only=True)
 class StudyCost:
-    """Seconds are sums over trials unless said otherwise; None is what the records do not tell."""
+    """What a study cost. Seconds are sums over trials unless said otherwise; None is what the records do not have.
+
+    Attributes:
+        outcomes: by status.
+        train_seconds: of epochs, evaluation included.
+        start_seconds: from a worker receiving a trial to its first step, over all attempts.
+        attempts: how many there were.
+        adopted: trials that another study of the series trained; they cost this one nothing.
+        again: attempts after a trial's first.
+        gpu_hours: training and starts times the share of a GPU; 0 on CPUs.
+        gpu_share: that a trial had, the mean over attempts.
+        wall_seconds: from the first proposal to the last end, breaks between two runs included.
+        images_per_second: median over trials of each trial's mean while it trains.
+        throughput: images of all trials over the wall seconds.
+    """
 
     outcomes: tuple[OutcomeCost, ...]
-    train_seconds: float  # epochs, evaluation included
-    start_seconds: float  # from a worker's take-up to its first step, over all attempts
+    train_seconds: float
+    start_seconds: float
     attempts: int
-    adopted: int  # trials that another study of the series trained; they cost this one nothing
-    again: int  # attempts after a trial's first
-    gpu_hours: float | None  # training and starts times the share of a card; 0 on CPUs
+    adopted: int
+    again: int
+    gpu_hours: float | None
     gpu_share: float | None
-    wall_seconds: float | None  # from the first proposal to the last end: breaks between two sittings included
-    images_per_second: float | None  # median over trials of each trial's mean while it trains
-    throughput: float | None  # images of all trials over the wall seconds
+    wall_seconds: float | None
+    images_per_second: float | None
+    throughput: float | None
 
     @property
     def start_share(self) -> float:
         """Starts over starts and training, 0 to 1."""
-        whole = self.start_seconds + self.train_seconds
-        return self.start_seconds / whole if whole else 0.0
+        total = self.start_seconds + self.train_seconds
+        return self.start_seconds / total if total else 0.0
 
 
 def study_cost(study: StudyRecord) -> StudyCost:
-    """The cost of everything that was trained, broken and failed trials included; adopted ones cost another study."""
+    """Return the cost of everything that a study trained, broken and failed trials included.
+
+    Args:
+        study: the records; trials that were adopted from another study cost that one.
+
+    Returns:
+        The cost.
+    """
     trials = [trial for trial in study.trials.values() if (trial.epochs or trial.attempts) and not trial.adopted]
     outcomes = tuple(_outcome(status, trials) for status in Status if any(t.status is status for t in trials))
     train = sum(outcome.seconds for outcome in outcomes)
@@ -66,23 +94,23 @@ def study_cost(study: StudyRecord) -> StudyCost:
 
 
 def _outcome(status: Status, trials: Sequence[TrialRecord]) -> OutcomeCost:
-    own = [trial for trial in trials if trial.status is status]
+    ended = [trial for trial in trials if trial.status is status]
     return OutcomeCost(
         status=status,
-        trials=len(own),
-        epochs=sum(len(trial.epochs) for trial in own),
-        seconds=math.fsum(metrics.get("epoch_seconds", 0.0) for trial in own for metrics in trial.epochs.values()),
+        trials=len(ended),
+        epochs=sum(len(trial.epochs) for trial in ended),
+        seconds=math.fsum(metrics.get("epoch_seconds", 0.0) for trial in ended for metrics in trial.epochs.values()),
     )
 
 
 def _gpu_share(study: StudyRecord, trials: Sequence[TrialRecord]) -> float | None:
-    """The share of a card that a trial had, the mean over attempts; of old records, what the space gave to each."""
+    """The share of a GPU that a trial had, the mean over attempts; for old records the share in the space."""
     devices = {attempt["device"] for trial in trials for attempt in trial.attempts if "device" in attempt}
     if devices == {"cpu"} or (not devices and study.header.get("hardware", {}).get("gpus") == []):
         return 0.0
-    given = [float(attempt["gpus"]) for trial in trials for attempt in trial.attempts if "gpus" in attempt]
-    if given:
-        return statistics.fmean(given)
+    shares = [float(attempt["gpus"]) for trial in trials for attempt in trial.attempts if "gpus" in attempt]
+    if shares:
+        return statistics.fmean(shares)
     resources: dict[str, Any] = study.header.get("space", {}).get("resources") or {}
     share = resources.get("gpus_per_trial")
     return float(share) if share is not None and devices else None

@@ -13,7 +13,14 @@ MAX_CURVES = 6  # of the front; more cannot be told apart
 
 @dataclass(frozen=True, kw_only=True)
 class LearningCurve:
-    """One trial: (epoch from 1, validation error in percent), without the epochs that are not on record."""
+    """The validation error of one trial by epoch.
+
+    Attributes:
+        trial_id: of the trial.
+        label: for the legend.
+        reference: whether it is a reference network.
+        points: (epoch from 1, validation error in percent), without the epochs that are not on record.
+    """
 
     trial_id: str
     label: str
@@ -37,15 +44,15 @@ def learning_curves(study: StudyRecord, points: Sequence[FrontPoint]) -> list[Le
     return [curve for curve in curves if len(curve.points) > 1]
 
 
-def _evenly_spaced(points: Sequence[FrontPoint], most: int) -> list[FrontPoint]:
-    """At most `most` of the points, the first and the last among them, the others evenly between."""
-    if len(points) <= most:
+def _evenly_spaced(points: Sequence[FrontPoint], limit: int) -> list[FrontPoint]:
+    """At most `limit` of the points: the first, the last, and others evenly between."""
+    if len(points) <= limit:
         return list(points)
-    return [points[round(index * (len(points) - 1) / (most - 1))] for index in range(most)]
+    return [points[round(index * (len(points) - 1) / (limit - 1))] for index in range(limit)]
 
 
 def _curve(study: StudyRecord, point: FrontPoint, *, reference: bool) -> LearningCurve:
     epochs = study.trials[point.trial_id].epochs
-    found = [(number, metrics["val_error"]) for number, metrics in sorted(epochs.items()) if "val_error" in metrics]
+    errors = [(number, metrics["val_error"]) for number, metrics in sorted(epochs.items()) if "val_error" in metrics]
     label = point.form if reference else f"{point.name}, {point.params:,}"
-    return LearningCurve(trial_id=point.trial_id, label=label, reference=reference, points=tuple(found))
+    return LearningCurve(trial_id=point.trial_id, label=label, reference=reference, points=tuple(errors))

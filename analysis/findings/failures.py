@@ -1,4 +1,4 @@
-"""What did not work: every trial that failed, diverged, ran out of memory, cannot be, or was marked as broken."""
+"""Every trial that failed, diverged, ran out of memory, is infeasible, or was marked as broken."""
 
 from __future__ import annotations
 
@@ -15,39 +15,71 @@ BROKEN = "marked as broken"
 
 @dataclass(frozen=True, kw_only=True)
 class Failure:
-    """One trial: in which way it failed, what it was, where (stratum, epoch, host) and why."""
+    """One trial. The names of the fields are those of the CSV table.
+
+    Attributes:
+        trial_id: of the trial.
+        kind: in which way it failed.
+        setting: in words.
+        stratum: label of its budget.
+        epoch: the last on record; 0 before the first.
+        host: where its last attempt ran.
+        reason: why it failed.
+    """
 
     trial_id: str
     kind: str
     setting: str
     stratum: str
-    epoch: int  # the last on record; 0 before the first
+    epoch: int
     host: str
     reason: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class FailureGroup:
-    """Failures of one kind with the same method and stratum."""
+    """Failures of one kind with the same method and stratum.
+
+    Attributes:
+        kind: in which way they failed.
+        method: in words.
+        stratum: label of the budget.
+        count: how many there are.
+        reason: the most frequent one.
+    """
 
     kind: str
     method: str
     stratum: str
     count: int
-    reason: str  # the commonest
+    reason: str
 
 
 def list_failures(study: StudyRecord) -> list[Failure]:
-    """Every failure, broken trials first, then by kind; an early stop is none."""
-    found = [_failure(trial, kind) for trial in study.trials.values() if (kind := _kind(trial))]
+    """Return every failure; early stops are none.
+
+    Args:
+        study: the records.
+
+    Returns:
+        Trials that were marked as broken first, then by kind.
+    """
+    failures = [_failure(trial, kind) for trial in study.trials.values() if (kind := _kind(trial))]
     order = [BROKEN, *(status_label(status) for status in FAILED)]
-    return sorted(found, key=lambda failure: (order.index(failure.kind), failure.stratum, failure.trial_id))
+    return sorted(failures, key=lambda failure: (order.index(failure.kind), failure.stratum, failure.trial_id))
 
 
-def group_failures(found: list[Failure]) -> list[FailureGroup]:
-    """The same by kind, method and stratum, most frequent first."""
+def group_failures(failures: list[Failure]) -> list[FailureGroup]:
+    """Group failures by kind, method and stratum.
+
+    Args:
+        failures: of a study.
+
+    Returns:
+        The groups, largest first.
+    """
     by_key: dict[tuple[str, str, str], list[str]] = {}
-    for failure in found:
+    for failure in failures:
         method = failure.setting.partition(",")[0]
         by_key.setdefault((failure.kind, method, failure.stratum), []).append(failure.reason)
     listed = [
@@ -72,7 +104,14 @@ def _failure(trial: TrialRecord, kind: str) -> Failure:
 
 
 def describe_setting(trial: TrialRecord) -> str:
-    """The method and its shape in words, also of a trial whose size is not known."""
+    """Return a trial's method and its shape in words.
+
+    Args:
+        trial: the record; its size need not be known.
+
+    Returns:
+        E.g. `tensor train, 3 dims, rank scale 0.31`.
+    """
     method: dict[str, Any] = trial.specification.get("method") or {}
     dims = method.get("dims") or trial.parameters.get("method.dims")
     scale = method.get("rank_scale")

@@ -1,4 +1,4 @@
-"""The command that trains a trial of a study again: its specification as recorded, whatever trial it is."""
+"""The command that trains a trial of a study again from its specification on record."""
 
 from __future__ import annotations
 
@@ -14,7 +14,14 @@ from sweeps.records.specification import REPEATABLE
 
 @dataclass(frozen=True, kw_only=True)
 class ReproduceCommand:
-    """The command of one trial; `why_not` says why there can be none ("" when there is)."""
+    """The command of one trial. The names of the fields are those of the CSV table.
+
+    Attributes:
+        trial_id: of the trial.
+        name: its setting in words.
+        command: trains it again; "" if there is none.
+        why_not: why there is no command; "" if there is one.
+    """
 
     trial_id: str
     name: str
@@ -22,17 +29,36 @@ class ReproduceCommand:
     why_not: str = ""
 
 
-def reproduce_commands(study: StudyRecord, points: Iterable[FrontPoint], place: Path) -> list[ReproduceCommand]:
-    """A recipe a point; `place` is the folder that has the study's records, as the reader would type it."""
-    return [reproduce_command(study, point.trial_id, point.name, place) for point in points]
+def reproduce_commands(study: StudyRecord, points: Iterable[FrontPoint], folder: Path) -> list[ReproduceCommand]:
+    """Return the command of each point.
+
+    Args:
+        study: the records.
+        points: of the study.
+        folder: that has the study's records, as the reader would type it.
+
+    Returns:
+        One command a point.
+    """
+    return [reproduce_command(study, point.trial_id, point.name, folder) for point in points]
 
 
-def reproduce_command(study: StudyRecord, trial_id: str, name: str, place: Path) -> ReproduceCommand:
-    """The recipe of one trial."""
-    missing = [each for each in REPEATABLE if each not in study.trials[trial_id].specification]
+def reproduce_command(study: StudyRecord, trial_id: str, name: str, folder: Path) -> ReproduceCommand:
+    """Return the command of one trial.
+
+    Args:
+        study: the records.
+        trial_id: of the trial.
+        name: its setting in words.
+        folder: that has the study's records, as the reader would type it.
+
+    Returns:
+        The command, or why there is none.
+    """
+    missing = [section for section in REPEATABLE if section not in study.trials[trial_id].specification]
     if missing:
         return ReproduceCommand(
             trial_id=trial_id, name=name, command="", why_not=f"its record has no {', '.join(missing)}"
         )
-    command = f"python sweeps/run.py --reproduce {shlex.quote(str(place))} {trial_id}"
+    command = f"python sweeps/run.py --reproduce {shlex.quote(str(folder))} {trial_id}"
     return ReproduceCommand(trial_id=trial_id, name=name, command=command)

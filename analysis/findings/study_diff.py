@@ -1,4 +1,4 @@
-"""In what several studies differ: their questions, and the trials that they share or do not share."""
+"""In what several studies differ: their settings, and the outcomes of their trials."""
 
 from __future__ import annotations
 
@@ -14,7 +14,12 @@ from sweeps.records.model import StudyRecord, TrialRecord
 
 @dataclass(frozen=True, kw_only=True)
 class FieldDifference:
-    """A field of the spaces with one value a study; None where a study has none."""
+    """A setting in which studies differ.
+
+    Attributes:
+        field: its dotted name.
+        values: one a study; None where a study does not have the field.
+    """
 
     field: str
     values: tuple[Any, ...]
@@ -22,7 +27,15 @@ class FieldDifference:
 
 @dataclass(frozen=True, kw_only=True)
 class TrialDifference:
-    """One specification; status ("" where a study has not got it) and validation error (percent) by study."""
+    """The outcomes of one trial in several studies.
+
+    Attributes:
+        trial_id: the same in all of them.
+        setting: in words.
+        kind: "same", "differs" or "not in all".
+        statuses: one a study; "" where a study does not have the trial.
+        errors: validation errors in percent, one a study.
+    """
 
     trial_id: str
     setting: str
@@ -32,49 +45,63 @@ class TrialDifference:
 
 
 def field_differences(studies: Sequence[StudyRecord]) -> list[FieldDifference]:
-    """The fields of question, data and space in which not all studies agree."""
+    """Return the fields of question, data and space in which not all studies agree.
+
+    Args:
+        studies: the records.
+
+    Returns:
+        The differences, by name of the field.
+    """
     flat = [_flat(_described(study)) for study in studies]
     names = sorted({name for fields in flat for name in fields})
-    found = []
+    differences = []
     for name in names:
         values = tuple(fields.get(name) for fields in flat)
         if any(value != values[0] for value in values):
-            found.append(FieldDifference(field=name, values=values))
-    return found
+            differences.append(FieldDifference(field=name, values=values))
+    return differences
 
 
 def _described(study: StudyRecord) -> dict[str, Any]:
     header = study.header
-    wanted = ("space", "data", "seed", "commit", "versions", "hardware")
-    return {name: header[name] for name in wanted if name in header}
+    sections = ("space", "data", "seed", "commit", "versions", "hardware")
+    return {name: header[name] for name in sections if name in header}
 
 
 def _flat(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    fields: dict[str, Any] = {}
     for key, value in content.items():
         if isinstance(value, Mapping):
-            found |= _flat(value, f"{prefix}{key}.")
+            fields |= _flat(value, f"{prefix}{key}.")
         else:
-            found[f"{prefix}{key}"] = value if isinstance(value, str | int | float | None) else json.dumps(value)
-    return found
+            fields[f"{prefix}{key}"] = value if isinstance(value, str | int | float | None) else json.dumps(value)
+    return fields
 
 
 def trial_differences(studies: Sequence[StudyRecord]) -> list[TrialDifference]:
-    """Every specification of any of the studies; those that differ first, then those that not all have."""
+    """Return every trial of any of the studies.
+
+    Args:
+        studies: the records.
+
+    Returns:
+        Trials that came out differently first, then those that not all studies have, then the others.
+    """
     ids = dict.fromkeys(trial_id for study in studies for trial_id in study.trials)
-    found = [_difference(trial_id, [study.trials.get(trial_id) for study in studies]) for trial_id in ids]
+    differences = [_difference(trial_id, [study.trials.get(trial_id) for study in studies]) for trial_id in ids]
     order = ["differs", "not in all", "same"]
-    return sorted(found, key=lambda each: order.index(each.kind))
+    return sorted(differences, key=lambda difference: order.index(difference.kind))
 
 
 def _difference(trial_id: str, records: Sequence[TrialRecord | None]) -> TrialDifference:
-    known = [record for record in records if record is not None]
-    outcomes = {_outcome(record) for record in known}
-    kind = "differs" if len(outcomes) > 1 else "not in all" if len(known) < len(records) else "same"
+    present = [record for record in records if record is not None]
+    outcomes = {_outcome(record) for record in present}
+    kind = "differs" if len(outcomes) > 1 else "not in all" if len(present) < len(records) else "same"
     errors = tuple(record.val_error if record else None for record in records)
     statuses = tuple(_status(record) for record in records)
     return TrialDifference(
-        trial_id=trial_id, setting=describe_setting(known[0]), kind=kind, statuses=statuses, errors=errors
+        trial_id=trial_id, setting=describe_setting(present[0]), kind=kind, statuses=statuses, errors=errors
     )
 
 

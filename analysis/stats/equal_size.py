@@ -1,8 +1,9 @@
-"""Methods at equal size: each one's error along its own front, between the two points that stand beside the size asked.
+"""Methods at equal size: the error of each along its own front, between the two points next to the size in question.
 
-A method of few sizes (shuffle, Tucker in many dimensions) rarely has the size of another. Error is taken as linear in
-the logarithm of size between neighbouring points of the method's own front, and never beyond its ends. Both neighbours
-are interpolated seed by seed where they share seeds, so that means, intervals and paired differences are over seeds.
+A method of few sizes (shuffle, Tucker in many dimensions) rarely has the size of another. Between neighbouring points
+of the method's own front the error is taken as linear in the logarithm of size, and never beyond its ends. Both
+neighbours are interpolated seed by seed where they share seeds, so that means, intervals and paired differences are
+over seeds.
 """
 
 from __future__ import annotations
@@ -24,9 +25,15 @@ ErrorsBySeed = Mapping[int, float]  # seed -> validation error in percent
 
 @dataclass(frozen=True, kw_only=True)
 class MethodAtSize:
-    """A method's validation error (percent) at one size; `below` and `above` are the same point where it has that size.
+    """The validation error of a method at one size.
 
-    `by_seed` holds the seeds that both points have, one value each.
+    Attributes:
+        method: its name.
+        size: in the measure of the comparison.
+        error: in percent, interpolated where the method has no point of that size.
+        below: the next smaller point of its front.
+        above: the next larger one; the same point where the method has that size.
+        by_seed: the error for each seed that both points have.
     """
 
     method: str
@@ -54,7 +61,14 @@ class MethodAtSize:
 
 @dataclass(frozen=True, kw_only=True)
 class SizeLevel:
-    """The methods at one size, lowest error first, and those whose front does not reach it, with its two ends."""
+    """The methods at one size.
+
+    Attributes:
+        size: in `measure`.
+        measure: of size.
+        methods: those whose front reaches the size, lowest error first.
+        beyond: the others: name, smallest and largest size of the front.
+    """
 
     size: int
     measure: SizeMeasure
@@ -63,52 +77,80 @@ class SizeLevel:
 
 
 def methods_at_size(points: Sequence[FrontPoint], size: int, measure: SizeMeasure = "params") -> list[MethodAtSize]:
-    """Every method whose front reaches `size`, lowest error first; raises ValueError for a size below 1."""
+    """Return every method whose front reaches a size.
+
+    Args:
+        points: of a study.
+        size: in `measure`.
+        measure: of size.
+
+    Returns:
+        The methods, lowest error first.
+
+    Raises:
+        ValueError: the size is below 1.
+    """
     if size < 1:
         raise ValueError(f"a size must be at least 1, but got {size}")
     seeds = errors_by_seed(points)
-    found = (_along(pareto_front(own, measure), size, measure, seeds) for own in _group_by_method(points).values())
-    return sorted((each for each in found if each), key=lambda each: (each.error, each.method))
+    methods = (
+        _along(pareto_front(group, measure), size, measure, seeds) for group in _group_by_method(points).values()
+    )
+    return sorted((method for method in methods if method), key=lambda method: (method.error, method.method))
 
 
 def size_level(
-    points: Sequence[FrontPoint], fitting: Sequence[FrontPoint], asked: tuple[int, SizeMeasure]
+    points: Sequence[FrontPoint], fitting: Sequence[FrontPoint], limit: tuple[int, SizeMeasure]
 ) -> SizeLevel | None:  # fmt: skip
-    """The methods at one size, where the sizes of their best within the budget (`fitting`) differ; else None.
+    """Compare the methods at one size, where their best points within a budget differ in size.
 
-    The size is the one asked, or that of the best if more methods reach that: a budget's last step leaves a gap, and
-    nothing stands beyond the largest budget.
+    The size is the limit, or that of the best point if more methods reach that: the last step of a budget leaves a gap,
+    and no point is larger than the largest budget.
+
+    Args:
+        points: of a study.
+        fitting: those within the budget.
+        limit: of the budget, and its measure.
+
+    Returns:
+        The methods at that size; None where the sizes are equal, or fewer than two methods reach it.
     """
-    limit, measure = asked
+    budget, measure = limit
     winners = best_by_method(fitting)
     sizes = [size for point in winners if (size := point.size(measure))]
     if len(sizes) < 2 or sizes_equal(*sizes):
         return None
-    found = [(size, methods_at_size(points, size, measure)) for size in (limit, winners[0].size(measure)) if size]
-    found = [pair for pair in found if any(each.method == winners[0].method for each in pair[1])]
-    size, methods = max(found, key=lambda pair: len(pair[1]), default=(limit, []))
+    levels = [(size, methods_at_size(points, size, measure)) for size in (budget, winners[0].size(measure)) if size]
+    levels = [pair for pair in levels if any(entry.method == winners[0].method for entry in pair[1])]
+    size, methods = max(levels, key=lambda pair: len(pair[1]), default=(budget, []))
     if len(methods) < 2:
         return None
-    there = {each.method for each in methods}
-    ends = {name: _ends(own, measure) for name, own in _group_by_method(points).items() if name not in there}
-    beyond = tuple((name, *each) for name, each in sorted(ends.items()) if each)
+    reaching = {entry.method for entry in methods}
+    ends = {name: _ends(group, measure) for name, group in _group_by_method(points).items() if name not in reaching}
+    beyond = tuple((name, *entry) for name, entry in sorted(ends.items()) if entry)
     return SizeLevel(size=size, measure=measure, methods=tuple(methods), beyond=beyond)
 
 
-def _ends(own: Sequence[FrontPoint], measure: SizeMeasure) -> tuple[int, int] | None:
-    sizes = [size for point in pareto_front(own, measure) if (size := point.size(measure))]
+def _ends(points: Sequence[FrontPoint], measure: SizeMeasure) -> tuple[int, int] | None:
+    sizes = [size for point in pareto_front(points, measure) if (size := point.size(measure))]
     return (min(sizes), max(sizes)) if sizes else None
 
 
 def size_limit(stratum: Stratum, study: StudyRecord) -> tuple[int, SizeMeasure] | None:
-    """The limit of a stratum and in what it is; None where the study limits neither parameters nor mult-adds alone.
+    """Return the limit of a budget.
 
-    A limit on mult-adds is what its trials have and have left unused together; of a range it is the largest.
+    Args:
+        stratum: the budget.
+        study: the records.
+
+    Returns:
+        The limit and its measure; None where the study limits neither parameters nor mult-adds alone. A limit on
+        mult-adds is the sum of those that a trial has and those that it left unused; of a range it is the largest.
     """
     if stratum.params is not None:
         return stratum.params, "params"
-    asked = study.header.get("space", {}).get("budget") or {}
-    if asked.get("mult_adds") is None or any(asked.get(name) is not None for name in ("params", "bytes", "step_ms")):
+    budget = study.header.get("space", {}).get("budget") or {}
+    if budget.get("mult_adds") is None or any(budget.get(name) is not None for name in ("params", "bytes", "step_ms")):
         return None
     limits = [
         trial.counts["mult_adds"] + trial.counts["budget_gap"]
@@ -119,21 +161,43 @@ def size_limit(stratum: Stratum, study: StudyRecord) -> tuple[int, SizeMeasure] 
 
 
 def errors_by_seed(points: Iterable[FrontPoint]) -> dict[str, dict[int, float]]:
-    """Of every setting the validation error (percent) of each of its finished seeds."""
+    """Return the validation error of each seed of every setting.
+
+    Args:
+        points: of a study; unfinished ones are ignored.
+
+    Returns:
+        Id of the setting -> seed -> error in percent.
+    """
     return {
         setting: {point.seed or 0: point.own_error for point in group}
         for setting, group in group_by_setting(points).items()
     }
 
 
-def paired_difference(left: ErrorsBySeed, right: ErrorsBySeed) -> Estimate | None:
-    """The difference `left - right` over the seeds of both, with its interval; None with fewer than two."""
-    gaps = [left[seed] - right[seed] for seed in left if seed in right]
+def paired_difference(first: ErrorsBySeed, second: ErrorsBySeed) -> Estimate | None:
+    """Return the mean difference between two settings over the seeds of both.
+
+    Args:
+        first: errors in percent by seed.
+        second: likewise.
+
+    Returns:
+        The mean of `first - second` in points of error, with its interval; None with fewer than two common seeds.
+    """
+    gaps = [first[seed] - second[seed] for seed in first if seed in second]
     return t_interval(gaps) if len(gaps) > 1 else None
 
 
 def sizes_equal(*sizes: int) -> bool:
-    """Whether sizes count as equal."""
+    """Return whether sizes differ by at most `EQUAL_SIZE_TOLERANCE`.
+
+    Args:
+        sizes: one or more.
+
+    Returns:
+        Whether they count as equal.
+    """
     return max(sizes) - min(sizes) <= EQUAL_SIZE_TOLERANCE * max(sizes)
 
 
@@ -145,11 +209,11 @@ def _group_by_method(points: Iterable[FrontPoint]) -> dict[str, list[FrontPoint]
 
 
 def _along(
-    own: Sequence[FrontPoint], size: int, measure: SizeMeasure, seeds: Mapping[str, ErrorsBySeed]
+    front: Sequence[FrontPoint], size: int, measure: SizeMeasure, seeds: Mapping[str, ErrorsBySeed]
 ) -> MethodAtSize | None:  # fmt: skip
-    """The front `own` (by size) at `size`; None beyond its ends."""
-    sized = [(found, point) for point in own if (found := point.size(measure))]
-    near = [(abs(found - size), point) for found, point in sized if sizes_equal(found, size)]
+    """The front `front` (by size) at `size`; None beyond its ends."""
+    sized = [(point_size, point) for point in front if (point_size := point.size(measure))]
+    near = [(abs(point_size - size), point) for point_size, point in sized if sizes_equal(point_size, size)]
     if near:
         point = min(near, key=lambda pair: pair[0])[1]
         return _between(point, point, 0.0, size, seeds)
@@ -164,6 +228,6 @@ def _between(
     below: FrontPoint, above: FrontPoint, share: float, size: int, seeds: Mapping[str, ErrorsBySeed]
 ) -> MethodAtSize:
     low, high = seeds.get(below.setting, {}), seeds.get(above.setting, {})
-    own = {seed: (1 - share) * low[seed] + share * high[seed] for seed in low if seed in high}
+    by_seed = {seed: (1 - share) * low[seed] + share * high[seed] for seed in low if seed in high}
     error = (1 - share) * below.error + share * above.error
-    return MethodAtSize(method=below.method, size=size, error=error, below=below, above=above, by_seed=own)
+    return MethodAtSize(method=below.method, size=size, error=error, below=below, above=above, by_seed=by_seed)

@@ -1,9 +1,9 @@
-"""What was chosen for a trial, field by field: all that sets it apart from another, less what follows from the rest.
+"""The values of a trial's factors: every field in which trials can differ, except those that follow from others.
 
-Taken from the specification, not from the searched fields alone: studies that were put together differ in fields that
-neither of them searched. Left out are what only says where things lie, the seed, and what a choice brings with it: a
-size that was solved from the budget, the views that follow from data and recipe, the taps of a teacher, the decay of
-factors in its other spelling.
+Factors are taken from the specification, not from the searched fields alone: studies that were put together differ in
+fields that neither of them searched. Left out are paths, the seed, and what follows from another value: a size that was
+solved from the budget, the augmentation that follows from data and recipe, the layers that a teacher is compared at,
+the decay of factors in its other spelling.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from sweeps.records.model import TrialRecord
 METHOD, BUDGET, RECIPE = "method.name", "budget.", "train.recipe"
 SEEDS = frozenset({"seed", "search.seed", "train.seed"})
 DISTILLATION_WEIGHTS = frozenset({"train.attention_weight", "train.kd_weight"})
-DECAYS = ("train.decay", "train.scaled_decay")  # the second is the first in one word
+DECAYS = ("train.decay", "train.scaled_decay")  # two spellings of one setting
 START, WEIGHTS = "start.how", "start.weights"
 SHAPE_FIELD = "method.dims"  # a number of a method that is a choice even where its size was solved
 SOLVED_COUNT = "budget_gap"  # among the counts: the size was solved from a budget
@@ -29,21 +29,28 @@ FactorValues = dict[str, str]  # dotted name as in a space file -> value as JSON
 
 
 def factor_values(trial: TrialRecord) -> FactorValues:
-    """The trial's fields by dotted name, each as JSON; what is unset is left out."""
+    """Return the values of a trial's factors.
+
+    Args:
+        trial: the record.
+
+    Returns:
+        Dotted name as in a space file -> value as JSON; unset fields are left out.
+    """
     spec, solved = trial.specification, SOLVED_COUNT in trial.counts
-    found: dict[str, Any] = {name: value for name, value in trial.parameters.items() if not _is_seed(name)}
-    found |= _section("network", spec) | _section("train", spec) | _method(trial, solved)
+    values: dict[str, Any] = {name: value for name, value in trial.parameters.items() if not _is_seed(name)}
+    values |= _section("network", spec) | _section("train", spec) | _method(trial, solved)
     if solved and not any(name.startswith(BUDGET) for name in trial.parameters):
-        found["budget"] = trial.stratum
+        values["budget"] = trial.stratum
     if solved and trial.method.startswith(THIN_PREFIX):
-        found.pop("network.width", None)
-    found["budget.allocation"] = (spec.get("allocation") or {}).get("by", "even")
-    found.pop(DECAYS[0] if DECAYS[1] in trial.parameters else DECAYS[1], None)
-    found |= {START: "dense" if "start" in spec else "scratch", WEIGHTS: (spec.get("start") or {}).get("fingerprint")}
-    found["data"] = (spec.get("data") or {}).get("fingerprint")
+        values.pop("network.width", None)
+    values["budget.allocation"] = (spec.get("allocation") or {}).get("by", "even")
+    values.pop(DECAYS[0] if DECAYS[1] in trial.parameters else DECAYS[1], None)
+    values |= {START: "dense" if "start" in spec else "scratch", WEIGHTS: (spec.get("start") or {}).get("fingerprint")}
+    values["data"] = (spec.get("data") or {}).get("fingerprint")
     teacher = spec.get("teacher") or {}
-    found |= {f"teacher.{name}": teacher.get(name) for name in TEACHER_FIELDS}
-    return {name: json.dumps(value, sort_keys=True) for name, value in found.items() if value is not None}
+    values |= {f"teacher.{name}": teacher.get(name) for name in TEACHER_FIELDS}
+    return {name: json.dumps(value, sort_keys=True) for name, value in values.items() if value is not None}
 
 
 def _is_seed(name: str) -> bool:
@@ -56,42 +63,59 @@ def _section(name: str, spec: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _method(trial: TrialRecord, solved: bool) -> dict[str, Any]:
-    """The method under the name that the space gives it; of a solved one the numbers that are its size are left out.
+    """The method under the name that the space uses; the numbers that are the size of a solved one are left out.
 
-    Shared fields that the method has not got, and that so changed nothing, are unset.
+    Shared fields that the method does not have, and that so changed nothing, are unset.
     """
-    own = _section("method", trial.specification)
-    shared = {name: None for name in trial.parameters if name.startswith("method.") and own and name not in own}
+    settings = _section("method", trial.specification)
+    shared = {
+        name: None for name in trial.parameters if name.startswith("method.") and settings and name not in settings
+    }
     size = {
-        name: None for name, value in own.items()
+        name: None for name, value in settings.items()
         if solved and isinstance(value, int | float) and name != SHAPE_FIELD and name not in trial.parameters
     }  # fmt: skip
-    return {**own, **shared, **size, METHOD: trial.method or None}
+    return {**settings, **shared, **size, METHOD: trial.method or None}
 
 
-def varying_factors(found: Sequence[FactorValues]) -> list[str]:
-    """Names of the fields in which not all trials agree, in alphabetical order.
+def varying_factors(trials: Sequence[FactorValues]) -> list[str]:
+    """Return the factors in which not all trials agree.
 
-    A setting of a method varies only where one method has several: what always comes with a method is part of it.
+    A field of a method varies only where one method has several values: a value that always comes with a method is part
+    of it.
+
+    Args:
+        trials: the factor values of each trial.
+
+    Returns:
+        Names in alphabetical order.
     """
-    names = sorted({name for each in found for name in each})
-    return [name for name in names if len({each.get(name) for each in found}) > 1 and not _of_method(name, found)]
+    names = sorted({name for trial in trials for name in trial})
+    return [name for name in names if len({trial.get(name) for trial in trials}) > 1 and not _of_method(name, trials)]
 
 
-def _of_method(name: str, found: Sequence[FactorValues]) -> bool:
+def _of_method(name: str, trials: Sequence[FactorValues]) -> bool:
     if not name.startswith("method.") or name == METHOD:
         return False
     values: dict[str, set[str | None]] = defaultdict(set)
-    for each in found:
-        values[each.get(METHOD, "")].add(each.get(name))
-    return all(len(own) == 1 for own in values.values())
+    for trial in trials:
+        values[trial.get(METHOD, "")].add(trial.get(name))
+    return all(len(distinct) == 1 for distinct in values.values())
 
 
 def shared_factors(factor: str, names: Sequence[str], searched: frozenset[str]) -> list[str]:
-    """Of the varying fields `names` those that two trials must share to differ in `factor` alone.
+    """Return the factors that two trials must share in order to differ in one factor alone.
 
-    What a choice brings with it is no second difference: a teacher comes with the first weight above 0, weights with a
-    start from them, its fields with a recipe.
+    What follows from a value is no second difference: a teacher comes with the first weight above 0, weights with a
+    start from them, fields of a recipe with the recipe.
+
+    Args:
+        factor: the one in which they differ.
+        names: all varying factors.
+        searched: those that the space searched.
+
+    Returns:
+        Names, in the order of `names`.
     """
     if factor in DISTILLATION_WEIGHTS:
         return [name for name in names if name != factor and not name.startswith("teacher.")]

@@ -1,8 +1,8 @@
-"""Which trials are worth having: the front of error against size, and the best of each budget.
+"""The trials of a study as points of error and size: the Pareto front, and the best point of each budget.
 
-Only trials that trained to their end are eligible: a stopped trial's error belongs to fewer epochs. All errors are
+Only trials that trained to their end are eligible: the error of a stopped trial is that of fewer epochs. All errors are
 top-1 errors on the validation images, in percent; sizes are plain counts; both are minimised. A setting that was
-trained with several seeds is one point: its first sound trial stands for it, with the mean error over its seeds.
+trained with several seeds is one point: its first sound trial represents it, with the mean error over its seeds.
 """
 
 from __future__ import annotations
@@ -25,7 +25,10 @@ SizeMeasure = Literal["params", "mult_adds"]
 
 @dataclass(frozen=True, kw_only=True)
 class FrontPoint:
-    """One trained network; `ratio` is its parameters over those of the separable network (1 is as large)."""
+    """One trained network. The names of the fields are those of the CSV tables.
+
+    `ratio` is its parameters over those of the separable network (1 is as large).
+    """
 
     trial_id: str
     role: Role
@@ -91,7 +94,7 @@ class FrontPoint:
         return label if self.width == self.whole_width else f"{label}, width {self.width:.3g}"
 
     def size(self, measure: SizeMeasure) -> int | None:
-        """Parameters, or mult-adds for one image (None where they are not known)."""
+        """Return parameters, or mult-adds for one image (None where they are not known)."""
         return self.params if measure == "params" else self.mult_adds
 
     @property
@@ -114,41 +117,49 @@ class Stratum:
     unlimited: bool = False  # holds everything; without this and without `params` the limit is known by its label only
 
     def holds(self, point: FrontPoint) -> bool:
-        """Whether `point` fits: anything smaller than the budget does, whichever budget it was proposed for."""
+        """Return whether a point fits into the budget.
+
+        Anything smaller than the budget does, whichever budget it was proposed for.
+        """
         if self.params is not None:
             return point.params <= self.params
         return self.unlimited or point.stratum == self.label
 
 
 def collect_points(study: StudyRecord) -> list[FrontPoint]:
-    """Every trial whose size is known, whatever became of it, by size.
+    """Return every trial whose size is known, however it ended.
 
-    Settings that cannot be, and trials marked as broken, are left out.
+    Args:
+        study: the records.
+
+    Returns:
+        The points by size, then by error. Infeasible settings and trials that are marked as broken are left out.
     """
-    known = [trial for trial in study.trials.values() if "params" in trial.counts and not trial.broken]
-    trials = [trial for trial in known if trial.status is not Status.INFEASIBLE]
-    done = {trial.trial_id: seeds for seeds in group_by_point(known) for trial in seeds}
+    sized = [trial for trial in study.trials.values() if "params" in trial.counts and not trial.broken]
+    trials = [trial for trial in sized if trial.status is not Status.INFEASIBLE]
+    seeds_by_trial = {trial.trial_id: seeds for seeds in group_by_point(sized) for trial in seeds}
     lost = _lost_seeds(trials)
-    whole = (study.header.get("network") or {}).get("width") or 1.0
+    full_width = (study.header.get("network") or {}).get("width") or 1.0
     points = [
-        _point(trial, done.get(trial.trial_id, []), lost.get(point_key(trial), ""), whole) for trial in trials
-    ]  # fmt: skip
+        _point(trial, seeds_by_trial.get(trial.trial_id, []), lost.get(point_key(trial), ""), full_width)
+        for trial in trials
+    ]
     return sorted(points, key=_by_size)
 
 
 def _lost_seeds(trials: Iterable[TrialRecord]) -> dict[str, str]:
-    """For each point of several seeds those that ended without a result, e.g. `1 of 3 seeds diverged`."""
+    """Point key -> which of its several seeds ended without a result, e.g. `1 of 3 seeds diverged`."""
     ends: dict[str, dict[int | None, Status]] = {}
     for trial in trials:
         if trial.status is Status.COMPLETED or trial.status in LOST_LABELS:
             ends.setdefault(point_key(trial), {})[trial.specification.get("seed")] = trial.status
-    found = {}
+    lost = {}
     for point, seeds in ends.items():
         counts = {status: list(seeds.values()).count(status) for status in LOST_LABELS}
         words = [f"{count} of {len(seeds)} seeds {LOST_LABELS[status]}" for status, count in counts.items() if count]
         if words and len(seeds) > 1:
-            found[point] = ", ".join(words)
-    return found
+            lost[point] = ", ".join(words)
+    return lost
 
 
 def _by_size(point: FrontPoint) -> tuple[int, bool, float]:
@@ -158,20 +169,35 @@ def _by_size(point: FrontPoint) -> tuple[int, bool, float]:
 
 
 def pareto_front(points: Sequence[FrontPoint], measure: SizeMeasure = "params") -> list[FrontPoint]:
-    """The eligible points that no other beats in both size and validation error, by size."""
+    """Return the points that no other beats in both size and error.
+
+    Args:
+        points: of a study; those that are not eligible are ignored.
+        measure: of size; points without it are ignored.
+
+    Returns:
+        The front by size. Size and validation error are both minimised.
+    """
     sized = [point for point in points if point.eligible and point.size(measure) is not None]
     return non_dominated_points(sized, lambda point: (float(point.size(measure) or 0), point.error))
 
 
 def study_strata(study: StudyRecord) -> list[Stratum]:
-    """The study's budgets, smallest first, the unlimited one last; empty if it has none."""
+    """Return the budgets of a study.
+
+    Args:
+        study: the records.
+
+    Returns:
+        The budgets, smallest first, the unlimited one last; empty for a study without budgets.
+    """
     entries: list[dict[str, Any]] = study.header.get("strata") or []
-    open_ended = sum(entry.get("params") is None for entry in entries)
-    found = [
-        Stratum(label=e["label"], params=_whole(e.get("params")), unlimited=e.get("params") is None and open_ended == 1)
+    unlimited = sum(entry.get("params") is None for entry in entries)
+    budgets = [
+        Stratum(label=e["label"], params=_whole(e.get("params")), unlimited=e.get("params") is None and unlimited == 1)
         for e in entries
     ]
-    return sorted(found, key=lambda stratum: (stratum.params is None, stratum.params or 0))
+    return sorted(budgets, key=lambda stratum: (stratum.params is None, stratum.params or 0))
 
 
 def _whole(params: float | None) -> int | None:
@@ -179,12 +205,26 @@ def _whole(params: float | None) -> int | None:
 
 
 def best_point(points: Iterable[FrontPoint]) -> FrontPoint | None:
-    """The eligible point of the lowest validation error, of equal ones the smallest; None if none is eligible."""
+    """Return the eligible point of the lowest validation error.
+
+    Args:
+        points: to choose from.
+
+    Returns:
+        The point, of equal ones the smallest; None if none is eligible.
+    """
     return min((p for p in points if p.eligible), key=lambda p: (p.error, p.params, p.trial_id), default=None)
 
 
 def best_by_method(points: Iterable[FrontPoint]) -> list[FrontPoint]:
-    """The best eligible point of each method, best method first."""
+    """Return the best eligible point of each method.
+
+    Args:
+        points: to choose from.
+
+    Returns:
+        One point a method, lowest error first.
+    """
     methods: dict[str, list[FrontPoint]] = {}
     for point in points:
         methods.setdefault(point.method, []).append(point)
@@ -193,31 +233,63 @@ def best_by_method(points: Iterable[FrontPoint]) -> list[FrontPoint]:
 
 
 def references(points: Iterable[FrontPoint]) -> list[FrontPoint]:
-    """The finished reference networks, by size, one for all seeds of each."""
+    """Return the reference networks that were trained to their end.
+
+    Args:
+        points: of a study, by size.
+
+    Returns:
+        One point for all seeds of a network, by size.
+    """
     return [point for point in points if point.role is Role.REFERENCE and point.finished and point.leads]
 
 
 def find_reference(points: Iterable[FrontPoint], method: str) -> FrontPoint | None:
-    """The finished reference of that method (the largest, should there be thinner ones); None if there is none."""
+    """Return the reference network of a method.
+
+    Args:
+        points: of a study.
+        method: e.g. `separable`.
+
+    Returns:
+        The largest, where there are thinner ones too; None if none was trained to its end.
+    """
     return max((p for p in references(points) if p.method == method), key=lambda p: p.params, default=None)
 
 
 def validation_images(study: StudyRecord) -> int | None:
-    """How many images an error was measured on; None when the study does not say."""
+    """Return how many images an error was measured on.
+
+    Args:
+        study: the records.
+
+    Returns:
+        The number; None if the study does not have it.
+    """
     images = study.header.get("data", {}).get("val_images")
     return int(images) if images else None
 
 
 def searched_trials(study: StudyRecord) -> list[TrialRecord]:
-    """The trials of the search and their repeats that trained to their end; references and broken ones are left out."""
-    done = completed_trials(study.trials.values())
-    known = {point_key(trial) for trial in done if trial.role is Role.REFERENCE}
-    return [trial for trial in done if point_key(trial) not in known]
+    """Return the trials of the search and their repeats that were trained to their end.
+
+    Args:
+        study: the records.
+
+    Returns:
+        The trials; references and broken ones are left out.
+    """
+    completed = completed_trials(study.trials.values())
+    reference_keys = {point_key(trial) for trial in completed if trial.role is Role.REFERENCE}
+    return [trial for trial in completed if point_key(trial) not in reference_keys]
 
 
-def _point(trial: TrialRecord, seeds: Sequence[TrialRecord], lost: str, whole: float) -> FrontPoint:
-    """`seeds`: the finished, sound trials of the same point. The first leads, and is the search's even if it came
-    as a repeat, because the trial that it repeated was found to be broken."""
+def _point(trial: TrialRecord, seeds: Sequence[TrialRecord], lost: str, full_width: float) -> FrontPoint:
+    """The point of a trial; `seeds` are the finished, sound trials of the same point.
+
+    The first of them represents the point. Its role is that of a search even if it came as a repeat, because the trial
+    that it repeated was found to be broken.
+    """
     leads = not seeds or trial.trial_id == seeds[0].trial_id
     spec, counts = trial.specification, trial.counts
     method, train = spec.get("method", {}), spec.get("train", {})
@@ -240,13 +312,13 @@ def _point(trial: TrialRecord, seeds: Sequence[TrialRecord], lost: str, whole: f
         seed=spec.get("seed"),
         seeds=max(1, len(seeds)),
         mean_error=mean_error(seeds) if seeds else None,
-        spread=stdev(each.val_error or 0.0 for each in seeds) if len(seeds) > 1 else None,
+        spread=stdev(seed.val_error or 0.0 for seed in seeds) if len(seeds) > 1 else None,
         leads=leads,
         epochs=trial.last_epoch,
         reason=trial.reason,
         aliases=len(trial.aliases),
         width=spec.get("network", {}).get("width") or 1.0,
-        whole_width=whole,
+        whole_width=full_width,
         extras=_extras(spec),
         lost=lost,
         host=trial.last_attempt("host"),
@@ -258,9 +330,9 @@ def _point(trial: TrialRecord, seeds: Sequence[TrialRecord], lost: str, whole: f
 def _extras(spec: Mapping[str, Any]) -> tuple[str, ...]:
     """A teacher, a budget that is not shared evenly and a start from dense weights, in words."""
     shared = (spec.get("allocation") or {}).get("by", "even")
-    found = {
+    labels = {
         f"taught by {(spec.get('teacher') or {}).get('name')}": "teacher" in spec,
         f"shared by {shared}": shared != "even",
         "from dense": "start" in spec,
     }
-    return tuple(words for words, there in found.items() if there)
+    return tuple(words for words, applies in labels.items() if applies)

@@ -1,7 +1,8 @@
 """Hypervolume of fronts of error (percent) and parameters, and how it grew with the cost of a study.
 
 Both objectives are minimised, parameters as log10. One reference point is fixed before anything is compared; points
-beyond it are dropped. The unit is points of error times decades of parameters. Higher is better.
+beyond it are dropped. The unit is points of error times decades of parameters. Higher is better. The area of a front in
+two dimensions is a sum over its points; Optuna's function for it is private, so it is written out here.
 Reference: Zitzler and Thiele, "Multiobjective optimization using evolutionary algorithms", PPSN 1998.
 """
 
@@ -27,19 +28,40 @@ class ReferencePoint:
 
 @dataclass(frozen=True, kw_only=True)
 class HypervolumeGrowth:
-    """The hypervolume after each completed trial: cost so far (training seconds or epochs of all trials), volume."""
+    """How the hypervolume of a study grew.
+
+    Attributes:
+        study: its name.
+        steps: after each completed trial, the cost so far (training seconds or epochs of all trials) and the
+            hypervolume.
+        cost: of everything that was trained, including trials without a result.
+    """
 
     study: str
     steps: tuple[tuple[float, float], ...]
-    cost: float  # of everything that was trained, what came to nothing included
+    cost: float
 
     def at(self, cost: float) -> float:
-        """The volume that was reached with at most `cost`."""
+        """Return the hypervolume that was reached with at most `cost`.
+
+        Args:
+            cost: in the unit of the steps.
+
+        Returns:
+            The hypervolume; 0 before the first completed trial.
+        """
         return max((volume for spent, volume in self.steps if spent <= cost), default=0.0)
 
 
 def hypervolume(points: Iterable[tuple[float, float]], reference: ReferencePoint) -> float:
-    """Area between the front of (parameters, error) and `reference`; 0 without a point inside it.
+    """Return the area between a front and the reference point.
+
+    Args:
+        points: (parameters, error in percent).
+        reference: bounds the area; points beyond it are dropped.
+
+    Returns:
+        The area in points of error times decades of parameters; 0 without a point inside.
 
     Raises:
         ValueError: a coordinate is NaN, or parameters are not above 0.
@@ -63,10 +85,16 @@ def _front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
 
 
 def chance_reference_point(study: StudyRecord) -> ReferencePoint:
-    """The corner that is known before a study: its separable network's size, and the error of guessing.
+    """Return the corner that is known before a study: the separable network's size, and the error of guessing.
+
+    Args:
+        study: the records.
+
+    Returns:
+        The corner.
 
     Raises:
-        InputError: the records do not tell one of them.
+        InputError: the records have no size of a separable network or no number of classes.
     """
     params = study.header.get("references", {}).get("separable") or _separable(study)
     classes = study.header.get("data", {}).get("classes")
@@ -83,7 +111,19 @@ def _separable(study: StudyRecord) -> int | None:
 
 
 def hypervolume_growth(study: StudyRecord, reference: ReferencePoint, unit: str = "seconds") -> HypervolumeGrowth:
-    """The hypervolume over the cost, trials in the order in which they ended; references are no part of the search."""
+    """Return the hypervolume over the cost, with trials in the order in which they ended.
+
+    Args:
+        study: the records; references are no part of the search and are left out.
+        reference: bounds the hypervolume.
+        unit: of cost, `seconds` or `epochs`.
+
+    Returns:
+        The growth.
+
+    Raises:
+        InputError: costs in that unit are not on record.
+    """
     ended = [t for t in study.trials.values() if t.epochs and t.role is Role.SEARCH]
     ended.sort(key=lambda trial: (trial.finished_at is None, trial.finished_at or 0.0, trial.trial_id))
     spent, steps, reached = 0.0, [], list[tuple[float, float]]()
@@ -96,7 +136,14 @@ def hypervolume_growth(study: StudyRecord, reference: ReferencePoint, unit: str 
 
 
 def training_cost(trial: TrialRecord, unit: str) -> float:
-    """What a trial cost: its `epochs`, or the `seconds` of them.
+    """Return what a trial cost.
+
+    Args:
+        trial: the record.
+        unit: `seconds` or `epochs`.
+
+    Returns:
+        The cost.
 
     Raises:
         InputError: seconds are asked for, but were not recorded.

@@ -1,13 +1,13 @@
 """Which searched fields the validation error depends on most, by Optuna's evaluators on a rebuilt study.
 
-* PED-ANOVA: what sets the better tenth apart from the rest (Watanabe et al., IJCAI 2023).
+* PED-ANOVA: what distinguishes the better tenth from the rest (Watanabe et al., IJCAI 2023).
 * Mean decrease of impurity: what a random forest over all completed trials splits on. fANOVA, Optuna's older default,
-  tells the same of such forests and takes a minute for 2,000 trials, so it is left out.
+  says the same of such forests and takes a minute for 2,000 trials, so it is left out.
 
-A setting of several seeds is one point by its mean error over them. Shares sum to 1.
+A setting of several seeds is one point with its mean error over them. Shares sum to 1.
 
-Sizes are searched too in most spaces, and then matter most: that is no news about shapes, so a space
-with budgets is also evaluated within them, on the error less its stratum's median.
+Sizes are searched too in most spaces, and then matter most. That says nothing about shapes, so a space with budgets is
+also evaluated within them, on the error less the median of its stratum.
 """
 
 from __future__ import annotations
@@ -33,19 +33,35 @@ SEEDS = ("seed", "search.seed")
 
 @dataclass(frozen=True, kw_only=True)
 class Importance:
-    """Shares by field, largest first; `note` says why there are none."""
+    """What one evaluator found.
+
+    Attributes:
+        evaluator: its name; empty where nothing could be evaluated.
+        within_budgets: whether the errors were taken less the median of their stratum.
+        trials: how many settings were evaluated, each by its mean error over seeds.
+        seeds: the largest number of seeds of a setting.
+        shares: (field, share), largest first; shares sum to 1.
+        note: why there are no shares.
+    """
 
     evaluator: str
     within_budgets: bool
-    trials: int  # settings, each by the mean over its seeds
-    seeds: int  # the most that a setting has
+    trials: int
+    seeds: int
     shares: tuple[tuple[str, float], ...]
     note: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SearchedSetting:
-    """What was searched, and its error (percent, the mean over its seeds)."""
+    """What was searched, and its error.
+
+    Attributes:
+        parameters: the searched fields.
+        stratum: the label of its budget.
+        error: validation error in percent, the mean over its seeds.
+        seeds: how many there are.
+    """
 
     parameters: Mapping[str, Any]
     stratum: str
@@ -54,16 +70,33 @@ class SearchedSetting:
 
 
 def searched_settings(study: StudyRecord) -> list[SearchedSetting]:
-    """The completed settings of a study: all that `importances` needs, and little enough for another process."""
+    """Return the completed settings of a study: little enough to send to another process.
+
+    Args:
+        study: the records.
+
+    Returns:
+        What `field_importances` needs.
+    """
     return [
-        SearchedSetting(parameters=each[0].parameters, stratum=each[0].stratum, error=mean_error(each), seeds=len(each))
-        for each in searched_points(study.trials.values())
+        SearchedSetting(
+            parameters=seeds[0].parameters, stratum=seeds[0].stratum, error=mean_error(seeds), seeds=len(seeds)
+        )
+        for seeds in searched_points(study.trials.values())
     ]
 
 
 def field_importances(trials: Sequence[SearchedSetting]) -> list[Importance]:
-    """Both evaluators, within budgets (where there are several) and over all sizes; a note if trials are too few."""
-    seeds = max((each.seeds for each in trials), default=0)
+    """Evaluate which fields matter, within budgets (where there are several) and over all sizes.
+
+    Args:
+        trials: the settings.
+
+    Returns:
+        One entry for each evaluator and each way of taking the errors; a single one with a note if there are too few
+        settings or fields.
+    """
+    seeds = max((trial.seeds for trial in trials), default=0)
     names = _fields(trials)
     if len(trials) < MIN_TRIALS or len(names) < 2:
         need = f"importance needs at least {MIN_TRIALS} completed settings and two searched fields that vary"
@@ -71,14 +104,14 @@ def field_importances(trials: Sequence[SearchedSetting]) -> list[Importance]:
             evaluator="", within_budgets=False, trials=len(trials), seeds=seeds, shares=(),
             note=f"{need}; this study has {len(trials)} and {len(names)}",
         )]  # fmt: skip
-    found = []
-    errors = [each.error for each in trials]
+    importances = []
+    errors = [trial.error for trial in trials]
     for within in (True, False) if len({trial.stratum for trial in trials}) > 1 else (False,):
         values = _relative(trials, errors) if within else errors
-        kept = [name for name in names if not (within and name.startswith("budget."))]
-        if len(kept) > 1:
-            found += [replace(each, seeds=seeds) for each in _evaluate(trials, values, kept, within)]
-    return found
+        chosen = [name for name in names if not (within and name.startswith("budget."))]
+        if len(chosen) > 1:
+            importances += [replace(entry, seeds=seeds) for entry in _evaluate(trials, values, chosen, within)]
+    return importances
 
 
 def _fields(trials: Sequence[SearchedSetting]) -> list[str]:
@@ -93,7 +126,7 @@ def _relative(trials: Sequence[SearchedSetting], errors: Sequence[float]) -> lis
     groups: dict[str, list[float]] = defaultdict(list)
     for trial, error in zip(trials, errors, strict=True):
         groups[trial.stratum].append(error)
-    middle = {stratum: statistics.median(own) for stratum, own in groups.items()}
+    middle = {stratum: statistics.median(values) for stratum, values in groups.items()}
     return [error - middle[trial.stratum] for trial, error in zip(trials, errors, strict=True)]
 
 
@@ -109,14 +142,16 @@ def _evaluate(
         "PED-ANOVA, the better tenth": PedAnovaImportanceEvaluator,
         "mean decrease of impurity": lambda: MeanDecreaseImpurityImportanceEvaluator(seed=0),
     }
-    found = []
-    for label, make in makers.items():
+    importances = []
+    for label, make_evaluator in makers.items():
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            shares = optuna.importance.get_param_importances(study, evaluator=make(), params=list(names))
+            shares = optuna.importance.get_param_importances(study, evaluator=make_evaluator(), params=list(names))
         ordered = tuple((name, float(share)) for name, share in shares.items())
-        found.append(Importance(evaluator=label, within_budgets=within, trials=len(trials), seeds=1, shares=ordered))
-    return found
+        importances.append(
+            Importance(evaluator=label, within_budgets=within, trials=len(trials), seeds=1, shares=ordered)
+        )
+    return importances
 
 
 def _rebuild(trials: Sequence[SearchedSetting], values: Sequence[float], names: Sequence[str]) -> Any:

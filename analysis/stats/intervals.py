@@ -99,33 +99,35 @@ def wilson_interval(error: float, images: int, z: float = Z_95) -> tuple[float, 
     return max(0.0, (centre - spread) * scale), min(100.0, (centre + spread) * scale)
 
 
-def newcombe_interval(left: float, right: float, images: int, z: float = Z_95) -> tuple[float, float]:
+def newcombe_interval(first: float, second: float, images: int, z: float = Z_95) -> tuple[float, float]:
     """Return Newcombe's interval of the difference of two error rates (his method 10).
 
     Args:
-        left: top-1 error in percent, 0 to 100.
-        right: another one.
+        first: top-1 error in percent, 0 to 100.
+        second: another one.
         images: how many each was measured on, at least 1.
         z: as for `wilson_interval`.
 
     Returns:
-        Lower and upper end of `left - right`, in points of error.
+        Lower and upper end of `first - second`, in points of error.
 
     Raises:
         ValueError: as for `wilson_interval`.
     """
-    left_low, left_high = wilson_interval(left, images, z)
-    right_low, right_high = wilson_interval(right, images, z)
-    gap = left - right
-    return gap - math.hypot(left - left_low, right_high - right), gap + math.hypot(left_high - left, right - right_low)
+    first_low, first_high = wilson_interval(first, images, z)
+    second_low, second_high = wilson_interval(second, images, z)
+    gap = first - second
+    return gap - math.hypot(first - first_low, second_high - second), gap + math.hypot(
+        first_high - first, second - second_low
+    )
 
 
-def within_image_noise(left: float, right: float, images: int) -> bool:
+def within_image_noise(first: float, second: float, images: int) -> bool:
     """Return whether so few images cannot tell two error rates apart.
 
     Args:
-        left: top-1 error in percent, 0 to 100.
-        right: another one.
+        first: top-1 error in percent, 0 to 100.
+        second: another one.
         images: how many each was measured on, at least 1.
 
     Returns:
@@ -134,5 +136,5 @@ def within_image_noise(left: float, right: float, images: int) -> bool:
     Raises:
         ValueError: as for `wilson_interval`.
     """
-    low, high = newcombe_interval(left, right, images)
+    low, high = newcombe_interval(first, second, images)
     return low <= 0 <= high

@@ -12,9 +12,17 @@ from analysis.stats.intervals import Estimate, t_interval
 
 @dataclass(frozen=True, kw_only=True)
 class RepeatedSetting:
-    """One setting over seeds; errors in percent, `gap` in points over the seeds shared with the reference."""
+    """A setting that was trained with several seeds.
 
-    point: FrontPoint  # the repeat of the lowest seed
+    Attributes:
+        point: the trial of the lowest seed.
+        val_error: mean validation error over the seeds, in percent.
+        test_error: mean test error over the seeds that have one, in percent.
+        gap: mean difference to the reference over the seeds of both, in points of error.
+        seeds: the seeds, in ascending order.
+    """
+
+    point: FrontPoint
     val_error: Estimate
     test_error: Estimate | None
     gap: Estimate | None
@@ -22,7 +30,14 @@ class RepeatedSetting:
 
 
 def group_by_setting(points: Iterable[FrontPoint]) -> dict[str, list[FrontPoint]]:
-    """Finished points by what they train, the seed left out."""
+    """Group points that differ in nothing but the seed.
+
+    Args:
+        points: of a study; unfinished ones are ignored.
+
+    Returns:
+        Id of the setting -> its points.
+    """
     groups: dict[str, list[FrontPoint]] = defaultdict(list)
     for point in points:
         if point.finished:
@@ -31,12 +46,20 @@ def group_by_setting(points: Iterable[FrontPoint]) -> dict[str, list[FrontPoint]
 
 
 def repeated_settings(points: Sequence[FrontPoint], reference: str = SEPARABLE) -> list[RepeatedSetting]:
-    """Every setting with two seeds or more, best mean first; the gap is to the unthinned reference of that method."""
+    """Return every setting with two seeds or more.
+
+    Args:
+        points: of a study.
+        reference: the method of the reference network, in full width, that the others are compared with.
+
+    Returns:
+        The settings, lowest mean error first.
+    """
     groups = group_by_setting(points)
     bases = [group for group in groups.values() if group[0].method == reference and not group[0].is_thin]
     base = max((_by_seed(group) for group in bases), key=len, default={})
-    found = [_repeated(group, base) for group in groups.values() if len(_by_seed(group)) > 1]
-    return sorted(found, key=lambda each: (each.val_error.mean, each.point.params))
+    settings = [_repeated(group, base) for group in groups.values() if len(_by_seed(group)) > 1]
+    return sorted(settings, key=lambda setting: (setting.val_error.mean, setting.point.params))
 
 
 def _by_seed(group: Iterable[FrontPoint]) -> dict[int, FrontPoint]:
@@ -44,14 +67,14 @@ def _by_seed(group: Iterable[FrontPoint]) -> dict[int, FrontPoint]:
 
 
 def _repeated(group: Sequence[FrontPoint], base: dict[int, FrontPoint]) -> RepeatedSetting:
-    own = _by_seed(group)
-    shared = [seed for seed in own if seed in base and own[seed].trial_id != base[seed].trial_id]
-    gaps = [own[seed].own_error - base[seed].own_error for seed in shared]
-    tested = [point.test_error for point in own.values() if point.test_error is not None]
+    by_seed = _by_seed(group)
+    shared = [seed for seed in by_seed if seed in base and by_seed[seed].trial_id != base[seed].trial_id]
+    gaps = [by_seed[seed].own_error - base[seed].own_error for seed in shared]
+    tested = [point.test_error for point in by_seed.values() if point.test_error is not None]
     return RepeatedSetting(
-        point=next(iter(own.values())),
-        val_error=t_interval([point.own_error for point in own.values()]),
+        point=next(iter(by_seed.values())),
+        val_error=t_interval([point.own_error for point in by_seed.values()]),
         test_error=t_interval(tested) if tested else None,
         gap=t_interval(gaps) if gaps else None,
-        seeds=tuple(own),
+        seeds=tuple(by_seed),
     )

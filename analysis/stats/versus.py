@@ -1,6 +1,6 @@
 """Every value of one searched field against one of them, paired by seed.
 
-Trials are paired that agree in every searched field but the one, and in the seed. Means and differences are over seeds,
+Trials are paired that agree in the seed and in every searched field but the one. Means and differences are over seeds,
 with two-sided 95 % t-intervals; errors are on validation images, in percent, differences in points.
 """
 
@@ -26,24 +26,42 @@ HEADINGS = ("all else", "", "parameters", "mult-adds", "error", "difference", "v
 
 @dataclass(frozen=True, kw_only=True)
 class ValueComparison:
-    """One value of the field, all else equal; `gap` is its error less that of the base.
+    """One value of the field, all else equal.
 
-    It is None for the base itself, and where the two share no seed; of one shared seed it has no interval.
+    Attributes:
+        other_fields: the other searched fields, in words.
+        value: of the field.
+        params: parameters.
+        mult_adds: for one image.
+        error: mean over seeds, in percent.
+        gap: `error` less that of the base over the seeds of both, in points; None for the base itself and where the two
+            share no seed. With one shared seed it has no interval.
+        measure: of size, the one that the budget limits.
+        as_large: whether it is as large as the base in that measure.
+        verdict: in words.
     """
 
-    rest: str
+    other_fields: str
     value: str
     params: int
     mult_adds: int
     error: Estimate
     gap: Estimate | None
-    measure: SizeMeasure  # which the budget limits
-    as_large: bool  # as the base, in that
+    measure: SizeMeasure
+    as_large: bool
     verdict: str
 
 
 def compare_values(study: StudyRecord, field: str, base: str) -> list[ValueComparison]:
-    """Every value of `field` beside `base`, for each setting of all else, base first, then by error.
+    """Compare every value of a field with one of them, for each setting of all other searched fields.
+
+    Args:
+        study: the records.
+        field: dotted name of a searched field.
+        base: the value that the others are compared with, strings as they are, others as JSON.
+
+    Returns:
+        For each setting of the other fields the base first, then the others by error.
 
     Raises:
         InputError: no trial searched the field, or none had that value.
@@ -60,14 +78,17 @@ def compare_values(study: StudyRecord, field: str, base: str) -> list[ValueCompa
             groups[_rest(trial, field)][_shown(trial.parameters[field])].append(trial)
     images = validation_images(study)
     return [
-        row for rest, group in sorted(groups.items()) if base in group for row in _rows(rest, group, base, images)
-    ]  # fmt: skip
+        row
+        for other_fields, group in sorted(groups.items())
+        if base in group
+        for row in _rows(other_fields, group, base, images)
+    ]
 
 
 def _finished(study: StudyRecord) -> list[TrialRecord]:
-    """Trials of the search and their repeats; one that several rows of a grid led to stands for each of them."""
-    done = [t for t in study.trials.values() if t.status is Status.COMPLETED and t.val_error is not None]
-    sound = [trial for trial in done if trial.role is not Role.REFERENCE and not trial.broken]
+    """Trials of the search and their repeats; one that several rows of a grid led to counts for each of them."""
+    completed = [t for t in study.trials.values() if t.status is Status.COMPLETED and t.val_error is not None]
+    sound = [trial for trial in completed if trial.role is not Role.REFERENCE and not trial.broken]
     return [replace(trial, parameters=row) for trial in sound for row in (trial.parameters, *trial.aliases)]
 
 
@@ -80,25 +101,26 @@ def _shown(value: Any) -> str:
 
 
 def _rows(
-    rest: str, group: Mapping[str, Sequence[TrialRecord]], base: str, images: int | None
+    other_fields: str, group: Mapping[str, Sequence[TrialRecord]], base: str, images: int | None
 ) -> list[ValueComparison]:
-    found = [_row(rest, value, group[value], group[base], value == base, images) for value in group]
-    return sorted(found, key=lambda row: (row.gap is not None, row.error.mean))
+    comparisons = [_row(other_fields, value, group[value], group[base], value == base, images) for value in group]
+    return sorted(comparisons, key=lambda row: (row.gap is not None, row.error.mean))
 
 
 def _row(
-    rest: str, value: str, own: Sequence[TrialRecord], base: Sequence[TrialRecord], is_base: bool, images: int | None
+    other_fields: str, value: str, trials: Sequence[TrialRecord], base: Sequence[TrialRecord], is_base: bool,
+    images: int | None,
 ) -> ValueComparison:  # fmt: skip
-    seeds, others = _by_seed(own), _by_seed(base)
-    gaps = [] if is_base else [seeds[seed] - others[seed] for seed in seeds if seed in others]
+    seeds, base_seeds = _by_seed(trials), _by_seed(base)
+    gaps = [] if is_base else [seeds[seed] - base_seeds[seed] for seed in seeds if seed in base_seeds]
     gap = t_interval(gaps) if gaps else None
-    counts = own[0].counts
-    measure: SizeMeasure = "mult_adds" if "budget.mult_adds" in own[0].parameters else "params"
+    counts = trials[0].counts
+    measure: SizeMeasure = "mult_adds" if "budget.mult_adds" in trials[0].parameters else "params"
     return ValueComparison(
-        rest=rest, value=value, params=counts["params"], mult_adds=counts["mult_adds"],
+        other_fields=other_fields, value=value, params=counts["params"], mult_adds=counts["mult_adds"],
         error=t_interval(list(seeds.values())), gap=gap, measure=measure,
         as_large=sizes_equal(counts[measure], base[0].counts[measure]),
-        verdict="base" if is_base else _verdict(gap, fmean(seeds.values()), fmean(others.values()), images),
+        verdict="base" if is_base else _verdict(gap, fmean(seeds.values()), fmean(base_seeds.values()), images),
     )  # fmt: skip
 
 
@@ -106,26 +128,33 @@ def _by_seed(trials: Sequence[TrialRecord]) -> ErrorsBySeed:
     return {int(trial.specification.get("seed") or 0): trial.val_error or 0.0 for trial in trials}
 
 
-def _verdict(gap: Estimate | None, mine: float, its: float, images: int | None) -> str:
-    """Beyond noise is only what neither the seeds nor the images can explain."""
+def _verdict(gap: Estimate | None, error: float, base_error: float, images: int | None) -> str:
+    """In words; a difference is real only if neither the seeds nor the images can explain it."""
     if gap is None:
         return "no seed of both"
     if gap.beyond_noise is None:
         return "one seed: no interval"
     if not gap.beyond_noise:
         return "within noise"
-    if images and within_image_noise(mine, its, images):
+    if images and within_image_noise(error, base_error, images):
         return "within noise of the images"
     return "better" if gap.mean < 0 else "worse"
 
 
 def comparison_table(rows: Sequence[ValueComparison]) -> str:
-    """A Markdown table; a size over 1 % from the base's is marked."""
+    """Return the comparison as a Markdown table.
+
+    Args:
+        rows: of `compare_values`.
+
+    Returns:
+        The table; a size over 1 % from that of the base is marked with a star.
+    """
     lines = [HEADINGS, tuple("---" for _ in HEADINGS)]
     for row in rows:
         marks = {row.measure: "" if row.as_large else " *"}
         lines.append((
-            row.rest, row.value, f"{row.params:,}{marks.get('params', '')}",
+            row.other_fields, row.value, f"{row.params:,}{marks.get('params', '')}",
             f"{row.mult_adds:,}{marks.get('mult_adds', '')}", format_error_interval(_possible(row.error)),
             format_points_interval(row.gap), row.verdict, str(row.error.count),
         ))  # fmt: skip

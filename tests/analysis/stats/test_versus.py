@@ -32,10 +32,10 @@ def made(**header):
 def test_differences_are_paired_by_seed_within_all_else():
     base, other, alone, single = compare_values(made(), "method.name", "thin")
     paired = stats.ttest_rel(OTHER, BASE).confidence_interval(0.95)
-    assert (base.value, base.gap, base.rest) == ("thin", None, "budget.params 0.2")
+    assert (base.value, base.gap, base.other_fields) == ("thin", None, "budget.params 0.2")
     assert (other.gap.low, other.gap.high) == pytest.approx((paired.low, paired.high))
     assert other.verdict == "worse"
-    assert (alone.rest, alone.error.count, alone.verdict) == ("budget.params 0.4", 1, "base")
+    assert (alone.other_fields, alone.error.count, alone.verdict) == ("budget.params 0.4", 1, "base")
     assert (single.gap.mean, single.gap.low, single.verdict) == (0.5, None, "one seed: no interval")
 
 
@@ -50,7 +50,10 @@ def test_a_trial_stands_for_every_row_of_a_grid_that_led_to_it():
     found.trials["cp0.40"].aliases = [{"budget.params": 0.8, "method.name": "cp"}]
     found.trials["thin0.40"].aliases = [{"budget.params": 0.8, "method.name": "thin"}]
     rows = compare_values(found, "method.name", "thin")
-    assert [(row.rest, row.value) for row in rows[-2:]] == [("budget.params 0.8", "thin"), ("budget.params 0.8", "cp")]
+    assert [(row.other_fields, row.value) for row in rows[-2:]] == [
+        ("budget.params 0.8", "thin"),
+        ("budget.params 0.8", "cp"),
+    ]
 
 
 def test_what_was_lost_or_marked_takes_no_part():
