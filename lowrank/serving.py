@@ -3,10 +3,8 @@
     model.safetensors   the tensors, and the settings that describe the network (see `lowrank.io.model_file`)
     images.json         mean and deviation of each channel, the names of the classes, one example image
 
-MLflow's `python_function` flavour calls `_load_pyfunc`. The module keeps its path, because stored MLflow models name
-it. Reading either file runs no code from it.
-
-Letters: B images, (C, H, W) the shape of one, K classes.
+`_load_pyfunc` is how MLflow's `python_function` flavour asks a module for a model; reading either file runs no code of
+theirs. B is the number of images, (C, H, W) the shape of one, K the number of classes.
 """
 
 from __future__ import annotations
@@ -26,14 +24,13 @@ from lowrank.data import ImageData
 from lowrank.errors import InputError
 from lowrank.io.model_file import load_model, save_model
 from lowrank.networks.registry import NetworkSettings
-from lowrank.utils.atomic_write import write_text
 from lowrank.utils.validation import validate_model
 
 MODEL_FILE, IMAGES_FILE = "model.safetensors", "images.json"
 
 
 class Preprocessing(BaseModel):
-    """How images are normalised for the network, and the classes of its outputs."""
+    """What is done to an image before the network sees it, and what its outputs stand for."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     mean: tuple[float, ...] = Field(min_length=1)  # of each channel, in units of 0..1
@@ -42,12 +39,12 @@ class Preprocessing(BaseModel):
     example: list[list[list[int]]]  # one validation image, uint8 (C, H, W)
 
     def example_batch(self) -> NDArray[np.uint8]:
-        """Return the example as a batch of one, uint8 (1, C, H, W)."""
+        """The example as a batch of one, uint8 (1, C, H, W)."""
         return np.array([self.example], dtype=np.uint8)
 
 
 class ImageClassifier:
-    """A network with the preprocessing of its images, as MLflow calls it."""
+    """A network with the preprocessing of its images; what MLflow calls."""
 
     def __init__(self, network: nn.Module, preprocessing: Preprocessing):
         self.network, self.preprocessing = network.eval(), preprocessing
@@ -56,23 +53,12 @@ class ImageClassifier:
 
     @torch.no_grad()
     def predict(self, images: NDArray[np.uint8], params: dict[str, Any] | None = None) -> NDArray[np.float32]:
-        """Compute logits.
-
-        Args:
-            images: uint8 (B, C, H, W).
-            params: ignored; MLflow passes it.
-
-        Returns:
-            float32 (B, K).
-
-        Raises:
-            InputError: the images have another shape than the training images.
-        """
+        """Logits, float32 (B, K), of images uint8 (B, C, H, W). Raises InputError for another shape."""
         expected = np.shape(self.preprocessing.example)
-        pixels = np.asarray(images)
-        if pixels.shape[1:] != expected:
-            raise InputError(f"images must be (B, {', '.join(map(str, expected))}), but got {pixels.shape}")
-        batch = (torch.from_numpy(pixels.astype(np.float32)) - self._offset) / self._deviation
+        found = np.asarray(images)
+        if found.shape[1:] != expected:
+            raise InputError(f"images must be (B, {', '.join(map(str, expected))}), but got {found.shape}")
+        batch = (torch.from_numpy(found.astype(np.float32)) - self._offset) / self._deviation
         logits: NDArray[np.float32] = self.network(batch).float().numpy()
         return logits
 
@@ -80,25 +66,14 @@ class ImageClassifier:
 def save_classifier(
     folder: Path, network: nn.Module, data: ImageData, *, settings: NetworkSettings, method: SizedMethod
 ) -> None:
-    """Write the folder of a classifier.
+    """Write the folder; the model file comes last and whole, so that a folder that has it is complete.
 
-    The model file is written last and atomically, so a folder that has it is complete.
-
-    Args:
-        folder: is made if it is missing.
-        network: the trained network.
-        data: the set that it was trained on.
-        settings: of the dense network.
-        method: of the substituted sites.
-
-    Raises:
-        InputError: `settings` and `method` do not describe `network`.
-        OSError: the folder cannot be written.
+    Raises InputError when `settings` and `method` do not describe `network`, OSError when it cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
     first = data.val.decode(torch.arange(1))[0].permute(2, 0, 1)
-    preprocessing = Preprocessing(mean=data.mean, std=data.std, classes=data.classes, example=first.tolist())
-    write_text(folder / IMAGES_FILE, preprocessing.model_dump_json())
+    about = Preprocessing(mean=data.mean, std=data.std, classes=data.classes, example=first.tolist())
+    (folder / IMAGES_FILE).write_text(about.model_dump_json())
     save_model(
         folder / MODEL_FILE, network, network=settings, method=method, image_shape=data.image_shape,
         classes=len(data.classes),
@@ -106,32 +81,12 @@ def save_classifier(
 
 
 def load_classifier(folder: Path) -> ImageClassifier:
-    """Read a classifier.
-
-    Args:
-        folder: as `save_classifier` writes it.
-
-    Returns:
-        The classifier, on the CPU.
-
-    Raises:
-        InputError: a file is missing or damaged.
-    """
+    """The classifier of a folder, on the CPU; raises InputError for one that is missing or damaged."""
     return ImageClassifier(load_model(folder / MODEL_FILE), read_preprocessing(folder))
 
 
 def read_preprocessing(folder: Path) -> Preprocessing:
-    """Read `images.json`.
-
-    Args:
-        folder: as `save_classifier` writes it.
-
-    Returns:
-        Its content.
-
-    Raises:
-        InputError: the file is missing or damaged.
-    """
+    """What `images.json` says; raises InputError when it is missing or damaged."""
     path = folder / IMAGES_FILE
     try:
         content = json.loads(path.read_text())
@@ -143,5 +98,5 @@ def read_preprocessing(folder: Path) -> Preprocessing:
 
 
 def _load_pyfunc(data_path: str) -> ImageClassifier:
-    """Load a model for MLflow; `data_path` is the folder."""
+    """MLflow's entry: `data_path` is the folder."""
     return load_classifier(Path(data_path))

@@ -79,7 +79,9 @@ def _merged(module: Structured, combined: bool) -> nn.Module:
     return nn.Sequential(first, _as_plain(module.pointwise, module.pointwise.dense_weight(), module.pointwise.bias, 1))
 
 
-def _as_plain(geometry: nn.Conv2d | StructuredMap, weight: Tensor, bias: Tensor | None, groups: int) -> nn.Conv2d:
+def _as_plain(
+    geometry: nn.Conv2d | StructuredMap | KernelChain, weight: Tensor, bias: Tensor | None, groups: int
+) -> nn.Conv2d:
     """A plain convolution with this weight that moves over the image as `geometry` does, in its mode."""
 
     def pair(value: tuple[int, ...] | str) -> Pair | str:

@@ -186,7 +186,7 @@ class _Run:
         ]
         was_training = network.training
         try:
-            with torch.no_grad(), _attention_in_parts(), self.operations:
+            with torch.no_grad(), attention_in_parts(), self.operations:
                 network.eval()(image)
         finally:
             network.train(was_training)
@@ -205,7 +205,7 @@ class _Run:
 
 
 @contextmanager
-def _attention_in_parts() -> Iterator[None]:
+def attention_in_parts() -> Iterator[None]:
     """Attention by plain products, so that each is seen; its fused forms are not all known to torch's counter."""
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)

@@ -1,4 +1,4 @@
-"""The number of CPU cores, without torch: commands that only read and draw need it too."""
+"""The processor's cores, without torch: commands that only read and draw ask too."""
 
 from __future__ import annotations
 
@@ -6,9 +6,5 @@ import os
 
 
 def usable_cores() -> int:
-    """Count the cores that this process may run on.
-
-    Returns:
-        At least 1; smaller than the machine's count under taskset or in a container.
-    """
+    """Cores that this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

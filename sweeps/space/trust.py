@@ -50,4 +50,4 @@ def _check_data(name: str, allowed: Path) -> None:
 def check_options(space: Space, options: RunOptions) -> None:
     """`check_trust` by what the command line says; raises InputError."""
     asked = bool(options.data) or any(override.startswith("data") for override in options.set)
-    check_trust(space, allow_code=options.allow_code, data_dir=options.data_dir, data_named=asked)
+    check_trust(space, allow_code=options.allow_code, data_dir=options.data_dir, data_asked=asked)

@@ -53,6 +53,7 @@ def rank_grid(layer: Layer, method: WholeKernelMethod) -> list[tuple[int, ...]]:
     """
     full = method.full_ranks(layer.shape)
     rows = [_geometric(limit, STEPS) for limit in full]
+    tuples: list[tuple[int, ...]]
     if isinstance(method, Tucker2) and layer.shape.kernel_area > 1:
         tuples = [(first, second) for first in rows[0] for second in rows[1]]
     else:

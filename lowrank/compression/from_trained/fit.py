@@ -20,6 +20,7 @@ from lowrank.compression.from_trained.moments import Moments
 from lowrank.layers.low_rank.svd import SVD
 from lowrank.layers.low_rank.tucker2 import leading_vectors
 from lowrank.layers.low_rank.whole_kernel import WholeKernelMethod, chain_product
+from lowrank.utils.linalg import robust_eigh
 
 RIDGE = 1e-3
 """Weight of the trained weights in W*, relative to the mean variance of a patch's entries."""
@@ -97,7 +98,7 @@ def input_roots(problem: Problem) -> tuple[Tensor, Tensor]:
     """C^1/2 and C^-1/2 (I, I) of the channels' covariance C, the mean of A's diagonal blocks over kernel taps."""
     channels, taps = problem.best.shape[1], problem.best[0, 0].numel()
     blocks = problem.metric.reshape(channels, taps, channels, taps)
-    values, vectors = torch.linalg.eigh(torch.einsum("iaja->ij", blocks) / taps)
+    values, vectors = robust_eigh(torch.einsum("iaja->ij", blocks) / taps)
     used = values > SMALLEST * values[-1].clamp_min(1e-300)
     root = torch.where(used, values.clamp_min(0).sqrt(), 0.0)
     inverse = torch.where(used, 1 / root.clamp_min(1e-300), 0.0)
@@ -139,7 +140,7 @@ def _output_subspace(problem: Problem, rank: int) -> list[Tensor]:
 
 def leading_eigenvectors(matrix: Tensor, rank: int) -> Tensor:
     """The eigenvectors (M, R) of a symmetric matrix with the largest eigenvalues; columns beyond M are zero."""
-    vectors = torch.linalg.eigh((matrix + matrix.T) / 2).eigenvectors.flip(1)[:, :rank]
+    vectors = robust_eigh(matrix)[1].flip(1)[:, :rank]
     basis = matrix.new_zeros(len(matrix), rank)
     basis[:, : vectors.shape[1]] = vectors
     return basis
@@ -186,7 +187,7 @@ def tucker_tails(problem: Problem, in_rank: int) -> Tensor:
     cross = torch.einsum("oia,ir->ora", cross.unflatten(1, (channels, taps)), reduce).flatten(1)
     inner = inner + 1e-9 * inner.diagonal().mean() * torch.eye(len(inner), dtype=inner.dtype, device=inner.device)
     caught = cross @ torch.linalg.solve(inner, cross.T)
-    values = torch.linalg.eigvalsh((caught + caught.T) / 2).flip(0).clamp_min(0)
+    values = robust_eigh(caught)[0].flip(0).clamp_min(0)
     total = ((problem.best.flatten(1) @ problem.metric) * problem.best.flatten(1)).sum()
     kept = torch.cat([values.new_zeros(1), values.cumsum(0)])
     return problem.rest + (total - kept).clamp_min(0)

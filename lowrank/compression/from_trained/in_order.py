@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from lowrank.compression.from_trained.fit import ROUNDS, Problem, fit_factors, make_problems
-from lowrank.compression.from_trained.moments import Plain, collect_moments, paired_calls
+from lowrank.compression.from_trained.moments import Moments, Plain, collect_moments, paired_calls
 from lowrank.layers.base_layer import relative_error
 from lowrank.layers.base_method import ConvShape
 from lowrank.layers.low_rank.whole_kernel import KernelChain, WholeKernelMethod
@@ -82,7 +82,7 @@ def fit_in_order(
         The compressed network, in evaluation mode, and one fit for each layer that was named.
     """
     student = copy.deepcopy(dense).eval()
-    fits = []
+    fits: list[LayerFit] = []
     for layer in layers:
         if layer.name not in choices:
             continue
@@ -99,10 +99,10 @@ def fit_in_order(
     return student, fits
 
 
-def make_layer_problems(plain: Plain, layer: Layer, choice: Choice | None, moments: object) -> list[Problem]:
+def make_layer_problems(plain: Plain, layer: Layer, choice: Choice | None, moments: Moments) -> list[Problem]:
     """The least-squares problems of a layer's groups for what it is to become."""
     bias = plain.bias is not None if choice is None else choice.method.has_bias(layer.shape)
-    return make_problems(moments, kernel_of(plain), bias=bias)  # type: ignore[arg-type]
+    return make_problems(moments, kernel_of(plain), bias=bias)
 
 
 def kernel_of(plain: Plain) -> Tensor:
@@ -128,7 +128,8 @@ def fit_layer(
     """
     trained = kernel_of(plain).detach().double()
     if choice is None:
-        module: nn.Module = copy.deepcopy(plain)
+        module: Plain | KernelChain = copy.deepcopy(plain)
+        assert not isinstance(module, KernelChain)
         kernel = torch.cat([problem.best for problem in problems])
         module.weight.copy_(kernel.reshape(plain.weight.shape))
     else:

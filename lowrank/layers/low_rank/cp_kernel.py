@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from lowrank.layers.base_method import ConvShape
-from lowrank.layers.low_rank.whole_kernel import Stage, WholeKernelMethod, pointwise, robust_svd, spatial
+from lowrank.layers.low_rank.whole_kernel import Stage, WholeKernelMethod, pointwise, spatial
+from lowrank.utils.linalg import robust_svd
 
 SWEEPS = 40
 RIDGE = 1e-6

@@ -21,6 +21,7 @@ from lowrank.layers.base_layer import relative_error
 from lowrank.layers.base_method import ConvShape, Method
 from lowrank.layers.dense import Dense
 from lowrank.layers.functional import Pair
+from lowrank.utils.linalg import robust_svd
 
 
 class Stage(NamedTuple):
@@ -210,7 +211,7 @@ class KernelChain(nn.Sequential):
         return shape if self.linear else (*shape, *self.shape.kernel)
 
     @property
-    def bias(self) -> nn.Parameter | None:
+    def bias(self) -> Tensor | None:
         """The bias (O) of the last stage."""
         return self.layers()[-1].bias
 
@@ -220,7 +221,7 @@ class KernelChain(nn.Sequential):
 
     def factors(self) -> list[nn.Parameter]:
         """The weights of the stages, to which scaled decay applies."""
-        return [layer.weight for layer in self.layers()]
+        return [weight for layer in self.layers() if isinstance(weight := layer.weight, nn.Parameter)]
 
     def dense_weight(self) -> Tensor:
         """The dense weight, of `weight_shape`, that the chain stands for, differentiable."""
@@ -306,10 +307,7 @@ def chain_product(weights: Sequence[Tensor]) -> Tensor:
 
 
 def truncated_svd(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """The best rank-`rank` product of a matrix (M, N): left (M, rank) and right (rank, N), values shared evenly.
-
-    Some drivers of a GPU's library refuse well-formed matrices; the CPU then does the work.
-    """
+    """The best rank-`rank` product of a matrix (M, N): left (M, rank) and right (rank, N), values shared evenly."""
     left, values, right = robust_svd(matrix)
     keep = min(rank, len(values))
     root = values[:keep].sqrt()
@@ -318,16 +316,3 @@ def truncated_svd(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     first[:, :keep] = left[:, :keep] * root
     second[:keep] = root[:, None] * right[:keep]
     return first, second
-
-
-def robust_svd(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The thin SVD U, S, Vh of a matrix, on its device if some driver there takes it, else by way of the CPU."""
-    drivers = (None, "gesvd") if matrix.is_cuda else (None,)
-    for driver in drivers:
-        try:
-            left, values, right = torch.linalg.svd(matrix, full_matrices=False, driver=driver)
-        except RuntimeError:  # torch.linalg.LinAlgError and errors of cusolver; the next driver tries
-            continue
-        return left, values, right
-    left, values, right = torch.linalg.svd(matrix.cpu(), full_matrices=False)
-    return left.to(matrix.device), values.to(matrix.device), right.to(matrix.device)

@@ -1,0 +1,180 @@
+"""Which layers of a trained network may be replaced, and why the others are not."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+import torch
+from torch import Tensor, nn
+
+from lowrank.compression.counting_conventions import OperationCounter
+from lowrank.compression.from_trained.in_order import Layer
+from lowrank.compression.trace import attention_in_parts, conv_shape
+from lowrank.errors import InputError
+from lowrank.layers.base_method import ConvShape
+
+
+@dataclass(frozen=True)
+class LayerList:
+    """The layers of a network.
+
+    Attributes:
+        layers: those that may be replaced, in the order in which they first run.
+        reasons: why each other convolution or linear map stays as it is, by name.
+        last: the name of the layer that gives the classes.
+        params: parameters of the whole network.
+        mult_adds: mult-adds of the whole network for one image, as torch counts what runs.
+    """
+
+    layers: tuple[Layer, ...]
+    reasons: dict[str, str]
+    last: str
+    params: int
+    mult_adds: int
+
+
+def list_layers(
+    network: nn.Module, image: Tensor, keep: Sequence[str] = (), only: Sequence[str] | None = None
+) -> LayerList:
+    """Run a network once and list its convolutions and linear maps.
+
+    Args:
+        network: the trained network; it is put into evaluation mode for the run and back.
+        image: one image (1, C, H, W), on the network's device.
+        keep: shell-style patterns of names that stay as they are.
+        only: patterns of the names that alone may be replaced; None for all.
+
+    Returns:
+        The layers that may be replaced. The classifier, depthwise layers and every module that is not used as a plain
+        convolution or linear map stay, with the reason.
+
+    Raises:
+        InputError: the network has no layer, a pattern matches none, or it cannot take the image.
+    """
+    run = _Run(network, image)
+    if not run.shapes:
+        raise InputError(f"{type(network).__name__} runs no Conv2d or Linear layer, so nothing can be made smaller")
+    names = [name for name, module in network.named_modules() if isinstance(module, nn.Conv2d | nn.Linear)]
+    for pattern in (*keep, *(only or ())):
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise InputError(f"no layer is called {pattern!r}; choose from: {', '.join(names[:20])}")
+    last = list(run.shapes)[-1]
+    owners = Counter(id(value) for module in set(network.modules()) for value in module._parameters.values())
+    layers, reasons = [], {}
+    for name in sorted(names, key=lambda one: list(run.shapes).index(one) if one in run.shapes else len(names)):
+        module = network.get_submodule(name)
+        reason = _why_kept(name, module, run, owners, last) or _by_name(name, keep, only)
+        if reason:
+            reasons[name] = reason
+        else:
+            layers.append(Layer(name, run.shapes[name], isinstance(module, nn.Linear), run.calls[name]))
+    total = sum(value.numel() for value in network.parameters())
+    return LayerList(tuple(layers), reasons, last, total, run.mult_adds)
+
+
+def _why_kept(name: str, module: nn.Module, run: _Run, owners: Counter[int], last: str) -> str:
+    """Why a layer can only stay as it is; "" if it may be replaced."""
+    assert isinstance(module, nn.Conv2d | nn.Linear)
+    if name not in run.shapes:
+        return "its weight is used without running it"
+    if name == last:
+        return "it gives the classes"
+    return _why_not_plain(module, owners) or (_why_not_factorised(module) if isinstance(module, nn.Conv2d) else "")
+
+
+def _why_not_plain(module: nn.Conv2d | nn.Linear, owners: Counter[int]) -> str:
+    """Why a module does not compute what a plain convolution or linear map with its weight computes; "" if it does."""
+    base = nn.Conv2d if isinstance(module, nn.Conv2d) else nn.Linear
+    changed = [method for method in ("forward", "_conv_forward") if getattr(type(module), method, None) is not getattr(
+        base, method, None)]  # fmt: skip
+    if changed:
+        return f"{type(module).__name__} has a {changed[0]} of its own"
+    if set(module._parameters) - {"weight", "bias"} or hasattr(module, "parametrizations") or list(module.children()):
+        return "its weight is computed from other parameters"
+    if any(getattr(module, hooks) for hooks in ("_forward_pre_hooks", "_forward_hooks", "_backward_hooks")):
+        return "hooks are attached to it"
+    if owners[id(module.weight)] > 1:
+        return "its weight is shared with another layer"
+    return ""
+
+
+def _why_not_factorised(conv: nn.Conv2d) -> str:
+    if conv.groups > 1 and conv.groups == conv.in_channels:
+        return "it is depthwise"
+    return "" if conv.padding_mode == "zeros" else f"its padding mode is {conv.padding_mode!r}"
+
+
+def _by_name(name: str, keep: Sequence[str], only: Sequence[str] | None) -> str:
+    matched = next((pattern for pattern in keep if fnmatchcase(name, pattern)), None)
+    if matched is not None:
+        return f"kept by name ({matched})"
+    if only is not None and not any(fnmatchcase(name, pattern) for pattern in only):
+        return f"not among {', '.join(only)}"
+    return ""
+
+
+class _Run:
+    """One pass of one image: shapes by name in the order of the first run, runs by name, mult-adds."""
+
+    def __init__(self, network: nn.Module, image: Tensor):
+        self.shapes: dict[str, ConvShape] = {}
+        self.calls: Counter[str] = Counter()
+        operations = OperationCounter()
+        handles = [
+            module.register_forward_hook(self._watch(name))
+            for name, module in network.named_modules()
+            if isinstance(module, nn.Conv2d | nn.Linear)
+        ]
+        modes = {module: module.training for module in network.modules()}
+        try:
+            with torch.no_grad(), attention_in_parts(), operations:
+                network.eval()(image)
+        except RuntimeError as error:
+            shape = " x ".join(map(str, image.shape[1:]))
+            raise InputError(f"the network cannot take images of {shape}: {str(error).splitlines()[0]}") from error
+        finally:
+            for handle in handles:
+                handle.remove()
+            for module, training in modes.items():
+                module.training = training
+        self.mult_adds = operations.mult_adds
+
+    def _watch(self, name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+        def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            self.calls[name] += 1
+            shape = _shape(module, inputs[0], output)
+            before = self.shapes.get(name)
+            if before is not None:  # a layer that runs twice costs twice
+                shape = shape._replace(
+                    in_area=shape.in_area + before.in_area, out_area=shape.out_area + before.out_area,
+                    mixed_area=shape.mixed_area + before.mixed_area,
+                )  # fmt: skip
+            self.shapes[name] = shape
+
+        return hook
+
+
+def _shape(module: nn.Module, x: Tensor, y: Tensor) -> ConvShape:
+    if isinstance(module, nn.Linear):
+        rows = y.numel() // y.shape[-1]
+        return ConvShape(
+            module.in_features, module.out_features, bias=module.bias is not None, in_area=rows, out_area=rows,
+            mixed_area=rows,
+        )  # fmt: skip
+    assert isinstance(module, nn.Conv2d)
+    shape = conv_shape(module, x.shape[-2] * x.shape[-1], y.shape[-2] * y.shape[-1])
+    return shape._replace(groups=module.groups, mixed_area=y.shape[-2] * x.shape[-1])
+
+
+def count_mult_adds(network: nn.Module, image: Tensor) -> int:
+    """Count the mult-adds that a network runs for one image (1, C, H, W)."""
+    return _Run(network, image).mult_adds
+
+
+def layer_named(network: nn.Module, name: str, image: Tensor) -> Layer:
+    """One convolution or linear map of a network by name, whether or not it may be replaced."""
+    run = _Run(network, image)
+    return Layer(name, run.shapes[name], isinstance(network.get_submodule(name), nn.Linear), run.calls[name])
