@@ -132,19 +132,19 @@ def test_without_augmentation_images_are_only_normalised():
     images = make_images(5, 8, 8, 3)
     plain = normalise(images, normaliser(MEAN, STD))
     assert torch.equal(augment_images(images, torch.arange(5), 0, AugmentationSettings(), MEAN, STD), plain)
-    wanted = (images[2, 3, 4, 1].double() / 255 - MEAN[1]) / STD[1]
-    assert float(plain[2, 1, 3, 4]) == pytest.approx(float(wanted), rel=1e-5)
+    expected = (images[2, 3, 4, 1].double() / 255 - MEAN[1]) / STD[1]
+    assert float(plain[2, 1, 3, 4]) == pytest.approx(float(expected), rel=1e-5)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_dtype_and_strides(dtype: torch.dtype):
     images = make_images(4, 8, 6, 3)
-    made = augment_images(images, torch.arange(4), 0, AugmentationSettings(shift=1), MEAN, STD, dtype)
-    assert made.shape == (4, 3, 8, 6)
-    assert made.dtype == dtype
-    assert made.is_contiguous(memory_format=torch.channels_last)
+    augmented = augment_images(images, torch.arange(4), 0, AugmentationSettings(shift=1), MEAN, STD, dtype)
+    assert augmented.shape == (4, 3, 8, 6)
+    assert augmented.dtype == dtype
+    assert augmented.is_contiguous(memory_format=torch.channels_last)
     full = augment_images(images, torch.arange(4), 0, AugmentationSettings(shift=1), MEAN, STD)
-    assert torch.equal(made, full.to(dtype))
+    assert torch.equal(augmented, full.to(dtype))
 
 
 def test_traces_into_one_graph_without_breaks():
@@ -152,8 +152,8 @@ def test_traces_into_one_graph_without_breaks():
     numbers = draw_augmentations(AugmentationSettings(shift=2, flip=True, cutout=4), 1, positions, 8, 8)
     norm = normaliser(MEAN, STD)
     compiled = torch.compile(apply_augmentations, backend="eager", fullgraph=True)
-    wanted = apply_augmentations(images, positions, numbers, 4, norm)
-    assert torch.equal(compiled(images, positions, numbers, 4, norm), wanted)
+    expected = apply_augmentations(images, positions, numbers, 4, norm)
+    assert torch.equal(compiled(images, positions, numbers, 4, norm), expected)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -52,9 +52,9 @@ def epoch_of(data: ImageData, batch_size: int = 64, epoch: int = 0, **options) -
     return list(train_batches(data, "cpu", batch_size, epoch=epoch, **options))
 
 
-def assert_same(left: list, right: list) -> None:
-    assert len(left) == len(right) > 0
-    for a, b in zip(left, right, strict=True):
+def assert_same(batches: list, others: list) -> None:
+    assert len(batches) == len(others) > 0
+    for a, b in zip(batches, others, strict=True):
         for x, y in zip(a, b, strict=True):
             assert x.dtype == y.dtype
             assert x.stride() == y.stride()
@@ -68,12 +68,12 @@ def test_an_epoch(digits: ImageData):
     indices = torch.cat([batch[2] for batch in batches])
     assert len(indices.unique()) == 256
     assert torch.equal(indices, digits.train.indices[epoch_order(1, 0, 300)][:256])
-    place = {int(index): i for i, index in enumerate(digits.train.indices)}
-    rows = torch.tensor([place[int(index)] for index in indices])
+    row_of = {int(index): i for i, index in enumerate(digits.train.indices)}
+    rows = torch.tensor([row_of[int(index)] for index in indices])
     assert torch.equal(torch.cat([batch[1] for batch in batches]), digits.train.labels[rows])
     images = torch.cat([batch[0] for batch in batches])
-    wanted = augment_images(digits.train.images[rows], indices, 0, AUGMENTATION, digits.mean, digits.std)
-    assert torch.equal(images, wanted)
+    expected = augment_images(digits.train.images[rows], indices, 0, AUGMENTATION, digits.mean, digits.std)
+    assert torch.equal(images, expected)
     assert all(batch[0].is_contiguous(memory_format=torch.channels_last) for batch in batches)
 
 
@@ -94,9 +94,9 @@ def test_augmentation_does_not_depend_on_the_batch_size(digits: ImageData):
 
 @pytest.mark.parametrize("at_once", [1, 64, 700, 10_000])
 def test_augmenting_in_pieces_gives_the_same_bits(digits: ImageData, monkeypatch: pytest.MonkeyPatch, at_once: int):
-    wanted = epoch_of(digits, drop_last=False)
+    expected = epoch_of(digits, drop_last=False)
     monkeypatch.setattr(batches_module, "_CPU_VALUES", at_once)
-    assert_same(epoch_of(digits, drop_last=False), wanted)
+    assert_same(epoch_of(digits, drop_last=False), expected)
     plain = epoch_of(digits, augmentation=AugmentationSettings())
     monkeypatch.undo()
     assert_same(epoch_of(digits, augmentation=AugmentationSettings()), plain)

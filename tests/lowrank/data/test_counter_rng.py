@@ -96,9 +96,9 @@ def test_seed_and_epoch_are_not_interchangeable():
 def test_a_number_depends_on_its_own_index_alone(seed: int, epoch: int, indices: list[int]):
     stream = Stream(seed, epoch, "augmentation")
     together = stream.words(torch.tensor(indices), 2)
-    for place, index in enumerate(indices):
+    for position, index in enumerate(indices):
         alone = stream.words(torch.tensor([index]), 2)
-        assert [int(draw[place]) for draw in together] == [int(draw[0]) for draw in alone]
+        assert [int(draw[position]) for draw in together] == [int(draw[0]) for draw in alone]
         assert all(0 <= int(draw[0]) <= WORD for draw in alone)
 
 

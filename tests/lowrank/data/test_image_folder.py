@@ -48,9 +48,9 @@ def test_one_folder_a_class(tmp_path: Path):
     assert (len(data.train), len(data.val), len(data.test)) == (19, 5, 6)
     for split in (data.train, data.val, data.test):
         assert (split.indices // 10).tolist() == split.labels.tolist()
-    place = data.train.indices.tolist().index(next(i for i in data.train.indices.tolist() if i < 10))
-    wanted = Image.open(tmp_path / "ant" / f"{int(data.train.indices[place]):03}.bmp")
-    assert np.array_equal(data.train.images[place].numpy(), np.asarray(wanted))
+    position = data.train.indices.tolist().index(next(i for i in data.train.indices.tolist() if i < 10))
+    expected = Image.open(tmp_path / "ant" / f"{int(data.train.indices[position]):03}.bmp")
+    assert np.array_equal(data.train.images[position].numpy(), np.asarray(expected))
 
 
 def test_published_parts(tmp_path: Path):

@@ -76,11 +76,11 @@ def fails(root: Path, message: str, **changes) -> None:
 
 
 @pytest.mark.parametrize(
-    ("image", "label", "place"),
+    ("image", "label", "subfolder"),
     [("img", "label", "."), ("image", "fine_label", "data"), ("image", "labels", ".")],
 )
-def test_layout(tmp_path: Path, image: str, label: str, place: str):
-    train, test = write_set(tmp_path / place, image=image, label=label)
+def test_layout(tmp_path: Path, image: str, label: str, subfolder: str):
+    train, test = write_set(tmp_path / subfolder, image=image, label=label)
     data = load(tmp_path)
     assert data.image_shape == (3, 5, 6)
     assert data.classes == ("0", "1", "2")
@@ -190,12 +190,14 @@ def test_streamed_equals_resident(tmp_path: Path):
     resident, streamed = load(tmp_path), load(tmp_path, resident_mb=0)
     views = AugmentationSettings(shift=1, flip=True, cutout=2)
     for workers in (0, 2):
-        left = list(train_batches(resident, "cpu", 8, augmentation=views, order_seed=0, epoch=0))
-        right = list(train_batches(streamed, "cpu", 8, augmentation=views, order_seed=0, epoch=0, workers=workers))
-        left += list(eval_batches(resident, "test", "cpu", 8))
-        right += list(eval_batches(streamed, "test", "cpu", 8, workers=workers))
-        assert len(left) == len(right) == 5
-        for a, b in zip(left, right, strict=True):
+        resident_batches = list(train_batches(resident, "cpu", 8, augmentation=views, order_seed=0, epoch=0))
+        streamed_batches = list(
+            train_batches(streamed, "cpu", 8, augmentation=views, order_seed=0, epoch=0, workers=workers)
+        )
+        resident_batches += list(eval_batches(resident, "test", "cpu", 8))
+        streamed_batches += list(eval_batches(streamed, "test", "cpu", 8, workers=workers))
+        assert len(resident_batches) == len(streamed_batches) == 5
+        for a, b in zip(resident_batches, streamed_batches, strict=True):
             assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
 
 

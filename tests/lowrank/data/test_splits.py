@@ -43,25 +43,27 @@ def test_allocate_by_largest_remainders():
 def test_hold_out(labels: list[int], fraction: float, seed: int):
     every = np.array(labels, dtype=np.int64)
     members = np.arange(len(every))
-    rest, held = hold_out(every, members, fraction, seed, "validation split")
-    assert np.array_equal(np.sort(np.concatenate([rest, held])), members)
-    assert np.all(np.diff(rest) > 0)
-    assert np.all(np.diff(held) > 0)
-    for part in (rest, held):
+    remaining, held_out = hold_out(every, members, fraction, seed, "validation split")
+    assert np.array_equal(np.sort(np.concatenate([remaining, held_out])), members)
+    assert np.all(np.diff(remaining) > 0)
+    assert np.all(np.diff(held_out) > 0)
+    for part in (remaining, held_out):
         assert set(every[part]) == set(every)
     classes = every.max() + 1
-    assert abs(len(held) - fraction * len(every)) <= max(classes, 0.5)
+    assert abs(len(held_out) - fraction * len(every)) <= max(classes, 0.5)
     assert all(
         np.array_equal(a, b)
-        for a, b in zip(hold_out(every, members, fraction, seed, "validation split"), (rest, held), strict=True)
+        for a, b in zip(
+            hold_out(every, members, fraction, seed, "validation split"), (remaining, held_out), strict=True
+        )
     )
 
 
 def test_hold_out_is_proportional():
     labels = np.repeat(np.arange(4), [100, 200, 300, 50])
-    rest, held = hold_out(labels, np.arange(len(labels)), 0.2, 0, "validation split")
-    assert counts_of(labels[held]) == [20, 40, 60, 10]
-    assert counts_of(labels[rest]) == [80, 160, 240, 40]
+    remaining, held_out = hold_out(labels, np.arange(len(labels)), 0.2, 0, "validation split")
+    assert counts_of(labels[held_out]) == [20, 40, 60, 10]
+    assert counts_of(labels[remaining]) == [80, 160, 240, 40]
 
 
 def test_seed_and_purpose_choose():

@@ -27,27 +27,36 @@ IMAGE, CLASSES = (1, 8, 8), 7
 SMALL = NetworkSettings(width=0.0625)
 
 
-def specification(name: str = "tensor_train", network: NetworkSettings = SMALL, **fields: Any) -> ModelSpecification:
+def make_specification(
+    name: str = "tensor_train", network: NetworkSettings = SMALL, **fields: Any
+) -> ModelSpecification:
     method = make_method({"name": name, **fields})
     return ModelSpecification(network=network, method=method, image_shape=IMAGE, classes=CLASSES)
 
 
-def made(found: ModelSpecification, seed: int = 3) -> nn.Module:
+def make_model(specification: ModelSpecification, seed: int = 3) -> nn.Module:
     """A model away from its start, statistics of norms included."""
-    plan = network_plan(found.network, found.image_shape, found.classes)
-    model = build_student(found.network, plan, found.method, found.image_shape, found.classes, seed)
-    model(torch.randn(4, *found.image_shape))
+    plan = network_plan(specification.network, specification.image_shape, specification.classes)
+    model = build_student(
+        specification.network, plan, specification.method, specification.image_shape, specification.classes, seed
+    )
+    model(torch.randn(4, *specification.image_shape))
     return model
 
 
-def save(path: Path, model: nn.Module, found: ModelSpecification) -> None:
+def save(path: Path, model: nn.Module, specification: ModelSpecification) -> None:
     save_model(
-        path, model, network=found.network, method=found.method, image_shape=found.image_shape, classes=found.classes
+        path,
+        model,
+        network=specification.network,
+        method=specification.method,
+        image_shape=specification.image_shape,
+        classes=specification.classes,
     )
 
 
-def assert_same(left: nn.Module, right: nn.Module) -> None:
-    states = left.state_dict(), right.state_dict()
+def assert_same(model: nn.Module, other: nn.Module) -> None:
+    states = model.state_dict(), other.state_dict()
     assert states[0].keys() == states[1].keys()
     for name, tensor in states[0].items():
         assert tensor.dtype == states[1][name].dtype
@@ -55,46 +64,46 @@ def assert_same(left: nn.Module, right: nn.Module) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(METHODS))
-def test_the_same_model_comes_back(name, tmp_path):
+def test_a_loaded_model_equals_the_saved_one(name, tmp_path):
     network = NetworkSettings(name="mlp", width=0.125) if name == "tied_bottleneck" else SMALL
-    found = specification(name, network)
+    specification = make_specification(name, network)
     if name == "bottleneck":
-        found = specification(name, network, rank_scale=0.3)
-    model, path = made(found), tmp_path / "deep" / "model.safetensors"
-    save(path, model, found)
+        specification = make_specification(name, network, rank_scale=0.3)
+    model, path = make_model(specification), tmp_path / "deep" / "model.safetensors"
+    save(path, model, specification)
     loaded = load_model(path)
     assert_same(model, loaded)
     assert not loaded.training
     x = torch.randn(3, *IMAGE)
     assert torch.equal(loaded(x), model.eval()(x))
-    assert read_specification(path) == found
+    assert read_specification(path) == specification
 
 
-def test_the_file_is_plain_safetensors_with_json_beside(tmp_path):
-    found = specification("cp", dims=3, rank_scale=0.4)
-    save(tmp_path / "m.safetensors", made(found), found)
-    tensors, about = load_tensors(tmp_path / "m.safetensors")
+def test_the_file_is_plain_safetensors_with_json_metadata(tmp_path):
+    specification = make_specification("cp", dims=3, rank_scale=0.4)
+    save(tmp_path / "m.safetensors", make_model(specification), specification)
+    tensors, metadata = load_tensors(tmp_path / "m.safetensors")
     assert "classifier.weight" in tensors
-    assert json.loads(about[METADATA]) == {
+    assert json.loads(metadata[METADATA]) == {
         "version": 1, "network": SMALL.model_dump(), "image_shape": [1, 8, 8], "classes": 7,
         "method": {"name": "cp", "dims": 3, "rank_scale": 0.4},
     }  # fmt: skip
 
 
-def test_the_same_model_is_the_same_file(tmp_path):
+def test_the_same_model_gives_the_same_file(tmp_path):
     """A teacher's hash is that of its file, and stands in the identity of the trials that it taught."""
-    found = specification("cp", dims=3, rank_scale=0.4)
-    model = made(found)
+    specification = make_specification("cp", dims=3, rank_scale=0.4)
+    model = make_model(specification)
     for number in range(8):
-        save(tmp_path / str(number), model, found)
+        save(tmp_path / str(number), model, specification)
     assert len({(tmp_path / str(number)).read_bytes() for number in range(8)}) == 1
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
-def test_the_dtype_is_kept(dtype, tmp_path):
-    found = specification("acdc", layers=2)
-    model = made(found).to(dtype).eval()
-    save(tmp_path / "m", model, found)
+def test_the_dtype_is_stored(dtype, tmp_path):
+    specification = make_specification("acdc", layers=2)
+    model = make_model(specification).to(dtype).eval()
+    save(tmp_path / "m", model, specification)
     loaded = load_model(tmp_path / "m")
     assert_same(model, loaded)
     x = torch.randn(2, *IMAGE, dtype=dtype)
@@ -102,8 +111,8 @@ def test_the_dtype_is_kept(dtype, tmp_path):
 
 
 def test_loading_leaves_the_global_generator_alone(tmp_path):
-    found = specification()
-    save(tmp_path / "m", made(found), found)
+    specification = make_specification()
+    save(tmp_path / "m", make_model(specification), specification)
     torch.manual_seed(0)
     expected = torch.rand(3)
     torch.manual_seed(0)
@@ -111,41 +120,41 @@ def test_loading_leaves_the_global_generator_alone(tmp_path):
     assert torch.equal(torch.rand(3), expected)
 
 
-def test_an_auxiliary_head_is_kept(tmp_path):
+def test_an_auxiliary_head_is_stored(tmp_path):
     network = NetworkSettings(name="darts", width=1 / 36, auxiliary=True)
-    found = ModelSpecification(network=network, method=Separable(), image_shape=(3, 32, 32), classes=3)
-    plan = network_plan(network, found.image_shape, 3)
-    model = build_student(network, plan, found.method, found.image_shape, 3, 0)
-    save(tmp_path / "m", model, found)
+    specification = ModelSpecification(network=network, method=Separable(), image_shape=(3, 32, 32), classes=3)
+    plan = network_plan(network, specification.image_shape, 3)
+    model = build_student(network, plan, specification.method, specification.image_shape, 3, 0)
+    save(tmp_path / "m", model, specification)
     assert_same(model, load_model(tmp_path / "m"))
 
 
-def test_channels_last_models_are_saved_as_any(tmp_path):
-    found = specification()
-    model = made(found).to(memory_format=torch.channels_last)
-    save(tmp_path / "m", model, found)
+def test_models_in_channels_last_format_can_be_saved(tmp_path):
+    specification = make_specification()
+    model = make_model(specification).to(memory_format=torch.channels_last)
+    save(tmp_path / "m", model, specification)
     assert_same(model, load_model(tmp_path / "m"))
 
 
 def test_a_model_that_the_settings_do_not_describe_is_not_saved(tmp_path):
-    found = specification(rank_scale=0.2)
-    model = made(found)
-    own = sum(parameter.numel() for parameter in model.parameters())
+    specification = make_specification(rank_scale=0.2)
+    model = make_model(specification)
+    params = sum(parameter.numel() for parameter in model.parameters())
     merged = merge(model)
     after = sum(parameter.numel() for parameter in merged.parameters())
-    assert own != after
-    message = f"the settings describe a model of {own:,} parameters, but this one has {after:,}"
+    assert params != after
+    message = f"the settings describe a model of {params:,} parameters, but this one has {after:,}"
     with pytest.raises(InputError, match=message):
-        save(tmp_path / "m", merged, found)
+        save(tmp_path / "m", merged, specification)
     assert not list(tmp_path.iterdir())
 
 
 def changed(tmp_path: Path, change: Any) -> Path:
     """A file whose tensors and metadata `change` has edited."""
-    found, path = specification("bottleneck"), tmp_path / "m.safetensors"
-    save(path, made(found), found)
-    tensors, about = load_tensors(path)
-    content = json.loads(about[METADATA])
+    specification, path = make_specification("bottleneck"), tmp_path / "m.safetensors"
+    save(path, make_model(specification), specification)
+    tensors, metadata = load_tensors(path)
+    content = json.loads(metadata[METADATA])
     change(tensors, content)
     save_tensors(path, tensors, {METADATA: json.dumps(content)})
     return path
@@ -171,7 +180,7 @@ def changed(tmp_path: Path, change: Any) -> Path:
         (lambda t, c: c.update(method={"name": "bottleneck", "rank_scale": 1e-9}), " is 0; `rank_scale` must be"),
     ],
 )
-def test_a_file_that_does_not_fit_is_one_clear_line(tmp_path, change, message):
+def test_a_file_that_does_not_fit_is_an_error_of_one_line(tmp_path, change, message):
     path = changed(tmp_path, change)
     with pytest.raises(InputError, match=re.escape(message)) as caught:
         load_model(path)
@@ -179,7 +188,7 @@ def test_a_file_that_does_not_fit_is_one_clear_line(tmp_path, change, message):
     assert "\n" not in str(caught.value)
 
 
-def test_a_missing_a_damaged_and_a_foreign_file_are_named(tmp_path):
+def test_errors_name_missing_damaged_and_foreign_files(tmp_path):
     path = tmp_path / "m.safetensors"
     for read in (load_model, read_specification):
         with pytest.raises(InputError, match=f"there is no model file {re.escape(str(path))}"):
@@ -196,16 +205,16 @@ def test_a_missing_a_damaged_and_a_foreign_file_are_named(tmp_path):
         load_model(path)
 
 
-def test_a_file_cannot_name_code_that_then_runs(tmp_path, monkeypatch):
+def test_a_file_cannot_make_untrusted_code_run(tmp_path, monkeypatch):
     (tmp_path / "own_code_of_a_test.py").write_text(
         "from lowrank.networks.mlp import MLP\n\n"
         "def make(image_shape, classes):\n    return MLP(image_shape, classes, 0.125)\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
     name = "own_code_of_a_test:make"
-    found = specification(network=NetworkSettings(name=name))
-    model = made(found)
-    save(tmp_path / "m", model, found)
+    specification = make_specification(network=NetworkSettings(name=name))
+    model = make_model(specification)
+    save(tmp_path / "m", model, specification)
     del sys.modules["own_code_of_a_test"]
     network_plan.cache_clear()
     for allowed in (None, "another:make"):
@@ -215,12 +224,12 @@ def test_a_file_cannot_name_code_that_then_runs(tmp_path, monkeypatch):
     assert_same(model, load_model(tmp_path / "m", trusted_network=name))
 
 
-def test_trained_weights_that_the_settings_name_are_not_fetched(tmp_path, monkeypatch):
+def test_trained_weights_that_the_settings_name_are_not_downloaded(tmp_path, monkeypatch):
     network = NetworkSettings(name="torchvision:squeezenet1_1", weights="DEFAULT")
-    found = ModelSpecification(network=network, method=Separable(), image_shape=(3, 64, 64), classes=3)
-    model = found.build()
+    specification = ModelSpecification(network=network, method=Separable(), image_shape=(3, 64, 64), classes=3)
+    model = specification.build()
     monkeypatch.setattr(torch.hub, "load_state_dict_from_url", lambda *_, **__: pytest.fail("fetched"))
-    save(tmp_path / "m", model, found)
+    save(tmp_path / "m", model, specification)
     assert_same(model, load_model(tmp_path / "m"))
     assert read_specification(tmp_path / "m").network.weights == "DEFAULT"
 
@@ -242,14 +251,14 @@ def make(image_shape, classes):
 """
 
 
-def test_a_layer_under_two_names_comes_back_as_one(tmp_path, monkeypatch):
+def test_a_layer_under_two_names_is_loaded_as_one(tmp_path, monkeypatch):
     (tmp_path / "twice_of_a_test.py").write_text(TWICE)
     monkeypatch.syspath_prepend(str(tmp_path))
     name = "twice_of_a_test:make"
-    found = specification("bottleneck", NetworkSettings(name=name))
-    model = made(found)
+    specification = make_specification("bottleneck", NetworkSettings(name=name))
+    model = make_model(specification)
     assert model.second is model.first
-    save(tmp_path / "m", model, found)
+    save(tmp_path / "m", model, specification)
     loaded = load_model(tmp_path / "m", trusted_network=name)
     assert loaded.second is loaded.first
     assert_same(model, loaded)

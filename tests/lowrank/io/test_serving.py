@@ -41,18 +41,18 @@ def test_raw_images_give_the_logits_of_the_training_loop(folder, data, network):
     with torch.no_grad():
         expected = network(images).numpy()
     raw = data.val.decode(torch.arange(16)).permute(0, 3, 1, 2).numpy()
-    found = classifier.predict(raw)
-    assert found.dtype == np.float32
-    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+    logits = classifier.predict(raw)
+    assert logits.dtype == np.float32
+    np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-4)
     assert classifier.preprocessing.classes == data.classes
     assert np.array_equal(classifier.preprocessing.example_batch(), raw[:1])
 
 
-def test_the_folder_holds_no_pickle(folder):
+def test_the_folder_contains_no_pickle(folder):
     assert sorted(path.name for path in folder.iterdir()) == [IMAGES_FILE, MODEL_FILE]
 
 
-def test_images_of_another_shape_are_one_line(folder):
+def test_images_of_another_shape_are_an_error_of_one_line(folder):
     with pytest.raises(InputError, match=r"images must be \(B, 1, 8, 8\), but got \(2, 8, 8, 1\)"):
         _load_pyfunc(str(folder)).predict(np.zeros((2, 8, 8, 1), np.uint8))
 
@@ -61,7 +61,7 @@ def test_images_of_another_shape_are_one_line(folder):
     ("content", "message"),
     [("{", "cannot be read"), ("[]", "must hold one JSON object"), ("{}", "mean` is missing")],
 )
-def test_a_damaged_folder_is_one_line(folder, content, message):
+def test_a_damaged_folder_is_an_error_of_one_line(folder, content, message):
     (folder / IMAGES_FILE).write_text(content)
     with pytest.raises(InputError, match=message):
         _load_pyfunc(str(folder))

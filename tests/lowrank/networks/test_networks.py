@@ -60,10 +60,10 @@ def test_sizes_as_published(name: str, method: Dense | Separable, params: int) -
 @pytest.mark.parametrize("name", ["wrn_50_2", "mobilenet_v2"])
 def test_imagenet_networks_cost_what_torchvisions_do(name: str) -> None:
     theirs = {"wrn_50_2": "torchvision:wide_resnet50_2", "mobilenet_v2": "torchvision:mobilenet_v2"}[name]
-    own, other = (network_plan(NetworkSettings(name=each), (3, 96, 96), 7) for each in (name, theirs))
-    assert own.mult_adds(Dense()) == other.mult_adds(Dense())
-    assert own.params(Dense()) == other.params(Dense())
-    assert own.extras == other.extras
+    plan, other = (network_plan(NetworkSettings(name=network), (3, 96, 96), 7) for network in (name, theirs))
+    assert plan.mult_adds(Dense()) == other.mult_adds(Dense())
+    assert plan.params(Dense()) == other.params(Dense())
+    assert plan.extras == other.extras
 
 
 @pytest.mark.parametrize(
@@ -89,7 +89,7 @@ def test_networks_map_images_to_logits(name: str, image: tuple[int, int, int]) -
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_kept_patterns_and_taps_name_modules(name: str) -> None:
+def test_never_substituted_and_taps_name_modules(name: str) -> None:
     image, classes = (3, 32, 32), 10
     network = make_network(NetworkSettings(name=name, width=0.125), image, classes).eval()
     seen: dict[str, Tensor] = {}
@@ -102,7 +102,7 @@ def test_kept_patterns_and_taps_name_modules(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_start_from_scratch_neither_explodes_nor_dies(name: str) -> None:
+def test_initial_activations_neither_explode_nor_vanish(name: str) -> None:
     torch.manual_seed(0)
     network = make_network(NetworkSettings(name=name, width=0.25), (3, 32, 32), 10)
     logits = network(torch.randn(8, 3, 32, 32))
@@ -127,11 +127,11 @@ def test_width_thins_the_inner_channels_only() -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_every_network_can_be_made_thinner(name: str) -> None:
     image, classes = default_images(name)
-    whole, half, least = (
+    full, half, least = (
         network_plan(NetworkSettings(name=name, width=width), image, classes).params(Dense())
         for width in (1.0, 0.5, 1e-9)
     )
-    assert least < half < whole
+    assert least < half < full
 
 
 # DARTS
@@ -142,19 +142,19 @@ def small_darts(**settings: bool) -> DARTS:
     return DARTS(3, 10, width=0.12, **settings)
 
 
-def test_the_auxiliary_head_trains_along_and_is_not_counted() -> None:
+def test_the_auxiliary_head_is_trained_and_not_counted() -> None:
     settings = NetworkSettings(name="darts", width=0.12, auxiliary=True)
     network = make_network(settings, (3, 32, 32), 10)
     logits, auxiliary = network.train()(torch.randn(2, 3, 32, 32))
     assert logits.shape == auxiliary.shape == (2, 10)
     assert network.eval()(torch.randn(2, 3, 32, 32)).shape == (2, 10)
     without = settings.model_copy(update={"auxiliary": False})
-    plans = [network_plan(each, (3, 32, 32), 10) for each in (settings, without)]
+    plans = [network_plan(variant, (3, 32, 32), 10) for variant in (settings, without)]
     assert plans[0] == plans[1]
     assert not any(site.name.startswith("auxiliary") for site in plans[0].sites)
 
 
-def test_drop_path_drops_whole_samples_and_keeps_the_mean() -> None:
+def test_drop_path_drops_whole_samples_and_preserves_the_mean() -> None:
     drop = DropPath()
     drop.set_rate(0.25)
     x = torch.ones(4000, 2, 3, 3)
@@ -175,8 +175,8 @@ def test_drop_path_skips_identity_branches() -> None:
     assert [isinstance(edge, nn.Identity) for edge in cell.edges].count(True) == 2
     states = [torch.randn(2, cell.edges[0][0][1].in_channels, 8, 8) for _ in range(4)]
     for index, edge in enumerate(cell.edges):
-        kept = bool(cell._edge(index, states).any())
-        assert kept == isinstance(edge, nn.Identity)
+        nonzero = bool(cell._edge(index, states).any())
+        assert nonzero == isinstance(edge, nn.Identity)
     assert "rate" not in str(list(network.state_dict()))
 
 
@@ -198,7 +198,7 @@ def test_torchvision_networks_by_name() -> None:
 
 
 @pytest.mark.parametrize("classes", [1000, 5])
-def test_trained_weights_come_by_name_with_a_new_head(
+def test_trained_weights_are_loaded_by_name_with_a_new_head(
     classes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from lowrank.utils.torchvision_compat import torchvision
@@ -244,7 +244,7 @@ number = 3
 
 
 @pytest.fixture
-def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+def own_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """The name of a module with networks of the user's own."""
     (tmp_path / "own_networks.py").write_text(OWN)
     (tmp_path / "broken_networks.py").write_text("1 / 0")
@@ -253,12 +253,12 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     return "own_networks"
 
 
-def test_networks_of_the_users_own(own: str) -> None:
-    network = make_network(NetworkSettings(name=f"{own}:make", width=0.5), (1, 8, 8), 7)
+def test_networks_of_the_user(own_module: str) -> None:
+    network = make_network(NetworkSettings(name=f"{own_module}:make", width=0.5), (1, 8, 8), 7)
     assert (network[0].in_channels, network[0].out_channels, network[-1].out_features) == (1, 4, 7)
-    plan = network_plan(NetworkSettings(name=f"{own}:plain"), (3, 8, 8), 10)
+    plan = network_plan(NetworkSettings(name=f"{own_module}:plain"), (3, 8, 8), 10)
     assert [site.name for site in plan.substituted] == ["2"]
-    assert default_images(f"{own}:make") == ((3, 32, 32), 10)
+    assert default_images(f"{own_module}:make") == ((3, 32, 32), 10)
 
 
 @pytest.mark.parametrize(
@@ -279,7 +279,7 @@ def test_networks_of_the_users_own(own: str) -> None:
         ("own_networks:wrong", (3, 32, 32), r"own_networks:wrong must return a torch\.nn\.Module, but returned a int"),
     ],
 )
-def test_impossible_networks_are_named(own: str, name: str, image: tuple[int, int, int], message: str) -> None:
+def test_errors_name_impossible_networks(own_module: str, name: str, image: tuple[int, int, int], message: str) -> None:
     with pytest.raises(InputError, match=message) as caught:
         make_network(NetworkSettings(name=name), image, 10)
     assert "\n" not in str(caught.value)
@@ -295,12 +295,12 @@ def test_impossible_networks_are_named(own: str, name: str, image: tuple[int, in
         ({"name": "resnet9", "auxiliary": True}, "resnet9 has no `auxiliary` head; darts has"),
     ],
 )
-def test_settings_that_a_network_does_not_have_are_named(own: str, settings: dict, message: str) -> None:
+def test_errors_name_settings_that_a_network_does_not_have(own_module: str, settings: dict, message: str) -> None:
     with pytest.raises(InputError, match=message):
         make_network(NetworkSettings(**settings), (3, 32, 32), 10)
 
 
-def test_the_auxiliary_head_needs_room() -> None:
+def test_the_auxiliary_head_needs_images_of_32_pixels() -> None:
     with pytest.raises(InputError, match="darts needs images of at least 32 x 32, but got 16 x 16"):
         make_network(NetworkSettings(name="darts", width=0.1, auxiliary=True), (3, 16, 16), 10)
 

@@ -1,4 +1,4 @@
-"""Every command line ends alike: one line on standard error, and an exit code that says what it was."""
+"""Every command reports an error as one line on standard error and by its exit code."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ COMMANDS = {
     ("fault", "code", "begins"),
     [(KeyboardInterrupt(), 130, "interrupted; "), (InputError("two\nlines"), 2, "error: two lines")],
 )
-def test_every_command_ends_alike(command, fault, code, begins, monkeypatch, capsys, tmp_path):
+def test_every_command_reports_errors_in_one_line(command, fault, code, begins, monkeypatch, capsys, tmp_path):
     name, arguments = COMMANDS[command]
 
     def fails(*args, **kwargs):
@@ -38,18 +38,18 @@ def test_every_command_ends_alike(command, fault, code, begins, monkeypatch, cap
     monkeypatch.setattr(f"{command}.{name}", fails)
     monkeypatch.setattr(module, "find_study", lambda *args: tmp_path, raising=False)
     assert module.main(arguments) == code
-    said = capsys.readouterr()
-    assert said.err.startswith(begins)
-    assert said.err.count("\n") == 1
-    assert not said.out
+    output = capsys.readouterr()
+    assert output.err.startswith(begins)
+    assert output.err.count("\n") == 1
+    assert not output.out
 
 
-def test_what_is_no_fault_of_the_user_is_no_exit_code():
+def test_other_errors_are_raised():
     with pytest.raises(ZeroDivisionError):
         run_command(lambda: 1 // 0)
 
 
-def test_what_cannot_be_counted_is_bad_input(capsys):
+def test_an_uncountable_layer_is_bad_input(capsys):
     def uncountable() -> int:
         raise UncountableError("no rule for LSTM")
 
@@ -57,7 +57,7 @@ def test_what_cannot_be_counted_is_bad_input(capsys):
     assert capsys.readouterr().err == "error: no rule for LSTM\n"
 
 
-def test_a_command_says_what_comes_after_an_interruption(capsys):
+def test_a_command_says_how_to_go_on_after_an_interruption(capsys):
     def interrupted() -> int:
         raise KeyboardInterrupt
 

@@ -36,7 +36,7 @@ def test_the_front_does_not_depend_on_the_order(points, random):
     assert {points[i] for i in non_dominated(points)} == {shuffled[i] for i in non_dominated(shuffled)}
 
 
-def test_of_equal_points_the_first_is_kept():
+def test_of_equal_points_the_first_stays():
     assert non_dominated([(2.0, 1.0), (1.0, 1.0), (1.0, 1.0), (0.5, 3.0)]) == [1, 3]
 
 
@@ -49,7 +49,7 @@ def test_infinity_is_a_number():
 
 
 @pytest.mark.parametrize("bad", [math.nan, None])
-def test_what_has_no_order_is_refused(bad):
+def test_none_and_nan_are_refused(bad):
     with pytest.raises(ValueError, match=r"every objective must be a number, but point 1 is"):
         non_dominated([(1.0, 2.0), (1.0, bad)])
 
