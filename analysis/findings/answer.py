@@ -35,10 +35,15 @@ from sweeps.records.model import StudyRecord
 
 @dataclass(frozen=True, kw_only=True)
 class PointComparison:
-    """The best point against another one; `gap` is best minus other in points of error, so negative is better.
+    """The best point against another one.
 
-    `interval` (95 %) is that of two errors measured on so many images, `over_seeds` that of the differences between
-    the seeds that both were trained with; None where the number of images, or a second seed, is missing.
+    Attributes:
+        label: what the other one is, in words.
+        other: the other point.
+        gap: best minus other in points of error: negative is better.
+        interval: 95 % interval of `gap`, from the number of images; None if that is not known.
+        over_seeds: mean difference over the seeds of both, with its interval; None with fewer than two.
+        level: the other method at the size that the two are compared at, where it has another size.
     """
 
     label: str
@@ -46,18 +51,18 @@ class PointComparison:
     gap: float
     interval: tuple[float, float] | None
     over_seeds: Estimate | None = None
-    level: MethodAtSize | None = None  # the other method at the size that the two are compared at, where it has another
+    level: MethodAtSize | None = None
 
     @property
     def within_noise(self) -> bool | None:
         """Whether an interval of the gap holds 0; None when none is known."""
         by_images = None if self.interval is None else self.interval[0] <= 0 <= self.interval[1]
         by_seeds = None if self.over_seeds is None else not self.over_seeds.beyond_noise
-        known = [each for each in (by_images, by_seeds) if each is not None]
-        return any(known) if known else None
+        verdicts = [verdict for verdict in (by_images, by_seeds) if verdict is not None]
+        return any(verdicts) if verdicts else None
 
     def text(self) -> str:
-        """One clause, e.g. `separable reference: 1.9 % at 755,000, 0.2 points lower (within noise)`."""
+        """Return one clause, e.g. `separable reference: 1.9 % at 755,000, 0.2 points lower (within noise)`."""
         side = "lower" if self.gap > 0 else "higher"
         where = "the same" if self.gap == 0 else f"{abs(self.gap):.2f} points {side} ({self._verdict()})"
         if self.level is not None:
@@ -77,15 +82,25 @@ class PointComparison:
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """What is best within one budget, how sure that is, and what it is measured against."""
+    """What is best within one budget.
+
+    Attributes:
+        stratum: the budget.
+        best: the best point; None if no trial that fits was completed.
+        share: the budget (without one, the best point's parameters) over the separable network's parameters.
+        candidates: how many completed trials fit.
+        images: on which errors were measured; None if that is not known.
+        comparisons: of the best point with others.
+        level: the methods at one size, where their sizes within the budget differ.
+    """
 
     stratum: Stratum
     best: FrontPoint | None
-    share: float | None  # the budget (or, without one, the best point's parameters) over the separable network's
-    candidates: int  # completed trials that fit
+    share: float | None
+    candidates: int
     images: int | None
     comparisons: tuple[PointComparison, ...] = ()
-    level: SizeLevel | None = None  # the methods at one size, where their sizes within the budget differ
+    level: SizeLevel | None = None
 
     @property
     def interval(self) -> tuple[float, float] | None:
@@ -93,17 +108,24 @@ class Answer:
         return wilson_interval(self.best.error, self.images) if self.best and self.images else None
 
     def text(self, smaller: Answer | None = None) -> str:
-        """The answer as one to three sentences; `smaller` is the answer to the next smaller budget, if there is one."""
+        """Return the answer as one to three sentences.
+
+        Args:
+            smaller: the answer to the next smaller budget, if there is one.
+
+        Returns:
+            The sentences.
+        """
         if self.best is None:
             return f"{self._where()}: no trial was completed."
         share = "" if self.stratum.params else self._share()
         size = f"{self.best.params:,} parameters{share}"
-        found = f"{self._where()}: {self.best.name}, {size}: {format_percent(self.best.error)}"
+        sentence = f"{self._where()}: {self.best.name}, {size}: {format_percent(self.best.error)}"
         if smaller is not None and smaller.best == self.best:
-            same = f"{found}, as within the smaller budget (best of {self.candidates} completed)."
+            same = f"{sentence}, as within the smaller budget (best of {self.candidates} completed)."
             return f"{same} {describe_size_level(self.level)}" if self.level else same
-        found += " validation error"
-        sentences = [f"{found} ({self._certainty()})."]
+        sentence += " validation error"
+        sentences = [f"{sentence} ({self._certainty()})."]
         if self.comparisons:
             clauses = "; ".join(comparison.text() for comparison in self.comparisons)
             sentences.append(f"{clauses[0].upper()}{clauses[1:]}.")
@@ -162,49 +184,66 @@ def answer_text(study: StudyRecord, points: Sequence[FrontPoint]) -> str:
     Returns:
         A paragraph a budget, then what the references reached and what the front is.
     """
-    found = answers(study, points)
+    answered = answers(study, points)
     tried = {trial.stratum for trial in study.trials.values()}
-    bare = [answer for answer in found if answer.best is None and answer.stratum.label not in tried]
-    bare = bare if 1 < len(bare) < len(found) else []
-    texts = [(answer, answer.text(smaller)) for smaller, answer in zip([None, *found], found, strict=False)]
-    paragraphs = [text for answer, text in texts if answer not in bare]
-    if bare:
+    untried = [answer for answer in answered if answer.best is None and answer.stratum.label not in tried]
+    untried = untried if 1 < len(untried) < len(answered) else []
+    texts = [(answer, answer.text(smaller)) for smaller, answer in zip([None, *answered], answered, strict=False)]
+    paragraphs = [text for answer, text in texts if answer not in untried]
+    if untried:
         paragraphs.insert(
-            0, f"Nothing was tried in {len(bare)} strata: {'; '.join(each.stratum.label for each in bare)}."
+            0, f"Nothing was tried in {len(untried)} strata: {'; '.join(answer.stratum.label for answer in untried)}."
         )
-    known = [
+    reached = [
         f"{method_label(p.method)} {format_percent(p.error)} at {p.params:,} parameters" for p in references(points)
     ]
-    paragraphs.append(f"References: {'; '.join(known)}." if known else "No reference network was trained to its end.")
-    kept = pareto_front(points)
-    if kept:
-        plural = "s" * (len(kept) != 1)
-        ends = dict.fromkeys(f"{point.params:,}" for point in (kept[0], kept[-1]))
+    paragraphs.append(
+        f"References: {'; '.join(reached)}." if reached else "No reference network was trained to its end."
+    )
+    on_front = pareto_front(points)
+    if on_front:
+        plural = "s" * (len(on_front) != 1)
+        ends = dict.fromkeys(f"{point.params:,}" for point in (on_front[0], on_front[-1]))
         paragraphs.append(
-            f"The front has {len(kept)} point{plural}, of {' to '.join(ends)} parameters; only "
+            f"The front has {len(on_front)} point{plural}, of {' to '.join(ends)} parameters; only "
             "trials trained to their end are on it, and all errors here are on validation images."
         )
     return "\n".join(paragraphs)
 
 
 def describe_size_level(level: SizeLevel, *, brief: bool = False) -> str:
-    """The methods at equal size, in one sentence; a `brief` one does not say what was interpolated."""
-    listed = []
-    for each in level.methods:
-        ends = [f"{point.size(level.measure):,}" for point in (each.below, each.above)]
-        how = f" (interpolated, {' to '.join(ends)})" if each.between and not brief else ""
-        listed.append(f"{describe_method_at_size(each)}{how}")
+    """Return the methods at equal size in one sentence.
+
+    Args:
+        level: the methods.
+        brief: whether to leave out what was interpolated.
+
+    Returns:
+        The sentence.
+    """
+    methods = []
+    for method in level.methods:
+        ends = [f"{point.size(level.measure):,}" for point in (method.below, method.above)]
+        how = f" (interpolated, {' to '.join(ends)})" if method.between and not brief else ""
+        methods.append(f"{describe_method_at_size(method)}{how}")
     ends = [
         f"{method_label(name)} ({low:,})" if low == high else f"{method_label(name)} ({low:,} to {high:,})"
         for name, low, high in level.beyond
     ]
     beyond = f"; of other sizes only: {', '.join(ends)}" if ends else ""
-    return f"At {_size_words(level)}, along each method's own front: {', '.join(listed)}{beyond}."
+    return f"At {_size_words(level)}, along each method's own front: {', '.join(methods)}{beyond}."
 
 
-def describe_method_at_size(found: MethodAtSize) -> str:
-    """E.g. `shuffle 27.8 %`."""
-    return f"{method_label(found.method)} {format_percent(found.error)}"
+def describe_method_at_size(method: MethodAtSize) -> str:
+    """Return a method and its error in words.
+
+    Args:
+        method: at one size.
+
+    Returns:
+        E.g. `shuffle 27.8 %`.
+    """
+    return f"{method_label(method.method)} {format_percent(method.error)}"
 
 
 def _size_words(level: SizeLevel) -> str:
@@ -212,11 +251,11 @@ def _size_words(level: SizeLevel) -> str:
 
 
 def _answer(
-    stratum: Stratum, points: Sequence[FrontPoint], images: int | None, asked: tuple[int, SizeMeasure] | None
+    stratum: Stratum, points: Sequence[FrontPoint], images: int | None, limit: tuple[int, SizeMeasure] | None
 ) -> Answer:  # fmt: skip
     fitting = [point for point in points if stratum.holds(point)]
     chosen = best_point(fitting)
-    level = size_level(points, fitting, asked) if asked else None
+    level = size_level(points, fitting, limit) if limit else None
     return Answer(
         stratum=stratum,
         best=chosen,
@@ -241,21 +280,21 @@ def _comparisons(
 ) -> list[PointComparison]:  # fmt: skip
     """Against the next best method, references as small as the budget (thin networks), and the separable network."""
     seeds = errors_by_seed(points)
-    found = []
+    comparisons = []
     if level is not None:
-        found += _compare_level(level, chosen.method, images)
+        comparisons += _compare_level(level, chosen.method, images)
     others: list[tuple[str, FrontPoint]] = []
-    if not found:
+    if not comparisons:
         others += [(f"next best method, {point.name}", point) for point in best_by_method(fitting)[1:2]]
-    whole = {id(find_reference(points, SEPARABLE)), id(find_reference(points, DENSE))}
-    thin = [point for point in references(fitting) if id(point) not in whole]
+    full_width = {id(find_reference(points, SEPARABLE)), id(find_reference(points, DENSE))}
+    thin = [point for point in references(fitting) if id(point) not in full_width]
     if thin:
         least = min(thin, key=lambda point: (point.error, point.params))
         others.append((f"{method_label(least.method)} within the same budget", least))
     separable = find_reference(points, SEPARABLE)
     if separable is not None:
         others.append(("separable reference", separable))
-    return found + [_compare(chosen, label, other, images, seeds) for label, other in others]
+    return comparisons + [_compare(chosen, label, other, images, seeds) for label, other in others]
 
 
 def _compare(
@@ -265,21 +304,21 @@ def _compare(
     return _judged(label, other, chosen.error, other.error, pairs, images)
 
 
-def _compare_level(level: SizeLevel, method: str, images: int | None) -> list[PointComparison]:
+def _compare_level(level: SizeLevel, chosen_method: str, images: int | None) -> list[PointComparison]:
     """`method` against the best other one at the same size; nothing where there is none."""
-    rival = next((each for each in level.methods if each.method != method), None)
-    own = next((each for each in level.methods if each.method == method), None)
-    if own is None or rival is None:
+    rival = next((method for method in level.methods if method.method != chosen_method), None)
+    chosen = next((method for method in level.methods if method.method == chosen_method), None)
+    if chosen is None or rival is None:
         return []
     label = f"next best method at {_size_words(level)}"
-    pairs = paired_difference(own.by_seed, rival.by_seed)
-    return [replace(_judged(label, rival.nearest, own.error, rival.error, pairs, images), level=rival)]
+    pairs = paired_difference(chosen.by_seed, rival.by_seed)
+    return [replace(_judged(label, rival.nearest, chosen.error, rival.error, pairs, images), level=rival)]
 
 
 def _judged(
-    label: str, other: FrontPoint, mine: float, its: float, pairs: Estimate | None, images: int | None
+    label: str, other: FrontPoint, best_error: float, other_error: float, pairs: Estimate | None, images: int | None
 ) -> PointComparison:  # fmt: skip
-    """The comparison of two errors; of those that share seeds the gap is that over the shared ones."""
-    interval = newcombe_interval(mine, its, images) if images else None
-    gap = pairs.mean if pairs else mine - its
+    """The comparison of two errors; if both have common seeds, the gap is the mean over these."""
+    interval = newcombe_interval(best_error, other_error, images) if images else None
+    gap = pairs.mean if pairs else best_error - other_error
     return PointComparison(label=label, other=other, gap=gap, interval=interval, over_seeds=pairs)

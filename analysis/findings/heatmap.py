@@ -1,11 +1,11 @@
 """Dimensions against rank: the lowest validation error in each cell, one map a method.
 
-A setting of several seeds counts by its mean over them, as on the front.
+A setting of several seeds counts with its mean over them, as on the front.
 
-Where the scales were given (a grid), every scale is a column. Where they were solved from budgets they are all
-different: then the columns are bins of equal ratio, and a second map has the budgets as columns, within which sizes
-are equal and dimensions can be compared. Where many trials were stopped early a further map holds all of them against
-each other at the last epoch that they share.
+Where the scales were listed in the space (a grid), every scale is a column. Where they were solved from budgets they
+are all different: then the columns are bins of equal ratio, and a second map has the budgets as columns, within which
+sizes are equal and dimensions can be compared. Where many trials were stopped early, a further map compares all of them
+at the last epoch that they share.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from sweeps.records.fronts import group_by_point, mean_error, point_key
 from sweeps.records.model import StudyRecord, TrialRecord
 from sweeps.records.names import VAL_ERROR
 
-MAX_COLUMNS = 20  # given scales that are columns of their own; more are put in bins
+MAX_COLUMNS = 20  # listed scales that are columns of their own; more are put in bins
 BINS = 8  # solved scales are all different: more than so many are put in bins
 MAX_STOPPED_SHARE = 0.25  # a larger share of a method's settings leaves too few cells with an error at the end
 FAILED_STATUSES = frozenset({Status.DIVERGED, Status.OUT_OF_MEMORY, Status.FAILED})
@@ -32,31 +32,48 @@ FAILED_STATUSES = frozenset({Status.DIVERGED, Status.OUT_OF_MEMORY, Status.FAILE
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """The lowest error in percent (None where nothing trained to its end), over so many seeds, and how trials ended."""
+    """One cell of a map.
+
+    Attributes:
+        error: the lowest in percent; None where no trial was trained to its end.
+        seeds: of the setting with the lowest error.
+        completed: how many settings were trained to their end.
+        stopped: how many trials were stopped early.
+        failed: how many trials failed.
+    """
 
     error: float | None
-    seeds: int = 0  # of the setting of the lowest error
-    completed: int = 0  # settings
+    seeds: int = 0
+    completed: int = 0
     stopped: int = 0
     failed: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class HeatMap:
-    """Cells by row (dimensions, smallest first) and column; None where nothing was tried."""
+    """Cells by row and column.
+
+    Attributes:
+        method: in words.
+        columns_are: "rank scale", "rank scale (bins)" or "budget".
+        rows: dimensions, smallest first.
+        columns: labels.
+        cells: by row and column; None where nothing was tried.
+        epoch: after which errors are taken; None for the end.
+    """
 
     method: str
-    columns_are: str  # "rank scale", "rank scale (bins)" or "budget"
+    columns_are: str
     rows: tuple[int, ...]
     columns: tuple[str, ...]
     cells: tuple[tuple[Cell | None, ...], ...]
-    epoch: int | None = None  # after which errors are taken; None: at the end
+    epoch: int | None = None
 
     @property
     def seeds(self) -> tuple[int, int]:
-        """The fewest and the most seeds that an error of the map is a mean of; (0, 0) where there is none."""
-        found = [cell.seeds for row in self.cells for cell in row if cell and cell.seeds]
-        return (min(found), max(found)) if found else (0, 0)
+        """The smallest and the largest number of seeds that an error is a mean of; (0, 0) without errors."""
+        seeds = [cell.seeds for row in self.cells for cell in row if cell and cell.seeds]
+        return (min(seeds), max(seeds)) if seeds else (0, 0)
 
 
 @dataclass(frozen=True)
@@ -69,26 +86,33 @@ class _Entry:
 
 
 def heat_maps(study: StudyRecord) -> list[HeatMap]:
-    """A map for each method that has dimensions and a scale; empty where none was searched in both."""
+    """Return the maps of each method that was searched in dimensions and scale.
+
+    Args:
+        study: the records.
+
+    Returns:
+        One to three maps a method.
+    """
     entries = [entry for trial in study.trials.values() for entry in _entries(trial)]
-    found = []
+    maps = []
     for method in sorted({entry.method for entry in entries}):
-        own = [entry for entry in entries if entry.method == method]
-        scales = sorted({entry.scale for entry in own if entry.scale is not None})
-        if len({entry.dims for entry in own}) < 2 or not scales:
-            continue  # nothing to hold against each other
+        of_method = [entry for entry in entries if entry.method == method]
+        scales = sorted({entry.scale for entry in of_method if entry.scale is not None})
+        if len({entry.dims for entry in of_method}) < 2 or not scales:
+            continue  # nothing to compare
         solved = _is_solved(study)
-        found.append(_by_scale(method, own, scales, BINS if solved else MAX_COLUMNS))
-        shared = _shared_epoch(own)
+        maps.append(_by_scale(method, of_method, scales, BINS if solved else MAX_COLUMNS))
+        shared = _shared_epoch(of_method)
         if shared is not None:
-            found.append(_by_scale(method, own, scales, BINS if solved else MAX_COLUMNS, shared))
+            maps.append(_by_scale(method, of_method, scales, BINS if solved else MAX_COLUMNS, shared))
         if solved:
-            found += _by_budget(study, method, own)
-    return found
+            maps += _by_budget(study, method, of_method)
+    return maps
 
 
 def _shared_epoch(entries: Sequence[_Entry]) -> int | None:
-    """The last epoch that all came to which were stopped or trained to their end; None where few were stopped."""
+    """The last epoch that all stopped and completed trials reached; None where few were stopped."""
     stopped = [entry.trial for entry in entries if entry.trial.status is Status.STOPPED]
     if len(stopped) <= MAX_STOPPED_SHARE * len(entries):
         return None
@@ -101,7 +125,7 @@ def _is_solved(study: StudyRecord) -> bool:
 
 
 def _entries(trial: TrialRecord) -> list[_Entry]:
-    """The trial's own setting and the further ones that it stands for: rows of a grid with the same ranks."""
+    """The trial's own setting and those of further rows of a grid that it represents, having the same ranks."""
     method = trial.specification.get("method", {})
     if trial.role is Role.REFERENCE or trial.status is Status.INFEASIBLE or trial.broken or not method.get("dims"):
         return []
@@ -114,9 +138,9 @@ def _entries(trial: TrialRecord) -> list[_Entry]:
 
 
 def _by_scale(
-    method: str, entries: Sequence[_Entry], scales: Sequence[float], most: int, epoch: int | None = None
+    method: str, entries: Sequence[_Entry], scales: Sequence[float], max_columns: int, epoch: int | None = None
 ) -> HeatMap:
-    if len(scales) <= most:
+    if len(scales) <= max_columns:
         labels = [f"{scale:.3g}" for scale in scales]
         places = {scale: index for index, scale in enumerate(scales)}
         columns = [places[entry.scale] if entry.scale is not None else None for entry in entries]
@@ -174,9 +198,9 @@ def _cell(trials: Sequence[TrialRecord], epoch: int | None) -> Cell:
 
 
 def _errors_at(trials: Sequence[TrialRecord], epoch: int) -> list[tuple[float, int]]:
-    """Mean error after an epoch of each setting that came to it, and over how many seeds."""
-    found: dict[str, list[float]] = defaultdict(list)
+    """Mean error after an epoch of each setting that reached it, and over how many seeds."""
+    errors_by_point: dict[str, list[float]] = defaultdict(list)
     for trial in trials:
         if VAL_ERROR in trial.epochs.get(epoch, {}):
-            found[point_key(trial)].append(trial.epochs[epoch][VAL_ERROR])
-    return [(fmean(errors), len(errors)) for errors in found.values()]
+            errors_by_point[point_key(trial)].append(trial.epochs[epoch][VAL_ERROR])
+    return [(fmean(errors), len(errors)) for errors in errors_by_point.values()]

@@ -1,4 +1,4 @@
-"""How a study came about: what was asked of which data, where it ran, with what, when, and where MLflow has it."""
+"""How a study came about: its question and data, where and when it ran, with what versions, and its MLflow page."""
 
 from __future__ import annotations
 
@@ -17,7 +17,12 @@ from sweeps.records.names import MLFLOW_FILE, PROGRESS_FILE
 
 @dataclass(frozen=True, kw_only=True)
 class TrackingLink:
-    """Where MLflow has the study: the page of its parent run ("" for a store without a server), and how to see it."""
+    """Where MLflow has a study.
+
+    Attributes:
+        link: the page of its parent run; "" for a store without a server.
+        words: how to see it.
+    """
 
     link: str
     words: str
@@ -25,17 +30,29 @@ class TrackingLink:
 
 @dataclass(frozen=True, kw_only=True)
 class Provenance:
-    """The facts in a line, and each under its name; what the records do not tell is left out."""
+    """How a study came about.
+
+    Attributes:
+        line: the main facts in one line.
+        facts: (name, fact); what the records do not have is left out.
+    """
 
     line: str
     facts: tuple[tuple[str, str], ...]
 
 
 def study_provenance(study: StudyRecord) -> Provenance:
-    """The study's facts; times are UTC."""
+    """Return how a study came about.
+
+    Args:
+        study: the records.
+
+    Returns:
+        Its facts; times are UTC.
+    """
     header, trials = study.header, list(study.trials.values())
     data: dict[str, Any] = header.get("data") or {}
-    known = {
+    facts_by_name = {
         "command": header.get("command"), "network": _network(header), "data": _data(data), "images": _images(data),
         "hosts": _counted(trials, "host"), "devices": _devices(study), "seeds": _seeds(trials),
         "dates": date_range(trials),
@@ -43,7 +60,7 @@ def study_provenance(study: StudyRecord) -> Provenance:
         "code": header.get("commit"), "notes": "; ".join(study.notes),
         "tags": ", ".join(f"{name}={value}" for name, value in study.tags.items()),
     }  # fmt: skip
-    facts = tuple((name, str(value)) for name, value in known.items() if value)
+    facts = tuple((name, str(value)) for name, value in facts_by_name.items() if value)
     line = [data_label(str(data.get("name", ""))), _network(header), f"{len(trials):,} trials", date_range(trials)]
     return Provenance(line="  |  ".join(part for part in (f"study {study.name}", *line) if part), facts=facts)
 
@@ -62,15 +79,15 @@ def _data(data: dict[str, Any]) -> str:
 
 def _images(data: dict[str, Any]) -> str:
     sizes = {"training": "train_images", "validation": "val_images", "test": "test_images"}
-    found = [f"{data[field]:,} {name}" for name, field in sizes.items() if data.get(field)]
+    parts = [f"{data[field]:,} {name}" for name, field in sizes.items() if data.get(field)]
     classes = f"{data['classes']} classes" if data.get("classes") else ""
-    return ", ".join(filter(None, (*found, classes)))
+    return ", ".join(filter(None, (*parts, classes)))
 
 
 def _counted(trials: list[TrialRecord], field: str) -> str:
-    """What the trials' last attempts say, each with its number of trials."""
-    found = Counter(str(value) for trial in trials if (value := trial.last_attempt(field)) is not None)
-    return ", ".join(f"{value} ({times:,} trial{'s' * (times != 1)})" for value, times in found.most_common())
+    """A field of the trials' last attempts: each value with its number of trials."""
+    counts = Counter(str(value) for trial in trials if (value := trial.last_attempt(field)) is not None)
+    return ", ".join(f"{value} ({times:,} trial{'s' * (times != 1)})" for value, times in counts.most_common())
 
 
 def _devices(study: StudyRecord) -> str:
@@ -78,18 +95,25 @@ def _devices(study: StudyRecord) -> str:
     cards = Counter(hardware.get("gpus") or [])
     named = [f"{times} x {name}" for name, times in cards.items()]
     cpus = f"{hardware['cpus']} CPUs" if hardware.get("cpus") else ""
-    own = ", ".join(filter(None, (cpus, *named)))
+    driver = ", ".join(filter(None, (cpus, *named)))
     ran = _counted(list(study.trials.values()), "device")
-    return "; ".join(filter(None, (ran, f"the driver's machine: {own}" if own else "")))
+    return "; ".join(filter(None, (ran, f"the driver's machine: {driver}" if driver else "")))
 
 
 def _seeds(trials: list[TrialRecord]) -> str:
-    found = sorted({seed for trial in trials if (seed := trial.specification.get("seed")) is not None})
-    return f"{', '.join(str(seed) for seed in found)} (n = {len(found)})" if found else ""
+    seeds = sorted({seed for trial in trials if (seed := trial.specification.get("seed")) is not None})
+    return f"{', '.join(str(seed) for seed in seeds)} (n = {len(seeds)})" if seeds else ""
 
 
 def date_range(trials: list[TrialRecord]) -> str:
-    """From the first proposal to the last end, e.g. `2026-11-22 19:53 to 20:05 UTC`; "" where none is on record."""
+    """Return when trials were trained.
+
+    Args:
+        trials: the records.
+
+    Returns:
+        From the first proposal to the last end, e.g. `2026-11-22 19:53 to 20:05 UTC`; "" where none is on record.
+    """
     begun = [trial.proposed_at for trial in trials if trial.proposed_at]
     ended = [trial.finished_at for trial in trials if trial.finished_at]
     if not begun:
@@ -101,19 +125,28 @@ def date_range(trials: list[TrialRecord]) -> str:
 
 
 def tracking_link(study: StudyRecord, folder: Path, uri: str | None) -> TrackingLink | None:
-    """Where MLflow has a study whose folder is `folder`, or that was read from the store `uri`; None if not known."""
+    """Return where MLflow has a study.
+
+    Args:
+        study: the records.
+        folder: of the study.
+        uri: the store that it was read from, if it was.
+
+    Returns:
+        The page of its run or the command that shows it, without passwords; None if no store is known.
+    """
     progress = _progress(folder / PROGRESS_FILE)
     beside = f"sqlite:///{folder}/{MLFLOW_FILE}" if (folder / MLFLOW_FILE).is_file() else None
-    known = (uri, progress.get("uri"), study.header.get("tracking_uri"), beside)
-    uri = next((each for each in known if each and _may_be_there(each)), None)
+    candidates = (uri, progress.get("uri"), study.header.get("tracking_uri"), beside)
+    uri = next((candidate for candidate in candidates if candidate and _may_be_there(candidate)), None)
     if uri is None:
         return None
     shown = redact(uri)
     if not uri.startswith(("http://", "https://")):
         return TrackingLink(link="", words=f"mlflow ui --backend-store-uri {shown}")
     run = [progress.get("experiment"), progress.get("parent")]
-    place = f"/#/experiments/{run[0]}/runs/{run[1]}" if all(run) and progress.get("uri") == uri else ""
-    return TrackingLink(link=f"{shown.rstrip('/')}{place}", words=f"experiment {study.name} at {shown}")
+    path = f"/#/experiments/{run[0]}/runs/{run[1]}" if all(run) and progress.get("uri") == uri else ""
+    return TrackingLink(link=f"{shown.rstrip('/')}{path}", words=f"experiment {study.name} at {shown}")
 
 
 def _may_be_there(uri: str) -> bool:
@@ -123,9 +156,9 @@ def _may_be_there(uri: str) -> bool:
 
 
 def _progress(path: Path) -> dict[str, Any]:
-    """What the tracker noted; nothing for a file that is damaged, which costs the link alone."""
+    """What the tracker recorded; nothing for a damaged file, which costs the link alone."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        progress = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return progress if isinstance(progress, dict) else {}

@@ -1,9 +1,9 @@
-"""Printed results of the original study, and the rule by which they may be drawn beside a study's own points.
+"""Published results of the original study, and the rule by which they may be drawn beside a study's own points.
 
-A printed point is a test error. It is drawn only beside test errors, and only where network, data and splits are the
-same: a network that was trained on all images says little about one that was trained on four in five.
-Source: "Sizes to expect" of the 2018-19 study: WRN-28-10 on CIFAR-10, trained on 50,000 images, test errors, all with
-attention transfer from a teacher of 3.2 %.
+A published point is a test error. It is drawn only beside test errors, and only where network, data and splits are the
+same: a network that was trained on all images says little about one that was trained on four in five. Source: "Sizes to
+expect" of the 2018-19 study: WRN-28-10 on CIFAR-10, trained on 50,000 images, test errors, all with attention transfer
+from a teacher of 3.2 %.
 """
 
 from __future__ import annotations
@@ -25,7 +25,14 @@ _WRN: dict[str, tuple[tuple[float, float], ...]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationSetting:
-    """On what an error was measured, and on how many images its network was trained."""
+    """On what an error was measured.
+
+    Attributes:
+        network: its name.
+        data: name of the data set.
+        train_images: on which the network was trained.
+        test_images: on which the error was measured.
+    """
 
     network: str
     data: str
@@ -35,7 +42,14 @@ class EvaluationSetting:
 
 @dataclass(frozen=True, kw_only=True)
 class PublishedResult:
-    """A printed point: top-1 test error in percent at so many parameters."""
+    """A published point.
+
+    Attributes:
+        method: its name.
+        params: parameters.
+        error: top-1 test error in percent.
+        setting: on what it was measured.
+    """
 
     method: str
     params: float
@@ -52,7 +66,14 @@ PUBLISHED_RESULTS = tuple(
 
 
 def evaluation_setting(study: StudyRecord) -> EvaluationSetting:
-    """What the study's own test errors are measured on; empty or 0 where the records do not tell."""
+    """Return on what a study's own test errors are measured.
+
+    Args:
+        study: the records.
+
+    Returns:
+        The setting; "" or 0 for what the records do not have.
+    """
     header = study.header
     data = header.get("data", {})
     return EvaluationSetting(
@@ -62,16 +83,25 @@ def evaluation_setting(study: StudyRecord) -> EvaluationSetting:
 
 
 def matching_results(
-    own: EvaluationSetting, printed: Sequence[PublishedResult] = PUBLISHED_RESULTS
-) -> tuple[list[PublishedResult], str]:  # the points that may be drawn, and a sentence
-    """The printed points of the same setting; the sentence says what was left out and why ("" if there is nothing)."""
-    same = [point for point in printed if point.setting == own]
-    near = [p for p in printed if (p.setting.network, p.setting.data) == (own.network, own.data)]
+    setting: EvaluationSetting, published: Sequence[PublishedResult] = PUBLISHED_RESULTS
+) -> tuple[list[PublishedResult], str]:
+    """Return the published points that may be drawn beside a study's own.
+
+    Args:
+        setting: of the study.
+        published: all published points.
+
+    Returns:
+        The points of the same setting; and a sentence on those of the same network and data that were left out, with
+        the reason ("" if there are none).
+    """
+    same = [point for point in published if point.setting == setting]
+    near = [p for p in published if (p.setting.network, p.setting.data) == (setting.network, setting.data)]
     if same or not near:
         return same, ""
     other = near[0].setting
     return [], (
         f"{len(near)} printed test errors of {other.network} on {other.data} are not drawn: they are of networks "
         f"trained on {other.train_images:,} images and tested on {other.test_images:,}, these were trained on "
-        f"{own.train_images:,} and tested on {own.test_images:,}."
+        f"{setting.train_images:,} and tested on {setting.test_images:,}."
     )

@@ -1,9 +1,8 @@
-"""An audit of early stopping: finished trials are replayed; would a rule have stopped the winner?
+"""An audit of early stopping: completed trials are replayed; would a rule have stopped the winner?
 
-    python -m analysis audit STUDY
-
-Only trials that trained to their end have a whole curve; those that a rule stopped when the study ran are left out and
-counted, for what they would have reached nobody knows. A study run with `search.stop: none` is audited in full.
+Only trials that trained to their end have a whole curve. Those that a rule stopped when the study ran are left out and
+counted, because the error that they would have reached is unknown. A study run with `search.stop: none` is audited in
+full.
 """
 
 from __future__ import annotations
@@ -22,20 +21,32 @@ RULES = ("asha", "median", "hyperband")
 
 @dataclass(frozen=True, kw_only=True)
 class RuleVerdict:
-    """What one rule would have done in one stratum; errors are validation errors in percent."""
+    """What one rule would have done in one stratum. Errors are validation errors in percent.
+
+    Attributes:
+        rule: its name.
+        stratum: label of the budget.
+        trials: how many were replayed.
+        winner: id of the trial of the lowest final error.
+        winner_error: that error.
+        stopped_at: the epoch at which the winner would have been stopped; None if it would not.
+        stopped: how many trials would have been stopped.
+        saved: share of all epochs that would not have been trained.
+        kept_error: the lowest final error among those not stopped; None if there are none.
+    """
 
     rule: str
     stratum: str
     trials: int
-    winner: str  # id of the trial of the lowest final error
+    winner: str
     winner_error: float
-    stopped_at: int | None  # the epoch at which the winner would have been stopped; None: it would not
-    stopped: int  # trials that would have been stopped
-    saved: float  # share of all epochs that would not have been trained
-    kept_error: float | None  # the lowest final error among those not stopped; None: none would be left
+    stopped_at: int | None
+    stopped: int
+    saved: float
+    kept_error: float | None
 
     def text(self) -> str:
-        """One line."""
+        """Return the verdict in one line."""
         saved = f"{self.stopped} of {self.trials} stopped, {100 * self.saved:.0f} % of the epochs saved"
         if self.stopped_at is None:
             return f"{self.rule}, {self.stratum}: the winner would have been kept ({saved})"
@@ -49,13 +60,20 @@ class RuleVerdict:
 
 
 def audit_stopping(study: StudyRecord) -> list[RuleVerdict]:
-    """A verdict for every rule in every stratum with at least two finished trials."""
+    """Replay every rule in every stratum with at least two completed trials.
+
+    Args:
+        study: the records.
+
+    Returns:
+        A verdict a rule and stratum.
+    """
     strata: dict[str, list[TrialRecord]] = {}
     for trial in study.trials.values():
         finished = trial.status is Status.COMPLETED and trial.val_error is not None and not trial.broken
         if trial.role is Role.SEARCH and finished:
             strata.setdefault(trial.stratum, []).append(trial)
-    settings = {**DEFAULTS, **_given(study)}
+    settings = {**DEFAULTS, **_recorded_settings(study)}
     return [
         _verdict(rule, stratum, trials, settings)
         for rule in RULES
@@ -64,7 +82,7 @@ def audit_stopping(study: StudyRecord) -> list[RuleVerdict]:
     ]
 
 
-def _given(study: StudyRecord) -> dict[str, Any]:
+def _recorded_settings(study: StudyRecord) -> dict[str, Any]:
     search = study.header.get("space", {}).get("search", {})
     return {name: search[name] for name in DEFAULTS if name in search}
 
@@ -72,35 +90,56 @@ def _given(study: StudyRecord) -> dict[str, Any]:
 def _verdict(rule: str, stratum: str, trials: list[TrialRecord], settings: dict[str, Any]) -> RuleVerdict:
     stopped = replay_rule(rule, trials, settings)
     winner = min(trials, key=lambda trial: (trial.val_error or 0.0, trial.counts.get("params", 0)))
-    kept = [trial.val_error or 0.0 for trial in trials if trial.trial_id not in stopped]
+    remaining = [trial.val_error or 0.0 for trial in trials if trial.trial_id not in stopped]
     saved = sum(trial.last_epoch - stopped.get(trial.trial_id, trial.last_epoch) for trial in trials)
     return RuleVerdict(
         rule=rule, stratum=stratum, trials=len(trials), winner=winner.trial_id, winner_error=winner.val_error or 0.0,
         stopped_at=stopped.get(winner.trial_id), stopped=len(stopped),
-        saved=saved / sum(trial.last_epoch for trial in trials), kept_error=min(kept, default=None),
+        saved=saved / sum(trial.last_epoch for trial in trials), kept_error=min(remaining, default=None),
     )  # fmt: skip
 
 
 def replay_rule(rule: str, trials: Iterable[TrialRecord], settings: dict[str, Any]) -> dict[str, int]:
-    """The trials that a rule would have stopped, with the epoch, told every curve in the order in which it came in.
+    """Replay one rule on whole curves, in the order in which their epochs were reported.
 
-    A trial that is stopped tells nothing more; those that ran beside it run as they did (a freed slot is not refilled).
+    A trial that is stopped reports nothing more. Trials that ran beside it stay as they were: a free slot is not
+    filled.
+
+    Args:
+        rule: its name.
+        trials: the completed trials.
+        settings: of the rule.
+
+    Returns:
+        Id of each trial that would have been stopped -> the epoch.
     """
     trials = list(trials)
     epochs = max(trial.last_epoch for trial in trials)
-    asked = make_rule(rule, epochs=epochs, **settings)
+    stopper = make_rule(rule, epochs=epochs, **settings)
     points = [
         (m.get("time", 0.0), e, trial.trial_id, m[VAL_ERROR]) for trial in trials for e, m in trial.epochs.items()
     ]
     stopped: dict[str, int] = {}
     for _, epoch, trial_id, error in sorted(points):
-        if trial_id not in stopped and asked is not None and asked.report(trial_id, epoch, error) and epoch < epochs:
+        if (
+            trial_id not in stopped
+            and stopper is not None
+            and stopper.report(trial_id, epoch, error)
+            and epoch < epochs
+        ):
             stopped[trial_id] = epoch
     return stopped
 
 
 def audit_text(study: StudyRecord) -> str:
-    """The audit in words."""
+    """Return the audit in words.
+
+    Args:
+        study: the records.
+
+    Returns:
+        A line a verdict, then how many trials were left out.
+    """
     lines = [verdict.text() for verdict in audit_stopping(study)]
     searched = [trial for trial in study.trials.values() if trial.role is Role.SEARCH]
     cut = sum(trial.status is Status.STOPPED for trial in searched)

@@ -1,6 +1,7 @@
-"""Test errors against parameters: the one look at the test split, beside printed results of the same data and split.
+"""Test errors against parameters, beside published results of the same data and split.
 
-Errors are top-1 errors on the test images, in percent, means over the seeds that were looked at.
+The test split is evaluated once, for the front. Errors are top-1 errors on the test images, in percent, means over the
+seeds that were evaluated.
 """
 
 from __future__ import annotations
@@ -19,17 +20,32 @@ from sweeps.records.events import Role
 
 @dataclass(frozen=True, kw_only=True)
 class SettingTestError:
-    """One setting: its leading trial, its mean test error in percent, and over how many seeds."""
+    """The test error of one setting.
+
+    Attributes:
+        point: the trial that represents it.
+        error: mean over the seeds, in percent.
+        spread: sample standard deviation over the seeds, in points; None for one seed.
+        seeds: how many were evaluated.
+    """
 
     point: FrontPoint
     error: float
-    spread: float | None  # sample standard deviation over the seeds, in points; None for one
+    spread: float | None
     seeds: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class PointSeries:
-    """Points of one method: (parameters, test error in percent), by size; `printed` ones are drawn hollow."""
+    """Points of one method, for a figure.
+
+    Attributes:
+        label: for the legend.
+        colour: as `#RRGGBB`.
+        marker: of Matplotlib.
+        printed: whether they are published results, which are drawn hollow.
+        points: (parameters, test error in percent), by size.
+    """
 
     label: str
     colour: str
@@ -39,44 +55,59 @@ class PointSeries:
 
 
 def measured_test_errors(points: Sequence[FrontPoint]) -> list[SettingTestError]:
-    """The settings whose test error is on record, by size."""
+    """Return the settings whose test error is on record.
+
+    Args:
+        points: of a study.
+
+    Returns:
+        The settings, by size.
+    """
     groups: dict[str, list[FrontPoint]] = defaultdict(list)
     for point in points:
         if point.finished and point.test_error is not None:
             groups[point.setting].append(point)
-    found = []
+    settings = []
     for seeds in groups.values():
         lead = next((point for point in seeds if point.leads), seeds[0])
         errors = [point.test_error for point in seeds if point.test_error is not None]
         spread = stdev(errors) if len(errors) > 1 else None
-        found.append(SettingTestError(point=lead, error=fmean(errors), spread=spread, seeds=len(errors)))
-    return sorted(found, key=lambda each: (each.point.params, each.error))
+        settings.append(SettingTestError(point=lead, error=fmean(errors), spread=spread, seeds=len(errors)))
+    return sorted(settings, key=lambda setting: (setting.point.params, setting.error))
 
 
 def series_of_test_errors(
-    points: Sequence[FrontPoint], found: Sequence[SettingTestError], printed: Sequence[PublishedResult]
+    points: Sequence[FrontPoint], measured: Sequence[SettingTestError], published: Sequence[PublishedResult]
 ) -> list[PointSeries]:
-    """The study's own methods, its references, then the printed ones, which look like the method of that name.
+    """Return what a figure of test errors shows.
 
-    `points` are all of the study, by which a method looks the same in all of its pictures.
+    Args:
+        points: all points of the study, so that a method looks the same in all of its figures.
+        measured: the study's own test errors.
+        published: results of the same data and split.
+
+    Returns:
+        The study's own methods, its references, then the published methods, which look like the method of that name.
     """
     searched = [point.method for point in points if point.role is Role.SEARCH]
-    known = method_styles([*searched, *(each.method for each in printed)])
-    own = [each for each in found if each.point.role is not Role.REFERENCE]
+    styles = method_styles([*searched, *(entry.method for entry in published)])
+    searched_errors = [entry for entry in measured if entry.point.role is not Role.REFERENCE]
     series = [
-        PointSeries(label=method_label(method), colour=colour, marker=marker, printed=False, points=_at(own, method))
-        for method, (colour, marker) in known.items()
+        PointSeries(
+            label=method_label(method), colour=colour, marker=marker, printed=False, points=_at(searched_errors, method)
+        )
+        for method, (colour, marker) in styles.items()
     ]
-    for number, each in enumerate(each for each in found if each.point.role is Role.REFERENCE):
+    for number, entry in enumerate(entry for entry in measured if entry.point.role is Role.REFERENCE):
         colour = REFERENCE_COLOURS[number % len(REFERENCE_COLOURS)]
-        at = ((float(each.point.params), each.error),)
-        series.append(PointSeries(label=each.point.form, colour=colour, marker="*", printed=False, points=at))
-    for method, (colour, marker) in known.items():
-        others = tuple(sorted((each.params, each.error) for each in printed if each.method == method))
+        at = ((float(entry.point.params), entry.error),)
+        series.append(PointSeries(label=entry.point.form, colour=colour, marker="*", printed=False, points=at))
+    for method, (colour, marker) in styles.items():
+        others = tuple(sorted((entry.params, entry.error) for entry in published if entry.method == method))
         label = f"{method_label(method)}, printed"
         series.append(PointSeries(label=label, colour=colour, marker=marker, printed=True, points=others))
-    return [each for each in series if each.points]
+    return [entry for entry in series if entry.points]
 
 
-def _at(found: Sequence[SettingTestError], method: str) -> tuple[tuple[float, float], ...]:
-    return tuple((float(each.point.params), each.error) for each in found if each.point.method == method)
+def _at(measured: Sequence[SettingTestError], method: str) -> tuple[tuple[float, float], ...]:
+    return tuple((float(entry.point.params), entry.error) for entry in measured if entry.point.method == method)

@@ -1,7 +1,7 @@
-"""Where the time of a study went: every slot's every second, by what it was spent on.
+"""Where the time of a study went: the time of every slot, by what it was spent on.
 
-A sitting (from the command to its end) has so many slots, each with its wall-clock; what trials and drivers have timed
-is taken out of that, and the remainder is slots that stood idle. So the parts add up to slots times wall-clock.
+A run of the driver (from the command to its end) has a number of slots, each with the run's wall-clock. What trials and
+drivers have timed is taken out of that; the remainder is idle slots. So the parts add up to slots times wall-clock.
 """
 
 from __future__ import annotations
@@ -23,10 +23,18 @@ PARTS = (DRIVER, WORKERS, SET_UP, COMPILE, INPUT, STEP, VALIDATION, REPORTS, CLO
 
 @dataclass(frozen=True, kw_only=True)
 class DriverRun:
-    """One run of the driver, times in seconds since the epoch: training is between `ready` and `trained`."""
+    """One run of the driver, times in seconds since the epoch.
+
+    Attributes:
+        began: when the command started.
+        prepared: when trials could start.
+        trained: when the last of them ended.
+        ended: when the command ended.
+        slots: how many trials could run side by side.
+    """
 
     began: float
-    ready: float
+    prepared: float
     trained: float
     ended: float
     slots: int
@@ -39,25 +47,30 @@ class DriverRun:
 
 @dataclass(frozen=True, kw_only=True)
 class TimeProfile:
-    """Seconds of slots by part; their sum is that of all sittings."""
+    """Where the time of a study went.
 
-    sittings: tuple[DriverRun, ...]
+    Attributes:
+        runs: of the driver.
+        seconds: of slots, by part; they add up to those of all runs.
+    """
+
+    runs: tuple[DriverRun, ...]
     seconds: dict[str, float]
 
     @property
     def wall_seconds(self) -> float:
-        """Of all sittings together."""
-        return math.fsum(sitting.ended - sitting.began for sitting in self.sittings)
+        """Of all runs together."""
+        return math.fsum(run.ended - run.began for run in self.runs)
 
     @property
     def slot_seconds(self) -> float:
-        """Slots times wall-clock, of all sittings."""
-        return math.fsum(sitting.slot_seconds for sitting in self.sittings)
+        """Slots times wall-clock, of all runs."""
+        return math.fsum(run.slot_seconds for run in self.runs)
 
 
 @dataclass(frozen=True)
-class _Stay:
-    """One attempt at a trial: who made it, when it was taken up and when its last epoch was done."""
+class _Attempt:
+    """One attempt at a trial: which worker made it, when it started and when its last epoch ended."""
 
     worker: tuple[Any, Any]
     begin: float
@@ -66,87 +79,103 @@ class _Stay:
 
 
 def profile_study(study: StudyRecord) -> TimeProfile | None:
-    """Of a study's sittings so far; None where its records, of an older version, do not tell."""
+    """Return where the time of a study went so far.
+
+    Args:
+        study: the records.
+
+    Returns:
+        The profile; None where the records, of an older version, do not have it.
+    """
     stays = sorted((stay for trial in study.trials.values() for stay in _stays(trial)), key=lambda stay: stay.begin)
-    sittings = tuple(_sitting(room, _following(study, index), stays) for index, room in enumerate(study.runs))
-    if not sittings:
+    runs = tuple(_driver_run(event, _following(study, index), stays) for index, event in enumerate(study.runs))
+    if not runs:
         return None
-    found = dict.fromkeys(PARTS, 0.0)
-    for sitting in sittings:
-        mine = [stay for stay in stays if sitting.ready <= stay.end <= sitting.trained]
-        for part, seconds in _parts(sitting, mine).items():
-            found[part] += seconds
-    return TimeProfile(sittings=sittings, seconds=found)
+    seconds_by_part = dict.fromkeys(PARTS, 0.0)
+    for run in runs:
+        of_run = [stay for stay in stays if run.prepared <= stay.end <= run.trained]
+        for part, seconds in _parts(run, of_run).items():
+            seconds_by_part[part] += seconds
+    return TimeProfile(runs=runs, seconds=seconds_by_part)
 
 
 def _following(study: StudyRecord, index: int) -> float:
-    """When the next sitting began; endless for the last."""
+    """When the next run began; infinity for the last."""
     later = study.runs[index + 1 :]
     return float(later[0]["time"]) - float(later[0]["since"]) if later else math.inf
 
 
-def _sitting(room: dict[str, Any], following: float, stays: Sequence[_Stay]) -> DriverRun:
+def _driver_run(event: dict[str, Any], following: float, stays: Sequence[_Attempt]) -> DriverRun:
     """A driver that was killed ended with the last epoch that it wrote."""
-    ready = float(room["time"])
-    trained = max((stay.end for stay in stays if ready <= stay.end < following), default=ready)
-    ended = max(trained, float(room.get("closed") or trained))
-    return DriverRun(began=ready - float(room["since"]), ready=ready, trained=trained, ended=ended, slots=room["slots"])
+    prepared = float(event["time"])
+    trained = max((stay.end for stay in stays if prepared <= stay.end < following), default=prepared)
+    ended = max(trained, float(event.get("closed") or trained))
+    return DriverRun(
+        began=prepared - float(event["since"]), prepared=prepared, trained=trained, ended=ended, slots=event["slots"]
+    )
 
 
-def _stays(trial: TrialRecord) -> Iterator[_Stay]:
-    """The attempts that came as far as an epoch, each with the epochs that it trained and that were not trained again.
+def _stays(trial: TrialRecord) -> Iterator[_Attempt]:
+    """The attempts that reached an epoch, each with those of its epochs that were not trained again.
 
-    An attempt is on record from its first epoch on, so it began so much earlier as that and its set-up took.
+    An attempt is on record from its first epoch on. It began earlier by the time of that epoch and of its set-up.
     """
     starts = [float(attempt["time"]) for attempt in trial.attempts if "time" in attempt]
     for attempt, start, following in zip(trial.attempts, starts, [*starts[1:], math.inf], strict=False):
-        own = [each for each in trial.epochs.values() if start <= each.get("time", 0.0) < following]
-        if not own:
+        epochs = [epoch for epoch in trial.epochs.values() if start <= epoch.get("time", 0.0) < following]
+        if not epochs:
             continue
         set_up = float(attempt.get("start_seconds", 0.0))
-        first = min(own, key=lambda each: each["time"])
+        first = min(epochs, key=lambda epoch: epoch["time"])
         begin = first["time"] - first.get("epoch_seconds", 0.0) - first.get("report_seconds", 0.0) - set_up
         worker = (attempt.get("host"), attempt.get("pid"))
-        yield _Stay(worker, begin, max(each["time"] for each in own), {SET_UP: set_up, **_epochs(own)})
+        yield _Attempt(worker, begin, max(epoch["time"] for epoch in epochs), {SET_UP: set_up, **_epochs(epochs)})
 
 
-def _epochs(own: Sequence[dict[str, float]]) -> dict[str, float]:
+def _epochs(epochs: Sequence[dict[str, float]]) -> dict[str, float]:
     def total(name: str) -> float:
-        return math.fsum(each.get(name, 0.0) for each in own)
+        return math.fsum(epoch.get(name, 0.0) for epoch in epochs)
 
-    apart = {COMPILE: total("compile_seconds"), INPUT: total("input_seconds"), VALIDATION: total("eval_seconds")}
-    step = total("epoch_seconds") - math.fsum(apart.values())
-    return {**apart, STEP: step, REPORTS: total("report_seconds")}
+    parts = {COMPILE: total("compile_seconds"), INPUT: total("input_seconds"), VALIDATION: total("eval_seconds")}
+    step = total("epoch_seconds") - math.fsum(parts.values())
+    return {**parts, STEP: step, REPORTS: total("report_seconds")}
 
 
-def _parts(sitting: DriverRun, stays: Sequence[_Stay]) -> dict[str, float]:
-    found = dict.fromkeys(PARTS, 0.0)
-    found[DRIVER] = sitting.slots * (sitting.ready - sitting.began)
-    found[CLOSING] = sitting.slots * (sitting.ended - sitting.trained)
+def _parts(run: DriverRun, stays: Sequence[_Attempt]) -> dict[str, float]:
+    seconds_by_part = dict.fromkeys(PARTS, 0.0)
+    seconds_by_part[DRIVER] = run.slots * (run.prepared - run.began)
+    seconds_by_part[CLOSING] = run.slots * (run.ended - run.trained)
     first: dict[tuple[Any, Any], float] = {}
     for stay in stays:
         first.setdefault(stay.worker, stay.begin)
         for part, seconds in stay.seconds.items():
-            found[part] += seconds
-    earliest = sorted(first.values())[: sitting.slots]  # later ones stand in for workers that were lost
-    found[WORKERS] = math.fsum(max(0.0, begin - sitting.ready) for begin in earliest)
-    found[IDLE] = sitting.slot_seconds - math.fsum(found.values())
-    return found
+            seconds_by_part[part] += seconds
+    earliest = sorted(first.values())[: run.slots]  # later ones replace workers that were lost
+    seconds_by_part[WORKERS] = math.fsum(max(0.0, begin - run.prepared) for begin in earliest)
+    seconds_by_part[IDLE] = run.slot_seconds - math.fsum(seconds_by_part.values())
+    return seconds_by_part
 
 
-def profile_lines(found: TimeProfile | None) -> list[str]:
-    """The profile as lines of text."""
-    if found is None:
+def profile_lines(profile: TimeProfile | None) -> list[str]:
+    """Return the profile as lines of text.
+
+    Args:
+        profile: of a study; None for one without records of time.
+
+    Returns:
+        A headline, then a line a part.
+    """
+    if profile is None:
         return ["where the time went is not on record: an older version wrote this study, or nothing has been trained"]
-    count = len(found.sittings)
-    slots = ", ".join(str(sitting.slots) for sitting in found.sittings)
+    count = len(profile.runs)
+    slots = ", ".join(str(run.slots) for run in profile.runs)
     head = (
-        f"where the time went: {found.slot_seconds:,.0f} s of slots ({slots} slots, {found.wall_seconds:,.0f} s of "
-        f"wall-clock in {count} sitting{'s' if count > 1 else ''})"
+        f"where the time went: {profile.slot_seconds:,.0f} s of slots ({slots} slots, {profile.wall_seconds:,.0f} s of "
+        f"wall-clock in {count} run{'s' if count > 1 else ''})"
     )
-    whole = found.slot_seconds or 1.0
+    total = profile.slot_seconds or 1.0
     width = max(map(len, PARTS))
     return [head] + [
-        f"  {part:{width}} {seconds:>10,.1f} s {100 * seconds / whole:>5.1f} %"
-        for part, seconds in found.seconds.items()
+        f"  {part:{width}} {seconds:>10,.1f} s {100 * seconds / total:>5.1f} %"
+        for part, seconds in profile.seconds.items()
     ]

@@ -300,7 +300,7 @@ def cost_section(page: Page, study: StudyRecord, found: Contents, folder: Path) 
         sheet.write(folder)
         page.text(
             f"Where the time of {format_duration(found.profile.wall_seconds)} on "
-            f"{max(sitting.slots for sitting in found.profile.sittings)} slots went, starts and ends included:", "note",
+            f"{max(run.slots for run in found.profile.runs)} slots went, starts and ends included:", "note",
         )  # fmt: skip
         page.table(sheet)
 

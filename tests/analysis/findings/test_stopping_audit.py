@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from analysis.__main__ import main
-from analysis.findings.stopping_audit import audit_stopping, audit_text
+from analysis.findings.stopping_audit import DEFAULTS, audit_stopping, audit_text
 from sweeps.records.events import Role, Status
 from sweeps.records.model import StudyRecord, TrialRecord
+from sweeps.space.settings import SearchSettings
 
 
 def trial(name: str, errors: list[float], start: float, status: Status = Status.COMPLETED, **more) -> TrialRecord:
@@ -59,3 +60,7 @@ def test_the_command(tmp_path, capsys):
     assert main(["audit", str(folder)]) == 0
     assert "asha, " in capsys.readouterr().out
     assert main(["audit", "nothing", "--studies", str(tmp_path)]) == 2
+
+
+def test_the_defaults_are_those_of_a_space():
+    assert {name: SearchSettings.model_fields[name].default for name in DEFAULTS} == DEFAULTS

@@ -37,7 +37,7 @@ class Made:
     def tell(self, event: Event, at: float, **fields) -> None:
         apply_event(self.record, {"event": str(event), "time": at, **fields})
 
-    def sitting(self, began: float, ready: float, slots: int = 2) -> None:
+    def run(self, began: float, ready: float, slots: int = 2) -> None:
         self.tell(Event.STUDY, began + 1, name="made")
         self.tell(Event.RESOURCES, ready, slots=slots, since=ready - began, cpus=1.0, gpus=0.0, sharing="processes")
 
@@ -55,9 +55,9 @@ class Made:
         return now
 
 
-def test_every_second_of_a_sitting_is_somewhere():
+def test_the_parts_of_a_run_add_up_to_its_slots_times_wall_clock():
     made = Made()
-    made.sitting(began=0.0, ready=10.0)
+    made.run(began=0.0, ready=10.0)
     ends = [made.trial("a", 1, begin=13.0, epoch_seconds=9.0, compile_seconds=4.0), made.trial("b", 2, begin=14.0)]
     ends.append(made.trial("c", 2, begin=ends[1] + 0.5))
     made.tell(Event.CLOSED, max(ends) + 3.0, reason="finished")
@@ -73,16 +73,16 @@ def test_every_second_of_a_sitting_is_somewhere():
     assert math.fsum(found.seconds.values()) == pytest.approx(found.slot_seconds)
 
 
-def test_sittings_add_up_and_a_killed_driver_ended_with_its_last_epoch():
+def test_runs_add_up_and_a_killed_driver_ended_with_its_last_epoch():
     made = Made()
-    made.sitting(began=0.0, ready=10.0, slots=1)
+    made.run(began=0.0, ready=10.0, slots=1)
     killed = made.trial("a", 1, begin=12.0)
-    made.sitting(began=100.0, ready=105.0, slots=2)
+    made.run(began=100.0, ready=105.0, slots=2)
     end = made.trial("a", 7, begin=106.0, first=3)
     made.tell(Event.CLOSED, end, reason="time")
     found = profile_study(made.record)
     assert found is not None
-    assert [sitting.slots for sitting in found.sittings] == [1, 2]
+    assert [run.slots for run in found.runs] == [1, 2]
     assert found.wall_seconds == pytest.approx(killed + end - 100.0)
     assert found.slot_seconds == pytest.approx(killed + 2 * (end - 100.0))
     assert (found.seconds[DRIVER], found.seconds[WORKERS], found.seconds[SET_UP]) == (20.0, 2.0 + 1.0, 4.0)
@@ -90,7 +90,7 @@ def test_sittings_add_up_and_a_killed_driver_ended_with_its_last_epoch():
     assert math.fsum(found.seconds.values()) == pytest.approx(found.slot_seconds)
 
 
-def test_a_study_of_an_older_version_says_so():
+def test_a_study_of_an_older_version_has_no_profile():
     made = Made()
     made.tell(Event.STUDY, 0.0, name="made")
     made.trial("a", 1, begin=1.0)
@@ -100,30 +100,30 @@ def test_a_study_of_an_older_version_says_so():
     ]
 
 
-def test_a_sitting_without_a_trial_is_starts_and_ends():
+def test_a_run_without_a_trial_has_only_starts_and_ends():
     made = Made()
-    made.sitting(began=0.0, ready=4.0, slots=3)
+    made.run(began=0.0, ready=4.0, slots=3)
     made.tell(Event.CLOSED, 6.0, reason="interrupted")
     found = profile_study(made.record)
     assert found is not None
     assert {part: seconds for part, seconds in found.seconds.items() if seconds} == {DRIVER: 12.0, CLOSING: 6.0}
     lines = profile_lines(found)
-    assert lines[0] == "where the time went: 18 s of slots (3 slots, 6 s of wall-clock in 1 sitting)"
+    assert lines[0] == "where the time went: 18 s of slots (3 slots, 6 s of wall-clock in 1 run)"
     assert [line.split("  ")[1].strip() for line in lines[1:]] == list(PARTS)
     assert lines[1].endswith("12.0 s  66.7 %")
 
 
 def test_the_tables_keep_it(tmp_path):
     made = Made()
-    made.sitting(began=0.0, ready=10.0)
+    made.run(began=0.0, ready=10.0)
     made.tell(Event.CLOSED, made.trial("a", 1, begin=13.0, compile_seconds=1.0), reason="finished")
     write_tables(made.record, tmp_path)
     assert profile_study(read_tables(tmp_path)) == profile_study(made.record)
 
 
-def test_events_told_twice_change_nothing():
+def test_an_event_that_is_folded_twice_counts_once():
     made = Made()
-    made.sitting(began=0.0, ready=10.0)
+    made.run(began=0.0, ready=10.0)
     made.tell(Event.CLOSED, 12.0, reason="time")
-    made.sitting(began=0.0, ready=10.0)
+    made.run(began=0.0, ready=10.0)
     assert len(made.record.runs) == 1
