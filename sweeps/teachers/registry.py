@@ -22,8 +22,9 @@ from lowrank.distillation.teacher_files import (
 from lowrank.errors import InputError
 from lowrank.utils.atomic_write import sync, write_text
 from lowrank.utils.locks import LockedError, hold_lock
+from lowrank.utils.text import first_line
 from sweeps.records.names import MLFLOW_FILE
-from sweeps.tracking.mlflow_store import make_client, milliseconds, one_line, outages, quiet_mlflow
+from sweeps.tracking.mlflow_store import MESSAGE_LENGTH, make_client, milliseconds, outages, quiet_mlflow
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
@@ -166,7 +167,7 @@ def register(root: Path, name: str, uri: str) -> str:
     try:
         return _register(make_client(uri, root), root / name, record, uri)
     except outages() as error:
-        raise OSError(one_line(error)) from error
+        raise OSError(first_line(error, MESSAGE_LENGTH)) from error
 
 
 def _register(client: MlflowClient, folder: Path, record: TeacherRecord, uri: str) -> str:

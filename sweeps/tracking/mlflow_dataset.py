@@ -10,25 +10,32 @@ from sweeps.records.model import StudyRecord
 if TYPE_CHECKING:
     from mlflow.entities import DatasetInput
 
-CONTEXT_TAG = "mlflow.data.context"  # by which MLflow's interface says what a run used the data for
+CONTEXT_TAG = "mlflow.data.context"  # MLflow's interface shows its value as what a run used the data for
 SIZES = ("train_images", "val_images", "test_images", "classes")
 
 
 def dataset_input(study: StudyRecord) -> DatasetInput | None:
-    """The data set of the study's header with the sizes of its splits; None for a study that names none."""
+    """Make MLflow's data set of a study, with the sizes of its splits.
+
+    Args:
+        study: the study; its header names the data.
+
+    Returns:
+        The input for runs; None for a study that names no data.
+    """
     from mlflow.entities import Dataset, DatasetInput, InputTag
 
     data: dict[str, Any] = study.header.get("data") or {}
     if not data.get("name") or not data.get("fingerprint"):
         return None
     kind, _, folder = str(data["name"]).partition(":")
-    asked = (study.header.get("space") or {}).get("data")
-    source = {"uri": folder or kind, "settings": asked if isinstance(asked, dict) else {"name": data["name"]}}
+    section = (study.header.get("space") or {}).get("data")
+    source = {"uri": folder or kind, "settings": section if isinstance(section, dict) else {"name": data["name"]}}
     label = f"{kind} {folder.rstrip('/').rpartition('/')[2]}" if folder else kind
     profile = {name: data[name] for name in SIZES if name in data}
-    found = Dataset(
+    dataset = Dataset(
         name=label, digest=str(data["fingerprint"])[:36],
         source_type="local" if folder else kind, source=json.dumps(source, sort_keys=True),
         profile=json.dumps(profile, sort_keys=True),
     )  # fmt: skip
-    return DatasetInput(found, [InputTag(CONTEXT_TAG, "training")])
+    return DatasetInput(dataset, [InputTag(CONTEXT_TAG, "training")])

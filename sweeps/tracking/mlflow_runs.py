@@ -1,8 +1,8 @@
-"""The MLflow side of tracking: one parent run a study, one child run a trial, each found again by its tags.
+"""A study's runs in MLflow: one parent run for the study, one child run for each trial, found again by their tags.
 
-Everything here may be repeated: runs are looked up before they are made, parameters and metrics of equal key and value
-are stored once by MLflow itself, tags, data sets and artifacts are overwritten with the same content. What things are
-called is in `tracking_names`. The step of a metric is its epoch (from 1).
+Everything here may be repeated: runs are looked up before they are made, MLflow itself stores parameters and metrics of
+equal key and value once, and tags, data sets and artifacts are overwritten with the same content. Names are in
+`sweeps.records.mlflow_names`. The step of a metric is its epoch (from 1).
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from lowrank.utils.text import first_line
 from sweeps.records import mlflow_names as names
 from sweeps.records.events import TERMINAL, Event, Status
 from sweeps.records.model import StudyRecord, TrialRecord
@@ -29,9 +30,10 @@ from sweeps.records.names import (
     SUMMARY_TABLE,
 )
 from sweeps.records.tables import study_fields, trial_fields
+from sweeps.tracking.mlflow_adapter import delete_artifacts
 from sweeps.tracking.mlflow_dataset import dataset_input
 from sweeps.tracking.mlflow_registry import register_front
-from sweeps.tracking.mlflow_store import is_refusal, make_client, milliseconds, one_line, outages
+from sweeps.tracking.mlflow_store import MESSAGE_LENGTH, is_refusal, make_client, milliseconds, outages
 
 if TYPE_CHECKING:
     from mlflow.entities import Metric, Param, Run, RunTag
@@ -53,9 +55,9 @@ KILLED, FAILED = "KILLED", "FAILED"
 
 @dataclass(frozen=True)
 class Entry:
-    """One journal event on its way to MLflow; `offset` is where the journal goes on after it."""
+    """One journal event to be carried into MLflow."""
 
-    offset: int
+    offset: int  # of the journal's next line
     event: Event
     time: float
     trial: str | None = None
@@ -64,7 +66,7 @@ class Entry:
 
 
 class MlflowStudy:
-    """The runs of one study in one store. Every method may raise one of `outages()` and may then be called again."""
+    """The runs of one study in one store. Every method may raise one of `outages()`, and may then be called again."""
 
     def __init__(
         self,
@@ -75,52 +77,69 @@ class MlflowStudy:
         refused: Mapping[str, str] | None = None,
         again: bool = False,
     ):
+        """Find the study's runs in the store; the experiment and the parent run are made if they are missing.
+
+        Args:
+            uri: the store's address.
+            study_dir: the study's folder.
+            study: the study, as far as its journal has been read.
+            key: tells this study from others of the same name; the parent run has it as a tag.
+            refused: records that this store has refused for good, and why.
+            again: describe known runs again, so that refused records are sent once more.
+        """
         self.uri, self.study_dir, self.study, self.key = uri, study_dir, study, key
         self.client = make_client(uri, study_dir)
-        self._again = again  # describe known runs once more: what was refused before is asked again
-        self.refused = dict(refused or {})  # records that this store will never take -> why
+        self._again = again
+        self.refused = dict(refused or {})  # records that this store will never take, and why
         self.artifact_error = ""  # why artifacts are missing, one line
         self._due: dict[str, Callable[[], None]] = {}  # artifacts that are not stored yet
-        self._told: dict[str, tuple[Any, ...]] = {}  # run id -> what of its state was last stored
-        self._complete: set[str] = set()  # run ids whose record is stored
-        self._tables = ""  # what the parent's tag was last set to
+        self._stored_states: dict[str, tuple[Any, ...]] = {}  # by run id
+        self._complete: set[str] = set()  # ids of runs whose record is stored
+        self._tables = ""  # the present value of the parent's tag
         self.experiment = self._experiment()
         self.parent = self._find_parent()
         self.runs: dict[str, str] = {}  # trial id -> run id
         self._load_children()
 
     def carry(self, entries: Sequence[Entry]) -> None:
-        """Store what `entries` tell, in their order by trial; records refused for good are noted in `refused`."""
+        """Store entries, in their order by trial; what the store refuses for good is added to `refused`.
+
+        Args:
+            entries: the next ones of the journal.
+        """
         points: dict[str, list[Entry]] = defaultdict(list)
         for entry in entries:
             if entry.trial is not None:
                 points[entry.trial].append(entry)
         if entries:
-            self._tables_are(names.BEHIND)
-        of_study = {entry.event for entry in entries if entry.trial is None}
-        if Event.STUDY in of_study:
-            self._take_up_parent()
-        if Event.ANNOTATED in of_study:
+            self._set_tables_tag(names.BEHIND)
+        study_events = {entry.event for entry in entries if entry.trial is None}
+        if Event.STUDY in study_events:
+            self._begin_parent()
+        if Event.ANNOTATED in study_events:
             self._describe_parent()
         if any(entry.event is Event.INFEASIBLE for entry in entries):
-            self._due[names.INFEASIBLE_FILE] = self._infeasible
-        if Event.ANNOTATED in of_study or (Event.CLOSED in of_study and self.study.closed):
+            self._due[names.INFEASIBLE_FILE] = self._store_infeasible
+        if Event.ANNOTATED in study_events or (Event.CLOSED in study_events and self.study.closed):
             points.update({trial_id: [] for trial_id in self.study.trials if trial_id not in points})
-        for trial_id, found in points.items():
-            self._trial(self.study.trials[trial_id], found)
+        for trial_id, trial_entries in points.items():
+            self._carry_trial(self.study.trials[trial_id], trial_entries)
         self._store_artifacts()
 
     def close(self, at: float) -> None:
-        """Give the parent its summary, pictures, tables and end, register the best models, and mark as killed what
-        did not finish. `at` is the time of the newest event in seconds: a later summary replaces an earlier one."""
+        """Give the parent run its summary, pictures, tables and end, and register the best models.
+
+        Args:
+            at: the time of the newest event in seconds: a later summary replaces an earlier one.
+        """
         closed = self.study.closed
         if closed is None:
             return
         self._metrics(self.parent, "the summary", names.study_metrics(self.study), milliseconds(at), step=0)
-        self._due |= {names.INFEASIBLE_FILE: self._infeasible, names.STUDY_FILE: self._study}
-        for path, place in self._artifacts():
-            self._due[str(path)] = partial(self.client.log_artifact, self.parent, str(path), place)
-        self._due["what an earlier report had"] = self._drop_old
+        self._due |= {names.INFEASIBLE_FILE: self._store_infeasible, names.STUDY_FILE: self._store_study}
+        for path, artifact_folder in self._artifacts():
+            self._due[str(path)] = partial(self.client.log_artifact, self.parent, str(path), artifact_folder)
+        self._due["the files of an earlier report"] = self._delete_outdated
         self._due["the best models"] = partial(
             register_front, self.client, self.experiment, self.study, self.study_dir, self.runs
         )
@@ -128,10 +147,14 @@ class MlflowStudy:
         self.client.set_terminated(self.parent, status, milliseconds(closed["time"]))
         self._store_artifacts()
         if not self._due:
-            self._tables_are(names.CURRENT)
+            self._set_tables_tag(names.CURRENT)
 
     def abandon(self, at: float) -> None:
-        """Mark what still runs as killed: the driver died at `at` (seconds) without closing the study."""
+        """Mark the runs without an end as killed: the driver has died without closing the study.
+
+        Args:
+            at: the time of the newest event in seconds.
+        """
         for trial_id, run_id in self.runs.items():
             if self.study.trials[trial_id].status not in TERMINAL:
                 self.client.set_terminated(run_id, KILLED, milliseconds(at))
@@ -142,23 +165,23 @@ class MlflowStudy:
         """Names of the artifacts that the store has not taken."""
         return list(self._due)
 
-    # Finding what is there
+    # Finding runs that the store has
 
     def _experiment(self) -> str:
-        found = self.client.get_experiment_by_name(self.study.name)
-        if found is None:
-            local = urlsplit(self.uri).scheme not in ("http", "https")
-            place = (self.study_dir / ARTIFACTS_FOLDER).resolve().as_uri() if local else None
+        experiment = self.client.get_experiment_by_name(self.study.name)
+        if experiment is None:
+            is_local = urlsplit(self.uri).scheme not in ("http", "https")
+            location = (self.study_dir / ARTIFACTS_FOLDER).resolve().as_uri() if is_local else None
             tags = {**names.KIND_TAGS, names.DESCRIPTION_TAG: str(self.study.header.get("question", ""))}
-            return str(self.client.create_experiment(self.study.name, artifact_location=place, tags=tags))
-        if found.lifecycle_stage == "deleted":
+            return str(self.client.create_experiment(self.study.name, artifact_location=location, tags=tags))
+        if experiment.lifecycle_stage == "deleted":
             raise OSError(f"the MLflow experiment {self.study.name!r} was deleted; restore it or name another store")
-        return str(found.experiment_id)
+        return str(experiment.experiment_id)
 
     def _find_parent(self) -> str:
-        found = self._search(f"tags.{names.KEY_TAG} = '{self.key}'")
-        if found:
-            return self._keep_one(found)
+        runs = self._search(f"tags.{names.KEY_TAG} = '{self.key}'")
+        if runs:
+            return self._delete_duplicates(runs)
         name = self.study.name
         tags = {names.STUDY_TAG: name, names.KEY_TAG: self.key}
         start = milliseconds(self.study.header["time"])
@@ -170,9 +193,9 @@ class MlflowStudy:
             by_trial[run.data.tags.get(names.TRIAL_TAG, "")].append(run)
         for trial_id, runs in by_trial.items():
             if trial_id in self.study.trials:
-                self.runs[trial_id] = self._keep_one(runs)
-                kept = next(run for run in runs if run.info.run_id == self.runs[trial_id])
-                if self._again or names.COMPLETE_TAG not in kept.data.tags:
+                self.runs[trial_id] = self._delete_duplicates(runs)
+                run = next(run for run in runs if run.info.run_id == self.runs[trial_id])
+                if self._again or names.COMPLETE_TAG not in run.data.tags:
                     self._describe(self.study.trials[trial_id], self.runs[trial_id])
 
     def _search(self, rule: str) -> list[Run]:
@@ -185,39 +208,39 @@ class MlflowStudy:
             if not token:
                 return runs
 
-    def _keep_one(self, runs: list[Run]) -> str:
-        """A call that timed out may have made a run that nobody knew of: keep the one with content, drop the others."""
+    def _delete_duplicates(self, runs: list[Run]) -> str:
+        """Keep the run with most content: a call that timed out may have made another, of which nobody knew."""
         runs = sorted(
             runs,
             key=lambda run: (-len(run.data.metrics) - len(run.data.params) - len(run.data.tags), run.info.run_id),
         )
-        for extra in runs[1:]:
-            self.client.delete_run(extra.info.run_id)
+        for duplicate in runs[1:]:
+            self.client.delete_run(duplicate.info.run_id)
         return str(runs[0].info.run_id)
 
     # Runs
 
-    def _take_up_parent(self) -> None:
+    def _begin_parent(self) -> None:
         self._describe_parent()
         self._add_dataset(self.parent)
         self.client.update_run(self.parent, "RUNNING")
 
     def _describe_parent(self) -> None:
         self._log(self.parent, "the study", tags=names.study_tags(self.study))
-        self._due[names.STUDY_FILE] = self._study
+        self._due[names.STUDY_FILE] = self._store_study
 
-    def _study(self) -> None:
+    def _store_study(self) -> None:
         self.client.log_dict(self.parent, study_fields(self.study), names.STUDY_FILE)
 
-    def _tables_are(self, state: str) -> None:
-        """Say whether whoever reads the store may believe the parent's tables."""
+    def _set_tables_tag(self, state: str) -> None:
+        """Tell readers of the store whether the parent's tables are current."""
         if state != self._tables:
             self.client.set_tag(self.parent, names.TABLES_TAG, state)
             self._tables = state
 
-    def _trial(self, trial: TrialRecord, entries: Sequence[Entry]) -> None:
-        begun = bool(trial.attempts or trial.epochs or trial.status in TERMINAL)
-        if trial.status is Status.INFEASIBLE or not (begun or self.study.closed):
+    def _carry_trial(self, trial: TrialRecord, entries: Sequence[Entry]) -> None:
+        was_launched = bool(trial.attempts or trial.epochs or trial.status in TERMINAL)
+        if trial.status is Status.INFEASIBLE or not (was_launched or self.study.closed):
             return
         if trial.trial_id not in self.runs:
             self._create(trial)
@@ -225,13 +248,13 @@ class MlflowStudy:
         points = [point for entry in entries for point in _points(entry)]
         status, tags = self._run_status(trial), names.trial_tags(self.study, trial)
         state = (status, tags, tuple(trial.notices), trial.test_error)
-        if state == self._told.get(run_id):
+        if state == self._stored_states.get(run_id):
             self._log(run_id, trial.trial_id, points)
             return
         self._log(run_id, trial.trial_id, points, tags=tags)
         self._set_status(run_id, trial, status)
         self._due[f"record of {trial.trial_id}"] = partial(self._store_record, trial, run_id)
-        self._told[run_id] = state
+        self._stored_states[run_id] = state
 
     def _create(self, trial: TrialRecord) -> None:
         tags = names.identity_tags(self.study, trial, self.parent)
@@ -249,9 +272,9 @@ class MlflowStudy:
         self._due[f"record of {trial.trial_id}"] = partial(self._store_record, trial, run_id)
 
     def _add_dataset(self, run_id: str) -> None:
-        found = dataset_input(self.study)
-        if found is not None:
-            self.client.log_inputs(run_id, [found])
+        dataset = dataset_input(self.study)
+        if dataset is not None:
+            self.client.log_inputs(run_id, [dataset])
 
     def _store_record(self, trial: TrialRecord, run_id: str) -> None:
         self.client.log_dict(run_id, trial_fields(trial), names.TRIAL_FILE)
@@ -271,42 +294,37 @@ class MlflowStudy:
             closed = self.study.closed or {}
             self.client.set_terminated(run_id, status, milliseconds(trial.finished_at or closed.get("time", 0.0)))
 
-    def _infeasible(self) -> None:
-        found = [trial for trial in self.study.trials.values() if trial.status is Status.INFEASIBLE]
-        rows = json.dumps([trial_fields(trial) for trial in found], indent=1)
+    def _store_infeasible(self) -> None:
+        infeasible = [trial for trial in self.study.trials.values() if trial.status is Status.INFEASIBLE]
+        rows = json.dumps([trial_fields(trial) for trial in infeasible], indent=1)
         self.client.log_text(self.parent, rows, names.INFEASIBLE_FILE)
 
-    def _drop_old(self) -> None:
-        """Take out what an earlier summary or report had and the present one has not: it may show a broken trial."""
-        from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
-
-        stored = {found.path for found in self.client.list_artifacts(self.parent)}
-        made = stored & {FRONT_PICTURE} if (self.study_dir / SUMMARY_TABLE).exists() else set()
+    def _delete_outdated(self) -> None:
+        """Delete files of an earlier summary or report that the present one lacks: they may show a broken trial."""
+        stored = {artifact.path for artifact in self.client.list_artifacts(self.parent)}
+        paths = stored & {FRONT_PICTURE} if (self.study_dir / SUMMARY_TABLE).exists() else set()
         if REPORT_FOLDER in stored and (self.study_dir / REPORT_FOLDER).is_dir():
-            made |= {found.path for found in self.client.list_artifacts(self.parent, REPORT_FOLDER)}
-        old = [path for path in made if not (self.study_dir / path).exists()]
-        if old:
-            place = self.client.get_run(self.parent).info.artifact_uri
-            repository = get_artifact_repository(place, tracking_uri=self.uri)
-            for path in old:
-                repository.delete_artifacts(path)
+            paths |= {artifact.path for artifact in self.client.list_artifacts(self.parent, REPORT_FOLDER)}
+        outdated = [path for path in paths if not (self.study_dir / path).exists()]
+        if outdated:
+            delete_artifacts(self.client.get_run(self.parent).info.artifact_uri, self.uri, outdated)
 
     def _artifacts(self) -> list[tuple[Path, str | None]]:
         """Pictures and tables of the study, and all of its report, each with its folder among the artifacts."""
-        found: list[tuple[Path, str | None]] = [(self.study_dir / name, None) for name in ARTIFACTS]
+        artifacts: list[tuple[Path, str | None]] = [(self.study_dir / name, None) for name in ARTIFACTS]
         report = sorted(path for path in (self.study_dir / REPORT_FOLDER).rglob("*") if path.suffix != ".tmp")
-        found += [(path, path.parent.relative_to(self.study_dir).as_posix()) for path in report]
-        return [(path, place) for path, place in found if path.is_file()]
+        artifacts += [(path, path.parent.relative_to(self.study_dir).as_posix()) for path in report]
+        return [(path, folder) for path, folder in artifacts if path.is_file()]
 
     # Calls
 
-    def _metrics(self, run_id: str, about: str, values: Mapping[str, float], at: int, step: int) -> None:
-        self._log(run_id, about, [(name, value, at, step) for name, value in values.items()])
+    def _metrics(self, run_id: str, subject: str, values: Mapping[str, float], at: int, step: int) -> None:
+        self._log(run_id, subject, [(name, value, at, step) for name, value in values.items()])
 
     def _log(
         self,
         run_id: str,
-        about: str,
+        subject: str,
         points: Sequence[tuple[str, float, int, int]] = (),
         params: Mapping[str, str] | None = None,
         tags: Mapping[str, str] | None = None,
@@ -315,43 +333,43 @@ class MlflowStudy:
         from mlflow.entities import Metric, Param, RunTag
 
         for part in _parts([Param(_name(key), value) for key, value in (params or {}).items()], SMALL_BATCH):
-            self._batch(run_id, about, part)
+            self._batch(run_id, subject, part)
         labels: list[Any] = [RunTag(key, value) for key, value in (tags or {}).items()]
         parts = list(_parts([Metric(*point) for point in points], BATCH)) or [[]]
         for number, part in enumerate(parts):
-            self._batch(run_id, about, [*part, *([] if number else labels)])
+            self._batch(run_id, subject, [*part, *([] if number else labels)])
 
-    def _batch(self, run_id: str, about: str, items: Sequence[Metric | Param | RunTag]) -> None:
-        """One call; what MLflow will never take is halved until it stands alone and is noted; the rest is stored."""
+    def _batch(self, run_id: str, subject: str, entities: Sequence[Metric | Param | RunTag]) -> None:
+        """Store entities in one call; a refused batch is halved until what is at fault stands alone in `refused`."""
         from mlflow.entities import Metric, Param, RunTag
         from mlflow.exceptions import MlflowException
 
-        if not items:
+        if not entities:
             return
         try:
             self.client.log_batch(
-                run_id, [item for item in items if isinstance(item, Metric)],
-                [item for item in items if isinstance(item, Param)],
-                [item for item in items if isinstance(item, RunTag)],
+                run_id, [entity for entity in entities if isinstance(entity, Metric)],
+                [entity for entity in entities if isinstance(entity, Param)],
+                [entity for entity in entities if isinstance(entity, RunTag)],
             )  # fmt: skip
         except MlflowException as error:
             if not is_refusal(error):
                 raise
-            if len(items) == 1:
-                self.refused[f"{items[0].key[:80]} of {about}"] = one_line(error)
+            if len(entities) == 1:
+                self.refused[f"{entities[0].key[:80]} of {subject}"] = first_line(error, MESSAGE_LENGTH)
                 return
-            middle = len(items) // 2
-            self._batch(run_id, about, items[:middle])
-            self._batch(run_id, about, items[middle:])
+            middle = len(entities) // 2
+            self._batch(run_id, subject, entities[:middle])
+            self._batch(run_id, subject, entities[middle:])
 
     def _store_artifacts(self) -> None:
-        """Store the artifacts that are due; the first failure leaves the rest due, and never holds up metrics."""
-        failures: tuple[type[Exception], ...] = (*outages(), ImportError)  # a bucket wants a library of its own
+        """Store the artifacts that are due; after a failure they stay due, and metrics are stored all the same."""
+        failures: tuple[type[Exception], ...] = (*outages(), ImportError)  # a bucket needs a library of its own
         for name in list(self._due):
             try:
                 self._due[name]()
             except failures as error:
-                self.artifact_error = one_line(error)
+                self.artifact_error = first_line(error, MESSAGE_LENGTH)
                 return
             del self._due[name]
 
@@ -366,7 +384,7 @@ def _points(entry: Entry) -> list[tuple[str, float, int, int]]:
 
 
 def _name(text: str) -> str:
-    """A name of a space file with what MLflow does not allow in names replaced."""
+    """A name of a space file; characters that MLflow does not allow in names are replaced."""
     return re.sub(r"[^\w\-. /:]", "_", text)
 
 

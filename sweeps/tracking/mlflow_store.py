@@ -1,4 +1,4 @@
-"""How MLflow's store is reached: MLflow's own settings, the client, the embedded database, what an outage is.
+"""Reaches MLflow's store: MLflow's own settings, the client, the embedded database, what an outage is.
 
 MLflow is imported only inside functions, after `quiet_mlflow`, since the driver imports this package too and must not
 pay for it. Times are milliseconds since the epoch, as MLflow wants them.
@@ -10,21 +10,23 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lowrank.utils.atomic_write import atomic_path
 from sweeps.records.names import ARTIFACTS_FOLDER
+from sweeps.tracking.mlflow_adapter import create_tables, is_database_error
 
 if TYPE_CHECKING:
     from mlflow.exceptions import MlflowException
     from mlflow.tracking import MlflowClient
 
-DATABASE_FAULT = "sqlalche.me"
+MESSAGE_LENGTH = 200  # characters of an error in tracking.json and in messages
 CALL_SECONDS = 10  # a call to a server that takes longer has failed and is repeated by the tracker itself
 
 
 def quiet_mlflow() -> None:
-    """Prepare this process for MLflow: short time-outs, no retries inside a call, no telemetry, nothing printed.
+    """Prepare this process for MLflow; call it before MLflow is imported.
 
-    Call it before MLflow is imported. A call that timed out may yet be carried out by the server, so it is repeated
-    only after looking at what is there, which MLflow's own retries would not do.
+    It sets short time-outs, no retries inside a call, no telemetry and no prints. A server may still carry out a call
+    that has timed out, so a call is repeated only after a look at what the store has, which MLflow's own retries skip.
     """
     os.environ.update(
         MLFLOW_HTTP_REQUEST_TIMEOUT=str(CALL_SECONDS),
@@ -38,7 +40,11 @@ def quiet_mlflow() -> None:
 
 
 def outages() -> tuple[type[Exception], ...]:
-    """What MLflow raises when its store or server cannot take a record now."""
+    """Return the errors that MLflow raises when its store or server cannot take a record now.
+
+    Returns:
+        Error classes, for `except`.
+    """
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
 
@@ -46,25 +52,41 @@ def outages() -> tuple[type[Exception], ...]:
 
 
 def is_refusal(error: MlflowException) -> bool:
-    """Whether the store will never take the record. A fault of its database (a full disk) is none, though MLflow gives
-    it the same code as a bad request: the text then bears SQLAlchemy's address, and another try may do better."""
-    text = str(error)
-    of_database = DATABASE_FAULT in text and "DataError" not in text  # a value that a column cannot hold is our own
-    return error.error_code == "INVALID_PARAMETER_VALUE" or (error.error_code == "BAD_REQUEST" and not of_database)
+    """Tell whether the store will never take a record, whereas after an outage another try may succeed.
 
+    Args:
+        error: MLflow's.
 
-def one_line(error: BaseException) -> str:
-    """The first line of an error's text, cut to 200 characters."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+    Returns:
+        True for a bad request; False for a failure of the store, of its database too (a full disk).
+    """
+    if error.error_code == "BAD_REQUEST":
+        return not is_database_error(str(error))
+    return error.error_code == "INVALID_PARAMETER_VALUE"
 
 
 def milliseconds(seconds: float) -> int:
-    """Seconds since the epoch as MLflow's milliseconds; the same input gives the same key whenever it is replayed."""
+    """Convert a time for MLflow; equal times give equal keys whenever they are carried again.
+
+    Args:
+        seconds: since the epoch.
+
+    Returns:
+        Milliseconds since the epoch.
+    """
     return round(seconds * 1000)
 
 
 def make_client(uri: str, study_dir: Path) -> MlflowClient:
-    """A client of a store; a SQLite file that is missing is made, its artifacts beside it in `study_dir`."""
+    """Make a client of a store; a missing SQLite file is made.
+
+    Args:
+        uri: the store's address.
+        study_dir: where the artifacts of a new SQLite store lie.
+
+    Returns:
+        The client.
+    """
     from mlflow.tracking import MlflowClient
 
     path = sqlite_path(uri)
@@ -74,19 +96,20 @@ def make_client(uri: str, study_dir: Path) -> MlflowClient:
 
 
 def sqlite_path(uri: str) -> Path | None:
-    """The file behind a `sqlite:///` URI; None for any other store."""
+    """Return the file behind a `sqlite:///` address; None for any other store."""
     prefix = "sqlite:///"
     return Path(uri[len(prefix) :].partition("?")[0]) if uri.startswith(prefix) else None
 
 
 def create_database(path: Path, study_dir: Path) -> None:
-    """Make the tables beside the database and move them into place: MLflow cannot mend a half-made database."""
-    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+    """Make MLflow's SQLite store, whole or not at all: MLflow cannot mend a half-made one.
 
-    fresh = path.with_name(path.name + f".{os.getpid()}.new")
-    for leftover in path.parent.glob(path.name + ".*.new*"):
-        leftover.unlink()
-    artifacts = (study_dir / ARTIFACTS_FOLDER).resolve().as_uri()
-    store = SqlAlchemyStore(f"sqlite:///{fresh}", artifacts)
-    store.engine.dispose()
-    os.replace(fresh, path)
+    Args:
+        path: the file to make.
+        study_dir: where the store's artifacts lie.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    with atomic_path(path) as temporary:
+        create_tables(temporary, (study_dir / ARTIFACTS_FOLDER).resolve().as_uri())

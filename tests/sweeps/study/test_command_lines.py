@@ -15,7 +15,7 @@ from sweeps import run, spot, teacher
 from sweeps.space.run_options import RunOptions
 from sweeps.storage import __main__ as storage
 from sweeps.study.command_line import make_parser, parse_options
-from sweeps.tracking import follower as tracking
+from sweeps.tracking import __main__ as tracking
 from tests.support import studies
 
 

@@ -15,7 +15,8 @@ from lowrank.utils.text import redact
 from sweeps.records.events import Event, Status
 from sweeps.records.journal import Journal
 from sweeps.records.names import JOURNAL_FILE, MLFLOW_FILE, PROGRESS_FILE, RESULTS_FILE
-from sweeps.tracking import follower as tracking
+from sweeps.tracking import follower as follower_module
+from sweeps.tracking.__main__ import main
 from sweeps.tracking.follower import Follower, catch_up
 from sweeps.tracking.mlflow_runs import MlflowStudy
 from sweeps.tracking.mlflow_store import is_refusal, quiet_mlflow
@@ -327,7 +328,7 @@ class TestOutages:
         follower.read()
         tried = []
         now = [0]
-        monkeypatch.setattr(tracking.time, "monotonic", lambda: now[0])
+        monkeypatch.setattr(follower_module.time, "monotonic", lambda: now[0])
         original = follower._carry
         monkeypatch.setattr(follower, "_carry", lambda: (tried.append(now[0]), original()))
         for now[0] in range(60):
@@ -356,7 +357,7 @@ class TestOutages:
         assert epoch_metrics(study_dir / MLFLOW_FILE) == journal_metrics(study_dir)
         assert carry(study_dir) == message  # another process has no better news
         assert catch_up(Follower(study_dir, default_tracking_uri(study_dir), again=True)) == message
-        assert tracking.main([str(study_dir)]) == 1
+        assert main([str(study_dir)]) == 1
 
     def test_of_a_refused_batch_only_what_is_at_fault_is_missing(self, study_dir):
         small(study_dir, trials=2, closed=None)
@@ -437,11 +438,11 @@ class TestJournalOddities:
         small(study_dir)
         with (study_dir / JOURNAL_FILE).open("ab") as journal:
             journal.write(b"\x00\x00\n")
-        assert tracking.main([str(study_dir)]) == 2
+        assert main([str(study_dir)]) == 2
         assert "is damaged" in capsys.readouterr().err
 
     def test_no_journal_is_one_line_and_exit_code_2(self, tmp_path, capsys):
-        assert tracking.main([str(tmp_path)]) == 2
+        assert main([str(tmp_path)]) == 2
         assert capsys.readouterr().err == f"error: a study folder must hold journal.jsonl, but {tmp_path} does not\n"
 
 
