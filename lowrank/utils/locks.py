@@ -8,10 +8,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-
-from filelock import BaseFileLock, FileLock, Timeout
+from typing import TYPE_CHECKING
 
 from lowrank.errors import LowrankError
+
+if TYPE_CHECKING:
+    from filelock import BaseFileLock
 
 POLL_SECONDS = 0.1
 
@@ -45,6 +47,8 @@ def hold_lock(
         LockedError: another process holds the lock, and `timeout` is over or `cancelled` has returned True.
         OSError: the file cannot be made, or its file system knows no locks.
     """
+    from filelock import FileLock, Timeout  # commands that only print help need not pay for it
+
     lock = FileLock(path, thread_local=False, fallback_to_soft=False)
     try:
         _acquire(lock, timeout, poll_seconds, on_wait, cancelled)
@@ -64,6 +68,8 @@ def _acquire(
     cancelled: Callable[[], bool] | None,
 ) -> None:
     """Take the lock; raises Timeout."""
+    from filelock import Timeout
+
     try:
         lock.acquire(blocking=False)
     except Timeout:
