@@ -1,4 +1,4 @@
-"""Typed settings of a study that belong to no trial: how it is searched, what a trial holds, the budgets."""
+"""Typed settings of a study: how it is searched, what a trial occupies, what it starts from, its budgets."""
 
 from __future__ import annotations
 
@@ -12,7 +12,17 @@ from sweeps.space.run_options import AUTO, GpuSharing
 
 
 def parse_time(text: str | None) -> float | None:
-    """Seconds in "90s", "30m", "2h"; None for None; raises InputError."""
+    """Parse a duration.
+
+    Args:
+        text: a number with s, m or h, such as `90s`; None for no limit.
+
+    Returns:
+        Seconds; None for None.
+
+    Raises:
+        InputError: the text has another form, or the duration is 0.
+    """
     if text is None:
         return None
     match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh])", text)
@@ -29,12 +39,12 @@ class SearchSettings(BaseModel):
     sampler: Literal["tpe", "nsga2", "gp", "random", "qmc", "grid"] = "tpe"
     objectives: tuple[Literal["val_error", "params", "mult_adds"], ...] = ("val_error",)
     stop: Literal["none", "asha", "median", "hyperband"] = "asha"
-    grace: float = Field(default=0.5, gt=0, le=1)  # share of the epochs before which nothing is stopped
+    grace: float = Field(default=0.5, gt=0, le=1)  # share of the epochs before which no trial is stopped
     reduction: float = Field(default=3.0, gt=1)  # ASHA and HyperBand let the best 1 / reduction pass each rung
-    brackets: int = Field(default=3, ge=1, le=16)  # of HyperBand: how many first rungs, each later than the one before
-    repeats: int = Field(default=1, ge=1, le=1000)  # seeds of each point of a grid, or of the final front
-    enqueue: tuple[dict[str, Any], ...] = ()  # known good points, tried first: dotted name -> value
-    warm_start: tuple[str, ...] = ()  # earlier studies, by name or folder, whose trials the sampler begins with
+    brackets: int = Field(default=3, ge=1, le=16)  # of HyperBand; each begins one rung later than the one before
+    repeats: int = Field(default=1, ge=1, le=1000)  # seeds of each point of a grid, or of the front at the end
+    enqueue: tuple[dict[str, Any], ...] = ()  # points to try first: dotted name -> value
+    warm_start: tuple[str, ...] = ()  # earlier studies, by name or folder, whose trials the sampler starts from
     seed: int = Field(default=0, ge=0, lt=2**63)
     time: str | None = None  # e.g. 90s, 30m, 2h
 
@@ -42,27 +52,27 @@ class SearchSettings(BaseModel):
     def _check(self) -> SearchSettings:
         parse_time(self.time)
         if self.sampler == "grid" and (self.enqueue or self.warm_start):
-            what = "enqueue" if self.enqueue else "warm_start"
-            raise ValueError(f"`{what}` means nothing on a grid, which trains every point whatever is known")
+            field = "enqueue" if self.enqueue else "warm_start"
+            raise ValueError(f"`{field}` means nothing on a grid, which trains every point whatever is known")
         return self
 
 
 class ResourceSettings(BaseModel):
-    """What one trial holds while it trains."""
+    """What one trial occupies while it trains."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
     cpus_per_trial: float = Field(default=1.0, ge=0.1)
     gpus_per_trial: float | Literal["auto"] = 0.25  # used only where the cluster has GPUs; auto: measured
-    sharing: GpuSharing = "auto"  # of a card; auto: the better where shares are measured
-    processes_per_trial: int | None = Field(default=None, ge=1)  # that share each batch; None: one, or one a whole card
+    sharing: GpuSharing = "auto"  # of a GPU; auto: the faster where shares are measured
+    processes_per_trial: int | None = Field(default=None, ge=1)  # share each batch; None: one, or one for each GPU
     max_concurrent: int | None = Field(default=None, ge=1)
-    checkpoint_seconds: float = Field(default=30.0, ge=0)  # of training, or an epoch where that is longer
+    checkpoint_seconds: float = Field(default=30.0, ge=0)  # between checkpoints, or an epoch where that is longer
 
     @field_validator("gpus_per_trial", mode="before")
     @classmethod
-    def _share(cls, asked: Any) -> Any:
-        if asked == AUTO or (isinstance(asked, int | float) and not isinstance(asked, bool) and asked >= 0):
-            return asked
+    def _check_share(cls, share: Any) -> Any:
+        if share == AUTO or (isinstance(share, int | float) and not isinstance(share, bool) and share >= 0):
+            return share
         raise ValueError("must be a number from 0, or auto")
 
 
@@ -70,7 +80,10 @@ LIMITS = ("params", "mult_adds", "bytes", "step_ms")  # what a budget may limit,
 
 
 class StartSettings(BaseModel):
-    """What trials start from: drawn anew, or the dense network of a file (of this study's own reference without)."""
+    """The initial weights of trials: random, or from a dense network.
+
+    `weights` is the file of that network; None takes the dense reference that the study trains.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     how: Literal["scratch", "dense"] = "scratch"
@@ -78,11 +91,11 @@ class StartSettings(BaseModel):
 
 
 class BudgetSettings(BaseModel):
-    """Limits on the whole network; shares of `relative_to`'s counts where that is given, plain counts otherwise.
+    """Limits on the whole network: shares of the counts of `relative_to` where that is set, else plain counts.
 
     `step_ms` is the time of one training step, measured on the driver's machine. `window` is the share of every upper
-    limit that must be reached. `allocation` says among which groups of layers the budget is shared, `shares` how
-    large they may be beside each other.
+    limit that must be reached. `allocation` says among which groups of layers the budget is divided, `shares` how
+    large their parts may be relative to each other.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -96,17 +109,17 @@ class BudgetSettings(BaseModel):
     window: float = Field(default=0.0, ge=0, le=1)
     relative_to: Literal["dense", "separable"] | None = None
     allocation: Literal["even", "stage", "layer"] = "even"
-    shares: float | None = Field(default=None, gt=0)  # always a domain in a space; checked at its ends
+    shares: float | None = Field(default=None, gt=0)  # a domain in every space; checked at its ends
 
     @model_validator(mode="after")
     def _check(self) -> BudgetSettings:
         for name in LIMITS:
-            value, least = getattr(self, name), getattr(self, f"{name}_min", None)
+            value, minimum = getattr(self, name), getattr(self, f"{name}_min", None)
             if self.relative_to is not None and value is not None and value > 1:
                 raise ValueError(
                     f"a budget relative to {self.relative_to} is a share of at most 1, but got {value:g}; "
                     "for plain counts leave `relative_to` out"
                 )
-            if least is not None and value is not None and least > value:
-                raise ValueError(f"`{name}.min` must be at most `{name}.max`, but got {least:g} and {value:g}")
+            if minimum is not None and value is not None and minimum > value:
+                raise ValueError(f"`{name}.min` must be at most `{name}.max`, but got {minimum:g} and {value:g}")
         return self

@@ -1,7 +1,7 @@
-"""What a space file may not do unasked: name code to run, or read outside the data folder.
+"""What a space file may not do by itself: name code to run, or read outside the data folder.
 
-A space may come from anybody. `--allow-code` allows the first; the second is asked for by naming the data set on the
-command line (`--data`, `--set data...`) or the folder that holds it (`--data-dir`).
+A space may come from anybody. `--allow-code` allows the first. The second is allowed where the command line names the
+data set (`--data`, `--set data...`) or the folder that holds it (`--data-dir`).
 """
 
 from __future__ import annotations
@@ -13,17 +13,27 @@ from sweeps.space.model import Space
 from sweeps.space.run_options import RunOptions
 
 DATA_FOLDER = Path("data")
-KNOWN_PREFIXES = ("torchvision",)  # of network names that carry a colon and are no code of the user's
+KNOWN_PREFIXES = ("torchvision",)  # of network names with a colon that are not the user's code
 
 
-def check_trust(space: Space, *, allow_code: bool, data_dir: Path | None = None, data_asked: bool = False) -> None:
-    """Raises InputError when the space does what it may not; imports and opens nothing."""
+def check_trust(space: Space, *, allow_code: bool, data_dir: Path | None = None, data_named: bool = False) -> None:
+    """Check what a space would run and read, before anything is imported or opened.
+
+    Args:
+        space: the space, which may come from anybody.
+        allow_code: whether it may name a network in the user's own code.
+        data_dir: the folder from which it may read; None for the default.
+        data_named: whether the user named the data set on the command line.
+
+    Raises:
+        InputError: the space names code, or a folder of images outside the data folder, and may not.
+    """
     for name in _networks(space):
         if _is_code(name) and not allow_code:
             raise InputError(
                 f"the space names code to run, the network {name!r}; --allow-code allows it, if you trust who wrote it"
             )
-    if not data_asked:
+    if not data_named:
         _check_data(space.data.name, (data_dir or DATA_FOLDER).resolve())
 
 
@@ -39,15 +49,23 @@ def _is_code(name: str) -> bool:
 
 
 def _check_data(name: str, allowed: Path) -> None:
-    kind, colon, folder = name.partition(":")
+    prefix, colon, folder = name.partition(":")
     if colon and not Path(folder).resolve().is_relative_to(allowed):
         raise InputError(
             f"the space reads {folder}, which is outside the data folder {allowed}; if you want that, name the data "
-            f"yourself: --data {kind}:{folder}"
+            f"yourself: --data {prefix}:{folder}"
         )
 
 
 def check_options(space: Space, options: RunOptions) -> None:
-    """`check_trust` by what the command line says; raises InputError."""
-    asked = bool(options.data) or any(override.startswith("data") for override in options.set)
-    check_trust(space, allow_code=options.allow_code, data_dir=options.data_dir, data_asked=asked)
+    """Check a space as `check_trust` does, with the permissions of the command line.
+
+    Args:
+        space: the space.
+        options: of the command line.
+
+    Raises:
+        InputError: as `check_trust`.
+    """
+    data_named = bool(options.data) or any(override.startswith("data") for override in options.set)
+    check_trust(space, allow_code=options.allow_code, data_dir=options.data_dir, data_named=data_named)
