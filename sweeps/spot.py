@@ -163,7 +163,7 @@ def _plan_work(config: SpotConfig) -> float:
     assert config.plan is not None
     space = read_space(config.plan, config.set, data__name=config.data)
     names_data = bool(config.data) or any(override.startswith("data") for override in config.set)
-    check_trust(space, allow_code=False, data_dir=config.data_dir, data_asked=names_data)
+    check_trust(space, allow_code=False, data_dir=config.data_dir, data_named=names_data)
     return make_plan(space, Resolver(space, load_data(space.data, config.data_dir)), 1).most_work
 
 

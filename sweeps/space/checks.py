@@ -1,4 +1,4 @@
-"""What is checked of a whole space, beyond each field's own type, so that no trial can fail for its values."""
+"""Checks of a whole space beyond the type of each field, so that no trial can fail for its values."""
 
 from __future__ import annotations
 
@@ -10,37 +10,53 @@ from sweeps.space.model import Space
 from sweeps.space.settings import BudgetSettings, StartSettings
 from sweeps.space.teacher_settings import TEACHER_WEIGHTS, TeacherSettings
 
-_CUT = ("train.batch_size", "train.accumulate")
+_BATCH_FIELDS = ("train.batch_size", "train.accumulate")
 OBJECTIVES = ("val_error", "params", "mult_adds")
 
 
 def check_space(space: Space) -> None:
-    """Raises InputError, in one line, for a space that could not be searched."""
+    """Check that every trial of a space could be trained.
+
+    Args:
+        space: parsed, each field of its own type.
+
+    Raises:
+        InputError: a value at an end of a domain is out of range, or two fields contradict each other.
+    """
     _check_corners(space)
     _check_search(space)
-    _check_sharing(space)
+    _check_allocation(space)
     _check_start(space)
     _check_teacher(space)
     for point in space.search.enqueue:
-        _check_known_point(space, point)
+        _check_enqueued_point(space, point)
 
 
-def check_shared(space: Space, processes: int, images: int) -> None:
-    """Raises InputError where `processes` cannot share every batch of the space evenly; `images` are there to train on.
+def check_process_shards(space: Space, processes: int, images: int) -> None:
+    """Check that several processes can share every batch of the space evenly.
 
-    Statistics, and so losses, are those of one process only where each has as many images.
+    Losses and batch statistics equal those of one process only where each process has as many images.
+
+    Args:
+        space: the space.
+        processes: processes of each trial.
+        images: training images of the data set; a batch is no larger.
+
+    Raises:
+        InputError: a batch cannot be shared evenly.
     """
     if processes == 1:
         return
-    cut = ((key.partition(".")[2], space.domains[key].corners()) for key in _CUT if key in space.domains)
-    for point in ({}, *({key: value} for key, values in cut for value in values)):
+    searched = [name for name in _BATCH_FIELDS if name in space.domains]
+    points = [{name.partition(".")[2]: value} for name in searched for value in space.domains[name].corners()]
+    for point in ({}, *points):
         recipe = space.recipe(point)
         batch = min(recipe.batch_size, images)
         if batch % (recipe.accumulate * processes):
             parts = f" in {recipe.accumulate} parts" if recipe.accumulate > 1 else ""
             raise InputError(
-                f"{processes} processes a trial share each batch evenly, but {batch} images{parts} cannot be; choose "
-                "another `train.batch_size`, or --processes-per-trial"
+                f"the {processes} processes of a trial must share each batch evenly, but got {batch} images{parts}; "
+                "choose another `train.batch_size`, or --processes-per-trial"
             )
 
 
@@ -70,7 +86,7 @@ def _check_value(space: Space, name: str, value: Value) -> None:
     if section == "train":
         space.recipe({key: value})
     elif section == "network":
-        from lowrank.networks.registry import NetworkSettings  # brings torch, which the module is imported without
+        from lowrank.networks.registry import NetworkSettings  # imports torch, which listing spaces does without
 
         validate_model(NetworkSettings, {**space.network.model_dump(), key: value}, "network")
     elif section == "teacher":
@@ -86,10 +102,10 @@ def _check_value(space: Space, name: str, value: Value) -> None:
 def _check_search(space: Space) -> None:
     _check_scales(space)
     if space.search.sampler == "grid":
-        every = {**space.domains, **{k: d for _, domains in space.alternatives for k, d in domains.items()}}
-        endless = [name for name, domain in every.items() if domain.grid() is None]
-        if endless:
-            raise InputError(f"a grid needs finite domains; `{endless[0]}` is continuous: give a step or a choice")
+        sections = (space.domains, *(domains for _, domains in space.alternatives))
+        continuous = [name for section in sections for name, domain in section.items() if domain.grid() is None]
+        if continuous:
+            raise InputError(f"a grid needs finite domains; `{continuous[0]}` is continuous: give a step or a choice")
         if space.search.repeats > 1 and space.search.stop != "none":
             raise InputError("a grid of repeats compares means over seeds, so none may end early: `search.stop: none`")
     elif len(space.alternatives) > 1:
@@ -111,10 +127,10 @@ def _check_scales(space: Space) -> None:
             scale = resolve_method(str(name)).scale
             if scale is None:
                 continue
-            given = scale in literals or scale in domains
-            if space.solves and given:
+            is_set = scale in literals or scale in domains
+            if space.solves and is_set:
                 raise InputError(f"`method.{scale}` is solved from `budget`; give one of the two")
-            if not space.solves and not given:
+            if not space.solves and not is_set:
                 raise InputError(f"{name} needs a size: give `budget.params` (solved) or `method.{scale}`")
     if thin and not space.solves:
         raise InputError(f"{thin[0]} needs a size: give `budget.params`, to which the network's width is solved")
@@ -122,11 +138,11 @@ def _check_scales(space: Space) -> None:
         raise InputError(f"`network.width` is solved from `budget` for {thin[0]}; search one of the two")
 
 
-def _check_sharing(space: Space) -> None:
+def _check_allocation(space: Space) -> None:
     """Shares belong to an allocation, an allocation to a budget of one network."""
     domain = space.domains.get("budget.allocation")
-    kinds = domain.corners() if domain else (space.budget.allocation,)
-    uneven = [kind for kind in kinds if kind != "even"]
+    allocations = domain.corners() if domain else (space.budget.allocation,)
+    uneven = [allocation for allocation in allocations if allocation != "even"]
     if space.budget.shares is not None:
         raise InputError(f"`budget.shares` must be a domain, one weight a group, but got {space.budget.shares:g}")
     if "budget.shares" in space.domains and not uneven:
@@ -150,25 +166,25 @@ def _check_start(space: Space) -> None:
         raise InputError("`start: dense` needs one network, whose weights are trained; leave `network` one value each")
 
 
-def _check_known_point(space: Space, point: dict[str, object]) -> None:
-    """A known point names fields that are searched, with values that their domains hold."""
+def _check_enqueued_point(space: Space, point: dict[str, object]) -> None:
+    """An enqueued point names searched fields, with values of their domains."""
     domains = space.searched_domains(0)
     for name, value in point.items():
         if name.startswith("share.") and "budget.shares" in domains:
-            holds = domains["budget.shares"].contains(value)
+            is_inside = domains["budget.shares"].contains(value)
         elif name in domains:
-            holds = domains[name].contains(value)
+            is_inside = domains[name].contains(value)
         else:
             raise unknown("field of `search.enqueue`, which is not searched:", name, domains)
-        if not holds:
+        if not is_inside:
             raise InputError(f"`search.enqueue`: `{name}` must lie in its domain, but got {value!r}")
 
 
 def _check_teacher(space: Space) -> None:
-    """Raises InputError where weights and teacher of a space do not go together."""
-    asked = [weight for weight in TEACHER_WEIGHTS if space.largest(weight) > 0]
-    if asked and space.teacher is None:
-        raise InputError(f"`train.{asked[0]}` above 0 needs a `teacher`; name one, or set it to 0")
-    if space.teacher is not None and not asked:
+    """A teacher needs a weight in the recipe, and a weight needs a teacher."""
+    weights = [field for field in TEACHER_WEIGHTS if space.largest(field) > 0]
+    if weights and space.teacher is None:
+        raise InputError(f"`train.{weights[0]}` above 0 needs a `teacher`; name one, or set it to 0")
+    if space.teacher is not None and not weights:
         raise InputError("`teacher` is never asked: give `train.attention_weight` (the study's is 1000) or "
                          "`train.kd_weight` a value above 0, or leave `teacher` out")  # fmt: skip

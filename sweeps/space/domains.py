@@ -1,4 +1,4 @@
-"""What a field of a space file may range over: choices, integers, uniform or log ranges.
+"""What a field of a space file may range over: choices, whole numbers, uniform or log ranges.
 
 Each domain is written as a mapping with one key: `{choice: [...]}`, `{int: [2, 4]}`, `{int: [2, 8, 2]}` (step),
 `{log_int: [8, 512]}`, `{uniform: [0.1, 0.9]}`, `{uniform: [0.1, 0.9, 0.1]}` (step), `{log_uniform: [1e-5, 1e-2]}`.
@@ -10,11 +10,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
-
-import optuna
+from typing import TYPE_CHECKING, Any
 
 from lowrank.errors import InputError
+
+if TYPE_CHECKING:
+    import optuna
 
 Value = bool | int | float | str | None
 KEYS = ("choice", "int", "log_int", "uniform", "log_uniform")
@@ -27,29 +28,31 @@ class Choice:
     values: tuple[Value, ...]
 
     def corners(self) -> tuple[Value, ...]:
-        """Values whose validity implies that of all: here every one."""
+        """Return the values whose validity implies that of all: here every one."""
         return self.values
 
     def grid(self) -> tuple[Value, ...] | None:
-        """All values, in order; None for a continuous range."""
+        """Return all values in order, or None for a continuous range."""
         return self.values
 
     def suggest(self, trial: optuna.Trial, name: str) -> Value:
-        """Let Optuna choose."""
+        """Let Optuna choose a value of the field `name`."""
         return trial.suggest_categorical(name, self.values)
 
     def contains(self, value: object) -> bool:
-        """Whether it is one of the values."""
-        return any(type(value) is type(each) and value == each for each in self.values) or (
+        """Tell whether `value` is one of the values; a whole number may be written as a float."""
+        return any(type(value) is type(choice) and value == choice for choice in self.values) or (
             not isinstance(value, bool) and isinstance(value, int | float) and value in self.values
         )
 
-    def value_at(self, share: float) -> Value:
-        """The value at `share` of the way, from 0 to below 1."""
-        return self.values[int(share * len(self.values))]
+    def value_at(self, coordinate: float) -> Value:
+        """Return the value at a coordinate from 0 to below 1; every value has an equal part."""
+        return self.values[int(coordinate * len(self.values))]
 
     def distribution(self) -> optuna.distributions.BaseDistribution:
-        """As Optuna writes it."""
+        """Return the domain as Optuna writes it."""
+        import optuna  # takes a second, which reading a space does without
+
         return optuna.distributions.CategoricalDistribution(self.values)
 
 
@@ -64,45 +67,47 @@ class Range:
     integer: bool = False
 
     def corners(self) -> tuple[Value, ...]:
-        """Both ends."""
+        """Return both ends."""
         return self._cast(self.low), self._cast(self.high)
 
     def grid(self) -> tuple[Value, ...] | None:
-        """All values, in order; None for a continuous range."""
+        """Return all values in order, or None for a continuous range."""
         if self.step is None:
             return None
         count = math.floor((self.high - self.low) / self.step + 1e-9) + 1
         return tuple(self._cast(round(self.low + index * self.step, 12)) for index in range(count))
 
     def suggest(self, trial: optuna.Trial, name: str) -> Value:
-        """Let Optuna choose."""
+        """Let Optuna choose a value of the field `name`."""
         if self.integer:
             step = int(self.step or 1)
             return trial.suggest_int(name, int(self.low), int(self.high), step=step, log=self.log)
         return trial.suggest_float(name, self.low, self.high, step=self.step, log=self.log)
 
     def contains(self, value: object) -> bool:
-        """Whether it is a number of the range, on its step where it has one."""
+        """Tell whether `value` is a number of the range, on its step where it has one."""
         if isinstance(value, bool) or not isinstance(value, int | float) or not self.low <= value <= self.high:
             return False
         if self.integer and value != int(value):
             return False
         return self.step is None or abs(round((value - self.low) / self.step) * self.step + self.low - value) < 1e-9
 
-    def value_at(self, share: float) -> Value:
-        """The value at `share` of the way, from 0 to below 1; every step (or ratio) has an equal part."""
+    def value_at(self, coordinate: float) -> Value:
+        """Return the value at a coordinate from 0 to below 1; every step (or ratio) has an equal part."""
         grid = self.grid()
         if grid is not None:
-            return grid[int(share * len(grid))]
+            return grid[int(coordinate * len(grid))]
         if self.log and self.integer:
             low, high = math.log(self.low - 0.5), math.log(self.high + 0.5)
-            return int(min(self.high, max(self.low, round(math.exp(low + share * (high - low))))))
+            return int(min(self.high, max(self.low, round(math.exp(low + coordinate * (high - low))))))
         if self.log:
-            return self._cast(math.exp(math.log(self.low) + share * (math.log(self.high) - math.log(self.low))))
-        return self._cast(self.low + share * (self.high - self.low))
+            return self._cast(math.exp(math.log(self.low) + coordinate * (math.log(self.high) - math.log(self.low))))
+        return self._cast(self.low + coordinate * (self.high - self.low))
 
     def distribution(self) -> optuna.distributions.BaseDistribution:
-        """As Optuna writes it."""
+        """Return the domain as Optuna writes it."""
+        import optuna
+
         if self.integer:
             step = int(self.step or 1)
             return optuna.distributions.IntDistribution(int(self.low), int(self.high), log=self.log, step=step)
@@ -116,36 +121,58 @@ Domain = Choice | Range
 
 
 def is_domain(value: object) -> bool:
-    """Whether a value of a space file is written as a domain rather than as a literal."""
+    """Tell whether a value of a space file is a domain rather than a literal.
+
+    Args:
+        value: as YAML gives it.
+
+    Returns:
+        Whether it is a mapping whose one key is among `KEYS`.
+    """
     return isinstance(value, Mapping) and len(value) == 1 and next(iter(value)) in KEYS
 
 
 def parse_domain(path: str, value: Mapping[str, Any]) -> Domain:
-    """The domain that `value` writes; raises InputError that names the field at `path`."""
-    kind, given = next(iter(value.items()))
-    if not isinstance(given, list) or not given:
-        raise InputError(f"`{path}`: `{kind}` must be a list that is not empty, but got {given!r}")
-    if kind == "choice":
-        if any(isinstance(item, list | dict) for item in given) or len(set(map(repr, given))) != len(given):
-            raise InputError(f"`{path}`: `choice` must list distinct plain values, but got {given!r}")
-        return Choice(tuple(given))
-    return _parse_range(path, kind, given)
+    """Parse a domain as a space file writes it.
+
+    Args:
+        path: the dotted name of the field, for messages.
+        value: a mapping with one key of `KEYS`.
+
+    Returns:
+        The domain.
+
+    Raises:
+        InputError: the list under the key has another form than the key asks for.
+    """
+    key, numbers = next(iter(value.items()))
+    if not isinstance(numbers, list) or not numbers:
+        raise InputError(f"`{path}`: `{key}` must be a list that is not empty, but got {numbers!r}")
+    if key == "choice":
+        return _parse_choice(path, numbers)
+    return _parse_range(path, key, numbers)
 
 
-def _parse_range(path: str, kind: str, given: list[Any]) -> Range:
-    integer, log = kind in ("int", "log_int"), kind.startswith("log_")
-    longest = 2 if log else 3
-    numbers = [item for item in given if isinstance(item, int | float) and not isinstance(item, bool)]
-    if len(numbers) != len(given) or not 2 <= len(given) <= longest or not all(map(math.isfinite, numbers)):
+def _parse_choice(path: str, values: list[Any]) -> Choice:
+    if any(isinstance(value, list | dict) for value in values) or len(set(map(repr, values))) != len(values):
+        raise InputError(f"`{path}`: `choice` must list distinct plain values, but got {values!r}")
+    return Choice(tuple(values))
+
+
+def _parse_range(path: str, key: str, values: list[Any]) -> Range:
+    integer, log = key in ("int", "log_int"), key.startswith("log_")
+    max_length = 2 if log else 3
+    numbers = [value for value in values if isinstance(value, int | float) and not isinstance(value, bool)]
+    if len(numbers) != len(values) or not 2 <= len(values) <= max_length or not all(map(math.isfinite, numbers)):
         form = "[low, high]" if log else "[low, high] or [low, high, step]"
-        raise InputError(f"`{path}`: `{kind}` must be {form} of numbers, but got {given!r}")
+        raise InputError(f"`{path}`: `{key}` must be {form} of numbers, but got {values!r}")
     if integer and any(number != int(number) for number in numbers):
-        raise InputError(f"`{path}`: `{kind}` must be whole numbers, but got {given!r}")
+        raise InputError(f"`{path}`: `{key}` must be whole numbers, but got {values!r}")
     low, high, *step = numbers
     if low > high or (log and low <= 0) or (step and step[0] <= 0):
         raise InputError(
-            f"`{path}`: `{kind}` must rise from low to high{', above 0' if log else ''}, with a step above 0, "
-            f"but got {given!r}"
+            f"`{path}`: `{key}` must rise from low to high{', above 0' if log else ''}, with a step above 0, "
+            f"but got {values!r}"
         )
     default_step = 1.0 if integer and not log else None
     return Range(float(low), float(high), float(step[0]) if step else default_step, log, integer)

@@ -14,38 +14,62 @@ from sweeps.space.domains import Domain, Value
 if TYPE_CHECKING:
     from lowrank.layers import Method
 
-THIN_BASELINES = {
-    "thin_dense": "dense",
-    "thin_separable": "separable",
-}  # name in a space -> method of the thinner network
-Alternative = tuple[dict[str, Any], dict[str, Domain]]  # literals and domains of one `method` entry
+# Name in a space -> the library's method of the thinner network
+THIN_BASELINES = {"thin_dense": "dense", "thin_separable": "separable"}
+Alternative = tuple[dict[str, Any], dict[str, Domain]]  # literals and domains of one `method` section
 
 
 def resolve_method(name: str) -> type[Method]:
-    """The class that a method's name stands for; raises InputError that lists the names."""
-    from lowrank.layers.registry import METHODS  # brings torch, which reading a file's text does not need
+    """Find the settings class of a method.
 
-    kind = METHODS.get(THIN_BASELINES.get(name, name))
-    if kind is None:
+    Args:
+        name: as a space writes it: a method of the library or a thin baseline.
+
+    Returns:
+        The class; of a thin baseline that of the dense or separable method.
+
+    Raises:
+        InputError: the name is unknown; the text lists the names.
+    """
+    from lowrank.layers.registry import METHODS  # imports torch, which listing spaces does without
+
+    method = METHODS.get(THIN_BASELINES.get(name, name))
+    if method is None:
         raise unknown("method", name, [*METHODS, *THIN_BASELINES])
-    return kind
+    return method
 
 
 def alternative_names(alternative: Alternative) -> tuple[Value, ...]:
-    """The methods that one `method` section may stand for."""
+    """List the methods that one `method` section may stand for.
+
+    Args:
+        alternative: literals and domains of the section.
+
+    Returns:
+        Their names, of which there are several where the name is searched.
+    """
     literals, domains = alternative
     return domains["name"].corners() if "name" in domains else (literals["name"],)
 
 
 def method_at(alternative: Alternative, searched: Mapping[str, Value]) -> Method:
-    """The method at a point: literals and searched fields, less what the chosen method does not have.
+    """Make the method at a point of the space.
 
-    Fields are shared between methods rather than conditional (one `dims`), so one that a method lacks is dropped.
+    Methods share fields (one `dims` for all), so a field that the chosen method lacks is dropped.
+
+    Args:
+        alternative: literals and domains of the point's `method` section.
+        searched: the section's searched fields at the point.
+
+    Returns:
+        The checked settings of the method.
+
+    Raises:
+        InputError: a value is out of range.
     """
     from lowrank.layers.registry import make_method
 
     settings = {**alternative[0], **searched}
-    name = str(settings["name"])
-    kind = resolve_method(name)
-    settings["name"] = kind.model_fields["name"].default  # a thinner network's method is dense or separable
-    return make_method({key: value for key, value in settings.items() if key in kind.model_fields})
+    method = resolve_method(str(settings["name"]))
+    settings["name"] = method.model_fields["name"].default  # a thin baseline's method is dense or separable
+    return make_method({key: value for key, value in settings.items() if key in method.model_fields})

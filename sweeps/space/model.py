@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from lowrank.data.settings import DataSettings
 from lowrank.errors import InputError
 from lowrank.training.recipe import Recipe
 from lowrank.training.recipes import RECIPE_FIELD, recipe_fields
@@ -17,18 +16,19 @@ from sweeps.space.settings import LIMITS, BudgetSettings, ResourceSettings, Sear
 from sweeps.space.teacher_settings import TeacherSettings
 
 if TYPE_CHECKING:
+    from lowrank.data.settings import DataSettings
     from lowrank.networks.registry import NetworkSettings
 
 
 @dataclass(frozen=True)
 class Space:
-    """A checked space: literals by section, and the domains of what is searched under dotted names."""
+    """A checked space: literals by section, domains of searched fields by dotted name."""
 
     name: str
     question: str
     data: DataSettings
     network: NetworkSettings
-    train: dict[str, Any]  # literals; the data set's defaults lie beneath them
+    train: dict[str, Any]  # literals, which override the recipe that suits data set and network
     alternatives: tuple[Alternative, ...]
     budget: BudgetSettings
     references: tuple[str, ...]
@@ -36,34 +36,59 @@ class Space:
     resources: ResourceSettings
     start: StartSettings
     teacher: TeacherSettings | None = None
-    domains: dict[str, Domain] = field(default_factory=dict)  # of train, network, budget, start and teacher
-    source: dict[str, Any] = field(default_factory=dict)  # as resolved from file and overrides, for the record
+    domains: dict[str, Domain] = field(default_factory=dict)  # of all sections but `method`
+    source: dict[str, Any] = field(default_factory=dict)  # file and overrides, as space.yaml keeps them
 
     @property
     def epochs(self) -> int:
-        """How long a trial trains at most, where the space searches that too."""
+        """The most epochs of a trial, where the space searches that too."""
         domain = self.domains.get("train.epochs")
         return self.recipe({}).epochs if domain is None else max(int(value or 0) for value in domain.corners())
 
     @property
     def solves(self) -> bool:
-        """Whether sizes are solved from a budget (else the methods' own scales are given)."""
+        """Whether sizes are solved from a budget; otherwise the methods' own scales are given."""
         return any(f"budget.{name}" in self.domains or getattr(self.budget, name) for name in LIMITS[:3])
 
     def searched_domains(self, alternative: int = 0) -> dict[str, Domain]:
-        """Every searched field under its dotted name, with one of the `method` sections."""
-        _, of_method = self.alternatives[alternative]
-        return {**{f"method.{key}": domain for key, domain in of_method.items()}, **self.domains}
+        """List every searched field.
+
+        Args:
+            alternative: index of the `method` section.
+
+        Returns:
+            Domains by dotted name.
+        """
+        _, method_domains = self.alternatives[alternative]
+        return {**{f"method.{key}": domain for key, domain in method_domains.items()}, **self.domains}
 
     def largest(self, field: str) -> float:
-        """The largest value of a numeric field of the recipe anywhere in the space."""
+        """Find the largest value of a field of the recipe anywhere in the space.
+
+        Args:
+            field: a number, such as `kd_weight`.
+
+        Returns:
+            The value; null counts as 0.
+        """
         domain = self.domains.get(f"train.{field}")
         if domain is None:
             return float(getattr(self.recipe({}), field))
         return max(float(value or 0) for value in domain.corners())
 
     def recipe(self, searched: Mapping[str, Value], network: str | None = None) -> Recipe:
-        """The training recipe at a point, of the space's own network or of another; raises InputError."""
+        """Make the training recipe at a point of the space.
+
+        Args:
+            searched: the point's fields of `train`, without that prefix.
+            network: the network's name where the point has another than the space.
+
+        Returns:
+            The checked recipe.
+
+        Raises:
+            InputError: a field is unknown or out of range.
+        """
         fields = recipe_fields(self.data.name, network or self.network.name, {**self.train, **searched})
         for key in fields:
             if key not in Recipe.model_fields:

@@ -1,6 +1,7 @@
-"""A space file: read once, checked once, into frozen objects. Nothing after this module sees YAML.
+"""Read a space file and check it, once, into frozen objects. No later stage reads YAML.
 
-The grammar is in search_spaces/README.md. Every mistake is one line (InputError): the rule, the value, the choices.
+search_spaces/README.md describes the fields. Every mistake is an InputError of one line: the rule, the value received,
+the choices.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ from typing import Any
 
 import yaml
 
-from lowrank.data.settings import DataSettings
 from lowrank.errors import InputError, unknown
 from lowrank.utils.validation import validate_model
 from sweeps.space.checks import check_space
@@ -23,18 +23,26 @@ from sweeps.space.method_names import THIN_BASELINES, Alternative, alternative_n
 from sweeps.space.model import Space
 from sweeps.space.settings import BudgetSettings, ResourceSettings, SearchSettings, StartSettings
 from sweeps.space.shorthand import apply_data_overrides, expand_shorthand, set_field
-from sweeps.space.teacher_settings import TEACHER_SECTION as TEACHER
-from sweeps.space.teacher_settings import parse_teacher
+from sweeps.space.teacher_settings import TEACHER_SECTION, parse_teacher
 
-LITERAL_SECTIONS = {"teacher": ("train",)}  # sections within sections, which are taken as they stand
+LITERAL_FIELDS = {"teacher": ("train",)}  # fields that hold a mapping of their own, in which nothing is searched
 SECTIONS_BY_NAME = ("data", "network", "teacher")  # sections that may be written as a name alone
 REFERENCES = ("dense", "separable", *THIN_BASELINES)  # drawn beside every front: of one size, or one in each stratum
 
 
 def read_space(name: str, overrides: Sequence[str] = (), **updates: Any) -> Space:
-    """Read a space by its name or file and apply `a.b=value` overrides; raises InputError in one line.
+    """Read and check a space with the overrides of the command line.
 
-    `updates` are dotted names with `.` written as `__` (from command-line options); None leaves the file's value.
+    Args:
+        name: of a space that the repository carries, or the path of a file.
+        overrides: the texts after --set, each `a.b=value`.
+        **updates: further values by dotted name, `.` written as `__`; None leaves the file's value.
+
+    Returns:
+        The checked space.
+
+    Raises:
+        InputError: there is no such space, or something in it cannot be.
     """
     path = find_space(name)
     options = {key.replace("__", "."): value for key, value in updates.items() if value is not None}
@@ -42,53 +50,90 @@ def read_space(name: str, overrides: Sequence[str] = (), **updates: Any) -> Spac
 
 
 def space_from_content(name: str, content: dict[str, Any]) -> Space:
-    """The checked space, its files as the user sees them now; raises InputError in one line."""
-    return parse_space(name, _absolute(content))
+    """Check a space whose relative paths start at the working directory.
+
+    Args:
+        name: the space's name.
+        content: its file, with overrides applied.
+
+    Returns:
+        The checked space, its paths absolute.
+
+    Raises:
+        InputError: something in it cannot be.
+    """
+    return parse_space(name, _with_absolute_paths(content))
 
 
 def apply_overrides(content: dict[str, Any], overrides: Sequence[str]) -> None:
-    """Apply `a.b=value` overrides to the content of a space in place; raises InputError."""
+    """Apply overrides of the command line to a space in place.
+
+    Args:
+        content: the space.
+        overrides: the texts after --set, each `a.b=value`.
+
+    Raises:
+        InputError: an override has another form, or leads through a field that is no section.
+    """
     for override in overrides:
-        set_field(content, *_override(override))
+        set_field(content, *_parse_override(override))
 
 
 def resolve_content(
     content: dict[str, Any], changes: Sequence[tuple[str, Any]], options: tuple[Sequence[str], Mapping[str, Any]]
 ) -> dict[str, Any]:
-    """A file's content with changes by dotted name, then with the command line's --set texts and options on top.
+    """Apply the changes of a series, then `by_data`, then those of the command line.
 
-    What the file says for one data set (`by_data`) lies between the two; raises InputError.
+    Args:
+        content: the file's content; changed in place.
+        changes: dotted names and values, e.g. those of one study of a series.
+        options: the texts after --set, and further values by dotted name.
+
+    Returns:
+        The content without its section `by_data`.
+
+    Raises:
+        InputError: a change has another form, or leads through a field that is no section.
     """
     for key, value in changes:
         set_field(content, key, value)
-    asked = [*map(_override, options[0]), *options[1].items()]
-    for key, value in asked:
-        if key in ("data", "data.name"):  # which the section `by_data` asks for
+    updates = [*map(_parse_override, options[0]), *options[1].items()]
+    for key, value in updates:
+        if key in ("data", "data.name"):  # first, because it decides which part of `by_data` holds
             set_field(content, key, value)
     content = apply_data_overrides(content)
-    for key, value in asked:
+    for key, value in updates:
         set_field(content, key, value)
     return content
 
 
-def _override(text: str) -> tuple[str, Any]:
+def _parse_override(text: str) -> tuple[str, Any]:
     key, equals, value = text.partition("=")
     if not equals or not key:
         raise InputError(f"--set must be written a.b=value, but got {text!r}")
     return key.strip(), _parse_value(text, value)
 
 
-def _absolute(content: dict[str, Any]) -> dict[str, Any]:
-    """Files as the user sees them now: workers and later resumes may start elsewhere."""
+def _with_absolute_paths(content: dict[str, Any]) -> dict[str, Any]:
+    """Resolve all paths now: workers and later resumes may have another working directory."""
     start = content.get("start")
     if isinstance(start, dict) and isinstance(start.get("weights"), str):
         weights = str(Path(start["weights"]).expanduser().resolve())
         content = {**content, "start": {**start, "weights": weights}}
-    return with_absolute_teacher(with_absolute_data(content))
+    return _with_absolute_teacher(with_absolute_data(content))
 
 
 def with_absolute_data(content: dict[str, Any]) -> dict[str, Any]:
-    """Folders of images as the user sees them now: workers and later resumes may start elsewhere."""
+    """Resolve the path of a folder of images.
+
+    Workers and later resumes may have another working directory.
+
+    Args:
+        content: a space; not changed.
+
+    Returns:
+        The space with an absolute path in its data set's name.
+    """
     data = content.get("data")
     name = data.get("name") if isinstance(data, dict) else data
     if not isinstance(name, str) or not name.startswith(("parquet:", "folder:")):
@@ -99,30 +144,43 @@ def with_absolute_data(content: dict[str, Any]) -> dict[str, Any]:
 
 
 def parse_space(name: str, content: Mapping[str, Any]) -> Space:
-    """Check the content of a space file; raises InputError in one line."""
-    _known_sections(content)
+    """Check the content of a space file.
+
+    Args:
+        name: the space's name.
+        content: the file, overrides applied, paths absolute; not changed.
+
+    Returns:
+        The checked space.
+
+    Raises:
+        InputError: something in it cannot be.
+    """
+    _check_sections(content)
     if not isinstance(content.get("question"), str):
         raise InputError("`question` is missing: a space says in a sentence what it asks")
-    from lowrank.networks.registry import NetworkSettings  # brings torch, which the module is imported without
+    # These import torch, which listing spaces and naming an unknown one do without
+    from lowrank.data.settings import DataSettings
+    from lowrank.networks.registry import NetworkSettings
 
     domains: dict[str, Domain] = {}
     source, content = content, expand_shorthand(content)
-    train = _section(content, "train", domains)
-    budget = _section(content, "budget", domains)
-    network = _section(content, "network", domains)
-    teacher = _section(content, "teacher", domains)
+    train = _literals(content, "train", domains)
+    budget = _literals(content, "budget", domains)
+    network = _literals(content, "network", domains)
+    teacher = _literals(content, "teacher", domains)
     space = Space(
         name=name,
         question=" ".join(content["question"].split()),
-        data=validate_model(DataSettings, _plain(content, "data"), "data"),
+        data=validate_model(DataSettings, _section_fields(content, "data"), "data"),
         network=validate_model(NetworkSettings, network, "network"),
         train=train,
         alternatives=_alternatives(content.get("method")),
         budget=validate_model(BudgetSettings, budget, "budget"),
         references=_references(content.get("references", [])),
-        search=validate_model(SearchSettings, _plain(content, "search"), "search"),
-        resources=validate_model(ResourceSettings, _plain(content, "resources"), "resources"),
-        start=validate_model(StartSettings, _section(content, "start", domains), "start"),
+        search=validate_model(SearchSettings, _section_fields(content, "search"), "search"),
+        resources=validate_model(ResourceSettings, _section_fields(content, "resources"), "resources"),
+        start=validate_model(StartSettings, _literals(content, "start", domains), "start"),
         teacher=parse_teacher(teacher, domains),
         domains=domains,
         source=copy.deepcopy(dict(source)),
@@ -134,7 +192,18 @@ def parse_space(name: str, content: Mapping[str, Any]) -> Space:
 
 
 def parse_teacher_space(name: str, content: Mapping[str, Any]) -> Space:
-    """The space of a teacher, of which nothing is searched; raises InputError."""
+    """Check the space of a teacher, in which nothing is searched.
+
+    Args:
+        name: the space's name.
+        content: as for `parse_space`.
+
+    Returns:
+        The checked space.
+
+    Raises:
+        InputError: something in it cannot be, or a field has several values.
+    """
     space = parse_space(name, content)
     searched = [*space.domains, *(key for _, domains in space.alternatives for key in domains)]
     if searched:
@@ -143,18 +212,28 @@ def parse_teacher_space(name: str, content: Mapping[str, Any]) -> Space:
 
 
 def teacher_space(space: Space) -> Space:
-    """How the teacher of `space` is trained, as a space of one point; raises InputError.
+    """Make the space of one point that trains the teacher of `space`.
 
-    It is the space's own network, dense, unless `teacher.network` names another; its seed is not the study's.
+    The teacher is the space's own network, dense, unless `teacher.network` names another. Its seed is not the study's,
+    so that studies share it.
+
+    Args:
+        space: a space with `teacher.train`.
+
+    Returns:
+        The teacher's space.
+
+    Raises:
+        InputError: the teacher's recipe cannot be, or the network that it would have is searched.
     """
     assert space.teacher is not None
-    other = space.teacher.network
-    if other is None and any(key.startswith("network.") for key in space.domains):
+    network = space.teacher.network
+    if network is None and any(key.startswith("network.") for key in space.domains):
         raise InputError("`teacher.train` needs `teacher.network` where the space's own network is searched")
-    of_space = {"name": space.network.name, **space.network.model_dump(exclude_defaults=True)}
+    space_network = {"name": space.network.name, **space.network.model_dump(exclude_defaults=True)}
     content = {
         "question": "A teacher", "data": space.data.model_dump(exclude_none=True),
-        "network": of_space if other in (None, space.network.name) else {"name": other},
+        "network": space_network if network in (None, space.network.name) else {"name": network},
         "train": space.teacher.train, "method": {"name": "dense"}, "search": {"stop": "none"},
     }  # fmt: skip
     try:
@@ -176,11 +255,11 @@ def _parse_value(override: str, text: str) -> Any:
     return value
 
 
-def _known_sections(content: Mapping[str, Any]) -> None:
+def _check_sections(content: Mapping[str, Any]) -> None:
     for key in content:
         if key not in SECTIONS:
-            near = difflib.get_close_matches(str(key), SECTIONS, 1)
-            hint = f" (did you mean `{near[0]}`?)" if near else ""
+            similar = difflib.get_close_matches(str(key), SECTIONS, 1)
+            hint = f" (did you mean `{similar[0]}`?)" if similar else ""
             if key == "studies":
                 raise InputError(
                     "a file with `studies` is a series, which is run as a whole: python sweeps/run.py --space"
@@ -188,7 +267,8 @@ def _known_sections(content: Mapping[str, Any]) -> None:
             raise InputError(f"unknown section `{key}`{hint}; choose from: {', '.join(SECTIONS)}")
 
 
-def _plain(content: Mapping[str, Any], section: str) -> dict[str, Any]:
+def _section_fields(content: Mapping[str, Any], section: str) -> dict[str, Any]:
+    """The fields of a section, still with domains; {} for a section that is left out."""
     fields = content.get(section)
     if fields is None:  # left out, or taken out by `by_data` or --set
         fields = {}
@@ -199,24 +279,25 @@ def _plain(content: Mapping[str, Any], section: str) -> dict[str, Any]:
     for key, value in fields.items():
         if is_domain(value) and section in ("data", "search", "resources"):
             raise InputError(f"`{section}.{key}` cannot be searched; it must be one value, but got {value!r}")
-    return {str(key): _number(value) for key, value in fields.items()}
+    return {str(key): _parse_number(value) for key, value in fields.items()}
 
 
-def _number(value: Any) -> Any:
-    """YAML 1.1 reads 5e-4 as a string; take it as the number that its writer meant."""
+def _parse_number(value: Any) -> Any:
+    """Take `5e-4`, which YAML 1.1 reads as a string, as the number that its writer meant."""
     if isinstance(value, str) and value[:1].isdigit():
         try:
             return float(value)
         except ValueError:
             return value
     if isinstance(value, list):
-        return [_number(item) for item in value]
+        return [_parse_number(element) for element in value]
     if isinstance(value, dict):
-        return {key: _number(item) for key, item in value.items()}
+        return {key: _parse_number(element) for key, element in value.items()}
     return value
 
 
 def _split(path: str, fields: Mapping[str, Any]) -> Alternative:
+    """Separate the literals of a section from its domains."""
     literals: dict[str, Any] = {}
     domains: dict[str, Domain] = {}
     for key, value in fields.items():
@@ -232,27 +313,29 @@ def _split(path: str, fields: Mapping[str, Any]) -> Alternative:
     return literals, domains
 
 
-def _section(content: Mapping[str, Any], section: str, domains: dict[str, Domain]) -> dict[str, Any]:
-    fields = _plain(content, section)
-    whole = {key: fields.pop(key) for key in LITERAL_SECTIONS.get(section, ()) if key in fields}
-    literals, found = _split(section, fields)
-    domains.update({f"{section}.{key}": domain for key, domain in found.items()})
-    return {**literals, **whole}
+def _literals(content: Mapping[str, Any], section: str, domains: dict[str, Domain]) -> dict[str, Any]:
+    """The literals of a section; its domains are added to `domains` under dotted names."""
+    fields = _section_fields(content, section)
+    mappings = {key: fields.pop(key) for key in LITERAL_FIELDS.get(section, ()) if key in fields}
+    literals, section_domains = _split(section, fields)
+    domains.update({f"{section}.{key}": domain for key, domain in section_domains.items()})
+    return {**literals, **mappings}
 
 
-def _alternatives(method: Any) -> tuple[Alternative, ...]:
-    entries = method if isinstance(method, list) else [method]
+def _alternatives(section: Any) -> tuple[Alternative, ...]:
+    """The section `method`, or its list of sections, each split into literals and domains."""
+    entries = section if isinstance(section, list) else [section]
     if not entries or not all(isinstance(entry, Mapping) and "name" in entry for entry in entries):
         raise InputError("`method` must be a section with a `name`, or a list of such sections")
     alternatives = []
     for index, entry in enumerate(entries):
-        path = f"method.{index}" if isinstance(method, list) else "method"
-        literals, domains = _split(path, _number(dict(entry)))
+        path = f"method.{index}" if isinstance(section, list) else "method"
+        literals, domains = _split(path, _parse_number(dict(entry)))
         names = alternative_names((literals, domains))
-        kinds = [resolve_method(str(name)) for name in names]
+        methods = [resolve_method(str(name)) for name in names]
         for key in entry:
-            if not any(key in kind.model_fields for kind in kinds):
-                choices = sorted({field for kind in kinds for field in kind.model_fields})
+            if not any(key in method.model_fields for method in methods):
+                choices = sorted({field for method in methods for field in method.model_fields})
                 raise unknown(f"field of `{path}`", key, choices)
         alternatives.append((literals, domains))
     return tuple(alternatives)
@@ -265,17 +348,17 @@ def _references(names: Any) -> tuple[str, ...]:
         if name not in REFERENCES:
             raise unknown("reference", name, REFERENCES)
         if names.count(name) > 1:
-            raise InputError(f"`references` must list each once, but got {names}")
+            raise InputError(f"`references` must list each name once, but got {names}")
     return tuple(names)
 
 
-def with_absolute_teacher(content: dict[str, Any]) -> dict[str, Any]:
-    """The space with a teacher's path as the user sees it now: workers and later resumes may start elsewhere."""
-    section = content.get(TEACHER)
+def _with_absolute_teacher(content: dict[str, Any]) -> dict[str, Any]:
+    """Resolve the path of a teacher's file; a name in the folder of teachers stays."""
+    section = content.get(TEACHER_SECTION)
     name = section.get("name") if isinstance(section, dict) else section
     if not isinstance(name, str) or name.startswith("torchvision:"):
         return content
-    if "/" not in name and not name.endswith(".safetensors"):  # the name of a folder of teachers
+    if "/" not in name and not name.endswith(".safetensors"):
         return content
     fields = section if isinstance(section, dict) else {}
-    return {**content, TEACHER: {**fields, "name": str(Path(name).expanduser().resolve())}}
+    return {**content, TEACHER_SECTION: {**fields, "name": str(Path(name).expanduser().resolve())}}

@@ -1,7 +1,7 @@
-"""The points of a space: what is searched at each, drawn by a sampler or listed as a grid.
+"""The points of a space: which fields a point has, and how one is drawn by a sampler or listed as a grid.
 
-A point is plain data: dotted name -> value. The shares of a budget are one field for each group of layers
-(`share.stage2`), there only where the point's own allocation asks for them.
+A point is plain data: dotted name -> value. The shares of an allocation are one field for each group of layers
+(`share.stage2`); only points whose allocation is uneven have them.
 """
 
 from __future__ import annotations
@@ -9,33 +9,52 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-
-import optuna
+from typing import TYPE_CHECKING
 
 from sweeps.space.domains import Domain, Range, Value
 from sweeps.space.model import Space
 from sweeps.space.strata import Point, Stratum
 
+if TYPE_CHECKING:
+    import optuna
+
 SHARE_PREFIX = "share."
 SHARES_FIELD = "budget.shares"
 ALLOCATION_FIELD = "budget.allocation"
-Groups = Mapping[str, tuple[str, ...]]  # allocation -> names of its groups
+Groups = Mapping[str, tuple[str, ...]]  # allocation -> names of its groups of layers
 
 
 @dataclass(frozen=True)
 class Points:
-    """The points of one space; `groups` names the layers among which its network's budget can be shared."""
+    """The points of one space.
+
+    `groups` names the groups of layers among which a budget can be divided; {} where the space has no shares.
+    """
 
     space: Space
     groups: Groups = field(default_factory=dict)
 
     def domains(self, alternative: int = 0) -> dict[str, Domain]:
-        """Every field that each point has, with one of the space's `method` sections; shares are left out."""
-        found = self.space.searched_domains(alternative)
-        return {name: domain for name, domain in found.items() if name != SHARES_FIELD}
+        """List the fields that every point has; shares are left out.
+
+        Args:
+            alternative: index of the `method` section.
+
+        Returns:
+            Domains by dotted name.
+        """
+        domains = self.space.searched_domains(alternative)
+        return {name: domain for name, domain in domains.items() if name != SHARES_FIELD}
 
     def shares(self, point: Point) -> dict[str, Domain]:
-        """The fields that the point's allocation adds: the weight of each group."""
+        """List the fields that a point's allocation adds: the weight of each group of layers.
+
+        Args:
+            point: may leave fields open.
+
+        Returns:
+            Domains by dotted name; {} for an even allocation.
+        """
         domain = self.space.domains.get(SHARES_FIELD)
         allocation = str(point.get(ALLOCATION_FIELD, self.space.budget.allocation))
         if domain is None or allocation == "even":
@@ -43,7 +62,15 @@ class Points:
         return {f"{SHARE_PREFIX}{group}": domain for group in self.groups[allocation]}
 
     def suggest(self, stratum: Stratum, trial: optuna.Trial) -> dict[str, Value]:
-        """A point of the stratum, drawn by whichever sampler the trial's study has."""
+        """Draw a point of a stratum with the sampler of an Optuna trial's study.
+
+        Args:
+            stratum: what the point must belong to.
+            trial: an open Optuna trial.
+
+        Returns:
+            The point.
+        """
         point: dict[str, Value] = dict(stratum.fixed)
         for name, domain in self.domains().items():
             if name not in point:
@@ -53,7 +80,15 @@ class Points:
         return point
 
     def point_at(self, stratum: Stratum, coordinates: list[float]) -> dict[str, Value]:
-        """Give the point at `coordinate_count(stratum)` coordinates, each from 0 to below 1, of the stratum."""
+        """Find the point of a stratum at coordinates in the unit cube.
+
+        Args:
+            stratum: what the point belongs to.
+            coordinates: `coordinate_count(stratum)` numbers from 0 to below 1.
+
+        Returns:
+            The point.
+        """
         point: dict[str, Value] = dict(stratum.fixed)
         remaining = iter(coordinates)
         for name, domain in self.domains().items():
@@ -64,32 +99,59 @@ class Points:
         return point
 
     def coordinate_count(self, stratum: Stratum) -> int:
-        """How many coordinates a point of the stratum has at most."""
-        own = sum(name not in dict(stratum.fixed) for name in self.domains())
-        kinds = self.space.domains[ALLOCATION_FIELD].corners() if ALLOCATION_FIELD in self.space.domains else ()
-        return own + max((len(self.shares({ALLOCATION_FIELD: kind})) for kind in kinds), default=len(self.shares({})))
+        """Count the coordinates that a point of a stratum has at most.
+
+        Args:
+            stratum: some of whose fields may be fixed.
+
+        Returns:
+            The count.
+        """
+        free = sum(name not in dict(stratum.fixed) for name in self.domains())
+        domain = self.space.domains.get(ALLOCATION_FIELD)
+        points: list[Point] = [{}] if domain is None else [{ALLOCATION_FIELD: value} for value in domain.corners()]
+        return free + max(len(self.shares(point)) for point in points)
 
     def grid(self) -> list[dict[str, Value]]:
-        """All combinations of finite domains, alternatives of `method` one after the other."""
-        found = []
+        """List all combinations of finite domains, one `method` section after the other.
+
+        Returns:
+            The points; those of a space with several `method` sections have `alternative`, the section's index.
+        """
+        points = []
         for index in range(len(self.space.alternatives)):
-            of = {"alternative": index} if len(self.space.alternatives) > 1 else {}
+            section: Point = {"alternative": index} if len(self.space.alternatives) > 1 else {}
             for point in _product(self.domains(index)):
-                found += [{**point, **of, **shares} for shares in _product(self.shares(point))]
-        return found
+                points += [{**point, **section, **shares} for shares in _product(self.shares(point))]
+        return points
 
     def size(self) -> int | None:
-        """How many points there are; None when they are endless."""
-        every = [domain for index in range(len(self.space.alternatives)) for domain in self.domains(index).values()]
-        every += [self.space.domains[SHARES_FIELD]] if SHARES_FIELD in self.space.domains else []
-        return None if any(domain.grid() is None for domain in every) else len(self.grid())
+        """Count the points.
+
+        Returns:
+            The count; None where a domain is continuous.
+        """
+        domains = [domain for index in range(len(self.space.alternatives)) for domain in self.domains(index).values()]
+        domains += [self.space.domains[SHARES_FIELD]] if SHARES_FIELD in self.space.domains else []
+        return None if any(domain.grid() is None for domain in domains) else len(self.grid())
 
     def point_domains(self, point: Point, stratum: Stratum) -> dict[str, Domain] | None:
-        """The domains of the point's fields, where it is a whole point of this stratum; None where it is not."""
+        """List the domains of a complete point of a stratum.
+
+        Args:
+            point: the point, which may come from another study.
+            stratum: what it should belong to.
+
+        Returns:
+            Domains of its searched fields by dotted name; None where it lacks a field or is not of the stratum.
+        """
         if not stratum.contains(point) and (stratum.fixed or stratum.budget):
             return None
-        domains = {name: restrict_to_stratum(each, name, stratum) for name, each in self.domains().items()}
-        domains = {name: each for name, each in domains.items() if name not in dict(stratum.fixed)}
+        domains = {
+            name: restrict_to_stratum(domain, name, stratum)
+            for name, domain in self.domains().items()
+            if name not in dict(stratum.fixed)
+        }
         domains.update(self.shares(point))
         if any(name not in point or not domain.contains(point[name]) for name, domain in domains.items()):
             return None
@@ -97,7 +159,16 @@ class Points:
 
 
 def restrict_to_stratum(domain: Domain, name: str, stratum: Stratum) -> Domain:
-    """The part of a field's domain that belongs to the stratum."""
+    """Cut a field's domain to the part that belongs to a stratum.
+
+    Args:
+        domain: of the field.
+        name: the field's dotted name.
+        stratum: the stratum.
+
+    Returns:
+        The stratum's part of the budget that is searched; any other domain as it is.
+    """
     if name == stratum.budget and isinstance(domain, Range):
         return Range(*stratum.interval, log=domain.log, integer=domain.integer)
     return domain

@@ -1,6 +1,6 @@
-"""Short forms of a space file, written out: windows of a budget, what a trial starts from, settings for one data set.
+"""Expand the short forms of a space file: windows of a budget, initial weights, overrides for one data set.
 
-Each function takes plain content and gives plain content; nothing is checked here that a typed setting checks later.
+Each function takes and returns plain content. What a typed setting checks later is not checked here.
 """
 
 from __future__ import annotations
@@ -13,67 +13,95 @@ from sweeps.space.domains import is_domain
 from sweeps.space.settings import LIMITS
 
 WINDOW_KEYS = {"min", "max"}
-DEFAULT_SHARES = {"log_uniform": [0.5, 2.0]}  # of an allocation by stage or layer that does not say
+DEFAULT_SHARES = {"log_uniform": [0.5, 2.0]}  # of an allocation by stage or layer that names none
 
 
 def expand_shorthand(content: Mapping[str, Any]) -> dict[str, Any]:
-    """The content of a space file with windows and the start in their long form; raises InputError."""
-    found = dict(content)
-    if isinstance(found.get("budget"), Mapping):
-        found["budget"] = _windows(found["budget"])
-    start = found.get("start")
+    """Write the windows of a budget and the section `start` in their long form.
+
+    Args:
+        content: a space; not changed.
+
+    Returns:
+        The space in its long form.
+
+    Raises:
+        InputError: a window has other keys than `min` and `max`.
+    """
+    expanded = dict(content)
+    if isinstance(expanded.get("budget"), Mapping):
+        expanded["budget"] = _expand_budget(expanded["budget"])
+    start = expanded.get("start")
     if isinstance(start, str) or is_domain(start):
-        found["start"] = {"how": start}
-    return found
+        expanded["start"] = {"how": start}
+    return expanded
 
 
-def _windows(budget: Mapping[str, Any]) -> dict[str, Any]:
-    """`params: {min: A, max: B}` as `params: B, params_min: A`."""
-    found: dict[str, Any] = {}
+def _expand_budget(budget: Mapping[str, Any]) -> dict[str, Any]:
+    """`params: {min: A, max: B}` as `params: B, params_min: A`; an uneven allocation with its default shares."""
+    expanded: dict[str, Any] = {}
     for key, value in budget.items():
         if key in LIMITS and isinstance(value, Mapping) and not is_domain(value):
             if not value or not value.keys() <= WINDOW_KEYS or (key == "step_ms" and "min" in value):
                 form = "{max: B}" if key == "step_ms" else "{min: A, max: B}"
                 raise InputError(f"`budget.{key}` must be a number, a domain or {form}, but got {dict(value)!r}")
-            found[key] = value.get("max")
+            expanded[key] = value.get("max")
             if "min" in value:
-                found[f"{key}_min"] = value["min"]
+                expanded[f"{key}_min"] = value["min"]
         else:
-            found[key] = value
-    if found.get("allocation", "even") != "even":
-        found.setdefault("shares", dict(DEFAULT_SHARES))
-    return found
+            expanded[key] = value
+    if expanded.get("allocation", "even") != "even":
+        expanded.setdefault("shares", dict(DEFAULT_SHARES))
+    return expanded
 
 
 def apply_data_overrides(content: dict[str, Any]) -> dict[str, Any]:
-    """The content with what its section `by_data` says for its own data set, in place of that section.
+    """Replace the section `by_data` by its fields for the space's own data set.
 
-    Raises InputError for a section of another form.
-    `by_data: {digits: {network.width: 0.5}}` holds for the digits alone: a question asked in earnest of one set may be
-    asked of a small one in minutes.
+    With `by_data: {digits: {network.width: 0.5}}` a question about a large data set can be tried on a small one in
+    minutes.
+
+    Args:
+        content: a space; its sections may be changed.
+
+    Returns:
+        The space without `by_data`.
+
+    Raises:
+        InputError: `by_data` has another form, or a name leads through a field that is no section.
     """
-    sections = content.get("by_data", {})
-    if not isinstance(sections, Mapping) or not all(isinstance(fields, Mapping) for fields in sections.values()):
+    overrides = content.get("by_data", {})
+    if not isinstance(overrides, Mapping) or not all(isinstance(fields, Mapping) for fields in overrides.values()):
         raise InputError(
             "`by_data` must be a section of data sets, each with dotted names: {digits: {network.width: 0.5}}"
         )
     data = content.get("data", "digits")
     name = data.get("name", "digits") if isinstance(data, Mapping) else data
-    rest = {key: value for key, value in content.items() if key != "by_data"}
-    for dotted, value in sections.get(str(name), {}).items():
-        set_field(rest, str(dotted), value)
-    return rest
+    merged = {key: value for key, value in content.items() if key != "by_data"}
+    for dotted, value in overrides.get(str(name), {}).items():
+        set_field(merged, str(dotted), value)
+    return merged
 
 
 def set_field(
     content: dict[str, Any], dotted: str, value: Any, named: tuple[str, ...] = ("data", "network", "teacher")
 ) -> None:
-    """Set a field by its dotted name, in place; raises InputError where the way leads through a plain value."""
-    *parents, last = dotted.split(".")
+    """Set a field by its dotted name, in place.
+
+    Args:
+        content: a space.
+        dotted: e.g. `train.lr`; sections that are missing are made.
+        value: the new value.
+        named: sections that may be written as a name alone, e.g. `data: digits`.
+
+    Raises:
+        InputError: the name leads through a field that is no section.
+    """
+    *parents, field = dotted.split(".")
     for part in parents:
         if isinstance(content.get(part), str) and part in named:
             content[part] = {"name": content[part]}
         content = content.setdefault(part, {})
         if not isinstance(content, dict):
             raise InputError(f"cannot set `{dotted}`: `{part}` is not a section with fields")
-    content[last] = value
+    content[field] = value

@@ -12,23 +12,23 @@ from sweeps.space.settings import LIMITS
 
 REFERENCE_STRATUM = "reference"
 ALL_SIZES = "all sizes"
-MAX_LISTED_STRATA = 16  # budget values that are strata of their own; more are halved like a range
+MAX_LISTED_STRATA = 16  # up to so many values of a budget are a stratum each; more are halved like a range
 Point = Mapping[str, Value]  # dotted name (or "alternative") -> value
 
 
 @dataclass(frozen=True)
 class Stratum:
-    """A range of sizes within which trials are compared: at most `limit` parameters, where that is known."""
+    """A range of sizes within which trials are compared."""
 
     label: str
-    limit: float
-    fixed: tuple[tuple[str, Value], ...] = ()  # budget values that every proposal in this stratum has
-    budget: str = ""  # a searched budget field; `interval` is the part of it in here
+    limit: float  # the most parameters; infinity where they are not limited
+    fixed: tuple[tuple[str, Value], ...] = ()  # budget fields and their values, the same for every point of the stratum
+    budget: str = ""  # a searched budget field; its part in this stratum is `interval`, both ends included
     interval: tuple[float, float] = (0.0, 0.0)
-    covers_all: bool = False  # the space has one budget, and every point is of it
+    covers_all: bool = False  # the space has one budget, so every point belongs to it
 
     def contains(self, point: Point) -> bool:
-        """Whether the budget that the point proposes is this stratum's."""
+        """Tell whether the budget of a point belongs to this stratum."""
         if self.covers_all:
             return True
         if self.fixed:
@@ -37,17 +37,24 @@ class Stratum:
         return isinstance(value, int | float) and self.interval[0] <= value <= self.interval[1]
 
     def admits(self, point: Point) -> bool:
-        """Whether a point that may leave fields open, its budget among them, can be completed in this stratum."""
+        """Tell whether a point that leaves fields open can be completed in this stratum."""
         if any(name in point and point[name] != value for name, value in self.fixed):
             return False
         return not self.budget or self.budget not in point or self.contains(point)
 
 
 def make_strata(space: Space, separable_params: int) -> tuple[Stratum, ...]:
-    """The strata that are searched: a listed budget's values, halvings of a budget range, the one budget that there is,
-    else halvings of size.
+    """Make the strata that are searched, each by a sampler of its own.
 
-    Several objectives compare all sizes in one search (stopping still compares within halvings of size).
+    They are the values of a listed budget, halvings of a budget's range, the one budget that is set, or else halvings
+    of size. A space with several objectives is one stratum; early stopping still compares within halvings of size.
+
+    Args:
+        space: the space.
+        separable_params: parameters of the separable form of its network.
+
+    Returns:
+        The strata, smallest first.
     """
     searched = next((f"budget.{name}" for name in LIMITS if f"budget.{name}" in space.domains), None)
     if len(space.search.objectives) > 1:
@@ -59,21 +66,22 @@ def make_strata(space: Space, separable_params: int) -> tuple[Stratum, ...]:
             return _listed(space, searched, [float(value) for value in values if value is not None], separable_params)
         low, high = domain.corners()
         return _halved_budget(space, searched, (float(low or 0), float(high or 0)), separable_params)
-    given = next((name for name in LIMITS if getattr(space.budget, name) is not None), None)
-    if not space.solves or given is None:
+    limited = next((name for name in LIMITS if getattr(space.budget, name) is not None), None)
+    if not space.solves or limited is None:
         return halving_strata(separable_params)
-    label, limit = _size_label(space, f"budget.{given}", float(getattr(space.budget, given)), separable_params)
+    label, limit = _size_label(space, f"budget.{limited}", float(getattr(space.budget, limited)), separable_params)
     return (Stratum(label, limit, covers_all=True),)
 
 
 def _size_label(space: Space, name: str, value: float, separable_params: int) -> tuple[str, float]:
-    what = {"step_ms": "step (ms)"}.get(name.removeprefix("budget."), name.removeprefix("budget.").replace("_", "-"))
+    field = name.removeprefix("budget.")
+    quantity = "step (ms)" if field == "step_ms" else field.replace("_", "-")
     if name == "budget.params" and space.budget.relative_to in (None, "separable"):
         limit = int(value * separable_params if space.budget.relative_to else value)
         return f"params <= {limit:,}", limit
     if space.budget.relative_to:
-        return f"{what} <= {value:g} of {space.budget.relative_to}", math.inf
-    return f"{what} <= {value:,.0f}" if value >= 100 else f"{what} <= {value:g}", math.inf
+        return f"{quantity} <= {value:g} of {space.budget.relative_to}", math.inf
+    return f"{quantity} <= {value:,.0f}" if value >= 100 else f"{quantity} <= {value:g}", math.inf
 
 
 def _listed(space: Space, name: str, values: list[float], separable_params: int) -> tuple[Stratum, ...]:
@@ -96,7 +104,14 @@ def _halved_budget(space: Space, name: str, ends: tuple[float, float], separable
 
 
 def halving_strata(separable_params: int) -> tuple[Stratum, ...]:
-    """From a 32nd of the separable network's size upwards, each twice the one before; the last is open."""
+    """Make strata of size, each with twice the limit of the one before.
+
+    Args:
+        separable_params: parameters of the separable form of the network.
+
+    Returns:
+        Strata from a 32nd of that size to the size itself, and one without a limit.
+    """
     edges = [separable_params / 2**power for power in range(5, -1, -1)]
     strata = [Stratum(f"params <= {int(edge):,}", edge) for edge in edges]
     return (*strata, Stratum(f"params > {separable_params:,}", math.inf))

@@ -1,4 +1,4 @@
-"""What the driver of a study needs beside the space: folders, addresses, limits and remarks of one run."""
+"""What the driver of a study needs beside the space: folders, addresses, limits and notes of one run."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from typing import Any
 
 @dataclass(frozen=True)
 class StudyConfig:
-    """What a driver needs beside the space."""
+    """The options of one run of a study's driver; all paths are absolute."""
 
     name: str
-    folder: Path
-    data_dir: Path | None
-    tracking_uri: str | None
-    address: str | None
-    gpus_asked: bool
-    seconds: float | None
-    teachers: Path
-    cache_dir: Path | None
+    folder: Path  # of the study
+    data_dir: Path | None  # where data sets are found; None: the default
+    tracking_uri: str | None  # of an MLflow server; None: SQLite in the study's folder
+    address: str | None  # of a running Ray cluster; None: one is started on this machine
+    gpus_asked: bool  # whether --gpus-per-trial was given, so that a cluster without GPUs is an error
+    seconds: float | None  # time limit of this run
+    teachers: Path  # folder of teachers
+    cache_dir: Path | None  # of teacher caches; None: in the folder of studies
     note: str
     tags: dict[str, str]
-    began: float  # by sweeps.utils.clock.monotonic_time: when the command was given
-    profile: bool  # whether to say at the end where the time went
-    storage: str | None = None  # a URI that the folder is carried to
-    origin: dict[str, Any] | None = None  # of a repeat or a finish: which trials of which study
+    began: float  # when the command was given, by sweeps.utils.clock.monotonic_time
+    profile: bool  # whether the run ends with a report of where the time went
+    storage: str | None = None  # URI of the remote copy of the folder
+    origin: dict[str, Any] | None = None  # the recorded trials that this study trains again, and their study

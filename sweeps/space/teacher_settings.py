@@ -12,32 +12,45 @@ from lowrank.utils.validation import validate_model
 
 TEACHER_SECTION = "teacher"
 SEARCHABLE_FIELD = "views"  # the only field that may be a domain
-TEACHER_WEIGHTS = ("attention_weight", "kd_weight")  # of the recipe: above 0, the teacher is asked
+TEACHER_WEIGHTS = ("attention_weight", "kd_weight")  # fields of the recipe; a teacher is used where one is above 0
 
 
 class TeacherSettings(BaseModel):
-    """Which teacher, at which taps, over how many views; `views` None: new ones in every epoch."""
+    """Which teacher is distilled from, and how its outputs are obtained."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    name: str | None = Field(default=None, min_length=1)
-    train: dict[str, Any] | None = None  # how it is trained where there is none of its name: fields of a recipe
-    network: str | None = None  # which it must be; needed where it is code of one's own
-    views: int | None = Field(default=None, ge=1)
-    cache: bool = True
-    taps: tuple[str, ...] = ()  # () the ends of its stages
+    name: str | None = Field(default=None, min_length=1)  # a name in the folder of teachers, a file, torchvision:...
+    train: dict[str, Any] | None = None  # fields of the recipe that trains it where no teacher has its name
+    network: str | None = None  # the network that it must be; needed where that is the user's own code
+    views: int | None = Field(default=None, ge=1)  # augmented views of each image; None: new ones in every epoch
+    cache: bool = True  # whether its outputs are kept on disk
+    taps: tuple[str, ...] = ()  # modules whose feature maps are compared; (): the ends of its stages
     student_taps: tuple[str, ...] = ()
-    unchecked: bool = False  # take one of which nobody says on what it was trained
+    unchecked: bool = False  # accept a teacher without a record of the images that it was trained on
 
     @field_validator("taps", "student_taps", mode="before")
     @classmethod
     def _names(cls, taps: Any) -> Any:
-        """Modules of a sequence are named 0, 1, 2 ..., which a space reads as numbers."""
-        whole = isinstance(taps, list | tuple)
-        return [str(int(tap)) if isinstance(tap, int | float) else tap for tap in taps] if whole else taps
+        """Modules of a sequence are named 0, 1, 2 ..., which YAML reads as numbers."""
+        if not isinstance(taps, list | tuple):
+            return taps
+        return [str(int(tap)) if isinstance(tap, int | float) else tap for tap in taps]
 
 
 def parse_teacher(fields: Mapping[str, Any], domains: Iterable[str]) -> TeacherSettings | None:
-    """Check the section's literals, beside the names of the searched fields; None where there is no section."""
+    """Check the section `teacher`.
+
+    Args:
+        fields: its literals.
+        domains: dotted names of all searched fields of the space.
+
+    Returns:
+        The settings; None for a space without a teacher.
+
+    Raises:
+        InputError: a field is unknown, out of range or may not be searched, or the teacher can be neither found nor
+            trained.
+    """
     searched = [name for name in domains if name.startswith(f"{TEACHER_SECTION}.")]
     for name in searched:
         if name != f"{TEACHER_SECTION}.{SEARCHABLE_FIELD}":

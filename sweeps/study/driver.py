@@ -21,7 +21,7 @@ from sweeps.search.optuna_proposer import OptunaProposer, make_proposer
 from sweeps.search.reuse import SiblingResults
 from sweeps.search.search import Search
 from sweeps.search.warm_start import earlier_studies, warm_start
-from sweeps.space.checks import check_shared
+from sweeps.space.checks import check_process_shards
 from sweeps.space.model import Space
 from sweeps.space.study_config import StudyConfig
 from sweeps.study.final_evaluation import evaluate_front
@@ -76,7 +76,7 @@ def run_study(space: Space, resolver: Resolver, config: StudyConfig, retrain: Re
     strata, unreachable = reachable_strata(space, resolver)
     connect(config.address)
     planner = ResourcePlanner(space, expected_trials(space, resolver), require_gpus=config.gpus_asked)
-    check_shared(space, planner.share.processes, len(resolver.data.train))
+    check_process_shards(space, planner.share.processes, len(resolver.data.train))
     _print_left_out(space, resolver, unreachable)
     config.folder.mkdir(parents=True, exist_ok=True)
     with locked_journal(config.folder) as journal, planner.sharing_modes(config.address) as modes:

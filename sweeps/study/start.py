@@ -85,7 +85,7 @@ def start_retraining(options: RunOptions) -> int:
     content = retrain.content(_resources(options, "gpus_per_trial", "cpus_per_trial", "max_concurrent", "sharing"))
     _update(content, "search", {"time": options.time})
     space = parse_space(retrain.name, content)
-    check_trust(space, allow_code=options.allow_code, data_asked=True)  # its data was asked for when it was trained
+    check_trust(space, allow_code=options.allow_code, data_named=True)  # its data was asked for when it was trained
     stored = read_space_file(retrain.folder)[1] if (retrain.folder / SPACE_FILE).is_file() else {}
     options = options.with_folders(stored)
     folder = new_study_folder(root, options.name, retrain.name, list_stored_studies(uri) if uri else ())
@@ -122,7 +122,7 @@ def resume_study(options: RunOptions) -> int:
     )
     _update(content, "resources", resources)
     space = parse_space(stored["space"], content)
-    check_trust(space, allow_code=options.allow_code, data_asked=True)  # its data was asked for when it began
+    check_trust(space, allow_code=options.allow_code, data_named=True)  # its data was asked for when it began
     options = options.with_folders(stored)
     options = replace(options, tracking_uri=options.tracking_uri or stored["tracking_uri"])
     config = replace(_study_config(folder, space, options, uri), origin=stored.get(ORIGIN))

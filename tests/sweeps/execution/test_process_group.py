@@ -17,7 +17,7 @@ import torch
 from lowrank.data import DataSettings, load_data
 from sweeps.execution.trainable import TrialTrainable
 from sweeps.execution.worker_errors import WorkerLostError
-from sweeps.space.checks import check_shared
+from sweeps.space.checks import check_process_shards
 from sweeps.space.parse import parse_space
 from tests.support.broken_mlflow import MARK
 from tests.support.processes import group_worker_pids
@@ -198,9 +198,9 @@ def test_decoders_that_hang_end_with_a_killed_worker():
 def test_a_batch_that_processes_cannot_share_is_refused_before_anything_is_trained(content):
     content["train"] |= {"batch_size": {"choice": [128, 100]}}
     space = parse_space("small", content)
-    check_shared(space, 1, 1000)
-    check_shared(space, 4, 1000)
-    with pytest.raises(ValueError, match=r"8 processes a trial share each batch evenly, but 100 images cannot be"):
-        check_shared(space, 8, 1000)
-    with pytest.raises(ValueError, match=r"but 90 images cannot be"):
-        check_shared(space, 4, 90)
+    check_process_shards(space, 1, 1000)
+    check_process_shards(space, 4, 1000)
+    with pytest.raises(ValueError, match=r"8 processes of a trial must share each batch evenly, but got 100 images"):
+        check_process_shards(space, 8, 1000)
+    with pytest.raises(ValueError, match=r"but got 90 images"):
+        check_process_shards(space, 4, 90)

@@ -143,7 +143,7 @@ def test_data_and_network_may_be_a_name_alone(tmp_path: Path):
             {**SMALL, "train": {"decay": {"choice": ["plain", "scaled"]}, "scaled_decay": {"choice": [True, False]}}},
             "search one of the two",
         ),
-        (changed("references", ["dense", "dense"]), "`references` must list each once"),
+        (changed("references", ["dense", "dense"]), "`references` must list each name once"),
         (changed("search", {"seed": 2**63}), "`search.seed`: must be less than 9223372036854775808"),
         (changed("train.lr", float("inf")), "`train.lr`: must be a finite number, but got inf"),
         (changed("budget.params", {"choice": [None, 0.1]}), "`budget.params` must be a number"),
