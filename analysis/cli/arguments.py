@@ -166,7 +166,7 @@ def run_script(
     name: str, description: str | None, add_arguments: Callable[[argparse.ArgumentParser], None],
     run: Callable[[argparse.Namespace], int], argv: Sequence[str] | None = None,
 ) -> int:  # fmt: skip
-    """Parse a command line and run the command, for the commands that are also scripts.
+    """Parse a command line and run the command of a script.
 
     Args:
         name: of the script, without `.py`.

@@ -75,9 +75,9 @@ def run(options: argparse.Namespace) -> int:
     if reason is not None or options.undo:
         with steps("mark", 2 + STEPS) as step:
             step("reading")
-            made = refresh_outputs(load_study(folder), folder, step)
-        again = f"made again: {', '.join(made)}; " if made else ""
-        print(f"{again}the sampler learns of it at the next --resume")
+            written = refresh_outputs(load_study(folder), folder, step)
+        refreshed = f"made again: {', '.join(written)}; " if written else ""
+        print(f"{refreshed}the sampler learns of it at the next --resume")
     push_study(folder, options.tracking_uri)
     return 0
 

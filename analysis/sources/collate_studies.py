@@ -254,7 +254,9 @@ def check_new_study(name: str, studies: Path) -> Path:
 
 
 def write_study(collated: CollatedStudy, folder: Path) -> None:
-    """Write journal, tables, weights and models into a new folder, all of them or nothing.
+    """Write journal, tables, weights and models into a new folder.
+
+    All of it is written, or nothing.
 
     Args:
         collated: the new study.

@@ -1,10 +1,10 @@
-"""Reads a study back from an MLflow store, as its records were when they were carried there.
+"""Reads a study from an MLflow store, as its records were when they were brought there.
 
-The parent run keeps the study's tables as artifacts; where its tag says that nothing came after them, nothing else is
-read. While a study runs, or after its driver was killed, the runs themselves are newer: then every trial is read from
-its own run, settings and history from `trial.json`, its state from tags, its epochs from the metrics. Both ways give
-the same records. The runs know a time of an epoch to the millisecond, and of trials that no worker has taken up yet
-only those that cannot be.
+The parent run keeps the study's tables as artifacts; if its tag says that they are up to date, nothing else is read.
+While a study runs, or after its driver was killed, the runs themselves are newer: then every trial is read from its own
+run, settings and history from `trial.json`, its state from tags, its epochs from the metrics. Both ways give the same
+records. The runs have the time of an epoch to the millisecond, and of trials that no worker has started yet only the
+infeasible ones.
 """
 
 from __future__ import annotations
@@ -35,14 +35,24 @@ _OLDER = (
     "the runs of {!r} were written by another version, or without its artifacts; `python -m sweeps.tracking STUDY_DIR "
     "--again` stores them anew from the journal"
 )
-Notify = Callable[[str], None]  # told how far the reading is
+Notify = Callable[[str], None]  # called with how far the reading is
 
 
-def load_from_mlflow(uri: str, name: str, say: Notify = silent) -> StudyRecord:
-    """The study `name` of the store at `uri`; runs that lack their record are left out, and a line says so.
+def load_from_mlflow(uri: str, name: str, notify: Notify = silent) -> StudyRecord:
+    """Read a study from an MLflow store.
+
+    Runs without their record are left out; their names are printed on standard error.
+
+    Args:
+        uri: of the store.
+        name: of the study.
+        notify: is called with how far the reading is.
+
+    Returns:
+        The records.
 
     Raises:
-        InputError: the store does not answer, holds no such study (the text lists those that it holds), or another
+        InputError: the store does not answer, has no such study (the message lists those that it has), or another
             version of this project wrote it.
     """
     os.environ.update(
@@ -50,30 +60,30 @@ def load_from_mlflow(uri: str, name: str, say: Notify = silent) -> StudyRecord:
         MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR="false", MLFLOW_DISABLE_TELEMETRY="true",
     )  # fmt: skip
     _check_file(uri)
-    say("MLflow")
+    notify("MLflow")
     from mlflow.exceptions import MlflowException
     from mlflow.tracking import MlflowClient
     from sqlalchemy.exc import SQLAlchemyError
 
     try:
-        return _load(MlflowClient(tracking_uri=uri), name, say)
+        return _load(MlflowClient(tracking_uri=uri), name, notify)
     except (MlflowException, SQLAlchemyError, OSError) as error:
         detail = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         raise InputError(f"the MLflow store {redact(uri)} cannot be read: {detail}") from error
 
 
 def _check_file(uri: str) -> None:
-    """MLflow would make an empty database where there is none."""
+    """Refuse a database that does not exist: MLflow would make an empty one."""
     prefix = "sqlite:///"
     path = Path(uri.removeprefix(prefix).partition("?")[0])
     if uri.startswith(prefix) and not path.is_file():
         raise InputError(f"there is no MLflow database {path}")
 
 
-def _load(client: MlflowClient, name: str, say: Notify) -> StudyRecord:
+def _load(client: MlflowClient, name: str, notify: Notify) -> StudyRecord:
     experiment = client.get_experiment_by_name(name)
     if experiment is None:
-        raise unknown("study", name, [found.name for found in client.search_experiments()] or ["none: it is empty"])
+        raise unknown("study", name, [entry.name for entry in client.search_experiments()] or ["none: it is empty"])
     runs = list(_runs(client, experiment.experiment_id))
     parents = [run for run in runs if names.KEY_TAG in run.data.tags]
     if not parents:
@@ -85,7 +95,7 @@ def _load(client: MlflowClient, name: str, say: Notify) -> StudyRecord:
             for table in (RESULTS_FILE, EPOCHS_FILE):
                 files.fetch(parent, table)
             return read_tables(Path(folder))
-        return _from_runs(client, files, parent, runs, say)
+        return _from_runs(client, files, parent, runs, notify)
 
 
 def _runs(client: MlflowClient, experiment: str) -> Iterator[Run]:
@@ -109,44 +119,46 @@ class _Files:
 
     def json(self, run: Run, name: str) -> Any:
         """The content of a JSON artifact; None where the run has none of that name."""
-        if name not in {found.path for found in self._client.list_artifacts(run.info.run_id)}:
+        if name not in {artifact.path for artifact in self._client.list_artifacts(run.info.run_id)}:
             return None
         return json.loads(self.fetch(run, name).read_text(encoding="utf-8"))
 
 
-def _from_runs(client: MlflowClient, files: _Files, parent: Run, runs: Iterable[Run], say: Notify) -> StudyRecord:
-    about = files.json(parent, names.STUDY_FILE)
-    if not isinstance(about, dict) or "header" not in about:
+def _from_runs(client: MlflowClient, files: _Files, parent: Run, runs: Iterable[Run], notify: Notify) -> StudyRecord:
+    study = files.json(parent, names.STUDY_FILE)
+    if not isinstance(study, dict) or "header" not in study:
         raise InputError(_OLDER.format(parent.info.run_name))
     children = [run for run in runs if run.data.tags.get(names.PARENT_TAG) == parent.info.run_id]
-    trials = [trial_from_fields(each) for each in files.json(parent, names.INFEASIBLE_FILE) or []]
+    trials = [trial_from_fields(entry) for entry in files.json(parent, names.INFEASIBLE_FILE) or []]
     for number, run in enumerate(children, start=1):
-        say(f"run {number:,} of {len(children):,}")
+        notify(f"run {number:,} of {len(children):,}")
         content = files.json(run, names.TRIAL_FILE)
         if content is not None:
             trials.append(_trial(client, run, content))
     if children and not trials:
         raise InputError(_OLDER.format(parent.info.run_name))
-    known = {trial.trial_id for trial in trials}
-    lost = [run.info.run_name or "" for run in children if run.data.tags.get(names.TRIAL_TAG) not in known]
-    if lost:
-        print(f"left out, since the store has not got their {names.TRIAL_FILE}: {', '.join(lost)}", file=sys.stderr)
+    ids = {trial.trial_id for trial in trials}
+    missing = [run.info.run_name or "" for run in children if run.data.tags.get(names.TRIAL_TAG) not in ids]
+    if missing:
+        print(
+            f"left out, since the store does not have their {names.TRIAL_FILE}: {', '.join(missing)}", file=sys.stderr
+        )
     trials.sort(key=lambda trial: trial.proposed_at or 0.0)
-    return study_from_fields(about, {trial.trial_id: trial for trial in trials})
+    return study_from_fields(study, {trial.trial_id: trial for trial in trials})
 
 
 def _trial(client: MlflowClient, run: Run, content: dict[str, Any]) -> TrialRecord:
-    """Tags are written before artifacts: where the two differ, the tags are right."""
+    """A trial from its run. Tags are written before artifacts: where the two differ, the tags are right."""
     tags, record = run.data.tags, trial_from_fields(content)
     record.status, record.reason = Status(tags.get("status", record.status)), tags.get("reason", record.reason)
     broken = tags.get(names.BROKEN_TAG, names.SOUND)
     record.broken = "" if broken == names.SOUND else broken
     record.test_error = run.data.metrics.get("test_error", record.test_error)
     for name in run.data.metrics:
-        ours = names.metric_of(name)
-        if ours is None:
+        metric = names.metric_of(name)
+        if metric is None:
             continue
         for point in sorted(client.get_metric_history(run.info.run_id, name), key=lambda point: point.timestamp):
             epoch = record.epochs.setdefault(point.step, {})
-            epoch |= {ours: point.value, "time": max(point.timestamp / 1000, epoch.get("time", 0.0))}
+            epoch |= {metric: point.value, "time": max(point.timestamp / 1000, epoch.get("time", 0.0))}
     return record

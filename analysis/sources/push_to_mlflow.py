@@ -1,6 +1,6 @@
-"""Brings MLflow up to a study's folder: its records, and the pictures and tables that were made of them.
+"""Brings MLflow up to date with a study's folder: its records, and the pictures and tables that were made of them.
 
-The tracker does it, in a process of its own: only it knows what a store has taken.
+The tracker does it, in a process of its own: only it knows what a store already has.
 """
 
 from __future__ import annotations
@@ -14,32 +14,48 @@ from lowrank.errors import InputError
 from sweeps.records.model import StudyRecord
 from sweeps.records.names import PROGRESS_FILE
 
-URI_VARIABLE = "SWEEP_TRACKING_URI"  # as the tracker reads it: an address with its password does not show in `ps`
+URI_VARIABLE = "SWEEP_TRACKING_URI"  # read by the tracker: an argument with a password would show in `ps`
 
 
 def check_store(folder: Path, uri: str | None) -> None:
-    """Refuse an address that no records could ever go to (None: the study's own); a server that is away is none.
+    """Refuse an address that no records could ever go to.
+
+    Args:
+        folder: of the study.
+        uri: the address; None for the study's own. A server that does not answer now is accepted.
 
     Raises:
-        InputError: the address is none, or its password was not kept.
+        InputError: the address is not valid, or its password was not kept.
     """
-    done = subprocess.run(
+    completed = subprocess.run(
         _command(folder, "--check"), env=_environment(uri), capture_output=True, text=True, check=False
     )
-    if done.returncode:
-        raise InputError(done.stderr.strip().removeprefix("error: "))
+    if completed.returncode:
+        raise InputError(completed.stderr.strip().removeprefix("error: "))
 
 
 def push_study(folder: Path, uri: str | None = None) -> None:
-    """Bring records and artifacts into the store at `uri` (None: the one that has the study); what is missing in the
-    end is said on standard error, with the command that catches up."""
+    """Bring records and artifacts into a store.
+
+    What is still missing at the end is printed on standard error, with the command that catches up.
+
+    Args:
+        folder: of the study.
+        uri: the store; None for the one that has the study.
+    """
     print("bringing it into MLflow ...", flush=True)
     subprocess.run(_command(folder), env=_environment(uri), check=False)
 
 
 def push_if_tracked(study: StudyRecord, folder: Path) -> None:
-    """Bring what was made of a study's records into the store that has them. Nothing where none has; while a driver
-    is at work its own tracker does it in the end."""
+    """Bring the pictures and tables of a study into the store that has its records.
+
+    Nothing happens where no store has them, or while a driver runs, whose own tracker does it in the end.
+
+    Args:
+        study: the records.
+        folder: of the study.
+    """
     if study.closed and (folder / PROGRESS_FILE).is_file():
         push_study(folder)
 

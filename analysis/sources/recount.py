@@ -16,16 +16,23 @@ from sweeps.records.model import TrialRecord
 
 
 class NotOnRecordError(LowrankError):
-    """A record lacks what a recount needs, and so is neither right nor wrong; the text says what."""
+    """A record lacks what a recount needs; the message says what."""
 
 
 def recount(trial: TrialRecord, data: Mapping[str, Any]) -> dict[str, int]:
-    """The trial's counts by the records' names; `data` is the study header's section of that name.
+    """Count a trial's network from its specification alone.
+
+    Args:
+        trial: the record.
+        data: the section `data` of the study's header.
+
+    Returns:
+        Parameters and mult-adds of the trial and of its dense and separable forms, by the names of the records.
 
     Raises:
         InputError: the specification names what this version does not have.
-        NotOnRecordError: there is no specification, or the shape of the images or the number of classes is not known
-            (older headers and tables do not tell it, and only published sets have one that everybody knows).
+        NotOnRecordError: there is no specification, or shape and number of classes of the images are not known. Older
+            records do not have them; of a built-in data set they are known.
     """
     spec = trial.specification
     if not spec:

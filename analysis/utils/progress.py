@@ -1,4 +1,4 @@
-"""Says on standard error how far a command is, once it has taken long enough for somebody to wonder."""
+"""Prints on standard error how far a command is."""
 
 from __future__ import annotations
 
@@ -11,11 +11,15 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 
 def silent(text: str) -> None:
-    """Takes the place of what is told how far a command is, where nobody asks."""
+    """Ignore how far a command is: the default where nothing is shown.
+
+    Args:
+        text: the name of a step.
+    """
 
 
 class StepCounter:
-    """Called at the start of each step with its name; `detail` says how far the step itself is."""
+    """Is called with the name of each step when it starts."""
 
     def __init__(self, show: Callable[[str, int], None]):
         self._show, self._begun, self._name = show, 0, ""
@@ -26,15 +30,24 @@ class StepCounter:
         self._begun += 1
 
     def detail(self, text: str) -> None:
-        """E.g. `run 12 of 400`, beside the name of the step."""
+        """Show how far the current step is.
+
+        Args:
+            text: shown beside its name, e.g. `run 12 of 400`.
+        """
         self._show(f"{self._name}, {text}", max(0, self._begun - 1))
 
 
 @contextmanager
 def steps(title: str, total: int) -> Iterator[StepCounter]:
-    """Gives what is to be called at the start of each of `total` steps; the bar goes when all is done.
+    """Show a progress bar while a command runs; without a terminal nothing is drawn.
 
-    Where standard error is no terminal nothing is drawn.
+    Args:
+        title: of the bar.
+        total: how many steps there are.
+
+    Yields:
+        What is to be called with the name of each step when it starts.
     """
     console = Console(file=sys.stderr)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pyarrow.parquet as pq
 import pytest
 
@@ -133,7 +135,9 @@ def stored(folder) -> dict[str, bytes]:
     return {path.relative_to(place).as_posix(): path.read_bytes() for path in place.rglob("*") if path.is_file()}
 
 
-def test_mlflow_tables_pictures_and_report_follow_at_once(folder, capfd):
+@pytest.mark.slow  # three trackers, each of which imports MLflow, and two reports
+def test_mlflow_tables_pictures_and_report_follow_at_once(folder, blank_store, capfd):
+    shutil.copy(blank_store, folder / MLFLOW_FILE)
     victim = best(folder)
     query = f"""
         select t.key, t.value from tags t join tags i on i.run_uuid = t.run_uuid

@@ -52,6 +52,7 @@ def exported(tmp_path_factory):
     return folder, out, json.loads((out / "proof.json").read_text()), error
 
 
+@pytest.mark.slow  # the fixture writes ONNX files and measures latencies: half a minute
 class TestExport:
     def test_six_files_that_all_give_the_same(self, exported):
         _, out, proof, error = exported

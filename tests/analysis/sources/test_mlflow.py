@@ -108,7 +108,7 @@ def test_three_sources_tell_the_same(finished):
 
 
 def test_runs_alone_tell_the_same_while_a_study_runs_and_after_its_driver_was_killed(finished):
-    """The tables in the store are those of the first sitting: they are not believed."""
+    """The tables in the store are those of the first run, and so are not used."""
     follower = Follower(finished, default_tracking_uri(finished))
     follower.read()
     assert follower.carry(now=True)
@@ -145,7 +145,7 @@ def test_runs_without_their_records_are_one_line(finished, capsys):
     left = load_from_mlflow(default_tracking_uri(finished), "tt_dims")
     said = capsys.readouterr().err
     assert len(left.trials) == len(load_study(finished).trials) - 1
-    assert "left out, since the store has not got their trial.json: " in said
+    assert "left out, since the store does not have their trial.json: " in said
     assert len(said.splitlines()) == 1
     for path in stored[1:]:
         path.unlink()
