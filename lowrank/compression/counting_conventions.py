@@ -1,33 +1,29 @@
-"""What is counted as mult-adds: the project's own convention and the study's (RULES, "Also counted by the study").
+"""What counts as a mult-add: the project's own convention, and that of the study of 2018 and 2019.
 
-`standard` counts the multiplications of convolutions and linear maps, and of products that torch's own counter knows
-beside them; `study` adds what the study's script added: the inputs of each ReLU call, the kernel area for each output
-of a pooling module, and the biases of linear maps. It counted nothing for batch norm, ReLU6, shuffles, concatenation,
-additions, and functional or adaptive pooling.
+`standard` counts the multiplications of convolutions and linear maps, and of other products that torch's counter knows.
+`study` adds what the study's script added: the inputs of each ReLU call, the kernel area for each output of a pooling
+module, and the biases of linear maps. It counted nothing for batch norm, ReLU6, shuffles, concatenation, additions, and
+functional or adaptive pooling.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from typing import Any, Literal
-
-import torch
-from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
-
-from lowrank.compression.meta_weights import call_with_meta_weights
+from typing import Literal
 
 Convention = Literal["standard", "study"]
 CONVENTIONS: tuple[Convention, ...] = ("standard", "study")
 
-_RELU = (torch.ops.aten.relu, torch.ops.aten.relu_)
-
 
 @dataclass(frozen=True)
 class StudyExtras:
-    """What the study counted beside convolutions and linear maps, for one image."""
+    """What the study counted besides convolutions and linear maps, for one image.
+
+    Attributes:
+        relu_inputs: elements that were passed to ReLU.
+        pooling: kernel areas of pooling modules, times their outputs.
+        linear_biases: biases of linear maps, times their positions.
+    """
 
     relu_inputs: int = 0
     pooling: int = 0
@@ -35,36 +31,5 @@ class StudyExtras:
 
     @property
     def total(self) -> int:
-        """All of it."""
+        """The sum of all parts."""
         return self.relu_inputs + self.pooling + self.linear_biases
-
-
-class OperationCounter(TorchDispatchMode):
-    """Counts what really runs: mult-adds by torch's own formulas, and the inputs of ReLU calls, module or function."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.mult_adds = self.relu_inputs = 0
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        """Say no: torch would import its compiler, which takes longer than `import torch`, to disable it in here."""
-        return False
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Runs the operation and counts it."""
-        kwargs = kwargs or {}
-        operation = func.overloadpacket
-        out = call_with_meta_weights(func, args, kwargs)
-        if operation in flop_registry:
-            self.mult_adds += flop_registry[operation](*args, **kwargs, out_val=out) // 2
-        elif operation in _RELU:
-            self.relu_inputs += args[0].numel()
-        return out
-
-
-def pooling_cost(module: nn.Module, output: Tensor) -> int:
-    """The kernel area for each output of a max or average pooling of two dimensions."""
-    assert isinstance(module, nn.MaxPool2d | nn.AvgPool2d)
-    kernel = module.kernel_size
-    return (kernel**2 if isinstance(kernel, int) else math.prod(kernel)) * output.numel()

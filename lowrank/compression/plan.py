@@ -151,6 +151,6 @@ class NetworkPlan:
         else:
             yield from ((sized, shape, times) for shape, times in self.shapes)
 
-    def under(self, convention: Convention) -> NetworkPlan:
+    def with_convention(self, convention: Convention) -> NetworkPlan:
         """The same plan counted under another convention."""
         return replace(self, convention=convention)

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
-from lowrank.compression.counting_conventions import OperationCounter, StudyExtras, pooling_cost
+from lowrank.compression.counting_conventions import StudyExtras
+from lowrank.compression.operation_counter import OperationCounter, pooling_cost
 from lowrank.compression.plan import NetworkPlan, Site
 from lowrank.errors import InputError, UncountableError
 from lowrank.layers.base_method import ConvShape, Pair

@@ -10,8 +10,8 @@ from fnmatch import fnmatchcase
 import torch
 from torch import Tensor, nn
 
-from lowrank.compression.counting_conventions import OperationCounter
 from lowrank.compression.from_trained.in_order import Layer
+from lowrank.compression.operation_counter import OperationCounter
 from lowrank.compression.trace import attention_in_parts, conv_shape
 from lowrank.errors import InputError
 from lowrank.layers.base_method import ConvShape

@@ -111,6 +111,7 @@ def test_the_text_names_every_layer_and_its_reason(capsys: pytest.CaptureFixture
     ("arguments", "message"),
     [
         ("--network resnet10", "unknown network 'resnet10'; choose from: "),
+        ("--network resnet8", "; did you mean resnet9?"),
         ("--network resnet9 --method tt", "unknown method 'tt'; choose from: "),
         ("--network resnet9 --method tucker --dims 12", "`method.dims`: must be less than or equal to 9, but got 12"),
         ("--network resnet9 --method acdc --dims 3", "acdc has no setting `--dims`; it has: --layers"),
@@ -169,3 +170,23 @@ def test_bytes_of_a_file_of_any_types(dtypes: tuple[torch.dtype, ...], tmp_path:
     save_file(tensors, tmp_path / "file")
     entries = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
     assert safetensors_size(entries) == (tmp_path / "file").stat().st_size
+
+
+def imported(*arguments: str) -> set[str]:
+    """Which of the slow modules the command imports."""
+    code = "import sys; from lowrank import count\ntry: count.main(sys.argv[1:])\nexcept SystemExit: pass\n"
+    code += "print(*sys.modules, file=sys.stderr)"
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True)
+    slow = {"torch", "torch._dynamo", "sympy", "torchvision", "scipy", "onnx", "pyarrow", "opt_einsum"}
+    return slow & set(done.stderr.split())
+
+
+@pytest.mark.parametrize("arguments", ["--help", "--network resnet8", "--network resnet9 --method tensor_tran"])
+def test_help_and_an_unknown_name_do_not_import_torch(arguments: str) -> None:
+    assert imported(*arguments.split()) == set()
+
+
+@pytest.mark.parametrize("arguments", ["--network resnet9", "--network wrn_10_1 --method tucker --budget 20000"])
+def test_counting_imports_neither_torchs_compiler_nor_sympy(arguments: str) -> None:
+    """An upgrade of torch that imports them again fails here; see lowrank.compression.operation_counter."""
+    assert imported(*arguments.split()) <= {"torch", "opt_einsum"}

@@ -148,7 +148,7 @@ def study_plan(network: str, only_kernels: bool = False) -> NetworkPlan:
     if only_kernels:
         pointwise = [site.name for site in plan.substituted if site.shape.kernel_area == 1]
         plan = trace_plan(network_to_count(settings, IMAGE, CLASSES), IMAGE, pointwise)
-    return plan.under("study")
+    return plan.with_convention("study")
 
 
 @pytest.mark.parametrize("row", ROWS, ids=str)

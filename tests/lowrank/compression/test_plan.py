@@ -200,8 +200,8 @@ def test_the_study_counts_more() -> None:
     standard = 27 * 8 * 64 + 8 * 5
     assert plan.mult_adds(DENSE) == standard
     assert plan.extras == StudyExtras(relu_inputs=2 * 8 * 64, pooling=4 * 8 * 16 + 2 * 8 * 8, linear_biases=5)
-    assert plan.under("study").mult_adds(DENSE) == standard + plan.extras.total
-    assert plan.under("study").under("standard") == plan
+    assert plan.with_convention("study").mult_adds(DENSE) == standard + plan.extras.total
+    assert plan.with_convention("study").with_convention("standard") == plan
 
 
 @pytest.mark.parametrize("name", ["convnext_tiny", "regnet_y_400mf", "swin_t", "vit_b_32", "densenet121"])

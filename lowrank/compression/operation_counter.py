@@ -1,23 +1,74 @@
-"""Runs operations of a network whose weights are on the meta device, and whose activations are not.
+"""Counts the operations of a network whose weights may take no memory.
 
-A network is counted without memory for its weights, so they are on the meta device. Activations there would be slow:
-torch runs most operations on meta tensors in Python, and the first of them imports its compiler and sympy, which takes
-longer than `import torch`. So the image is a real one, maps by a weight cost a line of arithmetic here, and all else
-runs as usual, on activations of no meaning.
+A network is counted with its weights on the meta device. Its activations are not there: torch runs most operations on
+meta tensors in Python, and the first of them imports its compiler and sympy, which takes longer than `import torch`. So
+the image is a real one, maps by a meta weight are replaced by a line of arithmetic, and all else runs as usual, on
+activations without meaning.
 
 Letters: B images, I in-channels, O out-channels, K kernel size.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+_RELU = (torch.ops.aten.relu, torch.ops.aten.relu_)
 
 
-def call_with_meta_weights(function: Any, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
+class OperationCounter(TorchDispatchMode):
+    """Counts what runs within its block: mult-adds by torch's own formulas, and inputs of ReLU calls.
+
+    Weights may be on the meta device while the image is not.
+
+    Attributes:
+        mult_adds: multiplications of all operations that torch has a formula for.
+        relu_inputs: numbers of elements that were passed to ReLU, as a module or as a function.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mult_adds = self.relu_inputs = 0
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Say no: torch would import its compiler, which takes longer than `import torch`, to disable it in here."""
+        return False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run an operation and count it."""
+        kwargs = kwargs or {}
+        operation = func.overloadpacket
+        out = _call_with_meta_weights(func, args, kwargs)
+        if operation in flop_registry:
+            self.mult_adds += flop_registry[operation](*args, **kwargs, out_val=out) // 2
+        elif operation in _RELU:
+            self.relu_inputs += args[0].numel()
+        return out
+
+
+def pooling_cost(module: nn.Module, output: Tensor) -> int:
+    """Return the study's cost of a pooling module: the kernel area for each output.
+
+    Args:
+        module: a max or average pooling of two dimensions.
+        output: what it returned.
+
+    Returns:
+        Its mult-adds.
+    """
+    assert isinstance(module, nn.MaxPool2d | nn.AvgPool2d)
+    kernel = module.kernel_size
+    return (kernel**2 if isinstance(kernel, int) else math.prod(kernel)) * output.numel()
+
+
+def _call_with_meta_weights(function: Any, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
     """Call an operation that may mix real activations and meta weights.
 
     Args:
