@@ -1,4 +1,4 @@
-"""The project's own errors: each says in one line the rule, the value received and the choices."""
+"""The project's own errors. A message is one line: the rule, the value received, the choices."""
 
 from __future__ import annotations
 
@@ -10,19 +10,25 @@ class LowrankError(Exception):
 
 
 class InputError(LowrankError, ValueError):
-    """The user asked for something that cannot be; command lines end with its text and exit code 2."""
+    """The user's input is invalid.
+
+    Command lines print the message and exit with code 2.
+    """
 
 
 class InfeasibleError(InputError):
-    """No setting meets the constraint; the text names the nearest that does."""
+    """No setting meets the constraint; the message names the nearest that does."""
 
 
 class UncountableError(LowrankError):
-    """A layer whose parameters or mult-adds have no rule; never counted as zero."""
+    """A layer whose parameters or mult-adds have no rule; it is never counted as zero."""
 
 
 class LoaderHungError(LowrankError):
-    """No images come from where they are stored; the process that waited is of no more use."""
+    """No images come from a data loader.
+
+    Reads of the storage may block this process for ever, so it should be replaced.
+    """
 
 
 def unknown(what: str, value: object, choices: Iterable[object]) -> InputError:

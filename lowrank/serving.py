@@ -3,8 +3,10 @@
     model.safetensors   the tensors, and the settings that describe the network (see `lowrank.io.model_file`)
     images.json         mean and deviation of each channel, the names of the classes, one example image
 
-`_load_pyfunc` is how MLflow's `python_function` flavour asks a module for a model; reading either file runs no code of
-theirs. B is the number of images, (C, H, W) the shape of one, K the number of classes.
+MLflow's `python_function` flavour calls `_load_pyfunc`. The module keeps its path, because stored MLflow models name
+it. Reading either file runs no code from it.
+
+Letters: B images, (C, H, W) the shape of one, K classes.
 """
 
 from __future__ import annotations
@@ -24,13 +26,14 @@ from lowrank.data import ImageData
 from lowrank.errors import InputError
 from lowrank.io.model_file import load_model, save_model
 from lowrank.networks.registry import NetworkSettings
+from lowrank.utils.atomic_write import write_text
 from lowrank.utils.validation import validate_model
 
 MODEL_FILE, IMAGES_FILE = "model.safetensors", "images.json"
 
 
 class Preprocessing(BaseModel):
-    """What is done to an image before the network sees it, and what its outputs stand for."""
+    """How images are normalised for the network, and the classes of its outputs."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     mean: tuple[float, ...] = Field(min_length=1)  # of each channel, in units of 0..1
@@ -39,12 +42,12 @@ class Preprocessing(BaseModel):
     example: list[list[list[int]]]  # one validation image, uint8 (C, H, W)
 
     def example_batch(self) -> NDArray[np.uint8]:
-        """The example as a batch of one, uint8 (1, C, H, W)."""
+        """Return the example as a batch of one, uint8 (1, C, H, W)."""
         return np.array([self.example], dtype=np.uint8)
 
 
 class ImageClassifier:
-    """A network with the preprocessing of its images; what MLflow calls."""
+    """A network with the preprocessing of its images, as MLflow calls it."""
 
     def __init__(self, network: nn.Module, preprocessing: Preprocessing):
         self.network, self.preprocessing = network.eval(), preprocessing
@@ -53,12 +56,23 @@ class ImageClassifier:
 
     @torch.no_grad()
     def predict(self, images: NDArray[np.uint8], params: dict[str, Any] | None = None) -> NDArray[np.float32]:
-        """Logits, float32 (B, K), of images uint8 (B, C, H, W). Raises InputError for another shape."""
+        """Compute logits.
+
+        Args:
+            images: uint8 (B, C, H, W).
+            params: ignored; MLflow passes it.
+
+        Returns:
+            float32 (B, K).
+
+        Raises:
+            InputError: the images have another shape than the training images.
+        """
         expected = np.shape(self.preprocessing.example)
-        found = np.asarray(images)
-        if found.shape[1:] != expected:
-            raise InputError(f"images must be (B, {', '.join(map(str, expected))}), but got {found.shape}")
-        batch = (torch.from_numpy(found.astype(np.float32)) - self._offset) / self._deviation
+        pixels = np.asarray(images)
+        if pixels.shape[1:] != expected:
+            raise InputError(f"images must be (B, {', '.join(map(str, expected))}), but got {pixels.shape}")
+        batch = (torch.from_numpy(pixels.astype(np.float32)) - self._offset) / self._deviation
         logits: NDArray[np.float32] = self.network(batch).float().numpy()
         return logits
 
@@ -66,14 +80,25 @@ class ImageClassifier:
 def save_classifier(
     folder: Path, network: nn.Module, data: ImageData, *, settings: NetworkSettings, method: SizedMethod
 ) -> None:
-    """Write the folder; the model file comes last and whole, so that a folder that has it is complete.
+    """Write the folder of a classifier.
 
-    Raises InputError when `settings` and `method` do not describe `network`, OSError when it cannot be written.
+    The model file is written last and atomically, so a folder that has it is complete.
+
+    Args:
+        folder: is made if it is missing.
+        network: the trained network.
+        data: the set that it was trained on.
+        settings: of the dense network.
+        method: of the substituted sites.
+
+    Raises:
+        InputError: `settings` and `method` do not describe `network`.
+        OSError: the folder cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
     first = data.val.decode(torch.arange(1))[0].permute(2, 0, 1)
-    about = Preprocessing(mean=data.mean, std=data.std, classes=data.classes, example=first.tolist())
-    (folder / IMAGES_FILE).write_text(about.model_dump_json())
+    preprocessing = Preprocessing(mean=data.mean, std=data.std, classes=data.classes, example=first.tolist())
+    write_text(folder / IMAGES_FILE, preprocessing.model_dump_json())
     save_model(
         folder / MODEL_FILE, network, network=settings, method=method, image_shape=data.image_shape,
         classes=len(data.classes),
@@ -81,12 +106,32 @@ def save_classifier(
 
 
 def load_classifier(folder: Path) -> ImageClassifier:
-    """The classifier of a folder, on the CPU; raises InputError for one that is missing or damaged."""
+    """Read a classifier.
+
+    Args:
+        folder: as `save_classifier` writes it.
+
+    Returns:
+        The classifier, on the CPU.
+
+    Raises:
+        InputError: a file is missing or damaged.
+    """
     return ImageClassifier(load_model(folder / MODEL_FILE), read_preprocessing(folder))
 
 
 def read_preprocessing(folder: Path) -> Preprocessing:
-    """What `images.json` says; raises InputError when it is missing or damaged."""
+    """Read `images.json`.
+
+    Args:
+        folder: as `save_classifier` writes it.
+
+    Returns:
+        Its content.
+
+    Raises:
+        InputError: the file is missing or damaged.
+    """
     path = folder / IMAGES_FILE
     try:
         content = json.loads(path.read_text())
@@ -98,5 +143,5 @@ def read_preprocessing(folder: Path) -> Preprocessing:
 
 
 def _load_pyfunc(data_path: str) -> ImageClassifier:
-    """MLflow's entry: `data_path` is the folder."""
+    """Load a model for MLflow; `data_path` is the folder."""
     return load_classifier(Path(data_path))

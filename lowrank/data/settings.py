@@ -12,7 +12,9 @@ CHOICES = (*BUILTIN, *(f"{kind}:DIR" for kind in ON_DISK))
 
 
 class DataSettings(BaseModel):
-    """Which images, and how they are split. Frozen, so that it can be the key of a cache.
+    """Which images, and how they are split.
+
+    Frozen, so that it can be the key of a cache.
 
     Attributes:
         name: digits, cifar10, cifar100, fashion_mnist, parquet:DIR or folder:DIR (a relative DIR starts at the working

@@ -156,7 +156,9 @@ def default_images(name: str) -> tuple[ImageShape, int]:
 
 
 def for_counting(settings: NetworkSettings) -> NetworkSettings:
-    """Return the settings without what counting leaves out: trained weights and the auxiliary head.
+    """Return the settings without trained weights and auxiliary head.
+
+    Counting leaves both out.
 
     Args:
         settings: of a network.
@@ -168,7 +170,9 @@ def for_counting(settings: NetworkSettings) -> NetworkSettings:
 
 
 def make_network(settings: NetworkSettings, image_shape: ImageShape, classes: int) -> nn.Module:
-    """Make a dense network. Weights are drawn from torch's global generator: seed it first.
+    """Make a dense network.
+
+    Weights are drawn from torch's global generator: seed it first.
 
     Args:
         settings: which network.

@@ -55,9 +55,10 @@ def atomic_write(path: Path, mode: str = "wb", *, newline: str | None = None) ->
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Give a path to write to, for libraries that open files themselves; it replaces `path` when the block ends.
+    """Give a library that opens files itself a path whose file replaces `path`.
 
-    The temporary name ends in `.tmp`: a library that goes by the suffix must be told the format.
+    The temporary file replaces `path` when the block ends. Its name ends in `.tmp`: name the format to a library that
+    would take it from the suffix.
 
     Args:
         path: the file to write; its folder must exist.

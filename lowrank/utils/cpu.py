@@ -1,4 +1,4 @@
-"""The processor's cores, without torch: commands that only read and draw ask too."""
+"""The number of CPU cores, without torch: commands that only read and draw need it too."""
 
 from __future__ import annotations
 
@@ -6,5 +6,9 @@ import os
 
 
 def usable_cores() -> int:
-    """Cores that this process may run on."""
+    """Count the cores that this process may run on.
+
+    Returns:
+        At least 1; smaller than the machine's count under taskset or in a container.
+    """
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,4 +1,4 @@
-"""Forward hooks that are there inside `with` and gone after it."""
+"""Forward hooks that exist only inside a `with` block."""
 
 from __future__ import annotations
 
@@ -11,13 +11,16 @@ from torch import nn
 
 
 class ForwardHooks(ABC):
-    """Listens to modules while a network runs inside `with`; a subclass says to which, and what it does."""
+    """Hooks on the modules of a network inside a `with` block.
+
+    A subclass chooses the modules and the hooks in `_hooks`.
+    """
 
     _handles: tuple[Any, ...] = ()
 
     @abstractmethod
     def _hooks(self) -> Iterator[tuple[nn.Module, Callable[..., None]]]:
-        """Each module with its forward hook."""
+        """Yield each module with its forward hook."""
 
     def __enter__(self) -> Self:
         self._handles = tuple(module.register_forward_hook(hook) for module, hook in self._hooks())

@@ -14,25 +14,31 @@ _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def exit_with_parent(parent: int) -> None:
-    """Have this process killed as soon as its parent, the process `parent`, has ended; call it first of all.
+    """Have this process killed as soon as its parent has ended; call it first of all.
 
-    On Linux the kernel does it, also where this process hangs; it counts as the parent's end when the very thread that
-    started this process ends. Elsewhere a thread looks who the parent is.
+    On Linux the kernel does it, even if this process hangs; the parent counts as ended when the thread that started
+    this process ends. Elsewhere a thread polls the parent's process id.
+
+    Args:
+        parent: process id of the parent.
+
+    Raises:
+        OSError: the kernel refuses.
     """
     if sys.platform == "linux":
         if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL) != 0:
             raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
-        if os.getppid() != parent:  # it ended before the kernel was told
-            _end()
+        if os.getppid() != parent:  # the parent ended before the call
+            _kill_this_process()
         return
-    threading.Thread(target=_watch, args=(parent,), name="lifeline", daemon=True).start()
+    threading.Thread(target=_watch, args=(parent,), name="parent-death", daemon=True).start()
 
 
 def _watch(parent: int) -> None:
     while os.getppid() == parent:
         time.sleep(POLL_SECONDS)
-    _end()
+    _kill_this_process()
 
 
-def _end() -> None:
+def _kill_this_process() -> None:
     os.kill(os.getpid(), signal.SIGKILL)

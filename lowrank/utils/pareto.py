@@ -1,4 +1,4 @@
-"""The points that no other point beats."""
+"""Pareto fronts."""
 
 from __future__ import annotations
 
@@ -7,14 +7,17 @@ from collections.abc import Sequence
 
 
 def non_dominated(points: Sequence[tuple[float, ...]]) -> list[int]:
-    """Indices of the points that no other point dominates, in increasing order.
+    """Find the points that no other point dominates.
 
     Every objective is minimised. A point dominates another if it is no worse in all objectives and better in at least
-    one. Of equal points the first is kept. Infinite objectives are compared as numbers; an empty input gives an empty
+    one. Of equal points the first stays. Infinite objectives are compared as numbers; an empty input gives an empty
     front. Takes O(n log n) comparisons for one or two objectives, O(n log n + n * front) for more.
 
     Args:
-        points: one tuple of objectives a point, all of the same length.
+        points: one tuple of objectives for each point, all of the same length.
+
+    Returns:
+        Their indices in increasing order.
 
     Raises:
         ValueError: an objective is None or NaN, for which no order exists, or the lengths differ.
@@ -29,22 +32,22 @@ def non_dominated(points: Sequence[tuple[float, ...]]) -> list[int]:
 
 
 def _of_two(points: Sequence[tuple[float, ...]], order: Sequence[int]) -> list[int]:
-    """In lexicographic order the first of one or two objectives never falls: the last must be lower than all before."""
-    kept: list[int] = []
+    """In lexicographic order the first objective never falls, so a point needs a lower second one than all before."""
+    front: list[int] = []
     for index in order:
-        if not kept or points[index][1:] < points[kept[-1]][1:]:
-            kept.append(index)
-    return kept
+        if not front or points[index][1:] < points[front[-1]][1:]:
+            front.append(index)
+    return front
 
 
 def _of_many(points: Sequence[tuple[float, ...]], order: Sequence[int]) -> list[int]:
-    kept: list[int] = []
+    front: list[int] = []
     for index in order:
         # In lexicographic order nothing that comes later can dominate, and no worse in all means dominated or equal.
-        if not any(_no_worse(points[other], points[index]) for other in kept):
-            kept.append(index)
-    return kept
+        if not any(_no_worse(points[other], points[index]) for other in front):
+            front.append(index)
+    return front
 
 
-def _no_worse(left: tuple[float, ...], right: tuple[float, ...]) -> bool:
-    return all(a <= b for a, b in zip(left, right, strict=True))
+def _no_worse(point: tuple[float, ...], other: tuple[float, ...]) -> bool:
+    return all(a <= b for a, b in zip(point, other, strict=True))

@@ -30,7 +30,9 @@ def first_line(error: BaseException, limit: int | None = None) -> str:
 
 
 def last_line(error: BaseException) -> str:
-    """Return the last line of an error's text, where libraries that print a traceback put the reason.
+    """Return the last line of an error's text.
+
+    Libraries that copy a traceback into the text put the reason there.
 
     Args:
         error: any exception.

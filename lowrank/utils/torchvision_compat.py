@@ -1,7 +1,7 @@
-"""The one place that imports torchvision.
+"""Imports torchvision, also where its compiled operators cannot be loaded. The only module that imports it.
 
-On a torch without CUDA the torchvision wheel cannot load its compiled operators, and its Python part then fails to
-import because it registers shape functions for two of them. Declaring their schemas is enough: nothing here calls them.
+On a torch without CUDA the torchvision wheel cannot load its compiled operators. Its Python part then fails to import,
+because it registers shape functions for two of them. Declaring their schemas is enough: nothing here calls them.
 """
 
 from __future__ import annotations

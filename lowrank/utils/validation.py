@@ -1,4 +1,4 @@
-"""Turns a failed check of typed settings into one line: the rule, the value, the choices."""
+"""Turns a validation error of pydantic into one line: the rule, the value, the choices."""
 
 from __future__ import annotations
 
@@ -13,7 +13,16 @@ Settings = TypeVar("Settings", bound=BaseModel)
 
 
 def format_validation_error(error: ValidationError, kind: type[BaseModel], where: str = "") -> str:
-    """The first fault of a pydantic error, e.g. "`method.dims`: must be less than or equal to 9, but got 12"."""
+    """Return the first fault of a pydantic error.
+
+    Args:
+        error: of pydantic.
+        kind: the model that was validated.
+        where: path of the model's fields, e.g. `method`.
+
+    Returns:
+        One line, e.g. "`method.dims`: must be less than or equal to 9, but got 12".
+    """
     fault = error.errors(include_url=False)[0]
     path = ".".join(str(part) for part in (where, *fault["loc"]) if part != "")
     if fault["type"] == "extra_forbidden":
@@ -22,13 +31,25 @@ def format_validation_error(error: ValidationError, kind: type[BaseModel], where
         return f"`{path}` is missing"
     rule = fault["msg"].removeprefix("Value error, ")
     rule = rule.replace("Input should be", "must be").replace("Input should", "must")
-    if not fault["loc"]:  # a rule between fields says itself what it got
+    if not fault["loc"]:  # the message of a rule between fields has the values
         return f"`{path}`: {rule}"
     return f"`{path}`: {rule}, but got {fault['input']!r}"
 
 
 def validate_model(kind: type[Settings], values: Mapping[str, Any], where: str = "") -> Settings:
-    """Check `values` against `kind`; raises InputError in one line that starts at the path `where`."""
+    """Make a model from values and validate it.
+
+    Args:
+        kind: the model's class.
+        values: its fields.
+        where: path of the fields, for messages, e.g. `method`.
+
+    Returns:
+        The model.
+
+    Raises:
+        InputError: a value is invalid; the message names its path.
+    """
     try:
         return kind(**values)
     except ValidationError as error:

@@ -19,9 +19,9 @@ from lowrank.utils.text import one_line
 
 
 class BuiltinSet(NamedTuple):
-    """What is known of a built-in set before its images are read: their shape (C, H, W) and the number of classes."""
+    """Properties of a built-in set that are known before its images are read."""
 
-    image_shape: tuple[int, int, int]
+    image_shape: tuple[int, int, int]  # (C, H, W)
     classes: int
 
 
