@@ -1,4 +1,4 @@
-"""`python -m benchmarks NAME`, one of `BENCHMARKS` or all: measures, prints, writes JSON."""
+"""`python -m benchmarks NAME`: run one of `BENCHMARKS`, or all; print tables and write JSON."""
 
 from __future__ import annotations
 
@@ -50,31 +50,38 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def measure(name: str, options: Options) -> tuple[dict[str, Any], bool]:
-    """Run one benchmark and print it; returns its record, and whether it worked."""
+    """Run one benchmark and print its record; give the record as plain data, and whether it worked."""
     around = environment()
     try:
-        found: Measurement = importlib.import_module(BENCHMARKS[name]).run(options)
-    except Exception as error:  # the others are still wanted; the reason is printed and recorded
+        record: Measurement = importlib.import_module(BENCHMARKS[name]).run(options)
+    except Exception as error:  # the other benchmarks go on; the reason is printed and recorded
         traceback.print_exc()
         return {"name": name, "environment": around, "error": f"{type(error).__name__}: {error}"}, False
     after = load()
-    show(found, header(around, found.settings, after))
-    return {**found.to_json(), "environment": {**around, "load_after": after}}, True
+    show(record, header(around, record.settings, after))
+    return {**record.to_json(), "environment": {**around, "load_after": after}}, True
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Measure what is asked; returns 1 when something could not be measured."""
-    asked = make_parser().parse_args(arguments)
+    """Run one benchmark or all.
+
+    Args:
+        arguments: of the command line; None takes sys.argv.
+
+    Returns:
+        1 if a benchmark failed, else 0.
+    """
+    args = make_parser().parse_args(arguments)
     options = Options(
-        quick=asked.quick, device=asked.device, seed=asked.seed, repeats=asked.repeats, threads=asked.threads,
-        images=asked.images, networks=tuple(asked.network), ways=tuple(asked.way), sharing=tuple(asked.sharing),
-        seconds=asked.seconds,
+        quick=args.quick, device=args.device, seed=args.seed, repeats=args.repeats, threads=args.threads,
+        images=args.images, networks=tuple(args.network), ways=tuple(args.way), sharing=tuple(args.sharing),
+        seconds=args.seconds,
     )  # fmt: skip
-    names = list(BENCHMARKS) if asked.what == "all" else [asked.what]
+    names = list(BENCHMARKS) if args.what == "all" else [args.what]
     records, worked = zip(*(measure(name, options) for name in names), strict=True)
-    if asked.json:
-        asked.json.parent.mkdir(parents=True, exist_ok=True)
-        asked.json.write_text(json.dumps(list(records), indent=1) + "\n")
+    if args.json:
+        args.json.parent.mkdir(parents=True, exist_ok=True)
+        args.json.write_text(json.dumps(list(records), indent=1) + "\n")
     return 0 if all(worked) else 1
 
 

@@ -1,0 +1,1 @@
+"""Commands for a GPU host: a whole sweep, distillation, and the kernels."""

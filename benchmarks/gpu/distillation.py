@@ -56,51 +56,51 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def teacher_command(asked: argparse.Namespace) -> list[str]:
+def teacher_command(args: argparse.Namespace) -> list[str]:
     """Trains the teacher: a short schedule of the study's recipe for wide networks."""
     fast = ["train.batch_size=512", "train.lr=0.4", "train.schedule=one_cycle", "train.warmup=0.25"]
     tiny = ["network.width=0.25", "data.train_images=256", "train.batch_size=64", "train.lr=0.1"]
-    overrides = [*fast, *(tiny if asked.tiny else ()), *asked.teacher_set]
+    overrides = [*fast, *(tiny if args.tiny else ()), *args.teacher_set]
     return [
-        sys.executable, "sweeps/teacher.py", "--network", asked.network, "--name", TEACHER, "--data",
-        f"parquet:{asked.images.resolve()}", "--epochs", str(2 if asked.tiny else asked.teacher_epochs), "--teachers",
-        str(asked.work / "teachers"), "--device", "cpu" if asked.tiny else "cuda",
+        sys.executable, "sweeps/teacher.py", "--network", args.network, "--name", TEACHER, "--data",
+        f"parquet:{args.images.resolve()}", "--epochs", str(2 if args.tiny else args.teacher_epochs), "--teachers",
+        str(args.work / "teachers"), "--device", "cpu" if args.tiny else "cuda",
         *(part for override in overrides for part in ("--set", override)),
     ]  # fmt: skip
 
 
-def write_space(asked: argparse.Namespace) -> Path:
+def write_space(args: argparse.Namespace) -> Path:
     """The students as a grid."""
     tiny = {"data.train_images": 256, "network.width": 0.5, "train.batch_size": 64}
-    sizes = [0.3] if asked.tiny else asked.sizes
-    students = len(METHODS) * len(sizes) * (1 + len(asked.attention))
+    sizes = [0.3] if args.tiny else args.sizes
+    students = len(METHODS) * len(sizes) * (1 + len(args.attention))
     content: dict[str, Any] = {
         "question": "Does attention transfer help, and by how much?",
-        "data": {"name": f"parquet:{asked.images.resolve()}"}, "network": {"name": "resnet9"},
+        "data": {"name": f"parquet:{args.images.resolve()}"}, "network": {"name": "resnet9"},
         "teacher": {"name": TEACHER},
-        "train": {"epochs": 2 if asked.tiny else asked.epochs,
-                  "attention_weight": {"choice": [0.0, *asked.attention]}},
+        "train": {"epochs": 2 if args.tiny else args.epochs,
+                  "attention_weight": {"choice": [0.0, *args.attention]}},
         "method": {"name": {"choice": list(METHODS)}},
         "budget": {"params": {"choice": sizes}, "relative_to": "separable"},
         "search": {"sampler": "grid", "trials": students, "stop": "none"},
-        "resources": {"cpus_per_trial": 1, "gpus_per_trial": asked.share},
+        "resources": {"cpus_per_trial": 1, "gpus_per_trial": args.share},
     }  # fmt: skip
-    for name, value in tiny.items() if asked.tiny else ():
+    for name, value in tiny.items() if args.tiny else ():
         section, _, key = name.partition(".")
         content[section][key] = value
-    path: Path = asked.work / f"{STUDY}.yaml"
+    path: Path = args.work / f"{STUDY}.yaml"
     path.write_text(json.dumps(content))  # JSON is YAML
     return path
 
 
-def study_command(asked: argparse.Namespace) -> list[str]:
+def study_command(args: argparse.Namespace) -> list[str]:
     """Trains the students."""
-    where = ["--cpus-per-trial", "1"] if asked.tiny else ["--gpus-per-trial", str(asked.share)]
+    where = ["--cpus-per-trial", "1"] if args.tiny else ["--gpus-per-trial", str(args.share)]
     return [
-        sys.executable, "sweeps/run.py", "--space", str(write_space(asked)), "--out", str(asked.work / "studies"),
-        "--data", f"parquet:{asked.images.resolve()}", "--name", STUDY,
-        "--teachers", str(asked.work / "teachers"), *where,
-        *(part for override in asked.set for part in ("--set", override)),
+        sys.executable, "sweeps/run.py", "--space", str(write_space(args)), "--out", str(args.work / "studies"),
+        "--data", f"parquet:{args.images.resolve()}", "--name", STUDY,
+        "--teachers", str(args.work / "teachers"), *where,
+        *(part for override in args.set for part in ("--set", override)),
     ]  # fmt: skip
 
 
@@ -160,62 +160,62 @@ def _student(trial: TrialRecord) -> str:
     return json.dumps([trial.specification["method"], trial.specification["seed"]], sort_keys=True)
 
 
-def evaluate_all(asked: argparse.Namespace, record: StudyRecord) -> None:
+def evaluate_all(args: argparse.Namespace, record: StudyRecord) -> None:
     """The test errors of all students, each looked at once, at the end: the table compares them all."""
     from lowrank.data import DataSettings, load_data
     from sweeps.records.names import CHECKPOINT_FILE, TRIALS_FOLDER
     from sweeps.study.final_evaluation import error_on_test
 
-    device = "cpu" if asked.tiny else "cuda"
+    device = "cpu" if args.tiny else "cuda"
     for trial in record.trials.values():
         if trial.status is Status.COMPLETED and trial.test_error is None:
             fields = {key: value for key, value in trial.specification["data"].items() if key != "fingerprint"}
-            path = asked.work / "studies" / STUDY / TRIALS_FOLDER / trial.trial_id / CHECKPOINT_FILE
+            path = args.work / "studies" / STUDY / TRIALS_FOLDER / trial.trial_id / CHECKPOINT_FILE
             trial.test_error = error_on_test(trial, path, load_data(DataSettings(**fields)), device)
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Teacher, cache, students, table."""
-    asked = make_parser().parse_args(arguments)
-    asked.out = asked.out.resolve()
-    asked.work = (asked.work or asked.out).resolve()
-    for folder in (asked.out, asked.work):
+    args = make_parser().parse_args(arguments)
+    args.out = args.out.resolve()
+    args.work = (args.work or args.out).resolve()
+    for folder in (args.out, args.work):
         folder.mkdir(parents=True, exist_ok=True)
-    around, place = environment(), asked.work / "teachers" / TEACHER
+    around, teacher_folder = environment(), args.work / "teachers" / TEACHER
     seconds = {}
-    if not place.exists():
-        seconds["teacher"] = timed(teacher_command(asked), asked.out / "teacher.log")
-    seconds["students"] = timed(study_command(asked), asked.out / "students.log")
-    shutil.copy(asked.work / "studies" / STUDY / JOURNAL_FILE, asked.out / JOURNAL_FILE)
-    shutil.copy(place / RECORD_FILE, asked.out / RECORD_FILE)
-    record, teacher = fold(read_journal(asked.out / JOURNAL_FILE)), read_record(place / RECORD_FILE)
+    if not teacher_folder.exists():
+        seconds["teacher"] = timed(teacher_command(args), args.out / "teacher.log")
+    seconds["students"] = timed(study_command(args), args.out / "students.log")
+    shutil.copy(args.work / "studies" / STUDY / JOURNAL_FILE, args.out / JOURNAL_FILE)
+    shutil.copy(teacher_folder / RECORD_FILE, args.out / RECORD_FILE)
+    record, teacher = fold(read_journal(args.out / JOURNAL_FILE)), read_record(teacher_folder / RECORD_FILE)
     assert teacher is not None
-    evaluate_all(asked, record)
-    return conclude(asked, around, seconds, table(record, teacher), teacher)
+    evaluate_all(args, record)
+    return conclude(args, around, seconds, table(record, teacher), teacher)
 
 
 def conclude(
-    asked: argparse.Namespace, around: dict[str, Any], seconds: dict[str, float], rows: list[dict[str, Any]],
+    args: argparse.Namespace, around: dict[str, Any], seconds: dict[str, float], rows: list[dict[str, Any]],
     teacher: TeacherRecord,
 ) -> int:  # fmt: skip
     """Print the table last, and keep it; returns 1 when there is nothing to compare."""
-    title = f"{asked.network} teacher: {teacher.val_error:.2f} % validation, {teacher.test_error:.2f} % test error, " \
+    title = f"{args.network} teacher: {teacher.val_error:.2f} % validation, {teacher.test_error:.2f} % test error, " \
             f"{teacher.params:,} parameters, trained in {teacher.seconds:.0f} s"  # fmt: skip
-    found = Measurement(
+    record = Measurement(
         name="gpu_distill",
-        settings={"device": "cuda" if torch.cuda.is_available() and not asked.tiny else "cpu",
-                  "epochs": asked.epochs, "teacher epochs": asked.teacher_epochs, "attention": asked.attention,
-                  "share": asked.share, "tiny": asked.tiny},
+        settings={"device": "cuda" if torch.cuda.is_available() and not args.tiny else "cpu",
+                  "epochs": args.epochs, "teacher epochs": args.teacher_epochs, "attention": args.attention,
+                  "share": args.share, "tiny": args.tiny},
         tables=[Table(title=title, columns=COLUMNS, rows=rows)],
         notes=[f"{name}: {taken:.0f} s, start-up and cache included" for name, taken in seconds.items()],
     )  # fmt: skip
     after = load()
-    content = {**found.to_json(), "environment": {**around, "load_after": after}}
-    (asked.out / "distill.json").write_text(json.dumps(content, indent=1) + "\n")
-    line = header(around, found.settings, after)
-    with (asked.out / "distill.txt").open("w") as file:
-        show(found, line, Console(file=file, width=WIDTH))
-    show(found, line)
+    content = {**record.to_json(), "environment": {**around, "load_after": after}}
+    (args.out / "distill.json").write_text(json.dumps(content, indent=1) + "\n")
+    line = header(around, record.settings, after)
+    with (args.out / "distill.txt").open("w") as file:
+        show(record, line, Console(file=file, width=WIDTH))
+    show(record, line)
     return 0 if rows else 1
 
 

@@ -37,36 +37,36 @@ COMPILERS = 12  # processes
 
 @dataclass(frozen=True)
 class Way:
-    """One form of a kernel, put in its place in a module, and the work that shows it."""
+    """One launch configuration of a kernel, set as an attribute of its module, and the work that is timed."""
 
     what: str
     module: Any
-    place: str
+    attribute: str
     form: Any
     work: Callable[[], Any]
 
     def run(self, measure: Callable[[Callable[[], Any]], Any]) -> Any:
-        """What `measure` says of the work in this form, or why it cannot run."""
-        plain = getattr(self.module, self.place)
-        setattr(self.module, self.place, (lambda *_: self.form) if callable(plain) else self.form)
+        """Measure the work in this form; gives the reason if it cannot run."""
+        plain = getattr(self.module, self.attribute)
+        setattr(self.module, self.attribute, (lambda *_: self.form) if callable(plain) else self.form)
         try:
             return measure(self.work)
-        except (OutOfResources, RuntimeError) as error:  # no room, or no code: one of the answers
+        except (OutOfResources, RuntimeError) as error:  # too much shared memory, or it does not compile
             return str(error).splitlines()[0]
         finally:
-            setattr(self.module, self.place, plain)
+            setattr(self.module, self.attribute, plain)
 
 
 def stem_ways() -> Iterator[Way]:
     """Both passes, by the forms of their kernels."""
     inputs = StemInputs(LAYERS[0])  # type: ignore[arg-type]
-    for place, pass_ in (("STATISTICS", 0), ("RESULT", 0), ("BACKWARD", 1)):
-        own = getattr(stem, place)
-        forms = [own, *(replace(own, rows=rows, warps=warps, programs_per_processor=count)
+    for attribute, pass_ in (("STATISTICS", 0), ("RESULT", 0), ("BACKWARD", 1)):
+        current = getattr(stem, attribute)
+        forms = [current, *(replace(current, rows=rows, warps=warps, programs_per_processor=count)
                         for rows, warps in ((32, 4), (64, 4), (64, 2), (128, 4))
                         for count in (2, 3, 4, 6))]  # fmt: skip
         for form in dict.fromkeys(forms):
-            yield Way(f"stem, {place.lower()}", stem, place, form, inputs.joined()[pass_])
+            yield Way(f"stem, {attribute.lower()}", stem, attribute, form, inputs.joined()[pass_])
 
 
 def depthwise_ways() -> Iterator[Way]:
@@ -87,11 +87,14 @@ def depthwise_ways() -> Iterator[Way]:
                               (256, 2, 8, 128), (256, 4, 4, None), (256, 4, 5, 96), (256, 4, 6, 80),
                               (1024, 8, 2, 128), (512, 8, 2, None)],
         }  # fmt: skip
-        for place, work in (("forward_config", forward), ("backward_config", backward)):
-            forms = [getattr(depthwise, place)(size), *(depthwise.LaunchConfig(*each) for each in others[place])]
-            what = f"depthwise {channels} at {size}, {place.removesuffix('_config')}"
+        for attribute, work in (("forward_config", forward), ("backward_config", backward)):
+            forms = [
+                getattr(depthwise, attribute)(size),
+                *(depthwise.LaunchConfig(*each) for each in others[attribute]),
+            ]
+            what = f"depthwise {channels} at {size}, {attribute.removesuffix('_config')}"
             for form in dict.fromkeys(forms):
-                yield Way(what, depthwise, place, form, work)
+                yield Way(what, depthwise, attribute, form, work)
 
 
 Sizes = tuple[tuple[int, int, int, int], ...]  # rows, warps, stages and programs of a processor
@@ -119,22 +122,29 @@ def backward_ways() -> Iterator[Way]:
     for layer in _maps():
         work = Inputs(layer).joined()[1]
         for name in ("sums", "input"):
-            own = getattr(pointwise, f"{name}_config")(layer.channels, layer.outs, layer.pool)
-            sizes = tuple((rows, own.warps, stages, count) for rows in (own.rows // 2, own.rows, 2 * own.rows)
+            current = getattr(pointwise, f"{name}_config")(layer.channels, layer.outs, layer.pool)
+            row_counts = (current.rows // 2, current.rows, 2 * current.rows)
+            sizes = tuple((rows, current.warps, stages, count) for rows in row_counts
                           for stages, count in ((2, 1), (2, 2), (2, 3), (3, 1), (3, 2), (3, 3), (4, 1)))  # fmt: skip
-            halves = [replace(own, block_channels=64, programs_per_processor=count) for count in (1, 2, 3)]
-            yield from _of(f"{layer}, {name}", f"{name}_config", own, sizes, work, halves if name == "sums" else ())
+            halves = [replace(current, block_channels=64, programs_per_processor=count) for count in (1, 2, 3)]
+            more = halves if name == "sums" else ()
+            yield from _of(f"{layer}, {name}", f"{name}_config", current, sizes, work, more)
 
 
 def _of(
-    what: str, place: str, own: LaunchConfig, sizes: Sizes, work: Callable[[], Any], more: Iterable[LaunchConfig] = ()
+    what: str,
+    attribute: str,
+    current: LaunchConfig,
+    sizes: Sizes,
+    work: Callable[[], Any],
+    more: Iterable[LaunchConfig] = (),
 ) -> Iterator[Way]:
     """The present form of a joined map's kernel, others of these sizes, and more."""
     names = ("rows", "warps", "stages", "programs_per_processor")
-    others = [replace(own, **dict(zip(names, each, strict=True))) for each in sizes]
-    for form in dict.fromkeys((own, *others, *more)):
+    others = [replace(current, **dict(zip(names, each, strict=True))) for each in sizes]
+    for form in dict.fromkeys((current, *others, *more)):
         if form.rows >= 16:
-            yield Way(what, pointwise, place, form, work)
+            yield Way(what, pointwise, attribute, form, work)
 
 
 def norm_ways() -> Iterator[Way]:
@@ -145,12 +155,13 @@ def norm_ways() -> Iterator[Way]:
     )  # fmt: skip
     weight, bias, mean, variance = torch.rand(4, 128, device="cuda") + 0.5
     sums = partial(norm.reduce_gradients, narrow, narrow.clone(), weight, bias, mean, variance, 1e-5, True, False)
-    for place, work in (("REDUCE", sums), ("STATISTICS", partial(norm.batch_statistics, wide))):
-        own = getattr(norm, place)
-        forms = [own, *(norm.LaunchConfig(numbers, warps, count) for numbers, warps in ((1024, 4), (2048, 4), (4096, 8))
+    for attribute, work in (("REDUCE", sums), ("STATISTICS", partial(norm.batch_statistics, wide))):
+        current = getattr(norm, attribute)
+        forms = [current, *(norm.LaunchConfig(numbers, warps, count) for numbers, warps
+                    in ((1024, 4), (2048, 4), (4096, 8))
                         for count in (3, 4, 6, 8))]  # fmt: skip
         for form in dict.fromkeys(forms):
-            yield Way(f"norm, {place.lower()}", norm, place, form, work)
+            yield Way(f"norm, {attribute.lower()}", norm, attribute, form, work)
 
 
 def _maps() -> Iterator[Layer]:

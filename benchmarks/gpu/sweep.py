@@ -68,18 +68,18 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def sweep_part(asked: argparse.Namespace, study_root: Path) -> Part:
+def sweep_part(args: argparse.Namespace, study_root: Path) -> Part:
     """(a) and (b): the sweep itself, then its throughput from the journal."""
-    seconds = 60 * asked.minutes * 0.6
+    seconds = 60 * args.minutes * 0.6
     tiny = ["network.width=0.25", "data.train_images=256", "train.batch_size=64", "search.trials=4"]
-    where = ["--cpus-per-trial", "1"] if asked.tiny else ["--gpus-per-trial", str(asked.share)]
+    where = ["--cpus-per-trial", "1"] if args.tiny else ["--gpus-per-trial", str(args.share)]
     overrides = [
-        f"train.epochs={2 if asked.tiny else asked.epochs}", "search.stop=none", "references=[]",
-        *(tiny if asked.tiny else ()), *asked.set,
+        f"train.epochs={2 if args.tiny else args.epochs}", "search.stop=none", "references=[]",
+        *(tiny if args.tiny else ()), *args.set,
     ]  # fmt: skip
-    trials = [] if asked.tiny else ["--trials", str(asked.trials)]
+    trials = [] if args.tiny else ["--trials", str(args.trials)]
     command = [
-        sys.executable, "sweeps/run.py", "--space", "tt_dims", "--data", f"parquet:{asked.images.resolve()}",
+        sys.executable, "sweeps/run.py", "--space", "tt_dims", "--data", f"parquet:{args.images.resolve()}",
         "--out", str(study_root), "--name", STUDY, "--time", f"{seconds - CLOSING_SECONDS:.0f}s", *where, *trials,
         *(part for override in overrides for part in ("--set", override)),
     ]  # fmt: skip
@@ -92,28 +92,28 @@ def sweep_part(asked: argparse.Namespace, study_root: Path) -> Part:
 def bench_part(what: str, share: float) -> Callable[[argparse.Namespace, Path], Part]:
     """(c): one of the benchmarks on the card, given a share of the whole time."""
 
-    def make(asked: argparse.Namespace, study_root: Path) -> Part:
-        record = asked.out / f"{what}.json"
+    def make(args: argparse.Namespace, study_root: Path) -> Part:
+        record = args.out / f"{what}.json"
         command = [
             sys.executable, "-m", "benchmarks", what, "--json", str(record), "--images",
-            str(asked.images.resolve()), *(["--quick"] if asked.tiny else ["--device", "cuda"]),
+            str(args.images.resolve()), *(["--quick"] if args.tiny else ["--device", "cuda"]),
         ]  # fmt: skip
         return Part(
-            name=what, log="benchmarks.log", command=command, seconds=60 * asked.minutes * share,
+            name=what, log="benchmarks.log", command=command, seconds=60 * args.minutes * share,
             read=lambda _: read_bench(record),
         )  # fmt: skip
 
     return make
 
 
-def tests_part(asked: argparse.Namespace, study_root: Path) -> Part:
+def tests_part(args: argparse.Namespace, study_root: Path) -> Part:
     """(d): the data's equality tests, and the layers' contract on the card."""
     files = [str(PROJECT / "tests" / "lowrank" / name) for name in EQUALITY]
     command = [
         sys.executable, "-m", "pytest", "-rs", "-v", "-p", "no:cacheprovider", "-W", "default", "-k", "gpu", *files,
     ]  # fmt: skip
     return Part(
-        name="tests", log="tests.log", command=command, seconds=60 * asked.minutes * 0.15,
+        name="tests", log="tests.log", command=command, seconds=60 * args.minutes * 0.15,
         read=lambda out: read_tests(out / "tests.log"),
     )  # fmt: skip
 
@@ -143,15 +143,15 @@ def read_sweep(study: Path, out: Path) -> list[dict[str, Any]]:
 
 def read_bench(record: Path) -> list[dict[str, Any]]:
     """The images a second of every row of a benchmark."""
-    (found,) = json.loads(record.read_text())
-    if "error" in found:
-        raise RuntimeError(found["error"])
+    (measurement,) = json.loads(record.read_text())
+    if "error" in measurement:
+        raise RuntimeError(measurement["error"])
     lines = []
-    for table in found["tables"]:
+    for table in measurement["tables"]:
         what = table["title"].split(";")[0].split(" (")[0]
         for row in table["rows"]:
             name = row.get("method") or row.get("way")
-            lines.append(_line(found["name"], f"{what}: {name}", row["images/s"], "images/s"))
+            lines.append(_line(measurement["name"], f"{what}: {name}", row["images/s"], "images/s"))
     return lines
 
 
@@ -215,35 +215,35 @@ def _last_words(log: Path) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the parts one after the other; returns 1 when one of them failed."""
-    asked = make_parser().parse_args(arguments)
-    asked.out = asked.out.resolve()
-    asked.out.mkdir(parents=True, exist_ok=True)
+    args = make_parser().parse_args(arguments)
+    args.out = args.out.resolve()
+    args.out.mkdir(parents=True, exist_ok=True)
     for old in FILES:
-        (asked.out / old).unlink(missing_ok=True)
+        (args.out / old).unlink(missing_ok=True)
     around, rows = environment(), []
     with tempfile.TemporaryDirectory(prefix="gpu_sweep_") as folder:
-        for name in asked.parts:
-            part = PARTS[name](asked, Path(folder))
+        for name in args.parts:
+            part = PARTS[name](args, Path(folder))
             print(f"{name}: at most {part.seconds:.0f} s: {' '.join(part.command)}", flush=True)
-            rows += execute(part, asked.out)
-    return conclude(asked, around, rows)
+            rows += execute(part, args.out)
+    return conclude(args, around, rows)
 
 
-def conclude(asked: argparse.Namespace, around: dict[str, Any], rows: list[dict[str, Any]]) -> int:
+def conclude(args: argparse.Namespace, around: dict[str, Any], rows: list[dict[str, Any]]) -> int:
     """Print the table last, and keep it as text and JSON."""
-    device = "cuda" if torch.cuda.is_available() and not asked.tiny else "cpu"
-    found = Measurement(
-        name="gpu_sweep", settings={"device": device, "epochs": asked.epochs, "share": asked.share, "tiny": asked.tiny},
+    device = "cuda" if torch.cuda.is_available() and not args.tiny else "cpu"
+    measurement = Measurement(
+        name="gpu_sweep", settings={"device": device, "epochs": args.epochs, "share": args.share, "tiny": args.tiny},
         tables=[Table(title="GPU host", columns=("part", "what", "value", "unit"), rows=rows)],
     )  # fmt: skip
     after = load()
-    (asked.out / "summary.json").write_text(
-        json.dumps({**found.to_json(), "environment": {**around, "load_after": after}}, indent=1) + "\n"
+    (args.out / "summary.json").write_text(
+        json.dumps({**measurement.to_json(), "environment": {**around, "load_after": after}}, indent=1) + "\n"
     )
-    line = header(around, found.settings, after)
-    with (asked.out / "summary.txt").open("w") as file:
-        show(found, line, Console(file=file, width=WIDTH))
-    show(found, line)
+    line = header(around, measurement.settings, after)
+    with (args.out / "summary.txt").open("w") as file:
+        show(measurement, line, Console(file=file, width=WIDTH))
+    show(measurement, line)
     return 1 if any(row["unit"] == "FAILED" for row in rows) else 0
 
 

@@ -1,0 +1,1 @@
+"""Time and memory of single layers, beside dense layers and other libraries."""

@@ -1,9 +1,9 @@
 """All pointwise layers of a network in one step, as training has them: forward through each, then backward.
 
-Ours are rebuilt together (`lowrank.layers.batched_rebuild`). A peer's weights are all asked for before the first
-layer too, each on
-one of several streams while a graph is recorded, so that its rebuilds may run beside one another and beside the
-layers before it, as ours do. Layers that rebuild nothing, or within their own code, run as they are.
+Ours are rebuilt together (`lowrank.layers.batched_rebuild`). The weights of another library are all rebuilt before the
+first layer too. While a graph is recorded, each is rebuilt on one of several streams, so that rebuilds may run beside
+one another and beside the layers before them, as ours do. Layers that rebuild nothing, or inside their own code, run as
+they are.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def measure_together(
     case: one_by_one.Case, methods: Mapping[str, Method], options: Options, peers: bool = True
 ) -> one_by_one.Timed:
     """Time one step of all layers for each method and peer; what fails is left out, with the reason."""
-    given = {layer: one_by_one.images(layer, case.batch_size, options) for layer in case.layers}
+    tensors = {layer: one_by_one.images(layer, case.batch_size, options) for layer in case.layers}
     order = [layer for layer, count in case.layers.items() for _ in range(count)]
     builders: dict[str, list[Callable[[], nn.Module]]] = {}
     for layer in order:
@@ -40,7 +40,7 @@ def measure_together(
     for name, builds in builders.items():
         torch.manual_seed(options.seed)
         try:
-            step = make_step([build() for build in builds], [given[layer] for layer in order], pool)
+            step = make_step([build() for build in builds], [tensors[layer] for layer in order], pool)
             step()
             synchronise(options.device)
             steps[name] = step
@@ -62,21 +62,21 @@ def new_pool(device: str) -> Any:
 
 
 def make_step(
-    modules: Sequence[nn.Module], given: Sequence[tuple[Tensor, Tensor]], pool: Any = None
+    modules: Sequence[nn.Module], tensors: Sequence[tuple[Tensor, Tensor]], pool: Any = None
 ) -> Callable[[], object]:
     """Forward and backward through all layers, gradients of their inputs and parameters; captured on a GPU."""
-    network = nn.ModuleList(modules).to(given[0][0].device)
+    network = nn.ModuleList(modules).to(tensors[0][0].device)
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    images = [x.detach().requires_grad_() for x, _ in given]  # one for each layer, over the same memory
+    images = [x.detach().requires_grad_() for x, _ in tensors]  # one for each layer, over the same memory
     inputs = [*images, *network.parameters()]
     device = images[0].device.type
     rebuild, side_streams = BatchedRebuild(network), list[torch.cuda.Stream]()
 
     def step() -> None:
         with one_by_one.precision(device), rebuild.use_rebuilt_weights(), rebuilt_before(network, side_streams):
-            found = [module(x) for module, x in zip(network, images, strict=True)]
-        directions = [direction.to(each.dtype) for each, (_, direction) in zip(found, given, strict=True)]
-        torch.autograd.grad(found, inputs, directions, allow_unused=True)
+            outputs = [module(x) for module, x in zip(network, images, strict=True)]
+        directions = [direction.to(output.dtype) for output, (_, direction) in zip(outputs, tensors, strict=True)]
+        torch.autograd.grad(outputs, inputs, directions, allow_unused=True)
 
     return one_by_one.captured(step, pool=pool) if device == "cuda" else step
 

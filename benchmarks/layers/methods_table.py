@@ -39,7 +39,7 @@ def saved_bytes(case: Case, method: Method, seed: int) -> int:
     network = build_student(case.network, case.plan, method, case.image_shape, CLASSES, seed).train()
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     images = torch.randn(case.batch_size, *case.image_shape).to(memory_format=torch.channels_last)
-    given = {value.untyped_storage().data_ptr() for value in (images, *network.parameters(), *network.buffers())}
+    excluded = {value.untyped_storage().data_ptr() for value in (images, *network.parameters(), *network.buffers())}
     kept: list[Tensor] = []  # alive, so that no storage is counted under the address of another
 
     def save(value: Tensor) -> Tensor:
@@ -50,24 +50,24 @@ def saved_bytes(case: Case, method: Method, seed: int) -> int:
         found = network(images)
     storages = {value.untyped_storage().data_ptr(): value.untyped_storage().nbytes() for value in kept}
     del found
-    return sum(size for address, size in storages.items() if address not in given)
+    return sum(size for address, size in storages.items() if address not in excluded)
 
 
 def settings_of(plan: NetworkPlan, target: int) -> tuple[dict[str, Method], list[str]]:
     """Every method nearest to `target` parameters, and who cannot be, with the reason."""
-    methods, left = {}, []
+    methods, omitted = {}, []
     for name in METHODS:
         method = make_method({"name": name})
         try:
             methods[name] = method if name in REFERENCES else nearest(plan, method, target)
         except InfeasibleError as error:
-            left.append(str(error))
-    return methods, left
+            omitted.append(str(error))
+    return methods, omitted
 
 
 def rows_of(case: Case, target: int, options: Options) -> tuple[list[dict[str, Any]], list[str]]:
     """A row for each method, and notes on those that have none."""
-    methods, left = settings_of(case.plan, target)
+    methods, omitted = settings_of(case.plan, target)
     saved = {name: saved_bytes(case, method, options.seed) for name, method in methods.items()}
     steps = {name: make_step(case, method, options) for name, method in methods.items()}
     times = interleaved(steps, options.device, options.repeated(REPEATS))
@@ -79,7 +79,7 @@ def rows_of(case: Case, target: int, options: Options) -> tuple[list[dict[str, A
             seconds / median(times["separable"]), saved[name] / 1e6,
         )  # fmt: skip
         rows.append(dict(zip(COLUMNS, values, strict=True)))
-    return rows, left
+    return rows, omitted
 
 
 def as_markdown(rows: Sequence[dict[str, Any]], notes: Sequence[str], line: str) -> str:
@@ -94,9 +94,9 @@ def as_markdown(rows: Sequence[dict[str, Any]], notes: Sequence[str], line: str)
 
 def written(page: str, table: str) -> str:
     """The page with the table between its markers."""
-    before, _, rest = page.partition(MARKERS[0])
-    _, found, after = rest.partition(MARKERS[1])
-    if not found:
+    before, _, behind = page.partition(MARKERS[0])
+    _, end, after = behind.partition(MARKERS[1])
+    if not end:
         raise ValueError(f"the page lacks the markers {' and '.join(MARKERS)}")
     return f"{before}{MARKERS[0]}\n{table}\n{MARKERS[1]}{after}"
 
@@ -116,21 +116,21 @@ def make_parser() -> argparse.ArgumentParser:
 
 def main(arguments: list[str] | None = None) -> int:
     """Measure, print, and write when asked."""
-    asked = make_parser().parse_args(arguments)
+    args = make_parser().parse_args(arguments)
     before, around = torch.get_num_threads(), environment()
-    torch.set_num_threads(asked.threads)
-    options = Options(seed=asked.seed, repeats=asked.repeats, threads=asked.threads)
-    network = NetworkSettings(name=asked.network)
-    case = Case(label=asked.network, network=network, image_shape=(3, 32, 32), batch_size=asked.batch)
+    torch.set_num_threads(args.threads)
+    options = Options(seed=args.seed, repeats=args.repeats, threads=args.threads)
+    network = NetworkSettings(name=args.network)
+    case = Case(label=args.network, network=network, image_shape=(3, 32, 32), batch_size=args.batch)
     try:
-        rows, notes = rows_of(case, asked.params, options)
+        rows, notes = rows_of(case, args.params, options)
     finally:
         torch.set_num_threads(before)
-    chosen = {key: getattr(asked, key) for key in ("network", "seed", "threads", "repeats", "batch")}
+    chosen = {key: getattr(args, key) for key in ("network", "seed", "threads", "repeats", "batch")}
     table = as_markdown(rows, notes, header(around, {**chosen, "precision": "float32"}, load()))
     Console(width=200).print(table, highlight=False, markup=False)
-    if asked.write is not None:
-        asked.write.write_text(written(asked.write.read_text(), table))
+    if args.write is not None:
+        args.write.write_text(written(args.write.read_text(), table))
     return 0
 
 

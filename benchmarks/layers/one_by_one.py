@@ -131,14 +131,14 @@ def _smallest(plan: NetworkPlan, method: Method, target: int, error: InfeasibleE
 
 def solved(case: Case) -> tuple[dict[str, Method], list[str]]:
     """Dense, every method nearest to the budget, and who cannot be, with the reason."""
-    found, left = {"dense": make_method({"name": "dense"})}, []
+    methods, omitted = {"dense": make_method({"name": "dense"})}, []
     for name in METHODS:
         if name not in ("dense", "separable"):  # a separable network's pointwise layers are dense
             try:
-                found[name] = nearest(case.plan, make_method({"name": name}), case.params)
+                methods[name] = nearest(case.plan, make_method({"name": name}), case.params)
             except InfeasibleError as error:
-                left.append(str(error))
-    return found, left
+                omitted.append(str(error))
+    return methods, omitted
 
 
 def images(layer: Layer, batch_size: int, options: Options) -> tuple[Tensor, Tensor]:
@@ -268,12 +268,12 @@ def measure(
     times: dict[str, list[tuple[float, float]]] = {}
     failed: dict[str, str] = {}
     for layer, count in case.layers.items():
-        given = images(layer, case.batch_size, options)
+        tensors = images(layer, case.batch_size, options)
         steps: dict[str, Callable[[], object]] = {}
         for name, build in modules(methods, layer, peers, options.device == "cuda").items():
             torch.manual_seed(options.seed)
             try:
-                step = make_step(build(), *given)
+                step = make_step(build(), *tensors)
                 if step is None:
                     continue
                 step()  # what cannot run fails here
@@ -285,10 +285,10 @@ def measure(
             times.setdefault(name, []).append((count * median(seconds), count * min(seconds)))
         steps.clear()
         released(options.device)
-    kept = {name: list(zip(*sums, strict=True)) for name, sums in times.items() if name not in failed}
+    complete = {name: list(zip(*sums, strict=True)) for name, sums in times.items() if name not in failed}
     return Timed(
-        middle={name: sum(sums[0]) for name, sums in kept.items()},
-        fastest={name: sum(sums[1]) for name, sums in kept.items()}, failed=failed,
+        middle={name: sum(sums[0]) for name, sums in complete.items()},
+        fastest={name: sum(sums[1]) for name, sums in complete.items()}, failed=failed,
     )  # fmt: skip
 
 

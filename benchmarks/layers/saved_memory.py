@@ -48,17 +48,17 @@ def make_stack(settings: Mapping[str, Any], channels: int, device: str, *, check
 
 def saved_bytes(network: nn.Module, x: Tensor) -> int:
     """Bytes of distinct storages that one forward pass keeps, less the network's own and the input."""
-    known = {tensor.untyped_storage().data_ptr() for tensor in (x, *network.parameters(), *network.buffers())}
-    kept: dict[int, Tensor] = {}
+    excluded = {tensor.untyped_storage().data_ptr() for tensor in (x, *network.parameters(), *network.buffers())}
+    saved: dict[int, Tensor] = {}
 
     def pack(tensor: Tensor) -> Tensor:
-        kept.setdefault(tensor.untyped_storage().data_ptr(), tensor)
+        saved.setdefault(tensor.untyped_storage().data_ptr(), tensor)
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        result = network(x)
-    del result
-    return sum(tensor.untyped_storage().nbytes() for where, tensor in kept.items() if where not in known)
+        output = network(x)
+    del output
+    return sum(tensor.untyped_storage().nbytes() for where, tensor in saved.items() if where not in excluded)
 
 
 def peak_bytes(network: nn.Module, x: Tensor) -> int | None:

@@ -1,0 +1,1 @@
+"""Cost of counting and proposals, and how good the proposals are."""

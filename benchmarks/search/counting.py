@@ -43,13 +43,13 @@ def configurations(name: str) -> Iterator[Method]:
 
 def times(plan: NetworkPlan, name: str, count: int) -> list[float]:
     """Milliseconds of counting each configuration."""
-    found = []
+    times = []
     for method in list(islice(configurations(name), count)):
         start = time.perf_counter()
         if plan.infeasible(method) is None:
             plan.params(method), plan.mult_adds(method)
-        found.append(1000 * (time.perf_counter() - start))
-    return found
+        times.append(1000 * (time.perf_counter() - start))
+    return times
 
 
 def measure(name: str, count: int) -> Table:

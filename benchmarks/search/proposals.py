@@ -99,7 +99,7 @@ def run(options: Options) -> Measurement:
         stratum = resolver.strata[0]
         _past(search, stratum, past)
         _timed(proposer._study(stratum.label))
-        totals, own = [], []
+        totals, by_optuna = [], []
         for turn in range(count + 2):
             _SPENT.clear()
             start = time.perf_counter()
@@ -109,12 +109,12 @@ def run(options: Options) -> Measurement:
             search.finish(trial.trial_id, Status.FAILED, "not trained here")
             if turn >= 2:  # the first two fill caches
                 totals.append(1000 * taken)
-                own.append(1000 * sum(_SPENT))
+                by_optuna.append(1000 * sum(_SPENT))
         journal.close()
-    beyond = [total - each for total, each in zip(totals, own, strict=True)]
+    beyond = [total - by_optuna_alone for total, by_optuna_alone in zip(totals, by_optuna, strict=True)]
     rows = [
         {"what": name, "median ms": median(values), "slowest ms": max(values)}
-        for name, values in (("a proposal", totals), ("of it Optuna's own", own), ("beyond it", beyond))
+        for name, values in (("a proposal", totals), ("of it Optuna's own", by_optuna), ("beyond it", beyond))
     ]
     table = Table(title=f"proposals at {past:,} past trials", columns=("what", "median ms", "slowest ms"), rows=rows)
     goal = Goal(what="a proposal beyond Optuna's own, median", limit=LIMIT, found=median(beyond), unit="ms")

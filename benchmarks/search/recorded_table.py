@@ -47,7 +47,7 @@ def rows() -> tuple[list[Row], dict[str, dict[str, Any]]]:
     from sweeps.trials.resolver import Resolver
 
     resolver = Resolver(parse_space("search_table", CONTENT), load_data(DataSettings(**CONTENT["data"])))
-    found, specifications = [], {}
+    grid, specifications = [], {}
     for method, dims, scale, decay, kind in itertools.product(METHODS, DIMS, SCALES, DECAYS, KINDS):
         row: Row = {"method": method, "dims": dims, "rank_scale": scale, "weight_decay": decay, "decay": kind}
         point = {
@@ -57,12 +57,12 @@ def rows() -> tuple[list[Row], dict[str, dict[str, Any]]]:
         try:
             trial = resolver.resolve(point)
         except InfeasibleError:
-            found.append({**row, "trial_id": None, "params": None, "mult_adds": None})
+            grid.append({**row, "trial_id": None, "params": None, "mult_adds": None})
             continue
         specifications[trial.trial_id] = trial.specification
         counts = {name: trial.counts[name] for name in ("params", "mult_adds")}
-        found.append({**row, "trial_id": trial.trial_id, **counts})
-    return found, specifications
+        grid.append({**row, "trial_id": trial.trial_id, **counts})
+    return grid, specifications
 
 
 def _train(job: tuple[str, dict[str, Any]]) -> tuple[str, float]:

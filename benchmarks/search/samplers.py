@@ -211,21 +211,21 @@ def run(options: Options, table: Recorded | None = None, picture: Path | None = 
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
     table = table or read(TABLE)
     seeds, trials = (1, 12) if options.quick else (options.repeated(SEEDS), TRIALS)
-    found = [replay(name, table, seeds, trials) for name in SEARCHERS]
+    searchers = [replay(name, table, seeds, trials) for name in SEARCHERS]
     shown = [number for number in SHOWN if number <= trials] or [trials]
     rows = [
         {"searcher": curves.name, "infeasible %": 100 * curves.infeasible}
         | {f"after {n}": _percent(curves, n) for n in shown}
-        for curves in found
+        for curves in searchers
     ]
     if picture is not None and not options.quick:
-        draw(found, table, picture)
+        draw(searchers, table, picture)
     columns = ("searcher", "infeasible %", *(f"after {number}" for number in shown))
     feasible = np.mean([entry is not None and entry[0] <= table.limit for entry in table.found.values()])
     return Measurement(
         name="search", settings={"limit": table.limit, "feasible": f"{feasible:.1%}", "seeds": seeds, "trials": trials},
         tables=[Table(title=TITLE, columns=columns, rows=rows)],
-        goals=[Goal(what="infeasible among launched, this project", limit=0, found=found[0].infeasible, unit="")],
+        goals=[Goal(what="infeasible among launched, this project", limit=0, found=searchers[0].infeasible, unit="")],
         notes=[f"{len(table.found):,} raw settings, of which {feasible:.1%} keep {table.limit:,} parameters"],
     )  # fmt: skip
 
@@ -235,13 +235,13 @@ def _percent(curves: Curves, number: int) -> str:
     return f"{mean:.1f} ({low:.1f} to {high:.1f})"
 
 
-def draw(found: list[Curves], table: Recorded, path: Path) -> None:
+def draw(searchers: list[Curves], table: Recorded, path: Path) -> None:
     """Mean hypervolume against launched trials, with 95 % intervals over seeds; every colour has a line of its own."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 4.8), dpi=150, layout="constrained")
     axes = figure.add_subplot()
-    for curves, (colour, style, marker) in zip(found, LOOKS, strict=True):
+    for curves, (colour, style, marker) in zip(searchers, LOOKS, strict=True):
         trials, (low, high) = np.arange(1, curves.volumes.shape[1] + 1), 100 * curves.interval()
         label = f"{curves.name}: {curves.infeasible:.0%} of its trials over the limit"
         axes.plot(
@@ -255,7 +255,7 @@ def draw(found: list[Curves], table: Recorded, path: Path) -> None:
     axes.set_ylabel("hypervolume, % of the whole table's")
     axes.set_title(
         f"ResNet-9 on the digits, at most {table.limit:,} parameters: "
-        f"mean and 95 % interval of {len(found[0].volumes)} seeds", fontsize=10.5,
+        f"mean and 95 % interval of {len(searchers[0].volumes)} seeds", fontsize=10.5,
     )  # fmt: skip
     # Below, because the curves leave no corner free
     figure.legend(frameon=False, loc="outside lower center", ncols=1, fontsize=9)

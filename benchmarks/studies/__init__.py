@@ -1,0 +1,1 @@
+"""Whole studies: turnaround, logging, reports, scale, and plain Ray Tune for comparison."""

@@ -175,11 +175,11 @@ def run(options: Options) -> Measurement:
         ray.shutdown()
         spread = _spread_table(data) if on_card else []
     columns = ("student", "trials", "share", "images/s", "times", "MB each", "auto")
-    about = {
+    settings = {
         "device": options.device, "card": card, "card MB": card_mb and round(card_mb), "seconds each": benchmark.seconds
     }  # fmt: skip
     title = "Trials that share a card: images per second of all together"
     return Measurement(
-        name="placement", settings=about, tables=[Table(title=title, columns=columns, rows=rows), *spread],
+        name="placement", settings=settings, tables=[Table(title=title, columns=columns, rows=rows), *spread],
         notes=notes,
     )  # fmt: skip

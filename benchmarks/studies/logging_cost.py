@@ -35,11 +35,11 @@ def _calls(folder: Path, trials: int, reports: int) -> tuple[list[dict[str, Any]
     """The driver's time in the call itself, one row a way, and what MLflow lacks in the end."""
     rows, lacking = [], []
     for name, server in STORES.items():
-        place = folder / f"calls_{name}"
-        place.mkdir()
-        with logging_driver_time.store(place, server) as uri:
+        run_folder = folder / f"calls_{name}"
+        run_folder.mkdir()
+        with logging_driver_time.store(run_folder, server) as uri:
             times, behind = logging_driver_time.through_journal(
-                place / "study", uri if server else None, trials, reports
+                run_folder / "study", uri if server else None, trials, reports
             )
             rows.append(_row(f"{OURS}, {name}", times))
             rows.append(_row(f"{THEIRS}, {name}", logging_driver_time.through_callback(uri, trials, reports)))
@@ -56,9 +56,9 @@ class _Runs:
 
     def _place(self) -> Path:
         self.taken += 1
-        place = self.folder / f"run_{self.taken}"
-        place.mkdir()
-        return place
+        run_folder = self.folder / f"run_{self.taken}"
+        run_folder.mkdir()
+        return run_folder
 
     def nothing(self, trials: int) -> float:
         """Wall seconds without logging."""
@@ -70,10 +70,10 @@ class _Runs:
         """Wall seconds with the journal, whose tracker follows."""
         from benchmarks.studies import logging_wall_time
 
-        place = self._place()
-        with logging_driver_time.store(place, server) as uri:
+        run_folder = self._place()
+        with logging_driver_time.store(run_folder, server) as uri:
             seconds, behind = logging_wall_time.with_journal(
-                place / "own", trials, self.reports, uri if server else None
+                run_folder / "own", trials, self.reports, uri if server else None
             )
         self.lacking += [behind] if behind else []
         return seconds
@@ -82,17 +82,17 @@ class _Runs:
         """Wall seconds with Ray's own callback."""
         from benchmarks.studies import logging_wall_time
 
-        place = self._place()
-        with logging_driver_time.store(place, server) as uri:
-            return logging_wall_time.with_callback(place / "theirs", trials, self.reports, uri)
+        run_folder = self._place()
+        with logging_driver_time.store(run_folder, server) as uri:
+            return logging_wall_time.with_callback(run_folder / "theirs", trials, self.reports, uri)
 
 
 def _rows(way: str, seconds: list[float], nothing: list[float], trials: int, reports: int) -> dict[str, Any]:
     """Mean seconds of a way's runs, and the milliseconds that a report costs more than with no logging."""
-    more = [1000 * (each - statistics.mean(nothing)) / (trials * reports) for each in seconds]
+    more = [1000 * (value - statistics.mean(nothing)) / (trials * reports) for value in seconds]
     return {
         "way": way, "trials": trials, "run s": statistics.mean(seconds), "a report more ms": statistics.mean(more),
-        "of each run": ", ".join(f"{each:.2f}" for each in more),
+        "of each run": ", ".join(f"{value:.2f}" for value in more),
     }  # fmt: skip
 
 

@@ -2,9 +2,8 @@
 
     python -m benchmarks.studies.logging_driver_time [--trials 20] [--reports 20] [--server]
 
-Both are given the same metrics of the same trials; the tracker carries the journal into MLflow meanwhile, as in a
-sweep.
-With --server both write to an MLflow server on this machine.
+Both get the same metrics of the same trials. Meanwhile the tracking process copies the journal to MLflow, as in a
+sweep. With --server both write to an MLflow server on this machine.
 """
 
 from __future__ import annotations
@@ -48,12 +47,12 @@ class StandInTrial:
 
 def timed(calls: list[Callable[[], object]]) -> list[float]:
     """Milliseconds of each call."""
-    found = []
+    times = []
     for call in calls:
         started = time.perf_counter()
         call()
-        found.append(1000 * (time.perf_counter() - started))
-    return found
+        times.append(1000 * (time.perf_counter() - started))
+    return times
 
 
 def through_journal(folder: Path, uri: str | None, trials: int, reports: int) -> tuple[list[float], str | None]:
@@ -140,13 +139,13 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=20)
     parser.add_argument("--reports", type=int, default=20)
     parser.add_argument("--server", action="store_true", help="write to an MLflow server instead of SQLite")
-    asked = parser.parse_args()
-    with tempfile.TemporaryDirectory() as scratch, store(Path(scratch), asked.server) as uri:
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as scratch, store(Path(scratch), args.server) as uri:
         study = Path(scratch) / "study"
-        journal, behind = through_journal(study, uri if asked.server else None, asked.trials, asked.reports)
-        callback = through_callback(uri, asked.trials, asked.reports)
-    where = "server" if asked.server else "SQLite"
-    table = Table(title=f"driver's time for one report (ms), {asked.trials} trials x {asked.reports} reports")
+        journal, behind = through_journal(study, uri if args.server else None, args.trials, args.reports)
+        callback = through_callback(uri, args.trials, args.reports)
+    where = "server" if args.server else "SQLite"
+    table = Table(title=f"driver's time for one report (ms), {args.trials} trials x {args.reports} reports")
     for heading in ("way", "median", "mean", "99 %", "worst"):
         table.add_column(heading, justify="left" if heading == "way" else "right")
     for name, times in (("journal, tracker follows", journal), (f"Ray's MLflow callback, {where}", callback)):

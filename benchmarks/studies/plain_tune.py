@@ -92,12 +92,12 @@ def resident_batches(data: ImageData, batch: int, device: str) -> Callable[[], I
 
     def views(picked: Tensor) -> Tensor:
         count = len(picked)
-        top, left = (torch.randint(0, 9, (count, 1), device=device) + span for _ in range(2))
-        left = torch.where(torch.rand(count, 1, device=device) < 0.5, left, left.flip(1))
-        found = images[picked[:, None, None], :, top[:, :, None], left[:, None, :]].permute(0, 3, 1, 2)
+        top, left_edge = (torch.randint(0, 9, (count, 1), device=device) + span for _ in range(2))
+        left_edge = torch.where(torch.rand(count, 1, device=device) < 0.5, left_edge, left_edge.flip(1))
+        crops = images[picked[:, None, None], :, top[:, :, None], left_edge[:, None, :]].permute(0, 3, 1, 2)
         y, x = (torch.randint(0, 25, (count, 1), device=device) for _ in range(2))
         rows, columns = (span >= y) & (span < y + 8), (span >= x) & (span < x + 8)
-        return found.masked_fill((rows[:, :, None] & columns[:, None, :])[:, None], 0.0)
+        return crops.masked_fill((rows[:, :, None] & columns[:, None, :])[:, None], 0.0)
 
     def epoch() -> Iterator[tuple[Tensor, Tensor]]:
         for picked in torch.randperm(len(labels), device=device).split(batch):

@@ -47,14 +47,14 @@ def one_report(study: Path, out: Path) -> tuple[float, float]:
     begun = time.perf_counter()
     environment = {**os.environ, "PYTHONPATH": str(PROJECT)}
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=environment, start_new_session=True)
-    most = 0
+    peak = 0
     while process.poll() is None:
-        most = max(most, resident(process.pid))
+        peak = max(peak, resident(process.pid))
         time.sleep(SAMPLE_SECONDS)
     seconds = time.perf_counter() - begun
     if process.returncode:
         raise subprocess.CalledProcessError(process.returncode, command)
-    return seconds, most / 1e6
+    return seconds, peak / 1e6
 
 
 def resident(session: int) -> int:

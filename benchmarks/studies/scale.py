@@ -47,15 +47,15 @@ def study(folder: Path, trials: int, gpus: int) -> dict[str, Any]:
     done = subprocess.run(command, cwd=PROJECT, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"the study ended with {done.returncode}: {done.stderr[-2000:]}")
-    found = json.loads(result.read_text())
-    if found["code"]:
-        raise RuntimeError(f"the command ended with {found['code']}: {(folder / 'said.txt').read_text()[-2000:]}")
-    return found
+    outcome = json.loads(result.read_text())
+    if outcome["code"]:
+        raise RuntimeError(f"the command ended with {outcome['code']}: {(folder / 'said.txt').read_text()[-2000:]}")
+    return outcome
 
 
 def windows(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """What a trial cost between each note and the one before it."""
-    found = []
+    rows = []
     for before, after in itertools.pairwise(rows):
         trials = after["trials"] - before["trials"]
 
@@ -63,7 +63,7 @@ def windows(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
             return scale * (after[name] - before[name]) / over
 
         proposals = max(1, after["proposals"] - before["proposals"])
-        found.append({
+        rows.append({
             "trials": f"{before['trials']} to {after['trials']}", "driver ms a trial": each("cpu", 1e3),
             "driver MB": after["rss"] / 1e6, "KB a trial": each("rss", 1e-3), "wall s a trial": each("wall", 1),
             "events a trial": each("events", 1), "journal KB a trial": each("journal_bytes", 1e-3),
@@ -71,21 +71,21 @@ def windows(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
             "tracker ms a trial": each("tracker_cpu", 1e3), "tracker MB": after["tracker_rss"] / 1e6,
             "tracker behind KB": (after["journal_bytes"] - after["carried_bytes"]) / 1e3,
         })  # fmt: skip
-    return found
+    return rows
 
 
 def run(options: Options) -> Measurement:
-    """Replay 1,000 trials on 64 pretended GPUs (40 on 8 when quick)."""
+    """Replay 1,000 trials on 64 simulated GPUs (40 on 8 when quick)."""
     trials, gpus = (40, 8) if options.quick else (TRIALS, GPUS)
     with tempfile.TemporaryDirectory(prefix="scale-") as folder:
-        found = study(Path(folder), trials, gpus)
-    rows = windows(found["rows"])
-    whole = f"whole study {found['seconds']:.0f} s, of which {found['end_seconds']:.0f} s after the last trial"
+        outcome = study(Path(folder), trials, gpus)
+    rows = windows(outcome["rows"])
+    duration = f"whole study {outcome['seconds']:.0f} s, of which {outcome['end_seconds']:.0f} s after the last trial"
     table = Table(title="what a trial costs, by how many there have been", columns=COLUMNS, rows=rows)
     settings = {"trials": trials, "pretended GPUs": gpus, "seconds an epoch": EPOCH_SECONDS, "epochs": 30}
     return Measurement(
         name="scale", settings=settings, tables=[table], goals=[] if options.quick else _goals(rows),
-        notes=[f"{found['workers']} worker processes, the largest of {found['worker_mb']:.0f} MB of its own; {whole}"],
+        notes=[f"{outcome['workers']} worker processes, the largest of {outcome['worker_mb']:.0f} MB; {duration}"],
     )  # fmt: skip
 
 

@@ -128,21 +128,21 @@ def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser()
     for name, kind in (("folder", Path), ("trials", int), ("gpus", int), ("result", Path)):
         parser.add_argument(name, type=kind)
-    asked = parser.parse_args(arguments)
+    args = parser.parse_args(arguments)
     os.environ.update(ENVIRONMENT)
     ray.init(
-        address="local", num_cpus=asked.gpus, num_gpus=asked.gpus, include_dashboard=False, log_to_driver=False,
+        address="local", num_cpus=args.gpus, num_gpus=args.gpus, include_dashboard=False, log_to_driver=False,
         logging_level="ERROR", object_store_memory=200 * 2**20,
     )  # fmt: skip
     tuner.TrialTrainable = Replayed  # type: ignore[assignment, misc]
-    marks = sorted({mark for mark in (20, 100, 250, 500, 750, 1000) if mark < asked.trials} | {asked.trials})
-    watch = Watch(marks, asked.folder / NAME, asked.result)
+    marks = sorted({mark for mark in (20, 100, 250, 500, 750, 1000) if mark < args.trials} | {args.trials})
+    watch = Watch(marks, args.folder / NAME, args.result)
     watch.attach()
     command = [
         "--space", "tt_dims", "--set", "train.epochs=30", "--set", "references=[]",
-        "--set", f"search.trials={asked.trials}", "--gpus-per-trial", "1", "--out", str(asked.folder), "--name", NAME,
+        "--set", f"search.trials={args.trials}", "--gpus-per-trial", "1", "--out", str(args.folder), "--name", NAME,
     ]  # fmt: skip
-    with (asked.folder / "said.txt").open("w") as said, contextlib.redirect_stdout(said):
+    with (args.folder / "said.txt").open("w") as output, contextlib.redirect_stdout(output):
         watch.write(run.main(command))
 
 

@@ -74,7 +74,7 @@ def spans(record: StudyRecord) -> list[Span]:
 def pieces(epochs: list[Span]) -> list[tuple[float, float, int]]:
     """The study cut where a trial begins or ends: (begin, end, trials that are under way)."""
     trials = [[span for span in epochs if span.trial == name] for name in {span.trial for span in epochs}]
-    lives = [(min(span.begin for span in own), max(span.end for span in own)) for own in trials]
+    lives = [(min(span.begin for span in spans), max(span.end for span in spans)) for spans in trials]
     cuts = sorted({time for life in lives for time in life})
     return [(begin, end, sum(life[0] <= begin and end <= life[1] for life in lives)) for begin, end in pairwise(cuts)]
 
@@ -90,14 +90,14 @@ def throughput(record: StudyRecord) -> Throughput:
     """The study's speed; None for what its journal is too short to tell."""
     epochs = spans(record)
     cut = pieces(epochs)
-    most = max((count for *_, count in cut), default=0)
-    full, full_seconds = _speed(epochs, [(begin, end) for begin, end, count in cut if count == most])
+    most_at_once = max((count for *_, count in cut), default=0)
+    full, full_seconds = _speed(epochs, [(begin, end) for begin, end, count in cut if count == most_at_once])
     overall, _ = _speed(epochs, [(epochs[0].end, epochs[-1].end)] if epochs else [])
     reported = [metrics for trial in record.trials.values() for metrics in trial.epochs.values()]
     lengths = [metrics["epoch_seconds"] for metrics in reported]
     firsts = [trial.epochs[1]["epoch_seconds"] for trial in record.trials.values() if 1 in trial.epochs]
     return Throughput(
-        overall=overall, full=full, full_seconds=full_seconds, most_at_once=most,
+        overall=overall, full=full, full_seconds=full_seconds, most_at_once=most_at_once,
         own_speed_mean=fmean(metrics["images_per_second"] for metrics in reported) if reported else None,
         epoch_seconds_mean=fmean(lengths) if lengths else None,
         epoch_seconds_median=median(lengths) if lengths else None,

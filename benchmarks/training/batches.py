@@ -69,7 +69,7 @@ def _png(rng: np.random.Generator) -> bytes:
 @contextmanager
 def cases(options: Options) -> Iterator[list[Case]]:
     """Digits, and images of CIFAR's shape: real ones where they are, else random ones written for the occasion."""
-    found = [Case(label="digits 8x8x1", settings=DataSettings(), batch_size=32)]
+    resident_cases = [Case(label="digits 8x8x1", settings=DataSettings(), batch_size=32)]
     count = (200 if options.quick else 2000) if options.device == "cpu" else 20_000
     batch_size = 128 if options.device == "cpu" else 512
     images = options.images or (JPEG_IMAGES if JPEG_IMAGES.is_dir() else None)
@@ -78,7 +78,7 @@ def cases(options: Options) -> Iterator[list[Case]]:
             write_images(Path(folder), 2 * count, options.seed)
         label = "CIFAR-10 (JPEG) 32x32x3" if images else "random 32x32x3"
         settings = DataSettings(name=f"parquet:{images or folder}", train_images=count)
-        yield [*found, Case(label=label, settings=settings, batch_size=batch_size)]
+        yield [*resident_cases, Case(label=label, settings=settings, batch_size=batch_size)]
 
 
 def crop_and_flip(data_name: str) -> AugmentationSettings:
@@ -155,8 +155,8 @@ def run(options: Options) -> Measurement:
     before = torch.get_num_threads()
     torch.set_num_threads(options.threads or 1)  # a trial's default share is one core
     try:
-        with cases(options) as found:
-            tables = [as_table(case, measure(case, options)) for case in found]
+        with cases(options) as resident_cases:
+            tables = [as_table(case, measure(case, options)) for case in resident_cases]
     finally:
         torch.set_num_threads(before)
     return Measurement(

@@ -4,11 +4,10 @@ Every trial is a process with a trainer of its own, as in a sweep, on images tha
 evaluation. The processes stay from row to row: one, two and more of them train at a time. `images/s` is of all
 together, `first s` the time from nothing to a trial's second step, `next s` from a setting to the next one's second.
 
-Steps: torch (a straightforward loop of torch's own, without views of images), plain (lowrank.training.trainer),
-captured and
-compiled (lowrank.training.engine.cuda_graph). Sharing: processes (the card's time in turns) and mps (NVIDIA's
-multi-process service,
-started and ended here: kernels of all at once). The limit is by memory traffic: benchmarks/training/step_traffic.py.
+Steps: torch (a straightforward loop in torch, without augmentation), plain (lowrank.training.engine.step), captured and
+compiled (lowrank.training.engine.cuda_graph). Sharing: processes (they take turns on the GPU) and mps (NVIDIA's
+multi-process service, started and ended here: their kernels run side by side). The limit is set by memory traffic:
+benchmarks/training/step_traffic.py.
 
 On a GPU: random images of CIFAR's shape, ResNet-9 at batch 512 and WRN-28-10 at batch 128. On a CPU: the digits, batch
 32, a process on each core. `--network`, `--way`, `--gpu-sharing` choose among these, and in which order; `--seconds`
@@ -41,23 +40,23 @@ def cases(options: Options) -> list[Case]:
     """ResNet-9, and on a GPU WRN-28-10; small and short when `quick`."""
     if options.device == "cpu":
         seconds = 1.0 if options.quick else 8.0
-        found = [Case(network="resnet9", device="cpu", batch=32, images=None, seconds=seconds,
+        chosen = [Case(network="resnet9", device="cpu", batch=32, images=None, seconds=seconds,
                       width=0.5 if options.quick else 1.0)]  # fmt: skip
     else:
         seconds = 1.0 if options.quick else 4.0
         one = Case(network="resnet9", device="cuda", batch=512, images=20_480, seconds=seconds)
-        found = [one, replace(one, network="wrn_28_10", batch=128, images=5_120)]
-        found = found[:1] if options.quick and not options.networks else found
-    return [case for case in found if not options.networks or case.network in options.networks]
+        chosen = [one, replace(one, network="wrn_28_10", batch=128, images=5_120)]
+        chosen = chosen[:1] if options.quick and not options.networks else chosen
+    return [case for case in chosen if not options.networks or case.network in options.networks]
 
 
 def difference(losses: list[float], plain: list[float], way: str) -> str:
     """How far two runs' losses are apart, in words."""
-    found, wanted = Tensor(losses), Tensor(plain)
-    gap = (found - wanted).abs()
+    tensor, plain_tensor = Tensor(losses), Tensor(plain)
+    gap = (tensor - plain_tensor).abs()
     return (
         f"{way} against plain, {EQUAL_STEPS} steps: largest difference of a loss {gap.max():.2g}, relative "
-        f"{(gap / wanted).max():.2g}; last losses {found[-1]:.4f} and {wanted[-1]:.4f}"
+        f"{(gap / plain_tensor).max():.2g}; last losses {tensor[-1]:.4f} and {plain_tensor[-1]:.4f}"
     )
 
 

@@ -85,15 +85,15 @@ class OwnLoop:
         self.case, self.epoch = case, 0
         images, self.labels, _ = data.train.on(case.device)
         self.images = (images.permute(0, 3, 1, 2).float() / 255 - 0.5).contiguous() / 0.29
-        self.steps = len(self.labels) // case.batch
+        self.steps_per_epoch = len(self.labels) // case.batch
         self.optimizer = torch.optim.SGD(
             self.network.parameters(), lr=0.02, momentum=0.9, nesterov=True, weight_decay=5e-4
         )  # fmt: skip
 
-    def train_steps(self, most: int | None = None) -> None:
+    def train_steps(self, limit: int | None = None) -> None:
         """An epoch's steps, or the first of them."""
         order = torch.randperm(len(self.labels), device=self.case.device)
-        for step in range(min(self.steps, most or self.steps)):
+        for step in range(min(self.steps_per_epoch, limit or self.steps_per_epoch)):
             picked = order[step * self.case.batch : (step + 1) * self.case.batch]
             with torch.autocast("cuda", torch.bfloat16, enabled=self.case.device == "cuda"):
                 loss = functional.cross_entropy(self.network(self.images[picked]), self.labels[picked])
@@ -178,9 +178,9 @@ class Bench:
         assert isinstance(trainer, Trainer)
         found: list[float] = []
         while len(found) < EQUAL_STEPS:
-            most = EQUAL_STEPS - len(found)
-            trainer.train_steps(limit=most)
-            found += trainer.step_losses[:most].tolist()
+            limit = EQUAL_STEPS - len(found)
+            trainer.train_steps(limit=limit)
+            found += trainer.step_losses[:limit].tolist()
             trainer.epoch += 1
         return found
 

@@ -62,14 +62,14 @@ def cases(options: Options) -> list[Case]:
 def settings_within(plan: NetworkPlan, share: float) -> tuple[dict[str, Method], list[str]]:
     """Every method at the largest size within `share` of the separable network, and who cannot be, with the reason."""
     budget = Budget(params=int(share * plan.params(make_method({"name": "separable"}))))
-    found, left = {}, []
+    methods, omitted = {}, []
     for name in METHODS:
         method = make_method({"name": name})
         try:
-            found[name] = method if name in REFERENCES else solve(plan, method, budget)
+            methods[name] = method if name in REFERENCES else solve(plan, method, budget)
         except InfeasibleError as error:
-            left.append(f"left out: {error}")
-    return found, left
+            omitted.append(f"left out: {error}")
+    return methods, omitted
 
 
 def make_step(case: Case, method: Method, options: Options) -> Callable[[], object]:
@@ -109,7 +109,7 @@ def shape_of(method: Method) -> str:
 
 def measure(case: Case, options: Options) -> tuple[list[dict[str, Any]], list[str]]:
     """Rows of one network, and the methods left out."""
-    methods, left = settings_within(case.plan, SHARE)
+    methods, omitted = settings_within(case.plan, SHARE)
     steps = {name: make_step(case, method, options) for name, method in methods.items()}
     warm_ups = 3 if options.device == "cuda" else 1
     times = interleaved(steps, options.device, options.repeated(REPEATS), calls=case.calls, warm_ups=warm_ups)
@@ -123,7 +123,7 @@ def measure(case: Case, options: Options) -> tuple[list[dict[str, Any]], list[st
         }
         for name, seconds in middle.items()
     ]  # fmt: skip
-    return rows, left
+    return rows, omitted
 
 
 def as_table(case: Case, rows: list[dict[str, Any]]) -> Table:
@@ -139,7 +139,7 @@ def run(options: Options) -> Measurement:
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        found = [measure(case, options) for case in cases(options)]
+        measured = [measure(case, options) for case in cases(options)]
     finally:
         torch.set_num_threads(before)
     precision = "bfloat16" if options.device == "cuda" else "float32"
@@ -149,6 +149,6 @@ def run(options: Options) -> Measurement:
             "seed": options.seed, "device": options.device, "precision": precision, "threads": threads,
             "repeats": options.repeated(REPEATS),
         },
-        tables=[as_table(case, rows) for case, (rows, _) in zip(cases(options), found, strict=True)],
-        notes=[note for _, left in found for note in left],
+        tables=[as_table(case, rows) for case, (rows, _) in zip(cases(options), measured, strict=True)],
+        notes=[note for _, omitted in measured for note in omitted],
     )  # fmt: skip

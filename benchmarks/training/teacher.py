@@ -54,13 +54,13 @@ def cases(options: Options) -> list[Case]:
     on_gpu = options.device == "cuda"
     batch, images = (16, 64) if options.quick else (512, 20_480) if on_gpu else (128, 256)
     resnet9, wrn164 = (NetworkSettings(name=name, width=width) for name in ("resnet9", "wrn_16_4"))
-    found = [Case(label="ResNet-9 student, WRN-16-4 teacher", student=resnet9, teacher=wrn164, batch_size=batch,
+    chosen = [Case(label="ResNet-9 student, WRN-16-4 teacher", student=resnet9, teacher=wrn164, batch_size=batch,
                   images=images)]  # fmt: skip
     if on_gpu:
         wide = NetworkSettings(name="wrn_28_10", width=width)
-        found.append(Case(label="WRN-28-10 student, WRN-28-10 teacher", student=wide, teacher=wide,
+        chosen.append(Case(label="WRN-28-10 student, WRN-28-10 teacher", student=wide, teacher=wide,
                           batch_size=batch, images=images // 4))  # fmt: skip
-    return found
+    return chosen
 
 
 class _Bench:
@@ -97,12 +97,12 @@ class _Bench:
             weights=self.case.label, data=self.data.fingerprint, views=self.views, taps=self.taps,
             layout=Layout(len(self.data.train), len(self.data.classes), sizes), precision=self.options.device,
         )  # fmt: skip
-        cache, told = TeacherCache(self.caches, key), []
+        cache, messages = TeacherCache(self.caches, key), []
         build = CacheSource(
             teacher=lambda: self.live, data=self.data, device=self.device, batch_size=self.case.batch_size
         )
-        fill_cache(cache, build, SLOTS, notify=told.append)
-        return CachedTeacher(cache, self.data, lambda: self.live, device=self.device), told
+        fill_cache(cache, build, SLOTS, notify=messages.append)
+        return CachedTeacher(cache, self.data, lambda: self.live, device=self.device), messages
 
     def epoch(self, student: torch.nn.Module, teacher: Teacher | None) -> Callable[[], object]:
         """A call that trains one epoch."""
@@ -127,7 +127,7 @@ def measure(case: Case, options: Options, images: Path, caches: Path) -> tuple[l
     """A row for each way, and what the cache's builder said."""
     bench = _Bench(case, options, images, caches)
     student = bench.student()
-    cached, told = bench.cached(student)
+    cached, messages = bench.cached(student)
     teachers: dict[str, Teacher | None] = dict(zip(WAYS, (None, bench.live, cached), strict=True))
     ways = {name: bench.epoch(bench.student(), teacher) for name, teacher in teachers.items()}
     times = interleaved(
@@ -142,7 +142,7 @@ def measure(case: Case, options: Options, images: Path, caches: Path) -> tuple[l
         }
         for name, seconds in middle.items()
     ]  # fmt: skip
-    return rows, [f"{case.label}: {line}" for line in told if "built" in line]
+    return rows, [f"{case.label}: {line}" for line in messages if "built" in line]
 
 
 def run(options: Options) -> Measurement:
@@ -158,20 +158,22 @@ def run(options: Options) -> Measurement:
                 images = Path(folder) / "images"
                 images.mkdir()
                 write_images(images, 4 * max(case.images for case in chosen), seed=options.seed)
-            found = [measure(case, options, images.resolve(), Path(folder)) for case in chosen]
+            measured = [measure(case, options, images.resolve(), Path(folder)) for case in chosen]
     finally:
         torch.set_num_threads(before)
         cached_teacher.RESIDENT = resident
     columns = ("way", "ms", "slowest ms", "images/s", "x plain")
-    titled = [f"{case.label}, batch {case.batch_size}" for case in chosen]
+    titles = [f"{case.label}, batch {case.batch_size}" for case in chosen]
     return Measurement(
         name="teacher",
         settings={"seed": options.seed, "device": options.device, "threads": threads, "share": SHARE,
                   "repeats": options.repeated(REPEATS)},
-        tables=[Table(title=title, columns=columns, rows=rows) for title, (rows, _) in zip(titled, found, strict=True)],
+        tables=[
+            Table(title=title, columns=columns, rows=rows) for title, (rows, _) in zip(titles, measured, strict=True)
+        ],
         goals=[
             Goal(what=f"{case.label}: with the cache", limit=LIMIT, found=rows[2]["x plain"], unit="x plain")
-            for case, (rows, _) in zip(chosen, found, strict=True)
+            for case, (rows, _) in zip(chosen, measured, strict=True)
         ],
-        notes=[note for _, notes in found for note in notes],
+        notes=[note for _, notes in measured for note in notes],
     )  # fmt: skip
