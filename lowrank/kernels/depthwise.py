@@ -53,10 +53,10 @@ def _load_shifts(x, image, row, w, channel, mask, C: tl.constexpr, H: tl.constex
     """Load a row shifted by one to the right, as it is, and by one to the left; zeros outside of the image."""
     start = ((image * H + row) * W + w[:, None]) * C + channel[None, :]
     inside = mask & (row >= 0) & (row < H)
-    left = tl.load(x + start - C, mask=inside & ((w > 0) & (w < W))[:, None], other=0.0).to(tl.float32)
+    before = tl.load(x + start - C, mask=inside & ((w > 0) & (w < W))[:, None], other=0.0).to(tl.float32)
     middle = tl.load(x + start, mask=inside & (w < W)[:, None], other=0.0).to(tl.float32)
-    right = tl.load(x + start + C, mask=inside & (w < W - 1)[:, None], other=0.0).to(tl.float32)
-    return left, middle, right
+    after = tl.load(x + start + C, mask=inside & (w < W - 1)[:, None], other=0.0).to(tl.float32)
+    return before, middle, after
 
 
 @triton.jit

@@ -26,9 +26,9 @@ _ADDS = (operator.add, operator.iadd, torch.add)
 
 
 def compile_graph(graph_module: GraphModule, inputs: Sequence[Tensor]) -> Callable[..., Any]:
-    """Compile a graph by inductor, after `rewrite` where it runs on a GPU that supports the kernels.
+    """Compile a graph by inductor: a backend for `torch.compile`.
 
-    A backend for `torch.compile`.
+    Where the graph runs on a GPU that supports the kernels, `rewrite` changes it first.
 
     Args:
         graph_module: as Dynamo captured it; changed in place.
@@ -161,10 +161,10 @@ def _fuse_norm(graph: Graph, node: Node, fusable: FusableMap | None) -> bool:
     with graph.inserting_after(chain[-1]):
         new = graph.call_function(operation, inputs)
     rows = value.numel() // value.shape[1]
-    result = _get_item(graph, new, 0)
+    output = _get_item(graph, new, 0)
     _update_running(graph, mean, _get_item(graph, new, 1), momentum, 1.0)
     _update_running(graph, variance, _get_item(graph, new, 2), momentum, rows / max(1, rows - 1))
-    _replace(graph, chain, result)
+    _replace(graph, chain, output)
     return True
 
 
@@ -235,15 +235,15 @@ def _replace_depthwise(graph: Graph, node: Node) -> bool:
     if parts is None:
         return False
     x, weight, bias, options = parts
-    value, kernel, result = _example(x), _example(weight), _example(node)
-    if value is None or kernel is None or result is None or not _is_countable(value) or bias is not None:
+    value, kernel, output = _example(x), _example(weight), _example(node)
+    if value is None or kernel is None or output is None or not _is_countable(value) or bias is not None:
         return False
     supported = {"stride": (1, 1), "padding": (1, 1), "dilation": (1, 1), "groups": value.shape[1]}
     depthwise = kernel.shape == (value.shape[1], 1, 3, 3) and kernel.shape[0] > 1
     if options != supported or not depthwise or value.shape[3] > MAX_WIDTH:
         return False
     with graph.inserting_before(node):
-        x = graph.call_method("to", (x, result.dtype))
+        x = graph.call_method("to", (x, output.dtype))
         weight = graph.call_method("to", (weight, torch.float32))
         new = graph.call_function(torch.ops.lowrank.depthwise.default, (x, weight))
     _replace(graph, [node], new)
@@ -267,8 +267,8 @@ def _fuse_pointwise(graph: Graph, node: Node) -> bool:
     """Fuse a pointwise map whose result only a batch norm reads."""
     from lowrank.kernels.pointwise_batch_norm import supports
 
-    parts, user, result = _pointwise_parts(node), _only_user(node), _example(node)
-    if parts is None or user is None or result is None or result.dtype not in FUSED_DTYPES or not _is_countable(result):
+    parts, user, output = _pointwise_parts(node), _only_user(node), _example(node)
+    if parts is None or user is None or output is None or output.dtype not in FUSED_DTYPES or not _is_countable(output):
         return False
     x, weight, bias = parts
     kernel = cast(Tensor, _example(weight))
@@ -279,7 +279,7 @@ def _fuse_pointwise(graph: Graph, node: Node) -> bool:
         """Cast the map's inputs to the dtype of its result."""
         with graph.inserting_before(node):
             matrix = graph.call_method("flatten", (weight, 1))
-            return graph.call_method("to", (x, result.dtype)), graph.call_method("to", (matrix, result.dtype))
+            return graph.call_method("to", (x, output.dtype)), graph.call_method("to", (matrix, output.dtype))
 
     return _fuse_norm(graph, user, FusableMap(node, torch.ops.lowrank.pointwise_norm.default, inputs))
 
@@ -291,8 +291,8 @@ def _fuse_stem(graph: Graph, node: Node) -> bool:
     """
     from lowrank.kernels.stem_batch_norm import supports
 
-    parts, user, result = _conv_parts(node), _only_user(node), _example(node)
-    if parts is None or user is None or result is None or result.dtype not in FUSED_DTYPES or not _is_countable(result):
+    parts, user, output = _conv_parts(node), _only_user(node), _example(node)
+    if parts is None or user is None or output is None or output.dtype not in FUSED_DTYPES or not _is_countable(output):
         return False
     x, weight, bias, options = parts
     value, kernel = _example(x), _example(weight)
@@ -307,7 +307,7 @@ def _fuse_stem(graph: Graph, node: Node) -> bool:
     def inputs(graph: Graph) -> tuple[Node, ...]:
         with graph.inserting_before(node):
             rows = graph.call_method("flatten", (graph.call_method("permute", (weight, 0, 2, 3, 1)), 1))
-            return x, graph.call_method("to", (rows, result.dtype))
+            return x, graph.call_method("to", (rows, output.dtype))
 
     return _fuse_norm(graph, user, FusableMap(node, torch.ops.lowrank.stem_norm.default, inputs, relu_only=True))
 

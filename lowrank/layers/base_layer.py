@@ -198,10 +198,10 @@ class StructuredMap(nn.Module, ABC):
 
 
 class SeparableConv2d(nn.Module):
-    """A depthwise convolution, plain or structured, followed by a structured pointwise map.
+    """A depthwise convolution followed by a structured pointwise map.
 
     Args:
-        depthwise: (I) -> (I) channels; carries stride, padding and dilation.
+        depthwise: plain or structured, (I) -> (I) channels; carries stride, padding and dilation.
         pointwise: (I) -> (O) channels.
     """
 

@@ -95,9 +95,9 @@ def _backward_kernel(  # type: ignore[no-untyped-def]
         entries = tl.load(layer_gradient + (rows + tl.where(over, column - width, column)), mask=inside, other=0.0).to(
             by_row.dtype
         )
-        near = tl.load(layer_halves + position, mask=valid, other=0.0)
-        far = tl.load(layer_halves + width - position, mask=valid & (position > 0), other=0.0)
-        by_row += entries * tl.where(over, far[:, None], near[:, None])
+        close = tl.load(layer_halves + position, mask=valid, other=0.0)
+        distant = tl.load(layer_halves + width - position, mask=valid & (position > 0), other=0.0)
+        by_row += entries * tl.where(over, distant[:, None], close[:, None])
         entries *= scale[None, :]
         tl.store(layer_sums + position, tl.sum(tl.where(over, 0.0, entries), 1), mask=valid)
         turned = tl.where(position == 0, 0, width - position)
@@ -108,9 +108,9 @@ def _backward_kernel(  # type: ignore[no-untyped-def]
         entries = tl.load(layer_gradient + (rows + tl.where(under, column + width, column)), mask=inside, other=0.0).to(
             by_row.dtype
         )
-        near = tl.load(layer_halves + width + position, mask=valid, other=0.0)
-        far = tl.load(layer_halves + 2 * width - 2 - position, mask=position < width - 1, other=0.0)
-        by_row += entries * tl.where(under, far[:, None], near[:, None])
+        close = tl.load(layer_halves + width + position, mask=valid, other=0.0)
+        distant = tl.load(layer_halves + 2 * width - 2 - position, mask=position < width - 1, other=0.0)
+        by_row += entries * tl.where(under, distant[:, None], close[:, None])
         entries *= scale[None, :]
         tl.store(layer_sums + width + position, tl.sum(tl.where(under, 0.0, entries), 1), mask=valid)
         turned = tl.where(position == width - 1, width - 1, width - 2 - position)

@@ -78,11 +78,11 @@ def cp_factors(dense: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor, Tensor
 
 
 def _first_guess(tensor: Tensor, mode: int, rank: int, generator: torch.Generator) -> Tensor:
-    left = robust_svd(tensor.movedim(mode, 0).flatten(1))[0]
+    left_vectors = robust_svd(tensor.movedim(mode, 0).flatten(1))[0]
     guess = torch.randn(tensor.shape[mode], rank, generator=generator, dtype=torch.float64).to(tensor)
     guess = guess / guess.norm(dim=0)
-    used = min(rank, left.shape[1])
-    guess[:, :used] = left[:, :used]
+    used = min(rank, left_vectors.shape[1])
+    guess[:, :used] = left_vectors[:, :used]
     return guess
 
 

@@ -15,7 +15,10 @@ from lowrank.layers.low_rank.whole_kernel import Stage, WholeKernelMethod, point
 
 
 class SVD(WholeKernelMethod):
-    """A K x K convolution to R channels and a 1 x 1 convolution to O; a linear map becomes two."""
+    """A K x K convolution to R channels and a 1 x 1 convolution to O.
+
+    A linear map becomes two.
+    """
 
     rank_names: ClassVar[tuple[str, ...]] = ("rank",)
 

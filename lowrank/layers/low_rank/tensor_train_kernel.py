@@ -38,9 +38,9 @@ class TensorTrainKernel(WholeKernelMethod):
     def truncate_kernel(self, dense: Tensor, ranks: Sequence[int]) -> list[Tensor]:
         """TT-SVD from the left: each cut keeps the leading singular directions of what remains."""
         o, i, height, width = dense.shape
-        first, rest = truncated_svd(dense.permute(1, 2, 3, 0).reshape(i, -1), ranks[0])
-        second, rest = truncated_svd(rest.reshape(ranks[0] * height, -1), ranks[1])
-        third, fourth = truncated_svd(rest.reshape(ranks[1] * width, o), ranks[2])
+        first, remainder = truncated_svd(dense.permute(1, 2, 3, 0).reshape(i, -1), ranks[0])
+        second, remainder = truncated_svd(remainder.reshape(ranks[0] * height, -1), ranks[1])
+        third, fourth = truncated_svd(remainder.reshape(ranks[1] * width, o), ranks[2])
         vertical = second.reshape(ranks[0], height, ranks[1]).permute(2, 0, 1)[:, :, :, None]
         horizontal = third.reshape(ranks[1], width, ranks[2]).permute(2, 0, 1)[:, :, None, :]
         return [first.T[:, :, None, None], vertical, horizontal, fourth.T[:, :, None, None]]

@@ -18,7 +18,7 @@ from lowrank.utils.linalg import robust_svd
 
 
 class Tucker2(WholeKernelMethod):
-    """A 1 x 1 convolution to R1 channels, a K x K convolution to R2 channels and a 1 x 1 convolution to O."""
+    """1 x 1 convolutions to R1 channels and to O, a K x K one to R2 channels between."""
 
     rank_names: ClassVar[tuple[str, ...]] = ("in_rank", "out_rank")
 
@@ -45,8 +45,16 @@ class Tucker2(WholeKernelMethod):
 
 
 def leading_vectors(matrix: Tensor, rank: int) -> Tensor:
-    """The `rank` leading left singular vectors (M, rank) of a matrix (M, N); columns beyond min(M, N) are zero."""
-    left = robust_svd(matrix)[0][:, :rank]
+    """Compute the leading left singular vectors of a matrix.
+
+    Args:
+        matrix: (M, N).
+        rank: how many.
+
+    Returns:
+        (M, rank); columns beyond min(M, N) are zero.
+    """
+    left_vectors = robust_svd(matrix)[0][:, :rank]
     vectors = matrix.new_zeros(matrix.shape[0], rank)
-    vectors[:, : left.shape[1]] = left
+    vectors[:, : left_vectors.shape[1]] = left_vectors
     return vectors

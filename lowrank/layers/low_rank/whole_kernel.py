@@ -76,7 +76,7 @@ def spatial(name: str, in_channels: int, out_channels: int, shape: ConvShape, ar
 
 
 class WholeKernelMethod(Method):
-    """Settings of a chain of convolutions that stands for one convolution or linear map.
+    """Settings of a chain of convolutions that replaces one, or a linear map.
 
     `rank_scale` sets every rank to max(1, round(rank_scale * largest useful rank)); `ranks` names them instead, one
     for each of `rank_names`, for one group. The last stage carries a bias if the dense layer has one or `bias` asks for
@@ -179,10 +179,11 @@ _DENSE = Dense()
 
 
 class KernelChain(nn.Sequential):
-    """A chain of plain convolutions (or linear maps) that stands for one, (B, I, H, W) -> (B, O, H', W').
+    """A chain of plain convolutions (or linear maps) that replaces one.
 
-    No stage but the last has a bias, so the chain equals the convolution with `dense_weight()` and `dense_bias()` at
-    every position, edges included. With `linear` it takes (B.., I) -> (B.., O) and its weights are matrices.
+    (B, I, H, W) -> (B, O, H', W'). No stage but the last has a bias, so the chain equals the convolution with
+    `dense_weight()` and `dense_bias()` at every position, edges included. With `linear` it takes (B.., I) -> (B.., O)
+    and its weights are matrices.
 
     Args:
         method: the settings that made the chain; they know how to truncate a dense weight.
@@ -292,9 +293,16 @@ class KernelChain(nn.Sequential):
 
 
 def chain_product(weights: Sequence[Tensor]) -> Tensor:
-    """The dense kernel (O, I, KH, KW) of one group's stages in a row, of which each kernel axis lies in one stage.
+    """Multiply the stages of one group into the dense kernel that they equal.
 
     A stage of R outputs with one input channel each, after a stage of R > 1 outputs, is depthwise.
+
+    Args:
+        weights: (out, in, height, width) of each stage, first stage first; only one stage extends along each kernel
+            axis.
+
+    Returns:
+        (O, I, KH, KW).
     """
     total = weights[0]
     for weight in weights[1:]:
@@ -308,11 +316,11 @@ def chain_product(weights: Sequence[Tensor]) -> Tensor:
 
 def truncated_svd(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     """The best rank-`rank` product of a matrix (M, N): left (M, rank) and right (rank, N), values shared evenly."""
-    left, values, right = robust_svd(matrix)
+    left_vectors, values, right_vectors = robust_svd(matrix)
     keep = min(rank, len(values))
     root = values[:keep].sqrt()
     first = matrix.new_zeros(matrix.shape[0], rank)
     second = matrix.new_zeros(rank, matrix.shape[1])
-    first[:, :keep] = left[:, :keep] * root
-    second[:keep] = root[:, None] * right[:keep]
+    first[:, :keep] = left_vectors[:, :keep] * root
+    second[:keep] = root[:, None] * right_vectors[:keep]
     return first, second
