@@ -1,4 +1,4 @@
-"""One thread: the layers under test are tiny, and the suite shares its machine."""
+"""Use one thread: the layers under test are tiny, and the suite shares its machine."""
 
 import torch
 

@@ -18,7 +18,7 @@ from lowrank.layers.registry import make_method
 
 @dataclass(frozen=True)
 class MethodContract:
-    """What the suite needs to know of a method.
+    """How the suite tests a method.
 
     `settings` are tried at every shape that admits them. `exact` is a setting at which every dense weight of a
     pointwise map can be met, None for a structure that has none. `growing` are settings from small to large, of which
@@ -141,36 +141,36 @@ class Case:
         return f"{self.method.name}-{settings}-{i}x{o}-k{height}x{width}"
 
     def build(self, seed: int = 0, dtype: torch.dtype = torch.float32) -> nn.Module:
-        """The layer, from a seed."""
+        """Build the layer from a seed."""
         torch.manual_seed(seed)
         return self.method.build(self.shape).to(dtype)
 
     def image(self, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-        """A batch (2, I, 7, 6) that the layer takes."""
+        """Make a batch (2, I, 7, 6) for the layer."""
         generator = torch.Generator().manual_seed(1)
         return torch.randn(2, self.shape.in_channels, 7, 6, dtype=torch.float64, generator=generator).to(dtype)
 
 
 def method(name: str, settings: dict[str, Any]) -> Method:
-    """A method of the table with these settings."""
+    """Make a method of the table with these settings."""
     return make_method({"name": name, **settings})
 
 
 def all_settings() -> Iterator[Method]:
-    """Every setting of every method in the table."""
+    """Return every setting of every method in the table."""
     for name, contract in METHOD_CONTRACTS.items():
         for settings in contract.settings:
             yield method(name, settings)
 
 
 def cases(*, feasible: bool = True) -> list[Case]:
-    """Every setting at every shape that admits it (or, if not `feasible`, that does not)."""
+    """Return every setting at every shape where it is feasible, or where it is not."""
     found = [Case(setting, shape) for setting in all_settings() for shape in SHAPES]
     return [case for case in found if (case.method.infeasible(case.shape) is None) == feasible]
 
 
 def one_case_each(shape: ConvShape) -> list[Case]:
-    """The first setting of each method that the shape admits, for what does not depend on settings."""
+    """Return each method's first feasible setting at a shape, for tests that do not depend on settings."""
     first: dict[str, Case] = {}
     for setting in all_settings():
         if setting.infeasible(shape) is None:

@@ -1,4 +1,4 @@
-"""Every method's layer: equals the convolution of its own weight, starts right, saves, compiles, in every dtype."""
+"""Every method's layer equals the convolution of its weight, is initialised right, saves, compiles, in each dtype."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ with_and_without_a_kernel = pytest.mark.parametrize(
 
 
 def by_dense_weight(module: nn.Module, shape: ConvShape, x: Tensor) -> Tensor:
-    """What a plain convolution with the module's own dense weight gives."""
+    """Convolve with the module's dense weight."""
     weight = dense_weight(module)
     assert tuple(weight.shape) == (shape.out_channels, shape.in_channels, *shape.kernel)
     return functional.conv2d(x, weight, dense_bias(module), shape.stride, shape.padding, shape.dilation)
@@ -36,7 +36,7 @@ def test_every_method_has_a_contract() -> None:
     assert set(METHOD_CONTRACTS) == set(METHODS)
 
 
-def test_every_method_stands_at_some_shape_of_each_kind() -> None:
+def test_every_method_is_feasible_with_and_without_a_kernel_and_a_bias() -> None:
     for name in METHODS:
         stood = [case.shape for case in method_table.cases() if case.method.name == name]
         assert {shape.kernel_area > 1 for shape in stood} == {True, False}, name
@@ -76,7 +76,7 @@ def test_gradients_agree_with_finite_differences(case: Case) -> None:
 
 
 def pointwise_parts(module: nn.Module) -> list[tuple[Tensor, float]]:
-    """Weights and the std that each must start with: the map sqrt(2 / I), the depthwise part 1 / K (FACTS)."""
+    """Return weights with their target std: sqrt(2 / I) for the map, 1 / K for the depthwise part."""
     if isinstance(module, SeparableConv2d):
         kernel = module.kernel()
         depthwise = (kernel, 1 / math.sqrt(kernel[0].numel()))
@@ -86,14 +86,14 @@ def pointwise_parts(module: nn.Module) -> list[tuple[Tensor, float]]:
 
 
 @every_case
-def test_start_has_the_target_std_within_one_percent(case: Case) -> None:
+def test_initial_weight_has_the_target_std_within_one_percent(case: Case) -> None:
     for weight, target in pointwise_parts(case.build(seed=3)):
         assert weight.detach().double().square().mean().sqrt().item() == pytest.approx(target, rel=0.01)
 
 
 @every_method
-def test_start_before_rescaling_has_the_target_std_in_the_mean(case: Case) -> None:
-    """The drawing rule itself is right, so that rescaling only removes the scatter of a single draw."""
+def test_factors_before_rescaling_give_the_target_std_in_the_mean(case: Case) -> None:
+    """The rule for the factors' std is right, so that rescaling only removes the scatter of a single draw."""
     maps = [part for part in case.build().modules() if isinstance(part, StructuredMap)]
     generator = torch.Generator().manual_seed(0)
     for part in maps:
@@ -106,7 +106,7 @@ def test_start_before_rescaling_has_the_target_std_in_the_mean(case: Case) -> No
 
 
 @every_method
-def test_start_takes_fan_std_and_generator(case: Case) -> None:
+def test_reset_takes_fan_std_and_generator(case: Case) -> None:
     module = case.method.build(ConvShape(16, 16))
     if not isinstance(module, StructuredMap):
         pytest.skip("a plain or composed layer; its map is tested")
@@ -129,7 +129,7 @@ def test_state_dict_round_trip(case: Case) -> None:
 
 @every_method
 def test_layer_holds_nothing_but_parameters(case: Case) -> None:
-    """Whatever else a layer keeps (hashes, transforms) is made again from the settings, never stored."""
+    """What else a layer needs (hashes, transforms) is computed from the settings, never stored."""
     module = case.build()
     assert set(module.state_dict()) == {name for name, _ in module.named_parameters()}
 
@@ -200,7 +200,7 @@ EXACT = [(name, contract.exact) for name, contract in METHOD_CONTRACTS.items() i
 
 @pytest.mark.parametrize(("name", "settings"), EXACT)
 @pytest.mark.parametrize("channels", [(16, 16), (8, 24), (24, 8), (13, 7), (1, 16), (1, 1)], ids=str)
-def test_start_from_a_trained_weight_is_exact_at_full_size(name: str, settings: dict, channels: tuple) -> None:
+def test_fit_to_a_trained_weight_is_exact_at_full_size(name: str, settings: dict, channels: tuple) -> None:
     shape = ConvShape(*channels)
     module = Case(method_table.method(name, settings), shape).build()
     dense = trained_weight(shape.out_channels, shape.in_channels, 1, 1)
@@ -210,7 +210,7 @@ def test_start_from_a_trained_weight_is_exact_at_full_size(name: str, settings: 
 
 
 @every_case
-def test_start_from_a_trained_weight_reports_its_error_and_beats_zero(case: Case) -> None:
+def test_fit_to_a_trained_weight_reports_its_error_and_beats_zero(case: Case) -> None:
     module, shape = case.build(), case.shape
     dense = trained_weight(shape.out_channels, shape.in_channels, *shape.kernel)
     error = init_layer(module, dense)
@@ -225,7 +225,7 @@ GROWING = [(name, contract.growing) for name, contract in METHOD_CONTRACTS.items
 
 @pytest.mark.parametrize(("name", "growing"), GROWING)
 @pytest.mark.parametrize("kernel", [(1, 1), (3, 3)], ids=["k1", "k3"])
-def test_start_from_a_trained_weight_improves_with_size(name: str, growing: tuple, kernel: tuple) -> None:
+def test_fit_to_a_trained_weight_improves_with_size(name: str, growing: tuple, kernel: tuple) -> None:
     shape = ConvShape(16, 32, kernel)
     dense = trained_weight(32, 16, *kernel)
     errors = [init_layer(Case(method_table.method(name, settings), shape).build(), dense) for settings in growing]
@@ -235,8 +235,8 @@ def test_start_from_a_trained_weight_improves_with_size(name: str, growing: tupl
 
 
 @every_method
-def test_start_from_its_own_weight_keeps_the_layer(case: Case) -> None:
-    """What one layer stands for, another of the same structure with a closed-form fit finds again."""
+def test_fit_to_a_weight_of_the_same_structure_is_exact(case: Case) -> None:
+    """A structure with a closed-form fit reproduces the weight of another layer of that structure."""
     if case.method.name in APPROXIMATE_FITS:
         pytest.skip(APPROXIMATE_FITS[case.method.name])
     shape = ConvShape(16, 16)
@@ -248,6 +248,6 @@ APPROXIMATE_FITS: dict[str, str] = {}
 
 
 @every_method
-def test_start_from_the_wrong_shape_is_refused(case: Case) -> None:
+def test_fit_to_a_weight_of_another_shape_is_refused(case: Case) -> None:
     with pytest.raises(ValueError, match="expected a weight of 16 x 16 x 3 x 3, got"):
         init_layer(case.build(), torch.zeros(3, 16, 3, 3))

@@ -1,4 +1,4 @@
-"""Every method on linear maps: the structured layer equals the linear map of its own weight, starts, merges."""
+"""Every method on linear maps: the layer equals the linear map of its weight, is initialised right, merges."""
 
 from __future__ import annotations
 
@@ -34,18 +34,18 @@ every_method = pytest.mark.parametrize("case", method_table.one_case_each(SHAPES
 
 
 def build(case: method_table.Case, dtype: torch.dtype = torch.float64) -> nn.Module:
-    """The layer, from a seed."""
+    """Build the layer from a seed."""
     torch.manual_seed(0)
     return build_linear(case.method, case.shape).to(dtype)
 
 
 def vectors(case: method_table.Case, *leading: int, dtype: torch.dtype = torch.float64) -> Tensor:
-    """Inputs (.., I)."""
+    """Make inputs (.., I)."""
     generator = torch.Generator().manual_seed(1)
     return torch.randn(*leading, case.shape.in_channels, dtype=torch.float64, generator=generator).to(dtype)
 
 
-def test_every_method_stands_for_a_linear_map() -> None:
+def test_every_method_is_tested_on_a_linear_map() -> None:
     assert {case.method.name for case in CASES} == set(METHODS)
 
 
@@ -67,7 +67,7 @@ def test_layer_equals_the_linear_map_of_its_own_weight(case: method_table.Case, 
 
 
 @every_case
-def test_count_and_start_are_those_of_the_pointwise_map(case: method_table.Case) -> None:
+def test_count_and_initial_std_are_those_of_the_pointwise_map(case: method_table.Case) -> None:
     module = build(case)
     assert sum(parameter.numel() for parameter in module.parameters()) == case.method.params(case.shape)
     if case.method.name not in ("shuffle", "hashed_both"):  # two factors that are started separately
@@ -76,7 +76,7 @@ def test_count_and_start_are_those_of_the_pointwise_map(case: method_table.Case)
 
 
 @every_method
-def test_start_from_a_trained_weight_reports_its_error(case: method_table.Case) -> None:
+def test_fit_to_a_trained_weight_reports_its_error(case: method_table.Case) -> None:
     module, dense = build(case), torch.randn(16, 16, generator=torch.Generator().manual_seed(0)).double()
     error = init_layer(module, dense)
     assert error == pytest.approx(((dense_weight(module) - dense).norm() / dense.norm()).item(), abs=1e-6)

@@ -1,4 +1,4 @@
-"""Every method's arithmetic: counts are those of the layer, budgets are solved exactly, the infeasible is named."""
+"""Every method's counts are those of its layer, budgets are solved exactly, infeasible settings give a reason."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from lowrank.layers.registry import METHODS, make_method
 
 
 def plan_of(shapes: list[ConvShape], fixed: int = 0) -> NetworkPlan:
-    """A plan of these convolutions alone, all of them substituted, beside `fixed` parameters."""
+    """Make a plan of these convolutions, all of them substituted, and `fixed` other parameters."""
     sites = [Site(f"conv{k}", shape, "", 0, 0) for k, shape in enumerate(shapes)]
     return NetworkPlan("plan", tuple(sites), fixed)
 
@@ -40,7 +40,7 @@ def test_mult_adds_are_whole_and_grow_with_the_area(case: Case) -> None:
 
 
 @pytest.mark.parametrize("case", method_table.cases(feasible=False), ids=str)
-def test_infeasible_settings_are_named(case: Case) -> None:
+def test_infeasible_settings_have_a_reason_with_the_value(case: Case) -> None:
     reason = case.method.infeasible(case.shape)
     assert reason
     assert "\n" not in reason
@@ -78,7 +78,7 @@ def test_settings_are_frozen_and_survive_a_round_trip(name: str) -> None:
 
 
 def smallest_and_largest(plan: NetworkPlan, method: Method) -> tuple[int, int]:
-    """Parameters of the smallest and the largest network that any size of `method` gives."""
+    """Return the parameters of the smallest and the largest network of any size of `method`."""
     if method.scale is None:
         settings = list(method.settings_by_size([shape for shape, _ in plan.shapes]))
     else:
@@ -88,7 +88,7 @@ def smallest_and_largest(plan: NetworkPlan, method: Method) -> tuple[int, int]:
 
 
 def next_larger(plan: NetworkPlan, method: Method) -> Method | None:
-    """The first scale at which a larger network than that of `method` is built; None if there is none."""
+    """Return `method` at the first scale that builds a larger network; None if there is none."""
     low, high = getattr(method, str(method.scale)), 1.0
     same = plan.signature(method)
     if plan.signature(method.with_scale(high)) == same:
@@ -129,7 +129,7 @@ def test_the_largest_setting_within_a_budget_is_found(
 
 
 @pytest.mark.parametrize("method", list(method_table.all_settings()), ids=repr)
-def test_an_impossible_budget_names_the_nearest_possible(method: Method) -> None:
+def test_a_budget_that_is_too_small_names_the_smallest_size(method: Method) -> None:
     plan = plan_of([ConvShape(16, 32, (3, 3)), ConvShape(32, 32, (3, 3))], fixed=100)
     least, _ = smallest_and_largest(plan, method)
     with pytest.raises(

@@ -1,4 +1,4 @@
-"""Kernels of this project's own give torch's values and gradients, alone and in a rewritten network.
+"""This project's kernels give torch's values and gradients, alone and in a rewritten network.
 
 They need Triton and a GPU; with TRITON_INTERPRET=1 they run, slowly, on a CPU.
 """
@@ -45,7 +45,7 @@ DEVICE = "cpu" if INTERPRETED else "cuda"
 
 @pytest.fixture(autouse=True)
 def exact_products(monkeypatch):
-    """The library's products of float32 are in float32 on every card."""
+    """Compute products of float32 in float32 on every GPU."""
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
 
 
@@ -74,7 +74,7 @@ def test_depthwise(shape, processors, monkeypatch):
     compare(found, functional.conv2d(x, weight, padding=1, groups=shape[1]), (x, weight))
 
 
-def test_compiled_code_adds_the_gradients_of_residuals_in_their_kernels(monkeypatch):
+def test_compiled_code_adds_the_gradients_of_residuals_in_the_depthwise_kernel(monkeypatch):
     found: list[int] = []
 
     class Counted(FuseGradientSums):
@@ -106,7 +106,7 @@ def test_compiled_code_adds_the_gradients_of_residuals_in_their_kernels(monkeypa
 
 
 @pytest.mark.parametrize("before", [True, False])
-def test_a_gradient_is_added_by_the_kernel_where_it_is_there_in_time(before):
+def test_a_gradient_is_added_in_the_kernel_only_if_computed_before(before):
     gradient, x, other = (images(2, 16, 6, 5, centre=each).detach() for each in range(3))
     weight = torch.randn(16, 1, 3, 3, device=DEVICE)
     graph = torch.fx.Graph()
@@ -129,7 +129,7 @@ def test_a_gradient_is_added_by_the_kernel_where_it_is_there_in_time(before):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 @pytest.mark.parametrize("cutout", [0, 1, 5])
-def test_views_are_those_of_the_plain_form_to_the_bit(cutout, dtype):
+def test_augmented_images_equal_those_of_plain_torch_to_the_bit(cutout, dtype):
     generator = torch.Generator().manual_seed(0)
     stored = torch.randint(0, 256, (7, 9, 6, 3), dtype=torch.uint8, generator=generator)
     positions = torch.randint(0, 7, (20,), generator=generator)
@@ -171,7 +171,7 @@ def test_norm(shape, relu, pool, adds):
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("processors", [1, 132])
-def test_a_map_and_its_norm(channels, outs, size, relu, pool, adds, processors, monkeypatch):
+def test_a_pointwise_map_fused_with_its_norm(channels, outs, size, relu, pool, adds, processors, monkeypatch):
     monkeypatch.setattr(joined_kernels, "MULTIPROCESSORS", processors)  # with one, a program has several tiles
     if max(channels, outs) > 64 and not INTERPRETED:
         pytest.skip("in float32 no card has room for it; benchmarks.gpu.kernels is of bfloat16")
@@ -197,7 +197,7 @@ def test_a_map_and_its_norm(channels, outs, size, relu, pool, adds, processors, 
     [(3, 16, (6, 5), True), (3, 64, (4, 4), False), (1, 32, (3, 1), True), (2, 16, (9, 20), True)],
 )
 @pytest.mark.parametrize("processors", [1, 132])
-def test_a_stem_and_its_norm(channels, outs, size, relu, processors, monkeypatch):
+def test_a_stem_fused_with_its_norm(channels, outs, size, relu, processors, monkeypatch):
     monkeypatch.setattr(joined_kernels, "MULTIPROCESSORS", processors)  # with one, a program has several tiles
     x = images(3, channels, *size, spread=2, centre=1).detach()
     kernel = torch.randn(outs, channels, 3, 3, device=DEVICE) / 3
@@ -223,7 +223,7 @@ def test_a_stem_and_its_norm(channels, outs, size, relu, processors, monkeypatch
     ],
     ids=str,
 )  # fmt: skip
-def test_in_sixteen_bits_it_is_as_near_to_float64_as_a_map_and_a_norm(layer):
+def test_in_sixteen_bits_a_fused_map_is_as_exact_as_a_map_and_a_norm(layer):
     dtype = torch.float16 if INTERPRETED else torch.bfloat16  # Triton's interpreter multiplies the bits of the latter
     for name, ours, theirs in distances(layer, 3, DEVICE, dtype):
         assert ours < max(1.2 * theirs, 0.004), name
@@ -242,7 +242,7 @@ def test_statistics_of_a_product_far_from_zero(rows):
 
 
 @pytest.mark.parametrize("room", [True, False])
-def test_in_bfloat16_maps_are_joined_with_their_norms_where_the_card_has_room(room):
+def test_in_bfloat16_maps_are_fused_where_shared_memory_allows(room):
     settings = NetworkSettings(name="resnet9", width=0.25)
     plan = network_plan(settings, (3, 8, 8), 10)
     network = build_student(settings, plan, make_method({"name": "separable"}), (3, 8, 8), 10, 0).to(DEVICE).train()
@@ -260,7 +260,7 @@ def test_in_bfloat16_maps_are_joined_with_their_norms_where_the_card_has_room(ro
     assert found == wanted
 
 
-def test_shapes_that_the_joined_kernels_are_made_for():
+def test_shapes_that_the_fused_kernels_support():
     assert [supports(8, 16), supports(64, 128), supports(128, 128), supports(128, 256)] == [True] * 4
     assert [supports(4, 16), supports(96, 128), supports(256, 128), supports(128, 512)] == [False] * 4
     assert [stem.supports(3, 64), stem.supports(1, 16), stem.supports(2, 128)] == [True] * 3
@@ -268,7 +268,7 @@ def test_shapes_that_the_joined_kernels_are_made_for():
 
 
 @pytest.mark.parametrize("pool", [False, True])
-def test_what_is_no_number_is_not_hidden_by_the_relu(pool):
+def test_nan_is_not_hidden_by_the_relu(pool):
     x = images(1, 8, 4, 4).detach()
     x[0, 3, 1, 1] = float("nan")
     found, _, variance = norm(x, torch.ones(8, device=DEVICE), torch.zeros(8, device=DEVICE), None, 1e-5, True, pool)
@@ -285,7 +285,7 @@ COUNTS = {
 
 @pytest.mark.parametrize("name", COUNTS)
 @pytest.mark.parametrize("joined", [0, None], ids=["apart", "joined"])
-def test_a_rewritten_network_is_the_network(name, joined, monkeypatch):
+def test_a_rewritten_network_equals_the_network(name, joined, monkeypatch):
     counts, width = dict(COUNTS[name]), 0.125
     if joined is None:
         width = 0.25  # the fewest channels of a stem that is joined

@@ -47,7 +47,7 @@ def test_bfloat16_channels_last_on_a_gpu_is_near_float64_on_the_cpu(case: Case) 
 
 
 @pytest.mark.parametrize("name", sorted(set(METHODS) - {"dense", "separable"}))
-def test_rebuilt_together_in_a_graph_is_rebuilt_alone(name: str) -> None:
+def test_weights_rebuilt_together_in_a_graph_equal_those_rebuilt_alone(name: str) -> None:
     """Three layers of one shape and one of another; stacks, branches and all, in bfloat16."""
     torch.manual_seed(0)
     shapes = [ConvShape(24, 24)] * 3 + [ConvShape(16, 48)]
@@ -78,10 +78,8 @@ def test_rebuilt_together_in_a_graph_is_rebuilt_alone(name: str) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize(("maps", "layers", "width"), [(1, 1, 1), (2, 3, 5), (1, 11, 131), (3, 4, 160), (2, 11, 301)])
-def test_acdc_entries_by_kernels_are_those_of_plain_torch(
-    maps: int, layers: int, width: int, dtype: torch.dtype
-) -> None:
-    """Entries differ by one rounding at most, gradients by the order of their sums; and they repeat to the bit."""
+def test_acdc_kernels_give_the_entries_of_plain_torch(maps: int, layers: int, width: int, dtype: torch.dtype) -> None:
+    """Entries differ by at most one rounding, gradients by the order of their sums; runs are equal to the bit."""
     working = dtype if dtype == torch.float64 else torch.float32
     slots = torch.tensor(layer_slots(layers))
     first, second = torch.randn(2, maps, layers, width, dtype=working).unbind()

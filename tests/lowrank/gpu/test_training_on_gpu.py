@@ -1,4 +1,4 @@
-"""What only a card can show of training: recorded steps that diverge, float16, and what a step takes."""
+"""Training on a GPU: recorded steps that diverge, float16, memory and time of a step."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a G
 
 
 class Fuse(nn.Module):
-    """The identity until its `fuse`th call in training, then NaN; decided on the card, as a graph asks."""
+    """The identity until its `fuse`th call in training, then NaN; decided on the GPU, as a CUDA graph needs."""
 
     def __init__(self, fuse: int):
         super().__init__()
@@ -108,7 +108,7 @@ def wide(engine: str) -> Trainer:
 
 @pytest.mark.parametrize("make", [taught, dropping, wide])
 def test_compiled_steps_have_the_plain_loops_losses(make, monkeypatch):
-    """What the benchmark of the engine does not train: a teacher, dropped paths, parts of a batch."""
+    """Cases that the benchmark of the engine leaves out: a teacher, dropped paths, parts of a batch."""
     monkeypatch.setattr(darts, "CELLS", 2)
     monkeypatch.setattr(darts, "REDUCING", (1, 1))
     monkeypatch.setattr(darts.DARTS, "taps", ("cells.0", "cells.1"))

@@ -1,4 +1,4 @@
-"""Rebuilding in the backward pass: the same numbers to the bit, and nothing of the rebuild kept."""
+"""Rebuilding weights in the backward pass gives the same numbers to the bit and stores no intermediate."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_the_same_under_autocast():
     assert all(torch.equal(left, right) for left, right in pairs)
 
 
-def test_it_is_set_on_every_map_and_taken_back():
+def test_it_is_switched_on_and_off_for_every_map():
     network = make_method({"name": "hashed_both"}).build(SHAPE)
     parts = [part for part in network.modules() if isinstance(part, StructuredMap)]
     assert [part.rebuild_checkpoint for part in parts] == [False, False]
@@ -71,14 +71,14 @@ def test_it_is_set_on_every_map_and_taken_back():
 @pytest.mark.parametrize(
     "settings", [{"name": "acdc", "layers": 8}, {"name": "tensor_train", "dims": 2}, {"name": "cp"}, {"name": "hashed"}]
 )
-def test_nothing_is_kept_of_a_rebuild(settings):
+def test_no_intermediate_of_a_rebuild_is_stored(settings):
     kept, again = both(make_method(settings).build(ConvShape(64, 64)))
     x = torch.randn(1, 64, 2, 2, requires_grad=True)
     assert saved_bytes(kept, x) >= 4 * 64 * 64
     assert saved_bytes(again, x) == 0
 
 
-def test_a_linear_map_keeps_its_weight_alone():
+def test_a_linear_map_stores_only_its_weight():
     kept, again = both(build_linear(make_method({"name": "acdc", "layers": 4}), ConvShape(64, 64)))
     x = torch.randn(3, 64, requires_grad=True)
     assert saved_bytes(kept, x) > 2 * 4 * 64 * 64
@@ -111,7 +111,7 @@ def data() -> ImageData:
     return load_data(DataSettings(train_images=64))
 
 
-def test_a_recipe_asks_for_it_and_trains_to_the_same_weights(data):
+def test_a_recipe_with_it_trains_to_the_same_weights(data):
     settings, method = NetworkSettings(width=0.125), make_method({"name": "tucker"})
     plan = network_plan(settings, data.image_shape, 10)
     states = []

@@ -1,4 +1,4 @@
-"""On a CPU trains are contracted with the activations where that is cheaper; large weights are matrix products."""
+"""On a CPU factors are contracted with the activations where that is cheaper; large weights are matrix products."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ def images(channels: int, side: int = 5) -> Tensor:
         ((10, 12), (3,), 12, None),  # outputs and rows divide neither way
     ],
 )
-def test_the_narrowest_cut(sizes, ranks, out_channels, expected):
+def test_the_cut_with_fewest_channels_is_chosen(sizes, ranks, out_channels, expected):
     assert best_cut(sizes, ranks, out_channels) == expected
 
 
 @pytest.mark.parametrize("rows", [2, 6, 12, 24, 72])
-def test_a_thin_pair_multiplies_to_the_matrix(rows):
+def test_the_two_stages_multiply_to_the_matrix(rows):
     left, right = torch.randn(rows, 3, dtype=torch.float64), torch.randn(3, 12 * 18 // rows, dtype=torch.float64)
     up, down = split_product(left, right, 12)
     assert up.shape[1] == 3 * max(12 // rows, rows // 12)
@@ -53,7 +53,7 @@ def test_a_thin_pair_multiplies_to_the_matrix(rows):
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("channels", [(64, 128), (128, 128), (128, 64)])
-def test_a_contracted_map_is_its_weight_in_value_and_gradient(method, channels, stride, bias):
+def test_a_map_in_two_stages_equals_its_weight_in_value_and_gradient(method, channels, stride, bias):
     torch.manual_seed(0)
     shape = ConvShape(*channels, stride=(stride, stride), bias=bias)
     layer = method.build(shape).double()
@@ -76,7 +76,7 @@ def test_a_contracted_map_is_its_weight_in_value_and_gradient(method, channels, 
         ((512, 512), (512, 512), None),  # no middle
     ],
 )
-def test_the_cheapest_stages(sizes, channels, expected):
+def test_the_cheapest_stages_are_chosen(sizes, channels, expected):
     assert cheapest_stages(sizes, *channels) == expected
 
 
@@ -95,13 +95,13 @@ def check_against_weight(layer: StructuredMap, x: Tensor, stride: int) -> None:
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("channels", [(256, 512), (512, 256), (512, 512)])
 @pytest.mark.parametrize(("dims", "rank_scale"), [(3, 1.0), (3, 0.6), (4, 1.0)])
-def test_a_large_cp_map_is_contracted_in_stages(monkeypatch, channels, dims, rank_scale, stride, bias):
+def test_a_large_cp_map_is_contracted_in_three_stages(monkeypatch, channels, dims, rank_scale, stride, bias):
     torch.manual_seed(0)
     shape = ConvShape(*channels, stride=(stride, stride), bias=bias)
     layer = CP(dims=dims, rank_scale=rank_scale).build(shape).double()
     assert isinstance(layer, CPMap)
     if layer.stages is None:
-        pytest.skip("these sizes have a thin waist, or cannot be divided")
+        pytest.skip("these sizes have a cheap cut, or cannot be divided")
     assert not layer.builds_weight(on_gpu=False)
     check_against_weight(layer, images(channels[0], side=3), stride)
 
@@ -113,21 +113,21 @@ def test_most_large_cp_maps_have_stages():
         assert CP(dims=3, rank_scale=1.0).make_map(*channels).stages is not None
 
 
-def test_a_thin_waist_is_preferred_and_padding_goes_by_the_weight():
+def test_two_cheap_stages_are_preferred_and_a_padded_map_uses_its_weight():
     thin = CP(dims=3, rank_scale=0.1).make_map(512, 512)
     assert thin.stages is None
     assert thin.cut is not None
     assert CP(dims=3, rank_scale=1.0).build(ConvShape(512, 512, padding=(1, 1))).stages is None
 
 
-def test_a_map_of_large_rank_goes_by_its_weight():
+def test_a_map_of_large_rank_uses_its_weight():
     layer = TensorTrain(dims=3, rank_scale=1.0).make_map(64, 64)
     assert isinstance(layer, TwoStageMap)
     assert layer.cut is None
     assert layer.builds_weight(on_gpu=False)
 
 
-def test_what_is_to_keep_no_activations_goes_by_its_weight(monkeypatch):
+def test_a_map_that_checkpoints_its_rebuild_uses_its_weight(monkeypatch):
     layer = TensorTrain(dims=3, rank_scale=0.1).make_map(64, 64).double()
     monkeypatch.setattr(type(layer), "halves", None)
     monkeypatch.setattr(type(layer), "weight", lambda self: torch.ones(64, 64, dtype=torch.float64))
@@ -148,14 +148,14 @@ def test_a_large_weight_is_a_matrix_product(monkeypatch, bias):
 
 
 @pytest.mark.parametrize(
-    "given",
+    "options",
     [
         {"stride": (2, 2)}, {"padding": (1, 1)}, {"groups": 2}, {"weight": torch.randn(256, 256, 3, 3)},
         {"x": torch.randn(3, 256, 5, 5)}, {"weight": torch.randn(128, 256, 1, 1)},
     ],
 )  # fmt: skip
-def test_everything_else_is_a_convolution(monkeypatch, given):
-    fields = {"x": images(256).detach().float(), "weight": torch.randn(256, 256, 1, 1)} | given
+def test_everything_else_is_a_convolution(monkeypatch, options):
+    fields = {"x": images(256).detach().float(), "weight": torch.randn(256, 256, 1, 1)} | options
     if "groups" in fields:
         fields["weight"] = torch.randn(512, 128, 1, 1)
     monkeypatch.setattr(functional, "linear", None)

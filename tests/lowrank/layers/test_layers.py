@@ -1,4 +1,4 @@
-"""What single layer files promise beyond the contract suite: sizes, ranks, and the table of examples in RULES."""
+"""Sizes, ranks and examples of single layers, beyond the contract suite."""
 
 from __future__ import annotations
 
@@ -86,15 +86,15 @@ def test_a_train_is_multiplied_out_the_same_wherever_it_is_cut(cut: int) -> None
     assert best_split((3, 4, 5, 2), (2, 3, 2)) in (1, 2, 3)
 
 
-def test_truncated_train_has_the_ranks_asked_for() -> None:
+def test_tt_svd_has_the_ranks_asked_for() -> None:
     dense = torch.randn(4, 3, 5, generator=torch.Generator().manual_seed(0))
     cores = tt_svd(dense, (6, 5))  # the first rank cannot exceed 4: filled up with zeros
     assert [tuple(core.shape) for core in cores] == [(1, 4, 6), (6, 3, 5), (5, 5, 1)]
     torch.testing.assert_close(multiply_train(cores, 1).view(4, 3, 5), dense.double())
 
 
-def test_a_start_from_a_trained_weight_shares_its_norm_between_the_factors() -> None:
-    """SGD and weight decay see factors of one scale, not one that carries all of the norm."""
+def test_a_fit_to_a_trained_weight_shares_its_norm_between_the_factors() -> None:
+    """SGD and weight decay need factors of one scale, not one that has all of the norm."""
     layer = make_method({"name": "tensor_train", "dims": 3, "rank_scale": 0.5}).build(ConvShape(16, 16))
     layer.init_from_dense(100 * torch.randn(16, 16, generator=torch.Generator().manual_seed(0)))
     sizes = [core.detach().square().mean().sqrt().item() for core in layer.cores]
@@ -137,6 +137,6 @@ def test_acdc_by_transforms_compiles_and_has_second_derivatives(
     assert torch.autograd.gradgradcheck(weight, factors, fast_mode=True)
 
 
-def test_blocks_are_spread_out_as_torch_does() -> None:
+def test_block_diagonal_equals_that_of_torch() -> None:
     blocks = torch.randn(3, 4, 5)
     assert torch.equal(block_diagonal(blocks), torch.block_diag(*blocks))

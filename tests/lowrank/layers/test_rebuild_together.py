@@ -1,4 +1,4 @@
-"""All weights of a network rebuilt together: the same as one by one, in value and gradient, whatever the way there."""
+"""All weights of a network rebuilt together equal those rebuilt one by one, in value and gradient."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_layers_of_one_structure_are_one_stack():
     assert BatchedRebuild(network_of("tensor_train", dims=2)).stacks == rebuild.stacks
 
 
-def test_a_bottleneck_that_forms_its_weight_is_rebuilt_and_a_thin_one_is_not():
+def test_a_bottleneck_that_builds_its_weight_is_rebuilt_and_a_narrow_one_is_not():
     thin, wide = network_of("bottleneck", rank_scale=0.1), network_of("bottleneck", rank_scale=0.9)
     assert (len(BatchedRebuild(thin).maps), len(BatchedRebuild(wide).maps)) == (0, len(SHAPES))
     alone = values_and_gradients(wide)
@@ -65,7 +65,7 @@ def test_a_bottleneck_that_forms_its_weight_is_rebuilt_and_a_thin_one_is_not():
             torch.testing.assert_close(one, other)
 
 
-def test_a_linear_map_takes_the_weight_it_is_given():
+def test_a_linear_map_uses_its_external_weight():
     layer = build_linear(make_method({"name": "tucker"}), ConvShape(16, 32, bias=True))
     rebuild, x = BatchedRebuild(layer), torch.randn(3, 16)
     with rebuild.use_weights([torch.zeros(32, 16, 1, 1)]):
@@ -74,7 +74,7 @@ def test_a_linear_map_takes_the_weight_it_is_given():
         torch.testing.assert_close(layer(x), x @ layer.dense_weight().T + layer.pointwise.bias)
 
 
-def test_no_layer_keeps_what_it_was_given_even_after_an_error():
+def test_no_layer_has_an_external_weight_afterwards_even_after_an_error():
     network = network_of("cp")
 
     def unlucky() -> None:
@@ -88,8 +88,8 @@ def test_no_layer_keeps_what_it_was_given_even_after_an_error():
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # of torch, while tracing
-def test_a_trunk_is_compiled_once_for_all_settings():
-    """Rebuilt weights have one shape whatever the method, so a compiled trunk that takes them serves them all."""
+def test_a_network_is_compiled_once_for_all_settings():
+    """Rebuilt weights have one shape whatever the method, so one compiled network that takes them serves all."""
     networks = [network_of("tensor_train", rank_scale=0.3), network_of("tucker", dims=4), network_of("cp")]
     compiled_for, images = BatchedRebuild(networks[0], include_all=True), torch.randn(2, 16, 4, 4, dtype=torch.float64)
     graphs: list[object] = []
@@ -113,7 +113,7 @@ def test_checkpointed_maps_rebuild_themselves():
 
 
 @pytest.mark.parametrize("name", FACTORED)
-def test_under_autocast_weights_come_in_half_precision_near_the_exact_ones(name):
+def test_under_autocast_weights_are_in_half_precision_near_the_exact_ones(name):
     network = network_of(name)
     exact = BatchedRebuild(network).weights()
     with torch.autocast("cpu", torch.bfloat16):
@@ -127,8 +127,8 @@ def test_under_autocast_weights_come_in_half_precision_near_the_exact_ones(name)
 @pytest.mark.parametrize(
     "settings", [*FACTORED, "bottleneck", "tied_bottleneck", {"name": "tucker", "dims": 4}], ids=str
 )
-def test_factors_filled_up_with_zeros_give_the_same_weight_and_gradients(settings):
-    """The way that a GPU takes, on a CPU: laid out, for one map and for a stack."""
+def test_padded_factors_give_the_same_weight_and_gradients(settings):
+    """The form that a GPU uses, on a CPU: for one map and for a stack."""
     settings = settings if isinstance(settings, dict) else {"name": settings}
     shape = ConvShape(24, 48)
     layers = [make_method(settings).build(shape).double() for _ in range(2)]
@@ -149,7 +149,7 @@ def test_factors_filled_up_with_zeros_give_the_same_weight_and_gradients(setting
 
 
 @pytest.mark.parametrize("name", ["tensor_train", "tucker"])
-def test_filling_is_a_gather_both_ways(name):
+def test_padding_is_a_gather_forward_and_backward(name):
     rebuild = BatchedRebuild(network_of(name, rank_scale=0.3))
     leads = [rebuild.maps[places[0]] for places in rebuild.stacks]
     columns = [list(zip(*(rebuild.maps[at].factors() for at in places), strict=True)) for places in rebuild.stacks]
@@ -168,7 +168,7 @@ def test_filling_is_a_gather_both_ways(name):
 
 
 @pytest.mark.parametrize("layers", range(1, 24))
-def test_layers_laid_out_for_products_in_pairs_come_in_their_order(layers):
+def test_products_in_pairs_multiply_the_layers_in_their_order(layers):
     spare, slots = excess_layers(layers), layer_slots(layers)
     held = dict(zip(slots, ([layer] for layer in range(layers)), strict=True))
     held.update({2 * spare + pair: held.pop(pair) + held.pop(spare + pair) for pair in range(spare)})
@@ -181,7 +181,7 @@ def test_layers_laid_out_for_products_in_pairs_come_in_their_order(layers):
 
 
 @pytest.mark.parametrize("width", [1, 2, 3, 7, 16])
-def test_entries_of_a_cosine_sandwich_and_the_way_back(width):
+def test_entries_of_a_cosine_multiplier_and_their_transpose(width):
     generator = torch.Generator().manual_seed(0)
     diagonals = torch.randn(3, width, dtype=torch.float64, generator=generator)
     transform, halves = cosine_matrix(width), diagonals @ halves_matrix(width, diagonals)
@@ -195,7 +195,7 @@ def test_entries_of_a_cosine_sandwich_and_the_way_back(width):
 @pytest.mark.parametrize("layers", [1, 2, 5, 8])
 @pytest.mark.parametrize("channels", [(16, 16), (11, 11), (5, 15), (6, 16), (16, 4), (15, 5), (1, 1)], ids=str)
 def test_acdc_in_stacks_is_acdc_by_products(channels, layers):
-    """The way that a GPU takes, on a CPU: for one map and for a stack, far from the start, in three precisions."""
+    """The form that a GPU uses, on a CPU: one map and a stack, far from the initial values, in three precisions."""
     maps = [make_method({"name": "acdc", "layers": layers}).build(ConvShape(*channels)).double() for _ in range(3)]
     with torch.no_grad():
         first, second = (
@@ -220,7 +220,7 @@ def test_acdc_in_stacks_is_acdc_by_products(channels, layers):
             assert relative_error(gradient, other) < tolerance
 
 
-def test_what_acdc_keeps_for_a_gpu_is_made_once_and_serves_training_after_inference(monkeypatch):
+def test_constants_of_acdc_are_made_once_and_serve_training_after_inference(monkeypatch):
     layer = make_method({"name": "acdc", "layers": 3}).build(ConvShape(8, 16))
     made = []
     make = layer._constants_on_gpu
@@ -232,7 +232,7 @@ def test_what_acdc_keeps_for_a_gpu_is_made_once_and_serves_training_after_infere
     assert layer.first.grad.abs().sum() > 0
 
 
-def test_a_layer_alone_takes_its_factors_in_one_copy_under_autocast():
+def test_a_single_layer_copies_its_factors_at_once_under_autocast():
     layer = make_method({"name": "tucker"}).build(ConvShape(16, 32))
     assert layer._padded_alone(layer.factors())[0] is layer.factors()[0]
     with torch.autocast("cpu", torch.bfloat16):
@@ -242,7 +242,7 @@ def test_a_layer_alone_takes_its_factors_in_one_copy_under_autocast():
 
 
 @pytest.mark.parametrize(("weights", "entries"), [(12, 4), (13, 5), (7, 7), (9, 1)])
-def test_a_bank_dealt_out_has_the_gradient_of_a_gather(weights, entries):
+def test_a_bank_lookup_has_the_gradient_of_a_gather(weights, entries):
     bank = torch.randn(2, entries, dtype=torch.float64, requires_grad=True)
     reads, readers = hash_table(weights, entries), reader_table(weights, entries)
     found, wanted = BankLookup.apply(bank, reads, readers, torch.float64), with_negatives(bank).index_select(-1, reads)
@@ -258,7 +258,7 @@ def test_a_bank_dealt_out_has_the_gradient_of_a_gather(weights, entries):
 
 
 @pytest.mark.parametrize(("name", "convolutions"), [("hashed_both", 1), ("shuffle", 2)])
-def test_a_depthwise_part_that_only_scales_is_no_convolution(name, convolutions):
+def test_a_depthwise_part_that_only_scales_runs_no_convolution(name, convolutions):
     layer = make_method({"name": name}).build(ConvShape(16, 16))
     with torch.profiler.profile() as profile:
         layer(torch.randn(2, 16, 4, 4))
