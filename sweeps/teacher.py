@@ -1,51 +1,63 @@
-"""`python sweeps/teacher.py --network wrn_28_10 --data cifar10 --name wrn2810`: trains a teacher and keeps it."""
+"""`python sweeps/teacher.py --network wrn_28_10 --data cifar10 --name wrn2810`: train a teacher and keep it."""
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 # `python sweeps/teacher.py` puts sweeps/ first on the module path; the project is imported as packages only.
 if sys.path and Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
     sys.path.pop(0)
 
-import re
-
-import torch
-
-from lowrank.data import load_data
-from lowrank.distillation.teacher_files import teacher_names
 from lowrank.errors import InputError
-from lowrank.training.divergence import DivergedError
 from lowrank.utils.cli import ExitCode, OneLineParser, report_error, run_command
-from sweeps.records.study_folders import NAME_RULE, check_studies_folder
-from sweeps.space.model import Space
-from sweeps.space.parse import apply_overrides, parse_teacher_space, with_absolute_data
-from sweeps.teachers.ensure import register_or_explain, train_with_progress
-from sweeps.teachers.registry import name_taken_error, read_teacher
-from sweeps.tracking.uri import check_tracking_uri
 from sweeps.utils.signals import exit_process, install_signal_handlers
 
-GO_ON = "interrupted; the same command goes on from the last checkpoint"
+if TYPE_CHECKING:
+    from sweeps.space.model import Space
+
+INTERRUPTED_MESSAGE = "interrupted; the same command goes on from the last checkpoint"
 DEFAULT_TEACHERS = Path("teachers")
 
 
+@dataclass(frozen=True, kw_only=True)
+class TeacherConfig:
+    """The command line of `sweeps/teacher.py`."""
+
+    name: str | None
+    list: bool
+    register: str | None
+    json: bool
+    network: str | None
+    data: str
+    data_dir: Path | None
+    epochs: int | None
+    set: Sequence[str]
+    seed: int
+    device: str
+    teachers: Path
+    tracking_uri: str | None
+
+
 def make_parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Make the parser; its destinations are the fields of `TeacherConfig`."""
     parser = OneLineParser(
         prog="python sweeps/teacher.py",
         description="Train a teacher with the students' loop and splits, and keep it; the same command goes on "
         "after a kill.",
         epilog="Exit codes: 0 done, 1 the training diverged, 2 bad input, 130 interrupted.",
     )
-    what = parser.add_argument_group("what to do")
-    what.add_argument("--name", help="of the teacher; never overwritten")
-    what.add_argument("--list", action="store_true", help="the teachers there are")
-    what.add_argument("--register", metavar="NAME", help="put a teacher into MLflow's model registry (again)")
-    what.add_argument("--json", action="store_true", help="--list as JSON")
+    task = parser.add_argument_group("what to do")
+    task.add_argument("--name", help="of the teacher; never overwritten")
+    task.add_argument("--list", action="store_true", help="the teachers there are")
+    task.add_argument("--register", metavar="NAME", help="put a teacher into MLflow's model registry (again)")
+    task.add_argument("--json", action="store_true", help="--list as JSON")
     teacher = parser.add_argument_group("the teacher")
     teacher.add_argument("--network", metavar="NAME", help="such as wrn_28_10 or resnet9")
     teacher.add_argument("--data", metavar="SET", default="digits", help="digits (default), cifar10, parquet:DIR, ...")
@@ -53,82 +65,149 @@ def make_parser() -> argparse.ArgumentParser:
     teacher.add_argument("--epochs", type=int, help="short for --set train.epochs=N")
     teacher.add_argument("--set", action="append", default=[], metavar="A.B=VALUE",
                          help="a field of train, network, data or method, as in a space")  # fmt: skip
-    teacher.add_argument("--seed", type=int, default=0, help="of weights, views and order (0)")
-    where = parser.add_argument_group("where")
-    where.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: a GPU if there is one")
-    where.add_argument("--teachers", type=Path, metavar="DIR", default=DEFAULT_TEACHERS, help="teachers/")
-    where.add_argument("--tracking-uri", metavar="URI", help="an MLflow server (default: SQLite beside the teachers)")
+    teacher.add_argument("--seed", type=int, default=0, help="seed of weights, augmentation and order (0)")
+    place = parser.add_argument_group("where it runs")
+    place.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: a GPU if there is one")
+    place.add_argument("--teachers", type=Path, metavar="DIR", default=DEFAULT_TEACHERS, help="teachers/")
+    place.add_argument("--tracking-uri", metavar="URI", help="an MLflow server (default: SQLite beside the teachers)")
     return parser
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command line; returns the exit code."""
-    options = make_parser().parse_args(arguments)
+    """Run the command line.
+
+    Args:
+        arguments: the words of the command line; None for those of the process.
+
+    Returns:
+        The exit code.
+    """
+    config = TeacherConfig(**vars(make_parser().parse_args(arguments)))
     install_signal_handlers()
-    return run_command(lambda: _unless_diverged(options), GO_ON)
+    return run_command(lambda: _report_divergence(config), INTERRUPTED_MESSAGE)
 
 
-def _unless_diverged(options: argparse.Namespace) -> int:
+def _report_divergence(config: TeacherConfig) -> int:
+    from lowrank.training.divergence import DivergedError  # brings torch, for which --help does not wait
+
     try:
-        return _dispatch(options)
+        return dispatch(config)
     except DivergedError as error:
         return report_error(ExitCode.FAILED, f"diverged: {error}; try a lower --set train.lr=...")
 
 
-def _dispatch(options: argparse.Namespace) -> int:
-    if options.list:
-        return list_teachers(options.teachers, options.json)
-    root = check_studies_folder(options.teachers)
-    if options.tracking_uri:
-        check_tracking_uri(options.tracking_uri)
-    if options.register:
-        read_teacher(root, options.register)
-        register_or_explain(root, options.register, options.tracking_uri)
-        return 0
-    for name in ("name", "network"):
-        if not getattr(options, name):
-            raise InputError(f"--{name} is missing; for example --network wrn_16_4 --data digits --name digits_wrn164")
-    if not re.fullmatch(NAME_RULE, options.name):
-        raise InputError("--name must be up to 80 letters, digits, `_`, `-` or `.`, and not begin with `-` or `.`, "
-                         f"but got {options.name!r}")  # fmt: skip
-    if (root / options.name).exists():
-        raise name_taken_error(root, options.name)
-    space, device = teacher_space(options), _device(options.device)
-    train_with_progress(space, load_data(space.data, options.data_dir), root, options.name, device)
-    print(f"use it with `teacher: {options.name}` in a space")
-    register_or_explain(root, options.name, options.tracking_uri)
-    return 0
+def dispatch(config: TeacherConfig) -> int:
+    """List the teachers, register one, or train one.
+
+    Args:
+        config: the command line.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        InputError: the command line, data or a teacher cannot be used.
+        DivergedError: the training has diverged.
+    """
+    from sweeps.records.study_folders import check_studies_folder
+    from sweeps.teachers.ensure import register_or_explain
+    from sweeps.teachers.registry import read_teacher
+    from sweeps.tracking.uri import check_tracking_uri
+
+    if config.list:
+        return print_teachers(config.teachers, as_json=config.json)
+    root = check_studies_folder(config.teachers)
+    if config.tracking_uri:
+        check_tracking_uri(config.tracking_uri)
+    if not config.register:
+        return _train(config, root)
+    read_teacher(root, config.register)
+    register_or_explain(root, config.register, config.tracking_uri)
+    return ExitCode.DONE
 
 
-def teacher_space(options: argparse.Namespace) -> Space:
-    """The options as a space of one point; raises InputError."""
+def _train(config: TeacherConfig, root: Path) -> int:
+    from lowrank.data import load_data
+    from sweeps.records.study_folders import NAME_RULE
+    from sweeps.teachers.ensure import register_or_explain, train_with_progress
+    from sweeps.teachers.registry import name_taken_error
+
+    for flag in ("name", "network"):
+        if not getattr(config, flag):
+            raise InputError(f"--{flag} is missing; for example --network wrn_16_4 --data digits --name digits_wrn164")
+    name = str(config.name)
+    if not re.fullmatch(NAME_RULE, name):
+        raise InputError(
+            f"--name must be up to 80 letters, digits, `_`, `-` or `.`, and not begin with `-` or `.`, but got {name!r}"
+        )
+    if (root / name).exists():
+        raise name_taken_error(root, name)
+    space, device = space_of_teacher(config), _choose_device(config.device)
+    train_with_progress(space, load_data(space.data, config.data_dir), root, name, device)
+    print(f"use it with `teacher: {name}` in a space")
+    register_or_explain(root, name, config.tracking_uri)
+    return ExitCode.DONE
+
+
+def space_of_teacher(config: TeacherConfig) -> Space:
+    """Make a space of one point from the command line.
+
+    Args:
+        config: the command line.
+
+    Returns:
+        The space.
+
+    Raises:
+        InputError: a field cannot be used.
+    """
+    from sweeps.space.parse import apply_overrides, parse_teacher_space, with_absolute_data
+
     content: dict[str, Any] = {
-        "question": "A teacher", "data": {"name": options.data}, "network": {"name": options.network},
-        "method": {"name": "dense"}, "search": {"seed": options.seed, "stop": "none"},
+        "question": "A teacher", "data": {"name": config.data}, "network": {"name": config.network},
+        "method": {"name": "dense"}, "search": {"seed": config.seed, "stop": "none"},
     }  # fmt: skip
-    epochs = [f"train.epochs={options.epochs}"] if options.epochs is not None else []
-    apply_overrides(content, [*options.set, *epochs])
-    return parse_teacher_space(options.name, with_absolute_data(content))
+    epochs = [f"train.epochs={config.epochs}"] if config.epochs is not None else []
+    apply_overrides(content, [*config.set, *epochs])
+    return parse_teacher_space(str(config.name), with_absolute_data(content))
 
 
-def _device(asked: str) -> str:
-    if asked == "cuda" and not torch.cuda.is_available():
+def _choose_device(device: str) -> str:
+    import torch
+
+    if device == "cuda" and not torch.cuda.is_available():
         raise InputError("--device cuda needs a GPU, and none is visible here; choose from: auto, cpu")
-    return "cuda" if asked != "cpu" and torch.cuda.is_available() else "cpu"
+    return "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
 
 
-def list_teachers(root: Path, as_json: bool) -> int:
-    """Print every teacher with what it is and how good."""
+def print_teachers(root: Path, *, as_json: bool) -> int:
+    """Print every teacher with its network, size, data and errors.
+
+    Args:
+        root: the folder of teachers.
+        as_json: print JSON instead of lines.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        InputError: a teacher's record is damaged.
+    """
+    from lowrank.distillation.teacher_files import teacher_names
+    from sweeps.teachers.registry import read_teacher
+
     records = [read_teacher(root, name) for name in teacher_names(root)]
     if as_json:
         print(json.dumps([record.model_dump(mode="json") for record in records], indent=2))
-        return 0
+        return ExitCode.DONE
     for record in records:
-        print(f"{record.name:24} {record.network['name']:12} {record.params:>12,} parameters  {record.data['name']:10} "
-              f"validation {record.val_error:.2f} %, test {record.test_error:.2f} %")  # fmt: skip
+        print(
+            f"{record.name:24} {record.network['name']:12} {record.params:>12,} parameters  {record.data['name']:10} "
+            f"validation {record.val_error:.2f} %, test {record.test_error:.2f} %"
+        )
     if not records:
         print(f"no teachers in {root}; python sweeps/teacher.py --network wrn_16_4 --name NAME trains one")
-    return 0
+    return ExitCode.DONE
 
 
 if __name__ == "__main__":

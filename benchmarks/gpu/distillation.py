@@ -164,14 +164,15 @@ def evaluate_all(args: argparse.Namespace, record: StudyRecord) -> None:
     """The test errors of all students, each looked at once, at the end: the table compares them all."""
     from lowrank.data import DataSettings, load_data
     from sweeps.records.names import CHECKPOINT_FILE, TRIALS_FOLDER
-    from sweeps.study.final_evaluation import error_on_test
+    from sweeps.study.final_evaluation import restore_trainer
 
     device = "cpu" if args.tiny else "cuda"
     for trial in record.trials.values():
         if trial.status is Status.COMPLETED and trial.test_error is None:
             fields = {key: value for key, value in trial.specification["data"].items() if key != "fingerprint"}
             path = args.work / "studies" / STUDY / TRIALS_FOLDER / trial.trial_id / CHECKPOINT_FILE
-            trial.test_error = error_on_test(trial, path, load_data(DataSettings(**fields)), device)
+            trainer = restore_trainer(trial, path, load_data(DataSettings(**fields)), device)
+            trial.test_error = None if trainer is None else trainer.evaluate("test")["error"]
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -1,4 +1,4 @@
-"""The end of a search: one look at the test split, and the front's weights kept as models that can be used."""
+"""The end of a search: the front is evaluated on the test split, and its weights are kept as usable models."""
 
 from __future__ import annotations
 
@@ -22,33 +22,44 @@ from sweeps.trials.teacher import without_teacher
 
 
 def evaluate_front(search: Search, folder: Path, data: ImageData) -> None:
-    """Evaluate the front on the test split and journal it, once in a trial's life; keep one model a point."""
+    """Evaluate the front on the test split, once in a trial's life, and keep one model for each of its points.
+
+    Args:
+        search: the finished search; test errors are journaled through it.
+        folder: the study's.
+        data: the study's images.
+    """
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    models = {trial.trial_id for trial in front_first_seeds(search.record.trials.values())}
+    front_ids = {trial.trial_id for trial in front_first_seeds(search.record.trials.values())}
     for trial in front_trials(search.record.trials.values()):
-        kept = folder / MODELS_FOLDER / trial.trial_id
-        keep = trial.trial_id in models and not (kept / MODEL_FILE).exists()
-        if trial.test_error is None and (seen := search.siblings.test_error(trial)) is not None:
-            search.write_test_error(trial.trial_id, seen)
-        if trial.test_error is not None and not keep:
+        model_folder = folder / MODELS_FOLDER / trial.trial_id
+        needs_model = trial.trial_id in front_ids and not (model_folder / MODEL_FILE).exists()
+        if trial.test_error is None and (sibling_error := search.siblings.test_error(trial)) is not None:
+            search.write_test_error(trial.trial_id, sibling_error)
+        if trial.test_error is not None and not needs_model:
             continue
-        trainer = _restored(trial, folder / TRIALS_FOLDER / trial.trial_id / CHECKPOINT_FILE, data, device)
+        weights = folder / TRIALS_FOLDER / trial.trial_id / CHECKPOINT_FILE
+        trainer = restore_trainer(trial, weights, data, device)
         if trainer is None:
             continue
         if trial.test_error is None:
             search.write_test_error(trial.trial_id, trainer.evaluate("test")["error"])
-        if keep:
-            keep_model(kept, trial, trainer, data)
+        if needs_model:
+            keep_model(model_folder, trial, trainer, data)
 
 
-def error_on_test(trial: TrialRecord, path: Path, data: ImageData, device: str) -> float | None:
-    """The test error (percent) of a finished trial's weights at `path`; None, with a line, where they are not there."""
-    trainer = _restored(trial, path, data, device)
-    return None if trainer is None else trainer.evaluate("test")["error"]
+def restore_trainer(trial: TrialRecord, path: Path, data: ImageData, device: str) -> Trainer | None:
+    """Make a trainer with a trial's last weights.
 
+    Args:
+        trial: a trial that has ended.
+        path: the file of its weights.
+        data: its images.
+        device: cpu or cuda.
 
-def _restored(trial: TrialRecord, path: Path, data: ImageData, device: str) -> Trainer | None:
-    """The trainer with the trial's last weights; None, with a line that says so, where they are not there."""
+    Returns:
+        The trainer; None, with a printed line, where the weights are gone.
+    """
     try:
         state, _ = load_tensors(path, device)
     except (InputError, FileNotFoundError) as error:
@@ -60,7 +71,14 @@ def _restored(trial: TrialRecord, path: Path, data: ImageData, device: str) -> T
 
 
 def keep_model(folder: Path, trial: TrialRecord, trainer: Trainer, data: ImageData) -> None:
-    """Write the trial's network with all that it takes to use it; MLflow's registry is filled from there."""
+    """Write a trial's network as a model that can be used on its own; MLflow's registry is filled from there.
+
+    Args:
+        folder: the model's, to be made.
+        trial: the trial.
+        trainer: holds its weights.
+        data: its images.
+    """
     specification, settings = trial.specification, NetworkSettings(**trial.specification["network"])
     plan = network_plan(settings, data.image_shape, len(data.classes))
     sized = plan.sized(specification["method"], specification.get("allocation"))

@@ -1,4 +1,4 @@
-"""`--plan`: what a study would train, how large, how much work, and what is impossible; trains nothing."""
+"""`--plan`: what a study would train, of which sizes, with how much work, and what is infeasible; trains nothing."""
 
 from __future__ import annotations
 
@@ -46,23 +46,35 @@ class Plan:
     distinct_points: int | None
     smallest: int | None
     largest: int | None
-    strata: dict[str, tuple[int, int, int]]  # label -> points seen, fewest and most parameters
-    infeasible: dict[str, int]  # reason, one for each method -> points seen that it stands for
+    strata: dict[str, tuple[int, int, int]]  # label -> points sampled, fewest and most parameters
+    infeasible: dict[str, int]  # reason, one for each method -> sampled points that it stands for
     unreachable: list[str]
-    reached: dict[str, dict[str, tuple[int, int]]]  # label -> method -> parameters of its largest, unused of the limit
+    reached: dict[str, dict[str, tuple[int, int]]]  # label -> method -> its most parameters, and how many are unused
     most_work: float
     most_seconds: float
     slots: int
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data for --json."""
+        """Return the plan as plain data, for --json."""
         return dict(vars(self))
 
 
 def make_plan(space: Space, resolver: Resolver, slots: int) -> Plan:
-    """Resolve the grid, or a sample of the space, and work out what training it costs at most (no early stop)."""
+    """Resolve the grid, or a sample of the space, and work out what its training costs without early stopping.
+
+    Args:
+        space: the space.
+        resolver: makes its trials.
+        slots: how many trials run at a time.
+
+    Returns:
+        The plan.
+
+    Raises:
+        InputError: no method can meet any budget of the space.
+    """
     reachable, unreachable = reachable_strata(space, resolver)
-    found: dict[str, Trial] = {}
+    distinct: dict[str, Trial] = {}
     reached: dict[str, dict[str, tuple[int, int]]] = {}
     strata: dict[str, list[int]] = {}
     infeasible: list[tuple[dict[str, Value], str]] = []
@@ -72,15 +84,15 @@ def make_plan(space: Space, resolver: Resolver, slots: int) -> Plan:
         except InfeasibleError as error:
             infeasible.append((point, str(error)))
             continue
-        found[trial.trial_id] = trial
+        distinct[trial.trial_id] = trial
         strata.setdefault(trial.stratum, []).append(trial.counts["params"])
         _reach(reached.setdefault(trial.stratum, {}), trial)
-    sizes = [trial.counts["params"] for trial in found.values()]
+    sizes = [trial.counts["params"] for trial in distinct.values()]
     references, impossible = resolver.references()
     grid, repeats = space.search.sampler == "grid", space.search.repeats
-    trials = min(space.search.trials, len(found) * repeats) if grid else space.search.trials
+    trials = min(space.search.trials, len(distinct) * repeats) if grid else space.search.trials
     references *= repeats if grid else 1
-    mean = sum(trial.counts["mult_adds"] for trial in found.values()) / max(1, len(found))
+    mean = sum(trial.counts["mult_adds"] for trial in distinct.values()) / max(1, len(distinct))
     per_image = trials * mean + sum(trial.counts["mult_adds"] for trial in references)
     images = len(resolver.data.train) * space.recipe({}).epochs
     work = BACKWARD * per_image * images
@@ -93,7 +105,7 @@ def make_plan(space: Space, resolver: Resolver, slots: int) -> Plan:
 
 
 def _reach(methods: dict[str, tuple[int, int]], trial: Trial) -> None:
-    """Keep the largest of each method."""
+    """Take the trial's size if it is its method's largest so far."""
     name = str(trial.point.get("method.name", trial.specification["method"]["name"]))
     size = trial.counts["params"], trial.counts.get("budget_gap", 0)
     methods[name] = max(methods.get(name, size), size)
@@ -121,10 +133,10 @@ def _speed(space: Space, resolver: Resolver) -> float:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        taken = min(_time_step(network, images, labels) for _ in range(3))
+        seconds = min(_time_step(network, images, labels) for _ in range(3))
     finally:
         torch.set_num_threads(threads)
-    return BACKWARD * plan.mult_adds(Separable()) * batch / taken
+    return BACKWARD * plan.mult_adds(Separable()) * batch / seconds
 
 
 def _time_step(network: torch.nn.Module, images: torch.Tensor, labels: torch.Tensor) -> float:
@@ -149,16 +161,25 @@ def _recipe_line(space: Space) -> str:
 
 
 def _teacher_line(space: Space, resolver: Resolver) -> list[str]:
-    """Which teacher there is, and whether it is trained first."""
+    """Which teacher the space names, and whether it is trained first."""
     if resolver.teacher is None:
         return []
-    found, name = resolver.teacher.found, resolver.teacher.name
+    record, name = resolver.teacher.found, resolver.teacher.name
     first = f"; not there yet, trained first for {teacher_space(space).epochs} epochs"
-    return [f"teacher: {name}, {found.network.name}{first if found.sha256 == UNTRAINED else ''}"]
+    return [f"teacher: {name}, {record.network.name}{first if record.sha256 == UNTRAINED else ''}"]
 
 
 def plan_lines(plan: Plan, space: Space, resolver: Resolver) -> list[str]:
-    """The plan in words."""
+    """Write the plan as lines.
+
+    Args:
+        plan: the plan.
+        space: its space.
+        resolver: the space's.
+
+    Returns:
+        The lines to print.
+    """
     recipe, data = space.recipe({}), resolver.data
     steps = steps_per_epoch(data, recipe.batch_size)
     points = "endless" if plan.distinct_points is None else f"{plan.distinct_points:,}"
@@ -179,8 +200,8 @@ def plan_lines(plan: Plan, space: Space, resolver: Resolver) -> list[str]:
         if space.solves and len(plan.reached[label]) > 1:
             lines.append(f"    largest of each method (unused): {_sizes(plan.reached[label])}")
     if space.search.repeats > 1:
-        what = "every point" if space.search.sampler == "grid" else "each point of the final front, afterwards,"
-        lines.append(f"repeats: {what} with {space.search.repeats} seeds, the same for all")
+        points = "every point" if space.search.sampler == "grid" else "each point of the final front, afterwards,"
+        lines.append(f"repeats: {points} with {space.search.repeats} seeds, the same for all")
     lines += [f"  cannot be met: {reason}" for reason in plan.unreachable]
     for reason, times in plan.infeasible.items():
         lines.append(f"  infeasible ({times} point{'s' * (times > 1)}): {reason}")
@@ -192,7 +213,7 @@ def plan_lines(plan: Plan, space: Space, resolver: Resolver) -> list[str]:
 
 
 def _sizes(methods: dict[str, tuple[int, int]]) -> str:
-    """Each method's largest size within the budget, the one that comes nearest first."""
+    """Each method's largest size within the budget, the method that comes nearest to it first."""
     by_gap = sorted(methods.items(), key=lambda item: (item[1][1], item[0]))
     return ", ".join(f"{name} {params:,} ({gap:,})" for name, (params, gap) in by_gap)
 

@@ -17,8 +17,8 @@ from sweeps.records.model import StudyRecord, TrialRecord
 from sweeps.utils.duration import format_duration
 
 PLAIN_SECONDS = 15.0  # between plain lines without news
-LEAST_SECONDS = 0.25  # between two looks at the record ...
-SHARE = 0.05  # ... and at most so much of the driver's time, however many trials there are
+MIN_SECONDS = 0.25  # between two updates
+MAX_TIME_SHARE = 0.05  # of the driver's time that updates may take, however many trials there are
 _SHORT = {
     Status.COMPLETED: "completed", Status.STOPPED: "stopped early", Status.DIVERGED: "diverged",
     Status.OUT_OF_MEMORY: "out of memory", Status.FAILED: "failed", Status.INFEASIBLE: "infeasible",
@@ -36,20 +36,31 @@ class Progress:
     total: int
     best: tuple[TrialRecord, ...]  # the best finished trial of each stratum, smallest stratum first
     elapsed: float
-    left: float | None
+    remaining: float | None
 
 
 def progress(record: StudyRecord, total: int, started: float, work_before: float, now: float) -> Progress:
-    """Count trials and estimate the time left from the work done since `started`, once it is that of a whole trial."""
+    """Count trials and estimate the remaining time, once the work of a whole trial has been done.
+
+    Args:
+        record: the study.
+        total: how many trials there will be, as far as is known.
+        started: when this run of the driver began, by the clock of `now`.
+        work_before: the work that was done before it, in trials.
+        now: the present time, in seconds.
+
+    Returns:
+        The numbers to show.
+    """
     trials = list(record.trials.values())
     counts = Counter(trial.status for trial in trials)
     done = [trial for trial in trials if trial.status in TERMINAL and trial.status is not Status.INFEASIBLE]
     ended, elapsed = len(done), now - started
     under_way = sum(_share_done(trial) for trial in trials if trial.status not in TERMINAL)
     work = sum(not trial.adopted for trial in done) + under_way
-    here = work - work_before
-    left = elapsed / here * max(0.0, total - ended - under_way) if here >= 1 else None
-    return Progress(dict(counts), ended, work, total, _best(trials), elapsed, left)
+    work_now = work - work_before
+    remaining = elapsed / work_now * max(0.0, total - ended - under_way) if work_now >= 1 else None
+    return Progress(dict(counts), ended, work, total, _best(trials), elapsed, remaining)
 
 
 def _share_done(trial: TrialRecord) -> float:
@@ -71,19 +82,33 @@ def _best(trials: list[TrialRecord]) -> tuple[TrialRecord, ...]:
 
 
 def summary_line(shown: Progress) -> str:
-    """One line: how far, how many of each status, the time left."""
+    """Write one line: trials that have ended, how many have which status, the remaining time.
+
+    Args:
+        shown: the numbers.
+
+    Returns:
+        The line.
+    """
     parts = [f"{shown.ended}/{shown.total} trials"]
     parts += [
         f"{shown.counts[status]} {_SHORT[status]}"
         for status in (Status.RUNNING, Status.STOPPED, Status.DIVERGED, Status.OUT_OF_MEMORY, Status.FAILED)
         if shown.counts.get(status)
     ]
-    left = "?" if shown.left is None else f"about {format_duration(shown.left)}"
-    return ", ".join(parts) + f"; {format_duration(shown.elapsed)} gone, {left} left"
+    remaining = "?" if shown.remaining is None else f"about {format_duration(shown.remaining)}"
+    return ", ".join(parts) + f"; {format_duration(shown.elapsed)} gone, {remaining} left"
 
 
 def describe(trial: TrialRecord) -> str:
-    """A trial in a few words: method, shape, size, error."""
+    """Describe a trial in a few words: method, shape, size, error.
+
+    Args:
+        trial: the trial.
+
+    Returns:
+        E.g. `tensor_train 3 dims rank scale 0.4, 85,000 parameters: 12.50 % validation error`.
+    """
     method = trial.specification["method"]
     shape = [f"{method['dims']} dims"] if "dims" in method else []
     shape += [f"rank scale {method['rank_scale']:g}"] if "rank_scale" in method else []
@@ -96,16 +121,22 @@ class ProgressView:
     """Shows a study's progress; call `update` whenever something changed. Use as a context manager."""
 
     def __init__(self, record: StudyRecord, total: Callable[[], int], console: Console | None = None):
-        """`total` says how many trials there will be, as far as is known."""
+        """Prepare the view.
+
+        Args:
+            record: the study, which changes while the view is shown.
+            total: returns how many trials there will be, as far as is known.
+            console: where to show it; None for standard output.
+        """
         self.record, self.total = record, total
         self.console = console or Console()
         self.started = time.monotonic()
         self.work_before = progress(record, 0, 0, 0, 0).work
         self._live = Live(console=self.console, refresh_per_second=4) if self.console.is_terminal else None
-        self._notices_told = {name: len(trial.notices) for name, trial in record.trials.items()}
-        self._told: set[str] = {name for name, trial in record.trials.items() if trial.status in TERMINAL}
+        self._notices_shown = {name: len(trial.notices) for name, trial in record.trials.items()}
+        self._trials_shown: set[str] = {name for name, trial in record.trials.items() if trial.status in TERMINAL}
         self._last_line = self.started
-        self._next_look = self.started
+        self._next_update = self.started
 
     def __enter__(self) -> Self:
         if self._live is not None:
@@ -120,31 +151,29 @@ class ProgressView:
     def update(self) -> None:
         """Show the record as it is now, unless that was done a moment ago."""
         begun = time.monotonic()
-        if begun >= self._next_look:
+        if begun >= self._next_update:
             self._show()
-            taken = time.monotonic() - begun
-            self._next_look = begun + max(LEAST_SECONDS, taken / SHARE)
+            seconds = time.monotonic() - begun
+            self._next_update = begun + max(MIN_SECONDS, seconds / MAX_TIME_SHARE)
 
     def _show(self) -> None:
-        self._tell_notices()
+        self._show_notices()
         shown = progress(self.record, self.total(), self.started, self.work_before, time.monotonic())
         if self._live is not None:
             self._live.update(_panel(shown))
         else:
             self._lines(shown)
 
-    def _tell_notices(self) -> None:
+    def _show_notices(self) -> None:
         for name, trial in self.record.trials.items():
-            for text in trial.notices[self._notices_told.get(name, 0) :]:
+            for text in trial.notices[self._notices_shown.get(name, 0) :]:
                 self.console.print(text, markup=False, highlight=False, soft_wrap=True)
-            self._notices_told[name] = len(trial.notices)
+            self._notices_shown[name] = len(trial.notices)
 
     def _lines(self, shown: Progress) -> None:
-        news = [
-            trial for name, trial in self.record.trials.items() if trial.status in TERMINAL and name not in self._told
-        ]
-        for trial in news:
-            self._told.add(trial.trial_id)
+        ended = [trial for trial in self.record.trials.values() if trial.status in TERMINAL]
+        for trial in [trial for trial in ended if trial.trial_id not in self._trials_shown]:
+            self._trials_shown.add(trial.trial_id)
             if trial.status is not Status.INFEASIBLE:
                 how = "adopted" if trial.adopted else _SHORT[trial.status]
                 self.console.print(

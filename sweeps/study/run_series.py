@@ -152,7 +152,15 @@ def _record(folder: Path) -> StudyRecord | None:
 
 
 def summary_lines(members: list[Member], folder: Path) -> list[str]:
-    """How far each study came, and the best of each of its strata by validation error."""
+    """Say how far each study came, and the best of each of its strata by validation error.
+
+    Args:
+        members: the studies.
+        folder: the series'.
+
+    Returns:
+        The lines to print.
+    """
     lines = [f"\n{folder.name}: {len(members)} studies in {folder}"]
     for member in members:
         record = _record(folder / member.name)
@@ -163,21 +171,21 @@ def summary_lines(members: list[Member], folder: Path) -> list[str]:
         shared = f", {adopted} of them trained in another of these studies" if adopted else ""
         count = f"{len(done)} of {len(trials)} trials completed{shared}"
         lines.append(f"{member.name} ({ended}): {count}. {member.space.question}")
-        lines += [f"  {stratum}: {_described(best)}" for stratum, best in _best(trials).items()]
+        lines += [f"  {stratum}: {_describe(best)}" for stratum, best in _best(trials).items()]
     return lines
 
 
 def _best(trials: list[TrialRecord]) -> dict[str, list[TrialRecord]]:
-    """Of each stratum the point of the lowest mean error, as its seeds; of equal ones the smallest."""
+    """The point of the lowest mean error in each stratum, as its seeds; the smallest of equal ones."""
     best: dict[str, list[TrialRecord]] = {}
     for seeds in sorted(searched_points(trials), key=lambda seeds: seeds[0].counts["params"]):
-        kept = best.get(seeds[0].stratum)
-        if kept is None or mean_error(seeds) < mean_error(kept):
+        leader = best.get(seeds[0].stratum)
+        if leader is None or mean_error(seeds) < mean_error(leader):
             best[seeds[0].stratum] = seeds
     return best
 
 
-def _described(seeds: list[TrialRecord]) -> str:
+def _describe(seeds: list[TrialRecord]) -> str:
     over = f", mean of {len(seeds)} seeds" if len(seeds) > 1 else ""
     first = seeds[0]
     return f"{first.method}, {first.counts['params']:,} parameters, {mean_error(seeds):.2f} % validation error{over}"

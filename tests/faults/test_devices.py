@@ -6,7 +6,7 @@ import pytest
 
 from sweeps.records.events import Status
 from tests.support import studies
-from tests.support.broken_mlflow import MARK
+from tests.support.broken_network import MARK
 
 ONE_AT_A_TIME = ("--set", "resources.max_concurrent=1", "--set", "search.stop=none", "--set", "train.epochs=3")
 
@@ -16,7 +16,7 @@ def study(tmp_path, monkeypatch, network):
     monkeypatch.setenv("PYTHONPATH", str(studies.ROOT))
     done = studies.run(
         *studies.TINY, *ONE_AT_A_TIME, "--allow-code", "--cpus-per-trial", "0.5", "--trials", "2",
-        "--set", f"network.name=tests.support.broken_mlflow:{network}", "--out", str(tmp_path), "--name", "hit",
+        "--set", f"network.name=tests.support.broken_network:{network}", "--out", str(tmp_path), "--name", "hit",
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     assert (tmp_path / "mark").exists()

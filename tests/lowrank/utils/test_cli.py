@@ -12,7 +12,7 @@ from lowrank.utils.cli import RERUN_MESSAGE, run_command
 COMMANDS = {
     "lowrank.count": ("run", ["--network", "resnet9"]),
     "sweeps.run": ("dispatch", ["--list"]),
-    "sweeps.teacher": ("_dispatch", ["--list"]),
+    "sweeps.teacher": ("dispatch", ["--list"]),
     "sweeps.spot": ("run", ["--accelerator", "L4"]),
     "sweeps.storage.__main__": ("fetch_study", ["s3://bucket", "study"]),
     "analysis.report": ("run", ["--study", "study"]),

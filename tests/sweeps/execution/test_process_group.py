@@ -19,7 +19,7 @@ from sweeps.execution.trainable import TrialTrainable
 from sweeps.execution.worker_errors import WorkerLostError
 from sweeps.space.checks import check_process_shards
 from sweeps.space.parse import parse_space
-from tests.support.broken_mlflow import MARK
+from tests.support.broken_network import MARK
 from tests.support.processes import group_worker_pids
 from tests.support.studies import ROOT, wait_until
 from tests.support.training import small_recipe, tensor_train
@@ -89,7 +89,7 @@ def test_a_trial_of_two_processes_trains_as_one_does_and_is_retried_after_a_loss
 @pytest.mark.slow
 def test_a_process_that_runs_out_of_memory_ends_the_others_that_wait_for_it(tmp_path, monkeypatch):
     monkeypatch.setenv(MARK, str(tmp_path / "mark"))
-    broken = {"name": "tests.support.broken_mlflow:out_of_memory", "width": 0.125}
+    broken = {"name": "tests.support.broken_network:out_of_memory", "width": 0.125}
     worker = TrialTrainable(config(tmp_path, 2, broken, epochs=9))
     try:
         results = [worker.step()]

@@ -108,7 +108,7 @@ def test_an_adopted_trial_costs_the_study_nothing_and_says_where_it_was_trained(
     assert trial_from_row(row).adopted == trial.adopted
     assert trial_tags(second.record, trial)["adopted"] == "first"
     shown = progress(second.record, 6, 0.0, 0, 10.0)
-    assert (shown.ended, shown.work, shown.left) == (6, 0, None)
+    assert (shown.ended, shown.work, shown.remaining) == (6, 0, None)
 
 
 def test_a_third_study_says_which_study_trained_it_whoever_hands_it_on(series, tmp_path):

@@ -22,7 +22,7 @@ def record(*trials: TrialRecord) -> StudyRecord:
 def test_trials_under_way_count_by_their_epochs():
     found = record(trial("a", Status.COMPLETED, 100), *(trial(name, Status.RUNNING, 80) for name in "bcde"))
     shown = progress(found, 6, 0.0, 0.0, 84.0)  # 4.2 trials' work in 84 s; 4 fifths and one more are to come
-    assert shown.left == pytest.approx(84 / 4.2 * 1.8)
+    assert shown.remaining == pytest.approx(84 / 4.2 * 1.8)
     assert summary_line(shown) == "1/6 trials, 4 running; 1:24 gone, about 0:36 left"
 
 
@@ -31,12 +31,12 @@ def test_work_of_earlier_sittings_says_nothing_of_this_ones_pace():
     work = progress(before, 4, 0.0, 0.0, 0.0).work
     assert work == pytest.approx(1.5)
     first = record(trial("a", Status.COMPLETED, 100), trial("b", Status.RUNNING, 51))
-    assert progress(first, 4, 0.0, work, 60.0).left is None  # most of that minute was the start
+    assert progress(first, 4, 0.0, work, 60.0).remaining is None  # most of that minute was the start
     later = record(trial("a", Status.COMPLETED, 100), trial("b", Status.COMPLETED, 100), trial("c", Status.RUNNING, 50))
-    assert progress(later, 4, 0.0, work, 10.0).left == pytest.approx(15.0)
+    assert progress(later, 4, 0.0, work, 10.0).remaining == pytest.approx(15.0)
 
 
 @pytest.mark.parametrize(("epochs", "left"), [(90, None), (50, 10.0)])
 def test_nothing_is_said_before_the_work_of_a_whole_trial(epochs, left):
     running = [trial(name, Status.RUNNING, epochs) for name in ("a" if left is None else "ab")]
-    assert progress(record(*running), 2, 0.0, 0.0, 10.0).left == left
+    assert progress(record(*running), 2, 0.0, 0.0, 10.0).remaining == left

@@ -13,7 +13,7 @@ import pytest
 
 from lowrank.data import load_data
 from lowrank.distillation.teacher_files import RECORD_FILE, WEIGHTS_FILE, file_hash, find_teacher, read_record
-from sweeps.teacher import main, make_parser, teacher_space
+from sweeps.teacher import TeacherConfig, main, make_parser, space_of_teacher
 from sweeps.teachers import train as teacher_training
 from sweeps.teachers.registry import UNFINISHED, default_uri, register, reserve_name, store_teacher
 from sweeps.teachers.train import train_teacher
@@ -164,7 +164,7 @@ def test_the_list_shows_each_teacher(trained: Path, tmp_path: Path, capsys: pyte
 
 def train(root: Path, name: str, on_epoch: Any) -> float:
     options = make_parser().parse_args(arguments(root, name))
-    space = teacher_space(options)
+    space = space_of_teacher(TeacherConfig(**vars(options)))
     data = load_data(space.data)
     return train_teacher(Resolver(space, data).resolve({}), data, root, name, "cpu", on_epoch=on_epoch).val_loss
 
