@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from analysis.model_export.model_card import Proof, model_card, today
+from analysis.model_export.model_card import Preprocessing, Proof, model_card, today
 from analysis.stats.front import FrontPoint
 from lowrank.compression.file_size import measure_file_size
 from lowrank.compression.trace import network_plan, network_to_count
@@ -71,15 +71,15 @@ def export_trial(
         date=today(),
     )  # fmt: skip
     write_text(folder / PROOF_FILE, json.dumps({**asdict(proof), "equal": proof.equal}, indent=1) + "\n")
-    write_text(folder / CARD_FILE, model_card(study, point, specification, proof, _preparation(data)))
+    write_text(folder / CARD_FILE, model_card(study, point, specification, proof, _preprocessing(data)))
     return proof
 
 
-def _preparation(data: ImageData | None) -> dict[str, Any]:
+def _preprocessing(data: ImageData | None) -> Preprocessing | None:
     if data is None:
-        return {}
+        return None
     mean, std = ([round(value, 6) for value in values] for values in (data.mean, data.std))
-    return {"mean": mean, "std": std, "classes": list(data.classes)}
+    return Preprocessing(mean=mean, std=std, classes=[str(name) for name in data.classes])
 
 
 def _comparison_images(specification: ModelSpecification, data: ImageData | None) -> tuple[str, ComparisonImages]:
@@ -136,7 +136,7 @@ def proof_lines(point: FrontPoint, proof: Proof, folder: Path) -> list[str]:
         Lines: the trial, each file with its verdict, the latencies.
     """
     lines = [f"trial {point.trial_id}: {point.name}, {point.params:,} parameters, {point.error:.2f} % validation error"]
-    lines.append(f"compared on {proof.images}; largest logit {max(file.largest for file in proof.forms):.3g}")
+    lines.append(f"compared on {proof.images}; largest logit {proof.largest_logit:.3g}")
     for file in proof.forms:
         error = "" if file.error is None else f", {file.error:.2f} % error"
         verdict = "same" if file.equal else "NOT THE SAME"
