@@ -136,6 +136,7 @@ def stored(folder) -> dict[str, bytes]:
 
 
 @pytest.mark.slow  # three trackers, each of which imports MLflow, and two reports
+@pytest.mark.filterwarnings("ignore:.*loader strategy is deprecated")  # MLflow's own use of SQLAlchemy
 def test_mlflow_tables_pictures_and_report_follow_at_once(folder, blank_store, capfd):
     shutil.copy(blank_store, folder / MLFLOW_FILE)
     victim = best(folder)
