@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lowrank.compression.allocation import SizedMethod
-from lowrank.compression.trace import network_plan
+from lowrank.compression.trace import plan_sized_network
 from lowrank.data.reading.builtin import BUILTIN_SETS, BuiltinSet
 from lowrank.errors import InputError, LowrankError
 from lowrank.layers import Dense, Separable
@@ -44,8 +44,10 @@ def recount(trial: TrialRecord, data: Mapping[str, Any]) -> dict[str, int]:
         what = "shape" if shape is None else "number of classes"
         raise NotOnRecordError(f"the {what} of the images of {spec.get('data', {}).get('name')} is not on record")
     try:
-        plan = network_plan(NetworkSettings(**spec["network"]), shape, int(classes))
-        sized = plan.sized(spec["method"], spec.get("allocation"))
+        settings = NetworkSettings(**spec["network"])
+        plan, sized = plan_sized_network(
+            settings, spec["method"], shape, int(classes), allocation=spec.get("allocation")
+        )
     except (KeyError, ValueError) as error:
         raise InputError(first_line(error)) from error
     forms: dict[str, SizedMethod] = {"": sized, "dense_": Dense(), "separable_": Separable()}

@@ -32,10 +32,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.measurement import JPEG_IMAGES, Measurement, Options, Table
 from benchmarks.training.engine_processes import random_images
-from lowrank.compression.substitution import build_student
-from lowrank.compression.trace import network_plan
+from lowrank.compression.substitution import build_sized_student
 from lowrank.data import DataSettings, ImageData, load_data
-from lowrank.layers.registry import make_method
 from lowrank.networks.registry import NetworkSettings
 from lowrank.utils.torchvision_compat import torchvision  # which makes it importable everywhere
 
@@ -129,8 +127,7 @@ def train(config: dict[str, Any]) -> None:
     device, batch = config["device"], config["batch"]
     data = load_images(config["images"], config["quick"])
     settings = NetworkSettings(name="resnet9", width=0.125 if config["quick"] else 1.0)
-    plan = network_plan(settings, data.image_shape, len(data.classes))
-    network = build_student(settings, plan, make_method(config["method"]), data.image_shape, len(data.classes), seed=0)
+    network = build_sized_student(settings, config["method"], data.image_shape, len(data.classes)).network
     network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     torch.backends.cudnn.benchmark = True
     optimizer = torch.optim.SGD(network.parameters(), lr=0.2, momentum=0.9, nesterov=True, weight_decay=5e-4)

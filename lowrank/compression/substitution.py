@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
 from lowrank.compression.allocation import SizedMethod, method_at
 from lowrank.compression.plan import NetworkPlan, Site
-from lowrank.compression.trace import ATTENTION, trace_plan
+from lowrank.compression.trace import ATTENTION, plan_sized_network, trace_plan
 from lowrank.errors import InfeasibleError
 from lowrank.layers.base_layer import StructuredMap
 from lowrank.layers.base_method import Method
@@ -115,6 +116,50 @@ def build_student(
     built = sum(value.numel() for name, value in parameters if not name.startswith(f"{AUXILIARY}."))
     assert built == plan.params(sized), f"{sized} was counted as {plan.params(sized)} parameters but has {built}"
     return network
+
+
+class SizedStudent(NamedTuple):
+    """A network with a method in its sites, and what it was built from.
+
+    Attributes:
+        network: the module.
+        plan: the sites of the dense network.
+        sized: the method, or the allocation, that stands in them.
+    """
+
+    network: nn.Module
+    plan: NetworkPlan
+    sized: SizedMethod
+
+
+def build_sized_student(
+    settings: NetworkSettings,
+    method: Mapping[str, Any],
+    image_shape: ImageShape,
+    classes: int,
+    *,
+    allocation: Mapping[str, Any] | None = None,
+    seed: int = 0,
+) -> SizedStudent:
+    """Build a named network with a method in its sites, from plain settings.
+
+    Args:
+        settings: the dense network.
+        method: settings of the method, as `make_method` takes them.
+        image_shape: (C, H, W) of its images.
+        classes: number of classes.
+        allocation: a method for each group of layers, as `NetworkPlan.sized` takes it; None for one method everywhere.
+        seed: of the initial weights.
+
+    Returns:
+        The network with its plan and its sized method.
+
+    Raises:
+        InputError: the settings are wrong, or the method does not fit some site.
+        UncountableError: a layer of the network has no counting rule.
+    """
+    plan, sized = plan_sized_network(settings, method, image_shape, classes, allocation=allocation)
+    return SizedStudent(build_student(settings, plan, sized, image_shape, classes, seed), plan, sized)
 
 
 def factor_parameters(network: nn.Module) -> list[nn.Parameter]:

@@ -5,7 +5,7 @@ The network is built once on the meta device (no memory, no arithmetic) and run 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
+from lowrank.compression.allocation import SizedMethod
 from lowrank.compression.counting_conventions import StudyExtras
 from lowrank.compression.operation_counter import OperationCounter, pooling_cost
 from lowrank.compression.plan import NetworkPlan, Site
@@ -231,6 +232,34 @@ def network_plan(settings: NetworkSettings, image_shape: ImageShape, classes: in
     """
     network = network_to_count(settings, image_shape, classes)
     return trace_plan(network, image_shape, name=settings.name, linear=settings.linear)
+
+
+def plan_sized_network(
+    settings: NetworkSettings,
+    method: Mapping[str, Any],
+    image_shape: ImageShape,
+    classes: int,
+    *,
+    allocation: Mapping[str, Any] | None = None,
+) -> tuple[NetworkPlan, SizedMethod]:
+    """Plan a named network and the method in its sites, from plain settings.
+
+    Args:
+        settings: the dense network.
+        method: settings of the method, as `make_method` takes them.
+        image_shape: (C, H, W) of its images.
+        classes: number of classes.
+        allocation: a method for each group of layers, as `NetworkPlan.sized` takes it; None for one method everywhere.
+
+    Returns:
+        The network's sites, and the method or allocation that stands in them.
+
+    Raises:
+        InputError: the settings are wrong.
+        UncountableError: a layer of the network has no counting rule.
+    """
+    plan = network_plan(settings, image_shape, classes)
+    return plan, plan.sized(method, allocation)
 
 
 def network_to_count(settings: NetworkSettings, image_shape: ImageShape, classes: int) -> nn.Module:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from lowrank.compression.allocation import SizedMethod
 from lowrank.compression.merging import merge
 from lowrank.compression.plan import NetworkPlan
-from lowrank.compression.substitution import AUXILIARY, build_student
+from lowrank.compression.substitution import AUXILIARY, build_sized_student
 from lowrank.compression.trace import network_plan
 from lowrank.errors import InfeasibleError, InputError, UncountableError
 from lowrank.io.tensor_file import load_tensors, save_tensors
@@ -112,8 +112,9 @@ class ModelSpecification(BaseModel):
     def build(self) -> nn.Module:
         """Build the model with initial weights; trained weights that the settings name are not downloaded."""
         settings = self.network.model_copy(update={"weights": None})
-        plan = network_plan(settings, self.image_shape, self.classes)
-        return build_student(settings, plan, self.sized(plan), self.image_shape, self.classes, seed=0)
+        method = self.method.model_dump()
+        student = build_sized_student(settings, method, self.image_shape, self.classes, allocation=self.allocation)
+        return student.network
 
 
 def save_model(

@@ -46,11 +46,13 @@ class Trial:
 
 def identify(specification: Mapping[str, Any], data: ImageData) -> tuple[str, str]:
     """The id of a trial and of its point by what this code builds and trains of a specification; makes no tensor."""
-    from lowrank.compression.trace import network_plan  # brings torch, which readers of records do without
+    from lowrank.compression.trace import plan_sized_network  # brings torch, which readers of records do without
     from lowrank.networks.registry import NetworkSettings
 
-    plan = network_plan(NetworkSettings(**specification["network"]), data.image_shape, len(data.classes))
-    sized = plan.sized(specification["method"], specification.get("allocation"))
+    plan, sized = plan_sized_network(
+        NetworkSettings(**specification["network"]), specification["method"], data.image_shape, len(data.classes),
+        allocation=specification.get("allocation"),
+    )  # fmt: skip
     return trial_ids(specification, Recipe(**specification["train"]), plan.signature(sized))
 
 

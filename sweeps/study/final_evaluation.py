@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from lowrank.compression.trace import network_plan
+from lowrank.compression.trace import plan_sized_network
 from lowrank.data import ImageData
 from lowrank.errors import InputError
 from lowrank.io.tensor_file import load_tensors
@@ -80,8 +80,10 @@ def keep_model(folder: Path, trial: TrialRecord, trainer: Trainer, data: ImageDa
         data: its images.
     """
     specification, settings = trial.specification, NetworkSettings(**trial.specification["network"])
-    plan = network_plan(settings, data.image_shape, len(data.classes))
-    sized = plan.sized(specification["method"], specification.get("allocation"))
+    _, sized = plan_sized_network(
+        settings, specification["method"], data.image_shape, len(data.classes),
+        allocation=specification.get("allocation"),
+    )  # fmt: skip
     try:
         save_classifier(folder, trainer.network, data, settings=settings, method=sized)
     except InputError as error:

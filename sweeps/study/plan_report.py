@@ -13,11 +13,10 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from lowrank.compression.substitution import build_student
+from lowrank.compression.substitution import build_sized_student
 from lowrank.data import load_data, steps_per_epoch
 from lowrank.errors import InfeasibleError
 from lowrank.layers import Separable
-from lowrank.networks.registry import NetworkSettings
 from lowrank.training.recipes import RECIPE_FIELD, default_recipe
 from sweeps.records.reasons import reasons_by_method
 from sweeps.records.specification import Trial
@@ -123,8 +122,7 @@ def _points(space: Space, resolver: Resolver, strata: Sequence[Stratum]) -> list
 
 def _speed(space: Space, resolver: Resolver) -> float:
     """Mult-adds a second of one slot: a few steps of the separable network on random numbers, on this machine."""
-    plan = resolver.plan(NetworkSettings(**space.network.model_dump()))
-    network = build_student(space.network, plan, Separable(), resolver.image_shape, resolver.classes, seed=0)
+    network, plan, _ = build_sized_student(space.network, {"name": "separable"}, resolver.image_shape, resolver.classes)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     network.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     batch = min(space.recipe({}).batch_size, len(resolver.data.train), 64 if device == "cpu" else 512)

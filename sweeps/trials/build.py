@@ -9,8 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from lowrank.compression.substitution import build_student
-from lowrank.compression.trace import network_plan
+from lowrank.compression.substitution import build_sized_student
 from lowrank.data import AugmentationSettings, DataSettings, ImageData, load_data
 from lowrank.distillation.teacher import Teacher
 from lowrank.errors import InputError
@@ -43,10 +42,10 @@ def make_trainer(
 def make_student(specification: dict[str, Any], data: ImageData) -> tuple[nn.Module, float]:
     """The network that a specification describes, and its decay ratio K / N (lowrank.training.weight_decay)."""
     settings = NetworkSettings(**specification["network"])
-    plan = network_plan(settings, data.image_shape, len(data.classes))
-    sized = plan.sized(specification["method"], specification.get("allocation"))
-    seed = int(specification["seed"])
-    network = build_student(settings, plan, sized, data.image_shape, len(data.classes), seed)
+    network, plan, sized = build_sized_student(
+        settings, specification["method"], data.image_shape, len(data.classes),
+        allocation=specification.get("allocation"), seed=int(specification["seed"]),
+    )  # fmt: skip
     return network, plan.params(sized) / plan.params(make_method({"name": plan.base}))
 
 

@@ -11,7 +11,7 @@ from lowrank.compression.allocation import SizedMethod
 from lowrank.compression.budget import Budget, solve_allocation, solve_width
 from lowrank.compression.file_size import FileSizeCalculator
 from lowrank.compression.plan import NetworkPlan
-from lowrank.compression.substitution import build_student
+from lowrank.compression.substitution import build_sized_student
 from lowrank.compression.trace import network_plan, network_to_count
 from lowrank.data import AugmentationSettings, ImageData, default_augmentation
 from lowrank.errors import InfeasibleError, InputError
@@ -302,7 +302,6 @@ def check_recipes(space: Space, data: ImageData) -> None:
     naming = [each for each in recipes if any(getattr(each, part) != getattr(plain, part) for part in _OF_PARTS)]
     if not naming:
         return
-    plan = network_plan(space.network, data.image_shape, len(data.classes))
-    network = build_student(space.network, plan, Separable(), data.image_shape, len(data.classes), seed=0)
+    student = build_sized_student(space.network, {"name": "separable"}, data.image_shape, len(data.classes))
     for recipe in naming:
-        check_network(network, recipe, len(data.classes))
+        check_network(student.network, recipe, len(data.classes))

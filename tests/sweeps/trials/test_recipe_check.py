@@ -35,5 +35,5 @@ def test_parts_that_are_there_are_taken(content, digits):
 
 
 def test_a_plain_recipe_builds_no_network(content, digits, monkeypatch):
-    monkeypatch.setattr(recipe_check, "build_student", None)
+    monkeypatch.setattr(recipe_check, "build_sized_student", None)
     Resolver(parse_space("small", content), digits)
