@@ -15,51 +15,66 @@ from torch import distributed as dist
 
 from lowrank.training.engine.data_parallel import DataParallelGroup
 
-PATIENCE = 200.0  # seconds for all of it
+TIMEOUT_SECONDS = 200.0
 
 
-def together(count: int, work: Callable[..., Any], *arguments: Any, cards: bool = False) -> list[Any]:
-    """What `work(ranks, *arguments)` returns in each of `count` new processes, by rank; raises what one raised.
+def run_in_group(count: int, work: Callable[..., Any], *arguments: Any, on_gpus: bool = False) -> list[Any]:
+    """Call `work(group, *arguments)` in each of several new processes.
 
-    With `cards` each has the card of its number, over NCCL.
+    Args:
+        count: how many processes.
+        work: can be pickled.
+        arguments: can be pickled.
+        on_gpus: give each process the GPU of its number, over NCCL; else they use gloo on the CPU.
+
+    Returns:
+        What each process returned, in their order.
+
+    Raises:
+        AssertionError: a process raised an error or did not answer in time.
     """
     context = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory() as folder:
         pipes = [context.Pipe(duplex=False) for _ in range(count)]
         processes = [
             context.Process(
-                target=_run, args=(DataParallelGroup(index, count), folder, cards, pipe[1], work, arguments)
+                target=_run, args=(DataParallelGroup(index, count), folder, on_gpus, pipe[1], work, arguments)
             )
             for index, pipe in enumerate(pipes)
         ]
         for process in processes:
             process.start()
         try:
-            found = []
+            outcomes = []
             for receive, _ in pipes:
-                assert receive.poll(PATIENCE), "a rank is silent"
-                found.append(pickle.loads(receive.recv_bytes()))
+                assert receive.poll(TIMEOUT_SECONDS), "a process does not answer"
+                outcomes.append(pickle.loads(receive.recv_bytes()))
         finally:
             for process in processes:
                 process.kill()
                 process.join()
-    for _, error in found:
+    for _, error in outcomes:
         assert error is None, error
-    return [result for result, _ in found]
+    return [outcome for outcome, _ in outcomes]
 
 
 def _run(
-    ranks: DataParallelGroup, folder: str, cards: bool, pipe: Any, work: Callable[..., Any], arguments: tuple[Any, ...]
-) -> None:
+    group: DataParallelGroup,
+    folder: str,
+    on_gpus: bool,
+    pipe: Any,
+    work: Callable[..., Any],
+    arguments: tuple[Any, ...],
+) -> None:  # fmt: skip
     torch.set_num_threads(1)
-    store = dist.FileStore(str(Path(folder) / "store"), ranks.count)
-    if cards:
-        torch.cuda.set_device(ranks.index)
-    dist.init_process_group("nccl" if cards else "gloo", store=store, rank=ranks.index, world_size=ranks.count)
-    found, error = None, None
+    store = dist.FileStore(str(Path(folder) / "store"), group.count)
+    if on_gpus:
+        torch.cuda.set_device(group.index)
+    dist.init_process_group("nccl" if on_gpus else "gloo", store=store, rank=group.index, world_size=group.count)
+    outcome, error = None, None
     try:
-        found = work(ranks, *arguments)
+        outcome = work(group, *arguments)
     except BaseException:
         error = traceback.format_exc()
     # Plain pickles hold their tensors; a pipe's own would leave them in this process, which is about to end
-    pipe.send_bytes(pickle.dumps((found, error)))
+    pipe.send_bytes(pickle.dumps((outcome, error)))

@@ -1,4 +1,4 @@
-"""A compiled trunk serves every setting of a network, trains as the plain loop does, and is left out where needed."""
+"""A compiled function serves all settings of a network and trains as the plain loop; training can do without it."""
 
 from __future__ import annotations
 
@@ -21,8 +21,7 @@ from lowrank.layers.batched_rebuild import BatchedRebuild
 from lowrank.layers.registry import make_method
 from lowrank.networks.registry import NetworkSettings, make_network
 from lowrank.training.divergence import DivergedError
-from lowrank.training.engine import compiled_forward as trunk
-from lowrank.training.engine import cuda_graph as captured
+from lowrank.training.engine import compiled_forward, cuda_graph
 from lowrank.training.engine.compiled_forward import NotCompilableError, compiled_forward_of
 from lowrank.training.objective import Loss
 from lowrank.training.recipe import Recipe
@@ -48,9 +47,9 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
         return graph.forward
 
     torch._dynamo.reset()
-    monkeypatch.setattr(trunk, "_COMPILED", type(trunk._COMPILED)())
-    monkeypatch.setattr(trunk, "compile_graph", keep)
-    monkeypatch.setattr(trunk, "compile_obstacle", lambda device: None)
+    monkeypatch.setattr(compiled_forward, "_COMPILED", type(compiled_forward._COMPILED)())
+    monkeypatch.setattr(compiled_forward, "compile_graph", keep)
+    monkeypatch.setattr(compiled_forward, "compile_obstacle", lambda device: None)
     yield found
     torch._dynamo.reset()
 
@@ -66,11 +65,11 @@ def trainer(
     data: ImageData, engine: str, network: nn.Module | None = None, notify: Any = None, **fields: Any
 ) -> Trainer:
     torch.manual_seed(1)
-    wise = make_network(SMALL, data.image_shape, 10)
+    teacher_network = make_network(SMALL, data.image_shape, 10)
     recipe = Recipe(epochs=3, batch_size=32, lr=0.01, engine=engine, **fields)  # type: ignore[arg-type]
     return Trainer(
         network or student(), data, recipe, augmentation=default_augmentation("digits"), order_seed=0,
-        notify=notify or pytest.fail, teacher=LiveTeacher(wise, default_taps(wise)),
+        notify=notify or pytest.fail, teacher=LiveTeacher(teacher_network, default_taps(teacher_network)),
     )  # fmt: skip
 
 
@@ -83,92 +82,94 @@ def losses(run: Trainer, epochs: int = 1) -> Tensor:
     return torch.cat(found)
 
 
-def one_trunk(network: nn.Module, loss: Loss = LOSS) -> trunk.CompiledForward:
+def shared_forward(network: nn.Module, loss: Loss = LOSS) -> compiled_forward.CompiledForward:
     return compiled_forward_of(network, BatchedRebuild(network, include_all=True), loss, (), None)
 
 
-def test_settings_of_every_factored_method_share_a_trunk_and_other_networks_do_not(graphs):
-    wanted = one_trunk(student())
+def test_all_settings_of_factored_methods_share_one_compiled_function(graphs):
+    expected = shared_forward(student())
     for method in ({"name": "tensor_train", "dims": 2}, {"name": "tucker"}, {"name": "cp"}, {"name": "bottleneck"}):
-        assert one_trunk(student(method, 6000)) is wanted
+        assert shared_forward(student(method, 6000)) is expected
     frozen = student().requires_grad_(False)
-    rest = [student({"name": "shuffle"}, 9000), student(width=0.25, params=20_000), frozen, student().eval()]
-    others = [one_trunk(network) for network in rest] + [one_trunk(student(), Loss.of(Recipe(label_smoothing=0.1)))]
-    assert len({id(each) for each in [wanted, *others]}) == 6
+    networks = [student({"name": "shuffle"}, 9000), student(width=0.25, params=20_000), frozen, student().eval()]
+    forwards = [shared_forward(network) for network in networks] + [
+        shared_forward(student(), Loss.of(Recipe(label_smoothing=0.1)))
+    ]
+    assert len({id(forward) for forward in [expected, *forwards]}) == 6
 
 
-def test_what_cannot_be_compared_has_a_trunk_of_its_own_and_hooks_have_none(graphs):
+def test_incomparable_networks_share_nothing_and_hooks_are_refused(graphs):
     odd = student()
     odd.stage1.gain = torch.ones(1)  # a tensor of no known place
-    assert one_trunk(odd) is not one_trunk(odd)
+    assert shared_forward(odd) is not shared_forward(odd)
     odd.stage2.register_forward_hook(lambda *_: None)
     with pytest.raises(NotCompilableError, match="its module `stage2` has hooks"):
-        one_trunk(odd)
+        shared_forward(odd)
 
 
-@pytest.mark.parametrize("name", ["plain", "taught, clipped, averaged"])
-def test_a_trunk_trains_as_the_plain_loop_and_is_traced_once_for_all_settings(data, graphs, name):
-    taught = {"attention_weight": 1000.0, "kd_weight": 0.5, "clip_norm": 0.5, "ema_decay": 0.9}
-    fields = {} if name == "plain" else taught
+@pytest.mark.parametrize("name", ["plain", "distilled, clipped, averaged"])
+def test_the_compiled_function_trains_as_the_plain_loop_and_is_traced_once(data, graphs, name):
+    distilled = {"attention_weight": 1000.0, "kd_weight": 0.5, "clip_norm": 0.5, "ema_decay": 0.9}
+    fields = {} if name == "plain" else distilled
     for method in ({"name": "tensor_train", "dims": 3}, {"name": "tucker"}):
         found = trainer(data, "compiled", student(method), **fields)
-        wanted = trainer(data, "plain", student(method), **fields)
-        torch.testing.assert_close(losses(found), losses(wanted), rtol=1e-4, atol=1e-5)
+        expected = trainer(data, "plain", student(method), **fields)
+        torch.testing.assert_close(losses(found), losses(expected), rtol=1e-4, atol=1e-5)
         state = found.state()
-        for key, tensor in wanted.state().items():
+        for key, tensor in expected.state().items():
             torch.testing.assert_close(state[key], tensor, rtol=1e-3, atol=1e-4, msg=key)
     assert len(graphs) == 1
 
 
-def test_a_machine_that_cannot_compile_says_so_once_and_trains(data, monkeypatch):
-    monkeypatch.setattr(captured, "_WARNED", set())
-    monkeypatch.setattr(trunk, "compile_obstacle", lambda device: "there is no C compiler")
-    said: list[str] = []
-    runs = [trainer(data, engine, notify=said.append) for engine in ("compiled", "compiled", "plain")]
+def test_a_machine_that_cannot_compile_warns_once_and_trains(data, monkeypatch):
+    monkeypatch.setattr(cuda_graph, "_WARNED", set())
+    monkeypatch.setattr(compiled_forward, "compile_obstacle", lambda device: "there is no C compiler")
+    warnings: list[str] = []
+    runs = [trainer(data, engine, notify=warnings.append) for engine in ("compiled", "compiled", "plain")]
     first, second, plain = (losses(run) for run in runs)
-    assert said == ["training is not compiled, and so is slower: there is no C compiler"]
+    assert warnings == ["training is not compiled, and so is slower: there is no C compiler"]
     assert torch.equal(first, plain)
     assert torch.equal(second, plain)
 
 
-def test_a_compiler_that_fails_is_done_without(data, graphs, monkeypatch):
-    def unlucky(graph: Any, inputs: Any) -> Any:
+def test_training_goes_on_without_a_compiler_that_fails(data, graphs, monkeypatch):
+    def fail(graph: Any, inputs: Any) -> Any:
         raise RuntimeError("no such instruction")
 
-    monkeypatch.setattr(trunk, "compile_graph", unlucky)
-    monkeypatch.setattr(captured, "_WARNED", set())
-    said: list[str] = []
-    found = losses(trainer(data, "compiled", notify=said.append))
-    assert said == ["training is not compiled, and so is slower: no such instruction"]
+    monkeypatch.setattr(compiled_forward, "compile_graph", fail)
+    monkeypatch.setattr(cuda_graph, "_WARNED", set())
+    warnings: list[str] = []
+    found = losses(trainer(data, "compiled", notify=warnings.append))
+    assert warnings == ["training is not compiled, and so is slower: no such instruction"]
     assert torch.equal(found, losses(trainer(data, "plain")))
 
 
-def test_a_kernel_that_finds_no_room_is_done_without(data, graphs, monkeypatch):
-    """Found out while the step runs for the first time, when parts of it have been done."""
+def test_training_goes_on_without_a_kernel_that_needs_too_much_shared_memory(data, graphs, monkeypatch):
+    """The kernel fails while the first step runs, when parts of it have been done."""
 
-    class NoRoomError(Exception):
+    class OutOfSharedMemoryError(Exception):
         pass
 
-    def cramped(graph: Any, inputs: Any) -> Any:
+    def fail_after_running(graph: Any, inputs: Any) -> Any:
         def run(*arguments: Any) -> Any:
             graph(*arguments)
-            raise NoRoomError("out of resource: shared memory")
+            raise OutOfSharedMemoryError("out of resource: shared memory")
 
         return run
 
-    monkeypatch.setattr(trunk, "compile_graph", cramped)
-    monkeypatch.setattr(captured, "kernel_errors", lambda: (NoRoomError,))
-    monkeypatch.setattr(captured, "_WARNED", set())
-    said: list[str] = []
-    found, wanted = trainer(data, "compiled", notify=said.append), trainer(data, "plain")
-    assert torch.equal(losses(found), losses(wanted))
-    assert said == ["training is not compiled, and so is slower: out of resource: shared memory"]
-    for key, tensor in wanted.state().items():
+    monkeypatch.setattr(compiled_forward, "compile_graph", fail_after_running)
+    monkeypatch.setattr(cuda_graph, "kernel_errors", lambda: (OutOfSharedMemoryError,))
+    monkeypatch.setattr(cuda_graph, "_WARNED", set())
+    warnings: list[str] = []
+    found, expected = trainer(data, "compiled", notify=warnings.append), trainer(data, "plain")
+    assert torch.equal(losses(found), losses(expected))
+    assert warnings == ["training is not compiled, and so is slower: out of resource: shared memory"]
+    for key, tensor in expected.state().items():
         assert torch.equal(found.state()[key], tensor), key
 
 
-class OnCard(Tensor):
-    """Looks as if it lay on a card."""
+class OnGpu(Tensor):
+    """A tensor that claims to be on a GPU."""
 
     is_cuda = True  # type: ignore[assignment]
     device = torch.device("cuda")  # type: ignore[assignment]
@@ -182,7 +183,7 @@ def test_a_graph_is_changed_as_its_card_has_the_kernels_and_the_room(kernels, ro
     monkeypatch.setattr(rewriting, "rewrite", lambda graph, *, fuse_pointwise: changed.append(fuse_pointwise))
     monkeypatch.setattr("torch._inductor.compile_fx.compile_fx", lambda *given, config_patches: config_patches)
     graph = torch.fx.symbolic_trace(nn.Identity())
-    patches = rewriting.compile_graph(graph, [torch.ones(1).as_subclass(OnCard)])
+    patches = rewriting.compile_graph(graph, [torch.ones(1).as_subclass(OnGpu)])
     assert changed == ([room] if kernels else [])
     assert ("post_grad_custom_pre_pass" in patches) == kernels
 
@@ -192,14 +193,14 @@ def test_a_graph_is_changed_as_its_card_has_the_kernels_and_the_room(kernels, ro
     [((7, 5), 64, False, False), ((8, 0), 163, True, False), ((8, 9), 99, True, False), ((9, 0), 227, True, True)],
     ids=["T4", "A100", "L4", "H100"],
 )
-def test_cards_have_the_kernels_that_they_have_room_for(capability, kilobytes, kernels, room, monkeypatch):
+def test_gpus_have_the_kernels_that_their_shared_memory_allows(capability, kilobytes, kernels, room, monkeypatch):
     properties = types.SimpleNamespace(shared_memory_per_block_optin=kilobytes * 1024)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
     assert (supports_kernels(torch.device("cuda")), has_enough_shared_memory(torch.device("cuda"))) == (kernels, room)
 
 
-def test_divergence_is_traced_to_its_layer_in_a_compiled_run(data, graphs):
+def test_a_divergence_of_a_compiled_run_is_traced_to_its_layer(data, graphs):
     run = trainer(data, "compiled")
     with torch.no_grad():
         run.network.stage2[1].weight[0] = float("nan")
@@ -208,12 +209,12 @@ def test_divergence_is_traced_to_its_layer_in_a_compiled_run(data, graphs):
 
 
 @pytest.mark.slow
-def test_compiled_code_has_the_plain_loops_losses_over_fifty_steps(data):
-    if trunk.compile_obstacle(torch.device("cpu")) is not None:
+def test_compiled_code_has_the_losses_of_the_plain_loop_over_fifty_steps(data):
+    if compiled_forward.compile_obstacle(torch.device("cpu")) is not None:
         pytest.skip("no C compiler")
     torch._dynamo.reset()
-    found, wanted = (losses(trainer(data, engine), epochs=9)[:50] for engine in ("compiled", "plain"))
-    torch.testing.assert_close(found, wanted, rtol=2e-4, atol=2e-4)
+    found, expected = (losses(trainer(data, engine), epochs=9)[:50] for engine in ("compiled", "plain"))
+    torch.testing.assert_close(found, expected, rtol=2e-4, atol=2e-4)
     torch._dynamo.utils.counters.clear()
     losses(trainer(data, "compiled", student({"name": "tucker"})))
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 0

@@ -1,4 +1,4 @@
-"""A recorded step and the plain one are one: same losses, same weights, same state, whatever the recipe."""
+"""A captured step gives the losses, weights and state of the plain one, whatever the recipe."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ RECIPES = {
     "in micro-batches": {"accumulate": 2},
     "frobenius": {"decay": "frobenius"},
     "no momentum": {"momentum": 0.0, "nesterov": False},
-    "taught": {"attention_weight": 1000.0, "kd_weight": 0.5},
+    "distilled": {"attention_weight": 1000.0, "kd_weight": 0.5},
 }
 
 
@@ -39,34 +39,36 @@ def trainer(data: ImageData, engine: str, **fields: object) -> Trainer:
     method = solve(plan, TensorTrain(dims=3), Budget(params=4500))
     network = build_student(SMALL, plan, method, data.image_shape, 10, 0)
     torch.manual_seed(1)
-    wise = make_network(SMALL, data.image_shape, 10).to(DEVICE)
+    teacher_network = make_network(SMALL, data.image_shape, 10).to(DEVICE)
     recipe = Recipe(epochs=3, batch_size=32, engine=engine, **{"lr": 0.1, **fields})
     return Trainer(
         network, data, recipe, augmentation=default_augmentation("digits"), order_seed=0, device=DEVICE,
-        teacher=LiveTeacher(wise, default_taps(wise)),
+        teacher=LiveTeacher(teacher_network, default_taps(teacher_network)),
     )  # fmt: skip
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_a_recorded_step_trains_as_the_plain_one(data, name):
-    plain, recorded = trainer(data, "plain", **RECIPES[name]), trainer(data, "captured", **RECIPES[name])
+def test_a_captured_step_trains_as_the_plain_one(data, name):
+    plain, captured = trainer(data, "plain", **RECIPES[name]), trainer(data, "captured", **RECIPES[name])
     for _ in range(2):
-        one, other = plain.train_epoch(), recorded.train_epoch()
-        timeless = [key for key in one if not key.endswith(("seconds", "_second", "_mb", "utilisation"))]
-        near = 0.02 if ON_GPU else 1e-6
-        assert {key: other[key] for key in timeless} == pytest.approx({key: one[key] for key in timeless}, rel=near)
-    state = recorded.state()
+        expected, metrics = plain.train_epoch(), captured.train_epoch()
+        timeless = [key for key in expected if not key.endswith(("seconds", "_second", "_mb", "utilisation"))]
+        tolerance = 0.02 if ON_GPU else 1e-6
+        assert {key: metrics[key] for key in timeless} == pytest.approx(
+            {key: expected[key] for key in timeless}, rel=tolerance
+        )
+    state = captured.state()
     if not ON_GPU:
         for key, tensor in plain.state().items():
             torch.testing.assert_close(state[key], tensor, rtol=1e-5, atol=1e-7, msg=key)
 
 
-def test_a_resumed_recorded_run_is_the_undisturbed_one(data):
+def test_a_resumed_captured_run_is_the_uninterrupted_one(data):
     whole, cut, resumed = (trainer(data, "captured", ema_decay=0.9) for _ in range(3))
     for _ in range(2):
         whole.train_epoch()
     cut.train_epoch()
-    resumed.train_epoch()  # has recorded a step on tensors that the state then replaces
+    resumed.train_epoch()  # captures a step on tensors that load_state then replaces
     resumed.load_state({name: tensor.clone() for name, tensor in cut.state().items()})
     resumed.train_epoch()
     for key, tensor in whole.state().items():
@@ -74,11 +76,11 @@ def test_a_resumed_recorded_run_is_the_undisturbed_one(data):
 
 
 @pytest.mark.parametrize(
-    ("engine", "epochs", "on_gpu", "wanted"),
+    ("engine", "epochs", "on_gpu", "expected"),
     [
         ("auto", 100, True, "compiled"), ("auto", 99, True, "captured"), ("auto", 100, False, "plain"),
         ("plain", 100, True, "plain"), ("captured", 100, False, "captured"), ("compiled", 1, True, "compiled"),
     ],
 )  # fmt: skip
-def test_long_trials_on_a_gpu_are_compiled_unless_their_recipe_says_otherwise(engine, epochs, on_gpu, wanted):
-    assert choose_engine(Recipe(engine=engine, epochs=epochs), 50, on_gpu) == wanted
+def test_auto_compiles_long_trials_on_a_gpu(engine, epochs, on_gpu, expected):
+    assert choose_engine(Recipe(engine=engine, epochs=epochs), 50, on_gpu) == expected

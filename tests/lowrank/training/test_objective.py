@@ -1,4 +1,4 @@
-"""The training loss: its parts, their weights, the teacher beside the student, views that come again."""
+"""The training loss: its parts, their weights, and what a teacher is called with."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from tests.support.training import TAPS, small_recipe, small_teacher, small_trai
 RECIPE = small_recipe(kd_weight=0.5, attention_weight=1000)
 
 
-class Answers:
-    """A teacher that notes what it is asked and knows nothing."""
+class RecordingTeacher:
+    """A teacher that records its calls; its logits are zeros."""
 
     def __init__(self) -> None:
-        self.asked: list[tuple[int, Tensor, Tensor]] = []
+        self.calls: list[tuple[int, Tensor, Tensor]] = []
 
     def signals(self, images: Tensor, indices: Tensor, cache_epoch: int) -> Signals:
-        self.asked.append((cache_epoch, images.clone(), indices))
+        self.calls.append((cache_epoch, images.clone(), indices))
         return Signals(torch.zeros(len(images), 10), ())
 
 
@@ -33,20 +33,20 @@ def test_the_loss_is_the_weighted_sum_of_its_parts():
     assert metrics["train_loss"] == pytest.approx(0.5 * parts[0] + 0.5 * parts[1] + 1000 * parts[2], rel=1e-5)
 
 
-def test_the_parts_of_a_step_are_those_of_the_formulas():
+def test_the_parts_of_the_loss_follow_their_formulas():
     run, teacher = small_trainer(RECIPE, teacher=small_teacher()), small_teacher()
     images, labels, indices = next(run.batches())
     run.network.train()
     logits, _, parts = run.step.objective(images, labels, run.step.objective.teacher_signals(images, indices, 0))
-    said = teacher.signals(images, indices, 0)
+    signals = teacher.signals(images, indices, 0)
     with torch.no_grad():
         activation, maps = images, []
         for name in ("stem", *TAPS):
             activation = run.network.get_submodule(name)(activation)
             maps.append(activation.square().mean(1))
     assert parts[0].item() == pytest.approx(nn.functional.cross_entropy(logits, labels).item())
-    assert parts[1].item() == pytest.approx(distillation_loss(logits, said.logits, 4.0).item(), rel=1e-5)
-    assert parts[2].item() == pytest.approx(attention_loss(maps[1:], said.maps).item(), rel=1e-4)
+    assert parts[1].item() == pytest.approx(distillation_loss(logits, signals.logits, 4.0).item(), rel=1e-5)
+    assert parts[2].item() == pytest.approx(attention_loss(maps[1:], signals.maps).item(), rel=1e-4)
 
 
 def test_labels_are_smoothed():
@@ -58,30 +58,30 @@ def test_labels_are_smoothed():
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
 
 
-def test_without_weights_a_teacher_is_never_asked():
-    teacher = Answers()
+def test_a_teacher_without_weight_is_never_called():
+    teacher = RecordingTeacher()
     metrics = small_trainer(small_recipe(), teacher=teacher).train_epoch()
-    assert not teacher.asked
+    assert not teacher.calls
     assert metrics["loss_cross_entropy"] == metrics["train_loss"]
     assert not {"loss_kd", "loss_attention", "loss_auxiliary"} & metrics.keys()
 
 
-def test_weights_without_a_teacher_are_an_error():
+def test_a_weight_without_a_teacher_is_refused():
     with pytest.raises(InputError, match="`kd_weight` and `attention_weight` above 0 need a teacher"):
         small_trainer(RECIPE)
 
 
-def test_an_unknown_tap_is_an_error():
+def test_an_unknown_tap_is_refused():
     with pytest.raises(InputError, match="unknown tap 'stage9'"):
         small_trainer(RECIPE, teacher=small_teacher(), taps=("stage9",))
 
 
-def test_views_come_again_after_the_slots_of_a_cache_but_in_another_order():
-    teacher = Answers()
+def test_augmentations_repeat_after_cache_epochs_in_another_order():
+    teacher = RecordingTeacher()
     run = small_trainer(small_recipe(batch_size=200, kd_weight=1.0), teacher=teacher, cache_epochs=2)
     for _ in range(3):
         run.train_epoch()
-    (one, first, order), (two, second, second_order), (three, third, third_order) = teacher.asked
+    (one, first, order), (two, second, second_order), (three, third, third_order) = teacher.calls
     assert (one, two, three) == (0, 1, 0)
     assert not torch.equal(order, third_order)
     assert torch.equal(first[order.argsort()], third[third_order.argsort()])
@@ -93,8 +93,8 @@ def darts(auxiliary: bool) -> nn.Module:
     return make_network(NetworkSettings(name="darts", width=1 / 36, auxiliary=auxiliary), (1, 32, 32), 10)
 
 
-def test_the_auxiliary_head_has_its_weight():
-    """The digits are too small for it: its loss alone is looked at."""
+def test_the_auxiliary_loss_is_added_with_its_weight():
+    """The digits are too small for its pooling, so that only the loss is computed."""
     from lowrank.training.objective import Objective
 
     network = darts(True).train()

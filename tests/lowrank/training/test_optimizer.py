@@ -1,4 +1,4 @@
-"""Who is trained, at which share of the rate; what is frozen stays."""
+"""Which parameters are trained and at which learning rate; frozen modules do not change."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ def test_an_auxiliary_head_is_a_head():
     assert head_names(network, 10) == ("classifier", "auxiliary")
 
 
-def test_each_kind_of_parameter_has_its_own_rate():
+def test_each_kind_of_parameter_has_its_own_learning_rate():
     recipe = small_recipe(factor_lr=3.0, body_lr=0.5, head_lr=10.0)
     run = small_trainer(recipe, method=tensor_train())
     run.train_epoch()
-    shares = {
+    multipliers = {
         id(parameter): group[LR_MULTIPLIER]
         for group in run.step.optimizer.param_groups
         for parameter in group["params"]
@@ -44,17 +44,17 @@ def test_each_kind_of_parameter_has_its_own_rate():
     factors = {id(parameter) for parameter in factor_parameters(run.network)}
     for name, parameter in run.network.named_parameters():
         expected = 10.0 if name.startswith("classifier") else 3.0 if id(parameter) in factors else 0.5
-        assert shares[id(parameter)] == expected, name
+        assert multipliers[id(parameter)] == expected, name
     rates = {group["lr"] / group[LR_MULTIPLIER] for group in run.step.optimizer.param_groups}
     assert max(rates) == pytest.approx(min(rates))
 
 
-def test_a_rate_of_zero_share_would_be_a_freeze_and_is_not_offered():
+def test_a_multiplier_of_zero_is_refused():
     with pytest.raises(ValueError, match="greater than 0"):
         Recipe(body_lr=0)
 
 
-def test_a_multiplier_moves_its_own_parameters_alone_at_the_first_step():
+def test_a_multiplier_changes_the_first_step_of_its_own_parameters_alone():
     def first_step(**fields: float) -> dict[str, torch.Tensor]:
         run = small_trainer(small_recipe(batch_size=200, weight_decay=0, **fields))
         before = {name: value.detach().clone() for name, value in run.network.named_parameters()}
@@ -67,13 +67,13 @@ def test_a_multiplier_moves_its_own_parameters_alone_at_the_first_step():
         torch.testing.assert_close(moved[name], factor * change, rtol=1e-3, atol=1e-6)
 
 
-def test_a_head_that_cannot_be_told_is_an_error():
+def test_a_network_without_a_head_is_refused():
     network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten())
     with pytest.raises(InputError, match="need a head, a layer with 10 outputs, but Sequential has no such layer"):
         parameter_groups(network, Recipe(head_lr=2), 1.0, 10)
 
 
-def test_what_is_frozen_stays_with_its_statistics():
+def test_frozen_modules_keep_their_weights_and_statistics():
     run = small_trainer(small_recipe(freeze=("stem", "stage1.*"), weight_decay=0.1))
     start = {name: tensor.clone() for name, tensor in run.network.state_dict().items()}
     for _ in range(2):
@@ -95,11 +95,11 @@ def test_frozen_factors_have_no_frobenius_decay():
     run.train_epoch()
 
 
-def test_a_pattern_without_a_match_is_an_error():
+def test_a_pattern_without_a_match_is_refused():
     with pytest.raises(InputError, match="unknown module in `freeze` 'stage7'; choose from: classifier, pool, stage1"):
         small_trainer(small_recipe(freeze=("stage7",)))
 
 
-def test_freezing_everything_is_an_error():
+def test_freezing_everything_is_refused():
     with pytest.raises(InputError, match=r"`freeze` leaves nothing to train: \*"):
         freeze(nn.Sequential(nn.Linear(1, 1)), ("*",))

@@ -21,45 +21,45 @@ CPU = torch.device("cpu")
         ("bfloat16", "cpu", torch.bfloat16), ("float16", "cuda", torch.float16),
     ],
 )  # fmt: skip
-def test_formats(precision, device, expected):
+def test_the_format_follows_precision_and_device(precision, device, expected):
     assert working_dtype(Recipe(precision=precision), torch.device(device)) is expected
 
 
-def step(scale: LossScaler, gradient: float) -> float:
+def step(scaler: LossScaler, gradient: float) -> float:
     gradients = [torch.full((3,), gradient)]
-    collapsed = scale.unscale(gradients)
-    scale.update()
+    collapsed = scaler.unscale(gradients)
+    scaler.update()
     return collapsed.item()
 
 
-def test_gradients_come_back_unscaled():
-    scale = LossScaler(CPU)
-    loss = scale.scaled(torch.tensor(2.0))
+def test_unscale_divides_gradients_by_the_scale():
+    scaler = LossScaler(CPU)
+    loss = scaler.scaled(torch.tensor(2.0))
     assert loss.item() == 2 * START_SCALE
     gradients = [torch.full((3,), 5 * START_SCALE)]
-    scale.unscale(gradients)
+    scaler.unscale(gradients)
     assert gradients[0].tolist() == [5.0, 5.0, 5.0]
 
 
-def test_the_scale_falls_at_each_overflow_to_its_floor_and_not_below():
-    scale = LossScaler(CPU)
-    seen = []
+def test_each_overflow_halves_the_scale_down_to_its_minimum():
+    scaler = LossScaler(CPU)
+    scales = []
     for _ in range(20):
-        assert step(scale, math.inf) == (1 if seen and seen[-1] == MIN_SCALE else 0)
-        seen.append(scale.scale.item())
-    assert seen == [max(MIN_SCALE, START_SCALE / 2 ** (count + 1)) for count in range(20)]
-    assert scale.skipped.item() == 20
+        assert step(scaler, math.inf) == (1 if scales and scales[-1] == MIN_SCALE else 0)
+        scales.append(scaler.scale.item())
+    assert scales == [max(MIN_SCALE, START_SCALE / 2 ** (count + 1)) for count in range(20)]
+    assert scaler.skipped.item() == 20
 
 
-def test_the_scale_grows_after_a_long_calm():
-    scale = LossScaler(CPU)
+def test_the_scale_doubles_after_many_steps_without_overflow():
+    scaler = LossScaler(CPU)
     for _ in range(GROWTH_STEPS):
-        assert step(scale, 1.0) == 0
-    assert scale.scale.item() == 2 * START_SCALE
+        assert step(scaler, 1.0) == 0
+    assert scaler.scale.item() == 2 * START_SCALE
 
 
-def test_a_skipped_first_step_changes_nothing_and_spoils_no_momentum():
-    """Fused SGD would take momentum from memory as it lies there after a first step that was skipped."""
+def test_a_skipped_first_step_changes_neither_weights_nor_momentum():
+    """Without zeros to start from, fused SGD would leave momentum uninitialised after a skipped first step."""
     run = small_trainer(small_recipe(precision="float16"))
     assert run.step.scaler is not None
     before = {name: value.clone() for name, value in run.network.named_parameters()}
@@ -73,7 +73,7 @@ def test_a_skipped_first_step_changes_nothing_and_spoils_no_momentum():
 
 
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
-def test_half_precision_follows_single_precision(precision):
+def test_half_precision_has_nearly_the_loss_of_single_precision(precision):
     plain = small_trainer(small_recipe()).train_epoch()
     half = small_trainer(small_recipe(precision=precision)).train_epoch()
     assert half["train_loss"] == pytest.approx(plain["train_loss"], rel=0.02)

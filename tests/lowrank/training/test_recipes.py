@@ -1,4 +1,4 @@
-"""The named recipes, which one is chosen, and what makes two recipes one training."""
+"""The named recipes, the default one, and the fields that identify a training."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from lowrank.training.recipes import RECIPES, default_recipe, recipe_fields
 from lowrank.utils.validation import validate_model
 
 
-def named(name: str, **fields: object) -> Recipe:
+def make_recipe(name: str, **fields: object) -> Recipe:
     return Recipe(**recipe_fields("cifar10", "resnet9", {"recipe": name, **fields}))
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_every_recipe_is_whole(name):
-    assert named(name) == Recipe(**RECIPES[name])
+def test_every_named_recipe_is_valid(name):
+    assert make_recipe(name) == Recipe(**RECIPES[name])
 
 
 @pytest.mark.parametrize("name", [name for name in RECIPES if name.startswith("study_")])
-def test_a_fast_recipe_stands_beside_each_of_the_study(name):
-    fast, study = named(name.replace("study_", "fast_")), named(name)
+def test_each_recipe_of_the_study_has_a_fast_one(name):
+    fast, study = make_recipe(name.replace("study_", "fast_")), make_recipe(name)
     assert fast.epochs <= study.epochs / 5
     assert (fast.weight_decay, fast.cutout) == (study.weight_decay, study.cutout)
 
@@ -30,19 +30,19 @@ def rates(recipe: Recipe, *epochs: int) -> list[float]:
     return [recipe.lr * lr_factor(recipe, epoch / recipe.epochs) for epoch in epochs]
 
 
-def test_the_studys_recipes_are_as_published():
-    wrn = named("study_wrn")
+def test_the_recipes_of_the_study_are_as_published():
+    wrn = make_recipe("study_wrn")
     assert (wrn.epochs, wrn.batch_size, wrn.momentum, wrn.nesterov, wrn.weight_decay) == (200, 128, 0.9, False, 5e-4)
     assert (wrn.cutout, wrn.flip, wrn.shift) == (16, True, 4)
     assert rates(wrn, 59, 60, 120, 160) == pytest.approx([0.1, 0.02, 0.004, 0.0008])
-    imagenet = named("study_imagenet")
+    imagenet = make_recipe("study_imagenet")
     assert (imagenet.epochs, imagenet.batch_size, imagenet.weight_decay) == (90, 256, 1e-4)
     assert rates(imagenet, 0, 29, 30, 59, 60, 89) == pytest.approx([0.1, 0.1, 0.01, 0.01, 0.001, 0.001])
-    darts = named("study_darts")
+    darts = make_recipe("study_darts")
     assert (darts.epochs, darts.batch_size, darts.weight_decay, darts.clip_norm) == (600, 96, 3e-4, 5)
     assert (darts.drop_path, darts.schedule) == (0.2, "cosine")
     assert rates(darts, 0, 300) == pytest.approx([0.025, 0.0125])
-    sweep = named("study_tt_sweep")
+    sweep = make_recipe("study_tt_sweep")
     assert (sweep.epochs, sweep.batch_size, sweep.nesterov, sweep.lr, sweep.schedule) == (128, 512, True, 0.2, "cosine")
 
 
@@ -55,20 +55,20 @@ def test_the_studys_recipes_are_as_published():
         ("cifar10", "mobilenet_v2", "study_imagenet"), ("cifar10", "my.package:network", "study_tt_sweep"),
     ],
 )  # fmt: skip
-def test_network_and_data_choose(data, network, expected):
+def test_the_default_recipe_follows_data_set_and_network(data, network, expected):
     assert default_recipe(data, network) == expected
     assert Recipe(**recipe_fields(data, network, {})) == Recipe(**RECIPES[expected])
 
 
 def test_every_field_can_be_overridden():
-    recipe = named("study_wrn", epochs=10, cutout=8)
+    recipe = make_recipe("study_wrn", epochs=10, cutout=8)
     assert (recipe.epochs, recipe.cutout, recipe.batch_size) == (10, 8, 128)
     assert rates(recipe, 2, 3) == pytest.approx([0.1, 0.02])
 
 
-def test_an_unknown_recipe_is_an_error():
+def test_an_unknown_recipe_is_refused():
     with pytest.raises(InputError, match=r"unknown recipe 'study_vgg'; choose from: digits, fast_darts, .*study_wrn"):
-        named("study_vgg")
+        make_recipe("study_vgg")
 
 
 @pytest.mark.parametrize(
@@ -78,7 +78,7 @@ def test_an_unknown_recipe_is_an_error():
         {"decay": "scaled"}, {"scaled_decay": True}, {"attention_weight": 0}, {"freeze": ()},
     ],
 )  # fmt: skip
-def test_what_changes_no_number_is_not_part_of_the_identity(fields):
+def test_fields_that_change_no_number_are_not_in_the_identity(fields):
     assert Recipe(**fields).identity() == Recipe().identity()
 
 
@@ -90,18 +90,18 @@ def test_what_changes_no_number_is_not_part_of_the_identity(fields):
         {"precision": "float16"}, {"auxiliary_weight": 0.4}, {"label_smoothing": 0.1}, {"clip_norm": 1.0},
     ],
 )  # fmt: skip
-def test_what_changes_numbers_is(fields):
+def test_fields_that_change_numbers_are_in_the_identity(fields):
     assert Recipe(**fields).identity() != Recipe().identity()
 
 
-def test_where_it_counts_a_field_is_part_of_the_identity():
+def test_a_dependent_field_is_in_the_identity_where_it_has_an_effect():
     steps, warm = {"schedule": "step"}, {"kd_weight": 0.5}
     assert Recipe(**steps, gamma=0.5).identity() != Recipe(**steps).identity()
     assert Recipe(**warm, kd_temperature=2).identity() != Recipe(**warm).identity()
 
 
-def test_the_identity_of_a_plain_recipe_stays_when_recipes_gain_fields():
-    """These fields and no others: whoever adds one gives it a default that does nothing, and lists it as optional."""
+def test_the_identity_of_the_default_recipe_never_changes():
+    """A new field must have a default that does nothing and be listed as optional."""
     assert Recipe().identity() == {
         "epochs": 128, "batch_size": 512, "lr": 0.2, "momentum": 0.9, "nesterov": True, "weight_decay": 5e-4,
         "decay": "scaled", "decay_scope": "network", "schedule": "cosine", "warmup": 0.0, "precision": "auto",
@@ -120,7 +120,7 @@ def test_the_identity_of_a_plain_recipe_stays_when_recipes_gain_fields():
         ({"recipes": "x"}, "unknown field `train.recipes`"),
     ],
 )
-def test_a_bad_field_is_one_line(fields, message):
+def test_an_invalid_field_is_reported_in_one_line(fields, message):
     with pytest.raises(InputError) as caught:
         validate_model(Recipe, fields, "train")
     assert message in str(caught.value)

@@ -27,7 +27,7 @@ RECIPES: dict[str, dict[str, Any]] = {
 
 
 class Dropping(nn.Module):
-    """A network with a path to drop, and dropout of its own."""
+    """A network with a path to drop, and a dropout."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -45,44 +45,44 @@ class Dropping(nn.Module):
 
 def assert_resumes(make: Callable[[], Trainer], folder: Any) -> None:
     """Three epochs at once, and one and two with a checkpoint between, agree to the bit."""
-    whole = make()
-    curve = [whole.train_epoch() for _ in range(3)]
-    cut = make()
-    cut.train_epoch()
-    save_tensors(folder / "cut.safetensors", cut.state(), {})
+    uninterrupted = make()
+    curve = [uninterrupted.train_epoch() for _ in range(3)]
+    interrupted = make()
+    interrupted.train_epoch()
+    save_tensors(folder / "interrupted.safetensors", interrupted.state(), {})
     resumed = make()
-    resumed.load_state(load_tensors(folder / "cut.safetensors")[0])
-    torch.rand(7)  # whatever another trial has drawn from the process's own generator
-    rest = [resumed.train_epoch() for _ in range(2)]
+    resumed.load_state(load_tensors(folder / "interrupted.safetensors")[0])
+    torch.rand(7)  # as another trial might have drawn from the generator of the process
+    resumed_metrics = [resumed.train_epoch() for _ in range(2)]
     timeless = [key for key in curve[0] if key.startswith(("loss", "train", "val", "grad", "lr", "skipped"))]
-    for one, two in zip(curve[1:], rest, strict=True):
-        assert {key: one[key] for key in timeless} == {key: two[key] for key in timeless}
-    assert_same(copied_state(whole), copied_state(resumed))
+    for expected, actual in zip(curve[1:], resumed_metrics, strict=True):
+        assert {key: expected[key] for key in timeless} == {key: actual[key] for key in timeless}
+    assert_same(copied_state(uninterrupted), copied_state(resumed))
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_a_resumed_run_is_the_undisturbed_one(name, tmp_path):
+def test_a_resumed_run_is_the_uninterrupted_one(name, tmp_path):
     recipe = small_recipe(**RECIPES[name])
     teacher = small_teacher() if recipe.needs_teacher else None
     assert_resumes(lambda: small_trainer(recipe, method=tensor_train(), teacher=teacher, cache_epochs=2), tmp_path)
 
 
-def test_dropped_paths_and_dropout_are_replayed(tmp_path):
+def test_a_resumed_run_draws_the_same_dropped_paths_and_dropout(tmp_path):
     recipe = small_recipe(drop_path=0.5)
     assert_resumes(lambda: small_trainer(recipe, network=Dropping()), tmp_path)
 
 
-def test_random_choices_are_others_in_every_epoch_and_leave_the_process_its_own():
-    drawn = []
+def test_each_epoch_draws_anew_and_leaves_the_generator_of_the_process():
+    random_numbers = []
 
-    class Noting(nn.Module):
+    class Recording(nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             if self.training:
-                drawn.append(torch.rand(3))
+                random_numbers.append(torch.rand(3))
             return x
 
     network = Dropping()
-    network.pool = nn.Sequential(network.pool, Noting())
+    network.pool = nn.Sequential(network.pool, Recording())
     run = small_trainer(small_recipe(batch_size=200), network=network)
     torch.manual_seed(5)
     run.train_epoch()
@@ -90,10 +90,10 @@ def test_random_choices_are_others_in_every_epoch_and_leave_the_process_its_own(
     after = torch.rand(1)
     torch.manual_seed(5)
     assert torch.equal(after, torch.rand(1))
-    assert not torch.equal(drawn[0], drawn[1])
+    assert not torch.equal(random_numbers[0], random_numbers[1])
 
 
-def test_drop_path_rises_to_its_rate():
+def test_the_drop_path_rate_rises_to_that_of_the_recipe():
     run = small_trainer(small_recipe(batch_size=200, drop_path=0.4), network=Dropping())
     rates = []
     for _ in range(3):
@@ -102,28 +102,28 @@ def test_drop_path_rises_to_its_rate():
     assert rates == pytest.approx([0.0, 0.2, 0.4])
 
 
-def test_drop_path_needs_paths():
+def test_drop_path_without_paths_is_refused():
     with pytest.raises(InputError, match="`drop_path` needs a network with paths to drop; ResNet9 has none"):
         small_trainer(small_recipe(drop_path=0.1))
 
 
-def test_the_average_is_what_is_evaluated_and_kept(tmp_path):
+def test_the_moving_average_is_evaluated_and_saved(tmp_path):
     run = small_trainer(small_recipe(ema_decay=0.5, lr=0.2))
     metrics = run.train_epoch()
-    own = copied_state(run)
-    kept = {name: tensor.clone() for name, tensor in run.weights().items()}
-    assert not torch.equal(kept["network.classifier.weight"], own["network.classifier.weight"])
-    assert torch.equal(kept["network.classifier.weight"], own["average.classifier.weight"])
-    assert_same(own, copied_state(run))  # evaluating has put the weights back
+    state = copied_state(run)
+    finished = {name: tensor.clone() for name, tensor in run.weights().items()}
+    assert not torch.equal(finished["network.classifier.weight"], state["network.classifier.weight"])
+    assert torch.equal(finished["network.classifier.weight"], state["average.classifier.weight"])
+    assert_same(state, copied_state(run))  # evaluating has put the weights back
     plain = small_trainer(small_recipe())
-    plain.load_state(kept)
+    plain.load_state(finished)
     assert plain.evaluate("val")["loss"] == pytest.approx(metrics["val_loss"], rel=1e-6)
     again = small_trainer(small_recipe(ema_decay=0.5))
-    again.load_state(kept)  # mere weights: they are the average too
+    again.load_state(finished)  # weights alone: the average starts from them
     assert again.evaluate("val")["loss"] == pytest.approx(metrics["val_loss"], rel=1e-6)
 
 
-def test_the_average_by_hand():
+def test_the_moving_average_follows_its_formula():
     """d rises as (1 + t) / (10 + t) to the decay."""
     from lowrank.training.ema import ExponentialMovingAverage
 
@@ -142,7 +142,7 @@ def test_the_average_by_hand():
 
 
 @pytest.mark.parametrize("fields", [{}, {"kd_weight": 0.4, "attention_weight": 100}])
-def test_micro_batches_give_the_losses_of_one_large_batch(fields):
+def test_micro_batches_have_the_losses_of_the_whole_batch(fields):
     """Of a network without batch norm, whose statistics would be those of a micro-batch."""
 
     def trained(accumulate: int) -> list[float]:
@@ -155,12 +155,12 @@ def test_micro_batches_give_the_losses_of_one_large_batch(fields):
         )  # fmt: skip
         return [loss for _ in range(3) for loss in (run.train_epoch()["train_loss"],)]
 
-    whole = trained(1)
-    assert trained(3) == pytest.approx(whole, rel=2e-5)
-    assert whole[2] < whole[0]
+    whole_batches = trained(1)
+    assert trained(3) == pytest.approx(whole_batches, rel=2e-5)
+    assert whole_batches[2] < whole_batches[0]
 
 
-def test_more_micro_batches_than_images_are_an_error():
+def test_more_micro_batches_than_images_are_refused():
     with pytest.raises(ValueError, match="`accumulate` cuts a batch of 32 into parts, but got 33"):
         small_recipe(accumulate=33)
 
@@ -180,9 +180,9 @@ def test_weights_that_have_changed_on_disk_are_damage(tmp_path):
     path = tmp_path / "checkpoint.safetensors"
     tensors = {"a": torch.arange(6.0).reshape(2, 3).to(torch.bfloat16), "b": torch.tensor(3), "empty": torch.zeros(0)}
     save_tensors(path, tensors, {"trial_id": "x"})
-    found, about = load_tensors(path)
-    assert all(torch.equal(found[name], tensor) for name, tensor in tensors.items())
-    assert about == {"trial_id": "x"}
+    tensors_read, metadata = load_tensors(path)
+    assert all(torch.equal(tensors_read[name], tensor) for name, tensor in tensors.items())
+    assert metadata == {"trial_id": "x"}
     content = bytearray(path.read_bytes())
     content[-1] ^= 1  # in the tensors, of which safetensors takes any value
     path.write_bytes(content)

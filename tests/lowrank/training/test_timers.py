@@ -1,10 +1,10 @@
-"""What an epoch's time is spent on is timed by clocks that are told apart; all of it is within the epoch."""
+"""Seconds of an epoch by phase."""
 
 from __future__ import annotations
 
 import torch
 
-from lowrank.training import timers as phases
+from lowrank.training import timers
 from lowrank.training.timers import COMPILE, INPUT, PhaseTimers
 
 
@@ -21,30 +21,30 @@ class Clock:
             yield number
 
 
-def test_waiting_for_batches_is_input_and_what_is_done_with_them_is_not(monkeypatch):
+def test_only_waiting_for_batches_counts_as_input(monkeypatch):
     clock = Clock()
-    monkeypatch.setattr(phases, "time", clock)
-    mine = PhaseTimers(torch.device("cpu"))
-    mine.begin()
-    found = []
-    for batch in mine.input(clock.batches(3)):
-        found.append(batch)
+    monkeypatch.setattr(timers, "time", clock)
+    clocks = PhaseTimers(torch.device("cpu"))
+    clocks.begin()
+    received = []
+    for batch in clocks.input(clock.batches(3)):
+        received.append(batch)
         clock.now += 5.0
         if batch == 0:
-            with mine.timed(COMPILE):
+            with clocks.timed(COMPILE):
                 clock.now += 11.0
-    assert found == [0, 1, 2]
-    assert mine.read() == {INPUT: 6.0, COMPILE: 11.0}
-    mine.begin()
-    assert mine.read() == {INPUT: 0.0}
+    assert received == [0, 1, 2]
+    assert clocks.read() == {INPUT: 6.0, COMPILE: 11.0}
+    clocks.begin()
+    assert clocks.read() == {INPUT: 0.0}
 
 
-def test_a_block_that_fails_is_no_phase(monkeypatch):
-    mine = PhaseTimers(torch.device("cpu"))
-    mine.begin()
+def test_a_failed_block_is_not_counted(monkeypatch):
+    clocks = PhaseTimers(torch.device("cpu"))
+    clocks.begin()
     try:
-        with mine.timed(COMPILE):
+        with clocks.timed(COMPILE):
             raise ValueError
     except ValueError:
         pass
-    assert mine.read() == {INPUT: 0.0}
+    assert clocks.read() == {INPUT: 0.0}

@@ -1,4 +1,4 @@
-"""The training loop: replayable to the bit, honest averages, decay where it belongs, divergence named."""
+"""The training loop: repeatable to the bit, means over images, weight decay, divergence, checkpoints."""
 
 from __future__ import annotations
 
@@ -54,51 +54,51 @@ def assert_same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -
 def test_the_same_seed_gives_the_same_run_to_the_bit(data):
     first, second = trainer(data), trainer(data)
     for _ in range(2):
-        one, two = first.train_epoch(), second.train_epoch()
+        first_metrics, second_metrics = first.train_epoch(), second.train_epoch()
         timeless = ("train_loss", "val_loss", "val_error", "train_error", "lr")
-        assert [one[key] for key in timeless] == [two[key] for key in timeless]
+        assert [first_metrics[key] for key in timeless] == [second_metrics[key] for key in timeless]
     assert_same(weights(first), weights(second))
 
 
-def test_a_resumed_run_is_the_undisturbed_one_to_the_bit(data, tmp_path):
-    whole = trainer(data)
+def test_a_resumed_run_is_the_uninterrupted_one_to_the_bit(data, tmp_path):
+    uninterrupted = trainer(data)
     for _ in range(3):
-        whole.train_epoch()
-    cut = trainer(data)
-    cut.train_epoch()
-    save_tensors(tmp_path / "half.safetensors", cut.state(), {})
+        uninterrupted.train_epoch()
+    interrupted = trainer(data)
+    interrupted.train_epoch()
+    save_tensors(tmp_path / "half.safetensors", interrupted.state(), {})
     resumed = trainer(data, seed=0)
     resumed.load_state(load_tensors(tmp_path / "half.safetensors")[0])
     assert resumed.epoch == 1
     for _ in range(2):
         resumed.train_epoch()
-    assert_same(weights(whole), weights(resumed))
+    assert_same(weights(uninterrupted), weights(resumed))
 
 
 def test_evaluation_counts_every_image_once_and_averages_over_samples(data):
     run = trainer(data)
     run.train_epoch()
-    found = run.evaluate("val")
+    metrics = run.evaluate("val")
     run.network.eval()
     images, labels = zip(*[(images, labels) for images, labels, *_ in eval_batches(data, "val", "cpu", 7)], strict=True)
     assert sum(map(len, labels)) == len(data.val)
     with torch.no_grad():
         logits = run.network(torch.cat(images))
     truth = torch.cat(labels)
-    assert found["loss"] == pytest.approx(nn.functional.cross_entropy(logits, truth).item(), rel=1e-4)
-    assert found["error"] == pytest.approx(100 * (logits.argmax(1) != truth).float().mean().item(), rel=1e-5)
+    assert metrics["loss"] == pytest.approx(nn.functional.cross_entropy(logits, truth).item(), rel=1e-4)
+    assert metrics["error"] == pytest.approx(100 * (logits.argmax(1) != truth).float().mean().item(), rel=1e-5)
 
 
-def test_on_a_gpu_an_evaluation_rebuilds_weights_once_from_what_is_evaluated(monkeypatch):
-    """As it is on a GPU, where the objective has a rebuild; of the moving average where there is one."""
+def test_an_evaluation_rebuilds_the_averaged_weights_once(monkeypatch):
+    """On a GPU the objective rebuilds all weights together; here it is made to do so on a CPU."""
     run = trainer(load_data(DataSettings()), recipe=RECIPE.model_copy(update={"ema_decay": 0.5}))
     assert len(run.data.val) > 256  # more than a batch
     run.train_steps(2)
-    wanted, before, calls = run.evaluate("val"), weights(run), []
+    expected, before, calls = run.evaluate("val"), weights(run), []
     run.step.objective.rebuild = BatchedRebuild(run.network, include_all=True)
     rebuilt = BatchedRebuild._rebuild_all
     monkeypatch.setattr(BatchedRebuild, "_rebuild_all", lambda self: calls.append(self) or rebuilt(self))
-    assert run.evaluate("val") == pytest.approx(wanted, rel=1e-5)
+    assert run.evaluate("val") == pytest.approx(expected, rel=1e-5)
     assert len(calls) == 1
     assert_same(weights(run), before)
     assert all(each.external_weight is None for each in run.step.objective.rebuild.maps)
@@ -108,11 +108,11 @@ def test_on_a_gpu_an_evaluation_rebuilds_weights_once_from_what_is_evaluated(mon
 def test_decay_of_factors_is_scaled_by_the_compression(data, scaled):
     run = trainer(data)
     recipe = Recipe(weight_decay=1e-3, scaled_decay=scaled)
-    rest, factors = parameter_groups(run.network, recipe, decay_ratio=0.1)
-    assert rest["weight_decay"] == 1e-3
+    body, factors = parameter_groups(run.network, recipe, decay_ratio=0.1)
+    assert body["weight_decay"] == 1e-3
     assert factors["weight_decay"] == pytest.approx(1e-4 if scaled else 1e-3)
     assert {id(p) for p in factors["params"]} == {id(p) for p in factor_parameters(run.network)}
-    assert len(rest["params"]) + len(factors["params"]) == len(list(run.network.parameters()))
+    assert len(body["params"]) + len(factors["params"]) == len(list(run.network.parameters()))
 
 
 def test_a_network_without_factors_has_one_group(data):
@@ -135,13 +135,13 @@ def test_schedules(recipe, expected):
         assert lr_factor(recipe, progress) == pytest.approx(share, abs=1e-9)
 
 
-def test_the_study_decays_at_60_120_and_160_of_200_epochs():
+def test_the_learning_rate_of_the_study_falls_at_60_120_and_160_of_200_epochs():
     recipe = Recipe(schedule="step")
     shares = [lr_factor(recipe, epoch / 200) for epoch in (59, 60, 119, 120, 159, 160)]
     assert shares == pytest.approx([1, 0.2, 0.2, 0.04, 0.04, 0.008])
 
 
-def test_a_loss_that_leaves_the_numbers_is_named_with_its_step(data):
+def test_a_loss_that_is_not_finite_is_reported_with_its_step(data):
     run = trainer(data)
     with torch.no_grad():
         run.network.classifier.weight.fill_(math.nan)
@@ -149,7 +149,7 @@ def test_a_loss_that_leaves_the_numbers_is_named_with_its_step(data):
         run.train_epoch()
 
 
-def test_an_exploding_rate_diverges_rather_than_goes_on(data):
+def test_a_far_too_high_learning_rate_diverges(data):
     run = trainer(data, Separable(), RECIPE.model_copy(update={"lr": 1e12, "epochs": 5}))
     with pytest.raises(DivergedError, match=r"loss (nan|inf) "):
         [run.train_epoch() for _ in range(5)]
@@ -160,8 +160,8 @@ def test_clipping_bounds_the_step(data):
     start = weights(clipped)["network.classifier.weight"]
     free.train_epoch()
     clipped.train_epoch()
-    moved = [(weights(run)["network.classifier.weight"] - start).norm().item() for run in (free, clipped)]
-    assert moved[1] < 0.05 * moved[0]
+    movements = [(weights(run)["network.classifier.weight"] - start).norm().item() for run in (free, clipped)]
+    assert movements[1] < 0.05 * movements[0]
 
 
 def test_a_damaged_or_foreign_checkpoint_is_refused(data, tmp_path):

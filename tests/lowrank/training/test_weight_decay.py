@@ -1,4 +1,4 @@
-"""Decay of factors: plain, scaled by network or by layer, or on the weight that the factors stand for."""
+"""Weight decay of factors: plain, scaled by network or by layer, or on the weight that the factors make up."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from lowrank.utils.validation import validate_model
 from tests.contracts.method_table import Case, cases
 
 torch.set_num_threads(1)
-FORMS_ITS_WEIGHT = {"acdc"}  # no rule is cheaper there
+REBUILDS_ITS_WEIGHT = {"acdc"}  # no formula is cheaper
 
 
 def maps_of(module: nn.Module) -> list[StructuredMap]:
     return [part for part in module.modules() if isinstance(part, StructuredMap)]
 
 
-def disturbed(case: Case) -> nn.Module:
-    """The layer in float64, away from its start, biases included."""
+def perturbed(case: Case) -> nn.Module:
+    """Build the layer in float64 and change all its parameters, biases included."""
     module = case.build(dtype=torch.float64)
     with torch.no_grad():
         for parameter in module.parameters():
@@ -40,36 +40,36 @@ def disturbed(case: Case) -> nn.Module:
 
 
 @pytest.mark.parametrize("case", cases(), ids=str)
-def test_squared_norm_is_that_of_the_formed_weight_in_value_and_gradient(case):
-    for part in maps_of(disturbed(case)):
+def test_squared_norm_and_its_gradient_are_those_of_the_rebuilt_weight(case):
+    for part in maps_of(perturbed(case)):
         if not part.factors():
             continue
-        found, expected = part.squared_norm(), part.dense_weight().square().sum()
-        assert found.shape == ()
-        assert found.item() == pytest.approx(expected.item(), rel=1e-10)
-        gradients = torch.autograd.grad(found, part.factors())
-        for gradient, wanted in zip(gradients, torch.autograd.grad(expected, part.factors()), strict=True):
-            torch.testing.assert_close(gradient, wanted, rtol=1e-9, atol=1e-10)
+        decays, expected = part.squared_norm(), part.dense_weight().square().sum()
+        assert decays.shape == ()
+        assert decays.item() == pytest.approx(expected.item(), rel=1e-10)
+        gradients = torch.autograd.grad(decays, part.factors())
+        for gradient, expected_gradient in zip(gradients, torch.autograd.grad(expected, part.factors()), strict=True):
+            torch.testing.assert_close(gradient, expected_gradient, rtol=1e-9, atol=1e-10)
 
 
-def test_a_plain_weight_has_its_own_norm():
+def test_squared_norm_of_a_dense_map():
     plain = Separable().make_map(3, 5)
     assert plain.squared_norm().item() == pytest.approx(plain.matrix.square().sum().item())
 
 
-@pytest.mark.parametrize("name", sorted(set(METHODS) - {"dense", "separable"} - FORMS_ITS_WEIGHT))
-def test_squared_norm_does_not_form_the_weight(name, monkeypatch):
+@pytest.mark.parametrize("name", sorted(set(METHODS) - {"dense", "separable"} - REBUILDS_ITS_WEIGHT))
+def test_squared_norm_does_not_rebuild_the_weight(name, monkeypatch):
     parts = maps_of(make_method({"name": name}).build(ConvShape(24, 24, (3, 3))))
 
-    def formed(_: StructuredMap) -> Tensor:
-        raise AssertionError("the weight was formed")
+    def fail(_: StructuredMap) -> Tensor:
+        raise AssertionError("the weight was rebuilt")
 
     for part in parts:
-        monkeypatch.setattr(type(part), "weight", formed)
+        monkeypatch.setattr(type(part), "weight", fail)
     assert all(part.squared_norm().item() > 0 for part in parts)
 
 
-def test_the_product_of_two_trains_is_that_of_their_tensors():
+def test_the_inner_product_of_two_tensor_trains():
     torch.manual_seed(0)
     left, right = ([torch.randn(shape) for shape in ((1, 3, r), (r, 4, 2), (2, 5, 1))] for r in (2, 4))
     tensors = [torch.einsum("aib,bjc,ckd->ijk", *cores) for cores in (left, right)]
@@ -90,9 +90,9 @@ class Small(nn.Module):
 
 def decays_by_name(network: nn.Module, recipe: Recipe, ratio: float = 0.25) -> dict[str, float]:
     groups = parameter_groups(network, recipe, ratio)
-    found = {id(value): group["weight_decay"] for group in groups for value in group["params"]}
+    decays = {id(value): group["weight_decay"] for group in groups for value in group["params"]}
     assert sum(len(group["params"]) for group in groups) == len(list(network.parameters()))
-    return {name: found[id(value)] for name, value in network.named_parameters()}
+    return {name: decays[id(value)] for name, value in network.named_parameters()}
 
 
 @pytest.mark.parametrize(
@@ -106,7 +106,7 @@ def decays_by_name(network: nn.Module, recipe: Recipe, ratio: float = 0.25) -> d
         ({"decay": "frobenius", "decay_multiplier": 3.0}, 0.0),
     ],
 )
-def test_decay_of_factors_is_set_apart_from_all_else(settings, expected):
+def test_factors_have_their_own_decay(settings, expected):
     network = Small()
     factors = {id(factor) for factor in factor_parameters(network)}
     names = {name for name, value in network.named_parameters() if id(value) in factors}
@@ -115,12 +115,12 @@ def test_decay_of_factors_is_set_apart_from_all_else(settings, expected):
         assert decay == pytest.approx(1e-3 * (expected if name in names else 1.0), abs=1e-12), name
 
 
-def test_scaled_by_layer_each_layer_has_its_own_ratio():
+def test_the_scope_layer_gives_each_layer_its_own_ratio():
     network = Small("bottleneck", rank_scale=0.25)
     recipe = Recipe(weight_decay=1e-3, decay_scope="layer", decay_multiplier=2.0)
-    found = decays_by_name(network, recipe, ratio=0.9)
+    decays = decays_by_name(network, recipe, ratio=0.9)
     conv, linear = 2e-3 * (9 * 8 + 4 * (8 + 16)) / (9 * 8 * 16), 2e-3 * 4 * 32 / 256
-    for name, decay in found.items():
+    for name, decay in decays.items():
         factor = name.endswith((".up", ".down"))
         assert decay == pytest.approx((conv if name.startswith("conv") else linear) if factor else 1e-3), name
     assert len(parameter_groups(network, recipe, 0.9)) == 3
@@ -132,7 +132,7 @@ def test_layers_of_equal_decay_share_a_group():
     assert [len(group["params"]) for group in groups] == [9]
 
 
-def test_by_layer_the_published_separable_form_is_what_was_replaced():
+def test_the_scope_layer_counts_the_separable_form_of_a_separable_network():
     network = Small("bottleneck", rank_scale=0.25)
     network.base = "separable"
     ratios = layer_ratios(network)
@@ -140,26 +140,26 @@ def test_by_layer_the_published_separable_form_is_what_was_replaced():
     assert ratios[id(network.linear.pointwise.up)] == pytest.approx(4 * 32 / 256)
 
 
-def test_by_layer_a_hashed_depthwise_part_belongs_to_its_layer():
+def test_the_scope_layer_counts_a_hashed_depthwise_part():
     network = make_method({"name": "hashed_both", "bank_scale": 0.5}).build(ConvShape(8, 16, (3, 3)))
     ratios = layer_ratios(network)
     assert set(ratios) == {id(network.depthwise.bank), id(network.pointwise.bank)}
-    kept = network.depthwise.bank.numel() + network.pointwise.bank.numel()
-    assert list(ratios.values()) == pytest.approx([kept / (9 * 8 * 16)] * 2)
+    params = network.depthwise.bank.numel() + network.pointwise.bank.numel()
+    assert list(ratios.values()) == pytest.approx([params / (9 * 8 * 16)] * 2)
 
 
-def test_by_layer_a_map_with_its_own_kernel_counts_all_of_it():
+def test_the_scope_layer_counts_the_kernel_of_a_spatial_map():
     network = make_method({"name": "hashed_full", "bank_scale": 0.25}).build(ConvShape(8, 16, (3, 3), bias=True))
     assert layer_ratios(network) == {id(network.bank): pytest.approx(0.25)}
 
 
-def test_without_factors_there_is_one_group():
+def test_a_network_without_factors_has_one_group():
     assert len(parameter_groups(Small("separable"), Recipe(decay="frobenius"), 0.5)) == 1
     assert factor_decays(Small("separable"), Recipe(), 0.5) == {}
 
 
 @pytest.mark.parametrize("name", sorted(METHODS))
-def test_frobenius_adds_exactly_the_gradient_of_half_the_squared_norm(name):
+def test_frobenius_decay_adds_the_gradient_of_half_the_squared_norm(name):
     network = Small(name).double()
     before = {key: torch.randn_like(value) for key, value in network.named_parameters()}
     for key, value in network.named_parameters():
@@ -167,8 +167,10 @@ def test_frobenius_adds_exactly_the_gradient_of_half_the_squared_norm(name):
     add_frobenius_gradient(penalised_maps(network, Recipe(decay="frobenius")), 0.3)
     factors = {id(factor) for factor in factor_parameters(network)}
     for part in maps_of(network):
-        wanted = torch.autograd.grad(part.weight().square().sum() / 2, part.factors()) if part.factors() else ()
-        for factor, gradient in zip(part.factors(), wanted, strict=True):
+        expected_gradient = (
+            torch.autograd.grad(part.weight().square().sum() / 2, part.factors()) if part.factors() else ()
+        )
+        for factor, gradient in zip(part.factors(), expected_gradient, strict=True):
             key = next(key for key, value in network.named_parameters() if value is factor)
             torch.testing.assert_close(factor.grad - before[key], 0.3 * gradient, rtol=1e-9, atol=1e-11)
     for key, value in network.named_parameters():
@@ -179,7 +181,7 @@ def test_frobenius_adds_exactly_the_gradient_of_half_the_squared_norm(name):
 @pytest.mark.parametrize(
     "recipe", [Recipe(), Recipe(decay="plain"), Recipe(decay="frobenius", weight_decay=0)], ids=str
 )
-def test_nothing_is_penalised_unless_asked(recipe):
+def test_maps_are_penalised_by_frobenius_decay_alone(recipe):
     assert penalised_maps(Small(), recipe) == []
     assert len(penalised_maps(Small(), Recipe(decay="frobenius"))) == 2
 
@@ -189,11 +191,11 @@ def data() -> ImageData:
     return load_data(DataSettings(train_images=64))
 
 
-def test_a_step_of_frobenius_differs_from_one_without_decay_by_the_penalty_alone(data):
-    """Also under clipping, which is for the loss."""
+def test_frobenius_decay_changes_a_step_by_its_penalty_alone(data):
+    """Also with clipping, which applies to the gradient of the loss alone."""
     settings, method = NetworkSettings(width=0.125), TensorTrain(dims=3, rank_scale=0.3)
     plan = network_plan(settings, data.image_shape, 10)
-    moved, penalty = [], {}
+    changes, penalty = [], {}
     for decay in (0.0, 0.5):
         recipe = Recipe(
             epochs=1, batch_size=64, lr=0.1, momentum=0, nesterov=False, schedule="constant", clip_norm=1e-3,
@@ -206,14 +208,14 @@ def test_a_step_of_frobenius_differs_from_one_without_decay_by_the_penalty_alone
         penalty = {name: value.grad for name, value in network.named_parameters() if value.grad is not None}
         network.zero_grad(set_to_none=True)
         Trainer(network, data, recipe, augmentation=default_augmentation("digits"), order_seed=0).train_epoch()
-        moved.append({name: value.detach() - before[name] for name, value in network.named_parameters()})
+        changes.append({name: value.detach() - before[name] for name, value in network.named_parameters()})
     assert len(penalty) == len(factor_parameters(network))
     for name, gradient in penalty.items():
-        torch.testing.assert_close(moved[1][name] - moved[0][name], -0.1 * 0.75 * gradient, rtol=1e-3, atol=1e-5)
+        torch.testing.assert_close(changes[1][name] - changes[0][name], -0.1 * 0.75 * gradient, rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize(
-    ("given", "decay", "scaled", "scope"),
+    ("fields", "decay", "scaled", "scope"),
     [
         ({}, "scaled", True, "network"),
         ({"scaled_decay": False}, "plain", False, "network"),
@@ -224,14 +226,14 @@ def test_a_step_of_frobenius_differs_from_one_without_decay_by_the_penalty_alone
         ({"decay": "scaled", "scaled_decay": True}, "scaled", True, "network"),
     ],
 )
-def test_both_names_of_the_decay_agree(given, decay, scaled, scope):
-    recipe = Recipe(**given)
+def test_decay_and_scaled_decay_agree(fields, decay, scaled, scope):
+    recipe = Recipe(**fields)
     assert (recipe.decay, recipe.scaled_decay, recipe.decay_scope) == (decay, scaled, scope)
     assert Recipe(**recipe.model_dump(mode="json")) == recipe
 
 
 @pytest.mark.parametrize(
-    ("given", "message"),
+    ("fields", "message"),
     [
         ({"decay": "frobenius", "scaled_decay": True}, "`train`: `scaled_decay: true` contradicts `decay: frobenius`"),
         ({"decay": "plain", "scaled_decay": True}, "`scaled_decay: true` contradicts `decay: plain`; give one of the"),
@@ -241,8 +243,8 @@ def test_both_names_of_the_decay_agree(given, decay, scaled, scope):
         ({"decay_multiplier": 0}, "`train.decay_multiplier`: must be greater than 0, but got 0"),
     ],
 )
-def test_a_contradiction_is_one_clear_line(given, message):
+def test_a_contradiction_is_reported_in_one_line(fields, message):
     with pytest.raises(InputError) as caught:
-        validate_model(Recipe, given, "train")
+        validate_model(Recipe, fields, "train")
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
