@@ -31,7 +31,9 @@ class OutcomeCost:
 
 @dataclass(frozen=True, kw_only=True)
 class StudyCost:
-    """What a study cost. Seconds are sums over trials unless said otherwise; None is what the records do not have.
+    """What a study cost.
+
+    Seconds are sums over trials unless said otherwise; None is what the records do not have.
 
     Attributes:
         outcomes: by status.
@@ -67,7 +69,7 @@ class StudyCost:
 
 
 def study_cost(study: StudyRecord) -> StudyCost:
-    """Return the cost of everything that a study trained, broken and failed trials included.
+    """Return the cost of all that a study trained, failed trials included.
 
     Args:
         study: the records; trials that were adopted from another study cost that one.

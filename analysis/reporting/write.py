@@ -71,9 +71,8 @@ def is_large(source: Path) -> bool:
     Returns:
         False as well for a folder without records.
     """
-    sizes = ((path, limit) for name, limit in LARGE.items() if (path := source / name).is_file())
-    path, limit = next(sizes, (None, 0.0))
-    return path is not None and path.stat().st_size > limit
+    sizes = (path.stat().st_size > limit for name, limit in LARGE.items() if (path := source / name).is_file())
+    return next(sizes, False)
 
 
 def _linked(page: Path) -> dict[str, tuple[int, int] | None]:

@@ -212,8 +212,8 @@ def trial_events(trial: TrialRecord) -> list[tuple[Event, dict[str, Any]]]:
         values = {name: value for name, value in metrics.items() if name != "time"}
         events.append((Event.EPOCH, {**key, "epoch": epoch, "metrics": values, "time": metrics.get("time", start)}))
     if trial.finished_at is not None:
-        fields = {"status": str(trial.status), "reason": trial.reason, "time": trial.finished_at}
-        events.append((Event.FINISHED, {**key, **fields}))
+        outcome = {"status": str(trial.status), "reason": trial.reason, "time": trial.finished_at}
+        events.append((Event.FINISHED, {**key, **outcome}))
     if trial.test_error is not None:
         events.append((Event.TESTED, {**key, "test_error": trial.test_error, "time": trial.finished_at or start}))
     return events + [(event, {**key, **fields}) for event, fields in _annotations(trial, trial.finished_at or start)]

@@ -102,7 +102,7 @@ def methods_at_size(points: Sequence[FrontPoint], size: int, measure: SizeMeasur
 def size_level(
     points: Sequence[FrontPoint], fitting: Sequence[FrontPoint], limit: tuple[int, SizeMeasure]
 ) -> SizeLevel | None:  # fmt: skip
-    """Compare the methods at one size, where their best points within a budget differ in size.
+    """Compare methods at one size, where their best within a budget differ in size.
 
     The size is the limit, or that of the best point if more methods reach that: the last step of a budget leaves a gap,
     and no point is larger than the largest budget.

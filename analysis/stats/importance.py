@@ -70,7 +70,7 @@ class SearchedSetting:
 
 
 def searched_settings(study: StudyRecord) -> list[SearchedSetting]:
-    """Return the completed settings of a study: little enough to send to another process.
+    """Return the completed settings of a study, small enough for another process.
 
     Args:
         study: the records.
@@ -87,7 +87,7 @@ def searched_settings(study: StudyRecord) -> list[SearchedSetting]:
 
 
 def field_importances(trials: Sequence[SearchedSetting]) -> list[Importance]:
-    """Evaluate which fields matter, within budgets (where there are several) and over all sizes.
+    """Evaluate which fields matter, within budgets and over all sizes.
 
     Args:
         trials: the settings.

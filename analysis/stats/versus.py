@@ -53,7 +53,7 @@ class ValueComparison:
 
 
 def compare_values(study: StudyRecord, field: str, base: str) -> list[ValueComparison]:
-    """Compare every value of a field with one of them, for each setting of all other searched fields.
+    """Compare every value of a field with one of them, all other fields equal.
 
     Args:
         study: the records.
