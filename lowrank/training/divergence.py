@@ -141,11 +141,15 @@ class DivergenceMonitor:
     Args:
         train_step: takes the steps, and repeats them after a divergence.
         batches: gives the batches of the epoch from its first, the same at every call.
+        load_state: restores a state of `train_step`, and frees what was recorded on the tensors that it replaces.
         classes: K.
     """
 
-    def __init__(self, train_step: TrainStep, batches: Callable[[], Iterator[Batch]], classes: int):
-        self._train_step, self._batches = train_step, batches
+    def __init__(
+        self, train_step: TrainStep, batches: Callable[[], Iterator[Batch]],
+        load_state: Callable[[dict[str, Tensor]], None], classes: int,
+    ):  # fmt: skip
+        self._train_step, self._batches, self._load_state = train_step, batches, load_state
         self._limit = EXPLOSION_FACTOR * math.log(max(2, classes))
         self._state: dict[str, Tensor] = {}
         self._random: list[Tensor] = []
@@ -233,7 +237,7 @@ class DivergenceMonitor:
     def _replay(self, last: int) -> DivergedError | None:
         """Repeat the steps from the copy to `last` (from 0); the first faulty one runs once more with hooks."""
         train_step = self._train_step
-        train_step.load_state(self._state)
+        self._load_state(self._state)
         set_random_state(self._random, train_step.device)
         batches = itertools.islice(self._batches(), self._start, last + 1)
         for step, batch in enumerate(batches, start=self._start):

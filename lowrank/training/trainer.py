@@ -98,7 +98,7 @@ class Trainer:
             self.network, objective, optimizer, scaler, ema, steps_per_epoch=self.steps_per_epoch, device=self.device,
             cache_epochs=cache_epochs, group=group,
         )  # fmt: skip
-        self._monitor = DivergenceMonitor(self.step, self.batches, len(data.classes))
+        self._monitor = DivergenceMonitor(self.step, self.batches, self.load_state, len(data.classes))
         self.timers = PhaseTimers(self.device)
         self.captured_epoch = make_captured_epoch(self.step, self.timers, notify)
 
@@ -294,6 +294,8 @@ class Trainer:
             InputError: the moving average is of another network.
         """
         self.step.load_state(state)
+        if self.captured_epoch is not None:
+            self.captured_epoch.forget()
 
     def restart_average(self) -> None:
         """Start the moving average from the present weights; to be called after they were set from outside."""

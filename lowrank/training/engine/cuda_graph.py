@@ -86,7 +86,7 @@ def make_captured_epoch(
 class CapturedEpoch:
     """Takes the steps of an epoch by replaying one step, which is recorded at the first batch.
 
-    It is recorded anew when the shape of the batches changes or `TrainStep.load_state` has replaced tensors.
+    It is recorded anew when the shape of the batches changes, and after `forget`.
     """
 
     def __init__(
@@ -104,7 +104,6 @@ class CapturedEpoch:
         """
         self._train_step, self._timers, self._record, self._notify = train_step, timers, record, notify
         self._compiled = compiled
-        self._reloads = train_step.reloads
         self._forward: Forward = train_step.objective
         self._graph: torch.cuda.CUDAGraph | None = None
         self._images = self._labels = torch.empty(0)
@@ -112,6 +111,11 @@ class CapturedEpoch:
         self._rates: list[Tensor] = []
         self._norms = torch.empty(0)
         self._meter = TrainMeter(1, train_step.objective.names, train_step.device)
+
+    def forget(self) -> None:
+        """Free the recorded step; to be called when tensors of the training were replaced by others."""
+        self._graph = None
+        self._images = torch.empty(0)
 
     def step(self, step: int, batch: Batch, meter: TrainMeter) -> None:
         """Train on one batch.
@@ -123,7 +127,7 @@ class CapturedEpoch:
         """
         images, labels, indices = batch
         signals = self._train_step.ask_teacher(images, indices)
-        if self._images.shape != images.shape or self._reloads != self._train_step.reloads:
+        if self._images.shape != images.shape:
             with self._timers.timed(COMPILE):
                 self._prepare(images, labels, signals)
         self._fill(images, labels, signals)
@@ -149,8 +153,7 @@ class CapturedEpoch:
 
     def _prepare(self, images: Tensor, labels: Tensor, signals: Signals | None) -> None:
         """Allocate the buffers for batches like this one, compile and record; the state of the training stays."""
-        self._graph = None
-        self._reloads = self._train_step.reloads
+        self.forget()
         self._images, self._labels = torch.empty_like(images), labels.clone()
         self._signals = None if signals is None else signals.empty_like()
         self._fill(images, labels, signals)

@@ -32,7 +32,6 @@ class TrainStep:
         epoch: epochs done; the loop around the steps counts it up.
         steps_per_epoch: how many batches an epoch has.
         collapsed: (steps_per_epoch,), 1 for a step of this epoch that overflowed at float16's least loss scale.
-        reloads: how often `load_state` has replaced tensors. What holds on to the old ones must then be made anew.
     """
 
     def __init__(
@@ -59,7 +58,7 @@ class TrainStep:
         self.dtype = working_dtype(self.recipe, device)
         self.penalised = penalised_maps(network, self.recipe)
         self.gradient_meter = GradientMeter(network, steps_per_epoch)
-        self.epoch = self.reloads = 0
+        self.epoch = 0
         self.collapsed = torch.zeros(0)
         self._cache_epochs = cache_epochs
 
@@ -191,7 +190,7 @@ class TrainStep:
         return state
 
     def load_state(self, state: dict[str, Tensor]) -> None:
-        """Go on from `state`, or from a finished run's weights alone.
+        """Go on from `state`, or from a finished run's weights alone; momentum tensors are replaced by others.
 
         Args:
             state: from `state`, or `network.NAME` and `epoch` alone.
@@ -214,7 +213,6 @@ class TrainStep:
         if self.scaler is not None and "scale.scale" in state:
             self.scaler.load(_under(state, "scale"))
         self.epoch = int(state["epoch"])
-        self.reloads += 1
 
     def live_tensors(self) -> list[Tensor]:
         """List all that a step changes in place: weights, statistics of norms, momentum."""
