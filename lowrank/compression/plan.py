@@ -137,13 +137,14 @@ class NetworkPlan:
         """What is really built: equal signatures mean equal networks, however their sizes came about."""
         if isinstance(sized, Allocation):
             return self._signature_by_site(sized)
-        return tuple((shape, sized.signature(shape)) for shape, _ in self.shapes)
+        return tuple((shape.identity, sized.signature(shape)) for shape, _ in self.shapes)
 
     def _signature_by_site(self, allocation: Allocation) -> tuple[Any, ...]:
         """By shape where every layer of a shape is built alike (as an even allocation is), by layer otherwise."""
         built = [(site.shape, allocation.by_site[site.name].signature(site.shape)) for site in self.substituted]
         distinct = dict.fromkeys(built)
-        return tuple(distinct) if len(distinct) == len(self.shapes) else tuple(built)
+        layers = tuple(distinct) if len(distinct) == len(self.shapes) else built
+        return tuple((shape.identity, signature) for shape, signature in layers)
 
     def _uses(self, sized: SizedMethod) -> Iterator[tuple[Method, ConvShape, int]]:
         if isinstance(sized, Allocation):

@@ -36,6 +36,19 @@ class ConvShape(NamedTuple):
     mixed_area: int = 0
 
     @property
+    def identity(self) -> tuple[Any, ...]:
+        """What the id of a trial says of this shape; recorded ids depend on it.
+
+        A field that ids did not know when they were first recorded is added only where it is not at its default.
+        `mixed_area` follows from the image, which an id names by the data's fingerprint.
+        """
+        fields = (
+            self.in_channels, self.out_channels, self.kernel, self.stride, self.padding, self.dilation, self.bias,
+            self.in_area, self.out_area,
+        )  # fmt: skip
+        return fields if self.groups == 1 else (*fields, ("groups", self.groups))
+
+    @property
     def vertical_area(self) -> int:
         """Output height times input width: the positions of a K x 1 stage that a 1 x K stage follows.
 
