@@ -20,7 +20,6 @@ from sweeps.records.load import find_trial
 from sweeps.records.model import StudyRecord, TrialRecord
 from sweeps.records.names import CHECKPOINT_FILE, TRIALS_FOLDER
 
-PICKS = ("best", "smallest")
 NETWORK = "network."  # before the names of the weights in a trial's checkpoint
 
 
