@@ -86,7 +86,10 @@ class NonFiniteLocator(ForwardHooks):
 
     @property
     def first(self) -> tuple[str | None, str]:
-        """The module's name ("" is the network itself; None if there is none), and a sentence about it."""
+        """The module and a sentence about it.
+
+        The name "" is the network itself; None means that no module was found.
+        """
         for name, kind in ((self.output, "output"), (self.gradient, "gradient")):
             if name is not None:
                 return name, f"first in the {kind} of {quoted(name)}"
@@ -121,7 +124,7 @@ def _first_gradient(network: nn.Module) -> str | None:
 
 
 def all_finite(tensors: Iterable[Tensor]) -> Tensor:
-    """Check whether every entry of every tensor is finite, without waiting for the device.
+    """Check whether all tensors are finite, without waiting for the device.
 
     The sums of absolute values are checked, which reads each tensor once and copies nothing. A finite tensor whose sum
     overflows is far beyond any use.

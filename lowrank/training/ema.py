@@ -12,8 +12,9 @@ from lowrank.errors import InputError
 
 
 class ExponentialMovingAverage:
-    """average <- d * average + (1 - d) * weight after each step, running statistics of batch norms included.
+    """Moving average of weights and of running statistics of batch norms.
 
+    After each step average <- d * average + (1 - d) * weight.
     d rises to `decay` as (1 + t) / (10 + t) over the steps t, so that the initial weights are soon forgotten.
     Source: Polyak and Juditsky 1992; the warm-up is TensorFlow's `ExponentialMovingAverage`.
 

@@ -23,7 +23,9 @@ STAGE_NORM = "grad_norm."  # followed by the name of a stage
 
 
 class TrainMeter:
-    """Losses and errors of an epoch's training steps; a step may come in several micro-batches.
+    """Losses and errors of an epoch's training steps.
+
+    A step may come in several micro-batches.
 
     Args:
         steps: of the epoch.
@@ -205,7 +207,9 @@ def _parents(name: str) -> list[str]:
 
 
 class GradientMeter:
-    """L2 norms of the gradient, of all and by stage, at some steps of an epoch; before clipping, without decay.
+    """L2 norms of the gradient, total and by stage, at some steps of an epoch.
+
+    They are those before clipping, without decay.
 
     Args:
         network: its trained parameters are measured.

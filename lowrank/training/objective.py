@@ -37,7 +37,7 @@ class Forward(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Loss:
-    """The parts of a loss and their weights, as a function of the outputs of a network and its teacher."""
+    """The loss as a function of the outputs of a network and its teacher."""
 
     label_smoothing: float
     kd_weight: float
@@ -139,9 +139,9 @@ class Objective:
         return None if self.teacher is None else self.teacher.signals(images, indices, cache_epoch)
 
     def rebuilt_weights(self) -> AbstractContextManager[Any]:
-        """Make all maps use weights that are rebuilt together now, inside `with`; on a CPU do nothing.
+        """Make all maps use weights that are rebuilt together now, inside `with`.
 
-        On a GPU launching many small kernels would cost more than their work.
+        On a CPU nothing is done. On a GPU launching many small kernels would cost more than their work.
 
         Returns:
             A context manager.

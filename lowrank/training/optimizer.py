@@ -24,7 +24,7 @@ _NORMS = (nn.modules.batchnorm._NormBase,)  # every batch norm and instance norm
 
 
 def frozen_modules(network: nn.Module, patterns: Sequence[str]) -> list[nn.Module]:
-    """Find the modules whose names match a shell-style pattern, and all modules inside them.
+    """Find the modules that match a shell-style pattern, and all modules inside.
 
     Args:
         network: is not changed.
@@ -140,7 +140,7 @@ def lr_multipliers(network: nn.Module, recipe: Recipe, classes: int | None = Non
 def parameter_groups(
     network: nn.Module, recipe: Recipe, decay_ratio: float, classes: int | None = None
 ) -> list[dict[str, Any]]:
-    """Sort the trained parameters into groups for the optimizer, one for each weight decay and learning rate.
+    """Group the trained parameters by weight decay and learning rate.
 
     Args:
         network: is not changed.

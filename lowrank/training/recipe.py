@@ -77,11 +77,12 @@ class Recipe(BaseModel):
         return self
 
     def identity(self) -> dict[str, Any]:
-        """Collect the fields that a training's numbers depend on; equal trainings have equal identities.
+        """Collect the fields that a training's numbers depend on.
 
-        Left out are fields that change no number, fields that another field makes idle, and optional fields at the
-        value that does nothing: so a recipe keeps its identity when `Recipe` gains an optional field. The fields of
-        augmentation are left out too, because a specification has a section of its own for them.
+        Equal trainings have equal identities. Left out are fields that change no number, fields that another field
+        makes idle, and optional fields at the value that does nothing: so a recipe keeps its identity when `Recipe`
+        gains an optional field. The fields of augmentation are left out too, because a specification has a section of
+        its own for them.
 
         Returns:
             Plain data, as JSON holds it.

@@ -36,7 +36,9 @@ class PhaseTimers:
 
     @contextmanager
     def timed(self, phase: str) -> Iterator[None]:
-        """Count the time inside `with`; if the device works for it, the block must end by waiting for the device.
+        """Count the time inside `with`.
+
+        If the device works in the block, the block must end by waiting for it.
 
         Args:
             phase: the name under which `read` gives the time.

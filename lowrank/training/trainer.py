@@ -109,6 +109,7 @@ class Trainer:
 
     @epoch.setter
     def epoch(self, epoch: int) -> None:
+        """Set the number of epochs done."""
         self.step.epoch = epoch
 
     def train_epoch(self) -> dict[str, float]:
@@ -210,9 +211,9 @@ class Trainer:
                 yield
 
     def try_batch(self, batch: Batch) -> None:
-        """Take one plain step on a batch of any size, for measurements; waits for the device.
+        """Take one plain step on a batch of any size, for measurements.
 
-        The trainer must not be used for training afterwards.
+        It waits for the device. The trainer must not be used for training afterwards.
 
         Args:
             batch: images, labels and indices.
@@ -241,7 +242,7 @@ class Trainer:
 
     @torch.no_grad()
     def evaluate(self, split: Literal["train", "val", "test"]) -> dict[str, float]:
-        """Evaluate a split, with the moving average of the weights where the recipe keeps one.
+        """Evaluate a split, with the moving average of the weights if there is one.
 
         Args:
             split: which images.
@@ -298,7 +299,10 @@ class Trainer:
             self.captured_epoch.forget()
 
     def restart_average(self) -> None:
-        """Start the moving average from the present weights; to be called after they were set from outside."""
+        """Start the moving average from the present weights.
+
+        To be called after the weights were set from outside.
+        """
         if self.step.ema is not None:
             self.step.ema.restart()
 

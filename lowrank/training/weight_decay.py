@@ -101,7 +101,7 @@ def penalised_maps(network: nn.Module, recipe: Recipe) -> list[StructuredMap]:
 
 
 def add_frobenius_gradient(maps: Sequence[StructuredMap], strength: float) -> None:
-    """Add the gradient of strength / 2 * ||W||^2, for each map's W, to the gradients of its factors.
+    """Add the gradient of strength / 2 * ||W||^2 to the gradients of each map's factors.
 
     Args:
         maps: from `penalised_maps`.

@@ -45,7 +45,7 @@ class NotCompilableError(Exception):
 
 
 class WeightInput(StructuredMap):
-    """Replaces a rebuilt map in the template; its weight is an input of the compiled function.
+    """Replaces a rebuilt map in the template by one whose weight is an input.
 
     Args:
         replaced: the map whose channels and geometry it takes.
@@ -160,7 +160,10 @@ class PassWeights(torch.autograd.Function):
 
 
 class CompiledObjective:
-    """The compiled form of one network's `Objective`: weights are rebuilt together, then passed to the template."""
+    """The compiled form of one network's `Objective`.
+
+    Weights are rebuilt together, then passed to the compiled template.
+    """
 
     def __init__(self, network: nn.Module, loss: Loss, taps: Sequence[str], autocast: tuple[str, torch.dtype] | None):
         """Find or make the compiled function; nothing is compiled before the first call.
@@ -216,7 +219,7 @@ def compiled_forward_of(
     network: nn.Module, rebuild: BatchedRebuild, loss: Loss, taps: Sequence[str],
     autocast: tuple[str, torch.dtype] | None,
 ) -> CompiledForward:  # fmt: skip
-    """Make the compiled function of a network, or take the one that this process made for an equal template.
+    """Make the compiled function of a network, or reuse that of an equal template.
 
     Args:
         network: on its device.

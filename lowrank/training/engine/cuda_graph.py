@@ -84,9 +84,9 @@ def make_captured_epoch(
 
 
 class CapturedEpoch:
-    """Takes the steps of an epoch by replaying one step, which is recorded at the first batch.
+    """Takes the steps of an epoch by replaying one recorded step.
 
-    It is recorded anew when the shape of the batches changes, and after `forget`.
+    It is recorded at the first batch, when the shape of the batches changes, and after `forget`.
     """
 
     def __init__(
@@ -113,7 +113,10 @@ class CapturedEpoch:
         self._meter = TrainMeter(1, train_step.objective.names, train_step.device)
 
     def forget(self) -> None:
-        """Free the recorded step; to be called when tensors of the training were replaced by others."""
+        """Free the recorded step.
+
+        To be called when tensors of the training were replaced by others.
+        """
         self._graph = None
         self._images = torch.empty(0)
 

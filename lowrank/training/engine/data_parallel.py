@@ -63,7 +63,7 @@ class DataParallelGroup:
             dist.all_reduce(tensor)
 
     def use_global_batch(self, network: nn.Module) -> None:
-        """Make every module of `network` that looks at a whole batch look at the global one, in place.
+        """Make modules that look at a whole batch look at the global one, in place.
 
         Args:
             network: its batch norms and dropouts are replaced.
@@ -109,7 +109,9 @@ class DataParallelGroup:
 
 
 def unsynchronised(network: nn.Module, on: bool) -> AbstractContextManager[Any]:
-    """Keep gradients of a wrapped network local inside `with`; the next backward pass outside averages them all.
+    """Keep gradients of a wrapped network local inside `with`.
+
+    The next backward pass outside averages them all.
 
     Args:
         network: wrapped or not.
@@ -138,9 +140,9 @@ class _Sum(torch.autograd.Function):
 
 
 class GlobalBatchNorm(_BatchNorm):
-    """Batch norm over the images of all processes, each of which has equally many; for CPUs.
+    """Batch norm over the images of all processes, for CPUs.
 
-    On GPUs torch's SyncBatchNorm does this; it does not run on CPUs.
+    Each process has equally many images. On GPUs torch's SyncBatchNorm does this; it does not run on CPUs.
     """
 
     @classmethod
@@ -185,7 +187,7 @@ class GlobalBatchNorm(_BatchNorm):
 
 
 class GlobalDropout(nn.Dropout):
-    """Dropout whose mask is this process's slice of the mask that a single process would draw.
+    """Dropout whose mask is a slice of the mask that one process would draw.
 
     Args:
         dropout: the module that it replaces.

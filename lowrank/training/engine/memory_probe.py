@@ -188,7 +188,10 @@ class _TrialBatches:
         return size - size % self._trainer.recipe.accumulate
 
     def fits(self, size: int) -> bool | None:
-        """Try a step on `size` images; None, untried, on a CPU whose free memory may not be enough for it."""
+        """Try a step on `size` images.
+
+        Gives None, without a try, on a CPU whose free memory may not be enough.
+        """
         if size == 0:
             return False
         free = available_mb() if self._device.type == "cpu" else None
@@ -212,7 +215,7 @@ class _TrialBatches:
         return images, indices % len(data.classes), indices % len(data.train)
 
     def guess(self, sizes: Sequence[int]) -> int:
-        """Estimate from the first size's memory the index of the largest size that fits on a GPU."""
+        """Estimate the index of the largest size that fits, from the first one's memory."""
         if self._device.type == "cpu" or len(sizes) == 1:
             return 1
         _release(self._device)

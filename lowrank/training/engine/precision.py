@@ -20,7 +20,7 @@ GROWTH_STEPS = 2000  # steps without overflow after which the scale is doubled
 
 
 def working_dtype(recipe: Recipe, device: torch.device) -> torch.dtype | None:
-    """Choose the format that networks run in under autocast; parameters are always float32.
+    """Choose the format that a network runs in; parameters are always float32.
 
     Args:
         recipe: its precision is taken, unless that is "auto".
@@ -48,9 +48,10 @@ def autocast(device: torch.device, dtype: torch.dtype | None) -> AbstractContext
 
 
 class LossScaler:
-    """Dynamic loss scaling: halved by an overflow, whose step is skipped, doubled after GROWTH_STEPS without one.
+    """Dynamic loss scaling for float16.
 
-    Never below MIN_SCALE; a step that overflows there has collapsed.
+    An overflow halves the scale and skips the step; GROWTH_STEPS without one double it. The scale is never below
+    MIN_SCALE; a step that overflows there has collapsed.
     Source: Micikevicius et al. 2018, "Mixed precision training".
 
     Torch's GradScaler makes the same updates without a lower bound, so it cannot say when a step has collapsed. Its

@@ -64,7 +64,7 @@ class TrainStep:
 
     @property
     def cache_epoch(self) -> int:
-        """The number that this epoch's augmentations are drawn with, which also selects the teacher's signals."""
+        """The number that augmentations are drawn with; it also selects signals."""
         return self.epoch if self._cache_epochs is None else self.epoch % self._cache_epochs
 
     def begin_epoch(self) -> None:
@@ -98,7 +98,9 @@ class TrainStep:
         self, step: int, images: Tensor, labels: Tensor, signals: Signals | None, meter: TrainMeter,
         forward: Forward | None = None,
     ) -> None:  # fmt: skip
-        """Run the forward and backward pass of one batch, in as many micro-batches as the recipe says.
+        """Run the forward and backward pass of one batch.
+
+        The batch is cut into as many micro-batches as the recipe says.
 
         Args:
             step: counts from 0 within the epoch.
@@ -154,7 +156,7 @@ class TrainStep:
         return self.recipe.lr * lr_factor(self.recipe, done / (self.recipe.epochs * self.steps_per_epoch))
 
     def apply_gradients(self) -> None:
-        """Clip the gradients, add Frobenius decay and run the optimizer, at the learning rate that is set."""
+        """Clip the gradients, add Frobenius decay and run the optimizer."""
         if self.recipe.clip_norm is not None:
             nn.utils.clip_grad_norm_(self.network.parameters(), self.recipe.clip_norm)
         # Like torch's own weight decay, Frobenius decay is no part of the loss and is never clipped
@@ -190,7 +192,9 @@ class TrainStep:
         return state
 
     def load_state(self, state: dict[str, Tensor]) -> None:
-        """Go on from `state`, or from a finished run's weights alone; momentum tensors are replaced by others.
+        """Go on from `state`, or from a finished run's weights alone.
+
+        Momentum tensors are replaced by others.
 
         Args:
             state: from `state`, or `network.NAME` and `epoch` alone.
