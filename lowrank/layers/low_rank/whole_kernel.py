@@ -8,6 +8,7 @@ Letters: I in-channels, O out-channels, g groups, KH x KW the kernel, R ranks of
 
 from __future__ import annotations
 
+import itertools
 import math
 from abc import abstractmethod
 from collections.abc import Sequence
@@ -277,15 +278,12 @@ class KernelChain(nn.Sequential):
     def set_weights(self, groups: Sequence[Sequence[Tensor]]) -> None:
         """Set every stage; `groups` holds, for each group, one weight (4 dimensions) for each stage.
 
-        Every stage gets the same root mean square, so that no stage starts so small that it cannot train.
+        The product stays as it is; see `canonical` for how it is shared among the stages.
         """
         factors = self.factors()
-        weights = [torch.cat([group[index] for group in groups]) for index in range(len(factors))]
-        sizes = [weight.double().square().mean().sqrt().item() for weight in weights]
-        common = math.exp(sum(map(math.log, sizes)) / len(sizes)) if min(sizes) > 0 else 0.0
-        for factor, weight, size in zip(factors, weights, sizes, strict=True):
-            gain = common / size if common else 1.0
-            factor.copy_((weight * gain).reshape(factor.shape))
+        shared = [canonical(list(group)) for group in groups]
+        for index, factor in enumerate(factors):
+            factor.copy_(torch.cat([group[index] for group in shared]).reshape(factor.shape))
 
     def extra_repr(self) -> str:
         ranks = ", ".join(f"{name} {rank}" for name, rank in zip(self.method.rank_names, self.ranks, strict=True))
@@ -312,6 +310,48 @@ def chain_product(weights: Sequence[Tensor]) -> Tensor:
             joined = torch.einsum("srcd,riab->siacbd", weight, total)
         total = joined.flatten(2, 3).flatten(3, 4)
     return total
+
+
+def canonical(weights: list[Tensor]) -> list[Tensor]:
+    """Share a product among its stages so that all of them train alike, without changing it.
+
+    The largest stage holds the size of the weight; the stages before it get orthonormal rows, those after it
+    orthonormal columns, as in the usual form of a Tucker or tensor-train decomposition. Gradients then reach the
+    largest stage as they reach the dense weight, so that rates for the dense network fit. Depthwise stages (CP) cannot
+    take up a rotation: there all stages get the same root mean square.
+
+    Args:
+        weights: of one group's stages, (out, in, KH, KW) each.
+
+    Returns:
+        Weights of the same shapes with the same product.
+    """
+    if any(later.shape[1] == 1 and len(earlier) > 1 for earlier, later in itertools.pairwise(weights)):
+        return _balanced(weights)
+    weights = list(weights)
+    holder = max(range(len(weights)), key=lambda index: weights[index].numel())
+    for index in range(holder):
+        rows = weights[index].flatten(1)
+        if len(rows) <= rows.shape[1]:
+            basis, rest = torch.linalg.qr(rows.T)
+            weights[index] = basis.T.reshape(weights[index].shape)
+            weights[index + 1] = torch.einsum("srab,qr->sqab", weights[index + 1], rest)
+    for index in range(len(weights) - 1, holder, -1):
+        columns = weights[index].transpose(1, 3).flatten(0, 2)
+        if len(columns) >= columns.shape[1]:
+            basis, rest = torch.linalg.qr(columns)
+            out, rank, height, width = weights[index].shape
+            weights[index] = basis.reshape(out, width, height, rank).transpose(1, 3)
+            weights[index - 1] = torch.einsum("qr,riab->qiab", rest, weights[index - 1])
+    return weights
+
+
+def _balanced(weights: Sequence[Tensor]) -> list[Tensor]:
+    sizes = [weight.double().square().mean().sqrt().item() for weight in weights]
+    if min(sizes) == 0:
+        return list(weights)
+    common = math.exp(sum(map(math.log, sizes)) / len(sizes))
+    return [weight * (common / size) for weight, size in zip(weights, sizes, strict=True)]
 
 
 def truncated_svd(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
