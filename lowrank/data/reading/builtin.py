@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import http.client
+import importlib.util
 import tarfile
 import zlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lowrank.data.reading.image_store import ArrayStore
 from lowrank.data.reading.source import ImageSource
@@ -35,19 +38,45 @@ _TORCHVISION = {"cifar10": "CIFAR10", "cifar100": "CIFAR100", "fashion_mnist": "
 _UNREADABLE = (RuntimeError, ValueError, OSError, EOFError, KeyError, TypeError, IndexError, AssertionError)
 
 
+@dataclass
+class Digits:
+    """scikit-learn's handwritten digits as its file has them."""
+
+    images: NDArray[np.int64]  # (N, 8, 8), from 0 to 16
+    labels: NDArray[np.int64]  # (N,)
+    names: list[str]  # of the classes
+
+
+def load_digits() -> Digits:
+    """Read scikit-learn's file of digits as its own `load_digits` does.
+
+    That function would import scipy and pandas, which takes longer than torch.
+
+    Returns:
+        The digits.
+
+    Raises:
+        InputError: scikit-learn is not installed.
+    """
+    package = importlib.util.find_spec("sklearn")
+    if package is None or not package.submodule_search_locations:
+        raise InputError("the data set digits comes with scikit-learn, which is not installed")
+    path = Path(package.submodule_search_locations[0]) / "datasets" / "data" / "digits.csv.gz"
+    table = np.loadtxt(path, delimiter=",", dtype=np.int64)  # a row an image: 64 pixels, then the class
+    return Digits(table[:, :-1].reshape(-1, 8, 8), table[:, -1].copy(), [str(digit) for digit in range(10)])
+
+
 def read_digits() -> ImageSource:
     """Read 1,797 grey images of 8x8 in 10 classes from scikit-learn's own files; no test part is published.
 
     Returns:
         The set.
     """
-    from sklearn.datasets import load_digits  # costs a second to import
-
-    bunch = load_digits()
-    pixels = ((bunch.images.astype(np.int64) * 255 + 8) // 16).astype(np.uint8)  # 0..16 to 0..255
+    digits = load_digits()
+    pixels = ((digits.images * 255 + 8) // 16).astype(np.uint8)  # 0..16 to 0..255
     return ImageSource(
-        classes=tuple(str(name) for name in bunch.target_names),
-        labels=bunch.target.astype(np.int64),
+        classes=tuple(digits.names),
+        labels=digits.labels,
         store=ArrayStore(pixels[..., None]),
         training=np.arange(len(pixels)),
     )

@@ -11,6 +11,7 @@ import torch
 from pydantic import ValidationError
 
 from lowrank.data import DataSettings, ImageData, clear_cache, load_data
+from lowrank.data.reading import builtin
 from lowrank.data.reading.builtin import BUILTIN_SETS
 from lowrank.data.settings import BUILTIN
 from lowrank.errors import InputError
@@ -135,30 +136,26 @@ def test_fingerprint():
 
 @pytest.mark.parametrize("resident_mb", [1000, 0])
 def test_fingerprint_sees_one_pixel_and_one_label(monkeypatch: pytest.MonkeyPatch, resident_mb: float):
-    import sklearn.datasets
-
-    published = sklearn.datasets.load_digits()
-    monkeypatch.setattr(sklearn.datasets, "load_digits", lambda: published)
+    published = builtin.load_digits()
+    monkeypatch.setattr(builtin, "load_digits", lambda: published)
     seen = {digits(resident_mb=resident_mb).fingerprint}
     published.images[5, 3, 3] = 16 - published.images[5, 3, 3]
     clear_cache()
     seen.add(digits(resident_mb=resident_mb).fingerprint)
-    published.target[[0, 1]] = published.target[[1, 0]]
+    published.labels[[0, 1]] = published.labels[[1, 0]]
     clear_cache()
     seen.add(digits(resident_mb=resident_mb).fingerprint)
-    published.target_names = [f"digit {i}" for i in range(10)]
+    published.names = [f"digit {i}" for i in range(10)]
     clear_cache()
     seen.add(digits(resident_mb=resident_mb).fingerprint)
     assert len(seen) == 4
 
 
 def test_fingerprint_sees_exchanged_classes(monkeypatch: pytest.MonkeyPatch):
-    import sklearn.datasets
-
-    published = sklearn.datasets.load_digits()
-    monkeypatch.setattr(sklearn.datasets, "load_digits", lambda: published)
+    published = builtin.load_digits()
+    monkeypatch.setattr(builtin, "load_digits", lambda: published)
     base = digits(split_seed=2)
-    published.target = np.choose(published.target, [1, 0, *range(2, 10)])
+    published.labels = np.choose(published.labels, [1, 0, *range(2, 10)])
     clear_cache()
     other = digits(split_seed=2)
     assert torch.equal(other.train.indices, base.train.indices)  # the splits do not tell
