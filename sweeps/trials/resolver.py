@@ -54,6 +54,7 @@ class Resolver:
         self.strata = make_strata(space, self.separable_params)
         self.step_timer = StepTimer(self.image_shape, self.classes, min(space.recipe({}).batch_size, len(data.train)))
         self._disks: dict[NetworkSettings, FileSizeCalculator] = {}
+        self._solutions: dict[tuple[Any, ...], SizedMethod] = {}
         check_recipes(space, data)
 
     @property
@@ -110,8 +111,11 @@ class Resolver:
         weights = {
             name.removeprefix(SHARE_PREFIX): float(v or 0) for name, v in point.items() if name.startswith(SHARE_PREFIX)
         }
-        disk = self.disk(network) if _asks_for_bytes(budget) else None
-        return solve_allocation(plan, method, budget, sharing, weights, disk)  # type: ignore[arg-type]  # checked when read
+        key = (network, method, budget, sharing, tuple(weights.items()))
+        if key not in self._solutions:  # many points differ in nothing that decides a size
+            disk = self.disk(network) if _asks_for_bytes(budget) else None
+            self._solutions[key] = solve_allocation(plan, method, budget, sharing, weights, disk)  # type: ignore[arg-type]  # checked when read
+        return self._solutions[key]
 
     def budget(self, point: Point) -> Budget:
         """The point's limits as counts; shares are of the space's own network, whatever width the point has."""
