@@ -10,7 +10,6 @@ from pathlib import Path
 import yaml
 
 from lowrank.errors import InputError
-from sweeps.cluster.ray_adapter import BOOTSTRAP_FILE, HEAD_RESOURCE, is_driver_on, live_nodes
 from sweeps.space.run_options import AUTO
 from sweeps.space.settings import ResourceSettings
 
@@ -48,6 +47,9 @@ def read_cluster() -> Cluster:
     Returns:
         The machines that are alive or, on a head whose autoscaler may start more, all that it may start.
     """
+    # Ray takes long to import, and `--plan` needs no cluster
+    from sweeps.cluster.ray_adapter import BOOTSTRAP_FILE, HEAD_RESOURCE, is_driver_on, live_nodes
+
     nodes = live_nodes()
     resources: list[dict[str, float]] = [node["Resources"] for node in nodes]
     head = [node["Resources"] for node in nodes if is_driver_on(node) and HEAD_RESOURCE in node["Resources"]]

@@ -6,6 +6,7 @@ import pytest
 import yaml
 
 from lowrank.errors import InputError
+from sweeps.cluster import ray_adapter
 from sweeps.cluster.cluster_file import CLUSTER_FILE
 from sweeps.resources import shares
 from sweeps.resources.shares import Cluster, Share, choose_share, larger_share, planned_machines, share_for
@@ -103,8 +104,8 @@ def test_an_idle_cluster_counts_the_machines_that_it_may_start(tmp_path):
 @pytest.mark.parametrize("planned", [[], [{"CPU": 4, "GPU": 1}] * 8])
 def test_a_head_without_workers_counts_those_that_it_may_start(monkeypatch, planned):
     head = {"CPU": 0.0, "node:__internal_head__": 1.0}
-    monkeypatch.setattr(shares, "live_nodes", lambda: [{"NodeID": "own", "Resources": head}])
-    monkeypatch.setattr(shares, "is_driver_on", lambda node: node["NodeID"] == "own")
+    monkeypatch.setattr(ray_adapter, "live_nodes", lambda: [{"NodeID": "own", "Resources": head}])
+    monkeypatch.setattr(ray_adapter, "is_driver_on", lambda node: node["NodeID"] == "own")
     monkeypatch.setattr(shares, "planned_machines", lambda path: planned)
     cluster = shares.read_cluster()
     assert (cluster.cpus, cluster.gpus, cluster.max_gpus) == ((32, 8, 1) if planned else (0, 0, 0))

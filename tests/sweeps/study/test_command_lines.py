@@ -87,3 +87,10 @@ def test_the_parser_and_the_options_have_the_same_fields():
     fields = {field.name for field in dataclasses.fields(RunOptions)}
     assert vars(make_parser().parse_args([])).keys() == fields - {"began"}
     assert dataclasses.replace(parse_options([]), set=(), tag=(), began=0.0) == RunOptions()
+
+
+def test_a_plan_needs_neither_optuna_nor_ray():
+    command = [sys.executable, "-c", IMPORTED, "--space", "tt_dims", "--plan"]
+    done = subprocess.run(command, cwd=studies.ROOT, capture_output=True, text=True, check=True)
+    assert "trials: " in done.stdout
+    assert "ray" not in done.stdout.splitlines()[-1]
