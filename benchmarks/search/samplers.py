@@ -104,7 +104,7 @@ class _TableResolver:
         sizes = [(self.table.found[name, dims, scale, *rest], scale) for scale in SCALES]
         within = [(entry, scale) for entry, scale in sizes if entry and entry[0] <= point["budget.params"]]
         if not within:
-            raise InfeasibleError(f"{name} in {dims} dimensions cannot be that small")
+            raise InfeasibleError(f"{name} in {dims} dimensions has no setting within the budget")
         entry, scale = max(within)
         shape = f"{name}-{entry[0]}-{0 if name == 'bottleneck' else dims}-{rest}"
         specification = {"found": entry, "method": {"name": name, "rank_scale": scale}}

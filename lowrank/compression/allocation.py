@@ -1,7 +1,7 @@
-"""How a budget is shared among the layers of a network: a method of one kind, sized differently by group of layers.
+"""Allocations: a method of one kind whose size differs between groups of layers.
 
-A group is a stage or a single layer. Its weight multiplies the method's size there; only the ratios of weights matter,
-because the whole is then scaled until the network meets its budget (lowrank.compression.budget).
+A group is a stage or a single layer. Its weight multiplies the method's size there. Only the ratios of weights matter,
+because all sizes are then scaled by one factor until the network meets its budget (lowrank.compression.budget).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ GROUPINGS: tuple[Grouping, ...] = ("even", "stage", "layer")
 
 
 class _Named(Protocol):
-    """What grouping needs to know of a site."""
+    """The part of a site that grouping reads."""
 
     @property
     def name(self) -> str: ...
@@ -31,22 +31,28 @@ class _Named(Protocol):
 
 @dataclass(frozen=True)
 class Group:
-    """Layers that are sized together: their names, and their distinct shapes with how often each occurs."""
+    """Layers that are sized together.
+
+    Attributes:
+        name: of the group.
+        sites: names of its layers.
+        shapes: its distinct shapes, and how often each occurs.
+    """
 
     name: str
     sites: tuple[str, ...]
     shapes: tuple[tuple[ConvShape, int], ...]
 
     def params(self, method: Method) -> int:
-        """Exact parameters of the group's layers with `method` in each."""
+        """Count the parameters of the group's layers with `method` in each."""
         return sum(method.params(shape) * times for shape, times in self.shapes)
 
     def mult_adds(self, method: Method) -> int:
-        """Mult-adds, for one image, of the group's layers with `method` in each."""
+        """Count the mult-adds for one image of the group's layers with `method` in each."""
         return sum(method.mult_adds(shape) * times for shape, times in self.shapes)
 
     def infeasible(self, method: Method) -> str | None:
-        """The first reason why `method` cannot stand in some layer of the group; None when it can in all."""
+        """Return the first reason why `method` does not fit a layer of the group; None if it fits all."""
         for shape, _ in self.shapes:
             reason = method.infeasible(shape)
             if reason is not None:
@@ -56,47 +62,59 @@ class Group:
 
 @dataclass(frozen=True)
 class Allocation:
-    """A method for each group of layers, all of one kind."""
+    """A method for each group of layers, all of one kind.
+
+    Attributes:
+        groups: all groups of a network.
+        methods: their methods, in the same order.
+    """
 
     groups: tuple[Group, ...]
     methods: tuple[Method, ...]
 
     @property
     def name(self) -> str:
-        """The name of the one kind of method."""
+        """The name of the methods."""
         return self.methods[0].name
 
     @cached_property
     def by_site(self) -> dict[str, Method]:
-        """The method of each layer."""
+        """The method of each layer, by the layer's name."""
         pairs = zip(self.groups, self.methods, strict=True)
         return {site: method for group, method in pairs for site in group.sites}
 
     def uses(self) -> Iterator[tuple[Method, ConvShape, int]]:
-        """Each method, a shape that it stands for, and how often."""
+        """Yield each method with a shape that it replaces and how often."""
         for group, method in zip(self.groups, self.methods, strict=True):
             for shape, times in group.shapes:
                 yield method, shape, times
 
     def settings(self) -> dict[str, dict[str, Any]]:
-        """Plain data, by group: what `make_allocation` reads."""
+        """Return the settings of each group's method, as `make_allocation` takes them."""
         pairs = zip(self.groups, self.methods, strict=True)
         return {group.name: method.model_dump(mode="json") for group, method in pairs}
 
 
-SizedMethod = Method | Allocation  # what may stand in a network's sites, sized
+SizedMethod = Method | Allocation  # one method for all sites of a network, or one for each group
 
 
 def method_at(sized: SizedMethod, site: str) -> Method:
-    """The method of one layer."""
+    """Return the method of one layer; `site` is the layer's name."""
     return sized if isinstance(sized, Method) else sized.by_site[site]
 
 
 def make_groups(sites: Sequence[_Named], grouping: Grouping) -> tuple[Group, ...]:
-    """The sites grouped: all together, by stage, or each for itself, in the order in which they run.
+    """Group sites, in the order in which they run.
 
-    A stage is a first part of the names such as `stage2` or `layer3` where all names have one, else the layers whose
-    outputs have equal areas.
+    A stage is the first part of the names, such as `stage2` or `layer3`, if all names have one; else it is the layers
+    whose outputs have equal areas.
+
+    Args:
+        sites: the substituted sites of a network.
+        grouping: `even` (all together), `stage` or `layer` (each for itself).
+
+    Returns:
+        The groups.
     """
     members: dict[str, list[_Named]] = {"all": []} if grouping == "even" else {}
     named = all(_stage_name(site) for site in sites)
@@ -117,13 +135,24 @@ def _group_name(site: _Named, grouping: Grouping, named: bool) -> str:
 
 
 def _stage_name(site: _Named) -> str:
-    """The first part of the name if it is `stageN` or `layerN`; "" otherwise."""
+    """Return the first part of a site's name if it is `stageN` or `layerN`; "" otherwise."""
     first = site.name.partition(".")[0]
     return first if first[:5] in ("stage", "layer") and first[5:].isdigit() else ""
 
 
 def make_allocation(groups: Iterable[Group], settings: Mapping[str, Mapping[str, Any]]) -> Allocation:
-    """The allocation that `settings` (as `Allocation.settings` gives them) describe; raises InputError."""
+    """Make an allocation from settings.
+
+    Args:
+        groups: all groups of a network.
+        settings: of each group's method, by the group's name.
+
+    Returns:
+        The allocation.
+
+    Raises:
+        InputError: the settings do not name each group once, or those of a method are wrong.
+    """
     groups = tuple(groups)
     if {group.name for group in groups} != settings.keys():
         names = ", ".join(group.name for group in groups)

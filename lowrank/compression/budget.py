@@ -1,10 +1,9 @@
 """Budgets: the largest setting of a method whose network stays within limits on parameters, mult-adds and bytes.
 
-Every count is a step function of the method's scale that never falls, so the largest admissible scale is found by
-bisection over the floating-point numbers themselves: the very next one would exceed the budget. Of the settings on
-that step, the one with the fewest decimals is returned. A method whose size is an integer lists its settings instead.
-Where the budget is shared unevenly, one common factor of all groups takes the place of the scale
-(lowrank.compression.size_families).
+Every count is a step function of the method's scale that never falls. So the largest admissible scale is found by
+bisection over the floating-point numbers themselves: the next one would exceed the budget. Of the settings on that
+step, the one with the fewest decimals is returned. A method whose size is an integer lists its settings instead. In an
+allocation, one common factor of all groups replaces the scale (lowrank.compression.size_families).
 """
 
 from __future__ import annotations
@@ -23,16 +22,22 @@ from lowrank.errors import InfeasibleError
 from lowrank.layers.base_method import Method
 from lowrank.networks.registry import NetworkSettings
 
-MEASURES = ("params", "mult_adds", "bytes")
-_SHOWN = {"params": "parameters", "mult_adds": "mult-adds", "bytes": "bytes on disk"}
-_THINNEST = 1e-9  # a width at which every layer has one channel; also how finely widths are told apart
+QUANTITIES = ("params", "mult_adds", "bytes")
+_LABELS = {"params": "parameters", "mult_adds": "mult-adds", "bytes": "bytes on disk"}
+_MIN_WIDTH = 1e-9  # every layer has one channel then; widths that differ by less are taken as equal
 
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
-    """Limits for the whole network, upper and lower; None is no limit.
+    """Limits for the whole network; None is no limit.
 
-    Mult-adds are for one image; bytes are those of the weights as a safetensors file (float32).
+    Attributes:
+        params: most parameters.
+        mult_adds: most mult-adds for one image.
+        bytes: most bytes of the weights as a safetensors file in float32.
+        params_min: fewest parameters.
+        mult_adds_min: fewest mult-adds.
+        bytes_min: fewest bytes.
     """
 
     params: int | None = None
@@ -43,87 +48,174 @@ class Budget:
     bytes_min: int | None = None
 
     def exceeded(self, plan: NetworkPlan, sized: SizedMethod, disk: FileSizeCalculator | None = None) -> str | None:
-        """Which upper limit the network breaks and by how much; None if it keeps all.
+        """Describe the first upper limit that a network exceeds.
 
-        `disk` measures bytes; raises ValueError when there is a limit on them and no `disk`.
+        Args:
+            plan: the network's sites.
+            sized: what stands in them.
+            disk: measures bytes.
+
+        Returns:
+            The size and the limit; None if the network keeps all upper limits.
+
+        Raises:
+            ValueError: there is a limit on bytes, but no `disk`.
         """
-        for what in MEASURES:
-            limit = getattr(self, what)
-            if limit is not None and (found := measure(what, plan, sized, disk)) > limit:
-                return f"{found:,} {_SHOWN[what]}, over the budget of {limit:,}"
+        for quantity in QUANTITIES:
+            limit = getattr(self, quantity)
+            if limit is not None and (size := measure(quantity, plan, sized, disk)) > limit:
+                return f"{size:,} {_LABELS[quantity]}, over the budget of {limit:,}"
         return None
 
     def missed(self, plan: NetworkPlan, sized: SizedMethod, disk: FileSizeCalculator | None = None) -> str | None:
-        """Which lower limit the network stays under and by how much; None if it reaches all."""
-        for what in MEASURES:
-            least = getattr(self, f"{what}_min")
-            if least is not None and (found := measure(what, plan, sized, disk)) < least:
-                return f"{found:,} {_SHOWN[what]}, under the {least:,} that the budget asks for at least"
+        """Describe the first lower limit that a network does not reach.
+
+        Args:
+            plan: the network's sites.
+            sized: what stands in them.
+            disk: measures bytes.
+
+        Returns:
+            The size and the limit; None if the network reaches all lower limits.
+
+        Raises:
+            ValueError: there is a limit on bytes, but no `disk`.
+        """
+        for quantity in QUANTITIES:
+            minimum = getattr(self, f"{quantity}_min")
+            if minimum is not None and (size := measure(quantity, plan, sized, disk)) < minimum:
+                return f"{size:,} {_LABELS[quantity]}, under the budget's minimum of {minimum:,}"
         return None
 
     def gap(self, plan: NetworkPlan, sized: SizedMethod, disk: FileSizeCalculator | None = None) -> int | None:
-        """What is left unused of the upper limit that binds (the one filled most), in its own unit; None without."""
-        limits = [(what, getattr(self, what)) for what in MEASURES if getattr(self, what)]
-        unused = [(limit - measure(what, plan, sized, disk), limit) for what, limit in limits]
+        """Return what a network leaves unused of the upper limit that it fills most.
+
+        Args:
+            plan: the network's sites.
+            sized: what stands in them.
+            disk: measures bytes.
+
+        Returns:
+            The difference in the unit of that limit; None without upper limits.
+
+        Raises:
+            ValueError: there is a limit on bytes, but no `disk`.
+        """
+        limits = [(quantity, getattr(self, quantity)) for quantity in QUANTITIES if getattr(self, quantity)]
+        unused = [(limit - measure(quantity, plan, sized, disk), limit) for quantity, limit in limits]
         return min(unused, key=lambda pair: pair[0] / pair[1])[0] if unused else None
 
     def unreachable(self, plan: NetworkPlan) -> str:
-        """The upper limits that no method can meet, since more is never substituted; "" if there is none."""
+        """Name the first upper limit below what is never substituted, as the end of a sentence; "" if there is none."""
         fixed = {"params": plan.fixed_params, "mult_adds": plan.fixed_mult_adds}
-        short = [what for what in fixed if (limit := getattr(self, what)) is not None and limit < fixed[what]]
-        return "".join(f", so {getattr(self, what):,} {_SHOWN[what]} cannot be met" for what in short[:1])
+        limits = {quantity: getattr(self, quantity) for quantity in fixed}
+        names = [name for name, limit in limits.items() if limit is not None and limit < fixed[name]]
+        return "".join(f", so {limits[name]:,} {_LABELS[name]} cannot be met" for name in names[:1])
 
 
-def measure(what: str, plan: NetworkPlan, sized: SizedMethod, disk: FileSizeCalculator | None) -> int:
-    """One of MEASURES of the network with `sized` in its sites."""
-    if what == "bytes":
+def measure(quantity: str, plan: NetworkPlan, sized: SizedMethod, disk: FileSizeCalculator | None) -> int:
+    """Measure a network with a method in its sites.
+
+    Args:
+        quantity: one of QUANTITIES.
+        plan: the network's sites.
+        sized: what stands in them.
+        disk: measures bytes.
+
+    Returns:
+        Parameters, mult-adds for one image, or bytes.
+
+    Raises:
+        ValueError: bytes are asked for without `disk`.
+    """
+    if quantity == "bytes":
         if disk is None:
             raise ValueError("a budget of bytes needs `disk`, which measures them")
         return disk.measure(sized).bytes
-    return plan.params(sized) if what == "params" else plan.mult_adds(sized)
+    return plan.params(sized) if quantity == "params" else plan.mult_adds(sized)
 
 
 def solve(plan: NetworkPlan, method: Method, budget: Budget, disk: FileSizeCalculator | None = None) -> Method:
-    """The largest setting of `method` (its own scale is ignored) within `budget`; raises InfeasibleError.
+    """Find the largest setting of a method within a budget.
 
-    The error names the nearest possible value and, where that is the cause, what is never substituted.
+    Args:
+        plan: the network's sites.
+        method: the method; its own scale is ignored.
+        budget: the limits.
+        disk: measures bytes; needed if there is a limit on them.
+
+    Returns:
+        The method with that setting.
+
+    Raises:
+        InfeasibleError: no setting meets the budget; the message gives the nearest size, and what is never substituted
+            if that alone exceeds a limit.
+        ValueError: there is a limit on bytes, but no `disk`.
     """
-    found = solve_allocation(plan, method, budget, "even", {}, disk)
-    assert isinstance(found, Method)  # an even share is one setting for all
-    return found
+    solution = solve_allocation(plan, method, budget, "even", {}, disk)
+    assert isinstance(solution, Method)  # grouped evenly, one setting stands everywhere
+    return solution
 
 
 def solve_allocation(
     plan: NetworkPlan, method: Method, budget: Budget, grouping: Grouping, weights: Mapping[str, float],
     disk: FileSizeCalculator | None = None,
 ) -> SizedMethod:  # fmt: skip
-    """As `solve`, the budget shared by stage or by layer: the next larger common factor would exceed it.
+    """Find the largest sizes of all groups within a budget, in the ratios of their weights.
 
-    `weights` (by group; 1 where a group is not named) say how large the groups are beside each other. Raises
-    InfeasibleError, and InputError for a weight that is not above 0 or names no group.
+    Args:
+        plan: the network's sites.
+        method: the method; its own scale is ignored.
+        budget: the limits.
+        grouping: which layers have one size.
+        weights: relative size by group; 1 for a group that is not named.
+        disk: measures bytes; needed if there is a limit on them.
+
+    Returns:
+        The allocation whose next larger common factor would exceed the budget; a single method if grouped evenly.
+
+    Raises:
+        InfeasibleError: no size meets the budget.
+        InputError: a weight is not above 0, or names no group.
+        ValueError: there is a limit on bytes, but no `disk`.
     """
     family = make_family(plan, method, grouping, weights)
     by_work = budget.params is None
-    found = family.largest(
+    solution = family.largest(
         lambda sized: budget.exceeded(plan, sized, disk) is None,
         lambda sized: budget.missed(plan, sized, disk) is None, by_work=by_work,
     )  # fmt: skip
-    if found is None:
-        raise InfeasibleError(_impossible(plan, family.smallest(by_work=by_work), budget, disk))
-    short = budget.missed(plan, found, disk)
-    if short is not None:
-        raise InfeasibleError(f"{_described(found)} cannot be that near to the budget in {plan.name}: it has {short}")
-    return found
+    if solution is None:
+        raise InfeasibleError(_explain_too_small(plan, family.smallest(by_work=by_work), budget, disk))
+    shortfall = budget.missed(plan, solution, disk)
+    if shortfall is not None:
+        raise InfeasibleError(
+            f"{_describe(solution)} has no setting that reaches the budget in {plan.name}: the nearest has {shortfall}"
+        )
+    return solution
 
 
 @lru_cache(maxsize=256)
 def solve_width(
     network: NetworkSettings, image_shape: tuple[int, int, int], classes: int, method: Method, budget: Budget
 ) -> NetworkSettings:
-    """The widest of the thinner networks (`width` <= 1) that keeps `budget` with `method` in it: the baseline.
+    """Find the widest of the thinner networks (`width` <= 1) that keeps a budget: the baseline of compression.
 
-    Widths are told apart to 1e-9, finer than any two steps of networks with up to ten thousand channels; the one with
-    the fewest decimals is returned. Raises InfeasibleError, naming the thinnest network's size.
+    Widths are distinguished to 1e-9, finer than any two steps of networks with up to ten thousand channels. Of equal
+    networks, the width with the fewest decimals is returned.
+
+    Args:
+        network: the network; its own width is ignored.
+        image_shape: (C, H, W) of its images.
+        classes: number of classes.
+        method: what stands in its sites, such as dense or separable.
+        budget: the limits.
+
+    Returns:
+        The network with that width.
+
+    Raises:
+        InfeasibleError: even one channel in each layer exceeds the budget, or no width is that near to it.
     """
 
     def at(width: float) -> tuple[NetworkPlan, FileSizeCalculator | None]:
@@ -138,15 +230,17 @@ def solve_width(
         plan, disk = at(width)
         return budget.exceeded(plan, method, disk)
 
-    if (over := excess(_THINNEST)) is not None:
-        raise InfeasibleError(f"{network.name} cannot be that thin: with one channel in each layer it has {over}")
+    if (over := excess(_MIN_WIDTH)) is not None:
+        raise InfeasibleError(
+            f"{network.name} has no width within the budget: with one channel in each layer it has {over}"
+        )
     widest = 1.0
     if excess(1.0) is not None:
-        widest = boundary(lambda width: excess(width) is None, _THINNEST, 1.0, apart=_THINNEST)[0]
+        widest = boundary(lambda width: excess(width) is None, _MIN_WIDTH, 1.0, apart=_MIN_WIDTH)[0]
     plan, disk = at(widest)
-    short = budget.missed(plan, method, disk)
-    if short is not None:
-        raise InfeasibleError(f"a thinner {network.name} cannot be that near to the budget: it has {short}")
+    shortfall = budget.missed(plan, method, disk)
+    if shortfall is not None:
+        raise InfeasibleError(f"{network.name} has no width that reaches the budget: the nearest has {shortfall}")
     for decimals in range(1, 10):
         width = math.floor(widest * 10**decimals) / 10**decimals
         if width > 0 and at(width)[0].shapes == plan.shapes:
@@ -154,19 +248,23 @@ def solve_width(
     return network.model_copy(update={"width": widest})
 
 
-def _impossible(plan: NetworkPlan, smallest: SizedMethod, budget: Budget, disk: FileSizeCalculator | None) -> str:
-    exceeded = budget.exceeded(plan, smallest, disk)
-    return f"{_described(smallest)} cannot be that small in {plan.name}: its smallest setting has {exceeded}" + (
-        f"; {plan.fixed_params:,} parameters and {plan.fixed_mult_adds:,} mult-adds are never substituted{beyond}"
-        if (beyond := budget.unreachable(plan)) else ""
-    )  # fmt: skip
+def _explain_too_small(
+    plan: NetworkPlan, smallest: SizedMethod, budget: Budget, disk: FileSizeCalculator | None
+) -> str:
+    excess = budget.exceeded(plan, smallest, disk)
+    reason = f"{_describe(smallest)} has no setting within the budget in {plan.name}: its smallest has {excess}"
+    unreachable = budget.unreachable(plan)
+    if unreachable:
+        fixed = f"{plan.fixed_params:,} parameters and {plan.fixed_mult_adds:,} mult-adds"
+        reason += f"; {fixed} are never substituted{unreachable}"
+    return reason
 
 
-def _described(sized: SizedMethod) -> str:
+def _describe(sized: SizedMethod) -> str:
     method = sized if isinstance(sized, Method) else sized.methods[0]
-    usual = {key: field.default for key, field in type(method).model_fields.items()} | {method.scale: None}
+    defaults = {key: field.default for key, field in type(method).model_fields.items()} | {method.scale: None}
     settings = ", ".join(
         f"{key} {value}" for key, value in method.model_dump().items()
-        if key not in ("name", method.scale) and value != usual.get(key)
+        if key not in ("name", method.scale) and value != defaults.get(key)
     )  # fmt: skip
     return f"{method.name} ({settings})" if settings else method.name

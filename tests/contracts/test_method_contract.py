@@ -133,7 +133,7 @@ def test_a_budget_that_is_too_small_names_the_smallest_size(method: Method) -> N
     plan = plan_of([ConvShape(16, 32, (3, 3)), ConvShape(32, 32, (3, 3))], fixed=100)
     least, _ = smallest_and_largest(plan, method)
     with pytest.raises(
-        InfeasibleError, match=r"cannot be that small in plan: .* parameters, over the budget of 5; 100 "
+        InfeasibleError, match=r"has no setting within the budget in plan: .* parameters, over the budget of 5; 100 "
     ):
         solve(plan, method, Budget(params=5))
     assert plan.params(solve(plan, method, Budget(params=least))) <= least

@@ -118,7 +118,7 @@ def test_what_is_solved_is_feasible_and_the_next_larger_would_exceed(plan, name,
     limit = int(share * (plan.params if what == "params" else plan.mult_adds)(make_method({"name": "dense"})))
     budget = Budget(**{what: limit})
     if limit < fewest:
-        with pytest.raises(InfeasibleError, match="cannot be that small in chain: its smallest setting has"):
+        with pytest.raises(InfeasibleError, match="has no setting within the budget in chain: its smallest has"):
             solve_allocation(plan, method, budget, sharing, named)
         return
     found = solve_allocation(plan, method, budget, sharing, named)
@@ -172,7 +172,9 @@ def test_a_window_that_a_method_of_few_sizes_misses_names_the_nearest(plan):
     sizes = sorted({plan.params(each) for each in make_method({"name": "shuffle"}).settings_by_size(dict(plan.shapes))})
     low, high = sizes[1], sizes[2]
     budget = Budget(params=high - 1, params_min=low + 1)
-    with pytest.raises(InfeasibleError, match=f"cannot be that near to the budget .* it has {low:,} parameters, under"):
+    with pytest.raises(
+        InfeasibleError, match=f"has no setting that reaches the budget .* has {low:,} parameters, under"
+    ):
         solve(plan, make_method({"name": "shuffle"}), budget)
     assert plan.params(solve(plan, make_method({"name": "shuffle"}), Budget(params=high - 1))) == low
 
@@ -190,7 +192,7 @@ def test_a_thinner_network_may_be_asked_for_in_bytes_and_in_a_window():
     thin = solve_width(network, IMAGE, 10, dense, Budget(bytes=100_000))
     plan = network_plan(thin, IMAGE, 10)
     assert 80_000 < disk_of(thin, plan).measure(dense).bytes <= 100_000
-    with pytest.raises(InfeasibleError, match="a thinner resnet9 cannot be that near"):
+    with pytest.raises(InfeasibleError, match="resnet9 has no width that reaches the budget"):
         solve_width(network, IMAGE, 10, dense, Budget(params=20_000, params_min=19_999))
 
 

@@ -57,7 +57,9 @@ def test_both_limits_hold(wrn: NetworkPlan) -> None:
 def test_a_method_of_one_size_is_kept_or_refused(wrn: NetworkPlan) -> None:
     separable = make_method({"name": "separable"})
     assert solve(wrn, separable, Budget(params=wrn.params(separable))) == separable
-    with pytest.raises(InfeasibleError, match=r"separable cannot be that small in wrn_28_10: .* 4,380,138 "):
+    with pytest.raises(
+        InfeasibleError, match=r"separable has no setting within the budget in wrn_28_10: .* 4,380,138 "
+    ):
         solve(wrn, separable, Budget(params=wrn.params(separable) - 1))
 
 
@@ -94,5 +96,7 @@ def test_a_wide_budget_keeps_the_width() -> None:
 
 def test_a_network_cannot_be_thinner_than_one_channel() -> None:
     network = NetworkSettings(name="resnet9")
-    with pytest.raises(InfeasibleError, match=r"resnet9 cannot be that thin: .* parameters, over the budget of 20"):
+    with pytest.raises(
+        InfeasibleError, match=r"resnet9 has no width within the budget: .* parameters, over the budget of 20"
+    ):
         solve_width(network, IMAGE, 10, make_method({"name": "dense"}), Budget(params=20))

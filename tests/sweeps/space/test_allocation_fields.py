@@ -89,7 +89,7 @@ def test_thin_references_stand_at_every_stratum(digits):
     tiny = made(digits, budget={"params": {"choice": [20, 9_000]}}, references=["thin_dense"])
     trials, lines = tiny.references()
     assert len(trials) == 1
-    assert lines[0].startswith("thin_dense at params <= 20: resnet9 cannot be that thin")
+    assert lines[0].startswith("thin_dense at params <= 20: resnet9 has no width within the budget")
 
 
 def test_repeats_differ_in_the_seed_alone_and_share_views(digits):
@@ -120,7 +120,9 @@ def test_limits_and_windows_hold(digits, budget, name, counts):
 
 def test_a_window_that_is_missed_is_infeasible_with_the_nearest_size(digits):
     resolver = made(digits, budget={"params": {"min": 9_990, "max": 10_000}}, method={"name": "shuffle"})
-    with pytest.raises(InfeasibleError, match=r"shuffle .* cannot be that near to the budget in resnet9: it has 8,252"):
+    with pytest.raises(
+        InfeasibleError, match=r"shuffle .* has no setting that reaches the budget in resnet9: the nearest has 8,252"
+    ):
         resolver.resolve({})
 
 
