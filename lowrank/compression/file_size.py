@@ -1,4 +1,4 @@
-"""The size on disk of a network with a method in its sites, to the byte, building no more than one layer a shape.
+"""The exact size on disk of a network with a method in its sites; at most one layer of each shape is built.
 
 A safetensors file is eight bytes, a JSON header padded with blanks to a multiple of eight, and the tensors' bytes.
 Source: https://github.com/huggingface/safetensors, "Format".
@@ -21,7 +21,7 @@ from lowrank.compression.substitution import factor_parameters
 from lowrank.layers import ConvShape, Dense, Method
 from lowrank.layers.linear import build_linear
 
-# How safetensors names a type, and its rank in the order in which tensors are laid down (larger types first).
+# How safetensors names a type, and its position in the order of tensors in the file (larger types first).
 _TYPES = {
     torch.int64: ("I64", 7), torch.float64: ("F64", 6), torch.float32: ("F32", 5), torch.int32: ("I32", 4),
     torch.bfloat16: ("BF16", 3), torch.float16: ("F16", 2), torch.uint8: ("U8", 1), torch.bool: ("BOOL", 0),
@@ -31,16 +31,28 @@ Entry = tuple[torch.dtype, tuple[int, ...]]
 
 @dataclass(frozen=True)
 class FileSize:
-    """Bytes of the whole network as safetensors, and how many of its parameters are factors of structured maps."""
+    """Size of a network's weights.
+
+    Attributes:
+        bytes: of the safetensors file.
+        factor_params: parameters that are factors of structured maps.
+    """
 
     bytes: int
     factor_params: int
 
 
 def safetensors_size(entries: Mapping[str, Entry]) -> int:
-    """Bytes of the file that holds tensors of these types and shapes under these names, without metadata."""
+    """Compute the size of a safetensors file without metadata.
+
+    Args:
+        entries: type and shape of each tensor by name.
+
+    Returns:
+        Bytes.
+    """
     header, start = {}, 0
-    for name, (dtype, shape) in sorted(entries.items(), key=lambda item: (-_TYPES[item[1][0]][1], item[0])):
+    for name, (dtype, shape) in sorted(entries.items(), key=lambda entry: (-_TYPES[entry[1][0]][1], entry[0])):
         stop = start + dtype.itemsize * math.prod(shape)
         header[name] = {"dtype": _TYPES[dtype][0], "shape": shape, "data_offsets": (start, stop)}
         start = stop
@@ -49,40 +61,62 @@ def safetensors_size(entries: Mapping[str, Entry]) -> int:
 
 
 def measure_file_size(network: nn.Module, plan: NetworkPlan, sized: SizedMethod) -> FileSize:
-    """What `network`, on the meta device perhaps, takes on disk with a method, or an allocation, in its sites."""
+    """Measure the weights of a network with a method in its sites.
+
+    Args:
+        network: the dense network; it may be on the meta device.
+        plan: its sites.
+        sized: the method, or the allocation, that stands in them.
+
+    Returns:
+        The size of the safetensors file.
+    """
     return FileSizeCalculator(network, plan).measure(sized)
 
 
 class FileSizeCalculator:
-    """Sizes on disk of one network under any method; `network` may be on the meta device and is only read once."""
+    """Measures one network on disk with any method in its sites; each distinct network and layer is measured once."""
 
     def __init__(self, network: nn.Module, plan: NetworkPlan):
+        """Read the names, types and shapes of a network's tensors.
+
+        Args:
+            network: the dense network; it may be on the meta device, and is not kept.
+            plan: its sites.
+        """
         self.plan = plan
         self._dense = _entries(network)
         inside = tuple(f"{site.name}." for site in plan.substituted)
         self._outside = {name: entry for name, entry in self._dense.items() if not name.startswith(inside)}
-        self._known: dict[Any, FileSize] = {}
+        self._sizes: dict[Any, FileSize] = {}
         self._layers: dict[Any, tuple[dict[str, Entry], int]] = {}
 
     def measure(self, sized: SizedMethod) -> FileSize:
-        """The whole network's file; networks that are built alike are measured once."""
+        """Measure the network with a method in its sites.
+
+        Args:
+            sized: the method, or the allocation.
+
+        Returns:
+            The size of the whole safetensors file.
+        """
         signature = self.plan.signature(sized)
-        if signature not in self._known:
-            self._known[signature] = self._measure_network(sized)
-        return self._known[signature]
+        if signature not in self._sizes:
+            self._sizes[signature] = self._measure_network(sized)
+        return self._sizes[signature]
 
     def _measure_network(self, sized: SizedMethod) -> FileSize:
         if isinstance(sized, Dense):
             return FileSize(safetensors_size(self._dense), 0)
         entries, factors = dict(self._outside), 0
         for site in self.plan.substituted:
-            own, of_factors = self._layer(method_at(sized, site.name), site.shape, site.linear)
-            entries.update({f"{site.name}.{name}": entry for name, entry in own.items()})
-            factors += of_factors
+            layer_entries, layer_factors = self._layer(method_at(sized, site.name), site.shape, site.linear)
+            entries.update({f"{site.name}.{name}": entry for name, entry in layer_entries.items()})
+            factors += layer_factors
         return FileSize(safetensors_size(entries), factors)
 
     def _layer(self, method: Method, shape: ConvShape, linear: bool) -> tuple[dict[str, Entry], int]:
-        """Entries by name within the layer, and the number of factor parameters; each distinct layer is built once."""
+        """Return a layer's entries by name within it, and the number of its factor parameters."""
         key = method.signature(shape), shape._replace(in_area=1, out_area=1), linear
         if key not in self._layers:
             with torch.random.fork_rng(devices=[]):

@@ -1,7 +1,7 @@
-"""All sizes of one method in one network, from small to large, along a single number.
+"""Families: all sizes of one method in one network, ordered by a single number.
 
-A family is what a budget is solved on: the number is the method's scale, or the common factor of the groups among
-which a budget is shared, or the place in a list for a method whose size is an integer.
+A budget is solved along that number: the method's scale, the common factor of the groups of an allocation, or the
+position in a list for a method whose size is an integer.
 """
 
 from __future__ import annotations
@@ -17,23 +17,50 @@ from lowrank.errors import InfeasibleError, InputError, unknown
 from lowrank.layers import Separable
 from lowrank.layers.base_method import Method
 
-Test = Callable[[SizedMethod], bool]
+Predicate = Callable[[SizedMethod], bool]
 
 
 class Family(Protocol):
     """The sizes of one method in one network."""
 
     def smallest(self, *, by_work: bool) -> SizedMethod:
-        """The smallest that is feasible everywhere; `by_work` compares by mult-adds first, else by parameters."""
+        """Return the smallest size that fits every site.
 
-    def largest(self, fits: Test, wanted: Test, *, by_work: bool) -> SizedMethod | None:
-        """The largest that `fits`, among those one that is `wanted` if there is any; None if nothing fits."""
+        Args:
+            by_work: compare sizes by mult-adds first, else by parameters.
+
+        Returns:
+            The sized method.
+        """
+
+    def largest(self, fits: Predicate, suffices: Predicate, *, by_work: bool) -> SizedMethod | None:
+        """Return the largest size within the limits.
+
+        Args:
+            fits: whether a size keeps all upper limits.
+            suffices: whether a size reaches all lower limits; preferred, not required.
+            by_work: compare sizes by mult-adds first, else by parameters.
+
+        Returns:
+            The sized method; None if no size fits.
+        """
 
 
 def make_family(plan: NetworkPlan, method: Method, grouping: Grouping, weights: Mapping[str, float]) -> Family:
-    """The family of `method` in the network; raises InfeasibleError when it can stand there in no size.
+    """Make the family of a method in a network.
 
-    Raises InputError for a weight that is not above 0 or that names no group.
+    Args:
+        plan: the network's sites.
+        method: the method; its own scale is ignored.
+        grouping: which layers have one size.
+        weights: relative size by group; 1 for a group that is not named.
+
+    Returns:
+        The family.
+
+    Raises:
+        InfeasibleError: the method fits some site in no size.
+        InputError: a weight is not above 0, or names no group.
     """
     groups = plan.groups(grouping) or plan.groups("even")
     for name, weight in weights.items():
@@ -50,7 +77,7 @@ def make_family(plan: NetworkPlan, method: Method, grouping: Grouping, weights: 
 
 
 class _Continuous(ABC):
-    """A family along a real number: `at(low)` is the smallest, `at(high)` the largest."""
+    """A family ordered by a real number: `at(low)` is the smallest size, `at(high)` the largest."""
 
     low: float
     high: float
@@ -60,13 +87,13 @@ class _Continuous(ABC):
 
     @abstractmethod
     def at(self, factor: float) -> SizedMethod:
-        """The member at `factor`."""
+        """Return the size at `factor`."""
 
     def smallest(self, *, by_work: bool) -> SizedMethod:
         return self.at(self.low)
 
-    def largest(self, fits: Test, wanted: Test, *, by_work: bool) -> SizedMethod | None:
-        """Sizes never fall along the number, so the largest that fits is also the one most likely wanted."""
+    def largest(self, fits: Predicate, suffices: Predicate, *, by_work: bool) -> SizedMethod | None:
+        """Find the largest size that fits; `suffices` is not needed, because sizes never fall with the number."""
         if not fits(self.at(self.low)):
             return None
         top = self.high
@@ -75,30 +102,31 @@ class _Continuous(ABC):
         return self._shortest(top)
 
     def _shortest(self, factor: float) -> SizedMethod:
-        """What stands on the same step as `factor` and has the fewest decimals, cut towards zero."""
+        """Return the size whose number has the fewest decimals among those that build the same network as `factor`."""
         target = self.plan.signature(self.at(factor))
         for decimals in range(1, 17):
             candidate = math.floor(factor * 10**decimals) / 10**decimals
             if candidate >= self.low:
-                found = self.at(candidate)
-                if self.plan.signature(found) == target:
-                    return found
+                sized = self.at(candidate)
+                if self.plan.signature(sized) == target:
+                    return sized
         return self.at(factor)
 
 
 class _Scaled(_Continuous):
-    """A method with a continuous scale: each group's is the factor times its weight, within the method's limits."""
+    """A method with a continuous scale: a group's scale is the factor times its weight, within the method's limits."""
 
     def __init__(self, plan: NetworkPlan, method: Method, groups: tuple[Group, ...], weights: tuple[float, ...]):
         super().__init__(plan)
         self.method, self.groups, self.weights = method, groups, weights
-        self.least, self.most = tuple(_least(method, group) for group in groups), scale_limits(method)[1]
-        self.low = min(least / weight for least, weight in zip(self.least, weights, strict=True))
-        self.high = max(self.most / weight for weight in weights)
+        self.minima, self.maximum = tuple(_min_scale(method, group) for group in groups), scale_limits(method)[1]
+        self.low = min(minimum / weight for minimum, weight in zip(self.minima, weights, strict=True))
+        self.high = max(self.maximum / weight for weight in weights)
 
     def at(self, factor: float) -> SizedMethod:
         scales = [
-            min(self.most, max(least, factor * weight)) for least, weight in zip(self.least, self.weights, strict=True)
+            min(self.maximum, max(minimum, factor * weight))
+            for minimum, weight in zip(self.minima, self.weights, strict=True)
         ]
         if len(scales) == 1:
             return self.method.with_scale(scales[0])
@@ -106,14 +134,14 @@ class _Scaled(_Continuous):
 
 
 class _ListedByGroup(_Continuous):
-    """A method of listed sizes: each group takes the largest within factor * weight of its separable parameters."""
+    """A method of listed sizes: a group takes the largest within factor * weight of its separable parameters."""
 
     def __init__(self, plan: NetworkPlan, method: Method, groups: tuple[Group, ...], weights: tuple[float, ...]):
         super().__init__(plan)
         self.groups, self.weights = groups, weights
-        self.sizes = [_sizes(method, group) for group in groups]
-        wholes = [max(1, group.params(Separable())) for group in groups]
-        self.units = [whole * weight for whole, weight in zip(wholes, weights, strict=True)]
+        self.sizes = [_list_sizes(method, group) for group in groups]
+        separable = [max(1, group.params(Separable())) for group in groups]
+        self.units = [params * weight for params, weight in zip(separable, weights, strict=True)]
         self.low = 0.0
         self.high = max(sizes[-1][0] / unit for sizes, unit in zip(self.sizes, self.units, strict=True)) * (1 + 1e-9)
 
@@ -126,7 +154,7 @@ class _ListedByGroup(_Continuous):
 
 
 class _Listed:
-    """A method of listed sizes, the same everywhere; counts need not be monotone."""
+    """A method of listed sizes, one for all sites; counts may fall along the list."""
 
     def __init__(self, plan: NetworkPlan, method: Method):
         self.plan = plan
@@ -138,10 +166,10 @@ class _Listed:
     def smallest(self, *, by_work: bool) -> SizedMethod:
         return min(self.feasible, key=self._work_first if by_work else self._params_first)
 
-    def largest(self, fits: Test, wanted: Test, *, by_work: bool) -> SizedMethod | None:
+    def largest(self, fits: Predicate, suffices: Predicate, *, by_work: bool) -> SizedMethod | None:
         within = [setting for setting in self.feasible if fits(setting)]
-        liked = [setting for setting in within if wanted(setting)]
-        return max(liked or within, key=self._work_first if by_work else self._params_first, default=None)
+        sufficient = [setting for setting in within if suffices(setting)]
+        return max(sufficient or within, key=self._work_first if by_work else self._params_first, default=None)
 
     def _params_first(self, setting: Method) -> tuple[int, int]:
         return self.plan.params(setting), self.plan.mult_adds(setting)
@@ -151,15 +179,32 @@ class _Listed:
 
 
 def scale_limits(method: Method) -> tuple[float, float]:
-    """The open lower and closed upper limit of the scale, from the field's own declaration."""
+    """Return the limits of a method's scale, as its field declares them.
+
+    Args:
+        method: a method with a continuous scale.
+
+    Returns:
+        The least and the largest scale.
+    """
     metadata = type(method).model_fields[str(method.scale)].metadata
-    lower = next(float(item.gt) for item in metadata if hasattr(item, "gt"))
-    upper = next(float(item.le) for item in metadata if hasattr(item, "le"))
+    lower = next(float(limit.gt) for limit in metadata if hasattr(limit, "gt"))
+    upper = next(float(limit.le) for limit in metadata if hasattr(limit, "le"))
     return math.nextafter(lower, upper) if lower else 1e-9, upper
 
 
 def boundary(holds: Callable[[float], bool], low: float, high: float, apart: float = 0.0) -> tuple[float, float]:
-    """Neighbouring floats (or closer than `apart`) with holds(a) and not holds(b), given so of `low` and `high`."""
+    """Find where a condition stops holding, by bisection.
+
+    Args:
+        holds: the condition; true at `low`, false at `high`.
+        low: lower end.
+        high: upper end.
+        apart: stop when the ends are closer than this; 0 for neighbouring floating-point numbers.
+
+    Returns:
+        The last number at which the condition holds, and the next at which it does not.
+    """
     while True:
         middle = (low + high) / 2
         if middle in (low, high) or high - low < apart:
@@ -170,8 +215,8 @@ def boundary(holds: Callable[[float], bool], low: float, high: float, apart: flo
             high = middle
 
 
-def _least(method: Method, group: Group) -> float:
-    """The smallest scale that is feasible in the group; raises InfeasibleError when none is."""
+def _min_scale(method: Method, group: Group) -> float:
+    """Return the least scale that fits the group; raises InfeasibleError if none does."""
     low, high = scale_limits(method)
     reason = group.infeasible(method.with_scale(high))
     if reason is not None:
@@ -181,8 +226,8 @@ def _least(method: Method, group: Group) -> float:
     return boundary(lambda scale: group.infeasible(method.with_scale(scale)) is not None, low, high)[1]
 
 
-def _sizes(method: Method, group: Group) -> list[tuple[int, Method]]:
-    """Parameters and setting of each listed size that is feasible in the group, ascending; InfeasibleError if none."""
+def _list_sizes(method: Method, group: Group) -> list[tuple[int, Method]]:
+    """List parameters and setting of each size that fits the group, ascending; raises InfeasibleError if none does."""
     settings = list(method.settings_by_size([shape for shape, _ in group.shapes]))
     feasible = [setting for setting in settings if group.infeasible(setting) is None]
     if not feasible:
