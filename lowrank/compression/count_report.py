@@ -156,10 +156,10 @@ def _totals(values: dict[str, Any]) -> list[str]:
         f"factors        {values['factor_params']:>16,}   {values['factor_share']:.2%} of the parameters",
         f"on disk        {values['bytes']:>16,}   bytes of safetensors",
     ]
-    for way, meaning in (("rebuilt", "weights rebuilt from factors"), ("contracted", "cores in the best order")):
-        if f"{way}_once" in values:
+    for cost, meaning in (("rebuilt", "weights rebuilt from factors"), ("contracted", "cores in the best order")):
+        if f"{cost}_once" in values:
             lines.append(
-                f"{way:14} {values[f'{way}_mult_adds']:>16,}   really, an image, and {values[f'{way}_once']:,} "
+                f"{cost:14} {values[f'{cost}_mult_adds']:>16,}   really, an image, and {values[f'{cost}_once']:,} "
                 f"once a step: {meaning}"
             )
     return lines

@@ -1,4 +1,4 @@
-"""Starts a whole substituted network from a trained one: structured layers by the nearest weight, all else copied.
+"""Starts a substituted network from a trained one: structured layers at the nearest weight, all else copied.
 
 Letters: I in-channels, O out-channels, K kernel size.
 """
@@ -20,7 +20,12 @@ from lowrank.layers.low_rank.whole_kernel import KernelChain
 
 @dataclass(frozen=True)
 class LayerInit:
-    """One structured layer: its name, and ||W - dense|| / ||dense|| of the weight that it started with."""
+    """The start of one structured layer.
+
+    Attributes:
+        name: of the layer.
+        error: ||W - dense|| / ||dense|| of its weight W.
+    """
 
     name: str
     error: float
@@ -28,14 +33,19 @@ class LayerInit:
 
 @dataclass(frozen=True)
 class InitReport:
-    """What `init_from_network` did: each structured layer with its error, and the names of the tensors copied."""
+    """What `init_from_network` did.
+
+    Attributes:
+        layers: each structured layer with its error.
+        copied: names of the tensors that were copied.
+    """
 
     layers: tuple[LayerInit, ...]
     copied: tuple[str, ...]
 
     @property
     def largest_error(self) -> float:
-        """The worst layer's relative error; 0 without structured layers."""
+        """The largest relative error of a layer; 0 without structured layers."""
         return max((layer.error for layer in self.layers), default=0.0)
 
     def __str__(self) -> str:
@@ -45,11 +55,20 @@ class InitReport:
 
 @torch.no_grad()
 def init_from_network(student: nn.Module, teacher: nn.Module) -> InitReport:
-    """Set, in place, everything in the state of `student` from the trained `teacher`.
+    """Set the whole state of a student, in place, from a trained network.
 
-    A structured layer starts as near as its structure gets to the dense weight of the teacher's module of the same
-    name, which may itself be structured, and takes over its bias; every other tensor is copied by its name. Raises
-    InputError, before anything is changed, when a module is missing or is another layer than the one replaced.
+    A structured layer starts at the nearest weight, within its structure, to the dense weight of the teacher's module
+    of the same name, and takes over its bias. Every other tensor is copied by its name.
+
+    Args:
+        student: the substituted network.
+        teacher: the trained one; its layers may be structured too.
+
+    Returns:
+        The error of each structured layer, and what was copied.
+
+    Raises:
+        InputError: the teacher lacks a module or has another layer in its place; nothing was changed then.
     """
     layers = dict(_structured_layers(student))
     sources = {name: _source(teacher, name, layer) for name, layer in layers.items()}
@@ -59,14 +78,14 @@ def init_from_network(student: nn.Module, teacher: nn.Module) -> InitReport:
         if id(layer) not in started:
             started[id(layer)] = init_layer(layer, dense_weight(sources[name]).detach())
             _set_bias(layer, dense_bias(sources[name]))
-    for mine, theirs in copies.values():
-        mine.copy_(theirs)
+    for target, source in copies.values():
+        target.copy_(source)
     report = tuple(LayerInit(name, started[id(layer)]) for name, layer in layers.items())
     return InitReport(report, tuple(copies))
 
 
 def _structured_layers(network: nn.Module, prefix: str = "") -> Iterator[tuple[str, Structured]]:
-    """Each outermost structured layer, under every name that it has."""
+    """Yield each outermost structured layer under every name that it has."""
     if isinstance(network, Structured):
         yield prefix, network
         return
@@ -76,30 +95,31 @@ def _structured_layers(network: nn.Module, prefix: str = "") -> Iterator[tuple[s
 
 
 def _source(teacher: nn.Module, name: str, layer: Structured) -> nn.Module:
-    """The teacher's module that `layer` stands for; raises InputError when it is none of the right kind and shape."""
+    """Return the teacher's module that `layer` replaces; raises InputError if its kind or shape differs."""
     try:
-        found = teacher.get_submodule(name)
+        module = teacher.get_submodule(name)
     except AttributeError as error:
         raise InputError(f"the trained network has no module `{name}`, which the student replaced") from error
     try:
-        theirs, bias = tuple(dense_weight(found).shape), dense_bias(found)
+        shape, bias = tuple(dense_weight(module).shape), dense_bias(module)
     except InputError as error:
         raise InputError(f"`{name}` of the trained network: {error}") from error
-    ours = tuple(dense_weight(layer).shape)
-    if theirs != ours:
-        raise InputError(f"`{name}`: the student's weight is {_shown(ours)}, the trained network's is {_shown(theirs)}")
-    if _geometry(found) != _geometry(layer):
+    expected = tuple(dense_weight(layer).shape)
+    if shape != expected:
+        shapes = _format_shape(expected), _format_shape(shape)
+        raise InputError(f"`{name}`: the student's weight is {shapes[0]}, the trained network's is {shapes[1]}")
+    if _geometry(module) != _geometry(layer):
         raise InputError(
             f"`{name}`: the student moves by stride and padding {_geometry(layer)}, the trained network by "
-            f"{_geometry(found)}"
+            f"{_geometry(module)}"
         )
-    if bias is not None and _last(layer).bias is None:
+    if bias is not None and _biased_map(layer).bias is None:
         raise InputError(f"`{name}`: the trained network has a bias there, the student has none")
-    return found
+    return module
 
 
 def _geometry(module: nn.Module) -> tuple[tuple[int, ...], tuple[int, ...] | str] | None:
-    """Stride and padding; None for a linear map."""
+    """Return stride and padding; None for a linear map."""
     if isinstance(module, SeparableConv2d):
         return _geometry(module.depthwise)
     if isinstance(module, nn.Conv2d | StructuredMap | KernelChain) and not getattr(module, "linear", False):
@@ -107,39 +127,39 @@ def _geometry(module: nn.Module) -> tuple[tuple[int, ...], tuple[int, ...] | str
     return None
 
 
-def _last(layer: Structured) -> StructuredMap | KernelChain:
-    """The map that carries the layer's bias."""
+def _biased_map(layer: Structured) -> StructuredMap | KernelChain:
+    """Return the map that carries the layer's bias."""
     if isinstance(layer, StructuredLinear):
-        return _last(layer.pointwise)
+        return _biased_map(layer.pointwise)
     return layer.pointwise if isinstance(layer, SeparableConv2d) else layer
 
 
 def _set_bias(layer: Structured, bias: Tensor | None) -> None:
-    """Give the layer this bias in all: on its last map; a depthwise part's own, which would add to it, is zero."""
+    """Set the bias of the whole layer: on its last map, and zero on a depthwise part, which would add to it."""
     for part in layer.modules():
         if isinstance(part, StructuredMap) and part.bias is not None:
             part.bias.zero_()
-    own = _last(layer).bias
-    if bias is not None and own is not None:
-        own.copy_(bias)
+    parameter = _biased_map(layer).bias
+    if bias is not None and parameter is not None:
+        parameter.copy_(bias)
 
 
 def _copies(student: nn.Module, teacher: nn.Module, structured: tuple[str, ...]) -> dict[str, tuple[Tensor, Tensor]]:
-    """Pairs of tensors (the student's, the teacher's) outside the structured layers, by name."""
-    theirs = teacher.state_dict()
-    inside = tuple(f"{name}." for name in structured)
-    found = {}
-    for name, mine in student.state_dict().items():
-        if "" in structured or name.startswith(inside):
+    """Pair the tensors of student and teacher outside the structured layers, by name."""
+    sources = teacher.state_dict()
+    prefixes = tuple(f"{name}." for name in structured)
+    pairs = {}
+    for name, target in student.state_dict().items():
+        if "" in structured or name.startswith(prefixes):
             continue
-        if name not in theirs:
+        if name not in sources:
             raise InputError(f"the trained network has no `{name}`, which the student keeps as it is")
-        if theirs[name].shape != mine.shape:
-            shapes = _shown(mine.shape), _shown(theirs[name].shape)
+        if sources[name].shape != target.shape:
+            shapes = _format_shape(target.shape), _format_shape(sources[name].shape)
             raise InputError(f"`{name}`: the student's is {shapes[0]}, the trained network's is {shapes[1]}")
-        found[name] = mine, theirs[name]
-    return found
+        pairs[name] = target, sources[name]
+    return pairs
 
 
-def _shown(shape: tuple[int, ...]) -> str:
+def _format_shape(shape: tuple[int, ...]) -> str:
     return " x ".join(map(str, shape)) or "a scalar"

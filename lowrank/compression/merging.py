@@ -1,4 +1,4 @@
-"""Ways out: the plain convolutions that structured layers stand for, and starts from trained ones.
+"""Turns structured layers into the plain layers that they equal, and starts them from trained weights.
 
 Letters: I in-channels, O out-channels, K kernel size; a linear map's weight is (O, I).
 """
@@ -19,30 +19,61 @@ Plain = nn.Conv2d | nn.Linear
 
 
 def dense_weight(module: nn.Module) -> Tensor:
-    """The weight (O, I / groups, K, K) of the plain layer that `module` stands for, differentiable."""
+    """Return the weight of the plain layer that a layer equals, differentiable.
+
+    Args:
+        module: a convolution, a linear map or a structured layer.
+
+    Returns:
+        The weight (O, I / groups, K, K), or (O, I) of a linear map.
+
+    Raises:
+        InputError: `module` is another layer.
+    """
     return module.weight if isinstance(module, Plain) else _structured(module).dense_weight()
 
 
 def dense_bias(module: nn.Module) -> Tensor | None:
-    """The bias (O) of the plain layer that `module` stands for; None without one."""
+    """Return the bias of the plain layer that a layer equals.
+
+    Args:
+        module: a convolution, a linear map or a structured layer.
+
+    Returns:
+        The bias (O); None without one.
+
+    Raises:
+        InputError: `module` is another layer.
+    """
     return module.bias if isinstance(module, Plain) else _structured(module).dense_bias()
 
 
 def _structured(module: nn.Module) -> Structured:
     if not isinstance(module, Structured):
-        raise InputError(f"expected a convolution, a linear map or a structured layer, got a {type(module).__name__}")
+        raise InputError(
+            f"the layer must be a convolution, a linear map or a structured layer, but got a {type(module).__name__}"
+        )
     return module
 
 
 @torch.no_grad()
 def init_layer(module: nn.Module, dense: Tensor) -> float:
-    """Start any built layer from a trained (O, I, K, K) weight; returns ||W - dense|| / ||dense||.
+    """Set the weight of a layer as near to a trained weight as its structure allows; the bias stays.
 
-    The bias is left as it is. Raises ValueError for a weight of another shape.
+    Args:
+        module: a convolution, a linear map or a structured layer.
+        dense: the trained weight (O, I / groups, K, K), or (O, I).
+
+    Returns:
+        The relative error ||W - dense|| / ||dense||.
+
+    Raises:
+        InputError: `module` is another layer.
+        ValueError: the weight has another shape.
     """
     expected = tuple(dense_weight(module).shape)
     if tuple(dense.shape) != expected:
-        raise ValueError(f"expected a weight of {' x '.join(map(str, expected))}, got {tuple(dense.shape)}")
+        raise ValueError(f"the weight must be {' x '.join(map(str, expected))}, but got {tuple(dense.shape)}")
     if not isinstance(module, Plain):
         return _structured(module).init_from_dense(dense)
     module.weight.copy_(dense)
@@ -50,18 +81,23 @@ def init_layer(module: nn.Module, dense: Tensor) -> float:
 
 
 def merge(network: nn.Module, *, combined: bool = True) -> nn.Module:
-    """Replace, in place, every structured layer of `network` by plain layers that give the same; returns it.
+    """Replace every structured layer of a network, in place, by plain layers with the same outputs.
 
-    A depthwise and pointwise pair becomes one K x K convolution if `combined`, else a depthwise and a 1 x 1
-    convolution, which cost less. If `network` is itself a structured layer, its replacement is returned.
+    Args:
+        network: the network, or a structured layer.
+        combined: make one K x K convolution of a depthwise and pointwise pair; else a depthwise and a 1 x 1
+            convolution, which cost less.
+
+    Returns:
+        The network; if it is itself a structured layer, its replacement.
     """
     if isinstance(network, Structured):
         return _merged(network, combined)
-    done: dict[nn.Module, nn.Module] = {}  # a layer under two names stays one layer
+    replacements: dict[nn.Module, nn.Module] = {}  # a layer under two names stays one layer
     for parent in list(network.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, Structured) and not isinstance(parent, Structured):
-                setattr(parent, name, done.setdefault(child, _merged(child, combined)))
+                setattr(parent, name, replacements.setdefault(child, _merged(child, combined)))
     return network
 
 
@@ -82,7 +118,7 @@ def _merged(module: Structured, combined: bool) -> nn.Module:
 def _as_plain(
     geometry: nn.Conv2d | StructuredMap | KernelChain, weight: Tensor, bias: Tensor | None, groups: int
 ) -> nn.Conv2d:
-    """A plain convolution with this weight that moves over the image as `geometry` does, in its mode."""
+    """Make a convolution of this weight with the stride, padding, dilation and mode of `geometry`."""
 
     def pair(value: tuple[int, ...] | str) -> Pair | str:
         return value if isinstance(value, str) else (value[0], value[1])

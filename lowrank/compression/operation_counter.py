@@ -133,16 +133,16 @@ def _batch_norm(
     return torch.empty_like(image), image.new_empty(0), image.new_empty(0)
 
 
-def _matrix_product(left: Tensor, right: Tensor) -> Tensor | None:
+def _matrix_product(inputs: Tensor, weight: Tensor) -> Tensor | None:
     """Multiply (B, I) by (I, O)."""
-    if left.dim() != 2 or right.dim() != 2 or left.shape[1] != right.shape[0] or left.is_meta:
+    if inputs.dim() != 2 or weight.dim() != 2 or inputs.shape[1] != weight.shape[0] or inputs.is_meta:
         return None
-    return left.new_zeros(left.shape[0], right.shape[1])
+    return inputs.new_zeros(inputs.shape[0], weight.shape[1])
 
 
-def _biased_matrix_product(bias: Tensor, left: Tensor, right: Tensor) -> Tensor | None:
+def _biased_matrix_product(bias: Tensor, inputs: Tensor, weight: Tensor) -> Tensor | None:
     """Multiply (B, I) by (I, O) and add (O)."""
-    return _matrix_product(left, right) if right.dim() == 2 and bias.shape == right.shape[1:] else None
+    return _matrix_product(inputs, weight) if weight.dim() == 2 and bias.shape == weight.shape[1:] else None
 
 
 _RULES: dict[Any, Callable[..., Any]] = {

@@ -29,7 +29,16 @@ from lowrank.layers.registry import make_method
 
 @dataclass(frozen=True)
 class Site:
-    """One convolution or linear map of a network; `keep_reason` says why it is never substituted ("" if it may be)."""
+    """One convolution or linear map of a network.
+
+    Attributes:
+        name: of the module.
+        shape: its channels, kernel and areas.
+        keep_reason: why it is never substituted; "" if it is.
+        params: its parameters.
+        mult_adds: its mult-adds for one image.
+        linear: whether it is a linear map.
+    """
 
     name: str
     shape: ConvShape
@@ -41,9 +50,17 @@ class Site:
 
 @dataclass(frozen=True)
 class NetworkPlan:
-    """Every site of a network, and what lies outside all sites: norms' parameters, products between activations.
+    """The convolutions and linear maps of a network, and the counts of everything else.
 
-    `base` is the published form, which substitution compresses: N of compression-scaled decay (RULES).
+    Attributes:
+        name: of the network.
+        sites: its convolutions and linear maps.
+        other_params: parameters outside all sites, such as those of norms.
+        other_mult_adds: mult-adds outside all sites, such as products of activations.
+        extras: what the study counted besides.
+        attention: names of attention modules, whose linear maps are no sites.
+        convention: what counts as a mult-add.
+        base: the published form; compression-scaled weight decay takes its parameters as N.
     """
 
     name: str
@@ -51,7 +68,7 @@ class NetworkPlan:
     other_params: int
     other_mult_adds: int = 0
     extras: StudyExtras = field(default_factory=StudyExtras)
-    wholes: tuple[str, ...] = ()  # names of attention modules, whose linear maps are no sites
+    attention: tuple[str, ...] = ()
     convention: Convention = "standard"
     base: Literal["dense", "separable"] = "dense"
 
@@ -92,13 +109,21 @@ class NetworkPlan:
         return make_groups(self.substituted, "even")
 
     def groups(self, grouping: Grouping) -> tuple[Group, ...]:
-        """The groups among which a budget is shared."""
+        """Return the substituted sites in groups that have one size each."""
         return {"even": self.whole, "stage": self.stages, "layer": self.layers}[grouping]
 
     def sized(self, method: Mapping[str, Any], allocation: Mapping[str, Any] | None = None) -> SizedMethod:
-        """What a specification names: a method's settings, or the allocation {"by": ..., "methods": {group: settings}}.
+        """Make what stands in the sites from plain settings.
 
-        Raises InputError for settings that are none.
+        Args:
+            method: settings of one method for all sites; unused with an allocation.
+            allocation: {"by": grouping, "methods": {group: settings}}; None for one method everywhere.
+
+        Returns:
+            The method, or the allocation.
+
+        Raises:
+            InputError: the settings are wrong.
         """
         if allocation is None:
             return make_method(method)
@@ -108,7 +133,14 @@ class NetworkPlan:
         return make_allocation(self.groups(by), methods)
 
     def settings(self, sized: SizedMethod) -> dict[str, Any]:
-        """What `sized` reads, as plain data: `method` and, where a budget was shared unevenly, `allocation`."""
+        """Return the plain settings of what stands in the sites.
+
+        Args:
+            sized: the method, or the allocation.
+
+        Returns:
+            The arguments of `sized`: `method`, and `allocation` if there is one.
+        """
         if not isinstance(sized, Allocation):
             return {"method": sized.model_dump(mode="json")}
         method, by = sized.methods[0], "stage" if sized.groups == self.stages else "layer"
@@ -118,40 +150,44 @@ class NetworkPlan:
         }
 
     def params(self, sized: SizedMethod) -> int:
-        """Exact parameters of the network with a method, or an allocation, in its substituted sites."""
-        return self.fixed_params + sum(method.params(shape) * times for method, shape, times in self._uses(sized))
+        """Count the parameters of the network with a method, or an allocation, in its sites."""
+        return self.fixed_params + sum(
+            method.params(shape) * times for method, shape, times in self._methods_by_shape(sized)
+        )
 
     def mult_adds(self, sized: SizedMethod) -> int:
-        """Mult-adds, for one image, of the network with a method, or an allocation, in its substituted sites."""
-        return self.fixed_mult_adds + sum(method.mult_adds(shape) * times for method, shape, times in self._uses(sized))
+        """Count the mult-adds for one image of the network with a method, or an allocation, in its sites."""
+        return self.fixed_mult_adds + sum(
+            method.mult_adds(shape) * times for method, shape, times in self._methods_by_shape(sized)
+        )
 
     def infeasible(self, sized: SizedMethod) -> str | None:
-        """The first reason why a method cannot stand in some site; None when it can in all."""
-        for method, shape, _ in self._uses(sized):
+        """Return the first reason why a method does not fit a substituted site; None if it fits all."""
+        for method, shape, _ in self._methods_by_shape(sized):
             reason = method.infeasible(shape)
             if reason is not None:
                 return f"{method.name}: {reason}"
         return None
 
     def signature(self, sized: SizedMethod) -> tuple[Any, ...]:
-        """What is really built: equal signatures mean equal networks, however their sizes came about."""
+        """Return a key of the network that is built: two settings with equal keys build equal networks."""
         if isinstance(sized, Allocation):
             return self._signature_by_site(sized)
         return tuple((shape.identity, sized.signature(shape)) for shape, _ in self.shapes)
 
     def _signature_by_site(self, allocation: Allocation) -> tuple[Any, ...]:
-        """By shape where every layer of a shape is built alike (as an even allocation is), by layer otherwise."""
+        """Key by shape if all layers of a shape are built alike (as in an even allocation), else by layer."""
         built = [(site.shape, allocation.by_site[site.name].signature(site.shape)) for site in self.substituted]
         distinct = dict.fromkeys(built)
         layers = tuple(distinct) if len(distinct) == len(self.shapes) else built
         return tuple((shape.identity, signature) for shape, signature in layers)
 
-    def _uses(self, sized: SizedMethod) -> Iterator[tuple[Method, ConvShape, int]]:
+    def _methods_by_shape(self, sized: SizedMethod) -> Iterator[tuple[Method, ConvShape, int]]:
         if isinstance(sized, Allocation):
             yield from sized.uses()
         else:
             yield from ((sized, shape, times) for shape, times in self.shapes)
 
     def with_convention(self, convention: Convention) -> NetworkPlan:
-        """The same plan counted under another convention."""
+        """Return the same plan under another counting convention."""
         return replace(self, convention=convention)

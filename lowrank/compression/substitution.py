@@ -1,4 +1,4 @@
-"""Swaps the eligible convolutions and linear maps of any `nn.Module` for structured ones, and reports what it did."""
+"""Replaces the eligible convolutions and linear maps of any `nn.Module` by structured ones."""
 
 from __future__ import annotations
 
@@ -21,18 +21,23 @@ from lowrank.layers.low_rank.whole_kernel import KernelChain
 from lowrank.networks.images import ImageShape
 from lowrank.networks.registry import NetworkSettings, make_network
 
-AUXILIARY = "auxiliary"  # the module that trains along and is never counted
+AUXILIARY = "auxiliary"  # name of a head that only training uses; it is never counted
 
 
 @dataclass(frozen=True)
 class SubstitutionReport:
-    """What `substitute` did: names of the modules replaced, and of those left with the reason.
+    """What `substitute` did.
 
-    `shapes` says what each replaced module was, and with how many parameters it now stands for how many.
+    Attributes:
+        changed: names of the modules that were replaced.
+        unchanged: names of the other convolutions and linear maps, each with the reason.
+        params: parameters of the network now.
+        dense_params: parameters of the network before.
+        shapes: of each replaced module, in words: kernel, channels, parameters before and now.
     """
 
     changed: tuple[str, ...]
-    left: tuple[tuple[str, str], ...]
+    unchanged: tuple[tuple[str, str], ...]
     params: int
     dense_params: int
     shapes: tuple[str, ...] = ()
@@ -43,19 +48,32 @@ class SubstitutionReport:
             f"before: {self.dense_params:,} parameters",
         ]
         lines += [f"changed {name}: {shape}" for name, shape in zip(self.changed, self.shapes, strict=True)]
-        return "\n".join([*lines, *(f"left {name}: {reason}" for name, reason in self.left)])
+        return "\n".join([*lines, *(f"unchanged {name}: {reason}" for name, reason in self.unchanged)])
 
 
 def substitute(
     network: nn.Module, method: Method, image_shape: ImageShape, keep: Sequence[str] = (), *, linear: bool = False
 ) -> SubstitutionReport:
-    """Replace, in place, every eligible convolution of `network` by what `method` builds for its shape.
+    """Replace every eligible convolution of a network, in place, by the method's layer for its shape.
 
-    Left as they are: the first convolution, grouped convolutions, linear maps unless `linear` (or the network itself)
-    asks for them, attention, and modules whose names match the network's own `kept` patterns or those given. New
-    layers start from scratch, on the device and with the dtype of the layers that they replace. Raises
-    InfeasibleError when `method` cannot stand somewhere, UncountableError for a network with a layer that has no
-    counting rule; the network is then unchanged.
+    Unchanged stay: the first convolution, grouped convolutions, linear maps (unless `linear` or the network itself asks
+    for them), attention, and modules whose names match `keep` or the network's own patterns. New layers have initial
+    weights, and the device and dtype of the layers that they replace.
+
+    Args:
+        network: any module whose layers have counting rules.
+        method: what to build.
+        image_shape: (C, H, W) of its images.
+        keep: shell-style patterns of module names that stay, besides the network's own attribute `kept`.
+        linear: replace linear maps too.
+
+    Returns:
+        What was replaced, what was not, and why.
+
+    Raises:
+        InfeasibleError: the method does not fit some layer; the network is unchanged.
+        InputError: the network does not take such images.
+        UncountableError: a layer has no counting rule; the network is unchanged.
     """
     plan = trace_plan(network, image_shape, keep, linear=linear)
     reason = plan.infeasible(method)
@@ -66,14 +84,14 @@ def substitute(
 
 
 def _report(plan: NetworkPlan, method: Method) -> SubstitutionReport:
-    left = [(site.name, site.keep_reason) for site in plan.sites if site.keep_reason]
+    unchanged = [(site.name, site.keep_reason) for site in plan.sites if site.keep_reason]
     return SubstitutionReport(
-        tuple(site.name for site in plan.substituted), (*left, *((name, ATTENTION) for name in plan.wholes)),
-        plan.params(method), plan.params(Dense()), tuple(_described(site, method) for site in plan.substituted),
+        tuple(site.name for site in plan.substituted), (*unchanged, *((name, ATTENTION) for name in plan.attention)),
+        plan.params(method), plan.params(Dense()), tuple(_describe(site, method) for site in plan.substituted),
     )  # fmt: skip
 
 
-def _described(site: Site, method: Method) -> str:
+def _describe(site: Site, method: Method) -> str:
     shape = site.shape
     kind = "linear" if site.linear else "{} x {}".format(*shape.kernel)
     counts = f"{site.params:,} -> {method.params(shape):,} parameters"
@@ -81,40 +99,59 @@ def _described(site: Site, method: Method) -> str:
 
 
 def replace_sites(network: nn.Module, plan: NetworkPlan, sized: SizedMethod) -> None:
-    """Put what the method of each substituted site of `plan` builds there, under each of the names that a layer has."""
-    new = {
-        id(network.get_submodule(site.name)): _built(network, site, method_at(sized, site.name))
+    """Replace the layers at the substituted sites of a network, in place, under every name that a layer has.
+
+    Args:
+        network: the dense network.
+        plan: its sites.
+        sized: the method, or the allocation, that builds the new layers.
+    """
+    replacements = {
+        id(network.get_submodule(site.name)): _build_layer(network, site, method_at(sized, site.name))
         for site in plan.substituted
     }
     for parent in list(network.modules()):
         for name, child in list(parent._modules.items()):  # `named_children` gives a shared layer once
-            if id(child) in new:
-                setattr(parent, name, new[id(child)])
+            if id(child) in replacements:
+                setattr(parent, name, replacements[id(child)])
 
 
-def _built(network: nn.Module, site: Site, method: Method) -> nn.Module:
-    old = network.get_submodule(site.name)
+def _build_layer(network: nn.Module, site: Site, method: Method) -> nn.Module:
+    dense = network.get_submodule(site.name)
     layer = build_linear(method, site.shape) if site.linear else method.build(site.shape)
-    weight = old.weight
+    weight = dense.weight
     assert isinstance(weight, torch.Tensor)
-    return layer.to(weight.device, weight.dtype).train(old.training)
+    return layer.to(weight.device, weight.dtype).train(dense.training)
 
 
 def build_student(
     settings: NetworkSettings, plan: NetworkPlan, sized: SizedMethod, image_shape: ImageShape, classes: int, seed: int
 ) -> nn.Module:
-    """The named network with a method, or an allocation, in the sites of its `plan`, drawn from `seed` alone.
+    """Build a named network with a method in its sites; the seed alone determines its weights.
 
-    The built network's parameters are checked against the plan's count (which leaves out an auxiliary head); a
-    difference raises AssertionError, because then some count that a budget relied on was wrong.
+    Args:
+        settings: the dense network.
+        plan: its sites.
+        sized: the method, or the allocation, that stands in them.
+        image_shape: (C, H, W) of its images.
+        classes: number of classes.
+        seed: of the initial weights.
+
+    Returns:
+        The network.
+
+    Raises:
+        AssertionError: it has another number of parameters than the plan counts (without an auxiliary head), so that
+            a budget relied on a wrong count.
+        InputError: there is no such network, or it does not take such images.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = make_network(settings, image_shape, classes)
         replace_sites(network, plan, sized)
     parameters = network.named_parameters()
-    built = sum(value.numel() for name, value in parameters if not name.startswith(f"{AUXILIARY}."))
-    assert built == plan.params(sized), f"{sized} was counted as {plan.params(sized)} parameters but has {built}"
+    count = sum(value.numel() for name, value in parameters if not name.startswith(f"{AUXILIARY}."))
+    assert count == plan.params(sized), f"{sized} was counted as {plan.params(sized)} parameters but has {count}"
     return network
 
 
@@ -163,6 +200,13 @@ def build_sized_student(
 
 
 def factor_parameters(network: nn.Module) -> list[nn.Parameter]:
-    """The parameters of `network` that are factors of structured maps (scaled decay applies to them)."""
+    """List the parameters that are factors of structured maps: scaled decay applies to them.
+
+    Args:
+        network: any module.
+
+    Returns:
+        The parameters, in the order of its modules.
+    """
     structured = (module for module in network.modules() if isinstance(module, StructuredMap | KernelChain))
     return [factor for module in structured for factor in module.factors()]

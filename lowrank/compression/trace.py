@@ -1,6 +1,6 @@
-"""Finds the convolutions and linear maps of a network with their areas: the making of a plan.
+"""Plans a network: runs it once on one image and lists its convolutions and linear maps with their areas.
 
-The network is built once on the meta device (no memory, no arithmetic) and run on one image of the right shape.
+A named network is built on the meta device, so that its weights take no memory.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from lowrank.networks.base import DropPath
 from lowrank.networks.images import ImageShape
 from lowrank.networks.registry import NetworkSettings, for_counting, make_network
 
-# Layers without products; their parameters are counted as they are.
+# Layers without multiplications of their own; their parameters are counted as they are.
 _FREE = (
     nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm, nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.SiLU,
     nn.GELU, nn.Mish, nn.Hardswish, nn.Tanh, nn.Sigmoid, nn.Hardsigmoid, nn.Softmax, nn.Identity, nn.Flatten,
@@ -35,16 +35,16 @@ _FREE = (
     nn.modules.pooling._AdaptiveMaxPoolNd, nn.modules.pooling._AdaptiveAvgPoolNd, nn.ChannelShuffle, nn.ZeroPad2d,
     nn.Sequential, DropPath,
 )  # fmt: skip
-# The same of torchvision's, which is not imported for their sake; products of activations are counted as they run.
+# Those of torchvision, by name, so that it need not be imported; products of activations are counted as they run.
 _FREE_OF_TORCHVISION = frozenset({
     "models.convnext.CNBlock", "models.maxvit.RelativePositionalMultiHeadAttention", "models.maxvit.SwapAxes",
     "models.maxvit.WindowDepartition", "models.maxvit.WindowPartition", "models.swin_transformer.PatchMergingV2",
     "models.vision_transformer.Encoder", "models.vision_transformer.VisionTransformer", "ops.misc.Permute",
     "ops.stochastic_depth.StochasticDepth",
 })  # fmt: skip
-# Modules that use the weights of the linear maps inside them by themselves: left and counted as a whole.
-_WHOLE = (nn.MultiheadAttention,)
-_WHOLE_OF_TORCHVISION = frozenset({
+# Modules that use the weights of the linear maps inside them directly: counted as a whole and not substituted.
+_ATTENTION = (nn.MultiheadAttention,)
+_ATTENTION_OF_TORCHVISION = frozenset({
     "models.swin_transformer.ShiftedWindowAttention", "models.swin_transformer.ShiftedWindowAttentionV2",
 })  # fmt: skip
 _RANDOM_FILLS = (Tensor.normal_, Tensor.uniform_)
@@ -53,7 +53,7 @@ ATTENTION = "attention, which uses its linear maps' weights by itself"
 
 
 def conv_shape(conv: nn.Conv2d, in_area: int, out_area: int) -> ConvShape:
-    """The ConvShape of a convolution seen with these areas (height * width)."""
+    """Return the ConvShape of a convolution that runs with these areas (height * width)."""
     padding: Pair | str = conv.padding if isinstance(conv.padding, str) else _pair(conv.padding)
     return ConvShape(
         conv.in_channels, conv.out_channels, _pair(conv.kernel_size), _pair(conv.stride), padding,
@@ -68,11 +68,21 @@ def _pair(value: Sequence[int]) -> Pair:
 def trace_plan(
     network: nn.Module, image_shape: ImageShape, keep: Sequence[str] = (), name: str = "", *, linear: bool = False
 ) -> NetworkPlan:
-    """Run `network` once on a zero image (on the device of its parameters) and list its sites.
+    """Run a network once on a zero image and list its convolutions and linear maps.
 
-    `keep` adds shell-style patterns of module names to the network's own; with `linear`, linear maps are substituted
-    too. Raises UncountableError for a module with parameters, or a leaf, that has no rule, and for a convolution or
-    linear map that never runs.
+    Args:
+        network: any module whose layers have counting rules; it runs on the device of its parameters.
+        image_shape: (C, H, W) of the image.
+        keep: shell-style patterns of module names that are not substituted, besides the network's own.
+        name: of the plan; the name of the network's class if empty.
+        linear: substitute linear maps too.
+
+    Returns:
+        The plan.
+
+    Raises:
+        InputError: the network does not take such images.
+        UncountableError: a layer has no counting rule, or a convolution or linear map does not run.
     """
     run = _Run(network, image_shape)
     rules = _Rules(
@@ -80,27 +90,27 @@ def trace_plan(
         ("*",) if linear else tuple(getattr(network, "linear_maps", ())),
         stem=next((name for name in run.areas if isinstance(network.get_submodule(name), nn.Conv2d)), None),
     )  # fmt: skip
-    sites, wholes, other = _sorted(network, run, rules)
+    sites, attention, other = _classify_modules(network, run, rules)
     products = run.operations.mult_adds - sum(site.mult_adds for site in sites)
     if products < 0:
         raise UncountableError(f"{type(network).__name__} runs fewer products than its layers have; it has no rule")
     biases = sum(site.shape.bias_params * site.shape.out_area for site in sites if site.linear)
     return NetworkPlan(
         name or type(network).__name__, sites, other, products,
-        StudyExtras(run.operations.relu_inputs, run.pooling, biases), wholes, base=getattr(network, "base", "dense"),
+        StudyExtras(run.operations.relu_inputs, run.pooling, biases), attention, base=getattr(network, "base", "dense"),
     )  # fmt: skip
 
 
-def _sorted(network: nn.Module, run: _Run, rules: _Rules) -> tuple[tuple[Site, ...], tuple[str, ...], int]:
-    """Every module in its place: sites, names of those counted as a whole, parameters outside of all sites."""
+def _classify_modules(network: nn.Module, run: _Run, rules: _Rules) -> tuple[tuple[Site, ...], tuple[str, ...], int]:
+    """List the sites, the names of attention modules, and the number of parameters outside of all sites."""
     sites: list[Site] = []
-    wholes: list[str] = []
+    attention: list[str] = []
     other = 0
     for name, module in network.named_modules():
-        if any(name.startswith(f"{whole}.") for whole in wholes):
+        if any(name.startswith(f"{prefix}.") for prefix in attention):
             continue
-        if isinstance(module, _WHOLE) or _torchvision_name(module) in _WHOLE_OF_TORCHVISION:
-            wholes.append(name)
+        if isinstance(module, _ATTENTION) or _torchvision_name(module) in _ATTENTION_OF_TORCHVISION:
+            attention.append(name)
             other += sum(parameter.numel() for parameter in module.parameters())
         elif isinstance(module, nn.Conv2d | nn.Linear):
             if name not in run.areas:
@@ -108,24 +118,30 @@ def _sorted(network: nn.Module, run: _Run, rules: _Rules) -> tuple[tuple[Site, .
             sites.append(_site(name, module, run.areas[name], rules))
         else:
             other += _other_params(name, module)
-    return tuple(sites), tuple(wholes), other
+    return tuple(sites), tuple(attention), other
 
 
 @dataclass(frozen=True)
 class _Rules:
-    """Patterns of names that are kept, patterns of linear maps that are not, and the name of the first convolution."""
+    """What decides whether a site is substituted.
 
-    kept: tuple[str, ...]
+    Attributes:
+        keep: patterns of module names that are not substituted.
+        linear_maps: patterns of linear maps that are.
+        stem: name of the first convolution that runs.
+    """
+
+    keep: tuple[str, ...]
     linear_maps: tuple[str, ...]
     stem: str | None
 
-    def why_kept(self, name: str, module: nn.Conv2d | nn.Linear) -> str:
-        """Why a module is never substituted; "" when it may be."""
-        matched = next((pattern for pattern in self.kept if fnmatchcase(name, pattern)), None)
+    def keep_reason(self, name: str, module: nn.Conv2d | nn.Linear) -> str:
+        """Return why a module is never substituted; "" if it is."""
+        matched = next((pattern for pattern in self.keep if fnmatchcase(name, pattern)), None)
         by_name = f"kept by name ({matched})" if matched else ""
         if isinstance(module, nn.Linear):
-            asked = any(fnmatchcase(name, pattern) for pattern in self.linear_maps)
-            return by_name if asked else LINEAR
+            is_named = any(fnmatchcase(name, pattern) for pattern in self.linear_maps)
+            return by_name if is_named else LINEAR
         if module.groups > 1:
             return f"already grouped ({module.groups} groups)"
         if module.padding_mode != "zeros":
@@ -141,27 +157,33 @@ def _site(name: str, module: nn.Conv2d | nn.Linear, areas: Pair, rules: _Rules) 
     else:
         shape = conv_shape(module, *areas)
     params = sum(parameter.numel() for parameter in module.parameters())
-    return Site(name, shape, rules.why_kept(name, module), params, module.weight.numel() * areas[1], is_linear)
+    return Site(name, shape, rules.keep_reason(name, module), params, module.weight.numel() * areas[1], is_linear)
 
 
 def _other_params(name: str, module: nn.Module) -> int:
-    own = sum(parameter.numel() for parameter in module.parameters(recurse=False))
+    params = sum(parameter.numel() for parameter in module.parameters(recurse=False))
     is_leaf = next(module.children(), None) is None
-    known = isinstance(module, _FREE) or _torchvision_name(module) in _FREE_OF_TORCHVISION
-    if (own or is_leaf) and not known:
+    is_free = isinstance(module, _FREE) or _torchvision_name(module) in _FREE_OF_TORCHVISION
+    if (params or is_leaf) and not is_free:
         raise UncountableError(f"`{name}` is a {type(module).__name__}, which has no counting rule")
-    return own
+    return params
 
 
 def _torchvision_name(module: nn.Module) -> str:
-    """The name of a module's class within torchvision; "" for all others."""
-    kind = type(module)
-    package, _, rest = kind.__module__.partition(".")
-    return f"{rest}.{kind.__qualname__}" if package == "torchvision" else ""
+    """Return the name of a module's class within torchvision; "" for other modules."""
+    layer_class = type(module)
+    package, _, submodule = layer_class.__module__.partition(".")
+    return f"{submodule}.{layer_class.__qualname__}" if package == "torchvision" else ""
 
 
 class _Run:
-    """One pass of one zero image: areas by module (in, out; in the order of their first run), pooling, operations."""
+    """One forward pass of a zero image.
+
+    Attributes:
+        areas: input and output area of each convolution and linear map, in the order of their first run.
+        pooling: the study's cost of all pooling modules.
+        operations: the counter of operations.
+    """
 
     def __init__(self, network: nn.Module, image_shape: ImageShape):
         parameter = next(network.parameters())
@@ -188,7 +210,7 @@ class _Run:
         ]
         was_training = network.training
         try:
-            with torch.no_grad(), attention_in_parts(), self.operations:
+            with torch.no_grad(), unfused_attention(), self.operations:
                 network.eval()(image)
         finally:
             network.train(was_training)
@@ -207,8 +229,8 @@ class _Run:
 
 
 @contextmanager
-def attention_in_parts() -> Iterator[None]:
-    """Attention by plain products, so that each is seen; its fused forms are not all known to torch's counter."""
+def unfused_attention() -> Iterator[None]:
+    """Run attention as plain products: torch's counter does not know all of its fused forms."""
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
@@ -226,9 +248,19 @@ def _area(module: nn.Module, tensor: Tensor) -> int:
 
 @lru_cache(maxsize=256)
 def network_plan(settings: NetworkSettings, image_shape: ImageShape, classes: int) -> NetworkPlan:
-    """The plan of a named network, made once a process; raises InputError for an unknown name.
+    """Plan a named network; each process plans a network once.
 
-    Trained weights are not loaded, and the auxiliary head is left out.
+    Args:
+        settings: the network; trained weights are not loaded, and an auxiliary head is not counted.
+        image_shape: (C, H, W) of its images.
+        classes: number of classes.
+
+    Returns:
+        The plan under the `standard` convention.
+
+    Raises:
+        InputError: there is no such network, or it does not take such images.
+        UncountableError: a layer has no counting rule.
     """
     network = network_to_count(settings, image_shape, classes)
     return trace_plan(network, image_shape, name=settings.name, linear=settings.linear)
@@ -263,7 +295,20 @@ def plan_sized_network(
 
 
 def network_to_count(settings: NetworkSettings, image_shape: ImageShape, classes: int) -> nn.Module:
-    """The network as it is counted, on the meta device; one of the user's own on the CPU, to do there as it likes."""
+    """Build a network as it is counted: without trained weights and auxiliary head.
+
+    Args:
+        settings: the network.
+        image_shape: (C, H, W) of its images.
+        classes: number of classes.
+
+    Returns:
+        The network on the meta device. A network from the user's code is on the CPU, because it may compute with
+        values while it is built.
+
+    Raises:
+        InputError: there is no such network, or it does not take such images.
+    """
     settings = for_counting(settings)
     with torch.random.fork_rng(devices=[]):
         if ":" in settings.name and not settings.name.startswith("torchvision:"):
@@ -271,7 +316,7 @@ def network_to_count(settings: NetworkSettings, image_shape: ImageShape, classes
         try:
             with torch.device("meta"), _SkipInitialisation():
                 return make_network(settings, image_shape, classes)
-        except NotImplementedError:  # torchvision's RegNets read numbers back from tensors while they are built
+        except NotImplementedError:  # torchvision's RegNets read values of tensors while they are built
             return make_network(settings, image_shape, classes).to("meta")
 
 

@@ -249,5 +249,5 @@ APPROXIMATE_FITS: dict[str, str] = {}
 
 @every_method
 def test_fit_to_a_weight_of_another_shape_is_refused(case: Case) -> None:
-    with pytest.raises(ValueError, match="expected a weight of 16 x 16 x 3 x 3, got"):
+    with pytest.raises(ValueError, match="the weight must be 16 x 16 x 3 x 3, but got"):
         init_layer(case.build(), torch.zeros(3, 16, 3, 3))

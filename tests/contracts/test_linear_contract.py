@@ -80,7 +80,7 @@ def test_fit_to_a_trained_weight_reports_its_error(case: method_table.Case) -> N
     module, dense = build(case), torch.randn(16, 16, generator=torch.Generator().manual_seed(0)).double()
     error = init_layer(module, dense)
     assert error == pytest.approx(((dense_weight(module) - dense).norm() / dense.norm()).item(), abs=1e-6)
-    with pytest.raises(ValueError, match="expected a weight of 16 x 16, got"):
+    with pytest.raises(ValueError, match="the weight must be 16 x 16, but got"):
         init_layer(module, dense[:3])
 
 

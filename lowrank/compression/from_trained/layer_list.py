@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lowrank.compression.from_trained.in_order import Layer
 from lowrank.compression.operation_counter import OperationCounter
-from lowrank.compression.trace import attention_in_parts, conv_shape
+from lowrank.compression.trace import conv_shape, unfused_attention
 from lowrank.errors import InputError
 from lowrank.layers.base_method import ConvShape
 
@@ -130,7 +130,7 @@ class _Run:
         ]
         modes = {module: module.training for module in network.modules()}
         try:
-            with torch.no_grad(), attention_in_parts(), operations:
+            with torch.no_grad(), unfused_attention(), operations:
                 network.eval()(image)
         except RuntimeError as error:
             shape = " x ".join(map(str, image.shape[1:]))

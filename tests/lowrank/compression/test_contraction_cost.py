@@ -49,7 +49,9 @@ def test_rebuilding_costs_what_the_layer_runs(settings: dict, channels: tuple[in
     if settings["name"] == "cp":  # the columns' products are entry by entry, which torch does not count
         sizes, rank = method.structure(*channels)
         counted -= rank * sum(
-            prod(half[:end]) for half in (sizes[: layer.cut], sizes[layer.cut :]) for end in range(2, len(half) + 1)
+            prod(half[:end])
+            for half in (sizes[: layer.join_position], sizes[layer.join_position :])
+            for end in range(2, len(half) + 1)
         )
     assert counted == counter.get_total_flops() / 2
 

@@ -211,7 +211,10 @@ def other(name: str, module: nn.Module) -> nn.Module:
             Pair(stride=2),
             "`conv`: the student moves by stride and padding ((1, 1), (1, 1)), the trained network by ((2",
         ),
-        (other("linear", nn.BatchNorm1d(4)), "`linear` of the trained network: expected a convolution, a linear map"),
+        (
+            other("linear", nn.BatchNorm1d(4)),
+            "`linear` of the trained network: the layer must be a convolution, a linear map",
+        ),
         (
             other("linear", nn.Linear(16, 5)),
             "`linear`: the student's weight is 4 x 16, the trained network's is 5 x 16",

@@ -176,7 +176,7 @@ def test_attention_is_counted_as_a_whole() -> None:
             return self.attention(tokens, tokens, tokens, need_weights=False)[0]
 
     plan = trace_plan(Attending(), (3, 4, 4), linear=True)
-    assert plan.wholes == ("attention",)
+    assert plan.attention == ("attention",)
     assert [site.name for site in plan.sites] == ["conv"]
     assert plan.params(DENSE) == 3 * 8 + 8 + 4 * (8 * 8 + 8)
     assert plan.other_mult_adds == 4 * 8 * 8 * 16 + 2 * 8 * 16 * 16

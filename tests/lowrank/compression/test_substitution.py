@@ -61,13 +61,13 @@ def test_report_names_what_changed_and_what_was_left() -> None:
     network = make_network(SMALL, IMAGE, 10)
     report = substitute(network, TRAIN, IMAGE)
     assert len(report.changed) == 7
-    assert dict(report.left) == {"stem.0": "the stem", "classifier": "a linear map"}
+    assert dict(report.unchanged) == {"stem.0": "the stem", "classifier": "a linear map"}
     assert report.params == count(network)
     lines = str(report).splitlines()
     assert lines[0] == f"substituted 7 layers, {report.params:,} parameters in all"
     assert lines[1] == f"before: {report.dense_params:,} parameters"
     assert lines[2].startswith("changed stage1.0.0: 3 x 3, 8 -> 16 channels, 1,152 -> ")
-    assert lines[-1] == "left classifier: a linear map"
+    assert lines[-1] == "unchanged classifier: a linear map"
     assert isinstance(network.get_submodule(report.changed[0]), SeparableConv2d)
 
 
@@ -77,7 +77,7 @@ def test_torchvision_networks_are_substituted() -> None:
     network = torchvision.models.resnet18(weights=None, num_classes=10).eval()
     report = substitute(network, TRAIN, (3, 32, 32))
     assert len(report.changed) == 19  # 16 of 3 x 3 and 3 shortcuts of 1 x 1
-    assert dict(report.left) == {"conv1": "the stem", "fc": "a linear map"}
+    assert dict(report.unchanged) == {"conv1": "the stem", "fc": "a linear map"}
     assert isinstance(network.layer2[0].downsample[0], StructuredMap)
     assert report.params == count(network)
     assert tuple(network(torch.zeros(1, 3, 32, 32)).shape) == (1, 10)
@@ -87,7 +87,7 @@ def test_grouped_convolutions_are_left() -> None:
     network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3, groups=8), nn.Conv2d(8, 8, 1))
     report = substitute(network, make_method({"name": "separable"}), IMAGE)
     assert report.changed == ("2",)
-    assert dict(report.left)["1"] == "already grouped (8 groups)"
+    assert dict(report.unchanged)["1"] == "already grouped (8 groups)"
 
 
 def test_linear_maps_are_substituted_when_asked() -> None:
@@ -96,7 +96,7 @@ def test_linear_maps_are_substituted_when_asked() -> None:
     report = substitute(network, TRAIN, IMAGE, keep=("4",), linear=True)
     assert report.changed == ("2",)
     assert report.shapes[0].startswith("linear, 288 -> 24 channels, 6,936 -> ")
-    assert dict(report.left) == {"0": "the stem", "4": "kept by name (4)"}
+    assert dict(report.unchanged) == {"0": "the stem", "4": "kept by name (4)"}
     assert report.params == count(network)
     assert isinstance(network[2], StructuredLinear)
     assert len(factor_parameters(network)) == 3
@@ -132,7 +132,7 @@ def test_attention_is_left_with_its_reason() -> None:
     network = Attending()
     report = substitute(network, TRAIN, IMAGE, linear=True)
     assert report.changed == ("head",)
-    assert dict(report.left)["attention"] == "attention, which uses its linear maps' weights by itself"
+    assert dict(report.unchanged)["attention"] == "attention, which uses its linear maps' weights by itself"
     assert report.params == count(network)
     assert tuple(network(torch.zeros(2, *IMAGE)).shape) == (2, 64, 8)
 
