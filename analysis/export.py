@@ -63,21 +63,21 @@ def run(arguments: argparse.Namespace) -> int:
 
     from analysis.model_export.export_trial import STEPS, export_trial, proof_lines
     from analysis.model_export.select_trial import (
-        choose,
-        completed_point,
-        specification_of,
-        trained_network,
-        trial_data,
+        choose_trial,
+        find_completed,
+        find_trial_data,
+        load_network,
+        model_specification,
     )
 
     folder = find_study(arguments.study, arguments.studies)
     study = load_study(folder)
     limits = _limits(arguments)
-    point = completed_point(study, arguments.trial) if arguments.trial else choose(study, arguments.pick, limits)
+    point = find_completed(study, arguments.trial) if arguments.trial else choose_trial(study, arguments.pick, limits)
     trial = study.trials[point.trial_id]
-    data = trial_data(trial, arguments.data_dir)
-    specification = specification_of(study, trial, data)
-    network = trained_network(folder, point.trial_id, specification)
+    data = find_trial_data(trial, arguments.data_dir)
+    specification = model_specification(study, trial, data)
+    network = load_network(folder, point.trial_id, specification)
     out = output_folder(arguments.out or folder / FOLDER / point.trial_id)
     if arguments.threads:
         torch.set_num_threads(arguments.threads)

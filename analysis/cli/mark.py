@@ -11,8 +11,7 @@ import argparse
 import sys
 
 from analysis.cli.arguments import add_study, refuse_script, study_folder
-from analysis.reporting.refresh import refresh_outputs
-from analysis.reporting.write import STEPS
+from analysis.reporting.write import STEPS, refresh_outputs
 from analysis.sources.push_to_mlflow import check_store, push_study
 from analysis.utils.progress import steps
 from lowrank.errors import InputError

@@ -7,8 +7,8 @@ import sys
 
 from analysis.cli.arguments import add_study, refuse_script, study_folder
 from analysis.findings.answer import answer_text
-from analysis.reporting.refresh import write_summary
 from analysis.reporting.summary_table import print_summary
+from analysis.reporting.write import write_summary
 from analysis.sources.push_to_mlflow import push_if_tracked
 from analysis.stats.front import collect_points
 from analysis.utils.progress import steps

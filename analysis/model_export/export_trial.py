@@ -1,4 +1,4 @@
-"""Exports one trained trial: six files, a proof of what they compute, and a model card."""
+"""Exports one trained trial: six files, measurements of what they compute, and a model card."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def _preprocessing(data: ImageData | None) -> Preprocessing | None:
 
 
 def _comparison_images(specification: ModelSpecification, data: ImageData | None) -> tuple[str, ComparisonImages]:
-    """The validation split where it is at hand, else random images of its shape; in words, and as tensors."""
+    """The validation split where it is at hand, else random images of its shape; in words and as tensors."""
     if data is None:
         images = torch.randn(RANDOM_IMAGES, *specification.image_shape, generator=torch.Generator().manual_seed(0))
         description = f"{RANDOM_IMAGES} random images (the data set was not at hand)"
@@ -125,7 +125,7 @@ def _plain_sizes(specification: ModelSpecification) -> tuple[dict[str, int], dic
 
 
 def proof_lines(point: FrontPoint, proof: Proof, folder: Path) -> list[str]:
-    """Return what the user is told of an export.
+    """Return what the command prints about an export.
 
     Args:
         point: the trial that was exported.

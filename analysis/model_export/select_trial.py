@@ -1,4 +1,4 @@
-"""Which trial of a study is exported, and its trained network."""
+"""Chooses the trial of a study that is exported, and loads its trained network."""
 
 from __future__ import annotations
 
@@ -20,51 +20,59 @@ from sweeps.records.load import find_trial
 from sweeps.records.model import StudyRecord, TrialRecord
 from sweeps.records.names import CHECKPOINT_FILE, TRIALS_FOLDER
 
-NETWORK = "network."  # before the names of the weights in a trial's checkpoint
+WEIGHT_PREFIX = "network."  # of the names of the weights in a trial's checkpoint
 
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """What a chosen model must keep: parameters at most, validation error (percent) at most."""
+    """Parameters and validation error (percent) that a trial may have at most."""
 
     params: float | None = None
     error: float | None = None
 
     def text(self) -> str:
-        """E.g. `at most 700,000 parameters`; `no limit` where there is none."""
+        """Return the limits in words, e.g. `at most 700,000 parameters`; `no limit` where there is none."""
         parts = [f"at most {self.params:,.0f} parameters"] if self.params is not None else []
         parts += [f"a validation error of at most {self.error:g} %"] if self.error is not None else []
         return " and ".join(parts) or "no limit"
 
 
-def choose(study: StudyRecord, pick: str, limits: Limits) -> FrontPoint:
-    """The trial of the lowest validation error, or the smallest, among those of the search within the limits.
+def choose_trial(study: StudyRecord, pick: str, limits: Limits) -> FrontPoint:
+    """Choose a trial of the search.
+
+    Args:
+        study: the records.
+        pick: `best` for the lowest validation error, `smallest` for the fewest parameters.
+        limits: what the trial may have at most.
+
+    Returns:
+        The trial's point.
 
     Raises:
-        InputError: none is; the text names the nearest.
+        InputError: no trial was completed, or none is within the limits; the message names the nearest.
     """
-    done = [point for point in collect_points(study) if point.eligible]
-    if not done:
+    completed = [point for point in collect_points(study) if point.eligible]
+    if not completed:
         raise InputError(f"no trial of {study.name} was trained to its end")
-    fitting = [point for point in done if _keeps(point, limits)]
+    fitting = [point for point in completed if _is_within(point, limits)]
     if not fitting:
-        small = min(done, key=lambda point: point.params)
-        good = min(done, key=lambda point: point.error)
+        smallest = min(completed, key=lambda point: point.params)
+        best = min(completed, key=lambda point: point.error)
         raise InputError(
-            f"no completed trial has {limits.text()}: the smallest has {small.params:,} parameters "
-            f"({small.error:.2f} %), the best {good.error:.2f} % ({good.params:,} parameters)"
+            f"no completed trial has {limits.text()}: the smallest has {smallest.params:,} parameters "
+            f"({smallest.error:.2f} %), the best {best.error:.2f} % ({best.params:,} parameters)"
         )
     if pick == "smallest":
         return min(fitting, key=lambda point: (point.params, point.error, point.trial_id))
     return min(fitting, key=lambda point: (point.error, point.params, point.trial_id))
 
 
-def _keeps(point: FrontPoint, limits: Limits) -> bool:
-    small = limits.params is None or point.params <= limits.params
-    return small and (limits.error is None or point.error <= limits.error)
+def _is_within(point: FrontPoint, limits: Limits) -> bool:
+    params, error = limits.params, limits.error
+    return (params is None or point.params <= params) and (error is None or point.error <= error)
 
 
-def completed_point(study: StudyRecord, id_prefix: str) -> FrontPoint:
+def find_completed(study: StudyRecord, id_prefix: str) -> FrontPoint:
     """Find a completed trial by the beginning of its id.
 
     Args:
@@ -81,22 +89,42 @@ def completed_point(study: StudyRecord, id_prefix: str) -> FrontPoint:
     return next(point for point in collect_points(study) if point.trial_id == trial.trial_id)
 
 
-def trial_data(trial: TrialRecord, data_dir: Path | None) -> ImageData | None:
-    """The trial's own images where they are at hand (nothing is downloaded), else None; never another split."""
+def find_trial_data(trial: TrialRecord, data_dir: Path | None) -> ImageData | None:
+    """Load the images of a trial if this machine has them; nothing is downloaded.
+
+    Args:
+        trial: the trial.
+        data_dir: where the data set lies; None for the default folder.
+
+    Returns:
+        The data set; None if it is not on this machine, or its images or splits are not the trial's.
+    """
     fields: dict[str, Any] = dict(trial.specification["data"])
     expected = fields.pop("fingerprint", None)
     try:
         data = load_data(DataSettings(**fields), data_dir, download=False)
     except InputError:
-        return None  # the proof then runs on random images, and says so
+        return None  # the files are then compared on random images, and the card says so
     return data if data.fingerprint == expected else None
 
 
-def specification_of(study: StudyRecord, trial: TrialRecord, data: ImageData | None) -> ModelSpecification:
-    """What the trial built; raises InputError when neither the images nor the header tell their shape."""
-    about = study.header.get("data", {})
-    shape = data.image_shape if data else about.get("image_shape")
-    classes = len(data.classes) if data else about.get("classes")
+def model_specification(study: StudyRecord, trial: TrialRecord, data: ImageData | None) -> ModelSpecification:
+    """Return the specification from which a trial's network is built.
+
+    Args:
+        study: the records.
+        trial: the trial.
+        data: its images; None where they are not at hand.
+
+    Returns:
+        The specification.
+
+    Raises:
+        InputError: neither the images nor the study's header tell the shape and the classes.
+    """
+    header = study.header.get("data", {})
+    shape = data.image_shape if data else header.get("image_shape")
+    classes = len(data.classes) if data else header.get("classes")
     if not shape or not classes:
         name = trial.specification["data"].get("name")
         raise InputError(f"the shape of {name}'s images is not on record; say with --data-dir where they are")
@@ -108,17 +136,27 @@ def specification_of(study: StudyRecord, trial: TrialRecord, data: ImageData | N
     )  # fmt: skip
 
 
-def trained_network(folder: Path, trial_id: str, specification: ModelSpecification) -> nn.Module:
-    """The trial's network with its trained weights, in evaluation mode.
+def load_network(folder: Path, trial_id: str, specification: ModelSpecification) -> nn.Module:
+    """Load a trial's network with its trained weights.
+
+    Args:
+        folder: of the study.
+        trial_id: of the trial.
+        specification: of its network.
+
+    Returns:
+        The network, in float32 and in evaluation mode.
 
     Raises:
-        InputError: the weights are not there, damaged, or another network's.
+        InputError: the weights are missing, damaged, or another network's.
     """
     path = folder / TRIALS_FOLDER / trial_id / CHECKPOINT_FILE
     if not path.is_file():
         raise InputError(f"the weights of trial {trial_id} are not there: {path}")
     state, _ = load_tensors(path)
-    weights = {name.removeprefix(NETWORK): tensor for name, tensor in state.items() if name.startswith(NETWORK)}
+    weights = {
+        name.removeprefix(WEIGHT_PREFIX): tensor for name, tensor in state.items() if name.startswith(WEIGHT_PREFIX)
+    }
     network = specification.build()
     try:
         network.load_state_dict(weights)

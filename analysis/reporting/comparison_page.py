@@ -6,11 +6,12 @@ from functools import partial
 from pathlib import Path
 
 from analysis.findings.study_comparison import StudyComparison
-from analysis.reporting.figures import draw_fronts, draw_growth
+from analysis.reporting.figures import draw_fronts, draw_hypervolume
 from analysis.reporting.html_page import Page
 from analysis.reporting.render import DrawJob, InlineExecutor
-from analysis.reporting.tables import Sheet, error_words
+from analysis.reporting.tables import ReportTable, format_point_error
 from analysis.stats.compare_fronts import FrontComparison
+from analysis.utils.formatting import status_label
 from lowrank.utils.atomic_write import write_text
 
 PAGE_FILE = "comparison.html"
@@ -51,12 +52,12 @@ def _add_fronts(page: Page, fronts: FrontComparison, folder: Path) -> None:
     if lines and fronts.same_data:
         caption = "The front of each study: validation error against parameters, lower left is best."
         page.picture(DrawJob(name="fronts", caption=caption, draw=draw_fronts, data=lines))
-    sheet = front_sheet(fronts)
-    sheet.write(folder)
-    page.table(sheet)
+    table = front_table(fronts)
+    table.write(folder)
+    page.table(table)
 
 
-def front_sheet(fronts: FrontComparison) -> Sheet:
+def front_table(fronts: FrontComparison) -> ReportTable:
     """Return the points of each front; a setting of several seeds with its mean and deviation.
 
     Args:
@@ -67,10 +68,10 @@ def front_sheet(fronts: FrontComparison) -> Sheet:
     """
     points = [(name, point) for name, front in zip(fronts.names, fronts.fronts, strict=True) for point in front]
     rows = tuple((name, p.trial_id, p.name, p.params, p.error, p.spread, p.seeds) for name, p in points)
-    return Sheet(
+    return ReportTable(
         name="fronts", rows=rows,
         columns=("study", "trial_id", "setting", "params", "val_error", "standard_deviation", "seeds"),
-        words=tuple((name, p.name, f"{p.params:,}", error_words(p), p.trial_id) for name, p in points),
+        texts=tuple((name, p.name, f"{p.params:,}", format_point_error(p), p.trial_id) for name, p in points),
         headings=("study", "setting", "parameters", "error", "trial"),
     )  # fmt: skip
 
@@ -86,16 +87,16 @@ def _add_volumes(page: Page, fronts: FrontComparison, folder: Path) -> None:
     )
     if fronts.same_data and any(growth.steps for growth in fronts.growths):
         caption = f"Hypervolume over {fronts.unit} of training; the dashed line is the cost that all of them spent."
-        draw = partial(draw_growth, unit=fronts.unit)
+        draw = partial(draw_hypervolume, unit=fronts.unit)
         page.picture(
-            DrawJob(name="hypervolume", caption=caption, draw=draw, data=fronts.growths, height=4.6, narrow=4.2)
+            DrawJob(name="hypervolume", caption=caption, draw=draw, data=fronts.growths, height=4.6, narrow_height=4.2)
         )
-    sheet = volume_sheet(fronts)
-    sheet.write(folder)
-    page.table(sheet)
+    table = volume_table(fronts)
+    table.write(folder)
+    page.table(table)
 
 
-def volume_sheet(fronts: FrontComparison) -> Sheet:
+def volume_table(fronts: FrontComparison) -> ReportTable:
     """Return the hypervolume of each study at equal cost and at its end.
 
     Args:
@@ -105,12 +106,12 @@ def volume_sheet(fronts: FrontComparison) -> Sheet:
         The table, one row a study.
     """
     rows = tuple((g.study, g.at(fronts.equal_cost), g.at(g.cost), g.cost, len(g.steps)) for g in fronts.growths)
-    words = tuple(
+    texts = tuple(
         (name, f"{equal:.3f}", f"{final:.3f}", f"{cost:,.0f}", f"{steps:,}") for name, equal, final, cost, steps in rows
     )
-    return Sheet(
+    return ReportTable(
         name="hypervolume", columns=("study", "at_equal_cost", "at_its_end", f"{fronts.unit}", "completed"), rows=rows,
-        words=words, headings=("study", "at equal cost", "at its end", f"cost in {fronts.unit}", "completed trials"),
+        texts=texts, headings=("study", "at equal cost", "at its end", f"cost in {fronts.unit}", "completed trials"),
     )  # fmt: skip
 
 
@@ -118,8 +119,8 @@ def _add_differences(page: Page, comparison: StudyComparison, folder: Path) -> N
     page.section("What differs")
     columns = ("field", *comparison.fronts.names)
     rows = tuple((difference.field, *difference.values) for difference in comparison.fields)
-    words = tuple((field, *("" if value is None else str(value) for value in values)) for field, *values in rows)
-    settings = Sheet(name="fields", columns=columns, rows=rows, words=words)
+    texts = tuple((field, *("" if value is None else str(value) for value in values)) for field, *values in rows)
+    settings = ReportTable(name="fields", columns=columns, rows=rows, texts=texts)
     settings.write(folder)
     page.heading("Settings")
     if rows:
@@ -127,15 +128,15 @@ def _add_differences(page: Page, comparison: StudyComparison, folder: Path) -> N
     else:
         page.text("None: the questions are the same.")
     page.heading("Trials")
-    trials = trial_sheet(comparison)
+    trials = trial_table(comparison)
     trials.write(folder)
-    if trials.words:
+    if trials.texts:
         page.table(trials)
     else:
         page.text("None: every trial is in all studies and came out the same.")
 
 
-def trial_sheet(comparison: StudyComparison) -> Sheet:
+def trial_table(comparison: StudyComparison) -> ReportTable:
     """Return every trial for CSV; for readers those that differ or are not in all studies.
 
     Args:
@@ -150,15 +151,15 @@ def trial_sheet(comparison: StudyComparison) -> Sheet:
         (t.trial_id, t.setting, t.kind, *(v for pair in zip(t.statuses, t.errors, strict=True) for v in pair))
         for t in comparison.trials
     )
-    words = tuple(
+    texts = tuple(
         (t.setting, t.kind, *(_outcome(s, e) for s, e in zip(t.statuses, t.errors, strict=True)), t.trial_id)
         for t in comparison.trials
         if t.kind != "same"
     )
     headings = ("setting", "what", *names, "trial")
-    return Sheet(name="trials", columns=columns, rows=rows, words=words, headings=headings)
+    return ReportTable(name="trials", columns=columns, rows=rows, texts=texts, headings=headings)
 
 
 def _outcome(status: str, error: float | None) -> str:
-    words = status.replace("_", " ")
-    return f"{error:.2f} %, {words}" if error is not None else words or "-"
+    label = status_label(status)
+    return f"{error:.2f} %, {label}" if error is not None else label or "-"

@@ -39,12 +39,23 @@ from analysis.stats.seeds import RepeatedSetting, repeated_settings
 from analysis.utils.formatting import format_percent, format_points
 from sweeps.records.model import StudyRecord
 
-MOST_EFFECTS = 3  # in words; the table has all
+SHOWN_EFFECTS = 3  # in the summary; the table has all
+SHOWN_REPEATS = 3
 
 
 @dataclass(frozen=True, kw_only=True)
-class Contents:
-    """What a report says; see the modules of the parts."""
+class Report:
+    """All numbers of a report; each field is documented in the module of `findings` or `stats` that computes it.
+
+    Attributes:
+        summary: the answer, in paragraphs.
+        front: the points that no other beats in error and parameters; `front_mult_adds` in error and mult-adds.
+        published: test errors from papers of the same network, data and split; `published_note` says why none are
+            shown.
+        effects: what one choice changed, all else equal.
+        repeats: settings that were trained with several seeds.
+        reproduce_commands: one for each point of the front and each reference.
+    """
 
     summary: tuple[str, ...]
     answers: tuple[Answer, ...]
@@ -52,11 +63,11 @@ class Contents:
     front: tuple[FrontPoint, ...]
     front_mult_adds: tuple[FrontPoint, ...]
     references: tuple[FrontPoint, ...]
-    about: Provenance
-    on_test: tuple[SettingTestError, ...]
-    printed: tuple[PublishedResult, ...]
-    printed_note: str
-    heat: tuple[HeatMap, ...]
+    provenance: Provenance
+    test_errors: tuple[SettingTestError, ...]
+    published: tuple[PublishedResult, ...]
+    published_note: str
+    heat_maps: tuple[HeatMap, ...]
     curves: tuple[LearningCurve, ...]
     importances: tuple[Importance, ...]
     effects: tuple[PairedEffect, ...]
@@ -64,10 +75,10 @@ class Contents:
     failures: tuple[Failure, ...]
     cost: StudyCost
     profile: TimeProfile | None
-    recipes: tuple[ReproduceCommand, ...]
+    reproduce_commands: tuple[ReproduceCommand, ...]
 
 
-def contents(study: StudyRecord, folder: Path, executor: Executor | None = None) -> Contents:
+def build_report(study: StudyRecord, folder: Path, executor: Executor | None = None) -> Report:
     """Compute all numbers of a report.
 
     Args:
@@ -80,51 +91,76 @@ def contents(study: StudyRecord, folder: Path, executor: Executor | None = None)
     """
     importances = (executor or InlineExecutor()).submit(field_importances, searched_settings(study))
     points, effects = collect_points(study), find_paired_effects(study)
-    kept, by_work, known = pareto_front(points), pareto_front(points, "mult_adds"), references(points)
-    printed, note = matching_results(evaluation_setting(study))
-    again, known_best = repeated_settings(points), answers(study, points)
-    return Contents(
-        summary=tuple(summary(study, points, known_best, again, effects)), answers=tuple(known_best),
+    front, reference_points = pareto_front(points), references(points)
+    published, note = matching_results(evaluation_setting(study))
+    repeats, budget_answers = repeated_settings(points), answers(study, points)
+    return Report(
+        summary=tuple(summarise(study, points, budget_answers, repeats, effects)),
+        answers=tuple(budget_answers),
         points=tuple(points),
-        front=tuple(kept), front_mult_adds=tuple(by_work), references=tuple(known), printed=tuple(printed),
-        printed_note=note, heat=tuple(heat_maps(study)), curves=tuple(learning_curves(study, points)),
-        importances=tuple(importances.result()), effects=tuple(effects), repeats=tuple(again),
-        failures=tuple(list_failures(study)), cost=study_cost(study), profile=profile_study(study),
-        recipes=tuple(reproduce_commands(study, [*kept, *known], folder)),
-        on_test=tuple(measured_test_errors(points)), about=study_provenance(study),
-    )  # fmt: skip
+        front=tuple(front),
+        front_mult_adds=tuple(pareto_front(points, "mult_adds")),
+        references=tuple(reference_points),
+        provenance=study_provenance(study),
+        test_errors=tuple(measured_test_errors(points)),
+        published=tuple(published),
+        published_note=note,
+        heat_maps=tuple(heat_maps(study)),
+        curves=tuple(learning_curves(study, points)),
+        importances=tuple(importances.result()),
+        effects=tuple(effects),
+        repeats=tuple(repeats),
+        failures=tuple(list_failures(study)),
+        cost=study_cost(study),
+        profile=profile_study(study),
+        reproduce_commands=tuple(reproduce_commands(study, [*front, *reference_points], folder)),
+    )
 
 
-def summary(
+def summarise(
     study: StudyRecord,
     points: Sequence[FrontPoint],
-    by_budget: Sequence[Answer],
-    again: Sequence[RepeatedSetting],
+    budget_answers: Sequence[Answer],
+    repeats: Sequence[RepeatedSetting],
     effects: Sequence[PairedEffect] = (),
 ) -> list[str]:
-    """The answer in a few sentences: the smallest network as good as the separable one, the dense one, thinner ones."""
-    kept, images = pareto_front(points), validation_images(study)
-    if not kept:
+    """Answer the study's question in a few sentences.
+
+    Args:
+        study: the records.
+        points: of all its trials, as `collect_points` returns them.
+        budget_answers: one for each budget, smallest first.
+        repeats: settings that were trained with several seeds.
+        effects: what one choice changed.
+
+    Returns:
+        Paragraphs: the smallest network as good as the separable and the dense one, what is best within each budget,
+        the comparison with thinner networks, the first effects and repeats.
+    """
+    front, images = pareto_front(points), validation_images(study)
+    if not front:
         return ["No trial was trained to its end, so there is no answer yet."]
     bases = [base for name in (SEPARABLE, DENSE) if (base := find_reference(points, name)) is not None]
-    found = [_as_good(kept, base, images) for base in bases]
-    if images and any(_equal_ones(kept, base, images) for base in bases):
-        found.append(f"Not shown to be worse is not as good: {images:,} images cannot show a small difference.")
-    found += _by_budget(by_budget)
-    found += _against_thin(study, points, images)
-    found += [_in_words(effect) for effect in effects if _is_asked(effect)][:MOST_EFFECTS]
-    found += [_seeds(each) for each in again[:3]]
-    if not again:
-        found.append("Every setting was trained with one seed: how far another seed would move an error is not known.")
-    return found
+    paragraphs = [_compare_with_reference(front, base, images) for base in bases]
+    if images and any(_not_worse(front, base, images) for base in bases):
+        paragraphs.append(f"Not shown to be worse is not as good: {images:,} images cannot show a small difference.")
+    paragraphs += _budget_paragraphs(budget_answers)
+    paragraphs += _compare_with_thin(study, points, images)
+    paragraphs += [_effect_sentence(effect) for effect in effects if _is_news(effect)][:SHOWN_EFFECTS]
+    paragraphs += [_seeds_sentence(repeat) for repeat in repeats[:SHOWN_REPEATS]]
+    if not repeats:
+        paragraphs.append(
+            "Every setting was trained with one seed: how far another seed would move an error is not known."
+        )
+    return paragraphs
 
 
-def _is_asked(effect: PairedEffect) -> bool:
+def _is_news(effect: PairedEffect) -> bool:
     """Whether the budgets, the fronts and the thinner networks have not said it already."""
     return effect.pairing == ALL_ELSE_EQUAL and effect.factor != METHOD and not effect.factor.startswith(BUDGET)
 
 
-def _in_words(effect: PairedEffect) -> str:
+def _effect_sentence(effect: PairedEffect) -> str:
     estimate = effect.estimate
     text = f"{effect.factor} {effect.other} instead of {effect.base}, all else equal: {estimate.mean:+.2f} points"
     over = f"{estimate.count} {effect.unit if estimate.count != 1 else effect.unit.removesuffix('s')}"
@@ -133,46 +169,47 @@ def _in_words(effect: PairedEffect) -> str:
     return f"{text} (95 % interval {estimate.low:.2f} to {estimate.high:.2f} over {over}), {effect.verdict()}."
 
 
-def _by_budget(known: Sequence[Answer]) -> list[str]:
+def _budget_paragraphs(budget_answers: Sequence[Answer]) -> list[str]:
     """A paragraph a budget; larger ones in which the same is best share one, and so do those without a result."""
-    found = []
-    for chosen, group in groupby(known, key=lambda answer: answer.best):
+    paragraphs = []
+    for best, group in groupby(budget_answers, key=lambda answer: answer.best):
         first, *same = group
-        if chosen is None:
-            found.append(f"{_where([first, *same])}: no trial was trained to its end.")
+        if best is None:
+            paragraphs.append(f"{_budgets_label([first, *same])}: no trial was trained to its end.")
             continue
-        found.append(_in_short(first, chosen))
+        paragraphs.append(_budget_sentence(first, best))
         if same:
-            found.append(" ".join([f"{_where(same)}: the same.", *_levels(same)]))
-    return found
+            paragraphs.append(" ".join([f"{_budgets_label(same)}: the same.", *_equal_size_sentences(same)]))
+    return paragraphs
 
 
-def _where(found: Sequence[Answer]) -> str:
+def _budgets_label(budget_answers: Sequence[Answer]) -> str:
     """The budgets in words, e.g. `Up to 45,288 and 60,385 parameters`."""
-    budgets = [answer.stratum for answer in found]
-    if all(budget.params for budget in budgets):
-        return f"Up to {_listed([f'{budget.params:,}' for budget in budgets])} parameters"
-    return _listed([budget.label for budget in budgets]).capitalize()
+    strata = [answer.stratum for answer in budget_answers]
+    if all(stratum.params for stratum in strata):
+        return f"Up to {_join([f'{stratum.params:,}' for stratum in strata])} parameters"
+    return _join([stratum.label for stratum in strata]).capitalize()
 
 
-def _listed(words: Sequence[str]) -> str:
+def _join(words: Sequence[str]) -> str:
+    """E.g. `a, b and c`."""
     return " and ".join(filter(None, (", ".join(words[:-1]), words[-1])))
 
 
-def _levels(found: Sequence[Answer]) -> list[str]:
-    return [describe_size_level(answer.level, brief=True) for answer in found if answer.level]
+def _equal_size_sentences(budget_answers: Sequence[Answer]) -> list[str]:
+    return [describe_size_level(answer.level, brief=True) for answer in budget_answers if answer.level]
 
 
-def _in_short(answer: Answer, chosen: FrontPoint) -> str:
+def _budget_sentence(answer: Answer, best: FrontPoint) -> str:
     """What is best within one budget, how sure, by how much against the next best method, and all at equal size."""
-    text = f"{_where([answer])}: {chosen.name}, {format_percent(chosen.error)}"
+    text = f"{_budgets_label([answer])}: {best.name}, {format_percent(best.error)}"
     if answer.interval is not None:
         text += f" (95 % interval {answer.interval[0]:.1f} to {answer.interval[1]:.1f})"
-    rival = next((each for each in answer.comparisons if each.label.startswith("next best method")), None)
-    return " ".join([f"{text}{_than(rival) if rival else ''}.", *_levels([answer])])
+    rival = next((rival for rival in answer.comparisons if rival.label.startswith("next best method")), None)
+    return " ".join([f"{text}{_rival_clause(rival) if rival else ''}.", *_equal_size_sentences([answer])])
 
 
-def _than(rival: PointComparison) -> str:
+def _rival_clause(rival: PointComparison) -> str:
     size = " at equal size" if rival.level else ""
     if rival.gap == 0:
         return f", as good as {rival.other.form}{size}"
@@ -181,90 +218,87 @@ def _than(rival: PointComparison) -> str:
     return f", {abs(rival.gap):.2f} points {side} than {rival.other.form}{size}{verdict}"
 
 
-def _as_good(kept: Sequence[FrontPoint], base: FrontPoint, images: int | None) -> str:
+def _compare_with_reference(front: Sequence[FrontPoint], base: FrontPoint, images: int | None) -> str:
     """The smallest of the front that is not shown to be worse than `base`, or how far the best stays behind.
 
     What is not smaller than `base` compresses nothing, and counts only where nothing else was trained.
     """
-    kept = [point for point in kept if point.params < base.params] or kept
-    whole = f"the {base.form} network ({format_percent(base.error)} at {base.params:,} parameters)"
+    front = [point for point in front if point.params < base.params] or front
+    reference = f"the {base.form} network ({format_percent(base.error)} at {base.params:,} parameters)"
+    best = min(front, key=lambda point: (point.error, point.params))
     if images is None:
-        top = min(kept, key=lambda point: (point.error, point.params))
-        return f"The best is {_named(top)}, {top.error - base.error:+.2f} points against {whole}; its noise is unknown."
-    equal = _equal_ones(kept, base, images)
+        gap = f"{best.error - base.error:+.2f} points against {reference}"
+        return f"The best is {_describe(best)}, {gap}; its noise is unknown."
+    equal = _not_worse(front, base, images)
     if not equal:
-        top = min(kept, key=lambda point: (point.error, point.params))
-        low, high = newcombe_interval(top.error, base.error, images)
+        low, high = newcombe_interval(best.error, base.error, images)
         return (
-            f"No network of the front that is smaller is as good as {whole}: the best, {_named(top)}, stays "
-            f"{top.error - base.error:.2f} points behind (95 % interval {low:.1f} to {high:.1f})."
+            f"No network of the front that is smaller is as good as {reference}: the best, {_describe(best)}, stays "
+            f"{best.error - base.error:.2f} points behind (95 % interval {low:.1f} to {high:.1f})."
         )
-    small = min(equal, key=lambda point: point.params)
-    low, high = newcombe_interval(small.error, base.error, images)
-    share = base.params / small.params
-    size = f"{share:.1f} times smaller" if share >= 1 else f"{1 / share:.1f} times larger"
+    smallest = min(equal, key=lambda point: point.params)
+    low, high = newcombe_interval(smallest.error, base.error, images)
+    ratio = base.params / smallest.params
+    size = f"{ratio:.1f} times smaller" if ratio >= 1 else f"{1 / ratio:.1f} times larger"
     return (
-        f"The smallest network that {images:,} validation images do not show to be worse than {whole} is "
-        f"{_named(small)}: "
-        f"{size}, {small.error - base.error:+.2f} points ({_interval(low, high)})."
+        f"The smallest network that {images:,} validation images do not show to be worse than {reference} is "
+        f"{_describe(smallest)}: {size}, {smallest.error - base.error:+.2f} points ({_interval(low, high)})."
     )
 
 
-def _equal_ones(kept: Sequence[FrontPoint], base: FrontPoint, images: int) -> list[FrontPoint]:
+def _not_worse(front: Sequence[FrontPoint], base: FrontPoint, images: int) -> list[FrontPoint]:
     """Those of the front that so many images do not show to be worse than `base`."""
-    return [point for point in kept if newcombe_interval(point.error, base.error, images)[0] <= 0]
+    return [point for point in front if newcombe_interval(point.error, base.error, images)[0] <= 0]
 
 
 def _interval(low: float, high: float) -> str:
     return f"95 % interval {format_points(low, decimals=1)} to {format_points(high, decimals=1)}"
 
 
-def _named(point: FrontPoint) -> str:
+def _describe(point: FrontPoint) -> str:
     return f"{point.name} with {point.params:,} parameters ({format_percent(point.error)})"
 
 
-def _against_thin(study: StudyRecord, points: Sequence[FrontPoint], images: int | None) -> list[str]:
-    """Whether the substitution beat simply making the network thinner, at each thinner network's size or budget."""
+def _compare_with_thin(study: StudyRecord, points: Sequence[FrontPoint], images: int | None) -> list[str]:
+    """Whether substitution beats a thinner network, at each thinner network's size or budget."""
     thin = [point for point in points if point.finished and point.leads and point.is_thin]
     if not thin:
         return ["No thinner network was trained beside them: whether substitution beats thinning is not answered here."]
     limits = sorted(stratum.params for stratum in study_strata(study) if stratum.params)
-    sizes: dict[int, list[FrontPoint]] = {}
+    by_size: dict[int, list[FrontPoint]] = {}
     for point in thin:
-        sizes.setdefault(next((limit for limit in limits if point.params <= limit), point.params), []).append(point)
-    duels = []
-    for size, rivals in sorted(sizes.items()):
-        own = best_point(point for point in points if point.params <= size and not point.is_thin)
-        if own is not None:
-            duels.append((size, own, min(rivals, key=lambda point: point.error)))
-    if not duels:
+        by_size.setdefault(next((limit for limit in limits if point.params <= limit), point.params), []).append(point)
+    pairs = []
+    for size, rivals in sorted(by_size.items()):
+        best = best_point(point for point in points if point.params <= size and not point.is_thin)
+        if best is not None:
+            pairs.append((size, best, min(rivals, key=lambda point: point.error)))
+    if not pairs:
         return ["Every thinner network is smaller than the smallest substitution, so they cannot be compared."]
-    won = sum(own.error < rival.error for _, own, rival in duels)
-    text = f"Against thinner networks of the same budget, substitution is better at {won} of {len(duels)} sizes"
-    return [f"{text}: {'; '.join(_duel(*duel, images) for duel in duels)}."]
+    wins = sum(best.error < rival.error for _, best, rival in pairs)
+    text = f"Against thinner networks of the same budget, substitution is better at {wins} of {len(pairs)} sizes"
+    return [f"{text}: {'; '.join(_pair_clause(*pair, images) for pair in pairs)}."]
 
 
-def _duel(size: int, own: FrontPoint, rival: FrontPoint, images: int | None) -> str:
-    text = (
-        f"up to {size:,} parameters {own.name} {format_percent(own.error)}, {rival.name} {format_percent(rival.error)}"
-    )
+def _pair_clause(size: int, best: FrontPoint, rival: FrontPoint, images: int | None) -> str:
+    errors = f"{best.name} {format_percent(best.error)}, {rival.name} {format_percent(rival.error)}"
+    text = f"up to {size:,} parameters {errors}"
     if images is None:
         return text
-    low, high = newcombe_interval(own.error, rival.error, images)
-    return f"{text} ({own.error - rival.error:+.2f} points, {_interval(low, high)})"
+    low, high = newcombe_interval(best.error, rival.error, images)
+    return f"{text} ({best.error - rival.error:+.2f} points, {_interval(low, high)})"
 
 
-def _seeds(each: RepeatedSetting) -> str:
-    error = each.val_error
+def _seeds_sentence(repeat: RepeatedSetting) -> str:
+    error, gap = repeat.val_error, repeat.gap
     assert error.low is not None
     assert error.high is not None
     text = (
-        f"{each.point.name} with {each.point.params:,} parameters over {len(each.seeds)} seeds: "
+        f"{repeat.point.name} with {repeat.point.params:,} parameters over {len(repeat.seeds)} seeds: "
         f"{format_percent(error.mean)} (95 % t-interval {error.low:.2f} to {error.high:.2f})"
     )
-    if each.gap is None or each.gap.low is None or each.gap.high is None:
+    if gap is None or gap.low is None or gap.high is None:
         return f"{text}."
-    gap = each.gap
     return (
         f"{text}, {gap.mean:+.2f} points against separable, paired over {gap.count} seeds ({gap.low:+.2f} to "
         f"{gap.high:+.2f})."

@@ -1,6 +1,7 @@
-"""Draws the other pictures of a report from their records: learning curves, heat maps, importance, growth, effects.
+"""Draws the other pictures of a report: learning curves, heat maps, importance, effects, test errors, comparisons.
 
-Every function draws into an empty figure; colours have markers, line styles or numbers beside them.
+Every function draws into an empty figure of the layout's size. Lines and points differ by more than colour: by marker,
+line style or number.
 """
 
 from __future__ import annotations
@@ -21,14 +22,17 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+# Okabe and Ito's colours, which stay apart for colour-blind readers
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#7F7F7F", "#B8A800")
 MARKERS = "osD^vPX<>"
 DASHES: tuple[tuple[float, ...], ...] = ((), (5, 2), (2, 2), (6, 2, 1, 2), (1, 1.5), (8, 3))
-FONT, SMALL = 9.0, 8.0
+FONT, SMALL = 9.0, 8.0  # points
+DARK_INK, LIGHT_INK, GREY = "#010101", "#fefefe", "#d5d5d5"  # of a heat map, the same in the light and in the dark
+LONG_LABEL = 5  # characters from which on labels below a heat map are written aslant
 
 
 def plain_axes(figure: Figure, layout: Layout, *, left: float, bottom: float, right: float = 0.12) -> Axes:
-    """Axes with these margins in inches, without the upper and the right line."""
+    """Add axes with these margins in inches, without the upper and the right line."""
     width, height = layout.width, layout.height
     axes = figure.add_axes((left / width, bottom / height, 1 - (left + right) / width, 1 - (bottom + 0.12) / height))
     axes.grid(axis="y", color="0.92", linewidth=0.8)
@@ -40,7 +44,7 @@ def plain_axes(figure: Figure, layout: Layout, *, left: float, bottom: float, ri
 
 
 def draw_curves(figure: Figure, curves: Sequence[LearningCurve], layout: Layout) -> None:
-    """Validation error over epochs on a logarithmic scale; references are thinner and dashed."""
+    """Draw validation error over epochs on a logarithmic scale; references are thinner and dashed."""
     from matplotlib.ticker import MaxNLocator
 
     rows = -(-len(curves) // (1 if layout.columns < 3 else 2))
@@ -61,48 +65,59 @@ def draw_curves(figure: Figure, curves: Sequence[LearningCurve], layout: Layout)
     _legend(figure, axes, columns=1 if layout.columns < 3 else 2)
 
 
-def draw_heat(figure: Figure, heat: HeatMap, layout: Layout) -> tuple[str, ...]:
-    """Cells coloured by error, each with its number; returns the colours that must not be turned over in the dark.
+def draw_heat_map(figure: Figure, heat: HeatMap, layout: Layout) -> tuple[str, ...]:
+    """Draw cells coloured by error, each with its number.
 
     On a narrow picture dimensions run to the right and ranks downwards, so that cells stay wide enough for numbers.
+
+    Args:
+        figure: receives the axes.
+        heat: what to show.
+        layout: of the picture.
+
+    Returns:
+        The colours that must stay as they are in the dark.
     """
     turned = layout.columns < 3
     cells = list(zip(*heat.cells, strict=True)) if turned else list(heat.cells)
     across = [f"{dims}" for dims in heat.rows] if turned else list(heat.columns)
     down = list(heat.columns) if turned else [f"{dims}" for dims in heat.rows]
-    long = max(len(label) for label in across)
-    axes = plain_axes(figure, layout, left=0.45 + 0.075 * max(map(len, down)), bottom=0.55 + 0.05 * long * (long > 5))
+    longest = max(len(label) for label in across)
+    aslant = longest > LONG_LABEL
+    left, bottom = 0.45 + 0.075 * max(map(len, down)), 0.55 + 0.05 * longest * aslant
+    axes = plain_axes(figure, layout, left=left, bottom=bottom)
     axes.grid(visible=False)
-    used = _draw_cells(axes, cells, min(SMALL, 21 * layout.width / max(1, len(across))))
-    axes.set_xticks(range(len(across)), across, rotation=35 if long > 5 else 0, ha="right" if long > 5 else "center")
+    colours = _draw_cells(axes, cells, min(SMALL, 21 * layout.width / max(1, len(across))))
+    axes.set_xticks(range(len(across)), across, rotation=35 if aslant else 0, ha="right" if aslant else "center")
     axes.set_yticks(range(len(down)), down)
     axes.set_xlim(-0.5, len(across) - 0.5)
     axes.set_ylim(len(down) - 0.5, -0.5) if turned else axes.set_ylim(-0.5, len(down) - 0.5)
     axes.tick_params(length=0, labelsize=SMALL)
     axes.set_xlabel("dimensions" if turned else heat.columns_are, fontsize=FONT)
     axes.set_ylabel(heat.columns_are if turned else "dimensions", fontsize=FONT)
-    return used
+    return colours
 
 
 def _draw_cells(axes: Axes, cells: Sequence[Sequence[Cell | None]], size: float) -> tuple[str, ...]:
+    """Draw the cells with text of `size` points; the result is the colours that were used."""
     from matplotlib.patches import Rectangle
 
     errors = [cell.error for row in cells for cell in row if cell and cell.error is not None]
     shades = iter(_shades(errors))
-    used = {"#fefefe", "#010101", "#d5d5d5"}
+    colours = {LIGHT_INK, DARK_INK, GREY}
     for y, row in enumerate(cells):
         for x, cell in enumerate(row):
             if cell is None:
                 continue
-            colour, ink, text = "#d5d5d5", "#010101", "s" if cell.stopped else "x"
+            colour, ink, text = GREY, DARK_INK, "s" if cell.stopped else "x"
             if cell.error is not None:
                 share, colour = next(shades)
-                ink, text = ("#fefefe" if share > 0.55 else "#010101"), f"{cell.error:.1f}"
-            used.add(colour)
-            # As an artist, not as a patch: the limits are set by the caller, and to work them out takes long
+                ink, text = (LIGHT_INK if share > 0.55 else DARK_INK), f"{cell.error:.1f}"
+            colours.add(colour)
+            # add_patch would work out the limits, which takes long; the caller sets them
             axes.add_artist(Rectangle((x - 0.48, y - 0.48), 0.96, 0.96, facecolor=colour, linewidth=0))
             axes.text(x, y, text, ha="center", va="center", fontsize=size, color=ink)
-    return tuple(used)
+    return tuple(colours)
 
 
 def _shades(errors: Sequence[float]) -> list[tuple[float, str]]:
@@ -113,29 +128,29 @@ def _shades(errors: Sequence[float]) -> list[tuple[float, str]]:
 
     if not errors:
         return []
-    known = np.maximum(errors, 0.01)
-    shares = LogNorm(known.min(), max(known.max(), 1.001 * known.min()))(known)
+    positive = np.maximum(errors, 0.01)
+    shares = LogNorm(positive.min(), max(positive.max(), 1.001 * positive.min()))(positive)
     return [
         (float(share), to_hex(colour)) for share, colour in zip(shares, colormaps["cividis_r"](shares), strict=True)
     ]
 
 
-def draw_importance(figure: Figure, found: Sequence[Importance], layout: Layout) -> None:
-    """Bars by field, one hatch an evaluator, each bar with its share."""
-    names = [name for name, _ in found[0].shares]
-    axes = plain_axes(figure, layout, left=0.3 + 0.075 * max(map(len, names)), bottom=0.55 + 0.22 * len(found))
+def draw_importance(figure: Figure, importances: Sequence[Importance], layout: Layout) -> None:
+    """Draw bars by field, one hatch an evaluator, each bar with its share."""
+    names, count = [name for name, _ in importances[0].shares], len(importances)
+    axes = plain_axes(figure, layout, left=0.3 + 0.075 * max(map(len, names)), bottom=0.55 + 0.22 * count)
     axes.grid(visible=False)
-    height = 0.8 / len(found)
-    for number, importance in enumerate(found):
+    height = 0.8 / count
+    for number, importance in enumerate(importances):
         shares = dict(importance.shares)
-        places = [index + (number - (len(found) - 1) / 2) * height for index in range(len(names))]
+        heights = [index + (number - (count - 1) / 2) * height for index in range(len(names))]
         axes.barh(
-            places, [shares.get(name, 0.0) for name in names], height=0.9 * height, color=COLOURS[number],
+            heights, [shares.get(name, 0.0) for name in names], height=0.9 * height, color=COLOURS[number],
             hatch=("", "///", "...", "xx")[number], edgecolor="white", linewidth=0, label=importance.evaluator,
         )  # fmt: skip
-        for place, name in zip(places, names, strict=True):
+        for y, name in zip(heights, names, strict=True):
             share = shares.get(name, 0.0)
-            axes.text(share + 0.01, place, f"{100 * share:.0f} %", va="center", fontsize=SMALL, color="0.2")
+            axes.text(share + 0.01, y, f"{100 * share:.0f} %", va="center", fontsize=SMALL, color="0.2")
     axes.set_yticks(range(len(names)), names)
     axes.invert_yaxis()
     axes.set_xlim(0, 1.09)
@@ -145,34 +160,34 @@ def draw_importance(figure: Figure, found: Sequence[Importance], layout: Layout)
 
 
 def draw_effects(figure: Figure, effects: Sequence[PairedEffect], layout: Layout) -> None:
-    """Differences with their intervals; left of zero the second value is better."""
+    """Draw differences with their intervals; left of zero the second value is better."""
     names = [f"{effect.factor}: {effect.other} vs {effect.base}" for effect in effects]
-    shown = [name if len(name) <= 46 or layout.columns > 2 else f"{name[:44]}…" for name in names]
-    axes = plain_axes(figure, layout, left=0.25 + 0.066 * max(map(len, shown)), bottom=0.6)
+    labels = [name if len(name) <= 46 or layout.columns > 2 else f"{name[:44]}…" for name in names]
+    axes = plain_axes(figure, layout, left=0.25 + 0.066 * max(map(len, labels)), bottom=0.6)
     axes.grid(axis="x", color="0.92", linewidth=0.8)
     axes.axvline(0, color="0.3", linewidth=1)
-    for place, effect in enumerate(effects):
+    for y, effect in enumerate(effects):
         estimate = effect.estimate
         colour = {True: COLOURS[0], False: "0.5", None: "0.5"}[estimate.beyond_noise]
         if estimate.low is not None and estimate.high is not None:
-            axes.plot([estimate.low, estimate.high], [place, place], color=colour, linewidth=2)
+            axes.plot([estimate.low, estimate.high], [y, y], color=colour, linewidth=2)
         marker = "o" if estimate.beyond_noise else "D" if estimate.low is not None else "x"
-        axes.plot([estimate.mean], [place], marker=marker, color=colour, markersize=6)
-    axes.set_yticks(range(len(shown)), shown)
+        axes.plot([estimate.mean], [y], marker=marker, color=colour, markersize=6)
+    axes.set_yticks(range(len(labels)), labels)
     axes.tick_params(axis="y", labelsize=SMALL)
-    axes.set_ylim(len(shown) - 0.4, -0.6)
+    axes.set_ylim(len(labels) - 0.4, -0.6)
     axes.set_xlabel("difference in points of error", fontsize=FONT)
 
 
-def draw_on_test(figure: Figure, series: Sequence[PointSeries], layout: Layout) -> None:
-    """Test error against parameters on a logarithmic scale; printed results are hollow."""
+def draw_test_errors(figure: Figure, series: Sequence[PointSeries], layout: Layout) -> None:
+    """Draw test error against parameters on a logarithmic scale; printed results are hollow."""
     columns = 2 if layout.columns < 3 else 4
     axes = plain_axes(figure, layout, left=0.62, bottom=0.6 + 0.22 * -(-len(series) // columns))
-    for each in series:
-        xs, ys = zip(*each.points, strict=True)
+    for line in series:
+        xs, ys = zip(*line.points, strict=True)
         axes.scatter(
-            xs, ys, s=110 if each.marker == "*" else 44, marker=each.marker, label=each.label, zorder=3,
-            facecolors="none" if each.printed else each.colour, edgecolors=each.colour, linewidths=1.1,
+            xs, ys, s=110 if line.marker == "*" else 44, marker=line.marker, label=line.label, zorder=3,
+            facecolors="none" if line.printed else line.colour, edgecolors=line.colour, linewidths=1.1,
         )  # fmt: skip
     axes.set_xscale("log")
     _plain_sizes(axes, layout)
@@ -180,26 +195,26 @@ def draw_on_test(figure: Figure, series: Sequence[PointSeries], layout: Layout) 
     _legend(figure, axes, columns=columns)
 
 
-def draw_growth(figure: Figure, found: Sequence[HypervolumeGrowth], layout: Layout, *, unit: str) -> None:
-    """Hypervolume over cost, one line style a study, with a line at the cost that all of them spent."""
+def draw_hypervolume(figure: Figure, growths: Sequence[HypervolumeGrowth], layout: Layout, *, unit: str) -> None:
+    """Draw hypervolume over cost, one line style a study, with a line at the cost that all of them spent."""
     columns = 1 if layout.columns < 3 else 2
-    axes = plain_axes(figure, layout, left=0.72, bottom=0.6 + 0.22 * -(-(len(found) + 1) // columns))
-    for number, each in enumerate(found):
-        costs = [0.0, *(cost for cost, _ in each.steps), each.cost]
-        volumes = [0.0, *(volume for _, volume in each.steps)]
+    axes = plain_axes(figure, layout, left=0.72, bottom=0.6 + 0.22 * -(-(len(growths) + 1) // columns))
+    for number, growth in enumerate(growths):
+        costs = [0.0, *(cost for cost, _ in growth.steps), growth.cost]
+        volumes = [0.0, *(volume for _, volume in growth.steps)]
         volumes.append(volumes[-1])
         axes.step(
             costs, volumes, where="post", color=COLOURS[number % 9], dashes=DASHES[number % 6] or (None, None),
-            marker=MARKERS[number % 9], markersize=4, markevery=max(1, len(costs) // 10), label=each.study,
+            marker=MARKERS[number % 9], markersize=4, markevery=max(1, len(costs) // 10), label=growth.study,
         )  # fmt: skip
-    axes.axvline(min(each.cost for each in found), color="0.6", linewidth=1, dashes=(3, 3), label="equal cost")
+    axes.axvline(min(growth.cost for growth in growths), color="0.6", linewidth=1, dashes=(3, 3), label="equal cost")
     axes.set_xlabel({"seconds": "seconds of training", "epochs": "epochs trained"}[unit], fontsize=FONT)
     axes.set_ylabel("hypervolume (points x decades)", fontsize=FONT)
     _legend(figure, axes, columns=columns)
 
 
 def draw_fronts(figure: Figure, fronts: Sequence[tuple[str, Sequence[tuple[float, float]]]], layout: Layout) -> None:
-    """Several fronts of (parameters, error in percent), each with a colour, a marker and a line style of its own."""
+    """Draw fronts of (parameters, error in percent), each with a colour, a marker and a line style of its own."""
     columns = 1 if layout.columns < 3 else 2
     axes = plain_axes(figure, layout, left=0.62, bottom=0.6 + 0.22 * -(-len(fronts) // columns))
     right = 1.15 * max(x for _, points in fronts for x, _ in points)

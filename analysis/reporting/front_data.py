@@ -26,7 +26,8 @@ from analysis.utils.styles import method_styles
 from sweeps.records.events import Role, Status
 from sweeps.records.model import StudyRecord
 
-TITLE_LETTERS, MOST_LABELS = 78, 24
+TITLE_WIDTH, TITLE_LINES = 78, 3  # characters a line
+MAX_LABELS = 24
 AXES: dict[SizeMeasure, str] = {"params": "parameters", "mult_adds": "mult-adds of one image"}
 
 
@@ -42,27 +43,35 @@ class Series:
 
 @dataclass(frozen=True, kw_only=True)
 class FrontPlot:
-    """All that the picture shows."""
+    """All that the picture shows; sizes are x, errors in percent are y.
+
+    Attributes:
+        stopped: size, error at the last epoch and colour of each trial that was stopped early.
+        references: name, size and error of each.
+        labels: text, size and error; the most important first.
+        thin: networks of several widths: a name, and (size, error) by size.
+        spreads: of points of several seeds: size, mean, standard deviation.
+    """
 
     title: str
     subtitle: str
     series: tuple[Series, ...]
-    stopped: tuple[tuple[float, float, str], ...]  # size, error at the last epoch, colour
+    stopped: tuple[tuple[float, float, str], ...]
     front: tuple[tuple[float, float], ...]
     references: tuple[tuple[str, float, float], ...]
     budgets: tuple[float, ...]
-    labels: tuple[tuple[str, float, float], ...]  # of the front, most important first
+    labels: tuple[tuple[str, float, float], ...]
     x_limits: tuple[float, float]
     y_limits: tuple[float, float]
     x_label: str = AXES["params"]
-    thin: tuple[tuple[str, tuple[tuple[float, float], ...]], ...] = ()  # one form at several widths, by size
-    spreads: tuple[tuple[float, float, float], ...] = ()  # of points of several seeds: size, mean, standard deviation
+    thin: tuple[tuple[str, tuple[tuple[float, float], ...]], ...] = ()
+    spreads: tuple[tuple[float, float, float], ...] = ()
 
     @property
-    def beyond(self) -> int:
+    def points_above(self) -> int:
         """How many points lie above the picture; they are drawn at its upper edge."""
-        shown = [error for line in self.series for _, error in line.points] + [error for _, error, _ in self.stopped]
-        return sum(error > self.y_limits[1] for error in shown)
+        errors = [error for line in self.series for _, error in line.points] + [error for _, error, _ in self.stopped]
+        return sum(error > self.y_limits[1] for error in errors)
 
 
 def front_plot(study: StudyRecord, points: Sequence[FrontPoint], measure: SizeMeasure = "params") -> FrontPlot:
@@ -80,50 +89,54 @@ def front_plot(study: StudyRecord, points: Sequence[FrontPoint], measure: SizeMe
         ValueError: no trial or reference was trained to its end.
     """
     points = [point for point in points if point.size(measure) is not None]
-    done = [point for point in points if point.finished]
-    if not done:
+    completed = [point for point in points if point.finished]
+    if not completed:
         raise ValueError(f"a picture needs a completed trial, but {study.name} has none")
-    kept, known = pareto_front(points, measure), references(points)
-    shown = method_styles(point.method for point in points if point.role is Role.SEARCH)
+    front, reference_points = pareto_front(points, measure), references(points)
+    styles = method_styles(point.method for point in points if point.role is Role.SEARCH)
     stopped = [point for point in points if point.status is Status.STOPPED and point.val_error is not None]
     return FrontPlot(
-        title="\n".join(textwrap.wrap(str(study.header.get("question") or study.name), TITLE_LETTERS)[:3]),
+        title="\n".join(textwrap.wrap(str(study.header.get("question") or study.name), TITLE_WIDTH)[:TITLE_LINES]),
         subtitle=_subtitle(study, points),
-        series=_series(done, shown, measure),
-        stopped=tuple((*_at(p, measure), shown[p.method][0]) for p in stopped if p.role is Role.SEARCH),
-        front=tuple(_at(point, measure) for point in kept),
-        references=tuple((p.form, *_at(p, measure)) for p in known),
+        series=_series(completed, styles, measure),
+        stopped=tuple((*_position(p, measure), styles[p.method][0]) for p in stopped if p.role is Role.SEARCH),
+        front=tuple(_position(point, measure) for point in front),
+        references=tuple((p.form, *_position(p, measure)) for p in reference_points),
         budgets=tuple(float(s.params) for s in study_strata(study) if s.params) if measure == "params" else (),
-        labels=tuple((_short(point), *_at(point, measure)) for point in _by_importance(kept)[:MOST_LABELS]),
-        x_limits=_x_limits([_at(point, measure)[0] for point in (*done, *stopped)]),
-        y_limits=_y_limits(points, kept),
+        labels=tuple((_short_label(point), *_position(point, measure)) for point in _by_importance(front)[:MAX_LABELS]),
+        x_limits=_x_limits([_position(point, measure)[0] for point in (*completed, *stopped)]),
+        y_limits=_y_limits(points, front),
         x_label=AXES[measure],
-        thin=_thin(known, measure),
-        spreads=tuple((*_at(p, measure), p.spread) for p in (*kept, *known) if p.spread is not None),
+        thin=_thin_lines(reference_points, measure),
+        spreads=tuple((*_position(p, measure), p.spread) for p in (*front, *reference_points) if p.spread is not None),
     )
 
 
-def _at(point: FrontPoint, measure: SizeMeasure) -> tuple[float, float]:
+def _position(point: FrontPoint, measure: SizeMeasure) -> tuple[float, float]:
     return float(point.size(measure) or 0), point.error
 
 
-def _thin(known: Sequence[FrontPoint], measure: SizeMeasure) -> tuple[tuple[str, tuple[tuple[float, float], ...]], ...]:
-    """The forms that were trained at several widths, each as a line through its points."""
-    found = []
-    for method in sorted({point.method for point in known}):
-        line = sorted(_at(point, measure) for point in known if point.method == method)
+def _thin_lines(
+    reference_points: Sequence[FrontPoint], measure: SizeMeasure
+) -> tuple[tuple[str, tuple[tuple[float, float], ...]], ...]:
+    """The networks that were trained at several widths, each as a line through its points."""
+    lines = []
+    for method in sorted({point.method for point in reference_points}):
+        line = sorted(_position(point, measure) for point in reference_points if point.method == method)
         if len({size for size, _ in line}) > 1:
-            found.append((f"thinner {method_label(method)}", tuple(line)))
-    return tuple(found)
+            lines.append((f"thinner {method_label(method)}", tuple(line)))
+    return tuple(lines)
 
 
-def _series(done: Sequence[FrontPoint], shown: dict[str, tuple[str, str]], measure: SizeMeasure) -> tuple[Series, ...]:
-    found = []
-    for method, (colour, marker) in shown.items():
-        points = tuple(_at(p, measure) for p in done if p.method == method and p.role is Role.SEARCH)
+def _series(
+    completed: Sequence[FrontPoint], styles: dict[str, tuple[str, str]], measure: SizeMeasure
+) -> tuple[Series, ...]:
+    series = []
+    for method, (colour, marker) in styles.items():
+        points = tuple(_position(p, measure) for p in completed if p.method == method and p.role is Role.SEARCH)
         if points:
-            found.append(Series(label=method_label(method), colour=colour, marker=marker, points=points))
-    return tuple(found)
+            series.append(Series(label=method_label(method), colour=colour, marker=marker, points=points))
+    return tuple(series)
 
 
 def _subtitle(study: StudyRecord, points: Sequence[FrontPoint]) -> str:
@@ -143,23 +156,23 @@ def _subtitle(study: StudyRecord, points: Sequence[FrontPoint]) -> str:
 
 def _certainty(study: StudyRecord, points: Sequence[FrontPoint]) -> str | None:
     """How far chance alone may move the best error: too much for a reader not to know it."""
-    images, chosen = validation_images(study), best_point(points)
-    if images is None or chosen is None:
+    images, best = validation_images(study), best_point(points)
+    if images is None or best is None:
         return None
-    low, high = wilson_interval(chosen.error, images)
-    return f"{images:,} validation images: {chosen.error:.1f} % is ±{(high - low) / 2:.1f} points (95 %)"
+    low, high = wilson_interval(best.error, images)
+    return f"{images:,} validation images: {best.error:.1f} % is ±{(high - low) / 2:.1f} points (95 %)"
 
 
-def _short(point: FrontPoint) -> str:
-    """A label in few letters, e.g. `3d 0.31`; a method without dimensions is named."""
+def _short_label(point: FrontPoint) -> str:
+    """A short label, e.g. `3d 0.31`; a method without dimensions is named."""
     shape = f"{point.dims}d" if point.dims is not None else method_label(point.method)
     return f"{shape} {point.rank_scale:.2g}" if point.rank_scale else shape
 
 
-def _by_importance(kept: Sequence[FrontPoint]) -> list[FrontPoint]:
-    """Ends first, then the rest from the left: where room is short, the ends are what a reader looks for."""
-    ends = [kept[0], kept[-1]] if len(kept) > 1 else list(kept)
-    return [*ends, *kept[1:-1]]
+def _by_importance(front: Sequence[FrontPoint]) -> list[FrontPoint]:
+    """Ends first, then the others from the left: where space is short, the ends are what a reader looks for."""
+    ends = [front[0], front[-1]] if len(front) > 1 else list(front)
+    return [*ends, *front[1:-1]]
 
 
 def _x_limits(sizes: Sequence[float]) -> tuple[float, float]:
@@ -168,11 +181,11 @@ def _x_limits(sizes: Sequence[float]) -> tuple[float, float]:
     return low / factor, high * factor
 
 
-def _y_limits(points: Sequence[FrontPoint], kept: Sequence[FrontPoint]) -> tuple[float, float]:
-    """All of the front, the references and nine in ten of the completed trials; the far ones go to the upper edge."""
-    done = sorted(point.error for point in points if point.finished)
-    needed = [point.error for point in kept] + [point.error for point in references(points)]
-    high = max([*needed, done[int(0.9 * (len(done) - 1))]])
-    low = done[0]
-    room = max(0.3 * (high - low), 0.5 * high - (high - low), 0.2)  # a single point deserves some ground around it
-    return max(low - 0.6 * room, -0.04 * high), high + 0.4 * room
+def _y_limits(points: Sequence[FrontPoint], front: Sequence[FrontPoint]) -> tuple[float, float]:
+    """All of the front, the references and nine in ten of the completed trials; the others go to the upper edge."""
+    errors = sorted(point.error for point in points if point.finished)
+    inside = [point.error for point in front] + [point.error for point in references(points)]
+    high = max([*inside, errors[int(0.9 * (len(errors) - 1))]])
+    low = errors[0]
+    margin = max(0.3 * (high - low), 0.5 * high - (high - low), 0.2)  # a single point has some space around it
+    return max(low - 0.6 * margin, -0.04 * high), high + 0.4 * margin

@@ -1,4 +1,4 @@
-"""Draws the picture of a study from its record (analysis.reporting.front_data)."""
+"""Draws the picture of a study's front: as a PNG file, or into a figure of the report."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from itertools import cycle, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from analysis.reporting.front_data import FrontPlot, Series, front_plot
-from analysis.reporting.label_placement import LEADER, Box, Label, distance, place
+from analysis.reporting.front_data import FrontPlot, front_plot
+from analysis.reporting.label_placement import LEADER_DISTANCE, Box, Label, distance, place_labels
 from analysis.stats.front import FrontPoint
 from analysis.utils.styles import REFERENCE_COLOURS
 from lowrank.utils.atomic_write import atomic_path
@@ -21,14 +21,13 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["FrontPlot", "Layout", "Series", "draw_front", "draw_plot", "front_plot"]
 
-MARKER_PIXELS = 7.0
+MARKER_PIXELS, STOPPED_MARKER_PIXELS = 7.0, 2.0  # radii
 
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """Size of a picture in inches, entries beside each other in its legend, and whether it has a title."""
+    """Size of a picture in inches, columns of its legend, and whether it has a title."""
 
     width: float = 9.6
     height: float = 6.4
@@ -39,7 +38,7 @@ class Layout:
 WIDE, NARROW = Layout(title=False), Layout(width=4.4, height=5.2, columns=2, title=False)  # of a page: screen, phone
 
 
-def draw_front(study: StudyRecord, points: Sequence[FrontPoint], path: Path, dpi: int = 160) -> FrontPlot:
+def write_front_picture(study: StudyRecord, points: Sequence[FrontPoint], path: Path, dpi: int = 160) -> FrontPlot:
     """Draw the front of a study as a PNG file.
 
     Args:
@@ -60,14 +59,20 @@ def draw_front(study: StudyRecord, points: Sequence[FrontPoint], path: Path, dpi
     plot = front_plot(study, points)
     figure = Figure(figsize=(Layout().width, Layout().height), dpi=dpi)
     FigureCanvasAgg(figure)
-    draw_plot(figure, plot, Layout())
+    draw_front(figure, plot, Layout())
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format="png")
     return plot
 
 
-def draw_plot(figure: Figure, plot: FrontPlot, layout: Layout) -> None:
-    """Draw `plot` into an empty figure of the layout's size; all lengths but the axes' are in inches or points."""
+def draw_front(figure: Figure, plot: FrontPlot, layout: Layout) -> None:
+    """Draw a front into an empty figure.
+
+    Args:
+        figure: of the layout's size.
+        plot: what to show.
+        layout: of the picture.
+    """
     lines = plot.title.count("\n") + 1
     top = 1 - (0.61 + 0.23 * lines) / layout.height if layout.title else 0.985
     entries = len(plot.series) + len(plot.references) + len(plot.thin) + bool(plot.front) + bool(plot.stopped)
@@ -94,7 +99,7 @@ def _draw_axes(axes: Axes, plot: FrontPlot, layout: Layout) -> None:
     axes.set_xscale("log")
     axes.set_xlim(*plot.x_limits)
     axes.set_ylim(*plot.y_limits)
-    decades = math.log10(plot.x_limits[1] / plot.x_limits[0]) * 9.6 / layout.width  # as many as the width has room for
+    decades = math.log10(plot.x_limits[1] / plot.x_limits[0]) * 9.6 / layout.width  # as on a wide picture
     axes.xaxis.set_major_locator(LogLocator(subs=_ticks(decades), numticks=30))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: format_round_count(value)))
     axes.xaxis.set_minor_formatter(NullFormatter())
@@ -110,14 +115,14 @@ def _draw_axes(axes: Axes, plot: FrontPlot, layout: Layout) -> None:
 
 def _ticks(decades: float) -> tuple[float, ...]:
     """Where numbers stand within each decade of a logarithmic axis that shows so many."""
-    for least, found in ((4.5, (1.0,)), (3, (1.0, 3.0)), (1.48, (1.0, 2.0, 5.0))):
-        if decades > least:
-            return found
+    for limit, ticks in ((4.5, (1.0,)), (3, (1.0, 3.0)), (1.48, (1.0, 2.0, 5.0))):
+        if decades > limit:
+            return ticks
     return (1, 1.5, 2, 3, 4, 5, 6, 8)
 
 
 def _draw_budgets(axes: Axes, plot: FrontPlot) -> None:
-    """Thin lines at the budgets, named at the lower edge, which the front leaves free, where there is room for it."""
+    """Thin lines at the budgets, named at the lower edge where names do not overlap; the front leaves it free."""
     from matplotlib.transforms import blended_transform_factory
 
     both = blended_transform_factory(axes.transData, axes.transAxes)
@@ -126,25 +131,25 @@ def _draw_budgets(axes: Axes, plot: FrontPlot) -> None:
         if not plot.x_limits[0] < budget < plot.x_limits[1]:
             continue
         axes.axvline(budget, color="0.75", linewidth=0.8, linestyle=(0, (4, 3)), zorder=0.5)
-        at = axes.transAxes.inverted().transform(axes.transData.transform((budget, plot.y_limits[0])))[0]
-        if at - last > 0.03:
+        x = axes.transAxes.inverted().transform(axes.transData.transform((budget, plot.y_limits[0])))[0]
+        if x - last > 0.03:
             axes.annotate(
                 f"≤ {budget:,.0f}", (budget, 0.012), xycoords=both, xytext=(-2.5, 0), textcoords="offset points",
                 rotation=90, fontsize=7.5, color="0.5", ha="right", va="bottom", zorder=0.6,
             )  # fmt: skip
-            last = at
+            last = x
 
 
 def _draw_points(axes: Axes, plot: FrontPlot) -> None:
     top = plot.y_limits[1]
     for line in plot.series:
-        inside_line = [point for point in line.points if point[1] <= top]
+        inside = [point for point in line.points if point[1] <= top]
         axes.scatter(
-            [x for x, _ in inside_line], [y for _, y in inside_line], s=46, c=line.colour, marker=line.marker,
+            [x for x, _ in inside], [y for _, y in inside], s=46, c=line.colour, marker=line.marker,
             edgecolors="white", linewidths=0.7, zorder=3, label=f"{line.label} ({len(line.points)})",
         )  # fmt: skip
-    for (name, line_), dashes in zip(plot.thin, cycle(((5, 2), (2, 2), (6, 2, 1, 2))), strict=False):
-        axes.plot(*zip(*line_, strict=True), color="0.45", linewidth=1.1, dashes=dashes, zorder=2.4, label=name)
+    for (name, points), dashes in zip(plot.thin, cycle(((5, 2), (2, 2), (6, 2, 1, 2))), strict=False):
+        axes.plot(*zip(*points, strict=True), color="0.45", linewidth=1.1, dashes=dashes, zorder=2.4, label=name)
     for number, (name, x, y) in enumerate(plot.references):
         colour = REFERENCE_COLOURS[number % len(REFERENCE_COLOURS)]
         axes.scatter([x], [y], s=190, marker="*", c=colour, edgecolors="white", linewidths=0.8, zorder=4, label=name)
@@ -152,7 +157,7 @@ def _draw_points(axes: Axes, plot: FrontPlot) -> None:
         axes.errorbar([x], [y], yerr=[spread], color="0.35", linewidth=1.0, capsize=2.5, zorder=2.8)
     _draw_front_line(axes, plot)
     _draw_stopped(axes, plot)
-    _draw_beyond(axes, plot)
+    _draw_points_above(axes, plot)
 
 
 def _draw_front_line(axes: Axes, plot: FrontPlot) -> None:
@@ -175,7 +180,7 @@ def _draw_stopped(axes: Axes, plot: FrontPlot) -> None:
         axes.scatter([], [], s=26, c="0.5", alpha=0.6, marker=".", label=f"stopped early ({len(plot.stopped)})")
 
 
-def _draw_beyond(axes: Axes, plot: FrontPlot) -> None:
+def _draw_points_above(axes: Axes, plot: FrontPlot) -> None:
     """Arrows at the upper edge for the points above it, faint for stopped trials."""
     from matplotlib.colors import to_rgba
 
@@ -187,7 +192,7 @@ def _draw_beyond(axes: Axes, plot: FrontPlot) -> None:
             [x for x, _, _ in high], [0.985] * len(high), s=16, marker="^", linewidths=0, zorder=2,
             c=[to_rgba(colour, alpha) for _, colour, alpha in high], transform=axes.get_xaxis_transform(),
         )  # fmt: skip
-        note = f"▲ {plot.beyond} above the picture"
+        note = f"▲ {plot.points_above} above the picture"
         axes.text(0.995, 0.985, note, transform=axes.transAxes, fontsize=7.5, color="0.45", ha="right", va="center")
 
 
@@ -198,44 +203,44 @@ def _staircase(plot: FrontPlot) -> tuple[list[float], list[float]]:
 
 
 def _draw_labels(figure: Figure, axes: Axes, plot: FrontPlot) -> None:
-    """Name the references and the front; a label that finds no room is left out, the table has it."""
+    """Name the references and the front; a label without a free place is left out, the table has it."""
     scale = figure.dpi / 100
-    wanted = [(f"{name}  {y:.2f} %", x, y, "bold") for name, x, y in plot.references]
-    wanted += [(text, x, y, "normal") for text, x, y in plot.labels]
-    texts = [axes.text(0, 0, text, fontsize=8.5, fontweight=weight, alpha=0) for text, _, _, weight in wanted]
+    names = [(f"{name}  {y:.2f} %", x, y, "bold") for name, x, y in plot.references]
+    names += [(text, x, y, "normal") for text, x, y in plot.labels]
+    texts = [axes.text(0, 0, text, fontsize=8.5, fontweight=weight, alpha=0) for text, _, _, weight in names]
     renderer = figure.canvas.get_renderer()  # type: ignore[attr-defined]
     labels = []
-    for text, (_, x, y, _) in zip(texts, wanted, strict=True):
+    for text, (_, x, y, _) in zip(texts, names, strict=True):
         extent = text.get_window_extent(renderer)
         px, py = axes.transData.transform((x, y))
         labels.append(Label(px / scale, py / scale, extent.width / scale, extent.height / scale))
         text.remove()
     frame = axes.get_window_extent(renderer)
-    room = Box(frame.x0 / scale + 2, frame.y0 / scale + 2, frame.x1 / scale - 2, frame.y1 / scale - 2)
-    for (text_, x, y, weight), label, box in zip(
-        wanted, labels, place(labels, _obstacles(axes, plot, scale), room), strict=True
-    ):
+    inner = Box(frame.x0 / scale + 2, frame.y0 / scale + 2, frame.x1 / scale - 2, frame.y1 / scale - 2)
+    boxes = place_labels(labels, _obstacles(axes, plot, scale), inner)
+    for (name, x, y, weight), label, box in zip(names, labels, boxes, strict=True):
         if box is not None:
-            _write(axes, text_, (x, y), weight, label, box, scale)
+            _draw_label(axes, name, (x, y), weight, label, box)
 
 
-def _write(axes: Axes, text: str, xy: tuple[float, float], weight: str, label: Label, box: Box, scale: float) -> None:
+def _draw_label(axes: Axes, text: str, xy: tuple[float, float], weight: str, label: Label, box: Box) -> None:
     centre = ((box.left + box.right) / 2, (box.bottom + box.top) / 2)
-    points = 72 / 100  # a hundredth of an inch in points: offsets hold at any resolution
+    points = 72 / 100  # pixels are hundredths of an inch; offsets in points hold at any resolution
     offset = ((centre[0] - label.x) * points, (centre[1] - label.y) * points)
-    far = distance(label, box) > LEADER
+    joined = distance(label, box) > LEADER_DISTANCE
     arrow: dict[str, Any] | None = {"arrowstyle": "-", "color": "0.6", "linewidth": 0.7, "shrinkA": 0, "shrinkB": 6}
     axes.annotate(
         text, xy, xytext=offset, textcoords="offset points", ha="center", va="center", fontsize=8.5,
-        fontweight=weight, color="0.1", zorder=5, arrowprops=arrow if far else None,
+        fontweight=weight, color="0.1", zorder=5, arrowprops=arrow if joined else None,
         bbox={"boxstyle": "square,pad=0.08", "facecolor": "white", "edgecolor": "none", "alpha": 0.75},
     )  # fmt: skip
 
 
 def _obstacles(axes: Axes, plot: FrontPlot, scale: float) -> list[Box]:
     """What labels should not cover: markers, stars, and the front's staircase."""
-    marked = [point for line in plot.series for point in line.points] + [(x, y) for _, x, y in plot.references]
-    boxes = _around(axes, marked, scale, MARKER_PIXELS) + _around(axes, [at[:2] for at in plot.stopped], scale, 2.0)
+    points = [point for line in plot.series for point in line.points] + [(x, y) for _, x, y in plot.references]
+    boxes = _boxes_around(axes, points, scale, MARKER_PIXELS)
+    boxes += _boxes_around(axes, [(x, y) for x, y, _ in plot.stopped], scale, STOPPED_MARKER_PIXELS)
     if plot.front:
         xs, ys = _staircase(plot)
         corners = [axes.transData.transform(point) / scale for point in zip(xs, ys, strict=True)]
@@ -245,8 +250,8 @@ def _obstacles(axes: Axes, plot: FrontPlot, scale: float) -> list[Box]:
     return boxes
 
 
-def _around(axes: Axes, points: Sequence[tuple[float, float]], scale: float, radius: float) -> list[Box]:
+def _boxes_around(axes: Axes, points: Sequence[tuple[float, float]], scale: float, radius: float) -> list[Box]:
     if not points:
         return []
-    found = axes.transData.transform(points) / scale
-    return [Box(x - radius, y - radius, x + radius, y + radius) for x, y in found]
+    pixels = axes.transData.transform(points) / scale
+    return [Box(x - radius, y - radius, x + radius, y + radius) for x, y in pixels]

@@ -8,9 +8,9 @@ from concurrent.futures import Executor, Future
 from pathlib import Path
 from typing import Any
 
-from analysis.reporting.render import DrawJob, Picture, make_picture
-from analysis.reporting.svg_theme import variables
-from analysis.reporting.tables import Sheet
+from analysis.reporting.render import DrawJob, Picture, render_picture
+from analysis.reporting.svg_theme import colour_variables
+from analysis.reporting.tables import ReportTable
 from analysis.utils.templates import read_resource, render_template
 
 PACKAGE, TEMPLATE, STYLE = "analysis.reporting", "templates/page.html.j2", "templates/style.css"
@@ -68,16 +68,16 @@ class Page:
 
     def picture(self, job: DrawJob) -> None:
         """Add a picture in both widths, drawn by the executor; the style sheet shows one."""
-        future = self._executor.submit(make_picture, job, self._folder)
+        future = self._executor.submit(render_picture, job, self._folder)
         self._pictures.append(future)
         self._add("picture", picture=future)
 
-    def table(self, sheet: Sheet) -> None:
+    def table(self, table: ReportTable) -> None:
         """Add a table for readers with a link to its CSV; of a long one the first rows."""
-        headings = sheet.headings or sheet.columns
-        classes = [_column_class([row[index] for row in sheet.words]) for index in range(len(headings))]
-        self._add("table", headings=headings, classes=classes, rows=sheet.words[:SHOWN_ROWS])
-        self.file(f"{sheet.name}.csv", max(0, len(sheet.words) - SHOWN_ROWS))
+        headings = table.headings or table.columns
+        classes = [_column_class([row[index] for row in table.texts]) for index in range(len(headings))]
+        self._add("table", headings=headings, classes=classes, rows=table.texts[:SHOWN_ROWS])
+        self.file(f"{table.name}.csv", max(0, len(table.texts) - SHOWN_ROWS))
 
     def file(self, name: str, more_rows: int = 0) -> None:
         """Add a link to a file beside the page; `more_rows` are those that only the file holds."""
@@ -104,7 +104,7 @@ class Page:
         colours = {colour for future in self._pictures for colour in future.result().colours}
         return render_template(
             PACKAGE, TEMPLATE, title=self.title, subtitle=self.subtitle, head=self._head, blocks=blocks,
-            style=read_resource(PACKAGE, STYLE), colours=variables(colours),
+            style=read_resource(PACKAGE, STYLE), colours=colour_variables(colours),
         )  # fmt: skip
 
 

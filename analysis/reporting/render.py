@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from analysis.reporting.front_figure import NARROW, WIDE, Layout
-from analysis.reporting.svg_theme import themed
+from analysis.reporting.svg_theme import apply_theme
 from lowrank.utils.atomic_write import atomic_path
 from lowrank.utils.cpu import usable_cores
 
@@ -44,7 +44,7 @@ class Picture:
     png: Path
 
 
-Draw = Callable[["Figure", Any, Layout], Iterable[str] | None]  # returns colours that stay as they are in the dark
+Draw = Callable[["Figure", Any, Layout], Iterable[str] | None]  # returns colours that are the same in the dark
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,11 +56,11 @@ class DrawJob:
     draw: Draw
     data: Any
     height: float = WIDE.height
-    narrow: float = NARROW.height
+    narrow_height: float = NARROW.height
 
 
 class InlineExecutor(Executor):
-    """An executor that runs everything at once in the calling thread."""
+    """An executor that runs each function in the calling thread, when it is submitted."""
 
     def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
         """Run a function.
@@ -84,8 +84,8 @@ class InlineExecutor(Executor):
 def start_forkserver() -> None:
     """Start the process from which those of `drawing_executor` are forked.
 
-    It takes a second, during which the caller reads. They are not forked from the caller, which has threads (Arrow's,
-    OpenBLAS's) that a copy of its memory would wait for.
+    It takes a second; the caller reads meanwhile. The caller itself cannot be forked safely: it has threads (Arrow's,
+    OpenBLAS's), and a copy of its memory would wait for locks that they hold.
     """
     forkserver.set_forkserver_preload(["__main__", *PRELOADED])
     forkserver.ensure_running()
@@ -107,28 +107,39 @@ def drawing_executor(trials: int) -> Iterator[Executor]:
         return
     start_forkserver()
     context = multiprocessing.get_context("forkserver")
-    # Their collector seldom looks for cycles: figures are full of them, but a process draws only some ten
+    # Figures are full of reference cycles, but a process draws only some ten: collecting seldom saves time
     with ProcessPoolExecutor(processes, context, gc.set_threshold, (100_000,)) as executor:
         for _ in range(processes):
             executor.submit(os.getpid)  # the processes start while the caller still computes what is to be drawn
         yield executor
 
 
-def make_picture(job: DrawJob, folder: Path) -> Picture:
-    """Draw into NAME.png in `folder` and into SVG."""
+def render_picture(job: DrawJob, folder: Path) -> Picture:
+    """Draw a picture as PNG and, in both widths, as SVG.
+
+    Args:
+        job: what to draw.
+        folder: where NAME.png is written.
+
+    Returns:
+        The SVGs, and where the PNG is.
+
+    Raises:
+        OSError: the PNG cannot be written.
+    """
     name = job.name
-    figure, kept = _drawn(job, replace(WIDE, height=job.height))
+    figure, fixed = _draw(job, replace(WIDE, height=job.height))
     png = folder / f"{name}.png"
-    _save_png(figure, png)
-    first, colours = _svg(figure, f"{name}-wide", kept)
-    figure, kept = _drawn(job, replace(NARROW, height=job.narrow))
-    second, more = _svg(figure, f"{name}-narrow", kept)
-    return Picture(
-        name=name, caption=job.caption, wide=first, narrow=second, colours=frozenset(colours | more), png=png,
-    )  # fmt: skip
+    with atomic_path(png) as temporary:
+        figure.savefig(temporary, format="png", dpi=DPI)
+    wide, wide_colours = _svg(figure, f"{name}-wide", fixed)
+    figure, fixed = _draw(job, replace(NARROW, height=job.narrow_height))
+    narrow, narrow_colours = _svg(figure, f"{name}-narrow", fixed)
+    colours = frozenset(wide_colours | narrow_colours)
+    return Picture(name=name, caption=job.caption, wide=wide, narrow=narrow, colours=colours, png=png)
 
 
-def _drawn(job: DrawJob, layout: Layout) -> tuple[Figure, tuple[str, ...]]:
+def _draw(job: DrawJob, layout: Layout) -> tuple[Figure, tuple[str, ...]]:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -137,16 +148,11 @@ def _drawn(job: DrawJob, layout: Layout) -> tuple[Figure, tuple[str, ...]]:
     return figure, tuple(job.draw(figure, job.data, layout) or ())
 
 
-def _save_png(figure: Figure, path: Path) -> None:
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=DPI)
-
-
-def _svg(figure: Figure, name: str, kept: Iterable[str]) -> tuple[str, set[str]]:
-    """Text stays text, so that it can be read aloud and copied; ids differ from picture to picture."""
+def _svg(figure: Figure, name: str, fixed: Iterable[str]) -> tuple[str, set[str]]:
+    """The figure as SVG and its colours. Text stays text, so that it can be read aloud and copied."""
     from matplotlib import rc_context
 
     buffer = io.StringIO()
-    with rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):  # ids differ between pictures
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
-    return themed(buffer.getvalue(), kept)
+    return apply_theme(buffer.getvalue(), fixed)

@@ -9,41 +9,52 @@ from pathlib import Path
 from analysis.findings.failures import group_failures
 from analysis.findings.provenance import Provenance, TrackingLink
 from analysis.findings.test_errors import series_of_test_errors
-from analysis.reporting.contents import Contents
-from analysis.reporting.figures import draw_curves, draw_effects, draw_heat, draw_importance, draw_on_test
+from analysis.reporting.contents import Report
+from analysis.reporting.figures import draw_curves, draw_effects, draw_heat_map, draw_importance, draw_test_errors
 from analysis.reporting.front_data import front_plot
-from analysis.reporting.front_figure import draw_plot
+from analysis.reporting.front_figure import draw_front
 from analysis.reporting.html_page import Page
 from analysis.reporting.render import DrawJob
 from analysis.reporting.tables import (
-    ablation_sheet,
-    best_sheet,
-    cost_sheet,
-    curves_sheet,
-    failure_groups_sheet,
-    failures_sheet,
-    heat_sheet,
-    importance_sheet,
-    level_sheet,
-    on_test_sheet,
-    points_sheet,
-    profile_sheet,
-    recipes_sheet,
-    repeats_sheet,
+    budget_table,
+    cost_table,
+    curves_table,
+    equal_size_table,
+    failure_groups_table,
+    failures_table,
+    heat_map_table,
+    importance_table,
+    paired_effects_table,
+    points_table,
+    profile_table,
+    repeats_table,
+    reproduce_table,
+    table_of_test_errors,
 )
 from analysis.stats.front import SizeMeasure
 from analysis.utils.formatting import format_duration
 from sweeps.records.events import Status
 from sweeps.records.model import StudyRecord
 
-Section = Callable[[Page, StudyRecord, Contents, Path], None]
-MOST_EFFECTS = 14  # in the picture; the table has all
+Section = Callable[[Page, StudyRecord, Report, Path], None]
+SHOWN_EFFECTS = 14  # in the picture; the table has all
 
 
 def new_page(
     study: StudyRecord, provenance: Provenance, tracking: TrackingLink | None, folder: Path, executor: Executor
 ) -> Page:
-    """An empty page under the study's question and how it came about."""
+    """Begin a page with the study's question and how it came about.
+
+    Args:
+        study: the records.
+        provenance: of the study.
+        tracking: where MLflow has it; None if it does not.
+        folder: where pictures are written.
+        executor: draws them.
+
+    Returns:
+        A page without sections.
+    """
     page = Page(str(study.header.get("question") or study.name).strip(), folder, executor, provenance.line)
     if not study.header.get("versions"):
         page.text("The records hold no header: question, versions and hardware are not known.", "note")
@@ -55,26 +66,26 @@ def new_page(
 
 
 def _unfinished(study: StudyRecord) -> str:
-    """How far a study is that has not come to its end."""
+    """How far a study is that has not ended."""
     statuses = [trial.status for trial in study.trials.values()]
     running, waiting = statuses.count(Status.RUNNING), statuses.count(Status.PROPOSED)
     why = "The study was stopped before its end" if study.closed else "The study had not ended when this was written"
     return f"{why} ({len(statuses):,} trials, {running:,} of them running, {waiting:,} waiting): all below may change."
 
 
-def answer_section(page: Page, study: StudyRecord, found: Contents, folder: Path) -> None:
-    """The answer in words, then what is best within each budget."""
-    page.answer(found.summary)
-    sheet = best_sheet(found.answers)
-    sheet.write(folder)
-    if sheet.rows:
+def answer_section(page: Page, study: StudyRecord, report: Report, folder: Path) -> None:
+    """Add the answer in words, then what is best within each budget."""
+    page.answer(report.summary)
+    table = budget_table(report.answers)
+    table.write(folder)
+    if table.rows:
         page.heading("Best within each budget")
-        page.table(sheet)
+        page.table(table)
         page.text(
             "Errors are validation errors, in percent; differences are in points of error, negative is better. The "
             "best of many trials looks better than it is: the more trials, the more so.", "note",
         )  # fmt: skip
-    levels = level_sheet(found.answers)
+    levels = equal_size_table(report.answers)
     levels.write(folder)
     if levels.rows:
         page.heading("The methods at equal size")
@@ -87,122 +98,130 @@ def answer_section(page: Page, study: StudyRecord, found: Contents, folder: Path
         )  # fmt: skip
 
 
-def front_section(page: Page, study: StudyRecord, found: Contents, folder: Path) -> None:
-    """Error against parameters and against mult-adds, and the points of both fronts."""
+def front_section(page: Page, study: StudyRecord, report: Report, folder: Path) -> None:
+    """Add error against parameters and against mult-adds, and the points of both fronts."""
     page.section("Fronts")
-    if not any(point.finished for point in found.points):
+    if not any(point.finished for point in report.points):
         page.text("No trial was trained to its end.")
         return
     measures: tuple[tuple[SizeMeasure, str], ...] = (("params", "parameters"), ("mult_adds", "mult-adds of one image"))
-    for measure, words in measures:
-        if any(point.finished and point.size(measure) is not None for point in found.points):
-            plot = front_plot(study, found.points, measure)
-            caption = f"Validation error against {words}; lower left is best. Rings and steps are the front; labels "
+    for measure, label in measures:
+        if any(point.finished and point.size(measure) is not None for point in report.points):
+            plot = front_plot(study, report.points, measure)
+            caption = f"Validation error against {label}; lower left is best. Rings and steps are the front; labels "
             caption += "are dimensions (d) and rank scale."
             caption += " Bars: standard deviation over seeds." if plot.spreads else ""
-            page.picture(DrawJob(name=f"front_{measure}", caption=caption, draw=draw_plot, data=plot))
+            page.picture(DrawJob(name=f"front_{measure}", caption=caption, draw=draw_front, data=plot))
     fronts = {
-        "params": {point.trial_id for point in found.front},
-        "mult_adds": {point.trial_id for point in found.front_mult_adds},
+        "params": {point.trial_id for point in report.front},
+        "mult_adds": {point.trial_id for point in report.front_mult_adds},
     }
-    shown = {id(point): point for point in (*found.front, *found.front_mult_adds, *found.references)}
-    sheet = points_sheet("front", sorted(shown.values(), key=lambda point: point.params), fronts)
-    sheet.write(folder)
-    page.table(sheet)
-    every = points_sheet("trials", found.points, fronts)
-    every.write(folder)
-    page.text(f"Every trial of known size ({len(found.points):,}):", "note")
+    points = {id(point): point for point in (*report.front, *report.front_mult_adds, *report.references)}
+    table = points_table("front", sorted(points.values(), key=lambda point: point.params), fronts)
+    table.write(folder)
+    page.table(table)
+    points_table("trials", report.points, fronts).write(folder)
+    page.text(f"Every trial of known size ({len(report.points):,}):", "note")
     page.file("trials.csv")
 
 
-def on_test_section(page: Page, study: StudyRecord, found: Contents, folder: Path) -> None:
-    """The one look at the test split, with printed results where they are of the same data and split."""
+def test_error_section(page: Page, study: StudyRecord, report: Report, folder: Path) -> None:
+    """Add the test errors, with printed results where they are of the same data and split."""
     page.section("Test errors")
-    if not found.on_test:
+    if not report.test_errors:
         page.text("The test split was not looked at: that is done once, for the front, when a search has finished.")
     else:
-        series = series_of_test_errors(found.points, found.on_test, found.printed)
+        series = series_of_test_errors(report.points, report.test_errors, report.published)
         caption = "Test error against parameters: of the front and the references only, looked at once."
-        caption += " Hollow marks are printed results of the same data and split." if found.printed else ""
+        caption += " Hollow marks are printed results of the same data and split." if report.published else ""
         height = 4.2 + 0.11 * len(series)
         page.picture(DrawJob(
-            name="test_errors", caption=caption, draw=draw_on_test, data=series, height=height, narrow=height,
+            name="test_errors", caption=caption, draw=draw_test_errors, data=series, height=height,
+            narrow_height=height,
         ))  # fmt: skip
-        sheet = on_test_sheet(found.on_test, found.printed)
-        sheet.write(folder)
-        page.table(sheet)
-    if found.printed_note:
-        page.text(found.printed_note, "note")
+        table = table_of_test_errors(report.test_errors, report.published)
+        table.write(folder)
+        page.table(table)
+    if report.published_note:
+        page.text(report.published_note, "note")
 
 
-def shape_section(page: Page, study: StudyRecord, found: Contents, folder: Path) -> None:
-    """Dimensions against rank."""
+def heat_map_section(page: Page, study: StudyRecord, report: Report, folder: Path) -> None:
+    """Add a heat map of dimensions against rank for each method."""
     page.section("Dimensions against rank")
-    if not found.heat:
+    if not report.heat_maps:
         page.text("No method was searched in several dimensions and ranks.")
-    for number, heat in enumerate(found.heat):
+    for number, heat in enumerate(report.heat_maps):
         when, grey = "", "nothing trained to its end (s: stopped early, x: failed)"
         if heat.epoch is not None:
             when, grey = f" after epoch {heat.epoch}, the last that all came to", "did not come to it"
         caption = (
             f"{heat.method[0].upper()}{heat.method[1:]}: lowest validation error (%){when}, by dimensions and "
-            f"{heat.columns_are}, {seeds_words(*heat.seeds)}. Grey: {grey}. Empty: not tried."
+            f"{heat.columns_are}, {describe_seeds(*heat.seeds)}. Grey: {grey}. Empty: not tried."
         )
         name = f"heat_{number + 1}_{heat.method.replace(' ', '_')}"
-        heat_sheet(name, heat).write(folder)
+        heat_map_table(name, heat).write(folder)
         wide, narrow = 1.5 + 0.36 * len(heat.rows), 1.0 + 0.3 * len(heat.columns)
-        page.picture(DrawJob(name=name, caption=caption, draw=draw_heat, data=heat, height=wide, narrow=narrow))
+        page.picture(
+            DrawJob(name=name, caption=caption, draw=draw_heat_map, data=heat, height=wide, narrow_height=narrow)
+        )
         page.file(f"{name}.csv")
 
 
-def seeds_words(fewest: int, most: int) -> str:
-    """Of how many seeds a figure's errors are means, e.g. `means over 3 seeds`."""
+def describe_seeds(fewest: int, most: int) -> str:
+    """Say of how many seeds a figure's errors are means.
+
+    Args:
+        fewest: seeds of a setting.
+        most: seeds of a setting.
+
+    Returns:
+        E.g. `means over 3 seeds`.
+    """
     if most <= 1:
         return "of one seed each"
     return f"means over {most} seeds" if fewest == most else f"means over {fewest} to {most} seeds"
 
 
-def curve_section(page: Page, study: StudyRecord, found: Contents, folder: Path) -> None:
-    """Learning curves of the front."""
+def curve_section(page: Page, study: StudyRecord, report: Report, folder: Path) -> None:
+    """Add the learning curves of the front."""
     page.section("Learning curves of the front")
-    if not found.curves:
+    if not report.curves:
         page.text("The records hold no epochs of the front's trials.")
         return
-    curves_sheet(found.curves).write(folder)
+    curves_table(report.curves).write(folder)
     caption = (
         "Validation error by epoch: the front (solid, evenly chosen where it is long; with the number of parameters) "
         "and references (dashed)."
     )
-    rows = len(found.curves)
+    rows = len(report.curves)
     page.picture(DrawJob(
-        name="learning_curves", caption=caption, draw=draw_curves, data=found.curves, height=4.4 + 0.1 * rows,
-        narrow=3.6 + 0.2 * rows,
+        name="learning_curves", caption=caption, draw=draw_curves, data=report.curves, height=4.4 + 0.1 * rows,
+        narrow_height=3.6 + 0.2 * rows,
     ))  # fmt: skip
     page.file("learning_curves.csv")
 
 
-def importance_section(page: Page, study: StudyRecord, found: Contents, folder: Path) -> None:
-    """Which fields matter."""
+def importance_section(page: Page, study: StudyRecord, report: Report, folder: Path) -> None:
+    """Add which fields the error depends on."""
     page.section("What the error depends on")
-    note = next((each.note for each in found.importances if each.note), "")
+    note = next((importance.note for importance in report.importances if importance.note), "")
     if note:
         page.text(f"Not computed: {note}.")
         return
-    importance_sheet(found.importances).write(folder)
+    importance_table(report.importances).write(folder)
     for within in (True, False):
-        chosen = [each for each in found.importances if each.within_budgets is within]
-        if chosen:
+        importances = [importance for importance in report.importances if importance.within_budgets is within]
+        if importances:
+            first = importances[0]
             name = "importance_within_budgets" if within else "importance_all_sizes"
             caption = "Within budgets: the error less the median of its stratum." if within else "Over all sizes."
-            over = (
-                f", each by its mean over up to {chosen[0].seeds} seeds" if chosen[0].seeds > 1 else ", one seed each"
-            )
-            caption = (
-                f"{caption} From {chosen[0].trials:,} completed settings{over}; shares of one evaluator sum to 100 %."
-            )
-            height = 1.1 + 0.42 * len(chosen[0].shares)
+            seeds = f", each by its mean over up to {first.seeds} seeds" if first.seeds > 1 else ", one seed each"
+            caption += f" From {first.trials:,} completed settings{seeds}; shares of one evaluator sum to 100 %."
+            height = 1.1 + 0.42 * len(first.shares)
             page.picture(DrawJob(
-                name=name, caption=caption, draw=draw_importance, data=chosen, height=height, narrow=height + 0.4,
+                name=name, caption=caption, draw=draw_importance, data=importances, height=height,
+                narrow_height=height + 0.4,
             ))  # fmt: skip
     page.text(
         "PED-ANOVA asks what sets the best tenth of the trials apart, mean decrease of impurity which fields a forest "
@@ -212,12 +231,12 @@ def importance_section(page: Page, study: StudyRecord, found: Contents, folder: 
     page.file("importance.csv")
 
 
-def ablation_section(page: Page, study: StudyRecord, found: Contents, folder: Path) -> None:
-    """One choice at a time."""
+def paired_effects_section(page: Page, study: StudyRecord, report: Report, folder: Path) -> None:
+    """Add what one choice at a time changed."""
     page.section("One choice at a time")
-    sheet = ablation_sheet(found.effects)
-    sheet.write(folder)
-    if not found.effects:
+    table = paired_effects_table(report.effects)
+    table.write(folder)
+    if not report.effects:
         page.text(
             "No two completed trials can be paired: no searched field has two to nine values that were both trained."
         )
@@ -232,50 +251,50 @@ def ablation_section(page: Page, study: StudyRecord, found: Contents, folder: Pa
         "early take no part, which favours values that lose often.",
         "note",
     )  # fmt: skip
-    effects = found.effects[:MOST_EFFECTS]
+    effects = report.effects[:SHOWN_EFFECTS]
     height = 0.9 + 0.3 * len(effects)
     caption = "Mean paired differences with 95 % t-intervals; a cross has no interval (a single pair)."
-    if len(effects) < len(found.effects):
-        caption += f" The first {len(effects)} of {len(found.effects)}."
+    if len(effects) < len(report.effects):
+        caption += f" The first {len(effects)} of {len(report.effects)}."
     page.picture(
-        DrawJob(name="ablation", caption=caption, draw=draw_effects, data=effects, height=height, narrow=height)
+        DrawJob(name="ablation", caption=caption, draw=draw_effects, data=effects, height=height, narrow_height=height)
     )
-    page.table(sheet)
+    page.table(table)
 
 
-def repeat_section(page: Page, study: StudyRecord, found: Contents, folder: Path) -> None:
-    """Settings with several seeds; nothing where there are none."""
-    if not found.repeats:
+def repeat_section(page: Page, study: StudyRecord, report: Report, folder: Path) -> None:
+    """Add the settings with several seeds; nothing where there are none."""
+    if not report.repeats:
         return
     page.section("Repeats")
     page.text("Means over seeds with two-sided 95 % t-intervals; gaps are paired by seed.", "note")
-    sheet = repeats_sheet(found.repeats)
-    sheet.write(folder)
-    page.table(sheet)
+    table = repeats_table(report.repeats)
+    table.write(folder)
+    page.table(table)
 
 
-def failure_section(page: Page, study: StudyRecord, found: Contents, folder: Path) -> None:
-    """What failed, where and why."""
+def failure_section(page: Page, study: StudyRecord, report: Report, folder: Path) -> None:
+    """Add what failed, where and why."""
     page.section("What failed")
-    failures_sheet(found.failures).write(folder)
-    if not found.failures:
+    failures_table(report.failures).write(folder)
+    if not report.failures:
         page.text("Nothing: no trial failed, diverged, ran out of memory, was infeasible or is marked as broken.")
         return
-    broken = sum(failure.kind == "marked as broken" for failure in found.failures)
+    broken = sum(failure.kind == "marked as broken" for failure in report.failures)
     if broken:
         many = f"{broken:,} trials are marked as broken; they take"
         page.text(f"{many if broken > 1 else '1 trial is marked as broken; it takes'} part in nothing above.", "note")
-    sheet = failure_groups_sheet(group_failures(list(found.failures)))
-    sheet.write(folder)
-    page.table(sheet)
+    table = failure_groups_table(group_failures(list(report.failures)))
+    table.write(folder)
+    page.table(table)
     page.text("Each of them, with its epoch and host:", "note")
     page.file("failures.csv")
 
 
-def cost_section(page: Page, study: StudyRecord, found: Contents, folder: Path) -> None:
-    """What it cost."""
+def cost_section(page: Page, study: StudyRecord, report: Report, folder: Path) -> None:
+    """Add what the study cost."""
     page.section("Cost")
-    cost = found.cost
+    cost = report.cost
     facts = [
         (format_duration(cost.train_seconds), "training, all trials together"),
         (f"{cost.gpu_hours:.2f} h" if cost.gpu_hours else "none" if cost.gpu_hours == 0 else "unknown", "GPU time"),
@@ -292,37 +311,37 @@ def cost_section(page: Page, study: StudyRecord, found: Contents, folder: Path) 
     if cost.adopted:
         facts.append((f"{cost.adopted:,}", "trials that another study of the series trained; their cost is there"))
     page.facts(facts)
-    sheet = cost_sheet(cost)
-    sheet.write(folder)
-    page.table(sheet)
-    if found.profile is not None:
-        sheet = profile_sheet(found.profile)
-        sheet.write(folder)
+    table = cost_table(cost)
+    table.write(folder)
+    page.table(table)
+    if report.profile is not None:
+        table = profile_table(report.profile)
+        table.write(folder)
         page.text(
-            f"Where the time of {format_duration(found.profile.wall_seconds)} on "
-            f"{max(run.slots for run in found.profile.runs)} slots went, starts and ends included:", "note",
+            f"Where the time of {format_duration(report.profile.wall_seconds)} on "
+            f"{max(run.slots for run in report.profile.runs)} slots went, starts and ends included:", "note",
         )  # fmt: skip
-        page.table(sheet)
+        page.table(table)
 
 
-def recipe_section(page: Page, study: StudyRecord, found: Contents, folder: Path) -> None:
-    """One command a point."""
+def reproduce_section(page: Page, study: StudyRecord, report: Report, folder: Path) -> None:
+    """Add a command for each point that trains it again."""
     page.section("Train a point again")
-    recipes_sheet(found.recipes).write(folder)
+    reproduce_table(report.reproduce_commands).write(folder)
     page.text(
         "Each command trains one point of the front, or one reference, once more, from the project's folder: the "
         "specification on record, under the same id if the code still builds the same. At its end it says whether the "
         "errors are the same; on a CPU, with the same versions, they are to the last digit. Any other trial goes by "
         "its id (trials.csv).", "note",
     )  # fmt: skip
-    for recipe in found.recipes:
-        shown = recipe.command or f"# no command: {recipe.why_not}"
-        page.command(f"{recipe.name} ({recipe.trial_id})", shown)
+    for command in report.reproduce_commands:
+        text = command.command or f"# no command: {command.why_not}"
+        page.command(f"{command.name} ({command.trial_id})", text)
 
 
 SECTIONS: tuple[tuple[str, Section], ...] = (
-    ("answer", answer_section), ("fronts", front_section), ("test errors", on_test_section),
-    ("shapes", shape_section), ("curves", curve_section),
-    ("importance", importance_section), ("ablation", ablation_section), ("repeats", repeat_section),
-    ("failures", failure_section), ("cost", cost_section), ("commands", recipe_section),
+    ("answer", answer_section), ("fronts", front_section), ("test errors", test_error_section),
+    ("shapes", heat_map_section), ("curves", curve_section),
+    ("importance", importance_section), ("ablation", paired_effects_section), ("repeats", repeat_section),
+    ("failures", failure_section), ("cost", cost_section), ("commands", reproduce_section),
 )  # fmt: skip

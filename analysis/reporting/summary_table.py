@@ -1,4 +1,4 @@
-"""The final table of a study, for the terminal and as CSV; the front is marked, and nothing is left unexplained."""
+"""The summary of a study for the terminal: its table, how every trial ended, the answer; and the table as CSV."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from sweeps.records.model import StudyRecord
 from sweeps.records.reasons import reasons_by_method
 
 PIPED_WIDTH = 100  # columns where there is no terminal to ask
-REASONS = 3  # shown of each ending
+SHOWN_REASONS = 3  # of each status
 STATUS_STYLES = {
     Status.COMPLETED: "", Status.STOPPED: "dim", Status.DIVERGED: "red", Status.FAILED: "red",
     Status.OUT_OF_MEMORY: "red", Status.RUNNING: "cyan", Status.PROPOSED: "dim",
@@ -32,7 +32,7 @@ STATUS_STYLES = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class SummaryRow:
     """One line of the table."""
 
     point: FrontPoint
@@ -40,25 +40,25 @@ class Row:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Endings:
-    """How many trials ended in one way, and their commonest reasons."""
+class StatusCount:
+    """How many trials have one status, and their reasons with how many trials each has, the commonest first."""
 
     status: Status
     count: int
     reasons: tuple[tuple[str, int], ...]
 
     def text(self) -> str:
-        """One line, e.g. `2 diverged: loss is NaN in epoch 2 (2)`; of what cannot be one more for each method."""
+        """Return one line, e.g. `2 diverged: loss is NaN in epoch 2 (2)`; with infeasible ones a line a method."""
         if self.status is Status.INFEASIBLE and len(self.reasons) > 1:
             listed = [f"\n  {reason} ({count})" for reason, count in self.reasons]
             return f"{self.count} infeasible, at the largest budget that each method cannot meet:{''.join(listed)}"
-        shown = [f"{reason} ({count})" for reason, count in self.reasons[:REASONS]]
-        rest = sum(count for _, count in self.reasons[REASONS:])
-        shown += [f"others ({rest})"] if rest else []
-        return f"{self.count} {status_label(self.status)}" + (f": {'; '.join(shown)}" if shown else "")
+        texts = [f"{reason} ({count})" for reason, count in self.reasons[:SHOWN_REASONS]]
+        others = sum(count for _, count in self.reasons[SHOWN_REASONS:])
+        texts += [f"others ({others})"] if others else []
+        return f"{self.count} {status_label(self.status)}" + (f": {'; '.join(texts)}" if texts else "")
 
 
-def rows(points: Sequence[FrontPoint]) -> list[Row]:
+def summary_rows(points: Sequence[FrontPoint]) -> list[SummaryRow]:
     """Return a row for each point, in the same order; the points of the front are marked.
 
     Args:
@@ -68,26 +68,34 @@ def rows(points: Sequence[FrontPoint]) -> list[Row]:
         The rows.
     """
     best = {point.trial_id for point in pareto_front(points)}
-    return [Row(point=point, on_front=point.trial_id in best) for point in points]
+    return [SummaryRow(point=point, on_front=point.trial_id in best) for point in points]
 
 
-def endings(study: StudyRecord) -> list[Endings]:
-    """Counts by status, completed first, each with its reasons, commonest first."""
-    found = []
+def count_statuses(study: StudyRecord) -> list[StatusCount]:
+    """Count the trials of a study by status, with their reasons.
+
+    Args:
+        study: the records.
+
+    Returns:
+        A count for each status that a trial has, completed first; trials marked as broken are left out.
+    """
+    counts = []
     for status in Status:
         trials = [trial for trial in study.trials.values() if trial.status is status and not trial.broken]
-        if trials:
-            if status is Status.INFEASIBLE:
-                told = reasons_by_method((trial.parameters, trial.reason) for trial in trials)
-                found.append(Endings(status=status, count=len(trials), reasons=tuple(told.items())))
-                continue
-            # An early stop is no fault, and its reason (in the CSV) is each trial's own
-            reasons = Counter(trial.reason for trial in trials if trial.reason and status is not Status.STOPPED)
-            found.append(Endings(status=status, count=len(trials), reasons=tuple(reasons.most_common())))
-    return sorted(found, key=lambda ending: ending.status is not Status.COMPLETED)
+        if not trials:
+            continue
+        if status is Status.INFEASIBLE:
+            reasons = tuple(reasons_by_method((trial.parameters, trial.reason) for trial in trials).items())
+        else:
+            # Every early stop has a reason of its own, which stands in the CSV
+            texts = [trial.reason for trial in trials if trial.reason and status is not Status.STOPPED]
+            reasons = tuple(Counter(texts).most_common())
+        counts.append(StatusCount(status=status, count=len(trials), reasons=reasons))
+    return sorted(counts, key=lambda count: count.status is not Status.COMPLETED)
 
 
-def lost_seeds(points: Sequence[FrontPoint]) -> list[str]:
+def describe_missing_seeds(points: Sequence[FrontPoint]) -> list[str]:
     """Return a line for each setting of which some seeds have no result.
 
     Args:
@@ -100,13 +108,20 @@ def lost_seeds(points: Sequence[FrontPoint]) -> list[str]:
     return [f"{name}, {params:,} parameters: {lost}" for name, params, lost in settings]
 
 
-def broken_text(study: StudyRecord) -> str:
-    """One line on the trials that were marked as broken, e.g. `1 marked as broken, in no figure: disk was full (1)`."""
+def describe_broken(study: StudyRecord) -> str:
+    """Return one line on the trials that are marked as broken, with their commonest reasons.
+
+    Args:
+        study: the records.
+
+    Returns:
+        E.g. `1 marked as broken, in no figure: disk was full (1)`; "" where none is.
+    """
     reasons = Counter(trial.broken for trial in study.trials.values() if trial.broken)
     if not reasons:
         return ""
-    shown = [f"{reason} ({count})" for reason, count in reasons.most_common(REASONS)]
-    return f"{sum(reasons.values())} marked as broken, in no figure: {'; '.join(shown)}"
+    texts = [f"{reason} ({count})" for reason, count in reasons.most_common(SHOWN_REASONS)]
+    return f"{sum(reasons.values())} marked as broken, in no figure: {'; '.join(texts)}"
 
 
 def make_table(points: Sequence[FrontPoint]) -> Table:
@@ -118,14 +133,14 @@ def make_table(points: Sequence[FrontPoint]) -> Table:
     Returns:
         The table.
     """
-    lines = rows(points)
+    lines = summary_rows(points)
     tested = any(line.point.test_error is not None for line in lines)
     several = any(line.point.spread is not None for line in lines)
     gap = 0 if tested or several else 1  # 100 columns must do, with billions of parameters too
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, gap, 0, 0), header_style="bold")
     table.add_column("", width=1)
     table.add_column("method", no_wrap=True)
-    share = () if several else ("% sep",)  # what there is no room for is in the CSV
+    share = () if several else ("% sep",)  # the CSV has what does not fit here
     for heading in ("dims", "rank", "params", *share, "mult-adds", "decay", "val %"):
         table.add_column(heading, justify="right", no_wrap=True)
     if several:
@@ -158,11 +173,11 @@ def print_summary(
     for line in _legend(any(point.spread is not None for point in points)):
         console.print(Text(line))
     console.print()
-    for ending in endings(study):
-        console.print(Text(ending.text()))
-    for line in lost_seeds(points):
+    for count in count_statuses(study):
+        console.print(Text(count.text()))
+    for line in describe_missing_seeds(points):
         console.print(Text(line))
-    if broken := broken_text(study):
+    if broken := describe_broken(study):
         console.print(Text(broken))
     console.print()
     console.print(Text(answer))
@@ -178,7 +193,7 @@ def _legend(several: bool) -> tuple[str, str]:
 
 
 def make_console(stream: IO[str]) -> Console:
-    """A console as wide as the terminal, or 100 columns where the output is piped (unless COLUMNS says otherwise)."""
+    """Return a console as wide as the terminal, or of 100 columns where output is piped and COLUMNS is not set."""
     if stream.isatty() or "COLUMNS" in os.environ:
         return Console(file=stream, highlight=False)
     return Console(file=stream, highlight=False, width=PIPED_WIDTH)
@@ -195,11 +210,11 @@ def write_summary_csv(points: Sequence[FrontPoint], path: Path) -> None:
         OSError: the disk is full or the folder cannot be written.
     """
     names = [field.name for field in fields(FrontPoint)]
-    lines = [[*(getattr(row.point, name) for name in names), row.on_front] for row in rows(points)]
+    lines = [[*(getattr(row.point, name) for name in names), row.on_front] for row in summary_rows(points)]
     write_csv(path, [*names, "on_front"], lines)
 
 
-def _cells(line: Row, tested: bool, several: bool) -> list[str]:
+def _cells(line: SummaryRow, tested: bool, several: bool) -> list[str]:
     point = line.point
     cells = [
         "*" if line.on_front else "",
@@ -216,12 +231,12 @@ def _cells(line: Row, tested: bool, several: bool) -> list[str]:
         cells.append(_over_seeds(point))
     if tested:
         cells.append("" if point.test_error is None else f"{point.test_error:.2f}")
-    done = point.role is Role.REFERENCE and point.status is Status.COMPLETED
-    return [*cells, str(point.epochs or ""), "reference" if done else status_label(point.status)]
+    reference = point.role is Role.REFERENCE and point.status is Status.COMPLETED
+    return [*cells, str(point.epochs or ""), "reference" if reference else status_label(point.status)]
 
 
 def _over_seeds(point: FrontPoint) -> str:
-    """Mean and sample standard deviation of a setting of several seeds, once: in the row of its first."""
+    """Mean and sample standard deviation of a setting of several seeds, in the row of its first seed only."""
     if point.spread is None or not point.leads:
         return ""
     return f"{point.error:.2f}±{point.spread:.2f} ({point.seeds})"
@@ -231,7 +246,7 @@ def _decay(value: float, scaled: bool) -> str:
     return f"{value:.1e}".replace("e-0", "e-") + ("c" if scaled else " ")
 
 
-def _style(line: Row) -> str:
+def _style(line: SummaryRow) -> str:
     if line.on_front:
         return "bold green"
     return "magenta" if line.point.role is Role.REFERENCE else STATUS_STYLES.get(line.point.status, "")

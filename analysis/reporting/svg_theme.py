@@ -1,6 +1,7 @@
-"""Makes drawn SVG fit to stand inside a page: its colours become variables, with one set for light and one for dark.
+"""Makes the SVG that Matplotlib writes fit for a page: colours become CSS variables with a light and a dark value.
 
-Greys are turned over in the dark; colours keep their hue and become light enough to be read there.
+The same figure is drawn as PNG too, so it has colours of its own, and they are replaced in the text of the SVG. In the
+dark, greys are inverted; other colours keep their hue and become light enough to be read.
 """
 
 from __future__ import annotations
@@ -9,49 +10,65 @@ import colorsys
 import re
 from collections.abc import Iterable
 
+MIN_DARK_LIGHTNESS = 0.62  # of a colour with a hue, on a dark page
+MAX_GREY_SATURATION = 0.08
+DARK_PAGE = "#14171a"
 _HEX = re.compile(r"#([0-9a-fA-F]{6})\b(?=[;\"'])")
 _GROUP = re.compile(r'<g id="[^"]*"')
-DARKEST, PAGE_DARK = 0.62, "#14171a"
 
 
-def themed(svg: str, kept: Iterable[str] = ()) -> tuple[str, set[str]]:
-    """The `<svg>` element with `var(--c...)` for its colours, and those colours; the `kept` ones stay as they are.
+def apply_theme(svg: str, fixed: Iterable[str] = ()) -> tuple[str, set[str]]:
+    """Replace the colours of a drawn SVG by variables.
 
-    `svg` is what matplotlib writes. The element scales with its container.
+    Args:
+        svg: what Matplotlib writes.
+        fixed: colours, as `#rrggbb`, that are the same in the light and in the dark.
+
+    Returns:
+        The `<svg>` element, which scales with its container and has `var(--crrggbb)` for its colours; and those
+        colours, as `#rrggbb`.
     """
-    untouched = {colour.lower() for colour in kept}
-    found: set[str] = set()
+    fixed = {colour.lower() for colour in fixed}
+    colours: set[str] = set()
 
-    def variable(match: re.Match[str]) -> str:
+    def to_variable(match: re.Match[str]) -> str:
         colour = f"#{match[1].lower()}"
-        if colour in untouched:
+        if colour in fixed:
             return colour
-        found.add(colour)
+        colours.add(colour)
         return f"var(--c{colour[1:]})"
 
-    body = svg[svg.index("<svg") :]
-    body = re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.DOTALL)
-    body = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", body, count=1)
-    body = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", body, count=1)
-    body = re.sub(r' xmlns(:xlink)?="[^"]*"', "", body)
-    body = _GROUP.sub("<g", body)  # two pictures of a page would have the same
-    body = body.replace("xlink:href", "href")
-    return _HEX.sub(variable, body), found
+    element = svg[svg.index("<svg") :]
+    element = re.sub(r"<metadata>.*?</metadata>", "", element, flags=re.DOTALL)
+    element = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", element, count=1)
+    element = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", element, count=1)
+    element = re.sub(r' xmlns(:xlink)?="[^"]*"', "", element)
+    element = _GROUP.sub("<g", element)  # two pictures of a page would have the same ids
+    element = element.replace("xlink:href", "href")
+    return _HEX.sub(to_variable, element), colours
 
 
-def dark(colour: str) -> str:
-    """The colour for a dark ground, both as `#rrggbb`."""
-    red, green, blue = (int(colour[place : place + 2], 16) / 255 for place in (1, 3, 5))
-    hue, lightness, saturation = colorsys.rgb_to_hls(red, green, blue)
+def dark_colour(colour: str) -> str:
+    """Return the colour that stands for another one on a dark page, both as `#rrggbb`."""
     if colour == "#ffffff":
-        return PAGE_DARK
-    lightness = 0.12 + 0.82 * (1 - lightness) if saturation < 0.08 else max(DARKEST, lightness)
+        return DARK_PAGE
+    red, green, blue = (int(colour[start : start + 2], 16) / 255 for start in (1, 3, 5))
+    hue, lightness, saturation = colorsys.rgb_to_hls(red, green, blue)
+    grey = saturation < MAX_GREY_SATURATION
+    lightness = 0.12 + 0.82 * (1 - lightness) if grey else max(MIN_DARK_LIGHTNESS, lightness)
     return "#" + "".join(f"{round(255 * part):02x}" for part in colorsys.hls_to_rgb(hue, lightness, saturation))
 
 
-def variables(colours: Iterable[str]) -> str:
-    """The style sheet that gives every variable its value, in the light and in the dark; print is light."""
+def colour_variables(colours: Iterable[str]) -> str:
+    """Return the style sheet that gives every variable its value on a light and on a dark screen; print is light.
+
+    Args:
+        colours: as `#rrggbb`.
+
+    Returns:
+        The rules, as CSS.
+    """
     names = sorted(set(colours))
     light = "".join(f"--c{colour[1:]}:{colour};" for colour in names)
-    night = "".join(f"--c{colour[1:]}:{dark(colour)};" for colour in names)
-    return f":root{{{light}}}\n@media screen and (prefers-color-scheme: dark){{:root{{{night}}}}}\n"
+    dark = "".join(f"--c{colour[1:]}:{dark_colour(colour)};" for colour in names)
+    return f":root{{{light}}}\n@media screen and (prefers-color-scheme: dark){{:root{{{dark}}}}}\n"

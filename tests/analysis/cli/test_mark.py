@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from analysis.__main__ import main
-from analysis.reporting.summary_table import broken_text, endings
+from analysis.reporting.summary_table import count_statuses, describe_broken
 from analysis.reporting.write import PAGE_FILE, write_report
 from analysis.stats.front import collect_points, pareto_front
 from sweeps.records.events import Status
@@ -55,9 +55,9 @@ def test_a_marked_trial_is_in_no_figure_and_still_on_record(folder, catch_ups, c
     assert study.trials[victim].epochs
     assert victim not in [point.trial_id for point in collect_points(study)]
     assert victim not in [trial.trial_id for trial in front_trials(study.trials.values())]
-    assert broken_text(study) == "1 marked as broken, in no figure: wrong labels (1)"
+    assert describe_broken(study) == "1 marked as broken, in no figure: wrong labels (1)"
     completed = [trial for trial in study.trials.values() if trial.status is Status.COMPLETED]
-    assert next(iter(endings(study))).count == len(completed) - 1
+    assert next(iter(count_statuses(study))).count == len(completed) - 1
     assert f"trial {victim} (completed) counts for nothing from now on: wrong labels" in capsys.readouterr().out
     assert catch_ups == [None]
     assert main(["mark", str(folder), victim, "--undo"]) == 0

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from analysis.__main__ import main
-from analysis.model_export.select_trial import Limits, choose, completed_point
+from analysis.model_export.select_trial import Limits, choose_trial, find_completed
 from lowrank.data import load_data
 from lowrank.deployment.formats import ExportedFile, merged_network, onnx_forward, running_mult_adds
 from lowrank.deployment.latency import measure_latency
@@ -150,25 +150,25 @@ class TestChoice:
         ("smallest", Limits(error=5.0), "aa"), ("best", Limits(params=99, error=7.5), "ab"),
     ])  # fmt: skip
     def test_within_the_limits(self, pick, limits, expected):
-        assert choose(self.study(), pick, limits).trial_id == expected
+        assert choose_trial(self.study(), pick, limits).trial_id == expected
 
     def test_the_nearest_is_named_when_none_keeps_them(self):
         message = (
             r"no completed trial has at most 20 parameters: the smallest has 50 parameters \(7.00 %\), the best 2.00"
         )
         with pytest.raises(InputError, match=message):
-            choose(self.study(), "best", Limits(params=20))
+            choose_trial(self.study(), "best", Limits(params=20))
 
     def test_by_the_beginning_of_an_id(self):
         trials = study(trial("abcd01", 100, 5.0), trial("abcd02", 50, 7.0), trial("ef0102", 10, 1.0, method="separable",
                        dims=None, role=Role.REFERENCE))  # fmt: skip
-        assert completed_point(trials, "ef01").trial_id == "ef0102"
+        assert find_completed(trials, "ef01").trial_id == "ef0102"
         with pytest.raises(InputError, match=r"must be the id of one completed trial of .*; found: abcd01, abcd02"):
-            completed_point(trials, "abcd")
+            find_completed(trials, "abcd")
         with pytest.raises(InputError, match="at least 4 characters of its id, but got 'ef'"):
-            completed_point(trials, "ef")
+            find_completed(trials, "ef")
         with pytest.raises(InputError, match="found: none"):
-            completed_point(self.study(), "stopped")
+            find_completed(self.study(), "stopped")
 
 
 class TestMerged:

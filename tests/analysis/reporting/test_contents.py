@@ -20,9 +20,9 @@ from analysis.findings.published_results import (
 )
 from analysis.findings.reproduce import reproduce_command
 from analysis.findings.test_errors import measured_test_errors, series_of_test_errors
-from analysis.reporting.contents import contents, summary
+from analysis.reporting.contents import build_report, summarise
 from analysis.reporting.front_data import front_plot
-from analysis.reporting.tables import best_sheet, error_words, level_sheet, on_test_sheet
+from analysis.reporting.tables import budget_table, equal_size_table, format_point_error, table_of_test_errors
 from analysis.stats.front import collect_points, pareto_front, study_strata
 from analysis.stats.importance import MIN_TRIALS, field_importances, searched_settings
 from analysis.stats.intervals import newcombe_interval
@@ -78,7 +78,7 @@ class TestFronts:
 class TestSummary:
     def said(self, *trials):
         made = study(*trials, data={"val_images": 100})
-        return summary(made, collect_points(made), answered(made), [])
+        return summarise(made, collect_points(made), answered(made), [])
 
     def test_the_smallest_that_cannot_be_told_apart(self):
         base = trial("s", SEPARABLE, 5.0, method="separable", dims=None, role=Role.REFERENCE)
@@ -114,7 +114,7 @@ class TestSummary:
         thin = trial("u", 120, 9.0, method="separable", dims=None, width=0.1, role=Role.REFERENCE)
         own = [base, trial("t", 100, 5.0, width=0.25)]
         said = [
-            " ".join(summary(made, collect_points(made), answered(made), [], []))
+            " ".join(summarise(made, collect_points(made), answered(made), [], []))
             for made in (study(*trials, network={"width": 0.25}) for trials in (own, [*own, thin]))
         ]
         assert "No thinner network was trained" in said[0]
@@ -126,7 +126,7 @@ class TestSummary:
             trial("t", 300, 5.0), trial("u", 90, 9.0, status=Status.STOPPED),
             strata=[{"label": f"params <= {limit}", "params": limit} for limit in (50, 70, 100, 400, 500)],
         )  # fmt: skip
-        said = summary(made, collect_points(made), answered(made), [], [])
+        said = summarise(made, collect_points(made), answered(made), [], [])
         assert "Up to 50, 70 and 100 parameters: no trial was trained to its end." in said
         assert "Up to 500 parameters: the same." in said
 
@@ -136,13 +136,13 @@ class TestSummary:
             trial("d", 400, 3.0, method="shuffle"), strata=[{"label": "s", "params": 200}],
         )  # fmt: skip
         (said,) = [
-            line for line in summary(made, collect_points(made), answered(made), []) if line.startswith("Up to 200")
+            line for line in summarise(made, collect_points(made), answered(made), []) if line.startswith("Up to 200")
         ]
         assert said == (
             "Up to 200 parameters: CP, 2 dims, 4.00 %, 0.50 points better than shuffle at equal size. At 200 "
             "parameters, along each method's own front: CP 4.00 %, shuffle 4.50 %."
         )
-        rows = level_sheet(answered(made)).rows
+        rows = equal_size_table(answered(made)).rows
         assert [row[1:5] for row in rows] == [("params", 200, "cp", 4.0), ("params", 200, "shuffle", 4.5)]
         assert [row[8:] for row in rows] == [(False, 200, 200), (True, 100, 400)]
 
@@ -152,7 +152,7 @@ class TestSummary:
             trial("b", 190, 2.0), trial("u", 180, 2.5, method="dense", dims=None, width=0.3, method__name="thin_dense"),
             strata=[{"label": "s", "params": 100}, {"label": "l", "params": 200}],
         )  # fmt: skip
-        said = " ".join(summary(made, collect_points(made), answered(made), []))
+        said = " ".join(summarise(made, collect_points(made), answered(made), []))
         assert "substitution is better at 1 of 2 sizes: up to 100 parameters CP, 2 dims 5.00 %, thin dense" in said
 
     def test_what_one_choice_changed_is_said(self):
@@ -161,7 +161,7 @@ class TestSummary:
                   train__attention_weight=value)
             for value in (0, 60) for seed in (0, 1)
         ]  # fmt: skip
-        text = contents(study(*pairs), Path()).summary
+        text = build_report(study(*pairs), Path()).summary
         assert (
             "train.attention_weight 60 instead of 0, all else equal: -1.05 points (95 % interval -1.69 to -0.41 over 2 "
             "seeds), better." in text
@@ -378,9 +378,9 @@ class TestTested:
             ("Tucker", False, 1), ("separable", False, 1), ("ACDC, printed", True, 1),
             ("tensor train, printed", True, 1),
         ]  # fmt: skip
-        sheet = on_test_sheet(found, PUBLISHED_RESULTS[:1])
-        assert [row[-1] for row in sheet.rows] == ["measured", "measured", "printed"]
-        assert sheet.words[0][2:4] == ("6.00 % ± 1.41 (n = 2)", "5.00 %")
+        table = table_of_test_errors(found, PUBLISHED_RESULTS[:1])
+        assert [row[-1] for row in table.rows] == ["measured", "measured", "printed"]
+        assert table.texts[0][2:4] == ("6.00 % ± 1.41 (n = 2)", "5.00 %")
 
 
 class TestSeeds:
@@ -388,9 +388,9 @@ class TestSeeds:
         trials = [trial("a", error=4.0), trial("b", error=6.0, seed=1, role=Role.REPEAT), trial("c", 50, 9.0)]
         points = {point.trial_id: point for point in collect_points(study(*trials))}
         assert points["a"].spread == points["b"].spread == pytest.approx(2**0.5)
-        assert error_words(points["a"]) == "5.00 % ± 1.41 (n = 2)"
-        assert error_words(points["c"]) == "9.00 %"
-        found = best_sheet(answered(study(*trials)))
+        assert format_point_error(points["a"]) == "5.00 % ± 1.41 (n = 2)"
+        assert format_point_error(points["c"]) == "9.00 %"
+        found = budget_table(answered(study(*trials)))
         assert dict(zip(found.columns, found.rows[0], strict=True))["standard_deviation"] == pytest.approx(2**0.5)
         assert plotted(study(*trials)).spreads == ((100.0, 5.0, pytest.approx(2**0.5)),)
 
@@ -461,15 +461,15 @@ class TestReproduce:
 
 def test_everything_at_once_is_typed_and_frozen(tmp_path):
     made = load_study(write_study(tmp_path, Plan(trials=60, epochs=4)))
-    found = contents(made, Path("points"))
+    found = build_report(made, Path("points"))
     assert {p.trial_id for p in found.front} | {p.trial_id for p in found.references} == {
-        r.trial_id for r in found.recipes
+        r.trial_id for r in found.reproduce_commands
     }
     eligible = [p for p in found.points if p.eligible]
     kept = non_dominated([(float(p.params), p.error) for p in eligible])
     assert {p.trial_id for p in found.front} == {eligible[index].trial_id for index in kept}
     assert {f.kind for f in found.failures} == {"diverged", "out of memory", "failed", "infeasible"}
     assert found.effects
-    assert found.heat
+    assert found.heat_maps
     with pytest.raises(dataclasses.FrozenInstanceError):
         found.front = ()

@@ -12,9 +12,16 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from analysis.__main__ import main
-from analysis.reporting.front_figure import draw_front, front_plot
-from analysis.reporting.label_placement import LEADER, Box, Label, distance, place
-from analysis.reporting.summary_table import endings, make_console, print_summary, rows, write_summary_csv
+from analysis.reporting.front_data import front_plot
+from analysis.reporting.front_figure import write_front_picture
+from analysis.reporting.label_placement import LEADER_DISTANCE, Box, Label, distance, place_labels
+from analysis.reporting.summary_table import (
+    count_statuses,
+    make_console,
+    print_summary,
+    summary_rows,
+    write_summary_csv,
+)
 from analysis.stats.front import collect_points, pareto_front
 from analysis.utils.styles import METHOD_STYLES
 from lowrank.errors import InputError
@@ -76,7 +83,7 @@ class TestTable:
         assert len(body) == len(collect_points(study))
         assert not any("…" in line for line in body)  # nothing is cut off
         assert [line.startswith(" *") or line.startswith("*") for line in body] == [
-            row.on_front for row in rows(collect_points(study))
+            row.on_front for row in summary_rows(collect_points(study))
         ]
 
     def test_several_seeds_say_mean_spread_and_number(self):
@@ -96,21 +103,21 @@ class TestTable:
 
     def test_every_ending_is_counted_and_explained(self, study):
         text = self.printed(study)
-        total = sum(ending.count for ending in endings(study))
+        total = sum(ending.count for ending in count_statuses(study))
         assert total == len(study.trials)
         assert "1 out of memory: CUDA out of memory (1)" in text
         assert "2 infeasible: bottleneck of rank 0: needs at least 72,130 parameters (2)" in text
-        assert endings(study)[0].status is Status.COMPLETED
+        assert count_statuses(study)[0].status is Status.COMPLETED
 
     def test_many_reasons_are_summed_up(self, study):
         failed = list(study.trials.values())[:5]
         for number, trial in enumerate(failed):
             trial.status, trial.reason = Status.FAILED, f"reason {number}"
-        found = next(ending for ending in endings(study) if ending.status is Status.FAILED)
+        found = next(ending for ending in count_statuses(study) if ending.status is Status.FAILED)
         assert found.text().endswith(f"others ({found.count - 3})")
 
     def test_early_stops_are_counted_without_their_reasons(self, study):
-        found = next(ending for ending in endings(study) if ending.status is Status.STOPPED)
+        found = next(ending for ending in count_statuses(study) if ending.status is Status.STOPPED)
         assert found.text() == f"{found.count} stopped early"
 
     def test_piped_output_has_no_colours_and_100_columns(self, monkeypatch):
@@ -124,7 +131,7 @@ class TestTable:
         with (tmp_path / "summary.csv").open() as file:
             found = list(csv.DictReader(file))
         assert len(found) == len(collect_points(study))
-        for line, row in zip(found, rows(collect_points(study)), strict=True):
+        for line, row in zip(found, summary_rows(collect_points(study)), strict=True):
             assert line["trial_id"] == row.point.trial_id
             assert int(line["params"]) == row.point.params
             assert float(line["val_error"]) == row.point.val_error
@@ -182,7 +189,7 @@ class TestPlot:
         study = load_study(write_study(tmp_path, plan))
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            draw_front(study, collect_points(study), tmp_path / "front.png", dpi=50)
+            write_front_picture(study, collect_points(study), tmp_path / "front.png", dpi=50)
         assert (tmp_path / "front.png").read_bytes().startswith(b"\x89PNG")
         assert not list(tmp_path.glob("*.tmp"))
 
@@ -200,27 +207,34 @@ class TestPlacement:
     @settings(max_examples=40, deadline=None)
     def test_labels_never_cover_each_other_nor_leave_the_frame(self, labels):
         frame = Box(0, 0, 500, 300)
-        boxes = [box for box in place(labels, [], frame) if box is not None]
+        boxes = [box for box in place_labels(labels, [], frame) if box is not None]
         assert all(a.overlap(b) == 0 for a, b in itertools.combinations(boxes, 2))
         assert all(box.overlap(frame) == pytest.approx(box.overlap(box)) for box in boxes)
 
     def test_a_lone_label_sits_beside_its_point(self):
         label = Label(100, 100, 40, 10)
-        (box,) = place([label], [], Box(0, 0, 200, 200))
-        assert 0 < distance(label, box) < LEADER
+        (box,) = place_labels([label], [], Box(0, 0, 200, 200))
+        assert 0 < distance(label, box) < LEADER_DISTANCE
 
     def test_obstacles_are_avoided(self):
         label, wall = Label(100, 100, 40, 10), Box(101, 0, 200, 200)
-        (box,) = place([label], [wall], Box(0, 0, 200, 200))
+        (box,) = place_labels([label], [wall], Box(0, 0, 200, 200))
         assert box.overlap(wall) == 0
 
     def test_without_room_a_label_is_left_out(self):
-        assert place([Label(5, 5, 40, 10)], [], Box(0, 0, 10, 10)) == [None]
+        assert place_labels([Label(5, 5, 40, 10)], [], Box(0, 0, 10, 10)) == [None]
+
+    def test_no_two_of_60_labels_of_a_front_overlap(self):
+        labels = [Label(15 + 14 * n, 20 + 440 * 0.95**n, 40 + 17 * (n % 3), 12) for n in range(60)]
+        markers = [Box(label.x - 7, label.y - 7, label.x + 7, label.y + 7) for label in labels]
+        boxes = [box for box in place_labels(labels, markers, Box(0, 0, 860, 500)) if box is not None]
+        assert len(boxes) >= 40
+        assert all(a.overlap(b) == 0 for a, b in itertools.combinations(boxes, 2))
 
     def test_the_first_label_has_the_best_place(self):
         label = Label(100, 100, 40, 10)
         frame = Box(0, 0, 200, 200)
-        assert place([label] * 5, [], frame)[0] == place([label], [], frame)[0]
+        assert place_labels([label] * 5, [], frame)[0] == place_labels([label], [], frame)[0]
 
 
 class TestCommand:
@@ -251,7 +265,7 @@ def test_what_cannot_be_is_one_line_for_each_method():
               method__name=method, budget__params=limit)
         for method in ("cp", "shuffle") for limit in (0.4, 0.8, 0.2)
     ]  # fmt: skip
-    (found,) = endings(made.study(*trials))
+    (found,) = count_statuses(made.study(*trials))
     assert found.text().splitlines() == [
         "6 infeasible, at the largest budget that each method cannot meet:", "  cp: over the budget of 0.8 (3)",
         "  shuffle: over the budget of 0.8 (3)",

@@ -11,7 +11,7 @@ import pytest
 from analysis.__main__ import main
 from analysis.reporting.html_page import Page
 from analysis.reporting.render import DrawJob, drawing_executor
-from analysis.reporting.svg_theme import dark, themed, variables
+from analysis.reporting.svg_theme import apply_theme, colour_variables, dark_colour
 from analysis.reporting.write import PAGE_FILE, write_report
 from sweeps.records.load import load_study
 from sweeps.records.names import MLFLOW_FILE, PROGRESS_FILE
@@ -255,7 +255,7 @@ class TestTheme:
     def test_colours_become_variables(self):
         drawn = '<g id="axes_1"><path style="fill: #0072B2; stroke: #ffffff"/></g>'
         svg = f'<?xml?><svg width="9pt" height="2pt">{drawn}</svg>'
-        text, colours = themed(svg, kept=["#ffffff"])
+        text, colours = apply_theme(svg, fixed=["#ffffff"])
         assert text == '<svg><g><path style="fill: var(--c0072b2); stroke: #ffffff"/></g></svg>'
         assert colours == {"#0072b2"}
 
@@ -263,7 +263,7 @@ class TestTheme:
         def lightness(colour):
             return sum(int(colour[place : place + 2], 16) for place in (1, 3, 5))
 
-        assert lightness(dark("#1a1a1a")) > 500
-        assert lightness(dark("#ebebeb")) < 200
-        assert lightness(dark("#0072b2")) > lightness("#0072b2")
-        assert "--c0072b2:#0072b2" in variables(["#0072b2"])
+        assert lightness(dark_colour("#1a1a1a")) > 500
+        assert lightness(dark_colour("#ebebeb")) < 200
+        assert lightness(dark_colour("#0072b2")) > lightness("#0072b2")
+        assert "--c0072b2:#0072b2" in colour_variables(["#0072b2"])

@@ -7,7 +7,7 @@ import pytest
 from analysis.__main__ import main
 from analysis.findings.study_comparison import compare_studies
 from analysis.findings.study_diff import field_differences, trial_differences
-from analysis.reporting.comparison_page import front_sheet
+from analysis.reporting.comparison_page import front_table
 from analysis.stats.compare_fronts import compare_fronts, parse_reference
 from analysis.stats.hypervolume import ReferencePoint
 from lowrank.errors import InputError
@@ -63,7 +63,7 @@ class TestCompare:
         found = compare_fronts(
             [named("one", *repeated, data={"classes": 10}), named("two", trial("b"), data={"classes": 10})]
         )
-        words = front_sheet(found).words
+        words = front_table(found).texts
         assert words[0][3] == "5.00 % ± 1.41 (n = 2)"
         assert words[1][3] == "5.00 %"
 

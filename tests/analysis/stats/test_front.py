@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from analysis.findings.answer import answer_text, answers
-from analysis.reporting.summary_table import lost_seeds
+from analysis.reporting.summary_table import describe_missing_seeds
 from analysis.stats.front import (
     FrontPoint,
     Stratum,
@@ -281,5 +281,5 @@ def test_a_seed_without_a_result_is_said_wherever_its_setting_stands():
     assert {each.trial_id: each.lost for each in collect_points(found)} == {
         "a0": "1 of 3 seeds diverged", "a1": "1 of 3 seeds diverged", "a2": "1 of 3 seeds diverged", "b0": "",
     }  # fmt: skip
-    assert lost_seeds(collect_points(found)) == ["CP, 2 dims, 100 parameters: 1 of 3 seeds diverged"]
+    assert describe_missing_seeds(collect_points(found)) == ["CP, 2 dims, 100 parameters: 1 of 3 seeds diverged"]
     assert "(n = 2 seeds, 1 of 3 seeds diverged, " in answer_of(found)
