@@ -28,6 +28,7 @@ test-slow: $(READY)
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	PYTHONPATH=. $(BIN)/lint-imports --no-logo
 
 types: $(READY)
 	$(BIN)/mypy lowrank sweeps analysis

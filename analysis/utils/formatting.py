@@ -12,13 +12,16 @@ class Interval(Protocol):
     """A mean with its interval; `low` and `high` are None where there is no interval."""
 
     @property
-    def mean(self) -> float: ...
+    def mean(self) -> float:
+        """The estimate."""
 
     @property
-    def low(self) -> float | None: ...
+    def low(self) -> float | None:
+        """The lower end."""
 
     @property
-    def high(self) -> float | None: ...
+    def high(self) -> float | None:
+        """The upper end."""
 
 
 def data_label(name: str) -> str:

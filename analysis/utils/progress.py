@@ -25,6 +25,7 @@ class StepCounter:
         self._show, self._begun, self._name = show, 0, ""
 
     def __call__(self, name: str) -> None:
+        """Show the name of the step that starts."""
         self._name = name
         self._show(name, self._begun)
         self._begun += 1

@@ -1,5 +1,7 @@
-"""What a decomposition really costs, both ways: its weight rebuilt once a step and applied densely, or its cores
-contracted with the activations in the best order.
+"""What a decomposition really costs, rebuilt or contracted.
+
+Either its weight is rebuilt once a step and applied densely, or its cores are contracted with the activations in the
+best order.
 
 Letters: I in-channels, O out-channels, P positions of the output, n_k sizes, r_k ranks; core k is (r_{k-1}, n_k, r_k).
 

@@ -141,7 +141,7 @@ def _store_sums(target, first, second, third, valid):
 
 
 @triton.jit
-def _backward_kernel(  # noqa: PLR0915  # written out: kernels have no lists
+def _backward_kernel(  # written out: kernels have no lists
     gradient, x, weight, other, grad_x, grad_weight,
     C: tl.constexpr, H: tl.constexpr, W: tl.constexpr, W2: tl.constexpr, CH: tl.constexpr, BLOCKS: tl.constexpr,
     TILES: tl.constexpr, TURNS: tl.constexpr, ADD: tl.constexpr,

@@ -18,6 +18,7 @@ class FuseGradientSums(CustomGraphPass):
     """Changes a graph of aten operations in place, before it is compiled."""
 
     def __call__(self, graph: Graph) -> None:
+        """Fuse the sums of `graph`, in place."""
         for node in list(graph.nodes):
             if node.target is torch.ops.aten.add.Tensor and len(node.args) == 2 and not node.kwargs:
                 _ = _fuse_sum(graph, node, *node.args) or _fuse_sum(graph, node, *reversed(node.args))

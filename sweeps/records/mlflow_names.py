@@ -64,8 +64,14 @@ def _setting(trial: TrialRecord) -> str:
 
 
 def run_params(trial: TrialRecord) -> dict[str, str]:
-    """Every field of the specification and of the proposed point under its dotted name, and the exact counts; what is
-    unset is left out."""
+    """Return every field of the specification and of the proposed point, and the exact counts.
+
+    Args:
+        trial: what is unset in it is left out.
+
+    Returns:
+        Values as text, by dotted name in alphabetical order.
+    """
     named = {**_flat(trial.parameters), **_flat(trial.specification), **trial.counts, "stratum": trial.stratum}
     return {name: _spelt(value) for name, value in sorted(named.items()) if value not in (None, "")}
 
