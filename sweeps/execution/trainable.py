@@ -126,7 +126,7 @@ class TrialTrainable(tune.Trainable):
         def find_teacher(student: nn.Module) -> Teacher | None:
             return make_teacher(specification, self.data, student, self.device, options, self.notices.append)
 
-        return make_trainer(specification, self.data, self.device, find_teacher, say=self.notices.append)
+        return make_trainer(specification, self.data, self.device, find_teacher, notify=self.notices.append)
 
     def _make_process_group(self, processes: int, cache: dict[str, Any]) -> ProcessGroup:
         """The process group of the last trial if it still runs, else a new one."""

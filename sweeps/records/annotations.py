@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from lowrank.errors import InputError
 
-MAX_NOTE_LENGTH = 2000  # characters; MLflow keeps 8,000 in a tag, and several notes go into one
+MAX_NOTE_LENGTH = 2000  # characters; MLflow keeps 8,000 in a tag, into which several notes go
 RESERVED_TAGS = frozenset({
     "study", "study_key", "trial_id", "point", "role", "stratum", "status", "reason", "attempts", "aliases", "adopted",
     "broken",
@@ -18,7 +18,17 @@ TAG_RULE = r"[A-Za-z][A-Za-z0-9_-]{0,79}"
 
 
 def parse_tags(pairs: Iterable[str]) -> dict[str, str]:
-    """The user's own tags from `K=V` as typed; raises InputError for one that is none or takes a name of ours."""
+    """Parse the user's tags.
+
+    Args:
+        pairs: each `K=V`, as typed.
+
+    Returns:
+        Values by name.
+
+    Raises:
+        InputError: a tag has another form, or its name is reserved.
+    """
     tags = {}
     for pair in pairs:
         name, equals, value = pair.partition("=")
@@ -28,13 +38,23 @@ def parse_tags(pairs: Iterable[str]) -> dict[str, str]:
                 f"{MAX_NOTE_LENGTH:,} characters, but got {pair[:100]!r}"
             )
         if name in RESERVED_TAGS:
-            raise InputError(f"the tag {name!r} is taken: these are ours: {', '.join(sorted(RESERVED_TAGS))}")
+            raise InputError(f"the tag {name!r} is reserved, as are: {', '.join(sorted(RESERVED_TAGS))}")
         tags[name] = value
     return tags
 
 
 def check_note(text: str | None) -> str:
-    """A remark without its outer blanks, empty for none; raises InputError when it is blank or too long."""
+    """Check the user's note.
+
+    Args:
+        text: as typed; None for no note.
+
+    Returns:
+        The note without outer blanks; "" for None.
+
+    Raises:
+        InputError: the note is blank or too long.
+    """
     if text is None:
         return ""
     if not text.strip() or len(text) > MAX_NOTE_LENGTH:

@@ -1,8 +1,8 @@
-"""Which trials are worth keeping: the front of size and validation error, and the best within each budget.
+"""The front of size and validation error, and the best trial within each budget.
 
-A point is one setting with all its seeds. It counts by the mean validation error over those that were trained to their
-end and were not found to be broken, and stands on the front with every one of them. This is the one rule for it: what
-the search repeats, what is kept as a model and what a report shows are the same points.
+A point is one setting with all its seeds. Its error is the mean validation error over the seeds that were trained to
+their end and not excluded; all of them stand on the front together. The search, the kept models and the reports use
+this one rule.
 """
 
 from __future__ import annotations
@@ -17,17 +17,31 @@ from lowrank.utils.pareto import non_dominated
 from sweeps.records.events import Role, Status
 from sweeps.records.model import StudyRecord, TrialRecord
 
-SEED_DEPENDENT_STATUSES = (Status.DIVERGED, Status.FAILED)  # ends that another seed need not have
+SEED_DEPENDENT_STATUSES = (Status.DIVERGED, Status.FAILED)  # ends that another seed may avoid
 T = TypeVar("T")
 
 
 def completed_trials(trials: Iterable[TrialRecord]) -> list[TrialRecord]:
-    """Those that were trained to their end and count."""
+    """Choose the trials that were trained to their end and count.
+
+    Args:
+        trials: of a study.
+
+    Returns:
+        Those with a validation error that were not excluded.
+    """
     return [t for t in trials if t.status is Status.COMPLETED and t.val_error is not None and not t.broken]
 
 
 def point_key(trial: TrialRecord) -> str:
-    """What a trial trains, the seed left out: trials that repeat each other have the same."""
+    """Name what a trial trains, its seed left out.
+
+    Args:
+        trial: the record.
+
+    Returns:
+        The same text for all seeds of a point.
+    """
     if trial.point_id:
         return trial.point_id
     unseeded = {key: value for key, value in trial.specification.items() if key != "seed"}
@@ -35,84 +49,146 @@ def point_key(trial: TrialRecord) -> str:
 
 
 def group_by_point(trials: Iterable[TrialRecord]) -> list[list[TrialRecord]]:
-    """Finished trials by point, references too: one for each seed, the first proposed first."""
-    found: dict[str, list[TrialRecord]] = {}
+    """Group completed trials by point, references among them.
+
+    Args:
+        trials: of a study, in order of proposal.
+
+    Returns:
+        A list for each point: one trial for each seed, the first proposed first.
+    """
+    points: dict[str, list[TrialRecord]] = {}
     for trial in completed_trials(trials):
         point, seed = point_key(trial), trial.specification.get("seed")
-        if not trial.point_id and any(other.specification.get("seed") == seed for other in found.get(point, ())):
-            point = f"{point} {trial.trial_id}"  # records that say too little to be told apart
-        found.setdefault(point, []).append(trial)
-    return list(found.values())
+        if not trial.point_id and any(other.specification.get("seed") == seed for other in points.get(point, ())):
+            point = f"{point} {trial.trial_id}"  # old records, whose specifications do not tell all points apart
+        points.setdefault(point, []).append(trial)
+    return list(points.values())
 
 
 def searched_points(trials: Iterable[TrialRecord]) -> list[list[TrialRecord]]:
-    """Those of `group_by_point` that the search proposed and whose size is known."""
+    """Choose the points that the search proposed and whose size is known.
+
+    Args:
+        trials: of a study.
+
+    Returns:
+        Those of `group_by_point`, without references.
+    """
     return [
         seeds for seeds in group_by_point(trials) if seeds[0].role is not Role.REFERENCE and "params" in seeds[0].counts
     ]
 
 
 def non_dominated_points(points: Sequence[T], objectives: Callable[[T], tuple[float, float]]) -> list[T]:
-    """The points that no other beats in both objectives, smallest first objective first; both are minimised."""
+    """Choose the points that no other beats in both objectives.
+
+    Args:
+        points: any objects.
+        objectives: gives a point's two objectives, both minimised.
+
+    Returns:
+        The points, smallest first objective first.
+    """
     sized = [objectives(point) for point in points]
     return [points[index] for index in sorted(non_dominated(sized), key=lambda index: sized[index])]
 
 
 def mean_error(seeds: Iterable[TrialRecord]) -> float:
-    """Mean validation error, in percent, of a point's finished trials."""
+    """Average the validation error over a point's completed trials.
+
+    Args:
+        seeds: the trials.
+
+    Returns:
+        The mean, in percent.
+    """
     return fmean(trial.val_error or 0.0 for trial in seeds)
 
 
 def front(trials: Iterable[TrialRecord]) -> list[list[TrialRecord]]:
-    """The points that no other beats in both parameters and mean validation error, each as its finished trials."""
+    """Find the points that no other beats in both parameters and mean validation error.
+
+    Args:
+        trials: of a study.
+
+    Returns:
+        The points, smallest first, each as its completed trials.
+    """
     return non_dominated_points(
         searched_points(trials), lambda seeds: (float(seeds[0].counts["params"]), mean_error(seeds))
     )
 
 
 def front_settings(study: StudyRecord) -> list[dict[str, Any]]:
-    """The settings of the front as the search alone found it: those that get further seeds, which do not move it.
+    """Find the settings of the front that the search alone found, which get further seeds.
 
     A training that diverged or failed is a result of its seed, not of its setting. Where its last error would have put
-    the setting on the front, the setting gets its other seeds too; not so where the trial was marked as broken.
+    the setting on the front, the setting gets its other seeds too, unless the trial was excluded.
+
+    Args:
+        study: the study.
+
+    Returns:
+        The proposed points (dotted name -> value).
     """
     searched = [trial for trial in study.trials.values() if trial.role is Role.SEARCH]
-    done = [seeds[0] for seeds in front(searched)]
-    cut = [
+    completed = [seeds[0] for seeds in front(searched)]
+    unfinished = [
         t
         for t in searched
         if t.status in SEED_DEPENDENT_STATUSES and not t.broken and math.isfinite(t.val_error or math.nan)
     ]
-    sized = [(float(trial.counts["params"]), trial.val_error or 0.0) for trial in [*done, *cut]]
-    return [trial.parameters for trial in done] + [
-        cut[index - len(done)].parameters for index in non_dominated(sized) if index >= len(done)
+    sized = [(float(trial.counts["params"]), trial.val_error or 0.0) for trial in [*completed, *unfinished]]
+    return [trial.parameters for trial in completed] + [
+        unfinished[index - len(completed)].parameters for index in non_dominated(sized) if index >= len(completed)
     ]
 
 
 def front_first_seeds(trials: Iterable[TrialRecord]) -> list[TrialRecord]:
-    """The first seed of each point of the front: the one that is kept as a model."""
+    """Choose the first seed of each point of the front, which is kept as a model.
+
+    Args:
+        trials: of a study.
+
+    Returns:
+        One trial a point, smallest first.
+    """
     return [seeds[0] for seeds in front(trials)]
 
 
 def front_trials(trials: Iterable[TrialRecord]) -> list[TrialRecord]:
-    """Every seed of the points of the front, and the references always."""
+    """Choose every seed of the points of the front, and the references always.
+
+    Args:
+        trials: of a study.
+
+    Returns:
+        The completed trials.
+    """
     trials = list(trials)
     references = [trial for trial in completed_trials(trials) if trial.role is Role.REFERENCE]
     return [trial for seeds in front(trials) for trial in seeds] + references
 
 
 def best_trials(study: StudyRecord) -> dict[str, TrialRecord]:
-    """The best of the front by the names one asks for: `best`, and `best-under-N` for each limit of N parameters.
+    """Name the best trials of the front: `best`, and `best-under-N` for each limit of N parameters.
 
-    Best is the lowest mean validation error; of equal ones the smallest network. A point is named by its first seed.
+    The best point has the lowest mean validation error, of equal ones the fewest parameters.
+
+    Args:
+        study: the study.
+
+    Returns:
+        The first seed of the point by name.
     """
     points = sorted(front(study.trials.values()), key=lambda seeds: (mean_error(seeds), seeds[0].counts["params"]))
     best = [seeds[0] for seeds in points]
     strata: list[dict[str, Any]] = study.header.get("strata") or []
     limits = sorted({int(stratum["params"]) for stratum in strata if stratum.get("params")})
-    found = {"best": best[0]} if best else {}
+    named = {"best": best[0]} if best else {}
     for limit in limits:
         fitting = [trial for trial in best if trial.counts["params"] <= limit]
         if fitting:
-            found[f"best-under-{limit}"] = fitting[0]
-    return found
+            named[f"best-under-{limit}"] = fitting[0]
+    return named

@@ -18,14 +18,18 @@ from sweeps.records.events import Event
 from sweeps.records.names import JOURNAL_FILE, LOCK_FILE
 from sweeps.utils.clock import Clock
 
-SYNC_SECONDS = 1.0  # what a power cut may lose of running epochs; starts and ends of trials are synced at once
+SYNC_SECONDS = 1.0  # of epochs that a power cut may lose; starts and ends of trials are synced at once
 
 
 class FullDiskError(OSError):
-    """The journal cannot be written; `study` is the name of its folder. What was written before is whole."""
+    """The disk has no room for the next record of the journal; the records before it are whole.
+
+    Args:
+        path: of the journal; the name of its folder becomes the attribute `study`.
+    """
 
     def __init__(self, path: Path):
-        super().__init__(errno.ENOSPC, f"{path}: the disk is full, the last record was not kept")
+        super().__init__(errno.ENOSPC, f"{path}: the disk is full, the last record was not written")
         self.study = path.parent.name
 
     def __str__(self) -> str:
@@ -33,23 +37,33 @@ class FullDiskError(OSError):
 
 
 def is_disk_full(error: object) -> bool:
-    """Whether an error, of whatever library, came of a full disk: Ray hands on the text of one alone."""
+    """Tell whether an error of any library was caused by a full disk; of some, Ray passes on the text alone.
+
+    Args:
+        error: an exception, or its text.
+
+    Returns:
+        Whether its text names a full disk or an exceeded quota.
+    """
     return any(text in str(error) for text in (os.strerror(errno.ENOSPC), "the disk is full", "disk quota exceeded"))
 
 
 class BusyError(InputError):
-    """Another process writes the study's journal."""
+    """Another process holds the study's journal."""
 
 
 class Journal:
     """Appends events to a file; one writer at a time, any number of readers.
 
-    Every event is handed to the operating system before `append` returns (so it survives a kill of the process);
-    `sync=True` waits until the disk has it. A line torn by a kill is cut off when the journal is opened again.
+    Every event is handed to the operating system before `append` returns, so it survives a kill of the process.
+    `sync=True` waits until it is on disk. A line torn by a kill is cut off when the journal is opened again.
+
+    Args:
+        path: the file, which is made with its folder where it is missing.
+        clock: gives the times of the events; it is advanced to the time of the last one.
     """
 
     def __init__(self, path: Path, clock: Clock | None = None):
-        """`clock` gives the times of the events; it is made to go on from the last of them."""
         self.path, self._clock = path, clock or Clock()
         path.parent.mkdir(parents=True, exist_ok=True)
         truncate_torn_line(path)
@@ -59,7 +73,20 @@ class Journal:
         self._synced = time.monotonic()
 
     def append(self, event: Event, *, sync: bool = False, **fields: Any) -> dict[str, Any]:
-        """Write one event and return it; raises FullDiskError, ValueError for a NaN."""
+        """Write one event.
+
+        Args:
+            event: its kind.
+            sync: whether to wait until it is on disk.
+            **fields: its plain data.
+
+        Returns:
+            The event as written, with its time.
+
+        Raises:
+            FullDiskError: the disk has no room for it.
+            ValueError: a number is NaN or infinite.
+        """
         record = {"event": str(event), "time": self._clock.now(), **fields}
         line = json.dumps(record, allow_nan=False, separators=(",", ":")).encode() + b"\n"
         with self._lock:
@@ -74,7 +101,7 @@ class Journal:
             written = self._file.write(line)
         except OSError as error:
             raise self._full(error) from error
-        if written != len(line):  # a full disk may take part of a line: leave no torn line in mid-file
+        if written != len(line):  # a full disk may hold part of a line: leave no torn line in mid-file
             self._file.truncate(start)
             raise FullDiskError(self.path)
 
@@ -98,18 +125,22 @@ class Journal:
 
 
 def truncate_torn_line(path: Path) -> None:
-    """Cut off what a kill or a full disk has left of a last line, if there is such a file."""
+    """Cut off an incomplete last line, which a kill or a full disk leaves.
+
+    Args:
+        path: the file; nothing happens where it is missing.
+    """
     if not path.exists():
         return
     with path.open("rb+") as file:
         content = file.read()
-        keep = content.rfind(b"\n") + 1
-        if keep != len(content):
-            file.truncate(keep)
+        end = content.rfind(b"\n") + 1
+        if end != len(content):
+            file.truncate(end)
 
 
 def _last_time(path: Path) -> float:
-    """The time of the last event, 0 where there is none or where it is damaged, which its readers will say."""
+    """The time of the last event; 0 where there is none, or where it is damaged, which `JournalReader` reports."""
     if not path.exists():
         return 0.0
     lines = path.read_bytes().rsplit(b"\n", 2)
@@ -121,7 +152,17 @@ def _last_time(path: Path) -> float:
 
 @contextmanager
 def locked_journal(folder: Path) -> Iterator[Journal]:
-    """The study's journal, for one writer at a time; raises BusyError while another process has it."""
+    """Open a study's journal for the one process that may write it.
+
+    Args:
+        folder: of the study.
+
+    Yields:
+        The journal, which is closed and unlocked when the block ends.
+
+    Raises:
+        BusyError: another process holds it.
+    """
     with ExitStack() as stack:
         try:
             stack.enter_context(hold_lock(folder / LOCK_FILE, timeout=0))
@@ -132,20 +173,32 @@ def locked_journal(folder: Path) -> Iterator[Journal]:
 
 
 class JournalReader:
-    """Reads complete lines from where it last stopped; `offset` may be kept and given again."""
+    """Reads complete events from where it last stopped.
+
+    Args:
+        path: of the journal.
+        offset: the byte at which to begin; the attribute `offset` is where reading stopped.
+    """
 
     def __init__(self, path: Path, offset: int = 0):
         self.path, self.offset = path, offset
 
     def read(self) -> Iterator[Mapping[str, Any]]:
-        """Yield the events that are complete on disk and not yet read; raises InputError for a damaged line."""
+        """Read the events that are complete on disk and not yet read.
+
+        Yields:
+            The events, oldest first.
+
+        Raises:
+            InputError: a line is damaged.
+        """
         with self.path.open("rb") as file:
             file.seek(self.offset)
             for line in file:
                 if not line.endswith(b"\n"):
                     return
                 try:
-                    event = json.loads(line.decode())  # of bytes it would look for the encoding, line by line
+                    event = json.loads(line.decode())  # given bytes, json would detect the encoding of every line
                 except ValueError as error:
                     raise InputError(f"{self.path}: the line at byte {self.offset} is damaged: {error}") from error
                 self.offset += len(line)
@@ -153,5 +206,15 @@ class JournalReader:
 
 
 def read_journal(path: Path) -> Iterator[Mapping[str, Any]]:
-    """All complete events of a journal."""
+    """Read all complete events of a journal.
+
+    Args:
+        path: of the journal.
+
+    Returns:
+        The events, oldest first.
+
+    Raises:
+        InputError: a line is damaged.
+    """
     return JournalReader(path).read()

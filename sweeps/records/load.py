@@ -1,4 +1,4 @@
-"""Finds studies and reads what they recorded."""
+"""Find studies and trials and read their records."""
 
 from __future__ import annotations
 
@@ -17,22 +17,43 @@ MIN_ID_PREFIX = 4  # characters
 
 
 def list_studies(root: Path = STUDIES_FOLDER) -> list[str]:
-    """Names of the studies under `root`, in alphabetical order."""
+    """List the studies in a folder.
+
+    Args:
+        root: the folder, which may be missing.
+
+    Returns:
+        Their names in alphabetical order.
+    """
     if not root.is_dir():
         return []
     return sorted(folder.name for folder in root.iterdir() if is_study(folder))
 
 
 def is_study(folder: Path) -> bool:
-    """Whether `folder` holds a journal or a results table."""
+    """Tell whether a folder holds a journal or a results table.
+
+    Args:
+        folder: which may be missing.
+
+    Returns:
+        Whether it is the folder of a study.
+    """
     return any((folder / name).is_file() for name in (JOURNAL_FILE, RESULTS_FILE))
 
 
 def find_study(name: str, root: Path = STUDIES_FOLDER) -> Path:
-    """The folder of a study, given as a path or as a name under `root`.
+    """Find the folder of a study.
+
+    Args:
+        name: a path, or the name of a study under `root`.
+        root: the folder of studies.
+
+    Returns:
+        The study's folder.
 
     Raises:
-        InputError: neither exists; the text lists the studies there are.
+        InputError: there is no such study; the text lists those there are.
     """
     for folder in (Path(name), root / name):
         if is_study(folder):
@@ -41,7 +62,13 @@ def find_study(name: str, root: Path = STUDIES_FOLDER) -> Path:
 
 
 def load_study(folder: Path) -> StudyRecord:
-    """A study from its journal, or, where only the tables were kept, from results.parquet and epochs.parquet.
+    """Read a study from its journal or, where there is none, from its tables.
+
+    Args:
+        folder: of the study.
+
+    Returns:
+        The study.
 
     Raises:
         InputError: there is neither, the journal holds no study yet, one of its lines is damaged, or the tables are of

@@ -1,10 +1,10 @@
-"""What a study is called in MLflow: names of runs, parameters, metrics and tags, chosen for MLflow's own interface.
+"""Names of runs, parameters, metrics and tags in MLflow, chosen for MLflow's own interface.
 
-* **Parameters** bear the dotted names of the space file (`method.dims`, `train.lr`), so that they sort by section,
+* **Parameters** have the dotted names of the space file (`method.dims`, `train.lr`), so that they sort by section,
   and what the compare view shows is what one would type after `--set`.
 * **Metrics** of an epoch keep the names of `sweeps.records.names`. A slash makes a section of its own in the chart
   view: `grad_norm/STAGE`, `study/...` (of the parent run alone), and MLflow's own `system/...`, which it shows apart.
-* **Tags** are what one filters and groups by: `tags.broken = 'no'`, `tags.role = 'search'`, group by `point`.
+* **Tags** serve to filter and group: `tags.broken = 'no'`, `tags.role = 'search'`, group by `point`.
 
 Parameters are counts, `params_over_separable` is a share (1 is as large), errors are percent.
 """
@@ -24,31 +24,56 @@ from sweeps.records.names import EPOCH_METRICS, STAGE_METRIC, VAL_ERROR
 
 STUDY_TAG, KEY_TAG, TRIAL_TAG, COMPLETE_TAG = "study", "study_key", "trial_id", "artifacts_complete"
 POINT_TAG, BROKEN_TAG, SOUND = "point", "broken", "no"
-TABLES_TAG, CURRENT, BEHIND = "tables", "current", "behind"  # of the parent: whether runs know more than its tables
+TABLES_TAG, CURRENT, BEHIND = (
+    "tables",
+    "current",
+    "behind",
+)  # of the parent run: whether the runs are ahead of its tables
 STUDY_FILE, TRIAL_FILE, INFEASIBLE_FILE = "study.json", "trial.json", "infeasible.json"  # records without their epochs
 PARENT_TAG, DESCRIPTION_TAG = "mlflow.parentRunId", "mlflow.note.content"
-KIND_TAGS = {"mlflow.experimentKind": "custom_model_development"}  # MLflow opens the view for trainings, not for chats
+KIND_TAGS = {"mlflow.experimentKind": "custom_model_development"}  # makes MLflow open the view for trainings
 SYSTEM_NAMES = {
-    "device_utilisation": "system/gpu_0_utilization_percentage",  # a trial sees its own card as the first
+    "device_utilisation": "system/gpu_0_utilization_percentage",  # a trial sees its own GPU as the first
     "peak_device_mb": "system/gpu_0_memory_usage_megabytes",
     "host_memory_mb": "system/system_memory_usage_megabytes",
 }
-_OF_SYSTEM = {theirs: ours for ours, theirs in SYSTEM_NAMES.items()}
+_METRICS_BY_SYSTEM_NAME = {system_name: metric for metric, system_name in SYSTEM_NAMES.items()}
 ID_SHOWN = 6  # characters of an id in a name; `analysis mark` takes them too
 
 
 def run_name(trial: TrialRecord) -> str:
-    """E.g. `tensor_train 3d 85.3k 1a2b3c`: method, dimensions, size, id; sorts by method, then by shape."""
+    """Name a trial's run so that runs sort by method, then by shape.
+
+    Args:
+        trial: the record.
+
+    Returns:
+        Method, dimensions, size and id, e.g. `tensor_train 3d 85.3k 1a2b3c`.
+    """
     return f"{_setting(trial)} {trial.trial_id[:ID_SHOWN]}"
 
 
 def model_name(trial: TrialRecord) -> str:
-    """A run's name with the size in full: MLflow allows no dot in the name of a model."""
+    """Name a trial's registered model; it has the size in full, for MLflow allows no dot in it.
+
+    Args:
+        trial: the record.
+
+    Returns:
+        Method, parameters and id.
+    """
     return f"{trial.method} {trial.counts['params']} {trial.trial_id[:ID_SHOWN]}"
 
 
 def point_name(trial: TrialRecord) -> str:
-    """One name for all trials that differ in nothing but the seed, e.g. `tensor_train 3d 85.3k #9f8e7d`."""
+    """Name all trials that differ in nothing but the seed.
+
+    Args:
+        trial: one of them.
+
+    Returns:
+        E.g. `tensor_train 3d 85.3k #9f8e7d`.
+    """
     point_id = trial.point_id or hashlib.sha256(point_key(trial).encode()).hexdigest()
     return f"{_setting(trial)} #{point_id[:ID_SHOWN]}"
 
@@ -73,53 +98,87 @@ def run_params(trial: TrialRecord) -> dict[str, str]:
         Values as text, by dotted name in alphabetical order.
     """
     named = {**_flat(trial.parameters), **_flat(trial.specification), **trial.counts, "stratum": trial.stratum}
-    return {name: _spelt(value) for name, value in sorted(named.items()) if value not in (None, "")}
+    return {name: _spelled(value) for name, value in sorted(named.items()) if value not in (None, "")}
 
 
 def _flat(section: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    fields: dict[str, Any] = {}
     for name, value in section.items():
-        found |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
-    return found
+        fields |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return fields
 
 
-def _spelt(value: Any) -> str:
-    """As a space file spells it, to six digits: every one of them is in trial.json."""
+def _spelled(value: Any) -> str:
+    """As a space file writes it, numbers to six digits; trial.json has all of them."""
     if isinstance(value, float):
         return f"{value:.6g}"
     return value if isinstance(value, str) else json.dumps(value)
 
 
 def size_metrics(trial: TrialRecord) -> dict[str, float]:
-    """Sizes as metrics too: only metrics can be an axis of MLflow's scatter plots."""
-    known = ("params", "mult_adds")
-    found: dict[str, float] = {name: float(trial.counts[name]) for name in known if name in trial.counts}
-    if "params" in found and trial.counts.get("separable_params"):
-        found["params_over_separable"] = found["params"] / trial.counts["separable_params"]
-    return found
+    """Give a trial's sizes as metrics too, for only metrics can be an axis of MLflow's plots.
+
+    Args:
+        trial: the record.
+
+    Returns:
+        Parameters, mult-adds and the share of the separable network's parameters, where they are known.
+    """
+    sizes: list[str] = [name for name in ("params", "mult_adds") if name in trial.counts]
+    metrics = {name: float(trial.counts[name]) for name in sizes}
+    if "params" in metrics and trial.counts.get("separable_params"):
+        metrics["params_over_separable"] = metrics["params"] / trial.counts["separable_params"]
+    return metrics
 
 
 def metric_name(name: str) -> str:
-    """The name in MLflow of a metric of an epoch."""
+    """Give the name in MLflow of a metric of an epoch.
+
+    Args:
+        name: as in the journal.
+
+    Returns:
+        The name in MLflow, where a slash begins a section.
+    """
     return SYSTEM_NAMES.get(name) or name.replace(".", "/", 1)
 
 
 def metric_of(name: str) -> str | None:
-    """The metric of an epoch that has this name in MLflow; None for what is no metric of an epoch (sizes, test error).
+    """Find the metric of an epoch that has a name in MLflow.
 
-    Names of stages are those of modules, in which MLflow forbids nothing.
+    Args:
+        name: as MLflow has it.
+
+    Returns:
+        The name in the journal; None for what is no metric of an epoch, such as sizes and the test error.
     """
-    ours = _OF_SYSTEM.get(name) or name.replace("/", ".", 1)
-    return ours if ours in EPOCH_METRICS or ours.startswith(STAGE_METRIC) else None
+    metric = _METRICS_BY_SYSTEM_NAME.get(name) or name.replace("/", ".", 1)
+    return metric if metric in EPOCH_METRICS or metric.startswith(STAGE_METRIC) else None
 
 
 def identity_tags(study: StudyRecord, trial: TrialRecord, parent: str) -> dict[str, str]:
-    """What a trial's run is found by."""
+    """Give the tags by which a trial's run is found.
+
+    Args:
+        study: the study.
+        trial: one of its trials.
+        parent: id of the study's parent run.
+
+    Returns:
+        Values by tag.
+    """
     return {STUDY_TAG: study.name, TRIAL_TAG: trial.trial_id, PARENT_TAG: parent, **source_tags(study)}
 
 
 def source_tags(study: StudyRecord) -> dict[str, str]:
-    """What MLflow's column `Source` and the run's page show."""
+    """Give the tags that MLflow's column `Source` and the run's page show.
+
+    Args:
+        study: the study.
+
+    Returns:
+        Values by tag.
+    """
     commit = str(study.header.get("commit", "")).removesuffix("-dirty")
     return {
         "mlflow.source.name": "sweeps/run.py", "mlflow.source.type": "LOCAL", "mlflow.source.git.commit": commit,
@@ -127,13 +186,21 @@ def source_tags(study: StudyRecord) -> dict[str, str]:
 
 
 def trial_tags(study: StudyRecord, trial: TrialRecord) -> dict[str, str]:
-    """How a trial stands, and the user's own tags; all trials have `broken`, so that it can be filtered both ways."""
+    """Give the tags of a trial's state and those of the user.
+
+    Args:
+        study: the study, whose own tags every trial has.
+        trial: one of its trials.
+
+    Returns:
+        Values by tag; every trial has `broken`, so that it can be filtered both ways.
+    """
     tags: dict[str, str] = {
         **study.tags, **trial.tags, "role": str(trial.role), "stratum": trial.stratum, POINT_TAG: point_name(trial),
         "status": str(trial.status), "reason": trial.reason, "attempts": str(len(trial.attempts)),
         BROKEN_TAG: trial.broken or SOUND, DESCRIPTION_TAG: _description(trial),
     }  # fmt: skip
-    tags |= {name: str(found) for name in ("host", "device") if (found := trial.last_attempt(name)) is not None}
+    tags |= {name: str(trial.last_attempt(name)) for name in ("host", "device") if trial.last_attempt(name) is not None}
     if trial.adopted:
         tags["adopted"] = str(trial.adopted["study"])
     if trial.aliases:
@@ -147,7 +214,14 @@ def _description(trial: TrialRecord) -> str:
 
 
 def study_tags(study: StudyRecord) -> dict[str, str]:
-    """Tags of the parent run; its description is the question and the user's notes."""
+    """Give the tags of the parent run, whose description is the question and the user's notes.
+
+    Args:
+        study: the study.
+
+    Returns:
+        Values by tag, without those that are unknown.
+    """
     header = study.header
     named = {"data": header.get("data", {}).get("name"), "network": header.get("network", {}).get("name")}
     plain = {key: header.get(key) for key in ("question", "commit", "command", "seed", "hardware")}
@@ -157,19 +231,33 @@ def study_tags(study: StudyRecord) -> dict[str, str]:
 
 
 def study_metrics(study: StudyRecord) -> dict[str, float]:
-    """Counts of trials by status, and the best that the search found: mean error (percent) and parameters."""
+    """Count a study's trials by status and give the best of them.
+
+    Args:
+        study: the study.
+
+    Returns:
+        Metrics by name; the best by mean error, in percent.
+    """
     trials = study.trials.values()
     statuses = [trial.status for trial in trials if not trial.broken]
-    found: dict[str, float] = {f"study/trials_{status}": statuses.count(status) for status in Status}
-    found["study/trials_broken"] = sum(bool(trial.broken) for trial in trials)
+    metrics: dict[str, float] = {f"study/trials_{status}": statuses.count(status) for status in Status}
+    metrics["study/trials_broken"] = sum(bool(trial.broken) for trial in trials)
     best = min(front(trials), key=mean_error, default=None)
     if best is not None:
-        found |= {f"study/best_{VAL_ERROR}": mean_error(best), "study/best_params": best[0].counts["params"]}
-    return found
+        metrics |= {f"study/best_{VAL_ERROR}": mean_error(best), "study/best_params": best[0].counts["params"]}
+    return metrics
 
 
 def version_tags(trial: TrialRecord) -> dict[str, str]:
-    """Tags of a registered version: which trial it is, how good, and whether it counts."""
+    """Give the tags of a registered version: its trial, its errors and whether it counts.
+
+    Args:
+        trial: the record.
+
+    Returns:
+        Values by tag.
+    """
     named = {"params": trial.counts.get("params"), VAL_ERROR: trial.val_error, "test_error": trial.test_error}
     shown = {name: f"{value:g}" if isinstance(value, float) else str(value) for name, value in named.items()}
     return {TRIAL_TAG: trial.trial_id, "setting": _setting(trial), BROKEN_TAG: trial.broken or SOUND, **shown}

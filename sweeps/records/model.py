@@ -22,7 +22,7 @@ from sweeps.records.names import VAL_ERROR
 
 @dataclass
 class TrialRecord:
-    """One specification and what became of it; equal specifications are one record."""
+    """One specification and its results; equal specifications are one record."""
 
     trial_id: str
     role: Role = Role.SEARCH
@@ -33,7 +33,7 @@ class TrialRecord:
     aliases: list[dict[str, Any]] = field(default_factory=list)
     specification: dict[str, Any] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
-    proposal: dict[str, Any] = field(default_factory=dict)  # where the sampler is told of the outcome
+    proposal: dict[str, Any] = field(default_factory=dict)  # the sampler's proposal that gets the outcome
     epochs: dict[int, dict[str, float]] = field(default_factory=dict)  # epoch (from 1) -> metrics, plus "time"
     attempts: list[dict[str, Any]] = field(default_factory=list)
     notices: list[str] = field(default_factory=list)
@@ -41,15 +41,15 @@ class TrialRecord:
     finished_at: float | None = None
     test_error: float | None = None
     point_id: str = ""  # the trial's identity without its seed
-    postponed: str = ""  # why it was put off to a larger share; empty for a trial that never was
-    broken: str = ""  # why its result counts for nothing; empty for a sound trial
+    postponed: str = ""  # why it was put off to a larger share; empty for the others
+    broken: str = ""  # why the user excluded it; empty for the others
     notes: list[str] = field(default_factory=list)
     tags: dict[str, str] = field(default_factory=dict)
-    adopted: dict[str, Any] = field(default_factory=dict)  # the study that trained it, host ...; empty: this one did
+    adopted: dict[str, Any] = field(default_factory=dict)  # study that trained it, its host ...; {}: this study did
 
     @property
     def ended(self) -> bool:
-        """Whether nothing more will be trained of it."""
+        """Whether it will not be trained any further."""
         return self.status in TERMINAL or bool(self.broken)
 
     @property
@@ -63,31 +63,35 @@ class TrialRecord:
         return self.epochs[self.last_epoch].get(VAL_ERROR) if self.epochs else None
 
     def last_attempt(self, field: str) -> Any:
-        """What the newest attempt says of its `host`, `device` ...; None where there was none or it does not say.
+        """Read a field of the newest attempt; of an adopted trial, of the study that trained it.
 
-        Of an adopted trial it is the attempt of the study that trained it.
+        Args:
+            field: e.g. `host` or `device`.
+
+        Returns:
+            Its value; None where there was no attempt or it lacks the field.
         """
         return (self.attempts[-1] if self.attempts else self.adopted).get(field)
 
     @property
     def method(self) -> str:
         """The method's name, e.g. `tensor_train`; of a thinner network `thin_dense` or `thin_separable`."""
-        asked = str(self.parameters.get("method.name", ""))
-        if asked.startswith("thin_"):
-            return asked
-        return str(self.specification.get("method", {}).get("name", self.parameters.get("method.name", "")))
+        proposed = str(self.parameters.get("method.name", ""))
+        if proposed.startswith("thin_"):
+            return proposed
+        return str(self.specification.get("method", {}).get("name", proposed))
 
 
 @dataclass
 class StudyRecord:
-    """A study as its journal tells it; `trials` keeps the order of proposal."""
+    """A study as its journal records it; `trials` keeps the order of proposal."""
 
     header: dict[str, Any] = field(default_factory=dict)  # the newest STUDY event
     trials: dict[str, TrialRecord] = field(default_factory=dict)
-    closed: dict[str, Any] | None = None  # the newest CLOSED event, None while a driver is at work (or was killed)
-    packing: dict[str, Any] | None = None  # the newest PLACED event
-    runs: list[dict[str, Any]] = field(default_factory=list)  # ROOM events, each with the time it was "closed"
-    notes: list[str] = field(default_factory=list)  # the user's own remarks, oldest first
+    closed: dict[str, Any] | None = None  # the newest CLOSED event; None while a driver runs or if it was killed
+    packing: dict[str, Any] | None = None  # the newest PACKING event
+    runs: list[dict[str, Any]] = field(default_factory=list)  # RESOURCES events, one a run, with the time it "closed"
+    notes: list[str] = field(default_factory=list)  # the user's notes, oldest first
     tags: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -97,7 +101,17 @@ class StudyRecord:
 
 
 def fold(events: Iterable[Mapping[str, Any]]) -> StudyRecord:
-    """Fold journal events into records. Repeated events change nothing; an unknown event raises ValueError."""
+    """Fold journal events into records; repeated events change nothing.
+
+    Args:
+        events: oldest first.
+
+    Returns:
+        The study.
+
+    Raises:
+        ValueError: an event is of an unknown kind.
+    """
     study = StudyRecord()
     with garbage_collection_paused():
         for event in events:
@@ -107,19 +121,27 @@ def fold(events: Iterable[Mapping[str, Any]]) -> StudyRecord:
 
 @contextmanager
 def garbage_collection_paused() -> Iterator[None]:
-    """No search for unreachable cycles meanwhile: among records that are all kept it takes a fifth of the time."""
-    paused = gc.isenabled()
+    """Pause the search for unreachable cycles, which takes a fifth of the time while many records are made."""
+    was_enabled = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
-        if paused:
+        if was_enabled:
             gc.enable()
 
 
 def apply_event(study: StudyRecord, event: Mapping[str, Any]) -> None:
-    """Apply one journal event to `study` in place; raises ValueError for an unknown kind."""
-    if event["event"] == Event.EPOCH:  # first: nearly all lines of a journal are epochs
+    """Apply one journal event.
+
+    Args:
+        study: changed in place.
+        event: as the journal holds it.
+
+    Raises:
+        ValueError: the event is of an unknown kind.
+    """
+    if event["event"] == Event.EPOCH:  # first, because nearly all lines of a journal are epochs
         _epoch(_trial(study, event["trial"]), event)
         return
     kind = Event(event["event"])
@@ -132,23 +154,23 @@ def apply_event(study: StudyRecord, event: Mapping[str, Any]) -> None:
             study.runs[-1].setdefault("closed", event["time"])
         return
     if kind is Event.RESOURCES:
-        if dict(event) not in [{key: each[key] for key in each if key != "closed"} for each in study.runs]:
+        if dict(event) not in [{key: run[key] for key in run if key != "closed"} for run in study.runs]:
             study.runs.append(dict(event))
         return
     if kind is Event.PACKING:
         study.packing = dict(event)
         return
     if kind is Event.ANNOTATED and "trial" not in event:
-        _noted(study, event)
+        _annotated(study, event)
         return
     _APPLY[kind](_trial(study, event["trial"]), event)
 
 
 def _trial(study: StudyRecord, trial_id: str) -> TrialRecord:
-    found = study.trials.get(trial_id)
-    if found is None:
-        found = study.trials[trial_id] = TrialRecord(trial_id=trial_id)
-    return found
+    trial = study.trials.get(trial_id)
+    if trial is None:
+        trial = study.trials[trial_id] = TrialRecord(trial_id=trial_id)
+    return trial
 
 
 def _proposed(trial: TrialRecord, event: Mapping[str, Any]) -> None:
@@ -174,7 +196,7 @@ def _infeasible(trial: TrialRecord, event: Mapping[str, Any]) -> None:
 
 
 def _attempt(trial: TrialRecord, event: Mapping[str, Any]) -> None:
-    trial.adopted = {}  # it is trained here after all
+    trial.adopted = {}  # this study trains it after all
     if trial.status not in TERMINAL:
         trial.status = Status.RUNNING
     attempt = {key: event[key] for key in event if key not in ("event", "trial")}
@@ -191,7 +213,14 @@ def _epoch(trial: TrialRecord, event: Mapping[str, Any]) -> None:
 
 
 def intern_names(metrics: Mapping[str, float]) -> dict[str, float]:
-    """A copy whose names are one string for all epochs: apart they would take more memory than the values."""
+    """Copy metrics so that all epochs share one string a name, which else would take more memory than the values.
+
+    Args:
+        metrics: values by name.
+
+    Returns:
+        The copy.
+    """
     return {sys.intern(name): value for name, value in metrics.items()}
 
 
@@ -214,14 +243,14 @@ def _tested(trial: TrialRecord, event: Mapping[str, Any]) -> None:
     trial.test_error = event["test_error"]
 
 
-def _marked(trial: TrialRecord, event: Mapping[str, Any]) -> None:
+def _excluded(trial: TrialRecord, event: Mapping[str, Any]) -> None:
     trial.broken = event["broken"] or ""
 
 
-def _noted(noted: TrialRecord | StudyRecord, event: Mapping[str, Any]) -> None:
-    if event["note"] and event["note"] not in noted.notes:
-        noted.notes.append(event["note"])
-    noted.tags.update(event["tags"])
+def _annotated(record: TrialRecord | StudyRecord, event: Mapping[str, Any]) -> None:
+    if event["note"] and event["note"] not in record.notes:
+        record.notes.append(event["note"])
+    record.tags.update(event["tags"])
 
 
 _APPLY = {
@@ -234,6 +263,6 @@ _APPLY = {
     Event.POSTPONED: _postponed,
     Event.FINISHED: _finished,
     Event.TESTED: _tested,
-    Event.EXCLUDED: _marked,
-    Event.ANNOTATED: _noted,
+    Event.EXCLUDED: _excluded,
+    Event.ANNOTATED: _annotated,
 }

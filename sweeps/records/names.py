@@ -6,7 +6,7 @@ JOURNAL_FILE = "journal.jsonl"
 RESULTS_FILE = "results.parquet"
 EPOCHS_FILE = "epochs.parquet"
 SPACE_FILE = "space.yaml"
-SERIES_FILE = "series.yaml"  # in the folder of a series: what was asked, its own content and options
+SERIES_FILE = "series.yaml"  # in the folder of a series: its file's content and the options
 LOCK_FILE = "driver.lock"
 PROGRESS_FILE = "tracking.json"  # what MLflow has accepted
 LOG_FILE = "tracking.log"
@@ -17,27 +17,30 @@ CHECKPOINT_FILE = "checkpoint.safetensors"  # in TRIALS_FOLDER / trial id
 FRONT_PICTURE = "front.png"
 SUMMARY_TABLE = "summary.csv"
 REPORT_FOLDER = "report"
-MODELS_FOLDER = "models"  # the front's weights with all that it takes to use them, one folder a trial
+MODELS_FOLDER = "models"  # models of the front, one folder a trial
 
 VAL_ERROR = "val_error"
-# Of every epoch, where it applies; errors in percent, losses as means over samples (see docs/training.md)
+
+# Metrics of an epoch, where they apply; errors in percent, losses as means over samples (see docs/training.md)
 EPOCH_METRICS = (
     VAL_ERROR, "val_loss", "train_error", "train_loss", "lr", "images_per_second", "epoch_seconds", "val_error_top5",
     "loss_cross_entropy", "loss_kd", "loss_attention", "loss_auxiliary", "prediction_spread", "grad_norm",
     "loss_scale", "skipped_steps", "peak_device_mb", "device_utilisation", "host_memory_mb",
     "input_seconds", "compile_seconds", "eval_seconds", "report_seconds",
 )  # fmt: skip
-# Those of them that tell of the machine rather than of the training
+
+# Those that describe the machine rather than the training
 MACHINE_METRICS = frozenset(
     {
         "images_per_second", "epoch_seconds", "peak_device_mb", "device_utilisation", "host_memory_mb",
         "input_seconds", "compile_seconds", "eval_seconds", "report_seconds",
     }
 )  # fmt: skip
-BY_STAGE = "by_stage"  # the column of those metrics whose names end in a stage of the network, such as grad_norm.STAGE
+
+BY_STAGE = "by_stage"  # column of the metrics whose names end in a stage of the network, such as grad_norm.STAGE
 STAGE_METRIC = "grad_norm."
 COUNTS = (
     "params", "mult_adds", "dense_params", "dense_mult_adds", "separable_params", "separable_mult_adds",
-    "budget_gap",  # unused of the limit that binds, in its own unit; only where a size was solved
+    "budget_gap",  # unused part of the limit that binds, in its unit; only where a size was solved
     "bytes", "step_us",  # safetensors on disk and measured step in microseconds; only where a budget limits them
 )  # fmt: skip

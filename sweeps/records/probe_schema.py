@@ -1,4 +1,4 @@
-"""Names and schema of what `--probe-memory` finds."""
+"""Names and schema of what `--probe-memory` measures."""
 
 from __future__ import annotations
 
@@ -18,5 +18,5 @@ FIT_SCHEMA = pa.schema(
         ("limited", pa.bool_()), ("measured_at", pa.float64()),
     ]
 )  # fmt: skip
-FITS, OUT_OF_MEMORY, FAILED = "fits", str(Status.OUT_OF_MEMORY), str(Status.FAILED)  # its statuses
+FITS, OUT_OF_MEMORY, FAILED = "fits", str(Status.OUT_OF_MEMORY), str(Status.FAILED)  # values of `status`
 FIT_FOLDER = "fit"  # in the folder of studies; one Parquet file a space

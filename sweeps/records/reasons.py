@@ -1,4 +1,4 @@
-"""Why things cannot be, each method's reason told once."""
+"""Reasons why points of a space cannot be trained, one for each method."""
 
 from __future__ import annotations
 
@@ -6,15 +6,18 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 
-def reasons_by_method(found: Iterable[tuple[Mapping[str, Any], str]]) -> dict[str, int]:
-    """One reason for each method, that of the largest budget which it cannot meet, and for how many points it stands.
+def reasons_by_method(infeasible: Iterable[tuple[Mapping[str, Any], str]]) -> dict[str, int]:
+    """Choose one reason for each method: that of the largest budget that it cannot meet.
 
     Args:
-        found: points (dotted name -> value) with their reasons.
+        infeasible: points (dotted name -> value), each with the reason why it cannot be trained.
+
+    Returns:
+        For each reason, how many points of the method it stands for.
     """
     largest: dict[Any, tuple[float, str]] = {}
     counts: dict[Any, int] = {}
-    for point, reason in found:
+    for point, reason in infeasible:
         method = point.get("method.name", point.get("alternative"))
         counts[method] = counts.get(method, 0) + 1
         budget = _budget(point)

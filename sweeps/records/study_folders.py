@@ -1,4 +1,4 @@
-"""The folder of a study: its name, and the question kept in it."""
+"""The folder of a study: its name and its file space.yaml."""
 
 from __future__ import annotations
 
@@ -16,12 +16,22 @@ from sweeps.records.names import SPACE_FILE
 from sweeps.space.files import read_yaml
 from sweeps.utils.uris import is_uri
 
-OPTIONS = "options"  # where space.yaml keeps what is not part of the question: data folder, tracking address
-NAME_RULE = r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,79}"  # plain in every file system, in MLflow's filters and in a shell
+OPTIONS = "options"  # section of space.yaml for what is not part of the space: data folder, tracking address ...
+NAME_RULE = r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,79}"  # safe in every file system, in MLflow's filters and in a shell
 
 
 def check_studies_folder(root: Path) -> Path:
-    """The absolute folder of studies; raises InputError when it can be neither used nor made."""
+    """Check that studies can be written to a folder.
+
+    Args:
+        root: the folder, which may be missing.
+
+    Returns:
+        Its absolute path.
+
+    Raises:
+        InputError: the folder can be neither written nor made.
+    """
     root = root.resolve()
     nearest = next(path for path in (root, *root.parents) if path.exists())
     if not nearest.is_dir() or not os.access(nearest, os.W_OK):
@@ -30,52 +40,103 @@ def check_studies_folder(root: Path) -> Path:
 
 
 def studies_root(storage: str | None, out: Path) -> Path:
-    """The folder of studies on this machine: --storage where that is a folder, else --out; raises InputError."""
+    """Choose the folder of studies on this machine.
+
+    Args:
+        storage: the value of --storage, which is taken where it is a folder.
+        out: the value of --out.
+
+    Returns:
+        The folder's absolute path.
+
+    Raises:
+        InputError: the folder can be neither written nor made.
+    """
     return check_studies_folder(Path(storage) if storage and not is_uri(storage) else out)
 
 
 def study_names(root: Path) -> str:
-    """The studies of a folder, for messages."""
+    """List the studies of a folder for a message."""
     return ", ".join(sorted(path.parent.name for path in root.glob(f"*/{SPACE_FILE}"))) or "none yet"
 
 
 def new_study_folder(root: Path, name: str | None, space_name: str, taken: Collection[str] = ()) -> Path:
-    """The folder of a new study: the given name, or the first free one of space, space_2, space_3 ...
+    """Choose the folder of a new study; it is not made.
 
-    `taken` are names of studies that are kept elsewhere.
+    Args:
+        root: the folder of studies.
+        name: the value of --name; None takes the first free one of SPACE, SPACE_2, SPACE_3 ...
+        space_name: the name of the space.
+        taken: names of studies in the remote storage.
+
+    Returns:
+        The folder.
+
+    Raises:
+        InputError: the name has a character that it may not have, or a study has it already.
     """
-    wanted = space_name if name is None else name
-    if not re.fullmatch(NAME_RULE, wanted):
+    study_name = space_name if name is None else name
+    if not re.fullmatch(NAME_RULE, study_name):
         raise InputError(
             "--name must be up to 80 letters, digits, `_`, `-` or `.`, and not begin with `-` or `.`, "
-            f"but got {wanted!r}"
+            f"but got {study_name!r}"
         )
     if name is not None:
         if (root / name).exists() or name in taken:
-            where = root if (root / name).exists() else "the storage"
-            raise InputError(f"the study {name!r} exists in {where}; --resume {name} goes on with it")
+            location = root if (root / name).exists() else "the storage"
+            raise InputError(f"the study {name!r} exists in {location}; --resume {name} continues it")
         return root / name
     number = 1
-    while (folder := root / (wanted if number == 1 else f"{wanted}_{number}")).exists() or folder.name in taken:
+    while (folder := root / (study_name if number == 1 else f"{study_name}_{number}")).exists() or folder.name in taken:
         number += 1
     return folder
 
 
 def find_study_folder(root: Path, name: str) -> Path:
-    """The folder of a study that exists; raises InputError that lists those there are."""
+    """Find the folder of a study.
+
+    Args:
+        root: the folder of studies.
+        name: of the study.
+
+    Returns:
+        The folder.
+
+    Raises:
+        InputError: there is no such study; the text lists those there are.
+    """
     if not re.fullmatch(NAME_RULE, name) or not (root / name / SPACE_FILE).is_file():
         raise InputError(f"no study {name!r} in {root}; choose from: {study_names(root)}")
     return root / name
 
 
 def write_space_file(folder: Path, source: dict[str, Any], options: dict[str, Any]) -> None:
-    """Keep the space as it was asked, whole or not at all."""
+    """Write space.yaml, whole or not at all.
+
+    Args:
+        folder: of the study.
+        source: the space, its overrides applied.
+        options: what is not part of the space.
+
+    Raises:
+        OSError: the disk is full, or the folder cannot be written.
+    """
     text = yaml.safe_dump({**source, OPTIONS: options}, sort_keys=False, allow_unicode=True)
     write_text(folder / SPACE_FILE, text)
 
 
 def read_space_file(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The space and the options of a study; raises InputError for a damaged file."""
+    """Read space.yaml.
+
+    Args:
+        folder: of the study.
+
+    Returns:
+        The space and the options that `write_space_file` was given.
+
+    Raises:
+        InputError: the file is damaged.
+    """
     content = read_yaml(folder / SPACE_FILE)
     options = content.pop(OPTIONS, None)
     if not isinstance(options, dict) or not {"space", "data_dir", "tracking_uri"} <= options.keys():

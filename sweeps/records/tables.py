@@ -1,7 +1,7 @@
-"""The Arrow tables of a study, one row a trial and one row an epoch, and the records that they give back.
+"""The Arrow tables of a study, one row a trial and one row an epoch, and the records read back from them.
 
-`results.parquet` holds all of a record but its epochs; the study's header, notes and end are its metadata. Together
-with `epochs.parquet` it gives back what the journal gave: `from_tables` is the inverse of the two.
+`results.parquet` holds each trial's record without its epochs; the study's header, notes and end are its metadata.
+Together with `epochs.parquet` it gives back the study that the journal gave: `read_tables` inverts `write_tables`.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from sweeps.records.events import Role, Status
 from sweeps.records.model import StudyRecord, TrialRecord
 from sweeps.records.names import BY_STAGE, COUNTS, EPOCH_METRICS, EPOCHS_FILE, RESULTS_FILE, STAGE_METRIC
 
-STUDY_KEY = b"study"  # of the metadata of results.parquet
-# Columns that hold a field of the record as JSON: lists and mappings, whose fields differ from trial to trial
+STUDY_KEY = b"study"  # key of the metadata of results.parquet
+# Column -> field of the record that it holds as JSON: lists and mappings, whose keys differ from trial to trial
 JSON_COLUMNS = {
     "parameters": "parameters", "aliases": "aliases", "specification": "specification", "tags": "tags",
     "notes": "notes", "notices": "notices", "attempt_log": "attempts", "proposal": "proposal", "adopted": "adopted",
@@ -57,9 +57,14 @@ EPOCHS_SCHEMA = pa.schema(
 
 
 def trial_to_row(study: str, trial: TrialRecord) -> dict[str, Any]:
-    """One trial as a row of RESULTS_SCHEMA; what is not known is None. Host and device are the last attempt's.
+    """Write a trial as a row of RESULTS_SCHEMA; host and device are the last attempt's.
 
-    An adopted trial took no time of this study.
+    Args:
+        study: name of the study.
+        trial: the record.
+
+    Returns:
+        Values by column, None where unknown.
     """
     spec = trial.specification
     method, train, data = (spec.get(section, {}) for section in ("method", "train", "data"))
@@ -91,12 +96,26 @@ def trial_to_row(study: str, trial: TrialRecord) -> dict[str, Any]:
 
 
 def trained_seconds(trial: TrialRecord) -> float:
-    """Seconds of training that the study gave to a trial; 0 for one that another study of its series trained."""
+    """Add up the seconds for which a study trained a trial.
+
+    Args:
+        trial: the record.
+
+    Returns:
+        Seconds; 0 for a trial that another study of the series has trained.
+    """
     return 0.0 if trial.adopted else sum(epoch.get("epoch_seconds", 0.0) for epoch in trial.epochs.values())
 
 
 def trial_from_row(row: Mapping[str, Any]) -> TrialRecord:
-    """The trial of a row that `trial_to_row` made, with its last epoch alone: the others are in the other table."""
+    """Read the trial of a row that `trial_to_row` made.
+
+    Args:
+        row: values by column.
+
+    Returns:
+        The record with its last epoch alone; the others are in the table of epochs.
+    """
     trial = TrialRecord(
         **{name: row[name] for name in COPIED_COLUMNS}, role=Role(row["role"]), status=Status(row["status"]),
         **{name: json.loads(row[column]) for column, name in JSON_COLUMNS.items()},
@@ -109,7 +128,14 @@ def trial_from_row(row: Mapping[str, Any]) -> TrialRecord:
 
 
 def results_to_table(study: StudyRecord) -> pa.Table:
-    """The study's trials as an Arrow table of RESULTS_SCHEMA, one row a trial, in order of proposal."""
+    """Write the trials of a study as an Arrow table of RESULTS_SCHEMA.
+
+    Args:
+        study: the study.
+
+    Returns:
+        One row a trial, in order of proposal; the study's own fields are metadata.
+    """
     table = pa.Table.from_pylist([trial_to_row(study.name, trial) for trial in study.trials.values()], RESULTS_SCHEMA)
     return table.replace_schema_metadata({STUDY_KEY: json.dumps(study_fields(study)).encode()})
 
@@ -145,30 +171,55 @@ def study_from_fields(content: Mapping[str, Any], trials: dict[str, TrialRecord]
 
 
 def trial_fields(trial: TrialRecord) -> dict[str, Any]:
-    """All of a trial but its epochs, as plain data; `trial_from_fields` takes it back."""
+    """Give a trial without its epochs as plain data; `trial_from_fields` is the inverse.
+
+    Args:
+        trial: the record.
+
+    Returns:
+        The record's fields by name.
+    """
     return {field.name: getattr(trial, field.name) for field in fields(TrialRecord) if field.name != "epochs"}
 
 
 def trial_from_fields(content: Mapping[str, Any]) -> TrialRecord:
-    """The record, without epochs, that `trial_fields` made plain; raises TypeError or ValueError for anything else."""
+    """Restore a trial from what `trial_fields` gave.
+
+    Args:
+        content: the record's fields by name.
+
+    Returns:
+        The record, without epochs.
+
+    Raises:
+        TypeError: a field is unknown.
+        ValueError: the role or the status is unknown.
+    """
     return TrialRecord(**{**content, "role": Role(content["role"]), "status": Status(content["status"])})
 
 
 def epoch_to_row(trial_id: str, epoch: int, metrics: Mapping[str, float]) -> dict[str, Any]:
-    """One epoch as a row of EPOCHS_SCHEMA; what is not known is None."""
+    """Write one epoch as a row of EPOCHS_SCHEMA; a metric that is missing is None."""
     stages = [(name, value) for name, value in metrics.items() if name.startswith(STAGE_METRIC)]
-    known = {name: metrics.get(name) for name in ("time", *EPOCH_METRICS)}
-    return {"trial_id": trial_id, "epoch": epoch, **known, BY_STAGE: stages}
+    columns = {name: metrics.get(name) for name in ("time", *EPOCH_METRICS)}
+    return {"trial_id": trial_id, "epoch": epoch, **columns, BY_STAGE: stages}
 
 
 def metrics_from_row(row: Mapping[str, Any]) -> dict[str, float]:
-    """The metrics, and "time", of a row that `epoch_to_row` made."""
-    known = {name: row[name] for name in ("time", *EPOCH_METRICS) if row.get(name) is not None}
-    return known | dict(row.get(BY_STAGE) or ())
+    """Read the metrics, and "time", of a row that `epoch_to_row` made."""
+    metrics = {name: row[name] for name in ("time", *EPOCH_METRICS) if row.get(name) is not None}
+    return metrics | dict(row.get(BY_STAGE) or ())
 
 
 def epochs_to_table(study: StudyRecord) -> pa.Table:
-    """Every epoch of every trial as an Arrow table of EPOCHS_SCHEMA."""
+    """Write every epoch of every trial as an Arrow table of EPOCHS_SCHEMA.
+
+    Args:
+        study: the study.
+
+    Returns:
+        One row an epoch.
+    """
     rows = [
         epoch_to_row(trial.trial_id, number, metrics)
         for trial in study.trials.values()
@@ -178,14 +229,28 @@ def epochs_to_table(study: StudyRecord) -> pa.Table:
 
 
 def write_tables(study: StudyRecord, folder: Path) -> None:
-    """Write results.parquet and epochs.parquet, each whole or not at all; raises OSError."""
+    """Write results.parquet and epochs.parquet, each whole or not at all.
+
+    Args:
+        study: the study.
+        folder: of the study.
+
+    Raises:
+        OSError: the disk is full, or the folder cannot be written.
+    """
     for table, name in ((results_to_table(study), RESULTS_FILE), (epochs_to_table(study), EPOCHS_FILE)):
         with atomic_path(folder / name) as temporary:
             pq.write_table(table, temporary)
 
 
 def read_tables(folder: Path) -> StudyRecord:
-    """The study of results.parquet and, where it is there, epochs.parquet.
+    """Read a study from results.parquet and, where it is there, epochs.parquet.
+
+    Args:
+        folder: of the study.
+
+    Returns:
+        The study.
 
     Raises:
         InputError: the table lacks a column, because another version wrote it or it is no table of a study.
@@ -194,14 +259,14 @@ def read_tables(folder: Path) -> StudyRecord:
     missing = [name for name in RESULTS_SCHEMA.names if name not in table.column_names]
     if missing:
         raise InputError(
-            f"{folder / RESULTS_FILE} was written by another version: it has no {', '.join(missing[:5])}; where its "
-            f"journal is left, `python -m sweeps.tracking {folder}` writes it again"
+            f"{folder / RESULTS_FILE} was written by another version: it has no {', '.join(missing[:5])}; if the study "
+            f"still has its journal, `python -m sweeps.tracking {folder}` writes the table again"
         )
     trials = {row["trial_id"]: trial_from_row(row) for row in table.to_pylist()}
     if (folder / EPOCHS_FILE).is_file():
         for row in pq.read_table(folder / EPOCHS_FILE).to_pylist():
             trials[row["trial_id"]].epochs[row["epoch"]] = metrics_from_row(row)
-    about = json.loads((table.schema.metadata or {}).get(STUDY_KEY, b"{}"))
-    study = study_from_fields(about, trials)
+    fields_of_study = json.loads((table.schema.metadata or {}).get(STUDY_KEY, b"{}"))
+    study = study_from_fields(fields_of_study, trials)
     study.header.setdefault("name", folder.resolve().name)
     return study

@@ -159,7 +159,7 @@ def _write_header(journal: Journal, record: StudyRecord, space: Space, resolver:
             "image_shape": list(data.image_shape),
             "train_images": len(data.train), "val_images": len(data.val), "test_images": len(data.test),
         },
-        teacher=resolver.teacher.about() if resolver.teacher else None,
+        teacher=resolver.teacher.header() if resolver.teacher else None,
         network=space.network.model_dump(), references=references, seed=space.search.seed,
         strata=[
             {"label": stratum.label, "params": stratum.limit if stratum.limit != float("inf") else None}

@@ -162,7 +162,7 @@ def _teacher_line(space: Space, resolver: Resolver) -> list[str]:
     """Which teacher the space names, and whether it is trained first."""
     if resolver.teacher is None:
         return []
-    record, name = resolver.teacher.found, resolver.teacher.name
+    record, name = resolver.teacher.weights, resolver.teacher.name
     first = f"; not there yet, trained first for {teacher_space(space).epochs} epochs"
     return [f"teacher: {name}, {record.network.name}{first if record.sha256 == UNTRAINED else ''}"]
 

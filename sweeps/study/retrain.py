@@ -64,12 +64,12 @@ class RecordedTrial:
             )
         if TEACHER_SECTION in spec:
             assert teaching is not None  # the space names it
-            if teaching.found.sha256 != spec[TEACHER_SECTION]["weights"]:
+            if teaching.weights.sha256 != spec[TEACHER_SECTION]["weights"]:
                 raise InputError(
-                    f"the teacher {teaching.name} has changed since: its sha256 is {teaching.found.sha256[:12]}..., "
+                    f"the teacher {teaching.name} has changed since: its sha256 is {teaching.weights.sha256[:12]}..., "
                     f"not {spec[TEACHER_SECTION]['weights'][:12]}..."
                 )
-            spec[TEACHER_SECTION]["source"] = teaching.found.reference
+            spec[TEACHER_SECTION]["source"] = teaching.weights.reference
         trial_id, _ = identify(spec, data.image_shape, len(data.classes))
         if trial_id != self.trial.trial_id:
             print(f"this version of the code builds another network or training of that specification: {trial_id}")

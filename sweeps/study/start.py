@@ -173,10 +173,10 @@ def _same_teacher(space: Space, data: ImageData, config: StudyConfig) -> Resolve
     teacher = resolve_teacher(with_teacher_name(space, data), data, config.teachers)
     header = fold(read_journal(config.folder / JOURNAL_FILE)).header
     expected = (header.get("teacher") or {}).get("weights")
-    if teacher is not None and expected not in (None, teacher.found.sha256):
+    if teacher is not None and expected not in (None, teacher.weights.sha256):
         raise InputError(
             f"the teacher {teacher.name} has changed since the study began: its sha256 is "
-            f"{teacher.found.sha256[:12]}..., not {expected[:12]}..."
+            f"{teacher.weights.sha256[:12]}..., not {expected[:12]}..."
         )
     return teacher
 

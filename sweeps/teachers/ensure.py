@@ -47,7 +47,7 @@ def ensure_teacher(space: Space, data: ImageData, root: Path, uri: str | None = 
         DivergedError: the training of the teacher diverged.
     """
     planned = describe_teacher(space, data, root)
-    if planned is None or planned.found.sha256 != UNTRAINED:
+    if planned is None or planned.weights.sha256 != UNTRAINED:
         return planned
     reachable_strata(space, Resolver(space, data, planned))
     training = teacher_space(space)

@@ -1,4 +1,4 @@
-"""Builds what a specification describes: the student, its trainer and the data it is trained on. Knows no Ray."""
+"""Build what a specification describes: the student, its trainer and its data set. Ray is not needed."""
 
 from __future__ import annotations
 
@@ -22,25 +22,49 @@ from lowrank.training.trainer import Trainer
 
 def make_trainer(
     specification: dict[str, Any], data: ImageData, device: str,
-    teach: Callable[[nn.Module], Teacher | None] = lambda student: None, ranks: DataParallelGroup | None = None,
-    say: Callable[[str], None] = warnings.warn,
+    find_teacher: Callable[[nn.Module], Teacher | None] = lambda student: None, group: DataParallelGroup | None = None,
+    notify: Callable[[str], None] = warnings.warn,
 ) -> Trainer:  # fmt: skip
-    """The trainer that a specification describes, at its first epoch; `teach` finds the student's teacher.
+    """Build the trainer of a specification, at its first epoch.
 
-    `say` is told what the user should know.
+    Args:
+        specification: of the trial.
+        data: the trial's data set.
+        device: `cpu`, or a GPU such as `cuda`.
+        find_teacher: gives the student's teacher, None where it has none.
+        group: the processes that share each batch; None for this process alone.
+        notify: called with each line for the user.
+
+    Returns:
+        The trainer; its network has its initial weights.
+
+    Raises:
+        InputError: the specification names what this code does not have.
     """
     recipe = Recipe(**specification["train"])
     network, decay_ratio = make_student(specification, data)
     section = specification.get("teacher") or {}
     return Trainer(
         network, data, recipe, augmentation=AugmentationSettings(**specification["views"]),
-        order_seed=int(specification["seed"]), decay_ratio=decay_ratio, device=device, teacher=teach(network),
-        taps=section.get("student_taps", ()), cache_epochs=section.get("views"), group=ranks, notify=say,
+        order_seed=int(specification["seed"]), decay_ratio=decay_ratio, device=device, teacher=find_teacher(network),
+        taps=section.get("student_taps", ()), cache_epochs=section.get("views"), group=group, notify=notify,
     )  # fmt: skip
 
 
 def make_student(specification: dict[str, Any], data: ImageData) -> tuple[nn.Module, float]:
-    """The network that a specification describes, and its decay ratio K / N (lowrank.training.weight_decay)."""
+    """Build the network of a specification.
+
+    Args:
+        specification: of the trial.
+        data: the trial's data set.
+
+    Returns:
+        The network with its initial weights, and K / N: its parameters over those of the network that it replaces, by
+        which weight decay is scaled (lowrank.training.weight_decay).
+
+    Raises:
+        InputError: the specification names what this code does not have.
+    """
     settings = NetworkSettings(**specification["network"])
     network, plan, sized = build_sized_student(
         settings, specification["method"], data.image_shape, len(data.classes),
@@ -50,7 +74,18 @@ def make_student(specification: dict[str, Any], data: ImageData) -> tuple[nn.Mod
 
 
 def load_trial_data(specification: dict[str, Any], data_dir: str | None) -> ImageData:
-    """The trial's data set; raises InputError when this machine holds another than the study was started with."""
+    """Load the data set of a specification.
+
+    Args:
+        specification: of the trial.
+        data_dir: where data sets are found; None for the default.
+
+    Returns:
+        The images.
+
+    Raises:
+        InputError: this machine holds other images than the study began with.
+    """
     fields = dict(specification["data"])
     expected = fields.pop("fingerprint")
     data = load_data(DataSettings(**fields), Path(data_dir) if data_dir else None)

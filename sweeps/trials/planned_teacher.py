@@ -1,4 +1,4 @@
-"""The teacher of a space before it is trained: its name, and a stand-in for the weights that are not there yet."""
+"""The teacher of a space before it is trained: its name, and a description without weights."""
 
 from __future__ import annotations
 
@@ -13,32 +13,52 @@ from sweeps.space.parse import teacher_space
 from sweeps.trials.resolver import Resolver
 from sweeps.trials.teacher import ResolvedTeacher, match_teacher, resolve_teacher
 
-UNTRAINED = "untrained"  # the hash of weights that are not there yet
+UNTRAINED = "untrained"  # stands for the hash of weights that do not exist yet
 
 
 def with_teacher_name(space: Space, data: ImageData) -> Space:
-    """The space with its teacher's name filled in where it says how that is trained, but not its name."""
+    """Fill in the name of a teacher of which the space only says how it is trained.
+
+    Args:
+        space: with a teacher or without.
+        data: of teacher and students.
+
+    Returns:
+        The space; its teacher is named by network and id of its training.
+
+    Raises:
+        InputError: the teacher cannot be trained so.
+    """
     settings = space.teacher
     if settings is None or settings.train is None or settings.name:
         return space
-    own = teacher_space(space)
-    name = f"{own.network.name}_{Resolver(own, data).resolve({}).trial_id[:8]}"
+    training = teacher_space(space)
+    name = f"{training.network.name}_{Resolver(training, data).resolve({}).trial_id[:8]}"
     name = re.sub(r"[^A-Za-z0-9_.-]", "-", name)
     return replace(space, teacher=settings.model_copy(update={"name": name}))
 
 
 def describe_teacher(space: Space, data: ImageData, root: Path) -> ResolvedTeacher | None:
-    """The teacher of a space, with a stand-in for the weights of one that will be trained; None where it has none.
+    """Find the teacher of a space, or describe the one that will be trained.
 
-    Raises InputError as `resolve_teacher` does.
+    Args:
+        space: with a teacher or without.
+        data: of teacher and students.
+        root: folder of teachers.
+
+    Returns:
+        The teacher, the hash of its weights `UNTRAINED` where it is yet to be trained; None where the space has none.
+
+    Raises:
+        InputError: as `resolve_teacher`, or the teacher cannot be trained so.
     """
     space = with_teacher_name(space, data)
     if not _is_missing(space, root):
         return resolve_teacher(space, data, root)
     assert space.teacher is not None
-    own = teacher_space(space)
-    found = TeacherWeights(str(space.teacher.name), UNTRAINED, own.network, data.image_shape, len(data.classes))
-    return match_teacher(space, data, found)
+    network = teacher_space(space).network
+    weights = TeacherWeights(str(space.teacher.name), UNTRAINED, network, data.image_shape, len(data.classes))
+    return match_teacher(space, data, weights)
 
 
 def _is_missing(space: Space, root: Path) -> bool:

@@ -1,7 +1,7 @@
-"""The teacher of a space, found and checked, and what of it belongs to a trial's specification.
+"""The teacher of a space, found and checked, and the section that it adds to a trial's specification.
 
-A teacher is part of a specification only where the recipe gives it a weight, so that a study with and one without a
-teacher share their plain runs. Whether it is asked live or through a cache is no part: both say the same.
+A teacher belongs to a specification only where the recipe gives it a weight, so that studies with and without one
+share their plain trials. Whether its outputs come live or from a cache does not belong there: they are the same.
 """
 
 from __future__ import annotations
@@ -27,106 +27,166 @@ from sweeps.space.teacher_settings import TEACHER_SECTION, TEACHER_WEIGHTS, Teac
 
 @dataclass(frozen=True)
 class ResolvedTeacher:
-    """A space's teacher, found and checked against its data and its students."""
+    """A space's teacher, found and checked against the data and the students."""
 
     settings: TeacherSettings
-    found: TeacherWeights
-    taps: tuple[str, ...]
-    sizes: Sizes  # of the teacher's maps
+    weights: TeacherWeights
+    taps: tuple[str, ...]  # modules whose feature maps are compared; () where attention is not transferred
+    sizes: Sizes  # of the feature maps at the taps
 
     @property
     def name(self) -> str:
-        """Its name for people."""
-        if self.found.record is not None:
-            return self.found.record.name
-        path = Path(self.found.reference)
-        return path.parent.name if path.name == WEIGHTS_FILE else self.found.reference
+        """The name that messages and headers show."""
+        if self.weights.record is not None:
+            return self.weights.record.name
+        path = Path(self.weights.reference)
+        return path.parent.name if path.name == WEIGHTS_FILE else self.weights.reference
 
-    def about(self) -> dict[str, Any]:
-        """For the study's header."""
-        record = self.found.record
-        known = record.model_dump(include={"val_error", "test_error", "params"}) if record else {}
-        return {"name": self.name, "weights": self.found.sha256, "network": self.found.network.name, **known}
+    def header(self) -> dict[str, Any]:
+        """Describe the teacher for the study's header.
+
+        Returns:
+            Name, hash of the weights, network and, where they are on record, errors and parameters.
+        """
+        record = self.weights.record
+        measured = record.model_dump(include={"val_error", "test_error", "params"}) if record else {}
+        return {
+            "name": self.name, "weights": self.weights.sha256, "network": self.weights.network.name, **measured
+        }  # fmt: skip
 
     def section(self, recipe: Recipe, student: NetworkSettings, views: int | None, data: ImageData) -> dict[str, Any]:
-        """What the teacher adds to a specification under this recipe: {} where it is not asked."""
+        """Give what the teacher adds to a trial's specification.
+
+        Args:
+            recipe: of the trial.
+            student: the trial's network.
+            views: augmented views of each image; None for new ones in every epoch.
+            data: what both are trained on.
+
+        Returns:
+            The section `teacher` under its name; {} where the recipe does not use the teacher.
+
+        Raises:
+            InputError: the student does not name the ends of its stages.
+        """
         if not recipe.needs_teacher:
             return {}
         attends = recipe.attention_weight > 0
         taps = self.settings.student_taps or default_student_taps(student, data.image_shape, len(data.classes))
-        about = {
-            "name": self.name, "source": self.found.reference, "own_network": self.found.own_network,
-            "weights": self.found.sha256, "taps": list(self.taps) if attends else [],
+        section = {
+            "name": self.name, "source": self.weights.reference, "own_network": self.weights.own_network,
+            "weights": self.weights.sha256, "taps": list(self.taps) if attends else [],
             "student_taps": list(taps) if attends else [],
             "sizes": [list(size) for size in self.sizes] if attends else [],
             "views": views if views is not None and views < recipe.epochs else None,
         }  # fmt: skip
-        return {TEACHER_SECTION: about}
+        return {TEACHER_SECTION: section}
 
 
 def without_teacher(specification: Mapping[str, Any]) -> dict[str, Any]:
-    """The same network as one that is only evaluated."""
+    """Remove the teacher from a specification, for a network that is only evaluated.
+
+    Args:
+        specification: with a teacher or without; not changed.
+
+    Returns:
+        The specification of the same network without a teacher.
+    """
     train = {**specification["train"], **dict.fromkeys(TEACHER_WEIGHTS, 0.0)}
     return {**{key: value for key, value in specification.items() if key != TEACHER_SECTION}, "train": train}
 
 
 def default_student_taps(network: NetworkSettings, image_shape: ImageShape, classes: int) -> tuple[str, ...]:
-    """The ends of a network's stages; raises InputError for one that does not name them."""
-    return default_taps(_dense(network, image_shape, classes))
+    """List the ends of a network's stages.
+
+    Args:
+        network: the student's network.
+        image_shape: channels, height and width.
+        classes: of the data set.
+
+    Returns:
+        Names of modules.
+
+    Raises:
+        InputError: the network does not name them.
+    """
+    return default_taps(_dense_network(network, image_shape, classes))
 
 
-def _dense(network: NetworkSettings, image_shape: ImageShape, classes: int) -> nn.Module:
+def _dense_network(network: NetworkSettings, image_shape: ImageShape, classes: int) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         return make_network(network.model_copy(update={"weights": None}), image_shape, classes)
 
 
 def resolve_teacher(space: Space, data: ImageData, root: Path) -> ResolvedTeacher | None:
-    """The teacher of a space, None where it has none.
+    """Find the teacher of a space and check it.
 
-    Raises InputError when there is no such teacher in `root`, it may not teach on `data`, or teacher and students
-    cannot be compared at their taps.
+    Args:
+        space: with a teacher, which has a name, or without.
+        data: of teacher and students.
+        root: folder of teachers.
+
+    Returns:
+        The teacher; None where the space has none.
+
+    Raises:
+        InputError: there is no such teacher, it was trained on other images, or teacher and students cannot be compared
+            at their taps.
     """
     settings = space.teacher
     if settings is None:
         return None
-    assert settings.name is not None  # see sweeps.teachers.ensure
-    found = find_teacher(settings.name, root, network=settings.network)
-    found.check(data, allow_unverified=settings.unchecked)
-    return match_teacher(space, data, found)
+    assert settings.name is not None  # with_teacher_name has filled it in
+    weights = find_teacher(settings.name, root, network=settings.network)
+    weights.check(data, allow_unverified=settings.unchecked)
+    return match_teacher(space, data, weights)
 
 
-def match_teacher(space: Space, data: ImageData, found: TeacherWeights) -> ResolvedTeacher:
-    """A space's teacher, once it is found; raises InputError where it and the students cannot be compared."""
+def match_teacher(space: Space, data: ImageData, weights: TeacherWeights) -> ResolvedTeacher:
+    """Match the taps of a teacher with those of the space's students.
+
+    Args:
+        space: with a teacher.
+        data: of teacher and students.
+        weights: of the teacher; they are not loaded.
+
+    Returns:
+        The teacher with its taps.
+
+    Raises:
+        InputError: a network does not name the ends of its stages, or teacher and a student have different numbers of
+            taps.
+    """
     settings = space.teacher
     assert settings is not None
     if space.largest("attention_weight") == 0:
-        return ResolvedTeacher(settings, found, (), ())
-    network = _dense(found.network, data.image_shape, found.classes)
+        return ResolvedTeacher(settings, weights, (), ())
+    network = _dense_network(weights.network, data.image_shape, weights.classes)
     taps = settings.taps or default_taps(network)
-    teaching = ResolvedTeacher(settings, found, taps, tap_sizes(network, taps, data.image_shape))
+    teacher = ResolvedTeacher(settings, weights, taps, tap_sizes(network, taps, data.image_shape))
     for student in _students(space):
-        _check_taps(teaching, student, data)
-    return teaching
+        _check_taps(teacher, student, data)
+    return teacher
 
 
 def _students(space: Space) -> list[NetworkSettings]:
-    """The space's network, and what it becomes at each end of its searched fields."""
+    """The space's network at each end of its searched fields, or as it is where none is searched."""
     fields = [(name.partition(".")[2], domain) for name, domain in space.domains.items() if name.startswith("network.")]
-    own = [
+    students = [
         NetworkSettings(**{**space.network.model_dump(), key: value})
         for key, domain in fields
         for value in domain.corners()
     ]
-    return own or [space.network]
+    return students or [space.network]
 
 
-def _check_taps(teaching: ResolvedTeacher, student: NetworkSettings, data: ImageData) -> None:
-    network = _dense(student, data.image_shape, len(data.classes))
-    taps = teaching.settings.student_taps or default_taps(network)
+def _check_taps(teacher: ResolvedTeacher, student: NetworkSettings, data: ImageData) -> None:
+    network = _dense_network(student, data.image_shape, len(data.classes))
+    taps = teacher.settings.student_taps or default_taps(network)
     Taps(network, taps)
-    if len(taps) != len(teaching.taps):
+    if len(taps) != len(teacher.taps):
         raise InputError(
-            f"attention is compared tap by tap, but the teacher {teaching.name} has {len(teaching.taps)} "
-            f"({', '.join(teaching.taps)}) and {student.name} has {len(taps)} ({', '.join(taps)}); give as many in "
+            f"attention is compared tap by tap, but the teacher {teacher.name} has {len(teacher.taps)} "
+            f"({', '.join(teacher.taps)}) and {student.name} has {len(taps)} ({', '.join(taps)}); give as many in "
             "`teacher.taps` and `teacher.student_taps`"
         )

@@ -1,4 +1,4 @@
-"""Where a record comes from: command, versions, hardware and commit."""
+"""Where a record comes from: command, versions of packages, hardware and commit."""
 
 from __future__ import annotations
 
@@ -17,23 +17,35 @@ PACKAGES = ("torch", "torchvision", "ray", "optuna", "mlflow", "pyarrow")
 
 
 def command() -> str:
-    """The command that runs, as one would type it again, without passwords."""
+    """Return the running command as one would type it again.
+
+    Returns:
+        One line, its passwords hidden.
+    """
     return f"python {shlex.join(redact_arguments(sys.argv))}"
 
 
 def versions() -> dict[str, str]:
-    """Of Python and of the packages that matter here."""
-    found = {"python": platform.python_version()}
+    """Return the versions of Python and of the packages on which results depend.
+
+    Returns:
+        Versions by name; "unknown" for a package that is not installed.
+    """
+    installed = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
-            found[package] = version(package)
+            installed[package] = version(package)
         except PackageNotFoundError:
-            found[package] = version(f"{package}-skinny") if package == "mlflow" else "unknown"
-    return found
+            installed[package] = version(f"{package}-skinny") if package == "mlflow" else "unknown"
+    return installed
 
 
 def hardware() -> dict[str, Any]:
-    """Host, machine, CPUs and the names of the graphics cards."""
+    """Describe this machine.
+
+    Returns:
+        `host`, `machine` (its architecture), `cpus` (their number) and `gpus` (their names).
+    """
     import torch  # takes seconds, which naming the command or the commit need not wait for
 
     gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
@@ -41,13 +53,17 @@ def hardware() -> dict[str, Any]:
 
 
 def commit() -> str:
-    """The commit of this code, with -dirty where it was changed since; "unknown" outside git."""
+    """Return the commit of this code.
+
+    Returns:
+        Twelve digits or a tag, `-dirty` behind it where files have changed since; "unknown" outside git.
+    """
     here = Path(__file__).resolve().parent
     try:
-        found = subprocess.run(
+        process = subprocess.run(
             ["git", "describe", "--always", "--dirty", "--abbrev=12"],
             cwd=here, capture_output=True, text=True, check=False,
         )  # fmt: skip
     except FileNotFoundError:
         return "unknown"
-    return found.stdout.strip() or "unknown"
+    return process.stdout.strip() or "unknown"

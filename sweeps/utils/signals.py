@@ -1,4 +1,4 @@
-"""Ctrl-C or SIGTERM, never lost: libraries that swallow a KeyboardInterrupt cannot swallow that it was asked for."""
+"""Ctrl-C and SIGTERM, remembered: a library that swallows a KeyboardInterrupt cannot hide that there was one."""
 
 from __future__ import annotations
 
@@ -11,55 +11,70 @@ from typing import NoReturn
 
 from lowrank.utils.cli import ExitCode
 
-_asked = threading.Event()
-_told = threading.Event()  # by SIGTERM
+_interrupted = threading.Event()
+_sigterm_received = threading.Event()
 
 
 def install_signal_handlers() -> None:
-    """From now on a Ctrl-C is remembered as well as raised, and a SIGTERM is one; only for the main thread."""
+    """Remember each Ctrl-C beside raising it, and treat SIGTERM as one; only in the main thread."""
     if threading.current_thread() is threading.main_thread():
-        _asked.clear()
-        _told.clear()
-        signal.signal(signal.SIGINT, _remember)
+        _interrupted.clear()
+        _sigterm_received.clear()
+        signal.signal(signal.SIGINT, _on_sigint)
         handle_sigterm()
 
 
 def handle_sigterm() -> None:
-    """What `kill`, `timeout` or a batch system sends (SIGTERM) is a Ctrl-C, where that is watched for.
+    """Treat SIGTERM, which `kill`, `timeout` and batch systems send, as Ctrl-C.
 
-    To be called again after Ray's start, which takes the signal for itself and would end the process where it stands.
+    It does so only where `install_signal_handlers` was called. Call it again after Ray has started: Ray takes the
+    signal for itself and would end the process at once.
     """
-    if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) is _remember:
-        signal.signal(signal.SIGTERM, _end)
+    if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) is _on_sigint:
+        signal.signal(signal.SIGTERM, _on_sigterm)
 
 
 def sigterm_received() -> bool:
-    """Whether a SIGTERM has come, which may have come to Ray's own processes too."""
-    return _told.is_set()
+    """Tell whether a SIGTERM has come, which Ray's processes may have received too.
+
+    Returns:
+        Whether there was one since `install_signal_handlers`.
+    """
+    return _sigterm_received.is_set()
 
 
-def _end(number: int, frame: FrameType | None) -> None:
-    _told.set()
+def _on_sigterm(number: int, frame: FrameType | None) -> None:
+    _sigterm_received.set()
     signal.raise_signal(signal.SIGINT)
 
 
-def _remember(number: int, frame: FrameType | None) -> None:
-    _asked.set()
+def _on_sigint(number: int, frame: FrameType | None) -> None:
+    _interrupted.set()
     raise KeyboardInterrupt
 
 
 def raise_if_interrupted() -> None:
-    """Raise KeyboardInterrupt when one was asked for, whoever may have caught it since."""
-    if _asked.is_set():
+    """Raise the KeyboardInterrupt of an earlier Ctrl-C again, whoever has caught it since.
+
+    Raises:
+        KeyboardInterrupt: there was a Ctrl-C or a SIGTERM.
+    """
+    if _interrupted.is_set():
         raise KeyboardInterrupt
 
 
 def exit_process(code: int) -> NoReturn:
-    """End the process; after a Ctrl-C at once, because the interpreter's own end may crash over a half-started Ray."""
+    """End the process.
+
+    After a Ctrl-C it ends without the interpreter's own shutdown, which may crash over a half-started Ray.
+
+    Args:
+        code: the exit code.
+    """
     if code != ExitCode.INTERRUPTED:
         sys.exit(code)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the second ends it, should Ray's own end hang
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a second SIGTERM ends the process should Ray's shutdown hang
     ray = sys.modules.get("ray")
     if ray is not None and hasattr(ray, "shutdown"):
         ray.shutdown()

@@ -1,15 +1,15 @@
-"""Addresses of places: a URI, or a folder of this machine."""
+"""Addresses: a URI, or a folder of this machine."""
 
 from __future__ import annotations
 
 
-def is_uri(place: str) -> bool:
+def is_uri(location: str) -> bool:
     """Tell a URI from a folder.
 
     Args:
-        place: what --storage or --tracking-uri was given.
+        location: what --storage or --tracking-uri was given.
 
     Returns:
         Whether it names a scheme, e.g. `s3://bucket/prefix`.
     """
-    return "://" in place
+    return "://" in location

@@ -137,7 +137,7 @@ def test_a_second_study_of_that_name_is_refused(finished):
     before = (folder / "journal.jsonl").read_bytes()
     done = studies.run(*studies.TINY, "--out", str(folder.parent), "--name", "tiny")
     assert done.returncode == 2
-    assert "--resume tiny goes on with it" in done.stderr
+    assert "--resume tiny continues it" in done.stderr
     assert (folder / "journal.jsonl").read_bytes() == before
 
 

@@ -82,7 +82,7 @@ def test_a_trial_may_be_named_by_the_beginning_of_its_id(folder, catch_ups):
         (["BEST", "--undo"], "is not marked as broken, so there is nothing to undo"),
         (["BEST", "--broken", " "], "--broken must say why"),
         (["BEST", "--broken", "x", "--undo"], "--broken and --undo contradict each other"),
-        (["BEST", "--tag", "status=fine"], "the tag 'status' is taken"),
+        (["BEST", "--tag", "status=fine"], "the tag 'status' is reserved"),
     ],
 )
 def test_a_mistake_is_one_line_and_changes_nothing(folder, catch_ups, arguments, message, capsys):

@@ -148,7 +148,7 @@ def test_a_full_disk_keeps_no_half_line(tmp_path, monkeypatch):
 
     real = journal._file
     monkeypatch.setattr(journal, "_file", Full(real))
-    with pytest.raises(OSError, match="the disk is full, the last record was not kept"):
+    with pytest.raises(OSError, match="the disk is full, the last record was not written"):
         journal.append(Event.CLOSED)
     assert journal.path.read_bytes() == before
     monkeypatch.setattr(journal, "_file", real)

@@ -103,7 +103,7 @@ def test_a_searched_network_cannot_be_trained_as_its_own_teacher():
 def test_a_plan_trains_nothing_and_says_what_will_be_trained(data, tmp_path, capsys):
     planned = describe_teacher(space(), data, tmp_path)
     assert planned is not None
-    assert planned.found.sha256 == UNTRAINED
+    assert planned.weights.sha256 == UNTRAINED
     distilled = Resolver(space(), data, planned).resolve({"train.attention_weight": 60})
     assert distilled.specification["teacher"]["name"] == planned.name
     assert list(tmp_path.iterdir()) == []

@@ -121,7 +121,7 @@ def test_a_file_of_weights_can_teach(root: Path, data: ImageData) -> None:
     assert by_name is not None
     assert bare is not None
     assert (by_file.name, by_name.name, bare.name) == ("good", "good", "bare")
-    assert by_file.found == by_name.found
+    assert by_file.weights == by_name.weights
     assert by_file.sizes == ((8, 8), (4, 4), (2, 2))
 
 

@@ -92,7 +92,7 @@ def test_no_tag_of_the_user_can_hide_one_of_ours(study):
     first = next(iter(study.trials.values()))
     ours = {*trial_tags(study, first), *study_tags(study)}
     assert {name for name in ours if not name.startswith("mlflow.")} <= RESERVED_TAGS
-    with pytest.raises(InputError, match="the tag 'broken' is taken"):
+    with pytest.raises(InputError, match="the tag 'broken' is reserved"):
         parse_tags(["broken=no"])
 
 
