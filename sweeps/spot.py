@@ -108,7 +108,9 @@ def make_client(service: str, region: str):  # type: ignore[no-untyped-def]  # b
 
 
 def run(config: SpotConfig, client: Client) -> int:
-    """Print offers, the choice among them and what a study would cost; write the cluster file if asked.
+    """Print offers, the choice among them and what a study would cost.
+
+    The cluster file is written if asked for.
 
     Args:
         config: the command line.

@@ -66,10 +66,10 @@ def make_parser() -> argparse.ArgumentParser:
     teacher.add_argument("--set", action="append", default=[], metavar="A.B=VALUE",
                          help="a field of train, network, data or method, as in a space")  # fmt: skip
     teacher.add_argument("--seed", type=int, default=0, help="seed of weights, augmentation and order (0)")
-    place = parser.add_argument_group("where it runs")
-    place.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: a GPU if there is one")
-    place.add_argument("--teachers", type=Path, metavar="DIR", default=DEFAULT_TEACHERS, help="teachers/")
-    place.add_argument("--tracking-uri", metavar="URI", help="an MLflow server (default: SQLite beside the teachers)")
+    host = parser.add_argument_group("where it runs")
+    host.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: a GPU if there is one")
+    host.add_argument("--teachers", type=Path, metavar="DIR", default=DEFAULT_TEACHERS, help="teachers/")
+    host.add_argument("--tracking-uri", metavar="URI", help="an MLflow server (default: SQLite beside the teachers)")
     return parser
 
 

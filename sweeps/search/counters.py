@@ -21,7 +21,7 @@ class _Contribution:
 
 
 class TrialCounters:
-    """Which trials have no end, how many each stratum has, and how much of `search.trials` is used.
+    """Open trials, trials by stratum, and the used part of `search.trials`.
 
     `open` holds the ids of trials without an end, in the order of proposal; `strata` counts trials by stratum;
     `proposed` counts what is used of `search.trials`.

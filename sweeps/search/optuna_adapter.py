@@ -23,7 +23,9 @@ def storage_study_id(study: optuna.Study) -> int:
 
 
 def storage_trial_id(trial: FrozenTrial) -> int:
-    """Return the number of a trial in its storage, which is not its number in its study.
+    """Return the number of a trial in its storage.
+
+    It is another one than the trial's number in its study.
 
     Args:
         trial: the trial.

@@ -24,10 +24,11 @@ MAX_TRIES = 2  # of an enqueued point, whose trial may be lost with its driver
 
 
 class OptunaProposer:
-    """One Optuna study a stratum, in a journal file of Optuna's own; stored, never pickled.
+    """Points from Optuna, each stratum in a study of its own.
 
-    A stratum is a study of its own because errors are only comparable at equal size: in one study the largest networks
-    would fill the sampler's "good" set whatever their shape.
+    The studies lie in a journal file of Optuna's, and are never pickled. A stratum is a study of its own because errors
+    are only comparable at equal size: in one study the largest networks would fill the sampler's "good" set whatever
+    their shape.
     """
 
     def __init__(self, space: Space, folder: Path, points: Points | None = None):
@@ -176,7 +177,9 @@ class OptunaProposer:
         return True
 
     def hide_source(self, source: str) -> None:
-        """Learn nothing from what `learn` has added of one trial, in this run of the driver or in an earlier one.
+        """Learn nothing from what `learn` has added of one trial.
+
+        It may have been added in an earlier run of the driver.
 
         Args:
             source: the name of the earlier trial.
@@ -185,7 +188,10 @@ class OptunaProposer:
             self._storage.hide(storage_study_id(study), source)
 
     def open_handles(self) -> list[Handle]:
-        """Return the handles of proposals without an outcome; what a killed driver had queued is dequeued."""
+        """Return the handles of proposals without an outcome.
+
+        Points that a killed driver had queued are dequeued.
+        """
         handles = []
         for name in optuna.get_all_study_names(self._storage):
             study = self._study(name)
@@ -196,7 +202,7 @@ class OptunaProposer:
         return handles
 
     def hide(self, handle: Handle, trial_id: str) -> None:
-        """Learn nothing from a proposal nor from repeats of its outcome (see `Proposer.hide`)."""
+        """Learn nothing from a proposal and repeats of it (see `Proposer.hide`)."""
         study = self._study(handle["study"])
         self._storage.hide(storage_study_id(study), trial_id, int(handle["number"]))
 

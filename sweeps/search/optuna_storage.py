@@ -23,7 +23,10 @@ TRIAL_ATTRIBUTE = "trial"  # user attribute of an Optuna trial: the id of our tr
 
 
 class CrashSafeJournalBackend(JournalFileBackend):
-    """Optuna's journal in a file in which no kill and no full disk leaves a torn line, which Optuna cannot read."""
+    """Optuna's journal in a file that holds whole lines only.
+
+    No kill and no full disk leaves a torn line, which Optuna cannot read.
+    """
 
     def __init__(self, path: Path):
         """Open the file, and cut off the line that a kill may have torn.
@@ -80,7 +83,10 @@ class FilteredStorage(JournalStorage):
     def get_all_trials(
         self, study_id: int, deepcopy: bool = True, states: Container[TrialState] | None = None
     ) -> list[FrozenTrial]:
-        """Return a study's trials, hidden ones as failed; for the arguments see the base class."""
+        """Return a study's trials, hidden ones as failed.
+
+        For the arguments see the base class.
+        """
         hidden = self._hidden.get(study_id)
         if not hidden:
             return super().get_all_trials(study_id, deepcopy, states)

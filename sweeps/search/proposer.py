@@ -76,7 +76,9 @@ class Proposer(Protocol):
         """
 
     def tell(self, handle: Handle, outcome: Outcome) -> None:
-        """Report the outcome of a proposal; a second report of the same proposal changes nothing.
+        """Report the outcome of a proposal.
+
+        A second report of the same proposal changes nothing.
 
         Args:
             handle: the proposal's.
@@ -87,7 +89,9 @@ class Proposer(Protocol):
         """Return the handles of proposals without a reported outcome."""
 
     def hide(self, handle: Handle, trial_id: str) -> None:
-        """Learn nothing from a proposal, nor from any other that was told the outcome of the same trial.
+        """Learn nothing from a proposal.
+
+        The same holds for any other proposal that was told the outcome of the same trial.
 
         Args:
             handle: the proposal's.
@@ -96,10 +100,11 @@ class Proposer(Protocol):
 
 
 class GridProposer:
-    """Every combination of the values, once, in an order shuffled by the seed, so that a cut grid is a fair sample.
+    """Every combination of the values, once.
 
-    With repeats every point is trained with the first seed, then every point with the second, and so on: wherever the
-    grid is cut, no point has been trained more than once more often than another.
+    The seed shuffles their order, so that a cut grid is a fair sample. With repeats every point is trained with the
+    first seed, then every point with the second, and so on: wherever the grid is cut, no point has been trained more
+    than once more often than another.
     """
 
     def __init__(self, space: Space, points: Points | None = None):
@@ -115,7 +120,10 @@ class GridProposer:
         self._next = 0
 
     def ask(self, stratum: Stratum, *, explore: bool = False) -> Proposal | None:
-        """Propose the next point of the grid, whatever the stratum: a grid's sizes are its own."""
+        """Propose the next point of the grid, whatever the stratum.
+
+        A grid's sizes are its own.
+        """
         if self._next >= len(self._rows):
             return None
         self._next += 1

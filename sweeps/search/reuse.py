@@ -52,7 +52,10 @@ class ReusableTrial:
 
 @dataclass
 class SiblingResults:
-    """The trials of the other studies of a series, by id; empty for a study that is in no series."""
+    """The trials of the other studies of a series, by id.
+
+    There are none for a study that is in no series.
+    """
 
     trials: dict[str, list[ReusableTrial]] = field(default_factory=dict)
 
@@ -129,7 +132,9 @@ def weights_path(study: Path, trial_id: str) -> Path:
 
 
 def link_weights(sibling: ReusableTrial, study: Path) -> None:
-    """Give a study the weights of another's trial, as a hard link where the disk can, else as a copy.
+    """Give a study the weights of another study's trial.
+
+    They are a hard link where the disk has links, else a copy.
 
     Args:
         sibling: the trial of the other study; without weights nothing is done.

@@ -39,7 +39,7 @@ Events = list[tuple[Event, dict[str, Any]]]  # to be journaled: kind and fields
 
 @dataclass
 class PreparedTrial:
-    """What asking the proposer has given: a new trial, or None, and the events to journal."""
+    """What asking the proposer has given: a trial or None, and events to journal."""
 
     trial: Trial | None = None
     handle: Handle = field(default_factory=dict)
@@ -84,14 +84,20 @@ class Search:
     # What is trained next
 
     def next(self) -> Trial | None:
-        """Return the next trial to launch; None when there is nothing to launch now (see `is_over`)."""
+        """Return the next trial to launch.
+
+        None when there is nothing to launch now (see `is_over`).
+        """
         trial = self.pop_waiting()
         while trial is None and self.may_propose() and not self.waiting:
             trial = self.commit_proposal(self.prepare())
         return trial or self.next_repeat()
 
     def pop_waiting(self) -> Trial | None:
-        """Return a trial that needs no proposal: a reference, a repeat, or one that a kill left without an end."""
+        """Return a trial that needs no proposal; None when there is none.
+
+        It is a reference, a repeat, or a trial that a kill left without an end.
+        """
         while (trial := next(filter(self.is_startable, self.waiting), None)) is not None:
             self.waiting.remove(trial)
             if not self._adopt(trial):
@@ -103,28 +109,34 @@ class Search:
         return self.postponed.popleft() if self.postponed else None
 
     def is_startable(self, trial: Trial) -> bool:
-        """Whether a trial can start: its initial weights are there, or never will be, and it fails and says so."""
+        """Tell whether a trial can start.
+
+        It can when its initial weights are there, or never will be: then it fails and says so.
+        """
         source = self.record.trials.get(trial.depends_on or "")
         return source is None or source.ended
 
     def may_propose(self) -> bool:
-        """Whether another proposal may be made: `search.trials` and the strata are not used up."""
+        """Tell whether `search.trials` and the strata allow another proposal."""
         if self.counters.proposed + len(self.reserved) >= self.space.search.trials:
             return False
         return any(stratum.label not in self.exhausted for stratum in self.strata)
 
     def is_over(self) -> bool:
-        """Whether all is proposed, and every trial has an end."""
+        """Tell whether all is proposed, and every trial has an end."""
         return not self.postponed and self.is_exhausted() and not self.is_running()
 
     def is_blocked(self) -> bool:
-        """Whether nothing can be launched before the postponed trials have been trained."""
+        """Tell whether only postponed trials can be launched."""
         if not self.postponed or self.is_running() or any(self.is_startable(trial) for trial in self.waiting):
             return False
         return bool(self.waiting) or not (self.reserved or self.may_propose())
 
     def is_exhausted(self) -> bool:
-        """Whether nothing more will be launched; trials may still run, and repeats depend on how they end."""
+        """Tell whether nothing more will be launched.
+
+        Trials may still run, and repeats depend on how they end.
+        """
         if self.waiting or self.reserved or self.may_propose():
             return False
         if self.space.search.repeats == 1 or self.space.search.sampler == "grid":
@@ -132,7 +144,7 @@ class Search:
         return not self.is_running() and not self._missing_repeats()
 
     def is_running(self) -> bool:
-        """Whether some launched trial has no end yet."""
+        """Tell whether some launched trial has no end yet."""
         waiting = {trial.trial_id for trial in (*self.waiting, *self.postponed)}
         return any(trial_id not in waiting for trial_id in self.counters.open)
 
@@ -144,7 +156,9 @@ class Search:
         return min(sizes, key=sizes.__getitem__, default=None)
 
     def prepare(self) -> PreparedTrial:
-        """Ask until there is a new trial, and reserve it; a stratum that gives none counts as exhausted.
+        """Ask until there is a new trial, and reserve it.
+
+        A stratum that gives none counts as exhausted.
 
         Returns:
             The trial with its handle, or None where there is no new one; and the events to journal.
@@ -243,7 +257,10 @@ class Search:
     # Repeats of the final front
 
     def next_repeat(self) -> Trial | None:
-        """Return another seed of a point of the final front, once every other trial has ended; None for none."""
+        """Return another seed of a point of the final front; None for none.
+
+        There is one once every other trial has ended.
+        """
         running = (self.record.trials[trial_id] for trial_id in self.counters.open)
         searching = self.reserved or any(trial.role is Role.SEARCH for trial in running)
         for trial in [] if searching or self.waiting or self.may_propose() else self._missing_repeats():
@@ -269,7 +286,10 @@ class Search:
     # Results of a trial
 
     def write_attempt(self, trial_id: str, worker: Mapping[str, Any]) -> None:
-        """Journal that a worker has begun or resumed the trial; `worker` says which, and on what."""
+        """Journal that a worker has begun or resumed the trial.
+
+        `worker` says which worker, and on what device.
+        """
         self._write(Event.ATTEMPT, trial=trial_id, **worker)
 
     def write_epoch(self, trial_id: str, epoch: int, metrics: Mapping[str, float]) -> None:
@@ -281,7 +301,10 @@ class Search:
         self._write(Event.NOTICE, trial=trial_id, text=text)
 
     def write_test_error(self, trial_id: str, error: float) -> None:
-        """Journal the test error in percent; the test split is evaluated once in a trial's life."""
+        """Journal the test error in percent.
+
+        The test split is evaluated once in a trial's life.
+        """
         self._write(Event.TESTED, sync=True, trial=trial_id, test_error=error)
 
     def postpone(self, trial_id: str, reason: str) -> None:
@@ -290,7 +313,10 @@ class Search:
         self.postponed.append(_to_trial(self.record.trials[trial_id]))
 
     def finish(self, trial_id: str, status: Status, reason: str = "") -> None:
-        """Journal a trial's end and tell the sampler; a second end of the same trial changes nothing."""
+        """Journal a trial's end and tell the sampler.
+
+        A second end of the same trial changes nothing.
+        """
         trial = self.record.trials[trial_id]
         if trial.status in TERMINAL:
             return
@@ -299,7 +325,10 @@ class Search:
             (self.report_outcome or self.proposer.tell)(trial.proposal, self._outcome(trial))
 
     def requeue(self, trial_id: str) -> None:
-        """Launch a trial again after a failed attempt, before any other; one that has ended stays ended."""
+        """Launch a trial again after a failed attempt, before any other.
+
+        A trial that has ended stays ended.
+        """
         record = self.record.trials[trial_id]
         if not record.ended:
             self.waiting.appendleft(_to_trial(record))

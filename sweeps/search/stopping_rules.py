@@ -60,7 +60,10 @@ class Halving:
             self._rungs.append([(self.grace * self.reduction**k, {}) for k in range(last, bracket - 1, -1)])
 
     def bracket(self, name: str) -> int:
-        """Return a training's bracket, by its name alone, so that a second attempt meets the same rungs."""
+        """Return a training's bracket.
+
+        It depends on the name alone, so that a second attempt meets the same rungs.
+        """
         weights = np.exp([float(len(rungs)) for rungs in self._rungs])
         quantile = zlib.crc32(name.encode()) / 2**32
         return int(np.searchsorted(np.cumsum(weights / weights.sum()), quantile, side="right"))
@@ -80,9 +83,10 @@ class Halving:
 
 @dataclass
 class Median:
-    """Stops a curve whose best so far is worse than the median of the others' means up to that epoch.
+    """The median rule: stops curves that are worse than the others' median.
 
-    Golovin et al. 2017, "Google Vizier", section 3.2.1.
+    It compares a curve's best so far with the median of the others' means up to that epoch. Golovin et al. 2017,
+    "Google Vizier", section 3.2.1.
     """
 
     grace: float  # epochs before the first decision

@@ -15,7 +15,10 @@ FOLDER_OPTIONS = ("data_dir", "teachers", "cache_dir")  # kept with a study, for
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions:
-    """What the user has typed; None and empty where nothing was typed, but for what has a default."""
+    """What the user has typed.
+
+    Fields are None or empty where nothing was typed, but for those with a default.
+    """
 
     space: str | None = None
     list: bool = False
@@ -51,7 +54,10 @@ class RunOptions:
     began: float = 0.0  # by sweeps.utils.clock.monotonic_time: when the command was given
 
     def field_updates(self) -> dict[str, Any]:
-        """Return the fields of a space that options set, by dotted name; `search.time` is not among them."""
+        """Return the fields of a space that options set, by dotted name.
+
+        `search.time` is not among them.
+        """
         updates = {
             "data.name": self.data, "search.seed": self.seed, "search.trials": self.trials,
             "resources.gpus_per_trial": self.gpus_per_trial, "resources.cpus_per_trial": self.cpus_per_trial,

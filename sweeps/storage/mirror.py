@@ -59,7 +59,10 @@ class _GrowingFile:
 
 @dataclass
 class StudyMirror:
-    """Mirrors a study's folder to its storage; `start` it before the study writes, `finish` it when all is written."""
+    """Mirrors a study's folder to its storage.
+
+    `start` it before the study writes, `finish` it when all is written.
+    """
 
     storage: Storage
     folder: Path
@@ -196,7 +199,9 @@ def _is_dead(owner: dict[str, Any]) -> bool:
 
 @contextmanager
 def mirror_study(uri: str | None, folder: Path) -> Iterator[None]:
-    """Mirror a study's folder while the block runs, and once more at its end; print a line if something is not stored.
+    """Mirror a study's folder while the block runs, and once more at its end.
+
+    A line is printed if something is not stored.
 
     Args:
         uri: the storage; None to do nothing.

@@ -133,7 +133,9 @@ class Storage:
             stream.write(content)
 
     def age(self, name: str) -> float:
-        """Return how long ago an object was written, by the storage's clock alone: machines' clocks differ and jump.
+        """Return how long ago an object was written.
+
+        The storage's clock alone is asked: machines' clocks differ and jump.
 
         Args:
             name: the object's.
@@ -191,7 +193,7 @@ def list_stored_studies(uri: str) -> list[str]:
 
 
 def storage_uri(storage: str | None) -> str | None:
-    """Return the value of `--storage` if it is a URI, after a check that it can be written.
+    """Return the value of `--storage` if it is a URI that can be written.
 
     Args:
         storage: a URI, a folder that all machines share, or None.
@@ -233,7 +235,9 @@ def fetch_study(uri: str, name: str, root: Path) -> Path:
 
 
 def update_folder(storage: Storage, folder: Path) -> None:
-    """Bring a study's folder up to what is stored; a folder that is ahead stays (a driver killed on this machine).
+    """Bring a study's folder up to what is stored.
+
+    A folder that is ahead stays: its driver was killed on this machine.
 
     Args:
         storage: the study's.

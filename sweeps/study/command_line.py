@@ -12,7 +12,9 @@ from sweeps.utils.clock import PROCESS_START, monotonic_time
 
 
 def parse_options(arguments: Sequence[str] | None = None) -> RunOptions:
-    """Parse the command line; a mistake ends the process with one line and exit code 2.
+    """Parse the command line.
+
+    A mistake ends the process with one line and exit code 2.
 
     Args:
         arguments: the words of the command line; None for those of the process.
@@ -62,27 +64,27 @@ def make_parser() -> argparse.ArgumentParser:
     study.add_argument("--note", metavar="TEXT", help="a remark, kept with the study and shown in MLflow")
     study.add_argument("--tag", action="append", default=[], metavar="K=V", help="a tag of your own, on every run")
     study.add_argument("--allow-code", action="store_true", help="let the space name code: package.module:function")
-    place = parser.add_argument_group("where it runs")
-    place.add_argument(
+    host = parser.add_argument_group("where it runs")
+    host.add_argument(
         "--gpus-per-trial", type=_gpu_share, metavar="SHARE",
         help="e.g. 0.25: four trials on a card; 4: four cards for each trial; auto: measured",
     )  # fmt: skip
-    place.add_argument(
+    host.add_argument(
         "--gpu-sharing", dest="sharing", choices=GPU_SHARING,
         help="how trials share a card: its time in turns, NVIDIA's service, the better",
     )  # fmt: skip
-    place.add_argument("--cpus-per-trial", type=float, metavar="N", help="CPUs that each trial holds")
-    place.add_argument(
+    host.add_argument("--cpus-per-trial", type=float, metavar="N", help="CPUs that each trial holds")
+    host.add_argument(
         "--processes-per-trial", type=int, metavar="N", help="processes that share each batch of a trial (one a card)"
     )
-    place.add_argument("--max-concurrent", type=int, metavar="N", help="at most so many trials at once")
-    place.add_argument("--address", metavar="HOST:PORT", help="a running Ray cluster (auto: the one on this machine)")
-    place.add_argument(
+    host.add_argument("--max-concurrent", type=int, metavar="N", help="at most so many trials at once")
+    host.add_argument("--address", metavar="HOST:PORT", help="a running Ray cluster (auto: the one on this machine)")
+    host.add_argument(
         "--storage", metavar="PLACE", help="what outlives the machines: a path that all share, or s3://BUCKET/PREFIX"
     )
-    place.add_argument("--teachers", type=Path, metavar="DIR", help="folder of teachers (teachers/)")
-    place.add_argument("--cache-dir", type=Path, metavar="DIR", help="teacher caches; a fast local disk is best")
-    place.add_argument("--tracking-uri", metavar="URI", help="an MLflow server (default: SQLite in the study)")
+    host.add_argument("--teachers", type=Path, metavar="DIR", help="folder of teachers (teachers/)")
+    host.add_argument("--cache-dir", type=Path, metavar="DIR", help="teacher caches; a fast local disk is best")
+    host.add_argument("--tracking-uri", metavar="URI", help="an MLflow server (default: SQLite in the study)")
     return parser
 
 

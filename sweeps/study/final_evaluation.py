@@ -22,7 +22,9 @@ from sweeps.trials.teacher import without_teacher
 
 
 def evaluate_front(search: Search, folder: Path, data: ImageData) -> None:
-    """Evaluate the front on the test split, once in a trial's life, and keep one model for each of its points.
+    """Evaluate the front on the test split and keep one model for each of its points.
+
+    A trial is evaluated once in its life.
 
     Args:
         search: the finished search; test errors are journaled through it.
@@ -71,7 +73,9 @@ def restore_trainer(trial: TrialRecord, path: Path, data: ImageData, device: str
 
 
 def keep_model(folder: Path, trial: TrialRecord, trainer: Trainer, data: ImageData) -> None:
-    """Write a trial's network as a model that can be used on its own; MLflow's registry is filled from there.
+    """Write a trial's network as a model that can be used on its own.
+
+    MLflow's registry is filled from there.
 
     Args:
         folder: the model's, to be made.

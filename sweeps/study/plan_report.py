@@ -37,7 +37,10 @@ BACKWARD = 3  # forward and backward cost about three forwards
 
 @dataclass(frozen=True)
 class Plan:
-    """What a study would do; sizes in parameters, work in mult-adds for all training, time in seconds."""
+    """What a study would do.
+
+    Sizes are in parameters, work in mult-adds for all training, time in seconds.
+    """
 
     name: str
     question: str
@@ -59,7 +62,9 @@ class Plan:
 
 
 def make_plan(space: Space, resolver: Resolver, slots: int) -> Plan:
-    """Resolve the grid, or a sample of the space, and work out what its training costs without early stopping.
+    """Work out sizes and cost of a study without early stopping.
+
+    The whole grid is resolved, or a sample of the space.
 
     Args:
         space: the space.
@@ -193,7 +198,7 @@ def plan_lines(plan: Plan, space: Space, resolver: Resolver) -> list[str]:
     lines += _teacher_line(space, resolver)
     if plan.smallest is not None and plan.largest is not None:
         lines.append(f"sizes: from {plan.smallest:,} to {plan.largest:,} parameters")
-    for label, (_, low, high) in sorted(plan.strata.items(), key=lambda item: item[1][1:]):
+    for label, (_, low, high) in sorted(plan.strata.items(), key=lambda stratum: stratum[1][1:]):
         lines.append(f"  {label}: {low:,} to {high:,}")
         if space.solves and len(plan.reached[label]) > 1:
             lines.append(f"    largest of each method (unused): {_sizes(plan.reached[label])}")
@@ -212,7 +217,7 @@ def plan_lines(plan: Plan, space: Space, resolver: Resolver) -> list[str]:
 
 def _sizes(methods: dict[str, tuple[int, int]]) -> str:
     """Each method's largest size within the budget, the method that comes nearest to it first."""
-    by_gap = sorted(methods.items(), key=lambda item: (item[1][1], item[0]))
+    by_gap = sorted(methods.items(), key=lambda method: (method[1][1], method[0]))
     return ", ".join(f"{name} {params:,} ({gap:,})" for name, (params, gap) in by_gap)
 
 

@@ -40,7 +40,9 @@ class Progress:
 
 
 def progress(record: StudyRecord, total: int, started: float, work_before: float, now: float) -> Progress:
-    """Count trials and estimate the remaining time, once the work of a whole trial has been done.
+    """Count trials and estimate the remaining time.
+
+    There is an estimate once the work of a whole trial has been done.
 
     Args:
         record: the study.
@@ -75,14 +77,14 @@ def _best(trials: list[TrialRecord]) -> tuple[TrialRecord, ...]:
             continue
         if trial.broken:
             continue
-        kept = best.get(trial.stratum)
-        if kept is None or (trial.val_error, trial.counts["params"]) < (kept.val_error, kept.counts["params"]):
+        leader = best.get(trial.stratum)
+        if leader is None or (trial.val_error, trial.counts["params"]) < (leader.val_error, leader.counts["params"]):
             best[trial.stratum] = trial
     return tuple(sorted(best.values(), key=lambda trial: trial.counts["params"]))
 
 
 def summary_line(shown: Progress) -> str:
-    """Write one line: trials that have ended, how many have which status, the remaining time.
+    """Write one line: ended trials, trials by status, the remaining time.
 
     Args:
         shown: the numbers.
@@ -118,7 +120,10 @@ def describe(trial: TrialRecord) -> str:
 
 
 class ProgressView:
-    """Shows a study's progress; call `update` whenever something changed. Use as a context manager."""
+    """Shows a study's progress; use it as a context manager.
+
+    Call `update` whenever something changed.
+    """
 
     def __init__(self, record: StudyRecord, total: Callable[[], int], console: Console | None = None):
         """Prepare the view.

@@ -34,7 +34,10 @@ RETRAINED_STOPPED = "finishes"  # of the origin: stopped trials, their ids there
 
 @dataclass(frozen=True)
 class RecordedTrial:
-    """A trial to train again, and the one whose weights it starts from where those weights are lost."""
+    """A trial to train again.
+
+    `source` is the trial whose weights it starts from, where those weights are lost.
+    """
 
     folder: Path  # of the study that trained it
     study: StudyRecord
@@ -76,7 +79,9 @@ class RecordedTrial:
         return trial_id
 
     def propose(self, journal: Journal, record: StudyRecord, folder: Path, trial_id: str, index: int = 0) -> None:
-        """Journal the trial as proposed, after the one that it starts from, and copy the weights that it starts from.
+        """Journal the trial as proposed, and provide its initial weights.
+
+        They are copied, or the trial that has them is proposed first.
 
         Args:
             journal: the new study's.
@@ -108,7 +113,10 @@ def _propose(
 
 @dataclass(frozen=True)
 class Retrain:
-    """The trials of one study that are trained again; make it by `select_trial` or `select_stopped`."""
+    """The trials of one study that are trained again.
+
+    Make it by `select_trial` or `select_stopped`.
+    """
 
     trials: tuple[RecordedTrial, ...]
     stopped: int | None = None  # how many stopped trials they were drawn from; None for one trial to reproduce

@@ -152,7 +152,7 @@ def _record(folder: Path) -> StudyRecord | None:
 
 
 def summary_lines(members: list[Member], folder: Path) -> list[str]:
-    """Say how far each study came, and the best of each of its strata by validation error.
+    """Say how far each study came, and give the best of each of its strata.
 
     Args:
         members: the studies.

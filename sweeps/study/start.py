@@ -63,7 +63,9 @@ def start_study(space: Space, options: RunOptions) -> int:
 
 
 def start_retraining(options: RunOptions) -> int:
-    """Train recorded trials again, in a study of its own: one to reproduce it, or stopped ones to their end.
+    """Train recorded trials again, in a study of its own.
+
+    One is trained to reproduce it, or stopped ones to their end.
 
     Args:
         options: the command line, with `reproduce` or `retrain_stopped`.
@@ -98,7 +100,9 @@ def start_retraining(options: RunOptions) -> int:
 
 
 def resume_study(options: RunOptions) -> int:
-    """Go on with a study; trials, time and resources may be new, the question is as it was.
+    """Go on with a study.
+
+    Trials, time and resources may be new, the question is as it was.
 
     Args:
         options: the command line, with `resume`.

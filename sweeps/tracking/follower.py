@@ -39,7 +39,10 @@ log = logging.getLogger("sweeps.tracking.follower")
 
 
 class Follower:
-    """Reads one journal and brings MLflow and the tables up to it; every method may be called again and again."""
+    """Reads one journal and brings MLflow and the tables up to it.
+
+    Every method may be called again and again.
+    """
 
     def __init__(
         self, study_dir: Path, uri: str, *, again: bool = False,
@@ -123,7 +126,9 @@ class Follower:
         return True
 
     def finish(self) -> str | None:
-        """Carry the rest and close the study's parent run if the study is closed; call it when nothing more will come.
+        """Carry the rest and, if the study is closed, close its parent run.
+
+        Call it when nothing more will come.
 
         Returns:
             None when all is stored, else one line that says what is not.
@@ -145,7 +150,10 @@ class Follower:
         return None
 
     def abandon(self) -> None:
-        """Mark runs without an end as killed: the driver has ended without closing the study."""
+        """Mark runs without an end as killed.
+
+        Call it when the driver has ended without closing the study.
+        """
         if self.store is not None and self.entries and not self.study.closed:
             try:
                 self.store.abandon(self.entries[-1].time)
@@ -232,7 +240,9 @@ def _without_timings(metrics: Mapping[str, float]) -> dict[str, float]:
 
 
 def follow(follower: Follower, stop: threading.Event, since: int, parent: int) -> str | None:
-    """Follow the journal until the study is closed and carried, the parent process has ended, or a stop is asked for.
+    """Follow the journal until the study is closed and carried.
+
+    It ends too when the parent process has ended or a stop is asked for.
 
     Args:
         follower: of the journal.

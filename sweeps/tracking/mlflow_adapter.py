@@ -41,7 +41,9 @@ def delete_artifacts(artifact_uri: str, tracking_uri: str, paths: Iterable[str])
 
 
 def is_database_error(text: str) -> bool:
-    """Tell a failure of MLflow's database from a bad request, which have the same code.
+    """Tell a failure of MLflow's database from a bad request.
+
+    MLflow gives both the same code.
 
     Args:
         text: of MLflow's error; it holds SQLAlchemy's address where the database has failed.

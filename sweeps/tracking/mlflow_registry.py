@@ -30,7 +30,9 @@ EXISTS = "RESOURCE_ALREADY_EXISTS"
 def register_front(
     client: MlflowClient, experiment: str, study: StudyRecord, study_dir: Path, runs: dict[str, str]
 ) -> None:
-    """Bring the registry up to a study; does nothing before a search has finished and kept its models.
+    """Bring the registry up to a study.
+
+    Nothing is done before a search has finished and kept its models.
 
     Args:
         client: of the store.
@@ -120,7 +122,9 @@ def _logged_model(client: MlflowClient, experiment: str, trial: TrialRecord, run
 
 
 def write_model(path: Path, folder: Path, model: LoggedModel, run_id: str) -> None:
-    """Write the folder that `mlflow.pyfunc.load_model` reads: the classifier's files and the name of their loader.
+    """Write the folder that `mlflow.pyfunc.load_model` reads.
+
+    It holds the classifier's files and the name of their loader.
 
     Args:
         path: the folder to write.

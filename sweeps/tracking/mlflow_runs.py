@@ -66,7 +66,10 @@ class Entry:
 
 
 class MlflowStudy:
-    """The runs of one study in one store. Every method may raise one of `outages()`, and may then be called again."""
+    """The runs of one study in one store.
+
+    Every method may raise one of `outages()`, and may then be called again.
+    """
 
     def __init__(
         self,
@@ -102,7 +105,9 @@ class MlflowStudy:
         self._load_children()
 
     def carry(self, entries: Sequence[Entry]) -> None:
-        """Store entries, in their order by trial; what the store refuses for good is added to `refused`.
+        """Store entries, in their order by trial.
+
+        What the store refuses for good is added to `refused`.
 
         Args:
             entries: the next ones of the journal.
@@ -127,7 +132,9 @@ class MlflowStudy:
         self._store_artifacts()
 
     def close(self, at: float) -> None:
-        """Give the parent run its summary, pictures, tables and end, and register the best models.
+        """Give the parent run its results and its end.
+
+        These are the summary, pictures, tables and the best models.
 
         Args:
             at: the time of the newest event in seconds: a later summary replaces an earlier one.
@@ -150,7 +157,9 @@ class MlflowStudy:
             self._set_tables_tag(names.CURRENT)
 
     def abandon(self, at: float) -> None:
-        """Mark the runs without an end as killed: the driver has died without closing the study.
+        """Mark the runs without an end as killed.
+
+        Call it when the driver has died without closing the study.
 
         Args:
             at: the time of the newest event in seconds.

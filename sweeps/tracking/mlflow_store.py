@@ -40,7 +40,7 @@ def quiet_mlflow() -> None:
 
 
 def outages() -> tuple[type[Exception], ...]:
-    """Return the errors that MLflow raises when its store or server cannot take a record now.
+    """Return the errors that mean: the store cannot take a record now.
 
     Returns:
         Error classes, for `except`.
@@ -52,7 +52,9 @@ def outages() -> tuple[type[Exception], ...]:
 
 
 def is_refusal(error: MlflowException) -> bool:
-    """Tell whether the store will never take a record, whereas after an outage another try may succeed.
+    """Tell whether the store will never take a record.
+
+    After an outage another try may succeed.
 
     Args:
         error: MLflow's.
@@ -66,7 +68,9 @@ def is_refusal(error: MlflowException) -> bool:
 
 
 def milliseconds(seconds: float) -> int:
-    """Convert a time for MLflow; equal times give equal keys whenever they are carried again.
+    """Convert a time for MLflow.
+
+    Equal times give equal keys whenever they are carried again.
 
     Args:
         seconds: since the epoch.
@@ -102,7 +106,9 @@ def sqlite_path(uri: str) -> Path | None:
 
 
 def create_database(path: Path, study_dir: Path) -> None:
-    """Make MLflow's SQLite store, whole or not at all: MLflow cannot mend a half-made one.
+    """Make MLflow's SQLite store, whole or not at all.
+
+    MLflow cannot mend a half-made one.
 
     Args:
         path: the file to make.

@@ -24,7 +24,10 @@ TERMINATE_SECONDS = 3.0
 
 
 class TrackingProcess:
-    """The process that follows a study's journal. `start` it with the study, `finish` it after CLOSED was appended."""
+    """The process that follows a study's journal.
+
+    `start` it with the study, `finish` it after CLOSED was appended.
+    """
 
     def __init__(self, process: subprocess.Popen[bytes], study_dir: Path, uri: str):
         """Hold a process that runs; see `start`.

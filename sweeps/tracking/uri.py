@@ -31,7 +31,9 @@ def default_tracking_uri(study_dir: Path) -> str:
 
 
 def check_tracking_uri(uri: str) -> None:
-    """Refuse an address that cannot work, before a study starts; takes at most about 3 s.
+    """Refuse an address that cannot work, before a study starts.
+
+    It takes at most about 3 s.
 
     Args:
         uri: the address.
