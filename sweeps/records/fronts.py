@@ -107,7 +107,7 @@ def mean_error(seeds: Iterable[TrialRecord]) -> float:
 
 
 def front(trials: Iterable[TrialRecord]) -> list[list[TrialRecord]]:
-    """Find the points that no other beats in both parameters and mean validation error.
+    """Find the points that no other beats in both size and mean validation error.
 
     Args:
         trials: of a study.
@@ -121,7 +121,7 @@ def front(trials: Iterable[TrialRecord]) -> list[list[TrialRecord]]:
 
 
 def front_settings(study: StudyRecord) -> list[dict[str, Any]]:
-    """Find the settings of the front that the search alone found, which get further seeds.
+    """Find the settings of the search's own front, which get further seeds.
 
     A training that diverged or failed is a result of its seed, not of its setting. Where its last error would have put
     the setting on the front, the setting gets its other seeds too, unless the trial was excluded.
@@ -172,9 +172,10 @@ def front_trials(trials: Iterable[TrialRecord]) -> list[TrialRecord]:
 
 
 def best_trials(study: StudyRecord) -> dict[str, TrialRecord]:
-    """Name the best trials of the front: `best`, and `best-under-N` for each limit of N parameters.
+    """Name the best trials of the front, overall and within each budget.
 
-    The best point has the lowest mean validation error, of equal ones the fewest parameters.
+    The names are `best`, and `best-under-N` for each limit of N parameters. The best point has the lowest mean
+    validation error, of equal ones the fewest parameters.
 
     Args:
         study: the study.

@@ -22,7 +22,7 @@ SYNC_SECONDS = 1.0  # of epochs that a power cut may lose; starts and ends of tr
 
 
 class FullDiskError(OSError):
-    """The disk has no room for the next record of the journal; the records before it are whole.
+    """The disk has no room for the next record; the records before it are whole.
 
     Args:
         path: of the journal; the name of its folder becomes the attribute `study`.
@@ -37,7 +37,9 @@ class FullDiskError(OSError):
 
 
 def is_disk_full(error: object) -> bool:
-    """Tell whether an error of any library was caused by a full disk; of some, Ray passes on the text alone.
+    """Tell whether an error of any library was caused by a full disk.
+
+    Ray passes on only the text of some errors.
 
     Args:
         error: an exception, or its text.

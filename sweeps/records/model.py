@@ -213,7 +213,9 @@ def _epoch(trial: TrialRecord, event: Mapping[str, Any]) -> None:
 
 
 def intern_names(metrics: Mapping[str, float]) -> dict[str, float]:
-    """Copy metrics so that all epochs share one string a name, which else would take more memory than the values.
+    """Copy metrics so that all epochs share one string for each name.
+
+    Separate strings would take more memory than the values.
 
     Args:
         metrics: values by name.

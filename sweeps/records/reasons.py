@@ -7,7 +7,7 @@ from typing import Any
 
 
 def reasons_by_method(infeasible: Iterable[tuple[Mapping[str, Any], str]]) -> dict[str, int]:
-    """Choose one reason for each method: that of the largest budget that it cannot meet.
+    """Choose for each method the reason at the largest budget that it cannot meet.
 
     Args:
         infeasible: points (dotted name -> value), each with the reason why it cannot be trained.

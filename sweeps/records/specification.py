@@ -42,7 +42,9 @@ class Trial:
 
 
 def identify(specification: Mapping[str, Any], image_shape: tuple[int, int, int], classes: int) -> tuple[str, str]:
-    """Compute the ids of a recorded specification by what today's code builds of it; makes no tensor.
+    """Compute the ids of a recorded specification by what today's code builds.
+
+    It makes no tensor.
 
     Args:
         specification: plain data, as the journal keeps it.
@@ -66,7 +68,7 @@ def identify(specification: Mapping[str, Any], image_shape: tuple[int, int, int]
 
 
 def trial_ids(specification: Mapping[str, Any], recipe: Recipe, signature: Any) -> tuple[str, str]:
-    """Compute the ids of a trial and of its point, which is the trial without its seed.
+    """Compute the ids of a trial and of its point, the trial without its seed.
 
     Args:
         specification: plain data, as the journal keeps it.

@@ -141,7 +141,7 @@ def results_to_table(study: StudyRecord) -> pa.Table:
 
 
 def study_fields(study: StudyRecord) -> dict[str, Any]:
-    """Give all of a study but its trials as plain data; `study_from_fields` is the inverse.
+    """Give a study without its trials as plain data (inverse: `study_from_fields`).
 
     Args:
         study: the study.
@@ -171,7 +171,7 @@ def study_from_fields(content: Mapping[str, Any], trials: dict[str, TrialRecord]
 
 
 def trial_fields(trial: TrialRecord) -> dict[str, Any]:
-    """Give a trial without its epochs as plain data; `trial_from_fields` is the inverse.
+    """Give a trial without its epochs as plain data (inverse: `trial_from_fields`).
 
     Args:
         trial: the record.

@@ -1,4 +1,4 @@
-"""Which strata of a space some method can meet, and what of it is impossible, said before anything starts."""
+"""Find the strata and methods of a space that no training can meet, before anything starts."""
 
 from __future__ import annotations
 
@@ -12,19 +12,27 @@ from sweeps.trials.resolver import Resolver, StepTimeError
 
 
 def reachable_strata(space: Space, resolver: Resolver) -> tuple[tuple[Stratum, ...], list[str]]:
-    """The strata that some method of the space can meet, and a line for each that none can.
+    """Find the strata that some method of the space can meet.
 
-    Raises InputError, with the reason, when none can be met; of a grid, when none of its points can be trained.
+    Args:
+        space: the space.
+        resolver: of the space.
+
+    Returns:
+        These strata, and a line for each of the others.
+
+    Raises:
+        InputError: no stratum can be met, or no point of a grid can be trained; the text says why.
     """
     if space.search.sampler == "grid":
         points, infeasible = resolver.points.grid(), _infeasible(space, resolver)
         if infeasible and len(infeasible) == len(points):
-            what = "no method can meet the budget" if space.solves else "no point of the grid can be trained"
-            raise InputError(f"{what}: {next(iter(reasons_by_method(infeasible)))}")
+            problem = "no method can meet the budget" if space.solves else "no point of the grid can be trained"
+            raise InputError(f"{problem}: {next(iter(reasons_by_method(infeasible)))}")
         return resolver.strata, []
     if not space.solves:
         return resolver.strata, []
-    reasons = {stratum: _reasons(space, resolver, stratum) for stratum in resolver.strata}
+    reasons = {stratum: _first_reason(space, resolver, stratum) for stratum in resolver.strata}
     lines = [f"{stratum.label}: {reason}" for stratum, reason in reasons.items() if reason is not None]
     if len(lines) == len(reasons):
         raise InputError(f"no method can meet the budget: {lines[-1]}")
@@ -32,38 +40,46 @@ def reachable_strata(space: Space, resolver: Resolver) -> tuple[tuple[Stratum, .
 
 
 def infeasible_lines(space: Space, resolver: Resolver) -> list[str]:
-    """A line for each method that has points which cannot be trained, at its largest budget that is out of reach."""
+    """Say why points of the space cannot be trained.
+
+    Args:
+        space: the space.
+        resolver: of the space.
+
+    Returns:
+        A line for each method with such points: the reason at the largest budget that it cannot meet.
+    """
     return list(reasons_by_method(_infeasible(space, resolver)))
 
 
 def _infeasible(space: Space, resolver: Resolver) -> list[tuple[dict[str, Any], str]]:
-    """Points that cannot be, with the reason: of a grid all, else of each stratum's largest budget.
+    """The points that cannot be trained, each with the reason: of a grid all, else at each stratum's largest budget.
 
-    None where a step's time is limited, for that is measured, network by network.
+    Empty where a step's time is limited, which would have to be measured for each network.
     """
     if "budget.step_ms" in space.domains or space.budget.step_ms is not None:
         return []
     grid = space.search.sampler == "grid"
-    found = []
+    infeasible = []
     for point in resolver.points.grid() if grid else _largest_points(space, resolver):
         try:
             resolver.resolve(point)
         except InfeasibleError as error:
-            found.append((point, str(error)))
-    return found
+            infeasible.append((point, str(error)))
+    return infeasible
 
 
 def _largest_points(space: Space, resolver: Resolver) -> list[dict[str, Any]]:
     return [point for stratum in resolver.strata for point in corner_points(space, stratum)] if space.solves else []
 
 
-def _reasons(space: Space, resolver: Resolver, stratum: Stratum) -> str | None:
+def _first_reason(space: Space, resolver: Resolver, stratum: Stratum) -> str | None:
     """The first reason when every method and shape fails at the largest budget of the stratum; None if one fits."""
     first = None
     for point in corner_points(space, stratum):
         try:
             resolver.resolve(point)
-        except StepTimeError as error:  # a smaller one of the stratum may be fast enough
+        except StepTimeError as error:  # a smaller network of the stratum may be fast enough
             if stratum.budget:
                 return None
             first = first or str(error)
@@ -75,7 +91,15 @@ def _reasons(space: Space, resolver: Resolver, stratum: Stratum) -> str | None:
 
 
 def corner_points(space: Space, stratum: Stratum) -> list[dict[str, Any]]:
-    """Every method and finite shape of the space at the largest budget of the stratum, other fields at one end."""
+    """List the points of a stratum with the largest networks.
+
+    Args:
+        space: the space.
+        stratum: one of its strata.
+
+    Returns:
+        Every method and finite shape of the space at the stratum's largest budget, other fields at their last value.
+    """
     points: list[dict[str, Any]] = [{}]
     (_, method_domains), *_ = space.alternatives
     for key, domain in method_domains.items():

@@ -1,8 +1,9 @@
-"""From a point of the space to a trial's specification: sizes solved, counts exact, identity fixed."""
+"""Turn a point of the space into a trial: sizes solved, counts exact, identity fixed."""
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -30,11 +31,17 @@ from sweeps.space.strata import ALL_SIZES, REFERENCE_STRATUM, Point, Stratum, ha
 from sweeps.trials.step_timer import StepTimer
 from sweeps.trials.teacher import ResolvedTeacher
 
-_OF_PARTS = ("freeze", "factor_lr", "body_lr", "head_lr", "drop_path", "auxiliary_weight")
+# Fields of a recipe that name a part of the network
+_PART_FIELDS = ("freeze", "factor_lr", "body_lr", "head_lr", "drop_path", "auxiliary_weight")
 
 
 class StepTimeError(InfeasibleError):
-    """A training step was measured to take longer than the budget allows; `excess` is by how many milliseconds."""
+    """A training step was measured to take longer than the budget allows.
+
+    Args:
+        text: the message.
+        excess: milliseconds over the budget.
+    """
 
     def __init__(self, text: str, excess: float):
         super().__init__(text)
@@ -42,9 +49,17 @@ class StepTimeError(InfeasibleError):
 
 
 class Resolver:
-    """Resolves points of one space on one data set; makes no tensor, unless a budget asks for a step's time.
+    """Resolves points of one space on one data set.
 
-    Raises InputError when the space's recipes do not fit its network.
+    It makes no tensor unless a budget limits the time of a step.
+
+    Args:
+        space: the space.
+        data: its data set.
+        teacher: the space's teacher; None where it has none.
+
+    Raises:
+        InputError: a recipe of the space names a part that its network does not have.
     """
 
     def __init__(self, space: Space, data: ImageData, teacher: ResolvedTeacher | None = None):
@@ -53,34 +68,49 @@ class Resolver:
         self.size_strata = halving_strata(self.separable_params)
         self.strata = make_strata(space, self.separable_params)
         self.step_timer = StepTimer(self.image_shape, self.classes, min(space.recipe({}).batch_size, len(data.train)))
-        self._disks: dict[NetworkSettings, FileSizeCalculator] = {}
+        self._file_sizes: dict[NetworkSettings, FileSizeCalculator] = {}
         self._solutions: dict[tuple[Any, ...], SizedMethod] = {}
         check_recipes(space, data)
 
     @property
     def label_strata(self) -> tuple[Stratum, ...]:
-        """The strata that trials are labelled with: those searched, or halvings of size where all are one search."""
+        """The strata that trials are labelled with: those searched, or halvings of size where one search has all."""
         return self.size_strata if self.strata[0].label == ALL_SIZES else self.strata
 
     @cached_property
     def points(self) -> Points:
-        """The points of the space, the groups of its network's layers named."""
+        """The points of the space; it knows the names of the groups of layers."""
         if "budget.shares" not in self.space.domains:
             return Points(self.space)
         plan = self.plan(self.space.network)
-        names = {"stage": plan.stages, "layer": plan.layers}
-        return Points(self.space, {kind: tuple(group.name for group in groups) for kind, groups in names.items()})
+        groups = {"stage": plan.stages, "layer": plan.layers}
+        names = {allocation: tuple(group.name for group in groups[allocation]) for allocation in groups}
+        return Points(self.space, names)
 
     def plan(self, network: NetworkSettings) -> NetworkPlan:
-        """The network's sites for this data set's images and classes."""
+        """Trace a network on this data set's images.
+
+        Args:
+            network: any network, not only the space's own.
+
+        Returns:
+            Its layers that can be substituted.
+        """
         return network_plan(network, self.image_shape, self.classes)
 
-    def disk(self, network: NetworkSettings) -> FileSizeCalculator:
-        """What measures the network's file."""
-        if network not in self._disks:
+    def file_size(self, network: NetworkSettings) -> FileSizeCalculator:
+        """Give what calculates the size of a network's file.
+
+        Args:
+            network: any network, not only the space's own.
+
+        Returns:
+            The calculator, made once for each network.
+        """
+        if network not in self._file_sizes:
             counted = network_to_count(network, self.image_shape, self.classes)
-            self._disks[network] = FileSizeCalculator(counted, self.plan(network))
-        return self._disks[network]
+            self._file_sizes[network] = FileSizeCalculator(counted, self.plan(network))
+        return self._file_sizes[network]
 
     @cached_property
     def separable_params(self) -> int:
@@ -90,7 +120,19 @@ class Resolver:
     # Points
 
     def resolve(self, point: Point, repeat: int = 0, role: Role = Role.SEARCH) -> Trial:
-        """The trial at `point` with the seed of its `repeat`; raises InfeasibleError with the reason if it has none."""
+        """Resolve a point to a trial.
+
+        Args:
+            point: dotted name -> value.
+            repeat: index of the seed.
+            role: why the trial is trained.
+
+        Returns:
+            The trial.
+
+        Raises:
+            InfeasibleError: no network meets the point's constraints; the text says why.
+        """
         network = NetworkSettings(**{**self.space.network.model_dump(), **_under(point, "network")})
         alternative = self.space.alternatives[int(point.get("alternative") or 0)]
         method = method_at(alternative, _under(point, "method"))
@@ -107,45 +149,51 @@ class Resolver:
         return self._trial(network, sized, recipe, {**point}, role, repeat, budget)
 
     def _solved(self, network: NetworkSettings, method: Method, budget: Budget, point: Point) -> SizedMethod:
-        plan, sharing = self.plan(network), point.get("budget.allocation", self.space.budget.allocation)
-        weights = {
-            name.removeprefix(SHARE_PREFIX): float(v or 0) for name, v in point.items() if name.startswith(SHARE_PREFIX)
-        }
-        key = (network, method, budget, sharing, tuple(weights.items()))
+        plan, allocation = self.plan(network), point.get("budget.allocation", self.space.budget.allocation)
+        shares = [name for name in point if name.startswith(SHARE_PREFIX)]
+        weights = {name.removeprefix(SHARE_PREFIX): float(point[name] or 0) for name in shares}
+        key = (network, method, budget, allocation, tuple(weights.items()))
         if key not in self._solutions:  # many points differ in nothing that decides a size
-            disk = self.disk(network) if _asks_for_bytes(budget) else None
-            self._solutions[key] = solve_allocation(plan, method, budget, sharing, weights, disk)  # type: ignore[arg-type]  # checked when read
+            file_size = self.file_size(network) if _limits_bytes(budget) else None
+            self._solutions[key] = solve_allocation(plan, method, budget, allocation, weights, file_size)  # type: ignore[arg-type]  # checked when read
         return self._solutions[key]
 
     def budget(self, point: Point) -> Budget:
-        """The point's limits as counts; shares are of the space's own network, whatever width the point has."""
+        """Give a point's limits as counts.
+
+        Args:
+            point: dotted name -> value.
+
+        Returns:
+            The limits; shares are taken of the space's own network, whatever width the point has.
+        """
         values = self._limits(point)
-        whole = self._whole(values["relative_to"])
+        reference = self._reference_count(values["relative_to"])
 
         def limit(name: str) -> int | None:
             value = values[name]
-            return None if value is None else int(value * whole(name.removesuffix("_min")))
+            return None if value is None else int(value * reference(name.removesuffix("_min")))
 
-        found = {name: limit(name) for name in ("params", "mult_adds", "bytes")}
-        least = {f"{name}_min": limit(f"{name}_min") for name in found}
-        for name, most in found.items():
-            if most is not None and values["window"]:
-                least[f"{name}_min"] = max(least[f"{name}_min"] or 0, int(values["window"] * most))
-        return Budget(**found, **least)
+        upper = {name: limit(name) for name in ("params", "mult_adds", "bytes")}
+        lower = {f"{name}_min": limit(f"{name}_min") for name in upper}
+        for name, value in upper.items():
+            if value is not None and values["window"]:
+                lower[f"{name}_min"] = max(lower[f"{name}_min"] or 0, int(values["window"] * value))
+        return Budget(**upper, **lower)
 
     def _limits(self, point: Point) -> dict[str, Any]:
         return {**self.space.budget.model_dump(), **_under(point, "budget")}
 
-    def _whole(self, relative_to: str | None) -> Any:
-        """By what a limit of each name is multiplied: the counts of the form that limits are shares of, else 1."""
+    def _reference_count(self, relative_to: str | None) -> Callable[[str], float]:
+        """By what a limit of each name is multiplied: the count of the form of which it is a share, else 1."""
         form = {"dense": Dense(), "separable": Separable()}.get(relative_to or "")
         network = self.space.network
         if form is None:
             return lambda name: 1
         plan = self.plan(network)
-        counts = {
+        counts: dict[str, Callable[[], float]] = {
             "params": lambda: plan.params(form), "mult_adds": lambda: plan.mult_adds(form),
-            "bytes": lambda: self.disk(network).measure(form).bytes,
+            "bytes": lambda: self.file_size(network).measure(form).bytes,
             "step_ms": lambda: self.step_timer.milliseconds(network, plan, form),
         }  # fmt: skip
         return lambda name: counts[name]()
@@ -155,27 +203,41 @@ class Resolver:
         values = self._limits(point)
         if values["step_ms"] is None:
             return {}
-        limit = values["step_ms"] * self._whole(values["relative_to"])("step_ms")
-        taken = self.step_timer.milliseconds(network, self.plan(network), sized)
-        if taken > limit:
-            reason = f"a training step takes {taken:.2f} ms on this machine, over the budget of {limit:.2f} ms"
-            raise StepTimeError(reason, taken - limit)
-        return {"step_us": round(1000 * taken)}
+        limit = values["step_ms"] * self._reference_count(values["relative_to"])("step_ms")
+        milliseconds = self.step_timer.milliseconds(network, self.plan(network), sized)
+        if milliseconds > limit:
+            reason = f"a training step takes {milliseconds:.2f} ms on this machine, over the budget of {limit:.2f} ms"
+            raise StepTimeError(reason, milliseconds - limit)
+        return {"step_us": round(1000 * milliseconds)}
 
     # References
 
     def reference(self, name: str, repeat: int = 0) -> Trial:
-        """A reference network (a method of one size) under the space's own recipe, searched fields at their defaults.
+        """Make the trial of a reference network under the space's recipe, searched fields at their defaults.
 
-        Its decay is never scaled: it has no factors.
+        Its decay is never scaled, because it has no factors.
+
+        Args:
+            name: `dense` or `separable`.
+            repeat: index of the seed.
+
+        Returns:
+            The trial.
         """
-        kind = {"dense": Dense, "separable": Separable}[name]
+        method = Dense() if name == "dense" else Separable()
         recipe, point = self.space.recipe({}), dict[str, Value]({"method.name": name})
-        return self._trial(self.space.network, kind(), recipe, point, Role.REFERENCE, repeat, None)
+        return self._trial(self.space.network, method, recipe, point, Role.REFERENCE, repeat, None)
 
     def references(self, repeat: int = 0) -> tuple[list[Trial], list[str]]:
-        """All reference networks, thin ones at every stratum's budget, and a line for each that cannot be."""
-        found, lines = {}, []
+        """Make the trials of all reference networks, thin ones at the budget of every stratum.
+
+        Args:
+            repeat: index of the seed.
+
+        Returns:
+            The trials, and a line for each that cannot be trained.
+        """
+        references, lines = {}, []
         for name in self.space.references:
             if name not in THIN_BASELINES:
                 trials = [self.reference(name, repeat)]
@@ -186,8 +248,8 @@ class Resolver:
                         trials.append(self._thin_reference(name, stratum, repeat))
                     except InfeasibleError as error:
                         lines.append(f"{name} at {stratum.label}: {error}")
-            found.update({trial.trial_id: trial for trial in trials})
-        return list(found.values()), lines
+            references.update({trial.trial_id: trial for trial in trials})
+        return list(references.values()), lines
 
     def _thin_reference(self, name: str, stratum: Stratum, repeat: int) -> Trial:
         limits = dict(stratum.fixed) or ({stratum.budget: stratum.interval[1]} if stratum.budget else {})
@@ -203,8 +265,8 @@ class Resolver:
         repeat: int, budget: Budget | None,
     ) -> Trial:  # fmt: skip
         plan = self.plan(network)
-        whole = plan if "network.name" in self.space.domains else self.plan(self.space.network)
-        counts = count(plan, sized, whole) | self._budgeted(network, sized, budget)
+        full_plan = plan if "network.name" in self.space.domains else self.plan(self.space.network)
+        counts = count(plan, sized, full_plan) | self._budgeted(network, sized, budget)
         if role is not Role.REFERENCE:
             counts |= self._step(network, sized, point)
         label = REFERENCE_STRATUM
@@ -228,20 +290,20 @@ class Resolver:
         }  # fmt: skip
 
     def _budgeted(self, network: NetworkSettings, sized: SizedMethod, budget: Budget | None) -> dict[str, int]:
-        """What a budget left unused, and the bytes on disk where it limits them."""
+        """The unused part of a budget, and the bytes on disk where it limits them."""
         if budget is None:
             return {}
-        disk = self.disk(network) if _asks_for_bytes(budget) else None
-        gap = budget.gap(self.plan(network), sized, disk)
-        found = {} if gap is None else {"budget_gap": gap}
-        return found | ({"bytes": disk.measure(sized).bytes} if disk else {})
+        file_size = self.file_size(network) if _limits_bytes(budget) else None
+        gap = budget.gap(self.plan(network), sized, file_size)
+        counts = {} if gap is None else {"budget_gap": gap}
+        return counts | ({"bytes": file_size.measure(sized).bytes} if file_size else {})
 
     def _start(self, point: Point) -> dict[str, Any]:
-        """What the trial starts from, where it is not drawn anew: where the weights lie, and what they are."""
+        """The section `start`: the place of the initial weights and their hash; {} where they are random."""
         if point.get("start.how", self.space.start.how) == "scratch":
             return {}
         if point.get("method.name") in THIN_BASELINES:
-            raise InfeasibleError("a thinner network cannot start from the weights of the whole one")
+            raise InfeasibleError("a thinner network cannot start from the weights of the full one")
         if self.space.start.weights is None:
             trial_id = self.reference("dense").trial_id
             return {"start": {"from": f"{TRIAL_WEIGHTS}{trial_id}", "fingerprint": trial_id}}
@@ -255,7 +317,7 @@ class Resolver:
         return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
 
     def _teacher(self, recipe: Recipe, network: NetworkSettings, point: Point) -> dict[str, Any]:
-        """The section of the teacher, where the recipe asks it."""
+        """The section of the teacher; {} where the recipe does not use it."""
         if self.teacher is None:
             return {}
         views = point.get("teacher.views", self.teacher.settings.views)
@@ -263,11 +325,11 @@ class Resolver:
 
     def _stratum(self, point: Point, params: int) -> Stratum:
         """The stratum of the point's own budget; where sizes are not proposed in strata, the one of its size."""
-        owner = next((stratum for stratum in self.strata if stratum.contains(point)), None)
-        return owner or next(stratum for stratum in self.size_strata if params <= stratum.limit)
+        searched = next((stratum for stratum in self.strata if stratum.contains(point)), None)
+        return searched or next(stratum for stratum in self.size_strata if params <= stratum.limit)
 
 
-def _asks_for_bytes(budget: Budget) -> bool:
+def _limits_bytes(budget: Budget) -> bool:
     return budget.bytes is not None or budget.bytes_min is not None
 
 
@@ -276,36 +338,60 @@ def _under(point: Point, section: str) -> dict[str, Value]:
     return {name.removeprefix(prefix): value for name, value in point.items() if name.startswith(prefix)}
 
 
-def count(plan: NetworkPlan, sized: SizedMethod, whole: NetworkPlan) -> dict[str, int]:
-    """Parameters and mult-adds (for one image) of what is built, and of the `whole` network dense and separable.
+def count(plan: NetworkPlan, sized: SizedMethod, full_plan: NetworkPlan) -> dict[str, int]:
+    """Count what is built beside the dense and the separable form of the full network.
 
-    The names are those of the records; the whole network is the space's own, whatever width a point has.
+    Args:
+        plan: of the network that is built.
+        sized: what it is built with.
+        full_plan: of the space's own network, whatever width the point has.
+
+    Returns:
+        Parameters and mult-adds (for one image) by their names in the records.
     """
     counts = {"params": plan.params(sized), "mult_adds": plan.mult_adds(sized)}
     for prefix, form in (("dense", Dense()), ("separable", Separable())):
-        counts |= {f"{prefix}_params": whole.params(form), f"{prefix}_mult_adds": whole.mult_adds(form)}
+        counts |= {f"{prefix}_params": full_plan.params(form), f"{prefix}_mult_adds": full_plan.mult_adds(form)}
     return counts
 
 
 def augmentation_for(recipe: Recipe, data: ImageData, seed: int) -> AugmentationSettings:
-    """The data set's own views, less what the recipe overrides; `seed` belongs to the study, not to the trial."""
+    """Choose the augmentation of a recipe on a data set.
+
+    Args:
+        recipe: whose fields override those that suit the data set.
+        data: the data set.
+        seed: of the study, not of the trial.
+
+    Returns:
+        The settings.
+    """
     chosen = {key: getattr(recipe, key) for key in ("shift", "flip", "cutout") if getattr(recipe, key) is not None}
     return default_augmentation(data.name).model_copy(update={**chosen, "seed": seed})
 
 
 def check_recipes(space: Space, data: ImageData) -> None:
-    """Check the parts of the network that recipes name, at every end of what is searched; raises InputError.
+    """Check that the network has the parts that recipes name, at every end of the searched fields.
 
-    The space's own network in its separable form stands for all: its modules have the names that every method's have.
-    It is only built where a recipe names a part.
+    The separable form of the space's network stands for all methods, whose modules have the same names. It is built
+    only where a recipe names a part.
+
+    Args:
+        space: the space.
+        data: its data set.
+
+    Raises:
+        InputError: a recipe names a part that the network does not have.
     """
-    plain = Recipe()
+    default = Recipe()
     points = [{}, *({name.removeprefix("train."): value} for name, domain in space.domains.items()
                     if name.startswith("train.") for value in domain.corners())]  # fmt: skip
     recipes = [space.recipe(point) for point in points]
-    naming = [each for each in recipes if any(getattr(each, part) != getattr(plain, part) for part in _OF_PARTS)]
-    if not naming:
+    naming_parts = [
+        recipe for recipe in recipes if any(getattr(recipe, field) != getattr(default, field) for field in _PART_FIELDS)
+    ]
+    if not naming_parts:
         return
     student = build_sized_student(space.network, {"name": "separable"}, data.image_shape, len(data.classes))
-    for recipe in naming:
+    for recipe in naming_parts:
         check_network(student.network, recipe, len(data.classes))

@@ -1,8 +1,8 @@
-"""The measured time of a training step, for budgets of it: on the driver's own machine, once for each network.
+"""Measure the time of a training step, for budgets that limit it, on the driver's machine.
 
-A measured time is no arithmetic: it says what this machine does, it is not monotone in size, and two measurements
-differ. So a network is measured once in the life of a study (the record lies beside the journal, and a resumed study
-believes it), and a budget of time refuses networks instead of solving them.
+A measured time holds for this machine alone, does not grow steadily with size, and differs from one measurement to the
+next. So each network is measured once in the life of a study (a file beside the journal keeps the times for a resume),
+and a budget of time refuses networks instead of solving their size.
 """
 
 from __future__ import annotations
@@ -23,37 +23,58 @@ from lowrank.networks.registry import NetworkSettings
 from lowrank.utils.atomic_write import write_text
 
 STEP_TIMES_FILE = "step_times.json"
-WARM, TIMED = 2, 5  # steps that are not counted, and those of which the fastest is taken
+WARMUP_STEPS, TIMED_STEPS = 2, 5  # the fastest of the timed steps counts
 
 
 class StepTimer:
-    """Measures steps (forward, backward, update) on one batch of random numbers, on one thread or the GPU."""
+    """Measures steps (forward, backward, update) on a batch of random numbers.
+
+    It uses the GPU, or one thread of the CPU where there is none.
+
+    Args:
+        image_shape: channels, height and width.
+        classes: of the data set.
+        batch: images of a batch.
+    """
 
     def __init__(self, image_shape: ImageShape, classes: int, batch: int):
         self.image_shape, self.classes, self.batch = image_shape, classes, batch
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
-        self._known: dict[str, float] = {}
+        self._times: dict[str, float] = {}
         self._path: Path | None = None
 
     def use_folder(self, folder: Path) -> None:
-        """Remember measurements in the study's folder, beginning with those that are there."""
+        """Keep the measured times in a study's folder, and take over those that it has.
+
+        Args:
+            folder: of the study; it may be missing yet.
+        """
         self._path = folder / STEP_TIMES_FILE
         if self._path.exists():
-            self._known = {**self._known, **json.loads(self._path.read_text())}
+            self._times = {**self._times, **json.loads(self._path.read_text())}
         self._write()
 
     def milliseconds(self, network: NetworkSettings, plan: NetworkPlan, sized: SizedMethod) -> float:
-        """The fastest of some steps, in milliseconds, measured once for networks that are built alike."""
+        """Measure the step of a network, once for all settings that build the same one.
+
+        Args:
+            network: the network.
+            plan: of the network.
+            sized: what it is built with.
+
+        Returns:
+            Milliseconds of the fastest step.
+        """
         built = json.dumps([network.model_dump(mode="json"), plan.signature(sized), self.batch, self.device])
         key = hashlib.sha256(built.encode()).hexdigest()[:16]
-        if key not in self._known:
-            self._known[key] = self._measure(network, plan, sized)
+        if key not in self._times:
+            self._times[key] = self._measure(network, plan, sized)
             self._write()
-        return self._known[key]
+        return self._times[key]
 
     def _write(self) -> None:
-        if self._path is not None and self._path.parent.is_dir() and self._known:
-            write_text(self._path, json.dumps(self._known, indent=1))
+        if self._path is not None and self._path.parent.is_dir() and self._times:
+            write_text(self._path, json.dumps(self._times, indent=1))
 
     def _measure(self, network: NetworkSettings, plan: NetworkPlan, sized: SizedMethod) -> float:
         student = build_student(network, plan, sized, self.image_shape, self.classes, seed=0).to(self.device)
@@ -65,10 +86,10 @@ class StepTimer:
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
         try:
-            times = [_step(student, optimizer, images, labels) for _ in range(WARM + TIMED)]
+            times = [_step(student, optimizer, images, labels) for _ in range(WARMUP_STEPS + TIMED_STEPS)]
         finally:
             torch.set_num_threads(threads)
-        return 1000 * min(times[WARM:])
+        return 1000 * min(times[WARMUP_STEPS:])
 
 
 def _step(

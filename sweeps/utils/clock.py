@@ -25,7 +25,7 @@ PROCESS_START = monotonic_time()
 
 
 class Clock:
-    """Gives seconds since the epoch that never go back, whatever happens to the system's clock.
+    """Gives seconds since the epoch that never go back.
 
     Args:
         wall: gives seconds since the epoch; called once.

@@ -16,7 +16,7 @@ _sigterm_received = threading.Event()
 
 
 def install_signal_handlers() -> None:
-    """Remember each Ctrl-C beside raising it, and treat SIGTERM as one; only in the main thread."""
+    """Remember every Ctrl-C and treat SIGTERM as one; only in the main thread."""
     if threading.current_thread() is threading.main_thread():
         _interrupted.clear()
         _sigterm_received.clear()
@@ -54,7 +54,7 @@ def _on_sigint(number: int, frame: FrameType | None) -> None:
 
 
 def raise_if_interrupted() -> None:
-    """Raise the KeyboardInterrupt of an earlier Ctrl-C again, whoever has caught it since.
+    """Raise KeyboardInterrupt again after an earlier Ctrl-C, whoever has caught it.
 
     Raises:
         KeyboardInterrupt: there was a Ctrl-C or a SIGTERM.
