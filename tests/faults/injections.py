@@ -1,4 +1,4 @@
-"""Every fault as a function that strikes a study at work; the tests use each once, `python -m tests.faults` often."""
+"""Functions that inject faults into a running study; tests use each once, `python -m tests.faults` often."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from lowrank.utils.cli import ExitCode
 from sweeps.records.model import TrialRecord
 from sweeps.records.names import CHECKPOINT_FILE, TRIALS_FOLDER
 from sweeps.teachers.worker import CACHE_FOLDER
-from tests.faults.scene import GRID, NAME, SEARCH, SECONDS, STREAMED, TAUGHT, Question, Scene, Study
+from tests.faults.scene import DISTILLED, GRID, NAME, SEARCH, SECONDS, STREAMED, Question, Scene, Study
 from tests.support import studies
 from tests.support.clusters import machines
 from tests.support.servers import fill, free_port, may_mount, mlflow_server, small_disk
 from tests.support.teachers import small_data, write_teacher
 
-Strike = Callable[[Scene, Study, random.Random], bool]  # False: the study was over before
+Injection = Callable[[Scene, Study, random.Random], bool]  # False: the study was over before
 
 
 @dataclass(frozen=True)
 class Fault:
-    """`what` is killed or broken; `strike` does it to a study at work, and sees to it that the study goes on."""
+    """`inject` kills or breaks `what` in a running study, and makes sure that the study goes on."""
 
     name: str
     what: str
-    strike: Strike
+    inject: Injection
     questions: tuple[Question, ...] = (GRID, SEARCH)
     prepare: Callable[[Scene], None] = lambda scene: None
     clustered: bool = True  # else the driver starts its own
@@ -70,7 +70,7 @@ def kill_driver(scene: Scene, study: Study, rng: random.Random) -> bool:
     if study.over():
         return False
     study.kill()
-    study.resume(*scene.place)
+    study.resume(*scene.location)
     return True
 
 
@@ -86,8 +86,8 @@ def kill_head(scene: Scene, study: Study, rng: random.Random) -> bool:
         assert f"--resume {NAME}" in study.end(ExitCode.HEAD_LOST)
     scene.cluster.end()
     scene.cluster = scene.stack.enter_context(machines())
-    scene.place = ("--address", scene.cluster.address)
-    study.resume(*scene.place)
+    scene.location = ("--address", scene.cluster.address)
+    study.resume(*scene.location)
     return True
 
 
@@ -95,7 +95,7 @@ def use_server(scene: Scene) -> None:
     scene.extra = {"port": free_port(), "place": scene.folder / "server"}
     scene.extra["server"] = scene.stack.enter_context(ExitStack())
     scene.extra["server"].enter_context(mlflow_server(scene.extra["place"], scene.extra["port"]))
-    scene.place = (*scene.place, "--tracking-uri", f"http://127.0.0.1:{scene.extra['port']}")
+    scene.location = (*scene.location, "--tracking-uri", f"http://127.0.0.1:{scene.extra['port']}")
 
 
 def kill_server(scene: Scene, study: Study, rng: random.Random) -> bool:
@@ -131,7 +131,7 @@ def fill_disk(scene: Scene, study: Study, rng: random.Random) -> bool:
     finally:
         ballast.unlink()
     time.sleep(2)  # the old tracker has seen that its driver is gone
-    study.resume(*scene.place)
+    study.resume(*scene.location)
     return True
 
 
@@ -171,7 +171,7 @@ def damage_checkpoint(scene: Scene, study: Study, rng: random.Random) -> bool:
 
 def use_teacher(scene: Scene) -> None:
     write_teacher(scene.folder / "teachers", "good", small_data())
-    scene.place = (*scene.place, "--teachers", str(scene.folder / "teachers"))
+    scene.location = (*scene.location, "--teachers", str(scene.folder / "teachers"))
 
 
 def damage_cache(scene: Scene, study: Study, rng: random.Random) -> bool:
@@ -190,7 +190,7 @@ def noticed(what: str) -> Callable[[Scene, Study], None]:
 
     def look(scene: Scene, study: Study) -> None:
         notices = [text for trial in studies.record(study.folder).trials.values() for text in trial.notices]
-        assert not scene.strikes or any(what in text for text in notices), notices
+        assert not scene.injections or any(what in text for text in notices), notices
 
     return look
 
@@ -275,7 +275,7 @@ FAULTS = (
     Fault("disk", "nothing: the study's disk is full; resumed", fill_disk, prepare=use_small_disk, possible=may_mount),
     Fault("checkpoint", "a trial's process, its newest checkpoint damaged", damage_checkpoint,
           finish=noticed("is not usable")),
-    Fault("cache", "nothing: a slot of the teacher cache is damaged", damage_cache, (TAUGHT,), prepare=use_teacher,
+    Fault("cache", "nothing: a slot of the teacher cache is damaged", damage_cache, (DISTILLED,), prepare=use_teacher,
           finish=noticed("are damaged and are built again")),
     Fault("loader", "nothing: the processes that load a trial's images stop", hang_loader, (STREAMED,)),
     Fault("clock", "nothing: the clock jumps; at times the driver, resumed", jump, prepare=use_jumping_clock,

@@ -1,4 +1,4 @@
-"""A study at work on its way to be struck, and what stands around it: cluster, server, disk."""
+"""A running study that faults are injected into, and its surroundings: cluster, server, disk."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ QUICK = Question("quick search", (*_SMALL, "--trials", "3"), 4)
 STREAMED = Question("streamed grid", (
     *GRID.options, "--set", "data.resident_mb=0", "--set", "data.loader_seconds=5", "--set", "method.dims=2",
 ), 3, 10)  # fmt: skip
-TAUGHT = Question("taught grid", (
+DISTILLED = Question("taught grid", (
     "--space", "distill", "--set", "network={name: wrn_10_1, width: 0.5}", "--set", "data.train_images=200",
     "--set", "method.name={choice: [bottleneck, tensor_train]}", "--set", "budget.params=0.8",
     "--set", "teacher.name=good", "--set", "search.sampler=grid", "--set", "resources.checkpoint_seconds=1",
@@ -59,23 +59,23 @@ TAUGHT = Question("taught grid", (
 
 
 class Study:
-    """A study at work, started and resumed through the command."""
+    """A running study, started and resumed through the command."""
 
-    def __init__(self, question: Question, out: Path, *place: str):
-        """`place`: options that say where it runs and is recorded."""
-        self.question, self.out, self.place = question, out, place
+    def __init__(self, question: Question, out: Path, *location: str):
+        """`location`: options that say where it runs and is recorded."""
+        self.question, self.out, self.location = question, out, location
         self.folder = out / NAME
         self.database = self.folder / MLFLOW_FILE
         self.process: subprocess.Popen[str] | None = None
 
     def begin(self) -> None:
-        self.process = studies.start(*self.question.arguments, "--out", str(self.out), "--name", NAME, *self.place)
+        self.process = studies.start(*self.question.arguments, "--out", str(self.out), "--name", NAME, *self.location)
 
-    def resume(self, *place: str) -> None:
-        self.process = studies.start("--resume", NAME, "--out", str(self.out), *place)
+    def resume(self, *location: str) -> None:
+        self.process = studies.start("--resume", NAME, "--out", str(self.out), *location)
 
     def epochs(self) -> int:
-        """How many are on record."""
+        """Return how many epochs are on record, over all trials."""
         return sum(trial.last_epoch for trial in studies.record(self.folder).trials.values())
 
     def over(self) -> bool:
@@ -92,7 +92,7 @@ class Study:
         return True
 
     def running(self) -> list[TrialRecord]:
-        """The trials that a process of this machine trains now, as far as is on record."""
+        """Return the trials that processes of this machine train now, as far as is on record."""
         trials = studies.record(self.folder).trials.values()
         at_work = [trial for trial in trials if trial.status is Status.RUNNING and trial.last_epoch]
         return [trial for trial in at_work if Path(f"/proc/{trial.attempts[-1]['pid']}").exists()]
@@ -112,10 +112,10 @@ class Study:
     def end(self, code: int = 0) -> str:
         """Wait for the command's end; returns what it has printed."""
         assert self.process is not None
-        said, _ = self.process.communicate(timeout=SECONDS)
-        assert self.process.returncode == code, said[-3000:]
-        assert "Traceback" not in said, said[-3000:]
-        return said
+        output, _ = self.process.communicate(timeout=SECONDS)
+        assert self.process.returncode == code, output[-3000:]
+        assert "Traceback" not in output, output[-3000:]
+        return output
 
     def close(self) -> None:
         if self.process is not None:
@@ -124,14 +124,14 @@ class Study:
 
 @dataclass
 class Scene:
-    """What stands around a study: cluster, server, disk."""
+    """The surroundings of a study: cluster, server, disk."""
 
     folder: Path
     stack: ExitStack
     cluster: Machines | None = None
-    place: tuple[str, ...] = ()
+    location: tuple[str, ...] = ()
     out: Path = field(init=False)
-    strikes: int = 0
+    injections: int = 0
     extra: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

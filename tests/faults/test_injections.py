@@ -1,4 +1,4 @@
-"""Every fault strikes a real study: nothing is lost, doubled or repeated beyond its limit; the numbers are right."""
+"""Every fault is injected into a real study: nothing is lost, doubled or repeated beyond its limit."""
 
 from __future__ import annotations
 
@@ -10,42 +10,42 @@ from typing import Any
 import pytest
 
 from tests.faults.injections import FAULTS, Fault
-from tests.faults.outcome import strike, undisturbed
+from tests.faults.outcome import inject, undisturbed
 from tests.faults.scene import QUICK
 from tests.support.clusters import Machines, machines
 
 SEED = 7
-OFTEN = ("trial", "driver")  # struck in every run of the tests, in a smaller study
+OFTEN = ("trial", "driver")  # injected in every run of the tests, into a smaller study
 SELDOM = [fault for fault in FAULTS if fault.name not in OFTEN]
 
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Machines]:
-    with machines() as found:
-        yield found
+    with machines() as cluster:
+        yield cluster
 
 
 @pytest.fixture(scope="module")
 def answers() -> dict[str, dict[str, Any]]:
-    """What each grid answers undisturbed, as far as is known."""
+    """The answers of grids without a fault, by question; filled as tests need them."""
     return {}
 
 
 def check(fault: Fault, question: Any, folder: Path, expected: Any, cluster: Machines | None, times: int) -> None:
-    outcome = strike(fault, question, folder, random.Random(SEED), times, expected, cluster)
-    assert outcome.strikes
+    outcome = inject(fault, question, folder, random.Random(SEED), times, expected, cluster)
+    assert outcome.injections
     assert outcome.faults == []
 
 
 @pytest.mark.parametrize("fault", [fault for fault in FAULTS if fault.name in OFTEN], ids=lambda fault: fault.name)
-def test_a_search_that_is_struck(fault, tmp_path):
+def test_a_search_survives_a_fault(fault, tmp_path):
     check(fault, QUICK, tmp_path, None, None, 1)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("fault", SELDOM, ids=lambda fault: fault.name)
-def test_a_grid_that_is_struck_twice(fault, tmp_path, cluster, answers):
+def test_a_grid_survives_a_fault_twice(fault, tmp_path, cluster, answers):
     if not fault.possible():
         pytest.skip("a small disk can only be mounted by root")
     question = fault.questions[0]
