@@ -1,4 +1,4 @@
-"""Clocks that jump: the times of records go on steadily all the same."""
+"""Clocks that jump: recorded times still go forward evenly."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Jumping:
         self.uptime += seconds
 
 
-def test_a_jump_of_the_system_s_clock_is_not_seen():
+def test_a_jump_of_the_system_clock_does_not_change_recorded_times():
     system = Jumping(1000.0)
     clock = system.clock()
     system.passes(2)
@@ -34,7 +34,7 @@ def test_a_jump_of_the_system_s_clock_is_not_seen():
     assert clock.now() == 1003.0
 
 
-def test_the_journal_goes_on_from_its_last_time_when_the_clock_was_set_back(tmp_path):
+def test_the_journal_continues_from_its_last_time_after_the_clock_was_set_back(tmp_path):
     system, path = Jumping(1000.0), tmp_path / "journal.jsonl"
     for wall in (1000.0, 400.0, 5000.0):  # a resume with the clock ten minutes back, then one with it right
         system.wall = wall
@@ -46,7 +46,7 @@ def test_the_journal_goes_on_from_its_last_time_when_the_clock_was_set_back(tmp_
     assert [event["time"] for event in read_journal(path)] == [1001, 1002, 1003, 1004, 5001, 5002]
 
 
-def test_a_limit_of_time_is_not_used_up_by_a_jump(monkeypatch):
+def test_a_jump_of_the_system_clock_does_not_use_up_a_time_limit(monkeypatch):
     started = monotonic_time()
     limit = TimeLimit(60)
     monkeypatch.setattr("time.time", lambda: 1e12)

@@ -1,3 +1,5 @@
+"""The journal: complete lines after a kill, a full disk or many threads; one writer, many readers."""
+
 from __future__ import annotations
 
 import json
@@ -36,14 +38,14 @@ def write(path: Path, fields: list[dict]) -> list[dict]:
 
 @given(fields=events)
 @per_example
-def test_what_is_written_is_read(tmp_path, fields):
+def test_a_reader_gets_the_events_that_were_written(tmp_path, fields):
     path = tmp_path / "journal.jsonl"
     assert write(path, fields) == list(read_journal(path))
 
 
 @given(fields=events, data=st.data())
 @per_example
-def test_cut_at_any_byte_the_whole_lines_survive_and_writing_goes_on(tmp_path, fields, data):
+def test_a_journal_cut_at_any_byte_keeps_its_complete_lines_and_can_be_continued(tmp_path, fields, data):
     path = tmp_path / "journal.jsonl"
     written = write(path, fields)
     content = path.read_bytes()
@@ -59,7 +61,7 @@ def test_cut_at_any_byte_the_whole_lines_survive_and_writing_goes_on(tmp_path, f
 
 @given(fields=events, data=st.data())
 @per_example
-def test_a_reader_that_sees_the_file_grow_reads_every_event_once(tmp_path, fields, data):
+def test_a_reader_of_a_growing_file_reads_every_event_once(tmp_path, fields, data):
     path = tmp_path / "journal.jsonl"
     written = write(path, fields)
     content = path.read_bytes()
@@ -72,14 +74,14 @@ def test_a_reader_that_sees_the_file_grow_reads_every_event_once(tmp_path, field
     assert seen == written
 
 
-def test_a_damaged_line_is_named_by_its_byte(tmp_path):
+def test_the_error_of_a_damaged_line_names_its_byte(tmp_path):
     path = tmp_path / "journal.jsonl"
     path.write_bytes(b'{"event":"closed","time":1}\n{"event\x00\n')
     with pytest.raises(ValueError, match="the line at byte 28 is damaged"):
         list(read_journal(path))
 
 
-def test_nan_is_refused_and_leaves_nothing_behind(tmp_path):
+def test_nan_is_refused_and_writes_nothing(tmp_path):
     journal = Journal(tmp_path / "journal.jsonl")
     with pytest.raises(ValueError, match="not JSON compliant"):
         journal.append(Event.EPOCH, metrics={"val_loss": float("nan")})
@@ -87,7 +89,7 @@ def test_nan_is_refused_and_leaves_nothing_behind(tmp_path):
     assert (tmp_path / "journal.jsonl").read_bytes() == b""
 
 
-def test_threads_do_not_tear_each_others_lines(tmp_path):
+def test_lines_of_several_threads_stay_complete(tmp_path):
     journal = Journal(tmp_path / "journal.jsonl")
 
     def report(number):
@@ -105,7 +107,7 @@ def test_threads_do_not_tear_each_others_lines(tmp_path):
     assert all([e for t, e in found if t == str(n)] == list(range(200)) for n in range(4))
 
 
-def test_what_append_returned_survives_a_kill(tmp_path):
+def test_an_appended_event_survives_a_kill(tmp_path):
     path = tmp_path / "journal.jsonl"
     script = textwrap.dedent(f"""
         import itertools
@@ -131,7 +133,7 @@ def test_what_append_returned_survives_a_kill(tmp_path):
     assert len(numbers) > last
 
 
-def test_a_full_disk_keeps_no_half_line(tmp_path, monkeypatch):
+def test_a_full_disk_leaves_no_incomplete_line(tmp_path, monkeypatch):
     journal = Journal(tmp_path / "journal.jsonl")
     journal.append(Event.CLOSED, time=1.0)
     before = journal.path.read_bytes()

@@ -1,3 +1,5 @@
+"""Records folded from events, and the tables that give them back."""
+
 from __future__ import annotations
 
 import json
@@ -49,7 +51,7 @@ def test_repeating_events_changes_nothing(events):
     assert ending == once
 
 
-def test_folding_in_two_parts_is_folding_at_once(events):
+def test_folding_in_two_parts_equals_folding_at_once(events):
     study = fold(events[:40])
     for event in events[40:]:
         apply_event(study, event)
@@ -73,13 +75,13 @@ def test_an_attempt_after_the_end_does_not_reopen_a_trial():
     assert fold([PROPOSED, end, attempt]).trials["t"].status is Status.COMPLETED
 
 
-def test_the_error_is_that_of_the_last_epoch_not_the_best():
+def test_the_error_of_a_trial_is_that_of_its_last_epoch():
     trial = fold([PROPOSED, epoch(1, 5.0), epoch(3, 9.0), epoch(2, 4.0)]).trials["t"]
     assert trial.last_epoch == 3
     assert trial.val_error == 9.0
 
 
-def test_an_epoch_trained_again_counts_once_with_its_newest_value():
+def test_an_epoch_trained_again_counts_once_with_its_new_value():
     trial = fold([PROPOSED, epoch(1, 5.0), epoch(1, 6.0, time=9.0)]).trials["t"]
     assert trial.epochs == {1: {"val_error": 6.0, "time": 9.0}}
 
@@ -107,7 +109,7 @@ def test_every_event_has_a_rule():
     assert set(Event) == {Event.STUDY, Event.RESOURCES, Event.PACKING, Event.CLOSED, Event.EPOCH} | set(records._APPLY)
 
 
-def test_tables_have_their_schema_whatever_is_missing(events):
+def test_tables_of_incomplete_records_have_their_schema(events):
     study = fold(events)
     table = results_to_table(study)
     assert table.schema == RESULTS_SCHEMA
@@ -117,7 +119,7 @@ def test_tables_have_their_schema_whatever_is_missing(events):
     assert results_to_table(fold([PROPOSED])).num_rows == 1
 
 
-def test_rows_say_what_the_records_say(events):
+def test_rows_equal_the_records(events):
     study = fold(events)
     for row, trial in zip(results_to_table(study).to_pylist(), study.trials.values(), strict=True):
         assert row["trial_id"] == trial.trial_id
@@ -139,7 +141,7 @@ def test_the_epochs_table_has_every_epoch_once(events):
     assert pa.compute.min(table["epoch"]).as_py() == 1
 
 
-def test_an_epoch_keeps_every_metric_in_its_row_and_those_of_stages_by_name():
+def test_a_row_of_an_epoch_has_every_metric():
     metrics = {"time": 2.0, "val_error": 5.0, "loss_kd": 0.5, "grad_norm.stage1": 0.25, "grad_norm.head": 0.5}
     study = fold([PROPOSED, {**epoch(1, 5.0), "metrics": {k: v for k, v in metrics.items() if k != "time"}}])
     (row,) = epochs_to_table(study).to_pylist()

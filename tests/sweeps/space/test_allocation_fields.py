@@ -1,4 +1,4 @@
-"""Budgets, allocations, thin baselines and starts as a space writes them, down to the specification."""
+"""Budgets, allocations, thin baselines and initial weights, from a space to the specification."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_a_thinner_network_is_a_method_of_a_space(digits, name):
     assert plan.params(plan.sized(trial.specification["method"])) == trial.counts["params"]
 
 
-def test_thin_references_stand_at_every_stratum(digits):
+def test_every_stratum_has_thin_references(digits):
     resolver = made(digits, references=["dense", "thin_dense"])
     trials, lines = resolver.references()
     assert [trial.counts["params"] <= limit for trial, limit in zip(trials[1:], (6_573, 10_225), strict=True)]
@@ -111,7 +111,7 @@ def test_repeats_differ_in_the_seed_alone_and_share_views(digits):
         ({"bytes": 0.8, "relative_to": "separable"}, "tucker", {"bytes": (50_000, 66_000)}),
     ],
 )
-def test_limits_and_windows_hold(digits, budget, name, counts):
+def test_solved_sizes_keep_limits_and_windows(digits, budget, name, counts):
     trial = made(digits, budget=budget, method={"name": name}).resolve({})
     for what, (low, high) in counts.items():
         assert low <= trial.counts[what] <= high
@@ -126,7 +126,7 @@ def test_a_window_that_is_missed_is_infeasible_with_the_nearest_size(digits):
         resolver.resolve({})
 
 
-def test_a_step_over_its_budget_is_never_a_trial_and_is_measured_once(digits, tmp_path, monkeypatch):
+def test_a_network_whose_step_is_too_slow_is_infeasible_and_measured_once(digits, tmp_path, monkeypatch):
     resolver = made(digits, budget={"params": 10_000, "step_ms": 5.0}, method={"name": "bottleneck"})
     taken = [4.0, 7.5]
     monkeypatch.setattr(resolver.step_timer, "_measure", lambda *_: taken.pop(0))
@@ -142,7 +142,7 @@ def test_a_step_over_its_budget_is_never_a_trial_and_is_measured_once(digits, tm
     assert again.resolve({}).counts["step_us"] == 4000
 
 
-def test_a_step_is_really_measured(digits):
+def test_the_step_timer_measures_a_real_step(digits):
     resolver = made(digits, budget={"params": 10_000, "step_ms": 1e6}, method={"name": "bottleneck"})
     state = torch.get_rng_state()
     assert resolver.resolve({}).counts["step_us"] > 0
@@ -173,20 +173,20 @@ def test_a_step_is_really_measured(digits):
         ({"by_data": {"digits": 3}}, "unknown section `by_data`"),
     ],
 )
-def test_a_mistake_is_one_line_with_the_rule(digits, sections, message):
+def test_a_mistake_gives_one_line_that_names_the_rule(digits, sections, message):
     with pytest.raises(InputError, match=message) as caught:
         made(digits, **sections)
     assert "\n" not in str(caught.value)
 
 
-def test_weights_to_start_from_must_be_there_before_anything_starts(digits, tmp_path):
+def test_missing_initial_weights_are_an_error_before_anything_starts(digits, tmp_path):
     method, weights = {"name": "bottleneck"}, str(tmp_path / "none.safetensors")
     resolver = made(digits, method=method, start={"how": "dense", "weights": weights})
     with pytest.raises(InputError, match=r"`start.weights`: there is no file .*none.safetensors"):
         resolver.resolve(point("bottleneck"))
 
 
-def test_a_start_belongs_to_the_id_wherever_the_file_lies(digits, tmp_path):
+def test_initial_weights_belong_to_the_id_but_their_path_does_not(digits, tmp_path):
     ids = set()
     for name, content in (("a", b"one"), ("b", b"one"), ("c", b"two")):
         (tmp_path / name).write_bytes(content)
@@ -197,7 +197,7 @@ def test_a_start_belongs_to_the_id_wherever_the_file_lies(digits, tmp_path):
     assert resolver.resolve({"budget.params": 0.7}).depends_on == resolver.reference("dense").trial_id
 
 
-def test_a_space_may_say_what_holds_for_one_data_set(tmp_path):
+def test_by_data_sets_fields_for_one_data_set(tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text("question: Which?\nmethod: {name: cp}\nbudget: {params: 0.5, relative_to: separable}\n"
                     "by_data: {digits: {network.width: 0.25, search.trials: 5}}\n")  # fmt: skip
@@ -227,7 +227,7 @@ SECTIONS = st.fixed_dictionaries({
 
 @settings(max_examples=150, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 @given(SECTIONS)
-def test_a_random_space_is_valid_or_one_line(sections):
+def test_a_random_space_is_valid_or_gives_one_line(sections):
     said = ""
     try:
         parse_space("small", {**BASE, **sections})
@@ -236,7 +236,7 @@ def test_a_random_space_is_valid_or_one_line(sections):
     assert "\n" not in said
 
 
-def test_the_front_is_of_means_over_seeds():
+def test_the_front_uses_mean_errors_over_seeds():
     from sweeps.records.events import Status
     from sweeps.records.model import TrialRecord
 

@@ -1,4 +1,4 @@
-"""Domains: what a space file may write, and the one line that a mistake gives."""
+"""Domains: what a space file may write, and the one-line error of a mistake."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from sweeps.space.domains import Choice, Range, is_domain, parse_domain
         ({"log_uniform": [1e-5, 1e-2]}, (1e-5, 1e-2), None),
     ],
 )
-def test_domains_have_these_ends_and_values(written, corners, grid):
+def test_domains_have_the_written_ends_and_values(written, corners, grid):
     domain = parse_domain("train.x", written)
     assert domain.corners() == corners
     assert domain.grid() == grid
@@ -43,13 +43,13 @@ def test_domains_have_these_ends_and_values(written, corners, grid):
         ({"uniform": "0-1"}, "must be a list"),
     ],
 )
-def test_a_wrong_domain_is_one_line(written, message):
+def test_a_wrong_domain_gives_one_line(written, message):
     with pytest.raises(InputError, match=message) as caught:
         parse_domain("train.x", written)
     assert "\n" not in str(caught.value)
 
 
-def test_the_study_grid_has_19_rank_scales_without_rounding_dust():
+def test_the_study_grid_has_19_exact_rank_scales():
     grid = parse_domain("method.rank_scale", {"uniform": [0.05, 0.95, 0.05]}).grid()
     assert grid is not None
     assert len(grid) == 19

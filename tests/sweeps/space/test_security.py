@@ -1,4 +1,4 @@
-"""What must not leak, listen or run: secrets in what a study leaves, code and paths in a space, open servers."""
+"""Security: no secrets in the files of a study, no code or foreign paths from a space, no open servers."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def written(tmp_path, **sections):
     return str(path)
 
 
-def test_a_space_cannot_name_code_unasked(tmp_path, monkeypatch, capsys):
+def test_a_space_may_not_name_code_without_allow_code(tmp_path, monkeypatch, capsys):
     """Not even to plan; nothing of it is imported."""
     (tmp_path / "theirs.py").write_text("raise SystemExit('it ran')\n")
     monkeypatch.syspath_prepend(tmp_path)
@@ -45,7 +45,7 @@ def test_a_space_cannot_name_code_unasked(tmp_path, monkeypatch, capsys):
     assert "theirs" not in sys.modules
 
 
-def test_code_that_is_allowed_is_used(tmp_path, monkeypatch, capsys):
+def test_allowed_code_is_used(tmp_path, monkeypatch, capsys):
     (tmp_path / "ours.py").write_text(
         "from lowrank.networks.resnet9 import ResNet9\n\n\n"
         "def small(image_shape, classes):\n    return ResNet9(image_shape[0], classes, width=0.125)\n"
@@ -57,7 +57,7 @@ def test_code_that_is_allowed_is_used(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("folder", ["/etc", "data/../../elsewhere", "~/private"])
-def test_a_space_cannot_leave_the_data_folder_unasked(tmp_path, folder, capsys):
+def test_a_space_may_not_read_outside_the_data_folder(tmp_path, folder, capsys):
     space = written(tmp_path, data=f"parquet:{folder}")
     assert main(["--space", space, "--plan"]) == 2
     said = capsys.readouterr().err
@@ -79,7 +79,7 @@ def listening():
 
 
 @pytest.mark.slow
-def test_a_password_stays_out_of_everything_that_a_study_leaves(tmp_path, listening):
+def test_no_file_of_a_study_holds_a_password(tmp_path, listening):
     """Neither its files nor its output nor the process list hold it; the database does not answer, so the tracker's
     complaint is among what is looked at."""
     uri = f"postgresql://user:{SECRET}@127.0.0.1:{listening}/runs"
@@ -114,7 +114,7 @@ def _commands() -> list[str]:
     return [line for line in found if "sweeps/run.py" not in line]
 
 
-def test_what_ray_opens_by_itself_is_no_dashboard(tmp_path):
+def test_ray_starts_without_a_dashboard(tmp_path):
     """No dashboard is started on one's own machine; `--address` uses a cluster as it is."""
     connect(None, cpus=1)
     try:
@@ -124,7 +124,7 @@ def test_what_ray_opens_by_itself_is_no_dashboard(tmp_path):
         ray.shutdown()
 
 
-def test_a_cluster_that_somebody_else_has_started_here_is_not_joined_unasked(monkeypatch):
+def test_a_running_cluster_is_not_joined_without_address(monkeypatch):
     asked = []
     monkeypatch.setattr(ray, "init", lambda address, **more: asked.append(address))
     connect(None)
@@ -132,7 +132,7 @@ def test_a_cluster_that_somebody_else_has_started_here_is_not_joined_unasked(mon
     assert asked == ["local", "auto"]
 
 
-def test_no_server_of_the_project_is_told_to_listen_to_everybody():
+def test_no_server_listens_on_all_interfaces():
     tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
     texts = {
         name: (ROOT / name).read_text(errors="ignore") for name in tracked if name.endswith((".py", ".yaml", ".sh"))

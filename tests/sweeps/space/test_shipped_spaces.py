@@ -1,4 +1,4 @@
-"""The spaces that ask the study's questions: the settings are those of 2018-19, to the last parameter."""
+"""The shipped spaces: their settings are those of the study of 2018-19, to the last parameter."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def _values(domains) -> list[dict]:
     return [{key: value} for value in domain.grid()]
 
 
-def test_the_wide_resnets_settings_have_the_published_sizes():
+def test_the_settings_of_the_wide_resnet_have_the_published_sizes():
     sizes = params_of("wrn_schedule", "wrn_28_10")
     assert len(sizes) == 31
     published = {654272, 555498, 710327, 823674, 563594, 437354, 378314, 671050, 685723, 681248, 664226}
@@ -74,7 +74,7 @@ def test_the_darts_settings_have_the_published_size():
         ("imagenet_schedule", 90, 256, 0.1, 1e-4),
     ],
 )  # fmt: skip
-def test_recipes_in_earnest_are_the_studys(name, epochs, batch, lr, decay):
+def test_the_schedules_on_their_own_data_use_the_recipes_of_the_study(name, epochs, batch, lr, decay):
     recipe = read_space(name, data__name="cifar10").recipe({})
     assert (recipe.epochs, recipe.batch_size, recipe.lr, recipe.weight_decay) == (epochs, batch, lr, decay)
 
@@ -86,7 +86,7 @@ def test_recipes_in_earnest_are_the_studys(name, epochs, batch, lr, decay):
         ("imagenet_schedule", "torchvision:wide_resnet50_2/IMAGENET1K_V1", 0.0),
     ],
 )  # fmt: skip
-def test_the_schedules_are_taught_by_attention_and_drop_paths_as_the_study_did(name, teacher, drop_path):
+def test_the_schedules_use_attention_transfer_and_drop_path_as_the_study_did(name, teacher, drop_path):
     space = read_space(name, data__name="cifar10")
     recipe = space.recipe({})
     assert (space.teacher.name, recipe.attention_weight, recipe.kd_weight) == (teacher, 1000, 0)
@@ -95,7 +95,7 @@ def test_the_schedules_are_taught_by_attention_and_drop_paths_as_the_study_did(n
     assert (alone.teacher, alone.recipe({}).needs_teacher) == (None, False)
 
 
-def test_a_tap_of_the_imagenet_teacher_stands_beside_each_stage_of_its_student():
+def test_each_stage_of_the_imagenet_student_has_a_tap_of_the_teacher():
     space = read_space("imagenet_schedule", data__name="folder:images")
     student = make_network(NetworkSettings(name="wrn_50_2", width=0.0625), (3, 32, 32), 10)
     teacher = make_network(NetworkSettings(name="torchvision:wide_resnet50_2"), (3, 224, 224), 1000)
@@ -103,7 +103,7 @@ def test_a_tap_of_the_imagenet_teacher_stands_beside_each_stage_of_its_student()
     assert set(space.teacher.taps) <= {name for name, _ in teacher.named_modules()}
 
 
-def test_a_schedule_whose_teacher_is_not_there_says_how_to_train_one(digits, tmp_path):
+def test_a_schedule_without_its_teacher_says_how_to_train_one(digits, tmp_path):
     space = read_space("wrn_schedule", ["teacher=somebody", "train.attention_weight=60"])
     with pytest.raises(InputError, match=r"no teacher 'somebody' in .*; python sweeps/teacher.py trains one"):
         resolve_teacher(space, digits, tmp_path)
@@ -115,7 +115,7 @@ def digits() -> ImageData:
 
 
 @pytest.mark.parametrize("name", NINE)
-def test_every_question_has_many_feasible_points_on_the_digits(name, digits):
+def test_every_space_has_many_feasible_points_on_the_digits(name, digits):
     for space in spaces_of(name):
         resolver = Resolver(space, digits)
         assert space.network.width < 1 or space.network.name != "resnet9"  # minutes, not hours
@@ -126,13 +126,13 @@ def test_every_question_has_many_feasible_points_on_the_digits(name, digits):
 
 
 @pytest.mark.parametrize("name", ["methods", "weight_decay", "worth_it", "init", "allocation"])
-def test_in_earnest_the_network_is_whole_and_the_recipe_the_data_sets(name):
+def test_on_cifar10_the_network_has_full_width_and_the_recipe_of_the_data_set(name):
     for space in spaces_of(name, data="cifar10"):
         assert space.network.width == 1.0
         assert space.epochs == 128
 
 
-def test_every_space_is_asked_for():
+def test_every_expected_space_is_shipped():
     assert set(NINE) <= set(available_spaces())
 
 
@@ -170,7 +170,7 @@ VALUES = st.one_of(
 
 @settings(max_examples=300, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 @given(st.sampled_from(PLACES), VALUES, st.sampled_from([None, "cifar10"]))
-def test_a_changed_space_file_is_valid_or_one_clear_line(where, value, data):
+def test_a_changed_space_file_is_valid_or_gives_one_clear_line(where, value, data):
     """With their teachers, windows, allocations and series."""
     name, place = where
     content = _changed(deepcopy(FILES[name]), place, deepcopy(value) if value is not GONE else value)
@@ -187,7 +187,7 @@ def test_a_changed_space_file_is_valid_or_one_clear_line(where, value, data):
     assert len(said) < 500
 
 
-def test_the_changed_files_have_every_section():
+def test_the_changed_files_cover_every_section():
     sections = {place[0] for _, place in PLACES if len(place) > 1}
     assert {"teacher", "budget", "studies", "by_data", "train", "method", "search", "start"} <= sections
     assert ("allocation", ("budget", "allocation")) in PLACES

@@ -46,7 +46,7 @@ def test_the_repository_carries_valid_spaces_with_questions():
         assert space.name == name
 
 
-def test_domains_are_taken_out_of_their_sections():
+def test_domains_are_separated_from_literals():
     space = parse_space("small", SMALL)
     assert set(space.domains) == {"train.weight_decay", "budget.params"}
     assert set(space.alternatives[0][1]) == {"name", "dims"}
@@ -54,7 +54,7 @@ def test_domains_are_taken_out_of_their_sections():
     assert space.solves
 
 
-def test_yaml_numbers_without_a_point_are_numbers():
+def test_numbers_without_a_decimal_point_are_numbers():
     content = yaml.safe_load("train: {lr: 1e-1, weight_decay: {log_uniform: [1e-5, 1e-2]}}")
     space = parse_space("small", {**SMALL, **content})
     assert space.train["lr"] == 0.1
@@ -72,7 +72,7 @@ def test_overrides_and_options_change_fields():
     assert (space.data.name, space.search.trials, space.search.time) == ("fashion_mnist", 7, None)
 
 
-def test_a_recipe_by_name_lies_under_the_fields_beside_it():
+def test_fields_override_the_named_recipe():
     space = read_space("tt_dims", ["train.recipe=fast_wrn", "train.epochs=7", "train.freeze=[stem]"])
     recipe = space.recipe({})
     assert (recipe.epochs, recipe.batch_size, recipe.schedule, recipe.freeze) == (7, 256, "one_cycle", ("stem",))
@@ -98,17 +98,17 @@ def test_recipes_can_be_searched_and_the_network_chooses_where_none_is_named():
         ("train.recipe={choice: [digits, fast_wrn]}", "recipe: searched"),
     ],
 )
-def test_a_plan_says_which_recipe(override, expected):
+def test_a_plan_names_the_recipe(override, expected):
     assert _recipe_line(read_space("tt_dims", [override])) == expected
 
 
-def test_the_recipe_of_the_data_set_lies_under_the_spaces_own():
+def test_fields_of_the_space_override_the_recipe_of_the_data_set():
     assert read_space("tt_dims").recipe({}).epochs == 12
     assert read_space("tt_dims", data__name="cifar10").recipe({}).epochs == 128
     assert read_space("tt_dims", data__name="cifar10").recipe({}).batch_size == 512
 
 
-def test_data_and_network_may_be_a_name_alone(tmp_path: Path):
+def test_data_and_network_may_be_written_as_a_name(tmp_path: Path):
     path = tmp_path / "mine.yaml"
     path.write_text(yaml.safe_dump({**SMALL, "data": "digits", "network": "resnet9"}))
     assert read_space(str(path)).data.name == "digits"
@@ -164,7 +164,7 @@ def test_data_and_network_may_be_a_name_alone(tmp_path: Path):
         (changed("method", [{"name": "tucker"}, {"name": "tucker"}]), "a list of `method` sections needs"),
     ],
 )
-def test_a_mistake_is_one_line_with_the_rule(content, message):
+def test_a_mistake_gives_one_line_that_names_the_rule(content, message):
     with pytest.raises(InputError, match=message) as caught:
         parse_space("small", content)
     assert "\n" not in str(caught.value)
@@ -178,7 +178,7 @@ def test_a_mistake_is_one_line_with_the_rule(content, message):
         ("!!python/object/apply:os.system ['true']", "is not YAML"),
     ],
 )
-def test_a_file_that_is_no_space_is_one_line(tmp_path: Path, text, message):
+def test_a_file_that_is_no_space_gives_one_line(tmp_path: Path, text, message):
     path = tmp_path / "mine.yaml"
     path.write_text(text)
     with pytest.raises(InputError, match=message) as caught:
@@ -195,7 +195,7 @@ def test_a_file_that_is_no_space_is_one_line(tmp_path: Path, text, message):
         ("train.lr=&a [*a]", "the value is not YAML of plain values"),
     ],
 )
-def test_a_wrong_override_is_one_line(override, message):
+def test_a_wrong_override_gives_one_line(override, message):
     with pytest.raises(InputError, match=message):
         read_space("tt_dims", [override])
 
@@ -216,7 +216,7 @@ PATHS = [f"{section}.{key}" for section, fields in SMALL.items() if isinstance(f
 
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.sampled_from([*PATHS, *SMALL, "search.trials", "search.time", "resources.max_concurrent", "x"]), LEAVES)
-def test_a_mutated_space_is_valid_or_one_line(path, value):
+def test_a_mutated_space_is_valid_or_gives_one_line(path, value):
     said = ""
     try:
         parse_space("small", changed(path, value))
@@ -225,6 +225,6 @@ def test_a_mutated_space_is_valid_or_one_line(path, value):
     assert "\n" not in said
 
 
-def test_every_space_file_says_what_it_asks():
+def test_every_space_file_has_a_question():
     for path in SPACES_FOLDER.glob("*.yaml"):
         assert path.read_text().startswith("question:")

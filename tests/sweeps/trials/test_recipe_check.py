@@ -23,13 +23,13 @@ from sweeps.trials.resolver import Resolver
         ({"auxiliary_weight": 0.4}, "`auxiliary_weight` needs an auxiliary head; this ResNet9 has none"),
     ],
 )
-def test_a_part_that_is_not_there_is_refused(content: dict[str, Any], digits, train, message):
+def test_a_recipe_that_names_a_missing_part_is_refused(content: dict[str, Any], digits, train, message):
     space = parse_space("small", {**content, "train": train, "network": {"name": "resnet9", "width": 0.25}})
     with pytest.raises(InputError, match=message):
         Resolver(space, digits)
 
 
-def test_parts_that_are_there_are_taken(content, digits):
+def test_a_recipe_that_names_existing_parts_is_accepted(content, digits):
     train = {"freeze": ["stem", "stage1.*.pointwise"], "head_lr": 10}
     Resolver(parse_space("small", {**content, "train": train, "network": {"name": "resnet9", "width": 0.25}}), digits)
 

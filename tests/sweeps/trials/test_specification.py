@@ -47,7 +47,7 @@ def test_a_specification_is_plain_data(resolver):
         ({"budget.params": 0.0800001}, True),  # the same ranks
     ],
 )
-def test_the_id_is_of_what_is_built_and_trained(resolver, change, same):
+def test_the_id_depends_on_what_is_built_and_trained_only(resolver, change, same):
     assert (resolver.resolve({**POINT, **change}).trial_id == resolver.resolve(POINT).trial_id) is same
 
 
@@ -59,7 +59,7 @@ def test_the_seed_and_the_data_belong_to_the_id(content, digits):
     assert len(ids) == 2
 
 
-def test_an_impossible_budget_says_what_is_never_substituted(resolver):
+def test_an_infeasible_budget_names_the_fixed_parameters(resolver):
     with pytest.raises(InfeasibleError, match=r"over the budget of 7,548; 10,176 parameters .* are never substituted"):
         resolver.resolve({**POINT, "budget.params": 0.01})
 
@@ -73,7 +73,7 @@ def test_the_original_sweep_has_129_rows_and_121_networks(digits):
     assert len({resolver.resolve(point).trial_id for point in points}) == 121
 
 
-def test_references_have_no_size_to_solve(resolver):
+def test_references_are_not_solved_to_a_budget(resolver):
     reference = resolver.reference("separable")
     assert reference.counts["params"] == reference.counts["separable_params"]
     assert (reference.role, reference.stratum) == ("reference", "reference")
@@ -94,13 +94,13 @@ def test_a_budget_range_is_halved_into_strata_without_gaps(content, digits):
     assert all(high <= 2.0001 * low for low, high in shares)
 
 
-def test_sizes_that_are_not_solved_fall_into_halvings_of_the_separable_size(digits):
+def test_unsolved_sizes_have_strata_that_halve_the_separable_size(digits):
     strata = Resolver(read_space("tt_schedule"), digits).strata
     assert [stratum.label for stratum in strata][-2:] == ["params <= 754,816", "params > 754,816"]
     assert [stratum.limit for stratum in strata][:2] == [754_816 / 32, 754_816 / 16]
 
 
-def test_several_objectives_are_one_search_but_compared_by_size(content, digits):
+def test_several_objectives_share_one_search_but_stop_within_sizes(content, digits):
     """One bracket over all sizes would stop every small network."""
     content["search"] = {"objectives": ["val_error", "params"]}
     resolver = Resolver(parse_space("small", content), digits)
@@ -133,7 +133,7 @@ def test_a_point_belongs_to_the_stratum_of_its_own_budget(content, digits, what)
     assert labels == [stratum.label for stratum in resolver.strata]
 
 
-def test_shares_are_of_the_spaces_own_network_whatever_the_width(content, digits):
+def test_relative_budgets_refer_to_the_spaces_own_network_at_any_width(content, digits):
     content["network"] = {"width": {"choice": [0.5, 1.0]}}
     resolver = Resolver(parse_space("small", content), digits)
     for width in (0.5, 1.0):
