@@ -11,7 +11,6 @@ import pytest
 from analysis.__main__ import main
 from analysis.reporting.html_page import Page
 from analysis.reporting.render import DrawJob, drawing_executor
-from analysis.reporting.svg_theme import apply_theme, colour_variables, dark_colour
 from analysis.reporting.write import PAGE_FILE, write_report
 from sweeps.records.load import load_study
 from sweeps.records.names import MLFLOW_FILE, PROGRESS_FILE
@@ -249,21 +248,3 @@ class TestSources:
             assert main(["report", "--study", str(folder)]) == 0
         assert main(["report", "--study", str(closed), "--out", str(tmp_path / "elsewhere")]) == 0
         assert brought == [closed]
-
-
-class TestTheme:
-    def test_colours_become_variables(self):
-        drawn = '<g id="axes_1"><path style="fill: #0072B2; stroke: #ffffff"/></g>'
-        svg = f'<?xml?><svg width="9pt" height="2pt">{drawn}</svg>'
-        text, colours = apply_theme(svg, fixed=["#ffffff"])
-        assert text == '<svg><g><path style="fill: var(--c0072b2); stroke: #ffffff"/></g></svg>'
-        assert colours == {"#0072b2"}
-
-    def test_the_dark_turns_greys_over_and_keeps_hues(self):
-        def lightness(colour):
-            return sum(int(colour[place : place + 2], 16) for place in (1, 3, 5))
-
-        assert lightness(dark_colour("#1a1a1a")) > 500
-        assert lightness(dark_colour("#ebebeb")) < 200
-        assert lightness(dark_colour("#0072b2")) > lightness("#0072b2")
-        assert "--c0072b2:#0072b2" in colour_variables(["#0072b2"])

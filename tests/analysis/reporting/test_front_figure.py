@@ -1,0 +1,79 @@
+from __future__ import annotations
+
+import warnings
+
+import pytest
+
+from analysis.reporting.front_data import front_plot
+from analysis.reporting.front_figure import write_front_picture
+from analysis.stats.front import collect_points, pareto_front
+from analysis.utils.styles import METHOD_STYLES
+from sweeps.records.events import Role, Status
+from sweeps.records.load import load_study
+from tests.support.synthetic_study import Plan, write_study
+
+
+@pytest.fixture
+def study(tmp_path):
+    return load_study(write_study(tmp_path, Plan(trials=24)))
+
+
+class TestPlot:
+    def test_the_record_shows_every_completed_and_stopped_trial(self, study):
+        plot = front_plot(study, collect_points(study))
+        points = [p for p in collect_points(study) if p.role is Role.SEARCH]
+        assert sum(len(line.points) for line in plot.series) == sum(p.finished for p in points)
+        assert len(plot.stopped) == sum(p.status is Status.STOPPED for p in points)
+        assert plot.front == tuple((p.params, p.error) for p in pareto_front(collect_points(study)))
+        assert [name for name, _, _ in plot.references] == ["separable", "dense"]
+        assert plot.budgets == (60_480, 151_000, 302_000)
+        assert len(plot.labels) == len(plot.front)
+
+    def test_front_and_references_are_within_the_axes(self, study):
+        plot = front_plot(study, collect_points(study))
+        for x, y in [*plot.front, *((x, y) for _, x, y in plot.references)]:
+            assert plot.x_limits[0] < x < plot.x_limits[1]
+            assert plot.y_limits[0] < y < plot.y_limits[1]
+
+    def test_words(self, study):
+        plot = front_plot(study, collect_points(study))
+        assert plot.title.startswith("How many dimensions should a tensor-train")
+        assert max(map(len, plot.title.splitlines())) <= 78
+        for part in ("digits", "resnet9", "24 trials", "seed 0", "360 validation images", "2026-09-21"):
+            assert part in plot.subtitle
+
+    def test_a_method_looks_the_same_in_every_picture(self, tmp_path):
+        few = load_study(write_study(tmp_path / "few", Plan(trials=8, methods=("hashed", "tucker"), endings=False)))
+        looks = {line.label: (line.colour, line.marker) for line in front_plot(few, collect_points(few)).series}
+        assert looks == {"hashed": METHOD_STYLES["hashed"], "Tucker": METHOD_STYLES["tucker"]}
+        assert (
+            len({colour for colour, _ in METHOD_STYLES.values()})
+            == len({marker for _, marker in METHOD_STYLES.values()})
+            == 7
+        )
+
+    def test_methods_nobody_foresaw_get_looks_of_their_own(self, tmp_path):
+        plan = Plan(trials=12, methods=("new_one", "another", "tucker"), endings=False)
+        plot = front_plot(made := load_study(write_study(tmp_path, plan)), collect_points(made))
+        assert len({(line.colour, line.marker) for line in plot.series}) == 3
+
+    @pytest.mark.parametrize(
+        "plan",
+        [
+            Plan(trials=1, endings=False, references=False), Plan(trials=0), Plan(trials=60, images=20),
+            Plan(trials=129, methods=("tensor_train", "tucker")), Plan(trials=8, name="x" * 200, level=0, images=10**6),
+        ],
+        ids=["one", "references only", "ties", "many", "odd"],
+    )  # fmt: skip
+    def test_draws_without_a_warning(self, tmp_path, plan):
+        study = load_study(write_study(tmp_path, plan))
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            write_front_picture(study, collect_points(study), tmp_path / "front.png", dpi=50)
+        assert (tmp_path / "front.png").read_bytes().startswith(b"\x89PNG")
+        assert not list(tmp_path.glob("*.tmp"))
+
+    def test_nothing_completed_no_picture(self, tmp_path):
+        study = load_study(write_study(tmp_path, Plan(trials=0, references=False)))
+        with pytest.raises(ValueError, match="a picture needs a completed trial, but tt_dims has none"):
+            front_plot(study, collect_points(study))

@@ -1,0 +1,110 @@
+from __future__ import annotations
+
+import csv
+import io
+import itertools
+
+import pytest
+from rich.console import Console
+
+from analysis.reporting.summary_table import (
+    count_statuses,
+    make_console,
+    print_summary,
+    summary_rows,
+    write_summary_csv,
+)
+from analysis.stats.front import collect_points
+from sweeps.records.events import Role, Status
+from sweeps.records.load import load_study
+from tests.support import synthetic_data as made
+from tests.support.synthetic_data import study as made_study
+from tests.support.synthetic_data import trial as one
+from tests.support.synthetic_study import Plan, write_study
+
+
+@pytest.fixture
+def study(tmp_path):
+    return load_study(write_study(tmp_path, Plan(trials=24)))
+
+
+class TestTable:
+    def printed(self, study, width=100):
+        stream = io.StringIO()
+        print_summary(study, collect_points(study), "the answer", Console(file=stream, width=width, highlight=False))
+        return stream.getvalue()
+
+    def test_one_line_a_trial_within_100_columns(self, study):
+        lines = self.printed(study).splitlines()
+        assert max(map(len, lines)) <= 100
+        body = lines[next(i for i, line in enumerate(lines) if "───" in line) + 1 :]
+        body = list(itertools.takewhile(str.strip, body))
+        assert len(body) == len(collect_points(study))
+        assert not any("…" in line for line in body)  # nothing is cut off
+        assert [line.startswith(" *") or line.startswith("*") for line in body] == [
+            row.on_front for row in summary_rows(collect_points(study))
+        ]
+
+    def test_several_seeds_say_mean_spread_and_number(self):
+        seeds = [one("a", error=4.0), one("b", error=6.0, seed=1, role=Role.REPEAT), one("c", 50, 9.0)]
+        lines = self.printed(made_study(*seeds)).splitlines()
+        (mean,) = [line for line in lines if "5.00±1.41 (2)" in line]
+        assert mean.startswith("*")
+        assert max(map(len, lines)) <= 100
+
+    def test_long_endings_do_not_cut_the_table(self, tmp_path):
+        study = load_study(write_study(tmp_path, Plan(trials=16)))
+        for trial in study.trials.values():
+            trial.test_error = 12.34
+            trial.counts = {name: 1000 * count for name, count in trial.counts.items()}
+        assert "…" not in self.printed(study)
+        assert "test %" in self.printed(study)
+
+    def test_every_ending_is_counted_and_explained(self, study):
+        text = self.printed(study)
+        total = sum(ending.count for ending in count_statuses(study))
+        assert total == len(study.trials)
+        assert "1 out of memory: CUDA out of memory (1)" in text
+        assert "2 infeasible: bottleneck of rank 0: needs at least 72,130 parameters (2)" in text
+        assert count_statuses(study)[0].status is Status.COMPLETED
+
+    def test_many_reasons_are_summed_up(self, study):
+        failed = list(study.trials.values())[:5]
+        for number, trial in enumerate(failed):
+            trial.status, trial.reason = Status.FAILED, f"reason {number}"
+        found = next(ending for ending in count_statuses(study) if ending.status is Status.FAILED)
+        assert found.text().endswith(f"others ({found.count - 3})")
+
+    def test_early_stops_are_counted_without_their_reasons(self, study):
+        found = next(ending for ending in count_statuses(study) if ending.status is Status.STOPPED)
+        assert found.text() == f"{found.count} stopped early"
+
+    def test_piped_output_has_no_colours_and_100_columns(self, monkeypatch):
+        monkeypatch.delenv("COLUMNS", raising=False)
+        console = make_console(io.StringIO())
+        assert console.width == 100
+        assert console.color_system is None
+
+    def test_the_csv_has_full_numbers(self, study, tmp_path):
+        write_summary_csv(collect_points(study), tmp_path / "summary.csv")
+        with (tmp_path / "summary.csv").open() as file:
+            found = list(csv.DictReader(file))
+        assert len(found) == len(collect_points(study))
+        for line, row in zip(found, summary_rows(collect_points(study)), strict=True):
+            assert line["trial_id"] == row.point.trial_id
+            assert int(line["params"]) == row.point.params
+            assert float(line["val_error"]) == row.point.val_error
+            assert line["on_front"] == str(row.on_front)
+
+
+def test_what_cannot_be_is_one_line_for_each_method():
+    trials = [
+        made.trial(f"{method}{limit}", status=Status.INFEASIBLE, reason=f"{method}: over the budget of {limit}",
+              method__name=method, budget__params=limit)
+        for method in ("cp", "shuffle") for limit in (0.4, 0.8, 0.2)
+    ]  # fmt: skip
+    (found,) = count_statuses(made.study(*trials))
+    assert found.text().splitlines() == [
+        "6 infeasible, at the largest budget that each method cannot meet:", "  cp: over the budget of 0.8 (3)",
+        "  shuffle: over the budget of 0.8 (3)",
+    ]  # fmt: skip
