@@ -9,15 +9,15 @@ from tests.support.synthetic_data import study, trial
 
 class TestCost:
     def test_hours_starts_and_speed(self):
-        done = trial("a", epochs=3, seconds=4.0)
-        for metrics in done.epochs.values():
+        completed = trial("a", epochs=3, seconds=4.0)
+        for metrics in completed.epochs.values():
             metrics["images_per_second"] = 50.0
-        done.attempts = [{"device": "cuda", "start_seconds": 2.0}, {"device": "cuda", "start_seconds": 1.0}]
-        done.proposed_at, done.finished_at = 100.0, 130.0
+        completed.attempts = [{"device": "cuda", "start_seconds": 2.0}, {"device": "cuda", "start_seconds": 1.0}]
+        completed.proposed_at, completed.finished_at = 100.0, 130.0
         failed = trial("b", error=None, status=Status.FAILED)
         failed.attempts = [{"device": "cuda", "start_seconds": 5.0}]
-        made = study(done, failed, data={"train_images": 100}, space={"resources": {"gpus_per_trial": 0.25}})
-        cost = study_cost(made)
+        record = study(completed, failed, data={"train_images": 100}, space={"resources": {"gpus_per_trial": 0.25}})
+        cost = study_cost(record)
         assert [(o.status, o.trials, o.epochs, o.seconds) for o in cost.outcomes] == [
             (Status.COMPLETED, 1, 3, 12.0), (Status.FAILED, 1, 0, 0.0),
         ]  # fmt: skip
@@ -26,7 +26,7 @@ class TestCost:
         assert cost.start_share == pytest.approx(0.4)
         assert (cost.wall_seconds, cost.images_per_second, cost.throughput) == (30.0, 50.0, 10.0)
 
-    def test_without_a_card_and_without_a_record(self):
+    def test_gpu_time_is_zero_on_a_cpu_and_unknown_without_a_record(self):
         on_cpu = trial("a")
         on_cpu.attempts = [{"device": "cpu"}]
         assert study_cost(study(on_cpu)).gpu_hours == 0

@@ -16,14 +16,14 @@ class TestHeat:
         stopped = trial("x", error=50.0, method="tucker", dims=3, scale=0.2, status=Status.STOPPED)
         return study(*trials, stopped)
 
-    def test_given_scales(self):
+    def test_few_rank_scales_are_columns(self):
         (heat,) = heat_maps(self.grid())
         assert (heat.method, heat.columns_are) == ("Tucker", "rank scale")
         assert (heat.rows, heat.columns) == ((2, 3, 4), ("0.1", "0.2"))
         errors = [[cell and (cell.error, cell.completed, cell.stopped) for cell in row] for row in heat.cells]
         assert errors == [[(9.0, 1, 0), (7.0, 1, 0)], [(5.0, 1, 0), (None, 0, 1)], [None, (9.0, 1, 0)]]
 
-    def test_solved_scales_in_bins_and_by_budget(self):
+    def test_many_rank_scales_are_binned_and_shown_by_budget(self):
         trials = [
             trial(f"t{n}", error=5.0 + n, dims=2 + n % 2, scale=0.01 * 1.3**n, stratum=f"params <= {n // 6}",
                   budget__params=n // 6)
@@ -50,15 +50,15 @@ class TestHeat:
     def test_methods_without_dimensions_have_none(self):
         assert heat_maps(study(trial("a", dims=None), trial("b", dims=None))) == []
 
-    def test_where_many_were_stopped_a_further_map_holds_all_at_the_last_epoch_that_they_share(self):
+    def test_with_many_stopped_trials_a_second_map_shows_the_last_common_epoch(self):
         stopped = [
             trial(f"s{dims}", error=30.0 + dims, method="tucker", dims=dims, scale=0.1, status=Status.STOPPED, epochs=2)
             for dims in (2, 3)
         ]
-        whole = trial("w", error=9.0, method="tucker", dims=4, scale=0.1, epochs=5)
-        whole.epochs[2] = {"val_error": 28.0}
+        full = trial("w", error=9.0, method="tucker", dims=4, scale=0.1, epochs=5)
+        full.epochs[2] = {"val_error": 28.0}
         diverged = trial("d", error=90.0, method="tucker", dims=5, scale=0.1, status=Status.DIVERGED, epochs=1)
-        end, early = heat_maps(study(*stopped, whole, diverged))
+        end, early = heat_maps(study(*stopped, full, diverged))
         assert (end.epoch, early.epoch) == (None, 2)
         assert [[cell and cell.error for cell in row] for row in end.cells] == [[None], [None], [9.0], [None]]
         assert [[cell and cell.error for cell in row] for row in early.cells] == [[32.0], [33.0], [28.0], [None]]

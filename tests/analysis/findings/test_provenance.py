@@ -8,19 +8,19 @@ from analysis.findings.provenance import TrackingLink, study_provenance, trackin
 from tests.support.synthetic_data import study, trial
 
 
-class TestAbout:
-    def test_everything_that_is_on_record(self):
+class TestProvenance:
+    def test_everything_on_record_is_a_fact(self):
         trials = [trial("a"), trial("b", seed=1)]
-        for number, each in enumerate(trials):
-            each.attempts = [{"host": "one", "device": "cpu"}, {"host": ("one", "two")[number], "device": "cuda"}]
-            each.proposed_at, each.finished_at = 1_790_000_000.0 + number, 1_790_000_600.0 + number
-        made = study(
+        for number, record in enumerate(trials):
+            record.attempts = [{"host": "one", "device": "cpu"}, {"host": ("one", "two")[number], "device": "cuda"}]
+            record.proposed_at, record.finished_at = 1_790_000_000.0 + number, 1_790_000_600.0 + number
+        recorded = study(
             *trials, command="python sweeps/run.py --space x", commit="c0ffee", versions={"torch": "2.13"},
             network={"name": "resnet9", "width": 0.25}, hardware={"cpus": 4, "gpus": ["H200", "H200"]},
             data={"name": "digits", "fingerprint": "f00d", "train_images": 1077, "val_images": 360, "classes": 10},
         )  # fmt: skip
-        made.notes, made.tags = ["first"], {"team": "vision"}
-        assert dict(study_provenance(made).facts) == {
+        recorded.notes, recorded.tags = ["first"], {"team": "vision"}
+        assert dict(study_provenance(recorded).facts) == {
             "command": "python sweeps/run.py --space x", "network": "resnet9 of width 0.25",
             "data": "digits, fingerprint f00d", "images": "1,077 training, 360 validation, 10 classes",
             "hosts": "one (1 trial), two (1 trial)",
@@ -30,17 +30,17 @@ class TestAbout:
         }  # fmt: skip
         assert study_provenance(study()).facts == ()
 
-    def test_where_mlflow_has_it(self, tmp_path):
+    def test_the_link_leads_to_the_run_in_mlflow_or_to_its_database(self, tmp_path):
         server = "http://user:secret@host:5000"
         assert tracking_link(study(), tmp_path, None) is None
         words = f"mlflow ui --backend-store-uri sqlite:///{tmp_path}/mlflow.db"
         (tmp_path / "mlflow.db").touch()
         assert tracking_link(study(), tmp_path, None) == TrackingLink(link="", words=words)
-        found = tracking_link(study(), tmp_path, server)
+        link = tracking_link(study(), tmp_path, server)
         shown = "http://user:***@host:5000"
-        assert found == TrackingLink(link=shown, words=f"experiment made at {shown}")
-        noted = {"uri": "http://host:5000", "experiment": "3", "parent": "beef"}
-        (tmp_path / "tracking.json").write_text(json.dumps(noted))
+        assert link == TrackingLink(link=shown, words=f"experiment made at {shown}")
+        progress = {"uri": "http://host:5000", "experiment": "3", "parent": "beef"}
+        (tmp_path / "tracking.json").write_text(json.dumps(progress))
         assert tracking_link(study(), tmp_path, None).link == "http://host:5000/#/experiments/3/runs/beef"
 
     @pytest.mark.parametrize(

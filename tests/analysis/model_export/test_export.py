@@ -3,6 +3,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+from functools import partial
 from pathlib import Path
 
 import onnx
@@ -28,7 +29,7 @@ from tests.support.synthetic_data import study, trial
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
-    """A study of one network as it was drawn, exported by the real command."""
+    """A study of one untrained network, exported by the real command: its folder, the files, the proof, the error."""
     folder = tmp_path_factory.mktemp("studies") / "mine"
     space = read_space("tt_dims", ["network.width=0.125", "data.train_images=200"])
     data = load_data(space.data)
@@ -48,13 +49,15 @@ def exported(tmp_path_factory):
     journal.append(Event.FINISHED, trial=one.trial_id, status="completed", reason="")
     journal.close()
     out = folder.parent / "out"
-    assert main(["export", "--study", str(folder), "--max-params", "7e5", "--out", str(out)]) == 0
+    with pytest.MonkeyPatch.context() as patch:  # as few rounds as it takes: what is measured is not tested here
+        patch.setattr("analysis.model_export.export_trial.measure_latency", partial(measure_latency, seconds=0.0))
+        assert main(["export", "--study", str(folder), "--max-params", "7e5", "--out", str(out)]) == 0
     return folder, out, json.loads((out / "proof.json").read_text()), error
 
 
-@pytest.mark.slow  # the fixture writes ONNX files and measures latencies: half a minute
+@pytest.mark.slow  # the fixture exports programs and ONNX files: half a minute
 class TestExport:
-    def test_six_files_that_all_give_the_same(self, exported):
+    def test_six_files_have_the_outputs_of_the_trained_network(self, exported):
         _, out, proof, error = exported
         assert proof["equal"] is True
         files = [form["file"] for form in proof["forms"]]
@@ -70,13 +73,13 @@ class TestExport:
         images = torch.randn(7, 1, 8, 8)
         with torch.no_grad():
             expected = load_model(out / "factorised.safetensors")(images)
-            for found in (
+            for logits in (
                 load_merged(out / "merged.safetensors")(images),
                 torch.export.load(out / "merged.pt2").module()(images),
                 onnx_forward(out / "merged.onnx")(images),
                 onnx_forward(out / "factorised.onnx")(images[:1]).expand(1, -1),
             ):
-                assert torch.allclose(found, expected[: len(found)], atol=1e-5)
+                assert torch.allclose(logits, expected[: len(logits)], atol=1e-5)
 
     def test_sizes_work_and_latencies_against_dense_and_separable(self, exported):
         _, _, proof, _ = exported
@@ -87,7 +90,7 @@ class TestExport:
         assert proof["mult_adds"]["merged"] == proof["mult_adds"]["separable"] < proof["mult_adds"]["dense"]
         assert "thread" in proof["machine"]
 
-    def test_the_card_tells_what_a_user_needs(self, exported):
+    def test_the_card_has_its_sections_and_numbers(self, exported):
         _, out, proof, _ = exported
         card = (out / "README.md").read_text()
         for part in ("## How to use it", "## Limits", "Validation error", "torch.export", f"`{proof['trial_id']}`"):
@@ -95,22 +98,22 @@ class TestExport:
         assert proof["images"].endswith("validation images")
         assert proof["images"] in card
 
-    def test_the_cards_own_lines_run_as_they_stand(self, exported, monkeypatch):
+    def test_the_code_on_the_card_runs(self, exported, monkeypatch):
         _, out, _, _ = exported
         monkeypatch.chdir(out)
         lines = (out / "README.md").read_text().partition("```python\n")[2].partition("```")[0]
-        known = {"images": torch.randint(256, (3, 1, 8, 8), dtype=torch.uint8)}
-        exec(lines, known)
+        variables = {"images": torch.randint(256, (3, 1, 8, 8), dtype=torch.uint8)}
+        exec(lines, variables)
         with torch.no_grad():
-            expected = load_model(out / "factorised.safetensors")(known["images"])
-        assert torch.allclose(torch.from_numpy(known["logits"]), expected, atol=1e-5)
+            expected = load_model(out / "factorised.safetensors")(variables["images"])
+        assert torch.allclose(torch.from_numpy(variables["logits"]), expected, atol=1e-5)
 
-    def test_the_onnx_file_keeps_factors_and_no_traces_of_this_machine(self, exported):
+    def test_the_onnx_file_holds_factors_and_no_path_of_this_machine(self, exported):
         _, out, _, _ = exported
         model = onnx.load(out / "factorised.onnx")
         factors = sum(tensor.numel() for tensor in load_model(out / "factorised.safetensors").state_dict().values())
-        kept = sum(math.prod(weight.dims) for weight in model.graph.initializer)
-        assert kept < 1.2 * factors
+        stored = sum(math.prod(weight.dims) for weight in model.graph.initializer)
+        assert stored < 1.2 * factors
         for path in out.glob("*.[op]*"):
             assert str(Path(__file__).resolve().parents[3]).encode() not in path.read_bytes(), path
 
@@ -136,8 +139,6 @@ class TestExport:
 
 
 class TestChoice:
-    made = None
-
     def study(self):
         return study(
             trial("aa", 100, 5.0), trial("ab", 50, 7.0), trial("ba", 900, 2.0),
@@ -152,7 +153,7 @@ class TestChoice:
     def test_within_the_limits(self, pick, limits, expected):
         assert choose_trial(self.study(), pick, limits).trial_id == expected
 
-    def test_the_nearest_is_named_when_none_keeps_them(self):
+    def test_without_a_trial_within_the_limits_the_nearest_is_named(self):
         message = (
             r"no completed trial has at most 20 parameters: the smallest has 50 parameters \(7.00 %\), the best 2.00"
         )
@@ -178,7 +179,7 @@ class TestMerged:
             method=choose_method(), image_shape=(1, 8, 8), classes=10,
         )  # fmt: skip
 
-    def test_what_is_saved_is_read(self, tmp_path):
+    def test_a_saved_merged_network_loads(self, tmp_path):
         specification = self.specification()
         model = specification.build().eval()
         save_merged(tmp_path / "m.safetensors", merged_network(model), specification, combined=False)
@@ -186,19 +187,19 @@ class TestMerged:
         with torch.no_grad():
             assert torch.allclose(load_merged(tmp_path / "m.safetensors")(images), model(images), atol=1e-5)
 
-    def test_a_structured_file_is_told_apart(self, tmp_path):
+    def test_a_structured_file_is_refused(self, tmp_path):
         specification = self.specification()
         save_tensors(tmp_path / "m.safetensors", specification.build().state_dict(), specification.metadata())
         with pytest.raises(InputError, match="holds a structured model"):
             load_merged(tmp_path / "m.safetensors")
 
-    def test_tensors_that_do_not_fit(self, tmp_path):
+    def test_tensors_of_another_network_are_refused(self, tmp_path):
         specification = self.specification()
         save_merged(tmp_path / "m.safetensors", torch.nn.Linear(2, 2), specification, combined=True)
         with pytest.raises(InputError, match="its tensors do not fit its settings"):
             load_merged(tmp_path / "m.safetensors")
 
-    def test_merging_leaves_the_original_alone_and_counts_what_runs(self):
+    def test_merging_does_not_change_the_original_and_counts_its_mult_adds(self):
         specification = self.specification()
         model = specification.build()
         before = copy.deepcopy(model.state_dict())
@@ -213,7 +214,7 @@ def choose_method():
     return TensorTrain(dims=3, rank_scale=0.3)
 
 
-def test_equal_is_up_to_rounding():
+def test_outputs_are_equal_up_to_rounding():
     form = {
         "network": "merged", "kind": "ONNX", "file": "f", "bytes": 1, "largest": 10.0, "agree": 1.0, "error": None,
         "mult_adds": 1,
@@ -222,19 +223,19 @@ def test_equal_is_up_to_rounding():
     assert not ExportedFile(**form, difference=2e-2).equal
 
 
-def test_latencies_are_taken_in_turn():
+def test_latencies_are_measured_in_turn():
     calls: list[str] = []
 
-    def contestant(name):
+    def recorder(name):
         def forward(images):
             calls.append(f"{name}{len(images)}")
             return images
 
         return forward
 
-    found = measure_latency({name: contestant(name) for name in "ab"}, (1, 2, 2), batches=(1, 3), seconds=0.0)
-    assert [(each.name, each.batch, each.repeats) for each in found] == [
+    latencies = measure_latency({name: recorder(name) for name in "ab"}, (1, 2, 2), batches=(1, 3), seconds=0.0)
+    assert [(latency.name, latency.batch, latency.repeats) for latency in latencies] == [
         ("a", 1, 5), ("b", 1, 5), ("a", 3, 5), ("b", 3, 5),
     ]  # fmt: skip
     assert calls == ["a1", "b1"] * 7 + ["a3", "b3"] * 7
-    assert all(each.fastest_ms <= each.median_ms <= each.slowest_ms for each in found)
+    assert all(latency.fastest_ms <= latency.median_ms <= latency.slowest_ms for latency in latencies)

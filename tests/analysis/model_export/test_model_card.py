@@ -33,12 +33,12 @@ def proof():
 
 
 def card(proof, preprocessing=None, **header):
-    made = study(trial("abcd01", 100, 5.0), **header)
+    record = study(trial("abcd01", 100, 5.0), **header)
     specification = ModelSpecification(
         network={"name": "resnet9", "width": 0.125}, method=TensorTrain(dims=3, rank_scale=0.3), image_shape=(1, 8, 8),
         classes=10,
     )  # fmt: skip
-    return model_card(made, collect_points(made)[0], specification, proof, preprocessing)
+    return model_card(record, collect_points(record)[0], specification, proof, preprocessing)
 
 
 def test_tables_have_a_row_for_each_file_and_each_network(proof):

@@ -35,7 +35,7 @@ class TestPlot:
             assert plot.x_limits[0] < x < plot.x_limits[1]
             assert plot.y_limits[0] < y < plot.y_limits[1]
 
-    def test_words(self, study):
+    def test_title_and_subtitle(self, study):
         plot = front_plot(study, collect_points(study))
         assert plot.title.startswith("How many dimensions should a tensor-train")
         assert max(map(len, plot.title.splitlines())) <= 78
@@ -44,17 +44,17 @@ class TestPlot:
 
     def test_a_method_looks_the_same_in_every_picture(self, tmp_path):
         few = load_study(write_study(tmp_path / "few", Plan(trials=8, methods=("hashed", "tucker"), endings=False)))
-        looks = {line.label: (line.colour, line.marker) for line in front_plot(few, collect_points(few)).series}
-        assert looks == {"hashed": METHOD_STYLES["hashed"], "Tucker": METHOD_STYLES["tucker"]}
+        styles = {line.label: (line.colour, line.marker) for line in front_plot(few, collect_points(few)).series}
+        assert styles == {"hashed": METHOD_STYLES["hashed"], "Tucker": METHOD_STYLES["tucker"]}
         assert (
             len({colour for colour, _ in METHOD_STYLES.values()})
             == len({marker for _, marker in METHOD_STYLES.values()})
             == 7
         )
 
-    def test_methods_nobody_foresaw_get_looks_of_their_own(self, tmp_path):
+    def test_unknown_methods_get_styles_of_their_own(self, tmp_path):
         plan = Plan(trials=12, methods=("new_one", "another", "tucker"), endings=False)
-        plot = front_plot(made := load_study(write_study(tmp_path, plan)), collect_points(made))
+        plot = front_plot(record := load_study(write_study(tmp_path, plan)), collect_points(record))
         assert len({(line.colour, line.marker) for line in plot.series}) == 3
 
     @pytest.mark.parametrize(
@@ -73,7 +73,7 @@ class TestPlot:
         assert (tmp_path / "front.png").read_bytes().startswith(b"\x89PNG")
         assert not list(tmp_path.glob("*.tmp"))
 
-    def test_nothing_completed_no_picture(self, tmp_path):
+    def test_without_a_completed_trial_there_is_no_picture(self, tmp_path):
         study = load_study(write_study(tmp_path, Plan(trials=0, references=False)))
         with pytest.raises(ValueError, match="a picture needs a completed trial, but tt_dims has none"):
             front_plot(study, collect_points(study))

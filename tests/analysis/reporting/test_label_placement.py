@@ -8,11 +8,11 @@ from hypothesis import strategies as st
 
 from analysis.reporting.label_placement import LEADER_DISTANCE, Box, Label, distance, place_labels
 
-places = st.builds(Label, st.floats(0, 500), st.floats(0, 300), st.floats(5, 80), st.floats(5, 20))
+random_labels = st.builds(Label, st.floats(0, 500), st.floats(0, 300), st.floats(5, 80), st.floats(5, 20))
 
 
 class TestPlacement:
-    @given(st.lists(places, max_size=12))
+    @given(st.lists(random_labels, max_size=12))
     @settings(max_examples=40, deadline=None)
     def test_labels_never_cover_each_other_nor_leave_the_frame(self, labels):
         frame = Box(0, 0, 500, 300)
@@ -30,7 +30,7 @@ class TestPlacement:
         (box,) = place_labels([label], [wall], Box(0, 0, 200, 200))
         assert box.overlap(wall) == 0
 
-    def test_without_room_a_label_is_left_out(self):
+    def test_a_label_that_does_not_fit_is_left_out(self):
         assert place_labels([Label(5, 5, 40, 10)], [], Box(0, 0, 10, 10)) == [None]
 
     def test_no_two_of_60_labels_of_a_front_overlap(self):

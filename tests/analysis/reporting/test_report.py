@@ -10,7 +10,7 @@ import pytest
 
 from analysis.__main__ import main
 from analysis.reporting.html_page import Page
-from analysis.reporting.render import DrawJob, drawing_executor
+from analysis.reporting.render import DrawJob, Picture, drawing_executor
 from analysis.reporting.write import PAGE_FILE, write_report
 from sweeps.records.load import load_study
 from sweeps.records.names import MLFLOW_FILE, PROGRESS_FILE
@@ -32,9 +32,9 @@ class Checker(HTMLParser):
         self.ids: list[str] = []
 
     def handle_starttag(self, tag, attrs):
-        found = dict(attrs)
-        self.links += [found[name] for name in ("href", "src") if name in found]
-        self.ids += [found["id"]] if "id" in found else []
+        attributes = dict(attrs)
+        self.links += [attributes[name] for name in ("href", "src") if name in attributes]
+        self.ids += [attributes["id"]] if "id" in attributes else []
         if tag not in VOID:
             self.open.append(tag)
 
@@ -59,8 +59,20 @@ def report(tmp_path_factory):
     return write_report(load_study(folder), folder / "report", folder)
 
 
-def draw_nothing_known(figure, data, layout):
-    raise ValueError(f"nothing known of {data}")
+@pytest.fixture
+def empty_pictures(monkeypatch):
+    """Writes empty pictures: drawing takes most of a report's time, and these tests look at other things."""
+
+    def render(job, folder):
+        png = folder / f"{job.name}.png"
+        png.write_bytes(b"")
+        return Picture(name=job.name, caption=job.caption, wide="", narrow="", colours=frozenset(), png=png)
+
+    monkeypatch.setattr("analysis.reporting.html_page.render_picture", render)
+
+
+def fail_to_draw(figure, data, layout):
+    raise ValueError(f"cannot draw {data}")
 
 
 class TestProcesses:
@@ -69,7 +81,7 @@ class TestProcesses:
         monkeypatch.setattr("analysis.reporting.render.MIN_TRIALS", 1)
         monkeypatch.setattr("analysis.reporting.render.usable_cores", lambda: 2)
 
-    def test_processes_draw_to_the_last_byte_what_one_does(self, report, tmp_path):
+    def test_several_processes_write_the_same_bytes_as_one(self, report, tmp_path):
         folder = report.parent.parent
         assert write_report(load_study(folder), tmp_path / "report", folder).read_bytes() == report.read_bytes()
         for path in report.parent.iterdir():
@@ -78,47 +90,47 @@ class TestProcesses:
     def test_a_picture_that_cannot_be_drawn_fails_the_page(self, tmp_path):
         with drawing_executor(trials=1) as executor:
             page = Page("a study", tmp_path, executor)
-            page.picture(DrawJob(name="front", caption="", draw=draw_nothing_known, data="tea"))
-            with pytest.raises(ValueError, match="nothing known of tea"):
+            page.picture(DrawJob(name="front", caption="", draw=fail_to_draw, data="tea"))
+            with pytest.raises(ValueError, match="cannot draw tea"):
                 page.html()
 
 
-def test_a_study_under_way_says_so(tmp_path):
-    found = {}
+def test_the_page_says_that_a_study_has_not_ended(tmp_path, empty_pictures):
+    texts = {}
     for closed in (None, "interrupted", "finished"):
         folder = tmp_path / str(closed)
         write_study(folder, Plan(trials=4, epochs=2, closed=closed))
-        found[closed] = write_report(load_study(folder), folder / "report", folder).read_text()
-    assert "The study had not ended when this was written (8 trials, 0 of them running" in found[None]
-    assert "The study was stopped before its end (8 trials" in found["interrupted"]
-    assert "all below may change" not in found["finished"]
+        texts[closed] = write_report(load_study(folder), folder / "report", folder).read_text()
+    assert "The study had not ended when this was written (8 trials, 0 of them running" in texts[None]
+    assert "The study was stopped before its end (8 trials" in texts["interrupted"]
+    assert "all below may change" not in texts["finished"]
 
 
-def test_no_picture_or_table_stays_of_records_that_count_no_more(tmp_path):
-    folder, place = write_study(tmp_path / "study", Plan(trials=24, epochs=2)), tmp_path / "report"
-    write_report(load_study(folder), place, folder)
-    other = place / "mine.csv"
+def test_pictures_and_tables_of_an_earlier_report_are_deleted(tmp_path, empty_pictures):
+    folder, report = write_study(tmp_path / "study", Plan(trials=24, epochs=2)), tmp_path / "report"
+    write_report(load_study(folder), report, folder)
+    other = report / "mine.csv"
     other.write_text("not the report's")
-    before = {path.name for path in place.iterdir()}
+    before = {path.name for path in report.iterdir()}
     study = load_study(folder)
-    for each in study.trials.values():
-        each.broken = "wrong labels" if each.method != "tucker" else ""
-    write_report(study, place, folder)
+    for record in study.trials.values():
+        record.broken = "wrong labels" if record.method != "tucker" else ""
+    write_report(study, report, folder)
     fresh = tmp_path / "fresh"
     write_report(study, fresh, folder)
-    assert {path.name for path in place.iterdir()} == {path.name for path in fresh.iterdir()} | {other.name}
-    assert {"heat_1_ACDC.png", "heat_1_ACDC.csv"} <= before - {path.name for path in place.iterdir()}
+    assert {path.name for path in report.iterdir()} == {path.name for path in fresh.iterdir()} | {other.name}
+    assert {"heat_1_ACDC.png", "heat_1_ACDC.csv"} <= before - {path.name for path in report.iterdir()}
 
 
 class TestPage:
-    def test_it_needs_nothing_from_elsewhere(self, report):
+    def test_the_page_fetches_nothing(self, report):
         text = report.read_text()
         assert not re.search(r"(https?:)?//", re.sub(r"<pre>.*?</pre>", "", text, flags=re.DOTALL))
         assert "@import" not in text
         assert "url(#" in text  # clip paths of the pictures: within the page
         assert not re.search(r"url\((?!#)", text)
 
-    def test_tags_are_closed_links_lead_somewhere_and_ids_are_one(self, report):
+    def test_tags_are_closed_links_exist_and_ids_are_unique(self, report):
         checker = Checker()
         checker.feed(report.read_text())
         assert checker.open == []
@@ -147,22 +159,22 @@ class TestPage:
         drawn = text.count('<div class="wide"')
         assert drawn == text.count('<div class="narrow"') == text.count("<figcaption>") > 5
 
-    def test_a_question_cannot_write_tags(self, tmp_path):
-        made = study(trial("a"), trial("b", 50), question="<script>alert(1)</script> & more?")
-        text = write_report(made, tmp_path, tmp_path).read_text()
+    def test_tags_in_a_question_are_escaped(self, tmp_path):
+        record = study(trial("a"), trial("b", 50), question="<script>alert(1)</script> & more?")
+        text = write_report(record, tmp_path, tmp_path).read_text()
         assert "<script>" not in text
         assert "&lt;script&gt;alert(1)&lt;/script&gt; &amp; more?" in text
 
-    def test_a_study_in_which_nothing_was_completed(self, tmp_path):
-        made = study(trial("a", error=None, params=10))
-        text = write_report(made, tmp_path, tmp_path).read_text()
+    def test_a_study_without_a_completed_trial_has_a_page(self, tmp_path):
+        record = study(trial("a", error=None, params=10))
+        text = write_report(record, tmp_path, tmp_path).read_text()
         assert "there is no answer yet" in text
         assert "No trial was trained to its end." in text
 
 
 class TestSources:
     @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # SQLAlchemy's, from within MLflow
-    def test_tables_and_a_tracking_store_tell_the_same(self, tmp_path, blank_store):
+    def test_tables_and_a_tracking_store_give_the_same_report(self, tmp_path, blank_store, empty_pictures):
         folder = write_study(tmp_path / "mine", Plan(name="mine", trials=8, epochs=3))
         shutil.copy(blank_store, folder / MLFLOW_FILE)
         from sweeps.tracking.follower import Follower
@@ -170,11 +182,11 @@ class TestSources:
         uri = f"sqlite:///{folder}/mlflow.db"
         assert catch_up(Follower(folder, uri)) is None
         assert main(["report", "--study", "mine", "--studies", str(tmp_path), "--out", str(tmp_path / "a")]) == 0
-        asked = ["--tracking-uri", uri, "--studies", str(tmp_path), "--out", str(tmp_path / "b")]
-        assert main(["report", "--study", "mine", *asked]) == 0
-        made = load_study(folder)
+        options = ["--tracking-uri", uri, "--studies", str(tmp_path), "--out", str(tmp_path / "b")]
+        assert main(["report", "--study", "mine", *options]) == 0
+        record = load_study(folder)
         (tmp_path / "tables").mkdir()
-        write_tables(made, tmp_path / "tables")
+        write_tables(record, tmp_path / "tables")
         assert main(["report", "--study", str(tmp_path / "tables"), "--out", str(tmp_path / "c")]) == 0
         for name in ("trials", "front", "learning_curves", "cost"):
             texts = [(tmp_path / source / f"{name}.csv").read_text() for source in "abc"]
@@ -192,9 +204,9 @@ class TestSources:
     def test_bad_input_is_one_line(self, arguments, message, tmp_path, capsys, monkeypatch):
         monkeypatch.chdir(tmp_path)
         assert main(arguments) == 2
-        said = capsys.readouterr().err
-        assert message in said
-        assert len(said.splitlines()) == 1
+        error = capsys.readouterr().err
+        assert message in error
+        assert len(error.splitlines()) == 1
         assert list(tmp_path.iterdir()) == []
 
     @pytest.mark.parametrize(("arguments", "message"), [
@@ -206,12 +218,12 @@ class TestSources:
     def test_a_mistyped_command_is_one_line(self, arguments, message, capsys):
         with pytest.raises(SystemExit, match="2"):
             main(arguments)
-        said = capsys.readouterr().err
-        assert message in said
-        assert len(said.splitlines()) == 1
+        error = capsys.readouterr().err
+        assert message in error
+        assert len(error.splitlines()) == 1
 
     @pytest.mark.parametrize("command", [["report", "--study", "one"], ["compare", "one", "two"]])
-    def test_nothing_is_written_where_a_file_is(self, command, tmp_path, capsys):
+    def test_an_output_folder_that_is_a_file_is_refused(self, command, tmp_path, capsys):
         for name in ("one", "two"):
             write_study(tmp_path / name, Plan(name=name, trials=4, epochs=2))
         (tmp_path / "file").write_text("mine")
@@ -221,30 +233,32 @@ class TestSources:
         assert (tmp_path / "file").read_text() == "mine"
 
     @pytest.mark.parametrize("there_is_a_browser", [True, False])
-    def test_open_shows_the_page_or_says_where_it_is(self, there_is_a_browser, tmp_path, monkeypatch, capsys):
-        shown: list[str] = []
+    def test_open_shows_the_page_or_says_where_it_is(
+        self, there_is_a_browser, tmp_path, monkeypatch, capsys, empty_pictures
+    ):
+        opened: list[str] = []
 
         def browse(address: str) -> bool:
-            shown.append(address)
+            opened.append(address)
             return there_is_a_browser
 
         monkeypatch.setattr("analysis.cli.arguments.webbrowser.open", browse)
         folder = write_study(tmp_path / "mine", Plan(trials=4, epochs=2))
         assert main(["report", "--study", str(folder), "--open"]) == 0
-        assert shown == [(folder / "report" / PAGE_FILE).as_uri()]
-        said = f"there is no browser here that could be started; open {shown[0]}"
-        assert (said in capsys.readouterr().err) is not there_is_a_browser
+        assert opened == [(folder / "report" / PAGE_FILE).as_uri()]
+        message = f"there is no browser here that could be started; open {opened[0]}"
+        assert (message in capsys.readouterr().err) is not there_is_a_browser
 
-    def test_it_goes_into_the_store_that_has_the_study_once_that_is_closed(self, tmp_path, monkeypatch):
-        brought: list[Path] = []
-        monkeypatch.setattr("analysis.sources.push_to_mlflow.push_study", brought.append)
-        monkeypatch.setattr("analysis.report.write_report", lambda study, folder, *rest: folder / PAGE_FILE)
+    def test_the_report_is_pushed_to_the_store_of_a_closed_study(self, tmp_path, monkeypatch):
+        pushed: list[Path] = []
+        monkeypatch.setattr("analysis.sources.push_to_mlflow.push_study", pushed.append)
+        monkeypatch.setattr("analysis.report.write_report", lambda study, folder, *_: folder / PAGE_FILE)
         closed = write_study(tmp_path / "closed", Plan(trials=4, epochs=2))
         running = write_study(tmp_path / "running", Plan(trials=4, epochs=2, closed=None))
         assert main(["report", "--study", str(closed)]) == 0
-        assert brought == []  # MLflow does not know it
+        assert pushed == []  # MLflow does not know it
         for folder in (closed, running):
             (folder / PROGRESS_FILE).write_text("{}")
             assert main(["report", "--study", str(folder)]) == 0
         assert main(["report", "--study", str(closed), "--out", str(tmp_path / "elsewhere")]) == 0
-        assert brought == [closed]
+        assert pushed == [closed]

@@ -17,9 +17,7 @@ from analysis.reporting.summary_table import (
 from analysis.stats.front import collect_points
 from sweeps.records.events import Role, Status
 from sweeps.records.load import load_study
-from tests.support import synthetic_data as made
-from tests.support.synthetic_data import study as made_study
-from tests.support.synthetic_data import trial as one
+from tests.support import synthetic_data
 from tests.support.synthetic_study import Plan, write_study
 
 
@@ -45,14 +43,18 @@ class TestTable:
             row.on_front for row in summary_rows(collect_points(study))
         ]
 
-    def test_several_seeds_say_mean_spread_and_number(self):
-        seeds = [one("a", error=4.0), one("b", error=6.0, seed=1, role=Role.REPEAT), one("c", 50, 9.0)]
-        lines = self.printed(made_study(*seeds)).splitlines()
+    def test_a_setting_of_several_seeds_has_mean_deviation_and_number(self):
+        seeds = [
+            synthetic_data.trial("a", error=4.0),
+            synthetic_data.trial("b", error=6.0, seed=1, role=Role.REPEAT),
+            synthetic_data.trial("c", 50, 9.0),
+        ]
+        lines = self.printed(synthetic_data.study(*seeds)).splitlines()
         (mean,) = [line for line in lines if "5.00±1.41 (2)" in line]
         assert mean.startswith("*")
         assert max(map(len, lines)) <= 100
 
-    def test_long_endings_do_not_cut_the_table(self, tmp_path):
+    def test_test_errors_and_large_networks_fit_into_100_columns(self, tmp_path):
         study = load_study(write_study(tmp_path, Plan(trials=16)))
         for trial in study.trials.values():
             trial.test_error = 12.34
@@ -60,24 +62,24 @@ class TestTable:
         assert "…" not in self.printed(study)
         assert "test %" in self.printed(study)
 
-    def test_every_ending_is_counted_and_explained(self, study):
+    def test_every_status_is_counted_with_its_reasons(self, study):
         text = self.printed(study)
-        total = sum(ending.count for ending in count_statuses(study))
+        total = sum(count.count for count in count_statuses(study))
         assert total == len(study.trials)
         assert "1 out of memory: CUDA out of memory (1)" in text
         assert "2 infeasible: bottleneck of rank 0: needs at least 72,130 parameters (2)" in text
         assert count_statuses(study)[0].status is Status.COMPLETED
 
-    def test_many_reasons_are_summed_up(self, study):
+    def test_less_common_reasons_are_counted_together(self, study):
         failed = list(study.trials.values())[:5]
         for number, trial in enumerate(failed):
             trial.status, trial.reason = Status.FAILED, f"reason {number}"
-        found = next(ending for ending in count_statuses(study) if ending.status is Status.FAILED)
-        assert found.text().endswith(f"others ({found.count - 3})")
+        count = next(count for count in count_statuses(study) if count.status is Status.FAILED)
+        assert count.text().endswith(f"others ({count.count - 3})")
 
     def test_early_stops_are_counted_without_their_reasons(self, study):
-        found = next(ending for ending in count_statuses(study) if ending.status is Status.STOPPED)
-        assert found.text() == f"{found.count} stopped early"
+        count = next(count for count in count_statuses(study) if count.status is Status.STOPPED)
+        assert count.text() == f"{count.count} stopped early"
 
     def test_piped_output_has_no_colours_and_100_columns(self, monkeypatch):
         monkeypatch.delenv("COLUMNS", raising=False)
@@ -88,23 +90,25 @@ class TestTable:
     def test_the_csv_has_full_numbers(self, study, tmp_path):
         write_summary_csv(collect_points(study), tmp_path / "summary.csv")
         with (tmp_path / "summary.csv").open() as file:
-            found = list(csv.DictReader(file))
-        assert len(found) == len(collect_points(study))
-        for line, row in zip(found, summary_rows(collect_points(study)), strict=True):
+            lines = list(csv.DictReader(file))
+        assert len(lines) == len(collect_points(study))
+        for line, row in zip(lines, summary_rows(collect_points(study)), strict=True):
             assert line["trial_id"] == row.point.trial_id
             assert int(line["params"]) == row.point.params
             assert float(line["val_error"]) == row.point.val_error
             assert line["on_front"] == str(row.on_front)
 
 
-def test_what_cannot_be_is_one_line_for_each_method():
+def test_infeasible_trials_are_one_line_for_each_method():
     trials = [
-        made.trial(f"{method}{limit}", status=Status.INFEASIBLE, reason=f"{method}: over the budget of {limit}",
-              method__name=method, budget__params=limit)
+        synthetic_data.trial(
+            f"{method}{limit}", status=Status.INFEASIBLE, reason=f"{method}: over the budget of {limit}",
+            method__name=method, budget__params=limit,
+        )
         for method in ("cp", "shuffle") for limit in (0.4, 0.8, 0.2)
     ]  # fmt: skip
-    (found,) = count_statuses(made.study(*trials))
-    assert found.text().splitlines() == [
+    (count,) = count_statuses(synthetic_data.study(*trials))
+    assert count.text().splitlines() == [
         "6 infeasible, at the largest budget that each method cannot meet:", "  cp: over the budget of 0.8 (3)",
         "  shuffle: over the budget of 0.8 (3)",
     ]  # fmt: skip

@@ -11,9 +11,9 @@ class TestTheme:
         assert text == '<svg><g><path style="fill: var(--c0072b2); stroke: #ffffff"/></g></svg>'
         assert colours == {"#0072b2"}
 
-    def test_the_dark_turns_greys_over_and_keeps_hues(self):
+    def test_the_dark_inverts_greys_and_keeps_hues(self):
         def lightness(colour):
-            return sum(int(colour[place : place + 2], 16) for place in (1, 3, 5))
+            return sum(int(colour[start : start + 2], 16) for start in (1, 3, 5))
 
         assert lightness(dark_colour("#1a1a1a")) > 500
         assert lightness(dark_colour("#ebebeb")) < 200

@@ -17,15 +17,18 @@ class TestImportance:
             for n, (dims, noise) in enumerate(values)
         ))  # fmt: skip
 
-    def test_what_decides_comes_first(self):
-        found = field_importances(searched_settings(self.many(60)))
-        assert [each.evaluator.partition(",")[0] for each in found] == ["PED-ANOVA", "mean decrease of impurity"]
-        for each in found:
-            assert each.shares[0][0] == "method.dims"
-            assert sum(share for _, share in each.shares) == pytest.approx(1)
-            assert each.trials == 60
+    def test_the_most_important_field_comes_first(self):
+        importances = field_importances(searched_settings(self.many(60)))
+        assert [importance.evaluator.partition(",")[0] for importance in importances] == [
+            "PED-ANOVA",
+            "mean decrease of impurity",
+        ]
+        for importance in importances:
+            assert importance.shares[0][0] == "method.dims"
+            assert sum(share for _, share in importance.shares) == pytest.approx(1)
+            assert importance.trials == 60
 
-    def test_too_few_trials_are_said(self):
+    def test_too_few_trials_give_a_note_and_no_shares(self):
         (only,) = field_importances(searched_settings(self.many(MIN_TRIALS - 1)))
         assert only.shares == ()
         assert (
@@ -37,11 +40,13 @@ class TestImportance:
         once, again = self.many(60), self.many(60)
         for name in once.trials:
             once.trials[name].point_id = again.trials[name].point_id = f"point of {name}"
-        for number, each in enumerate(list(again.trials.values())):
-            other = dataclasses.replace(each, trial_id=f"r{number}", role=Role.REPEAT, epochs={1: dict(each.epochs[1])})
-            other.specification = {**each.specification, "seed": 1}
+        for number, member in enumerate(list(again.trials.values())):
+            other = dataclasses.replace(
+                member, trial_id=f"r{number}", role=Role.REPEAT, epochs={1: dict(member.epochs[1])}
+            )
+            other.specification = {**member.specification, "seed": 1}
             other.epochs[1]["val_error"] += 3.0
-            each.epochs[1]["val_error"] -= 3.0
+            member.epochs[1]["val_error"] -= 3.0
             again.trials[other.trial_id] = other
         (first, *_), (second, *_) = (
             field_importances(searched_settings(once)),
@@ -51,10 +56,11 @@ class TestImportance:
         assert dict(second.shares) == pytest.approx(dict(first.shares))
 
     def test_within_budgets_the_budget_is_left_out(self):
-        made = self.many(60)
-        for n, each in enumerate(made.trials.values()):
-            each.stratum = f"s{n % 2}"
-            each.parameters["budget.params"] = n % 2
-        within = [each for each in field_importances(searched_settings(made)) if each.within_budgets]
+        record = self.many(60)
+        for n, member in enumerate(record.trials.values()):
+            member.stratum = f"s{n % 2}"
+            member.parameters["budget.params"] = n % 2
+        importances = field_importances(searched_settings(record))
+        within = [importance for importance in importances if importance.within_budgets]
         assert len(within) == 2
-        assert all("budget.params" not in dict(each.shares) for each in within)
+        assert all("budget.params" not in dict(importance.shares) for importance in within)
