@@ -161,7 +161,9 @@ def solve_allocation(
     plan: NetworkPlan, method: Method, budget: Budget, grouping: Grouping, weights: Mapping[str, float],
     disk: FileSizeCalculator | None = None,
 ) -> SizedMethod:  # fmt: skip
-    """Find the largest sizes of all groups within a budget, in the ratios of their weights.
+    """Find the largest sizes of all groups within a budget.
+
+    Sizes are in the ratios of the weights.
 
     Args:
         plan: the network's sites.
@@ -199,10 +201,10 @@ def solve_allocation(
 def solve_width(
     network: NetworkSettings, image_shape: tuple[int, int, int], classes: int, method: Method, budget: Budget
 ) -> NetworkSettings:
-    """Find the widest of the thinner networks (`width` <= 1) that keeps a budget: the baseline of compression.
+    """Find the widest thinner network (`width` <= 1) that keeps a budget.
 
-    Widths are distinguished to 1e-9, finer than any two steps of networks with up to ten thousand channels. Of equal
-    networks, the width with the fewest decimals is returned.
+    It is the baseline of compression. Widths are distinguished to 1e-9, finer than any two steps of networks with up to
+    ten thousand channels. Of equal networks, the width with the fewest decimals is returned.
 
     Args:
         network: the network; its own width is ignored.

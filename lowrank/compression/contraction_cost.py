@@ -1,14 +1,18 @@
-"""What a decomposition really costs, rebuilt or contracted.
+"""The real cost of a tensor decomposition, applied in either of two ways.
 
-Either its weight is rebuilt once a step and applied densely, or its cores are contracted with the activations in the
-best order.
+Either the weight is rebuilt once a step and applied densely, or the cores are contracted with the activations in the
+cheapest order.
 
 Letters: I in-channels, O out-channels, P positions of the output, n_k sizes, r_k ranks; core k is (r_{k-1}, n_k, r_k).
 
-The study cut the O x I matrix into dimensions without regard to where the outputs end and the inputs begin (RULES), so
-a core may hold parts of both. Cores from the left whose sizes multiply to a divisor of O, and cores from the right
-whose sizes multiply to a divisor of I, hold outputs and inputs alone; those between are multiplied into one core
-first, which then holds an output part and an input part.
+The study split the O x I matrix into dimensions regardless of where the outputs end and the inputs begin, so a core may
+hold parts of both. Cores from the left whose sizes multiply to a divisor of O hold outputs alone, and cores from the
+right whose sizes multiply to a divisor of I hold inputs alone. Those between are first multiplied into one core, which
+holds an output part and an input part.
+
+The order is searched here and not by `opt_einsum`. Its dynamic programming finds the same total, but of orders of equal
+cost it takes another one, which moves mult-adds between the two parts that are reported (with and without activations);
+and it takes four times as long.
 """
 
 from __future__ import annotations
@@ -24,12 +28,17 @@ from lowrank.layers.tensor.tensor_train_ops import best_split, train_cost
 from lowrank.layers.tensor.tucker import rebuild_costs
 
 POSITIONS = "p"
-MOST_OPERANDS = 10  # contraction trees are searched exhaustively, in 3^n steps
+MAX_OPERANDS = 10  # the search takes 3^n steps
 
 
 @dataclass(frozen=True)
 class Operand:
-    """A tensor to contract: its name and its indices, in the order of its dimensions."""
+    """A tensor to contract.
+
+    Attributes:
+        name: such as "core2".
+        indices: names of its dimensions, in order.
+    """
 
     name: str
     indices: tuple[str, ...]
@@ -37,7 +46,14 @@ class Operand:
 
 @dataclass(frozen=True)
 class TensorNetwork:
-    """A pointwise map as tensors to contract with `x`: sizes of all indices, and what joining straddling cores cost."""
+    """A pointwise map and its activations as tensors to contract.
+
+    Attributes:
+        operands: the activations `x`, then the cores.
+        sizes: of all indices, by name.
+        outputs: indices of the result.
+        joined: mult-adds of multiplying the cores that hold outputs and inputs into one.
+    """
 
     operands: tuple[Operand, ...]
     sizes: dict[str, int]
@@ -47,7 +63,13 @@ class TensorNetwork:
 
 @dataclass(frozen=True)
 class Contraction:
-    """The cheapest order of contracting tensors pair by pair: mult-adds in all, those without `x`, and the order."""
+    """The cheapest order of contracting tensors pair by pair.
+
+    Attributes:
+        mult_adds: of all contractions.
+        without_x: of those that no activation takes part in.
+        order: the tree in brackets.
+    """
 
     mult_adds: int
     without_x: int
@@ -56,7 +78,15 @@ class Contraction:
 
 @dataclass(frozen=True)
 class RealCost:
-    """Mult-adds of one layer: what is paid once a step whatever the batch, and what each image adds."""
+    """Mult-adds of one layer: paid once a step whatever the batch size, and for each image.
+
+    Attributes:
+        rebuilt_once: to rebuild the weight.
+        rebuilt_image: to apply the rebuilt weight to one image.
+        contracted_once: of the contractions without activations.
+        contracted_image: of the contractions with the activations of one image.
+        order: of the contractions, such as "((x core3) core2)".
+    """
 
     rebuilt_once: int
     rebuilt_image: int
@@ -66,9 +96,16 @@ class RealCost:
 
 
 def real_cost(method: Method, shape: ConvShape) -> RealCost | None:
-    """Both real costs of `method` at `shape`, its depthwise part included; None if it is no decomposition.
+    """Compute both real costs of a method at one site, its depthwise part included.
 
-    The order is the best for one image; what it multiplies before any activation is paid once a step.
+    The order of contractions is the cheapest for one image.
+
+    Args:
+        method: the method.
+        shape: of the site.
+
+    Returns:
+        The costs; None if the method is no tensor decomposition.
     """
     if not isinstance(method, TensorTrain | Tucker | CP):
         return None
@@ -87,9 +124,17 @@ def _real_cost(method: TensorTrain | Tucker | CP, i: int, o: int, positions: int
 
 
 def rebuild_cost(method: TensorTrain | Tucker | CP, in_channels: int, out_channels: int) -> int:
-    """Mult-adds of multiplying the weight out as the layers do where they form it: halves towards a cut, joined last.
+    """Count the mult-adds of rebuilding the weight as the layers do: two halves, which are joined last.
 
-    For Tucker that is done with the factors applied before, or to the core, then spread by them: what costs less.
+    Tucker's factors are applied to the halves, or to the pieces of its core before: the cheaper of both.
+
+    Args:
+        method: the decomposition.
+        in_channels: I.
+        out_channels: O.
+
+    Returns:
+        Mult-adds.
     """
     if isinstance(method, CP):
         sizes, rank = method.structure(in_channels, out_channels)
@@ -102,20 +147,39 @@ def rebuild_cost(method: TensorTrain | Tucker | CP, in_channels: int, out_channe
 
 
 def split_sides(sizes: Sequence[int], in_channels: int, out_channels: int) -> tuple[int, int]:
-    """How many cores from the left hold outputs alone, and from which core on they hold inputs alone."""
-    left = 0
-    while left < len(sizes) and out_channels % prod(sizes[: left + 1]) == 0:
-        left += 1
-    right = len(sizes)
-    while right > left and in_channels % prod(sizes[right - 1 :]) == 0:
-        right -= 1
-    return left, right
+    """Find the cores that hold outputs alone and those that hold inputs alone.
+
+    Args:
+        sizes: n_k of all cores.
+        in_channels: I.
+        out_channels: O.
+
+    Returns:
+        The number of cores from the left that hold outputs alone, and the first core from which all hold inputs alone.
+    """
+    output_end = 0
+    while output_end < len(sizes) and out_channels % prod(sizes[: output_end + 1]) == 0:
+        output_end += 1
+    input_start = len(sizes)
+    while input_start > output_end and in_channels % prod(sizes[input_start - 1 :]) == 0:
+        input_start -= 1
+    return output_end, input_start
 
 
 def make_tensor_network(
     method: TensorTrain | Tucker | CP, in_channels: int, out_channels: int, positions: int
 ) -> TensorNetwork:
-    """The tensors of a pointwise map and its activations, every index named; cores that straddle are joined."""
+    """Name the tensors of a pointwise map and its activations, and all their indices.
+
+    Args:
+        method: the decomposition.
+        in_channels: I.
+        out_channels: O.
+        positions: P.
+
+    Returns:
+        The tensors; cores that hold outputs and inputs are joined into one.
+    """
     if isinstance(method, CP):
         sizes, rank = method.structure(in_channels, out_channels)
         ranks: tuple[int, ...] = (rank,) * (len(sizes) - 1)
@@ -124,26 +188,26 @@ def make_tensor_network(
         sizes, inner, ranks = method.structure(in_channels, out_channels)
     else:
         (sizes, ranks), inner = method.structure(in_channels, out_channels), None
-    left, right = split_sides(sizes, in_channels, out_channels)
-    digits, dims = _digits(sizes, left, right, in_channels, out_channels)
+    output_end, input_start = split_sides(sizes, in_channels, out_channels)
+    digits, dims = _digits(sizes, output_end, input_start, in_channels, out_channels)
     dims[POSITIONS] = positions
     inputs = tuple(name for part in digits for name in part if name.startswith("i"))
     outputs = frozenset(name for part in digits for name in part if name.startswith("o"))
     x = Operand("x", (POSITIONS, *inputs))
-    blocks = _blocks(len(sizes), left, right)
+    blocks = _blocks(len(sizes), output_end, input_start)
     if isinstance(method, CP):
         dims["r"] = rank
         tensors = [Operand(_name(block), (*part, "r")) for block, part in zip(blocks, digits, strict=True)]
-        joined = sum(rank * prod(sizes[left:end]) for end in range(left + 2, right + 1))
+        joined = sum(rank * prod(sizes[output_end:end]) for end in range(output_end + 2, input_start + 1))
     else:
         tensors, joined = _train_operands(blocks, digits, dims, sizes, ranks, inner)
     return TensorNetwork((x, *tensors), dims, outputs | {POSITIONS}, joined)
 
 
-def _blocks(cores: int, left: int, right: int) -> list[range]:
-    """Which cores each tensor holds: those between `left` and `right` are one."""
-    middle = [range(left, right)] if right > left else []
-    return [range(k, k + 1) for k in range(left)] + middle + [range(k, k + 1) for k in range(right, cores)]
+def _blocks(cores: int, output_end: int, input_start: int) -> list[range]:
+    """List the cores that each tensor consists of: those from `output_end` to `input_start` are one tensor."""
+    middle = [range(output_end, input_start)] if input_start > output_end else []
+    return [range(k, k + 1) for k in range(output_end)] + middle + [range(k, k + 1) for k in range(input_start, cores)]
 
 
 def _name(block: range) -> str:
@@ -151,29 +215,31 @@ def _name(block: range) -> str:
 
 
 def _digits(
-    sizes: Sequence[int], left: int, right: int, in_channels: int, out_channels: int
+    sizes: Sequence[int], output_end: int, input_start: int, in_channels: int, out_channels: int
 ) -> tuple[list[tuple[str, ...]], dict[str, int]]:
-    """The output and input indices that each block holds, and their sizes."""
-    dims = {f"o{k + 1}": sizes[k] for k in range(left)} | {f"i{k + 1}": sizes[k] for k in range(right, len(sizes))}
-    digits: list[tuple[str, ...]] = [(f"o{k + 1}",) for k in range(left)]
-    if right > left:
+    """Name the output and input indices of each block, and give their sizes."""
+    dims = {f"o{k + 1}": sizes[k] for k in range(output_end)} | {
+        f"i{k + 1}": sizes[k] for k in range(input_start, len(sizes))
+    }
+    digits: list[tuple[str, ...]] = [(f"o{k + 1}",) for k in range(output_end)]
+    if input_start > output_end:
         digits.append(("o", "i"))
-        dims["o"] = out_channels // prod(sizes[:left])
-        dims["i"] = in_channels // prod(sizes[right:])
-    return digits + [(f"i{k + 1}",) for k in range(right, len(sizes))], dims
+        dims["o"] = out_channels // prod(sizes[:output_end])
+        dims["i"] = in_channels // prod(sizes[input_start:])
+    return digits + [(f"i{k + 1}",) for k in range(input_start, len(sizes))], dims
 
 
 def _train_operands(
     blocks: Sequence[range], digits: Sequence[tuple[str, ...]], dims: dict[str, int], sizes: Sequence[int],
     ranks: Sequence[int], inner: Sequence[int] | None,
 ) -> tuple[list[Operand], int]:  # fmt: skip
-    """Cores of a train (for Tucker, factors and core pieces) with their rank indices, which are added to `dims`.
+    """Make the cores of a train (for Tucker, factors and core pieces) with rank indices, which are added to `dims`.
 
-    Tucker's factors are kept apart from the pieces of its core only while the order can be searched exhaustively.
+    Tucker's factors and core pieces are tensors of their own only as long as the number of tensors allows the search.
     """
     edged = (1, *ranks, 1)
     dims.update({f"r{k}": rank for k, rank in enumerate(edged)})
-    apart = inner is not None and 2 * len(blocks) < MOST_OPERANDS
+    apart = inner is not None and 2 * len(blocks) < MAX_OPERANDS
     operands, joined = [], 0
     for block, part in zip(blocks, digits, strict=True):
         edges = (f"r{block.start}", f"r{block.stop}")
@@ -191,23 +257,29 @@ def _train_operands(
 
 
 def _join_cost(sizes: Sequence[int], edges: Sequence[int]) -> int:
-    """The least cost of multiplying neighbouring cores into one (the network of matrix products)."""
+    """Return the least cost of multiplying neighbouring cores into one (the matrix chain problem)."""
 
     @cache
     def least(start: int, stop: int) -> int:
         if stop - start == 1:
             return 0
-        whole = edges[start] * prod(sizes[start:stop]) * edges[stop]
-        return min(least(start, cut) + least(cut, stop) + whole * edges[cut] for cut in range(start + 1, stop))
+        product = edges[start] * prod(sizes[start:stop]) * edges[stop]
+        return min(least(start, cut) + least(cut, stop) + product * edges[cut] for cut in range(start + 1, stop))
 
     return least(0, len(sizes))
 
 
 def best_contraction(network: TensorNetwork) -> Contraction:
-    """The contraction tree of fewest mult-adds, over all of them, by dynamic programming over subsets of tensors.
+    """Find the contraction tree of fewest mult-adds, by dynamic programming over subsets of tensors.
 
-    One product of two tensors costs the product of all their indices' sizes; an index is summed as soon as no other
-    tensor and no output has it. Indices of size 1 cost nothing.
+    Contracting two tensors costs the product of the sizes of all their indices. An index is summed as soon as no other
+    tensor and no output has it.
+
+    Args:
+        network: the tensors.
+
+    Returns:
+        The cheapest of all trees.
     """
     search = _Search(network)
     full = (1 << len(network.operands)) - 1
@@ -217,7 +289,7 @@ def best_contraction(network: TensorNetwork) -> Contraction:
 
 
 class _Search:
-    """The tables of `best_contraction`; subsets of tensors and sets of indices are bit masks, `x` is tensor 0."""
+    """The tables of `best_contraction`; subsets of tensors and of indices are bit masks, and `x` is tensor 0."""
 
     def __init__(self, network: TensorNetwork):
         self.network = network
@@ -231,7 +303,7 @@ class _Search:
         self.volumes: dict[int, int] = {}
 
     def _open(self, subset: int) -> int:
-        """Indices of a contracted subset that something outside of it still has."""
+        """Return the indices of a contracted subset that a tensor outside of it, or the output, has too."""
         inside, outside = 0, self.outputs
         for k, indices in enumerate(self.indices):
             if subset >> k & 1:
@@ -241,35 +313,36 @@ class _Search:
         return inside & outside
 
     def volume(self, indices: int) -> int:
-        """The product of the sizes of a set of indices."""
+        """Return the product of the sizes of a set of indices."""
         if indices not in self.volumes:
             names = (name for k, name in enumerate(self.names) if indices >> k & 1)
             self.volumes[indices] = prod(self.network.sizes[name] for name in names)
         return self.volumes[indices]
 
     def solve(self, subset: int) -> None:
-        """Find the best last product of a subset, all smaller ones being solved."""
+        """Find the cheapest last contraction of a subset; all smaller subsets must have been solved."""
         lowest = subset & -subset
-        rest = subset ^ lowest
-        if not rest:
+        others = subset ^ lowest
+        if not others:
             return
-        best, part = None, rest
-        while part:  # `part` runs over the subsets of `rest`: every pair of halves once
-            other = subset ^ part
-            cost = self.cost[part] + self.cost[other] + self.volume(self.open[part] | self.open[other])
+        best, part = None, others
+        while part:  # `part` takes every subset of `others`, so each pair of halves occurs once
+            remainder = subset ^ part
+            volume = self.volume(self.open[part] | self.open[remainder])
+            cost = self.cost[part] + self.cost[remainder] + volume
             if best is None or cost < best:
                 best, self.cost[subset], self.split[subset] = cost, cost, part
-            part = (part - 1) & rest
+            part = (part - 1) & others
 
     def cost_without_x(self, subset: int) -> int:
-        """The part of the cost that no activation takes part in."""
+        """Return the cost of the contractions of a subset that no activation takes part in."""
         if not subset & 1:
             return self.cost[subset]
         part = self.split[subset]
         return self.cost_without_x(subset ^ part) + self.cost[part] if part else 0
 
     def order(self, subset: int) -> str:
-        """The tree in brackets, such as "((x core3) core2)"."""
+        """Return the tree of a subset in brackets, such as "((x core3) core2)"."""
         part = self.split[subset]
         if not part:
             return self.network.operands[subset.bit_length() - 1].name

@@ -75,7 +75,10 @@ def measure_file_size(network: nn.Module, plan: NetworkPlan, sized: SizedMethod)
 
 
 class FileSizeCalculator:
-    """Measures one network on disk with any method in its sites; each distinct network and layer is measured once."""
+    """Measures one network on disk with any method in its sites.
+
+    Each distinct network and layer is measured once.
+    """
 
     def __init__(self, network: nn.Module, plan: NetworkPlan):
         """Read the names, types and shapes of a network's tensors.

@@ -81,7 +81,9 @@ def init_layer(module: nn.Module, dense: Tensor) -> float:
 
 
 def merge(network: nn.Module, *, combined: bool = True) -> nn.Module:
-    """Replace every structured layer of a network, in place, by plain layers with the same outputs.
+    """Replace every structured layer of a network, in place, by plain layers.
+
+    The outputs stay the same.
 
     Args:
         network: the network, or a structured layer.

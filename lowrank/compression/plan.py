@@ -50,7 +50,7 @@ class Site:
 
 @dataclass(frozen=True)
 class NetworkPlan:
-    """The convolutions and linear maps of a network, and the counts of everything else.
+    """Convolutions and linear maps of a network, and counts of everything else.
 
     Attributes:
         name: of the network.

@@ -127,7 +127,9 @@ def _build_layer(network: nn.Module, site: Site, method: Method) -> nn.Module:
 def build_student(
     settings: NetworkSettings, plan: NetworkPlan, sized: SizedMethod, image_shape: ImageShape, classes: int, seed: int
 ) -> nn.Module:
-    """Build a named network with a method in its sites; the seed alone determines its weights.
+    """Build a named network with a method in its sites.
+
+    The seed alone determines its weights.
 
     Args:
         settings: the dense network.
@@ -200,7 +202,9 @@ def build_sized_student(
 
 
 def factor_parameters(network: nn.Module) -> list[nn.Parameter]:
-    """List the parameters that are factors of structured maps: scaled decay applies to them.
+    """List the parameters that are factors of structured maps.
+
+    Compression-scaled weight decay applies to them.
 
     Args:
         network: any module.

@@ -1,7 +1,7 @@
-"""Writes a trained model in every form in which it leaves the project, reads each back, and proves that all are equal.
+"""Exports a trained model in all formats, reads each file back, and compares its outputs with the model's.
 
-Two networks, the factorised one as it was trained and the merged one (plain depthwise and 1 x 1 convolutions), each as
-safetensors, as a `torch.export` program and as ONNX. Letters: B batch, K classes.
+There are two networks: the factorised one as it was trained, and the merged one of plain depthwise and 1 x 1
+convolutions. Each is written as safetensors, as a `torch.export` program and as ONNX. Letters: B batch, K classes.
 """
 
 from __future__ import annotations
@@ -26,48 +26,82 @@ from lowrank.layers import Dense
 
 FACTORISED, MERGED = "factorised", "merged"
 INPUT, OUTPUT = "images", "logits"
-MOST_IMAGES = 4096  # in one batch of an exported program
-LARGEST_CONSTANT = 1024  # numbers in a constant that is computed when an ONNX file is written
-TOLERANCE = 1e-3  # of the largest logit: what rounding in another order of sums may do in float32
+MAX_BATCH = 4096  # images in one batch of an exported program
+MAX_CONSTANT = 1024  # numbers in a constant that is computed when an ONNX file is written
+TOLERANCE = 1e-3  # of the largest logit: float32 rounding when sums are taken in another order
 
 Forward = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExportedFile:
-    """One exported file and its proof; differences are of logits, over all images that were compared."""
+    """One exported file, compared with the trained model on all images.
 
-    network: str  # factorised or merged
-    kind: str  # safetensors, torch.export or ONNX
+    Attributes:
+        network: factorised or merged.
+        kind: safetensors, torch.export or ONNX.
+        file: its name.
+        bytes: its size.
+        difference: the largest absolute difference of a logit.
+        largest: the largest absolute logit of the trained model.
+        agree: share of images with the same class, 0 to 1.
+        error: error in percent; None without labels.
+        mult_adds: for one image.
+    """
+
+    network: str
+    kind: str
     file: str
     bytes: int
-    difference: float  # the largest, absolute
-    largest: float  # the largest absolute logit of the trained model
-    agree: float  # share of images that are put in the same class, 0 to 1
-    error: float | None  # validation error in percent, where the images were at hand
+    difference: float
+    largest: float
+    agree: float
+    error: float | None
     mult_adds: int
 
     @property
     def equal(self) -> bool:
-        """Whether the outputs are those of the trained model, up to rounding."""
+        """Whether the outputs equal those of the trained model, up to rounding."""
         return self.difference <= TOLERANCE * max(self.largest, 1.0)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ComparisonImages:
-    """Images (B, C, H, W), normalised; `labels` (B) where they are real ones, else None."""
+    """Images that exported files are compared on.
+
+    Attributes:
+        images: (B, C, H, W), normalised.
+        labels: (B); None for random images.
+    """
 
     images: Tensor
     labels: Tensor | None
 
 
 def merged_network(network: nn.Module) -> nn.Module:
-    """A merged copy of `network`, in evaluation mode; depthwise and pointwise stay apart, which costs less."""
+    """Copy a network and merge its structured layers.
+
+    Depthwise and pointwise maps stay apart, which costs less.
+
+    Args:
+        network: the factorised network; it is not changed.
+
+    Returns:
+        The merged copy in evaluation mode.
+    """
     return merge(copy.deepcopy(network), combined=False).eval()
 
 
 def running_mult_adds(network: nn.Module, specification: ModelSpecification) -> int:
-    """Mult-adds that a network of plain convolutions really runs for one image."""
+    """Count the mult-adds that a network of plain convolutions runs for one image.
+
+    Args:
+        network: the network.
+        specification: gives the shape of its images.
+
+    Returns:
+        Mult-adds.
+    """
     return trace_plan(network, specification.image_shape).mult_adds(Dense())
 
 
@@ -78,9 +112,22 @@ def export_formats(
     folder: Path,
     step: Callable[[str], None],
 ) -> list[ExportedFile]:
-    """Write all six files into `folder` and prove each by reading it back; `step` is called before each with its name.
+    """Write all six files and compare the outputs of each with the network's.
 
-    Raises OSError when a file cannot be written.
+    Each file is read back before.
+
+    Args:
+        network: the factorised network as it was trained.
+        specification: what describes it.
+        probe: images to compare on.
+        folder: where to write.
+        step: called with the name of each file before it is written.
+
+    Returns:
+        The files with their differences.
+
+    Raises:
+        OSError: a file cannot be written.
     """
     network = network.eval()
     merged = merged_network(network)
@@ -92,30 +139,39 @@ def export_formats(
         "ONNX": lambda name, model, path: _as_onnx(model, specification, path),
     }
     endings = {"safetensors": "safetensors", "torch.export": "pt2", "ONNX": "onnx"}
-    found = []
+    files = []
     for name, model in ((FACTORISED, network), (MERGED, merged)):
         for kind, write in writers.items():
             step(f"{name}, {kind}")
             path = folder / f"{name}.{endings[kind]}"
             forward = write(name, model, path)
             count = work if name == MERGED else specification.mult_adds()
-            found.append(_proved(name, kind, path, run_batches(forward, probe.images), expected, probe.labels, count))
-    return found
+            files.append(_compare(name, kind, path, run_batches(forward, probe.images), expected, probe.labels, count))
+    return files
 
 
 def run_batches(forward: Forward, images: Tensor, size: int = 256) -> Tensor:
-    """Logits (B, K) of all images, a batch at a time."""
+    """Run a network on images, one batch after the other.
+
+    Args:
+        forward: the network.
+        images: (B, C, H, W).
+        size: of a batch.
+
+    Returns:
+        Logits (B, K), float32.
+    """
     with torch.no_grad():
         return torch.cat([forward(part).float() for part in images.split(size)])
 
 
-def _proved(
-    name: str, kind: str, path: Path, found: Tensor, expected: Tensor, labels: Tensor | None, mult_adds: int
+def _compare(
+    name: str, kind: str, path: Path, logits: Tensor, expected: Tensor, labels: Tensor | None, mult_adds: int
 ) -> ExportedFile:
-    classes = found.argmax(1)
+    classes = logits.argmax(1)
     return ExportedFile(
         network=name, kind=kind, file=path.name, bytes=path.stat().st_size,
-        difference=float((found - expected).abs().max()), largest=float(expected.abs().max()),
+        difference=float((logits - expected).abs().max()), largest=float(expected.abs().max()),
         agree=float((classes == expected.argmax(1)).double().mean()),
         error=None if labels is None else 100 * float((classes != labels).double().mean()), mult_adds=mult_adds,
     )  # fmt: skip
@@ -129,23 +185,23 @@ def _as_tensors(name: str, model: nn.Module, specification: ModelSpecification, 
         path, model, network=specification.network, method=specification.sized(specification.plan()),
         image_shape=specification.image_shape, classes=specification.classes,
     )  # fmt: skip
-    own = specification.network.name
-    return load_model(path, trusted_network=own if ":" in own else None)
+    name = specification.network.name
+    return load_model(path, trusted_network=name if ":" in name else None)
 
 
 def _as_program(model: nn.Module, specification: ModelSpecification, path: Path) -> Forward:
-    batch = torch.export.Dim("batch", min=1, max=MOST_IMAGES)
+    batch = torch.export.Dim("batch", min=1, max=MAX_BATCH)
     with _quiet(), torch.no_grad():
         program = torch.export.export(model, (_example(specification),), dynamic_shapes=({0: batch},))
         for node in program.graph.nodes:
-            node.meta.pop("stack_trace", None)  # lines and folders of this machine
+            node.meta.pop("stack_trace", None)  # it names folders of this machine
         torch.export.save(program, path)
         loaded: nn.Module = torch.export.load(path).module()
     return loaded
 
 
 def _as_onnx(model: nn.Module, specification: ModelSpecification, path: Path) -> Forward:
-    batch = torch.export.Dim("batch", min=1, max=MOST_IMAGES)
+    batch = torch.export.Dim("batch", min=1, max=MAX_BATCH)
     with _quiet(), torch.no_grad(), redirect_stdout(io.StringIO()):  # the exporter prints its progress
         program = torch.onnx.export(
             model, (_example(specification),), dynamo=True, dynamic_shapes=({0: batch},), input_names=[INPUT],
@@ -158,14 +214,14 @@ def _as_onnx(model: nn.Module, specification: ModelSpecification, path: Path) ->
 
 
 def _simplify(model: Any) -> None:
-    """Drop what no result depends on, and the traces of the export with this machine's folders.
+    """Drop nodes that no output depends on, and metadata that names folders of this machine.
 
-    Only small constants are computed beforehand: the exporter's own pass would multiply factors out, and store the
-    product; ONNX Runtime does that when it loads the file.
+    Only small constants are folded. The exporter's own pass would multiply factors and store the product; ONNX Runtime
+    does that when it loads the file.
     """
     from onnxscript import optimizer
 
-    optimizer.optimize(model, output_size_limit=LARGEST_CONSTANT)
+    optimizer.optimize(model, output_size_limit=MAX_CONSTANT)
     values = [*model.graph.inputs, *model.graph.initializers.values()]
     for node in model.graph.all_nodes():
         values += [node, *node.outputs]
@@ -174,7 +230,15 @@ def _simplify(model: Any) -> None:
 
 
 def onnx_forward(path: Path, threads: int | None = None) -> Forward:
-    """An ONNX file as a function of images, run by ONNX Runtime on the CPU."""
+    """Load an ONNX file as a function, run by ONNX Runtime on the CPU.
+
+    Args:
+        path: the file.
+        threads: how many it uses; None for as many as torch.
+
+    Returns:
+        A function from images (B, C, H, W) to logits (B, K).
+    """
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -189,12 +253,12 @@ def onnx_forward(path: Path, threads: int | None = None) -> Forward:
 
 
 def _example(specification: ModelSpecification) -> Tensor:
-    return torch.zeros(4, *specification.image_shape)  # more than one: the exporters take a batch of one as fixed
+    return torch.zeros(4, *specification.image_shape)  # not one image: the exporters would take a batch of one as fixed
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the exporters' deprecation warnings and log lines, which are about their own insides."""
+    """Silence the exporters' deprecation warnings and log lines, which concern their own code."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "torch.export")]
     before = [logger.level for logger in loggers]
     try:

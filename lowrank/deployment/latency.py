@@ -1,4 +1,4 @@
-"""How long an answer takes on this machine: the median of repeats, batch by batch, all contestants in turn."""
+"""Measures how long a forward pass takes on this machine: the median of repeats, all models in turn."""
 
 from __future__ import annotations
 
@@ -13,15 +13,24 @@ import torch
 from torch import Tensor
 
 BATCHES = (1, 64)
-SECONDS = 1.5  # for one contestant at one batch size, at least LEAST rounds
-LEAST, MOST, WARM_UPS = 5, 100, 2
+SECONDS = 1.5  # for one model at one batch size, unless there were fewer than MIN_ROUNDS
+MIN_ROUNDS, MAX_ROUNDS, WARM_UPS = 5, 100, 2
 
 Forward = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Latency:
-    """Milliseconds for one batch: the median of `repeats`, and the fastest and the slowest."""
+    """How long one batch takes.
+
+    Attributes:
+        name: of the model.
+        batch: number of images.
+        median_ms: median of all repeats, in milliseconds.
+        fastest_ms: the fastest repeat.
+        slowest_ms: the slowest repeat.
+        repeats: how many there were.
+    """
 
     name: str
     batch: int
@@ -36,8 +45,21 @@ def measure_latency(
     contestants: Mapping[str, Forward], image_shape: Sequence[int], *, batches: Sequence[int] = BATCHES,
     seconds: float = SECONDS, step: Callable[[str], None] = lambda name: None,
 ) -> list[Latency]:  # fmt: skip
-    """Time every contestant on random images; rounds go through all of them, so that a busy moment hits each alike."""
-    found = []
+    """Time models on random images.
+
+    Each round runs all of them, so that a busy moment affects all alike.
+
+    Args:
+        contestants: the models by name.
+        image_shape: (C, H, W).
+        batches: numbers of images in a batch.
+        seconds: for each model at each batch size.
+        step: called with a line before each batch size.
+
+    Returns:
+        A measurement for each batch size and model.
+    """
+    latencies = []
     for batch in batches:
         step(f"latency, batch {batch}")
         images = torch.randn(batch, *image_shape, generator=torch.Generator().manual_seed(0))
@@ -47,14 +69,14 @@ def measure_latency(
                 forward(images)
         started, rounds = time.perf_counter(), 0
         limit = seconds * len(contestants)
-        while rounds < LEAST or (rounds < MOST and time.perf_counter() - started < limit):
+        while rounds < MIN_ROUNDS or (rounds < MAX_ROUNDS and time.perf_counter() - started < limit):
             for name, forward in contestants.items():
-                begun = time.perf_counter()
+                start = time.perf_counter()
                 forward(images)
-                times[name].append(1e3 * (time.perf_counter() - begun))
+                times[name].append(1e3 * (time.perf_counter() - start))
             rounds += 1
-        found += [_summary(name, batch, values) for name, values in times.items()]
-    return found
+        latencies += [_summary(name, batch, values) for name, values in times.items()]
+    return latencies
 
 
 def _summary(name: str, batch: int, values: Sequence[float]) -> Latency:
@@ -65,7 +87,11 @@ def _summary(name: str, batch: int, values: Sequence[float]) -> Latency:
 
 
 def describe_machine() -> str:
-    """The processor, the threads that torch uses, and torch's version, in one line."""
+    """Describe this machine.
+
+    Returns:
+        The processor, the number of threads that torch uses, and torch's version, in one line.
+    """
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

@@ -44,7 +44,7 @@ Notify = Callable[[str], None]
 
 @dataclass(frozen=True, kw_only=True)
 class CacheKey:
-    """Everything that the contents of a cache file depend on, except the number of its cache epoch."""
+    """Everything that a cache file depends on, except its cache epoch."""
 
     weights: str  # sha256 of the teacher's weights
     data: str  # fingerprint of images and splits
@@ -165,7 +165,14 @@ def _file_name(cache_epoch: int) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class CacheSource:
-    """What a cache is filled from: the teacher (made on first use), the images, and the device it runs on."""
+    """What a cache is filled from.
+
+    Attributes:
+        teacher: makes the teacher; called only if a file must be built.
+        data: the images.
+        device: where the teacher runs.
+        batch_size: of its forward passes.
+    """
 
     teacher: Callable[[], Teacher]
     data: ImageData

@@ -18,12 +18,15 @@ STUDY_TAPS = 3  # the study's beta was chosen for the ends of three stages
 
 
 def distillation_loss(logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
-    """T^2 * KL(teacher || student) of the predictions softened by `temperature`, a batch mean.
+    """Compute T^2 * KL(teacher || student) of softened predictions, a batch mean.
 
     Args:
         logits: the student's, (B, K).
         teacher_logits: (B, K).
         temperature: T, above 0; T^2 keeps the gradient's size whatever T is.
+
+    Returns:
+        The loss.
 
     Source: Hinton, Vinyals and Dean 2015, "Distilling the knowledge in a neural network".
     """
@@ -33,11 +36,18 @@ def distillation_loss(logits: Tensor, teacher_logits: Tensor, temperature: float
 
 
 def attention_map(activation: Tensor) -> Tensor:
-    """Where a tap is active: the mean over channels of its square, (B, C, H, W) -> float32 (B, H, W)."""
-    if torch.compiler.is_compiling():  # a compiler fuses what is left plain
+    """Compute where a tap is active: the mean over channels of its square.
+
+    Args:
+        activation: (B, C, H, W).
+
+    Returns:
+        float32 (B, H, W).
+    """
+    if torch.compiler.is_compiling():  # the compiler fuses plain operations
         return activation.float().square().mean(1)
-    found: Tensor = _MeanSquare.apply(activation)
-    return found
+    mean_square: Tensor = _MeanSquare.apply(activation)
+    return mean_square
 
 
 class _MeanSquare(torch.autograd.Function):
@@ -56,32 +66,36 @@ class _MeanSquare(torch.autograd.Function):
 
 
 def attention_loss(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
-    """How far the student looks elsewhere than its teacher.
+    """Compute how much the student's attention differs from its teacher's.
 
     Each pair of maps is pooled to the smaller of its two sizes, flattened and L2-normalised for each image; the loss is
     the mean squared difference over batch and positions, summed over taps, times 3 / number of taps.
 
     Args:
         student: attention maps (B, H, W), one for each tap, from attention_map.
-        teacher: likewise, in the same order; of any sizes, and whatever each is scaled by.
+        teacher: likewise, in the same order; of any sizes and scales.
+
+    Returns:
+        The loss.
 
     Raises:
         InputError: there are no maps, or not as many of the one as of the other.
 
-    Source: Zagoruyko and Komodakis 2017, "Paying more attention to attention", in the study's form (FACTS).
+    Source: Zagoruyko and Komodakis 2017, "Paying more attention to attention", in the form of the 2018-19 study.
     """
     if not student or len(student) != len(teacher):
         raise InputError(f"attention transfer needs as many student taps as teacher taps, but got {len(student)} and "
                          f"{len(teacher)}")  # fmt: skip
     parts = []
-    for ours, theirs in zip(student, teacher, strict=True):
-        size = (min(ours.shape[1], theirs.shape[1]), min(ours.shape[2], theirs.shape[2]))
-        parts.append((_flat(ours, size) - _flat(theirs, size)).square().mean())
+    for student_map, teacher_map in zip(student, teacher, strict=True):
+        height, width = map(min, student_map.shape[1:], teacher_map.shape[1:])
+        difference = _flatten(student_map, (height, width)) - _flatten(teacher_map, (height, width))
+        parts.append(difference.square().mean())
     return torch.stack(parts).sum() * (STUDY_TAPS / len(parts))
 
 
-def _flat(attention: Tensor, size: tuple[int, int]) -> Tensor:
-    """(B, H, W) -> (B, h * w), each row of length 1."""
+def _flatten(attention: Tensor, size: tuple[int, int]) -> Tensor:
+    """Pool (B, H, W) to (B, h * w), each row of length 1."""
     if attention.shape[1:] != size:
         attention = functional.adaptive_avg_pool2d(attention, size)
     return functional.normalize(attention.float().flatten(1), dim=1)

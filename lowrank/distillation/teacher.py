@@ -1,4 +1,4 @@
-"""What a teacher says about views of images, and where a student is asked the same.
+"""Teachers: their outputs on augmented images, and the modules of a network whose attention is compared.
 
 Shapes: B images, K classes, C channels, H x W positions of a tap.
 """
@@ -22,47 +22,67 @@ Sizes = tuple[tuple[int, int], ...]
 
 @dataclass(frozen=True)
 class Signals:
-    """What a teacher says about a batch: logits (B, K) and one attention map (B, H, W) for each of its taps."""
+    """A teacher's outputs on a batch, which the student's are compared with.
+
+    Attributes:
+        logits: (B, K).
+        maps: an attention map (B, H, W) for each tap.
+    """
 
     logits: Tensor
     maps: tuple[Tensor, ...]
 
     @property
     def tensors(self) -> list[Tensor]:
-        """Logits and maps."""
+        """Logits and maps in one list."""
         return [self.logits, *self.maps]
 
     def cut(self, parts: int) -> list[Signals]:
-        """The same in so many parts of the batch, cut as torch's `tensor_split` cuts."""
+        """Split the batch into `parts`, as torch's `tensor_split` does."""
         logits, *maps = (tensor.tensor_split(parts) for tensor in self.tensors)
-        return [Signals(each, tuple(others)) for each, *others in zip(logits, *maps, strict=True)]
+        return [Signals(part, tuple(attention)) for part, *attention in zip(logits, *maps, strict=True)]
 
     def empty_like(self) -> Signals:
-        """Memory for signals of these shapes."""
-        return Signals(torch.empty_like(self.logits), tuple(torch.empty_like(each) for each in self.maps))
+        """Allocate signals of the same shapes."""
+        return Signals(torch.empty_like(self.logits), tuple(torch.empty_like(attention) for attention in self.maps))
 
 
 class Teacher(Protocol):
-    """A source of signals: a network that runs, or a cache of what it said."""
+    """A source of signals: a network that runs, or a cache of its outputs."""
 
     def signals(self, images: Tensor, indices: Tensor, cache_epoch: int) -> Signals:
-        """What the teacher says about the views `cache_epoch` of the images `indices`; `images` are those very views.
+        """Return the teacher's outputs on augmented images.
 
         Args:
-            images: normalised views (B, C, H, W) on the student's device.
+            images: normalised and augmented (B, C, H, W), on the student's device.
             indices: global indices of the images, int64 (B,).
             cache_epoch: the epoch that their augmentation was drawn for, modulo the number of cache epochs.
+
+        Returns:
+            Logits and attention maps.
         """
 
 
 class Taps(ForwardHooks):
-    """Attention maps of named modules, collected while the network runs inside `with`."""
+    """Attention maps of named modules (taps).
+
+    They are collected while the network runs within a `with` block.
+    """
 
     def __init__(self, network: nn.Module, names: Sequence[str]):
+        """Look the modules up.
+
+        Args:
+            network: the network.
+            names: of its modules.
+
+        Raises:
+            InputError: there is no module of such a name.
+        """
         modules, self.names = dict(network.named_modules()), tuple(names)
         for name in names:
             if name not in modules:
-                raise unknown("tap", name, [known for known in modules if known])
+                raise unknown("tap", name, [module for module in modules if module])
         self._modules = [modules[name] for name in names]
         self._maps: dict[int, Tensor] = {}
 
@@ -76,9 +96,13 @@ class Taps(ForwardHooks):
         return keep
 
     def take(self) -> tuple[Tensor, ...]:
-        """The maps (B, H, W) of the last forward pass, in the order of the names; each can be taken once.
+        """Return the maps of the last forward pass and forget them.
 
-        Raises InputError when a tap's module did not run.
+        Returns:
+            A map (B, H, W) for each name, in the order of the names.
+
+        Raises:
+            InputError: a tap's module did not run.
         """
         maps, self._maps = self._maps, {}
         if len(maps) < len(self._modules):
@@ -87,7 +111,17 @@ class Taps(ForwardHooks):
 
 
 def default_taps(network: nn.Module) -> tuple[str, ...]:
-    """The ends of the network's stages; raises InputError for a network that does not name them."""
+    """Return the taps that a network proposes: the ends of its stages.
+
+    Args:
+        network: the network.
+
+    Returns:
+        Names of modules.
+
+    Raises:
+        InputError: the network does not name the ends of its stages.
+    """
     taps = tuple(getattr(network, "taps", ()))
     if not taps:
         raise InputError(f"{type(network).__name__} does not name the ends of its stages; give the taps by name")
@@ -95,41 +129,81 @@ def default_taps(network: nn.Module) -> tuple[str, ...]:
 
 
 def common_sizes(teacher: Sequence[tuple[int, int]], student: Sequence[tuple[int, int]]) -> Sizes:
-    """The size (h, w) at which each pair of maps is compared: the smaller of the two on each axis."""
+    """Return the sizes at which the maps of teacher and student are compared.
+
+    Args:
+        teacher: (H, W) of each of its taps.
+        student: likewise, in the same order.
+
+    Returns:
+        The smaller of both on each axis.
+    """
     return tuple((min(a[0], b[0]), min(a[1], b[1])) for a, b in zip(teacher, student, strict=True))
 
 
 @torch.no_grad()
 def tap_sizes(network: nn.Module, taps: Sequence[str], image_shape: ImageShape) -> Sizes:
-    """Height and width of each tap for images of (C, H, W), from one empty image; raises InputError for an unknown."""
+    """Find the size of each tap's map by running a network on one zero image.
+
+    Args:
+        network: the network; each module keeps its mode.
+        taps: names of modules.
+        image_shape: (C, H, W) of the image.
+
+    Returns:
+        (H, W) of each tap.
+
+    Raises:
+        InputError: there is no module of such a name, or it does not run.
+    """
     if not taps:
         return ()
-    place: Any = next(network.parameters(), torch.empty(0))
+    parameter: Any = next(network.parameters(), torch.empty(0))
     training = [module for module in network.modules() if module.training]
     network.eval()
     try:
         with Taps(network, taps) as collected:
-            network(torch.zeros(1, *image_shape, device=place.device, dtype=place.dtype))
-            return tuple((each.shape[1], each.shape[2]) for each in collected.take())
+            network(torch.zeros(1, *image_shape, device=parameter.device, dtype=parameter.dtype))
+            return tuple((attention.shape[1], attention.shape[2]) for attention in collected.take())
     finally:
         for module in training:
             module.training = True
 
 
 class LiveTeacher:
-    """A network that is asked anew about every batch, in evaluation mode and without gradients.
+    """A teacher whose network runs on every batch.
 
-    It is no `nn.Module`: neither `train()` nor an optimizer of the student can reach it.
+    It runs in evaluation mode and without gradients. It is no `nn.Module`, so that neither `train()` nor an optimizer
+    of the student reaches it.
     """
 
     def __init__(self, network: nn.Module, taps: Sequence[str], *, autocast: torch.dtype | None = None):
+        """Freeze a network.
+
+        Args:
+            network: the trained network.
+            taps: names of the modules whose attention is compared.
+            autocast: dtype that it runs in; None for that of its weights.
+
+        Raises:
+            InputError: there is no module of such a name.
+        """
         self._network = network.eval().requires_grad_(False)
         self._taps = Taps(network, taps)
         self._autocast = autocast
 
     @torch.no_grad()
     def signals(self, images: Tensor, indices: Tensor, cache_epoch: int) -> Signals:
-        """See Teacher; `indices` and `cache_epoch` are not needed."""
+        """Run the network; see `Teacher.signals`.
+
+        Args:
+            images: normalised and augmented (B, C, H, W).
+            indices: not used.
+            cache_epoch: not used.
+
+        Returns:
+            Logits and attention maps.
+        """
         device = images.device.type
         with self._taps, torch.autocast(device, self._autocast, enabled=self._autocast is not None):
             logits = self._network(images)

@@ -1,10 +1,9 @@
-"""Trained teachers: a folder with the weights and what is known of them, a file of weights, or torchvision's.
+"""Finds and loads trained teachers: folders with weights and a record, files of weights, or torchvision's weights.
 
-A teacher is written `NAME` (a folder under the folder of teachers), a path to such a folder or to a .safetensors file
-of `lowrank.io.model_file`, or `torchvision:NETWORK/WEIGHTS` such as `torchvision:resnet18/IMAGENET1K_V1`. Loading
-runs no
-code from a file. The record says which images the teacher has seen: one that was trained on other splits may have seen
-the students' validation images, and would spoil the search.
+A teacher is named by `NAME` (a folder under the folder of teachers), by a path to such a folder or to a .safetensors
+file of `lowrank.io.model_file`, or by `torchvision:NETWORK/WEIGHTS` such as `torchvision:resnet18/IMAGENET1K_V1`.
+Loading runs no code from a file. The record says which images a teacher has seen: one that was trained on other splits
+may have seen the students' validation images, and would make their errors look smaller.
 """
 
 from __future__ import annotations
@@ -30,11 +29,14 @@ RECORD_FILE = "teacher.json"
 WEIGHTS_FILE = "model.safetensors"
 VERSION = 1
 TORCHVISION = "torchvision:"
-_HEADS = ("aux1.", "aux2.", "AuxLogits.")  # trained along with two of torchvision's networks, never asked
+_HEADS = ("aux1.", "aux2.", "AuxLogits.")  # heads of two torchvision networks that only training uses
 
 
 class TeacherRecord(BaseModel):
-    """What is known of a teacher; errors in percent, time in seconds of training."""
+    """How a teacher was trained, and how good it is.
+
+    Errors are in percent; `seconds` are those of training.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     version: int = VERSION
@@ -51,7 +53,7 @@ class TeacherRecord(BaseModel):
     specification_id: str
     val_error: float
     val_loss: float
-    test_error: float  # looked at once, when training was over
+    test_error: float  # measured once, after training
     sha256: str  # of the weights' file
     seconds: float
     registered_at: str
@@ -62,47 +64,73 @@ class TeacherRecord(BaseModel):
 
     @property
     def fingerprint(self) -> str:
-        """Of the images and splits that it was trained on."""
+        """The fingerprint of the images and splits that it was trained on."""
         return str(self.data["fingerprint"])
 
 
 @dataclass(frozen=True)
 class TeacherWeights:
-    """A teacher that is there, its weights not yet loaded; `record` is None where nobody says how it was trained."""
+    """The weights of a teacher, found but not loaded.
 
-    reference: str  # absolute path of the weights, or torchvision's name of them
+    Attributes:
+        reference: absolute path of the weights, or torchvision's name of them.
+        sha256: hash of the weights.
+        network: the teacher's network.
+        image_shape: (C, H, W) of the images that it takes; None for any size with three channels.
+        classes: number of its classes.
+        record: how it was trained; None if unknown.
+        trusted_network: network of the user's code that the file may name.
+    """
+
+    reference: str
     sha256: str
     network: NetworkSettings
-    image_shape: ImageShape | None  # None: any, of three channels
+    image_shape: ImageShape | None
     classes: int
     record: TeacherRecord | None = None
-    own_network: str | None = None  # code of the caller's own that the file may name
+    trusted_network: str | None = None
 
     def load(self, device: torch.device | str = "cpu") -> nn.Module:
-        """The network, in evaluation mode; raises InputError for weights that have changed since."""
-        return load_teacher(self.reference, self.sha256, device, own_network=self.own_network)
+        """Load the network in evaluation mode.
+
+        Args:
+            device: where to put it.
+
+        Returns:
+            The network.
+
+        Raises:
+            InputError: the weights are gone, damaged, or have changed since they were found.
+        """
+        return load_teacher(self.reference, self.sha256, device, trusted_network=self.trusted_network)
 
     def check(self, data: ImageData, *, allow_unverified: bool = False) -> None:
-        """Raises InputError where it cannot teach on `data`: other images, other classes, or other splits.
+        """Check that the teacher fits a data set.
 
-        `allow_unverified` accepts a teacher of which nobody says on what it was trained.
+        Args:
+            data: the students' images and splits.
+            allow_unverified: accept a teacher without a record of what it was trained on.
+
+        Raises:
+            InputError: it was trained on other images, classes or splits.
         """
-        who = f"the teacher {self.reference}"
+        label = f"the teacher {self.reference}"
         if self.classes != len(data.classes):
-            raise InputError(f"{who} tells {self.classes} classes apart, but {data.name} has {len(data.classes)}")
+            raise InputError(f"{label} has {self.classes} classes, but {data.name} has {len(data.classes)}")
         if self.image_shape not in (None, data.image_shape):
-            raise InputError(f"{who} was trained on images of {_times(self.image_shape)}, but those of {data.name} "
+            raise InputError(f"{label} was trained on images of {_times(self.image_shape)}, but those of {data.name} "
                              f"are {_times(data.image_shape)}")  # fmt: skip
         if self.record is None:
             if not allow_unverified and not self.reference.startswith(TORCHVISION):
                 raise InputError(
-                    f"{who} has no {RECORD_FILE} beside it, so it may have been trained on the validation images of "
-                    f"{data.name}; `teacher.unchecked: true` takes it all the same"
+                    f"{label} has no {RECORD_FILE} beside it, so it may have been trained on the validation images of "
+                    f"{data.name}; `teacher.unchecked: true` accepts it nevertheless"
                 )
         elif self.record.fingerprint != data.fingerprint:
             raise InputError(
-                f"{who} was trained on {self.record.data.get('name')} with the fingerprint {self.record.fingerprint}, "
-                f"but the students' {data.name} has {data.fingerprint}: it may have seen their validation images"
+                f"{label} was trained on {self.record.data.get('name')} with the fingerprint "
+                f"{self.record.fingerprint}, but the students' {data.name} has {data.fingerprint}: it may have seen "
+                "their validation images"
             )
 
 
@@ -111,53 +139,77 @@ def _times(shape: ImageShape | None) -> str:
 
 
 def teacher_names(root: Path) -> list[str]:
-    """The teachers of a folder."""
+    """List the teachers of a folder.
+
+    Args:
+        root: folder of teachers.
+
+    Returns:
+        Their names, sorted.
+    """
     return sorted(path.parent.name for path in root.glob(f"*/{RECORD_FILE}"))
 
 
 def find_teacher(name: str, root: Path, *, network: str | None = None) -> TeacherWeights:
-    """The teacher that `name` stands for (see above), its weights' hash checked; loads nothing.
+    """Find a teacher by name and check the hash of its weights.
+
+    The network is not loaded.
 
     Args:
         name: of a teacher in `root`, a path, or torchvision's name of weights.
         root: folder of teachers.
-        network: the network that it must be, where the caller knows; needed for code of one's own.
+        network: name of the network that it must be; required for a network of the user's code.
+
+    Returns:
+        The teacher's weights.
 
     Raises:
-        InputError: there is none, it is damaged, or it is another network.
+        InputError: there is no such teacher, it is damaged, or it is another network.
     """
     if name.startswith(TORCHVISION):
-        found = _torchvision(name)
+        teacher = _find_torchvision(name)
     elif "/" in name or name.endswith(".safetensors"):
-        found = _at(Path(name).expanduser().resolve())
+        teacher = _find_file(Path(name).expanduser().resolve())
     elif (root / name / RECORD_FILE).is_file():
-        found = _at((root / name).resolve())
+        teacher = _find_file((root / name).resolve())
     else:
-        listed = ", ".join(teacher_names(root)) or "none yet"
-        raise InputError(f"no teacher {name!r} in {root}; there are: {listed}; python sweeps/teacher.py trains one")
-    if network is not None and found.network.name != network:
-        raise InputError(f"the teacher {name!r} is a {found.network.name}, but `teacher.network` says {network}")
-    if ":" in found.network.name and not found.network.name.startswith(TORCHVISION) and network is None:
-        raise InputError(f"the teacher {name!r} names the network {found.network.name!r}, which is code of your own; "
+        names = ", ".join(teacher_names(root)) or "none yet"
+        raise InputError(f"no teacher {name!r} in {root}; there are: {names}; python sweeps/teacher.py trains one")
+    if network is not None and teacher.network.name != network:
+        raise InputError(f"the teacher {name!r} is a {teacher.network.name}, but `teacher.network` says {network}")
+    if ":" in teacher.network.name and not teacher.network.name.startswith(TORCHVISION) and network is None:
+        raise InputError(f"the teacher {name!r} names the network {teacher.network.name!r}, which is code of your own; "
                          "allow it by `teacher.network`")  # fmt: skip
-    return replace(found, own_network=network)
+    return replace(teacher, trusted_network=network)
 
 
-def _at(path: Path) -> TeacherWeights:
-    """The teacher of a folder or of a file of weights."""
+def _find_file(path: Path) -> TeacherWeights:
+    """Find the teacher of a folder or of a file of weights."""
     weights = path / WEIGHTS_FILE if path.is_dir() else path
     if not weights.is_file():
         raise InputError(f"there is no teacher at {path}: {weights} is missing")
-    about, sha256 = read_specification(weights), file_hash(weights)
+    specification, sha256 = read_specification(weights), file_hash(weights)
     record = read_record(weights.with_name(RECORD_FILE))
     if record is not None and record.sha256 != sha256:
         raise InputError(f"the teacher {weights} is damaged: its sha256 is {sha256[:12]}..., but {RECORD_FILE} says "
                          f"{record.sha256[:12]}...")  # fmt: skip
-    return TeacherWeights(str(weights), sha256, about.network, about.image_shape, about.classes, record)
+    return TeacherWeights(
+        str(weights), sha256, specification.network, specification.image_shape, specification.classes, record
+    )
 
 
 def read_record(path: Path) -> TeacherRecord | None:
-    """What `path` says of a teacher; None when there is no such file; raises InputError for a damaged one."""
+    """Read the record of a teacher.
+
+    Args:
+        path: the record's file.
+
+    Returns:
+        The record; None if there is no such file.
+
+    Raises:
+        InputError: the file is damaged, or of another version.
+    """
     if not path.is_file():
         return None
     try:
@@ -170,31 +222,48 @@ def read_record(path: Path) -> TeacherRecord | None:
 
 
 def file_hash(path: Path) -> str:
-    """sha256 of a file, in hexadecimal digits."""
+    """Hash a file.
+
+    Args:
+        path: the file.
+
+    Returns:
+        Its sha256 in hexadecimal digits.
+    """
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def load_teacher(
-    reference: str, sha256: str, device: torch.device | str = "cpu", *, own_network: str | None = None
+    reference: str, sha256: str, device: torch.device | str = "cpu", *, trusted_network: str | None = None
 ) -> nn.Module:
-    """The network behind a TeacherWeights's reference, in evaluation mode.
+    """Load a teacher by the fields of its TeacherWeights.
 
-    Raises InputError when it is gone, damaged, or not the one with this hash.
+    Args:
+        reference: absolute path of the weights, or torchvision's name of them.
+        sha256: hash that the weights must have.
+        device: where to put the network.
+        trusted_network: network of the user's code that the file may name.
+
+    Returns:
+        The network in evaluation mode.
+
+    Raises:
+        InputError: the weights are gone, damaged, or have another hash.
     """
     if reference.startswith(TORCHVISION):
         network, state = _torchvision_network(reference)
-        found = _state_hash(reference, state)
+        actual = _state_hash(reference, state)
     else:
         path = Path(reference)
-        found = file_hash(path) if path.is_file() else sha256  # a missing file is told by load_model
-        network = load_model(path, trusted_network=own_network)
-    if found != sha256:
-        raise InputError(f"the teacher {reference} has changed: its sha256 is {found[:12]}..., not {sha256[:12]}...")
+        actual = file_hash(path) if path.is_file() else sha256  # load_model reports a missing file
+        network = load_model(path, trusted_network=trusted_network)
+    if actual != sha256:
+        raise InputError(f"the teacher {reference} has changed: its sha256 is {actual[:12]}..., not {sha256[:12]}...")
     return network.to(device).eval()
 
 
-def _torchvision(name: str) -> TeacherWeights:
+def _find_torchvision(name: str) -> TeacherWeights:
     network, state = _torchvision_network(name)
     settings = NetworkSettings(name=name.partition("/")[0])
     classes = len(_torchvision_weights(name).meta["categories"])
@@ -205,26 +274,26 @@ def _torchvision(name: str) -> TeacherWeights:
 def _torchvision_weights(name: str) -> Any:
     from lowrank.utils.torchvision_compat import torchvision  # as slow to import as torch itself
 
-    kind, slash, weights = name.removeprefix(TORCHVISION).partition("/")
+    architecture, slash, weights = name.removeprefix(TORCHVISION).partition("/")
     models = torchvision.models
-    if kind not in models.list_models(module=models):
-        raise unknown("torchvision network", kind, models.list_models(module=models))
-    choices = models.get_model_weights(kind).__members__
+    if architecture not in models.list_models(module=models):
+        raise unknown("torchvision network", architecture, models.list_models(module=models))
+    choices = models.get_model_weights(architecture).__members__
     if not slash or weights not in choices:
-        raise unknown(f"weights of torchvision:{kind} (torchvision:{kind}/WEIGHTS)", weights, choices)
+        raise unknown(f"weights of torchvision:{architecture} (torchvision:{architecture}/WEIGHTS)", weights, choices)
     return choices[weights]
 
 
 def _torchvision_network(name: str) -> tuple[nn.Module, dict[str, Tensor]]:
-    """The network with torchvision's weights, which torchvision fetches once into its own cache."""
-    chosen = _torchvision_weights(name)
+    """Make a network with torchvision's weights, which torchvision downloads once into its own cache."""
+    weights = _torchvision_weights(name)
     try:
-        state = dict(chosen.get_state_dict(progress=False, check_hash=True, weights_only=True))
+        state = dict(weights.get_state_dict(progress=False, check_hash=True, weights_only=True))
     except OSError as error:
-        raise InputError(f"the weights {name} are neither here nor can be fetched: {error}") from error
+        raise InputError(f"the weights {name} are not on this machine and cannot be downloaded: {error}") from error
     state = {key: tensor for key, tensor in state.items() if not key.startswith(_HEADS)}
     settings = NetworkSettings(name=name.partition("/")[0])
-    network = make_network(settings, (3, 224, 224), len(chosen.meta["categories"]))
+    network = make_network(settings, (3, 224, 224), len(weights.meta["categories"]))
     try:
         network.load_state_dict(state)
     except RuntimeError as error:
@@ -233,7 +302,7 @@ def _torchvision_network(name: str) -> tuple[nn.Module, dict[str, Tensor]]:
 
 
 def _state_hash(name: str, state: dict[str, Tensor]) -> str:
-    """sha256 over names and contents of tensors."""
+    """Hash names and contents of tensors with sha256."""
     sha = hashlib.sha256(name.encode())
     for key in sorted(state):
         sha.update(key.encode())

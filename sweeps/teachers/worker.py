@@ -66,7 +66,9 @@ class _LiveTeachers:
         key = (section["source"], section["weights"], tuple(section["taps"]), device, autocast)
         if self._teacher is None or key != self._key:
             self._teacher = None  # frees its memory before another is loaded
-            network = load_teacher(section["source"], section["weights"], device, own_network=section["own_network"])
+            network = load_teacher(
+                section["source"], section["weights"], device, trusted_network=section["own_network"]
+            )
             network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
             self._teacher, self._key = LiveTeacher(network, section["taps"], autocast=autocast), key
         return self._teacher

@@ -74,7 +74,7 @@ class ResolvedTeacher:
         attends = recipe.attention_weight > 0
         taps = self.settings.student_taps or default_student_taps(student, data.image_shape, len(data.classes))
         section = {
-            "name": self.name, "source": self.weights.reference, "own_network": self.weights.own_network,
+            "name": self.name, "source": self.weights.reference, "own_network": self.weights.trusted_network,
             "weights": self.weights.sha256, "taps": list(self.taps) if attends else [],
             "student_taps": list(taps) if attends else [],
             "sizes": [list(size) for size in self.sizes] if attends else [],

@@ -83,7 +83,7 @@ def test_mistakes_of_a_space_are_one_line(changes: dict[str, Any], message: str)
     [
         ("nobody", r"no teacher 'nobody' in .*; there are: good, other_splits; python sweeps/teacher.py trains one"),
         ("other_splits", r"was trained on digits with the fingerprint \w+, .*may have seen their validation images"),
-        ("ROOT/bare", r"has no teacher.json beside it, .*`teacher.unchecked: true` takes it all the same"),
+        ("ROOT/bare", r"has no teacher.json beside it, .*`teacher.unchecked: true` accepts it nevertheless"),
         ("/nowhere/model.safetensors", r"there is no teacher at /nowhere/model.safetensors"),
         ({"name": "good", "network": "wrn_16_2"}, r"is a wrn_10_1, but `teacher.network` says wrn_16_2"),
         ({"name": "good", "taps": ["stage1"]}, r"has 1 \(stage1\) and wrn_10_1 has 3 \(stage1, stage2, stage3\)"),
@@ -109,7 +109,7 @@ def test_other_classes_and_other_images_are_refused(root: Path, data: ImageData)
     fewer = type(weights)(weights.reference, "x", weights.network, shape, 10)
     with pytest.raises(InputError, match="trained on images of 3 x 8 x 8, but those of digits are 1 x 8 x 8"):
         fewer.check(data)
-    with pytest.raises(InputError, match="tells 1000 classes apart, but digits has 10"):
+    with pytest.raises(InputError, match="has 1000 classes, but digits has 10"):
         type(weights)(weights.reference, "x", weights.network, shape, 1000).check(data)
 
 
