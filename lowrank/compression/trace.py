@@ -22,6 +22,7 @@ from lowrank.compression.counting_conventions import StudyExtras
 from lowrank.compression.operation_counter import OperationCounter, pooling_cost
 from lowrank.compression.plan import NetworkPlan, Site
 from lowrank.errors import InputError, UncountableError
+from lowrank.layers.attention import ProjectedAttention
 from lowrank.layers.base_method import ConvShape, Pair
 from lowrank.networks.base import DropPath
 from lowrank.networks.images import ImageShape
@@ -33,7 +34,7 @@ _FREE = (
     nn.GELU, nn.Mish, nn.Hardswish, nn.Tanh, nn.Sigmoid, nn.Hardsigmoid, nn.Softmax, nn.Identity, nn.Flatten,
     nn.modules.dropout._DropoutNd, nn.modules.pooling._MaxPoolNd, nn.modules.pooling._AvgPoolNd,
     nn.modules.pooling._AdaptiveMaxPoolNd, nn.modules.pooling._AdaptiveAvgPoolNd, nn.ChannelShuffle, nn.ZeroPad2d,
-    nn.Sequential, DropPath,
+    nn.Sequential, DropPath, ProjectedAttention,
 )  # fmt: skip
 # Those of torchvision, by name, so that it need not be imported; products of activations are counted as they run.
 _FREE_OF_TORCHVISION = frozenset({

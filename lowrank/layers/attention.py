@@ -245,7 +245,7 @@ def project_attention(network: nn.Module) -> int:
 
     Left as they are: subclasses of `nn.MultiheadAttention`, attention with hooks, with parameters that other modules
     share or with weights that are computed from other parameters. The fused kernels of transformer encoders are
-    switched off, since they would bypass every module inside, factorised linear maps included.
+    switched off; see `disable_fused_encoders`.
 
     Args:
         network: is changed; a module that stands under several names is replaced by one under each of them.
@@ -269,11 +269,24 @@ def project_attention(network: nn.Module) -> int:
         for name, child in list(parent._modules.items()):  # `named_children` gives a shared module once
             if id(child) in projected:
                 setattr(parent, name, projected[id(child)])
-        if isinstance(parent, nn.TransformerEncoder):
-            parent.use_nested_tensor = False
-        elif isinstance(parent, nn.TransformerEncoderLayer):
-            parent.activation_relu_or_gelu = 0  # read by nothing else
+    disable_fused_encoders(network)
     return len(projected)
+
+
+def disable_fused_encoders(network: nn.Module) -> None:
+    """Make torch's transformer encoders run their modules in evaluation too.
+
+    Their fused kernels read the weights of the modules inside, so that no module there could be replaced: neither
+    attention nor a linear map. Outputs stay the same but for rounding, and at padded positions, which have no meaning.
+
+    Args:
+        network: is changed.
+    """
+    for module in network.modules():
+        if isinstance(module, nn.TransformerEncoder):
+            module.use_nested_tensor = False
+        elif isinstance(module, nn.TransformerEncoderLayer):
+            module.activation_relu_or_gelu = 0  # nothing but the choice of the fused kernel reads it
 
 
 def _why_kept(attention: nn.MultiheadAttention) -> str:

@@ -13,6 +13,7 @@ from lowrank.compression.merging import merge
 from lowrank.compression.substitution import build_student
 from lowrank.compression.trace import network_plan, trace_plan
 from lowrank.errors import InputError, UncountableError
+from lowrank.layers.attention import project_attention
 from lowrank.layers.registry import METHODS, make_method
 from lowrank.networks.registry import NetworkSettings, default_images, make_network
 
@@ -181,6 +182,29 @@ def test_attention_is_counted_as_a_whole() -> None:
     assert plan.params(DENSE) == 3 * 8 + 8 + 4 * (8 * 8 + 8)
     assert plan.other_mult_adds == 4 * 8 * 8 * 16 + 2 * 8 * 16 * 16
     assert torch.backends.mha.get_fastpath_enabled()
+
+
+def test_projected_attention_costs_the_same_and_has_sites() -> None:
+    class Attending(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 8, 1)
+            self.attention = nn.MultiheadAttention(8, 2, add_bias_kv=True, batch_first=True)
+
+        def forward(self, x: Tensor) -> Tensor:
+            tokens = self.conv(x).flatten(2).transpose(1, 2)
+            return self.attention(tokens, tokens, tokens, need_weights=False)[0]
+
+    network = Attending()
+    whole = trace_plan(network, (3, 4, 4), linear=True)
+    assert project_attention(network) == 1
+    plan = trace_plan(network, (3, 4, 4), linear=True)
+    assert plan.attention == ()
+    assert [site.name for site in plan.substituted] == [
+        f"attention.{name}_proj" for name in ("q", "k", "v", "out")
+    ]  # fmt: skip
+    assert plan.params(DENSE) == whole.params(DENSE)
+    assert plan.mult_adds(DENSE) == whole.mult_adds(DENSE)
 
 
 def test_the_study_counts_more() -> None:
