@@ -33,6 +33,7 @@ from lowrank.compression.from_trained.in_order import (
 from lowrank.compression.from_trained.layer_list import LayerList, count_mult_adds, list_layers
 from lowrank.compression.from_trained.moments import collect_moments, layer_calls
 from lowrank.errors import InfeasibleError, InputError, unknown
+from lowrank.layers.attention import disable_fused_encoders, project_attention
 from lowrank.layers.dense import Dense
 from lowrank.layers.low_rank.cp_kernel import CPKernel
 from lowrank.layers.low_rank.spatial_svd import SpatialSVD
@@ -40,6 +41,7 @@ from lowrank.layers.low_rank.svd import SVD
 from lowrank.layers.low_rank.tensor_train_kernel import TensorTrainKernel
 from lowrank.layers.low_rank.tucker2 import Tucker2
 from lowrank.layers.low_rank.whole_kernel import WholeKernelMethod
+from lowrank.utils.text import first_line
 
 METHODS: dict[str, type[WholeKernelMethod]] = {
     "svd": SVD,
@@ -59,6 +61,8 @@ PROBE_ROUNDS = 4
 HELD_BACK = 0.25
 """Share of the calibration images by which variants are compared where no other images are given."""
 BATCH = 256
+ATTENTION_IMAGES = 8
+"""Images on which logits must stay the same when attention gets projections of its own."""
 _DENSE = Dense()
 
 Progress = Callable[[str], None]
@@ -108,6 +112,7 @@ class Compressed:
         error_before: error of the given network in percent on the images that chose; None without labels.
         error_after: error of the compressed network on the same images, before any training.
         batch_norms_reestimated: whether running statistics of batch norms were replaced.
+        projected_attention: how many attention modules became a `ProjectedAttention`.
         seconds: time that it took, without the preparation that several budgets share.
     """
 
@@ -123,6 +128,7 @@ class Compressed:
     error_before: float | None
     error_after: float | None
     batch_norms_reestimated: bool
+    projected_attention: int
     seconds: float
 
 
@@ -209,6 +215,7 @@ class Compressor:
             self.calibration, self.judges = images[:cut], images[cut:]
             self.labels = None if labels is None else labels[cut:]
         self.progress = progress
+        self.dense, self.projected_attention = _project_attention(self.dense, images[:ATTENTION_IMAGES], progress)
         self.listed: LayerList = list_layers(self.dense, images[:1], keep, only)
         self.reference = self._logits(self.dense, self.judges)
         self._tables: dict[tuple[str, str], dict[str, list[Candidate]]] = {}
@@ -367,7 +374,8 @@ class Compressor:
             mult_adds=count_mult_adds(variant.student, image), dense_mult_adds=self.listed.mult_adds,
             divergence=variant.divergence, error_before=self._error(self.reference),
             error_after=self._error(self._logits(variant.student, self.judges)),
-            batch_norms_reestimated=variant.reestimated, seconds=seconds,
+            batch_norms_reestimated=variant.reestimated, projected_attention=self.projected_attention,
+            seconds=seconds,
         )  # fmt: skip
 
     def _layer_reports(self, variant: _Variant) -> Iterable[LayerReport]:
@@ -386,6 +394,39 @@ class Compressor:
                 weight_error=fit.weight_error if fit else None, output_error=fit.output_error if fit else None,
                 reason=self.listed.reasons.get(name, "" if choice else "factors would not pay here"),
             )  # fmt: skip
+
+
+@torch.no_grad()
+def _project_attention(network: nn.Module, images: Tensor, progress: Progress) -> tuple[nn.Module, int]:
+    """Give attention projections of its own, unless the network then computes something else.
+
+    A network may read the weights of its attention by itself; its attention stays as it is.
+
+    Args:
+        network: in evaluation mode; is changed where it has transformer encoders.
+        images: on which the logits are compared.
+        progress: is told why attention stays.
+
+    Returns:
+        The network, and how many attention modules were replaced.
+    """
+    disable_fused_encoders(network)
+    projected = copy.deepcopy(network)
+    count = project_attention(projected)
+    if count == 0:
+        return network, 0
+    before = network(images).double()
+    try:
+        after = projected(images).double()
+    except Exception as error:  # the network's own code may raise anything
+        progress(f"attention stays as it is, since the network reads its weights: {first_line(error)}")
+        return network, 0
+    precise = next(projected.parameters()).dtype in (torch.float32, torch.float64)
+    difference = float((after - before).abs().max()) / max(1e-12, float(before.abs().max()))
+    if not difference <= (1e-3 if precise else 5e-2):
+        progress(f"attention stays as it is, since the logits would change by {difference:.1%}")
+        return network, 0
+    return projected, count
 
 
 def _kind(module: nn.Conv2d | nn.Linear) -> str:
