@@ -19,9 +19,9 @@ PACKAGE, TEMPLATE = "analysis.model_export", "templates/model_card.md.j2"
 
 @dataclass(frozen=True, kw_only=True)
 class Proof:
-    """Everything that was measured while exporting; `sizes` (bytes on disk) and `mult_adds` are by network.
+    """Everything that was measured while exporting.
 
-    The names of the fields are keys of `proof.json`.
+    `sizes` (bytes on disk) and `mult_adds` are by network. The names of the fields are keys of `proof.json`.
     """
 
     study: str
@@ -49,7 +49,7 @@ class Proof:
 
 @dataclass(frozen=True, kw_only=True)
 class Preprocessing:
-    """How images become inputs, by channel, and the names of the outputs in their order."""
+    """How images become inputs, by channel; the names of the outputs, in order."""
 
     mean: list[float]  # of pixels from 0 to 1
     std: list[float]

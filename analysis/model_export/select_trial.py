@@ -31,7 +31,7 @@ class Limits:
     error: float | None = None
 
     def text(self) -> str:
-        """Return the limits in words, e.g. `at most 700,000 parameters`; `no limit` where there is none."""
+        """Return the limits in words, e.g. `at most 700,000 parameters` or `no limit`."""
         parts = [f"at most {self.params:,.0f} parameters"] if self.params is not None else []
         parts += [f"a validation error of at most {self.error:g} %"] if self.error is not None else []
         return " and ".join(parts) or "no limit"

@@ -58,7 +58,7 @@ def _add_fronts(page: Page, fronts: FrontComparison, folder: Path) -> None:
 
 
 def front_table(fronts: FrontComparison) -> ReportTable:
-    """Return the points of each front; a setting of several seeds with its mean and deviation.
+    """Return the points of each front; several seeds as their mean and deviation.
 
     Args:
         fronts: of the studies.
@@ -137,7 +137,7 @@ def _add_differences(page: Page, comparison: StudyComparison, folder: Path) -> N
 
 
 def trial_table(comparison: StudyComparison) -> ReportTable:
-    """Return every trial for CSV; for readers those that differ or are not in all studies.
+    """Return all trials for CSV; for readers those that differ between studies.
 
     Args:
         comparison: of the studies.

@@ -45,7 +45,7 @@ SHOWN_REPEATS = 3
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """All numbers of a report; each field is documented in the module of `findings` or `stats` that computes it.
+    """All numbers of a report; the types of its fields say what they hold.
 
     Attributes:
         summary: the answer, in paragraphs.

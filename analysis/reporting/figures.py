@@ -44,7 +44,7 @@ def plain_axes(figure: Figure, layout: Layout, *, left: float, bottom: float, ri
 
 
 def draw_curves(figure: Figure, curves: Sequence[LearningCurve], layout: Layout) -> None:
-    """Draw validation error over epochs on a logarithmic scale; references are thinner and dashed."""
+    """Draw validation error (log scale) over epochs; references are dashed."""
     from matplotlib.ticker import MaxNLocator
 
     rows = -(-len(curves) // (1 if layout.columns < 3 else 2))
@@ -180,7 +180,7 @@ def draw_effects(figure: Figure, effects: Sequence[PairedEffect], layout: Layout
 
 
 def draw_test_errors(figure: Figure, series: Sequence[PointSeries], layout: Layout) -> None:
-    """Draw test error against parameters on a logarithmic scale; printed results are hollow."""
+    """Draw test error against parameters (log scale); printed results are hollow."""
     columns = 2 if layout.columns < 3 else 4
     axes = plain_axes(figure, layout, left=0.62, bottom=0.6 + 0.22 * -(-len(series) // columns))
     for line in series:
@@ -196,7 +196,7 @@ def draw_test_errors(figure: Figure, series: Sequence[PointSeries], layout: Layo
 
 
 def draw_hypervolume(figure: Figure, growths: Sequence[HypervolumeGrowth], layout: Layout, *, unit: str) -> None:
-    """Draw hypervolume over cost, one line style a study, with a line at the cost that all of them spent."""
+    """Draw hypervolume over cost for each study, and the cost that all of them spent."""
     columns = 1 if layout.columns < 3 else 2
     axes = plain_axes(figure, layout, left=0.72, bottom=0.6 + 0.22 * -(-(len(growths) + 1) // columns))
     for number, growth in enumerate(growths):
@@ -214,7 +214,7 @@ def draw_hypervolume(figure: Figure, growths: Sequence[HypervolumeGrowth], layou
 
 
 def draw_fronts(figure: Figure, fronts: Sequence[tuple[str, Sequence[tuple[float, float]]]], layout: Layout) -> None:
-    """Draw fronts of (parameters, error in percent), each with a colour, a marker and a line style of its own."""
+    """Draw the named fronts of (parameters, error in percent)."""
     columns = 1 if layout.columns < 3 else 2
     axes = plain_axes(figure, layout, left=0.62, bottom=0.6 + 0.22 * -(-len(fronts) // columns))
     right = 1.15 * max(x for _, points in fronts for x, _ in points)

@@ -22,7 +22,7 @@ _NUMBER = re.compile(r"^[+≤-]?\s*[\d,.]+ ?(%|[GMk]|s|h|min)?( ± [\d.]+)?( \([
 
 
 class Page:
-    """Collects the blocks of a page in their order; `html` renders the template with them.
+    """Collects the blocks of a page; `html` renders the template with them.
 
     Each block is a dictionary whose `kind` the template knows. All text is escaped there.
     """
@@ -80,7 +80,7 @@ class Page:
         self.file(f"{table.name}.csv", max(0, len(table.texts) - SHOWN_ROWS))
 
     def file(self, name: str, more_rows: int = 0) -> None:
-        """Add a link to a file beside the page; `more_rows` are those that only the file holds."""
+        """Add a link to a file beside the page, which holds `more_rows` than are shown."""
         self._add("file", name=name, more_rows=more_rows)
 
     def command(self, label: str, command: str) -> None:

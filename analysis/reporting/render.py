@@ -34,7 +34,7 @@ MAX_PROCESSES = 4  # a page has some twenty pictures, and every process takes 10
 
 @dataclass(frozen=True, kw_only=True)
 class Picture:
-    """A picture in both widths as inline SVG, the colours that its variables need, and the PNG beside the page."""
+    """A picture: inline SVG in both widths, its variables' colours, the PNG's path."""
 
     name: str
     caption: str
@@ -49,7 +49,7 @@ Draw = Callable[["Figure", Any, Layout], Iterable[str] | None]  # returns colour
 
 @dataclass(frozen=True, kw_only=True)
 class DrawJob:
-    """A picture to be drawn: `draw`, a function of a module, draws `data`; heights are in inches."""
+    """A picture to draw: `draw`, a module's function, draws `data`; heights in inches."""
 
     name: str
     caption: str

@@ -99,7 +99,7 @@ def answer_section(page: Page, study: StudyRecord, report: Report, folder: Path)
 
 
 def front_section(page: Page, study: StudyRecord, report: Report, folder: Path) -> None:
-    """Add error against parameters and against mult-adds, and the points of both fronts."""
+    """Add the fronts: error against parameters and mult-adds, with their points."""
     page.section("Fronts")
     if not any(point.finished for point in report.points):
         page.text("No trial was trained to its end.")
@@ -126,7 +126,7 @@ def front_section(page: Page, study: StudyRecord, report: Report, folder: Path) 
 
 
 def test_error_section(page: Page, study: StudyRecord, report: Report, folder: Path) -> None:
-    """Add the test errors, with printed results where they are of the same data and split."""
+    """Add the test errors, with printed results of the same data and split."""
     page.section("Test errors")
     if not report.test_errors:
         page.text("The test split was not looked at: that is done once, for the front, when a search has finished.")

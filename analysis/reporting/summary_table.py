@@ -41,14 +41,14 @@ class SummaryRow:
 
 @dataclass(frozen=True, kw_only=True)
 class StatusCount:
-    """How many trials have one status, and their reasons with how many trials each has, the commonest first."""
+    """How many trials have one status; (reason, trials) by number of trials."""
 
     status: Status
     count: int
     reasons: tuple[tuple[str, int], ...]
 
     def text(self) -> str:
-        """Return one line, e.g. `2 diverged: loss is NaN in epoch 2 (2)`; with infeasible ones a line a method."""
+        """Return one line, e.g. `2 diverged: loss is NaN (2)`; infeasible: a line a method."""
         if self.status is Status.INFEASIBLE and len(self.reasons) > 1:
             listed = [f"\n  {reason} ({count})" for reason, count in self.reasons]
             return f"{self.count} infeasible, at the largest budget that each method cannot meet:{''.join(listed)}"
@@ -59,7 +59,7 @@ class StatusCount:
 
 
 def summary_rows(points: Sequence[FrontPoint]) -> list[SummaryRow]:
-    """Return a row for each point, in the same order; the points of the front are marked.
+    """Return a row for each point, in the same order, with a mark for the front.
 
     Args:
         points: of all trials of a study, as `collect_points` returns them.
@@ -109,7 +109,7 @@ def describe_missing_seeds(points: Sequence[FrontPoint]) -> list[str]:
 
 
 def describe_broken(study: StudyRecord) -> str:
-    """Return one line on the trials that are marked as broken, with their commonest reasons.
+    """Return one line on the trials marked as broken, with their commonest reasons.
 
     Args:
         study: the records.
@@ -193,14 +193,14 @@ def _legend(several: bool) -> tuple[str, str]:
 
 
 def make_console(stream: IO[str]) -> Console:
-    """Return a console as wide as the terminal, or of 100 columns where output is piped and COLUMNS is not set."""
+    """Return a console as wide as the terminal, or of 100 columns for a pipe without COLUMNS."""
     if stream.isatty() or "COLUMNS" in os.environ:
         return Console(file=stream, highlight=False)
     return Console(file=stream, highlight=False, width=PIPED_WIDTH)
 
 
 def write_summary_csv(points: Sequence[FrontPoint], path: Path) -> None:
-    """Write every point with full numbers: the fields of FrontPoint, and whether it is on the front.
+    """Write every point with full numbers, and whether it is on the front.
 
     Args:
         points: of all trials of a study, as `collect_points` returns them.

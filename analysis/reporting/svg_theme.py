@@ -60,7 +60,7 @@ def dark_colour(colour: str) -> str:
 
 
 def colour_variables(colours: Iterable[str]) -> str:
-    """Return the style sheet that gives every variable its value on a light and on a dark screen; print is light.
+    """Return the CSS that gives every variable its value; dark on dark screens only.
 
     Args:
         colours: as `#rrggbb`.

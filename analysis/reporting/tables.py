@@ -74,7 +74,7 @@ class ReportTable:
 
 
 def format_point_error(point: FrontPoint) -> str:
-    """Return a point's validation error; of several seeds the mean and deviation, e.g. `5.23 % ± 0.12 (n = 3)`."""
+    """Return a point's validation error, or mean and deviation: `5.23 % ± 0.1 (n = 3)`."""
     if point.val_error is None:
         return ""
     if point.seeds == 1 or point.mean_error is None or point.spread is None:
@@ -83,7 +83,7 @@ def format_point_error(point: FrontPoint) -> str:
 
 
 def budget_table(answers: Sequence[Answer]) -> ReportTable:
-    """Return what is best within each budget, against the separable network and the next best method."""
+    """Return the best of each budget, against separable and the next best method."""
     rows, texts = [], []
     for answer in answers:
         best = answer.best
@@ -114,7 +114,7 @@ def budget_table(answers: Sequence[Answer]) -> ReportTable:
 
 
 def equal_size_table(answers: Sequence[Answer]) -> ReportTable:
-    """Return the methods at one size in each budget where their sizes differ, each along its own front."""
+    """Return the methods of each budget at one size, where their own sizes differ."""
     rows, texts = [], []
     for answer in answers:
         level = answer.level
@@ -188,7 +188,7 @@ def _point_texts(point: FrontPoint, fronts: dict[str, set[str]]) -> tuple[str, .
 
 
 def table_of_test_errors(errors: Sequence[SettingTestError], published: Sequence[PublishedResult]) -> ReportTable:
-    """Return test errors of the study, then the printed ones of the same data and split."""
+    """Return the study's test errors, then printed ones of the same data and split."""
     rows: tuple[tuple[Any, ...], ...] = tuple(
         (e.point.trial_id, e.point.name, e.point.params, e.error, e.spread, e.seeds, e.point.error, "measured")
         for e in errors
