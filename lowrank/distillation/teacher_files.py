@@ -23,6 +23,7 @@ from lowrank.errors import InputError, unknown
 from lowrank.io.model_file import load_model, read_specification
 from lowrank.networks.images import ImageShape
 from lowrank.networks.registry import NetworkSettings, make_network
+from lowrank.utils.hashing import file_hash
 from lowrank.utils.validation import validate_model
 
 RECORD_FILE = "teacher.json"
@@ -219,19 +220,6 @@ def read_record(path: Path) -> TeacherRecord | None:
     if not isinstance(content, dict) or content.get("version") != VERSION:
         raise InputError(f"{path} must be of version {VERSION}")
     return validate_model(TeacherRecord, content, str(path))
-
-
-def file_hash(path: Path) -> str:
-    """Hash a file.
-
-    Args:
-        path: the file.
-
-    Returns:
-        Its sha256 in hexadecimal digits.
-    """
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def load_teacher(

@@ -9,7 +9,6 @@ end `sweeps.study.retrain_report` compares the new results with the recorded one
 from __future__ import annotations
 
 import copy
-import hashlib
 import random
 import shutil
 from collections.abc import Mapping
@@ -19,6 +18,7 @@ from typing import Any
 
 from lowrank.data import ImageData
 from lowrank.errors import InputError
+from lowrank.utils.hashing import file_hash
 from sweeps.records.events import Event, Role, Status
 from sweeps.records.journal import Journal
 from sweeps.records.load import find_study, find_trial, load_study
@@ -264,7 +264,7 @@ def _lost_source(folder: Path, study: StudyRecord, specification: Mapping[str, A
     path = Path(source)
     if not path.is_file():
         raise InputError(f"the weights to start from are not there: {path}")
-    if hashlib.sha256(path.read_bytes()).hexdigest()[:16] != start["fingerprint"]:
+    if file_hash(path)[:16] != start["fingerprint"]:
         raise InputError(f"the weights to start from have changed since: {path}")
     return None
 

@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from lowrank.data import ImageData
-from lowrank.distillation.teacher_files import WEIGHTS_FILE, TeacherRecord, file_hash
+from lowrank.distillation.teacher_files import WEIGHTS_FILE, TeacherRecord
 from lowrank.errors import InputError
 from lowrank.io.model_file import save_model
 from lowrank.io.tensor_file import load_tensors, save_tensors
 from lowrank.layers.registry import make_method
 from lowrank.networks.registry import NetworkSettings
 from lowrank.training.trainer import Trainer
+from lowrank.utils.hashing import file_hash
 from sweeps.records.names import CHECKPOINT_FILE
 from sweeps.records.specification import Trial
 from sweeps.teachers.registry import reserve_name, store_teacher

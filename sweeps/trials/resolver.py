@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
@@ -21,6 +20,7 @@ from lowrank.layers.registry import make_method
 from lowrank.networks.registry import NetworkSettings
 from lowrank.training.optimizer import check_network
 from lowrank.training.recipe import Recipe
+from lowrank.utils.hashing import file_hash
 from sweeps.records.events import Role
 from sweeps.records.specification import TRIAL_WEIGHTS, Trial, trial_ids
 from sweeps.space.domains import Value
@@ -314,7 +314,7 @@ class Resolver:
         path = Path(str(self.space.start.weights))
         if not path.is_file():
             raise InputError(f"`start.weights`: there is no file {path}")
-        return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+        return file_hash(path)[:16]
 
     def _teacher(self, recipe: Recipe, network: NetworkSettings, point: Point) -> dict[str, Any]:
         """The section of the teacher; {} where the recipe does not use it."""

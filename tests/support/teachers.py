@@ -9,10 +9,11 @@ import torch
 from torch import nn
 
 from lowrank.data import DataSettings, ImageData, load_data
-from lowrank.distillation.teacher_files import RECORD_FILE, WEIGHTS_FILE, TeacherRecord, file_hash
+from lowrank.distillation.teacher_files import RECORD_FILE, WEIGHTS_FILE, TeacherRecord
 from lowrank.io.model_file import save_model
 from lowrank.layers import Dense
 from lowrank.networks.registry import NetworkSettings, make_network
+from lowrank.utils.hashing import file_hash
 
 SMALL = NetworkSettings(name="wrn_10_1", width=0.5)
 
