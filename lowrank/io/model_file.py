@@ -178,7 +178,7 @@ def load_model(path: Path, *, trusted_network: str | None = None, device: torch.
         raise InputError(f"there is no model file {path}")
     tensors, metadata = load_tensors(path)
     try:
-        specification = _parse_specification(metadata)
+        specification = parse_specification(metadata)
         _check_trusted(specification.network.name, trusted_network)
         model = _build(specification, tensors)
     except (InputError, UncountableError) as error:
@@ -242,12 +242,23 @@ def read_specification(path: Path) -> ModelSpecification:
     if not Path(path).is_file():
         raise InputError(f"there is no model file {path}")
     try:
-        return _parse_specification(load_tensors(Path(path))[1])
+        return parse_specification(load_tensors(Path(path))[1])
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
 
 
-def _parse_specification(metadata: Mapping[str, str]) -> ModelSpecification:
+def parse_specification(metadata: Mapping[str, str]) -> ModelSpecification:
+    """Read the specification in the metadata of a file.
+
+    Args:
+        metadata: of a safetensors file.
+
+    Returns:
+        What they say that the file contains.
+
+    Raises:
+        InputError: they describe no model of this library, or one that cannot be.
+    """
     if METADATA not in metadata:
         raise InputError(f"holds no model of this library: its metadata have no `{METADATA}`")
     try:
