@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from lowrank.data.augment import Normaliser, normaliser
+from lowrank.data.reading.image_codec import Resize
 from lowrank.data.reading.image_store import ImageStore
 from lowrank.data.reading.source import ImageSource
 from lowrank.data.settings import DataSettings, parse_data_name
@@ -131,11 +132,12 @@ class ImageData:
         settings: which set, and its splits.
         classes: names of the classes.
         image_shape: (C, H, W).
-        mean: of each channel in units of 0..1, over the training split (an evenly spaced sample of it where it has
-            more than STATISTICS_IMAGES).
+        mean: of each channel in units of 0..1: as in the settings, else over the training split (an evenly spaced
+            sample of it where it has more than STATISTICS_IMAGES).
         std: likewise the deviation.
-        fingerprint: 16 hexadecimal digits over pixels, labels, class names and splits. Encoded bytes stand for the
-            pixels of a test split that is decoded later, file names and sizes for those of a streamed set.
+        fingerprint: 16 hexadecimal digits over pixels, labels, class names and splits, and over a preprocessing that
+            the settings give. Encoded bytes stand for the pixels of a test split that is decoded later, file names and
+            sizes for those of a streamed set.
         train: the training split.
         val: the validation split.
         test: the test split.
@@ -226,13 +228,15 @@ def _read(settings: DataSettings, data_dir: Path, download: bool) -> ImageSource
     """Read the published set. Each reader is imported when it is used: some take seconds to import."""
     kind, folder = parse_data_name(settings.name)
     if folder is not None:
+        size = settings.image_size
+        resize = None if size is None else Resize(size, settings.crop, settings.interpolation)
         if kind == "parquet":
             from lowrank.data.reading.parquet import read_parquet
 
-            return read_parquet(Path(folder), settings.image_size)
+            return read_parquet(Path(folder), resize)
         from lowrank.data.reading.image_folder import read_folder
 
-        return read_folder(Path(folder), settings.image_size)
+        return read_folder(Path(folder), resize)
     from lowrank.data.reading.builtin import read_digits, read_torchvision
 
     if settings.image_size is not None:
@@ -245,7 +249,7 @@ def _build(settings: DataSettings, source: ImageSource) -> ImageData:
     if train.resident:
         for split in (train, val) if settings.train_images else splits:
             split.on("cpu")
-    mean, std = _statistics(train)
+    mean, std = _normalisation(settings, train)
     return ImageData(
         name=settings.name,
         settings=settings,
@@ -253,7 +257,7 @@ def _build(settings: DataSettings, source: ImageSource) -> ImageData:
         image_shape=source.store.shape,
         mean=mean,
         std=std,
-        fingerprint=_fingerprint(source, splits),
+        fingerprint=_fingerprint(settings, source, splits),
         train=train,
         val=val,
         test=test,
@@ -292,6 +296,19 @@ def _members(settings: DataSettings, source: ImageSource) -> dict[SplitName, Ind
     return {"train": train, "val": val, "test": test}
 
 
+def _normalisation(settings: DataSettings, train: Split) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return mean and deviation of each channel: those of the settings, or of the training images."""
+    if settings.mean is None or settings.std is None:
+        return _statistics(train)
+    channels = train.store.shape[0]
+    if len(settings.mean) != channels:
+        raise InputError(
+            f"`data.mean` and `data.std` must have one value for each channel of {settings.name}, {channels}, but have "
+            f"{len(settings.mean)}"
+        )
+    return settings.mean, settings.std
+
+
 def _statistics(train: Split) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and deviation of each channel in units of 0..1, by exact counts of values; a constant channel has 1."""
     count = min(len(train), STATISTICS_IMAGES)
@@ -308,7 +325,7 @@ def _statistics(train: Split) -> tuple[tuple[float, ...], tuple[float, ...]]:
     return mean, tuple(math.sqrt(value) / (255 * pixels) if value else 1.0 for value in variances)
 
 
-def _fingerprint(source: ImageSource, splits: tuple[Split, ...]) -> str:
+def _fingerprint(settings: DataSettings, source: ImageSource, splits: tuple[Split, ...]) -> str:
     sha = hashlib.sha256(repr((source.classes, source.store.shape)).encode())
     for split in splits:
         sha.update(f"{split.name}:{len(split)};".encode())
@@ -320,6 +337,8 @@ def _fingerprint(source: ImageSource, splits: tuple[Split, ...]) -> str:
             source.store.hash_contents(split.indices.numpy(), sha)
         else:
             source.store.hash_files(split.indices.numpy(), sha)
+    if preprocessing := settings.preprocessing():
+        sha.update(repr(sorted(preprocessing.items())).encode())
     if splits[0].resident:
         source.store.release()
     return sha.hexdigest()[:16]

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field
+from collections.abc import Callable
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_serializer, model_validator
 
 from lowrank.errors import InputError, unknown
 
 BUILTIN = ("digits", "cifar10", "cifar100", "fashion_mnist")
 ON_DISK = ("parquet", "folder")
 CHOICES = (*BUILTIN, *(f"{kind}:DIR" for kind in ON_DISK))
+
+Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"]  # filters of Pillow
+_PREPROCESSING_FIELDS = ("crop", "interpolation", "mean", "std")
 
 
 class DataSettings(BaseModel):
@@ -26,6 +32,11 @@ class DataSettings(BaseModel):
         resident_mb: megabytes (1e6 bytes) of decoded uint8 images up to which a set lives decoded on the device; a
             larger one is streamed.
         image_size: pixels; images of parquet and folder sets are cropped to their middle square and resized to it.
+        crop: side of that square as a share of the image's shorter side.
+        interpolation: filter of the resizing.
+        mean: of each channel in units of 0..1, which is subtracted from the pixels; by default that of the training
+            images. Weights that were trained elsewhere expect their own.
+        std: likewise the deviation, which the pixels are divided by; given together with `mean`.
         loader_seconds: time after which a loader that gives no batch counts as hung.
     """
 
@@ -37,7 +48,43 @@ class DataSettings(BaseModel):
     split_seed: int = Field(default=0, ge=0, lt=2**63)
     resident_mb: float = Field(default=1024, ge=0)
     image_size: int | None = Field(default=None, ge=1)
+    crop: float = Field(default=1.0, gt=0, le=1)
+    interpolation: Interpolation = "bilinear"
+    mean: tuple[Annotated[float, Field(ge=0, le=1)], ...] | None = Field(default=None, min_length=1)
+    std: tuple[Annotated[float, Field(gt=0)], ...] | None = Field(default=None, min_length=1)
     loader_seconds: float = Field(default=120, gt=0)
+
+    @model_validator(mode="after")
+    def _check_preprocessing(self) -> DataSettings:
+        if (self.mean is None) != (self.std is None):
+            raise ValueError("`mean` and `std` must be given together")
+        if self.mean is not None and self.std is not None and len(self.mean) != len(self.std):
+            raise ValueError(
+                f"`mean` and `std` must have one value for each channel, but got {len(self.mean)} and {len(self.std)}"
+            )
+        if self.image_size is None and (self.crop != 1 or self.interpolation != "bilinear"):
+            raise ValueError("`crop` and `interpolation` are of a resizing; give `image_size` too")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _leave_out_defaults(self, serialise: Callable[[DataSettings], dict[str, Any]]) -> dict[str, Any]:
+        """Leave the preprocessing out where it is the default, as records did before there were such fields."""
+        preprocessing = self.preprocessing()
+        return {
+            name: value
+            for name, value in serialise(self).items()
+            if name not in _PREPROCESSING_FIELDS or name in preprocessing
+        }
+
+    def preprocessing(self) -> dict[str, Any]:
+        """Return what the pixels are subjected to beyond the default; it belongs to the fingerprint.
+
+        Returns:
+            The values by field, of `crop`, `interpolation`, `mean` and `std`.
+        """
+        fields = type(self).model_fields
+        values = {name: getattr(self, name) for name in _PREPROCESSING_FIELDS}
+        return {name: value for name, value in values.items() if value != fields[name].default}
 
 
 class AugmentationSettings(BaseModel):

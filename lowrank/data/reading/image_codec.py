@@ -4,15 +4,32 @@ from __future__ import annotations
 
 import io
 import struct
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from lowrank.data.settings import Interpolation
 from lowrank.errors import InputError
 from lowrank.utils.text import one_line
 
 Pixels = NDArray[np.uint8]
+
+
+class Resize(NamedTuple):
+    """How images become squares of one size: the middle square of each is resized.
+
+    Attributes:
+        size: side of the result, in pixels.
+        crop: side of the middle square as a share of the image's shorter side.
+        interpolation: filter of the resizing.
+    """
+
+    size: int
+    crop: float = 1.0
+    interpolation: Interpolation = "bilinear"
+
 
 GREY_MODES = ("1", "L", "LA")
 _EIGHT_BIT_MODES = (*GREY_MODES, "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV", "LAB")
@@ -46,29 +63,29 @@ def read_header(blob: bytes | memoryview, origin: str) -> tuple[bool, tuple[int,
     return mode in GREY_MODES, size
 
 
-def decode_image(blob: bytes | memoryview, origin: str, shape: tuple[int, int, int], resize: bool) -> Pixels:
+def decode_image(blob: bytes | memoryview, origin: str, shape: tuple[int, int, int], resize: Resize | None) -> Pixels:
     """Decode one image.
 
     Args:
         blob: the encoded image.
         origin: the file of the image, for messages.
         shape: (C, H, W) of the result; C is 1 or 3.
-        resize: whether to crop the middle and resize where the size differs.
+        resize: how to resize; None where all images must have the size of `shape`.
 
     Returns:
         uint8 (H, W, C).
 
     Raises:
-        InputError: the image is broken, or of another size while `resize` is off.
+        InputError: the image is broken, or of another size while `resize` is None.
     """
     channels, height, width = shape
     try:
         with Image.open(io.BytesIO(blob)) as image:
-            if image.size != (width, height) and not resize:
+            if image.size != (width, height) and resize is None:
                 size = image.size
             else:
                 size = (width, height)
-                pixels = np.asarray(_convert(image, channels, size))
+                pixels = np.asarray(_convert(image, channels, size, resize))
     except _DECODE_ERRORS as error:
         raise _unreadable(origin, error) from error
     if size != (width, height):
@@ -79,7 +96,7 @@ def decode_image(blob: bytes | memoryview, origin: str, shape: tuple[int, int, i
     return pixels.reshape(height, width, channels)
 
 
-def _convert(image: Image.Image, channels: int, size: tuple[int, int]) -> Image.Image:
+def _convert(image: Image.Image, channels: int, size: tuple[int, int], resize: Resize | None) -> Image.Image:
     mode = "L" if channels == 1 else "RGB"
     if image.mode not in _EIGHT_BIT_MODES:
         raise ValueError(f"its mode is {image.mode}, not 8 bits a channel")
@@ -87,4 +104,7 @@ def _convert(image: Image.Image, channels: int, size: tuple[int, int]) -> Image.
         image = image.convert("RGBA")  # the palette's transparency is dropped in the next step
     if image.mode != mode:
         image = image.convert(mode)
-    return image if image.size == size else ImageOps.fit(image, size, Image.Resampling.BILINEAR)
+    if resize is None or (image.size == size and resize.crop == 1):
+        return image
+    border = (1 - resize.crop) / 2  # cut from each side, as a share of the image
+    return ImageOps.fit(image, size, Image.Resampling[resize.interpolation.upper()], border)

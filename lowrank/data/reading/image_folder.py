@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from lowrank.data.reading.image_codec import Resize
 from lowrank.data.reading.image_store import EncodedStore
 from lowrank.data.reading.source import ImageSource
 from lowrank.data.splits import Indices
@@ -48,12 +49,12 @@ class FolderStore(EncodedStore):
         """See ImageStore; nothing is in memory."""
 
 
-def read_folder(root: Path, image_size: int | None) -> ImageSource:
+def read_folder(root: Path, resize: Resize | None) -> ImageSource:
     """Find the images under a folder; the classes are the folders of the training part, in alphabetical order.
 
     Args:
         root: DIR of the module's docstring.
-        image_size: side in pixels to resize to; None where all images have one size.
+        resize: how to resize; None where all images have one size.
 
     Returns:
         The set.
@@ -77,7 +78,7 @@ def read_folder(root: Path, image_size: int | None) -> ImageSource:
                 f"data set 'folder:{root}': class {untrained[0]!r} has no training images; "
                 f"the classes of train are {', '.join(classes[:10])}"
             )
-    return _make_source(root, classes, parts, image_size)
+    return _make_source(root, classes, parts, resize)
 
 
 def _files(folder: Path, root: Path) -> dict[str, list[str]]:
@@ -94,7 +95,7 @@ def _files(folder: Path, root: Path) -> dict[str, list[str]]:
 
 
 def _make_source(
-    root: Path, classes: tuple[str, ...], parts: list[dict[str, list[str]]], image_size: int | None
+    root: Path, classes: tuple[str, ...], parts: list[dict[str, list[str]]], resize: Resize | None
 ) -> ImageSource:
     names = [name for part in parts for files in part.values() for name in files]
     number = {label: index for index, label in enumerate(classes)}
@@ -102,7 +103,7 @@ def _make_source(
     ends = np.cumsum([0] + [sum(len(files) for files in part.values()) for part in parts])
     training, validation, test = (np.arange(ends[i], ends[i + 1]) for i in range(3))
     store = FolderStore(root, names)
-    store.infer_shape(training, image_size)
+    store.infer_shape(training, resize)
     return ImageSource(
         classes=classes,
         labels=np.asarray(labels, dtype=np.int64),

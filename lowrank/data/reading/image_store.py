@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from lowrank.data.reading.decoded_cache import MIN_BYTES, load_or_decode
-from lowrank.data.reading.image_codec import Pixels, decode_image, read_header
+from lowrank.data.reading.image_codec import Pixels, Resize, decode_image, read_header
 from lowrank.data.splits import Indices
 from lowrank.utils.cpu import usable_cores
 
@@ -105,7 +105,7 @@ class ArrayStore(ImageStore):
 class EncodedStore(ImageStore):
     """Images as JPEG, PNG and the like; a subclass reads the bytes of each."""
 
-    _resize: bool
+    _resize: Resize | None
 
     @abstractmethod
     def read_encoded(self, index: int) -> bytes | memoryview:
@@ -115,18 +115,18 @@ class EncodedStore(ImageStore):
     def origin(self, index: int) -> str:
         """Name the file of an image, for messages."""
 
-    def infer_shape(self, training: Indices, image_size: int | None) -> None:
+    def infer_shape(self, training: Indices, resize: Resize | None) -> None:
         """Set `shape` from the headers of some training images; the first gives the size, any colour makes it RGB.
 
         Args:
             training: global indices, int64 (n,), n at least 1.
-            image_size: side in pixels to resize to, or None where all images have one size.
+            resize: how to resize; None where all images have one size.
         """
         sample = training[np.unique(np.linspace(0, len(training) - 1, _SAMPLED_HEADERS).astype(np.int64))]
         headers = [read_header(self.read_encoded(index), self.origin(index)) for index in sample.tolist()]
-        width, height = headers[0][1] if image_size is None else (image_size, image_size)
+        width, height = headers[0][1] if resize is None else (resize.size, resize.size)
         self.shape = (1 if all(grey for grey, _ in headers) else 3, height, width)
-        self._resize = image_size is not None
+        self._resize = resize
 
     def decode(self, indices: Indices, threads: int | None = None) -> Pixels:
         """See ImageStore."""
@@ -158,8 +158,10 @@ class EncodedStore(ImageStore):
         return load_or_decode(sha, lambda: self.decode(indices))
 
     def hash_contents(self, indices: Indices, sha: Any) -> None:
-        """See ImageStore; hashes the encoded bytes and the shape that they are decoded to."""
+        """See ImageStore; hashes the encoded bytes, the shape that they are decoded to and how."""
         sha.update(repr(self.shape).encode())
+        if self._resize is not None and self._resize[1:] != Resize(0)[1:]:
+            sha.update(repr(self._resize).encode())
         for index in indices.tolist():
             blob = self.read_encoded(index)
             sha.update(len(blob).to_bytes(8, "little"))

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from lowrank.data.reading.image_codec import Resize
 from lowrank.data.reading.image_store import EncodedStore
 from lowrank.data.reading.source import ImageSource
 from lowrank.data.splits import Indices, Labels
@@ -143,12 +144,12 @@ class ParquetStore(EncodedStore):
             file.release()
 
 
-def read_parquet(folder: Path, image_size: int | None) -> ImageSource:
+def read_parquet(folder: Path, resize: Resize | None) -> ImageSource:
     """Read `train*.parquet`, and `validation*.parquet` and `test*.parquet` if there are any.
 
     Args:
         folder: where the files are, or a folder `data` with them.
-        image_size: side in pixels to resize to; None where all images have one size.
+        resize: how to resize; None where all images have one size.
 
     Returns:
         The set.
@@ -167,7 +168,7 @@ def read_parquet(folder: Path, image_size: int | None) -> ImageSource:
     all_labels = np.concatenate([rows for part in labels for rows in part])
     classes = _classes(files[0], all_labels, folder)
     store = ParquetStore(files, [rows for part in sizes for rows in part])
-    store.infer_shape(training, image_size)
+    store.infer_shape(training, resize)
     return ImageSource(
         classes=classes,
         labels=all_labels,

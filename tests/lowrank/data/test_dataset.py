@@ -15,6 +15,7 @@ from lowrank.data.reading import builtin
 from lowrank.data.reading.builtin import BUILTIN_SETS
 from lowrank.data.settings import BUILTIN
 from lowrank.errors import InputError
+from lowrank.utils.validation import validate_model
 
 
 @pytest.fixture(autouse=True)
@@ -195,3 +196,43 @@ def test_errors(settings: dict, message: str):
 def test_settings_are_checked(wrong: dict):
     with pytest.raises(ValidationError, match=next(iter(wrong))):
         DataSettings(**wrong)
+
+
+class TestPreprocessing:
+    """Mean and deviation that weights bring along."""
+
+    def test_mean_and_std_of_the_settings(self):
+        data = digits(mean=(0.25,), std=(0.5,))
+        assert (data.mean, data.std) == ((0.25,), (0.5,))
+        assert data.normaliser("cpu").offset.item() == 0.25 * 255
+        assert data.fingerprint not in (digits().fingerprint, digits(mean=(0.5,), std=(0.5,)).fingerprint)
+
+    def test_defaults_are_not_recorded(self):
+        assert DataSettings().model_dump().keys().isdisjoint({"crop", "interpolation", "mean", "std"})
+        settings = DataSettings(name="folder:d", image_size=8, crop=0.875, mean=(0.5,), std=(0.5,))
+        recorded = settings.model_dump(mode="json")
+        assert (recorded["crop"], recorded["mean"], "interpolation" in recorded) == (0.875, [0.5], False)
+        assert DataSettings(**recorded) == settings
+        assert "train_images" not in settings.model_dump(exclude_none=True)
+
+    @pytest.mark.parametrize(
+        ("fields", "message"),
+        [
+            ({"mean": [0.5]}, "`mean` and `std` must be given together"),
+            ({"mean": [0.5], "std": [0.5, 0.5]}, "one value for each channel, but got 1 and 2"),
+            ({"mean": [123.7], "std": [58.4]}, "`data.mean.0`: must be less than or equal to 1, but got 123.7"),
+            ({"mean": [0.5], "std": [0]}, "`data.std.0`: must be greater than 0, but got 0"),
+            ({"mean": [], "std": []}, "`data.mean`"),
+            ({"crop": 0.5}, "`crop` and `interpolation` are of a resizing; give `image_size` too"),
+            ({"image_size": 8, "crop": 0}, "`data.crop`: must be greater than 0, but got 0"),
+            ({"image_size": 8, "interpolation": "cubic"}, "`data.interpolation`: must be 'nearest', 'bilinear'"),
+        ],
+    )
+    def test_what_cannot_be_is_one_line(self, fields, message):
+        with pytest.raises(InputError, match=message) as caught:
+            validate_model(DataSettings, fields, "data")
+        assert "\n" not in str(caught.value)
+
+    def test_one_value_for_each_channel(self):
+        with pytest.raises(InputError, match="one value for each channel of digits, 1, but have 3"):
+            digits(mean=(0.5,) * 3, std=(0.5,) * 3)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from lowrank.data import DataSettings, ImageData, clear_cache, load_data
@@ -115,3 +116,23 @@ def test_too_few_of_a_class(tmp_path: Path):
     fill(tmp_path / "a", 6, 0)
     fill(tmp_path / "b", 1, 0)
     fails(tmp_path, r"the test split needs at least 2 images of each class, but class 1 has 1$")
+
+
+@pytest.mark.parametrize("resident_mb", [100, 0])
+def test_crop_and_interpolation(tmp_path: Path, resident_mb: float):
+    """As resizing the shorter side and then cropping the middle, also of images that have the size already."""
+    for label, size in (("a", (16, 16)), ("b", (40, 20))):
+        fill(tmp_path / label, 5, 0, size=size)
+    common = {"image_size": 16, "resident_mb": resident_mb}
+    plain, cropped = load(tmp_path, **common), load(tmp_path, **common, crop=0.5)
+    assert load(tmp_path, **common, crop=1.0, interpolation="bilinear").fingerprint == plain.fingerprint
+    kinds = (plain, cropped, load(tmp_path, **common, interpolation="bicubic"))
+    assert len({data.fingerprint for data in kinds}) == 3
+    for index in cropped.train.indices.tolist():
+        label, number = divmod(index, 5)
+        with Image.open(tmp_path / "ab"[label] / f"{number:03}.png") as image:
+            wide = image.resize((32, 32) if label == 0 else (64, 32), Image.Resampling.BILINEAR)
+            left = (wide.width - 16) // 2
+            expected = np.asarray(wide.crop((left, 8, left + 16, 24)))
+        position = cropped.train.indices.tolist().index(index)
+        assert np.array_equal(cropped.train.decode(torch.tensor([position]))[0].numpy(), expected)
