@@ -218,14 +218,14 @@ def override_preprocessing(
     Raises:
         InputError: a value cannot be.
     """
-    given = {name: value for name, value in values.items() if value is not None}
-    if not given:
+    changes = {name: value for name, value in values.items() if value is not None}
+    if not changes:
         return found
     fields = {} if found is None else {name: getattr(found, name) for name in type(found).model_fields}
-    if "mean" in given or "std" in given:
+    if "mean" in changes or "std" in changes:
         fields |= {"mean": None, "std": None, "value_range": (0.0, 1.0)}
-    sources = [source] if found is None else [found.source, f"{', '.join(given)}: {source}"]
-    return validate_model(ImagePreprocessing, {**fields, **given, "source": "; ".join(sources)})
+    sources = [source] if found is None else [found.source, f"{', '.join(changes)}: {source}"]
+    return validate_model(ImagePreprocessing, {**fields, **changes, "source": "; ".join(sources)})
 
 
 def read_class_names(path: Path | str) -> tuple[str, ...]:

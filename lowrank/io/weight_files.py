@@ -128,14 +128,14 @@ class WeightReport:
             notes.append(f"prefix `{self.prefix}` stripped")
         if self.dtypes != ("float32",):
             notes.append(f"stored as {', '.join(self.dtypes)}")
-        found = [f"weights: {self.path} ({self.format}, sha256 {self.sha256[:12]}): {', '.join(notes)}"]
+        lines = [f"weights: {self.path} ({self.format}, sha256 {self.sha256[:12]}): {', '.join(notes)}"]
         if self.new_head is not None:
             head = self.new_head
             reason = "it is not in the file"
             if head.stored_outputs is not None:
                 reason = f"the file's has {head.stored_outputs:,} outputs, this network's {head.outputs:,}"
-            found.append(f"the last layer `{head.name}` begins anew: {reason}")
-        return found
+            lines.append(f"the last layer `{head.name}` begins anew: {reason}")
+        return lines
 
 
 def read_weights(path: Path | str, *, section: str | None = None) -> WeightFile:
@@ -322,9 +322,11 @@ def _holds_weights(content: Mapping[Any, Any]) -> bool:
 
 def _select_network(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the tensors of the network alone: a trial's checkpoint has those of its training beside them."""
-    own = {name.removeprefix(_TRIAL_PREFIX): value for name, value in tensors.items() if name.startswith(_TRIAL_PREFIX)}
-    if own and _TRIAL_EPOCH in tensors:
-        return own
+    network = {
+        name.removeprefix(_TRIAL_PREFIX): value for name, value in tensors.items() if name.startswith(_TRIAL_PREFIX)
+    }
+    if network and _TRIAL_EPOCH in tensors:
+        return network
     return {name: value for name, value in tensors.items() if name != _AVERAGE_COUNTER}
 
 

@@ -29,6 +29,7 @@ from sweeps.space.strata import Stratum
 from sweeps.trials.feasibility import reachable_strata
 from sweeps.trials.planned_teacher import UNTRAINED, describe_teacher
 from sweeps.trials.resolver import Resolver
+from sweeps.trials.trained_network import check_start
 from sweeps.utils.duration import format_duration
 
 SAMPLES = 300  # points drawn to see the sizes of a space that is not a grid
@@ -232,12 +233,14 @@ def print_plan(space: Space, options: RunOptions) -> int:
         The exit code.
 
     Raises:
-        InputError: data or teacher cannot be used.
+        InputError: data, teacher or the weights to start from cannot be used.
     """
     data: Any = load_data(space.data, options.data_dir)
+    start = check_start(space, data)
     resolver = Resolver(space, data, describe_teacher(space, data, options.teachers or Path("teachers")))
     plan = make_plan(space, resolver, _local_slots(space))
-    print(json.dumps(plan.to_json(), indent=2) if options.json else "\n".join(plan_lines(plan, space, resolver)))
+    lines = [*start, *plan_lines(plan, space, resolver)]
+    print(json.dumps(plan.to_json(), indent=2) if options.json else "\n".join(lines))
     return 0
 
 

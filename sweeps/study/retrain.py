@@ -18,7 +18,6 @@ from typing import Any
 
 from lowrank.data import ImageData
 from lowrank.errors import InputError
-from lowrank.utils.hashing import file_hash
 from sweeps.records.events import Event, Role, Status
 from sweeps.records.journal import Journal
 from sweeps.records.load import find_study, find_trial, load_study
@@ -27,6 +26,7 @@ from sweeps.records.names import CHECKPOINT_FILE, TRIALS_FOLDER
 from sweeps.records.specification import REPEATABLE, TRIAL_WEIGHTS, identify
 from sweeps.space.teacher_settings import TEACHER_SECTION
 from sweeps.trials.teacher import ResolvedTeacher
+from sweeps.trials.trained_network import check_fingerprint
 
 ORIGIN = "repeats"  # of a study's header: which trials of which study it trains again, and under which ids
 RETRAINED_STOPPED = "finishes"  # of the origin: stopped trials, their ids there -> their ids here
@@ -261,11 +261,7 @@ def _lost_source(folder: Path, study: StudyRecord, specification: Mapping[str, A
         if trial_id not in study.trials:
             raise InputError(f"the trial {trial_id}, from whose weights it starts, is not in {folder}")
         return study.trials[trial_id]
-    path = Path(source)
-    if not path.is_file():
-        raise InputError(f"the weights to start from are not there: {path}")
-    if file_hash(path)[:16] != start["fingerprint"]:
-        raise InputError(f"the weights to start from have changed since: {path}")
+    check_fingerprint(Path(source), str(start["fingerprint"]))
     return None
 
 

@@ -16,6 +16,7 @@ from sweeps.records.annotations import check_note, parse_tags
 from sweeps.records.journal import read_journal
 from sweeps.records.model import fold
 from sweeps.records.names import JOURNAL_FILE, SPACE_FILE
+from sweeps.records.specification import TRIAL_WEIGHTS
 from sweeps.records.study_folders import find_study_folder, new_study_folder, read_space_file, studies_root
 from sweeps.space.model import Space
 from sweeps.space.parse import parse_space
@@ -32,6 +33,7 @@ from sweeps.tracking.uri import check_tracking_uri
 from sweeps.trials.planned_teacher import with_teacher_name
 from sweeps.trials.resolver import Resolver
 from sweeps.trials.teacher import ResolvedTeacher, resolve_teacher
+from sweeps.trials.trained_network import check_fingerprint, check_start
 
 DEFAULT_TEACHERS = Path("teachers")
 
@@ -54,6 +56,8 @@ def start_study(space: Space, options: RunOptions) -> int:
     folder = new_study_folder(root, options.name, space.name, list_stored_studies(uri) if uri else ())
     config = _study_config(folder, space, options, uri)
     data = load_data(space.data, config.data_dir)
+    for line in check_start(space, data):
+        print(line, flush=True)
     started = time.monotonic()
     resolver = Resolver(space, data, ensure_teacher(space, data, config.teachers, config.tracking_uri))
     if config.seconds is not None:  # the training of a teacher counts
@@ -111,7 +115,8 @@ def resume_study(options: RunOptions) -> int:
         The exit code.
 
     Raises:
-        InputError: something cannot be used, or data or teacher have changed; nothing has been written then.
+        InputError: something cannot be used, or data, teacher or the weights to start from have changed; nothing has
+            been written then.
     """
     folder, uri = _fetch_folder(options)
     _refuse(
@@ -131,6 +136,7 @@ def resume_study(options: RunOptions) -> int:
     options = replace(options, tracking_uri=options.tracking_uri or stored["tracking_uri"])
     config = replace(_study_config(folder, space, options, uri), origin=stored.get(ORIGIN))
     data = _same_data(space, config)
+    _check_same_start(config)
     resolver = Resolver(space, data, _same_teacher(space, data, config))
     with mirror_study(uri, folder):
         return run_study(space, resolver, config)
@@ -170,6 +176,16 @@ def _same_data(space: Space, config: StudyConfig) -> ImageData:
     if data.fingerprint != expected:
         raise InputError(f"{data.name} has the fingerprint {data.fingerprint}, but the study began with {expected}")
     return data
+
+
+def _check_same_start(config: StudyConfig) -> None:
+    """Check that files which trials of the study start from are what they were."""
+    trials = fold(read_journal(config.folder / JOURNAL_FILE)).trials.values()
+    starts = {(str(start["from"]), str(start["fingerprint"])) for trial in trials
+              if (start := trial.specification.get("start"))}  # fmt: skip
+    for source, fingerprint in sorted(starts):
+        if not source.startswith(TRIAL_WEIGHTS):
+            check_fingerprint(Path(source), fingerprint)
 
 
 def _same_teacher(space: Space, data: ImageData, config: StudyConfig) -> ResolvedTeacher | None:

@@ -20,7 +20,6 @@ from lowrank.layers.registry import make_method
 from lowrank.networks.registry import NetworkSettings
 from lowrank.training.optimizer import check_network
 from lowrank.training.recipe import Recipe
-from lowrank.utils.hashing import file_hash
 from sweeps.records.events import Role
 from sweeps.records.specification import TRIAL_WEIGHTS, Trial, trial_ids
 from sweeps.space.domains import Value
@@ -30,6 +29,7 @@ from sweeps.space.points import SHARE_PREFIX, Points
 from sweeps.space.strata import ALL_SIZES, REFERENCE_STRATUM, Point, Stratum, halving_strata, make_strata
 from sweeps.trials.step_timer import StepTimer
 from sweeps.trials.teacher import ResolvedTeacher
+from sweeps.trials.trained_network import weights_fingerprint
 
 # Fields of a recipe that name a part of the network
 _PART_FIELDS = ("freeze", "factor_lr", "body_lr", "head_lr", "drop_path", "auxiliary_weight")
@@ -314,7 +314,7 @@ class Resolver:
         path = Path(str(self.space.start.weights))
         if not path.is_file():
             raise InputError(f"`start.weights`: there is no file {path}")
-        return file_hash(path)[:16]
+        return weights_fingerprint(path)
 
     def _teacher(self, recipe: Recipe, network: NetworkSettings, point: Point) -> dict[str, Any]:
         """The section of the teacher; {} where the recipe does not use it."""

@@ -1,0 +1,141 @@
+"""A study that starts from a file: the file is checked before anything starts, by every worker, and on resume."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from lowrank.errors import InputError
+from lowrank.networks.registry import NetworkSettings, make_network
+from sweeps.execution.initial_weights import set_initial_weights
+from sweeps.records.events import Event
+from sweeps.records.journal import Journal
+from sweeps.records.names import JOURNAL_FILE
+from sweeps.records.specification import Trial
+from sweeps.records.study_folders import write_space_file
+from sweeps.run import main
+from sweeps.space.model import Space
+from sweeps.space.parse import parse_space
+from sweeps.trials.build import make_student
+from sweeps.trials.resolver import Resolver
+from sweeps.trials.trained_network import check_start
+
+CONTENT: dict[str, Any] = {
+    "question": "Which?", "data": {"name": "digits"}, "network": {"name": "resnet9", "width": 0.125},
+    "train": {"epochs": 2}, "method": {"name": "bottleneck"},
+    "budget": {"params": 0.7, "relative_to": "separable"},
+}  # fmt: skip
+
+
+def trained(seed: int = 5, classes: int = 10) -> nn.Module:
+    torch.manual_seed(seed)
+    return make_network(NetworkSettings(width=0.125), (1, 8, 8), classes)
+
+
+def write(path: Path, network: nn.Module) -> Path:
+    """A file as others write it: half precision, from several cards, under a key."""
+    state = {f"module.{name}": tensor for name, tensor in network.half().state_dict().items()}
+    torch.save({"state_dict": state, "epoch": 3}, path)
+    return path
+
+
+def space(path: Path, **sections: Any) -> Space:
+    start = {"how": "dense", "weights": str(path)}
+    return parse_space("small", {**copy.deepcopy(CONTENT), "start": start, **sections})
+
+
+def trial(path: Path, digits: Any) -> Trial:
+    return Resolver(space(path), digits).resolve({})
+
+
+def test_the_file_is_checked_before_the_study_begins(digits, tmp_path):
+    path = write(tmp_path / "weights.pth", trained())
+    (line,) = check_start(space(path), digits)
+    assert line.startswith(f"weights: {path} (torch, sha256 ")
+    assert line.endswith("tensors, from `state_dict`, prefix `module.` stripped, stored as float16")
+    assert check_start(space(path, start="scratch"), digits) == []
+    with pytest.raises(InputError, match=r"`start.weights`: .* do not fit ResNet9: \d+ of another shape"):
+        check_start(space(path, network={"name": "resnet9", "width": 0.25}), digits)
+    path.write_bytes(b"nothing")
+    with pytest.raises(InputError, match=r"`start.weights`: .* must be a safetensors file or a whole file of torch"):
+        check_start(space(path), digits)
+    path.unlink()
+    with pytest.raises(InputError, match=r"`start.weights`: there is no file"):
+        check_start(space(path), digits)
+
+
+def test_a_wrong_file_ends_the_command(tmp_path, capsys):
+    path = write(tmp_path / "weights.pth", trained())
+    torch.save(nn.Linear(1, 1), path)
+    where = ("--out", str(tmp_path / "studies"))
+    file = tmp_path / "small.yaml"
+    file.write_text(json.dumps({**CONTENT, "start": {"how": "dense", "weights": str(path)}}))
+    for plan in ([], ["--plan"]):
+        assert main(["--space", str(file), *where, *plan]) == 2
+        assert "holds a pickled `torch.nn.modules.linear.Linear`" in capsys.readouterr().err
+    assert not (tmp_path / "studies").exists()
+
+
+def test_a_trial_starts_from_the_file(digits, tmp_path):
+    source = trained()
+    specification = trial(write(tmp_path / "weights.pth", source), digits).specification
+    student, _ = make_student(specification, digits)
+    set_initial_weights(student, specification, digits, str(tmp_path))
+    assert torch.equal(student.get_parameter("classifier.weight"), source.float().get_parameter("classifier.weight"))
+
+
+def test_a_head_for_other_classes_begins_anew_from_the_trials_seed(digits, tmp_path):
+    path = write(tmp_path / "weights.pth", trained(classes=7))
+    assert check_start(space(path), digits)[1] == (
+        "the last layer `classifier` begins anew: the file's has 7 outputs, this network's 10"
+    )
+    specification = trial(path, digits).specification
+    students = [make_student(specification, digits)[0] for _ in range(2)]
+    for student in students:
+        set_initial_weights(student, specification, digits, str(tmp_path))
+        torch.rand(3)  # the head does not depend on what was drawn before
+    heads = [student.get_parameter("classifier.weight") for student in students]
+    assert torch.equal(*heads)
+
+
+def test_another_file_at_that_path_is_refused_by_every_worker(digits, tmp_path):
+    path = write(tmp_path / "weights.pth", trained())
+    specification = trial(path, digits).specification
+    student, _ = make_student(specification, digits)
+    write(path, trained(6))
+    before = student.get_parameter("classifier.weight").clone()
+    began = specification["start"]["fingerprint"]
+    message = rf"have changed: .* has the fingerprint \w{{16}}, but the study began with {began}"
+    with pytest.raises(InputError, match=message):
+        set_initial_weights(student, specification, digits, str(tmp_path))
+    assert torch.equal(student.get_parameter("classifier.weight"), before)
+    path.unlink()
+    with pytest.raises(InputError, match="the weights to start from are not there"):
+        set_initial_weights(student, specification, digits, str(tmp_path))
+
+
+def test_another_file_at_that_path_is_refused_on_resume(digits, tmp_path, capsys):
+    path = write(tmp_path / "weights.pth", trained())
+    folder = tmp_path / "studies" / "mine"
+    folder.mkdir(parents=True)
+    resolved = trial(path, digits)
+    write_space_file(folder, space(path).source, {"space": "small", "data_dir": None, "tracking_uri": None})
+    journal = Journal(folder / JOURNAL_FILE)
+    journal.append(Event.STUDY, name="mine", data={"fingerprint": digits.fingerprint})
+    journal.append(
+        Event.PROPOSED, trial=resolved.trial_id, role=str(resolved.role), stratum=resolved.stratum,
+        parameters=resolved.point, specification=resolved.specification, counts=resolved.counts, proposal={},
+        point_id=resolved.point_id,
+    )  # fmt: skip
+    journal.close()
+    write(path, trained(6))
+    before = (folder / JOURNAL_FILE).read_bytes()
+    assert main(["--resume", "mine", "--out", str(tmp_path / "studies")]) == 2
+    assert "the weights to start from have changed" in capsys.readouterr().err
+    assert (folder / JOURNAL_FILE).read_bytes() == before
