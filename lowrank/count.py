@@ -18,7 +18,7 @@ from lowrank.compression.counting_conventions import CONVENTIONS
 from lowrank.errors import InputError
 from lowrank.layers.registry import METHODS, make_method, method_class
 from lowrank.networks.images import ImageShape
-from lowrank.networks.registry import NETWORK_NAMES, NetworkSettings, default_images
+from lowrank.networks.registry import NETWORK_FIELDS, NETWORK_NAMES, NetworkSettings, default_images
 from lowrank.utils.cli import OneLineParser, run_command
 from lowrank.utils.validation import validate_model
 
@@ -45,6 +45,10 @@ def make_parser() -> argparse.ArgumentParser:
     network.add_argument("--network", required=True, metavar="NAME", help="; ".join(NETWORK_NAMES))
     network.add_argument("--width", type=float, metavar="SHARE", help="inner channels relative to the published ones")
     network.add_argument("--linear", action="store_true", help="substitute linear maps too")
+    network.add_argument("--stem", metavar="NAME", help="of resnet18: imagenet (default) or small")
+    network.add_argument("--patch", type=int, metavar="P", help="of vit: side of a patch in pixels (default: 4)")
+    network.add_argument("--depth", type=int, metavar="N", help="of vit: number of blocks (default: 6)")
+    network.add_argument("--heads", type=int, metavar="N", help="of vit: heads of attention (default: 3)")
     network.add_argument("--image", metavar="CxHxW", help="e.g. 3x224x224 (default: what it was published for)")
     network.add_argument("--classes", type=int, metavar="N", help="default: as published")
     method = parser.add_argument_group("the method")
@@ -109,7 +113,8 @@ def run(options: argparse.Namespace) -> NetworkCount:
             raise InputError(f"`--classes` must be at least 1, but got {options.classes}")
         classes = options.classes
     width = 1.0 if options.width is None else options.width
-    settings = {"name": options.network, "width": width, "linear": options.linear}
+    fields = {field: getattr(options, field) for field in NETWORK_FIELDS if getattr(options, field) is not None}
+    settings = {"name": options.network, "width": width, "linear": options.linear, **fields}
     network = validate_model(NetworkSettings, settings, "network")
     method = _parse_method(options)
     if options.budget is not None:

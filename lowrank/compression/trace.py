@@ -27,6 +27,7 @@ from lowrank.layers.base_method import ConvShape, Pair
 from lowrank.networks.base import DropPath
 from lowrank.networks.images import ImageShape
 from lowrank.networks.registry import NetworkSettings, for_counting, make_network
+from lowrank.networks.vit import LearnedPositions
 
 # Layers without multiplications of their own; their parameters are counted as they are.
 _FREE = (
@@ -34,7 +35,7 @@ _FREE = (
     nn.GELU, nn.Mish, nn.Hardswish, nn.Tanh, nn.Sigmoid, nn.Hardsigmoid, nn.Softmax, nn.Identity, nn.Flatten,
     nn.modules.dropout._DropoutNd, nn.modules.pooling._MaxPoolNd, nn.modules.pooling._AvgPoolNd,
     nn.modules.pooling._AdaptiveMaxPoolNd, nn.modules.pooling._AdaptiveAvgPoolNd, nn.ChannelShuffle, nn.ZeroPad2d,
-    nn.Sequential, DropPath, ProjectedAttention,
+    nn.Sequential, DropPath, ProjectedAttention, LearnedPositions,
 )  # fmt: skip
 # Those of torchvision, by name, so that it need not be imported; products of activations are counted as they run.
 _FREE_OF_TORCHVISION = frozenset({

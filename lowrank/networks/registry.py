@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -17,6 +17,11 @@ from lowrank.networks.images import CIFAR_IMAGE, IMAGENET_IMAGE, ImageShape
 
 if TYPE_CHECKING:
     from torch import nn
+
+
+def _field(default: Any, **limits: Any) -> Any:
+    """A field of some networks only, which dumps leave out at its default."""
+    return Field(default=default, exclude_if=lambda value: value == default, **limits)
 
 
 class NetworkSettings(BaseModel):
@@ -28,6 +33,13 @@ class NetworkSettings(BaseModel):
         linear: substitute also the linear maps that the network does not exclude.
         weights: name of trained weights of a torchvision network.
         auxiliary: add DARTS's second head, which only training uses.
+        stem: of resnet18, as published for ImageNet or for images of CIFAR's size.
+        patch: side in pixels of the patches that vit cuts an image into.
+        depth: blocks of vit.
+        heads: attention heads of vit.
+
+    The last four are left out of dumps at their defaults, so that trial ids of studies from before they were there
+    stay the same. Their defaults must never change.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -36,6 +48,10 @@ class NetworkSettings(BaseModel):
     linear: bool = False
     weights: str | None = None
     auxiliary: bool = False
+    stem: Literal["imagenet", "small"] = _field("imagenet")
+    patch: int = _field(4, ge=1)
+    depth: int = _field(6, ge=1, le=256)
+    heads: int = _field(3, ge=1, le=192)
 
 
 Maker = Callable[[re.Match[str], NetworkSettings, ImageShape, int], "nn.Module"]
@@ -77,6 +93,20 @@ def _vgg16(_: re.Match[str], settings: NetworkSettings, image: ImageShape, class
     return VGG16(image[0], classes, width=settings.width)
 
 
+def _resnet18(_: re.Match[str], settings: NetworkSettings, image: ImageShape, classes: int) -> nn.Module:
+    from lowrank.networks.resnet18 import ResNet18
+
+    return ResNet18(image[0], classes, width=settings.width, stem=settings.stem)
+
+
+def _vit(_: re.Match[str], settings: NetworkSettings, image: ImageShape, classes: int) -> nn.Module:
+    from lowrank.networks.vit import ViT
+
+    return ViT(
+        image, classes, width=settings.width, patch=settings.patch, depth=settings.depth, heads=settings.heads
+    )  # fmt: skip
+
+
 def _mlp(_: re.Match[str], settings: NetworkSettings, image: ImageShape, classes: int) -> nn.Module:
     from lowrank.networks.mlp import MLP
 
@@ -107,6 +137,7 @@ class _Entry:
         make: makes it.
         image: (C, H, W) of the images that it was published for.
         classes: number of their classes.
+        fields: those of NETWORK_FIELDS that it has.
     """
 
     pattern: str
@@ -114,7 +145,11 @@ class _Entry:
     make: Maker
     image: ImageShape = CIFAR_IMAGE
     classes: int = 10
+    fields: tuple[str, ...] = ()
 
+
+NETWORK_FIELDS = ("stem", "patch", "depth", "heads")
+"""Fields of the settings that only some networks have."""
 
 # A network is one file and one line here.
 _TABLE = (
@@ -124,6 +159,8 @@ _TABLE = (
     _Entry(r"darts", "darts", _darts),
     _Entry(r"mobilenet_v2", "mobilenet_v2", _mobilenet_v2, IMAGENET_IMAGE, 1000),
     _Entry(r"vgg16", "vgg16", _vgg16),
+    _Entry(r"resnet18", "resnet18", _resnet18, IMAGENET_IMAGE, 1000, fields=("stem",)),
+    _Entry(r"vit", "vit", _vit, fields=("patch", "depth", "heads")),
     _Entry(r"mlp", "mlp", _mlp),
     _Entry(r"torchvision:(.*)", "torchvision:NAME (such as torchvision:resnet18)", _torchvision, IMAGENET_IMAGE, 1000),
     _Entry(r"[A-Za-z_][\w.]*:\w+", "package.module:function (your own)", _imported),
@@ -190,6 +227,10 @@ def make_network(settings: NetworkSettings, image_shape: ImageShape, classes: in
         raise InputError(f"`weights` are torchvision's: {settings.name} has none, but got {settings.weights!r}")
     if settings.auxiliary and entry.make is not _darts:
         raise InputError(f"{settings.name} has no `auxiliary` head; darts has")
+    for field in NETWORK_FIELDS:
+        if field not in entry.fields and getattr(settings, field) != NetworkSettings.model_fields[field].default:
+            owner = next(other.shown for other in _TABLE if field in other.fields)
+            raise InputError(f"{settings.name} has no `{field}`; {owner} has")
     network = entry.make(match, settings, image_shape, classes)
     min_size = getattr(network, "min_image_size", 1)
     if min(image_shape[1:]) < min_size:

@@ -86,6 +86,18 @@ def test_images_are_those_of_the_network_by_default(
     assert (found["image"], found["classes"], found["layers"][0]["in_channels"]) == ([1, 64, 40], 7, 1)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "params"),
+    [
+        ("resnet18", 11_689_512),
+        ("resnet18 --stem small --image 3x32x32 --classes 10", 11_173_962),
+        ("vit --patch 8 --depth 2 --heads 4", 932_170),
+    ],
+)
+def test_fields_of_single_networks_are_options(capsys: pytest.CaptureFixture[str], arguments: str, params: int) -> None:
+    assert counted(capsys, "--network", *arguments.split())["params"] == params
+
+
 def test_linear_maps_are_substituted_when_asked(capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ("--network", "torchvision:resnet18", "--method", "bottleneck", "--scale", "0.1")
     without, found = counted(capsys, *arguments), counted(capsys, *arguments, "--linear")
@@ -111,7 +123,9 @@ def test_the_text_names_every_layer_and_its_reason(capsys: pytest.CaptureFixture
     ("arguments", "message"),
     [
         ("--network resnet10", "unknown network 'resnet10'; choose from: "),
-        ("--network resnet8", "; did you mean resnet9?"),
+        ("--network resnet99", "; did you mean resnet9?"),
+        ("--network resnet9 --stem small", "resnet9 has no `stem`; resnet18 has"),
+        ("--network resnet18 --stem tiny", "`network.stem`"),
         ("--network resnet9 --method tt", "unknown method 'tt'; choose from: "),
         ("--network resnet9 --method tucker --dims 12", "`method.dims`: must be less than or equal to 9, but got 12"),
         ("--network resnet9 --method acdc --dims 3", "acdc has no setting `--dims`; it has: --layers"),

@@ -219,6 +219,29 @@ def test_resnet9_sizes() -> None:
     assert plan.params(make_method({"name": "separable"})) == 755_968
 
 
+def test_resnet18_with_the_small_stem_has_its_usual_size() -> None:
+    plan = network_plan(NetworkSettings(name="resnet18", stem="small"), (3, 32, 32), 10)
+    assert plan.params(make_method({"name": "dense"})) == 11_173_962
+
+
+@pytest.mark.parametrize(
+    ("settings", "features"),
+    [({}, 192), ({"width": 0.5, "depth": 2}, 96), ({"patch": 8, "heads": 4, "width": 0.25}, 48)],
+)
+def test_sizes_of_vit(settings: dict[str, Any], features: int) -> None:
+    plan = network_plan(NetworkSettings(name="vit", **settings), (3, 32, 32), 10)
+    patch, depth = settings.get("patch", 4), settings.get("depth", 6)
+    patches = (32 // patch) ** 2
+    embedding, classifier = 3 * patch**2 * features, 10 * features
+    block, biases_and_norms = 12 * features**2, 13 * features
+    dense = make_method({"name": "dense"})
+    assert plan.params(dense) == (
+        embedding + features + patches * features + depth * (block + biases_and_norms) + 2 * features + classifier + 10
+    )
+    products = depth * (block * patches + 2 * patches**2 * features)
+    assert plan.mult_adds(dense) == embedding * patches + products + classifier
+
+
 def test_the_tensor_train_sweep_has_121_different_networks() -> None:
     plan = network_plan(NetworkSettings(name="resnet9"), (3, 32, 32), 10)
     trains = [

@@ -246,6 +246,7 @@ COUNTED_AS_SEPARABLE = ("separable", "tensor_train", "tucker", "cp", "hashed")
 
 MERGED = [("resnet9", name) for name in METHODS]
 MERGED += [(network, "separable") for network in ("wrn_16_4", "mobilenet_v2", "vgg16", "wrn_50_2", "mlp")]
+MERGED += [("resnet18", "separable"), ("vit", "tucker"), ("vit", "svd")]
 MERGED += [("darts", "tensor_train"), ("mlp", "tucker"), ("mobilenet_v2", "cp"), ("wrn_50_2", "shuffle")]
 
 
@@ -272,7 +273,7 @@ def test_counting_takes_no_arithmetic_on_images() -> None:
     assert len(plan.shapes) < 20
 
 
-@pytest.mark.parametrize("name", ["resnet9", "wrn_10_1", "darts", "mobilenet_v2", "vgg16", "mlp"])
+@pytest.mark.parametrize("name", ["resnet9", "wrn_10_1", "darts", "mobilenet_v2", "vgg16", "mlp", "resnet18", "vit"])
 def test_a_plan_is_the_same_with_weights_on_the_meta_device_or_not(name: str) -> None:
     settings = NetworkSettings(name=name, width=0.25)
     image, classes = default_images(name)

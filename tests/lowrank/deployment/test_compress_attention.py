@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from lowrank.deployment.compress_network import Compressor
 from lowrank.layers.attention import ProjectedAttention
+from lowrank.networks.registry import NetworkSettings, make_network
 from lowrank.utils.torchvision_compat import torchvision
 
 torch.set_num_threads(1)
@@ -113,3 +114,14 @@ def test_attention_stays_where_the_network_reads_its_weights() -> None:
     assert type(compressor.dense.attention) is nn.MultiheadAttention
     assert "attention stays as it is" in lines[0]
     assert compressor.listed.reasons["attention.out_proj"] == "its weight is used without running it"
+
+
+def test_the_fused_map_of_vit_is_factorised() -> None:
+    torch.manual_seed(0)
+    settings = NetworkSettings(name="vit", width=0.125, depth=2)
+    network = make_network(settings, (3, 8, 8), 5).eval()
+    compressed = Compressor(network, [torch.randn(48, 3, 8, 8)]).compress(0.5, method="svd", allocation="energy")
+    assert compressed.params <= compressed.dense_params / 2
+    factorised = {report.name for report in compressed.layers if report.method == "svd"}
+    assert any(name.endswith("attn.qkv") for name in factorised)
+    assert "classifier" not in factorised

@@ -17,10 +17,11 @@ from lowrank.networks.darts import DARTS, FactorizedReduce
 from lowrank.networks.external import replace_head
 from lowrank.networks.registry import NetworkSettings, default_images, make_network
 from lowrank.networks.resnet9 import ResNet9
+from lowrank.networks.vit import Block
 
 torch.set_num_threads(1)  # tiny layers
 
-NAMES = ("wrn_16_4", "wrn_50_2", "darts", "mobilenet_v2", "resnet9", "vgg16", "mlp")
+NAMES = ("wrn_16_4", "wrn_50_2", "darts", "mobilenet_v2", "resnet9", "vgg16", "mlp", "resnet18", "vit")
 
 
 @pytest.mark.parametrize(
@@ -33,6 +34,8 @@ NAMES = ("wrn_16_4", "wrn_50_2", "darts", "mobilenet_v2", "resnet9", "vgg16", "m
         ("darts", 240, 49078),
         ("mobilenet_v2", 35, 99200),
         ("resnet9", 7, 11328),
+        ("resnet18", 19, 532_008),
+        ("vit", 24, 28_618),
     ],
 )
 def test_substituted_layers_and_fixed_parameters(name: str, substituted: int, fixed: int) -> None:
@@ -46,6 +49,7 @@ def test_substituted_layers_and_fixed_parameters(name: str, substituted: int, fi
     [
         ("wrn_50_2", Dense(), 68_883_240),  # torchvision's wide_resnet50_2
         ("mobilenet_v2", Dense(), 3_504_872),  # torchvision's mobilenet_v2
+        ("resnet18", Dense(), 11_689_512),  # torchvision's resnet18
         ("vgg16", Dense(), 14_728_266),  # 13 convolutions with bias and batch norm, one linear map of 512 x 10
         ("darts", Separable(), 3_349_342),  # 3.3 million in Liu et al. 2019
         ("mlp", Dense(), (3072 + 512) * 512 + 2 * 2 * 512 + 512 * 10 + 10),
@@ -57,9 +61,9 @@ def test_sizes_as_published(name: str, method: Dense | Separable, params: int) -
     assert plan.base == ("separable" if name == "darts" else "dense")
 
 
-@pytest.mark.parametrize("name", ["wrn_50_2", "mobilenet_v2"])
+@pytest.mark.parametrize("name", ["wrn_50_2", "mobilenet_v2", "resnet18"])
 def test_imagenet_networks_cost_what_torchvisions_do(name: str) -> None:
-    theirs = {"wrn_50_2": "torchvision:wide_resnet50_2", "mobilenet_v2": "torchvision:mobilenet_v2"}[name]
+    theirs = f"torchvision:{name.replace('wrn_50_2', 'wide_resnet50_2')}"
     plan, other = (network_plan(NetworkSettings(name=network), (3, 96, 96), 7) for network in (name, theirs))
     assert plan.mult_adds(Dense()) == other.mult_adds(Dense())
     assert plan.params(Dense()) == other.params(Dense())
@@ -80,6 +84,9 @@ def test_imagenet_networks_cost_what_torchvisions_do(name: str) -> None:
         ("mobilenet_v2", (3, 33, 40)),
         ("vgg16", (3, 32, 48)),
         ("mlp", (1, 8, 9)),
+        ("resnet18", (3, 33, 40)),
+        ("vit", (3, 32, 32)),
+        ("vit", (1, 8, 12)),
     ],
 )
 def test_networks_map_images_to_logits(name: str, image: tuple[int, int, int]) -> None:
@@ -109,6 +116,81 @@ def test_initial_activations_neither_explode_nor_vanish(name: str) -> None:
     assert 1e-3 < logits.std().item() < 10
     logits.square().mean().backward()
     assert all(parameter.grad is not None for parameter in network.parameters())
+
+
+@pytest.mark.parametrize(
+    ("settings", "image"),
+    [
+        ({"name": "resnet18", "stem": "small"}, (1, 8, 8)),
+        ({"name": "resnet18", "stem": "small"}, (3, 32, 40)),
+        ({"name": "vit", "patch": 2, "depth": 1, "heads": 5}, (3, 10, 4)),
+    ],
+)
+def test_fields_of_single_networks(settings: dict, image: tuple[int, int, int]) -> None:
+    network = make_network(NetworkSettings(**settings, width=0.125), image, 7).eval()
+    with torch.no_grad():
+        assert tuple(network(torch.randn(2, *image)).shape) == (2, 7)
+
+
+def test_fields_of_single_networks_leave_dumps_of_others_as_they_were() -> None:
+    """Trial ids are hashes of dumps."""
+    before = {"name": "vit", "width": 1.0, "linear": False, "weights": None, "auxiliary": False}
+    assert NetworkSettings(name="vit", stem="imagenet", patch=4, depth=6, heads=3).model_dump() == before
+    changed = NetworkSettings(name="vit", patch=8, heads=6)
+    assert changed.model_dump(mode="json") == {**before, "patch": 8, "heads": 6}
+    assert NetworkSettings(**changed.model_dump()) == changed
+
+
+def test_resnet18_with_the_small_stem_keeps_the_resolution_in_its_first_stage() -> None:
+    small, published = (
+        make_network(NetworkSettings(name="resnet18", width=0.125, stem=stem), (3, 32, 32), 10)
+        for stem in ("small", "imagenet")
+    )
+    x = torch.zeros(2, 3, 32, 32)
+    assert (small.stem(x).shape[2:], published.stem(x).shape[2:]) == ((32, 32), (8, 8))
+
+
+def test_the_width_of_vit_is_a_multiple_of_its_heads() -> None:
+    for width, features in ((1.0, 192), (0.5, 96), (0.26, 51), (1e-9, 3)):
+        network = make_network(NetworkSettings(name="vit", width=width, depth=1), (3, 8, 8), 10)
+        assert network.classifier.in_features == features
+
+
+@pytest.mark.parametrize(
+    ("depth", "taps"), [(1, ["blocks.0"]), (2, ["blocks.0", "blocks.1"]), (12, ["blocks.3", "blocks.7", "blocks.11"])]
+)
+def test_taps_of_vit_share_out_its_blocks(depth: int, taps: list[str]) -> None:
+    network = make_network(NetworkSettings(name="vit", width=0.05, depth=depth), (3, 8, 8), 10)
+    assert list(network.taps) == taps
+
+
+def test_a_block_of_vit_is_a_pre_norm_transformer_layer() -> None:
+    torch.manual_seed(0)
+    block = Block(24, 3).eval()
+    layer = nn.TransformerEncoderLayer(
+        24, 3, 96, dropout=0.0, activation="gelu", layer_norm_eps=1e-6, batch_first=True, norm_first=True
+    ).eval()
+    names = {
+        "norm1": "norm1", "norm2": "norm2", "self_attn.in_proj_": "attn.qkv.", "self_attn.out_proj": "attn.proj",
+        "linear1": "mlp.fc1", "linear2": "mlp.fc2",
+    }  # fmt: skip
+    state = block.state_dict()
+    for theirs, parameter in layer.named_parameters():
+        prefix = next(prefix for prefix in names if theirs.startswith(prefix))
+        parameter.data.copy_(state[theirs.replace(prefix, names[prefix])])
+    x = torch.randn(2, 24, 3, 4)
+    with torch.no_grad():
+        expected = layer(x.flatten(2).mT).mT.unflatten(2, (3, 4))
+        torch.testing.assert_close(block(x), expected, atol=1e-5, rtol=0)
+
+
+def test_vit_knows_where_a_patch_is() -> None:
+    network = make_network(NetworkSettings(name="vit", width=0.125, depth=1), (1, 8, 8), 10).eval()
+    x = torch.randn(1, 1, 8, 8)
+    with torch.no_grad():
+        assert not torch.allclose(network(x), network(x.roll(4, 2)), atol=1e-5)
+        network.positions.positions.zero_()
+        torch.testing.assert_close(network(x), network(x.roll(4, 2)), atol=1e-5, rtol=0)
 
 
 def test_the_last_pooling_of_resnet9_is_global() -> None:
@@ -270,6 +352,8 @@ def test_networks_of_the_user(own_module: str) -> None:
         ("resnet9", (3, 4, 32), "resnet9 needs images of at least 8 x 8, but got 4 x 32"),
         ("vgg16", (3, 31, 32), "vgg16 needs images of at least 32 x 32, but got 31 x 32"),
         ("torchvision:resnet19", (3, 32, 32), "unknown torchvision network 'resnet19'; choose from: .*resnet18"),
+        ("resnet18", (3, 31, 40), "resnet18 needs images of at least 32 x 32, but got 31 x 40"),
+        ("vit", (3, 30, 32), "vit cuts images into patches of 4 x 4, so both sides .* of 4, but got 30 x 32"),
         ("torchvision:resnet18", (1, 32, 32), "torchvision:resnet18 takes images of 3 channels, but got 1"),
         ("nowhere:make", (3, 32, 32), "network 'nowhere:make' cannot be imported: ModuleNotFoundError: No module"),
         ("broken_networks:make", (3, 32, 32), "'broken_networks:make' cannot be imported: ZeroDivisionError"),
@@ -292,6 +376,8 @@ def test_errors_name_impossible_networks(own_module: str, name: str, image: tupl
         ({"name": "own_networks:plain", "width": 0.5}, "own_networks:plain has no `width`"),
         ({"name": "torchvision:resnet18", "weights": "BEST"}, "unknown weights of torchvision:resnet18 'BEST'; .*IMAG"),
         ({"name": "resnet9", "weights": "DEFAULT"}, "`weights` are torchvision's: resnet9 has none"),
+        ({"name": "resnet9", "stem": "small"}, "resnet9 has no `stem`; resnet18 has"),
+        ({"name": "resnet18", "heads": 2}, "resnet18 has no `heads`; vit has"),
         ({"name": "resnet9", "auxiliary": True}, "resnet9 has no `auxiliary` head; darts has"),
     ],
 )

@@ -17,7 +17,7 @@ from tests.support.training import small_recipe, small_trainer, tensor_train
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        ("resnet9", ("classifier",)), ("wrn_10_1", ("classifier",)), ("mlp", ("classifier",)),
+        ("resnet9", ("classifier",)), ("wrn_10_1", ("classifier",)), ("mlp", ("classifier",)), ("vit", ("classifier",)),
         ("mobilenet_v2", ("classifier",)), ("torchvision:resnet18", ("fc",)),
         ("torchvision:squeezenet1_1", ("classifier.1",)),
     ],
