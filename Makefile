@@ -1,14 +1,15 @@
 # Two commands do all on a fresh clone with Python 3.11 or later and nothing else:
 #   make sweep      environment, packages, then the sweep   (SPACE=tt_dims, ARGS="--trials 8")
-#   make test       environment, packages, then every test
+#   make test       environment, packages, then every test that needs no GPU and is not slow
 PYTHON ?= python3
 SPACE ?= tt_dims
 ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+TRITON := $(VENV)/triton
 
-.PHONY: sweep distill test test-slow lint types bench clean
+.PHONY: sweep distill test test-slow test-faults test-gpu test-interpreted lint types bench clean
 
 sweep: $(READY)
 	$(BIN)/python sweeps/run.py --space $(SPACE) $(ARGS)
@@ -19,11 +20,29 @@ distill: $(READY)
 	$(BIN)/python sweeps/run.py --space distill $(ARGS)
 
 test: $(READY)
-	$(BIN)/python -m pytest -n 2 --no-loadscope-reorder
+	$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
 
-# Real trainings and servers, minutes each
+# Trainings, servers and studies of 20 seconds to some minutes each
 test-slow: $(READY)
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m "slow and not gpu"
+
+# Every test in which a study is killed, out of disk, cut off or damaged, the slow ones too
+test-faults: $(READY)
+	$(BIN)/python -m pytest -m faults
+
+# Every test that needs a GPU, one after the other; a skipped one is a failure
+test-gpu: $(READY)
+	@$(BIN)/python -c 'import sys, torch; sys.exit(None if torch.cuda.is_available() else "make test-gpu needs an NVIDIA GPU, but torch finds none")'
+	$(BIN)/python -m pytest -m gpu --no-skips
+
+# The kernels on a CPU, in Triton's interpreter. Triton lies apart: torch.compile would use one that it finds
+test-interpreted: $(READY) $(TRITON)/.ready
+	PYTHONPATH=$(TRITON) TRITON_INTERPRET=1 $(BIN)/python -m pytest --no-skips tests/lowrank/gpu/test_kernels.py
+
+# 3.7.1: the interpreter of 3.9.0 refuses the kernels' masks
+$(TRITON)/.ready: Makefile
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(TRITON) triton==3.7.1
+	@touch $@
 
 lint: $(READY)
 	$(BIN)/ruff check .

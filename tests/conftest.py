@@ -1,12 +1,16 @@
-"""What tests of several rooms share."""
+"""Markers, skips and time limits of all tests, and the fixtures that several packages' tests share."""
 
 from __future__ import annotations
 
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.support.skips import SkipPolicy, read_allowed_skips
+from tests.support.waiting import TIME_SCALE, scaled
+
+GPU_SKIP = "needs {needed} GPU(s), but torch finds {available}"
 
 
 @pytest.fixture(scope="session")
@@ -21,26 +25,79 @@ def blank_store(tmp_path_factory) -> Path:
     return folder / MLFLOW_FILE
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests that run whole studies come first: side by side with the others they are the longest of all groups."""
-    items.sort(key=lambda item: not runs_studies(str(item.path)))
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("skips", "which tests may be skipped")
+    group.addoption("--no-skips", action="store_true", help="fail if any test is skipped")
+    group.addoption(
+        "--allowed-skips", type=Path, metavar="FILE",
+        help="fail if a test is skipped that no line `PATH: REASON` of FILE allows (* matches any text)",
+    )  # fmt: skip
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    allowed = read_allowed_skips(config.getoption("--allowed-skips"))
+    if config.getoption("--no-skips"):
+        allowed = []
+    if allowed is not None and not hasattr(config, "workerinput"):  # of several processes the one that reports
+        config.pluginmanager.register(SkipPolicy(allowed), "skip-policy")
+
+
+@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in the same hook
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Sort studies to the front and into one group, and scale the time limits of all tests."""
+    items.sort(key=lambda item: item.get_closest_marker("study") is None)
+    parallel = config.pluginmanager.hasplugin("xdist")
+    for item in items:
+        if parallel and item.get_closest_marker("study"):
+            item.add_marker(pytest.mark.xdist_group("studies"))
+        if TIME_SCALE != 1:
+            own = item.get_closest_marker("timeout")
+            seconds = own.args[0] if own else float(config.getini("timeout"))
+            item.add_marker(pytest.mark.timeout(scaled(seconds)), append=False)
+    if config.getoption("--no-skips"):
+        _leave_out_larger_machines(config, items)
+
+
+def _leave_out_larger_machines(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Deselect what needs more GPUs than this machine has, where each test that is skipped is a failure."""
+    import torch
+
+    larger = [item for item in items if _needed_gpus(item) > max(1, torch.cuda.device_count())]
+    if larger:
+        items[:] = [item for item in items if item not in larger]
+        config.hook.pytest_deselected(items=larger)
+        names = ", ".join(item.nodeid for item in larger)
+        config.pluginmanager.get_plugin("skip-policy").notes.append(f"left out, they need more GPUs: {names}")
+
+
+def _needed_gpus(item: pytest.Item) -> int:
+    """How many GPUs a test needs: the argument of its marker `gpu`, which is 1 unless given."""
+    return max((marker.args[0] if marker.args else 1 for marker in item.iter_markers("gpu")), default=0)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip a test that needs more GPUs than there are."""
+    needed = _needed_gpus(item)
+    if needed:
+        import torch
+
+        available = torch.cuda.device_count()
+        if available < needed:
+            pytest.skip(GPU_SKIP.format(needed=needed, available=available))
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """What `make test` runs side by side: a file's tests stay in one process, where they share their fixtures, and no
-    two tests run whole studies at once, since each of those starts Ray on all cores."""
-    from xdist.scheduler import LoadScopeScheduling
+    """Return how tests are shared among processes (with `--dist loadgroup`).
 
-    class ByFile(LoadScopeScheduling):
+    The tests of a file stay in one process, where they share their fixtures. All tests marked `study` are one group:
+    each of them starts Ray on all cores, so no two of them run at once.
+    """
+    from xdist.scheduler import LoadGroupScheduling
+
+    class ByFile(LoadGroupScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            file = nodeid.partition("::")[0]
-            return "studies" if runs_studies(str(config.rootpath / file)) else file
+            group = super()._split_scope(nodeid)
+            return group if group != nodeid else nodeid.partition("::")[0]
 
     return ByFile(config, log)
-
-
-@cache
-def runs_studies(file: str) -> bool:
-    """Whether tests of a file run the command itself."""
-    return "/tests/faults/" in file or "from tests.support import studies" in Path(file).read_text()

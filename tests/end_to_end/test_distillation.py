@@ -12,6 +12,8 @@ from sweeps.teachers.worker import CACHE_FOLDER
 from tests.support import studies
 from tests.support.teachers import small_data, write_teacher
 
+pytestmark = pytest.mark.study
+
 SPACE = (
     "--space", "distill", "--set", "network={name: wrn_10_1, width: 0.5}", "--set", "data.train_images=200",
     "--set", "train.epochs=2", "--set", "method.name=bottleneck", "--set", "budget.params=0.8",

@@ -16,6 +16,8 @@ from sweeps.records.fronts import front_first_seeds
 from tests.support import studies
 from tests.support.mlflow_store import epoch_metrics, journal_metrics, parent_status, rows, trial_runs
 
+pytestmark = pytest.mark.study
+
 
 def of_epochs(database: Path) -> Counter[tuple]:
     """What the store holds of epochs; the test error is logged at the last epoch's step, beside them."""

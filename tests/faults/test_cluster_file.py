@@ -14,6 +14,8 @@ import yaml
 
 from tests.support.ray_private import check_cluster_config
 
+pytestmark = pytest.mark.faults
+
 ROOT = Path(__file__).resolve().parents[2]
 FILES = ("ray-cluster.yaml", "ray-cluster-local.yaml")
 

@@ -8,6 +8,8 @@ from sweeps.records.events import Status
 from tests.support import studies
 from tests.support.broken_network import MARK
 
+pytestmark = [pytest.mark.faults, pytest.mark.study]
+
 ONE_AT_A_TIME = ("--set", "resources.max_concurrent=1", "--set", "search.stop=none", "--set", "train.epochs=3")
 
 

@@ -14,6 +14,8 @@ import pytest
 from sweeps.records.events import TERMINAL
 from tests.support import studies
 
+pytestmark = [pytest.mark.faults, pytest.mark.study]
+
 LONGER = (*studies.TINY[:-1], "6", "--set", "train.epochs=4", "--set", "search.stop=none")
 
 

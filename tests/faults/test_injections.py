@@ -14,6 +14,8 @@ from tests.faults.outcome import inject, undisturbed
 from tests.faults.scene import QUICK
 from tests.support.clusters import Machines, machines
 
+pytestmark = [pytest.mark.faults, pytest.mark.study]
+
 SEED = 7
 OFTEN = ("trial", "driver")  # injected in every run of the tests, into a smaller study
 SELDOM = [fault for fault in FAULTS if fault.name not in OFTEN]

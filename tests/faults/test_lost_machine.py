@@ -10,6 +10,8 @@ from sweeps.records.events import TERMINAL
 from sweeps.storage.remote import list_stored_studies
 from tests.support import studies
 
+pytestmark = [pytest.mark.faults, pytest.mark.study]
+
 
 @pytest.mark.slow
 def test_a_study_goes_on_from_its_storage_alone(tmp_path):

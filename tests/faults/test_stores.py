@@ -15,6 +15,8 @@ from tests.support import studies
 from tests.support.mlflow_store import epoch_metrics, journal_metrics, parent_status, trial_runs
 from tests.support.servers import fill, may_mount, small_disk, wait_for
 
+pytestmark = [pytest.mark.faults, pytest.mark.study]
+
 SIX = (*studies.TINY[:-1], "6", "--set", "train.epochs=6", "--set", "search.stop=none")
 on_a_small_disk = pytest.mark.skipif(not may_mount(), reason="a small disk can only be mounted by root")
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
+
 from sweeps.records.events import Status
 from tests.support import studies
+
+pytestmark = [pytest.mark.faults, pytest.mark.study]
 
 
 def test_a_diverging_trial_is_an_outcome_and_the_worker_stays(tmp_path):

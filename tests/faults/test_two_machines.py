@@ -15,6 +15,8 @@ from sweeps.records.events import Status
 from sweeps.storage.remote import fetch_study
 from tests.support import studies
 
+pytestmark = [pytest.mark.faults, pytest.mark.study]
+
 ROOT = Path(__file__).resolve().parents[2]
 ALONE = ("unshare", "--net", "--mount", "--fork", "--kill-child", "--pid", "--mount-proc")
 

@@ -156,7 +156,7 @@ def test_traces_into_one_graph_without_breaks():
     assert torch.equal(compiled(images, positions, numbers, 4, norm), expected)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_same_bits_on_a_gpu(dtype):
     images, indices = make_images(300, 32, 32, 3), torch.arange(300)

@@ -205,7 +205,7 @@ def test_errors(digits: ImageData):
         eval_batches(digits, "validation", "cpu", 8)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.gpu
 def test_the_same_bits_on_a_gpu(digits: ImageData):
     gpu = [
         tuple(t.cpu() for t in batch)

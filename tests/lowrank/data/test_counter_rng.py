@@ -122,7 +122,7 @@ def test_each_image_comes_at_each_time():
     assert chi_square(first, 6) < 25  # 5 degrees of freedom
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.gpu
 def test_the_same_bits_on_a_gpu():
     indices = torch.arange(N)
     for cpu, gpu in zip(

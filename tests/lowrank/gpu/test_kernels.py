@@ -1,6 +1,6 @@
 """This project's kernels give torch's values and gradients, alone and in a rewritten network.
 
-They need Triton and a GPU; with TRITON_INTERPRET=1 they run, slowly, on a CPU.
+They need Triton and a GPU; with TRITON_INTERPRET=1 they run on a CPU (`make test-interpreted`).
 """
 
 from __future__ import annotations
@@ -41,6 +41,15 @@ from lowrank.kernels.fx_gradient_pass import FuseGradientSums  # noqa: E402
 from lowrank.kernels.pointwise_batch_norm import pointwise_norm, product_statistics, supports  # noqa: E402
 
 DEVICE = "cpu" if INTERPRETED else "cuda"
+pytestmark = [] if INTERPRETED else pytest.mark.gpu
+POINTWISE_CASES = [
+    (8, 16, (6, 10), True, False, True), (8, 16, (6, 10), False, True, True), (8, 16, (6, 10), True, True, False),
+    (64, 128, (2, 2), True, True, False), (128, 64, (2, 3), True, False, True),
+    (128, 256, (4, 4), True, True, True), (8, 256, (2, 2), False, False, True),
+    (16, 8, (1, 1), False, False, False),
+]  # fmt: skip
+if not INTERPRETED:  # in float32 no GPU has shared memory for more channels; benchmarks.gpu.kernels uses bfloat16
+    POINTWISE_CASES = [case for case in POINTWISE_CASES if max(case[:2]) <= 64]
 
 
 @pytest.fixture(autouse=True)
@@ -74,6 +83,7 @@ def test_depthwise(shape, processors, monkeypatch):
     compare(found, functional.conv2d(x, weight, padding=1, groups=shape[1]), (x, weight))
 
 
+@pytest.mark.slow  # when interpreted; on a GPU it is quick, and runs with all others that need one
 def test_compiled_code_adds_the_gradients_of_residuals_in_the_depthwise_kernel(monkeypatch):
     found: list[int] = []
 
@@ -161,20 +171,10 @@ def test_norm(shape, relu, pool, adds):
     compare(found, wanted, (x, weight, bias, *(() if residual is None else (residual,))))
 
 
-@pytest.mark.parametrize(
-    ("channels", "outs", "size", "relu", "pool", "adds"),
-    [
-        (8, 16, (6, 10), True, False, True), (8, 16, (6, 10), False, True, True), (8, 16, (6, 10), True, True, False),
-        (64, 128, (2, 2), True, True, False), (128, 64, (2, 3), True, False, True),
-        (128, 256, (4, 4), True, True, True), (8, 256, (2, 2), False, False, True),
-        (16, 8, (1, 1), False, False, False),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("channels", "outs", "size", "relu", "pool", "adds"), POINTWISE_CASES)
 @pytest.mark.parametrize("processors", [1, 132])
 def test_a_pointwise_map_fused_with_its_norm(channels, outs, size, relu, pool, adds, processors, monkeypatch):
     monkeypatch.setattr(joined_kernels, "MULTIPROCESSORS", processors)  # with one, a program has several tiles
-    if max(channels, outs) > 64 and not INTERPRETED:
-        pytest.skip("in float32 no card has room for it; benchmarks.gpu.kernels is of bfloat16")
     x = images(3, channels, *size, spread=2, centre=1)
     matrix = torch.randn(outs, channels, device=DEVICE) / channels**0.5
     weight, bias = torch.randn(2, outs, device=DEVICE)
@@ -283,6 +283,7 @@ COUNTS = {
 }
 
 
+@pytest.mark.slow  # when interpreted
 @pytest.mark.parametrize("name", COUNTS)
 @pytest.mark.parametrize("joined", [0, None], ids=["apart", "joined"])
 def test_a_rewritten_network_equals_the_network(name, joined, monkeypatch):

@@ -17,7 +17,7 @@ from lowrank.layers.batched_rebuild import BatchedRebuild
 from lowrank.layers.registry import METHODS, make_method
 from tests.contracts.method_table import SHAPES, Case, one_case_each
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+pytestmark = pytest.mark.gpu
 
 
 @pytest.mark.parametrize("case", one_case_each(SHAPES[1]), ids=str)

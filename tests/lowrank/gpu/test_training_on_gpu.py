@@ -22,7 +22,7 @@ from tests.support.training import (
     tensor_train,
 )  # fmt: skip
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+pytestmark = pytest.mark.gpu
 
 
 class Fuse(nn.Module):

@@ -94,14 +94,13 @@ def check_against_weight(layer: StructuredMap, x: Tensor, stride: int) -> None:
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("channels", [(256, 512), (512, 256), (512, 512)])
-@pytest.mark.parametrize(("dims", "rank_scale"), [(3, 1.0), (3, 0.6), (4, 1.0)])
+@pytest.mark.parametrize(("dims", "rank_scale"), [(3, 1.0), (3, 0.6)])
 def test_a_large_cp_map_is_contracted_in_three_stages(monkeypatch, channels, dims, rank_scale, stride, bias):
     torch.manual_seed(0)
     shape = ConvShape(*channels, stride=(stride, stride), bias=bias)
     layer = CP(dims=dims, rank_scale=rank_scale).build(shape).double()
     assert isinstance(layer, CPMap)
-    if layer.stages is None:
-        pytest.skip("these sizes have a cheap cut, or cannot be divided")
+    assert layer.stages is not None
     assert not layer.builds_weight(on_gpu=False)
     check_against_weight(layer, images(channels[0], side=3), stride)
 

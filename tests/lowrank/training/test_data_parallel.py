@@ -133,7 +133,7 @@ def losses_on_gpus(group: DataParallelGroup | None, precision: str) -> list[floa
     return [*run.step_losses.tolist(), outcome["val_loss"]]
 
 
-@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+@pytest.mark.gpu(2)
 @pytest.mark.parametrize(("precision", "tolerance"), [("float32", 1e-4), ("bfloat16", 3e-2)])
 def test_two_gpus_have_the_losses_of_one(precision, tolerance):
     alone = losses_on_gpus(None, precision)

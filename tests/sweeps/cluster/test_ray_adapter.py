@@ -61,6 +61,7 @@ def session() -> Iterator[None]:
     ray.shutdown()
 
 
+@pytest.mark.study
 def test_the_connected_cluster_is_described(session):
     (node,) = ray_adapter.live_nodes()
     assert ray_adapter.is_driver_on(node)
@@ -77,6 +78,7 @@ def test_types_of_cards_are_read_from_the_names_of_resources(monkeypatch):
     assert ray_adapter.card_types() == ["H200"]
 
 
+@pytest.mark.study
 def test_a_failed_trial_gives_its_error_within_the_callback_and_then_frees_its_metrics(
     session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -209,6 +209,7 @@ def test_an_invalid_resource_is_one_line(content, resources, message):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.study
 @pytest.mark.slow
 def test_real_trainers_on_cpus_are_measured_together(resolver, content):
     """A card of CPUs: two trainers at once, and the memory of one."""

@@ -110,6 +110,7 @@ def test_a_configuration_that_does_not_fit_is_named(
     assert pq.read_table(write_rows(rows, tmp_path / "fit" / "x.parquet")).schema == FIT_SCHEMA
 
 
+@pytest.mark.study
 def test_the_command_prints_rows_and_records_them(tmp_path: Path) -> None:
     done = studies.run(*studies.TINY[:-4], "--probe-memory", "--json", "--out", str(tmp_path), "--set", "references=[]",
                        "--set", "budget.params={choice: [0.5]}")  # fmt: skip

@@ -78,6 +78,7 @@ def listening():
         yield server.getsockname()[1]
 
 
+@pytest.mark.study
 @pytest.mark.slow
 def test_no_file_of_a_study_holds_a_password(tmp_path, listening):
     """Neither its files nor its output nor the process list hold it; the database does not answer, so the tracker's
@@ -114,6 +115,7 @@ def _commands() -> list[str]:
     return [line for line in found if "sweeps/run.py" not in line]
 
 
+@pytest.mark.study
 def test_ray_starts_without_a_dashboard(tmp_path):
     """No dashboard is started on one's own machine; `--address` uses a cluster as it is."""
     connect(None, cpus=1)

@@ -160,6 +160,7 @@ class TestComparison:
         assert retrain_lines(StudyRecord()) == []
 
 
+@pytest.mark.study
 @pytest.mark.slow
 @pytest.mark.timeout(1200)  # four studies, each with a Ray of its own
 def test_the_command_trains_to_the_same_error(tmp_path, teachers):

@@ -127,6 +127,7 @@ def test_a_record_that_is_gone_is_said(tmp_path, trials):
     assert line.startswith("not compared with the record: ")
 
 
+@pytest.mark.study
 @pytest.mark.slow
 @pytest.mark.timeout(900)  # two studies, each with a Ray of its own
 def test_the_command_finishes_what_another_stopped(tmp_path):

@@ -73,6 +73,7 @@ def test_a_study_of_a_series_names_no_code_unasked():
         read_series({**SMALL, "network": "a:b"}, "both", OPTIONS)
 
 
+@pytest.mark.study
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_series_runs_stops_fairly_and_goes_on(tmp_path):
@@ -92,6 +93,7 @@ def test_a_series_runs_stops_fairly_and_goes_on(tmp_path):
     assert "study 1 of 2" not in again.stdout
 
 
+@pytest.mark.study
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.filterwarnings("ignore:.*loader strategy is deprecated")  # MLflow's own use of SQLAlchemy

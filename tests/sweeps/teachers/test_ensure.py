@@ -142,6 +142,7 @@ def test_the_space_methods_trains_a_teacher_or_has_none():
     assert alone.teacher is None
 
 
+@pytest.mark.study
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_one_command_trains_teacher_and_students_and_a_resume_trains_neither_again(tmp_path):
