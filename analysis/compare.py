@@ -10,7 +10,7 @@ from pathlib import Path
 from analysis.cli.arguments import add_stores, load_named, open_page, output_folder, run_script
 from analysis.findings.study_comparison import compare_studies
 from analysis.reporting.comparison_page import write_comparison
-from analysis.stats.compare_fronts import COST_UNITS, parse_reference
+from analysis.stats.front_comparison import COST_UNITS, parse_reference
 from analysis.utils.progress import steps
 from lowrank.errors import InputError
 from sweeps.records.model import StudyRecord

@@ -61,7 +61,6 @@ def run(arguments: argparse.Namespace) -> int:
     # These load torch, which --help does without.
     import torch
 
-    from analysis.model_export.export_trial import STEPS, export_trial, proof_lines
     from analysis.model_export.select_trial import (
         choose_trial,
         find_completed,
@@ -69,6 +68,7 @@ def run(arguments: argparse.Namespace) -> int:
         load_network,
         model_specification,
     )
+    from analysis.model_export.trial_export import STEPS, export_trial, proof_lines
 
     folder = find_study(arguments.study, arguments.studies)
     study = load_study(folder)

@@ -26,7 +26,7 @@ from lowrank.data import ImageData
 from lowrank.errors import InputError
 from lowrank.io.model_file import load_model, save_model
 from lowrank.networks.registry import NetworkSettings
-from lowrank.utils.atomic_write import write_text
+from lowrank.utils.atomic_files import write_text
 from lowrank.utils.validation import validate_model
 
 MODEL_FILE, IMAGES_FILE = "model.safetensors", "images.json"

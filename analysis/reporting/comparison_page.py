@@ -10,9 +10,9 @@ from analysis.reporting.figures import draw_fronts, draw_hypervolume
 from analysis.reporting.html_page import Page
 from analysis.reporting.render import DrawJob, InlineExecutor
 from analysis.reporting.tables import ReportTable, format_point_error
-from analysis.stats.compare_fronts import FrontComparison
+from analysis.stats.front_comparison import FrontComparison
 from analysis.utils.formatting import status_label
-from lowrank.utils.atomic_write import write_text
+from lowrank.utils.atomic_files import write_text
 
 PAGE_FILE = "comparison.html"
 

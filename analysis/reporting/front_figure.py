@@ -13,7 +13,7 @@ from analysis.reporting.front_data import FrontPlot, front_plot
 from analysis.reporting.label_placement import LEADER_DISTANCE, Box, Label, distance, place_labels
 from analysis.stats.front import FrontPoint
 from analysis.utils.styles import REFERENCE_COLOURS
-from lowrank.utils.atomic_write import atomic_path
+from lowrank.utils.atomic_files import atomic_path
 from lowrank.utils.text import format_round_count
 from sweeps.records.model import StudyRecord
 

@@ -16,7 +16,7 @@ from analysis.reporting.sections import SECTIONS, new_page
 from analysis.reporting.summary_table import write_summary_csv
 from analysis.stats.front import FrontPoint, collect_points
 from analysis.utils.progress import silent
-from lowrank.utils.atomic_write import write_text
+from lowrank.utils.atomic_files import write_text
 from sweeps.records.load import is_study
 from sweeps.records.model import StudyRecord
 from sweeps.records.names import (

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from analysis.sources.recount import NotOnRecordError, recount
 from lowrank.errors import InputError
 from lowrank.serving import IMAGES_FILE, MODEL_FILE
-from lowrank.utils.atomic_write import atomic_folder
+from lowrank.utils.atomic_files import atomic_folder
 from sweeps.records.events import Event, Status
 from sweeps.records.journal import Journal
 from sweeps.records.load import is_study

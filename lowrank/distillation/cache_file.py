@@ -18,7 +18,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from lowrank.errors import LowrankError
-from lowrank.utils.atomic_write import atomic_path
+from lowrank.utils.atomic_files import atomic_path
 from lowrank.utils.text import first_line
 
 Array = NDArray[Any]

@@ -13,7 +13,7 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from lowrank.utils.atomic_write import write_bytes
+from lowrank.utils.atomic_files import write_bytes
 from sweeps.records.names import CHECKPOINT_FILE, TRIALS_FOLDER
 
 NAMESPACE = "sweeps"

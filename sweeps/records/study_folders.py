@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from lowrank.errors import InputError
-from lowrank.utils.atomic_write import write_text
+from lowrank.utils.atomic_files import write_text
 from sweeps.records.names import SPACE_FILE
 from sweeps.space.files import read_yaml
 from sweeps.utils.uris import is_uri

@@ -27,7 +27,7 @@ from rich.table import Table
 from lowrank.data import load_data
 from lowrank.data.reading.synthetic import DataOutline, synthetic_data
 from lowrank.training.engine.memory_probe import measure_step, probe_memory
-from lowrank.utils.atomic_write import atomic_write
+from lowrank.utils.atomic_files import atomic_write
 from lowrank.utils.text import first_line, last_line
 from sweeps.cluster.devices import assigned_device, limit_memory, out_of_memory
 from sweeps.cluster.ray_session import connect

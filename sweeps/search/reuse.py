@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lowrank.utils.atomic_write import atomic_path
+from lowrank.utils.atomic_files import atomic_path
 from sweeps.records.events import Status
 from sweeps.records.journal import read_journal
 from sweeps.records.model import TrialRecord, fold

@@ -14,7 +14,7 @@ import pyarrow as pa
 from pyarrow import fs
 
 from lowrank.errors import InputError
-from lowrank.utils.atomic_write import write_bytes
+from lowrank.utils.atomic_files import write_bytes
 from lowrank.utils.text import first_line
 from sweeps.records.names import JOURNAL_FILE, SPACE_FILE
 from sweeps.utils.uris import is_uri

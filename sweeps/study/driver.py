@@ -17,10 +17,10 @@ from sweeps.records.events import TERMINAL, Event, Status
 from sweeps.records.journal import FullDiskError, Journal, is_disk_full, locked_journal, read_journal
 from sweeps.records.model import StudyRecord, apply_event, fold
 from sweeps.records.study_folders import write_space_file
+from sweeps.search.earlier_study import earlier_studies, warm_start
 from sweeps.search.optuna_proposer import OptunaProposer, make_proposer
 from sweeps.search.reuse import SiblingResults
 from sweeps.search.search import Search
-from sweeps.search.warm_start import earlier_studies, warm_start
 from sweeps.space.checks import check_process_shards
 from sweeps.space.model import Space
 from sweeps.space.study_config import StudyConfig

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from lowrank.utils.atomic_write import write_bytes, write_text
+from lowrank.utils.atomic_files import write_bytes, write_text
 from sweeps.records.events import Status
 from sweeps.records.fronts import mean_error, searched_points
 from sweeps.records.journal import read_journal

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from lowrank.errors import InfeasibleError
-from lowrank.utils.atomic_write import write_text
+from lowrank.utils.atomic_files import write_text
 from lowrank.utils.text import last_line
 from sweeps.cluster.devices import assigned_device
 from sweeps.resources.shares import Share

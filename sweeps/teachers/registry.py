@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from lowrank.distillation.teacher_files import RECORD_FILE, WEIGHTS_FILE, TeacherRecord, read_record, teacher_names
 from lowrank.errors import InputError
-from lowrank.utils.atomic_write import sync, write_text
+from lowrank.utils.atomic_files import sync, write_text
 from lowrank.utils.hashing import file_hash
 from lowrank.utils.locks import LockedError, hold_lock
 from lowrank.utils.text import first_line

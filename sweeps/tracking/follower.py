@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from lowrank.errors import InputError
-from lowrank.utils.atomic_write import write_text
+from lowrank.utils.atomic_files import write_text
 from lowrank.utils.text import first_line, redact
 from sweeps.records.events import Event
 from sweeps.records.journal import JournalReader

@@ -20,7 +20,7 @@ from lowrank.compression.plan import NetworkPlan
 from lowrank.compression.substitution import build_student
 from lowrank.networks.images import ImageShape
 from lowrank.networks.registry import NetworkSettings
-from lowrank.utils.atomic_write import write_text
+from lowrank.utils.atomic_files import write_text
 
 STEP_TIMES_FILE = "step_times.json"
 WARMUP_STEPS, TIMED_STEPS = 2, 5  # the fastest of the timed steps counts

@@ -50,7 +50,7 @@ def exported(tmp_path_factory):
     journal.close()
     out = folder.parent / "out"
     with pytest.MonkeyPatch.context() as patch:  # as few rounds as it takes: what is measured is not tested here
-        patch.setattr("analysis.model_export.export_trial.measure_latency", partial(measure_latency, seconds=0.0))
+        patch.setattr("analysis.model_export.trial_export.measure_latency", partial(measure_latency, seconds=0.0))
         assert main(["export", "--study", str(folder), "--max-params", "7e5", "--out", str(out)]) == 0
     return folder, out, json.loads((out / "proof.json").read_text()), error
 

@@ -10,10 +10,10 @@ import pytest
 from sweeps.records.events import Role, Status
 from sweeps.records.journal import Journal, read_journal
 from sweeps.records.model import fold
+from sweeps.search.earlier_study import earlier_studies, warm_start
 from sweeps.search.optuna_proposer import OptunaProposer, make_proposer
 from sweeps.search.prefetch import ProposalPrefetcher
 from sweeps.search.search import Search
-from sweeps.search.warm_start import earlier_studies, warm_start
 from sweeps.space.parse import parse_space
 from sweeps.trials.resolver import Resolver
 

@@ -27,7 +27,7 @@ from lowrank.deployment.formats import (
 from lowrank.deployment.latency import Latency, describe_machine, measure_latency
 from lowrank.io.model_file import ModelSpecification
 from lowrank.layers import Dense, Separable
-from lowrank.utils.atomic_write import write_text
+from lowrank.utils.atomic_files import write_text
 from sweeps.records.model import StudyRecord
 
 CARD_FILE, PROOF_FILE = "README.md", "proof.json"

@@ -13,8 +13,8 @@ from typing import IO
 
 import pytest
 
-from lowrank.utils import atomic_write as module
-from lowrank.utils.atomic_write import (
+from lowrank.utils import atomic_files as module
+from lowrank.utils.atomic_files import (
     MAX_AGE_SECONDS,
     atomic_folder,
     atomic_path,
@@ -27,7 +27,7 @@ from lowrank.utils.atomic_write import (
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from lowrank.utils.atomic_write import atomic_write
+from lowrank.utils.atomic_files import atomic_write
 with atomic_write(Path(sys.argv[1])) as file:
     file.write(b"half of the new content")
     file.flush()

@@ -8,7 +8,7 @@ from analysis.__main__ import main
 from analysis.findings.study_comparison import compare_studies
 from analysis.findings.study_diff import field_differences, trial_differences
 from analysis.reporting.comparison_page import front_table
-from analysis.stats.compare_fronts import compare_fronts, parse_reference
+from analysis.stats.front_comparison import compare_fronts, parse_reference
 from analysis.stats.hypervolume import ReferencePoint
 from lowrank.errors import InputError
 from sweeps.records.events import Role, Status
