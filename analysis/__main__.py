@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from analysis import collate, compare, export, report
 from analysis.cli import against, audit, mark, summary, time_profile
-from lowrank.utils.cli import OneLineParser, run_command
+from lowrank.utils import OneLineParser, run_command
 
 COMMANDS = {
     "summary": (summary, "print the table and the answer, write front.png and summary.csv"),

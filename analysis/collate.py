@@ -12,11 +12,11 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from analysis.cli.arguments import run_script
-from analysis.sources.collate_studies import StudySource, check_new_study, collate, summary_lines, write_study
-from analysis.utils.progress import steps
+from analysis.cli import run_script
+from analysis.sources import StudySource, check_new_study, collate, summary_lines, write_study
+from analysis.utils import steps
 from lowrank.errors import InputError
-from sweeps.records.load import STUDIES_FOLDER, find_study, load_study
+from sweeps.records import STUDIES_FOLDER, find_study, load_study
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -73,8 +73,8 @@ def _sources(arguments: argparse.Namespace, step: Callable[[str], None]) -> Iter
         folder = find_study(name, arguments.studies)
         yield StudySource(label=str(folder), study=load_study(folder), folder=folder)
     for uri, name in arguments.from_store:
-        from analysis.sources.mlflow import load_from_mlflow
-        from lowrank.utils.text import redact
+        from analysis.sources import load_from_mlflow
+        from lowrank.utils import redact
 
         step(name)
         yield StudySource(label=f"{name} in {redact(uri)}", study=load_from_mlflow(uri, name), folder=None)

@@ -7,13 +7,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from analysis.cli.arguments import add_stores, load_named, open_page, output_folder, run_script
-from analysis.findings.study_comparison import compare_studies
-from analysis.reporting.comparison_page import write_comparison
-from analysis.stats.front_comparison import COST_UNITS, parse_reference
-from analysis.utils.progress import steps
+from analysis.cli import add_stores, load_named, open_page, output_folder, run_script
+from analysis.findings import compare_studies
+from analysis.reporting import write_comparison
+from analysis.stats import COST_UNITS, parse_reference
+from analysis.utils import steps
 from lowrank.errors import InputError
-from sweeps.records.model import StudyRecord
+from sweeps.records import StudyRecord
 
 FOLDER = "comparisons"
 

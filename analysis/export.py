@@ -13,13 +13,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from analysis.cli.arguments import output_folder, run_script
-from analysis.utils.progress import steps
+from analysis.cli import output_folder, run_script
+from analysis.utils import steps
 from lowrank.errors import InputError
-from sweeps.records.load import STUDIES_FOLDER, find_study, load_study
+from sweeps.records import STUDIES_FOLDER, find_study, load_study
 
 if TYPE_CHECKING:
-    from analysis.model_export.select_trial import Limits
+    from analysis.model_export import Limits
 
 FOLDER = "export"
 
@@ -61,14 +61,16 @@ def run(arguments: argparse.Namespace) -> int:
     # These load torch, which --help does without.
     import torch
 
-    from analysis.model_export.select_trial import (
+    from analysis.model_export import (
+        STEPS,
         choose_trial,
+        export_trial,
         find_completed,
         find_trial_data,
         load_network,
         model_specification,
+        proof_lines,
     )
-    from analysis.model_export.trial_export import STEPS, export_trial, proof_lines
 
     folder = find_study(arguments.study, arguments.studies)
     study = load_study(folder)
@@ -88,7 +90,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _limits(arguments: argparse.Namespace) -> Limits:
-    from analysis.model_export.select_trial import Limits
+    from analysis.model_export import Limits
 
     for name in ("max_params", "max_error", "threads"):
         value = getattr(arguments, name)

@@ -11,12 +11,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from analysis.cli.arguments import add_source, load_source, open_page, output_folder, run_script, source_folder
-from analysis.reporting.render import start_forkserver
-from analysis.reporting.write import STEPS, is_large, write_report
-from analysis.sources.push_to_mlflow import push_if_tracked
-from analysis.utils.progress import steps
-from sweeps.records.names import REPORT_FOLDER
+from analysis.cli import add_source, load_source, open_page, output_folder, run_script, source_folder
+from analysis.reporting import STEPS, is_large, start_forkserver, write_report
+from analysis.sources import push_if_tracked
+from analysis.utils import steps
+from sweeps.records import REPORT_FOLDER
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

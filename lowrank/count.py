@@ -14,17 +14,15 @@ import re
 import sys
 from typing import TYPE_CHECKING
 
-from lowrank.compression.counting_conventions import CONVENTIONS
+from lowrank.compression import CONVENTIONS
 from lowrank.errors import InputError
-from lowrank.layers.registry import METHODS, make_method, method_class
-from lowrank.networks.images import ImageShape
-from lowrank.networks.registry import NETWORK_FIELDS, NETWORK_NAMES, NetworkSettings, default_images
-from lowrank.utils.cli import OneLineParser, run_command
-from lowrank.utils.validation import validate_model
+from lowrank.layers import METHODS, make_method, method_class
+from lowrank.networks import NETWORK_FIELDS, NETWORK_NAMES, ImageShape, NetworkSettings, default_images
+from lowrank.utils import OneLineParser, run_command, validate_model
 
 if TYPE_CHECKING:
-    from lowrank.compression.count_report import NetworkCount
-    from lowrank.layers.base_method import Method
+    from lowrank.compression import NetworkCount
+    from lowrank.layers import Method
 
 METHOD_FIELDS = ("dims", "rank_scale", "groups", "layers", "blocks", "share_of", "bias")  # each has an option
 SIZE_OPTIONS = ("rank_scale", "scale", "groups", "layers")  # what a budget solves
@@ -86,7 +84,7 @@ def _print_count(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps(count.to_json(), indent=2))
     else:
-        from lowrank.compression.count_report import format_count
+        from lowrank.compression import format_count
 
         print("\n".join(format_count(count)))
     return 0
@@ -120,7 +118,7 @@ def run(options: argparse.Namespace) -> NetworkCount:
     if options.budget is not None:
         network, method = _solve_budget(options, network, method, image, classes)
 
-    from lowrank.compression.count_report import count_network
+    from lowrank.compression import count_network
 
     return count_network(network, method, image, classes, options.convention)
 
@@ -174,9 +172,8 @@ def _solve_budget(
     options: argparse.Namespace, network: NetworkSettings, method: Method, image: ImageShape, classes: int
 ) -> tuple[NetworkSettings, Method]:
     """Solve the largest size within `--budget`: of the method, or of the network if the method has one size only."""
-    from lowrank.compression.budget import Budget, solve, solve_width
-    from lowrank.compression.trace import network_plan
-    from lowrank.layers.dense import Dense, Separable
+    from lowrank.compression import Budget, network_plan, solve, solve_width
+    from lowrank.layers import Dense, Separable
 
     if not (math.isfinite(options.budget) and options.budget >= 1):
         raise InputError(f"`--budget` must be a number of parameters of at least 1, but got {options.budget:g}")

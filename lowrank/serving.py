@@ -21,13 +21,12 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 
-from lowrank.compression.allocation import SizedMethod
+from lowrank.compression import SizedMethod
 from lowrank.data import ImageData
 from lowrank.errors import InputError
-from lowrank.io.model_file import load_model, save_model
-from lowrank.networks.registry import NetworkSettings
-from lowrank.utils.atomic_files import write_text
-from lowrank.utils.validation import validate_model
+from lowrank.io import load_model, save_model
+from lowrank.networks import NetworkSettings
+from lowrank.utils import validate_model, write_text
 
 MODEL_FILE, IMAGES_FILE = "model.safetensors", "images.json"
 

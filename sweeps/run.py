@@ -14,14 +14,14 @@ if sys.path and Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
     sys.path.pop(0)
 
 from lowrank.errors import InputError
-from lowrank.utils.cli import ExitCode, report_error, run_command
-from sweeps.records.journal import FullDiskError
-from sweeps.space.files import available_spaces, find_space, read_yaml
-from sweeps.study.command_line import parse_options
-from sweeps.utils.signals import exit_process, install_signal_handlers
+from lowrank.utils import ExitCode, report_error, run_command
+from sweeps.records import FullDiskError
+from sweeps.space import available_spaces, find_space, read_yaml
+from sweeps.study import parse_options
+from sweeps.utils import exit_process, install_signal_handlers
 
 if TYPE_CHECKING:
-    from sweeps.space.run_options import RunOptions
+    from sweeps.space import RunOptions
 
 INTERRUPTED_MESSAGE = "interrupted; a study that had begun goes on with --resume NAME"
 
@@ -61,13 +61,13 @@ def dispatch(options: RunOptions) -> int:
         InputError: the options, a space, a study or data cannot be used.
     """
     if options.list:
-        from sweeps.study.space_list import print_spaces
+        from sweeps.study import print_spaces
 
         return print_spaces(as_json=options.json)
     if options.resume:
         return _resume(options)
     if options.reproduce or options.retrain_stopped:
-        from sweeps.study.start import start_retraining
+        from sweeps.study import start_retraining
 
         return start_retraining(options)
     if not options.space:
@@ -76,31 +76,29 @@ def dispatch(options: RunOptions) -> int:
     if options.plan or options.probe_memory:
         return _inspect(options)
     if is_series:
-        from sweeps.study.run_series import start_series
+        from sweeps.study import start_series
 
         return start_series(options)
-    from sweeps.study.series import space_from_options
-    from sweeps.study.start import start_study
+    from sweeps.study import space_from_options, start_study
 
     return start_study(space_from_options(options), options)
 
 
 def _resume(options: RunOptions) -> int:
-    from sweeps.study.run_series import is_resumable_series, resume_series
-    from sweeps.study.start import resume_study
+    from sweeps.study import is_resumable_series, resume_series, resume_study
 
     return resume_series(options) if is_resumable_series(options) else resume_study(options)
 
 
 def _inspect(options: RunOptions) -> int:
     """Plan or probe a space, or every study of a series; returns the largest exit code."""
-    from sweeps.study.series import for_each_member
+    from sweeps.study import for_each_member
 
     if options.plan:
-        from sweeps.study.plan_report import print_plan
+        from sweeps.study import print_plan
 
         return for_each_member(print_plan, options)
-    from sweeps.resources.memory_probe import probe_space
+    from sweeps.resources import probe_space
 
     return for_each_member(probe_space, options)
 

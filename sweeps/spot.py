@@ -13,16 +13,23 @@ if sys.path and Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
     sys.path.pop(0)
 
 from lowrank.errors import InputError
-from lowrank.utils.cli import OneLineParser, run_command
-from sweeps.cluster.aws_prices import ACCELERATORS, Client, Region, find_accelerator, find_offers
-from sweeps.cluster.cluster_file import CLUSTER_FILE, affordable_offers, read_cluster_file, write_cluster_file
-from sweeps.cluster.spot_report import (
+from lowrank.utils import OneLineParser, run_command
+from sweeps.cluster import (
+    ACCELERATORS,
+    CLUSTER_FILE,
+    Client,
+    Region,
+    affordable_offers,
     capacity_message,
     cost_lines,
+    find_accelerator,
+    find_offers,
     machine_line,
     offer_table,
     quota_message,
+    read_cluster_file,
     torch_warning,
+    write_cluster_file,
 )
 
 NOTHING_AVAILABLE = 1
@@ -157,10 +164,9 @@ def _conclude(config: SpotConfig, client: Client, region: Region, work: float | 
 def _plan_work(config: SpotConfig) -> float:
     """Return the mult-adds of all training of the plan."""
     from lowrank.data import load_data
-    from sweeps.space.parse import read_space
-    from sweeps.space.trust import check_trust
-    from sweeps.study.plan_report import make_plan
-    from sweeps.trials.resolver import Resolver
+    from sweeps.space import check_trust, read_space
+    from sweeps.study import make_plan
+    from sweeps.trials import Resolver
 
     assert config.plan is not None
     space = read_space(config.plan, config.set, data__name=config.data)

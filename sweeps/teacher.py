@@ -16,11 +16,11 @@ if sys.path and Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
     sys.path.pop(0)
 
 from lowrank.errors import InputError
-from lowrank.utils.cli import ExitCode, OneLineParser, report_error, run_command
-from sweeps.utils.signals import exit_process, install_signal_handlers
+from lowrank.utils import ExitCode, OneLineParser, report_error, run_command
+from sweeps.utils import exit_process, install_signal_handlers
 
 if TYPE_CHECKING:
-    from sweeps.space.model import Space
+    from sweeps.space import Space
 
 INTERRUPTED_MESSAGE = "interrupted; the same command goes on from the last checkpoint"
 DEFAULT_TEACHERS = Path("teachers")
@@ -88,7 +88,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _report_divergence(config: TeacherConfig) -> int:
-    from lowrank.training.divergence import DivergedError  # brings torch, for which --help does not wait
+    from lowrank.training import DivergedError  # brings torch, for which --help does not wait
 
     try:
         return dispatch(config)
@@ -109,10 +109,9 @@ def dispatch(config: TeacherConfig) -> int:
         InputError: the command line, data or a teacher cannot be used.
         DivergedError: the training has diverged.
     """
-    from sweeps.records.study_folders import check_studies_folder
-    from sweeps.teachers.ensure import register_or_explain
-    from sweeps.teachers.registry import read_teacher
-    from sweeps.tracking.uri import check_tracking_uri
+    from sweeps.records import check_studies_folder
+    from sweeps.teachers import read_teacher, register_or_explain
+    from sweeps.tracking import check_tracking_uri
 
     if config.list:
         return print_teachers(config.teachers, as_json=config.json)
@@ -128,9 +127,8 @@ def dispatch(config: TeacherConfig) -> int:
 
 def _train(config: TeacherConfig, root: Path) -> int:
     from lowrank.data import load_data
-    from sweeps.records.study_folders import NAME_RULE
-    from sweeps.teachers.ensure import register_or_explain, train_with_progress
-    from sweeps.teachers.registry import name_taken_error
+    from sweeps.records import NAME_RULE
+    from sweeps.teachers import name_taken_error, register_or_explain, train_with_progress
 
     for flag in ("name", "network"):
         if not getattr(config, flag):
@@ -161,7 +159,7 @@ def space_of_teacher(config: TeacherConfig) -> Space:
     Raises:
         InputError: a field cannot be used.
     """
-    from sweeps.space.parse import apply_overrides, parse_teacher_space, with_absolute_data
+    from sweeps.space import apply_overrides, parse_teacher_space, with_absolute_data
 
     content: dict[str, Any] = {
         "question": "A teacher", "data": {"name": config.data}, "network": {"name": config.network},
@@ -193,8 +191,8 @@ def print_teachers(root: Path, *, as_json: bool) -> int:
     Raises:
         InputError: a teacher's record is damaged.
     """
-    from lowrank.distillation.teacher_files import teacher_names
-    from sweeps.teachers.registry import read_teacher
+    from lowrank.distillation import teacher_names
+    from sweeps.teachers import read_teacher
 
     records = [read_teacher(root, name) for name in teacher_names(root)]
     if as_json:

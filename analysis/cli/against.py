@@ -6,10 +6,10 @@ import argparse
 import sys
 
 from analysis.cli.arguments import add_study, refuse_script, study_folder
-from analysis.stats.versus import compare_values, comparison_table, reference_lines
-from analysis.utils.progress import steps
+from analysis.stats import compare_values, comparison_table, reference_lines
+from analysis.utils import steps
 from lowrank.errors import InputError
-from sweeps.records.load import load_study
+from sweeps.records import load_study
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

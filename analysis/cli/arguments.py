@@ -9,11 +9,10 @@ import webbrowser
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from analysis.utils.progress import silent
+from analysis.utils import silent
 from lowrank.errors import InputError
-from lowrank.utils.cli import ExitCode, OneLineParser, report_error, run_command
-from sweeps.records.load import STUDIES_FOLDER, find_study, load_study
-from sweeps.records.model import StudyRecord
+from lowrank.utils import ExitCode, OneLineParser, report_error, run_command
+from sweeps.records import STUDIES_FOLDER, StudyRecord, find_study, load_study
 
 
 def add_study(parser: argparse.ArgumentParser) -> None:
@@ -94,7 +93,7 @@ def load_named(name: str, arguments: argparse.Namespace, notify: Callable[[str],
         InputError: there is no such study; the message lists those there are.
     """
     if arguments.tracking_uri:
-        from analysis.sources.mlflow import load_from_mlflow
+        from analysis.sources import load_from_mlflow
 
         return load_from_mlflow(arguments.tracking_uri, name, notify)
     return load_study(find_study(name, arguments.studies))

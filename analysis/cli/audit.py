@@ -6,9 +6,9 @@ import argparse
 import sys
 
 from analysis.cli.arguments import add_study, refuse_script, study_folder
-from analysis.findings.stopping_audit import audit_text
-from analysis.utils.progress import steps
-from sweeps.records.load import load_study
+from analysis.findings import audit_text
+from analysis.utils import steps
+from sweeps.records import load_study
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

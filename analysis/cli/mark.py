@@ -11,16 +11,24 @@ import argparse
 import sys
 
 from analysis.cli.arguments import add_study, refuse_script, study_folder
-from analysis.reporting.write import STEPS, refresh_outputs
-from analysis.sources.push_to_mlflow import check_store, push_study
-from analysis.utils.progress import steps
+from analysis.reporting import STEPS, refresh_outputs
+from analysis.sources import check_store, push_study
+from analysis.utils import steps
 from lowrank.errors import InputError
-from sweeps.records.annotations import MAX_NOTE_LENGTH, check_note, parse_tags
-from sweeps.records.events import Event
-from sweeps.records.journal import BusyError, locked_journal, read_journal
-from sweeps.records.load import find_trial, load_study
-from sweeps.records.model import TrialRecord, fold
-from sweeps.records.names import JOURNAL_FILE
+from sweeps.records import (
+    JOURNAL_FILE,
+    MAX_NOTE_LENGTH,
+    BusyError,
+    Event,
+    TrialRecord,
+    check_note,
+    find_trial,
+    fold,
+    load_study,
+    locked_journal,
+    parse_tags,
+    read_journal,
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -6,13 +6,12 @@ import argparse
 import sys
 
 from analysis.cli.arguments import add_study, refuse_script, study_folder
-from analysis.findings.answer import answer_text
-from analysis.reporting.summary_table import print_summary
-from analysis.reporting.write import write_summary
-from analysis.sources.push_to_mlflow import push_if_tracked
-from analysis.stats.front import collect_points
-from analysis.utils.progress import steps
-from sweeps.records.load import load_study
+from analysis.findings import answer_text
+from analysis.reporting import print_summary, write_summary
+from analysis.sources import push_if_tracked
+from analysis.stats import collect_points
+from analysis.utils import steps
+from sweeps.records import load_study
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

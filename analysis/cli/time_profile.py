@@ -6,8 +6,8 @@ import argparse
 import sys
 
 from analysis.cli.arguments import add_study, refuse_script, study_folder
-from analysis.findings.time_profile import profile_lines, profile_study
-from sweeps.records.load import load_study
+from analysis.findings import profile_lines, profile_study
+from sweeps.records import load_study
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -3,3 +3,76 @@
 Entry points: `answer.answers` and one function a module, such as `cost.study_cost`. Nothing is drawn or written here.
 It must not import reporting, model_export or cli.
 """
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from lowrank.utils.lazy_exports import lazy_exports
+
+if TYPE_CHECKING:
+    from analysis.findings.answer import (
+        Answer as Answer,
+        PointComparison as PointComparison,
+        answer_text as answer_text,
+        answers as answers,
+        describe_size_level as describe_size_level,
+    )
+    from analysis.findings.cost import StudyCost as StudyCost, study_cost as study_cost
+    from analysis.findings.curves import LearningCurve as LearningCurve, learning_curves as learning_curves
+    from analysis.findings.failures import (
+        Failure as Failure,
+        FailureGroup as FailureGroup,
+        group_failures as group_failures,
+        list_failures as list_failures,
+    )
+    from analysis.findings.heatmap import Cell as Cell, HeatMap as HeatMap, heat_maps as heat_maps
+    from analysis.findings.provenance import (
+        Provenance as Provenance,
+        TrackingLink as TrackingLink,
+        study_provenance as study_provenance,
+        tracking_link as tracking_link,
+    )
+    from analysis.findings.published_results import (
+        PublishedResult as PublishedResult,
+        evaluation_setting as evaluation_setting,
+        matching_results as matching_results,
+    )
+    from analysis.findings.reproduce import (
+        ReproduceCommand as ReproduceCommand,
+        reproduce_commands as reproduce_commands,
+    )
+    from analysis.findings.stopping_audit import audit_text as audit_text
+    from analysis.findings.study_comparison import (
+        StudyComparison as StudyComparison,
+        compare_studies as compare_studies,
+    )
+    from analysis.findings.test_errors import (
+        PointSeries as PointSeries,
+        SettingTestError as SettingTestError,
+        measured_test_errors as measured_test_errors,
+        series_of_test_errors as series_of_test_errors,
+    )
+    from analysis.findings.time_profile import (
+        TimeProfile as TimeProfile,
+        profile_lines as profile_lines,
+        profile_study as profile_study,
+    )
+
+__getattr__, __dir__, __all__ = lazy_exports(
+    __name__,
+    {
+        "answer": "Answer PointComparison answer_text answers describe_size_level",
+        "cost": "StudyCost study_cost",
+        "curves": "LearningCurve learning_curves",
+        "failures": "Failure FailureGroup group_failures list_failures",
+        "heatmap": "Cell HeatMap heat_maps",
+        "provenance": "Provenance TrackingLink study_provenance tracking_link",
+        "published_results": "PublishedResult evaluation_setting matching_results",
+        "reproduce": "ReproduceCommand reproduce_commands",
+        "stopping_audit": "audit_text",
+        "study_comparison": "StudyComparison compare_studies",
+        "test_errors": "PointSeries SettingTestError measured_test_errors series_of_test_errors",
+        "time_profile": "TimeProfile profile_lines profile_study",
+    },
+)

@@ -5,32 +5,32 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from analysis.stats.equal_size import (
-    ErrorsBySeed,
-    MethodAtSize,
-    SizeLevel,
-    errors_by_seed,
-    paired_difference,
-    size_level,
-    size_limit,
-)
-from analysis.stats.front import (
+from analysis.stats import (
     DENSE,
     SEPARABLE,
+    ErrorsBySeed,
+    Estimate,
     FrontPoint,
+    MethodAtSize,
+    SizeLevel,
     SizeMeasure,
     Stratum,
     best_by_method,
     best_point,
+    errors_by_seed,
     find_reference,
+    newcombe_interval,
+    paired_difference,
     pareto_front,
     references,
+    size_level,
+    size_limit,
     study_strata,
     validation_images,
+    wilson_interval,
 )
-from analysis.stats.intervals import Estimate, newcombe_interval, wilson_interval
-from analysis.utils.formatting import format_percent, method_label
-from sweeps.records.model import StudyRecord
+from analysis.utils import format_percent, method_label
+from sweeps.records import StudyRecord
 
 
 @dataclass(frozen=True, kw_only=True)

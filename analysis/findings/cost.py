@@ -8,8 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sweeps.records.events import Status
-from sweeps.records.model import StudyRecord, TrialRecord
+from sweeps.records import Status, StudyRecord, TrialRecord
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from analysis.stats.front import FrontPoint, pareto_front, references
-from sweeps.records.model import StudyRecord
+from analysis.stats import FrontPoint, pareto_front, references
+from sweeps.records import StudyRecord
 
 MAX_CURVES = 6  # of the front; more cannot be told apart
 

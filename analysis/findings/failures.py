@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from analysis.utils.formatting import method_label, status_label
-from sweeps.records.events import Status
-from sweeps.records.model import StudyRecord, TrialRecord
+from analysis.utils import method_label, status_label
+from sweeps.records import Status, StudyRecord, TrialRecord
 
 FAILED = (Status.FAILED, Status.OUT_OF_MEMORY, Status.DIVERGED, Status.INFEASIBLE)
 BROKEN = "marked as broken"

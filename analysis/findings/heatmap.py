@@ -17,12 +17,9 @@ from dataclasses import dataclass
 from itertools import pairwise
 from statistics import fmean
 
-from analysis.stats.front import study_strata
-from analysis.utils.formatting import method_label
-from sweeps.records.events import Role, Status
-from sweeps.records.fronts import group_by_point, mean_error, point_key
-from sweeps.records.model import StudyRecord, TrialRecord
-from sweeps.records.names import VAL_ERROR
+from analysis.stats import study_strata
+from analysis.utils import method_label
+from sweeps.records import VAL_ERROR, Role, Status, StudyRecord, TrialRecord, group_by_point, mean_error, point_key
 
 MAX_COLUMNS = 20  # listed scales that are columns of their own; more are put in bins
 BINS = 8  # solved scales are all different: more than so many are put in bins

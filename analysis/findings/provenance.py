@@ -9,10 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from analysis.utils.formatting import data_label
-from lowrank.utils.text import redact
-from sweeps.records.model import StudyRecord, TrialRecord
-from sweeps.records.names import MLFLOW_FILE, PROGRESS_FILE
+from analysis.utils import data_label
+from lowrank.utils import redact
+from sweeps.records import MLFLOW_FILE, PROGRESS_FILE, StudyRecord, TrialRecord
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sweeps.records.model import StudyRecord
+from sweeps.records import StudyRecord
 
 _WRN: dict[str, tuple[tuple[float, float], ...]] = {
     "tensor_train": ((0.598, 4.96), (0.690, 4.50), (1.075, 4.04), (1.840, 3.76), (2.413, 3.60)),

@@ -7,9 +7,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from analysis.stats.front import FrontPoint
-from sweeps.records.model import StudyRecord
-from sweeps.records.specification import REPEATABLE
+from analysis.stats import FrontPoint
+from sweeps.records import REPEATABLE, StudyRecord
 
 
 @dataclass(frozen=True, kw_only=True)

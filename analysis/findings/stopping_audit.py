@@ -11,10 +11,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from sweeps.records.events import Role, Status
-from sweeps.records.model import StudyRecord, TrialRecord
-from sweeps.records.names import VAL_ERROR
-from sweeps.search.stopping_rules import DEFAULTS, make_rule
+from sweeps.records import VAL_ERROR, Role, Status, StudyRecord, TrialRecord
+from sweeps.search import DEFAULTS, make_rule
 
 RULES = ("asha", "median", "hyperband")
 

@@ -7,9 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from analysis.findings.study_diff import FieldDifference, TrialDifference, field_differences, trial_differences
-from analysis.stats.front_comparison import FrontComparison, compare_fronts
-from analysis.stats.hypervolume import HypervolumeGrowth, ReferencePoint
-from sweeps.records.model import StudyRecord
+from analysis.stats import FrontComparison, HypervolumeGrowth, ReferencePoint, compare_fronts
+from sweeps.records import StudyRecord
 
 
 @dataclass(frozen=True, kw_only=True)

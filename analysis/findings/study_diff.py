@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from analysis.findings.failures import describe_setting
-from sweeps.records.events import Status
-from sweeps.records.model import StudyRecord, TrialRecord
+from sweeps.records import Status, StudyRecord, TrialRecord
 
 
 @dataclass(frozen=True, kw_only=True)

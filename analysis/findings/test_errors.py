@@ -12,10 +12,9 @@ from dataclasses import dataclass
 from statistics import fmean, stdev
 
 from analysis.findings.published_results import PublishedResult
-from analysis.stats.front import FrontPoint
-from analysis.utils.formatting import method_label
-from analysis.utils.styles import REFERENCE_COLOURS, method_styles
-from sweeps.records.events import Role
+from analysis.stats import FrontPoint
+from analysis.utils import REFERENCE_COLOURS, method_label, method_styles
+from sweeps.records import Role
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sweeps.records.model import StudyRecord, TrialRecord
+from sweeps.records import StudyRecord, TrialRecord
 
 DRIVER, WORKERS, SET_UP, COMPILE, INPUT, STEP, VALIDATION, REPORTS, CLOSING, IDLE = (
     "the driver starts: imports, images, cluster, shares measured", "workers start: processes, imports",

@@ -6,13 +6,11 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from analysis.stats.front import FrontPoint, validation_images
-from analysis.stats.intervals import wilson_interval
-from analysis.utils.templates import render_template
-from lowrank.deployment.formats import FACTORISED, MERGED, ExportedFile
-from lowrank.deployment.latency import Latency
-from lowrank.io.model_file import ModelSpecification
-from sweeps.records.model import StudyRecord
+from analysis.stats import FrontPoint, validation_images, wilson_interval
+from analysis.utils import render_template
+from lowrank.deployment import FACTORISED, MERGED, ExportedFile, Latency
+from lowrank.io import ModelSpecification
+from sweeps.records import StudyRecord
 
 PACKAGE, TEMPLATE = "analysis.model_export", "templates/model_card.md.j2"
 

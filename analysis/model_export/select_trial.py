@@ -9,16 +9,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from analysis.stats.front import FrontPoint, collect_points
+from analysis.stats import FrontPoint, collect_points
 from lowrank.data import DataSettings, ImageData, load_data
 from lowrank.errors import InputError
-from lowrank.io.model_file import ModelSpecification
-from lowrank.io.tensor_file import load_tensors
-from lowrank.layers.registry import make_method
-from lowrank.networks.registry import NetworkSettings
-from sweeps.records.load import find_trial
-from sweeps.records.model import StudyRecord, TrialRecord
-from sweeps.records.names import CHECKPOINT_FILE, TRIALS_FOLDER
+from lowrank.io import ModelSpecification, load_tensors
+from lowrank.layers import make_method
+from lowrank.networks import NetworkSettings
+from sweeps.records import CHECKPOINT_FILE, TRIALS_FOLDER, StudyRecord, TrialRecord, find_trial
 
 WEIGHT_PREFIX = "network."  # of the names of the weights in a trial's checkpoint
 

@@ -12,23 +12,24 @@ import torch
 from torch import nn
 
 from analysis.model_export.model_card import Preprocessing, Proof, model_card, today
-from analysis.stats.front import FrontPoint
-from lowrank.compression.file_size import measure_file_size
-from lowrank.compression.trace import network_plan, network_to_count
+from analysis.stats import FrontPoint
+from lowrank.compression import measure_file_size, network_plan, network_to_count
 from lowrank.data import ImageData, eval_batches
-from lowrank.deployment.formats import (
+from lowrank.deployment import (
     FACTORISED,
     MERGED,
     ComparisonImages,
+    Latency,
+    describe_machine,
     export_formats,
+    measure_latency,
     merged_network,
     onnx_forward,
 )
-from lowrank.deployment.latency import Latency, describe_machine, measure_latency
-from lowrank.io.model_file import ModelSpecification
+from lowrank.io import ModelSpecification
 from lowrank.layers import Dense, Separable
-from lowrank.utils.atomic_files import write_text
-from sweeps.records.model import StudyRecord
+from lowrank.utils import write_text
+from sweeps.records import StudyRecord
 
 CARD_FILE, PROOF_FILE = "README.md", "proof.json"
 RANDOM_IMAGES = 256

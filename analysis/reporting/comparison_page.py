@@ -5,14 +5,14 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
-from analysis.findings.study_comparison import StudyComparison
+from analysis.findings import StudyComparison
 from analysis.reporting.figures import draw_fronts, draw_hypervolume
 from analysis.reporting.html_page import Page
 from analysis.reporting.render import DrawJob, InlineExecutor
 from analysis.reporting.tables import ReportTable, format_point_error
-from analysis.stats.front_comparison import FrontComparison
-from analysis.utils.formatting import status_label
-from lowrank.utils.atomic_files import write_text
+from analysis.stats import FrontComparison
+from analysis.utils import status_label
+from lowrank.utils import write_text
 
 PAGE_FILE = "comparison.html"
 

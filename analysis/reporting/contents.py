@@ -8,36 +8,57 @@ from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
-from analysis.findings.answer import Answer, PointComparison, answers, describe_size_level
-from analysis.findings.cost import StudyCost, study_cost
-from analysis.findings.curves import LearningCurve, learning_curves
-from analysis.findings.failures import Failure, list_failures
-from analysis.findings.heatmap import HeatMap, heat_maps
-from analysis.findings.provenance import Provenance, study_provenance
-from analysis.findings.published_results import PublishedResult, evaluation_setting, matching_results
-from analysis.findings.reproduce import ReproduceCommand, reproduce_commands
-from analysis.findings.test_errors import SettingTestError, measured_test_errors
-from analysis.findings.time_profile import TimeProfile, profile_study
+from analysis.findings import (
+    Answer,
+    Failure,
+    HeatMap,
+    LearningCurve,
+    PointComparison,
+    Provenance,
+    PublishedResult,
+    ReproduceCommand,
+    SettingTestError,
+    StudyCost,
+    TimeProfile,
+    answers,
+    describe_size_level,
+    evaluation_setting,
+    heat_maps,
+    learning_curves,
+    list_failures,
+    matching_results,
+    measured_test_errors,
+    profile_study,
+    reproduce_commands,
+    study_cost,
+    study_provenance,
+)
 from analysis.reporting.render import InlineExecutor
-from analysis.stats.factors import BUDGET, METHOD
-from analysis.stats.front import (
+from analysis.stats import (
+    ALL_ELSE_EQUAL,
+    BUDGET,
     DENSE,
+    METHOD,
     SEPARABLE,
     FrontPoint,
+    Importance,
+    PairedEffect,
+    RepeatedSetting,
     best_point,
     collect_points,
+    field_importances,
+    find_paired_effects,
     find_reference,
+    newcombe_interval,
     pareto_front,
     references,
+    repeated_settings,
+    searched_settings,
     study_strata,
     validation_images,
 )
-from analysis.stats.importance import Importance, field_importances, searched_settings
-from analysis.stats.intervals import newcombe_interval
-from analysis.stats.paired_effects import ALL_ELSE_EQUAL, PairedEffect, find_paired_effects
-from analysis.stats.seeds import RepeatedSetting, repeated_settings
-from analysis.utils.formatting import format_percent, format_points
-from sweeps.records.model import StudyRecord
+from analysis.utils import format_percent, format_points
+from sweeps.records import StudyRecord
 
 SHOWN_EFFECTS = 3  # in the summary; the table has all
 SHOWN_REPEATS = 3

@@ -9,14 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from analysis.findings.curves import LearningCurve
-from analysis.findings.heatmap import Cell, HeatMap
-from analysis.findings.test_errors import PointSeries
+from analysis.findings import Cell, HeatMap, LearningCurve, PointSeries
 from analysis.reporting.front_figure import Layout
-from analysis.stats.hypervolume import HypervolumeGrowth
-from analysis.stats.importance import Importance
-from analysis.stats.paired_effects import PairedEffect
-from lowrank.utils.text import format_round_count
+from analysis.stats import HypervolumeGrowth, Importance, PairedEffect
+from lowrank.utils import format_round_count
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -11,7 +11,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from analysis.stats.front import (
+from analysis.stats import (
     FrontPoint,
     SizeMeasure,
     best_point,
@@ -19,12 +19,10 @@ from analysis.stats.front import (
     references,
     study_strata,
     validation_images,
+    wilson_interval,
 )
-from analysis.stats.intervals import wilson_interval
-from analysis.utils.formatting import data_label, method_label
-from analysis.utils.styles import method_styles
-from sweeps.records.events import Role, Status
-from sweeps.records.model import StudyRecord
+from analysis.utils import data_label, method_label, method_styles
+from sweeps.records import Role, Status, StudyRecord
 
 TITLE_WIDTH, TITLE_LINES = 78, 3  # characters a line
 MAX_LABELS = 24

@@ -11,11 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from analysis.reporting.front_data import FrontPlot, front_plot
 from analysis.reporting.label_placement import LEADER_DISTANCE, Box, Label, distance, place_labels
-from analysis.stats.front import FrontPoint
-from analysis.utils.styles import REFERENCE_COLOURS
-from lowrank.utils.atomic_files import atomic_path
-from lowrank.utils.text import format_round_count
-from sweeps.records.model import StudyRecord
+from analysis.stats import FrontPoint
+from analysis.utils import REFERENCE_COLOURS
+from lowrank.utils import atomic_path, format_round_count
+from sweeps.records import StudyRecord
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -19,8 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from analysis.reporting.front_figure import NARROW, WIDE, Layout
 from analysis.reporting.svg_theme import apply_theme
-from lowrank.utils.atomic_files import atomic_path
-from lowrank.utils.cpu import usable_cores
+from lowrank.utils import atomic_path, usable_cores
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

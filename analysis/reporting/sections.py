@@ -6,9 +6,7 @@ from collections.abc import Callable
 from concurrent.futures import Executor
 from pathlib import Path
 
-from analysis.findings.failures import group_failures
-from analysis.findings.provenance import Provenance, TrackingLink
-from analysis.findings.test_errors import series_of_test_errors
+from analysis.findings import Provenance, TrackingLink, group_failures, series_of_test_errors
 from analysis.reporting.contents import Report
 from analysis.reporting.figures import draw_curves, draw_effects, draw_heat_map, draw_importance, draw_test_errors
 from analysis.reporting.front_data import front_plot
@@ -31,10 +29,9 @@ from analysis.reporting.tables import (
     reproduce_table,
     table_of_test_errors,
 )
-from analysis.stats.front import SizeMeasure
-from analysis.utils.formatting import format_duration
-from sweeps.records.events import Status
-from sweeps.records.model import StudyRecord
+from analysis.stats import SizeMeasure
+from analysis.utils import format_duration
+from sweeps.records import Status, StudyRecord
 
 Section = Callable[[Page, StudyRecord, Report, Path], None]
 SHOWN_EFFECTS = 14  # in the picture; the table has all

@@ -15,13 +15,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from analysis.stats.front import FrontPoint, pareto_front
-from analysis.utils.csv_file import write_csv
-from analysis.utils.formatting import method_label, status_label
-from lowrank.utils.text import format_count
-from sweeps.records.events import Role, Status
-from sweeps.records.model import StudyRecord
-from sweeps.records.reasons import reasons_by_method
+from analysis.stats import FrontPoint, pareto_front
+from analysis.utils import method_label, status_label, write_csv
+from lowrank.utils import format_count
+from sweeps.records import Role, Status, StudyRecord, reasons_by_method
 
 PIPED_WIDTH = 100  # columns where there is no terminal to ask
 SHOWN_REASONS = 3  # of each status

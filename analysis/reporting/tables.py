@@ -10,22 +10,21 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from analysis.findings.answer import Answer, PointComparison
-from analysis.findings.cost import StudyCost
-from analysis.findings.curves import LearningCurve
-from analysis.findings.failures import Failure, FailureGroup
-from analysis.findings.heatmap import HeatMap
-from analysis.findings.published_results import PublishedResult
-from analysis.findings.reproduce import ReproduceCommand
-from analysis.findings.test_errors import SettingTestError
-from analysis.findings.time_profile import TimeProfile
-from analysis.stats.front import FrontPoint
-from analysis.stats.importance import Importance
-from analysis.stats.intervals import Estimate
-from analysis.stats.paired_effects import PairedEffect
-from analysis.stats.seeds import RepeatedSetting
-from analysis.utils.csv_file import write_csv
-from analysis.utils.formatting import (
+from analysis.findings import (
+    Answer,
+    Failure,
+    FailureGroup,
+    HeatMap,
+    LearningCurve,
+    PointComparison,
+    PublishedResult,
+    ReproduceCommand,
+    SettingTestError,
+    StudyCost,
+    TimeProfile,
+)
+from analysis.stats import Estimate, FrontPoint, Importance, PairedEffect, RepeatedSetting
+from analysis.utils import (
     format_duration,
     format_error_interval,
     format_mean_and_deviation,
@@ -34,8 +33,9 @@ from analysis.utils.formatting import (
     format_points_interval,
     method_label,
     status_label,
+    write_csv,
 )
-from lowrank.utils.text import format_count
+from lowrank.utils import format_count
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,25 +8,25 @@ from collections.abc import Callable, Sequence
 from html import unescape
 from pathlib import Path
 
-from analysis.findings.provenance import tracking_link
+from analysis.findings import tracking_link
 from analysis.reporting.contents import build_report
 from analysis.reporting.front_figure import write_front_picture
 from analysis.reporting.render import drawing_executor
 from analysis.reporting.sections import SECTIONS, new_page
 from analysis.reporting.summary_table import write_summary_csv
-from analysis.stats.front import FrontPoint, collect_points
-from analysis.utils.progress import silent
-from lowrank.utils.atomic_files import write_text
-from sweeps.records.load import is_study
-from sweeps.records.model import StudyRecord
-from sweeps.records.names import (
+from analysis.stats import FrontPoint, collect_points
+from analysis.utils import silent
+from lowrank.utils import write_text
+from sweeps.records import (
     EPOCHS_FILE,
     FRONT_PICTURE,
     JOURNAL_FILE,
     REPORT_FOLDER,
     SUMMARY_TABLE,
+    StudyRecord,
+    is_study,
+    write_tables,
 )
-from sweeps.records.tables import write_tables
 
 PAGE_FILE = "report.html"
 LARGE_BYTES = {JOURNAL_FILE: 8e6, EPOCHS_FILE: 3e5}  # what some 400 trials of 100 epochs take

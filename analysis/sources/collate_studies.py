@@ -15,13 +15,23 @@ import pyarrow.parquet as pq
 from analysis.sources.recount import NotOnRecordError, recount
 from lowrank.errors import InputError
 from lowrank.serving import IMAGES_FILE, MODEL_FILE
-from lowrank.utils.atomic_files import atomic_folder
-from sweeps.records.events import Event, Status
-from sweeps.records.journal import Journal
-from sweeps.records.load import is_study
-from sweeps.records.model import StudyRecord, TrialRecord
-from sweeps.records.names import CHECKPOINT_FILE, EPOCHS_FILE, JOURNAL_FILE, MODELS_FOLDER, RESULTS_FILE, TRIALS_FOLDER
-from sweeps.records.tables import epochs_to_table, results_to_table
+from lowrank.utils import atomic_folder
+from sweeps.records import (
+    CHECKPOINT_FILE,
+    EPOCHS_FILE,
+    JOURNAL_FILE,
+    MODELS_FOLDER,
+    RESULTS_FILE,
+    TRIALS_FOLDER,
+    Event,
+    Journal,
+    Status,
+    StudyRecord,
+    TrialRecord,
+    epochs_to_table,
+    is_study,
+    results_to_table,
+)
 
 
 @dataclass(frozen=True, kw_only=True)

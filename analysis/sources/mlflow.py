@@ -18,13 +18,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import sweeps.records.mlflow_names as names
-from analysis.utils.progress import silent
+from analysis.utils import silent
 from lowrank.errors import InputError, unknown
-from lowrank.utils.text import redact
-from sweeps.records.events import Status
-from sweeps.records.model import StudyRecord, TrialRecord
-from sweeps.records.names import EPOCHS_FILE, RESULTS_FILE
-from sweeps.records.tables import read_tables, study_from_fields, trial_from_fields
+from lowrank.utils import redact
+from sweeps.records import (
+    EPOCHS_FILE,
+    RESULTS_FILE,
+    Status,
+    StudyRecord,
+    TrialRecord,
+    read_tables,
+    study_from_fields,
+    trial_from_fields,
+)
 
 if TYPE_CHECKING:
     from mlflow.entities import Run

@@ -11,8 +11,7 @@ import sys
 from pathlib import Path
 
 from lowrank.errors import InputError
-from sweeps.records.model import StudyRecord
-from sweeps.records.names import PROGRESS_FILE
+from sweeps.records import PROGRESS_FILE, StudyRecord
 
 URI_VARIABLE = "SWEEP_TRACKING_URI"  # read by the tracker: an argument with a password would show in `ps`
 

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from lowrank.compression.allocation import SizedMethod
-from lowrank.compression.trace import plan_sized_network
-from lowrank.data.reading.builtin import BUILTIN_SETS, BuiltinSet
+from lowrank.compression import SizedMethod, plan_sized_network
+from lowrank.data import BUILTIN_SETS, BuiltinSet
 from lowrank.errors import InputError, LowrankError
 from lowrank.layers import Dense, Separable
-from lowrank.networks.registry import NetworkSettings
-from lowrank.utils.text import first_line
-from sweeps.records.model import TrialRecord
+from lowrank.networks import NetworkSettings
+from lowrank.utils import first_line
+from sweeps.records import TrialRecord
 
 
 class NotOnRecordError(LowrankError):

@@ -3,3 +3,83 @@
 Entry point: `front.collect_points`, which turns records into the points that the other modules take. It must not import
 findings, reporting or what stands above them.
 """
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from lowrank.utils.lazy_exports import lazy_exports
+
+if TYPE_CHECKING:
+    from analysis.stats.equal_size import (
+        ErrorsBySeed as ErrorsBySeed,
+        MethodAtSize as MethodAtSize,
+        SizeLevel as SizeLevel,
+        errors_by_seed as errors_by_seed,
+        paired_difference as paired_difference,
+        size_level as size_level,
+        size_limit as size_limit,
+    )
+    from analysis.stats.factors import BUDGET as BUDGET, METHOD as METHOD
+    from analysis.stats.front import (
+        DENSE as DENSE,
+        SEPARABLE as SEPARABLE,
+        FrontPoint as FrontPoint,
+        SizeMeasure as SizeMeasure,
+        Stratum as Stratum,
+        best_by_method as best_by_method,
+        best_point as best_point,
+        collect_points as collect_points,
+        find_reference as find_reference,
+        pareto_front as pareto_front,
+        references as references,
+        study_strata as study_strata,
+        validation_images as validation_images,
+    )
+    from analysis.stats.front_comparison import (
+        COST_UNITS as COST_UNITS,
+        FrontComparison as FrontComparison,
+        compare_fronts as compare_fronts,
+        parse_reference as parse_reference,
+    )
+    from analysis.stats.hypervolume import HypervolumeGrowth as HypervolumeGrowth, ReferencePoint as ReferencePoint
+    from analysis.stats.importance import (
+        Importance as Importance,
+        field_importances as field_importances,
+        searched_settings as searched_settings,
+    )
+    from analysis.stats.intervals import (
+        Estimate as Estimate,
+        newcombe_interval as newcombe_interval,
+        wilson_interval as wilson_interval,
+    )
+    from analysis.stats.paired_effects import (
+        ALL_ELSE_EQUAL as ALL_ELSE_EQUAL,
+        PairedEffect as PairedEffect,
+        find_paired_effects as find_paired_effects,
+    )
+    from analysis.stats.seeds import RepeatedSetting as RepeatedSetting, repeated_settings as repeated_settings
+    from analysis.stats.versus import (
+        compare_values as compare_values,
+        comparison_table as comparison_table,
+        reference_lines as reference_lines,
+    )
+
+__getattr__, __dir__, __all__ = lazy_exports(
+    __name__,
+    {
+        "equal_size": "ErrorsBySeed MethodAtSize SizeLevel errors_by_seed paired_difference size_level size_limit",
+        "factors": "BUDGET METHOD",
+        "front": (
+            "DENSE FrontPoint SEPARABLE SizeMeasure Stratum best_by_method best_point collect_points "
+            "find_reference pareto_front references study_strata validation_images"
+        ),
+        "front_comparison": "COST_UNITS FrontComparison compare_fronts parse_reference",
+        "hypervolume": "HypervolumeGrowth ReferencePoint",
+        "importance": "Importance field_importances searched_settings",
+        "intervals": "Estimate newcombe_interval wilson_interval",
+        "paired_effects": "ALL_ELSE_EQUAL PairedEffect find_paired_effects",
+        "seeds": "RepeatedSetting repeated_settings",
+        "versus": "compare_values comparison_table reference_lines",
+    },
+)

@@ -16,7 +16,7 @@ from itertools import pairwise
 from analysis.stats.front import FrontPoint, SizeMeasure, Stratum, best_by_method, pareto_front
 from analysis.stats.intervals import Estimate, t_interval
 from analysis.stats.seeds import group_by_setting
-from sweeps.records.model import StudyRecord
+from sweeps.records import StudyRecord
 
 EQUAL_SIZE_TOLERANCE = 0.01  # sizes this close, as a share, count as equal: what a budget's last step leaves unused
 

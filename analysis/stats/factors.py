@@ -13,7 +13,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sweeps.records.model import TrialRecord
+from sweeps.records import TrialRecord
 
 METHOD, BUDGET, RECIPE = "method.name", "budget.", "train.recipe"
 SEEDS = frozenset({"seed", "search.seed", "train.seed"})

@@ -13,10 +13,18 @@ from dataclasses import dataclass
 from statistics import stdev
 from typing import Any, Literal
 
-from analysis.utils.formatting import method_label
-from sweeps.records.events import Role, Status
-from sweeps.records.fronts import completed_trials, group_by_point, mean_error, non_dominated_points, point_key
-from sweeps.records.model import StudyRecord, TrialRecord
+from analysis.utils import method_label
+from sweeps.records import (
+    Role,
+    Status,
+    StudyRecord,
+    TrialRecord,
+    completed_trials,
+    group_by_point,
+    mean_error,
+    non_dominated_points,
+    point_key,
+)
 
 SEPARABLE, DENSE = "separable", "dense"
 LOST_LABELS = {Status.DIVERGED: "diverged", Status.FAILED: "failed", Status.OUT_OF_MEMORY: "ran out of memory"}

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from analysis.stats.front import FrontPoint, collect_points, pareto_front
 from analysis.stats.hypervolume import HypervolumeGrowth, ReferencePoint, chance_reference_point, hypervolume_growth
 from lowrank.errors import InputError
-from sweeps.records.model import StudyRecord
+from sweeps.records import StudyRecord
 
 COST_UNITS = ("seconds", "epochs")
 

@@ -13,9 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from lowrank.errors import InputError
-from sweeps.records.events import Role, Status
-from sweeps.records.fronts import non_dominated_points
-from sweeps.records.model import StudyRecord, TrialRecord
+from sweeps.records import Role, Status, StudyRecord, TrialRecord, non_dominated_points
 
 
 @dataclass(frozen=True)

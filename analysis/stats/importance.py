@@ -20,8 +20,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from sweeps.records.fronts import mean_error, searched_points
-from sweeps.records.model import StudyRecord
+from sweeps.records import StudyRecord, mean_error, searched_points
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution

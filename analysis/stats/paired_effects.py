@@ -25,9 +25,8 @@ from typing import Any
 from analysis.stats.factors import BUDGET, METHOD, FactorValues, factor_values, shared_factors, varying_factors
 from analysis.stats.front import searched_trials, validation_images
 from analysis.stats.intervals import Estimate, t_interval, within_image_noise
-from analysis.utils.formatting import method_label
-from sweeps.records.fronts import group_by_point, mean_error
-from sweeps.records.model import StudyRecord, TrialRecord
+from analysis.utils import method_label
+from sweeps.records import StudyRecord, TrialRecord, group_by_point, mean_error
 
 ALL_ELSE_EQUAL, BEST_WITHIN_BUDGET = "all else equal", "best within each budget"
 METHOD_FIELDS = ("method.", "network.width")

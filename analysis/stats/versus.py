@@ -16,10 +16,9 @@ from typing import Any
 from analysis.stats.equal_size import ErrorsBySeed, sizes_equal
 from analysis.stats.front import SizeMeasure, validation_images
 from analysis.stats.intervals import Estimate, t_interval, within_image_noise
-from analysis.utils.formatting import format_error_interval, format_points_interval
+from analysis.utils import format_error_interval, format_points_interval
 from lowrank.errors import unknown
-from sweeps.records.events import Role, Status
-from sweeps.records.model import StudyRecord, TrialRecord
+from sweeps.records import Role, Status, StudyRecord, TrialRecord
 
 HEADINGS = ("all else", "", "parameters", "mult-adds", "error", "difference", "verdict", "seeds")
 

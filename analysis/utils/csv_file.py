@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from lowrank.utils.atomic_files import atomic_write
+from lowrank.utils import atomic_write
 
 FORMULA_STARTS = ("=", "+", "-", "@")
 

@@ -24,10 +24,7 @@ from triton.runtime.errors import OutOfResources
 
 from benchmarks.gpu.kernels import BATCH, CASE, LAYERS, Inputs, Layer, StemInputs, microseconds
 from benchmarks.training.engine_processes import Bench
-from lowrank.kernels import batch_norm as norm
-from lowrank.kernels import depthwise
-from lowrank.kernels import pointwise_batch_norm as pointwise
-from lowrank.kernels import stem_batch_norm as stem
+from lowrank.kernels import batch_norm as norm, depthwise, pointwise_batch_norm as pointwise, stem_batch_norm as stem
 from lowrank.kernels.fused_common import LaunchConfig
 
 SHAPES = ((64, 32), (128, 16), (256, 8), (512, 4))  # channels and size of ResNet-9's depthwise maps

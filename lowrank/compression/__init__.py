@@ -4,3 +4,94 @@ Entry points: `substitute` replaces the layers of any `nn.Module`; `network_plan
 the largest setting of a method within a `Budget`; `build_sized_student` builds a network from plain settings.
 Must not import `lowrank.io`, `distillation`, `training`, `deployment` or a command.
 """
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from lowrank.utils.lazy_exports import lazy_exports
+
+if TYPE_CHECKING:
+    from lowrank.compression.allocation import SizedMethod as SizedMethod
+    from lowrank.compression.budget import (
+        Budget as Budget,
+        solve as solve,
+        solve_allocation as solve_allocation,
+        solve_width as solve_width,
+    )
+    from lowrank.compression.count_report import (
+        NetworkCount as NetworkCount,
+        count_network as count_network,
+        format_count as format_count,
+    )
+    from lowrank.compression.counting_conventions import CONVENTIONS as CONVENTIONS
+    from lowrank.compression.file_size import (
+        FileSizeCalculator as FileSizeCalculator,
+        measure_file_size as measure_file_size,
+    )
+    from lowrank.compression.from_trained.allocation import (
+        Candidate as Candidate,
+        allocate as allocate,
+        divergence as divergence,
+        efficient as efficient,
+        energy_candidates as energy_candidates,
+        measured_candidates as measured_candidates,
+        probe_places as probe_places,
+    )
+    from lowrank.compression.from_trained.batch_norm import reestimate_batch_norms as reestimate_batch_norms
+    from lowrank.compression.from_trained.fit import Problem as Problem, make_problems as make_problems
+    from lowrank.compression.from_trained.in_order import (
+        Choice as Choice,
+        Layer as Layer,
+        LayerFit as LayerFit,
+        fit_in_order as fit_in_order,
+        fit_layer as fit_layer,
+        kernel_of as kernel_of,
+        replace_module as replace_module,
+    )
+    from lowrank.compression.from_trained.layer_list import (
+        LayerList as LayerList,
+        count_mult_adds as count_mult_adds,
+        layer_named as layer_named,
+        list_layers as list_layers,
+    )
+    from lowrank.compression.from_trained.moments import collect_moments as collect_moments, layer_calls as layer_calls
+    from lowrank.compression.init_from_dense import init_from_network as init_from_network
+    from lowrank.compression.merging import merge as merge
+    from lowrank.compression.plan import NetworkPlan as NetworkPlan
+    from lowrank.compression.substitution import (
+        AUXILIARY as AUXILIARY,
+        build_sized_student as build_sized_student,
+        build_student as build_student,
+        factor_parameters as factor_parameters,
+    )
+    from lowrank.compression.trace import (
+        network_plan as network_plan,
+        network_to_count as network_to_count,
+        plan_sized_network as plan_sized_network,
+        trace_plan as trace_plan,
+    )
+
+__getattr__, __dir__, __all__ = lazy_exports(
+    __name__,
+    {
+        "allocation": "SizedMethod",
+        "budget": "Budget solve solve_allocation solve_width",
+        "count_report": "NetworkCount count_network format_count",
+        "counting_conventions": "CONVENTIONS",
+        "file_size": "FileSizeCalculator measure_file_size",
+        "from_trained.allocation": (
+            "Candidate allocate divergence efficient energy_candidates measured_candidates probe_places"
+        ),
+        "from_trained.batch_norm": "reestimate_batch_norms",
+        "from_trained.fit": "Problem make_problems",
+        "from_trained.in_order": "Choice Layer LayerFit fit_in_order fit_layer kernel_of replace_module",
+        "from_trained.layer_list": "LayerList count_mult_adds layer_named list_layers",
+        "from_trained.moments": "collect_moments layer_calls",
+        "init_from_dense": "init_from_network",
+        "merging": "merge",
+        "plan": "NetworkPlan",
+        "substitution": "AUXILIARY build_sized_student build_student factor_parameters",
+        "trace": "network_plan network_to_count plan_sized_network trace_plan",
+    },
+)

@@ -13,8 +13,7 @@ from functools import cached_property
 from typing import Any, Literal, Protocol
 
 from lowrank.errors import InputError
-from lowrank.layers.base_method import ConvShape, Method
-from lowrank.layers.registry import make_method
+from lowrank.layers import ConvShape, Method, make_method
 
 Grouping = Literal["even", "stage", "layer"]
 GROUPINGS: tuple[Grouping, ...] = ("even", "stage", "layer")

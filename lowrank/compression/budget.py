@@ -19,8 +19,8 @@ from lowrank.compression.plan import NetworkPlan
 from lowrank.compression.size_families import boundary, make_family
 from lowrank.compression.trace import network_plan, network_to_count
 from lowrank.errors import InfeasibleError
-from lowrank.layers.base_method import Method
-from lowrank.networks.registry import NetworkSettings
+from lowrank.layers import Method
+from lowrank.networks import NetworkSettings
 
 QUANTITIES = ("params", "mult_adds", "bytes")
 _LABELS = {"params": "parameters", "mult_adds": "mult-adds", "bytes": "bytes on disk"}

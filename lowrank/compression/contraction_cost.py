@@ -23,9 +23,7 @@ from functools import cache, lru_cache
 from itertools import accumulate
 from math import prod
 
-from lowrank.layers import CP, ConvShape, Method, TensorTrain, Tucker
-from lowrank.layers.tensor.tensor_train_ops import best_split, train_cost
-from lowrank.layers.tensor.tucker import rebuild_costs
+from lowrank.layers import CP, ConvShape, Method, TensorTrain, Tucker, best_split, rebuild_costs, train_cost
 
 POSITIONS = "p"
 MAX_OPERANDS = 10  # the search takes 3^n steps

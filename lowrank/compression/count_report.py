@@ -15,10 +15,8 @@ from lowrank.compression.file_size import FileSize, measure_file_size
 from lowrank.compression.plan import NetworkPlan, Site
 from lowrank.compression.trace import network_plan, network_to_count
 from lowrank.errors import InfeasibleError
-from lowrank.layers.base_method import Method
-from lowrank.layers.dense import Dense, Separable
-from lowrank.networks.images import ImageShape
-from lowrank.networks.registry import NetworkSettings
+from lowrank.layers import Dense, Method, Separable
+from lowrank.networks import ImageShape, NetworkSettings
 
 
 @dataclass(frozen=True)

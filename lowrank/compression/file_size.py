@@ -18,8 +18,7 @@ from torch import nn
 from lowrank.compression.allocation import SizedMethod, method_at
 from lowrank.compression.plan import NetworkPlan
 from lowrank.compression.substitution import factor_parameters
-from lowrank.layers import ConvShape, Dense, Method
-from lowrank.layers.linear import build_linear
+from lowrank.layers import ConvShape, Dense, Method, build_linear
 
 # How safetensors names a type, and its position in the order of tensors in the file (larger types first).
 _TYPES = {

@@ -13,9 +13,7 @@ from torch import Tensor, nn
 
 from lowrank.compression.merging import Structured, dense_bias, dense_weight, init_layer
 from lowrank.errors import InputError
-from lowrank.layers.base_layer import SeparableConv2d, StructuredMap
-from lowrank.layers.linear import StructuredLinear
-from lowrank.layers.low_rank.whole_kernel import KernelChain
+from lowrank.layers import KernelChain, SeparableConv2d, StructuredLinear, StructuredMap
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from lowrank.errors import InputError
-from lowrank.layers.base_layer import SeparableConv2d, StructuredMap, relative_error
-from lowrank.layers.base_method import Pair
-from lowrank.layers.linear import StructuredLinear, as_linear
-from lowrank.layers.low_rank.whole_kernel import KernelChain
+from lowrank.layers import (
+    KernelChain,
+    Pair,
+    SeparableConv2d,
+    StructuredLinear,
+    StructuredMap,
+    as_linear,
+    relative_error,
+)
 
 Structured = SeparableConv2d | StructuredMap | StructuredLinear | KernelChain
 Plain = nn.Conv2d | nn.Linear

@@ -23,8 +23,7 @@ from lowrank.compression.allocation import (
 )
 from lowrank.compression.counting_conventions import Convention, StudyExtras
 from lowrank.errors import InputError
-from lowrank.layers.base_method import ConvShape, Method
-from lowrank.layers.registry import make_method
+from lowrank.layers import ConvShape, Method, make_method
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,7 @@ from typing import Protocol
 from lowrank.compression.allocation import Allocation, Group, Grouping, SizedMethod
 from lowrank.compression.plan import NetworkPlan
 from lowrank.errors import InfeasibleError, InputError, unknown
-from lowrank.layers import Separable
-from lowrank.layers.base_method import Method
+from lowrank.layers import Method, Separable
 
 Predicate = Callable[[SizedMethod], bool]
 

@@ -13,13 +13,8 @@ from lowrank.compression.allocation import SizedMethod, method_at
 from lowrank.compression.plan import NetworkPlan, Site
 from lowrank.compression.trace import ATTENTION, plan_sized_network, trace_plan
 from lowrank.errors import InfeasibleError
-from lowrank.layers.base_layer import StructuredMap
-from lowrank.layers.base_method import Method
-from lowrank.layers.dense import Dense
-from lowrank.layers.linear import build_linear
-from lowrank.layers.low_rank.whole_kernel import KernelChain
-from lowrank.networks.images import ImageShape
-from lowrank.networks.registry import NetworkSettings, make_network
+from lowrank.layers import Dense, KernelChain, Method, StructuredMap, build_linear
+from lowrank.networks import ImageShape, NetworkSettings, make_network
 
 AUXILIARY = "auxiliary"  # name of a head that only training uses; it is never counted
 

@@ -22,12 +22,8 @@ from lowrank.compression.counting_conventions import StudyExtras
 from lowrank.compression.operation_counter import OperationCounter, pooling_cost
 from lowrank.compression.plan import NetworkPlan, Site
 from lowrank.errors import InputError, UncountableError
-from lowrank.layers.attention import ProjectedAttention
-from lowrank.layers.base_method import ConvShape, Pair
-from lowrank.networks.base import DropPath
-from lowrank.networks.images import ImageShape
-from lowrank.networks.registry import NetworkSettings, for_counting, make_network
-from lowrank.networks.vit import LearnedPositions
+from lowrank.layers import ConvShape, Pair, ProjectedAttention
+from lowrank.networks import DropPath, ImageShape, LearnedPositions, NetworkSettings, for_counting, make_network
 
 # Layers without multiplications of their own; their parameters are counted as they are.
 _FREE = (

@@ -5,41 +5,48 @@ batches. `lowrank.data.reading` has one module for each kind of source.
 Must not import: `lowrank.networks`, `lowrank.layers` and all that builds on them.
 """
 
-from lowrank.data.augment import (
-    AugmentationDraws,
-    Normaliser,
-    apply_augmentations,
-    augment_images,
-    draw_augmentations,
-    normalise,
-    normaliser,
-)
-from lowrank.data.batches import Batch, eval_batches, steps_per_epoch, train_batches
-from lowrank.data.counter_rng import epoch_order
-from lowrank.data.dataset import ImageData, Split, clear_cache, load_data
-from lowrank.data.process_shard import UNSHARDED, ProcessShard
-from lowrank.data.settings import AugmentationSettings, DataSettings, default_augmentation
+from __future__ import annotations
 
-__all__ = [
-    "UNSHARDED",
-    "AugmentationDraws",
-    "AugmentationSettings",
-    "Batch",
-    "DataSettings",
-    "ImageData",
-    "Normaliser",
-    "ProcessShard",
-    "Split",
-    "apply_augmentations",
-    "augment_images",
-    "clear_cache",
-    "default_augmentation",
-    "draw_augmentations",
-    "epoch_order",
-    "eval_batches",
-    "load_data",
-    "normalise",
-    "normaliser",
-    "steps_per_epoch",
-    "train_batches",
-]
+from typing import TYPE_CHECKING
+
+from lowrank.utils.lazy_exports import lazy_exports
+
+if TYPE_CHECKING:
+    from lowrank.data.augment import (
+        apply_augmentations as apply_augmentations,
+        augment_images as augment_images,
+        draw_augmentations as draw_augmentations,
+        normalise as normalise,
+        normaliser as normaliser,
+    )
+    from lowrank.data.batches import (
+        Batch as Batch,
+        eval_batches as eval_batches,
+        steps_per_epoch as steps_per_epoch,
+        train_batches as train_batches,
+    )
+    from lowrank.data.counter_rng import epoch_order as epoch_order
+    from lowrank.data.dataset import ImageData as ImageData, clear_cache as clear_cache, load_data as load_data
+    from lowrank.data.process_shard import UNSHARDED as UNSHARDED, ProcessShard as ProcessShard
+    from lowrank.data.reading.builtin import BUILTIN_SETS as BUILTIN_SETS, BuiltinSet as BuiltinSet
+    from lowrank.data.reading.synthetic import DataOutline as DataOutline, synthetic_data as synthetic_data
+    from lowrank.data.settings import (
+        AugmentationSettings as AugmentationSettings,
+        DataSettings as DataSettings,
+        Interpolation as Interpolation,
+        default_augmentation as default_augmentation,
+    )
+
+__getattr__, __dir__, __all__ = lazy_exports(
+    __name__,
+    {
+        "augment": "apply_augmentations augment_images draw_augmentations normalise normaliser",
+        "batches": "Batch eval_batches steps_per_epoch train_batches",
+        "counter_rng": "epoch_order",
+        "dataset": "ImageData clear_cache load_data",
+        "process_shard": "ProcessShard UNSHARDED",
+        "reading.builtin": "BUILTIN_SETS BuiltinSet",
+        "reading.synthetic": "DataOutline synthetic_data",
+        "settings": "AugmentationSettings DataSettings Interpolation default_augmentation",
+    },
+)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lowrank.data.counter_rng import Stream, uniform_below
 from lowrank.data.settings import AugmentationSettings
-from lowrank.kernels.dispatch import load_kernels
+from lowrank.kernels import load_kernels
 
 
 class Normaliser(NamedTuple):

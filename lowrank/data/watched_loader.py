@@ -18,8 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from lowrank.data.dataset import Split
 from lowrank.errors import InputError, LoaderHungError, LowrankError
-from lowrank.utils.cpu import usable_cores
-from lowrank.utils.parent_death import exit_with_parent
+from lowrank.utils import exit_with_parent, usable_cores
 
 
 class _DecodedBatches(Dataset[tuple[Tensor, Tensor | str]]):

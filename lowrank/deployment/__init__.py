@@ -3,3 +3,33 @@
 Entry points: `export_formats` writes a model in all formats and compares each with it; `measure_latency` times models.
 Must not import a command (`lowrank.count`, `compress`, `predict`, `serving`).
 """
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from lowrank.utils.lazy_exports import lazy_exports
+
+if TYPE_CHECKING:
+    from lowrank.deployment.formats import (
+        FACTORISED as FACTORISED,
+        MERGED as MERGED,
+        ComparisonImages as ComparisonImages,
+        ExportedFile as ExportedFile,
+        export_formats as export_formats,
+        merged_network as merged_network,
+        onnx_forward as onnx_forward,
+    )
+    from lowrank.deployment.latency import (
+        Latency as Latency,
+        describe_machine as describe_machine,
+        measure_latency as measure_latency,
+    )
+
+__getattr__, __dir__, __all__ = lazy_exports(
+    __name__,
+    {
+        "formats": "ComparisonImages ExportedFile FACTORISED MERGED export_formats merged_network onnx_forward",
+        "latency": "Latency describe_machine measure_latency",
+    },
+)

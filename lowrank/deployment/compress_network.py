@@ -10,38 +10,43 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from lowrank.compression.from_trained.allocation import (
+from lowrank.compression import (
     Candidate,
-    allocate,
-    divergence,
-    efficient,
-    energy_candidates,
-    measured_candidates,
-    probe_places,
-)
-from lowrank.compression.from_trained.batch_norm import reestimate_batch_norms
-from lowrank.compression.from_trained.fit import Problem, make_problems
-from lowrank.compression.from_trained.in_order import (
     Choice,
     Layer,
     LayerFit,
+    LayerList,
+    Problem,
+    allocate,
+    collect_moments,
+    count_mult_adds,
+    divergence,
+    efficient,
+    energy_candidates,
     fit_in_order,
     fit_layer,
     kernel_of,
+    layer_calls,
+    list_layers,
+    make_problems,
+    measured_candidates,
+    probe_places,
+    reestimate_batch_norms,
     replace_module,
 )
-from lowrank.compression.from_trained.layer_list import LayerList, count_mult_adds, list_layers
-from lowrank.compression.from_trained.moments import collect_moments, layer_calls
 from lowrank.errors import InfeasibleError, InputError, unknown
-from lowrank.layers.attention import disable_fused_encoders, project_attention
-from lowrank.layers.dense import Dense
-from lowrank.layers.low_rank.cp_kernel import CPKernel
-from lowrank.layers.low_rank.spatial_svd import SpatialSVD
-from lowrank.layers.low_rank.svd import SVD
-from lowrank.layers.low_rank.tensor_train_kernel import TensorTrainKernel
-from lowrank.layers.low_rank.tucker2 import Tucker2
-from lowrank.layers.low_rank.whole_kernel import WholeKernelMethod
-from lowrank.utils.text import first_line
+from lowrank.layers import (
+    SVD,
+    CPKernel,
+    Dense,
+    SpatialSVD,
+    TensorTrainKernel,
+    Tucker2,
+    WholeKernelMethod,
+    disable_fused_encoders,
+    project_attention,
+)
+from lowrank.utils import first_line
 
 METHODS: dict[str, type[WholeKernelMethod]] = {
     "svd": SVD,
@@ -344,7 +349,7 @@ class Compressor:
         return self.listed.reasons.get(self.listed.last) == "it gives the classes"
 
     def _last_layer(self) -> Layer:
-        from lowrank.compression.from_trained.layer_list import layer_named
+        from lowrank.compression import layer_named
 
         return layer_named(self.dense, self.listed.last, self.calibration[:1])
 

@@ -19,9 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lowrank.compression.merging import merge
-from lowrank.compression.trace import trace_plan
-from lowrank.io.model_file import ModelSpecification, load_merged, load_model, save_merged, save_model
+from lowrank.compression import merge, trace_plan
+from lowrank.io import ModelSpecification, load_merged, load_model, save_merged, save_model
 from lowrank.layers import Dense
 
 FACTORISED, MERGED = "factorised", "merged"

@@ -30,9 +30,7 @@ from torch.nn import functional
 from lowrank.data import AugmentationSettings, ImageData, train_batches
 from lowrank.distillation.cache_file import Array, DamagedCacheError, Layout, read_cache_file, write_cache_file
 from lowrank.distillation.teacher import Teacher
-from lowrank.utils.atomic_files import TEMPORARY_SUFFIX
-from lowrank.utils.locks import hold_lock
-from lowrank.utils.text import format_bytes
+from lowrank.utils import TEMPORARY_SUFFIX, format_bytes, hold_lock
 
 FORMAT = 1  # version of the files; part of the key
 LOCK_FILE = "build.lock"

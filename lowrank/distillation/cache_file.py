@@ -18,8 +18,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from lowrank.errors import LowrankError
-from lowrank.utils.atomic_files import atomic_path
-from lowrank.utils.text import first_line
+from lowrank.utils import atomic_path, first_line
 
 Array = NDArray[Any]
 CHECKSUM = b"sha256"  # in the file's metadata

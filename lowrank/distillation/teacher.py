@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from lowrank.distillation.losses import attention_map
 from lowrank.errors import InputError, unknown
-from lowrank.networks.images import ImageShape
-from lowrank.utils.hooks import ForwardHooks
+from lowrank.networks import ImageShape
+from lowrank.utils import ForwardHooks
 
 Sizes = tuple[tuple[int, int], ...]
 

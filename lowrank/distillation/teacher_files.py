@@ -20,11 +20,9 @@ from torch import Tensor, nn
 
 from lowrank.data import ImageData
 from lowrank.errors import InputError, unknown
-from lowrank.io.model_file import load_model, read_specification
-from lowrank.networks.images import ImageShape
-from lowrank.networks.registry import NetworkSettings, make_network
-from lowrank.utils.hashing import file_hash
-from lowrank.utils.validation import validate_model
+from lowrank.io import load_model, read_specification
+from lowrank.networks import ImageShape, NetworkSettings, make_network
+from lowrank.utils import file_hash, validate_model
 
 RECORD_FILE = "teacher.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -260,7 +258,7 @@ def _find_torchvision(name: str) -> TeacherWeights:
 
 
 def _torchvision_weights(name: str) -> Any:
-    from lowrank.utils.torchvision_compat import torchvision  # as slow to import as torch itself
+    from lowrank.utils import torchvision  # as slow to import as torch itself
 
     architecture, slash, weights = name.removeprefix(TORCHVISION).partition("/")
     models = torchvision.models

@@ -4,3 +4,34 @@ Entry points: `save_model` and `load_model` of `model_file`; `load_weights` of `
 `find_preprocessing` of `preprocessing`; `save_tensors` and `load_tensors` of `tensor_file`.
 Must not import: `lowrank.distillation`, `lowrank.training` and all that builds on them.
 """
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from lowrank.utils.lazy_exports import lazy_exports
+
+if TYPE_CHECKING:
+    from lowrank.io.model_file import (
+        ModelSpecification as ModelSpecification,
+        load_merged as load_merged,
+        load_model as load_model,
+        read_specification as read_specification,
+        save_merged as save_merged,
+        save_model as save_model,
+    )
+    from lowrank.io.tensor_file import (
+        load_tensors as load_tensors,
+        save_tensors as save_tensors,
+        saved_versions as saved_versions,
+    )
+    from lowrank.io.weight_files import WeightReport as WeightReport, load_weights as load_weights
+
+__getattr__, __dir__, __all__ = lazy_exports(
+    __name__,
+    {
+        "model_file": "ModelSpecification load_merged load_model read_specification save_merged save_model",
+        "tensor_file": "load_tensors save_tensors saved_versions",
+        "weight_files": "WeightReport load_weights",
+    },
+)

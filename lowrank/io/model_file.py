@@ -18,19 +18,12 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from lowrank.compression.allocation import SizedMethod
-from lowrank.compression.merging import merge
-from lowrank.compression.plan import NetworkPlan
-from lowrank.compression.substitution import AUXILIARY, build_sized_student
-from lowrank.compression.trace import network_plan
+from lowrank.compression import AUXILIARY, NetworkPlan, SizedMethod, build_sized_student, merge, network_plan
 from lowrank.errors import InfeasibleError, InputError, UncountableError
 from lowrank.io.tensor_file import load_tensors, save_tensors
-from lowrank.layers.base_method import Method
-from lowrank.layers.registry import make_method
-from lowrank.networks.images import ImageShape
-from lowrank.networks.registry import NetworkSettings
-from lowrank.utils.text import last_line
-from lowrank.utils.validation import validate_model
+from lowrank.layers import Method, make_method
+from lowrank.networks import ImageShape, NetworkSettings
+from lowrank.utils import last_line, validate_model
 
 METADATA = "lowrank_model"  # the key of the specification in the file's metadata
 FORM = "lowrank_merged"  # a second key, in the file of a merged model

@@ -16,11 +16,10 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from lowrank.data.settings import Interpolation
+from lowrank.data import Interpolation
 from lowrank.errors import InputError, unknown
 from lowrank.io.weight_files import FOLDER_FILES
-from lowrank.utils.hashing import file_hash
-from lowrank.utils.validation import validate_model
+from lowrank.utils import file_hash, validate_model
 
 CLASSIFIER_FILE = "images.json"  # beside the model in a folder of `lowrank.serving`
 CONFIG_FILE, PROCESSOR_FILE = "config.json", "preprocessor_config.json"  # of timm and Hugging Face
@@ -330,7 +329,7 @@ def _from_processor(settings: Mapping[str, Any], where: str, config: Mapping[str
 def _torchvision_preprocessing(reference: str) -> ImagePreprocessing:
     """Read the transforms of torchvision's weights by name, without downloading the weights."""
     name, slash, weights = reference.removeprefix(_TORCHVISION).partition("/")
-    from lowrank.utils.torchvision_compat import torchvision  # as slow to import as torch itself
+    from lowrank.utils import torchvision  # as slow to import as torch itself
 
     models = torchvision.models
     names = models.list_models(module=models)
@@ -352,7 +351,7 @@ def _torchvision_file(path: Path) -> ImagePreprocessing | None:
     match = _TORCHVISION_FILE.fullmatch(path.name)
     if match is None or not path.is_file() or not file_hash(path).startswith(match[1]):
         return None
-    from lowrank.utils.torchvision_compat import torchvision
+    from lowrank.utils import torchvision
 
     models = torchvision.models
     for name in models.list_models(module=models):

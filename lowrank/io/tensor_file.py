@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lowrank.errors import InputError
-from lowrank.utils.atomic_files import atomic_path, sync
+from lowrank.utils import atomic_path, sync
 
 CHECKSUM = "crc32"  # a key of the metadata: safetensors itself does not notice a changed weight
 

@@ -21,8 +21,7 @@ from torch import Tensor, nn
 from lowrank.errors import InputError, unknown
 from lowrank.io.model_file import METADATA, ModelSpecification, parse_specification
 from lowrank.io.tensor_file import load_tensors
-from lowrank.utils.hashing import file_hash
-from lowrank.utils.text import first_line
+from lowrank.utils import file_hash, first_line
 
 FileFormat = Literal["safetensors", "torch", "lowrank"]  # `lowrank`: safetensors with this library's metadata
 

@@ -4,3 +4,25 @@ Entry points: `dispatch` tells what a machine supports and loads a module of ker
 backend for `torch.compile`. Modules of kernels need Triton: import them only where `dispatch` says that they can run.
 Must not import any package of this project but `lowrank.errors` and `lowrank.utils`.
 """
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from lowrank.utils.lazy_exports import lazy_exports
+
+if TYPE_CHECKING:
+    from lowrank.kernels.dispatch import (
+        compile_obstacle as compile_obstacle,
+        kernel_errors as kernel_errors,
+        load_kernels as load_kernels,
+    )
+    from lowrank.kernels.fx_rewrite import compile_graph as compile_graph
+
+__getattr__, __dir__, __all__ = lazy_exports(
+    __name__,
+    {
+        "dispatch": "compile_obstacle kernel_errors load_kernels",
+        "fx_rewrite": "compile_graph",
+    },
+)

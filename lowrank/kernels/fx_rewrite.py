@@ -61,10 +61,12 @@ def rewrite(graph_module: GraphModule, *, fuse_pointwise: bool = True) -> dict[s
     Returns:
         How many nodes were changed, for each kind of change.
     """
-    from lowrank.kernels import batch_norm as norm  # noqa: F401  # registers its operations
-    from lowrank.kernels import depthwise  # noqa: F401  # registers its operations
-    from lowrank.kernels import pointwise_batch_norm as pointwise  # noqa: F401  # registers its operations
-    from lowrank.kernels import stem_batch_norm as stem  # noqa: F401  # registers its operations
+    from lowrank.kernels import (
+        batch_norm as norm,  # noqa: F401  # registers its operations
+        depthwise,  # noqa: F401  # registers its operations
+        pointwise_batch_norm as pointwise,  # noqa: F401  # registers its operations
+        stem_batch_norm as stem,  # noqa: F401  # registers its operations
+    )
 
     changes = {
         "stem": _fuse_stem,

@@ -5,94 +5,73 @@ Each layer equals a dense convolution or linear map, whose weight `dense_weight`
 Must not import any package of this project but `lowrank.errors`, `lowrank.kernels` and `lowrank.utils`.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from lowrank.utils.lazy_exports import lazy_exports
 
 if TYPE_CHECKING:
-    from lowrank.layers.acdc.layer import ACDC, ACDCMap
-    from lowrank.layers.base_layer import SeparableConv2d, StructuredMap
-    from lowrank.layers.base_method import ConvShape, Method, SeparableMethod
-    from lowrank.layers.blocks.hashed import Hashed, HashedBoth, HashedFull, HashedMap
-    from lowrank.layers.blocks.monarch import Monarch, MonarchMap
-    from lowrank.layers.blocks.shuffle import Shuffle, ShuffleMap
-    from lowrank.layers.dense import Dense, DenseMap, Separable
-    from lowrank.layers.factored import FactoredMap
-    from lowrank.layers.linear import StructuredLinear
-    from lowrank.layers.low_rank.bottleneck import Bottleneck, BottleneckMap
-    from lowrank.layers.low_rank.tied_bottleneck import TiedBottleneck, TiedBottleneckMap
-    from lowrank.layers.tensor.cp import CP, CPMap
-    from lowrank.layers.tensor.tensor_train import TensorTrain, TensorTrainMap
-    from lowrank.layers.tensor.tucker import Tucker, TuckerMap
+    from lowrank.layers.attention import (
+        ProjectedAttention as ProjectedAttention,
+        disable_fused_encoders as disable_fused_encoders,
+        project_attention as project_attention,
+    )
+    from lowrank.layers.base_layer import (
+        SeparableConv2d as SeparableConv2d,
+        StructuredMap as StructuredMap,
+        relative_error as relative_error,
+    )
+    from lowrank.layers.base_method import ConvShape as ConvShape, Method as Method, Pair as Pair
+    from lowrank.layers.batched_rebuild import (
+        BatchedRebuild as BatchedRebuild,
+        checkpoint_rebuild as checkpoint_rebuild,
+    )
+    from lowrank.layers.dense import Dense as Dense, Separable as Separable
+    from lowrank.layers.factored import FactoredMap as FactoredMap
+    from lowrank.layers.linear import (
+        StructuredLinear as StructuredLinear,
+        as_linear as as_linear,
+        build_linear as build_linear,
+    )
+    from lowrank.layers.low_rank.bottleneck import Bottleneck as Bottleneck
+    from lowrank.layers.low_rank.cp_kernel import CPKernel as CPKernel
+    from lowrank.layers.low_rank.spatial_svd import SpatialSVD as SpatialSVD
+    from lowrank.layers.low_rank.svd import SVD as SVD
+    from lowrank.layers.low_rank.tensor_train_kernel import TensorTrainKernel as TensorTrainKernel
+    from lowrank.layers.low_rank.tucker2 import Tucker2 as Tucker2, leading_vectors as leading_vectors
+    from lowrank.layers.low_rank.whole_kernel import (
+        KernelChain as KernelChain,
+        WholeKernelMethod as WholeKernelMethod,
+        chain_product as chain_product,
+    )
+    from lowrank.layers.registry import METHODS as METHODS, make_method as make_method, method_class as method_class
+    from lowrank.layers.tensor.cp import CP as CP
+    from lowrank.layers.tensor.tensor_train import TensorTrain as TensorTrain
+    from lowrank.layers.tensor.tensor_train_ops import best_split as best_split, train_cost as train_cost
+    from lowrank.layers.tensor.tucker import Tucker as Tucker, rebuild_costs as rebuild_costs
 
-_MODULES = {  # by exported name; imported on first use, because they import torch
-    "ACDC": "lowrank.layers.acdc.layer",
-    "ACDCMap": "lowrank.layers.acdc.layer",
-    "Bottleneck": "lowrank.layers.low_rank.bottleneck",
-    "BottleneckMap": "lowrank.layers.low_rank.bottleneck",
-    "CP": "lowrank.layers.tensor.cp",
-    "CPMap": "lowrank.layers.tensor.cp",
-    "ConvShape": "lowrank.layers.base_method",
-    "Dense": "lowrank.layers.dense",
-    "DenseMap": "lowrank.layers.dense",
-    "FactoredMap": "lowrank.layers.factored",
-    "Hashed": "lowrank.layers.blocks.hashed",
-    "HashedBoth": "lowrank.layers.blocks.hashed",
-    "HashedFull": "lowrank.layers.blocks.hashed",
-    "HashedMap": "lowrank.layers.blocks.hashed",
-    "Method": "lowrank.layers.base_method",
-    "Monarch": "lowrank.layers.blocks.monarch",
-    "MonarchMap": "lowrank.layers.blocks.monarch",
-    "Separable": "lowrank.layers.dense",
-    "SeparableConv2d": "lowrank.layers.base_layer",
-    "SeparableMethod": "lowrank.layers.base_method",
-    "Shuffle": "lowrank.layers.blocks.shuffle",
-    "ShuffleMap": "lowrank.layers.blocks.shuffle",
-    "StructuredLinear": "lowrank.layers.linear",
-    "StructuredMap": "lowrank.layers.base_layer",
-    "TensorTrain": "lowrank.layers.tensor.tensor_train",
-    "TensorTrainMap": "lowrank.layers.tensor.tensor_train",
-    "TiedBottleneck": "lowrank.layers.low_rank.tied_bottleneck",
-    "TiedBottleneckMap": "lowrank.layers.low_rank.tied_bottleneck",
-    "Tucker": "lowrank.layers.tensor.tucker",
-    "TuckerMap": "lowrank.layers.tensor.tucker",
-}
-
-__all__ = [
-    "ACDC",
-    "CP",
-    "ACDCMap",
-    "Bottleneck",
-    "BottleneckMap",
-    "CPMap",
-    "ConvShape",
-    "Dense",
-    "DenseMap",
-    "FactoredMap",
-    "Hashed",
-    "HashedBoth",
-    "HashedFull",
-    "HashedMap",
-    "Method",
-    "Monarch",
-    "MonarchMap",
-    "Separable",
-    "SeparableConv2d",
-    "SeparableMethod",
-    "Shuffle",
-    "ShuffleMap",
-    "StructuredLinear",
-    "StructuredMap",
-    "TensorTrain",
-    "TensorTrainMap",
-    "TiedBottleneck",
-    "TiedBottleneckMap",
-    "Tucker",
-    "TuckerMap",
-]
-
-
-def __getattr__(name: str) -> Any:
-    """Import an exported name from its module."""
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_MODULES[name]), name)
+__getattr__, __dir__, __all__ = lazy_exports(
+    __name__,
+    {
+        "attention": "ProjectedAttention disable_fused_encoders project_attention",
+        "base_layer": "SeparableConv2d StructuredMap relative_error",
+        "base_method": "ConvShape Method Pair",
+        "batched_rebuild": "BatchedRebuild checkpoint_rebuild",
+        "dense": "Dense Separable",
+        "factored": "FactoredMap",
+        "linear": "StructuredLinear as_linear build_linear",
+        "low_rank.bottleneck": "Bottleneck",
+        "low_rank.cp_kernel": "CPKernel",
+        "low_rank.spatial_svd": "SpatialSVD",
+        "low_rank.svd": "SVD",
+        "low_rank.tensor_train_kernel": "TensorTrainKernel",
+        "low_rank.tucker2": "Tucker2 leading_vectors",
+        "low_rank.whole_kernel": "KernelChain WholeKernelMethod chain_product",
+        "registry": "METHODS make_method method_class",
+        "tensor.cp": "CP",
+        "tensor.tensor_train": "TensorTrain",
+        "tensor.tensor_train_ops": "best_split train_cost",
+        "tensor.tucker": "Tucker rebuild_costs",
+    },
+)

@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from lowrank.errors import unknown
-from lowrank.utils.validation import validate_model
+from lowrank.utils import validate_model
 
 if TYPE_CHECKING:
     from lowrank.layers.base_method import Method

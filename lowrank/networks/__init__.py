@@ -3,3 +3,32 @@
 Entry point: `lowrank.networks.registry.make_network`. A new network is one file here and one line in the table.
 Must not import: `lowrank.layers`, `lowrank.compression` and all that builds on them.
 """
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from lowrank.utils.lazy_exports import lazy_exports
+
+if TYPE_CHECKING:
+    from lowrank.networks.base import DropPath as DropPath
+    from lowrank.networks.images import ImageShape as ImageShape
+    from lowrank.networks.registry import (
+        NETWORK_FIELDS as NETWORK_FIELDS,
+        NETWORK_NAMES as NETWORK_NAMES,
+        NetworkSettings as NetworkSettings,
+        default_images as default_images,
+        for_counting as for_counting,
+        make_network as make_network,
+    )
+    from lowrank.networks.vit import LearnedPositions as LearnedPositions
+
+__getattr__, __dir__, __all__ = lazy_exports(
+    __name__,
+    {
+        "base": "DropPath",
+        "images": "ImageShape",
+        "registry": "NETWORK_FIELDS NETWORK_NAMES NetworkSettings default_images for_counting make_network",
+        "vit": "LearnedPositions",
+    },
+)

@@ -11,7 +11,7 @@ from torch import nn
 
 from lowrank.errors import InputError, unknown
 from lowrank.networks.images import ImageShape
-from lowrank.utils.text import first_line
+from lowrank.utils import first_line
 
 # Two of torchvision's builders want `init_weights`, and add auxiliary heads that counting leaves out.
 _OLD_BUILDERS = {"googlenet": {"aux_logits": False}, "inception_v3": {"aux_logits": False}}
@@ -32,7 +32,7 @@ def torchvision_network(name: str, image_shape: ImageShape, classes: int, weight
     Raises:
         InputError: the name or the weights are unknown, or the images have not three channels.
     """
-    from lowrank.utils.torchvision_compat import torchvision  # as slow to import as torch itself
+    from lowrank.utils import torchvision  # as slow to import as torch itself
 
     models = torchvision.models
     names = models.list_models(module=models)

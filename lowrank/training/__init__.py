@@ -4,3 +4,39 @@ Entry point: `lowrank.training.trainer.Trainer`, made from a network, an image d
 what runs a single step: plain, as a CUDA graph, compiled, or in several processes. Nothing here imports
 lowrank.deployment or a command, and nothing knows of Ray, Optuna or MLflow.
 """
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from lowrank.utils.lazy_exports import lazy_exports
+
+if TYPE_CHECKING:
+    from lowrank.training.divergence import DivergedError as DivergedError
+    from lowrank.training.engine.data_parallel import DataParallelGroup as DataParallelGroup
+    from lowrank.training.engine.memory_probe import (
+        MakeTrainer as MakeTrainer,
+        measure_step as measure_step,
+        probe_memory as probe_memory,
+    )
+    from lowrank.training.optimizer import check_network as check_network
+    from lowrank.training.recipe import Recipe as Recipe
+    from lowrank.training.recipes import (
+        RECIPE_FIELD as RECIPE_FIELD,
+        default_recipe as default_recipe,
+        recipe_fields as recipe_fields,
+    )
+    from lowrank.training.trainer import Trainer as Trainer
+
+__getattr__, __dir__, __all__ = lazy_exports(
+    __name__,
+    {
+        "divergence": "DivergedError",
+        "engine.data_parallel": "DataParallelGroup",
+        "engine.memory_probe": "MakeTrainer measure_step probe_memory",
+        "optimizer": "check_network",
+        "recipe": "Recipe",
+        "recipes": "RECIPE_FIELD default_recipe recipe_fields",
+        "trainer": "Trainer",
+    },
+)

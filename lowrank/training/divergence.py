@@ -24,7 +24,7 @@ from lowrank.training.engine.precision import MIN_SCALE
 from lowrank.training.engine.rng import random_state, set_random_state
 from lowrank.training.engine.step import TrainStep
 from lowrank.training.metrics import TrainMeter
-from lowrank.utils.hooks import ForwardHooks
+from lowrank.utils import ForwardHooks
 
 CHECK_EVERY = 50  # steps
 EXPLOSION_FACTOR = 20.0  # times log K

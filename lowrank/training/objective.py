@@ -15,10 +15,9 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lowrank.distillation.losses import attention_loss, distillation_loss
-from lowrank.distillation.teacher import Signals, Taps, Teacher, default_taps
+from lowrank.distillation import Signals, Taps, Teacher, attention_loss, default_taps, distillation_loss
 from lowrank.errors import InputError
-from lowrank.layers.batched_rebuild import BatchedRebuild
+from lowrank.layers import BatchedRebuild
 from lowrank.training.recipe import Recipe
 
 CROSS_ENTROPY, KD, ATTENTION = "loss_cross_entropy", "loss_kd", "loss_attention"

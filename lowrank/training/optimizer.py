@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from lowrank.compression.substitution import AUXILIARY, factor_parameters
+from lowrank.compression import AUXILIARY, factor_parameters
 from lowrank.errors import InputError, unknown
 from lowrank.training.recipe import Recipe
 from lowrank.training.weight_decay import factor_decays

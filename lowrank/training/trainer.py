@@ -18,10 +18,10 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from lowrank.compression.substitution import AUXILIARY
+from lowrank.compression import AUXILIARY
 from lowrank.data import UNSHARDED, AugmentationSettings, Batch, ImageData, eval_batches, steps_per_epoch, train_batches
-from lowrank.distillation.teacher import Teacher
-from lowrank.layers.batched_rebuild import checkpoint_rebuild
+from lowrank.distillation import Teacher
+from lowrank.layers import checkpoint_rebuild
 from lowrank.training.divergence import CHECK_EVERY, DivergedError, DivergenceMonitor, NonFiniteLocator
 from lowrank.training.ema import ExponentialMovingAverage
 from lowrank.training.engine.cuda_graph import make_captured_epoch

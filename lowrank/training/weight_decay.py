@@ -15,9 +15,8 @@ from math import prod
 
 from torch import nn
 
-from lowrank.compression.substitution import factor_parameters
-from lowrank.layers.base_layer import SeparableConv2d, StructuredMap
-from lowrank.layers.low_rank.whole_kernel import KernelChain
+from lowrank.compression import factor_parameters
+from lowrank.layers import KernelChain, SeparableConv2d, StructuredMap
 from lowrank.training.recipe import Recipe
 
 

@@ -3,3 +3,66 @@
 Entry points: the modules, among them `atomic_write`, `locks`, `text`, `cli` and `validation`.
 Must not import: anything of the project except `lowrank.errors`; only `hooks` and `torchvision_compat` import torch.
 """
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from lowrank.utils.lazy_exports import lazy_exports
+
+if TYPE_CHECKING:
+    from lowrank.utils.atomic_files import (
+        TEMPORARY_SUFFIX as TEMPORARY_SUFFIX,
+        atomic_folder as atomic_folder,
+        atomic_path as atomic_path,
+        atomic_write as atomic_write,
+        sync as sync,
+        write_bytes as write_bytes,
+        write_text as write_text,
+    )
+    from lowrank.utils.cli import (
+        ExitCode as ExitCode,
+        OneLineParser as OneLineParser,
+        report_error as report_error,
+        run_command as run_command,
+    )
+    from lowrank.utils.cpu import usable_cores as usable_cores
+    from lowrank.utils.hashing import file_hash as file_hash
+    from lowrank.utils.hooks import ForwardHooks as ForwardHooks
+    from lowrank.utils.linalg import robust_eigh as robust_eigh, robust_svd as robust_svd
+    from lowrank.utils.locks import LockedError as LockedError, hold_lock as hold_lock
+    from lowrank.utils.parent_death import exit_with_parent as exit_with_parent
+    from lowrank.utils.pareto import non_dominated as non_dominated
+    from lowrank.utils.text import (
+        HIDDEN as HIDDEN,
+        first_line as first_line,
+        format_bytes as format_bytes,
+        format_count as format_count,
+        format_round_count as format_round_count,
+        last_line as last_line,
+        one_line as one_line,
+        redact as redact,
+        redact_arguments as redact_arguments,
+    )
+    from lowrank.utils.torchvision_compat import torchvision as torchvision
+    from lowrank.utils.validation import validate_model as validate_model
+
+__getattr__, __dir__, __all__ = lazy_exports(
+    __name__,
+    {
+        "atomic_files": "TEMPORARY_SUFFIX atomic_folder atomic_path atomic_write sync write_bytes write_text",
+        "cli": "ExitCode OneLineParser report_error run_command",
+        "cpu": "usable_cores",
+        "hashing": "file_hash",
+        "hooks": "ForwardHooks",
+        "linalg": "robust_eigh robust_svd",
+        "locks": "LockedError hold_lock",
+        "parent_death": "exit_with_parent",
+        "pareto": "non_dominated",
+        "text": (
+            "HIDDEN first_line format_bytes format_count format_round_count last_line one_line redact redact_arguments"
+        ),
+        "torchvision_compat": "torchvision",
+        "validation": "validate_model",
+    },
+)

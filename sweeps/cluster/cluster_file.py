@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from lowrank.errors import InputError
-from lowrank.utils.atomic_files import write_text
+from lowrank.utils import write_text
 from sweeps.cluster.aws_prices import Offer, Region
 
 CLUSTER_FILE = Path(__file__).resolve().parents[2] / "ray-cluster.yaml"

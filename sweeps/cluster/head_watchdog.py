@@ -13,9 +13,8 @@ from collections.abc import Callable
 
 from rich.console import Console
 
-from lowrank.utils.cli import ExitCode
-from sweeps.utils.clock import monotonic_time
-from sweeps.utils.signals import sigterm_received
+from lowrank.utils import ExitCode
+from sweeps.utils import monotonic_time, sigterm_received
 
 SILENCE_SECONDS = 20.0  # without an answer the head then counts as lost; Ray gives up after 60
 CHECK_SECONDS = 2.0  # between two checks

@@ -10,9 +10,9 @@ import ray
 from ray.exceptions import RayError
 
 from lowrank.errors import InputError
-from lowrank.utils.text import first_line
+from lowrank.utils import first_line
 from sweeps.cluster.ray_adapter import ENVIRONMENT, is_startup_timeout
-from sweeps.utils.signals import handle_sigterm
+from sweeps.utils import handle_sigterm
 
 CONNECT_SECONDS = 5.0  # for the head to answer
 MAX_STARTS = 3  # on a busy machine a start may outlast the 30 s that Ray allows

@@ -15,7 +15,7 @@ from sweeps.cluster.aws_prices import (
     Region,
     placement_score,
 )
-from sweeps.utils.duration import format_duration
+from sweeps.utils import format_duration
 
 TABLE_ROWS = 8  # offers in the table
 UNLIKELY_SCORE = 3  # a placement score up to which AWS calls a request unlikely to be met

@@ -3,3 +3,21 @@
 Entry points: `tuner.run_search` in the driver, `trainable.TrialTrainable` in a worker.
 Must not import study.
 """
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from lowrank.utils.lazy_exports import lazy_exports
+
+if TYPE_CHECKING:
+    from sweeps.execution.callbacks import ExecutionConfig as ExecutionConfig
+    from sweeps.execution.tuner import run_search as run_search
+
+__getattr__, __dir__, __all__ = lazy_exports(
+    __name__,
+    {
+        "callbacks": "ExecutionConfig",
+        "tuner": "run_search",
+    },
+)

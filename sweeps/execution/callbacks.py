@@ -13,17 +13,13 @@ from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 from ray.tune.stopper import Stopper
 
-from sweeps.cluster.ray_adapter import drop_metric_statistics, trial_error
+from sweeps.cluster import drop_metric_statistics, trial_error
 from sweeps.execution.retries import RetryPolicy
-from sweeps.records.events import TERMINAL, Status
-from sweeps.records.journal import FullDiskError, is_disk_full
-from sweeps.records.specification import Trial
-from sweeps.resources.slots import TrialResources
-from sweeps.search.prefetch import ProposalPrefetcher
-from sweeps.search.search import Search
-from sweeps.teachers.worker import NO_CACHE, CacheOptions
-from sweeps.utils.clock import monotonic_time
-from sweeps.utils.signals import raise_if_interrupted
+from sweeps.records import TERMINAL, FullDiskError, Status, Trial, is_disk_full
+from sweeps.resources import TrialResources
+from sweeps.search import ProposalPrefetcher, Search
+from sweeps.teachers import NO_CACHE, CacheOptions
+from sweeps.utils import monotonic_time, raise_if_interrupted
 
 MAX_REASON = 500  # characters of a failure's reason
 

@@ -13,8 +13,8 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from lowrank.utils.atomic_files import write_bytes
-from sweeps.records.names import CHECKPOINT_FILE, TRIALS_FOLDER
+from lowrank.utils import write_bytes
+from sweeps.records import CHECKPOINT_FILE, TRIALS_FOLDER
 
 NAMESPACE = "sweeps"
 

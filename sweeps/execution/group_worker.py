@@ -19,17 +19,14 @@ import torch
 from torch import Tensor, distributed, nn
 
 from lowrank.data import ImageData
-from lowrank.distillation.teacher import Teacher
+from lowrank.distillation import Teacher
 from lowrank.errors import LowrankError
-from lowrank.training.divergence import DivergedError
-from lowrank.training.engine.data_parallel import DataParallelGroup
-from lowrank.training.trainer import Trainer
-from lowrank.utils.parent_death import exit_with_parent
-from lowrank.utils.text import first_line
-from sweeps.cluster.devices import out_of_memory
+from lowrank.training import DataParallelGroup, DivergedError, Trainer
+from lowrank.utils import exit_with_parent, first_line
+from sweeps.cluster import out_of_memory
 from sweeps.execution.worker_errors import check_memory_is_back, device_lost
-from sweeps.teachers.worker import CacheOptions, make_teacher
-from sweeps.trials.build import load_trial_data, make_trainer
+from sweeps.teachers import CacheOptions, make_teacher
+from sweeps.trials import load_trial_data, make_trainer
 
 DIVERGED, MEMORY, DEVICE, INPUT, OTHER = "diverged", "memory", "device", "input", "other"  # kinds of errors
 

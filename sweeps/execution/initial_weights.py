@@ -8,13 +8,13 @@ from typing import Any
 
 from torch import nn
 
-from lowrank.compression.init_from_dense import init_from_network
+from lowrank.compression import init_from_network
 from lowrank.data import ImageData
 from lowrank.errors import InputError
-from lowrank.networks.registry import NetworkSettings
+from lowrank.networks import NetworkSettings
 from sweeps.execution.checkpoint_relay import CheckpointLocation
-from sweeps.records.specification import TRIAL_WEIGHTS
-from sweeps.trials.trained_network import check_fingerprint, load_trained_network
+from sweeps.records import TRIAL_WEIGHTS
+from sweeps.trials import check_fingerprint, load_trained_network
 
 
 def set_initial_weights(

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from lowrank.errors import InputError
-from lowrank.training.divergence import DivergedError
+from lowrank.training import DivergedError
 from sweeps.execution.worker_errors import WorkerLostError
 
 PROJECT = Path(__file__).resolve().parents[2]

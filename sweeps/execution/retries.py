@@ -6,7 +6,7 @@ from collections import Counter
 
 from ray.exceptions import RayActorError
 
-from sweeps.cluster.ray_adapter import is_machine_lost
+from sweeps.cluster import is_machine_lost
 from sweeps.execution.worker_errors import WorkerLostError
 
 RETRY_BUDGET = 3  # what the failures of a trial may cost together between two new epochs

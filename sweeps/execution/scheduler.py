@@ -11,11 +11,9 @@ from typing import Any
 from ray.tune.experiment import Trial as RayTrial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
-from sweeps.records.events import Role
-from sweeps.records.model import StudyRecord, TrialRecord
-from sweeps.records.names import VAL_ERROR
-from sweeps.search.stopping_rules import StoppingRule, make_rule
-from sweeps.space.settings import SearchSettings
+from sweeps.records import VAL_ERROR, Role, StudyRecord, TrialRecord
+from sweeps.search import StoppingRule, make_rule
+from sweeps.space import SearchSettings
 
 
 class StratifiedStopping(FIFOScheduler):

@@ -17,23 +17,20 @@ import torch
 from ray import tune
 from torch import nn
 
-from lowrank.distillation.teacher import Teacher
+from lowrank.distillation import Teacher
 from lowrank.errors import InputError, LoaderHungError
-from lowrank.io.tensor_file import load_tensors, save_tensors, saved_versions
-from lowrank.training.divergence import DivergedError
-from lowrank.training.trainer import Trainer
-from lowrank.utils.text import first_line
-from sweeps.cluster.devices import assigned_device, limit_memory, out_of_memory
-from sweeps.cluster.ray_adapter import assigned_cards, assigned_resources
+from lowrank.io import load_tensors, save_tensors, saved_versions
+from lowrank.training import DivergedError, Trainer
+from lowrank.utils import first_line
+from sweeps.cluster import assigned_cards, assigned_device, assigned_resources, limit_memory, out_of_memory
 from sweeps.execution.checkpoint_relay import CheckpointLocation
 from sweeps.execution.initial_weights import set_initial_weights
 from sweeps.execution.process_group import ProcessGroup
 from sweeps.execution.worker_errors import WorkerLostError, check_memory_is_back, device_lost
-from sweeps.records.events import Status
-from sweeps.records.names import VAL_ERROR
-from sweeps.resources.mps import PROCESSES, set_mps_environment
-from sweeps.teachers.worker import CacheOptions, make_teacher
-from sweeps.trials.build import load_trial_data, make_student, make_trainer
+from sweeps.records import VAL_ERROR, Status
+from sweeps.resources import PROCESSES, set_mps_environment
+from sweeps.teachers import CacheOptions, make_teacher
+from sweeps.trials import load_trial_data, make_student, make_trainer
 
 MAX_CHECKPOINTS = 2  # of a trial, so that a damaged newest one costs little
 CHECKPOINT_SECONDS = 30.0  # if the config does not say

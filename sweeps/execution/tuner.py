@@ -9,18 +9,14 @@ import signal
 from ray import tune
 from ray.tune.schedulers import FIFOScheduler
 
-from sweeps.cluster.head_watchdog import HeadWatchdog
-from sweeps.cluster.ray_adapter import allow_pending_trials, head_address
+from sweeps.cluster import HeadWatchdog, allow_pending_trials, head_address
 from sweeps.execution.callbacks import ExecutionConfig, Recorder, TimeLimit, TuneSearcher
 from sweeps.execution.checkpoint_relay import start_relay
 from sweeps.execution.scheduler import StratifiedStopping
 from sweeps.execution.trainable import TrialTrainable
-from sweeps.records.events import TERMINAL, Status
-from sweeps.records.names import TRIALS_FOLDER
-from sweeps.search.prefetch import ProposalPrefetcher
-from sweeps.search.search import Search
-from sweeps.utils.clock import monotonic_time
-from sweeps.utils.signals import raise_if_interrupted
+from sweeps.records import TERMINAL, TRIALS_FOLDER, Status
+from sweeps.search import ProposalPrefetcher, Search
+from sweeps.utils import monotonic_time, raise_if_interrupted
 
 RAY_FOLDER = "ray"  # Ray's own files of a running experiment; nothing is ever read back from them
 

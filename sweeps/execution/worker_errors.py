@@ -6,7 +6,7 @@ import torch
 
 from lowrank.data import ImageData
 from lowrank.errors import LowrankError
-from sweeps.cluster.devices import out_of_memory
+from sweeps.cluster import out_of_memory
 
 ALLOWED_MB = 1000.0
 """Device memory, in MB (1e6 bytes), that may stay after a trial beside the images: libraries, a teacher."""

@@ -4,3 +4,140 @@ Entry points: `sweeps.records.load.load_study`, `sweeps.records.journal.Journal`
 Importing this package loads neither torch nor Optuna nor Ray. `analysis` reads studies through it.
 Of sweeps it may import `sweeps.space` and `sweeps.utils` only.
 """
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from lowrank.utils.lazy_exports import lazy_exports
+
+if TYPE_CHECKING:
+    from sweeps.records.annotations import (
+        MAX_NOTE_LENGTH as MAX_NOTE_LENGTH,
+        check_note as check_note,
+        parse_tags as parse_tags,
+    )
+    from sweeps.records.events import TERMINAL as TERMINAL, Event as Event, Role as Role, Status as Status
+    from sweeps.records.fronts import (
+        best_trials as best_trials,
+        completed_trials as completed_trials,
+        front as front,
+        front_first_seeds as front_first_seeds,
+        front_settings as front_settings,
+        front_trials as front_trials,
+        group_by_point as group_by_point,
+        mean_error as mean_error,
+        non_dominated_points as non_dominated_points,
+        point_key as point_key,
+        searched_points as searched_points,
+    )
+    from sweeps.records.journal import (
+        BusyError as BusyError,
+        FullDiskError as FullDiskError,
+        Journal as Journal,
+        JournalReader as JournalReader,
+        is_disk_full as is_disk_full,
+        locked_journal as locked_journal,
+        read_journal as read_journal,
+        truncate_torn_line as truncate_torn_line,
+    )
+    from sweeps.records.load import (
+        STUDIES_FOLDER as STUDIES_FOLDER,
+        find_study as find_study,
+        find_trial as find_trial,
+        is_study as is_study,
+        load_study as load_study,
+    )
+    from sweeps.records.model import (
+        StudyRecord as StudyRecord,
+        TrialRecord as TrialRecord,
+        apply_event as apply_event,
+        fold as fold,
+        intern_names as intern_names,
+    )
+    from sweeps.records.names import (
+        ARTIFACTS_FOLDER as ARTIFACTS_FOLDER,
+        CHECKPOINT_FILE as CHECKPOINT_FILE,
+        EPOCHS_FILE as EPOCHS_FILE,
+        FRONT_PICTURE as FRONT_PICTURE,
+        JOURNAL_FILE as JOURNAL_FILE,
+        LOG_FILE as LOG_FILE,
+        MACHINE_METRICS as MACHINE_METRICS,
+        MLFLOW_FILE as MLFLOW_FILE,
+        MODELS_FOLDER as MODELS_FOLDER,
+        PROGRESS_FILE as PROGRESS_FILE,
+        REPORT_FOLDER as REPORT_FOLDER,
+        RESULTS_FILE as RESULTS_FILE,
+        SERIES_FILE as SERIES_FILE,
+        SPACE_FILE as SPACE_FILE,
+        SUMMARY_TABLE as SUMMARY_TABLE,
+        TRIALS_FOLDER as TRIALS_FOLDER,
+        VAL_ERROR as VAL_ERROR,
+    )
+    from sweeps.records.probe_schema import (
+        FAILED as FAILED,
+        FIT_FOLDER as FIT_FOLDER,
+        FIT_SCHEMA as FIT_SCHEMA,
+        FITS as FITS,
+        OUT_OF_MEMORY as OUT_OF_MEMORY,
+    )
+    from sweeps.records.reasons import reasons_by_method as reasons_by_method
+    from sweeps.records.specification import (
+        REPEATABLE as REPEATABLE,
+        TRIAL_WEIGHTS as TRIAL_WEIGHTS,
+        Trial as Trial,
+        identify as identify,
+        trial_ids as trial_ids,
+    )
+    from sweeps.records.study_folders import (
+        NAME_RULE as NAME_RULE,
+        check_studies_folder as check_studies_folder,
+        find_study_folder as find_study_folder,
+        new_study_folder as new_study_folder,
+        read_space_file as read_space_file,
+        studies_root as studies_root,
+        write_space_file as write_space_file,
+    )
+    from sweeps.records.tables import (
+        epochs_to_table as epochs_to_table,
+        read_tables as read_tables,
+        results_to_table as results_to_table,
+        study_fields as study_fields,
+        study_from_fields as study_from_fields,
+        trial_fields as trial_fields,
+        trial_from_fields as trial_from_fields,
+        write_tables as write_tables,
+    )
+
+__getattr__, __dir__, __all__ = lazy_exports(
+    __name__,
+    {
+        "annotations": "MAX_NOTE_LENGTH check_note parse_tags",
+        "events": "Event Role Status TERMINAL",
+        "fronts": (
+            "best_trials completed_trials front front_first_seeds front_settings front_trials group_by_point "
+            "mean_error non_dominated_points point_key searched_points"
+        ),
+        "journal": (
+            "BusyError FullDiskError Journal JournalReader is_disk_full locked_journal read_journal truncate_torn_line"
+        ),
+        "load": "STUDIES_FOLDER find_study find_trial is_study load_study",
+        "model": "StudyRecord TrialRecord apply_event fold intern_names",
+        "names": (
+            "ARTIFACTS_FOLDER CHECKPOINT_FILE EPOCHS_FILE FRONT_PICTURE JOURNAL_FILE LOG_FILE MACHINE_METRICS "
+            "MLFLOW_FILE MODELS_FOLDER PROGRESS_FILE REPORT_FOLDER RESULTS_FILE SERIES_FILE SPACE_FILE "
+            "SUMMARY_TABLE TRIALS_FOLDER VAL_ERROR"
+        ),
+        "probe_schema": "FAILED FITS FIT_FOLDER FIT_SCHEMA OUT_OF_MEMORY",
+        "reasons": "reasons_by_method",
+        "specification": "REPEATABLE TRIAL_WEIGHTS Trial identify trial_ids",
+        "study_folders": (
+            "NAME_RULE check_studies_folder find_study_folder new_study_folder read_space_file studies_root "
+            "write_space_file"
+        ),
+        "tables": (
+            "epochs_to_table read_tables results_to_table study_fields study_from_fields trial_fields "
+            "trial_from_fields write_tables"
+        ),
+    },
+)

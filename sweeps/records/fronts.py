@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from statistics import fmean
 from typing import Any, TypeVar
 
-from lowrank.utils.pareto import non_dominated
+from lowrank.utils import non_dominated
 from sweeps.records.events import Role, Status
 from sweeps.records.model import StudyRecord, TrialRecord
 

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from lowrank.errors import InputError
-from lowrank.utils.locks import LockedError, hold_lock
+from lowrank.utils import LockedError, hold_lock
 from sweeps.records.events import Event
 from sweeps.records.names import JOURNAL_FILE, LOCK_FILE
-from sweeps.utils.clock import Clock
+from sweeps.utils import Clock
 
 SYNC_SECONDS = 1.0  # of epochs that a power cut may lose; starts and ends of trials are synced at once
 

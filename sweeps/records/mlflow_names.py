@@ -16,7 +16,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from lowrank.utils.text import format_count
+from lowrank.utils import format_count
 from sweeps.records.events import Status
 from sweeps.records.fronts import front, mean_error, point_key
 from sweeps.records.model import StudyRecord, TrialRecord

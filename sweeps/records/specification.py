@@ -12,10 +12,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from lowrank.training.recipe import Recipe
+from lowrank.training import Recipe
 from sweeps.records.events import Role
-from sweeps.space.domains import Value
-from sweeps.space.teacher_settings import TEACHER_SECTION
+from sweeps.space import TEACHER_SECTION, Value
 
 REPEATABLE = ("network", "method", "train", "views", "data", "seed")  # sections without which nothing can be retrained
 TRIAL_WEIGHTS = "trial:"  # prefix of a start from the weights of another trial of the study; its id follows
@@ -57,8 +56,8 @@ def identify(specification: Mapping[str, Any], image_shape: tuple[int, int, int]
     Raises:
         InputError: the specification names what this code does not have.
     """
-    from lowrank.compression.trace import plan_sized_network  # imports torch, which readers of records do without
-    from lowrank.networks.registry import NetworkSettings
+    from lowrank.compression import plan_sized_network  # imports torch, which readers of records do without
+    from lowrank.networks import NetworkSettings
 
     plan, sized = plan_sized_network(
         NetworkSettings(**specification["network"]), specification["method"], image_shape, classes,

@@ -11,10 +11,10 @@ from typing import Any
 import yaml
 
 from lowrank.errors import InputError
-from lowrank.utils.atomic_files import write_text
+from lowrank.utils import write_text
 from sweeps.records.names import SPACE_FILE
-from sweeps.space.files import read_yaml
-from sweeps.utils.uris import is_uri
+from sweeps.space import read_yaml
+from sweeps.utils import is_uri
 
 OPTIONS = "options"  # section of space.yaml for what is not part of the space: data folder, tracking address ...
 NAME_RULE = r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,79}"  # safe in every file system, in MLflow's filters and in a shell

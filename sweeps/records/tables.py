@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lowrank.errors import InputError
-from lowrank.utils.atomic_files import atomic_path
+from lowrank.utils import atomic_path
 from sweeps.records.events import Role, Status
 from sweeps.records.model import StudyRecord, TrialRecord
 from sweeps.records.names import BY_STAGE, COUNTS, EPOCH_METRICS, EPOCHS_FILE, RESULTS_FILE, STAGE_METRIC

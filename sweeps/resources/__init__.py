@@ -3,3 +3,25 @@
 Entry points: `slots.ResourcePlanner` for a study, `memory_probe.probe_space` for `--probe-memory`.
 Must not import teachers, execution or study.
 """
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from lowrank.utils.lazy_exports import lazy_exports
+
+if TYPE_CHECKING:
+    from sweeps.resources.memory_probe import probe_space as probe_space
+    from sweeps.resources.mps import PROCESSES as PROCESSES, set_mps_environment as set_mps_environment
+    from sweeps.resources.shares import Cluster as Cluster, Share as Share, share_for as share_for
+    from sweeps.resources.slots import ResourcePlanner as ResourcePlanner, TrialResources as TrialResources
+
+__getattr__, __dir__, __all__ = lazy_exports(
+    __name__,
+    {
+        "memory_probe": "probe_space",
+        "mps": "PROCESSES set_mps_environment",
+        "shares": "Cluster Share share_for",
+        "slots": "ResourcePlanner TrialResources",
+    },
+)

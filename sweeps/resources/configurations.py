@@ -11,16 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from lowrank.data import ImageData
-from lowrank.distillation.teacher import Signals, Sizes, Teacher, common_sizes, tap_sizes
+from lowrank.distillation import Signals, Sizes, Teacher, common_sizes, tap_sizes
 from lowrank.errors import InfeasibleError
-from lowrank.training.engine.memory_probe import MakeTrainer
-from lowrank.training.trainer import Trainer
-from sweeps.records.specification import Trial
-from sweeps.space.model import Space
-from sweeps.space.teacher_settings import TEACHER_SECTION
-from sweeps.trials.build import make_trainer
-from sweeps.trials.feasibility import reachable_strata
-from sweeps.trials.resolver import Resolver
+from lowrank.training import MakeTrainer, Trainer
+from sweeps.records import Trial
+from sweeps.space import TEACHER_SECTION, Space
+from sweeps.trials import Resolver, make_trainer, reachable_strata
 
 SAMPLES = 3  # of each stratum, where the space is no grid
 STEP_FIELDS = ("batch_size", "precision", "accumulate", "rebuild_checkpoint", "ema_decay", "decay", "freeze")

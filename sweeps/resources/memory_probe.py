@@ -24,24 +24,15 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from lowrank.data import load_data
-from lowrank.data.reading.synthetic import DataOutline, synthetic_data
-from lowrank.training.engine.memory_probe import measure_step, probe_memory
-from lowrank.utils.atomic_files import atomic_write
-from lowrank.utils.text import first_line, last_line
-from sweeps.cluster.devices import assigned_device, limit_memory, out_of_memory
-from sweeps.cluster.ray_session import connect
-from sweeps.records.probe_schema import FAILED, FIT_FOLDER, FIT_SCHEMA, FITS, OUT_OF_MEMORY
-from sweeps.records.specification import Trial
-from sweeps.records.study_folders import studies_root
+from lowrank.data import DataOutline, load_data, synthetic_data
+from lowrank.training import measure_step, probe_memory
+from lowrank.utils import atomic_write, first_line, last_line
+from sweeps.cluster import assigned_device, connect, limit_memory, out_of_memory
+from sweeps.records import FAILED, FIT_FOLDER, FIT_SCHEMA, FITS, OUT_OF_MEMORY, Trial, studies_root
 from sweeps.resources.configurations import configuration, device_name, distinct_trials, trainer_maker
 from sweeps.resources.shares import Share, read_cluster, share_for
-from sweeps.space.model import Space
-from sweeps.space.run_options import RunOptions
-from sweeps.space.teacher_settings import TEACHER_SECTION
-from sweeps.trials.build import load_trial_data
-from sweeps.trials.planned_teacher import describe_teacher
-from sweeps.trials.resolver import Resolver
+from sweeps.space import TEACHER_SECTION, RunOptions, Space
+from sweeps.trials import Resolver, describe_teacher, load_trial_data
 
 LINE_SECONDS = 15.0  # between lines of progress where standard output is no terminal
 

@@ -20,16 +20,10 @@ from ray.exceptions import RayActorError
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from lowrank.training.engine.memory_probe import MakeTrainer, measure_step
-from lowrank.training.trainer import Trainer
-from lowrank.utils.text import first_line
-from sweeps.cluster.devices import assigned_device, limit_memory, out_of_memory
-from sweeps.cluster.ray_adapter import card_types
-from sweeps.records.events import Event
-from sweeps.records.journal import Journal
-from sweeps.records.model import StudyRecord, apply_event
-from sweeps.records.probe_schema import FIT_FOLDER, FITS
-from sweeps.records.specification import Trial
+from lowrank.training import MakeTrainer, Trainer, measure_step
+from lowrank.utils import first_line
+from sweeps.cluster import assigned_device, card_types, limit_memory, out_of_memory
+from sweeps.records import FIT_FOLDER, FITS, Event, Journal, StudyRecord, Trial, apply_event
 from sweeps.resources.configurations import configuration, device_name, distinct_trials, trainer_maker
 from sweeps.resources.gpu_packing import (
     COUNTS,
@@ -44,10 +38,9 @@ from sweeps.resources.gpu_packing import (
 )
 from sweeps.resources.mps import PROCESSES, set_mps_environment
 from sweeps.resources.shares import Cluster
-from sweeps.space.model import Space
-from sweeps.trials.build import load_trial_data
-from sweeps.trials.resolver import Resolver
-from sweeps.utils.signals import raise_if_interrupted
+from sweeps.space import Space
+from sweeps.trials import Resolver, load_trial_data
+from sweeps.utils import raise_if_interrupted
 
 MEASURE_SECONDS = 3.0  # of training, for each number of trials
 WARM_UP_STEPS = 10

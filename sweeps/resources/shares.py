@@ -10,8 +10,7 @@ from pathlib import Path
 import yaml
 
 from lowrank.errors import InputError
-from sweeps.space.run_options import AUTO
-from sweeps.space.settings import ResourceSettings
+from sweeps.space import AUTO, ResourceSettings
 
 SMALLEST_SHARE = 0.01  # of a card; Ray's resource manager fails on much smaller ones
 _EPSILON = 1e-9  # so that 1 / (1 / 3) counts as 3
@@ -48,7 +47,7 @@ def read_cluster() -> Cluster:
         The machines that are alive or, on a head whose autoscaler may start more, all that it may start.
     """
     # Ray takes long to import, and `--plan` needs no cluster
-    from sweeps.cluster.ray_adapter import BOOTSTRAP_FILE, HEAD_RESOURCE, is_driver_on, live_nodes
+    from sweeps.cluster import BOOTSTRAP_FILE, HEAD_RESOURCE, is_driver_on, live_nodes
 
     nodes = live_nodes()
     resources: list[dict[str, float]] = [node["Resources"] for node in nodes]

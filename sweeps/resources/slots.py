@@ -8,14 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sweeps.records.journal import Journal
-from sweeps.records.model import StudyRecord
+from sweeps.records import Journal, StudyRecord
 from sweeps.resources.mps import sharing_modes
 from sweeps.resources.packing_benchmark import choose_packing
 from sweeps.resources.shares import Share, larger_share, read_cluster, share_for
-from sweeps.space.model import Space
-from sweeps.space.run_options import AUTO
-from sweeps.trials.resolver import Resolver
+from sweeps.space import AUTO, Space
+from sweeps.trials import Resolver
 
 SharingModes = Mapping[str, Mapping[str, str]]  # from the name of a mode to the environment that it needs
 

@@ -6,8 +6,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from sweeps.records.events import Role, Status
-from sweeps.records.model import TrialRecord
+from sweeps.records import Role, Status, TrialRecord
 
 
 @dataclass(frozen=True)

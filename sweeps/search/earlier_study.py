@@ -9,13 +9,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from lowrank.errors import InputError
-from sweeps.records.events import Role, Status
-from sweeps.records.journal import read_journal
-from sweeps.records.model import StudyRecord, TrialRecord, fold
-from sweeps.records.names import JOURNAL_FILE
+from sweeps.records import JOURNAL_FILE, Role, Status, StudyRecord, TrialRecord, fold, read_journal
 from sweeps.search.optuna_proposer import OptunaProposer
 from sweeps.search.proposer import Outcome, OutcomeKind
-from sweeps.trials.resolver import Resolver
+from sweeps.trials import Resolver
 
 
 def earlier_studies(names: tuple[str, ...], root: Path) -> list[StudyRecord]:

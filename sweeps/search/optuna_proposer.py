@@ -12,10 +12,7 @@ from sweeps.search.optuna_adapter import storage_study_id, storage_trial_id
 from sweeps.search.optuna_storage import TRIAL_ATTRIBUTE, CrashSafeJournalBackend, FilteredStorage
 from sweeps.search.proposer import GridProposer, Handle, Outcome, OutcomeKind, Proposal, Proposer
 from sweeps.search.samplers import make_sampler, sobol_point
-from sweeps.space.domains import Value
-from sweeps.space.model import Space
-from sweeps.space.points import Points
-from sweeps.space.strata import Stratum
+from sweeps.space import Points, Space, Stratum, Value
 
 OPTUNA_FILE = "optuna.journal"
 ENQUEUED_ATTRIBUTE = "known"  # user attribute of a trial: its index in `search.enqueue`

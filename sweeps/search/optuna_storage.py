@@ -17,7 +17,7 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import BaseJournalBackend, JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
-from sweeps.records.journal import truncate_torn_line
+from sweeps.records import truncate_torn_line
 
 TRIAL_ATTRIBUTE = "trial"  # user attribute of an Optuna trial: the id of our trial that its values belong to
 

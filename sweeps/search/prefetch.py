@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 
-from sweeps.records.specification import Trial
+from sweeps.records import Trial
 from sweeps.search.proposer import Handle, Outcome, OutcomeKind
 from sweeps.search.search import PreparedTrial, Search
 

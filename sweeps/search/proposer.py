@@ -10,10 +10,7 @@ import random
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from sweeps.space.domains import Value
-from sweeps.space.model import Space
-from sweeps.space.points import Points
-from sweeps.space.strata import Stratum
+from sweeps.space import Points, Space, Stratum, Value
 
 Handle = dict[str, Any]  # goes into the journal: {"study": ..., "number": ...} or {"index": ...}
 

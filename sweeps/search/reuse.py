@@ -15,11 +15,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lowrank.utils.atomic_files import atomic_path
-from sweeps.records.events import Status
-from sweeps.records.journal import read_journal
-from sweeps.records.model import TrialRecord, fold
-from sweeps.records.names import CHECKPOINT_FILE, JOURNAL_FILE, SERIES_FILE, TRIALS_FOLDER
+from lowrank.utils import atomic_path
+from sweeps.records import (
+    CHECKPOINT_FILE,
+    JOURNAL_FILE,
+    SERIES_FILE,
+    TRIALS_FOLDER,
+    Status,
+    TrialRecord,
+    fold,
+    read_journal,
+)
 
 REUSABLE = (Status.COMPLETED, Status.DIVERGED)  # ends that another training of the same trial would reach again
 MACHINE = ("host", "device", "cpus", "gpus", "processes")  # of the attempt that trained it

@@ -14,17 +14,23 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lowrank.errors import InfeasibleError
-from sweeps.records.events import TERMINAL, Event, Role, Status
-from sweeps.records.fronts import front_settings
-from sweeps.records.journal import Journal
-from sweeps.records.model import StudyRecord, TrialRecord, apply_event
-from sweeps.records.specification import Trial
+from sweeps.records import (
+    TERMINAL,
+    Event,
+    Journal,
+    Role,
+    Status,
+    StudyRecord,
+    Trial,
+    TrialRecord,
+    apply_event,
+    front_settings,
+)
 from sweeps.search.counters import TrialCounters
 from sweeps.search.proposer import Handle, Outcome, OutcomeKind, Proposal, Proposer
 from sweeps.search.reuse import SiblingResults, link_weights
-from sweeps.space.model import Space
-from sweeps.space.strata import Stratum
-from sweeps.trials.resolver import Resolver, StepTimeError
+from sweeps.space import Space, Stratum
+from sweeps.trials import Resolver, StepTimeError
 
 EXPLORE_AFTER = 10  # proposals in a row without a new trial, after which points are sampled uniformly at random
 GIVE_UP_AFTER = 60  # proposals in a row without a new trial, after which a stratum counts as exhausted

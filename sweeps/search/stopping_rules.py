@@ -13,7 +13,7 @@ from typing import Protocol
 
 import numpy as np
 
-from sweeps.space.settings import SearchSettings
+from sweeps.space import SearchSettings
 
 DEFAULTS: dict[str, float] = {
     name: SearchSettings.model_fields[name].default for name in ("grace", "reduction", "brackets")

@@ -4,3 +4,80 @@ Entry points: `sweeps.space.parse.read_space` and `sweeps.space.model.Space`.
 Importing this package loads neither torch nor Optuna nor Ray; functions that need one of them import it.
 Must not import any other package of `sweeps`.
 """
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from lowrank.utils.lazy_exports import lazy_exports
+
+if TYPE_CHECKING:
+    from sweeps.space.checks import check_process_shards as check_process_shards
+    from sweeps.space.domains import Value as Value
+    from sweeps.space.files import (
+        available_spaces as available_spaces,
+        find_space as find_space,
+        read_yaml as read_yaml,
+    )
+    from sweeps.space.method_names import THIN_BASELINES as THIN_BASELINES, method_at as method_at
+    from sweeps.space.model import Space as Space
+    from sweeps.space.parse import (
+        apply_overrides as apply_overrides,
+        parse_space as parse_space,
+        parse_teacher_space as parse_teacher_space,
+        read_space as read_space,
+        resolve_content as resolve_content,
+        space_from_content as space_from_content,
+        teacher_space as teacher_space,
+        with_absolute_data as with_absolute_data,
+    )
+    from sweeps.space.points import SHARE_PREFIX as SHARE_PREFIX, Points as Points
+    from sweeps.space.run_options import (
+        AUTO as AUTO,
+        FOLDER_OPTIONS as FOLDER_OPTIONS,
+        GPU_SHARING as GPU_SHARING,
+        RunOptions as RunOptions,
+    )
+    from sweeps.space.settings import (
+        ResourceSettings as ResourceSettings,
+        SearchSettings as SearchSettings,
+        parse_time as parse_time,
+    )
+    from sweeps.space.strata import (
+        ALL_SIZES as ALL_SIZES,
+        REFERENCE_STRATUM as REFERENCE_STRATUM,
+        Point as Point,
+        Stratum as Stratum,
+        halving_strata as halving_strata,
+        make_strata as make_strata,
+    )
+    from sweeps.space.study_config import StudyConfig as StudyConfig
+    from sweeps.space.teacher_settings import (
+        SEARCHABLE_FIELD as SEARCHABLE_FIELD,
+        TEACHER_SECTION as TEACHER_SECTION,
+        TEACHER_WEIGHTS as TEACHER_WEIGHTS,
+        TeacherSettings as TeacherSettings,
+    )
+    from sweeps.space.trust import check_options as check_options, check_trust as check_trust
+
+__getattr__, __dir__, __all__ = lazy_exports(
+    __name__,
+    {
+        "checks": "check_process_shards",
+        "domains": "Value",
+        "files": "available_spaces find_space read_yaml",
+        "method_names": "THIN_BASELINES method_at",
+        "model": "Space",
+        "parse": (
+            "apply_overrides parse_space parse_teacher_space read_space resolve_content space_from_content "
+            "teacher_space with_absolute_data"
+        ),
+        "points": "Points SHARE_PREFIX",
+        "run_options": "AUTO FOLDER_OPTIONS GPU_SHARING RunOptions",
+        "settings": "ResourceSettings SearchSettings parse_time",
+        "strata": "ALL_SIZES Point REFERENCE_STRATUM Stratum halving_strata make_strata",
+        "study_config": "StudyConfig",
+        "teacher_settings": "SEARCHABLE_FIELD TEACHER_SECTION TEACHER_WEIGHTS TeacherSettings",
+        "trust": "check_options check_trust",
+    },
+)

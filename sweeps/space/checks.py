@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lowrank.errors import InputError, unknown
-from lowrank.utils.validation import validate_model
+from lowrank.utils import validate_model
 from sweeps.space.domains import Value
 from sweeps.space.method_names import THIN_BASELINES, alternative_names, method_at, resolve_method
 from sweeps.space.model import Space
@@ -86,7 +86,7 @@ def _check_value(space: Space, name: str, value: Value) -> None:
     if section == "train":
         space.recipe({key: value})
     elif section == "network":
-        from lowrank.networks.registry import NetworkSettings  # imports torch, which listing spaces does without
+        from lowrank.networks import NetworkSettings  # imports torch, which listing spaces does without
 
         validate_model(NetworkSettings, {**space.network.model_dump(), key: value}, "network")
     elif section == "teacher":

@@ -31,7 +31,7 @@ def resolve_method(name: str) -> type[Method]:
     Raises:
         InputError: the name is unknown; the text lists the names.
     """
-    from lowrank.layers.registry import METHODS  # imports torch, which listing spaces does without
+    from lowrank.layers import METHODS  # imports torch, which listing spaces does without
 
     method = METHODS.get(THIN_BASELINES.get(name, name))
     if method is None:
@@ -67,7 +67,7 @@ def method_at(alternative: Alternative, searched: Mapping[str, Value]) -> Method
     Raises:
         InputError: a value is out of range.
     """
-    from lowrank.layers.registry import make_method
+    from lowrank.layers import make_method
 
     settings = {**alternative[0], **searched}
     method = resolve_method(str(settings["name"]))

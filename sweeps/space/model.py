@@ -7,17 +7,16 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from lowrank.errors import InputError
-from lowrank.training.recipe import Recipe
-from lowrank.training.recipes import RECIPE_FIELD, recipe_fields
-from lowrank.utils.validation import validate_model
+from lowrank.training import RECIPE_FIELD, Recipe, recipe_fields
+from lowrank.utils import validate_model
 from sweeps.space.domains import Domain, Value
 from sweeps.space.method_names import Alternative
 from sweeps.space.settings import LIMITS, BudgetSettings, ResourceSettings, SearchSettings, StartSettings
 from sweeps.space.teacher_settings import TeacherSettings
 
 if TYPE_CHECKING:
-    from lowrank.data.settings import DataSettings
-    from lowrank.networks.registry import NetworkSettings
+    from lowrank.data import DataSettings
+    from lowrank.networks import NetworkSettings
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from lowrank.errors import InputError, unknown
-from lowrank.utils.validation import validate_model
+from lowrank.utils import validate_model
 from sweeps.space.checks import check_space
 from sweeps.space.domains import Domain, is_domain, parse_domain
 from sweeps.space.files import SECTIONS, check_plain_data, find_space, read_yaml
@@ -160,8 +160,8 @@ def parse_space(name: str, content: Mapping[str, Any]) -> Space:
     if not isinstance(content.get("question"), str):
         raise InputError("`question` is missing: a space says in a sentence what it asks")
     # These import torch, which listing spaces and naming an unknown one do without
-    from lowrank.data.settings import DataSettings
-    from lowrank.networks.registry import NetworkSettings
+    from lowrank.data import DataSettings
+    from lowrank.networks import NetworkSettings
 
     domains: dict[str, Domain] = {}
     source, content = content, expand_shorthand(content)

@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from lowrank.errors import InputError
-from lowrank.utils.validation import validate_model
+from lowrank.utils import validate_model
 
 TEACHER_SECTION = "teacher"
 SEARCHABLE_FIELD = "views"  # the only field that may be a domain

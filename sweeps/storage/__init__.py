@@ -3,3 +3,27 @@
 `mirror_study` stores a study's folder as it grows; `fetch_study` brings it back, as does `python -m sweeps.storage`.
 Must not import Ray, Optuna, MLflow, torch, nor any package of sweeps but `records` and `utils`.
 """
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from lowrank.utils.lazy_exports import lazy_exports
+
+if TYPE_CHECKING:
+    from sweeps.storage.mirror import mirror_study as mirror_study
+    from sweeps.storage.remote import (
+        Storage as Storage,
+        child_uri as child_uri,
+        fetch_study as fetch_study,
+        list_stored_studies as list_stored_studies,
+        storage_uri as storage_uri,
+    )
+
+__getattr__, __dir__, __all__ = lazy_exports(
+    __name__,
+    {
+        "mirror": "mirror_study",
+        "remote": "Storage child_uri fetch_study list_stored_studies storage_uri",
+    },
+)

@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from lowrank.utils.cli import OneLineParser, run_command
+from lowrank.utils import OneLineParser, run_command
 from sweeps.storage.remote import fetch_study
 
 

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from lowrank.errors import InputError
-from lowrank.utils.text import first_line
-from sweeps.records.names import MLFLOW_FILE, TRIALS_FOLDER
+from lowrank.utils import first_line
+from sweeps.records import MLFLOW_FILE, TRIALS_FOLDER
 from sweeps.storage.remote import DRIVER_FILE, GROWING_FILES, PARTS_SUFFIX, STORAGE_ERRORS, Storage
 
 ROUND_SECONDS = 10.0  # between two rounds: the records that a loss of the driver's machine may cost

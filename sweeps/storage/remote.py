@@ -14,10 +14,9 @@ import pyarrow as pa
 from pyarrow import fs
 
 from lowrank.errors import InputError
-from lowrank.utils.atomic_files import write_bytes
-from lowrank.utils.text import first_line
-from sweeps.records.names import JOURNAL_FILE, SPACE_FILE
-from sweeps.utils.uris import is_uri
+from lowrank.utils import first_line, write_bytes
+from sweeps.records import JOURNAL_FILE, SPACE_FILE
+from sweeps.utils import is_uri
 
 GROWING_FILES = ("optuna.journal", JOURNAL_FILE)  # in the order in which they are stored
 PARTS_SUFFIX = ".parts"  # of the folder that holds a growing file's parts

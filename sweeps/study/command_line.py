@@ -6,9 +6,9 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from lowrank.utils.cli import OneLineParser
-from sweeps.space.run_options import AUTO, GPU_SHARING, RunOptions
-from sweeps.utils.clock import PROCESS_START, monotonic_time
+from lowrank.utils import OneLineParser
+from sweeps.space import AUTO, GPU_SHARING, RunOptions
+from sweeps.utils import PROCESS_START, monotonic_time
 
 
 def parse_options(arguments: Sequence[str] | None = None) -> RunOptions:

@@ -11,31 +11,33 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lowrank.utils.cli import ExitCode
-from lowrank.utils.text import redact
-from sweeps.records.events import TERMINAL, Event, Status
-from sweeps.records.journal import FullDiskError, Journal, is_disk_full, locked_journal, read_journal
-from sweeps.records.model import StudyRecord, apply_event, fold
-from sweeps.records.study_folders import write_space_file
-from sweeps.search.earlier_study import earlier_studies, warm_start
-from sweeps.search.optuna_proposer import OptunaProposer, make_proposer
-from sweeps.search.reuse import SiblingResults
-from sweeps.search.search import Search
-from sweeps.space.checks import check_process_shards
-from sweeps.space.model import Space
-from sweeps.space.study_config import StudyConfig
+from lowrank.utils import ExitCode, redact
+from sweeps.records import (
+    TERMINAL,
+    Event,
+    FullDiskError,
+    Journal,
+    Status,
+    StudyRecord,
+    apply_event,
+    fold,
+    is_disk_full,
+    locked_journal,
+    read_journal,
+    write_space_file,
+)
+from sweeps.search import OptunaProposer, Search, SiblingResults, earlier_studies, make_proposer, warm_start
+from sweeps.space import Space, StudyConfig, check_process_shards
 from sweeps.study.final_evaluation import evaluate_front
 from sweeps.study.retrain import ORIGIN, Retrain
 from sweeps.study.retrain_report import retrain_lines
-from sweeps.teachers.worker import CACHE_FOLDER, CacheOptions
-from sweeps.tracking.process import TrackingProcess
-from sweeps.trials.feasibility import infeasible_lines, reachable_strata
-from sweeps.trials.resolver import Resolver
-from sweeps.utils.clock import monotonic_time
-from sweeps.utils.provenance import command, commit, hardware, versions
+from sweeps.teachers import CACHE_FOLDER, CacheOptions
+from sweeps.tracking import TrackingProcess
+from sweeps.trials import Resolver, infeasible_lines, reachable_strata
+from sweeps.utils import command, commit, hardware, monotonic_time, versions
 
 if TYPE_CHECKING:
-    from sweeps.resources.slots import TrialResources
+    from sweeps.resources import TrialResources
 
 NOTHING_COMPLETED = 1
 DEFAULT_OUT = Path("studies")
@@ -66,8 +68,8 @@ def run_study(space: Space, resolver: Resolver, config: StudyConfig, retrain: Re
         FullDiskError: the disk takes no more records.
     """
     # Ray takes seconds to import: only after the input has been checked
-    from sweeps.cluster.ray_session import connect
-    from sweeps.resources.slots import ResourcePlanner
+    from sweeps.cluster import connect
+    from sweeps.resources import ResourcePlanner
 
     resolver.step_timer.use_folder(config.folder)
     earlier = earlier_studies(space.search.warm_start, config.folder.parent)
@@ -175,10 +177,9 @@ def _write_header(journal: Journal, record: StudyRecord, space: Space, resolver:
 
 def _train(search: Search, config: StudyConfig, resources: TrialResources) -> CloseReason:
     """Train until the search is over, the time is up or Ctrl-C; returns which."""
-    from sweeps.execution.callbacks import ExecutionConfig
-    from sweeps.execution.tuner import run_search
+    from sweeps.execution import ExecutionConfig, run_search
     from sweeps.study.progress_view import ProgressView
-    from sweeps.teachers.prebuild_cache import build_caches
+    from sweeps.teachers import build_caches
 
     total = expected_trials(search.space, search.resolver)
     started = time.monotonic()

@@ -6,19 +6,16 @@ from pathlib import Path
 
 import torch
 
-from lowrank.compression.trace import plan_sized_network
+from lowrank.compression import plan_sized_network
 from lowrank.data import ImageData
 from lowrank.errors import InputError
-from lowrank.io.tensor_file import load_tensors
-from lowrank.networks.registry import NetworkSettings
+from lowrank.io import load_tensors
+from lowrank.networks import NetworkSettings
 from lowrank.serving import MODEL_FILE, save_classifier
-from lowrank.training.trainer import Trainer
-from sweeps.records.fronts import front_first_seeds, front_trials
-from sweeps.records.model import TrialRecord
-from sweeps.records.names import CHECKPOINT_FILE, MODELS_FOLDER, TRIALS_FOLDER
-from sweeps.search.search import Search
-from sweeps.trials.build import make_trainer
-from sweeps.trials.teacher import without_teacher
+from lowrank.training import Trainer
+from sweeps.records import CHECKPOINT_FILE, MODELS_FOLDER, TRIALS_FOLDER, TrialRecord, front_first_seeds, front_trials
+from sweeps.search import Search
+from sweeps.trials import make_trainer, without_teacher
 
 
 def evaluate_front(search: Search, folder: Path, data: ImageData) -> None:

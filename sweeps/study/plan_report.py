@@ -13,24 +13,16 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from lowrank.compression.substitution import build_sized_student
+from lowrank.compression import build_sized_student
 from lowrank.data import load_data, steps_per_epoch
 from lowrank.errors import InfeasibleError
 from lowrank.layers import Separable
-from lowrank.training.recipes import RECIPE_FIELD, default_recipe
-from sweeps.records.reasons import reasons_by_method
-from sweeps.records.specification import Trial
-from sweeps.resources.shares import Cluster, share_for
-from sweeps.space.domains import Value
-from sweeps.space.model import Space
-from sweeps.space.parse import teacher_space
-from sweeps.space.run_options import RunOptions
-from sweeps.space.strata import Stratum
-from sweeps.trials.feasibility import reachable_strata
-from sweeps.trials.planned_teacher import UNTRAINED, describe_teacher
-from sweeps.trials.resolver import Resolver
-from sweeps.trials.trained_network import check_start
-from sweeps.utils.duration import format_duration
+from lowrank.training import RECIPE_FIELD, default_recipe
+from sweeps.records import Trial, reasons_by_method
+from sweeps.resources import Cluster, share_for
+from sweeps.space import RunOptions, Space, Stratum, Value, teacher_space
+from sweeps.trials import UNTRAINED, Resolver, check_start, describe_teacher, reachable_strata
+from sweeps.utils import format_duration
 
 SAMPLES = 300  # points drawn to see the sizes of a space that is not a grid
 BACKWARD = 3  # forward and backward cost about three forwards

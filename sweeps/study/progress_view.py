@@ -12,9 +12,8 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from sweeps.records.events import TERMINAL, Role, Status
-from sweeps.records.model import StudyRecord, TrialRecord
-from sweeps.utils.duration import format_duration
+from sweeps.records import TERMINAL, Role, Status, StudyRecord, TrialRecord
+from sweeps.utils import format_duration
 
 PLAIN_SECONDS = 15.0  # between plain lines without news
 MIN_SECONDS = 0.25  # between two updates

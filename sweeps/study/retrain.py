@@ -18,15 +18,25 @@ from typing import Any
 
 from lowrank.data import ImageData
 from lowrank.errors import InputError
-from sweeps.records.events import Event, Role, Status
-from sweeps.records.journal import Journal
-from sweeps.records.load import find_study, find_trial, load_study
-from sweeps.records.model import StudyRecord, TrialRecord, apply_event
-from sweeps.records.names import CHECKPOINT_FILE, TRIALS_FOLDER
-from sweeps.records.specification import REPEATABLE, TRIAL_WEIGHTS, identify
-from sweeps.space.teacher_settings import TEACHER_SECTION
-from sweeps.trials.teacher import ResolvedTeacher
-from sweeps.trials.trained_network import check_fingerprint
+from sweeps.records import (
+    CHECKPOINT_FILE,
+    REPEATABLE,
+    TRIAL_WEIGHTS,
+    TRIALS_FOLDER,
+    Event,
+    Journal,
+    Role,
+    Status,
+    StudyRecord,
+    TrialRecord,
+    apply_event,
+    find_study,
+    find_trial,
+    identify,
+    load_study,
+)
+from sweeps.space import TEACHER_SECTION
+from sweeps.trials import ResolvedTeacher, check_fingerprint
 
 ORIGIN = "repeats"  # of a study's header: which trials of which study it trains again, and under which ids
 RETRAINED_STOPPED = "finishes"  # of the origin: stopped trials, their ids there -> their ids here

@@ -7,11 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lowrank.errors import InputError
-from sweeps.records.events import Status
-from sweeps.records.fronts import front, mean_error
-from sweeps.records.load import find_trial, load_study
-from sweeps.records.model import StudyRecord, TrialRecord
-from sweeps.records.names import MACHINE_METRICS
+from sweeps.records import MACHINE_METRICS, Status, StudyRecord, TrialRecord, find_trial, front, load_study, mean_error
 from sweeps.study.retrain import ORIGIN, RETRAINED_STOPPED
 
 

@@ -12,20 +12,26 @@ from typing import Any
 
 import yaml
 
-from lowrank.utils.atomic_files import write_bytes, write_text
-from sweeps.records.events import Status
-from sweeps.records.fronts import mean_error, searched_points
-from sweeps.records.journal import read_journal
-from sweeps.records.model import StudyRecord, TrialRecord, fold
-from sweeps.records.names import JOURNAL_FILE, SERIES_FILE, SPACE_FILE
-from sweeps.records.study_folders import new_study_folder, studies_root
-from sweeps.space.files import find_space, read_yaml
-from sweeps.space.run_options import FOLDER_OPTIONS, RunOptions
-from sweeps.space.settings import parse_time
-from sweeps.storage.remote import Storage, child_uri, fetch_study, list_stored_studies, storage_uri
+from lowrank.utils import write_bytes, write_text
+from sweeps.records import (
+    JOURNAL_FILE,
+    SERIES_FILE,
+    SPACE_FILE,
+    Status,
+    StudyRecord,
+    TrialRecord,
+    fold,
+    mean_error,
+    new_study_folder,
+    read_journal,
+    searched_points,
+    studies_root,
+)
+from sweeps.space import FOLDER_OPTIONS, RunOptions, find_space, parse_time, read_yaml
+from sweeps.storage import Storage, child_uri, fetch_study, list_stored_studies, storage_uri
 from sweeps.study.series import Member, read_series
 from sweeps.study.start import resume_study, start_study
-from sweeps.utils.clock import monotonic_time
+from sweeps.utils import monotonic_time
 
 # Options that override fields of every study; kept with the series, for its resumption
 _FIELD_OPTIONS = ("set", "data", "seed", "trials", "gpus_per_trial", "cpus_per_trial", "max_concurrent",

@@ -12,11 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from lowrank.errors import InputError, unknown
-from sweeps.space.files import find_space, read_yaml
-from sweeps.space.model import Space
-from sweeps.space.parse import resolve_content, space_from_content
-from sweeps.space.run_options import RunOptions
-from sweeps.space.trust import check_options
+from sweeps.space import RunOptions, Space, check_options, find_space, read_yaml, resolve_content, space_from_content
 
 ENTRY_FIELDS = ("name", "space", "set", "trials")
 

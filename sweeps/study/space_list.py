@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from sweeps.space.files import available_spaces, read_yaml
+from sweeps.space import available_spaces, read_yaml
 
 
 def print_spaces(*, as_json: bool) -> int:

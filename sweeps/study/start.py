@@ -12,28 +12,26 @@ from typing import Any
 
 from lowrank.data import ImageData, load_data
 from lowrank.errors import InputError
-from sweeps.records.annotations import check_note, parse_tags
-from sweeps.records.journal import read_journal
-from sweeps.records.model import fold
-from sweeps.records.names import JOURNAL_FILE, SPACE_FILE
-from sweeps.records.specification import TRIAL_WEIGHTS
-from sweeps.records.study_folders import find_study_folder, new_study_folder, read_space_file, studies_root
-from sweeps.space.model import Space
-from sweeps.space.parse import parse_space
-from sweeps.space.run_options import RunOptions
-from sweeps.space.settings import parse_time
-from sweeps.space.study_config import StudyConfig
-from sweeps.space.trust import check_trust
-from sweeps.storage.mirror import mirror_study
-from sweeps.storage.remote import fetch_study, list_stored_studies, storage_uri
+from sweeps.records import (
+    JOURNAL_FILE,
+    SPACE_FILE,
+    TRIAL_WEIGHTS,
+    check_note,
+    find_study_folder,
+    fold,
+    new_study_folder,
+    parse_tags,
+    read_journal,
+    read_space_file,
+    studies_root,
+)
+from sweeps.space import RunOptions, Space, StudyConfig, check_trust, parse_space, parse_time
+from sweeps.storage import fetch_study, list_stored_studies, mirror_study, storage_uri
 from sweeps.study.driver import run_study
 from sweeps.study.retrain import ORIGIN, select_stopped, select_trial
-from sweeps.teachers.ensure import ensure_teacher
-from sweeps.tracking.uri import check_tracking_uri
-from sweeps.trials.planned_teacher import with_teacher_name
-from sweeps.trials.resolver import Resolver
-from sweeps.trials.teacher import ResolvedTeacher, resolve_teacher
-from sweeps.trials.trained_network import check_fingerprint, check_start
+from sweeps.teachers import ensure_teacher
+from sweeps.tracking import check_tracking_uri
+from sweeps.trials import ResolvedTeacher, Resolver, check_fingerprint, check_start, resolve_teacher, with_teacher_name
 
 DEFAULT_TEACHERS = Path("teachers")
 

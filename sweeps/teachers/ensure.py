@@ -15,18 +15,22 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from lowrank.data import ImageData
-from lowrank.distillation.teacher_files import TeacherRecord
+from lowrank.distillation import TeacherRecord
 from lowrank.errors import InputError
-from lowrank.utils.text import redact
-from sweeps.records.study_folders import check_studies_folder
-from sweeps.space.model import Space
-from sweeps.space.parse import teacher_space
+from lowrank.utils import redact
+from sweeps.records import check_studies_folder
+from sweeps.space import Space, teacher_space
 from sweeps.teachers.registry import default_uri, register
 from sweeps.teachers.train import train_teacher
-from sweeps.trials.feasibility import reachable_strata
-from sweeps.trials.planned_teacher import UNTRAINED, describe_teacher, with_teacher_name
-from sweeps.trials.resolver import Resolver
-from sweeps.trials.teacher import ResolvedTeacher, resolve_teacher
+from sweeps.trials import (
+    UNTRAINED,
+    ResolvedTeacher,
+    Resolver,
+    describe_teacher,
+    reachable_strata,
+    resolve_teacher,
+    with_teacher_name,
+)
 
 
 def ensure_teacher(space: Space, data: ImageData, root: Path, uri: str | None = None) -> ResolvedTeacher | None:

@@ -18,17 +18,14 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from lowrank.errors import InfeasibleError
-from lowrank.utils.atomic_files import write_text
-from lowrank.utils.text import last_line
-from sweeps.cluster.devices import assigned_device
-from sweeps.resources.shares import Share
-from sweeps.search.search import Search
-from sweeps.space.study_config import StudyConfig
-from sweeps.space.teacher_settings import SEARCHABLE_FIELD, TEACHER_SECTION, TEACHER_WEIGHTS
+from lowrank.utils import last_line, write_text
+from sweeps.cluster import assigned_device
+from sweeps.resources import Share
+from sweeps.search import Search
+from sweeps.space import SEARCHABLE_FIELD, TEACHER_SECTION, TEACHER_WEIGHTS, StudyConfig
 from sweeps.teachers.worker import CacheOptions, cache_epochs_of, make_teacher
-from sweeps.trials.build import load_trial_data, make_student
-from sweeps.trials.feasibility import corner_points
-from sweeps.utils.signals import raise_if_interrupted
+from sweeps.trials import corner_points, load_trial_data, make_student
+from sweeps.utils import raise_if_interrupted
 
 PROGRESS_FILE = "teacher_cache.json"  # in the study's folder while a cache is being built
 POLL_SECONDS = 0.3

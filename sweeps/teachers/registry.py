@@ -11,14 +11,11 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lowrank.distillation.teacher_files import RECORD_FILE, WEIGHTS_FILE, TeacherRecord, read_record, teacher_names
+from lowrank.distillation import RECORD_FILE, WEIGHTS_FILE, TeacherRecord, read_record, teacher_names
 from lowrank.errors import InputError
-from lowrank.utils.atomic_files import sync, write_text
-from lowrank.utils.hashing import file_hash
-from lowrank.utils.locks import LockedError, hold_lock
-from lowrank.utils.text import first_line
-from sweeps.records.names import MLFLOW_FILE
-from sweeps.tracking.mlflow_store import MESSAGE_LENGTH, make_client, milliseconds, outages, quiet_mlflow
+from lowrank.utils import LockedError, file_hash, first_line, hold_lock, sync, write_text
+from sweeps.records import MLFLOW_FILE
+from sweeps.tracking import MESSAGE_LENGTH, make_client, milliseconds, outages, quiet_mlflow
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient

@@ -12,19 +12,17 @@ from pathlib import Path
 from typing import Any
 
 from lowrank.data import ImageData
-from lowrank.distillation.teacher_files import WEIGHTS_FILE, TeacherRecord
+from lowrank.distillation import WEIGHTS_FILE, TeacherRecord
 from lowrank.errors import InputError
-from lowrank.io.model_file import save_model
-from lowrank.io.tensor_file import load_tensors, save_tensors
-from lowrank.layers.registry import make_method
-from lowrank.networks.registry import NetworkSettings
-from lowrank.training.trainer import Trainer
-from lowrank.utils.hashing import file_hash
-from sweeps.records.names import CHECKPOINT_FILE
-from sweeps.records.specification import Trial
+from lowrank.io import load_tensors, save_model, save_tensors
+from lowrank.layers import make_method
+from lowrank.networks import NetworkSettings
+from lowrank.training import Trainer
+from lowrank.utils import file_hash
+from sweeps.records import CHECKPOINT_FILE, Trial
 from sweeps.teachers.registry import reserve_name, store_teacher
-from sweeps.trials.build import make_trainer
-from sweeps.utils.provenance import command, commit, hardware, versions
+from sweeps.trials import make_trainer
+from sweeps.utils import command, commit, hardware, versions
 
 CHECKPOINT_SECONDS = 10.0  # at most this much training (or an epoch, if longer) is repeated after a kill
 

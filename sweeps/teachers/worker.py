@@ -12,13 +12,22 @@ import torch
 from torch import nn
 
 from lowrank.data import AugmentationSettings, ImageData
-from lowrank.distillation.cache import CacheKey, CacheSource, Notify, TeacherCache, fill_cache
-from lowrank.distillation.cache_file import Layout
-from lowrank.distillation.cached_teacher import CachedTeacher
-from lowrank.distillation.teacher import LiveTeacher, Teacher, common_sizes, tap_sizes
-from lowrank.distillation.teacher_files import load_teacher
-from lowrank.training.recipe import Recipe
-from sweeps.space.teacher_settings import TEACHER_SECTION
+from lowrank.distillation import (
+    CachedTeacher,
+    CacheKey,
+    CacheSource,
+    Layout,
+    LiveTeacher,
+    Notify,
+    Teacher,
+    TeacherCache,
+    common_sizes,
+    fill_cache,
+    load_teacher,
+    tap_sizes,
+)
+from lowrank.training import Recipe
+from sweeps.space import TEACHER_SECTION
 
 CACHE_FOLDER = ".teacher_cache"  # in the folder of studies
 

@@ -4,3 +4,29 @@
 The driver imports this package and must not pay for MLflow: only functions import it. Must not import Ray, Optuna,
 torch at import, nor any package of sweeps but `records` and `utils`.
 """
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from lowrank.utils.lazy_exports import lazy_exports
+
+if TYPE_CHECKING:
+    from sweeps.tracking.mlflow_store import (
+        MESSAGE_LENGTH as MESSAGE_LENGTH,
+        make_client as make_client,
+        milliseconds as milliseconds,
+        outages as outages,
+        quiet_mlflow as quiet_mlflow,
+    )
+    from sweeps.tracking.process import TrackingProcess as TrackingProcess
+    from sweeps.tracking.uri import check_tracking_uri as check_tracking_uri
+
+__getattr__, __dir__, __all__ = lazy_exports(
+    __name__,
+    {
+        "mlflow_store": "MESSAGE_LENGTH make_client milliseconds outages quiet_mlflow",
+        "process": "TrackingProcess",
+        "uri": "check_tracking_uri",
+    },
+)

@@ -21,10 +21,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from lowrank.errors import InputError
-from lowrank.utils.cli import ExitCode, OneLineParser
-from lowrank.utils.locks import LockedError, hold_lock
-from lowrank.utils.text import HIDDEN, first_line, redact
-from sweeps.records.names import JOURNAL_FILE, LOG_FILE
+from lowrank.utils import HIDDEN, ExitCode, LockedError, OneLineParser, first_line, hold_lock, redact
+from sweeps.records import JOURNAL_FILE, LOG_FILE
 from sweeps.tracking.follower import POLL_SECONDS, Follower, ProgressCallback, catch_up, follow
 from sweeps.tracking.mlflow_store import MESSAGE_LENGTH, quiet_mlflow
 from sweeps.tracking.process import URI_VARIABLE, last_tracking_uri

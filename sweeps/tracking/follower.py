@@ -17,13 +17,18 @@ from pathlib import Path
 from typing import Any
 
 from lowrank.errors import InputError
-from lowrank.utils.atomic_files import write_text
-from lowrank.utils.text import first_line, redact
-from sweeps.records.events import Event
-from sweeps.records.journal import JournalReader
-from sweeps.records.model import StudyRecord, apply_event, intern_names
-from sweeps.records.names import JOURNAL_FILE, MACHINE_METRICS, PROGRESS_FILE
-from sweeps.records.tables import write_tables
+from lowrank.utils import first_line, redact, write_text
+from sweeps.records import (
+    JOURNAL_FILE,
+    MACHINE_METRICS,
+    PROGRESS_FILE,
+    Event,
+    JournalReader,
+    StudyRecord,
+    apply_event,
+    intern_names,
+    write_tables,
+)
 from sweeps.tracking.mlflow_runs import Entry, MlflowStudy
 from sweeps.tracking.mlflow_store import MESSAGE_LENGTH, milliseconds, outages
 from sweeps.tracking.process import behind_message, read_progress

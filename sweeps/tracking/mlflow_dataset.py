@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-from sweeps.records.model import StudyRecord
+from sweeps.records import StudyRecord
 
 if TYPE_CHECKING:
     from mlflow.entities import DatasetInput

@@ -12,10 +12,14 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sweeps.records import mlflow_names as names
-from sweeps.records.fronts import best_trials, front_first_seeds
-from sweeps.records.model import StudyRecord, TrialRecord
-from sweeps.records.names import MODELS_FOLDER
+from sweeps.records import (
+    MODELS_FOLDER,
+    StudyRecord,
+    TrialRecord,
+    best_trials,
+    front_first_seeds,
+    mlflow_names as names,
+)
 
 if TYPE_CHECKING:
     from mlflow.entities.logged_model import LoggedModel

@@ -17,19 +17,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from lowrank.utils.text import first_line
-from sweeps.records import mlflow_names as names
-from sweeps.records.events import TERMINAL, Event, Status
-from sweeps.records.model import StudyRecord, TrialRecord
-from sweeps.records.names import (
+from lowrank.utils import first_line
+from sweeps.records import (
     ARTIFACTS_FOLDER,
     EPOCHS_FILE,
     FRONT_PICTURE,
     REPORT_FOLDER,
     RESULTS_FILE,
     SUMMARY_TABLE,
+    TERMINAL,
+    Event,
+    Status,
+    StudyRecord,
+    TrialRecord,
+    mlflow_names as names,
+    study_fields,
+    trial_fields,
 )
-from sweeps.records.tables import study_fields, trial_fields
 from sweeps.tracking.mlflow_adapter import delete_artifacts
 from sweeps.tracking.mlflow_dataset import dataset_input
 from sweeps.tracking.mlflow_registry import register_front

@@ -10,8 +10,8 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lowrank.utils.atomic_files import atomic_path
-from sweeps.records.names import ARTIFACTS_FOLDER
+from lowrank.utils import atomic_path
+from sweeps.records import ARTIFACTS_FOLDER
 from sweeps.tracking.mlflow_adapter import create_tables, is_database_error
 
 if TYPE_CHECKING:

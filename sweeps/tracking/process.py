@@ -15,8 +15,8 @@ from typing import Any
 
 import yaml
 
-from lowrank.utils.text import redact
-from sweeps.records.names import JOURNAL_FILE, LOG_FILE, PROGRESS_FILE, SPACE_FILE
+from lowrank.utils import redact
+from sweeps.records import JOURNAL_FILE, LOG_FILE, PROGRESS_FILE, SPACE_FILE
 from sweeps.tracking.uri import default_tracking_uri
 
 URI_VARIABLE = "SWEEP_TRACKING_URI"  # hands an address, with its password, to the process without showing it in `ps`

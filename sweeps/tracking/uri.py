@@ -10,8 +10,8 @@ from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
 from lowrank.errors import InputError
-from lowrank.utils.text import HIDDEN, redact
-from sweeps.records.names import MLFLOW_FILE
+from lowrank.utils import HIDDEN, redact
+from sweeps.records import MLFLOW_FILE
 
 PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}  # of databases, where the address names none
 CHOICES = "sqlite:///FILE, http://HOST:PORT, https://HOST, postgresql://, mysql:// or mssql://"

@@ -9,15 +9,13 @@ from typing import Any
 
 from torch import nn
 
-from lowrank.compression.substitution import build_sized_student
+from lowrank.compression import build_sized_student
 from lowrank.data import AugmentationSettings, DataSettings, ImageData, load_data
-from lowrank.distillation.teacher import Teacher
+from lowrank.distillation import Teacher
 from lowrank.errors import InputError
-from lowrank.layers.registry import make_method
-from lowrank.networks.registry import NetworkSettings
-from lowrank.training.engine.data_parallel import DataParallelGroup
-from lowrank.training.recipe import Recipe
-from lowrank.training.trainer import Trainer
+from lowrank.layers import make_method
+from lowrank.networks import NetworkSettings
+from lowrank.training import DataParallelGroup, Recipe, Trainer
 
 
 def make_trainer(

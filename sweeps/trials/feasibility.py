@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from lowrank.errors import InfeasibleError, InputError
-from sweeps.records.reasons import reasons_by_method
-from sweeps.space.model import Space
-from sweeps.space.strata import Stratum
+from sweeps.records import reasons_by_method
+from sweeps.space import Space, Stratum
 from sweeps.trials.resolver import Resolver, StepTimeError
 
 

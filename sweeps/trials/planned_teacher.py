@@ -7,9 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from lowrank.data import ImageData
-from lowrank.distillation.teacher_files import RECORD_FILE, TeacherWeights
-from sweeps.space.model import Space
-from sweeps.space.parse import teacher_space
+from lowrank.distillation import RECORD_FILE, TeacherWeights
+from sweeps.space import Space, teacher_space
 from sweeps.trials.resolver import Resolver
 from sweeps.trials.teacher import ResolvedTeacher, match_teacher, resolve_teacher
 

@@ -7,26 +7,37 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from lowrank.compression.allocation import SizedMethod
-from lowrank.compression.budget import Budget, solve_allocation, solve_width
-from lowrank.compression.file_size import FileSizeCalculator
-from lowrank.compression.plan import NetworkPlan
-from lowrank.compression.substitution import build_sized_student
-from lowrank.compression.trace import network_plan, network_to_count
+from lowrank.compression import (
+    Budget,
+    FileSizeCalculator,
+    NetworkPlan,
+    SizedMethod,
+    build_sized_student,
+    network_plan,
+    network_to_count,
+    solve_allocation,
+    solve_width,
+)
 from lowrank.data import AugmentationSettings, ImageData, default_augmentation
 from lowrank.errors import InfeasibleError, InputError
-from lowrank.layers import Dense, Method, Separable
-from lowrank.layers.registry import make_method
-from lowrank.networks.registry import NetworkSettings
-from lowrank.training.optimizer import check_network
-from lowrank.training.recipe import Recipe
-from sweeps.records.events import Role
-from sweeps.records.specification import TRIAL_WEIGHTS, Trial, trial_ids
-from sweeps.space.domains import Value
-from sweeps.space.method_names import THIN_BASELINES, method_at
-from sweeps.space.model import Space
-from sweeps.space.points import SHARE_PREFIX, Points
-from sweeps.space.strata import ALL_SIZES, REFERENCE_STRATUM, Point, Stratum, halving_strata, make_strata
+from lowrank.layers import Dense, Method, Separable, make_method
+from lowrank.networks import NetworkSettings
+from lowrank.training import Recipe, check_network
+from sweeps.records import TRIAL_WEIGHTS, Role, Trial, trial_ids
+from sweeps.space import (
+    ALL_SIZES,
+    REFERENCE_STRATUM,
+    SHARE_PREFIX,
+    THIN_BASELINES,
+    Point,
+    Points,
+    Space,
+    Stratum,
+    Value,
+    halving_strata,
+    make_strata,
+    method_at,
+)
 from sweeps.trials.step_timer import StepTimer
 from sweeps.trials.teacher import ResolvedTeacher
 from sweeps.trials.trained_network import weights_fingerprint

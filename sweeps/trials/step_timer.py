@@ -15,12 +15,9 @@ from pathlib import Path
 import torch
 from torch.nn import functional
 
-from lowrank.compression.allocation import SizedMethod
-from lowrank.compression.plan import NetworkPlan
-from lowrank.compression.substitution import build_student
-from lowrank.networks.images import ImageShape
-from lowrank.networks.registry import NetworkSettings
-from lowrank.utils.atomic_files import write_text
+from lowrank.compression import NetworkPlan, SizedMethod, build_student
+from lowrank.networks import ImageShape, NetworkSettings
+from lowrank.utils import write_text
 
 STEP_TIMES_FILE = "step_times.json"
 WARMUP_STEPS, TIMED_STEPS = 2, 5  # the fastest of the timed steps counts

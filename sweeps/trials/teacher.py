@@ -15,14 +15,11 @@ import torch
 from torch import nn
 
 from lowrank.data import ImageData
-from lowrank.distillation.teacher import Sizes, Taps, default_taps, tap_sizes
-from lowrank.distillation.teacher_files import WEIGHTS_FILE, TeacherWeights, find_teacher
+from lowrank.distillation import WEIGHTS_FILE, Sizes, Taps, TeacherWeights, default_taps, find_teacher, tap_sizes
 from lowrank.errors import InputError
-from lowrank.networks.images import ImageShape
-from lowrank.networks.registry import NetworkSettings, make_network
-from lowrank.training.recipe import Recipe
-from sweeps.space.model import Space
-from sweeps.space.teacher_settings import TEACHER_SECTION, TEACHER_WEIGHTS, TeacherSettings
+from lowrank.networks import ImageShape, NetworkSettings, make_network
+from lowrank.training import Recipe
+from sweeps.space import TEACHER_SECTION, TEACHER_WEIGHTS, Space, TeacherSettings
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,10 @@ from torch import nn
 
 from lowrank.data import ImageData
 from lowrank.errors import InputError
-from lowrank.io.weight_files import WeightReport, load_weights
-from lowrank.networks.registry import NetworkSettings, make_network
-from lowrank.utils.hashing import file_hash
-from sweeps.space.model import Space
+from lowrank.io import WeightReport, load_weights
+from lowrank.networks import NetworkSettings, make_network
+from lowrank.utils import file_hash
+from sweeps.space import Space
 
 _FINGERPRINT_DIGITS = 16
 

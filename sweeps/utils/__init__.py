@@ -2,3 +2,33 @@
 
 Must not import any other package of sweeps, nor torch or Ray when it is imported.
 """
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from lowrank.utils.lazy_exports import lazy_exports
+
+if TYPE_CHECKING:
+    from sweeps.utils.clock import PROCESS_START as PROCESS_START, Clock as Clock, monotonic_time as monotonic_time
+    from sweeps.utils.duration import format_duration as format_duration
+    from sweeps.utils.provenance import command as command, commit as commit, hardware as hardware, versions as versions
+    from sweeps.utils.signals import (
+        exit_process as exit_process,
+        handle_sigterm as handle_sigterm,
+        install_signal_handlers as install_signal_handlers,
+        raise_if_interrupted as raise_if_interrupted,
+        sigterm_received as sigterm_received,
+    )
+    from sweeps.utils.uris import is_uri as is_uri
+
+__getattr__, __dir__, __all__ = lazy_exports(
+    __name__,
+    {
+        "clock": "Clock PROCESS_START monotonic_time",
+        "duration": "format_duration",
+        "provenance": "command commit hardware versions",
+        "signals": "exit_process handle_sigterm install_signal_handlers raise_if_interrupted sigterm_received",
+        "uris": "is_uri",
+    },
+)

@@ -11,7 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from lowrank.utils.text import redact_arguments
+from lowrank.utils import redact_arguments
 
 PACKAGES = ("torch", "torchvision", "ray", "optuna", "mlflow", "pyarrow")
 

@@ -9,7 +9,7 @@ import threading
 from types import FrameType
 from typing import NoReturn
 
-from lowrank.utils.cli import ExitCode
+from lowrank.utils import ExitCode
 
 _interrupted = threading.Event()
 _sigterm_received = threading.Event()

@@ -13,8 +13,7 @@ import pytest
 from rich.console import Console
 
 import benchmarks
-from benchmarks import __main__ as command
-from benchmarks import measurement
+from benchmarks import __main__ as command, measurement
 from benchmarks.measurement import Measurement, Options, Table
 from benchmarks.training.batches import write_images
 

@@ -7,8 +7,7 @@ from itertools import pairwise
 
 import method_table
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from method_table import METHOD_CONTRACTS, Case
 
 from lowrank.compression.budget import Budget, solve

@@ -16,9 +16,7 @@ import torch
 
 from lowrank.compression.from_trained.fit import Problem, fit_factors, tucker_tails
 from lowrank.compression.from_trained.in_order import Choice, Layer
-from lowrank.layers.dense import Dense
-from lowrank.layers.low_rank.tucker2 import Tucker2
-from lowrank.layers.low_rank.whole_kernel import WholeKernelMethod
+from lowrank.layers import Dense, Tucker2, WholeKernelMethod
 
 STEPS = 14
 """Values of each rank that are tried, from 1 to the rank at which the dense layer is as small."""

@@ -17,10 +17,8 @@ import torch
 from torch import Tensor
 
 from lowrank.compression.from_trained.moments import Moments
-from lowrank.layers.low_rank.svd import SVD
-from lowrank.layers.low_rank.tucker2 import leading_vectors
-from lowrank.layers.low_rank.whole_kernel import WholeKernelMethod, chain_product
-from lowrank.utils.linalg import robust_eigh
+from lowrank.layers import SVD, WholeKernelMethod, chain_product, leading_vectors
+from lowrank.utils import robust_eigh
 
 RIDGE = 1e-3
 """Weight of the trained weights in W*, relative to the mean variance of a patch's entries."""

@@ -15,9 +15,7 @@ from torch import Tensor, nn
 
 from lowrank.compression.from_trained.fit import ROUNDS, Problem, fit_factors, make_problems
 from lowrank.compression.from_trained.moments import Moments, Plain, collect_moments, paired_calls
-from lowrank.layers.base_layer import relative_error
-from lowrank.layers.base_method import ConvShape
-from lowrank.layers.low_rank.whole_kernel import KernelChain, WholeKernelMethod
+from lowrank.layers import ConvShape, KernelChain, WholeKernelMethod, relative_error
 
 Batches = Callable[[], Iterator[Tensor]]
 

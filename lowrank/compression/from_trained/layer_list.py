@@ -14,7 +14,7 @@ from lowrank.compression.from_trained.in_order import Layer
 from lowrank.compression.operation_counter import OperationCounter
 from lowrank.compression.trace import conv_shape, unfused_attention
 from lowrank.errors import InputError
-from lowrank.layers.base_method import ConvShape
+from lowrank.layers import ConvShape
 
 
 @dataclass(frozen=True)

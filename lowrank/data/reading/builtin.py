@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from lowrank.data.reading.image_store import ArrayStore
 from lowrank.data.reading.source import ImageSource
 from lowrank.errors import InputError
-from lowrank.utils.text import one_line
+from lowrank.utils import one_line
 
 
 class BuiltinSet(NamedTuple):
@@ -96,7 +96,7 @@ def read_torchvision(name: str, root: Path, download: bool) -> ImageSource:
     Raises:
         InputError: a file is damaged, or missing and cannot be downloaded.
     """
-    from lowrank.utils.torchvision_compat import torchvision  # costs seconds to import
+    from lowrank.utils import torchvision  # costs seconds to import
 
     maker = getattr(torchvision.datasets, _TORCHVISION[name])
     absent = [path for path, _ in _files(maker, root) if not path.is_file()]

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from lowrank.data.reading.image_codec import Pixels
-from lowrank.utils.atomic_files import atomic_write
+from lowrank.utils import atomic_write
 
 MIN_BYTES = 20_000_000  # of decoded images; fewer are decoded faster than they are looked up
 

@@ -12,7 +12,7 @@ from PIL import Image, ImageOps
 
 from lowrank.data.settings import Interpolation
 from lowrank.errors import InputError
-from lowrank.utils.text import one_line
+from lowrank.utils import one_line
 
 Pixels = NDArray[np.uint8]
 

@@ -12,7 +12,7 @@ from lowrank.data.reading.image_store import EncodedStore
 from lowrank.data.reading.source import ImageSource
 from lowrank.data.splits import Indices
 from lowrank.errors import InputError
-from lowrank.utils.text import one_line
+from lowrank.utils import one_line
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 

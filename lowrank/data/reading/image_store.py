@@ -16,7 +16,7 @@ import numpy as np
 from lowrank.data.reading.decoded_cache import MIN_BYTES, load_or_decode
 from lowrank.data.reading.image_codec import Pixels, Resize, decode_image, read_header
 from lowrank.data.splits import Indices
-from lowrank.utils.cpu import usable_cores
+from lowrank.utils import usable_cores
 
 _SAMPLED_HEADERS = 64  # read to see whether a set has colours
 _IMAGES_PER_TASK = 256  # of one decoding thread

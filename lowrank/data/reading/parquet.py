@@ -15,7 +15,7 @@ from lowrank.data.reading.image_store import EncodedStore
 from lowrank.data.reading.source import ImageSource
 from lowrank.data.splits import Indices, Labels
 from lowrank.errors import InputError
-from lowrank.utils.text import one_line
+from lowrank.utils import one_line
 
 IMAGE_COLUMNS = ("img", "image")
 LABEL_COLUMNS = ("label", "fine_label", "labels")

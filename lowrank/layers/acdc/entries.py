@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from lowrank.kernels.dispatch import load_kernels
+from lowrank.kernels import load_kernels
 
 
 def toeplitz_and_hankel(halves: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lowrank.layers.base_method import ConvShape
 from lowrank.layers.low_rank.whole_kernel import Stage, WholeKernelMethod, pointwise, spatial
-from lowrank.utils.linalg import robust_svd
+from lowrank.utils import robust_svd
 
 
 class Tucker2(WholeKernelMethod):

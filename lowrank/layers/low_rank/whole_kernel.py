@@ -22,7 +22,7 @@ from lowrank.layers.base_layer import relative_error
 from lowrank.layers.base_method import ConvShape, Method
 from lowrank.layers.dense import Dense
 from lowrank.layers.functional import Pair
-from lowrank.utils.linalg import robust_svd
+from lowrank.utils import robust_svd
 
 
 class Stage(NamedTuple):

@@ -23,13 +23,11 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from lowrank.distillation.teacher import Signals, Taps
-from lowrank.kernels.dispatch import compile_obstacle
-from lowrank.kernels.fx_rewrite import compile_graph
-from lowrank.layers.base_layer import StructuredMap
-from lowrank.layers.batched_rebuild import BatchedRebuild
+from lowrank.distillation import Signals, Taps
+from lowrank.kernels import compile_graph, compile_obstacle
+from lowrank.layers import BatchedRebuild, StructuredMap
 from lowrank.training.objective import Loss
-from lowrank.utils.locks import hold_lock
+from lowrank.utils import hold_lock
 
 MAX_COMPILED = 16  # compiled functions that a process keeps: one for each network, batch size and loss
 COMPILED_FOLDER = "lowrank_compiled"  # in the compiler's cache: a file for each function that some process has compiled

@@ -23,8 +23,8 @@ from torch import Tensor
 from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
 
 from lowrank.data import Batch
-from lowrank.distillation.teacher import Signals
-from lowrank.kernels.dispatch import kernel_errors
+from lowrank.distillation import Signals
+from lowrank.kernels import kernel_errors
 from lowrank.training.engine.compiled_forward import CompiledObjective, NotCompilableError, compile_once
 from lowrank.training.engine.rng import random_state, set_random_state
 from lowrank.training.engine.step import TrainStep

@@ -17,14 +17,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch import distributed as dist
+from torch import Tensor, distributed as dist, nn
 from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
 from lowrank.data import ProcessShard
 from lowrank.errors import InputError
-from lowrank.networks.base import DropPath
+from lowrank.networks import DropPath
 
 _BatchNorm = nn.modules.batchnorm._BatchNorm
 _DropoutNd = nn.modules.dropout._DropoutNd

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from lowrank.data import Batch
-from lowrank.distillation.teacher import Signals
+from lowrank.distillation import Signals
 from lowrank.training.ema import ExponentialMovingAverage
 from lowrank.training.engine.data_parallel import DataParallelGroup, unsynchronised
 from lowrank.training.engine.precision import LossScaler, autocast, working_dtype

@@ -4,8 +4,7 @@ import math
 from itertools import pairwise
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from analysis.stats.front import collect_points, pareto_front
 from analysis.stats.hypervolume import ReferencePoint, chance_reference_point, hypervolume, hypervolume_growth

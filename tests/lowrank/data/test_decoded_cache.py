@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 
 from lowrank.data import clear_cache
-from lowrank.data.reading import decoded_cache as decoded
-from lowrank.data.reading import image_store as stores
+from lowrank.data.reading import decoded_cache as decoded, image_store as stores
 from tests.lowrank.data.test_parquet import load, write_set
 
 

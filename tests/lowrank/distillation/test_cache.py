@@ -20,8 +20,7 @@ import torch
 from lowrank.compression.substitution import build_student
 from lowrank.compression.trace import network_plan
 from lowrank.data import AugmentationSettings, ImageData
-from lowrank.distillation import cache as teacher_cache
-from lowrank.distillation import cache_file, cached_teacher
+from lowrank.distillation import cache as teacher_cache, cache_file, cached_teacher
 from lowrank.distillation.cache import CacheKey, CacheSource, TeacherCache, fill_cache
 from lowrank.distillation.cache_file import Array, DamagedCacheError, Layout, read_cache_file, write_cache_file
 from lowrank.distillation.cached_teacher import CachedTeacher

@@ -6,8 +6,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from lowrank.distillation.losses import attention_loss, attention_map, distillation_loss
 from lowrank.errors import InputError

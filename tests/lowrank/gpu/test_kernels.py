@@ -31,9 +31,11 @@ if not (torch.cuda.is_available() or INTERPRETED):
     pytest.skip("the kernels need a GPU", allow_module_level=True)
 
 from benchmarks.gpu.kernels import Layer, Stem, distances  # noqa: E402
-from lowrank.kernels import depthwise as depthwise_kernels  # noqa: E402
-from lowrank.kernels import fused_common as joined_kernels  # noqa: E402
-from lowrank.kernels import stem_batch_norm as stem  # noqa: E402
+from lowrank.kernels import (  # noqa: E402
+    depthwise as depthwise_kernels,
+    fused_common as joined_kernels,
+    stem_batch_norm as stem,
+)
 from lowrank.kernels.augment import augment_images  # noqa: E402
 from lowrank.kernels.batch_norm import norm  # noqa: E402
 from lowrank.kernels.depthwise import depthwise  # noqa: E402

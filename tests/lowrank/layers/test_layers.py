@@ -6,8 +6,7 @@ from math import prod
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from lowrank.layers import ConvShape
 from lowrank.layers.blocks.shuffle import block_diagonal

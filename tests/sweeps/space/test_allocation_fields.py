@@ -6,8 +6,7 @@ import copy
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, given, settings, strategies as st
 
 from lowrank.compression.trace import network_plan
 from lowrank.errors import InfeasibleError, InputError

@@ -8,8 +8,7 @@ import sys
 
 import pytest
 
-from analysis import __main__ as analysis
-from analysis import report
+from analysis import __main__ as analysis, report
 from lowrank import count
 from sweeps import run, spot, teacher
 from sweeps.space.run_options import RunOptions
