@@ -21,8 +21,9 @@ from sweeps.space.domains import Domain, is_domain, parse_domain
 from sweeps.space.files import SECTIONS, check_plain_data, find_space, read_yaml
 from sweeps.space.method_names import THIN_BASELINES, Alternative, alternative_names, resolve_method
 from sweeps.space.model import Space
+from sweeps.space.run_options import START_WEIGHTS
 from sweeps.space.settings import BudgetSettings, ResourceSettings, SearchSettings, StartSettings
-from sweeps.space.shorthand import apply_data_overrides, expand_shorthand, set_field
+from sweeps.space.shorthand import apply_data_overrides, expand_shorthand, set_field, set_start_weights
 from sweeps.space.teacher_settings import TEACHER_SECTION, parse_teacher
 
 LITERAL_FIELDS = {"teacher": ("train",)}  # fields that hold a mapping of their own, in which nothing is searched
@@ -97,13 +98,17 @@ def resolve_content(
     """
     for key, value in changes:
         set_field(content, key, value)
-    updates = [*map(_parse_override, options[0]), *options[1].items()]
+    weights = options[1].get(START_WEIGHTS)
+    further = {key: value for key, value in options[1].items() if key != START_WEIGHTS}
+    updates = [*map(_parse_override, options[0]), *further.items()]
     for key, value in updates:
         if key in ("data", "data.name"):  # first, because it decides which part of `by_data` holds
             set_field(content, key, value)
     content = apply_data_overrides(content)
     for key, value in updates:
         set_field(content, key, value)
+    if weights is not None:
+        set_start_weights(content, weights)
     return content
 
 

@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 AUTO = "auto"  # of gpus_per_trial
 GpuSharing = Literal["processes", "mps", "auto"]
 GPU_SHARING: tuple[str, ...] = get_args(GpuSharing)
+START_WEIGHTS = "start.weights"  # the field that --weights sets
 FOLDER_OPTIONS = ("data_dir", "teachers", "cache_dir")  # kept with a study, for its resumption
 
 
@@ -31,6 +32,8 @@ class RunOptions:
     json: bool = False
     data: str | None = None
     data_dir: Path | None = None
+    network: str | None = None
+    weights: str | None = None  # an absolute path
     set: Sequence[str] = ()
     name: str | None = None
     out: Path = Path("studies")
@@ -59,7 +62,8 @@ class RunOptions:
         `search.time` is not among them.
         """
         updates = {
-            "data.name": self.data, "search.seed": self.seed, "search.trials": self.trials,
+            "data.name": self.data, "network.name": self.network, START_WEIGHTS: self.weights,
+            "search.seed": self.seed, "search.trials": self.trials,
             "resources.gpus_per_trial": self.gpus_per_trial, "resources.cpus_per_trial": self.cpus_per_trial,
             "resources.max_concurrent": self.max_concurrent,
             "resources.processes_per_trial": self.processes_per_trial, "resources.sharing": self.sharing,

@@ -32,9 +32,32 @@ def expand_shorthand(content: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(expanded.get("budget"), Mapping):
         expanded["budget"] = _expand_budget(expanded["budget"])
     start = expanded.get("start")
-    if isinstance(start, str) or is_domain(start):
+    if _is_short_start(start):
         expanded["start"] = {"how": start}
     return expanded
+
+
+def _is_short_start(start: Any) -> bool:
+    return isinstance(start, str) or is_domain(start)
+
+
+def set_start_weights(content: dict[str, Any], path: str) -> None:
+    """Let trials start from the weights of a file, in place; where the space searches how to start, it still does.
+
+    Args:
+        content: a space.
+        path: the file.
+
+    Raises:
+        InputError: `start` is no section with fields.
+    """
+    start = content.get("start") or {}
+    if _is_short_start(start):
+        start = {"how": start}
+    if not isinstance(start, Mapping):
+        raise InputError(f"`start` must be a section with fields, but got {start!r}")
+    how = start.get("how", "scratch")
+    content["start"] = {**start, "how": "dense" if how == "scratch" else how, "weights": path}
 
 
 def _expand_budget(budget: Mapping[str, Any]) -> dict[str, Any]:

@@ -54,6 +54,10 @@ def make_parser() -> argparse.ArgumentParser:
     study = parser.add_argument_group("the study")
     study.add_argument("--data", metavar="SET", help="digits, cifar10, cifar100, fashion_mnist, parquet:DIR, ...")
     study.add_argument("--data-dir", type=Path, metavar="DIR", help="where data sets are found or downloaded to")
+    study.add_argument("--network", metavar="NAME", help="resnet9, torchvision:resnet18, package.module:function, ...")
+    study.add_argument(
+        "--weights", type=_absolute_path, metavar="FILE", help="trained weights of the network, which trials start from"
+    )
     study.add_argument("--set", action="append", default=[], metavar="A.B=VALUE", help="override a field of the space")
     study.add_argument("--name", help="name of the study (default: that of the space)")
     study.add_argument("--out", type=Path, default=Path("studies"), metavar="DIR", help="folder of studies (studies/)")
@@ -86,6 +90,10 @@ def make_parser() -> argparse.ArgumentParser:
     host.add_argument("--cache-dir", type=Path, metavar="DIR", help="teacher caches; a fast local disk is best")
     host.add_argument("--tracking-uri", metavar="URI", help="an MLflow server (default: SQLite in the study)")
     return parser
+
+
+def _absolute_path(text: str) -> str:
+    return str(Path(text).expanduser().resolve())
 
 
 def _gpu_share(text: str) -> float | str:

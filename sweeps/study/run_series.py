@@ -34,8 +34,8 @@ from sweeps.study.start import resume_study, start_study
 from sweeps.utils import monotonic_time
 
 # Options that override fields of every study; kept with the series, for its resumption
-_FIELD_OPTIONS = ("set", "data", "seed", "trials", "gpus_per_trial", "cpus_per_trial", "max_concurrent",
-                  "processes_per_trial", "sharing")  # fmt: skip
+_FIELD_OPTIONS = ("set", "data", "network", "weights", "seed", "trials", "gpus_per_trial", "cpus_per_trial",
+                  "max_concurrent", "processes_per_trial", "sharing")  # fmt: skip
 
 
 def start_series(options: RunOptions) -> int:

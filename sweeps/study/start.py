@@ -79,7 +79,10 @@ def start_retraining(options: RunOptions) -> int:
         InputError: something cannot be used; nothing has been written then.
     """
     flag = "reproduce" if options.reproduce else "retrain-stopped"
-    refused = ("space", "set", "trials", "plan", "probe_memory", "resume", *(("seed",) if options.reproduce else ()))
+    refused = (
+        "space", "set", "network", "weights", "trials", "plan", "probe_memory", "resume",
+        *(("seed",) if options.reproduce else ()),
+    )  # fmt: skip
     _refuse(options, refused, f"--{flag} trains what is on record; leave --{{}} out")
     uri, root = storage_uri(options.storage), studies_root(options.storage, options.out)
     if options.reproduce:
@@ -118,7 +121,7 @@ def resume_study(options: RunOptions) -> int:
     """
     folder, uri = _fetch_folder(options)
     _refuse(
-        options, ("space", "set", "data", "seed", "name", "plan", "json"),
+        options, ("space", "set", "data", "network", "weights", "seed", "name", "plan", "json"),
         "--resume goes on with the question as it was; leave --{} out (--trials, --time and the resources may be new)",
     )  # fmt: skip
     content, stored = read_space_file(folder)

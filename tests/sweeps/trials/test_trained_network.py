@@ -82,6 +82,20 @@ def test_a_wrong_file_ends_the_command(tmp_path, capsys):
     assert not (tmp_path / "studies").exists()
 
 
+@pytest.mark.parametrize("start", [None, "scratch", {"how": "scratch"}, {"choice": ["scratch", "dense"]}])
+def test_network_and_weights_are_flags_of_the_command(tmp_path, monkeypatch, capsys, start):
+    write(tmp_path / "weights.pth", trained())
+    file = tmp_path / "small.yaml"
+    content = {key: value for key, value in CONTENT.items() if key != "network"}
+    file.write_text(json.dumps({**content, "network": {"width": 0.125}, **({"start": start} if start else {})}))
+    monkeypatch.chdir(tmp_path)
+    command = ["--space", str(file), "--weights", "weights.pth", "--plan"]
+    assert main([*command, "--network", "resnet9"]) == 0
+    assert f"weights: {tmp_path / 'weights.pth'} (torch" in capsys.readouterr().out
+    assert main([*command, "--network", "wrn_10_1"]) == 2
+    assert "its tensors do not fit WideResNet" in capsys.readouterr().err
+
+
 def test_a_trial_starts_from_the_file(digits, tmp_path):
     source = trained()
     specification = trial(write(tmp_path / "weights.pth", source), digits).specification
@@ -139,3 +153,5 @@ def test_another_file_at_that_path_is_refused_on_resume(digits, tmp_path, capsys
     assert main(["--resume", "mine", "--out", str(tmp_path / "studies")]) == 2
     assert "the weights to start from have changed" in capsys.readouterr().err
     assert (folder / JOURNAL_FILE).read_bytes() == before
+    assert main(["--resume", "mine", "--out", str(tmp_path / "studies"), "--weights", str(path)]) == 2
+    assert "leave --weights out" in capsys.readouterr().err
