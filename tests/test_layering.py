@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import subprocess
 import sys
 from graphlib import CycleError, TopologicalSorter
@@ -9,6 +10,8 @@ from pathlib import Path
 
 import grimp
 import pytest
+
+from sweeps.search import stopping_rules
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("lowrank", "sweeps", "analysis")
@@ -38,6 +41,17 @@ def test_no_module_imports_itself_by_way_of_others():
         TopologicalSorter(imports).prepare()
     except CycleError as error:
         pytest.fail(f"modules import each other in a circle: {' <- '.join(error.args[1])}")
+
+
+def test_of_the_search_analysis_uses_the_stopping_rules_alone():
+    """An audit of a study applies its rule again; everything else of a study it reads from the records."""
+    names = set()
+    for path in sorted((ROOT / "analysis").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.module == "sweeps.search":
+                names |= {alias.name for alias in node.names}
+    assert names
+    assert names <= vars(stopping_rules).keys(), names
 
 
 def test_lowrank_loads_neither_ray_nor_optuna_nor_mlflow():
