@@ -92,15 +92,15 @@ def _resume(options: RunOptions) -> int:
 
 def _inspect(options: RunOptions) -> int:
     """Plan or probe a space, or every study of a series; returns the largest exit code."""
-    from sweeps.study import for_each_member
+    from sweeps.study import for_each_study
 
     if options.plan:
         from sweeps.study import print_plan
 
-        return for_each_member(print_plan, options)
+        return for_each_study(print_plan, options)
     from sweeps.resources import probe_space
 
-    return for_each_member(probe_space, options)
+    return for_each_study(probe_space, options)
 
 
 if __name__ == "__main__":

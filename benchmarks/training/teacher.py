@@ -115,7 +115,7 @@ class _Bench:
 
         def call() -> None:
             trainer.epoch += 1
-            steps = trainer.probe(wait=False)
+            steps = trainer.endless_steps(wait=False)
             for _ in range(trainer.steps_per_epoch):
                 next(steps)
 

@@ -189,7 +189,7 @@ class Trainer:
             order_seed=self.order_seed, epoch=self.epoch, cache_epoch=self.step.cache_epoch, shard=self._shard,
         )  # fmt: skip
 
-    def probe(self, *, wait: bool = True) -> Iterator[None]:
+    def endless_steps(self, *, wait: bool = True) -> Iterator[None]:
         """Take training steps without end, as training takes them, for measurements.
 
         The epoch is never counted up, so the trainer must not be used for training afterwards.

@@ -35,7 +35,7 @@ class ExecutionConfig:
     seconds: float | None  # until trials are interrupted
     on_change: Callable[[], None]  # called when the record has changed
     cache: CacheOptions = NO_CACHE
-    relay: bool = False  # whether checkpoints travel to this machine, because no disk is shared
+    use_relay: bool = False  # whether checkpoints travel to this machine, because no disk is shared
 
 
 class _NoState:

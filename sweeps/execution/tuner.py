@@ -36,7 +36,7 @@ def run_search(search: Search, config: ExecutionConfig) -> None:
         FullDiskError: the disk is full.
     """
     end = None if config.seconds is None else monotonic_time() + config.seconds
-    relay, relay_actor = start_relay(config.study_dir) if config.relay else (None, None)
+    relay, relay_actor = start_relay(config.study_dir) if config.use_relay else (None, None)
     handler = signal.getsignal(signal.SIGINT)  # Tune leaves a handler behind that would swallow a later Ctrl-C
     try:
         while True:

@@ -61,7 +61,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         InputError: the file is not YAML of plain values, or no mapping.
     """
     try:
-        content = check_plain_data(yaml.safe_load(path.read_text()))
+        content = check_no_cycles(yaml.safe_load(path.read_text()))
     except (yaml.YAMLError, UnicodeDecodeError, ValueError) as error:
         detail = " ".join(str(error).split())
         raise InputError(f"{path} is not YAML of plain values: {detail}") from error
@@ -70,7 +70,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return content
 
 
-def check_plain_data(content: Any) -> Any:
+def check_no_cycles(content: Any) -> Any:
     """Check that YAML content does not refer to itself.
 
     Args:

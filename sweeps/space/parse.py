@@ -18,7 +18,7 @@ from lowrank.errors import InputError, unknown
 from lowrank.utils import validate_model
 from sweeps.space.checks import check_space
 from sweeps.space.domains import Domain, is_domain, parse_domain
-from sweeps.space.files import SECTIONS, check_plain_data, find_space, read_yaml
+from sweeps.space.files import SECTIONS, check_no_cycles, find_space, read_yaml
 from sweeps.space.method_names import THIN_BASELINES, Alternative, alternative_names, resolve_method
 from sweeps.space.model import Space
 from sweeps.space.run_options import START_WEIGHTS
@@ -249,7 +249,7 @@ def teacher_space(space: Space) -> Space:
 
 def _parse_value(override: str, text: str) -> Any:
     try:
-        value = check_plain_data(yaml.safe_load(text))
+        value = check_no_cycles(yaml.safe_load(text))
     except (yaml.YAMLError, ValueError) as error:
         raise InputError(f"--set {override}: the value is not YAML of plain values") from error
     if isinstance(value, str):  # YAML 1.1 reads 1e-3 as a string

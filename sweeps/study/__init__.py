@@ -19,7 +19,7 @@ if TYPE_CHECKING:
         resume_series as resume_series,
         start_series as start_series,
     )
-    from sweeps.study.series import for_each_member as for_each_member, space_from_options as space_from_options
+    from sweeps.study.series import for_each_study as for_each_study, space_from_options as space_from_options
     from sweeps.study.space_list import print_spaces as print_spaces
     from sweeps.study.start import (
         resume_study as resume_study,
@@ -33,7 +33,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "command_line": "parse_options",
         "plan_report": "make_plan print_plan",
         "run_series": "is_resumable_series resume_series start_series",
-        "series": "for_each_member space_from_options",
+        "series": "for_each_study space_from_options",
         "space_list": "print_spaces",
         "start": "resume_study start_retraining start_study",
     },

@@ -195,11 +195,11 @@ def _train(search: Search, config: StudyConfig, resources: TrialResources) -> Cl
         return max(total, sum(trial.status is not Status.INFEASIBLE for trial in search.record.trials.values()))
 
     with ProgressView(search.record, count_trials) as view:
-        relay = bool(config.storage and config.address)  # several machines without a disk that they share
+        use_relay = bool(config.storage and config.address)  # several machines without a disk that they share
         run_search(search, ExecutionConfig(
             study_dir=config.folder, data_dir=config.data_dir, resources=resources,
             max_concurrent=search.space.resources.max_concurrent, seconds=config.seconds, on_change=view.update,
-            cache=cache, relay=relay,
+            cache=cache, use_relay=use_relay,
         ))  # fmt: skip
     if search.is_over():
         return CloseReason.FINISHED

@@ -29,7 +29,7 @@ from sweeps.records import (
 )
 from sweeps.space import FOLDER_OPTIONS, RunOptions, find_space, parse_time, read_yaml
 from sweeps.storage import Storage, child_uri, fetch_study, list_stored_studies, storage_uri
-from sweeps.study.series import Member, read_series
+from sweeps.study.series import SeriesMember, parse_series
 from sweeps.study.start import resume_study, start_study
 from sweeps.utils import monotonic_time
 
@@ -53,7 +53,7 @@ def start_series(options: RunOptions) -> int:
     assert options.space is not None
     path = find_space(options.space)
     content = read_yaml(path)
-    members = read_series(content, path.stem, options)
+    members = parse_series(content, path.stem, options)
     uri = storage_uri(options.storage)
     root = studies_root(options.storage, options.out)
     folder = new_study_folder(root, options.name, path.stem, list_stored_studies(uri) if uri else ())
@@ -105,14 +105,16 @@ def resume_series(options: RunOptions) -> int:
     uri = uri or stored.get("storage")
     options = options.with_folders(stored["options"])
     fields: dict[str, Any] = {name: stored["options"].get(name) for name in _FIELD_OPTIONS}
-    members = read_series(stored["content"], stored["file"], replace(options, **{**fields, "set": fields["set"] or ()}))
+    members = parse_series(
+        stored["content"], stored["file"], replace(options, **{**fields, "set": fields["set"] or ()})
+    )
     if uri:
         for name in list_stored_studies(child_uri(uri, folder.name)):
             fetch_study(child_uri(uri, folder.name), name, folder)
     return _run(members, folder, options, uri)
 
 
-def _run(members: list[Member], folder: Path, options: RunOptions, uri: str | None) -> int:
+def _run(members: list[SeriesMember], folder: Path, options: RunOptions, uri: str | None) -> int:
     """Run each study with an equal part of the remaining time; the next ones have what one does not use."""
     limit = parse_time(options.time)
     started, codes = time.monotonic(), []
@@ -137,7 +139,7 @@ def _run(members: list[Member], folder: Path, options: RunOptions, uri: str | No
     return max(codes, default=0)
 
 
-def _run_member(member: Member, folder: Path, options: RunOptions, seconds: float | None) -> int:
+def _run_member(member: SeriesMember, folder: Path, options: RunOptions, seconds: float | None) -> int:
     limit = None if seconds is None else f"{max(1, round(seconds))}s"
     options = replace(options, time=limit, began=monotonic_time())
     if (folder / member.name / SPACE_FILE).is_file():
@@ -157,7 +159,7 @@ def _record(folder: Path) -> StudyRecord | None:
     return fold(read_journal(path)) if path.is_file() else None
 
 
-def summary_lines(members: list[Member], folder: Path) -> list[str]:
+def summary_lines(members: list[SeriesMember], folder: Path) -> list[str]:
     """Say how far each study came, and give the best of each of its strata.
 
     Args:

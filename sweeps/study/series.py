@@ -18,14 +18,14 @@ ENTRY_FIELDS = ("name", "space", "set", "trials")
 
 
 @dataclass(frozen=True)
-class Member:
+class SeriesMember:
     """One study of a series."""
 
     name: str
     space: Space
 
 
-def read_series(content: Mapping[str, Any], name: str, options: RunOptions) -> list[Member]:
+def parse_series(content: Mapping[str, Any], name: str, options: RunOptions) -> list[SeriesMember]:
     """Read and check every study of a series.
 
     Args:
@@ -50,7 +50,7 @@ def read_series(content: Mapping[str, Any], name: str, options: RunOptions) -> l
     return members
 
 
-def _member(entry: Mapping[str, Any], common: dict[str, Any], series: str, options: RunOptions) -> Member:
+def _member(entry: Mapping[str, Any], common: dict[str, Any], series: str, options: RunOptions) -> SeriesMember:
     for key in entry:
         if key not in ENTRY_FIELDS:
             raise unknown("field of `studies`", key, ENTRY_FIELDS)
@@ -64,7 +64,7 @@ def _member(entry: Mapping[str, Any], common: dict[str, Any], series: str, optio
         content = resolve_content(content, updates, (options.set, options.field_updates()))
         space = space_from_content(series, content)
         check_options(space, options)
-        return Member(name, space)
+        return SeriesMember(name, space)
     except InputError as error:
         raise InputError(f"study {name!r}: {error}") from error
 
@@ -89,7 +89,7 @@ def space_from_options(options: RunOptions) -> Space:
     return space
 
 
-def for_each_member(work: Callable[[Space, RunOptions], int], options: RunOptions) -> int:
+def for_each_study(work: Callable[[Space, RunOptions], int], options: RunOptions) -> int:
     """Do something for a space, or for every study of a series.
 
     Args:
@@ -108,7 +108,7 @@ def for_each_member(work: Callable[[Space, RunOptions], int], options: RunOption
     if "studies" not in content:
         return work(space_from_options(options), options)
     codes = []
-    for member in read_series(content, path.stem, options):
+    for member in parse_series(content, path.stem, options):
         if not options.json:
             print(f"\nstudy {member.name}")
         codes.append(work(member.space, replace(options, name=member.name)))

@@ -93,7 +93,7 @@ def measure_step(make: MakeTrainer, batch_size: int, device: torch.device) -> St
 
 def _timed(trainer: Trainer, device: torch.device, before: float | None) -> StepMeasurement:
     images = min(trainer.recipe.batch_size, len(trainer.data.train))
-    steps = trainer.probe()
+    steps = trainer.endless_steps()
     next(steps)
     seconds = []
     for _ in range(TIMED_STEPS):

@@ -159,6 +159,6 @@ def test_other_errors_are_raised(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_probing_continues_after_an_epoch() -> None:
-    steps = make(100).probe()
+    steps = make(100).endless_steps()
     for _ in range(3):  # an epoch has two
         next(steps)

@@ -23,7 +23,7 @@ from sweeps.search.search import Search
 from sweeps.space.model import Space
 from sweeps.space.parse import parse_space
 from sweeps.space.run_options import RunOptions
-from sweeps.study.series import read_series
+from sweeps.study.series import parse_series
 from sweeps.trials.feasibility import reachable_strata
 from sweeps.trials.resolver import Resolver
 
@@ -76,7 +76,7 @@ ENTRIES = st.lists(
 def test_no_study_of_a_random_series_wastes_a_trial(digits, drawn, entries):
     studies = [{"name": f"study{index}", "set": changes} for index, changes in enumerate(entries)]
     options = RunOptions()
-    members = read_series({**content_of(drawn), "studies": studies}, "random", options)
+    members = parse_series({**content_of(drawn), "studies": studies}, "random", options)
     assert [member.name for member in members] == [study["name"] for study in studies]
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / SERIES_FILE).write_text("{}")

@@ -16,7 +16,7 @@ from sweeps.space.files import available_spaces, find_space, read_yaml
 from sweeps.space.method_names import method_at
 from sweeps.space.parse import read_space, resolve_content, space_from_content
 from sweeps.space.run_options import RunOptions
-from sweeps.study.series import read_series
+from sweeps.study.series import parse_series
 from sweeps.trials.resolver import Resolver
 from sweeps.trials.teacher import resolve_teacher
 
@@ -31,7 +31,7 @@ def spaces_of(name: str, **options) -> list:
     content = read_yaml(path)
     if "studies" not in content:
         return [read_space(name, data__name=options.get("data"))]
-    return [member.space for member in read_series(content, path.stem, RunOptions(**options))]
+    return [member.space for member in parse_series(content, path.stem, RunOptions(**options))]
 
 
 def params_of(name: str, network: str) -> set[int]:
@@ -176,7 +176,7 @@ def test_a_changed_space_file_is_valid_or_gives_one_clear_line(where, value, dat
     said = ""
     try:
         if "studies" in content:
-            read_series(content, name, RunOptions(data=data))
+            parse_series(content, name, RunOptions(data=data))
         else:
             options = [], {"data.name": data} if data else {}
             space_from_content(name, resolve_content(content, [], options))

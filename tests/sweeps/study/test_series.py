@@ -8,7 +8,7 @@ import yaml
 from lowrank.errors import InputError
 from sweeps.run import main
 from sweeps.space.run_options import RunOptions
-from sweeps.study.series import read_series
+from sweeps.study.series import parse_series
 
 SMALL = {
     "question": "Which?",
@@ -24,7 +24,7 @@ OPTIONS = RunOptions(set=["train.epochs=1"], seed=3)
 
 
 def test_each_study_is_the_file_with_its_own_changes_under_the_command_lines():
-    plain, cp = read_series(SMALL, "both", OPTIONS)
+    plain, cp = parse_series(SMALL, "both", OPTIONS)
     assert (plain.name, cp.name) == ("plain", "cp")
     assert [member.space.search.trials for member in (plain, cp)] == [2, 1]
     assert cp.space.alternatives[0][0]["name"] == "cp"
@@ -32,7 +32,7 @@ def test_each_study_is_the_file_with_its_own_changes_under_the_command_lines():
 
 
 def test_a_study_may_be_another_space():
-    (member,) = read_series({"studies": [{"name": "a", "space": "low_rank", "trials": 3}]}, "both", OPTIONS)
+    (member,) = parse_series({"studies": [{"name": "a", "space": "low_rank", "trials": 3}]}, "both", OPTIONS)
     assert member.space.search.trials == 3
     assert member.space.question.startswith("Is a tensor decomposition")
 
@@ -50,7 +50,7 @@ def test_a_study_may_be_another_space():
 )
 def test_a_mistake_in_any_study_is_one_line_before_anything_starts(studies, message, tmp_path, capsys):
     with pytest.raises(InputError, match=message):
-        read_series({**SMALL, "studies": studies}, "both", OPTIONS)
+        parse_series({**SMALL, "studies": studies}, "both", OPTIONS)
     path = tmp_path / "both.yaml"
     path.write_text(yaml.safe_dump({**SMALL, "studies": studies}))
     assert main(["--space", str(path), "--out", str(tmp_path / "studies")]) == 2
@@ -70,7 +70,7 @@ def test_the_plan_of_a_series_is_the_plan_of_each_study(tmp_path, capsys):
 
 def test_a_study_of_a_series_names_no_code_unasked():
     with pytest.raises(InputError, match="study 'plain': the space names code to run, the network 'a:b'"):
-        read_series({**SMALL, "network": "a:b"}, "both", OPTIONS)
+        parse_series({**SMALL, "network": "a:b"}, "both", OPTIONS)
 
 
 @pytest.mark.study
