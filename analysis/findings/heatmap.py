@@ -52,7 +52,7 @@ class HeatMap:
 
     Attributes:
         method: in words.
-        columns_are: "rank scale", "rank scale (bins)" or "budget".
+        column_quantity: "rank scale", "rank scale (bins)" or "budget".
         rows: dimensions, smallest first.
         columns: labels.
         cells: by row and column; None where nothing was tried.
@@ -60,7 +60,7 @@ class HeatMap:
     """
 
     method: str
-    columns_are: str
+    column_quantity: str
     rows: tuple[int, ...]
     columns: tuple[str, ...]
     cells: tuple[tuple[Cell | None, ...], ...]
@@ -163,7 +163,7 @@ def _by_budget(study: StudyRecord, method: str, entries: Sequence[_Entry]) -> li
 
 
 def _map(
-    method: str, columns_are: str, labels: Sequence[str], entries: Sequence[_Entry], columns: Sequence[int | None],
+    method: str, column_quantity: str, labels: Sequence[str], entries: Sequence[_Entry], columns: Sequence[int | None],
     epoch: int | None = None,
 ) -> HeatMap:  # fmt: skip
     rows = sorted({entry.dims for entry in entries})
@@ -176,7 +176,7 @@ def _map(
         for dims in rows
     ]
     return HeatMap(
-        method=method_label(method), columns_are=columns_are, rows=tuple(rows), columns=tuple(labels),
+        method=method_label(method), column_quantity=column_quantity, rows=tuple(rows), columns=tuple(labels),
         cells=tuple(cells), epoch=epoch,
     )  # fmt: skip
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from analysis.utils import data_label
 from lowrank.utils import redact
-from sweeps.records import MLFLOW_FILE, PROGRESS_FILE, StudyRecord, TrialRecord
+from sweeps.records import MLFLOW_FILE, TRACKING_PROGRESS_FILE, StudyRecord, TrialRecord
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,7 +134,7 @@ def tracking_link(study: StudyRecord, folder: Path, uri: str | None) -> Tracking
     Returns:
         The page of its run or the command that shows it, without passwords; None if no store is known.
     """
-    progress = _progress(folder / PROGRESS_FILE)
+    progress = _progress(folder / TRACKING_PROGRESS_FILE)
     beside = f"sqlite:///{folder}/{MLFLOW_FILE}" if (folder / MLFLOW_FILE).is_file() else None
     candidates = (uri, progress.get("uri"), study.header.get("tracking_uri"), beside)
     uri = next((candidate for candidate in candidates if candidate and _may_be_there(candidate)), None)

@@ -89,8 +89,8 @@ def draw_heat_map(figure: Figure, heat: HeatMap, layout: Layout) -> tuple[str, .
     axes.set_xlim(-0.5, len(across) - 0.5)
     axes.set_ylim(len(down) - 0.5, -0.5) if turned else axes.set_ylim(-0.5, len(down) - 0.5)
     axes.tick_params(length=0, labelsize=SMALL)
-    axes.set_xlabel("dimensions" if turned else heat.columns_are, fontsize=FONT)
-    axes.set_ylabel(heat.columns_are if turned else "dimensions", fontsize=FONT)
+    axes.set_xlabel("dimensions" if turned else heat.column_quantity, fontsize=FONT)
+    axes.set_ylabel(heat.column_quantity if turned else "dimensions", fontsize=FONT)
     return colours
 
 

@@ -154,7 +154,7 @@ def heat_map_section(page: Page, study: StudyRecord, report: Report, folder: Pat
             when, grey = f" after epoch {heat.epoch}, the last that all came to", "did not come to it"
         caption = (
             f"{heat.method[0].upper()}{heat.method[1:]}: lowest validation error (%){when}, by dimensions and "
-            f"{heat.columns_are}, {describe_seeds(*heat.seeds)}. Grey: {grey}. Empty: not tried."
+            f"{heat.column_quantity}, {describe_seeds(*heat.seeds)}. Grey: {grey}. Empty: not tried."
         )
         name = f"heat_{number + 1}_{heat.method.replace(' ', '_')}"
         heat_map_table(name, heat).write(folder)

@@ -219,7 +219,9 @@ def heat_map_table(name: str, heat: HeatMap) -> ReportTable:
         for column, cell in zip(heat.columns, line, strict=True)
         if cell is not None
     )
-    columns = ("method", "dims", heat.columns_are, "lowest_val_error", "seeds", "completed", "stopped_early", "failed")
+    columns = (
+        "method", "dims", heat.column_quantity, "lowest_val_error", "seeds", "completed", "stopped_early", "failed",
+    )  # fmt: skip
     return ReportTable(name=name, columns=columns, rows=rows)
 
 

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from lowrank.errors import InputError
-from sweeps.records import PROGRESS_FILE, StudyRecord
+from sweeps.records import TRACKING_PROGRESS_FILE, StudyRecord
 
 URI_VARIABLE = "SWEEP_TRACKING_URI"  # read by the tracker: an argument with a password would show in `ps`
 
@@ -55,7 +55,7 @@ def push_if_tracked(study: StudyRecord, folder: Path) -> None:
         study: the records.
         folder: of the study.
     """
-    if study.closed and (folder / PROGRESS_FILE).is_file():
+    if study.closed and (folder / TRACKING_PROGRESS_FILE).is_file():
         push_study(folder)
 
 

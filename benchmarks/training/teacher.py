@@ -147,9 +147,9 @@ def measure(case: Case, options: Options, images: Path, caches: Path) -> tuple[l
 
 def run(options: Options) -> Measurement:
     """Measure every case."""
-    threads, before, resident = options.threads or 1, torch.get_num_threads(), cached_teacher.RESIDENT
+    threads, before, resident = options.threads or 1, torch.get_num_threads(), cached_teacher.MAX_PRELOADED_BYTES
     torch.set_num_threads(threads)
-    cached_teacher.RESIDENT = 0  # as in a trial whose every epoch has a cache epoch of its own
+    cached_teacher.MAX_PRELOADED_BYTES = 0  # as in a trial whose every epoch has a cache epoch of its own
     chosen = cases(options)
     try:
         with tempfile.TemporaryDirectory() as folder:
@@ -161,7 +161,7 @@ def run(options: Options) -> Measurement:
             measured = [measure(case, options, images.resolve(), Path(folder)) for case in chosen]
     finally:
         torch.set_num_threads(before)
-        cached_teacher.RESIDENT = resident
+        cached_teacher.MAX_PRELOADED_BYTES = resident
     columns = ("way", "ms", "slowest ms", "images/s", "x plain")
     titles = [f"{case.label}, batch {case.batch_size}" for case in chosen]
     return Measurement(

@@ -16,7 +16,7 @@ from lowrank.distillation.cache import Notify, TeacherCache
 from lowrank.distillation.cache_file import Array, DamagedCacheError
 from lowrank.distillation.teacher import Signals, Teacher
 
-RESIDENT = 512_000_000  # bytes of cache epochs that stay in an accelerator's memory
+MAX_PRELOADED_BYTES = 512_000_000  # bytes of cache epochs that stay in an accelerator's memory
 
 
 class CachedTeacher:
@@ -98,7 +98,7 @@ class CachedTeacher:
         if not self._preload:
             self._arrays = arrays
             return
-        while self._resident and (len(self._resident) + 1) * self._cache.layout.bytes > RESIDENT:
+        while self._resident and (len(self._resident) + 1) * self._cache.layout.bytes > MAX_PRELOADED_BYTES:
             self._resident.pop(next(iter(self._resident)))
         self._resident[cache_epoch] = [torch.from_numpy(array).to(self._device) for array in arrays]
 

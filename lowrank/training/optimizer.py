@@ -20,7 +20,7 @@ from lowrank.training.recipe import Recipe
 from lowrank.training.weight_decay import factor_decays
 
 LR_MULTIPLIER = "lr_multiplier"  # key of a parameter group
-_NORMS = (nn.modules.batchnorm._NormBase,)  # every batch norm and instance norm
+_NORM_CLASSES = (nn.modules.batchnorm._NormBase,)  # every batch norm and instance norm
 
 
 def frozen_modules(network: nn.Module, patterns: Sequence[str]) -> list[nn.Module]:
@@ -65,7 +65,7 @@ def freeze(network: nn.Module, patterns: Sequence[str]) -> list[nn.Module]:
     modules = frozen_modules(network, patterns)
     for module in modules:
         module.requires_grad_(False)
-    return [module for module in modules if isinstance(module, _NORMS)]
+    return [module for module in modules if isinstance(module, _NORM_CLASSES)]
 
 
 def check_network(network: nn.Module, recipe: Recipe, classes: int) -> None:
@@ -167,7 +167,7 @@ def parameter_groups(
 
 
 def make_optimizer(
-    network: nn.Module, recipe: Recipe, decay_ratio: float, classes: int, *, skips: bool
+    network: nn.Module, recipe: Recipe, decay_ratio: float, classes: int, *, may_skip_steps: bool
 ) -> torch.optim.SGD:
     """Make the SGD optimizer of a network.
 
@@ -176,8 +176,9 @@ def make_optimizer(
         recipe: has the learning rate, momentum and decays.
         decay_ratio: K / N, see `parameter_groups`.
         classes: number of classes.
-        skips: whether steps may be skipped (float16, whose first steps overflow). Momentum then starts as zeros: a
-            skipped first step would otherwise leave it uninitialised. The result is the same where no step is skipped.
+        may_skip_steps: whether steps may be skipped (float16, whose first steps overflow). Momentum then starts as
+            zeros: a skipped first step would otherwise leave it uninitialised. The result is the same where no step is
+            skipped.
 
     Returns:
         A fused SGD over `parameter_groups`.
@@ -189,7 +190,7 @@ def make_optimizer(
         parameter_groups(network, recipe, decay_ratio, classes), lr=recipe.lr, momentum=recipe.momentum,
         nesterov=recipe.nesterov, fused=True,
     )  # fmt: skip
-    if skips and recipe.momentum > 0:
+    if may_skip_steps and recipe.momentum > 0:
         for group in optimizer.param_groups:
             for parameter in group["params"]:
                 buffer = torch.zeros_like(parameter, memory_format=torch.preserve_format)

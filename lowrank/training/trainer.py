@@ -84,7 +84,7 @@ class Trainer:
         objective = Objective(network, recipe, teacher, taps)
         scaler = LossScaler(self.device) if working_dtype(recipe, self.device) is torch.float16 else None
         self._frozen_norms = freeze(network, recipe.freeze)
-        optimizer = make_optimizer(network, recipe, decay_ratio, len(data.classes), skips=scaler is not None)
+        optimizer = make_optimizer(network, recipe, decay_ratio, len(data.classes), may_skip_steps=scaler is not None)
         checkpoint_rebuild(network, recipe.rebuild_checkpoint)
         if group is not None:
             silent = recipe.auxiliary_weight == 0 and getattr(network, AUXILIARY, None) is not None

@@ -8,8 +8,8 @@ EPOCHS_FILE = "epochs.parquet"
 SPACE_FILE = "space.yaml"
 SERIES_FILE = "series.yaml"  # in the folder of a series: its file's content and the options
 LOCK_FILE = "driver.lock"
-PROGRESS_FILE = "tracking.json"  # what MLflow has accepted
-LOG_FILE = "tracking.log"
+TRACKING_PROGRESS_FILE = "tracking.json"  # what MLflow has accepted
+TRACKING_LOG_FILE = "tracking.log"
 MLFLOW_FILE = "mlflow.db"
 ARTIFACTS_FOLDER = "mlflow_artifacts"
 TRIALS_FOLDER = "trials"
@@ -37,8 +37,8 @@ MACHINE_METRICS = frozenset(
     }
 )  # fmt: skip
 
-BY_STAGE = "by_stage"  # column of the metrics whose names end in a stage of the network, such as grad_norm.STAGE
-STAGE_METRIC = "grad_norm."
+STAGE_COLUMN = "by_stage"  # column of the metrics whose names end in a stage of the network, such as grad_norm.STAGE
+STAGE_METRIC_PREFIX = "grad_norm."
 COUNTS = (
     "params", "mult_adds", "dense_params", "dense_mult_adds", "separable_params", "separable_mult_adds",
     "budget_gap",  # unused part of the limit that binds, in its unit; only where a size was solved

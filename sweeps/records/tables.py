@@ -19,7 +19,7 @@ from lowrank.errors import InputError
 from lowrank.utils import atomic_path
 from sweeps.records.events import Role, Status
 from sweeps.records.model import StudyRecord, TrialRecord
-from sweeps.records.names import BY_STAGE, COUNTS, EPOCH_METRICS, EPOCHS_FILE, RESULTS_FILE, STAGE_METRIC
+from sweeps.records.names import COUNTS, EPOCH_METRICS, EPOCHS_FILE, RESULTS_FILE, STAGE_COLUMN, STAGE_METRIC_PREFIX
 
 STUDY_KEY = b"study"  # key of the metadata of results.parquet
 # Column -> field of the record that it holds as JSON: lists and mappings, whose keys differ from trial to trial
@@ -52,7 +52,7 @@ RESULTS_SCHEMA = pa.schema(
 EPOCHS_SCHEMA = pa.schema(
     [("trial_id", pa.string()), ("epoch", pa.int64()), ("time", pa.float64())]
     + [(name, pa.float64()) for name in EPOCH_METRICS]
-    + [(BY_STAGE, pa.map_(pa.string(), pa.float64()))]
+    + [(STAGE_COLUMN, pa.map_(pa.string(), pa.float64()))]
 )
 
 
@@ -200,15 +200,15 @@ def trial_from_fields(content: Mapping[str, Any]) -> TrialRecord:
 
 def epoch_to_row(trial_id: str, epoch: int, metrics: Mapping[str, float]) -> dict[str, Any]:
     """Write one epoch as a row of EPOCHS_SCHEMA; a metric that is missing is None."""
-    stages = [(name, value) for name, value in metrics.items() if name.startswith(STAGE_METRIC)]
+    stages = [(name, value) for name, value in metrics.items() if name.startswith(STAGE_METRIC_PREFIX)]
     columns = {name: metrics.get(name) for name in ("time", *EPOCH_METRICS)}
-    return {"trial_id": trial_id, "epoch": epoch, **columns, BY_STAGE: stages}
+    return {"trial_id": trial_id, "epoch": epoch, **columns, STAGE_COLUMN: stages}
 
 
 def metrics_from_row(row: Mapping[str, Any]) -> dict[str, float]:
     """Read the metrics, and "time", of a row that `epoch_to_row` made."""
     metrics = {name: row[name] for name in ("time", *EPOCH_METRICS) if row.get(name) is not None}
-    return metrics | dict(row.get(BY_STAGE) or ())
+    return metrics | dict(row.get(STAGE_COLUMN) or ())
 
 
 def epochs_to_table(study: StudyRecord) -> pa.Table:

@@ -14,7 +14,7 @@ from sweeps.records import Trial
 from sweeps.search.proposer import Handle, Outcome, OutcomeKind
 from sweeps.search.search import PreparedTrial, Search
 
-PATIENCE = 30.0  # seconds that a driver with nothing running waits for one proposal before it asks again
+PROPOSAL_TIMEOUT = 30.0  # seconds that a driver with nothing running waits for one proposal before it asks again
 
 
 class ProposalPrefetcher:
@@ -48,7 +48,7 @@ class ProposalPrefetcher:
         self._thread.join()
         self.search.report_outcome = None
         for prepared in self._ready:
-            self._release(prepared)
+            self._report_lost(prepared)
         self._ready.clear()
         if exc[0] is None:
             self._raise_error()
@@ -57,7 +57,7 @@ class ProposalPrefetcher:
         """Return the next trial to launch.
 
         Args:
-            wait: whether to wait for a proposal, up to `PATIENCE` seconds.
+            wait: whether to wait for a proposal, up to `PROPOSAL_TIMEOUT` seconds.
 
         Returns:
             The trial; None if no proposal is ready, with `wait` only if the search has none or takes longer.
@@ -68,16 +68,16 @@ class ProposalPrefetcher:
         self._raise_error()
         trial = self.search.pop_waiting()
         while trial is None and not self.search.waiting:
-            prepared = self._take(wait)
+            prepared = self._pop_ready(wait)
             if prepared is None:
                 break
             trial = self.search.commit_proposal(prepared)
         return trial or self.search.next_repeat()
 
-    def _take(self, wait: bool) -> PreparedTrial | None:
+    def _pop_ready(self, wait: bool) -> PreparedTrial | None:
         with self._changed:
             if wait:
-                self._changed.wait_for(lambda: self._ready or self._error or not self._has_demand(), PATIENCE)
+                self._changed.wait_for(lambda: self._ready or self._error or not self._has_demand(), PROPOSAL_TIMEOUT)
             prepared = self._ready.popleft() if self._ready else None
             self._changed.notify_all()
         self._raise_error()
@@ -118,7 +118,7 @@ class ProposalPrefetcher:
             self.search.proposer.tell(*self._outcomes[0])
             self._outcomes.popleft()
 
-    def _release(self, prepared: PreparedTrial) -> None:
+    def _report_lost(self, prepared: PreparedTrial) -> None:
         if prepared.trial is not None:
             self.search.reserved.pop(prepared.trial.trial_id, None)
             self.search.proposer.tell(prepared.handle, Outcome(OutcomeKind.LOST))

@@ -128,11 +128,11 @@ def _check_scales(space: Space) -> None:
             if scale is None:
                 continue
             is_set = scale in literals or scale in domains
-            if space.solves and is_set:
+            if space.has_budget and is_set:
                 raise InputError(f"`method.{scale}` is solved from `budget`; give one of the two")
-            if not space.solves and not is_set:
+            if not space.has_budget and not is_set:
                 raise InputError(f"{name} needs a size: give `budget.params` (solved) or `method.{scale}`")
-    if thin and not space.solves:
+    if thin and not space.has_budget:
         raise InputError(f"{thin[0]} needs a size: give `budget.params`, to which the network's width is solved")
     if thin and "network.width" in space.domains:
         raise InputError(f"`network.width` is solved from `budget` for {thin[0]}; search one of the two")
@@ -147,7 +147,7 @@ def _check_allocation(space: Space) -> None:
         raise InputError(f"`budget.shares` must be a domain, one weight a group, but got {space.budget.shares:g}")
     if "budget.shares" in space.domains and not uneven:
         raise InputError("`budget.shares` needs `budget.allocation` to be stage or layer")
-    if uneven and not space.solves:
+    if uneven and not space.has_budget:
         raise InputError(f"`budget.allocation: {uneven[0]}` shares out a budget; give `budget.params`")
     if uneven and "network.name" in space.domains:
         raise InputError("`budget.allocation` shares out the layers of one network; leave `network.name` one value")

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import optuna
 
 Value = bool | int | float | str | None
-KEYS = ("choice", "int", "log_int", "uniform", "log_uniform")
+DOMAIN_KEYS = ("choice", "int", "log_int", "uniform", "log_uniform")
 
 
 @dataclass(frozen=True)
@@ -127,9 +127,9 @@ def is_domain(value: object) -> bool:
         value: as YAML gives it.
 
     Returns:
-        Whether it is a mapping whose one key is among `KEYS`.
+        Whether it is a mapping whose one key is among `DOMAIN_KEYS`.
     """
-    return isinstance(value, Mapping) and len(value) == 1 and next(iter(value)) in KEYS
+    return isinstance(value, Mapping) and len(value) == 1 and next(iter(value)) in DOMAIN_KEYS
 
 
 def parse_domain(path: str, value: Mapping[str, Any]) -> Domain:
@@ -137,7 +137,7 @@ def parse_domain(path: str, value: Mapping[str, Any]) -> Domain:
 
     Args:
         path: the dotted name of the field, for messages.
-        value: a mapping with one key of `KEYS`.
+        value: a mapping with one key of `DOMAIN_KEYS`.
 
     Returns:
         The domain.

@@ -45,7 +45,7 @@ class Space:
         return self.recipe({}).epochs if domain is None else max(int(value or 0) for value in domain.corners())
 
     @property
-    def solves(self) -> bool:
+    def has_budget(self) -> bool:
         """Whether sizes are solved from a budget; otherwise the methods' own scales are given."""
         return any(f"budget.{name}" in self.domains or getattr(self.budget, name) for name in LIMITS[:3])
 

@@ -67,7 +67,7 @@ def make_strata(space: Space, separable_params: int) -> tuple[Stratum, ...]:
         low, high = domain.corners()
         return _halved_budget(space, searched, (float(low or 0), float(high or 0)), separable_params)
     limited = next((name for name in LIMITS if getattr(space.budget, name) is not None), None)
-    if not space.solves or limited is None:
+    if not space.has_budget or limited is None:
         return halving_strata(separable_params)
     label, limit = _size_label(space, f"budget.{limited}", float(getattr(space.budget, limited)), separable_params)
     return (Stratum(label, limit, covers_all=True),)

@@ -44,7 +44,7 @@ def evaluate_front(search: Search, folder: Path, data: ImageData) -> None:
         if trial.test_error is None:
             search.write_test_error(trial.trial_id, trainer.evaluate("test")["error"])
         if needs_model:
-            keep_model(model_folder, trial, trainer, data)
+            write_model(model_folder, trial, trainer, data)
 
 
 def restore_trainer(trial: TrialRecord, path: Path, data: ImageData, device: str) -> Trainer | None:
@@ -69,7 +69,7 @@ def restore_trainer(trial: TrialRecord, path: Path, data: ImageData, device: str
     return trainer
 
 
-def keep_model(folder: Path, trial: TrialRecord, trainer: Trainer, data: ImageData) -> None:
+def write_model(folder: Path, trial: TrialRecord, trainer: Trainer, data: ImageData) -> None:
     """Write a trial's network as a model that can be used on its own.
 
     MLflow's registry is filled from there.

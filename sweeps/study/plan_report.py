@@ -193,7 +193,7 @@ def plan_lines(plan: Plan, space: Space, resolver: Resolver) -> list[str]:
         lines.append(f"sizes: from {plan.smallest:,} to {plan.largest:,} parameters")
     for label, (_, low, high) in sorted(plan.strata.items(), key=lambda stratum: stratum[1][1:]):
         lines.append(f"  {label}: {low:,} to {high:,}")
-        if space.solves and len(plan.reached[label]) > 1:
+        if space.has_budget and len(plan.reached[label]) > 1:
             lines.append(f"    largest of each method (unused): {_sizes(plan.reached[label])}")
     if space.search.repeats > 1:
         points = "every point" if space.search.sampler == "grid" else "each point of the final front, afterwards,"

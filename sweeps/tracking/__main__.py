@@ -22,7 +22,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from lowrank.errors import InputError
 from lowrank.utils import HIDDEN, ExitCode, LockedError, OneLineParser, first_line, hold_lock, redact
-from sweeps.records import JOURNAL_FILE, LOG_FILE
+from sweeps.records import JOURNAL_FILE, TRACKING_LOG_FILE
 from sweeps.tracking.follower import POLL_SECONDS, Follower, ProgressCallback, catch_up, follow
 from sweeps.tracking.mlflow_store import MESSAGE_LENGTH, quiet_mlflow
 from sweeps.tracking.process import URI_VARIABLE, last_tracking_uri
@@ -55,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return ExitCode.DONE
         if not options.follow and not (options.study_dir / JOURNAL_FILE).exists():
             raise InputError(f"a study folder must hold {JOURNAL_FILE}, but {options.study_dir} does not")
-        _log_to(options.study_dir / LOG_FILE)
+        _log_to(options.study_dir / TRACKING_LOG_FILE)
         return _carry(options, uri, stop)
     except ValueError as error:  # InputError, or a damaged journal
         print(f"error: {first_line(error, MESSAGE_LENGTH)}", file=sys.stderr)

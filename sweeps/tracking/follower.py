@@ -21,7 +21,7 @@ from lowrank.utils import first_line, redact, write_text
 from sweeps.records import (
     JOURNAL_FILE,
     MACHINE_METRICS,
-    PROGRESS_FILE,
+    TRACKING_PROGRESS_FILE,
     Event,
     JournalReader,
     StudyRecord,
@@ -236,7 +236,7 @@ class Follower:
             "refused": self.store.refused if self.store else self._progress.get("refused", {}),
             "error": error,
         }
-        write_text(self.study_dir / PROGRESS_FILE, json.dumps(self._progress))
+        write_text(self.study_dir / TRACKING_PROGRESS_FILE, json.dumps(self._progress))
 
 
 def _without_timings(metrics: Mapping[str, float]) -> dict[str, float]:

@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 
 from lowrank.utils import redact
-from sweeps.records import JOURNAL_FILE, LOG_FILE, PROGRESS_FILE, SPACE_FILE
+from sweeps.records import JOURNAL_FILE, SPACE_FILE, TRACKING_LOG_FILE, TRACKING_PROGRESS_FILE
 from sweeps.tracking.uri import default_tracking_uri
 
 URI_VARIABLE = "SWEEP_TRACKING_URI"  # hands an address, with its password, to the process without showing it in `ps`
@@ -64,7 +64,7 @@ class TrackingProcess:
         root = str(Path(__file__).resolve().parents[2])
         path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
         environment = {**os.environ, "PYTHONPATH": path, URI_VARIABLE: uri}
-        with (study_dir / LOG_FILE).open("ab") as log:
+        with (study_dir / TRACKING_LOG_FILE).open("ab") as log:
             process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, start_new_session=True
             )
@@ -142,7 +142,7 @@ def read_progress(study_dir: Path) -> dict[str, Any]:
         The content of `tracking.json`; empty when there is none, or a damaged one.
     """
     try:
-        progress = json.loads((study_dir / PROGRESS_FILE).read_text())
+        progress = json.loads((study_dir / TRACKING_PROGRESS_FILE).read_text())
     except (OSError, ValueError):
         return {}
     return progress if isinstance(progress, dict) else {}
@@ -179,7 +179,7 @@ def behind_message(study_dir: Path, uri: str, reason: str = "") -> str:
     behind, progress = records_behind(study_dir), read_progress(study_dir)
     if progress.get("refused") and not behind:
         return _refused_message(study_dir, uri, progress["refused"])
-    reason = reason or progress.get("error") or f"see {study_dir / LOG_FILE}"
+    reason = reason or progress.get("error") or f"see {study_dir / TRACKING_LOG_FILE}"
     state = f"{behind:,} record{'s' * (behind != 1)} behind" if behind else "incomplete"
     return f"MLflow is {state} ({reason}); nothing is lost, catch up with: {catch_up_command(study_dir, uri)}"
 

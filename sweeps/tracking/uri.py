@@ -13,9 +13,9 @@ from lowrank.errors import InputError
 from lowrank.utils import HIDDEN, redact
 from sweeps.records import MLFLOW_FILE
 
-PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}  # of databases, where the address names none
-CHOICES = "sqlite:///FILE, http://HOST:PORT, https://HOST, postgresql://, mysql:// or mssql://"
-ANSWER_SECONDS = 3.0
+DEFAULT_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}  # of databases, where the address names none
+URI_FORMS = "sqlite:///FILE, http://HOST:PORT, https://HOST, postgresql://, mysql:// or mssql://"
+CONNECT_TIMEOUT = 3.0
 
 
 def default_tracking_uri(study_dir: Path) -> str:
@@ -46,7 +46,7 @@ def check_tracking_uri(uri: str) -> None:
         parts = urlsplit(uri)
         port = parts.port
     except ValueError as error:
-        message = f"the tracking URI must be one of {CHOICES}, but {redact(uri)!r} is none: {error}"
+        message = f"the tracking URI must be one of {URI_FORMS}, but {redact(uri)!r} is none: {error}"
         raise InputError(message) from error
     if HIDDEN in uri:
         raise InputError(f"the password of {uri} was not kept; name the address again with --tracking-uri")
@@ -55,10 +55,10 @@ def check_tracking_uri(uri: str) -> None:
         _check_file(uri)
     elif scheme in ("http", "https"):
         _check_server(uri)
-    elif scheme in PORTS:
-        _check_port(uri, parts.hostname or "localhost", port or PORTS[scheme])
+    elif scheme in DEFAULT_PORTS:
+        _check_port(uri, parts.hostname or "localhost", port or DEFAULT_PORTS[scheme])
     else:
-        raise InputError(f"the tracking URI must be one of {CHOICES}, but got {redact(uri)!r}")
+        raise InputError(f"the tracking URI must be one of {URI_FORMS}, but got {redact(uri)!r}")
 
 
 def _check_file(uri: str) -> None:
@@ -71,23 +71,23 @@ def _check_file(uri: str) -> None:
 
 
 def _check_server(uri: str) -> None:
-    request = urllib.request.Request(_without_user(uri).rstrip("/") + "/health")
+    request = urllib.request.Request(_without_credentials(uri).rstrip("/") + "/health")
     try:
-        with urllib.request.urlopen(request, timeout=ANSWER_SECONDS):
+        with urllib.request.urlopen(request, timeout=CONNECT_TIMEOUT):
             return
     except urllib.error.HTTPError as error:
         if error.code in (401, 403):  # the server answers, and wants the credentials that MLflow's own variables hold
             return
         reason = f"it answered {error.code} to /health"
     except (OSError, ValueError) as error:
-        reason = f"no answer within {ANSWER_SECONDS:g} s ({getattr(error, 'reason', error)})"
+        reason = f"no answer within {CONNECT_TIMEOUT:g} s ({getattr(error, 'reason', error)})"
     raise InputError(
         f"the tracking URI must name a running MLflow server, but {redact(uri)!r} does not work: {reason}; "
         f"start it with 'mlflow server', or leave the URI out to record into the study's own folder"
     )
 
 
-def _without_user(uri: str) -> str:
+def _without_credentials(uri: str) -> str:
     """The address without user and password, which urllib takes neither of."""
     parts = urlsplit(uri)
     return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
@@ -95,7 +95,7 @@ def _without_user(uri: str) -> str:
 
 def _check_port(uri: str, host: str, port: int) -> None:
     try:
-        socket.create_connection((host, port), timeout=ANSWER_SECONDS).close()
+        socket.create_connection((host, port), timeout=CONNECT_TIMEOUT).close()
     except OSError as error:
         raise InputError(
             f"the tracking URI must name a running database, but {redact(uri)!r} does not answer: {error}"

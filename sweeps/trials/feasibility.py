@@ -26,10 +26,10 @@ def reachable_strata(space: Space, resolver: Resolver) -> tuple[tuple[Stratum, .
     if space.search.sampler == "grid":
         points, infeasible = resolver.points.grid(), _infeasible(space, resolver)
         if infeasible and len(infeasible) == len(points):
-            problem = "no method can meet the budget" if space.solves else "no point of the grid can be trained"
+            problem = "no method can meet the budget" if space.has_budget else "no point of the grid can be trained"
             raise InputError(f"{problem}: {next(iter(reasons_by_method(infeasible)))}")
         return resolver.strata, []
-    if not space.solves:
+    if not space.has_budget:
         return resolver.strata, []
     reasons = {stratum: _first_reason(space, resolver, stratum) for stratum in resolver.strata}
     lines = [f"{stratum.label}: {reason}" for stratum, reason in reasons.items() if reason is not None]
@@ -69,7 +69,7 @@ def _infeasible(space: Space, resolver: Resolver) -> list[tuple[dict[str, Any], 
 
 
 def _largest_points(space: Space, resolver: Resolver) -> list[dict[str, Any]]:
-    return [point for stratum in resolver.strata for point in corner_points(space, stratum)] if space.solves else []
+    return [point for stratum in resolver.strata for point in corner_points(space, stratum)] if space.has_budget else []
 
 
 def _first_reason(space: Space, resolver: Resolver, stratum: Stratum) -> str | None:

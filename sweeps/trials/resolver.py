@@ -152,7 +152,7 @@ class Resolver:
         sized: SizedMethod = method
         if name in THIN_BASELINES:
             network = solve_width(network, self.image_shape, self.classes, method, budget)
-        elif self.space.solves:
+        elif self.space.has_budget:
             sized = self._solved(network, method, budget, point)
         elif (reason := self.plan(network).infeasible(method)) is not None:
             raise InfeasibleError(reason)

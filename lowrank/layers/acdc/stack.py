@@ -77,7 +77,7 @@ class LayerChain(torch.autograd.Function):
         stack = first.new_empty(layers + excess_layers(layers), maps, width, width, dtype=dtype)
         write_matrices(first, halves, constants.gains, constants.slots, stack)
         levels = _levels(stack, excess_layers(layers))
-        start, end = _ends(levels[-1], constants)
+        start, end = _end_factors(levels[-1], constants)
         ctx.save_for_backward(first, halves, start, end, stack, *levels[1:])
         ctx.constants = constants
         return torch.bmm(end.mT, start.mT)
@@ -90,7 +90,7 @@ class LayerChain(torch.autograd.Function):
         levels = [stack[2 * excess :], *levels]
         stack_gradient = torch.empty_like(stack)
         gradients = [stack_gradient[2 * excess :], *map(torch.empty_like, levels[1:])]
-        _ends_backward(start, end, gradient.mT, constants, out=gradients[-1])
+        _end_factors_backward(start, end, gradient.mT, constants, out=gradients[-1])
         for level in reversed(range(len(levels) - 1)):
             _multiply_pairs_backward(levels[level], gradients[level + 1], out=gradients[level])
         if excess:
@@ -128,7 +128,7 @@ def _multiply_pairs_backward(level: Tensor, gradient: Tensor, out: Tensor) -> No
     torch.bmm(first.mT, by_products, out=by_second)
 
 
-def _ends(level: Tensor, constants: ChainConstants) -> tuple[Tensor, Tensor]:
+def _end_factors(level: Tensor, constants: ChainConstants) -> tuple[Tensor, Tensor]:
     """Return the two matrices whose product is the transposed weight.
 
     On its narrow side they have only min(I, O) channels.
@@ -143,7 +143,7 @@ def _ends(level: Tensor, constants: ChainConstants) -> tuple[Tensor, Tensor]:
     return (edge.mT @ start, end) if constants.widens else (start, end @ edge)
 
 
-def _ends_backward(start: Tensor, end: Tensor, gradient: Tensor, constants: ChainConstants, out: Tensor) -> None:
+def _end_factors_backward(start: Tensor, end: Tensor, gradient: Tensor, constants: ChainConstants, out: Tensor) -> None:
     """Write the gradient (1 or 2, G, N, N) of the last level from that of the product of its ends."""
     edge, widens = constants.edge, constants.widens
     if len(out) == 1:  # the other end is fixed

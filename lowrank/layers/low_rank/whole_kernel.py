@@ -278,10 +278,10 @@ class KernelChain(nn.Sequential):
     def set_weights(self, groups: Sequence[Sequence[Tensor]]) -> None:
         """Set every stage; `groups` holds, for each group, one weight (4 dimensions) for each stage.
 
-        The product stays as it is; see `canonical` for how it is shared among the stages.
+        The product stays as it is; see `to_canonical_form` for how it is shared among the stages.
         """
         factors = self.factors()
-        shared = [canonical(list(group)) for group in groups]
+        shared = [to_canonical_form(list(group)) for group in groups]
         for index, factor in enumerate(factors):
             factor.copy_(torch.cat([group[index] for group in shared]).reshape(factor.shape))
 
@@ -312,7 +312,7 @@ def chain_product(weights: Sequence[Tensor]) -> Tensor:
     return total
 
 
-def canonical(weights: list[Tensor]) -> list[Tensor]:
+def to_canonical_form(weights: list[Tensor]) -> list[Tensor]:
     """Share a product among its stages so that all of them train alike, without changing it.
 
     The largest stage holds the size of the weight; the stages before it get orthonormal rows, those after it

@@ -18,7 +18,7 @@ class TestHeat:
 
     def test_few_rank_scales_are_columns(self):
         (heat,) = heat_maps(self.grid())
-        assert (heat.method, heat.columns_are) == ("Tucker", "rank scale")
+        assert (heat.method, heat.column_quantity) == ("Tucker", "rank scale")
         assert (heat.rows, heat.columns) == ((2, 3, 4), ("0.1", "0.2"))
         errors = [[cell and (cell.error, cell.completed, cell.stopped) for cell in row] for row in heat.cells]
         assert errors == [[(9.0, 1, 0), (7.0, 1, 0)], [(5.0, 1, 0), (None, 0, 1)], [None, (9.0, 1, 0)]]
@@ -31,9 +31,9 @@ class TestHeat:
         ]  # fmt: skip
         labels = [{"label": f"params <= {n}", "params": n} for n in (0, 1)]
         binned, by_budget = heat_maps(study(*trials, strata=labels))
-        assert (binned.columns_are, len(binned.columns)) == ("rank scale (bins)", BINS)
+        assert (binned.column_quantity, len(binned.columns)) == ("rank scale (bins)", BINS)
         assert sum(cell.completed for row in binned.cells for cell in row if cell) == 12
-        assert (by_budget.columns, by_budget.columns_are) == (("≤ 0", "≤ 1"), "budget")
+        assert (by_budget.columns, by_budget.column_quantity) == (("≤ 0", "≤ 1"), "budget")
         assert [[cell.error for cell in row] for row in by_budget.cells] == [[5.0, 11.0], [6.0, 12.0]]
 
     def test_a_setting_of_several_seeds_counts_by_its_mean(self):

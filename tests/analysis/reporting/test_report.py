@@ -13,7 +13,7 @@ from analysis.reporting.html_page import Page
 from analysis.reporting.render import DrawJob, Picture, drawing_executor
 from analysis.reporting.write import PAGE_FILE, write_report
 from sweeps.records.load import load_study
-from sweeps.records.names import MLFLOW_FILE, PROGRESS_FILE
+from sweeps.records.names import MLFLOW_FILE, TRACKING_PROGRESS_FILE
 from sweeps.records.tables import write_tables
 from sweeps.tracking.follower import catch_up
 from tests.support.synthetic_data import study, trial
@@ -258,7 +258,7 @@ class TestSources:
         assert main(["report", "--study", str(closed)]) == 0
         assert pushed == []  # MLflow does not know it
         for folder in (closed, running):
-            (folder / PROGRESS_FILE).write_text("{}")
+            (folder / TRACKING_PROGRESS_FILE).write_text("{}")
             assert main(["report", "--study", str(folder)]) == 0
         assert main(["report", "--study", str(closed), "--out", str(tmp_path / "elsewhere")]) == 0
         assert pushed == [closed]

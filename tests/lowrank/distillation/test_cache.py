@@ -225,7 +225,7 @@ def test_preloaded_cache_epochs_are_prefetched_and_give_the_same_losses(
 ) -> None:
     fill_cache(cache, source(data), 3, notify=lambda line: None)
     row_by_row = losses(data, CachedTeacher(cache, data, never), epochs=5, cache_epochs=3)
-    monkeypatch.setattr(cached_teacher, "RESIDENT", 0)  # every epoch's cache epoch is opened anew
+    monkeypatch.setattr(cached_teacher, "MAX_PRELOADED_BYTES", 0)  # every epoch's cache epoch is opened anew
     readers: list[tuple[int, str]] = []
     read = TeacherCache.read
 

@@ -50,7 +50,7 @@ def test_domains_are_separated_from_literals():
     assert set(space.domains) == {"train.weight_decay", "budget.params"}
     assert set(space.alternatives[0][1]) == {"name", "dims"}
     assert space.train == {"epochs": 2}
-    assert space.solves
+    assert space.has_budget
 
 
 def test_numbers_without_a_decimal_point_are_numbers():

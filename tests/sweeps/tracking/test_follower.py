@@ -14,7 +14,7 @@ from lowrank.errors import InputError
 from lowrank.utils.text import redact
 from sweeps.records.events import Event, Status
 from sweeps.records.journal import Journal
-from sweeps.records.names import JOURNAL_FILE, MLFLOW_FILE, PROGRESS_FILE, RESULTS_FILE
+from sweeps.records.names import JOURNAL_FILE, MLFLOW_FILE, RESULTS_FILE, TRACKING_PROGRESS_FILE
 from sweeps.tracking import follower as follower_module
 from sweeps.tracking.__main__ import main
 from sweeps.tracking.follower import Follower, catch_up
@@ -141,7 +141,7 @@ class TestAgain:
         small(study_dir)
         assert carry(study_dir) is None
         before = content(study_dir / MLFLOW_FILE)
-        (study_dir / PROGRESS_FILE).unlink()
+        (study_dir / TRACKING_PROGRESS_FILE).unlink()
         assert carry(study_dir) is None
         assert content(study_dir / MLFLOW_FILE) == before
 
@@ -160,7 +160,7 @@ class TestAgain:
         small(study_dir)
         assert carry(study_dir) is None
         before = content(study_dir / MLFLOW_FILE)
-        (study_dir / PROGRESS_FILE).write_bytes(garbage)
+        (study_dir / TRACKING_PROGRESS_FILE).write_bytes(garbage)
         assert carry(study_dir) is None
         assert content(study_dir / MLFLOW_FILE) == before
 
@@ -170,11 +170,11 @@ class TestAgain:
         before = content(study_dir / MLFLOW_FILE)
         other = study_dir / "again"
         other.mkdir()
-        for name in (JOURNAL_FILE, PROGRESS_FILE):
+        for name in (JOURNAL_FILE, TRACKING_PROGRESS_FILE):
             shutil.copy(study_dir / name, other)
         shutil.copy(blank_store, other / MLFLOW_FILE)
-        progress = json.loads((other / PROGRESS_FILE).read_text())
-        (other / PROGRESS_FILE).write_text(json.dumps({**progress, "uri": default_tracking_uri(other)}))
+        progress = json.loads((other / TRACKING_PROGRESS_FILE).read_text())
+        (other / TRACKING_PROGRESS_FILE).write_text(json.dumps({**progress, "uri": default_tracking_uri(other)}))
         assert carry(other) is None
         assert content(other / MLFLOW_FILE) == before
 
@@ -491,13 +491,17 @@ class TestAddress:
         uri = "http://me:secret@127.0.0.1:9"
         assert redact(uri) == "http://me:***@127.0.0.1:9"
         message = catch_up(Follower(tmp_path, uri))
-        assert "secret" not in message + catch_up_command(tmp_path, uri) + (tmp_path / PROGRESS_FILE).read_text()
+        assert (
+            "secret" not in message + catch_up_command(tmp_path, uri) + (tmp_path / TRACKING_PROGRESS_FILE).read_text()
+        )
 
     def test_how_far_behind(self, tmp_path):
         small(tmp_path)
         lines = (tmp_path / JOURNAL_FILE).read_bytes().splitlines(keepends=True)
         assert records_behind(tmp_path) == len(lines)
-        (tmp_path / PROGRESS_FILE).write_text(json.dumps({"offset": sum(map(len, lines[:-1])), "error": "away"}))
+        (tmp_path / TRACKING_PROGRESS_FILE).write_text(
+            json.dumps({"offset": sum(map(len, lines[:-1])), "error": "away"})
+        )
         assert behind_message(tmp_path, default_tracking_uri(tmp_path)) == (
             f"MLflow is 1 record behind (away); nothing is lost, catch up with: python -m sweeps.tracking {tmp_path}"
         )

@@ -19,7 +19,7 @@ import pytest
 from lowrank.errors import InputError
 from sweeps.records.events import Event
 from sweeps.records.journal import Journal
-from sweeps.records.names import EPOCHS_FILE, JOURNAL_FILE, LOG_FILE, MLFLOW_FILE, RESULTS_FILE
+from sweeps.records.names import EPOCHS_FILE, JOURNAL_FILE, MLFLOW_FILE, RESULTS_FILE, TRACKING_LOG_FILE
 from sweeps.tracking.process import TrackingProcess, read_progress
 from sweeps.tracking.uri import check_tracking_uri
 from tests.support.mlflow_store import content, epoch_metrics, journal_metrics, parent_status, rows, trial_runs
@@ -80,7 +80,7 @@ def test_follows_a_sweep_to_its_end_and_ctrl_c_is_not_for_it(tmp_path):
     assert tracking.finish(PATIENCE) is None
     assert_complete(tmp_path, tmp_path / MLFLOW_FILE)
     assert pq.read_table(tmp_path / EPOCHS_FILE).num_rows == 20
-    assert (tmp_path / LOG_FILE).read_text() == ""  # nothing printed, no warning
+    assert (tmp_path / TRACKING_LOG_FILE).read_text() == ""  # nothing printed, no warning
 
 
 def test_a_dead_server_costs_the_driver_nothing_and_the_tables_are_there(tmp_path):
