@@ -1,7 +1,7 @@
-"""`python analysis/report.py --study tt_dims`: one HTML page that answers a study's question and needs no network.
+"""`python analysis/report.py --study tt_dims`: one HTML page that answers a study's question.
 
-Beside the page lie each picture as PNG and each table as CSV; where the study was read from a tracking store, its own
-tables too, from which any trial can be trained again.
+The page loads nothing from the internet. Each picture lies beside it as PNG and each table as CSV. A study that was
+read from a tracking store also gets its records as Parquet tables, from which any trial can be trained again.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of `report`.
 
     Args:
-        parser: receives them.
+        parser: the options are added to it.
     """
     add_source(parser)
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder of the report (default: STUDY/report)")
@@ -30,7 +30,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Write the report, print where it is, and bring it into the MLflow store that has the study.
+    """Write the report and print where it is.
+
+    A report in the study's own folder is also copied into the MLflow store that has the study, if there is one.
 
     Args:
         arguments: as `add_arguments` declares them.
@@ -41,10 +43,10 @@ def run(arguments: argparse.Namespace) -> int:
     Raises:
         InputError: there is no such study, or the output folder cannot be written.
     """
-    with steps("report", 1 + STEPS) as step:
+    with steps("report", 1 + STEPS) as step:  # one for reading
         step("reading")
         if not arguments.tracking_uri and is_large(source_folder(arguments)):
-            start_forkserver()
+            start_forkserver()  # takes a second, during which the study is read
         study = load_source(arguments, step.detail)
         source = source_folder(arguments)
         folder = output_folder(arguments.out or source / REPORT_FOLDER)
@@ -61,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line.
 
     Args:
-        argv: its words; None for those of the process.
+        argv: the arguments; None for those of the process.
 
     Returns:
         The exit code: 0, or 2 for bad input.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 import threading
 from dataclasses import dataclass
@@ -33,7 +34,7 @@ from sweeps.cluster import (
 )
 
 NOTHING_AVAILABLE = 1
-_MAKING_CLIENT = threading.Lock()  # boto3's clients may be used in threads, but not made in them
+_CLIENT_LOCK = threading.Lock()  # boto3's clients are thread-safe, but making them is not
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +53,11 @@ class SpotConfig:
     cluster: Path
 
     def __post_init__(self) -> None:
-        """Check what needs no look at AWS; raises InputError."""
+        """Check what can be checked without a call to AWS.
+
+        Raises:
+            InputError: an option is out of range, or the cluster file cannot be used.
+        """
         find_accelerator(self.accelerator)
         if self.gpus < 1:
             raise InputError(f"--gpus must be at least 1, but got {self.gpus}")
@@ -65,20 +70,24 @@ def make_parser() -> argparse.ArgumentParser:
     parser = OneLineParser(
         prog="python sweeps/spot.py",
         description="Where spot GPUs are cheapest now, whether the account may have them, and what a study would cost.",
-        epilog="Exit codes: 0 done, 1 nothing is to be had (no offer, no quota), 2 bad input or no credentials.",
+        epilog="Exit codes: 0 done, 1 no machine is available (no offer, no quota), 2 bad input or no credentials.",
     )
     parser.add_argument("--accelerator", required=True, metavar="CARD", help=", ".join(ACCELERATORS))
-    parser.add_argument("--gpus", type=int, default=1, metavar="N", help="how many cards in all (1)")
-    parser.add_argument("--regions", nargs="+", metavar="REGION", help="look only there (all that the account may use)")
+    parser.add_argument("--gpus", type=int, default=1, metavar="N", help="number of cards in all (default: 1)")
+    parser.add_argument(
+        "--regions", nargs="+", metavar="REGION", help="regions to search (default: all of the account)"
+    )
     plan = parser.add_argument_group("what a study would cost")
     plan.add_argument("--plan", metavar="SPACE", help="a space by name, or a YAML file")
     plan.add_argument("--data", metavar="SET", help="the study's data set, as for sweeps/run.py")
     plan.add_argument("--data-dir", type=Path, metavar="DIR", help="where data sets are found or downloaded to")
     plan.add_argument("--set", action="append", default=[], metavar="A.B=VALUE", help="override a field of the space")
-    plan.add_argument("--rate", type=float, metavar="R", help="mult-adds a second of one card, where you measured them")
+    plan.add_argument("--rate", type=float, metavar="R", help="mult-adds a second of one card, if measured")
     file = parser.add_argument_group("the cluster file")
     file.add_argument("--write", action="store_true", help="put region, zones and types into the cluster file")
-    file.add_argument("--cluster", type=Path, default=CLUSTER_FILE, metavar="FILE", help="which (ray-cluster.yaml)")
+    file.add_argument(
+        "--cluster", type=Path, default=CLUSTER_FILE, metavar="FILE", help="path of the file (ray-cluster.yaml)"
+    )
     return parser
 
 
@@ -86,8 +95,8 @@ def main(arguments: list[str] | None = None, client: Client | None = None) -> in
     """Run the command line.
 
     Args:
-        arguments: the words of the command line; None for those of the process.
-        client: makes boto3 clients; None for boto3's own.
+        arguments: the command line; None for that of the process.
+        client: makes boto3 clients; None for `make_client`.
 
     Returns:
         The exit code.
@@ -96,8 +105,8 @@ def main(arguments: list[str] | None = None, client: Client | None = None) -> in
     return run_command(lambda: run(SpotConfig(**vars(options)), client or make_client))
 
 
-def make_client(service: str, region: str):  # type: ignore[no-untyped-def]  # boto3 makes its classes as it goes
-    """Make a boto3 client that gives up on a silent service soon.
+def make_client(service: str, region: str):  # type: ignore[no-untyped-def]  # boto3 makes its classes at run time
+    """Make a boto3 client with short time-outs.
 
     Args:
         service: AWS's name of the service, e.g. `ec2`.
@@ -110,14 +119,14 @@ def make_client(service: str, region: str):  # type: ignore[no-untyped-def]  # b
     from botocore.config import Config
 
     config = Config(connect_timeout=5, read_timeout=20, retries={"max_attempts": 2})
-    with _MAKING_CLIENT:
+    with _CLIENT_LOCK:
         return boto3.client(service, region, config=config)
 
 
 def run(config: SpotConfig, client: Client) -> int:
-    """Print offers, the choice among them and what a study would cost.
+    """Print the offers, the cheapest that the quota allows and what a study would cost.
 
-    The cluster file is written if asked for.
+    With `--write`, put that offer into the cluster file.
 
     Args:
         config: the command line.
@@ -127,10 +136,10 @@ def run(config: SpotConfig, client: Client) -> int:
         The exit code: 0, or 1 where nothing is available.
 
     Raises:
-        InputError: the credentials or the space of `--plan` cannot be used.
+        InputError: the credentials or the space after `--plan` cannot be used.
     """
     accelerator, card = find_accelerator(config.accelerator), config.accelerator.upper()
-    work = _plan_work(config) if config.plan else None
+    mult_adds = _training_mult_adds(config) if config.plan else None
     regions = find_offers(client, accelerator, config.gpus, config.regions)
     print("".join(f"{region.remark}\n" for region in regions if region.remark), end="")
     offers = sorted((offer for region in regions for offer in region.offers), key=lambda offer: offer.price)
@@ -143,26 +152,26 @@ def run(config: SpotConfig, client: Client) -> int:
     if best is None:
         print(quota_message(by_name[offers[0].region], accelerator, config.gpus))
         return NOTHING_AVAILABLE
-    _conclude(config, client, best, work)
+    _print_choice(config, client, best, mult_adds)
     return 0
 
 
-def _conclude(config: SpotConfig, client: Client, region: Region, work: float | None) -> None:
-    """Print the choice and write it into the cluster file; `work` is the study's in mult-adds."""
+def _print_choice(config: SpotConfig, client: Client, region: Region, mult_adds: float | None) -> None:
+    """Print the cheapest offer of a region and the cost of `mult_adds`; with `--write`, write the cluster file."""
     accelerator, offer = find_accelerator(config.accelerator), affordable_offers(region, config.gpus)[0]
-    machines = -(-config.gpus // offer.machine_type.gpus)
+    machines = math.ceil(config.gpus / offer.machine_type.gpus)
     lines = [f"\n{machine_line(offer, config.gpus)}", capacity_message(client, region, config.gpus)]
     lines += torch_warning(config.accelerator.upper(), accelerator)
-    if work is not None:
-        lines += cost_lines(work, offer.price, machines * offer.machine_type.gpus, config.rate, accelerator)
+    if mult_adds is not None:
+        lines += cost_lines(mult_adds, offer.price, machines * offer.machine_type.gpus, config.rate, accelerator)
     print("\n".join(lines))
     if config.write:
         write_cluster_file(config.cluster, region, config.gpus)
         print(f"written into {config.cluster.name}: region {region.name}, zones, types, at most {machines} workers")
 
 
-def _plan_work(config: SpotConfig) -> float:
-    """Return the mult-adds of all training of the plan."""
+def _training_mult_adds(config: SpotConfig) -> float:
+    """Return the mult-adds of all training that the space after `--plan` asks for, without early stopping."""
     from lowrank.data import load_data
     from sweeps.space import check_trust, read_space
     from sweeps.study import make_plan
@@ -170,8 +179,8 @@ def _plan_work(config: SpotConfig) -> float:
 
     assert config.plan is not None
     space = read_space(config.plan, config.set, data__name=config.data)
-    names_data = bool(config.data) or any(override.startswith("data") for override in config.set)
-    check_trust(space, allow_code=False, data_dir=config.data_dir, data_named=names_data)
+    user_names_data = bool(config.data) or any(override.startswith("data") for override in config.set)
+    check_trust(space, allow_code=False, data_dir=config.data_dir, data_named=user_names_data)
     return make_plan(space, Resolver(space, load_data(space.data, config.data_dir)), 1).most_work
 
 

@@ -17,8 +17,8 @@ class StudyComparison:
 
     Attributes:
         fronts: their fronts and hypervolumes.
-        fields: the settings in which they differ.
-        trials: every trial of any of them, with its outcome in each.
+        fields: the settings in which the studies differ, with the value in each.
+        trials: every trial that any of the studies has, with its outcome in each.
     """
 
     fronts: FrontComparison
@@ -26,13 +26,13 @@ class StudyComparison:
     trials: tuple[TrialDifference, ...]
 
     def sentences(self) -> list[str]:
-        """Return the comparison in words, one sentence an entry."""
+        """Return the comparison as a list of sentences; the study with the largest hypervolume comes first."""
         fronts = self.fronts
         if not fronts.same_data:
             return ["The studies are on different data or splits: their errors cannot be compared, only their trials."]
         cost = f"{fronts.equal_cost:,.0f} {'s of training' if fronts.unit == 'seconds' else 'epochs'}"
         ranked = sorted(fronts.growths, key=lambda growth: -growth.at(fronts.equal_cost))
-        volumes = "; ".join(_volume(growth, fronts.equal_cost) for growth in ranked)
+        volumes = "; ".join(_volume_text(growth, fronts.equal_cost) for growth in ranked)
         counts = Counter(trial.kind for trial in self.trials)
         return [
             f"After the same cost, {cost}, the hypervolumes are: {volumes} (higher is better).",
@@ -41,26 +41,27 @@ class StudyComparison:
         ]
 
 
-def _volume(growth: HypervolumeGrowth, cost: float) -> str:
-    completed = any(spent <= cost for spent, _ in growth.steps)
+def _volume_text(growth: HypervolumeGrowth, cost: float) -> str:
+    completed = any(cost_so_far <= cost for cost_so_far, _ in growth.steps)
     return f"{growth.study} {growth.at(cost):.2f}" + ("" if completed else " (no trial was completed by then)")
 
 
 def compare_studies(
     studies: Sequence[StudyRecord], unit: str = "seconds", reference: ReferencePoint | None = None
 ) -> StudyComparison:
-    """Compare studies.
+    """Compare the fronts, settings and trials of studies.
 
     Args:
         studies: two or more.
-        unit: of cost, `seconds` or `epochs`.
-        reference: the point that bounds every hypervolume; None for the one that all studies share.
+        unit: what cost is measured in, `seconds` of training or `epochs`.
+        reference: the corner (parameters, error) up to which hypervolumes are measured; None for the one that all
+            studies share.
 
     Returns:
         The comparison.
 
     Raises:
-        InputError: the studies' networks differ in size and no reference was given, or costs are not on record.
+        InputError: the studies share no reference point and none was given, or their costs are not on record.
     """
     return StudyComparison(
         fronts=compare_fronts(studies, unit, reference),

@@ -1,7 +1,8 @@
-"""Where the time of a study went: the time of every slot, by what it was spent on.
+"""Where the time of a study went: the seconds of all slots, by what they were spent on.
 
-A run of the driver (from the command to its end) has a number of slots, each with the run's wall-clock. What trials and
-drivers have timed is taken out of that; the remainder is idle slots. So the parts add up to slots times wall-clock.
+A slot is a place for one running trial. A run of the driver (from the command to its end) has a number of slots, each
+for the wall-clock time of the run. Trials and the driver time their own parts; the remaining seconds are idle slots. So
+the parts add up to slots times wall-clock time.
 """
 
 from __future__ import annotations
@@ -27,10 +28,10 @@ class DriverRun:
 
     Attributes:
         began: when the command started.
-        prepared: when trials could start.
-        trained: when the last of them ended.
+        prepared: when the first trial could start.
+        trained: when the last epoch of any trial ended.
         ended: when the command ended.
-        slots: how many trials could run side by side.
+        slots: how many trials could run at once.
     """
 
     began: float
@@ -50,8 +51,8 @@ class TimeProfile:
     """Where the time of a study went.
 
     Attributes:
-        runs: of the driver.
-        seconds: of slots, by part; they add up to those of all runs.
+        runs: the driver's runs over the study, in order.
+        seconds: seconds of slots by part, one of `PARTS`; their sum is `slot_seconds`.
     """
 
     runs: tuple[DriverRun, ...]
@@ -59,20 +60,20 @@ class TimeProfile:
 
     @property
     def wall_seconds(self) -> float:
-        """Of all runs together."""
+        """Wall-clock time of all runs together."""
         return math.fsum(run.ended - run.began for run in self.runs)
 
     @property
     def slot_seconds(self) -> float:
-        """Slots times wall-clock, of all runs."""
+        """Slots times wall-clock time, summed over the runs."""
         return math.fsum(run.slot_seconds for run in self.runs)
 
 
 @dataclass(frozen=True)
 class _Attempt:
-    """One attempt at a trial: which worker made it, when it started and when its last epoch ended."""
+    """One attempt at a trial: its worker, when it started, when its last epoch ended, and its seconds by part."""
 
-    worker: tuple[Any, Any]
+    worker: tuple[Any, Any]  # host and process id
     begin: float
     end: float
     seconds: dict[str, float]
@@ -85,54 +86,64 @@ def profile_study(study: StudyRecord) -> TimeProfile | None:
         study: the records.
 
     Returns:
-        The profile; None where the records, of an older version, do not have it.
+        The profile; None where nothing was trained, or an older version wrote the records.
     """
-    stays = sorted((stay for trial in study.trials.values() for stay in _stays(trial)), key=lambda stay: stay.begin)
-    runs = tuple(_driver_run(event, _following(study, index), stays) for index, event in enumerate(study.runs))
+    attempts = [attempt for trial in study.trials.values() for attempt in _attempts(trial)]
+    attempts.sort(key=lambda attempt: attempt.begin)
+    runs = tuple(_driver_run(event, _next_begin(study, index), attempts) for index, event in enumerate(study.runs))
     if not runs:
         return None
     seconds_by_part = dict.fromkeys(PARTS, 0.0)
     for run in runs:
-        of_run = [stay for stay in stays if run.prepared <= stay.end <= run.trained]
-        for part, seconds in _parts(run, of_run).items():
+        attempts_of_run = [attempt for attempt in attempts if run.prepared <= attempt.end <= run.trained]
+        for part, seconds in _run_seconds(run, attempts_of_run).items():
             seconds_by_part[part] += seconds
     return TimeProfile(runs=runs, seconds=seconds_by_part)
 
 
-def _following(study: StudyRecord, index: int) -> float:
-    """When the next run began; infinity for the last."""
-    later = study.runs[index + 1 :]
-    return float(later[0]["time"]) - float(later[0]["since"]) if later else math.inf
+def _next_begin(study: StudyRecord, index: int) -> float:
+    """Return when the run after run `index` began; infinity for the last run."""
+    return _begin(study.runs[index + 1]) if index + 1 < len(study.runs) else math.inf
 
 
-def _driver_run(event: dict[str, Any], following: float, stays: Sequence[_Attempt]) -> DriverRun:
-    """A driver that was killed ended with the last epoch that it wrote."""
+def _begin(event: dict[str, Any]) -> float:
+    """Return when a run began. Its event is written when trials can start, `since` seconds after the command."""
+    return float(event["time"]) - float(event["since"])
+
+
+def _driver_run(event: dict[str, Any], next_begin: float, attempts: Sequence[_Attempt]) -> DriverRun:
+    """Make a run from its event. One without the time when it `closed` was killed, and ends with its last epoch."""
     prepared = float(event["time"])
-    trained = max((stay.end for stay in stays if prepared <= stay.end < following), default=prepared)
+    trained = max((attempt.end for attempt in attempts if prepared <= attempt.end < next_begin), default=prepared)
     ended = max(trained, float(event.get("closed") or trained))
-    return DriverRun(
-        began=prepared - float(event["since"]), prepared=prepared, trained=trained, ended=ended, slots=event["slots"]
-    )
+    return DriverRun(began=_begin(event), prepared=prepared, trained=trained, ended=ended, slots=event["slots"])
 
 
-def _stays(trial: TrialRecord) -> Iterator[_Attempt]:
-    """The attempts that reached an epoch, each with those of its epochs that were not trained again.
+def _attempts(trial: TrialRecord) -> Iterator[_Attempt]:
+    """Yield the attempts that completed an epoch.
 
-    An attempt is on record from its first epoch on. It began earlier by the time of that epoch and of its set-up.
+    The record keeps the last training of each epoch, so an epoch that a later attempt trained again is not counted for
+    the earlier one. The event of an attempt is written with its first epoch; the attempt began earlier by the time of
+    that epoch and of its set-up.
     """
-    starts = [float(attempt["time"]) for attempt in trial.attempts if "time" in attempt]
-    for attempt, start, following in zip(trial.attempts, starts, [*starts[1:], math.inf], strict=False):
-        epochs = [epoch for epoch in trial.epochs.values() if start <= epoch.get("time", 0.0) < following]
+    starts = [float(event["time"]) for event in trial.attempts if "time" in event]
+    # Not strict: attempts in records of older versions have no time
+    for event, start, next_start in zip(trial.attempts, starts, [*starts[1:], math.inf], strict=False):
+        epochs = [epoch for epoch in trial.epochs.values() if start <= epoch.get("time", 0.0) < next_start]
         if not epochs:
             continue
-        set_up = float(attempt.get("start_seconds", 0.0))
+        set_up = float(event.get("start_seconds", 0.0))
         first = min(epochs, key=lambda epoch: epoch["time"])
         begin = first["time"] - first.get("epoch_seconds", 0.0) - first.get("report_seconds", 0.0) - set_up
-        worker = (attempt.get("host"), attempt.get("pid"))
-        yield _Attempt(worker, begin, max(epoch["time"] for epoch in epochs), {SET_UP: set_up, **_epochs(epochs)})
+        worker = (event.get("host"), event.get("pid"))
+        yield _Attempt(
+            worker, begin, max(epoch["time"] for epoch in epochs), {SET_UP: set_up, **_epoch_seconds(epochs)}
+        )
 
 
-def _epochs(epochs: Sequence[dict[str, float]]) -> dict[str, float]:
+def _epoch_seconds(epochs: Sequence[dict[str, float]]) -> dict[str, float]:
+    """Sum the timings of epochs by part; the steps get what the other parts leave of `epoch_seconds`."""
+
     def total(name: str) -> float:
         return math.fsum(epoch.get(name, 0.0) for epoch in epochs)
 
@@ -141,16 +152,17 @@ def _epochs(epochs: Sequence[dict[str, float]]) -> dict[str, float]:
     return {**parts, STEP: step, REPORTS: total("report_seconds")}
 
 
-def _parts(run: DriverRun, stays: Sequence[_Attempt]) -> dict[str, float]:
+def _run_seconds(run: DriverRun, attempts: Sequence[_Attempt]) -> dict[str, float]:
+    """Divide the seconds of a run's slots into parts; `attempts` are the run's, in the order of their begin."""
     seconds_by_part = dict.fromkeys(PARTS, 0.0)
     seconds_by_part[DRIVER] = run.slots * (run.prepared - run.began)
     seconds_by_part[CLOSING] = run.slots * (run.ended - run.trained)
-    first: dict[tuple[Any, Any], float] = {}
-    for stay in stays:
-        first.setdefault(stay.worker, stay.begin)
-        for part, seconds in stay.seconds.items():
+    first_begins: dict[tuple[Any, Any], float] = {}  # by worker
+    for attempt in attempts:
+        first_begins.setdefault(attempt.worker, attempt.begin)
+        for part, seconds in attempt.seconds.items():
             seconds_by_part[part] += seconds
-    earliest = sorted(first.values())[: run.slots]  # later ones replace workers that were lost
+    earliest = sorted(first_begins.values())[: run.slots]  # later ones replace workers that were lost
     seconds_by_part[WORKERS] = math.fsum(max(0.0, begin - run.prepared) for begin in earliest)
     seconds_by_part[IDLE] = run.slot_seconds - math.fsum(seconds_by_part.values())
     return seconds_by_part
@@ -160,10 +172,10 @@ def profile_lines(profile: TimeProfile | None) -> list[str]:
     """Return the profile as lines of text.
 
     Args:
-        profile: of a study; None for one without records of time.
+        profile: of a study; None where the study has no timings.
 
     Returns:
-        A headline, then a line a part.
+        A headline, then one line for each part.
     """
     if profile is None:
         return ["where the time went is not on record: an older version wrote this study, or nothing has been trained"]
@@ -173,7 +185,7 @@ def profile_lines(profile: TimeProfile | None) -> list[str]:
         f"where the time went: {profile.slot_seconds:,.0f} s of slots ({slots} slots, {profile.wall_seconds:,.0f} s of "
         f"wall-clock in {count} run{'s' if count > 1 else ''})"
     )
-    total = profile.slot_seconds or 1.0
+    total = profile.slot_seconds or 1.0  # not 0, by which the shares could not be divided
     width = max(map(len, PARTS))
     return [head] + [
         f"  {part:{width}} {seconds:>10,.1f} s {100 * seconds / total:>5.1f} %"

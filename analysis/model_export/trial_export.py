@@ -1,4 +1,8 @@
-"""Exports one trained trial: six files, measurements of what they compute, and a model card."""
+"""Export one trained trial: six files, measurements on them, and a model card.
+
+The six files are the factorised and the merged network, each as safetensors, as a `torch.export` program and as ONNX
+(lowrank.deployment.formats).
+"""
 
 from __future__ import annotations
 
@@ -32,24 +36,24 @@ from lowrank.utils import write_text
 from sweeps.records import StudyRecord
 
 CARD_FILE, PROOF_FILE = "README.md", "proof.json"
-RANDOM_IMAGES = 256
-STEPS = 9  # six files, two batch sizes, the card
+RANDOM_IMAGES = 256  # to compare on where the data set is not on this machine
+STEPS = 9  # of the progress bar: six files, latency at two batch sizes, the model card
 
 
 def export_trial(
     study: StudyRecord, point: FrontPoint, specification: ModelSpecification, network: nn.Module,
     data: ImageData | None, folder: Path, step: Callable[[str], None],
 ) -> Proof:  # fmt: skip
-    """Write the six files, the proof and the model card.
+    """Write the six files, `proof.json` with the measurements, and the model card.
 
     Args:
         study: the records.
-        point: the trial that is exported.
-        specification: of its network.
+        point: the trial to export.
+        specification: describes the trial's network.
         network: the trained network, in evaluation mode.
-        data: the images that the files are compared on; None for random ones.
-        folder: to write into; it exists.
-        step: is called with the name of each of the `STEPS`.
+        data: the data set, on whose validation split the outputs are compared; None for random images.
+        folder: an existing folder, into which the files are written.
+        step: called with the name of each of the `STEPS` before it.
 
     Returns:
         What was measured on the files.
@@ -61,10 +65,10 @@ def export_trial(
     files = export_formats(network, specification, images, folder, step)
     latencies = _latencies(network, specification, folder, step)
     step("card")
-    sizes, mult_adds = _plain_sizes(specification)
+    sizes, mult_adds = _baseline_sizes(specification)
     for file in files:
         name = f"{file.network}, ONNX Runtime" if file.kind == "ONNX" else file.network
-        if file.kind != "torch.export":
+        if file.kind != "torch.export":  # it has the same network as the safetensors file, whose size is listed
             sizes[name], mult_adds[name] = file.bytes, file.mult_adds
     proof = Proof(
         study=study.name, trial_id=point.trial_id, setting=point.name, params=point.params, images=description,
@@ -84,7 +88,7 @@ def _preprocessing(data: ImageData | None) -> Preprocessing | None:
 
 
 def _comparison_images(specification: ModelSpecification, data: ImageData | None) -> tuple[str, ComparisonImages]:
-    """The validation split where it is at hand, else random images of its shape; in words and as tensors."""
+    """Return the images to compare on, described in words and as tensors: the validation split, else random ones."""
     if data is None:
         images = torch.randn(RANDOM_IMAGES, *specification.image_shape, generator=torch.Generator().manual_seed(0))
         description = f"{RANDOM_IMAGES} random images (the data set was not at hand)"
@@ -95,8 +99,8 @@ def _comparison_images(specification: ModelSpecification, data: ImageData | None
     return f"the {len(images):,} validation images", ComparisonImages(images=images, labels=labels)
 
 
-def _plain_networks(specification: ModelSpecification) -> dict[str, nn.Module]:
-    """The dense and the separable network of the same width, untrained, ready to run."""
+def _baseline_networks(specification: ModelSpecification) -> dict[str, nn.Module]:
+    """Build the dense and the separable network of the same width, untrained and merged, to time them."""
     methods = {"dense": Dense(), "separable": Separable()}
     return {
         name: merged_network(specification.model_copy(update={"method": method, "allocation": None}).build())
@@ -107,13 +111,17 @@ def _plain_networks(specification: ModelSpecification) -> dict[str, nn.Module]:
 def _latencies(
     network: nn.Module, specification: ModelSpecification, folder: Path, step: Callable[[str], None]
 ) -> list[Latency]:
-    networks: dict[str, Any] = {FACTORISED: network, MERGED: merged_network(network), **_plain_networks(specification)}
+    networks: dict[str, Any] = {
+        FACTORISED: network,
+        MERGED: merged_network(network),
+        **_baseline_networks(specification),
+    }
     networks |= {f"{name}, ONNX Runtime": onnx_forward(folder / f"{name}.onnx") for name in (FACTORISED, MERGED)}
     return measure_latency(networks, specification.image_shape, step=step)
 
 
-def _plain_sizes(specification: ModelSpecification) -> tuple[dict[str, int], dict[str, int]]:
-    """Bytes as safetensors and mult-adds of the dense and the separable network."""
+def _baseline_sizes(specification: ModelSpecification) -> tuple[dict[str, int], dict[str, int]]:
+    """Return the bytes as safetensors, and the mult-adds, of the dense and the separable network."""
     shape, classes = specification.image_shape, specification.classes
     plan = network_plan(specification.network, shape, classes)
     sizes: dict[str, int] = {}
@@ -126,7 +134,7 @@ def _plain_sizes(specification: ModelSpecification) -> tuple[dict[str, int], dic
 
 
 def proof_lines(point: FrontPoint, proof: Proof, folder: Path) -> list[str]:
-    """Return what the command prints about an export.
+    """Return the lines that the command prints about an export.
 
     Args:
         point: the trial that was exported.
@@ -134,7 +142,7 @@ def proof_lines(point: FrontPoint, proof: Proof, folder: Path) -> list[str]:
         folder: where they were written.
 
     Returns:
-        Lines: the trial, each file with its verdict, the latencies.
+        Lines about the trial, each file and whether its outputs are the model's, and the latencies.
     """
     lines = [f"trial {point.trial_id}: {point.name}, {point.params:,} parameters, {point.error:.2f} % validation error"]
     lines.append(f"compared on {proof.images}; largest logit {proof.largest_logit:.3g}")

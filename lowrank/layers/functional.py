@@ -1,6 +1,6 @@
 """Apply a weight to images: as a convolution or, on a CPU, as one matrix product where that is faster.
 
-Letters: B batch, I in-channels, O out-channels, K kernel size, H x W positions.
+Letters: B batch, I in-channels, O out-channels, KH x KW kernel, H x W image, H' x W' output.
 """
 
 from __future__ import annotations
@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-Pair = tuple[int, int]
+Pair = tuple[int, int]  # vertical, horizontal
 
-# A matrix product beats the convolution from this many weight entries on, most of all in the weight's gradient: by a
-# fifth at 512 x 512 on 4 x 4 images, by a twentieth at 320 x 320 on 16 x 16. Below, the convolution is as fast or
-# faster.
+# On a CPU, a matrix product is faster than a 1 x 1 convolution from this many weight entries on, most of all in the
+# weight's gradient: by a fifth for 512 x 512 weights on 4 x 4 images, by a twentieth for 320 x 320 on 16 x 16. With
+# fewer entries the convolution is as fast or faster.
 MIN_MATMUL_ENTRIES = 2**16
 
 
@@ -21,29 +21,30 @@ def convolve(
     x: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Pair = (1, 1), padding: Pair | str = (0, 0),
     dilation: Pair = (1, 1), groups: int = 1,
 ) -> Tensor:  # fmt: skip
-    """Convolve as `torch.nn.functional.conv2d` does, by a matrix product where faster.
+    """Convolve as `torch.nn.functional.conv2d`, by a matrix product where that is faster.
 
     Args:
         x: images (B, I, H, W).
-        weight: (O, I / groups, K, K).
+        weight: (O, I / groups, KH, KW).
         bias: (O,), or None.
-        stride: steps down and across.
-        padding: zeros above and left, or "valid" or "same".
-        dilation: distance of the kernel's entries.
-        groups: groups of channels that are convolved apart.
+        stride: positions from one output to the next.
+        padding: zeros added on each side, or "valid" or "same".
+        dilation: positions from one entry of the kernel to the next.
+        groups: number of groups of channels that are convolved separately.
 
     Returns:
         (B, O, H', W').
     """
-    if _is_matmul(x, weight, stride, padding, groups):
+    if _is_faster_as_matmul(x, weight, stride, padding, groups):
         return functional.linear(x.permute(0, 2, 3, 1), weight.flatten(1), bias).permute(0, 3, 1, 2)
     return functional.conv2d(x, weight, bias, stride, padding, dilation, groups)
 
 
-def _is_matmul(x: Tensor, weight: Tensor, stride: Pair, padding: Pair | str, groups: int) -> bool:
-    """Return whether a large matrix product of rows that need no copy gives the same.
+def _is_faster_as_matmul(x: Tensor, weight: Tensor, stride: Pair, padding: Pair | str, groups: int) -> bool:
+    """Return whether one matrix product gives the same output faster.
 
-    Not on a GPU, and not while compiling: a compiler chooses by itself.
+    The weight must be large, and the channels of a position contiguous, so that no image is copied. On a GPU cuDNN
+    chooses the algorithm, in compiled code the compiler.
     """
     if x.is_cuda or weight.numel() < MIN_MATMUL_ENTRIES or torch.compiler.is_compiling():
         return False
@@ -55,6 +56,9 @@ def is_unpadded(padding: Pair | str) -> bool:
     """Return whether a pointwise convolution with this padding reads no zeros at the edge.
 
     Args:
-        padding: zeros above and left, or "valid" or "same".
+        padding: zeros added on each side, or "valid" or "same". With stride 1, "same" adds none to a 1 x 1 kernel.
+
+    Returns:
+        False where zeros are added. The answer holds for 1 x 1 kernels alone.
     """
     return padding in ("valid", "same") or set(padding) == {0}

@@ -1,8 +1,8 @@
-"""The one training loop, for students and teachers; it knows nothing of Ray, Optuna or MLflow.
+"""The training loop of students and teachers; it knows nothing of Ray, Optuna or MLflow.
 
-An epoch is a pure function of the state before it: the order of images, every augmentation and every random choice
-inside the network follow from (seed, epoch, index), so that a run resumed from a checkpoint repeats the undisturbed one
-bit for bit on a CPU.
+An epoch depends on the state before it alone: the order of images, every augmentation and every random choice inside
+the network follow from (seed, epoch, index). So on a CPU, a run that is resumed from a checkpoint gives bit for bit the
+same results as one that was never interrupted.
 """
 
 from __future__ import annotations
@@ -34,15 +34,20 @@ from lowrank.training.optimizer import LR_MULTIPLIER, check_network, freeze, mak
 from lowrank.training.recipe import Recipe
 from lowrank.training.timers import EVALUATION, PhaseTimers
 
+MIN_EVAL_BATCH = 256  # images: evaluation keeps no gradients, so a larger batch than the recipe's fits
+PREFIXED_METRICS = ("loss", "error", "error_top5")  # recorded as val_NAME; other metrics of evaluation keep their name
+EPOCH_SEED_STRIDE = 1_000_003  # a prime: epochs of neighbouring seeds do not draw the same numbers
+
 
 class Trainer:
-    """Trains one network on one data set, an epoch a call.
+    """Trains one network on one data set, one epoch for each call.
 
     Attributes:
-        step: one training step, with all the state that a checkpoint holds.
+        step: takes the training steps, and has all the state that a checkpoint holds.
         steps_per_epoch: how many batches an epoch has.
-        step_losses: (steps_per_epoch,), losses of the last epoch's steps, on the device.
-        captured_epoch: replays the step, where the recipe's engine records one; set to None, steps run as they are.
+        step_losses: (steps_per_epoch,), the loss of each step of the last epoch, on the device.
+        captured_epoch: replays the step as a CUDA graph; None where the recipe's engine records none. Set it to None to
+            run the steps without the graph.
     """
 
     def __init__(
@@ -51,26 +56,26 @@ class Trainer:
         taps: Sequence[str] = (), cache_epochs: int | None = None, group: DataParallelGroup | None = None,
         notify: Callable[[str], None] = warnings.warn,
     ):  # fmt: skip
-        """Move `network` to `device`; it is trained in place.
+        """Move `network` to `device` and prepare its training.
 
         Args:
-            network: gives logits (B, classes), or in training (logits, auxiliary logits).
-            data: its training split is trained on, its validation split evaluated.
+            network: gives logits (B, classes), or in training mode (logits, auxiliary logits). It is trained in place.
+            data: the training split gives the batches, the validation split is evaluated after each epoch.
             recipe: how to train.
             augmentation: how each training image is changed.
             order_seed: seed of the order of the images and of random choices inside the network.
-            decay_ratio: K / N, see lowrank.training.weight_decay.
+            decay_ratio: K / N, parameters over those of the dense network (lowrank.training.weight_decay).
             device: where to train.
-            teacher: gives signals for every batch, if the recipe weights them.
-            taps: names of the modules whose attention maps are compared with the teacher's, in its order; without them
-                the ends of the stages.
-            cache_epochs: after so many epochs the same augmentations come again (as many as a teacher cache holds);
-                None: never.
+            teacher: gives logits and attention maps for every batch; needed if the recipe gives them a weight.
+            taps: names of the modules whose attention maps are compared with the teacher's, in the order of the
+                teacher's; empty for the ends of the network's stages.
+            cache_epochs: after so many epochs the augmentations repeat, because a teacher cache holds so many; None:
+                they never repeat.
             group: the processes that train the network together. Each must call the same methods in the same order.
-            notify: is called with each warning for the user.
+            notify: called with each warning for the user.
 
         Raises:
-            InputError: recipe, network and teacher do not fit together.
+            InputError: the network or the teacher lacks what the recipe needs.
         """
         self.device = torch.device(device)
         self.network = network.to(self.device)
@@ -87,8 +92,8 @@ class Trainer:
         optimizer = make_optimizer(network, recipe, decay_ratio, len(data.classes), may_skip_steps=scaler is not None)
         checkpoint_rebuild(network, recipe.rebuild_checkpoint)
         if group is not None:
-            silent = recipe.auxiliary_weight == 0 and getattr(network, AUXILIARY, None) is not None
-            objective.network = group.wrap(network, unused=silent)
+            unused_head = recipe.auxiliary_weight == 0 and getattr(network, AUXILIARY, None) is not None
+            objective.network = group.wrap(network, unused=unused_head)
         self._set_drop_path: Callable[[float], None] | None = getattr(network, "set_drop_path", None)
         ema = ExponentialMovingAverage(network, recipe.ema_decay) if recipe.ema_decay > 0 else None
         torch.backends.cudnn.benchmark = self.device.type == "cuda"  # every batch has the same shape
@@ -104,7 +109,7 @@ class Trainer:
 
     @property
     def epoch(self) -> int:
-        """Epochs done."""
+        """The number of epochs done."""
         return self.step.epoch
 
     @epoch.setter
@@ -116,8 +121,9 @@ class Trainer:
         """Train one epoch and evaluate once on the validation split.
 
         Returns:
-            Metrics under the names of the records (lowrank.training.metrics): errors in percent, losses as means over
-            samples, images_per_second of training alone. A metric that does not apply is absent.
+            Metrics under the names that the records use (lowrank.training.metrics): errors in percent, losses as means
+            over samples, `images_per_second` of training without evaluation, `lr` that of the first parameter group in
+            the last step. A metric that does not apply is absent.
 
         Raises:
             DivergedError: a loss or a weight is not finite, or the loss explodes.
@@ -125,7 +131,7 @@ class Trainer:
         start = time.perf_counter()
         reset_peak_memory(self.device)
         meter = self.train_steps()
-        trained = meter.read()  # which waits until the device has done the epoch
+        trained = meter.read()  # waits until the device has finished the epoch; only then is the clock read
         seconds, rate = time.perf_counter() - start, self.step.learning_rate(self.steps_per_epoch - 1)
         metrics = trained | self.step.gradient_meter.read() | machine_metrics(self.device)
         self.step.epoch += 1
@@ -133,19 +139,19 @@ class Trainer:
             val = self.evaluate("val")
         if not math.isfinite(val["loss"]):
             raise self._diverged_in_evaluation(val["loss"])
-        metrics |= {"lr": rate * self.step.optimizer.param_groups[0][LR_MULTIPLIER]} | self._scale_metrics()
+        metrics |= {"lr": rate * self.step.optimizer.param_groups[0][LR_MULTIPLIER]} | self._loss_scale_metrics()
         metrics |= self.timers.read()
         metrics |= {"images_per_second": meter.images / seconds, "epoch_seconds": time.perf_counter() - start}
-        return metrics | {f"val_{name}" if name in _VAL else name: value for name, value in val.items()}
+        return metrics | {f"val_{name}" if name in PREFIXED_METRICS else name: value for name, value in val.items()}
 
     def train_steps(self, limit: int | None = None) -> TrainMeter:
-        """Train without evaluation, and without counting the epoch.
+        """Train the steps of an epoch. It is not evaluated, and `epoch` is not counted up.
 
         Args:
-            limit: take so many steps at most; None: the whole epoch.
+            limit: the most steps to take; None: the whole epoch.
 
         Returns:
-            Losses and errors of the steps, on the device.
+            Losses and errors of the steps, still on the device.
 
         Raises:
             DivergedError: a loss or a weight is not finite, or the loss explodes.
@@ -159,7 +165,7 @@ class Trainer:
         meter = self._new_meter(self.steps_per_epoch)
         self.step_losses = meter.losses
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
-            torch.manual_seed((self.order_seed * 1_000_003 + self.epoch) % 2**63)
+            torch.manual_seed((self.order_seed * EPOCH_SEED_STRIDE + self.epoch) % 2**63)
             self._monitor.begin()
             self.timers.begin()
             for step, batch in enumerate(itertools.islice(self.timers.input(self.batches()), steps)):
@@ -179,10 +185,10 @@ class Trainer:
         self.step.update(step)
 
     def batches(self) -> Iterator[Batch]:
-        """Make the batches of this epoch, from its first.
+        """Make the batches of the present epoch, from its first.
 
         Returns:
-            The same batches at every call.
+            The batches; every call in the same epoch gives the same.
         """
         return train_batches(
             self.data, self.device, self.recipe.batch_size, augmentation=self.augmentation,
@@ -190,12 +196,12 @@ class Trainer:
         )  # fmt: skip
 
     def endless_steps(self, *, wait: bool = True) -> Iterator[None]:
-        """Take training steps without end, as training takes them, for measurements.
+        """Take the steps of the present epoch over and over, for measurements.
 
-        The epoch is never counted up, so the trainer must not be used for training afterwards.
+        The weights change but the epoch is never counted up, so the trainer must not be used for training afterwards.
 
         Args:
-            wait: wait for the device at each step.
+            wait: whether to wait for the device after each step.
 
         Yields:
             None, after each step.
@@ -211,9 +217,9 @@ class Trainer:
                 yield
 
     def try_batch(self, batch: Batch) -> None:
-        """Take one plain step on a batch of any size, for measurements.
+        """Take one step on a batch of any size, without CUDA graph, for measurements.
 
-        It waits for the device. The trainer must not be used for training afterwards.
+        It waits for the device. The weights change, so the trainer must not be used for training afterwards.
 
         Args:
             batch: images, labels and indices.
@@ -225,8 +231,8 @@ class Trainer:
         self.step.update(0)
         meter.losses[0].item()
 
-    def _scale_metrics(self) -> dict[str, float]:
-        """Read float16's loss scale after the epoch, and how many of its steps were skipped."""
+    def _loss_scale_metrics(self) -> dict[str, float]:
+        """Read float16's loss scale and the number of steps skipped since the last call; empty for other types."""
         scaler = self.step.scaler
         if scaler is None:
             return {}
@@ -235,6 +241,7 @@ class Trainer:
         return metrics
 
     def _diverged_in_evaluation(self, loss: float) -> DivergedError:
+        """Evaluate again with hooks, to name the first layer whose output is not finite."""
         with NonFiniteLocator(self.network) as locator:
             self.evaluate("val")
         layer, where = locator.first
@@ -245,7 +252,7 @@ class Trainer:
         """Evaluate a split, with the moving average of the weights if there is one.
 
         Args:
-            split: which images.
+            split: "train", "val" or "test".
 
         Returns:
             Mean cross-entropy over samples ("loss"), top-1 error in percent ("error") and more: see EvalMeter.read.
@@ -256,8 +263,8 @@ class Trainer:
             if self.step.ema is not None:
                 stack.enter_context(self.step.ema.swapped_in())
             with self.step.autocast():
-                stack.enter_context(self.step.objective.rebuilt_weights())  # once, not for every batch
-            size = max(self.recipe.batch_size, 256)
+                stack.enter_context(self.step.objective.rebuilt_weights())  # from factors, once for all batches
+            size = max(self.recipe.batch_size, MIN_EVAL_BATCH)
             for images, labels, *_ in eval_batches(self.data, split, self.device, size, shard=self._shard):
                 with self.step.autocast():
                     logits = self.network(images)
@@ -267,10 +274,11 @@ class Trainer:
         return meter.read()
 
     def weights(self) -> dict[str, Tensor]:
-        """Collect what a finished run is kept for.
+        """Collect what is kept of a finished run.
 
         Returns:
-            The weights that are evaluated, as `network.NAME`, and the number of epochs done, as `epoch`.
+            The weights that `evaluate` uses (the moving average if there is one) under `network.NAME`, and the number
+            of epochs done under `epoch`.
         """
         average = {} if self.step.ema is None else self.step.ema.tensors
         state = {f"network.{name}": average.get(name, value) for name, value in self.network.state_dict().items()}
@@ -280,15 +288,15 @@ class Trainer:
         """Collect all that the next epoch depends on: see TrainStep.state.
 
         Returns:
-            Live tensors under the checkpoint's keys.
+            Tensors by the checkpoint's keys. They are not copied: training changes them.
         """
         return self.step.state()
 
     def load_state(self, state: dict[str, Tensor]) -> None:
-        """Go on from a checkpoint: see TrainStep.load_state.
+        """Continue from a checkpoint: see TrainStep.load_state.
 
         Args:
-            state: from `state` or `weights`, of a trainer of the same network.
+            state: what `state` or `weights` returned, of a trainer of the same network.
 
         Raises:
             RuntimeError: the weights are of another network.
@@ -296,15 +304,12 @@ class Trainer:
         """
         self.step.load_state(state)
         if self.captured_epoch is not None:
-            self.captured_epoch.forget()
+            self.captured_epoch.forget()  # the graph was recorded on tensors that are replaced now
 
     def restart_average(self) -> None:
         """Start the moving average from the present weights.
 
-        To be called after the weights were set from outside.
+        Call it after the weights of `network` were set by other code: the average still has those of before.
         """
         if self.step.ema is not None:
             self.step.ema.restart()
-
-
-_VAL = ("loss", "error", "error_top5")

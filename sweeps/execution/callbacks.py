@@ -21,7 +21,7 @@ from sweeps.search import ProposalPrefetcher, Search
 from sweeps.teachers import NO_CACHE, CacheOptions
 from sweeps.utils import monotonic_time, raise_if_interrupted
 
-MAX_REASON = 500  # characters of a failure's reason
+MAX_REASON = 500  # characters of a failure's reason in the journal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,23 +30,23 @@ class ExecutionConfig:
 
     study_dir: Path
     data_dir: Path | None
-    resources: TrialResources  # what each trial holds
+    resources: TrialResources  # CPUs and GPUs of each trial
     max_concurrent: int | None  # trials at once, if the user allows fewer than the resources do
-    seconds: float | None  # until trials are interrupted
-    on_change: Callable[[], None]  # called when the record has changed
+    seconds: float | None  # time limit, after which trials are interrupted; None: no limit
+    on_change: Callable[[], None]  # called when the study's record has changed
     cache: CacheOptions = NO_CACHE
-    use_relay: bool = False  # whether checkpoints travel to this machine, because no disk is shared
+    use_relay: bool = False  # whether workers send checkpoints to this machine, because they share no disk with it
 
 
 class _NoState:
-    """Pickles as nothing: Ray stores searcher and callbacks with the experiment, and ours hold open files."""
+    """Pickles without attributes: Ray saves searcher and callbacks, and the open files of ours cannot be pickled."""
 
     def __getstate__(self) -> dict[str, Any]:
         return {}
 
 
 class TuneSearcher(_NoState, Searcher):
-    """Gives Tune the trials of the search. Outcomes reach the search through `Recorder` alone."""
+    """Gives Tune the trials of the search; `Recorder` alone reports their outcomes to the search."""
 
     def __init__(
         self, search: Search, config: ExecutionConfig, prefetcher: ProposalPrefetcher | None, relay: str | None
@@ -56,18 +56,18 @@ class TuneSearcher(_NoState, Searcher):
         Args:
             search: the study's search.
             config: what the trials need.
-            prefetcher: prepares new trials; None for the postponed ones, which get a larger share.
-            relay: name of the checkpoint relay; None for none.
+            prefetcher: prepares new trials; None in the phase of the postponed trials, which get a larger share.
+            relay: name of the checkpoint relay's actor; None where workers see the study's folder.
         """
         super().__init__()
-        self._search, self._execution, self._prefetcher, self._relay = search, config, prefetcher, relay
+        self._search, self._config, self._prefetcher, self._relay = search, config, prefetcher, relay
 
     def suggest(self, trial_id: str) -> Any:
         """Return the config of the next trial, None if there is none now, or FINISHED."""
         raise_if_interrupted()
         trial = self._next()
         if trial is None:
-            return Searcher.FINISHED if self._is_over() else None
+            return Searcher.FINISHED if self._has_ended() else None
         return self._trial_config(trial)
 
     def _next(self) -> Trial | None:
@@ -75,25 +75,25 @@ class TuneSearcher(_NoState, Searcher):
             return self._search.pop_postponed()
         return self._prefetcher.next(wait=not self._search.is_running())
 
-    def _is_over(self) -> bool:
-        """Return whether no trial can come any more; a running trial may have to be retried."""
+    def _has_ended(self) -> bool:
+        """Return whether no further trial can come. While one runs, it can: that one may have to be retried."""
         if self._search.is_running():
             return False
         return self._prefetcher is None or self._search.is_exhausted() or self._search.is_blocked()
 
     def _trial_config(self, trial: Trial) -> dict[str, Any]:
-        execution = self._execution
+        config = self._config
         return {
             "trial_id": trial.trial_id, "role": str(trial.role), "stratum": trial.stratum,
-            "specification": trial.specification, "study_dir": str(execution.study_dir),
-            "data_dir": str(execution.data_dir) if execution.data_dir else None,
-            "cache": execution.cache.to_config(), "relay": self._relay,
-            "processes": execution.resources.share.processes, "sharing": execution.resources.sharing,
+            "specification": trial.specification, "study_dir": str(config.study_dir),
+            "data_dir": str(config.data_dir) if config.data_dir else None,
+            "cache": config.cache.to_config(), "relay": self._relay,
+            "processes": config.resources.share.processes, "sharing": config.resources.sharing,
             "checkpoint_seconds": self._search.space.resources.checkpoint_seconds,
         }  # fmt: skip
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Do nothing: see `Recorder`."""
+        """Do nothing: `Recorder` reports outcomes."""
 
     def save(self, checkpoint_path: str) -> None:
         """Do nothing: the journal and Optuna's storage hold the state."""
@@ -103,17 +103,17 @@ class TuneSearcher(_NoState, Searcher):
 
 
 class Recorder(_NoState, Callback):
-    """Reports every result and every end to the search, which journals it and tells the sampler."""
+    """Reports every result and every end of a trial to the search, which journals it and tells the sampler."""
 
     def __init__(self, search: Search, scheduler: FIFOScheduler, config: ExecutionConfig):
         """Prepare to record.
 
         Args:
             search: the study's search.
-            scheduler: whose `stopped`, if it has that, says why it has stopped which trial.
-            config: the resources of the trials, and what to call on a change.
+            scheduler: may have an attribute `stopped`: the reason of each early stop, by trial id.
+            config: has the resources of the trials and `on_change`.
         """
-        self._search, self._execution = search, config
+        self._search, self._config = search, config
         self._stop_reasons: dict[str, str] = getattr(scheduler, "stopped", {})
         self._retries = RetryPolicy()
         self._ended: list[RayTrial] = []
@@ -121,7 +121,7 @@ class Recorder(_NoState, Callback):
     def on_trial_result(
         self, iteration: int, trials: list[RayTrial], trial: RayTrial, result: dict[str, Any], **kwargs: Any
     ) -> None:
-        """Record an epoch, and the end if the trial has ended by itself."""
+        """Record an attempt, epochs and notices, and the end where the trial reports its outcome."""
         trial_id = result.get("trial")
         if trial_id is None:
             return
@@ -134,13 +134,13 @@ class Recorder(_NoState, Callback):
         if "metrics" in result:
             self._write_if_new(trial_id, result["epoch"], result["metrics"])
         if "outcome" in result:
-            self._end(trial_id, Status(result["outcome"]), result["reason"])
-        self._execution.on_change()
+            self._finish_or_postpone(trial_id, Status(result["outcome"]), result["reason"])
+        self._config.on_change()
 
-    def _end(self, trial_id: str, status: Status, reason: str) -> None:
-        """Record an end; a trial whose memory ran out is postponed instead, if there is a larger share."""
-        postponed = self._search.record.trials[trial_id].postponed
-        share, larger = self._execution.resources.share, self._execution.resources.larger
+    def _finish_or_postpone(self, trial_id: str, status: Status, reason: str) -> None:
+        """Record an end. A trial that ran out of memory for the first time is postponed, if there is a larger share."""
+        postponed = self._search.record.trials[trial_id].postponed  # why it was postponed; empty if it was not
+        share, larger = self._config.resources.share, self._config.resources.larger
         if status is not Status.OUT_OF_MEMORY or (larger is None and not postponed):
             self._finish(trial_id, status, reason)
         elif larger is None or postponed:
@@ -158,18 +158,21 @@ class Recorder(_NoState, Callback):
             self._retries.reset(trial_id)
 
     def on_trial_complete(self, iteration: int, trials: list[RayTrial], trial: RayTrial, **kwargs: Any) -> None:
-        """Record a stop by the scheduler. A trial with neither that nor an outcome was interrupted, and may go on."""
+        """Record a stop by the scheduler.
+
+        A trial that ends without such a stop or an outcome was interrupted; a resumed study continues it.
+        """
         trial_id = trial.config["trial_id"]
         self._ended.append(trial)
         if trial_id in self._stop_reasons:
             self._finish(trial_id, Status.STOPPED, self._stop_reasons[trial_id])
-            self._execution.on_change()
+            self._config.on_change()
 
     def on_trial_error(self, iteration: int, trials: list[RayTrial], trial: RayTrial, **kwargs: Any) -> None:
         """Retry a failed attempt or record the failure.
 
         Raises:
-            FullDiskError: the disk is full, which is not the trial's fault; it goes on when the study is resumed.
+            FullDiskError: the disk is full, which is not the trial's fault; a resumed study continues it.
         """
         error = trial_error(trial)
         if is_disk_full(error):
@@ -181,7 +184,7 @@ class Recorder(_NoState, Callback):
             return
         lines = str(error).strip().splitlines() or [type(error).__name__]
         self._finish(trial_id, Status.FAILED, lines[-1].strip()[:MAX_REASON])
-        self._execution.on_change()
+        self._config.on_change()
 
     def on_step_end(self, iteration: int, trials: list[RayTrial], **kwargs: Any) -> None:
         """Free the metrics of trials that have ended, which Tune keeps until the end of the study."""
@@ -196,18 +199,21 @@ class Recorder(_NoState, Callback):
 
 
 class TimeLimit(Stopper):
-    """Ends the experiment after some seconds by a clock that never jumps, as the system's, which Tune reads, may."""
+    """Ends the experiment after some seconds.
+
+    It reads a monotonic clock. Tune's own time limit reads the system's clock, which may be set while a study runs.
+    """
 
     def __init__(self, seconds: float):
-        """Begin to count.
+        """Start the clock.
 
         Args:
-            seconds: from now.
+            seconds: the limit, counted from now.
         """
         self._end = monotonic_time() + seconds
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
-        """Stop no trial alone."""
+        """Return False: the limit ends all trials at once, never a single one."""
         return False
 
     def stop_all(self) -> bool:

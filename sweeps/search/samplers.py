@@ -1,4 +1,4 @@
-"""Optuna's samplers by name, and points spread evenly by a Sobol sequence."""
+"""Make Optuna's samplers by name, and compute points of a Sobol sequence for `qmc`."""
 
 from __future__ import annotations
 
@@ -6,17 +6,18 @@ from collections.abc import Callable
 
 import optuna
 
-STARTUP_TRIALS = 5  # random proposals in each stratum before a sampler models it
-POPULATION = 12  # NSGA-II's in each stratum; Optuna's 50 would be random search to the end of most studies
+STARTUP_TRIALS = 5  # random proposals in each stratum before a sampler fits its model
+# Of NSGA-II, in each stratum. Its first generation is random; with Optuna's default of 50 most studies would end in it
+POPULATION_SIZE = 12
 
 _MAKERS: dict[str, Callable[[int], optuna.samplers.BaseSampler]] = {
     "tpe": lambda seed: optuna.samplers.TPESampler(seed=seed, n_startup_trials=STARTUP_TRIALS),
-    "nsga2": lambda seed: optuna.samplers.NSGAIISampler(seed=seed, population_size=POPULATION),
+    "nsga2": lambda seed: optuna.samplers.NSGAIISampler(seed=seed, population_size=POPULATION_SIZE),
     "gp": lambda seed: optuna.samplers.GPSampler(
         seed=seed, n_startup_trials=STARTUP_TRIALS, warn_independent_sampling=False
     ),
     "random": lambda seed: optuna.samplers.RandomSampler(seed=seed),
-    # The proposer enqueues Sobol points, which fix every field; Optuna's sampler draws nothing
+    # `qmc` draws nothing here: the proposer enqueues Sobol points, which set every parameter of a trial
     "qmc": lambda seed: optuna.samplers.RandomSampler(seed=seed),
 }
 
@@ -25,33 +26,37 @@ def make_sampler(name: str, seed: int) -> optuna.samplers.BaseSampler:
     """Make one of Optuna's samplers.
 
     Args:
-        name: as a space names it: tpe, nsga2, gp, random or qmc.
-        seed: of its random numbers.
+        name: tpe, nsga2, gp, random or qmc, as a space has it in `search.sampler`.
+        seed: of the sampler's random numbers.
 
     Returns:
         The sampler.
+
+    Raises:
+        KeyError: there is no such sampler. Spaces are checked before.
     """
     return _MAKERS[name](seed)
 
 
-def sobol_point(width: int, index: int, seed: int) -> list[float]:
+def sobol_point(dimensions: int, index: int, seed: int) -> list[float]:
     """Return one point of a scrambled Sobol sequence (Owen 1998).
 
-    Optuna's own quasi-random sampler draws choices at random and needs a finished trial first; this one does neither.
+    It is used instead of Optuna's QMCSampler, which samples categorical parameters at random and needs a finished trial
+    before it can start.
 
     Args:
-        width: the number of dimensions; 0 gives an empty point.
+        dimensions: of the point; 0 gives an empty one.
         index: which point of the sequence, from 0.
         seed: of the scrambling.
 
     Returns:
-        `width` coordinates in [0, 1).
+        Coordinates in [0, 1), one for each dimension.
     """
     from scipy.stats.qmc import Sobol  # takes long to import, and only `qmc` needs it
 
-    if width == 0:
+    if dimensions == 0:
         return []
-    sequence = Sobol(width, scramble=True, rng=seed)
+    sequence = Sobol(dimensions, scramble=True, rng=seed)
     if index:
         sequence.fast_forward(index)
     return [float(coordinate) for coordinate in sequence.random(1)[0]]

@@ -1,9 +1,9 @@
-"""The search: which trial is trained next, and what the sampler learns of its result.
+"""The search decides which trial is trained next, and tells the sampler the results.
 
-Every proposal is resolved before anything starts: its size is solved, its counts are exact. A point that is infeasible
-or has been proposed before is never launched. A proposal is written to Optuna's storage, then to the journal, and then
-launched; at the end of a trial the journal is written first, then Optuna's storage. So a kill at any point leaves
-records from which a resumed study can go on.
+Every proposal is resolved before it is launched: ranks that meet its budget are solved for, and its parameters and
+mult-adds are counted exactly. A point that is infeasible or has been proposed before is never launched. A proposal is
+written to Optuna's storage, then to the journal, and then launched; at the end of a trial the journal is written first,
+then Optuna's storage. So a process that is killed at any point leaves records from which a resumed study can continue.
 """
 
 from __future__ import annotations
@@ -32,31 +32,32 @@ from sweeps.search.reuse import SiblingResults, link_weights
 from sweeps.space import Space, Stratum
 from sweeps.trials import Resolver, StepTimeError
 
-EXPLORE_AFTER = 10  # proposals in a row without a new trial, after which points are sampled uniformly at random
-GIVE_UP_AFTER = 60  # proposals in a row without a new trial, after which a stratum counts as exhausted
+# Proposals in a row that give no new trial (infeasible or duplicate), after which ...
+EXPLORE_AFTER = 10  # ... points are sampled uniformly at random
+GIVE_UP_AFTER = 60  # ... a stratum counts as exhausted
 _OUTCOME_KINDS = {
     Status.COMPLETED: OutcomeKind.COMPLETE, Status.STOPPED: OutcomeKind.PRUNED,
     Status.INFEASIBLE: OutcomeKind.INFEASIBLE, Status.OUT_OF_MEMORY: OutcomeKind.INFEASIBLE,
     Status.FAILED: OutcomeKind.LOST,
 }  # fmt: skip
 _LOST = Outcome(OutcomeKind.LOST)
-Events = list[tuple[Event, dict[str, Any]]]  # to be journaled: kind and fields
+Events = list[tuple[Event, dict[str, Any]]]  # kind and fields of events that are not in the journal yet
 
 
 @dataclass
 class PreparedTrial:
-    """What asking the proposer has given: a trial or None, and events to journal."""
+    """What `Search.prepare` returns: a new trial or None, and the events to journal before it is launched."""
 
     trial: Trial | None = None
-    handle: Handle = field(default_factory=dict)
+    handle: Handle = field(default_factory=dict)  # under which the proposer is told the trial's outcome
     events: Events = field(default_factory=list)
 
 
 class Search:
-    """Gives out trials one at a time and keeps the record of the study current.
+    """Gives trials to launch one at a time, and keeps the study's record and journal up to date.
 
-    `prepare` may run in a thread of its own (sweeps.search.prefetch): it alone asks the proposer, and it writes
-    nothing.
+    `prepare` may run in a thread of its own (sweeps.search.prefetch). No other method asks the proposer for new points,
+    and `prepare` writes nothing to the journal.
     """
 
     def __init__(
@@ -69,40 +70,39 @@ class Search:
             space: what is searched.
             resolver: makes trials of points.
             proposer: the source of points.
-            journal: the study's, open for writing.
-            record: the study's, brought up to the journal.
-            strata: those that some method can meet; None for all.
-            siblings: trials of the other studies of a series, which are adopted rather than trained again.
+            journal: the study's journal, open for writing.
+            record: the study's record, with every event of the journal applied.
+            strata: the strata whose size some method of the space can have; None for all.
+            siblings: trials of the other studies of a series; their results are adopted instead of trained again.
         """
         self.space, self.resolver, self.proposer = space, resolver, proposer
         self.strata = tuple(strata or resolver.strata)
         self.journal, self.record = journal, record
         self.counters = TrialCounters(record.trials.values(), grid=space.search.sampler == "grid")
-        self.waiting: deque[Trial] = deque()
-        self.postponed: deque[Trial] = deque()  # for a phase with a larger share, when all others have ended
-        self.exhausted: set[str] = set()  # labels of strata
-        self.reserved: dict[str, Trial] = {}  # prepared, not committed yet
+        self.waiting: deque[Trial] = deque()  # proposed trials to launch, references and repeats among them
+        self.postponed: deque[Trial] = deque()  # ran out of memory; launched with a larger share when all others ended
+        self.exhausted: set[str] = set()  # labels of strata that give no new trials
+        self.reserved: dict[str, Trial] = {}  # prepared trials that are not committed yet, by id
         self.siblings = siblings or SiblingResults()
-        self.adopted: list[TrialRecord] = []  # in this run of the driver
-        self.report_outcome: Callable[[Handle, Outcome], None] | None = None  # instead of `proposer.tell`
+        self.adopted: list[TrialRecord] = []  # from sibling studies, in this run of the driver
+        # Called instead of `proposer.tell` where another thread uses the proposer
+        self.report_outcome: Callable[[Handle, Outcome], None] | None = None
         self._restore()
 
     # What is trained next
 
     def next(self) -> Trial | None:
-        """Return the next trial to launch.
-
-        None when there is nothing to launch now (see `is_over`).
-        """
+        """Return the next trial to launch; None when there is none now, which may change when trials end."""
         trial = self.pop_waiting()
         while trial is None and self.may_propose() and not self.waiting:
             trial = self.commit_proposal(self.prepare())
         return trial or self.next_repeat()
 
     def pop_waiting(self) -> Trial | None:
-        """Return a trial that needs no proposal; None when there is none.
+        """Return a proposed trial that can start; None when there is none.
 
-        It is a reference, a repeat, or a trial that a kill left without an end.
+        It is a reference, a repeat, a trial to retry, one whose initial weights have been trained since, or one that
+        was running when an earlier driver ended.
         """
         while (trial := next(filter(self.is_startable, self.waiting), None)) is not None:
             self.waiting.remove(trial)
@@ -117,7 +117,8 @@ class Search:
     def is_startable(self, trial: Trial) -> bool:
         """Tell whether a trial can start.
 
-        It can when its initial weights are there, or never will be: then it fails and says so.
+        It cannot while the trial whose weights it starts from is still to be trained. If that one has ended without
+        weights, this one starts, fails and reports why.
         """
         source = self.record.trials.get(trial.depends_on or "")
         return source is None or source.ended
@@ -129,19 +130,19 @@ class Search:
         return any(stratum.label not in self.exhausted for stratum in self.strata)
 
     def is_over(self) -> bool:
-        """Tell whether all is proposed, and every trial has an end."""
+        """Tell whether nothing more will be proposed and every trial has ended."""
         return not self.postponed and self.is_exhausted() and not self.is_running()
 
     def is_blocked(self) -> bool:
-        """Tell whether only postponed trials can be launched."""
+        """Tell whether only postponed trials can be launched now."""
         if not self.postponed or self.is_running() or any(self.is_startable(trial) for trial in self.waiting):
             return False
         return bool(self.waiting) or not (self.reserved or self.may_propose())
 
     def is_exhausted(self) -> bool:
-        """Tell whether nothing more will be launched.
+        """Tell whether nothing more will be launched, apart from postponed trials and retries.
 
-        Trials may still run, and repeats depend on how they end.
+        While trials run it is not known which points will be repeated.
         """
         if self.waiting or self.reserved or self.may_propose():
             return False
@@ -155,16 +156,16 @@ class Search:
         return any(trial_id not in waiting for trial_id in self.counters.open)
 
     def _next_stratum(self) -> Stratum | None:
-        """The stratum with the fewest trials so far (a grid has its own order and takes any)."""
+        """Return the stratum with the fewest trials so far; a grid ignores it."""
         reserved = Counter(trial.stratum for trial in list(self.reserved.values()))
         open_strata = [stratum for stratum in self.strata if stratum.label not in self.exhausted]
-        sizes = {stratum: self.counters.strata[stratum.label] + reserved[stratum.label] for stratum in open_strata}
-        return min(sizes, key=sizes.__getitem__, default=None)
+        counts = {stratum: self.counters.strata[stratum.label] + reserved[stratum.label] for stratum in open_strata}
+        return min(counts, key=counts.__getitem__, default=None)
 
     def prepare(self) -> PreparedTrial:
-        """Ask until there is a new trial, and reserve it.
+        """Ask the proposer until it gives a new trial, and reserve that.
 
-        A stratum that gives none counts as exhausted.
+        A stratum that gives none in `GIVE_UP_AFTER` proposals counts as exhausted.
 
         Returns:
             The trial with its handle, or None where there is no new one; and the events to journal.
@@ -176,16 +177,16 @@ class Search:
             if proposal is None:
                 self.exhausted.update(stratum.label for stratum in self.strata)
                 return prepared
-            if self._is_new(proposal, stratum, prepared):
+            if self._reserve_if_new(proposal, stratum, prepared):
                 return prepared
-            if self.space.search.sampler == "grid":
+            if self.space.search.sampler == "grid":  # not exhausted by duplicates: the caller asks for the next row
                 return prepared
         if stratum is not None:
             self.exhausted.add(stratum.label)
         return prepared
 
-    def _is_new(self, proposal: Proposal, stratum: Stratum, prepared: PreparedTrial) -> bool:
-        """Whether the proposal is a trial that has not been proposed before; it is then reserved."""
+    def _reserve_if_new(self, proposal: Proposal, stratum: Stratum, prepared: PreparedTrial) -> bool:
+        """Reserve the proposed trial and put it into `prepared`; return False if it is infeasible or a duplicate."""
         role = Role.REPEAT if proposal.repeat else Role.SEARCH
         try:
             trial = self.resolver.resolve(proposal.point, proposal.repeat, role)
@@ -201,15 +202,16 @@ class Search:
         return False
 
     def _add_duplicate(self, trial_id: str, record: TrialRecord | None, proposal: Proposal, events: Events) -> None:
-        """Tell the proposer the result of the equal trial; on a grid journal the point as an alias of it."""
+        """Tell the proposer the result of the equal trial; on a grid, have the point journaled as its alias."""
         if self.space.search.sampler != "grid":
             self.proposer.tell(proposal.handle, self._outcome(record) if record and record.ended else _LOST)
             return
-        first = record.parameters if record else self.reserved[trial_id].point
-        if proposal.point != first and proposal.point not in (record.aliases if record else []):
+        original = record.parameters if record else self.reserved[trial_id].point
+        if proposal.point != original and proposal.point not in (record.aliases if record else []):
             events.append((Event.ALIAS, {"trial": trial_id, "parameters": proposal.point}))
 
     def _add_infeasible(self, proposal: Proposal, stratum: Stratum, error: InfeasibleError, events: Events) -> None:
+        """Have the point journaled as infeasible; tell the proposer how far it is over a budget of step time."""
         name = "infeasible-" + "-".join(f"{value}" for _, value in sorted(proposal.point.items()))
         if name not in self.record.trials:
             fields = {"stratum": stratum.label, "parameters": proposal.point, "reason": str(error)}
@@ -221,11 +223,11 @@ class Search:
         """Journal what was prepared.
 
         Args:
-            prepared: what `prepare` has returned.
+            prepared: what `prepare` returned.
 
         Returns:
-            The trial to launch; None where there is none, where its initial weights are not there yet, or where another
-            study of the series has trained it.
+            The trial to launch; None if there is none, if its initial weights are not trained yet (it then waits), or
+            if another study of the series has trained it.
         """
         for event, fields in prepared.events:
             self._write(event, **fields)
@@ -240,7 +242,7 @@ class Search:
         return None if self._adopt(trial) else trial
 
     def _adopt(self, trial: Trial) -> bool:
-        """Adopt the results of another study of the series; False where there are none."""
+        """Journal the results that another study of the series has of this trial; return False if none has any."""
         sibling = self.siblings.find(trial.trial_id)
         if sibling is None:
             return False
@@ -248,7 +250,7 @@ class Search:
         trial_id = trial.trial_id
         self._write(Event.ADOPTED, trial=trial_id, **sibling.origin())
         for epoch, metrics in sorted(sibling.trial.epochs.items()):
-            if epoch not in self.record.trials[trial_id].epochs:  # a kill may have cut an earlier adoption off
+            if epoch not in self.record.trials[trial_id].epochs:  # an earlier adoption may have been interrupted
                 self.write_epoch(trial_id, epoch, {name: value for name, value in metrics.items() if name != "time"})
         self.adopted.append(self.record.trials[trial_id])
         self.finish(trial_id, sibling.trial.status, sibling.trial.reason)
@@ -263,20 +265,25 @@ class Search:
     # Repeats of the final front
 
     def next_repeat(self) -> Trial | None:
-        """Return another seed of a point of the final front; None for none.
+        """Propose a point of the final front with its next seed; return None if there is none.
 
-        There is one once every other trial has ended.
+        The front is final when no trial of the search runs, waits or can be proposed.
         """
-        running = (self.record.trials[trial_id] for trial_id in self.counters.open)
-        searching = self.reserved or any(trial.role is Role.SEARCH for trial in running)
-        for trial in [] if searching or self.waiting or self.may_propose() else self._missing_repeats():
+        open_trials = (self.record.trials[trial_id] for trial_id in self.counters.open)
+        searching = self.reserved or any(trial.role is Role.SEARCH for trial in open_trials)
+        if searching or self.waiting or self.may_propose():
+            return None
+        for trial in self._missing_repeats():
             self._write_proposed(trial, {})
             if not self._adopt(trial):
                 return trial
         return None
 
     def _missing_repeats(self) -> list[Trial]:
-        """Repeats not proposed yet, the second seed of every point before the third of any; none on a grid."""
+        """Return repeats that are not proposed yet: the second seed of all points, then the third of all, and so on.
+
+        A grid proposes its repeats itself.
+        """
         if self.space.search.sampler == "grid":
             return []
         repeats = []
@@ -285,7 +292,7 @@ class Search:
                 try:
                     repeats.append(self.resolver.resolve(point, repeat, Role.REPEAT))
                 except InfeasibleError:
-                    continue  # its budget of step time was met on another machine
+                    continue  # it met its budget of step time on another machine, but does not on this one
             repeats += self.resolver.references(repeat)[0]
         return [trial for trial in repeats if trial.trial_id not in self.record.trials]
 
@@ -294,7 +301,7 @@ class Search:
     def write_attempt(self, trial_id: str, worker: Mapping[str, Any]) -> None:
         """Journal that a worker has begun or resumed the trial.
 
-        `worker` says which worker, and on what device.
+        `worker` names its host, process and device.
         """
         self._write(Event.ATTEMPT, trial=trial_id, **worker)
 
@@ -309,20 +316,17 @@ class Search:
     def write_test_error(self, trial_id: str, error: float) -> None:
         """Journal the test error in percent.
 
-        The test split is evaluated once in a trial's life.
+        It is measured once for each trial, after the search.
         """
         self._write(Event.TESTED, sync=True, trial=trial_id, test_error=error)
 
     def postpone(self, trial_id: str, reason: str) -> None:
-        """Try a trial that ran out of memory again, in the phase with a larger share."""
+        """Journal that a trial ran out of memory, and queue it for the phase with a larger share."""
         self._write(Event.POSTPONED, sync=True, trial=trial_id, reason=reason)
         self.postponed.append(_to_trial(self.record.trials[trial_id]))
 
     def finish(self, trial_id: str, status: Status, reason: str = "") -> None:
-        """Journal a trial's end and tell the sampler.
-
-        A second end of the same trial changes nothing.
-        """
+        """Journal a trial's end and tell the proposer; a second end of the same trial changes nothing."""
         trial = self.record.trials[trial_id]
         if trial.status in TERMINAL:
             return
@@ -359,7 +363,7 @@ class Search:
     # Start and resume
 
     def _restore(self) -> None:
-        """Queue the references and all trials without an end; tell the proposer what it has not been told."""
+        """Queue references and trials that have not ended; report outcomes that the proposer has missed."""
         for trial in self._references():
             record = self.record.trials.get(trial.trial_id)
             if record is None:
@@ -374,22 +378,29 @@ class Search:
                 (self.postponed if record.postponed else self.waiting).append(self._propose_again(record))
 
     def _references(self) -> list[Trial]:
-        """On a grid, whose rows are all repeated, with every seed; else with the first: others follow the front's."""
+        """Return the references to train at the start.
+
+        On a grid they have every seed, as its points do. Otherwise they have the first; `_missing_repeats` adds the
+        other seeds when those of the front are trained.
+        """
         repeats = self.space.search.repeats if self.space.search.sampler == "grid" else 1
         return [trial for repeat in range(repeats) for trial in self.resolver.references(repeat)[0]]
 
     def _report_open_proposals(self) -> None:
-        owners = {_key(trial.proposal): trial for trial in self.record.trials.values() if trial.proposal}
+        """Tell the proposer how proposals ended that have no outcome in its storage; unlaunched ones were lost."""
+        owners = {_hashable(trial.proposal): trial for trial in self.record.trials.values() if trial.proposal}
         for handle in self.proposer.open_handles():
-            owner = owners.get(_key(handle))
+            owner = owners.get(_hashable(handle))
             self.proposer.tell(handle, self._outcome(owner) if owner and owner.ended else _LOST)
 
     def _hide_broken(self) -> None:
+        """Keep the results of trials that were marked as broken from the sampler."""
         for trial in self.record.trials.values():
             if trial.broken and trial.proposal:
                 self.proposer.hide(trial.proposal, trial.trial_id)
 
     def _propose_again(self, record: TrialRecord) -> Trial:
+        """Propose an interrupted trial under a new handle: its old proposal has been reported as lost."""
         trial, handle = _to_trial(record), record.proposal
         if record.role is Role.SEARCH and handle:
             label = handle.get("study")
@@ -400,12 +411,12 @@ class Search:
 
 
 def _to_trial(record: TrialRecord) -> Trial:
-    """The trial of a record, to launch it again."""
+    """Make the trial of a record, to launch it again."""
     return Trial(
         record.trial_id, record.role, record.stratum, dict(record.parameters), record.specification, record.counts,
         record.point_id,
     )  # fmt: skip
 
 
-def _key(handle: Handle) -> tuple[tuple[str, Any], ...]:
+def _hashable(handle: Handle) -> tuple[tuple[str, Any], ...]:
     return tuple(sorted(handle.items()))

@@ -1,4 +1,7 @@
-"""Find and read space files as plain data; loads quickly, for commands that only list spaces or name a wrong one."""
+"""Find space files and read them as plain data.
+
+Imports little, so that `--list` and the message about an unknown space come at once.
+"""
 
 from __future__ import annotations
 
@@ -35,12 +38,14 @@ def find_space(name: str) -> Path:
         The file's path.
 
     Raises:
-        InputError: there is no such space; the text lists those there are.
+        InputError: there is no such space or file; the message lists the spaces.
     """
     path = Path(name)
     if path.suffix in (".yaml", ".yml"):
         if not path.is_file():
-            raise InputError(f"no space file {name!r}; choose from: {', '.join(available_spaces())}, or give a file")
+            raise InputError(
+                f"no space file {name!r}; give a file that exists, or one of: {', '.join(available_spaces())}"
+            )
         return path
     spaces = available_spaces()
     if name not in spaces:
@@ -58,7 +63,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         Its content.
 
     Raises:
-        InputError: the file is not YAML of plain values, or no mapping.
+        InputError: the file is not YAML of plain values, or its content is not a mapping.
     """
     try:
         content = check_no_cycles(yaml.safe_load(path.read_text()))
@@ -71,7 +76,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def check_no_cycles(content: Any) -> Any:
-    """Check that YAML content does not refer to itself.
+    """Check that no mapping or list of YAML content contains itself.
+
+    Anchors and aliases can write that (`&a [*a]`), and code that walks through such content would never end.
 
     Args:
         content: what YAML gives: mappings, lists, numbers, texts, dates.
@@ -80,7 +87,7 @@ def check_no_cycles(content: Any) -> Any:
         The same content.
 
     Raises:
-        ValueError: it refers to itself.
+        ValueError: a mapping or list contains itself.
     """
-    json.dumps(content, default=str)
+    json.dumps(content, default=str)  # raises ValueError at a cycle; `str` is for dates, which JSON has not
     return content

@@ -1,7 +1,8 @@
 """Series: one file that describes several studies.
 
-A file with a section `studies` is a series. Each entry is a study: the rest of the file with the entry's own `set`
-(dotted names) on top, or another space named by `space`. `sweeps.study.run_series` runs them.
+A file with a section `studies` is a series. Each entry of that section describes one study. Its space is the rest of
+the file, or another file that the entry names under `space`; the fields under the entry's `set` (dotted names) replace
+those of the space. `sweeps.study.run_series` runs the studies.
 """
 
 from __future__ import annotations
@@ -19,45 +20,45 @@ ENTRY_FIELDS = ("name", "space", "set", "trials")
 
 @dataclass(frozen=True)
 class SeriesMember:
-    """One study of a series."""
+    """One study of a series: its name in the series and its space."""
 
     name: str
     space: Space
 
 
 def parse_series(content: Mapping[str, Any], name: str, options: RunOptions) -> list[SeriesMember]:
-    """Read and check every study of a series.
+    """Check the content of a series and make the space of each study.
 
     Args:
-        content: the content of its file.
-        name: the series', for the spaces of its studies.
+        content: the content of the series' file.
+        name: the name of the series, which the spaces of its studies get.
         options: the command line, which overrides fields of every study.
 
     Returns:
-        The studies, in their order.
+        The studies, in the order of the file.
 
     Raises:
-        InputError: one of them cannot be run; the text names it.
+        InputError: a study cannot be run; the message names it.
     """
     entries = content.get("studies")
     if not isinstance(entries, list) or not entries or not all(isinstance(entry, Mapping) for entry in entries):
-        raise InputError("`studies` must be a list of sections with a `name` each")
-    common = {key: value for key, value in content.items() if key != "studies"}
-    members = [_member(entry, common, name, options) for entry in entries]
+        raise InputError(f"`studies` must be a list of sections with a `name` each, but got {entries!r}")
+    rest = {key: value for key, value in content.items() if key != "studies"}
+    members = [_parse_member(entry, rest, name, options) for entry in entries]
     names = [member.name for member in members]
     if len(set(names)) != len(names):
-        raise InputError(f"`studies` must have names of their own, but got {', '.join(names)}")
+        raise InputError(f"the names in `studies` must differ, but got {', '.join(names)}")
     return members
 
 
-def _member(entry: Mapping[str, Any], common: dict[str, Any], series: str, options: RunOptions) -> SeriesMember:
+def _parse_member(entry: Mapping[str, Any], rest: dict[str, Any], series: str, options: RunOptions) -> SeriesMember:
     for key in entry:
         if key not in ENTRY_FIELDS:
             raise unknown("field of `studies`", key, ENTRY_FIELDS)
     name, changes = entry.get("name"), entry.get("set", {})
     if not isinstance(name, str) or not isinstance(changes, Mapping):
-        raise InputError(f"each of `studies` needs a `name`, and `set` must be dotted names with values; got {entry!r}")
-    content = read_yaml(find_space(str(entry["space"]))) if "space" in entry else copy.deepcopy(common)
+        raise InputError(f"each of `studies` needs a `name`, and `set` must map dotted names to values; got {entry!r}")
+    content = read_yaml(find_space(str(entry["space"]))) if "space" in entry else copy.deepcopy(rest)
     updates = [(str(key), value) for key, value in changes.items()]
     updates += [("search.trials", entry["trials"])] if "trials" in entry else []
     try:
@@ -70,7 +71,10 @@ def _member(entry: Mapping[str, Any], common: dict[str, Any], series: str, optio
 
 
 def space_from_options(options: RunOptions) -> Space:
-    """Read and check the one space that `--space` names.
+    """Read and check the single space that `--space` names.
+
+    `--time` becomes a field of the space. In a series it is a limit for all studies together, which
+    `sweeps.study.run_series` divides.
 
     Args:
         options: the command line.
@@ -89,11 +93,11 @@ def space_from_options(options: RunOptions) -> Space:
     return space
 
 
-def for_each_study(work: Callable[[Space, RunOptions], int], options: RunOptions) -> int:
-    """Do something for a space, or for every study of a series.
+def for_each_study(action: Callable[[Space, RunOptions], int], options: RunOptions) -> int:
+    """Call a function for the space that `--space` names, or for every study of a series.
 
     Args:
-        work: takes the space and the options with the study's name; returns an exit code.
+        action: called with a space and the options, in a series with the study's name; returns an exit code.
         options: the command line.
 
     Returns:
@@ -106,10 +110,10 @@ def for_each_study(work: Callable[[Space, RunOptions], int], options: RunOptions
     path = find_space(options.space)
     content = read_yaml(path)
     if "studies" not in content:
-        return work(space_from_options(options), options)
+        return action(space_from_options(options), options)
     codes = []
     for member in parse_series(content, path.stem, options):
-        if not options.json:
+        if not options.json:  # with --json, the output must be JSON alone
             print(f"\nstudy {member.name}")
-        codes.append(work(member.space, replace(options, name=member.name)))
+        codes.append(action(member.space, replace(options, name=member.name)))
     return max(codes)

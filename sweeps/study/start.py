@@ -1,6 +1,6 @@
 """Start a study: a new one, a resumed one, or one that trains recorded trials again.
 
-Everything that the user can get wrong is checked here, before anything is written; `sweeps.study.driver` does the rest.
+All input of the user is checked here, before anything is written. Then `sweeps.study.driver` runs the study.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def start_study(space: Space, options: RunOptions) -> int:
         The exit code.
 
     Raises:
-        InputError: something cannot be used; nothing has been written then.
+        InputError: an option, the space, the data or the teacher cannot be used. Nothing has been written then.
     """
     uri = storage_uri(options.storage)
     root = studies_root(options.storage, options.out)
@@ -58,16 +58,16 @@ def start_study(space: Space, options: RunOptions) -> int:
         print(line, flush=True)
     started = time.monotonic()
     resolver = Resolver(space, data, ensure_teacher(space, data, config.teachers, config.tracking_uri))
-    if config.seconds is not None:  # the training of a teacher counts
+    if config.seconds is not None:  # training a teacher uses up part of the time limit
         config = replace(config, seconds=max(1.0, config.seconds - (time.monotonic() - started)))
     with mirror_study(uri, folder):
         return run_study(space, resolver, config)
 
 
 def start_retraining(options: RunOptions) -> int:
-    """Train recorded trials again, in a study of its own.
+    """Train recorded trials again, in a new study.
 
-    One is trained to reproduce it, or stopped ones to their end.
+    With `--reproduce` that is one trial, with `--retrain-stopped` trials that were stopped early, to their end.
 
     Args:
         options: the command line, with `reproduce` or `retrain_stopped`.
@@ -76,23 +76,24 @@ def start_retraining(options: RunOptions) -> int:
         The exit code.
 
     Raises:
-        InputError: something cannot be used; nothing has been written then.
+        InputError: an option, the space, the data or the teacher cannot be used. Nothing has been written then.
     """
     flag = "reproduce" if options.reproduce else "retrain-stopped"
-    refused = (
+    excluded = (
         "space", "set", "network", "weights", "trials", "plan", "probe_memory", "resume",
         *(("seed",) if options.reproduce else ()),
     )  # fmt: skip
-    _refuse(options, refused, f"--{flag} trains what is on record; leave --{{}} out")
+    _refuse_options(options, excluded, f"--{flag} trains what is on record")
     uri, root = storage_uri(options.storage), studies_root(options.storage, options.out)
     if options.reproduce:
         retrain = select_trial(options.reproduce[0], options.reproduce[1], root, options.data)
     else:
         retrain = select_stopped(str(options.retrain_stopped), root, options.sample, options.seed or 0, options.data)
-    content = retrain.content(_resources(options, "gpus_per_trial", "cpus_per_trial", "max_concurrent", "sharing"))
-    _update(content, "search", {"time": options.time})
+    content = retrain.content(_given_options(options, "gpus_per_trial", "cpus_per_trial", "max_concurrent", "sharing"))
+    _set_fields(content, "search", {"time": options.time})
     space = parse_space(retrain.name, content)
-    check_trust(space, allow_code=options.allow_code, data_named=True)  # its data was asked for when it was trained
+    # `data_named`: the user named the data when the trial was trained
+    check_trust(space, allow_code=options.allow_code, data_named=True)
     stored = read_space_file(retrain.folder)[1] if (retrain.folder / SPACE_FILE).is_file() else {}
     options = options.with_folders(stored)
     folder = new_study_folder(root, options.name, retrain.name, list_stored_studies(uri) if uri else ())
@@ -105,9 +106,9 @@ def start_retraining(options: RunOptions) -> int:
 
 
 def resume_study(options: RunOptions) -> int:
-    """Go on with a study.
+    """Continue a study.
 
-    Trials, time and resources may be new, the question is as it was.
+    The number of trials, the time and the resources may change; the space is the one that the study began with.
 
     Args:
         options: the command line, with `resume`.
@@ -116,42 +117,41 @@ def resume_study(options: RunOptions) -> int:
         The exit code.
 
     Raises:
-        InputError: something cannot be used, or data, teacher or the weights to start from have changed; nothing has
-            been written then.
+        InputError: an option cannot be used, or the data, the teacher or the weights to start from have changed.
+            Nothing has been written then.
     """
-    folder, uri = _fetch_folder(options)
-    _refuse(
-        options, ("space", "set", "data", "network", "weights", "seed", "name", "plan", "json"),
-        "--resume goes on with the question as it was; leave --{} out (--trials, --time and the resources may be new)",
-    )  # fmt: skip
+    folder, uri = _fetch_study_folder(options)
+    excluded = ("space", "set", "data", "network", "weights", "seed", "name", "plan", "json")
+    _refuse_options(options, excluded, "--resume may change --trials, --time and resources alone")
     content, stored = read_space_file(folder)
-    content.setdefault("search", {}).pop("time", None)  # a limit of time is for one run of the driver
-    _update(content, "search", {"trials": options.trials, "time": options.time})
-    resources = _resources(
+    content.setdefault("search", {}).pop("time", None)  # a time limit is for one run of the driver
+    _set_fields(content, "search", {"trials": options.trials, "time": options.time})
+    resources = _given_options(
         options, "gpus_per_trial", "cpus_per_trial", "max_concurrent", "processes_per_trial", "sharing"
     )
-    _update(content, "resources", resources)
+    _set_fields(content, "resources", resources)
     space = parse_space(stored["space"], content)
-    check_trust(space, allow_code=options.allow_code, data_named=True)  # its data was asked for when it began
+    # `data_named`: the user named the data when the study began
+    check_trust(space, allow_code=options.allow_code, data_named=True)
     options = options.with_folders(stored)
     options = replace(options, tracking_uri=options.tracking_uri or stored["tracking_uri"])
     config = replace(_study_config(folder, space, options, uri), origin=stored.get(ORIGIN))
-    data = _same_data(space, config)
+    data = _load_same_data(space, config)
     _check_same_start(config)
-    resolver = Resolver(space, data, _same_teacher(space, data, config))
+    resolver = Resolver(space, data, _resolve_same_teacher(space, data, config))
     with mirror_study(uri, folder):
         return run_study(space, resolver, config)
 
 
-def _refuse(options: RunOptions, names: tuple[str, ...], message: str) -> None:
-    """Raise InputError if one of these options was given; `{}` in the message stands for its flag."""
+def _refuse_options(options: RunOptions, names: tuple[str, ...], rule: str) -> None:
+    """Raise InputError if one of these options was given; `rule` says why that is a mistake."""
     for name in names:
         if getattr(options, name):
-            raise InputError(message.format(name.replace("_", "-")))
+            raise InputError(f"{rule}; leave --{name.replace('_', '-')} out")
 
 
-def _fetch_folder(options: RunOptions) -> tuple[Path, str | None]:
-    """The folder of the study to resume, brought up to date, and the URI of its storage."""
+def _fetch_study_folder(options: RunOptions) -> tuple[Path, str | None]:
+    """Fetch the study to resume from its storage, if it has one; return its folder and the storage's URI."""
     name = str(options.resume)
     root, uri = studies_root(options.storage, options.out), storage_uri(options.storage)
     if uri is None and (root / name / SPACE_FILE).is_file():
@@ -161,16 +161,18 @@ def _fetch_folder(options: RunOptions) -> tuple[Path, str | None]:
     return find_study_folder(root, name), uri
 
 
-def _resources(options: RunOptions, *names: str) -> dict[str, Any]:
+def _given_options(options: RunOptions, *names: str) -> dict[str, Any]:
+    """Return those of the named options that the user gave."""
     return {name: value for name in names if (value := getattr(options, name)) is not None}
 
 
-def _update(content: dict[str, Any], section: str, fields: dict[str, Any]) -> None:
+def _set_fields(content: dict[str, Any], section: str, fields: dict[str, Any]) -> None:
+    """Set fields of a space's section, except those that are None."""
     content.setdefault(section, {}).update({key: value for key, value in fields.items() if value is not None})
 
 
-def _same_data(space: Space, config: StudyConfig) -> ImageData:
-    """The images, which must be those of the study's header."""
+def _load_same_data(space: Space, config: StudyConfig) -> ImageData:
+    """Load the data set, and check that it is the one that the study began with."""
     data = load_data(space.data, config.data_dir)
     header = fold(read_journal(config.folder / JOURNAL_FILE)).header
     expected = header.get("data", {}).get("fingerprint", data.fingerprint)
@@ -180,7 +182,7 @@ def _same_data(space: Space, config: StudyConfig) -> ImageData:
 
 
 def _check_same_start(config: StudyConfig) -> None:
-    """Check that files which trials of the study start from are what they were."""
+    """Check that the files whose weights trials of the study start from have not changed."""
     trials = fold(read_journal(config.folder / JOURNAL_FILE)).trials.values()
     starts = {(str(start["from"]), str(start["fingerprint"])) for trial in trials
               if (start := trial.specification.get("start"))}  # fmt: skip
@@ -189,8 +191,8 @@ def _check_same_start(config: StudyConfig) -> None:
             check_fingerprint(Path(source), fingerprint)
 
 
-def _same_teacher(space: Space, data: ImageData, config: StudyConfig) -> ResolvedTeacher | None:
-    """The teacher, which must be that of the study's header."""
+def _resolve_same_teacher(space: Space, data: ImageData, config: StudyConfig) -> ResolvedTeacher | None:
+    """Find the teacher, and check that its weights are those that the study began with."""
     teacher = resolve_teacher(with_teacher_name(space, data), data, config.teachers)
     header = fold(read_journal(config.folder / JOURNAL_FILE)).header
     expected = (header.get("teacher") or {}).get("weights")

@@ -1,4 +1,7 @@
-"""Means and variances of batch norms, estimated again over calibration images."""
+"""Estimate the means and variances of batch norms anew, over calibration images.
+
+Compressed layers give other outputs than dense ones, so the statistics of the trained network no longer fit.
+"""
 
 from __future__ import annotations
 
@@ -12,25 +15,27 @@ from lowrank.compression.from_trained.in_order import Batches
 
 @torch.no_grad()
 def reestimate_batch_norms(network: nn.Module, batches: Batches) -> nn.Module:
-    """Copy a network and replace the running statistics of its batch norms by those of the calibration images.
+    """Copy a network and replace the running statistics of its batch norms by those of calibration images.
+
+    Only the batch norms run in training mode; dropout and all other modules run in evaluation mode.
 
     Args:
-        network: in evaluation mode; unchanged.
-        batches: gives the calibration images (B, C, H, W) anew at each call.
+        network: is not changed.
+        batches: a function that gives the calibration images, batches of (B, C, H, W), from the first at each call.
 
     Returns:
-        The copy in evaluation mode. Dropout and everything else than batch norms stays as in evaluation.
+        The copy in evaluation mode.
     """
-    renewed = copy.deepcopy(network).eval()
-    norms = [module for module in renewed.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
-    norms = [norm for norm in norms if norm.track_running_stats and norm.running_mean is not None]
+    clone = copy.deepcopy(network).eval()
+    norms = [module for module in clone.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    norms = [norm for norm in norms if norm.track_running_stats and norm.running_mean is not None]  # others have none
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.reset_running_stats()
-        norm.momentum = None  # the plain mean over all batches
+        norm.momentum = None  # PyTorch then takes the plain mean over all batches
         norm.train()
     for images in batches():
-        renewed(images)
+        clone(images)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
-    return renewed.eval()
+    return clone.eval()

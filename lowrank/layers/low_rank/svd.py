@@ -1,6 +1,8 @@
-"""SVD of the whole kernel: K x K to R channels, then 1 x 1 (Zhang et al. 2015; Denton et al. 2014).
+"""Truncated SVD of the whole kernel: KH x KW to R channels, then 1 x 1 (Zhang et al. 2015; Denton et al. 2014).
 
-The weight as a matrix O x (I * KH * KW), cut to rank R: R * (I * KH * KW + O) parameters for one group.
+The weight as a matrix O x (I * KH * KW) is truncated to rank R: R * (I * KH * KW + O) parameters for one group.
+
+Letters: I in-channels, O out-channels and R rank of one group, KH x KW the kernel.
 """
 
 from __future__ import annotations
@@ -15,9 +17,9 @@ from lowrank.layers.low_rank.whole_kernel import Stage, WholeKernelMethod, point
 
 
 class SVD(WholeKernelMethod):
-    """A K x K convolution to R channels and a 1 x 1 convolution to O.
+    """A KH x KW convolution to R channels and a 1 x 1 convolution to O.
 
-    A linear map becomes two.
+    A linear map becomes two linear maps, through R features.
     """
 
     rank_names: ClassVar[tuple[str, ...]] = ("rank",)
@@ -25,8 +27,8 @@ class SVD(WholeKernelMethod):
     name: Literal["svd"] = "svd"
 
     def full_ranks(self, shape: ConvShape) -> tuple[int, ...]:
-        i, o = shape.in_channels // shape.groups, shape.out_channels // shape.groups
-        return (min(o, i * shape.kernel_area),)
+        in_channels, out_channels = shape.in_channels // shape.groups, shape.out_channels // shape.groups
+        return (min(out_channels, in_channels * shape.kernel_area),)
 
     def kernel_stages(self, shape: ConvShape, ranks: Sequence[int]) -> tuple[Stage, ...]:
         middle = ranks[0] * shape.groups
@@ -36,5 +38,5 @@ class SVD(WholeKernelMethod):
         )
 
     def truncate_kernel(self, dense: Tensor, ranks: Sequence[int]) -> list[Tensor]:
-        up, down = truncated_svd(dense.flatten(1), ranks[0])
-        return [down.reshape(-1, *dense.shape[1:]), up[:, :, None, None]]
+        expand, reduce = truncated_svd(dense.flatten(1), ranks[0])  # (O, R), (R, I * KH * KW)
+        return [reduce.reshape(-1, *dense.shape[1:]), expand[:, :, None, None]]

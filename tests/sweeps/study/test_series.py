@@ -42,7 +42,7 @@ def test_a_study_may_be_another_space():
     [
         ([], "`studies` must be a list of sections with a `name` each"),
         ([{"set": {}}], "each of `studies` needs a `name`"),
-        ([{"name": "a"}, {"name": "a"}], "`studies` must have names of their own, but got a, a"),
+        ([{"name": "a"}, {"name": "a"}], "the names in `studies` must differ, but got a, a"),
         ([{"name": "a", "sett": {}}], "unknown field of `studies` 'sett'; choose from: name, set, space, trials"),
         ([{"name": "a", "set": {"method.name": "cpp"}}], "study 'a': unknown method 'cpp'"),
         ([{"name": "a", "space": "none"}], "unknown space 'none'"),
