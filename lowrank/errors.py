@@ -17,17 +17,20 @@ class InputError(LowrankError, ValueError):
 
 
 class InfeasibleError(InputError):
-    """No setting meets the constraint; the message names the nearest that does."""
+    """A method cannot replace a layer, or no setting meets a budget.
+
+    The message names the nearest possible setting where it is known.
+    """
 
 
 class UncountableError(LowrankError):
-    """A layer whose parameters or mult-adds have no rule; it is never counted as zero."""
+    """There is no rule for counting a layer's parameters or mult-adds, and counting it as zero would be wrong."""
 
 
 class LoaderHungError(LowrankError):
-    """No images come from a data loader.
+    """A data loader has delivered no batch for too long.
 
-    Reads of the storage may block this process for ever, so it should be replaced.
+    Reads from its storage may block this process forever, so the trial should go on in a new process.
     """
 
 
@@ -35,9 +38,9 @@ def unknown(what: str, value: object, choices: Iterable[object]) -> InputError:
     """Make an InputError that lists the choices and suggests the nearest one.
 
     Args:
-        what: the kind of thing, e.g. `method`.
+        what: what `value` should name, e.g. `method`.
         value: the value received.
-        choices: what there is.
+        choices: the valid names.
 
     Returns:
         The error, e.g. `unknown method 'tuker'; choose from: cp, tucker; did you mean tucker?`.
@@ -52,12 +55,12 @@ def did_you_mean(value: str, choices: Iterable[str]) -> str:
 
     Args:
         value: what was typed.
-        choices: what could have been meant.
+        choices: the valid names.
 
     Returns:
-        E.g. `; did you mean tt_dims?`, to be appended to a message; empty where nothing is near.
+        E.g. `; did you mean tt_dims?`, to be appended to a message; empty where no choice is similar.
     """
-    import difflib  # only an error needs it
+    import difflib  # here, since its import would slow down every command and only an error needs it
 
     nearest = difflib.get_close_matches(value, list(choices), 1)
     return f"; did you mean {nearest[0]}?" if nearest else ""

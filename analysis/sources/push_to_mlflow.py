@@ -1,6 +1,6 @@
-"""Brings MLflow up to date with a study's folder: its records, and the pictures and tables that were made of them.
+"""Sends a study's records, pictures and tables to an MLflow store.
 
-The tracker does it, in a process of its own: only it knows what a store already has.
+The command `python -m sweeps.tracking` does the work in a process of its own: it sends only what the store lacks.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ URI_VARIABLE = "SWEEP_TRACKING_URI"  # read by the tracker: an argument with a p
 
 
 def check_store(folder: Path, uri: str | None) -> None:
-    """Refuse an address that no records could ever go to.
+    """Check that an address is valid; a server that does not answer now is accepted.
 
     Args:
-        folder: of the study.
-        uri: the address; None for the study's own. A server that does not answer now is accepted.
+        folder: the study's folder.
+        uri: the store's address; None for the store that has the study's records.
 
     Raises:
-        InputError: the address is not valid, or its password was not kept.
+        InputError: the address is not valid, or its password is hidden.
     """
     completed = subprocess.run(
         _command(folder, "--check"), env=_environment(uri), capture_output=True, text=True, check=False
@@ -34,26 +34,27 @@ def check_store(folder: Path, uri: str | None) -> None:
 
 
 def push_study(folder: Path, uri: str | None = None) -> None:
-    """Bring records and artifacts into a store.
+    """Send the records and artifacts that a store lacks.
 
-    What is still missing at the end is printed on standard error, with the command that catches up.
+    If some cannot be sent, a line on standard error says how many and with which command to try again.
 
     Args:
-        folder: of the study.
-        uri: the store; None for the one that has the study.
+        folder: the study's folder.
+        uri: the store's address; None for the store that has the study's records.
     """
-    print("bringing it into MLflow ...", flush=True)
+    print("sending the study to MLflow ...", flush=True)
     subprocess.run(_command(folder), env=_environment(uri), check=False)
 
 
 def push_if_tracked(study: StudyRecord, folder: Path) -> None:
-    """Bring the pictures and tables of a study into the store that has its records.
+    """Send a study's pictures and tables to the store that has its records.
 
-    Nothing happens where no store has them, or while a driver runs, whose own tracker does it in the end.
+    Nothing is sent if no store has records of the study, or if the study is not closed: a driver may then be running,
+    and its tracker sends them at the end.
 
     Args:
         study: the records.
-        folder: of the study.
+        folder: the study's folder.
     """
     if study.closed and (folder / TRACKING_PROGRESS_FILE).is_file():
         push_study(folder)
@@ -64,6 +65,7 @@ def _command(folder: Path, *options: str) -> list[str]:
 
 
 def _environment(uri: str | None) -> dict[str, str]:
+    """Return the environment of the process: it can import this checkout, and has the address if there is one."""
     root = str(Path(__file__).resolve().parents[2])
     path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
     return {**os.environ, "PYTHONPATH": path, **({URI_VARIABLE: uri} if uri else {})}

@@ -1,6 +1,7 @@
-"""Counts a named network with a method in it, as plain data and as a table.
+"""Counts parameters, mult-adds and bytes of a network whose layers a method replaces, as JSON and as a table.
 
-Nothing is trained: the network runs once without memory for its weights, and the rest is arithmetic.
+Nothing is trained: the network runs once on torch's meta device, without memory for its weights. Formulas give the
+rest.
 """
 
 from __future__ import annotations
@@ -21,16 +22,19 @@ from lowrank.networks import ImageShape, NetworkSettings
 
 @dataclass(frozen=True)
 class NetworkCount:
-    """Sizes and costs of a network with a method in its sites.
+    """Sizes and costs of a network in which a method replaces layers.
+
+    A site is a convolution or linear map of the network. It is substituted where the method replaces it.
 
     Attributes:
-        network: which network.
-        method: what stands in its substituted sites.
+        network: settings of the dense network.
+        method: the method that replaces the substituted sites.
         image: shape (C, H, W) of the image that mult-adds are counted for.
         classes: number of classes.
         plan: the sites, under the convention that mult-adds are counted by.
         file_size: size of the weights on disk.
-        real_costs: by substituted site; None for a method that is no tensor decomposition.
+        real_costs: mult-adds as the layer is executed, one entry for each substituted site, see
+            lowrank.compression.contraction_cost; None for a method that is no tensor decomposition.
     """
 
     network: NetworkSettings
@@ -45,8 +49,8 @@ class NetworkCount:
         """Return all counts as plain data.
 
         Returns:
-            Parameters, bytes, and mult-adds for one image; keys that end in `_once` are paid once per training step,
-            whatever the batch size. `layers` has a row for each site.
+            Parameters, bytes, and mult-adds for one image. The mult-adds under keys that end in `_once` are executed
+            once per training step, whatever the batch size. `layers` has a row for each site.
         """
         plan, method = self.plan, self.method
         costs = iter(self.real_costs)
@@ -66,7 +70,7 @@ class NetworkCount:
         }  # fmt: skip
 
     def _real_totals(self) -> dict[str, int]:
-        """Sum both real costs over the network; empty for a method that is no tensor decomposition."""
+        """Sum the costs of both ways of execution over the network; empty if the method is no tensor decomposition."""
         costs = [cost for cost in self.real_costs if cost is not None]
         if not costs:
             return {}
@@ -82,20 +86,20 @@ class NetworkCount:
 def count_network(
     network: NetworkSettings, method: Method, image: ImageShape, classes: int, convention: Convention = "standard"
 ) -> NetworkCount:
-    """Count a named network with a method in its sites.
+    """Count a network in which a method replaces layers.
 
     Args:
-        network: which network.
-        method: what stands in its substituted sites.
+        network: settings of the dense network.
+        method: the method that replaces the substituted sites.
         image: shape (C, H, W) of its images.
         classes: number of classes.
-        convention: what counts as a mult-add.
+        convention: what counts as a mult-add: "standard" or "study" (as the published study counted).
 
     Returns:
         All counts.
 
     Raises:
-        InfeasibleError: the method does not fit some site.
+        InfeasibleError: the method cannot replace one of the sites.
         InputError: there is no such network, or it does not take such images.
         UncountableError: a layer has no counting rule.
     """
@@ -109,7 +113,7 @@ def count_network(
 
 
 def _layer_row(site: Site, method: Method, cost: RealCost | None) -> dict[str, Any]:
-    """One site as plain data; `kept` gives the reason why it is not substituted, or is empty."""
+    """Return one site as plain data; `kept` is the reason why it is not substituted, or empty."""
     shape, dense, keep = site.shape, Dense(), bool(site.keep_reason)
     row: dict[str, Any] = {
         "name": site.name, "linear": site.linear, "in_channels": shape.in_channels,
@@ -154,19 +158,20 @@ def _totals(values: dict[str, Any]) -> list[str]:
         f"factors        {values['factor_params']:>16,}   {values['factor_share']:.2%} of the parameters",
         f"on disk        {values['bytes']:>16,}   bytes of safetensors",
     ]
-    for cost, meaning in (("rebuilt", "weights rebuilt from factors"), ("contracted", "cores in the best order")):
-        if f"{cost}_once" in values:
+    executions = (("rebuilt", "weights rebuilt from factors"), ("contracted", "cores contracted in the cheapest order"))
+    for execution, meaning in executions:
+        if f"{execution}_once" in values:
             lines.append(
-                f"{cost:14} {values[f'{cost}_mult_adds']:>16,}   really, an image, and {values[f'{cost}_once']:,} "
-                f"once a step: {meaning}"
+                f"{execution:14} {values[f'{execution}_mult_adds']:>16,}   mult-adds executed for an image, plus "
+                f"{values[f'{execution}_once']:,} once a step: {meaning}"
             )
     return lines
 
 
 def _table(layers: Iterable[dict[str, Any]]) -> list[str]:
-    heads = ("layer", "shape", "positions", "parameters", "mult-adds", "dense parameters", "left because")
-    rows = [heads, *(_cells(layer) for layer in layers)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(heads))]
+    headers = ("layer", "shape", "positions", "parameters", "mult-adds", "dense parameters", "not replaced because")
+    rows = [headers, *(_cells(layer) for layer in layers)]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(headers))]
     return [
         "  ".join(
             cell.ljust(width) if column in (0, 1, 6) else cell.rjust(width)
@@ -185,13 +190,13 @@ def _cells(layer: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _remarks(plan: NetworkPlan) -> list[str]:
-    lines = [f"beside these layers: {plan.other_params:,} parameters (norms and the like)"]
+    lines = [f"outside these layers: {plan.other_params:,} parameters (norms and the like)"]
     if plan.other_mult_adds:
         lines.append(f"products of activations: {plan.other_mult_adds:,} mult-adds")
     if plan.convention == "study":
         extras = plan.extras
         lines.append(
-            f"counted by the study too: {extras.relu_inputs:,} inputs of ReLU, {extras.pooling:,} for pooling, "
+            f"the published study also counted: {extras.relu_inputs:,} inputs of ReLU, {extras.pooling:,} for pooling, "
             f"{extras.linear_biases:,} biases of linear maps"
         )
     return lines

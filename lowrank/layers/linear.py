@@ -1,4 +1,4 @@
-"""A structured linear map: any structured pointwise map, applied to the last dimension.
+"""A structured replacement of `nn.Linear`: a structured 1 x 1 convolution, applied to the last dimension.
 
 Letters: .. any leading dimensions, I in-features, O out-features.
 """
@@ -15,28 +15,28 @@ from lowrank.layers.low_rank.whole_kernel import KernelChain, WholeKernelMethod
 
 
 class StructuredLinear(nn.Module):
-    """A replacement of `nn.Linear` by the structure of a 1 x 1 convolution.
+    """A linear map with the structured weight of a 1 x 1 convolution.
 
     Its weights, their initialisation and its counts are those of the convolution.
 
     Args:
-        pointwise: the 1 x 1 convolution.
+        pointwise: the 1 x 1 convolution; a `SeparableConv2d` has no depthwise part for this kernel size.
     """
 
     def __init__(self, pointwise: StructuredMap | SeparableConv2d):
         super().__init__()
         self.pointwise = pointwise
-        mapping = pointwise if isinstance(pointwise, StructuredMap) else pointwise.pointwise
-        self.in_features, self.out_features = mapping.in_channels, mapping.out_channels
+        structured_map = pointwise if isinstance(pointwise, StructuredMap) else pointwise.pointwise
+        self.in_features, self.out_features = structured_map.in_channels, structured_map.out_channels
 
     def forward(self, x: Tensor) -> Tensor:
-        """(.., I) -> (.., O)."""
-        structure = self.pointwise
-        if isinstance(structure, StructuredMap) and type(structure).forward is StructuredMap.forward:
-            weight = structure.forward_weight().flatten(1)
-            return functional.linear(x, weight, structure.bias)  # one matrix product, without a detour by images
+        """Apply the map to the last dimension: (.., I) -> (.., O)."""
+        conv = self.pointwise
+        if isinstance(conv, StructuredMap) and type(conv).forward is StructuredMap.forward:
+            # The layer multiplies by its rebuilt weight: one matrix product does that without reshaping to images
+            return functional.linear(x, conv.forward_weight().flatten(1), conv.bias)
         images = x.reshape(-1, x.shape[-1], 1, 1)
-        return structure(images).reshape(*x.shape[:-1], self.out_features)
+        return conv(images).reshape(*x.shape[:-1], self.out_features)
 
     def dense_weight(self) -> Tensor:
         """Compute the weight (O, I) of the plain linear map that equals the layer, differentiable."""
@@ -48,16 +48,16 @@ class StructuredLinear(nn.Module):
 
     @torch.no_grad()
     def init_from_dense(self, dense: Tensor) -> float:
-        """Initialise from a trained weight: as near as the structure's fit gets.
+        """Fit the structure to a trained weight.
 
         Args:
-            dense: (O, I).
+            dense: the trained weight (O, I).
 
         Returns:
-            ||W - dense|| / ||dense||.
+            ||W - dense|| / ||dense||, W being the weight after the fit.
 
         Raises:
-            ValueError: `dense` has another shape.
+            ValueError: `dense` is not (O, I).
         """
         return self.pointwise.init_from_dense(dense[:, :, None, None])
 
@@ -66,11 +66,12 @@ def build_linear(method: Method, shape: ConvShape) -> nn.Module:
     """Build the layer that replaces a linear map.
 
     Args:
-        method: how.
-        shape: of the linear map, with I and O as channels; its stride, padding and dilation are ignored.
+        method: settings of the structure.
+        shape: the linear map's, with I and O as channels; stride, padding and dilation are ignored.
 
     Returns:
-        A `StructuredLinear` or `KernelChain`, or an `nn.Linear` where `method` stays plain, (.., I) -> (.., O).
+        A layer (.., I) -> (.., O): a `KernelChain` for methods that factorise whole kernels, a `StructuredLinear` for
+        the others, or an `nn.Linear` where the method leaves this shape dense.
     """
     if isinstance(method, WholeKernelMethod) and not method.stays_dense(shape):
         return KernelChain(method, shape, method.ranks_at(shape), linear=True)

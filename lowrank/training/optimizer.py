@@ -1,8 +1,8 @@
 """The optimizer of a network: which parameters are trained, at which learning rate, with which weight decay.
 
 Parameters are of three kinds: the head (the last layer with as many outputs as there are classes, and an auxiliary
-head), the factors of structured maps, and the body, which is all else. The recipe multiplies the learning rate of each
-kind.
+head if there is one), the factors of structured layers, and the body, which is everything else. The recipe has one
+multiplier of the learning rate for each kind.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from lowrank.errors import InputError, unknown
 from lowrank.training.recipe import Recipe
 from lowrank.training.weight_decay import factor_decays
 
-LR_MULTIPLIER = "lr_multiplier"  # key of a parameter group
-_NORM_CLASSES = (nn.modules.batchnorm._NormBase,)  # every batch norm and instance norm
+LR_MULTIPLIER = "lr_multiplier"  # key of the multiplier in a parameter group
+_NORM_CLASSES = (nn.modules.batchnorm._NormBase,)  # the norms with running statistics: batch and instance norms
 
 
 def frozen_modules(network: nn.Module, patterns: Sequence[str]) -> list[nn.Module]:
-    """Find the modules that match a shell-style pattern, and all modules inside.
+    """Find the modules whose names match a shell-style pattern, and all modules inside them.
 
     Args:
-        network: is not changed.
+        network: the network; it is not changed.
         patterns: such as "stage1.*".
 
     Returns:
@@ -54,10 +54,11 @@ def freeze(network: nn.Module, patterns: Sequence[str]) -> list[nn.Module]:
 
     Args:
         network: its parameters' `requires_grad` is changed.
-        patterns: shell-style, of module names.
+        patterns: shell-style patterns of module names.
 
     Returns:
-        The norms among the modules. They must stay in evaluation mode, so that their statistics do not change either.
+        The batch and instance norms among the modules. They must stay in evaluation mode, so that their statistics do
+        not change either.
 
     Raises:
         InputError: a pattern matches nothing, or no parameter would be trained.
@@ -72,12 +73,13 @@ def check_network(network: nn.Module, recipe: Recipe, classes: int) -> None:
     """Check that the network has every part that the recipe needs.
 
     Args:
-        network: is not changed.
+        network: the network; it is not changed.
         recipe: how the network is to be trained.
-        classes: K, by which the head is found.
+        classes: number of classes; the head is the last layer with as many outputs.
 
     Raises:
-        InputError: a part is missing.
+        InputError: the network has no module that `freeze` names, no layer that could be the head, no paths to drop, or
+            no auxiliary head, although the recipe needs it; or `freeze` leaves no parameter to train.
     """
     frozen_modules(network, recipe.freeze)
     lr_multipliers(network, recipe, classes)
@@ -88,17 +90,17 @@ def check_network(network: nn.Module, recipe: Recipe, classes: int) -> None:
 
 
 def head_names(network: nn.Module, classes: int) -> tuple[str, ...]:
-    """Name the layers that give the classes.
+    """Find the names of the layers that compute the logits.
 
     Args:
-        network: is not changed.
-        classes: K.
+        network: the network; it is not changed.
+        classes: number of classes.
 
     Returns:
-        The last layer with K outputs and, if there is one, the auxiliary head.
+        The last layer with `classes` outputs and, if there is one, the auxiliary head.
 
     Raises:
-        InputError: no layer has K outputs.
+        InputError: no layer has `classes` outputs.
     """
     names = [
         name
@@ -111,30 +113,32 @@ def head_names(network: nn.Module, classes: int) -> tuple[str, ...]:
             f"`factor_lr`, `body_lr` and `head_lr` need a head, a layer with {classes} outputs, but "
             f"{type(network).__name__} has no such layer"
         )
-    head = next(name for name in names if name == names[-1] or names[-1].startswith(f"{name}."))  # the outermost
+    # A structured layer and the module inside it have the same number of outputs: the outer one is the head
+    head = next(name for name in names if name == names[-1] or names[-1].startswith(f"{name}."))
     return (head, AUXILIARY) if getattr(network, AUXILIARY, None) is not None else (head,)
 
 
 def lr_multipliers(network: nn.Module, recipe: Recipe, classes: int | None = None) -> dict[int, float]:
-    """Give each parameter its multiplier of the learning rate.
+    """Compute each parameter's multiplier of the learning rate.
 
     Args:
-        network: is not changed.
+        network: the network; it is not changed.
         recipe: has the multipliers of factors, body and head.
-        classes: K; needed only if a multiplier is not 1.
+        classes: number of classes; needed only if a multiplier is not 1.
 
     Returns:
-        Multipliers by the parameter's id.
+        Multipliers by `id(parameter)`.
 
     Raises:
-        InputError: a multiplier is not 1 and no layer has K outputs.
+        InputError: a multiplier is not 1 and no layer has `classes` outputs.
     """
-    shares = {id(parameter): recipe.body_lr for parameter in network.parameters()}
-    shares.update({id(factor): recipe.factor_lr for factor in factor_parameters(network)})
-    if any(share != 1 for share in (recipe.factor_lr, recipe.body_lr, recipe.head_lr)):
+    multipliers = {id(parameter): recipe.body_lr for parameter in network.parameters()}
+    multipliers.update({id(factor): recipe.factor_lr for factor in factor_parameters(network)})
+    if any(multiplier != 1 for multiplier in (recipe.factor_lr, recipe.body_lr, recipe.head_lr)):
         for name in head_names(network, classes or 0):
-            shares.update({id(parameter): recipe.head_lr for parameter in network.get_submodule(name).parameters()})
-    return shares
+            head = network.get_submodule(name)
+            multipliers.update({id(parameter): recipe.head_lr for parameter in head.parameters()})
+    return multipliers
 
 
 def parameter_groups(
@@ -143,10 +147,10 @@ def parameter_groups(
     """Group the trained parameters by weight decay and learning rate.
 
     Args:
-        network: is not changed.
+        network: the network; it is not changed.
         recipe: has the decays and multipliers.
-        decay_ratio: K / N, parameters of the network over those of the one that it replaces. With the decay scope
-            "layer" it is ignored: each layer has its own ratio.
+        decay_ratio: parameters of this network over those of the network that it replaces (K / N in the formula of
+            lowrank.training.weight_decay). With the decay scope "layer" it is ignored: each layer has its own ratio.
         classes: number of classes; needed only if a multiplier of the learning rate is not 1.
 
     Returns:
@@ -156,13 +160,13 @@ def parameter_groups(
     Raises:
         InputError: a multiplier is not 1 and no layer has that many outputs.
     """
-    decays, shares = factor_decays(network, recipe, decay_ratio), lr_multipliers(network, recipe, classes)
+    decays, multipliers = factor_decays(network, recipe, decay_ratio), lr_multipliers(network, recipe, classes)
     groups: dict[tuple[bool, float, float], list[nn.Parameter]] = {}
     for parameter in (parameter for parameter in network.parameters() if parameter.requires_grad):
         is_factor = id(parameter) in decays
-        key = (is_factor, decays.get(id(parameter), recipe.weight_decay), shares[id(parameter)])
+        key = (is_factor, decays.get(id(parameter), recipe.weight_decay), multipliers[id(parameter)])
         groups.setdefault(key, []).append(parameter)
-    ordered = sorted(groups, key=lambda key: key[0])  # stable: in order of appearance among themselves
+    ordered = sorted(groups, key=lambda key: key[0])  # factors last; the stable sort keeps the order otherwise
     return [{"params": groups[key], "weight_decay": key[1], LR_MULTIPLIER: key[2]} for key in ordered]
 
 
@@ -174,7 +178,7 @@ def make_optimizer(
     Args:
         network: on its device, with frozen parameters excluded from training.
         recipe: has the learning rate, momentum and decays.
-        decay_ratio: K / N, see `parameter_groups`.
+        decay_ratio: see `parameter_groups`.
         classes: number of classes.
         may_skip_steps: whether steps may be skipped (float16, whose first steps overflow). Momentum then starts as
             zeros: a skipped first step would otherwise leave it uninitialised. The result is the same where no step is
@@ -203,7 +207,7 @@ def set_lr(optimizer: torch.optim.Optimizer, rate: float) -> None:
 
     Args:
         optimizer: from `make_optimizer`.
-        rate: is multiplied by the group's own multiplier.
+        rate: the recipe's current learning rate; each group multiplies it by its own multiplier.
     """
     for group in optimizer.param_groups:
         group["lr"] = rate * group[LR_MULTIPLIER]

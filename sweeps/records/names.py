@@ -1,4 +1,7 @@
-"""Names of the files in a study's folder, of metrics and of counts. They are on disk and never change."""
+"""Names of the files in a study's folder, of metrics and of counts.
+
+They are written to disk, so a constant may be renamed but its value must not change.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +9,10 @@ JOURNAL_FILE = "journal.jsonl"
 RESULTS_FILE = "results.parquet"
 EPOCHS_FILE = "epochs.parquet"
 SPACE_FILE = "space.yaml"
-SERIES_FILE = "series.yaml"  # in the folder of a series: its file's content and the options
+SERIES_FILE = "series.yaml"  # in the folder of a series: the content of the series file and the options of the command
 LOCK_FILE = "driver.lock"
-TRACKING_PROGRESS_FILE = "tracking.json"  # what MLflow has accepted
-TRACKING_LOG_FILE = "tracking.log"
+TRACKING_PROGRESS_FILE = "tracking.json"  # which store takes the records, and how much of the journal it has accepted
+TRACKING_LOG_FILE = "tracking.log"  # output of the tracking process
 MLFLOW_FILE = "mlflow.db"
 ARTIFACTS_FOLDER = "mlflow_artifacts"
 TRIALS_FOLDER = "trials"
@@ -19,7 +22,7 @@ SUMMARY_TABLE = "summary.csv"
 REPORT_FOLDER = "report"
 MODELS_FOLDER = "models"  # models of the front, one folder a trial
 
-VAL_ERROR = "val_error"
+VAL_ERROR = "val_error"  # in percent
 
 # Metrics of an epoch, where they apply; errors in percent, losses as means over samples (see docs/training.md)
 EPOCH_METRICS = (
@@ -29,7 +32,7 @@ EPOCH_METRICS = (
     "input_seconds", "compile_seconds", "eval_seconds", "report_seconds",
 )  # fmt: skip
 
-# Those that describe the machine rather than the training
+# The metrics of an epoch that describe the machine rather than the training
 MACHINE_METRICS = frozenset(
     {
         "images_per_second", "epoch_seconds", "peak_device_mb", "device_utilisation", "host_memory_mb",
@@ -37,10 +40,12 @@ MACHINE_METRICS = frozenset(
     }
 )  # fmt: skip
 
-STAGE_COLUMN = "by_stage"  # column of the metrics whose names end in a stage of the network, such as grad_norm.STAGE
-STAGE_METRIC_PREFIX = "grad_norm."
+STAGE_METRIC_PREFIX = "grad_norm."  # of metrics for one stage of the network, such as grad_norm.stage1
+STAGE_COLUMN = "by_stage"  # column of epochs.parquet that holds all metrics with this prefix
+
+# Sizes and costs of a trial
 COUNTS = (
     "params", "mult_adds", "dense_params", "dense_mult_adds", "separable_params", "separable_mult_adds",
-    "budget_gap",  # unused part of the limit that binds, in its unit; only where a size was solved
-    "bytes", "step_us",  # safetensors on disk and measured step in microseconds; only where a budget limits them
+    "budget_gap",  # distance to the tightest limit of the budget, in that limit's unit; only where a budget is given
+    "bytes", "step_us",  # size as safetensors, and a measured step in microseconds; only where the budget limits them
 )  # fmt: skip

@@ -1,8 +1,8 @@
-"""Proposals made ahead of free slots, in a thread that alone asks the proposer and tells it outcomes.
+"""Computes proposals in a thread before a slot asks for one, so that no slot waits while a sampler computes.
 
-A slot that falls free takes the next ready proposal; it never waits while a sampler computes. A ready proposal was
-decided without the outcomes that came in since, so no more are kept ready than there are slots. One that is never
-launched is told as lost; after a kill the next driver does that (it is in Optuna's storage, but not in the journal).
+Only this thread calls the proposer, for proposals as well as for outcomes. A ready proposal does not know the outcomes
+that came after it, so at most one is kept ready for each slot. A proposal that is never launched is reported as lost.
+After a kill the next driver reports it: the proposal is then in Optuna's storage, but not in the journal.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ from sweeps.records import Trial
 from sweeps.search.proposer import Handle, Outcome, OutcomeKind
 from sweeps.search.search import PreparedTrial, Search
 
-PROPOSAL_TIMEOUT = 30.0  # seconds that a driver with nothing running waits for one proposal before it asks again
+PROPOSAL_TIMEOUT = 30.0  # seconds that a driver without running trials waits for a proposal; it then asks again
 
 
 class ProposalPrefetcher:
     """Keeps up to `depth` proposals of a search ready; use as a context manager."""
 
     def __init__(self, search: Search, depth: int):
-        """Prepare the thread; it starts with the `with` block.
+        """Create the thread; the `with` block starts it.
 
         Args:
             search: the search to propose for.
-            depth: how many proposals to keep ready, at least 1.
+            depth: how many proposals to keep ready; less than 1 counts as 1.
         """
         self.search, self.depth = search, max(1, depth)
         self._ready: deque[PreparedTrial] = deque()
@@ -41,7 +41,11 @@ class ProposalPrefetcher:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        """Let the thread finish its proposal and report outcomes; report unused proposals as lost."""
+        """Stop the thread.
+
+        It finishes the proposal that it computes and reports all queued outcomes. Unused proposals are reported as
+        lost. An error of the thread is raised unless the block has raised another one.
+        """
         with self._changed:
             self._closing = True
             self._changed.notify_all()
@@ -60,12 +64,15 @@ class ProposalPrefetcher:
             wait: whether to wait for a proposal, up to `PROPOSAL_TIMEOUT` seconds.
 
         Returns:
-            The trial; None if no proposal is ready, with `wait` only if the search has none or takes longer.
+            The trial. None if no proposal is ready; with `wait`, if the search has no more proposals or the wait timed
+            out.
 
         Raises:
-            Exception: whatever the thread has failed with.
+            BaseException: the thread failed with it; it is raised once.
         """
         self._raise_error()
+        # Trials that wait need no proposal (references, repeats, interrupted ones). The loop ends when one is added:
+        # that is a proposal whose initial weights are not trained yet
         trial = self.search.pop_waiting()
         while trial is None and not self.search.waiting:
             prepared = self._pop_ready(wait)
@@ -89,9 +96,11 @@ class ProposalPrefetcher:
             self._changed.notify_all()
 
     def _has_demand(self) -> bool:
+        """Whether another proposal should be computed."""
         return self.search.may_propose() and len(self._ready) < self.depth
 
     def _run(self) -> None:
+        """Compute proposals and report outcomes until the driver leaves the `with` block."""
         try:
             while self._wait_for_work():
                 self._report_outcomes()
@@ -107,18 +116,19 @@ class ProposalPrefetcher:
                 self._changed.notify_all()
 
     def _wait_for_work(self) -> bool:
-        """Wait until there is something to do; False when all is reported and the driver is leaving."""
+        """Wait until there is something to do; return False once the block has ended and all outcomes are reported."""
         with self._changed:
             self._changed.wait_for(lambda: self._closing or self._outcomes or self._has_demand())
             return bool(self._outcomes) or not self._closing
 
     def _report_outcomes(self) -> None:
-        """Tell the proposer the queued outcomes, before it proposes: a proposal should know of them."""
+        """Report the queued outcomes to the proposer, so that the next proposal takes them into account."""
         while self._outcomes:
             self.search.proposer.tell(*self._outcomes[0])
             self._outcomes.popleft()
 
     def _report_lost(self, prepared: PreparedTrial) -> None:
+        """Give up a proposal that was not launched."""
         if prepared.trial is not None:
             self.search.reserved.pop(prepared.trial.trial_id, None)
             self.search.proposer.tell(prepared.handle, Outcome(OutcomeKind.LOST))

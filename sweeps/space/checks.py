@@ -1,4 +1,4 @@
-"""Checks of a whole space beyond the type of each field, so that no trial can fail for its values."""
+"""Checks of a whole space beyond the type of each field, so that no trial can fail because of an invalid value."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ OBJECTIVES = ("val_error", "params", "mult_adds")
 
 
 def check_space(space: Space) -> None:
-    """Check that every trial of a space could be trained.
+    """Check that the settings of every trial of a space are valid.
 
     Args:
-        space: parsed, each field of its own type.
+        space: the parsed space; the type of each field is checked already.
 
     Raises:
-        InputError: a value at an end of a domain is out of range, or two fields contradict each other.
+        InputError: a value of a domain is invalid, a field that another one needs is missing, two fields contradict
+            each other, or an enqueued point is not in the space.
     """
     _check_corners(space)
     _check_search(space)
@@ -33,14 +34,14 @@ def check_space(space: Space) -> None:
 
 
 def check_process_shards(space: Space, processes: int, images: int) -> None:
-    """Check that several processes can share every batch of the space evenly.
+    """Check that the processes of a trial can share every batch of the space evenly.
 
-    Losses and batch statistics equal those of one process only where each process has as many images.
+    Losses and batch statistics equal those of a single process only if each process has the same number of images.
 
     Args:
         space: the space.
-        processes: processes of each trial.
-        images: training images of the data set; a batch is no larger.
+        processes: number of processes of each trial.
+        images: number of training images of the data set; a batch has at most that many.
 
     Raises:
         InputError: a batch cannot be shared evenly.
@@ -61,14 +62,21 @@ def check_process_shards(space: Space, processes: int, images: int) -> None:
 
 
 def _check_corners(space: Space) -> None:
-    """Check every end of every range against the typed settings."""
+    """Check the ends of every range, and every value of a choice, against the typed settings."""
     space.recipe({})
-    if "budget.relative_to" in space.domains or ("network.name" in space.domains and space.budget.relative_to):
+    if "budget.relative_to" in space.domains:
         raise InputError(
-            "budgets of one space must be shares of one network: leave `budget.relative_to` one value, or out"
+            "budgets must be shares of one network, but `budget.relative_to` is searched; give it one value"
+        )
+    if "network.name" in space.domains and space.budget.relative_to:
+        raise InputError(
+            "budgets must be shares of one network, but `network.name` is searched; give it one value, or leave "
+            "`budget.relative_to` out"
         )
     if {"train.decay", "train.scaled_decay"} <= space.domains.keys():
-        raise InputError("`train.scaled_decay` is a short form of `train.decay`; search one of the two")
+        raise InputError(
+            "`train.scaled_decay` is a short form of `train.decay`, but both are searched; search one of the two"
+        )
     for name, domain in space.domains.items():
         if name.startswith("budget.") and None in domain.corners():
             raise InputError(f"`{name}` must be a number in every choice, but got null")
@@ -82,11 +90,12 @@ def _check_corners(space: Space) -> None:
 
 
 def _check_value(space: Space, name: str, value: Value) -> None:
+    """Check one value of a searched field by building the settings of its section with it."""
     section, _, key = name.partition(".")
     if section == "train":
         space.recipe({key: value})
     elif section == "network":
-        from lowrank.networks import NetworkSettings  # imports torch, which listing spaces does without
+        from lowrank.networks import NetworkSettings  # here, since it imports torch and listing spaces does not
 
         validate_model(NetworkSettings, {**space.network.model_dump(), key: value}, "network")
     elif section == "teacher":
@@ -107,18 +116,24 @@ def _check_search(space: Space) -> None:
         if continuous:
             raise InputError(f"a grid needs finite domains; `{continuous[0]}` is continuous: give a step or a choice")
         if space.search.repeats > 1 and space.search.stop != "none":
-            raise InputError("a grid of repeats compares means over seeds, so none may end early: `search.stop: none`")
+            raise InputError(
+                "a grid with `search.repeats` compares means over seeds and needs all of them trained to their end: "
+                f"`search.stop` must be none, but got {space.search.stop}"
+            )
     elif len(space.alternatives) > 1:
-        raise InputError("a list of `method` sections needs `search.sampler: grid`; otherwise search `method.name`")
+        raise InputError(
+            f"a list of `method` sections needs `search.sampler: grid`, but got {space.search.sampler}; "
+            "use the grid, or one section that searches `method.name`"
+        )
     if len(set(space.search.objectives)) != len(space.search.objectives) or "val_error" not in space.search.objectives:
         raise InputError(
-            f"`search.objectives` must hold val_error, each once, of {', '.join(OBJECTIVES)}; "
-            f"but got {list(space.search.objectives)}"
+            f"`search.objectives` must hold val_error, and no name twice, but got {list(space.search.objectives)}; "
+            f"choose from: {', '.join(OBJECTIVES)}"
         )
 
 
 def _check_scales(space: Space) -> None:
-    """A size comes from the budget or from the method's own scale, never from both or from neither."""
+    """Check that each size is set by the budget or by the method's scale, and not by both."""
     thin = [name for name in space.references if name in THIN_BASELINES]
     for literals, domains in space.alternatives:
         names = alternative_names((literals, domains))
@@ -131,43 +146,54 @@ def _check_scales(space: Space) -> None:
             if space.has_budget and is_set:
                 raise InputError(f"`method.{scale}` is solved from `budget`; give one of the two")
             if not space.has_budget and not is_set:
-                raise InputError(f"{name} needs a size: give `budget.params` (solved) or `method.{scale}`")
+                raise InputError(
+                    f"{name} needs a size: give `budget.params`, from which it is solved, or `method.{scale}`"
+                )
     if thin and not space.has_budget:
-        raise InputError(f"{thin[0]} needs a size: give `budget.params`, to which the network's width is solved")
+        raise InputError(f"{thin[0]} needs a size: give `budget.params`, from which the network's width is solved")
     if thin and "network.width" in space.domains:
         raise InputError(f"`network.width` is solved from `budget` for {thin[0]}; search one of the two")
 
 
 def _check_allocation(space: Space) -> None:
-    """Shares belong to an allocation, an allocation to a budget of one network."""
+    """Check that `budget.shares` has an uneven allocation, and that one a budget and a single network."""
     domain = space.domains.get("budget.allocation")
     allocations = domain.corners() if domain else (space.budget.allocation,)
     uneven = [allocation for allocation in allocations if allocation != "even"]
     if space.budget.shares is not None:
-        raise InputError(f"`budget.shares` must be a domain, one weight a group, but got {space.budget.shares:g}")
+        raise InputError(
+            "`budget.shares` must be a domain, such as {log_uniform: [0.5, 2]}, from which each stage or layer gets a "
+            f"weight, but got {space.budget.shares:g}"
+        )
     if "budget.shares" in space.domains and not uneven:
-        raise InputError("`budget.shares` needs `budget.allocation` to be stage or layer")
+        raise InputError("`budget.shares` needs `budget.allocation` to be stage or layer, but got even")
     if uneven and not space.has_budget:
-        raise InputError(f"`budget.allocation: {uneven[0]}` shares out a budget; give `budget.params`")
+        raise InputError(f"`budget.allocation: {uneven[0]}` needs a budget to distribute; give `budget.params`")
     if uneven and "network.name" in space.domains:
-        raise InputError("`budget.allocation` shares out the layers of one network; leave `network.name` one value")
+        raise InputError(
+            f"`budget.allocation: {uneven[0]}` needs one network, but `network.name` is searched; give it one value"
+        )
 
 
 def _check_start(space: Space) -> None:
+    """Check that trials which start from a trained dense network have its weights."""
     domain = space.domains.get("start.how")
-    dense = "dense" in (domain.corners() if domain else (space.start.how,))
-    if dense and space.start.weights is None and "dense" not in space.references:
+    starts_dense = "dense" in (domain.corners() if domain else (space.start.how,))
+    if starts_dense and space.start.weights is None and "dense" not in space.references:
         raise InputError(
             "`start: dense` needs trained weights: give `start.weights`, or train them here by `references: [dense]`"
         )
     if "start.weights" in space.domains:
-        raise InputError("`start.weights` must be one file")
-    if dense and any(name.startswith("network.") for name in space.domains):
-        raise InputError("`start: dense` needs one network, whose weights are trained; leave `network` one value each")
+        raise InputError("`start.weights` must be one file, but it is searched")
+    searched = [name for name in space.domains if name.startswith("network.")]
+    if starts_dense and searched:
+        raise InputError(
+            f"`start: dense` needs the weights of one network, but `{searched[0]}` is searched; give it one value"
+        )
 
 
 def _check_enqueued_point(space: Space, point: dict[str, object]) -> None:
-    """An enqueued point names searched fields, with values of their domains."""
+    """Check that an enqueued point names searched fields only, with values of their domains."""
     domains = space.searched_domains(0)
     for name, value in point.items():
         if name.startswith("share.") and "budget.shares" in domains:
@@ -181,10 +207,10 @@ def _check_enqueued_point(space: Space, point: dict[str, object]) -> None:
 
 
 def _check_teacher(space: Space) -> None:
-    """A teacher needs a weight in the recipe, and a weight needs a teacher."""
+    """Check that a space with a teacher gives its losses a weight, and that such a weight has a teacher."""
     weights = [field for field in TEACHER_WEIGHTS if space.largest(field) > 0]
     if weights and space.teacher is None:
         raise InputError(f"`train.{weights[0]}` above 0 needs a `teacher`; name one, or set it to 0")
     if space.teacher is not None and not weights:
-        raise InputError("`teacher` is never asked: give `train.attention_weight` (the study's is 1000) or "
-                         "`train.kd_weight` a value above 0, or leave `teacher` out")  # fmt: skip
+        raise InputError("`teacher` needs a loss with a weight above 0: give `train.attention_weight` (1000 in the "
+                         "published study) or `train.kd_weight`, or leave `teacher` out")  # fmt: skip

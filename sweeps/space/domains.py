@@ -1,4 +1,4 @@
-"""What a field of a space file may range over: choices, whole numbers, uniform or log ranges.
+"""Domains: the sets of values from which the search chooses a field of a space file.
 
 Each domain is written as a mapping with one key: `{choice: [...]}`, `{int: [2, 4]}`, `{int: [2, 8, 2]}` (step),
 `{log_int: [8, 512]}`, `{uniform: [0.1, 0.9]}`, `{uniform: [0.1, 0.9, 0.1]}` (step), `{log_uniform: [1e-5, 1e-2]}`.
@@ -28,7 +28,7 @@ class Choice:
     values: tuple[Value, ...]
 
     def corners(self) -> tuple[Value, ...]:
-        """Return the values whose validity implies that of all: here every one."""
+        """Return the values to check: if these are valid, all are. Of a choice they are all values."""
         return self.values
 
     def grid(self) -> tuple[Value, ...] | None:
@@ -40,25 +40,33 @@ class Choice:
         return trial.suggest_categorical(name, self.values)
 
     def contains(self, value: object) -> bool:
-        """Tell whether `value` is one of the values; a whole number may be written as a float."""
+        """Tell whether `value` is one of the values; an integer equals a float of the same number."""
         return any(type(value) is type(choice) and value == choice for choice in self.values) or (
             not isinstance(value, bool) and isinstance(value, int | float) and value in self.values
         )
 
     def value_at(self, coordinate: float) -> Value:
-        """Return the value at a coordinate from 0 to below 1; every value has an equal part."""
+        """Return the value at a coordinate in [0, 1), of which each value covers an equal part."""
         return self.values[int(coordinate * len(self.values))]
 
     def distribution(self) -> optuna.distributions.BaseDistribution:
-        """Return the domain as Optuna writes it."""
-        import optuna  # takes a second, which reading a space does without
+        """Return the domain as an Optuna distribution."""
+        import optuna  # here, since it takes a second and reading a space does not need it
 
         return optuna.distributions.CategoricalDistribution(self.values)
 
 
 @dataclass(frozen=True)
 class Range:
-    """Integers or floats from `low` to `high`; `step` None is continuous (1 for integers), `log` samples by ratio."""
+    """Integers or floats from `low` to `high`, both included.
+
+    Attributes:
+        low: the smallest value.
+        high: the largest value that may be reached.
+        step: distance of neighbouring values; None for a range without a grid: continuous, or logarithmic integers.
+        log: whether to sample uniformly in the logarithm.
+        integer: whether values are integers.
+    """
 
     low: float
     high: float
@@ -67,7 +75,7 @@ class Range:
     integer: bool = False
 
     def corners(self) -> tuple[Value, ...]:
-        """Return both ends."""
+        """Return the values to check: both ends."""
         return self._cast(self.low), self._cast(self.high)
 
     def grid(self) -> tuple[Value, ...] | None:
@@ -85,7 +93,7 @@ class Range:
         return trial.suggest_float(name, self.low, self.high, step=self.step, log=self.log)
 
     def contains(self, value: object) -> bool:
-        """Tell whether `value` is a number of the range, on its step where it has one."""
+        """Tell whether `value` is a number in the range and, if there is a step, on the grid."""
         if isinstance(value, bool) or not isinstance(value, int | float) or not self.low <= value <= self.high:
             return False
         if self.integer and value != int(value):
@@ -93,11 +101,12 @@ class Range:
         return self.step is None or abs(round((value - self.low) / self.step) * self.step + self.low - value) < 1e-9
 
     def value_at(self, coordinate: float) -> Value:
-        """Return the value at a coordinate from 0 to below 1; every step (or ratio) has an equal part."""
+        """Return the value at a coordinate in [0, 1); equal parts of it are equal steps, or equal ratios with `log`."""
         grid = self.grid()
         if grid is not None:
             return grid[int(coordinate * len(grid))]
         if self.log and self.integer:
+            # Every integer, the ends included, gets all numbers that round to it
             low, high = math.log(self.low - 0.5), math.log(self.high + 0.5)
             return int(min(self.high, max(self.low, round(math.exp(low + coordinate * (high - low))))))
         if self.log:
@@ -105,7 +114,7 @@ class Range:
         return self._cast(self.low + coordinate * (self.high - self.low))
 
     def distribution(self) -> optuna.distributions.BaseDistribution:
-        """Return the domain as Optuna writes it."""
+        """Return the domain as an Optuna distribution."""
         import optuna
 
         if self.integer:
@@ -143,19 +152,21 @@ def parse_domain(path: str, value: Mapping[str, Any]) -> Domain:
         The domain.
 
     Raises:
-        InputError: the list under the key has another form than the key asks for.
+        InputError: the key's value is not a list of the form that the key requires, see the head of this module.
     """
-    key, numbers = next(iter(value.items()))
-    if not isinstance(numbers, list) or not numbers:
-        raise InputError(f"`{path}`: `{key}` must be a list that is not empty, but got {numbers!r}")
+    key, values = next(iter(value.items()))
+    if not isinstance(values, list) or not values:
+        raise InputError(f"`{path}`: `{key}` must be a list that is not empty, but got {values!r}")
     if key == "choice":
-        return _parse_choice(path, numbers)
-    return _parse_range(path, key, numbers)
+        return _parse_choice(path, values)
+    return _parse_range(path, key, values)
 
 
 def _parse_choice(path: str, values: list[Any]) -> Choice:
     if any(isinstance(value, list | dict) for value in values) or len(set(map(repr, values))) != len(values):
-        raise InputError(f"`{path}`: `choice` must list distinct plain values, but got {values!r}")
+        raise InputError(
+            f"`{path}`: `choice` must list distinct numbers, texts, true, false or null, but got {values!r}"
+        )
     return Choice(tuple(values))
 
 
@@ -171,7 +182,7 @@ def _parse_range(path: str, key: str, values: list[Any]) -> Range:
     low, high, *step = numbers
     if low > high or (log and low <= 0) or (step and step[0] <= 0):
         raise InputError(
-            f"`{path}`: `{key}` must rise from low to high{', above 0' if log else ''}, with a step above 0, "
+            f"`{path}`: `{key}` must have low <= high{' and low above 0' if log else ' and a step above 0'}, "
             f"but got {values!r}"
         )
     default_step = 1.0 if integer and not log else None

@@ -1,4 +1,4 @@
-"""The end of a search: the front is evaluated on the test split, and its weights are kept as usable models."""
+"""What follows a search: the front's trials are evaluated on the test split, and its points are written as models."""
 
 from __future__ import annotations
 
@@ -19,13 +19,14 @@ from sweeps.trials import make_trainer, without_teacher
 
 
 def evaluate_front(search: Search, folder: Path, data: ImageData) -> None:
-    """Evaluate the front on the test split and keep one model for each of its points.
+    """Evaluate the front and the references on the test split, and write a model of each point of the front.
 
-    A trial is evaluated once in its life.
+    A trial that has a test error already is not evaluated again. A trial whose weights cannot be read is skipped with a
+    printed line.
 
     Args:
-        search: the finished search; test errors are journaled through it.
-        folder: the study's.
+        search: the finished search; test errors are written to its journal.
+        folder: the study's folder.
         data: the study's images.
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -33,6 +34,7 @@ def evaluate_front(search: Search, folder: Path, data: ImageData) -> None:
     for trial in front_trials(search.record.trials.values()):
         model_folder = folder / MODELS_FOLDER / trial.trial_id
         needs_model = trial.trial_id in front_ids and not (model_folder / MODEL_FILE).exists()
+        # Another study of the series may have evaluated the same trial
         if trial.test_error is None and (sibling_error := search.siblings.test_error(trial)) is not None:
             search.write_test_error(trial.trial_id, sibling_error)
         if trial.test_error is not None and not needs_model:
@@ -52,17 +54,17 @@ def restore_trainer(trial: TrialRecord, path: Path, data: ImageData, device: str
 
     Args:
         trial: a trial that has ended.
-        path: the file of its weights.
-        data: its images.
-        device: cpu or cuda.
+        path: its checkpoint.
+        data: the images that it was trained on.
+        device: "cpu" or "cuda".
 
     Returns:
-        The trainer; None, with a printed line, where the weights are gone.
+        The trainer, without a teacher; None, after printing why, if the checkpoint is missing or damaged.
     """
     try:
         state, _ = load_tensors(path, device)
     except (InputError, FileNotFoundError) as error:
-        print(f"no test error for {trial.trial_id}: its weights are not there ({error})")
+        print(f"{trial.trial_id} is not evaluated on the test split: its weights cannot be read ({error})")
         return None
     trainer = make_trainer(without_teacher(trial.specification), data, device)
     trainer.load_state(state)
@@ -70,15 +72,15 @@ def restore_trainer(trial: TrialRecord, path: Path, data: ImageData, device: str
 
 
 def write_model(folder: Path, trial: TrialRecord, trainer: Trainer, data: ImageData) -> None:
-    """Write a trial's network as a model that can be used on its own.
+    """Write a trial's network as a model that can be used without the study.
 
-    MLflow's registry is filled from there.
+    The tracker registers these models in MLflow. A network that cannot be written is skipped with a printed line.
 
     Args:
-        folder: the model's, to be made.
+        folder: the folder to write the model into.
         trial: the trial.
-        trainer: holds its weights.
-        data: its images.
+        trainer: a trainer with the trial's weights, see `restore_trainer`.
+        data: the images that it was trained on.
     """
     specification, settings = trial.specification, NetworkSettings(**trial.specification["network"])
     _, sized = plan_sized_network(
@@ -88,4 +90,4 @@ def write_model(folder: Path, trial: TrialRecord, trainer: Trainer, data: ImageD
     try:
         save_classifier(folder, trainer.network, data, settings=settings, method=sized)
     except InputError as error:
-        print(f"no model of {trial.trial_id} for the registry: {error}")
+        print(f"{trial.trial_id} is not written as a model: {error}")

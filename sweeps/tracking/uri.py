@@ -13,9 +13,9 @@ from lowrank.errors import InputError
 from lowrank.utils import HIDDEN, redact
 from sweeps.records import MLFLOW_FILE
 
-DEFAULT_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}  # of databases, where the address names none
+DEFAULT_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}  # of databases, for addresses without a port
 URI_FORMS = "sqlite:///FILE, http://HOST:PORT, https://HOST, postgresql://, mysql:// or mssql://"
-CONNECT_TIMEOUT = 3.0
+CONNECT_TIMEOUT = 3.0  # seconds
 
 
 def default_tracking_uri(study_dir: Path) -> str:
@@ -25,31 +25,34 @@ def default_tracking_uri(study_dir: Path) -> str:
         study_dir: the study's folder.
 
     Returns:
-        The address.
+        The address, with the absolute path of the file.
     """
     return f"sqlite:///{(study_dir / MLFLOW_FILE).resolve()}"
 
 
 def check_tracking_uri(uri: str) -> None:
-    """Refuse an address that cannot work, before a study starts.
+    """Check that a store's address is valid and that the store answers, before a study starts.
 
-    It takes at most about 3 s.
+    A server or database has `CONNECT_TIMEOUT` to answer.
 
     Args:
         uri: the address.
 
     Raises:
-        InputError: the scheme is unknown, the password is hidden, the folder of a SQLite file is missing, or the server
-            does not answer.
+        InputError: the address has no known scheme or an invalid port, its password is hidden, the folder of a SQLite
+            file is missing or not writable, or the server or database does not answer.
     """
     try:
         parts = urlsplit(uri)
         port = parts.port
     except ValueError as error:
-        message = f"the tracking URI must be one of {URI_FORMS}, but {redact(uri)!r} is none: {error}"
+        message = f"the tracking URI must be one of {URI_FORMS}, but got {redact(uri)!r}: {error}"
         raise InputError(message) from error
     if HIDDEN in uri:
-        raise InputError(f"the password of {uri} was not kept; name the address again with --tracking-uri")
+        raise InputError(
+            f"the tracking URI must contain its password, which no study stores, but got {uri!r}; "
+            "give the whole address by --tracking-uri"
+        )
     scheme = parts.scheme.partition("+")[0]
     if scheme == "sqlite":
         _check_file(uri)
@@ -76,7 +79,7 @@ def _check_server(uri: str) -> None:
         with urllib.request.urlopen(request, timeout=CONNECT_TIMEOUT):
             return
     except urllib.error.HTTPError as error:
-        if error.code in (401, 403):  # the server answers, and wants the credentials that MLflow's own variables hold
+        if error.code in (401, 403):  # it answers; MLflow's client sends the credentials, from its own variables
             return
         reason = f"it answered {error.code} to /health"
     except (OSError, ValueError) as error:
@@ -88,7 +91,7 @@ def _check_server(uri: str) -> None:
 
 
 def _without_credentials(uri: str) -> str:
-    """The address without user and password, which urllib takes neither of."""
+    """Return the address without user and password, since urllib accepts neither."""
     parts = urlsplit(uri)
     return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 
 def format_duration(seconds: float) -> str:
-    """Write a duration as a clock shows it.
+    """Format a duration as minutes and seconds, with hours if there are any.
 
     Args:
-        seconds: the duration; fractions are cut off.
+        seconds: the duration, at least 0; it is rounded down to whole seconds.
 
     Returns:
-        E.g. `1:05`, or with hours `2:03:04`.
+        M:SS, e.g. `1:05`, or H:MM:SS, e.g. `2:03:04`.
     """
     minutes, seconds = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)

@@ -1,4 +1,4 @@
-"""ACDC's layers as stacks of matrices, for a GPU: few large calls instead of many small ones.
+"""The weight of ACDC maps from stacks of matrices, for a GPU: few large calls instead of many small ones.
 
 Letters: L layers, S excess layers, G maps of one shape, N width, I in-channels, O out-channels, C the orthonormal
 DCT-II, P the riffle of channels between layers, T (N, I) the tiling of the input, and S^T (N, O) the transposed grouped
@@ -20,15 +20,23 @@ from lowrank.layers.acdc.entries import matrices_backward, multiply_rows, write_
 
 
 def excess_layers(layers: int) -> int:
-    """Return how many pairs of L layers a first step must multiply to leave a power of two of matrices."""
+    """Return S: how many pairs of the L layers are multiplied first, so that a power of two of matrices remains.
+
+    Args:
+        layers: L.
+
+    Returns:
+        S, L minus the largest power of two that is not above L.
+    """
     return layers - (1 << (layers.bit_length() - 1))
 
 
 @cache
 def _pairing_order(matrices: int) -> tuple[int, ...]:
-    """Return an order of a power of two of factors in which the left ones of all pairs come first.
+    """Return an order of factors in which the left factors of all pairs come first, then the right ones.
 
-    The same holds for the products of the pairs, for the products of these, and so on.
+    The same holds for the products of the pairs, for the products of these, and so on. So each step multiplies the
+    first half of a stack by its second half, without a copy. The number of matrices is a power of two.
     """
     if matrices == 1:
         return (0,)
@@ -38,10 +46,17 @@ def _pairing_order(matrices: int) -> tuple[int, ...]:
 
 @cache
 def layer_slots(layers: int) -> tuple[int, ...]:
-    """Return the position of each of L layers among the L + S matrices of a stack, S being `excess_layers`.
+    """Return each layer's position in a stack of L + S matrices, S being `excess_layers`.
 
-    The first 2 S positions are the left and the right layers of S pairs. S positions for their products and the other
-    layers follow: a power of two of matrices, whose products in pairs need no copies.
+    The first S positions hold the left layers of S pairs, the next S their right layers, the next S the products of
+    these pairs. The layers without a pair follow. They and the products are a power of two of matrices, in
+    `_pairing_order`.
+
+    Args:
+        layers: L.
+
+    Returns:
+        L positions.
     """
     excess, slots = excess_layers(layers), list[int]()
     order = _pairing_order(layers - excess)
@@ -52,21 +67,24 @@ def layer_slots(layers: int) -> tuple[int, ...]:
 
 
 class ChainConstants(NamedTuple):
-    """What a stack of one kind of map reads besides the diagonals."""
+    """Everything that `LayerChain` reads besides the diagonals; equal for maps of one shape."""
 
     halves_matrix: Tensor  # (N, 2N), see `lowrank.layers.acdc.entries.halves_matrix`
     transposed_halves_matrix: Tensor  # (2N, N)
-    gains: Tensor  # (L): the map's fixed scale on the first layer
-    slots: Tensor  # (L)
-    edge: Tensor | None  # (N, min(I, O)): T, or S transposed; None for a square map of several layers
+    gains: Tensor  # (L,): the factor of each layer's matrix: the map's fixed scale for the first one, else 1
+    slots: Tensor  # (L,): see `layer_slots`
+    edge: Tensor | None  # (N, min(I, O)): T if O >= I, else S^T; None for a square map of several layers (identity)
     widens: bool  # O >= I
 
 
 class LayerChain(torch.autograd.Function):
-    """S M_L P M_(L-1) P .. M_1 T with M = C^T diag(second) C diag(first): diagonals (G, L, N) -> (G, O, I), as `dtype`.
+    """The weights S M_L P M_(L-1) P .. M_1 T with M = C^T diag(second) C diag(first).
 
-    Its transpose is the product of the layers' matrices as `write_matrices` writes them, with T^T on the left and S^T
-    on the right. They are multiplied in pairs, hence in log2 L calls; the last call transposes back.
+    Maps two stacks of diagonals (G, L, N) to weights (G, O, I) in `dtype`.
+
+    `write_matrices` writes the transposed matrix of each layer. The transposed weight is their product in the order of
+    the layers, with T^T on the left and S^T on the right. Pairs are multiplied in one call, hence about log2 L calls;
+    the last call also transposes.
     """
 
     @staticmethod
@@ -102,7 +120,10 @@ class LayerChain(torch.autograd.Function):
 
 
 def _levels(stack: Tensor, excess: int) -> list[Tensor]:
-    """Multiply in pairs, and the products again, down to two matrices; the first level is part of `stack`."""
+    """Multiply in pairs until at most two matrices are left; return the matrices of every step.
+
+    The first level is a view of `stack`, whose positions for products are filled in. Backward needs all levels.
+    """
     if excess:
         _multiply_pairs(stack[: 2 * excess], out=stack[2 * excess : 3 * excess])
     levels = [stack[2 * excess :]]
@@ -113,14 +134,14 @@ def _levels(stack: Tensor, excess: int) -> list[Tensor]:
 
 
 def _multiply_pairs(level: Tensor, out: Tensor) -> Tensor:
-    """Multiply factors (2 M, G, N, N), left ones first, into their products (M, G, N, N)."""
+    """Multiply M left factors by M right ones, (2 M, G, N, N), into their products (M, G, N, N)."""
     first, second = (part.flatten(0, 1) for part in level.chunk(2))
     torch.bmm(first, second, out=out.flatten(0, 1))
     return out
 
 
 def _multiply_pairs_backward(level: Tensor, gradient: Tensor, out: Tensor) -> None:
-    """Write the gradient of a level from that of its products."""
+    """Write the gradient (2 M, G, N, N) of a level from that of its products (M, G, N, N)."""
     first, second = (part.flatten(0, 1) for part in level.chunk(2))
     by_first, by_second = (part.flatten(0, 1) for part in out.chunk(2))
     by_products = gradient.flatten(0, 1)
@@ -129,9 +150,10 @@ def _multiply_pairs_backward(level: Tensor, gradient: Tensor, out: Tensor) -> No
 
 
 def _end_factors(level: Tensor, constants: ChainConstants) -> tuple[Tensor, Tensor]:
-    """Return the two matrices whose product is the transposed weight.
+    """Return the two factors whose product is the transposed weight (G, I, O).
 
-    On its narrow side they have only min(I, O) channels.
+    The edge is multiplied into one of them, or is one of them where the map has a single layer. Only min(I, O) of the N
+    channels remain on that side.
     """
     edge = constants.edge
     if len(level) == 1 and edge is not None:
@@ -144,9 +166,9 @@ def _end_factors(level: Tensor, constants: ChainConstants) -> tuple[Tensor, Tens
 
 
 def _end_factors_backward(start: Tensor, end: Tensor, gradient: Tensor, constants: ChainConstants, out: Tensor) -> None:
-    """Write the gradient (1 or 2, G, N, N) of the last level from that of the product of its ends."""
+    """Write the gradient (1 or 2, G, N, N) of the last level from that of the product of the two end factors."""
     edge, widens = constants.edge, constants.widens
-    if len(out) == 1:  # the other end is fixed
+    if len(out) == 1:  # the other factor is the edge, which is not trained
         torch.bmm(*((start.mT, gradient) if widens else (gradient, end.mT)), out=out[0])
         return
     by_start = torch.bmm(gradient, end.mT, out=None if edge is not None and widens else out[0])
@@ -161,14 +183,17 @@ _CONSTANTS: WeakKeyDictionary[torch.nn.Module, dict[object, ChainConstants]] = W
 def cached_constants(
     owner: torch.nn.Module, key: tuple[object, ...], make: Callable[[], ChainConstants]
 ) -> ChainConstants:
-    """Return a map's constants, made once for each key.
+    """Return a map's constants, computed once for each key.
 
-    While a CUDA graph is recorded, constants that are not there yet are made anew each time: they belong to the graph.
+    Constants that are first computed while a CUDA graph is captured are not cached: their memory belongs to the graph.
 
     Args:
-        owner: the map.
+        owner: the map; the cache holds it weakly.
         key: the dtypes and the device that the constants depend on.
-        make: makes them.
+        make: computes the constants.
+
+    Returns:
+        The constants.
     """
     cached = _CONSTANTS.setdefault(owner, {})
     if key in cached:

@@ -1,7 +1,10 @@
-"""Tucker-2: 1 x 1, a K x K core, 1 x 1 (Kim et al. 2016, "Compression of deep convolutional neural networks").
+"""Tucker-2: a convolution as 1 x 1, a K x K core and 1 x 1.
 
-I * R1 + KH * KW * R1 * R2 + R2 * O parameters for one group. Where the kernel is 1 x 1 the core would be a matrix
-between two others, so one rank is enough: the core is left out and the form is that of `svd`.
+Kim et al. 2016, "Compression of deep convolutional neural networks for fast and low power mobile applications".
+
+A K x K convolution becomes three: 1 x 1 from I to R1 channels, a K x K core from R1 to R2, and 1 x 1 from R2 to O. They
+have I * R1 + KH * KW * R1 * R2 + R2 * O parameters, I and O being the channels of one group. For a 1 x 1 kernel the
+core would be a matrix between two others, so one rank is enough: the core is left out, as in `svd`.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ from lowrank.utils import robust_svd
 
 
 class Tucker2(WholeKernelMethod):
-    """1 x 1 convolutions to R1 channels and to O, a K x K one to R2 channels between."""
+    """Settings of Tucker-2: `in_rank` is R1 and `out_rank` is R2, both for one group."""
 
     rank_names: ClassVar[tuple[str, ...]] = ("in_rank", "out_rank")
 
@@ -29,15 +32,15 @@ class Tucker2(WholeKernelMethod):
         return min(i, o * shape.kernel_area), min(o, i * shape.kernel_area)
 
     def kernel_stages(self, shape: ConvShape, ranks: Sequence[int]) -> tuple[Stage, ...]:
-        first, second = ranks[0] * shape.groups, ranks[1] * shape.groups
+        core_in, core_out = ranks[0] * shape.groups, ranks[1] * shape.groups
         return (
-            pointwise("reduce", shape.in_channels, first, shape, shape.in_area),
-            spatial("core", first, second, shape, shape.out_area),
-            pointwise("expand", second, shape.out_channels, shape, shape.out_area),
+            pointwise("reduce", shape.in_channels, core_in, shape, shape.in_area),
+            spatial("core", core_in, core_out, shape, shape.out_area),
+            pointwise("expand", core_out, shape.out_channels, shape, shape.out_area),
         )
 
     def truncate_kernel(self, dense: Tensor, ranks: Sequence[int]) -> list[Tensor]:
-        """HOSVD: the leading left vectors of both channel unfoldings, and the core between them."""
+        """Truncate by HOSVD: project the kernel on leading singular vectors of its unfoldings along O and along I."""
         out_vectors = leading_vectors(dense.flatten(1), ranks[1])
         in_vectors = leading_vectors(dense.transpose(0, 1).flatten(1), ranks[0])
         core = torch.einsum("os,oiab,ir->srab", out_vectors, dense, in_vectors)
@@ -49,10 +52,10 @@ def leading_vectors(matrix: Tensor, rank: int) -> Tensor:
 
     Args:
         matrix: (M, N).
-        rank: how many.
+        rank: the number of vectors.
 
     Returns:
-        (M, rank); columns beyond min(M, N) are zero.
+        The vectors as columns (M, rank); columns beyond min(M, N) are zero.
     """
     left_vectors = robust_svd(matrix)[0][:, :rank]
     vectors = matrix.new_zeros(matrix.shape[0], rank)

@@ -26,7 +26,7 @@ from lowrank.utils import robust_svd
 
 
 class Stage(NamedTuple):
-    """One convolution of a chain; `area` is the number of output positions that it computes for one image."""
+    """The shape of one convolution in a chain; `area` is the number of its output positions for one image."""
 
     name: str
     in_channels: int
@@ -77,12 +77,12 @@ def spatial(name: str, in_channels: int, out_channels: int, shape: ConvShape, ar
 
 
 class WholeKernelMethod(Method):
-    """Settings of a chain of convolutions that replaces one, or a linear map.
+    """Settings of a chain of convolutions (stages) that replaces a convolution or a linear map.
 
-    `rank_scale` sets every rank to max(1, round(rank_scale * largest useful rank)); `ranks` names them instead, one
-    for each of `rank_names`, for one group. The last stage carries a bias if the dense layer has one or `bias` asks for
-    it: there it holds the mean that a fit to centred outputs leaves out. Where the chain would have as many parameters
-    or mult-adds as the dense layer, the layer stays dense.
+    `rank_scale` sets every rank to max(1, round(rank_scale * largest useful rank)). `ranks` gives them explicitly
+    instead, for one group and in the order of `rank_names`. The last stage has a bias if the dense layer has one, or if
+    `bias` is true: a fit to calibration data centres the outputs and needs a bias for their mean. Where the chain would
+    have at least as many parameters or mult-adds as the dense layer, the layer stays dense.
     """
 
     scale: ClassVar[str] = "rank_scale"
@@ -94,18 +94,18 @@ class WholeKernelMethod(Method):
 
     @abstractmethod
     def full_ranks(self, shape: ConvShape) -> tuple[int, ...]:
-        """The ranks, for one group, from which on the chain can stand for every dense weight."""
+        """Return the smallest ranks, for one group, at which the chain can represent every dense weight."""
 
     @abstractmethod
     def kernel_stages(self, shape: ConvShape, ranks: Sequence[int]) -> tuple[Stage, ...]:
-        """The convolutions of the chain for these ranks of one group, where the kernel is larger than 1 x 1."""
+        """Return the stages for these ranks of one group; only called for kernels larger than 1 x 1."""
 
     @abstractmethod
     def truncate_kernel(self, dense: Tensor, ranks: Sequence[int]) -> list[Tensor]:
         """Factorise one group's kernel (O / g, I / g, KH, KW), float64, into one weight for each kernel stage."""
 
     def stages(self, shape: ConvShape, ranks: Sequence[int]) -> tuple[Stage, ...]:
-        """The convolutions of the chain for these ranks of one group; two where the kernel is 1 x 1."""
+        """Return the stages for these ranks of one group; for a 1 x 1 kernel two, of the first rank, by any method."""
         if shape.kernel_area > 1:
             return self.kernel_stages(shape, ranks)
         middle = ranks[0] * shape.groups
@@ -122,7 +122,7 @@ class WholeKernelMethod(Method):
         return [down[:, :, None, None], up[:, :, None, None]]
 
     def ranks_at(self, shape: ConvShape) -> tuple[int, ...]:
-        """The ranks of one group that these settings give at `shape`; all equal where the kernel is 1 x 1."""
+        """Return the ranks of one group for `shape`, at most the full ones; all equal where the kernel is 1 x 1."""
         full = self.full_ranks(shape)
         if self.ranks is not None:
             ranks = tuple(min(rank, limit) for rank, limit in zip(self.ranks, full, strict=True))
@@ -139,20 +139,20 @@ class WholeKernelMethod(Method):
         return None
 
     def has_bias(self, shape: ConvShape) -> bool:
-        """Whether the chain's last stage has a bias."""
+        """Return whether the chain's last stage has a bias."""
         return self.bias or shape.bias
 
     def chain_params(self, shape: ConvShape, ranks: Sequence[int]) -> int:
-        """Parameters of the chain at these ranks, bias included, whether or not it is smaller than the dense layer."""
+        """Count the chain's parameters at these ranks, bias included, even where it is larger than the dense layer."""
         bias = shape.out_channels if self.has_bias(shape) else 0
         return sum(stage.params for stage in self.stages(shape, ranks)) + bias
 
     def chain_mult_adds(self, shape: ConvShape, ranks: Sequence[int]) -> int:
-        """Mult-adds of the chain for one image at these ranks."""
+        """Count the chain's mult-adds for one image at these ranks."""
         return sum(stage.mult_adds for stage in self.stages(shape, ranks))
 
     def stays_dense(self, shape: ConvShape) -> bool:
-        """Whether the chain would cost as much as the dense layer, in parameters or in mult-adds."""
+        """Return whether the chain would have at least as many parameters or mult-adds as the dense layer."""
         ranks = self.ranks_at(shape)
         return (
             self.chain_params(shape, ranks) >= _DENSE.params(shape)
@@ -180,17 +180,17 @@ _DENSE = Dense()
 
 
 class KernelChain(nn.Sequential):
-    """A chain of plain convolutions (or linear maps) that replaces one.
+    """A chain of plain convolutions (or linear maps) that replaces a single one.
 
-    (B, I, H, W) -> (B, O, H', W'). No stage but the last has a bias, so the chain equals the convolution with
-    `dense_weight()` and `dense_bias()` at every position, edges included. With `linear` it takes (B.., I) -> (B.., O)
-    and its weights are matrices.
+    (B, I, H, W) -> (B, O, H', W'). Only the last stage has a bias, so the chain equals the convolution with
+    `dense_weight()` and `dense_bias()` at every position, image borders included. With `linear` it maps (.., I) ->
+    (.., O) and its weights are matrices.
 
     Args:
-        method: the settings that made the chain; they know how to truncate a dense weight.
-        shape: the convolution or linear map that the chain stands for.
+        method: the settings that made the chain; `init_from_dense` uses their `truncate`.
+        shape: the convolution or linear map that the chain replaces.
         ranks: the ranks of one group, one for each of `method.rank_names`.
-        linear: whether the chain stands for a linear map.
+        linear: whether the chain replaces a linear map.
     """
 
     def __init__(self, method: WholeKernelMethod, shape: ConvShape, ranks: Sequence[int], *, linear: bool = False):
@@ -208,25 +208,25 @@ class KernelChain(nn.Sequential):
 
     @property
     def weight_shape(self) -> tuple[int, ...]:
-        """(O, I / g, KH, KW) of the dense weight, or (O, I) of a linear map's."""
+        """The dense weight's shape: (O, I / g, KH, KW), or (O, I) for a linear map."""
         shape = self.shape.out_channels, self.shape.in_channels // self.groups
         return shape if self.linear else (*shape, *self.shape.kernel)
 
     @property
     def bias(self) -> Tensor | None:
-        """The bias (O) of the last stage."""
+        """The bias (O,) of the last stage; None without one."""
         return self.layers()[-1].bias
 
     def layers(self) -> list[nn.Conv2d | nn.Linear]:
-        """The stages in the order in which they run."""
+        """Return the stages in the order in which they run."""
         return [module for module in self if isinstance(module, nn.Conv2d | nn.Linear)]
 
     def factors(self) -> list[nn.Parameter]:
-        """The weights of the stages, to which scaled decay applies."""
+        """Return the weights of the stages, to which compression-scaled weight decay applies."""
         return [weight for layer in self.layers() if isinstance(weight := layer.weight, nn.Parameter)]
 
     def dense_weight(self) -> Tensor:
-        """The dense weight, of `weight_shape`, that the chain stands for, differentiable."""
+        """Compute the dense weight, of `weight_shape`, that equals the chain, differentiable."""
         if self.linear:
             first, second = self.factors()
             return second @ first
@@ -234,23 +234,23 @@ class KernelChain(nn.Sequential):
         return torch.cat([chain_product(group) for group in groups])
 
     def dense_bias(self) -> Tensor | None:
-        """The bias (O) that the chain adds; None without one."""
+        """Return the bias (O,) that the chain adds; None without one."""
         return self.bias
 
     @torch.no_grad()
     def reset(self, *, std: float | None = None, generator: torch.Generator | None = None) -> None:
-        """Start from scratch: draw every stage, then rescale until the dense weight has the target's deviation.
+        """Initialise at random, so that the dense weight has a given root mean square; set the bias to zero.
 
         Args:
-            std: the standard deviation of the dense weight; He's sqrt(2 / (KH * KW * I / g)) if None.
+            std: the root mean square of the dense weight; He's sqrt(2 / (KH * KW * I / g)) if None.
             generator: the source of random numbers; torch's own if None.
         """
-        fan = math.prod(self.weight_shape[1:])
-        target = math.sqrt(2 / fan) if std is None else std
+        fan_in = math.prod(self.weight_shape[1:])
+        target = math.sqrt(2 / fan_in) if std is None else std
         for weight in self.factors():
             weight.normal_(std=1 / math.sqrt(weight[0].numel()), generator=generator)
-        size = self.dense_weight().double().square().mean().sqrt().item()
-        gain = (target / size) ** (1 / len(self.factors())) if size > 0 else 1.0
+        rms = self.dense_weight().double().square().mean().sqrt().item()
+        gain = (target / rms) ** (1 / len(self.factors())) if rms > 0 else 1.0
         for weight in self.factors():
             weight.mul_(gain)
         if self.bias is not None:
@@ -258,13 +258,16 @@ class KernelChain(nn.Sequential):
 
     @torch.no_grad()
     def init_from_dense(self, dense: Tensor) -> float:
-        """Start from a trained weight, of `weight_shape`, by plain truncation.
+        """Initialise from a trained weight by truncation, without calibration data.
+
+        Args:
+            dense: the trained weight, of `weight_shape`.
 
         Returns:
-            ||W - dense|| / ||dense|| of the weight W that the chain then stands for.
+            ||W - dense|| / ||dense||, W being the chain's dense weight afterwards.
 
         Raises:
-            ValueError: `dense` has another shape.
+            ValueError: `dense` is not of `weight_shape`.
         """
         if tuple(dense.shape) != self.weight_shape:
             expected = " x ".join(map(str, self.weight_shape))
@@ -276,14 +279,15 @@ class KernelChain(nn.Sequential):
 
     @torch.no_grad()
     def set_weights(self, groups: Sequence[Sequence[Tensor]]) -> None:
-        """Set every stage; `groups` holds, for each group, one weight (4 dimensions) for each stage.
+        """Set the weights of every stage, in canonical form: the product stays the same, see `to_canonical_form`.
 
-        The product stays as it is; see `to_canonical_form` for how it is shared among the stages.
+        Args:
+            groups: for each group, the weight (out, in, height, width) of each stage.
         """
         factors = self.factors()
-        shared = [to_canonical_form(list(group)) for group in groups]
+        canonical_groups = [to_canonical_form(list(group)) for group in groups]
         for index, factor in enumerate(factors):
-            factor.copy_(torch.cat([group[index] for group in shared]).reshape(factor.shape))
+            factor.copy_(torch.cat([group[index] for group in canonical_groups]).reshape(factor.shape))
 
     def extra_repr(self) -> str:
         ranks = ", ".join(f"{name} {rank}" for name, rank in zip(self.method.rank_names, self.ranks, strict=True))
@@ -293,69 +297,79 @@ class KernelChain(nn.Sequential):
 def chain_product(weights: Sequence[Tensor]) -> Tensor:
     """Multiply the stages of one group into the dense kernel that they equal.
 
-    A stage of R outputs with one input channel each, after a stage of R > 1 outputs, is depthwise.
+    A stage with one input channel for each output is depthwise if the stage before it has several outputs.
 
     Args:
-        weights: (out, in, height, width) of each stage, first stage first; only one stage extends along each kernel
-            axis.
+        weights: (out, in, height, width) of each stage, first stage first. Along each kernel axis only one stage may
+            be larger than 1.
 
     Returns:
-        (O, I, KH, KW).
+        (O, I, KH, KW), with the channels of one group.
     """
-    total = weights[0]
+    product = weights[0]
     for weight in weights[1:]:
-        if weight.shape[1] == 1 and len(total) > 1:
-            joined = torch.einsum("rcd,riab->riacbd", weight[:, 0], total)
+        if weight.shape[1] == 1 and len(product) > 1:
+            longer = torch.einsum("rcd,riab->riacbd", weight[:, 0], product)
         else:
-            joined = torch.einsum("srcd,riab->siacbd", weight, total)
-        total = joined.flatten(2, 3).flatten(3, 4)
-    return total
+            longer = torch.einsum("srcd,riab->siacbd", weight, product)
+        product = longer.flatten(2, 3).flatten(3, 4)  # one of a, c is 1, and one of b, d
+    return product
 
 
 def to_canonical_form(weights: list[Tensor]) -> list[Tensor]:
-    """Share a product among its stages so that all of them train alike, without changing it.
+    """Rewrite the stages in canonical form, without changing their product, so that they train at similar rates.
 
-    The largest stage holds the size of the weight; the stages before it get orthonormal rows, those after it
-    orthonormal columns, as in the usual form of a Tucker or tensor-train decomposition. Gradients then reach the
-    largest stage as they reach the dense weight, so that rates for the dense network fit. Depthwise stages (CP) cannot
-    take up a rotation: there all stages get the same root mean square.
+    The largest stage takes the norm of the product. The stages before it get orthonormal rows and those after it
+    orthonormal columns, as in the canonical form of a tensor train. The gradient of the largest stage then has the
+    scale of the dense weight's gradient, so that learning rates of the dense network suit it. A depthwise stage (CP)
+    cannot absorb the triangular factor of a QR decomposition: then all stages get the same root mean square instead.
 
     Args:
-        weights: of one group's stages, (out, in, KH, KW) each.
+        weights: one group's stages, (out, in, height, width) each.
 
     Returns:
         Weights of the same shapes with the same product.
     """
     if any(later.shape[1] == 1 and len(earlier) > 1 for earlier, later in itertools.pairwise(weights)):
-        return _balanced(weights)
+        return _equalise_rms(weights)
     weights = list(weights)
-    holder = max(range(len(weights)), key=lambda index: weights[index].numel())
-    for index in range(holder):
+    largest = max(range(len(weights)), key=lambda index: weights[index].numel())
+    for index in range(largest):
         rows = weights[index].flatten(1)
         if len(rows) <= rows.shape[1]:
-            basis, rest = torch.linalg.qr(rows.T)
+            basis, triangular = torch.linalg.qr(rows.T)
             weights[index] = basis.T.reshape(weights[index].shape)
-            weights[index + 1] = torch.einsum("srab,qr->sqab", weights[index + 1], rest)
-    for index in range(len(weights) - 1, holder, -1):
+            weights[index + 1] = torch.einsum("srab,qr->sqab", weights[index + 1], triangular)
+    for index in range(len(weights) - 1, largest, -1):
         columns = weights[index].transpose(1, 3).flatten(0, 2)
         if len(columns) >= columns.shape[1]:
-            basis, rest = torch.linalg.qr(columns)
+            basis, triangular = torch.linalg.qr(columns)
             out, rank, height, width = weights[index].shape
             weights[index] = basis.reshape(out, width, height, rank).transpose(1, 3)
-            weights[index - 1] = torch.einsum("qr,riab->qiab", rest, weights[index - 1])
+            weights[index - 1] = torch.einsum("qr,riab->qiab", triangular, weights[index - 1])
     return weights
 
 
-def _balanced(weights: Sequence[Tensor]) -> list[Tensor]:
-    sizes = [weight.double().square().mean().sqrt().item() for weight in weights]
-    if min(sizes) == 0:
+def _equalise_rms(weights: Sequence[Tensor]) -> list[Tensor]:
+    """Scale the stages to the geometric mean of their root mean squares; the product stays the same."""
+    values = [weight.double().square().mean().sqrt().item() for weight in weights]
+    if min(values) == 0:
         return list(weights)
-    common = math.exp(sum(map(math.log, sizes)) / len(sizes))
-    return [weight * (common / size) for weight, size in zip(weights, sizes, strict=True)]
+    target = math.exp(sum(map(math.log, values)) / len(values))
+    return [weight * (target / rms) for weight, rms in zip(weights, values, strict=True)]
 
 
 def truncated_svd(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """The best rank-`rank` product of a matrix (M, N): left (M, rank) and right (rank, N), values shared evenly."""
+    """Factorise a matrix by its truncated singular value decomposition.
+
+    Args:
+        matrix: (M, N).
+        rank: the number of singular values to keep.
+
+    Returns:
+        Left (M, rank) and right (rank, N): their product is the best approximation of that rank. Each has the square
+        roots of the singular values; columns and rows beyond min(M, N) are zero.
+    """
     left_vectors, values, right_vectors = robust_svd(matrix)
     keep = min(rank, len(values))
     root = values[:keep].sqrt()

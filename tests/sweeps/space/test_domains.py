@@ -32,10 +32,10 @@ def test_domains_have_the_written_ends_and_values(written, corners, grid):
     ("written", "message"),
     [
         ({"choice": []}, r"`train.x`: `choice` must be a list that is not empty, but got \[\]"),
-        ({"choice": [1, 1]}, "distinct plain values"),
+        ({"choice": [1, 1]}, "distinct numbers, texts, true, false or null"),
         ({"int": [2]}, r"must be \[low, high\] or \[low, high, step\] of numbers"),
         ({"int": [2, 4.5]}, "whole numbers"),
-        ({"int": [4, 2]}, "must rise from low to high"),
+        ({"int": [4, 2]}, "must have low <= high"),
         ({"uniform": [0, float("nan")]}, "of numbers"),
         ({"log_uniform": [0, 1]}, "above 0"),
         ({"log_uniform": [0.1, 1, 0.1]}, r"must be \[low, high\] of numbers"),

@@ -62,7 +62,7 @@ def resolver(root: Path, data: ImageData, *args: Any, **changes: Any) -> Resolve
     ("changes", "message"),
     [
         ({"teacher": None}, "`train.attention_weight` above 0 needs a `teacher`"),
-        ({"train": {}}, "`teacher` is never asked: give `train.attention_weight`"),
+        ({"train": {}}, "`teacher` needs a loss with a weight above 0: give `train.attention_weight`"),
         ({"teacher": {"views": 3}}, "`teacher` needs a `name`, or says under `train` how it is trained"),
         ({"teacher": {"name": {"choice": ["a", "b"]}}}, "`teacher.name` cannot be searched"),
         ({"teacher": {"name": "good", "views": {"choice": [0, 2]}}}, "`teacher.views`: must be greater than or equal"),
