@@ -20,8 +20,10 @@ from sweeps.teachers.worker import CACHE_FOLDER
 from tests.faults.scene import DISTILLED, GRID, NAME, SEARCH, SECONDS, STREAMED, Question, Scene, Study
 from tests.support import studies
 from tests.support.clusters import machines
+from tests.support.processes import child_pids, command_lines
 from tests.support.servers import fill, free_port, may_mount, mlflow_server, small_disk
 from tests.support.teachers import small_data, write_teacher
+from tests.support.waiting import scaled, wait_until
 
 Injection = Callable[[Scene, Study, random.Random], bool]  # False: the study was over before
 
@@ -104,7 +106,7 @@ def kill_server(scene: Scene, study: Study, rng: random.Random) -> bool:
     if study.over():
         return False
     scene.extra["server"].close()
-    time.sleep(rng.uniform(0, 4))
+    time.sleep(rng.uniform(0, 4))  # how long it is away is drawn, as the moment is
     scene.extra["server"].enter_context(mlflow_server(scene.extra["place"], scene.extra["port"]))
     return True
 
@@ -113,7 +115,8 @@ def catch_up(scene: Scene, study: Study) -> None:
     """Bring MLflow up to the journal, as the study's last line says where that is needed."""
     study.database = scene.extra["place"] / "mlflow.db"
     command = [sys.executable, "-m", "sweeps.tracking", str(study.folder)]
-    done = subprocess.run(command, cwd=studies.ROOT, capture_output=True, text=True, timeout=SECONDS, check=False)
+    limit = scaled(SECONDS)
+    done = subprocess.run(command, cwd=studies.ROOT, capture_output=True, text=True, timeout=limit, check=False)
     assert (done.returncode, done.stderr) == (0, ""), done.stderr
 
 
@@ -130,9 +133,13 @@ def fill_disk(scene: Scene, study: Study, rng: random.Random) -> bool:
         assert f"--resume {NAME}" in study.end(ExitCode.DISK_FULL)
     finally:
         ballast.unlink()
-    time.sleep(2)  # the old tracker has seen that its driver is gone
+    wait_until(lambda: not _trackers(study.folder), "the old tracker to see that its driver is gone")
     study.resume(*scene.location)
     return True
+
+
+def _trackers(folder: Path) -> list[int]:
+    return [pid for pid, line in command_lines().items() if "sweeps.tracking" in line and str(folder) in line]
 
 
 def damage(path: Path, rng: random.Random) -> str:
@@ -158,7 +165,7 @@ def damage_checkpoint(scene: Scene, study: Study, rng: random.Random) -> bool:
     def path(trial: TrialRecord) -> Path:
         return study.folder / TRIALS_FOLDER / trial.trial_id / CHECKPOINT_FILE
 
-    if not study.wait(lambda: any(path(trial).exists() for trial in study.running())):
+    if not study.wait(lambda: any(path(trial).exists() for trial in study.running()), "a checkpoint"):
         return False
     trial = rng.choice([trial for trial in study.running() if path(trial).exists()] or [None])
     if trial is None or not _sent(trial.attempts[-1]["pid"], signal.SIGSTOP):
@@ -199,22 +206,14 @@ def hang_loader(scene: Scene, study: Study, rng: random.Random) -> bool:
     """SIGSTOP for the processes that decode a trial's images: they neither deliver nor end."""
     stopped: list[int] = []
 
-    def hangs() -> bool:
+    def hangs() -> bool:  # a trial's process has no other children, and these live as long as an epoch
         for trial in study.running():
-            stopped.extend(pid for pid in _loaders(trial.attempts[-1]["pid"]) if _sent(pid, signal.SIGSTOP))
+            stopped.extend(pid for pid in child_pids(trial.attempts[-1]["pid"]) if _sent(pid, signal.SIGSTOP))
             if stopped:
                 break
         return bool(stopped)
 
-    return study.wait(hangs)
-
-
-def _loaders(pid: int) -> list[int]:
-    """The child processes of a trial's process; they live as long as an epoch."""
-    try:
-        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-    except (FileNotFoundError, ProcessLookupError):
-        return []
+    return study.wait(hangs, "processes that decode images")
 
 
 JUMP = "JUMPING_CLOCK"  # the environment variable that names the file with the seconds that the clock is off

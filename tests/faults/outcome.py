@@ -79,7 +79,7 @@ def inject(
 
 
 def _at(moment: int, fault: Fault, scene: Scene, study: Study, rng: random.Random) -> bool:
-    return study.wait(lambda: study.epochs() >= moment) and fault.inject(scene, study, rng)
+    return study.wait(lambda: study.epochs() >= moment, f"epoch {moment}") and fault.inject(scene, study, rng)
 
 
 def _wrong(study: Study, expected: dict[str, Any] | None) -> list[str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import subprocess
-import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from sweeps.records.model import TrialRecord
 from sweeps.records.names import MLFLOW_FILE
 from tests.support import studies
 from tests.support.clusters import Machines
+from tests.support.waiting import scaled, wait_until
 
 NAME = "hit"
 EPOCHS = 20
@@ -81,15 +81,17 @@ class Study:
     def over(self) -> bool:
         return self.process is None or self.process.poll() is not None
 
-    def wait(self, holds: Callable[[], object]) -> bool:
+    def wait(self, holds: Callable[[], object], event: str) -> bool:
         """Wait until something holds; False when the study ends before that."""
-        limit = time.monotonic() + SECONDS
-        while not holds():
-            if self.over():
-                return False
-            assert time.monotonic() < limit, "it never happened"
-            time.sleep(0.02)
-        return True
+        happened: object = False
+
+        def happens() -> object:
+            nonlocal happened
+            happened = holds()
+            return happened or self.over()
+
+        wait_until(happens, event, seconds=SECONDS, poll_seconds=0.02)
+        return bool(happened)
 
     def running(self) -> list[TrialRecord]:
         """Return the trials that processes of this machine train now, as far as is on record."""
@@ -99,7 +101,10 @@ class Study:
 
     def one(self, rng: random.Random) -> TrialRecord | None:
         """A trial that is being trained; None when the study ends before there is one."""
-        return rng.choice(self.running()) if self.wait(self.running) else None
+        if not self.wait(self.running, "a trial that is trained"):
+            return None
+        running = self.running()
+        return rng.choice(running) if running else None
 
     def kill(self) -> None:
         """SIGKILL for the driver."""
@@ -112,7 +117,7 @@ class Study:
     def end(self, code: int = 0) -> str:
         """Wait for the command's end; returns what it has printed."""
         assert self.process is not None
-        output, _ = self.process.communicate(timeout=SECONDS)
+        output, _ = self.process.communicate(timeout=scaled(SECONDS))
         assert self.process.returncode == code, output[-3000:]
         assert "Traceback" not in output, output[-3000:]
         return output

@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from tests.support.ray_private import check_cluster_config
+from tests.support.waiting import scaled
 
 pytestmark = pytest.mark.faults
 
@@ -68,7 +69,7 @@ def cloud(tmp_path_factory) -> dict[str, Any]:
         pytest.skip("this machine allows no network namespace, and without one nothing here may run")
     folder = tmp_path_factory.mktemp("cloud")
     command = [*alone, sys.executable, "-m", "tests.support.moto_cloud", str(folder), str(ROOT / FILES[0])]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=280, check=False)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=scaled(280), check=False)
     assert done.returncode == 0, done.stderr[-4000:]
     return json.loads((folder / "cloud.json").read_text())
 

@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import os
 import signal
-import time
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 
 from sweeps.records.events import TERMINAL
+from sweeps.records.names import JOURNAL_FILE
 from tests.support import studies
+from tests.support.processes import command_line, descendant_pids
+from tests.support.waiting import wait_until
 
 pytestmark = [pytest.mark.faults, pytest.mark.study]
 
@@ -35,7 +37,7 @@ def check_once_each(folder: Path, trials: int) -> None:
 def study(tmp_path):
     """A study at work, with two trials ended; whatever is left of it goes at the end."""
     with studies.running(*LONGER, "--out", str(tmp_path), "--name", "hit") as process:
-        studies.wait_until(lambda: studies.ended(tmp_path / "hit") >= 2)
+        studies.wait_until_ended(tmp_path / "hit", 2, process)
         yield tmp_path / "hit", process
 
 
@@ -46,7 +48,7 @@ def test_a_study_that_is_told_to_end_stops_cleanly_and_says_how_to_go_on(study, 
         process.send_signal(signal.SIGTERM)
     else:
         os.killpg(process.pid, signal.SIGINT)
-    said, _ = process.communicate(timeout=90)
+    said = studies.finish(process)
     assert process.returncode == 130, said
     assert "python sweeps/run.py --resume hit" in said
     assert "Traceback" not in said
@@ -59,7 +61,7 @@ def test_a_study_that_is_told_to_end_stops_cleanly_and_says_how_to_go_on(study, 
 def test_a_batch_systems_end_of_all_processes_is_an_interruption(study):
     folder, process = study
     os.killpg(process.pid, signal.SIGTERM)
-    said, _ = process.communicate(timeout=60)
+    said = studies.finish(process)
     assert process.returncode == 130, said
     assert said.splitlines()[-1] == "interrupted, and so was Ray; nothing is lost, go on with --resume hit"
     assert "Traceback" not in said
@@ -68,11 +70,23 @@ def test_a_batch_systems_end_of_all_processes_is_an_interruption(study):
     check_once_each(folder, 7)
 
 
-@pytest.mark.parametrize("told", [signal.SIGINT, signal.SIGTERM])
-def test_to_be_told_while_ray_starts_leaves_no_traceback(told, tmp_path):
+@pytest.mark.parametrize(
+    ("signal_number", "started"),
+    [
+        (signal.SIGINT, "gcs_server"),  # the first process that Ray starts
+        (signal.SIGTERM, "raylet"),  # the last
+        pytest.param(signal.SIGTERM, "gcs_server", marks=pytest.mark.slow),
+        pytest.param(signal.SIGINT, "raylet", marks=pytest.mark.slow),
+    ],
+)
+def test_a_signal_while_ray_starts_leaves_no_traceback(signal_number, started, tmp_path):
     with studies.running(*LONGER, "--out", str(tmp_path), "--name", "early") as process:
-        time.sleep(6)
-        os.killpg(process.pid, told)
-        said, _ = process.communicate(timeout=60)
+        wait_until(
+            lambda: any(f"/{started} " in command_line(pid) for pid in descendant_pids(process.pid)),
+            f"{started}, which Ray starts", unless=lambda: studies.has_ended(process),
+        )  # fmt: skip
+        assert not (tmp_path / "early" / JOURNAL_FILE).exists()  # Ray has not started yet
+        os.killpg(process.pid, signal_number)
+        said = studies.finish(process)
     assert process.returncode == 130, said
     assert "Traceback" not in said

@@ -9,6 +9,7 @@ import pytest
 from sweeps.records.events import TERMINAL
 from sweeps.storage.remote import list_stored_studies
 from tests.support import studies
+from tests.support.waiting import wait_until
 
 pytestmark = [pytest.mark.faults, pytest.mark.study]
 
@@ -19,8 +20,8 @@ def test_a_study_goes_on_from_its_storage_alone(tmp_path):
     uri = (tmp_path / "stored").as_uri()
     first, second = tmp_path / "first", tmp_path / "second"
     longer = (*studies.TINY[:-1], "6", "--set", "train.epochs=4", "--set", "search.stop=none")
-    with studies.running(*longer, "--storage", uri, "--out", str(first), "--name", "lost"):
-        studies.wait_until(lambda: studies.ended(first / "lost") >= 2)
+    with studies.running(*longer, "--storage", uri, "--out", str(first), "--name", "lost") as process:
+        studies.wait_until_ended(first / "lost", 2, process)
         done = {name for name, trial in studies.record(first / "lost").trials.items() if trial.status in TERMINAL}
         parts = tmp_path / "stored" / "lost" / "journal.jsonl.parts"
 
@@ -29,7 +30,8 @@ def test_a_study_goes_on_from_its_storage_alone(tmp_path):
             ends = [line for line in text.splitlines() if '"event":"finished"' in line]
             return all(any(name in line for line in ends) for name in done)
 
-        studies.wait_until(carried)  # the end of this block is a SIGKILL
+        wait_until(carried, "the ends of two trials in the storage")
+        assert process.poll() is None  # the end of this block is a SIGKILL
     shutil.rmtree(first)
     assert list_stored_studies(uri) == ["lost"]
     again = studies.run("--resume", "lost", "--storage", uri, "--out", str(second))

@@ -14,6 +14,7 @@ import pytest
 from sweeps.records.events import Status
 from sweeps.storage.remote import fetch_study
 from tests.support import studies
+from tests.support.waiting import scaled
 
 pytestmark = [pytest.mark.faults, pytest.mark.study]
 
@@ -29,7 +30,7 @@ def test_a_study_on_machines_of_ones_own(tmp_path):
     if missing or os.geteuid() != 0:
         pytest.skip(f"needs root and {', '.join(missing) or 'nothing else'}")
     command = [*ALONE, sys.executable, "-m", "tests.support.two_machines", str(tmp_path)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=580, check=False)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=scaled(580), check=False)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
     seen = json.loads((tmp_path / "seen.json").read_text())
     assert seen["alive"] == 2

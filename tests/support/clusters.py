@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from tests.support.processes import child_pids, command_line, is_running
 from tests.support.ray_private import forget_default_cluster
+from tests.support.waiting import wait_until
 
 MACHINES = 2  # beside the head, which trains nothing
 
@@ -42,6 +43,12 @@ class Machines:
         """SIGKILL for everything that runs on the head, except a driver."""
         _kill(self._cluster.head_node, *self._cluster.head_node.all_processes)
 
+    def worker_pids(self) -> list[int]:
+        """Return the processes in which tasks and trials run."""
+        nodes = [*self.workers, self._cluster.head_node]
+        raylets = [each.process.pid for node in nodes for each in node.all_processes.get("raylet", [])]
+        return [pid for raylet in raylets for pid in child_pids(raylet) if command_line(pid).startswith("ray::")]
+
     def end(self) -> None:
         """Stop what is left, and wait for it."""
         for node in [*self.workers, self._cluster.head_node]:
@@ -63,5 +70,6 @@ def machines() -> Iterator[Machines]:
     try:
         yield found
     finally:
+        workers = found.worker_pids()
         found.end()
-        time.sleep(1)  # trial processes miss their raylet
+        wait_until(lambda: not any(is_running(pid) for pid in workers), "the processes of trials to miss their raylet")

@@ -19,6 +19,8 @@ import threading
 from pathlib import Path
 from typing import Any
 
+from tests.support.waiting import scaled
+
 ROOT = Path(__file__).resolve().parents[2]
 RAY = Path(sys.executable).parent / "ray"
 STAND_IN = """#!/bin/sh
@@ -74,7 +76,7 @@ def serve() -> int:
 def ray(*arguments: str) -> str:
     """Run a command of `ray`; returns what it printed, raises RuntimeError with it when it fails."""
     done = subprocess.run(
-        [RAY, *arguments], cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=240,
+        [RAY, *arguments], cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=scaled(240),
         check=False,
     )  # fmt: skip
     if done.returncode:

@@ -14,8 +14,7 @@ import torch
 from torch import distributed as dist
 
 from lowrank.training.engine.data_parallel import DataParallelGroup
-
-TIMEOUT_SECONDS = 200.0
+from tests.support.waiting import scaled
 
 
 def run_in_group(count: int, work: Callable[..., Any], *arguments: Any, on_gpus: bool = False) -> list[Any]:
@@ -47,7 +46,7 @@ def run_in_group(count: int, work: Callable[..., Any], *arguments: Any, on_gpus:
         try:
             outcomes = []
             for receive, _ in pipes:
-                assert receive.poll(TIMEOUT_SECONDS), "a process does not answer"
+                assert receive.poll(scaled(200)), f"no answer of a process of the group within {scaled(200):g} s"
                 outcomes.append(pickle.loads(receive.recv_bytes()))
         finally:
             for process in processes:

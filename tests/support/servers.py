@@ -10,23 +10,15 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from lowrank.errors import InputError
 from sweeps.tracking.uri import check_tracking_uri
+from tests.support.waiting import scaled, wait_until
 
-START_SECONDS = 120
 LIGHT = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}  # what no record needs
-
-
-def wait_for(condition: Callable[[], object], seconds: float = 120.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.1)
 
 
 def free_port() -> int:
@@ -55,7 +47,7 @@ def mlflow_server(folder: Path, port: int, store: str | None = None) -> Iterator
             command, stdout=log, stderr=log, cwd=folder, env={**os.environ, **LIGHT}, start_new_session=True
         )
     try:
-        wait_for(lambda: answers(f"http://127.0.0.1:{port}"), START_SECONDS)
+        wait_until(lambda: answers(f"http://127.0.0.1:{port}"), "an answer of the MLflow server")
         yield f"http://127.0.0.1:{port}"
     finally:
         os.killpg(process.pid, signal.SIGKILL)
@@ -80,7 +72,7 @@ def postgres() -> Iterator[str]:
 
     def call(name: str, *arguments: str) -> None:
         command = [str(postgres_program(name)), *arguments]
-        subprocess.run(command, user=owner, cwd=folder, check=True, capture_output=True, timeout=START_SECONDS)
+        subprocess.run(command, user=owner, cwd=folder, check=True, capture_output=True, timeout=scaled())
 
     data, options = str(folder / "data"), f"-p {port} -k {folder} -c listen_addresses=127.0.0.1 -c fsync=off"
     try:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +12,7 @@ from sweeps.records.events import TERMINAL
 from sweeps.records.journal import read_journal
 from sweeps.records.model import StudyRecord, fold
 from sweeps.records.names import JOURNAL_FILE
+from tests.support.waiting import PATIENCE_SECONDS, scaled, wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = (
@@ -26,8 +26,8 @@ def command(*arguments: str) -> list[str]:
 
 
 def run(*arguments: str, seconds: float = 240) -> subprocess.CompletedProcess[str]:
-    """Run the command to its end."""
-    return subprocess.run(command(*arguments), capture_output=True, text=True, timeout=seconds, check=False)
+    """Run the command to its end, which must come within `seconds`, scaled."""
+    return subprocess.run(command(*arguments), capture_output=True, text=True, timeout=scaled(seconds), check=False)
 
 
 def start(*arguments: str) -> subprocess.Popen[str]:
@@ -59,9 +59,23 @@ def ended(folder: Path) -> int:
     return sum(trial.status in TERMINAL for trial in record(folder).trials.values())
 
 
-def wait_until(holds, seconds: float = 120) -> None:
-    """Wait until `holds()`; raises AssertionError when the time is up."""
-    limit = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < limit, "it never happened"
-        time.sleep(0.05)
+def wait_until_ended(folder: Path, trials: int, process: subprocess.Popen[str]) -> None:
+    """Wait until so many trials of the study that `process` runs have ended."""
+    wait_until(lambda: ended(folder) >= trials, f"the end of {trials} trials", unless=lambda: has_ended(process))
+
+
+def has_ended(process: subprocess.Popen[str]) -> str:
+    """Return what the command printed before it ended; nothing while it runs."""
+    if process.poll() is None:
+        return ""
+    try:
+        output, _ = process.communicate(timeout=scaled(10))
+    except subprocess.TimeoutExpired:  # a process that it has left holds its output open
+        output = ""
+    return f"the command has ended with {process.returncode}: {output[-3000:]}"
+
+
+def finish(process: subprocess.Popen[str], seconds: float = PATIENCE_SECONDS) -> str:
+    """Wait for the end of the command; returns what it has printed."""
+    output, _ = process.communicate(timeout=scaled(seconds))
+    return output

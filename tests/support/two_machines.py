@@ -12,7 +12,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ import yaml
 
 from tests.support.moto_cloud import RAY, ROOT, check_no_way_out, raise_loopback
 from tests.support.studies import TINY
+from tests.support.waiting import scaled, wait_until
 
 PYTHON = sys.executable
 ADDRESSES = ("127.0.0.1", "127.0.0.2")
@@ -75,8 +75,8 @@ def write_cluster(folder: Path) -> Path:
 def ray(*arguments: str, seconds: float = 240) -> str:
     """Run a command of `ray` from the repository's root; raises RuntimeError with what it printed when it fails."""
     done = subprocess.run(
-        [RAY, *arguments], cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=seconds,
-        check=False,
+        [RAY, *arguments], cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        timeout=scaled(seconds), check=False,
     )  # fmt: skip
     if done.returncode:
         raise RuntimeError(f"ray {' '.join(arguments)} ended with {done.returncode}:\n{done.stdout}")
@@ -113,19 +113,15 @@ def main(folder: Path) -> None:
         start_machine(folder, address)
     cluster = write_cluster(folder)
     seen: dict[str, Any] = {"up": ray("up", "--yes", "--no-config-cache", str(cluster))}
-    limit = time.monotonic() + 120
-    while (alive := living(cluster)) < 2 and time.monotonic() < limit:
-        time.sleep(2)
-    seen["alive"] = alive
+    wait_until(lambda: living(cluster) >= 2, "the second machine to join the cluster")
+    seen["alive"] = living(cluster)
     seen["autoscaler"] = ray("exec", str(cluster), "tail -n 100 /tmp/ray/session_latest/logs/monitor*")
     study = " ".join(f"'{word}'" for word in (*STUDY, "--address", "auto", "--name", "two"))
     run = f"cd ~/sweeps && ~/venv/bin/python sweeps/run.py {study} --storage {(folder / 'stored').as_uri()}"
     seen["study"] = ray("exec", str(cluster), run, seconds=400)
     seen["raylets"] = raylets()
     seen["down"] = ray("down", "--yes", str(cluster))
-    limit = time.monotonic() + 60
-    while raylets() and time.monotonic() < limit:  # the worker's ends when it misses the head
-        time.sleep(1)
+    wait_until(lambda: not raylets(), "the worker's raylet to miss the head")
     seen["raylets_after"] = raylets()
     (folder / "seen.json").write_text(json.dumps(seen, indent=2))
 

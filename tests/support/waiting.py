@@ -21,6 +21,7 @@ def wait_until(
     event: str,
     *,
     seconds: float = PATIENCE_SECONDS,
+    poll_seconds: float = POLL_SECONDS,
     unless: Callable[[], object] = lambda: None,
 ) -> None:  # fmt: skip
     """Wait until something holds.
@@ -29,6 +30,7 @@ def wait_until(
         holds: called again and again until it returns something true.
         event: what is waited for, for the message of a failure.
         seconds: the limit, before it is scaled.
+        poll_seconds: between two calls of `holds`.
         unless: what makes the event impossible, as text (e.g. that the process that causes it has ended); checked only
             while the event has not come.
 
@@ -42,4 +44,4 @@ def wait_until(
             raise AssertionError(f"waited for {event}, but {obstacle}")
         if time.monotonic() > limit:
             raise AssertionError(f"waited {scaled(seconds):g} s for {event} (TEST_TIME_SCALE={TIME_SCALE:g})")
-        time.sleep(POLL_SECONDS)
+        time.sleep(poll_seconds)

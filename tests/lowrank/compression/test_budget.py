@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 
 import pytest
 
@@ -15,6 +14,7 @@ from lowrank.layers.registry import METHODS, make_method
 from lowrank.networks.registry import NetworkSettings
 
 IMAGE = (3, 32, 32)
+MAX_COUNTS = 500  # of a network's parameters, until a method's size is found: ACDC takes 275, most about 60
 
 
 @pytest.fixture(scope="module")
@@ -31,10 +31,11 @@ def test_the_scale_is_solved_with_few_decimals(wrn: NetworkPlan) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in METHODS if name not in ("dense", "separable")])
-def test_every_method_meets_700_000_parameters(wrn: NetworkPlan, name: str) -> None:
-    start = time.perf_counter()
+def test_every_method_meets_700_000_parameters(wrn: NetworkPlan, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    counted, count = [], NetworkPlan.params
+    monkeypatch.setattr(NetworkPlan, "params", lambda plan, method: counted.append(method) or count(plan, method))
     found = solve(wrn, make_method({"name": name}), Budget(params=700_000))
-    assert time.perf_counter() - start < 1.0
+    assert 0 < len(counted) < MAX_COUNTS
     assert 500_000 < wrn.params(found) <= 700_000
 
 

@@ -31,6 +31,7 @@ from lowrank.networks.registry import NetworkSettings
 from lowrank.training.recipe import Recipe
 from lowrank.training.trainer import Trainer
 from tests.support.teachers import small_data, small_network
+from tests.support.waiting import scaled
 
 TAPS = ("stage1", "stage2", "stage3")
 SIZES = ((8, 8), (4, 4), (2, 2))
@@ -121,7 +122,7 @@ def test_a_killed_build_continues_where_it_was(cache: TeacherCache, data: ImageD
     context = multiprocessing.get_context("spawn")
     process = context.Process(target=_die_after_two, args=(tmp_path / "caches", 200))
     process.start()
-    process.join(120)
+    process.join(scaled())
     assert process.exitcode == -signal.SIGKILL
     (cache.folder / "slot_00002.arrow.1.tmp").write_bytes(b"half of a file")
     first = cache.path(0).stat().st_mtime_ns
@@ -134,7 +135,7 @@ def test_a_killed_build_continues_where_it_was(cache: TeacherCache, data: ImageD
 
 def _fill(root: Path, turn: Any) -> None:
     data = small_data()
-    turn.wait(60)
+    turn.wait(scaled())
     lines: list[str] = []
     fill_cache(TeacherCache(root, key(data)), source(data), 3, notify=lines.append)
     (root / f"{os.getpid()}.txt").write_text("\n".join(lines))
@@ -148,7 +149,7 @@ def test_of_two_processes_one_builds_and_the_other_waits(cache: TeacherCache, tm
     for process in both:
         process.start()
     for process in both:
-        process.join(120)
+        process.join(scaled())
     assert [process.exitcode for process in both] == [0, 0]
     lines = "\n".join(path.read_text() for path in root.glob("*.txt"))
     assert lines.count("epochs built in") == 1
@@ -157,13 +158,19 @@ def test_of_two_processes_one_builds_and_the_other_waits(cache: TeacherCache, tm
 
 def test_a_build_waits_for_another_builder(cache: TeacherCache, data: ImageData) -> None:
     fill_cache(cache, source(data), 1, notify=lambda line: None)
-    holder = subprocess.Popen(["flock", str(cache.folder / "build.lock"), "sleep", "1"])
+    holder = subprocess.Popen(["flock", str(cache.folder / "build.lock"), "cat"], stdin=subprocess.PIPE)
+    assert holder.stdin is not None
     lines: list[str] = []
+
+    def notify(line: str) -> None:
+        lines.append(line)
+        holder.stdin.close()  # the other builder ends, and frees the lock
+
     while subprocess.run(["flock", "-n", str(cache.folder / "build.lock"), "true"], check=False).returncode == 0:
         assert holder.poll() is None
-    assert fill_cache(cache, source(data), 2, notify=lines.append)
+    assert fill_cache(cache, source(data), 2, notify=notify)
     assert lines[0] == "another process builds the teacher cache; waiting for it"
-    holder.wait(10)
+    assert holder.wait(scaled()) == 0
 
 
 @pytest.mark.parametrize(

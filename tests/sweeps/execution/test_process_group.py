@@ -21,8 +21,9 @@ from sweeps.space.checks import check_process_shards
 from sweeps.space.parse import parse_space
 from tests.support.broken_network import MARK
 from tests.support.processes import group_worker_pids
-from tests.support.studies import ROOT, wait_until
+from tests.support.studies import ROOT
 from tests.support.training import small_recipe, tensor_train
+from tests.support.waiting import wait_until
 
 
 def config(folder: Path, processes: int, network: dict[str, Any] | None = None, **train: Any) -> dict[str, Any]:
@@ -120,7 +121,7 @@ def check_children_end(process: subprocess.Popen[str], children: list[int]) -> N
         assert children
         assert not have_ended(children)
         process.kill()
-        wait_until(lambda: have_ended(children), seconds=20)
+        wait_until(lambda: have_ended(children), "the end of the children")
     finally:
         process.kill()
         process.wait()
@@ -162,10 +163,11 @@ def test_the_processes_of_a_trial_end_with_its_killed_worker():
     )
 
 
-def test_decoders_that_hang_end_with_a_killed_worker():
+def test_decoders_that_hang_end_with_a_killed_worker(tmp_path):
     """Torch's own watchdog does not end them, because they wait for no batch."""
     check_children_end(
-        *started("""
+        *started(f"""
+        mark = {str(tmp_path / "decoding")!r}
         import multiprocessing, time
         import numpy, torch
         from lowrank.data import DataSettings, ImageData, AugmentationSettings, train_batches
@@ -174,6 +176,7 @@ def test_decoders_that_hang_end_with_a_killed_worker():
 
         class Hung(ArrayStore):
             def decode(self, indices, threads=None):
+                open(mark, "w").close()
                 time.sleep(600)
 
         store = Hung(numpy.zeros((8, 4, 4, 1), numpy.uint8))
@@ -181,12 +184,11 @@ def test_decoders_that_hang_end_with_a_killed_worker():
                       store=store)
         data = ImageData(name="x", settings=DataSettings(), classes=("a", "b"), image_shape=(1, 4, 4), mean=(0.5,),
                          std=(0.3,), fingerprint="0" * 16, train=split, val=split, test=split)
-        import threading
+        import os, threading
 
         def print_pids():
-            while len(multiprocessing.active_children()) < 1:
+            while not os.path.exists(mark):  # a decoder hangs
                 time.sleep(0.05)
-            time.sleep(1)
             print(*(child.pid for child in multiprocessing.active_children()), flush=True)
 
         threading.Thread(target=print_pids, daemon=True).start()

@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -14,23 +13,16 @@ import pytest
 from sweeps.resources import mps
 from sweeps.resources.mps import LOGS, PIPES, MpsService, MpsUnavailableError
 from tests.support.mps import stand_in
+from tests.support.processes import is_running
+from tests.support.waiting import wait_until
 
 
 def daemon_of(service_folder: Path) -> int:
     return int((service_folder / f"{mps.CONTROL}.pid").read_text())
 
 
-def has_ended(pid: int) -> bool:
-    """Whether a process has ended; one that is not yet waited for has."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-    except FileNotFoundError:
-        return True
-
-
-def wait_until_ended(pid: int) -> None:
-    while not has_ended(pid):
-        time.sleep(0.05)
+def wait_until_daemon_ended(pid: int) -> None:
+    wait_until(lambda: not is_running(pid), "the end of the daemon")
 
 
 def test_a_service_runs_until_it_is_closed(tmp_path, monkeypatch):
@@ -38,9 +30,9 @@ def test_a_service_runs_until_it_is_closed(tmp_path, monkeypatch):
     with MpsService() as service:
         folder = Path(service.environment[PIPES])
         daemon = daemon_of(folder)
-        assert not has_ended(daemon)
+        assert is_running(daemon)
         assert set(service.environment) == {PIPES, LOGS}
-    wait_until_ended(daemon)
+    wait_until_daemon_ended(daemon)
     assert not folder.parent.exists()
 
 
@@ -48,7 +40,7 @@ def test_a_daemon_that_does_not_quit_is_killed(tmp_path, monkeypatch):
     stand_in(tmp_path, monkeypatch, quits=False)
     with MpsService(end_seconds=0.2) as service:
         daemon = daemon_of(Path(service.environment[PIPES]))
-    wait_until_ended(daemon)
+    wait_until_daemon_ended(daemon)
 
 
 def test_a_killed_owner_leaves_no_daemon(tmp_path, monkeypatch):
@@ -62,9 +54,8 @@ def test_a_killed_owner_leaves_no_daemon(tmp_path, monkeypatch):
         folder = Path(owner.stdout.readline().strip())
         daemon = daemon_of(folder)
         os.kill(owner.pid, signal.SIGKILL)
-    wait_until_ended(daemon)
-    while folder.parent.exists():
-        time.sleep(0.05)
+    wait_until_daemon_ended(daemon)
+    wait_until(lambda: not folder.parent.exists(), "the removal of the service's folder")
 
 
 @pytest.mark.parametrize(
@@ -131,7 +122,7 @@ class TestSharingModes:
 
         with pytest.raises(KeyboardInterrupt):
             study()
-        wait_until_ended(daemons[0])
+        wait_until_daemon_ended(daemons[0])
 
 
 def test_a_client_gets_the_environment_of_its_service(monkeypatch):

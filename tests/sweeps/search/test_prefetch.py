@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 
 import pytest
 
@@ -16,6 +15,7 @@ from sweeps.search.prefetch import ProposalPrefetcher
 from sweeps.search.search import Search
 from sweeps.space.parse import parse_space
 from sweeps.trials.resolver import Resolver
+from tests.support.waiting import scaled, wait_until
 
 EPOCH = {"val_error": 10.0, "val_loss": 1.0, "train_error": 5.0, "train_loss": 0.5, "lr": 0.1}
 SAMPLERS = ("tpe", "nsga2", "gp", "random", "qmc")
@@ -106,7 +106,7 @@ def test_a_slot_does_not_wait_for_a_proposal(small, open_search):
     thinking = threading.Event()
 
     def slow(stratum, *, explore=False):
-        thinking.wait(10)
+        thinking.wait(scaled())
         return asked(stratum, explore=explore)
 
     search.proposer.ask = slow
@@ -115,9 +115,7 @@ def test_a_slot_does_not_wait_for_a_proposal(small, open_search):
         thinking.set()
         first = prefetcher.next(wait=True)
         assert first is not None
-        limit = time.monotonic() + 20
-        while len(search.reserved) < 2 and time.monotonic() < limit:
-            time.sleep(0.01)
+        wait_until(lambda: len(search.reserved) >= 2, "two proposals that are ready")
         thinking.clear()
         assert prefetcher.next(wait=False) is not None
         thinking.set()
@@ -127,8 +125,7 @@ def test_what_was_ready_and_never_used_is_told_as_lost(small, open_search):
     search = open_search(small)
     with ProposalPrefetcher(search, 3) as prefetcher:
         reference, first = prefetcher.next(wait=True), prefetcher.next(wait=True)
-        while len(search.reserved) < 3:
-            time.sleep(0.01)
+        wait_until(lambda: len(search.reserved) >= 3, "three proposals that are ready")
     assert search.reserved == {}
     assert len(search.proposer.open_handles()) == 1  # the one that was handed out
     assert set(search.record.trials) == {reference.trial_id, first.trial_id}

@@ -17,6 +17,7 @@ from sweeps.cluster.ray_session import connect
 from sweeps.run import main
 from sweeps.space.parse import read_space
 from tests.support import studies
+from tests.support.processes import command_lines
 from tests.support.ray_private import dashboard_url
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -88,9 +89,9 @@ def test_no_file_of_a_study_holds_a_password(tmp_path, listening):
         *studies.TINY, "--trials", "1", "--tracking-uri", uri, "--out", str(tmp_path), "--name", "quiet"
     )
     try:
-        studies.wait_until(lambda: studies.ended(tmp_path / "quiet") >= 1)
+        studies.wait_until_ended(tmp_path / "quiet", 1, process)
         seen = _commands()
-        said, _ = process.communicate(timeout=200)
+        said = studies.finish(process, 200)
     finally:
         process.kill()
         process.wait()
@@ -104,15 +105,8 @@ def test_no_file_of_a_study_holds_a_password(tmp_path, listening):
 
 
 def _commands() -> list[str]:
-    """The command lines of all processes, as `ps` shows them to anybody."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            found.append(path.read_bytes().replace(b"\0", b" ").decode(errors="ignore"))
-        except OSError:  # it has just ended
-            continue
     # A user who types the address shows it; what this project starts must not repeat it
-    return [line for line in found if "sweeps/run.py" not in line]
+    return [line for line in command_lines().values() if "sweeps/run.py" not in line]
 
 
 @pytest.mark.study

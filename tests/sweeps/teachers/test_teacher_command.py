@@ -20,8 +20,9 @@ from sweeps.teachers.registry import UNFINISHED, default_uri, register, reserve_
 from sweeps.teachers.train import train_teacher
 from sweeps.trials.resolver import Resolver
 from tests.support.mlflow_store import rows
-from tests.support.studies import ROOT, wait_until
+from tests.support.studies import ROOT, has_ended
 from tests.support.teachers import small_data, write_teacher
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*loader strategy is deprecated")  # MLflow's own use of SQLAlchemy
 
@@ -192,7 +193,10 @@ def test_a_killed_training_goes_on_to_the_same_end(tmp_path: Path, monkeypatch: 
 def test_the_command_itself_survives_a_kill(tmp_path: Path) -> None:
     command = [sys.executable, str(ROOT / "sweeps" / "teacher.py"), *arguments(tmp_path, "hard", "--epochs", "400")]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    wait_until(lambda: list(tmp_path.glob(f"{UNFINISHED}/hard-*/*.safetensors")))
+    wait_until(
+        lambda: list(tmp_path.glob(f"{UNFINISHED}/hard-*/*.safetensors")), "a checkpoint of the teacher",
+        unless=lambda: has_ended(process),
+    )  # fmt: skip
     process.send_signal(signal.SIGKILL)
     process.communicate()
     again = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)

@@ -10,7 +10,6 @@ import sqlite3
 import subprocess
 import sys
 import textwrap
-import time
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -20,19 +19,20 @@ from lowrank.errors import InputError
 from sweeps.records.events import Event
 from sweeps.records.journal import Journal
 from sweeps.records.names import EPOCHS_FILE, JOURNAL_FILE, MLFLOW_FILE, RESULTS_FILE, TRACKING_LOG_FILE
-from sweeps.tracking.process import TrackingProcess, read_progress
+from sweeps.tracking.process import TrackingProcess, read_progress, records_behind
 from sweeps.tracking.uri import check_tracking_uri
 from tests.support.mlflow_store import content, epoch_metrics, journal_metrics, parent_status, rows, trial_runs
-from tests.support.servers import free_port, mlflow_server, wait_for
+from tests.support.processes import is_running
+from tests.support.servers import free_port, mlflow_server
 from tests.support.synthetic_study import Plan, header, metrics, write_study
+from tests.support.waiting import scaled, wait_until
 
 ROOT = Path(__file__).resolve().parents[3]
-PATIENCE = 120  # seconds, on a busy machine
 
 
 def catch_up(study_dir: Path, *options: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "sweeps.tracking", str(study_dir), *options]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=scaled(), check=False)
 
 
 def begin(study_dir: Path, trials: int = 4) -> tuple[Journal, list[str]]:
@@ -49,11 +49,19 @@ def begin(study_dir: Path, trials: int = 4) -> tuple[Journal, list[str]]:
     return journal, names
 
 
-def train(journal: Journal, names: list[str], epochs: range, pause: float = 0.0) -> None:
+def train(journal: Journal, names: list[str], epochs: range) -> None:
     for epoch in epochs:
         for name in names:
             journal.append(Event.EPOCH, trial=name, epoch=epoch, metrics=metrics(100 / epoch, epoch))
-        time.sleep(pause)
+
+
+def wait_until_carried(study_dir: Path, tracking: TrackingProcess) -> None:
+    """Wait until the tracker has carried all of the journal; it must go on meanwhile."""
+    wait_until(
+        lambda: records_behind(study_dir) == 0,
+        "all records to be carried",
+        unless=lambda: "it has ended" if tracking.process.poll() is not None else "",
+    )
 
 
 def end(journal: Journal, names: list[str]) -> None:
@@ -73,11 +81,13 @@ def test_follows_a_sweep_to_its_end_and_ctrl_c_is_not_for_it(tmp_path):
     journal, names = begin(tmp_path)
     tracking = TrackingProcess.start(tmp_path)
     train(journal, names, range(1, 4))
-    wait_for((tmp_path / RESULTS_FILE).exists)
+    wait_until((tmp_path / RESULTS_FILE).exists, "the tables")  # the tracker is at work
     os.kill(tracking.process.pid, signal.SIGINT)
-    train(journal, names, range(4, 6), pause=0.3)
+    train(journal, names, range(4, 5))
+    wait_until_carried(tmp_path, tracking)
+    train(journal, names, range(5, 6))
     end(journal, names)
-    assert tracking.finish(PATIENCE) is None
+    assert tracking.finish(scaled()) is None
     assert_complete(tmp_path, tmp_path / MLFLOW_FILE)
     assert pq.read_table(tmp_path / EPOCHS_FILE).num_rows == 20
     assert (tmp_path / TRACKING_LOG_FILE).read_text() == ""  # nothing printed, no warning
@@ -88,7 +98,8 @@ def test_a_dead_server_costs_the_driver_nothing_and_the_tables_are_there(tmp_pat
     tracking = TrackingProcess.start(tmp_path, "http://127.0.0.1:9")
     train(journal, names, range(1, 3))
     end(journal, names)
-    wait_for(lambda: (tmp_path / EPOCHS_FILE).exists() and read_progress(tmp_path).get("error"))  # it has asked
+    wait_until(lambda: read_progress(tmp_path).get("error"), "a failure to reach the server")
+    wait_until((tmp_path / EPOCHS_FILE).exists, "the tables")
     message = tracking.finish(0.5)
     assert message.startswith("MLflow is 22 records behind (no answer from http://127.0.0.1:9)")
     assert message.endswith("--tracking-uri http://127.0.0.1:9")
@@ -99,13 +110,13 @@ def test_a_dead_server_costs_the_driver_nothing_and_the_tables_are_there(tmp_pat
 def test_an_older_end_is_not_the_end_of_a_resumed_sweep(tmp_path):
     write_study(tmp_path, Plan(trials=2, epochs=2, closed="interrupted"))
     tracking = TrackingProcess.start(tmp_path)
-    wait_for((tmp_path / MLFLOW_FILE).exists)
-    time.sleep(2)
-    assert tracking.process.poll() is None
+    wait_until_carried(tmp_path, tracking)  # the older end with all before it
     journal, names = begin(tmp_path)
-    train(journal, names, range(1, 3))
+    for epoch in (1, 2, 3):  # each is carried by a tracker that has looked at the journal's end and gone on
+        train(journal, names, range(epoch, epoch + 1))
+        wait_until_carried(tmp_path, tracking)
     end(journal, names)
-    assert tracking.finish(PATIENCE) is None
+    assert tracking.finish(scaled()) is None
     assert epoch_metrics(tmp_path / MLFLOW_FILE) == journal_metrics(tmp_path)
     assert len(parent_status(tmp_path / MLFLOW_FILE)) == 1
 
@@ -113,13 +124,21 @@ def test_an_older_end_is_not_the_end_of_a_resumed_sweep(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1])
 def test_killed_again_and_again_every_metric_is_there_exactly_once(tmp_path, seed):
-    dice = random.Random(seed)
+    rng = random.Random(seed)
     write_study(tmp_path, Plan(trials=40, epochs=8, endings=False))
-    for _ in range(6):  # from the import over the making of the database to the last artifact
+    database, total = tmp_path / MLFLOW_FILE, sum(journal_metrics(tmp_path).values())
+    moments = [0, *sorted(rng.sample(range(1, int(0.8 * total)), 5))]  # metrics stored; 0: while the tables are made
+    killed_at = []
+    for moment in moments:
         process = subprocess.Popen([sys.executable, "-m", "sweeps.tracking", str(tmp_path)], cwd=ROOT)
-        time.sleep(dice.uniform(1.0, 6.0))
+        wait_until(
+            lambda moment=moment: database.exists() and metrics_stored(database) >= moment, f"{moment} stored metrics",
+            poll_seconds=0.01, unless=lambda process=process: "it has ended" if process.poll() is not None else "",
+        )  # fmt: skip
         process.kill()
-        process.wait()
+        assert process.wait() == -signal.SIGKILL  # it had not ended by itself
+        killed_at.append(metrics_stored(database))
+    assert sum(0 < stored < total for stored in killed_at) >= 2, killed_at  # half-written
     done = catch_up(tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     assert_complete(tmp_path, tmp_path / MLFLOW_FILE)
@@ -138,16 +157,20 @@ def test_when_the_driver_is_killed_the_tracker_brings_in_the_rest_and_goes(tmp_p
         import os, signal
         from pathlib import Path
         from sweeps.tracking.process import TrackingProcess
+        from sweeps.records.names import RESULTS_FILE
+        from tests.support.waiting import wait_until
         from tests.sweeps.tracking.test_process import begin, train
         study_dir = Path({str(tmp_path)!r})
         journal, names = begin(study_dir)
         print(TrackingProcess.start(study_dir).process.pid, flush=True)
-        train(journal, names, range(1, 6), pause=0.5)
+        train(journal, names, range(1, 4))
+        wait_until((study_dir / RESULTS_FILE).exists, "the tables")  # the tracker is at work
+        train(journal, names, range(4, 6))
         os.kill(os.getpid(), signal.SIGKILL)
     """)
     found = subprocess.run([sys.executable, "-c", driver], cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False)
     assert found.returncode == -signal.SIGKILL
-    wait_for(lambda: not Path(f"/proc/{found.stdout.strip()}").exists())
+    wait_until(lambda: not is_running(int(found.stdout)), "the end of the tracker")
     assert epoch_metrics(tmp_path / MLFLOW_FILE) == journal_metrics(tmp_path)
     assert set(map(tuple, trial_runs(tmp_path / MLFLOW_FILE).values())) == {("KILLED",)}
     assert parent_status(tmp_path / MLFLOW_FILE) == ["KILLED"]
@@ -169,15 +192,16 @@ def test_a_server_that_dies_and_comes_back_has_everything_in_the_end(tmp_path):
         journal, names = begin(study_dir)
         tracking = TrackingProcess.start(study_dir, uri)
         train(journal, names, range(1, 4))
-        wait_for(lambda: metrics_stored(database) > 30)
-    train(journal, names, range(4, 9), pause=0.5)  # while nobody listens
+        wait_until(lambda: metrics_stored(database) > 30, "stored metrics")
+    train(journal, names, range(4, 9))  # while nobody listens
+    wait_until(lambda: read_progress(study_dir).get("error"), "a failure to reach the server")
     assert tracking.process.poll() is None
     before = metrics_stored(database)
     with mlflow_server(folder, port):
-        wait_for(lambda: metrics_stored(database) > before)
+        wait_until(lambda: metrics_stored(database) > before, "more stored metrics")
         train(journal, names, range(9, 11))
         end(journal, names)
-        assert tracking.finish(PATIENCE) is None
+        assert tracking.finish(scaled()) is None
     assert_complete(study_dir, database)
     with mlflow_server(folder, port):
         (study_dir / "tracking.json").unlink()
