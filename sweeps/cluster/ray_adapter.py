@@ -6,6 +6,8 @@ A new version of Ray is tried with tests/sweeps/cluster/test_ray_adapter.py, whi
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,6 +46,28 @@ def allow_pending_trials(count: int) -> None:
         count: trials that may wait for resources at once.
     """
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(count)
+
+
+@contextmanager
+def watch_sigterm_handler(restore: Callable[[], None]) -> Iterator[None]:
+    """Call a function whenever Ray takes SIGTERM for itself, which it does several times while it starts.
+
+    Ray's own handler would end the process at once, without a word.
+
+    Args:
+        restore: sets this process's handler again.
+    """
+    set_handler = ray._private.utils.set_sigterm_handler
+
+    def set_and_restore(handler: Callable[..., None]) -> None:
+        set_handler(handler)
+        restore()
+
+    ray._private.utils.set_sigterm_handler = set_and_restore
+    try:
+        yield
+    finally:
+        ray._private.utils.set_sigterm_handler = set_handler
 
 
 def is_startup_timeout(error: BaseException) -> bool:

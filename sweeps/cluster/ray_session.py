@@ -11,7 +11,7 @@ from ray.exceptions import RayError
 
 from lowrank.errors import InputError
 from lowrank.utils import first_line
-from sweeps.cluster.ray_adapter import ENVIRONMENT, is_startup_timeout
+from sweeps.cluster.ray_adapter import ENVIRONMENT, is_startup_timeout, watch_sigterm_handler
 from sweeps.utils import handle_sigterm
 
 CONNECT_SECONDS = 5.0  # for the head to answer
@@ -37,16 +37,16 @@ def connect(address: str | None, cpus: int | None = None) -> None:
     os.environ.update(ENVIRONMENT)
     logging.getLogger("ray").setLevel(logging.ERROR)
     try:
-        if address:
-            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-        else:
-            _start_here(cpus)
+        with watch_sigterm_handler(handle_sigterm):
+            if address:
+                ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+            else:
+                _start_here(cpus)
     except (ConnectionError, RayError, ValueError, RuntimeError) as error:
         raise InputError(
             f"no Ray cluster answers at {address!r} ({first_line(error)}); give `auto`, HOST:PORT, or leave --address "
             "out"
         ) from error
-    handle_sigterm()
 
 
 def _start_here(cpus: int | None) -> None:

@@ -27,8 +27,8 @@ def install_signal_handlers() -> None:
 def handle_sigterm() -> None:
     """Treat SIGTERM, which `kill`, `timeout` and batch systems send, as Ctrl-C.
 
-    It does so only where `install_signal_handlers` was called. Call it again after Ray has started: Ray takes the
-    signal for itself and would end the process at once.
+    It does so only where `install_signal_handlers` was called. Call it again whenever Ray takes the signal for itself,
+    as it does while it starts: its handler would end the process at once.
     """
     if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) is _on_sigint:
         signal.signal(signal.SIGTERM, _on_sigterm)

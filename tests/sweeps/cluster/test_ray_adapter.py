@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -124,3 +125,16 @@ def test_a_dead_actor_says_that_its_node_has_died():
 def test_a_slow_start_is_known_by_its_message():
     assert ray_adapter.STARTUP_TIMEOUT in (RAY / "_private" / "node.py").read_text()
     assert ray_adapter.is_startup_timeout(Exception("The current node timed out during startup. This could happen"))
+
+
+def test_ray_takes_sigterm_through_the_function_that_is_watched():
+    restored = []
+    before = signal.getsignal(signal.SIGTERM)
+    with ray_adapter.watch_sigterm_handler(lambda: restored.append(signal.getsignal(signal.SIGTERM))):
+        ray._private.utils.set_sigterm_handler(signal.default_int_handler)
+    signal.signal(signal.SIGTERM, before)
+    assert restored == [signal.default_int_handler]
+    for name in ("worker.py", "node.py"):
+        text = (RAY / "_private" / name).read_text()
+        assert "set_sigterm_handler(" in text
+        assert "signal.SIGTERM," not in text
