@@ -17,7 +17,6 @@ import socket
 import sqlite3
 import subprocess
 import sys
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
@@ -26,8 +25,10 @@ from pathlib import Path
 from typing import Any
 
 from tests.support.servers import LIGHT
+from tests.support.waiting import scaled, wait_until
 
-SECONDS = 120  # that a page or the server may take on a busy machine
+SECONDS = 120  # that a page or the server may take, scaled as all limits of tests are
+STILL_MS, STILL_CHECKS = 500, 12  # a page is taken when it has not moved for so long, at the latest after 12 looks
 SIZE, ALL = {"width": 1280, "height": 720}, {"width": 2000, "height": 1000}  # the second has room for eight runs
 COLUMNS = ("params", "test_error", "val_error", "method.dims", "method.name")
 AXES = ("method.name", "method.dims", "params", "train.weight_decay")  # of the parallel coordinates, before val_error
@@ -71,15 +72,14 @@ def interface(database: Path) -> Iterator[str]:
 
 
 def _wait_for(address: str) -> None:
-    limit = time.monotonic() + SECONDS
-    while True:
+    def answers() -> bool:
         try:
             urllib.request.urlopen(address, timeout=2).close()
-            return
         except (urllib.error.URLError, OSError):
-            if time.monotonic() > limit:
-                raise
-            time.sleep(0.5)
+            return False
+        return True
+
+    wait_until(answers, f"an answer of {address}", seconds=SECONDS)
 
 
 class Pages:
@@ -93,9 +93,13 @@ class Pages:
             self.columns, self.axes = ([name for name in names if name in known] for names in (COLUMNS, AXES))
 
     def _keep(self, name: str) -> Path:
-        self.page.wait_for_timeout(2500)  # charts move into place
-        path = self.folder / f"mlflow_{name}.png"
-        self.page.screenshot(path=path)
+        path, before = self.folder / f"mlflow_{name}.png", b""
+        for _ in range(STILL_CHECKS):  # charts move into place
+            self.page.wait_for_timeout(STILL_MS)
+            picture = self.page.screenshot(path=path)
+            if picture == before:
+                break
+            before = picture
         return path
 
     def _shows(self, *texts: str) -> None:
@@ -196,7 +200,7 @@ def take_pictures(study_dir: Path, folder: Path, *, models: bool = True) -> None
     with interface(database) as address, sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=chromium(), args=["--no-sandbox"])
         page = browser.new_page(viewport=SIZE)
-        page.set_default_timeout(1000 * SECONDS)
+        page.set_default_timeout(1000 * scaled(SECONDS))
         page.add_init_script(CLOSE_ASSISTANT)
         pages = Pages(page, address, database, folder)
         for what in (pages.run_list, pages.compare, pages.chart, *([pages.models] if models else [])):
