@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from lowrank.compression.trace import network_plan as network_plan, trace_plan as trace_plan
     from lowrank.data.dataset import load_data as load_data
     from lowrank.data.settings import DataSettings as DataSettings
-    from lowrank.deployment.compress_network import (
+    from lowrank.deployment.compressor import (
         Compressed as Compressed,
         Compressor as Compressor,
         compress_network as compress_network,
@@ -53,7 +53,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "compression.trace": "network_plan trace_plan",
         "data.dataset": "load_data",
         "data.settings": "DataSettings",
-        "deployment.compress_network": "Compressed Compressor compress_network",
+        "deployment.compressor": "Compressed Compressor compress_network",
         "io.model_file": "load_model save_model",
         "layers.acdc.layer": "ACDC",
         "layers.blocks.hashed": "Hashed HashedBoth HashedFull",

@@ -26,7 +26,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lowrank.data import DataSettings, ImageData, eval_batches, load_data
 from lowrank.data.augment import AugmentationSettings
-from lowrank.deployment.compress_network import Compressor
+from lowrank.deployment.compressor import Compressor
 from lowrank.distillation.teacher import LiveTeacher
 from lowrank.networks.registry import NetworkSettings, make_network
 from lowrank.training.recipe import Recipe

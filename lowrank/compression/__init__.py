@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     )
     from lowrank.compression.from_trained.layer_list import (
         LayerList as LayerList,
+        build_chains as build_chains,
         count_mult_adds as count_mult_adds,
         layer_named as layer_named,
         list_layers as list_layers,
@@ -61,9 +62,11 @@ if TYPE_CHECKING:
     from lowrank.compression.plan import NetworkPlan as NetworkPlan
     from lowrank.compression.substitution import (
         AUXILIARY as AUXILIARY,
+        SubstitutionReport as SubstitutionReport,
         build_sized_student as build_sized_student,
         build_student as build_student,
         factor_parameters as factor_parameters,
+        substitute as substitute,
     )
     from lowrank.compression.trace import (
         network_plan as network_plan,
@@ -86,12 +89,12 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "from_trained.batch_norm": "reestimate_batch_norms",
         "from_trained.fit": "Problem make_problems",
         "from_trained.in_order": "Choice Layer LayerFit fit_in_order fit_layer kernel_of replace_module",
-        "from_trained.layer_list": "LayerList count_mult_adds layer_named list_layers",
+        "from_trained.layer_list": "LayerList build_chains count_mult_adds layer_named list_layers",
         "from_trained.moments": "collect_moments layer_calls",
         "init_from_dense": "init_from_network",
         "merging": "merge",
         "plan": "NetworkPlan",
-        "substitution": "AUXILIARY build_sized_student build_student factor_parameters",
+        "substitution": "AUXILIARY SubstitutionReport build_sized_student build_student factor_parameters substitute",
         "trace": "network_plan network_to_count plan_sized_network trace_plan",
     },
 )

@@ -19,8 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lowrank.compression import merge, trace_plan
-from lowrank.io import ModelSpecification, load_merged, load_model, save_merged, save_model
+from lowrank.compression import count_mult_adds, merge, trace_plan
+from lowrank.io import ModelSpecification, load_merged, load_model, save_merged, write_model
 from lowrank.layers import Dense
 
 FACTORISED, MERGED = "factorised", "merged"
@@ -101,6 +101,8 @@ def running_mult_adds(network: nn.Module, specification: ModelSpecification) -> 
     Returns:
         Mult-adds.
     """
+    if specification.layers:
+        return count_mult_adds(network, torch.zeros(1, *specification.image_shape))
     return trace_plan(network, specification.image_shape).mult_adds(Dense())
 
 
@@ -180,10 +182,7 @@ def _as_tensors(name: str, model: nn.Module, specification: ModelSpecification, 
     if name == MERGED:
         save_merged(path, model, specification, combined=False)
         return load_merged(path)
-    save_model(
-        path, model, network=specification.network, method=specification.sized(specification.plan()),
-        image_shape=specification.image_shape, classes=specification.classes,
-    )  # fmt: skip
+    write_model(path, model, specification)
     name = specification.network.name
     return load_model(path, trusted_network=name if ":" in name else None)
 

@@ -19,6 +19,13 @@ if TYPE_CHECKING:
         read_specification as read_specification,
         save_merged as save_merged,
         save_model as save_model,
+        write_model as write_model,
+    )
+    from lowrank.io.preprocessing import (
+        ImagePreprocessing as ImagePreprocessing,
+        find_preprocessing as find_preprocessing,
+        override_preprocessing as override_preprocessing,
+        read_class_names as read_class_names,
     )
     from lowrank.io.tensor_file import (
         load_tensors as load_tensors,
@@ -30,7 +37,8 @@ if TYPE_CHECKING:
 __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
     {
-        "model_file": "ModelSpecification load_merged load_model read_specification save_merged save_model",
+        "model_file": "ModelSpecification load_merged load_model read_specification save_merged save_model write_model",
+        "preprocessing": "ImagePreprocessing find_preprocessing override_preprocessing read_class_names",
         "tensor_file": "load_tensors save_tensors saved_versions",
         "weight_files": "WeightReport load_weights",
     },

@@ -18,11 +18,20 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from lowrank.compression import AUXILIARY, NetworkPlan, SizedMethod, build_sized_student, merge, network_plan
+from lowrank.compression import (
+    AUXILIARY,
+    NetworkPlan,
+    SizedMethod,
+    build_chains,
+    build_sized_student,
+    count_mult_adds,
+    merge,
+    network_plan,
+)
 from lowrank.errors import InfeasibleError, InputError, UncountableError
 from lowrank.io.tensor_file import load_tensors, save_tensors
-from lowrank.layers import Method, make_method
-from lowrank.networks import ImageShape, NetworkSettings
+from lowrank.layers import Method, disable_fused_encoders, make_method, project_attention
+from lowrank.networks import ImageShape, NetworkSettings, make_network
 from lowrank.utils import last_line, validate_model
 
 METADATA = "lowrank_model"  # the key of the specification in the file's metadata
@@ -41,6 +50,15 @@ class _Allocation(BaseModel):
     methods: dict[str, dict[str, Any]]
 
 
+class _Layer(BaseModel):
+    """What one layer of a compressed network became; the names are checked by the network itself."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    method: str
+    ranks: list[Size] = Field(min_length=1, max_length=3)
+    bias: bool
+
+
 class _Metadata(BaseModel):
     """The specification as the file has it; `method` is checked by the method's own class."""
 
@@ -49,6 +67,8 @@ class _Metadata(BaseModel):
     network: dict[str, Any]
     method: dict[str, Any]
     allocation: _Allocation | None = None  # of a budget that is not shared evenly: see lowrank.compression.allocation
+    layers: dict[str, _Layer] | None = None  # of a compressed network: see lowrank.deployment.compressor
+    projected_attention: bool = False
     image_shape: list[Size] = Field(min_length=3, max_length=3)
     classes: Size
 
@@ -62,6 +82,9 @@ class ModelSpecification(BaseModel):
         image_shape: (C, H, W).
         classes: number of classes.
         allocation: where layers differ in size, in the form that `NetworkPlan.sized` takes.
+        layers: of a compressed network, the factors of each layer by name: `method`, `ranks` and `bias`. The `method`
+            of the sites is then "dense".
+        projected_attention: whether its attention runs four projections as layers of their own.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
@@ -70,6 +93,8 @@ class ModelSpecification(BaseModel):
     image_shape: tuple[Size, Size, Size]
     classes: Size
     allocation: dict[str, Any] | None = None
+    layers: dict[str, dict[str, Any]] | None = None
+    projected_attention: bool = False
 
     def plan(self) -> NetworkPlan:
         """Return the sites of the network, for these images and classes."""
@@ -81,6 +106,9 @@ class ModelSpecification(BaseModel):
 
     def params(self) -> int:
         """Count the parameters without an auxiliary head; raises InfeasibleError if the model cannot be built."""
+        if self.layers:
+            with torch.device("meta"):
+                return sum(value.numel() for value in self.build().parameters())
         plan = self.plan()
         sized = self.sized(plan)
         reason = plan.infeasible(sized)
@@ -90,21 +118,33 @@ class ModelSpecification(BaseModel):
 
     def mult_adds(self) -> int:
         """Count the mult-adds for one image, as the method counts them (a rebuilt map as the dense one)."""
+        if self.layers:
+            return count_mult_adds(self.build(), torch.zeros(1, *self.image_shape))
         plan = self.plan()
         return plan.mult_adds(self.sized(plan))
 
     def metadata(self) -> dict[str, str]:
         """Return the metadata of a file with such a model."""
+        layers = {name: _Layer(**settings) for name, settings in (self.layers or {}).items()}
         content = _Metadata(
             version=VERSION, network=self.network.model_dump(mode="json"), method=self.method.model_dump(mode="json"),
             allocation=_Allocation(**self.allocation) if self.allocation else None, classes=self.classes,
-            image_shape=list(self.image_shape),
+            image_shape=list(self.image_shape), layers=layers, projected_attention=self.projected_attention,
         )  # fmt: skip
-        return {METADATA: content.model_dump_json(exclude=None if self.allocation else {"allocation"})}
+        absent = {name for name in ("allocation", "layers", "projected_attention") if not getattr(self, name)}
+        return {METADATA: content.model_dump_json(exclude=absent or None)}
 
     def build(self) -> nn.Module:
         """Build the model with initial weights; trained weights that the settings name are not downloaded."""
         settings = self.network.model_copy(update={"weights": None})
+        if self.layers:
+            network = make_network(settings, self.image_shape, self.classes)
+            if self.projected_attention:
+                project_attention(network)
+            else:
+                disable_fused_encoders(network)
+            build_chains(network, self.layers)
+            return network
         method = self.method.model_dump()
         student = build_sized_student(settings, method, self.image_shape, self.classes, allocation=self.allocation)
         return student.network
@@ -138,6 +178,21 @@ def save_model(
         network=network, method=make_method(settings["method"]), allocation=settings.get("allocation"),
         image_shape=image_shape, classes=classes,
     )  # fmt: skip
+    write_model(path, model, specification)
+
+
+def write_model(path: Path, model: nn.Module, specification: ModelSpecification) -> None:
+    """Write a model and its specification, atomically.
+
+    Args:
+        path: the file.
+        model: as the specification builds it.
+        specification: everything that it takes to build it.
+
+    Raises:
+        InputError: the model has another number of parameters than the specification says.
+        OSError: the file cannot be written.
+    """
     params = sum(value.numel() for name, value in model.named_parameters() if not name.startswith(f"{AUXILIARY}."))
     expected = specification.params()
     if params != expected:
@@ -266,6 +321,8 @@ def parse_specification(metadata: Mapping[str, str]) -> ModelSpecification:
     return ModelSpecification(
         network=network, method=make_method(content.method), image_shape=(channels, height, width),
         classes=content.classes, allocation=content.allocation.model_dump() if content.allocation else None,
+        layers={name: layer.model_dump() for name, layer in content.layers.items()} if content.layers else None,
+        projected_attention=content.projected_attention,
     )  # fmt: skip
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from lowrank.utils.lazy_exports import lazy_exports
 
 if TYPE_CHECKING:
+    from lowrank.layers.acdc.layer import ACDC as ACDC
     from lowrank.layers.attention import (
         ProjectedAttention as ProjectedAttention,
         disable_fused_encoders as disable_fused_encoders,
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
         BatchedRebuild as BatchedRebuild,
         checkpoint_rebuild as checkpoint_rebuild,
     )
+    from lowrank.layers.blocks.hashed import Hashed as Hashed, HashedBoth as HashedBoth, HashedFull as HashedFull
+    from lowrank.layers.blocks.monarch import Monarch as Monarch
+    from lowrank.layers.blocks.shuffle import Shuffle as Shuffle
     from lowrank.layers.dense import Dense as Dense, Separable as Separable
     from lowrank.layers.factored import FactoredMap as FactoredMap
     from lowrank.layers.linear import (
@@ -39,6 +43,7 @@ if TYPE_CHECKING:
     from lowrank.layers.low_rank.spatial_svd import SpatialSVD as SpatialSVD
     from lowrank.layers.low_rank.svd import SVD as SVD
     from lowrank.layers.low_rank.tensor_train_kernel import TensorTrainKernel as TensorTrainKernel
+    from lowrank.layers.low_rank.tied_bottleneck import TiedBottleneck as TiedBottleneck
     from lowrank.layers.low_rank.tucker2 import Tucker2 as Tucker2, leading_vectors as leading_vectors
     from lowrank.layers.low_rank.whole_kernel import (
         KernelChain as KernelChain,
@@ -54,10 +59,14 @@ if TYPE_CHECKING:
 __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
     {
+        "acdc.layer": "ACDC",
         "attention": "ProjectedAttention disable_fused_encoders project_attention",
         "base_layer": "SeparableConv2d StructuredMap relative_error",
         "base_method": "ConvShape Method Pair",
         "batched_rebuild": "BatchedRebuild checkpoint_rebuild",
+        "blocks.hashed": "Hashed HashedBoth HashedFull",
+        "blocks.monarch": "Monarch",
+        "blocks.shuffle": "Shuffle",
         "dense": "Dense Separable",
         "factored": "FactoredMap",
         "linear": "StructuredLinear as_linear build_linear",
@@ -66,6 +75,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "low_rank.spatial_svd": "SpatialSVD",
         "low_rank.svd": "SVD",
         "low_rank.tensor_train_kernel": "TensorTrainKernel",
+        "low_rank.tied_bottleneck": "TiedBottleneck",
         "low_rank.tucker2": "Tucker2 leading_vectors",
         "low_rank.whole_kernel": "KernelChain WholeKernelMethod chain_product",
         "registry": "METHODS make_method method_class",

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -22,7 +23,7 @@ from lowrank.utils import robust_eigh
 
 RIDGE = 1e-3
 """Weight of the trained weights in W*, relative to the mean variance of a patch's entries."""
-ROUNDS = 12
+ROUNDS = 20
 """Steps of L-BFGS on factors that have no closed form."""
 SMALLEST = 1e-10
 """Eigenvalues below this share of the largest are left out of an inverse root."""
@@ -56,6 +57,26 @@ class Problem:
     def bias(self, weight: Tensor) -> Tensor:
         """The bias (O) with which the mean error is zero."""
         return self.y_mean - weight.flatten(1) @ self.x_mean
+
+    @cached_property
+    def input_roots(self) -> tuple[Tensor, Tensor]:
+        """C^1/2 and C^-1/2 (I, I) of the channels' covariance C, the mean of A's diagonal blocks over kernel taps."""
+        channels, taps = self.best.shape[1], self.best[0, 0].numel()
+        blocks = self.metric.reshape(channels, taps, channels, taps)
+        values, vectors = robust_eigh(torch.einsum("iaja->ij", blocks) / taps)
+        used = values > SMALLEST * values[-1].clamp_min(1e-300)
+        root = torch.where(used, values.clamp_min(0).sqrt(), 0.0)
+        inverse = torch.where(used, 1 / root.clamp_min(1e-300), 0.0)
+        return (vectors * root) @ vectors.T, (vectors * inverse) @ vectors.T
+
+    @cached_property
+    def whitened(self) -> tuple[Tensor, Tensor]:
+        """W* (O, I, KH, KW) and A (D, D) in coordinates in which the input's channels are white."""
+        root, inverse = self.input_roots
+        channels, taps = self.best.shape[1], self.best[0, 0].numel()
+        once = (inverse @ self.metric.reshape(channels, -1)).reshape(channels, taps, channels, taps)
+        metric = torch.einsum("paib,iq->paqb", once, inverse).reshape(channels * taps, -1)
+        return torch.einsum("oiab,ij->ojab", self.best, root), metric
 
 
 def make_problems(moments: Moments, dense: Tensor, *, bias: bool = True, ridge: float = RIDGE) -> list[Problem]:
@@ -92,17 +113,6 @@ def make_problems(moments: Moments, dense: Tensor, *, bias: bool = True, ridge: 
     return problems
 
 
-def input_roots(problem: Problem) -> tuple[Tensor, Tensor]:
-    """C^1/2 and C^-1/2 (I, I) of the channels' covariance C, the mean of A's diagonal blocks over kernel taps."""
-    channels, taps = problem.best.shape[1], problem.best[0, 0].numel()
-    blocks = problem.metric.reshape(channels, taps, channels, taps)
-    values, vectors = robust_eigh(torch.einsum("iaja->ij", blocks) / taps)
-    used = values > SMALLEST * values[-1].clamp_min(1e-300)
-    root = torch.where(used, values.clamp_min(0).sqrt(), 0.0)
-    inverse = torch.where(used, 1 / root.clamp_min(1e-300), 0.0)
-    return (vectors * root) @ vectors.T, (vectors * inverse) @ vectors.T
-
-
 def fit_factors(
     method: WholeKernelMethod, problem: Problem, ranks: Sequence[int], *, rounds: int = ROUNDS
 ) -> tuple[list[Tensor], float]:
@@ -120,12 +130,10 @@ def fit_factors(
     if isinstance(method, SVD) or problem.best[0, 0].numel() == 1:
         weights = _output_subspace(problem, ranks[0])
         return weights, problem.error(chain_product(weights))
-    root, inverse = input_roots(problem)
-    whitened = torch.einsum("oiab,ij->ojab", problem.best, root)
-    weights = method.truncate(whitened, ranks)
+    weights = method.truncate(problem.whitened[0], ranks)
     if rounds:
-        weights = _refined(weights, problem, root, inverse, rounds)
-    weights[0] = torch.einsum("rjab,ji->riab", weights[0], inverse)
+        weights = _refined(weights, problem, rounds)
+    weights[0] = torch.einsum("rjab,ji->riab", weights[0], problem.input_roots[1])
     return weights, problem.error(chain_product(weights))
 
 
@@ -144,12 +152,9 @@ def leading_eigenvectors(matrix: Tensor, rank: int) -> Tensor:
     return basis
 
 
-def _refined(weights: list[Tensor], problem: Problem, root: Tensor, inverse: Tensor, rounds: int) -> list[Tensor]:
+def _refined(weights: list[Tensor], problem: Problem, rounds: int) -> list[Tensor]:
     """Lower the error of all factors together by L-BFGS, in coordinates in which the input's channels are white."""
-    channels, taps = problem.best.shape[1], problem.best[0, 0].numel()
-    metric = problem.metric.reshape(channels, taps, channels, taps)
-    metric = torch.einsum("pi,iajb,jq->paqb", inverse, metric, inverse).reshape(channels * taps, -1)
-    target = torch.einsum("oiab,ij->ojab", problem.best, root)
+    target, metric = problem.whitened
     scale = max(problem.energy, 1e-300)
     factors = [weight.detach().clone(memory_format=torch.contiguous_format).requires_grad_() for weight in weights]
     optimizer = torch.optim.LBFGS(factors, max_iter=rounds, history_size=rounds, line_search_fn="strong_wolfe")
@@ -174,8 +179,7 @@ def tucker_tails(problem: Problem, in_rank: int) -> Tensor:
     The in-channels are reduced to the leading vectors of the whitened kernel, then the best map from there is known
     in closed form and its output covariance's eigenvalues say what each out-rank keeps.
     """
-    root, inverse = input_roots(problem)
-    whitened = torch.einsum("oiab,ij->ojab", problem.best, root)
+    inverse, whitened = problem.input_roots[1], problem.whitened[0]
     vectors = leading_vectors(whitened.transpose(0, 1).flatten(1), in_rank)
     reduce = inverse @ vectors  # (I, R1)
     channels, taps = problem.best.shape[1], problem.best[0, 0].numel()

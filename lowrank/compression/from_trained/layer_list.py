@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lowrank.compression.from_trained.in_order import Layer
+from lowrank.compression.from_trained.in_order import Layer, replace_module
 from lowrank.compression.operation_counter import OperationCounter
 from lowrank.compression.trace import conv_shape, unfused_attention
 from lowrank.errors import InputError
-from lowrank.layers import ConvShape
+from lowrank.layers import ConvShape, KernelChain, WholeKernelMethod, make_method
 
 
 @dataclass(frozen=True)
@@ -178,3 +179,38 @@ def layer_named(network: nn.Module, name: str, image: Tensor) -> Layer:
     """One convolution or linear map of a network by name, whether or not it may be replaced."""
     run = _Run(network, image)
     return Layer(name, run.shapes[name], isinstance(network.get_submodule(name), nn.Linear), run.calls[name])
+
+
+def build_chains(network: nn.Module, layers: Mapping[str, Mapping[str, Any]]) -> None:
+    """Replace layers of a network, in place, by untrained factors.
+
+    Args:
+        network: the dense network.
+        layers: by name of a convolution or linear map: `method`, `ranks` (of one group) and `bias`.
+
+    Raises:
+        InputError: a name is no such layer, or a method or its ranks do not fit there.
+    """
+    for name, settings in layers.items():
+        try:
+            plain = network.get_submodule(name)
+        except AttributeError:
+            plain = None
+        if not isinstance(plain, nn.Conv2d | nn.Linear):
+            raise InputError(f"`{name}` must be a convolution or linear map of {type(network).__name__}")
+        method = make_method({"name": settings["method"], "ranks": settings["ranks"], "bias": settings["bias"]})
+        if not isinstance(method, WholeKernelMethod):
+            raise InputError(f"`{name}`: {method.name} is no factorisation of a whole kernel")
+        shape = plain_shape(plain)
+        reason = method.infeasible(shape)
+        if reason is not None:
+            raise InputError(f"`{name}`: {reason}")
+        chain = KernelChain(method, shape, method.ranks_at(shape), linear=isinstance(plain, nn.Linear))
+        replace_module(network, name, chain.to(plain.weight.dtype))
+
+
+def plain_shape(plain: nn.Conv2d | nn.Linear) -> ConvShape:
+    """The shape of a layer whose areas do not matter."""
+    if isinstance(plain, nn.Linear):
+        return ConvShape(plain.in_features, plain.out_features, bias=plain.bias is not None)
+    return conv_shape(plain, 1, 1)._replace(groups=plain.groups)

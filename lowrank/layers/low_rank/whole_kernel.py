@@ -245,6 +245,8 @@ class KernelChain(nn.Sequential):
             std: the root mean square of the dense weight; He's sqrt(2 / (KH * KW * I / g)) if None.
             generator: the source of random numbers; torch's own if None.
         """
+        if self.factors()[0].is_meta:
+            return  # only counted
         fan_in = math.prod(self.weight_shape[1:])
         target = math.sqrt(2 / fan_in) if std is None else std
         for weight in self.factors():

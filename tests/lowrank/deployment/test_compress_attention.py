@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lowrank.deployment.compress_network import Compressor
+from lowrank.deployment.compressor import Compressor
 from lowrank.layers.attention import ProjectedAttention
 from lowrank.networks.registry import NetworkSettings, make_network
 from lowrank.utils.torchvision_compat import torchvision

@@ -55,8 +55,10 @@ METHODS: dict[str, type[WholeKernelMethod]] = {
     "cp_kernel": CPKernel,
     "tensor_train_kernel": TensorTrainKernel,
 }
-AUTO = ("tucker2", "spatial_svd")
+AUTO = ("spatial_svd", "tucker2")
 """What `auto` tries: each alone, and the best of them layer by layer."""
+NEAR_ENOUGH = 1e-3
+"""Divergence (nats) below which `auto` looks no further: no class changes then but by a tie."""
 ALLOCATIONS = ("energy", "sensitivity")
 PROBES = 7
 """Sizes of each layer at which the rise of the loss is measured."""
@@ -248,6 +250,8 @@ class Compressor:
                 variant = self._variant(name, kind, limits)
                 if variant is not None and (best is None or variant.divergence < best.divergence):
                     best = variant
+            if best is not None and best.divergence < NEAR_ENOUGH:
+                break
         if best is None:
             raise InfeasibleError(self._least(methods))
         best = self._with_batch_norms(best)

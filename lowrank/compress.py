@@ -1,0 +1,160 @@
+"""Make a trained network smaller: `python -m lowrank.compress --network NAME --weights FILE --data SET --out DIR`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lowrank.errors import InputError, unknown
+from lowrank.utils import OneLineParser, run_command, validate_model
+
+if TYPE_CHECKING:
+    from lowrank.deployment import CompressConfig
+
+METHODS = ("auto", "svd", "spatial_svd", "tucker2", "cp_kernel", "tensor_train_kernel")
+ALLOCATIONS = ("auto", "energy", "sensitivity")
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Make the parser of the command line.
+
+    Returns:
+        The parser; its `--help` needs no torch.
+    """
+    parser = OneLineParser(
+        prog="python -m lowrank.compress", allow_abbrev=False,
+        description="Make a trained network smaller, without training or with a short one.",
+        epilog="Exit codes: 0 done, 1 a form could not be written, 2 bad input, 130 interrupted (nothing is written).",
+    )  # fmt: skip
+    what = parser.add_argument_group("the network and its images")
+    what.add_argument("--network", required=True, metavar="NAME", help="resnet9, wrn_28_10, torchvision:resnet18 ...")
+    what.add_argument("--weights", required=True, type=Path, metavar="FILE", help="its trained weights")
+    what.add_argument("--width", type=float, default=1.0, metavar="SHARE", help="inner channels, relative")
+    what.add_argument("--data", required=True, metavar="SET", help="digits, cifar10, parquet:DIR, folder:DIR ...")
+    what.add_argument("--data-dir", type=Path, metavar="DIR", help="where data sets lie")
+    expected = parser.add_argument_group("what the weights expect of an image, where no file beside them says it")
+    expected.add_argument("--mean", type=float, nargs="+", metavar="X", help="of each channel, pixels from 0 to 1")
+    expected.add_argument("--std", type=float, nargs="+", metavar="X", help="deviation of each channel, likewise")
+    expected.add_argument("--image-size", type=int, metavar="N", help="side of the square that the network gets")
+    expected.add_argument("--crop", type=float, metavar="SHARE", help="middle square, as a share of the shorter side")
+    expected.add_argument("--class-names", type=Path, metavar="FILE", help="names in the order of the outputs")
+    size = parser.add_argument_group("how small")
+    limits = size.add_mutually_exclusive_group()
+    limits.add_argument(
+        "--budget", nargs="+", default=["0.5"], metavar="SHARE",
+        help="share of parameters that may remain (0.5), or params=0.5,mult_adds=0.6; several make one network each",
+    )  # fmt: skip
+    limits.add_argument("--max-loss", type=float, metavar="POINTS", help="the smallest network that loses no more")
+    how = parser.add_argument_group("how")
+    how.add_argument("--method", default="auto", metavar="NAME", help=", ".join(METHODS))
+    how.add_argument("--allocation", default="auto", metavar="NAME", help=", ".join(ALLOCATIONS))
+    how.add_argument("--calibration", type=int, default=1024, metavar="N", help="training images to fit the factors to")
+    how.add_argument("--finetune", type=int, default=0, metavar="EPOCHS", help="train so long afterwards (0)")
+    how.add_argument("--labels-only", action="store_true", help="train on labels alone, not on the given network")
+    how.add_argument("--keep", action="append", default=[], metavar="PATTERN", help="layers that stay as they are")
+    how.add_argument("--only", action="append", metavar="PATTERN", help="the layers that alone are replaced")
+    how.add_argument("--report-on", choices=("val", "test"), default="val", help="whose errors are printed")
+    how.add_argument("--seed", type=int, default=0)
+    how.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    out = parser.add_argument_group("what is written")
+    out.add_argument("--out", required=True, type=Path, metavar="DIR", help="the folder to write")
+    out.add_argument("--overwrite", action="store_true", help="replace the folder if it exists")
+    out.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+    return parser
+
+
+def parse_budget(text: str) -> dict[str, float]:
+    """Read a budget such as `0.5` or `params=0.5,mult_adds=0.6`.
+
+    Args:
+        text: as typed.
+
+    Returns:
+        Shares in (0, 1] by what they limit.
+
+    Raises:
+        InputError: it is neither.
+    """
+    limits: dict[str, float] = {}
+    for part in text.split(","):
+        name, found, number = part.rpartition("=")
+        name = name.strip() if found else "params"
+        try:
+            share = float(number)
+        except ValueError:
+            share = 0.0
+        if name not in ("params", "mult_adds") or not 0 < share <= 1 or name in limits:
+            raise InputError(
+                f"--budget must be a share in (0, 1] such as 0.5, or params=0.5,mult_adds=0.6, but got {text!r}"
+            )
+        limits[name] = share
+    return limits
+
+
+def parse_config(arguments: list[str] | None = None) -> CompressConfig:
+    """Read and check the command line.
+
+    Args:
+        arguments: without the program's name; those of the process if None.
+
+    Returns:
+        The typed configuration.
+
+    Raises:
+        InputError: a value is not allowed.
+    """
+    options = make_parser().parse_args(arguments)
+    budgets = tuple(parse_budget(text) for text in options.budget)
+    for flag, least in (("calibration", 8), ("finetune", 0)):
+        if getattr(options, flag) < least:
+            raise InputError(f"--{flag} must be at least {least}, but got {getattr(options, flag)}")
+    if options.max_loss is not None and not 0 <= options.max_loss < 100:
+        raise InputError(f"--max-loss must be a number of points in [0, 100), but got {options.max_loss:g}")
+    for flag, choices in (("method", METHODS), ("allocation", ALLOCATIONS)):
+        if getattr(options, flag) not in choices:
+            raise unknown(flag, getattr(options, flag), choices)
+    if not options.weights.exists():
+        raise InputError(f"there is no file {options.weights}")
+    if options.out.exists() and not options.overwrite:
+        raise InputError(f"{options.out} exists already; give another --out or --overwrite")
+    from lowrank.data import DataSettings
+    from lowrank.deployment import CompressConfig
+    from lowrank.networks import NetworkSettings
+
+    return CompressConfig(
+        network=validate_model(NetworkSettings, {"name": options.network, "width": options.width}, "network"),
+        weights=options.weights, data=validate_model(DataSettings, {"name": options.data}, "data"),
+        data_dir=options.data_dir, preprocessing={
+            "mean": tuple(options.mean) if options.mean else None, "std": tuple(options.std) if options.std else None,
+            "image_size": options.image_size, "crop": options.crop,
+        }, class_names=options.class_names, budgets=budgets, max_loss=options.max_loss, method=options.method,
+        allocation=options.allocation, calibration=options.calibration, finetune=options.finetune,
+        labels_only=options.labels_only, keep=tuple(options.keep), only=tuple(options.only) if options.only else None,
+        report_on=options.report_on, seed=options.seed, device=options.device, out=options.out,
+        overwrite=options.overwrite, as_json=options.json,
+    )  # fmt: skip
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command.
+
+    Args:
+        arguments: without the program's name; those of the process if None.
+
+    Returns:
+        The exit code.
+    """
+
+    def command() -> int:
+        config = parse_config(arguments)
+        from lowrank.deployment import run_compress
+
+        return run_compress(config)
+
+    return run_command(command, "interrupted; nothing was written")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,453 @@
+"""What `python -m lowrank.compress` does: read network, weights and images, compress, train shortly, write files."""
+
+from __future__ import annotations
+
+import copy
+import json
+import shutil
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, TextIO
+
+import torch
+from torch import Tensor, nn
+
+from lowrank.compression import list_layers
+from lowrank.data import DataSettings, ImageData, eval_batches, load_data
+from lowrank.deployment.compressor import Compressed, Compressor
+from lowrank.deployment.finetune import finetune
+from lowrank.deployment.formats import ComparisonImages, ExportedFile, export_formats
+from lowrank.deployment.latency import Latency, describe_machine, measure_latency
+from lowrank.errors import InfeasibleError, InputError
+from lowrank.io import (
+    ImagePreprocessing,
+    ModelSpecification,
+    find_preprocessing,
+    load_weights,
+    override_preprocessing,
+    read_class_names,
+)
+from lowrank.layers import Dense
+from lowrank.networks import NetworkSettings, make_network
+from lowrank.utils import ExitCode, atomic_folder, format_count, write_text
+
+Budget = Mapping[str, float]
+
+SEARCH_STEPS = 9
+"""Sizes that `--max-loss` tries between 1/64 and all of the parameters."""
+REPORT_FILE, CARD_FILE = "report.json", "README.md"
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompressConfig:
+    """The command line, checked.
+
+    Attributes:
+        network: the network's name and width.
+        weights: the file of its trained weights.
+        data: the images.
+        data_dir: where data sets lie; None for the usual place.
+        preprocessing: fields of `ImagePreprocessing` that replace what the weights say.
+        class_names: a file with the names of the network's classes, in the order of its outputs; None to ask the
+            weights.
+        budgets: shares of parameters and mult-adds that may remain, one mapping for each network to make.
+        max_loss: instead of budgets, the most percentage points of error that may be lost.
+        method: see `compress_network`.
+        allocation: see `compress_network`.
+        calibration: how many training images the factors are fitted to.
+        finetune: epochs of training after compression.
+        labels_only: train on labels alone, not on the given network's outputs.
+        keep: patterns of layers that stay.
+        only: patterns of the layers that alone are replaced; None for all.
+        report_on: the images whose errors are printed.
+        seed: of the choice of calibration images and of the training.
+        device: "auto", "cpu" or "cuda".
+        out: the folder to write.
+        overwrite: whether it may exist.
+        as_json: print one JSON object (a list for several budgets) on standard output and nothing else there.
+    """
+
+    network: NetworkSettings
+    weights: Path
+    data: DataSettings
+    data_dir: Path | None
+    preprocessing: Mapping[str, Any]
+    class_names: Path | None
+    budgets: tuple[Budget, ...]
+    max_loss: float | None
+    method: str
+    allocation: str
+    calibration: int
+    finetune: int
+    labels_only: bool
+    keep: tuple[str, ...]
+    only: tuple[str, ...] | None
+    report_on: Literal["val", "test"]
+    seed: int
+    device: str
+    out: Path
+    overwrite: bool
+    as_json: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """One compressed network with the errors that are printed (percent; None where there is none)."""
+
+    compressed: Compressed
+    network: nn.Module
+    error_before: float
+    error_after: float
+    error_finetuned: float | None
+    rate: float | None
+    seconds: float
+    latencies: tuple[Latency, ...] = ()
+    files: tuple[ExportedFile, ...] = ()
+
+    def as_dict(self) -> dict[str, Any]:
+        """The fields of `--json`."""
+        small = self.compressed
+        return {
+            "params": small.params, "dense_params": small.dense_params, "mult_adds": small.mult_adds,
+            "dense_mult_adds": small.dense_mult_adds, "error_before": self.error_before,
+            "error_after": self.error_after, "error_finetuned": self.error_finetuned, "method": small.method,
+            "allocation": small.allocation, "seconds": self.seconds, "layers": [asdict(one) for one in small.layers],
+        }  # fmt: skip
+
+
+class _Steps:
+    """Prints what is being done on standard error, with the seconds since the start."""
+
+    def __init__(self, stream: TextIO):
+        self.stream, self.begin = stream, time.perf_counter()
+
+    def __call__(self, message: str) -> None:
+        print(f"{time.perf_counter() - self.begin:6.1f} s  {message}", file=self.stream, flush=True)
+
+
+@dataclass(frozen=True)
+class _Images:
+    """Normalised images and labels on the device: for the fit, to choose by, and to report on."""
+
+    calibration: tuple[Tensor, Tensor]
+    choosing: tuple[Tensor, Tensor]
+    reporting: tuple[Tensor, Tensor]
+
+
+def run_compress(config: CompressConfig) -> int:
+    """Compress a trained network and write the result.
+
+    Args:
+        config: the checked command line.
+
+    Returns:
+        The exit code: 0, or 1 where a form could not be written (it is named on standard error).
+
+    Raises:
+        InputError: something that the user gave is wrong; nothing is then written.
+    """
+    if config.out.exists() and not config.overwrite:
+        raise InputError(f"{config.out} exists already; give another --out or --overwrite")
+    steps = _Steps(sys.stderr)
+    device = _device(config.device)
+    preprocessing = _preprocessing(config)
+    fields = preprocessing.data_fields() if preprocessing is not None else {}
+    data = load_data(config.data.model_copy(update=fields), config.data_dir)
+    if preprocessing is not None:
+        steps(f"images: {preprocessing.describe()}")
+    dense = _trained_network(config, data, preprocessing, steps).to(device)
+    images = _split_images(config, data, device)
+    chance = 100 * (1 - 1 / len(data.classes))
+    before = error_rate(dense, *images.reporting)
+    if before > 0.9 * chance:
+        raise InputError(
+            f"the network's error on {data.name} is {before:.1f} %, that of chance is {chance:.1f} %: the weights, the "
+            "images' normalisation (--mean, --std), their size or the order of classes do not belong together"
+        )
+    steps(f"the given network: {before:.2f} % error on {len(images.reporting[1]):,} {config.report_on} images")
+    compressor = Compressor(
+        dense, [images.calibration], keep=config.keep, only=config.only, calibration=config.calibration,
+        validation=images.choosing, progress=steps,
+    )  # fmt: skip
+    if config.max_loss is not None:
+        smallest = _smallest_within(compressor, config, steps)
+        outcomes = [_outcome(smallest, config, dense, data, images, before, steps)]
+    else:
+        outcomes = [
+            _outcome(
+                compressor.compress(dict(budget), method=config.method, allocation=config.allocation),
+                config, dense, data, images, before, steps,
+            )
+            for budget in config.budgets
+        ]  # fmt: skip
+    failed = _write(outcomes, config, dense, data, images, steps)
+    _print(outcomes, config, failed)
+    return ExitCode.FAILED if failed else ExitCode.DONE
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise InputError("--device cuda: this machine has no GPU that torch can use")
+    return torch.device(name)
+
+
+def _preprocessing(config: CompressConfig) -> ImagePreprocessing | None:
+    """What the weights expect of an image, as the file beside them or the command line says; None if nobody says."""
+    values = dict(config.preprocessing)
+    if config.class_names is not None:
+        values["classes"] = read_class_names(config.class_names)
+    return override_preprocessing(find_preprocessing(config.weights), values, "the command line")
+
+
+def _trained_network(
+    config: CompressConfig, data: ImageData, preprocessing: ImagePreprocessing | None, steps: _Steps
+) -> nn.Module:
+    settings = config.network.model_copy(update={"weights": None})
+    network = make_network(settings, data.image_shape, len(data.classes))
+    for line in load_weights(network, config.weights).lines():
+        steps(line)
+    positions = None if preprocessing is None else preprocessing.class_positions(data.classes)
+    if positions is not None and positions != tuple(range(len(data.classes))):
+        reorder_outputs(network, positions, torch.zeros(1, *data.image_shape))
+        steps("the network's outputs are put into the order of the images' classes")
+    return network.eval()
+
+
+@torch.no_grad()
+def reorder_outputs(network: nn.Module, positions: Sequence[int], image: Tensor) -> None:
+    """Put the outputs of a network, in place, into another order.
+
+    Args:
+        network: its last layer must give one output for each position.
+        positions: the present place of each output, in the new order.
+        image: one image (1, C, H, W), to find the last layer.
+
+    Raises:
+        InputError: the last layer has another number of outputs.
+    """
+    name = list_layers(network, image).last
+    layer = network.get_submodule(name)
+    assert isinstance(layer, nn.Conv2d | nn.Linear)
+    if len(layer.weight) != len(positions):
+        raise InputError(f"`{name}` must have {len(positions)} outputs, one a class, but has {len(layer.weight)}")
+    order = torch.tensor(positions)
+    for value in (layer.weight, layer.bias):
+        if value is not None:
+            value.copy_(value[order])
+
+
+def _split_images(config: CompressConfig, data: ImageData, device: torch.device) -> _Images:
+    """Calibration from the training split; the first half of validation chooses, the other half or test reports."""
+    generator = torch.Generator().manual_seed(config.seed)
+    wanted = torch.randperm(len(data.train), generator=generator)[: config.calibration]
+    calibration = _images(data, "train", device, wanted)
+    validation = _images(data, "val", device)
+    half = len(validation[1]) // 2
+    choosing = validation[0][:half], validation[1][:half]
+    reporting = _images(data, "test", device) if config.report_on == "test" else (
+        validation[0][half:], validation[1][half:]
+    )  # fmt: skip
+    return _Images(calibration, choosing, reporting)
+
+
+def _images(
+    data: ImageData, split: Literal["train", "val", "test"], device: torch.device, positions: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Normalised images and labels of a split, or of some of its positions, on the device."""
+    if positions is not None:
+        from lowrank.data import normalise
+
+        source = data.split(split)
+        pixels, labels = source.decode(positions), source.labels[positions]
+        return normalise(pixels.to(device), data.normaliser(device)), labels.to(device)
+    batches = list(eval_batches(data, split, device=device, batch_size=512))
+    return torch.cat([batch[0] for batch in batches]), torch.cat([batch[1] for batch in batches])
+
+
+@torch.no_grad()
+def error_rate(network: nn.Module, images: Tensor, labels: Tensor) -> float:
+    """Measure the error of a network in percent.
+
+    Args:
+        network: put into evaluation mode.
+        images: (B, C, H, W), normalised.
+        labels: (B).
+
+    Returns:
+        The share of images that get another class than their label, times 100.
+    """
+    classes = torch.cat([network.eval()(part).argmax(1) for part in images.split(256)])
+    return 100 * float((classes != labels).double().mean())
+
+
+def _smallest_within(compressor: Compressor, config: CompressConfig, steps: _Steps) -> Compressed:
+    """The smallest network whose error on the choosing images is at most `max_loss` points above the dense one's."""
+    assert config.max_loss is not None
+    low, high, best = 1 / 64, 1.0, None
+    for _ in range(SEARCH_STEPS):
+        share = (low * high) ** 0.5
+        try:
+            small = compressor.compress(share, method=config.method, allocation=config.allocation)
+        except InfeasibleError:
+            low = share
+            continue
+        assert small.error_after is not None
+        assert small.error_before is not None
+        lost = small.error_after - small.error_before
+        steps(f"{share:.1%} of the parameters: {lost:+.2f} points")
+        if lost <= config.max_loss:
+            high, best = share, small
+        else:
+            low = share
+    if best is None:
+        raise InfeasibleError(f"no smaller network loses at most {config.max_loss:g} points")
+    return best
+
+
+def _outcome(
+    small: Compressed, config: CompressConfig, dense: nn.Module, data: ImageData, images: _Images, before: float,
+    steps: _Steps,
+) -> Outcome:  # fmt: skip
+    begin = time.perf_counter()
+    after = error_rate(small.network, *images.reporting)
+    steps(f"{small.params:,} parameters by {small.method}: {after:.2f} % error before any training")
+    network, finetuned, rate = small.network, None, None
+    if config.finetune:
+        network, rate = finetune(
+            small.network, dense, data, network_name=config.network.name, epochs=config.finetune,
+            judges=images.choosing, seed=config.seed, device=next(dense.parameters()).device,
+            labels_only=config.labels_only, progress=steps,
+        )  # fmt: skip
+        finetuned = error_rate(network, *images.reporting)
+        steps(f"{finetuned:.2f} % error after {config.finetune} epochs")
+    seconds = small.seconds + time.perf_counter() - begin
+    return Outcome(
+        compressed=small, network=network, error_before=before, error_after=after, error_finetuned=finetuned, rate=rate,
+        seconds=seconds,
+    )  # fmt: skip
+
+
+def _write(
+    outcomes: list[Outcome], config: CompressConfig, dense: nn.Module, data: ImageData, images: _Images, steps: _Steps
+) -> list[str]:
+    """Write one folder, or one for each budget inside it; returns the forms that could not be written."""
+    failed: list[str] = []
+    if config.out.exists():
+        shutil.rmtree(config.out)
+    with atomic_folder(config.out) as folder:
+        for index, outcome in enumerate(outcomes):
+            place = folder if len(outcomes) == 1 else folder / folder_name(outcome)
+            place.mkdir(parents=True, exist_ok=True)
+            outcomes[index] = _write_one(outcome, place, config, dense, data, images, steps, failed)
+    return failed
+
+
+def folder_name(outcome: Outcome) -> str:
+    """The folder of one of several networks: its parameters."""
+    return f"{format_count(outcome.compressed.params)}_parameters"
+
+
+def _write_one(
+    outcome: Outcome, folder: Path, config: CompressConfig, dense: nn.Module, data: ImageData, images: _Images,
+    steps: _Steps, failed: list[str],
+) -> Outcome:  # fmt: skip
+    network = copy.deepcopy(outcome.network).eval()
+    network.to("cpu", memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # files hold plain tensors
+    specification = make_specification(outcome.compressed, config.network, data)
+    probe = ComparisonImages(images=images.reporting[0].cpu(), labels=images.reporting[1].cpu())
+    files = export_formats(network, specification, probe, folder, steps)
+    failed += [f"{one.file}: its outputs differ from the network's" for one in files if not one.equal]
+    latencies = measure_latency({"given": dense.cpu().eval(), "compressed": network}, data.image_shape, step=steps)
+    done = Outcome(
+        **{**{name: getattr(outcome, name) for name in outcome.__dataclass_fields__}, "network": network,
+           "latencies": tuple(latencies), "files": tuple(files)}
+    )  # fmt: skip
+    write_text(folder / REPORT_FILE, json.dumps(done.as_dict(), indent=1) + "\n")
+    write_text(folder / CARD_FILE, "\n".join(summary_lines(done, config)) + "\n")
+    return done
+
+
+def make_specification(small: Compressed, network: NetworkSettings, data: ImageData) -> ModelSpecification:
+    """Describe a compressed network so that its file can be loaded again.
+
+    Args:
+        small: the compressed network.
+        network: name and width of the network that it came from.
+        data: for the images' shape and the number of classes.
+
+    Returns:
+        The specification, with the factors of each layer by name.
+    """
+    layers = {
+        layer.name: {"method": layer.method, "ranks": list(layer.ranks), "bias": True}
+        for layer in small.layers if layer.method != "dense"
+    }  # fmt: skip
+    return ModelSpecification(
+        network=network.model_copy(update={"weights": None}), method=Dense(), image_shape=data.image_shape,
+        classes=len(data.classes), layers=layers, projected_attention=small.projected_attention > 0,
+    )  # fmt: skip
+
+
+def _print(outcomes: Sequence[Outcome], config: CompressConfig, failed: Sequence[str]) -> None:
+    if config.as_json:
+        reports = [outcome.as_dict() for outcome in outcomes]
+        print(json.dumps(reports if len(config.budgets) > 1 else reports[0]))
+    else:
+        for outcome in outcomes:
+            print("\n".join([*summary_lines(outcome, config), ""]))
+        print(f"written to {config.out}")
+    for line in failed:
+        print(f"error: {line}", file=sys.stderr)
+
+
+def summary_lines(outcome: Outcome, config: CompressConfig) -> list[str]:
+    """The printed table of one network, in Markdown.
+
+    Args:
+        outcome: the network with its errors.
+        config: the command line.
+
+    Returns:
+        The lines: sizes and errors, time for an answer, and each layer.
+    """
+    small = outcome.compressed
+    rows = [
+        ("", "given", "compressed", "share"),
+        ("parameters", f"{small.dense_params:,}", f"{small.params:,}", f"{small.params / small.dense_params:.1%}"),
+        ("mult-adds", f"{small.dense_mult_adds:,}", f"{small.mult_adds:,}",
+         f"{small.mult_adds / small.dense_mult_adds:.1%}"),
+        (f"error on {config.report_on}, %", f"{outcome.error_before:.2f}", f"{outcome.error_after:.2f}", ""),
+    ]  # fmt: skip
+    if outcome.error_finetuned is not None:
+        label = f"after {config.finetune} epochs, %"
+        rows.append((label, "", f"{outcome.error_finetuned:.2f}", f"rate {outcome.rate:g}"))
+    for batch in dict.fromkeys(one.batch for one in outcome.latencies):
+        times = {one.name: one.median_ms for one in outcome.latencies if one.batch == batch}
+        share = f"{times['compressed'] / times['given']:.1%}"
+        rows.append(
+            (f"ms for {batch} image{'s' * (batch > 1)}", f"{times['given']:.2f}", f"{times['compressed']:.2f}", share)
+        )
+    lines = [f"# {config.network.name}, factors {small.method}, ranks by {small.allocation}", "", *_markdown(rows), ""]
+    if outcome.latencies:
+        lines += [f"Times: {describe_machine()}, float32.", ""]
+    layers = [("layer", "kind", "factors", "ranks", "parameters", "before", "output error", "")]
+    layers += [
+        (layer.name, layer.kind, layer.method, " ".join(map(str, layer.ranks)), f"{layer.params:,}",
+         f"{layer.dense_params:,}", "" if layer.output_error is None else f"{layer.output_error:.1%}", layer.reason)
+        for layer in small.layers
+    ]  # fmt: skip
+    return [*lines, *_markdown(layers)]
+
+
+def _markdown(rows: Sequence[Sequence[str]]) -> list[str]:
+    """A Markdown table whose columns are aligned in plain text too; the first row is its head."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = [
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows
+    ]
+    return [lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]]

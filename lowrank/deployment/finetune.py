@@ -1,0 +1,91 @@
+"""Short training of a compressed network, distilled from the network that it came from."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from lowrank.data import AugmentationSettings, ImageData, default_augmentation
+from lowrank.distillation import LiveTeacher
+from lowrank.training import DivergedError, Recipe, Trainer, default_recipe, recipe_fields
+
+KD_WEIGHT, KD_TEMPERATURE = 0.9, 2.0
+RATES = (0.25, 0.06, 0.015)
+"""Learning rates that are tried, relative to that of the data set's recipe for training from scratch."""
+
+
+def finetune(
+    network: nn.Module,
+    dense: nn.Module,
+    data: ImageData,
+    *,
+    network_name: str,
+    epochs: int,
+    judges: tuple[Tensor, Tensor],
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+    labels_only: bool = False,
+    progress: Callable[[str], None] = lambda message: None,
+) -> tuple[nn.Module, float]:
+    """Train copies of a compressed network at several rates and return the best.
+
+    Args:
+        network: the compressed network; unchanged.
+        dense: the network that it came from, which it is distilled from.
+        data: the training split is trained on, with the data set's own augmentation.
+        network_name: chooses the recipe.
+        epochs: of each training.
+        judges: images (normalised) and labels on whose cross entropy the rate is chosen.
+        seed: of the order of the images and of their augmentation.
+        device: where.
+        labels_only: train on the labels alone, without the dense network.
+        progress: called with one line for each rate.
+
+    Returns:
+        The trained network in evaluation mode, and its learning rate. The network as it was, and rate 0, where no
+        rate lowers the loss.
+    """
+    fields = recipe_fields(data.name, network_name, {"recipe": default_recipe(data.name, network_name)})
+    distillation = {} if labels_only else {"kd_weight": KD_WEIGHT, "kd_temperature": KD_TEMPERATURE}
+    short = {"epochs": epochs, "schedule": "cosine", "warmup": 0.1, "decay": "plain", "scaled_decay": False}
+    base = Recipe(**(fields | short | distillation))
+    best, best_rate, best_loss = network, 0.0, cross_entropy(network, *judges)
+    for factor in RATES:
+        recipe = base.model_copy(update={"lr": base.lr * factor})
+        student = copy.deepcopy(network)  # frozen parameters stay frozen
+        trainer = Trainer(
+            student, data, recipe, augmentation=_augmentation(recipe, data, seed), order_seed=seed, device=device,
+            teacher=None if labels_only else _teacher(dense, torch.device(device)), notify=progress,
+        )  # fmt: skip
+        progress(f"fine-tuning {epochs} epoch{'s' * (epochs != 1)} at rate {recipe.lr:g}")
+        try:
+            for _ in range(epochs):
+                trainer.train_epoch()
+        except DivergedError as error:
+            progress(f"rate {recipe.lr:g} diverged: {error}")
+            continue
+        loss = cross_entropy(student.eval(), *judges)
+        if loss < best_loss:
+            best, best_rate, best_loss = student, recipe.lr, loss
+    return best.eval(), best_rate
+
+
+@torch.no_grad()
+def cross_entropy(network: nn.Module, images: Tensor, labels: Tensor) -> float:
+    """The mean cross entropy (nats) of a network on images (B, C, H, W) and labels (B)."""
+    logits = torch.cat([network.eval()(part).float() for part in images.split(256)])
+    return float(functional.cross_entropy(logits.double(), labels))
+
+
+def _augmentation(recipe: Recipe, data: ImageData, seed: int) -> AugmentationSettings:
+    chosen = {name: getattr(recipe, name) for name in ("shift", "flip", "cutout") if getattr(recipe, name) is not None}
+    return default_augmentation(data.name).model_copy(update={**chosen, "seed": seed})
+
+
+def _teacher(dense: nn.Module, device: torch.device) -> LiveTeacher:
+    autocast = torch.bfloat16 if device.type == "cuda" else None
+    return LiveTeacher(copy.deepcopy(dense).to(device), (), autocast=autocast)

@@ -1,0 +1,151 @@
+"""`python -m lowrank.compress`: what it prints, what it writes, and how it refuses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from lowrank.compress import main, parse_budget
+from lowrank.deployment.compress_run import reorder_outputs
+from lowrank.deployment.formats import onnx_forward
+from lowrank.errors import InputError
+from lowrank.io import load_merged, load_model
+
+WEIGHTS = Path(__file__).parents[2] / "data" / "digits_resnet9.safetensors"
+BASE = ["--network", "resnet9", "--width", "0.0625", "--weights", str(WEIGHTS), "--data", "digits"]
+QUICK = ["--method", "svd", "--allocation", "energy", "--calibration", "256"]
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory, request):
+    """One run with two budgets as JSON: standard output, standard error, the folder."""
+    out = tmp_path_factory.mktemp("compress") / "out"
+    capture = request.config.pluginmanager.getplugin("capturemanager")
+    assert capture is not None
+    import contextlib
+    import io
+
+    stdout, stderr = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
+        code = main([*BASE, *QUICK, "--out", str(out), "--budget", "0.5", "0.25", "--finetune", "1", "--json"])
+    assert code == 0
+    return stdout.getvalue(), stderr.getvalue(), out
+
+
+def test_json_is_one_object_for_each_budget_and_nothing_else(done) -> None:
+    stdout, stderr, _ = done
+    reports = json.loads(stdout)
+    assert len(reports) == 2
+    for report, share in zip(reports, (0.5, 0.25), strict=True):
+        assert report["params"] <= share * report["dense_params"]
+        assert report["method"] == "svd"
+        assert report["allocation"] == "energy"
+        assert report["error_before"] < 15
+        assert report["error_finetuned"] is not None
+        assert {"mult_adds", "dense_mult_adds", "error_after", "seconds", "layers"} <= report.keys()
+    assert "the given network:" in stderr
+
+
+def test_every_file_gives_the_same_network(done) -> None:
+    _, _, out = done
+    folders = sorted(out.iterdir())
+    assert len(folders) == 2
+    for folder in folders:
+        images = torch.randn(5, 1, 8, 8)
+        factorised, merged = load_model(folder / "factorised.safetensors"), load_merged(folder / "merged.safetensors")
+        with torch.no_grad():
+            expected = factorised(images)
+            torch.testing.assert_close(merged(images), expected, rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(onnx_forward(folder / "factorised.onnx")(images), expected, rtol=1e-3, atol=1e-3)
+        report = json.loads((folder / "report.json").read_text())
+        assert sum(value.numel() for value in factorised.parameters()) == report["params"]
+        assert "| parameters" in (folder / "README.md").read_text()
+
+
+def test_a_file_that_names_no_layer_is_refused(done, tmp_path) -> None:
+    from lowrank.io import load_tensors, save_tensors
+
+    _, _, out = done
+    tensors, metadata = load_tensors(sorted(out.iterdir())[0] / "factorised.safetensors")
+    content = json.loads(metadata["lowrank_model"])
+    content["layers"]["nowhere"] = next(iter(content["layers"].values()))
+    path = tmp_path / "model.safetensors"
+    save_tensors(path, tensors, {"lowrank_model": json.dumps(content)})
+    with pytest.raises(InputError, match="`nowhere` must be a convolution or linear map of ResNet9"):
+        load_model(path)
+
+
+def test_the_printed_table_names_sizes_errors_times_and_layers(tmp_path, capsys) -> None:
+    assert main([*BASE, *QUICK, "--out", str(tmp_path / "out"), "--max-loss", "30", "--report-on", "test"]) == 0
+    printed = capsys.readouterr().out
+    for word in (
+        "| parameters",
+        "| mult-adds",
+        "| error on test, %",
+        "| ms for 1 image",
+        "stage3.1.first.0",
+        "written to",
+    ):
+        assert word in printed
+    assert (tmp_path / "out" / "README.md").is_file()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--budget", "1.5"], "--budget must be a share in (0, 1] such as 0.5"),
+        (["--budget", "params=0.5,params=0.6"], "--budget must be a share"),
+        (["--budget", "0.001"], "the network cannot be that small: its least size is"),
+        (["--method", "tucker"], "unknown method 'tucker'"),
+        (["--calibration", "2"], "--calibration must be at least 8, but got 2"),
+        (["--max-loss", "-1"], "--max-loss must be a number of points"),
+        (["--keep", "nothing"], "no layer is called 'nothing'"),
+        (["--network", "resnet10"], "resnet10"),
+        (["--width", "0.125"], "its tensors do not fit ResNet9"),
+        (["--mean", "0.5", "--std", "0.0"], "std"),
+    ],
+)
+def test_a_mistake_is_one_line_and_writes_nothing(options, message, tmp_path, capsys) -> None:
+    out = tmp_path / "out"
+    assert main([*BASE, *QUICK, "--out", str(out), *options]) == 2
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert message in last
+    assert not out.exists()
+
+
+def test_an_existing_folder_is_refused(tmp_path, capsys) -> None:
+    assert main([*BASE, "--out", str(tmp_path)]) == 2
+    assert f"{tmp_path} exists already; give another --out or --overwrite" in capsys.readouterr().err
+
+
+def test_weights_that_do_not_belong_to_the_images_are_refused(tmp_path, capsys) -> None:
+    network = load_model(WEIGHTS)
+    torch.manual_seed(0)
+    for value in network.parameters():
+        torch.nn.init.normal_(value)
+    torch.save(network.state_dict(), tmp_path / "random.pt")
+    options = [*BASE, *QUICK, "--out", str(tmp_path / "out"), "--weights", str(tmp_path / "random.pt")]
+    assert main(options) == 2
+    assert "that of chance is 90.0 %" in capsys.readouterr().err
+
+
+def test_budgets_as_typed() -> None:
+    assert parse_budget("0.5") == {"params": 0.5}
+    assert parse_budget("params=0.5,mult_adds=0.6") == {"params": 0.5, "mult_adds": 0.6}
+    with pytest.raises(InputError, match="but got 'half'"):
+        parse_budget("half")
+
+
+def test_outputs_are_put_into_the_order_of_the_classes() -> None:
+    network = load_model(WEIGHTS)
+    images = torch.randn(3, 1, 8, 8)
+    order = tuple(reversed(range(10)))
+    with torch.no_grad():
+        before = network(images)
+        reorder_outputs(network, order, images[:1])
+        torch.testing.assert_close(network(images), before[:, list(order)])
+    with pytest.raises(InputError, match="`classifier` must have 3 outputs"):
+        reorder_outputs(network, (0, 1, 2), images[:1])

@@ -1,0 +1,177 @@
+"""A trained network made smaller: exact budgets, the least size named, the given network untouched."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import lowrank
+from lowrank.data import DataSettings, eval_batches, load_data
+from lowrank.deployment.compressor import Compressed, Compressor
+from lowrank.errors import InfeasibleError, InputError
+from lowrank.io import load_model
+
+WEIGHTS = Path(__file__).parents[2] / "data" / "digits_resnet9.safetensors"
+
+
+def images_of(split: str) -> tuple[Tensor, Tensor]:
+    batches = list(eval_batches(load_data(DataSettings()), split, device="cpu", batch_size=512))
+    return torch.cat([batch[0] for batch in batches]), torch.cat([batch[1] for batch in batches])
+
+
+@pytest.fixture(scope="module")
+def dense() -> nn.Module:
+    return load_model(WEIGHTS)
+
+
+@pytest.fixture(scope="module")
+def compressor(dense: nn.Module) -> Compressor:
+    images, labels = images_of("train")
+    return Compressor(dense, [(images[:512], labels[:512])], calibration=512, validation=images_of("val"))
+
+
+def error(network: nn.Module) -> float:
+    images, labels = images_of("test")
+    with torch.no_grad():
+        return 100 * float((network(images).argmax(1) != labels).double().mean())
+
+
+@pytest.fixture(scope="module")
+def halved(compressor: Compressor) -> Compressed:
+    return compressor.compress(0.5, method="tucker2")
+
+
+def test_half_of_the_parameters_cost_at_most_a_point_without_training(dense, halved) -> None:
+    assert halved.params <= 0.5 * halved.dense_params
+    assert error(halved.network) <= error(dense) + 1.0
+
+
+def test_counts_are_those_of_the_network(dense, halved) -> None:
+    assert halved.params == sum(value.numel() for value in halved.network.parameters())
+    assert halved.dense_params == sum(value.numel() for value in dense.parameters())
+    inside = sum(layer.dense_params - layer.params for layer in halved.layers)
+    assert halved.dense_params - halved.params == inside
+    assert halved.mult_adds < halved.dense_mult_adds
+
+
+def test_the_given_network_is_unchanged(dense, halved) -> None:
+    assert not any("Chain" in type(module).__name__ for module in dense.modules())
+    torch.testing.assert_close(load_model(WEIGHTS).state_dict(), dense.state_dict(), rtol=0, atol=0)
+
+
+def test_a_smaller_budget_gives_a_smaller_network_farther_away(compressor, halved) -> None:
+    eighth = compressor.compress(0.125, method="tucker2")
+    assert eighth.params <= 0.125 * eighth.dense_params
+    assert eighth.divergence > halved.divergence
+
+
+def test_both_limits_are_kept(compressor) -> None:
+    small = compressor.compress({"params": 0.5, "mult_adds": 0.4}, method="tucker2", allocation="energy")
+    assert small.params <= 0.5 * small.dense_params
+    assert small.mult_adds <= 0.4 * small.dense_mult_adds
+
+
+def test_layers_say_what_became_of_them(halved) -> None:
+    by_name = {layer.name: layer for layer in halved.layers}
+    assert by_name["classifier"].reason == "it gives the classes"
+    assert by_name["classifier"].output_error is not None  # fitted again to what enters it
+    factored = [layer for layer in halved.layers if layer.method == "tucker2"]
+    assert factored
+    assert all(layer.params < layer.dense_params and 0 < layer.output_error < 1 for layer in factored)
+
+
+def test_a_budget_below_the_least_size_is_refused_with_that_size(compressor) -> None:
+    with pytest.raises(InfeasibleError, match=r"least size is [\d,]+ of [\d,]+ parameters .* are never replaced"):
+        compressor.compress(0.001, method="svd")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"budget": 0.0}, r"the budget on params must be a share in \(0, 1\], but got 0"),
+        ({"budget": {"bytes": 0.5}}, r"unknown limit 'bytes'; choose from: mult_adds, params"),
+        ({"budget": 0.5, "method": "tucker"}, r"unknown method 'tucker'; choose from: auto, cp_kernel"),
+        ({"budget": 0.5, "allocation": "fair"}, r"unknown allocation 'fair'; choose from: auto, energy, sensitivity"),
+    ],
+)
+def test_wrong_settings_are_one_line(compressor, options, message) -> None:
+    with pytest.raises(InputError, match=message) as caught:
+        compressor.compress(**options)
+    assert "\n" not in str(caught.value)
+
+
+def test_kept_layers_stay_and_unknown_patterns_are_refused(dense) -> None:
+    images, _ = images_of("train")
+    small = lowrank.compress_network(
+        dense, [images[:64]], 0.9, method="svd", allocation="energy", keep=["stage3.1.*"], calibration=64
+    )
+    reasons = {layer.name: layer.reason for layer in small.layers}
+    assert reasons["stage3.1.first.0"] == "kept by name (stage3.1.*)"
+    assert small.error_before is None, "there are no labels"
+    with pytest.raises(InputError, match=r"no layer is called 'head'; choose from: stem\.0"):
+        lowrank.compress_network(dense, [images[:64]], 0.9, keep=["head"])
+
+
+class Scaled(nn.Conv2d):
+    """A convolution that scales its weight: not a plain one."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._conv_forward(x, self.weight / self.weight.norm(), self.bias)
+
+
+class Awkward(nn.Module):
+    """Layers that must stay as they are, each for a reason of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.plain = nn.Conv2d(3, 32, 3, padding=1)
+        self.scaled = Scaled(32, 32, 3, padding=1)
+        self.normed = nn.utils.parametrizations.weight_norm(nn.Conv2d(32, 32, 3, padding=1))
+        self.circular = nn.Conv2d(32, 32, 3, padding=1, padding_mode="circular")
+        self.depthwise = nn.Conv2d(32, 32, 3, padding=1, groups=32)
+        self.tied_one, self.tied_two = nn.Linear(32, 32), nn.Linear(32, 32)
+        self.tied_two.weight = self.tied_one.weight
+        self.hooked, self.unused = nn.Linear(32, 32), nn.Linear(32, 32)
+        self.hooked.register_forward_hook(lambda module, inputs, output: output * 2)
+        self.wide, self.last = nn.Linear(32, 64), nn.Linear(64, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.depthwise(self.circular(self.normed(self.scaled(self.plain(x).relu()).relu())))
+        x = self.tied_two(self.tied_one(x.mean((2, 3))).relu()).relu()
+        return self.last(self.wide(self.hooked(x)).relu())
+
+
+def test_what_is_no_plain_layer_stays_with_the_reason() -> None:
+    torch.manual_seed(0)
+    network = Awkward().eval()
+    images = torch.randn(64, 3, 8, 8)
+    small = lowrank.compress_network(network, [images], 0.97, method="svd", allocation="energy", calibration=64)
+    reasons = {layer.name: layer.reason for layer in small.layers}
+    assert reasons["scaled"] == "Scaled has a forward of its own"
+    assert reasons["normed"] == "its weight is computed from other parameters"
+    assert reasons["circular"] == "its padding mode is 'circular'"
+    assert reasons["depthwise"] == "it is depthwise"
+    assert reasons["tied_one"] == reasons["tied_two"] == "its weight is shared with another layer"
+    assert reasons["hooked"] == "hooks are attached to it"
+    assert reasons["unused"] == "its weight is used without running it"
+    assert {layer.name for layer in small.layers if layer.method == "svd"} <= {"plain", "wide"}
+
+
+def test_frozen_layers_stay_frozen(dense) -> None:
+    frozen = load_model(WEIGHTS)
+    frozen.stage3.requires_grad_(False)
+    images, _ = images_of("train")
+    small = lowrank.compress_network(frozen, [images[:64]], 0.5, method="svd", allocation="energy", calibration=64)
+    states = {name: value.requires_grad for name, value in small.network.named_parameters()}
+    assert not any(state for name, state in states.items() if name.startswith("stage3"))
+    assert all(state for name, state in states.items() if name.startswith("stage1"))
+
+
+def test_a_network_without_layers_is_refused() -> None:
+    with pytest.raises(InputError, match="runs no Conv2d or Linear layer"):
+        lowrank.compress_network(
+            nn.Sequential(nn.Flatten(), nn.BatchNorm1d(12)).eval(), [torch.randn(8, 3, 2, 2)], calibration=8
+        )
