@@ -201,7 +201,12 @@ def main(arguments: list[str] | None = None) -> int:
         dense = dense_network(bench, seed)
         calibration = bench.calibration(seed)
         compressor_begin = time.perf_counter()
-        compressor = Compressor(copy.deepcopy(dense).float(), [calibration])
+        judges = bench.split("val")
+        half = len(judges[1]) // 2  # as the command does: this half chooses
+        compressor = Compressor(
+            copy.deepcopy(dense).float(), [calibration], calibration=options.calibration,
+            validation=(judges[0][:half], judges[1][:half]),
+        )  # fmt: skip
         prepared = time.perf_counter() - compressor_begin
         for method in options.methods:
             for budget in options.budgets:
