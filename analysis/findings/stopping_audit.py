@@ -115,7 +115,10 @@ def replay_rule(rule: str, trials: Iterable[TrialRecord], settings: dict[str, An
     epochs = max(trial.last_epoch for trial in trials)
     stopper = make_rule(rule, epochs=epochs, **settings)
     points = [
-        (m.get("time", 0.0), e, trial.trial_id, m[VAL_ERROR]) for trial in trials for e, m in trial.epochs.items()
+        (metrics.get("time", 0.0), epoch, trial.trial_id, metrics[VAL_ERROR])
+        for trial in trials
+        for epoch, metrics in trial.epochs.items()
+        if VAL_ERROR in metrics  # of the others no rule was told anything
     ]
     stopped: dict[str, int] = {}
     for _, epoch, trial_id, error in sorted(points):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from analysis.stats import FrontPoint, validation_images, wilson_interval
@@ -76,13 +76,16 @@ def model_card(
         preprocessing: of its images; None where the data set was not at hand.
 
     Returns:
-        The card as Markdown.
+        The card as Markdown. Text from the data set and the study stays within its line.
     """
+    if preprocessing is not None:
+        preprocessing = replace(preprocessing, classes=[_one_line(name) for name in preprocessing.classes])
     images = validation_images(study)
     batches = sorted({latency.batch for latency in proof.latencies})
     return render_template(
-        PACKAGE, TEMPLATE, study=study, point=point, specification=specification, network=specification.network,
-        proof=proof, preprocessing=preprocessing, question=str(study.header.get("question", "")).strip(),
+        PACKAGE, TEMPLATE, study=_one_line(study.name), point=point, specification=specification,
+        network=specification.network, proof=proof, preprocessing=preprocessing,
+        question=_one_line(study.header.get("question", "")),
         val_images=images, interval=wilson_interval(point.error, images) if images else None, batches=batches,
         repeats=_repeats(proof, batches), speeds=_speeds(proof, batches), training=_training(study, point),
         factorised=FACTORISED, merged=MERGED,
@@ -119,4 +122,8 @@ def _training(study: StudyRecord, point: FrontPoint) -> dict[str, Any]:
         "seed": specification.get("seed"), "commit": study.header.get("commit"),
         "command": study.header.get("command"),
     }  # fmt: skip
-    return {name: value for name, value in facts.items() if value not in (None, "")}
+    return {name: _one_line(value) for name, value in facts.items() if value not in (None, "")}
+
+
+def _one_line(text: object) -> str:
+    return " ".join(str(text).split())

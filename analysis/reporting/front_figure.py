@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+LITERAL_TEXT = {"text.parse_math": False}  # settings of matplotlib: a question with two "$" is no formula
 MARKER_PIXELS, STOPPED_MARKER_PIXELS = 7.0, 2.0  # radii
 
 
@@ -52,15 +53,17 @@ def write_front_picture(study: StudyRecord, points: Sequence[FrontPoint], path: 
     Raises:
         ValueError: no trial was trained to its end.
     """
+    from matplotlib import rc_context
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     plot = front_plot(study, points)
-    figure = Figure(figsize=(Layout().width, Layout().height), dpi=dpi)
-    FigureCanvasAgg(figure)
-    draw_front(figure, plot, Layout())
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, format="png")
+    with rc_context(LITERAL_TEXT):
+        figure = Figure(figsize=(Layout().width, Layout().height), dpi=dpi)
+        FigureCanvasAgg(figure)
+        draw_front(figure, plot, Layout())
+        with atomic_path(path) as temporary:
+            figure.savefig(temporary, format="png")
     return plot
 
 

@@ -17,7 +17,7 @@ from multiprocessing import forkserver
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from analysis.reporting.front_figure import NARROW, WIDE, Layout
+from analysis.reporting.front_figure import LITERAL_TEXT, NARROW, WIDE, Layout
 from analysis.reporting.svg_theme import apply_theme
 from lowrank.utils import atomic_path, usable_cores
 
@@ -126,14 +126,17 @@ def render_picture(job: DrawJob, folder: Path) -> Picture:
     Raises:
         OSError: the PNG cannot be written.
     """
+    from matplotlib import rc_context
+
     name = job.name
-    figure, fixed = _draw(job, replace(WIDE, height=job.height))
     png = folder / f"{name}.png"
-    with atomic_path(png) as temporary:
-        figure.savefig(temporary, format="png", dpi=DPI)
-    wide, wide_colours = _svg(figure, f"{name}-wide", fixed)
-    figure, fixed = _draw(job, replace(NARROW, height=job.narrow_height))
-    narrow, narrow_colours = _svg(figure, f"{name}-narrow", fixed)
+    with rc_context(LITERAL_TEXT):
+        figure, fixed = _draw(job, replace(WIDE, height=job.height))
+        with atomic_path(png) as temporary:
+            figure.savefig(temporary, format="png", dpi=DPI)
+        wide, wide_colours = _svg(figure, f"{name}-wide", fixed)
+        figure, fixed = _draw(job, replace(NARROW, height=job.narrow_height))
+        narrow, narrow_colours = _svg(figure, f"{name}-narrow", fixed)
     colours = frozenset(wide_colours | narrow_colours)
     return Picture(name=name, caption=job.caption, wide=wide, narrow=narrow, colours=colours, png=png)
 

@@ -31,7 +31,7 @@ class ValueComparison:
         other_fields: the other searched fields, in words.
         value: of the field.
         params: parameters.
-        mult_adds: for one image.
+        mult_adds: for one image; None where the record has none.
         error: mean over seeds, in percent.
         gap: `error` less that of the base over the seeds of both, in points; None for the base itself and where the two
             share no seed. With one shared seed it has no interval.
@@ -43,7 +43,7 @@ class ValueComparison:
     other_fields: str
     value: str
     params: int
-    mult_adds: int
+    mult_adds: int | None
     error: Estimate
     gap: Estimate | None
     measure: SizeMeasure
@@ -116,7 +116,7 @@ def _row(
     counts = trials[0].counts
     measure: SizeMeasure = "mult_adds" if "budget.mult_adds" in trials[0].parameters else "params"
     return ValueComparison(
-        other_fields=other_fields, value=value, params=counts["params"], mult_adds=counts["mult_adds"],
+        other_fields=other_fields, value=value, params=counts["params"], mult_adds=counts.get("mult_adds"),
         error=t_interval(list(seeds.values())), gap=gap, measure=measure,
         as_large=sizes_equal(counts[measure], base[0].counts[measure]),
         verdict="base" if is_base else _verdict(gap, fmean(seeds.values()), fmean(base_seeds.values()), images),
@@ -152,9 +152,10 @@ def comparison_table(rows: Sequence[ValueComparison]) -> str:
     lines = [HEADINGS, tuple("---" for _ in HEADINGS)]
     for row in rows:
         marks = {row.measure: "" if row.as_large else " *"}
+        mult_adds = "" if row.mult_adds is None else f"{row.mult_adds:,}"
         lines.append((
             row.other_fields, row.value, f"{row.params:,}{marks.get('params', '')}",
-            f"{row.mult_adds:,}{marks.get('mult_adds', '')}", format_error_interval(_possible(row.error)),
+            f"{mult_adds}{marks.get('mult_adds', '')}", format_error_interval(_possible(row.error)),
             format_points_interval(row.gap), row.verdict, str(row.error.count),
         ))  # fmt: skip
     text = "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -71,17 +71,14 @@ def load_study(folder: Path) -> StudyRecord:
         The study.
 
     Raises:
-        InputError: there is neither, the journal holds no study yet, one of its lines is damaged, or the tables are of
-            another version.
+        InputError: there is neither, the journal holds no study yet, one of its lines is damaged, or the tables are
+            damaged or of another version.
     """
     if not is_study(folder):
         raise InputError(f"a study's folder must hold {JOURNAL_FILE} or {RESULTS_FILE}, but {folder} does not")
     if not (folder / JOURNAL_FILE).is_file():
         return read_tables(folder)
-    try:
-        study = fold(read_journal(folder / JOURNAL_FILE))
-    except ValueError as error:
-        raise InputError(str(error)) from error
+    study = fold(read_journal(folder / JOURNAL_FILE))
     if not study.header:
         raise InputError(f"a study's journal must begin with a study event, but {folder} has none yet")
     return study

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from lowrank.errors import InputError
 from sweeps.records.events import TERMINAL, Event, Role, Status
 from sweeps.records.names import VAL_ERROR
 
@@ -110,13 +111,22 @@ def fold(events: Iterable[Mapping[str, Any]]) -> StudyRecord:
         The study.
 
     Raises:
-        ValueError: an event is of an unknown kind.
+        InputError: an event is damaged: of an unknown kind, or without a field that its kind has.
     """
     study = StudyRecord()
     with garbage_collection_paused():
-        for event in events:
-            apply_event(study, event)
+        for number, event in enumerate(events, 1):
+            try:
+                apply_event(study, event)
+            except (AttributeError, KeyError, TypeError, ValueError) as error:
+                raise InputError(f"event {number} of the journal is damaged: {_damage(event, error)}") from error
     return study
+
+
+def _damage(event: object, error: Exception) -> str:
+    if not isinstance(event, Mapping):
+        return f"it must be a JSON object, but is {event!r}"
+    return f"it has no field {error}" if isinstance(error, KeyError) else str(error)
 
 
 @contextmanager
@@ -146,6 +156,7 @@ def apply_event(study: StudyRecord, event: Mapping[str, Any]) -> None:
         return
     kind = Event(event["event"])
     if kind is Event.STUDY:
+        _check_header(event)
         study.header, study.closed = dict(event), None
         return
     if kind is Event.CLOSED:
@@ -166,6 +177,13 @@ def apply_event(study: StudyRecord, event: Mapping[str, Any]) -> None:
     _APPLY[kind](_trial(study, event["trial"]), event)
 
 
+def _check_header(event: Mapping[str, Any]) -> None:
+    """Raise TypeError if a section of a study's header is no mapping, as a foreign file may have it."""
+    for name in ("data", "network", "references", "versions", "hardware"):
+        if not isinstance(event.get(name, {}), Mapping):
+            raise TypeError(f"{name} must be a mapping, but is {event[name]!r}")
+
+
 def _trial(study: StudyRecord, trial_id: str) -> TrialRecord:
     trial = study.trials.get(trial_id)
     if trial is None:
@@ -178,7 +196,7 @@ def _proposed(trial: TrialRecord, event: Mapping[str, Any]) -> None:
     trial.stratum = event["stratum"]
     trial.parameters = dict(event["parameters"])
     trial.specification = dict(event["specification"])
-    trial.counts = dict(event["counts"])
+    trial.counts = {name: int(count) for name, count in event["counts"].items()}
     trial.proposal = dict(event["proposal"])
     trial.point_id = event.get("point_id", "")
     trial.proposed_at = trial.proposed_at or event["time"]

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lowrank.errors import InputError
-from lowrank.utils import atomic_path
+from lowrank.utils import atomic_path, first_line
 from sweeps.records.events import Role, Status
 from sweeps.records.model import StudyRecord, TrialRecord
 from sweeps.records.names import COUNTS, EPOCH_METRICS, EPOCHS_FILE, RESULTS_FILE, STAGE_COLUMN, STAGE_METRIC_PREFIX
@@ -27,6 +27,7 @@ JSON_COLUMNS = {
     "parameters": "parameters", "aliases": "aliases", "specification": "specification", "tags": "tags",
     "notes": "notes", "notices": "notices", "attempt_log": "attempts", "proposal": "proposal", "adopted": "adopted",
 }  # fmt: skip
+LIST_FIELDS = ("aliases", "notes", "notices", "attempts")
 COPIED_COLUMNS = ("trial_id", "stratum", "reason", "proposed_at", "finished_at", "test_error")
 
 STORED_NAMES = {"packing": "placement", "runs": "sittings"}  # fields of a study whose names on disk differ
@@ -115,16 +116,29 @@ def trial_from_row(row: Mapping[str, Any]) -> TrialRecord:
 
     Returns:
         The record with its last epoch alone; the others are in the table of epochs.
+
+    Raises:
+        KeyError: a column is missing.
+        TypeError: a column holds JSON of another kind than the record's field.
+        ValueError: a column holds no JSON, or no known role or status.
     """
     trial = TrialRecord(
         **{name: row[name] for name in COPIED_COLUMNS}, role=Role(row["role"]), status=Status(row["status"]),
-        **{name: json.loads(row[column]) for column, name in JSON_COLUMNS.items()},
+        **{name: _read_json(row, column) for column, name in JSON_COLUMNS.items()},
         counts={name: row[name] for name in COUNTS if row[name] is not None},
         point_id=row["point_id"] or "", broken=row["broken"] or "",
     )  # fmt: skip
     if row["epochs"]:
         trial.epochs[row["epochs"]] = {name: row[name] for name in EPOCH_METRICS if row.get(name) is not None}
     return trial
+
+
+def _read_json(row: Mapping[str, Any], column: str) -> Any:
+    content = json.loads(row[column])
+    kind = list if JSON_COLUMNS[column] in LIST_FIELDS else dict
+    if not isinstance(content, kind):
+        raise TypeError(f"{column} must be a JSON {'list' if kind is list else 'object'}, but is {row[column]}")
+    return content
 
 
 def results_to_table(study: StudyRecord) -> pa.Table:
@@ -253,8 +267,21 @@ def read_tables(folder: Path) -> StudyRecord:
         The study.
 
     Raises:
-        InputError: the table lacks a column, because another version wrote it or it is no table of a study.
+        InputError: a table is damaged, or it lacks a column, because another version wrote it or it is no table of a
+            study.
     """
+    try:
+        return _read_tables(folder)
+    except InputError:
+        raise
+    except (KeyError, TypeError, AttributeError, ValueError, OSError) as error:  # pyarrow's are among them
+        raise InputError(
+            f"{RESULTS_FILE} or {EPOCHS_FILE} of {folder} is damaged ({first_line(error)}); if the study still has its "
+            f"journal, `python -m sweeps.tracking {folder}` writes them again"
+        ) from error
+
+
+def _read_tables(folder: Path) -> StudyRecord:
     table = pq.read_table(folder / RESULTS_FILE)
     missing = [name for name in RESULTS_SCHEMA.names if name not in table.column_names]
     if missing:

@@ -13,6 +13,11 @@ from tests.support.synthetic_data import study, trial
 
 @pytest.fixture
 def proof():
+    return make_proof()
+
+
+def make_proof() -> Proof:
+    """What was measured of a trial that never was exported."""
     files = tuple(
         ExportedFile(
             network=network, kind=kind, file=f"{network}.{ending}", bytes=12_345, difference=1e-6, largest=10.0,
