@@ -1,0 +1,68 @@
+"""A space from anybody runs no code and reads no folder that its user has not allowed."""
+
+from __future__ import annotations
+
+import pytest
+
+from lowrank.errors import InputError
+from sweeps.space.parse import parse_space
+from sweeps.space.run_options import RunOptions
+from sweeps.space.trust import check_options, check_trust
+
+
+def space_with(content: dict, **sections):
+    return parse_space("small", {**content, **sections})
+
+
+@pytest.mark.parametrize(
+    "sections",
+    [
+        {"network": {"name": "mine.nets:make"}},
+        {"network": {"name": {"choice": ["resnet9", "mine.nets:make"]}}, "budget": {"params": 60_000}},
+        {
+            "teacher": {"network": "mine.nets:make", "train": {"epochs": 1}},
+            "train": {"epochs": 2, "kd_weight": 0.5},
+        },
+    ],
+    ids=["network", "searched network", "teacher"],
+)
+def test_a_network_in_the_users_code_must_be_allowed(content, sections):
+    space = space_with(content, **sections)
+    with pytest.raises(InputError, match=r"names code to run, the network 'mine.nets:make'; --allow-code allows it"):
+        check_trust(space, allow_code=False)
+    check_trust(space, allow_code=True)
+
+
+def test_networks_of_torchvision_are_not_the_users_code(content):
+    check_trust(space_with(content, network={"name": "torchvision:resnet18"}), allow_code=False)
+
+
+@pytest.mark.parametrize(("folder", "allowed"), [("sets/flowers", True), ("sets/../sets/x", True), ("other", False),
+                                                 ("sets/../other", False), ("setsuma", False)])  # fmt: skip
+def test_images_are_read_from_the_data_folder_alone(content, tmp_path, folder, allowed):
+    space = space_with(content, data={"name": f"folder:{tmp_path / folder}"})
+    if allowed:
+        check_trust(space, allow_code=False, data_dir=tmp_path / "sets")
+        return
+    with pytest.raises(InputError, match=r"which is outside the data folder .*; if you want that, name the data"):
+        check_trust(space, allow_code=False, data_dir=tmp_path / "sets")
+
+
+def test_a_link_out_of_the_data_folder_is_outside(content, tmp_path):
+    (tmp_path / "sets").mkdir()
+    (tmp_path / "sets" / "flowers").symlink_to(tmp_path)
+    space = space_with(content, data={"name": f"folder:{tmp_path / 'sets' / 'flowers'}"})
+    with pytest.raises(InputError, match="outside the data folder"):
+        check_trust(space, allow_code=False, data_dir=tmp_path / "sets")
+
+
+@pytest.mark.parametrize(
+    "options", [{"data": "folder:/elsewhere"}, {"set": ("data.name=folder:/elsewhere",)}, {"data_dir": "/elsewhere"}]
+)
+def test_data_named_on_the_command_line_are_allowed(content, tmp_path, options):
+    space = space_with(content, data={"name": "folder:/elsewhere/flowers"})
+    if "data_dir" in options:
+        options = {"data_dir": tmp_path.__class__(options["data_dir"])}
+    check_options(space, RunOptions(**options))
+    with pytest.raises(InputError, match="outside the data folder"):
+        check_options(space, RunOptions(set=("train.epochs=2",)))

@@ -1,0 +1,56 @@
+"""SIGTERM is treated as Ctrl-C, and an interruption that somebody caught is not lost."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from sweeps.utils import signals
+
+
+@pytest.fixture
+def restored() -> Iterator[None]:
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+    signals._interrupted.clear()
+    signals._sigterm_received.clear()
+
+
+@pytest.mark.parametrize(("number", "terminated"), [(signal.SIGINT, False), (signal.SIGTERM, True)])
+def test_both_signals_interrupt_and_are_remembered(restored, number, terminated):
+    signals.install_signal_handlers()
+    signals.raise_if_interrupted()  # nothing has come yet
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(number)
+    assert signals.sigterm_received() is terminated
+    with pytest.raises(KeyboardInterrupt):
+        signals.raise_if_interrupted()
+
+
+def test_installing_again_forgets_an_earlier_interruption(restored):
+    signals.install_signal_handlers()
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGTERM)
+    signals.install_signal_handlers()
+    assert not signals.sigterm_received()
+    signals.raise_if_interrupted()
+
+
+def test_sigterm_is_left_alone_where_no_handlers_were_installed(restored):
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    before = signal.getsignal(signal.SIGTERM)
+    signals.handle_sigterm()
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_thread_installs_nothing(restored):
+    before = signal.getsignal(signal.SIGINT)
+    thread = threading.Thread(target=signals.install_signal_handlers)
+    thread.start()
+    thread.join()
+    assert signal.getsignal(signal.SIGINT) is before
