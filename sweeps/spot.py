@@ -66,7 +66,11 @@ class SpotConfig:
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """Make the parser of the command line."""
+    """Make the parser of the command line.
+
+    Returns:
+        The parser.
+    """
     parser = OneLineParser(
         prog="python sweeps/spot.py",
         description="Where spot GPUs are cheapest now, whether the account may have them, and what a study would cost.",
@@ -124,7 +128,7 @@ def make_client(service: str, region: str):  # type: ignore[no-untyped-def]  # b
 
 
 def run(config: SpotConfig, client: Client) -> int:
-    """Print the offers, the cheapest that the quota allows and what a study would cost.
+    """Print the offers, the cheapest within the quota, and what a study would cost.
 
     With `--write`, put that offer into the cluster file.
 

@@ -46,7 +46,11 @@ class TeacherConfig:
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """Make the parser; its destinations are the fields of `TeacherConfig`."""
+    """Make the parser of the command line.
+
+    Returns:
+        The parser; its destinations are the fields of `TeacherConfig`.
+    """
     parser = OneLineParser(
         prog="python sweeps/teacher.py",
         description="Train a teacher with the students' loop and splits, and keep it; the same command goes on "

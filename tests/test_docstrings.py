@@ -84,12 +84,14 @@ def parameters(function: Function) -> list[str]:
 
 
 def own_nodes(function: Function) -> Iterator[ast.AST]:
-    """The nodes of a function without those of functions and classes inside it."""
+    """The nodes of a function whose errors leave it: not those of functions inside it, nor what a `try` catches."""
     stack: list[ast.AST] = list(function.body)
     while stack:
         node = stack.pop()
         yield node
-        if not isinstance(node, Function | ast.ClassDef | ast.Lambda):
+        if isinstance(node, ast.Try) and node.handlers:
+            stack.extend([*node.handlers, *node.orelse, *node.finalbody])
+        elif not isinstance(node, Function | ast.ClassDef | ast.Lambda):
             stack.extend(ast.iter_child_nodes(node))
 
 

@@ -23,7 +23,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print how every value of a field compares with one of them, and what the references reached.
+    """Print how every value of a field compares with one of them.
+
+    What the references reached is printed below.
 
     Args:
         arguments: as `add_arguments` declares them.

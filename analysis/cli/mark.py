@@ -47,7 +47,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Append a mark or a note to the journal, and bring tables, pictures and MLflow up to date.
+    """Append a mark or a note to the journal, and refresh what was made from it.
+
+    That is: tables, pictures, and the study in MLflow.
 
     Args:
         options: as `add_arguments` declares them.

@@ -85,7 +85,7 @@ class _Entry:
 
 
 def heat_maps(study: StudyRecord) -> list[HeatMap]:
-    """Return the maps of each method for which numbers of dimensions and rank scales were searched.
+    """Return the maps of each method whose dimensions and rank scales were searched.
 
     Args:
         study: the records.

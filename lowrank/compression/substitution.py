@@ -49,7 +49,7 @@ class SubstitutionReport:
 def substitute(
     network: nn.Module, method: Method, image_shape: ImageShape, keep: Sequence[str] = (), *, linear: bool = False
 ) -> SubstitutionReport:
-    """Replace every eligible convolution of a network, in place, by the method's layer for its shape.
+    """Replace every eligible convolution, in place, by the method's layer.
 
     Unchanged stay: the first convolution, grouped convolutions, linear maps (unless `linear` or the network itself asks
     for them), attention, and modules whose names match `keep` or the network's own patterns. New layers have initial

@@ -45,7 +45,9 @@ class AugmentationDraws(NamedTuple):
 
 
 def normaliser(mean: Sequence[float], std: Sequence[float], device: torch.device | str = "cpu") -> Normaliser:
-    """Make a Normaliser from the mean and deviation of each channel, without a copy to the device.
+    """Make a Normaliser from the mean and deviation of each channel.
+
+    Nothing is copied from the CPU to the device.
 
     Args:
         mean: of each channel, in units of 0..1.

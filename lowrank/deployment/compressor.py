@@ -194,7 +194,15 @@ class _Variant:
 class Compressor:
     """Compresses one network to several budgets from one calibration.
 
-    Args: see `compress_network`.
+    Args:
+        network: the trained network, any `nn.Module` from images (B, C, H, W) to logits (B, K); unchanged.
+        batches: calibration images, or pairs of images and labels, as the network takes them; not more of them are
+            read than `calibration` asks for. Labels only serve to print errors.
+        keep: shell-style patterns of names of layers that stay as they are.
+        only: patterns of the layers that alone may be replaced.
+        calibration: how many images are used.
+        validation: images and labels that choose among variants; by default a part of the calibration images.
+        progress: called with one line for each step.
 
     Raises:
         InputError: the network has nothing that can be replaced, or there are no images.
@@ -235,7 +243,20 @@ class Compressor:
     def compress(
         self, budget: float | Mapping[str, float], *, method: str = "auto", allocation: str = "auto"
     ) -> Compressed:
-        """Compress to one budget; arguments, result and errors as of `compress_network`."""
+        """Make a copy of the network within one budget.
+
+        Args:
+            budget: share of all parameters that may remain, in (0, 1]; or shares of "params" and "mult_adds".
+            method: one of METHODS, or "auto".
+            allocation: "energy", "sensitivity" or "auto".
+
+        Returns:
+            The smaller network with its counts and errors.
+
+        Raises:
+            InfeasibleError: the network cannot be that small; the least possible size is named.
+            InputError: a setting is wrong.
+        """
         begin = time.perf_counter()
         if method != "auto" and method not in METHODS:
             raise unknown("method", method, ("auto", *METHODS))

@@ -241,11 +241,11 @@ class ProjectedAttention(nn.Module):
 
 
 def project_attention(network: nn.Module) -> int:
-    """Replace, in place, each plain attention of a network by one with projections of its own.
+    """Replace each plain attention of a network by one with projections of its own.
 
-    Left as they are: subclasses of `nn.MultiheadAttention`, attention with hooks, with parameters that other modules
-    share or with weights that are computed from other parameters. The fused kernels of transformer encoders are
-    switched off; see `disable_fused_encoders`.
+    The network is changed in place. Left as they are: subclasses of `nn.MultiheadAttention`, attention with hooks, with
+    parameters that other modules share or with weights that are computed from other parameters. The fused kernels of
+    transformer encoders are switched off; see `disable_fused_encoders`.
 
     Args:
         network: is changed; a module that stands under several names is replaced by one under each of them.

@@ -28,7 +28,13 @@ TAPS = 3
 
 
 class LearnedPositions(nn.Module):
-    """Adds a learned vector to each patch: (B, H', W', D) -> the same."""
+    """Adds a learned vector to each patch: (B, H', W', D) -> the same.
+
+    Args:
+        height: H', patches in a column.
+        width: W', patches in a row.
+        features: D, numbers of a patch.
+    """
 
     def __init__(self, height: int, width: int, features: int):
         super().__init__()

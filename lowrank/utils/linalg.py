@@ -7,9 +7,10 @@ from torch import Tensor
 
 
 def robust_svd(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Compute the thin SVD of a matrix, on its device if some driver there takes it, else by way of the CPU.
+    """Compute the thin SVD of a matrix, at last on the CPU.
 
-    On an H200, cusolver's gesvdj refused matrices with CUSOLVER_STATUS_INVALID_VALUE (November 2026).
+    It is computed on the matrix's device if some driver there takes it. On an H200, cusolver's gesvdj refused matrices
+    with CUSOLVER_STATUS_INVALID_VALUE (November 2026).
 
     Args:
         matrix: (M, N).
@@ -32,13 +33,13 @@ def robust_svd(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def robust_eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """Compute eigenvalues (ascending) and eigenvectors of a symmetric matrix, at last on the CPU.
+    """Compute eigenvalues and eigenvectors of a symmetric matrix, at last on the CPU.
 
     Args:
         matrix: (M, M); only its symmetric part counts.
 
     Returns:
-        Eigenvalues (M) and eigenvectors (M, M) in columns, on the device of `matrix`.
+        Eigenvalues (M), ascending, and eigenvectors (M, M) in columns, on the device of `matrix`.
 
     Raises:
         torch.linalg.LinAlgError: the CPU cannot decompose it either.

@@ -54,10 +54,11 @@ class PreparedTrial:
 
 
 class Search:
-    """Gives trials to launch one at a time, and keeps the study's record and journal up to date.
+    """Gives trials to launch one at a time, and keeps the study's records up to date.
 
-    `prepare` may run in a thread of its own (sweeps.search.prefetch). No other method asks the proposer for new points,
-    and `prepare` writes nothing to the journal.
+    The records are its journal and what follows from it. `prepare` may run in a thread of its own
+    (sweeps.search.prefetch). No other method asks the proposer for new points, and `prepare` writes nothing to the
+    journal.
     """
 
     def __init__(

@@ -94,7 +94,7 @@ def space_from_options(options: RunOptions) -> Space:
 
 
 def for_each_study(action: Callable[[Space, RunOptions], int], options: RunOptions) -> int:
-    """Call a function for the space that `--space` names, or for every study of a series.
+    """Call a function for the space of `--space`, or for every study of a series.
 
     Args:
         action: called with a space and the options, in a series with the study's name; returns an exit code.

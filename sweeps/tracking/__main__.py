@@ -66,7 +66,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """Make the parser of the command line."""
+    """Make the parser of the command line.
+
+    Returns:
+        The parser.
+    """
     description = (__doc__ or "").partition("\n")[0].partition(": ")[2]
     parser = OneLineParser(prog="python -m sweeps.tracking", description=description)
     parser.add_argument("study_dir", type=Path, help="folder of the study, with its journal")

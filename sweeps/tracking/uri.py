@@ -31,7 +31,7 @@ def default_tracking_uri(study_dir: Path) -> str:
 
 
 def check_tracking_uri(uri: str) -> None:
-    """Check that a store's address is valid and that the store answers, before a study starts.
+    """Check, before a study starts, that its store's address is valid and answers.
 
     A server or database has `CONNECT_TIMEOUT` to answer.
 

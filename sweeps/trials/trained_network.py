@@ -55,7 +55,9 @@ def check_fingerprint(path: Path, expected: str) -> None:
 def load_trained_network(
     settings: NetworkSettings, path: Path, data: ImageData, *, seed: int = 0, allow_new_head: bool = False
 ) -> tuple[nn.Module, WeightReport]:
-    """Build a dense network and put the weights of a file into it; torch's generators stay as they are.
+    """Build a dense network and put the weights of a file into it.
+
+    Torch's generators stay as they are.
 
     Args:
         settings: of the network; names of trained weights in them are not used.
@@ -77,7 +79,7 @@ def load_trained_network(
 
 
 def check_start(space: Space, data: ImageData) -> list[str]:
-    """Check before a study begins that the file which trials start from fits the space's network.
+    """Check that the file which trials start from fits the space's network.
 
     Args:
         space: what is searched.

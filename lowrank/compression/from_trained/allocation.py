@@ -68,7 +68,7 @@ def _geometric(limit: int, steps: int) -> list[int]:
 
 
 def energy_candidates(layer: Layer, method: WholeKernelMethod, problems: Sequence[Problem]) -> list[Candidate]:
-    """The candidates of a layer with the share of the outputs' variance that each misses, from cheap to dear.
+    """Return a layer's candidates, each with the share of variance that it misses.
 
     Args:
         layer: the layer.
@@ -76,7 +76,8 @@ def energy_candidates(layer: Layer, method: WholeKernelMethod, problems: Sequenc
         problems: one least-squares problem a group, on the dense network's own inputs.
 
     Returns:
-        The candidates that no other beats in parameters and error, the dense layer last.
+        The candidates that no other beats in parameters and error (the share of the outputs' variance), from cheap to
+        expensive, the dense layer last.
     """
     candidates = [dense_candidate(layer)]
     energy = max(sum(problem.energy for problem in problems), 1e-300)
@@ -107,7 +108,15 @@ def _tucker_errors(layer: Layer, problems: Sequence[Problem]) -> dict[tuple[int,
 
 
 def efficient(candidates: Iterable[Candidate], axis: int = 0) -> list[Candidate]:
-    """The candidates that no cheaper one equals in error, from cheap to dear."""
+    """Return the candidates that no cheaper one equals in error.
+
+    Args:
+        candidates: of one layer.
+        axis: which of a candidate's costs counts.
+
+    Returns:
+        The candidates, from cheap to expensive.
+    """
     front: list[Candidate] = []
     for candidate in sorted(candidates, key=lambda one: (one.costs[axis], one.error)):
         if not front or candidate.error < front[-1].error:
@@ -223,7 +232,15 @@ def measured_candidates(candidates: Sequence[Candidate], measured: Mapping[int, 
 
 
 def probe_places(candidates: Sequence[Candidate], count: int) -> list[int]:
-    """Places of candidates to measure: spread evenly over the logarithm of the missed energy, the dense layer not."""
+    """Choose the candidates to measure.
+
+    Args:
+        candidates: of one layer.
+        count: how many to measure.
+
+    Returns:
+        Their indices, spread evenly over the logarithm of the missed energy; the dense layer is not measured.
+    """
     usable = [place for place, one in enumerate(candidates) if one.choice is not None]
     if len(usable) <= count:
         return usable
@@ -233,6 +250,14 @@ def probe_places(candidates: Sequence[Candidate], count: int) -> list[int]:
 
 
 def divergence(logits: torch.Tensor, reference: torch.Tensor) -> float:
-    """The mean Kullback-Leibler divergence (nats) of the reference's classes from those of `logits`, both (B, C)."""
+    """Return the mean Kullback-Leibler divergence between two predictions.
+
+    Args:
+        logits: (B, C).
+        reference: (B, C).
+
+    Returns:
+        In nats, of the reference's class probabilities from those of `logits`.
+    """
     ours, theirs = logits.double().log_softmax(1), reference.double().log_softmax(1)
     return float((theirs.exp() * (theirs - ours)).sum(1).mean())

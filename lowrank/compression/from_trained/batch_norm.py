@@ -15,9 +15,10 @@ from lowrank.compression.from_trained.in_order import Batches
 
 @torch.no_grad()
 def reestimate_batch_norms(network: nn.Module, batches: Batches) -> nn.Module:
-    """Copy a network and replace the running statistics of its batch norms by those of calibration images.
+    """Copy a network and estimate the statistics of its batch norms again.
 
-    Only the batch norms run in training mode; dropout and all other modules run in evaluation mode.
+    The running statistics become those of calibration images. Only the batch norms run in training mode; dropout and
+    all other modules run in evaluation mode.
 
     Args:
         network: is not changed.

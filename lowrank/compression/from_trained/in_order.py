@@ -22,7 +22,10 @@ Batches = Callable[[], Iterator[Tensor]]
 
 @dataclass(frozen=True)
 class Layer:
-    """A layer that may be replaced: its name, its shape, whether it is a linear map, its runs in one forward pass."""
+    """A layer that may be replaced.
+
+    It has its name, its shape, whether it is a linear map, and how often it runs in one forward pass.
+    """
 
     name: str
     shape: ConvShape
@@ -32,7 +35,10 @@ class Layer:
 
 @dataclass(frozen=True)
 class Choice:
-    """What a layer becomes: factors of a method at these ranks of one group; None leaves it dense."""
+    """What a layer becomes: factors of a method at these ranks of one group.
+
+    None leaves the layer dense.
+    """
 
     method: WholeKernelMethod
     ranks: tuple[int, ...]
@@ -104,7 +110,14 @@ def make_layer_problems(plain: Plain, layer: Layer, choice: Choice | None, momen
 
 
 def kernel_of(plain: Plain) -> Tensor:
-    """The weight of a layer as (O, I / g, KH, KW)."""
+    """Return the weight of a layer as the kernel of a convolution.
+
+    Args:
+        plain: a convolution or a linear map.
+
+    Returns:
+        (O, I / g, KH, KW); of a linear map (O, I, 1, 1).
+    """
     return plain.weight if plain.weight.dim() == 4 else plain.weight[:, :, None, None]
 
 
@@ -147,7 +160,13 @@ def fit_layer(
 
 
 def replace_module(network: nn.Module, name: str, module: nn.Module) -> None:
-    """Put `module` in the place of the module `name`, under each of the names that it has."""
+    """Replace a module of a network, under each of the names that it has.
+
+    Args:
+        network: is changed.
+        name: of the module that is replaced.
+        module: takes its place.
+    """
     old = network.get_submodule(name)
     for parent in list(network.modules()):
         for child_name, child in list(parent._modules.items()):

@@ -171,12 +171,29 @@ def _shape(module: nn.Module, x: Tensor, y: Tensor) -> ConvShape:
 
 
 def count_mult_adds(network: nn.Module, image: Tensor) -> int:
-    """Count the mult-adds that a network runs for one image (1, C, H, W)."""
+    """Count the mult-adds that a network runs for one image.
+
+    Args:
+        network: in any mode.
+        image: (1, C, H, W).
+
+    Returns:
+        The mult-adds of its convolutions and linear maps.
+    """
     return _Run(network, image).mult_adds
 
 
 def layer_named(network: nn.Module, name: str, image: Tensor) -> Layer:
-    """One convolution or linear map of a network by name, whether or not it may be replaced."""
+    """Return one convolution or linear map, whether or not it may be replaced.
+
+    Args:
+        network: in any mode.
+        name: of the module.
+        image: (1, C, H, W), on which the network runs once.
+
+    Returns:
+        The layer.
+    """
     run = _Run(network, image)
     return Layer(name, run.shapes[name], isinstance(network.get_submodule(name), nn.Linear), run.calls[name])
 

@@ -140,9 +140,18 @@ class _ReachedError(Exception):
 
 @torch.no_grad()
 def layer_calls(network: nn.Module, layer: nn.Module, images: Tensor, calls: int = 1) -> list[tuple[Tensor, Tensor]]:
-    """Run `network` on images until `layer` has run `calls` times; its inputs and outputs, call by call.
+    """Run a network until a layer has run, and return the layer's inputs and outputs.
 
     The rest of the network does not run. A layer that is used twice in one pass has two calls.
+
+    Args:
+        network: which has the layer.
+        layer: whose calls are recorded.
+        images: (B, C, H, W).
+        calls: after how many the run ends.
+
+    Returns:
+        Input and output of each call.
     """
     seen: list[tuple[Tensor, Tensor]] = []
 

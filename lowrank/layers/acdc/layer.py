@@ -34,9 +34,9 @@ MAX_LAYERS = 256
 
 
 class ACDC(SeparableMethod):
-    """Depthwise K x K and a pointwise map of `layers` layers (the study's "ACDC n" ran n - 1).
+    """Depthwise K x K and a pointwise map of `layers` layers.
 
-    The map has 2 * N * L parameters.
+    The map has 2 * N * L parameters. What the study called "ACDC n" has n - 1 layers.
     """
 
     largest: ClassVar[int] = MAX_LAYERS

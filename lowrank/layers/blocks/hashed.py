@@ -61,7 +61,10 @@ class _HashedMethod(Method):
 
 
 class HashedFull(_HashedMethod):
-    """The K x K convolution with trunc(K*K*I*O*x) distinct weights; takes the mult-adds of the dense one."""
+    """The K x K convolution with trunc(K*K*I*O*x) distinct weights.
+
+    It takes the mult-adds of the dense one.
+    """
 
     name: Literal["hashed_full"] = "hashed_full"
 
@@ -110,10 +113,11 @@ class Hashed(_HashedMethod):
 
 
 class HashedBoth(_HashedMethod):
-    """Depthwise and pointwise parts both hashed, a pointwise convolution with a depthwise 1 x 1 in front.
+    """Depthwise and pointwise parts, both hashed.
 
-    B = trunc((I*O + K*K*I [K>1]) * x) entries are shared in proportion to K*K*I and I*O, each share cut to a whole
-    number. With `bias`, as in the study (11-16 December 2018, x = 0.1), both parts have one.
+    A pointwise convolution has a depthwise 1 x 1 in front. B = trunc((I*O + K*K*I [K>1]) * x) entries are shared in
+    proportion to K*K*I and I*O, each share cut to a whole number. With `bias`, as in the study (11-16 December 2018, x
+    = 0.1), both parts have one.
     """
 
     name: Literal["hashed_both"] = "hashed_both"

@@ -38,9 +38,9 @@ def divisors(n: int) -> tuple[int, ...]:
 
 
 class Shuffle(Method):
-    """Replaces the whole K x K convolution, in G groups: the largest number <= `groups` that divides I, O and M.
+    """Replaces the whole K x K convolution, in G groups.
 
-    The layer has I*M/G + K*K*M + M*O/G parameters.
+    G is the largest number <= `groups` that divides I, O and M. The layer has I*M/G + K*K*M + M*O/G parameters.
     """
 
     name: Literal["shuffle"] = "shuffle"

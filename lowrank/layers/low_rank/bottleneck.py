@@ -22,9 +22,9 @@ from lowrank.layers.factored import FactoredMap, align
 
 
 class Bottleneck(SeparableMethod):
-    """Depthwise K x K and two pointwise maps through r = trunc(x * max(I, O)) channels.
+    """Depthwise K x K and two pointwise maps through r channels.
 
-    The maps have r * (I + O) parameters and take as many mult-adds a position.
+    With r = trunc(x * max(I, O)) the maps have r * (I + O) parameters and take as many mult-adds a position.
     """
 
     scale: ClassVar[str] = "rank_scale"

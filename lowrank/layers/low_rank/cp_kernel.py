@@ -22,7 +22,7 @@ RIDGE = 1e-6
 
 
 class CPKernel(WholeKernelMethod):
-    """1 x 1 to R channels, a depthwise KH x 1 and a depthwise 1 x KW convolution, 1 x 1 to O."""
+    """1 x 1 to R channels, depthwise KH x 1, depthwise 1 x KW, 1 x 1 to O."""
 
     rank_names: ClassVar[tuple[str, ...]] = ("rank",)
 

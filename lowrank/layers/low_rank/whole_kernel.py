@@ -77,12 +77,13 @@ def spatial(name: str, in_channels: int, out_channels: int, shape: ConvShape, ar
 
 
 class WholeKernelMethod(Method):
-    """Settings of a chain of convolutions (stages) that replaces a convolution or a linear map.
+    """Settings of a chain of convolutions that replaces a convolution or a linear map.
 
-    `rank_scale` sets every rank to max(1, round(rank_scale * largest useful rank)). `ranks` gives them explicitly
-    instead, for one group and in the order of `rank_names`. The last stage has a bias if the dense layer has one, or if
-    `bias` is true: a fit to calibration data centres the outputs and needs a bias for their mean. Where the chain would
-    have at least as many parameters or mult-adds as the dense layer, the layer stays dense.
+    Each convolution of the chain is a stage. `rank_scale` sets every rank to max(1, round(rank_scale * largest useful
+    rank)). `ranks` gives them explicitly instead, for one group and in the order of `rank_names`. The last stage has a
+    bias if the dense layer has one, or if `bias` is true: a fit to calibration data centres the outputs and needs a
+    bias for their mean. Where the chain would have at least as many parameters or mult-adds as the dense layer, the
+    layer stays dense.
     """
 
     scale: ClassVar[str] = "rank_scale"
