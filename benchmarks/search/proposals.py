@@ -98,7 +98,7 @@ def run(options: Options) -> Measurement:
         search = Search(space, resolver, proposer, journal, StudyRecord())
         stratum = resolver.strata[0]
         _past(search, stratum, past)
-        _timed(proposer._study(stratum.label))
+        _timed(proposer.optuna_study(stratum.label))
         totals, by_optuna = [], []
         for turn in range(count + 2):
             _SPENT.clear()

@@ -47,7 +47,15 @@ class OptunaProposer:
         self._live: dict[tuple[str, int], optuna.Trial] = {}  # asked for by this process, not told yet
         self._to_enqueue: dict[str, list[int]] = {}  # stratum -> indices of its points in `search.enqueue`
 
-    def _study(self, label: str) -> optuna.Study:
+    def optuna_study(self, label: str) -> optuna.Study:
+        """Open the Optuna study of a stratum, once; made if it is missing.
+
+        Args:
+            label: of the stratum.
+
+        Returns:
+            The study, with the sampler that the space names.
+        """
         if label not in self._studies:
             objectives = len(self.space.search.objectives)
             study = optuna.create_study(
@@ -64,7 +72,7 @@ class OptunaProposer:
 
     def ask(self, stratum: Stratum, *, explore: bool = False) -> Proposal | None:
         """Propose a point: an enqueued one first, then the sampler's (see `Proposer.ask`)."""
-        study = self._study(stratum.label)
+        study = self.optuna_study(stratum.label)
         if (index := self._next_enqueued(stratum, study)) is not None:
             study.enqueue_trial(self.space.search.enqueue[index], user_attrs={ENQUEUED_ATTRIBUTE: index})
         elif self.space.search.sampler == "qmc":
@@ -100,7 +108,7 @@ class OptunaProposer:
 
     def reask(self, stratum: Stratum, point: dict[str, Value], handle: Handle) -> Proposal:
         """Propose the same point under a new handle (see `Proposer.reask`)."""
-        study = self._study(stratum.label)
+        study = self.optuna_study(stratum.label)
         study.enqueue_trial(point)
         return self._suggest(stratum, study.ask())
 
@@ -110,7 +118,7 @@ class OptunaProposer:
 
     def tell(self, handle: Handle, outcome: Outcome) -> None:
         """Report the outcome of a proposal to the stratum's study (see `Proposer.tell`)."""
-        study = self._study(handle["study"])
+        study = self.optuna_study(handle["study"])
         number = int(handle["number"])
         trial = self._live.pop((handle["study"], number), None)
         stored = study.get_trials(deepcopy=False)[number]
@@ -156,7 +164,7 @@ class OptunaProposer:
             False where the point does not belong to the stratum or is there already.
         """
         domains = self.points.point_domains(point, stratum)
-        study = self._study(stratum.label)
+        study = self.optuna_study(stratum.label)
         if domains is None or any(
             trial.user_attrs.get(SOURCE_ATTRIBUTE) == source for trial in study.get_trials(deepcopy=False)
         ):
@@ -181,7 +189,7 @@ class OptunaProposer:
         Args:
             source: the name of the earlier trial.
         """
-        for study in map(self._study, optuna.get_all_study_names(self._storage)):
+        for study in map(self.optuna_study, optuna.get_all_study_names(self._storage)):
             self._storage.hide(storage_study_id(study), source)
 
     def open_handles(self) -> list[Handle]:
@@ -191,7 +199,7 @@ class OptunaProposer:
         """
         handles = []
         for name in optuna.get_all_study_names(self._storage):
-            study = self._study(name)
+            study = self.optuna_study(name)
             while study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
                 study.ask()  # queued by a driver that was killed before it asked: must not be proposed any more
             trials = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
@@ -200,7 +208,7 @@ class OptunaProposer:
 
     def hide(self, handle: Handle, trial_id: str) -> None:
         """Learn nothing from a proposal and repeats of it (see `Proposer.hide`)."""
-        study = self._study(handle["study"])
+        study = self.optuna_study(handle["study"])
         self._storage.hide(storage_study_id(study), trial_id, int(handle["number"]))
 
 

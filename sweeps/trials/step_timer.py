@@ -65,7 +65,7 @@ class StepTimer:
         built = json.dumps([network.model_dump(mode="json"), plan.signature(sized), self.batch, self.device])
         key = hashlib.sha256(built.encode()).hexdigest()[:16]
         if key not in self._times:
-            self._times[key] = self._measure(network, plan, sized)
+            self._times[key] = self.measure(network, plan, sized)
             self._write()
         return self._times[key]
 
@@ -73,7 +73,17 @@ class StepTimer:
         if self._path is not None and self._path.parent.is_dir() and self._times:
             write_text(self._path, json.dumps(self._times, indent=1))
 
-    def _measure(self, network: NetworkSettings, plan: NetworkPlan, sized: SizedMethod) -> float:
+    def measure(self, network: NetworkSettings, plan: NetworkPlan, sized: SizedMethod) -> float:
+        """Measure the step of a network, whether or not it was measured before.
+
+        Args:
+            network: the network.
+            plan: of the network.
+            sized: what it is built with.
+
+        Returns:
+            Milliseconds of the fastest step.
+        """
         student = build_student(network, plan, sized, self.image_shape, self.classes, seed=0).to(self.device)
         student.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         images = torch.randn(self.batch, *self.image_shape, device=self.device)

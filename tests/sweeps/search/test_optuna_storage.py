@@ -58,7 +58,7 @@ def values(search: Search) -> dict[tuple[str, int], float]:
     assert isinstance(proposer, OptunaProposer)
     found = {}
     for stratum in search.strata:
-        study = proposer._study(stratum.label)
+        study = proposer.optuna_study(stratum.label)
         for trial in study.get_trials(states=(TrialState.COMPLETE,)):
             found[stratum.label, trial.number] = trial.value
     return found

@@ -75,7 +75,7 @@ def test_every_sampler_launches_each_trial_once_and_hears_of_all(small, open_sea
     assert roles.count(Role.REPEAT) > 0
     assert search.proposer.open_handles() == []
     for stratum in search.strata:
-        told = [t.value for t in search.proposer._study(stratum.label).get_trials() if t.value is not None]
+        told = [t.value for t in search.proposer.optuna_study(stratum.label).get_trials() if t.value is not None]
         assert len(told) >= 7
 
 
@@ -180,7 +180,7 @@ def test_an_earlier_study_warms_the_sampler_up_once(small, open_search, digits, 
     resolver = Resolver(space, digits)
     proposer = OptunaProposer(space, tmp_path / "later", resolver.points)
     assert warm_start(proposer, resolver, earlier) == ["warm start from study: 4 of 4 ended trials taken over"]
-    values = [t.value for stratum in resolver.strata for t in proposer._study(stratum.label).get_trials()]
+    values = [t.value for stratum in resolver.strata for t in proposer.optuna_study(stratum.label).get_trials()]
     assert sorted(values) == [4.0, 5.0, 6.0, 7.0]
     assert warm_start(proposer, resolver, earlier)[0].startswith("warm start from study: 0 of 4 ended trials")
 

@@ -13,7 +13,7 @@ from sweeps.space.points import Points
 
 
 def trials_of(proposer: OptunaProposer, label: str) -> list[optuna.trial.FrozenTrial]:
-    return proposer._study(label).get_trials(deepcopy=False)
+    return proposer.optuna_study(label).get_trials(deepcopy=False)
 
 
 @pytest.fixture
@@ -106,7 +106,7 @@ def test_asking_again_gives_the_same_point_under_a_new_number(proposer, resolver
 def test_a_point_queued_but_never_asked_for_is_not_handed_out_later(proposer, space, resolver, tmp_path):
     stratum = resolver.strata[0]
     point = proposer.ask(stratum).point
-    proposer._study(stratum.label).enqueue_trial(point)  # killed here
+    proposer.optuna_study(stratum.label).enqueue_trial(point)  # killed here
     later = OptunaProposer(space, tmp_path)
     for handle in later.open_handles():
         later.tell(handle, Outcome(OutcomeKind.LOST))

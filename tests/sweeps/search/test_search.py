@@ -174,7 +174,7 @@ def test_an_end_that_the_sampler_never_heard_of_is_told_on_resume(space, open_se
     finish(first, trial.trial_id, error=3.5)
 
     second = open_search(space)
-    study = second.proposer._study(trial.stratum)
+    study = second.proposer.optuna_study(trial.stratum)
     assert [found.value for found in study.get_trials(deepcopy=False)] == [3.5]
 
 
@@ -182,7 +182,7 @@ def test_a_diverged_trial_ends_and_the_sampler_learns_of_it(search):
     search.next()
     trial = search.next()
     search.finish(trial.trial_id, Status.DIVERGED, "training loss nan in epoch 1, step 3")
-    study = search.proposer._study(trial.stratum)
+    study = search.proposer.optuna_study(trial.stratum)
     assert [found.state.name for found in study.get_trials(deepcopy=False)] == ["PRUNED"]
     assert search.record.trials[trial.trial_id].reason.endswith("step 3")
 
@@ -210,7 +210,7 @@ def test_the_sampler_is_shown_what_no_share_holds_as_infeasible(search):
     trial = search.next()
     search.finish(trial.trial_id, Status.OUT_OF_MEMORY, "no memory")
     handle = search.record.trials[trial.trial_id].proposal
-    stored = search.proposer._study(handle["study"]).get_trials(deepcopy=False)[handle["number"]]
+    stored = search.proposer.optuna_study(handle["study"]).get_trials(deepcopy=False)[handle["number"]]
     assert stored.state is TrialState.PRUNED
     assert any("feasible" in key and value > 0 for key, value in stored.system_attrs.items())
 

@@ -128,7 +128,7 @@ def test_a_window_that_is_missed_is_infeasible_with_the_nearest_size(digits):
 def test_a_network_whose_step_is_too_slow_is_infeasible_and_measured_once(digits, tmp_path, monkeypatch):
     resolver = made(digits, budget={"params": 10_000, "step_ms": 5.0}, method={"name": "bottleneck"})
     taken = [4.0, 7.5]
-    monkeypatch.setattr(resolver.step_timer, "_measure", lambda *_: taken.pop(0))
+    monkeypatch.setattr(resolver.step_timer, "measure", lambda *_: taken.pop(0))
     resolver.step_timer.use_folder(tmp_path)
     assert resolver.resolve({}).counts["step_us"] == 4000
     assert resolver.resolve({}).counts["step_us"] == 4000
@@ -137,7 +137,7 @@ def test_a_network_whose_step_is_too_slow_is_infeasible_and_measured_once(digits
     assert caught.value.excess == 2.5
     again = made(digits, budget={"params": 10_000, "step_ms": 5.0}, method={"name": "bottleneck"})
     again.step_timer.use_folder(tmp_path)
-    monkeypatch.setattr(again.step_timer, "_measure", lambda *_: pytest.fail("measured twice"))
+    monkeypatch.setattr(again.step_timer, "measure", lambda *_: pytest.fail("measured twice"))
     assert again.resolve({}).counts["step_us"] == 4000
 
 

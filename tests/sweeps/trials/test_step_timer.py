@@ -23,7 +23,7 @@ def measured(monkeypatch) -> list[object]:
         networks.append(sized)
         return float(len(networks))
 
-    monkeypatch.setattr(StepTimer, "_measure", measure)
+    monkeypatch.setattr(StepTimer, "measure", measure)
     return networks
 
 
