@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import cycle, pairwise
 from pathlib import Path
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-LITERAL_TEXT = {"text.parse_math": False}  # settings of matplotlib: a question with two "$" is no formula
 MARKER_PIXELS, STOPPED_MARKER_PIXELS = 7.0, 2.0  # radii
 
 
@@ -36,6 +36,13 @@ class Layout:
 
 
 WIDE, NARROW = Layout(title=False), Layout(width=4.4, height=5.2, columns=2, title=False)  # of a page: screen, phone
+
+
+def literal_text() -> AbstractContextManager[None]:
+    """Let matplotlib draw texts as they are: a question with two "$" is no formula."""
+    from matplotlib import rc_context
+
+    return rc_context({"text.parse_math": False})
 
 
 def write_front_picture(study: StudyRecord, points: Sequence[FrontPoint], path: Path, dpi: int = 160) -> FrontPlot:
@@ -53,12 +60,11 @@ def write_front_picture(study: StudyRecord, points: Sequence[FrontPoint], path: 
     Raises:
         ValueError: no trial was trained to its end.
     """
-    from matplotlib import rc_context
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     plot = front_plot(study, points)
-    with rc_context(LITERAL_TEXT):
+    with literal_text():
         figure = Figure(figsize=(Layout().width, Layout().height), dpi=dpi)
         FigureCanvasAgg(figure)
         draw_front(figure, plot, Layout())

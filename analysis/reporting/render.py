@@ -17,7 +17,7 @@ from multiprocessing import forkserver
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from analysis.reporting.front_figure import LITERAL_TEXT, NARROW, WIDE, Layout
+from analysis.reporting.front_figure import NARROW, WIDE, Layout, literal_text
 from analysis.reporting.svg_theme import apply_theme
 from lowrank.utils import atomic_path, usable_cores
 
@@ -126,11 +126,9 @@ def render_picture(job: DrawJob, folder: Path) -> Picture:
     Raises:
         OSError: the PNG cannot be written.
     """
-    from matplotlib import rc_context
-
     name = job.name
     png = folder / f"{name}.png"
-    with rc_context(LITERAL_TEXT):
+    with literal_text():
         figure, fixed = _draw(job, replace(WIDE, height=job.height))
         with atomic_path(png) as temporary:
             figure.savefig(temporary, format="png", dpi=DPI)
