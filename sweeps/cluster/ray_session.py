@@ -47,6 +47,7 @@ def connect(address: str | None, cpus: int | None = None) -> None:
             f"no Ray cluster answers at {address!r} ({first_line(error)}); give `auto`, HOST:PORT, or leave --address "
             "out"
         ) from error
+    handle_sigterm()  # Ray's core has set a handler of its own, which ends the process without a word
 
 
 def _start_here(cpus: int | None) -> None:

@@ -66,9 +66,9 @@ def test_every_second_of_every_slot_is_accounted_for(finished):
     folder, said = finished
     found = profile_study(studies.record(folder))
     assert found is not None
-    (sitting,) = found.sittings
-    assert sitting.began < sitting.ready < sitting.trained < sitting.ended
-    assert math.fsum(found.seconds.values()) == pytest.approx(sitting.slots * (sitting.ended - sitting.began))
+    (run,) = found.runs
+    assert run.began < run.prepared < run.trained < run.ended
+    assert math.fsum(found.seconds.values()) == pytest.approx(run.slots * (run.ended - run.began))
     spent_on = {part for part, seconds in found.seconds.items() if seconds > 0}
     assert {DRIVER, WORKERS, SET_UP, STEP, VALIDATION, REPORTS, CLOSING} <= spent_on
     assert min(found.seconds.values()) >= 0

@@ -18,6 +18,12 @@ def test_that_fails_now_and_then():
 """
 
 
+@pytest.fixture(autouse=True)
+def _without_options_of_the_outer_pytest(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Options of this repository's own conftest are unknown where the runner is tried."""
+    monkeypatch.delenv("PYTEST_ADDOPTS", raising=False)
+
+
 def test_a_failure_of_one_run_is_printed_and_fails_the_command(tmp_path, capsys):
     (tmp_path / "test_two.py").write_text(TESTS)
     arguments = ["-m", "not slow", "--times", "2", "--busy", "1", "--", "-p", "no:cacheprovider", str(tmp_path)]
