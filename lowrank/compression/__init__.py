@@ -50,6 +50,7 @@ if TYPE_CHECKING:
         replace_module as replace_module,
     )
     from lowrank.compression.from_trained.layer_list import (
+        GIVES_CLASSES as GIVES_CLASSES,
         LayerList as LayerList,
         build_chains as build_chains,
         count_mult_adds as count_mult_adds,
@@ -89,7 +90,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "from_trained.batch_norm": "reestimate_batch_norms",
         "from_trained.fit": "Problem make_problems",
         "from_trained.in_order": "Choice Layer LayerFit fit_in_order fit_layer kernel_of replace_module",
-        "from_trained.layer_list": "LayerList build_chains count_mult_adds layer_named list_layers",
+        "from_trained.layer_list": "GIVES_CLASSES LayerList build_chains count_mult_adds layer_named list_layers",
         "from_trained.moments": "collect_moments layer_calls",
         "init_from_dense": "init_from_network",
         "merging": "merge",

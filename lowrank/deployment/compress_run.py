@@ -337,13 +337,13 @@ def _write(
 ) -> list[str]:
     """Write one folder, or one for each budget inside it; returns the forms that could not be written."""
     failed: list[str] = []
-    if config.out.exists():
-        shutil.rmtree(config.out)
     with atomic_folder(config.out) as folder:
         for index, outcome in enumerate(outcomes):
             place = folder if len(outcomes) == 1 else folder / folder_name(outcome)
             place.mkdir(parents=True, exist_ok=True)
             outcomes[index] = _write_one(outcome, place, config, dense, data, images, steps, failed)
+        if config.out.exists():  # with --overwrite; only now is there something to replace it by
+            shutil.rmtree(config.out)
     return failed
 
 

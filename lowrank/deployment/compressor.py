@@ -6,11 +6,13 @@ import copy
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
 
 from lowrank.compression import (
+    GIVES_CLASSES,
     Candidate,
     Choice,
     Layer,
@@ -337,16 +339,19 @@ class Compressor:
         """The divergence from the dense network when this layer alone is replaced."""
         plain = self.dense.get_submodule(layer.name)
         assert isinstance(plain, nn.Conv2d | nn.Linear)
+        reference = self._probe_reference  # of the dense network, before a layer is replaced
         module, _ = fit_layer(layer, choice, plain, self._problems[layer.name], PROBE_ROUNDS)
         replace_module(self.dense, layer.name, module)
         try:
-            images = self.calibration[:PROBE_IMAGES]
-            changed = self._logits(self.dense, images)
+            changed = self._logits(self.dense, self.calibration[:PROBE_IMAGES])
         finally:
             replace_module(self.dense, layer.name, plain)
-        if not hasattr(self, "_probe_reference"):
-            self._probe_reference = self._logits(self.dense, images)
-        return divergence(changed, self._probe_reference)
+        return divergence(changed, reference)
+
+    @cached_property
+    def _probe_reference(self) -> Tensor:
+        """The dense network's logits on the images over which rises of the loss are measured."""
+        return self._logits(self.dense, self.calibration[:PROBE_IMAGES])
 
     def _problems_of(self, layer: Layer) -> list[Problem]:
         plain = self.dense.get_submodule(layer.name)
@@ -371,7 +376,7 @@ class Compressor:
 
     def _fits_last(self) -> bool:
         """Whether the classifier, which keeps its form, is fitted again to what enters it."""
-        return self.listed.reasons.get(self.listed.last) == "it gives the classes"
+        return self.listed.reasons.get(self.listed.last) == GIVES_CLASSES
 
     def _last_layer(self) -> Layer:
         from lowrank.compression import layer_named

@@ -17,6 +17,9 @@ from lowrank.compression.trace import conv_shape, unfused_attention
 from lowrank.errors import InputError
 from lowrank.layers import ConvShape, KernelChain, WholeKernelMethod, make_method
 
+GIVES_CLASSES = "it gives the classes"
+"""Why the last layer keeps its form."""
+
 
 @dataclass(frozen=True)
 class LayerList:
@@ -82,7 +85,7 @@ def _why_kept(name: str, module: nn.Module, run: _Run, owners: Counter[int], las
     if name not in run.shapes:
         return "its weight is used without running it"
     if name == last:
-        return "it gives the classes"
+        return GIVES_CLASSES
     return _why_not_plain(module, owners) or (_why_not_factorised(module) if isinstance(module, nn.Conv2d) else "")
 
 
