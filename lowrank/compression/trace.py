@@ -23,7 +23,15 @@ from lowrank.compression.operation_counter import OperationCounter, pooling_cost
 from lowrank.compression.plan import NetworkPlan, Site
 from lowrank.errors import InputError, UncountableError
 from lowrank.layers import ConvShape, Pair, ProjectedAttention
-from lowrank.networks import DropPath, ImageShape, LearnedPositions, NetworkSettings, for_counting, make_network
+from lowrank.networks import (
+    DropPath,
+    ImageShape,
+    LearnedPositions,
+    NetworkSettings,
+    for_counting,
+    is_own_code,
+    make_network,
+)
 
 # Layers without multiplications of their own; their parameters are counted as they are.
 _FREE = (
@@ -309,7 +317,7 @@ def network_to_count(settings: NetworkSettings, image_shape: ImageShape, classes
     """
     settings = for_counting(settings)
     with torch.random.fork_rng(devices=[]):
-        if ":" in settings.name and not settings.name.startswith("torchvision:"):
+        if is_own_code(settings.name):
             return make_network(settings, image_shape, classes)
         try:
             with torch.device("meta"), _SkipInitialisation():

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from lowrank.data import ImageData
 from lowrank.errors import InputError, unknown
 from lowrank.io import load_model, read_specification
-from lowrank.networks import ImageShape, NetworkSettings, make_network
+from lowrank.networks import ImageShape, NetworkSettings, is_own_code, make_network
 from lowrank.utils import file_hash, validate_model
 
 RECORD_FILE = "teacher.json"
@@ -176,7 +176,7 @@ def find_teacher(name: str, root: Path, *, network: str | None = None) -> Teache
         raise InputError(f"no teacher {name!r} in {root}; there are: {names}; python sweeps/teacher.py trains one")
     if network is not None and teacher.network.name != network:
         raise InputError(f"the teacher {name!r} is a {teacher.network.name}, but `teacher.network` says {network}")
-    if ":" in teacher.network.name and not teacher.network.name.startswith(TORCHVISION) and network is None:
+    if is_own_code(teacher.network.name) and network is None:
         raise InputError(f"the teacher {name!r} names the network {teacher.network.name!r}, which is code of your own; "
                          "allow it by `teacher.network`")  # fmt: skip
     return replace(teacher, trusted_network=network)

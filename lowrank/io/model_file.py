@@ -31,7 +31,7 @@ from lowrank.compression import (
 from lowrank.errors import InfeasibleError, InputError, UncountableError
 from lowrank.io.tensor_file import load_tensors, save_tensors
 from lowrank.layers import Method, disable_fused_encoders, make_method, project_attention
-from lowrank.networks import ImageShape, NetworkSettings, make_network
+from lowrank.networks import ImageShape, NetworkSettings, is_own_code, make_network
 from lowrank.utils import last_line, validate_model
 
 METADATA = "lowrank_model"  # the key of the specification in the file's metadata
@@ -328,7 +328,7 @@ def parse_specification(metadata: Mapping[str, str]) -> ModelSpecification:
 
 def _check_trusted(name: str, allowed: str | None) -> None:
     """A file may not choose which module of the user's Python is imported."""
-    if ":" in name and not name.startswith("torchvision:") and name != allowed:
+    if is_own_code(name) and name != allowed:
         raise InputError(f"it names the network {name!r}, which is code of your own; allow it by `trusted_network`")
 
 

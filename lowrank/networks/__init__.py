@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         NetworkSettings as NetworkSettings,
         default_images as default_images,
         for_counting as for_counting,
+        is_own_code as is_own_code,
         make_network as make_network,
     )
     from lowrank.networks.vit import LearnedPositions as LearnedPositions
@@ -28,7 +29,9 @@ __getattr__, __dir__, __all__ = lazy_exports(
     {
         "base": "DropPath",
         "images": "ImageShape",
-        "registry": "NETWORK_FIELDS NETWORK_NAMES NetworkSettings default_images for_counting make_network",
+        "registry": (
+            "NETWORK_FIELDS NETWORK_NAMES NetworkSettings default_images for_counting is_own_code make_network"
+        ),
         "vit": "LearnedPositions",
     },
 )

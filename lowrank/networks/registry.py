@@ -176,6 +176,19 @@ def _find(name: str) -> tuple[_Entry, re.Match[str]]:
     raise unknown("network", name, NETWORK_NAMES)
 
 
+def is_own_code(name: str) -> bool:
+    """Tell whether making a network imports a module of the user's.
+
+    Args:
+        name: of the network, which may come from a file of anybody's.
+
+    Returns:
+        True for `package.module:function`, and for any other name with a colon that is not in the table.
+    """
+    makers = (entry.make for entry in _TABLE if re.fullmatch(entry.pattern, name))
+    return next((maker is _imported for maker in makers), ":" in name)
+
+
 def default_images(name: str) -> tuple[ImageShape, int]:
     """Return what a network was published for.
 

@@ -9,11 +9,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from lowrank.errors import InputError
+from lowrank.networks import is_own_code
 from sweeps.space.model import Space
 from sweeps.space.run_options import RunOptions
 
 DATA_FOLDER = Path("data")
-KNOWN_PREFIXES = ("torchvision",)  # of network names with a colon that are not the user's code
 
 
 def check_trust(space: Space, *, allow_code: bool, data_dir: Path | None = None, data_named: bool = False) -> None:
@@ -29,7 +29,7 @@ def check_trust(space: Space, *, allow_code: bool, data_dir: Path | None = None,
         InputError: the space names code, or a folder of images outside the data folder, and may not.
     """
     for name in _networks(space):
-        if _is_code(name) and not allow_code:
+        if is_own_code(name) and not allow_code:
             raise InputError(
                 f"the space names code to run, the network {name!r}; --allow-code allows it, if you trust who wrote it"
             )
@@ -41,11 +41,6 @@ def _networks(space: Space) -> list[str]:
     domain = space.domains.get("network.name")
     teacher = [space.teacher.network] if space.teacher and space.teacher.network else []
     return [space.network.name, *(str(value) for value in (domain.corners() if domain else ())), *teacher]
-
-
-def _is_code(name: str) -> bool:
-    prefix, colon, _ = name.partition(":")
-    return bool(colon) and prefix not in KNOWN_PREFIXES
 
 
 def _check_data(name: str, allowed: Path) -> None:

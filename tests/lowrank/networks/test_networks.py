@@ -15,7 +15,7 @@ from lowrank.layers import Dense, Separable
 from lowrank.networks.base import DropPath
 from lowrank.networks.darts import DARTS, FactorizedReduce
 from lowrank.networks.external import replace_head
-from lowrank.networks.registry import NetworkSettings, default_images, make_network
+from lowrank.networks.registry import NETWORK_NAMES, NetworkSettings, default_images, is_own_code, make_network
 from lowrank.networks.resnet9 import ResNet9
 from lowrank.networks.vit import Block
 
@@ -384,6 +384,14 @@ def test_errors_name_impossible_networks(own_module: str, name: str, image: tupl
 def test_errors_name_settings_that_a_network_does_not_have(own_module: str, settings: dict, message: str) -> None:
     with pytest.raises(InputError, match=message):
         make_network(NetworkSettings(**settings), (3, 32, 32), 10)
+
+
+def test_only_names_of_the_users_modules_are_code() -> None:
+    own = [name for name in (*NETWORK_NAMES, "torchvision:resnet18") if is_own_code(name.partition(" ")[0])]
+    assert own == ["package.module:function (your own)"]
+    assert is_own_code("os:abort")
+    assert is_own_code("../module:function")  # no name of the table, so it is not taken for harmless
+    assert not is_own_code("resnet99")
 
 
 def test_the_auxiliary_head_needs_images_of_32_pixels() -> None:
