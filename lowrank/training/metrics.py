@@ -128,10 +128,16 @@ class EvalMeter:
     Args:
         classes: K.
         device: of the network.
+        images: of the whole split.
+        start: position in the split of the first image that this process evaluates; the others follow it.
+
+    Attributes:
+        wrong_images: uint8 (images,), 1 where the network was wrong; it stays on the device.
     """
 
-    def __init__(self, classes: int, device: torch.device):
-        self.classes, self.count = classes, 0
+    def __init__(self, classes: int, device: torch.device, images: int, start: int = 0):
+        self.classes, self.count, self._position = classes, 0, start
+        self.wrong_images = torch.zeros(images, dtype=torch.uint8, device=device)
         self.loss, self.wrong, self.wrong5 = (torch.zeros((), dtype=torch.float64, device=device) for _ in range(3))
         self.sums, self.squares = (torch.zeros(classes, dtype=torch.float64, device=device) for _ in range(2))
 
@@ -144,7 +150,10 @@ class EvalMeter:
         """
         self.count += len(labels)
         self.loss += functional.cross_entropy(logits, labels, reduction="sum")
-        self.wrong += (logits.argmax(1) != labels).sum()
+        wrong = logits.argmax(1) != labels
+        self.wrong_images[self._position : self._position + len(labels)] = wrong
+        self._position += len(labels)
+        self.wrong += wrong.sum()
         if self.classes > TOP5_ABOVE:
             self.wrong5 += (logits.topk(5, dim=1).indices != labels[:, None]).all(1).sum()
         predicted = logits.softmax(1).double()
@@ -158,7 +167,7 @@ class EvalMeter:
             group: every process of it must call this.
         """
         count = torch.tensor([self.count], device=self.sums.device)
-        group.sum_in_place(self.loss, self.wrong, self.wrong5, self.sums, self.squares, count)
+        group.sum_in_place(self.loss, self.wrong, self.wrong5, self.sums, self.squares, count, self.wrong_images)
         self.count = int(count.item())
 
     def read(self) -> dict[str, float]:

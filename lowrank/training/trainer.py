@@ -48,6 +48,8 @@ class Trainer:
         step_losses: (steps_per_epoch,), the loss of each step of the last epoch, on the device.
         captured_epoch: replays the step as a CUDA graph; None where the recipe's engine records none. Set it to None to
             run the steps without the graph.
+        wrong_images: uint8 (images,) by split, 1 where the network was wrong when the split was last evaluated; on the
+            device, in the order of the split.
     """
 
     def __init__(
@@ -99,6 +101,7 @@ class Trainer:
         torch.backends.cudnn.benchmark = self.device.type == "cuda"  # every batch has the same shape
         self.steps_per_epoch = steps_per_epoch(data, recipe.batch_size)
         self.step_losses: Tensor = torch.zeros(0)
+        self.wrong_images: dict[str, Tensor] = {}
         self.step = TrainStep(
             self.network, objective, optimizer, scaler, ema, steps_per_epoch=self.steps_per_epoch, device=self.device,
             cache_epochs=cache_epochs, group=group,
@@ -258,7 +261,9 @@ class Trainer:
             Mean cross-entropy over samples ("loss"), top-1 error in percent ("error") and more: see EvalMeter.read.
         """
         self.network.eval()
-        meter = EvalMeter(len(self.data.classes), self.device)
+        count = len(self.data.split(split))
+        count = len(self.data.split(split))
+        meter = EvalMeter(len(self.data.classes), self.device, count, self._shard.of_range(count).start)
         with ExitStack() as stack:
             if self.step.ema is not None:
                 stack.enter_context(self.step.ema.swapped_in())
@@ -271,6 +276,7 @@ class Trainer:
                 meter.add(logits.float(), labels)
         if self.group is not None:
             meter.sum_over_processes(self.group)
+        self.wrong_images[split] = meter.wrong_images
         return meter.read()
 
     def weights(self) -> dict[str, Tensor]:

@@ -15,7 +15,7 @@ from ray.tune.stopper import Stopper
 
 from sweeps.cluster import drop_metric_statistics, trial_error
 from sweeps.execution.retries import RetryPolicy
-from sweeps.records import TERMINAL, FullDiskError, Status, Trial, is_disk_full
+from sweeps.records import TERMINAL, VAL_ERROR, FullDiskError, Role, Status, Trial, is_disk_full
 from sweeps.resources import TrialResources
 from sweeps.search import ProposalPrefetcher, Search
 from sweeps.teachers import NO_CACHE, CacheOptions
@@ -90,6 +90,7 @@ class TuneSearcher(_NoState, Searcher):
             "cache": config.cache.to_config(), "relay": self._relay,
             "processes": config.resources.share.processes, "sharing": config.resources.sharing,
             "checkpoint_seconds": self._search.space.resources.checkpoint_seconds,
+            "may_stop": trial.role is Role.SEARCH and self._search.space.search.stop != "none",
         }  # fmt: skip
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
@@ -117,6 +118,7 @@ class Recorder(_NoState, Callback):
         self._stop_reasons: dict[str, str] = getattr(scheduler, "stopped", {})
         self._retries = RetryPolicy()
         self._ended: list[RayTrial] = []
+        self._wrong_images: dict[str, str] = {}  # of the last epoch of running trials, by id
 
     def on_trial_result(
         self, iteration: int, trials: list[RayTrial], trial: RayTrial, result: dict[str, Any], **kwargs: Any
@@ -133,6 +135,9 @@ class Recorder(_NoState, Callback):
             self._search.write_notice(trial_id, text)
         if "metrics" in result:
             self._write_if_new(trial_id, result["epoch"], result["metrics"])
+            # On a GPU a repeated epoch may differ from the recorded one, and the record stays
+            recorded = self._search.record.trials[trial_id].val_error == result["metrics"][VAL_ERROR]
+            self._wrong_images[trial_id] = result.get("wrong_images", "") if recorded else ""
         if "outcome" in result:
             self._finish_or_postpone(trial_id, Status(result["outcome"]), result["reason"])
         self._config.on_change()
@@ -193,9 +198,11 @@ class Recorder(_NoState, Callback):
         self._ended.clear()
 
     def _finish(self, trial_id: str, status: Status, reason: str) -> None:
+        wrong_images = self._wrong_images.pop(trial_id, "")
         if self._search.record.trials[trial_id].status in TERMINAL:
             return
-        self._search.finish(trial_id, status, reason)
+        ended_by_rule = status in (Status.COMPLETED, Status.STOPPED)
+        self._search.finish(trial_id, status, reason, wrong_images if ended_by_rule else "")
 
 
 class TimeLimit(Stopper):

@@ -78,6 +78,10 @@ class GroupWorker:
         notices, self.notices = self.notices, []
         return self.trainer.epoch, metrics, notices
 
+    def wrong_images(self) -> dict[str, Tensor]:
+        """Return which images were wrong (see `Trainer.wrong_images`), on the CPU."""
+        return {split: wrong.cpu() for split, wrong in self.trainer.wrong_images.items()}
+
     def load_state(self, state: dict[str, Tensor]) -> int:
         """Continue from a checkpoint; returns the number of epochs done."""
         self.trainer.load_state(state)

@@ -95,6 +95,11 @@ class ProcessGroup:
             self._notify(text)
         return metrics
 
+    @property
+    def wrong_images(self) -> dict[str, Tensor]:
+        """Which images were wrong (see `Trainer.wrong_images`), on the CPU."""
+        return dict(self._call(self._pipes[:1], "wrong_images")[0])
+
     def load_state(self, state: dict[str, Tensor]) -> None:
         """Continue from a checkpoint; see `Trainer.load_state`."""
         self.epoch = self.call_all("load_state", state)[0]

@@ -27,7 +27,7 @@ from sweeps.execution.checkpoint_relay import CheckpointLocation
 from sweeps.execution.initial_weights import set_initial_weights
 from sweeps.execution.process_group import ProcessGroup
 from sweeps.execution.worker_errors import WorkerLostError, check_memory_is_back, device_lost
-from sweeps.records import VAL_ERROR, Status
+from sweeps.records import VAL_ERROR, Status, encode_wrong_images
 from sweeps.resources import PROCESSES, set_mps_environment
 from sweeps.teachers import CacheOptions, make_teacher
 from sweeps.trials import load_trial_data, make_student, make_trainer
@@ -55,6 +55,7 @@ class TrialTrainable(tune.Trainable):
         self.failure, self.attempt = None, None
         self.notices: list[str] = []  # for the user, with the next result
         self.history: list[dict[str, float]] = []  # metrics of all epochs done, so that a resumed curve has no gap
+        self.wrong_images = ""  # of the validation split after the last epoch, for the record; empty: not known
         try:
             self._begin(config)
         except Exception as error:
@@ -168,6 +169,8 @@ class TrialTrainable(tune.Trainable):
                 raise self.failure
             if not self._trained():
                 self.history.append(self._train_epoch())
+                if self._trained() or self.config.get("may_stop"):  # else no record will need them
+                    self.wrong_images = encode_wrong_images(self.trainer.wrong_images["val"].cpu().numpy())
         except LoaderHungError as error:
             raise WorkerLostError(str(error)) from error
         except DivergedError as error:
@@ -180,6 +183,7 @@ class TrialTrainable(tune.Trainable):
             raise
         report |= {"notices": list(self.notices)}
         self.notices.clear()
+        report |= {"wrong_images": self.wrong_images}
         report |= {"epoch": self.trainer.epoch, "metrics": self.history[-1], VAL_ERROR: self.history[-1][VAL_ERROR]}
         if self._trained():
             self._save_checkpoint()
@@ -239,6 +243,8 @@ class TrialTrainable(tune.Trainable):
         path = self.checkpoint_location.path
         state = self.trainer.weights() if self._trained() else self.trainer.state()
         metadata = {"trial_id": self.config["trial_id"], "history": json.dumps(self.history)}
+        if self._trained():  # the driver may be killed before it has recorded the end
+            metadata["wrong_images"] = self.wrong_images
         save_tensors(path, state, metadata, versions=MAX_CHECKPOINTS)
         self.checkpoint_location.upload()
         if self._trained():  # a finished trial needs its last weights alone
@@ -261,7 +267,7 @@ class TrialTrainable(tune.Trainable):
                 path.unlink()
                 self.trainer = self._make_trainer()
             else:
-                self.history = history
+                self.history, self.wrong_images = history, metadata.get("wrong_images", "")
                 return
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:

@@ -31,6 +31,11 @@ if TYPE_CHECKING:
         point_key as point_key,
         searched_points as searched_points,
     )
+    from sweeps.records.image_errors import (
+        decode_wrong_images as decode_wrong_images,
+        encode_wrong_images as encode_wrong_images,
+        wrong_images as wrong_images,
+    )
     from sweeps.records.journal import (
         BusyError as BusyError,
         FullDiskError as FullDiskError,
@@ -49,6 +54,7 @@ if TYPE_CHECKING:
         load_study as load_study,
     )
     from sweeps.records.model import (
+        SPLITS as SPLITS,
         StudyRecord as StudyRecord,
         TrialRecord as TrialRecord,
         apply_event as apply_event,
@@ -118,11 +124,12 @@ __getattr__, __dir__, __all__ = lazy_exports(
             "best_trials completed_trials front front_first_seeds front_settings front_trials group_by_point "
             "mean_error non_dominated_points point_key searched_points"
         ),
+        "image_errors": "decode_wrong_images encode_wrong_images wrong_images",
         "journal": (
             "BusyError FullDiskError Journal JournalReader is_disk_full locked_journal read_journal truncate_torn_line"
         ),
         "load": "STUDIES_FOLDER find_study find_trial is_study load_study",
-        "model": "StudyRecord TrialRecord apply_event fold intern_names",
+        "model": "SPLITS StudyRecord TrialRecord apply_event fold intern_names",
         "names": (
             "ARTIFACTS_FOLDER CHECKPOINT_FILE EPOCHS_FILE FRONT_PICTURE JOURNAL_FILE MACHINE_METRICS MLFLOW_FILE "
             "MODELS_FOLDER REPORT_FOLDER RESULTS_FILE SERIES_FILE SPACE_FILE SUMMARY_TABLE TRACKING_LOG_FILE "

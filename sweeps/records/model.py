@@ -20,6 +20,8 @@ from lowrank.errors import InputError
 from sweeps.records.events import TERMINAL, Event, Role, Status
 from sweeps.records.names import VAL_ERROR
 
+SPLITS = ("val", "test")  # on which trials are evaluated
+
 
 @dataclass
 class TrialRecord:
@@ -47,6 +49,7 @@ class TrialRecord:
     notes: list[str] = field(default_factory=list)
     tags: dict[str, str] = field(default_factory=dict)
     adopted: dict[str, Any] = field(default_factory=dict)  # study that trained it, its host ...; {}: this study did
+    wrong_images: dict[str, str] = field(default_factory=dict)  # by split, see sweeps.records.image_errors
 
     @property
     def ended(self) -> bool:
@@ -257,10 +260,19 @@ def _postponed(trial: TrialRecord, event: Mapping[str, Any]) -> None:
 def _finished(trial: TrialRecord, event: Mapping[str, Any]) -> None:
     trial.status, trial.reason = Status(event["status"]), event.get("reason", "")
     trial.finished_at = event["time"]
+    _set_wrong_images(trial, "val", event)
 
 
 def _tested(trial: TrialRecord, event: Mapping[str, Any]) -> None:
     trial.test_error = event["test_error"]
+    _set_wrong_images(trial, "test", event)
+
+
+def _set_wrong_images(trial: TrialRecord, split: str, event: Mapping[str, Any]) -> None:
+    """Keep the wrong images of an event beside the error that they belong to; older events have none."""
+    trial.wrong_images.pop(split, None)
+    if event.get("wrong_images"):
+        trial.wrong_images[split] = event["wrong_images"]
 
 
 def _excluded(trial: TrialRecord, event: Mapping[str, Any]) -> None:

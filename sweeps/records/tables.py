@@ -26,7 +26,9 @@ STUDY_KEY = b"study"  # key of the metadata of results.parquet
 JSON_COLUMNS = {
     "parameters": "parameters", "aliases": "aliases", "specification": "specification", "tags": "tags",
     "notes": "notes", "notices": "notices", "attempt_log": "attempts", "proposal": "proposal", "adopted": "adopted",
+    "wrong_images": "wrong_images",
 }  # fmt: skip
+NEW_COLUMNS = ("wrong_images",)  # tables of earlier versions lack them
 LIST_FIELDS = ("aliases", "notes", "notices", "attempts")
 COPIED_COLUMNS = ("trial_id", "stratum", "reason", "proposed_at", "finished_at", "test_error")
 
@@ -134,7 +136,7 @@ def trial_from_row(row: Mapping[str, Any]) -> TrialRecord:
 
 
 def _read_json(row: Mapping[str, Any], column: str) -> Any:
-    content = json.loads(row[column])
+    content = json.loads(row.get(column) or "{}") if column in NEW_COLUMNS else json.loads(row[column])
     kind = list if JSON_COLUMNS[column] in LIST_FIELDS else dict
     if not isinstance(content, kind):
         raise TypeError(f"{column} must be a JSON {'list' if kind is list else 'object'}, but is {row[column]}")
@@ -283,7 +285,7 @@ def read_tables(folder: Path) -> StudyRecord:
 
 def _read_tables(folder: Path) -> StudyRecord:
     table = pq.read_table(folder / RESULTS_FILE)
-    missing = [name for name in RESULTS_SCHEMA.names if name not in table.column_names]
+    missing = [name for name in RESULTS_SCHEMA.names if name not in (*table.column_names, *NEW_COLUMNS)]
     if missing:
         raise InputError(
             f"{folder / RESULTS_FILE} was written by another version: it has no {', '.join(missing[:5])}; if the study "

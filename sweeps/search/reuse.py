@@ -108,17 +108,17 @@ class SiblingResults:
         usable = [sibling for sibling in self.trials.get(trial_id, ()) if sibling.usable]
         return min(usable, key=lambda sibling: bool(sibling.trial.adopted), default=None)
 
-    def test_error(self, trial: TrialRecord) -> float | None:
-        """Return the test error that another study has of the same weights.
+    def tested(self, trial: TrialRecord) -> TrialRecord | None:
+        """Return the record of another study that has a test error of the same weights.
 
         Args:
             trial: a trial of this study.
 
         Returns:
-            The error in percent; None where no study has looked at the test split with these weights.
+            That study's record of the trial; None where no study has looked at the test split with these weights.
         """
-        errors = (sibling.trial.test_error for sibling in self._with_equal_weights(trial))
-        return next((error for error in errors if error is not None), None)
+        siblings = (sibling.trial for sibling in self._with_equal_weights(trial))
+        return next((sibling for sibling in siblings if sibling.test_error is not None), None)
 
     def _with_equal_weights(self, trial: TrialRecord) -> Sequence[ReusableTrial]:
         return [sibling for sibling in self.trials.get(trial.trial_id, ()) if trial.adopted or sibling.trial.adopted]

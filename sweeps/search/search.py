@@ -254,7 +254,8 @@ class Search:
             if epoch not in self.record.trials[trial_id].epochs:  # an earlier adoption may have been interrupted
                 self.write_epoch(trial_id, epoch, {name: value for name, value in metrics.items() if name != "time"})
         self.adopted.append(self.record.trials[trial_id])
-        self.finish(trial_id, sibling.trial.status, sibling.trial.reason)
+        wrong_images = sibling.trial.wrong_images.get("val", "")
+        self.finish(trial_id, sibling.trial.status, sibling.trial.reason, wrong_images)
         return True
 
     def _write_proposed(self, trial: Trial, handle: Mapping[str, Any]) -> None:
@@ -314,24 +315,29 @@ class Search:
         """Journal a trial's message to the user, one line."""
         self._write(Event.NOTICE, trial=trial_id, text=text)
 
-    def write_test_error(self, trial_id: str, error: float) -> None:
+    def write_test_error(self, trial_id: str, error: float, wrong_images: str = "") -> None:
         """Journal the test error in percent.
 
         It is measured once for each trial, after the search.
         """
-        self._write(Event.TESTED, sync=True, trial=trial_id, test_error=error)
+        fields = {"wrong_images": wrong_images} if wrong_images else {}
+        self._write(Event.TESTED, sync=True, trial=trial_id, test_error=error, **fields)
 
     def postpone(self, trial_id: str, reason: str) -> None:
         """Journal that a trial ran out of memory, and queue it for the phase with a larger share."""
         self._write(Event.POSTPONED, sync=True, trial=trial_id, reason=reason)
         self.postponed.append(_to_trial(self.record.trials[trial_id]))
 
-    def finish(self, trial_id: str, status: Status, reason: str = "") -> None:
-        """Journal a trial's end and tell the proposer; a second end of the same trial changes nothing."""
+    def finish(self, trial_id: str, status: Status, reason: str = "", wrong_images: str = "") -> None:
+        """Journal a trial's end and tell the proposer; a second end of the same trial changes nothing.
+
+        `wrong_images` are those of the last epoch on record (sweeps.records.image_errors); empty where not known.
+        """
         trial = self.record.trials[trial_id]
         if trial.status in TERMINAL:
             return
-        self._write(Event.FINISHED, sync=True, trial=trial_id, status=str(status), reason=reason)
+        fields = {"wrong_images": wrong_images} if wrong_images else {}
+        self._write(Event.FINISHED, sync=True, trial=trial_id, status=str(status), reason=reason, **fields)
         if trial.role is Role.SEARCH and trial.proposal:
             (self.report_outcome or self.proposer.tell)(trial.proposal, self._outcome(trial))
 

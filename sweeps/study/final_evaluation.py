@@ -13,7 +13,15 @@ from lowrank.io import load_tensors
 from lowrank.networks import NetworkSettings
 from lowrank.serving import MODEL_FILE, save_classifier
 from lowrank.training import Trainer
-from sweeps.records import CHECKPOINT_FILE, MODELS_FOLDER, TRIALS_FOLDER, TrialRecord, front_first_seeds, front_trials
+from sweeps.records import (
+    CHECKPOINT_FILE,
+    MODELS_FOLDER,
+    TRIALS_FOLDER,
+    TrialRecord,
+    encode_wrong_images,
+    front_first_seeds,
+    front_trials,
+)
 from sweeps.search import Search
 from sweeps.trials import make_trainer, without_teacher
 
@@ -35,8 +43,9 @@ def evaluate_front(search: Search, folder: Path, data: ImageData) -> None:
         model_folder = folder / MODELS_FOLDER / trial.trial_id
         needs_model = trial.trial_id in front_ids and not (model_folder / MODEL_FILE).exists()
         # Another study of the series may have evaluated the same trial
-        if trial.test_error is None and (sibling_error := search.siblings.test_error(trial)) is not None:
-            search.write_test_error(trial.trial_id, sibling_error)
+        sibling = search.siblings.tested(trial) if trial.test_error is None else None
+        if sibling is not None and sibling.test_error is not None:
+            search.write_test_error(trial.trial_id, sibling.test_error, sibling.wrong_images.get("test", ""))
         if trial.test_error is not None and not needs_model:
             continue
         weights = folder / TRIALS_FOLDER / trial.trial_id / CHECKPOINT_FILE
@@ -44,7 +53,10 @@ def evaluate_front(search: Search, folder: Path, data: ImageData) -> None:
         if trainer is None:
             continue
         if trial.test_error is None:
-            search.write_test_error(trial.trial_id, trainer.evaluate("test")["error"])
+            error = trainer.evaluate("test")["error"]
+            search.write_test_error(
+                trial.trial_id, error, encode_wrong_images(trainer.wrong_images["test"].cpu().numpy())
+            )
         if needs_model:
             write_model(model_folder, trial, trainer, data)
 

@@ -18,7 +18,7 @@ CPU = torch.device("cpu")
 
 
 def evaluate(logits: torch.Tensor, labels: list[int], batch: int = 3) -> dict[str, float]:
-    meter = EvalMeter(logits.shape[1], CPU)
+    meter = EvalMeter(logits.shape[1], CPU, len(logits))
     for start in range(0, len(logits), batch):
         meter.add(logits[start : start + batch], torch.tensor(labels[start : start + batch]))
     return meter.read()
@@ -54,6 +54,16 @@ def test_top_1_and_top_5_errors():
     metrics = evaluate(logits, [5, 4, 1, 0])
     assert (metrics["error"], metrics["error_top5"]) == (75.0, 25.0)
     assert "error_top5" not in evaluate(torch.randn(4, 5), [0, 1, 2, 3])
+
+
+def test_each_process_marks_the_wrong_images_of_its_own_shard():
+    logits, labels = torch.eye(3)[[0, 1, 2, 0]], torch.tensor([0, 2, 2, 1])
+    shards = []
+    for start in (0, 2):
+        meter = EvalMeter(3, CPU, 4, start)
+        meter.add(logits[start : start + 2], labels[start : start + 2])
+        shards.append(meter.wrong_images)
+    assert [shard.tolist() for shard in shards] == [[0, 1, 0, 0], [0, 0, 0, 1]]
 
 
 def test_a_constant_predictor_has_the_error_of_chance_and_no_spread():

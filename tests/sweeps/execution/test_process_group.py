@@ -17,6 +17,7 @@ import torch
 from lowrank.data import DataSettings, load_data
 from sweeps.execution.trainable import TrialTrainable
 from sweeps.execution.worker_errors import WorkerLostError
+from sweeps.records.image_errors import decode_wrong_images
 from sweeps.space.checks import check_process_shards
 from sweeps.space.parse import parse_space
 from tests.support.broken_network import MARK
@@ -82,6 +83,9 @@ def test_a_trial_of_two_processes_trains_as_one_does_and_is_retried_after_a_loss
         assert last["attempt"]["from_epoch"] == 2
         assert last["outcome"] == "completed"
         assert last["metrics"]["val_loss"] == pytest.approx(expected["metrics"]["val_loss"], rel=1e-4)
+        assert decode_wrong_images(last["wrong_images"]).tolist() == (
+            decode_wrong_images(expected["wrong_images"]).tolist()
+        )
     finally:
         shared.cleanup()
     assert have_ended(pids)

@@ -20,6 +20,7 @@ from sweeps.cluster.devices import assigned_device, out_of_memory
 from sweeps.execution import trainable as trainable_module
 from sweeps.execution.trainable import TrialTrainable
 from sweeps.execution.worker_errors import WorkerLostError, check_memory_is_back, device_lost
+from sweeps.records.image_errors import decode_wrong_images
 from sweeps.records.names import CHECKPOINT_FILE, TRIALS_FOLDER
 from tests.support.training import small_recipe, tensor_train
 
@@ -216,11 +217,25 @@ def test_a_finished_trial_has_one_file_with_the_weights_that_were_evaluated(tmp_
     state, metadata = load_tensors(path)
     assert metadata["trial_id"] == "t"
     assert {name.partition(".")[0] for name in state} == {"network", "epoch"}
+    wrong = decode_wrong_images(last["wrong_images"])
+    assert len(wrong) == len(worker.data.val)
+    assert 100 * wrong.mean() == pytest.approx(last["metrics"]["val_error"])
     assert worker.trainer.step.ema is not None
     average = worker.trainer.step.ema.tensors["classifier.weight"]
     assert torch.equal(state["network.classifier.weight"], average)
     again = TrialTrainable(config(tmp_path, epochs=2, ema_decay=0.9)).step()
-    assert (again["outcome"], again["metrics"]) == ("completed", last["metrics"])
+    names = ("outcome", "metrics", "wrong_images")  # also where the driver was killed before it recorded the end
+    assert [again[name] for name in names] == [last[name] for name in names]
+
+
+def test_wrong_images_of_earlier_epochs_are_reported_where_the_study_may_stop_the_trial(tmp_path):
+    for may_stop in (False, True):
+        worker = TrialTrainable({**config(tmp_path, epochs=2), "may_stop": may_stop, "trial_id": f"t{may_stop}"})
+        reports = [worker.step() for _ in range(2)]
+        assert [bool(report["wrong_images"]) for report in reports] == [may_stop, True]
+        for report in reports[not may_stop :]:
+            wrong = decode_wrong_images(report["wrong_images"])
+            assert 100 * wrong.mean() == pytest.approx(report["metrics"]["val_error"])
 
 
 @pytest.fixture

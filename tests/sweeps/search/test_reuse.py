@@ -6,11 +6,13 @@ import os
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from analysis.findings.cost import study_cost
 from sweeps.execution.scheduler import StratifiedStopping
 from sweeps.records.events import Event, Role, Status
+from sweeps.records.image_errors import encode_wrong_images
 from sweeps.records.journal import Journal, read_journal
 from sweeps.records.mlflow_names import trial_tags
 from sweeps.records.model import StudyRecord, TrialRecord, apply_event, fold
@@ -28,6 +30,7 @@ from sweeps.study.progress_view import progress
 from sweeps.trials.resolver import Resolver
 
 GRID = {"sampler": "grid", "trials": 100, "stop": "none", "repeats": 2}
+WRONG_IMAGES = encode_wrong_images(np.arange(25) < 2)  # 8 %
 MACHINE = {"host": "here", "device": "cpu", "cpus": 1.0, "start_seconds": 0.5, "pid": 7}
 
 
@@ -64,7 +67,7 @@ def train(search: Search, trial_id: str, status: Status = Status.COMPLETED) -> N
     path = weights_path(folder_of(search), trial_id)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(trial_id.encode())
-    search.finish(trial_id, status)
+    search.finish(trial_id, status, wrong_images=WRONG_IMAGES)
 
 
 def run_out(search: Search) -> list[str]:
@@ -91,6 +94,7 @@ def test_a_grid_trains_only_what_no_other_study_of_the_series_has(series):
         ours, theirs = second.record.trials[name], first.record.trials[name]
         assert ours.adopted == {"study": "first", "host": "here", "device": "cpu", "cpus": 1.0}
         assert {epoch: values["val_error"] for epoch, values in ours.epochs.items()} == {1: 9.0, 2: 8.0}
+        assert ours.wrong_images == {"val": WRONG_IMAGES}
         assert (ours.role, ours.stratum, ours.point_id) == (theirs.role, theirs.stratum, theirs.point_id)
         assert os.path.samefile(weights_path(folder_of(second), name), weights_path(folder_of(first), name))
     assert fold(read_journal(second.journal.path)) == second.record
@@ -226,7 +230,7 @@ def test_the_test_split_is_not_looked_at_again_for_the_same_weights(series, digi
     first = series("first", [2])
     run_out(first)
     for name in first.record.trials:
-        first.write_test_error(name, 7.5)
+        first.write_test_error(name, 7.5, "4:test")
     second = series("second", [2])
     run_out(second)
     for trial in second.record.trials.values():  # a model would need real weights
@@ -237,6 +241,7 @@ def test_the_test_split_is_not_looked_at_again_for_the_same_weights(series, digi
     tested = [trial.test_error for trial in second.record.trials.values() if trial.test_error is not None]
     assert tested
     assert set(tested) == {7.5}
+    assert {trial.wrong_images.get("test") for trial in second.record.trials.values()} == {"4:test", None}
 
 
 def test_the_early_stopping_knows_what_was_adopted_while_it_runs():
