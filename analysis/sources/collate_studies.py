@@ -148,7 +148,8 @@ def better_copy(
     """Choose between two copies of one trial, and join their settings, notes and tags.
 
     Sound goes before broken, completed before cut short, longer before shorter, with weights before without, trained
-    before adopted from another study, earlier before later.
+    before adopted from another study, earlier before later. A test error comes from the other copy only where both have
+    the same weights.
 
     Args:
         old: a copy and the study that has it; None where there is none yet.
@@ -167,9 +168,22 @@ def better_copy(
     for alias in (*other.aliases, other.parameters):
         if alias != trial.parameters and alias not in trial.aliases:
             trial.aliases.append(alias)
-    if trial.test_error is None:
+    if trial.test_error is None and other.test_error is not None and _is_same_training(chosen, other):
         trial.test_error = other.test_error
+        trial.wrong_images = {**chosen.wrong_images, **_bits(other, "test", "test")}
     return trial, source
+
+
+def _is_same_training(trial: TrialRecord, other: TrialRecord) -> bool:
+    """Whether two copies have the same weights at their end, both sound: one was taken over from the other."""
+    if trial.broken or other.broken or trial.last_epoch != other.last_epoch:
+        return False
+    return bool(trial.adopted or other.adopted) or (bool(trial.attempts) and trial.attempts == other.attempts)
+
+
+def _bits(trial: TrialRecord, split: str, key: str) -> dict[str, str]:
+    """The wrong images of a split under a key; empty where none are recorded."""
+    return {key: trial.wrong_images[split]} if split in trial.wrong_images else {}
 
 
 def _copy_order(trial: TrialRecord, source: StudySource) -> tuple[bool, bool, int, bool, bool, float]:
@@ -223,9 +237,15 @@ def trial_events(trial: TrialRecord) -> list[tuple[Event, dict[str, Any]]]:
         events.append((Event.EPOCH, {**key, "epoch": epoch, "metrics": values, "time": metrics.get("time", start)}))
     if trial.finished_at is not None:
         outcome = {"status": str(trial.status), "reason": trial.reason, "time": trial.finished_at}
+        outcome |= _bits(trial, "val", "wrong_images")
         events.append((Event.FINISHED, {**key, **outcome}))
     if trial.test_error is not None:
-        events.append((Event.TESTED, {**key, "test_error": trial.test_error, "time": trial.finished_at or start}))
+        tested = {
+            "test_error": trial.test_error,
+            "time": trial.finished_at or start,
+            **_bits(trial, "test", "wrong_images"),
+        }
+        events.append((Event.TESTED, {**key, **tested}))
     return events + [(event, {**key, **fields}) for event, fields in _annotations(trial, trial.finished_at or start)]
 
 

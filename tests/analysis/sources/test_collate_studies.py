@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 
@@ -174,10 +175,11 @@ def test_marks_notes_and_points_come_with_a_trial():
     marked = TrialRecord(
         trial_id="a", status=Status.COMPLETED, specification={"seed": 0}, point_id="p", broken="a wrong split",
         notes=["first", "second\nline"], tags={"team": "vision"}, notices=["cache built"], finished_at=5.0,
+        test_error=50.0, wrong_images={"val": "2:val", "test": "2:test"},
     )  # fmt: skip
     again = [{"event": str(event), **fields} for event, fields in trial_events(marked)]
     found = fold(json.loads(json.dumps(again))).trials["a"]
-    for name in ("point_id", "broken", "notes", "tags", "notices"):
+    for name in ("point_id", "broken", "notes", "tags", "notices", "test_error", "wrong_images"):
         assert getattr(found, name) == getattr(marked, name), name
 
 
@@ -188,3 +190,25 @@ def test_a_sound_copy_goes_before_a_longer_broken_one():
     sources = [StudySource(label=name, study=StudyRecord(header={"name": name}), folder=None) for name in "xy"]
     kept, source = better_copy((broken, sources[0]), (sound, sources[1]))
     assert (kept.broken, kept.notes, source.label) == ("", ["seen"], "y")
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"adopted": {"study": "x"}}, 77.0),
+        ({}, None),  # trained elsewhere: other weights
+        ({"adopted": {"study": "x"}, "broken": "disk was full"}, None),
+        ({"attempts": [{"host": "a", "pid": 1}]}, 77.0),  # one study read twice
+    ],
+)
+def test_a_test_error_comes_from_a_sound_copy_of_the_same_weights_only(changes, expected):
+    trial = TrialRecord(
+        trial_id="a", status=Status.COMPLETED, epochs={1: {"val_error": 3.0}}, attempts=[{"host": "a", "pid": 1}],
+        wrong_images={"val": "val"},
+    )  # fmt: skip
+    tested = replace(trial, test_error=77.0, wrong_images={"val": "val", "test": "bits"}, attempts=[{"host": "b"}])
+    tested = replace(tested, **changes)
+    sources = [StudySource(label=name, study=StudyRecord(header={"name": name}), folder=None) for name in "xy"]
+    chosen, _ = better_copy((trial, sources[0]), (tested, sources[1]))
+    assert chosen.test_error == expected
+    assert chosen.wrong_images.get("test") == (None if expected is None else "bits")
