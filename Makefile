@@ -20,7 +20,7 @@ distill: $(READY)
 	$(BIN)/python sweeps/run.py --space distill $(ARGS)
 
 test: $(READY)
-	$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
+	$(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder
 
 # Trainings, servers and studies of 20 seconds to some minutes each
 test-slow: $(READY)

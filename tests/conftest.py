@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.support.groups import group_of, starts_ray
 from tests.support.skips import SkipPolicy, read_allowed_skips
 from tests.support.waiting import TIME_SCALE, scaled
 
+# Before torch is loaded: on networks this small a second thread costs more than it saves
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 GPU_SKIP = "needs {needed} GPU(s), but torch finds {available}"
 
 
@@ -32,6 +36,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--allowed-skips", type=Path, metavar="FILE",
         help="fail if a test is skipped that no line `PATH: REASON` of FILE allows (* matches any text)",
     )  # fmt: skip
+    group.addoption(
+        "--parallel-studies", action="store_true",
+        help="with -n: let studies of different files run at once, for a machine with many cores",
+    )  # fmt: skip
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -42,14 +50,12 @@ def pytest_configure(config: pytest.Config) -> None:
         config.pluginmanager.register(SkipPolicy(allowed), "skip-policy")
 
 
-@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in the same hook
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Sort studies to the front and into one group, and scale the time limits of all tests."""
+    """Sort studies to the front, and scale the time limits of all tests."""
     items.sort(key=lambda item: item.get_closest_marker("study") is None)
-    parallel = config.pluginmanager.hasplugin("xdist")
     for item in items:
-        if parallel and item.get_closest_marker("study"):
-            item.add_marker(pytest.mark.xdist_group("studies"))
+        if item.get_closest_marker("study") and not starts_ray(item.path):
+            raise pytest.UsageError(f"{item.nodeid} is marked `study`, but its file does not say so")
         if TIME_SCALE != 1:
             own = item.get_closest_marker("timeout")
             seconds = own.args[0] if own else float(config.getini("timeout"))
@@ -88,16 +94,17 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Return how tests are shared among processes (with `--dist loadgroup`).
+    """Return how tests are shared among processes.
 
-    The tests of a file stay in one process, where they share their fixtures. All tests marked `study` are one group:
-    each of them starts Ray on all cores, so no two of them run at once.
+    The tests of a file stay in one process, where they share their fixtures. Each study starts Ray on all cores, so
+    all files that start one are a single group, and no two studies run at once.
     """
-    from xdist.scheduler import LoadGroupScheduling
+    from xdist.scheduler import LoadScopeScheduling
 
-    class ByFile(LoadGroupScheduling):
+    parallel_studies = config.getoption("--parallel-studies")
+
+    class ByFile(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            group = super()._split_scope(nodeid)
-            return group if group != nodeid else nodeid.partition("::")[0]
+            return group_of(nodeid, config.rootpath, parallel_studies)
 
     return ByFile(config, log)

@@ -1,7 +1,7 @@
 """`python -m tests.stress`: run tests again and again beside processes that keep the machine busy, print the failures.
 
     python -m tests.stress -m "study or faults" --times 5 --busy 2
-    python -m tests.stress -m "not slow and not gpu" --times 2 -- -n 2 --dist loadgroup
+    python -m tests.stress -m "not slow and not gpu" --times 2 -- -n 2 --dist loadscope
 
 What stands after `--` goes to pytest. The exit code is 1 if a test has failed in any of the runs.
 """
