@@ -33,6 +33,7 @@ if TYPE_CHECKING:
         find_reference as find_reference,
         pareto_front as pareto_front,
         references as references,
+        setting_id as setting_id,
         study_strata as study_strata,
         validation_images as validation_images,
     )
@@ -64,6 +65,12 @@ if TYPE_CHECKING:
         comparison_table as comparison_table,
         reference_lines as reference_lines,
     )
+    from analysis.stats.wrong_images import (
+        PairedImages as PairedImages,
+        pair_images as pair_images,
+        stack_seeds as stack_seeds,
+        wrong_by_setting as wrong_by_setting,
+    )
 
 __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
@@ -72,7 +79,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "factors": "BUDGET METHOD",
         "front": (
             "DENSE FrontPoint SEPARABLE SizeMeasure Stratum best_by_method best_point collect_points "
-            "find_reference pareto_front references study_strata validation_images"
+            "find_reference pareto_front references setting_id study_strata validation_images"
         ),
         "front_comparison": "COST_UNITS FrontComparison compare_fronts parse_reference",
         "hypervolume": "HypervolumeGrowth ReferencePoint",
@@ -81,5 +88,6 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "paired_effects": "ALL_ELSE_EQUAL PairedEffect find_paired_effects",
         "seeds": "RepeatedSetting repeated_settings",
         "versus": "compare_values comparison_table reference_lines",
+        "wrong_images": "PairedImages pair_images stack_seeds wrong_by_setting",
     },
 )

@@ -331,8 +331,20 @@ def _point(trial: TrialRecord, seeds: Sequence[TrialRecord], lost: str, full_wid
         lost=lost,
         host=trial.last_attempt("host"),
         device=trial.last_attempt("device"),
-        setting=hashlib.sha256(point_key(trial).encode()).hexdigest()[:12],
+        setting=setting_id(trial),
     )
+
+
+def setting_id(trial: TrialRecord) -> str:
+    """Name a trial's setting: what is trained, without the seed.
+
+    Args:
+        trial: the record.
+
+    Returns:
+        12 hexadecimal digits, the same for all seeds of a setting.
+    """
+    return hashlib.sha256(point_key(trial).encode()).hexdigest()[:12]
 
 
 def _extras(spec: Mapping[str, Any]) -> tuple[str, ...]:

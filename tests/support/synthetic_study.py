@@ -10,7 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from sweeps.records.events import Event, Role, Status
+from sweeps.records.image_errors import encode_wrong_images
 from sweeps.records.journal import Journal
 from sweeps.records.names import JOURNAL_FILE
 
@@ -42,6 +45,7 @@ class Plan:
     endings: bool = True  # some trials stop early, diverge, run out of memory or fail
     level: float = 1.5  # percent error that no size beats
     closed: str | None = "finished"
+    wrong_images: bool = False  # whether each end says which images were wrong; hard images are so for all networks
 
 
 def stratum_label(budget: int | None) -> str:
@@ -141,8 +145,19 @@ def write_trial(
         )  # fmt: skip
     if status is not Status.RUNNING:
         reason = REASONS.get(status, "")
-        journal.append(Event.FINISHED, time=at + 9, sync=True, trial=identity, status=str(status), reason=reason)
+        wrong = {"wrong_images": wrong_images(plan, dice, error)} if plan.wrong_images else {}
+        journal.append(
+            Event.FINISHED, time=at + 9, sync=True, trial=identity, status=str(status), reason=reason, **wrong
+        )
     return identity
+
+
+def wrong_images(plan: Plan, dice: random.Random, error: float) -> str:
+    """Draw as many wrong images as an error (percent) has, the later ones of the split more often."""
+    scores = np.array([number / plan.images + dice.gauss(0, 0.2) for number in range(plan.images)])
+    wrong = np.zeros(plan.images, dtype=bool)
+    wrong[np.argsort(-scores)[: round(error / 100 * plan.images)]] = True
+    return encode_wrong_images(wrong)
 
 
 def metrics(val_error: float, epoch: int) -> dict[str, float]:
