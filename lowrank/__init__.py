@@ -13,6 +13,8 @@ from lowrank.utils.lazy_exports import lazy_exports
 
 if TYPE_CHECKING:
     from lowrank.compression.budget import Budget as Budget, solve as solve
+    from lowrank.compression.inspection.counting_rules import register_counting_rule as register_counting_rule
+    from lowrank.compression.inspection.plain_layers import register_equivalent as register_equivalent
     from lowrank.compression.merging import merge as merge
     from lowrank.compression.substitution import SubstitutionReport as SubstitutionReport, substitute as substitute
     from lowrank.compression.trace import network_plan as network_plan, trace_plan as trace_plan
@@ -48,6 +50,8 @@ __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
     {
         "compression.budget": "Budget solve",
+        "compression.inspection.counting_rules": "register_counting_rule",
+        "compression.inspection.plain_layers": "register_equivalent",
         "compression.merging": "merge",
         "compression.substitution": "SubstitutionReport substitute",
         "compression.trace": "network_plan trace_plan",

@@ -59,6 +59,9 @@ if TYPE_CHECKING:
     )
     from lowrank.compression.from_trained.moments import collect_moments as collect_moments, layer_calls as layer_calls
     from lowrank.compression.init_from_dense import init_from_network as init_from_network
+    from lowrank.compression.inspection.builder_weights import find_builder_weights as find_builder_weights
+    from lowrank.compression.inspection.counting_rules import register_counting_rule as register_counting_rule
+    from lowrank.compression.inspection.plain_layers import register_equivalent as register_equivalent
     from lowrank.compression.merging import merge as merge
     from lowrank.compression.plan import NetworkPlan as NetworkPlan
     from lowrank.compression.substitution import (
@@ -66,6 +69,7 @@ if TYPE_CHECKING:
         SubstitutionReport as SubstitutionReport,
         build_sized_student as build_sized_student,
         build_student as build_student,
+        count_parameters as count_parameters,
         factor_parameters as factor_parameters,
         substitute as substitute,
     )
@@ -93,9 +97,15 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "from_trained.layer_list": "GIVES_CLASSES LayerList build_chains count_mult_adds layer_named list_layers",
         "from_trained.moments": "collect_moments layer_calls",
         "init_from_dense": "init_from_network",
+        "inspection.builder_weights": "find_builder_weights",
+        "inspection.counting_rules": "register_counting_rule",
+        "inspection.plain_layers": "register_equivalent",
         "merging": "merge",
         "plan": "NetworkPlan",
-        "substitution": "AUXILIARY SubstitutionReport build_sized_student build_student factor_parameters substitute",
+        "substitution": (
+            "AUXILIARY SubstitutionReport build_sized_student build_student count_parameters factor_parameters "
+            "substitute"
+        ),
         "trace": "network_plan network_to_count plan_sized_network trace_plan",
     },
 )

@@ -18,13 +18,18 @@ from torch import nn
 from lowrank.compression.allocation import SizedMethod, method_at
 from lowrank.compression.plan import NetworkPlan
 from lowrank.compression.substitution import factor_parameters
+from lowrank.errors import UncountableError
 from lowrank.layers import ConvShape, Dense, Method, build_linear
 
-# How safetensors names a type, and its position in the order of tensors in the file (larger types first).
+# How safetensors names each type, in the order of their tensors in the file.
 _TYPES = {
-    torch.int64: ("I64", 7), torch.float64: ("F64", 6), torch.float32: ("F32", 5), torch.int32: ("I32", 4),
-    torch.bfloat16: ("BF16", 3), torch.float16: ("F16", 2), torch.uint8: ("U8", 1), torch.bool: ("BOOL", 0),
+    torch.uint64: "U64", torch.int64: "I64", torch.float64: "F64", torch.complex64: "C64", torch.float32: "F32",
+    torch.uint32: "U32", torch.int32: "I32", torch.bfloat16: "BF16", torch.float16: "F16", torch.uint16: "U16",
+    torch.int16: "I16", torch.float8_e5m2fnuz: "F8_E5M2FNUZ", torch.float8_e4m3fnuz: "F8_E4M3FNUZ",
+    torch.float8_e4m3fn: "F8_E4M3", torch.float8_e5m2: "F8_E5M2", torch.int8: "I8", torch.uint8: "U8",
+    torch.bool: "BOOL",
 }  # fmt: skip
+_ORDER = {dtype: position for position, dtype in enumerate(_TYPES)}
 Entry = tuple[torch.dtype, tuple[int, ...]]
 
 
@@ -49,11 +54,17 @@ def safetensors_size(entries: Mapping[str, Entry]) -> int:
 
     Returns:
         Bytes.
+
+    Raises:
+        UncountableError: safetensors cannot hold a tensor of such a type.
     """
+    for name, (dtype, _) in entries.items():
+        if dtype not in _TYPES:
+            raise UncountableError(f"`{name}` is of the type {dtype}, which a safetensors file cannot hold")
     header, start = {}, 0
-    for name, (dtype, shape) in sorted(entries.items(), key=lambda entry: (-_TYPES[entry[1][0]][1], entry[0])):
+    for name, (dtype, shape) in sorted(entries.items(), key=lambda entry: (_ORDER[entry[1][0]], entry[0])):
         stop = start + dtype.itemsize * math.prod(shape)
-        header[name] = {"dtype": _TYPES[dtype][0], "shape": shape, "data_offsets": (start, stop)}
+        header[name] = {"dtype": _TYPES[dtype], "shape": shape, "data_offsets": (start, stop)}
         start = stop
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     return 8 + math.ceil(len(text) / 8) * 8 + start
@@ -88,7 +99,8 @@ class FileSizeCalculator:
         """
         self.plan = plan
         self._dense = _entries(network)
-        inside = tuple(f"{site.name}." for site in plan.substituted)
+        self._names = _all_names(network)  # a layer that stands in two places is written twice
+        inside = tuple(f"{name}." for site in plan.substituted for name in self._names[site.name])
         self._outside = {name: entry for name, entry in self._dense.items() if not name.startswith(inside)}
         self._sizes: dict[Any, FileSize] = {}
         self._layers: dict[Any, tuple[dict[str, Entry], int]] = {}
@@ -112,20 +124,33 @@ class FileSizeCalculator:
             return FileSize(safetensors_size(self._dense), 0)
         entries, factors = dict(self._outside), 0
         for site in self.plan.substituted:
-            layer_entries, layer_factors = self._layer(method_at(sized, site.name), site.shape, site.linear)
-            entries.update({f"{site.name}.{name}": entry for name, entry in layer_entries.items()})
+            layer_entries, layer_factors = self._layer(
+                method_at(sized, site.name), site.shape, site.linear, self._dense[f"{site.name}.weight"][0]
+            )
+            for place in self._names[site.name]:
+                entries.update({f"{place}.{name}": entry for name, entry in layer_entries.items()})
             factors += layer_factors
         return FileSize(safetensors_size(entries), factors)
 
-    def _layer(self, method: Method, shape: ConvShape, linear: bool) -> tuple[dict[str, Entry], int]:
+    def _layer(
+        self, method: Method, shape: ConvShape, linear: bool, dtype: torch.dtype
+    ) -> tuple[dict[str, Entry], int]:
         """Return a layer's entries by name within it, and the number of its factor parameters."""
-        key = method.signature(shape), shape._replace(in_area=1, out_area=1), linear
+        key = method.signature(shape), shape._replace(in_area=1, out_area=1), linear, dtype
         if key not in self._layers:
             with torch.random.fork_rng(devices=[]):
                 layer = build_linear(method, shape) if linear else method.build(shape)
             factors = sum(factor.numel() for factor in factor_parameters(layer))
-            self._layers[key] = _entries(layer), factors
+            self._layers[key] = _entries(layer.to(dtype)), factors
         return self._layers[key]
+
+
+def _all_names(network: nn.Module) -> dict[str, list[str]]:
+    """List all names of each module, by its first one."""
+    names: dict[int, list[str]] = {}
+    for name, module in network.named_modules(remove_duplicate=False):
+        names.setdefault(id(module), []).append(name)
+    return {places[0]: places for places in names.values()}
 
 
 def _entries(module: nn.Module) -> dict[str, Entry]:

@@ -106,23 +106,38 @@ def _source(teacher: nn.Module, name: str, layer: Structured) -> nn.Module:
     if shape != expected:
         shapes = _format_shape(expected), _format_shape(shape)
         raise InputError(f"`{name}`: the student's weight is {shapes[0]}, the trained network's is {shapes[1]}")
-    if _geometry(module) != _geometry(layer):
-        raise InputError(
-            f"`{name}`: the student moves by stride and padding {_geometry(layer)}, the trained network by "
-            f"{_geometry(module)}"
-        )
+    _check_geometry(name, layer, module)
     if bias is not None and _biased_map(layer).bias is None:
         raise InputError(f"`{name}`: the trained network has a bias there, the student has none")
     return module
 
 
-def _geometry(module: nn.Module) -> tuple[tuple[int, ...], tuple[int, ...] | str] | None:
-    """Return stride and padding; None for a linear map."""
+def _geometry(module: nn.Module) -> dict[str, object] | None:
+    """Return what decides, besides its weight, how a layer moves over an image; None for a linear map."""
     if isinstance(module, SeparableConv2d):
-        return _geometry(module.depthwise)
-    if isinstance(module, nn.Conv2d | StructuredMap | KernelChain) and not getattr(module, "linear", False):
-        return tuple(module.stride), module.padding if isinstance(module.padding, str) else tuple(module.padding)
+        return {**(_geometry(module.depthwise) or {}), "groups": 1}
+    if isinstance(module, nn.modules.conv._ConvNd | StructuredMap | KernelChain) and not getattr(
+        module, "linear", False
+    ):
+        padding = module.padding if isinstance(module.padding, str) else tuple(module.padding)
+        return {
+            "stride": tuple(module.stride), "padding": padding, "dilation": tuple(module.dilation),
+            "groups": module.groups, "padding mode": getattr(module, "padding_mode", "zeros"),
+        }  # fmt: skip
     return None
+
+
+def _check_geometry(name: str, layer: nn.Module, source: nn.Module) -> None:
+    """Raise InputError where a student's layer moves over an image otherwise than the trained one."""
+    geometry, expected = _geometry(layer), _geometry(source)
+    if geometry is None or expected is None:
+        if geometry != expected:
+            raise InputError(f"`{name}` is a linear map in one of both networks and a convolution in the other")
+        return
+    different = [key for key in geometry if geometry[key] != expected[key]]
+    if different:
+        shown = (", ".join(f"{key} {values[key]}" for key in different) for values in (geometry, expected))
+        raise InputError("`{}`: the student's layer has {}, the trained network's has {}".format(name, *shown))
 
 
 def _biased_map(layer: Structured) -> StructuredMap | KernelChain:
@@ -146,6 +161,7 @@ def _copies(student: nn.Module, teacher: nn.Module, structured: tuple[str, ...])
     """Pair the tensors of student and teacher outside the structured layers, by name."""
     sources = teacher.state_dict()
     prefixes = tuple(f"{name}." for name in structured)
+    _check_copied_convolutions(student, teacher, structured)
     pairs = {}
     for name, target in student.state_dict().items():
         if "" in structured or name.startswith(prefixes):
@@ -157,6 +173,16 @@ def _copies(student: nn.Module, teacher: nn.Module, structured: tuple[str, ...])
             raise InputError(f"`{name}`: the student's is {shapes[0]}, the trained network's is {shapes[1]}")
         pairs[name] = target, sources[name]
     return pairs
+
+
+def _check_copied_convolutions(student: nn.Module, teacher: nn.Module, structured: tuple[str, ...]) -> None:
+    """Raise InputError where a convolution that is copied moves over the image otherwise than the student's."""
+    sources = dict(teacher.named_modules(remove_duplicate=False))
+    for name, module in student.named_modules(remove_duplicate=False):
+        inside = "" in structured or name in structured or name.startswith(tuple(f"{one}." for one in structured))
+        if inside or not isinstance(module, nn.modules.conv._ConvNd) or name not in sources:
+            continue
+        _check_geometry(name, module, sources[name])
 
 
 def _format_shape(shape: tuple[int, ...]) -> str:

@@ -102,9 +102,11 @@ def merge(network: nn.Module, *, combined: bool = True) -> nn.Module:
         return _merged(network, combined)
     replacements: dict[nn.Module, nn.Module] = {}  # a layer under two names stays one layer
     for parent in list(network.modules()):
-        for name, child in list(parent.named_children()):
+        for name, child in list(parent._modules.items()):  # `named_children` gives a shared layer once
             if isinstance(child, Structured) and not isinstance(parent, Structured):
-                setattr(parent, name, replacements.setdefault(child, _merged(child, combined)))
+                if child not in replacements:
+                    replacements[child] = _merged(child, combined)
+                setattr(parent, name, replacements[child])
     return network
 
 

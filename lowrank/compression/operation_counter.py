@@ -17,24 +17,27 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
+
+from lowrank.compression.inspection.counting_rules import count_operation
 
 _RELU = (torch.ops.aten.relu, torch.ops.aten.relu_)
 
 
 class OperationCounter(TorchDispatchMode):
-    """Counts what runs within its block: mult-adds by torch's own formulas, and inputs of ReLU calls.
+    """Counts what runs within its block: mult-adds (see `counting_rules`), and inputs of ReLU calls.
 
     Weights may be on the meta device while the image is not.
 
     Attributes:
-        mult_adds: multiplications of all operations that torch has a formula for.
+        mult_adds: multiplications of all products.
+        paused: whether products are not counted now, because a registered rule stands for them.
         relu_inputs: numbers of elements that were passed to ReLU, as a module or as a function.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.mult_adds = self.relu_inputs = 0
+        self.paused = False
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -46,9 +49,9 @@ class OperationCounter(TorchDispatchMode):
         kwargs = kwargs or {}
         operation = func.overloadpacket
         out = _call_with_meta_weights(func, args, kwargs)
-        if operation in flop_registry:
-            self.mult_adds += flop_registry[operation](*args, **kwargs, out_val=out) // 2
-        elif operation in _RELU:
+        if not self.paused:
+            self.mult_adds += count_operation(operation, args, kwargs, out)
+        if operation in _RELU:
             self.relu_inputs += args[0].numel()
         return out
 

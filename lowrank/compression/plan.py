@@ -25,6 +25,8 @@ from lowrank.compression.counting_conventions import Convention, StudyExtras
 from lowrank.errors import InputError
 from lowrank.layers import ConvShape, Method, make_method
 
+ATTENTION = "attention, which uses its linear maps' weights by itself"
+
 
 @dataclass(frozen=True)
 class Site:
@@ -34,7 +36,7 @@ class Site:
         name: of the module.
         shape: its channels, kernel and areas.
         keep_reason: why it is never substituted; "" if it is.
-        params: its parameters.
+        params: its parameters; those that it shares are counted where they stand first.
         mult_adds: its mult-adds for one image.
         linear: whether it is a linear map.
     """
@@ -58,6 +60,7 @@ class NetworkPlan:
         other_mult_adds: mult-adds outside all sites, such as products of activations.
         extras: what the study counted besides.
         attention: names of attention modules, whose linear maps are no sites.
+        others: names of other modules with products of their own, which no method replaces, each with the reason.
         convention: what counts as a mult-add.
         base: the published form; compression-scaled weight decay takes its parameters as N.
     """
@@ -68,6 +71,7 @@ class NetworkPlan:
     other_mult_adds: int = 0
     extras: StudyExtras = field(default_factory=StudyExtras)
     attention: tuple[str, ...] = ()
+    others: tuple[tuple[str, str], ...] = ()
     convention: Convention = "standard"
     base: Literal["dense", "separable"] = "dense"
 
@@ -75,6 +79,12 @@ class NetworkPlan:
     def substituted(self) -> tuple[Site, ...]:
         """The sites that a method replaces."""
         return tuple(site for site in self.sites if not site.keep_reason)
+
+    @cached_property
+    def kept(self) -> tuple[tuple[str, str], ...]:
+        """The names of all modules with products that stay as they are, each with the reason in plain words."""
+        sites = ((site.name, site.keep_reason) for site in self.sites if site.keep_reason)
+        return (*sites, *((name, ATTENTION) for name in self.attention), *self.others)
 
     @cached_property
     def shapes(self) -> tuple[tuple[ConvShape, int], ...]:

@@ -10,10 +10,16 @@ import torch
 from torch import nn
 
 from lowrank.compression.allocation import SizedMethod, method_at
+from lowrank.compression.inspection.builder_weights import (
+    BuilderWeights,
+    find_builder_weights,
+    keeps_own_weights,
+    redraw,
+)
 from lowrank.compression.plan import NetworkPlan, Site
-from lowrank.compression.trace import ATTENTION, plan_sized_network, trace_plan
+from lowrank.compression.trace import Frozen, plan_sized_network, trace_plan
 from lowrank.errors import InfeasibleError
-from lowrank.layers import Dense, KernelChain, Method, StructuredMap, build_linear
+from lowrank.layers import ConvShape, Dense, KernelChain, Method, StructuredMap, WholeKernelMethod, build_linear
 from lowrank.networks import ImageShape, NetworkSettings, make_network
 
 AUXILIARY = "auxiliary"  # name of a head that only training uses; it is never counted
@@ -47,20 +53,25 @@ class SubstitutionReport:
 
 
 def substitute(
-    network: nn.Module, method: Method, image_shape: ImageShape, keep: Sequence[str] = (), *, linear: bool = False
-) -> SubstitutionReport:
+    network: nn.Module, method: Method, image_shape: ImageShape, keep: Sequence[str] = (), *, linear: bool = False,
+    frozen: Frozen = "keep",
+) -> SubstitutionReport:  # fmt: skip
     """Replace every eligible convolution, in place, by the method's layer.
 
     Unchanged stay: the first convolution, grouped convolutions, linear maps (unless `linear` or the network itself asks
-    for them), attention, and modules whose names match `keep` or the network's own patterns. New layers have initial
-    weights, and the device and dtype of the layers that they replace.
+    for them), attention, modules whose names match `keep` or the network's own patterns, frozen layers (unless `frozen`
+    says otherwise), and every module that is more than a plain layer: of a class with a forward of its own, with hooks,
+    with other parameters than weight and bias, or with parameters that another module has too. New layers have initial
+    weights, and the device, the dtype and the mode of the layers that they replace. Where the method leaves a layer
+    dense, the layer stays with its weights.
 
     Args:
-        network: any module whose layers have counting rules.
+        network: any module.
         method: what to build.
         image_shape: (C, H, W) of its images.
         keep: shell-style patterns of module names that stay, besides the network's own attribute `kept`.
         linear: replace linear maps too.
+        frozen: "keep" layers whose parameters have `requires_grad` False, or "replace" them by frozen ones.
 
     Returns:
         What was replaced, what was not, and why.
@@ -68,21 +79,20 @@ def substitute(
     Raises:
         InfeasibleError: the method does not fit some layer; the network is unchanged.
         InputError: the network does not take such images.
-        UncountableError: a layer has no counting rule; the network is unchanged.
+        UncountableError: an operation has no counting rule; the network is unchanged.
     """
-    plan = trace_plan(network, image_shape, keep, linear=linear)
+    plan = trace_plan(network, image_shape, keep, linear=linear, frozen=frozen)
     reason = plan.infeasible(method)
     if reason is not None:
         raise InfeasibleError(reason)
-    replace_sites(network, plan, method)
+    replace_sites(network, plan, method, keep_dense=True)
     return _report(plan, method)
 
 
 def _report(plan: NetworkPlan, method: Method) -> SubstitutionReport:
-    unchanged = [(site.name, site.keep_reason) for site in plan.sites if site.keep_reason]
     return SubstitutionReport(
-        tuple(site.name for site in plan.substituted), (*unchanged, *((name, ATTENTION) for name in plan.attention)),
-        plan.params(method), plan.params(Dense()), tuple(_describe(site, method) for site in plan.substituted),
+        tuple(site.name for site in plan.substituted), plan.kept, plan.params(method), plan.params(Dense()),
+        tuple(_describe(site, method) for site in plan.substituted),
     )  # fmt: skip
 
 
@@ -93,29 +103,38 @@ def _describe(site: Site, method: Method) -> str:
     return f"{kind}, {shape.in_channels} -> {shape.out_channels} channels, {counts}"
 
 
-def replace_sites(network: nn.Module, plan: NetworkPlan, sized: SizedMethod) -> None:
+def replace_sites(network: nn.Module, plan: NetworkPlan, sized: SizedMethod, *, keep_dense: bool) -> None:
     """Replace the layers at the substituted sites of a network, in place, under every name that a layer has.
 
     Args:
         network: the dense network.
         plan: its sites.
         sized: the method, or the allocation, that builds the new layers.
+        keep_dense: leave a layer with its weights where the method leaves it dense, instead of drawing it anew.
     """
-    replacements = {
-        id(network.get_submodule(site.name)): _build_layer(network, site, method_at(sized, site.name))
-        for site in plan.substituted
-    }
+    replacements = {}
+    for site in plan.substituted:
+        method = method_at(sized, site.name)
+        if not (keep_dense and _leaves_dense(method, site.shape)):
+            replacements[id(network.get_submodule(site.name))] = _build_layer(network, site, method)
     for parent in list(network.modules()):
         for name, child in list(parent._modules.items()):  # `named_children` gives a shared layer once
             if id(child) in replacements:
                 setattr(parent, name, replacements[id(child)])
 
 
+def _leaves_dense(method: Method, shape: ConvShape) -> bool:
+    return isinstance(method, Dense) or (isinstance(method, WholeKernelMethod) and method.stays_dense(shape))
+
+
 def _build_layer(network: nn.Module, site: Site, method: Method) -> nn.Module:
     dense = network.get_submodule(site.name)
     layer = build_linear(method, site.shape) if site.linear else method.build(site.shape)
-    weight = dense.weight
+    weight, bias = dense.weight, dense.bias
     assert isinstance(weight, torch.Tensor)
+    for name, parameter in layer.named_parameters():
+        source = bias if name.rpartition(".")[2] == "bias" and isinstance(bias, torch.Tensor) else weight
+        parameter.requires_grad_(source.requires_grad)
     return layer.to(weight.device, weight.dtype).train(dense.training)
 
 
@@ -124,7 +143,9 @@ def build_student(
 ) -> nn.Module:
     """Build a named network with a method in its sites.
 
-    The seed alone determines its weights.
+    A dense network has the weights that its builder returns, trained or not. With any other method all weights are
+    drawn anew, those outside of the sites too, so that the seed alone determines them; frozen layers that stay keep
+    theirs.
 
     Args:
         settings: the dense network.
@@ -142,14 +163,34 @@ def build_student(
             a budget relied on a wrong count.
         InputError: there is no such network, or it does not take such images.
     """
+    is_dense, anew = isinstance(sized, Dense), BuilderWeights()
+    keep_dense = keeps_own_weights(settings)
+    if not is_dense:
+        settings = settings.model_copy(update={"weights": None})
+        anew = find_builder_weights(settings, image_shape, classes)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = make_network(settings, image_shape, classes)
-        replace_sites(network, plan, sized)
-    parameters = network.named_parameters()
-    count = sum(value.numel() for name, value in parameters if not name.startswith(f"{AUXILIARY}."))
+        redraw(network, anew)
+        replace_sites(network, plan, sized, keep_dense=keep_dense)
+    count = count_parameters(network, settings)
     assert count == plan.params(sized), f"{sized} was counted as {plan.params(sized)} parameters but has {count}"
     return network
+
+
+def count_parameters(network: nn.Module, settings: NetworkSettings) -> int:
+    """Count the parameters of a network as its plan does.
+
+    Args:
+        network: dense or with a method in its sites.
+        settings: what it was built from.
+
+    Returns:
+        All parameters, shared ones once; without those of an auxiliary head that the settings ask for.
+    """
+    prefix = f"{AUXILIARY}." if settings.auxiliary else None
+    parameters = network.named_parameters()
+    return sum(value.numel() for name, value in parameters if prefix is None or not name.startswith(prefix))
 
 
 class SizedStudent(NamedTuple):

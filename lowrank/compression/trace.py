@@ -5,57 +5,36 @@ A named network is built on the meta device, so that its weights take no memory.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import lru_cache
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
 from lowrank.compression.allocation import SizedMethod
 from lowrank.compression.counting_conventions import StudyExtras
-from lowrank.compression.operation_counter import OperationCounter, pooling_cost
+from lowrank.compression.inspection.network_pass import NetworkPass
+from lowrank.compression.inspection.plain_layers import ModuleUses
 from lowrank.compression.plan import NetworkPlan, Site
-from lowrank.errors import InputError, UncountableError
-from lowrank.layers import ConvShape, Pair, ProjectedAttention
-from lowrank.networks import (
-    DropPath,
-    ImageShape,
-    LearnedPositions,
-    NetworkSettings,
-    for_counting,
-    is_own_code,
-    make_network,
-)
+from lowrank.errors import UncountableError
+from lowrank.layers import ConvShape, Dense, Pair
+from lowrank.networks import ImageShape, NetworkSettings, check_logits, for_counting, is_own_code, make_network
 
-# Layers without multiplications of their own; their parameters are counted as they are.
-_FREE = (
-    nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm, nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.SiLU,
-    nn.GELU, nn.Mish, nn.Hardswish, nn.Tanh, nn.Sigmoid, nn.Hardsigmoid, nn.Softmax, nn.Identity, nn.Flatten,
-    nn.modules.dropout._DropoutNd, nn.modules.pooling._MaxPoolNd, nn.modules.pooling._AvgPoolNd,
-    nn.modules.pooling._AdaptiveMaxPoolNd, nn.modules.pooling._AdaptiveAvgPoolNd, nn.ChannelShuffle, nn.ZeroPad2d,
-    nn.Sequential, DropPath, ProjectedAttention, LearnedPositions,
-)  # fmt: skip
-# Those of torchvision, by name, so that it need not be imported; products of activations are counted as they run.
-_FREE_OF_TORCHVISION = frozenset({
-    "models.convnext.CNBlock", "models.maxvit.RelativePositionalMultiHeadAttention", "models.maxvit.SwapAxes",
-    "models.maxvit.WindowDepartition", "models.maxvit.WindowPartition", "models.swin_transformer.PatchMergingV2",
-    "models.vision_transformer.Encoder", "models.vision_transformer.VisionTransformer", "ops.misc.Permute",
-    "ops.stochastic_depth.StochasticDepth",
-})  # fmt: skip
 # Modules that use the weights of the linear maps inside them directly: counted as a whole and not substituted.
 _ATTENTION = (nn.MultiheadAttention,)
 _ATTENTION_OF_TORCHVISION = frozenset({
     "models.swin_transformer.ShiftedWindowAttention", "models.swin_transformer.ShiftedWindowAttentionV2",
 })  # fmt: skip
+_OTHER_MAPS = (nn.modules.conv._ConvNd, nn.Bilinear, nn.RNNBase, nn.RNNCellBase)
 _RANDOM_FILLS = (Tensor.normal_, Tensor.uniform_)
+Frozen = Literal["keep", "replace"]
 LINEAR = "a linear map"
-ATTENTION = "attention, which uses its linear maps' weights by itself"
+FROZEN = "frozen (its parameters have requires_grad False)"
+UNUSED = "it does not run by itself in evaluation"
 
 
 def conv_shape(conv: nn.Conv2d, in_area: int, out_area: int) -> ConvShape:
@@ -72,59 +51,71 @@ def _pair(value: Sequence[int]) -> Pair:
 
 
 def trace_plan(
-    network: nn.Module, image_shape: ImageShape, keep: Sequence[str] = (), name: str = "", *, linear: bool = False
-) -> NetworkPlan:
+    network: nn.Module, image_shape: ImageShape, keep: Sequence[str] = (), name: str = "", *, linear: bool = False,
+    frozen: Frozen = "keep", classes: int | None = None,
+) -> NetworkPlan:  # fmt: skip
     """Run a network once on a zero image and list its convolutions and linear maps.
 
+    What the network multiplies outside of them is counted as it runs, and parameters outside of them as they are.
+
     Args:
-        network: any module whose layers have counting rules; it runs on the device of its parameters.
+        network: any module; it runs on the device of its parameters. Each module keeps its mode.
         image_shape: (C, H, W) of the image.
         keep: shell-style patterns of module names that are not substituted, besides the network's own.
         name: of the plan; the name of the network's class if empty.
         linear: substitute linear maps too.
+        frozen: whether layers whose parameters have `requires_grad` False are kept or substituted.
+        classes: number of classes that the outputs must fit; None for a network with any outputs.
 
     Returns:
-        The plan.
+        The plan. Each site that is not substituted has the reason.
 
     Raises:
-        InputError: the network does not take such images.
-        UncountableError: a layer has no counting rule, or a convolution or linear map does not run.
+        InputError: the network does not take such images, has no parameters, or its outputs are no logits of so many
+            classes.
+        UncountableError: an operation has no counting rule.
     """
-    run = _Run(network, image_shape)
+    run = NetworkPass(network, image_shape)
+    if classes is not None:
+        check_logits(run.output, classes, type(network).__name__)
     rules = _Rules(
         (*getattr(network, "never_substituted", ()), *keep),
         ("*",) if linear else tuple(getattr(network, "linear_maps", ())),
         stem=next((name for name in run.areas if isinstance(network.get_submodule(name), nn.Conv2d)), None),
+        frozen=frozen, uses=ModuleUses(network),
     )  # fmt: skip
-    sites, attention, other = _classify_modules(network, run, rules)
+    sites, attention, others = _classify_modules(network, run, rules)
     products = run.operations.mult_adds - sum(site.mult_adds for site in sites)
     if products < 0:
         raise UncountableError(f"{type(network).__name__} runs fewer products than its layers have; it has no rule")
     biases = sum(site.shape.bias_params * site.shape.out_area for site in sites if site.linear)
+    other_params = sum(value.numel() for value in network.parameters()) - sum(site.params for site in sites)
     return NetworkPlan(
-        name or type(network).__name__, sites, other, products,
-        StudyExtras(run.operations.relu_inputs, run.pooling, biases), attention, base=getattr(network, "base", "dense"),
+        name or type(network).__name__, sites, other_params, products,
+        StudyExtras(run.operations.relu_inputs, run.pooling, biases), attention, others,
+        base=getattr(network, "base", "dense"),
     )  # fmt: skip
 
 
-def _classify_modules(network: nn.Module, run: _Run, rules: _Rules) -> tuple[tuple[Site, ...], tuple[str, ...], int]:
-    """List the sites, the names of attention modules, and the number of parameters outside of all sites."""
+def _classify_modules(
+    network: nn.Module, run: NetworkPass, rules: _Rules
+) -> tuple[tuple[Site, ...], tuple[str, ...], tuple[tuple[str, str], ...]]:
+    """List the sites, the names of attention modules, and other modules with products, each with the reason."""
     sites: list[Site] = []
     attention: list[str] = []
-    other = 0
+    others: list[tuple[str, str]] = []
+    counted: set[int] = set()  # parameters, so that shared ones are counted once
     for name, module in network.named_modules():
         if any(name.startswith(f"{prefix}.") for prefix in attention):
             continue
         if isinstance(module, _ATTENTION) or _torchvision_name(module) in _ATTENTION_OF_TORCHVISION:
             attention.append(name)
-            other += sum(parameter.numel() for parameter in module.parameters())
+            counted.update(id(parameter) for parameter in module.parameters())
         elif isinstance(module, nn.Conv2d | nn.Linear):
-            if name not in run.areas:
-                raise UncountableError(f"`{name}` never ran on the image; its mult-adds have no rule")
-            sites.append(_site(name, module, run.areas[name], rules))
-        else:
-            other += _other_params(name, module)
-    return tuple(sites), tuple(attention), other
+            sites.append(_site(name, module, run, rules, counted))
+        elif isinstance(module, _OTHER_MAPS):
+            others.append((name, f"a {type(module).__name__}, which no method replaces"))
+    return tuple(sites), tuple(attention), tuple(others)
 
 
 @dataclass(frozen=True)
@@ -135,14 +126,23 @@ class _Rules:
         keep: patterns of module names that are not substituted.
         linear_maps: patterns of linear maps that are.
         stem: name of the first convolution that runs.
+        frozen: whether frozen layers are kept.
+        uses: where modules and parameters are used besides their own place.
     """
 
     keep: tuple[str, ...]
     linear_maps: tuple[str, ...]
     stem: str | None
+    frozen: Frozen
+    uses: ModuleUses
 
     def keep_reason(self, name: str, module: nn.Conv2d | nn.Linear) -> str:
         """Return why a module is never substituted; "" if it is."""
+        reason = self.uses.reason_not_plain(module)
+        if reason:
+            return reason
+        if self.frozen == "keep" and any(not value.requires_grad for value in _parameters(module)):
+            return FROZEN
         matched = next((pattern for pattern in self.keep if fnmatchcase(name, pattern)), None)
         by_name = f"kept by name ({matched})" if matched else ""
         if isinstance(module, nn.Linear):
@@ -155,24 +155,30 @@ class _Rules:
         return "the stem" if name == self.stem else by_name
 
 
-def _site(name: str, module: nn.Conv2d | nn.Linear, areas: Pair, rules: _Rules) -> Site:
+def _site(name: str, module: nn.Conv2d | nn.Linear, run: NetworkPass, rules: _Rules, counted: set[int]) -> Site:
+    """Describe a layer; parameters that were not counted before are added to `counted`."""
     is_linear = isinstance(module, nn.Linear)
+    areas = run.areas.get(name, (0, 0))
     if isinstance(module, nn.Linear):
         bias = module.bias is not None
         shape = ConvShape(module.in_features, module.out_features, bias=bias, in_area=areas[1], out_area=areas[1])
     else:
         shape = conv_shape(module, *areas)
-    params = sum(parameter.numel() for parameter in module.parameters())
-    return Site(name, shape, rules.keep_reason(name, module), params, module.weight.numel() * areas[1], is_linear)
+    new = {id(value): value.numel() for value in _parameters(module) if id(value) not in counted}
+    counted.update(new)
+    reason = rules.keep_reason(name, module) if name in run.areas else UNUSED
+    mult_adds, plain = run.mult_adds.get(name, 0), Dense().mult_adds(shape)
+    if not reason and mult_adds != plain:
+        reason = f"it runs {mult_adds:,} mult-adds, where a plain layer takes {plain:,}"
+    return Site(name, shape, reason, sum(new.values()), mult_adds, is_linear)
 
 
-def _other_params(name: str, module: nn.Module) -> int:
-    params = sum(parameter.numel() for parameter in module.parameters(recurse=False))
-    is_leaf = next(module.children(), None) is None
-    is_free = isinstance(module, _FREE) or _torchvision_name(module) in _FREE_OF_TORCHVISION
-    if (params or is_leaf) and not is_free:
-        raise UncountableError(f"`{name}` is a {type(module).__name__}, which has no counting rule")
-    return params
+def _parameters(module: nn.Module) -> Iterator[nn.Parameter]:
+    """Yield a layer's parameters and those that they are computed from; modules inside it have their own."""
+    yield from module.parameters(recurse=False)
+    parametrizations = getattr(module, "parametrizations", None)
+    if isinstance(parametrizations, nn.Module):
+        yield from parametrizations.parameters()
 
 
 def _torchvision_name(module: nn.Module) -> str:
@@ -180,76 +186,6 @@ def _torchvision_name(module: nn.Module) -> str:
     layer_class = type(module)
     package, _, submodule = layer_class.__module__.partition(".")
     return f"{submodule}.{layer_class.__qualname__}" if package == "torchvision" else ""
-
-
-class _Run:
-    """One forward pass of a zero image.
-
-    Attributes:
-        areas: input and output area of each convolution and linear map, in the order of their first run.
-        pooling: the study's cost of all pooling modules.
-        operations: the counter of operations.
-    """
-
-    def __init__(self, network: nn.Module, image_shape: ImageShape):
-        parameter = next(network.parameters())
-        if parameter.is_meta:
-            try:
-                self._run(network, torch.zeros(1, *image_shape, dtype=parameter.dtype))
-                return
-            except RuntimeError:
-                # An operation writes to a weight, or the image does not fit: torch says why on the meta device.
-                pass
-        try:
-            self._run(network, torch.zeros(1, *image_shape, device=parameter.device, dtype=parameter.dtype))
-        except RuntimeError as error:
-            raise InputError(f"the network cannot take images of {image_shape}: {error}".splitlines()[0]) from error
-
-    def _run(self, network: nn.Module, image: Tensor) -> None:
-        self.areas: dict[str, Pair] = {}
-        self.pooling = 0
-        self.operations = OperationCounter()
-        handles = [
-            module.register_forward_hook(self._watch(name))
-            for name, module in network.named_modules()
-            if isinstance(module, nn.Conv2d | nn.Linear | nn.MaxPool2d | nn.AvgPool2d)
-        ]
-        was_training = network.training
-        try:
-            with torch.no_grad(), unfused_attention(), self.operations:
-                network.eval()(image)
-        finally:
-            network.train(was_training)
-            for handle in handles:
-                handle.remove()
-
-    def _watch(self, name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
-        def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            if not isinstance(module, nn.Conv2d | nn.Linear):
-                self.pooling += pooling_cost(module, output)
-                return
-            before = self.areas.get(name, (0, 0))  # a shared layer costs as often as it runs
-            self.areas[name] = before[0] + _area(module, inputs[0]), before[1] + _area(module, output)
-
-        return hook
-
-
-@contextmanager
-def unfused_attention() -> Iterator[None]:
-    """Run attention as plain products: torch's counter does not know all of its fused forms."""
-    fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        with sdpa_kernel(SDPBackend.MATH):
-            yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
-
-
-def _area(module: nn.Module, tensor: Tensor) -> int:
-    if isinstance(module, nn.Linear):
-        return tensor.numel() // tensor.shape[-1]
-    return tensor.shape[-2] * tensor.shape[-1]
 
 
 @lru_cache(maxsize=256)
@@ -269,7 +205,9 @@ def network_plan(settings: NetworkSettings, image_shape: ImageShape, classes: in
         UncountableError: a layer has no counting rule.
     """
     network = network_to_count(settings, image_shape, classes)
-    return trace_plan(network, image_shape, name=settings.name, linear=settings.linear)
+    return trace_plan(
+        network, image_shape, name=settings.name, linear=settings.linear, frozen=settings.frozen, classes=classes
+    )  # fmt: skip
 
 
 def plan_sized_network(

@@ -19,12 +19,12 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from lowrank.compression import (
-    AUXILIARY,
     NetworkPlan,
     SizedMethod,
     build_chains,
     build_sized_student,
     count_mult_adds,
+    count_parameters,
     merge,
     network_plan,
 )
@@ -193,7 +193,7 @@ def write_model(path: Path, model: nn.Module, specification: ModelSpecification)
         InputError: the model has another number of parameters than the specification says.
         OSError: the file cannot be written.
     """
-    params = sum(value.numel() for name, value in model.named_parameters() if not name.startswith(f"{AUXILIARY}."))
+    params = count_parameters(model, specification.network)
     expected = specification.params()
     if params != expected:
         raise InputError(f"the settings describe a model of {expected:,} parameters, but this one has {params:,}")

@@ -22,6 +22,7 @@ def save_tensors(
 ) -> None:
     """Write tensors and metadata atomically.
 
+    Tensors that share memory, such as those of a layer that stands in two places, are written under each name.
     Safetensors writes metadata in any order: equal contents give equal files only with at most one key, the checksum
     included.
 
@@ -36,7 +37,7 @@ def save_tensors(
         OSError: the disk is full or the folder cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    contiguous = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+    contiguous = _own_memory(tensors)
     strings = {**metadata, CHECKSUM: _checksum(contiguous)} if checksum else dict(metadata)
     with atomic_path(path) as temporary:
         try:
@@ -47,6 +48,20 @@ def save_tensors(
         for age in range(versions - 1, 0, -1):
             if _version_path(path, age - 1).exists():
                 _version_path(path, age - 1).replace(_version_path(path, age))
+
+
+def _own_memory(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Make each tensor contiguous, in memory that it shares with no other: safetensors refuses shared memory."""
+    contiguous, used = {}, set()
+    for name, tensor in tensors.items():
+        value = tensor.detach().contiguous()
+        storage = value.untyped_storage()
+        if value.numel() and (storage.device, storage.data_ptr()) in used:
+            value = value.clone()
+        elif value.numel():
+            used.add((storage.device, storage.data_ptr()))
+        contiguous[name] = value
+    return contiguous
 
 
 def _version_path(path: Path, age: int) -> Path:

@@ -13,6 +13,7 @@ from lowrank.utils.lazy_exports import lazy_exports
 if TYPE_CHECKING:
     from lowrank.networks.base import DropPath as DropPath
     from lowrank.networks.images import ImageShape as ImageShape
+    from lowrank.networks.own_networks import check_logits as check_logits
     from lowrank.networks.registry import (
         NETWORK_FIELDS as NETWORK_FIELDS,
         NETWORK_NAMES as NETWORK_NAMES,
@@ -29,6 +30,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
     {
         "base": "DropPath",
         "images": "ImageShape",
+        "own_networks": "check_logits",
         "registry": (
             "NETWORK_FIELDS NETWORK_NAMES NetworkSettings default_images for_counting is_own_code make_network"
         ),

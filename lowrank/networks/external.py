@@ -9,8 +9,9 @@ from typing import Any
 
 from torch import nn
 
-from lowrank.errors import InputError, unknown
+from lowrank.errors import InputError, LowrankError, unknown
 from lowrank.networks.images import ImageShape
+from lowrank.networks.own_networks import prepare_network
 from lowrank.utils import first_line
 
 # Two of torchvision's builders want `init_weights`, and add auxiliary heads that counting leaves out.
@@ -111,7 +112,8 @@ def imported_network(path: str, image_shape: ImageShape, classes: int, width: fl
         What the function returns.
 
     Raises:
-        InputError: the function cannot be imported, has other required arguments, or returns no network.
+        InputError: the function cannot be imported, has other required arguments, raises an error, or returns no
+            network that can be trained (see `prepare_network`).
     """
     arguments = {
         "image_shape": image_shape, "in_channels": image_shape[0], "classes": classes, "num_classes": classes,
@@ -126,10 +128,17 @@ def imported_network(path: str, image_shape: ImageShape, classes: int, width: fl
             raise InputError(f"{path} asks for `{parameter.name}`; it can be given: {', '.join(sorted(arguments))}")
     if width != 1.0 and "width" not in passed:
         raise width_unsupported(path)
-    network = function(**passed)
+    try:
+        network = function(**passed)
+    except LowrankError:
+        raise
+    except Exception as error:  # the user's function may raise anything
+        reason = f"{type(error).__name__}: {first_line(error)}"
+        shown = ", ".join(f"{name}={value}" for name, value in passed.items())
+        raise InputError(f"network {path!r} raised an error for {path.partition(':')[2]}({shown}): {reason}") from error
     if not isinstance(network, nn.Module):
         raise InputError(f"{path} must return a torch.nn.Module, but returned a {type(network).__name__}")
-    return network
+    return prepare_network(network, path, image_shape)
 
 
 def width_unsupported(name: str) -> InputError:

@@ -37,8 +37,9 @@ class NetworkSettings(BaseModel):
         patch: side in pixels of the patches that vit cuts an image into.
         depth: blocks of vit.
         heads: attention heads of vit.
+        frozen: whether layers whose parameters have `requires_grad` False are kept, or replaced by frozen ones.
 
-    The last four are left out of dumps at their defaults, so that trial ids of studies from before they were there
+    The last five are left out of dumps at their defaults, so that trial ids of studies from before they were there
     stay the same. Their defaults must never change.
     """
 
@@ -52,6 +53,7 @@ class NetworkSettings(BaseModel):
     patch: int = _field(4, ge=1)
     depth: int = _field(6, ge=1, le=256)
     heads: int = _field(3, ge=1, le=192)
+    frozen: Literal["keep", "replace"] = _field("keep")
 
 
 Maker = Callable[[re.Match[str], NetworkSettings, ImageShape, int], "nn.Module"]

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from lowrank.compression import build_sized_student
+from lowrank.compression import build_sized_student, find_builder_weights
 from lowrank.data import load_data, steps_per_epoch
 from lowrank.errors import InfeasibleError
 from lowrank.layers import Separable
@@ -165,6 +165,24 @@ def _teacher_line(space: Space, resolver: Resolver) -> list[str]:
     return [f"teacher: {name}, {record.network.name}{first if record.sha256 == UNTRAINED else ''}"]
 
 
+def _initial_weights_lines(space: Space, resolver: Resolver) -> list[str]:
+    """Say which trials begin with trained weights of the network's builder; empty where it returns none."""
+    builder = find_builder_weights(space.network, resolver.image_shape, resolver.classes)
+    if not builder.modules and space.network.weights is None:
+        return []
+    domain = space.domains.get("start.how")
+    kinds = domain.corners() if domain else (space.start.how,)
+    source = "the trained dense network" if space.start.weights is None else str(space.start.weights)
+    students = {
+        ("scratch",): "all others draw all weights anew (`start: dense` would begin with trained ones)",
+        ("dense",): f"all others start from {source}",
+    }.get(tuple(kinds), f"of all others those of `start: dense` start from {source}")
+    lines = [f"weights: the dense network begins with those that {space.network.name} gives; {students}"]
+    if builder.others and "scratch" in kinds:
+        lines.append(f"  not drawn anew, because they have no `reset_parameters`: {', '.join(builder.others)}")
+    return lines
+
+
 def plan_lines(plan: Plan, space: Space, resolver: Resolver) -> list[str]:
     """Write the plan as lines.
 
@@ -188,7 +206,7 @@ def plan_lines(plan: Plan, space: Space, resolver: Resolver) -> list[str]:
         f"trials: {plan.trials} at most, references included, of {points} points; "
         f"{recipe.epochs} epochs of {steps} steps each, {plan.slots} at a time",
     ]
-    lines += _teacher_line(space, resolver)
+    lines += _teacher_line(space, resolver) + _initial_weights_lines(space, resolver)
     if plan.smallest is not None and plan.largest is not None:
         lines.append(f"sizes: from {plan.smallest:,} to {plan.largest:,} parameters")
     for label, (_, low, high) in sorted(plan.strata.items(), key=lambda stratum: stratum[1][1:]):

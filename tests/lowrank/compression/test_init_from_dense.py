@@ -207,10 +207,7 @@ def other(name: str, module: nn.Module) -> nn.Module:
     [
         (no_linear(), "the trained network has no module `linear`, which the student replaced"),
         (Pair(out=32), "`conv`: the student's weight is 16 x 8 x 3 x 3, the trained network's is 32 x 8 x 3 x 3"),
-        (
-            Pair(stride=2),
-            "`conv`: the student moves by stride and padding ((1, 1), (1, 1)), the trained network by ((2",
-        ),
+        (Pair(stride=2), "`conv`: the student's layer has stride (1, 1), the trained network's has stride (2, 2)"),
         (
             other("linear", nn.BatchNorm1d(4)),
             "`linear` of the trained network: the layer must be a convolution, a linear map",
@@ -254,3 +251,30 @@ def test_only_structured_layers_of_the_outermost_kind_are_named():
     report = init_from_network(Pair("hashed_both"), Pair())
     assert [layer.name for layer in report.layers] == ["conv", "linear"]
     assert not any(isinstance(part, SeparableConv2d | StructuredMap) for part in merge(Pair("hashed_both")).modules())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"dilation": 2, "padding": 2},
+            "has padding (1, 1), dilation (1, 1), the trained network's has padding (2, 2)",
+        ),
+        ({"stride": 2}, "`0`: the student's layer has stride (1, 1), the trained network's has stride (2, 2)"),
+        ({"padding_mode": "reflect"}, "has padding mode zeros, the trained network's has padding mode reflect"),
+    ],
+)
+def test_convolutions_that_are_copied_must_move_alike(options: dict[str, object], message: str) -> None:
+    student, teacher = (nn.Sequential(nn.Conv2d(3, 4, 3, **{"padding": 1, **more})) for more in ({}, options))
+    before = student[0].weight.clone()
+    with pytest.raises(InputError, match=re.escape(message)):
+        init_from_network(student, teacher)
+    assert torch.equal(student[0].weight, before)
+
+
+def test_dilation_and_groups_of_a_structured_layer_must_be_those_of_the_trained_one() -> None:
+    shape = ConvShape(4, 4, (3, 3), padding="same")
+    student = nn.Sequential(make_method({"name": "separable"}).build(shape))
+    teacher = nn.Sequential(nn.Conv2d(4, 4, 3, padding="same", dilation=2, bias=False))
+    with pytest.raises(InputError, match=re.escape("has dilation (1, 1), the trained network's has dilation (2, 2)")):
+        init_from_network(student, teacher)

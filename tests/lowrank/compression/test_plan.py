@@ -9,6 +9,7 @@ from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
 from lowrank.compression.counting_conventions import StudyExtras
+from lowrank.compression.inspection.counting_rules import register_counting_rule
 from lowrank.compression.merging import merge
 from lowrank.compression.substitution import build_student
 from lowrank.compression.trace import network_plan, trace_plan
@@ -81,34 +82,80 @@ def test_reasons_for_what_is_kept() -> None:
     assert [site.name for site in plan.substituted] == ["free"]
 
 
-def test_unknown_layers_are_errors() -> None:
-    with pytest.raises(UncountableError, match="`odd` is a Softshrink, which has no counting rule"):
-        trace_plan(small(odd=nn.Softshrink()), (3, 9, 9))
-
+def test_layers_of_any_kind_are_counted_by_what_they_run() -> None:
     class Scale(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.gain = nn.Parameter(torch.ones(1))
+            self.gain = nn.Parameter(torch.ones(2))
 
         def forward(self, x: Tensor) -> Tensor:
-            return x * self.gain
+            return x * self.gain.sum()
 
-    with pytest.raises(UncountableError, match="`gain` is a Scale, which has no counting rule"):
-        trace_plan(small(gain=Scale()), (3, 9, 9))
+    plan = trace_plan(small(odd=nn.Softshrink(), prelu=nn.PReLU(), gain=Scale()), (3, 9, 9))
+    assert plan.other_params == 1 + 2
+    assert plan.other_mult_adds == 0
 
 
-def test_a_layer_that_never_ran_is_an_error() -> None:
-    class Partly(nn.Module):
+def test_maps_that_no_method_replaces_are_counted_and_named() -> None:
+    network = small(up=nn.ConvTranspose2d(8, 4, 2, stride=2), flat=nn.Flatten(2), row=nn.Conv1d(4, 6, 3, padding=1))
+    plan = trace_plan(network, (3, 9, 9))
+    assert plan.others == (
+        ("up", "a ConvTranspose2d, which no method replaces"), ("row", "a Conv1d, which no method replaces"),
+    )  # fmt: skip
+    assert plan.other_params == 8 * 4 * 4 + 4 + 4 * 6 * 3 + 6
+    assert plan.other_mult_adds == 8 * 4 * 4 * 81 + 4 * 6 * 3 * 18 * 18
+    assert plan.kept == (("first", "the stem"), *plan.others)
+
+
+def test_products_that_torch_has_no_formula_for_are_counted() -> None:
+    class Products(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.used, self.spare = nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1)
+            self.conv, self.lstm = nn.Conv2d(3, 8, 1, bias=False), nn.LSTM(8, 5, batch_first=True)
+            self.bilinear, self.vector = nn.Bilinear(5, 4, 6, bias=False), nn.Parameter(torch.ones(16))
 
         def forward(self, x: Tensor) -> Tensor:
-            return self.used(x)
+            x = self.conv(x).flatten(2)
+            tokens = self.lstm(x.transpose(1, 2))[0][:, -1]
+            return self.bilinear(tokens, (x[0, :4] @ self.vector)[None])
 
-    network = Partly()
-    with pytest.raises(UncountableError, match=r"`spare` never ran on the image"):
+    plan = trace_plan(Products(), (3, 4, 4))
+    assert plan.other_mult_adds == 16 * (4 * 5 * 8 + 4 * 5 * 5) + 4 * 16 + 2 * 5 * 4 * 6
+    assert plan.other_params == 4 * 5 * (8 + 5 + 2) + 5 * 4 * 6 + 16
+
+
+def test_a_rule_of_the_user_counts_an_operation_or_a_module() -> None:
+    class Spectrum(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.fft.fft2(x).real
+
+    network = small(spectrum=Spectrum(), last=nn.Conv2d(8, 8, 1))
+    message = "the network runs aten._fft_c2c, which has no counting rule; give one by lowrank.register_counting_rule"
+    with pytest.raises(UncountableError, match=message):
         trace_plan(network, (3, 9, 9))
+    register_counting_rule(Spectrum, lambda module, inputs, output: 7 * output.numel())
+    assert trace_plan(network, (3, 9, 9)).other_mult_adds == 7 * 8 * 81
+    with pytest.raises(InputError, match="a class of modules or an operation"):
+        register_counting_rule("fft", lambda: 0)
+
+
+def test_layers_that_do_not_run_in_evaluation_are_counted_and_kept() -> None:
+    class Auxiliary(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.body = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 1)
+            self.second_head, self.read = nn.Conv2d(8, 5, 1), nn.Linear(8, 8, bias=False)
+
+        def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+            x = self.body(self.stem(x))
+            y = functional.linear(x.mean((2, 3)), self.read.weight)
+            return (y, self.second_head(x)) if self.training else y
+
+    plan = trace_plan(Auxiliary(), (3, 4, 4), linear=True)
+    unused = "it does not run by itself in evaluation"
+    assert plan.kept == (("stem", "the stem"), ("second_head", unused), ("read", unused))
+    assert plan.params(DENSE) == sum(parameter.numel() for parameter in Auxiliary().parameters())
+    assert plan.mult_adds(DENSE) == 16 * (3 * 8 + 8 * 8) + 8 * 8
 
 
 def test_an_empty_sequential_is_an_identity() -> None:

@@ -1,0 +1,165 @@
+"""One pass of one image through a network: which layers run, with which areas, what they cost, what comes out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from lowrank.compression.inspection.counting_rules import module_rule
+from lowrank.compression.inspection.plain_layers import PLAIN
+from lowrank.compression.operation_counter import OperationCounter, pooling_cost
+from lowrank.errors import InputError, LowrankError
+from lowrank.layers import Pair
+from lowrank.utils import first_line
+
+ImageSize = tuple[int, int, int]
+
+
+class NetworkPass:
+    """One forward pass of a zero image in evaluation mode.
+
+    Afterwards every module has its mode, and torch its random numbers, as before.
+
+    Args:
+        network: on any device; lazy layers get their sizes.
+        image_shape: (C, H, W) of the image.
+
+    Attributes:
+        areas: input and output area of each convolution and linear map, in the order of their first run.
+        mult_adds: what ran inside each of them, other such layers inside it excluded.
+        pooling: the study's cost of all pooling modules.
+        operations: the counter of operations.
+        output: what the network returned.
+
+    Raises:
+        InputError: the network has no parameters, or raises an error for such an image.
+        UncountableError: an operation has no counting rule.
+    """
+
+    def __init__(self, network: nn.Module, image_shape: ImageSize):
+        parameters = list(network.parameters())
+        if not parameters:
+            raise InputError(f"{type(network).__name__} has no parameters: there is nothing to count, replace or train")
+        parameter = next((value for value in parameters if value.is_floating_point()), parameters[0])
+        attempts = [torch.device("cpu"), parameter.device] if parameter.is_meta else [parameter.device]
+        with keep_modes(network), torch.random.fork_rng(devices=[]):
+            for device in attempts:
+                try:
+                    self._run(network, torch.zeros(1, *image_shape, device=device, dtype=parameter.dtype))
+                    return
+                except LowrankError:
+                    raise
+                except Exception as error:  # the network's own code may raise anything
+                    # With weights on the meta device an operation may write to a weight: the next attempt says why
+                    if device is attempts[-1]:
+                        raise cannot_run(image_shape, error) from error
+
+    def _run(self, network: nn.Module, image: Tensor) -> None:
+        self.areas: dict[str, Pair] = {}
+        self.mult_adds: dict[str, int] = {}
+        self.pooling = 0
+        self.operations = OperationCounter()
+        self._open: list[list[int]] = []  # of each layer that runs now: the counter at its start, and inner layers
+        self._inside_rules = 0  # modules that run now and are counted by a registered rule
+        handles = []
+        for name, module in network.named_modules():
+            rule = module_rule(module)
+            if isinstance(module, PLAIN) or rule is not None:
+                handles += [
+                    module.register_forward_pre_hook(self._begin(rule), prepend=True),
+                    module.register_forward_hook(self._end(name, rule), with_kwargs=True),
+                ]
+            elif isinstance(module, nn.MaxPool2d | nn.AvgPool2d):
+                handles.append(module.register_forward_hook(self._pool))
+        try:
+            with torch.no_grad(), unfused_attention(), self.operations:
+                self.output = network.eval()(image)
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _begin(self, rule: Callable[..., int] | None) -> Callable[..., None]:
+        def hook(module: nn.Module, inputs: Any) -> None:
+            self._open.append([self.operations.mult_adds, 0])
+            self._inside_rules += rule is not None
+            self.operations.paused = self._inside_rules > 0
+
+        return hook
+
+    def _end(self, name: str, rule: Callable[..., int] | None) -> Callable[..., None]:
+        def hook(module: nn.Module, inputs: tuple[Any, ...], keywords: Mapping[str, Any], output: Any) -> None:
+            start, inner = self._open.pop()
+            if rule is not None:  # stands for all that ran inside
+                self._inside_rules -= 1
+                self.operations.paused = self._inside_rules > 0
+                self.operations.mult_adds, inner = start + rule(module, inputs, output), 0
+            total = 0 if self._inside_rules else self.operations.mult_adds - start
+            if isinstance(module, PLAIN):
+                image = next((value for value in (*inputs, *keywords.values()) if isinstance(value, Tensor)), output)
+                before = self.areas.get(name, (0, 0))  # a shared layer costs as often as it runs
+                self.areas[name] = before[0] + area(module, image), before[1] + area(module, output)
+                self.mult_adds[name] = self.mult_adds.get(name, 0) + total - inner
+                inner = total
+            if self._open:
+                self._open[-1][1] += inner
+
+        return hook
+
+    def _pool(self, module: nn.Module, inputs: Any, output: Tensor) -> None:
+        self.pooling += pooling_cost(module, output)
+
+
+def cannot_run(image_shape: ImageSize, error: Exception) -> InputError:
+    """Return the error for a network that raises one when it runs on an image.
+
+    Args:
+        image_shape: (C, H, W).
+        error: what it raised.
+
+    Returns:
+        One line with the shape and the reason.
+    """
+    kind = "" if isinstance(error, RuntimeError) else f"{type(error).__name__}: "
+    return InputError(f"the network cannot take images of {tuple(image_shape)}: {kind}{first_line(error)}")
+
+
+@contextmanager
+def keep_modes(network: nn.Module) -> Iterator[None]:
+    """Give each module of a network the mode back that it has now: some may be frozen in evaluation mode."""
+    modes = {module: module.training for module in network.modules()}
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
+@contextmanager
+def unfused_attention() -> Iterator[None]:
+    """Run attention as plain products: torch's counter does not know all of its fused forms."""
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+
+
+def area(module: nn.Module, tensor: Tensor) -> int:
+    """Count the positions that a layer maps: H * W of all images, or the rows of a linear map.
+
+    Args:
+        module: a convolution or a linear map.
+        tensor: its input or output.
+
+    Returns:
+        The number of positions.
+    """
+    channels = tensor.shape[-1] if isinstance(module, nn.Linear) else tensor.shape[-3]
+    return tensor.numel() // max(1, channels)

@@ -1,0 +1,106 @@
+"""Prepares a network of the user's own for everything else here: sizes of lazy layers, types, and what it returns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from lowrank.errors import InputError
+from lowrank.networks.images import ImageShape
+from lowrank.utils import first_line
+
+
+def prepare_network(network: nn.Module, name: str, image_shape: ImageShape) -> nn.Module:
+    """Check a network and make it return plain logits.
+
+    Lazy layers get their sizes from one zero image. A network that returns its logits as `.logits`, under the key
+    "logits" or as a tuple of one gets a hook that returns the tensor alone.
+
+    Args:
+        network: is changed in place.
+        name: of the network, for messages.
+        image_shape: (C, H, W).
+
+    Returns:
+        The network.
+
+    Raises:
+        InputError: it has no parameters, its weights are not float32, or its lazy layers cannot take such an image.
+    """
+    tensors = [*network.parameters(), *network.buffers()]
+    if any(is_lazy(tensor) for tensor in tensors):
+        _fix_sizes(network, name, image_shape)
+    parameters = dict(network.named_parameters())
+    if not parameters:
+        raise InputError(f"{name} has no parameters, so there is nothing to train")
+    for key, value in parameters.items():
+        if value.is_floating_point() and value.dtype != torch.float32:
+            raise InputError(
+                f"{name} must have float32 weights, but `{key}` is {str(value.dtype).removeprefix('torch.')}: return "
+                "network.float(); recipes choose the precision of the training"
+            )
+    network.register_forward_hook(_plain_logits)
+    return network
+
+
+@torch.no_grad()
+def _fix_sizes(network: nn.Module, name: str, image_shape: ImageShape) -> None:
+    modes = {module: module.training for module in network.modules()}
+    try:
+        network.eval()(torch.zeros(1, *image_shape))
+    except Exception as error:  # the user's code may raise anything
+        reason = f"{type(error).__name__}: {first_line(error)}"
+        raise InputError(f"the lazy layers of {name} cannot take an image of {image_shape}: {reason}") from error
+    finally:
+        for module, training in modes.items():
+            module.training = training
+    lazy = [key for key, value in network.named_parameters() if is_lazy(value)]
+    if lazy:
+        raise InputError(f"{name} does not run `{lazy[0]}` in evaluation, so its size stays unknown; give it a size")
+
+
+def _plain_logits(network: nn.Module, inputs: Any, output: Any) -> Tensor | None:
+    """Return the logits inside an output; None, which leaves the output as it is, where there are none inside."""
+    if isinstance(output, Mapping):
+        inside = output.get("logits")
+    elif isinstance(output, tuple | list) and len(output) == 1:
+        inside = output[0]
+    else:
+        inside = None if isinstance(output, Tensor) else getattr(output, "logits", None)
+    return inside if isinstance(inside, Tensor) else None
+
+
+def check_logits(output: Any, classes: int, name: str) -> None:
+    """Check that what a network returned for one image are logits of as many classes as the data has.
+
+    Args:
+        output: of the network, for one image.
+        classes: number of classes.
+        name: of the network, for messages.
+
+    Raises:
+        InputError: it is no tensor (1, classes) of floating-point numbers.
+    """
+    if isinstance(output, Tensor) and output.is_floating_point() and output.shape == (1, classes):
+        return
+    if isinstance(output, Tensor) and output.is_floating_point() and output.dim() == 2 and output.shape[0] == 1:
+        raise InputError(f"{name} must give one output for each of {classes} classes, but gives {output.shape[1]}")
+    raise InputError(
+        f"{name} must be a classifier, which returns logits (1, {classes}) for one image, but returned "
+        f"{_describe(output)}"
+    )
+
+
+def _describe(output: Any) -> str:
+    if isinstance(output, Tensor):
+        return f"{str(output.dtype).removeprefix('torch.')} {tuple(output.shape)}"
+    if isinstance(output, Mapping):
+        return f"a dictionary of {', '.join(map(str, output)) or 'nothing'}"
+    if isinstance(output, tuple | list):
+        parts = ", ".join(_describe(part) for part in output[:3])
+        return f"a {type(output).__name__} of {len(output)}: {parts}"
+    return f"a {type(output).__name__}"
