@@ -75,7 +75,7 @@ def _plain_logits(network: nn.Module, inputs: Any, output: Any) -> Tensor | None
 
 
 def check_logits(output: Any, classes: int, name: str) -> None:
-    """Check that what a network returned for one image are logits of as many classes as the data has.
+    """Check that an output for one image is logits, one for each class.
 
     Args:
         output: of the network, for one image.

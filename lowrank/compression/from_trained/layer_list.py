@@ -12,9 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from lowrank.compression.from_trained.in_order import Layer, replace_module
+from lowrank.compression.inspection.network_pass import area, cannot_run, keep_modes, unfused_attention
+from lowrank.compression.inspection.plain_layers import ModuleUses
 from lowrank.compression.operation_counter import OperationCounter
-from lowrank.compression.trace import conv_shape, unfused_attention
-from lowrank.errors import InputError
+from lowrank.compression.trace import conv_shape
+from lowrank.errors import InputError, LowrankError
 from lowrank.layers import ConvShape, KernelChain, WholeKernelMethod, make_method
 
 GIVES_CLASSES = "it gives the classes"
@@ -66,11 +68,11 @@ def list_layers(
         if not any(fnmatchcase(name, pattern) for name in names):
             raise InputError(f"no layer is called {pattern!r}; choose from: {', '.join(names[:20])}")
     last = list(run.shapes)[-1]
-    owners = Counter(id(value) for module in set(network.modules()) for value in module._parameters.values())
+    uses = ModuleUses(network)
     layers, reasons = [], {}
     for name in sorted(names, key=lambda one: list(run.shapes).index(one) if one in run.shapes else len(names)):
         module = network.get_submodule(name)
-        reason = _why_kept(name, module, run, owners, last) or _by_name(name, keep, only)
+        reason = _why_kept(name, module, run, uses, last) or _by_name(name, keep, only)
         if reason:
             reasons[name] = reason
         else:
@@ -79,30 +81,14 @@ def list_layers(
     return LayerList(tuple(layers), reasons, last, total, run.mult_adds)
 
 
-def _why_kept(name: str, module: nn.Module, run: _Run, owners: Counter[int], last: str) -> str:
+def _why_kept(name: str, module: nn.Module, run: _Run, uses: ModuleUses, last: str) -> str:
     """Why a layer can only stay as it is; "" if it may be replaced."""
     assert isinstance(module, nn.Conv2d | nn.Linear)
     if name not in run.shapes:
         return "its weight is used without running it"
     if name == last:
         return GIVES_CLASSES
-    return _why_not_plain(module, owners) or (_why_not_factorised(module) if isinstance(module, nn.Conv2d) else "")
-
-
-def _why_not_plain(module: nn.Conv2d | nn.Linear, owners: Counter[int]) -> str:
-    """Why a module does not compute what a plain convolution or linear map with its weight computes; "" if it does."""
-    base = nn.Conv2d if isinstance(module, nn.Conv2d) else nn.Linear
-    changed = [method for method in ("forward", "_conv_forward") if getattr(type(module), method, None) is not getattr(
-        base, method, None)]  # fmt: skip
-    if changed:
-        return f"{type(module).__name__} has a {changed[0]} of its own"
-    if set(module._parameters) - {"weight", "bias"} or hasattr(module, "parametrizations") or list(module.children()):
-        return "its weight is computed from other parameters"
-    if any(getattr(module, hooks) for hooks in ("_forward_pre_hooks", "_forward_hooks", "_backward_hooks")):
-        return "hooks are attached to it"
-    if owners[id(module.weight)] > 1:
-        return "its weight is shared with another layer"
-    return ""
+    return uses.reason_not_plain(module) or (_why_not_factorised(module) if isinstance(module, nn.Conv2d) else "")
 
 
 def _why_not_factorised(conv: nn.Conv2d) -> str:
@@ -132,18 +118,16 @@ class _Run:
             for name, module in network.named_modules()
             if isinstance(module, nn.Conv2d | nn.Linear)
         ]
-        modes = {module: module.training for module in network.modules()}
         try:
-            with torch.no_grad(), unfused_attention(), operations:
+            with keep_modes(network), torch.no_grad(), unfused_attention(), operations:
                 network.eval()(image)
-        except RuntimeError as error:
-            shape = " x ".join(map(str, image.shape[1:]))
-            raise InputError(f"the network cannot take images of {shape}: {str(error).splitlines()[0]}") from error
+        except LowrankError:
+            raise
+        except Exception as error:  # the network's own code may raise anything
+            raise cannot_run(tuple(image.shape[1:]), error) from error
         finally:
             for handle in handles:
                 handle.remove()
-            for module, training in modes.items():
-                module.training = training
         self.mult_adds = operations.mult_adds
 
     def _watch(self, name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
@@ -169,8 +153,9 @@ def _shape(module: nn.Module, x: Tensor, y: Tensor) -> ConvShape:
             mixed_area=rows,
         )  # fmt: skip
     assert isinstance(module, nn.Conv2d)
-    shape = conv_shape(module, x.shape[-2] * x.shape[-1], y.shape[-2] * y.shape[-1])
-    return shape._replace(groups=module.groups, mixed_area=y.shape[-2] * x.shape[-1])
+    images = y.numel() // (y.shape[-3] * y.shape[-2] * y.shape[-1])  # more than one where patches are a batch
+    shape = conv_shape(module, area(module, x), area(module, y))
+    return shape._replace(groups=module.groups, mixed_area=images * y.shape[-2] * x.shape[-1])
 
 
 def count_mult_adds(network: nn.Module, image: Tensor) -> int:

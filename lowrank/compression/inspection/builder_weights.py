@@ -40,7 +40,9 @@ def keeps_own_weights(settings: NetworkSettings) -> bool:
 
 @lru_cache(maxsize=64)
 def find_builder_weights(settings: NetworkSettings, image_shape: ImageShape, classes: int) -> BuilderWeights:
-    """Find the weights that a builder returns trained: those that are the same after two different seeds.
+    """Find the weights that a builder returns trained.
+
+    These are the same after two different seeds.
 
     Weights of one value, such as zeros, are initial ones. Frozen weights stay with their layers and are left out.
 
