@@ -173,10 +173,12 @@ def _initial_weights_lines(space: Space, resolver: Resolver) -> list[str]:
     domain = space.domains.get("start.how")
     kinds = domain.corners() if domain else (space.start.how,)
     source = "the trained dense network" if space.start.weights is None else str(space.start.weights)
-    students = {
-        ("scratch",): "all others draw all weights anew (`start: dense` would begin with trained ones)",
-        ("dense",): f"all others start from {source}",
-    }.get(tuple(kinds), f"of all others those of `start: dense` start from {source}")
+    if "dense" not in kinds:
+        students = "all others draw all weights anew (`start: dense` would begin with trained ones)"
+    elif "scratch" in kinds:
+        students = f"of the others, those with `start: dense` start from {source}, and the rest draw all weights anew"
+    else:
+        students = f"all others start from {source}"
     lines = [f"weights: the dense network begins with those that {space.network.name} gives; {students}"]
     if builder.others and "scratch" in kinds:
         lines.append(f"  not drawn anew, because they have no `reset_parameters`: {', '.join(builder.others)}")

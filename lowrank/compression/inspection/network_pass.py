@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -114,7 +114,7 @@ class NetworkPass:
         self.pooling += pooling_cost(module, output)
 
 
-def cannot_run(image_shape: ImageSize, error: Exception) -> InputError:
+def cannot_run(image_shape: Sequence[int], error: Exception) -> InputError:
     """Return the error for a network that raises one when it runs on an image.
 
     Args:

@@ -150,7 +150,8 @@ def test_the_text_names_every_layer_and_its_reason(capsys: pytest.CaptureFixture
 def test_mistakes_are_one_line_and_exit_code_2(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: str, message: str
 ) -> None:
-    own = "import torch\nfrom torch import nn\nclass Fourier(nn.Module):\n    forward = lambda self, x: torch.fft.fft2(x).real\n"
+    own = "import torch\nfrom torch import nn\n"
+    own += "class Fourier(nn.Module):\n    def forward(self, x): return torch.fft.fft2(x).real\n"
     own += "def make(): return nn.Sequential(nn.Conv2d(3, 8, 1), Fourier())"
     (tmp_path / "uncountable.py").write_text(own)
     monkeypatch.syspath_prepend(tmp_path)
