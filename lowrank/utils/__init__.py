@@ -39,6 +39,7 @@ if TYPE_CHECKING:
         format_bytes as format_bytes,
         format_count as format_count,
         format_round_count as format_round_count,
+        format_times as format_times,
         last_line as last_line,
         one_line as one_line,
         redact as redact,
@@ -60,7 +61,8 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "parent_death": "exit_with_parent",
         "pareto": "non_dominated",
         "text": (
-            "HIDDEN first_line format_bytes format_count format_round_count last_line one_line redact redact_arguments"
+            "HIDDEN first_line format_bytes format_count format_round_count format_times last_line one_line redact "
+            "redact_arguments"
         ),
         "torchvision_compat": "torchvision",
         "validation": "validate_model",

@@ -103,6 +103,18 @@ def format_round_count(count: float) -> str:
     return f"{count:g}"
 
 
+def format_times(count: int) -> str:
+    """Say how often something happened.
+
+    Args:
+        count: at least 0.
+
+    Returns:
+        E.g. `once`, `twice`, `3 times`.
+    """
+    return {1: "once", 2: "twice"}.get(count, f"{count} times")
+
+
 def redact(uri: str) -> str:
     """Return an address without its passwords, for messages and files.
 

@@ -97,6 +97,9 @@ class StudyRecord:
     runs: list[dict[str, Any]] = field(default_factory=list)  # RESOURCES events, one a run, with the time it "closed"
     notes: list[str] = field(default_factory=list)  # the user's notes, oldest first
     tags: dict[str, str] = field(default_factory=dict)
+    # A look: the run's time, and the trials whose test errors it wrote; all looks of one run are one
+    test_looks: list[dict[str, Any]] = field(default_factory=list)
+    finished_ends: list[float] = field(default_factory=list)  # when a driver closed it as finished
 
     @property
     def name(self) -> str:
@@ -164,6 +167,8 @@ def apply_event(study: StudyRecord, event: Mapping[str, Any]) -> None:
         return
     if kind is Event.CLOSED:
         study.closed = dict(event)
+        if event["reason"] == "finished" and event["time"] not in study.finished_ends:
+            study.finished_ends.append(event["time"])
         if study.runs:
             study.runs[-1].setdefault("closed", event["time"])
         return
@@ -177,7 +182,18 @@ def apply_event(study: StudyRecord, event: Mapping[str, Any]) -> None:
     if kind is Event.ANNOTATED and "trial" not in event:
         _annotated(study, event)
         return
+    if kind is Event.TESTED:
+        _count_look(study, event["trial"])
     _APPLY[kind](_trial(study, event["trial"]), event)
+
+
+def _count_look(study: StudyRecord, trial_id: str) -> None:
+    run = study.header.get("time")
+    if not any(look["run"] == run for look in study.test_looks):
+        study.test_looks.append({"run": run, "trials": []})
+    look = next(look for look in study.test_looks if look["run"] == run)
+    if trial_id not in look["trials"]:
+        look["trials"].append(trial_id)
 
 
 def _check_header(event: Mapping[str, Any]) -> None:

@@ -26,6 +26,7 @@ class RunOptions:
     plan: bool = False
     probe_memory: bool = False
     resume: str | None = None
+    test: bool = False
     reproduce: Sequence[str] | None = None  # a study and a trial
     retrain_stopped: str | None = None
     sample: int = 10

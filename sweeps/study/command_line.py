@@ -44,6 +44,9 @@ def make_parser() -> argparse.ArgumentParser:
     )
     task.add_argument("--resume", metavar="NAME", help="continue a study or a series where it stopped")
     task.add_argument(
+        "--test", action="store_true", help="with --resume: evaluate the front on the test split once more (counted)"
+    )
+    task.add_argument(
         "--reproduce", nargs=2, metavar=("STUDY", "TRIAL"), help="train a recorded trial again and compare the results"
     )
     task.add_argument(

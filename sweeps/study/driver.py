@@ -127,10 +127,18 @@ def _print_left_out(space: Space, resolver: Resolver, unreachable: list[str]) ->
 
 
 def _search(search: Search, config: StudyConfig, resources: TrialResources) -> CloseReason:
-    """Train, evaluate the front on the test split once, and draw and print the results; returns why it ended."""
+    """Train, evaluate the front on the test split, and draw and print the results; returns why it ended.
+
+    The test split is looked at when the study ends finished for the first time, and where the user says so: errors of
+    each further look could guide the search.
+    """
     reason = _train(search, config, resources)
     if reason is CloseReason.FINISHED:
-        evaluate_front(search, config.folder, search.resolver.data)
+        look = config.test or not search.record.finished_ends
+        for line in evaluate_front(search, config.folder, search.resolver.data, look=look):
+            print(line, flush=True)
+    elif config.test:
+        print("the search has not ended: the test split was not looked at", flush=True)
     _print_summary(config, search.record)  # before the study closes, so that MLflow gets the picture
     return reason
 

@@ -13,10 +13,12 @@ from lowrank.io import load_tensors
 from lowrank.networks import NetworkSettings
 from lowrank.serving import MODEL_FILE, save_classifier
 from lowrank.training import Trainer
+from lowrank.utils import format_times
 from sweeps.records import (
     CHECKPOINT_FILE,
     MODELS_FOLDER,
     TRIALS_FOLDER,
+    StudyRecord,
     TrialRecord,
     encode_wrong_images,
     front_first_seeds,
@@ -26,7 +28,7 @@ from sweeps.search import Search
 from sweeps.trials import make_trainer, without_teacher
 
 
-def evaluate_front(search: Search, folder: Path, data: ImageData) -> None:
+def evaluate_front(search: Search, folder: Path, data: ImageData, *, look: bool = True) -> list[str]:
     """Evaluate the front and the references on the test split, and write a model of each point of the front.
 
     A trial that has a test error already is not evaluated again. A trial whose weights cannot be read is skipped with a
@@ -36,6 +38,10 @@ def evaluate_front(search: Search, folder: Path, data: ImageData) -> None:
         search: the finished search; test errors are written to its journal.
         folder: the study's folder.
         data: the study's images.
+        look: whether to look at the test split; models are written without it too.
+
+    Returns:
+        What the user should know: how often the test split has been looked at, and who has no test error.
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
     front_ids = {trial.trial_id for trial in front_first_seeds(search.record.trials.values())}
@@ -43,22 +49,39 @@ def evaluate_front(search: Search, folder: Path, data: ImageData) -> None:
         model_folder = folder / MODELS_FOLDER / trial.trial_id
         needs_model = trial.trial_id in front_ids and not (model_folder / MODEL_FILE).exists()
         # Another study of the series may have evaluated the same trial
-        sibling = search.siblings.tested(trial) if trial.test_error is None else None
+        wants_test = look and trial.test_error is None
+        sibling = search.siblings.tested(trial) if wants_test else None
         if sibling is not None and sibling.test_error is not None:
             search.write_test_error(trial.trial_id, sibling.test_error, sibling.wrong_images.get("test", ""))
-        if trial.test_error is not None and not needs_model:
+            wants_test = False
+        if not (wants_test or needs_model):
             continue
         weights = folder / TRIALS_FOLDER / trial.trial_id / CHECKPOINT_FILE
         trainer = restore_trainer(trial, weights, data, device)
         if trainer is None:
             continue
-        if trial.test_error is None:
+        if wants_test:
             error = trainer.evaluate("test")["error"]
             search.write_test_error(
                 trial.trial_id, error, encode_wrong_images(trainer.wrong_images["test"].cpu().numpy())
             )
         if needs_model:
             write_model(model_folder, trial, trainer, data)
+    return _test_lines(search.record, folder.name, look=look)
+
+
+def _test_lines(study: StudyRecord, name: str, *, look: bool) -> list[str]:
+    """How often the test split has been looked at, and how to look again where trials of the front lack an error."""
+    looks = len(study.test_looks)
+    tested = len({trial_id for entry in study.test_looks for trial_id in entry["trials"]})
+    lines = [f"test split: looked at {format_times(looks)}, {tested} trials"] if looks else []
+    missing = [trial for trial in front_trials(study.trials.values()) if trial.test_error is None]
+    if missing and not look:
+        lines.append(
+            f"{len(missing)} trials of the front and references have no test error; a further look, which is counted: "
+            f"python sweeps/run.py --resume {name} --test"
+        )
+    return lines
 
 
 def restore_trainer(trial: TrialRecord, path: Path, data: ImageData, device: str) -> Trainer | None:

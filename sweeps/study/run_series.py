@@ -123,7 +123,7 @@ def _run(members: list[SeriesMember], folder: Path, options: RunOptions, uri: st
         if remaining is not None and remaining <= 1:
             print(f"the time is used up before {member.name}")
             break
-        if _is_finished(folder / member.name):
+        if _is_finished(folder / member.name) and not options.test:
             continue
         seconds = None if remaining is None else remaining / (len(members) - index)
         print(f"\nstudy {index + 1} of {len(members)}: {member.name}", flush=True)

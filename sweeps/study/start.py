@@ -221,5 +221,6 @@ def _study_config(folder: Path, space: Space, options: RunOptions, storage: str 
         tags=parse_tags(options.tag),
         began=options.began,
         profile=options.profile,
+        test=options.test,
         storage=storage,
     )

@@ -153,8 +153,27 @@ def test_a_row_of_an_epoch_has_every_metric():
 def test_a_study_keeps_its_names_on_disk(events):
     study = fold(events)
     stored = study_fields(study)
-    assert set(stored) == {"header", "closed", "placement", "sittings", "notes", "tags"}
+    names = {"header", "closed", "placement", "sittings", "notes", "tags", "test_looks", "finished_ends"}
+    assert set(stored) == names
     assert study_from_fields(stored, study.trials) == study
+
+
+def test_the_test_errors_of_one_run_are_one_look():
+    def run(time):
+        return {"event": "study", "time": time, "name": "a"}
+
+    def tested(trial, time):
+        return {"event": "tested", "time": time, "trial": trial, "test_error": 5.0}
+
+    events = [run(1.0), PROPOSED, tested("t", 2.0), tested("u", 2.5), run(3.0), run(4.0), tested("v", 5.0)]
+    for study in (fold(events), fold([*events, *events])):
+        assert [look["trials"] for look in study.test_looks] == [["t", "u"], ["v"]]
+
+
+def test_only_finished_ends_are_counted_as_such():
+    ends = [{"event": "closed", "time": float(n), "reason": why} for n, why in enumerate(["interrupted", "finished"])]
+    study = fold([{"event": "study", "time": 0.5, "name": "a"}, *ends, *ends])
+    assert study.finished_ends == [1.0]
 
 
 def test_tables_that_could_not_be_written_leave_the_old_ones(events, tmp_path, monkeypatch):

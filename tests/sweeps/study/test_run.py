@@ -57,6 +57,7 @@ def test_plan_names_what_is_infeasible(capsys):
     ("arguments", "message"),
     [
         ([], "--space is missing; choose from: "),
+        (["--space", "tt_dims", "--test"], "--test must come with --resume STUDY"),
         (["--space", "nope"], "unknown space 'nope'; choose from: "),
         (["--space", "tt_dims", "--data", "nope"], "unknown data set 'nope'; choose from: "),
         (["--space", "tt_dims", "--set", "method.name=cpp"], "unknown method 'cpp'; choose from: "),

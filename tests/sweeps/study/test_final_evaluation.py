@@ -1,0 +1,102 @@
+"""Looks at the test split: when one is taken, at whom, and how often the user is told."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from sweeps.records.events import Event
+from sweeps.records.image_errors import decode_wrong_images
+from sweeps.records.journal import Journal
+from sweeps.records.load import load_study
+from sweeps.records.model import apply_event
+from sweeps.search.reuse import SiblingResults
+from sweeps.study import driver, final_evaluation
+from sweeps.study.driver import CloseReason
+from sweeps.study.final_evaluation import evaluate_front
+from tests.support.synthetic_study import Plan, write_study
+
+
+class FakeSearch:
+    """The part of a search that writes test errors, over the records of a synthetic study."""
+
+    def __init__(self, folder):
+        self.record = load_study(folder)
+        self.siblings = SiblingResults()
+        self.resolver = SimpleNamespace(data=None)
+        self.journal = Journal(folder / "journal.jsonl")
+
+    def write_test_error(self, trial_id, error, wrong_images=""):
+        event = self.journal.append(Event.TESTED, trial=trial_id, test_error=error, wrong_images=wrong_images)
+        apply_event(self.record, event)
+
+    def append(self, event, **fields):
+        apply_event(self.record, self.journal.append(event, **fields))
+
+
+@pytest.fixture
+def search(tmp_path):
+    search = FakeSearch(write_study(tmp_path, Plan(trials=8, closed=None)))
+    yield search
+    search.journal.close()
+
+
+@pytest.fixture
+def evaluated(monkeypatch):
+    """The ids of the trials whose network was evaluated on the test split, each time that one was."""
+    evaluations = []
+
+    def restore(trial, *_):
+        def evaluate(split):
+            evaluations.append(trial.trial_id)
+            return {"error": 25.0}
+
+        wrong = torch.tensor([1, 0, 0, 0], dtype=torch.uint8)
+        return SimpleNamespace(evaluate=evaluate, wrong_images={"test": wrong})
+
+    monkeypatch.setattr(final_evaluation, "restore_trainer", restore)
+    monkeypatch.setattr(final_evaluation, "write_model", lambda *_: None)
+    return evaluations
+
+
+def test_each_trial_is_looked_at_once_and_the_looks_are_counted(search, tmp_path, evaluated):
+    (line,) = evaluate_front(search, tmp_path, None)
+    first = list(evaluated)
+    assert len(first) == len(set(first)) > 2
+    assert line == f"test split: looked at once, {len(first)} trials"
+    for trial_id in first:
+        assert decode_wrong_images(search.record.trials[trial_id].wrong_images["test"]).tolist() == [True] + 3 * [False]
+    evaluate_front(search, tmp_path, None)
+    assert evaluated == first
+
+
+def test_without_a_look_nobody_is_evaluated_and_the_command_for_one_is_named(search, tmp_path, evaluated):
+    (line,) = evaluate_front(search, tmp_path, None, look=False)
+    assert evaluated == []
+    assert line.endswith(f"which is counted: python sweeps/run.py --resume {tmp_path.name} --test")
+
+
+@pytest.mark.parametrize(
+    ("earlier_ends", "test", "expected"),
+    [([], False, True), (["interrupted"], False, True), (["finished"], False, False), (["finished"], True, True),
+     (["finished", "interrupted"], False, False)],
+)  # fmt: skip
+def test_the_first_finished_end_looks_and_later_ones_are_asked(search, monkeypatch, earlier_ends, test, expected):
+    for number, reason in enumerate(earlier_ends):
+        search.append(Event.CLOSED, reason=reason)
+        search.append(Event.STUDY, name="a", number=number)
+    looks = []
+    monkeypatch.setattr(driver, "_train", lambda *_: CloseReason.FINISHED)
+    monkeypatch.setattr(driver, "_print_summary", lambda *_: None)
+    monkeypatch.setattr(driver, "evaluate_front", lambda *_, look: looks.append(look) or [])
+    assert driver._search(search, SimpleNamespace(test=test, folder=None), None) is CloseReason.FINISHED
+    assert looks == [expected]
+
+
+def test_a_look_before_the_end_is_refused_with_a_line(search, monkeypatch, capsys):
+    monkeypatch.setattr(driver, "_train", lambda *_: CloseReason.TIME)
+    monkeypatch.setattr(driver, "_print_summary", lambda *_: None)
+    driver._search(search, SimpleNamespace(test=True, folder=None), None)
+    assert "the search has not ended: the test split was not looked at" in capsys.readouterr().out
