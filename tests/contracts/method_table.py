@@ -169,6 +169,23 @@ def cases(*, feasible: bool = True) -> list[Case]:
     return [case for case in found if (case.method.infeasible(case.shape) is None) == feasible]
 
 
+def varied_cases() -> list[Case]:
+    """Return each method's first feasible setting at every shape, and every setting at the first shape it takes."""
+    chosen: dict[tuple[str, ConvShape] | Method, Case] = {}
+    for case in cases():
+        chosen.setdefault((case.method.name, case.shape), case)
+        chosen.setdefault(case.method, case)
+    return list(dict.fromkeys(chosen.values()))
+
+
+def one_case_each_setting() -> list[Case]:
+    """Return every setting at the first shape that it takes, for tests that do not depend on shapes."""
+    first: dict[Method, Case] = {}
+    for case in cases():
+        first.setdefault(case.method, case)
+    return list(first.values())
+
+
 def one_case_each(shape: ConvShape) -> list[Case]:
     """Return each method's first feasible setting at a shape, for tests that do not depend on settings."""
     first: dict[str, Case] = {}

@@ -19,6 +19,8 @@ from lowrank.layers import ConvShape, SeparableConv2d, StructuredMap
 from lowrank.layers.registry import METHODS
 
 every_case = pytest.mark.parametrize("case", method_table.cases(), ids=str)
+varied_case = pytest.mark.parametrize("case", method_table.varied_cases(), ids=str)
+every_setting = pytest.mark.parametrize("case", method_table.one_case_each_setting(), ids=str)
 every_method = pytest.mark.parametrize("case", method_table.one_case_each(SHAPES[0]), ids=str)
 every_map = pytest.mark.parametrize(
     "case",
@@ -124,7 +126,7 @@ def test_reset_takes_fan_std_and_generator(case: Case) -> None:
     torch.testing.assert_close(module.weight().detach(), first * (0.3 / math.sqrt(2 / 16)))
 
 
-@every_case
+@every_setting
 def test_state_dict_round_trip(case: Case) -> None:
     module, other = case.build(seed=0), case.build(seed=1)
     stored = io.BytesIO()
@@ -141,7 +143,7 @@ def test_layer_holds_nothing_but_parameters(case: Case) -> None:
     assert set(module.state_dict()) == {name for name, _ in module.named_parameters()}
 
 
-@every_case
+@varied_case
 def test_low_precision_stays_near_float64(case: Case) -> None:
     exact = case.build(dtype=torch.float64)(case.image(torch.float64))
     for dtype, tolerance in ((torch.float16, 0.02), (torch.bfloat16, 0.15), (torch.float32, 1e-4)):
@@ -183,7 +185,7 @@ def test_layer_is_exported(case: Case) -> None:
     torch.testing.assert_close(exported(x), module(x), rtol=1e-5, atol=1e-6)
 
 
-@every_case
+@every_setting
 def test_factors_are_parameters_of_the_layer(case: Case) -> None:
     module = case.build()
     own = {id(parameter) for parameter in module.parameters()}
@@ -216,7 +218,7 @@ def test_fit_to_a_trained_weight_is_exact_at_full_size(name: str, settings: dict
     torch.testing.assert_close(dense_weight(module), dense, rtol=1e-4, atol=1e-5)
 
 
-@every_case
+@varied_case
 def test_fit_to_a_trained_weight_reports_its_error_and_beats_zero(case: Case) -> None:
     module, shape = case.build(), case.shape
     dense = trained_weight(shape.out_channels, shape.in_channels, *shape.kernel)
