@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from lowrank.compress import main, parse_budget
+from lowrank.deployment import formats
 from lowrank.deployment.compress_run import reorder_outputs
 from lowrank.deployment.formats import onnx_forward
 from lowrank.errors import InputError
@@ -19,26 +24,39 @@ BASE = ["--network", "resnet9", "--width", "0.0625", "--weights", str(WEIGHTS), 
 QUICK = ["--method", "svd", "--allocation", "energy", "--calibration", "256"]
 
 
-@pytest.fixture(scope="module")
-def done(tmp_path_factory, request):
-    """One run with two budgets as JSON: standard output, standard error, the folder."""
-    out = tmp_path_factory.mktemp("compress") / "out"
-    capture = request.config.pluginmanager.getplugin("capturemanager")
-    assert capture is not None
-    import contextlib
-    import io
-
+def run_quickly(out: Path, *options: str) -> tuple[str, str]:
+    """Run the command; returns its standard output and standard error."""
     stdout, stderr = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
-        code = main([*BASE, *QUICK, "--out", str(out), "--budget", "0.5", "0.25", "--finetune", "1", "--json"])
-    assert code == 0
-    return stdout.getvalue(), stderr.getvalue(), out
+        assert main([*BASE, *QUICK, "--out", str(out), *options]) == 0
+    return stdout.getvalue(), stderr.getvalue()
 
 
-def test_json_is_one_object_for_each_budget_and_nothing_else(done) -> None:
-    stdout, stderr, _ = done
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """Where one run wrote a network of a quarter of the size, in all forms."""
+    out = tmp_path_factory.mktemp("compress") / "out"
+    run_quickly(out, "--budget", "0.25", "--finetune", "1")
+    return out
+
+
+@pytest.fixture
+def without_programs(monkeypatch) -> None:
+    """Write an empty file in place of each exported program, which takes seconds."""
+
+    def write_nothing(model: nn.Module, specification: Any, path: Path) -> nn.Module:
+        path.touch()
+        return model
+
+    for name in ("_as_program", "_as_onnx"):
+        monkeypatch.setattr(formats, name, write_nothing)
+
+
+def test_json_is_one_object_for_each_budget_and_nothing_else(tmp_path, without_programs) -> None:
+    out = tmp_path / "out"
+    stdout, stderr = run_quickly(out, "--budget", "0.5", "0.25", "--finetune", "1", "--json")
     reports = json.loads(stdout)
-    assert len(reports) == 2
+    assert len(reports) == len(list(out.iterdir())) == 2
     for report, share in zip(reports, (0.5, 0.25), strict=True):
         assert report["params"] <= share * report["dense_params"]
         assert report["method"] == "svd"
@@ -49,27 +67,22 @@ def test_json_is_one_object_for_each_budget_and_nothing_else(done) -> None:
     assert "the given network:" in stderr
 
 
-def test_every_file_gives_the_same_network(done) -> None:
-    _, _, out = done
-    folders = sorted(out.iterdir())
-    assert len(folders) == 2
-    for folder in folders:
-        images = torch.randn(5, 1, 8, 8)
-        factorised, merged = load_model(folder / "factorised.safetensors"), load_merged(folder / "merged.safetensors")
-        with torch.no_grad():
-            expected = factorised(images)
-            torch.testing.assert_close(merged(images), expected, rtol=1e-3, atol=1e-3)
-        torch.testing.assert_close(onnx_forward(folder / "factorised.onnx")(images), expected, rtol=1e-3, atol=1e-3)
-        report = json.loads((folder / "report.json").read_text())
-        assert sum(value.numel() for value in factorised.parameters()) == report["params"]
-        assert "| parameters" in (folder / "README.md").read_text()
+def test_every_file_gives_the_same_network(folder) -> None:
+    images = torch.randn(5, 1, 8, 8)
+    factorised, merged = load_model(folder / "factorised.safetensors"), load_merged(folder / "merged.safetensors")
+    with torch.no_grad():
+        expected = factorised(images)
+        torch.testing.assert_close(merged(images), expected, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(onnx_forward(folder / "factorised.onnx")(images), expected, rtol=1e-3, atol=1e-3)
+    report = json.loads((folder / "report.json").read_text())
+    assert sum(value.numel() for value in factorised.parameters()) == report["params"]
+    assert "| parameters" in (folder / "README.md").read_text()
 
 
-def test_a_file_that_names_no_layer_is_refused(done, tmp_path) -> None:
+def test_a_file_that_names_no_layer_is_refused(folder, tmp_path) -> None:
     from lowrank.io import load_tensors, save_tensors
 
-    _, _, out = done
-    tensors, metadata = load_tensors(sorted(out.iterdir())[0] / "factorised.safetensors")
+    tensors, metadata = load_tensors(folder / "factorised.safetensors")
     content = json.loads(metadata["lowrank_model"])
     content["layers"]["nowhere"] = next(iter(content["layers"].values()))
     path = tmp_path / "model.safetensors"
@@ -78,7 +91,7 @@ def test_a_file_that_names_no_layer_is_refused(done, tmp_path) -> None:
         load_model(path)
 
 
-def test_the_printed_table_names_sizes_errors_times_and_layers(tmp_path, capsys) -> None:
+def test_the_printed_table_names_sizes_errors_times_and_layers(tmp_path, capsys, without_programs) -> None:
     assert main([*BASE, *QUICK, "--out", str(tmp_path / "out"), "--max-loss", "30", "--report-on", "test"]) == 0
     printed = capsys.readouterr().out
     for word in (

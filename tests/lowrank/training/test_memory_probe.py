@@ -6,8 +6,10 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from lowrank.data import AugmentationSettings
+from lowrank.networks.registry import NetworkSettings
 from lowrank.training.engine import memory_probe
 from lowrank.training.engine.cuda_graph import CapturedEpoch
 from lowrank.training.engine.memory_probe import (
@@ -25,9 +27,18 @@ from tests.support.teachers import small_data, small_network
 CPU = torch.device("cpu")
 
 
+def smallest_network() -> nn.Module:
+    """No test depends on the network."""
+    return small_network(settings=NetworkSettings(name="mlp", width=0.25))
+
+
 def make(batch_size: int) -> Trainer:
     return Trainer(
-        small_network(), small_data(), Recipe(batch_size=batch_size), augmentation=AugmentationSettings(), order_seed=0
+        smallest_network(),
+        small_data(),
+        Recipe(batch_size=batch_size),
+        augmentation=AugmentationSettings(),
+        order_seed=0,
     )
 
 
@@ -115,7 +126,7 @@ def test_batches_are_multiples_of_the_micro_batches(monkeypatch: pytest.MonkeyPa
 
     def make_accumulating(batch_size: int) -> Trainer:
         recipe = Recipe(batch_size=batch_size, accumulate=3)
-        return Trainer(small_network(), small_data(), recipe, augmentation=AugmentationSettings(), order_seed=0)
+        return Trainer(smallest_network(), small_data(), recipe, augmentation=AugmentationSettings(), order_seed=0)
 
     probe = probe_memory(make_accumulating, 32, CPU, full)
     assert (probe.step, probe.largest_batch) == (None, 15)
@@ -133,7 +144,7 @@ def test_only_the_batch_of_the_recipe_is_captured(monkeypatch: pytest.MonkeyPatc
 
     def make_captured(batch_size: int) -> Trainer:
         recipe = Recipe(batch_size=batch_size, engine=engine)
-        return Trainer(small_network(), small_data(), recipe, augmentation=AugmentationSettings(), order_seed=0)
+        return Trainer(smallest_network(), small_data(), recipe, augmentation=AugmentationSettings(), order_seed=0)
 
     assert probe_memory(make_captured, 32, CPU, full).largest_batch == 128
     assert prepared == ([32] if engine == "captured" else [])
