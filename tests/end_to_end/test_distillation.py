@@ -66,6 +66,7 @@ def test_a_resumed_study_wants_the_same_teacher(root: Path, said: str) -> None:
         (root / "teachers" / "first").rename(root / "teachers" / "good")
 
 
+@pytest.mark.slow  # lowrank/distillation/test_cache.py shows the same without a study
 def test_a_cache_that_cannot_be_built_falls_back_and_says_so(root: Path, said: str) -> None:
     blocked = root / "file"
     blocked.write_text("")

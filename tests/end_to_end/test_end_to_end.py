@@ -143,6 +143,7 @@ def test_a_second_study_of_that_name_is_refused(finished):
     assert (folder / "journal.jsonl").read_bytes() == before
 
 
+@pytest.mark.slow  # test_old_study resumes a study in every run
 def test_resume_goes_on_in_the_same_runs_with_more_trials(finished):
     folder, _ = finished
     before = set(studies.record(folder).trials)

@@ -41,7 +41,7 @@ def study(tmp_path):
         yield tmp_path / "hit", process
 
 
-@pytest.mark.parametrize("how", ["Ctrl-C", "kill"])
+@pytest.mark.parametrize("how", ["Ctrl-C", pytest.param("kill", marks=pytest.mark.slow)])
 def test_a_study_that_is_told_to_end_stops_cleanly_and_says_how_to_go_on(study, how):
     folder, process = study
     if how == "kill":
@@ -58,6 +58,7 @@ def test_a_study_that_is_told_to_end_stops_cleanly_and_says_how_to_go_on(study, 
     check_once_each(folder, 7)
 
 
+@pytest.mark.slow
 def test_a_batch_systems_end_of_all_processes_is_an_interruption(study):
     folder, process = study
     os.killpg(process.pid, signal.SIGTERM)

@@ -31,7 +31,8 @@ def test_a_diverging_trial_is_an_outcome_and_the_worker_stays(tmp_path):
 
 
 def test_a_study_in_which_nothing_completes_says_why_and_fails(tmp_path):
-    done = studies.run(*studies.TINY, "--set", "train.lr=1.0e+30", "--out", str(tmp_path), "--name", "lost")
+    options = (*studies.TINY[:-1], "1", "--set", "references=[]", "--set", "train.lr=1.0e+30")
+    done = studies.run(*options, "--out", str(tmp_path), "--name", "lost")
     assert done.returncode == 1, done.stdout + done.stderr
     assert "no trial was completed, so there is no front" in done.stdout
     assert "diverged: " in done.stdout
