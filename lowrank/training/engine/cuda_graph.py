@@ -26,6 +26,7 @@ from lowrank.data import Batch
 from lowrank.distillation import Signals
 from lowrank.kernels import kernel_errors
 from lowrank.training.engine.compiled_forward import CompiledObjective, NotCompilableError, compile_once
+from lowrank.training.engine.precision import keep_float32_products
 from lowrank.training.engine.rng import random_state, set_random_state
 from lowrank.training.engine.step import TrainStep
 from lowrank.training.metrics import TrainMeter
@@ -87,6 +88,9 @@ class CapturedEpoch:
     """Takes the steps of an epoch by replaying one recorded step.
 
     It is recorded at the first batch, when the shape of the batches changes, and after `forget`.
+
+    Attributes:
+        compiled: whether the forward pass and the loss are compiled, or will be at the first batch.
     """
 
     def __init__(
@@ -103,7 +107,7 @@ class CapturedEpoch:
             notify: is called with a warning if it is not.
         """
         self._train_step, self._timers, self._record, self._notify = train_step, timers, record, notify
-        self._compiled = compiled
+        self.compiled = compiled
         self._forward: Forward = train_step.objective
         self._graph: torch.cuda.CUDAGraph | None = None
         self._images = self._labels = torch.empty(0)
@@ -165,7 +169,7 @@ class CapturedEpoch:
         for group, tensor in zip(groups, self._rates, strict=True):
             group["lr"] = tensor
         self._make_momentum()
-        if self._compiled:
+        if self.compiled:
             self._compile()
         if self._record:
             with self._undone():
@@ -194,10 +198,10 @@ class CapturedEpoch:
             taps = () if objective.taps is None else objective.taps.names
             forward = CompiledObjective(train_step.network, objective.loss, taps, dtype)
             self._forward = forward
-            with compile_once(forward.compiled.digest(self._images)), self._undone():
+            with compile_once(forward.compiled.digest(self._images)), self._undone(), keep_float32_products():
                 self._run_step()
         except (*_NOT_COMPILED, *kernel_errors()) as error:  # type: ignore[misc]  # all of them are exceptions
-            self._compiled, self._forward = False, objective
+            self.compiled, self._forward = False, objective
             cause = getattr(error, "inner_exception", error)
             reason = next(iter(str(cause).strip().splitlines()), type(cause).__name__)
             if reason not in _WARNED:

@@ -5,8 +5,9 @@ Nothing here waits for the device: overflow, scale and skipped steps stay tensor
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -45,6 +46,19 @@ def autocast(device: torch.device, dtype: torch.dtype | None) -> AbstractContext
         A context manager.
     """
     return nullcontext() if dtype is None else torch.autocast(device.type, dtype)
+
+
+@contextmanager
+def keep_float32_products() -> Iterator[None]:
+    """Compile without torch's advice to multiply float32 matrices in TF32.
+
+    What runs in float32 is meant to: a recipe asks for it, or autocast leaves it. The precision of these products is
+    the process's (`torch.get_float32_matmul_precision`), full unless a program changes it, for every engine alike; so
+    a compiled step has the numbers of a plain one. A lower precision for compiled steps alone would change them.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="TensorFloat32 tensor cores for float32 matrix multiplication")
+        yield
 
 
 class LossScaler:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import types
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -124,10 +125,10 @@ def test_the_compiled_function_trains_as_the_plain_loop_and_is_traced_once(data,
 def test_a_machine_that_cannot_compile_warns_once_and_trains(data, monkeypatch):
     monkeypatch.setattr(cuda_graph, "_WARNED", set())
     monkeypatch.setattr(compiled_forward, "compile_obstacle", lambda device: "there is no C compiler")
-    warnings: list[str] = []
-    runs = [trainer(data, engine, notify=warnings.append) for engine in ("compiled", "compiled", "plain")]
+    messages: list[str] = []
+    runs = [trainer(data, engine, notify=messages.append) for engine in ("compiled", "compiled", "plain")]
     first, second, plain = (losses(run) for run in runs)
-    assert warnings == ["training is not compiled, and so is slower: there is no C compiler"]
+    assert messages == ["training is not compiled, and so is slower: there is no C compiler"]
     assert torch.equal(first, plain)
     assert torch.equal(second, plain)
 
@@ -138,10 +139,29 @@ def test_training_goes_on_without_a_compiler_that_fails(data, graphs, monkeypatc
 
     monkeypatch.setattr(compiled_forward, "compile_graph", fail)
     monkeypatch.setattr(cuda_graph, "_WARNED", set())
-    warnings: list[str] = []
-    found = losses(trainer(data, "compiled", notify=warnings.append))
-    assert warnings == ["training is not compiled, and so is slower: no such instruction"]
+    messages: list[str] = []
+    found = losses(trainer(data, "compiled", notify=messages.append))
+    assert messages == ["training is not compiled, and so is slower: no such instruction"]
     assert torch.equal(found, losses(trainer(data, "plain")))
+
+
+def test_advice_of_the_compiler_to_lower_the_precision_is_no_obstacle(data, graphs, monkeypatch):
+    """Torch gives it for graphs with products of float32 on a GPU; here the compiler is replaced by one that does."""
+
+    def advise(graph: torch.fx.GraphModule, inputs: Any) -> Any:
+        warnings.warn(
+            "TensorFloat32 tensor cores for float32 matrix multiplication available but not enabled. Consider setting "
+            "`torch.set_float32_matmul_precision('high')` for better performance.",
+            stacklevel=1,
+        )
+        return graph.forward
+
+    monkeypatch.setattr(compiled_forward, "compile_graph", advise)
+    before = torch.get_float32_matmul_precision()
+    run = trainer(data, "compiled")
+    losses(run)
+    assert run.captured_epoch.compiled
+    assert torch.get_float32_matmul_precision() == before
 
 
 def test_training_goes_on_without_a_kernel_that_needs_too_much_shared_memory(data, graphs, monkeypatch):
@@ -160,10 +180,10 @@ def test_training_goes_on_without_a_kernel_that_needs_too_much_shared_memory(dat
     monkeypatch.setattr(compiled_forward, "compile_graph", fail_after_running)
     monkeypatch.setattr(cuda_graph, "kernel_errors", lambda: (OutOfSharedMemoryError,))
     monkeypatch.setattr(cuda_graph, "_WARNED", set())
-    warnings: list[str] = []
-    found, expected = trainer(data, "compiled", notify=warnings.append), trainer(data, "plain")
+    messages: list[str] = []
+    found, expected = trainer(data, "compiled", notify=messages.append), trainer(data, "plain")
     assert torch.equal(losses(found), losses(expected))
-    assert warnings == ["training is not compiled, and so is slower: out of resource: shared memory"]
+    assert messages == ["training is not compiled, and so is slower: out of resource: shared memory"]
     for key, tensor in expected.state().items():
         assert torch.equal(found.state()[key], tensor), key
 
