@@ -3,12 +3,16 @@
 A point is one setting with all its seeds. Its error is the mean validation error over the seeds that were trained to
 their end and not excluded; all of them stand on the front together. The search, the kept models and the reports use
 this one rule.
+
+Where the front was repeated with further seeds, only points with all their seeds stand on it: the lowest of many single
+errors is lower than a mean of several only because it was lucky (`competing_points`).
 """
 
 from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from statistics import fmean
 from typing import Any, TypeVar
@@ -110,39 +114,101 @@ def front(trials: Iterable[TrialRecord]) -> list[list[TrialRecord]]:
     """Find the points that no other beats in both size and mean validation error.
 
     Args:
-        trials: of a study.
+        trials: of a study, those without a result too: they say whether a point still waits for a seed.
 
     Returns:
         The points, smallest first, each as its completed trials.
     """
-    return non_dominated_points(
-        searched_points(trials), lambda seeds: (float(seeds[0].counts["params"]), mean_error(seeds))
+    return _front_of(competing_points(trials))
+
+
+def _front_of(points: Sequence[list[TrialRecord]]) -> list[list[TrialRecord]]:
+    return non_dominated_points(points, lambda seeds: (float(seeds[0].counts["params"]), mean_error(seeds)))
+
+
+def competing_points(trials: Iterable[TrialRecord]) -> list[list[TrialRecord]]:
+    """Choose the searched points that may stand on the front: those with all their seeds.
+
+    A study that is repeated gives more seeds to the points of its first seed's front. Once all of these have had m
+    seeds, only points with m results compete. A point that lost one of its seeds (it diverged, failed or was excluded)
+    does not stand on the front then. Where some of that front still waits, or nothing was repeated, all compete.
+
+    Args:
+        trials: of a study, those without a result too.
+
+    Returns:
+        Those of `searched_points` that compete.
+    """
+    trials = list(trials)
+    points = searched_points(trials)
+    most = max(map(len, points), default=1)
+    if most == 1:
+        return points
+    first_front = non_dominated_points(
+        points, lambda seeds: (float(seeds[0].counts["params"]), seeds[0].val_error or 0.0)
     )
+    ended = _ended_seeds(trials)
+    waiting_for = min(max(len(seeds), ended.get(point_key(seeds[0]), 0)) for seeds in first_front)
+    needed = min(most, waiting_for)
+    return [seeds for seeds in points if len(seeds) >= needed]
 
 
-def front_settings(study: StudyRecord) -> list[dict[str, Any]]:
+def _ended_seeds(trials: Iterable[TrialRecord]) -> Counter[str]:
+    """Count the seeds of each point that will not be trained any further, whether they have a result or not."""
+    return Counter(point_key(trial) for trial in trials if trial.ended and trial.status is not Status.INFEASIBLE)
+
+
+def front_settings(study: StudyRecord, seeds: int = 1, limit: int = 0) -> list[dict[str, Any]]:
     """Find the settings of the search's own front, which get further seeds.
+
+    They are those of the front of the first seed. When all of them have had their seeds, their means are higher than
+    their first errors were, and settings whose single error is below them come onto the front: these get their seeds
+    too, and so on until the front stands still or `limit` is reached.
 
     A training that diverged or failed is a result of its seed, not of its setting. Where its last error would have put
     the setting on the front, the setting gets its other seeds too, unless the trial was excluded.
 
     Args:
         study: the study.
+        seeds: how many each setting gets, the first included.
+        limit: the most repeats beyond those of the first front.
 
     Returns:
-        The proposed points (dotted name -> value).
+        The proposed points (dotted name -> value), those of the first front first.
     """
     searched = [trial for trial in study.trials.values() if trial.role is Role.SEARCH]
-    completed = [seeds[0] for seeds in front(searched)]
+    completed = [group[0] for group in _front_of(searched_points(searched))]
     unfinished = [
         t
         for t in searched
         if t.status in SEED_DEPENDENT_STATUSES and not t.broken and math.isfinite(t.val_error or math.nan)
     ]
     sized = [(float(trial.counts["params"]), trial.val_error or 0.0) for trial in [*completed, *unfinished]]
-    return [trial.parameters for trial in completed] + [
-        unfinished[index - len(completed)].parameters for index in non_dominated(sized) if index >= len(completed)
+    chosen = completed + [
+        unfinished[index - len(completed)] for index in non_dominated(sized) if index >= len(completed)
     ]
+    if limit > 0 and seeds > 1:
+        chosen += _later_settings(study, searched, chosen, seeds, limit)
+    return [trial.parameters for trial in chosen]
+
+
+def _later_settings(
+    study: StudyRecord, searched: Sequence[TrialRecord], first: Sequence[TrialRecord], seeds: int, limit: int
+) -> list[TrialRecord]:
+    """The settings that came onto the front when those before them had all their seeds, within the limit."""
+    trials = list(study.trials.values())
+    repeats = Counter(point_key(trial) for trial in trials if trial.role is Role.REPEAT)
+    before = {point_key(trial) for trial in first}
+    later = [trial for trial in searched if point_key(trial) not in before and repeats[point_key(trial)]]
+    ended = _ended_seeds(trials)
+    if any(ended[point_key(trial)] < seeds for trial in [*first, *later]):
+        return later  # the front is not known before all of them have their seeds
+    lost = {key for key, count in ended.items() if count >= seeds}
+    points = [group for group in searched_points(trials) if len(group) >= seeds or point_key(group[0]) not in lost]
+    waiting = [group[0] for group in _front_of(points) if ended[point_key(group[0])] < seeds]
+    waiting = [trial for trial in waiting if trial.role is Role.SEARCH and point_key(trial) not in before]
+    affordable = max(0, limit - sum(repeats[point_key(trial)] for trial in later)) // (seeds - 1)
+    return later + waiting[:affordable]
 
 
 def front_first_seeds(trials: Iterable[TrialRecord]) -> list[TrialRecord]:

@@ -284,13 +284,16 @@ class Search:
     def _missing_repeats(self) -> list[Trial]:
         """Return repeats that are not proposed yet: the second seed of all points, then the third of all, and so on.
 
-        A grid proposes its repeats itself.
+        Repeating stops when the front stands still: when every point on it has all its seeds. Beyond the front of the
+        first seed it takes at most `search.repeat_trials` trials. A grid proposes its repeats itself.
         """
         if self.space.search.sampler == "grid":
             return []
         repeats = []
-        for repeat in range(1, self.space.search.repeats):
-            for point in front_settings(self.record):
+        settings, search = None, self.space.search
+        for repeat in range(1, search.repeats):
+            settings = settings or front_settings(self.record, search.repeats, search.repeat_limit)
+            for point in settings:
                 try:
                     repeats.append(self.resolver.resolve(point, repeat, Role.REPEAT))
                 except InfeasibleError:

@@ -43,10 +43,16 @@ class SearchSettings(BaseModel):
     reduction: float = Field(default=3.0, gt=1)  # ASHA and HyperBand let the best 1 / reduction pass each rung
     brackets: int = Field(default=3, ge=1, le=16)  # of HyperBand; each begins one rung later than the one before
     repeats: int = Field(default=1, ge=1, le=1000)  # seeds of each point of a grid, or of the front at the end
+    repeat_trials: int | None = Field(default=None, ge=0)  # the most repeats beyond the first front's; None: `trials`
     enqueue: tuple[dict[str, Any], ...] = ()  # points to try first: dotted name -> value
     warm_start: tuple[str, ...] = ()  # earlier studies, by name or folder, whose trials the sampler starts from
     seed: int = Field(default=0, ge=0, lt=2**63)
     time: str | None = None  # e.g. 90s, 30m, 2h
+
+    @property
+    def repeat_limit(self) -> int:
+        """The most repeats of settings that came onto the front only by the repeats of others."""
+        return self.trials if self.repeat_trials is None else self.repeat_trials
 
     @model_validator(mode="after")
     def _check(self) -> SearchSettings:

@@ -1,0 +1,286 @@
+"""The error of the best of many settings, corrected for the choice.
+
+The lowest of many measured errors is low because the setting is good, and because its images and its seed were lucky.
+So the choice is made again and again on a part of the images (and, where there are several, of the seeds), and the
+chosen setting is measured on the rest, which the choice has not seen. The mean over many such splits is what the
+choice is worth.
+
+Of the interval the lower end is that of the chosen setting as if it had been fixed beforehand: its measured error is
+too low already. The upper end is that of splits into four, whose variance is read from the two halves of the images: a
+choice that nearly fails to decide makes the mean over splits less certain than that of one network.
+`python -m benchmarks.calibration` shows how often both hold.
+
+Shapes: `wrong[setting, seed, image]`. Errors in percent, differences in points.
+
+References: S. Varma, R. Simon, "Bias in error estimation when using cross-validation for model selection", BMC
+Bioinformatics 7 (2006); R. and R. J. Tibshirani, "A bias correction for the minimum error rate in cross-validation",
+Annals of Applied Statistics 3 (2009).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from analysis.stats.intervals import LEVEL
+from analysis.stats.paired import (
+    MeanVariance,
+    SeedVariance,
+    WrongImages,
+    combined_variance,
+    difference_bounds,
+    error_bounds,
+    mean_variance,
+    seed_variance,
+)
+
+PARTITIONS = 10  # of the images, at random but always the same
+FOLDS = 10  # for the estimate: the choice sees nine tenths, nearly as good as all
+COARSE_FOLDS = 4  # for the upper end: steadier, and its two halves give the variance
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelectedError:
+    """The error of the setting that was chosen as the best.
+
+    Attributes:
+        chosen: its index.
+        observed: its measured error in percent, which the choice makes look too low.
+        mean: the error corrected for the choice.
+        low: lower end of the 95 % interval.
+        high: upper end.
+        candidates: among how many it was chosen.
+        seeds: of each candidate.
+        images: how many there are.
+    """
+
+    chosen: int
+    observed: float
+    mean: float
+    low: float
+    high: float
+    candidates: int
+    seeds: int
+    images: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelectedDifference:
+    """The difference of the chosen setting to one that was fixed beforehand, in points.
+
+    Attributes:
+        mean: chosen minus the other, corrected for the choice.
+        low: lower end of the two-sided 95 % interval.
+        high: upper end.
+        upper: upper end of the one-sided 95 % interval.
+    """
+
+    mean: float
+    low: float
+    high: float
+    upper: float
+
+
+@dataclass(frozen=True)
+class _SplitErrors:
+    """Shares of wrong images of the choice on what it has not seen; `parts` is [half, partition]."""
+
+    mean: float
+    halves: NDArray[np.float64]
+
+
+@lru_cache(maxsize=16)
+def _folds(images: int, folds: int) -> NDArray[np.float32]:
+    """`[image, partition * fold]`: 1 where the image belongs to the fold. The same for every call."""
+    random = np.random.default_rng(0)
+    member = np.zeros((images, PARTITIONS, folds), dtype=np.float32)
+    for partition in range(PARTITIONS):
+        member[random.permutation(images), partition, np.arange(images) % folds] = 1
+    member.setflags(write=False)
+    return member.reshape(images, PARTITIONS * folds)
+
+
+def fold_counts(wrong: NDArray[np.bool_], folds: int) -> NDArray[np.float32]:
+    """Count the wrong images in each fold.
+
+    Args:
+        wrong: `[setting, seed, image]`.
+        folds: in how many parts the images are divided.
+
+    Returns:
+        `[setting, seed, partition, fold]`.
+    """
+    settings, seeds, images = wrong.shape
+    counts = wrong.reshape(settings * seeds, images).astype(np.float32) @ _folds(images, folds)
+    return counts.reshape(settings, seeds, PARTITIONS, folds)
+
+
+def corrected_error(
+    wrong: NDArray[np.bool_], screened: bool = False, between_seeds: SeedVariance | None = None
+) -> SelectedError:  # fmt: skip
+    """Return the error of the best setting, corrected for the choice.
+
+    Args:
+        wrong: `[setting, seed, image]` of all settings that compete, each with the same number of seeds.
+        screened: whether the settings were chosen by their first seed to get the others; then only the others are
+            measured on.
+        between_seeds: the variance between seeds; None for that of these settings.
+
+    Returns:
+        Error and interval. With one seed they are those of the chosen network, with several those of its setting.
+
+    Raises:
+        ValueError: there is no setting, seed or image.
+    """
+    _check(wrong)
+    images = wrong.shape[2]
+    between_seeds = between_seeds or seed_variance(wrong)
+    chosen = choose(wrong)
+    fixed = mean_variance(wrong[chosen].astype(np.float64), between_seeds if wrong.shape[1] > 1 else None)
+    low, _ = error_bounds(fixed.mean, fixed.variance, images, fixed.quantile(LEVEL))
+    fine, coarse = _split(wrong, FOLDS, screened), _split(wrong, COARSE_FOLDS, screened)
+    moments = _moments(coarse, wrong, screened, between_seeds, plain=coarse.mean * (1 - coarse.mean))
+    _, high = error_bounds(coarse.mean, moments.variance, images, moments.quantile(LEVEL))
+    mean = 100 * fine.mean
+    return SelectedError(
+        chosen=chosen, observed=100 * fixed.mean, mean=mean, low=min(low, mean), high=max(high, mean),
+        candidates=wrong.shape[0], seeds=wrong.shape[1], images=images,
+    )  # fmt: skip
+
+
+def corrected_difference(
+    wrong: NDArray[np.bool_], other: WrongImages, screened: bool = False, between_seeds: SeedVariance | None = None
+) -> SelectedDifference:
+    """Return the difference of the best setting to another on the same images, corrected for the choice.
+
+    Args:
+        wrong: `[setting, seed, image]` as for `corrected_error`.
+        other: `[seed, image]` of a setting that was fixed beforehand, such as a reference.
+        screened: as for `corrected_error`.
+        between_seeds: the variance between seeds; None for that of these settings and the other.
+
+    Returns:
+        The difference with its intervals; with one seed it is that of the two networks.
+
+    Raises:
+        ValueError: there is no setting or seed, or the images differ in number.
+    """
+    _check(wrong)
+    images = wrong.shape[2]
+    if other.shape[1] != images:
+        raise ValueError(f"both must be measured on the same images, but got {images:,} and {other.shape[1]:,}")
+    between_seeds = between_seeds or seed_variance([*wrong, other])
+    base = other.astype(np.float64).mean(axis=0)
+    fine, coarse = _split(wrong, FOLDS, screened), _split(wrong, COARSE_FOLDS, screened, base)
+    winner = wrong[choose(wrong)].astype(np.float64).mean(axis=0)
+    only_other = float((base * (1 - winner)).sum())
+    only_chosen = only_other + images * coarse.mean
+    if only_chosen < 0:
+        only_chosen, only_other = 0.0, -images * coarse.mean
+    plain = (only_chosen + only_other) / images - coarse.mean**2
+    moments = _moments(coarse, wrong, screened, between_seeds, plain, other_seeds=other.shape[0])
+    two_sided = difference_bounds(only_chosen, only_other, images, moments, moments.quantile(LEVEL))
+    _, upper = difference_bounds(only_chosen, only_other, images, moments, moments.quantile(2 * LEVEL - 1))
+    mean = 100 * (fine.mean - float(base.mean()))
+    low = min(mean, two_sided[0], mean - (two_sided[1] - mean))
+    return SelectedDifference(mean=mean, low=max(-100.0, low), high=max(mean, two_sided[1]), upper=max(mean, upper))
+
+
+def choose(wrong: NDArray[np.bool_]) -> int:
+    """Return the index of the setting with the lowest mean error, of equal ones the first.
+
+    Args:
+        wrong: `[setting, seed, image]`.
+
+    Returns:
+        The index.
+    """
+    return int(wrong.sum(axis=(1, 2)).argmin())
+
+
+def _check(wrong: NDArray[np.bool_]) -> None:
+    if wrong.ndim != 3 or 0 in wrong.shape:
+        raise ValueError(f"errors must be [setting, seed, image], none of them empty, but got the shape {wrong.shape}")
+
+
+def _split(
+    wrong: NDArray[np.bool_], folds: int, screened: bool, base: NDArray[np.float64] | None = None
+) -> _SplitErrors:  # fmt: skip
+    """Choose on all folds but one, measure on that one; then the same within each half of the folds.
+
+    `base` is subtracted: the share of wrong images of the other setting, by image.
+    """
+    images = wrong.shape[2]
+    counts = fold_counts(wrong, folds)
+    sizes = _folds(images, folds).sum(axis=0).reshape(PARTITIONS, folds)
+    subtract = 0.0 if base is None else (base.astype(np.float32) @ _folds(images, folds)).reshape(PARTITIONS, folds)
+    total = _chosen_counts(counts, screened) - subtract
+    mean = float(total.sum()) / (PARTITIONS * images)
+    half = folds // 2
+    halves = []
+    for part in (slice(0, half), slice(half, 2 * half)):
+        values = _chosen_counts(counts[..., part], screened)
+        values = values - (subtract if base is None else subtract[:, part])  # type: ignore[index]
+        halves.append(values.sum(axis=1) / np.maximum(1, sizes[:, part].sum(axis=1)))
+    return _SplitErrors(mean=mean, halves=np.stack(halves))
+
+
+def _chosen_counts(counts: NDArray[np.float32], screened: bool) -> NDArray[np.float64]:
+    """`[partition, fold]`: wrong images of the setting that the other folds (and seeds) choose, a mean over seeds.
+
+    Settings that tie are averaged.
+    """
+    unseen = counts.sum(axis=3, keepdims=True) - counts
+    seeds = counts.shape[1]
+    if seeds == 1:
+        return _at_best(unseen[:, 0], counts[:, 0])
+    measured = range(1 if screened else 0, seeds)
+    whole = unseen.sum(axis=1)
+    return np.mean([_at_best(whole - unseen[:, seed], counts[:, seed]) for seed in measured], axis=0)
+
+
+def _at_best(choice: NDArray[np.float32], measured: NDArray[np.float32]) -> NDArray[np.float64]:
+    best = choice == choice.min(axis=0)
+    return np.asarray((best * measured).sum(axis=0) / best.sum(axis=0), dtype=np.float64)
+
+
+def _moments(
+    split: _SplitErrors, wrong: NDArray[np.bool_], screened: bool, between_seeds: SeedVariance | None, plain: float,
+    other_seeds: int = 0,
+) -> MeanVariance:  # fmt: skip
+    """The variance of the mean over splits: from images by the halves, from seeds by the pooled variance."""
+    seeds, images = wrong.shape[1:]
+    measured = max(1, seeds - (1 if screened else 0))
+    by_halves = float(((split.halves[0] - split.halves[1]) ** 2).mean()) / 4
+    if seeds == 1 or between_seeds is None:
+        return MeanVariance(mean=split.mean, variance=max(by_halves, plain / images), freedom=max(1, images - 1))
+    beyond = max(0.0, between_seeds.variance - between_seeds.interaction)
+    by_seed = beyond / measured + (beyond / other_seeds if other_seeds else 0.0)
+    by_image = max(by_halves, plain / images - (measured - 1) / measured * between_seeds.interaction)
+    shared = between_seeds.interaction / measured
+    return combined_variance(
+        split.mean, by_image, images - 1, by_seed + shared, between_seeds.freedom, shared
+    )
+
+
+def expand_counts(errors: Sequence[float], images: int, seed: int = 0) -> NDArray[np.bool_]:
+    """Lay out errors of networks whose wrong images are not on record, as if they were wrong independently.
+
+    Args:
+        errors: in percent, one a network.
+        images: how many they were measured on.
+        seed: of the layout.
+
+    Returns:
+        `[network, image]`, each with as many wrong images as its error says. Networks that share their wrong images
+        are less easily told apart so: a choice among them is corrected too much, not too little.
+    """
+    random = np.random.default_rng(seed)
+    wrong = np.zeros((len(errors), images), dtype=np.bool_)
+    for row, error in enumerate(errors):
+        wrong[row, random.permutation(images)[: round(error * images / 100)]] = True
+    return wrong
