@@ -48,7 +48,7 @@ def choose_trial(study: StudyRecord, pick: str, limits: Limits) -> FrontPoint:
     Raises:
         InputError: no trial was completed, or none is within the limits; the message names the nearest.
     """
-    completed = [point for point in collect_points(study) if point.eligible]
+    completed = [point for point in collect_points(study) if point.eligible and point.competes]
     if not completed:
         raise InputError(f"no trial of {study.name} was trained to its end")
     fitting = [point for point in completed if _is_within(point, limits)]

@@ -19,6 +19,7 @@ from sweeps.records import (
     Status,
     StudyRecord,
     TrialRecord,
+    competing_points,
     completed_trials,
     group_by_point,
     mean_error,
@@ -57,6 +58,7 @@ class FrontPoint:
     mean_error: float | None = None  # over those
     spread: float | None = None  # sample standard deviation over those, in points; None for one seed
     leads: bool = True  # whether it stands for all of them
+    competes: bool = True  # False where the front was repeated and it has fewer seeds than the front's points
     epochs: int = 0
     reason: str = ""
     aliases: int = 0
@@ -70,7 +72,7 @@ class FrontPoint:
 
     @property
     def eligible(self) -> bool:
-        """Whether the search may choose it: trained to its end, no reference, and not a further seed of another."""
+        """Whether the search may try it again: trained to its end, no reference, not a further seed of another."""
         return self.role is Role.SEARCH and self.finished and self.leads
 
     @property
@@ -145,11 +147,20 @@ def collect_points(study: StudyRecord) -> list[FrontPoint]:
     """
     sized = [trial for trial in study.trials.values() if "params" in trial.counts and not trial.broken]
     trials = [trial for trial in sized if trial.status is not Status.INFEASIBLE]
+    competing = {trial.trial_id for seeds in competing_points(study.trials.values()) for trial in seeds}
     seeds_by_trial = {trial.trial_id: seeds for seeds in group_by_point(sized) for trial in seeds}
     lost = _lost_seeds(trials)
     full_width = (study.header.get("network") or {}).get("width") or 1.0
     points = [
-        _point(trial, seeds_by_trial.get(trial.trial_id, []), lost.get(point_key(trial), ""), full_width)
+        _point(
+            trial,
+            seeds_by_trial.get(trial.trial_id, []),
+            lost.get(point_key(trial), ""),
+            full_width,
+            competes=trial.trial_id in competing
+            or trial.trial_id not in seeds_by_trial
+            or trial.role is Role.REFERENCE,
+        )  # fmt: skip
         for trial in trials
     ]
     return sorted(points, key=_by_size)
@@ -180,13 +191,13 @@ def pareto_front(points: Sequence[FrontPoint], measure: SizeMeasure = "params") 
     """Return the points that no other beats in both size and error.
 
     Args:
-        points: of a study; those that are not eligible are ignored.
+        points: of a study; those that are not eligible, or have too few seeds to compete, are ignored.
         measure: of size; points without it are ignored.
 
     Returns:
         The front by size. Size and validation error are both minimised.
     """
-    sized = [point for point in points if point.eligible and point.size(measure) is not None]
+    sized = [point for point in points if point.eligible and point.competes and point.size(measure) is not None]
     return non_dominated_points(sized, lambda point: (float(point.size(measure) or 0), point.error))
 
 
@@ -213,7 +224,7 @@ def _whole(params: float | None) -> int | None:
 
 
 def best_point(points: Iterable[FrontPoint]) -> FrontPoint | None:
-    """Return the eligible point of the lowest validation error.
+    """Return the eligible point of the lowest validation error, among those that have all their seeds.
 
     Args:
         points: to choose from.
@@ -221,11 +232,17 @@ def best_point(points: Iterable[FrontPoint]) -> FrontPoint | None:
     Returns:
         The point, of equal ones the smallest; None if none is eligible.
     """
+    return _lowest(point for point in points if point.competes)
+
+
+def _lowest(points: Iterable[FrontPoint]) -> FrontPoint | None:
     return min((p for p in points if p.eligible), key=lambda p: (p.error, p.params, p.trial_id), default=None)
 
 
 def best_by_method(points: Iterable[FrontPoint]) -> list[FrontPoint]:
     """Return the best eligible point of each method.
+
+    A method that has no point with all its seeds is represented by its lowest single error.
 
     Args:
         points: to choose from.
@@ -236,7 +253,7 @@ def best_by_method(points: Iterable[FrontPoint]) -> list[FrontPoint]:
     methods: dict[str, list[FrontPoint]] = {}
     for point in points:
         methods.setdefault(point.method, []).append(point)
-    winners = [best_point(group) for group in methods.values()]
+    winners = [best_point(group) or _lowest(group) for group in methods.values()]
     return sorted((winner for winner in winners if winner), key=lambda point: (point.error, point.params))
 
 
@@ -292,7 +309,9 @@ def searched_trials(study: StudyRecord) -> list[TrialRecord]:
     return [trial for trial in completed if point_key(trial) not in reference_keys]
 
 
-def _point(trial: TrialRecord, seeds: Sequence[TrialRecord], lost: str, full_width: float) -> FrontPoint:
+def _point(
+    trial: TrialRecord, seeds: Sequence[TrialRecord], lost: str, full_width: float, *, competes: bool
+) -> FrontPoint:  # fmt: skip
     """The point of a trial; `seeds` are the finished, sound trials of the same point.
 
     The first of them represents the point. Its role is that of a search even if it came as a repeat, because the trial
@@ -322,6 +341,7 @@ def _point(trial: TrialRecord, seeds: Sequence[TrialRecord], lost: str, full_wid
         mean_error=mean_error(seeds) if seeds else None,
         spread=stdev(seed.val_error or 0.0 for seed in seeds) if len(seeds) > 1 else None,
         leads=leads,
+        competes=competes,
         epochs=trial.last_epoch,
         reason=trial.reason,
         aliases=len(trial.aliases),

@@ -213,9 +213,7 @@ def mean_variance(values: NDArray[np.float64], between_seeds: SeedVariance | Non
     by_image = float(values.mean(axis=0).var(ddof=1)) / images if images > 1 else 0.0
     if between_seeds is None and seeds > 1:
         own = float(values.mean(axis=1).var(ddof=1))
-        between_seeds = SeedVariance(
-            variance=own, interaction=_interaction(values) / images, freedom=seeds - 1
-        )
+        between_seeds = SeedVariance(variance=own, interaction=_interaction(values) / images, freedom=seeds - 1)
     if between_seeds is None:
         return MeanVariance(mean=mean, variance=by_image, freedom=max(1, images - 1))
     by_seed = max(between_seeds.variance, between_seeds.interaction) / seeds

@@ -262,9 +262,7 @@ def _moments(
     by_seed = beyond / measured + (beyond / other_seeds if other_seeds else 0.0)
     by_image = max(by_halves, plain / images - (measured - 1) / measured * between_seeds.interaction)
     shared = between_seeds.interaction / measured
-    return combined_variance(
-        split.mean, by_image, images - 1, by_seed + shared, between_seeds.freedom, shared
-    )
+    return combined_variance(split.mean, by_image, images - 1, by_seed + shared, between_seeds.freedom, shared)
 
 
 def expand_counts(errors: Sequence[float], images: int, seed: int = 0) -> NDArray[np.bool_]:

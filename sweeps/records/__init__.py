@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from sweeps.records.events import TERMINAL as TERMINAL, Event as Event, Role as Role, Status as Status
     from sweeps.records.fronts import (
         best_trials as best_trials,
+        competing_points as competing_points,
         completed_trials as completed_trials,
         front as front,
         front_first_seeds as front_first_seeds,
@@ -121,7 +122,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "annotations": "MAX_NOTE_LENGTH check_note parse_tags",
         "events": "Event Role Status TERMINAL",
         "fronts": (
-            "best_trials completed_trials front front_first_seeds front_settings front_trials group_by_point "
+            "best_trials competing_points completed_trials front front_first_seeds front_settings front_trials group_by_point "
             "mean_error non_dominated_points point_key searched_points"
         ),
         "image_errors": "decode_wrong_images encode_wrong_images wrong_images",

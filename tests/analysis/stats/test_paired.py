@@ -27,7 +27,9 @@ def score(b: int, c: int, n: int, gap: float) -> float:
 
     def negative_log_likelihood(only_second: float) -> float:
         shares = (only_second + gap, only_second, 1 - 2 * only_second - gap)
-        return -sum(count * math.log(max(share, 1e-300)) for count, share in zip((b, c, n - b - c), shares, strict=True))
+        return -sum(
+            count * math.log(max(share, 1e-300)) for count, share in zip((b, c, n - b - c), shares, strict=True)
+        )
 
     low, high = max(0.0, -gap), (1 - gap) / 2
     share = minimize_scalar(negative_log_likelihood, bounds=(low, high), method="bounded", options={"xatol": 1e-12}).x

@@ -74,6 +74,11 @@ def test_counts_are_laid_out_as_often_as_the_error_says():
 
 
 def test_holms_correction_keeps_the_order_and_skips_what_has_no_value():
-    assert holm_p_values([0.01, None, 0.04, 0.03]) == [pytest.approx(0.03), None, pytest.approx(0.06), pytest.approx(0.06)]
+    assert holm_p_values([0.01, None, 0.04, 0.03]) == [
+        pytest.approx(0.03),
+        None,
+        pytest.approx(0.06),
+        pytest.approx(0.06),
+    ]
     assert holm_p_values([None]) == [None]
     assert holm_p_values([]) == []
