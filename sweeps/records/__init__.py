@@ -122,8 +122,8 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "annotations": "MAX_NOTE_LENGTH check_note parse_tags",
         "events": "Event Role Status TERMINAL",
         "fronts": (
-            "best_trials competing_points completed_trials front front_first_seeds front_settings front_trials group_by_point "
-            "mean_error non_dominated_points point_key searched_points"
+            "best_trials competing_points completed_trials front front_first_seeds front_settings front_trials "
+            "group_by_point mean_error non_dominated_points point_key searched_points"
         ),
         "image_errors": "decode_wrong_images encode_wrong_images wrong_images",
         "journal": (
