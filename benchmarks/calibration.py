@@ -1,7 +1,7 @@
 """`python -m benchmarks.calibration`: how often the sentences of an answer are right, by simulated studies.
 
-Errors of settings, seeds and images are drawn from known truths, and the functions of `analysis` and `sweeps` that judge
-real studies judge these. Each kind of study is drawn again and again with fixed seeds. A table says
+Errors of settings, seeds and images are drawn from known truths, and the functions of `analysis` and `sweeps` that
+judge real studies judge these. Each kind of study is drawn again and again with fixed seeds. A table says
 
 * of an interval: in how many studies it holds the truth (at least 94.3 %, for a nominal 95 %);
 * of a claim that is not true: in how many studies it is made (at most 5.6 %);
@@ -18,19 +18,16 @@ two networks of 3 % error share about half of their wrong images.
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
-    os.environ.setdefault(_name, "1")  # many small products, which threads make slower
-
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtr, ndtri
+from threadpoolctl import threadpool_limits
 
 from analysis.stats import find_paired_effects
 from analysis.stats.intervals import wilson_interval
@@ -169,8 +166,9 @@ def measure(kind: Kind, studies: int, seed: int) -> Row:
         The line of the table.
     """
     tally, start = Tally(), time.perf_counter()
-    for child in np.random.SeedSequence(seed).spawn(studies):
-        kind.study(np.random.default_rng(child), tally)
+    with threadpool_limits(1):  # many small products, which threads make slower
+        for child in np.random.SeedSequence(seed).spawn(studies):
+            kind.study(np.random.default_rng(child), tally)
     figures = kind.figures.split()
     share = 100 / studies
 

@@ -160,7 +160,7 @@ def collect_points(study: StudyRecord) -> list[FrontPoint]:
             competes=trial.trial_id in competing
             or trial.trial_id not in seeds_by_trial
             or trial.role is Role.REFERENCE,
-        )  # fmt: skip
+        )
         for trial in trials
     ]
     return sorted(points, key=_by_size)

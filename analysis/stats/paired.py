@@ -132,7 +132,7 @@ def tango_interval(only_first: float, only_second: float, images: float, z: floa
     Raises:
         ValueError: a count is negative, or there are more than `images`.
     """
-    if min(only_first, only_second) < 0 or not 0 < images or only_first + only_second > images * (1 + 1e-9):
+    if min(only_first, only_second) < 0 or not images > 0 or only_first + only_second > images * (1 + 1e-9):
         raise ValueError(
             "discordant images must be between 0 and the number of images, but got "
             f"{only_first}, {only_second} of {images}"
