@@ -224,7 +224,7 @@ def _whole(params: float | None) -> int | None:
 
 
 def best_point(points: Iterable[FrontPoint]) -> FrontPoint | None:
-    """Return the eligible point of the lowest validation error, among those that have all their seeds.
+    """Return the point of the lowest validation error, of those with all their seeds.
 
     Args:
         points: to choose from.

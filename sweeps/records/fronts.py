@@ -127,7 +127,7 @@ def _front_of(points: Sequence[list[TrialRecord]]) -> list[list[TrialRecord]]:
 
 
 def competing_points(trials: Iterable[TrialRecord]) -> list[list[TrialRecord]]:
-    """Choose the searched points that may stand on the front: those with all their seeds.
+    """Choose the points that may stand on the front: those with all their seeds.
 
     A study that is repeated gives more seeds to the points of its first seed's front. Once all of these have had m
     seeds, only points with m results compete. A point that lost one of its seeds (it diverged, failed or was excluded)
