@@ -12,6 +12,10 @@ from typing import TYPE_CHECKING
 from lowrank.utils.lazy_exports import lazy_exports
 
 if TYPE_CHECKING:
+    from lowrank.io.image_preprocessing import (
+        ImagePreprocessing as ImagePreprocessing,
+        override_preprocessing as override_preprocessing,
+    )
     from lowrank.io.model_file import (
         ModelSpecification as ModelSpecification,
         load_merged as load_merged,
@@ -22,9 +26,7 @@ if TYPE_CHECKING:
         write_model as write_model,
     )
     from lowrank.io.preprocessing import (
-        ImagePreprocessing as ImagePreprocessing,
         find_preprocessing as find_preprocessing,
-        override_preprocessing as override_preprocessing,
         read_class_names as read_class_names,
     )
     from lowrank.io.tensor_file import (
@@ -37,8 +39,9 @@ if TYPE_CHECKING:
 __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
     {
+        "image_preprocessing": "ImagePreprocessing override_preprocessing",
         "model_file": "ModelSpecification load_merged load_model read_specification save_merged save_model write_model",
-        "preprocessing": "ImagePreprocessing find_preprocessing override_preprocessing read_class_names",
+        "preprocessing": "find_preprocessing read_class_names",
         "tensor_file": "load_tensors save_tensors saved_versions",
         "weight_files": "WeightReport load_weights",
     },

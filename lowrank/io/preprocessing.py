@@ -10,14 +10,14 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from lowrank.data import Interpolation
 from lowrank.errors import InputError, unknown
+from lowrank.io.image_preprocessing import ImagePreprocessing
 from lowrank.io.weight_files import FOLDER_FILES
 from lowrank.utils import file_hash, validate_model
 
@@ -31,120 +31,6 @@ _PIL_FILTERS: dict[int, Interpolation] = {
 }  # fmt: skip
 _PLACEHOLDER = re.compile(r"LABEL_\d+")  # Hugging Face's name of a class without one
 _CONVNEXT_SIZE = 384  # from this size on Hugging Face's ConvNeXT does not crop
-_SHOWN = 3  # names in a message
-
-
-class ImagePreprocessing(BaseModel):
-    """What a network expects of an image. Frozen.
-
-    Attributes:
-        mean: that is subtracted from each channel, in units of `value_range`; None for that of the training images.
-        std: that each channel is divided by, likewise.
-        image_size: side in pixels of the square that the network gets; None for the images as they are.
-        crop: side of the middle square that is taken, as a share of the image's shorter side.
-        interpolation: filter of the resizing.
-        value_range: what pixels of 0 and 255 become before the mean is subtracted.
-        channel_order: rgb or bgr.
-        classes: names in the order of the network's outputs; None where nobody says.
-        source: where all of this comes from, in words.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-    mean: tuple[float, ...] | None = Field(default=None, min_length=1)
-    std: tuple[float, ...] | None = Field(default=None, min_length=1)
-    image_size: int | None = Field(default=None, ge=1)
-    crop: float = Field(default=1.0, gt=0, le=1)
-    interpolation: Interpolation = "bilinear"
-    value_range: tuple[float, float] = (0.0, 1.0)
-    channel_order: Literal["rgb", "bgr"] = "rgb"
-    classes: tuple[str, ...] | None = None
-    source: str
-
-    @model_validator(mode="after")
-    def _check_statistics(self) -> ImagePreprocessing:
-        if (self.mean is None) != (self.std is None):
-            raise ValueError("`mean` and `std` must be given together")
-        if self.mean is not None and self.std is not None:
-            if len(self.mean) != len(self.std):
-                raise ValueError(
-                    f"`mean` and `std` must have one value for each channel, but got {len(self.mean)} and "
-                    f"{len(self.std)}"
-                )
-            if min(self.std) <= 0:
-                raise ValueError(f"`std` must be greater than 0, but got {min(self.std):g}")
-        if self.value_range[0] >= self.value_range[1]:
-            raise ValueError(f"`value_range` must rise, but got {self.value_range[0]:g} and {self.value_range[1]:g}")
-        return self
-
-    def data_fields(self) -> dict[str, Any]:
-        """Express the preprocessing as fields of `lowrank.data.DataSettings`.
-
-        Returns:
-            `mean` and `std` in units of 0..1, `image_size`, `crop` and `interpolation`; only what differs from the
-            settings' defaults.
-
-        Raises:
-            InputError: the network expects another order of the channels than red, green, blue.
-        """
-        if self.channel_order != "rgb":
-            raise InputError(
-                f"images are read as rgb, but {self.source} says {self.channel_order}; reverse the input channels of "
-                f"the first layer's weights, and the mean and deviation"
-            )
-        low, high = self.value_range
-        fields: dict[str, Any] = {}
-        if self.mean is not None and self.std is not None:
-            fields["mean"] = tuple((value - low) / (high - low) for value in self.mean)
-            fields["std"] = tuple(value / (high - low) for value in self.std)
-        if self.image_size is not None:
-            fields["image_size"] = self.image_size
-            fields |= {"crop": self.crop} if self.crop != 1 else {}
-            fields |= {"interpolation": self.interpolation} if self.interpolation != "bilinear" else {}
-        return fields
-
-    def describe(self) -> str:
-        """Describe the preprocessing for cards and messages.
-
-        Returns:
-            One line.
-        """
-        parts = []
-        if self.image_size is not None:
-            share = "" if self.crop == 1 else f" of {100 * self.crop:.3g} % of the shorter side"
-            parts.append(
-                f"middle square{share} resized to {self.image_size} x {self.image_size} ({self.interpolation})"
-            )
-        low, high = self.value_range
-        parts.append(f"{self.channel_order} values from {low:g} to {high:g}")
-        if self.mean is not None and self.std is not None:
-            mean, std = (", ".join(f"{value:.4g}" for value in values) for values in (self.mean, self.std))
-            parts.append(f"mean ({mean}), deviation ({std})")
-        if self.classes is not None:
-            parts.append(f"{len(self.classes):,} named classes")
-        return f"{'; '.join(parts)}; from {self.source}"
-
-    def class_positions(self, data_classes: Sequence[str]) -> tuple[int, ...] | None:
-        """Find the classes of a data set among the network's outputs.
-
-        Args:
-            data_classes: names of the set's classes.
-
-        Returns:
-            The output of each class; None where the names of the network's classes are not known.
-
-        Raises:
-            InputError: the network knows no class of some name, or several.
-        """
-        if self.classes is None:
-            return None
-        unmatched = [name for name in data_classes if self.classes.count(name) != 1]
-        if unmatched:
-            shown = ", ".join(unmatched[:_SHOWN]) + (", ..." if len(unmatched) > _SHOWN else "")
-            raise InputError(
-                f"every class of the images must be one class of the network, but {len(unmatched)} of "
-                f"{len(data_classes)} are not ({shown}); {self.source} has {', '.join(self.classes[:_SHOWN])}, ..."
-            )
-        return tuple(self.classes.index(name) for name in data_classes)
 
 
 def find_preprocessing(reference: Path | str) -> ImagePreprocessing | None:
@@ -198,33 +84,6 @@ def network_preprocessing(network: nn.Module) -> ImagePreprocessing | None:
     if settings is not None and not isinstance(settings, Mapping):
         settings = vars(settings)  # timm's dataclass
     return _from_timm(settings, f"`{_TIMM_KEY}` of the {type(network).__name__}") if settings else None
-
-
-def override_preprocessing(
-    found: ImagePreprocessing | None, values: Mapping[str, Any], source: str = "values given"
-) -> ImagePreprocessing | None:
-    """Replace parts of a preprocessing by explicit values.
-
-    Args:
-        found: what the weights say; None where they say nothing.
-        values: fields of `ImagePreprocessing`; those that are None are not given. A mean and deviation are in units of
-            0..1.
-        source: where the values come from, in words.
-
-    Returns:
-        The preprocessing; `found` where no value is given.
-
-    Raises:
-        InputError: a value cannot be.
-    """
-    changes = {name: value for name, value in values.items() if value is not None}
-    if not changes:
-        return found
-    fields = {} if found is None else {name: getattr(found, name) for name in type(found).model_fields}
-    if "mean" in changes or "std" in changes:
-        fields |= {"mean": None, "std": None, "value_range": (0.0, 1.0)}
-    sources = [source] if found is None else [found.source, f"{', '.join(changes)}: {source}"]
-    return validate_model(ImagePreprocessing, {**fields, **changes, "source": "; ".join(sources)})
 
 
 def read_class_names(path: Path | str) -> tuple[str, ...]:

@@ -15,11 +15,10 @@ from torch import nn
 from lowrank.data import DataSettings
 from lowrank.errors import InputError
 from lowrank.io import preprocessing
+from lowrank.io.image_preprocessing import ImagePreprocessing, override_preprocessing
 from lowrank.io.preprocessing import (
-    ImagePreprocessing,
     find_preprocessing,
     network_preprocessing,
-    override_preprocessing,
     read_class_names,
 )
 
