@@ -1,10 +1,12 @@
-"""A trained classifier as a folder of plain data, ready for use on images as they come.
+"""A trained classifier with what it expects of an image, ready for use on images as they come.
+
+As a folder of plain data:
 
     model.safetensors   the tensors, and the settings that describe the network (see `lowrank.io.model_file`)
-    images.json         mean and deviation of each channel, the names of the classes, one example image
+    images.json         what it expects of an image, the names of the classes, one example image
 
-MLflow's `python_function` flavour calls `_load_pyfunc`. The module keeps its path, because stored MLflow models name
-it. Reading either file runs no code from it.
+or as one file of an export, which holds all but the example. MLflow's `python_function` flavour calls `_load_pyfunc`.
+The module keeps its path, because stored MLflow models name it. Reading runs no code from any file.
 
 Letters: B images, (C, H, W) the shape of one, K classes.
 """
@@ -12,32 +14,43 @@ Letters: B images, (C, H, W) the shape of one, K classes.
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import nn
 
 from lowrank.compression import SizedMethod
 from lowrank.data import ImageData
 from lowrank.errors import InputError
-from lowrank.io import load_model, save_model
-from lowrank.networks import NetworkSettings
-from lowrank.utils import validate_model, write_text
+from lowrank.io import (
+    ImagePreprocessing,
+    ModelSpecification,
+    data_preprocessing,
+    load_any_model,
+    parse_preprocessing,
+    parse_specification,
+    read_metadata,
+    save_model,
+)
+from lowrank.networks import ImageShape, NetworkSettings, is_own_code
+from lowrank.utils import atomic_folder, validate_model, write_text
 
 MODEL_FILE, IMAGES_FILE = "model.safetensors", "images.json"
+ALLOW_CODE = "LOWRANK_ALLOW_CODE"  # environment variable: 1 lets a model's network be a function of the user's code
 
 
-class Preprocessing(BaseModel):
-    """How images are normalised for the network, and the classes of its outputs."""
+class Preprocessing(ImagePreprocessing):
+    """The content of `images.json`: what the network expects of an image, the classes, and one image."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-    mean: tuple[float, ...] = Field(min_length=1)  # of each channel, in units of 0..1
+    mean: tuple[float, ...] = Field(min_length=1)
     std: tuple[float, ...] = Field(min_length=1)
-    classes: tuple[str, ...] = Field(min_length=1)  # in the order of the outputs
+    classes: tuple[str, ...] = Field(min_length=1)
+    source: str = IMAGES_FILE  # files of older versions say none
     example: list[list[list[int]]]  # one validation image, uint8 (C, H, W)
 
     def example_batch(self) -> NDArray[np.uint8]:
@@ -46,32 +59,37 @@ class Preprocessing(BaseModel):
 
 
 class ImageClassifier:
-    """A network with the preprocessing of its images, as MLflow calls it."""
+    """A network with the preprocessing of its images, as MLflow calls it.
 
-    def __init__(self, network: nn.Module, preprocessing: Preprocessing):
-        self.network, self.preprocessing = network.eval(), preprocessing
-        self._offset = 255 * torch.tensor(preprocessing.mean).view(-1, 1, 1)
-        self._deviation = 255 * torch.tensor(preprocessing.std).view(-1, 1, 1)
+    Attributes:
+        network: in evaluation mode.
+        preprocessing: what it expects of an image.
+        image_shape: (C, H, W) of the images that `predict` takes.
+    """
+
+    def __init__(self, network: nn.Module, preprocessing: ImagePreprocessing, image_shape: ImageShape):
+        self.network, self.preprocessing, self.image_shape = network.eval(), preprocessing, image_shape
 
     @torch.no_grad()
     def predict(self, images: NDArray[np.uint8], params: dict[str, Any] | None = None) -> NDArray[np.float32]:
         """Compute logits.
 
         Args:
-            images: uint8 (B, C, H, W).
+            images: uint8 (B, C, H, W), rgb, of the size that the network gets; not normalised.
             params: ignored; MLflow passes it.
 
         Returns:
             float32 (B, K).
 
         Raises:
-            InputError: the images have another shape than the training images.
+            InputError: the images have another shape or dtype.
         """
-        expected = np.shape(self.preprocessing.example)
         pixels = np.asarray(images)
-        if pixels.shape[1:] != expected:
-            raise InputError(f"images must be (B, {', '.join(map(str, expected))}), but got {pixels.shape}")
-        batch = (torch.from_numpy(pixels.astype(np.float32)) - self._offset) / self._deviation
+        if pixels.shape[1:] != self.image_shape:
+            raise InputError(f"images must be (B, {', '.join(map(str, self.image_shape))}), but got {pixels.shape}")
+        if pixels.dtype != np.uint8:
+            raise InputError(f"images must be uint8, values from 0 to 255, but got {pixels.dtype}")
+        batch = self.preprocessing.normalise(torch.from_numpy(np.ascontiguousarray(pixels)))
         logits: NDArray[np.float32] = self.network(batch).float().numpy()
         return logits
 
@@ -79,12 +97,10 @@ class ImageClassifier:
 def save_classifier(
     folder: Path, network: nn.Module, data: ImageData, *, settings: NetworkSettings, method: SizedMethod
 ) -> None:
-    """Write the folder of a classifier.
-
-    The model file is written last and atomically, so a folder that has it is complete.
+    """Write the folder of a classifier, whole or not at all.
 
     Args:
-        folder: is made if it is missing.
+        folder: is made if it is missing, with its parents, and replaced if it exists.
         network: the trained network.
         data: the set that it was trained on.
         settings: of the dense network.
@@ -94,29 +110,61 @@ def save_classifier(
         InputError: `settings` and `method` do not describe `network`.
         OSError: the folder cannot be written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    first = data.val.decode(torch.arange(1))[0].permute(2, 0, 1)
-    preprocessing = Preprocessing(mean=data.mean, std=data.std, classes=data.classes, example=first.tolist())
-    write_text(folder / IMAGES_FILE, preprocessing.model_dump_json())
-    save_model(
-        folder / MODEL_FILE, network, network=settings, method=method, image_shape=data.image_shape,
-        classes=len(data.classes),
-    )  # fmt: skip
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    preprocessing = data_preprocessing(data)
+    content = Preprocessing(**preprocessing.model_dump(), example=_example(data).tolist())
+    with atomic_folder(folder, replace=True) as temporary:
+        write_text(temporary / IMAGES_FILE, content.model_dump_json())
+        save_model(
+            temporary / MODEL_FILE, network, network=settings, method=method, image_shape=data.image_shape,
+            classes=len(data.classes), preprocessing=preprocessing,
+        )  # fmt: skip
 
 
-def load_classifier(folder: Path) -> ImageClassifier:
+def _example(data: ImageData) -> torch.Tensor:
+    """Return the first validation image, uint8 (C, H, W): from memory, since the files may have gone meanwhile."""
+    images = data.val.images[:1] if data.val.is_decoded else data.val.decode(torch.arange(1))
+    return images[0].permute(2, 0, 1)
+
+
+def load_classifier(path: Path, *, trusted_network: str | None = None) -> ImageClassifier:
     """Read a classifier.
 
     Args:
-        folder: as `save_classifier` writes it.
+        path: a folder as `save_classifier` writes it, or one safetensors file of an export.
+        trusted_network: the network `package.module:function` of the user's code that the file may name.
 
     Returns:
         The classifier, on the CPU.
 
     Raises:
-        InputError: a file is missing or damaged.
+        InputError: a file is missing or damaged, does not say what it expects of an image, or names code that is not
+            trusted.
     """
-    return ImageClassifier(load_model(folder / MODEL_FILE), read_preprocessing(folder))
+    if path.is_dir():
+        file = path / MODEL_FILE
+        specification, _ = _read_description(file)
+        preprocessing: ImagePreprocessing = read_preprocessing(path)
+    else:
+        file = path
+        specification, stored = _read_description(file)
+        if stored is None:
+            raise InputError(f"{path} does not say what it expects of an image; give the folder that has {IMAGES_FILE}")
+        preprocessing = stored
+    network = load_any_model(file, trusted_network=trusted_network)
+    return ImageClassifier(network, preprocessing, specification.image_shape)
+
+
+def _read_description(path: Path) -> tuple[ModelSpecification, ImagePreprocessing | None]:
+    """Read what a model file says of its network and of images; its tensors stay where they are."""
+    if not path.is_file():
+        raise InputError(f"there is no model file {path}")
+    metadata = read_metadata(path)
+    try:
+        specification = parse_specification(metadata)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+    return specification, parse_preprocessing(metadata, str(path))
 
 
 def read_preprocessing(folder: Path) -> Preprocessing:
@@ -133,7 +181,7 @@ def read_preprocessing(folder: Path) -> Preprocessing:
     """
     path = folder / IMAGES_FILE
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read: {error}") from error
     if not isinstance(content, dict):
@@ -142,5 +190,9 @@ def read_preprocessing(folder: Path) -> Preprocessing:
 
 
 def _load_pyfunc(data_path: str) -> ImageClassifier:
-    """Load a model for MLflow; `data_path` is the folder."""
-    return load_classifier(Path(data_path))
+    """Load a model for MLflow, which passes the folder and nothing else: the environment allows code."""
+    folder = Path(data_path)
+    name = _read_description(folder / MODEL_FILE)[0].network.name
+    if is_own_code(name) and os.environ.get(ALLOW_CODE) != "1":
+        raise InputError(f"{folder} names the network {name!r}, which is code; set {ALLOW_CODE}=1 if you trust it")
+    return load_classifier(folder, trusted_network=name)

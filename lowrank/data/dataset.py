@@ -237,9 +237,10 @@ def _read(settings: DataSettings, data_dir: Path, download: bool) -> ImageSource
         from lowrank.data.reading.image_folder import read_folder
 
         return read_folder(Path(folder), resize)
-    from lowrank.data.reading.builtin import read_digits, read_torchvision
+    from lowrank.data.reading.builtin import BUILTIN_SETS, read_digits, read_torchvision
 
-    if settings.image_size is not None:
+    # Weights that were trained on such a set say its size, which changes nothing
+    if settings.image_size not in (None, BUILTIN_SETS[kind].image_shape[-1]) or settings.crop != 1:
         raise InputError(f"`image_size` is for parquet:DIR and folder:DIR, but the data set is {settings.name!r}")
     return read_digits() if kind == "digits" else read_torchvision(kind, data_dir, download)
 

@@ -14,12 +14,16 @@ from lowrank.utils.lazy_exports import lazy_exports
 if TYPE_CHECKING:
     from lowrank.io.image_preprocessing import (
         ImagePreprocessing as ImagePreprocessing,
+        data_preprocessing as data_preprocessing,
         override_preprocessing as override_preprocessing,
+        parse_preprocessing as parse_preprocessing,
     )
     from lowrank.io.model_file import (
         ModelSpecification as ModelSpecification,
+        load_any_model as load_any_model,
         load_merged as load_merged,
         load_model as load_model,
+        parse_specification as parse_specification,
         read_specification as read_specification,
         save_merged as save_merged,
         save_model as save_model,
@@ -31,6 +35,7 @@ if TYPE_CHECKING:
     )
     from lowrank.io.tensor_file import (
         load_tensors as load_tensors,
+        read_metadata as read_metadata,
         save_tensors as save_tensors,
         saved_versions as saved_versions,
     )
@@ -39,10 +44,13 @@ if TYPE_CHECKING:
 __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
     {
-        "image_preprocessing": "ImagePreprocessing override_preprocessing",
-        "model_file": "ModelSpecification load_merged load_model read_specification save_merged save_model write_model",
+        "image_preprocessing": "ImagePreprocessing data_preprocessing override_preprocessing parse_preprocessing",
+        "model_file": (
+            "ModelSpecification load_any_model load_merged load_model parse_specification read_specification "
+            "save_merged save_model write_model"
+        ),
         "preprocessing": "find_preprocessing read_class_names",
-        "tensor_file": "load_tensors save_tensors saved_versions",
+        "tensor_file": "load_tensors read_metadata save_tensors saved_versions",
         "weight_files": "WeightReport load_weights",
     },
 )

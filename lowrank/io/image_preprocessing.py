@@ -5,15 +5,19 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+from torch import Tensor
 
-from lowrank.data import Interpolation
+from lowrank.data import ImageData, Interpolation
 from lowrank.errors import InputError
 from lowrank.utils import validate_model
 
+METADATA_KEY = "lowrank_preprocessing"  # of its JSON, in the metadata of safetensors and ONNX files
 _SHOWN = 3  # names in a message
 
 
@@ -74,16 +78,41 @@ class ImagePreprocessing(BaseModel):
                 f"images are read as rgb, but {self.source} says {self.channel_order}; reverse the input channels of "
                 f"the first layer's weights, and the mean and deviation"
             )
-        low, high = self.value_range
         fields: dict[str, Any] = {}
         if self.mean is not None and self.std is not None:
-            fields["mean"] = tuple((value - low) / (high - low) for value in self.mean)
-            fields["std"] = tuple(value / (high - low) for value in self.std)
+            fields["mean"], fields["std"] = self._unit_statistics(self.mean, self.std)
         if self.image_size is not None:
             fields["image_size"] = self.image_size
             fields |= {"crop": self.crop} if self.crop != 1 else {}
             fields |= {"interpolation": self.interpolation} if self.interpolation != "bilinear" else {}
         return fields
+
+    def _unit_statistics(
+        self, mean: tuple[float, ...], std: tuple[float, ...]
+    ) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Express mean and deviation in units of 0..1."""
+        low, high = self.value_range
+        return tuple((value - low) / (high - low) for value in mean), tuple(value / (high - low) for value in std)
+
+    def normalise(self, pixels: Tensor) -> Tensor:
+        """Turn pixels into the network's input.
+
+        Args:
+            pixels: uint8 (B, C, H, W); rgb, of the size that the network gets.
+
+        Returns:
+            float32 (B, C, H, W).
+
+        Raises:
+            InputError: mean and deviation are not known, or are those of another number of channels.
+        """
+        if self.mean is None or self.std is None:
+            raise InputError(f"{self.source} says no mean and deviation of the channels")
+        if len(self.mean) not in (1, pixels.shape[1]):
+            raise InputError(f"{self.source} is for {len(self.mean)} channels, but the images have {pixels.shape[1]}")
+        mean, std = (255 * torch.tensor(values) for values in self._unit_statistics(self.mean, self.std))
+        ordered = pixels.flip(1) if self.channel_order == "bgr" else pixels
+        return (ordered.float() - mean.view(-1, 1, 1)) / std.view(-1, 1, 1)
 
     def describe(self) -> str:
         """Describe the preprocessing for cards and messages.
@@ -155,3 +184,50 @@ def override_preprocessing(
         fields |= {"mean": None, "std": None, "value_range": (0.0, 1.0)}
     sources = [source] if found is None else [found.source, f"{', '.join(changes)}: {source}"]
     return validate_model(ImagePreprocessing, {**fields, **changes, "source": "; ".join(sources)})
+
+
+def data_preprocessing(data: ImageData, classes: Sequence[str] | None = None) -> ImagePreprocessing:
+    """Describe how a data set's images become the input of a network that is trained on them.
+
+    Args:
+        data: the set.
+        classes: names of its classes that replace its own; None for its own.
+
+    Returns:
+        The preprocessing, with mean and deviation in units of 0..1.
+
+    Raises:
+        InputError: `classes` are not as many as the set has.
+    """
+    if classes is not None and len(classes) != len(data.classes):
+        raise InputError(f"{data.name} has {len(data.classes)} classes, but got {len(classes)} names")
+    height, width = data.image_shape[1:]
+    return ImagePreprocessing(
+        mean=data.mean, std=data.std, image_size=height if height == width else None, crop=data.settings.crop,
+        interpolation=data.settings.interpolation, classes=tuple(classes or data.classes),
+        source=f"data set {data.name}",
+    )  # fmt: skip
+
+
+def parse_preprocessing(metadata: Mapping[str, str], where: str) -> ImagePreprocessing | None:
+    """Read a preprocessing from the metadata of a file.
+
+    Args:
+        metadata: of a safetensors or ONNX file.
+        where: the file, for messages.
+
+    Returns:
+        The preprocessing; None where the metadata have none.
+
+    Raises:
+        InputError: it is damaged.
+    """
+    if METADATA_KEY not in metadata:
+        return None
+    try:
+        fields = json.loads(metadata[METADATA_KEY])
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{where}: its `{METADATA_KEY}` is not JSON: {error}") from error
+    if not isinstance(fields, dict):
+        raise InputError(f"{where}: its `{METADATA_KEY}` must be a JSON object")
+    return validate_model(ImagePreprocessing, fields, f"{METADATA_KEY} of {where}")

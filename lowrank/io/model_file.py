@@ -29,7 +29,8 @@ from lowrank.compression import (
     network_plan,
 )
 from lowrank.errors import InfeasibleError, InputError, UncountableError
-from lowrank.io.tensor_file import load_tensors, save_tensors
+from lowrank.io.image_preprocessing import METADATA_KEY, ImagePreprocessing
+from lowrank.io.tensor_file import load_tensors, read_metadata, save_tensors
 from lowrank.layers import Method, disable_fused_encoders, make_method, project_attention
 from lowrank.networks import ImageShape, NetworkSettings, is_own_code, make_network
 from lowrank.utils import last_line, validate_model
@@ -158,6 +159,8 @@ def save_model(
     method: SizedMethod,
     image_shape: ImageShape,
     classes: int,
+    preprocessing: ImagePreprocessing | None = None,
+    checksum: bool = True,
 ) -> None:
     """Write a model and the settings that describe it, atomically.
 
@@ -168,6 +171,8 @@ def save_model(
         method: of the substituted sites.
         image_shape: (C, H, W).
         classes: number of classes.
+        preprocessing: what it expects of an image, and the names of its classes; None where nobody knows.
+        checksum: as in `write_model`.
 
     Raises:
         InputError: the model has another number of parameters than the settings say, for example a merged one.
@@ -178,16 +183,22 @@ def save_model(
         network=network, method=make_method(settings["method"]), allocation=settings.get("allocation"),
         image_shape=image_shape, classes=classes,
     )  # fmt: skip
-    write_model(path, model, specification)
+    write_model(path, model, specification, preprocessing, checksum=checksum)
 
 
-def write_model(path: Path, model: nn.Module, specification: ModelSpecification) -> None:
+def write_model(
+    path: Path, model: nn.Module, specification: ModelSpecification, preprocessing: ImagePreprocessing | None = None,
+    *, checksum: bool = True,
+) -> None:  # fmt: skip
     """Write a model and its specification, atomically.
 
     Args:
         path: the file.
         model: as the specification builds it.
         specification: everything that it takes to build it.
+        preprocessing: what it expects of an image, and the names of its classes; None where nobody knows.
+        checksum: add checksums. Without them and without a preprocessing the same model gives the same file, byte by
+            byte, so that the file's hash can name it.
 
     Raises:
         InputError: the model has another number of parameters than the specification says.
@@ -197,8 +208,12 @@ def write_model(path: Path, model: nn.Module, specification: ModelSpecification)
     expected = specification.params()
     if params != expected:
         raise InputError(f"the settings describe a model of {expected:,} parameters, but this one has {params:,}")
-    # Without a checksum, the same model gives the same file, whose hash names a teacher
-    save_tensors(Path(path), _copies(model), specification.metadata(), checksum=False)
+    save_tensors(Path(path), _copies(model), _metadata(specification, preprocessing), checksum=checksum)
+
+
+def _metadata(specification: ModelSpecification, preprocessing: ImagePreprocessing | None) -> dict[str, str]:
+    stored = {} if preprocessing is None else {METADATA_KEY: preprocessing.model_dump_json()}
+    return {**specification.metadata(), **stored}
 
 
 def _copies(model: nn.Module) -> dict[str, Tensor]:
@@ -235,44 +250,76 @@ def load_model(path: Path, *, trusted_network: str | None = None, device: torch.
     return model.to(device).eval()
 
 
-def save_merged(path: Path, model: nn.Module, specification: ModelSpecification, *, combined: bool) -> None:
+def save_merged(
+    path: Path, model: nn.Module, specification: ModelSpecification, preprocessing: ImagePreprocessing | None = None,
+    *, combined: bool,
+) -> None:  # fmt: skip
     """Write a merged model, atomically.
 
     Args:
         path: the file.
         model: as `lowrank.compression.merging.merge` makes it.
         specification: of the structured model that was merged.
+        preprocessing: what it expects of an image, and the names of its classes; None where nobody knows.
         combined: as in the call of `merge`: one K x K convolution for each site, or depthwise and pointwise ones.
 
     Raises:
         OSError: the file cannot be written.
     """
-    save_tensors(Path(path), _copies(model), {**specification.metadata(), FORM: COMBINED if combined else APART})
+    form = {FORM: COMBINED if combined else APART}
+    save_tensors(Path(path), _copies(model), {**_metadata(specification, preprocessing), **form})
 
 
-def load_merged(path: Path, *, device: torch.device | str = "cpu") -> nn.Module:
+def load_merged(path: Path, *, trusted_network: str | None = None, device: torch.device | str = "cpu") -> nn.Module:
     """Read a merged model.
 
     Args:
         path: the file.
+        trusted_network: as in `load_model`.
         device: of the model.
 
     Returns:
         The model, in evaluation mode.
 
     Raises:
-        InputError: the file is missing, damaged, no merged model, or its tensors do not fit its settings.
+        InputError: the file is missing, damaged, no merged model, its tensors do not fit its settings, or it names
+            code that is not trusted.
     """
     specification = read_specification(path)
     tensors, metadata = load_tensors(path)
     if metadata.get(FORM) not in (COMBINED, APART):
         raise InputError(f"{path} holds a structured model, which `load_model` reads, and no merged one")
+    try:
+        _check_trusted(specification.network.name, trusted_network)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
     model = merge(specification.build(), combined=metadata[FORM] == COMBINED)
     try:
         model.load_state_dict(tensors)
     except RuntimeError as error:
         raise InputError(f"{path}: its tensors do not fit its settings: {last_line(error)}") from error
     return model.to(device).eval()
+
+
+def load_any_model(
+    path: Path, *, trusted_network: str | None = None, device: torch.device | str = "cpu"
+) -> nn.Module:  # fmt: skip
+    """Read a model, structured or merged.
+
+    Args:
+        path: the file.
+        trusted_network: as in `load_model`.
+        device: of the model.
+
+    Returns:
+        The model, in evaluation mode.
+
+    Raises:
+        InputError: as of `load_model` and `load_merged`.
+    """
+    is_merged = Path(path).is_file() and FORM in read_metadata(Path(path))
+    load = load_merged if is_merged else load_model
+    return load(path, trusted_network=trusted_network, device=device)
 
 
 def read_specification(path: Path) -> ModelSpecification:
@@ -329,7 +376,7 @@ def parse_specification(metadata: Mapping[str, str]) -> ModelSpecification:
 def _check_trusted(name: str, allowed: str | None) -> None:
     """A file may not choose which module of the user's Python is imported."""
     if is_own_code(name) and name != allowed:
-        raise InputError(f"it names the network {name!r}, which is code of your own; allow it by `trusted_network`")
+        raise InputError(f"it names the network {name!r}, which is code; `trusted_network={name!r}` allows it")
 
 
 def _build(specification: ModelSpecification, tensors: Mapping[str, Tensor]) -> nn.Module:

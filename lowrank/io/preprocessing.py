@@ -12,12 +12,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from lowrank.data import Interpolation
 from lowrank.errors import InputError, unknown
-from lowrank.io.image_preprocessing import ImagePreprocessing
+from lowrank.io.image_preprocessing import ImagePreprocessing, parse_preprocessing
+from lowrank.io.tensor_file import read_metadata
 from lowrank.io.weight_files import FOLDER_FILES
 from lowrank.utils import file_hash, validate_model
 
@@ -36,9 +36,9 @@ _CONVNEXT_SIZE = 384  # from this size on Hugging Face's ConvNeXT does not crop
 def find_preprocessing(reference: Path | str) -> ImagePreprocessing | None:
     """Find what weights expect of an image.
 
-    Looked at in this order: `images.json` beside the file (this library's), `pretrained_cfg` in the metadata of a
-    safetensors file or in `config.json` (timm's), `preprocessor_config.json` (Hugging Face's), and whether the file is
-    one of torchvision's.
+    Looked at in this order: `images.json` beside the file and the metadata of a safetensors file (this library's),
+    `pretrained_cfg` in those metadata or in `config.json` (timm's), `preprocessor_config.json` (Hugging Face's), and
+    whether the file is one of torchvision's.
 
     Args:
         reference: a file of weights or its folder, or weights of torchvision such as `resnet18/IMAGENET1K_V1`, also
@@ -56,7 +56,10 @@ def find_preprocessing(reference: Path | str) -> ImagePreprocessing | None:
     folder = path if path.is_dir() else path.parent
     if (folder / CLASSIFIER_FILE).is_file():
         return _from_classifier(folder / CLASSIFIER_FILE)
-    metadata = _safetensors_metadata(folder / FOLDER_FILES[0] if path.is_dir() else path)
+    weights = folder / FOLDER_FILES[0] if path.is_dir() else path
+    metadata = read_metadata(weights) if weights.is_file() and weights.suffix == ".safetensors" else {}
+    if (stored := parse_preprocessing(metadata, str(weights))) is not None:
+        return stored
     if _TIMM_KEY in metadata:
         return _from_timm(_parse_json(metadata[_TIMM_KEY], f"`{_TIMM_KEY}` of {path}"), f"`{_TIMM_KEY}` of {path}")
     config = _read_object(folder / CONFIG_FILE) if (folder / CONFIG_FILE).is_file() else {}
@@ -135,8 +138,8 @@ def _from_classifier(path: Path) -> ImagePreprocessing:
         sides = {len(content["example"][0]), len(content["example"][0][0])}
     except (KeyError, IndexError, TypeError):
         sides = set()
-    fields = {name: content.get(name) for name in ("mean", "std", "classes")}
-    return _make({**fields, "image_size": sides.pop() if len(sides) == 1 else None}, str(path))
+    fields = {name: value for name, value in content.items() if name not in ("example", "source")}
+    return _make({"image_size": sides.pop() if len(sides) == 1 else None, **fields}, str(path))
 
 
 def _from_timm(settings: Any, where: str, config: Mapping[str, Any] | None = None) -> ImagePreprocessing:
@@ -269,17 +272,6 @@ def _names(names: Any, where: str = "") -> tuple[str, ...] | None:
     ordered = _names_in_order(names, where) if isinstance(names, Mapping) else list(names)
     named = tuple(str(name) for name in ordered)
     return None if all(_PLACEHOLDER.fullmatch(name) for name in named) else named
-
-
-def _safetensors_metadata(path: Path) -> dict[str, str]:
-    """The metadata of a safetensors file; {} for another one."""
-    if not path.is_file() or path.suffix != ".safetensors":
-        return {}
-    try:
-        with safe_open(path, framework="pt") as file:
-            return dict(file.metadata() or {})
-    except SafetensorError as error:
-        raise InputError(f"{path} is damaged: {error}") from error
 
 
 def _parse_json(text: str, where: str) -> Any:

@@ -14,7 +14,8 @@ from torch import Tensor
 from lowrank.errors import InputError
 from lowrank.utils import atomic_path, sync
 
-CHECKSUM = "crc32"  # a key of the metadata: safetensors itself does not notice a changed weight
+CHECKSUM = "crc32"  # of the tensors, a key of the metadata: safetensors itself does not notice a changed weight
+METADATA_CHECKSUM = "crc32_metadata"  # of the other keys and their values
 
 
 def save_tensors(
@@ -31,14 +32,16 @@ def save_tensors(
         tensors: by name.
         metadata: strings by key.
         versions: how many files stay, the new one and those of earlier calls: see `saved_versions`.
-        checksum: add a checksum to the metadata.
+        checksum: add checksums of tensors and metadata, which depend on no order, to the metadata.
 
     Raises:
         OSError: the disk is full or the folder cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     contiguous = _own_memory(tensors)
-    strings = {**metadata, CHECKSUM: _checksum(contiguous)} if checksum else dict(metadata)
+    strings = dict(metadata)
+    if checksum:
+        strings |= {CHECKSUM: _checksum(contiguous), METADATA_CHECKSUM: _metadata_checksum(metadata)}
     with atomic_path(path) as temporary:
         try:
             save_file(contiguous, temporary, strings)
@@ -91,7 +94,7 @@ def load_tensors(path: Path, device: torch.device | str = "cpu") -> tuple[dict[s
         device: of the tensors.
 
     Returns:
-        Tensors by name, and metadata without the checksum.
+        Tensors by name, and metadata without the checksums.
 
     Raises:
         InputError: the file is damaged.
@@ -100,13 +103,49 @@ def load_tensors(path: Path, device: torch.device | str = "cpu") -> tuple[dict[s
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            metadata = dict(file.metadata() or {})
+            metadata = _check_metadata(path, dict(file.metadata() or {}))
     except SafetensorError as error:
         raise InputError(f"{path} is damaged: {error}") from error
     expected = metadata.pop(CHECKSUM, None)
     if expected is not None and expected != _checksum(tensors):
         raise InputError(f"{path} is damaged: its tensors do not have their checksum")
     return {name: tensor.to(device) for name, tensor in tensors.items()}, metadata
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """Read the metadata of a file, without its tensors.
+
+    Args:
+        path: a safetensors file, of whatever origin.
+
+    Returns:
+        Metadata without the checksums.
+
+    Raises:
+        InputError: the file is damaged.
+        OSError: the file cannot be read.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = _check_metadata(path, dict(file.metadata() or {}))
+    except SafetensorError as error:
+        raise InputError(f"{path} is damaged: {error}") from error
+    metadata.pop(CHECKSUM, None)
+    return metadata
+
+
+def _check_metadata(path: Path, metadata: dict[str, str]) -> dict[str, str]:
+    """Return the metadata without their own checksum, which is compared."""
+    expected = metadata.pop(METADATA_CHECKSUM, None)
+    if expected is not None and expected != _metadata_checksum(metadata):
+        raise InputError(f"{path} is damaged: its metadata do not have their checksum")
+    return metadata
+
+
+def _metadata_checksum(metadata: Mapping[str, str]) -> str:
+    """CRC-32 over keys and values, in the order of the keys; without the checksum of the tensors."""
+    pairs = sorted((key, value) for key, value in metadata.items() if key != CHECKSUM)
+    return f"{zlib.crc32(repr(pairs).encode()):08x}"
 
 
 def _checksum(tensors: Mapping[str, Tensor]) -> str:

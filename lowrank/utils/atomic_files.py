@@ -83,17 +83,21 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def atomic_folder(path: Path) -> Iterator[Path]:
+def atomic_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
     """Give an empty folder to fill, which becomes `path` when the block ends.
+
+    If the block raises, `path` stays as it was and the temporary folder is removed.
 
     Args:
         path: the folder to make; its parent must exist.
+        replace: a folder that is there may have content, which is removed once the new one stands in its place.
 
     Yields:
         The temporary folder.
 
     Raises:
-        OSError: `path` is a folder with content, the disk is full, or the parent cannot be written.
+        OSError: `path` is a folder with content and not to be replaced, or no folder, the disk is full, or the parent
+            cannot be written.
     """
     path = Path(path)
     remove_leftovers(path.parent)
@@ -103,10 +107,25 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         yield temporary
         for entry in (*temporary.rglob("*"), temporary):
             sync(entry)
-        temporary.rename(path)
+        if replace and path.is_dir():
+            _exchange(temporary, path)
+        else:
+            temporary.rename(path)
         sync(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _exchange(new: Path, path: Path) -> None:
+    """Put the folder `new` in the place of the folder `path`; the old content is then under another name, and goes."""
+    old = temporary_path(path)
+    path.rename(old)
+    try:
+        new.rename(path)
+    except OSError:
+        old.rename(path)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -113,7 +113,7 @@ def _store(training: _Training, data: ImageData, root: Path, name: str) -> Teach
     )
     save_model(
         weights, training.trainer.network, network=network, method=method, image_shape=data.image_shape,
-        classes=len(data.classes),
+        classes=len(data.classes), checksum=False,  # its hash, which is the same for equal weights, names the teacher
     )  # fmt: skip
     record = TeacherRecord(
         name=name, **_recorded_sections(specification), params=training.trial.counts["params"],

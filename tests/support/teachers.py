@@ -36,7 +36,9 @@ def write_teacher(
     folder.mkdir(parents=True)
     network = small_network(seed, settings)
     weights = folder / WEIGHTS_FILE
-    save_model(weights, network, network=settings, method=Dense(), image_shape=data.image_shape, classes=10)
+    save_model(
+        weights, network, network=settings, method=Dense(), image_shape=data.image_shape, classes=10, checksum=False
+    )  # as `sweeps/teacher.py` does
     if record:
         about = TeacherRecord(
             name=name, network=settings.model_dump(), method={"name": "dense"}, params=1, classes=10,

@@ -181,6 +181,7 @@ def test_a_streamed_set_has_no_images_in_memory():
         ({"name": "digits:x"}, r"^unknown data set 'digits:x'"),
         ({"train_images": 9}, r"^data set 'digits': `train_images` must be between 10 .* and 1150 .*, but got 9$"),
         ({"train_images": 1151}, r"^data set 'digits': `train_images` must be between 10 .*, but got 1151$"),
+        ({"image_size": 8, "crop": 0.5}, r"^`image_size` is for parquet:DIR and folder:DIR, but the data set is"),
         ({"image_size": 16}, r"^`image_size` is for parquet:DIR and folder:DIR, but the data set is 'digits'$"),
     ],
 )
@@ -236,3 +237,8 @@ class TestPreprocessing:
     def test_one_value_for_each_channel(self):
         with pytest.raises(InputError, match="one value for each channel of digits, 1, but have 3"):
             digits(mean=(0.5,) * 3, std=(0.5,) * 3)
+
+
+def test_a_set_of_one_size_may_be_asked_for_at_that_size():
+    """Weights that were trained on it say the size that they expect."""
+    assert load_data(DataSettings(image_size=8)).image_shape == (1, 8, 8)

@@ -16,7 +16,18 @@ from lowrank.compression.merging import merge
 from lowrank.compression.substitution import build_student
 from lowrank.compression.trace import network_plan
 from lowrank.errors import InputError
-from lowrank.io.model_file import METADATA, ModelSpecification, load_model, read_specification, save_model
+from lowrank.io.image_preprocessing import ImagePreprocessing
+from lowrank.io.model_file import (
+    METADATA,
+    ModelSpecification,
+    load_any_model,
+    load_merged,
+    load_model,
+    read_specification,
+    save_merged,
+    save_model,
+)
+from lowrank.io.preprocessing import find_preprocessing
 from lowrank.io.tensor_file import load_tensors, save_tensors
 from lowrank.layers import Separable
 from lowrank.layers.registry import METHODS, make_method
@@ -44,7 +55,7 @@ def make_model(specification: ModelSpecification, seed: int = 3) -> nn.Module:
     return model
 
 
-def save(path: Path, model: nn.Module, specification: ModelSpecification) -> None:
+def save(path: Path, model: nn.Module, specification: ModelSpecification, **options: Any) -> None:
     save_model(
         path,
         model,
@@ -52,6 +63,7 @@ def save(path: Path, model: nn.Module, specification: ModelSpecification) -> Non
         method=specification.method,
         image_shape=specification.image_shape,
         classes=specification.classes,
+        **options,
     )
 
 
@@ -90,12 +102,33 @@ def test_the_file_is_plain_safetensors_with_json_metadata(tmp_path):
     }  # fmt: skip
 
 
+@pytest.mark.parametrize("merged", [False, True])
+def test_a_changed_weight_or_word_is_noticed(merged, tmp_path):
+    specification = make_specification("cp", dims=3, rank_scale=0.4)
+    model, path = make_model(specification), tmp_path / "m.safetensors"
+    images = ImagePreprocessing(mean=(0.25,), std=(0.5,), classes=tuple("abcdefg"), source="a test")
+    if merged:
+        save_merged(path, merge(model, combined=False), specification, images, combined=False)
+    else:
+        save(path, model, specification, preprocessing=images)
+    content = path.read_bytes()
+    assert find_preprocessing(path) == images
+    load_any_model(path)
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(InputError, match="damaged: its tensors do not have their checksum"):
+        load_any_model(path)
+    path.write_bytes(content.replace(b"0.25", b"0.26", 1))
+    for read in (load_any_model, find_preprocessing):
+        with pytest.raises(InputError, match="damaged: its metadata do not have their checksum"):
+            read(path)
+
+
 def test_the_same_model_gives_the_same_file(tmp_path):
     """A teacher's hash is that of its file, and stands in the identity of the trials that it taught."""
     specification = make_specification("cp", dims=3, rank_scale=0.4)
     model = make_model(specification)
     for number in range(8):
-        save(tmp_path / str(number), model, specification)
+        save(tmp_path / str(number), model, specification, checksum=False)
     assert len({(tmp_path / str(number)).read_bytes() for number in range(8)}) == 1
 
 
@@ -218,10 +251,18 @@ def test_a_file_cannot_make_untrusted_code_run(tmp_path, monkeypatch):
     del sys.modules["own_code_of_a_test"]
     network_plan.cache_clear()
     for allowed in (None, "another:make"):
-        with pytest.raises(InputError, match="names the network 'own_code_of_a_test:make', which is code of your own"):
+        with pytest.raises(
+            InputError, match="names the network 'own_code_of_a_test:make', which is code; `trusted_network="
+        ):
             load_model(tmp_path / "m", trusted_network=allowed)
         assert "own_code_of_a_test" not in sys.modules
     assert_same(model, load_model(tmp_path / "m", trusted_network=name))
+    save_merged(tmp_path / "merged", merge(model, combined=False), specification, combined=False)
+    del sys.modules["own_code_of_a_test"]
+    with pytest.raises(InputError, match=r"merged: it names the network .*, which is code"):
+        load_merged(tmp_path / "merged")
+    assert "own_code_of_a_test" not in sys.modules
+    assert_same(merge(model, combined=False), load_any_model(tmp_path / "merged", trusted_network=name))
 
 
 def test_trained_weights_that_the_settings_name_are_not_downloaded(tmp_path, monkeypatch):

@@ -156,3 +156,16 @@ def test_a_folder_comes_whole_or_not_at_all(tmp_path):
     with pytest.raises(OSError, match="not empty"), atomic_folder(path) as temporary:
         (temporary / "file").write_text("text")
     assert os.listdir(tmp_path) == ["folder"]
+
+
+def test_a_folder_is_replaced_only_once_the_new_one_is_whole(tmp_path):
+    path = tmp_path / "folder"
+    path.mkdir()
+    (path / "old").write_text("text")
+    with pytest.raises(ValueError, match="in the middle"), atomic_folder(path, replace=True) as temporary:
+        _fail_in_the_middle((temporary / "file").open("w"))
+    assert os.listdir(path) == ["old"]
+    with atomic_folder(path, replace=True) as temporary:
+        (temporary / "new").write_text("text")
+    assert os.listdir(path) == ["new"]
+    assert os.listdir(tmp_path) == ["folder"]
