@@ -187,7 +187,7 @@ def override_preprocessing(
 
 
 def data_preprocessing(data: ImageData, classes: Sequence[str] | None = None) -> ImagePreprocessing:
-    """Describe how a data set's images become the input of a network that is trained on them.
+    """Describe how a data set's images become the input of a network.
 
     Args:
         data: the set.
