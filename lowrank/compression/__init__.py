@@ -45,8 +45,8 @@ if TYPE_CHECKING:
         Layer as Layer,
         LayerFit as LayerFit,
         fit_in_order as fit_in_order,
-        fit_layer as fit_layer,
         kernel_of as kernel_of,
+        merged_layer as merged_layer,
         replace_module as replace_module,
     )
     from lowrank.compression.from_trained.layer_list import (
@@ -57,7 +57,15 @@ if TYPE_CHECKING:
         layer_named as layer_named,
         list_layers as list_layers,
     )
-    from lowrank.compression.from_trained.moments import collect_moments as collect_moments, layer_calls as layer_calls
+    from lowrank.compression.from_trained.moments import (
+        LayerOutputs as LayerOutputs,
+        collect_all_moments as collect_all_moments,
+    )
+    from lowrank.compression.from_trained.replay import (
+        Replay as Replay,
+        count_calls as count_calls,
+        storage_limit as storage_limit,
+    )
     from lowrank.compression.init_from_dense import init_from_network as init_from_network
     from lowrank.compression.inspection.builder_weights import find_builder_weights as find_builder_weights
     from lowrank.compression.inspection.counting_rules import register_counting_rule as register_counting_rule
@@ -93,9 +101,10 @@ __getattr__, __dir__, __all__ = lazy_exports(
         ),
         "from_trained.batch_norm": "reestimate_batch_norms",
         "from_trained.fit": "Problem make_problems",
-        "from_trained.in_order": "Choice Layer LayerFit fit_in_order fit_layer kernel_of replace_module",
+        "from_trained.in_order": ("Choice Layer LayerFit fit_in_order kernel_of merged_layer replace_module"),
         "from_trained.layer_list": "GIVES_CLASSES LayerList build_chains count_mult_adds layer_named list_layers",
-        "from_trained.moments": "collect_moments layer_calls",
+        "from_trained.moments": "LayerOutputs collect_all_moments",
+        "from_trained.replay": "Replay count_calls storage_limit",
         "init_from_dense": "init_from_network",
         "inspection.builder_weights": "find_builder_weights",
         "inspection.counting_rules": "register_counting_rule",

@@ -44,8 +44,9 @@ if TYPE_CHECKING:
     from lowrank.layers.low_rank.svd import SVD as SVD
     from lowrank.layers.low_rank.tensor_train_kernel import TensorTrainKernel as TensorTrainKernel
     from lowrank.layers.low_rank.tied_bottleneck import TiedBottleneck as TiedBottleneck
-    from lowrank.layers.low_rank.tucker2 import Tucker2 as Tucker2, leading_vectors as leading_vectors
+    from lowrank.layers.low_rank.tucker2 import Tucker2 as Tucker2, leading_columns as leading_columns
     from lowrank.layers.low_rank.whole_kernel import (
+        Decomposition as Decomposition,
         KernelChain as KernelChain,
         WholeKernelMethod as WholeKernelMethod,
         chain_product as chain_product,
@@ -76,8 +77,8 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "low_rank.svd": "SVD",
         "low_rank.tensor_train_kernel": "TensorTrainKernel",
         "low_rank.tied_bottleneck": "TiedBottleneck",
-        "low_rank.tucker2": "Tucker2 leading_vectors",
-        "low_rank.whole_kernel": "KernelChain WholeKernelMethod chain_product",
+        "low_rank.tucker2": "Tucker2 leading_columns",
+        "low_rank.whole_kernel": "Decomposition KernelChain WholeKernelMethod chain_product",
         "registry": "METHODS make_method method_class",
         "tensor.cp": "CP",
         "tensor.tensor_train": "TensorTrain",

@@ -29,8 +29,9 @@ if TYPE_CHECKING:
     from lowrank.utils.cpu import usable_cores as usable_cores
     from lowrank.utils.hashing import file_hash as file_hash
     from lowrank.utils.hooks import ForwardHooks as ForwardHooks
-    from lowrank.utils.linalg import robust_eigh as robust_eigh, robust_svd as robust_svd
+    from lowrank.utils.linalg import factor_matrix as factor_matrix, robust_eigh as robust_eigh
     from lowrank.utils.locks import LockedError as LockedError, hold_lock as hold_lock
+    from lowrank.utils.countdown import Countdown as Countdown
     from lowrank.utils.parent_death import exit_with_parent as exit_with_parent
     from lowrank.utils.pareto import non_dominated as non_dominated
     from lowrank.utils.text import (
@@ -53,10 +54,11 @@ __getattr__, __dir__, __all__ = lazy_exports(
     {
         "atomic_files": "TEMPORARY_SUFFIX atomic_folder atomic_path atomic_write sync write_bytes write_text",
         "cli": "ExitCode OneLineParser report_error run_command",
+        "countdown": "Countdown",
         "cpu": "usable_cores",
         "hashing": "file_hash",
         "hooks": "ForwardHooks",
-        "linalg": "robust_eigh robust_svd",
+        "linalg": "factor_matrix robust_eigh",
         "locks": "LockedError hold_lock",
         "parent_death": "exit_with_parent",
         "pareto": "non_dominated",

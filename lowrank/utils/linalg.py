@@ -6,34 +6,31 @@ import torch
 from torch import Tensor
 
 
-def robust_svd(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Compute the thin SVD of a matrix, at last on the CPU.
+def factor_matrix(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Compute the thin SVD of a matrix from the eigenvectors of its smaller Gram matrix.
 
-    It is computed on the matrix's device if some driver there takes it. On an H200, cusolver's gesvdj refused matrices
-    with CUSOLVER_STATUS_INVALID_VALUE (November 2026).
+    On a GPU this is several times as fast as an SVD. U * S @ V is the matrix to rounding. A singular value below 1e-8 of
+    the largest is only known to that, and its vectors on the longer side need not be orthogonal to the others.
 
     Args:
-        matrix: (M, N).
+        matrix: (M, N), float64.
 
     Returns:
-        U (M, K), S (K) and Vh (K, N) with K = min(M, N), on the device of `matrix`.
-
-    Raises:
-        torch.linalg.LinAlgError: the CPU cannot decompose it either, as when an entry is not finite.
+        U (M, K), S (K), descending up to rounding, and V (K, N) with K = min(M, N).
     """
-    for driver in (None, "gesvd") if matrix.is_cuda else ():
-        try:
-            left, values, right = torch.linalg.svd(matrix, full_matrices=False, driver=driver)
-        except RuntimeError:  # LinAlgError among them: the next driver tries
-            continue
-        if bool(values.isfinite().all()):
-            return left, values, right
-    left, values, right = torch.linalg.svd(matrix.cpu(), full_matrices=False)
-    return left.to(matrix.device), values.to(matrix.device), right.to(matrix.device)
+    tall = matrix.shape[0] > matrix.shape[1]
+    wide = matrix.mT if tall else matrix
+    basis = robust_eigh(wide @ wide.mT)[1].flip(1)  # (K, K)
+    scaled = basis.mT @ wide  # S V
+    values = scaled.norm(dim=1)
+    other = scaled / values.clamp_min(1e-300)[:, None]
+    return (other.mT, values, basis.mT) if tall else (basis, values, other)
 
 
 def robust_eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
     """Compute eigenvalues and eigenvectors of a symmetric matrix, at last on the CPU.
+
+    On an H200, cusolver refused well-formed matrices with CUSOLVER_STATUS_INVALID_VALUE (November 2026).
 
     Args:
         matrix: (M, M); only its symmetric part counts.

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from lowrank.compression.from_trained.fit import ROUNDS, Problem, fit_factors, make_problems
-from lowrank.compression.from_trained.moments import Moments, Plain, collect_moments, paired_calls
-from lowrank.layers import ConvShape, KernelChain, WholeKernelMethod, relative_error
+from lowrank.compression.from_trained.moments import LayerOutputs, Moments, Plain, collect_moments, paired_calls
+from lowrank.compression.from_trained.replay import Replay, count_calls, storage_limit
+from lowrank.layers import ConvShape, KernelChain, WholeKernelMethod, chain_product, relative_error
 
 Batches = Callable[[], Iterator[Tensor]]
 
@@ -70,6 +71,8 @@ def fit_in_order(
     *,
     in_order: bool = True,
     rounds: int = ROUNDS,
+    outputs: LayerOutputs | None = None,
+    progress: Callable[[str], None] = lambda name: None,
 ) -> tuple[nn.Module, list[LayerFit]]:
     """Compress a copy of a trained network.
 
@@ -81,22 +84,28 @@ def fit_in_order(
         batches: gives the calibration images (B, C, H, W) anew at each call, on the device of the network.
         in_order: fit on what the compressed network gives; otherwise on what the dense one gives.
         rounds: steps of L-BFGS for factors without a closed form.
+        outputs: the dense network's outputs over the same batches, where they are known; the others are computed.
+        progress: called with the name of each layer before it is fitted.
 
     Returns:
         The compressed network, in evaluation mode, and one fit for each layer that was named.
     """
     student = copy.deepcopy(dense).eval()
+    source = student if in_order else dense
+    first = next(iter(batches()))[:1]
+    replay = Replay(source, count_calls(source, first), storage_limit(first.device))
     fits: list[LayerFit] = []
     for layer in layers:
+        progress(layer.name)
         if layer.name not in choices:
             continue
         choice = choices[layer.name]
         if choice is None and not (in_order and fits):
             continue  # nothing before it has changed
-        source = student if in_order else dense
         plain = dense.get_submodule(layer.name)
         assert isinstance(plain, Plain)
-        moments = collect_moments(plain, paired_calls(source, dense, layer.name, batches, layer.calls))
+        pairs = paired_calls(source, dense, layer.name, batches, layer.calls, outputs=outputs, replay=replay)
+        moments = collect_moments(plain, pairs)
         module, fit = fit_layer(layer, choice, plain, make_layer_problems(plain, layer, choice, moments), rounds)
         replace_module(student, layer.name, module)
         fits.append(fit)
@@ -157,6 +166,31 @@ def fit_layer(
     missed = sum(problem.error(part) * problem.energy for part, problem in pairs) / max(energy, 1e-300)
     module.requires_grad_(plain.weight.requires_grad).train(plain.training)
     return module, LayerFit(layer.name, choice, relative_error(kernel, trained), missed**0.5)
+
+
+@torch.no_grad()
+def merged_layer(layer: Layer, choice: Choice, plain: Plain, problems: Sequence[Problem], rounds: int) -> Plain:
+    """Make the plain layer that gives the same as the factors of a layer, for a quick measurement.
+
+    Args:
+        layer: the layer.
+        choice: what it becomes.
+        plain: the trained layer.
+        problems: one for each group.
+        rounds: steps of L-BFGS for factors without a closed form.
+
+    Returns:
+        A copy of `plain` with the product of the fitted factors as its weight.
+    """
+    kernels = [
+        chain_product(fit_factors(choice.method, problem, choice.ranks, rounds=rounds)[0]) for problem in problems
+    ]
+    merged = copy.deepcopy(plain)
+    merged.weight.copy_(torch.cat(kernels).reshape(plain.weight.shape))
+    if choice.method.has_bias(layer.shape):
+        bias = torch.cat([problem.bias(kernel) for problem, kernel in zip(problems, kernels, strict=True)])
+        merged.bias = nn.Parameter(bias.to(plain.weight.dtype))
+    return merged
 
 
 def replace_module(network: nn.Module, name: str, module: nn.Module) -> None:

@@ -31,6 +31,8 @@ class LayerList:
         layers: those that may be replaced, in the order in which they first run.
         reasons: why each other convolution or linear map stays as it is, by name.
         last: the name of the layer that gives the classes.
+        refits_last: whether that layer, which keeps its form, may get new weights: it is a plain layer that no pattern
+            leaves out.
         params: parameters of the whole network.
         mult_adds: mult-adds of the whole network for one image, as torch counts what runs.
     """
@@ -38,6 +40,7 @@ class LayerList:
     layers: tuple[Layer, ...]
     reasons: dict[str, str]
     last: str
+    refits_last: bool
     params: int
     mult_adds: int
 
@@ -69,16 +72,18 @@ def list_layers(
             raise InputError(f"no layer is called {pattern!r}; choose from: {', '.join(names[:20])}")
     last = list(run.shapes)[-1]
     uses = ModuleUses(network)
-    layers, reasons = [], {}
+    layers, reasons, refits_last = [], {}, False
     for name in sorted(names, key=lambda one: list(run.shapes).index(one) if one in run.shapes else len(names)):
         module = network.get_submodule(name)
         reason = _why_kept(name, module, run, uses, last) or _by_name(name, keep, only)
+        if name == last:
+            refits_last = not (uses.reason_not_plain(module) or _by_name(name, keep, only))
         if reason:
             reasons[name] = reason
         else:
             layers.append(Layer(name, run.shapes[name], isinstance(module, nn.Linear), run.calls[name]))
     total = sum(value.numel() for value in network.parameters())
-    return LayerList(tuple(layers), reasons, last, total, run.mult_adds)
+    return LayerList(tuple(layers), reasons, last, refits_last, total, run.mult_adds)
 
 
 def _why_kept(name: str, module: nn.Module, run: _Run, uses: ModuleUses, last: str) -> str:
@@ -92,6 +97,7 @@ def _why_kept(name: str, module: nn.Module, run: _Run, uses: ModuleUses, last: s
 
 
 def _why_not_factorised(conv: nn.Conv2d) -> str:
+    """Why a plain convolution is not factorised; "" if it may be."""
     if conv.groups > 1 and conv.groups == conv.in_channels:
         return "it is depthwise"
     return "" if conv.padding_mode == "zeros" else f"its padding mode is {conv.padding_mode!r}"

@@ -6,12 +6,15 @@ P positions (of all images).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+from lowrank.compression.from_trained.replay import Replay
 
 PATCH_FLOATS = 2**25
 """Entries of a block of patches that are made at a time: 128 MiB of float32."""
@@ -88,9 +91,8 @@ class _Sums:
             self.shift = x.mean(1, keepdim=True), y.mean(1, keepdim=True)
         x, y = x - self.shift[0], y - self.shift[1]
         new = [
-            (x.mT @ x).double(), (y.mT @ x).double(), y.double().square().sum((1, 2)),
-            x.double().sum(1), y.double().sum(1),
-        ]  # fmt: skip
+            part.double() for part in (x.mT @ x, y.mT @ x, y.square().sum((1, 2)), x.sum(1), y.sum(1))
+        ]  # one block is summed in float32, the blocks in float64
         self.sums = new if not self.sums else [old.add_(more) for old, more in zip(self.sums, new, strict=True)]
         self.positions += x.shape[1]
 
@@ -124,14 +126,81 @@ def collect_moments(layer: Plain, pairs: Iterable[tuple[Tensor, Tensor]]) -> Mom
     """
     sums = _Sums()
     for x, y in pairs:
-        width = (
-            x.shape[1] * layer.kernel_size[0] * layer.kernel_size[1] if isinstance(layer, nn.Conv2d) else x.shape[-1]
-        )
-        positions = y[0].numel() // (y.shape[1] if isinstance(layer, nn.Conv2d) else y.shape[-1])
-        images = max(1, PATCH_FLOATS // max(1, width * positions))
-        for part_x, part_y in zip(x.split(images), y.split(images), strict=True):
-            sums.add(patches(layer, part_x), targets(layer, part_y))
+        _add_call(sums, layer, x, y)
     return sums.moments()
+
+
+def _add_call(sums: _Sums, layer: Plain, x: Tensor, y: Tensor) -> None:
+    """Add one call's inputs and targets, some images at a time so that their patches fit into memory."""
+    width = x.shape[1] * layer.kernel_size[0] * layer.kernel_size[1] if isinstance(layer, nn.Conv2d) else x.shape[-1]
+    positions = y[0].numel() // (y.shape[1] if isinstance(layer, nn.Conv2d) else y.shape[-1])
+    images = max(1, PATCH_FLOATS // max(1, width * positions))
+    for part_x, part_y in zip(x.split(images), y.split(images), strict=True):
+        sums.add(patches(layer, part_x), targets(layer, part_y))
+
+
+@torch.no_grad()
+def collect_all_moments(
+    network: nn.Module, names: Sequence[str], batches: Iterable[Tensor], outputs: LayerOutputs | None = None
+) -> dict[str, Moments]:
+    """Collect the moments of several layers' inputs and outputs in one pass over the images.
+
+    Args:
+        network: the trained network, in evaluation mode.
+        names: of the layers.
+        batches: the calibration images (B, C, H, W).
+        outputs: stores the layers' outputs on the way, where there is memory for them.
+
+    Returns:
+        The centred moments by name.
+    """
+    sums = {name: _Sums() for name in names}
+
+    def add(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+        def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            assert isinstance(module, Plain)
+            _add_call(sums[name], module, inputs[0].detach(), output.detach())
+            if outputs is not None:
+                outputs.store(name, output)
+
+        return hook
+
+    handles = [network.get_submodule(name).register_forward_hook(add(name)) for name in names]
+    try:
+        for images in batches:
+            network(images)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return {name: part.moments() for name, part in sums.items()}
+
+
+class LayerOutputs:
+    """Outputs of a trained network's layers over the calibration images, in the order of the calls.
+
+    Args:
+        limit: bytes that may be stored; layers beyond it have none.
+    """
+
+    def __init__(self, limit: float):
+        self._calls: dict[str, list[Tensor]] = {}
+        self._left_out: set[str] = set()
+        self._remaining = limit
+
+    def store(self, name: str, output: Tensor) -> None:
+        """Store one call's output, unless there is no memory for it: then none of the layer's is stored."""
+        if name in self._left_out:
+            return
+        self._remaining -= output.nbytes
+        if self._remaining < 0:
+            self._left_out.add(name)
+            self._remaining += output.nbytes + sum(stored.nbytes for stored in self._calls.pop(name, []))
+        else:
+            self._calls.setdefault(name, []).append(output.detach().clone())  # in-place ReLUs follow
+
+    def of(self, name: str) -> list[Tensor] | None:
+        """The outputs of a layer's calls, batch after batch; None where they are not stored."""
+        return self._calls.get(name)
 
 
 class _ReachedError(Exception):
@@ -171,7 +240,14 @@ def layer_calls(network: nn.Module, layer: nn.Module, images: Tensor, calls: int
 
 
 def paired_calls(
-    student: nn.Module, dense: nn.Module, name: str, batches: Callable[[], Iterator[Tensor]], calls: int = 1
+    student: nn.Module,
+    dense: nn.Module,
+    name: str,
+    batches: Callable[[], Iterator[Tensor]],
+    calls: int = 1,
+    *,
+    outputs: LayerOutputs | None = None,
+    replay: Replay | None = None,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Pairs for `collect_moments`: what enters the layer in the student, and what the dense network gives there.
 
@@ -181,10 +257,17 @@ def paired_calls(
         name: the layer's name in both.
         batches: gives the calibration images (B, C, H, W) anew at each call.
         calls: how often the layer runs in one pass.
+        outputs: the dense network's outputs over the same batches; what they lack is computed.
+        replay: of the student, over the same batches.
     """
     ours, theirs = student.get_submodule(name), dense.get_submodule(name)
-    for images in batches():
-        entered = layer_calls(student, ours, images, calls)
-        left = layer_calls(dense, theirs, images, calls)
-        for (x, _), (_, y) in zip(entered, left, strict=True):
+    stored = None if outputs is None else outputs.of(name)
+    for index, images in enumerate(batches()):
+        with nullcontext() if replay is None else replay.before(name, index):
+            student_calls = layer_calls(student, ours, images, calls)
+        if stored is None:
+            dense_outputs = [y for _, y in layer_calls(dense, theirs, images, calls)]
+        else:
+            dense_outputs = stored[index * calls : (index + 1) * calls]
+        for (x, _), y in zip(student_calls, dense_outputs, strict=True):
             yield x, y

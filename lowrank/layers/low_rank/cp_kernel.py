@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from lowrank.layers.base_method import ConvShape
-from lowrank.layers.low_rank.whole_kernel import Stage, WholeKernelMethod, pointwise, spatial
-from lowrank.utils import robust_svd
+from lowrank.layers.low_rank.tucker2 import left_vectors
+from lowrank.layers.low_rank.whole_kernel import Decomposition, Stage, WholeKernelMethod, pointwise, spatial
 
 SWEEPS = 40
 RIDGE = 1e-6
@@ -43,24 +43,30 @@ class CPKernel(WholeKernelMethod):
             pointwise("expand", middle, shape.out_channels, shape, shape.out_area),
         )
 
-    def truncate_kernel(self, dense: Tensor, ranks: Sequence[int]) -> list[Tensor]:
-        down, vertical, horizontal, up = cp_factors(dense, ranks[0])
+    def decompose_kernel(self, kernel: Tensor) -> tuple[Tensor, ...]:
+        """Compute the singular vectors of the four unfoldings, along I, KH, KW and O."""
+        tensor = kernel.permute(1, 2, 3, 0)
+        return tuple(left_vectors(tensor.movedim(mode, 0).flatten(1)) for mode in range(4))
+
+    def truncate_kernel(self, decomposition: Decomposition, ranks: Sequence[int]) -> list[Tensor]:
+        down, vertical, horizontal, up = cp_factors(decomposition, ranks[0])
         middle = [vertical.T[:, None, :, None], horizontal.T[:, None, None, :]]
         return [down.T[:, :, None, None], *middle, up[:, :, None, None]]
 
 
-def cp_factors(dense: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """CP factors of a weight (O, I, KH, KW): (I, R), (KH, R), (KW, R) and (O, R), by alternating least squares.
+def cp_factors(decomposition: Decomposition, rank: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """CP factors of a kernel (O, I, KH, KW): (I, R), (KH, R), (KW, R) and (O, R), by alternating least squares.
 
     Starts from leading singular vectors of each unfolding, padded by fixed pseudo-random ones; at the rank of the
     exact form (one component for each tap and channel of the smaller side) that form is returned.
     """
+    dense = decomposition.kernel
     o, i, height, width = dense.shape
     if rank >= height * width * min(i, o):
         return _exact(dense, rank)
     tensor = dense.permute(1, 2, 3, 0)
     generator = torch.Generator().manual_seed(rank)
-    factors = [_first_guess(tensor, mode, rank, generator) for mode in range(4)]
+    factors = [_first_guess(vectors, rank, generator) for vectors in decomposition.parts]
     for _ in range(SWEEPS):
         for mode in range(4):
             others = [factor for index, factor in enumerate(factors) if index != mode]
@@ -77,12 +83,12 @@ def cp_factors(dense: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor, Tensor
     return factors[0] * sizes, factors[1] * sizes, factors[2] * sizes, factors[3]
 
 
-def _first_guess(tensor: Tensor, mode: int, rank: int, generator: torch.Generator) -> Tensor:
-    left_vectors = robust_svd(tensor.movedim(mode, 0).flatten(1))[0]
-    guess = torch.randn(tensor.shape[mode], rank, generator=generator, dtype=torch.float64).to(tensor)
+def _first_guess(vectors: Tensor, rank: int, generator: torch.Generator) -> Tensor:
+    """Leading columns (M, rank) of `vectors` (M, M), and random ones of length 1 beyond."""
+    guess = torch.randn(len(vectors), rank, generator=generator, dtype=torch.float64).to(vectors)
     guess = guess / guess.norm(dim=0)
-    used = min(rank, left_vectors.shape[1])
-    guess[:, :used] = left_vectors[:, :used]
+    used = min(rank, vectors.shape[1])
+    guess[:, :used] = vectors[:, :used]
     return guess
 
 

@@ -12,7 +12,8 @@ from typing import ClassVar, Literal
 from torch import Tensor
 
 from lowrank.layers.base_method import ConvShape
-from lowrank.layers.low_rank.whole_kernel import Stage, WholeKernelMethod, spatial, truncated_svd
+from lowrank.layers.low_rank.whole_kernel import Decomposition, Stage, WholeKernelMethod, spatial, truncated_factors
+from lowrank.utils import factor_matrix
 
 
 class SpatialSVD(WholeKernelMethod):
@@ -33,10 +34,12 @@ class SpatialSVD(WholeKernelMethod):
             spatial("horizontal", middle, shape.out_channels, shape, shape.out_area, "w"),
         )
 
-    def truncate_kernel(self, dense: Tensor, ranks: Sequence[int]) -> list[Tensor]:
-        o, i, height, width = dense.shape
-        matrix = dense.permute(1, 2, 0, 3).reshape(i * height, o * width)
-        first, second = truncated_svd(matrix, ranks[0])
+    def decompose_kernel(self, kernel: Tensor) -> tuple[Tensor, ...]:
+        return factor_matrix(kernel.permute(1, 2, 0, 3).flatten(2).flatten(0, 1))  # (I * KH, O * KW)
+
+    def truncate_kernel(self, decomposition: Decomposition, ranks: Sequence[int]) -> list[Tensor]:
+        o, i, height, width = decomposition.kernel.shape
+        first, second = truncated_factors(decomposition.parts, ranks[0])
         vertical = first.T.reshape(-1, i, height, 1)
         horizontal = second.reshape(-1, o, width).permute(1, 0, 2)[:, :, None, :]
         return [vertical, horizontal]

@@ -13,7 +13,15 @@ from typing import ClassVar, Literal
 from torch import Tensor
 
 from lowrank.layers.base_method import ConvShape
-from lowrank.layers.low_rank.whole_kernel import Stage, WholeKernelMethod, pointwise, spatial, truncated_svd
+from lowrank.layers.low_rank.whole_kernel import (
+    Decomposition,
+    Stage,
+    WholeKernelMethod,
+    pointwise,
+    spatial,
+    truncated_factors,
+)
+from lowrank.utils import factor_matrix
 
 
 class SVD(WholeKernelMethod):
@@ -37,6 +45,9 @@ class SVD(WholeKernelMethod):
             pointwise("expand", middle, shape.out_channels, shape, shape.out_area),
         )
 
-    def truncate_kernel(self, dense: Tensor, ranks: Sequence[int]) -> list[Tensor]:
-        expand, reduce = truncated_svd(dense.flatten(1), ranks[0])  # (O, R), (R, I * KH * KW)
-        return [reduce.reshape(-1, *dense.shape[1:]), expand[:, :, None, None]]
+    def decompose_kernel(self, kernel: Tensor) -> tuple[Tensor, ...]:
+        return factor_matrix(kernel.flatten(1))
+
+    def truncate_kernel(self, decomposition: Decomposition, ranks: Sequence[int]) -> list[Tensor]:
+        expand, reduce = truncated_factors(decomposition.parts, ranks[0])  # (O, R), (R, I * KH * KW)
+        return [reduce.reshape(-1, *decomposition.kernel.shape[1:]), expand[:, :, None, None]]

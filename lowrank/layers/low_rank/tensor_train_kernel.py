@@ -15,7 +15,16 @@ from typing import ClassVar, Literal
 from torch import Tensor
 
 from lowrank.layers.base_method import ConvShape
-from lowrank.layers.low_rank.whole_kernel import Stage, WholeKernelMethod, pointwise, spatial, truncated_svd
+from lowrank.layers.low_rank.whole_kernel import (
+    Decomposition,
+    Stage,
+    WholeKernelMethod,
+    pointwise,
+    spatial,
+    truncated_factors,
+    truncated_svd,
+)
+from lowrank.utils import factor_matrix
 
 
 class TensorTrainKernel(WholeKernelMethod):
@@ -43,10 +52,13 @@ class TensorTrainKernel(WholeKernelMethod):
             pointwise("expand", third, shape.out_channels, shape, shape.out_area),
         )
 
-    def truncate_kernel(self, dense: Tensor, ranks: Sequence[int]) -> list[Tensor]:
+    def decompose_kernel(self, kernel: Tensor) -> tuple[Tensor, ...]:
+        return factor_matrix(kernel.permute(1, 2, 3, 0).flatten(1))  # (I, KH * KW * O)
+
+    def truncate_kernel(self, decomposition: Decomposition, ranks: Sequence[int]) -> list[Tensor]:
         """Run TT-SVD from the left: each truncated SVD splits one factor off the remainder of the one before."""
-        out_channels, in_channels, height, width = dense.shape
-        first, remainder = truncated_svd(dense.permute(1, 2, 3, 0).reshape(in_channels, -1), ranks[0])
+        out_channels, _, height, width = decomposition.kernel.shape
+        first, remainder = truncated_factors(decomposition.parts, ranks[0])
         second, remainder = truncated_svd(remainder.reshape(ranks[0] * height, -1), ranks[1])
         third, fourth = truncated_svd(remainder.reshape(ranks[1] * width, out_channels), ranks[2])
         vertical = second.reshape(ranks[0], height, ranks[1]).permute(2, 0, 1)[:, :, :, None]

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from lowrank.layers.base_method import ConvShape
-from lowrank.layers.low_rank.whole_kernel import Stage, WholeKernelMethod, pointwise, spatial
-from lowrank.utils import robust_svd
+from lowrank.layers.low_rank.whole_kernel import Decomposition, Stage, WholeKernelMethod, pointwise, spatial
+from lowrank.utils import robust_eigh
 
 
 class Tucker2(WholeKernelMethod):
@@ -39,25 +39,26 @@ class Tucker2(WholeKernelMethod):
             pointwise("expand", core_out, shape.out_channels, shape, shape.out_area),
         )
 
-    def truncate_kernel(self, dense: Tensor, ranks: Sequence[int]) -> list[Tensor]:
-        """Truncate by HOSVD: project the kernel on leading singular vectors of its unfoldings along O and along I."""
-        out_vectors = leading_vectors(dense.flatten(1), ranks[1])
-        in_vectors = leading_vectors(dense.transpose(0, 1).flatten(1), ranks[0])
-        core = torch.einsum("os,oiab,ir->srab", out_vectors, dense, in_vectors)
+    def decompose_kernel(self, kernel: Tensor) -> tuple[Tensor, ...]:
+        """Compute the singular vectors of the unfoldings along I and along O, the leading ones first."""
+        return left_vectors(kernel.transpose(0, 1).flatten(1)), left_vectors(kernel.flatten(1))
+
+    def truncate_kernel(self, decomposition: Decomposition, ranks: Sequence[int]) -> list[Tensor]:
+        """Truncate by HOSVD: project the kernel on leading singular vectors of both unfoldings."""
+        in_vectors, out_vectors = (
+            leading_columns(vectors, rank) for vectors, rank in zip(decomposition.parts, ranks, strict=True)
+        )
+        core = torch.einsum("os,oiab,ir->srab", out_vectors, decomposition.kernel, in_vectors)
         return [in_vectors.T[:, :, None, None], core, out_vectors[:, :, None, None]]
 
 
-def leading_vectors(matrix: Tensor, rank: int) -> Tensor:
-    """Compute the leading left singular vectors of a matrix.
+def left_vectors(matrix: Tensor) -> Tensor:
+    """Compute all left singular vectors of a matrix (M, N), float64, as columns (M, M), the leading ones first."""
+    return robust_eigh(matrix @ matrix.mT)[1].flip(1)
 
-    Args:
-        matrix: (M, N).
-        rank: the number of vectors.
 
-    Returns:
-        The vectors as columns (M, rank); columns beyond min(M, N) are zero.
-    """
-    left_vectors = robust_svd(matrix)[0][:, :rank]
-    vectors = matrix.new_zeros(matrix.shape[0], rank)
-    vectors[:, : left_vectors.shape[1]] = left_vectors
-    return vectors
+def leading_columns(vectors: Tensor, rank: int) -> Tensor:
+    """Return the first columns (M, rank) of a matrix (M, K); those beyond K are zero."""
+    columns = vectors.new_zeros(len(vectors), rank)
+    columns[:, : vectors.shape[1]] = vectors[:, :rank]
+    return columns

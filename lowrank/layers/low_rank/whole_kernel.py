@@ -22,7 +22,7 @@ from lowrank.layers.base_layer import relative_error
 from lowrank.layers.base_method import ConvShape, Method
 from lowrank.layers.dense import Dense
 from lowrank.layers.functional import Pair
-from lowrank.utils import robust_svd
+from lowrank.utils import factor_matrix
 
 
 class Stage(NamedTuple):
@@ -76,6 +76,16 @@ def spatial(name: str, in_channels: int, out_channels: int, shape: ConvShape, ar
     )  # fmt: skip
 
 
+class Decomposition(NamedTuple):
+    """What truncations of one kernel to any ranks share.
+
+    `kernel` is (O, I, KH, KW) of one group; `parts` are the method's own, for example the factors of an SVD.
+    """
+
+    kernel: Tensor
+    parts: tuple[Tensor, ...]
+
+
 class WholeKernelMethod(Method):
     """Settings of a chain of convolutions that replaces a convolution or a linear map.
 
@@ -102,8 +112,12 @@ class WholeKernelMethod(Method):
         """Return the stages for these ranks of one group; only called for kernels larger than 1 x 1."""
 
     @abstractmethod
-    def truncate_kernel(self, dense: Tensor, ranks: Sequence[int]) -> list[Tensor]:
-        """Factorise one group's kernel (O / g, I / g, KH, KW), float64, into one weight for each kernel stage."""
+    def decompose_kernel(self, kernel: Tensor) -> tuple[Tensor, ...]:
+        """Return what truncations to any ranks share, of a kernel (O / g, I / g, KH, KW) in float64."""
+
+    @abstractmethod
+    def truncate_kernel(self, decomposition: Decomposition, ranks: Sequence[int]) -> list[Tensor]:
+        """Factorise one group's kernel into one weight for each kernel stage, from what `decompose_kernel` returned."""
 
     def stages(self, shape: ConvShape, ranks: Sequence[int]) -> tuple[Stage, ...]:
         """Return the stages for these ranks of one group; for a 1 x 1 kernel two, of the first rank, by any method."""
@@ -115,11 +129,16 @@ class WholeKernelMethod(Method):
             pointwise("expand", middle, shape.out_channels, shape, shape.out_area),
         )
 
-    def truncate(self, dense: Tensor, ranks: Sequence[int]) -> list[Tensor]:
-        """Factorise one group's weight (O / g, I / g, KH, KW), float64, into one weight for each stage."""
-        if dense[0, 0].numel() > 1:
-            return self.truncate_kernel(dense, ranks)
-        up, down = truncated_svd(dense.flatten(1), ranks[0])
+    def decompose(self, kernel: Tensor) -> Decomposition:
+        """Return what truncations of one group's weight (O / g, I / g, KH, KW), float64, to any ranks share."""
+        is_matrix = kernel[0, 0].numel() == 1
+        return Decomposition(kernel, factor_matrix(kernel.flatten(1)) if is_matrix else self.decompose_kernel(kernel))
+
+    def truncate(self, decomposition: Decomposition, ranks: Sequence[int]) -> list[Tensor]:
+        """Factorise one group's weight, decomposed by `decompose`, into one weight for each stage."""
+        if decomposition.kernel[0, 0].numel() > 1:
+            return self.truncate_kernel(decomposition, ranks)
+        up, down = truncated_factors(decomposition.parts, ranks[0])
         return [down[:, :, None, None], up[:, :, None, None]]
 
     def ranks_at(self, shape: ConvShape) -> tuple[int, ...]:
@@ -277,7 +296,8 @@ class KernelChain(nn.Sequential):
             raise ValueError(f"expected a weight of {expected}, got {tuple(dense.shape)}")
         kernel = dense.detach().double()
         kernel = kernel[:, :, None, None] if self.linear else kernel
-        self.set_weights([self.method.truncate(part, self.ranks) for part in kernel.chunk(self.groups)])
+        groups = [self.method.decompose(part) for part in kernel.chunk(self.groups)]
+        self.set_weights([self.method.truncate(group, self.ranks) for group in groups])
         return relative_error(self.dense_weight(), dense.to(self.dense_weight().device))
 
     @torch.no_grad()
@@ -362,22 +382,27 @@ def _equalise_rms(weights: Sequence[Tensor]) -> list[Tensor]:
     return [weight * (target / rms) for weight, rms in zip(weights, values, strict=True)]
 
 
-def truncated_svd(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """Factorise a matrix by its truncated singular value decomposition.
+def truncated_factors(factors: tuple[Tensor, ...], rank: int) -> tuple[Tensor, Tensor]:
+    """Truncate an SVD to a rank and share the singular values out.
 
     Args:
-        matrix: (M, N).
+        factors: U (M, K), S (K) and V (K, N), as `factor_matrix` returns them.
         rank: the number of singular values to keep.
 
     Returns:
         Left (M, rank) and right (rank, N): their product is the best approximation of that rank. Each has the square
-        roots of the singular values; columns and rows beyond min(M, N) are zero.
+        roots of the singular values; columns and rows beyond K are zero.
     """
-    left_vectors, values, right_vectors = robust_svd(matrix)
-    keep = min(rank, len(values))
-    root = values[:keep].sqrt()
-    first = matrix.new_zeros(matrix.shape[0], rank)
-    second = matrix.new_zeros(rank, matrix.shape[1])
-    first[:, :keep] = left_vectors[:, :keep] * root
-    second[:keep] = root[:, None] * right_vectors[:keep]
+    left_vectors, values, right_vectors = factors
+    used = min(rank, len(values))
+    root = values[:used].sqrt()
+    first = values.new_zeros(left_vectors.shape[0], rank)
+    second = values.new_zeros(rank, right_vectors.shape[1])
+    first[:, :used] = left_vectors[:, :used] * root
+    second[:used] = root[:, None] * right_vectors[:used]
     return first, second
+
+
+def truncated_svd(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """Factorise a matrix (M, N), float64, by its truncated singular value decomposition, see `truncated_factors`."""
+    return truncated_factors(factor_matrix(matrix), rank)

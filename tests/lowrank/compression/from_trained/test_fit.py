@@ -123,7 +123,7 @@ def test_a_fit_to_the_images_misses_no_more_than_plain_truncation(layer, name) -
     ranks = method.model_copy(update={"rank_scale": 0.3}).ranks_at(shape)
     for problem, dense in zip(problems_of(layer, correlated(layer)), kernel(layer).chunk(shape.groups), strict=True):
         _, error = fit_factors(method, problem, ranks)
-        plain = problem.error(chain_product(method.truncate(dense, ranks)))
+        plain = problem.error(chain_product(method.truncate(method.decompose(dense), ranks)))
         assert error <= plain * (1 + 1e-6) + 1e-9
 
 

@@ -1,0 +1,53 @@
+"""Says how far a piece of work has come and about how long it still takes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar
+
+Item = TypeVar("Item")
+
+
+class Countdown:
+    """Prints a line before each part of a piece of work, with the time left as the parts done so far suggest it.
+
+    Args:
+        progress: called with each line.
+        task: what is done, the beginning of each line.
+        total: how many parts there are.
+    """
+
+    def __init__(self, progress: Callable[[str], None], task: str, total: int):
+        self.progress, self.task, self.total = progress, task, total
+        self._started: float | None = None
+        self._begun = 0
+
+    def step(self, part: str) -> None:
+        """Print the line of the part that begins now.
+
+        Args:
+            part: its name; "" for none.
+        """
+        now = time.perf_counter()
+        if self._started is None:
+            self._started = now
+        line = f"{self.task}: {self._begun + 1} of {self.total}" + (f", {part}" if part else "")
+        if self._begun:
+            remaining = (now - self._started) / self._begun * (self.total - self._begun)
+            line += f"; about {remaining:.0f} s left" if remaining >= 1 else ""
+        self._begun += 1
+        self.progress(line)
+
+    def over(self, items: Iterable[Item]) -> Iterator[Item]:
+        """Iterate over the parts, each of which has a `name`, and print a line before each.
+
+        Args:
+            items: the parts.
+
+        Yields:
+            Each part after its line was printed.
+        """
+        for item in items:
+            self.step(str(getattr(item, "name", "")))
+            yield item
