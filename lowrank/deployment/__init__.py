@@ -12,11 +12,8 @@ from lowrank.utils.lazy_exports import lazy_exports
 
 if TYPE_CHECKING:
     from lowrank.deployment.compress_run import CompressConfig as CompressConfig, run_compress as run_compress
-    from lowrank.deployment.compressor import (
-        Compressed as Compressed,
-        Compressor as Compressor,
-        compress_network as compress_network,
-    )
+    from lowrank.deployment.compressed import Compressed as Compressed, LayerReport as LayerReport
+    from lowrank.deployment.compressor import Compressor as Compressor, compress_network as compress_network
     from lowrank.deployment.formats import (
         FACTORISED as FACTORISED,
         MERGED as MERGED,
@@ -36,7 +33,8 @@ __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
     {
         "compress_run": "CompressConfig run_compress",
-        "compressor": "Compressed Compressor compress_network",
+        "compressed": "Compressed LayerReport",
+        "compressor": "Compressor compress_network",
         "formats": "ComparisonImages ExportedFile FACTORISED MERGED export_formats merged_network onnx_forward",
         "latency": "Latency describe_machine measure_latency",
     },

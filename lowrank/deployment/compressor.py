@@ -5,50 +5,45 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
 from torch import Tensor, nn
 
 from lowrank.compression import (
-    GIVES_CLASSES,
     Candidate,
     Choice,
     Layer,
     LayerFit,
     LayerList,
+    LayerOutputs,
     Problem,
+    Replay,
     allocate,
-    collect_moments,
+    collect_all_moments,
+    count_calls,
     count_mult_adds,
     divergence,
     efficient,
     energy_candidates,
     fit_in_order,
-    fit_layer,
     kernel_of,
-    layer_calls,
+    layer_named,
     list_layers,
     make_problems,
     measured_candidates,
+    merged_layer,
     probe_places,
     reestimate_batch_norms,
     replace_module,
+    storage_limit,
 )
+from lowrank.deployment.attention import project_where_equal
+from lowrank.deployment.compressed import Compressed, LayerReport
 from lowrank.errors import InfeasibleError, InputError, unknown
-from lowrank.layers import (
-    SVD,
-    CPKernel,
-    Dense,
-    SpatialSVD,
-    TensorTrainKernel,
-    Tucker2,
-    WholeKernelMethod,
-    disable_fused_encoders,
-    project_attention,
-)
-from lowrank.utils import first_line
+from lowrank.layers import SVD, CPKernel, Dense, SpatialSVD, TensorTrainKernel, Tucker2, WholeKernelMethod
+from lowrank.utils import Countdown
 
 METHODS: dict[str, type[WholeKernelMethod]] = {
     "svd": SVD,
@@ -67,6 +62,7 @@ PROBES = 7
 PROBE_IMAGES = 512
 """Calibration images over which it is measured."""
 PROBE_ROUNDS = 4
+"""Steps of L-BFGS for the factors that are measured."""
 HELD_BACK = 0.25
 """Share of the calibration images by which variants are compared where no other images are given."""
 BATCH = 256
@@ -75,70 +71,6 @@ ATTENTION_IMAGES = 8
 _DENSE = Dense()
 
 Progress = Callable[[str], None]
-
-
-@dataclass(frozen=True, kw_only=True)
-class LayerReport:
-    """What became of one layer.
-
-    Attributes:
-        name: the layer's name.
-        kind: "linear", or the kernel such as "3 x 3".
-        method: its factors; "dense" where it stays.
-        ranks: the ranks of one group; empty where it stays dense.
-        params: parameters after.
-        dense_params: parameters before.
-        weight_error: ||W - dense|| / ||dense||; None where the weight was not touched.
-        output_error: root of the share of the outputs' variance that is missed; None likewise.
-        reason: why it stays dense; "" where it does not.
-    """
-
-    name: str
-    kind: str
-    method: str
-    ranks: tuple[int, ...]
-    params: int
-    dense_params: int
-    weight_error: float | None
-    output_error: float | None
-    reason: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Compressed:
-    """A compressed network and what is known of it.
-
-    Attributes:
-        network: the network with factors in its layers, in evaluation mode.
-        method: the factors' kind; "mixed" where layers differ.
-        allocation: how ranks were shared out.
-        layers: one report a layer.
-        params: parameters, exactly.
-        dense_params: those of the given network.
-        mult_adds: mult-adds for one image, as torch counts what runs.
-        dense_mult_adds: those of the given network.
-        divergence: mean Kullback-Leibler divergence (nats) from the given network on the images that chose.
-        error_before: error of the given network in percent on the images that chose; None without labels.
-        error_after: error of the compressed network on the same images, before any training.
-        batch_norms_reestimated: whether running statistics of batch norms were replaced.
-        projected_attention: how many attention modules became a `ProjectedAttention`.
-        seconds: time that it took, without the preparation that several budgets share.
-    """
-
-    network: nn.Module = field(repr=False)
-    method: str
-    allocation: str
-    layers: tuple[LayerReport, ...] = field(repr=False)
-    params: int
-    dense_params: int
-    mult_adds: int
-    dense_mult_adds: int
-    divergence: float
-    error_before: float | None
-    error_after: float | None
-    batch_norms_reestimated: bool
-    projected_attention: int
-    seconds: float
 
 
 def compress_network(
@@ -185,12 +117,15 @@ def compress_network(
 
 @dataclass(frozen=True)
 class _Variant:
+    """A compressed network that may be chosen, and how near it is to the given network."""
+
     method: str
     allocation: str
-    student: nn.Module
+    network: nn.Module
     fits: list[LayerFit]
+    logits: Tensor
     divergence: float
-    reestimated: bool = False
+    batch_norms_reestimated: bool = False
 
 
 class Compressor:
@@ -222,21 +157,22 @@ class Compressor:
         progress: Progress = lambda message: None,
     ):
         device = next(network.parameters()).device
-        self.dense = copy.deepcopy(network).eval()
-        images, labels = _read(batches, calibration, device)
-        self.labels: Tensor | None
+        self.progress = progress
+        images, labels = _first_images(batches, calibration, device)
+        self.choosing_labels: Tensor | None
         if validation is not None:
-            self.calibration, self.judges, self.labels = images, validation[0].to(device), validation[1].to(device)
+            self.calibration = images
+            self.choosing_images, self.choosing_labels = validation[0].to(device), validation[1].to(device)
         else:
             cut = len(images) - max(1, round(HELD_BACK * len(images)))
-            self.calibration, self.judges = images[:cut], images[cut:]
-            self.labels = None if labels is None else labels[cut:]
-        self.progress = progress
-        self.dense, self.projected_attention = _project_attention(self.dense, images[:ATTENTION_IMAGES], progress)
-        self.listed: LayerList = list_layers(self.dense, images[:1], keep, only)
-        self.reference = self._logits(self.dense, self.judges)
+            self.calibration, self.choosing_images = images[:cut], images[cut:]
+            self.choosing_labels = None if labels is None else labels[cut:]
+        self.dense, self.projected_attention = project_where_equal(
+            copy.deepcopy(network).eval(), images[:ATTENTION_IMAGES], progress
+        )
+        self.layer_list: LayerList = list_layers(self.dense, images[:1], keep, only)
+        self.reference = self._logits(self.dense, self.choosing_images)
         self._tables: dict[tuple[str, str], dict[str, list[Candidate]]] = {}
-        self._problems = {layer.name: self._problems_of(layer) for layer in self.listed.layers}
 
     def batches(self) -> Iterator[Tensor]:
         """The calibration images, a batch at a time."""
@@ -266,17 +202,15 @@ class Compressor:
             raise unknown("allocation", allocation, ("auto", *ALLOCATIONS))
         limits = self._limits(budget)
         methods = (*AUTO, "mixed") if method == "auto" else (method,)
-        allocations = ("sensitivity",) if allocation == "auto" else (allocation,)
         best: _Variant | None = None
         for name in methods:
-            for kind in allocations:
-                variant = self._variant(name, kind, limits)
-                if variant is not None and (best is None or variant.divergence < best.divergence):
-                    best = variant
+            variant = self._variant(name, "sensitivity" if allocation == "auto" else allocation, limits)
+            if variant is not None and (best is None or variant.divergence < best.divergence):
+                best = variant
             if best is not None and best.divergence < NEAR_ENOUGH:
                 break
         if best is None:
-            raise InfeasibleError(self._least(methods))
+            raise InfeasibleError(self._least_size(methods))
         best = self._with_batch_norms(best)
         return self._report(best, time.perf_counter() - begin)
 
@@ -288,24 +222,51 @@ class Compressor:
                 raise unknown("limit", name, ("params", "mult_adds"))
             if not 0 < share <= 1:
                 raise InputError(f"the budget on {name} must be a share in (0, 1], but got {share:g}")
-        inside = [0, 0]
-        for layer in self.listed.layers:
-            inside[0] += _DENSE.params(layer.shape)
-            inside[1] += _DENSE.mult_adds(layer.shape)
-        totals = {"params": self.listed.params, "mult_adds": self.listed.mult_adds}
-        return tuple(  # type: ignore[return-value]
-            shares[name] * totals[name] - (totals[name] - within) if name in shares else None
-            for name, within in zip(totals, inside, strict=True)
+        replaceable = {
+            "params": sum(_DENSE.params(layer.shape) for layer in self.layer_list.layers),
+            "mult_adds": sum(_DENSE.mult_adds(layer.shape) for layer in self.layer_list.layers),
+        }
+        totals = {"params": self.layer_list.params, "mult_adds": self.layer_list.mult_adds}
+        params, mult_adds = (
+            shares[name] * totals[name] - (totals[name] - replaceable[name]) if name in shares else None
+            for name in totals
         )
+        return params, mult_adds
 
-    def _least(self, methods: Sequence[str]) -> str:
-        tables = [self.tables(name, "energy") for name in methods]
-        fixed = self.listed.params - sum(_DENSE.params(layer.shape) for layer in self.listed.layers)
-        least = min(sum(min(one.costs[0] for one in table) for table in tables_of.values()) for tables_of in tables)
-        return (
-            f"the network cannot be that small: its least size is {fixed + least:,} of {self.listed.params:,} "
-            f"parameters ({(fixed + least) / self.listed.params:.1%}), of which {fixed:,} are never replaced"
-        )
+    def _least_size(self, methods: Sequence[str]) -> str:
+        """Say how small the network can be; each limit is named with the least share that it can have."""
+        lines = []
+        for axis, (name, total) in enumerate(
+            (("parameters", self.layer_list.params), ("mult-adds", self.layer_list.mult_adds))
+        ):
+            dense = [(_DENSE.params, _DENSE.mult_adds)[axis](layer.shape) for layer in self.layer_list.layers]
+            fixed = total - sum(dense)
+            tables = [self.tables(method, "energy") for method in methods]
+            least = min(
+                sum(min(candidate.costs[axis] for candidate in candidates) for candidates in table.values())
+                for table in tables
+            )
+            lines.append(
+                f"{fixed + least:,} of {total:,} {name} ({(fixed + least) / total:.1%}), of which {fixed:,} are never "
+                "replaced"
+            )
+        return f"the network cannot be that small: its least size is {lines[0]}; and {lines[1]}"
+
+    @cached_property
+    def _problems(self) -> dict[str, list[Problem]]:
+        """The least-squares problems of each layer on the dense network's own inputs, by group."""
+        layers = [self.dense.get_submodule(layer.name) for layer in self.layer_list.layers]
+        self.progress(f"calibrating {len(layers)} layers on {len(self.calibration):,} images")
+        names = [layer.name for layer in self.layer_list.layers]
+        moments = collect_all_moments(self.dense, names, self.batches(), self._outputs)
+        return {
+            name: make_problems(moments.pop(name), kernel_of(layer))  # type: ignore[arg-type]
+            for name, layer in zip(names, layers, strict=True)
+        }
+
+    @cached_property
+    def _outputs(self) -> LayerOutputs:
+        return LayerOutputs(storage_limit(self.calibration.device))
 
     def tables(self, method: str, allocation: str) -> dict[str, list[Candidate]]:
         """The candidates of every layer with their expected errors, made once.
@@ -319,103 +280,115 @@ class Compressor:
         """
         key = method, allocation
         if key not in self._tables:
-            self._tables[key] = {
-                layer.name: self._candidates(layer, method, allocation) for layer in self.listed.layers
-            }
+            self._tables[key] = self._make_tables(method, allocation)
         return self._tables[key]
 
-    def _candidates(self, layer: Layer, method: str, allocation: str) -> list[Candidate]:
+    def _make_tables(self, method: str, allocation: str) -> dict[str, list[Candidate]]:
+        layers = self.layer_list.layers
         if method == "mixed":
-            return efficient(one for name in AUTO for one in self.tables(name, allocation)[layer.name])
+            tables = [self.tables(name, allocation) for name in AUTO]
+            return {
+                layer.name: efficient(candidate for table in tables for candidate in table[layer.name])
+                for layer in layers
+            }
         if allocation == "energy":
             settings = METHODS[method](bias=True)  # type: ignore[call-arg]
-            return energy_candidates(layer, settings, self._problems[layer.name])
-        candidates = self.tables(method, "energy")[layer.name]
-        self.progress(f"measuring what {method} costs in {layer.name}")
-        measured = {place: self._rise(layer, candidates[place].choice) for place in probe_places(candidates, PROBES)}
+            problems = self._problems
+            countdown = Countdown(self.progress, f"ranks of {method}", len(layers))
+            return {
+                layer.name: energy_candidates(layer, settings, problems[layer.name]) for layer in countdown.over(layers)
+            }
+        energies = self.tables(method, "energy")
+        countdown = Countdown(self.progress, f"what {method} costs", len(layers))
+        return {layer.name: self._measured(layer, energies[layer.name]) for layer in countdown.over(layers)}
+
+    def _measured(self, layer: Layer, candidates: list[Candidate]) -> list[Candidate]:
+        """A layer's candidates with the rise of the loss that was measured at some of them."""
+        measured = {}
+        for place in probe_places(candidates, PROBES):
+            choice = candidates[place].choice
+            assert choice is not None  # the dense form is never measured
+            measured[place] = self._divergence_with(layer, choice)
         return measured_candidates(candidates, measured) if measured else candidates
 
-    def _rise(self, layer: Layer, choice: Choice | None) -> float:
+    @torch.no_grad()
+    def _divergence_with(self, layer: Layer, choice: Choice) -> float:
         """The divergence from the dense network when this layer alone is replaced."""
         plain = self.dense.get_submodule(layer.name)
         assert isinstance(plain, nn.Conv2d | nn.Linear)
         reference = self._probe_reference  # of the dense network, before a layer is replaced
-        module, _ = fit_layer(layer, choice, plain, self._problems[layer.name], PROBE_ROUNDS)
-        replace_module(self.dense, layer.name, module)
+        merged = merged_layer(layer, choice, plain, self._problems[layer.name], PROBE_ROUNDS)
+        replace_module(self.dense, layer.name, merged)
+        logits = []
         try:
-            changed = self._logits(self.dense, self.calibration[:PROBE_IMAGES])
+            for index, images in enumerate(self.calibration[:PROBE_IMAGES].split(BATCH)):
+                with self._probe_replay.before(layer.name, index):
+                    logits.append(self.dense(images).float())
         finally:
             replace_module(self.dense, layer.name, plain)
-        return divergence(changed, reference)
+        return divergence(torch.cat(logits), reference)
+
+    @cached_property
+    def _probe_replay(self) -> Replay:
+        """What runs before a layer gives the same at each of its sizes."""
+        image = self.calibration[:1]
+        return Replay(self.dense, count_calls(self.dense, image), storage_limit(image.device))
 
     @cached_property
     def _probe_reference(self) -> Tensor:
         """The dense network's logits on the images over which rises of the loss are measured."""
         return self._logits(self.dense, self.calibration[:PROBE_IMAGES])
 
-    def _problems_of(self, layer: Layer) -> list[Problem]:
-        plain = self.dense.get_submodule(layer.name)
-        assert isinstance(plain, nn.Conv2d | nn.Linear)
-        pairs = (pair for images in self.batches() for pair in layer_calls(self.dense, plain, images, layer.calls))
-        return make_problems(collect_moments(plain, pairs), kernel_of(plain))
-
     def _variant(self, method: str, allocation: str, limits: tuple[float | None, float | None]) -> _Variant | None:
-        picked = allocate(self.tables(method, allocation), limits)
-        if picked is None:
+        """The network compressed by one method; None if it cannot be that small."""
+        candidates = allocate(self.tables(method, allocation), limits)
+        if candidates is None:
             return None
-        choices = {name: candidate.choice for name, candidate in picked.items()}
-        order = [*self.listed.layers]
-        if self._fits_last():
-            choices[self.listed.last] = None
-            order.append(self._last_layer())
-        self.progress(f"fitting {method}, ranks by {allocation}")
-        student, fits = fit_in_order(self.dense, order, choices, self.batches)
-        return _Variant(
-            method, allocation, student, fits, divergence(self._logits(student, self.judges), self.reference)
+        choices = {name: candidate.choice for name, candidate in candidates.items()}
+        order = [*self.layer_list.layers]
+        if self.layer_list.refits_last:
+            choices[self.layer_list.last] = None
+            order.append(layer_named(self.dense, self.layer_list.last, self.calibration[:1]))
+        countdown = Countdown(self.progress, f"fitting {method}, ranks by {allocation}", len(order))
+        network, fits = fit_in_order(
+            self.dense, order, choices, self.batches, outputs=self._outputs, progress=countdown.step
         )
-
-    def _fits_last(self) -> bool:
-        """Whether the classifier, which keeps its form, is fitted again to what enters it."""
-        return self.listed.reasons.get(self.listed.last) == GIVES_CLASSES
-
-    def _last_layer(self) -> Layer:
-        from lowrank.compression import layer_named
-
-        return layer_named(self.dense, self.listed.last, self.calibration[:1])
+        logits = self._logits(network, self.choosing_images)
+        return _Variant(method, allocation, network, fits, logits, divergence(logits, self.reference))
 
     def _with_batch_norms(self, variant: _Variant) -> _Variant:
         """The variant with batch norms estimated again, if that brings it nearer to the dense network."""
-        renewed = reestimate_batch_norms(variant.student, self.batches)
-        after = divergence(self._logits(renewed, self.judges), self.reference)
+        network = reestimate_batch_norms(variant.network, self.batches)
+        logits = self._logits(network, self.choosing_images)
+        after = divergence(logits, self.reference)
         if after >= variant.divergence:
             return variant
-        return _Variant(variant.method, variant.allocation, renewed, variant.fits, after, True)
+        return replace(variant, network=network, logits=logits, divergence=after, batch_norms_reestimated=True)
 
     @torch.no_grad()
     def _logits(self, network: nn.Module, images: Tensor) -> Tensor:
         return torch.cat([network(part).float() for part in images.split(BATCH)])
 
     def _error(self, logits: Tensor) -> float | None:
-        if self.labels is None:
+        if self.choosing_labels is None:
             return None
-        return 100 * float((logits.argmax(1) != self.labels).double().mean())
+        return 100 * float((logits.argmax(1) != self.choosing_labels).double().mean())
 
     def _report(self, variant: _Variant, seconds: float) -> Compressed:
-        image = self.calibration[:1]
         return Compressed(
-            network=variant.student, method=variant.method, allocation=variant.allocation,
-            layers=tuple(self._layer_reports(variant)), dense_params=self.listed.params,
-            params=sum(value.numel() for value in variant.student.parameters()),
-            mult_adds=count_mult_adds(variant.student, image), dense_mult_adds=self.listed.mult_adds,
-            divergence=variant.divergence, error_before=self._error(self.reference),
-            error_after=self._error(self._logits(variant.student, self.judges)),
-            batch_norms_reestimated=variant.reestimated, projected_attention=self.projected_attention,
+            network=variant.network, method=variant.method, allocation=variant.allocation,
+            layers=tuple(self._layer_reports(variant)), dense_params=self.layer_list.params,
+            params=sum(value.numel() for value in variant.network.parameters()),
+            mult_adds=count_mult_adds(variant.network, self.calibration[:1]),
+            dense_mult_adds=self.layer_list.mult_adds, divergence=variant.divergence,
+            error_before=self._error(self.reference), error_after=self._error(variant.logits),
+            batch_norms_reestimated=variant.batch_norms_reestimated, projected_attention=self.projected_attention,
             seconds=seconds,
         )  # fmt: skip
 
     def _layer_reports(self, variant: _Variant) -> Iterable[LayerReport]:
         fits = {fit.name: fit for fit in variant.fits}
-        by_name = {layer.name: layer for layer in self.listed.layers}
+        by_name = {layer.name: layer for layer in self.layer_list.layers}
         for name, module in self.dense.named_modules():
             if not isinstance(module, nn.Conv2d | nn.Linear):
                 continue
@@ -427,48 +400,15 @@ class Compressor:
                 name=name, kind=_kind(module), method=choice.method.name if choice else "dense",
                 ranks=choice.ranks if choice else (), params=after, dense_params=before,
                 weight_error=fit.weight_error if fit else None, output_error=fit.output_error if fit else None,
-                reason=self.listed.reasons.get(name, "" if choice else "factors would not pay here"),
+                reason=self.layer_list.reasons.get(name, "" if choice else "factors would not pay here"),
             )  # fmt: skip
-
-
-@torch.no_grad()
-def _project_attention(network: nn.Module, images: Tensor, progress: Progress) -> tuple[nn.Module, int]:
-    """Give attention projections of its own, unless the network then computes something else.
-
-    A network may read the weights of its attention by itself; its attention stays as it is.
-
-    Args:
-        network: in evaluation mode; is changed where it has transformer encoders.
-        images: on which the logits are compared.
-        progress: is told why attention stays.
-
-    Returns:
-        The network, and how many attention modules were replaced.
-    """
-    disable_fused_encoders(network)
-    projected = copy.deepcopy(network)
-    count = project_attention(projected)
-    if count == 0:
-        return network, 0
-    before = network(images).double()
-    try:
-        after = projected(images).double()
-    except Exception as error:  # the network's own code may raise anything
-        progress(f"attention stays as it is, since the network reads its weights: {first_line(error)}")
-        return network, 0
-    precise = next(projected.parameters()).dtype in (torch.float32, torch.float64)
-    difference = float((after - before).abs().max()) / max(1e-12, float(before.abs().max()))
-    if not difference <= (1e-3 if precise else 5e-2):
-        progress(f"attention stays as it is, since the logits would change by {difference:.1%}")
-        return network, 0
-    return projected, count
 
 
 def _kind(module: nn.Conv2d | nn.Linear) -> str:
     return "linear" if isinstance(module, nn.Linear) else "{} x {}".format(*module.kernel_size)
 
 
-def _read(
+def _first_images(
     batches: Iterable[Tensor | tuple[Tensor, Tensor]], count: int, device: torch.device
 ) -> tuple[Tensor, Tensor | None]:
     """The first `count` images, and their labels where every batch has some."""
@@ -483,5 +423,5 @@ def _read(
             break
     if seen < 2:
         raise InputError(f"at least 2 calibration images are needed, but got {seen}")
-    both = len(labels) == len(images)
-    return torch.cat(images)[:count], torch.cat(labels)[:count] if both else None
+    all_labelled = len(labels) == len(images)
+    return torch.cat(images)[:count], torch.cat(labels)[:count] if all_labelled else None

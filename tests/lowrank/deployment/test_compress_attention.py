@@ -113,7 +113,7 @@ def test_attention_stays_where_the_network_reads_its_weights() -> None:
     assert compressor.projected_attention == 0
     assert type(compressor.dense.attention) is nn.MultiheadAttention
     assert "attention stays as it is" in lines[0]
-    assert compressor.listed.reasons["attention.out_proj"] == "its weight is used without running it"
+    assert compressor.layer_list.reasons["attention.out_proj"] == "its weight is used without running it"
 
 
 def test_the_fused_map_of_vit_is_factorised() -> None:
