@@ -26,12 +26,12 @@ if TYPE_CHECKING:
         report_error as report_error,
         run_command as run_command,
     )
+    from lowrank.utils.countdown import Countdown as Countdown
     from lowrank.utils.cpu import usable_cores as usable_cores
     from lowrank.utils.hashing import file_hash as file_hash
     from lowrank.utils.hooks import ForwardHooks as ForwardHooks
     from lowrank.utils.linalg import factor_matrix as factor_matrix, robust_eigh as robust_eigh
     from lowrank.utils.locks import LockedError as LockedError, hold_lock as hold_lock
-    from lowrank.utils.countdown import Countdown as Countdown
     from lowrank.utils.parent_death import exit_with_parent as exit_with_parent
     from lowrank.utils.pareto import non_dominated as non_dominated
     from lowrank.utils.text import (

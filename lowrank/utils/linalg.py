@@ -9,8 +9,8 @@ from torch import Tensor
 def factor_matrix(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Compute the thin SVD of a matrix from the eigenvectors of its smaller Gram matrix.
 
-    On a GPU this is several times as fast as an SVD. U * S @ V is the matrix to rounding. A singular value below 1e-8 of
-    the largest is only known to that, and its vectors on the longer side need not be orthogonal to the others.
+    On a GPU this is several times as fast as an SVD. U * S @ V is the matrix to rounding. Singular values below 1e-8 of
+    the largest are not exact, and their vectors on the longer side need not be orthogonal to the others.
 
     Args:
         matrix: (M, N), float64.
