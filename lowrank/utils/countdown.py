@@ -10,7 +10,9 @@ Item = TypeVar("Item")
 
 
 class Countdown:
-    """Prints a line before each part of a piece of work, with the time left as the parts done so far suggest it.
+    """Prints a line before each part of a piece of work.
+
+    The line says how much time is left if the other parts take as long as those before.
 
     Args:
         progress: called with each line.

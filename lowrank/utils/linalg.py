@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def factor_matrix(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Compute the thin SVD of a matrix from the eigenvectors of its smaller Gram matrix.
+    """Compute the thin SVD of a matrix from its smaller Gram matrix.
 
     On a GPU this is several times as fast as an SVD. U * S @ V is the matrix to rounding. Singular values below 1e-8 of
     the largest are not exact, and their vectors on the longer side need not be orthogonal to the others.

@@ -170,7 +170,7 @@ def fit_layer(
 
 @torch.no_grad()
 def merged_layer(layer: Layer, choice: Choice, plain: Plain, problems: Sequence[Problem], rounds: int) -> Plain:
-    """Make the plain layer that gives the same as the factors of a layer, for a quick measurement.
+    """Make a plain layer that equals the fitted factors, for a quick measurement.
 
     Args:
         layer: the layer.

@@ -143,7 +143,7 @@ def _add_call(sums: _Sums, layer: Plain, x: Tensor, y: Tensor) -> None:
 def collect_all_moments(
     network: nn.Module, names: Sequence[str], batches: Iterable[Tensor], outputs: LayerOutputs | None = None
 ) -> dict[str, Moments]:
-    """Collect the moments of several layers' inputs and outputs in one pass over the images.
+    """Collect the moments of several layers in one pass over the images.
 
     Args:
         network: the trained network, in evaluation mode.
@@ -176,7 +176,7 @@ def collect_all_moments(
 
 
 class LayerOutputs:
-    """Outputs of a trained network's layers over the calibration images, in the order of the calls.
+    """Stores outputs of a trained network's layers, in the order of the calls.
 
     Args:
         limit: bytes that may be stored; layers beyond it have none.

@@ -21,7 +21,14 @@ GPU_SHARE = 0.2
 
 
 def storage_limit(device: torch.device) -> float:
-    """Return how many bytes of outputs may be stored on a device."""
+    """Return how many bytes of outputs may be stored.
+
+    Args:
+        device: where they are.
+
+    Returns:
+        CPU_BYTES, or GPU_SHARE of what is free on a GPU.
+    """
     return GPU_SHARE * torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else CPU_BYTES
 
 

@@ -58,7 +58,15 @@ def left_vectors(matrix: Tensor) -> Tensor:
 
 
 def leading_columns(vectors: Tensor, rank: int) -> Tensor:
-    """Return the first columns (M, rank) of a matrix (M, K); those beyond K are zero."""
+    """Return the first columns of a matrix.
+
+    Args:
+        vectors: (M, K).
+        rank: how many columns.
+
+    Returns:
+        (M, rank); columns beyond K are zero.
+    """
     columns = vectors.new_zeros(len(vectors), rank)
     columns[:, : vectors.shape[1]] = vectors[:, :rank]
     return columns
