@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 TRITON := $(VENV)/triton
 
-.PHONY: sweep distill test test-slow test-faults test-gpu test-interpreted lint types bench clean
+.PHONY: sweep distill compress test test-slow test-faults test-gpu test-interpreted lint types bench clean
 
 sweep: $(READY)
 	$(BIN)/python sweeps/run.py --space $(SPACE) $(ARGS)
@@ -18,6 +18,11 @@ sweep: $(READY)
 distill: $(READY)
 	test -d teachers/digits_wrn_16_4 || $(BIN)/python sweeps/teacher.py --network wrn_16_4 --epochs 20 --name digits_wrn_16_4
 	$(BIN)/python sweeps/run.py --space distill $(ARGS)
+
+# A trained network, unless it is there, then smaller forms of it
+compress: $(READY)
+	test -d teachers/digits_resnet9 || $(BIN)/python sweeps/teacher.py --network resnet9 --width 0.25 --epochs 20 --name digits_resnet9
+	$(BIN)/python sweeps/run.py --space compress $(ARGS)
 
 test: $(READY)
 	$(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder

@@ -35,6 +35,7 @@ class TeacherConfig:
     register: str | None
     json: bool
     network: str | None
+    width: float | None
     data: str
     data_dir: Path | None
     epochs: int | None
@@ -64,6 +65,7 @@ def make_parser() -> argparse.ArgumentParser:
     task.add_argument("--json", action="store_true", help="--list as JSON")
     teacher = parser.add_argument_group("the teacher")
     teacher.add_argument("--network", metavar="NAME", help="such as wrn_28_10 or resnet9")
+    teacher.add_argument("--width", type=float, metavar="W", help="short for --set network.width=W (1: as published)")
     teacher.add_argument("--data", metavar="SET", default="digits", help="digits (default), cifar10, parquet:DIR, ...")
     teacher.add_argument("--data-dir", type=Path, metavar="DIR", help="where data sets are found or downloaded to")
     teacher.add_argument("--epochs", type=int, help="short for --set train.epochs=N")
@@ -170,7 +172,8 @@ def space_of_teacher(config: TeacherConfig) -> Space:
         "method": {"name": "dense"}, "search": {"seed": config.seed, "stop": "none"},
     }  # fmt: skip
     epochs = [f"train.epochs={config.epochs}"] if config.epochs is not None else []
-    apply_overrides(content, [*config.set, *epochs])
+    width = [f"network.width={config.width}"] if config.width is not None else []
+    apply_overrides(content, [*config.set, *width, *epochs])
     return parse_teacher_space(str(config.name), with_absolute_data(content))
 
 

@@ -12,7 +12,12 @@ from typing import TYPE_CHECKING
 from lowrank.utils.lazy_exports import lazy_exports
 
 if TYPE_CHECKING:
-    from lowrank.compression.allocation import SizedMethod as SizedMethod
+    from lowrank.compression.allocation import (
+        BY_ERROR as BY_ERROR,
+        Allocation as Allocation,
+        SizedMethod as SizedMethod,
+        make_allocation as make_allocation,
+    )
     from lowrank.compression.budget import (
         Budget as Budget,
         solve as solve,
@@ -66,7 +71,12 @@ if TYPE_CHECKING:
         count_calls as count_calls,
         storage_limit as storage_limit,
     )
-    from lowrank.compression.init_from_dense import init_from_network as init_from_network
+    from lowrank.compression.from_trained.student_start import (
+        StudentFit as StudentFit,
+        fit_student as fit_student,
+        output_errors as output_errors,
+    )
+    from lowrank.compression.init_from_dense import InitReport as InitReport, init_from_network as init_from_network
     from lowrank.compression.inspection.builder_weights import find_builder_weights as find_builder_weights
     from lowrank.compression.inspection.counting_rules import register_counting_rule as register_counting_rule
     from lowrank.compression.inspection.plain_layers import register_equivalent as register_equivalent
@@ -91,7 +101,7 @@ if TYPE_CHECKING:
 __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
     {
-        "allocation": "SizedMethod",
+        "allocation": "Allocation BY_ERROR SizedMethod make_allocation",
         "budget": "Budget solve solve_allocation solve_width",
         "count_report": "NetworkCount count_network format_count",
         "counting_conventions": "CONVENTIONS",
@@ -105,7 +115,8 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "from_trained.layer_list": "GIVES_CLASSES LayerList build_chains count_mult_adds layer_named list_layers",
         "from_trained.moments": "LayerOutputs collect_all_moments",
         "from_trained.replay": "Replay count_calls storage_limit",
-        "init_from_dense": "init_from_network",
+        "from_trained.student_start": "StudentFit fit_student output_errors",
+        "init_from_dense": "InitReport init_from_network",
         "inspection.builder_weights": "find_builder_weights",
         "inspection.counting_rules": "register_counting_rule",
         "inspection.plain_layers": "register_equivalent",

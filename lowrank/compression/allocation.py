@@ -13,10 +13,12 @@ from functools import cached_property
 from typing import Any, Literal, Protocol
 
 from lowrank.errors import InputError
-from lowrank.layers import ConvShape, Method, make_method
+from lowrank.layers import ConvShape, Dense, Method, make_method
 
 Grouping = Literal["even", "stage", "layer"]
 GROUPINGS: tuple[Grouping, ...] = ("even", "stage", "layer")
+BY_ERROR = ("energy", "sensitivity")
+"""Ways to share a budget out by what each layer's ranks cost in error; every layer is a group then."""
 
 
 class _Named(Protocol):
@@ -61,20 +63,27 @@ class Group:
 
 @dataclass(frozen=True)
 class Allocation:
-    """A method for each group of layers, all of one kind.
+    """A method for each group of layers, all of one kind but for layers that stay dense.
 
     Attributes:
         groups: all groups of a network.
         methods: their methods, in the same order.
+        by_error: one of BY_ERROR, where errors decided the sizes; "" where they are in given ratios.
     """
 
     groups: tuple[Group, ...]
     methods: tuple[Method, ...]
+    by_error: str = ""
 
     @property
     def name(self) -> str:
         """The name of the methods."""
-        return self.methods[0].name
+        return self.main_method.name
+
+    @property
+    def main_method(self) -> Method:
+        """The first method that leaves no layer dense; the first of all where every layer stays dense."""
+        return next((method for method in self.methods if not isinstance(method, Dense)), self.methods[0])
 
     @cached_property
     def by_site(self) -> dict[str, Method]:
@@ -139,12 +148,15 @@ def _stage_name(site: _Named) -> str:
     return first if first[:5] in ("stage", "layer") and first[5:].isdigit() else ""
 
 
-def make_allocation(groups: Iterable[Group], settings: Mapping[str, Mapping[str, Any]]) -> Allocation:
+def make_allocation(
+    groups: Iterable[Group], settings: Mapping[str, Mapping[str, Any]], by_error: str = ""
+) -> Allocation:  # fmt: skip
     """Make an allocation from settings.
 
     Args:
         groups: all groups of a network.
         settings: of each group's method, by the group's name.
+        by_error: one of BY_ERROR, where errors decided the sizes.
 
     Returns:
         The allocation.
@@ -156,4 +168,4 @@ def make_allocation(groups: Iterable[Group], settings: Mapping[str, Mapping[str,
     if {group.name for group in groups} != settings.keys():
         names = ", ".join(group.name for group in groups)
         raise InputError(f"an allocation must name each of the groups {names} once, but got {', '.join(settings)}")
-    return Allocation(groups, tuple(make_method(settings[group.name]) for group in groups))
+    return Allocation(groups, tuple(make_method(settings[group.name]) for group in groups), by_error)

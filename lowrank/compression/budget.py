@@ -263,7 +263,7 @@ def _explain_too_small(
 
 
 def _describe(sized: SizedMethod) -> str:
-    method = sized if isinstance(sized, Method) else sized.methods[0]
+    method = sized if isinstance(sized, Method) else sized.main_method
     defaults = {key: field.default for key, field in type(method).model_fields.items()} | {method.scale: None}
     settings = ", ".join(
         f"{key} {value}" for key, value in method.model_dump().items()

@@ -68,7 +68,7 @@ def init_from_network(student: nn.Module, teacher: nn.Module) -> InitReport:
     Raises:
         InputError: the teacher lacks a module or has another layer in its place; nothing was changed then.
     """
-    layers = dict(_structured_layers(student))
+    layers = dict(structured_layers(student))
     sources = {name: _source(teacher, name, layer) for name, layer in layers.items()}
     copies = _copies(student, teacher, tuple(layers))
     started: dict[int, float] = {}  # a layer under two names starts once
@@ -82,14 +82,22 @@ def init_from_network(student: nn.Module, teacher: nn.Module) -> InitReport:
     return InitReport(report, tuple(copies))
 
 
-def _structured_layers(network: nn.Module, prefix: str = "") -> Iterator[tuple[str, Structured]]:
-    """Yield each outermost structured layer under every name that it has."""
+def structured_layers(network: nn.Module, prefix: str = "") -> Iterator[tuple[str, Structured]]:
+    """Walk through a network's outermost structured layers, a shared one under every name that it has.
+
+    Args:
+        network: any module.
+        prefix: put before the names.
+
+    Yields:
+        The name of each layer and the layer.
+    """
     if isinstance(network, Structured):
         yield prefix, network
         return
     for name, child in network._modules.items():  # `named_children` gives a shared layer once
         if child is not None:
-            yield from _structured_layers(child, f"{prefix}.{name}" if prefix else name)
+            yield from structured_layers(child, f"{prefix}.{name}" if prefix else name)
 
 
 def _source(teacher: nn.Module, name: str, layer: Structured) -> nn.Module:

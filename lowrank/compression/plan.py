@@ -13,6 +13,7 @@ from functools import cached_property
 from typing import Any, Literal
 
 from lowrank.compression.allocation import (
+    BY_ERROR,
     GROUPINGS,
     Allocation,
     Group,
@@ -137,8 +138,11 @@ class NetworkPlan:
         if allocation is None:
             return make_method(method)
         by, methods = allocation.get("by"), allocation.get("methods")
-        if by not in GROUPINGS or not isinstance(methods, Mapping):
-            raise InputError(f"an allocation must say `by` ({', '.join(GROUPINGS)}) and `methods`, but got {by!r}")
+        if by not in (*GROUPINGS, *BY_ERROR) or not isinstance(methods, Mapping):
+            choices = ", ".join((*GROUPINGS, *BY_ERROR))
+            raise InputError(f"an allocation must say `by` ({choices}) and `methods`, but got {by!r}")
+        if by in BY_ERROR:
+            return make_allocation(self.layers, methods, by)
         return make_allocation(self.groups(by), methods)
 
     def settings(self, sized: SizedMethod) -> dict[str, Any]:
@@ -152,9 +156,11 @@ class NetworkPlan:
         """
         if not isinstance(sized, Allocation):
             return {"method": sized.model_dump(mode="json")}
-        method, by = sized.methods[0], "stage" if sized.groups == self.stages else "layer"
+        method = sized.main_method
+        by = sized.by_error or ("stage" if sized.groups == self.stages else "layer")
+        excluded = {method.scale or "", *({"ranks"} if sized.by_error else ())}  # they differ from layer to layer
         return {
-            "method": method.model_dump(mode="json", exclude={method.scale or ""}),
+            "method": method.model_dump(mode="json", exclude=excluded),
             "allocation": {"by": by, "methods": sized.settings()},
         }
 

@@ -33,6 +33,7 @@ _OTHER_MAPS = (nn.modules.conv._ConvNd, nn.Bilinear, nn.RNNBase, nn.RNNCellBase)
 _RANDOM_FILLS = (Tensor.normal_, Tensor.uniform_)
 Frozen = Literal["keep", "replace"]
 LINEAR = "a linear map"
+LAST = "it gives the classes"
 FROZEN = "frozen (its parameters have requires_grad False)"
 UNUSED = "it does not run by itself in evaluation"
 
@@ -52,7 +53,7 @@ def _pair(value: Sequence[int]) -> Pair:
 
 def trace_plan(
     network: nn.Module, image_shape: ImageShape, keep: Sequence[str] = (), name: str = "", *, linear: bool = False,
-    frozen: Frozen = "keep", classes: int | None = None,
+    frozen: Frozen = "keep", classes: int | None = None, everything: bool = False,
 ) -> NetworkPlan:  # fmt: skip
     """Run a network once on a zero image and list its convolutions and linear maps.
 
@@ -66,6 +67,8 @@ def trace_plan(
         linear: substitute linear maps too.
         frozen: whether layers whose parameters have `requires_grad` False are kept or substituted.
         classes: number of classes that the outputs must fit; None for a network with any outputs.
+        everything: substitute all layers but the one that gives the classes: also the stem, linear maps, and layers
+            that the network itself excludes.
 
     Returns:
         The plan. Each site that is not substituted has the reason.
@@ -78,11 +81,12 @@ def trace_plan(
     run = NetworkPass(network, image_shape)
     if classes is not None:
         check_logits(run.output, classes, type(network).__name__)
+    stem = next((name for name in run.areas if isinstance(network.get_submodule(name), nn.Conv2d)), None)
     rules = _Rules(
-        (*getattr(network, "never_substituted", ()), *keep),
-        ("*",) if linear else tuple(getattr(network, "linear_maps", ())),
-        stem=next((name for name in run.areas if isinstance(network.get_submodule(name), nn.Conv2d)), None),
-        frozen=frozen, uses=ModuleUses(network),
+        tuple(keep) if everything else (*getattr(network, "never_substituted", ()), *keep),
+        ("*",) if linear or everything else tuple(getattr(network, "linear_maps", ())),
+        stem=None if everything else stem, frozen=frozen, uses=ModuleUses(network),
+        last=next(reversed(run.areas), None) if everything else None,
     )  # fmt: skip
     sites, attention, others = _classify_modules(network, run, rules)
     products = run.operations.mult_adds - sum(site.mult_adds for site in sites)
@@ -125,9 +129,10 @@ class _Rules:
     Attributes:
         keep: patterns of module names that are not substituted.
         linear_maps: patterns of linear maps that are.
-        stem: name of the first convolution that runs.
+        stem: name of the first convolution that runs; None where it is substituted like others.
         frozen: whether frozen layers are kept.
         uses: where modules and parameters are used besides their own place.
+        last: name of the layer that gives the classes; None where another rule keeps it.
     """
 
     keep: tuple[str, ...]
@@ -135,6 +140,7 @@ class _Rules:
     stem: str | None
     frozen: Frozen
     uses: ModuleUses
+    last: str | None = None
 
     def keep_reason(self, name: str, module: nn.Conv2d | nn.Linear) -> str:
         """Return why a module is never substituted; "" if it is."""
@@ -145,6 +151,8 @@ class _Rules:
             return FROZEN
         matched = next((pattern for pattern in self.keep if fnmatchcase(name, pattern)), None)
         by_name = f"kept by name ({matched})" if matched else ""
+        if name == self.last:
+            return LAST
         if isinstance(module, nn.Linear):
             is_named = any(fnmatchcase(name, pattern) for pattern in self.linear_maps)
             return by_name if is_named else LINEAR
@@ -206,7 +214,8 @@ def network_plan(settings: NetworkSettings, image_shape: ImageShape, classes: in
     """
     network = network_to_count(settings, image_shape, classes)
     return trace_plan(
-        network, image_shape, name=settings.name, linear=settings.linear, frozen=settings.frozen, classes=classes
+        network, image_shape, name=settings.name, linear=settings.linear, frozen=settings.frozen, classes=classes,
+        everything=settings.substitute_all,
     )  # fmt: skip
 
 

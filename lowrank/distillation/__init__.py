@@ -35,11 +35,14 @@ if TYPE_CHECKING:
     from lowrank.distillation.teacher_files import (
         RECORD_FILE as RECORD_FILE,
         WEIGHTS_FILE as WEIGHTS_FILE,
+        BuiltAs as BuiltAs,
         TeacherRecord as TeacherRecord,
         TeacherWeights as TeacherWeights,
         find_teacher as find_teacher,
+        is_bare as is_bare,
         load_teacher as load_teacher,
         read_record as read_record,
+        teacher_from_weights as teacher_from_weights,
         teacher_names as teacher_names,
     )
 
@@ -52,7 +55,8 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "losses": "attention_loss distillation_loss",
         "teacher": "LiveTeacher Signals Sizes Taps Teacher common_sizes default_taps tap_sizes",
         "teacher_files": (
-            "RECORD_FILE TeacherRecord TeacherWeights WEIGHTS_FILE find_teacher load_teacher read_record teacher_names"
+            "BuiltAs RECORD_FILE TeacherRecord TeacherWeights WEIGHTS_FILE find_teacher is_bare load_teacher "
+            "read_record teacher_from_weights teacher_names"
         ),
     },
 )

@@ -39,11 +39,13 @@ def attention_map(activation: Tensor) -> Tensor:
     """Compute where a tap is active: the mean over channels of its square.
 
     Args:
-        activation: (B, C, H, W).
+        activation: (B, C, H, W), or of a transformer (B, N, C), whose N tokens are positions then.
 
     Returns:
-        float32 (B, H, W).
+        float32 (B, H, W); of tokens (B, N, 1).
     """
+    if activation.dim() == 3:
+        activation = activation.transpose(1, 2).unsqueeze(3)
     if torch.compiler.is_compiling():  # the compiler fuses plain operations
         return activation.float().square().mean(1)
     mean_square: Tensor = _MeanSquare.apply(activation)

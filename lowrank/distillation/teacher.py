@@ -18,6 +18,7 @@ from lowrank.networks import ImageShape
 from lowrank.utils import ForwardHooks
 
 Sizes = tuple[tuple[int, int], ...]
+DETECTED_TAPS = 3  # of a row of equal blocks
 
 
 @dataclass(frozen=True)
@@ -110,22 +111,86 @@ class Taps(ForwardHooks):
         return tuple(maps[index] for index in range(len(self._modules)))
 
 
-def default_taps(network: nn.Module) -> tuple[str, ...]:
+def default_taps(network: nn.Module, image_shape: ImageShape | None = None) -> tuple[str, ...]:
     """Return the taps that a network proposes: the ends of its stages.
 
     Args:
         network: the network.
+        image_shape: (C, H, W) of an image, on which a network runs that does not name them; None: it must.
 
     Returns:
-        Names of modules.
+        Names of modules, in the order in which they end.
 
     Raises:
-        InputError: the network does not name the ends of its stages.
+        InputError: the network does not name the ends of its stages, and none can be found.
     """
     taps = tuple(getattr(network, "taps", ()))
+    if not taps and image_shape is not None:
+        taps = detect_taps(network, image_shape)
     if not taps:
         raise InputError(f"{type(network).__name__} does not name the ends of its stages; give the taps by name")
     return taps
+
+
+@torch.no_grad()
+def detect_taps(network: nn.Module, image_shape: ImageShape) -> tuple[str, ...]:
+    """Find modules at which a network's attention can be compared, by running it on one zero image.
+
+    They are the last modules before the size of the feature maps changes. In a network that keeps one size, such as a
+    transformer, they are ends of its blocks: up to three, evenly spaced.
+
+    Args:
+        network: any network; each module keeps its mode.
+        image_shape: (C, H, W) of the image.
+
+    Returns:
+        Names of modules, in the order in which they end; () where there are none.
+    """
+    shapes: dict[str, tuple[int, ...]] = {}
+
+    def make_hook(name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
+            if isinstance(output, Tensor):
+                shapes.pop(name, None)  # a module that runs twice ends at its second run
+                shapes[name] = tuple(output.shape)
+
+        return hook
+
+    parameter: Any = next(network.parameters(), torch.empty(0))
+    training = [module for module in network.modules() if module.training]
+    handles = [module.register_forward_hook(make_hook(name)) for name, module in network.named_modules() if name]
+    network.eval()
+    try:
+        network(torch.zeros(1, *image_shape, device=parameter.device, dtype=parameter.dtype))
+    finally:
+        for handle in handles:
+            handle.remove()
+        for module in training:
+            module.training = True
+    last_of_size: dict[tuple[int, ...], str] = {}
+    for name, shape in shapes.items():
+        if len(shape) == 4 and shape[2] * shape[3] > 1:
+            last_of_size.pop(shape[2:], None)
+            last_of_size[shape[2:]] = name
+    ends = tuple(last_of_size.values())
+    return ends if len(ends) > 1 else _block_ends(network, shapes) or ends
+
+
+def _block_ends(network: nn.Module, shapes: dict[str, tuple[int, ...]]) -> tuple[str, ...]:
+    """Up to DETECTED_TAPS blocks, evenly spaced, of the longest row of blocks of one class with maps or tokens."""
+    longest: list[str] = []
+    for parent_name, parent in network.named_modules():
+        rows: dict[type, list[str]] = {}
+        for name, child in parent.named_children():
+            full_name = f"{parent_name}.{name}" if parent_name else name
+            if len(shapes.get(full_name, ())) in (3, 4) and next(child.children(), None) is not None:
+                rows.setdefault(type(child), []).append(full_name)
+        longest = max((longest, *rows.values()), key=len)
+    count = len(longest)
+    if count < 2:
+        return ()
+    parts = min(DETECTED_TAPS, count)
+    return tuple(longest[-(-count * part // parts) - 1] for part in range(1, parts + 1))
 
 
 def common_sizes(teacher: Sequence[tuple[int, int]], student: Sequence[tuple[int, int]]) -> Sizes:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from lowrank.data import ImageData
 from lowrank.errors import InputError, unknown
-from lowrank.io import load_model, read_specification
+from lowrank.io import load_model, load_weights, read_specification, read_weights
 from lowrank.networks import ImageShape, NetworkSettings, is_own_code, make_network
 from lowrank.utils import file_hash, validate_model
 
@@ -68,6 +68,26 @@ class TeacherRecord(BaseModel):
 
 
 @dataclass(frozen=True)
+class BuiltAs:
+    """The network of a file that holds weights alone.
+
+    Attributes:
+        network: which network.
+        image_shape: (C, H, W) of its images.
+        classes: number of its classes.
+    """
+
+    network: NetworkSettings
+    image_shape: ImageShape
+    classes: int
+
+    def make(self) -> nn.Module:
+        """Build the network; torch's generators stay as they are."""
+        with torch.random.fork_rng(devices=[]):
+            return make_network(self.network, self.image_shape, self.classes)
+
+
+@dataclass(frozen=True)
 class TeacherWeights:
     """The weights of a teacher, found but not loaded.
 
@@ -79,6 +99,7 @@ class TeacherWeights:
         classes: number of its classes.
         record: how it was trained; None if unknown.
         trusted_network: network of the user's code that the file may name.
+        bare: whether the file holds weights alone, so that `network` must say which network they are of.
     """
 
     reference: str
@@ -88,6 +109,7 @@ class TeacherWeights:
     classes: int
     record: TeacherRecord | None = None
     trusted_network: str | None = None
+    bare: bool = False
 
     def load(self, device: torch.device | str = "cpu") -> nn.Module:
         """Load the network in evaluation mode.
@@ -101,7 +123,13 @@ class TeacherWeights:
         Raises:
             InputError: the weights are gone, damaged, or have changed since they were found.
         """
-        return load_teacher(self.reference, self.sha256, device, trusted_network=self.trusted_network)
+        built_as = None
+        if self.bare:
+            assert self.image_shape is not None
+            built_as = BuiltAs(self.network, self.image_shape, self.classes)
+        return load_teacher(
+            self.reference, self.sha256, device, trusted_network=self.trusted_network, built_as=built_as
+        )  # fmt: skip
 
     def check(self, data: ImageData, *, allow_unverified: bool = False) -> None:
         """Check that the teacher fits a data set.
@@ -182,6 +210,43 @@ def find_teacher(name: str, root: Path, *, network: str | None = None) -> Teache
     return replace(teacher, trusted_network=network)
 
 
+def teacher_from_weights(path: Path, built_as: BuiltAs) -> TeacherWeights:
+    """Take any file of weights as a teacher; see `lowrank.io.weight_files`.
+
+    Args:
+        path: the file.
+        built_as: the network that the weights are of.
+
+    Returns:
+        The teacher's weights.
+
+    Raises:
+        InputError: there is no such file, it cannot be read, or its weights do not fit the network.
+    """
+    if not path.is_file():
+        raise InputError(f"there is no teacher at {path}")
+    report = load_weights(built_as.make(), path)
+    return TeacherWeights(
+        str(path), report.sha256, built_as.network, built_as.image_shape, built_as.classes,
+        read_record(path.with_name(RECORD_FILE)), bare=True,
+    )  # fmt: skip
+
+
+def is_bare(path: Path) -> bool:
+    """Tell whether a file of weights does not say which network they are of.
+
+    Args:
+        path: the file.
+
+    Returns:
+        False for a file of this library.
+
+    Raises:
+        InputError: the file cannot be read.
+    """
+    return read_weights(path).specification is None
+
+
 def _find_file(path: Path) -> TeacherWeights:
     """Find the teacher of a folder or of a file of weights."""
     weights = path / WEIGHTS_FILE if path.is_dir() else path
@@ -221,8 +286,9 @@ def read_record(path: Path) -> TeacherRecord | None:
 
 
 def load_teacher(
-    reference: str, sha256: str, device: torch.device | str = "cpu", *, trusted_network: str | None = None
-) -> nn.Module:
+    reference: str, sha256: str, device: torch.device | str = "cpu", *, trusted_network: str | None = None,
+    built_as: BuiltAs | None = None,
+) -> nn.Module:  # fmt: skip
     """Load a teacher by the fields of its TeacherWeights.
 
     Args:
@@ -230,6 +296,7 @@ def load_teacher(
         sha256: hash that the weights must have.
         device: where to put the network.
         trusted_network: network of the user's code that the file may name.
+        built_as: the network of a file that holds weights alone; None where the file names it.
 
     Returns:
         The network in evaluation mode.
@@ -243,7 +310,11 @@ def load_teacher(
     else:
         path = Path(reference)
         actual = file_hash(path) if path.is_file() else sha256  # load_model reports a missing file
-        network = load_model(path, trusted_network=trusted_network)
+        if built_as is None:
+            network = load_model(path, trusted_network=trusted_network)
+        else:
+            network = built_as.make()
+            load_weights(network, path)
     if actual != sha256:
         raise InputError(f"the teacher {reference} has changed: its sha256 is {actual[:12]}..., not {sha256[:12]}...")
     return network.to(device).eval()

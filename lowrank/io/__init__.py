@@ -39,7 +39,11 @@ if TYPE_CHECKING:
         save_tensors as save_tensors,
         saved_versions as saved_versions,
     )
-    from lowrank.io.weight_files import WeightReport as WeightReport, load_weights as load_weights
+    from lowrank.io.weight_files import (
+        WeightReport as WeightReport,
+        load_weights as load_weights,
+        read_weights as read_weights,
+    )
 
 __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
@@ -51,6 +55,6 @@ __getattr__, __dir__, __all__ = lazy_exports(
         ),
         "preprocessing": "find_preprocessing read_class_names",
         "tensor_file": "load_tensors read_metadata save_tensors saved_versions",
-        "weight_files": "WeightReport load_weights",
+        "weight_files": "WeightReport load_weights read_weights",
     },
 )

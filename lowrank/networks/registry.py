@@ -38,8 +38,10 @@ class NetworkSettings(BaseModel):
         depth: blocks of vit.
         heads: attention heads of vit.
         frozen: whether layers whose parameters have `requires_grad` False are kept, or replaced by frozen ones.
+        substitute_all: substitute every convolution and linear map but the one that gives the classes; otherwise
+            the stem, linear maps and those that the network names stay.
 
-    The last five are left out of dumps at their defaults, so that trial ids of studies from before they were there
+    The last six are left out of dumps at their defaults, so that trial ids of studies from before they were there
     stay the same. Their defaults must never change.
     """
 
@@ -54,6 +56,7 @@ class NetworkSettings(BaseModel):
     depth: int = _field(6, ge=1, le=256)
     heads: int = _field(3, ge=1, le=192)
     frozen: Literal["keep", "replace"] = _field("keep")
+    substitute_all: bool = _field(False)
 
 
 Maker = Callable[[re.Match[str], NetworkSettings, ImageShape, int], "nn.Module"]

@@ -31,7 +31,7 @@ class Recipe(BaseModel):
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-    epochs: int = Field(default=128, ge=1, le=100_000)
+    epochs: int = Field(default=128, ge=0, le=100_000)  # 0: the network is only evaluated
     batch_size: int = Field(default=512, ge=1)
     lr: float = Field(default=0.2, gt=0)
     momentum: float = Field(default=0.9, ge=0, lt=1)
@@ -87,6 +87,8 @@ class Recipe(BaseModel):
         Returns:
             Plain data, as JSON holds it.
         """
+        if self.epochs == 0:  # nothing is trained
+            return {"epochs": 0, "precision": self.precision}
         idle = {"rebuild_checkpoint", "engine", "scaled_decay", "shift", "flip", "cutout"}
         idle |= set() if self.schedule == "step" else {"milestones", "gamma"}
         idle |= set() if self.kd_weight > 0 else {"kd_temperature"}

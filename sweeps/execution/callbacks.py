@@ -131,6 +131,8 @@ class Recorder(_NoState, Callback):
             self._search.write_attempt(trial_id, result["attempt"])
             for epoch, metrics in enumerate(result.get("history", []), start=1):
                 self._write_if_new(trial_id, epoch, metrics)
+        if result.get("initial") and not self._search.record.trials[trial_id].initial:
+            self._search.write_initial(trial_id, result["initial"])
         for text in result.get("notices", []):
             self._search.write_notice(trial_id, text)
         if "metrics" in result:

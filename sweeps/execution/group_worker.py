@@ -13,7 +13,7 @@ import pickle
 import sys
 import traceback
 from multiprocessing.connection import Connection
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, distributed, nn
@@ -81,6 +81,10 @@ class GroupWorker:
     def wrong_images(self) -> dict[str, Tensor]:
         """Return which images were wrong (see `Trainer.wrong_images`), on the CPU."""
         return {split: wrong.cpu() for split, wrong in self.trainer.wrong_images.items()}
+
+    def evaluate(self, split: Literal["train", "val", "test"]) -> dict[str, float]:
+        """Evaluate a split; returns the metrics over all processes."""
+        return self.trainer.evaluate(split)
 
     def load_state(self, state: dict[str, Tensor]) -> int:
         """Continue from a checkpoint; returns the number of epochs done."""

@@ -8,18 +8,21 @@ from typing import Any
 
 from torch import nn
 
-from lowrank.compression import init_from_network
+from lowrank.compression import fit_student, init_from_network, output_errors
 from lowrank.data import ImageData
 from lowrank.errors import InputError
+from lowrank.layers import KernelChain
 from lowrank.networks import NetworkSettings
 from sweeps.execution.checkpoint_relay import CheckpointLocation
 from sweeps.records import TRIAL_WEIGHTS
-from sweeps.trials import check_fingerprint, load_trained_network
+from sweeps.trials import calibration_images, check_fingerprint, load_trained_network
+
+MEASURED = 256  # images over which outputs are compared where a start needs none
 
 
 def set_initial_weights(
     student: nn.Module, specification: Mapping[str, Any], data: ImageData, study_dir: str, relay: str | None = None
-) -> None:
+) -> list[dict[str, Any]]:
     """Set the weights of a student in place; without a `start` in its specification they stay as drawn.
 
     Args:
@@ -29,12 +32,16 @@ def set_initial_weights(
         study_dir: folder of the study.
         relay: name of the checkpoint relay, through which the weights of a trial come; None for none.
 
+    Returns:
+        For each layer that was fitted its name, method and ranks (where it has any), `weight_error`
+        (||W - dense|| / ||dense||) and `output_error` (root of the share of the outputs' variance that is missed).
+
     Raises:
         InputError: the weights are missing, have changed since the study began, or belong to another network.
     """
     start = specification.get("start")
     if start is None:
-        return
+        return []
     settings, seed = NetworkSettings(**specification["network"]), int(specification["seed"])
     source = str(start["from"])
     if source.startswith(TRIAL_WEIGHTS):
@@ -46,4 +53,23 @@ def set_initial_weights(
     else:
         check_fingerprint(Path(source), str(start["fingerprint"]))
         dense, _ = load_trained_network(settings, Path(source), data, seed=seed, allow_new_head=True)
-    init_from_network(student, dense)
+    device = next(student.parameters()).device
+    images = calibration_images(data, int(start.get("calibration", MEASURED)), int(start.get("seed", 0)), device)
+    dense = dense.to(device).eval()
+    if "how" in start:
+        fitted = fit_student(student, dense, images, in_order=start["how"] == "in_order")
+        return [
+            _describe(fit.name, student.get_submodule(fit.name), fit.weight_error, fit.output_error)
+            for fit in fitted.layers
+        ]
+    report = init_from_network(student, dense)
+    errors = output_errors(student, dense, images)
+    return [
+        _describe(layer.name, student.get_submodule(layer.name), layer.error, errors[layer.name])
+        for layer in report.layers if layer.name in errors
+    ]  # fmt: skip
+
+
+def _describe(name: str, layer: nn.Module, weight_error: float, output_error: float) -> dict[str, Any]:
+    factors = {"method": layer.method.name, "ranks": list(layer.ranks)} if isinstance(layer, KernelChain) else {}
+    return {"name": name, **factors, "weight_error": weight_error, "output_error": output_error}

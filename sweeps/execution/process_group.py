@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -99,6 +99,17 @@ class ProcessGroup:
     def wrong_images(self) -> dict[str, Tensor]:
         """Which images were wrong (see `Trainer.wrong_images`), on the CPU."""
         return dict(self._call(self._pipes[:1], "wrong_images")[0])
+
+    def evaluate(self, split: Literal["train", "val", "test"]) -> dict[str, float]:
+        """Evaluate a split; see `Trainer.evaluate`.
+
+        Args:
+            split: "train", "val" or "test".
+
+        Returns:
+            The metrics.
+        """
+        return dict(self.call_all("evaluate", split)[0])
 
     def load_state(self, state: dict[str, Tensor]) -> None:
         """Continue from a checkpoint; see `Trainer.load_state`."""

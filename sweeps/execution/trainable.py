@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import json
+import math
 import os
 import socket
 import time
@@ -56,6 +57,7 @@ class TrialTrainable(tune.Trainable):
         self.notices: list[str] = []  # for the user, with the next result
         self.history: list[dict[str, float]] = []  # metrics of all epochs done, so that a resumed curve has no gap
         self.wrong_images = ""  # of the validation split after the last epoch, for the record; empty: not known
+        self.initial: dict[str, Any] = {}  # of a start from trained weights: error and layers before any training
         try:
             self._begin(config)
         except Exception as error:
@@ -86,7 +88,7 @@ class TrialTrainable(tune.Trainable):
         self.trainer = self._make_trainer()
         self.epochs = int(config["specification"]["train"]["epochs"])
         self._load_checkpoint()
-        if self.trainer.epoch == 0:
+        if self.trainer.epoch == 0 and not self.initial:
             self._set_initial_weights()
         self.saved_at = time.monotonic()
         self.epoch_ended_at = time.perf_counter()
@@ -98,15 +100,21 @@ class TrialTrainable(tune.Trainable):
         specification = config["specification"]
         if "start" not in specification:
             return
+        began = time.perf_counter()
         if isinstance(self.trainer, ProcessGroup):
             network, _ = make_student(specification, self.data)
         else:
             network = self.trainer.network
-        set_initial_weights(network, specification, self.data, config["study_dir"], config.get("relay"))
+        layers = set_initial_weights(network, specification, self.data, config["study_dir"], config.get("relay"))
         if isinstance(self.trainer, ProcessGroup):
             self.trainer.start_from(network.state_dict())
         else:
             self.trainer.restart_average()  # it began with the weights that were drawn
+        measured = self.trainer.evaluate("val")
+        self.initial = {
+            VAL_ERROR: measured["error"], "val_loss": measured["loss"], "layers": layers,
+            "seconds": time.perf_counter() - began,
+        }  # fmt: skip
 
     def _check_device(self) -> None:
         """Check that the last trial, if there was one, gave its memory back; raises WorkerLostError."""
@@ -167,6 +175,10 @@ class TrialTrainable(tune.Trainable):
         try:
             if self.failure is not None:
                 raise self.failure
+            if self.initial:
+                report["initial"] = self.initial
+            if self.epochs == 0:
+                return self._end_untrained(report)
             if not self._trained():
                 self.history.append(self._train_epoch())
                 if self._trained() or self.config.get("may_stop"):  # else no record will need them
@@ -191,6 +203,15 @@ class TrialTrainable(tune.Trainable):
         if self.is_checkpoint_due(self.history[-1]["epoch_seconds"]):
             self.save_if_possible()
         return report
+
+    def _end_untrained(self, report: dict[str, Any]) -> dict[str, Any]:
+        """End a trial that is only evaluated."""
+        report |= {"notices": list(self.notices), "epoch": 0, VAL_ERROR: self.initial[VAL_ERROR]}
+        self.notices.clear()
+        if not math.isfinite(self.initial["val_loss"]):
+            return {**report, **_ended(Status.DIVERGED, f"validation loss {self.initial['val_loss']} without training")}
+        self._save_checkpoint()
+        return {**report, **_ended(Status.COMPLETED, "")}
 
     def _train_epoch(self) -> dict[str, float]:
         """Train one epoch; returns its metrics.
@@ -245,6 +266,8 @@ class TrialTrainable(tune.Trainable):
         metadata = {"trial_id": self.config["trial_id"], "history": json.dumps(self.history)}
         if self._trained():  # the driver may be killed before it has recorded the end
             metadata["wrong_images"] = self.wrong_images
+        if self.initial:
+            metadata["initial"] = json.dumps(self.initial)
         save_tensors(path, state, metadata, versions=MAX_CHECKPOINTS)
         self.checkpoint_location.upload()
         if self._trained():  # a finished trial needs its last weights alone
@@ -258,7 +281,7 @@ class TrialTrainable(tune.Trainable):
         for path in saved_versions(self.checkpoint_location.path):
             try:
                 state, metadata = load_tensors(path, "cpu" if isinstance(self.trainer, ProcessGroup) else self.device)
-                history = json.loads(metadata["history"])
+                history, initial = json.loads(metadata["history"]), json.loads(metadata.get("initial", "{}"))
                 self.trainer.load_state(state)
             except (InputError, RuntimeError, KeyError, ValueError) as error:
                 if out_of_memory(error) or device_lost(error):
@@ -267,7 +290,8 @@ class TrialTrainable(tune.Trainable):
                 path.unlink()
                 self.trainer = self._make_trainer()
             else:
-                self.history, self.wrong_images = history, metadata.get("wrong_images", "")
+                self.history, self.initial = history, initial
+                self.wrong_images = metadata.get("wrong_images", "")
                 return
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:

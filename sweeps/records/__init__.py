@@ -109,6 +109,7 @@ if TYPE_CHECKING:
         epochs_to_table as epochs_to_table,
         read_tables as read_tables,
         results_to_table as results_to_table,
+        start_kind as start_kind,
         study_fields as study_fields,
         study_from_fields as study_from_fields,
         trial_fields as trial_fields,
@@ -144,7 +145,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
             "write_space_file"
         ),
         "tables": (
-            "epochs_to_table read_tables results_to_table study_fields study_from_fields trial_fields "
+            "epochs_to_table read_tables results_to_table start_kind study_fields study_from_fields trial_fields "
             "trial_from_fields write_tables"
         ),
     },

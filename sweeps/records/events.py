@@ -14,6 +14,7 @@ class Event(StrEnum):
     INFEASIBLE = "infeasible"  # settings that cannot meet their constraints; never launched
     ATTEMPT = "attempt"  # a worker began or resumed the trial
     ADOPTED = "adopted"  # another study of the series has trained it: which one, on what; its epochs and end follow
+    INITIAL = "initial"  # error and layers of a trial that starts from trained weights, before any training
     EPOCH = "epoch"  # one epoch's metrics
     NOTICE = "notice"  # a line of a trial for the user: a cache was built, or could not be read
     POSTPONED = "postponed"  # memory ran out: tried again in a later phase with a larger share

@@ -131,6 +131,25 @@ def size_metrics(trial: TrialRecord) -> dict[str, float]:
     return metrics
 
 
+def initial_metrics(trial: TrialRecord) -> dict[str, float]:
+    """Give what was measured after a start from trained weights, before any training.
+
+    Args:
+        trial: the record.
+
+    Returns:
+        The network's validation error (percent) and loss, and the relative errors of each layer's weight and output,
+        each kind in a section of its own; empty where the trial did not start from trained weights.
+    """
+    metrics = {
+        f"initial/{name}": float(trial.initial[name]) for name in (VAL_ERROR, "val_loss") if name in trial.initial
+    }
+    for layer in trial.initial.get("layers", []):
+        for kind in ("weight_error", "output_error"):
+            metrics[f"initial_{kind}/{layer['name']}"] = float(layer[kind])
+    return metrics
+
+
 def metric_name(name: str) -> str:
     """Give the name in MLflow of a metric of an epoch.
 

@@ -19,6 +19,7 @@ from typing import Any
 from lowrank.errors import InputError
 from sweeps.records.events import TERMINAL, Event, Role, Status
 from sweeps.records.names import VAL_ERROR
+from sweeps.space import UNCHANGED
 
 SPLITS = ("val", "test")  # on which trials are evaluated
 
@@ -48,6 +49,9 @@ class TrialRecord:
     broken: str = ""  # why the user excluded it; empty for the others
     notes: list[str] = field(default_factory=list)
     tags: dict[str, str] = field(default_factory=dict)
+    # After a start from trained weights, before any training: val_error (percent), val_loss, seconds, and layers: name,
+    # weight_error and output_error of each (relative), of factors method and ranks too
+    initial: dict[str, Any] = field(default_factory=dict)
     adopted: dict[str, Any] = field(default_factory=dict)  # study that trained it, its host ...; {}: this study did
     wrong_images: dict[str, str] = field(default_factory=dict)  # by split, see sweeps.records.image_errors
 
@@ -63,8 +67,26 @@ class TrialRecord:
 
     @property
     def val_error(self) -> float | None:
-        """Validation top-1 error (percent) after the last epoch on record; None before the first."""
-        return self.epochs[self.last_epoch].get(VAL_ERROR) if self.epochs else None
+        """Validation top-1 error (percent) after the last epoch on record; None before the first.
+
+        Of a completed trial without epochs, which was only evaluated, it is the initial one.
+        """
+        if not self.epochs:
+            return self.initial.get(VAL_ERROR) if self.status is Status.COMPLETED else None
+        return self.epochs[self.last_epoch].get(VAL_ERROR)
+
+    @property
+    def initial_error(self) -> float | None:
+        """Validation error (percent) before any training, of a start from trained weights; None where unknown."""
+        return self.initial.get(VAL_ERROR)
+
+    @property
+    def total_epochs(self) -> int | None:
+        """Its epochs and those of the network it starts from; None where the latter are not on record."""
+        start = self.specification.get("start")
+        if start is None:
+            return self.last_epoch
+        return None if start.get("epochs") is None else self.last_epoch + int(start["epochs"])
 
     def last_attempt(self, field: str) -> Any:
         """Read a field of the newest attempt; of an adopted trial, of the study that trained it.
@@ -79,9 +101,12 @@ class TrialRecord:
 
     @property
     def method(self) -> str:
-        """The method's name, e.g. `tensor_train`; of a thinner network `thin_dense` or `thin_separable`."""
+        """The method's name, e.g. `tensor_train`; of a thinner network `thin_dense` or `thin_separable`.
+
+        `unchanged` is the trained network itself that a study starts from.
+        """
         proposed = str(self.parameters.get("method.name", ""))
-        if proposed.startswith("thin_"):
+        if proposed.startswith("thin_") or proposed == UNCHANGED:
             return proposed
         return str(self.specification.get("method", {}).get("name", proposed))
 
@@ -263,6 +288,10 @@ def intern_names(metrics: Mapping[str, float]) -> dict[str, float]:
     return {sys.intern(name): value for name, value in metrics.items()}
 
 
+def _initial(trial: TrialRecord, event: Mapping[str, Any]) -> None:
+    trial.initial = dict(event["initial"])
+
+
 def _notice(trial: TrialRecord, event: Mapping[str, Any]) -> None:
     if event["text"] not in trial.notices:
         trial.notices.append(event["text"])
@@ -307,6 +336,7 @@ _APPLY = {
     Event.INFEASIBLE: _infeasible,
     Event.ATTEMPT: _attempt,
     Event.ADOPTED: _adopted,
+    Event.INITIAL: _initial,
     Event.NOTICE: _notice,
     Event.POSTPONED: _postponed,
     Event.FINISHED: _finished,

@@ -86,7 +86,9 @@ def _identity(specification: Mapping[str, Any], recipe: Recipe, signature: Any) 
     identity = {key: value for key, value in specification.items() if key not in ("allocation", TEACHER_SECTION)}
     identity |= {"train": recipe.identity(), "method": signature, "data": specification["data"]["fingerprint"]}
     if "start" in identity:
-        identity["start"] = specification["start"]["fingerprint"]
+        start = specification["start"]
+        fit = {key: start[key] for key in ("how", "calibration", "seed") if key in start}  # {} for the nearest weights
+        identity["start"] = {**fit, "fingerprint": start["fingerprint"]} if fit else start["fingerprint"]
     if TEACHER_SECTION in specification:
         identity[TEACHER_SECTION] = {key: specification[TEACHER_SECTION][key] for key in TEACHER_IDENTITY}
     return identity

@@ -26,9 +26,10 @@ STUDY_KEY = b"study"  # key of the metadata of results.parquet
 JSON_COLUMNS = {
     "parameters": "parameters", "aliases": "aliases", "specification": "specification", "tags": "tags",
     "notes": "notes", "notices": "notices", "attempt_log": "attempts", "proposal": "proposal", "adopted": "adopted",
-    "wrong_images": "wrong_images",
+    "wrong_images": "wrong_images", "initial": "initial",
 }  # fmt: skip
-NEW_COLUMNS = ("wrong_images",)  # tables of earlier versions lack them
+# Columns that tables of earlier versions lack
+NEW_COLUMNS = ("wrong_images", "initial", "initial_error", "total_epochs")
 LIST_FIELDS = ("aliases", "notes", "notices", "attempts")
 COPIED_COLUMNS = ("trial_id", "stratum", "reason", "proposed_at", "finished_at", "test_error")
 
@@ -48,7 +49,8 @@ RESULTS_SCHEMA = pa.schema(
         ("attempts", pa.int64()), ("host", pa.string()), ("device", pa.string()), ("sharing", pa.string()),
         ("proposed_at", pa.float64()), ("finished_at", pa.float64()),
         ("point_id", pa.string()), ("allocation", pa.string()), ("decay_multiplier", pa.float64()),
-        ("start", pa.string()), ("broken", pa.string()), *((name, pa.string()) for name in JSON_COLUMNS),
+        ("start", pa.string()), ("broken", pa.string()), ("initial_error", pa.float64()), ("total_epochs", pa.int64()),
+        *((name, pa.string()) for name in JSON_COLUMNS),
     ]
 )  # fmt: skip
 
@@ -89,13 +91,28 @@ def trial_to_row(study: str, trial: TrialRecord) -> dict[str, Any]:
         "attempts": len(trial.attempts), "host": trial.last_attempt("host"), "device": trial.last_attempt("device"),
         "sharing": trial.last_attempt("sharing"),
         "point_id": trial.point_id or None, "allocation": spec.get("allocation", {}).get("by", "even"),
-        "decay_multiplier": train.get("decay_multiplier"), "start": "dense" if "start" in spec else "scratch",
-        "broken": trial.broken or None,
+        "decay_multiplier": train.get("decay_multiplier"), "start": start_kind(spec),
+        "broken": trial.broken or None, "initial_error": trial.initial_error, "total_epochs": trial.total_epochs,
     }  # fmt: skip
     row |= {column: json.dumps(getattr(trial, name), sort_keys=True) for column, name in JSON_COLUMNS.items()}
     row.update({name: trial.counts.get(name) for name in COUNTS})
     row.update({name: last.get(name) for name in ("val_error", "val_loss", "train_error", "train_loss")})
+    if not trial.epochs:  # only evaluated
+        row.update(val_error=trial.val_error, val_loss=None if trial.val_error is None else trial.initial["val_loss"])
     return row
+
+
+def start_kind(specification: Mapping[str, Any]) -> str:
+    """Name how a trial starts.
+
+    Args:
+        specification: of the trial.
+
+    Returns:
+        `scratch`, `dense` (the nearest weights to trained ones), `outputs` or `in_order`.
+    """
+    start = specification.get("start")
+    return "scratch" if start is None else str(start.get("how", "dense"))
 
 
 def trained_seconds(trial: TrialRecord) -> float:

@@ -250,6 +250,8 @@ class Search:
         link_weights(sibling, self.journal.path.parent)
         trial_id = trial.trial_id
         self._write(Event.ADOPTED, trial=trial_id, **sibling.origin())
+        if sibling.trial.initial and not self.record.trials[trial_id].initial:
+            self.write_initial(trial_id, sibling.trial.initial)
         for epoch, metrics in sorted(sibling.trial.epochs.items()):
             if epoch not in self.record.trials[trial_id].epochs:  # an earlier adoption may have been interrupted
                 self.write_epoch(trial_id, epoch, {name: value for name, value in metrics.items() if name != "time"})
@@ -313,6 +315,10 @@ class Search:
     def write_epoch(self, trial_id: str, epoch: int, metrics: Mapping[str, float]) -> None:
         """Journal one epoch's metrics."""
         self._write(Event.EPOCH, trial=trial_id, epoch=epoch, metrics=dict(metrics))
+
+    def write_initial(self, trial_id: str, initial: Mapping[str, Any]) -> None:
+        """Journal a trial's error, in percent, and its layers' errors after a start from trained weights."""
+        self._write(Event.INITIAL, trial=trial_id, initial=dict(initial))
 
     def write_notice(self, trial_id: str, text: str) -> None:
         """Journal a trial's message to the user, one line."""

@@ -19,7 +19,11 @@ if TYPE_CHECKING:
         find_space as find_space,
         read_yaml as read_yaml,
     )
-    from sweeps.space.method_names import THIN_BASELINES as THIN_BASELINES, method_at as method_at
+    from sweeps.space.method_names import (
+        THIN_BASELINES as THIN_BASELINES,
+        UNCHANGED as UNCHANGED,
+        method_at as method_at,
+    )
     from sweeps.space.model import Space as Space
     from sweeps.space.parse import (
         apply_overrides as apply_overrides,
@@ -39,6 +43,8 @@ if TYPE_CHECKING:
         RunOptions as RunOptions,
     )
     from sweeps.space.settings import (
+        ALLOCATIONS_BY_ERROR as ALLOCATIONS_BY_ERROR,
+        FITTED_STARTS as FITTED_STARTS,
         ResourceSettings as ResourceSettings,
         SearchSettings as SearchSettings,
         parse_time as parse_time,
@@ -54,6 +60,7 @@ if TYPE_CHECKING:
     from sweeps.space.study_config import StudyConfig as StudyConfig
     from sweeps.space.teacher_settings import (
         SEARCHABLE_FIELD as SEARCHABLE_FIELD,
+        START as START,
         TEACHER_SECTION as TEACHER_SECTION,
         TEACHER_WEIGHTS as TEACHER_WEIGHTS,
         TeacherSettings as TeacherSettings,
@@ -66,7 +73,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "checks": "check_process_shards",
         "domains": "Value",
         "files": "available_spaces find_space read_yaml",
-        "method_names": "THIN_BASELINES method_at",
+        "method_names": "THIN_BASELINES UNCHANGED method_at",
         "model": "Space",
         "parse": (
             "apply_overrides parse_space parse_teacher_space read_space resolve_content space_from_content "
@@ -74,10 +81,10 @@ __getattr__, __dir__, __all__ = lazy_exports(
         ),
         "points": "Points SHARE_PREFIX",
         "run_options": "AUTO FOLDER_OPTIONS GPU_SHARING RunOptions",
-        "settings": "ResourceSettings SearchSettings parse_time",
+        "settings": "ALLOCATIONS_BY_ERROR FITTED_STARTS ResourceSettings SearchSettings parse_time",
         "strata": "ALL_SIZES Point REFERENCE_STRATUM Stratum halving_strata make_strata",
         "study_config": "StudyConfig",
-        "teacher_settings": "SEARCHABLE_FIELD TEACHER_SECTION TEACHER_WEIGHTS TeacherSettings",
+        "teacher_settings": "SEARCHABLE_FIELD START TEACHER_SECTION TEACHER_WEIGHTS TeacherSettings",
         "trust": "check_options check_trust",
     },
 )

@@ -5,10 +5,10 @@ from __future__ import annotations
 from lowrank.errors import InputError, unknown
 from lowrank.utils import validate_model
 from sweeps.space.domains import Value
-from sweeps.space.method_names import THIN_BASELINES, alternative_names, method_at, resolve_method
+from sweeps.space.method_names import THIN_BASELINES, UNCHANGED, alternative_names, method_at, resolve_method
 from sweeps.space.model import Space
-from sweeps.space.settings import BudgetSettings, StartSettings
-from sweeps.space.teacher_settings import TEACHER_WEIGHTS, TeacherSettings
+from sweeps.space.settings import ALLOCATIONS_BY_ERROR, FITTED_STARTS, BudgetSettings, StartSettings
+from sweeps.space.teacher_settings import START, TEACHER_WEIGHTS, TeacherSettings
 
 _BATCH_FIELDS = ("train.batch_size", "train.accumulate")
 OBJECTIVES = ("val_error", "params", "mult_adds")
@@ -135,6 +135,9 @@ def _check_search(space: Space) -> None:
 def _check_scales(space: Space) -> None:
     """Check that each size is set by the budget or by the method's scale, and not by both."""
     thin = [name for name in space.references if name in THIN_BASELINES]
+    sized = [name for name in space.references if name not in (UNCHANGED, "dense", "separable", *THIN_BASELINES)]
+    if sized and not space.has_budget:
+        raise InputError(f"the reference {sized[0]} needs a size: give `budget.params`, from which it is solved")
     for literals, domains in space.alternatives:
         names = alternative_names((literals, domains))
         thin += [str(name) for name in names if name in THIN_BASELINES]
@@ -157,9 +160,7 @@ def _check_scales(space: Space) -> None:
 
 def _check_allocation(space: Space) -> None:
     """Check that `budget.shares` has an uneven allocation, and that one a budget and a single network."""
-    domain = space.domains.get("budget.allocation")
-    allocations = domain.corners() if domain else (space.budget.allocation,)
-    uneven = [allocation for allocation in allocations if allocation != "even"]
+    uneven = [allocation for allocation in space.allocations if allocation != "even"]
     if space.budget.shares is not None:
         raise InputError(
             "`budget.shares` must be a domain, such as {log_uniform: [0.5, 2]}, from which each stage or layer gets a "
@@ -167,6 +168,17 @@ def _check_allocation(space: Space) -> None:
         )
     if "budget.shares" in space.domains and not uneven:
         raise InputError("`budget.shares` needs `budget.allocation` to be stage or layer, but got even")
+    by_error = [allocation for allocation in uneven if allocation in ALLOCATIONS_BY_ERROR]
+    if by_error and not space.starts_trained:
+        raise InputError(
+            f"`budget.allocation: {by_error[0]}` asks what ranks cost a trained network: give its weights by "
+            "`--weights FILE` or `start.weights`, and a `start` other than scratch"
+        )
+    if by_error and not _has_whole_kernel_method(space):
+        raise InputError(
+            f"`budget.allocation: {by_error[0]}` needs a method that factorises whole kernels; choose from: "
+            f"{', '.join(_whole_kernel_names())}"
+        )
     if uneven and not space.has_budget:
         raise InputError(f"`budget.allocation: {uneven[0]}` needs a budget to distribute; give `budget.params`")
     if uneven and "network.name" in space.domains:
@@ -177,19 +189,45 @@ def _check_allocation(space: Space) -> None:
 
 def _check_start(space: Space) -> None:
     """Check that trials which start from a trained dense network have its weights."""
-    domain = space.domains.get("start.how")
-    starts_dense = "dense" in (domain.corners() if domain else (space.start.how,))
-    if starts_dense and space.start.weights is None and "dense" not in space.references:
+    trained = [kind for kind in space.start_kinds if kind != "scratch"]
+    if trained and space.start.weights is None and "dense" not in space.references:
         raise InputError(
-            "`start: dense` needs trained weights: give `start.weights`, or train them here by `references: [dense]`"
+            f"`start: {trained[0]}` needs trained weights: give them by `--weights FILE` or `start.weights`, or train "
+            "them here by `references: [dense]`"
         )
-    if "start.weights" in space.domains:
-        raise InputError("`start.weights` must be one file, but it is searched")
+    for name in space.domains:
+        if name.startswith("start.") and name != "start.how":
+            raise InputError(f"`{name}` must be one value, but it is searched; of a start `start.how` can")
     searched = [name for name in space.domains if name.startswith("network.")]
-    if starts_dense and searched:
+    if trained and searched:
         raise InputError(
-            f"`start: dense` needs the weights of one network, but `{searched[0]}` is searched; give it one value"
+            f"`start: {trained[0]}` needs the weights of one network, but `{searched[0]}` is searched; give it one "
+            "value"
         )
+    fitted = [kind for kind in trained if kind in FITTED_STARTS]
+    if fitted and not _has_whole_kernel_method(space):
+        raise InputError(
+            f"`start: {fitted[0]}` needs a method that factorises whole kernels; choose from: "
+            f"{', '.join(_whole_kernel_names())}; `start: dense` takes the nearest weights of any method"
+        )
+    if UNCHANGED in space.references and not space.starts_trained:
+        raise InputError(
+            f"the reference {UNCHANGED} is a trained network: give its weights by `--weights FILE` or `start.weights`, "
+            "and a `start` other than scratch"
+        )
+    space.reference_recipe()
+    space.scratch_recipe()
+
+
+def _whole_kernel_names() -> list[str]:
+    from lowrank.layers import METHODS, WholeKernelMethod  # imports torch, which listing spaces does without
+
+    return [name for name in METHODS if issubclass(METHODS[name], WholeKernelMethod)]
+
+
+def _has_whole_kernel_method(space: Space) -> bool:
+    names = {str(name) for alternative in space.alternatives for name in alternative_names(alternative)}
+    return not names.isdisjoint(_whole_kernel_names())
 
 
 def _check_enqueued_point(space: Space, point: dict[str, object]) -> None:
@@ -208,6 +246,11 @@ def _check_enqueued_point(space: Space, point: dict[str, object]) -> None:
 
 def _check_teacher(space: Space) -> None:
     """Check that a space with a teacher gives its losses a weight, and that such a weight has a teacher."""
+    if space.teacher is not None and space.teacher.weights == START and not space.starts_trained:
+        raise InputError(
+            f"`teacher.weights: {START}` is the network that trials start from: give its weights by `--weights FILE` "
+            "or `start.weights`, and a `start` other than scratch"
+        )
     weights = [field for field in TEACHER_WEIGHTS if space.largest(field) > 0]
     if weights and space.teacher is None:
         raise InputError(f"`train.{weights[0]}` above 0 needs a `teacher`; name one, or set it to 0")

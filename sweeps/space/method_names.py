@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 # Name in a space -> the library's method of the thinner network
 THIN_BASELINES = {"thin_dense": "dense", "thin_separable": "separable"}
+UNCHANGED = "unchanged"  # the reference that is the trained network as it is, only evaluated; also in records
 Alternative = tuple[dict[str, Any], dict[str, Domain]]  # literals and domains of one `method` section
 
 

@@ -12,7 +12,7 @@ from lowrank.utils import validate_model
 from sweeps.space.domains import Domain, Value
 from sweeps.space.method_names import Alternative
 from sweeps.space.settings import LIMITS, BudgetSettings, ResourceSettings, SearchSettings, StartSettings
-from sweeps.space.teacher_settings import TeacherSettings
+from sweeps.space.teacher_settings import TEACHER_WEIGHTS, TeacherSettings
 
 if TYPE_CHECKING:
     from lowrank.data import DataSettings
@@ -42,7 +42,26 @@ class Space:
     def epochs(self) -> int:
         """The most epochs of a trial, where the space searches that too."""
         domain = self.domains.get("train.epochs")
-        return self.recipe({}).epochs if domain is None else max(int(value or 0) for value in domain.corners())
+        if domain is None:
+            return self._make_recipe(self.train, self.network.name, "train").epochs
+        return max(int(value or 0) for value in domain.corners())
+
+    @property
+    def start_kinds(self) -> tuple[str, ...]:
+        """How trials may start: values of `start.how`."""
+        domain = self.domains.get("start.how")
+        return tuple(str(kind) for kind in domain.corners()) if domain else (self.start.how,)
+
+    @property
+    def starts_trained(self) -> bool:
+        """Whether trials start, or may start, from the weights of a file."""
+        return self.start.weights is not None and self.start_kinds != ("scratch",)
+
+    @property
+    def allocations(self) -> tuple[str, ...]:
+        """How budgets may be shared out: values of `budget.allocation`."""
+        domain = self.domains.get("budget.allocation")
+        return tuple(str(kind) for kind in domain.corners()) if domain else (self.budget.allocation,)
 
     @property
     def has_budget(self) -> bool:
@@ -88,9 +107,54 @@ class Space:
         Raises:
             InputError: a field is unknown or out of range.
         """
-        fields = recipe_fields(self.data.name, network or self.network.name, {**self.train, **searched})
+        recipe = self._make_recipe({**self.train, **searched}, network or self.network.name, "train")
+        if recipe.epochs == 0 and "scratch" in self.start_kinds:
+            raise InputError(
+                f"`train.epochs`: must be greater than or equal to 1, but got {recipe.epochs}: only networks that "
+                "start from trained weights (`start`) can be evaluated without training"
+            )
+        return recipe
+
+    def reference_recipe(self) -> Recipe:
+        """Make the recipe of the references of full width, searched fields at their defaults.
+
+        Where trials start from trained weights, references are trained on for as many epochs as the longest trial, and
+        a searched field whose default is outside its domain has the middle of that.
+
+        Returns:
+            The checked recipe.
+        """
+        if not self.starts_trained:
+            return self.recipe({})
+        plain = self._make_recipe(self.train, self.network.name, "train")
+        fields: dict[str, Value] = {"epochs": self.epochs}
+        for name, domain in self.domains.items():
+            section, _, key = name.partition(".")
+            if section == "train" and key in Recipe.model_fields and key != "epochs":
+                default = getattr(plain, key)
+                fields[key] = default if domain.contains(default) else domain.value_at(0.5)
+        return self.recipe({**fields, **dict.fromkeys(TEACHER_WEIGHTS, 0.0)})
+
+    def scratch_recipe(self) -> Recipe:
+        """Make the recipe of references that start from random weights.
+
+        Returns:
+            The checked recipe: `start.scratch_train` where trials start from trained weights, else that of trials.
+
+        Raises:
+            InputError: a field of `start.scratch_train` is unknown or out of range.
+        """
+        if not self.starts_trained:
+            return self.recipe({})
+        recipe = self._make_recipe(self.start.scratch_train or {}, self.network.name, "start.scratch_train")
+        if recipe.epochs == 0:
+            raise InputError("`start.scratch_train.epochs`: must be greater than or equal to 1, but got 0")
+        return recipe
+
+    def _make_recipe(self, overrides: Mapping[str, Any], network: str, section: str) -> Recipe:
+        fields = recipe_fields(self.data.name, network, overrides)
         for key in fields:
             if key not in Recipe.model_fields:
                 choices = ", ".join(sorted((RECIPE_FIELD, *Recipe.model_fields)))
-                raise InputError(f"unknown field `train.{key}`; choose from: {choices}")
-        return validate_model(Recipe, fields, "train")
+                raise InputError(f"unknown field `{section}.{key}`; choose from: {choices}")
+        return validate_model(Recipe, fields, section)

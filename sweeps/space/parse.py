@@ -19,16 +19,18 @@ from lowrank.utils import validate_model
 from sweeps.space.checks import check_space
 from sweeps.space.domains import Domain, is_domain, parse_domain
 from sweeps.space.files import SECTIONS, check_no_cycles, find_space, read_yaml
-from sweeps.space.method_names import THIN_BASELINES, Alternative, alternative_names, resolve_method
+from sweeps.space.method_names import THIN_BASELINES, UNCHANGED, Alternative, alternative_names, resolve_method
 from sweeps.space.model import Space
 from sweeps.space.run_options import START_WEIGHTS
 from sweeps.space.settings import BudgetSettings, ResourceSettings, SearchSettings, StartSettings
 from sweeps.space.shorthand import apply_data_overrides, expand_shorthand, set_field, set_start_weights
-from sweeps.space.teacher_settings import TEACHER_SECTION, parse_teacher
+from sweeps.space.teacher_settings import START, TEACHER_SECTION, parse_teacher
 
-LITERAL_FIELDS = {"teacher": ("train",)}  # fields that hold a mapping of their own, in which nothing is searched
+# Fields that hold a mapping of their own, in which nothing is searched
+LITERAL_FIELDS = {"teacher": ("train",), "start": ("scratch_train",)}
 SECTIONS_BY_NAME = ("data", "network", "teacher")  # sections that may be written as a name alone
-REFERENCES = ("dense", "separable", *THIN_BASELINES)  # drawn beside every front: of one size, or one in each stratum
+# Drawn beside every front. Besides these, any method may be a reference, which is then trained in each stratum
+REFERENCES = (UNCHANGED, "dense", "separable", *THIN_BASELINES)
 
 
 def read_space(name: str, overrides: Sequence[str] = (), **updates: Any) -> Space:
@@ -349,9 +351,11 @@ def _alternatives(section: Any) -> tuple[Alternative, ...]:
 def _references(names: Any) -> tuple[str, ...]:
     if not isinstance(names, list):
         raise InputError(f"`references` must be a list of {', '.join(REFERENCES)}, but got {names!r}")
+    from lowrank.layers import METHODS  # imports torch, which listing spaces does without
+
     for name in names:
-        if name not in REFERENCES:
-            raise unknown("reference", name, REFERENCES)
+        if name not in (*REFERENCES, *METHODS):
+            raise unknown("reference", name, dict.fromkeys((*REFERENCES, *METHODS)))
         if names.count(name) > 1:
             raise InputError(f"`references` must list each name once, but got {names}")
     return tuple(names)
@@ -360,6 +364,8 @@ def _references(names: Any) -> tuple[str, ...]:
 def _with_absolute_teacher(content: dict[str, Any]) -> dict[str, Any]:
     """Resolve the path of a teacher's file; a name in the folder of teachers stays."""
     section = content.get(TEACHER_SECTION)
+    if isinstance(section, dict) and isinstance(weights := section.get("weights"), str) and weights != START:
+        return {**content, TEACHER_SECTION: {**section, "weights": str(Path(weights).expanduser().resolve())}}
     name = section.get("name") if isinstance(section, dict) else section
     if not isinstance(name, str) or name.startswith("torchvision:"):
         return content

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from sweeps.space.domains import Domain, Range, Value
 from sweeps.space.model import Space
+from sweeps.space.settings import ALLOCATIONS_BY_ERROR
 from sweeps.space.strata import Point, Stratum
 
 if TYPE_CHECKING:
@@ -59,7 +60,8 @@ class Points:
         allocation = str(point.get(ALLOCATION_FIELD, self.space.budget.allocation))
         if domain is None or allocation == "even":
             return {}
-        return {f"{SHARE_PREFIX}{group}": domain for group in self.groups[allocation]}
+        group_names = self.groups["layer" if allocation in ALLOCATIONS_BY_ERROR else allocation]
+        return {f"{SHARE_PREFIX}{group}": domain for group in group_names}
 
     def suggest(self, stratum: Stratum, trial: optuna.Trial) -> dict[str, Value]:
         """Draw a point of a stratum with the sampler of an Optuna trial's study.

@@ -83,17 +83,24 @@ class ResourceSettings(BaseModel):
 
 
 LIMITS = ("params", "mult_adds", "bytes", "step_ms")  # what a budget may limit, in the order in which strata are made
+FITTED_STARTS = ("outputs", "in_order")  # starts that fit factors to what layers give for calibration images
+ALLOCATIONS_BY_ERROR = ("energy", "sensitivity")  # budgets shared out by what each layer's ranks cost in error
 
 
 class StartSettings(BaseModel):
-    """The initial weights of trials: random, or from a dense network.
+    """The initial weights of trials: random, or from a trained dense network.
 
-    `weights` is the file of that network; None takes the dense reference that the study trains.
+    `dense` takes the nearest weights, `outputs` those whose outputs are nearest to the trained layer's for
+    `calibration` training images, `in_order` likewise with the inputs that the layers before it, already replaced,
+    give. `weights` is the file of that network; None takes the dense reference that the study trains. `scratch_train`
+    are fields of the recipe of references that start from random weights in a space whose trials do not.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    how: Literal["scratch", "dense"] = "scratch"
+    how: Literal["scratch", "dense", "outputs", "in_order"] = "scratch"
     weights: str | None = None
+    calibration: int = Field(default=1024, ge=2)
+    scratch_train: dict[str, Any] | None = None
 
 
 class BudgetSettings(BaseModel):
@@ -101,7 +108,8 @@ class BudgetSettings(BaseModel):
 
     `step_ms` is the time of one training step, measured on the driver's machine. `window` is the share of every upper
     limit that must be reached. `allocation` says among which groups of layers the budget is divided, `shares` how
-    large their parts may be relative to each other.
+    large their parts may be relative to each other. `energy` and `sensitivity` divide it by what each layer's ranks
+    cost: in variance of the outputs, or in measured rise of the loss; `shares` then weigh the layers' errors.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -114,7 +122,7 @@ class BudgetSettings(BaseModel):
     bytes_min: float | None = Field(default=None, ge=0)
     window: float = Field(default=0.0, ge=0, le=1)
     relative_to: Literal["dense", "separable"] | None = None
-    allocation: Literal["even", "stage", "layer"] = "even"
+    allocation: Literal["even", "stage", "layer", "energy", "sensitivity"] = "even"
     shares: float | None = Field(default=None, gt=0)  # a domain in every space; checked at its ends
 
     @model_validator(mode="after")

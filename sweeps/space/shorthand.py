@@ -10,7 +10,7 @@ from typing import Any
 
 from lowrank.errors import InputError
 from sweeps.space.domains import is_domain
-from sweeps.space.settings import LIMITS
+from sweeps.space.settings import ALLOCATIONS_BY_ERROR, LIMITS
 
 WINDOW_KEYS = {"min", "max"}
 DEFAULT_SHARES = {"log_uniform": [0.5, 2.0]}  # of an allocation by stage or layer that names none
@@ -73,9 +73,15 @@ def _expand_budget(budget: Mapping[str, Any]) -> dict[str, Any]:
                 expanded[f"{key}_min"] = value["min"]
         else:
             expanded[key] = value
-    if expanded.get("allocation", "even") != "even":
+    if _is_in_ratios(expanded.get("allocation", "even")):
         expanded.setdefault("shares", dict(DEFAULT_SHARES))
     return expanded
+
+
+def _is_in_ratios(allocation: Any) -> bool:
+    """Whether an allocation, or a choice of some, has parts whose ratios are drawn."""
+    choices = allocation.get("choice") if is_domain(allocation) else [allocation]
+    return not isinstance(choices, list) or any(value not in ("even", *ALLOCATIONS_BY_ERROR) for value in choices)
 
 
 def apply_data_overrides(content: dict[str, Any]) -> dict[str, Any]:

@@ -43,7 +43,7 @@ class Stratum:
         return not self.budget or self.budget not in point or self.contains(point)
 
 
-def make_strata(space: Space, separable_params: int) -> tuple[Stratum, ...]:
+def make_strata(space: Space, separable_params: int, dense_params: int | None = None) -> tuple[Stratum, ...]:
     """Make the strata that are searched, each by a sampler of its own.
 
     They are the values of a listed budget, halvings of a budget's range, the one budget that is set, or else halvings
@@ -52,10 +52,12 @@ def make_strata(space: Space, separable_params: int) -> tuple[Stratum, ...]:
     Args:
         space: the space.
         separable_params: parameters of the separable form of its network.
+        dense_params: those of the network itself; None where no budget is a share of it.
 
     Returns:
         The strata, smallest first.
     """
+    sizes = {"separable": separable_params, "dense": dense_params}
     searched = next((f"budget.{name}" for name in LIMITS if f"budget.{name}" in space.domains), None)
     if len(space.search.objectives) > 1:
         return (Stratum(ALL_SIZES, math.inf),)
@@ -63,41 +65,47 @@ def make_strata(space: Space, separable_params: int) -> tuple[Stratum, ...]:
         domain = space.domains[searched]
         values = domain.grid()
         if values is not None and len(values) <= MAX_LISTED_STRATA:
-            return _listed(space, searched, [float(value) for value in values if value is not None], separable_params)
+            return _listed(space, searched, [float(value) for value in values if value is not None], sizes)
         low, high = domain.corners()
-        return _halved_budget(space, searched, (float(low or 0), float(high or 0)), separable_params)
+        return _halved_budget(space, searched, (float(low or 0), float(high or 0)), sizes)
     limited = next((name for name in LIMITS if getattr(space.budget, name) is not None), None)
     if not space.has_budget or limited is None:
         return halving_strata(separable_params)
-    label, limit = _size_label(space, f"budget.{limited}", float(getattr(space.budget, limited)), separable_params)
+    label, limit = _size_label(space, f"budget.{limited}", float(getattr(space.budget, limited)), sizes)
     return (Stratum(label, limit, covers_all=True),)
 
 
-def _size_label(space: Space, name: str, value: float, separable_params: int) -> tuple[str, float]:
+def _size_label(space: Space, name: str, value: float, sizes: Mapping[str, int | None]) -> tuple[str, float]:
+    """A stratum's label and limit on parameters; `sizes` are parameters of what a budget may be relative to."""
     field = name.removeprefix("budget.")
     quantity = "step (ms)" if field == "step_ms" else field.replace("_", "-")
     if name == "budget.params" and space.budget.relative_to in (None, "separable"):
-        limit = int(value * separable_params if space.budget.relative_to else value)
+        limit = int(value * (sizes["separable"] or 0) if space.budget.relative_to else value)
         return f"params <= {limit:,}", limit
     if space.budget.relative_to:
-        return f"{quantity} <= {value:g} of {space.budget.relative_to}", math.inf
+        whole = sizes[space.budget.relative_to] if name == "budget.params" else None
+        return f"{quantity} <= {value:g} of {space.budget.relative_to}", math.inf if whole is None else int(
+            value * whole
+        )
     return f"{quantity} <= {value:,.0f}" if value >= 100 else f"{quantity} <= {value:g}", math.inf
 
 
-def _listed(space: Space, name: str, values: list[float], separable_params: int) -> tuple[Stratum, ...]:
+def _listed(space: Space, name: str, values: list[float], sizes: Mapping[str, int | None]) -> tuple[Stratum, ...]:
     strata = []
     for value in sorted(values):
-        label, limit = _size_label(space, name, value, separable_params)
+        label, limit = _size_label(space, name, value, sizes)
         strata.append(Stratum(label, limit, fixed=((name, value),)))
     return tuple(strata)
 
 
-def _halved_budget(space: Space, name: str, ends: tuple[float, float], separable_params: int) -> tuple[Stratum, ...]:
+def _halved_budget(
+    space: Space, name: str, ends: tuple[float, float], sizes: Mapping[str, int | None]
+) -> tuple[Stratum, ...]:
     strata: list[Stratum] = []
     low, top = ends
     while not strata or top > low * 1.0001:
         bottom = max(low, top / 2)
-        label, limit = _size_label(space, name, top, separable_params)
+        label, limit = _size_label(space, name, top, sizes)
         strata.append(Stratum(label, limit, budget=name, interval=(bottom, top)))
         top = bottom
     return tuple(reversed(strata))

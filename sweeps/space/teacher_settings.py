@@ -12,6 +12,7 @@ from lowrank.utils import validate_model
 
 TEACHER_SECTION = "teacher"
 SEARCHABLE_FIELD = "views"  # the only field that may be a domain
+START = "start"  # as `teacher.weights`: the network that trials start from, so that it teaches its smaller forms
 TEACHER_WEIGHTS = ("attention_weight", "kd_weight")  # fields of the recipe; a teacher is used where one is above 0
 
 
@@ -20,7 +21,9 @@ class TeacherSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     name: str | None = Field(default=None, min_length=1)  # a name in the folder of teachers, a file, torchvision:...
+    weights: str | None = None  # any file of trained weights of `network` or of the space's own network, or START
     train: dict[str, Any] | None = None  # fields of the recipe that trains it where no teacher has its name
+    width: float | None = Field(default=None, gt=0, le=16)  # of the network of `weights`; None: the space's own
     network: str | None = None  # the network that it must be; needed where that is the user's own code
     views: int | None = Field(default=None, ge=1)  # augmented views of each image; None: new ones in every epoch
     cache: bool = True  # whether its outputs are kept on disk
@@ -58,6 +61,12 @@ def parse_teacher(fields: Mapping[str, Any], domains: Iterable[str]) -> TeacherS
     if not fields and not searched:
         return None
     settings = validate_model(TeacherSettings, fields, TEACHER_SECTION)
-    if settings.name is None and settings.train is None:
-        raise InputError("`teacher` needs a `name`, or says under `train` how it is trained where it is not there yet")
+    if settings.weights is not None and (settings.name is not None or settings.train is not None):
+        field = "name" if settings.name is not None else "train"
+        raise InputError(f"`teacher.weights` is a teacher by itself; leave `teacher.{field}` out")
+    if settings.name is None and settings.train is None and settings.weights is None:
+        raise InputError(
+            "`teacher` needs a `name` or a file of `weights`, or says under `train` how it is trained where it is not "
+            "there yet"
+        )
     return settings

@@ -17,6 +17,7 @@ from sweeps.records import (
     Event,
     FullDiskError,
     Journal,
+    Role,
     Status,
     StudyRecord,
     apply_event,
@@ -71,16 +72,19 @@ def run_study(space: Space, resolver: Resolver, config: StudyConfig, retrain: Re
     from sweeps.cluster import connect
     from sweeps.resources import ResourcePlanner
 
-    resolver.step_timer.use_folder(config.folder)
+    resolver.use_folder(config.folder)
     earlier = earlier_studies(space.search.warm_start, config.folder.parent)
     # A trial that is reproduced must be trained again, not taken from a sibling
     siblings = SiblingResults() if config.origin else SiblingResults.read(config.folder)
     strata, unreachable = reachable_strata(space, resolver)
     connect(config.address)
+    if "rank_allocator" in resolver.__dict__:
+        resolver.rank_allocator.close()
     planner = ResourcePlanner(space, expected_trials(space, resolver), require_gpus=config.gpus_asked)
     check_process_shards(space, planner.share.processes, len(resolver.data.train))
     _print_left_out(space, resolver, unreachable)
     config.folder.mkdir(parents=True, exist_ok=True)
+    resolver.use_folder(config.folder)  # the folder is there only now
     with locked_journal(config.folder) as journal, planner.sharing_modes(config.address) as modes:
         record = fold(read_journal(journal.path))
         _write_space(space, config)
@@ -116,7 +120,9 @@ def run_study(space: Space, resolver: Resolver, config: StudyConfig, retrain: Re
         _run_analysis("profile", config.folder)
     if reason is CloseReason.INTERRUPTED:
         return ExitCode.INTERRUPTED
-    return 0 if _has_completed(record) or reason is CloseReason.TIME else NOTHING_COMPLETED
+    if reason is CloseReason.TIME:
+        return ExitCode.DONE
+    return ExitCode.DONE if _has_completed(record) and not _search_failed(record) else NOTHING_COMPLETED
 
 
 def _print_left_out(space: Space, resolver: Resolver, unreachable: list[str]) -> None:
@@ -145,6 +151,13 @@ def _search(search: Search, config: StudyConfig, resources: TrialResources) -> C
 
 def _has_completed(record: StudyRecord) -> bool:
     return any(trial.status is Status.COMPLETED and not trial.broken for trial in record.trials.values())
+
+
+def _search_failed(record: StudyRecord) -> bool:
+    """Whether trials of the search were launched and none of them was completed, whatever references did."""
+    searched = [trial for trial in record.trials.values() if trial.role is not Role.REFERENCE and trial.ended]
+    launched = [trial for trial in searched if trial.status is not Status.INFEASIBLE and not trial.broken]
+    return bool(launched) and all(trial.status is Status.FAILED for trial in launched)
 
 
 def _write_space(space: Space, config: StudyConfig) -> None:

@@ -291,6 +291,8 @@ def _content(recorded: RecordedTrial, resources: Mapping[str, Any]) -> dict[str,
         "search": {"sampler": "grid", "trials": 1, "stop": "none", "seed": spec["views"]["seed"]},
         "resources": {**_resources(recorded), **resources},
     }
+    if "start" in spec:  # an untrained network of 0 epochs would be refused; nothing is drawn from this section
+        content["start"] = {"how": "dense", "weights": str(spec["start"]["from"])}
     if TEACHER_SECTION in spec:
         content[TEACHER_SECTION] = _teacher(spec[TEACHER_SECTION])
     return content
@@ -319,4 +321,6 @@ def _teacher(section: Mapping[str, Any]) -> dict[str, Any]:
         "views": section.get("views"), "taps": section["taps"], "student_taps": section["student_taps"],
         "unchecked": True,
     }  # fmt: skip
+    if network := section.get("network"):  # of a file of weights alone
+        settings |= {"name": None, "weights": source, "network": network["name"], "width": network["width"]}
     return {key: value for key, value in settings.items() if value not in (None, [])}

@@ -28,6 +28,7 @@ from lowrank.distillation import (
 )
 from lowrank.training import Recipe
 from sweeps.space import TEACHER_SECTION
+from sweeps.trials import built_as
 
 CACHE_FOLDER = ".teacher_cache"  # in the folder of studies
 
@@ -71,13 +72,16 @@ class _LiveTeachers:
         self._key: tuple[Any, ...] | None = None
         self._teacher: LiveTeacher | None = None
 
-    def get(self, section: Mapping[str, Any], device: str, autocast: torch.dtype | None) -> LiveTeacher:
+    def get(
+        self, section: Mapping[str, Any], data: ImageData, device: str, autocast: torch.dtype | None
+    ) -> LiveTeacher:  # fmt: skip
         key = (section["source"], section["weights"], tuple(section["taps"]), device, autocast)
         if self._teacher is None or key != self._key:
             self._teacher = None  # frees its memory before another is loaded
             network = load_teacher(
-                section["source"], section["weights"], device, trusted_network=section["own_network"]
-            )
+                section["source"], section["weights"], device, trusted_network=section["own_network"],
+                built_as=built_as(section, data),
+            )  # fmt: skip
             network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
             self._teacher, self._key = LiveTeacher(network, section["taps"], autocast=autocast), key
         return self._teacher
@@ -114,7 +118,7 @@ def make_teacher(
     autocast = teacher_dtype(recipe, device)
 
     def live() -> Teacher:
-        return _LIVE.get(section, device, autocast)
+        return _LIVE.get(section, data, device, autocast)
 
     if options.root is None:
         return live()

@@ -281,6 +281,7 @@ class MlflowStudy:
         at = milliseconds(trial.proposed_at or self.study.header["time"])
         self._log(run_id, trial.trial_id, params=names.run_params(trial))
         self._metrics(run_id, trial.trial_id, names.size_metrics(trial), at, step=0)
+        self._metrics(run_id, trial.trial_id, names.initial_metrics(trial), at, step=0)
         self._add_dataset(run_id)
         self._due[f"record of {trial.trial_id}"] = partial(self._store_record, trial, run_id)
 

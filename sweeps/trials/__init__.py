@@ -28,11 +28,14 @@ if TYPE_CHECKING:
     )
     from sweeps.trials.resolver import Resolver as Resolver, StepTimeError as StepTimeError
     from sweeps.trials.teacher import (
+        ITSELF as ITSELF,
         ResolvedTeacher as ResolvedTeacher,
+        built_as as built_as,
         resolve_teacher as resolve_teacher,
         without_teacher as without_teacher,
     )
     from sweeps.trials.trained_network import (
+        calibration_images as calibration_images,
         check_fingerprint as check_fingerprint,
         check_start as check_start,
         load_trained_network as load_trained_network,
@@ -45,7 +48,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "feasibility": "corner_points infeasible_lines reachable_strata",
         "planned_teacher": "UNTRAINED describe_teacher with_teacher_name",
         "resolver": "Resolver StepTimeError",
-        "teacher": "ResolvedTeacher resolve_teacher without_teacher",
-        "trained_network": "check_fingerprint check_start load_trained_network",
+        "teacher": "ITSELF ResolvedTeacher built_as resolve_teacher without_teacher",
+        "trained_network": "calibration_images check_fingerprint check_start load_trained_network",
     },
 )

@@ -15,20 +15,25 @@ from lowrank.compression import (
     build_sized_student,
     network_plan,
     network_to_count,
+    solve,
     solve_allocation,
     solve_width,
 )
 from lowrank.data import AugmentationSettings, ImageData, default_augmentation
 from lowrank.errors import InfeasibleError, InputError
-from lowrank.layers import Dense, Method, Separable, make_method
+from lowrank.layers import Dense, Method, Separable, WholeKernelMethod, make_method
 from lowrank.networks import NetworkSettings
 from lowrank.training import Recipe, check_network
 from sweeps.records import TRIAL_WEIGHTS, Role, Trial, trial_ids
 from sweeps.space import (
     ALL_SIZES,
+    ALLOCATIONS_BY_ERROR,
+    FITTED_STARTS,
     REFERENCE_STRATUM,
     SHARE_PREFIX,
+    TEACHER_WEIGHTS,
     THIN_BASELINES,
+    UNCHANGED,
     Point,
     Points,
     Space,
@@ -38,10 +43,12 @@ from sweeps.space import (
     make_strata,
     method_at,
 )
+from sweeps.trials.rank_allocation import RankAllocator
 from sweeps.trials.step_timer import StepTimer
 from sweeps.trials.teacher import ResolvedTeacher
-from sweeps.trials.trained_network import weights_fingerprint
+from sweeps.trials.trained_network import trained_epochs, weights_fingerprint
 
+_FULL_WIDTH = (UNCHANGED, "dense", "separable")  # references of the network's own width
 # Fields of a recipe that name a part of the network
 _PART_FIELDS = ("freeze", "factor_lr", "body_lr", "head_lr", "drop_path", "auxiliary_weight")
 
@@ -77,8 +84,10 @@ class Resolver:
         self.space, self.data, self.teacher = space, data, teacher
         self.image_shape, self.classes = data.image_shape, len(data.classes)
         self.size_strata = halving_strata(self.separable_params)
-        self.strata = make_strata(space, self.separable_params)
+        dense_params = self.plan(self.plain_network).params(Dense())
+        self.strata = make_strata(space, self.separable_params, dense_params)
         self.step_timer = StepTimer(self.image_shape, self.classes, min(space.recipe({}).batch_size, len(data.train)))
+        self._folder: Path | None = None
         self._file_sizes: dict[NetworkSettings, FileSizeCalculator] = {}
         self._solutions: dict[tuple[Any, ...], SizedMethod] = {}
         check_recipes(space, data)
@@ -123,10 +132,15 @@ class Resolver:
             self._file_sizes[network] = FileSizeCalculator(counted, self.plan(network))
         return self._file_sizes[network]
 
+    @property
+    def plain_network(self) -> NetworkSettings:
+        """The space's own network, of which references and separable methods keep the stem."""
+        return _keeping_stem(self.space.network)
+
     @cached_property
     def separable_params(self) -> int:
         """Parameters of the separable form of the space's own network."""
-        return self.plan(self.space.network).params(Separable())
+        return self.plan(self.plain_network).params(Separable())
 
     # Points
 
@@ -147,6 +161,8 @@ class Resolver:
         network = NetworkSettings(**{**self.space.network.model_dump(), **_under(point, "network")})
         alternative = self.space.alternatives[int(point.get("alternative") or 0)]
         method = method_at(alternative, _under(point, "method"))
+        if not isinstance(method, WholeKernelMethod):
+            network = _keeping_stem(network)
         name = str(point.get("method.name", alternative[0].get("name", "")))
         budget = self.budget(point)
         sized: SizedMethod = method
@@ -157,7 +173,7 @@ class Resolver:
         elif (reason := self.plan(network).infeasible(method)) is not None:
             raise InfeasibleError(reason)
         recipe = self.space.recipe(_under(point, "train"), network.name)
-        return self._trial(network, sized, recipe, {**point}, role, repeat, budget)
+        return self._trial(network, sized, recipe, {**point}, role, repeat, budget, self._start(point, method))
 
     def _solved(self, network: NetworkSettings, method: Method, budget: Budget, point: Point) -> SizedMethod:
         plan, allocation = self.plan(network), point.get("budget.allocation", self.space.budget.allocation)
@@ -166,8 +182,35 @@ class Resolver:
         key = (network, method, budget, allocation, tuple(weights.items()))
         if key not in self._solutions:  # many points differ in nothing that decides a size
             file_size = self.file_size(network) if _limits_bytes(budget) else None
+            if allocation in ALLOCATIONS_BY_ERROR:
+                if not isinstance(method, WholeKernelMethod):
+                    raise InfeasibleError(f"{method.name}: `budget.allocation: {allocation}` needs whole kernels")
+                solution = self.rank_allocator.solve(method, str(allocation), budget, weights, file_size)
+                self._solutions[key] = solution
+                return solution
             self._solutions[key] = solve_allocation(plan, method, budget, allocation, weights, file_size)  # type: ignore[arg-type]  # checked when read
         return self._solutions[key]
+
+    @cached_property
+    def rank_allocator(self) -> RankAllocator:
+        """Shares budgets out by what ranks cost the trained network; made at its first use."""
+        allocator = RankAllocator(
+            self.space, self.data, self.plan(self.space.network), self._fingerprint, print_flushed
+        )
+        if self._folder is not None:
+            allocator.use_folder(self._folder)
+        return allocator
+
+    def use_folder(self, folder: Path) -> None:
+        """Keep what is measured in a study's folder, and take over what that has.
+
+        Args:
+            folder: of the study; it may be missing yet.
+        """
+        self._folder = folder
+        self.step_timer.use_folder(folder)
+        if "rank_allocator" in self.__dict__:
+            self.rank_allocator.use_folder(folder)
 
     def budget(self, point: Point) -> Budget:
         """Give a point's limits as counts.
@@ -198,7 +241,7 @@ class Resolver:
     def _reference_count(self, relative_to: str | None) -> Callable[[str], float]:
         """By what a limit of each name is multiplied: the count of the form of which it is a share, else 1."""
         form = {"dense": Dense(), "separable": Separable()}.get(relative_to or "")
-        network = self.space.network
+        network = self.plain_network
         if form is None:
             return lambda name: 1
         plan = self.plan(network)
@@ -224,23 +267,29 @@ class Resolver:
     # References
 
     def reference(self, name: str, repeat: int = 0) -> Trial:
-        """Make the trial of a reference network under the space's recipe, searched fields at their defaults.
+        """Make the trial of a reference network of full width under the space's recipe.
 
-        Its decay is never scaled, because it has no factors.
+        Searched fields are at their defaults. Its decay is never scaled, because it has no factors. Where trials start
+        from the weights of a file, it does too; `unchanged` is that trained network itself, not trained any further.
 
         Args:
-            name: `dense` or `separable`.
+            name: `dense`, `separable` or `unchanged`.
             repeat: index of the seed.
 
         Returns:
             The trial.
         """
-        method = Dense() if name == "dense" else Separable()
-        recipe, point = self.space.recipe({}), dict[str, Value]({"method.name": name})
-        return self._trial(self.space.network, method, recipe, point, Role.REFERENCE, repeat, None)
+        method = Separable() if name == "separable" else Dense()
+        recipe, point = self.space.reference_recipe(), dict[str, Value]({"method.name": name})
+        if name == UNCHANGED:
+            recipe = recipe.model_copy(update={"epochs": 0})
+        start = self._start_section("dense") if self.space.starts_trained else {}
+        return self._trial(self.plain_network, method, recipe, point, Role.REFERENCE, repeat, None, start)
 
     def references(self, repeat: int = 0) -> tuple[list[Trial], list[str]]:
-        """Make the trials of all reference networks, thin ones at the budget of every stratum.
+        """Make the trials of all reference networks, those that are solved for a size at the budget of every stratum.
+
+        The trained network itself is evaluated once, whatever the seed.
 
         Args:
             repeat: index of the seed.
@@ -250,33 +299,42 @@ class Resolver:
         """
         references, lines = {}, []
         for name in self.space.references:
-            if name not in THIN_BASELINES:
-                trials = [self.reference(name, repeat)]
+            if name in _FULL_WIDTH:
+                trials = [self.reference(name, 0 if name == UNCHANGED else repeat)]
             else:
                 trials = []
                 for stratum in self.strata:
                     try:
-                        trials.append(self._thin_reference(name, stratum, repeat))
+                        trials.append(self._sized_reference(name, stratum, repeat))
                     except InfeasibleError as error:
                         lines.append(f"{name} at {stratum.label}: {error}")
             references.update({trial.trial_id: trial for trial in trials})
         return list(references.values()), lines
 
-    def _thin_reference(self, name: str, stratum: Stratum, repeat: int) -> Trial:
+    def _sized_reference(self, name: str, stratum: Stratum, repeat: int) -> Trial:
         limits = dict(stratum.fixed) or ({stratum.budget: stratum.interval[1]} if stratum.budget else {})
         point: dict[str, Value] = {"method.name": name, **limits}
-        budget, method = self.budget(point), make_method({"name": name.removeprefix("thin_")})
-        network = solve_width(self.space.network, self.image_shape, self.classes, method, budget)
-        return self._trial(network, method, self.space.recipe({}), point, Role.REFERENCE, repeat, budget)
+        budget, method = self.budget(point), make_method({"name": THIN_BASELINES.get(name, name)})
+        network, sized = self.plain_network, method
+        if name in THIN_BASELINES:
+            network = solve_width(network, self.image_shape, self.classes, method, budget)
+        else:
+            sized = solve(
+                self.plan(network), method, budget, self.file_size(network) if _limits_bytes(budget) else None
+            )
+        recipe = self.space.scratch_recipe()
+        return self._trial(network, sized, recipe, point, Role.REFERENCE, repeat, budget, {})
 
     # Trials
 
     def _trial(
         self, network: NetworkSettings, sized: SizedMethod, recipe: Recipe, point: dict[str, Value], role: Role,
-        repeat: int, budget: Budget | None,
+        repeat: int, budget: Budget | None, start: dict[str, Any],
     ) -> Trial:  # fmt: skip
+        if recipe.epochs == 0:  # nothing is learned, from a teacher neither
+            recipe = recipe.model_copy(update=dict.fromkeys(TEACHER_WEIGHTS, 0.0))
         plan = self.plan(network)
-        full_plan = plan if "network.name" in self.space.domains else self.plan(self.space.network)
+        full_plan = self.plan(_keeping_stem(network) if "network.name" in self.space.domains else self.plain_network)
         counts = count(plan, sized, full_plan) | self._budgeted(network, sized, budget)
         if role is not Role.REFERENCE:
             counts |= self._step(network, sized, point)
@@ -284,8 +342,7 @@ class Resolver:
         if role is not Role.REFERENCE:
             label = self._stratum(point, counts["params"]).label
         specification = self._specification(network, sized, recipe, repeat) | self._teacher(recipe, network, point)
-        if role is not Role.REFERENCE:
-            specification |= self._start(point)
+        specification |= start
         trial_id, point_id = trial_ids(specification, recipe, plan.signature(sized))
         return Trial(trial_id, role, label, point, specification, counts, point_id)
 
@@ -309,16 +366,33 @@ class Resolver:
         counts = {} if gap is None else {"budget_gap": gap}
         return counts | ({"bytes": file_size.measure(sized).bytes} if file_size else {})
 
-    def _start(self, point: Point) -> dict[str, Any]:
-        """The section `start`: the place of the initial weights and their hash; {} where they are random."""
-        if point.get("start.how", self.space.start.how) == "scratch":
+    def _start(self, point: Point, method: Method) -> dict[str, Any]:
+        """The section `start` of a point: {} where its initial weights are random."""
+        how = str(point.get("start.how", self.space.start.how))
+        if how == "scratch":
             return {}
         if point.get("method.name") in THIN_BASELINES:
             raise InfeasibleError("a thinner network cannot start from the weights of the full one")
+        if how in FITTED_STARTS and not isinstance(method, WholeKernelMethod):
+            raise InfeasibleError(
+                f"{method.name}: `start: {how}` fits factors of whole kernels; `start: dense` would do"
+            )
+        return self._start_section(how)
+
+    def _start_section(self, how: str) -> dict[str, Any]:
+        """The place of the initial weights and their hash, and how a student takes them over."""
+        fit = {}
+        if how in FITTED_STARTS:
+            fit = {"how": how, "calibration": self.space.start.calibration, "seed": self.space.search.seed}
         if self.space.start.weights is None:
             trial_id = self.reference("dense").trial_id
-            return {"start": {"from": f"{TRIAL_WEIGHTS}{trial_id}", "fingerprint": trial_id}}
-        return {"start": {"from": self.space.start.weights, "fingerprint": self._fingerprint}}
+            return {"start": {"from": f"{TRIAL_WEIGHTS}{trial_id}", "fingerprint": trial_id, **fit}}
+        epochs = {} if self._trained_epochs is None else {"epochs": self._trained_epochs}
+        return {"start": {"from": self.space.start.weights, "fingerprint": self._fingerprint, **fit, **epochs}}
+
+    @cached_property
+    def _trained_epochs(self) -> int | None:
+        return trained_epochs(Path(str(self.space.start.weights)))
 
     @cached_property
     def _fingerprint(self) -> str:
@@ -338,6 +412,16 @@ class Resolver:
         """The stratum of the point's own budget; where sizes are not proposed in strata, the one of its size."""
         searched = next((stratum for stratum in self.strata if stratum.contains(point)), None)
         return searched or next(stratum for stratum in self.size_strata if params <= stratum.limit)
+
+
+def print_flushed(line: str) -> None:
+    """Print a line at once, also into a pipe."""
+    print(line, flush=True)
+
+
+def _keeping_stem(network: NetworkSettings) -> NetworkSettings:
+    """The network without `substitute_all`, which is for factors of whole kernels alone."""
+    return network.model_copy(update={"substitute_all": False})
 
 
 def _limits_bytes(budget: Budget) -> bool:

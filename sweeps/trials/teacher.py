@@ -15,11 +15,25 @@ import torch
 from torch import nn
 
 from lowrank.data import ImageData
-from lowrank.distillation import WEIGHTS_FILE, Sizes, Taps, TeacherWeights, default_taps, find_teacher, tap_sizes
+from lowrank.distillation import (
+    WEIGHTS_FILE,
+    BuiltAs,
+    Sizes,
+    Taps,
+    TeacherWeights,
+    default_taps,
+    find_teacher,
+    is_bare,
+    tap_sizes,
+    teacher_from_weights,
+)
 from lowrank.errors import InputError
 from lowrank.networks import ImageShape, NetworkSettings, make_network
 from lowrank.training import Recipe
-from sweeps.space import TEACHER_SECTION, TEACHER_WEIGHTS, Space, TeacherSettings
+from sweeps.space import START, TEACHER_SECTION, TEACHER_WEIGHTS, Space, TeacherSettings
+from sweeps.trials.trained_network import trained_settings
+
+ITSELF = "itself"  # name of a teacher that is the network which trials start from
 
 
 @dataclass(frozen=True)
@@ -34,8 +48,12 @@ class ResolvedTeacher:
     @property
     def name(self) -> str:
         """The name that messages and headers show."""
+        if self.settings.weights == START:
+            return ITSELF
         if self.weights.record is not None:
             return self.weights.record.name
+        if self.weights.bare:
+            return Path(self.weights.reference).stem
         path = Path(self.weights.reference)
         return path.parent.name if path.name == WEIGHTS_FILE else self.weights.reference
 
@@ -77,6 +95,8 @@ class ResolvedTeacher:
             "sizes": [list(size) for size in self.sizes] if attends else [],
             "views": views if views is not None and views < recipe.epochs else None,
         }  # fmt: skip
+        if self.weights.bare:  # the file does not say which network it is of
+            section["network"] = self.weights.network.model_dump(mode="json")
         return {TEACHER_SECTION: section}
 
 
@@ -107,7 +127,7 @@ def default_student_taps(network: NetworkSettings, image_shape: ImageShape, clas
     Raises:
         InputError: the network does not name them.
     """
-    return default_taps(_dense_network(network, image_shape, classes))
+    return default_taps(_dense_network(network, image_shape, classes), image_shape)
 
 
 def _dense_network(network: NetworkSettings, image_shape: ImageShape, classes: int) -> nn.Module:
@@ -133,10 +153,52 @@ def resolve_teacher(space: Space, data: ImageData, root: Path) -> ResolvedTeache
     settings = space.teacher
     if settings is None:
         return None
-    assert settings.name is not None  # with_teacher_name has filled it in
-    weights = find_teacher(settings.name, root, network=settings.network)
-    weights.check(data, allow_unverified=settings.unchecked)
+    weights = _find_weights(space, settings, data, root)
+    if settings.weights != START:  # of that, `check_start` says what is known
+        weights.check(data, allow_unverified=settings.unchecked)
     return match_teacher(space, data, weights)
+
+
+def _find_weights(space: Space, settings: TeacherSettings, data: ImageData, root: Path) -> TeacherWeights:
+    """Find the weights of a teacher: of its name, or any file, whose network the space then says."""
+    source = space.start.weights if settings.weights == START else settings.weights
+    if source is None:
+        assert settings.name is not None  # with_teacher_name has filled it in
+        path = Path(settings.name).expanduser()
+        if "/" not in settings.name or path.is_dir() or not path.is_file() or not is_bare(path):
+            return find_teacher(settings.name, root, network=settings.network)
+        source = settings.name
+    path = Path(source).expanduser()
+    try:
+        return teacher_from_weights(
+            path, BuiltAs(_teacher_network(space, settings), data.image_shape, len(data.classes))
+        )
+    except InputError as error:
+        raise InputError(f"`teacher.weights`: {error}") from error
+
+
+def _teacher_network(space: Space, settings: TeacherSettings) -> NetworkSettings:
+    """The network of a teacher whose file holds weights alone: the space's own, unless the space says another."""
+    network = trained_settings(space.network)
+    if settings.network not in (None, space.network.name):
+        network = NetworkSettings(name=str(settings.network))
+    return network if settings.width is None else network.model_copy(update={"width": settings.width})
+
+
+def built_as(section: Mapping[str, Any], data: ImageData) -> BuiltAs | None:
+    """Read from a specification which network a teacher's file of bare weights is of.
+
+    Args:
+        section: the section `teacher` of the specification.
+        data: the images of teacher and student.
+
+    Returns:
+        The network; None where the file itself says it.
+    """
+    network = section.get("network")
+    if network is None:
+        return None
+    return BuiltAs(NetworkSettings(**network), data.image_shape, len(data.classes))
 
 
 def match_teacher(space: Space, data: ImageData, weights: TeacherWeights) -> ResolvedTeacher:
@@ -159,7 +221,7 @@ def match_teacher(space: Space, data: ImageData, weights: TeacherWeights) -> Res
     if space.largest("attention_weight") == 0:
         return ResolvedTeacher(settings, weights, (), ())
     network = _dense_network(weights.network, data.image_shape, weights.classes)
-    taps = settings.taps or default_taps(network)
+    taps = settings.taps or default_taps(network, data.image_shape)
     teacher = ResolvedTeacher(settings, weights, taps, tap_sizes(network, taps, data.image_shape))
     for student in _students(space):
         _check_taps(teacher, student, data)
@@ -179,7 +241,7 @@ def _students(space: Space) -> list[NetworkSettings]:
 
 def _check_taps(teacher: ResolvedTeacher, student: NetworkSettings, data: ImageData) -> None:
     network = _dense_network(student, data.image_shape, len(data.classes))
-    taps = teacher.settings.student_taps or default_taps(network)
+    taps = teacher.settings.student_taps or default_taps(network, data.image_shape)
     Taps(network, taps)
     if len(taps) != len(teacher.taps):
         raise InputError(

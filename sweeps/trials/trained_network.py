@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from lowrank.data import ImageData
+from lowrank.data import ImageData, normalise
+from lowrank.distillation import RECORD_FILE, read_record
 from lowrank.errors import InputError
 from lowrank.io import WeightReport, load_weights
 from lowrank.networks import NetworkSettings, make_network
@@ -52,6 +53,52 @@ def check_fingerprint(path: Path, expected: str) -> None:
         )
 
 
+def trained_settings(network: NetworkSettings) -> NetworkSettings:
+    """Return the settings of the trained network itself, of which trials have smaller forms.
+
+    Args:
+        network: of a space or a trial.
+
+    Returns:
+        The same network; nothing in it is to be substituted, and no published weights are named.
+    """
+    return network.model_copy(update={"weights": None, "substitute_all": False})
+
+
+def calibration_images(data: ImageData, count: int, seed: int, device: torch.device | str = "cpu") -> Tensor:
+    """Draw training images, as they are, for fits of factors and measurements of layers.
+
+    Args:
+        data: the data set.
+        count: how many; all where there are fewer.
+        seed: of the draw.
+        device: where to put them.
+
+    Returns:
+        Normalised images (B, C, H, W).
+    """
+    generator = torch.Generator().manual_seed(seed)
+    positions = torch.randperm(len(data.train), generator=generator)[:count]
+    pixels = data.train.decode(positions)
+    return normalise(pixels.to(device), data.normaliser(device))
+
+
+def trained_epochs(path: Path) -> int | None:
+    """Read for how many epochs a network was trained from the record beside its weights.
+
+    Args:
+        path: the file of weights.
+
+    Returns:
+        The number; None where nothing is on record.
+
+    Raises:
+        InputError: the record is damaged.
+    """
+    record = read_record(path.with_name(RECORD_FILE))
+    return None if record is None else int(record.train["epochs"])
+
+
 def load_trained_network(
     settings: NetworkSettings, path: Path, data: ImageData, *, seed: int = 0, allow_new_head: bool = False
 ) -> tuple[nn.Module, WeightReport]:
@@ -74,7 +121,7 @@ def load_trained_network(
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network = make_network(settings.model_copy(update={"weights": None}), data.image_shape, len(data.classes))
+        network = make_network(trained_settings(settings), data.image_shape, len(data.classes))
     return network, load_weights(network, path, allow_new_head=allow_new_head)
 
 
@@ -86,20 +133,40 @@ def check_start(space: Space, data: ImageData) -> list[str]:
         data: its images.
 
     Returns:
-        What the user should know: the file, and a head that begins anew. Empty for a space without such a file.
+        What the user should know: the file, a head that begins anew, and whether the network may have seen the
+            validation images. Empty for a space without such a file.
 
     Raises:
         InputError: the file is missing, cannot be read, or does not fit.
     """
-    domain = space.domains.get("start.how")
-    kinds = domain.corners() if domain else (space.start.how,)
-    if space.start.weights is None or "dense" not in kinds:
+    if not space.starts_trained:
         return []
-    path = Path(space.start.weights)
+    path = Path(str(space.start.weights))
     if not path.is_file():
-        raise InputError(f"`start.weights`: there is no file {path}")
+        raise InputError(
+            f"`start.weights`: there is no file {path}; give the weights of your trained {space.network.name} by "
+            f"--weights FILE, or train one: python sweeps/teacher.py --network {space.network.name} --width "
+            f"{space.network.width:g} --data {space.data.name} --name NAME"
+        )
     try:
         _, report = load_trained_network(space.network, path, data, allow_new_head=True)
     except InputError as error:
         raise InputError(f"`start.weights`: {error}") from error
-    return report.lines()
+    return [*report.lines(), *_origin_lines(path, data)]
+
+
+def _origin_lines(path: Path, data: ImageData) -> list[str]:
+    """Say what is known of the images that a network was trained on: its error on images that it saw means little."""
+    record = read_record(path.with_name(RECORD_FILE))
+    if record is None:
+        return [
+            f"the weights have no {RECORD_FILE} beside them: if their network was trained on the validation images of "
+            f"{data.name}, its errors there are too low"
+        ]
+    if record.fingerprint != data.fingerprint:
+        return [
+            f"the network was trained on {record.data.get('name')} with the fingerprint {record.fingerprint}, but the "
+            f"study has {data.fingerprint}: if it saw the validation images of {data.name}, its errors there are too "
+            "low"
+        ]
+    return []
