@@ -18,6 +18,11 @@ if TYPE_CHECKING:
         answers as answers,
         describe_size_level as describe_size_level,
     )
+    from analysis.findings.compress_answer import (
+        CompressedSize as CompressedSize,
+        compress_paragraphs as compress_paragraphs,
+        compressed_sizes as compressed_sizes,
+    )
     from analysis.findings.cost import StudyCost as StudyCost, study_cost as study_cost
     from analysis.findings.curves import LearningCurve as LearningCurve, learning_curves as learning_curves
     from analysis.findings.failures import (
@@ -63,6 +68,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
     {
         "answer": "Answer PointComparison answer_text answers describe_size_level",
+        "compress_answer": "CompressedSize compress_paragraphs compressed_sizes",
         "cost": "StudyCost study_cost",
         "curves": "LearningCurve learning_curves",
         "failures": "Failure FailureGroup group_failures list_failures",

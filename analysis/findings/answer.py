@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from analysis.findings.compress_answer import compress_paragraphs
 from analysis.stats import (
     DENSE,
     SEPARABLE,
@@ -190,6 +191,7 @@ def answer_text(study: StudyRecord, points: Sequence[FrontPoint]) -> str:
     untried = untried if 1 < len(untried) < len(answered) else []
     texts = [(answer, answer.text(smaller)) for smaller, answer in zip([None, *answered], answered, strict=False)]
     paragraphs = [text for answer, text in texts if answer not in untried]
+    paragraphs = [*compress_paragraphs(study, points), *paragraphs]
     if untried:
         paragraphs.insert(
             0, f"Nothing was tried in {len(untried)} strata: {'; '.join(answer.stratum.label for answer in untried)}."

@@ -21,6 +21,7 @@ from analysis.findings import (
     StudyCost,
     TimeProfile,
     answers,
+    compress_paragraphs,
     describe_size_level,
     evaluation_setting,
     heat_maps,
@@ -162,7 +163,8 @@ def summarise(
     if not front:
         return ["No trial was trained to its end, so there is no answer yet."]
     bases = [base for name in (SEPARABLE, DENSE) if (base := find_reference(points, name)) is not None]
-    paragraphs = [_compare_with_reference(front, base, images) for base in bases]
+    paragraphs = compress_paragraphs(study, points)
+    paragraphs += [_compare_with_reference(front, base, images) for base in bases]
     if images and any(_not_worse(front, base, images) for base in bases):
         paragraphs.append(f"Not shown to be worse is not as good: {images:,} images cannot show a small difference.")
     paragraphs += _budget_paragraphs(budget_answers)

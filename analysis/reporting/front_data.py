@@ -122,7 +122,8 @@ def _thin_lines(
     for method in sorted({point.method for point in reference_points}):
         line = sorted(_position(point, measure) for point in reference_points if point.method == method)
         if len({size for size, _ in line}) > 1:
-            lines.append((f"thinner {method_label(method)}", tuple(line)))
+            thin = any(point.is_thin for point in reference_points if point.method == method)
+            lines.append((f"thinner {method_label(method)}" if thin else method_label(method), tuple(line)))
     return tuple(lines)
 
 

@@ -22,6 +22,8 @@ from analysis.reporting.tables import (
     failures_table,
     heat_map_table,
     importance_table,
+    initial_table,
+    layers_table,
     paired_effects_table,
     points_table,
     profile_table,
@@ -199,6 +201,32 @@ def curve_section(page: Page, study: StudyRecord, report: Report, folder: Path) 
     page.file("learning_curves.csv")
 
 
+def initial_section(page: Page, study: StudyRecord, report: Report, folder: Path) -> None:
+    """Add errors before any training, of networks and layers, for studies that begin with a trained network."""
+    table = initial_table(report.points)
+    if not table.rows:
+        return
+    page.section("Before any training")
+    table.write(folder)
+    page.text(
+        "Validation errors right after the start from trained weights, and after training. “In all” counts the epochs "
+        "of the trained network too, where they are on record.", "note",
+    )  # fmt: skip
+    page.table(table)
+    layers = layers_table(study, report.front)
+    layers.write(folder)
+    if layers.texts:
+        page.heading("Layers of the front")
+        page.text(
+            "Weight error: of the layer's weight, relative to the trained one's norm. Output error: root of the share "
+            "of the outputs' variance that is missed on calibration images, with what really enters the layer where "
+            "layers are fitted in order. A fit to outputs may take weights far from the trained ones.", "note",
+        )  # fmt: skip
+        page.table(layers)
+    else:
+        page.file("layers.csv")
+
+
 def importance_section(page: Page, study: StudyRecord, report: Report, folder: Path) -> None:
     """Add which fields the error depends on."""
     page.section("What the error depends on")
@@ -338,7 +366,7 @@ def reproduce_section(page: Page, study: StudyRecord, report: Report, folder: Pa
 
 SECTIONS: tuple[tuple[str, Section], ...] = (
     ("answer", answer_section), ("fronts", front_section), ("test errors", test_error_section),
-    ("shapes", heat_map_section), ("curves", curve_section),
+    ("shapes", heat_map_section), ("start", initial_section), ("curves", curve_section),
     ("importance", importance_section), ("ablation", paired_effects_section), ("repeats", repeat_section),
     ("failures", failure_section), ("cost", cost_section), ("commands", reproduce_section),
 )  # fmt: skip

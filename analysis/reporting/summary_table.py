@@ -133,12 +133,15 @@ def make_table(points: Sequence[FrontPoint]) -> Table:
     lines = summary_rows(points)
     tested = any(line.point.test_error is not None for line in lines)
     several = any(line.point.spread is not None for line in lines)
+    started = any(line.point.initial_error is not None for line in lines)
     gap = 0 if tested or several else 1  # 100 columns must do, with billions of parameters too
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, gap, 0, 0), header_style="bold")
     table.add_column("", width=1)
     table.add_column("method", no_wrap=True)
     share = () if several else ("% sep",)  # the CSV has what does not fit here
-    for heading in ("dims", "rank", "params", *share, "mult-adds", "decay", "val %"):
+    # A study of trained networks has neither dimensions nor one rank for all layers; how it starts matters there
+    shape, decay = ((), ("start %",)) if started else (("dims", "rank"), ("decay",))
+    for heading in (*shape, "params", *share, "mult-adds", *decay, "val %"):
         table.add_column(heading, justify="right", no_wrap=True)
     if several:
         table.add_column("mean±sd (n)", justify="right", no_wrap=True)
@@ -147,7 +150,7 @@ def make_table(points: Sequence[FrontPoint]) -> Table:
     table.add_column("ep", justify="right", no_wrap=True)
     table.add_column("status", no_wrap=True)
     for line in lines:
-        table.add_row(*_cells(line, tested, several), style=_style(line))
+        table.add_row(*_cells(line, tested, several, started), style=_style(line))
     return table
 
 
@@ -167,7 +170,8 @@ def print_summary(
     console.print()
     console.print(make_table(points))
     console.print()
-    for line in _legend(any(point.spread is not None for point in points)):
+    started = any(point.initial_error is not None for point in points)
+    for line in _legend(any(point.spread is not None for point in points), started):
         console.print(Text(line))
     console.print()
     for count in count_statuses(study):
@@ -180,8 +184,10 @@ def print_summary(
     console.print(Text(answer))
 
 
-def _legend(several: bool) -> tuple[str, str]:
+def _legend(several: bool, started: bool) -> tuple[str, str]:
     first, second = "* on the front of validation error and parameters", "decay marked c is scaled by the compression"
+    if started:
+        second = "start %: validation error before any training"
     if several:
         means = "mean±sd (n): over n seeds of a setting"
         return f"{first}; {means}", f"  {second}; ep: epochs trained"
@@ -211,17 +217,16 @@ def write_summary_csv(points: Sequence[FrontPoint], path: Path) -> None:
     write_csv(path, [*names, "on_front"], lines)
 
 
-def _cells(line: SummaryRow, tested: bool, several: bool) -> list[str]:
+def _cells(line: SummaryRow, tested: bool, several: bool, started: bool) -> list[str]:
     point = line.point
     cells = [
         "*" if line.on_front else "",
         method_label(point.method),
-        "" if point.dims is None else str(point.dims),
-        "" if point.rank_scale is None else f"{point.rank_scale:.2f}",
+        *([] if started else _shape(point)),
         f"{point.params:,}",
         *([] if several else ["" if point.ratio is None else f"{100 * point.ratio:.1f}"]),
         "" if point.mult_adds is None else format_count(point.mult_adds),
-        "" if point.weight_decay is None else _decay(point.weight_decay, bool(point.scaled_decay)),
+        _initial_error(point) if started else _decay_of(point),
         "" if point.val_error is None else f"{point.val_error:.2f}",
     ]
     if several:
@@ -237,6 +242,21 @@ def _over_seeds(point: FrontPoint) -> str:
     if point.spread is None or not point.leads:
         return ""
     return f"{point.error:.2f}±{point.spread:.2f} ({point.seeds})"
+
+
+def _shape(point: FrontPoint) -> list[str]:
+    return [
+        "" if point.dims is None else str(point.dims),
+        "" if point.rank_scale is None else f"{point.rank_scale:.2f}",
+    ]
+
+
+def _initial_error(point: FrontPoint) -> str:
+    return "" if point.initial_error is None else f"{point.initial_error:.2f}"
+
+
+def _decay_of(point: FrontPoint) -> str:
+    return "" if point.weight_decay is None else _decay(point.weight_decay, bool(point.scaled_decay))
 
 
 def _decay(value: float, scaled: bool) -> str:

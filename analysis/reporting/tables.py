@@ -36,6 +36,7 @@ from analysis.utils import (
     write_csv,
 )
 from lowrank.utils import format_count
+from sweeps.records import StudyRecord
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,6 +210,39 @@ def curves_table(curves: Sequence[LearningCurve]) -> ReportTable:
     """Return the learning curves, one row an epoch; for CSV only."""
     rows = tuple((c.trial_id, c.label, epoch, error) for c in curves for epoch, error in c.points)
     return ReportTable(name="learning_curves", columns=("trial_id", "setting", "epoch", "val_error"), rows=rows)
+
+
+def initial_table(points: Sequence[FrontPoint]) -> ReportTable:
+    """Return trials that started from trained weights, with their errors before and after training."""
+    rows = tuple(
+        (p.trial_id, p.name, p.params, p.initial_error, p.val_error, p.epochs, p.total_epochs)
+        for p in points if p.initial_error is not None
+    )  # fmt: skip
+    texts = tuple(
+        (name, f"{params:,}", format_percent(before), "" if after is None else format_percent(after), str(epochs),
+         "" if total is None else str(total), trial_id)
+        for trial_id, name, params, before, after, epochs, total in rows
+    )  # fmt: skip
+    columns = ("trial_id", "setting", "params", "initial_error", "val_error", "epochs", "total_epochs")
+    headings = ("setting", "parameters", "before training", "after", "epochs", "in all", "trial")
+    return ReportTable(name="before_training", columns=columns, rows=rows, texts=texts, headings=headings)
+
+
+def layers_table(study: StudyRecord, shown: Sequence[FrontPoint]) -> ReportTable:
+    """Return how far each fitted layer was from the trained one before any training; in words those of `shown`."""
+    rows = tuple(
+        (trial.trial_id, layer["name"], layer.get("method", "dense"), " x ".join(map(str, layer.get("ranks", []))),
+         layer["weight_error"], layer["output_error"])
+        for trial in study.trials.values() for layer in trial.initial.get("layers", [])
+    )  # fmt: skip
+    sizes = {point.trial_id: f"{method_label(point.method)}, {point.params:,}" for point in shown}
+    texts = tuple(
+        (sizes[trial_id], name, method_label(method), ranks, f"{weight:.2f}", f"{output:.2f}")
+        for trial_id, name, method, ranks, weight, output in rows if trial_id in sizes
+    )  # fmt: skip
+    columns = ("trial_id", "layer", "method", "ranks", "weight_error", "output_error")
+    headings = ("network", "layer", "method", "ranks", "weight error", "output error")
+    return ReportTable(name="layers", columns=columns, rows=rows, texts=texts, headings=headings)
 
 
 def heat_map_table(name: str, heat: HeatMap) -> ReportTable:

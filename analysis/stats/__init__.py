@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from analysis.stats.front import (
         DENSE as DENSE,
         SEPARABLE as SEPARABLE,
+        UNCHANGED as UNCHANGED,
         FrontPoint as FrontPoint,
         SizeMeasure as SizeMeasure,
         Stratum as Stratum,
@@ -78,7 +79,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "equal_size": "ErrorsBySeed MethodAtSize SizeLevel errors_by_seed paired_difference size_level size_limit",
         "factors": "BUDGET METHOD",
         "front": (
-            "DENSE FrontPoint SEPARABLE SizeMeasure Stratum best_by_method best_point collect_points "
+            "DENSE FrontPoint SEPARABLE SizeMeasure Stratum UNCHANGED best_by_method best_point collect_points "
             "find_reference pareto_front references setting_id study_strata validation_images"
         ),
         "front_comparison": "COST_UNITS FrontComparison compare_fronts parse_reference",

@@ -13,7 +13,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sweeps.records import TrialRecord
+from sweeps.records import TrialRecord, start_kind
 
 METHOD, BUDGET, RECIPE = "method.name", "budget.", "train.recipe"
 SEEDS = frozenset({"seed", "search.seed", "train.seed"})
@@ -46,7 +46,7 @@ def factor_values(trial: TrialRecord) -> FactorValues:
         values.pop("network.width", None)
     values["budget.allocation"] = (spec.get("allocation") or {}).get("by", "even")
     values.pop(DECAYS[0] if DECAYS[1] in trial.parameters else DECAYS[1], None)
-    values |= {START: "dense" if "start" in spec else "scratch", WEIGHTS: (spec.get("start") or {}).get("fingerprint")}
+    values |= {START: start_kind(spec), WEIGHTS: (spec.get("start") or {}).get("fingerprint")}
     values["data"] = (spec.get("data") or {}).get("fingerprint")
     teacher = spec.get("teacher") or {}
     values |= {f"teacher.{name}": teacher.get(name) for name in TEACHER_FIELDS}

@@ -25,9 +25,12 @@ from sweeps.records import (
     mean_error,
     non_dominated_points,
     point_key,
+    start_kind,
 )
 
 SEPARABLE, DENSE = "separable", "dense"
+UNCHANGED = "unchanged"  # the trained network that a study starts from, as it is
+STARTS = {"scratch": "", "dense": "from dense", "outputs": "fitted to outputs", "in_order": "fitted in order"}
 LOST_LABELS = {Status.DIVERGED: "diverged", Status.FAILED: "failed", Status.OUT_OF_MEMORY: "ran out of memory"}
 SizeMeasure = Literal["params", "mult_adds"]
 
@@ -60,6 +63,9 @@ class FrontPoint:
     leads: bool = True  # whether it stands for all of them
     competes: bool = True  # False where the front was repeated and it has fewer seeds than the front's points
     epochs: int = 0
+    total_epochs: int | None = None  # with those of the network it starts from; None where they are not on record
+    initial_error: float | None = None  # validation error (percent) before any training, after a start from weights
+    start: str = "scratch"
     reason: str = ""
     aliases: int = 0
     width: float = 1.0  # of the network, 1 as published
@@ -343,6 +349,9 @@ def _point(
         leads=leads,
         competes=competes,
         epochs=trial.last_epoch,
+        total_epochs=trial.total_epochs,
+        initial_error=trial.initial_error,
+        start=start_kind(spec),
         reason=trial.reason,
         aliases=len(trial.aliases),
         width=spec.get("network", {}).get("width") or 1.0,
@@ -368,11 +377,11 @@ def setting_id(trial: TrialRecord) -> str:
 
 
 def _extras(spec: Mapping[str, Any]) -> tuple[str, ...]:
-    """A teacher, a budget that is not shared evenly and a start from dense weights, in words."""
+    """A teacher, a budget that is not shared evenly and a start from trained weights, in words."""
     shared = (spec.get("allocation") or {}).get("by", "even")
     labels = {
         f"taught by {(spec.get('teacher') or {}).get('name')}": "teacher" in spec,
         f"shared by {shared}": shared != "even",
-        "from dense": "start" in spec,
+        STARTS[start_kind(spec)]: "start" in spec,
     }
     return tuple(words for words, applies in labels.items() if applies)

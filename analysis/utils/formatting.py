@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Protocol
 
-METHOD_LABELS = {"cp": "CP", "acdc": "ACDC", "dense": "dense", "tucker": "Tucker"}
+METHOD_LABELS = {"cp": "CP", "acdc": "ACDC", "dense": "dense", "tucker": "Tucker", "svd": "SVD",
+                 "spatial_svd": "spatial SVD", "tucker2": "Tucker-2", "cp_kernel": "CP of the kernel",
+                 "tensor_train_kernel": "tensor train of the kernel", "unchanged": "dense, unchanged"}  # fmt: skip
 
 
 class Interval(Protocol):

@@ -8,6 +8,8 @@ from collections.abc import Iterable
 METHOD_STYLES = {
     "tensor_train": ("#0072B2", "o"), "tucker": ("#D55E00", "s"), "bottleneck": ("#009E73", "D"),
     "hashed": ("#CC79A7", "^"), "shuffle": ("#E69F00", "v"), "acdc": ("#56B4E9", "P"), "cp": ("#7F7F7F", "X"),
+    "spatial_svd": ("#0072B2", "o"), "tucker2": ("#D55E00", "s"), "svd": ("#009E73", "D"),
+    "cp_kernel": ("#7F7F7F", "X"), "tensor_train_kernel": ("#CC79A7", "^"),
 }  # fmt: skip
 SPARE_STYLES = [
     ("#000000", "<"), ("#B8A800", ">"), ("#0072B2", "h"), ("#D55E00", "d"), ("#009E73", "p"), ("#CC79A7", "H"),

@@ -206,7 +206,10 @@ class TrialTrainable(tune.Trainable):
 
     def _end_untrained(self, report: dict[str, Any]) -> dict[str, Any]:
         """End a trial that is only evaluated."""
-        report |= {"notices": list(self.notices), "epoch": 0, VAL_ERROR: self.initial[VAL_ERROR]}
+        if not self.wrong_images:
+            self.wrong_images = encode_wrong_images(self.trainer.wrong_images["val"].cpu().numpy())
+        report |= {"notices": list(self.notices), "wrong_images": self.wrong_images}
+        report |= {"epoch": 0, VAL_ERROR: self.initial[VAL_ERROR]}
         self.notices.clear()
         if not math.isfinite(self.initial["val_loss"]):
             return {**report, **_ended(Status.DIVERGED, f"validation loss {self.initial['val_loss']} without training")}

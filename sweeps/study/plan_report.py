@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -48,6 +49,9 @@ class Plan:
     most_work: float
     most_seconds: float
     slots: int
+    # label -> method -> layer -> expected relative error of its output, where ranks are shared out by error: after the
+    # fit, before any training, with the layers before it unchanged
+    output_errors: dict[str, dict[str, dict[str, float]]]
 
     def to_json(self) -> dict[str, Any]:
         """Return the plan as plain data, for --json."""
@@ -75,6 +79,7 @@ def make_plan(space: Space, resolver: Resolver, slots: int) -> Plan:
     reached: dict[str, dict[str, tuple[int, int]]] = {}
     strata: dict[str, list[int]] = {}
     infeasible: list[tuple[dict[str, Value], str]] = []
+    output_errors: dict[str, dict[str, dict[str, float]]] = {}
     for point in _points(space, resolver, reachable):
         try:
             trial = resolver.resolve(point)
@@ -84,20 +89,23 @@ def make_plan(space: Space, resolver: Resolver, slots: int) -> Plan:
         distinct[trial.trial_id] = trial
         strata.setdefault(trial.stratum, []).append(trial.counts["params"])
         _reach(reached.setdefault(trial.stratum, {}), trial)
+        if (expected := resolver.expected_output_errors(trial)) is not None:
+            name = f"{trial.method} by {trial.specification['allocation']['by']}"
+            output_errors.setdefault(trial.stratum, {})[name] = expected
     sizes = [trial.counts["params"] for trial in distinct.values()]
     references, impossible = resolver.references()
     grid, repeats = space.search.sampler == "grid", space.search.repeats
     trials = min(space.search.trials, len(distinct) * repeats) if grid else space.search.trials
     references *= repeats if grid else 1
     mean = sum(trial.counts["mult_adds"] for trial in distinct.values()) / max(1, len(distinct))
-    per_image = trials * mean + sum(trial.counts["mult_adds"] for trial in references)
-    images = len(resolver.data.train) * space.recipe({}).epochs
-    work = BACKWARD * per_image * images
+    trained = trials * mean * space.epochs
+    trained += sum(trial.counts["mult_adds"] * trial.specification["train"]["epochs"] for trial in references)
+    work = BACKWARD * trained * len(resolver.data.train)
     return Plan(
         space.name, space.question, trials + len(references), resolver.points.size(), min(sizes, default=None),
         max(sizes, default=None), {label: (len(seen), min(seen), max(seen)) for label, seen in strata.items()},
         reasons_by_method(infeasible), unreachable + impossible, reached, work,
-        work / _speed(space, resolver) / slots, slots,
+        work / _speed(space, resolver) / slots, slots, output_errors,
     )  # fmt: skip
 
 
@@ -170,17 +178,18 @@ def _initial_weights_lines(space: Space, resolver: Resolver) -> list[str]:
     builder = find_builder_weights(space.network, resolver.image_shape, resolver.classes)
     if not builder.modules and space.network.weights is None:
         return []
-    domain = space.domains.get("start.how")
-    kinds = domain.corners() if domain else (space.start.how,)
+    starts = [kind for kind in space.start_kinds if kind != "scratch"]
     source = "the trained dense network" if space.start.weights is None else str(space.start.weights)
-    if "dense" not in kinds:
+    if not starts:
         students = "all others draw all weights anew (`start: dense` would begin with trained ones)"
-    elif "scratch" in kinds:
-        students = f"of the others, those with `start: dense` start from {source}, and the rest draw all weights anew"
+    elif "scratch" in space.start_kinds:
+        students = (
+            f"of the others, those with `start: {starts[0]}` start from {source}, and the rest draw all weights anew"
+        )
     else:
         students = f"all others start from {source}"
     lines = [f"weights: the dense network begins with those that {space.network.name} gives; {students}"]
-    if builder.others and "scratch" in kinds:
+    if builder.others and "scratch" in space.start_kinds:
         lines.append(f"  not drawn anew, because they have no `reset_parameters`: {', '.join(builder.others)}")
     return lines
 
@@ -215,6 +224,9 @@ def plan_lines(plan: Plan, space: Space, resolver: Resolver) -> list[str]:
         lines.append(f"  {label}: {low:,} to {high:,}")
         if space.has_budget and len(plan.reached[label]) > 1:
             lines.append(f"    largest of each method (unused): {_sizes(plan.reached[label])}")
+        lines += [f"    {line}" for line in _output_error_lines(plan.output_errors.get(label, {}))]
+    if plan.output_errors:
+        lines.append("  (relative errors of layers' outputs after the fit, the layers before them unchanged)")
     if space.search.repeats > 1:
         points = "every point" if space.search.sampler == "grid" else "each point of the final front, afterwards,"
         lines.append(f"repeats: {points} with {space.search.repeats} seeds, the same for all")
@@ -225,6 +237,23 @@ def plan_lines(plan: Plan, space: Space, resolver: Resolver) -> list[str]:
         f"work: {plan.most_work:.2g} mult-adds; about {format_duration(plan.most_seconds)} without early stopping "
         "(from three probe steps on this machine)"
     )
+    return lines
+
+
+def _output_error_lines(methods: dict[str, dict[str, float]]) -> list[str]:
+    """A line for each method: how far the outputs of layers will be off before any training, and which most."""
+    lines = []
+    for name, errors in methods.items():
+        replaced = {layer: error for layer, error in errors.items() if error > 0}
+        if not replaced:
+            lines.append(f"{name}: every layer stays dense")
+            continue
+        worst = max(replaced, key=replaced.__getitem__)
+        middle = statistics.median(replaced.values())
+        lines.append(
+            f"{name}: {len(replaced)} of {len(errors)} layers replaced, error of outputs {middle:.2f} in the middle, "
+            f"most in {worst} ({replaced[worst]:.2f})"
+        )
     return lines
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lowrank.compression import (
+    Allocation,
     Budget,
     FileSizeCalculator,
     NetworkPlan,
@@ -200,6 +201,24 @@ class Resolver:
         if self._folder is not None:
             allocator.use_folder(self._folder)
         return allocator
+
+    def expected_output_errors(self, trial: Trial) -> dict[str, float] | None:
+        """Look up how far the outputs of a trial's layers will be off after the fit, before any training.
+
+        Args:
+            trial: of this space.
+
+        Returns:
+            By name of the layer, the root of the share of the outputs' variance that is missed, with the layers before
+            it unchanged; None unless ranks are shared out by what they cost.
+        """
+        allocation = trial.specification.get("allocation") or {}
+        if allocation.get("by") not in ALLOCATIONS_BY_ERROR:
+            return None
+        sized = self.plan(self.space.network).sized(trial.specification["method"], allocation)
+        assert isinstance(sized, Allocation)
+        name = str(trial.point.get("method.name", trial.specification["method"]["name"]))
+        return self.rank_allocator.output_errors(name, sized)
 
     def use_folder(self, folder: Path) -> None:
         """Keep what is measured in a study's folder, and take over what that has.

@@ -88,7 +88,7 @@ class ResolvedTeacher:
             return {}
         attends = recipe.attention_weight > 0
         taps = self.settings.student_taps or default_student_taps(student, data.image_shape, len(data.classes))
-        section = {
+        section: dict[str, Any] = {
             "name": self.name, "source": self.weights.reference, "own_network": self.weights.trusted_network,
             "weights": self.weights.sha256, "taps": list(self.taps) if attends else [],
             "student_taps": list(taps) if attends else [],

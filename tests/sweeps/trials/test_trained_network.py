@@ -56,7 +56,8 @@ def trial(path: Path, digits: Any) -> Trial:
 
 def test_the_file_is_checked_before_the_study_begins(digits, tmp_path):
     path = write(tmp_path / "weights.pth", trained())
-    (line,) = check_start(space(path), digits)
+    line, origin = check_start(space(path), digits)
+    assert origin.startswith("the weights have no teacher.json beside them")
     assert line.startswith(f"weights: {path} (torch, sha256 ")
     assert line.endswith("tensors, from `state_dict`, prefix `module.` stripped, stored as float16")
     assert check_start(space(path, start="scratch"), digits) == []

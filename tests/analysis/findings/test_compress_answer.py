@@ -1,0 +1,88 @@
+"""What a study that begins with a trained network says: shares in words, differences with intervals, epochs in all."""
+
+from __future__ import annotations
+
+import pytest
+
+from analysis.findings.answer import answer_text
+from analysis.findings.compress_answer import compress_paragraphs, compressed_sizes
+from analysis.stats.front import collect_points
+from sweeps.records.events import Role, Status
+from sweeps.records.model import StudyRecord, TrialRecord
+
+DENSE = 400_000
+BUDGETS = {"params <= 0.25 of dense": 100_000, "params <= 0.5 of dense": 200_000}
+
+
+def record(
+    name: str, params: int, error: float, *, stratum: str = "reference", before: float | None = None, epochs: int = 3,
+    start: str | None = "in_order", seed: int = 0,
+) -> TrialRecord:  # fmt: skip
+    section = {} if start is None else {"start": {"fingerprint": "f", "epochs": 20, "how": start}}
+    return TrialRecord(
+        trial_id=f"{name}{params}{seed}", role=Role.REFERENCE if stratum == "reference" else Role.SEARCH,
+        stratum=stratum, status=Status.COMPLETED, parameters={"method.name": name}, point_id=f"{name}{params}",
+        specification={"method": {"name": name}, "train": {"epochs": epochs}, "seed": seed, **section},
+        counts={"params": params, "mult_adds": 10 * params, "dense_params": DENSE, "separable_params": 50_000},
+        epochs={epoch: {"val_error": error} for epoch in range(1, epochs + 1)},
+        initial={} if start is None else {"val_error": error if before is None else before, "val_loss": 1.0},
+    )  # fmt: skip
+
+
+def study(*trials: TrialRecord) -> StudyRecord:
+    strata = [{"label": label, "params": params} for label, params in BUDGETS.items()]
+    header = {"name": "small", "strata": strata, "data": {"val_images": 1000}, "network": {"width": 1.0}}
+    return StudyRecord(header=header, trials={trial.trial_id: trial for trial in trials})
+
+
+HALF, QUARTER = reversed(BUDGETS)
+TRIALS = (
+    record("unchanged", DENSE, 2.0, epochs=0), record("dense", DENSE, 1.9, start="dense"),
+    record("separable", 50_000, 6.0, before=80.0, start="dense"),
+    record("thin_dense", 199_000, 3.5, epochs=23, start=None), record("thin_dense", 99_000, 5.0, epochs=23, start=None),
+    record("tucker2", 198_000, 2.2, stratum=HALF, before=2.6), record("svd", 199_000, 2.5, stratum=HALF, before=2.4),
+    record("tucker2", 98_000, 3.0, stratum=QUARTER, before=9.0),
+)  # fmt: skip
+
+
+def test_sizes_are_told_in_words_with_differences_before_and_after():
+    small = study(*TRIALS)
+    first, half, quarter = compress_paragraphs(small, collect_points(small))
+    assert first.startswith(
+        "The trained network as it is: 2.00 % at 400,000 parameters (20 epochs). Trained on: -0.10 "
+    )
+    assert "Separable, started from it and trained on: +4.00 points (95 % interval " in first
+    assert half.startswith("Half the parameters (198,000) at +0.20 points (95 % interval -1.1")
+    assert "Tucker-2, fitted in order (3 epochs, 23 in all), best of 2." in half
+    assert "Before any training +0.40 points: SVD, fitted in order." in half
+    assert "At equal size a thinner network from scratch has 3.50 % at 199,000 (23 epochs in all)" in half
+    assert "the compressed one is 1.30 points better (95 % interval " in half
+    assert quarter.startswith("A quarter (98,000) at +1.00 points")
+    assert "5.00 % at 99,000" in quarter  # the larger thin network does not fit
+
+
+def test_with_several_seeds_the_interval_is_over_them():
+    seeds = [record("tucker2", 198_000, error, stratum=HALF, seed=seed) for seed, error in enumerate((2.2, 2.4, 2.6))]
+    small = study(record("unchanged", DENSE, 2.0, epochs=0), *seeds)
+    half = compress_paragraphs(small, collect_points(small))[1]
+    assert half.startswith("Half the parameters (198,000) at +0.40 points (95 % interval -0.10 to +0.90, over 3 seeds)")
+
+
+def test_the_answer_begins_with_it_and_other_studies_do_not_have_it():
+    small = study(*TRIALS)
+    points = collect_points(small)
+    assert answer_text(small, points).startswith("The trained network as it is")
+    others = study(*(trial for trial in TRIALS if trial.method != "unchanged"))
+    assert compress_paragraphs(others, collect_points(others)) == []
+    assert compressed_sizes(others, collect_points(others)) == []
+
+
+def test_a_budget_without_a_result_says_so():
+    small = study(*TRIALS[:-1])
+    assert compress_paragraphs(small, collect_points(small))[-1] == "Params <= 0.25 of dense: no trial was completed."
+
+
+@pytest.mark.parametrize(("field", "value"), [("initial_error", 9.0), ("total_epochs", 23), ("start", "in_order")])
+def test_points_say_how_they_started(field, value):
+    points = collect_points(study(*TRIALS))
+    assert getattr(next(point for point in points if point.params == 98_000), field) == value
