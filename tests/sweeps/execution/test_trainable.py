@@ -22,8 +22,10 @@ from sweeps.execution.trainable import TrialTrainable
 from sweeps.execution.worker_errors import WorkerLostError, check_memory_is_back, device_lost
 from sweeps.records.image_errors import decode_wrong_images
 from sweeps.records.names import CHECKPOINT_FILE, TRIALS_FOLDER
+from sweeps.trials.trained_network import weights_fingerprint
 from tests.support.training import small_recipe, tensor_train
 
+WEIGHTS = Path(__file__).resolve().parents[2] / "data" / "digits_resnet9.safetensors"
 CUDA_ERROR = "CUDA error: device-side assert triggered\nCUDA kernel errors might be asynchronously reported"
 
 
@@ -294,3 +296,39 @@ def test_the_time_between_two_epochs_is_a_metric(tmp_path):
     second = worker.step()["metrics"]
     assert 0 <= first["report_seconds"] < 100 <= second["report_seconds"]
     assert first["epoch_seconds"] >= first["input_seconds"] + first["eval_seconds"] > 0
+
+
+def started_config(folder: Path, **train: Any) -> dict[str, Any]:
+    """A trial that starts from the trained network of tests/data."""
+    changed = config(folder, **train)
+    specification = changed["specification"] | {"network": {"width": 0.0625}, "method": {"name": "dense"}}
+    specification["start"] = {"from": str(WEIGHTS), "fingerprint": weights_fingerprint(WEIGHTS)}
+    return changed | {"specification": specification}
+
+
+def test_the_error_before_any_training_comes_with_the_first_result_and_survives_a_resume(tmp_path):
+    trial = TrialTrainable(started_config(tmp_path, epochs=2))
+    first = trial.step()
+    assert 0 < first["initial"]["val_error"] < 60
+    assert first["initial"]["layers"] == []  # no layer was replaced
+    assert first["epoch"] == 1
+    trial.save_if_possible()
+    resumed = TrialTrainable(started_config(tmp_path, epochs=2))
+    assert resumed.step()["initial"] == first["initial"]
+
+
+def test_a_trial_of_no_epochs_is_only_evaluated(tmp_path):
+    trial = TrialTrainable(started_config(tmp_path, epochs=0))
+    result = trial.step()
+    assert (result["outcome"], result["epoch"], result["done"]) == ("completed", 0, True)
+    assert result["val_error"] == result["initial"]["val_error"]
+    assert "metrics" not in result
+    assert len(decode_wrong_images(result["wrong_images"])) > 0
+    assert (tmp_path / TRIALS_FOLDER / "t" / CHECKPOINT_FILE).is_file()
+
+
+def test_a_start_from_another_file_than_the_study_began_with_fails_in_one_line(tmp_path):
+    changed = started_config(tmp_path)
+    changed["specification"]["start"]["fingerprint"] = "0" * 16
+    with pytest.raises(InputError, match="the weights to start from have changed"):
+        TrialTrainable(changed).step()
