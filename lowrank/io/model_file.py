@@ -47,7 +47,7 @@ class _Allocation(BaseModel):
     """The method of each group of layers; checked by the network's own groups and the methods' own classes."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-    by: Literal["stage", "layer"]
+    by: Literal["stage", "layer", "energy", "sensitivity"]
     methods: dict[str, dict[str, Any]]
 
 

@@ -90,7 +90,8 @@ def make_plan(space: Space, resolver: Resolver, slots: int) -> Plan:
         strata.setdefault(trial.stratum, []).append(trial.counts["params"])
         _reach(reached.setdefault(trial.stratum, {}), trial)
         if (expected := resolver.expected_output_errors(trial)) is not None:
-            name = f"{trial.method} by {trial.specification['allocation']['by']}"
+            method = trial.point.get("method.name", trial.specification["method"]["name"])
+            name = f"{method} by {trial.specification['allocation']['by']}"
             output_errors.setdefault(trial.stratum, {})[name] = expected
     sizes = [trial.counts["params"] for trial in distinct.values()]
     references, impossible = resolver.references()

@@ -160,7 +160,7 @@ def test_the_step_timer_measures_a_real_step(digits):
         ({"budget": {"params": 9e3, "allocation": "stage", "shares": 2}}, "`budget.shares` must be a domain"),
         (
             {"budget": {"params": 9e3, "allocation": "row"}},
-            "`budget.allocation`: must be 'even', 'stage', 'layer', 'ene",
+            "`budget.allocation`: must be 'even', 'stage', 'layer'",
         ),
         ({"budget": {"params": 9e3, "allocation": "stage", "shares": {"uniform": [0, 2]}}}, "`budget.shares`: must be"),
         ({"budget": {"params": 9e3, "window": 2}}, "`budget.window`: must be less than or equal to 1"),
@@ -168,7 +168,7 @@ def test_the_step_timer_measures_a_real_step(digits):
         ({"network": {"width": {"choice": [0.1, 1.0]}}}, "`network.width` is solved from `budget` for thin_dense"),
         (
             {"start": "dense"},
-            "`start: dense` needs trained weights: give them by `--weights FILE` or `start.weights`, or",
+            "`start: dense` needs trained weights: give them by `--weights FILE` or `start.",
         ),
         ({"start": {"how": "warm"}}, "`start.how`: must be 'scratch', 'dense', .* but got 'warm'"),
         ({"search": {"enqueue": [{"method.dims": 3}]}}, "not searched: 'method.dims'; choose from"),
