@@ -63,7 +63,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Allocation:
-    """A method for each group of layers, all of one kind but for layers that stay dense.
+    """A method for each group of layers, of one kind where a layer is replaced.
 
     Attributes:
         groups: all groups of a network.

@@ -66,7 +66,7 @@ def trained_settings(network: NetworkSettings) -> NetworkSettings:
 
 
 def calibration_images(data: ImageData, count: int, seed: int, device: torch.device | str = "cpu") -> Tensor:
-    """Draw training images, as they are, for fits of factors and measurements of layers.
+    """Draw training images, not augmented, for fits of factors to layers.
 
     Args:
         data: the data set.

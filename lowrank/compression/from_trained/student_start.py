@@ -40,7 +40,9 @@ class StudentFit:
 
 @torch.no_grad()
 def fit_student(student: nn.Module, dense: nn.Module, images: Tensor, *, in_order: bool = True) -> StudentFit:
-    """Set the whole state of a student, in place, so that its layers give what the trained network's layers give.
+    """Set a student, in place, so that its layers give what the trained ones give.
+
+    All of its state is set.
 
     Layers that stay dense are fitted again too, the classifier among them, once something before them has changed.
 
@@ -85,7 +87,7 @@ def fit_student(student: nn.Module, dense: nn.Module, images: Tensor, *, in_orde
 
 @torch.no_grad()
 def output_errors(student: nn.Module, dense: nn.Module, images: Tensor) -> dict[str, float]:
-    """Measure how far the outputs of a student's structured layers are from those of the layers they replace.
+    """Measure how far the outputs of structured layers are from the replaced ones'.
 
     Both get the inputs that the trained network gives them.
 
