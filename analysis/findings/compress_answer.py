@@ -111,7 +111,7 @@ def _trained_paragraph(
         other = find_reference(points, name)
         if other is not None:
             size = "" if other.params == base.params else f" at {other.params:,} parameters"
-            text += f" {verb}: {_gap(other, base, images, seeds)}{size}{_epochs(other)}."
+            text += f" {verb}{_epochs(other)}: {_gap(other, base, images, seeds)}{size}."
     return text
 
 
@@ -127,7 +127,7 @@ def _size_paragraph(
     )
     if size.before is not None and size.before.initial_error is not None:
         gap = size.before.initial_error - base.own_error
-        text += f" Before any training {format_points(gap)} points: {size.before.name}."
+        text += f" Before any training {gap:+.2f} points: {size.before.name}."
     if size.from_scratch is not None:
         other = size.from_scratch
         thinner = "a thinner network" if other.is_thin else method_label(other.method)
@@ -151,19 +151,20 @@ def _share_words(size: CompressedSize) -> str:
 
 def _gap(point: FrontPoint, base: FrontPoint, images: int | None, seeds: Mapping[str, ErrorsBySeed]) -> str:
     """E.g. `+0.20 points (95 % interval -0.90 to +1.30)`; the trained network has one error, whatever the seed."""
-    return f"{format_points(point.error - base.own_error)} points{_interval(point, base, images, seeds)}"
+    return f"{point.error - base.own_error:+.2f} points{_interval(point, base, images, seeds)}"
 
 
 def _difference(best: FrontPoint, other: FrontPoint, images: int | None, seeds: Mapping[str, ErrorsBySeed]) -> str:
     gap = best.error - other.error
-    side = "as good" if gap == 0 else f"{abs(gap):.2f} points {'better' if gap < 0 else 'worse'}"
-    return f"the compressed one is {side}{_interval(best, other, images, seeds)}"
+    if gap > 0:
+        return f"the compressed one is {gap:.2f} points worse{_interval(best, other, images, seeds)}"
+    return f"the compressed one is {-gap:.2f} points better{_interval(other, best, images, seeds)}"
 
 
 def _interval(point: FrontPoint, other: FrontPoint, images: int | None, seeds: Mapping[str, ErrorsBySeed]) -> str:
     """The interval of point minus other: over seeds where there are several, else from the number of images."""
     ours, theirs = seeds.get(point.setting, {}), seeds.get(other.setting, {})
-    if other.method == UNCHANGED:
+    if other.method == UNCHANGED:  # it has one error, whatever the seed
         theirs = dict.fromkeys(ours, other.own_error)
     estimate = paired_difference(ours, theirs)
     if estimate is not None and estimate.low is not None and estimate.high is not None:

@@ -138,7 +138,7 @@ def make_table(points: Sequence[FrontPoint]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, gap, 0, 0), header_style="bold")
     table.add_column("", width=1)
     table.add_column("method", no_wrap=True)
-    share = () if several else ("% sep",)  # the CSV has what does not fit here
+    share = () if several else ("% dense" if started else "% sep",)  # the CSV has what does not fit here
     # A study of trained networks has neither dimensions nor one rank for all layers; how it starts matters there
     shape, decay = ((), ("start %",)) if started else (("dims", "rank"), ("decay",))
     for heading in (*shape, "params", *share, "mult-adds", *decay, "val %"):
@@ -191,7 +191,7 @@ def _legend(several: bool, started: bool) -> tuple[str, str]:
     if several:
         means = "mean±sd (n): over n seeds of a setting"
         return f"{first}; {means}", f"  {second}; ep: epochs trained"
-    share = "% sep: share of the separable network's"
+    share = "% dense: share of the trained network's" if started else "% sep: share of the separable network's"
     return f"{first}; {share}", f"  parameters; {second}; ep: epochs trained"
 
 
@@ -224,7 +224,7 @@ def _cells(line: SummaryRow, tested: bool, several: bool, started: bool) -> list
         method_label(point.method),
         *([] if started else _shape(point)),
         f"{point.params:,}",
-        *([] if several else ["" if point.ratio is None else f"{100 * point.ratio:.1f}"]),
+        *([] if several else [_share(point.dense_ratio if started else point.ratio)]),
         "" if point.mult_adds is None else format_count(point.mult_adds),
         _initial_error(point) if started else _decay_of(point),
         "" if point.val_error is None else f"{point.val_error:.2f}",
@@ -249,6 +249,10 @@ def _shape(point: FrontPoint) -> list[str]:
         "" if point.dims is None else str(point.dims),
         "" if point.rank_scale is None else f"{point.rank_scale:.2f}",
     ]
+
+
+def _share(ratio: float | None) -> str:
+    return "" if ratio is None else f"{100 * ratio:.1f}"
 
 
 def _initial_error(point: FrontPoint) -> str:

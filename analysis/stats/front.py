@@ -52,6 +52,7 @@ class FrontPoint:
     rank_scale: float | None = None
     mult_adds: int | None = None
     ratio: float | None = None
+    dense_ratio: float | None = None  # its parameters over those of the network that it replaces
     val_error: float | None = None
     test_error: float | None = None
     weight_decay: float | None = None
@@ -326,7 +327,7 @@ def _point(
     leads = not seeds or trial.trial_id == seeds[0].trial_id
     spec, counts = trial.specification, trial.counts
     method, train = spec.get("method", {}), spec.get("train", {})
-    separable = counts.get("separable_params")
+    separable, dense = counts.get("separable_params"), counts.get("dense_params")
     return FrontPoint(
         trial_id=trial.trial_id,
         role=Role.SEARCH if leads and trial.role is Role.REPEAT else trial.role,
@@ -338,6 +339,7 @@ def _point(
         rank_scale=method.get("rank_scale"),
         mult_adds=counts.get("mult_adds"),
         ratio=counts["params"] / separable if separable else None,
+        dense_ratio=counts["params"] / dense if dense else None,
         val_error=trial.val_error,
         test_error=trial.test_error,
         weight_decay=train.get("weight_decay"),

@@ -220,10 +220,10 @@ class RankAllocator:
             images = calibration_images(self.data, self.space.start.calibration, self.space.search.seed, device)
             names = [site.name for site in self.layer_plan.substituted]
             self._compressor = Compressor(dense.to(device), [images], only=names, calibration=len(images))
-            listed = [layer.name for layer in self._compressor.listed.layers]
+            listed = [layer.name for layer in self._compressor.layer_list.layers]
             if sorted(listed) != sorted(names):
                 other = sorted(set(names) ^ set(listed))[0]
-                reason = self._compressor.listed.reasons.get(other, "it is not run as one layer")
+                reason = self._compressor.layer_list.reasons.get(other, "it is not run as one layer")
                 raise InputError(f"`budget.allocation`: ranks of `{other}` cannot be fitted: {reason}")
         return self._compressor
 
