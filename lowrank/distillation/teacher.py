@@ -91,7 +91,10 @@ class Taps(ForwardHooks):
         return ((module, self._keeper(index)) for index, module in enumerate(self._modules))
 
     def _keeper(self, index: int) -> Any:
-        def keep(module: nn.Module, inputs: Any, output: Tensor) -> None:
+        def keep(module: nn.Module, inputs: Any, output: Any) -> None:
+            if not isinstance(output, Tensor) or output.dim() != 4:
+                shape = tuple(output.shape) if isinstance(output, Tensor) else f"a {type(output).__name__}"
+                raise InputError(f"tap `{self.names[index]}` must give images (B, C, H, W), but gives {shape}")
             self._maps[index] = attention_map(output)
 
         return keep
@@ -219,7 +222,7 @@ def tap_sizes(network: nn.Module, taps: Sequence[str], image_shape: ImageShape) 
         (H, W) of each tap.
 
     Raises:
-        InputError: there is no module of such a name, or it does not run.
+        InputError: there is no module of such a name, it does not run, or gives no images.
     """
     if not taps:
         return ()

@@ -21,7 +21,7 @@ class StructuredMap(nn.Module, ABC):
     """A convolution whose weight is made from few parameters.
 
     Pointwise unless `kernel` says otherwise. The layer equals `conv2d` with `dense_weight()` in value and gradient.
-    Subclasses register their factors and implement `weight`, `init_factors` and `fit_factors`.
+    Subclasses register their factors and implement `compute_weight`, `init_factors` and `fit_factors`.
 
     Args:
         in_channels: I.
@@ -56,12 +56,26 @@ class StructuredMap(nn.Module, ABC):
         self.bias = nn.Parameter(torch.zeros(out_channels)) if bias else None
 
     @abstractmethod
-    def weight(self) -> Tensor:
+    def compute_weight(self) -> Tensor:
         """Compute the weight from the parameters, differentiable: (O, I) if pointwise, else `weight_shape`."""
+
+    # What other code reads of an `nn.Conv2d`
+    padding_mode = "zeros"
+    transposed = False
+
+    @property
+    def kernel_size(self) -> Pair:
+        """Height and width of the kernel."""
+        return self.kernel
+
+    @property
+    def weight(self) -> Tensor:
+        """The weight that a forward pass uses, of `weight_shape`, differentiable; it is computed at each access."""
+        return self.forward_weight()
 
     def dense_weight(self) -> Tensor:
         """Compute the weight in the shape that `conv2d` takes, `weight_shape`."""
-        weight = self._checkpoint(self.weight) if self.rebuild_checkpoint else self.weight()
+        weight = self._checkpoint(self.compute_weight) if self.rebuild_checkpoint else self.compute_weight()
         return weight.reshape(self.weight_shape)
 
     def forward_weight(self) -> Tensor:
@@ -90,7 +104,7 @@ class StructuredMap(nn.Module, ABC):
 
         Subclasses override it where their factors give it without the weight.
         """
-        return self.weight().square().sum()
+        return self.compute_weight().square().sum()
 
     def dense_bias(self) -> Tensor | None:
         """Return the bias (O,) that the layer adds; None without one."""
@@ -103,7 +117,7 @@ class StructuredMap(nn.Module, ABC):
 
     @abstractmethod
     def init_factors(self, std: float, generator: torch.Generator | None) -> None:
-        """Draw the factors so that `weight()` has standard deviation `std`, averaged over draws.
+        """Draw the factors so that `compute_weight()` has standard deviation `std`, averaged over draws.
 
         Args:
             std: of the weight's entries, about zero.
@@ -142,7 +156,7 @@ class StructuredMap(nn.Module, ABC):
         """
         target = std if std is not None else self.target_std(fan)
         self.init_factors(target, generator)
-        drawn = self.weight().double().square().mean().sqrt().item()
+        drawn = self.compute_weight().double().square().mean().sqrt().item()
         gain = (target / drawn) ** (1 / self.degree())
         for factor in self.rescaled_factors():
             factor.mul_(gain)
@@ -166,7 +180,7 @@ class StructuredMap(nn.Module, ABC):
         Raises:
             ValueError: `dense` has another shape.
         """
-        weight = self.weight()
+        weight = self.compute_weight()
         if dense.numel() != weight.numel() or tuple(dense.shape[:2]) != tuple(weight.shape[:2]):
             expected = " x ".join(map(str, self.weight_shape))
             raise ValueError(f"expected a weight of {expected}, got {tuple(dense.shape)}")
@@ -174,11 +188,11 @@ class StructuredMap(nn.Module, ABC):
         self.fit_factors(dense)
         if 1 < self.degree() == len(self.rescaled_factors()):
             balance(self.rescaled_factors())
-        return relative_error(self.weight(), dense)
+        return relative_error(self.compute_weight(), dense)
 
     @abstractmethod
     def fit_factors(self, dense: Tensor) -> None:
-        """Set the factors so that `weight()` is near `dense`, which has the shape of `weight()`."""
+        """Set the factors so that `compute_weight()` is near `dense`, which has the shape of `compute_weight()`."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, I, H, W) -> (B, O, H', W')."""
@@ -187,7 +201,7 @@ class StructuredMap(nn.Module, ABC):
 
     def _convolve(self, x: Tensor) -> Tensor:
         if self.external_weight is None:
-            weight = self.weight().reshape(self.weight_shape)
+            weight = self.compute_weight().reshape(self.weight_shape)
         else:
             weight = self._wait_for_external_weight()
         return convolve(x, weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
@@ -228,6 +242,54 @@ class SeparableConv2d(nn.Module):
         weight = weight * depthwise.forward_weight().transpose(0, 1)
         return convolve(x, weight, bias, depthwise.stride)
 
+    # What other code reads of an `nn.Conv2d`
+    groups, padding_mode, transposed = 1, "zeros", False
+
+    @property
+    def in_channels(self) -> int:
+        """I."""
+        return self.depthwise.in_channels
+
+    @property
+    def out_channels(self) -> int:
+        """O."""
+        return self.pointwise.out_channels
+
+    @property
+    def kernel_size(self) -> Pair:
+        """Height and width of the kernel."""
+        height, width = self.depthwise.kernel_size
+        return height, width
+
+    @property
+    def stride(self) -> Pair:
+        """Positions from one output to the next, down and across."""
+        down, across = self.depthwise.stride
+        return down, across
+
+    @property
+    def padding(self) -> Pair | str:
+        """Zeros added on each side, or "valid" or "same"."""
+        padding = self.depthwise.padding
+        return padding if isinstance(padding, str) else (padding[0], padding[1])
+
+    @property
+    def dilation(self) -> Pair:
+        """Positions from one entry of the kernel to the next."""
+        down, across = self.depthwise.dilation
+        return down, across
+
+    @property
+    def weight(self) -> Tensor:
+        """The weight (O, I, K, K) of the one convolution that equals both parts; it is computed at each access."""
+        kernel = self.depthwise.weight
+        return self.pointwise.forward_weight() * kernel.transpose(0, 1)
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The bias (O,) that both parts together add; None without one."""
+        return self.dense_bias()
+
     def kernel(self) -> Tensor:
         """Return the depthwise part's weight (I, 1, K, K)."""
         return self.depthwise.weight if isinstance(self.depthwise, nn.Conv2d) else self.depthwise.dense_weight()
@@ -240,7 +302,7 @@ class SeparableConv2d(nn.Module):
         """Compute the bias (O,) that both parts together add; None without one."""
         if self.depthwise.bias is None:
             return self.pointwise.bias
-        mapped = self.pointwise.weight() @ self.depthwise.bias
+        mapped = self.pointwise.compute_weight() @ self.depthwise.bias
         return mapped if self.pointwise.bias is None else mapped + self.pointwise.bias
 
     @torch.no_grad()
@@ -257,7 +319,7 @@ class SeparableConv2d(nn.Module):
         Returns:
             ||W - dense|| / ||dense||.
         """
-        target = dense.detach().double().to(self.pointwise.weight().device)
+        target = dense.detach().double().to(self.pointwise.compute_weight().device)
         kernels = torch.linalg.svd(target.transpose(0, 1).flatten(2), full_matrices=False).Vh[:, 0]  # (I, K*K)
         kernels = kernels * torch.where(kernels.sum(1, keepdim=True) < 0, -1, 1)
         if isinstance(self.depthwise, StructuredMap):

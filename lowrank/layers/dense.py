@@ -57,7 +57,7 @@ class DenseMap(StructuredMap):
         self.matrix = nn.Parameter(torch.empty(out_channels, in_channels))
         self.reset()
 
-    def weight(self) -> Tensor:
+    def compute_weight(self) -> Tensor:
         return self.matrix
 
     def init_factors(self, std: float, generator: torch.Generator | None) -> None:

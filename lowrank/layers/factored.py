@@ -38,7 +38,7 @@ class FactoredMap(StructuredMap):
 
     @abstractmethod
     def assemble(self, factors: Sequence[Tensor]) -> Tensor:
-        """Compute the weight, in the shape of `weight()`, from factors in the order of `factors()`.
+        """Compute the weight, in the shape of `compute_weight()`, from factors in the order of `factors()`.
 
         Each factor may have one more dimension in front, G for all of them: a stack of layers. So has the weight then.
 
@@ -46,7 +46,7 @@ class FactoredMap(StructuredMap):
             factors: as `factors()`, or as `pad_factors` lays them out.
         """
 
-    def weight(self) -> Tensor:
+    def compute_weight(self) -> Tensor:
         factors = self.factors()
         if factors[0].is_cuda and self.cast_factors_first and not torch.compiler.is_compiling():
             return self.assemble(self._padded_alone(factors))

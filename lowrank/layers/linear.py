@@ -38,6 +38,19 @@ class StructuredLinear(nn.Module):
         images = x.reshape(-1, x.shape[-1], 1, 1)
         return conv(images).reshape(*x.shape[:-1], self.out_features)
 
+    @property
+    def weight(self) -> Tensor:
+        """The weight (O, I) of the plain linear map that equals the layer; it is computed at each access.
+
+        Code that uses the weight without running the layer reads it, such as torch's fused transformer layers.
+        """
+        return self.pointwise.weight.flatten(1)
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The bias (O,) that the layer adds; None without one."""
+        return self.dense_bias()
+
     def dense_weight(self) -> Tensor:
         """Compute the weight (O, I) of the plain linear map that equals the layer, differentiable."""
         return self.pointwise.dense_weight().flatten(1)

@@ -265,7 +265,8 @@ class GradientMeter:
         """Read the epoch, which waits for the device, and start a new one.
 
         Returns:
-            grad_norm and grad_norm.STAGE, means over the sampled steps that did not overflow (float16).
+            grad_norm and grad_norm.STAGE, means over the sampled steps that did not overflow (float16); that of a
+            stage over those in which it had gradients, since a layer may be dropped in some steps.
         """
         rows = []
         for stages, norms in self._samples:
@@ -276,7 +277,11 @@ class GradientMeter:
             rows.append({name: value**0.5 for name, value in row.items()})
         self._samples.clear()
         finite = [row for row in rows if row["grad_norm"] < float("inf")]
-        return {name: sum(row[name] for row in finite) / len(finite) for name in finite[0]} if finite else {}
+        values: dict[str, list[float]] = {}
+        for row in finite:
+            for name, value in row.items():
+                values.setdefault(name, []).append(value)
+        return {name: sum(norms) / len(norms) for name, norms in values.items()}
 
 
 def reset_peak_memory(device: torch.device) -> None:

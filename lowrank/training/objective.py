@@ -70,7 +70,7 @@ class Loss:
         Returns:
             Logits (B, K), the loss to minimise, and its parts in the order of `names`.
         """
-        logits, second = output if isinstance(output, tuple) else (output, None)
+        logits, second = (output[0], output[1]) if isinstance(output, tuple) else (output, None)  # others are ignored
         parts = {CROSS_ENTROPY: self._cross_entropy(logits, labels)}
         if signals is not None and self.kd_weight > 0:
             parts[KD] = distillation_loss(logits, signals.logits, self.kd_temperature)

@@ -1,8 +1,8 @@
 """The optimizer of a network: which parameters are trained, at which learning rate, with which weight decay.
 
-Parameters are of three kinds: the head (the last layer with as many outputs as there are classes, and an auxiliary
-head if there is one), the factors of structured layers, and the body, which is everything else. The recipe has one
-multiplier of the learning rate for each kind.
+Parameters are of three kinds: the head (of the layers with as many outputs as there are classes that which runs last,
+and an auxiliary head if there is one), the factors of structured layers, and the body, which is everything else. The
+recipe has one multiplier of the learning rate for each kind.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from lowrank.compression import AUXILIARY, factor_parameters
+from lowrank.compression import AUXILIARY, factor_parameters, run_order
 from lowrank.errors import InputError, unknown
+from lowrank.networks import ImageShape
 from lowrank.training.recipe import Recipe
 from lowrank.training.weight_decay import factor_decays
 
@@ -69,80 +70,98 @@ def freeze(network: nn.Module, patterns: Sequence[str]) -> list[nn.Module]:
     return [module for module in modules if isinstance(module, _NORM_CLASSES)]
 
 
-def check_network(network: nn.Module, recipe: Recipe, classes: int) -> None:
+def check_network(network: nn.Module, recipe: Recipe, classes: int, image_shape: ImageShape) -> None:
     """Check that the network has every part that the recipe needs.
 
     Args:
         network: the network; it is not changed.
         recipe: how the network is to be trained.
-        classes: number of classes; the head is the last layer with as many outputs.
+        classes: number of classes.
+        image_shape: (C, H, W) of the images.
 
     Raises:
         InputError: the network has no module that `freeze` names, no layer that could be the head, no paths to drop, or
-            no auxiliary head, although the recipe needs it; or `freeze` leaves no parameter to train.
+            no auxiliary head, although the recipe needs it; or no parameter is trained.
     """
     frozen_modules(network, recipe.freeze)
-    lr_multipliers(network, recipe, classes)
+    if not any(parameter.requires_grad for parameter in network.parameters()):
+        raise InputError(f"all parameters of {type(network).__name__} are frozen: nothing is left to train")
+    head_of(network, recipe, classes, image_shape)
     if recipe.drop_path > 0 and not hasattr(network, "set_drop_path"):
         raise InputError(f"`drop_path` needs a network with paths to drop; {type(network).__name__} has none")
     if recipe.auxiliary_weight > 0 and getattr(network, AUXILIARY, None) is None:
         raise InputError(f"`auxiliary_weight` needs an auxiliary head; this {type(network).__name__} has none")
 
 
-def head_names(network: nn.Module, classes: int) -> tuple[str, ...]:
+def head_names(network: nn.Module, classes: int, image_shape: ImageShape) -> tuple[str, ...]:
     """Find the names of the layers that compute the logits.
 
     Args:
-        network: the network; it is not changed.
+        network: runs once on a zero image; it is not changed.
         classes: number of classes.
+        image_shape: (C, H, W) of the image.
 
     Returns:
-        The last layer with `classes` outputs and, if there is one, the auxiliary head.
+        Of the layers with `classes` outputs that one which runs last and, if there is one, the auxiliary head.
 
     Raises:
-        InputError: no layer has `classes` outputs.
+        InputError: no layer with `classes` outputs runs, or the network does not take such images.
     """
-    names = [
+    candidates = [
         name
         for name, module in network.named_modules()
         if classes in (getattr(module, "out_features", None), getattr(module, "out_channels", None))
-        and not name.startswith(f"{AUXILIARY}.")
     ]
-    if not names:
+    # A structured layer and the module inside it have the same number of outputs: the outer one ends last
+    order = run_order(network, image_shape, candidates)
+    if not order:
         raise InputError(
             f"`factor_lr`, `body_lr` and `head_lr` need a head, a layer with {classes} outputs, but "
             f"{type(network).__name__} has no such layer"
         )
-    # A structured layer and the module inside it have the same number of outputs: the outer one is the head
-    head = next(name for name in names if name == names[-1] or names[-1].startswith(f"{name}."))
-    return (head, AUXILIARY) if getattr(network, AUXILIARY, None) is not None else (head,)
+    return (order[-1], AUXILIARY) if getattr(network, AUXILIARY, None) is not None else (order[-1],)
 
 
-def lr_multipliers(network: nn.Module, recipe: Recipe, classes: int | None = None) -> dict[int, float]:
+def head_of(network: nn.Module, recipe: Recipe, classes: int, image_shape: ImageShape) -> tuple[str, ...]:
+    """Find the head where a recipe treats it apart.
+
+    Args:
+        network: see `head_names`.
+        recipe: has the multipliers of factors, body and head.
+        classes: number of classes.
+        image_shape: (C, H, W).
+
+    Returns:
+        As `head_names`; empty if all multipliers are 1.
+
+    Raises:
+        InputError: a multiplier is not 1 and there is no head.
+    """
+    if all(multiplier == 1 for multiplier in (recipe.factor_lr, recipe.body_lr, recipe.head_lr)):
+        return ()
+    return head_names(network, classes, image_shape)
+
+
+def lr_multipliers(network: nn.Module, recipe: Recipe, head: Sequence[str] = ()) -> dict[int, float]:
     """Compute each parameter's multiplier of the learning rate.
 
     Args:
         network: the network; it is not changed.
         recipe: has the multipliers of factors, body and head.
-        classes: number of classes; needed only if a multiplier is not 1.
+        head: names of the modules that compute the logits, from `head_of`.
 
     Returns:
         Multipliers by `id(parameter)`.
-
-    Raises:
-        InputError: a multiplier is not 1 and no layer has `classes` outputs.
     """
     multipliers = {id(parameter): recipe.body_lr for parameter in network.parameters()}
     multipliers.update({id(factor): recipe.factor_lr for factor in factor_parameters(network)})
-    if any(multiplier != 1 for multiplier in (recipe.factor_lr, recipe.body_lr, recipe.head_lr)):
-        for name in head_names(network, classes or 0):
-            head = network.get_submodule(name)
-            multipliers.update({id(parameter): recipe.head_lr for parameter in head.parameters()})
+    for name in head:
+        multipliers.update({id(parameter): recipe.head_lr for parameter in network.get_submodule(name).parameters()})
     return multipliers
 
 
 def parameter_groups(
-    network: nn.Module, recipe: Recipe, decay_ratio: float, classes: int | None = None
+    network: nn.Module, recipe: Recipe, decay_ratio: float, head: Sequence[str] = ()
 ) -> list[dict[str, Any]]:
     """Group the trained parameters by weight decay and learning rate.
 
@@ -151,16 +170,13 @@ def parameter_groups(
         recipe: has the decays and multipliers.
         decay_ratio: parameters of this network over those of the network that it replaces (K / N in the formula of
             lowrank.training.weight_decay). With the decay scope "layer" it is ignored: each layer has its own ratio.
-        classes: number of classes; needed only if a multiplier of the learning rate is not 1.
+        head: names of the modules that compute the logits, from `head_of`.
 
     Returns:
         First the groups without factors, then those of factors. Frobenius decay gives factors no decay here: see
         lowrank.training.weight_decay. Frozen parameters are in no group.
-
-    Raises:
-        InputError: a multiplier is not 1 and no layer has that many outputs.
     """
-    decays, multipliers = factor_decays(network, recipe, decay_ratio), lr_multipliers(network, recipe, classes)
+    decays, multipliers = factor_decays(network, recipe, decay_ratio), lr_multipliers(network, recipe, head)
     groups: dict[tuple[bool, float, float], list[nn.Parameter]] = {}
     for parameter in (parameter for parameter in network.parameters() if parameter.requires_grad):
         is_factor = id(parameter) in decays
@@ -171,7 +187,7 @@ def parameter_groups(
 
 
 def make_optimizer(
-    network: nn.Module, recipe: Recipe, decay_ratio: float, classes: int, *, may_skip_steps: bool
+    network: nn.Module, recipe: Recipe, decay_ratio: float, head: Sequence[str], *, may_skip_steps: bool
 ) -> torch.optim.SGD:
     """Make the SGD optimizer of a network.
 
@@ -179,19 +195,16 @@ def make_optimizer(
         network: on its device, with frozen parameters excluded from training.
         recipe: has the learning rate, momentum and decays.
         decay_ratio: see `parameter_groups`.
-        classes: number of classes.
+        head: names of the modules that compute the logits, from `head_of`.
         may_skip_steps: whether steps may be skipped (float16, whose first steps overflow). Momentum then starts as
             zeros: a skipped first step would otherwise leave it uninitialised. The result is the same where no step is
             skipped.
 
     Returns:
         A fused SGD over `parameter_groups`.
-
-    Raises:
-        InputError: a multiplier of the learning rate is not 1 and no layer has that many outputs.
     """
     optimizer = torch.optim.SGD(
-        parameter_groups(network, recipe, decay_ratio, classes), lr=recipe.lr, momentum=recipe.momentum,
+        parameter_groups(network, recipe, decay_ratio, head), lr=recipe.lr, momentum=recipe.momentum,
         nesterov=recipe.nesterov, fused=True,
     )  # fmt: skip
     if may_skip_steps and recipe.momentum > 0:

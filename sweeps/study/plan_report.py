@@ -18,7 +18,7 @@ from lowrank.compression import build_sized_student, find_builder_weights
 from lowrank.data import load_data, steps_per_epoch
 from lowrank.errors import InfeasibleError
 from lowrank.layers import Separable
-from lowrank.training import RECIPE_FIELD, default_recipe
+from lowrank.training import RECIPE_FIELD, default_recipe, use_channels_last
 from sweeps.records import Trial, reasons_by_method
 from sweeps.resources import Cluster, share_for
 from sweeps.space import RunOptions, Space, Stratum, Value, teacher_space
@@ -131,7 +131,7 @@ def _speed(space: Space, resolver: Resolver) -> float:
     """Mult-adds a second of one slot: a few steps of the separable network on random numbers, on this machine."""
     network, plan, _ = build_sized_student(space.network, {"name": "separable"}, resolver.image_shape, resolver.classes)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    network.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    use_channels_last(network.to(device))
     batch = min(space.recipe({}).batch_size, len(resolver.data.train), 64 if device == "cpu" else 512)
     images = torch.randn(batch, *resolver.image_shape, device=device).to(memory_format=torch.channels_last)
     labels = torch.zeros(batch, dtype=torch.int64, device=device)

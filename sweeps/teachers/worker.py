@@ -26,7 +26,7 @@ from lowrank.distillation import (
     load_teacher,
     tap_sizes,
 )
-from lowrank.training import Recipe
+from lowrank.training import Recipe, use_channels_last
 from sweeps.space import TEACHER_SECTION
 from sweeps.trials import built_as
 
@@ -82,7 +82,7 @@ class _LiveTeachers:
                 section["source"], section["weights"], device, trusted_network=section["own_network"],
                 built_as=built_as(section, data),
             )  # fmt: skip
-            network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            use_channels_last(network)
             self._teacher, self._key = LiveTeacher(network, section["taps"], autocast=autocast), key
         return self._teacher
 

@@ -508,4 +508,4 @@ def check_recipes(space: Space, data: ImageData) -> None:
         return
     student = build_sized_student(space.network, {"name": "separable"}, data.image_shape, len(data.classes))
     for recipe in naming_parts:
-        check_network(student.network, recipe, len(data.classes))
+        check_network(student.network, recipe, len(data.classes), data.image_shape)

@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from lowrank.compression import NetworkPlan, SizedMethod, build_student
 from lowrank.networks import ImageShape, NetworkSettings
+from lowrank.training import use_channels_last
 from lowrank.utils import write_text
 
 STEP_TIMES_FILE = "step_times.json"
@@ -85,7 +86,7 @@ class StepTimer:
             Milliseconds of the fastest step.
         """
         student = build_student(network, plan, sized, self.image_shape, self.classes, seed=0).to(self.device)
-        student.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        use_channels_last(student)
         images = torch.randn(self.batch, *self.image_shape, device=self.device)
         images = images.to(memory_format=torch.channels_last)
         labels = torch.zeros(self.batch, dtype=torch.int64, device=self.device)

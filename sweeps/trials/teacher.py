@@ -19,7 +19,6 @@ from lowrank.distillation import (
     WEIGHTS_FILE,
     BuiltAs,
     Sizes,
-    Taps,
     TeacherWeights,
     default_taps,
     find_teacher,
@@ -242,7 +241,7 @@ def _students(space: Space) -> list[NetworkSettings]:
 def _check_taps(teacher: ResolvedTeacher, student: NetworkSettings, data: ImageData) -> None:
     network = _dense_network(student, data.image_shape, len(data.classes))
     taps = teacher.settings.student_taps or default_taps(network, data.image_shape)
-    Taps(network, taps)
+    tap_sizes(network, taps, data.image_shape)
     if len(taps) != len(teacher.taps):
         raise InputError(
             f"attention is compared tap by tap, but the teacher {teacher.name} has {len(teacher.taps)} "

@@ -68,6 +68,20 @@ def test_layer_equals_the_convolution_of_its_own_weight(case: Case) -> None:
         torch.testing.assert_close(gradient, wanted, rtol=1e-8, atol=1e-9)
 
 
+@every_case
+def test_layer_has_the_attributes_of_the_convolution_that_it_replaces(case: Case) -> None:
+    module, shape = case.build(dtype=torch.float64), case.shape
+    plain = nn.Conv2d(
+        shape.in_channels, shape.out_channels, shape.kernel, shape.stride, shape.padding, shape.dilation, shape.groups
+    )  # fmt: skip
+    for name in ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups"):
+        assert getattr(module, name) == getattr(plain, name), name
+    assert (module.padding_mode, module.transposed) == ("zeros", False)
+    torch.testing.assert_close(module.weight, dense_weight(module))
+    expected = dense_bias(module)
+    assert module.bias is expected or torch.equal(module.bias, expected)
+
+
 @every_method
 def test_gradients_agree_with_finite_differences(case: Case) -> None:
     shape = ConvShape(4, 8, (3, 3), (2, 2), (1, 1), bias=True)
@@ -90,7 +104,7 @@ def pointwise_parts(module: nn.Module) -> list[tuple[Tensor, float]]:
     if isinstance(module, SeparableConv2d):
         kernel = module.kernel()
         depthwise = (kernel, 1 / math.sqrt(kernel[0].numel()))
-        return [depthwise, (module.pointwise.weight(), math.sqrt(2 / module.pointwise.in_channels))]
+        return [depthwise, (module.pointwise.compute_weight(), math.sqrt(2 / module.pointwise.in_channels))]
     weight = dense_weight(module)
     return [(weight, math.sqrt(2 / weight[0].numel()))]
 
@@ -111,7 +125,7 @@ def test_factors_before_rescaling_give_the_target_std_in_the_mean(case: Case) ->
         for _ in range(300):
             with torch.no_grad():
                 part.init_factors(0.5, generator)
-            squares.append(part.weight().detach().double().square().mean())
+            squares.append(part.compute_weight().detach().double().square().mean())
         assert torch.stack(squares).mean().sqrt().item() == pytest.approx(0.5, rel=0.15)
 
 
@@ -120,10 +134,10 @@ def test_reset_takes_fan_std_and_generator(case: Case) -> None:
     module = case.method.build(ConvShape(16, 16))
     assert isinstance(module, StructuredMap)
     module.reset(fan="out", generator=torch.Generator().manual_seed(5))
-    first = module.weight().detach().clone()
+    first = module.compute_weight().detach().clone()
     assert first.square().mean().sqrt().item() == pytest.approx(math.sqrt(2 / 16), rel=0.01)
     module.reset(std=0.3, generator=torch.Generator().manual_seed(5))
-    torch.testing.assert_close(module.weight().detach(), first * (0.3 / math.sqrt(2 / 16)))
+    torch.testing.assert_close(module.compute_weight().detach(), first * (0.3 / math.sqrt(2 / 16)))
 
 
 @every_setting

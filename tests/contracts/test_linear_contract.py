@@ -66,6 +66,15 @@ def test_layer_equals_the_linear_map_of_its_own_weight(case: method_table.Case, 
         torch.testing.assert_close(gradient, wanted, rtol=1e-8, atol=1e-9)
 
 
+@every_method
+def test_layer_has_the_attributes_of_the_linear_map_that_it_replaces(case: method_table.Case) -> None:
+    module = build(case)
+    assert (module.in_features, module.out_features) == (case.shape.in_channels, case.shape.out_channels)
+    torch.testing.assert_close(module.weight, dense_weight(module))
+    expected = dense_bias(module)
+    assert module.bias is expected or torch.equal(module.bias, expected)
+
+
 @every_case
 def test_count_and_initial_std_are_those_of_the_pointwise_map(case: method_table.Case) -> None:
     module = build(case)

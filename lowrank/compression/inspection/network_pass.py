@@ -114,6 +114,38 @@ class NetworkPass:
         self.pooling += pooling_cost(module, output)
 
 
+def run_order(network: nn.Module, image_shape: Sequence[int], names: Sequence[str]) -> list[str]:
+    """List modules in the order in which they finish.
+
+    Args:
+        network: runs once on a zero image in evaluation mode; it is not changed.
+        image_shape: (C, H, W) of the image.
+        names: of modules.
+
+    Returns:
+        The names of those that run; one that runs twice stands twice.
+
+    Raises:
+        InputError: the network raises an error for such an image.
+    """
+    order: list[str] = []
+    parameter = next(network.parameters())
+
+    def hook(name: str) -> Callable[..., None]:
+        return lambda *_: order.append(name)
+
+    handles = [network.get_submodule(name).register_forward_hook(hook(name)) for name in names]
+    try:
+        with keep_modes(network), torch.no_grad(), torch.random.fork_rng(devices=[]):
+            network.eval()(torch.zeros(1, *image_shape, device=parameter.device, dtype=parameter.dtype))
+    except Exception as error:  # the network's own code may raise anything
+        raise cannot_run(image_shape, error) from error
+    finally:
+        for handle in handles:
+            handle.remove()
+    return order
+
+
 def cannot_run(image_shape: Sequence[int], error: Exception) -> InputError:
     """Return the error for a network that raises one when it runs on an image.
 

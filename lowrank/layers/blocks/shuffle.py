@@ -109,7 +109,7 @@ class ShuffleMap(StructuredMap):
         down, up = (block_diagonal(factor.unflatten(0, (self.parts, -1))) for factor in (self.down, self.up))
         return self.shuffle_channels(down[None])[0], up
 
-    def weight(self) -> Tensor:
+    def compute_weight(self) -> Tensor:
         down, up = self.full_matrices()
         after = self.depthwise.flatten(1)[:, None] * down[:, :, None]  # (M, I, K*K)
         return (up @ after.flatten(1)).reshape(self.weight_shape)

@@ -232,6 +232,30 @@ class KernelChain(nn.Sequential):
         shape = self.shape.out_channels, self.shape.in_channels // self.groups
         return shape if self.linear else (*shape, *self.shape.kernel)
 
+    # What other code reads of an `nn.Conv2d`
+    padding_mode = "zeros"
+    transposed = False
+
+    @property
+    def kernel_size(self) -> Pair:
+        """Height and width of the kernel."""
+        return self.shape.kernel
+
+    @property
+    def in_features(self) -> int:
+        """I, as an `nn.Linear` calls it."""
+        return self.in_channels
+
+    @property
+    def out_features(self) -> int:
+        """O, as an `nn.Linear` calls it."""
+        return self.out_channels
+
+    @property
+    def weight(self) -> Tensor:
+        """The dense weight, of `weight_shape`, that equals the chain; it is computed at each access."""
+        return self.dense_weight()
+
     @property
     def bias(self) -> Tensor | None:
         """The bias (O,) of the last stage; None without one."""

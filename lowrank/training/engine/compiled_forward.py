@@ -57,7 +57,7 @@ class WeightInput(StructuredMap):
         )  # fmt: skip
         self.input_weight = nn.Parameter(torch.empty(self.weight_shape))
 
-    def weight(self) -> Tensor:
+    def compute_weight(self) -> Tensor:
         """Return the weight that was passed in."""
         return self.input_weight
 

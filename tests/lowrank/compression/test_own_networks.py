@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from lowrank.compression.file_size import measure_file_size
 from lowrank.compression.init_from_dense import init_from_network
 from lowrank.compression.inspection.builder_weights import find_builder_weights
+from lowrank.compression.inspection.network_pass import unfused_attention
 from lowrank.compression.inspection.plain_layers import register_equivalent
 from lowrank.compression.merging import merge
 from lowrank.compression.plan import ATTENTION
@@ -21,6 +22,7 @@ from lowrank.compression.trace import FROZEN, LINEAR, network_plan, network_to_c
 from lowrank.errors import InputError
 from lowrank.io.tensor_file import load_tensors, save_tensors
 from lowrank.layers import Bottleneck, Dense, Separable, SeparableConv2d
+from lowrank.layers.registry import make_method
 from lowrank.networks.registry import NetworkSettings, make_network
 from tests.support import own_networks
 
@@ -193,6 +195,19 @@ def test_a_layer_that_an_attribute_refers_to_stays() -> None:
             return self.head(x.mean((2, 3)))
 
     assert dict(trace_plan(Listed(), IMAGE).kept)["body"] == "Listed.order refers to it too"
+
+
+@pytest.mark.parametrize("name", ["svd", "bottleneck", "tensor_train", "hashed"])
+def test_the_fused_kernel_of_a_transformer_layer_uses_the_replaced_weights(name: str) -> None:
+    network = dense_of("class_token").eval()
+    assert substitute(network, make_method({"name": name}), IMAGE, keep=("head",), linear=True).changed == (
+        "layer.linear1", "layer.linear2",
+    )  # fmt: skip
+    with torch.no_grad():
+        fused = network(IMAGES)
+        with unfused_attention():
+            assert torch.allclose(network(IMAGES), fused, atol=1e-5)
+    assert network.layer.linear1.weight.shape == (64, 32)
 
 
 def test_a_shared_layer_is_counted_once_and_stays_shared() -> None:

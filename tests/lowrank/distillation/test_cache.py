@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from lowrank.compression.substitution import build_student
 from lowrank.compression.trace import network_plan
@@ -26,6 +27,7 @@ from lowrank.distillation.cache_file import Array, DamagedCacheError, Layout, re
 from lowrank.distillation.cached_teacher import CachedTeacher
 from lowrank.distillation.losses import attention_map
 from lowrank.distillation.teacher import LiveTeacher, Signals, common_sizes, tap_sizes
+from lowrank.errors import InputError
 from lowrank.layers import Bottleneck
 from lowrank.networks.registry import NetworkSettings
 from lowrank.training.recipe import Recipe
@@ -365,3 +367,10 @@ def test_the_attention_map_has_the_plain_formula_s_value_and_gradient(shape: tup
     torch.testing.assert_close(attention_map(activation), plain)
     actual = torch.autograd.grad(attention_map(activation), activation, gradient)
     torch.testing.assert_close(actual, torch.autograd.grad(plain, activation, gradient))
+
+
+@pytest.mark.parametrize(("tap", "shape"), [("1", r"\(1, 12\)"), ("2", "a tuple")])
+def test_a_tap_that_gives_no_images_is_named(tap: str, shape: str) -> None:
+    network = nn.Sequential(nn.Identity(), nn.Flatten(), nn.LSTM(12, 5))
+    with pytest.raises(InputError, match=rf"tap `{tap}` must give images \(B, C, H, W\), but gives {shape}"):
+        tap_sizes(network, [tap], (3, 2, 2))

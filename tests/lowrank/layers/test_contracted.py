@@ -129,7 +129,7 @@ def test_a_map_of_large_rank_uses_its_weight():
 def test_a_map_that_checkpoints_its_rebuild_uses_its_weight(monkeypatch):
     layer = TensorTrain(dims=3, rank_scale=0.1).make_map(64, 64).double()
     monkeypatch.setattr(type(layer), "halves", None)
-    monkeypatch.setattr(type(layer), "weight", lambda self: torch.ones(64, 64, dtype=torch.float64))
+    monkeypatch.setattr(type(layer), "compute_weight", lambda self: torch.ones(64, 64, dtype=torch.float64))
     layer.rebuild_checkpoint = True
     assert layer(images(64)).shape == (3, 64, 5, 5)
 

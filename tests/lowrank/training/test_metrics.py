@@ -120,6 +120,16 @@ def test_gradient_norms_leave_out_steps_that_overflow():
     assert meter.read() == {}
 
 
+def test_a_stage_without_gradients_in_some_steps_is_averaged_over_the_others():
+    network = nn.Sequential(nn.Linear(1, 1, bias=False), nn.Linear(1, 1, bias=False))
+    meter = GradientMeter(network, steps=2)
+    for step in range(2):
+        network[0].weight.grad = torch.full((1, 1), 3.0)
+        network[1].weight.grad = torch.full((1, 1), 4.0) if step else None  # dropped in the first step
+        meter.add(step)
+    assert meter.read() == {"grad_norm": 4.0, "grad_norm.0": 3.0, "grad_norm.1": 4.0}
+
+
 def test_gradient_norms_are_those_before_clipping():
     free = small_trainer(small_recipe(epochs=1, batch_size=200)).train_epoch()
     clipped = small_trainer(small_recipe(epochs=1, batch_size=200, clip_norm=1e-3)).train_epoch()

@@ -6,10 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from lowrank.compression.substitution import factor_parameters
+from lowrank.compression.substitution import factor_parameters, substitute
 from lowrank.errors import InputError
+from lowrank.layers import Separable
 from lowrank.networks.registry import NetworkSettings, make_network
-from lowrank.training.optimizer import LR_MULTIPLIER, freeze, head_names, parameter_groups
+from lowrank.training.optimizer import LR_MULTIPLIER, check_network, freeze, head_names, head_of
 from lowrank.training.recipe import Recipe
 from tests.support.training import small_recipe, small_trainer, tensor_train
 
@@ -24,12 +25,28 @@ from tests.support.training import small_recipe, small_trainer, tensor_train
 )  # fmt: skip
 def test_the_head_is_the_last_layer_that_gives_the_classes(name, expected):
     width = 1.0 if name.startswith("torchvision") else 0.25
-    assert head_names(make_network(NetworkSettings(name=name, width=width), (3, 64, 64), 7), 7) == expected
+    assert head_names(make_network(NetworkSettings(name=name, width=width), (3, 64, 64), 7), 7, (3, 64, 64)) == expected
+
+
+def test_the_head_is_the_layer_that_runs_last_wherever_it_is_registered():
+    class HeadFirst(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.head, self.body = nn.Linear(10, 10), nn.Conv2d(3, 10, 3)
+
+        def forward(self, x):
+            return self.head(self.body(x).mean((2, 3)))
+
+    network = HeadFirst()
+    assert head_names(network, 10, (3, 8, 8)) == ("head",)
+    substitute(network, Separable(), (3, 8, 8), linear=True)
+    assert head_names(network, 10, (3, 8, 8)) == ("head",)
+    assert network.training
 
 
 def test_an_auxiliary_head_is_a_head():
     network = make_network(NetworkSettings(name="darts", width=1 / 36, auxiliary=True), (3, 32, 32), 10)
-    assert head_names(network, 10) == ("classifier", "auxiliary")
+    assert head_names(network, 10, (3, 32, 32)) == ("classifier", "auxiliary")
 
 
 def test_each_kind_of_parameter_has_its_own_learning_rate():
@@ -70,7 +87,7 @@ def test_a_multiplier_changes_the_first_step_of_its_own_parameters_alone():
 def test_a_network_without_a_head_is_refused():
     network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten())
     with pytest.raises(InputError, match="need a head, a layer with 10 outputs, but Sequential has no such layer"):
-        parameter_groups(network, Recipe(head_lr=2), 1.0, 10)
+        head_of(network, Recipe(head_lr=2), 10, (1, 6, 6))
 
 
 def test_frozen_modules_keep_their_weights_and_statistics():
@@ -98,6 +115,12 @@ def test_frozen_factors_have_no_frobenius_decay():
 def test_a_pattern_without_a_match_is_refused():
     with pytest.raises(InputError, match="unknown module in `freeze` 'stage7'; choose from: classifier, pool, stage1"):
         small_trainer(small_recipe(freeze=("stage7",)))
+
+
+def test_a_network_of_frozen_parameters_is_refused():
+    network = nn.Sequential(nn.Flatten(), nn.Linear(4, 10)).requires_grad_(False)
+    with pytest.raises(InputError, match="all parameters of Sequential are frozen: nothing is left to train"):
+        check_network(network, Recipe(), 10, (1, 2, 2))
 
 
 def test_freezing_everything_is_refused():

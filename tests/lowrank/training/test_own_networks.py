@@ -1,0 +1,91 @@
+"""Networks as people bring them are trained, saved and resumed: shared and frozen layers, odd outputs and shapes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lowrank.compression.substitution import build_student
+from lowrank.compression.trace import network_plan
+from lowrank.io.tensor_file import load_tensors, save_tensors
+from lowrank.layers import Separable
+from lowrank.networks.registry import NetworkSettings
+from lowrank.training.trainer import Trainer
+from tests.support.training import small_recipe, small_trainer
+
+IMAGE = (1, 8, 8)
+
+
+def trainer_of(name: str, **options: object) -> Trainer:
+    """A trainer of a network of `tests.support.own_networks` with separable layers."""
+    settings = NetworkSettings(name=f"tests.support.own_networks:{name}")
+    student = build_student(settings, network_plan(settings, IMAGE, 10), Separable(), IMAGE, 10, seed=0)
+    return small_trainer(small_recipe(epochs=2, batch_size=100, **options), network=student)
+
+
+@pytest.mark.parametrize("name", ["tied_layer", "tied_parameter", "boxed", "lazy", "weight_norm", "class_token"])
+def test_a_run_is_saved_and_resumed_to_the_bit(name: str, tmp_path: Path) -> None:
+    options = {"ema_decay": 0.9} if name == "tied_layer" else {}
+    run, resumed = trainer_of(name, **options), trainer_of(name, **options)
+    run.train_epoch()
+    save_tensors(tmp_path / "checkpoint", run.state(), {})
+    resumed.load_state(load_tensors(tmp_path / "checkpoint")[0])
+    assert resumed.train_epoch()["val_loss"] == run.train_epoch()["val_loss"]
+
+
+def test_frozen_layers_do_not_change() -> None:
+    run = trainer_of("frozen")
+    before = {name: value.clone() for name, value in run.network.named_parameters()}
+    run.train_epoch()
+    changed = {name for name, value in run.network.named_parameters() if not torch.equal(value, before[name])}
+    assert changed == {name for name in before if not name.startswith("2.")}
+
+
+def test_auxiliary_outputs_of_training_are_ignored_without_a_weight() -> None:
+    class Auxiliary(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+            self.first, self.second = nn.Linear(10, 10), nn.Linear(10, 10)
+
+        def forward(self, x: Tensor) -> Tensor | tuple[Tensor, ...]:
+            x = self.body(x)
+            return (x, self.first(x), self.second(x)) if self.training else x
+
+    metrics = small_trainer(small_recipe(epochs=1, batch_size=100), network=Auxiliary()).train_epoch()
+    assert metrics["val_loss"] > 0
+
+
+def test_parameters_of_five_dimensions_are_trained() -> None:
+    class Volumes(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.kernels = nn.Parameter(torch.randn(10, 1, 1, 8, 8))
+            self.conv = nn.Conv2d(1, 2, 3, padding=1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.einsum("nchw,kczhw->nk", self.conv(x)[:, :1], self.kernels)
+
+    run = small_trainer(small_recipe(epochs=1, batch_size=100, lr=1e-3), network=Volumes())
+    assert run.network.conv.weight.is_contiguous(memory_format=torch.channels_last)
+    before = run.network.kernels.clone()
+    run.train_epoch()
+    assert not torch.equal(run.network.kernels, before)
+
+
+def test_a_stage_that_is_dropped_in_some_steps_is_measured() -> None:
+    class Dropped(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.extra, self.steps = nn.Linear(64, 10), nn.Linear(10, 10), 0
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.stem(x.flatten(1))
+            self.steps += self.training
+            return self.extra(x) if self.steps % 2 else x
+
+    metrics = small_trainer(small_recipe(epochs=1, batch_size=50), network=Dropped()).train_epoch()
+    assert metrics["grad_norm.extra"] > 0
