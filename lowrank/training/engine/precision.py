@@ -122,7 +122,9 @@ class LossScaler:
 
 
 def use_channels_last(network: nn.Module) -> nn.Module:
-    """Store the channels of each four-dimensional tensor of a network last, which convolutions are fastest with.
+    """Store the channels of each four-dimensional tensor of a network last.
+
+    Convolutions are fastest with this format.
 
     Args:
         network: is changed in place. Tensors of other dimensions have no such format and stay as they are.
