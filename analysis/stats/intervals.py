@@ -1,10 +1,12 @@
 """Confidence intervals: of an error that was measured on few images, and of a mean over few seeds.
 
 `wilson_interval` and `newcombe_interval` treat the images as independent draws. Two networks are measured on the same
-images, which makes their difference a little more certain than stated here: what is called noise may be real, not the
-other way round. They are written out here because the error of a setting is a mean over seeds, so that the number of
-wrong images is a fraction: `scipy.stats.binomtest(...).proportion_ci(method="wilson")` takes whole numbers only (a test
-compares the two for these), and SciPy has no Newcombe interval.
+images, which makes their difference more certain than stated here: what is called noise may be real, and what is not
+shown to differ may differ. analysis.stats.paired compares
+them on the same images where the records have these. The formulas are written out here because the error of a setting
+is a mean over seeds, so that the number of wrong images is a fraction:
+`scipy.stats.binomtest(...).proportion_ci(method="wilson")` takes whole numbers only (a test compares the two for
+these), and SciPy has no Newcombe interval.
 
 `t_interval` takes values as independent and about normal. The interval of paired differences is that of the mean of the
 differences.
@@ -74,12 +76,12 @@ def t_interval(values: Sequence[float], level: float = LEVEL) -> Estimate:
     return Estimate(mean=mean, low=mean - half, high=mean + half, count=len(values))
 
 
-def wilson_interval(error: float, images: int, z: float = Z_95) -> tuple[float, float]:
+def wilson_interval(error: float, images: float, z: float = Z_95) -> tuple[float, float]:
     """Return Wilson's interval of an error rate.
 
     Args:
         error: top-1 error in percent, 0 to 100.
-        images: how many it was measured on, at least 1.
+        images: how many it was measured on, at least 1; an effective number where the variance is known to differ.
         z: quantile of the normal distribution; that of 97.5 % gives a 95 % interval.
 
     Returns:
@@ -138,3 +140,49 @@ def within_image_noise(first: float, second: float, images: int) -> bool:
     """
     low, high = newcombe_interval(first, second, images)
     return low <= 0 <= high
+
+
+def image_p_value(first: float, second: float, images: int) -> float:
+    """Return the p-value of "both error rates are the same", from their images as two samples.
+
+    Args:
+        first: top-1 error in percent, 0 to 100.
+        second: another one.
+        images: how many each was measured on, at least 1.
+
+    Returns:
+        The two-sided p-value of the level at which Newcombe's interval just touches 0.
+
+    Raises:
+        ValueError: as for `wilson_interval`.
+    """
+    if first == second:
+        return 1.0
+    inside, outside = 0.0, 40.0  # quantiles at which the interval leaves out 0 and holds it
+    for _ in range(50):
+        z = (inside + outside) / 2
+        low, high = newcombe_interval(first, second, images, z)
+        inside, outside = (inside, z) if low <= 0 <= high else (z, outside)
+    return math.erfc(inside / math.sqrt(2))
+
+
+def t_test_p_value(estimate: Estimate) -> float:
+    """Return the p-value of "the mean is 0" that belongs to a 95 % t-interval.
+
+    Args:
+        estimate: of two or more values.
+
+    Returns:
+        The two-sided p-value.
+
+    Raises:
+        ValueError: the estimate has no interval.
+    """
+    if estimate.low is None or estimate.high is None:
+        raise ValueError("a p-value needs an interval, but the estimate is of a single value")
+    from scipy.special import stdtr, stdtrit
+
+    half, freedom = (estimate.high - estimate.low) / 2, estimate.count - 1
+    if half <= 0:
+        return 1.0 if estimate.mean == 0 else 0.0
+    return float(2 * stdtr(freedom, -abs(estimate.mean) * float(stdtrit(freedom, 0.5 + LEVEL / 2)) / half))

@@ -3,10 +3,18 @@
 Two ways of pairing, because most searches have few trials that differ in one factor alone:
 
 * "all else equal": trials that differ in exactly one factor (analysis.stats.factors), seed included. Differences are
-  averaged within each seed, and the interval is over seeds; with one seed it is over the settings that were paired.
+  averaged within each seed over the settings that have all seeds, and the interval is over seeds. With one seed, or
+  where few settings have all, it is over the settings that were paired in the first seed.
 * "best within each budget": of a searched field, in each stratum of size the best setting of one value against the best
   of the other, each by its mean error over seeds. The interval is over budgets. Other factors differ, and the values
   may have been tried unequally often: it is shown only where no two trials make an exact pair.
+
+All effects of a study are shown together, so their p-values are corrected for their number (Holm): with nothing true,
+the chance that any is called better or worse is at most 5 %. Where the records say which images were wrong, seeds and
+images are both random (analysis.stats.paired); else an effect must stand out from the seeds and from the images.
+
+A method with settings that another lacks (a bottleneck has no dimensions) has several trials for its one: these differ
+in more than the method, and are no exact pair.
 
 Only trials that trained to their end take part. A difference is `other` minus `base` in points of error: negative means
 that `other` is better.
@@ -15,6 +23,7 @@ that `other` is better.
 from __future__ import annotations
 
 import json
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -22,14 +31,20 @@ from itertools import combinations
 from statistics import fmean
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from analysis.stats.factors import BUDGET, METHOD, FactorValues, factor_values, shared_factors, varying_factors
 from analysis.stats.front import searched_trials, validation_images
-from analysis.stats.intervals import Estimate, t_interval, within_image_noise
+from analysis.stats.intervals import LEVEL, Estimate, image_p_value, t_interval, t_test_p_value
+from analysis.stats.multiple import holm_p_values
+from analysis.stats.paired import mean_variance, two_sided_p_value
 from analysis.utils import method_label
-from sweeps.records import StudyRecord, TrialRecord, group_by_point, mean_error
+from sweeps.records import StudyRecord, TrialRecord, group_by_point, mean_error, wrong_images
 
 ALL_ELSE_EQUAL, BEST_WITHIN_BUDGET = "all else equal", "best within each budget"
 METHOD_FIELDS = ("method.", "network.width")
+ALARM_LEVEL = 0.05
 MAX_VALUES = 9  # a number with more is continuous: importance and the heat map show it
 MAX_NAMES = 16  # e.g. methods
 
@@ -49,6 +64,9 @@ class PairedEffect:
         seeds: how many seeds they have.
         errors: of base and other, in percent, means over the pairs.
         images: on which each error was measured; None if the study does not have it.
+        p_value: of "no difference"; None without an interval.
+        corrected: the same, corrected for the number of effects that are shown together.
+        comparisons: how many these are.
     """
 
     factor: str
@@ -61,20 +79,27 @@ class PairedEffect:
     seeds: int
     errors: tuple[float, float]
     images: int | None = None
+    p_value: float | None = None
+    corrected: float | None = None
+    comparisons: int = 1
 
     def verdict(self) -> str:
         """Return the effect in a few words: `better`, `worse`, `within noise`, or why there is no interval.
 
-        An interval over seeds or settings does not include the noise of the images, which are the same for all: with
-        few of them errors lie on a coarse grid, and two differences may even be equal.
+        Without a record of the wrong images an interval over seeds or settings does not include the noise of the
+        images, which are the same for all: with few of them errors lie on a coarse grid, and two differences may even
+        be equal.
         """
         if self.estimate.beyond_noise is None:
             return f"one {self.unit.removesuffix('s')}: no interval"
         if not self.estimate.beyond_noise:
             return "within noise"
         side = "better" if self.estimate.mean < 0 else "worse"
-        few = self.images is not None and within_image_noise(*self.errors, self.images)
-        return f"{side}, but within the noise of the images" if few else side
+        if self.corrected is not None and self.corrected <= ALARM_LEVEL:
+            return side
+        if self.p_value is not None and self.p_value <= ALARM_LEVEL:
+            return f"{side}, but within the noise of {self.comparisons} comparisons"
+        return f"{side}, but within the noise of the images"
 
 
 @dataclass(frozen=True)
@@ -83,6 +108,7 @@ class _FactorTrial:
 
     record: TrialRecord
     fields: FactorValues
+    wrong: NDArray[np.bool_] | None = None  # which validation images, where that is on record
 
     @property
     def error(self) -> float:
@@ -96,9 +122,12 @@ def find_paired_effects(study: StudyRecord) -> list[PairedEffect]:
         study: the records.
 
     Returns:
-        The effects, exact pairs first, then by factor.
+        The effects, exact pairs first, of these the strongest first.
     """
-    trials = [_FactorTrial(trial, factor_values(trial)) for trial in searched_trials(study)]
+    trials = [
+        _FactorTrial(trial, factor_values(trial), wrong_images(study, trial.trial_id, "val"))
+        for trial in searched_trials(study)
+    ]
     names = varying_factors([trial.fields for trial in trials])
     searched = frozenset(name for trial in trials for name in trial.record.parameters)
     effects, images = [], validation_images(study)
@@ -110,8 +139,35 @@ def find_paired_effects(study: StudyRecord) -> list[PairedEffect]:
             candidates = [trial for trial in trials if trial.fields.get(factor) in (base, other)]
             effect = _effect_all_else_equal(candidates, factor, base, other, shared)
             effect = effect or _effect_within_budgets(candidates, factor, base, other, best)
-            effects += [replace(effect, images=images)] if effect else []
-    return sorted(effects, key=lambda effect: (effect.pairing != ALL_ELSE_EQUAL, effect.factor))
+            effects += [_with_p_value(replace(effect, images=images))] if effect else []
+    return sorted(_corrected(effects), key=_by_strength)
+
+
+def _with_p_value(effect: PairedEffect) -> PairedEffect:
+    """Add the p-value where the effect has none of its images: the larger of that over units and that over images."""
+    if effect.p_value is not None or effect.estimate.beyond_noise is None:
+        return effect
+    p_value = t_test_p_value(effect.estimate)
+    if effect.images is not None:
+        p_value = max(p_value, image_p_value(*effect.errors, effect.images))
+    return replace(effect, p_value=p_value)
+
+
+def _corrected(effects: Sequence[PairedEffect]) -> list[PairedEffect]:
+    corrected = holm_p_values([effect.p_value for effect in effects])
+    count = sum(p_value is not None for p_value in corrected)
+    return [
+        replace(effect, corrected=p_value, comparisons=count)
+        for effect, p_value in zip(effects, corrected, strict=True)
+    ]
+
+
+def _by_strength(effect: PairedEffect) -> tuple[bool, float, float, str]:
+    return effect.pairing != ALL_ELSE_EQUAL, _or_one(effect.p_value), -abs(effect.estimate.mean), effect.factor
+
+
+def _or_one(p_value: float | None) -> float:
+    return 1.0 if p_value is None else p_value
 
 
 def _factors(study: StudyRecord, trials: Sequence[_FactorTrial], names: Sequence[str]) -> list[str]:
@@ -158,41 +214,81 @@ def _order(text: str) -> tuple[bool, float, str]:
 
 def _matching_trials(
     trials: Sequence[_FactorTrial], factor: str, shared: Sequence[str]
-) -> list[tuple[Any, dict[str, float]]]:
-    """Trials that differ in one factor alone: their seed, and the mean error by the factor's value.
+) -> list[tuple[tuple[Any, ...], Any, dict[str, _FactorTrial]]]:
+    """Trials that differ in one factor alone: what they share, their seed, and the trial of each of its values.
 
-    A setting that one of two methods does not have (a bottleneck has no dimensions) is no difference between them: the
-    other method counts with its mean over it. Nor is a width that was solved for a thinner network.
+    A width that was solved for a thinner network is no second difference. Values of which several trials remain differ
+    in more than the factor, and make no pair.
     """
     values_by_field = {name: {trial.fields[factor] for trial in trials if name in trial.fields} for name in shared}
     if factor == METHOD:
         shared = [name for name in shared if len(values_by_field[name]) > 1 or not name.startswith(METHOD_FIELDS)]
-    groups: dict[tuple[Any, ...], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    groups: dict[tuple[Any, Any], dict[str, list[_FactorTrial]]] = defaultdict(lambda: defaultdict(list))
     for trial in trials:
         key = tuple(trial.fields.get(name) for name in shared)
-        groups[key, trial.record.specification.get("seed")][trial.fields[factor]].append(trial.error)
-    return [(seed, {value: fmean(errors) for value, errors in group.items()}) for (_, seed), group in groups.items()]
+        groups[key, trial.record.specification.get("seed")][trial.fields[factor]].append(trial)
+    return [
+        (key, seed, {value: several[0] for value, several in group.items() if len(several) == 1})
+        for (key, seed), group in groups.items()
+    ]
 
 
 def _effect_all_else_equal(
     trials: Sequence[_FactorTrial], factor: str, base: str, other: str, shared: Sequence[str]
 ) -> PairedEffect | None:
     groups = _matching_trials(trials, factor, shared)
-    pairs = [(seed, group[base], group[other]) for seed, group in groups if base in group and other in group]
+    pairs = [(key, seed, group[base], group[other]) for key, seed, group in groups if base in group and other in group]
     if not pairs:
         return None
-    by_seed: dict[Any, list[float]] = defaultdict(list)
-    for seed, base_error, other_error in pairs:
-        by_seed[seed].append(other_error - base_error)
+    by_seed = _balanced(pairs)
     repeated = len(by_seed) > 1
-    values = (
-        [fmean(gaps) for gaps in by_seed.values()] if repeated else [gap for gaps in by_seed.values() for gap in gaps]
-    )
+    used = [pair for pairs_of_seed in by_seed.values() for pair in pairs_of_seed]
+    units = list(by_seed.values()) if repeated else [[pair] for pair in used]
+    estimate, p_value = _estimate(units)
     return PairedEffect(
         factor=factor, base=_shown(base, factor), other=_shown(other, factor), pairing=ALL_ELSE_EQUAL,
-        estimate=t_interval(values), unit="seeds" if repeated else "settings", pairs=len(pairs), seeds=len(by_seed),
-        errors=(fmean(base_error for _, base_error, _ in pairs), fmean(other_error for *_, other_error in pairs)),
+        estimate=estimate, unit="seeds" if repeated else "settings", pairs=len(used), seeds=len(by_seed),
+        errors=(fmean(first.error for first, _ in used), fmean(second.error for _, second in used)), p_value=p_value,
     )  # fmt: skip
+
+
+_Pair = tuple[_FactorTrial, _FactorTrial]  # of the base and of the other value
+
+
+def _balanced(pairs: Sequence[tuple[tuple[Any, ...], Any, _FactorTrial, _FactorTrial]]) -> dict[Any, list[_Pair]]:
+    """The pairs by seed, of settings that have every seed; of the first seed alone where these are under half.
+
+    A seed with the settings of the front only would weigh as much as one with all, and its settings are chosen ones.
+    """
+    seeds = list(dict.fromkeys(seed for _, seed, _, _ in pairs))
+    by_setting: dict[tuple[Any, ...], dict[Any, _Pair]] = defaultdict(dict)
+    for key, seed, base, other in pairs:
+        by_setting[key][seed] = (base, other)
+    complete = [by_this_seed for by_this_seed in by_setting.values() if len(by_this_seed) == len(seeds)]
+    if 2 * len(complete) >= len(by_setting):
+        return {seed: [by_this_seed[seed] for by_this_seed in complete] for seed in seeds}
+    first = max(seeds, key=lambda seed: sum(seed in by_this_seed for by_this_seed in by_setting.values()))
+    return {first: [by_this_seed[first] for by_this_seed in by_setting.values() if first in by_this_seed]}
+
+
+def _estimate(units: Sequence[Sequence[_Pair]]) -> tuple[Estimate, float | None]:
+    """The mean difference over units; with its p-value where the wrong images of all trials are on record."""
+    over_units = t_interval([fmean(other.error - base.error for base, other in unit) for unit in units])
+    rows = [[_gap(*pair) for pair in unit] for unit in units]
+    gaps = [gap for row in rows for gap in row if gap is not None]
+    if len(units) < 2 or len(gaps) < sum(map(len, rows)) or len({len(gap) for gap in gaps}) > 1:
+        return over_units, None
+    values = np.stack([np.mean([gap for gap in row if gap is not None], axis=0) for row in rows])
+    moments = mean_variance(values)
+    half = 100 * moments.quantile(LEVEL) * math.sqrt(moments.variance)
+    mean = 100 * moments.mean
+    return Estimate(mean=mean, low=mean - half, high=mean + half, count=len(units)), two_sided_p_value(moments)
+
+
+def _gap(base: _FactorTrial, other: _FactorTrial) -> NDArray[np.float64] | None:
+    if base.wrong is None or other.wrong is None or base.wrong.shape != other.wrong.shape:
+        return None
+    return other.wrong.astype(np.float64) - base.wrong.astype(np.float64)
 
 
 def _best_of_budgets(trials: Sequence[_FactorTrial], factor: str) -> dict[str, dict[str, float]]:

@@ -20,7 +20,7 @@ Annals of Applied Statistics 3 (2009).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -142,10 +142,11 @@ def corrected_error(
     chosen = choose(wrong)
     fixed = mean_variance(wrong[chosen].astype(np.float64), between_seeds if wrong.shape[1] > 1 else None)
     low, _ = error_bounds(fixed.mean, fixed.variance, images, fixed.quantile(LEVEL))
+    luck = _screening_luck(wrong, between_seeds) if screened else 0.0
     fine, coarse = _split(wrong, FOLDS, screened), _split(wrong, COARSE_FOLDS, screened)
     moments = _moments(coarse, wrong, screened, between_seeds, plain=coarse.mean * (1 - coarse.mean))
-    _, high = error_bounds(coarse.mean, moments.variance, images, moments.quantile(LEVEL))
-    mean = 100 * fine.mean
+    _, high = error_bounds(coarse.mean + luck, moments.variance, images, moments.quantile(LEVEL))
+    mean = 100 * (fine.mean + luck)
     return SelectedError(
         chosen=chosen, observed=100 * fixed.mean, mean=mean, low=min(low, mean), high=max(high, mean),
         candidates=wrong.shape[0], seeds=wrong.shape[1], images=images,
@@ -175,12 +176,15 @@ def corrected_difference(
         raise ValueError(f"both must be measured on the same images, but got {images:,} and {other.shape[1]:,}")
     between_seeds = between_seeds or seed_variance([*wrong, other])
     base = other.astype(np.float64).mean(axis=0)
+    luck = _screening_luck(wrong, between_seeds) if screened else 0.0
     fine, coarse = _split(wrong, FOLDS, screened), _split(wrong, COARSE_FOLDS, screened, base)
+    fine, coarse = replace(fine, mean=fine.mean + luck), replace(coarse, mean=coarse.mean + luck)
     winner = wrong[choose(wrong)].astype(np.float64).mean(axis=0)
     only_other = float((base * (1 - winner)).sum())
     only_chosen = only_other + images * coarse.mean
     if only_chosen < 0:
         only_chosen, only_other = 0.0, -images * coarse.mean
+    only_chosen = min(only_chosen, images - only_other)
     plain = (only_chosen + only_other) / images - coarse.mean**2
     moments = _moments(coarse, wrong, screened, between_seeds, plain, other_seeds=other.shape[0])
     two_sided = difference_bounds(only_chosen, only_other, images, moments, moments.quantile(LEVEL))
@@ -238,7 +242,7 @@ def _chosen_counts(counts: NDArray[np.float32], screened: bool) -> NDArray[np.fl
     seeds = counts.shape[1]
     if seeds == 1:
         return _at_best(unseen[:, 0], counts[:, 0])
-    measured = range(1 if screened else 0, seeds)
+    measured = range(1, seeds) if screened else range(seeds)
     whole = unseen.sum(axis=1)
     return np.mean([_at_best(whole - unseen[:, seed], counts[:, seed]) for seed in measured], axis=0)
 
@@ -246,6 +250,27 @@ def _chosen_counts(counts: NDArray[np.float32], screened: bool) -> NDArray[np.fl
 def _at_best(choice: NDArray[np.float32], measured: NDArray[np.float32]) -> NDArray[np.float64]:
     best = choice == choice.min(axis=0)
     return np.asarray((best * measured).sum(axis=0) / best.sum(axis=0), dtype=np.float64)
+
+
+def _screening_luck(wrong: NDArray[np.bool_], between_seeds: SeedVariance | None) -> float:
+    """The luck with these images that all seeds of a setting share, and by which it was chosen to be repeated.
+
+    Measured is how far the first seed, by which the settings were chosen, lies below the others: that is the luck of
+    the first seed alone. The luck that the seeds share is to it as their variances are to each other.
+    """
+    settings, seeds, images = wrong.shape
+    if settings < 2 or seeds < 2 or between_seeds is None or between_seeds.variance <= 0:
+        return 0.0
+    centred = wrong - wrong.mean(axis=2, keepdims=True)
+    sums = centred.sum(axis=1)  # [setting, image]
+    squares = float((sums * sums).sum())
+    same = (squares - float((centred * centred).sum())) / (settings * seeds * (seeds - 1))
+    different = (float((sums.sum(axis=0) ** 2).sum()) - squares) / (settings * (settings - 1) * seeds**2)
+    shared = max(0.0, same - different) / (images * images)
+    means = wrong.mean(axis=(1, 2))
+    deviations = np.sqrt(np.maximum(means * (1 - means), 1 / images))  # small errors scatter less
+    first_below = float(((wrong[:, 1:].mean(axis=(1, 2)) - wrong[:, 0].mean(axis=1)) / deviations).mean())
+    return max(0.0, first_below) * float(deviations[choose(wrong)]) * min(1.0, shared / between_seeds.variance)
 
 
 def _moments(

@@ -1,14 +1,19 @@
 from __future__ import annotations
 
+import itertools
+import random
+
+import numpy as np
 import pytest
 from hypothesis import given, strategies as st
 from scipy import stats
 
 from analysis.stats.front import collect_points
-from analysis.stats.intervals import t_interval
-from analysis.stats.paired_effects import ALL_ELSE_EQUAL, BEST_WITHIN_BUDGET, find_paired_effects
+from analysis.stats.intervals import Estimate, t_interval
+from analysis.stats.paired_effects import ALL_ELSE_EQUAL, BEST_WITHIN_BUDGET, PairedEffect, find_paired_effects
 from analysis.stats.seeds import repeated_settings
 from sweeps.records.events import Role, Status
+from sweeps.records.image_errors import encode_wrong_images
 from tests.support.synthetic_data import study, trial
 
 KNOWN = [0.31, -0.12, 0.55, 0.2, 0.07]
@@ -87,7 +92,8 @@ class TestAblation:
         effect = next(e for e in find_paired_effects(study(*trials)) if e.factor == "train.decay")
         assert (effect.unit, effect.seeds, effect.estimate.count) == ("settings", 1, 3)
         assert (effect.estimate.low, effect.estimate.high) == scipy_interval([1.0, 1.5, 2.0])
-        assert effect.verdict() == "worse"
+        assert effect.p_value == pytest.approx(stats.ttest_1samp([1.0, 1.5, 2.0], 0.0).pvalue)
+        assert effect.verdict() == "worse, but within the noise of 4 comparisons"
 
     def test_few_images_cannot_show_what_seeds_agree_on(self):
         """Errors of few images lie on a coarse grid: equal differences make an interval of no width."""
@@ -99,6 +105,52 @@ class TestAblation:
             assert effect.errors == pytest.approx((4.0, 3.0))
             told[images] = effect.verdict()
         assert told == {100: "better, but within the noise of the images", 1_000_000: "better"}
+
+    def test_many_effects_are_corrected_for_their_number_and_the_strongest_comes_first(self):
+        dice = random.Random(3)
+        rows = itertools.product((0, 1), repeat=5)
+        trials = [
+            trial(f"{row}", error=5 + row[4] + 0.5 * row[3] * dice.random() + dice.gauss(0, 0.5),
+                  **{f"train__field{number}": value for number, value in enumerate(row)})
+            for row in rows
+        ]  # fmt: skip
+        effects = find_paired_effects(study(*trials))
+        assert [effect.comparisons for effect in effects] == [5] * 5
+        assert effects[0].factor == "train.field4"
+        assert effects[0].corrected == pytest.approx(5 * effects[0].p_value)
+        assert effects[0].verdict() == "worse"
+        p_values = [effect.p_value for effect in effects]
+        assert p_values == sorted(p_values)
+
+    def test_what_only_many_comparisons_found_is_called_noise(self):
+        effect = PairedEffect(
+            factor="train.lr", base="1", other="2", pairing=ALL_ELSE_EQUAL, unit="seeds", pairs=3, seeds=3,
+            estimate=Estimate(mean=1.0, low=0.1, high=1.9, count=3), errors=(5.0, 6.0), p_value=0.03, corrected=0.21,
+            comparisons=7,
+        )  # fmt: skip
+        assert effect.verdict() == "worse, but within the noise of 7 comparisons"
+
+    def test_a_seed_that_only_the_front_has_does_not_weigh_as_much_as_all(self):
+        trials = [
+            trial(f"{dims}{name}{seed}", error=5 + gap, dims=dims, method__dims=dims, train__decay=name, seed=seed)
+            for dims, seeds, add in ((2, (0, 1, 2), 9.0), (3, (0,), 1.0), (4, (0,), 2.0), (5, (0,), 3.0))
+            for seed in seeds
+            for name, gap in (("plain", 0.0), ("scaled", add))
+        ]
+        effect = next(e for e in find_paired_effects(study(*trials)) if e.factor == "train.decay")
+        assert (effect.unit, effect.seeds, effect.pairs) == ("settings", 1, 4)
+        assert effect.estimate.mean == pytest.approx((9 + 1 + 2 + 3) / 4)
+
+    def test_recorded_images_count_in_the_interval_too(self):
+        made = seeds_study([1.0, 1.0, 1.0], errors=(4.0,) * 3)
+        for record in made.trials.values():
+            wrong = np.zeros(100, dtype=bool)
+            wrong[: round(record.val_error)] = True
+            record.wrong_images["val"] = encode_wrong_images(wrong)
+        (effect, *_) = find_paired_effects(made)
+        assert effect.estimate.mean == pytest.approx(1.0)
+        assert effect.estimate.low < 0 < effect.estimate.high  # one image of a hundred, in every seed the same
+        assert effect.verdict() == "within noise"
 
     def test_methods_bear_their_names_for_readers(self):
         trials = [
@@ -167,9 +219,9 @@ class TestAblation:
         for each in trials:
             each.counts["budget_gap"] = 1
         del trials[2].specification["method"]["dims"]
-        assert self.effects(*trials) == {
-            ("method.dims", "2", "3"): -2.0, ("method.name", "bottleneck", "tensor train"): -3.0,
-        }  # fmt: skip
+        assert self.effects(*trials) == {("method.dims", "2", "3"): -2.0}
+        one_of_each = self.effects(trials[0], trials[2])  # of two settings of a method, neither is "all else equal"
+        assert one_of_each == {("method.name", "bottleneck", "tensor train"): -2.0}
 
     def test_a_thinner_network_differs_in_the_method_alone(self):
         solved = {"dims": None, "budget__params": 0.2}
