@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,8 +41,8 @@ class StudyCost:
         attempts: how many there were.
         adopted: trials that another study of the series trained; they cost this one nothing.
         again: attempts after a trial's first.
-        gpu_hours: training and starts times the share of a GPU; 0 on CPUs.
-        gpu_share: that a trial had, the mean over attempts.
+        gpu_hours: the share of a GPU times the seconds of training and start, summed over attempts; 0 on CPUs.
+        gpu_share: that a trial had, the mean over the seconds of all attempts.
         wall_seconds: from the first proposal to the last end, breaks between two runs included.
         images_per_second: median over trials of each trial's mean while it trains.
         throughput: images of all trials over the wall seconds.
@@ -80,7 +80,7 @@ def study_cost(study: StudyRecord) -> StudyCost:
     outcomes = tuple(_outcome(status, trials) for status in Status if any(t.status is status for t in trials))
     train = sum(outcome.seconds for outcome in outcomes)
     start = sum(attempt.get("start_seconds", 0.0) for trial in trials for attempt in trial.attempts)
-    share, wall = _gpu_share(study, trials), _wall(trials)
+    gpu_seconds, wall = _gpu_seconds(study, trials), _wall(trials)
     speeds = [speed for trial in trials if (speed := _speed(trial)) is not None]
     images = sum(_images(study, trial) for trial in trials)
     return StudyCost(
@@ -88,7 +88,9 @@ def study_cost(study: StudyRecord) -> StudyCost:
         attempts=sum(len(trial.attempts) for trial in trials),
         adopted=sum(bool(trial.adopted) for trial in study.trials.values()),
         again=sum(max(0, len(trial.attempts) - 1) for trial in trials),
-        gpu_hours=None if share is None else share * (train + start) / 3600, gpu_share=share, wall_seconds=wall,
+        gpu_hours=None if gpu_seconds is None else gpu_seconds / 3600,
+        gpu_share=None if gpu_seconds is None or train + start == 0 else gpu_seconds / (train + start),
+        wall_seconds=wall,
         images_per_second=statistics.median(speeds) if speeds else None,
         throughput=images / wall if wall and images else None,
     )  # fmt: skip
@@ -104,17 +106,43 @@ def _outcome(status: Status, trials: Sequence[TrialRecord]) -> OutcomeCost:
     )
 
 
-def _gpu_share(study: StudyRecord, trials: Sequence[TrialRecord]) -> float | None:
-    """The share of a GPU that a trial had, the mean over attempts; for old records the share in the space."""
-    devices = {attempt["device"] for trial in trials for attempt in trial.attempts if "device" in attempt}
-    if devices == {"cpu"} or (not devices and study.header.get("hardware", {}).get("gpus") == []):
+def _gpu_seconds(study: StudyRecord, trials: Sequence[TrialRecord]) -> float | None:
+    """GPU share times seconds, attempt by attempt: a trial may have had other shares, or none, in later attempts.
+
+    An epoch belongs to the attempt that began last before it. None where a share is not on record.
+    """
+    if not any("device" in attempt for trial in trials for attempt in trial.attempts):
+        return 0.0 if study.header.get("hardware", {}).get("gpus") == [] else None
+    total = 0.0
+    for trial in trials:
+        attempts = trial.attempts or [{}]
+        seconds = [float(attempt.get("start_seconds", 0.0)) for attempt in attempts]
+        for metrics in trial.epochs.values():
+            seconds[_attempt_of(attempts, metrics.get("time"))] += metrics.get("epoch_seconds", 0.0)
+        for attempt, spent in zip(attempts, seconds, strict=True):
+            share = _gpu_share(study, attempt)
+            if share is None and spent:
+                return None
+            total += (share or 0.0) * spent
+    return total
+
+
+def _attempt_of(attempts: Sequence[Mapping[str, Any]], time: float | None) -> int:
+    """The index of the attempt that trained an epoch; the last one where times are not on record."""
+    if time is None or not all("time" in attempt for attempt in attempts):
+        return len(attempts) - 1
+    return max((index for index, attempt in enumerate(attempts) if attempt["time"] <= time), default=0)
+
+
+def _gpu_share(study: StudyRecord, attempt: Mapping[str, Any]) -> float | None:
+    """The share of a GPU that an attempt had; of an old record that of the space."""
+    if attempt.get("device") == "cpu":
         return 0.0
-    shares = [float(attempt["gpus"]) for trial in trials for attempt in trial.attempts if "gpus" in attempt]
-    if shares:
-        return statistics.fmean(shares)
+    if "gpus" in attempt:
+        return float(attempt["gpus"])
     resources: dict[str, Any] = study.header.get("space", {}).get("resources") or {}
     share = resources.get("gpus_per_trial")
-    return float(share) if share is not None and devices else None
+    return float(share) if isinstance(share, int | float) else None
 
 
 def _wall(trials: Sequence[TrialRecord]) -> float | None:

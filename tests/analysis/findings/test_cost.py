@@ -32,3 +32,19 @@ class TestCost:
         assert study_cost(study(on_cpu)).gpu_hours == 0
         unknown = study_cost(study(trial("a")))
         assert (unknown.gpu_hours, unknown.wall_seconds, unknown.images_per_second) == (None, None, None)
+
+    def test_card_hours_are_summed_attempt_by_attempt(self):
+        """A long attempt on a quarter of a card, a short one on a whole card, one on the CPU."""
+        resumed = trial("a")
+        resumed.epochs = {n: {"val_error": 5.0, "epoch_seconds": 10.0, "time": 100.0 + 10 * n} for n in range(1, 101)}
+        resumed.attempts = [
+            {"device": "cuda", "gpus": 0.25, "start_seconds": 4.0, "time": 110.0},
+            {"device": "cuda", "gpus": 1.0, "start_seconds": 2.0, "time": 1100.0},  # trains the last epoch
+        ]
+        on_cpu = trial("b")
+        on_cpu.epochs = {1: {"val_error": 5.0, "epoch_seconds": 50.0, "time": 90.0}}
+        on_cpu.attempts = [{"device": "cpu", "gpus": 0.0, "start_seconds": 1.0, "time": 90.0}]
+        cost = study_cost(study(resumed, on_cpu))
+        seconds = 0.25 * (4 + 990) + 1.0 * (2 + 10)
+        assert cost.gpu_hours == pytest.approx(seconds / 3600)
+        assert cost.gpu_share == pytest.approx(seconds / 1057)
