@@ -253,6 +253,11 @@ def importance_section(page: Page, study: StudyRecord, report: Report, folder: P
         "of decision trees splits by. Shares say what goes along with the error in these trials, not what causes it; "
         "the sampler did not try all values equally often.", "note",
     )  # fmt: skip
+    if left_out := report.importances[0].left_out:
+        page.text(
+            f"Without a share, because not every setting has them: {', '.join(left_out)}. The shares of the others sum "
+            "to 100 % all the same.", "note",
+        )  # fmt: skip
     page.file("importance.csv")
 
 

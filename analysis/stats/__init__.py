@@ -34,7 +34,7 @@ if TYPE_CHECKING:
         find_reference as find_reference,
         pareto_front as pareto_front,
         references as references,
-        setting_id as setting_id,
+        setting_ids as setting_ids,
         study_strata as study_strata,
         validation_images as validation_images,
     )
@@ -80,7 +80,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "factors": "BUDGET METHOD",
         "front": (
             "DENSE FrontPoint SEPARABLE SizeMeasure Stratum UNCHANGED best_by_method best_point collect_points "
-            "find_reference pareto_front references setting_id study_strata validation_images"
+            "find_reference pareto_front references setting_ids study_strata validation_images"
         ),
         "front_comparison": "COST_UNITS FrontComparison compare_fronts parse_reference",
         "hypervolume": "HypervolumeGrowth ReferencePoint",

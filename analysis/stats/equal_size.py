@@ -12,6 +12,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from statistics import fmean
 
 from analysis.stats.front import FrontPoint, SizeMeasure, Stratum, best_by_method, pareto_front
 from analysis.stats.intervals import Estimate, t_interval
@@ -30,7 +31,8 @@ class MethodAtSize:
     Attributes:
         method: its name.
         size: in the measure of the comparison.
-        error: in percent, interpolated where the method has no point of that size.
+        error: in percent, interpolated where the method has no point of that size; the mean of `by_seed` where the two
+            points share seeds, so that it lies within the interval over these.
         below: the next smaller point of its front.
         above: the next larger one; the same point where the method has that size.
         by_seed: the error for each seed that both points have.
@@ -229,5 +231,5 @@ def _between(
 ) -> MethodAtSize:
     low, high = seeds.get(below.setting, {}), seeds.get(above.setting, {})
     by_seed = {seed: (1 - share) * low[seed] + share * high[seed] for seed in low if seed in high}
-    error = (1 - share) * below.error + share * above.error
+    error = fmean(by_seed.values()) if by_seed else (1 - share) * below.error + share * above.error
     return MethodAtSize(method=below.method, size=size, error=error, below=below, above=above, by_seed=by_seed)

@@ -31,7 +31,10 @@ from sweeps.records import (
 SEPARABLE, DENSE = "separable", "dense"
 UNCHANGED = "unchanged"  # the trained network that a study starts from, as it is
 STARTS = {"scratch": "", "dense": "from dense", "outputs": "fitted to outputs", "in_order": "fitted in order"}
-LOST_LABELS = {Status.DIVERGED: "diverged", Status.FAILED: "failed", Status.OUT_OF_MEMORY: "ran out of memory"}
+LOST_LABELS = {
+    Status.STOPPED: "stopped early", Status.DIVERGED: "diverged", Status.FAILED: "failed",
+    Status.OUT_OF_MEMORY: "ran out of memory",
+}  # fmt: skip
 SizeMeasure = Literal["params", "mult_adds"]
 
 
@@ -156,7 +159,7 @@ def collect_points(study: StudyRecord) -> list[FrontPoint]:
     trials = [trial for trial in sized if trial.status is not Status.INFEASIBLE]
     competing = {trial.trial_id for seeds in competing_points(study.trials.values()) for trial in seeds}
     seeds_by_trial = {trial.trial_id: seeds for seeds in group_by_point(sized) for trial in seeds}
-    lost = _lost_seeds(trials)
+    lost, settings = _lost_seeds(trials), setting_ids(sized)
     full_width = (study.header.get("network") or {}).get("width") or 1.0
     points = [
         _point(
@@ -164,6 +167,7 @@ def collect_points(study: StudyRecord) -> list[FrontPoint]:
             seeds_by_trial.get(trial.trial_id, []),
             lost.get(point_key(trial), ""),
             full_width,
+            settings[trial.trial_id],
             competes=trial.trial_id in competing
             or trial.trial_id not in seeds_by_trial
             or trial.role is Role.REFERENCE,
@@ -317,7 +321,8 @@ def searched_trials(study: StudyRecord) -> list[TrialRecord]:
 
 
 def _point(
-    trial: TrialRecord, seeds: Sequence[TrialRecord], lost: str, full_width: float, *, competes: bool
+    trial: TrialRecord, seeds: Sequence[TrialRecord], lost: str, full_width: float, setting: str, *,
+    competes: bool,
 ) -> FrontPoint:  # fmt: skip
     """The point of a trial; `seeds` are the finished, sound trials of the same point.
 
@@ -362,20 +367,28 @@ def _point(
         lost=lost,
         host=trial.last_attempt("host"),
         device=trial.last_attempt("device"),
-        setting=setting_id(trial),
+        setting=setting,
     )
 
 
-def setting_id(trial: TrialRecord) -> str:
-    """Name a trial's setting: what is trained, without the seed.
+def setting_ids(trials: Iterable[TrialRecord]) -> dict[str, str]:
+    """Name the setting of each trial: what is trained, without the seed.
 
     Args:
-        trial: the record.
+        trials: of a study, in order of proposal.
 
     Returns:
-        12 hexadecimal digits, the same for all seeds of a setting.
+        Id of the trial -> 12 hexadecimal digits, the same for all seeds of a setting. Two completed trials of one seed
+        are never one setting: old specifications do not tell all of them apart.
     """
-    return hashlib.sha256(point_key(trial).encode()).hexdigest()[:12]
+    trials = list(trials)
+    keys = {trial.trial_id: point_key(trial) for trial in trials}
+    leads: dict[str, str] = {}
+    for seeds in group_by_point(trials):
+        key, lead = point_key(seeds[0]), seeds[0].trial_id
+        if leads.setdefault(key, lead) != lead:
+            keys |= {trial.trial_id: f"{key} {lead}" for trial in seeds}
+    return {trial_id: hashlib.sha256(key.encode()).hexdigest()[:12] for trial_id, key in keys.items()}
 
 
 def _extras(spec: Mapping[str, Any]) -> tuple[str, ...]:

@@ -41,6 +41,7 @@ class Importance:
         seeds: the largest number of seeds of a setting.
         shares: (field, share), largest first; shares sum to 1.
         note: why there are no shares.
+        left_out: searched fields that not every setting has, such as those of one method; no share is theirs.
     """
 
     evaluator: str
@@ -49,6 +50,7 @@ class Importance:
     seeds: int
     shares: tuple[tuple[str, float], ...]
     note: str = ""
+    left_out: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +103,7 @@ def field_importances(trials: Sequence[SearchedSetting]) -> list[Importance]:
         need = f"importance needs at least {MIN_TRIALS} completed settings and two searched fields that vary"
         return [Importance(
             evaluator="", within_budgets=False, trials=len(trials), seeds=seeds, shares=(),
-            note=f"{need}; this study has {len(trials)} and {len(names)}",
+            note=f"{need}; this study has {len(trials)} and {len(names)}", left_out=_left_out(trials),
         )]  # fmt: skip
     importances = []
     errors = [trial.error for trial in trials]
@@ -109,7 +111,8 @@ def field_importances(trials: Sequence[SearchedSetting]) -> list[Importance]:
         values = _relative(trials, errors) if within else errors
         chosen = [name for name in names if not (within and name.startswith("budget."))]
         if len(chosen) > 1:
-            importances += [replace(entry, seeds=seeds) for entry in _evaluate(trials, values, chosen, within)]
+            entries = _evaluate(trials, values, chosen, within)
+            importances += [replace(entry, seeds=seeds, left_out=_left_out(trials)) for entry in entries]
     return importances
 
 
@@ -119,6 +122,14 @@ def _fields(trials: Sequence[SearchedSetting]) -> list[str]:
         return []
     shared = set.intersection(*(set(trial.parameters) for trial in trials)) - set(SEEDS)
     return sorted(name for name in shared if len({str(trial.parameters[name]) for trial in trials}) > 1)
+
+
+def _left_out(trials: Sequence[SearchedSetting]) -> tuple[str, ...]:
+    """The fields that some settings have and others have not."""
+    if not trials:
+        return ()
+    sets = [set(trial.parameters) for trial in trials]
+    return tuple(sorted(set.union(*sets) - set.intersection(*sets) - set(SEEDS) - {"alternative"}))
 
 
 def _relative(trials: Sequence[SearchedSetting], errors: Sequence[float]) -> list[float]:

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from analysis.stats.front import SEPARABLE, FrontPoint
+from analysis.stats.front import SEPARABLE, FrontPoint, find_reference
 from analysis.stats.intervals import Estimate, t_interval
 
 
@@ -56,8 +56,8 @@ def repeated_settings(points: Sequence[FrontPoint], reference: str = SEPARABLE) 
         The settings, lowest mean error first.
     """
     groups = group_by_setting(points)
-    bases = [group for group in groups.values() if group[0].method == reference and not group[0].is_thin]
-    base = max((_by_seed(group) for group in bases), key=len, default={})
+    base_point = find_reference(points, reference)  # never a searched trial of that method, of however many seeds
+    base = _by_seed(groups[base_point.setting]) if base_point else {}
     settings = [_repeated(group, base) for group in groups.values() if len(_by_seed(group)) > 1]
     return sorted(settings, key=lambda setting: (setting.val_error.mean, setting.point.params))
 

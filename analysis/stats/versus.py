@@ -1,7 +1,9 @@
 """Every value of one searched field against one of them, paired by seed.
 
-Trials are paired that agree in the seed and in every searched field but the one. Means and differences are over seeds,
-with two-sided 95 % t-intervals; errors are on validation images, in percent, differences in points.
+Trials are paired that agree in the seed, in every searched field but the one, and in everything else that was not
+searched (network, epochs, recipe, data, start), as far as it does not come with the field's value. Means and
+differences are over seeds, with two-sided 95 % t-intervals; errors are on validation images, in percent, differences in
+points.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from statistics import fmean
 from typing import Any
 
 from analysis.stats.equal_size import ErrorsBySeed, sizes_equal
+from analysis.stats.factors import FactorValues, factor_values, shared_factors, varying_factors
 from analysis.stats.front import SizeMeasure, validation_images
 from analysis.stats.intervals import Estimate, t_interval, within_image_noise
 from analysis.utils import format_error_interval, format_points_interval
@@ -72,9 +75,10 @@ def compare_values(study: StudyRecord, field: str, base: str) -> list[ValueCompa
     if base not in values:
         raise unknown(f"value of {field}", base, values)
     groups: dict[str, dict[str, list[TrialRecord]]] = defaultdict(lambda: defaultdict(list))
+    unsearched = _unsearched_factors(trials, field)
     for trial in trials:
         if field in trial.parameters:
-            groups[_rest(trial, field)][_shown(trial.parameters[field])].append(trial)
+            groups[_rest(trial, field, unsearched)][_shown(trial.parameters[field])].append(trial)
     images = validation_images(study)
     return [
         row
@@ -91,8 +95,21 @@ def _finished(study: StudyRecord) -> list[TrialRecord]:
     return [replace(trial, parameters=row) for trial in sound for row in (trial.parameters, *trial.aliases)]
 
 
-def _rest(trial: TrialRecord, field: str) -> str:
-    return ", ".join(f"{name} {_shown(value)}" for name, value in sorted(trial.parameters.items()) if name != field)
+def _rest(trial: TrialRecord, field: str, unsearched: Sequence[str]) -> str:
+    """All but the field in which trials can differ, in words: searched fields, then what no space has searched."""
+    searched = [f"{name} {_shown(value)}" for name, value in sorted(trial.parameters.items()) if name != field]
+    values = factor_values(trial)
+    return ", ".join([*searched, *(f"{name} {_shown(json.loads(values.get(name, 'null')))}" for name in unsearched)])
+
+
+def _unsearched_factors(trials: Sequence[TrialRecord], field: str) -> list[str]:
+    """Factors that differ between trials of equal searched fields, as in studies that were put together."""
+    searched = frozenset(name for trial in trials for name in trial.parameters)
+    groups: dict[str, list[FactorValues]] = defaultdict(list)
+    for trial in trials:
+        groups[json.dumps(trial.parameters, sort_keys=True)].append(factor_values(trial))
+    varying = {name for group in groups.values() for name in varying_factors(group)} - searched
+    return [name for name in shared_factors(field, sorted(varying), searched) if name != field]
 
 
 def _shown(value: Any) -> str:
@@ -124,7 +141,10 @@ def _row(
 
 
 def _by_seed(trials: Sequence[TrialRecord]) -> ErrorsBySeed:
-    return {int(trial.specification.get("seed") or 0): trial.val_error or 0.0 for trial in trials}
+    errors: dict[int, list[float]] = defaultdict(list)
+    for trial in trials:  # rarely two of one seed: those that differ in what no record shows count by their mean
+        errors[int(trial.specification.get("seed") or 0)].append(trial.val_error or 0.0)
+    return {seed: fmean(values) for seed, values in errors.items()}
 
 
 def _verdict(gap: Estimate | None, error: float, base_error: float, images: int | None) -> str:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from analysis.stats.front import setting_id
+from analysis.stats.front import setting_ids
 from sweeps.records import StudyRecord, completed_trials, wrong_images
 
 WrongBySeed = Mapping[int, NDArray[np.bool_]]  # seed -> bool (N,), True where the network was wrong
@@ -49,10 +49,12 @@ def wrong_by_setting(study: StudyRecord, split: str = "val") -> dict[str, dict[i
         InputError: a record is damaged.
     """
     settings: dict[str, dict[int, NDArray[np.bool_]]] = defaultdict(dict)
-    for trial in completed_trials(study.trials.values()):
+    sized = [trial for trial in study.trials.values() if "params" in trial.counts and not trial.broken]
+    ids = setting_ids(sized)  # of the trials that `collect_points` takes
+    for trial in completed_trials(sized):
         wrong = wrong_images(study, trial.trial_id, split)
         if wrong is not None:
-            settings[setting_id(trial)].setdefault(int(trial.specification.get("seed") or 0), wrong)
+            settings[ids[trial.trial_id]].setdefault(int(trial.specification.get("seed") or 0), wrong)
     return dict(settings)
 
 

@@ -96,12 +96,14 @@ def format_error_interval(error: Interval | None) -> str:
         error: in percent; None for no mean.
 
     Returns:
-        E.g. `5.23 % (5.01 to 5.45)`; the mean alone without an interval; "" for None.
+        E.g. `5.23 % (5.01 to 5.45)`, all with as many decimals, so that no rounded mean lies beside its interval; the
+        mean alone without an interval; "" for None.
     """
     if error is None:
         return ""
-    mean = format_percent(error.mean)
-    return mean if error.low is None or error.high is None else f"{mean} ({error.low:.2f} to {error.high:.2f})"
+    if error.low is None or error.high is None:
+        return format_percent(error.mean)
+    return f"{error.mean:.2f} % ({error.low:.2f} to {error.high:.2f})"
 
 
 def format_points_interval(difference: Interval | None) -> str:

@@ -8,9 +8,11 @@ import pytest
 from hypothesis import given, strategies as st
 from scipy import stats
 
-from analysis.findings.answer import answer_text, answers
-from analysis.stats.equal_size import methods_at_size
-from analysis.stats.front import collect_points
+from analysis.findings.answer import Answer, answer_text, answers, describe_method_at_size
+from analysis.reporting.tables import equal_size_table
+from analysis.stats.equal_size import SizeLevel, methods_at_size
+from analysis.stats.front import Stratum, collect_points
+from analysis.utils import format_percent
 from sweeps.records.events import Role
 from tests.support.synthetic_data import study, trial
 
@@ -153,3 +155,30 @@ class TestAnswer:
         assert (found.level.size, found.level.measure) == (2000, "mult_adds")
         assert "next best method at 2,000 mult-adds" in found.comparisons[0].label
         assert [each.error for each in found.level.methods] == pytest.approx([falling(200, 3.2), falling(200)])
+
+
+@given(
+    st.lists(st.integers(0, 288), min_size=2, max_size=3),
+    st.lists(st.integers(0, 288), min_size=2, max_size=3),
+    st.integers(1_001, 1_999),
+)
+def test_table_csv_and_sentence_give_one_error_that_its_interval_holds(below, above, size):
+    """Also where the two points between which a size lies were trained with unequal seeds."""
+    trials = [
+        trial(f"{params}{seed}", params, 100 * wrong / 288, seed=seed, method__name=str(params))
+        for params, errors in ((1_000, below), (2_000, above))
+        for seed, wrong in enumerate(errors)
+    ]
+    for method in methods_at_size(collect_points(study(*trials)), size):
+        assert method.estimate is not None
+        assert method.estimate.low <= method.error <= method.estimate.high
+        level = SizeLevel(size=size, measure="params", methods=(method,), beyond=())
+        answer = Answer(
+            stratum=Stratum(label="s", params=2_000), best=method.below, share=None, candidates=2, images=288,
+            level=level,
+        )  # fmt: skip
+        (row,), (texts,) = equal_size_table([answer]).rows, equal_size_table([answer]).texts
+        assert row[4] == method.error
+        assert row[5] <= row[4] <= row[6]
+        assert texts[3].startswith(f"{method.error:.2f} %")
+        assert describe_method_at_size(method).endswith(format_percent(method.error))

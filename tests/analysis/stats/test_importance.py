@@ -64,3 +64,10 @@ class TestImportance:
         within = [importance for importance in importances if importance.within_budgets]
         assert len(within) == 2
         assert all("budget.params" not in dict(importance.shares) for importance in within)
+
+    def test_fields_that_only_some_settings_have_are_named(self):
+        record = self.many(60)
+        record.trials["t0"].parameters["method.rank_scale"] = 0.3
+        for importance in field_importances(searched_settings(record)):
+            assert importance.left_out == ("method.rank_scale",)
+            assert "method.rank_scale" not in dict(importance.shares)

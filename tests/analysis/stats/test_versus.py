@@ -86,3 +86,19 @@ def test_the_command(tmp_path, capsys):
     assert "reference: separable" in shown
     assert main(["against", str(folder), "method.name"]) == 2
     assert capsys.readouterr().err.startswith("error: the base must be written FIELD=VALUE")
+
+
+def test_trials_of_other_epochs_are_not_paired_and_none_is_lost():
+    """Two studies put together: what no space has searched tells their trials apart."""
+
+    def pair(epochs, errors):
+        return [
+            trial(f"{name}{epochs}", 100, error, method=name, epochs=epochs, method__name=name)
+            for name, error in zip(("thin", "cp"), errors, strict=True)
+        ]  # fmt: skip
+
+    rows = compare_values(study(*pair(6, (10.0, 9.0)), *pair(128, (5.5, 5.0))), "method.name", "thin")
+    assert [(row.other_fields, row.value) for row in rows] == [
+        ("train.epochs 128", "thin"), ("train.epochs 128", "cp"), ("train.epochs 6", "thin"), ("train.epochs 6", "cp"),
+    ]  # fmt: skip
+    assert [row.gap.mean for row in rows if row.gap] == [-0.5, -1.0]

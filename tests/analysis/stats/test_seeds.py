@@ -1,0 +1,36 @@
+"""Settings of several seeds: against the right base, with every lost seed counted."""
+
+from __future__ import annotations
+
+import pytest
+
+from analysis.stats.front import collect_points
+from analysis.stats.seeds import repeated_settings
+from sweeps.records.events import Role, Status
+from tests.support.synthetic_data import study, trial
+
+
+def seeds_of(name, errors, **fields):
+    return [trial(f"{name}{seed}", error=error, seed=seed, **fields) for seed, error in enumerate(errors)]
+
+
+def test_the_base_is_the_reference_and_no_searched_setting_of_more_seeds():
+    record = study(
+        trial("r", 1000, 2.0, method="separable", role=Role.REFERENCE),
+        *seeds_of("s", (6.0, 6.2), params=1000, method="separable", dims=None, train__weight_decay=0.1),
+        *seeds_of("c", (4.0, 4.2), params=100),
+    )
+    gaps = {setting.point.method: setting.gap.mean for setting in repeated_settings(collect_points(record))}
+    assert gaps == pytest.approx({"cp": 2.0, "separable": 4.0})  # over seed 0, which the reference has
+
+
+def test_without_a_reference_there_is_no_gap():
+    record = study(*seeds_of("s", (6.0, 6.2), method="separable"), *seeds_of("c", (4.0, 4.2)))
+    assert [setting.gap for setting in repeated_settings(collect_points(record))] == [None, None]
+
+
+def test_seeds_that_were_stopped_early_are_counted_as_lost():
+    first = trial("a", error=3.0)
+    stopped = [trial(f"b{seed}", error=9.0, seed=seed, status=Status.STOPPED) for seed in (1, 2)]
+    (point,) = [point for point in collect_points(study(first, *stopped)) if point.finished]
+    assert (point.error, point.seeds, point.lost) == (3.0, 1, "2 of 3 seeds stopped early")
