@@ -13,24 +13,27 @@ import pytest
 from lowrank.utils.locks import LockedError, hold_lock
 
 HOLDER = """
-import sys, time
+import sys
 from pathlib import Path
 from lowrank.utils.locks import hold_lock
 with hold_lock(Path(sys.argv[1])):
     print("held", flush=True)
-    time.sleep(600)
+    sys.stdin.read()  # until the test ends
 """
 
 
 @contextmanager
 def _held_by_another_process(path: Path) -> Iterator[subprocess.Popen]:
-    process = subprocess.Popen([sys.executable, "-c", HOLDER, str(path)], stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
     try:
         assert process.stdout.readline() == "held\n"
         yield process
     finally:
         process.kill()
         process.wait()
+        process.stdin.close()
         process.stdout.close()
 
 

@@ -111,9 +111,12 @@ def test_a_process_that_runs_out_of_memory_ends_the_others_that_wait_for_it(tmp_
 
 
 def started(code: str) -> tuple[subprocess.Popen[str], list[int]]:
-    """A process that runs `code` and prints the pids of its children, and these."""
+    """A process that runs `code` and prints the pids of its children, and these.
+
+    It waits for the end of its standard input, which comes when the test closes it.
+    """
     process = subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(code)], stdout=subprocess.PIPE, text=True,
+        [sys.executable, "-c", textwrap.dedent(code)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     )  # fmt: skip
     assert process.stdout is not None
@@ -129,7 +132,9 @@ def check_children_end(process: subprocess.Popen[str], children: list[int]) -> N
     finally:
         process.kill()
         process.wait()
+        assert process.stdin is not None
         assert process.stdout is not None
+        process.stdin.close()
         process.stdout.close()
         for pid in children:
             if _runs(pid):
@@ -139,15 +144,15 @@ def check_children_end(process: subprocess.Popen[str], children: list[int]) -> N
 def test_a_child_ends_with_a_killed_parent():
     check_children_end(
         *started("""
-        import subprocess, sys, time
-        code = "import sys, time; from lowrank.utils.parent_death import exit_with_parent; " \\
+        import subprocess, sys
+        code = "import sys; from lowrank.utils.parent_death import exit_with_parent; " \\
                "exit_with_parent(int(sys.argv[1])); " \\
-            "print('ready', flush=True); time.sleep(600)"
+            "print('ready', flush=True); sys.stdin.read()"
         import os
         child = subprocess.Popen([sys.executable, "-c", code, str(os.getpid())], stdout=subprocess.PIPE)
         child.stdout.readline()
         print(child.pid, flush=True)
-        time.sleep(600)
+        sys.stdin.read()
     """)
     )
 
@@ -156,13 +161,13 @@ def test_a_child_ends_with_a_killed_parent():
 def test_the_processes_of_a_trial_end_with_its_killed_worker():
     check_children_end(
         *started("""
-        import os, time
+        import os, sys
         from sweeps.execution.process_group import ProcessGroup
         from tests.support.processes import group_worker_pids
         process_group = ProcessGroup(2, "cpu", 1)
         process_group.call_all("free_trainer")  # now they serve
         print(*group_worker_pids(os.getpid()), flush=True)
-        time.sleep(600)
+        sys.stdin.read()
     """)
     )
 
@@ -172,7 +177,7 @@ def test_decoders_that_hang_end_with_a_killed_worker(tmp_path):
     check_children_end(
         *started(f"""
         mark = {str(tmp_path / "decoding")!r}
-        import multiprocessing, time
+        import multiprocessing, os, threading
         import numpy, torch
         from lowrank.data import DataSettings, ImageData, AugmentationSettings, train_batches
         from lowrank.data.dataset import Split
@@ -181,18 +186,17 @@ def test_decoders_that_hang_end_with_a_killed_worker(tmp_path):
         class Hung(ArrayStore):
             def decode(self, indices, threads=None):
                 open(mark, "w").close()
-                time.sleep(600)
+                threading.Event().wait()  # that nobody sets
 
         store = Hung(numpy.zeros((8, 4, 4, 1), numpy.uint8))
         split = Split(name="train", labels=torch.zeros(8, dtype=torch.int64), indices=torch.arange(8), resident=False,
                       store=store)
         data = ImageData(name="x", settings=DataSettings(), classes=("a", "b"), image_shape=(1, 4, 4), mean=(0.5,),
                          std=(0.3,), fingerprint="0" * 16, train=split, val=split, test=split)
-        import os, threading
+        from tests.support.waiting import wait_until
 
         def print_pids():
-            while not os.path.exists(mark):  # a decoder hangs
-                time.sleep(0.05)
+            wait_until(lambda: os.path.exists(mark), "a decoder that hangs")
             print(*(child.pid for child in multiprocessing.active_children()), flush=True)
 
         threading.Thread(target=print_pids, daemon=True).start()

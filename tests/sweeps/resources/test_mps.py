@@ -46,10 +46,11 @@ def test_a_daemon_that_does_not_quit_is_killed(tmp_path, monkeypatch):
 def test_a_killed_owner_leaves_no_daemon(tmp_path, monkeypatch):
     stand_in(tmp_path, monkeypatch)
     code = (
-        "import sys, time; from sweeps.resources import mps; mps.PROBE = (sys.executable, '-c', 'pass'); "
-        f"s = mps.MpsService(); print(s.environment['{PIPES}'], flush=True); time.sleep(600)"
+        "import sys; from sweeps.resources import mps; mps.PROBE = (sys.executable, '-c', 'pass'); "
+        f"s = mps.MpsService(); print(s.environment['{PIPES}'], flush=True); sys.stdin.read()"
     )
-    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as owner:
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", code], text=True, **pipes) as owner:
         assert owner.stdout is not None
         folder = Path(owner.stdout.readline().strip())
         daemon = daemon_of(folder)
