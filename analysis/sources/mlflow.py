@@ -11,16 +11,19 @@ from __future__ import annotations
 
 import json
 import os
+import sqlite3
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 import sweeps.records.mlflow_names as names
 from analysis.utils import silent
 from lowrank.errors import InputError, unknown
-from lowrank.utils import redact
+from lowrank.utils import first_line, redact
 from sweeps.records import (
     EPOCHS_FILE,
     RESULTS_FILE,
@@ -37,10 +40,10 @@ if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
 ANSWER_SECONDS = "10"
-_OLDER = (
-    "the runs of {!r} were written by another version, or without its artifacts; `python -m sweeps.tracking STUDY_DIR "
-    "--again` stores them anew from the journal"
-)
+_STORED_ANEW = "`python -m sweeps.tracking STUDY_DIR --again` stores them anew from the journal"
+_OLDER = f"the runs of {{!r}} were written by another version, or without its artifacts; {_STORED_ANEW}"
+_DAMAGE = (KeyError, TypeError, AttributeError, ValueError)  # of content that is not what was written
+_TABLES = ("experiments", "runs", "tags", "params", "metrics")  # of every MLflow database
 Notify = Callable[[str], None]  # called with how far the reading is
 
 
@@ -58,8 +61,8 @@ def load_from_mlflow(uri: str, name: str, notify: Notify = silent) -> StudyRecor
         The records.
 
     Raises:
-        InputError: the store does not answer, has no such study (the message lists those that it has), or another
-            version of this project wrote it.
+        InputError: the store does not answer, has no such study (the message lists those that it has), another
+            version of this project wrote it, or its records are damaged.
     """
     os.environ.update(
         MLFLOW_HTTP_REQUEST_TIMEOUT=ANSWER_SECONDS, MLFLOW_HTTP_REQUEST_MAX_RETRIES="0",
@@ -73,17 +76,32 @@ def load_from_mlflow(uri: str, name: str, notify: Notify = silent) -> StudyRecor
 
     try:
         return _load(MlflowClient(tracking_uri=uri), name, notify)
+    except InputError:
+        raise
     except (MlflowException, SQLAlchemyError, OSError) as error:
         detail = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         raise InputError(f"the MLflow store {redact(uri)} cannot be read: {detail}") from error
+    except _DAMAGE as error:
+        raise InputError(
+            f"the records of {name!r} in the MLflow store {redact(uri)} are damaged ({first_line(error)}); "
+            f"{_STORED_ANEW}"
+        ) from error
 
 
 def _check_file(uri: str) -> None:
-    """Refuse a database that does not exist: MLflow would make an empty one."""
+    """Refuse a database that does not exist, or is none: MLflow would make an empty one, or try for an hour."""
     prefix = "sqlite:///"
+    if not uri.startswith(prefix):
+        return
     path = Path(uri.removeprefix(prefix).partition("?")[0])
-    if uri.startswith(prefix) and not path.is_file():
+    if not path.is_file():
         raise InputError(f"there is no MLflow database {path}")
+    try:
+        with closing(sqlite3.connect(f"file:{quote(str(path))}?mode=ro", uri=True)) as connection:
+            for table in _TABLES:
+                connection.execute(f"select 1 from {table} limit 1").fetchall()
+    except sqlite3.DatabaseError as error:
+        raise InputError(f"the MLflow store {redact(uri)} cannot be read: {first_line(error)}") from error
 
 
 def _load(client: MlflowClient, name: str, notify: Notify) -> StudyRecord:
@@ -100,7 +118,10 @@ def _load(client: MlflowClient, name: str, notify: Notify) -> StudyRecord:
         if parent.data.tags.get(names.TABLES_TAG) == names.CURRENT:
             for table in (RESULTS_FILE, EPOCHS_FILE):
                 files.fetch(parent, table)
-            return read_tables(Path(folder))
+            try:
+                return read_tables(Path(folder))
+            except InputError as error:  # it names the copies, which nobody knows
+                raise ValueError(f"{RESULTS_FILE} or {EPOCHS_FILE}: {first_line(error.__cause__ or error)}") from error
         return _from_runs(client, files, parent, runs, notify)
 
 
@@ -127,7 +148,10 @@ class _Files:
         """The content of a JSON artifact; None where the run has none of that name."""
         if name not in {artifact.path for artifact in self._client.list_artifacts(run.info.run_id)}:
             return None
-        return json.loads(self.fetch(run, name).read_text(encoding="utf-8"))
+        try:
+            return json.loads(self.fetch(run, name).read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{name} of {run.info.run_name}: {first_line(error)}") from error
 
 
 def _from_runs(client: MlflowClient, files: _Files, parent: Run, runs: Iterable[Run], notify: Notify) -> StudyRecord:
@@ -155,7 +179,11 @@ def _from_runs(client: MlflowClient, files: _Files, parent: Run, runs: Iterable[
 
 def _trial(client: MlflowClient, run: Run, content: dict[str, Any]) -> TrialRecord:
     """A trial from its run. Tags are written before artifacts: where the two differ, the tags are right."""
-    tags, record = run.data.tags, trial_from_fields(content)
+    tags = run.data.tags
+    try:
+        record = trial_from_fields(content)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{names.TRIAL_FILE} of {run.info.run_name}: {first_line(error)}") from error
     record.status, record.reason = Status(tags.get("status", record.status)), tags.get("reason", record.reason)
     broken = tags.get(names.BROKEN_TAG, names.SOUND)
     record.broken = "" if broken == names.SOUND else broken
