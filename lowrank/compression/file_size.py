@@ -1,4 +1,4 @@
-"""The exact size on disk of a network with a method in its sites; at most one layer of each shape is built.
+"""The exact size on disk of a network with a method in its sites; one layer of each shape is built, without memory.
 
 A safetensors file is eight bytes, a JSON header padded with blanks to a multiple of eight, and the tensors' bytes.
 Source: https://github.com/huggingface/safetensors, "Format".
@@ -18,6 +18,7 @@ from torch import nn
 from lowrank.compression.allocation import SizedMethod, method_at
 from lowrank.compression.plan import NetworkPlan
 from lowrank.compression.substitution import factor_parameters
+from lowrank.compression.trace import meta_weights
 from lowrank.errors import UncountableError
 from lowrank.layers import ConvShape, Dense, Method, build_linear
 
@@ -138,7 +139,7 @@ class FileSizeCalculator:
         """Return a layer's entries by name within it, and the number of its factor parameters."""
         key = method.signature(shape), shape._replace(in_area=1, out_area=1), linear, dtype
         if key not in self._layers:
-            with torch.random.fork_rng(devices=[]):
+            with meta_weights():
                 layer = build_linear(method, shape) if linear else method.build(shape)
             factors = sum(factor.numel() for factor in factor_parameters(layer))
             self._layers[key] = _entries(layer.to(dtype)), factors

@@ -267,10 +267,17 @@ def network_to_count(settings: NetworkSettings, image_shape: ImageShape, classes
         if is_own_code(settings.name):
             return make_network(settings, image_shape, classes)
         try:
-            with torch.device("meta"), _SkipInitialisation():
+            with meta_weights():
                 return make_network(settings, image_shape, classes)
         except NotImplementedError:  # torchvision's RegNets read values of tensors while they are built
             return make_network(settings, image_shape, classes).to("meta")
+
+
+@contextmanager
+def meta_weights() -> Iterator[None]:
+    """Make new modules on the meta device: their weights have shapes, but no values and no memory."""
+    with torch.device("meta"), _SkipInitialisation():
+        yield
 
 
 class _SkipInitialisation(TorchFunctionMode):

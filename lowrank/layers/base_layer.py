@@ -154,6 +154,8 @@ class StructuredMap(nn.Module, ABC):
             fan: channels that the target counts.
             generator: of the random numbers; None for torch's own.
         """
+        if next(self.parameters()).is_meta:
+            return  # only counted
         target = std if std is not None else self.target_std(fan)
         self.init_factors(target, generator)
         drawn = self.compute_weight().double().square().mean().sqrt().item()
@@ -353,6 +355,8 @@ def init_normal(weight: Tensor, std: float, generator: torch.Generator | None = 
         std: the root of the mean square afterwards.
         generator: of the random numbers; None for torch's own.
     """
+    if weight.is_meta:
+        return  # only counted
     weight.normal_(generator=generator)
     weight.mul_(std / weight.double().square().mean().sqrt().item())
 

@@ -240,8 +240,12 @@ class HashedMap(FactoredMap):
         super().__init__(in_channels, out_channels, **options)
         self.bank = nn.Parameter(torch.empty(entries))
         weights = prod(self.weight_shape)
-        self.register_buffer("reads", hash_table(weights, entries), persistent=False)
-        self.register_buffer("readers", reader_table(weights, entries), persistent=False)
+        if self.bank.is_meta:  # only counted: tables of a large layer would take gigabytes and a minute
+            reads, readers = (torch.empty(size, dtype=torch.int32) for size in (weights, -(-weights // entries) * entries))
+        else:
+            reads, readers = hash_table(weights, entries), reader_table(weights, entries)
+        self.register_buffer("reads", reads, persistent=False)
+        self.register_buffer("readers", readers, persistent=False)
         self.reset()
 
     def assemble(self, factors: Sequence[Tensor]) -> Tensor:

@@ -212,3 +212,15 @@ def test_help_and_an_unknown_name_do_not_import_torch(arguments: str) -> None:
 def test_counting_imports_neither_torchs_compiler_nor_sympy(arguments: str) -> None:
     """An upgrade of torch that imports them again fails here; see lowrank.compression.operation_counter."""
     assert imported(*arguments.split()) <= {"torch", "opt_einsum"}
+
+
+def test_counting_builds_no_table_of_a_large_hashed_layer(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    """The tables of VGG-16's first linear map take gigabytes; the counts follow from shapes."""
+
+    def fail(*_: Any) -> None:
+        raise AssertionError("a table was built")
+
+    monkeypatch.setattr("lowrank.layers.blocks.hashed.hash_table", fail)
+    monkeypatch.setattr("lowrank.layers.blocks.hashed.reader_table", fail)
+    assert main(["--network", "mlp", "--linear", "--method", "hashed", "--scale", "0.5", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["substituted"] > 0
