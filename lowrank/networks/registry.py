@@ -31,7 +31,7 @@ class NetworkSettings(BaseModel):
         name: one of NETWORK_NAMES.
         width: multiple of the inner channels.
         linear: substitute also the linear maps that the network does not exclude.
-        weights: name of trained weights of a torchvision network.
+        weights: name of trained weights of a torchvision network; DEFAULT for those of a timm or hf network.
         auxiliary: add DARTS's second head, which only training uses.
         stem: of resnet18, as published for ImageNet or for images of CIFAR's size.
         patch: side in pixels of the patches that vit cuts an image into.
@@ -119,11 +119,33 @@ def _mlp(_: re.Match[str], settings: NetworkSettings, image: ImageShape, classes
 
 
 def _torchvision(match: re.Match[str], settings: NetworkSettings, image: ImageShape, classes: int) -> nn.Module:
-    from lowrank.networks.external import torchvision_network, width_unsupported
+    from lowrank.networks.external import torchvision_network
 
-    if settings.width != 1.0:
-        raise width_unsupported(settings.name)
     return torchvision_network(match[1], image, classes, settings.weights)
+
+
+def _timm(match: re.Match[str], settings: NetworkSettings, image: ImageShape, classes: int) -> nn.Module:
+    from lowrank.networks.external import timm_network
+
+    return timm_network(match[1], image, classes, settings.weights)
+
+
+def _timm_images(match: re.Match[str]) -> tuple[ImageShape, int]:
+    from lowrank.networks.external import timm_images
+
+    return timm_images(match[1])
+
+
+def _transformers(match: re.Match[str], settings: NetworkSettings, image: ImageShape, classes: int) -> nn.Module:
+    from lowrank.networks.external import transformers_network
+
+    return transformers_network(match[1], image, classes, settings.weights)
+
+
+def _transformers_images(match: re.Match[str]) -> tuple[ImageShape, int]:
+    from lowrank.networks.external import transformers_images
+
+    return transformers_images(match[1])
 
 
 def _imported(_: re.Match[str], settings: NetworkSettings, image: ImageShape, classes: int) -> nn.Module:
@@ -143,6 +165,9 @@ class _Entry:
         image: (C, H, W) of the images that it was published for.
         classes: number of their classes.
         fields: those of NETWORK_FIELDS that it has.
+        find_images: returns images and classes by the name, where each name was published for others.
+        has_width: whether `width` makes it thinner; a function of the user's says so itself.
+        has_weights: whether `weights` names trained ones.
     """
 
     pattern: str
@@ -151,6 +176,9 @@ class _Entry:
     image: ImageShape = CIFAR_IMAGE
     classes: int = 10
     fields: tuple[str, ...] = ()
+    find_images: Callable[[re.Match[str]], tuple[ImageShape, int]] | None = None
+    has_width: bool = True
+    has_weights: bool = False
 
 
 NETWORK_FIELDS = ("stem", "patch", "depth", "heads")
@@ -167,9 +195,21 @@ _TABLE = (
     _Entry(r"resnet18", "resnet18", _resnet18, IMAGENET_IMAGE, 1000, fields=("stem",)),
     _Entry(r"vit", "vit", _vit, fields=("patch", "depth", "heads")),
     _Entry(r"mlp", "mlp", _mlp),
-    _Entry(r"torchvision:(.*)", "torchvision:NAME (such as torchvision:resnet18)", _torchvision, IMAGENET_IMAGE, 1000),
+    _Entry(
+        r"torchvision:(.*)", "torchvision:NAME (such as torchvision:resnet18)", _torchvision, IMAGENET_IMAGE, 1000,
+        has_width=False, has_weights=True,
+    ),
+    _Entry(
+        r"timm:(.*)", "timm:NAME (such as timm:vit_tiny_patch16_224; needs timm)", _timm,
+        find_images=_timm_images, has_width=False, has_weights=True,
+    ),
+    _Entry(
+        r"hf:(.+)", "hf:FOLDER (an image classifier saved by transformers)", _transformers,
+        find_images=_transformers_images, has_width=False, has_weights=True,
+    ),
+    _Entry(r".+\.py:\w+", "path/to/file.py:function (your own)", _imported),
     _Entry(r"[A-Za-z_][\w.]*:\w+", "package.module:function (your own)", _imported),
-)
+)  # fmt: skip
 NETWORK_NAMES = tuple(entry.shown for entry in _TABLE)
 
 
@@ -204,10 +244,10 @@ def default_images(name: str) -> tuple[ImageShape, int]:
         The shape of the images (C, H, W) and the number of classes.
 
     Raises:
-        InputError: the name is unknown.
+        InputError: the name is unknown, or the package that has such networks is not installed.
     """
-    entry, _ = _find(name)
-    return entry.image, entry.classes
+    entry, match = _find(name)
+    return (entry.image, entry.classes) if entry.find_images is None else entry.find_images(match)
 
 
 def for_counting(settings: NetworkSettings) -> NetworkSettings:
@@ -241,8 +281,15 @@ def make_network(settings: NetworkSettings, image_shape: ImageShape, classes: in
         InputError: the name is unknown, a setting does not fit the network, or the images are too small.
     """
     entry, match = _find(settings.name)
-    if settings.weights is not None and entry.make is not _torchvision:
-        raise InputError(f"`weights` are torchvision's: {settings.name} has none, but got {settings.weights!r}")
+    if settings.weights is not None and not entry.has_weights:
+        owners = ", ".join(other.pattern.partition(":")[0] for other in _TABLE if other.has_weights)
+        raise InputError(
+            f"`weights` are those of {owners} networks: {settings.name} has none, but got {settings.weights!r}"
+        )
+    if settings.width != 1.0 and not entry.has_width:
+        from lowrank.networks.external import width_unsupported
+
+        raise width_unsupported(settings.name)
     if settings.auxiliary and entry.make is not _darts:
         raise InputError(f"{settings.name} has no `auxiliary` head; darts has")
     for field in NETWORK_FIELDS:

@@ -53,7 +53,7 @@ RECIPES: dict[str, dict[str, Any]] = {
 
 _BY_DATA = {"digits": "digits"}
 _BY_NETWORK = (  # the first pattern that matches the whole name
-    (r"wrn_50_2|mobilenet_v2|torchvision:.*", "study_imagenet"),
+    (r"wrn_50_2|mobilenet_v2|(torchvision|timm|hf):.*", "study_imagenet"),
     (r"wrn_\d+_\d+", "study_wrn"),
     (r"darts", "study_darts"),
 )

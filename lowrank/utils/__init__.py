@@ -46,7 +46,10 @@ if TYPE_CHECKING:
         redact as redact,
         redact_arguments as redact_arguments,
     )
-    from lowrank.utils.torchvision_compat import torchvision as torchvision
+    from lowrank.utils.torchvision_compat import (
+        prepare_torchvision as prepare_torchvision,
+        torchvision as torchvision,
+    )
     from lowrank.utils.validation import validate_model as validate_model
 
 __getattr__, __dir__, __all__ = lazy_exports(
@@ -66,7 +69,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
             "HIDDEN first_line format_bytes format_count format_round_count format_times last_line one_line redact "
             "redact_arguments"
         ),
-        "torchvision_compat": "torchvision",
+        "torchvision_compat": "prepare_torchvision torchvision",
         "validation": "validate_model",
     },
 )

@@ -241,7 +241,9 @@ class HashedMap(FactoredMap):
         self.bank = nn.Parameter(torch.empty(entries))
         weights = prod(self.weight_shape)
         if self.bank.is_meta:  # only counted: tables of a large layer would take gigabytes and a minute
-            reads, readers = (torch.empty(size, dtype=torch.int32) for size in (weights, -(-weights // entries) * entries))
+            reads, readers = (
+                torch.empty(size, dtype=torch.int32) for size in (weights, -(-weights // entries) * entries)
+            )
         else:
             reads, readers = hash_table(weights, entries), reader_table(weights, entries)
         self.register_buffer("reads", reads, persistent=False)

@@ -1,0 +1,248 @@
+"""Networks made by functions of the user's: `package.module:function` and `path/to/file.py:function`.
+
+Modules are looked for as Python does, then in the working folder. Functions of a file see the modules beside it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.util
+import inspect
+import os
+import re
+import sys
+import sysconfig
+import traceback
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from torch import nn
+
+from lowrank.errors import InputError, LowrankError
+from lowrank.networks.images import ImageShape
+from lowrank.networks.own_networks import prepare_network
+from lowrank.utils import first_line, prepare_torchvision
+
+FILE_NAME = r"(.+\.py):(\w+)"
+MODULE_NAME = r"([A-Za-z_][\w.]*):(\w+)"
+_PROJECT = Path(__file__).resolve().parents[3]
+_OWN_PACKAGES = ("lowrank", "sweeps", "analysis")
+
+
+def absolute_name(name: str) -> str:
+    """Make the path within a network's name absolute, since workers may have another working folder.
+
+    Args:
+        name: of a network.
+
+    Returns:
+        The name; unchanged for a name without a path.
+    """
+    if name.startswith("hf:"):
+        return f"hf:{Path(name.removeprefix('hf:')).expanduser().resolve()}"
+    if match := re.fullmatch(FILE_NAME, name):
+        return f"{Path(match[1]).expanduser().resolve()}:{match[2]}"
+    return name
+
+
+def imported_network(name: str, image_shape: ImageShape, classes: int, width: float) -> nn.Module:
+    """Make a network by the user's function.
+
+    The function gets those of the arguments `image_shape`, `in_channels`, `classes`, `num_classes` and `width` that it
+    names.
+
+    Args:
+        name: `package.module:function` or `path/to/file.py:function`.
+        image_shape: (C, H, W).
+        classes: number of classes.
+        width: multiple of the network's channels; 1 for a function without `width`.
+
+    Returns:
+        What the function returns.
+
+    Raises:
+        InputError: the function cannot be imported, has other required arguments, raises an error, or returns no
+            network that can be trained (see `prepare_network`).
+    """
+    arguments = {
+        "image_shape": image_shape, "in_channels": image_shape[0], "classes": classes, "num_classes": classes,
+        "width": width,
+    }  # fmt: skip
+    function = import_function(name)
+    positional, named = _select_arguments(name, function, arguments)
+    if width != 1.0 and "width" not in named and "width" not in positional:
+        raise width_unsupported(name)
+    try:
+        network = function(*positional.values(), **named)
+    except LowrankError:
+        raise
+    except Exception as error:  # the user's function may raise anything
+        values = ", ".join(f"{key}={value}" for key, value in {**positional, **named}.items())
+        call = f"{name.rpartition(':')[2]}({values})"
+        raise InputError(f"network {name!r} raised an error for {call}: {_describe(error)}") from error
+    if not isinstance(network, nn.Module):
+        raise InputError(f"{name} must return a torch.nn.Module, but returned a {type(network).__name__}")
+    return prepare_network(network, name, image_shape)
+
+
+def width_unsupported(name: str) -> InputError:
+    """Return the error for a network that has no `width`."""
+    return InputError(f"{name} has no `width`, so it cannot be made thinner or wider")
+
+
+def _select_arguments(
+    name: str, function: Callable[..., Any], arguments: dict[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return what the function takes by position alone, and what it takes by name."""
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except ValueError as error:
+        raise InputError(f"{name} does not say which arguments it takes; write a function around it") from error
+    positional: dict[str, Any] = {}
+    named: dict[str, Any] = {}
+    for parameter in parameters:
+        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            continue
+        if parameter.name not in arguments and parameter.default is parameter.empty:
+            raise InputError(f"{name} asks for `{parameter.name}`; it can be given: {', '.join(sorted(arguments))}")
+        if parameter.kind is parameter.POSITIONAL_ONLY:
+            positional[parameter.name] = arguments.get(parameter.name, parameter.default)
+        elif parameter.name in arguments:
+            named[parameter.name] = arguments[parameter.name]
+    return positional, named
+
+
+def import_function(name: str) -> Callable[..., Any]:
+    """Import the user's function.
+
+    Args:
+        name: `package.module:function` or `path/to/file.py:function`.
+
+    Returns:
+        The function.
+
+    Raises:
+        InputError: the module or file cannot be imported, or has no such function.
+    """
+    prepare_torchvision()
+    place, _, function_name = name.rpartition(":")
+    module = _import_file(name, Path(place)) if re.fullmatch(FILE_NAME, name) else _import_module(name, place)
+    function = getattr(module, function_name, None)
+    if not callable(function):
+        functions = [key for key, value in vars(module).items() if inspect.isfunction(value) and key[0] != "_"]
+        raise InputError(
+            f"network {name!r}: {place} has no function {function_name!r}; it has: {', '.join(functions) or 'none'}"
+        )
+    return function  # type: ignore[no-any-return]
+
+
+def _import_module(name: str, module_name: str) -> ModuleType:
+    _search(Path.cwd())
+    try:
+        return importlib.import_module(module_name)
+    except Exception as error:  # the user's module may raise anything
+        if isinstance(error, ModuleNotFoundError) and error.name in (module_name, module_name.partition(".")[0]):
+            raise InputError(
+                f"network {name!r} cannot be imported: ModuleNotFoundError: No module named {error.name!r}, neither "
+                f"installed nor in {Path.cwd()}; path/to/file.py:function names a file"
+            ) from error
+        raise InputError(f"network {name!r} cannot be imported: {_describe(error)}") from error
+
+
+def _search(folder: Path) -> None:
+    """Let Python look for modules in a folder too, after all others, so that nothing there hides an installed one."""
+    if str(folder) not in sys.path:
+        sys.path.append(str(folder))
+
+
+def _import_file(name: str, path: Path) -> ModuleType:
+    """Import a file once in each process: what it defines must be the same for all who name it."""
+    path = path.expanduser().resolve()
+    module_name = shipped_module(path)
+    if module_name in sys.modules:
+        return sys.modules[module_name]
+    shipped = importlib.util.find_spec(module_name)  # on a cluster, where the path may be another machine's
+    if shipped is not None and shipped.origin is not None:
+        path = Path(shipped.origin)
+    elif not path.is_file():
+        raise InputError(f"network {name!r}: there is no file {path}")
+    _search(path.parent)
+    spec = importlib.util.spec_from_file_location(module_name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[module_name] = module  # as dataclasses and pickle look it up
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # the user's file may raise anything
+        del sys.modules[module_name]
+        raise InputError(f"network {name!r} cannot be imported: {_describe(error)}") from error
+    return module
+
+
+def shipped_module(path: Path) -> str:
+    """Return the name under which a file of networks is imported, here and on machines that it is shipped to.
+
+    Args:
+        path: of the file, absolute.
+
+    Returns:
+        A name that no other file has.
+    """
+    return f"{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:12]}"
+
+
+def user_modules(name: str) -> dict[str, Path]:
+    """List the user's modules that are imported for a network, for machines that do not have them.
+
+    The network must have been made in this process. Installed packages and this project are not among them.
+
+    Args:
+        name: of a network of the user's.
+
+    Returns:
+        By the name of each top-level module: its file, or the folder of its package.
+
+    Raises:
+        InputError: the function cannot be imported.
+    """
+    import_function(name)
+    place = name.rpartition(":")[0]
+    roots = {Path.cwd(), Path(place).parent} if re.fullmatch(FILE_NAME, name) else {Path.cwd()}
+    files: dict[str, Path] = {}
+    for module_name in list(sys.modules):
+        if "." in module_name or module_name in (*_OWN_PACKAGES, "__main__"):
+            continue
+        module = sys.modules[module_name]
+        origin = getattr(module, "__file__", None)
+        if origin is None or not origin.endswith(".py"):
+            continue
+        path = Path(origin).resolve()
+        path = path.parent if path.name == "__init__.py" else path
+        if any(path.is_relative_to(root) for root in roots) and not _is_installed(path):
+            files[module_name] = path
+    return files
+
+
+@lru_cache(maxsize=1)
+def _installed_folders() -> tuple[Path, ...]:
+    paths = sysconfig.get_paths()
+    return tuple({Path(paths[key]).resolve() for key in ("stdlib", "platstdlib", "purelib", "platlib")})
+
+
+def _is_installed(path: Path) -> bool:
+    project_folders = [_PROJECT / package for package in (*_OWN_PACKAGES, "tests", "benchmarks")]
+    return any(path.is_relative_to(folder) for folder in (*_installed_folders(), *project_folders))
+
+
+def _describe(error: Exception) -> str:
+    """Describe an error of the user's code in one line, with the place where it was raised."""
+    frames = traceback.extract_tb(error.__traceback__)
+    installed = (str(_PROJECT / "lowrank") + os.sep, *(str(folder) + os.sep for folder in _installed_folders()))
+    own = [frame for frame in frames if not frame.filename.startswith((*installed, "<"))]
+    place = f" ({Path(own[-1].filename).name}, line {own[-1].lineno})" if own else ""
+    return f"{type(error).__name__}: {first_line(error)}{place}"
