@@ -43,6 +43,12 @@ def make_parser() -> argparse.ArgumentParser:
     network.add_argument("--network", required=True, metavar="NAME", help="; ".join(NETWORK_NAMES))
     network.add_argument("--width", type=float, metavar="SHARE", help="inner channels relative to the published ones")
     network.add_argument("--linear", action="store_true", help="substitute linear maps too")
+    network.add_argument(
+        "--keep", action="append", default=[], metavar="PATTERN", help="layers that stay as they are, e.g. 'layer4.*'"
+    )
+    network.add_argument(
+        "--only", action="append", metavar="PATTERN", help="the layers that alone are replaced, e.g. '*.mlp.*'"
+    )
     network.add_argument("--stem", metavar="NAME", help="of resnet18: imagenet (default) or small")
     network.add_argument("--patch", type=int, metavar="P", help="of vit: side of a patch in pixels (default: 4)")
     network.add_argument("--depth", type=int, metavar="N", help="of vit: number of blocks (default: 6)")
@@ -113,6 +119,7 @@ def run(options: argparse.Namespace) -> NetworkCount:
     width = 1.0 if options.width is None else options.width
     fields = {field: getattr(options, field) for field in NETWORK_FIELDS if getattr(options, field) is not None}
     settings = {"name": options.network, "width": width, "linear": options.linear, **fields}
+    settings |= {"keep": tuple(options.keep), "only": tuple(options.only) if options.only else None}
     network = validate_model(NetworkSettings, settings, "network")
     method = _parse_method(options)
     if options.budget is not None:

@@ -64,7 +64,7 @@ def make_parser() -> argparse.ArgumentParser:
     task.add_argument("--register", metavar="NAME", help="put a teacher into MLflow's model registry (again)")
     task.add_argument("--json", action="store_true", help="--list as JSON")
     teacher = parser.add_argument_group("the teacher")
-    teacher.add_argument("--network", metavar="NAME", help="such as wrn_28_10 or resnet9")
+    teacher.add_argument("--network", metavar="NAME", help="wrn_28_10, timm:NAME, path/to/file.py:function ...")
     teacher.add_argument("--width", type=float, metavar="W", help="short for --set network.width=W (1: as published)")
     teacher.add_argument("--data", metavar="SET", default="digits", help="digits (default), cifar10, parquet:DIR, ...")
     teacher.add_argument("--data-dir", type=Path, metavar="DIR", help="where data sets are found or downloaded to")
@@ -165,7 +165,7 @@ def space_of_teacher(config: TeacherConfig) -> Space:
     Raises:
         InputError: a field cannot be used.
     """
-    from sweeps.space import apply_overrides, parse_teacher_space, with_absolute_data
+    from sweeps.space import apply_overrides, parse_teacher_space, with_absolute_data, with_absolute_network
 
     content: dict[str, Any] = {
         "question": "A teacher", "data": {"name": config.data}, "network": {"name": config.network},
@@ -174,7 +174,7 @@ def space_of_teacher(config: TeacherConfig) -> Space:
     epochs = [f"train.epochs={config.epochs}"] if config.epochs is not None else []
     width = [f"network.width={config.width}"] if config.width is not None else []
     apply_overrides(content, [*config.set, *width, *epochs])
-    return parse_teacher_space(str(config.name), with_absolute_data(content))
+    return parse_teacher_space(str(config.name), with_absolute_network(with_absolute_data(content)))
 
 
 def _choose_device(device: str) -> str:

@@ -27,6 +27,7 @@ from lowrank.errors import InputError
 from lowrank.layers import ConvShape, Method, make_method
 
 ATTENTION = "attention, which uses its linear maps' weights by itself"
+LINEAR = "a linear map"  # why a linear map stays that nobody asked to replace
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,18 @@ class NetworkPlan:
     def substituted(self) -> tuple[Site, ...]:
         """The sites that a method replaces."""
         return tuple(site for site in self.sites if not site.keep_reason)
+
+    @property
+    def nothing_replaced(self) -> str:
+        """That no layer is replaced, in one line with what would change it; "" where a layer is replaced."""
+        if self.substituted:
+            return ""
+        if any(site.keep_reason == LINEAR for site in self.sites):
+            return f"nothing is replaced in {self.name}: add `linear: true` to `network` (lowrank.count: --linear)"
+        if not self.sites:
+            return f"nothing is replaced in {self.name}: it has no Conv2d or Linear layer outside of attention"
+        reasons = ", ".join(dict.fromkeys(site.keep_reason for site in self.sites))
+        return f"nothing is replaced in {self.name}: its layers are kept ({reasons})"
 
     @cached_property
     def kept(self) -> tuple[tuple[str, str], ...]:

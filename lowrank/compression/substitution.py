@@ -54,7 +54,7 @@ class SubstitutionReport:
 
 def substitute(
     network: nn.Module, method: Method, image_shape: ImageShape, keep: Sequence[str] = (), *, linear: bool = False,
-    frozen: Frozen = "keep",
+    frozen: Frozen = "keep", only: Sequence[str] | None = None,
 ) -> SubstitutionReport:  # fmt: skip
     """Replace every eligible convolution, in place, by the method's layer.
 
@@ -72,16 +72,17 @@ def substitute(
         keep: shell-style patterns of module names that stay, besides the network's own attribute `kept`.
         linear: replace linear maps too.
         frozen: "keep" layers whose parameters have `requires_grad` False, or "replace" them by frozen ones.
+        only: patterns of the modules that alone are replaced; None for all.
 
     Returns:
         What was replaced, what was not, and why.
 
     Raises:
         InfeasibleError: the method does not fit some layer; the network is unchanged.
-        InputError: the network does not take such images.
+        InputError: the network does not take such images, or a pattern matches none of its layers.
         UncountableError: an operation has no counting rule; the network is unchanged.
     """
-    plan = trace_plan(network, image_shape, keep, linear=linear, frozen=frozen)
+    plan = trace_plan(network, image_shape, keep, linear=linear, frozen=frozen, only=only)
     reason = plan.infeasible(method)
     if reason is not None:
         raise InfeasibleError(reason)

@@ -19,8 +19,8 @@ from lowrank.compression.allocation import SizedMethod
 from lowrank.compression.counting_conventions import StudyExtras
 from lowrank.compression.inspection.network_pass import NetworkPass
 from lowrank.compression.inspection.plain_layers import ModuleUses
-from lowrank.compression.plan import NetworkPlan, Site
-from lowrank.errors import UncountableError
+from lowrank.compression.plan import LINEAR, NetworkPlan, Site
+from lowrank.errors import InputError, UncountableError
 from lowrank.layers import ConvShape, Dense, Pair
 from lowrank.networks import ImageShape, NetworkSettings, check_logits, for_counting, is_own_code, make_network
 
@@ -32,7 +32,6 @@ _ATTENTION_OF_TORCHVISION = frozenset({
 _OTHER_MAPS = (nn.modules.conv._ConvNd, nn.Bilinear, nn.RNNBase, nn.RNNCellBase)
 _RANDOM_FILLS = (Tensor.normal_, Tensor.uniform_)
 Frozen = Literal["keep", "replace"]
-LINEAR = "a linear map"
 LAST = "it gives the classes"
 FROZEN = "frozen (its parameters have requires_grad False)"
 UNUSED = "it does not run by itself in evaluation"
@@ -53,7 +52,7 @@ def _pair(value: Sequence[int]) -> Pair:
 
 def trace_plan(
     network: nn.Module, image_shape: ImageShape, keep: Sequence[str] = (), name: str = "", *, linear: bool = False,
-    frozen: Frozen = "keep", classes: int | None = None, everything: bool = False,
+    frozen: Frozen = "keep", classes: int | None = None, everything: bool = False, only: Sequence[str] | None = None,
 ) -> NetworkPlan:  # fmt: skip
     """Run a network once on a zero image and list its convolutions and linear maps.
 
@@ -69,13 +68,14 @@ def trace_plan(
         classes: number of classes that the outputs must fit; None for a network with any outputs.
         everything: substitute all layers but the one that gives the classes: also the stem, linear maps, and layers
             that the network itself excludes.
+        only: patterns of the modules that alone are substituted; None for all.
 
     Returns:
         The plan. Each site that is not substituted has the reason.
 
     Raises:
-        InputError: the network does not take such images, has no parameters, or its outputs are no logits of so many
-            classes.
+        InputError: the network does not take such images, has no parameters, its outputs are no logits of so many
+            classes, or a pattern of `keep` or `only` matches no layer.
         UncountableError: an operation has no counting rule.
     """
     run = NetworkPass(network, image_shape)
@@ -86,8 +86,10 @@ def trace_plan(
         tuple(keep) if everything else (*getattr(network, "never_substituted", ()), *keep),
         ("*",) if linear or everything else tuple(getattr(network, "linear_maps", ())),
         stem=None if everything else stem, frozen=frozen, uses=ModuleUses(network),
+        only=None if only is None else tuple(only),
         last=next(reversed(run.areas), None) if everything else None,
     )  # fmt: skip
+    _check_patterns((*keep, *(only or ())), network)
     sites, attention, others = _classify_modules(network, run, rules)
     products = run.operations.mult_adds - sum(site.mult_adds for site in sites)
     if products < 0:
@@ -99,6 +101,15 @@ def trace_plan(
         StudyExtras(run.operations.relu_inputs, run.pooling, biases), attention, others,
         base=getattr(network, "base", "dense"),
     )  # fmt: skip
+
+
+def _check_patterns(patterns: Sequence[str], network: nn.Module) -> None:
+    """Check that each pattern of the user's matches a layer: a mistyped one would change nothing."""
+    names = [name for name, module in network.named_modules() if isinstance(module, nn.Conv2d | nn.Linear)]
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            shown = ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
+            raise InputError(f"no layer is called {pattern!r}; choose from: {shown}")
 
 
 def _classify_modules(
@@ -133,6 +144,7 @@ class _Rules:
         frozen: whether frozen layers are kept.
         uses: where modules and parameters are used besides their own place.
         last: name of the layer that gives the classes; None where another rule keeps it.
+        only: patterns of the modules that alone are; None for all.
     """
 
     keep: tuple[str, ...]
@@ -141,6 +153,7 @@ class _Rules:
     frozen: Frozen
     uses: ModuleUses
     last: str | None = None
+    only: tuple[str, ...] | None = None
 
     def keep_reason(self, name: str, module: nn.Conv2d | nn.Linear) -> str:
         """Return why a module is never substituted; "" if it is."""
@@ -153,6 +166,8 @@ class _Rules:
         by_name = f"kept by name ({matched})" if matched else ""
         if name == self.last:
             return LAST
+        if not by_name and self.only is not None and not any(fnmatchcase(name, pattern) for pattern in self.only):
+            by_name = f"not among {', '.join(self.only)}"
         if isinstance(module, nn.Linear):
             is_named = any(fnmatchcase(name, pattern) for pattern in self.linear_maps)
             return by_name if is_named else LINEAR
@@ -209,13 +224,13 @@ def network_plan(settings: NetworkSettings, image_shape: ImageShape, classes: in
         The plan under the `standard` convention.
 
     Raises:
-        InputError: there is no such network, or it does not take such images.
+        InputError: there is no such network, it does not take such images, or a pattern matches none of its layers.
         UncountableError: a layer has no counting rule.
     """
     network = network_to_count(settings, image_shape, classes)
     return trace_plan(
-        network, image_shape, name=settings.name, linear=settings.linear, frozen=settings.frozen, classes=classes,
-        everything=settings.substitute_all,
+        network, image_shape, settings.keep, name=settings.name, linear=settings.linear, frozen=settings.frozen,
+        classes=classes, everything=settings.substitute_all, only=settings.only,
     )  # fmt: skip
 
 
@@ -269,7 +284,7 @@ def network_to_count(settings: NetworkSettings, image_shape: ImageShape, classes
         try:
             with meta_weights():
                 return make_network(settings, image_shape, classes)
-        except NotImplementedError:  # torchvision's RegNets read values of tensors while they are built
+        except (NotImplementedError, InputError):  # some builders read values of tensors, as torchvision's RegNets do
             return make_network(settings, image_shape, classes).to("meta")
 
 

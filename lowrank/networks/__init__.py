@@ -12,6 +12,10 @@ from lowrank.utils.lazy_exports import lazy_exports
 
 if TYPE_CHECKING:
     from lowrank.networks.base import DropPath as DropPath
+    from lowrank.networks.external.user_code import (
+        absolute_name as absolute_name,
+        user_modules as user_modules,
+    )
     from lowrank.networks.images import ImageShape as ImageShape
     from lowrank.networks.own_networks import check_logits as check_logits
     from lowrank.networks.registry import (
@@ -29,6 +33,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
     {
         "base": "DropPath",
+        "external.user_code": "absolute_name user_modules",
         "images": "ImageShape",
         "own_networks": "check_logits",
         "registry": (

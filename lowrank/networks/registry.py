@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from lowrank.errors import InputError, unknown
 from lowrank.networks.images import CIFAR_IMAGE, IMAGENET_IMAGE, ImageShape
@@ -40,8 +40,10 @@ class NetworkSettings(BaseModel):
         frozen: whether layers whose parameters have `requires_grad` False are kept, or replaced by frozen ones.
         substitute_all: substitute every convolution and linear map but the one that gives the classes; otherwise
             the stem, linear maps and those that the network names stay.
+        keep: shell-style patterns of the layers that stay as they are.
+        only: patterns of the layers that alone are replaced; None for all.
 
-    The last six are left out of dumps at their defaults, so that trial ids of studies from before they were there
+    The last eight are left out of dumps at their defaults, so that trial ids of studies from before they were there
     stay the same. Their defaults must never change.
     """
 
@@ -57,6 +59,14 @@ class NetworkSettings(BaseModel):
     heads: int = _field(3, ge=1, le=192)
     frozen: Literal["keep", "replace"] = _field("keep")
     substitute_all: bool = _field(False)
+    keep: tuple[str, ...] = _field(())
+    only: tuple[str, ...] | None = _field(None)
+
+    @field_validator("keep", "only", mode="before")
+    @classmethod
+    def _one_pattern(cls, value: Any) -> Any:
+        """Let one pattern stand without a list around it."""
+        return (value,) if isinstance(value, str) else value
 
 
 Maker = Callable[[re.Match[str], NetworkSettings, ImageShape, int], "nn.Module"]

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from sweeps.space.method_names import (
         THIN_BASELINES as THIN_BASELINES,
         UNCHANGED as UNCHANGED,
+        alternative_names as alternative_names,
         method_at as method_at,
     )
     from sweeps.space.model import Space as Space
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
         space_from_content as space_from_content,
         teacher_space as teacher_space,
         with_absolute_data as with_absolute_data,
+        with_absolute_network as with_absolute_network,
     )
     from sweeps.space.points import SHARE_PREFIX as SHARE_PREFIX, Points as Points
     from sweeps.space.run_options import (
@@ -65,7 +67,11 @@ if TYPE_CHECKING:
         TEACHER_WEIGHTS as TEACHER_WEIGHTS,
         TeacherSettings as TeacherSettings,
     )
-    from sweeps.space.trust import check_options as check_options, check_trust as check_trust
+    from sweeps.space.trust import (
+        check_options as check_options,
+        check_trust as check_trust,
+        names_typed as names_typed,
+    )
 
 __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
@@ -73,11 +79,11 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "checks": "check_process_shards",
         "domains": "Value",
         "files": "available_spaces find_space read_yaml",
-        "method_names": "THIN_BASELINES UNCHANGED method_at",
+        "method_names": "THIN_BASELINES UNCHANGED alternative_names method_at",
         "model": "Space",
         "parse": (
             "apply_overrides parse_space parse_teacher_space read_space resolve_content space_from_content "
-            "teacher_space with_absolute_data"
+            "teacher_space with_absolute_data with_absolute_network"
         ),
         "points": "Points SHARE_PREFIX",
         "run_options": "AUTO FOLDER_OPTIONS GPU_SHARING RunOptions",
@@ -85,6 +91,6 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "strata": "ALL_SIZES Point REFERENCE_STRATUM Stratum halving_strata make_strata",
         "study_config": "StudyConfig",
         "teacher_settings": "SEARCHABLE_FIELD START TEACHER_SECTION TEACHER_WEIGHTS TeacherSettings",
-        "trust": "check_options check_trust",
+        "trust": "check_options check_trust names_typed",
     },
 )

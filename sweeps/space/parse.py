@@ -127,7 +127,38 @@ def _with_absolute_paths(content: dict[str, Any]) -> dict[str, Any]:
     if isinstance(start, dict) and isinstance(start.get("weights"), str):
         weights = str(Path(start["weights"]).expanduser().resolve())
         content = {**content, "start": {**start, "weights": weights}}
-    return _with_absolute_teacher(with_absolute_data(content))
+    return _with_absolute_teacher(with_absolute_network(with_absolute_data(content)))
+
+
+def with_absolute_network(content: dict[str, Any]) -> dict[str, Any]:
+    """Resolve the paths within names of networks (path/to/file.py:function, hf:FOLDER).
+
+    Workers and later resumes may have another working directory.
+
+    Args:
+        content: a space; not changed.
+
+    Returns:
+        The space with absolute paths in the names of its networks and of its teacher's.
+    """
+    from lowrank.networks import absolute_name
+
+    def absolute(value: Any) -> Any:
+        if isinstance(value, str):
+            return absolute_name(value)
+        if is_domain(value):
+            return {key: [absolute(choice) for choice in choices] if isinstance(choices, list) else choices
+                    for key, choices in value.items()}  # fmt: skip
+        return value
+
+    changed = dict(content)
+    for section, field in (("network", "name"), (TEACHER_SECTION, "network")):
+        value = content.get(section)
+        if isinstance(value, dict) and field in value:
+            changed[section] = {**value, field: absolute(value[field])}
+    if isinstance(content.get("network"), str):
+        changed["network"] = absolute(content["network"])
+    return changed
 
 
 def with_absolute_data(content: dict[str, Any]) -> dict[str, Any]:

@@ -34,6 +34,8 @@ class RunOptions:
     data: str | None = None
     data_dir: Path | None = None
     network: str | None = None
+    keep: Sequence[str] = ()
+    only: Sequence[str] = ()
     weights: str | None = None  # an absolute path
     set: Sequence[str] = ()
     name: str | None = None
@@ -63,7 +65,8 @@ class RunOptions:
         `search.time` is not among them.
         """
         updates = {
-            "data.name": self.data, "network.name": self.network, START_WEIGHTS: self.weights,
+            "data.name": self.data, "network.name": self.network, "network.keep": list(self.keep) or None,
+            "network.only": list(self.only) or None, START_WEIGHTS: self.weights,
             "search.seed": self.seed, "search.trials": self.trials,
             "resources.gpus_per_trial": self.gpus_per_trial, "resources.cpus_per_trial": self.cpus_per_trial,
             "resources.max_concurrent": self.max_concurrent,

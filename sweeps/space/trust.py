@@ -1,22 +1,28 @@
 """What a space file may not do by itself: name code to run, or read outside the data folder.
 
-A space may come from anybody. `--allow-code` allows the first. The second is allowed where the command line names the
-data set (`--data`, `--set data...`) or the folder that holds it (`--data-dir`).
+A space may come from anybody. `--allow-code` allows the first; so does a name that the user typed (`--network`,
+`--set network.name=...`), and a space that this checkout carries. The second is allowed where the command line names
+the data set (`--data`, `--set data...`) or the folder that holds it (`--data-dir`).
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from lowrank.errors import InputError
-from lowrank.networks import is_own_code
+from lowrank.networks import absolute_name, is_own_code
+from sweeps.space.files import SPACES_FOLDER, find_space
 from sweeps.space.model import Space
 from sweeps.space.run_options import RunOptions
 
 DATA_FOLDER = Path("data")
 
 
-def check_trust(space: Space, *, allow_code: bool, data_dir: Path | None = None, data_named: bool = False) -> None:
+def check_trust(
+    space: Space, *, allow_code: bool, data_dir: Path | None = None, data_named: bool = False,
+    typed_names: Collection[str] = (),
+) -> None:  # fmt: skip
     """Check what a space would run and read, before anything is imported or opened.
 
     Args:
@@ -24,12 +30,13 @@ def check_trust(space: Space, *, allow_code: bool, data_dir: Path | None = None,
         allow_code: whether it may name a network in the user's own code.
         data_dir: the folder from which it may read; None for the default.
         data_named: whether the user named the data set on the command line.
+        typed_names: networks that the user named on the command line.
 
     Raises:
         InputError: the space names code, or a folder of images outside the data folder, and may not.
     """
     for name in _networks(space):
-        if is_own_code(name) and not allow_code:
+        if is_own_code(name) and not allow_code and name not in typed_names:
             raise InputError(
                 f"the space names code to run, the network {name!r}; --allow-code allows it, if you trust who wrote it"
             )
@@ -63,4 +70,26 @@ def check_options(space: Space, options: RunOptions) -> None:
         InputError: as `check_trust`.
     """
     data_named = bool(options.data) or any(override.startswith("data") for override in options.set)
-    check_trust(space, allow_code=options.allow_code, data_dir=options.data_dir, data_named=data_named)
+    allow_code = options.allow_code or _is_of_checkout(options.space)
+    # Of a series that is resumed, the options come from its folder
+    typed_names = () if options.resume else names_typed(options.network, options.set)
+    check_trust(space, allow_code=allow_code, data_dir=options.data_dir, data_named=data_named, typed_names=typed_names)
+
+
+def names_typed(network: str | None, overrides: Sequence[str]) -> tuple[str, ...]:
+    """List the networks that a command line names, which is permission to run their code.
+
+    Args:
+        network: the value of `--network`.
+        overrides: the texts after `--set`, each `a.b=value`.
+
+    Returns:
+        The names as a space has them, with absolute paths.
+    """
+    fields = ("network", "network.name", "teacher.network")
+    values = [value for key, _, value in (text.partition("=") for text in overrides) if key.strip() in fields]
+    return tuple(absolute_name(name.strip()) for name in (network, *values) if name)
+
+
+def _is_of_checkout(space: str | None) -> bool:
+    return space is not None and find_space(space).resolve().is_relative_to(SPACES_FOLDER.resolve())

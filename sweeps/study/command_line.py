@@ -61,7 +61,21 @@ def make_parser() -> argparse.ArgumentParser:
     study = parser.add_argument_group("the study")
     study.add_argument("--data", metavar="SET", help="digits, cifar10, cifar100, fashion_mnist, parquet:DIR, ...")
     study.add_argument("--data-dir", type=Path, metavar="DIR", help="where data sets are found or downloaded to")
-    study.add_argument("--network", metavar="NAME", help="resnet9, torchvision:resnet18, package.module:function, ...")
+    study.add_argument(
+        "--network",
+        metavar="NAME",
+        help="resnet9, torchvision:NAME, timm:NAME, hf:FOLDER, path/to/file.py:function, ...",
+    )
+    study.add_argument(
+        "--keep", action="append", default=[], metavar="PATTERN", help="layers that stay as they are, e.g. 'layer4.*'"
+    )
+    study.add_argument(
+        "--only",
+        action="append",
+        default=[],
+        metavar="PATTERN",
+        help="the layers that alone are replaced, e.g. '*.mlp.*'",
+    )
     study.add_argument(
         "--weights", type=_absolute_path, metavar="FILE", help="trained weights of the network, from which trials start"
     )
@@ -74,7 +88,7 @@ def make_parser() -> argparse.ArgumentParser:
     study.add_argument("--profile", action="store_true", help="print at the end what the time was spent on")
     study.add_argument("--note", metavar="TEXT", help="a remark to keep with the study and show in MLflow")
     study.add_argument("--tag", action="append", default=[], metavar="K=V", help="a tag for every run in MLflow")
-    study.add_argument("--allow-code", action="store_true", help="let the space run code: package.module:function")
+    study.add_argument("--allow-code", action="store_true", help="let the space run code: a network that is a function")
     host = parser.add_argument_group("where it runs")
     host.add_argument(
         "--gpus-per-trial", type=_gpu_share, metavar="SHARE",

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from lowrank.compression import build_sized_student, find_builder_weights
+from lowrank.compression import NetworkPlan, build_sized_student, find_builder_weights
 from lowrank.data import load_data, steps_per_epoch
 from lowrank.errors import InfeasibleError
 from lowrank.layers import Separable
@@ -52,6 +52,7 @@ class Plan:
     # label -> method -> layer -> expected relative error of its output, where ranks are shared out by error: after the
     # fit, before any training, with the layers before it unchanged
     output_errors: dict[str, dict[str, dict[str, float]]]
+    layers: list[dict[str, str]]  # name, shape and `kept` (why it is not replaced, or "") of each layer
 
     def to_json(self) -> dict[str, Any]:
         """Return the plan as plain data, for --json."""
@@ -106,8 +107,49 @@ def make_plan(space: Space, resolver: Resolver, slots: int) -> Plan:
         space.name, space.question, trials + len(references), resolver.points.size(), min(sizes, default=None),
         max(sizes, default=None), {label: (len(seen), min(seen), max(seen)) for label, seen in strata.items()},
         reasons_by_method(infeasible), unreachable + impossible, reached, work,
-        work / _speed(space, resolver) / slots, slots, output_errors,
+        work / _speed(space, resolver) / slots, slots, output_errors, list_layers(resolver.plan(space.network)),
     )  # fmt: skip
+
+
+def list_layers(plan: NetworkPlan) -> list[dict[str, str]]:
+    """List the layers of a network: which are replaced, and why the others are not.
+
+    Args:
+        plan: of the network.
+
+    Returns:
+        Name, shape in words, and the reason ("" for a layer that is replaced).
+    """
+    return [
+        {
+            "name": site.name,
+            "shape": f"{'linear' if site.linear else '{} x {}'.format(*site.shape.kernel)} "
+            f"{site.shape.in_channels}-{site.shape.out_channels}",
+            "kept": site.keep_reason,
+        }
+        for site in plan.sites
+    ]
+
+
+def _why(reason: str) -> str:
+    return f"kept: {reason.removeprefix('kept ')}" if reason else "replaced"
+
+
+def layer_lines(layers: Sequence[dict[str, str]]) -> list[str]:
+    """Write the layers as lines.
+
+    Args:
+        layers: as `list_layers` gives them.
+
+    Returns:
+        The lines to print: how many are replaced, then one for each layer.
+    """
+    replaced = sum(not layer["kept"] for layer in layers)
+    widths = [max((len(layer[key]) for layer in layers), default=0) for key in ("name", "shape")]
+    return [
+        f"layers: {replaced} of {len(layers)} are replaced",
+        *(f"  {layer['name']:{widths[0]}}  {layer['shape']:{widths[1]}}  {_why(layer['kept'])}" for layer in layers),
+    ]
 
 
 def _reach(methods: dict[str, tuple[int, int]], trial: Trial) -> None:
@@ -238,7 +280,7 @@ def plan_lines(plan: Plan, space: Space, resolver: Resolver) -> list[str]:
         f"work: {plan.most_work:.2g} mult-adds; about {format_duration(plan.most_seconds)} without early stopping "
         "(from three probe steps on this machine)"
     )
-    return lines
+    return [*lines, *layer_lines(plan.layers)]
 
 
 def _output_error_lines(methods: dict[str, dict[str, float]]) -> list[str]:
@@ -275,11 +317,14 @@ def print_plan(space: Space, options: RunOptions) -> int:
         The exit code.
 
     Raises:
-        InputError: data, teacher or the weights to start from cannot be used.
+        InputError: data, teacher or the weights to start from cannot be used, or no layer can be replaced.
     """
     data: Any = load_data(space.data, options.data_dir)
     start = check_start(space, data)
     resolver = Resolver(space, data, describe_teacher(space, data, options.teachers or Path("teachers")))
+    network = resolver.plan(space.network)
+    if network.nothing_replaced and not options.json:
+        print("\n".join(layer_lines(list_layers(network))))  # for the error that follows, if a method needs layers
     plan = make_plan(space, resolver, _local_slots(space))
     lines = [*start, *plan_lines(plan, space, resolver)]
     print(json.dumps(plan.to_json(), indent=2) if options.json else "\n".join(lines))

@@ -34,8 +34,9 @@ from sweeps.study.start import resume_study, start_study
 from sweeps.utils import monotonic_time
 
 # Options that override fields of every study; kept with the series, for its resumption
-_FIELD_OPTIONS = ("set", "data", "network", "weights", "seed", "trials", "gpus_per_trial", "cpus_per_trial",
-                  "max_concurrent", "processes_per_trial", "sharing")  # fmt: skip
+_FIELD_OPTIONS = ("set", "data", "network", "keep", "only", "weights", "seed", "trials", "gpus_per_trial",
+                  "cpus_per_trial", "max_concurrent", "processes_per_trial", "sharing")  # fmt: skip
+_LISTS = ("set", "keep", "only")
 
 
 def start_series(options: RunOptions) -> int:
@@ -105,9 +106,8 @@ def resume_series(options: RunOptions) -> int:
     uri = uri or stored.get("storage")
     options = options.with_folders(stored["options"])
     fields: dict[str, Any] = {name: stored["options"].get(name) for name in _FIELD_OPTIONS}
-    members = parse_series(
-        stored["content"], stored["file"], replace(options, **{**fields, "set": fields["set"] or ()})
-    )
+    fields |= {name: fields[name] or () for name in _LISTS}
+    members = parse_series(stored["content"], stored["file"], replace(options, **fields))
     if uri:
         for name in list_stored_studies(child_uri(uri, folder.name)):
             fetch_study(child_uri(uri, folder.name), name, folder)

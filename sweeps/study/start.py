@@ -80,7 +80,7 @@ def start_retraining(options: RunOptions) -> int:
     """
     flag = "reproduce" if options.reproduce else "retrain-stopped"
     excluded = (
-        "space", "set", "network", "weights", "trials", "plan", "probe_memory", "resume",
+        "space", "set", "network", "keep", "only", "weights", "trials", "plan", "probe_memory", "resume",
         *(("seed",) if options.reproduce else ()),
     )  # fmt: skip
     _refuse_options(options, excluded, f"--{flag} trains what is on record")
@@ -121,7 +121,7 @@ def resume_study(options: RunOptions) -> int:
             Nothing has been written then.
     """
     folder, uri = _fetch_study_folder(options)
-    excluded = ("space", "set", "data", "network", "weights", "seed", "name", "plan", "json")
+    excluded = ("space", "set", "data", "network", "keep", "only", "weights", "seed", "name", "plan", "json")
     _refuse_options(options, excluded, "--resume may change --trials, --time and resources alone")
     content, stored = read_space_file(folder)
     content.setdefault("search", {}).pop("time", None)  # a time limit is for one run of the driver

@@ -6,8 +6,28 @@ from typing import Any
 
 from lowrank.errors import InfeasibleError, InputError
 from sweeps.records import reasons_by_method
-from sweeps.space import Space, Stratum
+from sweeps.space import THIN_BASELINES, Space, Stratum, alternative_names
 from sweeps.trials.resolver import Resolver, StepTimeError
+
+
+def check_replaceable(space: Space, resolver: Resolver) -> None:
+    """Check that a method of the space has a layer to replace.
+
+    Args:
+        space: the space.
+        resolver: of the space.
+
+    Raises:
+        InputError: no network of the space has such a layer; the text says what would change that.
+    """
+    names = {str(name) for alternative in space.alternatives for name in alternative_names(alternative)}
+    if names <= {"dense", "separable", *THIN_BASELINES}:
+        return
+    domain = space.domains.get("network.name")
+    networks = [space.network.model_copy(update={"name": name}) for name in domain.corners()] if domain else []
+    plans = [resolver.plan(network) for network in networks or [space.network]]
+    if all(plan.nothing_replaced for plan in plans):
+        raise InputError(plans[0].nothing_replaced)
 
 
 def reachable_strata(space: Space, resolver: Resolver) -> tuple[tuple[Stratum, ...], list[str]]:
@@ -21,8 +41,10 @@ def reachable_strata(space: Space, resolver: Resolver) -> tuple[tuple[Stratum, .
         These strata, and a line for each of the others.
 
     Raises:
-        InputError: no stratum can be met, or no point of a grid can be trained; the text says why.
+        InputError: no layer can be replaced, no stratum can be met, or no point of a grid can be trained; the text
+            says why.
     """
+    check_replaceable(space, resolver)
     if space.search.sampler == "grid":
         points, infeasible = resolver.points.grid(), _infeasible(space, resolver)
         if infeasible and len(infeasible) == len(points):

@@ -10,7 +10,7 @@ from lowrank.errors import InputError, did_you_mean
 from lowrank.networks.images import IMAGENET_IMAGE, ImageShape
 from lowrank.utils import first_line, prepare_torchvision
 
-INSTALL = "pip install --no-deps timm huggingface_hub"  # its dependencies would bring another torch
+INSTALL = "pip install timm"
 DEFAULT_WEIGHTS = "DEFAULT"
 
 

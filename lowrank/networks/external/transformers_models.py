@@ -12,7 +12,7 @@ from lowrank.errors import InputError
 from lowrank.networks.images import IMAGENET_IMAGE, ImageShape
 from lowrank.utils import first_line, prepare_torchvision
 
-INSTALL = "pip install --no-deps transformers tokenizers huggingface_hub regex"
+INSTALL = "pip install transformers"
 DEFAULT_WEIGHTS = "DEFAULT"
 CONFIG_FILE = "config.json"
 

@@ -18,14 +18,14 @@ from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
-from typing import Any
-
-from torch import nn
+from typing import TYPE_CHECKING, Any
 
 from lowrank.errors import InputError, LowrankError
 from lowrank.networks.images import ImageShape
-from lowrank.networks.own_networks import prepare_network
-from lowrank.utils import first_line, prepare_torchvision
+from lowrank.utils import first_line
+
+if TYPE_CHECKING:
+    from torch import nn
 
 FILE_NAME = r"(.+\.py):(\w+)"
 MODULE_NAME = r"([A-Za-z_][\w.]*):(\w+)"
@@ -84,6 +84,10 @@ def imported_network(name: str, image_shape: ImageShape, classes: int, width: fl
         values = ", ".join(f"{key}={value}" for key, value in {**positional, **named}.items())
         call = f"{name.rpartition(':')[2]}({values})"
         raise InputError(f"network {name!r} raised an error for {call}: {_describe(error)}") from error
+    from torch import nn  # not above, where names of networks are read without torch
+
+    from lowrank.networks.own_networks import prepare_network
+
     if not isinstance(network, nn.Module):
         raise InputError(f"{name} must return a torch.nn.Module, but returned a {type(network).__name__}")
     return prepare_network(network, name, image_shape)
@@ -128,6 +132,8 @@ def import_function(name: str) -> Callable[..., Any]:
     Raises:
         InputError: the module or file cannot be imported, or has no such function.
     """
+    from lowrank.utils import prepare_torchvision  # it imports torch, see above
+
     prepare_torchvision()
     place, _, function_name = name.rpartition(":")
     module = _import_file(name, Path(place)) if re.fullmatch(FILE_NAME, name) else _import_module(name, place)
