@@ -375,7 +375,10 @@ def test_errors_name_impossible_networks(own_module: str, name: str, image: tupl
         ({"name": "torchvision:resnet18", "width": 0.5}, "torchvision:resnet18 has no `width`"),
         ({"name": "own_networks:plain", "width": 0.5}, "own_networks:plain has no `width`"),
         ({"name": "torchvision:resnet18", "weights": "BEST"}, "unknown weights of torchvision:resnet18 'BEST'; .*IMAG"),
-        ({"name": "resnet9", "weights": "DEFAULT"}, "`weights` are torchvision's: resnet9 has none"),
+        (
+            {"name": "resnet9", "weights": "DEFAULT"},
+            "`weights` are those of torchvision, timm, hf .*: resnet9 has none",
+        ),
         ({"name": "resnet9", "stem": "small"}, "resnet9 has no `stem`; resnet18 has"),
         ({"name": "resnet18", "heads": 2}, "resnet18 has no `heads`; vit has"),
         ({"name": "resnet9", "auxiliary": True}, "resnet9 has no `auxiliary` head; darts has"),
@@ -388,7 +391,7 @@ def test_errors_name_settings_that_a_network_does_not_have(own_module: str, sett
 
 def test_only_names_of_the_users_modules_are_code() -> None:
     own = [name for name in (*NETWORK_NAMES, "torchvision:resnet18") if is_own_code(name.partition(" ")[0])]
-    assert own == ["package.module:function (your own)"]
+    assert own == ["path/to/file.py:function (your own)", "package.module:function (your own)"]
     assert is_own_code("os:abort")
     assert is_own_code("../module:function")  # no name of the table, so it is not taken for harmless
     assert not is_own_code("resnet99")
