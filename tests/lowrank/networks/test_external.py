@@ -148,7 +148,7 @@ def test_modules_of_a_network_can_be_shipped(own_file: Path, monkeypatch: pytest
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("own.py:fails", r"network '.*own.py:fails' fails: KeyError: 'key' \(own.py, line 10\)"),
+        ("own.py:fails", r"network '.*own.py:fails' raised an error for fails.*: KeyError: 'key' \(own.py, line 10\)"),
         ("own.py:refuses", "only with more channels"),
         ("own.py:nothing", r"has no function 'nothing'; it has: block, make, fails, refuses"),
         ("other.py:make", r"there is no file .*other.py"),
