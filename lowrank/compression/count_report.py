@@ -14,7 +14,7 @@ from lowrank.compression.contraction_cost import RealCost, real_cost
 from lowrank.compression.counting_conventions import Convention
 from lowrank.compression.file_size import FileSize, measure_file_size
 from lowrank.compression.plan import NetworkPlan, Site
-from lowrank.compression.trace import ATTENTION, network_plan, network_to_count
+from lowrank.compression.trace import network_plan, network_to_count
 from lowrank.errors import InfeasibleError
 from lowrank.layers import Dense, Method, Separable
 from lowrank.networks import ImageShape, NetworkSettings
@@ -191,8 +191,7 @@ def _cells(layer: dict[str, Any]) -> tuple[str, ...]:
 
 def _remarks(plan: NetworkPlan) -> list[str]:
     lines = [f"outside these layers: {plan.other_params:,} parameters (norms and the like)"]
-    if plan.attention:
-        lines.append(f"not replaced: {len(plan.attention)} modules ({plan.attention[0]}, ...), {ATTENTION}")
+    lines += _other_modules(plan)
     lines += [plan.nothing_replaced] if plan.nothing_replaced else []
     if plan.other_mult_adds:
         lines.append(f"products of activations: {plan.other_mult_adds:,} mult-adds")
@@ -203,3 +202,14 @@ def _remarks(plan: NetworkPlan) -> list[str]:
             f"{extras.linear_biases:,} biases of linear maps"
         )
     return lines
+
+
+def _other_modules(plan: NetworkPlan) -> list[str]:
+    """Name the modules with products that are no sites, in a line for each reason why they stay."""
+    names: dict[str, list[str]] = {}
+    for name, reason in plan.kept[sum(bool(site.keep_reason) for site in plan.sites) :]:
+        names.setdefault(reason, []).append(name)
+    return [
+        f"not replaced: {modules[0]}{f' and {len(modules) - 1} more' if modules[1:] else ''}, {reason}"
+        for reason, modules in names.items()
+    ]

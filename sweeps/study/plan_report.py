@@ -120,7 +120,7 @@ def list_layers(plan: NetworkPlan) -> list[dict[str, str]]:
     Returns:
         Name, shape in words, and the reason ("" for a layer that is replaced).
     """
-    return [
+    sites = [
         {
             "name": site.name,
             "shape": f"{'linear' if site.linear else '{} x {}'.format(*site.shape.kernel)} "
@@ -129,6 +129,8 @@ def list_layers(plan: NetworkPlan) -> list[dict[str, str]]:
         }
         for site in plan.sites
     ]
+    kept_sites = sum(bool(site.keep_reason) for site in plan.sites)
+    return [*sites, *({"name": name, "shape": "", "kept": reason} for name, reason in plan.kept[kept_sites:])]
 
 
 def _why(reason: str) -> str:
