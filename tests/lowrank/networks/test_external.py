@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import json
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from lowrank.errors import InputError
 from lowrank.layers import make_method
 from lowrank.networks import NetworkSettings, absolute_name, default_images, is_own_code, make_network, user_modules
 from lowrank.networks.external import torchvision_network
+from lowrank.utils import torchvision
 
 OWN = """
 from torch import nn
@@ -265,8 +267,8 @@ def test_weights_that_cannot_be_downloaded_are_one_line(monkeypatch: pytest.Monk
     def fail(*_: Any, **__: Any) -> None:
         raise urllib.error.URLError("no route")
 
-    monkeypatch.setattr("torch.hub.load_state_dict_from_url", fail)
-    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", fail)
+    module = importlib.import_module(f"{torchvision.__name__}.models._api")
+    monkeypatch.setattr(module, "load_state_dict_from_url", fail)
     with pytest.raises(InputError, match=r"the weights DEFAULT of torchvision:squeezenet1_1 .* cannot be downloaded"):
         make_network(NetworkSettings(name="torchvision:squeezenet1_1", weights="DEFAULT"), (3, 64, 64), 1000)
 
