@@ -28,7 +28,10 @@ _LIBRARIES: list[torch.library.Library] = []  # kept alive: the schemas go when 
 
 
 def prepare_torchvision() -> None:
-    """Make `import torchvision` work from here on, without importing it; nothing happens where it is missing."""
+    """Make `import torchvision` work from here on, without importing it.
+
+    Nothing happens where it is missing.
+    """
     spec = None if _LIBRARIES or "torchvision" in sys.modules else find_spec("torchvision")
     if spec is None or spec.origin is None:
         return

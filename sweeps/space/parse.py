@@ -131,7 +131,9 @@ def _with_absolute_paths(content: dict[str, Any]) -> dict[str, Any]:
 
 
 def with_absolute_network(content: dict[str, Any]) -> dict[str, Any]:
-    """Resolve the paths within names of networks (path/to/file.py:function, hf:FOLDER).
+    """Resolve the paths within names of networks.
+
+    Such names are path/to/file.py:function and hf:FOLDER.
 
     Workers and later resumes may have another working directory.
 

@@ -77,7 +77,9 @@ def check_options(space: Space, options: RunOptions) -> None:
 
 
 def names_typed(network: str | None, overrides: Sequence[str]) -> tuple[str, ...]:
-    """List the networks that a command line names, which is permission to run their code.
+    """List the networks that a command line names.
+
+    That is permission to run their code.
 
     Args:
         network: the value of `--network`.

@@ -27,7 +27,7 @@ class Logits:
 
 
 def transformers_network(folder: str, image_shape: ImageShape, classes: int, weights: str | None) -> nn.Module:
-    """Make an image classifier from the folder that transformers' `save_pretrained` wrote.
+    """Make an image classifier from a folder that transformers has saved.
 
     Only `config.json` and safetensors are read. No code of the folder is run, and nothing is downloaded.
 

@@ -34,7 +34,9 @@ _OWN_PACKAGES = ("lowrank", "sweeps", "analysis")
 
 
 def absolute_name(name: str) -> str:
-    """Make the path within a network's name absolute, since workers may have another working folder.
+    """Make the path within a network's name absolute.
+
+    Workers may have another working folder.
 
     Args:
         name: of a network.
@@ -94,7 +96,14 @@ def imported_network(name: str, image_shape: ImageShape, classes: int, width: fl
 
 
 def width_unsupported(name: str) -> InputError:
-    """Return the error for a network that has no `width`."""
+    """Return the error for a network that has no `width`.
+
+    Args:
+        name: of the network.
+
+    Returns:
+        The error, to be raised.
+    """
     return InputError(f"{name} has no `width`, so it cannot be made thinner or wider")
 
 
@@ -191,7 +200,9 @@ def _import_file(name: str, path: Path) -> ModuleType:
 
 
 def shipped_module(path: Path) -> str:
-    """Return the name under which a file of networks is imported, here and on machines that it is shipped to.
+    """Return the name under which a file of networks is imported.
+
+    It is the same on machines that the file is shipped to.
 
     Args:
         path: of the file, absolute.
@@ -203,9 +214,9 @@ def shipped_module(path: Path) -> str:
 
 
 def user_modules(name: str) -> dict[str, Path]:
-    """List the user's modules that are imported for a network, for machines that do not have them.
+    """List the user's modules that are imported for a network.
 
-    The network must have been made in this process. Installed packages and this project are not among them.
+    They are shipped to machines that do not have them. The network must have been made in this process. Installed packages and this project are not among them.
 
     Args:
         name: of a network of the user's.
