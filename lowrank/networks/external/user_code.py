@@ -216,7 +216,8 @@ def shipped_module(path: Path) -> str:
 def user_modules(name: str) -> dict[str, Path]:
     """List the user's modules that are imported for a network.
 
-    They are shipped to machines that do not have them. The network must have been made in this process. Installed packages and this project are not among them.
+    They are shipped to machines that do not have them. The network must have been made in this process. Installed
+    packages and this project are not among them.
 
     Args:
         name: of a network of the user's.
