@@ -75,6 +75,7 @@ def list_layers(
     layers, reasons, refits_last = [], {}, False
     for name in sorted(names, key=lambda one: list(run.shapes).index(one) if one in run.shapes else len(names)):
         module = network.get_submodule(name)
+        assert isinstance(module, nn.Conv2d | nn.Linear)
         reason = _why_kept(name, module, run, uses, last) or _by_name(name, keep, only)
         if name == last:
             refits_last = not (uses.reason_not_plain(module) or _by_name(name, keep, only))
@@ -86,9 +87,8 @@ def list_layers(
     return LayerList(tuple(layers), reasons, last, refits_last, total, run.mult_adds)
 
 
-def _why_kept(name: str, module: nn.Module, run: _Run, uses: ModuleUses, last: str) -> str:
+def _why_kept(name: str, module: nn.Conv2d | nn.Linear, run: _Run, uses: ModuleUses, last: str) -> str:
     """Why a layer can only stay as it is; "" if it may be replaced."""
-    assert isinstance(module, nn.Conv2d | nn.Linear)
     if name not in run.shapes:
         return "its weight is used without running it"
     if name == last:

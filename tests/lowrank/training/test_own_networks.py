@@ -8,8 +8,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from lowrank.compression.merging import merge
 from lowrank.compression.substitution import build_student
 from lowrank.compression.trace import network_plan
+from lowrank.io.model_file import load_model, save_model
 from lowrank.io.tensor_file import load_tensors, save_tensors
 from lowrank.layers import Separable
 from lowrank.networks.registry import NetworkSettings
@@ -34,6 +36,17 @@ def test_a_run_is_saved_and_resumed_to_the_bit(name: str, tmp_path: Path) -> Non
     save_tensors(tmp_path / "checkpoint", run.state(), {})
     resumed.load_state(load_tensors(tmp_path / "checkpoint")[0])
     assert resumed.train_epoch()["val_loss"] == run.train_epoch()["val_loss"]
+
+
+def test_an_exported_model_with_a_shared_layer_is_read_and_merged(tmp_path: Path) -> None:
+    settings = NetworkSettings(name="tests.support.own_networks:tied_layer")
+    model = build_student(settings, network_plan(settings, IMAGE, 10), Separable(), IMAGE, 10, seed=0).eval()
+    images = torch.linspace(-1, 1, 128).reshape(2, *IMAGE)
+    path = tmp_path / "model.safetensors"
+    save_model(path, model, network=settings, method=Separable(), image_shape=IMAGE, classes=10)
+    loaded = load_model(path, trusted_network=settings.name)
+    assert torch.equal(loaded(images), model(images))
+    assert torch.allclose(merge(loaded)(images), model(images), atol=1e-5)
 
 
 def test_frozen_layers_do_not_change() -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from lowrank.errors import InputError
 from sweeps.space.parse import parse_space
+from sweeps.study.plan_report import make_plan, plan_lines
 from sweeps.trials import resolver as recipe_check
 from sweeps.trials.resolver import Resolver
 
@@ -32,6 +33,46 @@ def test_a_recipe_that_names_a_missing_part_is_refused(content: dict[str, Any], 
 def test_a_recipe_that_names_existing_parts_is_accepted(content, digits):
     train = {"freeze": ["stem", "stage1.*.pointwise"], "head_lr": 10}
     Resolver(parse_space("small", {**content, "train": train, "network": {"name": "resnet9", "width": 0.25}}), digits)
+
+
+@pytest.mark.parametrize(
+    ("name", "start", "message"),
+    [
+        ("trained", "scratch", "all others draw all weights anew (`start: dense` would begin with trained ones)"),
+        ("trained", "dense", "all others start from the trained dense network"),
+        (
+            "trained",
+            {"choice": ["scratch", "dense"]},
+            "of the others, those with `start: dense` start from the trained",
+        ),
+        ("boxed", "scratch", None),
+    ],
+)
+def test_a_plan_says_which_trials_begin_with_trained_weights(content, digits, name, start, message):
+    network = {"name": f"tests.support.own_networks:{name}"}
+    space = parse_space("small", {**content, "network": network, "start": start, "references": ["dense"]})
+    resolver = Resolver(space, digits)
+    lines = plan_lines(make_plan(space, resolver, 1), space, resolver)
+    begin = f"weights: the dense network begins with those that {network['name']} gives; "
+    found = [line for line in lines if line.startswith("weights: ")]
+    if message is None:
+        assert found == []
+    else:
+        assert found[0].startswith(begin + message)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("too_many_outputs", "must give one output for each of 10 classes, but gives 1000"),
+        ("segmenter", "must be a classifier"),
+        ("two_inputs", "missing 1 required positional argument"),
+    ],
+)
+def test_a_network_that_cannot_be_trained_is_refused_before_anything_starts(content, digits, name, message):
+    space = parse_space("small", {**content, "network": {"name": f"tests.support.own_networks:{name}"}})
+    with pytest.raises(InputError, match=message):
+        Resolver(space, digits)
 
 
 def test_a_plain_recipe_builds_no_network(content, digits, monkeypatch):
