@@ -43,14 +43,18 @@ def test_a_recipe_that_names_existing_parts_is_accepted(content, digits):
         (
             "trained",
             {"choice": ["scratch", "dense"]},
-            "of the others, those with `start: dense` start from the trained",
+            "of the others, those with `start: dense` start from the",
         ),
         ("boxed", "scratch", None),
     ],
 )
 def test_a_plan_says_which_trials_begin_with_trained_weights(content, digits, name, start, message):
     network = {"name": f"tests.support.own_networks:{name}"}
-    space = parse_space("small", {**content, "network": network, "start": start, "references": ["dense"]})
+    plain = {key: value for key, value in content.items() if key != "budget"}
+    method = {"name": "separable"}
+    space = parse_space(
+        "small", {**plain, "network": network, "method": method, "start": start, "references": ["dense"]}
+    )  # fmt: skip
     resolver = Resolver(space, digits)
     lines = plan_lines(make_plan(space, resolver, 1), space, resolver)
     begin = f"weights: the dense network begins with those that {network['name']} gives; "
