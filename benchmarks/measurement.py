@@ -19,7 +19,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table as RichTable
 
-from lowrank.utils.cpu import usable_cores
+from lowrank.utils.processes import usable_cores
 
 PROJECT = Path(__file__).resolve().parents[1]
 JPEG_IMAGES = PROJECT.parent / "shared" / "data" / "cifar10-jpeg"

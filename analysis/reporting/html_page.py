@@ -11,7 +11,7 @@ from typing import Any
 from analysis.reporting.render import DrawJob, Picture, render_picture
 from analysis.reporting.svg_theme import colour_variables
 from analysis.reporting.tables import ReportTable
-from analysis.utils import read_resource, render_template
+from lowrank.utils import read_resource, render_template
 
 PACKAGE, TEMPLATE, STYLE = "analysis.reporting", "templates/page.html.j2", "templates/style.css"
 SHOWN_ROWS = 40  # of a table; the CSV has all

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     )
     from analysis.utils.progress import silent as silent, steps as steps
     from analysis.utils.styles import REFERENCE_COLOURS as REFERENCE_COLOURS, method_styles as method_styles
-    from analysis.utils.templates import read_resource as read_resource, render_template as render_template
 
 __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
@@ -37,6 +36,5 @@ __getattr__, __dir__, __all__ = lazy_exports(
         ),
         "progress": "silent steps",
         "styles": "REFERENCE_COLOURS method_styles",
-        "templates": "read_resource render_template",
     },
 )

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
         atomic_folder as atomic_folder,
         atomic_path as atomic_path,
         atomic_write as atomic_write,
+        file_hash as file_hash,
         sync as sync,
         write_bytes as write_bytes,
         write_text as write_text,
@@ -27,13 +28,16 @@ if TYPE_CHECKING:
         run_command as run_command,
     )
     from lowrank.utils.countdown import Countdown as Countdown
-    from lowrank.utils.cpu import usable_cores as usable_cores
-    from lowrank.utils.hashing import file_hash as file_hash
     from lowrank.utils.hooks import ForwardHooks as ForwardHooks
     from lowrank.utils.linalg import factor_matrix as factor_matrix, robust_eigh as robust_eigh
     from lowrank.utils.locks import LockedError as LockedError, hold_lock as hold_lock
-    from lowrank.utils.parent_death import exit_with_parent as exit_with_parent
     from lowrank.utils.pareto import non_dominated as non_dominated
+    from lowrank.utils.processes import exit_with_parent as exit_with_parent, usable_cores as usable_cores
+    from lowrank.utils.templates import (
+        Markdown as Markdown,
+        read_resource as read_resource,
+        render_template as render_template,
+    )
     from lowrank.utils.text import (
         HIDDEN as HIDDEN,
         first_line as first_line,
@@ -55,16 +59,15 @@ if TYPE_CHECKING:
 __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
     {
-        "atomic_files": "TEMPORARY_SUFFIX atomic_folder atomic_path atomic_write sync write_bytes write_text",
+        "atomic_files": "TEMPORARY_SUFFIX atomic_folder atomic_path atomic_write file_hash sync write_bytes write_text",
         "cli": "ExitCode OneLineParser report_error run_command",
         "countdown": "Countdown",
-        "cpu": "usable_cores",
-        "hashing": "file_hash",
         "hooks": "ForwardHooks",
         "linalg": "factor_matrix robust_eigh",
         "locks": "LockedError hold_lock",
-        "parent_death": "exit_with_parent",
         "pareto": "non_dominated",
+        "processes": "exit_with_parent usable_cores",
+        "templates": "Markdown read_resource render_template",
         "text": (
             "HIDDEN first_line format_bytes format_count format_round_count format_times last_line one_line redact "
             "redact_arguments"

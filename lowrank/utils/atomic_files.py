@@ -1,4 +1,4 @@
-"""Write files so that a reader sees the old content or the new one, never a part.
+"""Write files so that a reader sees the old content or the new one, never a part; name a file by its hash.
 
 The content goes to a temporary file in the folder of the target, is synced to disk and renamed over the target; then
 the folder is synced, for a rename alone does not survive a power cut. The temporary name carries host, process and a
@@ -9,6 +9,7 @@ write into the folder removes it.
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import platform
 import re
@@ -154,6 +155,22 @@ def write_bytes(path: Path, content: bytes) -> None:
     """
     with atomic_write(path) as file:
         file.write(content)
+
+
+def file_hash(path: Path) -> str:
+    """Compute the sha256 of a file.
+
+    Args:
+        path: the file.
+
+    Returns:
+        64 hexadecimal digits.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def sync(path: Path) -> None:

@@ -13,7 +13,7 @@ from lowrank.distillation.teacher_files import RECORD_FILE, WEIGHTS_FILE, Teache
 from lowrank.io.model_file import save_model
 from lowrank.layers import Dense
 from lowrank.networks.registry import NetworkSettings, make_network
-from lowrank.utils.hashing import file_hash
+from lowrank.utils.atomic_files import file_hash
 
 SMALL = NetworkSettings(name="wrn_10_1", width=0.5)
 

@@ -145,7 +145,7 @@ def test_a_child_ends_with_a_killed_parent():
     check_children_end(
         *started("""
         import subprocess, sys
-        code = "import sys; from lowrank.utils.parent_death import exit_with_parent; " \\
+        code = "import sys; from lowrank.utils.processes import exit_with_parent; " \\
                "exit_with_parent(int(sys.argv[1])); " \\
             "print('ready', flush=True); sys.stdin.read()"
         import os

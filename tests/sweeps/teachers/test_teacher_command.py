@@ -13,7 +13,7 @@ import pytest
 
 from lowrank.data import load_data
 from lowrank.distillation.teacher_files import RECORD_FILE, WEIGHTS_FILE, find_teacher, read_record
-from lowrank.utils.hashing import file_hash
+from lowrank.utils.atomic_files import file_hash
 from sweeps.teacher import TeacherConfig, main, make_parser, space_of_teacher
 from sweeps.teachers import train as teacher_training
 from sweeps.teachers.registry import UNFINISHED, default_uri, register, reserve_name, store_teacher

@@ -13,11 +13,15 @@ if TYPE_CHECKING:
 MARKDOWN = ".md.j2"
 
 
+class Markdown(str):
+    """Text that is Markdown already, and stays as it is in a Markdown template."""
+
+
 def render_template(package: str, name: str, **values: Any) -> str:
     """Render a template that lies in a package.
 
     Values are escaped: for HTML, or for Markdown where the template's name ends in `.md.j2`. In Markdown quotes stay
-    as they are, so that commands can be copied from the file.
+    as they are, so that commands can be copied from the file, and so does `Markdown`.
 
     Args:
         package: the package, e.g. `analysis.reporting`.
@@ -61,4 +65,4 @@ def _environment(package: str, markdown: bool) -> Environment:
 
 
 def _escape_markdown(value: Any) -> Any:
-    return escape(value, quote=False) if isinstance(value, str) else value
+    return escape(value, quote=False) if isinstance(value, str) and not isinstance(value, Markdown) else value

@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 from jinja2 import UndefinedError
 
-from analysis.utils import templates
-from analysis.utils.templates import read_resource, render_template
+from lowrank.utils import templates
+from lowrank.utils.templates import read_resource, render_template
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Child processes that end with the process that started them, however that one ends."""
+"""Processes: on how many cores one may run, and children that end with their parent, however that one ends."""
 
 from __future__ import annotations
 
@@ -11,6 +11,15 @@ import time
 
 POLL_SECONDS = 0.5
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+def usable_cores() -> int:
+    """Count the cores that this process may run on.
+
+    Returns:
+        At least 1; smaller than the machine's count under taskset or in a container.
+    """
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def exit_with_parent(parent: int) -> None:
