@@ -1,8 +1,9 @@
 """`python analysis/export.py --study S --pick best --max-params 7e5`: the chosen model in forms that others can use.
 
 Writes the trained network factorised and merged, each as safetensors, `torch.export` program and ONNX; `proof.json`,
-which holds what was measured on the files themselves; and a model card. Exit code 1: a file computes other outputs
-than the trained network.
+which holds what was measured on the files themselves; and a model card. A trial of the front is taken from the study's
+`models/`. Exit code 1: a file could not be written or computes other outputs than the trained network, or the network
+has another error than the study recorded; it is named, and the rest is written.
 """
 
 from __future__ import annotations
@@ -10,12 +11,14 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from analysis.cli import output_folder, run_script
+from analysis.cli import run_script
 from analysis.utils import steps
 from lowrank.errors import InputError
+from lowrank.utils import ExitCode
 from sweeps.records import STUDIES_FOLDER, find_study, load_study
 
 if TYPE_CHECKING:
@@ -41,6 +44,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-error", type=float, metavar="PERCENT", help="at most this validation error")
     parser.add_argument("--trial", metavar="ID", help="this trial instead, or the beginning of its id")
     parser.add_argument("--data-dir", type=Path, metavar="DIR", help="where the data set lies, to prove on its images")
+    parser.add_argument("--class-names", type=Path, metavar="FILE", help="names of the classes, in the outputs' order")
+    parser.add_argument("--opset", type=int, metavar="N", help="of the ONNX files, 17 to 23 (default: 18)")
+    parser.add_argument("--allow-code", action="store_true", help="let the study run code: package.module:function")
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads for the latencies (default: torch's own)")
     parser.add_argument("--out", type=Path, metavar="DIR", help="default: STUDY/export/TRIAL")
 
@@ -52,11 +58,11 @@ def run(arguments: argparse.Namespace) -> int:
         arguments: as `add_arguments` declares them.
 
     Returns:
-        The exit code: 0, or 1 when a file computes other outputs than the trained network.
+        The exit code: 0, or 1 when something is not as it should be, which is printed.
 
     Raises:
-        InputError: there is no such study or trial, none within the limits, its weights are missing, or the output
-            folder cannot be written.
+        InputError: there is no such study, trial or opset, none within the limits, its weights are missing, its
+            network is code that is not allowed, or the output folder cannot be written.
     """
     # These load torch, which --help does without.
     import torch
@@ -67,26 +73,37 @@ def run(arguments: argparse.Namespace) -> int:
         export_trial,
         find_completed,
         find_trial_data,
-        load_network,
-        model_specification,
+        load_trained,
         proof_lines,
     )
+    from lowrank.deployment import DEFAULT_OPSET, check_opset
+    from lowrank.io import override_preprocessing, read_class_names
 
     folder = find_study(arguments.study, arguments.studies)
     study = load_study(folder)
     limits = _limits(arguments)
+    opset = DEFAULT_OPSET if arguments.opset is None else arguments.opset
+    check_opset(opset)
+    classes = read_class_names(arguments.class_names) if arguments.class_names else None
     point = find_completed(study, arguments.trial) if arguments.trial else choose_trial(study, arguments.pick, limits)
     trial = study.trials[point.trial_id]
     data = find_trial_data(trial, arguments.data_dir)
-    specification = model_specification(study, trial, data)
-    network = load_network(folder, point.trial_id, specification)
-    out = output_folder(arguments.out or folder / FOLDER / point.trial_id)
+    trained = load_trained(folder, study, trial, data, allow_code=arguments.allow_code)
+    if classes is not None:
+        if len(classes) != trained.specification.classes:
+            raise InputError(
+                f"--class-names must have {trained.specification.classes} names, one for each output, but "
+                f"{arguments.class_names} has {len(classes)}"
+            )
+        preprocessing = override_preprocessing(trained.preprocessing, {"classes": classes}, str(arguments.class_names))
+        trained = replace(trained, preprocessing=preprocessing)
+    out = arguments.out or folder / FOLDER / point.trial_id
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     with steps("export", STEPS) as step:
-        proof = export_trial(study, point, specification, network, data, out, step)
+        proof = export_trial(study, point, trained, data, out, step, opset=opset)
     print("\n".join(proof_lines(point, proof, out)))
-    return 0 if proof.equal else 1
+    return ExitCode.FAILED if proof.problems else ExitCode.DONE
 
 
 def _limits(arguments: argparse.Namespace) -> Limits:
@@ -108,7 +125,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: its words; None for those of the process.
 
     Returns:
-        The exit code: 0, 1 when a file computes other outputs than the trained network, or 2 for bad input.
+        The exit code: 0, 1 when something is not as it should be, or 2 for bad input.
     """
     return run_script("export", __doc__, add_arguments, run, argv)
 

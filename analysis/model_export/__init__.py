@@ -16,8 +16,7 @@ if TYPE_CHECKING:
         choose_trial as choose_trial,
         find_completed as find_completed,
         find_trial_data as find_trial_data,
-        load_network as load_network,
-        model_specification as model_specification,
+        load_trained as load_trained,
     )
     from analysis.model_export.trial_export import (
         STEPS as STEPS,
@@ -28,7 +27,7 @@ if TYPE_CHECKING:
 __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
     {
-        "select_trial": "Limits choose_trial find_completed find_trial_data load_network model_specification",
+        "select_trial": "Limits choose_trial find_completed find_trial_data load_trained",
         "trial_export": "STEPS export_trial proof_lines",
     },
 )

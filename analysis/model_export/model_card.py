@@ -1,33 +1,52 @@
-"""The model card of an exported network: what it is, how good, how sure, how fast, how to use it."""
+"""What a study adds to the model card of an exported trial, and everything that was measured while exporting."""
 
 from __future__ import annotations
 
-import time
-from dataclasses import dataclass, replace
+import platform
+from dataclasses import asdict, dataclass
+from html import escape
 from typing import Any
 
 from analysis.stats import FrontPoint, validation_images, wilson_interval
-from analysis.utils import render_template
-from lowrank.deployment import FACTORISED, MERGED, ExportedFile, Latency
-from lowrank.io import ModelSpecification
+from lowrank.deployment import CardContent, Export, Latency, render_card
+from lowrank.io import ImagePreprocessing, ModelSpecification
 from sweeps.records import StudyRecord
 
-PACKAGE, TEMPLATE = "analysis.model_export", "templates/model_card.md.j2"
+LIMITS = (
+    "It was trained and validated on this one data set; on other images nothing is known of it. The validation error "
+    "chose it among other trials, so it looks a little better there than it is; where there is a test error, that is "
+    "the one to quote. Latencies hold for the machine named above."
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Proof:
     """Everything that was measured while exporting.
 
-    `sizes` (bytes on disk) and `mult_adds` are by network. The names of the fields are keys of `proof.json`.
+    Attributes:
+        study: the study's name.
+        trial_id: of the trial.
+        setting: the trial's, in words.
+        params: its parameters.
+        images: those that the outputs were compared on, in words.
+        export: the files.
+        recorded_error: the validation error that the study recorded of this trial, in percent.
+        trained_here: whether it was trained on this machine and on the CPU, where nothing is rounded otherwise.
+        sizes: bytes on disk, by network.
+        mult_adds: for one image, by network.
+        latencies: of the networks.
+        machine: on which they were measured.
+        date: of the export.
     """
 
     study: str
     trial_id: str
     setting: str
     params: int
-    images: str  # on which the outputs were compared
-    forms: tuple[ExportedFile, ...]
+    images: str
+    export: Export
+    recorded_error: float
+    trained_here: bool
     sizes: dict[str, int]
     mult_adds: dict[str, int]
     latencies: tuple[Latency, ...]
@@ -35,28 +54,58 @@ class Proof:
     date: str
 
     @property
-    def equal(self) -> bool:
-        """Whether every file gives the trained model's outputs."""
-        return all(file.equal for file in self.forms)
+    def problems(self) -> list[str]:
+        """A line for everything that is not as it should be: the export succeeded if there is none."""
+        return [*self.export.problems, *self._error_problem()]
 
-    @property
-    def largest_logit(self) -> float:
-        """The largest absolute logit of the trained model."""
-        return max(file.largest for file in self.forms)
+    def _error_problem(self) -> list[str]:
+        """Compare the measured error with the recorded one, if the trial's own images were at hand.
+
+        Another processor rounds the logits of one image in a thousand otherwise, a GPU and half precision those of
+        five.
+        """
+        measured = self.export.error
+        if measured is None:
+            return []
+        images = self.export.images
+        allowed = images // 1000 if self.trained_here else max(1, 5 * images // 1000)
+        difference = round(abs(measured - self.recorded_error) / 100 * images)
+        if difference <= allowed:
+            return []
+        return [
+            f"the network has {measured:.2f} % validation error, but the study recorded {self.recorded_error:.2f} %: "
+            f"its weights are not those that were measured"
+        ]
+
+    def as_record(self) -> dict[str, Any]:
+        """Return what `proof.json` holds."""
+        forms = [
+            {
+                "network": file.network, "kind": file.kind, "file": file.file, "bytes": file.bytes,
+                "difference": file.difference, "largest": file.largest_logit, "agree": file.agreement,
+                "widest_change": file.widest_change, "error": file.error, "mult_adds": file.mult_adds,
+            }
+            for file in self.export.files
+        ]  # fmt: skip
+        return {
+            "study": self.study, "trial_id": self.trial_id, "setting": self.setting, "params": self.params,
+            "images": self.images, "forms": forms, "sizes": self.sizes, "mult_adds": self.mult_adds,
+            "latencies": [asdict(latency) for latency in self.latencies], "machine": self.machine, "date": self.date,
+            "equal": all(file.matches for file in self.export.files), "problems": self.problems,
+            "measured_error": self.export.error, "recorded_error": self.recorded_error, "opset": self.export.opset,
+        }  # fmt: skip
 
 
-@dataclass(frozen=True, kw_only=True)
-class Preprocessing:
-    """How images become inputs, by channel; the names of the outputs, in order."""
+def was_trained_here(point: FrontPoint) -> bool:
+    """Tell whether a trial was trained on this machine and on the CPU.
 
-    mean: list[float]  # of pixels from 0 to 1
-    std: list[float]
-    classes: list[str]
+    Args:
+        point: the trial.
 
-
-def today() -> str:
-    """Return the date in UTC, e.g. `2026-11-29`."""
-    return time.strftime("%Y-%m-%d", time.gmtime())
+    Returns:
+        False also where that is not on record.
+    """
+    return point.device == "cpu" and point.host == platform.node()
 
 
 def model_card(
@@ -64,7 +113,7 @@ def model_card(
     point: FrontPoint,
     specification: ModelSpecification,
     proof: Proof,
-    preprocessing: Preprocessing | None,
+    preprocessing: ImagePreprocessing | None,
 ) -> str:
     """Render the model card of an exported trial.
 
@@ -73,47 +122,57 @@ def model_card(
         point: the trial.
         specification: of its network.
         proof: what was measured on the files.
-        preprocessing: of its images; None where the data set was not at hand.
+        preprocessing: what its network expects of an image; None where that is not on record.
 
     Returns:
         The card as Markdown. Text from the data set and the study stays within its line.
     """
-    if preprocessing is not None:
-        preprocessing = replace(preprocessing, classes=[_one_line(name) for name in preprocessing.classes])
-    images = validation_images(study)
-    batches = sorted({latency.batch for latency in proof.latencies})
-    return render_template(
-        PACKAGE, TEMPLATE, study=_one_line(study.name), point=point, specification=specification,
-        network=specification.network, proof=proof, preprocessing=preprocessing,
-        question=_one_line(study.header.get("question", "")),
-        val_images=images, interval=wilson_interval(point.error, images) if images else None, batches=batches,
-        repeats=_repeats(proof, batches), speeds=_speeds(proof, batches), training=_training(study, point),
-        factorised=FACTORISED, merged=MERGED,
+    network = specification.network
+    width = f" of width {network.width:g}" if network.width != 1 else ""
+    share = f", {100 * point.ratio:.1f} % of its separable form's" if point.ratio else ""
+    question = study.header.get("question", "")
+    shape = " x ".join(map(str, specification.image_shape))
+    content = CardContent(
+        title=f"{network.name}{width}, {point.name}", quality=_quality(study, point, proof),
+        introduction=[
+            f"Trial {point.trial_id} of the study {study.name}{f': {question}' if question else '.'}",
+            f"A classifier of {shape} images into {specification.classes} classes with {point.params:,} parameters"
+            f"{share}.",
+        ],
+        images=proof.images, specification=specification, preprocessing=preprocessing, export=proof.export,
+        latencies=proof.latencies, sizes=proof.sizes, mult_adds=proof.mult_adds, machine=proof.machine,
+        date=proof.date, sections={"Training": _training(study, point), "Limits": LIMITS},
     )  # fmt: skip
+    return render_card(content)
 
 
-def _speeds(proof: Proof, batches: list[int]) -> list[dict[str, Any]]:
-    """A row for each network: its name, size, mult-adds, and the median latency at each of `batches`."""
-    medians = {(latency.name, latency.batch): latency.median_ms for latency in proof.latencies}
-    return [
-        {
-            "name": name,
-            "bytes": proof.sizes.get(name),
-            "mult_adds": proof.mult_adds.get(name),
-            "medians": [medians[name, batch] for batch in batches],
-        }
-        for name in dict.fromkeys(latency.name for latency in proof.latencies)
-    ]
+def _quality(study: StudyRecord, point: FrontPoint, proof: Proof) -> list[str]:
+    """How good the files are: their own error first, then that of the setting's other seeds."""
+    measured, images = proof.export.error, validation_images(study)
+    if measured is not None:
+        low, high = wilson_interval(measured, proof.export.images)
+        lines = [
+            f"Validation error of these files: {measured:.2f} %, measured on {proof.images} (95 % Wilson interval "
+            f"{low:.2f} to {high:.2f}); the study recorded {proof.recorded_error:.2f} %."
+        ]
+    else:
+        interval = wilson_interval(proof.recorded_error, images) if images else None
+        certainty = f" (95 % Wilson interval {interval[0]:.2f} to {interval[1]:.2f})" if interval else ""
+        lines = [
+            f"Validation error of this trial: {proof.recorded_error:.2f} %{certainty}, as the study recorded it; the "
+            f"images were not at hand to measure it again."
+        ]
+    if point.seeds > 1:
+        spread = "" if point.spread is None else f", deviation {point.spread:.2f}"
+        lines.append(f"Mean over the {point.seeds} seeds of this setting: {point.error:.2f} %{spread}.")
+    if point.test_error is not None:
+        lines.append(f"Test error of this trial: {point.test_error:.2f} %.")
+    of_files = proof.export.problems  # stand below the table of the files
+    return lines + [f"**{problem}**" for problem in proof.problems if problem not in of_files]
 
 
-def _repeats(proof: Proof, batches: list[int]) -> str:
-    """How often the first network was timed, e.g. `50 at batch 1, 20 at batch 64`."""
-    repeats = {latency.batch: latency.repeats for latency in reversed(proof.latencies)}
-    return ", ".join(f"{repeats[batch]} at batch {batch}" for batch in batches)
-
-
-def _training(study: StudyRecord, point: FrontPoint) -> dict[str, Any]:
-    """How the trial was trained, by name; what is not on record is left out."""
+def _training(study: StudyRecord, point: FrontPoint) -> str:
+    """How the trial was trained, as a Markdown list; what is not on record is left out."""
     specification = study.trials[point.trial_id].specification
     train, data = specification.get("train", {}), specification.get("data", {})
     facts = {
@@ -122,8 +181,5 @@ def _training(study: StudyRecord, point: FrontPoint) -> dict[str, Any]:
         "seed": specification.get("seed"), "commit": study.header.get("commit"),
         "command": study.header.get("command"),
     }  # fmt: skip
-    return {name: _one_line(value) for name, value in facts.items() if value not in (None, "")}
-
-
-def _one_line(text: object) -> str:
-    return " ".join(str(text).split())
+    lines = {name: " ".join(str(value).split()) for name, value in facts.items() if value not in (None, "")}
+    return "\n".join(f"* {name}: {escape(line, quote=False)}" for name, line in lines.items())

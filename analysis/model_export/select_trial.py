@@ -12,10 +12,21 @@ from torch import nn
 from analysis.stats import FrontPoint, collect_points
 from lowrank.data import DataSettings, ImageData, load_data
 from lowrank.errors import InputError
-from lowrank.io import ModelSpecification, load_tensors
+from lowrank.io import (
+    CLASSIFIER_FILE,
+    ImagePreprocessing,
+    ModelSpecification,
+    data_preprocessing,
+    find_preprocessing,
+    load_model,
+    load_tensors,
+    read_specification,
+)
 from lowrank.layers import make_method
-from lowrank.networks import NetworkSettings
-from sweeps.records import CHECKPOINT_FILE, TRIALS_FOLDER, StudyRecord, TrialRecord, find_trial
+from lowrank.networks import NetworkSettings, is_own_code
+from lowrank.serving import MODEL_FILE
+from lowrank.utils import last_line
+from sweeps.records import CHECKPOINT_FILE, MODELS_FOLDER, TRIALS_FOLDER, StudyRecord, TrialRecord, find_trial
 
 WEIGHT_PREFIX = "network."  # of the names of the weights in a trial's checkpoint
 
@@ -37,6 +48,9 @@ class Limits:
 def choose_trial(study: StudyRecord, pick: str, limits: Limits) -> FrontPoint:
     """Choose a trial of the search.
 
+    Settings of several seeds count by the mean of their errors; the seed that is exported must be within the limit
+    too.
+
     Args:
         study: the records.
         pick: `best` for the lowest validation error, `smallest` for the fewest parameters.
@@ -57,7 +71,7 @@ def choose_trial(study: StudyRecord, pick: str, limits: Limits) -> FrontPoint:
         best = min(completed, key=lambda point: point.error)
         raise InputError(
             f"no completed trial has {limits.text()}: the smallest has {smallest.params:,} parameters "
-            f"({smallest.error:.2f} %), the best {best.error:.2f} % ({best.params:,} parameters)"
+            f"({_error_text(smallest)}), the best {_error_text(best)} ({best.params:,} parameters)"
         )
     if pick == "smallest":
         return min(fitting, key=lambda point: (point.params, point.error, point.trial_id))
@@ -65,8 +79,15 @@ def choose_trial(study: StudyRecord, pick: str, limits: Limits) -> FrontPoint:
 
 
 def _is_within(point: FrontPoint, limits: Limits) -> bool:
-    params, error = limits.params, limits.error
-    return (params is None or point.params <= params) and (error is None or point.error <= error)
+    if limits.params is not None and point.params > limits.params:
+        return False
+    return limits.error is None or max(point.error, point.own_error) <= limits.error
+
+
+def _error_text(point: FrontPoint) -> str:
+    """The error of the network that would be exported, with the mean of its setting's seeds where there are several."""
+    mean = f", mean of {point.seeds} seeds {point.error:.2f} %" if point.seeds > 1 else ""
+    return f"{point.own_error:.2f} %{mean}"
 
 
 def find_completed(study: StudyRecord, id_prefix: str) -> FrontPoint:
@@ -105,20 +126,60 @@ def find_trial_data(trial: TrialRecord, data_dir: Path | None) -> ImageData | No
     return data if data.fingerprint == expected else None
 
 
-def model_specification(study: StudyRecord, trial: TrialRecord, data: ImageData | None) -> ModelSpecification:
-    """Return the specification from which a trial's network is built.
+@dataclass(frozen=True, kw_only=True)
+class TrainedTrial:
+    """A trial's network with its trained weights.
+
+    Attributes:
+        specification: of the network.
+        network: in float32 and in evaluation mode.
+        preprocessing: what it expects of an image; None where that is not on record.
+    """
+
+    specification: ModelSpecification
+    network: nn.Module
+    preprocessing: ImagePreprocessing | None
+
+
+def load_trained(
+    folder: Path, study: StudyRecord, trial: TrialRecord, data: ImageData | None, *, allow_code: bool = False
+) -> TrainedTrial:
+    """Load a trial's network: from the study's models where it is one of them, else from the trial's checkpoint.
 
     Args:
-        study: the records.
+        folder: of the study.
+        study: the records, which may come from anybody.
         trial: the trial.
         data: its images; None where they are not at hand.
+        allow_code: whether its network may be a function of the user's code.
 
     Returns:
-        The specification.
+        The network.
 
     Raises:
-        InputError: neither the images nor the study's header tell the shape and the classes.
+        InputError: the network is code that is not allowed, or its weights are missing, damaged, or another network's.
     """
+    name = NetworkSettings(**trial.specification["network"]).name
+    if is_own_code(name) and not allow_code:
+        raise InputError(
+            f"the study names code to run, the network {name!r}; --allow-code allows it, if you trust who wrote it"
+        )
+    model_folder = folder / MODELS_FOLDER / trial.trial_id
+    preprocessing = None if data is None else data_preprocessing(data)
+    if preprocessing is None and (model_folder / CLASSIFIER_FILE).is_file():
+        preprocessing = find_preprocessing(model_folder)
+    if (model_folder / MODEL_FILE).is_file():
+        specification = read_specification(model_folder / MODEL_FILE)
+        network = load_model(model_folder / MODEL_FILE, trusted_network=name if allow_code else None)
+    else:
+        specification = _trial_specification(study, trial, data)
+        network = _load_checkpoint(folder / TRIALS_FOLDER / trial.trial_id / CHECKPOINT_FILE, specification)
+    network.float().to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    return TrainedTrial(specification=specification, network=network.eval(), preprocessing=preprocessing)
+
+
+def _trial_specification(study: StudyRecord, trial: TrialRecord, data: ImageData | None) -> ModelSpecification:
+    """The specification from which a trial's network is built; images or the study's header tell shape and classes."""
     header = study.header.get("data", {})
     shape = data.image_shape if data else header.get("image_shape")
     classes = len(data.classes) if data else header.get("classes")
@@ -133,23 +194,10 @@ def model_specification(study: StudyRecord, trial: TrialRecord, data: ImageData 
     )  # fmt: skip
 
 
-def load_network(folder: Path, trial_id: str, specification: ModelSpecification) -> nn.Module:
-    """Load a trial's network with its trained weights.
-
-    Args:
-        folder: of the study.
-        trial_id: of the trial.
-        specification: of its network.
-
-    Returns:
-        The network, in float32 and in evaluation mode.
-
-    Raises:
-        InputError: the weights are missing, damaged, or another network's.
-    """
-    path = folder / TRIALS_FOLDER / trial_id / CHECKPOINT_FILE
+def _load_checkpoint(path: Path, specification: ModelSpecification) -> nn.Module:
+    """Build a network with the weights of a trial's checkpoint."""
     if not path.is_file():
-        raise InputError(f"the weights of trial {trial_id} are not there: {path}")
+        raise InputError(f"the weights of trial {path.parent.name} are not there: {path}")
     state, _ = load_tensors(path)
     weights = {
         name.removeprefix(WEIGHT_PREFIX): tensor for name, tensor in state.items() if name.startswith(WEIGHT_PREFIX)
@@ -158,6 +206,5 @@ def load_network(folder: Path, trial_id: str, specification: ModelSpecification)
     try:
         network.load_state_dict(weights)
     except RuntimeError as error:
-        detail = str(error).splitlines()[-1].strip()
-        raise InputError(f"{path} holds another network's weights: {detail}") from error
-    return network.float().to(memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]
+        raise InputError(f"{path} holds another network's weights: {last_line(error)}") from error
+    return network

@@ -8,95 +8,115 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from analysis.model_export.model_card import Preprocessing, Proof, model_card, today
+from analysis.model_export.model_card import Proof, model_card, was_trained_here
+from analysis.model_export.select_trial import TrainedTrial
 from analysis.stats import FrontPoint
 from lowrank.compression import measure_file_size, network_plan, network_to_count
 from lowrank.data import ImageData, eval_batches
 from lowrank.deployment import (
+    CARD_FILE,
     FACTORISED,
     MERGED,
-    ComparisonImages,
+    ONNX,
+    PREPROCESSING_FILE,
+    PROGRAM,
+    Batches,
+    Export,
     Latency,
     describe_machine,
     export_formats,
     measure_latency,
     merged_network,
     onnx_forward,
+    split_batches,
+    today,
 )
+from lowrank.errors import InputError
 from lowrank.io import ModelSpecification
 from lowrank.layers import Dense, Separable
-from lowrank.utils import write_text
+from lowrank.utils import atomic_folder, write_text
 from sweeps.records import StudyRecord
 
-CARD_FILE, PROOF_FILE = "README.md", "proof.json"
+PROOF_FILE = "proof.json"
 RANDOM_IMAGES = 256  # to compare on where the data set is not on this machine
+BATCH = 256
 STEPS = 9  # of the progress bar: six files, latency at two batch sizes, the model card
 
 
 def export_trial(
-    study: StudyRecord, point: FrontPoint, specification: ModelSpecification, network: nn.Module,
-    data: ImageData | None, folder: Path, step: Callable[[str], None],
+    study: StudyRecord, point: FrontPoint, trained: TrainedTrial, data: ImageData | None, folder: Path,
+    step: Callable[[str], None], *, opset: int,
 ) -> Proof:  # fmt: skip
-    """Write the six files, `proof.json` with the measurements, and the model card.
+    """Write the six files, `proof.json` with the measurements, and the model card: all of them or none.
 
     Args:
         study: the records.
         point: the trial to export.
-        specification: describes the trial's network.
-        network: the trained network, in evaluation mode.
+        trained: its network.
         data: the data set, on whose validation split the outputs are compared; None for random images.
-        folder: an existing folder, into which the files are written.
+        folder: where the files are written; an earlier export there is replaced.
         step: called with the name of each of the `STEPS` before it.
+        opset: of the ONNX files.
 
     Returns:
         What was measured on the files.
 
     Raises:
-        OSError: a file cannot be written.
+        InputError: `folder` holds something else than an earlier export, or cannot be written.
+        OSError: the disk is full.
     """
-    description, images = _comparison_images(specification, data)
-    files = export_formats(network, specification, images, folder, step)
-    latencies = _latencies(network, specification, folder, step)
-    step("card")
-    sizes, mult_adds = _baseline_sizes(specification)
-    for file in files:
-        name = f"{file.network}, ONNX Runtime" if file.kind == "ONNX" else file.network
-        if file.kind != "torch.export":  # it has the same network as the safetensors file, whose size is listed
-            sizes[name], mult_adds[name] = file.bytes, file.mult_adds
-    proof = Proof(
-        study=study.name, trial_id=point.trial_id, setting=point.name, params=point.params, images=description,
-        forms=tuple(files), sizes=sizes, mult_adds=mult_adds, latencies=tuple(latencies), machine=describe_machine(),
-        date=today(),
-    )  # fmt: skip
-    write_text(folder / PROOF_FILE, json.dumps({**asdict(proof), "equal": proof.equal}, indent=1) + "\n")
-    write_text(folder / CARD_FILE, model_card(study, point, specification, proof, _preprocessing(data)))
+    _check_folder(folder)
+    specification, network = trained.specification, trained.network
+    description, batches = _comparison_images(specification, data)
+    with atomic_folder(folder, replace=True) as temporary:
+        export = export_formats(
+            network, specification, batches, temporary, step, preprocessing=trained.preprocessing, opset=opset
+        )
+        latencies = _latencies(network, specification, export, temporary, step)
+        step("card")
+        sizes, mult_adds = _baseline_sizes(specification)
+        for file in export.files:
+            name = f"{file.network}, ONNX Runtime" if file.kind == ONNX else file.network
+            if file.kind != PROGRAM:  # it has the same network as the safetensors file, whose size is listed
+                sizes[name], mult_adds[name] = file.bytes, file.mult_adds
+        proof = Proof(
+            study=study.name, trial_id=point.trial_id, setting=point.name, params=point.params, images=description,
+            export=export, recorded_error=point.own_error, trained_here=was_trained_here(point), sizes=sizes,
+            mult_adds=mult_adds, latencies=tuple(latencies), machine=describe_machine(), date=today(),
+        )  # fmt: skip
+        write_text(temporary / PROOF_FILE, json.dumps(proof.as_record(), indent=1) + "\n")
+        if trained.preprocessing is not None:
+            write_text(temporary / PREPROCESSING_FILE, trained.preprocessing.model_dump_json(indent=1) + "\n")
+        write_text(temporary / CARD_FILE, model_card(study, point, specification, proof, trained.preprocessing))
     return proof
 
 
-def _preprocessing(data: ImageData | None) -> Preprocessing | None:
-    if data is None:
-        return None
-    mean, std = ([round(value, 6) for value in values] for values in (data.mean, data.std))
-    return Preprocessing(mean=mean, std=std, classes=[str(name) for name in data.classes])
+def _check_folder(folder: Path) -> None:
+    """Refuse to replace a folder that is no export; make its parents."""
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"--out must be a folder, but {folder} is a file")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        holds_other = folder.is_dir() and any(folder.iterdir()) and not (folder / PROOF_FILE).is_file()
+    except OSError as error:
+        raise InputError(f"--out must be a folder that can be written, but got {folder}: {error.strerror}") from error
+    if holds_other:
+        raise InputError(f"--out must be a new folder or an earlier export, but {folder} holds other files")
 
 
-def _comparison_images(specification: ModelSpecification, data: ImageData | None) -> tuple[str, ComparisonImages]:
-    """Return the images to compare on, described in words and as tensors: the validation split, else random ones."""
+def _comparison_images(specification: ModelSpecification, data: ImageData | None) -> tuple[str, Batches]:
+    """Return the images to compare on, described in words and in batches: the validation split, else random ones."""
     if data is None:
         images = torch.randn(RANDOM_IMAGES, *specification.image_shape, generator=torch.Generator().manual_seed(0))
-        description = f"{RANDOM_IMAGES} random images (the data set was not at hand)"
-        return description, ComparisonImages(images=images, labels=None)
-    batches = [(images, labels) for images, labels, *_ in eval_batches(data, "val", "cpu", 256)]
-    images = torch.cat([images for images, _ in batches]).contiguous()
-    labels = torch.cat([labels for _, labels in batches])
-    return f"the {len(images):,} validation images", ComparisonImages(images=images, labels=labels)
+        return f"{RANDOM_IMAGES} random images (the data set was not at hand)", split_batches(images, None)
+    batches = ((images.contiguous(), labels) for images, labels, *_ in eval_batches(data, "val", "cpu", BATCH))
+    return f"the {len(data.val):,} validation images", batches
 
 
 def _baseline_networks(specification: ModelSpecification) -> dict[str, nn.Module]:
@@ -109,14 +129,15 @@ def _baseline_networks(specification: ModelSpecification) -> dict[str, nn.Module
 
 
 def _latencies(
-    network: nn.Module, specification: ModelSpecification, folder: Path, step: Callable[[str], None]
+    network: nn.Module, specification: ModelSpecification, export: Export, folder: Path, step: Callable[[str], None]
 ) -> list[Latency]:
-    networks: dict[str, Any] = {
-        FACTORISED: network,
-        MERGED: merged_network(network),
-        **_baseline_networks(specification),
-    }
-    networks |= {f"{name}, ONNX Runtime": onnx_forward(folder / f"{name}.onnx") for name in (FACTORISED, MERGED)}
+    networks: dict[str, Any] = {FACTORISED: network}
+    if any(file.network == MERGED for file in export.files):
+        networks[MERGED] = merged_network(network)
+    networks |= _baseline_networks(specification)
+    for file in export.files:
+        if file.kind == ONNX:
+            networks[f"{file.network}, ONNX Runtime"] = onnx_forward(folder / file.file)
     return measure_latency(networks, specification.image_shape, step=step)
 
 
@@ -142,18 +163,24 @@ def proof_lines(point: FrontPoint, proof: Proof, folder: Path) -> list[str]:
         folder: where they were written.
 
     Returns:
-        Lines about the trial, each file and whether its outputs are the model's, and the latencies.
+        Lines about the trial, each file and whether its outputs are the model's, the latencies, and what is not as it
+        should be.
     """
-    lines = [f"trial {point.trial_id}: {point.name}, {point.params:,} parameters, {point.error:.2f} % validation error"]
-    lines.append(f"compared on {proof.images}; largest logit {proof.largest_logit:.3g}")
-    for file in proof.forms:
+    seeds = f" ({point.error:.2f} % in the mean of {point.seeds} seeds)" if point.seeds > 1 else ""
+    lines = [
+        f"trial {point.trial_id}: {point.name}, {point.params:,} parameters, {point.own_error:.2f} % validation error"
+        f"{seeds}"
+    ]
+    lines.append(f"compared on {proof.images}")
+    for file in proof.export.files:
         error = "" if file.error is None else f", {file.error:.2f} % error"
-        verdict = "same" if file.equal else "NOT THE SAME"
+        verdict = "same" if file.matches else "NOT THE SAME"
         lines.append(f"  {file.file:24} {file.bytes:>11,} bytes, difference {file.difference:.1e}{error}: {verdict}")
     lines.append(f"latency, medians in ms ({proof.machine})")
     for name in dict.fromkeys(latency.name for latency in proof.latencies):
         medians = [latency for latency in proof.latencies if latency.name == name]
         times = ", ".join(f"batch {latency.batch}: {latency.median_ms:.2f}" for latency in medians)
         lines.append(f"  {name:24} {times}")
+    lines += [f"error: {problem}" for problem in proof.problems]
     lines.append(f"written into {folder}; start with {CARD_FILE}")
     return lines

@@ -11,17 +11,30 @@ from typing import TYPE_CHECKING
 from lowrank.utils.lazy_exports import lazy_exports
 
 if TYPE_CHECKING:
+    from lowrank.deployment.card import (
+        CARD_FILE as CARD_FILE,
+        CardContent as CardContent,
+        render_card as render_card,
+        today as today,
+    )
     from lowrank.deployment.compress_run import CompressConfig as CompressConfig, run_compress as run_compress
     from lowrank.deployment.compressed import Compressed as Compressed, LayerReport as LayerReport
     from lowrank.deployment.compressor import Compressor as Compressor, compress_network as compress_network
     from lowrank.deployment.formats import (
+        DEFAULT_OPSET as DEFAULT_OPSET,
         FACTORISED as FACTORISED,
         MERGED as MERGED,
-        ComparisonImages as ComparisonImages,
+        ONNX as ONNX,
+        PREPROCESSING_FILE as PREPROCESSING_FILE,
+        PROGRAM as PROGRAM,
+        Batches as Batches,
+        Export as Export,
         ExportedFile as ExportedFile,
+        check_opset as check_opset,
         export_formats as export_formats,
         merged_network as merged_network,
         onnx_forward as onnx_forward,
+        split_batches as split_batches,
     )
     from lowrank.deployment.latency import (
         Latency as Latency,
@@ -32,10 +45,14 @@ if TYPE_CHECKING:
 __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
     {
+        "card": "CARD_FILE CardContent render_card today",
         "compress_run": "CompressConfig run_compress",
         "compressed": "Compressed LayerReport",
         "compressor": "Compressor compress_network",
-        "formats": "ComparisonImages ExportedFile FACTORISED MERGED export_formats merged_network onnx_forward",
+        "formats": (
+            "Batches DEFAULT_OPSET Export ExportedFile FACTORISED MERGED ONNX PREPROCESSING_FILE PROGRAM check_opset "
+            "export_formats merged_network onnx_forward split_batches"
+        ),
         "latency": "Latency describe_machine measure_latency",
     },
 )

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from html import escape
 from pathlib import Path
 from typing import Any, Literal, TextIO
 
@@ -17,14 +18,16 @@ from torch import Tensor, nn
 
 from lowrank.compression import list_layers
 from lowrank.data import DataSettings, ImageData, eval_batches, load_data
+from lowrank.deployment.card import CARD_FILE, CardContent, render_card, today
 from lowrank.deployment.compressor import Compressed, Compressor
 from lowrank.deployment.finetune import finetune
-from lowrank.deployment.formats import ComparisonImages, ExportedFile, export_formats
+from lowrank.deployment.formats import PREPROCESSING_FILE, Export, ExportedFile, export_formats, split_batches
 from lowrank.deployment.latency import Latency, describe_machine, measure_latency
 from lowrank.errors import InfeasibleError, InputError
 from lowrank.io import (
     ImagePreprocessing,
     ModelSpecification,
+    data_preprocessing,
     find_preprocessing,
     load_weights,
     override_preprocessing,
@@ -38,7 +41,7 @@ Budget = Mapping[str, float]
 
 SEARCH_STEPS = 9
 """Sizes that `--max-loss` tries between 1/64 and all of the parameters."""
-REPORT_FILE, CARD_FILE = "report.json", "README.md"
+REPORT_FILE = "report.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -359,17 +362,46 @@ def _write_one(
     network = copy.deepcopy(outcome.network).eval()
     network.to("cpu", memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # files hold plain tensors
     specification = make_specification(outcome.compressed, config.network, data)
-    probe = ComparisonImages(images=images.reporting[0].cpu(), labels=images.reporting[1].cpu())
-    files = export_formats(network, specification, probe, folder, steps)
-    failed += [f"{one.file}: its outputs differ from the network's" for one in files if not one.equal]
+    expected = data_preprocessing(data)
+    if (given := _preprocessing(config)) is not None:
+        expected = expected.model_copy(update={"source": given.source})
+    pixels, labels = (values.cpu() for values in images.reporting)
+    export = export_formats(
+        network, specification, split_batches(pixels, labels), folder, steps, preprocessing=expected
+    )  # fmt: skip
+    failed += export.problems
     latencies = measure_latency({"given": dense.cpu().eval(), "compressed": network}, data.image_shape, step=steps)
     done = Outcome(
         **{**{name: getattr(outcome, name) for name in outcome.__dataclass_fields__}, "network": network,
-           "latencies": tuple(latencies), "files": tuple(files)}
+           "latencies": tuple(latencies), "files": export.files}
     )  # fmt: skip
     write_text(folder / REPORT_FILE, json.dumps(done.as_dict(), indent=1) + "\n")
-    write_text(folder / CARD_FILE, "\n".join(summary_lines(done, config)) + "\n")
+    write_text(folder / PREPROCESSING_FILE, expected.model_dump_json(indent=1) + "\n")
+    write_text(folder / CARD_FILE, render_card(_card(done, config, data, specification, expected, export)))
     return done
+
+
+def _card(
+    outcome: Outcome, config: CompressConfig, data: ImageData, specification: ModelSpecification,
+    preprocessing: ImagePreprocessing, export: Export,
+) -> CardContent:  # fmt: skip
+    """What the card says: the files' own error, then the tables that are printed too."""
+    small, part = outcome.compressed, {"val": "validation", "test": "test"}[config.report_on]
+    images = f"{export.images:,} {part} images of {data.name}"
+    title, *table = summary_lines(outcome, config)
+    return CardContent(
+        title=title.removeprefix("# "), quality=[
+            f"Error of these files: {export.error:.2f} % on {images}, which chose nothing; the given network has "
+            f"{outcome.error_before:.2f} %."
+        ],
+        introduction=[
+            f"{config.network.name} with {small.params:,} of {small.dense_params:,} parameters, made from "
+            f"{config.weights.name} by python -m lowrank.compress."
+        ],
+        images=f"the {images}", specification=specification, preprocessing=preprocessing, export=export,
+        latencies=outcome.latencies, machine=describe_machine(), date=today(),
+        sections={"Before and after": escape("\n".join(table).strip(), quote=False)},
+    )  # fmt: skip
 
 
 def make_specification(small: Compressed, network: NetworkSettings, data: ImageData) -> ModelSpecification:

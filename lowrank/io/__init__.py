@@ -13,6 +13,7 @@ from lowrank.utils.lazy_exports import lazy_exports
 
 if TYPE_CHECKING:
     from lowrank.io.image_preprocessing import (
+        PREPROCESSING_KEY as PREPROCESSING_KEY,
         ImagePreprocessing as ImagePreprocessing,
         data_preprocessing as data_preprocessing,
         override_preprocessing as override_preprocessing,
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
         write_model as write_model,
     )
     from lowrank.io.preprocessing import (
+        CLASSIFIER_FILE as CLASSIFIER_FILE,
         find_preprocessing as find_preprocessing,
         read_class_names as read_class_names,
     )
@@ -48,12 +50,14 @@ if TYPE_CHECKING:
 __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
     {
-        "image_preprocessing": "ImagePreprocessing data_preprocessing override_preprocessing parse_preprocessing",
+        "image_preprocessing": (
+            "ImagePreprocessing PREPROCESSING_KEY data_preprocessing override_preprocessing parse_preprocessing"
+        ),
         "model_file": (
             "ModelSpecification load_any_model load_merged load_model parse_specification read_specification "
             "save_merged save_model write_model"
         ),
-        "preprocessing": "find_preprocessing read_class_names",
+        "preprocessing": "CLASSIFIER_FILE find_preprocessing read_class_names",
         "tensor_file": "load_tensors read_metadata save_tensors saved_versions",
         "weight_files": "WeightReport load_weights read_weights",
     },

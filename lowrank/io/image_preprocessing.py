@@ -17,7 +17,7 @@ from lowrank.data import ImageData, Interpolation
 from lowrank.errors import InputError
 from lowrank.utils import validate_model
 
-METADATA_KEY = "lowrank_preprocessing"  # of its JSON, in the metadata of safetensors and ONNX files
+PREPROCESSING_KEY = "lowrank_preprocessing"  # of its JSON, in the metadata of safetensors and ONNX files
 _SHOWN = 3  # names in a message
 
 
@@ -222,12 +222,12 @@ def parse_preprocessing(metadata: Mapping[str, str], where: str) -> ImagePreproc
     Raises:
         InputError: it is damaged.
     """
-    if METADATA_KEY not in metadata:
+    if PREPROCESSING_KEY not in metadata:
         return None
     try:
-        fields = json.loads(metadata[METADATA_KEY])
+        fields = json.loads(metadata[PREPROCESSING_KEY])
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{where}: its `{METADATA_KEY}` is not JSON: {error}") from error
+        raise InputError(f"{where}: its `{PREPROCESSING_KEY}` is not JSON: {error}") from error
     if not isinstance(fields, dict):
-        raise InputError(f"{where}: its `{METADATA_KEY}` must be a JSON object")
-    return validate_model(ImagePreprocessing, fields, f"{METADATA_KEY} of {where}")
+        raise InputError(f"{where}: its `{PREPROCESSING_KEY}` must be a JSON object")
+    return validate_model(ImagePreprocessing, fields, f"{PREPROCESSING_KEY} of {where}")

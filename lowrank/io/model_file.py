@@ -29,7 +29,7 @@ from lowrank.compression import (
     network_plan,
 )
 from lowrank.errors import InfeasibleError, InputError, UncountableError
-from lowrank.io.image_preprocessing import METADATA_KEY, ImagePreprocessing
+from lowrank.io.image_preprocessing import PREPROCESSING_KEY, ImagePreprocessing
 from lowrank.io.tensor_file import load_tensors, read_metadata, save_tensors
 from lowrank.layers import Method, disable_fused_encoders, make_method, project_attention
 from lowrank.networks import ImageShape, NetworkSettings, is_own_code, make_network
@@ -212,7 +212,7 @@ def write_model(
 
 
 def _metadata(specification: ModelSpecification, preprocessing: ImagePreprocessing | None) -> dict[str, str]:
-    stored = {} if preprocessing is None else {METADATA_KEY: preprocessing.model_dump_json()}
+    stored = {} if preprocessing is None else {PREPROCESSING_KEY: preprocessing.model_dump_json()}
     return {**specification.metadata(), **stored}
 
 

@@ -13,9 +13,10 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from analysis.__main__ import main
-from analysis.model_export.model_card import Preprocessing, model_card
+from analysis.model_export.model_card import model_card
 from analysis.reporting.summary_table import print_summary
 from analysis.stats.front import collect_points
+from lowrank.io.image_preprocessing import ImagePreprocessing
 from lowrank.io.model_file import ModelSpecification
 from lowrank.layers import TensorTrain
 from sweeps.records.events import Event
@@ -98,7 +99,7 @@ def test_no_text_makes_a_line_of_a_model_card(question, name, classes, command):
         specification = ModelSpecification(
             network={"name": "resnet9"}, method=TensorTrain(dims=3, rank_scale=0.3), image_shape=(1, 8, 8), classes=10
         )
-        images = Preprocessing(mean=[0.1], std=[0.2], classes=classes)
+        images = ImagePreprocessing(mean=(0.1,), std=(0.2,), classes=tuple(classes), source=name)
         return model_card(record, collect_points(record)[0], specification, make_proof(), images)
 
     plain = card("q", "n", ["c"], "x")
