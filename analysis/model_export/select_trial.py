@@ -144,7 +144,9 @@ class TrainedTrial:
 def load_trained(
     folder: Path, study: StudyRecord, trial: TrialRecord, data: ImageData | None, *, allow_code: bool = False
 ) -> TrainedTrial:
-    """Load a trial's network: from the study's models where it is one of them, else from the trial's checkpoint.
+    """Load a trial's network.
+
+    It is taken from the study's models where it is one of them, else from the trial's checkpoint.
 
     Args:
         folder: of the study.

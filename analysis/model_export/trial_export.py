@@ -53,7 +53,9 @@ def export_trial(
     study: StudyRecord, point: FrontPoint, trained: TrainedTrial, data: ImageData | None, folder: Path,
     step: Callable[[str], None], *, opset: int,
 ) -> Proof:  # fmt: skip
-    """Write the six files, `proof.json` with the measurements, and the model card: all of them or none.
+    """Write the six files, `proof.json` with the measurements, and the model card.
+
+    The folder comes whole or not at all.
 
     Args:
         study: the records.

@@ -71,7 +71,11 @@ class CardContent:
 
 
 def today() -> str:
-    """Return the date in UTC, e.g. `2026-11-29`."""
+    """Return the date.
+
+    Returns:
+        In UTC, e.g. `2026-11-29`.
+    """
     return time.strftime("%Y-%m-%d", time.gmtime())
 
 
