@@ -10,14 +10,7 @@ from analysis.findings import audit_text
 from analysis.utils import steps
 from sweeps.records import load_study
 
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the options of `audit`.
-
-    Args:
-        parser: receives them.
-    """
-    add_study(parser)
+add_arguments = add_study
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -13,14 +13,7 @@ from analysis.stats import collect_points
 from analysis.utils import steps
 from sweeps.records import load_study
 
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the options of `summary`.
-
-    Args:
-        parser: receives them.
-    """
-    add_study(parser)
+add_arguments = add_study
 
 
 def run(arguments: argparse.Namespace) -> int:

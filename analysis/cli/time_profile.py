@@ -9,14 +9,7 @@ from analysis.cli.arguments import add_study, refuse_script, study_folder
 from analysis.findings import profile_lines, profile_study
 from sweeps.records import load_study
 
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the options of `profile`.
-
-    Args:
-        parser: receives them.
-    """
-    add_study(parser)
+add_arguments = add_study
 
 
 def run(arguments: argparse.Namespace) -> int:
