@@ -71,3 +71,50 @@ def init_convolutions(network: nn.Module) -> None:
         if isinstance(module, nn.Conv2d):
             fan = module.weight[0].numel()
             nn.init.normal_(module.weight, std=math.sqrt(2 / fan))
+
+
+def imagenet_stem(in_channels: int, channels: int) -> nn.Sequential:
+    """Make a 7x7 convolution of stride 2 with norm and ReLU, and a pooling of stride 2."""
+    return nn.Sequential(
+        nn.Conv2d(in_channels, channels, 7, stride=2, padding=3, bias=False), nn.BatchNorm2d(channels),
+        nn.ReLU(inplace=True), nn.MaxPool2d(3, stride=2, padding=1),
+    )  # fmt: skip
+
+
+def make_downsample(in_channels: int, out_channels: int, stride: int) -> nn.Sequential | None:
+    """Make the 1x1 convolution beside a block; None where an identity has the block's shape."""
+    if stride == 1 and in_channels == out_channels:
+        return None
+    return nn.Sequential(
+        nn.Conv2d(in_channels, out_channels, 1, stride=stride, bias=False), nn.BatchNorm2d(out_channels)
+    )
+
+
+class StagedResNet(Network):
+    """A stem, four stages, a pooling and a classifier; the downsampling 1x1 are substituted.
+
+    Source: He et al. 2016, table 1.
+
+    A subclass makes `stem` and the stages, and then calls `add_classifier`.
+    """
+
+    never_substituted: ClassVar[tuple[str, ...]] = ("stem.*", "classifier")
+    taps: ClassVar[tuple[str, ...]] = ("stage1", "stage2", "stage3", "stage4")
+
+    def add_classifier(self, channels: int, classes: int) -> None:
+        """Add the pooling and the classifier, and initialise all convolutions.
+
+        Args:
+            channels: of the last stage.
+            classes: number of classes.
+        """
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.classifier = nn.Linear(channels, classes)
+        init_convolutions(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> logits (B, classes)."""
+        x = self.stem(x)
+        for stage in self.taps:
+            x = self.get_submodule(stage)(x)
+        return self.classifier(self.pool(x).flatten(1))

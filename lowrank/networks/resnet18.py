@@ -6,11 +6,11 @@ size.
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Literal
 
 from torch import Tensor, nn
 
-from lowrank.networks.base import Network, init_convolutions, scaled
+from lowrank.networks.base import StagedResNet, imagenet_stem, make_downsample, scaled
 
 Stem = Literal["imagenet", "small"]
 BLOCKS = 2  # of each stage
@@ -28,10 +28,7 @@ class BasicBlock(nn.Module):
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False)
         self.norm2 = nn.BatchNorm2d(out_channels)
         self.relu = nn.ReLU(inplace=True)
-        self.downsample = None
-        if stride != 1 or in_channels != out_channels:
-            shortcut = nn.Conv2d(in_channels, out_channels, 1, stride=stride, bias=False)
-            self.downsample = nn.Sequential(shortcut, nn.BatchNorm2d(out_channels))
+        self.downsample = make_downsample(in_channels, out_channels, stride)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, I, H, W) -> (B, O, H', W')."""
@@ -39,7 +36,7 @@ class BasicBlock(nn.Module):
         return self.relu(out + (x if self.downsample is None else self.downsample(x)))
 
 
-class ResNet18(Network):
+class ResNet18(StagedResNet):
     """ResNet-18 with channels `width` times the published ones; the downsampling 1x1 are substituted.
 
     Args:
@@ -49,33 +46,19 @@ class ResNet18(Network):
         stem: "imagenet", a 7x7 convolution of stride 2 and a pooling; "small", a 3x3 convolution of stride 1.
     """
 
-    never_substituted: ClassVar[tuple[str, ...]] = ("stem.*", "classifier")
-    taps: ClassVar[tuple[str, ...]] = ("stage1", "stage2", "stage3", "stage4")
-
     def __init__(self, in_channels: int, classes: int, width: float = 1.0, stem: Stem = "imagenet"):
         super().__init__()
         self.min_image_size = MIN_IMAGE_SIZE[stem]
         channels = [scaled(published, width) for published in CHANNELS]
-        first = (
-            nn.Conv2d(in_channels, channels[0], 3, padding=1, bias=False)
-            if stem == "small"
-            else nn.Conv2d(in_channels, channels[0], 7, stride=2, padding=3, bias=False)
-        )
-        pooling = [] if stem == "small" else [nn.MaxPool2d(3, stride=2, padding=1)]
-        self.stem = nn.Sequential(first, nn.BatchNorm2d(channels[0]), nn.ReLU(inplace=True), *pooling)
+        if stem == "small":
+            first = nn.Conv2d(in_channels, channels[0], 3, padding=1, bias=False)
+            self.stem = nn.Sequential(first, nn.BatchNorm2d(channels[0]), nn.ReLU(inplace=True))
+        else:
+            self.stem = imagenet_stem(in_channels, channels[0])
         previous_channels = channels[0]
         for name, stage_channels in zip(self.taps, channels, strict=True):
             stage = [BasicBlock(previous_channels, stage_channels, stride=1 if name == "stage1" else 2)]
             stage += [BasicBlock(stage_channels, stage_channels, stride=1) for _ in range(BLOCKS - 1)]
             self.add_module(name, nn.Sequential(*stage))
             previous_channels = stage_channels
-        self.pool = nn.AdaptiveAvgPool2d(1)
-        self.classifier = nn.Linear(previous_channels, classes)
-        init_convolutions(self)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> logits (B, classes)."""
-        x = self.stem(x)
-        for stage in self.taps:
-            x = self.get_submodule(stage)(x)
-        return self.classifier(self.pool(x).flatten(1))
+        self.add_classifier(previous_channels, classes)

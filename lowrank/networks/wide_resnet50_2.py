@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 from torch import Tensor, nn
 
-from lowrank.networks.base import Network, init_convolutions, scaled
+from lowrank.networks.base import StagedResNet, imagenet_stem, make_downsample, scaled
 
 BLOCKS = (3, 4, 6, 3)  # of each stage
 CHANNELS = (128, 256, 512, 1024)  # of the 3x3 convolutions; a block gives out EXPANSION times as many
 EXPANSION = 2
+STEM_CHANNELS = 64
 
 
 class Bottleneck(nn.Module):
@@ -26,10 +25,7 @@ class Bottleneck(nn.Module):
         self.conv3 = nn.Conv2d(channels, out_channels, 1, bias=False)
         self.norm3 = nn.BatchNorm2d(out_channels)
         self.relu = nn.ReLU(inplace=True)
-        self.downsample = None
-        if stride != 1 or in_channels != out_channels:
-            shortcut = nn.Conv2d(in_channels, out_channels, 1, stride=stride, bias=False)
-            self.downsample = nn.Sequential(shortcut, nn.BatchNorm2d(out_channels))
+        self.downsample = make_downsample(in_channels, out_channels, stride)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, I, H, W) -> (B, O, H', W')."""
@@ -39,32 +35,17 @@ class Bottleneck(nn.Module):
         return self.relu(out + (x if self.downsample is None else self.downsample(x)))
 
 
-class WideResNet50(Network):
+class WideResNet50(StagedResNet):
     """WRN-50-2 with inner channels `width` times the published ones; the downsampling 1x1 are substituted."""
-
-    never_substituted: ClassVar[tuple[str, ...]] = ("stem.*", "classifier")
-    taps: ClassVar[tuple[str, ...]] = ("stage1", "stage2", "stage3", "stage4")
 
     def __init__(self, in_channels: int, classes: int, width: float = 1.0):
         super().__init__()
-        self.stem = nn.Sequential(
-            nn.Conv2d(in_channels, 64, 7, stride=2, padding=3, bias=False), nn.BatchNorm2d(64), nn.ReLU(inplace=True),
-            nn.MaxPool2d(3, stride=2, padding=1),
-        )  # fmt: skip
-        previous_channels = 64
+        self.stem = imagenet_stem(in_channels, STEM_CHANNELS)
+        previous_channels = STEM_CHANNELS
         for number, (blocks, channels) in enumerate(zip(BLOCKS, CHANNELS, strict=True), start=1):
             inner = scaled(channels, width)
             stage = [Bottleneck(previous_channels, inner, stride=1 if number == 1 else 2)]
             previous_channels = EXPANSION * inner
             stage += [Bottleneck(previous_channels, inner, stride=1) for _ in range(blocks - 1)]
             self.add_module(f"stage{number}", nn.Sequential(*stage))
-        self.pool = nn.AdaptiveAvgPool2d(1)
-        self.classifier = nn.Linear(previous_channels, classes)
-        init_convolutions(self)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> logits (B, classes)."""
-        x = self.stem(x)
-        for stage in self.taps:
-            x = self.get_submodule(stage)(x)
-        return self.classifier(self.pool(x).flatten(1))
+        self.add_classifier(previous_channels, classes)
