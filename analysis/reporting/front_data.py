@@ -123,7 +123,9 @@ def _thin_lines(
         line = sorted(_position(point, measure) for point in reference_points if point.method == method)
         if len({size for size, _ in line}) > 1:
             thin = any(point.is_thin for point in reference_points if point.method == method)
-            lines.append((f"thinner {method_label(method)}" if thin else method_label(method), tuple(line)))
+            lines.append(
+                (f"thinner {method_label(method).removeprefix('thin ')}" if thin else method_label(method), tuple(line))
+            )
     return tuple(lines)
 
 

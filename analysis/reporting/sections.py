@@ -15,6 +15,7 @@ from analysis.reporting.html_page import Page
 from analysis.reporting.render import DrawJob
 from analysis.reporting.tables import (
     budget_table,
+    budgets_table,
     cost_table,
     curves_table,
     equal_size_table,
@@ -31,7 +32,7 @@ from analysis.reporting.tables import (
     reproduce_table,
     table_of_test_errors,
 )
-from analysis.stats import SizeMeasure
+from analysis.stats import SizeMeasure, study_strata
 from analysis.utils import format_duration
 from sweeps.records import Status, StudyRecord
 
@@ -208,6 +209,11 @@ def initial_section(page: Page, study: StudyRecord, report: Report, folder: Path
         return
     page.section("Before any training")
     table.write(folder)
+    budgets = budgets_table(study_strata(study), report.points)
+    budgets.write(folder)
+    if budgets.texts:
+        page.text("The lowest error of each method within each budget; in brackets that before any training.", "note")
+        page.table(budgets)
     page.text(
         "Validation errors right after the start from trained weights, and after training. “In all” counts the epochs "
         "of the trained network too, where they are on record.", "note",

@@ -23,7 +23,7 @@ from analysis.findings import (
     StudyCost,
     TimeProfile,
 )
-from analysis.stats import Estimate, FrontPoint, Importance, PairedEffect, RepeatedSetting
+from analysis.stats import Estimate, FrontPoint, Importance, PairedEffect, RepeatedSetting, Stratum
 from analysis.utils import (
     format_duration,
     format_error_interval,
@@ -226,6 +226,36 @@ def initial_table(points: Sequence[FrontPoint]) -> ReportTable:
     columns = ("trial_id", "setting", "params", "initial_error", "val_error", "epochs", "total_epochs")
     headings = ("setting", "parameters", "before training", "after", "epochs", "in all", "trial")
     return ReportTable(name="before_training", columns=columns, rows=rows, texts=texts, headings=headings)
+
+
+def budgets_table(strata: Sequence[Stratum], points: Sequence[FrontPoint]) -> ReportTable:
+    """Return the lowest errors of each method within each budget, with a teacher and without.
+
+    Args:
+        strata: the budgets.
+        points: of all trials; those that did not start from trained weights are left out.
+
+    Returns:
+        One row for each method, teacher and budget; in words one row for each method and teacher.
+    """
+    started = [point for point in points if point.eligible and point.initial_error is not None]
+    kinds = sorted({(point.method, point.teacher) for point in started})
+    rows, texts = [], []
+    for method, teacher in kinds:
+        cells = []
+        for stratum in strata:
+            own = [p for p in started if (p.method, p.teacher, p.stratum) == (method, teacher, stratum.label)]
+            if not own:
+                cells.append("")
+                continue
+            best = min(own, key=lambda point: (point.error, point.params))
+            before = min(point.initial_error or 0.0 for point in own)
+            rows.append((stratum.label, method, teacher, best.trial_id, best.params, best.error, before))
+            cells.append(f"{format_percent(best.error)} ({format_percent(before)})")
+        texts.append((method_label(method), f"taught by {teacher}" if teacher else "alone", *cells))
+    columns = ("budget", "method", "teacher", "trial_id", "params", "val_error", "initial_error")
+    headings = ("method", "teacher", *(stratum.label for stratum in strata))
+    return ReportTable(name="by_budget", columns=columns, rows=tuple(rows), texts=tuple(texts), headings=headings)
 
 
 def layers_table(study: StudyRecord, shown: Sequence[FrontPoint]) -> ReportTable:

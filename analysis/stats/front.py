@@ -30,7 +30,8 @@ from sweeps.records import (
 
 SEPARABLE, DENSE = "separable", "dense"
 UNCHANGED = "unchanged"  # the trained network that a study starts from, as it is
-STARTS = {"scratch": "", "dense": "from dense", "outputs": "fitted to outputs", "in_order": "fitted in order"}
+STARTS = {"scratch": "", "dense": "from dense", "outputs": "fitted to outputs", "in_order": "fitted in order",
+          "in_order_relu": "fitted in order through the ReLU"}  # fmt: skip
 LOST_LABELS = {
     Status.STOPPED: "stopped early", Status.DIVERGED: "diverged", Status.FAILED: "failed",
     Status.OUT_OF_MEMORY: "ran out of memory",
@@ -70,6 +71,7 @@ class FrontPoint:
     total_epochs: int | None = None  # with those of the network it starts from; None where they are not on record
     initial_error: float | None = None  # validation error (percent) before any training, after a start from weights
     start: str = "scratch"
+    teacher: str = ""  # its name; empty without one
     reason: str = ""
     aliases: int = 0
     width: float = 1.0  # of the network, 1 as published
@@ -359,6 +361,7 @@ def _point(
         total_epochs=trial.total_epochs,
         initial_error=trial.initial_error,
         start=start_kind(spec),
+        teacher=(spec.get("teacher") or {}).get("name") or "",
         reason=trial.reason,
         aliases=len(trial.aliases),
         width=spec.get("network", {}).get("width") or 1.0,
@@ -391,12 +394,19 @@ def setting_ids(trials: Iterable[TrialRecord]) -> dict[str, str]:
     return {trial_id: hashlib.sha256(key.encode()).hexdigest()[:12] for trial_id, key in keys.items()}
 
 
+def _start_words(spec: Mapping[str, Any]) -> str:
+    """How the network starts: a dense one that starts from trained weights is trained on."""
+    if spec.get("method", {}).get("name") != DENSE:
+        return STARTS[start_kind(spec)]
+    return "trained on" if spec.get("train", {}).get("epochs") else ""
+
+
 def _extras(spec: Mapping[str, Any]) -> tuple[str, ...]:
     """A teacher, a budget that is not shared evenly and a start from trained weights, in words."""
     shared = (spec.get("allocation") or {}).get("by", "even")
     labels = {
         f"taught by {(spec.get('teacher') or {}).get('name')}": "teacher" in spec,
         f"shared by {shared}": shared != "even",
-        STARTS[start_kind(spec)]: "start" in spec,
+        _start_words(spec): "start" in spec,
     }
-    return tuple(words for words, applies in labels.items() if applies)
+    return tuple(words for words, applies in labels.items() if applies and words)

@@ -14,7 +14,7 @@ METHOD_STYLES = {
 SPARE_STYLES = [
     ("#000000", "<"), ("#B8A800", ">"), ("#0072B2", "h"), ("#D55E00", "d"), ("#009E73", "p"), ("#CC79A7", "H"),
 ]  # fmt: skip
-REFERENCE_COLOURS = ("#222222", "#8A5A00", "#5B2A86", "#00624A")
+REFERENCE_COLOURS = ("#222222", "#8A5A00", "#5B2A86", "#00624A", "#8C1D40", "#3A5A00")
 
 
 def method_styles(methods: Iterable[str]) -> dict[str, tuple[str, str]]:

@@ -57,7 +57,9 @@ def set_initial_weights(
     images = calibration_images(data, int(start.get("calibration", MEASURED)), int(start.get("seed", 0)), device)
     dense = dense.to(device).eval()
     if "how" in start:
-        fitted = fit_student(student, dense, images, in_order=start["how"] == "in_order")
+        fitted = fit_student(
+            student, dense, images, in_order=start["how"] != "outputs", through_relu=start["how"] == "in_order_relu"
+        )
         return [
             _describe(fit.name, student.get_submodule(fit.name), fit.weight_error, fit.output_error)
             for fit in fitted.layers

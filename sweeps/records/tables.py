@@ -109,7 +109,7 @@ def start_kind(specification: Mapping[str, Any]) -> str:
         specification: of the trial.
 
     Returns:
-        `scratch`, `dense` (the nearest weights to trained ones), `outputs` or `in_order`.
+        `scratch`, `dense` (the nearest weights to trained ones), `outputs`, `in_order` or `in_order_relu`.
     """
     start = specification.get("start")
     return "scratch" if start is None else str(start.get("how", "dense"))

@@ -83,7 +83,11 @@ class ResourceSettings(BaseModel):
 
 
 LIMITS = ("params", "mult_adds", "bytes", "step_ms")  # what a budget may limit, in the order in which strata are made
-FITTED_STARTS = ("outputs", "in_order")  # starts that fit factors to what layers give for calibration images
+FITTED_STARTS = (
+    "outputs",
+    "in_order",
+    "in_order_relu",
+)  # starts that fit factors to what layers give for calibration images
 ALLOCATIONS_BY_ERROR = ("energy", "sensitivity")  # budgets shared out by what each layer's ranks cost in error
 
 
@@ -92,12 +96,13 @@ class StartSettings(BaseModel):
 
     `dense` takes the nearest weights, `outputs` those whose outputs are nearest to the trained layer's for
     `calibration` training images, `in_order` likewise with the inputs that the layers before it, already replaced,
-    give. `weights` is the file of that network; None takes the dense reference that the study trains. `scratch_train`
-    are fields of the recipe of references that start from random weights in a space whose trials do not.
+    give, `in_order_relu` to what is left after a ReLU that follows. `weights` is the file of that network; None takes
+    the dense reference that the study trains. `scratch_train` are fields of the recipe of references that start from
+    random weights in a space whose trials do not.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    how: Literal["scratch", "dense", "outputs", "in_order"] = "scratch"
+    how: Literal["scratch", "dense", "outputs", "in_order", "in_order_relu"] = "scratch"
     weights: str | None = None
     calibration: int = Field(default=1024, ge=2)
     scratch_train: dict[str, Any] | None = None

@@ -122,7 +122,7 @@ def run_study(space: Space, resolver: Resolver, config: StudyConfig, retrain: Re
         return ExitCode.INTERRUPTED
     if reason is CloseReason.TIME:
         return ExitCode.DONE
-    return ExitCode.DONE if _has_completed(record) and not _search_failed(record) else NOTHING_COMPLETED
+    return ExitCode.DONE if _has_completed(record) and not search_failed(record) else NOTHING_COMPLETED
 
 
 def _print_left_out(space: Space, resolver: Resolver, unreachable: list[str]) -> None:
@@ -153,8 +153,15 @@ def _has_completed(record: StudyRecord) -> bool:
     return any(trial.status is Status.COMPLETED and not trial.broken for trial in record.trials.values())
 
 
-def _search_failed(record: StudyRecord) -> bool:
-    """Whether trials of the search were launched and none of them was completed, whatever references did."""
+def search_failed(record: StudyRecord) -> bool:
+    """Tell whether every trial of the search that was launched has failed, whatever references did.
+
+    Args:
+        record: of the study.
+
+    Returns:
+        True if there were such trials, and all failed.
+    """
     searched = [trial for trial in record.trials.values() if trial.role is not Role.REFERENCE and trial.ended]
     launched = [trial for trial in searched if trial.status is not Status.INFEASIBLE and not trial.broken]
     return bool(launched) and all(trial.status is Status.FAILED for trial in launched)

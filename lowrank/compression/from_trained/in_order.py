@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from lowrank.compression.from_trained.fit import ROUNDS, Problem, fit_factors, make_problems
 from lowrank.compression.from_trained.moments import LayerOutputs, Moments, Plain, collect_moments, paired_calls
 from lowrank.compression.from_trained.replay import Replay, count_calls, storage_limit
+from lowrank.compression.from_trained.through_relu import find_relu, fit_through_relu
 from lowrank.layers import ConvShape, KernelChain, WholeKernelMethod, chain_product, relative_error
 
 Batches = Callable[[], Iterator[Tensor]]
@@ -73,6 +75,7 @@ def fit_in_order(
     rounds: int = ROUNDS,
     outputs: LayerOutputs | None = None,
     progress: Callable[[str], None] = lambda name: None,
+    through_relu: bool = False,
 ) -> tuple[nn.Module, list[LayerFit]]:
     """Compress a copy of a trained network.
 
@@ -86,6 +89,7 @@ def fit_in_order(
         rounds: steps of L-BFGS for factors without a closed form.
         outputs: the dense network's outputs over the same batches, where they are known; the others are computed.
         progress: called with the name of each layer before it is fitted.
+        through_relu: fit layers with a ReLU directly behind them to what is left after it, where that is nearer.
 
     Returns:
         The compressed network, in evaluation mode, and one fit for each layer that was named.
@@ -104,12 +108,25 @@ def fit_in_order(
             continue  # nothing before it has changed
         plain = dense.get_submodule(layer.name)
         assert isinstance(plain, Plain)
-        pairs = paired_calls(source, dense, layer.name, batches, layer.calls, outputs=outputs, replay=replay)
-        moments = collect_moments(plain, pairs)
-        module, fit = fit_layer(layer, choice, plain, make_layer_problems(plain, layer, choice, moments), rounds)
+        pairs = partial(
+            paired_calls, source, dense, layer.name, batches, layer.calls, outputs=outputs, replay=replay
+        )  # fmt: skip
+        refit = partial(_fit_to_pairs, layer, choice, plain, rounds=rounds)
+        module, fit = refit(pairs())
+        affine = find_relu(dense, plain, first) if through_relu else None
+        if affine is not None:
+            module, fit = fit_through_relu((module, fit), pairs, affine, refit)
         replace_module(student, layer.name, module)
         fits.append(fit)
     return student, fits
+
+
+def _fit_to_pairs(
+    layer: Layer, choice: Choice | None, plain: Plain, pairs: Iterator[tuple[Tensor, Tensor]], *, rounds: int
+) -> tuple[nn.Module, LayerFit]:  # fmt: skip
+    """Fit what a layer becomes to pairs of its inputs and target outputs."""
+    moments = collect_moments(plain, pairs)
+    return fit_layer(layer, choice, plain, make_layer_problems(plain, layer, choice, moments), rounds)
 
 
 def make_layer_problems(plain: Plain, layer: Layer, choice: Choice | None, moments: Moments) -> list[Problem]:

@@ -39,7 +39,9 @@ class StudentFit:
 
 
 @torch.no_grad()
-def fit_student(student: nn.Module, dense: nn.Module, images: Tensor, *, in_order: bool = True) -> StudentFit:
+def fit_student(
+    student: nn.Module, dense: nn.Module, images: Tensor, *, in_order: bool = True, through_relu: bool = False
+) -> StudentFit:
     """Set a student, in place, so that its layers give what the trained ones give.
 
     All of its state is set.
@@ -52,6 +54,7 @@ def fit_student(student: nn.Module, dense: nn.Module, images: Tensor, *, in_orde
         images: calibration images (B, C, H, W), normalised, on the same device; at least 2.
         in_order: fit each layer on what the layers before it, already replaced, really give; otherwise on what the
             trained network gives there.
+        through_relu: fit layers with a ReLU directly behind them to what is left after it.
 
     Returns:
         How well each layer was met, and whether batch norms were estimated again.
@@ -77,7 +80,7 @@ def fit_student(student: nn.Module, dense: nn.Module, images: Tensor, *, in_orde
     count = len(images) - max(1, round(HELD_BACK * len(images)))
     fitting, judging = images[:count], images[count:]
     batches = _batches(fitting)
-    fitted, fits = fit_in_order(dense, order, choices, batches, in_order=in_order)
+    fitted, fits = fit_in_order(dense, order, choices, batches, in_order=in_order, through_relu=through_relu)
     renewed = reestimate_batch_norms(fitted, batches)
     reference = _logits(dense, judging)
     better = divergence(_logits(renewed, judging), reference) < divergence(_logits(fitted, judging), reference)

@@ -9,7 +9,9 @@ import torch
 from torch import nn
 
 from lowrank.compression.from_trained.allocation import divergence
+from lowrank.compression.from_trained.moments import layer_calls
 from lowrank.compression.from_trained.student_start import fit_student, output_errors
+from lowrank.compression.from_trained.through_relu import Affine, auxiliary_targets, find_relu, relu_error
 from lowrank.compression.init_from_dense import init_from_network
 from lowrank.compression.substitution import build_sized_student
 from lowrank.compression.trace import trace_plan
@@ -58,6 +60,46 @@ def test_a_fitted_student_is_nearer_than_truncated_weights_and_in_order_nearest(
     assert names[0] == "stage1.0.0"
     assert ("classifier" in names) is in_order  # fitted again to what enters it now
     assert all(0 <= layer.output_error < 1.5 for layer in report.layers)
+
+
+def test_through_the_relu_fewer_errors_are_left_behind_it(dense, images):
+    errors = {}
+    layer = "stage1.0.0"
+    affine = find_relu(dense, dense.get_submodule(layer), images[:1])
+    assert affine is not None
+    for through_relu in (False, True):
+        network = student(rank_scale=0.1, bias=True)
+        fit_student(network, dense, images, in_order=True, through_relu=through_relu)
+        pairs = layer_calls(dense, dense.get_submodule(layer), images[:120])
+        errors[through_relu] = relu_error(network.get_submodule(layer), iter(pairs), affine)
+    assert errors[True] < 0.99 * errors[False]
+
+
+def test_a_relu_is_found_behind_a_batch_norm_and_only_there(dense, images):
+    names = [name for name, module in dense.named_modules() if isinstance(module, nn.Conv2d)]
+    found = {name: find_relu(dense, dense.get_submodule(name), images[:1]) for name in names}
+    assert found["stage1.0.0"] is not None
+    plain = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Conv2d(2, 2, 1), nn.Tanh()).eval()
+    assert find_relu(plain, plain[0], images[:1]) is None
+    direct = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(inplace=True)).eval()
+    affine = find_relu(direct, direct[0], images[:1])
+    assert affine is not None
+    assert affine.scale.tolist() == [1, 1]
+
+
+def test_auxiliary_targets_solve_their_problem():
+    torch.manual_seed(0)
+    trained, fitted = torch.randn(2, 3, 4, 4), torch.randn(2, 3, 4, 4)
+    affine = Affine(torch.tensor([0.5, -2.0, 1.0]), torch.tensor([0.1, 0.3, -0.2]))
+    scale, shift = affine.scale[:, None, None], affine.shift[:, None, None]
+
+    def cost(z: torch.Tensor) -> torch.Tensor:
+        gap = torch.relu(trained * scale + shift) - torch.relu(z * scale + shift)
+        return gap.square() + 0.3 * (scale * (z - fitted)).square()
+
+    least = cost(auxiliary_targets(trained, fitted, affine, 0.3))
+    for step in torch.linspace(-4, 4, 161):
+        assert (least <= cost(fitted + step) + 1e-5).all()
 
 
 def test_the_student_keeps_its_mode_and_the_trained_network_its_weights(dense, images):
