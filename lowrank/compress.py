@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,6 +33,9 @@ def make_parser() -> argparse.ArgumentParser:
     what.add_argument("--network", required=True, metavar="NAME", help="resnet9, wrn_28_10, torchvision:resnet18 ...")
     what.add_argument("--weights", required=True, type=Path, metavar="FILE", help="its trained weights")
     what.add_argument("--width", type=float, default=1.0, metavar="SHARE", help="inner channels, relative")
+    what.add_argument(
+        "--set", action="append", default=[], metavar="network.FIELD=VALUE", help="such as network.stem=small"
+    )
     what.add_argument("--data", required=True, metavar="SET", help="digits, cifar10, parquet:DIR, folder:DIR ...")
     what.add_argument("--data-dir", type=Path, metavar="DIR", help="where data sets lie")
     expected = parser.add_argument_group("what the weights expect of an image, where no file beside them says it")
@@ -93,6 +97,28 @@ def parse_budget(text: str) -> dict[str, float]:
     return limits
 
 
+def parse_network_fields(texts: Sequence[str]) -> dict[str, str]:
+    """Read fields of the network such as `network.stem=small`.
+
+    Args:
+        texts: as typed.
+
+    Returns:
+        Values by field, as typed; the network's settings check them.
+
+    Raises:
+        InputError: a text has another form.
+    """
+    fields = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        section, dot, field = name.partition(".")
+        if section != "network" or not (dot and equals and field):
+            raise InputError(f"--set must be network.FIELD=VALUE, such as network.stem=small, but got {text!r}")
+        fields[field] = value
+    return fields
+
+
 def parse_config(arguments: list[str] | None = None) -> CompressConfig:
     """Read and check the command line.
 
@@ -123,8 +149,9 @@ def parse_config(arguments: list[str] | None = None) -> CompressConfig:
     from lowrank.deployment import CompressConfig
     from lowrank.networks import NetworkSettings
 
+    fields = {"name": options.network, "width": options.width, **parse_network_fields(options.set)}
     return CompressConfig(
-        network=validate_model(NetworkSettings, {"name": options.network, "width": options.width}, "network"),
+        network=validate_model(NetworkSettings, fields, "network"),
         weights=options.weights, data=validate_model(DataSettings, {"name": options.data}, "data"),
         data_dir=options.data_dir, preprocessing={
             "mean": tuple(options.mean) if options.mean else None, "std": tuple(options.std) if options.std else None,

@@ -3,7 +3,9 @@
     python -m benchmarks.compression.trained_networks --images DIR --device cuda --json FILE
 
 `--peer DIR` is a checkout of github.com/davidgonmar/BALF: its activation-aware factorisation then runs in the same
-process, on the same networks and calibration images, and is trained by the same loop. Nothing is asserted.
+process, on the same networks and calibration images, and is trained by the same loop. `--timing` adds rows that say how
+long each method takes from a network and images on the device to the smaller network, nothing shared. `resnet18` has
+the small stem; `vit` is trained by AdamW, here alone, because the library's trainer has SGD. Nothing is asserted.
 """
 
 from __future__ import annotations
@@ -17,22 +19,47 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 
-from lowrank.data import DataSettings, ImageData, eval_batches, load_data
+from lowrank.data import DataSettings, ImageData, eval_batches, load_data, train_batches
 from lowrank.data.augment import AugmentationSettings
 from lowrank.deployment.compressor import Compressor
+from lowrank.deployment.finetune import EMA_DECAY, cross_entropy
 from lowrank.distillation.teacher import LiveTeacher
 from lowrank.networks.registry import NetworkSettings, make_network
-from lowrank.training.recipe import Recipe
+from lowrank.training.ema import ExponentialMovingAverage
+from lowrank.training.recipe import Recipe, lr_factor
 from lowrank.training.trainer import Trainer
 
 AUGMENTATION = AugmentationSettings(shift=4, flip=True, cutout=8)
+TEMPERATURE, KD_WEIGHT = 2.0, 0.9
+TIMED_BUDGET = 0.25
+
+
+@dataclass(frozen=True)
+class Training:
+    """How a network is trained from scratch, and at which rates its smaller forms are tried afterwards."""
+
+    epochs: int
+    lr: float
+    finetune_rates: tuple[float, ...]
+    adamw: bool = False
+    weight_decay: float = 5e-4
+
+
+TRAININGS = {
+    "resnet9": Training(30, 0.4, (0.1, 0.03)),
+    "resnet18": Training(20, 0.4, (0.1, 0.03)),
+    "vit": Training(80, 1e-3, (3e-4, 1e-4), adamw=True, weight_decay=0.05),
+}
+SETTINGS = {"resnet18": {"stem": "small"}}
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -40,14 +67,16 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--images", type=Path, help="a folder of Parquet files; the digits without")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
-    parser.add_argument("--network", default="resnet9")
+    parser.add_argument("--network", default="resnet9", choices=tuple(TRAININGS))
     parser.add_argument("--width", type=float, default=1.0)
-    parser.add_argument("--epochs", type=int, default=30, help="of the dense network")
-    parser.add_argument("--lr", type=float, default=0.4, help="of the dense network")
+    parser.add_argument("--epochs", type=int, help="of the dense network; its own number by default")
+    parser.add_argument("--lr", type=float, help="of the dense network")
     parser.add_argument("--finetune", type=int, default=3, help="epochs after compression; 0 for none")
-    parser.add_argument("--finetune-lr", type=float, nargs="+", default=[0.1])
+    parser.add_argument("--finetune-lr", type=float, nargs="+", help="the best on validation images is taken")
+    parser.add_argument("--labels", action="store_true", help="train on labels alone too")
     parser.add_argument("--budgets", type=float, nargs="+", default=[0.5, 0.25, 0.12, 0.06])
-    parser.add_argument("--methods", nargs="+", default=["auto", "tucker2"])
+    parser.add_argument("--methods", nargs="+", default=["auto"])
+    parser.add_argument("--timing", nargs="*", metavar="METHOD", help="time these methods, all but CP by default")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--calibration", type=int, default=1024)
     parser.add_argument("--peer", type=Path, help="a checkout of BALF")
@@ -61,6 +90,7 @@ class Bench:
 
     def __init__(self, options: argparse.Namespace):
         self.options, self.begin = options, time.perf_counter()
+        self.training = TRAININGS[options.network]
         name = f"parquet:{options.images}" if options.images else "digits"
         self.data: ImageData = load_data(DataSettings(name=name))
         self.augmentation = AUGMENTATION if options.images else AugmentationSettings(shift=1, flip=False, cutout=0)
@@ -77,15 +107,71 @@ class Bench:
         batches = list(eval_batches(self.data, name, device=self.options.device, batch_size=1000))
         return torch.cat([batch[0] for batch in batches]), torch.cat([batch[1] for batch in batches])
 
-    def trainer(self, network: nn.Module, seed: int, teacher: nn.Module | None = None, **recipe: Any) -> Trainer:
-        """A trainer; with a teacher, all of the loss is distillation at temperature 2."""
-        if teacher is not None:
-            recipe |= {"kd_weight": 0.9, "kd_temperature": 2.0}
+    def choosing(self) -> tuple[Tensor, Tensor]:
+        """The first half of the validation images, which chooses, as in the command."""
+        images, labels = self.split("val")
+        half = len(labels) // 2
+        return images[:half], labels[:half]
+
+    def train(
+        self, network: nn.Module, seed: int, recipe: Recipe, teacher: nn.Module | None = None
+    ) -> tuple[nn.Module, nn.Module]:
+        """Train a network in place; returns it and a copy with the moving average of its weights."""
         live = None if teacher is None else LiveTeacher(copy.deepcopy(teacher), (), autocast=self.autocast)
-        return Trainer(
-            network, self.data, Recipe(decay="plain", engine="plain", **recipe), augmentation=self.augmentation,
-            order_seed=seed, device=self.options.device, teacher=live,
-        )  # fmt: skip
+        if self.training.adamw:
+            average = self.train_by_adamw(network, seed, recipe, live)
+        else:
+            trainer = Trainer(
+                network, self.data, recipe, augmentation=self.augmentation, order_seed=seed,
+                device=self.options.device, teacher=live,
+            )  # fmt: skip
+            for _ in range(recipe.epochs):
+                trainer.train_epoch()
+            average = trainer.step.ema
+        network.eval()
+        if average is None:
+            return network, network
+        with average.swapped_in():
+            return network, copy.deepcopy(network)
+
+    def train_by_adamw(
+        self, network: nn.Module, seed: int, recipe: Recipe, teacher: LiveTeacher | None
+    ) -> ExponentialMovingAverage:
+        """Train a network in place by AdamW, on the trainer's batches and losses; returns the moving average."""
+        device = torch.device(self.options.device)
+        network.to(device).train()
+        matrices = [value for value in network.parameters() if value.requires_grad and value.dim() > 1]
+        others = [value for value in network.parameters() if value.requires_grad and value.dim() <= 1]
+        groups = [{"params": matrices, "weight_decay": recipe.weight_decay}, {"params": others, "weight_decay": 0.0}]
+        optimizer = torch.optim.AdamW(groups, lr=recipe.lr, fused=device.type == "cuda")
+        average = ExponentialMovingAverage(network, recipe.ema_decay)
+        steps, step = recipe.epochs * (len(self.data.train) // recipe.batch_size), 0
+        for epoch in range(recipe.epochs):
+            batches = train_batches(
+                self.data, device, recipe.batch_size, augmentation=self.augmentation, order_seed=seed, epoch=epoch
+            )
+            for images, labels, indices in batches:
+                for group in optimizer.param_groups:
+                    group["lr"] = recipe.lr * lr_factor(recipe, min(step / steps, 1.0))
+                with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+                    logits = network(images)
+                loss = functional.cross_entropy(logits.float(), labels, label_smoothing=recipe.label_smoothing)
+                if teacher is not None:
+                    expected = teacher.signals(images, indices, 0).logits
+                    loss = (1 - KD_WEIGHT) * loss + KD_WEIGHT * distance(logits.float(), expected)
+                optimizer.zero_grad()
+                loss.backward()
+                nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+                optimizer.step()
+                average.update(step)
+                step += 1
+        return average
+
+    def recipe(self, **fields: Any) -> Recipe:
+        """The recipe of one training."""
+        batch = 512 if self.options.images else 32
+        decay = self.training.weight_decay
+        return Recipe(decay="plain", engine="plain", batch_size=batch, weight_decay=decay, **fields)
 
     @property
     def autocast(self) -> torch.dtype | None:
@@ -112,24 +198,54 @@ class Bench:
             self.options.json.write_text(json.dumps(self.rows, indent=1))
 
 
+def distance(logits: Tensor, expected: Tensor) -> Tensor:
+    """The distillation loss: T^2 times the divergence from the teacher at temperature T, mean over the batch."""
+    ours, theirs = (logits / TEMPERATURE).log_softmax(1), (expected / TEMPERATURE).softmax(1)
+    return TEMPERATURE**2 * functional.kl_div(ours, theirs, reduction="batchmean")
+
+
 def dense_network(bench: Bench, seed: int) -> nn.Module:
     """Train the dense network; returns it in evaluation mode."""
-    options = bench.options
-    settings = NetworkSettings(name=options.network, width=options.width)
+    options, training = bench.options, bench.training
+    settings = NetworkSettings(name=options.network, width=options.width, **SETTINGS.get(options.network, {}))
     torch.manual_seed(seed)
     network = make_network(settings, bench.data.image_shape, len(bench.data.classes))
-    batch = 512 if options.images else 32
-    trainer = bench.trainer(
-        network, seed, epochs=options.epochs, lr=options.lr, schedule="one_cycle", warmup=0.2, batch_size=batch
-    )
+    schedule = {"schedule": "cosine", "warmup": 0.1} if training.adamw else {"schedule": "one_cycle", "warmup": 0.2}
+    recipe = bench.recipe(epochs=options.epochs or training.epochs, lr=options.lr or training.lr, **schedule)
     begin = time.perf_counter()
-    for _ in range(options.epochs):
-        trainer.train_epoch()
+    bench.train(network, seed, recipe)
     bench.record(
-        seed=seed, method="dense", budget=1.0, params=sum(p.numel() for p in network.parameters()),
-        test_error=bench.test_error(network), seconds=time.perf_counter() - begin,
+        network=options.network, seed=seed, method="dense", budget=1.0,
+        params=sum(value.numel() for value in network.parameters()), test_error=bench.test_error(network),
+        seconds=time.perf_counter() - begin,
     )  # fmt: skip
     return network.eval()
+
+
+def timing_rows(bench: Bench, network: nn.Module, calibration: tuple[Tensor, Tensor], seed: int) -> None:
+    """Record how long each method takes, from a network and images on the device, with nothing shared."""
+    methods = bench.options.timing or ["svd", "spatial_svd", "tucker2", "tensor_train_kernel", "auto"]
+    choosing = bench.choosing()
+    for method in [methods[0], *methods]:  # the first time loads the device's libraries and is not recorded
+        if bench.left() < 40:
+            print("no time left for timing rows", flush=True)
+            return
+        synchronise(bench)
+        begin = time.perf_counter()
+        compressor = Compressor(network, [calibration], calibration=len(calibration[1]), validation=choosing)
+        small = compressor.compress(TIMED_BUDGET, method=method)
+        synchronise(bench)
+        seconds, warm_up = time.perf_counter() - begin, not any("timed" in row for row in bench.rows)
+        bench.record(
+            network=bench.options.network, seed=seed, timed="warm-up" if warm_up else method, budget=TIMED_BUDGET,
+            chosen=small.method, calibration=len(calibration[1]), seconds=seconds,
+        )  # fmt: skip
+
+
+def synchronise(bench: Bench) -> None:
+    """Wait until the device has done all that it was given."""
+    if bench.options.device == "cuda":
+        torch.cuda.synchronize()
 
 
 def peer_networks(bench: Bench, network: nn.Module, images: Tensor) -> Iterator[tuple[float, nn.Module, float]]:
@@ -174,21 +290,25 @@ def svd_by_any_driver() -> Iterator[None]:
 
 
 def finetuned(bench: Bench, network: nn.Module, dense: nn.Module, seed: int) -> dict[str, float]:
-    """Test error after the short training, by rate, distilled from the dense network and from labels alone."""
+    """Test error after the short training, with the rate and the weights that are best on the choosing images."""
     options = bench.options
-    errors = {}
-    if not options.finetune or bench.left() < 20:
-        return errors
-    for rate in options.finetune_lr:
-        for teacher in (dense, None):
+    errors: dict[str, float] = {}
+    choosing = bench.choosing()
+    for name, teacher in (("distilled", dense), ("labels", None)):
+        if not options.finetune or bench.left() < 20 or (teacher is None and not options.labels):
+            continue
+        best, best_loss, best_rate = network, cross_entropy(network, *choosing), 0.0
+        for rate in options.finetune_lr or bench.training.finetune_rates:
             student = copy.deepcopy(network)
-            trainer = bench.trainer(
-                student, seed, teacher, epochs=options.finetune, lr=rate, schedule="cosine", warmup=0.1,
-                batch_size=512 if options.images else 32,
-            )  # fmt: skip
-            for _ in range(options.finetune):
-                trainer.train_epoch()
-            errors[f"{'distilled' if teacher is not None else 'labels'}_{rate:g}"] = bench.test_error(student)
+            distillation = {} if teacher is None else {"kd_weight": KD_WEIGHT, "kd_temperature": TEMPERATURE}
+            recipe = bench.recipe(
+                epochs=options.finetune, lr=rate, schedule="cosine", warmup=0.1, ema_decay=EMA_DECAY, **distillation
+            )
+            for candidate in bench.train(student, seed, recipe, teacher):
+                loss = cross_entropy(candidate, *choosing)
+                if loss < best_loss:
+                    best, best_loss, best_rate = candidate, loss, rate
+        errors |= {name: bench.test_error(best), f"{name}_rate": best_rate}
     return errors
 
 
@@ -198,34 +318,37 @@ def main(arguments: list[str] | None = None) -> int:
     bench = Bench(make_parser().parse_args(arguments))
     options = bench.options
     for seed in options.seeds:
+        if bench.left() < 60 and seed != options.seeds[0]:
+            print(f"no time left for seed {seed}", flush=True)
+            return 0
         dense = dense_network(bench, seed)
         calibration = bench.calibration(seed)
-        compressor_begin = time.perf_counter()
-        judges = bench.split("val")
-        half = len(judges[1]) // 2  # as the command does: this half chooses
+        begin = time.perf_counter()
         compressor = Compressor(
-            copy.deepcopy(dense).float(), [calibration], calibration=options.calibration,
-            validation=(judges[0][:half], judges[1][:half]),
-        )  # fmt: skip
-        prepared = time.perf_counter() - compressor_begin
+            copy.deepcopy(dense).float(), [calibration], calibration=options.calibration, validation=bench.choosing()
+        )
+        prepared = time.perf_counter() - begin
         for method in options.methods:
             for budget in options.budgets:
                 if bench.left() < 15:
-                    print("out of time", flush=True)
+                    print("no time left", flush=True)
                     return 0
                 small = compressor.compress(budget, method=method)
                 bench.record(
-                    seed=seed, method=method, budget=budget, chosen=small.method, params=small.params,
-                    mult_adds=small.mult_adds / small.dense_mult_adds, divergence=small.divergence,
-                    test_error=bench.test_error(small.network), seconds=small.seconds + prepared,
-                    **finetuned(bench, small.network, dense, seed),
+                    network=options.network, seed=seed, method=method, budget=budget, chosen=small.method,
+                    params=small.params, mult_adds=small.mult_adds / small.dense_mult_adds,
+                    divergence=small.divergence, test_error=bench.test_error(small.network),
+                    seconds=small.seconds + prepared, **finetuned(bench, small.network, dense, seed),
                 )  # fmt: skip
         if options.peer:
             for budget, smaller, seconds in peer_networks(bench, copy.deepcopy(dense).float(), calibration[0]):
                 bench.record(
-                    seed=seed, method="balf", budget=budget, params=sum(p.numel() for p in smaller.parameters()),
-                    test_error=bench.test_error(smaller), seconds=seconds, **finetuned(bench, smaller, dense, seed),
+                    network=options.network, seed=seed, method="balf", budget=budget,
+                    params=sum(value.numel() for value in smaller.parameters()), test_error=bench.test_error(smaller),
+                    seconds=seconds, **finetuned(bench, smaller, dense, seed),
                 )  # fmt: skip
+        if options.timing is not None and seed == options.seeds[0]:
+            timing_rows(bench, copy.deepcopy(dense).float(), calibration, seed)
     return 0
 
 

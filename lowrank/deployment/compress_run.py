@@ -323,7 +323,7 @@ def _outcome(
     if config.finetune:
         network, rate = finetune(
             small.network, dense, data, network_name=config.network.name, epochs=config.finetune,
-            judges=images.choosing, seed=config.seed, device=next(dense.parameters()).device,
+            choosing=images.choosing, seed=config.seed, device=next(dense.parameters()).device,
             labels_only=config.labels_only, progress=steps,
         )  # fmt: skip
         finetuned = error_rate(network, *images.reporting)
@@ -467,13 +467,18 @@ def summary_lines(outcome: Outcome, config: CompressConfig) -> list[str]:
     lines = [f"# {config.network.name}, factors {small.method}, ranks by {small.allocation}", "", *_markdown(rows), ""]
     if outcome.latencies:
         lines += [f"Times: {describe_machine()}, float32.", ""]
-    layers = [("layer", "kind", "factors", "ranks", "parameters", "before", "output error", "")]
+    layers = [("layer", "kind", "factors", "ranks", "parameters", "before", "weight error", "output error", "")]
     layers += [
         (layer.name, layer.kind, layer.method, " ".join(map(str, layer.ranks)), f"{layer.params:,}",
-         f"{layer.dense_params:,}", "" if layer.output_error is None else f"{layer.output_error:.1%}", layer.reason)
+         f"{layer.dense_params:,}", _percent(layer.weight_error), _percent(layer.output_error), layer.reason)
         for layer in small.layers
     ]  # fmt: skip
     return [*lines, *_markdown(layers)]
+
+
+def _percent(share: float | None) -> str:
+    """A relative error as text; empty where the layer was not touched."""
+    return "" if share is None else f"{share:.1%}"
 
 
 def _markdown(rows: Sequence[Sequence[str]]) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -12,10 +12,13 @@ from torch.nn import functional
 from lowrank.data import AugmentationSettings, ImageData, default_augmentation
 from lowrank.distillation import LiveTeacher
 from lowrank.training import DivergedError, Recipe, Trainer, default_recipe, recipe_fields
+from lowrank.utils import Countdown
 
 KD_WEIGHT, KD_TEMPERATURE = 0.9, 2.0
 RATES = (0.25, 0.06, 0.015)
 """Learning rates that are tried, relative to that of the data set's recipe for training from scratch."""
+EMA_DECAY = 0.98
+"""Of the moving average of the weights, which is compared with the last weights: it forgets half in 34 steps."""
 
 
 def finetune(
@@ -25,7 +28,8 @@ def finetune(
     *,
     network_name: str,
     epochs: int,
-    judges: tuple[Tensor, Tensor],
+    choosing: tuple[Tensor, Tensor],
+    rates: Sequence[float] | None = None,
     seed: int = 0,
     device: torch.device | str = "cpu",
     labels_only: bool = False,
@@ -39,7 +43,9 @@ def finetune(
         data: the training split is trained on, with the data set's own augmentation.
         network_name: chooses the recipe.
         epochs: of each training.
-        judges: images (normalised) and labels on whose cross entropy the rate is chosen.
+        choosing: images (normalised) and labels on whose cross entropy the rate is chosen, and whether the last weights
+            or their moving average are taken.
+        rates: learning rates to try; None for RATES times that of the data set's recipe.
         seed: of the order of the images and of their augmentation.
         device: where.
         labels_only: train on the labels alone, without the dense network.
@@ -53,24 +59,29 @@ def finetune(
     distillation = {} if labels_only else {"kd_weight": KD_WEIGHT, "kd_temperature": KD_TEMPERATURE}
     short = {"epochs": epochs, "schedule": "cosine", "warmup": 0.1, "decay": "plain", "scaled_decay": False}
     base = Recipe(**(fields | short | distillation))
-    best, best_rate, best_loss = network, 0.0, cross_entropy(network, *judges)
-    for factor in RATES:
-        recipe = base.model_copy(update={"lr": base.lr * factor})
+    best, best_rate, best_loss = network, 0.0, cross_entropy(network, *choosing)
+    countdown = Countdown(progress, "fine-tuning", epochs * len(rates or RATES))
+    for rate in rates or [base.lr * factor for factor in RATES]:
+        recipe = base.model_copy(update={"lr": rate, "ema_decay": EMA_DECAY})
         student = copy.deepcopy(network)  # frozen parameters stay frozen
         trainer = Trainer(
             student, data, recipe, augmentation=_augmentation(recipe, data, seed), order_seed=seed, device=device,
             teacher=None if labels_only else _teacher(dense, torch.device(device)), notify=progress,
         )  # fmt: skip
-        progress(f"fine-tuning {epochs} epoch{'s' * (epochs != 1)} at rate {recipe.lr:g}")
         try:
-            for _ in range(epochs):
+            for epoch in range(epochs):
+                countdown.step(f"rate {rate:g}, epoch {epoch + 1}")
                 trainer.train_epoch()
         except DivergedError as error:
-            progress(f"rate {recipe.lr:g} diverged: {error}")
+            progress(f"rate {rate:g} diverged: {error}")
             continue
-        loss = cross_entropy(student.eval(), *judges)
-        if loss < best_loss:
-            best, best_rate, best_loss = student, recipe.lr, loss
+        assert trainer.step.ema is not None
+        with trainer.step.ema.swapped_in():
+            average = copy.deepcopy(student)
+        for candidate in (student, average):
+            loss = cross_entropy(candidate, *choosing)
+            if loss < best_loss:
+                best, best_rate, best_loss = candidate, rate, loss
     return best.eval(), best_rate
 
 

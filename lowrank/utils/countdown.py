@@ -9,10 +9,14 @@ from typing import TypeVar
 Item = TypeVar("Item")
 
 
-class Countdown:
-    """Prints a line before each part of a piece of work.
+INTERVAL = 2.0
+"""Seconds between two lines, at the least."""
 
-    The line says how much time is left if the other parts take as long as those before.
+
+class Countdown:
+    """Prints lines before parts of a piece of work.
+
+    A line says how much time is left if the other parts take as long as those before.
 
     Args:
         progress: called with each line.
@@ -24,9 +28,10 @@ class Countdown:
         self.progress, self.task, self.total = progress, task, total
         self._started: float | None = None
         self._begun = 0
+        self._printed = -INTERVAL
 
     def step(self, part: str) -> None:
-        """Print the line of the part that begins now.
+        """Print the line of the part that begins now, unless another was printed just before.
 
         Args:
             part: its name; "" for none.
@@ -39,16 +44,18 @@ class Countdown:
             remaining = (now - self._started) / self._begun * (self.total - self._begun)
             line += f"; about {remaining:.0f} s left" if remaining >= 1 else ""
         self._begun += 1
-        self.progress(line)
+        if now - self._printed >= INTERVAL:
+            self._printed = now
+            self.progress(line)
 
     def over(self, items: Iterable[Item]) -> Iterator[Item]:
-        """Iterate over the parts, each of which has a `name`, and print a line before each.
+        """Iterate over the parts, each of which has a `name`, and print lines.
 
         Args:
             items: the parts.
 
         Yields:
-            Each part after its line was printed.
+            Each part.
         """
         for item in items:
             self.step(str(getattr(item, "name", "")))

@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from lowrank.compress import main, parse_budget
-from lowrank.deployment import formats
+from lowrank.deployment import compress_run, formats
 from lowrank.deployment.compress_run import reorder_outputs
-from lowrank.deployment.formats import onnx_forward
+from lowrank.deployment.formats import ExportedFile, onnx_forward
 from lowrank.errors import InputError
 from lowrank.io import load_merged, load_model
 
@@ -62,8 +62,14 @@ def test_json_is_one_object_for_each_budget_and_nothing_else(tmp_path, without_p
         assert report["allocation"] == "energy"
         assert report["error_before"] < 15
         assert report["error_finetuned"] is not None
-        assert {"mult_adds", "dense_mult_adds", "error_after", "seconds", "layers"} <= report.keys()
+        assert list(report) == [
+            "params", "dense_params", "mult_adds", "dense_mult_adds", "error_before", "error_after", "error_finetuned",
+            "method", "allocation", "seconds", "layers",
+        ]  # fmt: skip
+        for layer in report["layers"]:
+            assert (layer["weight_error"] is None) == (layer["output_error"] is None)
     assert "the given network:" in stderr
+    assert stderr.count("calibrating") == 1, "both budgets share one calibration"
 
 
 def test_every_file_gives_the_same_network(folder) -> None:
@@ -101,6 +107,10 @@ def test_the_printed_table_names_sizes_errors_times_and_layers(tmp_path, capsys,
         "| mult-adds",
         "| error on test, %",
         "| ms for 1 image",
+        "| ms for 64 images",
+        "| weight error | output error |",
+        f"{torch.get_num_threads()} thread",
+        f"torch {torch.__version__}, float32",
         "stage3.1.first.0",
         "written to",
     ):
@@ -121,6 +131,11 @@ def test_the_printed_table_names_sizes_errors_times_and_layers(tmp_path, capsys,
         (["--network", "resnet10"], "resnet10"),
         (["--width", "0.125"], "its tensors do not fit ResNet9"),
         (["--mean", "0.5", "--std", "0.0"], "std"),
+        (
+            ["--set", "stem=small"],
+            "--set must be network.FIELD=VALUE, such as network.stem=small, but got 'stem=small'",
+        ),
+        (["--set", "network.stem=tall"], "network.stem"),
     ],
 )
 def test_a_mistake_is_one_line_and_writes_nothing(options, message, tmp_path, capsys) -> None:
@@ -134,6 +149,44 @@ def test_a_mistake_is_one_line_and_writes_nothing(options, message, tmp_path, ca
 def test_an_existing_folder_is_refused(tmp_path, capsys) -> None:
     assert main([*BASE, "--out", str(tmp_path)]) == 2
     assert f"{tmp_path} exists already; give another --out or --overwrite" in capsys.readouterr().err
+
+
+def test_an_interruption_leaves_the_old_folder_and_nothing_half(tmp_path, capsys, monkeypatch) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "older.txt").write_text("of an earlier run")
+
+    def interrupt(network, specification, images, folder, step):
+        (folder / "factorised.safetensors").write_text("half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(compress_run, "export_formats", interrupt)
+    assert main([*BASE, *QUICK, "--out", str(out), "--overwrite"]) == 130
+    assert "interrupted; nothing was written" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert (out / "older.txt").read_text() == "of an earlier run"
+
+
+def test_overwriting_replaces_the_folder(tmp_path, capsys, monkeypatch) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "older.txt").write_text("of an earlier run")
+    monkeypatch.setattr(compress_run, "export_formats", lambda *arguments: [])
+    assert main([*BASE, *QUICK, "--out", str(out), "--overwrite"]) == 0
+    assert sorted(path.name for path in out.iterdir()) == ["README.md", "report.json"]
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_form_that_gives_other_outputs_is_named_and_the_exit_code_is_1(tmp_path, capsys, monkeypatch) -> None:
+    wrong = ExportedFile(
+        network="factorised", kind="ONNX", file="factorised.onnx", bytes=1, difference=5.0, largest=1.0, agree=0.5,
+        error=None, mult_adds=1,
+    )  # fmt: skip
+    monkeypatch.setattr(compress_run, "export_formats", lambda *arguments: [wrong])
+    assert main([*BASE, *QUICK, "--out", str(tmp_path / "out"), "--json"]) == 1
+    captured = capsys.readouterr()
+    assert "error: factorised.onnx: its outputs differ from the network's" in captured.err
+    assert isinstance(json.loads(captured.out), dict), "one budget gives one object"
 
 
 def test_weights_that_do_not_belong_to_the_images_are_refused(tmp_path, capsys) -> None:

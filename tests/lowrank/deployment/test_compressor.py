@@ -160,6 +160,36 @@ def test_what_is_no_plain_layer_stays_with_the_reason() -> None:
     assert {layer.name for layer in small.layers if layer.method == "svd"} <= {"plain", "wide"}
 
 
+class TiedClassifier(nn.Module):
+    """A classifier that shares its weight with another layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wide, self.middle, self.classifier = nn.Conv2d(3, 32, 3), nn.Linear(32, 32), nn.Linear(32, 32)
+        self.classifier.weight = self.middle.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.classifier(self.middle(self.wide(x).relu().mean((2, 3))).relu())
+
+
+def test_a_classifier_that_shares_its_weight_is_not_fitted_again() -> None:
+    torch.manual_seed(0)
+    network = TiedClassifier().eval()
+    images = torch.randn(64, 3, 6, 6)
+    small = lowrank.compress_network(network, [images], 0.9, method="svd", allocation="energy", calibration=64)
+    assert small.params <= 0.9 * small.dense_params
+    assert small.network.classifier.weight is small.network.middle.weight
+    assert {layer.name: layer.output_error for layer in small.layers}["classifier"] is None
+
+
+def test_a_classifier_that_is_kept_by_name_is_not_fitted_again(dense) -> None:
+    images, _ = images_of("train")
+    small = lowrank.compress_network(
+        dense, [images[:64]], 0.5, method="svd", allocation="energy", keep=["classifier"], calibration=64
+    )
+    torch.testing.assert_close(small.network.classifier.weight, dense.classifier.weight, rtol=0, atol=0)
+
+
 def test_frozen_layers_stay_frozen(dense) -> None:
     frozen = load_model(WEIGHTS)
     frozen.stage3.requires_grad_(False)

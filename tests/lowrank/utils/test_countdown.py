@@ -9,10 +9,10 @@ from lowrank.utils.countdown import Countdown
 
 
 def test_the_time_left_follows_from_the_parts_that_are_done(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = iter((0.0, 4.0, 6.0))
+    clock = iter((0.0, 1.0, 8.0, 9.0))
     monkeypatch.setattr(countdown.time, "perf_counter", lambda: next(clock))
     lines: list[str] = []
-    count = Countdown(lines.append, "fitting", 3)
-    for name in ("a", "b", ""):
+    count = Countdown(lines.append, "fitting", 4)
+    for name in ("a", "b", "c", ""):
         count.step(name)
-    assert lines == ["fitting: 1 of 3, a", "fitting: 2 of 3, b; about 8 s left", "fitting: 3 of 3; about 3 s left"]
+    assert lines == ["fitting: 1 of 4, a", "fitting: 3 of 4, c; about 8 s left"], "at most one line in two seconds"
