@@ -103,12 +103,17 @@ class BottleneckMap(FactoredMap):
             factor.normal_(std=factor_std, generator=generator)
 
     def fit_factors(self, dense: Tensor) -> None:
-        """Fit by truncated SVD, the nearest weight of rank r; the singular values are shared evenly."""
+        """Fit by truncated SVD, the nearest weight of rank r; the singular values are shared evenly.
+
+        Rows of `down` beyond min(I, O) are random: `up` is zero there, so that they change nothing, but it can train.
+        """
         left_vectors, values, right_vectors = torch.linalg.svd(dense.detach().double().cpu(), full_matrices=False)
         rank = min(self.up.shape[1], len(values))
         root = values[:rank].sqrt()
         self.up.zero_()[:, :rank] = (left_vectors[:, :rank] * root).to(self.up)
-        self.down.zero_()[:rank] = (root[:, None] * right_vectors[:rank]).to(self.down)
+        self.down[:rank] = (root[:, None] * right_vectors[:rank]).to(self.down)
+        noise = torch.randn(self.down[rank:].shape, generator=torch.Generator().manual_seed(0), dtype=root.dtype)
+        self.down[rank:] = (noise * (values.mean() / self.in_channels).sqrt()).to(self.down)
 
     def degree(self) -> int:
         return 2

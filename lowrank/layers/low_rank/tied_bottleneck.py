@@ -22,6 +22,7 @@ from lowrank.layers.factored import FactoredMap, align
 from lowrank.layers.low_rank.bottleneck import prefers_two_convolutions
 
 MAX_STEPS = 100  # of L-BFGS when fitting a trained weight
+SMALL = 1e-2  # entries of columns that would be zero, relative to those of the trained weight's root
 
 
 class TiedBottleneck(SeparableMethod):
@@ -103,7 +104,8 @@ class TiedBottleneckMap(FactoredMap):
     def fit_factors(self, dense: Tensor) -> None:
         """Fit by eigenvalues, the nearest positive semidefinite matrix of rank r, then refine by L-BFGS.
 
-        The refinement helps where T makes another matrix the nearest.
+        The refinement helps where T makes another matrix the nearest. Columns of A that would be zero start with small
+        random numbers instead: the gradient of W = A A^T T is zero at zero.
         """
         target = dense.detach().double().cpu()
         copies = self.out_channels // self.in_channels
@@ -111,7 +113,10 @@ class TiedBottleneckMap(FactoredMap):
         values, vectors = torch.linalg.eigh((square + square.T) / 2)
         rank = self.factor.shape[1]
         root = values[-rank:].clamp_min(0).sqrt()
-        self.factor.copy_(_refine(vectors[:, -rank:] * root, target))
+        unit = target.norm().sqrt() / self.out_channels**0.5  # of an entry of A in a W as large as the target
+        noise = torch.randn(len(vectors), rank, generator=torch.Generator().manual_seed(0), dtype=target.dtype)
+        noise = noise * SMALL * unit
+        self.factor.copy_(_refine(torch.where(root > 0, vectors[:, -rank:] * root, noise), target, noise))
 
     def degree(self) -> int:
         return 2
@@ -124,8 +129,8 @@ class TiedBottleneckMap(FactoredMap):
         return functional.conv2d(reduced, self.factor[:, :, None, None], self.bias)
 
 
-def _refine(initial: Tensor, target: Tensor) -> Tensor:
-    """Return A (O, r) after L-BFGS on ||A A^T T - target||^2, or zero where even zero is nearer."""
+def _refine(initial: Tensor, target: Tensor, small: Tensor) -> Tensor:
+    """Return A (O, r) after L-BFGS on ||A A^T T - target||^2, or `small` where even zero is nearer."""
     factor = initial.clone(memory_format=torch.contiguous_format).requires_grad_()
     optimizer = torch.optim.LBFGS([factor], max_iter=MAX_STEPS, line_search_fn="strong_wolfe")
 
@@ -139,4 +144,4 @@ def _refine(initial: Tensor, target: Tensor) -> Tensor:
     with torch.enable_grad():
         optimizer.step(loss)
         final = loss()
-    return factor.detach() if final <= target.square().sum() else torch.zeros_like(initial)
+    return factor.detach() if final < target.square().sum() else small
