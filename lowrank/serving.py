@@ -65,10 +65,12 @@ class ImageClassifier:
         network: in evaluation mode.
         preprocessing: what it expects of an image.
         image_shape: (C, H, W) of the images that `predict` takes.
+        classes: number of outputs, K.
     """
 
-    def __init__(self, network: nn.Module, preprocessing: ImagePreprocessing, image_shape: ImageShape):
+    def __init__(self, network: nn.Module, preprocessing: ImagePreprocessing, image_shape: ImageShape, classes: int):
         self.network, self.preprocessing, self.image_shape = network.eval(), preprocessing, image_shape
+        self.classes = classes
 
     @torch.no_grad()
     def predict(self, images: NDArray[np.uint8], params: dict[str, Any] | None = None) -> NDArray[np.float32]:
@@ -89,7 +91,7 @@ class ImageClassifier:
             raise InputError(f"images must be (B, {', '.join(map(str, self.image_shape))}), but got {pixels.shape}")
         if pixels.dtype != np.uint8:
             raise InputError(f"images must be uint8, values from 0 to 255, but got {pixels.dtype}")
-        batch = self.preprocessing.normalise(torch.from_numpy(np.ascontiguousarray(pixels)))
+        batch = self.preprocessing.normalise(torch.from_numpy(pixels.copy()))  # which may be read-only
         logits: NDArray[np.float32] = self.network(batch).float().numpy()
         return logits
 
@@ -152,7 +154,22 @@ def load_classifier(path: Path, *, trusted_network: str | None = None) -> ImageC
             raise InputError(f"{path} does not say what it expects of an image; give the folder that has {IMAGES_FILE}")
         preprocessing = stored
     network = load_any_model(file, trusted_network=trusted_network)
-    return ImageClassifier(network, preprocessing, specification.image_shape)
+    return ImageClassifier(network, preprocessing, specification.image_shape, specification.classes)
+
+
+def network_name(path: Path) -> str:
+    """Read which network a classifier has, without making it.
+
+    Args:
+        path: as for `load_classifier`.
+
+    Returns:
+        The name, which is `package.module:function` for code of somebody's own.
+
+    Raises:
+        InputError: the file is missing or damaged.
+    """
+    return _read_description(path / MODEL_FILE if path.is_dir() else path)[0].network.name
 
 
 def _read_description(path: Path) -> tuple[ModelSpecification, ImagePreprocessing | None]:
@@ -192,7 +209,7 @@ def read_preprocessing(folder: Path) -> Preprocessing:
 def _load_pyfunc(data_path: str) -> ImageClassifier:
     """Load a model for MLflow, which passes the folder and nothing else: the environment allows code."""
     folder = Path(data_path)
-    name = _read_description(folder / MODEL_FILE)[0].network.name
+    name = network_name(folder)
     if is_own_code(name) and os.environ.get(ALLOW_CODE) != "1":
         raise InputError(f"{folder} names the network {name!r}, which is code; set {ALLOW_CODE}=1 if you trust it")
     return load_classifier(folder, trusted_network=name)
