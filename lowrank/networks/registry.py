@@ -65,8 +65,11 @@ class NetworkSettings(BaseModel):
     @field_validator("keep", "only", mode="before")
     @classmethod
     def _one_pattern(cls, value: Any) -> Any:
-        """Let one pattern stand without a list around it."""
-        return (value,) if isinstance(value, str) else value
+        """Let one pattern stand without a list around it, and a number name a layer of an `nn.Sequential`."""
+        patterns = [value] if isinstance(value, str | int) else value
+        if not isinstance(patterns, list | tuple):
+            return patterns
+        return tuple(str(pattern) if type(pattern) is int else pattern for pattern in patterns)
 
 
 Maker = Callable[[re.Match[str], NetworkSettings, ImageShape, int], "nn.Module"]

@@ -4,42 +4,63 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import socket
+import tempfile
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import ray
 from ray.exceptions import RayError
 
 from lowrank.errors import InputError
+from lowrank.networks import user_modules
 from lowrank.utils import first_line
 from sweeps.cluster.ray_adapter import ENVIRONMENT, is_startup_timeout, watch_sigterm_handler
 from sweeps.utils import handle_sigterm
 
 CONNECT_SECONDS = 5.0  # for the head to answer
 MAX_STARTS = 3  # on a busy machine a start may outlast the 30 s that Ray allows
+_SHIPPED: set[str] = set()  # networks of the user's whose modules the workers of this connection have
 
 
-def connect(address: str | None, cpus: int | None = None) -> None:
+def connect(address: str | None, cpus: int | None = None, own_networks: Collection[str] = ()) -> None:
     """Start Ray on this machine or connect to a cluster.
 
-    Nothing happens if this process is connected already, e.g. by an earlier study of a series.
+    To a cluster, the modules of the user's networks are shipped. Nothing happens if this process is connected already,
+    e.g. by an earlier study of a series.
 
     Args:
         address: `auto` or HOST:PORT of a cluster's head; None starts Ray on this machine alone.
         cpus: CPUs of a Ray that is started here; None for all of the machine's.
+        own_networks: names of networks in the user's code, which the workers make.
 
     Raises:
-        InputError: no cluster answers at `address`, or Ray does not start.
+        InputError: no cluster answers at `address`, Ray does not start, or the connection that there is was made
+            without the modules of a network.
     """
     if address and address != "auto":
         _check_address(address)
     if ray.is_initialized():
+        missing = [name for name in own_networks if address and name not in _SHIPPED]
+        if missing:
+            raise InputError(
+                f"the modules of {missing[0]} are not on the cluster, since the first study of the series did not "
+                "use it; run this study by itself"
+            )
         return
     os.environ.update(ENVIRONMENT)
     logging.getLogger("ray").setLevel(logging.ERROR)
     try:
         with watch_sigterm_handler(handle_sigterm):
             if address:
-                ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+                with _staged_modules(own_networks) as modules:
+                    environment = {"py_modules": modules} if modules else None
+                    ray.init(
+                        address=address, log_to_driver=False, logging_level=logging.ERROR, runtime_env=environment
+                    )  # fmt: skip
+                _SHIPPED.update(own_networks)
             else:
                 _start_here(cpus)
     except (ConnectionError, RayError, ValueError, RuntimeError) as error:
@@ -48,6 +69,28 @@ def connect(address: str | None, cpus: int | None = None) -> None:
             "out"
         ) from error
     handle_sigterm()  # Ray's core has set a handler of its own, which ends the process without a word
+
+
+@contextmanager
+def _staged_modules(own_networks: Collection[str]) -> Iterator[list[str]]:
+    """Lay the user's modules out as Ray ships them, and say which they are; gives their paths."""
+    modules: dict[str, Path] = {}
+    for name in own_networks:
+        modules |= user_modules(name)
+    with tempfile.TemporaryDirectory(prefix="modules-") as folder:
+        paths, size = [], 0
+        for name, path in modules.items():
+            if path.is_dir():
+                paths.append(str(path))
+                size += sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+            else:  # a file is imported under a name of its own
+                paths.append(str(shutil.copyfile(path, Path(folder, f"{name}.py"))))
+                size += path.stat().st_size
+        if modules:
+            names = ", ".join(path.name for path in modules.values())
+            print(f"shipped to the machines of the cluster: {names} ({max(1, size // 1000):,} kB); what these modules "
+                  "import besides must be installed there", flush=True)  # fmt: skip
+        yield paths
 
 
 def _start_here(cpus: int | None) -> None:

@@ -31,7 +31,7 @@ from sweeps.cluster import assigned_device, connect, limit_memory, out_of_memory
 from sweeps.records import FAILED, FIT_FOLDER, FIT_SCHEMA, FITS, OUT_OF_MEMORY, Trial, studies_root
 from sweeps.resources.configurations import configuration, device_name, distinct_trials, trainer_maker
 from sweeps.resources.shares import Share, read_cluster, share_for
-from sweeps.space import TEACHER_SECTION, RunOptions, Space
+from sweeps.space import TEACHER_SECTION, RunOptions, Space, own_networks
 from sweeps.trials import Resolver, describe_teacher, load_trial_data
 
 LINE_SECONDS = 15.0  # between lines of progress where standard output is no terminal
@@ -54,7 +54,7 @@ def probe_space(space: Space, options: RunOptions) -> int:
     data = load_data(space.data, options.data_dir)
     resolver = Resolver(space, data, describe_teacher(space, data, (options.teachers or Path("teachers")).resolve()))
     trials = distinct_trials(space, resolver)
-    connect(options.address)
+    connect(options.address, own_networks=own_networks(space))
     share = share_for(space.resources, read_cluster(), space.search.trials, bool(options.gpus_per_trial))
     outline = DataOutline.of(data) if data.resident else None  # streamed data is measured with its loader
     rows = probe_trials(trials, share, options.data_dir, outline, quiet=options.json)

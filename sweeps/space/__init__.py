@@ -71,6 +71,7 @@ if TYPE_CHECKING:
         check_options as check_options,
         check_trust as check_trust,
         names_typed as names_typed,
+        own_networks as own_networks,
     )
 
 __getattr__, __dir__, __all__ = lazy_exports(
@@ -91,6 +92,6 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "strata": "ALL_SIZES Point REFERENCE_STRATUM Stratum halving_strata make_strata",
         "study_config": "StudyConfig",
         "teacher_settings": "SEARCHABLE_FIELD START TEACHER_SECTION TEACHER_WEIGHTS TeacherSettings",
-        "trust": "check_options check_trust names_typed",
+        "trust": "check_options check_trust names_typed own_networks",
     },
 )

@@ -28,6 +28,7 @@ from sweeps.space.teacher_settings import START, TEACHER_SECTION, parse_teacher
 
 # Fields that hold a mapping of their own, in which nothing is searched
 LITERAL_FIELDS = {"teacher": ("train",), "start": ("scratch_train",)}
+TEXT_FIELDS = {"network": ("keep", "only")}  # patterns of names, which may be digits alone
 SECTIONS_BY_NAME = ("data", "network", "teacher")  # sections that may be written as a name alone
 # Drawn beside every front. Besides these, any method may be a reference, which is then trained in each stratum
 REFERENCES = (UNCHANGED, "dense", "separable", *THIN_BASELINES)
@@ -319,7 +320,8 @@ def _section_fields(content: Mapping[str, Any], section: str) -> dict[str, Any]:
     for key, value in fields.items():
         if is_domain(value) and section in ("data", "search", "resources"):
             raise InputError(f"`{section}.{key}` cannot be searched; it must be one value, but got {value!r}")
-    return {str(key): _parse_number(value) for key, value in fields.items()}
+    texts = TEXT_FIELDS.get(section, ())
+    return {str(key): value if key in texts else _parse_number(value) for key, value in fields.items()}
 
 
 def _parse_number(value: Any) -> Any:

@@ -35,8 +35,8 @@ def check_trust(
     Raises:
         InputError: the space names code, or a folder of images outside the data folder, and may not.
     """
-    for name in _networks(space):
-        if is_own_code(name) and not allow_code and name not in typed_names:
+    for name in own_networks(space):
+        if not allow_code and name not in typed_names:
             raise InputError(
                 f"the space names code to run, the network {name!r}; --allow-code allows it, if you trust who wrote it"
             )
@@ -44,10 +44,19 @@ def check_trust(
         _check_data(space.data.name, (data_dir or DATA_FOLDER).resolve())
 
 
-def _networks(space: Space) -> list[str]:
+def own_networks(space: Space) -> list[str]:
+    """List the networks of a space, and of its teacher, that are code of the user's.
+
+    Args:
+        space: the space.
+
+    Returns:
+        Their names.
+    """
     domain = space.domains.get("network.name")
     teacher = [space.teacher.network] if space.teacher and space.teacher.network else []
-    return [space.network.name, *(str(value) for value in (domain.corners() if domain else ())), *teacher]
+    names = [space.network.name, *(str(value) for value in (domain.corners() if domain else ())), *teacher]
+    return [name for name in dict.fromkeys(names) if is_own_code(name)]
 
 
 def _check_data(name: str, allowed: Path) -> None:

@@ -28,7 +28,7 @@ from sweeps.records import (
     write_space_file,
 )
 from sweeps.search import OptunaProposer, Search, SiblingResults, earlier_studies, make_proposer, warm_start
-from sweeps.space import Space, StudyConfig, check_process_shards
+from sweeps.space import Space, StudyConfig, check_process_shards, own_networks
 from sweeps.study.final_evaluation import evaluate_front
 from sweeps.study.retrain import ORIGIN, Retrain
 from sweeps.study.retrain_report import retrain_lines
@@ -77,7 +77,7 @@ def run_study(space: Space, resolver: Resolver, config: StudyConfig, retrain: Re
     # A trial that is reproduced must be trained again, not taken from a sibling
     siblings = SiblingResults() if config.origin else SiblingResults.read(config.folder)
     strata, unreachable = reachable_strata(space, resolver)
-    connect(config.address)
+    connect(config.address, own_networks=own_networks(space))
     if "rank_allocator" in resolver.__dict__:
         resolver.rank_allocator.close()
     planner = ResourcePlanner(space, expected_trials(space, resolver), require_gpus=config.gpus_asked)

@@ -5,9 +5,15 @@ from __future__ import annotations
 import pytest
 
 from lowrank.errors import InputError
-from sweeps.space.parse import parse_space
+from sweeps.space.parse import parse_space, space_from_content
 from sweeps.space.run_options import RunOptions
 from sweeps.space.trust import check_options, check_trust
+
+
+def written_space(folder):
+    """The path of a space file outside of this checkout."""
+    (folder / "small.yaml").write_text("question: any\n")
+    return str(folder / "small.yaml")
 
 
 def space_with(content: dict, **sections):
@@ -31,6 +37,31 @@ def test_a_network_in_the_users_code_must_be_allowed(content, sections):
     with pytest.raises(InputError, match=r"names code to run, the network 'mine.nets:make'; --allow-code allows it"):
         check_trust(space, allow_code=False)
     check_trust(space, allow_code=True)
+
+
+@pytest.mark.parametrize(
+    "typed", [{"network": "nets.py:make"}, {"set": ["network.name=nets.py:make"]}, {"set": ["network=nets.py:make"]}]
+)
+def test_a_name_typed_on_the_command_line_is_permission(content, tmp_path, monkeypatch, typed):
+    monkeypatch.chdir(tmp_path)
+    space = space_with(content, network={"name": f"{tmp_path}/nets.py:make"})
+    check_options(space, RunOptions(space=written_space(tmp_path), **typed))
+    with pytest.raises(InputError, match="--allow-code allows it"):
+        check_options(space, RunOptions(space=written_space(tmp_path), network="other.py:make"))
+    with pytest.raises(InputError, match="--allow-code allows it"):  # the options of a resumed series are its folder's
+        check_options(space, RunOptions(resume="small", **typed))
+
+
+def test_a_space_of_this_checkout_may_name_code(content):
+    check_options(space_with(content, network={"name": "mine.nets:make"}), RunOptions(space="tt_dims"))
+
+
+def test_paths_in_names_of_networks_become_absolute(content, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    networks = {"name": {"choice": ["resnet9", "nets.py:make"]}}
+    space = space_from_content("small", {**content, "network": networks, "budget": {"params": 60_000}})
+    assert space.domains["network.name"].corners() == ("resnet9", f"{tmp_path}/nets.py:make")
+    assert space_from_content("small", {**content, "network": "hf:a"}).network.name == f"hf:{tmp_path}/a"
 
 
 def test_networks_of_torchvision_are_not_the_users_code(content):
