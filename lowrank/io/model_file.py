@@ -36,8 +36,8 @@ from lowrank.networks import ImageShape, NetworkSettings, is_own_code, make_netw
 from lowrank.utils import last_line, validate_model
 
 METADATA = "lowrank_model"  # the key of the specification in the file's metadata
-FORM = "lowrank_merged"  # a second key, in the file of a merged model
-COMBINED, APART = "combined", "apart"  # K x K convolutions, or depthwise and pointwise ones
+MERGED_KEY = "lowrank_merged"  # a second key, in the file of a merged model
+COMBINED, SEPARATE = "combined", "apart"  # K x K convolutions, or depthwise and pointwise ones
 VERSION = 1
 
 Size = Annotated[int, Field(ge=1, le=1_000_000)]
@@ -266,7 +266,7 @@ def save_merged(
     Raises:
         OSError: the file cannot be written.
     """
-    form = {FORM: COMBINED if combined else APART}
+    form = {MERGED_KEY: COMBINED if combined else SEPARATE}
     save_tensors(Path(path), _copies(model), {**_metadata(specification, preprocessing), **form})
 
 
@@ -287,13 +287,13 @@ def load_merged(path: Path, *, trusted_network: str | None = None, device: torch
     """
     specification = read_specification(path)
     tensors, metadata = load_tensors(path)
-    if metadata.get(FORM) not in (COMBINED, APART):
+    if metadata.get(MERGED_KEY) not in (COMBINED, SEPARATE):
         raise InputError(f"{path} holds a structured model, which `load_model` reads, and no merged one")
     try:
         _check_trusted(specification.network.name, trusted_network)
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
-    model = merge(specification.build(), combined=metadata[FORM] == COMBINED)
+    model = merge(specification.build(), combined=metadata[MERGED_KEY] == COMBINED)
     try:
         model.load_state_dict(tensors)
     except RuntimeError as error:
@@ -317,7 +317,7 @@ def load_any_model(
     Raises:
         InputError: as of `load_model` and `load_merged`.
     """
-    is_merged = Path(path).is_file() and FORM in read_metadata(Path(path))
+    is_merged = Path(path).is_file() and MERGED_KEY in read_metadata(Path(path))
     load = load_merged if is_merged else load_model
     return load(path, trusted_network=trusted_network, device=device)
 
