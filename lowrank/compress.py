@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lowrank.errors import InputError, unknown
+from lowrank.networks import add_network_options, network_from_options
 from lowrank.utils import OneLineParser, run_command, validate_model
 
 if TYPE_CHECKING:
@@ -30,9 +31,8 @@ def make_parser() -> argparse.ArgumentParser:
         epilog="Exit codes: 0 done, 1 a form could not be written, 2 bad input, 130 interrupted (nothing is written).",
     )  # fmt: skip
     what = parser.add_argument_group("the network and its images")
-    what.add_argument("--network", required=True, metavar="NAME", help="resnet9, wrn_28_10, torchvision:resnet18 ...")
+    add_network_options(what)
     what.add_argument("--weights", required=True, type=Path, metavar="FILE", help="its trained weights")
-    what.add_argument("--width", type=float, default=1.0, metavar="SHARE", help="inner channels, relative")
     what.add_argument(
         "--set", action="append", default=[], metavar="network.FIELD=VALUE", help="such as network.stem=small"
     )
@@ -57,8 +57,6 @@ def make_parser() -> argparse.ArgumentParser:
     how.add_argument("--calibration", type=int, default=1024, metavar="N", help="training images to fit the factors to")
     how.add_argument("--finetune", type=int, default=0, metavar="EPOCHS", help="train so long afterwards (0)")
     how.add_argument("--labels-only", action="store_true", help="train on labels alone, not on the given network")
-    how.add_argument("--keep", action="append", default=[], metavar="PATTERN", help="layers that stay as they are")
-    how.add_argument("--only", action="append", metavar="PATTERN", help="the layers that alone are replaced")
     how.add_argument("--report-on", choices=("val", "test"), default="val", help="whose errors are printed")
     how.add_argument("--seed", type=int, default=0)
     how.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
@@ -147,11 +145,9 @@ def parse_config(arguments: list[str] | None = None) -> CompressConfig:
         raise InputError(f"{options.out} exists already; give another --out or --overwrite")
     from lowrank.data import DataSettings
     from lowrank.deployment import CompressConfig
-    from lowrank.networks import NetworkSettings
 
-    fields = {"name": options.network, "width": options.width, **parse_network_fields(options.set)}
     return CompressConfig(
-        network=validate_model(NetworkSettings, fields, "network"),
+        network=network_from_options(options, **parse_network_fields(options.set)),
         weights=options.weights, data=validate_model(DataSettings, {"name": options.data}, "data"),
         data_dir=options.data_dir, preprocessing={
             "mean": tuple(options.mean) if options.mean else None, "std": tuple(options.std) if options.std else None,

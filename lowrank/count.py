@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING
 from lowrank.compression import CONVENTIONS
 from lowrank.errors import InputError
 from lowrank.layers import METHODS, make_method, method_class
-from lowrank.networks import NETWORK_FIELDS, NETWORK_NAMES, ImageShape, NetworkSettings, default_images
-from lowrank.utils import OneLineParser, run_command, validate_model
+from lowrank.networks import ImageShape, NetworkSettings, add_network_options, default_images, network_from_options
+from lowrank.utils import OneLineParser, run_command
 
 if TYPE_CHECKING:
     from lowrank.compression import NetworkCount
@@ -40,19 +40,8 @@ def make_parser() -> argparse.ArgumentParser:
         epilog="Exit codes: 0 done, 2 bad input.",
     )  # fmt: skip
     network = parser.add_argument_group("the network")
-    network.add_argument("--network", required=True, metavar="NAME", help="; ".join(NETWORK_NAMES))
-    network.add_argument("--width", type=float, metavar="SHARE", help="inner channels relative to the published ones")
+    add_network_options(network)
     network.add_argument("--linear", action="store_true", help="substitute linear maps too")
-    network.add_argument(
-        "--keep", action="append", default=[], metavar="PATTERN", help="layers that stay as they are, e.g. 'layer4.*'"
-    )
-    network.add_argument(
-        "--only", action="append", metavar="PATTERN", help="the layers that alone are replaced, e.g. '*.mlp.*'"
-    )
-    network.add_argument("--stem", metavar="NAME", help="of resnet18: imagenet (default) or small")
-    network.add_argument("--patch", type=int, metavar="P", help="of vit: side of a patch in pixels (default: 4)")
-    network.add_argument("--depth", type=int, metavar="N", help="of vit: number of blocks (default: 6)")
-    network.add_argument("--heads", type=int, metavar="N", help="of vit: heads of attention (default: 3)")
     network.add_argument("--image", metavar="CxHxW", help="e.g. 3x224x224 (default: what it was published for)")
     network.add_argument("--classes", type=int, metavar="N", help="default: as published")
     method = parser.add_argument_group("the method")
@@ -116,11 +105,8 @@ def run(options: argparse.Namespace) -> NetworkCount:
         if options.classes < 1:
             raise InputError(f"`--classes` must be at least 1, but got {options.classes}")
         classes = options.classes
-    width = 1.0 if options.width is None else options.width
-    fields = {field: getattr(options, field) for field in NETWORK_FIELDS if getattr(options, field) is not None}
-    settings = {"name": options.network, "width": width, "linear": options.linear, **fields}
-    settings |= {"keep": tuple(options.keep), "only": tuple(options.only) if options.only else None}
-    network = validate_model(NetworkSettings, settings, "network")
+    only = tuple(options.only) if options.only else None
+    network = network_from_options(options, linear=options.linear, keep=tuple(options.keep), only=only)
     method = _parse_method(options)
     if options.budget is not None:
         network, method = _solve_budget(options, network, method, image, classes)

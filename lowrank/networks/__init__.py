@@ -22,10 +22,12 @@ if TYPE_CHECKING:
         NETWORK_FIELDS as NETWORK_FIELDS,
         NETWORK_NAMES as NETWORK_NAMES,
         NetworkSettings as NetworkSettings,
+        add_network_options as add_network_options,
         default_images as default_images,
         for_counting as for_counting,
         is_own_code as is_own_code,
         make_network as make_network,
+        network_from_options as network_from_options,
     )
     from lowrank.networks.vit import LearnedPositions as LearnedPositions
 
@@ -37,7 +39,8 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "images": "ImageShape",
         "own_networks": "check_logits",
         "registry": (
-            "NETWORK_FIELDS NETWORK_NAMES NetworkSettings default_images for_counting is_own_code make_network"
+            "NETWORK_FIELDS NETWORK_NAMES NetworkSettings add_network_options default_images for_counting is_own_code "
+            "make_network network_from_options"
         ),
         "vit": "LearnedPositions",
     },

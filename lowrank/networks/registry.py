@@ -5,6 +5,7 @@ A network's class is imported when one is made: the names alone need no torch.
 
 from __future__ import annotations
 
+import argparse
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from lowrank.errors import InputError, unknown
 from lowrank.networks.images import CIFAR_IMAGE, IMAGENET_IMAGE, ImageShape
+from lowrank.utils import validate_model
 
 if TYPE_CHECKING:
     from torch import nn
@@ -317,3 +319,41 @@ def make_network(settings: NetworkSettings, image_shape: ImageShape, classes: in
             f"{settings.name} needs images of at least {min_size} x {min_size}, but got {height} x {width}"
         )
     return network
+
+
+def add_network_options(parser: argparse._ArgumentGroup) -> None:
+    """Declare options that name a network and the layers that are replaced.
+
+    Args:
+        parser: a group of options; receives --network, --width, --keep, --only, and one for each of NETWORK_FIELDS.
+    """
+    parser.add_argument("--network", required=True, metavar="NAME", help="; ".join(NETWORK_NAMES))
+    parser.add_argument("--width", type=float, metavar="SHARE", help="inner channels relative to the published ones")
+    parser.add_argument(
+        "--keep", action="append", default=[], metavar="PATTERN", help="layers that stay as they are, e.g. 'layer4.*'"
+    )
+    parser.add_argument(
+        "--only", action="append", metavar="PATTERN", help="the layers that alone are replaced, e.g. '*.mlp.*'"
+    )
+    parser.add_argument("--stem", metavar="NAME", help="of resnet18: imagenet (default) or small")
+    parser.add_argument("--patch", type=int, metavar="P", help="of vit: side of a patch in pixels (default: 4)")
+    parser.add_argument("--depth", type=int, metavar="N", help="of vit: number of blocks (default: 6)")
+    parser.add_argument("--heads", type=int, metavar="N", help="of vit: heads of attention (default: 3)")
+
+
+def network_from_options(options: argparse.Namespace, **fields: Any) -> NetworkSettings:
+    """Read the network that a command line names.
+
+    Args:
+        options: as `add_network_options` declares them; --keep and --only are not read.
+        fields: further ones of the settings.
+
+    Returns:
+        The settings.
+
+    Raises:
+        InputError: a value is not allowed, or the network has no such field.
+    """
+    own = {field: getattr(options, field) for field in NETWORK_FIELDS if getattr(options, field) is not None}
+    width = 1.0 if options.width is None else options.width
+    return validate_model(NetworkSettings, {"name": options.network, "width": width, **own, **fields}, "network")

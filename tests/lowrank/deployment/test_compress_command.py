@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from lowrank.compress import main, parse_budget
+from lowrank.compress import main, parse_budget, parse_config
 from lowrank.deployment import compress_run, formats
 from lowrank.deployment.compress_run import reorder_outputs
 from lowrank.deployment.formats import ExportedFile, onnx_forward
@@ -217,3 +217,11 @@ def test_outputs_are_put_into_the_order_of_the_classes() -> None:
         torch.testing.assert_close(network(images), before[:, list(order)])
     with pytest.raises(InputError, match="`classifier` must have 3 outputs"):
         reorder_outputs(network, (0, 1, 2), images[:1])
+
+
+def test_a_network_is_named_with_the_options_of_counting(tmp_path) -> None:
+    options = ["--network", "resnet18", "--width", "0.25", "--stem", "small", "--weights", str(WEIGHTS)]
+    network = parse_config([*options, "--data", "digits", "--out", str(tmp_path / "out")]).network
+    assert (network.name, network.width, network.stem) == ("resnet18", 0.25, "small")
+    with pytest.raises(InputError, match="patch"):
+        parse_config([*options, "--data", "digits", "--out", str(tmp_path / "out"), "--patch", "0"])
