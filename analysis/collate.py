@@ -30,6 +30,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--from-store", action="append", default=[], nargs=2, metavar=("URI", "NAME"),
         help="a study of an MLflow store; may be given again",
     )  # fmt: skip
+    parser.add_argument(
+        "--mixed", action="store_true", help="join studies of other networks, epochs, recipes or starts"
+    )
     parser.add_argument("--name", required=True, help="name of the new study")
     parser.add_argument(
         "--studies", type=Path, default=STUDIES_FOLDER, metavar="DIR", help="where studies are (studies/)"
@@ -47,7 +50,8 @@ def run(arguments: argparse.Namespace) -> int:
 
     Raises:
         InputError: fewer than two studies, one named twice, one unknown, a name that is taken or not plain, or studies
-            of different data; nothing has been written.
+            of different data, or of other networks, epochs, recipes or starts without `--mixed`; nothing has been
+            written.
     """
     folder = check_new_study(arguments.name, arguments.studies)
     total = len(arguments.names) + len(arguments.from_store)
@@ -58,7 +62,7 @@ def run(arguments: argparse.Namespace) -> int:
         if len({source.label for source in sources}) < total:
             raise InputError("each study must be named once; two of one name are told apart by their folders")
         step("counts")
-        collated = collate(sources, arguments.name)
+        collated = collate(sources, arguments.name, allow_mixed=arguments.mixed)
         step("writing")
         arguments.studies.mkdir(parents=True, exist_ok=True)
         write_study(collated, folder)

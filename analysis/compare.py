@@ -10,12 +10,13 @@ from pathlib import Path
 from analysis.cli import add_stores, load_named, open_page, output_folder, run_script
 from analysis.findings import compare_studies
 from analysis.reporting import write_comparison
-from analysis.stats import COST_UNITS, parse_reference
+from analysis.stats import COST_UNITS, check_equal, differing_fields, parse_reference
 from analysis.utils import steps
 from lowrank.errors import InputError
 from sweeps.records import StudyRecord
 
 FOLDER = "comparisons"
+DATA = "data.fingerprint"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,8 +27,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """
     parser.add_argument("names", nargs="+", metavar="STUDY", help="two studies or more: names or folders")
     add_stores(parser)
-    parser.add_argument("--cost", choices=COST_UNITS, default="seconds", help="what is made equal (default: seconds)")
+    parser.add_argument(
+        "--cost", choices=COST_UNITS, help="what is made equal (default: seconds; epochs on unlike machines)"
+    )
     parser.add_argument("--reference", metavar="PARAMS,ERROR", help="default: the separable size and guessing")
+    parser.add_argument("--mixed", action="store_true", help="compare studies of other networks, epochs or recipes")
     parser.add_argument("--out", type=Path, metavar="DIR", help=f"default: studies/{FOLDER}/A_B")
     parser.add_argument("--open", action="store_true", help="open the page in a browser")
 
@@ -42,7 +46,8 @@ def run(arguments: argparse.Namespace) -> int:
         The exit code, 0.
 
     Raises:
-        InputError: fewer than two studies, one that is unknown, no common reference point, or an output folder that
+        InputError: fewer than two studies, one that is unknown, studies of other networks, epochs or recipes without
+            `--mixed`, no common reference point, or an output folder that
             cannot be written.
     """
     if len(arguments.names) < 2:
@@ -55,6 +60,10 @@ def run(arguments: argparse.Namespace) -> int:
             studies.append(load_named(name, arguments, step.detail))
         step("page")
         _tell_apart(studies, arguments.names)
+        mixed = [
+            field for field in differing_fields(studies) if field.field != DATA
+        ]  # of other data no front is compared
+        check_equal(mixed, allowed=arguments.mixed)
         comparison = compare_studies(studies, arguments.cost, reference)
         default = arguments.studies / FOLDER / "_".join(comparison.fronts.names).replace("/", "-")
         page = write_comparison(comparison, output_folder(arguments.out or default))

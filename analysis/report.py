@@ -14,6 +14,7 @@ from pathlib import Path
 from analysis.cli import add_source, load_source, open_page, output_folder, run_script, source_folder
 from analysis.reporting import STEPS, is_large, start_forkserver, write_report
 from analysis.sources import push_if_tracked
+from analysis.stats import check_equal, mixed_fields
 from analysis.utils import steps
 from sweeps.records import REPORT_FOLDER
 
@@ -26,6 +27,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """
     add_source(parser)
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder of the report (default: STUDY/report)")
+    parser.add_argument(
+        "--mixed", action="store_true", help="report trials of other networks, epochs or recipes as one"
+    )
     parser.add_argument("--open", action="store_true", help="open the page in a browser")
 
 
@@ -41,13 +45,15 @@ def run(arguments: argparse.Namespace) -> int:
         The exit code, 0.
 
     Raises:
-        InputError: there is no such study, or the output folder cannot be written.
+        InputError: there is no such study, its trials are of other networks, epochs or recipes without `--mixed`, or
+            the output folder cannot be written.
     """
     with steps("report", 1 + STEPS) as step:  # one for reading
         step("reading")
         if not arguments.tracking_uri and is_large(source_folder(arguments)):
             start_forkserver()  # takes a second, during which the study is read
         study = load_source(arguments, step.detail)
+        check_equal(mixed_fields(study), allowed=arguments.mixed)
         source = source_folder(arguments)
         folder = output_folder(arguments.out or source / REPORT_FOLDER)
         page = write_report(study, folder, source, arguments.tracking_uri, step)

@@ -7,7 +7,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from analysis.findings.study_diff import FieldDifference, TrialDifference, field_differences, trial_differences
-from analysis.stats import FrontComparison, HypervolumeGrowth, ReferencePoint, compare_fronts
+from analysis.stats import (
+    FrontComparison,
+    HypervolumeGrowth,
+    MixedField,
+    ReferencePoint,
+    compare_fronts,
+    differing_fields,
+    mixed_text,
+)
 from sweeps.records import StudyRecord
 
 
@@ -17,25 +25,32 @@ class StudyComparison:
 
     Attributes:
         fronts: their fronts and hypervolumes.
+        mixed: what makes their errors unequal.
         fields: the settings in which the studies differ, with the value in each.
         trials: every trial that any of the studies has, with its outcome in each.
     """
 
     fronts: FrontComparison
     fields: tuple[FieldDifference, ...]
+    mixed: tuple[MixedField, ...]
     trials: tuple[TrialDifference, ...]
 
     def sentences(self) -> list[str]:
         """Return the comparison as a list of sentences; the study with the largest hypervolume comes first."""
         fronts = self.fronts
+        if fronts.empty:
+            return [f"There is nothing to compare: {', '.join(fronts.empty)} completed no trial."]
         if not fronts.same_data:
             return ["The studies are on different data or splits: their errors cannot be compared, only their trials."]
         cost = f"{fronts.equal_cost:,.0f} {'s of training' if fronts.unit == 'seconds' else 'epochs'}"
         ranked = sorted(fronts.growths, key=lambda growth: -growth.at(fronts.equal_cost))
         volumes = "; ".join(_volume_text(growth, fronts.equal_cost) for growth in ranked)
         counts = Counter(trial.kind for trial in self.trials)
+        mark, single = mixed_text(self.mixed), "One search each: without repeated searches there is no interval."
         return [
-            f"After the same cost, {cost}, the hypervolumes are: {volumes} (higher is better).",
+            *([mark] * bool(mark)),
+            f"After the same cost, {cost}, the hypervolumes are: {volumes} (higher is better). {single}",
+            *([fronts.cost_note] * bool(fronts.cost_note)),
             f"{counts['same']:,} trials are the same in all, {counts['differs']:,} came out differently, "
             f"{counts['not in all']:,} are not in all.",
         ]
@@ -47,13 +62,14 @@ def _volume_text(growth: HypervolumeGrowth, cost: float) -> str:
 
 
 def compare_studies(
-    studies: Sequence[StudyRecord], unit: str = "seconds", reference: ReferencePoint | None = None
+    studies: Sequence[StudyRecord], unit: str | None = None, reference: ReferencePoint | None = None
 ) -> StudyComparison:
     """Compare the fronts, settings and trials of studies.
 
     Args:
         studies: two or more.
-        unit: what cost is measured in, `seconds` of training or `epochs`.
+        unit: what cost is measured in, `seconds` of training or `epochs`; None: seconds where all studies were trained
+            on like machines, else epochs.
         reference: the corner (parameters, error) up to which hypervolumes are measured; None for the one that all
             studies share.
 
@@ -66,5 +82,6 @@ def compare_studies(
     return StudyComparison(
         fronts=compare_fronts(studies, unit, reference),
         fields=tuple(field_differences(studies)),
+        mixed=tuple(differing_fields(studies)),
         trials=tuple(trial_differences(studies)),
     )

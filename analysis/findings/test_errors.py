@@ -1,7 +1,7 @@
 """Test errors against parameters, beside published results of the same data and split.
 
-The test split is evaluated once, for the front. Errors are top-1 errors on the test images, in percent, means over the
-seeds that were evaluated.
+The test split is evaluated for the front when a study has first ended, and again where the user says so. Errors are
+top-1 errors on the test images, in percent, means over the seeds that were evaluated.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from statistics import fmean, stdev
 
 from analysis.findings.published_results import PublishedResult
-from analysis.stats import FrontPoint
+from analysis.stats import FrontPoint, pareto_front
 from analysis.utils import REFERENCE_COLOURS, method_label, method_styles
 from sweeps.records import Role
 
@@ -26,12 +26,14 @@ class SettingTestError:
         error: mean over the seeds, in percent.
         spread: sample standard deviation over the seeds, in points; None for one seed.
         seeds: how many were evaluated.
+        left_front: whether better points have been found since, so that it is no longer on the front.
     """
 
     point: FrontPoint
     error: float
     spread: float | None
     seeds: int
+    left_front: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +45,7 @@ class PointSeries:
         colour: as `#RRGGBB`.
         marker: of Matplotlib.
         printed: whether they are published results, which are drawn hollow.
+        left_front: whether they have left the front since they were looked at, which are drawn faint.
         points: (parameters, test error in percent), by size.
     """
 
@@ -51,6 +54,7 @@ class PointSeries:
     marker: str
     printed: bool
     points: tuple[tuple[float, float], ...]
+    left_front: bool = False
 
 
 def measured_test_errors(points: Sequence[FrontPoint]) -> list[SettingTestError]:
@@ -66,12 +70,15 @@ def measured_test_errors(points: Sequence[FrontPoint]) -> list[SettingTestError]
     for point in points:
         if point.finished and point.test_error is not None:
             groups[point.setting].append(point)
-    settings = []
+    settings, front = [], {point.setting for point in pareto_front(points)}
     for seeds in groups.values():
         lead = next((point for point in seeds if point.leads), seeds[0])
         errors = [point.test_error for point in seeds if point.test_error is not None]
         spread = stdev(errors) if len(errors) > 1 else None
-        settings.append(SettingTestError(point=lead, error=fmean(errors), spread=spread, seeds=len(errors)))
+        left = lead.role is not Role.REFERENCE and lead.setting not in front
+        settings.append(
+            SettingTestError(point=lead, error=fmean(errors), spread=spread, seeds=len(errors), left_front=left)
+        )
     return sorted(settings, key=lambda setting: (setting.point.params, setting.error))
 
 
@@ -91,12 +98,21 @@ def series_of_test_errors(
     searched = [point.method for point in points if point.role is Role.SEARCH]
     styles = method_styles([*searched, *(entry.method for entry in published)])
     searched_errors = [entry for entry in measured if entry.point.role is not Role.REFERENCE]
+    present = [entry for entry in searched_errors if not entry.left_front]
+    former = [entry for entry in searched_errors if entry.left_front]
     series = [
         PointSeries(
-            label=method_label(method), colour=colour, marker=marker, printed=False, points=_at(searched_errors, method)
+            label=method_label(method), colour=colour, marker=marker, printed=False, points=_at(present, method)
         )
         for method, (colour, marker) in styles.items()
     ]
+    series += [
+        PointSeries(
+            label=f"{method_label(method)}, left the front", colour=colour, marker=marker, printed=False,
+            points=_at(former, method), left_front=True,
+        )
+        for method, (colour, marker) in styles.items()
+    ]  # fmt: skip
     for number, entry in enumerate(entry for entry in measured if entry.point.role is Role.REFERENCE):
         colour = REFERENCE_COLOURS[number % len(REFERENCE_COLOURS)]
         at = ((float(entry.point.params), entry.error),)

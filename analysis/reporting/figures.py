@@ -101,6 +101,7 @@ def _draw_cells(axes: Axes, cells: Sequence[Sequence[Cell | None]], size: float)
     errors = [cell.error for row in cells for cell in row if cell and cell.error is not None]
     shades = iter(_shades(errors))
     colours = {LIGHT_INK, DARK_INK, GREY}
+    unequal = len({cell.completed for row in cells for cell in row if cell and cell.error is not None}) > 1
     for y, row in enumerate(cells):
         for x, cell in enumerate(row):
             if cell is None:
@@ -113,6 +114,10 @@ def _draw_cells(axes: Axes, cells: Sequence[Sequence[Cell | None]], size: float)
             # add_patch would work out the limits, which takes long; the caller sets them
             axes.add_artist(Rectangle((x - 0.48, y - 0.48), 0.96, 0.96, facecolor=colour, linewidth=0))
             axes.text(x, y, text, ha="center", va="center", fontsize=size, color=ink)
+            if unequal and cell.error is not None:  # the lowest of more settings looks better
+                axes.text(
+                    x + 0.45, y + 0.45, str(cell.completed), ha="right", va="bottom", fontsize=0.6 * size, color=ink
+                )
     return tuple(colours)
 
 
@@ -176,7 +181,7 @@ def draw_effects(figure: Figure, effects: Sequence[PairedEffect], layout: Layout
 
 
 def draw_test_errors(figure: Figure, series: Sequence[PointSeries], layout: Layout) -> None:
-    """Draw test error against parameters (log scale); printed results are hollow."""
+    """Draw test error against parameters (log scale); printed results are hollow, what left the front is faint."""
     columns = 2 if layout.columns < 3 else 4
     axes = plain_axes(figure, layout, left=0.62, bottom=0.6 + 0.22 * -(-len(series) // columns))
     for line in series:
@@ -184,6 +189,7 @@ def draw_test_errors(figure: Figure, series: Sequence[PointSeries], layout: Layo
         axes.scatter(
             xs, ys, s=110 if line.marker == "*" else 44, marker=line.marker, label=line.label, zorder=3,
             facecolors="none" if line.printed else line.colour, edgecolors=line.colour, linewidths=1.1,
+            alpha=0.3 if line.left_front else 1.0,
         )  # fmt: skip
     axes.set_xscale("log")
     _plain_sizes(axes, layout)

@@ -32,9 +32,10 @@ from analysis.reporting.tables import (
     reproduce_table,
     table_of_test_errors,
 )
-from analysis.stats import SizeMeasure, study_strata
+from analysis.stats import SizeMeasure, mixed_fields, mixed_text, study_strata
 from analysis.utils import format_duration
-from sweeps.records import Status, StudyRecord
+from lowrank.utils import format_times
+from sweeps.records import Status, StudyRecord, count_test_looks
 
 Section = Callable[[Page, StudyRecord, Report, Path], None]
 SHOWN_EFFECTS = 14  # in the picture; the table has all
@@ -60,6 +61,8 @@ def new_page(
         page.text("The records hold no header: question, versions and hardware are not known.", "note")
     elif (study.closed or {}).get("reason") != "finished":
         page.text(_unfinished(study), "note")
+    if mark := mixed_text(mixed_fields(study)):
+        page.text(mark, "note")
     link = ("MLflow", tracking.words, tracking.link) if tracking else None
     page.details("How it came about: command, data, machines, seeds, versions", provenance.facts, link)
     return page
@@ -129,10 +132,15 @@ def test_error_section(page: Page, study: StudyRecord, report: Report, folder: P
     """Add the test errors, with printed results of the same data and split."""
     page.section("Test errors")
     if not report.test_errors:
-        page.text("The test split was not looked at: that is done once, for the front, when a search has finished.")
+        page.text("The test split was not looked at: that is done for the front when a study has first ended.")
     else:
         series = series_of_test_errors(report.points, report.test_errors, report.published)
-        caption = "Test error against parameters: of the front and the references only, looked at once."
+        looks, tested = count_test_looks(study), sum(error.seeds for error in report.test_errors)
+        times = format_times(looks) if looks else "an unknown number of times"
+        caption = "Test error against parameters: of the front and the references only. The test split was looked at "
+        caption += f"{times}, {tested} trials."
+        if any(error.left_front for error in report.test_errors):
+            caption += " Faint marks have left the front since; the test errors played no part in that."
         caption += " Hollow marks are printed results of the same data and split." if report.published else ""
         height = 4.2 + 0.11 * len(series)
         page.picture(DrawJob(
@@ -157,7 +165,8 @@ def heat_map_section(page: Page, study: StudyRecord, report: Report, folder: Pat
             when, grey = f" after epoch {heat.epoch}, the last that all came to", "did not come to it"
         caption = (
             f"{heat.method[0].upper()}{heat.method[1:]}: lowest validation error (%){when}, by dimensions and "
-            f"{heat.column_quantity}, {describe_seeds(*heat.seeds)}. Grey: {grey}. Empty: not tried."
+            f"{heat.column_quantity}, {describe_seeds(*heat.seeds)}. Small: settings tried, where "
+            f"cells differ in that; the lowest of more looks better. Grey: {grey}. Empty: not tried."
         )
         name = f"heat_{number + 1}_{heat.method.replace(' ', '_')}"
         heat_map_table(name, heat).write(folder)

@@ -15,10 +15,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from analysis.stats import FrontPoint, pareto_front
+from analysis.stats import FrontPoint, mixed_fields, mixed_text, pareto_front
 from analysis.utils import method_label, status_label, write_csv
-from lowrank.utils import format_count
-from sweeps.records import Role, Status, StudyRecord, reasons_by_method
+from lowrank.utils import format_count, format_times
+from sweeps.records import Role, Status, StudyRecord, count_test_looks, reasons_by_method
 
 PIPED_WIDTH = 100  # columns where there is no terminal to ask
 SHOWN_REASONS = 3  # of each status
@@ -34,6 +34,7 @@ class SummaryRow:
 
     point: FrontPoint
     on_front: bool
+    left_front: bool = False  # tested when its setting was on the front, and no longer there
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +66,15 @@ def summary_rows(points: Sequence[FrontPoint]) -> list[SummaryRow]:
         The rows.
     """
     best = {point.trial_id for point in pareto_front(points)}
-    return [SummaryRow(point=point, on_front=point.trial_id in best) for point in points]
+    settings = {point.setting for point in points if point.trial_id in best}
+    return [
+        SummaryRow(
+            point=point, on_front=point.trial_id in best,
+            left_front=point.test_error is not None and point.role is not Role.REFERENCE
+            and point.setting not in settings,
+        )
+        for point in points
+    ]  # fmt: skip
 
 
 def count_statuses(study: StudyRecord) -> list[StatusCount]:
@@ -178,6 +187,10 @@ def print_summary(
         console.print(Text(count.text()))
     for line in describe_missing_seeds(points):
         console.print(Text(line))
+    if looks := count_test_looks(study):
+        console.print(Text(_looks_line(looks, points)))
+    if mark := mixed_text(mixed_fields(study)):
+        console.print(Text(mark))
     if broken := describe_broken(study):
         console.print(Text(broken))
     console.print()
@@ -193,6 +206,14 @@ def _legend(several: bool, started: bool) -> tuple[str, str]:
         return f"{first}; {means}", f"  {second}; ep: epochs trained"
     share = "% dense: share of the trained network's" if started else "% sep: share of the separable network's"
     return f"{first}; {share}", f"  parameters; {second}; ep: epochs trained"
+
+
+def _looks_line(looks: int, points: Sequence[FrontPoint]) -> str:
+    tested = [point for point in points if point.test_error is not None]
+    front = {point.setting for point in pareto_front(points)}
+    left = sum(point.role is not Role.REFERENCE and point.setting not in front for point in tested)
+    since = f"; test errors in brackets: {left} that left the front since" if left else ""
+    return f"test split: looked at {format_times(looks)}, {len(tested)} trials{since}"
 
 
 def make_console(stream: IO[str]) -> Console:
@@ -232,7 +253,8 @@ def _cells(line: SummaryRow, tested: bool, several: bool, started: bool) -> list
     if several:
         cells.append(_over_seeds(point))
     if tested:
-        cells.append("" if point.test_error is None else f"{point.test_error:.2f}")
+        test_error = "" if point.test_error is None else f"{point.test_error:.2f}"
+        cells.append(f"({test_error})" if test_error and line.left_front else test_error)
     reference = point.role is Role.REFERENCE and point.status is Status.COMPLETED
     return [*cells, str(point.epochs or ""), "reference" if reference else status_label(point.status)]
 

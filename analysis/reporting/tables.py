@@ -183,15 +183,31 @@ def _point_texts(point: FrontPoint, fronts: dict[str, set[str]]) -> tuple[str, .
     return (
         point.name, f"{point.params:,}", "" if point.ratio is None else f"{100 * point.ratio:.1f} %",
         "" if point.mult_adds is None else format_count(point.mult_adds), format_point_error(point),
-        str(point.epochs or ""),
+        _epochs(point),
         ", ".join(marks) or str(point.role), point.trial_id,
     )  # fmt: skip
+
+
+def _epochs(point: FrontPoint) -> str:
+    """Epochs trained; of one that starts from trained weights those of the dense network too."""
+    if not point.epochs or point.start == "scratch" or point.total_epochs == point.epochs:
+        return str(point.epochs or "")
+    return f"{point.epochs} ({'?' if point.total_epochs is None else point.total_epochs} in all)"
 
 
 def table_of_test_errors(errors: Sequence[SettingTestError], published: Sequence[PublishedResult]) -> ReportTable:
     """Return the study's test errors, then printed ones of the same data and split."""
     rows: tuple[tuple[Any, ...], ...] = tuple(
-        (e.point.trial_id, e.point.name, e.point.params, e.error, e.spread, e.seeds, e.point.error, "measured")
+        (
+            e.point.trial_id,
+            e.point.name,
+            e.point.params,
+            e.error,
+            e.spread,
+            e.seeds,
+            e.point.error,
+            "measured, has left the front" if e.left_front else "measured",
+        )
         for e in errors
     )
     by_size = sorted(published, key=lambda result: result.params)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from analysis.sources.recount import NotOnRecordError, recount
+from analysis.stats import MIXED, MixedField, check_equal, differing_fields, mixed_fields, mixed_text
 from lowrank.errors import InputError
 from lowrank.serving import IMAGES_FILE, MODEL_FILE
 from lowrank.utils import atomic_folder
@@ -20,6 +21,7 @@ from sweeps.records import (
     CHECKPOINT_FILE,
     EPOCHS_FILE,
     JOURNAL_FILE,
+    LOOKS_BEFORE,
     MODELS_FOLDER,
     RESULTS_FILE,
     TRIALS_FOLDER,
@@ -28,6 +30,7 @@ from sweeps.records import (
     Status,
     StudyRecord,
     TrialRecord,
+    count_test_looks,
     epochs_to_table,
     is_study,
     results_to_table,
@@ -68,20 +71,24 @@ class CollatedStudy:
     unchecked: tuple[str, ...]
 
 
-def collate(sources: Sequence[StudySource], name: str) -> CollatedStudy:
+def collate(sources: Sequence[StudySource], name: str, *, allow_mixed: bool = False) -> CollatedStudy:
     """Join studies of the same data in memory.
 
     Args:
         sources: the studies, of which earlier ones come first where nothing else decides.
         name: of the new study.
+        allow_mixed: whether the studies may differ in network, epochs, recipe or start; the new study is then marked.
 
     Returns:
         The new study.
 
     Raises:
-        InputError: the studies are of different data or splits, so that their errors cannot stand in one table.
+        InputError: the studies are of different data or splits, so that their errors cannot stand in one table, or they
+            differ in something else and may not.
     """
     _check_data(sources)
+    mixed = differing_fields([source.study for source in sources])
+    check_equal(mixed, allowed=allow_mixed)
     copies: dict[str, tuple[TrialRecord, StudySource]] = {}
     duplicates = 0
     rejected: list[str] = []
@@ -99,7 +106,7 @@ def collate(sources: Sequence[StudySource], name: str) -> CollatedStudy:
             duplicates += trial.trial_id in copies
             copies[trial.trial_id] = better_copy(copies.get(trial.trial_id), (trial, source))
     study = StudyRecord(
-        header=_header(sources, name), trials={trial_id: trial for trial_id, (trial, _) in copies.items()},
+        header=_header(sources, name, mixed), trials={trial_id: trial for trial_id, (trial, _) in copies.items()},
         notes=list(dict.fromkeys(note for source in sources for note in source.study.notes)),
         tags={key: value for source in reversed(sources) for key, value in source.study.tags.items()},
     )  # fmt: skip
@@ -193,7 +200,7 @@ def _copy_order(trial: TrialRecord, source: StudySource) -> tuple[bool, bool, in
     return bool(trial.broken), trial.status is not Status.COMPLETED, -trial.last_epoch, bare, bool(trial.adopted), end
 
 
-def _header(sources: Sequence[StudySource], name: str) -> dict[str, Any]:
+def _header(sources: Sequence[StudySource], name: str, mixed: Sequence[MixedField]) -> dict[str, Any]:
     """The first header that has a question, with the strata of all."""
     headers = [source.study.header for source in sources]
     base = next((header for header in headers if header.get("question")), headers[0])
@@ -205,7 +212,14 @@ def _header(sources: Sequence[StudySource], name: str) -> dict[str, Any]:
     return {
         **fields, "name": name, "time": base.get("time", 0.0), "strata": list(strata.values()),
         "collated": [source.label for source in sources],
+        MIXED: {entry.field: list(entry.values) for entry in mixed} | _mixed_before(headers),
+        LOOKS_BEFORE: sum(count_test_looks(source.study) for source in sources),
     }  # fmt: skip
+
+
+def _mixed_before(headers: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
+    """The marks of studies that were put together before."""
+    return {field: values for header in headers for field, values in (header.get(MIXED) or {}).items()}
 
 
 def trial_events(trial: TrialRecord) -> list[tuple[Event, dict[str, Any]]]:
@@ -346,6 +360,7 @@ def summary_lines(collated: CollatedStudy, sources: Sequence[StudySource], folde
         the command that brings it into MLflow.
     """
     used = Counter(source.label for source in collated.sources.values())
+    mark = mixed_text(mixed_fields(collated.study))
     lines = [f"{source.label}: {_count_trials(used[source.label])} kept" for source in sources]
     lines += [f"left out: {line}" for line in collated.rejected]
     lines += [f"not counted again: {line}" for line in collated.unchecked]
@@ -356,5 +371,6 @@ def summary_lines(collated: CollatedStudy, sources: Sequence[StudySource], folde
         f"{folder}: {trials}, {weights:,} with weights, {models:,} with a model ready for use; "
         f"{collated.duplicates:,} further copies dropped"
     )
+    lines += [mark] * bool(mark)
     lines.append(f"into MLflow: python -m sweeps.tracking {shlex.quote(str(folder))}")
     return lines

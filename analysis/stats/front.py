@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import stdev
 from typing import Any, Literal
 
+from analysis.stats.conditions import mixed_fields, mixed_words
 from analysis.utils import method_label
 from sweeps.records import (
     Role,
@@ -161,7 +162,7 @@ def collect_points(study: StudyRecord) -> list[FrontPoint]:
     trials = [trial for trial in sized if trial.status is not Status.INFEASIBLE]
     competing = {trial.trial_id for seeds in competing_points(study.trials.values()) for trial in seeds}
     seeds_by_trial = {trial.trial_id: seeds for seeds in group_by_point(sized) for trial in seeds}
-    lost, settings = _lost_seeds(trials), setting_ids(sized)
+    lost, settings, mixed = _lost_seeds(trials), setting_ids(sized), mixed_fields(study)
     full_width = (study.header.get("network") or {}).get("width") or 1.0
     points = [
         _point(
@@ -176,6 +177,11 @@ def collect_points(study: StudyRecord) -> list[FrontPoint]:
         )
         for trial in trials
     ]
+    if mixed:  # each name then says what the trial has of what differs
+        points = [
+            replace(point, extras=(*point.extras, *mixed_words(trial, mixed)))
+            for point, trial in zip(points, trials, strict=True)
+        ]
     return sorted(points, key=_by_size)
 
 

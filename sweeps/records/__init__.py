@@ -55,10 +55,12 @@ if TYPE_CHECKING:
         load_study as load_study,
     )
     from sweeps.records.model import (
+        LOOKS_BEFORE as LOOKS_BEFORE,
         SPLITS as SPLITS,
         StudyRecord as StudyRecord,
         TrialRecord as TrialRecord,
         apply_event as apply_event,
+        count_test_looks as count_test_looks,
         fold as fold,
         intern_names as intern_names,
     )
@@ -131,7 +133,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
             "BusyError FullDiskError Journal JournalReader is_disk_full locked_journal read_journal truncate_torn_line"
         ),
         "load": "STUDIES_FOLDER find_study find_trial is_study load_study",
-        "model": "SPLITS StudyRecord TrialRecord apply_event fold intern_names",
+        "model": "LOOKS_BEFORE SPLITS StudyRecord TrialRecord apply_event count_test_looks fold intern_names",
         "names": (
             "ARTIFACTS_FOLDER CHECKPOINT_FILE EPOCHS_FILE FRONT_PICTURE JOURNAL_FILE MACHINE_METRICS MLFLOW_FILE "
             "MODELS_FOLDER REPORT_FOLDER RESULTS_FILE SERIES_FILE SPACE_FILE SUMMARY_TABLE TRACKING_LOG_FILE "

@@ -21,6 +21,7 @@ from sweeps.records.events import TERMINAL, Event, Role, Status
 from sweeps.records.names import VAL_ERROR
 from sweeps.space import UNCHANGED
 
+LOOKS_BEFORE = "test_looks"  # of the header of a study that was put together: looks in the studies it is made of
 SPLITS = ("val", "test")  # on which trials are evaluated
 
 
@@ -219,6 +220,20 @@ def _count_look(study: StudyRecord, trial_id: str) -> None:
     look = next(look for look in study.test_looks if look["run"] == run)
     if trial_id not in look["trials"]:
         look["trials"].append(trial_id)
+
+
+def count_test_looks(study: StudyRecord) -> int:
+    """Count how often the test split was looked at.
+
+    The test errors of one run of the driver are one look.
+
+    Args:
+        study: the records; of a study that was put together the looks of its studies count.
+
+    Returns:
+        The number; 0 also for tables of an older version, which do not have it.
+    """
+    return int(study.header.get(LOOKS_BEFORE) or 0) or len(study.test_looks)
 
 
 def _check_header(event: Mapping[str, Any]) -> None:

@@ -13,7 +13,6 @@ from lowrank.io import load_tensors
 from lowrank.networks import NetworkSettings
 from lowrank.serving import MODEL_FILE, save_classifier
 from lowrank.training import Trainer
-from lowrank.utils import format_times
 from sweeps.records import (
     CHECKPOINT_FILE,
     MODELS_FOLDER,
@@ -41,7 +40,7 @@ def evaluate_front(search: Search, folder: Path, data: ImageData, *, look: bool 
         look: whether to look at the test split; models are written without it too.
 
     Returns:
-        What the user should know: how often the test split has been looked at, and who has no test error.
+        A line on trials without a test error and the command for a further look; none where all have one.
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
     front_ids = {trial.trial_id for trial in front_first_seeds(search.record.trials.values())}
@@ -71,17 +70,14 @@ def evaluate_front(search: Search, folder: Path, data: ImageData, *, look: bool 
 
 
 def _test_lines(study: StudyRecord, name: str, *, look: bool) -> list[str]:
-    """How often the test split has been looked at, and how to look again where trials of the front lack an error."""
-    looks = len(study.test_looks)
-    tested = len({trial_id for entry in study.test_looks for trial_id in entry["trials"]})
-    lines = [f"test split: looked at {format_times(looks)}, {tested} trials"] if looks else []
+    """How to look at the test split again, where trials of the front lack a test error."""
     missing = [trial for trial in front_trials(study.trials.values()) if trial.test_error is None]
-    if missing and not look:
-        lines.append(
-            f"{len(missing)} trials of the front and references have no test error; a further look, which is counted: "
-            f"python sweeps/run.py --resume {name} --test"
-        )
-    return lines
+    if not missing or look:
+        return []
+    return [
+        f"{len(missing)} trials of the front and references have no test error; a further look, which is counted: "
+        f"python sweeps/run.py --resume {name} --test"
+    ]
 
 
 def restore_trainer(trial: TrialRecord, path: Path, data: ImageData, device: str) -> Trainer | None:

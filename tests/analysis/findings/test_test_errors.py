@@ -41,9 +41,9 @@ class TestTestErrors:
         assert [(e.point.trial_id, e.error, e.seeds) for e in errors] == [("a", 6.0, 2), ("s", 2.0, 1)]
         series = series_of_test_errors(points, errors, PUBLISHED_RESULTS[:1] + PUBLISHED_RESULTS[-1:])
         assert [(line.label, line.printed, len(line.points)) for line in series] == [
-            ("Tucker", False, 1), ("separable", False, 1), ("ACDC, printed", True, 1),
+            ("Tucker, left the front", False, 1), ("separable", False, 1), ("ACDC, printed", True, 1),
             ("tensor train, printed", True, 1),
         ]  # fmt: skip
         table = table_of_test_errors(errors, PUBLISHED_RESULTS[:1])
-        assert [row[-1] for row in table.rows] == ["measured", "measured", "printed"]
+        assert [row[-1] for row in table.rows] == ["measured, has left the front", "measured", "printed"]
         assert table.texts[0][2:4] == ("6.00 % ± 1.41 (n = 2)", "5.00 %")
