@@ -14,6 +14,7 @@ from pathlib import Path
 
 from analysis.cli import run_script
 from analysis.sources import StudySource, check_new_study, collate, summary_lines, write_study
+from analysis.stats import check_equal, differing_fields, mixed_fields, mixed_text
 from analysis.utils import steps
 from lowrank.errors import InputError
 from sweeps.records import STUDIES_FOLDER, find_study, load_study
@@ -61,12 +62,15 @@ def run(arguments: argparse.Namespace) -> int:
         sources = list(_sources(arguments, step))
         if len({source.label for source in sources}) < total:
             raise InputError("each study must be named once; two of one name are told apart by their folders")
+        mixed = differing_fields([source.study for source in sources])
+        check_equal(mixed, allowed=arguments.mixed)
         step("counts")
-        collated = collate(sources, arguments.name, allow_mixed=arguments.mixed)
+        collated = collate(sources, arguments.name, {entry.field: entry.values for entry in mixed})
         step("writing")
         arguments.studies.mkdir(parents=True, exist_ok=True)
         write_study(collated, folder)
-    print("\n".join(summary_lines(collated, sources, folder)))
+    mark = mixed_text(mixed_fields(collated.study))
+    print("\n".join([*summary_lines(collated, sources, folder), *[mark] * bool(mark)]))
     return 1 if collated.rejected else 0
 
 

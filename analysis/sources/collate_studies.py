@@ -13,7 +13,6 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from analysis.sources.recount import NotOnRecordError, recount
-from analysis.stats import MIXED, MixedField, check_equal, differing_fields, mixed_fields, mixed_text
 from lowrank.errors import InputError
 from lowrank.serving import IMAGES_FILE, MODEL_FILE
 from lowrank.utils import atomic_folder
@@ -22,6 +21,7 @@ from sweeps.records import (
     EPOCHS_FILE,
     JOURNAL_FILE,
     LOOKS_BEFORE,
+    MIXED,
     MODELS_FOLDER,
     RESULTS_FILE,
     TRIALS_FOLDER,
@@ -71,24 +71,23 @@ class CollatedStudy:
     unchecked: tuple[str, ...]
 
 
-def collate(sources: Sequence[StudySource], name: str, *, allow_mixed: bool = False) -> CollatedStudy:
+def collate(
+    sources: Sequence[StudySource], name: str, mixed: Mapping[str, Sequence[str]] | None = None
+) -> CollatedStudy:
     """Join studies of the same data in memory.
 
     Args:
         sources: the studies, of which earlier ones come first where nothing else decides.
         name: of the new study.
-        allow_mixed: whether the studies may differ in network, epochs, recipe or start; the new study is then marked.
+        mixed: the fields in which the studies differ, with their values as JSON; the new study is marked by them.
 
     Returns:
         The new study.
 
     Raises:
-        InputError: the studies are of different data or splits, so that their errors cannot stand in one table, or they
-            differ in something else and may not.
+        InputError: the studies are of different data or splits, so that their errors cannot stand in one table.
     """
     _check_data(sources)
-    mixed = differing_fields([source.study for source in sources])
-    check_equal(mixed, allowed=allow_mixed)
     copies: dict[str, tuple[TrialRecord, StudySource]] = {}
     duplicates = 0
     rejected: list[str] = []
@@ -106,7 +105,7 @@ def collate(sources: Sequence[StudySource], name: str, *, allow_mixed: bool = Fa
             duplicates += trial.trial_id in copies
             copies[trial.trial_id] = better_copy(copies.get(trial.trial_id), (trial, source))
     study = StudyRecord(
-        header=_header(sources, name, mixed), trials={trial_id: trial for trial_id, (trial, _) in copies.items()},
+        header=_header(sources, name, mixed or {}), trials={trial_id: trial for trial_id, (trial, _) in copies.items()},
         notes=list(dict.fromkeys(note for source in sources for note in source.study.notes)),
         tags={key: value for source in reversed(sources) for key, value in source.study.tags.items()},
     )  # fmt: skip
@@ -200,7 +199,7 @@ def _copy_order(trial: TrialRecord, source: StudySource) -> tuple[bool, bool, in
     return bool(trial.broken), trial.status is not Status.COMPLETED, -trial.last_epoch, bare, bool(trial.adopted), end
 
 
-def _header(sources: Sequence[StudySource], name: str, mixed: Sequence[MixedField]) -> dict[str, Any]:
+def _header(sources: Sequence[StudySource], name: str, mixed: Mapping[str, Sequence[str]]) -> dict[str, Any]:
     """The first header that has a question, with the strata of all."""
     headers = [source.study.header for source in sources]
     base = next((header for header in headers if header.get("question")), headers[0])
@@ -212,7 +211,7 @@ def _header(sources: Sequence[StudySource], name: str, mixed: Sequence[MixedFiel
     return {
         **fields, "name": name, "time": base.get("time", 0.0), "strata": list(strata.values()),
         "collated": [source.label for source in sources],
-        MIXED: {entry.field: list(entry.values) for entry in mixed} | _mixed_before(headers),
+        MIXED: {field: list(values) for field, values in mixed.items()} | _mixed_before(headers),
         LOOKS_BEFORE: sum(count_test_looks(source.study) for source in sources),
     }  # fmt: skip
 
@@ -360,7 +359,6 @@ def summary_lines(collated: CollatedStudy, sources: Sequence[StudySource], folde
         the command that brings it into MLflow.
     """
     used = Counter(source.label for source in collated.sources.values())
-    mark = mixed_text(mixed_fields(collated.study))
     lines = [f"{source.label}: {_count_trials(used[source.label])} kept" for source in sources]
     lines += [f"left out: {line}" for line in collated.rejected]
     lines += [f"not counted again: {line}" for line in collated.unchecked]
@@ -371,6 +369,5 @@ def summary_lines(collated: CollatedStudy, sources: Sequence[StudySource], folde
         f"{folder}: {trials}, {weights:,} with weights, {models:,} with a model ready for use; "
         f"{collated.duplicates:,} further copies dropped"
     )
-    lines += [mark] * bool(mark)
     lines.append(f"into MLflow: python -m sweeps.tracking {shlex.quote(str(folder))}")
     return lines

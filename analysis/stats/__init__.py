@@ -12,7 +12,6 @@ from lowrank.utils.lazy_exports import lazy_exports
 
 if TYPE_CHECKING:
     from analysis.stats.conditions import (
-        MIXED as MIXED,
         MixedField as MixedField,
         check_equal as check_equal,
         differing_fields as differing_fields,
@@ -84,7 +83,7 @@ if TYPE_CHECKING:
 __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
     {
-        "conditions": "MIXED MixedField check_equal differing_fields mixed_fields mixed_text",
+        "conditions": "MixedField check_equal differing_fields mixed_fields mixed_text",
         "equal_size": "ErrorsBySeed MethodAtSize SizeLevel errors_by_seed paired_difference size_level size_limit",
         "factors": "BUDGET METHOD",
         "front": (

@@ -14,12 +14,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from lowrank.errors import InputError
-from sweeps.records import Role, StudyRecord, TrialRecord
+from sweeps.records import MIXED, Role, StudyRecord, TrialRecord
 
-MIXED = "mixed"  # of a study's header: the fields in which the studies that it was put together of differ
-EPOCHS = "train.epochs"
+EPOCHS, DATA = "train.epochs", "data.fingerprint"
 # In one study these never differ; a study with several values of them was put together by an older version
-_NEVER_VARIED = (EPOCHS, "network.name", "data.fingerprint")
+_NEVER_VARIED = (EPOCHS, "network.name", DATA)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +84,8 @@ def mixed_fields(study: StudyRecord) -> list[MixedField]:
 def check_equal(mixed: Sequence[MixedField], *, allowed: bool) -> None:
     """Refuse to put unequal trials side by side, unless the user said so.
 
+    Other data are not refused here: their errors are never put together, whatever the user says.
+
     Args:
         mixed: in what they differ.
         allowed: whether `--mixed` was given.
@@ -92,6 +93,7 @@ def check_equal(mixed: Sequence[MixedField], *, allowed: bool) -> None:
     Raises:
         InputError: they differ, and that is not allowed.
     """
+    mixed = [entry for entry in mixed if entry.field != DATA]
     if mixed and not allowed:
         raise InputError(
             "trials of one table must share network, epochs, recipe, start and data, but they differ in "

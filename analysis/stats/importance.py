@@ -128,8 +128,9 @@ def _left_out(trials: Sequence[SearchedSetting]) -> tuple[str, ...]:
     """The fields that some settings have and others have not."""
     if not trials:
         return ()
-    sets = [set(trial.parameters) for trial in trials]
-    return tuple(sorted(set.union(*sets) - set.intersection(*sets) - set(SEEDS) - {"alternative"}))
+    sets: list[set[str]] = [set(trial.parameters) for trial in trials]
+    everywhere = set.intersection(*sets)
+    return tuple(sorted(set.union(*sets) - everywhere - {*SEEDS, "alternative"}))
 
 
 def _relative(trials: Sequence[SearchedSetting], errors: Sequence[float]) -> list[float]:

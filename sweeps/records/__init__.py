@@ -56,6 +56,7 @@ if TYPE_CHECKING:
     )
     from sweeps.records.model import (
         LOOKS_BEFORE as LOOKS_BEFORE,
+        MIXED as MIXED,
         SPLITS as SPLITS,
         StudyRecord as StudyRecord,
         TrialRecord as TrialRecord,
@@ -133,7 +134,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
             "BusyError FullDiskError Journal JournalReader is_disk_full locked_journal read_journal truncate_torn_line"
         ),
         "load": "STUDIES_FOLDER find_study find_trial is_study load_study",
-        "model": "LOOKS_BEFORE SPLITS StudyRecord TrialRecord apply_event count_test_looks fold intern_names",
+        "model": "LOOKS_BEFORE MIXED SPLITS StudyRecord TrialRecord apply_event count_test_looks fold intern_names",
         "names": (
             "ARTIFACTS_FOLDER CHECKPOINT_FILE EPOCHS_FILE FRONT_PICTURE JOURNAL_FILE MACHINE_METRICS MLFLOW_FILE "
             "MODELS_FOLDER REPORT_FOLDER RESULTS_FILE SERIES_FILE SPACE_FILE SUMMARY_TABLE TRACKING_LOG_FILE "

@@ -21,6 +21,7 @@ from sweeps.records.events import TERMINAL, Event, Role, Status
 from sweeps.records.names import VAL_ERROR
 from sweeps.space import UNCHANGED
 
+MIXED = "mixed"  # of such a header: the fields in which these studies differ, with their values as JSON
 LOOKS_BEFORE = "test_looks"  # of the header of a study that was put together: looks in the studies it is made of
 SPLITS = ("val", "test")  # on which trials are evaluated
 
