@@ -100,6 +100,7 @@ class StagedResNet(Network):
 
     never_substituted: ClassVar[tuple[str, ...]] = ("stem.*", "classifier")
     taps: ClassVar[tuple[str, ...]] = ("stage1", "stage2", "stage3", "stage4")
+    stem: nn.Module
 
     def add_classifier(self, channels: int, classes: int) -> None:
         """Add the pooling and the classifier, and initialise all convolutions.
