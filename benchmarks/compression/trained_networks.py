@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -59,7 +59,7 @@ TRAININGS = {
     "resnet18": Training(20, 0.4, (0.1, 0.03)),
     "vit": Training(80, 1e-3, (3e-4, 1e-4), adamw=True, weight_decay=0.05),
 }
-SETTINGS = {"resnet18": {"stem": "small"}}
+SETTINGS: dict[str, dict[str, Any]] = {"resnet18": {"stem": "small"}}
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -102,7 +102,7 @@ class Bench:
         order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))[: self.options.calibration]
         return images[order.to(images.device)], labels[order.to(images.device)]
 
-    def split(self, name: str) -> tuple[Tensor, Tensor]:
+    def split(self, name: Literal["train", "val", "test"]) -> tuple[Tensor, Tensor]:
         """All images (B, C, H, W) and labels of a split, normalised, on the device."""
         batches = list(eval_batches(self.data, name, device=self.options.device, batch_size=1000))
         return torch.cat([batch[0] for batch in batches]), torch.cat([batch[1] for batch in batches])
@@ -119,7 +119,7 @@ class Bench:
         """Train a network in place; returns it and a copy with the moving average of its weights."""
         live = None if teacher is None else LiveTeacher(copy.deepcopy(teacher), (), autocast=self.autocast)
         if self.training.adamw:
-            average = self.train_by_adamw(network, seed, recipe, live)
+            average: ExponentialMovingAverage | None = self.train_by_adamw(network, seed, recipe, live)
         else:
             trainer = Trainer(
                 network, self.data, recipe, augmentation=self.augmentation, order_seed=seed,
