@@ -18,6 +18,15 @@ if TYPE_CHECKING:
         answers as answers,
         describe_size_level as describe_size_level,
     )
+    from analysis.findings.certainty import (
+        Equivalence as Equivalence,
+        Evidence as Evidence,
+        compare_points as compare_points,
+        describe_equivalence as describe_equivalence,
+        equivalence as equivalence,
+        selected_error as selected_error,
+        study_evidence as study_evidence,
+    )
     from analysis.findings.compress_answer import (
         CompressedSize as CompressedSize,
         compress_paragraphs as compress_paragraphs,
@@ -69,6 +78,9 @@ __getattr__, __dir__, __all__ = lazy_exports(
     {
         "answer": "Answer PointComparison answer_text answers describe_size_level",
         "compress_answer": "CompressedSize compress_paragraphs compressed_sizes",
+        "certainty": (
+            "Equivalence Evidence compare_points describe_equivalence equivalence selected_error study_evidence"
+        ),
         "cost": "StudyCost study_cost",
         "curves": "LearningCurve learning_curves",
         "failures": "Failure FailureGroup group_failures list_failures",

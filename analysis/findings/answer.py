@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from analysis.findings.certainty import Evidence, compare_points, selected_error, study_evidence
 from analysis.findings.compress_answer import compress_paragraphs
 from analysis.stats import (
     DENSE,
@@ -13,6 +14,7 @@ from analysis.stats import (
     Estimate,
     FrontPoint,
     MethodAtSize,
+    SelectedError,
     SizeLevel,
     SizeMeasure,
     Stratum,
@@ -27,8 +29,6 @@ from analysis.stats import (
     size_level,
     size_limit,
     study_strata,
-    validation_images,
-    wilson_interval,
 )
 from analysis.utils import format_percent, method_label
 from sweeps.records import StudyRecord
@@ -42,7 +42,8 @@ class PointComparison:
         label: what the other one is, in words.
         other: the other point.
         gap: best minus other in points of error: negative is better.
-        interval: 95 % interval of `gap`, from the number of images; None if that is not known.
+        interval: 95 % interval of `gap`, on the same images where they are on record, else from their number; None if
+            that is not known.
         over_seeds: mean difference over the seeds of both, with its interval; None with fewer than two.
         level: the other method at the size that the two are compared at, where it has another size.
     """
@@ -91,6 +92,8 @@ class Answer:
         share: the budget (without one, the best point's parameters) over the separable network's parameters.
         candidates: how many completed trials fit.
         images: on which errors were measured; None if that is not known.
+        selected: the error of the best, corrected for the choice; None if the number of images is not known.
+        same_images: whether the records say which images were wrong.
         comparisons: of the best point with others.
         level: the methods at one size, where their sizes within the budget differ.
     """
@@ -100,13 +103,22 @@ class Answer:
     share: float | None
     candidates: int
     images: int | None
+    selected: SelectedError | None = None
+    same_images: bool = False
     comparisons: tuple[PointComparison, ...] = ()
     level: SizeLevel | None = None
 
     @property
     def interval(self) -> tuple[float, float] | None:
-        """95 % Wilson interval of the best point's validation error, in percent."""
-        return wilson_interval(self.best.error, self.images) if self.best and self.images else None
+        """95 % interval of the best point's validation error in percent, corrected for the choice."""
+        if self.selected is None or self.best is None:
+            return None
+        return min(self.selected.low, self.best.error), max(self.selected.high, self.best.error)
+
+    @property
+    def corrected(self) -> float | None:
+        """The best point's validation error in percent, corrected for the choice."""
+        return self.selected.mean if self.selected else None
 
     def text(self, smaller: Answer | None = None) -> str:
         """Return the answer as one to three sentences.
@@ -150,11 +162,12 @@ class Answer:
             parts.append(self.best.lost)
         if self.best.spread is not None:
             parts.append(f"standard deviation {self.best.spread:.2f} points")
-        if self.interval is not None:
+        if self.interval is not None and self.corrected is not None:
             low, high = self.interval
+            basis = "" if self.same_images else ", from counts alone"
             parts.append(
-                f"{self.images:,} validation images, so ±{(high - low) / 2:.1f} points: "
-                f"95 % Wilson interval {low:.1f} to {high:.1f} %"
+                f"{self.images:,} validation images; corrected for the choice {format_percent(self.corrected)}, "
+                f"95 % interval {low:.1f} to {high:.1f} %{basis}"
             )
         parts.append(f"best of {self.candidates} completed")
         return ", ".join(parts)
@@ -170,9 +183,9 @@ def answers(study: StudyRecord, points: Sequence[FrontPoint]) -> list[Answer]:
     Returns:
         One answer a budget, smallest first; a study without budgets has one, for any size.
     """
-    images = validation_images(study)
+    evidence = study_evidence(study)
     budgets = study_strata(study) or [Stratum(label="any size", unlimited=True)]
-    return [_answer(stratum, points, images, size_limit(stratum, study)) for stratum in budgets]
+    return [_answer(stratum, points, evidence, size_limit(stratum, study)) for stratum in budgets]
 
 
 def answer_text(study: StudyRecord, points: Sequence[FrontPoint]) -> str:
@@ -253,7 +266,7 @@ def _size_words(level: SizeLevel) -> str:
 
 
 def _answer(
-    stratum: Stratum, points: Sequence[FrontPoint], images: int | None, limit: tuple[int, SizeMeasure] | None
+    stratum: Stratum, points: Sequence[FrontPoint], evidence: Evidence, limit: tuple[int, SizeMeasure] | None
 ) -> Answer:  # fmt: skip
     fitting = [point for point in points if stratum.holds(point)]
     chosen = best_point(fitting)
@@ -263,8 +276,10 @@ def _answer(
         best=chosen,
         share=_share(stratum, points, chosen),
         candidates=sum(point.eligible for point in fitting),
-        images=images,
-        comparisons=tuple(_comparisons(chosen, points, fitting, images, level)) if chosen else (),
+        images=evidence.images,
+        selected=selected_error(fitting, evidence),
+        same_images=chosen is not None and bool(evidence.wrong.get(chosen.setting)),
+        comparisons=tuple(_comparisons(chosen, points, fitting, evidence, level)) if chosen else (),
         level=level,
     )
 
@@ -277,14 +292,14 @@ def _share(stratum: Stratum, points: Sequence[FrontPoint], chosen: FrontPoint | 
 
 
 def _comparisons(
-    chosen: FrontPoint, points: Sequence[FrontPoint], fitting: Sequence[FrontPoint], images: int | None,
+    chosen: FrontPoint, points: Sequence[FrontPoint], fitting: Sequence[FrontPoint], evidence: Evidence,
     level: SizeLevel | None,
 ) -> list[PointComparison]:  # fmt: skip
     """Against the next best method, references as small as the budget (thin networks), and the separable network."""
     seeds = errors_by_seed(points)
     comparisons = []
     if level is not None:
-        comparisons += _compare_level(level, chosen.method, images)
+        comparisons += _compare_level(level, chosen.method, evidence.images)
     others: list[tuple[str, FrontPoint]] = []
     if not comparisons:
         others += [(f"next best method, {point.name}", point) for point in best_by_method(fitting)[1:2]]
@@ -296,14 +311,21 @@ def _comparisons(
     separable = find_reference(points, SEPARABLE)
     if separable is not None:
         others.append(("separable reference", separable))
-    return comparisons + [_compare(chosen, label, other, images, seeds) for label, other in others]
+    return comparisons + [_compare(chosen, label, other, evidence, seeds) for label, other in others]
 
 
 def _compare(
-    chosen: FrontPoint, label: str, other: FrontPoint, images: int | None, seeds: Mapping[str, ErrorsBySeed]
+    chosen: FrontPoint, label: str, other: FrontPoint, evidence: Evidence, seeds: Mapping[str, ErrorsBySeed]
 ) -> PointComparison:  # fmt: skip
+    paired = compare_points(chosen, other, evidence)
+    if paired is not None:
+        over = Estimate(mean=paired.mean, low=paired.low, high=paired.high, count=paired.seeds)
+        return PointComparison(
+            label=label, other=other, gap=paired.mean, interval=(paired.low, paired.high),
+            over_seeds=over if paired.seeds > 1 else None,
+        )  # fmt: skip
     pairs = paired_difference(seeds.get(chosen.setting, {}), seeds.get(other.setting, {}))
-    return _judged(label, other, chosen.error, other.error, pairs, images)
+    return _judged(label, other, chosen.error, other.error, pairs, evidence.images)
 
 
 def _compare_level(level: SizeLevel, chosen_method: str, images: int | None) -> list[PointComparison]:

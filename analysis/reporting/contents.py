@@ -10,6 +10,7 @@ from pathlib import Path
 
 from analysis.findings import (
     Answer,
+    Evidence,
     Failure,
     HeatMap,
     LearningCurve,
@@ -21,8 +22,11 @@ from analysis.findings import (
     StudyCost,
     TimeProfile,
     answers,
+    compare_points,
     compress_paragraphs,
+    describe_equivalence,
     describe_size_level,
+    equivalence,
     evaluation_setting,
     heat_maps,
     learning_curves,
@@ -32,6 +36,7 @@ from analysis.findings import (
     profile_study,
     reproduce_commands,
     study_cost,
+    study_evidence,
     study_provenance,
 )
 from analysis.reporting.render import InlineExecutor
@@ -56,7 +61,6 @@ from analysis.stats import (
     repeated_settings,
     searched_settings,
     study_strata,
-    validation_images,
 )
 from analysis.utils import format_percent, format_points
 from sweeps.records import StudyRecord
@@ -159,17 +163,15 @@ def summarise(
         Paragraphs: the smallest network as good as the separable and the dense one, what is best within each budget,
         the comparison with thinner networks, the first effects and repeats.
     """
-    front, images = pareto_front(points), validation_images(study)
+    front, evidence = pareto_front(points), study_evidence(study)
     if not front:
         return ["No trial was trained to its end, so there is no answer yet."]
     bases = [base for name in (SEPARABLE, DENSE) if (base := find_reference(points, name)) is not None]
     paragraphs = compress_paragraphs(study, points)
-    paragraphs += [_compare_with_reference(front, base, images) for base in bases]
-    if images and any(_not_worse(front, base, images) for base in bases):
-        paragraphs.append(f"Not shown to be worse is not as good: {images:,} images cannot show a small difference.")
+    paragraphs += [_compare_with_reference(points, front, base, evidence) for base in bases]
     paragraphs += _budget_paragraphs(budget_answers)
-    paragraphs += _compare_with_thin(study, points, images)
-    paragraphs += [_effect_sentence(effect) for effect in effects if _is_news(effect)][:SHOWN_EFFECTS]
+    paragraphs += _compare_with_thin(study, points, evidence)
+    paragraphs += _effect_paragraphs(effects)
     paragraphs += [_seeds_sentence(repeat) for repeat in repeats[:SHOWN_REPEATS]]
     if not repeats:
         paragraphs.append(
@@ -181,6 +183,16 @@ def summarise(
 def _is_news(effect: PairedEffect) -> bool:
     """Whether the budgets, the fronts and the thinner networks have not said it already."""
     return effect.pairing == ALL_ELSE_EQUAL and effect.factor != METHOD and not effect.factor.startswith(BUDGET)
+
+
+def _effect_paragraphs(effects: Sequence[PairedEffect]) -> list[str]:
+    """The strongest effects; how many were compared, because one of many looks strong by chance."""
+    shown = [effect for effect in effects if _is_news(effect)][:SHOWN_EFFECTS]
+    compared = max((effect.comparisons for effect in effects), default=0)
+    sentences = [_effect_sentence(effect) for effect in shown]
+    if shown and compared > 1:
+        sentences[0] = f"Of {compared} effects that were compared, corrected for their number: {sentences[0]}"
+    return sentences
 
 
 def _effect_sentence(effect: PairedEffect) -> str:
@@ -227,7 +239,9 @@ def _budget_sentence(answer: Answer, best: FrontPoint) -> str:
     """What is best within one budget, how sure, by how much against the next best method, and all at equal size."""
     text = f"{_budgets_label([answer])}: {best.name}, {format_percent(best.error)}"
     if answer.interval is not None:
-        text += f" (95 % interval {answer.interval[0]:.1f} to {answer.interval[1]:.1f})"
+        low, high = answer.interval
+        text += f" (best of {answer.candidates}; corrected for the choice {format_percent(answer.corrected or 0.0)}, "
+        text += f"95 % interval {low:.1f} to {high:.1f})"
     rival = next((rival for rival in answer.comparisons if rival.label.startswith("next best method")), None)
     return " ".join([f"{text}{_rival_clause(rival) if rival else ''}.", *_equal_size_sentences([answer])])
 
@@ -241,37 +255,23 @@ def _rival_clause(rival: PointComparison) -> str:
     return f", {abs(rival.gap):.2f} points {side} than {rival.other.form}{size}{verdict}"
 
 
-def _compare_with_reference(front: Sequence[FrontPoint], base: FrontPoint, images: int | None) -> str:
-    """The smallest of the front that is not shown to be worse than `base`, or how far the best stays behind.
+def _compare_with_reference(
+    points: Sequence[FrontPoint], front: Sequence[FrontPoint], base: FrontPoint, evidence: Evidence
+) -> str:  # fmt: skip
+    """The smallest network that is surely as good as `base`, or how far the best stays behind.
 
-    What is not smaller than `base` compresses nothing, and counts only where nothing else was trained.
+    What is not smaller than `base` compresses nothing.
     """
-    front = [point for point in front if point.params < base.params] or front
     reference = f"the {base.form} network ({format_percent(base.error)} at {base.params:,} parameters)"
-    best = min(front, key=lambda point: (point.error, point.params))
-    if images is None:
+    smaller = [point for point in front if point.params < base.params]
+    best = min(smaller or front, key=lambda point: (point.error, point.params))
+    if not smaller:
+        return f"No network that was trained to its end is smaller than {reference}; the best is {_describe(best)}."
+    result = equivalence(points, base, evidence)
+    if result is None:
         gap = f"{best.error - base.error:+.2f} points against {reference}"
         return f"The best is {_describe(best)}, {gap}; its noise is unknown."
-    equal = _not_worse(front, base, images)
-    if not equal:
-        low, high = newcombe_interval(best.error, base.error, images)
-        return (
-            f"No network of the front that is smaller is as good as {reference}: the best, {_describe(best)}, stays "
-            f"{best.error - base.error:.2f} points behind (95 % interval {low:.1f} to {high:.1f})."
-        )
-    smallest = min(equal, key=lambda point: point.params)
-    low, high = newcombe_interval(smallest.error, base.error, images)
-    ratio = base.params / smallest.params
-    size = f"{ratio:.1f} times smaller" if ratio >= 1 else f"{1 / ratio:.1f} times larger"
-    return (
-        f"The smallest network that {images:,} validation images do not show to be worse than {reference} is "
-        f"{_describe(smallest)}: {size}, {smallest.error - base.error:+.2f} points ({_interval(low, high)})."
-    )
-
-
-def _not_worse(front: Sequence[FrontPoint], base: FrontPoint, images: int) -> list[FrontPoint]:
-    """Those of the front that so many images do not show to be worse than `base`."""
-    return [point for point in front if newcombe_interval(point.error, base.error, images)[0] <= 0]
+    return describe_equivalence(result, reference, base, evidence)
 
 
 def _interval(low: float, high: float) -> str:
@@ -282,7 +282,7 @@ def _describe(point: FrontPoint) -> str:
     return f"{point.name} with {point.params:,} parameters ({format_percent(point.error)})"
 
 
-def _compare_with_thin(study: StudyRecord, points: Sequence[FrontPoint], images: int | None) -> list[str]:
+def _compare_with_thin(study: StudyRecord, points: Sequence[FrontPoint], evidence: Evidence) -> list[str]:
     """Whether substitution beats a thinner network, at each thinner network's size or budget."""
     thin = [point for point in points if point.finished and point.leads and point.is_thin]
     if not thin:
@@ -300,15 +300,18 @@ def _compare_with_thin(study: StudyRecord, points: Sequence[FrontPoint], images:
         return ["Every thinner network is smaller than the smallest substitution, so they cannot be compared."]
     wins = sum(best.error < rival.error for _, best, rival in pairs)
     text = f"Against thinner networks of the same budget, substitution is better at {wins} of {len(pairs)} sizes"
-    return [f"{text}: {'; '.join(_pair_clause(*pair, images) for pair in pairs)}."]
+    return [f"{text}: {'; '.join(_pair_clause(*pair, evidence) for pair in pairs)}."]
 
 
-def _pair_clause(size: int, best: FrontPoint, rival: FrontPoint, images: int | None) -> str:
+def _pair_clause(size: int, best: FrontPoint, rival: FrontPoint, evidence: Evidence) -> str:
     errors = f"{best.name} {format_percent(best.error)}, {rival.name} {format_percent(rival.error)}"
     text = f"up to {size:,} parameters {errors}"
-    if images is None:
+    paired = compare_points(best, rival, evidence)
+    if paired is not None:
+        return f"{text} ({format_points(paired.mean)} points, {_interval(paired.low, paired.high)}, same images)"
+    if evidence.images is None:
         return text
-    low, high = newcombe_interval(best.error, rival.error, images)
+    low, high = newcombe_interval(best.error, rival.error, evidence.images)
     return f"{text} ({best.error - rival.error:+.2f} points, {_interval(low, high)})"
 
 

@@ -86,7 +86,8 @@ def answer_section(page: Page, study: StudyRecord, report: Report, folder: Path)
         page.table(table)
         page.text(
             "Errors are validation errors, in percent; differences are in points of error, negative is better. The "
-            "best of many trials looks better than it is: the more trials, the more so.", "note",
+            "best of many trials looks better than it is; “corrected for the choice” is its error on images (and "
+            "seeds) that the choice did not see, with a 95 % interval (docs/how_sure.md).", "note",
         )  # fmt: skip
     levels = equal_size_table(report.answers)
     levels.write(folder)
@@ -292,7 +293,8 @@ def paired_effects_section(page: Page, study: StudyRecord, report: Report, folde
         "from a budget, and the teacher that comes with a weight above 0, are no second difference. “Best within each "
         "budget”, shown where no two trials pair so: the best setting of each value, budget by budget, whatever else "
         "they differ in. Intervals are two-sided t-intervals of the mean paired difference, at 95 %, over the units "
-        "named; they know nothing of the noise of few images, which the verdict counts too. Trials that were stopped "
+        "named, and over the images where the records say which were wrong. Verdicts are corrected for the number of "
+        "effects shown (Holm); the strongest come first. Trials that were stopped "
         "early take no part, which favours values that lose often.",
         "note",
     )  # fmt: skip

@@ -95,22 +95,32 @@ def budget_table(answers: Sequence[Answer]) -> ReportTable:
         rival = _comparison(answer, "next best method")
         rows.append((
             answer.stratum.label, answer.stratum.params, best.trial_id, best.name, best.params, best.mult_adds,
-            best.error, low, high, best.seeds, best.spread, separable.gap if separable else None,
+            best.error, answer.corrected, low, high, best.seeds, best.spread, separable.gap if separable else None,
             rival.other.name if rival else None, rival.gap if rival else None,
             answer.level.size if rival and rival.level and answer.level else None,
         ))  # fmt: skip
         limit = f"≤ {answer.stratum.params:,}" if answer.stratum.params else answer.stratum.label
-        interval = f"{low:.1f} to {high:.1f}" if low is not None and high is not None else ""
+        interval = ""
+        if low is not None and high is not None:
+            interval = f"{format_percent(answer.corrected or 0.0)} ({low:.1f} to {high:.1f})"
         texts.append((
             limit, best.name, f"{best.params:,}", format_point_error(best), interval, _gap(separable),
             f"{rival.other.form}: {_gap(rival)}{', at equal size' * bool(rival.level)}" if rival else "",
         ))  # fmt: skip
     columns = (
-        "budget", "budget_params", "trial_id", "setting", "params", "mult_adds", "val_error", "val_error_low_95",
-        "val_error_high_95", "seeds", "standard_deviation", "points_to_separable", "next_best_method",
-        "points_to_next_best", "compared_at",
+        "budget", "budget_params", "trial_id", "setting", "params", "mult_adds", "val_error", "val_error_corrected",
+        "val_error_low_95", "val_error_high_95", "seeds", "standard_deviation", "points_to_separable",
+        "next_best_method", "points_to_next_best", "compared_at",
     )  # fmt: skip
-    headings = ("budget", "best", "parameters", "error", "95 % (Wilson)", "against separable", "next method")
+    headings = (
+        "budget",
+        "best",
+        "parameters",
+        "error",
+        "corrected for the choice (95 %)",
+        "against separable",
+        "next method",
+    )
     return ReportTable(name="best", columns=columns, rows=tuple(rows), texts=tuple(texts), headings=headings)
 
 

@@ -62,12 +62,31 @@ if TYPE_CHECKING:
         newcombe_interval as newcombe_interval,
         wilson_interval as wilson_interval,
     )
+    from analysis.stats.margins import (
+        AsGood as AsGood,
+        as_good_sizes as as_good_sizes,
+        decidable_difference as decidable_difference,
+        default_margin as default_margin,
+    )
+    from analysis.stats.paired import (
+        PairedDifference as PairedDifference,
+        SeedVariance as SeedVariance,
+        paired_error_difference as paired_error_difference,
+        seed_variance as seed_variance,
+    )
     from analysis.stats.paired_effects import (
         ALL_ELSE_EQUAL as ALL_ELSE_EQUAL,
         PairedEffect as PairedEffect,
         find_paired_effects as find_paired_effects,
     )
     from analysis.stats.seeds import RepeatedSetting as RepeatedSetting, repeated_settings as repeated_settings
+    from analysis.stats.selection import (
+        SelectedDifference as SelectedDifference,
+        SelectedError as SelectedError,
+        corrected_difference as corrected_difference,
+        corrected_error as corrected_error,
+        expand_counts as expand_counts,
+    )
     from analysis.stats.versus import (
         compare_values as compare_values,
         comparison_table as comparison_table,
@@ -75,6 +94,7 @@ if TYPE_CHECKING:
     )
     from analysis.stats.wrong_images import (
         PairedImages as PairedImages,
+        WrongBySeed as WrongBySeed,
         pair_images as pair_images,
         stack_seeds as stack_seeds,
         wrong_by_setting as wrong_by_setting,
@@ -94,9 +114,12 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "hypervolume": "HypervolumeGrowth ReferencePoint",
         "importance": "Importance field_importances searched_settings",
         "intervals": "Estimate newcombe_interval wilson_interval",
+        "margins": "AsGood as_good_sizes decidable_difference default_margin",
+        "paired": "PairedDifference SeedVariance paired_error_difference seed_variance",
         "paired_effects": "ALL_ELSE_EQUAL PairedEffect find_paired_effects",
         "seeds": "RepeatedSetting repeated_settings",
+        "selection": "SelectedDifference SelectedError corrected_difference corrected_error expand_counts",
         "versus": "compare_values comparison_table reference_lines",
-        "wrong_images": "PairedImages pair_images stack_seeds wrong_by_setting",
+        "wrong_images": "PairedImages WrongBySeed pair_images stack_seeds wrong_by_setting",
     },
 )

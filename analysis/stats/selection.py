@@ -242,8 +242,8 @@ def _chosen_counts(counts: NDArray[np.float32], screened: bool) -> NDArray[np.fl
     seeds = counts.shape[1]
     if seeds == 1:
         return _at_best(unseen[:, 0], counts[:, 0])
-    measured = range(1, seeds) if screened else range(seeds)
     whole = unseen.sum(axis=1)
+    measured = range(1, seeds) if screened else range(seeds)
     return np.mean([_at_best(whole - unseen[:, seed], counts[:, seed]) for seed in measured], axis=0)
 
 
@@ -255,7 +255,7 @@ def _at_best(choice: NDArray[np.float32], measured: NDArray[np.float32]) -> NDAr
 def _screening_luck(wrong: NDArray[np.bool_], between_seeds: SeedVariance | None) -> float:
     """The luck with these images that all seeds of a setting share, and by which it was chosen to be repeated.
 
-    Measured is how far the first seed, by which the settings were chosen, lies below the others: that is the luck of
+    Measured is how far the first seeds, by which the settings were chosen, lie below the others: that is the luck of
     the first seed alone. The luck that the seeds share is to it as their variances are to each other.
     """
     settings, seeds, images = wrong.shape
