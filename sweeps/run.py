@@ -66,6 +66,8 @@ def dispatch(options: RunOptions) -> int:
         return print_spaces(as_json=options.json)
     if options.resume:
         return _resume(options)
+    if options.repeat_more is not None:
+        raise InputError("--repeat-more must come with --resume STUDY; a new study has `search.repeats`")
     if options.test:
         raise InputError("--test must come with --resume STUDY: a new study looks at the test split when it has ended")
     if options.reproduce or options.retrain_stopped:

@@ -24,7 +24,6 @@ from analysis.stats import (
     as_good_sizes,
     corrected_difference,
     corrected_error,
-    decidable_difference,
     default_margin,
     expand_counts,
     pair_images,
@@ -34,7 +33,7 @@ from analysis.stats import (
     validation_images,
     wrong_by_setting,
 )
-from sweeps.records import StudyRecord
+from sweeps.records import StudyRecord, decidable_difference
 
 OTHER_SEEDS, OTHER_IMAGES = 3, 2000  # what else would decide, where a study cannot tell
 

@@ -65,7 +65,6 @@ if TYPE_CHECKING:
     from analysis.stats.margins import (
         AsGood as AsGood,
         as_good_sizes as as_good_sizes,
-        decidable_difference as decidable_difference,
         default_margin as default_margin,
     )
     from analysis.stats.paired import (
@@ -114,7 +113,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "hypervolume": "HypervolumeGrowth ReferencePoint",
         "importance": "Importance field_importances searched_settings",
         "intervals": "Estimate newcombe_interval wilson_interval",
-        "margins": "AsGood as_good_sizes decidable_difference default_margin",
+        "margins": "AsGood as_good_sizes default_margin",
         "paired": "PairedDifference SeedVariance paired_error_difference seed_variance",
         "paired_effects": "ALL_ELSE_EQUAL PairedEffect find_paired_effects",
         "seeds": "RepeatedSetting repeated_settings",

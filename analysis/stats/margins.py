@@ -1,4 +1,4 @@
-"""Margins: whether a network is as good as a reference, and which differences a study can decide at all.
+"""Margins: whether a network is as good as a reference.
 
 "Not shown to be worse" is no proof of being as good: with few images nothing is shown. So the question is turned round:
 is the difference surely below a margin that the user finds small (non-inferiority)? Sure means that the upper end of
@@ -12,7 +12,6 @@ Journal of Statistical Planning and Inference 99 (2001), for trying hypotheses i
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -24,8 +23,6 @@ from analysis.stats.selection import SelectedDifference, choose, corrected_diffe
 
 MAX_MARGIN = 1.0  # points
 MARGIN_SHARE = 0.25  # of the reference's error
-POWER_Z = 1.6448536269514722 + 0.8416212335729143  # one-sided 95 %, seen in 80 % of studies
-TYPICAL_DISCORDANCE = 1.0  # wrong images of one network alone, of both together, as a share of their mean error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,46 +81,3 @@ def as_good_sizes(
         claims.append(AsGood(chosen=chosen, difference=difference))
         limit = limits[chosen] - 1  # between the two the same setting is best
     return claims
-
-
-def decidable_difference(
-    images: int, seeds: int, error: float, seed_deviation: float | None = None, discordance: float = TYPICAL_DISCORDANCE
-) -> float:  # fmt: skip
-    """Return the smallest true difference that a comparison of two settings decides in four of five studies.
-
-    Args:
-        images: on which both are measured.
-        seeds: of each.
-        error: about that of both, in percent.
-        seed_deviation: standard deviation between seeds in points; None for unknown, which counts the images alone.
-        discordance: images on which one of the two is wrong alone, as a share of `error`.
-
-    Returns:
-        In points, for a one-sided test at 95 %.
-    """
-    by_image = 1e4 * discordance * error / 100 / images / seeds**0.5
-    by_seed = 2 * (seed_deviation or 0.0) ** 2 / seeds
-    return POWER_Z * math.sqrt(by_image + by_seed)
-
-
-def seeds_to_decide(
-    difference: float, images: int, error: float, seed_deviation: float, discordance: float = TYPICAL_DISCORDANCE,
-    most: int = 100,
-) -> int | None:  # fmt: skip
-    """Return how many seeds decide a difference, in four of five studies.
-
-    Args:
-        difference: in points.
-        images: as for `decidable_difference`.
-        error: likewise.
-        seed_deviation: likewise.
-        discordance: likewise.
-        most: more than these are no advice.
-
-    Returns:
-        The number; None where so many do not suffice.
-    """
-    for seeds in range(1, most + 1):
-        if decidable_difference(images, seeds, error, seed_deviation, discordance) <= abs(difference):
-            return seeds
-    return None

@@ -70,7 +70,7 @@ class SelectedError:
 
 @dataclass(frozen=True, kw_only=True)
 class SelectedDifference:
-    """The difference of the chosen setting to one that was fixed beforehand, in points.
+    """The difference of the chosen setting to one fixed beforehand, in points.
 
     Attributes:
         mean: chosen minus the other, corrected for the choice.
@@ -156,7 +156,7 @@ def corrected_error(
 def corrected_difference(
     wrong: NDArray[np.bool_], other: WrongImages, screened: bool = False, between_seeds: SeedVariance | None = None
 ) -> SelectedDifference:
-    """Return the difference of the best setting to another on the same images, corrected for the choice.
+    """Return the best setting's difference to another, corrected for the choice.
 
     Args:
         wrong: `[setting, seed, image]` as for `corrected_error`.
@@ -291,7 +291,9 @@ def _moments(
 
 
 def expand_counts(errors: Sequence[float], images: int, seed: int = 0) -> NDArray[np.bool_]:
-    """Lay out errors of networks whose wrong images are not on record, as if they were wrong independently.
+    """Lay out errors as if networks were wrong independently of each other.
+
+    For studies that have not recorded which images were wrong.
 
     Args:
         errors: in percent, one a network.

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
         check_note as check_note,
         parse_tags as parse_tags,
     )
+    from sweeps.records.decidable import decidable_difference as decidable_difference
     from sweeps.records.events import TERMINAL as TERMINAL, Event as Event, Role as Role, Status as Status
     from sweeps.records.fronts import (
         best_trials as best_trials,
@@ -124,6 +125,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
     {
         "annotations": "MAX_NOTE_LENGTH check_note parse_tags",
+        "decidable": "decidable_difference",
         "events": "Event Role Status TERMINAL",
         "fronts": (
             "best_trials competing_points completed_trials front front_first_seeds front_settings front_trials "

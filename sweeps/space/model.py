@@ -11,7 +11,14 @@ from lowrank.training import RECIPE_FIELD, Recipe, recipe_fields
 from lowrank.utils import validate_model
 from sweeps.space.domains import Domain, Value
 from sweeps.space.method_names import Alternative
-from sweeps.space.settings import LIMITS, BudgetSettings, ResourceSettings, SearchSettings, StartSettings
+from sweeps.space.settings import (
+    LIMITS,
+    AnswerSettings,
+    BudgetSettings,
+    ResourceSettings,
+    SearchSettings,
+    StartSettings,
+)
 from sweeps.space.teacher_settings import TEACHER_WEIGHTS, TeacherSettings
 
 if TYPE_CHECKING:
@@ -35,6 +42,7 @@ class Space:
     resources: ResourceSettings
     start: StartSettings
     teacher: TeacherSettings | None = None
+    answer: AnswerSettings = field(default_factory=AnswerSettings)
     domains: dict[str, Domain] = field(default_factory=dict)  # of all sections but `method`
     source: dict[str, Any] = field(default_factory=dict)  # file and overrides, as space.yaml keeps them
 

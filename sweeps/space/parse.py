@@ -22,7 +22,7 @@ from sweeps.space.files import SECTIONS, check_no_cycles, find_space, read_yaml
 from sweeps.space.method_names import THIN_BASELINES, UNCHANGED, Alternative, alternative_names, resolve_method
 from sweeps.space.model import Space
 from sweeps.space.run_options import START_WEIGHTS
-from sweeps.space.settings import BudgetSettings, ResourceSettings, SearchSettings, StartSettings
+from sweeps.space.settings import AnswerSettings, BudgetSettings, ResourceSettings, SearchSettings, StartSettings
 from sweeps.space.shorthand import apply_data_overrides, expand_shorthand, set_field, set_start_weights
 from sweeps.space.teacher_settings import START, TEACHER_SECTION, parse_teacher
 
@@ -221,6 +221,7 @@ def parse_space(name: str, content: Mapping[str, Any]) -> Space:
         references=_references(content.get("references", [])),
         search=validate_model(SearchSettings, _section_fields(content, "search"), "search"),
         resources=validate_model(ResourceSettings, _section_fields(content, "resources"), "resources"),
+        answer=validate_model(AnswerSettings, _section_fields(content, "answer"), "answer"),
         start=validate_model(StartSettings, _literals(content, "start", domains), "start"),
         teacher=parse_teacher(teacher, domains),
         domains=domains,
@@ -318,7 +319,7 @@ def _section_fields(content: Mapping[str, Any], section: str) -> dict[str, Any]:
     if not isinstance(fields, Mapping):
         raise InputError(f"`{section}` must be a section with fields, but got {fields!r}")
     for key, value in fields.items():
-        if is_domain(value) and section in ("data", "search", "resources"):
+        if is_domain(value) and section in ("data", "search", "resources", "answer"):
             raise InputError(f"`{section}.{key}` cannot be searched; it must be one value, but got {value!r}")
     texts = TEXT_FIELDS.get(section, ())
     return {str(key): value if key in texts else _parse_number(value) for key, value in fields.items()}

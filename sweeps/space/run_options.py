@@ -27,6 +27,7 @@ class RunOptions:
     probe_memory: bool = False
     resume: str | None = None
     test: bool = False
+    repeat_more: int | None = None
     reproduce: Sequence[str] | None = None  # a study and a trial
     retrain_stopped: str | None = None
     sample: int = 10

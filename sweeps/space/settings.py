@@ -63,6 +63,13 @@ class SearchSettings(BaseModel):
         return self
 
 
+class AnswerSettings(BaseModel):
+    """What counts as an answer; nothing here changes a trial."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    margin: float | None = Field(default=None, gt=0, le=100)  # of "as good as", points; None: the smaller of 1 and 1/4
+
+
 class ResourceSettings(BaseModel):
     """What one trial occupies while it trains."""
 

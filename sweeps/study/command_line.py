@@ -47,6 +47,9 @@ def make_parser() -> argparse.ArgumentParser:
         "--test", action="store_true", help="with --resume: evaluate the front on the test split once more (counted)"
     )
     task.add_argument(
+        "--repeat-more", type=int, metavar="N", help="with --resume: N more seeds for each point of the front"
+    )
+    task.add_argument(
         "--reproduce", nargs=2, metavar=("STUDY", "TRIAL"), help="train a recorded trial again and compare the results"
     )
     task.add_argument(

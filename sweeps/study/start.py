@@ -25,7 +25,7 @@ from sweeps.records import (
     read_space_file,
     studies_root,
 )
-from sweeps.space import RunOptions, Space, StudyConfig, check_trust, parse_space, parse_time
+from sweeps.space import RunOptions, SearchSettings, Space, StudyConfig, check_trust, parse_space, parse_time
 from sweeps.storage import fetch_study, list_stored_studies, mirror_study, storage_uri
 from sweeps.study.driver import run_study
 from sweeps.study.retrain import ORIGIN, select_stopped, select_trial
@@ -126,6 +126,8 @@ def resume_study(options: RunOptions) -> int:
     content, stored = read_space_file(folder)
     content.setdefault("search", {}).pop("time", None)  # a time limit is for one run of the driver
     _set_fields(content, "search", {"trials": options.trials, "time": options.time})
+    if options.repeat_more is not None:
+        _add_repeats(content, options.repeat_more)
     resources = _given_options(
         options, "gpus_per_trial", "cpus_per_trial", "max_concurrent", "processes_per_trial", "sharing"
     )
@@ -141,6 +143,22 @@ def resume_study(options: RunOptions) -> int:
     resolver = Resolver(space, data, _resolve_same_teacher(space, data, config))
     with mirror_study(uri, folder):
         return run_study(space, resolver, config)
+
+
+def _add_repeats(content: dict[str, Any], more: int) -> None:
+    """Raise the number of seeds of a space in place; a whole grid stays whole.
+
+    Raises:
+        InputError: `more` is below 1, or trials are stopped early on a grid.
+    """
+    if more < 1:
+        raise InputError(f"--repeat-more must be at least 1, but got {more}")
+    search = content["search"]
+    before = int(search.get("repeats", 1))
+    search["repeats"] = before + more
+    if search.get("sampler") == "grid":  # `trials` counts the rows, of all seeds
+        trials = int(search.get("trials", SearchSettings.model_fields["trials"].default))
+        search["trials"] = -(-trials * (before + more) // before)
 
 
 def _refuse_options(options: RunOptions, names: tuple[str, ...], rule: str) -> None:
