@@ -15,7 +15,8 @@ from lowrank.errors import InputError, unknown
 
 SPACES_FOLDER = Path(__file__).resolve().parents[2] / "search_spaces"
 SECTIONS = (
-    "question", "data", "network", "teacher", "train", "method", "budget", "start", "references", "search", "resources", "answer",
+    "question", "data", "network", "teacher", "train", "method", "budget", "start", "references", "search", "resources",
+    "answer",
 )  # fmt: skip
 
 
