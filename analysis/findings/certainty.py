@@ -225,7 +225,7 @@ def _what_would_decide(result: Equivalence, evidence: Evidence) -> str:
     text = f"{images:,} images and {with_seeds} decide differences over {result.decides:.1f} points"
     if ratio == 1:
         return f"{text}."
-    unknown = " if seeds differed by nothing" if deviation is None else ""
+    unknown = " if seeds do not differ" if deviation is None else ""
     return f"{text}; {more_seeds} seeds on {more_images:,} images would decide {better:.1f}{unknown}."
 
 

@@ -39,7 +39,9 @@ class AsGood:
 
 
 def default_margin(reference_error: float) -> float:
-    """Return the margin where the space names none: a point, or a quarter of the reference's error if that is less.
+    """Return the margin where the space names none.
+
+    It is a point, or a quarter of the reference's error if that is less.
 
     Args:
         reference_error: in percent.
@@ -54,7 +56,7 @@ def as_good_sizes(
     wrong: NDArray[np.bool_], sizes: Sequence[int], reference: WrongImages, margin: float, screened: bool = False,
     between_seeds: SeedVariance | None = None,
 ) -> list[AsGood]:  # fmt: skip
-    """Return the best setting of each size that is surely as good as a reference, largest first.
+    """Return the settings that are surely as good as a reference, largest first.
 
     Sizes are tried from the largest down, and the first that fails ends it. So the chance of any false claim is that of
     one: the order does not depend on the errors.

@@ -11,7 +11,7 @@ TYPICAL_DISCORDANCE = 1.0  # images on which one of two networks is wrong alone,
 def decidable_difference(
     images: int, seeds: int, error: float, seed_deviation: float | None = None, discordance: float = TYPICAL_DISCORDANCE
 ) -> float:  # fmt: skip
-    """Return the smallest true difference that a comparison of two settings decides in four of five studies.
+    """Return the smallest true difference that four of five studies decide.
 
     Args:
         images: on which both are measured.
