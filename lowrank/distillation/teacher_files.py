@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,9 @@ from torch import Tensor, nn
 
 from lowrank.data import ImageData
 from lowrank.errors import InputError, unknown
-from lowrank.io import load_model, load_weights, read_specification, read_weights
+from lowrank.io import find_preprocessing, load_model, load_weights, read_specification, read_weights
 from lowrank.networks import ImageShape, NetworkSettings, is_own_code, make_network
+from lowrank.networks.external import torchvision_network
 from lowrank.utils import file_hash, validate_model
 
 RECORD_FILE = "teacher.json"
@@ -139,7 +141,7 @@ class TeacherWeights:
             allow_unverified: accept a teacher without a record of what it was trained on.
 
         Raises:
-            InputError: it was trained on other images, classes or splits.
+            InputError: it was trained on other images, classes or splits, or with another normalisation.
         """
         label = f"the teacher {self.reference}"
         if self.classes != len(data.classes):
@@ -147,6 +149,8 @@ class TeacherWeights:
         if self.image_shape not in (None, data.image_shape):
             raise InputError(f"{label} was trained on images of {_times(self.image_shape)}, but those of {data.name} "
                              f"are {_times(data.image_shape)}")  # fmt: skip
+        if self.reference.startswith(TORCHVISION):
+            self._check_preprocessing(label, data)
         if self.record is None:
             if not allow_unverified and not self.reference.startswith(TORCHVISION):
                 raise InputError(
@@ -159,6 +163,32 @@ class TeacherWeights:
                 f"{self.record.fingerprint}, but the students' {data.name} has {data.fingerprint}: it may have seen "
                 "their validation images"
             )
+
+    def _check_preprocessing(self, label: str, data: ImageData) -> None:
+        """Check that images are normalised as torchvision's weights expect, and that known classes are in order."""
+        expected = find_preprocessing(self.reference)
+        if expected is None:
+            return
+        if not _are_close(expected.mean, data.mean) or not _are_close(expected.std, data.std):
+            raise InputError(
+                f"{label} expects pixels normalised by mean {_numbers(expected.mean)} and deviation "
+                f"{_numbers(expected.std)}, but those of {data.name} are by {_numbers(data.mean)} and "
+                f"{_numbers(data.std)}; set `data.mean` and `data.std` to what it expects"
+            )
+        names = expected.classes
+        if names is not None and sorted(names) == sorted(data.classes) and list(names) != list(data.classes):
+            raise InputError(f"{label} has the classes of {data.name} in another order: {', '.join(names[:3])}, ...")
+
+
+def _are_close(expected: Sequence[float], received: Sequence[float]) -> bool:
+    """Tell whether statistics agree to the three digits that are published."""
+    return len(expected) == len(received) and all(
+        abs(one - other) < 1e-3 for one, other in zip(expected, received, strict=True)
+    )
+
+
+def _numbers(values: Sequence[float]) -> str:
+    return f"[{', '.join(f'{value:.3f}' for value in values)}]"
 
 
 def _times(shape: ImageShape | None) -> str:
@@ -350,7 +380,8 @@ def _torchvision_network(name: str) -> tuple[nn.Module, dict[str, Tensor]]:
         raise InputError(f"the weights {name} are not on this machine and cannot be downloaded: {error}") from error
     state = {key: tensor for key, tensor in state.items() if not key.startswith(_HEADS)}
     settings = NetworkSettings(name=name.partition("/")[0])
-    network = make_network(settings, (3, 224, 224), len(weights.meta["categories"]))
+    architecture, classes = settings.name.removeprefix(TORCHVISION), len(weights.meta["categories"])
+    network = torchvision_network(architecture, (3, 224, 224), classes, None, trained=True)
     try:
         network.load_state_dict(state)
     except RuntimeError as error:

@@ -273,6 +273,8 @@ def _print_summary(config: StudyConfig, record: StudyRecord) -> None:
     for (status, reason), count in ends.most_common(5):
         print(f"{count} {status.replace('_', ' ')}: {reason}")
     print("no trial was completed, so there is no front")
+    if any(trial.status is Status.DIVERGED for trial in record.trials.values()):
+        print("where the training diverged, a lower rate may help: --set train.lr=...")
 
 
 def _run_analysis(subcommand: str, folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,8 +13,9 @@ from lowrank.data import ImageData
 from lowrank.distillation import cache as teacher_cache
 from lowrank.distillation.cached_teacher import CachedTeacher
 from lowrank.distillation.teacher import LiveTeacher
-from lowrank.distillation.teacher_files import RECORD_FILE, WEIGHTS_FILE, find_teacher
+from lowrank.distillation.teacher_files import RECORD_FILE, WEIGHTS_FILE, TeacherWeights, find_teacher
 from lowrank.errors import InputError
+from lowrank.io import find_preprocessing
 from lowrank.networks.registry import NetworkSettings
 from sweeps.records.specification import Trial
 from sweeps.space.model import Space
@@ -166,6 +168,32 @@ def test_torchvision_weights_are_read_from_its_cache_as_data(tmp_path: Path, mon
     assert weights.classes == 1000
     loaded = weights.load()
     assert all(torch.equal(a, b) for a, b in zip(network.parameters(), loaded.parameters(), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({}, ""),
+        (
+            {"mean": (0.5, 0.5, 0.5)},
+            r"expects pixels normalised by mean \[0.485, .*, but those of .* by \[0.500, 0.500",
+        ),
+        ({"std": (0.2, 0.2, 0.2)}, r"set `data.mean` and `data.std` to what it expects"),
+        ({"reversed": True}, r"has the classes of photos in another order: tench, goldfish"),
+    ],
+)
+def test_torchvision_weights_need_their_own_normalisation_and_order(changes: dict[str, Any], message: str) -> None:
+    names = tuple(find_preprocessing("torchvision:resnet18/IMAGENET1K_V1").classes)  # type: ignore[union-attr]
+    fields = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225), **changes}
+    classes = names[::-1] if fields.pop("reversed", False) else names
+    photos: Any = SimpleNamespace(name="photos", classes=classes, image_shape=(3, 64, 64), fingerprint="f", **fields)
+    network = NetworkSettings(name="torchvision:resnet18")
+    weights = TeacherWeights("torchvision:resnet18/IMAGENET1K_V1", "0" * 64, network, None, 1000)
+    if not message:
+        weights.check(photos)
+        return
+    with pytest.raises(InputError, match=message):
+        weights.check(photos)
 
 
 def points(by: Resolver) -> tuple[Trial, Trial]:
