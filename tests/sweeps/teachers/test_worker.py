@@ -176,7 +176,7 @@ def test_torchvision_weights_are_read_from_its_cache_as_data(tmp_path: Path, mon
         ({}, ""),
         (
             {"mean": (0.5, 0.5, 0.5)},
-            r"expects pixels normalised by mean \[0.485, .*, but those of .* by \[0.500, 0.500",
+            r"expects pixels normalised by mean \[0.485, .*, but those .* by \[0.500, 0.500",
         ),
         ({"std": (0.2, 0.2, 0.2)}, r"set `data.mean` and `data.std` to what it expects"),
         ({"reversed": True}, r"has the classes of photos in another order: tench, goldfish"),
