@@ -108,7 +108,7 @@ class Replay:
     def _wrapper(self, name: str, forward: Callable[..., Any], batch: int, reached: list[bool]) -> Callable[..., Any]:
         def run(*args: Any, **options: Any) -> Any:
             stored = self._outputs.get(name, {}).get(batch)
-            if stored is not None:
+            if stored is not None and not reached[0]:  # what runs after the target has another input now
                 return stored.clone()  # what follows may change it in place
             tensors = [value for value in (*args, *options.values()) if isinstance(value, Tensor)]
             versions = [tensor._version for tensor in tensors]

@@ -89,3 +89,18 @@ def test_one_pass_gives_the_moments_and_outputs_of_every_layer() -> None:
         assert stored is not None
         for (_, expected), output in zip(pairs, stored, strict=True):
             torch.testing.assert_close(output, expected, rtol=0, atol=0)
+
+
+def test_a_change_of_an_early_layer_is_seen_after_a_late_one_was_visited():
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 2)).eval()
+    images = torch.randn(3, 4)
+    replay = Replay(network, count_calls(network, images[:1]), 1e9)
+    for target in ("0", "2", "4"):  # what a first method does
+        with torch.no_grad(), replay.before(target, 0):
+            network(images)
+    network[0] = nn.Linear(4, 4)  # a second one begins at the first layer again
+    with torch.no_grad():
+        expected = network(images)
+        with replay.before("0", 0):
+            assert torch.equal(network(images), expected)
