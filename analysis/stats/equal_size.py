@@ -15,7 +15,7 @@ from itertools import pairwise
 from statistics import fmean
 
 from analysis.stats.front import FrontPoint, SizeMeasure, Stratum, best_by_method, pareto_front
-from analysis.stats.intervals import Estimate, t_interval
+from analysis.stats.intervals import Estimate, error_interval, t_interval
 from analysis.stats.seeds import group_by_setting
 from sweeps.records import StudyRecord
 
@@ -58,7 +58,7 @@ class MethodAtSize:
     @property
     def estimate(self) -> Estimate | None:
         """The mean over seeds with its interval; None where the two points share no seed."""
-        return t_interval(list(self.by_seed.values())) if self.by_seed else None
+        return error_interval(list(self.by_seed.values())) if self.by_seed else None
 
 
 @dataclass(frozen=True, kw_only=True)

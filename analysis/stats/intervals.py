@@ -21,7 +21,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 LEVEL = 0.95
 Z_95 = 1.959963984540054  # quantile of the normal distribution at 97.5 %
@@ -74,6 +74,23 @@ def t_interval(values: Sequence[float], level: float = LEVEL) -> Estimate:
     quantile = float(stdtrit(len(values) - 1, 0.5 + level / 2))
     half = quantile * statistics.stdev(values) / math.sqrt(len(values))
     return Estimate(mean=mean, low=mean - half, high=mean + half, count=len(values))
+
+
+def error_interval(errors: Sequence[float]) -> Estimate:
+    """Return the mean of errors and its 95 % t-interval, as far as errors can lie in it.
+
+    Args:
+        errors: in percent, one or more.
+
+    Returns:
+        Mean and interval, its ends between 0 and 100.
+
+    Raises:
+        ValueError: as for `t_interval`.
+    """
+    estimate = t_interval(errors)
+    low, high = (None if end is None else min(100.0, max(0.0, end)) for end in (estimate.low, estimate.high))
+    return replace(estimate, low=low, high=high)
 
 
 def wilson_interval(error: float, images: float, z: float = Z_95) -> tuple[float, float]:

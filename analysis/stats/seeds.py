@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from analysis.stats.front import SEPARABLE, FrontPoint, find_reference
-from analysis.stats.intervals import Estimate, t_interval
+from analysis.stats.intervals import Estimate, error_interval, t_interval
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,8 +73,8 @@ def _repeated(group: Sequence[FrontPoint], base: dict[int, FrontPoint]) -> Repea
     tested = [point.test_error for point in by_seed.values() if point.test_error is not None]
     return RepeatedSetting(
         point=next(iter(by_seed.values())),
-        val_error=t_interval([point.own_error for point in by_seed.values()]),
-        test_error=t_interval(tested) if tested else None,
+        val_error=error_interval([point.own_error for point in by_seed.values()]),
+        test_error=error_interval(tested) if tested else None,
         gap=t_interval(gaps) if gaps else None,
         seeds=tuple(by_seed),
     )

@@ -18,7 +18,7 @@ from typing import Any
 from analysis.stats.equal_size import ErrorsBySeed, sizes_equal
 from analysis.stats.factors import FactorValues, factor_values, shared_factors, varying_factors
 from analysis.stats.front import SizeMeasure, validation_images
-from analysis.stats.intervals import Estimate, t_interval, within_image_noise
+from analysis.stats.intervals import Estimate, error_interval, t_interval, within_image_noise
 from analysis.utils import format_error_interval, format_points_interval
 from lowrank.errors import unknown
 from sweeps.records import Role, Status, StudyRecord, TrialRecord
@@ -134,7 +134,7 @@ def _row(
     measure: SizeMeasure = "mult_adds" if "budget.mult_adds" in trials[0].parameters else "params"
     return ValueComparison(
         other_fields=other_fields, value=value, params=counts["params"], mult_adds=counts.get("mult_adds"),
-        error=t_interval(list(seeds.values())), gap=gap, measure=measure,
+        error=error_interval(list(seeds.values())), gap=gap, measure=measure,
         as_large=sizes_equal(counts[measure], base[0].counts[measure]),
         verdict="base" if is_base else _verdict(gap, fmean(seeds.values()), fmean(base_seeds.values()), images),
     )  # fmt: skip
@@ -175,18 +175,12 @@ def comparison_table(rows: Sequence[ValueComparison]) -> str:
         mult_adds = "" if row.mult_adds is None else f"{row.mult_adds:,}"
         lines.append((
             row.other_fields, row.value, f"{row.params:,}{marks.get('params', '')}",
-            f"{mult_adds}{marks.get('mult_adds', '')}", format_error_interval(_possible(row.error)),
+            f"{mult_adds}{marks.get('mult_adds', '')}", format_error_interval(row.error),
             format_points_interval(row.gap), row.verdict, str(row.error.count),
         ))  # fmt: skip
     text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     marked = any(not row.as_large for row in rows)
     return text + ("\n\n\\* over 1 % larger or smaller than the base" if marked else "")
-
-
-def _possible(error: Estimate) -> Estimate:
-    """The part of an interval in which errors can lie."""
-    low, high = (None if end is None else min(100.0, max(0.0, end)) for end in (error.low, error.high))
-    return replace(error, low=low, high=high)
 
 
 def reference_lines(study: StudyRecord) -> list[str]:
@@ -204,7 +198,7 @@ def reference_lines(study: StudyRecord) -> list[str]:
         if trial.role is Role.REFERENCE and not trial.broken and completed:
             groups[f"{trial.method}, {trial.counts['params']:,} parameters"].append(trial.val_error or 0.0)
     return [
-        f"reference: {label}, {format_error_interval(_possible(t_interval(errors)))}, "
+        f"reference: {label}, {format_error_interval(error_interval(errors))}, "
         f"{len(errors)} seed{'s' * (len(errors) > 1)}"
         for label, errors in groups.items()
     ]

@@ -9,7 +9,7 @@ from hypothesis import given, strategies as st
 from scipy import stats
 
 from analysis.stats.front import collect_points
-from analysis.stats.intervals import Estimate, t_interval
+from analysis.stats.intervals import Estimate, error_interval, t_interval
 from analysis.stats.paired_effects import ALL_ELSE_EQUAL, BEST_WITHIN_BUDGET, PairedEffect, find_paired_effects
 from analysis.stats.seeds import repeated_settings
 from sweeps.records.events import Role, Status
@@ -287,3 +287,9 @@ class TestRepeats:
         assert found["t0"].val_error.mean == pytest.approx(4.5)
         assert found["s0"].gap is None
         assert found["t0"].seeds == (0, 1, 2)
+
+
+def test_the_interval_of_an_error_ends_where_errors_do():
+    estimate = error_interval([70.0, 80.0])
+    assert (estimate.low, estimate.mean, estimate.high) == (pytest.approx(11.469, abs=1e-3), 75.0, 100.0)
+    assert error_interval([1.0, 3.0]).low == 0.0
