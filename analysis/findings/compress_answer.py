@@ -30,6 +30,7 @@ from sweeps.records import StudyRecord
 
 SHARE_WORDS = {0.5: "half the parameters", 0.25: "a quarter", 0.2: "a fifth", 0.125: "an eighth", 0.1: "a tenth",
                0.05: "a twentieth"}  # fmt: skip
+SAME_ERROR = 0.005  # points, which round to 0.00
 SAME_SHARE = 0.02  # relative difference from a share in words, within which it is called so
 
 
@@ -132,7 +133,7 @@ def _size_paragraph(
         other = size.from_scratch
         thinner = "a thinner network" if other.is_thin else method_label(other.method)
         text += (
-            f" At equal size {thinner} from scratch has {format_percent(other.error)} at {other.params:,}"
+            f" Within the same size {thinner} from scratch has {format_percent(other.error)} at {other.params:,}"
             f"{_epochs(other)}: {_difference(best, other, images, seeds)}."
         )
     return text
@@ -156,6 +157,8 @@ def _gap(point: FrontPoint, base: FrontPoint, images: int | None, seeds: Mapping
 
 def _difference(best: FrontPoint, other: FrontPoint, images: int | None, seeds: Mapping[str, ErrorsBySeed]) -> str:
     gap = best.error - other.error
+    if abs(gap) < SAME_ERROR:
+        return f"the compressed one is as good{_interval(best, other, images, seeds)}"
     if gap > 0:
         return f"the compressed one is {gap:.2f} points worse{_interval(best, other, images, seeds)}"
     return f"the compressed one is {-gap:.2f} points better{_interval(other, best, images, seeds)}"

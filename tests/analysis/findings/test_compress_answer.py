@@ -54,7 +54,7 @@ def test_sizes_are_told_in_words_with_differences_before_and_after():
     assert half.startswith("Half the parameters (198,000) at +0.20 points (95 % interval -1.1")
     assert "Tucker-2, fitted in order (3 epochs, 23 in all), best of 2." in half
     assert "Before any training +0.40 points: SVD, fitted in order." in half
-    assert "At equal size a thinner network from scratch has 3.50 % at 199,000 (23 epochs in all)" in half
+    assert "Within the same size a thinner network from scratch has 3.50 % at 199,000 (23 epochs in all)" in half
     assert "the compressed one is 1.30 points better (95 % interval -0.1" in half  # of better, as the figure is
     assert quarter.startswith("A quarter (98,000) at +1.00 points")
     assert "5.00 % at 99,000" in quarter  # the larger thin network does not fit
