@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
+from statsmodels.stats.multitest import multipletests
 
 from analysis.stats.multiple import holm_p_values
 from analysis.stats.selection import choose, corrected_difference, corrected_error, expand_counts
@@ -71,6 +72,11 @@ def test_every_interval_holds_its_estimate_and_lies_between_0_and_100(count, see
 def test_counts_are_laid_out_as_often_as_the_error_says():
     wrong = expand_counts([2.5, 0.0, 100.0], 200)
     assert wrong.sum(axis=1).tolist() == [5, 0, 200]
+
+
+@pytest.mark.parametrize("p_values", [[0.01, 0.04, 0.03, 0.005, 0.9], [0.5, 0.5]])
+def test_holms_correction_is_that_of_statsmodels(p_values):
+    assert holm_p_values(p_values) == pytest.approx(multipletests(p_values, method="holm")[1].tolist())
 
 
 def test_holms_correction_keeps_the_order_and_skips_what_has_no_value():
