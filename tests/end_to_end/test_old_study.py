@@ -12,6 +12,7 @@ import sqlite3
 import tarfile
 from collections import Counter
 from contextlib import closing
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,7 @@ VAL_ERRORS = {REFERENCE: 22.22, SMALL: 50.69, BROKEN: 52.78, LARGE: 24.31, UNFIN
 TEST_ERRORS = {REFERENCE: 21.17, SMALL: 54.87}
 ONE_IMAGE = 100 / 288  # of the validation split, in per cent: another processor may round one image's logits otherwise
 EPOCHS = 3
+ONLY_IN_JOURNALS: dict[str, Any] = {"test_looks": [], "finished_ends": []}  # which the old copies lack
 # Every column of MLflow's tables that holds an absolute address of the study
 ADDRESSES = {
     "experiments": ("artifact_location",), "runs": ("artifact_uri",), "logged_models": ("artifact_location",),
@@ -136,7 +138,7 @@ class TestRecords:
     def test_the_tables_hold_the_same_study_as_the_journal(self, stored, tmp_path):
         for name in (RESULTS_FILE, EPOCHS_FILE):
             (tmp_path / name).write_bytes((stored / name).read_bytes())
-        assert load_study(tmp_path) == load_study(stored)
+        assert load_study(tmp_path) == replace(load_study(stored), **ONLY_IN_JOURNALS)
 
     def test_tables_written_anew_have_the_same_columns_and_values(self, stored):
         study = load_study(stored)
@@ -146,7 +148,8 @@ class TestRecords:
 
     @pytest.mark.filterwarnings("ignore:.*loader strategy is deprecated")  # MLflow's own use of SQLAlchemy
     def test_the_mlflow_store_holds_the_same_study_as_the_journal(self, stored):
-        assert load_from_mlflow(f"sqlite:///{stored / MLFLOW_FILE}", NAME) == load_study(stored)
+        expected = replace(load_study(stored), **ONLY_IN_JOURNALS)
+        assert load_from_mlflow(f"sqlite:///{stored / MLFLOW_FILE}", NAME) == expected
 
 
 class TestAnalysis:
