@@ -1,4 +1,4 @@
-"""`python -m analysis COMMAND`: summary, mark, profile, audit, against, report, compare, export and collate."""
+"""`python -m analysis COMMAND`: the commands that read studies; `--help` lists them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from analysis import collate, compare, export, report
-from analysis.cli import against, audit, mark, summary, time_profile
+from analysis.cli import against, audit, check, mark, repair, summary, time_profile
 from lowrank.utils import OneLineParser, run_command
 
 COMMANDS = {
@@ -14,6 +14,8 @@ COMMANDS = {
     "mark": (mark, "take a broken trial out of all conclusions, or remark on one"),
     "profile": (time_profile, "where the time of a study went"),
     "audit": (audit, "whether early stopping would have stopped the winner, by each rule"),
+    "check": (check, "read every file of a study and say what is damaged; changes nothing"),
+    "repair": (repair, "keep all of a damaged study that is whole, and say what is left out"),
     "against": (against, "every value of a field against one of them, paired by seed"),
     "report": (report, "one HTML page that answers the study's question"),
     "compare": (compare, "fronts, hypervolume at equal cost and the trials that differ"),

@@ -36,6 +36,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--name", required=True, help="name of the new study")
     parser.add_argument(
+        "--allow-code", action="store_true", help="let the studies run code, package.module:function, to count it"
+    )
+    parser.add_argument(
         "--studies", type=Path, default=STUDIES_FOLDER, metavar="DIR", help="where studies are (studies/)"
     )
 
@@ -65,7 +68,9 @@ def run(arguments: argparse.Namespace) -> int:
         mixed = differing_fields([source.study for source in sources])
         check_equal(mixed, allowed=arguments.mixed)
         step("counts")
-        collated = collate(sources, arguments.name, {entry.field: entry.values for entry in mixed})
+        collated = collate(
+            sources, arguments.name, {entry.field: entry.values for entry in mixed}, allow_code=arguments.allow_code
+        )
         step("writing")
         arguments.studies.mkdir(parents=True, exist_ok=True)
         write_study(collated, folder)

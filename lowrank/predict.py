@@ -82,12 +82,14 @@ def run(options: argparse.Namespace) -> int:
         InputError: the model cannot be read, names code that is not allowed, or an option is not possible.
     """
     from lowrank.io import read_class_names
+    from lowrank.networks import check_own_code
     from lowrank.serving import load_classifier, network_name
 
     if options.top < 1:
         raise InputError(f"--top must be at least 1, but got {options.top}")
-    trusted = network_name(options.model) if options.allow_code else None
-    classifier = load_classifier(options.model, trusted_network=trusted)
+    name = network_name(options.model)
+    check_own_code([name], options.allow_code, source=str(options.model))
+    classifier = load_classifier(options.model, trusted_network=name)
     if options.class_names is not None:
         names, outputs = read_class_names(options.class_names), classifier.classes
         if len(names) != outputs:

@@ -37,7 +37,7 @@ from lowrank.io import (
     read_metadata,
     save_model,
 )
-from lowrank.networks import ImageShape, NetworkSettings, is_own_code
+from lowrank.networks import ImageShape, NetworkSettings, check_own_code
 from lowrank.utils import atomic_folder, validate_model, write_text
 
 MODEL_FILE, IMAGES_FILE = "model.safetensors", "images.json"
@@ -210,6 +210,6 @@ def _load_pyfunc(data_path: str) -> ImageClassifier:
     """Load a model for MLflow, which passes the folder and nothing else: the environment allows code."""
     folder = Path(data_path)
     name = network_name(folder)
-    if is_own_code(name) and os.environ.get(ALLOW_CODE) != "1":
-        raise InputError(f"{folder} names the network {name!r}, which is code; set {ALLOW_CODE}=1 if you trust it")
+    allowed = os.environ.get(ALLOW_CODE) == "1"
+    check_own_code([name], allowed, source=str(folder), permission=f"{ALLOW_CODE}=1 in the environment")
     return load_classifier(folder, trusted_network=name)

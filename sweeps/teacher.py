@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ if sys.path and Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
 
 from lowrank.errors import InputError
 from lowrank.utils import ExitCode, OneLineParser, report_error, run_command
-from sweeps.utils import exit_process, install_signal_handlers
+from sweeps.utils import check_plain_name, exit_process, install_signal_handlers
 
 if TYPE_CHECKING:
     from sweeps.space import Space
@@ -133,17 +132,13 @@ def dispatch(config: TeacherConfig) -> int:
 
 def _train(config: TeacherConfig, root: Path) -> int:
     from lowrank.data import load_data
-    from sweeps.records import NAME_RULE
     from sweeps.teachers import name_taken_error, register_or_explain, train_with_progress
 
     for flag in ("name", "network"):
         if not getattr(config, flag):
             raise InputError(f"--{flag} is missing; for example --network wrn_16_4 --data digits --name digits_wrn164")
     name = str(config.name)
-    if not re.fullmatch(NAME_RULE, name):
-        raise InputError(
-            f"--name must be up to 80 letters, digits, `_`, `-` or `.`, and not begin with `-` or `.`, but got {name!r}"
-        )
+    check_plain_name(name, "--name")
     if (root / name).exists():
         raise name_taken_error(root, name)
     space, device = space_of_teacher(config), _choose_device(config.device)

@@ -23,11 +23,10 @@ from sweeps.records import (
     TrialRecord,
     check_note,
     find_trial,
-    fold,
+    fold_journal,
     load_study,
     locked_journal,
     parse_tags,
-    read_journal,
 )
 
 
@@ -71,7 +70,7 @@ def run(options: argparse.Namespace) -> int:
     check_store(folder, options.tracking_uri)
     try:
         with locked_journal(folder) as journal:
-            trial = find_trial(fold(read_journal(journal.path)), options.trial)
+            trial = find_trial(fold_journal(journal.path), options.trial)
             if options.undo and not trial.broken:
                 raise InputError(f"trial {trial.trial_id} is not marked as broken, so there is nothing to undo")
             if reason is not None or options.undo:

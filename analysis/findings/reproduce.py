@@ -59,5 +59,5 @@ def reproduce_command(study: StudyRecord, trial_id: str, name: str, folder: Path
         return ReproduceCommand(
             trial_id=trial_id, name=name, command="", why_not=f"its record has no {', '.join(missing)}"
         )
-    command = f"python sweeps/run.py --reproduce {shlex.quote(str(folder))} {trial_id}"
+    command = f"python sweeps/run.py --reproduce {shlex.quote(str(folder))} {shlex.quote(trial_id)}"
     return ReproduceCommand(trial_id=trial_id, name=name, command=command)

@@ -23,7 +23,7 @@ from lowrank.io import (
     read_specification,
 )
 from lowrank.layers import make_method
-from lowrank.networks import NetworkSettings, is_own_code
+from lowrank.networks import NetworkSettings, check_own_code
 from lowrank.serving import MODEL_FILE
 from lowrank.utils import last_line
 from sweeps.records import CHECKPOINT_FILE, MODELS_FOLDER, TRIALS_FOLDER, StudyRecord, TrialRecord, find_trial
@@ -162,10 +162,7 @@ def load_trained(
         InputError: the network is code that is not allowed, or its weights are missing, damaged, or another network's.
     """
     name = NetworkSettings(**trial.specification["network"]).name
-    if is_own_code(name) and not allow_code:
-        raise InputError(
-            f"the study names code to run, the network {name!r}; --allow-code allows it, if you trust who wrote it"
-        )
+    check_own_code([name], allow_code, source="the study")
     model_folder = folder / MODELS_FOLDER / trial.trial_id
     preprocessing = None if data is None else data_preprocessing(data)
     if preprocessing is None and (model_folder / CLASSIFIER_FILE).is_file():

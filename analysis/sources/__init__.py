@@ -18,6 +18,11 @@ if TYPE_CHECKING:
         summary_lines as summary_lines,
         write_study as write_study,
     )
+    from analysis.sources.integrity import (
+        check_study as check_study,
+        repair_command as repair_command,
+        repair_study as repair_study,
+    )
     from analysis.sources.mlflow import load_from_mlflow as load_from_mlflow
     from analysis.sources.push_to_mlflow import (
         check_store as check_store,
@@ -29,6 +34,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
     {
         "collate_studies": "StudySource check_new_study collate summary_lines write_study",
+        "integrity": "check_study repair_command repair_study",
         "mlflow": "load_from_mlflow",
         "push_to_mlflow": "check_store push_if_tracked push_study",
     },

@@ -72,14 +72,16 @@ class CollatedStudy:
 
 
 def collate(
-    sources: Sequence[StudySource], name: str, mixed: Mapping[str, Sequence[str]] | None = None
-) -> CollatedStudy:
+    sources: Sequence[StudySource], name: str, mixed: Mapping[str, Sequence[str]] | None = None, *,
+    allow_code: bool = False,
+) -> CollatedStudy:  # fmt: skip
     """Join studies of the same data in memory.
 
     Args:
         sources: the studies, of which earlier ones come first where nothing else decides.
         name: of the new study.
         mixed: the fields in which the studies differ, with their values as JSON; the new study is marked by them.
+        allow_code: whether networks in the user's code are imported, to count them.
 
     Returns:
         The new study.
@@ -95,7 +97,7 @@ def collate(
     for source in sources:
         for trial in source.study.trials.values():
             try:
-                mistake = _wrong_count(trial, source)
+                mistake = _wrong_count(trial, source, allow_code)
             except NotOnRecordError as error:
                 mistake = None
                 unchecked[source.label, str(error)] += 1
@@ -133,13 +135,13 @@ def _check_data(sources: Sequence[StudySource]) -> None:
         raise InputError(f"studies of one table must share data and split, but got {'; '.join(by_data.values())}")
 
 
-def _wrong_count(trial: TrialRecord, source: StudySource) -> str | None:
+def _wrong_count(trial: TrialRecord, source: StudySource, allow_code: bool) -> str | None:
     """Why a trial cannot be taken in: its counts are not those of its specification. Raises NotOnRecordError."""
     if trial.status is Status.INFEASIBLE:
         return None
     label = f"{trial.trial_id} of {source.label}"
     try:
-        counts = recount(trial, source.study.header.get("data", {}))
+        counts = recount(trial, source.study.header.get("data", {}), allow_code=allow_code)
     except InputError as error:
         return f"{label}: its specification cannot be counted: {error}"
     for name, count in counts.items():

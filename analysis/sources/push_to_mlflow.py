@@ -5,12 +5,11 @@ The command `python -m sweeps.tracking` does the work in a process of its own: i
 
 from __future__ import annotations
 
-import os
 import subprocess
-import sys
 from pathlib import Path
 
 from lowrank.errors import InputError
+from lowrank.utils import module_command, module_environment
 from sweeps.records import TRACKING_PROGRESS_FILE, StudyRecord
 
 URI_VARIABLE = "SWEEP_TRACKING_URI"  # read by the tracker: an argument with a password would show in `ps`
@@ -61,11 +60,9 @@ def push_if_tracked(study: StudyRecord, folder: Path) -> None:
 
 
 def _command(folder: Path, *options: str) -> list[str]:
-    return [sys.executable, "-m", "sweeps.tracking", str(folder), *options]
+    return module_command("sweeps.tracking", folder, *options)
 
 
 def _environment(uri: str | None) -> dict[str, str]:
     """Return the environment of the process: it can import this checkout, and has the address if there is one."""
-    root = str(Path(__file__).resolve().parents[2])
-    path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
-    return {**os.environ, "PYTHONPATH": path, **({URI_VARIABLE: uri} if uri else {})}
+    return module_environment(**({URI_VARIABLE: uri} if uri else {}))

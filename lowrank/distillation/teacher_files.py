@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from lowrank.data import ImageData
 from lowrank.errors import InputError, unknown
 from lowrank.io import find_preprocessing, load_model, load_weights, read_specification, read_weights
-from lowrank.networks import ImageShape, NetworkSettings, is_own_code, make_network
+from lowrank.networks import ImageShape, NetworkSettings, check_own_code, make_network
 from lowrank.networks.external import torchvision_network
 from lowrank.utils import file_hash, validate_model
 
@@ -234,9 +234,10 @@ def find_teacher(name: str, root: Path, *, network: str | None = None) -> Teache
         raise InputError(f"no teacher {name!r} in {root}; there are: {names}; python sweeps/teacher.py trains one")
     if network is not None and teacher.network.name != network:
         raise InputError(f"the teacher {name!r} is a {teacher.network.name}, but `teacher.network` says {network}")
-    if is_own_code(teacher.network.name) and network is None:
-        raise InputError(f"the teacher {name!r} names the network {teacher.network.name!r}, which is code of your own; "
-                         "allow it by `teacher.network`")  # fmt: skip
+    trusted = () if network is None else (network,)
+    check_own_code(
+        [teacher.network.name], trusted, source=f"the teacher {name!r}", permission="`teacher.network: {name}`"
+    )
     return replace(teacher, trusted_network=network)
 
 

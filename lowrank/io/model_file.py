@@ -32,7 +32,7 @@ from lowrank.errors import InfeasibleError, InputError, UncountableError
 from lowrank.io.image_preprocessing import PREPROCESSING_KEY, ImagePreprocessing
 from lowrank.io.tensor_file import load_tensors, read_metadata, save_tensors
 from lowrank.layers import Method, disable_fused_encoders, make_method, project_attention
-from lowrank.networks import ImageShape, NetworkSettings, is_own_code, make_network
+from lowrank.networks import ImageShape, NetworkSettings, check_own_code, make_network
 from lowrank.utils import last_line, validate_model
 
 METADATA = "lowrank_model"  # the key of the specification in the file's metadata
@@ -375,8 +375,8 @@ def parse_specification(metadata: Mapping[str, str]) -> ModelSpecification:
 
 def _check_trusted(name: str, allowed: str | None) -> None:
     """A file may not choose which module of the user's Python is imported."""
-    if is_own_code(name) and name != allowed:
-        raise InputError(f"it names the network {name!r}, which is code; `trusted_network={name!r}` allows it")
+    trusted = () if allowed is None else (allowed,)
+    check_own_code([name], trusted, source="it", permission="`trusted_network={name}`")
 
 
 def _build(specification: ModelSpecification, tensors: Mapping[str, Tensor]) -> nn.Module:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         NETWORK_NAMES as NETWORK_NAMES,
         NetworkSettings as NetworkSettings,
         add_network_options as add_network_options,
+        check_own_code as check_own_code,
         default_images as default_images,
         for_counting as for_counting,
         is_own_code as is_own_code,
@@ -39,8 +40,8 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "images": "ImageShape",
         "own_networks": "check_logits",
         "registry": (
-            "NETWORK_FIELDS NETWORK_NAMES NetworkSettings add_network_options default_images for_counting is_own_code "
-            "make_network network_from_options"
+            "NETWORK_FIELDS NETWORK_NAMES NetworkSettings add_network_options check_own_code default_images for_counting "
+            "is_own_code make_network network_from_options"
         ),
         "vit": "LearnedPositions",
     },

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -247,6 +247,28 @@ def is_own_code(name: str) -> bool:
     """
     makers = (entry.make for entry in _TABLE if re.fullmatch(entry.pattern, name))
     return next((maker is _imported for maker in makers), ":" in name)
+
+
+def check_own_code(
+    names: Iterable[str], trusted: bool | Collection[str], *, source: str, permission: str = "--allow-code"
+) -> None:  # fmt: skip
+    """Check that networks which data name may be made: the gate before every import of the user's code.
+
+    Args:
+        names: of networks, as a file of anybody's has them.
+        trusted: the names that the user has typed; True for all of them, False for none.
+        source: what names them, as the message begins.
+        permission: what the user types to allow it; `{name}` in it stands for the name.
+
+    Raises:
+        InputError: one is code of somebody's that is not trusted.
+    """
+    for name in names:
+        if is_own_code(name) and trusted is not True and (trusted is False or name not in trusted):
+            raise InputError(
+                f"{source} names code to run, the network {name!r}; {permission.format(name=repr(name))} allows it, "
+                "if you trust who wrote it"
+            )
 
 
 def default_images(name: str) -> tuple[ImageShape, int]:

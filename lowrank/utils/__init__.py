@@ -17,6 +17,7 @@ if TYPE_CHECKING:
         atomic_path as atomic_path,
         atomic_write as atomic_write,
         file_hash as file_hash,
+        free_name as free_name,
         sync as sync,
         write_bytes as write_bytes,
         write_text as write_text,
@@ -32,7 +33,12 @@ if TYPE_CHECKING:
     from lowrank.utils.linalg import factor_matrix as factor_matrix, robust_eigh as robust_eigh
     from lowrank.utils.locks import LockedError as LockedError, hold_lock as hold_lock
     from lowrank.utils.pareto import non_dominated as non_dominated
-    from lowrank.utils.processes import exit_with_parent as exit_with_parent, usable_cores as usable_cores
+    from lowrank.utils.processes import (
+        exit_with_parent as exit_with_parent,
+        module_command as module_command,
+        module_environment as module_environment,
+        usable_cores as usable_cores,
+    )
     from lowrank.utils.templates import (
         Markdown as Markdown,
         read_resource as read_resource,
@@ -59,14 +65,16 @@ if TYPE_CHECKING:
 __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
     {
-        "atomic_files": "TEMPORARY_SUFFIX atomic_folder atomic_path atomic_write file_hash sync write_bytes write_text",
+        "atomic_files": (
+            "TEMPORARY_SUFFIX atomic_folder atomic_path atomic_write file_hash free_name sync write_bytes write_text"
+        ),
         "cli": "ExitCode OneLineParser report_error run_command",
         "countdown": "Countdown",
         "hooks": "ForwardHooks",
         "linalg": "factor_matrix robust_eigh",
         "locks": "LockedError hold_lock",
         "pareto": "non_dominated",
-        "processes": "exit_with_parent usable_cores",
+        "processes": "exit_with_parent module_command module_environment usable_cores",
         "templates": "Markdown read_resource render_template",
         "text": (
             "HIDDEN first_line format_bytes format_count format_round_count format_times last_line one_line redact "

@@ -253,3 +253,19 @@ def _host() -> str:
     except OSError:
         namespace = ""
     return re.sub(r"[^\w]+", "-", f"{platform.node()[:40]} {namespace}".strip()).strip("-") or "unknown"
+
+
+def free_name(path: Path) -> Path:
+    """Return a path that nothing has: the given one, or with -2, -3 ... after it.
+
+    Args:
+        path: the preferred one.
+
+    Returns:
+        The path.
+    """
+    number, candidate = 1, path
+    while candidate.exists():
+        number += 1
+        candidate = path.with_name(f"{path.name}-{number}")
+    return candidate

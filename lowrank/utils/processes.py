@@ -8,9 +8,40 @@ import signal
 import sys
 import threading
 import time
+from pathlib import Path
 
 POLL_SECONDS = 0.5
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
+_PROJECT = Path(__file__).resolve().parents[2]
+
+
+def module_command(module: str, *arguments: object) -> list[str]:
+    """Return the command line that runs a module of this project in a new process; see `module_environment`.
+
+    Python puts the current folder first on the module path, where a folder of the user's may have the name of one of
+    our packages. `-P` leaves it out.
+
+    Args:
+        module: its dotted name.
+        *arguments: of its command line.
+
+    Returns:
+        The words.
+    """
+    return [sys.executable, "-P", "-m", module, *map(str, arguments)]
+
+
+def module_environment(**variables: str) -> dict[str, str]:
+    """Return the environment in which such a process finds this project, wherever it is started.
+
+    Args:
+        **variables: further variables.
+
+    Returns:
+        This process's environment with the project first on the module path.
+    """
+    path = os.pathsep.join([str(_PROJECT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    return {**os.environ, "PYTHONPATH": path, **variables}
 
 
 def usable_cores() -> int:

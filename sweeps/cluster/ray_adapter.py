@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ray
-import ray.cloudpickle
 from ray.exceptions import ActorDiedError, NodeDiedError
 
 if TYPE_CHECKING:
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
 HEAD_RESOURCE = "node:__internal_head__"  # every head has 1 of it
 CARD_PREFIX = "accelerator_type:"  # a node with such cards has a resource of this name
 NODE_DEATH = "its node has died"  # how an ActorDiedError says that the machine is lost
+_ERROR_ATTRIBUTE = "error_of_attempt"  # of a trial's temporary state, which Tune never saves
 STARTUP_TIMEOUT = "timed out during startup"  # how `ray.init` says that 30 s were not enough
 BOOTSTRAP_FILE = Path("~/ray_bootstrap_config.yaml")  # where `ray up` puts the cluster file on the head
 ENVIRONMENT = {
@@ -137,20 +137,40 @@ def is_machine_lost(error: object) -> bool:
 
 
 def trial_error(trial: RayTrial) -> object:
-    """Return what ended an attempt, as Tune has just written it down.
-
-    `RayTrial.get_error` reads a copy that is made after the callbacks have run.
+    """Return what ended an attempt; see `keep_trial_errors_in_memory`.
 
     Args:
         trial: Tune's trial, within `Callback.on_trial_error`.
 
     Returns:
-        The exception, or a text if there is none to unpickle.
+        The exception, or a text if there is none.
     """
-    pickle_path, text_path = trial.pickled_error_file, trial.error_file
-    if pickle_path and Path(pickle_path).exists():
-        return ray.cloudpickle.loads(Path(pickle_path).read_bytes())
-    return Path(text_path).read_text() if text_path and Path(text_path).exists() else "no reason was given"
+    error = getattr(trial.temporary_state, _ERROR_ATTRIBUTE, None)
+    return "no reason was given" if error is None else error
+
+
+def keep_trial_errors_in_memory() -> None:
+    """Have Tune's trials keep what ended an attempt in memory, and read no pickle of it from a folder.
+
+    Tune writes the exception to a file and reads it back. Whoever may write there in between, or leave a file of that
+    name, would have code run in the driver. A second call changes nothing.
+    """
+    from ray.tune.experiment import Trial
+
+    write_error = Trial.handle_error
+    if getattr(write_error, _ERROR_ATTRIBUTE, False):
+        return
+
+    def handle_error(trial: RayTrial, exc: Any = None) -> None:
+        write_error(trial, exc)
+        setattr(trial.temporary_state, _ERROR_ATTRIBUTE, exc)
+        if trial.pickled_error_file:
+            Path(trial.pickled_error_file).unlink(missing_ok=True)
+            trial.run_metadata.pickled_error_filename = None
+            trial.run_metadata.invalidate_cache()
+
+    setattr(handle_error, _ERROR_ATTRIBUTE, True)
+    Trial.handle_error = handle_error
 
 
 def drop_metric_statistics(trial: RayTrial) -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import pickle
 import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Mapping
 from multiprocessing import Pipe
@@ -23,9 +22,9 @@ from torch import Tensor
 
 from lowrank.errors import InputError
 from lowrank.training import DivergedError
+from lowrank.utils import module_command, module_environment
 from sweeps.execution.worker_errors import WorkerLostError
 
-PROJECT = Path(__file__).resolve().parents[2]
 GRACE_SECONDS = 2.0  # in which the end of one process shows after another has reported an error that it caused
 
 
@@ -49,12 +48,11 @@ class ProcessGroup:
 
     def _start(self, index: int) -> None:
         our_end, worker_end = Pipe()
-        path = os.pathsep.join(filter(None, [str(PROJECT), os.environ.get("PYTHONPATH")]))
         store = str(Path(self._folder.name) / "store")
         arguments = (index, self.count, self.device, self.threads, worker_end.fileno(), os.getpid(), store)
         self._processes.append(subprocess.Popen(
-            [sys.executable, "-m", "sweeps.execution.group_worker", *map(str, arguments)],
-            pass_fds=[worker_end.fileno()], env={**os.environ, "PYTHONPATH": path}, stdin=subprocess.DEVNULL,
+            module_command("sweeps.execution.group_worker", *arguments),
+            pass_fds=[worker_end.fileno()], env=module_environment(), stdin=subprocess.DEVNULL,
         ))  # fmt: skip
         worker_end.close()
         self._pipes.append(our_end)

@@ -9,7 +9,7 @@ import signal
 from ray import tune
 from ray.tune.schedulers import FIFOScheduler
 
-from sweeps.cluster import HeadWatchdog, allow_pending_trials, head_address
+from sweeps.cluster import HeadWatchdog, allow_pending_trials, head_address, keep_trial_errors_in_memory
 from sweeps.execution.callbacks import ExecutionConfig, Recorder, TimeLimit, TuneSearcher
 from sweeps.execution.checkpoint_relay import start_relay
 from sweeps.execution.scheduler import StratifiedStopping
@@ -77,6 +77,7 @@ def _run_phase(
         scheduler = StratifiedStopping(search.space.search, search.space.epochs, search.record, search.adopted)
     resources = {"cpu": config.resources.share.cpus, "gpu": config.resources.share.gpus}
     allow_pending_trials(config.resources.share.concurrent)
+    keep_trial_errors_in_memory()
     tuner = tune.Tuner(
         tune.with_resources(TrialTrainable, resources),
         tune_config=tune.TuneConfig(

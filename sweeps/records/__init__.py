@@ -43,15 +43,18 @@ if TYPE_CHECKING:
         FullDiskError as FullDiskError,
         Journal as Journal,
         JournalReader as JournalReader,
+        damage_error as damage_error,
         is_disk_full as is_disk_full,
         locked_journal as locked_journal,
         read_journal as read_journal,
+        seal_line as seal_line,
         truncate_torn_line as truncate_torn_line,
     )
     from sweeps.records.load import (
         STUDIES_FOLDER as STUDIES_FOLDER,
         find_study as find_study,
         find_trial as find_trial,
+        fold_journal as fold_journal,
         is_study as is_study,
         load_study as load_study,
     )
@@ -71,17 +74,22 @@ if TYPE_CHECKING:
         CHECKPOINT_FILE as CHECKPOINT_FILE,
         EPOCHS_FILE as EPOCHS_FILE,
         FRONT_PICTURE as FRONT_PICTURE,
+        INFEASIBLE_PREFIX as INFEASIBLE_PREFIX,
         JOURNAL_FILE as JOURNAL_FILE,
+        LOCK_FILE as LOCK_FILE,
         MACHINE_METRICS as MACHINE_METRICS,
         MLFLOW_FILE as MLFLOW_FILE,
         MODELS_FOLDER as MODELS_FOLDER,
+        OPTUNA_FILE as OPTUNA_FILE,
         REPORT_FOLDER as REPORT_FOLDER,
         RESULTS_FILE as RESULTS_FILE,
         SERIES_FILE as SERIES_FILE,
         SPACE_FILE as SPACE_FILE,
+        STEP_TIMES_FILE as STEP_TIMES_FILE,
         SUMMARY_TABLE as SUMMARY_TABLE,
         TRACKING_LOG_FILE as TRACKING_LOG_FILE,
         TRACKING_PROGRESS_FILE as TRACKING_PROGRESS_FILE,
+        TRIAL_WEIGHTS as TRIAL_WEIGHTS,
         TRIALS_FOLDER as TRIALS_FOLDER,
         VAL_ERROR as VAL_ERROR,
     )
@@ -95,13 +103,11 @@ if TYPE_CHECKING:
     from sweeps.records.reasons import reasons_by_method as reasons_by_method
     from sweeps.records.specification import (
         REPEATABLE as REPEATABLE,
-        TRIAL_WEIGHTS as TRIAL_WEIGHTS,
         Trial as Trial,
         identify as identify,
         trial_ids as trial_ids,
     )
     from sweeps.records.study_folders import (
-        NAME_RULE as NAME_RULE,
         check_studies_folder as check_studies_folder,
         find_study_folder as find_study_folder,
         new_study_folder as new_study_folder,
@@ -133,21 +139,23 @@ __getattr__, __dir__, __all__ = lazy_exports(
         ),
         "image_errors": "decode_wrong_images encode_wrong_images wrong_images",
         "journal": (
-            "BusyError FullDiskError Journal JournalReader is_disk_full locked_journal read_journal truncate_torn_line"
+            "BusyError FullDiskError Journal JournalReader damage_error is_disk_full locked_journal read_journal "
+            "seal_line truncate_torn_line"
         ),
-        "load": "STUDIES_FOLDER find_study find_trial is_study load_study",
+        "load": "STUDIES_FOLDER find_study find_trial fold_journal is_study load_study",
         "model": "LOOKS_BEFORE MIXED SPLITS StudyRecord TrialRecord apply_event count_test_looks fold intern_names",
         "names": (
-            "ARTIFACTS_FOLDER CHECKPOINT_FILE EPOCHS_FILE FRONT_PICTURE JOURNAL_FILE MACHINE_METRICS MLFLOW_FILE "
-            "MODELS_FOLDER REPORT_FOLDER RESULTS_FILE SERIES_FILE SPACE_FILE SUMMARY_TABLE TRACKING_LOG_FILE "
-            "TRACKING_PROGRESS_FILE TRIALS_FOLDER VAL_ERROR"
+            "ARTIFACTS_FOLDER CHECKPOINT_FILE EPOCHS_FILE FRONT_PICTURE INFEASIBLE_PREFIX JOURNAL_FILE "
+            "LOCK_FILE MACHINE_METRICS MLFLOW_FILE "
+            "MODELS_FOLDER OPTUNA_FILE REPORT_FOLDER RESULTS_FILE SERIES_FILE SPACE_FILE STEP_TIMES_FILE SUMMARY_TABLE "
+            "TRACKING_LOG_FILE "
+            "TRACKING_PROGRESS_FILE TRIALS_FOLDER TRIAL_WEIGHTS VAL_ERROR"
         ),
         "probe_schema": "FAILED FITS FIT_FOLDER FIT_SCHEMA OUT_OF_MEMORY",
         "reasons": "reasons_by_method",
-        "specification": "REPEATABLE TRIAL_WEIGHTS Trial identify trial_ids",
+        "specification": "REPEATABLE Trial identify trial_ids",
         "study_folders": (
-            "NAME_RULE check_studies_folder find_study_folder new_study_folder read_space_file studies_root "
-            "write_space_file"
+            "check_studies_folder find_study_folder new_study_folder read_space_file studies_root write_space_file"
         ),
         "tables": (
             "epochs_to_table read_tables results_to_table start_kind study_fields study_from_fields trial_fields "

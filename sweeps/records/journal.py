@@ -1,16 +1,27 @@
-"""The journal: an append-only file of JSON lines that survives a kill at any byte."""
+"""The journal: an append-only file of JSON lines that survives a kill at any byte and shows any damage.
+
+Each line carries the version of the records, its own number and a checksum of all that stands before the checksum:
+`..., "record_version": 1, "line": 17, "crc32": "9d2f31aa"}`. So a changed digit, a lost line and a line that is there
+twice are noticed. Lines of older versions have none of the three and are read as they are. Whoever reads events gets
+them without these fields.
+"""
 
 from __future__ import annotations
 
 import errno
 import json
+import math
 import os
+import re
+import shlex
 import threading
 import time
+import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from lowrank.errors import InputError
 from lowrank.utils import LockedError, hold_lock
@@ -19,6 +30,10 @@ from sweeps.records.names import JOURNAL_FILE, LOCK_FILE
 from sweeps.utils import Clock
 
 SYNC_SECONDS = 1.0  # of epochs that a power cut may lose; starts and ends of trials are synced at once
+RECORD_VERSION = 1  # of the lines that this code writes, and the newest that it reads
+VERSION_FIELD, NUMBER_FIELD, CHECKSUM_FIELD = "record_version", "line", "crc32"
+_CHECKSUM = re.compile(rb',"crc32":"([0-9a-f]{8})"}\n$')
+_BLOCK = 2**16  # bytes that are read at once from the end of a file
 
 
 class FullDiskError(OSError):
@@ -50,6 +65,10 @@ def is_disk_full(error: object) -> bool:
     return any(text in str(error) for text in (os.strerror(errno.ENOSPC), "the disk is full", "disk quota exceeded"))
 
 
+class NewerRecordsError(InputError):
+    """A line was written by a newer version of this project: it is whole, but not for this version to read."""
+
+
 class BusyError(InputError):
     """Another process holds the study's journal."""
 
@@ -69,7 +88,8 @@ class Journal:
         self.path, self._clock = path, clock or Clock()
         path.parent.mkdir(parents=True, exist_ok=True)
         truncate_torn_line(path)
-        self._clock.advance_to(_last_time(path))
+        self._number, last_time = _last_position(path)
+        self._clock.advance_to(last_time)
         self._file = path.open("ab", buffering=0)
         self._lock = threading.Lock()
         self._synced = time.monotonic()
@@ -83,22 +103,22 @@ class Journal:
             **fields: its plain data.
 
         Returns:
-            The event as written, with its time.
+            The event with its time, as readers get it.
 
         Raises:
             FullDiskError: the disk has no room for it.
             ValueError: a number is NaN or infinite.
         """
         record = {"event": str(event), "time": self._clock.now(), **fields}
-        line = json.dumps(record, allow_nan=False, separators=(",", ":")).encode() + b"\n"
         with self._lock:
-            self._write(line)
+            self._write(seal_line(record, self._number + 1))
+            self._number += 1
             if sync or time.monotonic() - self._synced > SYNC_SECONDS:
                 self._sync()
         return record
 
     def _write(self, line: bytes) -> None:
-        start = self._file.tell()
+        start = os.fstat(self._file.fileno()).st_size  # `tell` stands behind the end after a line that was taken back
         try:
             written = self._file.write(line)
         except OSError as error:
@@ -135,21 +155,94 @@ def truncate_torn_line(path: Path) -> None:
     if not path.exists():
         return
     with path.open("rb+") as file:
-        content = file.read()
-        end = content.rfind(b"\n") + 1
-        if end != len(content):
+        size = file.seek(0, os.SEEK_END)
+        end = _line_start(file, size)
+        if end != size:
             file.truncate(end)
 
 
-def _last_time(path: Path) -> float:
-    """The time of the last event; 0 where there is none, or where it is damaged, which `JournalReader` reports."""
+def _line_start(file: BinaryIO, position: int) -> int:
+    """The byte after the last line break before a position; 0 where there is none."""
+    while position > 0:
+        start = max(0, position - _BLOCK)
+        file.seek(start)
+        index = file.read(position - start).rfind(b"\n")
+        if index >= 0:
+            return start + index + 1
+        position = start
+    return 0
+
+
+def _last_position(path: Path) -> tuple[int, float]:
+    """The number and the time of the last line; damage, which `JournalReader` reports, gives the time 0."""
     if not path.exists():
-        return 0.0
-    lines = path.read_bytes().rsplit(b"\n", 2)
-    try:
-        return float(json.loads(lines[-2])["time"])
-    except (IndexError, KeyError, TypeError, ValueError):
-        return 0.0
+        return 0, 0.0
+    with path.open("rb") as file:
+        end = file.seek(0, os.SEEK_END)
+        start = _line_start(file, end - 1)
+        file.seek(start)
+        number, last_time = None, 0.0
+        try:
+            event, number = parse_line(file.read(end - start))
+            last_time = float(event["time"])
+        except (KeyError, TypeError, ValueError):
+            pass
+        if number is None:  # an older line: count
+            file.seek(0)
+            number = sum(block.count(b"\n") for block in iter(lambda: file.read(_BLOCK), b""))
+    return number, last_time if math.isfinite(last_time) else 0.0
+
+
+def seal_line(record: Mapping[str, Any], number: int) -> bytes:
+    """Write an event as a line with version, number and checksum.
+
+    Args:
+        record: the event.
+        number: of the line in its journal, from 1.
+
+    Returns:
+        The line with its line break.
+
+    Raises:
+        ValueError: a number is NaN or infinite.
+    """
+    fields = {**record, VERSION_FIELD: RECORD_VERSION, NUMBER_FIELD: number}
+    content = json.dumps(fields, allow_nan=False, separators=(",", ":")).encode()[:-1]  # without the last brace
+    return content + f',"{CHECKSUM_FIELD}":"{zlib.crc32(content):08x}"}}\n'.encode()
+
+
+def parse_line(line: bytes) -> tuple[dict[str, Any], int | None]:
+    """Read a line and check it against its checksum.
+
+    Args:
+        line: with its line break.
+
+    Returns:
+        The event without version, number and checksum; and the line's number, None for a line of an older version,
+        which has none of the three.
+
+    Raises:
+        NewerRecordsError: a newer version of this project wrote it.
+        ValueError: the line is damaged.
+    """
+    event = json.loads(line.decode())  # given bytes, json would detect the encoding of every line
+    if not isinstance(event, dict):
+        raise ValueError(f"it must be a JSON object, but is {event!r}")
+    if not event.keys() & {VERSION_FIELD, CHECKSUM_FIELD}:
+        return event, None
+    checksum = _CHECKSUM.search(line[-24:])
+    if checksum is None or int(checksum[1], 16) != zlib.crc32(line[: -len(checksum[0])]):
+        raise ValueError("its checksum does not fit its content")
+    version, number = event.pop(VERSION_FIELD, None), event.pop(NUMBER_FIELD, None)
+    del event[CHECKSUM_FIELD]
+    if not isinstance(version, int) or not isinstance(number, int):
+        raise ValueError(f"its `{VERSION_FIELD}` and `{NUMBER_FIELD}` must be whole numbers")
+    if version > RECORD_VERSION:
+        raise NewerRecordsError(
+            f"a newer version of this project wrote it (records of version {version}; this one reads up to "
+            f"{RECORD_VERSION})"
+        )
+    return event, number
 
 
 @contextmanager
@@ -174,6 +267,27 @@ def locked_journal(folder: Path) -> Iterator[Journal]:
             yield journal
 
 
+@dataclass(frozen=True)
+class JournalLine:
+    """One complete line of a journal.
+
+    Attributes:
+        number: of the line, from 1; after damage as the line itself says.
+        byte: at which it begins.
+        size: in bytes, with its line break.
+        event: without version, number and checksum; empty for a damaged line.
+        damage: what is wrong with it, or with the lines before it; "" for nothing.
+        usable: whether the event is whole and not there twice.
+    """
+
+    number: int
+    byte: int
+    size: int
+    event: Mapping[str, Any]
+    damage: str = ""
+    usable: bool = True
+
+
 class JournalReader:
     """Reads complete events from where it last stopped.
 
@@ -184,6 +298,43 @@ class JournalReader:
 
     def __init__(self, path: Path, offset: int = 0):
         self.path, self.offset = path, offset
+        self._number: int | None = 0 if offset == 0 else None  # of the last line; unknown in the middle of a journal
+
+    def scan(self) -> Iterator[JournalLine]:
+        """Read the lines that are complete on disk and not yet read, damaged ones too.
+
+        Yields:
+            The lines, oldest first.
+
+        Raises:
+            NewerRecordsError: a newer version of this project wrote a line.
+        """
+        with self.path.open("rb") as file:
+            file.seek(self.offset)
+            for content in file:
+                if not content.endswith(b"\n"):
+                    return
+                line = self._check(content)
+                self.offset += len(content)
+                self._number = line.number
+                yield line
+
+    def _check(self, content: bytes) -> JournalLine:
+        expected = None if self._number is None else self._number + 1
+        try:
+            event, number = parse_line(content)
+        except NewerRecordsError as error:
+            raise NewerRecordsError(f"{self.path}: line {expected or 0} at byte {self.offset}: {error}") from error
+        except ValueError as error:
+            return JournalLine(expected or 0, self.offset, len(content), {}, str(error), usable=False)
+        if number is None or expected is None or number == expected:
+            return JournalLine(number or expected or 0, self.offset, len(content), event)
+        if number > expected:
+            count = number - expected
+            damage = f"{count} line{'s' * (count > 1)} before it {'are' if count > 1 else 'is'} lost"
+            return JournalLine(number, self.offset, len(content), event, damage)
+        damage = f"it says that it is line {number}, which has been read: it is there twice or in the wrong place"
+        return JournalLine(expected - 1, self.offset, len(content), event, damage, usable=False)
 
     def read(self) -> Iterator[Mapping[str, Any]]:
         """Read the events that are complete on disk and not yet read.
@@ -192,19 +343,32 @@ class JournalReader:
             The events, oldest first.
 
         Raises:
-            InputError: a line is damaged.
+            InputError: a line is damaged, lost or there twice.
         """
-        with self.path.open("rb") as file:
-            file.seek(self.offset)
-            for line in file:
-                if not line.endswith(b"\n"):
-                    return
-                try:
-                    event = json.loads(line.decode())  # given bytes, json would detect the encoding of every line
-                except ValueError as error:
-                    raise InputError(f"{self.path}: the line at byte {self.offset} is damaged: {error}") from error
-                self.offset += len(line)
-                yield event
+        for line in self.scan():
+            if line.damage:
+                self.offset = line.byte
+                raise damage_error(self.path, line.number, line.byte, line.damage)
+            yield line.event
+
+
+def damage_error(path: Path, number: int, byte: int, damage: str) -> InputError:
+    """Return the error for a damaged line of a journal.
+
+    Args:
+        path: of the journal.
+        number: of the line, from 1.
+        byte: at which it begins.
+        damage: what is wrong.
+
+    Returns:
+        An error whose message says what to do.
+    """
+    folder = shlex.quote(str(path.parent))
+    return InputError(
+        f"{path}: line {number} at byte {byte} is damaged: {damage}; `python -m analysis check {folder}` lists all "
+        f"damage, `python -m analysis repair {folder}` keeps what is whole"
+    )
 
 
 def read_journal(path: Path) -> Iterator[Mapping[str, Any]]:
@@ -217,6 +381,6 @@ def read_journal(path: Path) -> Iterator[Mapping[str, Any]]:
         The events, oldest first.
 
     Raises:
-        InputError: a line is damaged.
+        InputError: a line is damaged, lost or there twice.
     """
     return JournalReader(path).read()

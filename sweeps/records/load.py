@@ -7,8 +7,8 @@ from pathlib import Path
 from lowrank.errors import InputError, unknown
 from sweeps.records.events import Status
 from sweeps.records.fronts import completed_trials
-from sweeps.records.journal import read_journal
-from sweeps.records.model import StudyRecord, TrialRecord, fold
+from sweeps.records.journal import JournalReader, damage_error
+from sweeps.records.model import StudyRecord, TrialRecord, apply_event, garbage_collection_paused
 from sweeps.records.names import JOURNAL_FILE, RESULTS_FILE
 from sweeps.records.tables import read_tables
 
@@ -78,9 +78,39 @@ def load_study(folder: Path) -> StudyRecord:
         raise InputError(f"a study's folder must hold {JOURNAL_FILE} or {RESULTS_FILE}, but {folder} does not")
     if not (folder / JOURNAL_FILE).is_file():
         return read_tables(folder)
-    study = fold(read_journal(folder / JOURNAL_FILE))
+    study = fold_journal(folder / JOURNAL_FILE)
     if not study.header:
         raise InputError(f"a study's journal must begin with a study event, but {folder} has none yet")
+    return study
+
+
+def fold_journal(path: Path) -> StudyRecord:
+    """Read a journal and fold its events into records.
+
+    Args:
+        path: of the journal.
+
+    Returns:
+        The study, as far as its journal has come.
+
+    Raises:
+        InputError: the journal is missing, a line is damaged, lost or there twice, or an event is of an unknown kind
+            or lacks a field. The text names line and byte, and says what to do.
+    """
+    study, reader = StudyRecord(), JournalReader(path)
+    try:
+        with garbage_collection_paused():
+            for line in reader.scan():
+                damage = line.damage
+                if not damage:
+                    try:
+                        apply_event(study, line.event)
+                    except InputError as error:
+                        damage = str(error)
+                if damage:
+                    raise damage_error(path, line.number, line.byte, damage)
+    except FileNotFoundError as error:
+        raise InputError(f"there is no journal {path}") from error
     return study
 
 

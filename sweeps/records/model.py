@@ -18,12 +18,46 @@ from typing import Any
 
 from lowrank.errors import InputError
 from sweeps.records.events import TERMINAL, Event, Role, Status
-from sweeps.records.names import VAL_ERROR
+from sweeps.records.names import INFEASIBLE_PREFIX, TRIAL_WEIGHTS, VAL_ERROR
 from sweeps.space import UNCHANGED
+from sweeps.utils import check_plain_name
 
 MIXED = "mixed"  # of such a header: the fields in which these studies differ, with their values as JSON
 LOOKS_BEFORE = "test_looks"  # of the header of a study that was put together: looks in the studies it is made of
 SPLITS = ("val", "test")  # on which trials are evaluated
+
+
+def check_trial_id(trial_id: object) -> None:
+    """Check the id of a trial, which a record of anybody's may hold, before it becomes part of a path.
+
+    Args:
+        trial_id: as the record has it. That of a point which was never launched lists the point's values.
+
+    Raises:
+        InputError: it is no plain name, or a path made of it could leave its folder.
+    """
+    if isinstance(trial_id, str) and trial_id.startswith(INFEASIBLE_PREFIX):
+        if ".." in trial_id.split("/") or not trial_id.isprintable():
+            raise InputError(f"a trial's id must not lead out of its folder, but got {trial_id!r}")
+        return
+    check_plain_name(trial_id, "a trial's id")
+
+
+def check_start_source(start: object) -> None:
+    """Check from which trial's weights another one starts; that id becomes part of a path too.
+
+    Args:
+        start: the section `start` of a specification; None where there is none.
+
+    Raises:
+        ValueError: the section is damaged, or the id is none.
+    """
+    if start is None:
+        return
+    if not isinstance(start, Mapping) or not isinstance(start.get("from"), str):
+        raise ValueError(f"a specification's `start` must say `from` what, but is {start!r}")
+    if start["from"].startswith(TRIAL_WEIGHTS):
+        check_trial_id(start["from"].removeprefix(TRIAL_WEIGHTS))
 
 
 @dataclass
@@ -56,6 +90,12 @@ class TrialRecord:
     initial: dict[str, Any] = field(default_factory=dict)
     adopted: dict[str, Any] = field(default_factory=dict)  # study that trained it, its host ...; {}: this study did
     wrong_images: dict[str, str] = field(default_factory=dict)  # by split, see sweeps.records.image_errors
+
+    def __post_init__(self) -> None:
+        check_trial_id(self.trial_id)
+        start = self.specification.get("start")
+        if start is not None:
+            check_start_source(start)
 
     @property
     def ended(self) -> bool:
@@ -151,15 +191,9 @@ def fold(events: Iterable[Mapping[str, Any]]) -> StudyRecord:
         for number, event in enumerate(events, 1):
             try:
                 apply_event(study, event)
-            except (AttributeError, KeyError, TypeError, ValueError) as error:
-                raise InputError(f"event {number} of the journal is damaged: {_damage(event, error)}") from error
+            except InputError as error:
+                raise InputError(f"event {number} of the journal is damaged: {error}") from error
     return study
-
-
-def _damage(event: object, error: Exception) -> str:
-    if not isinstance(event, Mapping):
-        return f"it must be a JSON object, but is {event!r}"
-    return f"it has no field {error}" if isinstance(error, KeyError) else str(error)
 
 
 @contextmanager
@@ -182,8 +216,24 @@ def apply_event(study: StudyRecord, event: Mapping[str, Any]) -> None:
         event: as the journal holds it.
 
     Raises:
-        ValueError: the event is of an unknown kind.
+        InputError: the event is damaged: of an unknown kind, with a state that there is not, or without a field that
+            its kind has.
     """
+    try:
+        _apply_event(study, event)
+    except InputError:
+        raise
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise InputError(_describe_damage(event, error)) from error
+
+
+def _describe_damage(event: object, error: Exception) -> str:
+    if not isinstance(event, Mapping):
+        return f"it must be a JSON object, but is {event!r}"
+    return f"it has no field {error}" if isinstance(error, KeyError) else str(error)
+
+
+def _apply_event(study: StudyRecord, event: Mapping[str, Any]) -> None:
     if event["event"] == Event.EPOCH:  # first, because nearly all lines of a journal are epochs
         _epoch(_trial(study, event["trial"]), event)
         return
@@ -256,6 +306,7 @@ def _proposed(trial: TrialRecord, event: Mapping[str, Any]) -> None:
     trial.stratum = event["stratum"]
     trial.parameters = dict(event["parameters"])
     trial.specification = dict(event["specification"])
+    check_start_source(trial.specification.get("start"))
     trial.counts = {name: int(count) for name, count in event["counts"].items()}
     trial.proposal = dict(event["proposal"])
     trial.point_id = event.get("point_id", "")

@@ -14,6 +14,8 @@ LOCK_FILE = "driver.lock"
 TRACKING_PROGRESS_FILE = "tracking.json"  # which store takes the records, and how much of the journal it has accepted
 TRACKING_LOG_FILE = "tracking.log"  # output of the tracking process
 MLFLOW_FILE = "mlflow.db"
+OPTUNA_FILE = "optuna.journal"  # Optuna's own record of its proposals, which can be made again from the journal
+STEP_TIMES_FILE = "step_times.json"  # measured times of training steps, by network
 ARTIFACTS_FOLDER = "mlflow_artifacts"
 TRIALS_FOLDER = "trials"
 CHECKPOINT_FILE = "checkpoint.safetensors"  # in TRIALS_FOLDER / trial id
@@ -21,6 +23,9 @@ FRONT_PICTURE = "front.png"
 SUMMARY_TABLE = "summary.csv"
 REPORT_FOLDER = "report"
 MODELS_FOLDER = "models"  # models of the front, one folder a trial
+
+INFEASIBLE_PREFIX = "infeasible-"  # of the id of a point that was never launched; its values follow
+TRIAL_WEIGHTS = "trial:"  # prefix of a start from the weights of another trial of the study; its id follows
 
 VAL_ERROR = "val_error"  # in percent
 

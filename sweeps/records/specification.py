@@ -14,10 +14,10 @@ from typing import Any
 
 from lowrank.training import Recipe
 from sweeps.records.events import Role
+from sweeps.records.names import TRIAL_WEIGHTS
 from sweeps.space import TEACHER_SECTION, Value
 
 REPEATABLE = ("network", "method", "train", "views", "data", "seed")  # sections without which nothing can be retrained
-TRIAL_WEIGHTS = "trial:"  # prefix of a start from the weights of another trial of the study; its id follows
 TEACHER_IDENTITY = ("weights", "taps", "student_taps", "views")  # fields of the teacher that make another trial
 
 

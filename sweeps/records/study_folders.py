@@ -14,10 +14,9 @@ from lowrank.errors import InputError
 from lowrank.utils import write_text
 from sweeps.records.names import SPACE_FILE
 from sweeps.space import read_yaml
-from sweeps.utils import is_uri
+from sweeps.utils import NAME_RULE, check_plain_name, is_uri
 
 OPTIONS = "options"  # section of space.yaml for what is not part of the space: data folder, tracking address ...
-NAME_RULE = r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,79}"  # safe in every file system, in MLflow's filters and in a shell
 
 
 def check_studies_folder(root: Path) -> Path:
@@ -76,11 +75,7 @@ def new_study_folder(root: Path, name: str | None, space_name: str, taken: Colle
         InputError: the name has a character that it may not have, or a study has it already.
     """
     study_name = space_name if name is None else name
-    if not re.fullmatch(NAME_RULE, study_name):
-        raise InputError(
-            "--name must be up to 80 letters, digits, `_`, `-` or `.`, and not begin with `-` or `.`, "
-            f"but got {study_name!r}"
-        )
+    check_plain_name(study_name, "--name")
     if name is not None:
         if (root / name).exists() or name in taken:
             location = root if (root / name).exists() else "the storage"

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from lowrank.errors import InputError
-from sweeps.records import JOURNAL_FILE, Role, Status, StudyRecord, TrialRecord, fold, read_journal
+from sweeps.records import JOURNAL_FILE, Role, Status, StudyRecord, TrialRecord, fold_journal
 from sweeps.search.optuna_proposer import OptunaProposer
 from sweeps.search.proposer import Outcome, OutcomeKind
 from sweeps.trials import Resolver
@@ -36,7 +36,7 @@ def earlier_studies(names: tuple[str, ...], root: Path) -> list[StudyRecord]:
             raise InputError(
                 f"`search.warm_start`: no study {name!r} in {root}; choose from: {choices}, or give a folder"
             )
-        record = fold(read_journal(folder / JOURNAL_FILE))
+        record = fold_journal(folder / JOURNAL_FILE)
         record.header.setdefault("name", folder.name)
         studies.append(record)
     return studies

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Iterable
 from pathlib import Path
 
 import optuna
 from optuna.trial import TrialState
 
+from sweeps.records import OPTUNA_FILE, TrialRecord
 from sweeps.search.optuna_adapter import storage_study_id, storage_trial_id
-from sweeps.search.optuna_storage import TRIAL_ATTRIBUTE, CrashSafeJournalBackend, FilteredStorage
+from sweeps.search.optuna_storage import TRIAL_ATTRIBUTE, open_storage
 from sweeps.search.proposer import GridProposer, Handle, Outcome, OutcomeKind, Proposal, Proposer
 from sweeps.search.samplers import make_sampler, sobol_point
 from sweeps.space import Points, Space, Stratum, Value
 
-OPTUNA_FILE = "optuna.journal"
 ENQUEUED_ATTRIBUTE = "known"  # user attribute of a trial: its index in `search.enqueue`
 SOURCE_ATTRIBUTE = "source"  # user attribute of a trial taken over from an earlier study: where from
 MAX_TRIES = 2  # of an enqueued point, whose trial may be lost with its driver
@@ -42,7 +43,7 @@ class OptunaProposer:
         self.space, self.points = space, points or Points(space)
         folder.mkdir(parents=True, exist_ok=True)
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        self._storage = FilteredStorage(CrashSafeJournalBackend(folder / OPTUNA_FILE))
+        self._storage = open_storage(folder / OPTUNA_FILE)
         self._studies: dict[str, optuna.Study] = {}
         self._live: dict[tuple[str, int], optuna.Trial] = {}  # asked for by this process, not told yet
         self._to_enqueue: dict[str, list[int]] = {}  # stratum -> indices of its points in `search.enqueue`
@@ -69,6 +70,42 @@ class OptunaProposer:
         """A seed of the stratum's own, and another after a resume, which must not draw its first numbers again."""
         trials = len(study.get_trials(deepcopy=False))
         return zlib.crc32(f"{self.space.search.seed} {study.study_name} {trials}".encode())
+
+    def restore(self, trials: Iterable[TrialRecord], strata: Iterable[Stratum]) -> int:
+        """Add the proposals on record that Optuna's journal lacks, because it was damaged or removed.
+
+        They are added without outcomes, which the search reports when it begins. Points that were never launched have
+        no proposal on record, so the sampler does not learn again that they are infeasible.
+
+        Args:
+            trials: of the study.
+            strata: of the space.
+
+        Returns:
+            How many were added.
+        """
+        by_label = {stratum.label: stratum for stratum in strata}
+        points: dict[str, dict[int, TrialRecord]] = {}
+        for trial in trials:
+            label, number = trial.proposal.get("study"), trial.proposal.get("number")
+            if label in by_label and isinstance(number, int):
+                points.setdefault(label, {})[number] = trial
+        added = 0
+        for label, by_number in points.items():
+            study = self.optuna_study(label)
+            for number in range(len(study.get_trials(deepcopy=False)), max(by_number) + 1):
+                trial = by_number.get(number)
+                domains = self.points.point_domains(trial.parameters, by_label[label]) if trial else None
+                # A gap is filled, because a proposal is found by its number
+                state = TrialState.FAIL if trial is None or domains is None else TrialState.RUNNING
+                study.add_trial(
+                    optuna.trial.create_trial(
+                        state=state, params={name: trial.parameters[name] for name in domains or {} if trial},
+                        distributions={name: domain.distribution() for name, domain in (domains or {}).items()},
+                    )
+                )  # fmt: skip
+                added += state is TrialState.RUNNING
+        return added
 
     def ask(self, stratum: Stratum, *, explore: bool = False) -> Proposal | None:
         """Propose a point: an enqueued one first, then the sampler's (see `Proposer.ask`)."""

@@ -23,8 +23,7 @@ from sweeps.records import (
     TRIALS_FOLDER,
     Status,
     TrialRecord,
-    fold,
-    read_journal,
+    fold_journal,
 )
 
 REUSABLE = (Status.COMPLETED, Status.DIVERGED)  # ends that another training of the same trial would reach again
@@ -83,7 +82,7 @@ class SiblingResults:
             return siblings
         for path in sorted(folder.parent.glob(f"*/{JOURNAL_FILE}")):
             if path.parent != folder:
-                siblings.add(path.parent, fold(read_journal(path)).trials.values())
+                siblings.add(path.parent, fold_journal(path).trials.values())
         return siblings
 
     def add(self, study: Path, trials: Iterable[TrialRecord]) -> None:

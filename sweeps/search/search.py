@@ -15,6 +15,7 @@ from typing import Any
 
 from lowrank.errors import InfeasibleError
 from sweeps.records import (
+    INFEASIBLE_PREFIX,
     TERMINAL,
     Event,
     Journal,
@@ -213,7 +214,7 @@ class Search:
 
     def _add_infeasible(self, proposal: Proposal, stratum: Stratum, error: InfeasibleError, events: Events) -> None:
         """Have the point journaled as infeasible; tell the proposer how far it is over a budget of step time."""
-        name = "infeasible-" + "-".join(f"{value}" for _, value in sorted(proposal.point.items()))
+        name = INFEASIBLE_PREFIX + "-".join(f"{value}" for _, value in sorted(proposal.point.items()))
         if name not in self.record.trials:
             fields = {"stratum": stratum.label, "parameters": proposal.point, "reason": str(error)}
             events.append((Event.INFEASIBLE, {"trial": name, **fields}))

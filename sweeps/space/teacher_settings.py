@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from lowrank.errors import InputError
 from lowrank.utils import validate_model
+from sweeps.utils import check_plain_name
 
 TEACHER_SECTION = "teacher"
 SEARCHABLE_FIELD = "views"  # the only field that may be a domain
@@ -69,4 +70,6 @@ def parse_teacher(fields: Mapping[str, Any], domains: Iterable[str]) -> TeacherS
             "`teacher` needs a `name` or a file of `weights`, or says under `train` how it is trained where it is not "
             "there yet"
         )
+    if settings.name is not None and settings.train is not None:  # it becomes a folder among the teachers
+        check_plain_name(settings.name, "`teacher.name` of a teacher that is trained")
     return settings

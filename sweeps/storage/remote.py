@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import enum
 import uuid
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from urllib.parse import urlsplit
 
 import pyarrow as pa
@@ -15,10 +15,10 @@ from pyarrow import fs
 
 from lowrank.errors import InputError
 from lowrank.utils import first_line, write_bytes
-from sweeps.records import JOURNAL_FILE, SPACE_FILE
-from sweeps.utils import is_uri
+from sweeps.records import JOURNAL_FILE, OPTUNA_FILE, SPACE_FILE
+from sweeps.utils import check_plain_name, is_uri
 
-GROWING_FILES = ("optuna.journal", JOURNAL_FILE)  # in the order in which they are stored
+GROWING_FILES = (OPTUNA_FILE, JOURNAL_FILE)  # in the order in which they are stored
 PARTS_SUFFIX = ".parts"  # of the folder that holds a growing file's parts
 DRIVER_FILE = "driver.json"  # which driver runs the study, and when it last wrote
 STORAGE_ERRORS = (OSError, pa.ArrowException)
@@ -224,6 +224,7 @@ def fetch_study(uri: str, name: str, root: Path) -> Path:
         InputError: there is no such study (the text lists those there are), or folder and storage hold two different
             histories of it.
     """
+    check_plain_name(name, "the name of a study")
     studies = list_stored_studies(uri)
     if name not in studies:
         if (root / name / SPACE_FILE).is_file():
@@ -254,12 +255,30 @@ def update_folder(storage: Storage, folder: Path) -> None:
         )
     if orders == {_Order.FILE_LONGER}:
         return
-    for name in storage.names():
+    names = storage.names()
+    for name in names:
+        check_object_name(name, storage.uri)
+    for name in names:
         if PARTS_SUFFIX not in name and name != DRIVER_FILE:
             _write(folder / name, storage.get(name))
     for name, content in stored.items():
         if content:
             _write(folder / name, content)
+
+
+def check_object_name(name: str, uri: str) -> None:
+    """Check the name of a stored object before it becomes a path: a bucket may be filled by anybody.
+
+    Args:
+        name: the object's, relative to the study.
+        uri: of the storage, for the message.
+
+    Raises:
+        InputError: the path would lie outside the study's folder.
+    """
+    parts = PurePosixPath(name).parts
+    if not parts or ".." in parts or name.startswith("/") or "\\" in name or "\0" in name:
+        raise InputError(f"{uri} holds an object whose name lies outside the study, {name!r}; nothing was fetched")
 
 
 class _Order(enum.Enum):

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import enum
 import os
+import shlex
 import subprocess
-import sys
 import time
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lowrank.utils import ExitCode, redact
+from lowrank.utils import ExitCode, module_command, module_environment, redact
 from sweeps.records import (
     TERMINAL,
     Event,
@@ -21,10 +21,9 @@ from sweeps.records import (
     Status,
     StudyRecord,
     apply_event,
-    fold,
+    fold_journal,
     is_disk_full,
     locked_journal,
-    read_journal,
     write_space_file,
 )
 from sweeps.search import OptunaProposer, Search, SiblingResults, earlier_studies, make_proposer, warm_start
@@ -86,7 +85,7 @@ def run_study(space: Space, resolver: Resolver, config: StudyConfig, retrain: Re
     config.folder.mkdir(parents=True, exist_ok=True)
     resolver.use_folder(config.folder)  # the folder is there only now
     with locked_journal(config.folder) as journal, planner.sharing_modes(config.address) as modes:
-        record = fold(read_journal(journal.path))
+        record = fold_journal(journal.path)
         _write_space(space, config)
         _write_header(journal, record, space, resolver, config)
         if retrain is not None and config.origin is not None:
@@ -98,6 +97,8 @@ def run_study(space: Space, resolver: Resolver, config: StudyConfig, retrain: Re
         try:
             proposer = make_proposer(space, config.folder, resolver.points)
             if isinstance(proposer, OptunaProposer):
+                if count := proposer.restore(record.trials.values(), strata):
+                    print(f"{count} proposals added to Optuna's record from the journal", flush=True)
                 print(*warm_start(proposer, resolver, earlier), sep="\n", end="\n" if earlier else "", flush=True)
             resources = planner.resolve(resolver, journal, record, config.data_dir, modes)
             event = journal.append(
@@ -279,7 +280,11 @@ def _print_summary(config: StudyConfig, record: StudyRecord) -> None:
 
 def _run_analysis(subcommand: str, folder: Path) -> None:
     """Run `python -m analysis`, which stands above this package and is not imported by it."""
-    subprocess.run([sys.executable, "-m", "analysis", subcommand, str(folder)], check=False)
+    command = module_command("analysis", subcommand, folder)
+    code = subprocess.run(command, env=module_environment(), check=False).returncode
+    if code != 0:
+        repeat = shlex.join(["python", "-m", "analysis", subcommand, _relative(folder)])
+        print(f"the {subcommand} failed with exit code {code}; the study itself is whole, repeat it: {repeat}")
 
 
 def _print_next_step(config: StudyConfig, reason: CloseReason, tracking_message: str | None) -> None:

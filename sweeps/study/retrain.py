@@ -142,6 +142,11 @@ class Retrain:
         study = self.trials[0].study.name
         return f"{study}_{self.trials[0].trial.trial_id[:6]}" if self.stopped is None else f"{study}_finish"
 
+    def specifications(self) -> list[Mapping[str, Any]]:
+        """Return what is built: the specifications of the trials, and of those whose weights they start from."""
+        sources = (recorded.source for recorded in self.trials if recorded.source is not None)
+        return [*(recorded.specification for recorded in self.trials), *(trial.specification for trial in sources)]
+
     def content(self, resources: Mapping[str, Any]) -> dict[str, Any]:
         """Make the content of a space file around the trials.
 

@@ -20,10 +20,9 @@ from sweeps.records import (
     Status,
     StudyRecord,
     TrialRecord,
-    fold,
+    fold_journal,
     mean_error,
     new_study_folder,
-    read_journal,
     searched_points,
     studies_root,
 )
@@ -156,7 +155,7 @@ def _is_finished(folder: Path) -> bool:
 
 def _record(folder: Path) -> StudyRecord | None:
     path = folder / JOURNAL_FILE
-    return fold(read_journal(path)) if path.is_file() else None
+    return fold_journal(path) if path.is_file() else None
 
 
 def summary_lines(members: list[SeriesMember], folder: Path) -> list[str]:

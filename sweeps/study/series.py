@@ -14,6 +14,7 @@ from typing import Any
 
 from lowrank.errors import InputError, unknown
 from sweeps.space import RunOptions, Space, check_options, find_space, read_yaml, resolve_content, space_from_content
+from sweeps.utils import check_plain_name
 
 ENTRY_FIELDS = ("name", "space", "set", "trials")
 
@@ -58,6 +59,7 @@ def _parse_member(entry: Mapping[str, Any], rest: dict[str, Any], series: str, o
     name, changes = entry.get("name"), entry.get("set", {})
     if not isinstance(name, str) or not isinstance(changes, Mapping):
         raise InputError(f"each of `studies` needs a `name`, and `set` must map dotted names to values; got {entry!r}")
+    check_plain_name(name, "the `name` of a study in `studies`")
     content = read_yaml(find_space(str(entry["space"]))) if "space" in entry else copy.deepcopy(rest)
     updates = [(str(key), value) for key, value in changes.items()]
     updates += [("search.trials", entry["trials"])] if "trials" in entry else []

@@ -16,16 +16,25 @@ from sweeps.records import (
     JOURNAL_FILE,
     SPACE_FILE,
     TRIAL_WEIGHTS,
+    StudyRecord,
     check_note,
     find_study_folder,
-    fold,
+    fold_journal,
     new_study_folder,
     parse_tags,
-    read_journal,
     read_space_file,
     studies_root,
 )
-from sweeps.space import RunOptions, SearchSettings, Space, StudyConfig, check_trust, parse_space, parse_time
+from sweeps.space import (
+    RunOptions,
+    SearchSettings,
+    Space,
+    StudyConfig,
+    check_specifications,
+    check_trust,
+    parse_space,
+    parse_time,
+)
 from sweeps.storage import fetch_study, list_stored_studies, mirror_study, storage_uri
 from sweeps.study.driver import run_study
 from sweeps.study.retrain import ORIGIN, select_stopped, select_trial
@@ -89,6 +98,8 @@ def start_retraining(options: RunOptions) -> int:
         retrain = select_trial(options.reproduce[0], options.reproduce[1], root, options.data)
     else:
         retrain = select_stopped(str(options.retrain_stopped), root, options.sample, options.seed or 0, options.data)
+    # The other trials, and those whose weights they start from, are built too
+    check_specifications(retrain.specifications(), allow_code=options.allow_code, source=f"{retrain.folder}")
     content = retrain.content(_given_options(options, "gpus_per_trial", "cpus_per_trial", "max_concurrent", "sharing"))
     _set_fields(content, "search", {"time": options.time})
     space = parse_space(retrain.name, content)
@@ -135,12 +146,15 @@ def resume_study(options: RunOptions) -> int:
     space = parse_space(stored["space"], content)
     # `data_named`: the user named the data when the study began
     check_trust(space, allow_code=options.allow_code, data_named=True)
+    record = fold_journal(folder / JOURNAL_FILE)
+    specifications = (trial.specification for trial in record.trials.values())
+    check_specifications(specifications, allow_code=options.allow_code, source=f"{folder / JOURNAL_FILE}")
     options = options.with_folders(stored)
     options = replace(options, tracking_uri=options.tracking_uri or stored["tracking_uri"])
     config = replace(_study_config(folder, space, options, uri), origin=stored.get(ORIGIN))
-    data = _load_same_data(space, config)
-    _check_same_start(config)
-    resolver = Resolver(space, data, _resolve_same_teacher(space, data, config))
+    data = _load_same_data(space, config, record)
+    _check_same_start(record)
+    resolver = Resolver(space, data, _resolve_same_teacher(space, data, config, record))
     with mirror_study(uri, folder):
         return run_study(space, resolver, config)
 
@@ -189,31 +203,30 @@ def _set_fields(content: dict[str, Any], section: str, fields: dict[str, Any]) -
     content.setdefault(section, {}).update({key: value for key, value in fields.items() if value is not None})
 
 
-def _load_same_data(space: Space, config: StudyConfig) -> ImageData:
+def _load_same_data(space: Space, config: StudyConfig, record: StudyRecord) -> ImageData:
     """Load the data set, and check that it is the one that the study began with."""
     data = load_data(space.data, config.data_dir)
-    header = fold(read_journal(config.folder / JOURNAL_FILE)).header
-    expected = header.get("data", {}).get("fingerprint", data.fingerprint)
+    expected = record.header.get("data", {}).get("fingerprint", data.fingerprint)
     if data.fingerprint != expected:
         raise InputError(f"{data.name} has the fingerprint {data.fingerprint}, but the study began with {expected}")
     return data
 
 
-def _check_same_start(config: StudyConfig) -> None:
+def _check_same_start(record: StudyRecord) -> None:
     """Check that the files whose weights trials of the study start from have not changed."""
-    trials = fold(read_journal(config.folder / JOURNAL_FILE)).trials.values()
-    starts = {(str(start["from"]), str(start["fingerprint"])) for trial in trials
+    starts = {(str(start["from"]), str(start["fingerprint"])) for trial in record.trials.values()
               if (start := trial.specification.get("start"))}  # fmt: skip
     for source, fingerprint in sorted(starts):
         if not source.startswith(TRIAL_WEIGHTS):
             check_fingerprint(Path(source), fingerprint)
 
 
-def _resolve_same_teacher(space: Space, data: ImageData, config: StudyConfig) -> ResolvedTeacher | None:
+def _resolve_same_teacher(
+    space: Space, data: ImageData, config: StudyConfig, record: StudyRecord
+) -> ResolvedTeacher | None:  # fmt: skip
     """Find the teacher, and check that its weights are those that the study began with."""
     teacher = resolve_teacher(with_teacher_name(space, data), data, config.teachers)
-    header = fold(read_journal(config.folder / JOURNAL_FILE)).header
-    expected = (header.get("teacher") or {}).get("weights")
+    expected = (record.header.get("teacher") or {}).get("weights")
     if teacher is not None and expected not in (None, teacher.weights.sha256):
         raise InputError(
             f"the teacher {teacher.name} has changed since the study began: its sha256 is "

@@ -26,6 +26,7 @@ from sweeps.records import (
     JournalReader,
     StudyRecord,
     apply_event,
+    damage_error,
     intern_names,
     write_tables,
 )
@@ -78,13 +79,20 @@ class Follower:
         """Read the lines that the journal has gained.
 
         Raises:
-            ValueError: a line is damaged.
+            InputError: a line is damaged.
             OSError: the journal is gone.
         """
         first = not self.entries
-        for event in self._reader.read():
+        for line in self._reader.scan():
+            event, damage = line.event, line.damage
+            if not damage:
+                try:
+                    apply_event(self.study, event)
+                except InputError as error:
+                    damage = str(error)
+            if damage:
+                raise damage_error(self._reader.path, line.number, line.byte, damage)
             self.entries.append(self._entry(event))
-            apply_event(self.study, event)
             if event["event"] == Event.CLOSED:
                 self.closed_at = self._reader.offset
             if not self._key and event["event"] == Event.STUDY:

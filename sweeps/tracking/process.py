@@ -9,13 +9,12 @@ import json
 import os
 import shlex
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from lowrank.utils import redact
+from lowrank.utils import module_command, module_environment, redact
 from sweeps.records import JOURNAL_FILE, SPACE_FILE, TRACKING_LOG_FILE, TRACKING_PROGRESS_FILE
 from sweeps.tracking.uri import default_tracking_uri
 
@@ -59,11 +58,10 @@ class TrackingProcess:
         study_dir.mkdir(parents=True, exist_ok=True)
         journal = study_dir / JOURNAL_FILE
         since = journal.stat().st_size if journal.exists() else 0  # an older CLOSED is not the end of this run
-        command = [sys.executable, "-m", "sweeps.tracking", str(study_dir), "--follow"]
-        command += ["--since", str(since), "--parent", str(os.getpid())]
-        root = str(Path(__file__).resolve().parents[2])
-        path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
-        environment = {**os.environ, "PYTHONPATH": path, URI_VARIABLE: uri}
+        command = module_command(
+            "sweeps.tracking", study_dir, "--follow", "--since", since, "--parent", os.getpid()
+        )  # fmt: skip
+        environment = module_environment(**{URI_VARIABLE: uri})
         with (study_dir / TRACKING_LOG_FILE).open("ab") as log:
             process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, start_new_session=True

@@ -82,7 +82,7 @@ def imported_network(name: str, image_shape: ImageShape, classes: int, width: fl
         network = function(*positional.values(), **named)
     except LowrankError:
         raise
-    except Exception as error:  # the user's function may raise anything
+    except (Exception, SystemExit) as error:  # the user's function may raise anything; it must not end ours
         values = ", ".join(f"{key}={value}" for key, value in {**positional, **named}.items())
         call = f"{name.rpartition(':')[2]}({values})"
         raise InputError(f"network {name!r} raised an error for {call}: {_describe(error)}") from error
@@ -159,7 +159,7 @@ def _import_module(name: str, module_name: str) -> ModuleType:
     _search(Path.cwd())
     try:
         return importlib.import_module(module_name)
-    except Exception as error:  # the user's module may raise anything
+    except (Exception, SystemExit) as error:  # the user's module may raise anything
         if isinstance(error, ModuleNotFoundError) and error.name in (module_name, module_name.partition(".")[0]):
             raise InputError(
                 f"network {name!r} cannot be imported: ModuleNotFoundError: No module named {error.name!r}, neither "
@@ -193,7 +193,7 @@ def _import_file(name: str, path: Path) -> ModuleType:
     sys.modules[module_name] = module  # as dataclasses and pickle look it up
     try:
         spec.loader.exec_module(module)
-    except Exception as error:  # the user's file may raise anything
+    except (Exception, SystemExit) as error:  # the user's file may raise anything
         del sys.modules[module_name]
         raise InputError(f"network {name!r} cannot be imported: {_describe(error)}") from error
     return module
@@ -257,7 +257,7 @@ def _is_installed(path: Path) -> bool:
     return any(path.is_relative_to(folder) for folder in (*_installed_folders(), *project_folders))
 
 
-def _describe(error: Exception) -> str:
+def _describe(error: BaseException) -> str:
     """Describe an error of the user's code in one line, with the place where it was raised."""
     frames = traceback.extract_tb(error.__traceback__)
     installed = (str(_PROJECT / "lowrank") + os.sep, *(str(folder) + os.sep for folder in _installed_folders()))

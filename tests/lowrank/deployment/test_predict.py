@@ -81,7 +81,7 @@ def test_a_network_of_ones_own_needs_a_word(tmp_path, capsys):
     pixels = np.full((8, 8), 99, np.uint8)
     Image.fromarray(pixels).save(image)
     assert main([str(model), str(image)]) == 2
-    assert "which is code" in capsys.readouterr().err
+    assert f"{model} names code to run, the network {OWN!r}; --allow-code allows it" in capsys.readouterr().err
     assert main([str(model), str(image), "--allow-code"]) == 0
     number, share = likeliest(model, pixels, trusted_network=OWN)[0]
     assert capsys.readouterr().out == f"{image}: {number} {share:.1f} %\n"

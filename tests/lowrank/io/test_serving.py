@@ -107,7 +107,9 @@ def test_a_network_of_ones_own_is_served_where_the_environment_allows_it(tmp_pat
     plan = network_plan(settings, data.image_shape, len(data.classes))
     network = build_student(settings, plan, Dense(), data.image_shape, len(data.classes), seed=0).eval()
     save_classifier(tmp_path / "own", network, data, settings=settings, method=Dense())
-    with pytest.raises(InputError, match=r"own names the network .*, which is code; set LOWRANK_ALLOW_CODE=1 if you"):
+    with pytest.raises(
+        InputError, match=r"own names code to run, the network .*; LOWRANK_ALLOW_CODE=1 in the environment allows"
+    ):
         _load_pyfunc(str(tmp_path / "own"))
     monkeypatch.setenv("LOWRANK_ALLOW_CODE", "1")
     images = read_preprocessing(tmp_path / "own").example_batch()

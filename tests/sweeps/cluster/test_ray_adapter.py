@@ -86,6 +86,8 @@ def test_a_failed_trial_gives_its_error_within_the_callback_and_then_frees_its_m
     monkeypatch.setenv("TUNE_MAX_PENDING_TRIALS_PG", "1")
     ray_adapter.allow_pending_trials(2)
     watching = Watching()
+    ray_adapter.keep_trial_errors_in_memory()
+    ray_adapter.keep_trial_errors_in_memory()
     tune.Tuner(
         tune.with_resources(Failing, {"cpu": 1}),
         run_config=tune.RunConfig(storage_path=str(tmp_path), name="broken", verbose=0, callbacks=[watching]),
@@ -97,6 +99,8 @@ def test_a_failed_trial_gives_its_error_within_the_callback_and_then_frees_its_m
     assert not ray_adapter.is_machine_lost(error)
     (trial,) = watching.trials
     assert trial.run_metadata.metric_analysis == {}
+    assert not list(tmp_path.rglob("*.pkl"))  # an exception that lies in a folder is never unpickled
+    assert (trial.pickled_error_file, trial.get_pickled_error()) == (None, None)
 
 
 def test_tune_still_reads_the_variables_that_are_set():

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+import zlib
 from pathlib import Path
 
 import pytest
@@ -76,7 +77,7 @@ def test_a_reader_of_a_growing_file_reads_every_event_once(tmp_path, fields, dat
 def test_the_error_of_a_damaged_line_names_its_byte(tmp_path):
     path = tmp_path / "journal.jsonl"
     path.write_bytes(b'{"event":"closed","time":1}\n{"event\x00\n')
-    with pytest.raises(ValueError, match="the line at byte 28 is damaged"):
+    with pytest.raises(ValueError, match=r"line 2 at byte 28 is damaged: .*; `python -m analysis check .*` lists all"):
         list(read_journal(path))
 
 
@@ -132,23 +133,26 @@ def test_an_appended_event_survives_a_kill(tmp_path):
     assert len(numbers) > last
 
 
+class Short:
+    """A file on a disk that takes five more bytes of each write."""
+
+    def __init__(self, file):
+        self.file = file
+
+    def write(self, line):
+        return self.file.write(line[:5])
+
+    def __getattr__(self, name):
+        return getattr(self.file, name)
+
+
 def test_a_full_disk_leaves_no_incomplete_line(tmp_path, monkeypatch):
     journal = Journal(tmp_path / "journal.jsonl")
     journal.append(Event.CLOSED, time=1.0)
     before = journal.path.read_bytes()
 
-    class Full:
-        def __init__(self, file):
-            self.file = file
-
-        def write(self, line):
-            return self.file.write(line[:5])
-
-        def __getattr__(self, name):
-            return getattr(self.file, name)
-
     real = journal._file
-    monkeypatch.setattr(journal, "_file", Full(real))
+    monkeypatch.setattr(journal, "_file", Short(real))
     with pytest.raises(OSError, match="the disk is full, the last record was not written"):
         journal.append(Event.CLOSED)
     assert journal.path.read_bytes() == before
@@ -162,6 +166,94 @@ def test_events_carry_their_kind_and_time(tmp_path):
     journal = Journal(tmp_path / "a" / "journal.jsonl")
     record = journal.append(Event.FINISHED, sync=True, trial="t", status="completed")
     journal.close()
-    assert json.loads(journal.path.read_text()) == record
+    written = json.loads(journal.path.read_text())
+    assert list(written.items())[:-3] == list(record.items())
+    assert (written["record_version"], written["line"]) == (1, 1)
+    assert list(read_journal(journal.path)) == [record]
     assert record["event"] == "finished"
     assert record["time"] > 1.7e9
+
+
+def sealed_journal(folder: Path, count: int = 5) -> Path:
+    """A journal of so many epochs."""
+    journal = Journal(folder / "journal.jsonl")
+    for number in range(count):
+        journal.append(Event.EPOCH, trial="t", epoch=number, metrics={"val_error": 9.25})
+    journal.close()
+    return journal.path
+
+
+@pytest.mark.parametrize("position", [0.1, 0.5, 0.95])
+def test_a_changed_digit_is_noticed_and_named_by_line_and_byte(tmp_path, position):
+    path = sealed_journal(tmp_path)
+    lines = path.read_bytes().splitlines(keepends=True)
+    start = sum(map(len, lines[:2]))
+    digits = [index for index, byte in enumerate(lines[2]) if chr(byte).isdigit()]
+    index = start + digits[int(position * len(digits))]
+    content = bytearray(path.read_bytes())
+    content[index] = ord("1") if content[index] != ord("1") else ord("2")
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=f"line 3 at byte {start} is damaged: its checksum does not fit its content"):
+        list(read_journal(path))
+
+
+def test_a_lost_line_and_a_doubled_one_are_noticed(tmp_path):
+    path = sealed_journal(tmp_path)
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join([*lines[:1], *lines[3:]]))
+    with pytest.raises(ValueError, match=f"line 4 at byte {len(lines[0])} is damaged: 2 lines before it are lost"):
+        list(read_journal(path))
+    path.write_bytes(b"".join([*lines[:2], *lines[1:]]))
+    start = sum(map(len, lines[:2]))
+    with pytest.raises(ValueError, match=f"at byte {start} is damaged: it says that it is line 2, which has been read"):
+        list(read_journal(path))
+
+
+def test_an_older_journal_is_read_as_it_is_and_continued_with_checksums(tmp_path):
+    path = tmp_path / "journal.jsonl"
+    old = [{"event": "epoch", "time": float(number)} for number in range(3)]
+    path.write_text("".join(json.dumps(event) + "\n" for event in old))
+    journal = Journal(path)
+    added = [journal.append(Event.CLOSED, reason="time"), journal.append(Event.CLOSED, reason="finished")]
+    journal.close()
+    assert list(read_journal(path)) == [*old, *added]
+    assert [json.loads(line).get("line") for line in path.read_text().splitlines()] == [None, None, None, 4, 5]
+    content = path.read_bytes()
+    again = Journal(path)
+    again.append(Event.CLOSED, reason="finished")
+    again.close()
+    assert path.read_bytes().startswith(content)
+    assert json.loads(path.read_bytes().splitlines()[-1])["line"] == 6
+
+
+def test_a_line_of_a_newer_version_is_refused(tmp_path):
+    path = sealed_journal(tmp_path, 1)
+    content = path.read_bytes().replace(b'"record_version":1', b'"record_version":2')[:-21]
+    path.write_bytes(content + f',"crc32":"{zlib.crc32(content):08x}"}}\n'.encode())
+    with pytest.raises(ValueError, match=r"a newer version of this project wrote it \(records of version 2;"):
+        list(read_journal(path))
+
+
+@pytest.mark.parametrize("time", ["Infinity", "NaN", '"later"'])
+def test_an_impossible_time_of_an_older_line_does_not_spoil_the_next_ones(tmp_path, time):
+    path = tmp_path / "journal.jsonl"
+    path.write_text(f'{{"event":"closed","time":{time}}}\n')
+    journal = Journal(path)
+    assert 1.7e9 < journal.append(Event.CLOSED)["time"] < 1e10
+    journal.close()
+
+
+def test_two_short_writes_leave_whole_lines(tmp_path, monkeypatch):
+    path = sealed_journal(tmp_path, 2)
+    before = path.read_bytes()
+    journal = Journal(path)
+    real = journal._file
+    for _ in range(2):
+        monkeypatch.setattr(journal, "_file", Short(real))
+        with pytest.raises(OSError, match="the disk is full"):
+            journal.append(Event.CLOSED)
+        assert path.read_bytes() == before
+    monkeypatch.setattr(journal, "_file", real)
+    journal.append(Event.CLOSED)
+    journal.close()
+    assert [event["event"] for event in read_journal(path)] == ["epoch", "epoch", "closed"]

@@ -65,7 +65,10 @@ def resolver(root: Path, data: ImageData, *args: Any, **changes: Any) -> Resolve
     [
         ({"teacher": None}, "`train.attention_weight` above 0 needs a `teacher`"),
         ({"train": {}}, "`teacher` needs a loss with a weight above 0: give `train.attention_weight`"),
-        ({"teacher": {"views": 3}}, "`teacher` needs a `name`, or says under `train` how it is trained"),
+        (
+            {"teacher": {"views": 3}},
+            "`teacher` needs a `name` or a file of `weights`, or says under `train` how it is trained",
+        ),
         ({"teacher": {"name": {"choice": ["a", "b"]}}}, "`teacher.name` cannot be searched"),
         ({"teacher": {"name": "good", "views": {"choice": [0, 2]}}}, "`teacher.views`: must be greater than or equal"),
         ({"teacher": {"name": "good", "tabs": []}}, "unknown field `teacher.tabs`; choose from: cache, "),
@@ -150,7 +153,7 @@ def test_a_teacher_that_was_changed_after_the_study_began_is_refused(tmp_path: P
 def test_a_teacher_of_own_code_runs_only_if_the_space_names_that_code(tmp_path: Path, data: ImageData) -> None:
     settings = NetworkSettings(name="tests.support.own_teacher:network")
     write_teacher(tmp_path, "own", data, settings=settings)
-    with pytest.raises(InputError, match=r"names .*code of your own; allow it by `teacher.network`"):
+    with pytest.raises(InputError, match=r"names code to run, .*; `teacher.network: .*` allows it"):
         resolve_teacher(space("own"), data, tmp_path)
     allowed = {"name": "own", "network": settings.name, "taps": ["0", "0", "0"]}
     assert resolve_teacher(space(allowed), data, tmp_path) is not None

@@ -9,7 +9,8 @@ import pytest
 from lowrank.compression.trace import network_plan
 from lowrank.layers.registry import make_method
 from lowrank.networks.registry import NetworkSettings
-from sweeps.trials.step_timer import STEP_TIMES_FILE, StepTimer
+from sweeps.records import STEP_TIMES_FILE
+from sweeps.trials.step_timer import StepTimer
 
 NETWORK = NetworkSettings(name="resnet9", width=0.0625)
 

@@ -1,0 +1,35 @@
+"""`python -m analysis repair STUDY`: keep all of a damaged study that is whole, and say what is left out."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from analysis.cli.arguments import add_study, refuse_script, study_folder
+from lowrank.utils import ExitCode
+
+add_arguments = add_study
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Repair a study and print what was done.
+
+    Args:
+        arguments: as `add_arguments` declares them.
+
+    Returns:
+        The exit code, 0.
+
+    Raises:
+        InputError: there is no such study, it cannot be repaired, or a driver runs it.
+    """
+    from analysis.sources import repair_study
+
+    folder = study_folder(arguments)
+    done = repair_study(folder)
+    print("\n".join(done) if done else f"{folder}: nothing to repair")
+    return ExitCode.DONE
+
+
+if __name__ == "__main__":
+    sys.exit(refuse_script("repair"))

@@ -1,0 +1,249 @@
+"""Find damage in the files of a study, and keep what is whole.
+
+`check_study` reads every file and changes nothing. `repair_study` writes the journal anew without the lines that are
+damaged, and sets damaged files aside that are made again from the journal. What was set aside stays in the folder.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lowrank.errors import InputError
+from lowrank.utils import LockedError, atomic_path, first_line, free_name, hold_lock
+from sweeps.records import (
+    EPOCHS_FILE,
+    JOURNAL_FILE,
+    LOCK_FILE,
+    MODELS_FOLDER,
+    OPTUNA_FILE,
+    RESULTS_FILE,
+    SPACE_FILE,
+    STEP_TIMES_FILE,
+    TRACKING_PROGRESS_FILE,
+    TRIALS_FOLDER,
+    Event,
+    JournalReader,
+    StudyRecord,
+    apply_event,
+    fold_journal,
+    read_space_file,
+    read_tables,
+    seal_line,
+    write_tables,
+)
+
+DAMAGED_SUFFIX = ".damaged"  # of a file that was set aside
+
+
+@dataclass
+class JournalReport:
+    """What is in a journal.
+
+    Attributes:
+        lines: number of complete lines.
+        events: those that can be used, oldest first.
+        damage: a line for each damage, with line and byte.
+        left_out: a line for each trial whose other lines cannot be used because its proposal is lost.
+        torn: bytes after the last complete line.
+        record: what the usable events say.
+    """
+
+    lines: int = 0
+    events: list[Mapping[str, Any]] = field(default_factory=list)
+    damage: list[str] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
+    torn: int = 0
+    record: StudyRecord = field(default_factory=StudyRecord)
+
+
+def read_damaged_journal(path: Path) -> JournalReport:
+    """Read all lines of a journal, whatever is wrong with them.
+
+    Args:
+        path: of the journal.
+
+    Returns:
+        What is in it.
+
+    Raises:
+        InputError: a newer version of this project wrote it.
+        OSError: it cannot be read.
+    """
+    report, reader = JournalReport(), JournalReader(path)
+    known: set[str] = set()  # trials whose proposal is there
+    lost: Counter[str] = Counter()
+    for line in reader.scan():
+        report.lines += 1
+        damage, usable = line.damage, line.usable
+        trial = line.event.get("trial")
+        if usable and _needs_proposal(line.event) and trial not in known:
+            lost[str(trial)] += 1
+            usable = False
+        elif usable:
+            try:
+                apply_event(report.record, line.event)
+            except InputError as error:
+                damage, usable = damage or str(error), False
+            else:
+                known |= {trial} if isinstance(trial, str) else set()
+        if damage:
+            report.damage.append(f"{path.name}: line {line.number} at byte {line.byte}: {damage}")
+        if usable:
+            report.events.append(line.event)
+    report.left_out = [
+        f"{path.name}: the proposal of trial {trial} is lost, so {count} more lines of it cannot be used"
+        for trial, count in lost.items()
+    ]
+    report.torn = path.stat().st_size - reader.offset
+    return report
+
+
+def _needs_proposal(event: Mapping[str, Any]) -> bool:
+    """Whether an event says something of a trial that another line must have proposed."""
+    return "trial" in event and event.get("event") not in (Event.PROPOSED, Event.INFEASIBLE)
+
+
+def check_study(folder: Path) -> list[str]:
+    """Read every file of a study and change nothing.
+
+    Args:
+        folder: of the study.
+
+    Returns:
+        A line for each damage.
+
+    Raises:
+        InputError: a newer version of this project wrote the study.
+    """
+    problems: list[str] = []
+    if (folder / JOURNAL_FILE).is_file():
+        report = read_damaged_journal(folder / JOURNAL_FILE)
+        problems += [*report.damage, *report.left_out]
+        if not report.record.header:
+            problems.append(f"{JOURNAL_FILE}: no line says which study it is")
+    return problems + [f"{name}: {reason}" for name, reason in _damaged_files(folder)]
+
+
+def _damaged_files(folder: Path) -> Iterator[tuple[str, str]]:
+    """Name and damage of each damaged file beside the journal."""
+    if (folder / SPACE_FILE).is_file():
+        try:
+            read_space_file(folder)
+        except (InputError, UnicodeDecodeError) as error:
+            yield SPACE_FILE, f"{first_line(error)}; the space as it was is in the first line of {JOURNAL_FILE}"
+    if (folder / RESULTS_FILE).is_file():
+        try:
+            read_tables(folder)
+        except InputError as error:
+            yield RESULTS_FILE, first_line(error)
+    if reason := _damaged_optuna(folder / OPTUNA_FILE):
+        yield OPTUNA_FILE, f"{reason}; --resume makes it again from {JOURNAL_FILE}"
+    if (folder / STEP_TIMES_FILE).is_file():
+        from sweeps.trials import read_step_times  # loads torch
+
+        try:
+            read_step_times(folder / STEP_TIMES_FILE)
+        except InputError as error:
+            yield STEP_TIMES_FILE, first_line(error)
+    for path in sorted((*folder.glob(f"{TRIALS_FOLDER}/*/*.safetensors"), *folder.glob(f"{MODELS_FOLDER}/*/*"))):
+        if path.suffix == ".safetensors":
+            from lowrank.io import load_tensors
+
+            try:
+                load_tensors(path)
+            except (InputError, OSError) as error:
+                yield str(path.relative_to(folder)), first_line(error).removeprefix(f"{path} ")
+
+
+def _damaged_optuna(path: Path) -> str:
+    """What is wrong with Optuna's journal; "" for nothing, or if there is none."""
+    if not path.is_file():
+        return ""
+    start = 0
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                if line.endswith(b"\n") and not isinstance(json.loads(line.decode()), dict):
+                    return f"line {number} at byte {start} is no JSON object"
+            except ValueError as error:
+                return f"line {number} at byte {start} is damaged: {error}"
+            start += len(line)
+    return ""
+
+
+def repair_study(folder: Path) -> list[str]:
+    """Keep what is whole in a study: write its journal anew, and set aside what is made again from the journal.
+
+    Weights are not touched: a trial whose checkpoint is damaged goes on from the one before it, or begins again.
+
+    Args:
+        folder: of the study.
+
+    Returns:
+        A line for each thing that was done; empty where all is whole.
+
+    Raises:
+        InputError: a driver runs the study, or nothing in its journal says which study it is.
+        OSError: the folder cannot be written.
+    """
+    path = folder / JOURNAL_FILE
+    if not path.is_file():
+        raise InputError(f"{folder} has no {JOURNAL_FILE}, from which the rest could be made again")
+    try:
+        with hold_lock(folder / LOCK_FILE, timeout=0):
+            return _repair(folder, path)
+    except LockedError as error:
+        raise InputError(f"the study {folder.name!r} is being run by another process") from error
+
+
+def _repair(folder: Path, path: Path) -> list[str]:
+    report = read_damaged_journal(path)
+    if not report.record.header:
+        raise InputError(f"{path} cannot be repaired: no whole line says which study it is")
+    done: list[str] = []
+    damaged = {name for name, _ in _damaged_files(folder)}
+    if report.damage or report.left_out:
+        done += [f"left out: {line}" for line in (*report.damage, *report.left_out)]
+        aside = free_name(path.with_name(f"{path.name}{DAMAGED_SUFFIX}"))
+        os.link(path, aside)
+        with atomic_path(path) as temporary, temporary.open("wb") as file:
+            for number, event in enumerate(report.events, 1):
+                file.write(seal_line(event, number))
+            file.flush()
+            os.fsync(file.fileno())
+        count = report.lines - len(report.events)
+        done.append(f"{path.name}: {len(report.events):,} lines kept, {count:,} left out; the old file is {aside.name}")
+        done += _set_aside(folder, TRACKING_PROGRESS_FILE, "the next run brings the study into MLflow anew")
+    if OPTUNA_FILE in damaged:
+        done += _set_aside(folder, OPTUNA_FILE, "--resume makes it again from the journal")
+    if STEP_TIMES_FILE in damaged:
+        done += _set_aside(folder, STEP_TIMES_FILE, "--resume measures the steps again")
+    if RESULTS_FILE in damaged or (done and (folder / RESULTS_FILE).is_file()):
+        write_tables(fold_journal(path), folder)
+        done.append(f"{RESULTS_FILE} and {EPOCHS_FILE}: written again from the journal")
+    return done
+
+
+def _set_aside(folder: Path, name: str, then: str) -> list[str]:
+    path = folder / name
+    if not path.is_file():
+        return []
+    aside = free_name(path.with_name(f"{name}{DAMAGED_SUFFIX}"))
+    path.replace(aside)
+    return [f"{name}: set aside as {aside.name}; {then}"]
+
+
+def repair_command(folder: Path) -> str:
+    """Return the command that repairs a study.
+
+    Args:
+        folder: of the study, as the user would type it.
+    """
+    return f"python -m analysis repair {shlex.quote(str(folder))}"
