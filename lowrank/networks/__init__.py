@@ -40,8 +40,8 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "images": "ImageShape",
         "own_networks": "check_logits",
         "registry": (
-            "NETWORK_FIELDS NETWORK_NAMES NetworkSettings add_network_options check_own_code default_images for_counting "
-            "is_own_code make_network network_from_options"
+            "NETWORK_FIELDS NETWORK_NAMES NetworkSettings add_network_options check_own_code default_images "
+            "for_counting is_own_code make_network network_from_options"
         ),
         "vit": "LearnedPositions",
     },
