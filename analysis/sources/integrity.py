@@ -34,6 +34,7 @@ from sweeps.records import (
     apply_event,
     fold_journal,
     read_space_file,
+    read_step_times,
     read_tables,
     seal_line,
     write_tables,
@@ -146,8 +147,6 @@ def _damaged_files(folder: Path) -> Iterator[tuple[str, str]]:
     if reason := _damaged_optuna(folder / OPTUNA_FILE):
         yield OPTUNA_FILE, f"{reason}; --resume makes it again from {JOURNAL_FILE}"
     if (folder / STEP_TIMES_FILE).is_file():
-        from sweeps.trials import read_step_times  # loads torch
-
         try:
             read_step_times(folder / STEP_TIMES_FILE)
         except InputError as error:

@@ -11,8 +11,7 @@ from lowrank.errors import InputError, LowrankError
 from lowrank.layers import Dense, Separable
 from lowrank.networks import NetworkSettings, is_own_code
 from lowrank.utils import first_line
-from sweeps.records import TrialRecord
-from sweeps.space import specification_networks
+from sweeps.records import TrialRecord, specification_networks
 
 
 class NotOnRecordError(LowrankError):

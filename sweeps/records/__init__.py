@@ -57,6 +57,7 @@ if TYPE_CHECKING:
         fold_journal as fold_journal,
         is_study as is_study,
         load_study as load_study,
+        read_step_times as read_step_times,
     )
     from sweeps.records.model import (
         LOOKS_BEFORE as LOOKS_BEFORE,
@@ -104,7 +105,9 @@ if TYPE_CHECKING:
     from sweeps.records.specification import (
         REPEATABLE as REPEATABLE,
         Trial as Trial,
+        check_specifications as check_specifications,
         identify as identify,
+        specification_networks as specification_networks,
         trial_ids as trial_ids,
     )
     from sweeps.records.study_folders import (
@@ -142,7 +145,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
             "BusyError FullDiskError Journal JournalReader damage_error is_disk_full locked_journal read_journal "
             "seal_line truncate_torn_line"
         ),
-        "load": "STUDIES_FOLDER find_study find_trial fold_journal is_study load_study",
+        "load": "STUDIES_FOLDER find_study find_trial fold_journal is_study load_study read_step_times",
         "model": "LOOKS_BEFORE MIXED SPLITS StudyRecord TrialRecord apply_event count_test_looks fold intern_names",
         "names": (
             "ARTIFACTS_FOLDER CHECKPOINT_FILE EPOCHS_FILE FRONT_PICTURE INFEASIBLE_PREFIX JOURNAL_FILE "
@@ -153,7 +156,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
         ),
         "probe_schema": "FAILED FITS FIT_FOLDER FIT_SCHEMA OUT_OF_MEMORY",
         "reasons": "reasons_by_method",
-        "specification": "REPEATABLE Trial identify trial_ids",
+        "specification": "REPEATABLE Trial check_specifications identify specification_networks trial_ids",
         "study_folders": (
             "check_studies_folder find_study_folder new_study_folder read_space_file studies_root write_space_file"
         ),

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 from pathlib import Path
 
 from lowrank.errors import InputError, unknown
+from lowrank.utils import first_line
 from sweeps.records.events import Status
 from sweeps.records.fronts import completed_trials
 from sweeps.records.journal import JournalReader, damage_error
@@ -144,3 +147,29 @@ def find_trial(study: StudyRecord, id_prefix: str, *, completed: bool = False) -
             f"{id_prefix!r} must be the id of one {kind} of {study.name!r}, or its beginning; found: {listed}"
         )
     return (exact or matches)[0]
+
+
+def read_step_times(path: Path) -> dict[str, float]:
+    """Read the measured times of a study.
+
+    Args:
+        path: of the file.
+
+    Returns:
+        Milliseconds by the hash of the network.
+
+    Raises:
+        InputError: the file is damaged. Whether a network meets a budget of time depends on it, so it is not measured
+            again unless the user says so.
+    """
+    try:
+        times = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(times, dict) and all(type(value) in (int, float) and value > 0 for value in times.values()):
+            return times
+        reason = "it must map networks to milliseconds"
+    except ValueError as error:
+        reason = first_line(error)
+    raise InputError(
+        f"{path} is damaged ({reason}); `python -m analysis repair {shlex.quote(str(path.parent))}` sets it aside, and "
+        "the steps are measured again"
+    )

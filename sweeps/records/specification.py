@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from lowrank.networks import check_own_code
 from lowrank.training import Recipe
 from sweeps.records.events import Role
 from sweeps.records.names import TRIAL_WEIGHTS
@@ -96,3 +97,41 @@ def _identity(specification: Mapping[str, Any], recipe: Recipe, signature: Any) 
 
 def _hash(content: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def check_specifications(specifications: Iterable[Mapping[str, Any]], *, allow_code: bool, source: str) -> None:
+    """Check the networks that recorded specifications name, before one of them is made.
+
+    Args:
+        specifications: of trials, as a record of anybody's has them.
+        allow_code: whether they may name networks in the user's own code.
+        source: what has them, for the message.
+
+    Raises:
+        InputError: one names code, and may not.
+    """
+    names = (name for specification in specifications for name in specification_networks(specification))
+    check_own_code(names, allow_code, source=source)
+
+
+def specification_networks(specification: Mapping[str, Any]) -> list[str]:
+    """List the networks that are made for a trial: its own, and its teacher's where the specification says it.
+
+    Args:
+        specification: of the trial.
+
+    Returns:
+        Their names.
+    """
+    teacher = _section(specification, TEACHER_SECTION)
+    names = (
+        _section(specification, "network").get("name"),
+        teacher.get("own_network"),
+        _section(teacher, "network").get("name"),
+    )
+    return [str(name) for name in names if name is not None]
+
+
+def _section(content: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    section = content.get(name)
+    return section if isinstance(section, Mapping) else {}

@@ -7,16 +7,14 @@ the data set (`--data`, `--set data...`) or the folder that holds it (`--data-di
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any
 
 from lowrank.errors import InputError
 from lowrank.networks import absolute_name, check_own_code, is_own_code
 from sweeps.space.files import SPACES_FOLDER, find_space
 from sweeps.space.model import Space
 from sweeps.space.run_options import RunOptions
-from sweeps.space.teacher_settings import TEACHER_SECTION
 
 DATA_FOLDER = Path("data")
 
@@ -40,44 +38,6 @@ def check_trust(
     check_own_code(own_networks(space), allow_code or typed_names, source="the space")
     if not data_named:
         _check_data(space.data.name, (data_dir or DATA_FOLDER).resolve())
-
-
-def check_specifications(specifications: Iterable[Mapping[str, Any]], *, allow_code: bool, source: str) -> None:
-    """Check the networks that recorded specifications name, before one of them is made.
-
-    Args:
-        specifications: of trials, as a record of anybody's has them.
-        allow_code: whether they may name networks in the user's own code.
-        source: what has them, for the message.
-
-    Raises:
-        InputError: one names code, and may not.
-    """
-    names = (name for specification in specifications for name in specification_networks(specification))
-    check_own_code(names, allow_code, source=source)
-
-
-def specification_networks(specification: Mapping[str, Any]) -> list[str]:
-    """List the networks that are made for a trial: its own, and its teacher's where the specification says it.
-
-    Args:
-        specification: of the trial.
-
-    Returns:
-        Their names.
-    """
-    teacher = _section(specification, TEACHER_SECTION)
-    names = (
-        _section(specification, "network").get("name"),
-        teacher.get("own_network"),
-        _section(teacher, "network").get("name"),
-    )
-    return [str(name) for name in names if name is not None]
-
-
-def _section(content: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    section = content.get(name)
-    return section if isinstance(section, Mapping) else {}
 
 
 def own_networks(space: Space) -> list[str]:

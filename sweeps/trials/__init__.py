@@ -27,7 +27,6 @@ if TYPE_CHECKING:
         with_teacher_name as with_teacher_name,
     )
     from sweeps.trials.resolver import Resolver as Resolver, StepTimeError as StepTimeError
-    from sweeps.trials.step_timer import read_step_times as read_step_times
     from sweeps.trials.teacher import (
         ITSELF as ITSELF,
         ResolvedTeacher as ResolvedTeacher,
@@ -49,7 +48,6 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "feasibility": "corner_points infeasible_lines reachable_strata",
         "planned_teacher": "UNTRAINED describe_teacher with_teacher_name",
         "resolver": "Resolver StepTimeError",
-        "step_timer": "read_step_times",
         "teacher": "ITSELF ResolvedTeacher built_as resolve_teacher without_teacher",
         "trained_network": "calibration_images check_fingerprint check_start load_trained_network",
     },

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shlex
 import time
 from pathlib import Path
 
@@ -17,11 +16,10 @@ import torch
 from torch.nn import functional
 
 from lowrank.compression import NetworkPlan, SizedMethod, build_student
-from lowrank.errors import InputError
 from lowrank.networks import ImageShape, NetworkSettings
 from lowrank.training import use_channels_last
-from lowrank.utils import first_line, write_text
-from sweeps.records import STEP_TIMES_FILE
+from lowrank.utils import write_text
+from sweeps.records import STEP_TIMES_FILE, read_step_times
 
 WARMUP_STEPS, TIMED_STEPS = 2, 5  # the fastest of the timed steps counts
 
@@ -100,32 +98,6 @@ class StepTimer:
         finally:
             torch.set_num_threads(threads)
         return 1000 * min(times[WARMUP_STEPS:])
-
-
-def read_step_times(path: Path) -> dict[str, float]:
-    """Read the measured times of a study.
-
-    Args:
-        path: of the file.
-
-    Returns:
-        Milliseconds by the hash of the network.
-
-    Raises:
-        InputError: the file is damaged. Whether a network meets a budget of time depends on it, so it is not measured
-            again unless the user says so.
-    """
-    try:
-        times = json.loads(path.read_text(encoding="utf-8"))
-        if isinstance(times, dict) and all(type(value) in (int, float) and value > 0 for value in times.values()):
-            return times
-        reason = "it must map networks to milliseconds"
-    except ValueError as error:
-        reason = first_line(error)
-    raise InputError(
-        f"{path} is damaged ({reason}); `python -m analysis repair {shlex.quote(str(path.parent))}` sets it aside, and "
-        "the steps are measured again"
-    )
 
 
 def _step(
