@@ -178,9 +178,9 @@ def _damaged_optuna(path: Path) -> str:
 
 
 def repair_study(folder: Path) -> list[str]:
-    """Keep what is whole in a study: write its journal anew, and set aside what is made again from the journal.
+    """Write a study's journal anew from what is whole.
 
-    Weights are not touched: a trial whose checkpoint is damaged goes on from the one before it, or begins again.
+    Files that are made again from the journal are set aside where they are damaged. Weights are not touched: a trial whose checkpoint is damaged goes on from the one before it, or begins again.
 
     Args:
         folder: of the study.
@@ -244,5 +244,8 @@ def repair_command(folder: Path) -> str:
 
     Args:
         folder: of the study, as the user would type it.
+
+    Returns:
+        The command line.
     """
     return f"python -m analysis repair {shlex.quote(str(folder))}"

@@ -252,7 +252,9 @@ def is_own_code(name: str) -> bool:
 def check_own_code(
     names: Iterable[str], trusted: bool | Collection[str], *, source: str, permission: str = "--allow-code"
 ) -> None:  # fmt: skip
-    """Check that networks which data name may be made: the gate before every import of the user's code.
+    """Check that networks which data name may be made.
+
+    This is the gate before every import of the user's code.
 
     Args:
         names: of networks, as a file of anybody's has them.

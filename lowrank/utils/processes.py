@@ -16,9 +16,9 @@ _PROJECT = Path(__file__).resolve().parents[2]
 
 
 def module_command(module: str, *arguments: object) -> list[str]:
-    """Return the command line that runs a module of this project in a new process; see `module_environment`.
+    """Return the command line that runs a module of this project.
 
-    Python puts the current folder first on the module path, where a folder of the user's may have the name of one of
+    The process needs `module_environment`. Python puts the current folder first on the module path, where a folder of the user's may have the name of one of
     our packages. `-P` leaves it out.
 
     Args:
@@ -32,7 +32,7 @@ def module_command(module: str, *arguments: object) -> list[str]:
 
 
 def module_environment(**variables: str) -> dict[str, str]:
-    """Return the environment in which such a process finds this project, wherever it is started.
+    """Return the environment in which a process finds this project.
 
     Args:
         **variables: further variables.

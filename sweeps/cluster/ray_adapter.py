@@ -150,9 +150,9 @@ def trial_error(trial: RayTrial) -> object:
 
 
 def keep_trial_errors_in_memory() -> None:
-    """Have Tune's trials keep what ended an attempt in memory, and read no pickle of it from a folder.
+    """Have Tune's trials keep what ended an attempt in memory.
 
-    Tune writes the exception to a file and reads it back. Whoever may write there in between, or leave a file of that
+    No pickle of it is read from a folder. Tune writes the exception to a file and reads it back. Whoever may write there in between, or leave a file of that
     name, would have code run in the driver. A second call changes nothing.
     """
     from ray.tune.experiment import Trial

@@ -100,7 +100,7 @@ def _hash(content: Mapping[str, Any]) -> str:
 
 
 def check_specifications(specifications: Iterable[Mapping[str, Any]], *, allow_code: bool, source: str) -> None:
-    """Check the networks that recorded specifications name, before one of them is made.
+    """Check the networks that recorded specifications name, before any is made.
 
     Args:
         specifications: of trials, as a record of anybody's has them.
@@ -115,7 +115,9 @@ def check_specifications(specifications: Iterable[Mapping[str, Any]], *, allow_c
 
 
 def specification_networks(specification: Mapping[str, Any]) -> list[str]:
-    """List the networks that are made for a trial: its own, and its teacher's where the specification says it.
+    """List the networks that are made for a trial.
+
+    They are its own and, where the specification says it, its teacher's.
 
     Args:
         specification: of the trial.
