@@ -180,7 +180,8 @@ def _damaged_optuna(path: Path) -> str:
 def repair_study(folder: Path) -> list[str]:
     """Write a study's journal anew from what is whole.
 
-    Files that are made again from the journal are set aside where they are damaged. Weights are not touched: a trial whose checkpoint is damaged goes on from the one before it, or begins again.
+    Files that are made again from the journal are set aside where they are damaged. Weights are not touched: a trial
+    whose checkpoint is damaged goes on from the one before it, or begins again.
 
     Args:
         folder: of the study.

@@ -18,8 +18,8 @@ _PROJECT = Path(__file__).resolve().parents[2]
 def module_command(module: str, *arguments: object) -> list[str]:
     """Return the command line that runs a module of this project.
 
-    The process needs `module_environment`. Python puts the current folder first on the module path, where a folder of the user's may have the name of one of
-    our packages. `-P` leaves it out.
+    The process needs `module_environment`. Python puts the current folder first on the module path, where a folder of
+    the user's may have the name of one of our packages; `-P` leaves it out.
 
     Args:
         module: its dotted name.

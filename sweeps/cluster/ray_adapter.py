@@ -152,8 +152,8 @@ def trial_error(trial: RayTrial) -> object:
 def keep_trial_errors_in_memory() -> None:
     """Have Tune's trials keep what ended an attempt in memory.
 
-    No pickle of it is read from a folder. Tune writes the exception to a file and reads it back. Whoever may write there in between, or leave a file of that
-    name, would have code run in the driver. A second call changes nothing.
+    No pickle of it is read from a folder: Tune writes the exception to a file and reads it back, so whoever may write
+    there in between, or leave a file of that name, would have code run in the driver. A second call changes nothing.
     """
     from ray.tune.experiment import Trial
 
