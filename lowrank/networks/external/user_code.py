@@ -152,7 +152,7 @@ def import_function(name: str) -> Callable[..., Any]:
         raise InputError(
             f"network {name!r}: {place} has no function {function_name!r}; it has: {', '.join(functions) or 'none'}"
         )
-    return function  # type: ignore[no-any-return]
+    return function
 
 
 def _import_module(name: str, module_name: str) -> ModuleType:
