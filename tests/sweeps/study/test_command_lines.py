@@ -85,7 +85,7 @@ def test_an_unknown_space_suggests_the_nearest(capsys):
 def test_the_parser_and_the_options_have_the_same_fields():
     fields = {field.name for field in dataclasses.fields(RunOptions)}
     assert vars(make_parser().parse_args([])).keys() == fields - {"began"}
-    assert dataclasses.replace(parse_options([]), set=(), tag=(), began=0.0) == RunOptions()
+    assert dataclasses.replace(parse_options([]), set=(), tag=(), keep=(), only=(), began=0.0) == RunOptions()
 
 
 def test_a_plan_needs_neither_optuna_nor_ray():
