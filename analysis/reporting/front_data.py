@@ -11,6 +11,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from analysis.findings import selected_error, study_evidence
 from analysis.stats import (
     FrontPoint,
     SizeMeasure,
@@ -19,7 +20,6 @@ from analysis.stats import (
     references,
     study_strata,
     validation_images,
-    wilson_interval,
 )
 from analysis.utils import data_label, method_label, method_styles
 from sweeps.records import Role, Status, StudyRecord
@@ -49,6 +49,8 @@ class FrontPlot:
         labels: text, size and error; the most important first.
         thin: networks of several widths: a name, and (size, error) by size.
         spreads: of points of several seeds: size, mean, standard deviation.
+        band: of each point of the front: size, lower and upper end of the 95 % interval of the best up to that size,
+            corrected for the choice; empty where the number of images is not known.
     """
 
     title: str
@@ -64,6 +66,7 @@ class FrontPlot:
     x_label: str = AXES["params"]
     thin: tuple[tuple[str, tuple[tuple[float, float], ...]], ...] = ()
     spreads: tuple[tuple[float, float, float], ...] = ()
+    band: tuple[tuple[float, float, float], ...] = ()
 
     @property
     def points_above(self) -> int:
@@ -106,8 +109,23 @@ def front_plot(study: StudyRecord, points: Sequence[FrontPoint], measure: SizeMe
         y_limits=_y_limits(points, front),
         x_label=AXES[measure],
         thin=_thin_lines(reference_points, measure),
+        band=_band(study, points, front, measure),
         spreads=tuple((*_position(p, measure), p.spread) for p in (*front, *reference_points) if p.spread is not None),
     )
+
+
+def _band(
+    study: StudyRecord, points: Sequence[FrontPoint], front: Sequence[FrontPoint], measure: SizeMeasure
+) -> tuple[tuple[float, float, float], ...]:
+    """How sure the front is: the best up to each size was chosen among all of that size or smaller."""
+    evidence, band = study_evidence(study), []
+    for point in front:
+        size, error = _position(point, measure)
+        within = [other for other in points if (other.size(measure) or 0) <= size]
+        selected = selected_error(within, evidence)
+        if selected is not None:
+            band.append((size, min(selected.low, error), max(selected.high, error)))
+    return tuple(band)
 
 
 def _position(point: FrontPoint, measure: SizeMeasure) -> tuple[float, float]:
@@ -160,8 +178,11 @@ def _certainty(study: StudyRecord, points: Sequence[FrontPoint]) -> str | None:
     images, best = validation_images(study), best_point(points)
     if images is None or best is None:
         return None
-    low, high = wilson_interval(best.error, images)
-    return f"{images:,} validation images: {best.error:.1f} % is ±{(high - low) / 2:.1f} points (95 %)"
+    selected = selected_error(points, study_evidence(study))
+    if selected is None:
+        return None
+    low, high = min(selected.low, best.error), max(selected.high, best.error)
+    return f"{images:,} validation images: the lowest, {best.error:.1f} %, is {low:.1f} to {high:.1f} % (95 %)"
 
 
 def _short_label(point: FrontPoint) -> str:
