@@ -6,7 +6,7 @@ A new version of Ray is tried with tests/sweeps/cluster/test_ray_adapter.py, whi
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,7 @@ import ray
 from ray.exceptions import ActorDiedError, NodeDiedError
 
 if TYPE_CHECKING:
+    from ray.job_config import JobConfig
     from ray.tune import Trainable
     from ray.tune.experiment import Trial as RayTrial
 
@@ -23,6 +24,7 @@ CARD_PREFIX = "accelerator_type:"  # a node with such cards has a resource of th
 NODE_DEATH = "its node has died"  # how an ActorDiedError says that the machine is lost
 _ERROR_ATTRIBUTE = "error_of_attempt"  # of a trial's temporary state, which Tune never saves
 STARTUP_TIMEOUT = "timed out during startup"  # how `ray.init` says that 30 s were not enough
+MODE_VARIABLE = "RAY_AUTH_MODE"  # `token`: Ray answers only who has the token
 BOOTSTRAP_FILE = Path("~/ray_bootstrap_config.yaml")  # where `ray up` puts the cluster file on the head
 ENVIRONMENT = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the journal is the record
@@ -35,6 +37,42 @@ ENVIRONMENT = {
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",  # reasons are recorded and shown in the final table
     "TUNE_GLOBAL_CHECKPOINT_S": "inf",  # Tune's snapshots grow with the study, and nothing is restored from them
 }
+
+
+class _ProjectFirst(list[str]):
+    """Folders for the workers' module path, of which Ray gives each precedence over those before it."""
+
+    def extend(self, paths: Iterable[str]) -> None:
+        """Put further folders before these: the driver's current folder, which Ray adds when it connects."""
+        self[:0] = paths
+
+
+def project_first() -> JobConfig:
+    """Have workers find this project before anything in the user's current folder.
+
+    A folder there may have the name of one of our packages, or of one that we need.
+
+    Returns:
+        The configuration for `ray.init`.
+    """
+    from ray.job_config import JobConfig
+
+    return JobConfig(_py_driver_sys_path=_ProjectFirst([str(Path(__file__).resolve().parents[2])]))
+
+
+def enable_token() -> None:
+    """Have a Ray that this process starts ask for a token, whatever its default is."""
+    os.environ[MODE_VARIABLE] = "token"
+    ray._raylet.Config.initialize("")  # Ray has read the environment when it was imported
+
+
+def token_is_enabled() -> bool:
+    """Tell whether this process and the Ray that it has started use the token.
+
+    Returns:
+        True if they do.
+    """
+    return bool(ray._raylet.get_authentication_mode() == ray._raylet.AuthenticationMode.TOKEN)
 
 
 def allow_pending_trials(count: int) -> None:

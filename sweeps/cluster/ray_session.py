@@ -17,7 +17,14 @@ from ray.exceptions import RayError
 from lowrank.errors import InputError
 from lowrank.networks import user_modules
 from lowrank.utils import first_line
-from sweeps.cluster.ray_adapter import ENVIRONMENT, is_startup_timeout, watch_sigterm_handler
+from sweeps.cluster.local_ray import check_private, private_folder, require_token
+from sweeps.cluster.ray_adapter import (
+    ENVIRONMENT,
+    is_startup_timeout,
+    project_first,
+    token_is_enabled,
+    watch_sigterm_handler,
+)
 from sweeps.utils import handle_sigterm
 
 CONNECT_SECONDS = 5.0  # for the head to answer
@@ -25,7 +32,9 @@ MAX_STARTS = 3  # on a busy machine a start may outlast the 30 s that Ray allows
 _SHIPPED: set[str] = set()  # networks of the user's whose modules the workers of this connection have
 
 
-def connect(address: str | None, cpus: int | None = None, own_networks: Collection[str] = ()) -> None:
+def connect(
+    address: str | None, cpus: int | None = None, own_networks: Collection[str] = (), *, allow_open_ports: bool = False
+) -> None:  # fmt: skip
     """Start Ray on this machine or connect to a cluster.
 
     To a cluster, the modules of the user's networks are shipped. Nothing happens if this process is connected already,
@@ -35,10 +44,11 @@ def connect(address: str | None, cpus: int | None = None, own_networks: Collecti
         address: `auto` or HOST:PORT of a cluster's head; None starts Ray on this machine alone.
         cpus: CPUs of a Ray that is started here; None for all of the machine's.
         own_networks: names of networks in the user's code, which the workers make.
+        allow_open_ports: whether a Ray that is started here may answer everybody, as `RAY_AUTH_MODE=disabled` says.
 
     Raises:
-        InputError: no cluster answers at `address`, Ray does not start, or the connection that there is was made
-            without the modules of a network.
+        InputError: Ray would answer everybody and may not, no cluster answers at `address`, Ray does not start, or the
+            connection that there is was made without the modules of a network.
     """
     if address and address != "auto":
         _check_address(address)
@@ -50,6 +60,8 @@ def connect(address: str | None, cpus: int | None = None, own_networks: Collecti
                 "use it; run this study by itself"
             )
         return
+    if not address:
+        require_token(allow_open_ports=allow_open_ports)
     os.environ.update(ENVIRONMENT)
     logging.getLogger("ray").setLevel(logging.ERROR)
     try:
@@ -58,11 +70,14 @@ def connect(address: str | None, cpus: int | None = None, own_networks: Collecti
                 with _staged_modules(own_networks) as modules:
                     environment = {"py_modules": modules} if modules else None
                     ray.init(
-                        address=address, log_to_driver=False, logging_level=logging.ERROR, runtime_env=environment
+                        address=address, log_to_driver=False, logging_level=logging.ERROR, runtime_env=environment,
+                        job_config=project_first(),
                     )  # fmt: skip
                 _SHIPPED.update(own_networks)
             else:
-                _start_here(cpus)
+                _start_here(cpus, allow_open_ports)
+    except InputError:
+        raise
     except (ConnectionError, RayError, ValueError, RuntimeError) as error:
         raise InputError(
             f"no Ray cluster answers at {address!r} ({first_line(error)}); give `auto`, HOST:PORT, or leave --address "
@@ -93,18 +108,19 @@ def _staged_modules(own_networks: Collection[str]) -> Iterator[list[str]]:
         yield paths
 
 
-def _start_here(cpus: int | None) -> None:
+def _start_here(cpus: int | None, allow_open_ports: bool) -> None:
     """Start Ray on this machine, again if it takes too long; raises InputError after `MAX_STARTS`.
 
     The address is `local`, for Ray would otherwise join the cluster that anybody has started last on this machine.
     """
+    folder = private_folder()
     for attempt in range(1, MAX_STARTS + 1):
         try:
             ray.init(
                 address="local", num_cpus=cpus, include_dashboard=False, log_to_driver=False,
-                logging_level=logging.ERROR,
+                logging_level=logging.ERROR, _temp_dir=str(folder / "ray"), job_config=project_first(),
             )  # fmt: skip
-            return
+            break
         except Exception as error:
             if not is_startup_timeout(error):
                 raise
@@ -112,6 +128,12 @@ def _start_here(cpus: int | None) -> None:
             if attempt == MAX_STARTS:
                 raise InputError(f"Ray does not start on this machine: {error}") from error
             print("Ray did not start within its 30 s; trying again", flush=True)
+    try:
+        if not allow_open_ports or token_is_enabled():
+            check_private(folder)
+    except InputError:
+        ray.shutdown()
+        raise
 
 
 def _check_address(address: str) -> None:

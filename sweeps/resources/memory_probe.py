@@ -54,7 +54,7 @@ def probe_space(space: Space, options: RunOptions) -> int:
     data = load_data(space.data, options.data_dir)
     resolver = Resolver(space, data, describe_teacher(space, data, (options.teachers or Path("teachers")).resolve()))
     trials = distinct_trials(space, resolver)
-    connect(options.address, own_networks=own_networks(space))
+    connect(options.address, own_networks=own_networks(space), allow_open_ports=options.allow_open_ports)
     share = share_for(space.resources, read_cluster(), space.search.trials, bool(options.gpus_per_trial))
     outline = DataOutline.of(data) if data.resident else None  # streamed data is measured with its loader
     rows = probe_trials(trials, share, options.data_dir, outline, quiet=options.json)

@@ -54,6 +54,7 @@ class RunOptions:
     processes_per_trial: int | None = None
     max_concurrent: int | None = None
     address: str | None = None
+    allow_open_ports: bool = False
     storage: str | None = None
     teachers: Path | None = None
     cache_dir: Path | None = None

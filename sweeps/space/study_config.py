@@ -24,6 +24,7 @@ class StudyConfig:
     tags: dict[str, str]
     began: float  # when the command was given, by sweeps.utils.clock.monotonic_time
     profile: bool  # whether the run ends with a report of where the time went
+    allow_open_ports: bool = False  # whether a Ray that is started here may answer without a token
     test: bool = False  # whether to look at the test split again if the study ends finished
     storage: str | None = None  # URI of the remote copy of the folder
     origin: dict[str, Any] | None = None  # the recorded trials that this study trains again, and their study

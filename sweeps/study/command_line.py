@@ -111,6 +111,9 @@ def make_parser() -> argparse.ArgumentParser:
     host.add_argument("--max-concurrent", type=int, metavar="N", help="the most trials to run at once")
     host.add_argument("--address", metavar="HOST:PORT", help="a running Ray cluster (auto: the one on this machine)")
     host.add_argument(
+        "--allow-open-ports", action="store_true", help="start Ray without a token where RAY_AUTH_MODE=disabled says so"
+    )
+    host.add_argument(
         "--storage",
         metavar="PLACE",
         help="where studies outlive the machines: a path on a shared disk, or s3://BUCKET/PREFIX",

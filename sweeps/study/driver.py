@@ -76,7 +76,7 @@ def run_study(space: Space, resolver: Resolver, config: StudyConfig, retrain: Re
     # A trial that is reproduced must be trained again, not taken from a sibling
     siblings = SiblingResults() if config.origin else SiblingResults.read(config.folder)
     strata, unreachable = reachable_strata(space, resolver)
-    connect(config.address, own_networks=own_networks(space))
+    connect(config.address, own_networks=own_networks(space), allow_open_ports=config.allow_open_ports)
     if "rank_allocator" in resolver.__dict__:
         resolver.rank_allocator.close()
     planner = ResourcePlanner(space, expected_trials(space, resolver), require_gpus=config.gpus_asked)

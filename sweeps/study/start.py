@@ -244,6 +244,7 @@ def _study_config(folder: Path, space: Space, options: RunOptions, storage: str 
         data_dir=options.data_dir.resolve() if options.data_dir else None,
         tracking_uri=options.tracking_uri,
         address=options.address,
+        allow_open_ports=options.allow_open_ports,
         gpus_asked=bool(options.gpus_per_trial),
         seconds=parse_time(space.search.time),
         teachers=(options.teachers or DEFAULT_TEACHERS).resolve(),

@@ -84,7 +84,7 @@ STUDY_COMMANDS = {
     "report": ["theirs", "--out", "page"],
     "compare": ["theirs", "old_study", "--out", "page"],
     "export": ["--study", "theirs", "--trial", "9a50"],
-    "collate": ["theirs", "old_study", "--name", "all"],
+    "collate": ["theirs", "old_study", "--mixed", "--name", "all"],
     "check": ["theirs"],
     "repair": ["theirs"],
 }
@@ -112,7 +112,7 @@ def test_no_command_over_a_study_runs_what_its_record_names(folder, command, cap
 def test_collating_a_store_asks_too_and_allowed_code_that_ends_the_process_is_an_error(folder, capsys, monkeypatch):
     theirs = forge(folder / "studies" / "theirs", name_code)
     monkeypatch.setattr("analysis.sources.load_from_mlflow", lambda uri, name: load_study(theirs))
-    command = ["collate", "old_study", "--from-store", "sqlite:///x.db", "theirs"]
+    command = ["collate", "old_study", "--mixed", "--from-store", "sqlite:///x.db", "theirs"]
     assert analysis([*command, "--name", "all"]) == 0
     assert "the network 'code_of_somebody:go' is code" in capsys.readouterr().out
     assert_nothing_ran()

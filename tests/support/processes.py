@@ -55,3 +55,18 @@ def is_running(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except (FileNotFoundError, ProcessLookupError):
         return False
+
+
+def listening_ports(pid: int) -> list[tuple[str, int]]:
+    """Return host and port of every TCP socket on which a process listens; a wildcard is given as loopback."""
+    links = [path.readlink().name for path in Path(f"/proc/{pid}/fd").iterdir() if path.is_symlink()]
+    inodes = {link.removeprefix("socket:[").removesuffix("]") for link in links if link.startswith("socket:[")}
+    ports = set()
+    for table in ("tcp", "tcp6"):
+        for line in Path(f"/proc/{pid}/net/{table}").read_text().splitlines()[1:]:
+            fields = line.split()
+            if fields[3] == "0A" and fields[9] in inodes:  # LISTEN
+                address, _, port = fields[1].partition(":")
+                host = ".".join(str(byte) for byte in reversed(bytes.fromhex(address[-8:])))
+                ports.add(("127.0.0.1" if set(address) == {"0"} else host, int(port, 16)))
+    return sorted(ports)

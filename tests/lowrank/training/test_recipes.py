@@ -1,4 +1,4 @@
-"""The named recipes, the default one, and the fields that identify a training."""
+"""The make_recipe recipes, the default one, and the fields that identify a training."""
 
 from __future__ import annotations
 

@@ -99,7 +99,7 @@ def test_a_failed_trial_gives_its_error_within_the_callback_and_then_frees_its_m
     assert not ray_adapter.is_machine_lost(error)
     (trial,) = watching.trials
     assert trial.run_metadata.metric_analysis == {}
-    assert not list(tmp_path.rglob("*.pkl"))  # an exception that lies in a folder is never unpickled
+    assert not list(tmp_path.rglob("error.pkl"))  # an exception that lies in a folder is never unpickled
     assert (trial.pickled_error_file, trial.get_pickled_error()) == (None, None)
 
 

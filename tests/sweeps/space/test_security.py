@@ -6,18 +6,22 @@ import os
 import socket
 import subprocess
 import sys
+import urllib.error
+import urllib.request
 from pathlib import Path
 
 import pytest
 import ray
 import yaml
 
+from sweeps.cluster.local_ray import private_folder, token_file
 from sweeps.cluster.ray_adapter import head_address
 from sweeps.cluster.ray_session import connect
 from sweeps.run import main
 from sweeps.space.parse import read_space
 from tests.support import studies
-from tests.support.processes import command_lines
+from tests.support.bare_grpc import call
+from tests.support.processes import command_lines, descendant_pids, listening_ports
 from tests.support.ray_private import dashboard_url
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -109,13 +113,54 @@ def _commands() -> list[str]:
     return [line for line in command_lines().values() if "sweeps/run.py" not in line]
 
 
+# A method of each of Ray's services: of the head, of a machine, of its object store, of a worker
+RAY_METHODS = (
+    "/ray.rpc.InternalKVGcsService/InternalKVGet", "/ray.rpc.NodeManagerService/GetNodeStats",
+    "/ray.rpc.ObjectManagerService/Push", "/ray.rpc.CoreWorkerService/GetCoreWorkerStats",
+)  # fmt: skip
+OK, UNIMPLEMENTED, UNAUTHENTICATED = 0, 12, 16
+
+
+def status_of_request(host: str, port: int) -> int:
+    """What a server of HTTP/1.1 answers to somebody without a token."""
+    try:
+        with urllib.request.urlopen(f"http://{host}:{port}/", timeout=5) as answer:
+            return answer.status
+    except urllib.error.HTTPError as error:
+        return error.code
+
+
 @pytest.mark.study
-def test_ray_starts_without_a_dashboard(tmp_path):
-    """No dashboard is started on one's own machine; `--address` uses a cluster as it is."""
+def test_a_ray_of_this_machine_answers_nobody_without_the_token(tmp_path, monkeypatch):
+    """No dashboard is started, every open port refuses a client without the token, and files are the user's alone."""
+    monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "lowrank").mkdir()
+    (tmp_path / "lowrank" / "__init__.py").write_text("raise SystemExit('it ran')\n")
     connect(None, cpus=1)
     try:
         assert not head_address().startswith("0.0.0.0")
         assert dashboard_url() is None
+        module = ray.get(ray.remote(lambda: __import__("lowrank").__file__).remote())
+        assert Path(module) == ROOT / "lowrank" / "__init__.py"  # not that of the current folder
+        pids = [os.getpid(), *descendant_pids(os.getpid())]
+        ports = {port for pid in pids for port in listening_ports(pid)}
+        token = {"authorization": f"Bearer {token_file().read_text().strip()}"}
+        services = set()
+        for host, port in ports:
+            statuses = [call(host, port, method) for method in RAY_METHODS]
+            if set(statuses) == {None}:  # it does not speak gRPC
+                assert status_of_request(host, port) == 401
+                continue
+            assert set(statuses) == {UNIMPLEMENTED, UNAUTHENTICATED}, (host, port)
+            method = RAY_METHODS[statuses.index(UNAUTHENTICATED)]
+            assert call(host, port, method, **token) == OK  # so it was the token that was missing
+            services.add(method)
+        assert services == set(RAY_METHODS)
+        folder = private_folder()
+        assert folder.stat().st_mode & 0o777 == 0o700
+        assert token_file().stat().st_mode & 0o777 == 0o600
+        assert Path(ray._private.worker.global_worker.node.get_session_dir_path()).is_relative_to(folder)
     finally:
         ray.shutdown()
 

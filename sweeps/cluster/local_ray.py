@@ -1,0 +1,114 @@
+"""What keeps others out of a Ray that a study starts on this machine: a token, and folders of the user's own.
+
+Ray's servers and workers listen on all addresses, and whoever they listen to may have code run. They answer only who
+has the token. Ray makes its session folders writable for everybody, so they lie in a folder that nobody else enters.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import stat
+import tempfile
+from pathlib import Path
+
+from lowrank.errors import InputError
+from sweeps.cluster.ray_adapter import MODE_VARIABLE, enable_token, token_is_enabled
+
+TOKEN_VARIABLE, TOKEN_PATH_VARIABLE = "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"
+TOKEN_FILE = Path("~/.ray/auth_token")  # where Ray looks for it
+LONGEST_BASE = 30  # characters: paths of Ray's sockets in it must stay below 104
+
+
+def require_token(*, allow_open_ports: bool = False) -> None:
+    """Have Ray ask everybody for a token, before it is started on this machine.
+
+    Args:
+        allow_open_ports: whether `RAY_AUTH_MODE` may say otherwise.
+
+    Raises:
+        InputError: `RAY_AUTH_MODE` says otherwise and may not, or the file of the token belongs to another user.
+    """
+    mode = os.environ.get(MODE_VARIABLE)
+    if mode is not None and mode.lower() != "token":
+        if not allow_open_ports:
+            raise InputError(
+                f"{MODE_VARIABLE}={mode} would let everybody who reaches this machine run code through Ray's ports; "
+                "unset it, or say --allow-open-ports"
+            )
+        print(f"{MODE_VARIABLE}={mode}: whoever reaches this machine can run code through Ray's ports", flush=True)
+        return
+    if not os.environ.get(TOKEN_VARIABLE):
+        _ensure_token_file(token_file())
+    enable_token()
+
+
+def token_file() -> Path:
+    """Return the path of the file that holds the token.
+
+    Returns:
+        The path that Ray's own variable names, or Ray's default.
+    """
+    return Path(os.environ.get(TOKEN_PATH_VARIABLE) or TOKEN_FILE).expanduser()
+
+
+def _ensure_token_file(path: Path) -> None:
+    """Make the file of the token, for its owner alone, or make one that is there so."""
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with open(path, "x", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
+            file.write(secrets.token_hex(32))
+        return
+    except FileExistsError:
+        pass
+    except OSError:  # a home that cannot be written: the token then lives in the environment of Ray's processes
+        os.environ[TOKEN_VARIABLE] = secrets.token_hex(32)
+        return
+    if _make_private(path, 0o600):
+        print(f"Ray's token {path} could be read by other users of this machine; now it cannot", flush=True)
+
+
+def private_folder() -> Path:
+    """Make the folder in which Ray keeps its files, for this user alone.
+
+    Returns:
+        A folder below `RAY_TMPDIR`, the system's temporary folder or /tmp: the first whose path is short enough.
+
+    Raises:
+        InputError: the folder belongs to another user, or is none.
+    """
+    bases = [os.environ.get("RAY_TMPDIR"), tempfile.gettempdir(), "/tmp"]
+    base = next(Path(name) for name in bases if name and (len(name) <= LONGEST_BASE or name == "/tmp"))
+    folder = base / f"lowrank-{os.geteuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    _make_private(folder, 0o700)
+    return folder
+
+
+def _make_private(path: Path, mode: int) -> bool:
+    """Take the rights of others on a file or folder away; returns whether they had any."""
+    status = path.lstat()
+    if status.st_uid != os.geteuid() or stat.S_ISLNK(status.st_mode):
+        raise InputError(f"{path} must be this user's own, but it belongs to another or is a link; remove it")
+    if not stat.S_IMODE(status.st_mode) & 0o077:
+        return False
+    path.chmod(mode)
+    return True
+
+
+def check_private(folder: Path) -> None:
+    """Check, once Ray runs, that nobody else can use it.
+
+    Args:
+        folder: as `private_folder` returned it.
+
+    Raises:
+        InputError: Ray asks for no token, or others can enter the folder or read the token.
+    """
+    if not token_is_enabled():
+        raise InputError("Ray was started without a token, so that everybody who reaches this machine could run code")
+    paths = [folder, *([] if os.environ.get(TOKEN_VARIABLE) else [token_file()])]
+    for path in paths:
+        mode = stat.S_IMODE(path.stat().st_mode)
+        if mode & 0o077:
+            raise InputError(f"{path} must be for its owner alone, but its mode is {mode:04o}")

@@ -1,0 +1,91 @@
+"""A Ray of this machine: the token is asked for, and its files belong to the user alone."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+
+import pytest
+
+from lowrank.errors import InputError
+from sweeps.cluster import local_ray
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """A home and a temporary folder of the test's own; Ray's configuration stays as it is."""
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "home" / "auth_token"))
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_TMPDIR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(local_ray, "enable_token", lambda: None)
+    monkeypatch.setattr(local_ray, "LONGEST_BASE", 200)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    return tmp_path
+
+
+def mode(path):
+    return path.stat().st_mode & 0o777
+
+
+def test_a_token_is_made_for_the_user_alone(place, capsys):
+    local_ray.require_token()
+    token = local_ray.token_file()
+    assert (mode(token), len(token.read_text())) == (0o600, 64)
+    assert capsys.readouterr().out == ""
+    written = token.read_text()
+    local_ray.require_token()
+    assert token.read_text() == written
+
+
+def test_a_token_that_others_can_read_is_closed_and_said(place, capsys):
+    token = local_ray.token_file()
+    token.parent.mkdir()
+    token.write_text("a" * 64)
+    token.chmod(0o644)
+    local_ray.require_token()
+    assert (mode(token), token.read_text()) == (0o600, "a" * 64)
+    assert "could be read by other users of this machine; now it cannot" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("value", ["disabled", "DISABLED", "k8s"])
+def test_a_ray_without_a_token_must_be_allowed(place, monkeypatch, value, capsys):
+    monkeypatch.setenv("RAY_AUTH_MODE", value)
+    with pytest.raises(InputError, match=f"RAY_AUTH_MODE={value} would let everybody .*--allow-open-ports"):
+        local_ray.require_token()
+    local_ray.require_token(allow_open_ports=True)
+    assert "whoever reaches this machine can run code" in capsys.readouterr().out
+    assert not local_ray.token_file().exists()
+
+
+def test_the_folder_of_ray_is_the_users_alone(place, monkeypatch):
+    folder = local_ray.private_folder()
+    assert folder == place / f"lowrank-{os.geteuid()}"
+    assert mode(folder) == 0o700
+    folder.chmod(0o777)
+    assert mode(local_ray.private_folder()) == 0o700
+    monkeypatch.setattr(local_ray, "LONGEST_BASE", 3)  # sockets in a longer path could not be opened
+    assert local_ray.private_folder().parent.as_posix() == "/tmp"
+
+
+def test_a_link_in_the_place_of_the_folder_is_refused(place):
+    (place / "elsewhere").mkdir()
+    (place / f"lowrank-{os.geteuid()}").symlink_to(place / "elsewhere")
+    with pytest.raises(InputError, match="must be this user's own, but it belongs to another or is a link"):
+        local_ray.private_folder()
+
+
+@pytest.mark.parametrize("opened", ["folder", "token"])
+def test_open_rights_are_found_before_the_first_trial(place, monkeypatch, opened):
+    monkeypatch.setattr(local_ray, "token_is_enabled", lambda: True)
+    local_ray.require_token()
+    folder = local_ray.private_folder()
+    local_ray.check_private(folder)
+    (folder if opened == "folder" else local_ray.token_file()).chmod(0o755)
+    with pytest.raises(InputError, match="must be for its owner alone, but its mode is 0755"):
+        local_ray.check_private(folder)
+
+
+def test_a_ray_that_asks_for_no_token_is_refused(place, monkeypatch):
+    monkeypatch.setattr(local_ray, "token_is_enabled", lambda: False)
+    with pytest.raises(InputError, match="Ray was started without a token"):
+        local_ray.check_private(place)
