@@ -380,4 +380,7 @@ def network_from_options(options: argparse.Namespace, **fields: Any) -> NetworkS
     """
     own = {field: getattr(options, field) for field in NETWORK_FIELDS if getattr(options, field) is not None}
     width = 1.0 if options.width is None else options.width
-    return validate_model(NetworkSettings, {"name": options.network, "width": width, **own, **fields}, "network")
+    from lowrank.networks.external.user_code import absolute_name  # records outlive the working folder
+
+    name = absolute_name(options.network)
+    return validate_model(NetworkSettings, {"name": name, "width": width, **own, **fields}, "network")
