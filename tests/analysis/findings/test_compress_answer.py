@@ -18,7 +18,7 @@ def record(
     name: str, params: int, error: float, *, stratum: str = "reference", before: float | None = None, epochs: int = 3,
     start: str | None = "in_order", seed: int = 0,
 ) -> TrialRecord:  # fmt: skip
-    section = {} if start is None else {"start": {"fingerprint": "f", "epochs": 20, "how": start}}
+    section = {} if start is None else {"start": {"from": "dense.pt", "fingerprint": "f", "epochs": 20, "how": start}}
     return TrialRecord(
         trial_id=f"{name}{params}{seed}", role=Role.REFERENCE if stratum == "reference" else Role.SEARCH,
         stratum=stratum, status=Status.COMPLETED, parameters={"method.name": name}, point_id=f"{name}{params}",
