@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import shutil
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -36,6 +36,9 @@ from sweeps.records import (
     results_to_table,
 )
 
+SAME_ERROR = 1e-9  # points; errors are shares of whole images
+SHOWN_DISAGREEMENTS = 10
+
 
 @dataclass(frozen=True, kw_only=True)
 class StudySource:
@@ -62,6 +65,7 @@ class CollatedStudy:
         duplicates: how many further copies of its trials there were.
         rejected: a line for each trial that was left out because its counts are wrong.
         unchecked: a line for each group of trials whose counts could not be checked, with the reason.
+        disagreements: a line for each trial whose completed copies have different validation errors, the widest first.
     """
 
     study: StudyRecord
@@ -69,6 +73,7 @@ class CollatedStudy:
     duplicates: int
     rejected: tuple[str, ...]
     unchecked: tuple[str, ...]
+    disagreements: tuple[str, ...] = ()
 
 
 def collate(
@@ -91,6 +96,7 @@ def collate(
     """
     _check_data(sources)
     copies: dict[str, tuple[TrialRecord, StudySource]] = {}
+    errors: dict[str, list[tuple[str, float]]] = defaultdict(list)
     duplicates = 0
     rejected: list[str] = []
     unchecked: Counter[tuple[str, str]] = Counter()
@@ -105,6 +111,8 @@ def collate(
                 rejected.append(mistake)
                 continue
             duplicates += trial.trial_id in copies
+            if trial.status is Status.COMPLETED and trial.val_error is not None and not trial.broken:
+                errors[trial.trial_id].append((source.label, trial.val_error))
             copies[trial.trial_id] = better_copy(copies.get(trial.trial_id), (trial, source))
     study = StudyRecord(
         header=_header(sources, name, mixed or {}), trials={trial_id: trial for trial_id, (trial, _) in copies.items()},
@@ -117,7 +125,19 @@ def collate(
         duplicates=duplicates,
         rejected=tuple(rejected),
         unchecked=tuple(f"{_count_trials(n)} of {label}: {reason}" for (label, reason), n in unchecked.items()),
+        disagreements=_disagreements(errors, {trial_id: source.label for trial_id, (_, source) in copies.items()}),
     )
+
+
+def _disagreements(errors: Mapping[str, Sequence[tuple[str, float]]], used: Mapping[str, str]) -> tuple[str, ...]:
+    """A line for each trial whose copies have different errors; equal ones are equal numbers but for rounding."""
+    lines = []
+    for trial_id, copies in errors.items():
+        values = [error for _, error in copies]
+        if max(values) - min(values) > SAME_ERROR:
+            texts = [f"{error:.2f} % in {label}{' (used)' * (label == used[trial_id])}" for label, error in copies]
+            lines.append((max(values) - min(values), f"{trial_id} has a validation error of {', '.join(texts)}"))
+    return tuple(line for _, line in sorted(lines, key=lambda pair: -pair[0]))
 
 
 def _count_trials(number: int) -> str:
@@ -357,13 +377,17 @@ def summary_lines(collated: CollatedStudy, sources: Sequence[StudySource], folde
         folder: where it was written.
 
     Returns:
-        Lines: how many trials of each source were used, which were left out or not checked, what the folder holds, and
-        the command that brings it into MLflow.
+        Lines: how many trials of each source were used, which were left out or not checked, of which trials the copies
+        disagree, what the folder holds, and the command that brings it into MLflow.
     """
     used = Counter(source.label for source in collated.sources.values())
     lines = [f"{source.label}: {_count_trials(used[source.label])} kept" for source in sources]
     lines += [f"left out: {line}" for line in collated.rejected]
     lines += [f"not counted again: {line}" for line in collated.unchecked]
+    shown = collated.disagreements[:SHOWN_DISAGREEMENTS]
+    lines += [f"copies disagree: {line}" for line in shown]
+    if len(shown) < len(collated.disagreements):
+        lines.append(f"copies disagree: so do those of {_count_trials(len(collated.disagreements) - len(shown))} more")
     weights = len(list(folder.glob(f"{TRIALS_FOLDER}/*/{CHECKPOINT_FILE}")))
     models = len(list(folder.glob(f"{MODELS_FOLDER}/*/{MODEL_FILE}")))
     trials = _count_trials(len(collated.study.trials))

@@ -32,7 +32,7 @@ def trained():
     return [resolver.resolve({**POINT, "budget.params": share}) for share in (0.2, 0.4, 0.6)]
 
 
-def write(folder, trained, epochs, *, counts=None, test_error=None):
+def write(folder, trained, epochs, *, counts=None, test_error=None, worse=0.0):
     """A study of these trials, each with so many epochs on record; a completed one has 3. Weights lie beside it."""
     journal = Journal(folder / JOURNAL_FILE)
     journal.append(
@@ -46,7 +46,7 @@ def write(folder, trained, epochs, *, counts=None, test_error=None):
         )  # fmt: skip
         journal.append(Event.ATTEMPT, trial=each.trial_id, start_seconds=0.5, host=folder.name)
         for epoch in range(1, last + 1):
-            journal.append(Event.EPOCH, trial=each.trial_id, epoch=epoch, metrics={"val_error": 10.0 - epoch})
+            journal.append(Event.EPOCH, trial=each.trial_id, epoch=epoch, metrics={"val_error": 10.0 - epoch + worse})
         if last == 3:
             journal.append(Event.FINISHED, trial=each.trial_id, status="completed", reason="")
             if test_error is not None:
@@ -94,6 +94,20 @@ class TestCollate:
             main(["compare", "all", "one", "--studies", str(tmp_path), "--reference", "9e4,90", "--cost", "epochs"])
             == 0
         )
+
+    def test_copies_that_disagree_are_named_the_widest_first(self, tmp_path, trained, capsys):
+        """Neither a copy that was cut short nor one that agrees is named."""
+        write(tmp_path / "one", trained, [3, 3, 3])
+        write(tmp_path / "two", trained, [3, 3, 2], worse=0.25)
+        write(tmp_path / "three", trained[1:2], [3], worse=0.5)
+        assert main(["collate", "one", "two", "three", "--name", "all", "--studies", str(tmp_path)]) == 0
+        lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("copies disagree")]
+        assert lines == [
+            f"copies disagree: {trained[1].trial_id} has a validation error of 7.00 % in {tmp_path}/one (used), "
+            f"7.25 % in {tmp_path}/two, 7.50 % in {tmp_path}/three",
+            f"copies disagree: {trained[0].trial_id} has a validation error of 7.00 % in {tmp_path}/one (used), "
+            f"7.25 % in {tmp_path}/two",
+        ]
 
     def test_wrong_counts_are_left_out_and_said(self, tmp_path, trained, capsys):
         write(tmp_path / "one", trained[:1], [3])
