@@ -35,10 +35,10 @@ test-slow: $(READY)
 test-faults: $(READY)
 	$(BIN)/python -m pytest -m faults
 
-# Every test that needs a GPU, one after the other; a skipped one is a failure
+# Every test that needs a GPU, in four processes, because most of the time they compile; a skipped one is a failure
 test-gpu: $(READY)
 	@$(BIN)/python -c 'import sys, torch; sys.exit(None if torch.cuda.is_available() else "make test-gpu needs an NVIDIA GPU, but torch finds none")'
-	$(BIN)/python -m pytest -m gpu --no-skips
+	$(BIN)/python -m pytest -m gpu -n 4 --no-skips
 
 # The kernels on a CPU, in Triton's interpreter. Triton lies apart: torch.compile would use one that it finds
 test-interpreted: $(READY) $(TRITON)/.ready

@@ -73,7 +73,11 @@ def _leave_out_larger_machines(config: pytest.Config, items: list[pytest.Item]) 
         items[:] = [item for item in items if item not in larger]
         config.hook.pytest_deselected(items=larger)
         names = ", ".join(item.nodeid for item in larger)
-        config.pluginmanager.get_plugin("skip-policy").notes.append(f"left out, they need more GPUs: {names}")
+        policy = config.pluginmanager.get_plugin("skip-policy")
+        if policy is not None:  # of several processes the one that reports has it; the others collect
+            policy.notes.append(f"left out, they need more GPUs: {names}")
+        elif hasattr(config, "workeroutput"):
+            config.workeroutput["left_out"] = names
 
 
 def _needed_gpus(item: pytest.Item) -> int:

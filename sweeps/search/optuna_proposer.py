@@ -94,13 +94,13 @@ class OptunaProposer:
         for label, by_number in points.items():
             study = self.optuna_study(label)
             for number in range(len(study.get_trials(deepcopy=False)), max(by_number) + 1):
-                trial = by_number.get(number)
-                domains = self.points.point_domains(trial.parameters, by_label[label]) if trial else None
+                proposed = by_number.get(number)
+                domains = self.points.point_domains(proposed.parameters, by_label[label]) if proposed else None
                 # A gap is filled, because a proposal is found by its number
-                state = TrialState.FAIL if trial is None or domains is None else TrialState.RUNNING
+                state = TrialState.FAIL if proposed is None or domains is None else TrialState.RUNNING
                 study.add_trial(
                     optuna.trial.create_trial(
-                        state=state, params={name: trial.parameters[name] for name in domains or {} if trial},
+                        state=state, params={name: proposed.parameters[name] for name in domains or {} if proposed},
                         distributions={name: domain.distribution() for name, domain in (domains or {}).items()},
                     )
                 )  # fmt: skip

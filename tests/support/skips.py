@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -40,6 +41,14 @@ class SkipPolicy:
         line = f"{report.nodeid.partition('::')[0]}: {str(reason).removeprefix('Skipped: ')}"
         if not any(fnmatchcase(line, pattern) for pattern in self.allowed):
             self.forbidden.add(line)
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_testnodedown(self, node: Any, error: object) -> None:
+        """Take over what a process of xdist left out; all leave out the same."""
+        names = getattr(node, "workeroutput", {}).get("left_out")
+        note = f"left out, they need more GPUs: {names}"
+        if names and note not in self.notes:
+            self.notes.append(note)
 
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         """Fail a run that is otherwise green."""

@@ -206,6 +206,7 @@ def test_an_allocated_model_is_saved_and_loaded(plan, tmp_path):
     images = torch.randn(2, *IMAGE)
     assert torch.equal(load_model(tmp_path / "model.safetensors")(images), model(images))
     with pytest.raises(
-        InputError, match=r"an allocation must say `by` \(even, stage, layer\) and `methods`, but got 3"
+        InputError,
+        match=r"an allocation must say `by` \(even, stage, layer, energy, sensitivity\) and `methods`, but got 3",
     ):
         plan.sized({}, {"by": 3, "methods": {}})
