@@ -87,12 +87,15 @@ class Follower:
             event, damage = line.event, line.damage
             if not damage:
                 try:
+                    # Before the event is applied: the entry depends on what was there
+                    self.entries.append(self._entry(event))
                     apply_event(self.study, event)
-                except InputError as error:
+                except KeyError as error:
+                    damage = f"it has no field {error}"
+                except (TypeError, ValueError) as error:
                     damage = str(error)
             if damage:
                 raise damage_error(self._reader.path, line.number, line.byte, damage)
-            self.entries.append(self._entry(event))
             if event["event"] == Event.CLOSED:
                 self.closed_at = self._reader.offset
             if not self._key and event["event"] == Event.STUDY:

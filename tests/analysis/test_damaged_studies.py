@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from analysis.__main__ import main
 from sweeps.records.load import load_study
 from sweeps.records.names import EPOCHS_FILE, JOURNAL_FILE, LOCK_FILE, RESULTS_FILE
 from sweeps.records.tables import write_tables
+from tests.support.journals import plain_events, write_plain
 from tests.support.synthetic_study import Plan, write_study
 
 Damage = Callable[[list[dict[str, Any]]], list[Any]]  # of the events of a journal; the outcome is written as JSON lines
@@ -91,9 +91,8 @@ def check_refused(command: str, study: Path, whole: Path, capsys: pytest.Capture
 
 
 def write_damaged(folder: Path, whole: Path, damage: Damage) -> Path:
-    events = [json.loads(line) for line in (whole / JOURNAL_FILE).read_text().splitlines()]
     folder.mkdir()
-    (folder / JOURNAL_FILE).write_text("".join(json.dumps(event) + "\n" for event in damage(events)))
+    write_plain(folder / JOURNAL_FILE, damage(plain_events(whole / JOURNAL_FILE)))
     return folder
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import html
 import io
-import json
 import re
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from sweeps.records.events import Event
 from sweeps.records.journal import Journal
 from sweeps.records.names import JOURNAL_FILE, REPORT_FOLDER
 from tests.analysis.model_export.test_model_card import make_proof
+from tests.support.journals import plain_events, write_plain
 from tests.support.synthetic_data import study, trial
 from tests.support.synthetic_study import Plan, write_study
 
@@ -44,8 +44,8 @@ any_text = st.text(min_size=1, max_size=60) | st.sampled_from(list(TEXTS.values(
 def write_named(folder: Path, text: str) -> Path:
     """A study whose question, note, and the reason of whose failure are `text`."""
     write_study(folder, Plan(trials=8, epochs=2, closed=None))
-    first, *others = (folder / JOURNAL_FILE).read_text().splitlines(keepends=True)
-    (folder / JOURNAL_FILE).write_text(json.dumps({**json.loads(first), "question": text}) + "\n" + "".join(others))
+    first, *others = plain_events(folder / JOURNAL_FILE)
+    write_plain(folder / JOURNAL_FILE, [{**first, "question": text}, *others])
     journal = Journal(folder / JOURNAL_FILE)
     journal.append(Event.ANNOTATED, note=text, tags={})
     journal.append(Event.PROPOSED, trial="f" * 16, role="search", stratum="any size",

@@ -19,6 +19,7 @@ from sweeps.records.model import StudyRecord, TrialRecord, fold
 from sweeps.records.names import CHECKPOINT_FILE, JOURNAL_FILE, MODELS_FOLDER, TRIALS_FOLDER
 from sweeps.space.parse import read_space
 from sweeps.trials.resolver import Resolver
+from tests.support.journals import make_plain
 from tests.support.synthetic_study import Plan, write_study
 
 POINT = {"method.name": "tensor_train", "method.dims": 3, "train.weight_decay": 3e-4, "train.scaled_decay": True}
@@ -121,7 +122,7 @@ class TestCollate:
         write(tmp_path / "one", trained[:1], [3])
         for name, text in (("two", '"name":"digits"'), ("three", '"specification":')):
             folder = write(tmp_path / name, trained[1:], [3, 3])
-            lines = (folder / JOURNAL_FILE).read_text()
+            lines = make_plain(folder / JOURNAL_FILE)
             other = '"specification":{},"as":' if name == "three" else '"name":"folder:/mine"'
             (folder / JOURNAL_FILE).write_text(lines.replace(text, other))
         assert main(["collate", "one", "two", "three", "--name", "all", "--studies", str(tmp_path)]) == 0
@@ -155,7 +156,7 @@ class TestCollate:
     def test_other_data_do_not_mix(self, tmp_path):
         for name, print_ in (("one", "f00d"), ("two", "beef")):
             folder = write_study(tmp_path / name, Plan(name=name, trials=2, epochs=2))
-            text = (folder / JOURNAL_FILE).read_text().replace("f00d", print_)
+            text = make_plain(folder / JOURNAL_FILE).replace("f00d", print_)
             (folder / JOURNAL_FILE).write_text(text)
         sources = [StudySource(label=n, study=load_study(tmp_path / n), folder=None) for n in ("one", "two")]
         with pytest.raises(InputError, match=r"must share data and split, but got one \(digits, f00d\); two"):

@@ -12,7 +12,7 @@ from optuna.trial import TrialState
 from sweeps.records.events import Event, Role, Status
 from sweeps.records.journal import Journal, read_journal
 from sweeps.records.model import apply_event, fold
-from sweeps.records.names import JOURNAL_FILE
+from sweeps.records.names import JOURNAL_FILE, OPTUNA_FILE
 from sweeps.search.optuna_proposer import OptunaProposer, make_proposer
 from sweeps.search.optuna_storage import CrashSafeJournalBackend
 from sweeps.search.proposer import Outcome, OutcomeKind
@@ -144,3 +144,44 @@ def test_a_disk_that_takes_part_of_a_line_leaves_none_of_it(tmp_path):
         signal.signal(signal.SIGXFSZ, handler)
     opened.append_logs([{"op_code": 3}])
     assert list(opened.read_logs(0)) == [{"op_code": 1}, {"op_code": 3}]
+
+
+def proposals(search: Search) -> dict[tuple[str, int], tuple[dict, TrialState]]:
+    """Parameters and state of every Optuna trial, by study and number."""
+    proposer = search.proposer
+    assert isinstance(proposer, OptunaProposer)
+    return {
+        (stratum.label, trial.number): (trial.params, trial.state)
+        for stratum in search.strata
+        for trial in proposer.optuna_study(stratum.label).get_trials()
+    }
+
+
+@pytest.mark.parametrize("damage", ["removed", "cut", "garbage", "a list"])
+def test_optunas_journal_is_made_again_from_the_studys(begin, tmp_path, damage, capsys):
+    done = train_all(begin())
+    first = begin()
+    before, path = values(first), tmp_path / OPTUNA_FILE
+    points = proposals(first)
+    lines = path.read_bytes().splitlines(keepends=True)
+    if damage == "removed":
+        path.unlink()
+    elif damage == "cut":
+        path.write_bytes(b"".join(lines[: len(lines) // 2]))
+    else:
+        lines[3] = b"[1]\n" if damage == "a list" else b'{"op_code\n'
+        path.write_bytes(b"".join(lines))
+    proposer = make_proposer(first.space, tmp_path)
+    assert isinstance(proposer, OptunaProposer)
+    assert proposer.restore(first.record.trials.values(), first.strata) > 0
+    said = capsys.readouterr().out
+    assert (f"{OPTUNA_FILE} is damaged (" in said) == (damage in ("garbage", "a list"))
+    resumed = begin()
+    assert values(resumed) == before
+    assert {key: params for key, (params, _) in proposals(resumed).items()} == {
+        key: params for key, (params, _) in points.items()
+    }
+    assert train_all(resumed) == []
+    assert len(done) == len(before)
+    proposer = make_proposer(first.space, tmp_path)
+    assert proposer.restore(first.record.trials.values(), first.strata) == 0

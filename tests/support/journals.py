@@ -1,0 +1,28 @@
+"""Journals as an older version wrote them: lines without version, number and checksum, which tests may change."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from sweeps.records.journal import CHECKSUM_FIELD, NUMBER_FIELD, VERSION_FIELD
+
+
+def plain_events(path: Path) -> list[dict[str, Any]]:
+    """Return the events of a journal as they are on its lines, but for version, number and checksum."""
+    events = [json.loads(line) for line in path.read_text().splitlines()]
+    seal = (VERSION_FIELD, NUMBER_FIELD, CHECKSUM_FIELD)
+    return [{key: value for key, value in event.items() if key not in seal} for event in events]
+
+
+def write_plain(path: Path, events: Iterable[Any]) -> None:
+    """Write events, or whatever stands in their place, as an older version did."""
+    path.write_text("".join(json.dumps(event, separators=(",", ":")) + "\n" for event in events))
+
+
+def make_plain(path: Path) -> str:
+    """Make a journal one of an older version and return its text."""
+    write_plain(path, plain_events(path))
+    return path.read_text()
