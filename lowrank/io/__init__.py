@@ -40,6 +40,8 @@ if TYPE_CHECKING:
         read_metadata as read_metadata,
         save_tensors as save_tensors,
         saved_versions as saved_versions,
+        set_aside as set_aside,
+        shift_versions as shift_versions,
     )
     from lowrank.io.weight_files import (
         WeightReport as WeightReport,
@@ -58,7 +60,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
             "save_merged save_model write_model"
         ),
         "preprocessing": "CLASSIFIER_FILE find_preprocessing read_class_names",
-        "tensor_file": "load_tensors read_metadata save_tensors saved_versions",
+        "tensor_file": "load_tensors read_metadata save_tensors saved_versions set_aside shift_versions",
         "weight_files": "WeightReport load_weights read_weights",
     },
 )

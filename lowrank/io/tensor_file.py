@@ -12,9 +12,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lowrank.errors import InputError
-from lowrank.utils import atomic_path, sync
+from lowrank.utils import atomic_path, free_name, sync
 
 CHECKSUM = "crc32"  # of the tensors, a key of the metadata: safetensors itself does not notice a changed weight
+UNUSABLE_SUFFIX = ".unusable"  # of a file that `set_aside` has renamed
 METADATA_CHECKSUM = "crc32_metadata"  # of the other keys and their values
 
 
@@ -48,9 +49,22 @@ def save_tensors(
         except SafetensorError as error:
             raise OSError(f"{path}: could not be written: {error}") from error
         sync(temporary)  # a full disk may show only here, and then the older files stay where they are
-        for age in range(versions - 1, 0, -1):
-            if _version_path(path, age - 1).exists():
-                _version_path(path, age - 1).replace(_version_path(path, age))
+        shift_versions(path, versions)
+
+
+def shift_versions(path: Path, versions: int) -> None:
+    """Rename each file to the name of the one before it, which frees `path`.
+
+    Args:
+        path: the newest file.
+        versions: how many files stay, the new one among them; the oldest is replaced.
+
+    Raises:
+        OSError: a file cannot be renamed.
+    """
+    for age in range(versions - 1, 0, -1):
+        if _version_path(path, age - 1).exists():
+            _version_path(path, age - 1).replace(_version_path(path, age))
 
 
 def _own_memory(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -84,6 +98,23 @@ def saved_versions(path: Path) -> list[Path]:
     older = [file for file in path.parent.glob(f"{path.stem}.*{path.suffix}") if file.suffixes[0][1:].isdigit()]
     older.sort(key=lambda file: int(file.suffixes[0][1:]))
     return [file for file in (path, *older) if file.exists()]
+
+
+def set_aside(path: Path) -> Path:
+    """Rename a file that cannot be used, so that nothing reads or deletes it.
+
+    Args:
+        path: the file.
+
+    Returns:
+        Its new path, which ends in `.unusable`, or in `.unusable-2` and so on where there is one already.
+
+    Raises:
+        OSError: the file cannot be renamed.
+    """
+    target = free_name(path.with_name(path.name + UNUSABLE_SUFFIX))
+    path.replace(target)
+    return target
 
 
 def load_tensors(path: Path, device: torch.device | str = "cpu") -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -11,12 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray.exceptions import GetTimeoutError, RayActorError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from lowrank.utils import write_bytes
+from lowrank.io import saved_versions, set_aside, shift_versions
+from lowrank.utils import atomic_path, sync
 from sweeps.records import CHECKPOINT_FILE, TRIALS_FOLDER
 
 NAMESPACE = "sweeps"  # Ray's namespace of the named actor
+CALL_SECONDS = 300.0  # for which a trial waits for the relay: the time to send a large checkpoint over a slow network
+CALL_RETRIES = 3  # of a call whose relay was lost; Ray starts the relay again
 
 
 class _Relay:
@@ -25,20 +29,37 @@ class _Relay:
     def __init__(self, study_dir: str):
         self._trials = Path(study_dir) / TRIALS_FOLDER
 
-    def put(self, trial_id: str, content: bytes) -> None:
-        """Replace a trial's checkpoint atomically: a power failure leaves either the old or the new one."""
-        path = self._trials / trial_id / CHECKPOINT_FILE
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_bytes(path, content)
+    def put(self, trial_id: str, content: bytes, versions: int) -> None:
+        """Store a trial's newest checkpoint atomically; of the earlier ones `versions - 1` stay.
 
-    def get(self, trial_id: str) -> bytes | None:
-        """Return a trial's checkpoint; None if there is none."""
-        path = self._trials / trial_id / CHECKPOINT_FILE
-        return path.read_bytes() if path.exists() else None
+        A power failure leaves either the old or the new one. A call that Ray repeats, because the relay was lost before
+        it could answer, changes nothing.
+        """
+        path = self._path(trial_id)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not path.exists() or path.read_bytes() != content:
+            with atomic_path(path) as temporary:
+                temporary.write_bytes(content)
+                sync(temporary)
+                shift_versions(path, versions)
+        for older in saved_versions(path)[versions:]:
+            older.unlink()
+
+    def get(self, trial_id: str) -> dict[str, bytes]:
+        """Return a trial's checkpoints by file name, the newest first; empty if there is none."""
+        return {path.name: path.read_bytes() for path in saved_versions(self._path(trial_id))}
+
+    def set_aside(self, trial_id: str, name: str) -> str | None:
+        """Rename a checkpoint that cannot be used; returns its new name, None if it is renamed already."""
+        path = self._path(trial_id).with_name(name)
+        return set_aside(path).name if path.exists() else None
+
+    def _path(self, trial_id: str) -> Path:
+        return self._trials / trial_id / CHECKPOINT_FILE
 
 
 def start_relay(study_dir: Path) -> tuple[str, Any]:
-    """Start the relay on this machine.
+    """Start the relay on this machine; Ray starts it again when its process is lost.
 
     Args:
         study_dir: folder of the study.
@@ -48,7 +69,10 @@ def start_relay(study_dir: Path) -> tuple[str, Any]:
     """
     name = f"relay {study_dir}"
     this_node = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    options = {"num_cpus": 0, "name": name, "namespace": NAMESPACE, "scheduling_strategy": this_node}
+    options = {
+        "num_cpus": 0, "name": name, "namespace": NAMESPACE, "scheduling_strategy": this_node,
+        "max_restarts": -1, "max_task_retries": CALL_RETRIES,
+    }  # fmt: skip
     return name, ray.remote(_Relay).options(**options).remote(str(study_dir))
 
 
@@ -77,12 +101,48 @@ class CheckpointLocation:
         self.path = folder / CHECKPOINT_FILE
 
     def download(self) -> None:
-        """Write the relay's checkpoint, if it has one, to `path`; without a relay do nothing."""
-        content: bytes | None = ray.get(self._relay.get.remote(self._trial_id)) if self._relay else None
-        if content is not None:
-            self.path.write_bytes(content)
+        """Write the relay's checkpoints, if it has any, beside `path`; without a relay do nothing.
 
-    def upload(self) -> None:
-        """Send the checkpoint at `path` to the relay and wait until it is stored; without a relay do nothing."""
+        Raises:
+            OSError: the relay is lost or does not answer.
+        """
         if self._relay:
-            ray.get(self._relay.put.remote(self._trial_id, self.path.read_bytes()))
+            for name, content in self._call("get").items():
+                self.path.with_name(name).write_bytes(content)
+
+    def upload(self, versions: int) -> None:
+        """Send the checkpoint at `path` to the relay and wait until it is stored; without a relay do nothing.
+
+        Args:
+            versions: how many checkpoints the relay keeps, this one among them.
+
+        Raises:
+            OSError: the relay is lost or does not answer, or its disk is full.
+        """
+        if self._relay:
+            self._call("put", self.path.read_bytes(), versions)
+
+    def set_aside(self, path: Path) -> str:
+        """Rename a checkpoint that cannot be used, in the study's folder too.
+
+        Args:
+            path: the file, `path` of this object or one beside it.
+
+        Returns:
+            The new name of the file in the study's folder.
+
+        Raises:
+            OSError: the file cannot be renamed, or the relay is lost or does not answer.
+        """
+        stored = self._call("set_aside", path.name) if self._relay else None
+        local = set_aside(path).name
+        return stored or local
+
+    def _call(self, method: str, *arguments: Any) -> Any:
+        """Call the relay; raises OSError if it is lost, so that a checkpoint fails as on a disk that is not there."""
+        try:
+            return ray.get(getattr(self._relay, method).remote(self._trial_id, *arguments), timeout=CALL_SECONDS)
+        except GetTimeoutError as error:
+            raise OSError(f"the checkpoint relay has not answered for {CALL_SECONDS:.0f} s") from error
+        except RayActorError as error:
+            raise OSError("the checkpoint relay on the driver's machine is lost") from error

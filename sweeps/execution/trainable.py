@@ -272,25 +272,32 @@ class TrialTrainable(tune.Trainable):
         if self.initial:
             metadata["initial"] = json.dumps(self.initial)
         save_tensors(path, state, metadata, versions=MAX_CHECKPOINTS)
-        self.checkpoint_location.upload()
-        if self._trained():  # a finished trial needs its last weights alone
-            for older in saved_versions(path)[1:]:
-                older.unlink()
+        versions = 1 if self._trained() else MAX_CHECKPOINTS  # a finished trial needs its last weights alone
+        self.checkpoint_location.upload(versions)
+        for older in saved_versions(path)[versions:]:
+            older.unlink()
         self.saved_at = time.monotonic()
 
     def _load_checkpoint(self) -> None:
-        """Continue from the newest checkpoint that is whole; gives a notice for each that is not."""
+        """Continue from the newest checkpoint that can be used; gives a notice for each that cannot.
+
+        Such a file is renamed and never deleted: that this version of the code does not understand it says nothing of
+        what an older one can do with it.
+        """
         self.checkpoint_location.download()
         for path in saved_versions(self.checkpoint_location.path):
             try:
                 state, metadata = load_tensors(path, "cpu" if isinstance(self.trainer, ProcessGroup) else self.device)
                 history, initial = json.loads(metadata["history"]), json.loads(metadata.get("initial", "{}"))
                 self.trainer.load_state(state)
-            except (InputError, RuntimeError, KeyError, ValueError) as error:
+            except (InputError, RuntimeError, KeyError, ValueError, OSError) as error:
                 if out_of_memory(error) or device_lost(error):
                     raise
-                self.notices.append(f"{path} is not usable, the trial goes on from what was before it: {error}")
-                path.unlink()
+                name = self.checkpoint_location.set_aside(path)
+                self.notices.append(
+                    f"{path} is not usable, the trial goes on from what was before it: {first_line(error)}; "
+                    f"the file is now {name}"
+                )
                 self.trainer = self._make_trainer()
             else:
                 self.history, self.initial = history, initial

@@ -208,6 +208,50 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before_with_a_notice(tmp_pat
     assert curve(worker, 3 - from_epoch) == undisturbed[from_epoch + 1 :]
     assert len(first["notices"]) == damaged
     assert all("is not usable, the trial goes on from what was before it" in text for text in first["notices"])
+    assert len(list(files(tmp_path)[0].parent.glob("*.unusable"))) == damaged
+
+
+@pytest.mark.usefixtures("checkpoint_every_epoch")
+def test_a_checkpoint_that_this_code_cannot_load_stays_and_one_that_can_not_be_read_too(tmp_path, monkeypatch):
+    curve(TrialTrainable(config(tmp_path, epochs=4)), 2)
+    before = [path.read_bytes() for path in files(tmp_path)]
+    with monkeypatch.context() as changed:
+        raising(changed, RuntimeError("Error(s) in loading state_dict\nmore"), "load_state")
+        first = TrialTrainable(config(tmp_path, epochs=4)).step()
+    assert first["attempt"]["from_epoch"] == 0
+    folder = files(tmp_path)[0].parent
+    unusable = [folder / f"{name}.unusable" for name in (CHECKPOINT_FILE, "checkpoint.1.safetensors")]
+    assert [path.read_bytes() for path in unusable] == before
+    assert "Error(s) in loading state_dict; the file is now checkpoint.safetensors.unusable" in first["notices"][0]
+    assert not any("damaged" in text for text in first["notices"])
+    for path in unusable:  # as a user would do it who goes back to the older code
+        path.replace(folder / path.name.removesuffix(".unusable"))
+    assert TrialTrainable(config(tmp_path, epochs=4)).step()["attempt"]["from_epoch"] == 2
+
+    real = trainable_module.load_tensors
+    newest = files(tmp_path)[0]
+
+    def load(path, device):
+        if path == newest:
+            raise PermissionError("the file cannot be read")
+        return real(path, device)
+
+    monkeypatch.setattr(trainable_module, "load_tensors", load)
+    first = TrialTrainable(config(tmp_path, epochs=4)).step()
+    assert first["attempt"]["from_epoch"] == 2
+    assert len(first["notices"]) == 1
+
+
+@pytest.mark.usefixtures("checkpoint_every_epoch")
+def test_a_changed_digit_beside_the_tensors_counts_as_damage(tmp_path):
+    curve(TrialTrainable(config(tmp_path, epochs=4)), 2)
+    newest = files(tmp_path)[0]
+    content, mark = newest.read_bytes(), b'val_error\\": '
+    digit = content.index(mark) + len(mark)
+    newest.write_bytes(content[:digit] + (b"1" if content[digit : digit + 1] != b"1" else b"2") + content[digit + 1 :])
+    first = TrialTrainable(config(tmp_path, epochs=4)).step()
+    assert first["attempt"]["from_epoch"] == 1
+    assert "is damaged: its metadata do not have their checksum" in first["notices"][0]
 
 
 @pytest.mark.usefixtures("checkpoint_every_epoch")
