@@ -34,7 +34,7 @@ from analysis.stats.intervals import wilson_interval
 from analysis.stats.margins import as_good_sizes
 from analysis.stats.paired import mean_error_interval, paired_error_difference, seed_variance, two_level_bootstrap
 from analysis.stats.selection import choose, corrected_difference, corrected_error, expand_counts
-from sweeps.records import Role, Status, StudyRecord, TrialRecord, competing_points, front_settings
+from sweeps.records import Role, Status, StudyRecord, TrialRecord, competing_points, encode_wrong_images, front_settings
 
 COVERAGE_GOAL, ALARM_GOAL, BIAS_GOAL = 94.3, 5.6, 0.1
 SHARED, BY_SETTING = 0.6, 0.15  # parts of the variance over images
@@ -374,13 +374,16 @@ def as_good(images: int, seeds: int, gap: float, margin: float = 0.75) -> Study:
 # Many effects
 
 
-def no_effect(images: int, seeds: int, per_factor: int = 2) -> Study:
-    """Six factors of two or three values and none with an effect, 24 random trials: is any shown as better or worse?"""
-    levels = (2, 2, 2, 3, 2, 2)
+def no_effect(images: int, seeds: int, *, recorded: bool = True) -> Study:
+    """Four factors of two or three values and none with an effect, 24 random trials: is any called better or worse?
+
+    `recorded` says whether the records say which images were wrong.
+    """
+    levels = (2, 2, 2, 3)
 
     def study(random: np.random.Generator, tally: Tally) -> None:
         record = StudyRecord(header={"data": {"val_images": images}})
-        rows = [tuple(int(random.integers(level)) for level in levels[:4]) for _ in range(SETTINGS)]
+        rows = [tuple(int(random.integers(level)) for level in levels) for _ in range(SETTINGS)]
         rows = list(dict.fromkeys(rows))
         drawn = draw(Truth(np.full(len(rows), float(ndtri(0.03))), seeds=seeds, images=images), random)
         for number, row in enumerate(rows):
@@ -391,6 +394,7 @@ def no_effect(images: int, seeds: int, per_factor: int = 2) -> Study:
                     trial_id=trial_id, status=Status.COMPLETED, parameters=fields, point_id=str(number),
                     specification={"seed": seed, "method": {"name": "dense"}}, counts={"params": 1000},
                     epochs={1: {"val_error": 100 * float(drawn.wrong[number, seed].mean())}},
+                    wrong_images={"val": encode_wrong_images(drawn.wrong[number, seed])} if recorded else {},
                 )  # fmt: skip
         tally.false_alarms += any(effect.verdict() in ("better", "worse") for effect in find_paired_effects(record))
 
@@ -435,6 +439,7 @@ KINDS = (
     Kind("as good as: all equal, 3 seeds, 2,000 images", as_good(2000, 3, 0.0), "power", share=0.2),
     Kind("effects of four factors without any, one seed", no_effect(2000, 1), "alarms", share=0.2),
     Kind("effects of four factors without any, three seeds", no_effect(2000, 3), "alarms", share=0.2),
+    Kind("effects of four factors, counts alone, three seeds", no_effect(2000, 3, recorded=False), "alarms", share=0.2),
 )  # fmt: skip
 
 
