@@ -61,6 +61,7 @@ from analysis.stats import (
     repeated_settings,
     searched_settings,
     study_strata,
+    wrong_by_setting,
 )
 from analysis.utils import format_percent, format_points
 from sweeps.records import StudyRecord
@@ -119,7 +120,7 @@ def build_report(study: StudyRecord, folder: Path, executor: Executor | None = N
     points, effects = collect_points(study), find_paired_effects(study)
     front, reference_points = pareto_front(points), references(points)
     published, note = matching_results(evaluation_setting(study))
-    repeats, budget_answers = repeated_settings(points), answers(study, points)
+    repeats, budget_answers = repeated_settings(points, wrong=wrong_by_setting(study)), answers(study, points)
     return Report(
         summary=tuple(summarise(study, points, budget_answers, repeats, effects)),
         answers=tuple(budget_answers),
@@ -325,7 +326,9 @@ def _seeds_sentence(repeat: RepeatedSetting) -> str:
     )
     if gap is None or gap.low is None or gap.high is None:
         return f"{text}."
+    seeds = f"{gap.count} seed{'s' * (gap.count != 1)}"
+    how = "same images" if repeat.same_images else "not paired by image"
     return (
-        f"{text}, {gap.mean:+.2f} points against separable, paired over {gap.count} seeds ({gap.low:+.2f} to "
-        f"{gap.high:+.2f})."
+        f"{text}, {gap.mean:+.2f} points against separable, paired over {seeds} ({gap.low:+.2f} to {gap.high:+.2f}, "
+        f"{how})."
     )

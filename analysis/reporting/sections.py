@@ -32,7 +32,7 @@ from analysis.reporting.tables import (
     reproduce_table,
     table_of_test_errors,
 )
-from analysis.stats import SizeMeasure, mixed_fields, mixed_text, study_strata
+from analysis.stats import SizeMeasure, mixed_fields, mixed_text, pairing_sentence, study_strata
 from analysis.utils import format_duration
 from lowrank.utils import format_times
 from sweeps.records import Status, StudyRecord, count_test_looks
@@ -315,7 +315,9 @@ def repeat_section(page: Page, study: StudyRecord, report: Report, folder: Path)
     if not report.repeats:
         return
     page.section("Repeats")
-    page.text("Means over seeds with two-sided 95 % t-intervals; gaps are paired by seed.", "note")
+    gaps = [repeat.same_images for repeat in report.repeats if repeat.gap is not None]
+    text = "Means over seeds with two-sided 95 % t-intervals; gaps are paired by seed."
+    page.text(" ".join([text, *[pairing_sentence(sum(gaps), len(gaps))] * bool(gaps)]), "note")
     table = repeats_table(report.repeats)
     table.write(folder)
     page.table(table)

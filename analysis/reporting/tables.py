@@ -359,7 +359,7 @@ def repeats_table(repeats: Sequence[RepeatedSetting]) -> ReportTable:
     """Return settings that were trained with several seeds."""
     rows = tuple(
         (r.point.setting, r.point.name, r.point.params, len(r.seeds), *_values(r.val_error), *_values(r.test_error),
-         *_values(r.gap))
+         *_values(r.gap), None if r.gap is None else r.same_images)
         for r in repeats
     )  # fmt: skip
     texts = tuple(
@@ -371,6 +371,7 @@ def repeats_table(repeats: Sequence[RepeatedSetting]) -> ReportTable:
     columns = (
         "setting_id", "setting", "params", "seeds", *(f"val_error_{part}" for part in _PARTS),
         *(f"test_error_{part}" for part in _PARTS), *(f"points_to_separable_{part}" for part in _PARTS),
+        "same_images",
     )  # fmt: skip
     headings = ("setting", "parameters", "seeds", "error", "test error", "against separable, paired by seed")
     return ReportTable(name="repeats", columns=columns, rows=rows, texts=texts, headings=headings)

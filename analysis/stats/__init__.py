@@ -95,6 +95,9 @@ if TYPE_CHECKING:
         PairedImages as PairedImages,
         WrongBySeed as WrongBySeed,
         pair_images as pair_images,
+        pairing_sentence as pairing_sentence,
+        pooled_seed_variance as pooled_seed_variance,
+        same_images_difference as same_images_difference,
         stack_seeds as stack_seeds,
         wrong_by_setting as wrong_by_setting,
     )
@@ -119,6 +122,9 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "seeds": "RepeatedSetting repeated_settings",
         "selection": "SelectedDifference SelectedError corrected_difference corrected_error expand_counts",
         "versus": "compare_values comparison_table reference_lines",
-        "wrong_images": "PairedImages WrongBySeed pair_images stack_seeds wrong_by_setting",
+        "wrong_images": (
+            "PairedImages WrongBySeed pair_images pairing_sentence pooled_seed_variance same_images_difference "
+            "stack_seeds wrong_by_setting"
+        ),
     },
 )

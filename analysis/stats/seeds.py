@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from analysis.stats.front import SEPARABLE, FrontPoint, find_reference
 from analysis.stats.intervals import Estimate, error_interval, t_interval
+from analysis.stats.paired import PairedDifference
+from analysis.stats.wrong_images import WrongBySeed, pooled_seed_variance, same_images_difference
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,6 +21,7 @@ class RepeatedSetting:
         val_error: mean validation error over the seeds, in percent.
         test_error: mean test error over the seeds that have one, in percent.
         gap: mean difference to the reference over the seeds of both, in points of error.
+        same_images: whether `gap` is on the same images, its interval over seeds and images.
         seeds: the seeds, in ascending order.
     """
 
@@ -26,6 +29,7 @@ class RepeatedSetting:
     val_error: Estimate
     test_error: Estimate | None
     gap: Estimate | None
+    same_images: bool
     seeds: tuple[int, ...]
 
 
@@ -45,12 +49,15 @@ def group_by_setting(points: Iterable[FrontPoint]) -> dict[str, list[FrontPoint]
     return dict(groups)
 
 
-def repeated_settings(points: Sequence[FrontPoint], reference: str = SEPARABLE) -> list[RepeatedSetting]:
+def repeated_settings(
+    points: Sequence[FrontPoint], reference: str = SEPARABLE, wrong: Mapping[str, WrongBySeed] | None = None
+) -> list[RepeatedSetting]:  # fmt: skip
     """Return every setting with two seeds or more.
 
     Args:
         points: of a study.
         reference: the method of the reference network, in full width, that the others are compared with.
+        wrong: which images were wrong, from `wrong_by_setting`; gaps of settings without them are over seeds alone.
 
     Returns:
         The settings, lowest mean error first.
@@ -58,7 +65,14 @@ def repeated_settings(points: Sequence[FrontPoint], reference: str = SEPARABLE) 
     groups = group_by_setting(points)
     base_point = find_reference(points, reference)  # never a searched trial of that method, of however many seeds
     base = _by_seed(groups[base_point.setting]) if base_point else {}
-    settings = [_repeated(group, base) for group in groups.values() if len(_by_seed(group)) > 1]
+    wrong = wrong or {}
+    base_wrong = wrong.get(base_point.setting, {}) if base_point else {}
+    between_seeds = pooled_seed_variance(wrong.values())
+    settings = [
+        _repeated(group, base, same_images_difference(wrong.get(setting, {}), base_wrong, between_seeds))
+        for setting, group in groups.items()
+        if len(_by_seed(group)) > 1
+    ]
     return sorted(settings, key=lambda setting: (setting.val_error.mean, setting.point.params))
 
 
@@ -66,15 +80,22 @@ def _by_seed(group: Iterable[FrontPoint]) -> dict[int, FrontPoint]:
     return {point.seed or 0: point for point in sorted(group, key=lambda point: point.seed or 0)}
 
 
-def _repeated(group: Sequence[FrontPoint], base: dict[int, FrontPoint]) -> RepeatedSetting:
+def _repeated(
+    group: Sequence[FrontPoint], base: dict[int, FrontPoint], paired: PairedDifference | None
+) -> RepeatedSetting:
     by_seed = _by_seed(group)
     shared = [seed for seed in by_seed if seed in base and by_seed[seed].trial_id != base[seed].trial_id]
     gaps = [by_seed[seed].own_error - base[seed].own_error for seed in shared]
+    gap = t_interval(gaps) if gaps else None
+    same_images = gap is not None and paired is not None and paired.seeds == len(gaps)
+    if same_images and paired is not None:
+        gap = Estimate(mean=paired.mean, low=paired.low, high=paired.high, count=paired.seeds)
     tested = [point.test_error for point in by_seed.values() if point.test_error is not None]
     return RepeatedSetting(
         point=next(iter(by_seed.values())),
         val_error=error_interval([point.own_error for point in by_seed.values()]),
         test_error=error_interval(tested) if tested else None,
-        gap=t_interval(gaps) if gaps else None,
+        gap=gap,
+        same_images=same_images,
         seeds=tuple(by_seed),
     )

@@ -1,9 +1,10 @@
 """Every value of one searched field against one of them, paired by seed.
 
 Trials are paired that agree in the seed, in every searched field but the one, and in everything else that was not
-searched (network, epochs, recipe, data, start), as far as it does not come with the field's value. Means and
-differences are over seeds, with two-sided 95 % t-intervals; errors are on validation images, in percent, differences in
-points.
+searched (network, epochs, recipe, data, start), as far as it does not come with the field's value. Where the records
+say which images were wrong, a difference is on the same images: of one seed it compares the two networks (Tango's
+interval), of several the values (over seeds and images). Elsewhere it is over seeds, with a t-interval. Intervals are
+two-sided 95 %; errors are on validation images, in percent, differences in points.
 """
 
 from __future__ import annotations
@@ -15,13 +16,24 @@ from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from analysis.stats.equal_size import ErrorsBySeed, sizes_equal
 from analysis.stats.factors import FactorValues, factor_values, shared_factors, varying_factors
 from analysis.stats.front import SizeMeasure, validation_images
 from analysis.stats.intervals import Estimate, error_interval, t_interval, within_image_noise
+from analysis.stats.paired import SeedVariance
+from analysis.stats.wrong_images import (
+    WrongBySeed,
+    pairing_sentence,
+    pooled_seed_variance,
+    same_images_difference,
+    wrong_by_setting,
+)
 from analysis.utils import format_error_interval, format_points_interval
 from lowrank.errors import unknown
-from sweeps.records import Role, Status, StudyRecord, TrialRecord
+from sweeps.records import Role, Status, StudyRecord, TrialRecord, wrong_images
 
 HEADINGS = ("all else", "", "parameters", "mult-adds", "error", "difference", "verdict", "seeds")
 
@@ -37,7 +49,8 @@ class ValueComparison:
         mult_adds: for one image; None where the record has none.
         error: mean over seeds, in percent.
         gap: `error` less that of the base over the seeds of both, in points; None for the base itself and where the two
-            share no seed. With one shared seed it has no interval.
+            share no seed. With one shared seed it has an interval only if it is on the same images.
+        same_images: whether `gap` is on the same images.
         measure: of size, the one that the budget limits.
         as_large: whether it is as large as the base in that measure.
         verdict: in words.
@@ -49,6 +62,7 @@ class ValueComparison:
     mult_adds: int | None
     error: Estimate
     gap: Estimate | None
+    same_images: bool
     measure: SizeMeasure
     as_large: bool
     verdict: str
@@ -66,7 +80,7 @@ def compare_values(study: StudyRecord, field: str, base: str) -> list[ValueCompa
         For each setting of the other fields the base first, then the others by error.
 
     Raises:
-        InputError: no trial searched the field, or none had that value.
+        InputError: no trial searched the field, none had that value, or a record of wrong images is damaged.
     """
     trials = _finished(study)
     values = {_shown(trial.parameters[field]) for trial in trials if field in trial.parameters}
@@ -79,13 +93,34 @@ def compare_values(study: StudyRecord, field: str, base: str) -> list[ValueCompa
     for trial in trials:
         if field in trial.parameters:
             groups[_rest(trial, field, unsearched)][_shown(trial.parameters[field])].append(trial)
-    images = validation_images(study)
+    evidence = _evidence(study, trials)
     return [
         row
         for other_fields, group in sorted(groups.items())
         if base in group
-        for row in _rows(other_fields, group, base, images)
+        for row in _rows(other_fields, group, base, evidence)
     ]
+
+
+@dataclass(frozen=True)
+class _Evidence:
+    """What a study has on record of its images."""
+
+    images: int | None
+    wrong: Mapping[str, NDArray[np.bool_]]  # by trial
+    between_seeds: SeedVariance | None
+
+    def of_seeds(self, trials: Sequence[TrialRecord]) -> WrongBySeed:
+        """The wrong images of each seed; none where two trials share a seed, whose mean no bits can show."""
+        by_seed = {_seed(trial): self.wrong[trial.trial_id] for trial in trials if trial.trial_id in self.wrong}
+        return by_seed if len(by_seed) == len(trials) else {}
+
+
+def _evidence(study: StudyRecord, trials: Sequence[TrialRecord]) -> _Evidence:
+    ids = dict.fromkeys(trial.trial_id for trial in trials)
+    wrong = {trial_id: bits for trial_id in ids if (bits := wrong_images(study, trial_id)) is not None}
+    between_seeds = pooled_seed_variance(wrong_by_setting(study).values()) if wrong else None
+    return _Evidence(validation_images(study), wrong, between_seeds)
 
 
 def _finished(study: StudyRecord) -> list[TrialRecord]:
@@ -117,34 +152,44 @@ def _shown(value: Any) -> str:
 
 
 def _rows(
-    other_fields: str, group: Mapping[str, Sequence[TrialRecord]], base: str, images: int | None
+    other_fields: str, group: Mapping[str, Sequence[TrialRecord]], base: str, evidence: _Evidence
 ) -> list[ValueComparison]:
-    comparisons = [_row(other_fields, value, group[value], group[base], value == base, images) for value in group]
+    comparisons = [_row(other_fields, value, group[value], group[base], value == base, evidence) for value in group]
     return sorted(comparisons, key=lambda row: (row.gap is not None, row.error.mean))
 
 
 def _row(
     other_fields: str, value: str, trials: Sequence[TrialRecord], base: Sequence[TrialRecord], is_base: bool,
-    images: int | None,
+    evidence: _Evidence,
 ) -> ValueComparison:  # fmt: skip
     seeds, base_seeds = _by_seed(trials), _by_seed(base)
-    gaps = [] if is_base else [seeds[seed] - base_seeds[seed] for seed in seeds if seed in base_seeds]
-    gap = t_interval(gaps) if gaps else None
+    shared = [] if is_base else [seed for seed in seeds if seed in base_seeds]
+    gap = t_interval([seeds[seed] - base_seeds[seed] for seed in shared]) if shared else None
+    paired = same_images_difference(evidence.of_seeds(trials), evidence.of_seeds(base), evidence.between_seeds)
+    if gap is not None and paired is not None:
+        gap = Estimate(mean=paired.mean, low=paired.low, high=paired.high, count=paired.seeds)
+    same_images = gap is not None and paired is not None
     counts = trials[0].counts
     measure: SizeMeasure = "mult_adds" if "budget.mult_adds" in trials[0].parameters else "params"
     return ValueComparison(
         other_fields=other_fields, value=value, params=counts["params"], mult_adds=counts.get("mult_adds"),
-        error=error_interval(list(seeds.values())), gap=gap, measure=measure,
+        error=error_interval(list(seeds.values())), gap=gap, same_images=same_images, measure=measure,
         as_large=sizes_equal(counts[measure], base[0].counts[measure]),
-        verdict="base" if is_base else _verdict(gap, fmean(seeds.values()), fmean(base_seeds.values()), images),
+        verdict="base" if is_base else _verdict(
+            gap, fmean(seeds.values()), fmean(base_seeds.values()), None if same_images else evidence.images
+        ),
     )  # fmt: skip
 
 
 def _by_seed(trials: Sequence[TrialRecord]) -> ErrorsBySeed:
     errors: dict[int, list[float]] = defaultdict(list)
     for trial in trials:  # rarely two of one seed: those that differ in what no record shows count by their mean
-        errors[int(trial.specification.get("seed") or 0)].append(trial.val_error or 0.0)
+        errors[_seed(trial)].append(trial.val_error or 0.0)
     return {seed: fmean(values) for seed, values in errors.items()}
+
+
+def _seed(trial: TrialRecord) -> int:
+    return int(trial.specification.get("seed") or 0)
 
 
 def _verdict(gap: Estimate | None, error: float, base_error: float, images: int | None) -> str:
@@ -157,7 +202,8 @@ def _verdict(gap: Estimate | None, error: float, base_error: float, images: int 
         return "within noise"
     if images and within_image_noise(error, base_error, images):
         return "within noise of the images"
-    return "better" if gap.mean < 0 else "worse"
+    one_seed = ", of one seed" if gap.count == 1 else ""  # another seed may turn it
+    return f"{'better' if gap.mean < 0 else 'worse'}{one_seed}"
 
 
 def comparison_table(rows: Sequence[ValueComparison]) -> str:
@@ -167,7 +213,8 @@ def comparison_table(rows: Sequence[ValueComparison]) -> str:
         rows: of `compare_values`.
 
     Returns:
-        The table; a size over 1 % from that of the base is marked with a star.
+        The table, and below it whether differences are on the same images; a size over 1 % from that of the base is
+        marked with a star.
     """
     lines = [HEADINGS, tuple("---" for _ in HEADINGS)]
     for row in rows:
@@ -180,7 +227,10 @@ def comparison_table(rows: Sequence[ValueComparison]) -> str:
         ))  # fmt: skip
     text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     marked = any(not row.as_large for row in rows)
-    return text + ("\n\n\\* over 1 % larger or smaller than the base" if marked else "")
+    gaps = [row for row in rows if row.gap is not None]
+    pairing = pairing_sentence(sum(row.same_images for row in gaps), len(gaps))
+    star = "\\* over 1 % larger or smaller than the base" if marked else ""
+    return "\n\n".join(part for part in (text, pairing, star) if part)
 
 
 def reference_lines(study: StudyRecord) -> list[str]:

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from analysis.stats.front import setting_ids
+from analysis.stats.paired import PairedDifference, SeedVariance, paired_error_difference, seed_variance
 from sweeps.records import StudyRecord, completed_trials, wrong_images
 
 WrongBySeed = Mapping[int, NDArray[np.bool_]]  # seed -> bool (N,), True where the network was wrong
@@ -90,6 +91,61 @@ def stack_seeds(wrong: WrongBySeed) -> NDArray[np.bool_] | None:
     if not wrong or not _is_one_length(wrong.values()):
         return None
     return np.stack([wrong[seed] for seed in sorted(wrong)])
+
+
+def pooled_seed_variance(settings: Iterable[WrongBySeed]) -> SeedVariance | None:
+    """Pool the variance between seeds over settings.
+
+    Args:
+        settings: from `wrong_by_setting`; those of one seed say nothing.
+
+    Returns:
+        The variance; None where no setting has two seeds.
+    """
+    stacks = [stack_seeds(wrong) for wrong in settings]
+    return seed_variance([stack for stack in stacks if stack is not None])
+
+
+def same_images_difference(
+    first: WrongBySeed, second: WrongBySeed, between_seeds: SeedVariance | None = None
+) -> PairedDifference | None:  # fmt: skip
+    """Compare two settings on the same images, over the seeds of both.
+
+    Args:
+        first: of one setting, from `wrong_by_setting`.
+        second: of another setting of the same data and split.
+        between_seeds: variance between seeds, pooled over settings; None for that of these differences alone.
+
+    Returns:
+        First minus second in points of error; None as for `pair_images`.
+    """
+    pair = pair_images(first, second)
+    return None if pair is None else paired_error_difference(pair.first, pair.second, between_seeds)
+
+
+def pairing_sentence(paired: int, differences: int) -> str:
+    """Say whether differences are of the same images.
+
+    Args:
+        paired: how many of them are.
+        differences: how many are shown.
+
+    Returns:
+        One sentence; "" where no difference is shown.
+    """
+    if not differences:
+        return ""
+    if paired == differences:
+        return (
+            "Differences are on the same validation images, with 95 % intervals: of one seed Tango's, of several over "
+            "seeds and images."
+        )
+    if not paired:
+        return "Differences are not paired by image: the records do not say which images were wrong."
+    return (
+        f"{paired} of {differences} differences are on the same validation images; of the others the records do not "
+        "say which images were wrong, and they are not paired by image."
+    )
 
 
 def _is_one_length(arrays: Iterable[NDArray[np.bool_]]) -> bool:

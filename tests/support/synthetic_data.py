@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from sweeps.records.events import Role, Status
+from sweeps.records.image_errors import encode_wrong_images
 from sweeps.records.model import StudyRecord, TrialRecord
 
 SEPARABLE, DENSE = 1_000, 8_000
@@ -29,6 +33,15 @@ def trial(
     )  # fmt: skip
     if error is not None:
         record.epochs = {n: {"val_error": error, "epoch_seconds": seconds} for n in range(1, epochs + 1)}
+    return record
+
+
+def trial_of_images(trial_id: str, wrong: Sequence[int], images: int = 100, **fields: Any) -> TrialRecord:
+    """A record with the numbers of the validation images that were wrong, and the error that they give."""
+    bits = np.zeros(images, dtype=bool)
+    bits[list(wrong)] = True
+    record = trial(trial_id, error=100 * float(bits.mean()), **fields)
+    record.wrong_images = {"val": encode_wrong_images(bits)}
     return record
 
 

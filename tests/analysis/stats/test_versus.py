@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from scipy import stats
 
 from analysis.__main__ import main
+from analysis.stats.intervals import Z_95, newcombe_interval
+from analysis.stats.paired import paired_error_difference, seed_variance, tango_interval
 from analysis.stats.versus import compare_values, comparison_table
 from lowrank.errors import InputError
 from sweeps.records.events import Role, Status
-from tests.support.synthetic_data import study, trial
+from tests.support.synthetic_data import study, trial, trial_of_images
 from tests.support.synthetic_study import Plan, write_study
 
 BASE, OTHER = (4.0, 3.0, 5.5), (4.5, 3.75, 6.5)
@@ -102,3 +105,42 @@ def test_trials_of_other_epochs_are_not_paired_and_none_is_lost():
         ("train.epochs 128", "thin"), ("train.epochs 128", "cp"), ("train.epochs 6", "thin"), ("train.epochs 6", "cp"),
     ]  # fmt: skip
     assert [row.gap.mean for row in rows if row.gap] == [-0.5, -1.0]
+
+
+class TestSameImages:
+    """40 and 30 wrong of 100: as two samples within noise; on the same images one is never wrong alone."""
+
+    def rows(self, *more):
+        return compare_values(study(
+            trial_of_images("b", range(40), method="thin", method__name="thin"),
+            trial_of_images("o", range(30), method="cp", method__name="cp"), *more, data={"val_images": 100},
+        ), "method.name", "thin")  # fmt: skip
+
+    def test_one_seed_is_compared_by_the_images_on_which_one_alone_is_wrong(self):
+        base, other = self.rows()
+        assert (other.gap.mean, other.same_images, other.verdict) == (-10, True, "better, of one seed")
+        assert (other.gap.low, other.gap.high) == pytest.approx(tango_interval(0, 10, 100, Z_95))
+        assert newcombe_interval(30, 40, 100)[1] > 0
+        assert base.gap is None
+        assert "Differences are on the same validation images" in comparison_table([base, other])
+
+    def test_several_seeds_are_compared_over_seeds_and_images(self):
+        seeds = [
+            trial_of_images(f"{name}1", wrong, seed=1, role=Role.REPEAT, method=name, method__name=name)
+            for name, wrong in (("thin", range(2, 44)), ("cp", range(1, 30)))
+        ]
+        _, other = self.rows(*seeds)
+        wrong = np.zeros((4, 100), dtype=bool)
+        wrong[0, :30] = wrong[1, 1:30] = wrong[2, :40] = wrong[3, 2:44] = True
+        paired = paired_error_difference(wrong[:2], wrong[2:], seed_variance([wrong[:2], wrong[2:]]))
+        assert (other.gap.mean, other.gap.low, other.gap.high) == pytest.approx((-11.5, paired.low, paired.high))
+        assert (other.gap.count, other.verdict) == (2, "better")
+
+    def test_a_study_without_wrong_images_is_unpaired_and_says_so(self):
+        rows = compare_values(made(data={"val_images": 100}), "method.name", "thin")
+        assert not any(row.same_images for row in rows)
+        assert "not paired by image: the records do not say which images were wrong." in comparison_table(rows)
+
+    def test_a_study_with_some_says_how_many(self):
+        rows = self.rows(trial("x", error=35.0, method="tt", method__name="tt"))
+        assert "1 of 2 differences are on the same validation images" in comparison_table(rows)
