@@ -48,6 +48,10 @@ def run_search(search: Search, config: ExecutionConfig) -> None:
             _run_phase(search, _with_time_left(_with_larger_share(config), end), None, relay)
             if search.is_over() or search.is_running() or search.postponed or _is_over(end):
                 break
+        search.release_ready()
+    except KeyboardInterrupt:
+        search.release_ready()
+        raise
     finally:
         del relay_actor  # the relay ends with its last handle
         signal.signal(signal.SIGINT, handler)

@@ -1,8 +1,9 @@
 """Computes proposals in a thread before a slot asks for one, so that no slot waits while a sampler computes.
 
 Only this thread calls the proposer, for proposals as well as for outcomes. A ready proposal does not know the outcomes
-that came after it, so at most one is kept ready for each slot. A proposal that is never launched is reported as lost.
-After a kill the next driver reports it: the proposal is then in Optuna's storage, but not in the journal.
+that came after it, so at most one is kept ready for each slot. What lies ready when a phase ends goes on to the next
+(`Search.ready`); `Search.release_ready` reports it as lost when the driver ends. After a kill the next driver reports
+it: the proposal is then in Optuna's storage, but not in the journal.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import threading
 from collections import deque
 
 from sweeps.records import Trial
-from sweeps.search.proposer import Handle, Outcome, OutcomeKind
+from sweeps.search.proposer import Handle, Outcome
 from sweeps.search.search import PreparedTrial, Search
 
 PROPOSAL_TIMEOUT = 30.0  # seconds that a driver without running trials waits for a proposal; it then asks again
@@ -28,7 +29,7 @@ class ProposalPrefetcher:
             depth: how many proposals to keep ready; less than 1 counts as 1.
         """
         self.search, self.depth = search, max(1, depth)
-        self._ready: deque[PreparedTrial] = deque()
+        self._ready = search.ready  # with what the last phase has not launched
         self._outcomes: deque[tuple[Handle, Outcome]] = deque()
         self._changed = threading.Condition()
         self._closing = False
@@ -43,17 +44,14 @@ class ProposalPrefetcher:
     def __exit__(self, *exc: object) -> None:
         """Stop the thread.
 
-        It finishes the proposal that it computes and reports all queued outcomes. Unused proposals are reported as
-        lost. An error of the thread is raised unless the block has raised another one.
+        It finishes the proposal that it computes and reports all queued outcomes. Unused proposals stay ready, for the
+        next phase. An error of the thread is raised unless the block has raised another one.
         """
         with self._changed:
             self._closing = True
             self._changed.notify_all()
         self._thread.join()
         self.search.report_outcome = None
-        for prepared in self._ready:
-            self._report_lost(prepared)
-        self._ready.clear()
         if exc[0] is None:
             self._raise_error()
 
@@ -126,12 +124,6 @@ class ProposalPrefetcher:
         while self._outcomes:
             self.search.proposer.tell(*self._outcomes[0])
             self._outcomes.popleft()
-
-    def _report_lost(self, prepared: PreparedTrial) -> None:
-        """Give up a proposal that was not launched."""
-        if prepared.trial is not None:
-            self.search.reserved.pop(prepared.trial.trial_id, None)
-            self.search.proposer.tell(prepared.handle, Outcome(OutcomeKind.LOST))
 
     def _raise_error(self) -> None:
         if self._error is not None:

@@ -8,6 +8,7 @@ then Optuna's storage. So a process that is killed at any point leaves records f
 
 from __future__ import annotations
 
+import threading
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -85,6 +86,8 @@ class Search:
         self.postponed: deque[Trial] = deque()  # ran out of memory; launched with a larger share when all others ended
         self.exhausted: set[str] = set()  # labels of strata that give no new trials
         self.reserved: dict[str, Trial] = {}  # prepared trials that are not committed yet, by id
+        self.ready: deque[PreparedTrial] = deque()  # prepared ahead and not committed yet, in order
+        self._lock = threading.RLock()  # while a trial goes from `reserved` to the record, it is in one of them
         self.siblings = siblings or SiblingResults()
         self.adopted: list[TrialRecord] = []  # from sibling studies, in this run of the driver
         # Called instead of `proposer.tell` where another thread uses the proposer
@@ -127,7 +130,9 @@ class Search:
 
     def may_propose(self) -> bool:
         """Tell whether `search.trials` and the strata allow another proposal."""
-        if self.counters.proposed + len(self.reserved) >= self.space.search.trials:
+        with self._lock:
+            used = self.counters.proposed + len(self.reserved)
+        if used >= self.space.search.trials:
             return False
         return any(stratum.label not in self.exhausted for stratum in self.strata)
 
@@ -195,11 +200,12 @@ class Search:
         except InfeasibleError as error:
             self._add_infeasible(proposal, stratum, error, prepared.events)
             return False
-        record = self.record.trials.get(trial.trial_id)
-        if record is None and trial.trial_id not in self.reserved:
-            self.reserved[trial.trial_id] = trial
-            prepared.trial, prepared.handle = trial, proposal.handle
-            return True
+        with self._lock:
+            record = self.record.trials.get(trial.trial_id)
+            if record is None and trial.trial_id not in self.reserved:
+                self.reserved[trial.trial_id] = trial
+                prepared.trial, prepared.handle = trial, proposal.handle
+                return True
         self._add_duplicate(trial.trial_id, record, proposal, prepared.events)
         return False
 
@@ -236,12 +242,27 @@ class Search:
         trial = prepared.trial
         if trial is None:
             return None
-        self._write_proposed(trial, prepared.handle)
-        self.reserved.pop(trial.trial_id, None)
+        with self._lock:
+            self._write_proposed(trial, prepared.handle)
+            self.reserved.pop(trial.trial_id, None)
         if not self.is_startable(trial):
             self.waiting.append(trial)
             return None
         return None if self._adopt(trial) else trial
+
+    def release_ready(self) -> None:
+        """Give up the proposals that lie ready, because the driver ends; a resumed study proposes anew.
+
+        Their proposer is told that they are lost. What it has been told as infeasible is journaled.
+        """
+        while self.ready:
+            prepared = self.ready.popleft()
+            if prepared.trial is not None:
+                self.reserved.pop(prepared.trial.trial_id, None)
+                self.proposer.tell(prepared.handle, _LOST)
+            for event, fields in prepared.events:
+                if event is Event.INFEASIBLE or fields["trial"] in self.record.trials:  # else an alias of no trial
+                    self._write(event, **fields)
 
     def _adopt(self, trial: Trial) -> bool:
         """Journal the results that another study of the series has of this trial; return False if none has any."""
@@ -352,13 +373,14 @@ class Search:
             (self.report_outcome or self.proposer.tell)(trial.proposal, self._outcome(trial))
 
     def requeue(self, trial_id: str) -> None:
-        """Launch a trial again after a failed attempt, before any other.
+        """Launch a trial again after a failed attempt, before any other of its phase.
 
+        A postponed one goes back to the phase with the larger share: on the small one it would run out of memory again.
         A trial that has ended stays ended.
         """
         record = self.record.trials[trial_id]
         if not record.ended:
-            self.waiting.appendleft(_to_trial(record))
+            (self.postponed if record.postponed else self.waiting).appendleft(_to_trial(record))
 
     def _outcome(self, trial: TrialRecord) -> Outcome:
         if trial.broken:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 
 import pytest
@@ -12,7 +13,7 @@ from sweeps.records.model import fold
 from sweeps.search.earlier_study import earlier_studies, warm_start
 from sweeps.search.optuna_proposer import OptunaProposer, make_proposer
 from sweeps.search.prefetch import ProposalPrefetcher
-from sweeps.search.search import Search
+from sweeps.search.search import PreparedTrial, Search
 from sweeps.space.parse import parse_space
 from sweeps.trials.resolver import Resolver
 from tests.support.waiting import scaled, wait_until
@@ -126,9 +127,89 @@ def test_what_was_ready_and_never_used_is_told_as_lost(small, open_search):
     with ProposalPrefetcher(search, 3) as prefetcher:
         reference, first = prefetcher.next(wait=True), prefetcher.next(wait=True)
         wait_until(lambda: len(search.reserved) >= 3, "three proposals that are ready")
+    assert len(search.reserved) == len(search.ready) == 3  # for the next phase
+    search.release_ready()
     assert search.reserved == {}
     assert len(search.proposer.open_handles()) == 1  # the one that was handed out
     assert set(search.record.trials) == {reference.trial_id, first.trial_id}
+
+
+@pytest.mark.parametrize("sampler", ["grid", "random", "tpe"])
+def test_what_lies_ready_when_a_phase_ends_is_launched_in_the_next(small, open_search, sampler):
+    """A grid gives each of its rows once: one that is dropped would never be trained."""
+    small["train"]["weight_decay"] = 5e-4
+    small["search"] = {"trials": 12, "sampler": sampler, "stop": "none"}
+    search = open_search(small)
+    launched = []
+    for _ in range(20):  # phases, each of which ends after one trial
+        with ProposalPrefetcher(search, 3) as prefetcher:
+            trial = prefetcher.next(wait=True)
+        if trial is None:
+            break
+        launched.append(trial)
+        finish(search, trial, 5.0)
+    assert search.is_over()
+    ids = [trial.trial_id for trial in launched if trial.role is Role.SEARCH]
+    assert len(ids) == len(set(ids)) == 12
+    assert search.proposer.open_handles() == []
+
+
+def test_points_over_a_budget_are_on_record_when_the_driver_ends_before_it_launches_the_next(small, open_search):
+    small["budget"] = {"params": {"choice": [0.036, 0.2]}, "relative_to": "separable"}
+    small["train"]["weight_decay"] = 5e-4
+    small["search"] = {"trials": 12, "sampler": "grid", "stop": "none"}
+    search = open_search(small)
+    prepared = [search.prepare() for _ in range(12)]
+    infeasible = [event for each in prepared for event in each.events]
+    assert infeasible
+    search.ready.extend(prepared)
+    search.release_ready()
+    assert [trial.status for trial in search.record.trials.values() if trial.role is Role.SEARCH] == [
+        Status.INFEASIBLE
+    ] * len(infeasible)
+    assert search.reserved == {}
+
+
+def test_two_threads_never_launch_one_trial_twice(content, open_search):
+    """One thread prepares, one commits; there are fewer networks than proposals, so that many are equal."""
+    content["train"] = {"epochs": 2}
+    content["search"] = {"trials": 12, "sampler": "random"}
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        search = open_search(content)
+        with ProposalPrefetcher(search, 4) as prefetcher:
+            launched = run_out(search, prefetcher)
+    finally:
+        sys.setswitchinterval(before)
+    proposed = [event["trial"] for event in read_journal(search.journal.path) if event["event"] == "proposed"]
+    assert len(proposed) == len(set(proposed)) == len(launched)
+
+
+def test_a_trial_that_is_committed_while_an_equal_one_is_prepared_is_not_new(small, open_search, monkeypatch):
+    """Between the two looks of the thread that prepares, the driver's thread journals the trial."""
+    search = open_search(small)
+    search.pop_waiting()
+    first = search.prepare()
+    equal = first.trial
+    committed = threading.Event()
+    commit = threading.Thread(target=lambda: (search.commit_proposal(first), committed.set()))
+
+    class Record(dict):
+        def get(self, key, default=None):
+            value = super().get(key, default)
+            if key == equal.trial_id and threading.current_thread() is not commit and not commit.ident:
+                commit.start()
+                committed.wait(0.2)  # without the lock it is committed here, and then in neither place
+            return value
+
+    search.record.trials = Record(search.record.trials)
+    monkeypatch.setattr(search.resolver, "resolve", lambda *_: equal)
+    prepared = PreparedTrial()
+    proposal = search.proposer.ask(search.strata[0])
+    assert not search._reserve_if_new(proposal, search.strata[0], prepared)
+    commit.join()
+    assert prepared.trial is None
 
 
 def test_what_a_kill_leaves_ready_is_settled_by_the_next_driver(small, open_search):

@@ -205,6 +205,18 @@ def test_what_ran_out_of_memory_waits_for_a_later_phase_also_after_a_kill(space,
     assert resumed.is_over()
 
 
+def test_a_worker_lost_in_the_phase_of_the_larger_share_is_retried_in_that_phase(search):
+    search.next()  # a reference
+    trial = search.next()
+    search.postpone(trial.trial_id, "on 1 CPU: no memory")
+    assert search.pop_postponed() is not None
+    assert search.is_running()
+    search.requeue(trial.trial_id)
+    assert trial not in search.waiting
+    assert not search.is_over()
+    assert search.pop_postponed().trial_id == trial.trial_id
+
+
 def test_the_sampler_is_shown_what_no_share_holds_as_infeasible(search):
     search.next()  # a reference
     trial = search.next()
