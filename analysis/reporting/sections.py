@@ -79,7 +79,7 @@ def _unfinished(study: StudyRecord) -> str:
 def answer_section(page: Page, study: StudyRecord, report: Report, folder: Path) -> None:
     """Add the answer in words, then what is best within each budget."""
     page.answer(report.summary)
-    table = budget_table(report.answers)
+    table = budget_table(report.answers, report.points)
     table.write(folder)
     if table.rows:
         page.heading("Best within each budget")
@@ -87,9 +87,11 @@ def answer_section(page: Page, study: StudyRecord, report: Report, folder: Path)
         page.text(
             "Errors are validation errors, in percent; differences are in points of error, negative is better. The "
             "best of many trials looks better than it is; “corrected for the choice” is its error on images (and "
-            "seeds) that the choice did not see, with a 95 % interval (docs/how_sure.md).", "note",
+            "seeds) that the choice did not see, with a 95 % interval (docs/how_sure.md). A method of which "
+            "more settings were tried has a better best: “expected best of n” is the mean best of n settings within "
+            "the budget, with one n for the methods of a row, each setting by its first seed.", "note",
         )  # fmt: skip
-    levels = equal_size_table(report.answers)
+    levels = equal_size_table(report.answers, report.points)
     levels.write(folder)
     if levels.rows:
         page.heading("The methods at equal size")
@@ -98,7 +100,8 @@ def answer_section(page: Page, study: StudyRecord, report: Report, folder: Path)
             "Where the methods' best within a budget differ in size, each is read off its own front at one size: the "
             "budget's, or that of the best where more methods reach that. Between two neighbouring points of a front "
             "the error is taken as linear in the logarithm of size, seed by seed; never beyond its ends. Intervals are "
-            "95 % t-intervals over seeds.", "note",
+            "95 % t-intervals over seeds. “Expected best of n” is the mean best of n of a method's settings within the "
+            "budget, with one n for all methods of the budget.", "note",
         )  # fmt: skip
 
 

@@ -23,7 +23,16 @@ from analysis.findings import (
     StudyCost,
     TimeProfile,
 )
-from analysis.stats import Estimate, FrontPoint, Importance, PairedEffect, RepeatedSetting, Stratum
+from analysis.stats import (
+    Estimate,
+    ExpectedBest,
+    FrontPoint,
+    Importance,
+    PairedEffect,
+    RepeatedSetting,
+    Stratum,
+    expected_bests,
+)
 from analysis.utils import (
     format_duration,
     format_error_interval,
@@ -83,8 +92,16 @@ def format_point_error(point: FrontPoint) -> str:
     return format_mean_and_deviation(point.mean_error, point.spread, point.seeds)
 
 
-def budget_table(answers: Sequence[Answer]) -> ReportTable:
-    """Return the best of each budget, against separable and the next best method."""
+def budget_table(answers: Sequence[Answer], points: Sequence[FrontPoint]) -> ReportTable:
+    """Return the best of each budget, against separable and the next best method.
+
+    Args:
+        answers: one a budget.
+        points: of the study, among which they were chosen.
+
+    Returns:
+        The table, one row a budget.
+    """
     rows, texts = [], []
     for answer in answers:
         best = answer.best
@@ -93,61 +110,91 @@ def budget_table(answers: Sequence[Answer]) -> ReportTable:
         low, high = answer.interval or (None, None)
         separable = _comparison(answer, "separable reference")
         rival = _comparison(answer, "next best method")
+        methods = [best.method, *([rival.other.method] if rival else [])]
+        expected = expected_bests([point for point in points if answer.stratum.holds(point)], methods)
+        ours, theirs = expected[best.method], expected.get(rival.other.method) if rival else None
         rows.append((
             answer.stratum.label, answer.stratum.params, best.trial_id, best.name, best.params, best.mult_adds,
             best.error, answer.corrected, low, high, best.seeds, best.spread, separable.gap if separable else None,
             rival.other.name if rival else None, rival.gap if rival else None,
             answer.level.size if rival and rival.level and answer.level else None,
+            best.epochs, best.total_epochs, ours.settings, theirs.settings if theirs else None, ours.n, ours.error,
+            theirs.error if theirs else None,
         ))  # fmt: skip
         limit = f"≤ {answer.stratum.params:,}" if answer.stratum.params else answer.stratum.label
         interval = ""
         if low is not None and high is not None:
             interval = f"{format_percent(answer.corrected or 0.0)} ({low:.1f} to {high:.1f})"
         texts.append((
-            limit, best.name, f"{best.params:,}", format_point_error(best), interval, _gap(separable),
+            limit, best.name, f"{best.params:,}", _epochs(best), format_point_error(best), interval, _gap(separable),
             f"{rival.other.form}: {_gap(rival)}{', at equal size' * bool(rival.level)}" if rival else "",
+            f"{_expected(ours)}, against {format_percent(theirs.error)}, {theirs.settings} tried" if theirs else "",
         ))  # fmt: skip
     columns = (
         "budget", "budget_params", "trial_id", "setting", "params", "mult_adds", "val_error", "val_error_corrected",
         "val_error_low_95", "val_error_high_95", "seeds", "standard_deviation", "points_to_separable",
-        "next_best_method", "points_to_next_best", "compared_at",
+        "next_best_method", "points_to_next_best", "compared_at", "epochs", "total_epochs", "settings_of_method",
+        "settings_of_next_best", "n", "expected_best_of_n", "next_best_expected_best_of_n",
     )  # fmt: skip
     headings = (
         "budget",
         "best",
         "parameters",
+        "epochs",
         "error",
         "corrected for the choice (95 %)",
         "against separable",
         "next method",
+        "expected best of n",
     )
     return ReportTable(name="best", columns=columns, rows=tuple(rows), texts=tuple(texts), headings=headings)
 
 
-def equal_size_table(answers: Sequence[Answer]) -> ReportTable:
-    """Return the methods of each budget at one size, where their own sizes differ."""
+def _expected(best: ExpectedBest) -> str:
+    return f"{format_percent(best.error)} (n = {best.n} of {best.settings} tried)"
+
+
+def equal_size_table(answers: Sequence[Answer], points: Sequence[FrontPoint]) -> ReportTable:
+    """Return the methods of each budget at one size, where their own sizes differ.
+
+    Args:
+        answers: one a budget.
+        points: of the study, among which they were chosen.
+
+    Returns:
+        The table, one row a budget and method; the expected best of n is that of settings within the budget.
+    """
     rows, texts = [], []
     for answer in answers:
         level = answer.level
+        fitting = [point for point in points if answer.stratum.holds(point)]
+        expected_by_method = expected_bests(fitting, [method.method for method in level.methods] if level else [])
         for method in level.methods if level else ():
             assert level is not None
+            expected = expected_by_method.get(method.method)
+            epochs = " and ".join(dict.fromkeys(_epochs(point) for point in (method.below, method.above)))
             ends = (method.below.size(level.measure), method.above.size(level.measure))
             seeds = len(method.by_seed)
             estimate = method.estimate if seeds > 1 else None
             low, high = (estimate.low, estimate.high) if estimate else (None, None)
             rows.append((
                 answer.stratum.label, level.measure, level.size, method.method, method.error, low, high, seeds,
-                method.between, *ends,
+                method.between, *ends, method.below.total_epochs, method.above.total_epochs,
+                *((expected.settings, expected.n, expected.error) if expected else (0, None, None)),
             ))  # fmt: skip
             limit = f"≤ {answer.stratum.params:,}" if answer.stratum.params else answer.stratum.label
             source = f"interpolated, {ends[0]:,} to {ends[1]:,}" if method.between else "measured"
             error = format_error_interval(estimate) if estimate else format_percent(method.error)
-            texts.append((limit, f"{level.size:,}", method_label(method.method), error, source, str(seeds)))
+            texts.append((
+                limit, f"{level.size:,}", method_label(method.method), epochs, error, source, str(seeds),
+                _expected(expected) if expected else "",
+            ))  # fmt: skip
     columns = (
         "budget", "measure", "size", "method", "val_error", "val_error_low_95", "val_error_high_95", "seeds",
-        "interpolated", "size_below", "size_above",
+        "interpolated", "size_below", "size_above", "total_epochs_below", "total_epochs_above", "settings", "n",
+        "expected_best_of_n",
     )  # fmt: skip
-    headings = ("budget", "size", "method", "error", "how", "seeds")
+    headings = ("budget", "size", "method", "epochs", "error", "how", "seeds", "expected best of n")
     return ReportTable(name="equal_size", columns=columns, rows=tuple(rows), texts=tuple(texts), headings=headings)
 
 

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         size_level as size_level,
         size_limit as size_limit,
     )
+    from analysis.stats.expected_best import ExpectedBest as ExpectedBest, expected_bests as expected_bests
     from analysis.stats.factors import BUDGET as BUDGET, METHOD as METHOD
     from analysis.stats.front import (
         DENSE as DENSE,
@@ -107,6 +108,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
     {
         "conditions": "MixedField check_equal differing_fields mixed_fields mixed_text",
         "equal_size": "ErrorsBySeed MethodAtSize SizeLevel errors_by_seed paired_difference size_level size_limit",
+        "expected_best": "ExpectedBest expected_bests",
         "factors": "BUDGET METHOD",
         "front": (
             "DENSE FrontPoint SEPARABLE SizeMeasure Stratum UNCHANGED best_by_method best_point collect_points "

@@ -152,9 +152,9 @@ class TestSummary:
             "Up to 200 parameters: CP, 2 dims, 4.00 %, 0.50 points better than shuffle at equal size. At 200 "
             "parameters, along each method's own front: CP 4.00 %, shuffle 4.50 %."
         )
-        rows = equal_size_table(budget_answers(record)).rows
+        rows = equal_size_table(budget_answers(record), collect_points(record)).rows
         assert [row[1:5] for row in rows] == [("params", 200, "cp", 4.0), ("params", 200, "shuffle", 4.5)]
-        assert [row[8:] for row in rows] == [(False, 200, 200), (True, 100, 400)]
+        assert [row[8:11] for row in rows] == [(False, 200, 200), (True, 100, 400)]
 
     def test_thinner_networks_of_the_search_are_rivals_too(self):
         record = study(
@@ -191,9 +191,52 @@ class TestSeeds:
         assert points["a"].spread == points["b"].spread == pytest.approx(2**0.5)
         assert format_point_error(points["a"]) == "5.00 % ± 1.41 (n = 2)"
         assert format_point_error(points["c"]) == "9.00 %"
-        table = budget_table(budget_answers(study(*trials)))
+        table = budget_table(budget_answers(study(*trials)), list(points.values()))
         assert dict(zip(table.columns, table.rows[0], strict=True))["standard_deviation"] == pytest.approx(2**0.5)
         assert plot_of(study(*trials)).spreads == ((100.0, 5.0, pytest.approx(2**0.5)),)
+
+
+def rows_of(table):
+    return [dict(zip(table.columns, row, strict=True)) for row in table.rows]
+
+
+class TestSettingsTried:
+    def test_a_method_with_more_settings_is_compared_by_its_expected_best_of_as_many(self):
+        """CP's best of four is 2.0 %; of its six pairs the lower ones are 2, 2, 2, 4, 4 and 6, in the mean 10/3."""
+        record = study(
+            *(trial(f"c{error}", 100, float(error)) for error in (2, 4, 6, 8)),
+            *(trial(f"t{error}", 100, error, method="tt") for error in (3.0, 5.0)), trial("f", 100, 1.0, method="tt",
+            status=Status.STOPPED), trial("big", 300, 1.0, method="tt"), strata=[{"label": "s", "params": 100}],
+        )  # fmt: skip
+        table = budget_table(budget_answers(record), collect_points(record))
+        (row,) = rows_of(table)
+        names = ("settings_of_method", "settings_of_next_best", "n", "expected_best_of_n",
+                 "next_best_expected_best_of_n", "val_error")  # fmt: skip
+        assert [row[name] for name in names] == [4, 2, 2, pytest.approx(10 / 3), 3.0, 2.0]
+        assert table.texts[0][-1] == "3.33 % (n = 2 of 4 tried), against 3.00 %, 2 tried"
+
+    def test_rows_at_equal_size_say_their_n_and_their_epochs_in_all(self):
+        started = trial("d", 400, 3.0, method="shuffle", epochs=3)
+        started.specification["start"] = {"how": "dense", "epochs": 20}
+        record = study(
+            trial("a", 200, 4.0), trial("a2", 200, 6.0, dims=3), trial("b", 400, 2.0),
+            trial("c", 100, 6.0, method="shuffle"), started, strata=[{"label": "s", "params": 200}],
+        )  # fmt: skip
+        table = equal_size_table(budget_answers(record), collect_points(record))
+        cp, shuffle = rows_of(table)
+        assert [(row["settings"], row["n"], row["expected_best_of_n"]) for row in (cp, shuffle)] == [
+            (2, 1, 5.0), (1, 1, 6.0),
+        ]  # fmt: skip
+        assert (shuffle["total_epochs_below"], shuffle["total_epochs_above"]) == (1, 23)
+        assert [row[3] for row in table.texts] == ["1", "1 and 3 (23 in all)"]
+
+    def test_the_best_of_a_budget_says_its_epochs_in_all(self):
+        best = trial("a", 100, 3.0, epochs=3)
+        best.specification["start"] = {"how": "dense", "epochs": 20}
+        record = study(best)
+        table = budget_table(budget_answers(record), collect_points(record))
+        assert (rows_of(table)[0]["epochs"], rows_of(table)[0]["total_epochs"]) == (3, 23)
+        assert table.texts[0][3] == "3 (23 in all)"
 
 
 def test_a_report_is_frozen_and_has_all_parts(tmp_path):

@@ -177,8 +177,9 @@ def test_table_csv_and_sentence_give_one_error_that_its_interval_holds(below, ab
             stratum=Stratum(label="s", params=2_000), best=method.below, share=None, candidates=2, images=288,
             level=level,
         )  # fmt: skip
-        (row,), (texts,) = equal_size_table([answer]).rows, equal_size_table([answer]).texts
+        table = equal_size_table([answer], [])
+        (row,), (texts,) = table.rows, table.texts
         assert row[4] == method.error
         assert row[5] <= row[4] <= row[6]
-        assert texts[3].startswith(f"{method.error:.2f} %")
+        assert texts[4].startswith(f"{method.error:.2f} %")
         assert describe_method_at_size(method).endswith(format_percent(method.error))
