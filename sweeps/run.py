@@ -15,7 +15,7 @@ if sys.path and Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
 
 from lowrank.errors import InputError
 from lowrank.utils import ExitCode, report_error, run_command
-from sweeps.records import FullDiskError
+from sweeps.records import FullDiskError, is_study_disk_full, studies_root
 from sweeps.space import available_spaces, find_space, read_yaml
 from sweeps.study import parse_options
 from sweeps.utils import exit_process, install_signal_handlers
@@ -45,6 +45,11 @@ def _report_full_disk(options: RunOptions) -> int:
         return dispatch(options)
     except FullDiskError as error:
         message = f"error: {error}; make room and go on with --resume {error.study}"
+        return report_error(ExitCode.DISK_FULL, message)
+    except OSError as error:  # before the journal was open, or after
+        if not is_study_disk_full(error, studies_root(options.storage, options.out)):
+            raise
+        message = f"error: {error}; make room and give the command again, or --resume the study if it had begun"
         return report_error(ExitCode.DISK_FULL, message)
 
 

@@ -63,7 +63,8 @@ def project_first() -> JobConfig:
 def enable_token() -> None:
     """Have a Ray that this process starts ask for a token, whatever its default is."""
     os.environ[MODE_VARIABLE] = "token"
-    ray._raylet.Config.initialize("")  # Ray has read the environment when it was imported
+    raylet: Any = ray._raylet
+    raylet.Config.initialize("")  # Ray has read the environment when it was imported
 
 
 def token_is_enabled() -> bool:
@@ -72,7 +73,8 @@ def token_is_enabled() -> bool:
     Returns:
         True if they do.
     """
-    return bool(ray._raylet.get_authentication_mode() == ray._raylet.AuthenticationMode.TOKEN)
+    raylet: Any = ray._raylet
+    return bool(raylet.get_authentication_mode() == raylet.AuthenticationMode.TOKEN)
 
 
 def allow_pending_trials(count: int) -> None:
@@ -208,7 +210,7 @@ def keep_trial_errors_in_memory() -> None:
             trial.run_metadata.invalidate_cache()
 
     setattr(handle_error, _ERROR_ATTRIBUTE, True)
-    Trial.handle_error = handle_error
+    Trial.handle_error = handle_error  # type: ignore[method-assign,assignment]
 
 
 def drop_metric_statistics(trial: RayTrial) -> None:

@@ -15,7 +15,7 @@ from ray.tune.stopper import Stopper
 
 from sweeps.cluster import drop_metric_statistics, trial_error
 from sweeps.execution.retries import RetryPolicy
-from sweeps.records import TERMINAL, VAL_ERROR, FullDiskError, Role, Status, Trial, is_disk_full
+from sweeps.records import TERMINAL, VAL_ERROR, FullDiskError, Role, Status, Trial, is_study_disk_full
 from sweeps.resources import TrialResources
 from sweeps.search import ProposalPrefetcher, Search
 from sweeps.teachers import NO_CACHE, CacheOptions
@@ -182,7 +182,7 @@ class Recorder(_NoState, Callback):
             FullDiskError: the disk is full, which is not the trial's fault; a resumed study continues it.
         """
         error = trial_error(trial)
-        if is_disk_full(error):
+        if is_study_disk_full(error, self._config.study_dir):
             raise FullDiskError(self._search.journal.path)
         trial_id = trial.config["trial_id"]
         self._ended.append(trial)

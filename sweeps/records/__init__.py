@@ -44,7 +44,7 @@ if TYPE_CHECKING:
         Journal as Journal,
         JournalReader as JournalReader,
         damage_error as damage_error,
-        is_disk_full as is_disk_full,
+        is_study_disk_full as is_study_disk_full,
         locked_journal as locked_journal,
         read_journal as read_journal,
         seal_line as seal_line,
@@ -142,7 +142,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
         ),
         "image_errors": "decode_wrong_images encode_wrong_images wrong_images",
         "journal": (
-            "BusyError FullDiskError Journal JournalReader damage_error is_disk_full locked_journal read_journal "
+            "BusyError FullDiskError Journal JournalReader damage_error is_study_disk_full locked_journal read_journal "
             "seal_line truncate_torn_line"
         ),
         "load": "STUDIES_FOLDER find_study find_trial fold_journal is_study load_study read_step_times",

@@ -14,6 +14,8 @@ import math
 import os
 import re
 import shlex
+import shutil
+import tempfile
 import threading
 import time
 import zlib
@@ -30,6 +32,11 @@ from sweeps.records.names import JOURNAL_FILE, LOCK_FILE
 from sweeps.utils import Clock
 
 SYNC_SECONDS = 1.0  # of epochs that a power cut may lose; starts and ends of trials are synced at once
+LOW_BYTES = 10**9  # a disk with less may be full for a checkpoint
+PROBE_BYTES = 2**20
+_NAMED_FILE = re.compile(
+    r"(?:No space left on device|[Dd]isk quota exceeded): ['\"]([^'\"]+)['\"]"
+)  # as OSError shows it
 RECORD_VERSION = 1  # of the lines that this code writes, and the newest that it reads
 VERSION_FIELD, NUMBER_FIELD, CHECKSUM_FIELD = "record_version", "line", "crc32"
 _CHECKSUM = re.compile(rb',"crc32":"([0-9a-f]{8})"}\n$')
@@ -62,7 +69,47 @@ def is_disk_full(error: object) -> bool:
     Returns:
         Whether its text names a full disk or an exceeded quota.
     """
-    return any(text in str(error) for text in (os.strerror(errno.ENOSPC), "the disk is full", "disk quota exceeded"))
+    texts = (os.strerror(errno.ENOSPC), "the disk is full", os.strerror(errno.EDQUOT))
+    return any(text.lower() in str(error).lower() for text in texts)
+
+
+def is_study_disk_full(error: object, folder: Path) -> bool:
+    """Tell whether an error was caused by a full disk, and that disk is the study's.
+
+    The temporary folder, a cache or the disk of another machine may be full too. That is a fault of the trial that
+    needed it, and no reason to end the study.
+
+    Args:
+        error: an exception, or its text.
+        folder: the study's, or one above it.
+
+    Returns:
+        Whether the file that the error names lies on the study's disk; where it names none, whether that disk has less
+        than LOW_BYTES free or takes no file.
+    """
+    if not is_disk_full(error):
+        return False
+    nearest = next(path for path in (folder, *folder.parents) if path.exists())
+    named = getattr(error, "filename", None) or next(iter(_NAMED_FILE.findall(str(error))), None)
+    if named is not None:
+        path = Path(os.fsdecode(named)).absolute()
+        owner = next(parent for parent in (path, *path.parents) if parent.exists())
+        return owner.stat().st_dev == nearest.stat().st_dev
+    return shutil.disk_usage(nearest).free < LOW_BYTES or not _takes_a_file(nearest)
+
+
+def _takes_a_file(folder: Path) -> bool:
+    """Whether a file of PROBE_BYTES can be written: a quota shows in no other way."""
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(bytes(PROBE_BYTES))
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        return False
+    return True
 
 
 class NewerRecordsError(InputError):

@@ -22,13 +22,14 @@ from sweeps.records import (
     StudyRecord,
     apply_event,
     fold_journal,
-    is_disk_full,
+    is_study_disk_full,
     locked_journal,
     write_space_file,
 )
 from sweeps.search import OptunaProposer, Search, SiblingResults, earlier_studies, make_proposer, warm_start
 from sweeps.space import Space, StudyConfig, check_process_shards, own_networks
 from sweeps.study.final_evaluation import evaluate_front
+from sweeps.study.free_space import check_free_space
 from sweeps.study.retrain import ORIGIN, Retrain
 from sweeps.study.retrain_report import retrain_lines
 from sweeps.teachers import CACHE_FOLDER, CacheOptions
@@ -81,6 +82,10 @@ def run_study(space: Space, resolver: Resolver, config: StudyConfig, retrain: Re
         resolver.rank_allocator.close()
     planner = ResourcePlanner(space, expected_trials(space, resolver), require_gpus=config.gpus_asked)
     check_process_shards(space, planner.share.processes, len(resolver.data.train))
+    params = resolver.reference("dense").counts["params"]
+    warning = check_free_space(config.folder, params, planner.share.concurrent, expected_trials(space, resolver))
+    if warning:
+        print(warning, flush=True)
     _print_left_out(space, resolver, unreachable)
     config.folder.mkdir(parents=True, exist_ok=True)
     resolver.use_folder(config.folder)  # the folder is there only now
@@ -110,7 +115,7 @@ def run_study(space: Space, resolver: Resolver, config: StudyConfig, retrain: Re
         except KeyboardInterrupt:
             pass  # every completed step is in the journal
         except Exception as error:
-            if not is_disk_full(error):
+            if not is_study_disk_full(error, config.folder):
                 raise
             raise FullDiskError(journal.path) from error  # Ray and Optuna raise errors of their own for a full disk
         finally:
