@@ -1,29 +1,33 @@
 """What a study that begins with a trained network answers: how much smaller, at which loss, before and after training.
 
 Every sentence compares with the trained network as it is, the reference `unchanged`. Errors are validation errors in
-percent, differences points of error; negative is better.
+percent, differences points of error; negative is better. Where the records say which images were wrong, two networks
+are compared on the same images.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from analysis.findings.certainty import Evidence, study_evidence
 from analysis.stats import (
     DENSE,
     SEPARABLE,
     UNCHANGED,
     ErrorsBySeed,
     FrontPoint,
+    PairedDifference,
     Stratum,
     best_point,
     errors_by_seed,
     find_reference,
     newcombe_interval,
     paired_difference,
+    pairing_sentence,
     references,
+    same_images_difference,
     study_strata,
-    validation_images,
 )
 from analysis.utils import format_percent, format_points, method_label
 from sweeps.records import StudyRecord
@@ -93,37 +97,94 @@ def compress_paragraphs(study: StudyRecord, points: Sequence[FrontPoint]) -> lis
         points: of all its trials, as `collect_points` returns them.
 
     Returns:
-        A paragraph on the trained network, then one for each budget, largest first; empty for a study that does not
-        begin with a trained network.
+        A paragraph on the trained network, which says whether differences are on the same images, then one for each
+        budget, largest first; empty for a study that does not begin with a trained network.
+
+    Raises:
+        InputError: a record of wrong images is damaged.
     """
-    base, images = find_reference(points, UNCHANGED), validation_images(study)
+    base = find_reference(points, UNCHANGED)
     if base is None:
         return []
-    seeds = errors_by_seed(points)
-    sizes = compressed_sizes(study, points)
-    return [_trained_paragraph(base, points, images, seeds), *(_size_paragraph(s, base, images, seeds) for s in sizes)]
+    differences = _Differences(study_evidence(study), errors_by_seed(points))
+    first = _trained_paragraph(base, points, differences)
+    paragraphs = [_size_paragraph(size, base, differences) for size in compressed_sizes(study, points)]
+    pairing = pairing_sentence(sum(differences.same_images), len(differences.same_images))
+    return [" ".join(part for part in (first, pairing) if part), *paragraphs]
 
 
-def _trained_paragraph(
-    base: FrontPoint, points: Sequence[FrontPoint], images: int | None, seeds: Mapping[str, ErrorsBySeed]
-) -> str:  # fmt: skip
+@dataclass(frozen=True)
+class _Difference:
+    """The difference of two errors in points, with its 95 % interval where there is one."""
+
+    mean: float
+    ends: tuple[float, float] | None = None
+    basis: str = ""
+
+    def reversed(self) -> _Difference:
+        return _Difference(-self.mean, None if self.ends is None else (-self.ends[1], -self.ends[0]), self.basis)
+
+    @property
+    def interval(self) -> str:
+        """E.g. ` (95 % interval -0.90 to +1.30, same images)`; "" without one."""
+        if self.ends is None:
+            return ""
+        low, high = (format_points(end) for end in self.ends)
+        return f" (95 % interval {', '.join([f'{low} to {high}', *[self.basis] * bool(self.basis)])})"
+
+
+class _Differences:
+    """Computes the differences of a study, and remembers which of them are on the same images."""
+
+    def __init__(self, evidence: Evidence, seeds: Mapping[str, ErrorsBySeed]) -> None:
+        self.evidence = evidence
+        self.seeds = seeds
+        self.same_images: list[bool] = []
+
+    def between(self, point: FrontPoint, other: FrontPoint) -> _Difference:
+        """Point minus other; the trained network as it is has one error, whatever the seed."""
+        paired = self._on_same_images(point, other)
+        self.same_images.append(paired is not None)
+        if paired is not None:
+            basis = f"same images, {paired.seeds} seeds" if paired.seeds > 1 else "same images"
+            return _Difference(paired.mean, (paired.low, paired.high), basis)
+        ours, theirs = self.seeds.get(point.setting, {}), self.seeds.get(other.setting, {})
+        if other.method == UNCHANGED:
+            theirs = dict.fromkeys(ours, other.own_error)
+        estimate = paired_difference(ours, theirs)
+        if estimate is not None and estimate.low is not None and estimate.high is not None:
+            return _Difference(estimate.mean, (estimate.low, estimate.high), f"over {estimate.count} seeds")
+        images = self.evidence.images
+        ends = None if images is None else newcombe_interval(point.error, other.error, images)
+        return _Difference(point.error - other.error, ends)
+
+    def _on_same_images(self, point: FrontPoint, other: FrontPoint) -> PairedDifference | None:
+        wrong, between_seeds = self.evidence.wrong, self.evidence.seeds
+        ours, theirs = wrong.get(point.setting, {}), wrong.get(other.setting, {})
+        if other.method == UNCHANGED and theirs:
+            theirs = dict.fromkeys(ours, next(iter(theirs.values())))
+            if between_seeds is not None:  # only one of the two moves with the seed
+                beyond = max(0.0, between_seeds.variance - between_seeds.interaction)
+                between_seeds = replace(between_seeds, variance=between_seeds.interaction + beyond / 2)
+        return same_images_difference(ours, theirs, between_seeds)
+
+
+def _trained_paragraph(base: FrontPoint, points: Sequence[FrontPoint], differences: _Differences) -> str:
     text = f"The trained network as it is: {format_percent(base.error)} at {base.params:,} parameters{_epochs(base)}."
     for name, verb in ((DENSE, "Trained on"), (SEPARABLE, "Separable, started from it and trained on")):
         other = find_reference(points, name)
         if other is not None:
             size = "" if other.params == base.params else f" at {other.params:,} parameters"
-            text += f" {verb}{_epochs(other)}: {_gap(other, base, images, seeds)}{size}."
+            text += f" {verb}{_epochs(other)}: {_gap(other, base, differences)}{size}."
     return text
 
 
-def _size_paragraph(
-    size: CompressedSize, base: FrontPoint, images: int | None, seeds: Mapping[str, ErrorsBySeed]
-) -> str:  # fmt: skip
+def _size_paragraph(size: CompressedSize, base: FrontPoint, differences: _Differences) -> str:
     best = size.best
     if best is None or size.share is None:
         return f"{_capital(size.stratum.label)}: no trial was completed."
     text = (
-        f"{_capital(_share_words(size))} ({best.params:,}) at {_gap(best, base, images, seeds)}: {best.name}"
+        f"{_capital(_share_words(size))} ({best.params:,}) at {_gap(best, base, differences)}: {best.name}"
         f"{_epochs(best)}, best of {size.candidates}."
     )
     if size.before is not None and size.before.initial_error is not None:
@@ -134,7 +195,7 @@ def _size_paragraph(
         thinner = "a thinner network" if other.is_thin else method_label(other.method)
         text += (
             f" Within the same size {thinner} from scratch has {format_percent(other.error)} at {other.params:,}"
-            f"{_epochs(other)}: {_difference(best, other, images, seeds)}."
+            f"{_epochs(other)}: {_comparison(differences.between(best, other))}."
         )
     return text
 
@@ -150,33 +211,19 @@ def _share_words(size: CompressedSize) -> str:
     return f"{100 * share:.3g} % of the parameters"
 
 
-def _gap(point: FrontPoint, base: FrontPoint, images: int | None, seeds: Mapping[str, ErrorsBySeed]) -> str:
-    """E.g. `+0.20 points (95 % interval -0.90 to +1.30)`; the trained network has one error, whatever the seed."""
-    return f"{point.error - base.own_error:+.2f} points{_interval(point, base, images, seeds)}"
+def _gap(point: FrontPoint, base: FrontPoint, differences: _Differences) -> str:
+    """E.g. `+0.20 points (95 % interval -0.90 to +1.30, same images)`."""
+    difference = differences.between(point, base)
+    return f"{difference.mean:+.2f} points{difference.interval}"
 
 
-def _difference(best: FrontPoint, other: FrontPoint, images: int | None, seeds: Mapping[str, ErrorsBySeed]) -> str:
-    gap = best.error - other.error
-    if abs(gap) < SAME_ERROR:
-        return f"the compressed one is as good{_interval(best, other, images, seeds)}"
-    if gap > 0:
-        return f"the compressed one is {gap:.2f} points worse{_interval(best, other, images, seeds)}"
-    return f"the compressed one is {-gap:.2f} points better{_interval(other, best, images, seeds)}"
-
-
-def _interval(point: FrontPoint, other: FrontPoint, images: int | None, seeds: Mapping[str, ErrorsBySeed]) -> str:
-    """The interval of point minus other: over seeds where there are several, else from the number of images."""
-    ours, theirs = seeds.get(point.setting, {}), seeds.get(other.setting, {})
-    if other.method == UNCHANGED:  # it has one error, whatever the seed
-        theirs = dict.fromkeys(ours, other.own_error)
-    estimate = paired_difference(ours, theirs)
-    if estimate is not None and estimate.low is not None and estimate.high is not None:
-        ends = f"{format_points(estimate.low)} to {format_points(estimate.high)}"
-        return f" (95 % interval {ends}, over {estimate.count} seeds)"
-    if images is None:
-        return ""
-    low, high = newcombe_interval(point.error, other.error, images)
-    return f" (95 % interval {format_points(low)} to {format_points(high)})"
+def _comparison(difference: _Difference) -> str:
+    """A compressed network minus another one in words; the interval is of the figure that stands before it."""
+    if abs(difference.mean) < SAME_ERROR:
+        return f"the compressed one is as good{difference.interval}"
+    if difference.mean > 0:
+        return f"the compressed one is {difference.mean:.2f} points worse{difference.interval}"
+    return f"the compressed one is {-difference.mean:.2f} points better{difference.reversed().interval}"
 
 
 def _epochs(point: FrontPoint) -> str:

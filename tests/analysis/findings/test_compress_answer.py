@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from analysis.findings.answer import answer_text
 from analysis.findings.compress_answer import compress_paragraphs, compressed_sizes
 from analysis.stats.front import collect_points
+from analysis.stats.intervals import Z_95, newcombe_interval
+from analysis.stats.paired import paired_error_difference, tango_interval
 from sweeps.records.events import Role, Status
+from sweeps.records.image_errors import encode_wrong_images
 from sweeps.records.model import StudyRecord, TrialRecord
 
 DENSE = 400_000
@@ -65,6 +69,53 @@ def test_with_several_seeds_the_interval_is_over_them():
     small = study(record("unchanged", DENSE, 2.0, epochs=0), *seeds)
     half = compress_paragraphs(small, collect_points(small))[1]
     assert half.startswith("Half the parameters (198,000) at +0.40 points (95 % interval -0.10 to +0.90, over 3 seeds)")
+
+
+def with_images(trial: TrialRecord, wrong: range) -> TrialRecord:
+    """The trial of those wrong images of 1000, which give its error."""
+    bits = np.isin(np.arange(1000), wrong)
+    assert 100 * bits.mean() == pytest.approx(trial.val_error)
+    trial.wrong_images = {"val": encode_wrong_images(bits)}
+    return trial
+
+
+def test_networks_are_compared_on_the_same_images_where_these_are_on_record():
+    small = study(
+        with_images(record("unchanged", DENSE, 2.0, epochs=0), range(20)),
+        with_images(record("tucker2", 198_000, 2.8, stratum=HALF), range(28)),
+        with_images(record("thin_dense", 199_000, 3.5, epochs=23, start=None), range(35)),
+    )
+    first, half, _ = compress_paragraphs(small, collect_points(small))
+    low, high = tango_interval(8, 0, 1000, Z_95)
+    assert f"at +0.80 points (95 % interval {low:+.2f} to {high:+.2f}, same images)" in half
+    assert low > 0 > newcombe_interval(2.8, 2.0, 1000)[0]
+    low, high = tango_interval(7, 0, 1000, Z_95)
+    assert f"0.70 points better (95 % interval {low:+.2f} to {high:+.2f}, same images)" in half
+    assert "Differences are on the same validation images, with 95 % intervals" in first
+
+
+def test_the_trained_network_is_the_same_for_each_seed_and_adds_no_variance():
+    """With one repeated setting the variance between seeds is that of its own differences to the trained network."""
+    wrong = [range(28), range(2, 34), range(4, 28)]
+    seeds = [
+        with_images(record("tucker2", 198_000, len(images) / 10, stratum=HALF, seed=seed), images)
+        for seed, images in enumerate(wrong)
+    ]
+    small = study(with_images(record("unchanged", DENSE, 2.0, epochs=0), range(20)), *seeds)
+    half = compress_paragraphs(small, collect_points(small))[1]
+    bits, base = np.array([np.isin(np.arange(1000), images) for images in wrong]), np.arange(1000) < 20
+    paired = paired_error_difference(bits, np.tile(base, (3, 1)))
+    assert half.startswith(
+        f"Half the parameters (198,000) at +0.80 points (95 % interval {paired.low:+.2f} to {paired.high:+.2f}, same "
+        "images, 3 seeds)"
+    )
+
+
+def test_a_study_without_wrong_images_says_that_differences_are_unpaired():
+    small = study(*TRIALS)
+    first = compress_paragraphs(small, collect_points(small))[0]
+    assert first.endswith("Differences are not paired by image: the records do not say which images were wrong.")
+    assert "same images" not in " ".join(compress_paragraphs(small, collect_points(small)))
 
 
 def test_the_answer_begins_with_it_and_other_studies_do_not_have_it():
