@@ -31,7 +31,7 @@ from lowrank.compression import (
 from lowrank.errors import InfeasibleError, InputError, UncountableError
 from lowrank.io.image_preprocessing import PREPROCESSING_KEY, ImagePreprocessing
 from lowrank.io.tensor_file import load_tensors, read_metadata, save_tensors
-from lowrank.layers import Method, disable_fused_encoders, make_method, project_attention
+from lowrank.layers import Dense, Method, Separable, disable_fused_encoders, make_method, project_attention
 from lowrank.networks import ImageShape, NetworkSettings, check_own_code, make_network
 from lowrank.utils import last_line, validate_model
 
@@ -293,12 +293,24 @@ def load_merged(path: Path, *, trusted_network: str | None = None, device: torch
         _check_trusted(specification.network.name, trusted_network)
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
-    model = merge(specification.build(), combined=metadata[MERGED_KEY] == COMBINED)
+    combined = metadata[MERGED_KEY] == COMBINED
+    _check_merged_size(path, specification, tensors, combined)
+    model = merge(specification.build(), combined=combined)
     try:
         model.load_state_dict(tensors)
     except RuntimeError as error:
         raise InputError(f"{path}: its tensors do not fit its settings: {last_line(error)}") from error
     return model.to(device).eval()
+
+
+def _check_merged_size(
+    path: Path, specification: ModelSpecification, tensors: Mapping[str, Tensor], combined: bool
+) -> None:  # fmt: skip
+    """Raise InputError if the settings describe a far larger model, before any memory is taken for it."""
+    form: SizedMethod = Dense() if combined else Separable()
+    stored, expected = sum(tensor.numel() for tensor in tensors.values()), specification.plan().params(form)
+    if stored < expected / 2:  # merging adds biases and drops normalisations: the two are not the same to the digit
+        raise InputError(f"{path}: its settings describe {expected:,} parameters, but it stores {stored:,} numbers")
 
 
 def load_any_model(

@@ -10,6 +10,9 @@ from torch.nn import functional
 from lowrank.errors import InputError
 from lowrank.networks.base import Network, init_convolutions, scaled
 
+# A file of anybody's may name any of them, and one is built to be counted
+MAX_DEPTH, MAX_WIDEN = 1000, 128
+
 
 class Block(nn.Module):
     """BN-ReLU-conv3x3 twice; the shortcut is a 1x1 convolution of the first activation where the width changes."""
@@ -42,6 +45,11 @@ class WideResNet(Network):
         super().__init__()
         if depth < 10 or (depth - 4) % 6:
             raise InputError(f"the depth of a wide ResNet must be 6n + 4 (10, 16, 22, 28, 40 ...), but got {depth}")
+        if depth > MAX_DEPTH or widen > MAX_WIDEN:
+            raise InputError(
+                f"a wide ResNet must have at most {MAX_DEPTH} layers and a width of {MAX_WIDEN}, but got {depth} and "
+                f"{widen}"
+            )
         if widen < 1:
             raise InputError(f"the widening factor of a wide ResNet must be at least 1, but got {widen}")
         blocks = (depth - 4) // 6

@@ -311,6 +311,11 @@ def _read_tables(folder: Path) -> StudyRecord:
     trials = {row["trial_id"]: trial_from_row(row) for row in table.to_pylist()}
     if (folder / EPOCHS_FILE).is_file():
         for row in pq.read_table(folder / EPOCHS_FILE).to_pylist():
+            if row["trial_id"] not in trials:
+                raise InputError(
+                    f"{folder / EPOCHS_FILE} has epochs of {row['trial_id']!r}, which {RESULTS_FILE} does not have: if "
+                    "the study is running, its tables are just being written; try again"
+                )
             trials[row["trial_id"]].epochs[row["epoch"]] = metrics_from_row(row)
     fields_of_study = json.loads((table.schema.metadata or {}).get(STUDY_KEY, b"{}"))
     study = study_from_fields(fields_of_study, trials)

@@ -29,7 +29,7 @@ from lowrank.io.model_file import (
 )
 from lowrank.io.preprocessing import find_preprocessing
 from lowrank.io.tensor_file import load_tensors, save_tensors
-from lowrank.layers import Separable
+from lowrank.layers import Dense, Separable
 from lowrank.layers.registry import METHODS, make_method
 from lowrank.networks.registry import NetworkSettings
 
@@ -303,3 +303,14 @@ def test_a_layer_under_two_names_is_loaded_as_one(tmp_path, monkeypatch):
     loaded = load_model(tmp_path / "m", trusted_network=name)
     assert loaded.second is loaded.first
     assert_same(model, loaded)
+
+
+@pytest.mark.parametrize("combined", [True, False])
+def test_a_merged_file_cannot_ask_for_more_memory_than_it_holds(tmp_path, combined, monkeypatch):
+    specification = ModelSpecification(
+        network=NetworkSettings(name="wrn_28_10", width=2.0), method=Dense(), image_shape=(3, 32, 32), classes=10
+    )
+    save_merged(tmp_path / "merged", torch.nn.Linear(1, 1), specification, combined=combined)
+    monkeypatch.setattr(ModelSpecification, "build", lambda self: pytest.fail("it takes the memory"))
+    with pytest.raises(InputError, match=r"merged: its settings describe [\d,]+ parameters, but it stores 2 numbers"):
+        load_merged(tmp_path / "merged")

@@ -411,3 +411,10 @@ def test_networks_are_reproducible_from_a_seed(name: str) -> None:
 
     assert torch.equal(weights(1), weights(1))
     assert not torch.equal(weights(1), weights(2))
+
+
+@pytest.mark.parametrize("name", ["wrn_6004_1", "wrn_28_4000"])
+def test_a_name_cannot_ask_for_a_network_without_bounds(name):
+    """A file of anybody's may name it, and it is built to be counted."""
+    with pytest.raises(InputError, match="at most 1000 layers and a width of 128, but got"):
+        make_network(NetworkSettings(name=name), (3, 32, 32), 10)
