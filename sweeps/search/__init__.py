@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from sweeps.search.earlier_study import earlier_studies as earlier_studies, warm_start as warm_start
     from sweeps.search.optuna_proposer import OptunaProposer as OptunaProposer, make_proposer as make_proposer
     from sweeps.search.prefetch import ProposalPrefetcher as ProposalPrefetcher
+    from sweeps.search.proposer import EmptyProposer as EmptyProposer, Proposer as Proposer
     from sweeps.search.reuse import SiblingResults as SiblingResults
     from sweeps.search.search import Search as Search
     from sweeps.search.stopping_rules import DEFAULTS as DEFAULTS, StoppingRule as StoppingRule, make_rule as make_rule
@@ -24,6 +25,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "earlier_study": "earlier_studies warm_start",
         "optuna_proposer": "OptunaProposer make_proposer",
         "prefetch": "ProposalPrefetcher",
+        "proposer": "EmptyProposer Proposer",
         "reuse": "SiblingResults",
         "search": "Search",
         "stopping_rules": "DEFAULTS StoppingRule make_rule",

@@ -140,3 +140,11 @@ class GridProposer:
 
     def hide(self, handle: Handle, trial_id: str) -> None:
         """Do nothing: a grid has learned nothing."""
+
+
+class EmptyProposer(GridProposer):
+    """Proposes nothing: the study trains the trials of its journal, and no others."""
+
+    def __init__(self) -> None:
+        """Make a grid without rows."""
+        self._rows, self._next = [], 0

@@ -26,7 +26,16 @@ from sweeps.records import (
     locked_journal,
     write_space_file,
 )
-from sweeps.search import OptunaProposer, Search, SiblingResults, earlier_studies, make_proposer, warm_start
+from sweeps.search import (
+    EmptyProposer,
+    OptunaProposer,
+    Proposer,
+    Search,
+    SiblingResults,
+    earlier_studies,
+    make_proposer,
+    warm_start,
+)
 from sweeps.space import Space, StudyConfig, check_process_shards, own_networks
 from sweeps.study.final_evaluation import evaluate_front
 from sweeps.study.free_space import check_free_space
@@ -100,7 +109,9 @@ def run_study(space: Space, resolver: Resolver, config: StudyConfig, retrain: Re
         tracking = TrackingProcess.start(config.folder, config.tracking_uri)
         reason = CloseReason.INTERRUPTED
         try:
-            proposer = make_proposer(space, config.folder, resolver.points)
+            proposer: Proposer = EmptyProposer()  # recorded trials are trained again, and no point of the space
+            if config.origin is None:
+                proposer = make_proposer(space, config.folder, resolver.points)
             if isinstance(proposer, OptunaProposer):
                 if count := proposer.restore(record.trials.values(), strata):
                     print(f"{count} proposals added to Optuna's record from the journal", flush=True)

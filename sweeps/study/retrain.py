@@ -105,7 +105,7 @@ class RecordedTrial:
             path = Path(TRIALS_FOLDER) / initial_weights.removeprefix(TRIAL_WEIGHTS) / CHECKPOINT_FILE
             (folder / path).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(self.folder / path, folder / path)
-        if self.source is not None:
+        if self.source is not None and self.source.trial_id not in record.trials:
             _propose(journal, record, self.source, self.source.trial_id, Role.REFERENCE, self.source.specification, {})
         _propose(journal, record, self.trial, trial_id, Role.SEARCH, self.specification, {"index": index})
 
@@ -125,7 +125,7 @@ def _propose(
 class Retrain:
     """The trials of one study that are trained again.
 
-    Make it by `select_trial` or `select_stopped`.
+    Make it by `select_trial` or `select_stopped`, or on resume by `select_again`.
     """
 
     trials: tuple[RecordedTrial, ...]
@@ -188,7 +188,7 @@ class Retrain:
         return {"study": study, "stopped": self.stopped, RETRAINED_STOPPED: ids}
 
     def propose(self, journal: Journal, record: StudyRecord, folder: Path, origin: Mapping[str, Any]) -> None:
-        """Journal the trials as proposed.
+        """Journal the trials as proposed, but for those that are in the journal: a driver may have been killed here.
 
         Args:
             journal: the new study's.
@@ -197,9 +197,36 @@ class Retrain:
             origin: what `check` has returned.
         """
         for index, recorded in enumerate(self.trials):
-            old = recorded.trial.trial_id
-            new = origin["as"] if self.stopped is None else origin[RETRAINED_STOPPED][old]
-            recorded.propose(journal, record, folder, new, index)
+            new = _retrained_ids(origin)[recorded.trial.trial_id]
+            if new not in record.trials:
+                recorded.propose(journal, record, folder, new, index)
+
+
+def _retrained_ids(origin: Mapping[str, Any]) -> dict[str, str]:
+    """Read the ids of an origin: those in the recorded study -> those in the study that trains them again."""
+    return dict(origin[RETRAINED_STOPPED]) if RETRAINED_STOPPED in origin else {origin["trial"]: origin["as"]}
+
+
+def select_again(origin: Mapping[str, Any], record: StudyRecord, data: str) -> Retrain | None:
+    """Select the trials that a resumed study trains again, if some are not proposed yet.
+
+    Args:
+        origin: the study's, as `Retrain.check` has made it.
+        record: the study's.
+        data: where its images lie.
+
+    Returns:
+        The trials as they were drawn when the study began; None if all are in the journal, and the study whose trials
+        they are is not needed any more.
+
+    Raises:
+        InputError: the recorded study or one of its trials is not there any more, or its record says too little.
+    """
+    ids, folder = _retrained_ids(origin), str(origin["study"])
+    if all(new in record.trials for new in ids.values()):
+        return None
+    trials = tuple(_recorded_trial(folder, old, Path(folder).parent, data) for old in ids)
+    return Retrain(trials, int(origin["stopped"]) if RETRAINED_STOPPED in origin else None)
 
 
 def select_trial(name: str, trial_id: str, root: Path, data: str | None = None) -> Retrain:

@@ -67,7 +67,11 @@ def _training_metrics(trial: TrialRecord, epoch: int) -> dict[str, float]:
 
 def _stopped_lines(record: StudyRecord, recorded: StudyRecord, origin: Mapping[str, Any]) -> list[str]:
     ids = origin[RETRAINED_STOPPED]
-    pairs = [(recorded.trials[old], record.trials[new]) for old, new in ids.items() if old in recorded.trials]
+    pairs = [
+        (recorded.trials[old], record.trials[new])
+        for old, new in ids.items()
+        if old in recorded.trials and new in record.trials
+    ]
     ended = [new for _, new in pairs if new.status is Status.COMPLETED and not new.broken]
     lines = [f"{_describe(old)}: {_verdict(recorded, old, new)}" for old, new in pairs]
     lost = sum(_belongs_on_front(recorded, new) for new in ended)

@@ -37,7 +37,7 @@ from sweeps.space import (
 )
 from sweeps.storage import fetch_study, list_stored_studies, mirror_study, storage_uri
 from sweeps.study.driver import run_study
-from sweeps.study.retrain import ORIGIN, select_stopped, select_trial
+from sweeps.study.retrain import ORIGIN, select_again, select_stopped, select_trial
 from sweeps.teachers import ensure_teacher
 from sweeps.tracking import check_tracking_uri
 from sweeps.trials import ResolvedTeacher, Resolver, check_fingerprint, check_start, resolve_teacher, with_teacher_name
@@ -152,11 +152,20 @@ def resume_study(options: RunOptions) -> int:
     options = options.with_folders(stored)
     options = replace(options, tracking_uri=options.tracking_uri or stored["tracking_uri"])
     config = replace(_study_config(folder, space, options, uri), origin=stored.get(ORIGIN))
+    retrain = None if config.origin is None else select_again(config.origin, record, space.data.name)
+    if retrain is not None:  # the driver was killed before it had proposed all
+        source = f"{retrain.folder}"
+        check_specifications(retrain.specifications(), allow_code=options.allow_code, source=source)
     data = _load_same_data(space, config, record)
     _check_same_start(record)
-    resolver = Resolver(space, data, _resolve_same_teacher(space, data, config, record))
+    teacher = _resolve_same_teacher(space, data, config, record)
+    if retrain is not None and retrain.check(data, teacher) != config.origin:
+        raise InputError(
+            f"this version of the code gives the trials of {retrain.folder} other ids than the one that began the "
+            "study; begin a new one, or resume it with that version"
+        )
     with mirror_study(uri, folder):
-        return run_study(space, resolver, config)
+        return run_study(space, Resolver(space, data, teacher), config, retrain)
 
 
 def _add_repeats(content: dict[str, Any], more: int) -> None:

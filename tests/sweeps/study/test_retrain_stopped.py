@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,10 +13,14 @@ from lowrank.errors import InputError
 from sweeps.records.events import Event, Status
 from sweeps.records.journal import Journal
 from sweeps.records.load import load_study
+from sweeps.records.model import StudyRecord
 from sweeps.records.names import JOURNAL_FILE
 from sweeps.run import main
+from sweeps.search.proposer import EmptyProposer
+from sweeps.search.search import Search
 from sweeps.space.parse import parse_space, read_space
-from sweeps.study.retrain import ORIGIN, RETRAINED_STOPPED, select_stopped
+from sweeps.study import driver, start
+from sweeps.study.retrain import ORIGIN, RETRAINED_STOPPED, select_again, select_stopped
 from sweeps.study.retrain_report import retrain_lines
 from sweeps.trials.resolver import Resolver
 from tests.support import studies
@@ -87,6 +93,50 @@ def test_they_are_trained_whole_under_their_ids_all_at_once(tmp_path, trials):
     ids = retrain.check(data, None)[RETRAINED_STOPPED]
     assert all(old == new for old, new in ids.items())
     assert len(ids) == 3
+
+
+def test_a_resume_trains_the_trials_that_were_drawn_wherever_the_driver_was_killed(tmp_path, trials, monkeypatch):
+    """A driver is killed before the second proposal; a resume proposes what is missing, and nothing else."""
+    write(tmp_path / "mine", trials)
+    seen = []
+
+    def killed_early(space, resolver, config, retrain):
+        config.folder.mkdir()
+        driver._write_space(space, config)
+        with closing(Journal(config.folder / JOURNAL_FILE)) as journal:
+            journal.append(Event.STUDY, name=config.name, **{ORIGIN: config.origin})
+            first = replace(retrain, trials=retrain.trials[:1])
+            first.propose(journal, load_study(config.folder), config.folder, config.origin)
+        return 130
+
+    def resumed(space, resolver, config, retrain=None):
+        seen.append(retrain)
+        with closing(Journal(config.folder / JOURNAL_FILE)) as journal:
+            record = load_study(config.folder)
+            if retrain is not None:
+                retrain.propose(journal, record, config.folder, config.origin)
+            search = Search(space, resolver, EmptyProposer(), journal, record)
+            launched = iter(search.next, None)
+            assert sorted(trial.trial_id for trial in launched) == sorted(config.origin[RETRAINED_STOPPED].values())
+        return 0
+
+    out = ("--out", str(tmp_path))
+    monkeypatch.setattr(start, "run_study", killed_early)
+    assert main(["--retrain-stopped", "mine", "--sample", "3", "--seed", "5", *out]) == 130
+    assert len(load_study(tmp_path / "mine_finish").trials) == 1
+    monkeypatch.setattr(start, "run_study", resumed)
+    assert main(["--resume", "mine_finish", *out]) == 0
+    (tmp_path / "mine").rename(tmp_path / "moved")  # not needed any more
+    assert main(["--resume", "mine_finish", *out]) == 0
+    assert [retrain is None for retrain in seen] == [False, True]
+    drawn = select_stopped("moved", tmp_path, 3, 5)
+    assert set(load_study(tmp_path / "mine_finish").trials) == {one.trial.trial_id for one in drawn.trials}
+
+
+def test_a_resume_that_needs_a_record_that_is_gone_is_one_line(tmp_path, trials):
+    origin = {"study": str(tmp_path / "gone"), "trial": trials[0].trial_id, "as": trials[0].trial_id}
+    with pytest.raises(InputError, match="unknown study"):
+        select_again(origin, StudyRecord(), "digits")
 
 
 def test_what_stopping_lost_is_said(tmp_path, trials):
