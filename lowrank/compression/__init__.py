@@ -77,7 +77,10 @@ if TYPE_CHECKING:
         output_errors as output_errors,
     )
     from lowrank.compression.init_from_dense import InitReport as InitReport, init_from_network as init_from_network
-    from lowrank.compression.inspection.builder_weights import find_builder_weights as find_builder_weights
+    from lowrank.compression.inspection.builder_weights import (
+        find_builder_weights as find_builder_weights,
+        find_trained_weights as find_trained_weights,
+    )
     from lowrank.compression.inspection.counting_rules import register_counting_rule as register_counting_rule
     from lowrank.compression.inspection.network_pass import run_order as run_order
     from lowrank.compression.inspection.plain_layers import register_equivalent as register_equivalent
@@ -118,7 +121,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "from_trained.replay": "Replay count_calls storage_limit",
         "from_trained.student_start": "StudentFit fit_student output_errors",
         "init_from_dense": "InitReport init_from_network",
-        "inspection.builder_weights": "find_builder_weights",
+        "inspection.builder_weights": "find_builder_weights find_trained_weights",
         "inspection.counting_rules": "register_counting_rule",
         "inspection.network_pass": "run_order",
         "inspection.plain_layers": "register_equivalent",

@@ -1,9 +1,8 @@
-"""Sets the weights that a trial starts from: those of a trained network, from a file or of a trial of this study."""
+"""Sets the weights that a trial starts from: those of a trained network, from a file, of its builder, or of a trial."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -15,7 +14,7 @@ from lowrank.layers import KernelChain
 from lowrank.networks import NetworkSettings
 from sweeps.execution.checkpoint_relay import CheckpointLocation
 from sweeps.records import TRIAL_WEIGHTS
-from sweeps.trials import calibration_images, check_fingerprint, load_trained_network
+from sweeps.trials import calibration_images, check_fingerprint, load_initial_network, load_trained_network
 
 MEASURED = 256  # images over which outputs are compared where a start needs none
 
@@ -51,8 +50,8 @@ def set_initial_weights(
             raise InputError(f"the weights to start from are not there: {location.path}")
         dense, _ = load_trained_network(settings, location.path, data)
     else:
-        check_fingerprint(Path(source), str(start["fingerprint"]))
-        dense, _ = load_trained_network(settings, Path(source), data, seed=seed, allow_new_head=True)
+        check_fingerprint(specification, (data.image_shape, len(data.classes)))
+        dense = load_initial_network(settings, source, data, seed=seed)
     device = next(student.parameters()).device
     images = calibration_images(data, int(start.get("calibration", MEASURED)), int(start.get("seed", 0)), device)
     dense = dense.to(device).eval()

@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from sweeps.space.settings import (
         ALLOCATIONS_BY_ERROR as ALLOCATIONS_BY_ERROR,
         FITTED_STARTS as FITTED_STARTS,
+        NETWORK_WEIGHTS as NETWORK_WEIGHTS,
         ResourceSettings as ResourceSettings,
         SearchSettings as SearchSettings,
         parse_time as parse_time,
@@ -88,7 +89,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
         ),
         "points": "Points SHARE_PREFIX",
         "run_options": "AUTO FOLDER_OPTIONS GPU_SHARING RunOptions",
-        "settings": "ALLOCATIONS_BY_ERROR FITTED_STARTS ResourceSettings SearchSettings parse_time",
+        "settings": "ALLOCATIONS_BY_ERROR FITTED_STARTS NETWORK_WEIGHTS ResourceSettings SearchSettings parse_time",
         "strata": "ALL_SIZES Point REFERENCE_STRATUM Stratum halving_strata make_strata",
         "study_config": "StudyConfig",
         "teacher_settings": "SEARCHABLE_FIELD START TEACHER_SECTION TEACHER_WEIGHTS TeacherSettings",

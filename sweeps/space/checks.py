@@ -7,7 +7,7 @@ from lowrank.utils import validate_model
 from sweeps.space.domains import Value
 from sweeps.space.method_names import THIN_BASELINES, UNCHANGED, alternative_names, method_at, resolve_method
 from sweeps.space.model import Space
-from sweeps.space.settings import ALLOCATIONS_BY_ERROR, FITTED_STARTS, BudgetSettings, StartSettings
+from sweeps.space.settings import ALLOCATIONS_BY_ERROR, FITTED_STARTS, NETWORK_WEIGHTS, BudgetSettings, StartSettings
 from sweeps.space.teacher_settings import START, TEACHER_WEIGHTS, TeacherSettings
 
 _BATCH_FIELDS = ("train.batch_size", "train.accumulate")
@@ -192,8 +192,9 @@ def _check_start(space: Space) -> None:
     trained = [kind for kind in space.start_kinds if kind != "scratch"]
     if trained and space.start.weights is None and "dense" not in space.references:
         raise InputError(
-            f"`start: {trained[0]}` needs trained weights: give them by `--weights FILE` or `start.weights`, or train "
-            "them here by `references: [dense]`"
+            f"`start: {trained[0]}` needs trained weights: give them by `--weights FILE` or `start.weights` "
+            f"({NETWORK_WEIGHTS}: those that the network itself is built with), or train them here by "
+            "`references: [dense]`"
         )
     for name in space.domains:
         if name.startswith("start.") and name != "start.how":
@@ -250,6 +251,11 @@ def _check_teacher(space: Space) -> None:
         raise InputError(
             f"`teacher.weights: {START}` is the network that trials start from: give its weights by `--weights FILE` "
             "or `start.weights`, and a `start` other than scratch"
+        )
+    if space.teacher is not None and (space.teacher.weights, space.start.weights) == (START, NETWORK_WEIGHTS):
+        raise InputError(
+            f"`teacher.weights: {START}` needs a file of weights, but `start.weights` is {NETWORK_WEIGHTS}; save the "
+            "weights to a file, or name another teacher"
         )
     weights = [field for field in TEACHER_WEIGHTS if space.largest(field) > 0]
     if weights and space.teacher is None:

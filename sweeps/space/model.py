@@ -62,7 +62,7 @@ class Space:
 
     @property
     def starts_trained(self) -> bool:
-        """Whether trials start, or may start, from the weights of a file."""
+        """Whether trials start, or may start, from weights of a file or of the network's builder."""
         return self.start.weights is not None and self.start_kinds != ("scratch",)
 
     @property

@@ -22,7 +22,14 @@ from sweeps.space.files import SECTIONS, check_no_cycles, find_space, read_yaml
 from sweeps.space.method_names import THIN_BASELINES, UNCHANGED, Alternative, alternative_names, resolve_method
 from sweeps.space.model import Space
 from sweeps.space.run_options import START_WEIGHTS
-from sweeps.space.settings import AnswerSettings, BudgetSettings, ResourceSettings, SearchSettings, StartSettings
+from sweeps.space.settings import (
+    NETWORK_WEIGHTS,
+    AnswerSettings,
+    BudgetSettings,
+    ResourceSettings,
+    SearchSettings,
+    StartSettings,
+)
 from sweeps.space.shorthand import apply_data_overrides, expand_shorthand, set_field, set_start_weights
 from sweeps.space.teacher_settings import START, TEACHER_SECTION, parse_teacher
 
@@ -125,7 +132,7 @@ def _parse_override(text: str) -> tuple[str, Any]:
 def _with_absolute_paths(content: dict[str, Any]) -> dict[str, Any]:
     """Resolve all paths now: workers and later resumes may have another working directory."""
     start = content.get("start")
-    if isinstance(start, dict) and isinstance(start.get("weights"), str):
+    if isinstance(start, dict) and isinstance(start.get("weights"), str) and start["weights"] != NETWORK_WEIGHTS:
         weights = str(Path(start["weights"]).expanduser().resolve())
         content = {**content, "start": {**start, "weights": weights}}
     return _with_absolute_teacher(with_absolute_network(with_absolute_data(content)))

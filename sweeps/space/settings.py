@@ -98,14 +98,18 @@ FITTED_STARTS = (
 ALLOCATIONS_BY_ERROR = ("energy", "sensitivity")  # budgets shared out by what each layer's ranks cost in error
 
 
+NETWORK_WEIGHTS = "network"  # as `start.weights`: those with which the network itself is built
+
+
 class StartSettings(BaseModel):
     """The initial weights of trials: random, or from a trained dense network.
 
     `dense` takes the nearest weights, `outputs` those whose outputs are nearest to the trained layer's for
     `calibration` training images, `in_order` likewise with the inputs that the layers before it, already replaced,
-    give, `in_order_relu` to what is left after a ReLU that follows. `weights` is the file of that network; None takes
-    the dense reference that the study trains. `scratch_train` are fields of the recipe of references that start from
-    random weights in a space whose trials do not.
+    give, `in_order_relu` to what is left after a ReLU that follows. `weights` is the file of that network,
+    or NETWORK_WEIGHTS for those that its builder returns; None takes the dense reference that the study trains.
+    `scratch_train` are fields of the recipe of references that start from random weights in a space whose trials do
+    not.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -21,7 +21,7 @@ from lowrank.layers import Separable
 from lowrank.training import RECIPE_FIELD, default_recipe, use_channels_last
 from sweeps.records import Trial, decidable_difference, reasons_by_method
 from sweeps.resources import Cluster, share_for
-from sweeps.space import RunOptions, Space, Stratum, Value, teacher_space
+from sweeps.space import NETWORK_WEIGHTS, RunOptions, Space, Stratum, Value, teacher_space
 from sweeps.trials import UNTRAINED, Resolver, check_start, describe_teacher, reachable_strata
 from sweeps.utils import format_duration
 
@@ -222,10 +222,11 @@ def _teacher_line(space: Space, resolver: Resolver) -> list[str]:
 def _initial_weights_lines(space: Space, resolver: Resolver) -> list[str]:
     """Say which trials begin with trained weights of the network's builder; empty where it returns none."""
     builder = find_builder_weights(space.network, resolver.image_shape, resolver.classes)
-    if not builder.modules and space.network.weights is None:
+    if not builder.modules and space.network.weights is None and space.start.weights != NETWORK_WEIGHTS:
         return []
     starts = [kind for kind in space.start_kinds if kind != "scratch"]
     source = "the trained dense network" if space.start.weights is None else str(space.start.weights)
+    source = "these too" if source == NETWORK_WEIGHTS else source
     if not starts:
         students = "all others draw all weights anew (`start: dense` would begin with trained ones)"
     elif "scratch" in space.start_kinds:

@@ -303,7 +303,7 @@ def _lost_source(folder: Path, study: StudyRecord, specification: Mapping[str, A
         if trial_id not in study.trials:
             raise InputError(f"the trial {trial_id}, from whose weights it starts, is not in {folder}")
         return study.trials[trial_id]
-    check_fingerprint(Path(source), str(start["fingerprint"]))
+    check_fingerprint(specification, None)
     return None
 
 

@@ -157,7 +157,7 @@ def resume_study(options: RunOptions) -> int:
         source = f"{retrain.folder}"
         check_specifications(retrain.specifications(), allow_code=options.allow_code, source=source)
     data = _load_same_data(space, config, record)
-    _check_same_start(record)
+    _check_same_start(record, data)
     teacher = _resolve_same_teacher(space, data, config, record)
     if retrain is not None and retrain.check(data, teacher) != config.origin:
         raise InputError(
@@ -221,13 +221,15 @@ def _load_same_data(space: Space, config: StudyConfig, record: StudyRecord) -> I
     return data
 
 
-def _check_same_start(record: StudyRecord) -> None:
-    """Check that the files whose weights trials of the study start from have not changed."""
-    starts = {(str(start["from"]), str(start["fingerprint"])) for trial in record.trials.values()
-              if (start := trial.specification.get("start"))}  # fmt: skip
-    for source, fingerprint in sorted(starts):
+def _check_same_start(record: StudyRecord, data: ImageData) -> None:
+    """Check that the files and networks whose weights trials of the study start from have not changed."""
+    by_start = {
+        (str(start["from"]), str(start["fingerprint"])): trial.specification
+        for trial in record.trials.values() if (start := trial.specification.get("start"))
+    }  # fmt: skip
+    for (source, _), specification in sorted(by_start.items(), key=lambda entry: entry[0]):
         if not source.startswith(TRIAL_WEIGHTS):
-            check_fingerprint(Path(source), fingerprint)
+            check_fingerprint(specification, (data.image_shape, len(data.classes)))
 
 
 def _resolve_same_teacher(

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
         calibration_images as calibration_images,
         check_fingerprint as check_fingerprint,
         check_start as check_start,
+        load_initial_network as load_initial_network,
         load_trained_network as load_trained_network,
     )
 
@@ -49,6 +50,8 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "planned_teacher": "UNTRAINED describe_teacher with_teacher_name",
         "resolver": "Resolver StepTimeError",
         "teacher": "ITSELF ResolvedTeacher built_as resolve_teacher without_teacher",
-        "trained_network": "calibration_images check_fingerprint check_start load_trained_network",
+        "trained_network": (
+            "calibration_images check_fingerprint check_start load_initial_network load_trained_network"
+        ),
     },
 )

@@ -29,7 +29,7 @@ from lowrank.errors import InfeasibleError, InputError
 from lowrank.layers import Dense, Method, WholeKernelMethod, make_method
 from lowrank.utils import write_text
 from sweeps.space import ALLOCATIONS_BY_ERROR, Space
-from sweeps.trials.trained_network import calibration_images, load_trained_network, trained_settings
+from sweeps.trials.trained_network import calibration_images, load_initial_network
 
 RANK_COSTS_FILE = "rank_costs.json"
 BYTE_STEPS = 30  # attempts to meet a limit on bytes by a smaller limit on parameters
@@ -59,7 +59,7 @@ class RankAllocator:
         space: the space.
         data: its data set.
         plan: of the space's network.
-        fingerprint: of the file of weights.
+        fingerprint: of the weights to start from.
         notify: called with one line before each measurement.
     """
 
@@ -212,11 +212,9 @@ class RankAllocator:
         """The measuring object, made once: it holds statistics of every layer's inputs."""
         if self._compressor is None:
             device = "cuda" if torch.cuda.is_available() else "cpu"
-            settings = trained_settings(self.space.network)
-            dense, _ = load_trained_network(
-                settings, Path(str(self.space.start.weights)), self.data, seed=self.space.search.seed,
-                allow_new_head=True,
-            )  # fmt: skip
+            dense = load_initial_network(
+                self.space.network, str(self.space.start.weights), self.data, seed=self.space.search.seed
+            )
             images = calibration_images(self.data, self.space.start.calibration, self.space.search.seed, device)
             names = [site.name for site in self.layer_plan.substituted]
             self._compressor = Compressor(dense.to(device), [images], only=names, calibration=len(images))

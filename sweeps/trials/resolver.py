@@ -30,6 +30,7 @@ from sweeps.space import (
     ALL_SIZES,
     ALLOCATIONS_BY_ERROR,
     FITTED_STARTS,
+    NETWORK_WEIGHTS,
     REFERENCE_STRATUM,
     SHARE_PREFIX,
     TEACHER_WEIGHTS,
@@ -47,7 +48,7 @@ from sweeps.space import (
 from sweeps.trials.rank_allocation import RankAllocator
 from sweeps.trials.step_timer import StepTimer
 from sweeps.trials.teacher import ResolvedTeacher
-from sweeps.trials.trained_network import trained_epochs, weights_fingerprint
+from sweeps.trials.trained_network import builder_fingerprint, trained_epochs, weights_fingerprint
 
 _FULL_WIDTH = (UNCHANGED, "dense", "separable")  # references of the network's own width
 # Fields of a recipe that name a part of the network
@@ -411,10 +412,14 @@ class Resolver:
 
     @cached_property
     def _trained_epochs(self) -> int | None:
+        if self.space.start.weights == NETWORK_WEIGHTS:
+            return None
         return trained_epochs(Path(str(self.space.start.weights)))
 
     @cached_property
     def _fingerprint(self) -> str:
+        if self.space.start.weights == NETWORK_WEIGHTS:
+            return builder_fingerprint(self.space.network, self.image_shape, self.classes)
         path = Path(str(self.space.start.weights))
         if not path.is_file():
             raise InputError(f"`start.weights`: there is no file {path}")

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from lowrank.compression import find_trained_weights
 from lowrank.data import ImageData, normalise
 from lowrank.distillation import RECORD_FILE, read_record
 from lowrank.errors import InputError
 from lowrank.io import WeightReport, load_weights
-from lowrank.networks import NetworkSettings, make_network
+from lowrank.networks import ImageShape, NetworkSettings, make_network
 from lowrank.utils import file_hash
-from sweeps.space import Space
+from sweeps.space import NETWORK_WEIGHTS, Space
 
 _FINGERPRINT_DIGITS = 16
 
@@ -35,22 +40,83 @@ def weights_fingerprint(path: Path) -> str:
     return file_hash(path)[:_FINGERPRINT_DIGITS]
 
 
-def check_fingerprint(path: Path, expected: str) -> None:
-    """Check that a file of weights is the one that a trial's specification means.
+@lru_cache(maxsize=16)
+def builder_fingerprint(settings: NetworkSettings, image_shape: ImageShape, classes: int) -> str:
+    """Compute the fingerprint of the weights that a network is built with.
+
+    Layers that are drawn at random, such as a new head, do not count. Each process computes it once.
 
     Args:
-        path: the file.
-        expected: its fingerprint in the specification.
+        settings: of the network, with the trained weights that they name.
+        image_shape: (C, H, W).
+        classes: number of classes.
+
+    Returns:
+        The first 16 hexadecimal digits of a sha256.
 
     Raises:
-        InputError: the file is missing or has another fingerprint.
+        InputError: the network draws all of its weights, or its trained ones cannot be had.
     """
-    fingerprint = weights_fingerprint(path)
+    weights = find_trained_weights(settings, image_shape, classes)
+    if not weights:
+        raise InputError(
+            f"`start.weights: {NETWORK_WEIGHTS}` needs a network that is built with trained weights, but "
+            f"{settings.name} draws its weights by the seed"
+        )
+    digest = hashlib.sha256()
+    for name in sorted(weights):
+        digest.update(f"{name} {weights[name].dtype} {tuple(weights[name].shape)}".encode())
+        digest.update(weights[name].detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:_FINGERPRINT_DIGITS]
+
+
+def check_fingerprint(specification: Mapping[str, Any], images: tuple[ImageShape, int] | None) -> None:
+    """Check that the weights from which a trial starts are those that its specification means.
+
+    Args:
+        specification: of the trial; its `start` names a file, or NETWORK_WEIGHTS.
+        images: shape (C, H, W) and number of classes, to build the network; None leaves its weights unchecked.
+
+    Raises:
+        InputError: a file is missing, or the weights have another fingerprint.
+    """
+    source, expected = str(specification["start"]["from"]), str(specification["start"]["fingerprint"])
+    if source != NETWORK_WEIGHTS:
+        fingerprint = weights_fingerprint(Path(source))
+    elif images is None:
+        return
+    else:
+        settings = NetworkSettings(**specification["network"])
+        source, fingerprint = settings.name, builder_fingerprint(settings, *images)
     if fingerprint != expected:
         raise InputError(
-            f"the weights to start from have changed: {path} has the fingerprint {fingerprint}, but the study began "
+            f"the weights to start from have changed: {source} has the fingerprint {fingerprint}, but the study began "
             f"with {expected}"
         )
+
+
+def load_initial_network(settings: NetworkSettings, source: str, data: ImageData, *, seed: int = 0) -> nn.Module:
+    """Build the trained dense network that trials start from.
+
+    Torch's generators stay as they are.
+
+    Args:
+        settings: of the network.
+        source: a file of weights, or NETWORK_WEIGHTS for those that the network is built with.
+        data: the set whose images and classes the network is for.
+        seed: of a head that begins anew.
+
+    Returns:
+        The network.
+
+    Raises:
+        InputError: the file cannot be read or does not fit the network, or the network cannot be built.
+    """
+    if source != NETWORK_WEIGHTS:
+        return load_trained_network(settings, Path(source), data, seed=seed, allow_new_head=True)[0]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return make_network(settings, data.image_shape, len(data.classes))
 
 
 def trained_settings(network: NetworkSettings) -> NetworkSettings:
@@ -126,21 +192,27 @@ def load_trained_network(
 
 
 def check_start(space: Space, data: ImageData) -> list[str]:
-    """Check that the file which trials start from fits the space's network.
+    """Check that the weights which trials start from are there and fit the space's network.
 
     Args:
         space: what is searched.
         data: its images.
 
     Returns:
-        What the user should know: the file, a head that begins anew, and whether the network may have seen the
-            validation images. Empty for a space without such a file.
+        What the user should know: whose weights, a head that begins anew, and whether the network may have seen the
+            validation images. Empty for a space whose trials start from neither a file nor their network's weights.
 
     Raises:
-        InputError: the file is missing, cannot be read, or does not fit.
+        InputError: the file is missing, cannot be read, or does not fit; or the network has no trained weights.
     """
     if not space.starts_trained:
         return []
+    if space.start.weights == NETWORK_WEIGHTS:
+        fingerprint = builder_fingerprint(space.network, data.image_shape, len(data.classes))
+        return [
+            f"weights: those that {space.network.name} is built with (fingerprint {fingerprint}); if it was trained on "
+            f"the validation images of {data.name}, its errors there are too low"
+        ]
     path = Path(str(space.start.weights))
     if not path.is_file():
         raise InputError(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lowrank.networks import ImageShape, NetworkSettings, make_network
 
@@ -78,6 +78,37 @@ def find_builder_weights(settings: NetworkSettings, image_shape: ImageShape, cla
         else:
             others += fixed
     return BuilderWeights(tuple(modules), tuple(others)) if modules else BuilderWeights()
+
+
+def find_trained_weights(settings: NetworkSettings, image_shape: ImageShape, classes: int) -> dict[str, Tensor]:
+    """Find the weights from which students can start: those that a builder returns the same after two seeds.
+
+    Torch's generators stay as they are.
+
+    Args:
+        settings: of the network, with the trained weights that they name.
+        image_shape: (C, H, W).
+        classes: number of classes.
+
+    Returns:
+        Parameters and buffers by name. Empty if every layer draws its weights: constants alone, such as scales of
+        norms, are not trained.
+
+    Raises:
+        InputError: the network cannot be built, or its weights cannot be had.
+    """
+    with torch.random.fork_rng(devices=[]):
+        networks = []
+        for seed in (1, 2):
+            torch.manual_seed(seed)
+            networks.append(make_network(settings, image_shape, classes))
+    first, second = (network.state_dict() for network in networks)
+    same = {key: value for key, value in first.items() if key in second and torch.equal(value, second[key])}
+    for name, module in networks[0].named_modules():
+        own = (key for key, _ in module.named_parameters(prefix=name, recurse=False) if key in same)
+        if _reset(module) is not None and any(torch.unique(same[key]).numel() > 1 for key in own):
+            return same
+    return {}
 
 
 def redraw(network: nn.Module, weights: BuilderWeights) -> None:

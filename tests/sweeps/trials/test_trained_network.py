@@ -156,3 +156,79 @@ def test_another_file_at_that_path_is_refused_on_resume(digits, tmp_path, capsys
     assert (folder / JOURNAL_FILE).read_bytes() == before
     assert main(["--resume", "mine", "--out", str(tmp_path / "studies"), "--weights", str(path)]) == 2
     assert "leave --weights out" in capsys.readouterr().err
+
+
+OWN_NETWORKS = """
+import torch
+from torch import nn
+
+
+def layers(num_classes):
+    body = [nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1), nn.AdaptiveAvgPool2d(1)]
+    return nn.Sequential(*body, nn.Flatten(), nn.Linear(8, num_classes))
+
+
+def trained(num_classes):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(77)
+        network = layers(7)
+    network[5] = nn.Linear(8, num_classes)  # a new head, drawn by the seed
+    return network
+"""
+
+
+@pytest.fixture
+def own_space(tmp_path):
+    """Returns a space that starts from the weights of a network of a file beside it."""
+    (tmp_path / "start_nets.py").write_text(OWN_NETWORKS)
+    method = {"name": "separable"}
+
+    def make(function: str = "trained", **sections: Any) -> dict[str, Any]:
+        network = {"name": f"{tmp_path}/start_nets.py:{function}"}
+        own = {**copy.deepcopy(CONTENT), "network": network, "method": method, "start": {
+            "how": "dense", "weights": "network"}}  # fmt: skip
+        own.pop("budget")
+        return {**own, **sections}
+
+    return make
+
+
+def test_students_start_from_the_weights_that_the_network_is_built_with(own_space, digits, tmp_path):
+    space = parse_space("own", own_space(references=["dense"]))
+    resolver = Resolver(space, digits)
+    source = make_network(space.network, digits.image_shape, 10)
+    trials = [resolver.resolve({}), *resolver.references()[0]]
+    for specification in (trial.specification for trial in trials):
+        assert specification["start"]["from"] == "network"
+        students = []
+        for seed in (0, 3):
+            student, _ = make_student({**specification, "seed": seed}, digits)
+            set_initial_weights(student, {**specification, "seed": seed}, digits, str(tmp_path))
+            students.append(student)
+        assert torch.equal(students[0].get_parameter("0.weight"), source.get_parameter("0.weight"))
+        assert not torch.equal(*(student.get_parameter("5.weight") for student in students))  # the new head
+    changed = copy.deepcopy(trials[0].specification)
+    changed["start"]["fingerprint"] = "0" * 16
+    with pytest.raises(InputError, match=r"have changed: .*start_nets\.py:trained has the fingerprint"):
+        set_initial_weights(student, changed, digits, str(tmp_path))
+
+
+def test_a_plan_says_that_students_start_from_the_network_itself(own_space, tmp_path, capsys):
+    file = tmp_path / "own.yaml"
+    command = ["--space", str(file), "--plan", "--allow-code", "--out", str(tmp_path / "studies")]
+    file.write_text(json.dumps(own_space()))
+    assert main(command) == 0
+    out = capsys.readouterr().out
+    assert "start_nets.py:trained is built with (fingerprint " in out
+    assert "start_nets.py:trained gives; all others start from these too\n" in out
+    for function, sections, message in (
+        ("layers", {}, "start_nets.py:layers draws its weights by the seed"),
+        ("trained", {"start": "dense"}, "(network: those that the network itself is built with)"),
+        ("trained", {"teacher": {"weights": "start"}, "train": {"epochs": 2, "kd_weight": 0.5}},
+         "`teacher.weights: start` needs a file of weights, but `start.weights` is network"),
+    ):  # fmt: skip
+        file.write_text(json.dumps(own_space(function, **sections)))
+        assert main(command) == 2
+        error = capsys.readouterr().err
+        assert message in error
+        assert error.count("\n") == 1
