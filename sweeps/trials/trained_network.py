@@ -71,7 +71,7 @@ def builder_fingerprint(settings: NetworkSettings, image_shape: ImageShape, clas
 
 
 def check_fingerprint(specification: Mapping[str, Any], images: tuple[ImageShape, int] | None) -> None:
-    """Check that the weights from which a trial starts are those that its specification means.
+    """Check that the weights from which a trial starts have not changed.
 
     Args:
         specification: of the trial; its `start` names a file, or NETWORK_WEIGHTS.
@@ -192,7 +192,7 @@ def load_trained_network(
 
 
 def check_start(space: Space, data: ImageData) -> list[str]:
-    """Check that the weights which trials start from are there and fit the space's network.
+    """Check that the weights which trials start from fit the space's network.
 
     Args:
         space: what is searched.

@@ -81,7 +81,7 @@ def find_builder_weights(settings: NetworkSettings, image_shape: ImageShape, cla
 
 
 def find_trained_weights(settings: NetworkSettings, image_shape: ImageShape, classes: int) -> dict[str, Tensor]:
-    """Find the weights from which students can start: those that a builder returns the same after two seeds.
+    """Find the trained weights of a builder: those that are the same for two seeds.
 
     Torch's generators stay as they are.
 
