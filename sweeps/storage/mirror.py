@@ -163,13 +163,25 @@ class StudyMirror:
     # The lease: who runs the study
 
     def _owner(self) -> dict[str, Any] | None:
+        """Who runs the study by the lease; None for nobody. Raises OSError for a lease that is damaged."""
         try:
-            return json.loads(self.storage.get(DRIVER_FILE))
+            owner = json.loads(self.storage.get(DRIVER_FILE))
         except FileNotFoundError:
             return None
+        except ValueError:
+            owner = None
+        fields = {"token": str, "host": str, "pid": int}
+        if isinstance(owner, dict) and all(isinstance(owner.get(name), kind) for name, kind in fields.items()):
+            return owner
+        raise OSError(
+            f"{DRIVER_FILE} is damaged and does not say who runs the study; if no other driver does, delete it"
+        )
 
     def _claim(self) -> None:
-        owner = self._owner()
+        try:
+            owner = self._owner()
+        except OSError as error:
+            raise InputError(f"{self.storage.uri}: {first_line(error)}") from error
         silence = self.storage.age(DRIVER_FILE) if owner else 0.0
         if owner and silence <= LEASE_SECONDS and not _is_dead(owner):
             raise InputError(

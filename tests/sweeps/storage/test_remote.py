@@ -215,3 +215,44 @@ def test_an_unknown_study_names_those_there_are(uri, study, capsys, tmp_path):
     assert main([uri, "small", "--out", str(tmp_path / "here")]) == 0
     assert "python -m sweeps.tracking" in capsys.readouterr().out
     assert os.listdir(tmp_path / "here") == ["small"]
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[1]", b'{"token": "a"}', b"\xff"])
+def test_a_damaged_lease_is_one_line_and_does_not_end_the_mirror(study, tmp_path, content):
+    uri = (tmp_path / "stored").as_uri()
+    mirror = started_mirror(uri, study)
+    storage = Storage(uri, "small")
+    storage.put(DRIVER_FILE, content)
+    with pytest.raises(OSError, match=r"driver.json is damaged and does not say who runs the study"):
+        mirror.store_changes()
+    mirror._try_round()
+    assert mirror.error is not None  # said by the thread, which tries on
+    assert "driver.json is damaged" in mirror.error
+    with pytest.raises(InputError, match=r"driver.json is damaged .*; if no other driver does, delete it"):
+        StudyMirror(storage, study).start()
+    storage.delete(DRIVER_FILE)
+    assert mirror.finish() is None
+
+
+@pytest.mark.parametrize("name", ["../outside", "trials/../../outside", "/outside", "trials\\..\\outside", ".."])
+def test_an_object_whose_name_leads_out_of_the_study_is_refused(study, tmp_path, monkeypatch, name):
+    uri = (tmp_path / "stored").as_uri()
+    started_mirror(uri, study).finish()
+    names = Storage.names
+
+    def forged(self, under=""):
+        return names(self, under) | ({} if under or not self._root.endswith("small") else {name: 3})
+
+    monkeypatch.setattr(Storage, "names", forged)
+    monkeypatch.setattr(Storage, "get", lambda self, name: b"theirs")
+    with pytest.raises(InputError, match="holds an object whose name lies outside the study"):
+        update_folder(Storage(uri, "small"), tmp_path / "elsewhere" / "small")
+    assert not (tmp_path / "elsewhere").exists()
+
+
+@pytest.mark.parametrize("name", ["../small", "..", "a/b", "-small"])
+def test_a_study_with_a_name_that_is_a_path_is_not_fetched(study, tmp_path, name):
+    uri = (tmp_path / "stored").as_uri()
+    started_mirror(uri, study).finish()
+    with pytest.raises(InputError, match="the name of a study must be up to 80 letters"):
+        fetch_study(uri, name, tmp_path / "elsewhere")
