@@ -8,15 +8,21 @@ from dataclasses import dataclass
 
 from analysis.findings.study_diff import FieldDifference, TrialDifference, field_differences, trial_differences
 from analysis.stats import (
+    BestDifference,
     FrontComparison,
     HypervolumeGrowth,
     MixedField,
     ReferencePoint,
+    best_differences,
     compare_fronts,
     differing_fields,
     mixed_text,
+    pairing_sentence,
 )
+from analysis.utils import format_points_interval
 from sweeps.records import StudyRecord
+
+SHOWN_BESTS = 3  # in the sentences; the table has all
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,11 +32,14 @@ class StudyComparison:
     Attributes:
         fronts: their fronts and hypervolumes.
         mixed: what makes their errors unequal.
+        bests: the best of each study within each budget against that of the first study, the surest first; empty for
+            studies of different data.
         fields: the settings in which the studies differ, with the value in each.
         trials: every trial that any of the studies has, with its outcome in each.
     """
 
     fronts: FrontComparison
+    bests: tuple[BestDifference, ...]
     fields: tuple[FieldDifference, ...]
     mixed: tuple[MixedField, ...]
     trials: tuple[TrialDifference, ...]
@@ -51,9 +60,26 @@ class StudyComparison:
             *([mark] * bool(mark)),
             f"After the same cost, {cost}, the hypervolumes are: {volumes} (higher is better). {single}",
             *([fronts.cost_note] * bool(fronts.cost_note)),
+            *([self._bests_sentence()] * bool(self.bests)),
             f"{counts['same']:,} trials are the same in all, {counts['differs']:,} came out differently, "
             f"{counts['not in all']:,} are not in all.",
         ]
+
+    @property
+    def pairing(self) -> str:
+        """Whether the differences of the best are on the same images, in one sentence."""
+        return pairing_sentence(sum(row.same_images for row in self.bests), len(self.bests))
+
+    def _bests_sentence(self) -> str:
+        clauses = [
+            f"{row.budget}: {row.study} {format_points_interval(row.gap)} points against {row.base_study}, "
+            f"{row.verdict}"
+            for row in self.bests[:SHOWN_BESTS]
+        ]
+        number = len(self.bests)
+        shown = f", the first {SHOWN_BESTS} of {number}" if number > SHOWN_BESTS else ""
+        corrected = f", corrected for {number} comparisons" if number > 1 else ""
+        return f"The best within a budget{shown}{corrected}: {'; '.join(clauses)}. {self.pairing}"
 
 
 def _volume_text(growth: HypervolumeGrowth, cost: float) -> str:
@@ -77,10 +103,13 @@ def compare_studies(
         The comparison.
 
     Raises:
-        InputError: the studies share no reference point and none was given, or their costs are not on record.
+        InputError: the studies share no reference point and none was given, their costs are not on record, or a record
+            of wrong images is damaged.
     """
+    fronts = compare_fronts(studies, unit, reference)
     return StudyComparison(
-        fronts=compare_fronts(studies, unit, reference),
+        fronts=fronts,
+        bests=tuple(best_differences(studies)) if fronts.same_data else (),
         fields=tuple(field_differences(studies)),
         mixed=tuple(differing_fields(studies)),
         trials=tuple(trial_differences(studies)),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -9,9 +11,9 @@ from analysis.findings import StudyComparison
 from analysis.reporting.figures import draw_fronts, draw_hypervolume
 from analysis.reporting.html_page import Page
 from analysis.reporting.render import DrawJob, InlineExecutor
-from analysis.reporting.tables import ReportTable, format_point_error
-from analysis.stats import FrontComparison
-from analysis.utils import status_label
+from analysis.reporting.tables import ReportTable, format_epochs, format_point_error
+from analysis.stats import BestDifference, FrontComparison, mixed_text
+from analysis.utils import format_percent, format_points_interval, status_label
 from lowrank.utils import write_text
 
 PAGE_FILE = "comparison.html"
@@ -34,15 +36,31 @@ def write_comparison(comparison: StudyComparison, folder: Path) -> Path:
     names = comparison.fronts.names
     page = Page(f"{', '.join(names[:-1])} and {names[-1]} compared", folder, InlineExecutor())
     page.answer(comparison.sentences())
-    _add_fronts(page, comparison.fronts, folder)
-    _add_volumes(page, comparison.fronts, folder)
-    _add_differences(page, comparison, folder)
+    mark = mixed_text(comparison.mixed)
+    _add_fronts(page, comparison.fronts, folder, mark)
+    _add_bests(page, comparison, folder, mark)
+    _add_volumes(page, comparison.fronts, folder, mark)
+    _add_differences(page, comparison, folder, mark)
     path = folder / PAGE_FILE
     write_text(path, page.html())
     return path
 
 
-def _add_fronts(page: Page, fronts: FrontComparison, folder: Path) -> None:
+def with_mark(table: ReportTable, mark: str) -> ReportTable:
+    """Return a table whose CSV file says in every row that unequal trials stand in it.
+
+    Args:
+        table: of a comparison.
+        mark: of `mixed_text`; "" leaves the cells empty.
+
+    Returns:
+        The table with a further column for CSV, `mixed`.
+    """
+    rows = tuple((*row, mark or None) for row in table.rows)
+    return replace(table, columns=(*table.columns, "mixed"), rows=rows, headings=table.headings or table.columns)
+
+
+def _add_fronts(page: Page, fronts: FrontComparison, folder: Path, mark: str) -> None:
     page.section("Fronts")
     lines = [
         (name, [(float(point.params), point.error) for point in points])
@@ -53,7 +71,7 @@ def _add_fronts(page: Page, fronts: FrontComparison, folder: Path) -> None:
         caption = "The front of each study: validation error against parameters, lower left is best."
         page.picture(DrawJob(name="fronts", caption=caption, draw=draw_fronts, data=lines))
     table = front_table(fronts)
-    table.write(folder)
+    with_mark(table, mark).write(folder)
     page.table(table)
 
 
@@ -67,16 +85,69 @@ def front_table(fronts: FrontComparison) -> ReportTable:
         The table, one row a point.
     """
     points = [(name, point) for name, front in zip(fronts.names, fronts.fronts, strict=True) for point in front]
-    rows = tuple((name, p.trial_id, p.name, p.params, p.error, p.spread, p.seeds) for name, p in points)
+    rows = tuple(
+        (name, p.trial_id, p.name, p.params, p.error, p.spread, p.seeds, p.epochs, p.total_epochs) for name, p in points
+    )
     return ReportTable(
         name="fronts", rows=rows,
-        columns=("study", "trial_id", "setting", "params", "val_error", "standard_deviation", "seeds"),
-        texts=tuple((name, p.name, f"{p.params:,}", format_point_error(p), p.trial_id) for name, p in points),
-        headings=("study", "setting", "parameters", "error", "trial"),
+        columns=("study", "trial_id", "setting", "params", "val_error", "standard_deviation", "seeds", "epochs",
+                 "total_epochs"),
+        texts=tuple(
+            (name, p.name, f"{p.params:,}", format_epochs(p), format_point_error(p), p.trial_id) for name, p in points
+        ),
+        headings=("study", "setting", "parameters", "epochs", "error", "trial"),
     )  # fmt: skip
 
 
-def _add_volumes(page: Page, fronts: FrontComparison, folder: Path) -> None:
+def _add_bests(page: Page, comparison: StudyComparison, folder: Path, mark: str) -> None:
+    if not comparison.bests:
+        return
+    page.section("The best within each budget")
+    page.text(
+        f"{comparison.pairing} Verdicts are corrected for {len(comparison.bests)} comparisons (Holm). Neither best is "
+        "corrected for having been chosen: the expected best of n settings is what each study would have had, had it "
+        "tried as many as the other.", "note",
+    )  # fmt: skip
+    table = bests_table(comparison.bests)
+    with_mark(table, mark).write(folder)
+    page.table(table)
+
+
+def bests_table(bests: Sequence[BestDifference]) -> ReportTable:
+    """Return the best of each study within each budget, against that of the first study.
+
+    Args:
+        bests: of the studies.
+
+    Returns:
+        The table, one row a budget and study.
+    """
+    rows = tuple(
+        (b.budget, b.study, b.base_study, b.best.trial_id, b.base.trial_id, b.best.error, b.base.error, b.gap.mean,
+         b.gap.low, b.gap.high, b.gap.count, b.same_images, b.p_value, b.n, b.expected, b.base_expected,
+         b.best.total_epochs, b.base.total_epochs)
+        for b in bests
+    )  # fmt: skip
+    texts = tuple(
+        (b.budget, f"{b.study}: {b.best.name}", format_epochs(b.best), format_point_error(b.best),
+         f"{b.base_study}: {b.base.name}", format_epochs(b.base), format_point_error(b.base),
+         format_points_interval(b.gap), b.verdict,
+         f"{format_percent(b.expected)} against {format_percent(b.base_expected)} (n = {b.n})")
+        for b in bests
+    )  # fmt: skip
+    columns = (
+        "budget", "study", "base_study", "trial_id", "base_trial_id", "val_error", "base_val_error", "difference",
+        "low_95", "high_95", "seeds", "same_images", "p_value_corrected", "n", "expected_best_of_n",
+        "base_expected_best_of_n", "total_epochs", "base_total_epochs",
+    )  # fmt: skip
+    headings = (
+        "budget", "best", "epochs", "error", "against", "epochs", "error", "points (95 %)", "verdict",
+        "expected best of n",
+    )  # fmt: skip
+    return ReportTable(name="bests", columns=columns, rows=rows, texts=texts, headings=headings)
+
+
+def _add_volumes(page: Page, fronts: FrontComparison, folder: Path, mark: str) -> None:
     page.section("Hypervolume at equal cost")
     point = fronts.reference
     page.text(
@@ -92,7 +163,7 @@ def _add_volumes(page: Page, fronts: FrontComparison, folder: Path) -> None:
             DrawJob(name="hypervolume", caption=caption, draw=draw, data=fronts.growths, height=4.6, narrow_height=4.2)
         )
     table = volume_table(fronts)
-    table.write(folder)
+    with_mark(table, mark).write(folder)
     page.table(table)
 
 
@@ -115,13 +186,13 @@ def volume_table(fronts: FrontComparison) -> ReportTable:
     )  # fmt: skip
 
 
-def _add_differences(page: Page, comparison: StudyComparison, folder: Path) -> None:
+def _add_differences(page: Page, comparison: StudyComparison, folder: Path, mark: str) -> None:
     page.section("What differs")
     columns = ("field", *comparison.fronts.names)
     rows = tuple((difference.field, *difference.values) for difference in comparison.fields)
     texts = tuple((field, *("" if value is None else str(value) for value in values)) for field, *values in rows)
     settings = ReportTable(name="fields", columns=columns, rows=rows, texts=texts)
-    settings.write(folder)
+    with_mark(settings, mark).write(folder)
     page.heading("Settings")
     if rows:
         page.table(settings)
@@ -129,7 +200,7 @@ def _add_differences(page: Page, comparison: StudyComparison, folder: Path) -> N
         page.text("None: the questions are the same.")
     page.heading("Trials")
     trials = trial_table(comparison)
-    trials.write(folder)
+    with_mark(trials, mark).write(folder)
     if trials.texts:
         page.table(trials)
     else:

@@ -126,7 +126,8 @@ def budget_table(answers: Sequence[Answer], points: Sequence[FrontPoint]) -> Rep
         if low is not None and high is not None:
             interval = f"{format_percent(answer.corrected or 0.0)} ({low:.1f} to {high:.1f})"
         texts.append((
-            limit, best.name, f"{best.params:,}", _epochs(best), format_point_error(best), interval, _gap(separable),
+            limit, best.name, f"{best.params:,}", format_epochs(best), format_point_error(best), interval,
+            _gap(separable),
             f"{rival.other.form}: {_gap(rival)}{', at equal size' * bool(rival.level)}" if rival else "",
             f"{_expected(ours)}, against {format_percent(theirs.error)}, {theirs.settings} tried" if theirs else "",
         ))  # fmt: skip
@@ -172,7 +173,7 @@ def equal_size_table(answers: Sequence[Answer], points: Sequence[FrontPoint]) ->
         for method in level.methods if level else ():
             assert level is not None
             expected = expected_by_method.get(method.method)
-            epochs = " and ".join(dict.fromkeys(_epochs(point) for point in (method.below, method.above)))
+            epochs = " and ".join(dict.fromkeys(format_epochs(point) for point in (method.below, method.above)))
             ends = (method.below.size(level.measure), method.above.size(level.measure))
             seeds = len(method.by_seed)
             estimate = method.estimate if seeds > 1 else None
@@ -240,13 +241,13 @@ def _point_texts(point: FrontPoint, fronts: dict[str, set[str]]) -> tuple[str, .
     return (
         point.name, f"{point.params:,}", "" if point.ratio is None else f"{100 * point.ratio:.1f} %",
         "" if point.mult_adds is None else format_count(point.mult_adds), format_point_error(point),
-        _epochs(point),
+        format_epochs(point),
         ", ".join(marks) or str(point.role), point.trial_id,
     )  # fmt: skip
 
 
-def _epochs(point: FrontPoint) -> str:
-    """Epochs trained; of one that starts from trained weights those of the dense network too."""
+def format_epochs(point: FrontPoint) -> str:
+    """Return the epochs trained; of a start from trained weights those of the dense network too: `3 (23 in all)`."""
     if not point.epochs or point.start == "scratch" or point.total_epochs == point.epochs:
         return str(point.epochs or "")
     return f"{point.epochs} ({'?' if point.total_epochs is None else point.total_epochs} in all)"

@@ -87,6 +87,7 @@ if TYPE_CHECKING:
         corrected_error as corrected_error,
         expand_counts as expand_counts,
     )
+    from analysis.stats.study_bests import BestDifference as BestDifference, best_differences as best_differences
     from analysis.stats.versus import (
         compare_values as compare_values,
         comparison_table as comparison_table,
@@ -106,6 +107,7 @@ if TYPE_CHECKING:
 __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
     {
+        "study_bests": "BestDifference best_differences",
         "conditions": "MixedField check_equal differing_fields mixed_fields mixed_text",
         "equal_size": "ErrorsBySeed MethodAtSize SizeLevel errors_by_seed paired_difference size_level size_limit",
         "expected_best": "ExpectedBest expected_bests",

@@ -117,9 +117,12 @@ def same_images_difference(
         between_seeds: variance between seeds, pooled over settings; None for that of these differences alone.
 
     Returns:
-        First minus second in points of error; None as for `pair_images`.
+        First minus second in points of error. Where they share no seed, as two studies may not, equally many seeds of
+        each are taken in ascending order: the images are the same. None without seeds, or with other numbers of images.
     """
     pair = pair_images(first, second)
+    if pair is None and not set(first) & set(second):
+        pair = pair_images(_numbered(first), _numbered(second))
     return None if pair is None else paired_error_difference(pair.first, pair.second, between_seeds)
 
 
@@ -146,6 +149,10 @@ def pairing_sentence(paired: int, differences: int) -> str:
         f"{paired} of {differences} differences are on the same validation images; of the others the records do not "
         "say which images were wrong, and they are not paired by image."
     )
+
+
+def _numbered(wrong: WrongBySeed) -> WrongBySeed:
+    return {number: wrong[seed] for number, seed in enumerate(sorted(wrong))}
 
 
 def _is_one_length(arrays: Iterable[NDArray[np.bool_]]) -> bool:

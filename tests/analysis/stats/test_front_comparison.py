@@ -3,16 +3,20 @@ from __future__ import annotations
 import csv
 
 import pytest
+from scipy import stats
 
 from analysis.__main__ import main
 from analysis.findings.study_comparison import compare_studies
 from analysis.findings.study_diff import field_differences, trial_differences
-from analysis.reporting.comparison_page import front_table
+from analysis.reporting.comparison_page import front_table, write_comparison
 from analysis.stats.front_comparison import compare_fronts, parse_reference
 from analysis.stats.hypervolume import ReferencePoint
+from analysis.stats.intervals import Z_95, newcombe_interval
+from analysis.stats.paired import tango_interval
+from analysis.stats.study_bests import best_differences
 from lowrank.errors import InputError
 from sweeps.records.events import Role, Status
-from tests.support.synthetic_data import study, trial
+from tests.support.synthetic_data import study, trial, trial_of_images
 from tests.support.synthetic_study import Plan, write_study
 
 HEADER = {"references": {"separable": 1000}, "data": {"classes": 10}}
@@ -64,8 +68,8 @@ class TestCompare:
             [named("one", *repeated, data={"classes": 10}), named("two", trial("b"), data={"classes": 10})]
         )
         words = front_table(found).texts
-        assert words[0][3] == "5.00 % ± 1.41 (n = 2)"
-        assert words[1][3] == "5.00 %"
+        assert words[0][4] == "5.00 % ± 1.41 (n = 2)"
+        assert words[1][4] == "5.00 %"
 
     def test_networks_of_other_sizes_need_a_reference(self):
         other = named("o", trial("b"), references={"separable": 500})
@@ -87,6 +91,68 @@ class TestCompare:
     def test_what_is_no_reference(self, text):
         with pytest.raises(InputError, match="--reference must be"):
             parse_reference(text)
+
+
+class TestBests:
+    """Of 100 images 40 and 30 are wrong: as two samples within noise, but on the same images clearly apart."""
+
+    def test_the_best_are_compared_on_the_same_images_and_corrected_for_their_number(self):
+        strata = [{"label": "s", "params": 100}, {"label": "l", "params": 200}]
+        one = named("one", trial_of_images("a", range(40)), trial_of_images("b", range(20), params=200), strata=strata)
+        two = named(
+            "two", trial_of_images("c", range(30), seed=1), trial_of_images("d", range(19), params=200, seed=1),
+            trial_of_images("e", range(50), seed=1, dims=3), strata=strata,
+        )  # fmt: skip
+        small, large = best_differences([one, two])
+        assert (small.budget, small.gap.mean, small.n) == ("s", pytest.approx(-10), 1)
+        assert (small.gap.low, small.gap.high) == pytest.approx(tango_interval(0, 10, 100, Z_95))
+        assert small.p_value == pytest.approx(2 * 2 * 0.5**10)  # McNemar's exact, twice as there are two comparisons
+        assert (small.verdict, small.expected, small.base_expected) == ("better, of one seed", 40.0, 40.0)
+        assert (large.budget, large.verdict, large.p_value) == ("l", "within noise", 1.0)
+        sentence = next(line for line in compare_studies([one, two]).sentences() if line.startswith("The best within"))
+        assert "corrected for 2 comparisons: s: two -10.00 (" in sentence
+        assert "Differences are on the same validation images" in sentence
+
+    def test_old_studies_are_compared_as_two_samples_which_is_said(self):
+        data = {"classes": 10, "val_images": 100}
+        one, two = (named(n, trial(n, error=e), data=data) for n, e in (("one", 40.0), ("two", 30.0)))
+        (row,) = best_differences([one, two])
+        assert (row.budget, row.same_images, row.verdict) == ("any size", False, "within noise")
+        assert (row.gap.low, row.gap.high) == pytest.approx(newcombe_interval(30, 40, 100))
+        assert "not paired by image: the records do not say" in " ".join(compare_studies([one, two]).sentences())
+
+    def test_a_study_without_the_number_of_images_has_no_interval(self):
+        (row,) = best_differences([named("one", trial("a", error=4.0)), named("two", trial("b", error=3.0))])
+        assert (row.gap.mean, row.gap.low, row.verdict) == (-1.0, None, "no interval")
+
+    def test_over_several_seeds_of_old_studies_the_interval_is_over_seeds(self):
+        one = named("one", *(trial(f"a{s}", error=5.0 + s, seed=s) for s in range(3)))
+        two = named("two", *(trial(f"b{s}", error=4.0 + 1.5 * s, seed=s) for s in range(3)))
+        (row,) = best_differences([one, two])
+        expected = stats.ttest_rel([4.0, 5.5, 7.0], [5.0, 6.0, 7.0])
+        assert row.p_value == pytest.approx(expected.pvalue)
+        assert (row.gap.mean, row.gap.count, row.verdict) == (-0.5, 3, "within noise")
+
+
+def test_the_front_says_the_epochs_in_all():
+    started = trial("a", epochs=3)
+    started.specification["start"] = {"how": "dense", "epochs": 20}
+    table = front_table(compare_fronts([named("m", started), named("o", trial("b"))]))
+    assert [dict(zip(table.columns, row, strict=True))["total_epochs"] for row in table.rows] == [23, 1]
+    assert [row[3] for row in table.texts] == ["3 (23 in all)", "1"]
+
+
+@pytest.mark.parametrize(("epochs", "mark"), [(2, ""), (6, "Mixed: the trials differ in train.epochs (2; 6)")])
+def test_every_table_of_unequal_studies_is_marked(tmp_path, epochs, mark):
+    one, two = (named(name, trial(name, epochs=n)) for name, n in (("one", 2), ("two", epochs)))
+    write_comparison(compare_studies([one, two], "epochs"), tmp_path)
+    tables = sorted(tmp_path.glob("*.csv"))
+    assert {path.stem for path in tables} >= {"bests", "fronts", "hypervolume", "trials"}
+    for path in tables:
+        with path.open(newline="") as file:
+            for row in csv.DictReader(file):
+                assert row["mixed"].startswith(mark)
+                assert bool(row["mixed"]) == bool(mark)
 
 
 def test_the_command_writes_page_pictures_and_tables(tmp_path, capsys):

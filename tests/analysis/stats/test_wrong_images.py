@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from analysis.stats.front import collect_points
-from analysis.stats.wrong_images import pair_images, stack_seeds, wrong_by_setting
+from analysis.stats.intervals import Z_95
+from analysis.stats.paired import tango_interval
+from analysis.stats.wrong_images import pair_images, same_images_difference, stack_seeds, wrong_by_setting
 from sweeps.records.load import load_study
 from tests.support.synthetic_study import Plan, write_study
 
@@ -41,3 +43,11 @@ def test_no_common_seed_or_another_number_of_images_is_no_pair():
     assert pair_images({}, {}) is None
     assert stack_seeds({0: two, 1: three}) is None
     assert stack_seeds({}) is None
+
+
+def test_settings_that_share_no_seed_are_still_compared_on_the_same_images():
+    first, second = np.arange(100) < 30, np.arange(100) < 40
+    difference = same_images_difference({0: first}, {7: second})
+    assert (difference.mean, difference.low, difference.high) == pytest.approx((-10, *tango_interval(0, 10, 100, Z_95)))
+    assert same_images_difference({0: first}, {7: second[:50]}) is None
+    assert same_images_difference({}, {7: second}) is None
