@@ -110,7 +110,7 @@ class TestAblation:
         dice = random.Random(3)
         rows = itertools.product((0, 1), repeat=5)
         trials = [
-            trial(f"{row}", error=5 + row[4] + 0.5 * row[3] * dice.random() + dice.gauss(0, 0.5),
+            trial("".join(map(str, row)), error=5 + row[4] + 0.5 * row[3] * dice.random() + dice.gauss(0, 0.5),
                   **{f"train__field{number}": value for number, value in enumerate(row)})
             for row in rows
         ]  # fmt: skip
