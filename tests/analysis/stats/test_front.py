@@ -168,7 +168,8 @@ class TestAnswer:
         assert answered(study)[0].text() == (
             "At up to 80 parameters (8 % of separable): CP, 2 dims, 50 parameters: 2.22 % validation error "
             "(n = 1 seed, 360 validation images; corrected for the choice 2.22 %, 95 % interval 1.1 to 4.3 %, "
-            "from counts alone, best of 2 completed). Next best method, Tucker, 2 dims: 8.33 % at 60, 6.11 points higher (beyond noise); "
+            "from counts alone, best of 2 completed). "
+            "Next best method, Tucker, 2 dims: 8.33 % at 60, 6.11 points higher (beyond noise); "
             "separable reference: 1.94 % at 1,000, 0.28 points lower (within noise)."
         )
         assert "References: separable 1.94 % at 1,000 parameters." in answer_of(study)
