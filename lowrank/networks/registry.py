@@ -299,7 +299,11 @@ def for_counting(settings: NetworkSettings) -> NetworkSettings:
 
     Returns:
         A copy with neither.
+
+    Raises:
+        InputError: the name is unknown, or trained weights are named of a network that has none.
     """
+    _check_weights(settings, _find(settings.name)[0])
     return settings.model_copy(update={"weights": None, "auxiliary": False})
 
 
@@ -320,11 +324,7 @@ def make_network(settings: NetworkSettings, image_shape: ImageShape, classes: in
         InputError: the name is unknown, a setting does not fit the network, or the images are too small.
     """
     entry, match = _find(settings.name)
-    if settings.weights is not None and not entry.has_weights:
-        owners = ", ".join(other.pattern.partition(":")[0] for other in _TABLE if other.has_weights)
-        raise InputError(
-            f"`weights` are those of {owners} networks: {settings.name} has none, but got {settings.weights!r}"
-        )
+    _check_weights(settings, entry)
     if settings.width != 1.0 and not entry.has_width:
         from lowrank.networks.external import width_unsupported
 
@@ -343,6 +343,14 @@ def make_network(settings: NetworkSettings, image_shape: ImageShape, classes: in
             f"{settings.name} needs images of at least {min_size} x {min_size}, but got {height} x {width}"
         )
     return network
+
+
+def _check_weights(settings: NetworkSettings, entry: _Entry) -> None:
+    if settings.weights is not None and not entry.has_weights:
+        owners = ", ".join(other.pattern.partition(":")[0] for other in _TABLE if other.has_weights)
+        raise InputError(
+            f"`weights` are those of {owners} networks: {settings.name} has none, but got {settings.weights!r}"
+        )
 
 
 def add_network_options(parser: argparse._ArgumentGroup) -> None:

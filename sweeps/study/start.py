@@ -40,7 +40,15 @@ from sweeps.study.driver import run_study
 from sweeps.study.retrain import ORIGIN, select_again, select_stopped, select_trial
 from sweeps.teachers import ensure_teacher
 from sweeps.tracking import check_tracking_uri
-from sweeps.trials import ResolvedTeacher, Resolver, check_fingerprint, check_start, resolve_teacher, with_teacher_name
+from sweeps.trials import (
+    ResolvedTeacher,
+    Resolver,
+    check_fingerprint,
+    check_start,
+    fetch_weights,
+    resolve_teacher,
+    with_teacher_name,
+)
 
 DEFAULT_TEACHERS = Path("teachers")
 
@@ -63,6 +71,7 @@ def start_study(space: Space, options: RunOptions) -> int:
     folder = new_study_folder(root, options.name, space.name, list_stored_studies(uri) if uri else ())
     config = _study_config(folder, space, options, uri)
     data = load_data(space.data, config.data_dir)
+    fetch_weights(space, data)
     for line in check_start(space, data):
         print(line, flush=True)
     started = time.monotonic()
@@ -110,6 +119,7 @@ def start_retraining(options: RunOptions) -> int:
     folder = new_study_folder(root, options.name, retrain.name, list_stored_studies(uri) if uri else ())
     config = _study_config(folder, space, options, uri)
     data = load_data(space.data, config.data_dir)
+    fetch_weights(space, data)
     teacher = resolve_teacher(space, data, config.teachers)
     config = replace(config, origin=retrain.check(data, teacher))
     with mirror_study(uri, folder):
@@ -157,6 +167,7 @@ def resume_study(options: RunOptions) -> int:
         source = f"{retrain.folder}"
         check_specifications(retrain.specifications(), allow_code=options.allow_code, source=source)
     data = _load_same_data(space, config, record)
+    fetch_weights(space, data)
     _check_same_start(record, data)
     teacher = _resolve_same_teacher(space, data, config, record)
     if retrain is not None and retrain.check(data, teacher) != config.origin:

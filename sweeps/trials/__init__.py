@@ -38,6 +38,7 @@ if TYPE_CHECKING:
         calibration_images as calibration_images,
         check_fingerprint as check_fingerprint,
         check_start as check_start,
+        fetch_weights as fetch_weights,
         load_initial_network as load_initial_network,
         load_trained_network as load_trained_network,
     )
@@ -51,7 +52,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "resolver": "Resolver StepTimeError",
         "teacher": "ITSELF ResolvedTeacher built_as resolve_teacher without_teacher",
         "trained_network": (
-            "calibration_images check_fingerprint check_start load_initial_network load_trained_network"
+            "calibration_images check_fingerprint check_start fetch_weights load_initial_network load_trained_network"
         ),
     },
 )

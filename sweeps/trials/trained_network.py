@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from functools import lru_cache
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -189,6 +190,30 @@ def load_trained_network(
         torch.manual_seed(seed)
         network = make_network(trained_settings(settings), data.image_shape, len(data.classes))
     return network, load_weights(network, path, allow_new_head=allow_new_head)
+
+
+def fetch_weights(space: Space, data: ImageData) -> None:
+    """Load the trained weights that a space's networks name, so that trials have them.
+
+    What is not on this machine is downloaded now, once, and not while trials run.
+
+    Args:
+        space: what is searched.
+        data: its images.
+
+    Raises:
+        InputError: weights are unknown, or cannot be had.
+    """
+    fields = ("name", "weights")
+    choices = [
+        domain.corners() if (domain := space.domains.get(f"network.{field}")) else (getattr(space.network, field),)
+        for field in fields
+    ]
+    for values in product(*choices):
+        settings = space.network.model_copy(update=dict(zip(fields, values, strict=True)))
+        if settings.weights is not None:
+            with torch.random.fork_rng(devices=[]):
+                make_network(settings, data.image_shape, len(data.classes))
 
 
 def check_start(space: Space, data: ImageData) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from http.client import HTTPException
 from typing import Any
 
 from torch import nn
@@ -51,7 +52,8 @@ def torchvision_network(
     trained_weights = _weights(models, name, weights)
     try:
         network = models.get_model(name, weights=trained_weights)
-    except OSError as error:  # urllib's errors are of this class
+    # urllib's errors are OSErrors; a download that breaks off or has another hash raises one of the others
+    except (OSError, HTTPException, RuntimeError) as error:
         raise InputError(
             f"the weights {weights} of torchvision:{name} are not on this machine and cannot be downloaded: "
             f"{first_line(error)}"

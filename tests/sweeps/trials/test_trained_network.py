@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import json
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -24,7 +26,7 @@ from sweeps.space.model import Space
 from sweeps.space.parse import parse_space
 from sweeps.trials.build import make_student
 from sweeps.trials.resolver import Resolver
-from sweeps.trials.trained_network import check_start
+from sweeps.trials.trained_network import check_start, fetch_weights
 
 CONTENT: dict[str, Any] = {
     "question": "Which?", "data": {"name": "digits"}, "network": {"name": "resnet9", "width": 0.125},
@@ -232,3 +234,48 @@ def test_a_plan_says_that_students_start_from_the_network_itself(own_space, tmp_
         error = capsys.readouterr().err
         assert message in error
         assert error.count("\n") == 1
+
+
+def tiny_timm(create_model: Any) -> Any:
+    """A stand-in for timm with one network."""
+    names = {"is_model": lambda name: name == "tiny", "get_pretrained_cfg": lambda name: None}
+    return SimpleNamespace(**names, create_model=create_model, list_models=lambda: ["tiny"])
+
+
+def test_published_weights_are_fetched_before_a_study_starts(digits, monkeypatch):
+    calls: list[bool] = []
+
+    def create(name: str, pretrained: bool, **_: Any) -> nn.Module:
+        calls.append(pretrained)
+        return nn.Linear(1, 1)
+
+    monkeypatch.setitem(sys.modules, "timm", tiny_timm(create))
+    own = {key: value for key, value in CONTENT.items() if key != "budget"}
+    network = {"name": "timm:tiny", "weights": "DEFAULT"}
+    fetch_weights(parse_space("s", {**own, "method": {"name": "separable"}, "network": network}), digits)
+    assert calls == [True]
+    network["weights"] = {"choice": [None, "DEFAULT"]}
+    fetch_weights(parse_space("s", {**own, "method": {"name": "separable"}, "network": network}), digits)
+    assert calls == [True, True]
+
+
+def test_a_study_whose_published_weights_cannot_be_had_is_refused(tmp_path, monkeypatch, capsys):
+    def create(name: str, pretrained: bool, **_: Any) -> nn.Module:
+        raise OSError("no route")
+
+    monkeypatch.setitem(sys.modules, "timm", tiny_timm(create))
+    file = tmp_path / "small.yaml"
+    command = ["--space", str(file), "--out", str(tmp_path / "studies")]
+    for name, message in (
+        ("timm:tiny", "error: the weights of timm:tiny are not on this machine and cannot be downloaded: no route"),
+        (
+            "resnet9",
+            "error: `weights` are those of torchvision, timm, hf networks: resnet9 has none, but got 'DEFAULT'",
+        ),
+    ):
+        file.write_text(json.dumps({**CONTENT, "network": {"name": name, "weights": "DEFAULT"}}))
+        assert main(command) == 2
+        assert capsys.readouterr().err == f"{message}\n"
+        assert not (tmp_path / "studies").exists()
+    assert main([*command, "--plan"]) == 2
+    assert capsys.readouterr().err == f"{message}\n"
