@@ -30,12 +30,15 @@ from torch.nn import functional
 from lowrank.data import AugmentationSettings, ImageData, train_batches
 from lowrank.distillation.cache_file import Array, DamagedCacheError, Layout, read_cache_file, write_cache_file
 from lowrank.distillation.teacher import Teacher
-from lowrank.utils import TEMPORARY_SUFFIX, format_bytes, hold_lock
+from lowrank.utils import TEMPORARY_SUFFIX, LockedError, format_bytes, hold_lock
 
 FORMAT = 1  # version of the files; part of the key
 LOCK_FILE = "build.lock"
 RESERVE = 256_000_000  # bytes of the disk that stay free for checkpoints and records
 WAIT_SECONDS = 0.2  # between two tries to take the lock
+PROGRESS_FILE = "build.progress"  # touched while a cache is built, so that who waits can tell work from a hang
+PROGRESS_SECONDS = 1.0  # at least, between two touches
+MAX_IDLE_SECONDS = 600.0  # without progress of the builder, after which nobody waits for it any more
 
 Notify = Callable[[str], None]
 
@@ -144,6 +147,7 @@ class TeacherCache:
             notify: called with one line if another process holds the lock.
 
         Raises:
+            LockedError: the process that holds the lock has made no progress for `MAX_IDLE_SECONDS`.
             OSError: the folder or the lock cannot be made.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -151,10 +155,43 @@ class TeacherCache:
             self.folder / LOCK_FILE,
             poll_seconds=WAIT_SECONDS,
             on_wait=lambda: notify("another process builds the teacher cache; waiting for it"),
+            cancelled=_IdleLimit(self.folder / PROGRESS_FILE),
         ):
             for leftover in self.folder.glob(f"*{TEMPORARY_SUFFIX}"):
                 leftover.unlink(missing_ok=True)
             yield
+
+
+class _IdleLimit:
+    """Tells whether a file has stayed unchanged for `MAX_IDLE_SECONDS`; its own clock does not matter."""
+
+    def __init__(self, path: Path):
+        self._path = path
+        self._changed, self._since = self._time(), time.monotonic()
+
+    def _time(self) -> int:
+        try:
+            return self._path.stat().st_mtime_ns
+        except FileNotFoundError:
+            return 0
+
+    def __call__(self) -> bool:
+        changed = self._time()
+        if changed != self._changed:
+            self._changed, self._since = changed, time.monotonic()
+        return time.monotonic() - self._since > MAX_IDLE_SECONDS
+
+
+class _ProgressFile:
+    """Touches the progress file of a cache that is being built, but not at every batch."""
+
+    def __init__(self, folder: Path):
+        self._path, self._touched = folder / PROGRESS_FILE, -PROGRESS_SECONDS
+
+    def touch(self) -> None:
+        if time.monotonic() - self._touched >= PROGRESS_SECONDS:
+            self._path.touch()
+            self._touched = time.monotonic()
 
 
 def _file_name(cache_epoch: int) -> str:
@@ -189,7 +226,7 @@ def fill_cache(
     """Make sure that a cache holds the first `cache_epochs` cache epochs.
 
     A missing or damaged file is copied from another host's folder, or else built. If the disk is too small or cannot be
-    written, files built by this call are removed again: checkpoints and records need the disk.
+    written, files copied or built by this call are removed again: checkpoints and records need the disk.
 
     Args:
         cache: the cache to fill.
@@ -206,6 +243,12 @@ def fill_cache(
     try:
         with cache.building(notify):
             return _fill(cache, source, cache_epochs, notify, on_epoch_cached)
+    except LockedError:
+        notify(
+            "no teacher cache, the live teacher runs instead: the process that builds it has made no progress for "
+            f"{MAX_IDLE_SECONDS:.0f} s and still holds {cache.folder / LOCK_FILE}"
+        )
+        return False
     except OSError as error:
         notify(f"no teacher cache, the live teacher runs instead: {error}")
         return False
@@ -218,12 +261,11 @@ def _fill(
     notify: Notify,
     on_epoch_cached: Callable[[int], None] | None,
 ) -> bool:
-    """Fill a cache whose lock is held."""
+    """Fill a cache whose lock is held; on an OSError the files that were written here are removed."""
     missing = cache.missing(cache_epochs)  # again: another process may have built them meanwhile
     damaged = [cache_epoch for cache_epoch in missing if cache.path(cache_epoch).exists()]
     if damaged:
         notify(f"epochs {', '.join(map(str, damaged))} of the teacher cache are damaged and are built again")
-    missing = [cache_epoch for cache_epoch in missing if not cache.copy(cache_epoch)]
     if not missing:
         return True
     missing_bytes = cache.missing_bytes(len(missing))
@@ -234,32 +276,34 @@ def _fill(
         )
         notify(f"no teacher cache, the live teacher runs instead: {len(missing)} epochs take {size}, {reason}")
         return False
-    notify(f"teacher cache: {len(missing)} epochs of {cache.layout.images:,} images, {size}, in {cache.folder}")
-    start = time.monotonic()
-    _build(cache, source, missing, on_epoch_cached)
-    notify(f"teacher cache: {len(missing)} epochs built in {time.monotonic() - start:.1f} s")
-    return True
-
-
-def _build(
-    cache: TeacherCache, source: CacheSource, cache_epochs: Sequence[int], on_epoch_cached: Callable[[int], None] | None
-) -> None:
-    """Build cache epochs; on an OSError the files that were written here are removed before it is raised."""
-    teacher = source.teacher()
-    written = []
+    progress, written = _ProgressFile(cache.folder), []
     try:
-        for cache_epoch in cache_epochs:
-            write_cache_file(cache.path(cache_epoch), _run_teacher(teacher, cache, source, cache_epoch))
-            written.append(cache_epoch)
-            if on_epoch_cached is not None:
-                on_epoch_cached(cache_epoch)
+        for cache_epoch in missing:
+            if cache.copy(cache_epoch):
+                written.append(cache_epoch)
+                progress.touch()
+        missing = [cache_epoch for cache_epoch in missing if cache_epoch not in written]
+        if missing:
+            size = format_bytes(len(missing) * cache.layout.bytes)
+            notify(f"teacher cache: {len(missing)} epochs of {cache.layout.images:,} images, {size}, in {cache.folder}")
+            start, teacher = time.monotonic(), source.teacher()
+            for cache_epoch in missing:
+                arrays = _run_teacher(teacher, cache, source, cache_epoch, progress)
+                write_cache_file(cache.path(cache_epoch), arrays)
+                written.append(cache_epoch)
+                if on_epoch_cached is not None:
+                    on_epoch_cached(cache_epoch)
+            notify(f"teacher cache: {len(missing)} epochs built in {time.monotonic() - start:.1f} s")
     except OSError:
         for cache_epoch in written:
             cache.path(cache_epoch).unlink(missing_ok=True)
         raise
+    return True
 
 
-def _run_teacher(teacher: Teacher, cache: TeacherCache, source: CacheSource, cache_epoch: int) -> list[Array]:
+def _run_teacher(
+    teacher: Teacher, cache: TeacherCache, source: CacheSource, cache_epoch: int, progress: _ProgressFile
+) -> list[Array]:
     """Run the teacher on all training images as augmented in `cache_epoch`; rows are in the order of the split."""
     arrays = cache.layout.empty()
     data, views = source.data, cache.key.views
@@ -268,6 +312,7 @@ def _run_teacher(teacher: Teacher, cache: TeacherCache, source: CacheSource, cac
         cache_epoch=cache_epoch,
     )  # fmt: skip
     for images, _, indices in batches:
+        progress.touch()
         signals = teacher.signals(images, indices, cache_epoch)
         rows = torch.searchsorted(data.train.indices, indices.cpu()).numpy()
         arrays[0][rows] = signals.logits.float().cpu().numpy()

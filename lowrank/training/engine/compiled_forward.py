@@ -15,7 +15,7 @@ import types
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +27,9 @@ from lowrank.distillation import Signals, Taps
 from lowrank.kernels import compile_graph, compile_obstacle
 from lowrank.layers import BatchedRebuild, StructuredMap
 from lowrank.training.objective import Loss
-from lowrank.utils import hold_lock
+from lowrank.utils import LockedError, hold_lock
 
+MAX_WAIT_SECONDS = 900.0  # for another process that compiles the same function: a large network takes minutes
 MAX_COMPILED = 16  # compiled functions that a process keeps: one for each network, batch size and loss
 COMPILED_FOLDER = "lowrank_compiled"  # in the compiler's cache: a file for each function that some process has compiled
 _KERNELS = Path(__file__).parents[2] / "kernels"
@@ -325,7 +326,7 @@ def _is_function(value: Any) -> bool:
 
 
 @contextmanager
-def compile_once(digest: str) -> Iterator[None]:
+def compile_once(digest: str, notify: Callable[[str], None] = warnings.warn) -> Iterator[None]:
     """Let one process of this machine at a time compile a function inside `with`.
 
     The first process compiles, the others then find its code on disk. A function that has been compiled before is not
@@ -333,6 +334,11 @@ def compile_once(digest: str) -> Iterator[None]:
 
     Args:
         digest: from CompiledForward.digest.
+        notify: is called with a line when another process compiles it.
+
+    Raises:
+        NotCompilableError: another process has compiled it for longer than `MAX_WAIT_SECONDS`.
+        OSError: the compiler's cache cannot be written.
     """
     from torch._inductor.runtime.cache_dir_utils import cache_dir  # imports the compiler, which most runs do not need
 
@@ -342,7 +348,17 @@ def compile_once(digest: str) -> Iterator[None]:
         yield
         return
     folder.mkdir(parents=True, exist_ok=True)
-    with hold_lock(folder / f"{digest}.lock") as lock:
+    path = folder / f"{digest}.lock"
+    with ExitStack() as stack:
+        try:
+            lock = stack.enter_context(hold_lock(
+                path, timeout=MAX_WAIT_SECONDS,
+                on_wait=lambda: notify("another process compiles the same network; waiting for it"),
+            ))  # fmt: skip
+        except LockedError as error:
+            raise NotCompilableError(
+                f"the process that compiles the same network has held {path} for {MAX_WAIT_SECONDS:.0f} s"
+            ) from error
         if done.exists():
             lock.release()
         yield

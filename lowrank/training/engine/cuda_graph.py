@@ -41,7 +41,8 @@ LONG_TRIAL_STEPS = 5000
 WARM_UP_STEPS = 3  # before recording: buffers are made at the first step, and cuDNN tries its kernels
 
 
-_NOT_COMPILED = (NotCompilableError, TorchDynamoException, FailOnRecompileLimitHit)
+# The compiler's cache on disk may be full or not writable: OSError
+_NOT_COMPILED = (NotCompilableError, TorchDynamoException, FailOnRecompileLimitHit, OSError)
 _WARNED: set[str] = set()  # reasons that this process has given
 
 
@@ -198,7 +199,8 @@ class CapturedEpoch:
             taps = () if objective.taps is None else objective.taps.names
             forward = CompiledObjective(train_step.network, objective.loss, taps, dtype)
             self._forward = forward
-            with compile_once(forward.compiled.digest(self._images)), self._undone(), keep_float32_products():
+            digest = forward.compiled.digest(self._images)
+            with compile_once(digest, self._notify), self._undone(), keep_float32_products():
                 self._run_step()
         except (*_NOT_COMPILED, *kernel_errors()) as error:  # type: ignore[misc]  # all of them are exceptions
             self.compiled, self._forward = False, objective

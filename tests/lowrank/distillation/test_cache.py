@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import multiprocessing
 import os
 import shutil
@@ -173,6 +174,61 @@ def test_a_build_waits_for_another_builder(cache: TeacherCache, data: ImageData)
     assert fill_cache(cache, source(data), 2, notify=notify)
     assert lines[0] == "another process builds the teacher cache; waiting for it"
     assert holder.wait(scaled()) == 0
+
+
+def test_a_builder_without_progress_is_given_up_and_one_with_progress_is_not(
+    cache: TeacherCache, data: ImageData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The lock of a builder that was stopped (SIGSTOP) is never freed."""
+    monkeypatch.setattr(teacher_cache, "WAIT_SECONDS", 0.01)
+    monkeypatch.setattr(teacher_cache, "MAX_IDLE_SECONDS", 0.1)
+    cache.folder.mkdir(parents=True)
+    lines: list[str] = []
+    with (cache.folder / "build.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert not fill_cache(cache, source(data, never), 1, notify=lines.append)
+    assert lines[0] == "another process builds the teacher cache; waiting for it"
+    assert "the process that builds it has made no progress for 0 s and still holds" in lines[1]
+    clock = [0.0]
+    monkeypatch.setattr(teacher_cache.time, "monotonic", lambda: clock[0])
+    limit = teacher_cache._IdleLimit(cache.folder / "build.progress")
+    progress = teacher_cache._ProgressFile(cache.folder)
+    for _ in range(3):
+        clock[0] += 2.0
+        progress.touch()
+        assert not limit()
+        clock[0] += 0.05
+        assert not limit()
+    clock[0] += 0.1
+    assert limit()
+
+
+def test_a_disk_without_room_is_asked_before_files_are_copied_and_a_copy_that_fails_leaves_none(
+    tmp_path: Path, data: ImageData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(teacher_cache, "RESERVE", 0)
+    other = TeacherCache(tmp_path / "other", key(data))
+    assert fill_cache(other, source(data), 2, notify=lambda line: None)
+    cache = TeacherCache(tmp_path / "caches", key(data), sources=[tmp_path / "other"])
+    lines: list[str] = []
+    with monkeypatch.context() as full:
+        full.setattr(teacher_cache, "RESERVE", 2**62)
+        assert not fill_cache(cache, source(data, never), 2, notify=lines.append)
+    assert list(cache.folder.glob("*.arrow")) == []
+    assert "stay free, and the disk of" in lines[0]
+    write = teacher_cache.write_cache_file
+
+    def write_one(path: Path, arrays: list[Array]) -> None:
+        if path == cache.path(1):
+            raise OSError("No space left on device")
+        write(path, arrays)
+
+    with monkeypatch.context() as full:
+        full.setattr(teacher_cache, "write_cache_file", write_one)
+        assert not fill_cache(cache, source(data, never), 2, notify=lines.append)
+    assert list(cache.folder.glob("*.arrow")) == []
+    assert lines[-1] == "no teacher cache, the live teacher runs instead: No space left on device"
+    assert fill_cache(cache, source(data, never), 2, notify=lines.append)
 
 
 @pytest.mark.parametrize(

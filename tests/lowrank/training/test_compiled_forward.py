@@ -27,6 +27,7 @@ from lowrank.training.engine.compiled_forward import NotCompilableError, compile
 from lowrank.training.objective import Loss
 from lowrank.training.recipe import Recipe
 from lowrank.training.trainer import Trainer
+from lowrank.utils import hold_lock
 
 SMALL = NetworkSettings(width=0.125)
 LOSS = Loss.of(Recipe())
@@ -131,6 +132,31 @@ def test_a_machine_that_cannot_compile_warns_once_and_trains(data, monkeypatch):
     assert messages == ["training is not compiled, and so is slower: there is no C compiler"]
     assert torch.equal(first, plain)
     assert torch.equal(second, plain)
+
+
+def test_training_goes_on_when_another_process_compiles_for_too_long(data, graphs, monkeypatch, tmp_path):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(compiled_forward, "MAX_WAIT_SECONDS", 0.2)
+    monkeypatch.setattr(compiled_forward.CompiledForward, "digest", lambda *_: "abcd")
+    folder = tmp_path / compiled_forward.COMPILED_FOLDER
+    folder.mkdir()
+    messages: list[str] = []
+    with hold_lock(folder / "abcd.lock"):
+        run = trainer(data, "compiled", notify=messages.append)
+        assert losses(run).isfinite().all()
+    assert messages[0] == "another process compiles the same network; waiting for it"
+    assert messages[1].startswith("training is not compiled, and so is slower: the process that compiles the same netw")
+    assert len(messages) == 2
+
+
+def test_training_goes_on_when_the_compilers_cache_cannot_be_written(data, graphs, monkeypatch, tmp_path):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "file" / "cache"))
+    messages: list[str] = []
+    run = trainer(data, "compiled", notify=messages.append)
+    assert losses(run).isfinite().all()
+    (message,) = messages
+    assert message.startswith("training is not compiled, and so is slower: [Errno 20] Not a directory")
 
 
 def test_training_goes_on_without_a_compiler_that_fails(data, graphs, monkeypatch):
