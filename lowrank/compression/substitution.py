@@ -20,7 +20,7 @@ from lowrank.compression.plan import NetworkPlan, Site
 from lowrank.compression.trace import Frozen, plan_sized_network, trace_plan
 from lowrank.errors import InfeasibleError
 from lowrank.layers import ConvShape, Dense, KernelChain, Method, StructuredMap, WholeKernelMethod, build_linear
-from lowrank.networks import ImageShape, NetworkSettings, make_network
+from lowrank.networks import ImageShape, NetworkSettings, make_network, without_weights
 
 AUXILIARY = "auxiliary"  # name of a head that only training uses; it is never counted
 
@@ -167,7 +167,7 @@ def build_student(
     is_dense, anew = isinstance(sized, Dense), BuilderWeights()
     keep_dense = keeps_own_weights(settings)
     if not is_dense:
-        settings = settings.model_copy(update={"weights": None})
+        settings = without_weights(settings)
         anew = find_builder_weights(settings, image_shape, classes)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

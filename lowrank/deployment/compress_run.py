@@ -34,7 +34,7 @@ from lowrank.io import (
     read_class_names,
 )
 from lowrank.layers import Dense
-from lowrank.networks import NetworkSettings, make_network
+from lowrank.networks import NetworkSettings, make_network, without_weights
 from lowrank.utils import ExitCode, atomic_folder, format_count, write_text
 
 Budget = Mapping[str, float]
@@ -210,7 +210,7 @@ def _preprocessing(config: CompressConfig) -> ImagePreprocessing | None:
 def _trained_network(
     config: CompressConfig, data: ImageData, preprocessing: ImagePreprocessing | None, steps: _Steps
 ) -> nn.Module:
-    settings = config.network.model_copy(update={"weights": None})
+    settings = without_weights(config.network)
     network = make_network(settings, data.image_shape, len(data.classes))
     for line in load_weights(network, config.weights).lines():
         steps(line)
@@ -420,7 +420,7 @@ def make_specification(small: Compressed, network: NetworkSettings, data: ImageD
         for layer in small.layers if layer.method != "dense"
     }  # fmt: skip
     return ModelSpecification(
-        network=network.model_copy(update={"weights": None}), method=Dense(), image_shape=data.image_shape,
+        network=without_weights(network), method=Dense(), image_shape=data.image_shape,
         classes=len(data.classes), layers=layers, projected_attention=small.projected_attention > 0,
     )  # fmt: skip
 

@@ -32,7 +32,7 @@ from lowrank.errors import InfeasibleError, InputError, UncountableError
 from lowrank.io.image_preprocessing import PREPROCESSING_KEY, ImagePreprocessing
 from lowrank.io.tensor_file import load_tensors, read_metadata, save_tensors
 from lowrank.layers import Dense, Method, Separable, disable_fused_encoders, make_method, project_attention
-from lowrank.networks import ImageShape, NetworkSettings, check_own_code, make_network
+from lowrank.networks import ImageShape, NetworkSettings, check_own_code, make_network, without_weights
 from lowrank.utils import last_line, validate_model
 
 METADATA = "lowrank_model"  # the key of the specification in the file's metadata
@@ -137,7 +137,7 @@ class ModelSpecification(BaseModel):
 
     def build(self) -> nn.Module:
         """Build the model with initial weights; trained weights that the settings name are not downloaded."""
-        settings = self.network.model_copy(update={"weights": None})
+        settings = without_weights(self.network)
         if self.layers:
             network = make_network(settings, self.image_shape, self.classes)
             if self.projected_attention:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from lowrank.networks.images import ImageShape as ImageShape
     from lowrank.networks.own_networks import check_logits as check_logits
     from lowrank.networks.registry import (
+        CONVERTING_NETWORKS as CONVERTING_NETWORKS,
         NETWORK_FIELDS as NETWORK_FIELDS,
         NETWORK_NAMES as NETWORK_NAMES,
         NetworkSettings as NetworkSettings,
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
         is_own_code as is_own_code,
         make_network as make_network,
         network_from_options as network_from_options,
+        without_weights as without_weights,
     )
     from lowrank.networks.vit import LearnedPositions as LearnedPositions
 
@@ -40,8 +42,8 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "images": "ImageShape",
         "own_networks": "check_logits",
         "registry": (
-            "NETWORK_FIELDS NETWORK_NAMES NetworkSettings add_network_options check_own_code default_images "
-            "for_counting is_own_code make_network network_from_options"
+            "CONVERTING_NETWORKS NETWORK_FIELDS NETWORK_NAMES NetworkSettings add_network_options check_own_code "
+            "default_images for_counting is_own_code make_network network_from_options without_weights"
         ),
         "vit": "LearnedPositions",
     },

@@ -44,8 +44,10 @@ class NetworkSettings(BaseModel):
             the stem, linear maps and those that the network names stay.
         keep: shell-style patterns of the layers that stay as they are.
         only: patterns of the layers that alone are replaced; None for all.
+        transform_input: of torchvision's googlenet and inception_v3, convert images from ImageNet's normalisation to
+            the one that their published weights were trained with; always so where `weights` names those.
 
-    The last eight are left out of dumps at their defaults, so that trial ids of studies from before they were there
+    The last nine are left out of dumps at their defaults, so that trial ids of studies from before they were there
     stay the same. Their defaults must never change.
     """
 
@@ -63,6 +65,7 @@ class NetworkSettings(BaseModel):
     substitute_all: bool = _field(False)
     keep: tuple[str, ...] = _field(())
     only: tuple[str, ...] | None = _field(None)
+    transform_input: bool = _field(False)
 
     @field_validator("keep", "only", mode="before")
     @classmethod
@@ -136,7 +139,7 @@ def _mlp(_: re.Match[str], settings: NetworkSettings, image: ImageShape, classes
 def _torchvision(match: re.Match[str], settings: NetworkSettings, image: ImageShape, classes: int) -> nn.Module:
     from lowrank.networks.external import torchvision_network
 
-    return torchvision_network(match[1], image, classes, settings.weights)
+    return torchvision_network(match[1], image, classes, settings.weights, trained=settings.transform_input)
 
 
 def _timm(match: re.Match[str], settings: NetworkSettings, image: ImageShape, classes: int) -> nn.Module:
@@ -195,6 +198,9 @@ class _Entry:
     has_width: bool = True
     has_weights: bool = False
 
+
+CONVERTING_NETWORKS = ("torchvision:googlenet", "torchvision:inception_v3")
+"""Networks whose published weights were trained on images of another normalisation, see `transform_input`."""
 
 NETWORK_FIELDS = ("stem", "patch", "depth", "heads")
 """Fields of the settings that only some networks have."""
@@ -289,6 +295,19 @@ def default_images(name: str) -> tuple[ImageShape, int]:
     return (entry.image, entry.classes) if entry.find_images is None else entry.find_images(match)
 
 
+def without_weights(settings: NetworkSettings) -> NetworkSettings:
+    """Return the settings of the same network with initial weights.
+
+    Args:
+        settings: of a network.
+
+    Returns:
+        A copy that names no trained weights, and converts images as the network with them does.
+    """
+    converts = settings.transform_input or (settings.weights is not None and settings.name in CONVERTING_NETWORKS)
+    return settings.model_copy(update={"weights": None, "transform_input": converts})
+
+
 def for_counting(settings: NetworkSettings) -> NetworkSettings:
     """Return the settings without trained weights and auxiliary head.
 
@@ -331,6 +350,8 @@ def make_network(settings: NetworkSettings, image_shape: ImageShape, classes: in
         raise width_unsupported(settings.name)
     if settings.auxiliary and entry.make is not _darts:
         raise InputError(f"{settings.name} has no `auxiliary` head; darts has")
+    if settings.transform_input and settings.name not in CONVERTING_NETWORKS:
+        raise InputError(f"{settings.name} has no `transform_input`; {' and '.join(CONVERTING_NETWORKS)} have")
     for field in NETWORK_FIELDS:
         if field not in entry.fields and getattr(settings, field) != NetworkSettings.model_fields[field].default:
             owner = next(other.shown for other in _TABLE if field in other.fields)

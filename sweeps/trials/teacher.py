@@ -27,7 +27,7 @@ from lowrank.distillation import (
     teacher_from_weights,
 )
 from lowrank.errors import InputError
-from lowrank.networks import ImageShape, NetworkSettings, make_network
+from lowrank.networks import ImageShape, NetworkSettings, make_network, without_weights
 from lowrank.training import Recipe
 from sweeps.space import START, TEACHER_SECTION, TEACHER_WEIGHTS, Space, TeacherSettings
 from sweeps.trials.trained_network import trained_settings
@@ -131,7 +131,7 @@ def default_student_taps(network: NetworkSettings, image_shape: ImageShape, clas
 
 def _dense_network(network: NetworkSettings, image_shape: ImageShape, classes: int) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
-        return make_network(network.model_copy(update={"weights": None}), image_shape, classes)
+        return make_network(without_weights(network), image_shape, classes)
 
 
 def resolve_teacher(space: Space, data: ImageData, root: Path) -> ResolvedTeacher | None:

@@ -17,7 +17,7 @@ from lowrank.data import ImageData, normalise
 from lowrank.distillation import RECORD_FILE, read_record
 from lowrank.errors import InputError
 from lowrank.io import WeightReport, load_weights
-from lowrank.networks import ImageShape, NetworkSettings, make_network
+from lowrank.networks import CONVERTING_NETWORKS, ImageShape, NetworkSettings, make_network, without_weights
 from lowrank.utils import file_hash
 from sweeps.space import NETWORK_WEIGHTS, Space
 
@@ -129,7 +129,7 @@ def trained_settings(network: NetworkSettings) -> NetworkSettings:
     Returns:
         The same network; nothing in it is to be substituted, and no published weights are named.
     """
-    return network.model_copy(update={"weights": None, "substitute_all": False})
+    return without_weights(network).model_copy(update={"substitute_all": False})
 
 
 def calibration_images(data: ImageData, count: int, seed: int, device: torch.device | str = "cpu") -> Tensor:
@@ -249,7 +249,17 @@ def check_start(space: Space, data: ImageData) -> list[str]:
         _, report = load_trained_network(space.network, path, data, allow_new_head=True)
     except InputError as error:
         raise InputError(f"`start.weights`: {error}") from error
-    return [*report.lines(), *_origin_lines(path, data)]
+    return [*report.lines(), *_transform_lines(space.network), *_origin_lines(path, data)]
+
+
+def _transform_lines(network: NetworkSettings) -> list[str]:
+    """Say that a file does not tell whether its network converts its images."""
+    if network.name not in CONVERTING_NETWORKS or without_weights(network).transform_input:
+        return []
+    return [
+        f"{network.name} is built without the conversion of images with which torchvision's own weights were trained: "
+        "if the file holds those, set `network.transform_input: true`"
+    ]
 
 
 def _origin_lines(path: Path, data: ImageData) -> list[str]:

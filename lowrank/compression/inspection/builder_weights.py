@@ -9,7 +9,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor, nn
 
-from lowrank.networks import ImageShape, NetworkSettings, make_network
+from lowrank.networks import ImageShape, NetworkSettings, make_network, without_weights
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def find_builder_weights(settings: NetworkSettings, image_shape: ImageShape, cla
     """
     if ":" not in settings.name or settings.name.startswith("torchvision:"):
         return BuilderWeights()
-    untrained = settings.model_copy(update={"weights": None})
+    untrained = without_weights(settings)
     with torch.random.fork_rng(devices=[]):
         networks = []
         for seed in (1, 2):

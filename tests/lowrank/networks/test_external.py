@@ -14,11 +14,20 @@ from typing import Any
 import pytest
 import torch
 
-from lowrank.compression import count_network, network_plan, substitute
+from lowrank.compression import build_sized_student, count_network, network_plan, substitute
 from lowrank.count import main
 from lowrank.errors import InputError
+from lowrank.io import ModelSpecification
 from lowrank.layers import make_method
-from lowrank.networks import NetworkSettings, absolute_name, default_images, is_own_code, make_network, user_modules
+from lowrank.networks import (
+    NetworkSettings,
+    absolute_name,
+    default_images,
+    is_own_code,
+    make_network,
+    user_modules,
+    without_weights,
+)
 from lowrank.networks.external import torchvision_network
 from lowrank.utils import torchvision
 
@@ -277,3 +286,24 @@ def test_networks_that_convert_their_input_do_so_where_they_were_trained_to() ->
     with torch.device("meta"):
         assert torchvision_network("googlenet", (3, 64, 64), 10, None, trained=True).transform_input is True
         assert torchvision_network("googlenet", (3, 64, 64), 10, None).transform_input is False
+
+
+def test_the_conversion_of_images_travels_with_the_specification() -> None:
+    published = NetworkSettings(name="torchvision:googlenet", weights="DEFAULT")
+    own = NetworkSettings(name="torchvision:googlenet")
+    image = (3, 64, 64)
+    for network, converts in (
+        (published, True), (own.model_copy(update={"transform_input": True}), True), (own, False),
+    ):  # fmt: skip
+        with torch.device("meta"):
+            networks = [make_network(without_weights(network), image, 10)]
+            for method in ("dense", "separable"):
+                specification = ModelSpecification(
+                    network=network, method=make_method({"name": method}), image_shape=image, classes=10
+                )
+                networks.append(specification.build())
+            networks.append(build_sized_student(network, {"name": "separable"}, image, 10).network)
+        assert [each.transform_input for each in networks] == [converts] * 4
+    assert "transform_input" not in published.model_dump()
+    with pytest.raises(InputError, match="resnet9 has no `transform_input`; torchvision:googlenet and torchvision:inc"):
+        make_network(NetworkSettings(transform_input=True), (3, 32, 32), 10)
