@@ -30,10 +30,15 @@ from scipy.special import ndtr, ndtri
 from threadpoolctl import threadpool_limits
 
 from analysis.stats import find_paired_effects
-from analysis.stats.intervals import wilson_interval
-from analysis.stats.margins import as_good_sizes
-from analysis.stats.paired import mean_error_interval, paired_error_difference, seed_variance, two_level_bootstrap
-from analysis.stats.selection import choose, corrected_difference, corrected_error, expand_counts
+from analysis.stats.inference.intervals import wilson_interval
+from analysis.stats.inference.margins import as_good_sizes
+from analysis.stats.inference.paired import (
+    mean_error_interval,
+    paired_error_difference,
+    seed_variance,
+    two_level_bootstrap,
+)
+from analysis.stats.inference.selection import choose, corrected_difference, corrected_error, expand_counts
 from sweeps.records import Role, Status, StudyRecord, TrialRecord, competing_points, encode_wrong_images, front_settings
 
 COVERAGE_GOAL, ALARM_GOAL, BIAS_GOAL = 94.3, 5.6, 0.1

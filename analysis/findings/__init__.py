@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING
 from lowrank.utils.lazy_exports import lazy_exports
 
 if TYPE_CHECKING:
-    from analysis.findings.answer import (
+    from analysis.findings.answers.answer import (
         Answer as Answer,
         PointComparison as PointComparison,
         answer_text as answer_text,
         answers as answers,
         describe_size_level as describe_size_level,
     )
-    from analysis.findings.certainty import (
+    from analysis.findings.answers.certainty import (
         Equivalence as Equivalence,
         Evidence as Evidence,
         compare_points as compare_points,
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
         selected_error as selected_error,
         study_evidence as study_evidence,
     )
-    from analysis.findings.compress_answer import (
+    from analysis.findings.answers.compress_answer import (
         CompressedSize as CompressedSize,
         compress_paragraphs as compress_paragraphs,
         compressed_sizes as compressed_sizes,
@@ -76,9 +76,9 @@ if TYPE_CHECKING:
 __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
     {
-        "answer": "Answer PointComparison answer_text answers describe_size_level",
-        "compress_answer": "CompressedSize compress_paragraphs compressed_sizes",
-        "certainty": (
+        "answers.answer": "Answer PointComparison answer_text answers describe_size_level",
+        "answers.compress_answer": "CompressedSize compress_paragraphs compressed_sizes",
+        "answers.certainty": (
             "Equivalence Evidence compare_points describe_equivalence equivalence selected_error study_evidence"
         ),
         "cost": "StudyCost study_cost",

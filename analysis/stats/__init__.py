@@ -58,21 +58,28 @@ if TYPE_CHECKING:
         field_importances as field_importances,
         searched_settings as searched_settings,
     )
-    from analysis.stats.intervals import (
+    from analysis.stats.inference.intervals import (
         Estimate as Estimate,
         newcombe_interval as newcombe_interval,
         wilson_interval as wilson_interval,
     )
-    from analysis.stats.margins import (
+    from analysis.stats.inference.margins import (
         AsGood as AsGood,
         as_good_sizes as as_good_sizes,
         default_margin as default_margin,
     )
-    from analysis.stats.paired import (
+    from analysis.stats.inference.paired import (
         PairedDifference as PairedDifference,
         SeedVariance as SeedVariance,
         paired_error_difference as paired_error_difference,
         seed_variance as seed_variance,
+    )
+    from analysis.stats.inference.selection import (
+        SelectedDifference as SelectedDifference,
+        SelectedError as SelectedError,
+        corrected_difference as corrected_difference,
+        corrected_error as corrected_error,
+        expand_counts as expand_counts,
     )
     from analysis.stats.paired_effects import (
         ALL_ELSE_EQUAL as ALL_ELSE_EQUAL,
@@ -80,13 +87,6 @@ if TYPE_CHECKING:
         find_paired_effects as find_paired_effects,
     )
     from analysis.stats.seeds import RepeatedSetting as RepeatedSetting, repeated_settings as repeated_settings
-    from analysis.stats.selection import (
-        SelectedDifference as SelectedDifference,
-        SelectedError as SelectedError,
-        corrected_difference as corrected_difference,
-        corrected_error as corrected_error,
-        expand_counts as expand_counts,
-    )
     from analysis.stats.study_bests import BestDifference as BestDifference, best_differences as best_differences
     from analysis.stats.versus import (
         compare_values as compare_values,
@@ -119,12 +119,12 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "front_comparison": "COST_UNITS FrontComparison compare_fronts parse_reference",
         "hypervolume": "HypervolumeGrowth ReferencePoint",
         "importance": "Importance field_importances searched_settings",
-        "intervals": "Estimate newcombe_interval wilson_interval",
-        "margins": "AsGood as_good_sizes default_margin",
-        "paired": "PairedDifference SeedVariance paired_error_difference seed_variance",
+        "inference.intervals": "Estimate newcombe_interval wilson_interval",
+        "inference.margins": "AsGood as_good_sizes default_margin",
+        "inference.paired": "PairedDifference SeedVariance paired_error_difference seed_variance",
         "paired_effects": "ALL_ELSE_EQUAL PairedEffect find_paired_effects",
         "seeds": "RepeatedSetting repeated_settings",
-        "selection": "SelectedDifference SelectedError corrected_difference corrected_error expand_counts",
+        "inference.selection": "SelectedDifference SelectedError corrected_difference corrected_error expand_counts",
         "versus": "compare_values comparison_table reference_lines",
         "wrong_images": (
             "PairedImages WrongBySeed pair_images pairing_sentence pooled_seed_variance same_images_difference "

@@ -15,7 +15,7 @@ from itertools import pairwise
 from statistics import fmean
 
 from analysis.stats.front import FrontPoint, SizeMeasure, Stratum, best_by_method, pareto_front
-from analysis.stats.intervals import Estimate, error_interval, t_interval
+from analysis.stats.inference.intervals import Estimate, error_interval, t_interval
 from analysis.stats.seeds import group_by_setting
 from sweeps.records import StudyRecord
 

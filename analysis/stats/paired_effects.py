@@ -11,7 +11,7 @@ Two ways of pairing, because most searches have few trials that differ in one fa
 
 All effects of a study are shown together, so their p-values are corrected for their number (Holm): with nothing true,
 the chance that any is called better or worse is at most 5 %. Where the records say which images were wrong, seeds and
-images are both random (analysis.stats.paired); else an effect must stand out from the seeds and from the images.
+images are both random (analysis.stats.inference.paired); else an effect must stand out from the seeds and from the images.
 
 A method with settings that another lacks (a bottleneck has no dimensions) has several trials for its one: these differ
 in more than the method, and are no exact pair.
@@ -36,9 +36,9 @@ from numpy.typing import NDArray
 
 from analysis.stats.factors import BUDGET, METHOD, FactorValues, factor_values, shared_factors, varying_factors
 from analysis.stats.front import searched_trials, validation_images
-from analysis.stats.intervals import LEVEL, Estimate, image_p_value, t_interval, t_test_p_value
-from analysis.stats.multiple import holm_p_values
-from analysis.stats.paired import mean_variance, two_sided_p_value
+from analysis.stats.inference.intervals import LEVEL, Estimate, image_p_value, t_interval, t_test_p_value
+from analysis.stats.inference.multiple import holm_p_values
+from analysis.stats.inference.paired import mean_variance, two_sided_p_value
 from analysis.utils import method_label
 from sweeps.records import StudyRecord, TrialRecord, group_by_point, mean_error, wrong_images
 

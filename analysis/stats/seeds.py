@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from analysis.stats.front import SEPARABLE, FrontPoint, find_reference
-from analysis.stats.intervals import Estimate, error_interval, t_interval
-from analysis.stats.paired import PairedDifference
+from analysis.stats.inference.intervals import Estimate, error_interval, t_interval
+from analysis.stats.inference.paired import PairedDifference
 from analysis.stats.wrong_images import WrongBySeed, pooled_seed_variance, same_images_difference
 
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 from analysis.stats.equal_size import errors_by_seed, paired_difference
 from analysis.stats.expected_best import expected_best
 from analysis.stats.front import FrontPoint, Stratum, best_point, collect_points, study_strata, validation_images
-from analysis.stats.intervals import LEVEL, Estimate, image_p_value, newcombe_interval, t_test_p_value
-from analysis.stats.multiple import holm_p_values
+from analysis.stats.inference.intervals import LEVEL, Estimate, image_p_value, newcombe_interval, t_test_p_value
+from analysis.stats.inference.multiple import holm_p_values
 from analysis.stats.wrong_images import (
     WrongBySeed,
     pooled_seed_variance,

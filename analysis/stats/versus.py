@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 from analysis.stats.equal_size import ErrorsBySeed, sizes_equal
 from analysis.stats.factors import FactorValues, factor_values, shared_factors, varying_factors
 from analysis.stats.front import SizeMeasure, validation_images
-from analysis.stats.intervals import Estimate, error_interval, t_interval, within_image_noise
-from analysis.stats.paired import SeedVariance
+from analysis.stats.inference.intervals import Estimate, error_interval, t_interval, within_image_noise
+from analysis.stats.inference.paired import SeedVariance
 from analysis.stats.wrong_images import (
     WrongBySeed,
     pairing_sentence,

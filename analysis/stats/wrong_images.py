@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from analysis.stats.front import setting_ids
-from analysis.stats.paired import PairedDifference, SeedVariance, paired_error_difference, seed_variance
+from analysis.stats.inference.paired import PairedDifference, SeedVariance, paired_error_difference, seed_variance
 from sweeps.records import StudyRecord, completed_trials, wrong_images
 
 WrongBySeed = Mapping[int, NDArray[np.bool_]]  # seed -> bool (N,), True where the network was wrong

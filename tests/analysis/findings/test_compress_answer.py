@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from analysis.findings.answer import answer_text
-from analysis.findings.compress_answer import compress_paragraphs, compressed_sizes
+from analysis.findings.answers.answer import answer_text
+from analysis.findings.answers.compress_answer import compress_paragraphs, compressed_sizes
 from analysis.stats.front import collect_points
-from analysis.stats.intervals import Z_95, newcombe_interval
-from analysis.stats.paired import paired_error_difference, tango_interval
+from analysis.stats.inference.intervals import Z_95, newcombe_interval
+from analysis.stats.inference.paired import paired_error_difference, tango_interval
 from sweeps.records.events import Role, Status
 from sweeps.records.image_errors import encode_wrong_images
 from sweeps.records.model import StudyRecord, TrialRecord

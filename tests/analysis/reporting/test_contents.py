@@ -6,13 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from analysis.findings.answer import answers
+from analysis.findings.answers.answer import answers
 from analysis.findings.failures import BROKEN, list_failures
 from analysis.reporting.contents import build_report, summarise
 from analysis.reporting.front_data import front_plot
 from analysis.reporting.tables import budget_table, equal_size_table, format_point_error
 from analysis.stats.front import collect_points, pareto_front, study_strata
-from analysis.stats.intervals import newcombe_interval
+from analysis.stats.inference.intervals import newcombe_interval
 from lowrank.utils.pareto import non_dominated
 from sweeps.records.events import Role, Status
 from sweeps.records.image_errors import encode_wrong_images

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from analysis.findings.answer import answer_text, answers
+from analysis.findings.answers.answer import answer_text, answers
 from analysis.reporting.summary_table import describe_missing_seeds
 from analysis.stats.front import (
     FrontPoint,
@@ -22,7 +22,7 @@ from analysis.stats.front import (
     study_strata,
     validation_images,
 )
-from analysis.stats.intervals import wilson_interval
+from analysis.stats.inference.intervals import wilson_interval
 from analysis.utils.formatting import data_label
 from lowrank.errors import InputError
 from sweeps.records import fronts

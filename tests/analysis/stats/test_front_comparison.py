@@ -11,8 +11,8 @@ from analysis.findings.study_diff import field_differences, trial_differences
 from analysis.reporting.comparison_page import front_table, write_comparison
 from analysis.stats.front_comparison import compare_fronts, parse_reference
 from analysis.stats.hypervolume import ReferencePoint
-from analysis.stats.intervals import Z_95, newcombe_interval
-from analysis.stats.paired import tango_interval
+from analysis.stats.inference.intervals import Z_95, newcombe_interval
+from analysis.stats.inference.paired import tango_interval
 from analysis.stats.study_bests import best_differences
 from lowrank.errors import InputError
 from sweeps.records.events import Role, Status

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, strategies as st
 from scipy.stats import binomtest
 
-from analysis.stats.intervals import newcombe_interval, wilson_interval, within_image_noise
+from analysis.stats.inference.intervals import newcombe_interval, wilson_interval, within_image_noise
 
 errors, images = st.floats(0, 100), st.integers(1, 100_000)
 

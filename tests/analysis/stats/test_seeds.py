@@ -7,7 +7,7 @@ import pytest
 
 from analysis.reporting.tables import repeats_table
 from analysis.stats.front import collect_points
-from analysis.stats.paired import paired_error_difference, seed_variance
+from analysis.stats.inference.paired import paired_error_difference, seed_variance
 from analysis.stats.seeds import repeated_settings
 from analysis.stats.wrong_images import wrong_by_setting
 from sweeps.records.events import Role, Status

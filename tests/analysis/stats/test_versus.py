@@ -7,8 +7,8 @@ import pytest
 from scipy import stats
 
 from analysis.__main__ import main
-from analysis.stats.intervals import Z_95, newcombe_interval
-from analysis.stats.paired import paired_error_difference, seed_variance, tango_interval
+from analysis.stats.inference.intervals import Z_95, newcombe_interval
+from analysis.stats.inference.paired import paired_error_difference, seed_variance, tango_interval
 from analysis.stats.versus import compare_values, comparison_table
 from lowrank.errors import InputError
 from sweeps.records.events import Role, Status

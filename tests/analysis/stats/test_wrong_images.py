@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from analysis.stats.front import collect_points
-from analysis.stats.intervals import Z_95
-from analysis.stats.paired import tango_interval
+from analysis.stats.inference.intervals import Z_95
+from analysis.stats.inference.paired import tango_interval
 from analysis.stats.wrong_images import pair_images, same_images_difference, stack_seeds, wrong_by_setting
 from sweeps.records.load import load_study
 from tests.support.synthetic_study import Plan, write_study

@@ -18,8 +18,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from analysis.stats.paired import SeedVariance, WrongImages
-from analysis.stats.selection import SelectedDifference, choose, corrected_difference
+from analysis.stats.inference.paired import SeedVariance, WrongImages
+from analysis.stats.inference.selection import SelectedDifference, choose, corrected_difference
 
 MAX_MARGIN = 1.0  # points
 MARGIN_SHARE = 0.25  # of the reference's error

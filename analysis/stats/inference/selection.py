@@ -26,8 +26,8 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from analysis.stats.intervals import LEVEL
-from analysis.stats.paired import (
+from analysis.stats.inference.intervals import LEVEL
+from analysis.stats.inference.paired import (
     MeanVariance,
     SeedVariance,
     WrongImages,

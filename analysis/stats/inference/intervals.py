@@ -2,7 +2,7 @@
 
 `wilson_interval` and `newcombe_interval` treat the images as independent draws. Two networks are measured on the same
 images, which makes their difference more certain than stated here: what is called noise may be real, and what is not
-shown to differ may differ. analysis.stats.paired compares
+shown to differ may differ. analysis.stats.inference.paired compares
 them on the same images where the records have these. The formulas are written out here because the error of a setting
 is a mean over seeds, so that the number of wrong images is a fraction:
 `scipy.stats.binomtest(...).proportion_ci(method="wilson")` takes whole numbers only (a test compares the two for

@@ -9,7 +9,7 @@ from hypothesis import given, strategies as st
 from scipy import stats
 
 from analysis.stats.front import collect_points
-from analysis.stats.intervals import Estimate, error_interval, t_interval
+from analysis.stats.inference.intervals import Estimate, error_interval, t_interval
 from analysis.stats.paired_effects import ALL_ELSE_EQUAL, BEST_WITHIN_BUDGET, PairedEffect, find_paired_effects
 from analysis.stats.seeds import repeated_settings
 from sweeps.records.events import Role, Status

@@ -28,7 +28,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from analysis.stats.intervals import LEVEL, wilson_interval
+from analysis.stats.inference.intervals import LEVEL, wilson_interval
 
 WrongImages = NDArray[np.bool_]  # [seed, image]
 BISECTIONS = 60

@@ -8,7 +8,7 @@ from hypothesis import given, settings, strategies as st
 from scipy.optimize import minimize_scalar
 from statsmodels.stats.contingency_tables import mcnemar
 
-from analysis.stats.paired import (
+from analysis.stats.inference.paired import (
     SeedVariance,
     mcnemar_p_value,
     mean_error_interval,

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings, strategies as st
 from statsmodels.stats.multitest import multipletests
 
-from analysis.stats.multiple import holm_p_values
-from analysis.stats.selection import choose, corrected_difference, corrected_error, expand_counts
+from analysis.stats.inference.multiple import holm_p_values
+from analysis.stats.inference.selection import choose, corrected_difference, corrected_error, expand_counts
 
 
 def draw(settings_: int, seeds: int, images: int, share: float, seed: int = 0) -> np.ndarray:
