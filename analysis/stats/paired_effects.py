@@ -11,7 +11,7 @@ Two ways of pairing, because most searches have few trials that differ in one fa
 
 All effects of a study are shown together, so their p-values are corrected for their number (Holm): with nothing true,
 the chance that any is called better or worse is at most 5 %. Where the records say which images were wrong, seeds and
-images are both random (analysis.stats.inference.paired); else an effect must stand out from the seeds and from the images.
+images are both random (`inference.paired`); else an effect must stand out from the seeds and from the images.
 
 A method with settings that another lacks (a bottleneck has no dimensions) has several trials for its one: these differ
 in more than the method, and are no exact pair.

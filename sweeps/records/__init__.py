@@ -94,13 +94,6 @@ if TYPE_CHECKING:
         TRIALS_FOLDER as TRIALS_FOLDER,
         VAL_ERROR as VAL_ERROR,
     )
-    from sweeps.records.probe_schema import (
-        FAILED as FAILED,
-        FIT_FOLDER as FIT_FOLDER,
-        FIT_SCHEMA as FIT_SCHEMA,
-        FITS as FITS,
-        OUT_OF_MEMORY as OUT_OF_MEMORY,
-    )
     from sweeps.records.reasons import reasons_by_method as reasons_by_method
     from sweeps.records.specification import (
         REPEATABLE as REPEATABLE,
@@ -119,6 +112,11 @@ if TYPE_CHECKING:
         write_space_file as write_space_file,
     )
     from sweeps.records.tables import (
+        FAILED as FAILED,
+        FIT_FOLDER as FIT_FOLDER,
+        FIT_SCHEMA as FIT_SCHEMA,
+        FITS as FITS,
+        OUT_OF_MEMORY as OUT_OF_MEMORY,
         epochs_to_table as epochs_to_table,
         read_tables as read_tables,
         results_to_table as results_to_table,
@@ -154,15 +152,14 @@ __getattr__, __dir__, __all__ = lazy_exports(
             "TRACKING_LOG_FILE "
             "TRACKING_PROGRESS_FILE TRIALS_FOLDER TRIAL_WEIGHTS VAL_ERROR"
         ),
-        "probe_schema": "FAILED FITS FIT_FOLDER FIT_SCHEMA OUT_OF_MEMORY",
         "reasons": "reasons_by_method",
         "specification": "REPEATABLE Trial check_specifications identify specification_networks trial_ids",
         "study_folders": (
             "check_studies_folder find_study_folder new_study_folder read_space_file studies_root write_space_file"
         ),
         "tables": (
-            "epochs_to_table read_tables results_to_table start_kind study_fields study_from_fields trial_fields "
-            "trial_from_fields write_tables"
+            "FAILED FITS FIT_FOLDER FIT_SCHEMA OUT_OF_MEMORY epochs_to_table read_tables results_to_table start_kind "
+            "study_fields study_from_fields trial_fields trial_from_fields write_tables"
         ),
     },
 )

@@ -10,7 +10,7 @@ import pytest
 from lowrank.errors import InputError
 from sweeps.records.journal import Journal, read_journal
 from sweeps.records.model import StudyRecord, fold
-from sweeps.records.probe_schema import FIT_FOLDER, FITS
+from sweeps.records.tables import FIT_FOLDER, FITS
 from sweeps.resources import packing_benchmark
 from sweeps.resources.configurations import configuration
 from sweeps.resources.gpu_packing import (

@@ -14,8 +14,8 @@ import torch
 from lowrank.data import ImageData
 from lowrank.data.reading.synthetic import DataOutline, synthetic_data
 from lowrank.training.engine.step import TrainStep
-from sweeps.records.probe_schema import FIT_SCHEMA, FITS, OUT_OF_MEMORY
 from sweeps.records.specification import Trial
+from sweeps.records.tables import FIT_SCHEMA, FITS, OUT_OF_MEMORY
 from sweeps.resources import memory_probe
 from sweeps.resources.configurations import configuration, distinct_trials
 from sweeps.resources.memory_probe import make_row, print_rows, probe, write_rows
