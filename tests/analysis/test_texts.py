@@ -48,8 +48,9 @@ def write_named(folder: Path, text: str) -> Path:
     write_plain(folder / JOURNAL_FILE, [{**first, "question": text}, *others])
     journal = Journal(folder / JOURNAL_FILE)
     journal.append(Event.ANNOTATED, note=text, tags={})
+    same = {"network": {"name": "resnet9"}, "train": {"epochs": 2}}  # as all others, or the study is refused as mixed
     journal.append(Event.PROPOSED, trial="f" * 16, role="search", stratum="any size",
-                   parameters={"method.name": text}, specification={"method": {"name": "cp"}},
+                   parameters={"method.name": text}, specification={"method": {"name": "cp"}, **same},
                    counts={"params": 1000, "mult_adds": 2000}, proposal={})  # fmt: skip
     journal.append(Event.FINISHED, trial="f" * 16, status="failed", reason=text)
     journal.append(Event.CLOSED, reason="finished")
