@@ -186,16 +186,15 @@ class TrialTrainable(tune.Trainable):
         except LoaderHungError as error:
             raise WorkerLostError(str(error)) from error
         except DivergedError as error:
-            return {**report, **_ended(Status.DIVERGED, str(error))}
+            return {**report, "notices": self._take_notices(), **_ended(Status.DIVERGED, str(error))}
         except (RuntimeError, MemoryError) as error:
             if out_of_memory(error):
-                return {**report, **_ended(Status.OUT_OF_MEMORY, first_line(error))}
+                ended = _ended(Status.OUT_OF_MEMORY, first_line(error))
+                return {**report, "notices": self._take_notices(), **ended}
             if device_lost(error):
                 raise WorkerLostError(first_line(error)) from error
             raise
-        report |= {"notices": list(self.notices)}
-        self.notices.clear()
-        report |= {"wrong_images": self.wrong_images}
+        report |= {"notices": self._take_notices(), "wrong_images": self.wrong_images}
         report |= {"epoch": self.trainer.epoch, "metrics": self.history[-1], VAL_ERROR: self.history[-1][VAL_ERROR]}
         if self._trained():
             self._save_checkpoint()
@@ -204,13 +203,18 @@ class TrialTrainable(tune.Trainable):
             self.save_if_possible()
         return report
 
+    def _take_notices(self) -> list[str]:
+        """Return the notices that no result has had yet."""
+        notices = list(self.notices)
+        self.notices.clear()
+        return notices
+
     def _end_untrained(self, report: dict[str, Any]) -> dict[str, Any]:
         """End a trial that is only evaluated."""
         if not self.wrong_images:
             self.wrong_images = encode_wrong_images(self.trainer.wrong_images["val"].cpu().numpy())
-        report |= {"notices": list(self.notices), "wrong_images": self.wrong_images}
+        report |= {"notices": self._take_notices(), "wrong_images": self.wrong_images}
         report |= {"epoch": 0, VAL_ERROR: self.initial[VAL_ERROR]}
-        self.notices.clear()
         if not math.isfinite(self.initial["val_loss"]):
             return {**report, **_ended(Status.DIVERGED, f"validation loss {self.initial['val_loss']} without training")}
         self._save_checkpoint()

@@ -14,6 +14,7 @@ import torch
 from lowrank.data import DataSettings, load_data
 from lowrank.errors import InputError, LoaderHungError
 from lowrank.io.tensor_file import load_tensors, saved_versions
+from lowrank.training.divergence import DivergedError
 from lowrank.training.engine.step import TrainStep
 from lowrank.training.trainer import Trainer
 from sweeps.cluster.devices import assigned_device, out_of_memory
@@ -90,6 +91,16 @@ def test_the_worker_trains_the_next_trial_after_one_that_ran_out_of_memory(monke
         worker.step()
     assert worker.reset(config(tmp_path, epochs=1))
     assert worker.step()["outcome"] == "completed"
+
+
+def test_notices_come_with_the_result_of_a_trial_that_diverges_or_runs_out_of_memory(monkeypatch, tmp_path):
+    for error in (OUT_OF_MEMORY[0], DivergedError("loss nan", epoch=1, layer="x")):
+        worker = TrialTrainable(config(tmp_path))
+        worker.notices.append("training is not compiled")
+        with monkeypatch.context() as patch:
+            raising(patch, error)
+            assert worker.step()["notices"] == ["training is not compiled"]
+        assert worker.notices == []
 
 
 @pytest.mark.parametrize(
