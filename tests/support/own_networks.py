@@ -258,6 +258,47 @@ def frozen(num_classes: int) -> nn.Module:
     return network
 
 
+class Embedded(nn.Module):
+    """Adds a row of a table to each column of an image."""
+
+    def __init__(self, columns: int, channels: int):
+        super().__init__()
+        self.table = nn.Embedding(columns, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = self.table(torch.arange(x.shape[-1], device=x.device))
+        return x + rows.T[:, None, :]
+
+
+def embedding(num_classes: int) -> nn.Module:
+    return sequence([Embedded(12, 16), nn.Conv2d(16, 32, 3)], num_classes)
+
+
+def rms_norm(num_classes: int) -> nn.Module:
+    return sequence([nn.RMSNorm(12), nn.Conv2d(16, 32, 3)], num_classes)
+
+
+@torch.library.custom_op("own_networks::deform_conv2d", mutates_args=())
+def deform_conv2d(x: Tensor, weight: Tensor, offsets: Tensor) -> Tensor:
+    """Stand in for torchvision's operator, which torch on a CPU alone does not always have."""
+    return functional.conv2d(x + offsets.mean(1, keepdim=True), weight, padding=1)
+
+
+class Deformable(nn.Module):
+    """Bends its kernel by offsets that a plain convolution gives."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.offsets, self.weight = nn.Conv2d(16, 18, 3, padding=1), nn.Parameter(torch.randn(32, 16, 3, 3) / 12)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return deform_conv2d(x, self.weight, self.offsets(x))
+
+
+def deformable(num_classes: int) -> nn.Module:
+    return sequence([Deformable()], num_classes)
+
+
 def trained(num_classes: int) -> nn.Module:
     """Returns the same weights at every call, as a builder that reads a file does."""
     with torch.random.fork_rng(devices=[]):

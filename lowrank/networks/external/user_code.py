@@ -5,6 +5,7 @@ Modules are looked for as Python does, then in the working folder. Functions of 
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import importlib
 import importlib.util
@@ -14,7 +15,7 @@ import re
 import sys
 import sysconfig
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
@@ -186,6 +187,7 @@ def _import_file(name: str, path: Path) -> ModuleType:
     elif not path.is_file():
         raise InputError(f"network {name!r}: there is no file {path}")
     _search(path.parent)
+    _check_modules_beside(name, path)
     spec = importlib.util.spec_from_file_location(module_name, path)
     assert spec is not None
     assert spec.loader is not None
@@ -197,6 +199,54 @@ def _import_file(name: str, path: Path) -> ModuleType:
         del sys.modules[module_name]
         raise InputError(f"network {name!r} cannot be imported: {_describe(error)}") from error
     return module
+
+
+def _check_modules_beside(name: str, path: Path) -> None:
+    """Refuse a file that would import another module than the one of this name beside it.
+
+    Python has one module of a name in a process: the file of a teacher and that of a student, in two folders, would
+    share the one that is imported first. Installed modules come first, as everywhere.
+    """
+    to_read, checked = [path], {path}
+    while to_read:
+        for module_name in _imported_modules(to_read.pop()):
+            files = (path.with_name(f"{module_name}.py"), path.parent / module_name / "__init__.py")
+            beside = next((file.resolve() for file in files if file.is_file()), None)
+            if beside is None or beside in checked:
+                continue
+            checked.add(beside)
+            to_read.append(beside)
+            other = _module_file(module_name)
+            if other is None or any(other.is_relative_to(folder) for folder in _installed_folders()):
+                continue
+            if other != beside and other.read_bytes() != beside.read_bytes():
+                raise InputError(
+                    f"network {name!r} imports `{module_name}`, but this process has that name from {other}, not from "
+                    f"{beside}; rename one of the two"
+                )
+
+
+def _imported_modules(path: Path) -> Iterator[str]:
+    """Yield the names of the top-level modules that a file imports, also within functions."""
+    try:
+        tree = ast.parse(path.read_bytes())
+    except (SyntaxError, ValueError):  # the import itself says what is wrong
+        return
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.partition(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            yield node.module.partition(".")[0]
+
+
+def _module_file(module_name: str) -> Path | None:
+    """Return the file that Python imports, or has imported, under a name; None where it is no file."""
+    if module_name in sys.modules:
+        origin = getattr(sys.modules[module_name], "__file__", None)
+    else:
+        spec = importlib.util.find_spec(module_name)
+        origin = None if spec is None or not spec.has_location else spec.origin
+    return None if origin is None else Path(origin).resolve()
 
 
 def shipped_module(path: Path) -> str:

@@ -71,6 +71,8 @@ NETWORKS: dict[str, tuple[dict[str, str], int]] = {
     "branch": ({}, 1),
     "frozen": ({"2": FROZEN}, 1),
     "trained": ({}, 1),
+    "embedding": ({}, 1),
+    "rms_norm": ({}, 1),
 }  # fmt: skip
 
 
@@ -293,3 +295,13 @@ def test_networks_of_other_types_are_substituted_in_their_type(dtype: torch.dtyp
     network = own_networks.sequence([nn.Conv2d(16, 32, 3)], CLASSES).to(dtype)
     assert substitute(network, Bottleneck(), IMAGE).changed == ("2",)
     assert network(IMAGES.to(dtype)).dtype == dtype
+
+
+@pytest.mark.parametrize(("name", "params"), [("embedding", 12 * 16), ("rms_norm", 12)])
+def test_tables_and_norms_are_other_parameters_and_stay(name: str, params: int) -> None:
+    plan = network_plan(settings(name), IMAGE, CLASSES)
+    assert plan.other_params == params
+    assert plan.other_mult_adds == 0
+    dense, student = dense_of(name), student_of(name, Separable())
+    assert type(student[2]) is type(dense[2])
+    assert sum(value.numel() for value in student[2].parameters()) == params

@@ -142,6 +142,24 @@ def test_a_function_of_a_file_sees_the_modules_beside_it(
     assert [line.partition("  ")[0] for line in lines if line.endswith("kept by name (2)")] == ["2"]
 
 
+def test_files_with_different_modules_of_one_name_beside_them_are_refused(own_file: Path) -> None:
+    make_network(NetworkSettings(name=f"{own_file}:make"), (1, 12, 12), 7)
+    other = own_file.parent / "other" / "own.py"
+    other.parent.mkdir()
+    other.write_text(OWN)
+    beside = other.with_name("blocks_beside.py")
+    beside.write_bytes(own_file.with_name("blocks_beside.py").read_bytes())
+    assert make_network(NetworkSettings(name=f"{other}:make"), (1, 12, 12), 7)[1].kernel_size == (3, 3)  # a copy
+    third = own_file.parent / "third" / "own.py"
+    third.parent.mkdir()
+    third.write_text("def make(num_classes):\n    from inner_beside import block\n    return block()\n")
+    third.with_name("inner_beside.py").write_text("from blocks_beside import block\n")
+    third.with_name("blocks_beside.py").write_text("from torch import nn\ndef block(): return nn.Conv2d(8, 8, 1)\n")
+    message = r"imports `blocks_beside`, but .* from .*/blocks_beside.py, not from .*/third/blocks_beside.py; rename"
+    with pytest.raises(InputError, match=message):
+        make_network(NetworkSettings(name=f"{third}:make"), (1, 12, 12), 7)
+
+
 def test_the_working_folder_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "in_the_working_folder.py").write_text("from torch import nn\ndef make(): return nn.Linear(2, 2)\n")
     monkeypatch.chdir(tmp_path)
