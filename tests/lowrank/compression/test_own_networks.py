@@ -19,7 +19,7 @@ from lowrank.compression.merging import merge
 from lowrank.compression.plan import ATTENTION
 from lowrank.compression.substitution import build_student, substitute
 from lowrank.compression.trace import FROZEN, LINEAR, network_plan, network_to_count, trace_plan
-from lowrank.errors import InputError
+from lowrank.errors import InputError, UncountableError
 from lowrank.io.tensor_file import load_tensors, save_tensors
 from lowrank.layers import Bottleneck, Dense, Separable, SeparableConv2d
 from lowrank.layers.registry import make_method
@@ -305,3 +305,12 @@ def test_tables_and_norms_are_other_parameters_and_stay(name: str, params: int) 
     dense, student = dense_of(name), student_of(name, Separable())
     assert type(student[2]) is type(dense[2])
     assert sum(value.numel() for value in student[2].parameters()) == params
+
+
+def test_a_deformable_convolution_is_named_in_one_line() -> None:
+    message = (
+        r"^the network runs own_networks\.deform_conv2d, which has no counting rule; give one by "
+        r"lowrank\.register_counting_rule$"
+    )
+    with pytest.raises(UncountableError, match=message):
+        network_plan(settings("deformable"), IMAGE, CLASSES)
