@@ -11,27 +11,6 @@ from typing import TYPE_CHECKING
 from lowrank.utils.lazy_exports import lazy_exports
 
 if TYPE_CHECKING:
-    from analysis.findings.answers.answer import (
-        Answer as Answer,
-        PointComparison as PointComparison,
-        answer_text as answer_text,
-        answers as answers,
-        describe_size_level as describe_size_level,
-    )
-    from analysis.findings.answers.certainty import (
-        Equivalence as Equivalence,
-        Evidence as Evidence,
-        compare_points as compare_points,
-        describe_equivalence as describe_equivalence,
-        equivalence as equivalence,
-        selected_error as selected_error,
-        study_evidence as study_evidence,
-    )
-    from analysis.findings.answers.compress_answer import (
-        CompressedSize as CompressedSize,
-        compress_paragraphs as compress_paragraphs,
-        compressed_sizes as compressed_sizes,
-    )
     from analysis.findings.cost import StudyCost as StudyCost, study_cost as study_cost
     from analysis.findings.curves import LearningCurve as LearningCurve, learning_curves as learning_curves
     from analysis.findings.failures import (
@@ -57,6 +36,27 @@ if TYPE_CHECKING:
         reproduce_commands as reproduce_commands,
     )
     from analysis.findings.stopping_audit import audit_text as audit_text
+    from analysis.findings.study_answers.answer import (
+        Answer as Answer,
+        PointComparison as PointComparison,
+        answer_text as answer_text,
+        answers as answers,
+        describe_size_level as describe_size_level,
+    )
+    from analysis.findings.study_answers.certainty import (
+        Equivalence as Equivalence,
+        Evidence as Evidence,
+        compare_points as compare_points,
+        describe_equivalence as describe_equivalence,
+        equivalence as equivalence,
+        selected_error as selected_error,
+        study_evidence as study_evidence,
+    )
+    from analysis.findings.study_answers.compress_answer import (
+        CompressedSize as CompressedSize,
+        compress_paragraphs as compress_paragraphs,
+        compressed_sizes as compressed_sizes,
+    )
     from analysis.findings.study_comparison import (
         StudyComparison as StudyComparison,
         compare_studies as compare_studies,
@@ -76,9 +76,9 @@ if TYPE_CHECKING:
 __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
     {
-        "answers.answer": "Answer PointComparison answer_text answers describe_size_level",
-        "answers.compress_answer": "CompressedSize compress_paragraphs compressed_sizes",
-        "answers.certainty": (
+        "study_answers.answer": "Answer PointComparison answer_text answers describe_size_level",
+        "study_answers.compress_answer": "CompressedSize compress_paragraphs compressed_sizes",
+        "study_answers.certainty": (
             "Equivalence Evidence compare_points describe_equivalence equivalence selected_error study_evidence"
         ),
         "cost": "StudyCost study_cost",

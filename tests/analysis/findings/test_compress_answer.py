@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from analysis.findings.answers.answer import answer_text
-from analysis.findings.answers.compress_answer import compress_paragraphs, compressed_sizes
+from analysis.findings.study_answers.answer import answer_text
+from analysis.findings.study_answers.compress_answer import compress_paragraphs, compressed_sizes
 from analysis.stats.front import collect_points
 from analysis.stats.inference.intervals import Z_95, newcombe_interval
 from analysis.stats.inference.paired import paired_error_difference, tango_interval

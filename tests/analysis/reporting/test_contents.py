@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from analysis.findings.answers.answer import answers
 from analysis.findings.failures import BROKEN, list_failures
+from analysis.findings.study_answers.answer import answers
 from analysis.reporting.contents import build_report, summarise
 from analysis.reporting.front_data import front_plot
 from analysis.reporting.tables import budget_table, equal_size_table, format_point_error

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, strategies as st
 from scipy import stats
 
-from analysis.findings.answers.answer import Answer, answer_text, answers, describe_method_at_size
+from analysis.findings.study_answers.answer import Answer, answer_text, answers, describe_method_at_size
 from analysis.reporting.tables import equal_size_table
 from analysis.stats.equal_size import SizeLevel, methods_at_size
 from analysis.stats.front import Stratum, collect_points

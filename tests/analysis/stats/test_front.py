@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from analysis.findings.answers.answer import answer_text, answers
+from analysis.findings.study_answers.answer import answer_text, answers
 from analysis.reporting.summary_table import describe_missing_seeds
 from analysis.stats.front import (
     FrontPoint,

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from analysis.findings.answers.certainty import Evidence, compare_points, selected_error, study_evidence
-from analysis.findings.answers.compress_answer import compress_paragraphs
+from analysis.findings.study_answers.certainty import Evidence, compare_points, selected_error, study_evidence
+from analysis.findings.study_answers.compress_answer import compress_paragraphs
 from analysis.stats import (
     DENSE,
     SEPARABLE,

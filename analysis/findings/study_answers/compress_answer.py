@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from analysis.findings.answers.certainty import Evidence, study_evidence
+from analysis.findings.study_answers.certainty import Evidence, study_evidence
 from analysis.stats import (
     DENSE,
     SEPARABLE,
