@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import pkgutil
 import subprocess
 import sys
 from pathlib import Path
@@ -48,6 +49,13 @@ def test_type_checkers_see_the_names_that_are_given(name: str) -> None:
 def test_an_unknown_name_is_an_attribute_error(name: str) -> None:
     with pytest.raises(AttributeError, match=rf"module '{name}' has no attribute 'nothing'"):
         _ = importlib.import_module(name).nothing
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_no_module_hides_a_public_name(name: str) -> None:
+    package = importlib.import_module(name)
+    modules = {module.name for module in pkgutil.iter_modules(package.__path__)}
+    assert not modules & set(package.__all__)  # once imported, the module would stand for the name
 
 
 def test_importing_the_packages_loads_no_torch_ray_optuna_or_mlflow() -> None:

@@ -19,6 +19,7 @@ from sweeps.records import MIXED, Role, StudyRecord, TrialRecord
 EPOCHS, DATA = "train.epochs", "data.fingerprint"
 # In one study these never differ; a study with several values of them was put together by an older version
 _NEVER_VARIED = (EPOCHS, "network.name", DATA)
+_ALWAYS_RECORDED = ("network", "train", "data")  # sections of a specification; a trial without a start has none
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,13 +136,19 @@ def mixed_words(trial: TrialRecord, mixed: Sequence[MixedField]) -> tuple[str, .
 
 
 def _values_by_field(study: StudyRecord) -> dict[str, set[str]]:
-    """Field -> all values of it in the trials of a study; references count where nothing else was trained."""
+    """Field -> all values of it in the trials of a study; references count where nothing else was trained.
+
+    A trial whose record lacks the section says nothing of its fields.
+    """
     trials = [trial for trial in study.trials.values() if trial.specification and not trial.broken]
     searched = [trial for trial in trials if trial.role is not Role.REFERENCE]
     values: dict[str, set[str]] = defaultdict(set)
-    fields = [_fields(trial) for trial in searched or trials]
-    for name in {name for entry in fields for name in entry}:
-        values[name] = {entry.get(name, "null") for entry in fields}
+    fields = [(trial.specification, _fields(trial)) for trial in searched or trials]
+    for name in {name for _, entry in fields for name in entry}:
+        section = name.partition(".")[0]
+        values[name] = {
+            entry.get(name, "null") for spec, entry in fields if spec.get(section) or section not in _ALWAYS_RECORDED
+        }
     return dict(values)
 
 
