@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ import ray
 from lowrank.errors import InputError
 from lowrank.networks import NetworkSettings, make_network
 from sweeps.cluster import ray_session
+from tests.support.clusters import machines
+from tests.support.studies import record, run
 
 OWN = "from torch import nn\nfrom shipped_beside import CHANNELS\ndef make(): return nn.Conv2d(3, CHANNELS, 1)\n"
 
@@ -47,3 +50,49 @@ def test_modules_are_shipped_and_what_is_shipped_is_said(
     monkeypatch.setattr(ray, "is_initialized", lambda: True)
     with pytest.raises(InputError, match=r"the modules of other\.py:make are not on the cluster"):
         ray_session.connect("auto", own_networks=["other.py:make"])
+
+
+ON_CLUSTER = """
+import os
+from pathlib import Path
+
+import torch
+from beside_on_cluster import block
+from torch import nn
+
+(Path({seen!r}) / str(os.getpid())).write_text(__file__)
+
+
+def make(num_classes):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(7)
+        layers = [nn.Conv2d(1, 8, 3), block(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, num_classes)]
+        return nn.Sequential(*layers)
+"""
+
+
+@pytest.mark.study
+@pytest.mark.slow
+def test_trials_on_a_cluster_import_the_modules_that_were_shipped(tmp_path: Path) -> None:
+    seen = tmp_path / "seen"
+    seen.mkdir()
+    file = tmp_path / "on_cluster.py"
+    file.write_text(ON_CLUSTER.format(seen=str(seen)))
+    (tmp_path / "beside_on_cluster.py").write_text("from torch import nn\ndef block(): return nn.Conv2d(8, 8, 3)\n")
+    (tmp_path / "small.yaml").write_text(json.dumps({
+        "question": "any", "data": "digits", "train": {"epochs": 1},
+        "method": {"name": "svd", "rank_scale": {"choice": [0.25, 0.5]}},
+        "start": {"how": "dense", "weights": "network"}, "search": {"sampler": "grid", "stop": "none"},
+    }))  # fmt: skip
+    with machines() as cluster:
+        done = run(
+            "--space", str(tmp_path / "small.yaml"), "--network", f"{file}:make", "--address", cluster.address,
+            "--out", str(tmp_path / "studies"), "--name", "mine",
+        )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "shipped to the machines of the cluster: on_cluster.py, beside_on_cluster.py" in done.stdout
+    trials = record(tmp_path / "studies" / "mine").trials.values()
+    assert sorted(str(trial.status) for trial in trials) == ["completed", "completed"]
+    imported = {path.read_text() for path in seen.iterdir()}
+    assert str(file) in imported  # by the driver
+    assert len(imported) > 1  # by the workers, from what Ray has unpacked
