@@ -92,9 +92,11 @@ class Taps(ForwardHooks):
 
     def _keeper(self, index: int) -> Any:
         def keep(module: nn.Module, inputs: Any, output: Any) -> None:
-            if not isinstance(output, Tensor) or output.dim() != 4:
+            if not isinstance(output, Tensor) or output.dim() not in (3, 4):
                 shape = tuple(output.shape) if isinstance(output, Tensor) else f"a {type(output).__name__}"
-                raise InputError(f"tap `{self.names[index]}` must give images (B, C, H, W), but gives {shape}")
+                raise InputError(
+                    f"tap `{self.names[index]}` must give maps (B, C, H, W) or tokens (B, N, C), but gives {shape}"
+                )
             self._maps[index] = attention_map(output)
 
         return keep

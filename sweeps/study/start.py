@@ -144,6 +144,8 @@ def resume_study(options: RunOptions) -> int:
     folder, uri = _fetch_study_folder(options)
     excluded = ("space", "set", "data", "network", "keep", "only", "weights", "seed", "name", "plan", "json")
     _refuse_options(options, excluded, "--resume may change --trials, --time and resources alone")
+    if options.tracking_uri:
+        check_tracking_uri(options.tracking_uri)
     content, stored = read_space_file(folder)
     content.setdefault("search", {}).pop("time", None)  # a time limit is for one run of the driver
     _set_fields(content, "search", {"trials": options.trials, "time": options.time})
@@ -198,7 +200,8 @@ def _add_repeats(content: dict[str, Any], more: int) -> None:
 def _refuse_options(options: RunOptions, names: tuple[str, ...], rule: str) -> None:
     """Raise InputError if one of these options was given; `rule` says why that is a mistake."""
     for name in names:
-        if getattr(options, name):
+        value = getattr(options, name)
+        if value is not None and value is not False and value not in ((), []):  # 0 and "" are given too
             raise InputError(f"{rule}; leave --{name.replace('_', '-')} out")
 
 

@@ -239,7 +239,7 @@ def test_fit_to_a_trained_weight_reports_its_error_and_beats_zero(case: Case) ->
     error = init_layer(module, dense)
     left = (dense_weight(module).detach() - dense).norm() / dense.norm()
     assert error == pytest.approx(left.item(), rel=1e-3, abs=1e-5)
-    assert error < 1.0 + 1e-6
+    assert error < 1.0 + 1e-3  # where nothing is nearer than zero, components start with noise so that they can train
     assert all(torch.isfinite(parameter).all() for parameter in module.parameters())
 
 

@@ -14,7 +14,7 @@ import torch
 from lowrank.compress import main, parse_budget, parse_config
 from lowrank.deployment import compress_run, formats
 from lowrank.deployment.compress_run import reorder_outputs
-from lowrank.deployment.formats import ExportedFile, onnx_forward
+from lowrank.deployment.formats import Export, ExportedFile, onnx_forward
 from lowrank.errors import InputError
 from lowrank.io import load_merged, load_model
 
@@ -156,7 +156,7 @@ def test_an_interruption_leaves_the_old_folder_and_nothing_half(tmp_path, capsys
     out.mkdir()
     (out / "older.txt").write_text("of an earlier run")
 
-    def interrupt(network, specification, images, folder, step):
+    def interrupt(network, specification, images, folder, *arguments, **options):
         (folder / "factorised.safetensors").write_text("half")
         raise KeyboardInterrupt
 
@@ -167,22 +167,26 @@ def test_an_interruption_leaves_the_old_folder_and_nothing_half(tmp_path, capsys
     assert (out / "older.txt").read_text() == "of an earlier run"
 
 
+def exported(*files: ExportedFile) -> Export:
+    return Export(files=files, failures=(), images=1, error=0.7, opset=18)
+
+
 def test_overwriting_replaces_the_folder(tmp_path, capsys, monkeypatch) -> None:
     out = tmp_path / "out"
     out.mkdir()
     (out / "older.txt").write_text("of an earlier run")
-    monkeypatch.setattr(compress_run, "export_formats", lambda *arguments: [])
+    monkeypatch.setattr(compress_run, "export_formats", lambda *arguments, **options: exported())
     assert main([*BASE, *QUICK, "--out", str(out), "--overwrite"]) == 0
-    assert sorted(path.name for path in out.iterdir()) == ["README.md", "report.json"]
+    assert sorted(path.name for path in out.iterdir()) == ["README.md", "preprocessing.json", "report.json"]
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 def test_a_form_that_gives_other_outputs_is_named_and_the_exit_code_is_1(tmp_path, capsys, monkeypatch) -> None:
     wrong = ExportedFile(
-        network="factorised", kind="ONNX", file="factorised.onnx", bytes=1, difference=5.0, largest=1.0, agree=0.5,
-        error=None, mult_adds=1,
+        network="factorised", kind="ONNX", file="factorised.onnx", bytes=1, difference=5.0, largest_logit=1.0,
+        agreement=0.5, widest_change=1.0, error=None, mult_adds=1,
     )  # fmt: skip
-    monkeypatch.setattr(compress_run, "export_formats", lambda *arguments: [wrong])
+    monkeypatch.setattr(compress_run, "export_formats", lambda *arguments, **options: exported(wrong))
     assert main([*BASE, *QUICK, "--out", str(tmp_path / "out"), "--json"]) == 1
     captured = capsys.readouterr()
     assert "error: factorised.onnx: its outputs differ from the network's" in captured.err

@@ -426,7 +426,7 @@ def test_the_attention_map_has_the_plain_formula_s_value_and_gradient(shape: tup
 
 
 @pytest.mark.parametrize(("tap", "shape"), [("1", r"\(1, 12\)"), ("2", "a tuple")])
-def test_a_tap_that_gives_no_images_is_named(tap: str, shape: str) -> None:
+def test_a_tap_that_gives_no_maps_is_named(tap: str, shape: str) -> None:
     network = nn.Sequential(nn.Identity(), nn.Flatten(), nn.LSTM(12, 5))
-    with pytest.raises(InputError, match=rf"tap `{tap}` must give images \(B, C, H, W\), but gives {shape}"):
+    with pytest.raises(InputError, match=rf"tap `{tap}` must give maps \(B, C, H, W\) or tokens .*, but gives {shape}"):
         tap_sizes(network, [tap], (3, 2, 2))

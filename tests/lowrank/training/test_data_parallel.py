@@ -168,7 +168,7 @@ def test_shards_of_micro_batches_add_up_to_the_batch():
 
 
 def test_a_batch_that_cannot_be_shared_evenly_is_refused():
-    with pytest.raises(InputError, match="but 32 images in 2 shards cannot be by 3"):
+    with pytest.raises(InputError, match="but 32 images in 2 parts cannot be by 3"):
         ProcessShard(0, 3, 2).of_batches(torch.arange(64), 32)
 
 

@@ -165,6 +165,7 @@ def test_missing_credentials_are_one_line(monkeypatch, capsys, tmp_path):
     for name in ("AWS_SHARED_CREDENTIALS_FILE", "AWS_CONFIG_FILE"):
         monkeypatch.setenv(name, str(tmp_path / "none"))
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setattr("boto3.DEFAULT_SESSION", None)  # that of an earlier test has its credentials
     assert main(["--accelerator", "L4"]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: no AWS credentials: give AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a profile")

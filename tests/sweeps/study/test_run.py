@@ -119,6 +119,7 @@ def kept(tmp_path):
         (["--plan"], "leave --plan out"),
         (["--name", "other"], "leave --name out"),
         (["--set", "train.lr=1"], "leave --set out"),
+        (["--seed", "0"], "leave --seed out"),
         (["--time", "soon"], "a time must be a number above 0 with s, m or h"),
         (["--tracking-uri", "foo://bar"], "the tracking URI must be one of"),
         (["--gpus-per-trial", "-1"], "`resources.gpus_per_trial`: must be a number from 0, or auto, but got -1"),
@@ -140,7 +141,7 @@ def test_a_resume_that_makes_no_sense_changes_nothing(kept, arguments, message, 
     [
         ("space.yaml", "question: [", "is not YAML"),
         ("space.yaml", "question: Which?", "its section `options` is not whole"),
-        ("journal.jsonl", '{"event": "study"\n', "the line at byte 0 is damaged"),
+        ("journal.jsonl", '{"event": "study"\n', "line 1 at byte 0"),
     ],
 )
 def test_a_damaged_study_is_one_line(kept, name, content, message, capsys):
