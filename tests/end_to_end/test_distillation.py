@@ -12,7 +12,7 @@ from sweeps.teachers.worker import CACHE_FOLDER
 from tests.support import studies
 from tests.support.teachers import small_data, write_teacher
 
-pytestmark = pytest.mark.study
+pytestmark = [pytest.mark.study, pytest.mark.slow]  # cache, prebuild and planned teacher have tests of their own
 
 SPACE = (
     "--space", "distill", "--set", "network={name: wrn_10_1, width: 0.5}", "--set", "data.train_images=200",
@@ -66,7 +66,7 @@ def test_a_resumed_study_wants_the_same_teacher(root: Path, said: str) -> None:
         (root / "teachers" / "first").rename(root / "teachers" / "good")
 
 
-@pytest.mark.slow  # lowrank/distillation/test_cache.py shows the same without a study
+# lowrank/distillation/test_cache.py shows the same without a study
 def test_a_cache_that_cannot_be_built_falls_back_and_says_so(root: Path, said: str) -> None:
     blocked = root / "file"
     blocked.write_text("")
