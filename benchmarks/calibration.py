@@ -74,10 +74,10 @@ def draw(truth: Truth, random: np.random.Generator) -> Drawn:
     level = truth.offsets[:, None] + truth.seed_deviation * random.standard_normal((settings, truth.seeds))
     image = np.sqrt(SHARED) * random.standard_normal(truth.images, dtype=np.float32)
     by_setting = np.sqrt(BY_SETTING) * random.standard_normal((settings, 1, truth.images), dtype=np.float32)
-    rest = np.sqrt(1 - SHARED - BY_SETTING) * random.standard_normal(
+    by_network = np.sqrt(1 - SHARED - BY_SETTING) * random.standard_normal(
         (settings, truth.seeds, truth.images), dtype=np.float32
     )
-    wrong = rest + (by_setting + image) > -level[:, :, None].astype(np.float32)
+    wrong = by_network + (by_setting + image) > -level[:, :, None].astype(np.float32)
     mean = truth.offsets / np.sqrt(1 + truth.seed_deviation**2)
     return Drawn(wrong, 100 * ndtr(level), 100 * ndtr(mean))
 

@@ -214,12 +214,13 @@ def summary(rows: Sequence[Row]) -> list[str]:
     """Say how many work, for each library."""
     lines = []
     for library in ("torchvision", "timm"):
-        own = [row for row in rows if row.name.startswith(f"{library}:")]
-        if own:
-            works = sum(row.result == "works" for row in own)
-            refused, wrong = sum(bool(row.refused) for row in own), sum(bool(row.problem) for row in own)
+        of_library = [row for row in rows if row.name.startswith(f"{library}:")]
+        if of_library:
+            works = sum(row.result == "works" for row in of_library)
+            refused, wrong = sum(bool(row.refused) for row in of_library), sum(bool(row.problem) for row in of_library)
             lines.append(
-                f"* {library}: {works} of {len(own)} work ({works / len(own):.1%}), {refused} refused, {wrong} wrong"
+                f"* {library}: {works} of {len(of_library)} work ({works / len(of_library):.1%}), "
+                f"{refused} refused, {wrong} wrong"
             )
     return lines
 

@@ -75,9 +75,9 @@ def measured_test_errors(points: Sequence[FrontPoint]) -> list[SettingTestError]
         lead = next((point for point in seeds if point.leads), seeds[0])
         errors = [point.test_error for point in seeds if point.test_error is not None]
         spread = stdev(errors) if len(errors) > 1 else None
-        left = lead.role is not Role.REFERENCE and lead.setting not in front
+        has_left = lead.role is not Role.REFERENCE and lead.setting not in front
         settings.append(
-            SettingTestError(point=lead, error=fmean(errors), spread=spread, seeds=len(errors), left_front=left)
+            SettingTestError(point=lead, error=fmean(errors), spread=spread, seeds=len(errors), left_front=has_left)
         )
     return sorted(settings, key=lambda setting: (setting.point.params, setting.error))
 

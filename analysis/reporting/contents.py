@@ -268,11 +268,11 @@ def _compare_with_reference(
     best = min(smaller or front, key=lambda point: (point.error, point.params))
     if not smaller:
         return f"No network that was trained to its end is smaller than {reference}; the best is {_describe(best)}."
-    result = equivalence(points, base, evidence)
-    if result is None:
+    verdict = equivalence(points, base, evidence)
+    if verdict is None:
         gap = f"{best.error - base.error:+.2f} points against {reference}"
         return f"The best is {_describe(best)}, {gap}; its noise is unknown."
-    return describe_equivalence(result, reference, base, evidence)
+    return describe_equivalence(verdict, reference, base, evidence)
 
 
 def _interval(low: float, high: float) -> str:

@@ -211,8 +211,8 @@ def _legend(several: bool, started: bool) -> tuple[str, str]:
 def _looks_line(looks: int, points: Sequence[FrontPoint]) -> str:
     tested = [point for point in points if point.test_error is not None]
     front = {point.setting for point in pareto_front(points)}
-    left = sum(point.role is not Role.REFERENCE and point.setting not in front for point in tested)
-    since = f"; test errors in brackets: {left} that left the front since" if left else ""
+    departed = sum(point.role is not Role.REFERENCE and point.setting not in front for point in tested)
+    since = f"; test errors in brackets: {departed} that left the front since" if departed else ""
     return f"test split: looked at {format_times(looks)}, {len(tested)} trials{since}"
 
 

@@ -318,12 +318,12 @@ def budgets_table(strata: Sequence[Stratum], points: Sequence[FrontPoint]) -> Re
     for method, teacher in kinds:
         cells = []
         for stratum in strata:
-            own = [p for p in started if (p.method, p.teacher, p.stratum) == (method, teacher, stratum.label)]
-            if not own:
+            candidates = [p for p in started if (p.method, p.teacher, p.stratum) == (method, teacher, stratum.label)]
+            if not candidates:
                 cells.append("")
                 continue
-            best = min(own, key=lambda point: (point.error, point.params))
-            before = min(point.initial_error or 0.0 for point in own)
+            best = min(candidates, key=lambda point: (point.error, point.params))
+            before = min(point.initial_error or 0.0 for point in candidates)
             rows.append((stratum.label, method, teacher, best.trial_id, best.params, best.error, before))
             cells.append(f"{format_percent(best.error)} ({format_percent(before)})")
         texts.append((method_label(method), f"taught by {teacher}" if teacher else "alone", *cells))

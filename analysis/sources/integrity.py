@@ -78,13 +78,13 @@ def read_damaged_journal(path: Path) -> JournalReport:
         OSError: it cannot be read.
     """
     report, reader = JournalReport(), JournalReader(path)
-    known: set[str] = set()  # trials whose proposal is there
+    proposed: set[str] = set()  # trials whose proposal is there
     lost: Counter[str] = Counter()
     for line in reader.scan():
         report.lines += 1
         damage, usable = line.damage, line.usable
         trial = line.event.get("trial")
-        if usable and _needs_proposal(line.event) and trial not in known:
+        if usable and _needs_proposal(line.event) and trial not in proposed:
             lost[str(trial)] += 1
             usable = False
         elif usable:
@@ -93,7 +93,7 @@ def read_damaged_journal(path: Path) -> JournalReport:
             except InputError as error:
                 damage, usable = damage or str(error), False
             else:
-                known |= {trial} if isinstance(trial, str) else set()
+                proposed |= {trial} if isinstance(trial, str) else set()
         if damage:
             report.damage.append(f"{path.name}: line {line.number} at byte {line.byte}: {damage}")
         if usable:

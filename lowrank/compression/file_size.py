@@ -128,8 +128,8 @@ class FileSizeCalculator:
             layer_entries, layer_factors = self._layer(
                 method_at(sized, site.name), site.shape, site.linear, self._dense[f"{site.name}.weight"][0]
             )
-            for place in self._names[site.name]:
-                entries.update({f"{place}.{name}": entry for name, entry in layer_entries.items()})
+            for layer_name in self._names[site.name]:
+                entries.update({f"{layer_name}.{name}": entry for name, entry in layer_entries.items()})
             factors += layer_factors
         return FileSize(safetensors_size(entries), factors)
 

@@ -247,8 +247,8 @@ def reorder_outputs(network: nn.Module, positions: Sequence[int], image: Tensor)
 def _split_images(config: CompressConfig, data: ImageData, device: torch.device) -> _Images:
     """Calibration from the training split; the first half of validation chooses, the other half or test reports."""
     generator = torch.Generator().manual_seed(config.seed)
-    wanted = torch.randperm(len(data.train), generator=generator)[: config.calibration]
-    calibration = _images(data, "train", device, wanted)
+    chosen = torch.randperm(len(data.train), generator=generator)[: config.calibration]
+    calibration = _images(data, "train", device, chosen)
     validation = _images(data, "val", device)
     half = len(validation[1]) // 2
     choosing = validation[0][:half], validation[1][:half]
@@ -342,9 +342,9 @@ def _write(
     failed: list[str] = []
     with atomic_folder(config.out) as folder:
         for index, outcome in enumerate(outcomes):
-            place = folder if len(outcomes) == 1 else folder / folder_name(outcome)
-            place.mkdir(parents=True, exist_ok=True)
-            outcomes[index] = _write_one(outcome, place, config, dense, data, images, steps, failed)
+            target = folder if len(outcomes) == 1 else folder / folder_name(outcome)
+            target.mkdir(parents=True, exist_ok=True)
+            outcomes[index] = _write_one(outcome, target, config, dense, data, images, steps, failed)
         if config.out.exists():  # with --overwrite; only now is there something to replace it by
             shutil.rmtree(config.out)
     return failed

@@ -305,10 +305,10 @@ class Compressor:
     def _measured(self, layer: Layer, candidates: list[Candidate]) -> list[Candidate]:
         """A layer's candidates with the rise of the loss that was measured at some of them."""
         measured = {}
-        for place in probe_places(candidates, PROBES):
-            choice = candidates[place].choice
+        for probe in probe_places(candidates, PROBES):
+            choice = candidates[probe].choice
             assert choice is not None  # the dense form is never measured
-            measured[place] = self._divergence_with(layer, choice)
+            measured[probe] = self._divergence_with(layer, choice)
         return measured_candidates(candidates, measured) if measured else candidates
 
     @torch.no_grad()

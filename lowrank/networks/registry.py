@@ -407,9 +407,9 @@ def network_from_options(options: argparse.Namespace, **fields: Any) -> NetworkS
     Raises:
         InputError: a value is not allowed, or the network has no such field.
     """
-    own = {field: getattr(options, field) for field in NETWORK_FIELDS if getattr(options, field) is not None}
+    typed_fields = {field: getattr(options, field) for field in NETWORK_FIELDS if getattr(options, field) is not None}
     width = 1.0 if options.width is None else options.width
     from lowrank.networks.external.user_code import absolute_name  # records outlive the working folder
 
     name = absolute_name(options.network)
-    return validate_model(NetworkSettings, {"name": name, "width": width, **own, **fields}, "network")
+    return validate_model(NetworkSettings, {"name": name, "width": width, **typed_fields, **fields}, "network")

@@ -141,15 +141,15 @@ def competing_points(trials: Iterable[TrialRecord]) -> list[list[TrialRecord]]:
     """
     trials = list(trials)
     points = searched_points(trials)
-    most = max(map(len, points), default=1)
-    if most == 1:
+    seed_count = max(map(len, points), default=1)
+    if seed_count == 1:
         return points
     first_front = non_dominated_points(
         points, lambda seeds: (float(seeds[0].counts["params"]), seeds[0].val_error or 0.0)
     )
     ended = _ended_seeds(trials)
     waiting_for = min(max(len(seeds), ended.get(point_key(seeds[0]), 0)) for seeds in first_front)
-    needed = min(most, waiting_for)
+    needed = min(seed_count, waiting_for)
     return [seeds for seeds in points if len(seeds) >= needed]
 
 

@@ -83,9 +83,9 @@ def _size_label(space: Space, name: str, value: float, sizes: Mapping[str, int |
         limit = int(value * (sizes["separable"] or 0) if space.budget.relative_to else value)
         return f"params <= {limit:,}", limit
     if space.budget.relative_to:
-        whole = sizes[space.budget.relative_to] if name == "budget.params" else None
-        return f"{quantity} <= {value:g} of {space.budget.relative_to}", math.inf if whole is None else int(
-            value * whole
+        reference_size = sizes[space.budget.relative_to] if name == "budget.params" else None
+        return f"{quantity} <= {value:g} of {space.budget.relative_to}", math.inf if reference_size is None else int(
+            value * reference_size
         )
     return f"{quantity} <= {value:,.0f}" if value >= 100 else f"{quantity} <= {value:g}", math.inf
 

@@ -75,16 +75,16 @@ def compressed_sizes(study: StudyRecord, points: Sequence[FrontPoint]) -> list[C
         return []
     sizes = []
     for stratum in reversed(study_strata(study) or [Stratum(label="any size", unlimited=True)]):
-        own = [point for point in points if point.stratum == stratum.label and point.eligible]
-        best = best_point(own)
-        measured = [point for point in own if point.initial_error is not None]
+        of_size = [point for point in points if point.stratum == stratum.label and point.eligible]
+        best = best_point(of_size)
+        measured = [point for point in of_size if point.initial_error is not None]
         limit = stratum.params or (best.params if best else 0)
         scratch = [point for point in references(points) if point.start == "scratch" and point.params <= limit]
         sizes.append(CompressedSize(
             stratum=stratum, best=best, share=best.params / base.params if best else None,
             before=min(measured, key=lambda point: (point.initial_error or 0.0, point.params), default=None),
             from_scratch=min(scratch, key=lambda point: (point.error, point.params), default=None),
-            candidates=len(own),
+            candidates=len(of_size),
         ))  # fmt: skip
     return sizes
 
@@ -205,8 +205,8 @@ def _share_words(size: CompressedSize) -> str:
     _, sign, limit = size.stratum.label.partition("params <= ")
     share = float(limit.split()[0]) if sign and limit.endswith(" of dense") else size.share
     assert share is not None
-    for known, words in SHARE_WORDS.items():
-        if abs(share / known - 1) <= SAME_SHARE:
+    for named_share, words in SHARE_WORDS.items():
+        if abs(share / named_share - 1) <= SAME_SHARE:
             return words
     return f"{100 * share:.3g} % of the parameters"
 

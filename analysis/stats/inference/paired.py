@@ -193,8 +193,8 @@ def _interaction(values: NDArray[np.float64]) -> float:
     seeds, images = values.shape
     if images < 2:
         return 0.0
-    rest = values - values.mean(axis=0) - values.mean(axis=1, keepdims=True) + values.mean()
-    return float((rest * rest).sum()) / ((seeds - 1) * (images - 1))
+    residuals = values - values.mean(axis=0) - values.mean(axis=1, keepdims=True) + values.mean()
+    return float((residuals * residuals).sum()) / ((seeds - 1) * (images - 1))
 
 
 def mean_variance(values: NDArray[np.float64], between_seeds: SeedVariance | None = None) -> MeanVariance:
@@ -212,8 +212,10 @@ def mean_variance(values: NDArray[np.float64], between_seeds: SeedVariance | Non
     mean = float(values.mean())
     by_image = float(values.mean(axis=0).var(ddof=1)) / images if images > 1 else 0.0
     if between_seeds is None and seeds > 1:
-        own = float(values.mean(axis=1).var(ddof=1))
-        between_seeds = SeedVariance(variance=own, interaction=_interaction(values) / images, freedom=seeds - 1)
+        of_these_seeds = float(values.mean(axis=1).var(ddof=1))
+        between_seeds = SeedVariance(
+            variance=of_these_seeds, interaction=_interaction(values) / images, freedom=seeds - 1
+        )
     if between_seeds is None:
         return MeanVariance(mean=mean, variance=by_image, freedom=max(1, images - 1))
     by_seed = max(between_seeds.variance, between_seeds.interaction) / seeds

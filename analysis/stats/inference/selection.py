@@ -242,9 +242,9 @@ def _chosen_counts(counts: NDArray[np.float32], screened: bool) -> NDArray[np.fl
     seeds = counts.shape[1]
     if seeds == 1:
         return _at_best(unseen[:, 0], counts[:, 0])
-    whole = unseen.sum(axis=1)
+    counts_of_all_seeds = unseen.sum(axis=1)
     measured = range(1, seeds) if screened else range(seeds)
-    return np.mean([_at_best(whole - unseen[:, seed], counts[:, seed]) for seed in measured], axis=0)
+    return np.mean([_at_best(counts_of_all_seeds - unseen[:, seed], counts[:, seed]) for seed in measured], axis=0)
 
 
 def _at_best(choice: NDArray[np.float32], measured: NDArray[np.float32]) -> NDArray[np.float64]:

@@ -68,7 +68,7 @@ def find_relu(network: nn.Module, layer: nn.Module, image: Tensor) -> Affine | N
                 module.register_forward_hook(lambda norm, inputs, output: norms.append((norm, inputs[0], output)))
             )
     try:
-        with _FindRelu() as found:
+        with _FindRelu() as tracer:
             network(image)
     finally:
         for handle in handles:
@@ -76,10 +76,10 @@ def find_relu(network: nn.Module, layer: nn.Module, image: Tensor) -> Affine | N
     if len(outputs) != 1 or outputs[0].dim() != 4:
         return None
     channels = outputs[0].shape[1]
-    if any(value is outputs[0] for value in found.inputs):
+    if any(value is outputs[0] for value in tracer.inputs):
         return Affine(outputs[0].new_ones(channels), outputs[0].new_zeros(channels))
     for norm, entered, left in norms:
-        if entered is outputs[0] and any(value is left for value in found.inputs):
+        if entered is outputs[0] and any(value is left for value in tracer.inputs):
             return _affine(norm)
     return None
 

@@ -105,8 +105,8 @@ def find_trained_weights(settings: NetworkSettings, image_shape: ImageShape, cla
     first, second = (network.state_dict() for network in networks)
     same = {key: value for key, value in first.items() if key in second and torch.equal(value, second[key])}
     for name, module in networks[0].named_modules():
-        own = (key for key, _ in module.named_parameters(prefix=name, recurse=False) if key in same)
-        if _reset(module) is not None and any(torch.unique(same[key]).numel() > 1 for key in own):
+        parameter_names = (key for key, _ in module.named_parameters(prefix=name, recurse=False) if key in same)
+        if _reset(module) is not None and any(torch.unique(same[key]).numel() > 1 for key in parameter_names):
             return same
     return {}
 

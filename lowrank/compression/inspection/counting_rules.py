@@ -102,8 +102,8 @@ def _trilinear(
     shapes = []
     for tensor, places in ((first, expand1), (second, expand2), (third, expand3)):
         shape = list(tensor.shape)
-        for place in sorted(places):
-            shape.insert(place, 1)
+        for dimension in sorted(places):
+            shape.insert(dimension, 1)
         shapes.append(shape)
     entries = 1
     for sides in zip(*shapes, strict=True):

@@ -145,13 +145,13 @@ def import_function(name: str) -> Callable[..., Any]:
     from lowrank.utils import prepare_torchvision  # it imports torch, see above
 
     prepare_torchvision()
-    place, _, function_name = name.rpartition(":")
-    module = _import_file(name, Path(place)) if re.fullmatch(FILE_NAME, name) else _import_module(name, place)
+    location, _, function_name = name.rpartition(":")
+    module = _import_file(name, Path(location)) if re.fullmatch(FILE_NAME, name) else _import_module(name, location)
     function = getattr(module, function_name, None)
     if not callable(function):
         functions = [key for key, value in vars(module).items() if inspect.isfunction(value) and key[0] != "_"]
         raise InputError(
-            f"network {name!r}: {place} has no function {function_name!r}; it has: {', '.join(functions) or 'none'}"
+            f"network {name!r}: {location} has no function {function_name!r}; it has: {', '.join(functions) or 'none'}"
         )
     return function
 
@@ -279,8 +279,8 @@ def user_modules(name: str) -> dict[str, Path]:
         InputError: the function cannot be imported.
     """
     import_function(name)
-    place = name.rpartition(":")[0]
-    roots = {Path.cwd(), Path(place).parent} if re.fullmatch(FILE_NAME, name) else {Path.cwd()}
+    location = name.rpartition(":")[0]
+    roots = {Path.cwd(), Path(location).parent} if re.fullmatch(FILE_NAME, name) else {Path.cwd()}
     files: dict[str, Path] = {}
     for module_name in list(sys.modules):
         if "." in module_name or module_name in (*_OWN_PACKAGES, "__main__"):
@@ -311,6 +311,6 @@ def _describe(error: BaseException) -> str:
     """Describe an error of the user's code in one line, with the place where it was raised."""
     frames = traceback.extract_tb(error.__traceback__)
     installed = (str(_PROJECT / "lowrank") + os.sep, *(str(folder) + os.sep for folder in _installed_folders()))
-    own = [frame for frame in frames if not frame.filename.startswith((*installed, "<"))]
-    place = f" ({Path(own[-1].filename).name}, line {own[-1].lineno})" if own else ""
-    return f"{type(error).__name__}: {first_line(error)}{place}"
+    user_frames = [frame for frame in frames if not frame.filename.startswith((*installed, "<"))]
+    location = f" ({Path(user_frames[-1].filename).name}, line {user_frames[-1].lineno})" if user_frames else ""
+    return f"{type(error).__name__}: {first_line(error)}{location}"
