@@ -16,7 +16,6 @@ from lowrank.compression import (
     build_sized_student,
     network_plan,
     network_to_count,
-    solve,
     solve_allocation,
     solve_width,
 )
@@ -339,9 +338,7 @@ class Resolver:
         if name in THIN_BASELINES:
             network = solve_width(network, self.image_shape, self.classes, method, budget)
         else:
-            sized = solve(
-                self.plan(network), method, budget, self.file_size(network) if _limits_bytes(budget) else None
-            )
+            sized = self._solved(network, method, budget, {"budget.allocation": "even"})
         recipe = self.space.scratch_recipe()
         return self._trial(network, sized, recipe, point, Role.REFERENCE, repeat, budget, {})
 
