@@ -89,10 +89,11 @@ def run_study(space: Space, resolver: Resolver, config: StudyConfig, retrain: Re
     connect(config.address, own_networks=own_networks(space), allow_open_ports=config.allow_open_ports)
     if "rank_allocator" in resolver.__dict__:
         resolver.rank_allocator.close()
-    planner = ResourcePlanner(space, expected_trials(space, resolver), require_gpus=config.gpus_asked)
+    total = expected_trials(space, resolver)
+    planner = ResourcePlanner(space, total, require_gpus=config.gpus_asked)
     check_process_shards(space, planner.share.processes, len(resolver.data.train))
     params = resolver.reference("dense").counts["params"]
-    warning = check_free_space(config.folder, params, planner.share.concurrent, expected_trials(space, resolver))
+    warning = check_free_space(config.folder, params, planner.share.concurrent, total)
     if warning:
         print(warning, flush=True)
     _print_left_out(space, resolver, unreachable)
@@ -122,7 +123,7 @@ def run_study(space: Space, resolver: Resolver, config: StudyConfig, retrain: Re
             )
             apply_event(record, event)
             search = Search(space, resolver, proposer, journal, record, strata, siblings)
-            reason = _search(search, config, resources)
+            reason = _search(search, config, resources, total)
         except KeyboardInterrupt:
             pass  # every completed step is in the journal
         except Exception as error:
@@ -149,13 +150,13 @@ def _print_left_out(space: Space, resolver: Resolver, unreachable: list[str]) ->
         print(f"left out: {line}", flush=True)
 
 
-def _search(search: Search, config: StudyConfig, resources: TrialResources) -> CloseReason:
+def _search(search: Search, config: StudyConfig, resources: TrialResources, total: int) -> CloseReason:
     """Train, evaluate the front on the test split, and draw and print the results; returns why it ended.
 
     The test split is looked at when the study ends finished for the first time, and where the user says so: errors of
     each further look could guide the search.
     """
-    reason = _train(search, config, resources)
+    reason = _train(search, config, resources, total)
     if reason is CloseReason.FINISHED:
         look = config.test or not search.record.finished_ends
         for line in evaluate_front(search, config.folder, search.resolver.data, look=look):
@@ -220,13 +221,12 @@ def _write_header(journal: Journal, record: StudyRecord, space: Space, resolver:
     record.header, record.closed = header, None
 
 
-def _train(search: Search, config: StudyConfig, resources: TrialResources) -> CloseReason:
-    """Train until the search is over, the time is up or Ctrl-C; returns which."""
+def _train(search: Search, config: StudyConfig, resources: TrialResources, total: int) -> CloseReason:
+    """Train until the search is over, the time is up or Ctrl-C; returns which. `total` is the number of trials."""
     from sweeps.execution import ExecutionConfig, run_search
     from sweeps.study.progress_view import ProgressView
     from sweeps.teachers import build_caches
 
-    total = expected_trials(search.space, search.resolver)
     started = time.monotonic()
     print(
         f"{config.name}: {search.space.question}\n"
