@@ -311,12 +311,12 @@ class Search:
         Repeating stops when the front stands still: when every point on it has all its seeds. Beyond the front of the
         first seed it takes at most `search.repeat_trials` trials. A grid proposes its repeats itself.
         """
-        if self.space.search.sampler == "grid":
+        search = self.space.search
+        if search.sampler == "grid" or search.repeats == 1:
             return []
         repeats = []
-        settings, search = None, self.space.search
+        settings = front_settings(self.record, search.repeats, search.repeat_limit)
         for repeat in range(1, search.repeats):
-            settings = settings or front_settings(self.record, search.repeats, search.repeat_limit)
             for point in settings:
                 try:
                     repeats.append(self.resolver.resolve(point, repeat, Role.REPEAT))

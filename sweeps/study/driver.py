@@ -87,8 +87,7 @@ def run_study(space: Space, resolver: Resolver, config: StudyConfig, retrain: Re
     siblings = SiblingResults() if config.origin else SiblingResults.read(config.folder)
     strata, unreachable = reachable_strata(space, resolver)
     connect(config.address, own_networks=own_networks(space), allow_open_ports=config.allow_open_ports)
-    if "rank_allocator" in resolver.__dict__:
-        resolver.rank_allocator.close()
+    resolver.close()
     total = expected_trials(space, resolver)
     planner = ResourcePlanner(space, total, require_gpus=config.gpus_asked)
     check_process_shards(space, planner.share.processes, len(resolver.data.train))

@@ -66,13 +66,13 @@ def evaluate_front(search: Search, folder: Path, data: ImageData, *, look: bool 
             )
         if needs_model:
             write_model(model_folder, trial, trainer, data)
-    return _test_lines(search.record, folder.name, look=look)
+    return [] if look else _test_lines(search.record, folder.name)
 
 
-def _test_lines(study: StudyRecord, name: str, *, look: bool) -> list[str]:
+def _test_lines(study: StudyRecord, name: str) -> list[str]:
     """How to look at the test split again, where trials of the front lack a test error."""
     missing = [trial for trial in front_trials(study.trials.values()) if trial.test_error is None]
-    if not missing or look:
+    if not missing:
         return []
     return [
         f"{len(missing)} trials of the front and references have no test error; a further look, which is counted: "

@@ -231,6 +231,11 @@ class Resolver:
         if "rank_allocator" in self.__dict__:
             self.rank_allocator.use_folder(folder)
 
+    def close(self) -> None:
+        """Free what measuring ranks needs; it is made again if more has to be measured."""
+        if "rank_allocator" in self.__dict__:
+            self.rank_allocator.close()
+
     def budget(self, point: Point) -> Budget:
         """Give a point's limits as counts.
 
