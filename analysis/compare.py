@@ -16,7 +16,6 @@ from lowrank.errors import InputError
 from sweeps.records import StudyRecord
 
 FOLDER = "comparisons"
-DATA = "data.fingerprint"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -60,10 +59,7 @@ def run(arguments: argparse.Namespace) -> int:
             studies.append(load_named(name, arguments, step.detail))
         step("page")
         _tell_apart(studies, arguments.names)
-        mixed = [
-            field for field in differing_fields(studies) if field.field != DATA
-        ]  # of other data no front is compared
-        check_equal(mixed, allowed=arguments.mixed)
+        check_equal(differing_fields(studies), allowed=arguments.mixed)
         comparison = compare_studies(studies, arguments.cost, reference)
         default = arguments.studies / FOLDER / "_".join(comparison.fronts.names).replace("/", "-")
         page = write_comparison(comparison, output_folder(arguments.out or default))

@@ -165,7 +165,7 @@ def _fields(trial: TrialRecord) -> dict[str, str]:
     if start:
         fields["start.how"] = json.dumps(start.get("how", "dense"))
     fingerprint = (spec.get("data") or {}).get("fingerprint")
-    return fields | ({"data.fingerprint": json.dumps(fingerprint)} if fingerprint else {})
+    return fields | ({DATA: json.dumps(fingerprint)} if fingerprint else {})
 
 
 def _shown(text: str) -> str:
