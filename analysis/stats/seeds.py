@@ -89,7 +89,7 @@ def _repeated(
     gap = t_interval(gaps) if gaps else None
     same_images = gap is not None and paired is not None and paired.seeds == len(gaps)
     if same_images and paired is not None:
-        gap = Estimate(mean=paired.mean, low=paired.low, high=paired.high, count=paired.seeds)
+        gap = paired.estimate
     tested = [point.test_error for point in by_seed.values() if point.test_error is not None]
     return RepeatedSetting(
         point=next(iter(by_seed.values())),

@@ -120,8 +120,7 @@ def _difference(
     ours, theirs = study.wrong.get(best.setting, {}), base.wrong.get(base_best.setting, {})
     paired = same_images_difference(ours, theirs, between_seeds)
     if paired is not None:
-        gap = Estimate(mean=paired.mean, low=paired.low, high=paired.high, count=paired.seeds)
-        return gap, True, paired.p_value
+        return paired.estimate, True, paired.p_value
     over_seeds = paired_difference(
         errors_by_seed(study.points)[best.setting], errors_by_seed(base.points)[base_best.setting]
     )

@@ -167,7 +167,7 @@ def _row(
     gap = t_interval([seeds[seed] - base_seeds[seed] for seed in shared]) if shared else None
     paired = same_images_difference(evidence.of_seeds(trials), evidence.of_seeds(base), evidence.between_seeds)
     if gap is not None and paired is not None:
-        gap = Estimate(mean=paired.mean, low=paired.low, high=paired.high, count=paired.seeds)
+        gap = paired.estimate
     same_images = gap is not None and paired is not None
     counts = trials[0].counts
     measure: SizeMeasure = "mult_adds" if "budget.mult_adds" in trials[0].parameters else "params"

@@ -319,10 +319,9 @@ def _compare(
 ) -> PointComparison:  # fmt: skip
     paired = compare_points(chosen, other, evidence)
     if paired is not None:
-        over = Estimate(mean=paired.mean, low=paired.low, high=paired.high, count=paired.seeds)
         return PointComparison(
             label=label, other=other, gap=paired.mean, interval=(paired.low, paired.high),
-            over_seeds=over if paired.seeds > 1 else None,
+            over_seeds=paired.estimate if paired.seeds > 1 else None,
         )  # fmt: skip
     pairs = paired_difference(seeds.get(chosen.setting, {}), seeds.get(other.setting, {}))
     return _judged(label, other, chosen.error, other.error, pairs, evidence.images)

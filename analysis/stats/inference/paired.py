@@ -28,7 +28,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from analysis.stats.inference.intervals import LEVEL, wilson_interval
+from analysis.stats.inference.intervals import LEVEL, Estimate, wilson_interval
 
 WrongImages = NDArray[np.bool_]  # [seed, image]
 BISECTIONS = 60
@@ -96,9 +96,9 @@ class PairedDifference:
     images: int
 
     @property
-    def beyond_noise(self) -> bool:
-        """Whether 0 lies outside the interval."""
-        return not self.low <= 0 <= self.high
+    def estimate(self) -> Estimate:
+        """Mean and interval; `count` is the number of seeds that both have."""
+        return Estimate(mean=self.mean, low=self.low, high=self.high, count=self.seeds)
 
 
 def mcnemar_p_value(only_first: int, only_second: int) -> float:
