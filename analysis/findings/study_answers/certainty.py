@@ -28,8 +28,7 @@ from analysis.stats import (
     expand_counts,
     pair_images,
     paired_error_difference,
-    seed_variance,
-    stack_seeds,
+    pooled_seed_variance,
     validation_images,
     wrong_by_setting,
 )
@@ -98,12 +97,11 @@ def study_evidence(study: StudyRecord) -> Evidence:
     """
     space = study.header.get("space") or {}
     wrong = wrong_by_setting(study)
-    stacks = [stack for seeds in wrong.values() if (stack := stack_seeds(seeds)) is not None]
     margin = (space.get("answer") or {}).get("margin")
     return Evidence(
         wrong=wrong, images=validation_images(study),
         screened=(space.get("search") or {}).get("sampler") != "grid",
-        seeds=seed_variance(stacks), margin=None if margin is None else float(margin),
+        seeds=pooled_seed_variance(wrong.values()), margin=None if margin is None else float(margin),
     )  # fmt: skip
 
 
