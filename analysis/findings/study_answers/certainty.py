@@ -26,9 +26,8 @@ from analysis.stats import (
     corrected_error,
     default_margin,
     expand_counts,
-    pair_images,
-    paired_error_difference,
     pooled_seed_variance,
+    same_images_difference,
     validation_images,
     wrong_by_setting,
 )
@@ -161,7 +160,7 @@ def _discordance(first: NDArray[np.bool_], second: NDArray[np.bool_], error: flo
 
 
 def compare_points(first: FrontPoint, second: FrontPoint, evidence: Evidence) -> PairedDifference | None:
-    """Compare two settings on the same images, over the seeds of both.
+    """Compare two settings on the same images, as `same_images_difference` pairs their seeds.
 
     Args:
         first: a point of the study.
@@ -171,10 +170,8 @@ def compare_points(first: FrontPoint, second: FrontPoint, evidence: Evidence) ->
     Returns:
         First minus second in points; None where their wrong images are not on record.
     """
-    pair = pair_images(evidence.wrong.get(first.setting, {}), evidence.wrong.get(second.setting, {}))
-    if pair is None:
-        return None
-    return paired_error_difference(pair.first, pair.second, evidence.seeds)
+    wrong = evidence.wrong
+    return same_images_difference(wrong.get(first.setting, {}), wrong.get(second.setting, {}), evidence.seeds)
 
 
 def describe_equivalence(result: Equivalence, reference: str, base: FrontPoint, evidence: Evidence) -> str:
