@@ -124,7 +124,7 @@ def _band(
         within = [other for other in points if (other.size(measure) or 0) <= size]
         selected = selected_error(within, evidence)
         if selected is not None:
-            band.append((size, min(selected.low, error), max(selected.high, error)))
+            band.append((size, *selected.around(error)))
     return tuple(band)
 
 
@@ -181,7 +181,7 @@ def _certainty(study: StudyRecord, points: Sequence[FrontPoint]) -> str | None:
     selected = selected_error(points, study_evidence(study))
     if selected is None:
         return None
-    low, high = min(selected.low, best.error), max(selected.high, best.error)
+    low, high = selected.around(best.error)
     return f"{images:,} validation images: the lowest, {best.error:.1f} %, is {low:.1f} to {high:.1f} % (95 %)"
 
 

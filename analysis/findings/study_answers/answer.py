@@ -113,7 +113,7 @@ class Answer:
         """95 % interval of the best point's validation error in percent, corrected for the choice."""
         if self.selected is None or self.best is None:
             return None
-        return min(self.selected.low, self.best.error), max(self.selected.high, self.best.error)
+        return self.selected.around(self.best.error)
 
     @property
     def corrected(self) -> float | None:

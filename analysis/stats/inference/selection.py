@@ -67,6 +67,17 @@ class SelectedError:
     seeds: int
     images: int
 
+    def around(self, error: float) -> tuple[float, float]:
+        """Return the interval, made wider where an error that is shown beside it lies outside.
+
+        Args:
+            error: of the best as it was measured, in percent.
+
+        Returns:
+            Lower and upper end, in percent.
+        """
+        return min(self.low, error), max(self.high, error)
+
 
 @dataclass(frozen=True, kw_only=True)
 class SelectedDifference:

@@ -34,6 +34,13 @@ def test_a_setting_that_is_clearly_best_is_left_as_it_is():
     assert selected.mean == pytest.approx(selected.observed)
 
 
+def test_an_interval_is_made_wide_enough_for_an_error_that_is_shown_beside_it():
+    selected = corrected_error(draw(3, 1, 288, 0.1))
+    assert selected.around(selected.mean) == (selected.low, selected.high)
+    assert selected.around(selected.low - 1) == (selected.low - 1, selected.high)
+    assert selected.around(selected.high + 1) == (selected.low, selected.high + 1)
+
+
 def test_a_screening_seed_is_not_measured_on():
     """All settings were chosen for their first seed, which is never wrong: the other seeds tell the truth."""
     wrong = np.concatenate([np.zeros((4, 1, 300), dtype=bool), draw(4, 2, 300, 0.1)], axis=1)
