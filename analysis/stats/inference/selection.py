@@ -53,9 +53,6 @@ class SelectedError:
         mean: the error corrected for the choice.
         low: lower end of the 95 % interval.
         high: upper end.
-        candidates: among how many it was chosen.
-        seeds: of each candidate.
-        images: how many there are.
     """
 
     chosen: int
@@ -63,9 +60,6 @@ class SelectedError:
     mean: float
     low: float
     high: float
-    candidates: int
-    seeds: int
-    images: int
 
     def around(self, error: float) -> tuple[float, float]:
         """Return the interval, made wider where an error that is shown beside it lies outside.
@@ -158,10 +152,7 @@ def corrected_error(
     moments = _moments(coarse, wrong, screened, between_seeds, plain=coarse.mean * (1 - coarse.mean))
     _, high = error_bounds(coarse.mean + luck, moments.variance, images, moments.quantile(LEVEL))
     mean = 100 * (fine.mean + luck)
-    return SelectedError(
-        chosen=chosen, observed=100 * fixed.mean, mean=mean, low=min(low, mean), high=max(high, mean),
-        candidates=wrong.shape[0], seeds=wrong.shape[1], images=images,
-    )  # fmt: skip
+    return SelectedError(chosen=chosen, observed=100 * fixed.mean, mean=mean, low=min(low, mean), high=max(high, mean))
 
 
 def corrected_difference(
