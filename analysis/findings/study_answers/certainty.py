@@ -160,7 +160,7 @@ def _discordance(first: NDArray[np.bool_], second: NDArray[np.bool_], error: flo
 
 
 def compare_points(first: FrontPoint, second: FrontPoint, evidence: Evidence) -> PairedDifference | None:
-    """Compare two settings on the same images, as `same_images_difference` pairs their seeds.
+    """Compare two settings on the same images.
 
     Args:
         first: a point of the study.
@@ -168,7 +168,8 @@ def compare_points(first: FrontPoint, second: FrontPoint, evidence: Evidence) ->
         evidence: of the study.
 
     Returns:
-        First minus second in points; None where their wrong images are not on record.
+        First minus second in points, over seeds as `same_images_difference` pairs them; None where their wrong images
+        are not on record.
     """
     wrong = evidence.wrong
     return same_images_difference(wrong.get(first.setting, {}), wrong.get(second.setting, {}), evidence.seeds)
