@@ -267,20 +267,16 @@ def _compare_with_reference(
     smaller = [point for point in front if point.params < base.params]
     best = min(smaller or front, key=lambda point: (point.error, point.params))
     if not smaller:
-        return f"No network that was trained to its end is smaller than {reference}; the best is {_describe(best)}."
+        return f"No network that was trained to its end is smaller than {reference}; the best is {best.description}."
     verdict = equivalence(points, base, evidence)
     if verdict is None:
         gap = f"{best.error - base.error:+.2f} points against {reference}"
-        return f"The best is {_describe(best)}, {gap}; its noise is unknown."
+        return f"The best is {best.description}, {gap}; its noise is unknown."
     return describe_equivalence(verdict, reference, base, evidence)
 
 
 def _interval(low: float, high: float) -> str:
     return f"95 % interval {format_points(low, decimals=1)} to {format_points(high, decimals=1)}"
-
-
-def _describe(point: FrontPoint) -> str:
-    return f"{point.name} with {point.params:,} parameters ({format_percent(point.error)})"
 
 
 def _compare_with_thin(study: StudyRecord, points: Sequence[FrontPoint], evidence: Evidence) -> list[str]:

@@ -14,7 +14,7 @@ from statistics import stdev
 from typing import Any, Literal
 
 from analysis.stats.conditions import mixed_fields, mixed_words
-from analysis.utils import method_label
+from analysis.utils import format_percent, method_label
 from sweeps.records import (
     Role,
     Status,
@@ -129,6 +129,11 @@ class FrontPoint:
         if self.rank_scale is not None:
             parts.append(f"rank scale {self.rank_scale:.3g}")
         return ", ".join((*parts, *self.extras))
+
+    @property
+    def description(self) -> str:
+        """Name, size and error of a finished point, e.g. `CP, 2 dims with 1,000 parameters (2.08 %)`."""
+        return f"{self.name} with {self.params:,} parameters ({format_percent(self.error)})"
 
 
 @dataclass(frozen=True, kw_only=True)

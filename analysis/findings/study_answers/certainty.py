@@ -193,11 +193,11 @@ def describe_equivalence(result: Equivalence, reference: str, base: FrontPoint, 
     if result.point is not None:
         point = result.point
         return (
-            f"The smallest network that is as good as {reference} is {_words(point)}: "
+            f"The smallest network that is as good as {reference} is {point.description}: "
             f"{base.params / point.params:.1f} times smaller, not more than {_points(result.margin)} worse (95 %; "
             f"{gap.mean:+.2f} points, {chosen})."
         )
-    best = _words(result.best)
+    best = result.best.description
     if gap.low > result.margin:
         return (
             f"No smaller network is as good as {reference}: the best, {best}, is {gap.mean:.2f} points worse "
@@ -227,11 +227,6 @@ def _what_would_decide(result: Equivalence, evidence: Evidence) -> str:
 
 def _points(margin: float) -> str:
     return f"{margin:.2g} point{'s' * (margin != 1)}"
-
-
-def _words(point: FrontPoint) -> str:
-    error = f"{point.error:.2f} %" if point.error < 10 else f"{point.error:.1f} %"
-    return f"{point.name} with {point.params:,} parameters ({error})"
 
 
 def _candidates(points: Sequence[FrontPoint]) -> list[FrontPoint]:
