@@ -173,7 +173,9 @@ def _draw_front_line(axes: Axes, plot: FrontPlot) -> None:
     if plot.band:
         sizes = [size for size, _, _ in plot.band] + [plot.x_limits[1]]
         lows, highs = ([row[end] for row in plot.band] + [plot.band[-1][end]] for end in (1, 2))
-        axes.fill_between(sizes, lows, highs, step="post", color="0.5", alpha=0.14, linewidth=0, zorder=0.5)
+        axes.fill_between(
+            sizes, lows, highs, step="post", color="0.5", alpha=0.14, linewidth=0, zorder=0.5, label="front, 95 %"
+        )
     if plot.front:
         axes.step(*_staircase(plot), where="post", color="0.25", linewidth=1.3, zorder=2.5, label="front")
     axes.scatter(
