@@ -269,8 +269,8 @@ def _heading(options: argparse.Namespace) -> list[str]:
         f"size that the network takes, {CLASSES} classes, linear maps replaced too.", "",
         "Each network is counted, its layers are built anew with the same weights (`dense`) and the outputs "
         "compared (\"difference\", relative to the largest output), then `svd` at a quarter of the rank takes their "
-        "places: counts must be equal to the parameters that are there, and forward and backward run in training. Of "
-        "timm one small network of each module is taken.", "",
+        "places: the counted parameters must equal those of the built network, and forward and backward run in "
+        "training. Of timm one small network of each module is taken.", "",
     ]  # fmt: skip
 
 
