@@ -27,12 +27,20 @@ from lowrank.compression import (
     count_parameters,
     merge,
     network_plan,
+    network_to_count,
 )
 from lowrank.errors import InfeasibleError, InputError, UncountableError
 from lowrank.io.image_preprocessing import PREPROCESSING_KEY, ImagePreprocessing
 from lowrank.io.tensor_file import load_tensors, read_metadata, save_tensors
 from lowrank.layers import Dense, Method, Separable, disable_fused_encoders, make_method, project_attention
-from lowrank.networks import ImageShape, NetworkSettings, check_own_code, make_network, without_weights
+from lowrank.networks import (
+    ImageShape,
+    NetworkSettings,
+    check_own_code,
+    for_counting,
+    make_network,
+    without_weights,
+)
 from lowrank.utils import last_line, validate_model
 
 METADATA = "lowrank_model"  # the key of the specification in the file's metadata
@@ -108,8 +116,10 @@ class ModelSpecification(BaseModel):
     def params(self) -> int:
         """Count the parameters without an auxiliary head; raises InfeasibleError if the model cannot be built."""
         if self.layers:
+            network = network_to_count(self.network, self.image_shape, self.classes)
             with torch.device("meta"):
-                return sum(value.numel() for value in self.build().parameters())
+                self._with_layers(network)
+            return count_parameters(network, for_counting(self.network))
         plan = self.plan()
         sized = self.sized(plan)
         reason = plan.infeasible(sized)
@@ -139,16 +149,20 @@ class ModelSpecification(BaseModel):
         """Build the model with initial weights; trained weights that the settings name are not downloaded."""
         settings = without_weights(self.network)
         if self.layers:
-            network = make_network(settings, self.image_shape, self.classes)
-            if self.projected_attention:
-                project_attention(network)
-            else:
-                disable_fused_encoders(network)
-            build_chains(network, self.layers)
-            return network
+            return self._with_layers(make_network(settings, self.image_shape, self.classes))
         method = self.method.model_dump()
         student = build_sized_student(settings, method, self.image_shape, self.classes, allocation=self.allocation)
         return student.network
+
+    def _with_layers(self, network: nn.Module) -> nn.Module:
+        """Put the factors of a compressed network, untrained, into the layers of the dense one, in place."""
+        assert self.layers
+        if self.projected_attention:
+            project_attention(network)
+        else:
+            disable_fused_encoders(network)
+        build_chains(network, self.layers)
+        return network
 
 
 def save_model(

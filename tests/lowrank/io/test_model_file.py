@@ -26,6 +26,7 @@ from lowrank.io.model_file import (
     read_specification,
     save_merged,
     save_model,
+    write_model,
 )
 from lowrank.io.preprocessing import find_preprocessing
 from lowrank.io.tensor_file import load_tensors, save_tensors
@@ -303,6 +304,45 @@ def test_a_layer_under_two_names_is_loaded_as_one(tmp_path, monkeypatch):
     loaded = load_model(tmp_path / "m", trusted_network=name)
     assert loaded.second is loaded.first
     assert_same(model, loaded)
+
+
+READS_VALUES = """
+import torch
+from torch import nn
+
+def make(image_shape, classes):
+    widths = torch.linspace(4, 8, 2).tolist()  # fails without values, as in torchvision's RegNets
+    assert nn.Linear(2, 2).weight.abs().sum().item() > 0
+    layers = nn.Conv2d(image_shape[0], int(widths[0]), 3), nn.Conv2d(int(widths[0]), int(widths[1]), 3)
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(int(widths[1]), classes))
+"""
+
+
+def test_a_compressed_network_whose_builder_reads_values_is_counted_and_loaded(tmp_path, monkeypatch):
+    (tmp_path / "reads_values_of_a_test.py").write_text(READS_VALUES)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    name = "reads_values_of_a_test:make"
+    specification = ModelSpecification(
+        network=NetworkSettings(name=name), method=Dense(), image_shape=IMAGE, classes=CLASSES,
+        layers={"1": {"method": "svd", "ranks": [2], "bias": True}},
+    )  # fmt: skip
+    model = specification.build()
+    assert specification.params() == sum(value.numel() for value in model.parameters())
+    write_model(tmp_path / "m", model, specification)
+    assert_same(model, load_model(tmp_path / "m", trusted_network=name))
+
+
+def test_an_auxiliary_head_of_a_compressed_network_is_not_counted():
+    network = NetworkSettings(name="darts", width=0.125)
+    layers = {"classifier": {"method": "svd", "ranks": [2], "bias": True}}
+    plain, with_head = (
+        ModelSpecification(
+            network=network.model_copy(update={"auxiliary": auxiliary}), method=Dense(), image_shape=(3, 32, 32),
+            classes=CLASSES, layers=layers,
+        )
+        for auxiliary in (False, True)
+    )  # fmt: skip
+    assert with_head.params() == plain.params()
 
 
 @pytest.mark.parametrize("combined", [True, False])
