@@ -96,6 +96,9 @@ class Replay:
             if name in self._once and name != target and not target.startswith(f"{name}.")
             and not name.startswith(f"{target}.")
         ]  # fmt: skip
+        instance_forwards = {
+            name: vars(modules[name])["forward"] for name in wrapped if "forward" in vars(modules[name])
+        }
         for name in wrapped:
             modules[name].forward = self._wrapper(name, modules[name].forward, batch, reached)
         try:
@@ -104,6 +107,8 @@ class Replay:
             handle.remove()
             for name in wrapped:
                 del modules[name].forward
+                if name in instance_forwards:  # some libraries set it on the instance
+                    modules[name].forward = instance_forwards[name]
 
     def _wrapper(self, name: str, forward: Callable[..., Any], batch: int, reached: list[bool]) -> Callable[..., Any]:
         def run(*args: Any, **options: Any) -> Any:

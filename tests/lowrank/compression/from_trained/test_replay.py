@@ -104,3 +104,17 @@ def test_a_change_of_an_early_layer_is_seen_after_a_late_one_was_visited():
         expected = network(images)
         with replay.before("0", 0):
             assert torch.equal(network(images), expected)
+
+
+@torch.no_grad()
+def test_a_forward_that_was_set_on_a_module_is_there_afterwards():
+    network = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 2)).eval()
+    network[1].forward = torch.relu
+    images = torch.randn(3, 4)
+    expected = network(images)
+    replay = Replay(network, count_calls(network, images[:1]), 1e9)
+    for _ in range(2):
+        with replay.before("2", 0):
+            assert torch.equal(network(images), expected)
+        assert vars(network[1])["forward"] is torch.relu
+        assert "forward" not in vars(network[0])
