@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import shutil
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -340,13 +339,11 @@ def _write(
 ) -> list[str]:
     """Write one folder, or one for each budget inside it; returns the forms that could not be written."""
     failed: list[str] = []
-    with atomic_folder(config.out) as folder:
+    with atomic_folder(config.out, replace=config.overwrite) as folder:
         for index, outcome in enumerate(outcomes):
             target = folder if len(outcomes) == 1 else folder / folder_name(outcome)
             target.mkdir(parents=True, exist_ok=True)
             outcomes[index] = _write_one(outcome, target, config, dense, data, images, steps, failed)
-        if config.out.exists():  # with --overwrite; only now is there something to replace it by
-            shutil.rmtree(config.out)
     return failed
 
 
