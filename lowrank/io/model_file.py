@@ -222,17 +222,12 @@ def write_model(
     expected = specification.params()
     if params != expected:
         raise InputError(f"the settings describe a model of {expected:,} parameters, but this one has {params:,}")
-    save_tensors(Path(path), _copies(model), _metadata(specification, preprocessing), checksum=checksum)
+    save_tensors(Path(path), model.state_dict(), _metadata(specification, preprocessing), checksum=checksum)
 
 
 def _metadata(specification: ModelSpecification, preprocessing: ImagePreprocessing | None) -> dict[str, str]:
     stored = {} if preprocessing is None else {PREPROCESSING_KEY: preprocessing.model_dump_json()}
     return {**specification.metadata(), **stored}
-
-
-def _copies(model: nn.Module) -> dict[str, Tensor]:
-    """Copy the tensors of a model: one under two names is stored under both."""
-    return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
 
 
 def load_model(path: Path, *, trusted_network: str | None = None, device: torch.device | str = "cpu") -> nn.Module:
@@ -251,9 +246,7 @@ def load_model(path: Path, *, trusted_network: str | None = None, device: torch.
             that is not trusted.
     """
     path = Path(path)
-    if not path.is_file():
-        raise InputError(f"there is no model file {path}")
-    tensors, metadata = load_tensors(path)
+    tensors, metadata = _read(path)
     try:
         specification = parse_specification(metadata)
         _check_trusted(specification.network.name, trusted_network)
@@ -281,7 +274,7 @@ def save_merged(
         OSError: the file cannot be written.
     """
     form = {MERGED_KEY: COMBINED if combined else SEPARATE}
-    save_tensors(Path(path), _copies(model), {**_metadata(specification, preprocessing), **form})
+    save_tensors(Path(path), model.state_dict(), {**_metadata(specification, preprocessing), **form})
 
 
 def load_merged(path: Path, *, trusted_network: str | None = None, device: torch.device | str = "cpu") -> nn.Module:
@@ -299,8 +292,9 @@ def load_merged(path: Path, *, trusted_network: str | None = None, device: torch
         InputError: the file is missing, damaged, no merged model, its tensors do not fit its settings, or it names
             code that is not trusted.
     """
-    specification = read_specification(path)
-    tensors, metadata = load_tensors(path)
+    path = Path(path)
+    tensors, metadata = _read(path)
+    specification = _parse(path, metadata)
     if metadata.get(MERGED_KEY) not in (COMBINED, SEPARATE):
         raise InputError(f"{path} holds a structured model, which `load_model` reads, and no merged one")
     try:
@@ -360,12 +354,23 @@ def read_specification(path: Path) -> ModelSpecification:
     Raises:
         InputError: the file is missing, damaged or no model.
     """
-    if not Path(path).is_file():
-        raise InputError(f"there is no model file {path}")
+    path = Path(path)
+    return _parse(path, _read(path)[1])
+
+
+def _parse(path: Path, metadata: Mapping[str, str]) -> ModelSpecification:
+    """Read the specification; an InputError names the file."""
     try:
-        return parse_specification(load_tensors(Path(path))[1])
+        return parse_specification(metadata)
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Read the tensors and metadata of a file; an InputError names the file."""
+    if not path.is_file():
+        raise InputError(f"there is no model file {path}")
+    return load_tensors(path)
 
 
 def parse_specification(metadata: Mapping[str, str]) -> ModelSpecification:
