@@ -19,7 +19,7 @@ import sys
 import time
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -129,7 +129,7 @@ def examine(name: str) -> Row:
         row = Row(name=name, refused=first_line(error, 160))
     except Exception as error:  # a fault of this library's, which the table shows
         row = Row(name=name, problem=f"{type(error).__name__}: {first_line(error, 160)}")
-    return Row(**{**vars(row), "seconds": time.perf_counter() - start})
+    return replace(row, seconds=time.perf_counter() - start)
 
 
 def _examine(name: str) -> Row:

@@ -7,7 +7,7 @@ import json
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from html import escape
 from pathlib import Path
 from typing import Any, Literal, TextIO
@@ -151,8 +151,6 @@ def run_compress(config: CompressConfig) -> int:
     Raises:
         InputError: something that the user gave is wrong; nothing is then written.
     """
-    if config.out.exists() and not config.overwrite:
-        raise InputError(f"{config.out} exists already; give another --out or --overwrite")
     steps = _Steps(sys.stderr)
     device = _device(config.device)
     preprocessing = _preprocessing(config)
@@ -185,7 +183,7 @@ def run_compress(config: CompressConfig) -> int:
             )
             for budget in config.budgets
         ]  # fmt: skip
-    failed = _write(outcomes, config, dense, data, images, steps)
+    failed = _write(outcomes, config, dense, data, images, preprocessing, steps)
     _print(outcomes, config, failed)
     return ExitCode.FAILED if failed else ExitCode.DONE
 
@@ -335,15 +333,19 @@ def _outcome(
 
 
 def _write(
-    outcomes: list[Outcome], config: CompressConfig, dense: nn.Module, data: ImageData, images: _Images, steps: _Steps
-) -> list[str]:
+    outcomes: list[Outcome], config: CompressConfig, dense: nn.Module, data: ImageData, images: _Images,
+    preprocessing: ImagePreprocessing | None, steps: _Steps,
+) -> list[str]:  # fmt: skip
     """Write one folder, or one for each budget inside it; returns the forms that could not be written."""
     failed: list[str] = []
+    expected = data_preprocessing(data)
+    if preprocessing is not None:
+        expected = expected.model_copy(update={"source": preprocessing.source})
     with atomic_folder(config.out, replace=config.overwrite) as folder:
         for index, outcome in enumerate(outcomes):
             target = folder if len(outcomes) == 1 else folder / folder_name(outcome)
             target.mkdir(parents=True, exist_ok=True)
-            outcomes[index] = _write_one(outcome, target, config, dense, data, images, steps, failed)
+            outcomes[index] = _write_one(outcome, target, config, dense, data, images, expected, steps, failed)
     return failed
 
 
@@ -354,24 +356,18 @@ def folder_name(outcome: Outcome) -> str:
 
 def _write_one(
     outcome: Outcome, folder: Path, config: CompressConfig, dense: nn.Module, data: ImageData, images: _Images,
-    steps: _Steps, failed: list[str],
+    expected: ImagePreprocessing, steps: _Steps, failed: list[str],
 ) -> Outcome:  # fmt: skip
     network = copy.deepcopy(outcome.network).eval()
     network.to("cpu", memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # files hold plain tensors
     specification = make_specification(outcome.compressed, config.network, data)
-    expected = data_preprocessing(data)
-    if (given := _preprocessing(config)) is not None:
-        expected = expected.model_copy(update={"source": given.source})
     pixels, labels = (values.cpu() for values in images.reporting)
     export = export_formats(
         network, specification, split_batches(pixels, labels), folder, steps, preprocessing=expected
     )  # fmt: skip
     failed += export.problems
     latencies = measure_latency({"given": dense.cpu().eval(), "compressed": network}, data.image_shape, step=steps)
-    done = Outcome(
-        **{**{name: getattr(outcome, name) for name in outcome.__dataclass_fields__}, "network": network,
-           "latencies": tuple(latencies), "files": export.files}
-    )  # fmt: skip
+    done = replace(outcome, network=network, latencies=tuple(latencies), files=export.files)
     write_text(folder / REPORT_FILE, json.dumps(done.as_dict(), indent=1) + "\n")
     write_text(folder / PREPROCESSING_FILE, expected.model_dump_json(indent=1) + "\n")
     write_text(folder / CARD_FILE, render_card(_card(done, config, data, specification, expected, export)))

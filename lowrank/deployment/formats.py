@@ -301,7 +301,8 @@ def _forms(
     network: nn.Module, specification: ModelSpecification, preprocessing: ImagePreprocessing | None, opset: int
 ) -> tuple[list[_Form], list[str]]:
     """The files to write, and a line for each that cannot be since the network cannot be merged."""
-    networks, failures = [(FACTORISED, network, specification.mult_adds())], []
+    mult_adds = running_mult_adds(network, specification) if specification.layers else specification.mult_adds()
+    networks, failures = [(FACTORISED, network, mult_adds)], []
     try:
         merged = merged_network(network)
         networks.append((MERGED, merged, running_mult_adds(merged, specification)))
