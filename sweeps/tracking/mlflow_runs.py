@@ -257,6 +257,8 @@ class MlflowStudy:
             return
         if trial.trial_id not in self.runs:
             self._create(trial)
+        elif any(entry.event is Event.INITIAL for entry in entries):
+            self._store_initial(trial)
         run_id = self.runs[trial.trial_id]
         points = [point for entry in entries for point in _points(entry)]
         status, tags = self._run_status(trial), names.trial_tags(self.study, trial)
@@ -278,12 +280,19 @@ class MlflowStudy:
         self._describe(trial, self.runs[trial.trial_id])
 
     def _describe(self, trial: TrialRecord, run_id: str) -> None:
-        at = milliseconds(trial.proposed_at or self.study.header["time"])
         self._log(run_id, trial.trial_id, params=names.run_params(trial))
-        self._metrics(run_id, trial.trial_id, names.size_metrics(trial), at, step=0)
-        self._metrics(run_id, trial.trial_id, names.initial_metrics(trial), at, step=0)
+        self._metrics(run_id, trial.trial_id, names.size_metrics(trial), self._proposed_at(trial), step=0)
+        self._store_initial(trial)
         self._add_dataset(run_id)
         self._due[f"record of {trial.trial_id}"] = partial(self._store_record, trial, run_id)
+
+    def _store_initial(self, trial: TrialRecord) -> None:
+        """Store what was measured before training; with the time of the proposal, so that a repetition is no double."""
+        run_id, at = self.runs[trial.trial_id], self._proposed_at(trial)
+        self._metrics(run_id, trial.trial_id, names.initial_metrics(trial), at, step=0)
+
+    def _proposed_at(self, trial: TrialRecord) -> int:
+        return milliseconds(trial.proposed_at or self.study.header["time"])
 
     def _add_dataset(self, run_id: str) -> None:
         dataset = dataset_input(self.study)

@@ -223,6 +223,35 @@ class TestAgain:
         found = rows(study_dir / MLFLOW_FILE, "select step, value from metrics where key = 'test_error'")
         assert found == [(2, 41.0)]
 
+    def test_errors_before_training_that_are_read_after_the_run_was_made_are_stored_once(self, study_dir):
+        trial, initial = "0123456789abcdef", {"val_error": 61.5, "val_loss": 1.5}
+        running = {"trial": trial, "role": "search", "stratum": "", "parameters": {}, "counts": {}, "proposal": {}}
+        append(
+            study_dir,
+            (Event.STUDY, header(Plan())),
+            (Event.PROPOSED, {**running, "specification": {"method": {"name": "cp"}}}),
+            (Event.ATTEMPT, {"trial": trial}),
+        )
+        follower = Follower(study_dir, default_tracking_uri(study_dir))
+        follower.read()
+        assert follower.carry()
+        stored = "select key, value, step from metrics where key like 'initial%' order by key"
+        assert rows(study_dir / MLFLOW_FILE, stored) == []
+        append(
+            study_dir,
+            (Event.INITIAL, {"trial": trial, "initial": initial}),
+            (Event.EPOCH, {"trial": trial, "epoch": 1, "metrics": metrics(50.0, 1)}),
+            (Event.CLOSED, {"reason": "interrupted"}),
+        )
+        follower.read()
+        assert follower.carry()
+        expected = [("initial/val_error", 61.5, 0), ("initial/val_loss", 1.5, 0)]
+        assert rows(study_dir / MLFLOW_FILE, stored) == expected
+        assert follower.finish() is None
+        (study_dir / TRACKING_PROGRESS_FILE).unlink()
+        assert carry(study_dir) is None
+        assert rows(study_dir / MLFLOW_FILE, stored) == expected
+
     def test_an_epoch_trained_again_to_the_same_end_is_one_record(self, study_dir):
         small(study_dir, trials=0, references=True, epochs=2, closed=None)
         trial = next(iter(trial for trial, *_ in journal_metrics(study_dir)))
