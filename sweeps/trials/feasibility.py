@@ -8,6 +8,7 @@ from lowrank.errors import InfeasibleError, InputError
 from sweeps.records import reasons_by_method
 from sweeps.space import THIN_BASELINES, UNCHANGED, Space, Stratum, alternative_names
 from sweeps.trials.resolver import Resolver, StepTimeError
+from sweeps.trials.teacher import corner_networks
 
 
 def check_replaceable(space: Space, resolver: Resolver) -> None:
@@ -23,11 +24,13 @@ def check_replaceable(space: Space, resolver: Resolver) -> None:
     names = {str(name) for alternative in space.alternatives for name in alternative_names(alternative)}
     if names <= {"dense", "separable", UNCHANGED, *THIN_BASELINES}:
         return
-    domain = space.domains.get("network.name")
-    networks = [space.network.model_copy(update={"name": name}) for name in domain.corners()] if domain else []
-    plans = [resolver.plan(network) for network in networks or [space.network]]
-    if all(plan.nothing_replaced for plan in plans):
-        raise InputError(plans[0].nothing_replaced)
+    reasons = []
+    for network in corner_networks(space):
+        reason = resolver.plan(network).nothing_replaced
+        if not reason:
+            return
+        reasons.append(reason)
+    raise InputError(reasons[0])
 
 
 def reachable_strata(space: Space, resolver: Resolver) -> tuple[tuple[Stratum, ...], list[str]]:

@@ -222,20 +222,27 @@ def match_teacher(space: Space, data: ImageData, weights: TeacherWeights) -> Res
     network = _dense_network(weights.network, data.image_shape, weights.classes)
     taps = settings.taps or default_taps(network, data.image_shape)
     teacher = ResolvedTeacher(settings, weights, taps, tap_sizes(network, taps, data.image_shape))
-    for student in _students(space):
+    for student in corner_networks(space):
         _check_taps(teacher, student, data)
     return teacher
 
 
-def _students(space: Space) -> list[NetworkSettings]:
-    """The space's network at each end of its searched fields, or as it is where none is searched."""
+def corner_networks(space: Space) -> list[NetworkSettings]:
+    """List the networks of a space at each end of its searched fields.
+
+    Args:
+        space: the space.
+
+    Returns:
+        One network for each end of each field, other fields as they are; the space's network where none is searched.
+    """
     fields = [(name.partition(".")[2], domain) for name, domain in space.domains.items() if name.startswith("network.")]
-    students = [
+    networks = [
         NetworkSettings(**{**space.network.model_dump(), key: value})
         for key, domain in fields
         for value in domain.corners()
     ]
-    return students or [space.network]
+    return networks or [space.network]
 
 
 def _check_taps(teacher: ResolvedTeacher, student: NetworkSettings, data: ImageData) -> None:

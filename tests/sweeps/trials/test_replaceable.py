@@ -42,6 +42,15 @@ def test_a_study_without_a_layer_to_replace_is_refused(space, tmp_path, capsys):
     assert not (tmp_path / "studies").exists()
 
 
+def test_a_space_is_not_refused_if_a_value_of_a_searched_field_has_layers_to_replace(space, capsys):
+    arguments = ["--space", space, "--plan", "--network", "nets.py:make"]
+    searched = "network.linear={choice: [false, true]}"
+    assert main([*arguments, "--set", searched]) == 0
+    assert "nothing is replaced" not in capsys.readouterr().err
+    assert main([*arguments, "--set", searched, "--keep", "*"]) == 2
+    assert "nothing is replaced in " in capsys.readouterr().err
+
+
 def test_a_plan_lists_layers_that_are_replaced_or_kept_and_why(space, capsys):
     arguments = ["--space", space, "--plan", "--network", "nets.py:make", "--set", "network.linear=true"]
     assert main([*arguments, "--keep", "5"]) == 0
