@@ -23,6 +23,7 @@ from sweeps.records import (
     LOCK_FILE,
     MODELS_FOLDER,
     OPTUNA_FILE,
+    RANK_COSTS_FILE,
     RESULTS_FILE,
     SPACE_FILE,
     STEP_TIMES_FILE,
@@ -33,6 +34,7 @@ from sweeps.records import (
     StudyRecord,
     apply_event,
     fold_journal,
+    read_rank_costs,
     read_space_file,
     read_step_times,
     read_tables,
@@ -146,11 +148,12 @@ def _damaged_files(folder: Path) -> Iterator[tuple[str, str]]:
             yield RESULTS_FILE, first_line(error)
     if reason := _damaged_optuna(folder / OPTUNA_FILE):
         yield OPTUNA_FILE, f"{reason}; --resume makes it again from {JOURNAL_FILE}"
-    if (folder / STEP_TIMES_FILE).is_file():
-        try:
-            read_step_times(folder / STEP_TIMES_FILE)
-        except InputError as error:
-            yield STEP_TIMES_FILE, first_line(error)
+    for name, read in ((STEP_TIMES_FILE, read_step_times), (RANK_COSTS_FILE, read_rank_costs)):
+        if (folder / name).is_file():
+            try:
+                read(folder / name)
+            except InputError as error:
+                yield name, first_line(error)
     for path in sorted((*folder.glob(f"{TRIALS_FOLDER}/*/*.safetensors"), *folder.glob(f"{MODELS_FOLDER}/*/*"))):
         if path.suffix == ".safetensors":
             from lowrank.io import load_tensors
@@ -225,6 +228,8 @@ def _repair(folder: Path, path: Path) -> list[str]:
         done += _set_aside(folder, OPTUNA_FILE, "--resume makes it again from the journal")
     if STEP_TIMES_FILE in damaged:
         done += _set_aside(folder, STEP_TIMES_FILE, "--resume measures the steps again")
+    if RANK_COSTS_FILE in damaged:
+        done += _set_aside(folder, RANK_COSTS_FILE, "--resume measures what ranks cost again")
     if RESULTS_FILE in damaged or (done and (folder / RESULTS_FILE).is_file()):
         write_tables(fold_journal(path), folder)
         done.append(f"{RESULTS_FILE} and {EPOCHS_FILE}: written again from the journal")

@@ -57,6 +57,7 @@ if TYPE_CHECKING:
         fold_journal as fold_journal,
         is_study as is_study,
         load_study as load_study,
+        read_rank_costs as read_rank_costs,
         read_step_times as read_step_times,
     )
     from sweeps.records.model import (
@@ -82,6 +83,7 @@ if TYPE_CHECKING:
         MLFLOW_FILE as MLFLOW_FILE,
         MODELS_FOLDER as MODELS_FOLDER,
         OPTUNA_FILE as OPTUNA_FILE,
+        RANK_COSTS_FILE as RANK_COSTS_FILE,
         REPORT_FOLDER as REPORT_FOLDER,
         RESULTS_FILE as RESULTS_FILE,
         SERIES_FILE as SERIES_FILE,
@@ -143,14 +145,15 @@ __getattr__, __dir__, __all__ = lazy_exports(
             "BusyError FullDiskError Journal JournalReader damage_error is_study_disk_full locked_journal read_journal "
             "seal_line truncate_torn_line"
         ),
-        "load": "STUDIES_FOLDER find_study find_trial fold_journal is_study load_study read_step_times",
+        "load": (
+            "STUDIES_FOLDER find_study find_trial fold_journal is_study load_study read_rank_costs read_step_times"
+        ),
         "model": "LOOKS_BEFORE MIXED SPLITS StudyRecord TrialRecord apply_event count_test_looks fold intern_names",
         "names": (
-            "ARTIFACTS_FOLDER CHECKPOINT_FILE EPOCHS_FILE FRONT_PICTURE INFEASIBLE_PREFIX JOURNAL_FILE "
-            "LOCK_FILE MACHINE_METRICS MLFLOW_FILE "
-            "MODELS_FOLDER OPTUNA_FILE REPORT_FOLDER RESULTS_FILE SERIES_FILE SPACE_FILE STEP_TIMES_FILE SUMMARY_TABLE "
-            "TRACKING_LOG_FILE "
-            "TRACKING_PROGRESS_FILE TRIALS_FOLDER TRIAL_WEIGHTS VAL_ERROR"
+            "ARTIFACTS_FOLDER CHECKPOINT_FILE EPOCHS_FILE FRONT_PICTURE INFEASIBLE_PREFIX JOURNAL_FILE LOCK_FILE "
+            "MACHINE_METRICS MLFLOW_FILE MODELS_FOLDER OPTUNA_FILE RANK_COSTS_FILE REPORT_FOLDER RESULTS_FILE "
+            "SERIES_FILE SPACE_FILE STEP_TIMES_FILE SUMMARY_TABLE TRACKING_LOG_FILE TRACKING_PROGRESS_FILE "
+            "TRIALS_FOLDER TRIAL_WEIGHTS VAL_ERROR"
         ),
         "reasons": "reasons_by_method",
         "specification": "REPEATABLE Trial check_specifications identify specification_networks trial_ids",

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import shlex
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from lowrank.errors import InputError, unknown
 from lowrank.utils import first_line
@@ -162,14 +164,62 @@ def read_step_times(path: Path) -> dict[str, float]:
         InputError: the file is damaged. Whether a network meets a budget of time depends on it, so it is not measured
             again unless the user says so.
     """
+    return _read_measured(path, _are_step_times, "it must map networks to milliseconds", "the steps are measured again")
+
+
+def read_rank_costs(path: Path) -> dict[str, dict[str, list[dict[str, Any]]]]:
+    """Read what ranks were measured to cost the layers of a study's trained network.
+
+    Args:
+        path: of the file.
+
+    Returns:
+        By measurement and by layer, the forms of the layer: `method` with its ranks, or None for the dense layer;
+        `costs`, which are parameters and mult-adds; `error` and `missed`.
+
+    Raises:
+        InputError: the file is damaged. Which ranks are proposed depends on it, so it is not measured again unless the
+            user says so.
+    """
+    return _read_measured(
+        path, _are_rank_costs, "it must list the costs of each layer", "what ranks cost is measured again"
+    )
+
+
+def _read_measured(path: Path, is_valid: Callable[[Any], bool], rule: str, then: str) -> Any:
+    """The content of a file of measured values; `then` says what follows when a damaged one is set aside."""
     try:
-        times = json.loads(path.read_text(encoding="utf-8"))
-        if isinstance(times, dict) and all(type(value) in (int, float) and value > 0 for value in times.values()):
-            return times
-        reason = "it must map networks to milliseconds"
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if is_valid(content):
+            return content
+        reason = rule
     except ValueError as error:
         reason = first_line(error)
     raise InputError(
         f"{path} is damaged ({reason}); `python -m analysis repair {shlex.quote(str(path.parent))}` sets it aside, and "
-        "the steps are measured again"
+        f"{then}"
     )
+
+
+def _are_step_times(content: Any) -> bool:
+    return isinstance(content, dict) and all(_is_number(value) and value > 0 for value in content.values())
+
+
+def _are_rank_costs(content: Any) -> bool:
+    if not isinstance(content, dict) or not all(isinstance(table, dict) for table in content.values()):
+        return False
+    layers = [forms for table in content.values() for forms in table.values()]
+    return all(isinstance(forms, list) and all(map(_is_rank_cost, forms)) for forms in layers)
+
+
+def _is_rank_cost(form: Any) -> bool:
+    if not isinstance(form, dict) or not form.keys() >= {"method", "costs", "error", "missed"}:
+        return False
+    method, costs = form["method"], form["costs"]
+    if method is not None and not (isinstance(method, dict) and {"name", "ranks"} <= method.keys()):
+        return False
+    return isinstance(costs, list) and len(costs) == 2 and all(map(_is_number, (*costs, form["error"], form["missed"])))
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float)

@@ -16,6 +16,7 @@ TRACKING_LOG_FILE = "tracking.log"  # output of the tracking process
 MLFLOW_FILE = "mlflow.db"
 OPTUNA_FILE = "optuna.journal"  # Optuna's own record of its proposals, which can be made again from the journal
 STEP_TIMES_FILE = "step_times.json"  # measured times of training steps, by network
+RANK_COSTS_FILE = "rank_costs.json"  # what ranks were measured to cost the trained network, by layer
 ARTIFACTS_FOLDER = "mlflow_artifacts"
 TRIALS_FOLDER = "trials"
 CHECKPOINT_FILE = "checkpoint.safetensors"  # in TRIALS_FOLDER / trial id

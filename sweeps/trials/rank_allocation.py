@@ -28,10 +28,10 @@ from lowrank.deployment import Compressor
 from lowrank.errors import InfeasibleError, InputError
 from lowrank.layers import Dense, Method, WholeKernelMethod, make_method
 from lowrank.utils import write_text
+from sweeps.records import RANK_COSTS_FILE, read_rank_costs
 from sweeps.space import ALLOCATIONS_BY_ERROR, Space
 from sweeps.trials.trained_network import calibration_images, load_initial_network
 
-RANK_COSTS_FILE = "rank_costs.json"
 BYTE_STEPS = 30  # attempts to meet a limit on bytes by a smaller limit on parameters
 _DENSE = Dense()
 
@@ -78,10 +78,13 @@ class RankAllocator:
 
         Args:
             folder: of the study; it may be missing yet.
+
+        Raises:
+            InputError: the file of costs is damaged.
         """
         self._path = folder / RANK_COSTS_FILE
         if self._path.exists():
-            stored = json.loads(self._path.read_text())
+            stored = read_rank_costs(self._path)
             self._tables |= {key: _table_from_json(table) for key, table in stored.items()}
         self._write()
 

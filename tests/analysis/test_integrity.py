@@ -16,11 +16,13 @@ from sweeps.records import (
     CHECKPOINT_FILE,
     JOURNAL_FILE,
     OPTUNA_FILE,
+    RANK_COSTS_FILE,
     RESULTS_FILE,
     STEP_TIMES_FILE,
     TRIALS_FOLDER,
     load_study,
     locked_journal,
+    read_rank_costs,
     read_step_times,
     write_tables,
 )
@@ -181,3 +183,27 @@ def test_damaged_step_times_are_one_line_and_set_aside(study, text, capsys):
     assert code == 0
     assert printed == [f"{STEP_TIMES_FILE}: set aside as {STEP_TIMES_FILE}.damaged; --resume measures the steps again"]
     assert (study / f"{STEP_TIMES_FILE}.damaged").read_text() == text
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["{", "[1]", '{"a": 1}', '{"a": {"stage1": 1}}', '{"a": {"stage1": [{"method": null}]}}',
+     '{"a": {"stage1": [{"method": {}, "costs": [1, 2], "error": 0.5, "missed": 0.5}]}}',
+     '{"a": {"stage1": [{"method": null, "costs": [1], "error": 0.5, "missed": 0.5}]}}'],
+)  # fmt: skip
+def test_damaged_costs_of_ranks_are_one_line_and_set_aside(study, text, capsys):
+    path = study / RANK_COSTS_FILE
+    path.write_text('{"a": {"stage1": [{"method": null, "costs": [1, 2], "error": 0.5, "missed": 0.5}]}}')
+    assert run("check", study, capsys)[0] == 0
+    path.write_text(text)
+    with pytest.raises(
+        InputError, match=r"rank_costs.json is damaged \(.*\); `python -m analysis repair '.*'` sets it aside, and what"
+    ):
+        read_rank_costs(path)
+    assert run("check", study, capsys)[0] == 1
+    code, printed = run("repair", study, capsys)
+    assert code == 0
+    assert printed == [
+        f"{RANK_COSTS_FILE}: set aside as {RANK_COSTS_FILE}.damaged; --resume measures what ranks cost again"
+    ]
+    assert (study / f"{RANK_COSTS_FILE}.damaged").read_text() == text

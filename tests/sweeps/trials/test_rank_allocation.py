@@ -12,10 +12,10 @@ import pytest
 from lowrank.compression.budget import Budget
 from lowrank.errors import InfeasibleError, InputError
 from sweeps.execution.initial_weights import set_initial_weights
+from sweeps.records.names import RANK_COSTS_FILE
 from sweeps.records.specification import identify
 from sweeps.space.parse import parse_space
 from sweeps.trials.build import make_student
-from sweeps.trials.rank_allocation import RANK_COSTS_FILE
 from sweeps.trials.resolver import Resolver
 from sweeps.trials.teacher import resolve_teacher
 
@@ -58,6 +58,11 @@ def test_costs_are_kept_with_the_study_and_not_measured_again(halving, digits, t
     resumed.use_folder(tmp_path)
     resumed.rank_allocator._measure = None  # type: ignore[assignment, method-assign]  # it would fail
     assert resumed.resolve({}).trial_id == trial.trial_id
+    (tmp_path / RANK_COSTS_FILE).write_text("{")
+    with pytest.raises(
+        InputError, match=r"rank_costs.json is damaged .* sets it aside, and what ranks cost is measured"
+    ):
+        resumed.use_folder(tmp_path)
 
 
 def test_a_limit_on_bytes_is_met(halving):
