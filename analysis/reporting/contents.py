@@ -61,7 +61,6 @@ from analysis.stats import (
     repeated_settings,
     searched_settings,
     study_strata,
-    wrong_by_setting,
 )
 from analysis.utils import format_percent, format_points
 from sweeps.records import StudyRecord
@@ -76,6 +75,7 @@ class Report:
 
     Attributes:
         summary: the answer, in paragraphs.
+        evidence: which images were wrong, from which pictures of the fronts get their intervals.
         front: the points that no other beats in error and parameters; `front_mult_adds` in error and mult-adds.
         published: test errors from papers of the same network, data and split; `published_note` says why none are
             shown.
@@ -87,6 +87,7 @@ class Report:
     summary: tuple[str, ...]
     answers: tuple[Answer, ...]
     points: tuple[FrontPoint, ...]
+    evidence: Evidence
     front: tuple[FrontPoint, ...]
     front_mult_adds: tuple[FrontPoint, ...]
     references: tuple[FrontPoint, ...]
@@ -120,11 +121,13 @@ def build_report(study: StudyRecord, folder: Path, executor: Executor | None = N
     points, effects = collect_points(study), find_paired_effects(study)
     front, reference_points = pareto_front(points), references(points)
     published, note = matching_results(evaluation_setting(study))
-    repeats, budget_answers = repeated_settings(points, wrong=wrong_by_setting(study)), answers(study, points)
+    evidence = study_evidence(study)
+    repeats, budget_answers = repeated_settings(points, wrong=evidence.wrong), answers(study, points, evidence)
     return Report(
-        summary=tuple(summarise(study, points, budget_answers, repeats, effects)),
+        summary=tuple(summarise(study, points, budget_answers, repeats, effects, evidence)),
         answers=tuple(budget_answers),
         points=tuple(points),
+        evidence=evidence,
         front=tuple(front),
         front_mult_adds=tuple(pareto_front(points, "mult_adds")),
         references=tuple(reference_points),
@@ -150,6 +153,7 @@ def summarise(
     budget_answers: Sequence[Answer],
     repeats: Sequence[RepeatedSetting],
     effects: Sequence[PairedEffect] = (),
+    evidence: Evidence | None = None,
 ) -> list[str]:
     """Answer the study's question in a few sentences.
 
@@ -159,16 +163,17 @@ def summarise(
         budget_answers: one for each budget, smallest first.
         repeats: settings that were trained with several seeds.
         effects: what one choice changed.
+        evidence: of the study; None to collect it here.
 
     Returns:
         Paragraphs: the smallest network as good as the separable and the dense one, what is best within each budget,
         the comparison with thinner networks, the first effects and repeats.
     """
-    front, evidence = pareto_front(points), study_evidence(study)
+    front, evidence = pareto_front(points), evidence or study_evidence(study)
     if not front:
         return ["No trial was trained to its end, so there is no answer yet."]
     bases = [base for name in (SEPARABLE, DENSE) if (base := find_reference(points, name)) is not None]
-    paragraphs = compress_paragraphs(study, points)
+    paragraphs = compress_paragraphs(study, points, evidence)
     paragraphs += [_compare_with_reference(points, front, base, evidence) for base in bases]
     paragraphs += _budget_paragraphs(budget_answers)
     paragraphs += _compare_with_thin(study, points, evidence)

@@ -11,7 +11,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from analysis.findings import selected_error, study_evidence
+from analysis.findings import Evidence, selected_error, study_evidence
 from analysis.stats import (
     FrontPoint,
     SizeMeasure,
@@ -19,7 +19,6 @@ from analysis.stats import (
     pareto_front,
     references,
     study_strata,
-    validation_images,
 )
 from analysis.utils import data_label, method_label, method_styles
 from sweeps.records import Role, Status, StudyRecord
@@ -75,13 +74,16 @@ class FrontPlot:
         return sum(error > self.y_limits[1] for error in errors)
 
 
-def front_plot(study: StudyRecord, points: Sequence[FrontPoint], measure: SizeMeasure = "params") -> FrontPlot:
+def front_plot(
+    study: StudyRecord, points: Sequence[FrontPoint], measure: SizeMeasure = "params", evidence: Evidence | None = None
+) -> FrontPlot:  # fmt: skip
     """Return what the picture of a study's front shows.
 
     Args:
         study: the records.
         points: of all its trials, as `collect_points` returns them.
         measure: of size: the horizontal axis.
+        evidence: of the study; None to collect it here.
 
     Returns:
         The record of the picture.
@@ -94,11 +96,12 @@ def front_plot(study: StudyRecord, points: Sequence[FrontPoint], measure: SizeMe
     if not completed:
         raise ValueError(f"a picture needs a completed trial, but {study.name} has none")
     front, reference_points = pareto_front(points, measure), references(points)
+    evidence = evidence or study_evidence(study)
     styles = method_styles(point.method for point in points if point.role is Role.SEARCH)
     stopped = [point for point in points if point.status is Status.STOPPED and point.val_error is not None]
     return FrontPlot(
         title="\n".join(textwrap.wrap(str(study.header.get("question") or study.name), TITLE_WIDTH)[:TITLE_LINES]),
-        subtitle=_subtitle(study, points),
+        subtitle=_subtitle(study, points, evidence),
         series=_series(completed, styles, measure),
         stopped=tuple((*_position(p, measure), styles[p.method][0]) for p in stopped if p.role is Role.SEARCH),
         front=tuple(_position(point, measure) for point in front),
@@ -109,16 +112,16 @@ def front_plot(study: StudyRecord, points: Sequence[FrontPoint], measure: SizeMe
         y_limits=_y_limits(points, front),
         x_label=AXES[measure],
         thin=_thin_lines(reference_points, measure),
-        band=_band(study, points, front, measure),
+        band=_band(points, front, measure, evidence),
         spreads=tuple((*_position(p, measure), p.spread) for p in (*front, *reference_points) if p.spread is not None),
     )
 
 
 def _band(
-    study: StudyRecord, points: Sequence[FrontPoint], front: Sequence[FrontPoint], measure: SizeMeasure
+    points: Sequence[FrontPoint], front: Sequence[FrontPoint], measure: SizeMeasure, evidence: Evidence
 ) -> tuple[tuple[float, float, float], ...]:
     """How sure the front is: the best up to each size was chosen among all of that size or smaller."""
-    evidence, band = study_evidence(study), []
+    band = []
     for point in front:
         size, error = _position(point, measure)
         within = [other for other in points if (other.size(measure) or 0) <= size]
@@ -158,14 +161,14 @@ def _series(
     return tuple(series)
 
 
-def _subtitle(study: StudyRecord, points: Sequence[FrontPoint]) -> str:
+def _subtitle(study: StudyRecord, points: Sequence[FrontPoint], evidence: Evidence) -> str:
     header = study.header
     data, network = header.get("data", {}), header.get("network", {}).get("name")
     searched = [point for point in points if point.role is Role.SEARCH]
     parts = [
         data_label(data.get("name", "")),
         network,
-        _certainty(study, searched),
+        _certainty(searched, evidence),
         f"{len(searched)} trial{'s' * (len(searched) != 1)}, {sum(p.finished for p in searched)} completed",
         f"seed {header['seed']}" if header.get("seed") is not None else None,
         time.strftime("%Y-%m-%d", time.gmtime(header["time"])) if header.get("time") else None,
@@ -173,16 +176,13 @@ def _subtitle(study: StudyRecord, points: Sequence[FrontPoint]) -> str:
     return "  |  ".join(part for part in parts if part)
 
 
-def _certainty(study: StudyRecord, points: Sequence[FrontPoint]) -> str | None:
+def _certainty(points: Sequence[FrontPoint], evidence: Evidence) -> str | None:
     """How far chance alone may move the best error: too much for a reader not to know it."""
-    images, best = validation_images(study), best_point(points)
-    if images is None or best is None:
-        return None
-    selected = selected_error(points, study_evidence(study))
-    if selected is None:
+    best, selected = best_point(points), selected_error(points, evidence)
+    if best is None or selected is None:
         return None
     low, high = selected.around(best.error)
-    return f"{images:,} validation images: the lowest, {best.error:.1f} %, is {low:.1f} to {high:.1f} % (95 %)"
+    return f"{evidence.images:,} validation images: the lowest, {best.error:.1f} %, is {low:.1f} to {high:.1f} % (95 %)"
 
 
 def _short_label(point: FrontPoint) -> str:

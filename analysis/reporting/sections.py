@@ -114,7 +114,7 @@ def front_section(page: Page, study: StudyRecord, report: Report, folder: Path) 
     measures: tuple[tuple[SizeMeasure, str], ...] = (("params", "parameters"), ("mult_adds", "mult-adds of one image"))
     for measure, label in measures:
         if any(point.finished and point.size(measure) is not None for point in report.points):
-            plot = front_plot(study, report.points, measure)
+            plot = front_plot(study, report.points, measure, report.evidence)
             caption = f"Validation error against {label}; lower left is best. Rings and steps are the front; labels "
             caption += "are dimensions (d) and rank scale."
             caption += " Grey band: 95 % interval, corrected for the choice." if plot.band else ""

@@ -173,17 +173,18 @@ class Answer:
         return ", ".join(parts)
 
 
-def answers(study: StudyRecord, points: Sequence[FrontPoint]) -> list[Answer]:
+def answers(study: StudyRecord, points: Sequence[FrontPoint], evidence: Evidence | None = None) -> list[Answer]:
     """Answer a study's question within each of its budgets.
 
     Args:
         study: the records.
         points: of all its trials, as `collect_points` returns them.
+        evidence: of the study; None to collect it here.
 
     Returns:
         One answer a budget, smallest first; a study without budgets has one, for any size.
     """
-    evidence = study_evidence(study)
+    evidence = evidence or study_evidence(study)
     budgets = study_strata(study) or [Stratum(label="any size", unlimited=True)]
     return [_answer(stratum, points, evidence, size_limit(stratum, study)) for stratum in budgets]
 
@@ -198,13 +199,14 @@ def answer_text(study: StudyRecord, points: Sequence[FrontPoint]) -> str:
     Returns:
         A paragraph a budget, then what the references reached and what the front is.
     """
-    answered = answers(study, points)
+    evidence = study_evidence(study)
+    answered = answers(study, points, evidence)
     tried = {trial.stratum for trial in study.trials.values()}
     untried = [answer for answer in answered if answer.best is None and answer.stratum.label not in tried]
     untried = untried if 1 < len(untried) < len(answered) else []
     texts = [(answer, answer.text(smaller)) for smaller, answer in zip([None, *answered], answered, strict=False)]
     paragraphs = [text for answer, text in texts if answer not in untried]
-    paragraphs = [*compress_paragraphs(study, points), *paragraphs]
+    paragraphs = [*compress_paragraphs(study, points, evidence), *paragraphs]
     if untried:
         paragraphs.insert(
             0, f"Nothing was tried in {len(untried)} strata: {'; '.join(answer.stratum.label for answer in untried)}."

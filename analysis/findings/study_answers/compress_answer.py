@@ -89,12 +89,15 @@ def compressed_sizes(study: StudyRecord, points: Sequence[FrontPoint]) -> list[C
     return sizes
 
 
-def compress_paragraphs(study: StudyRecord, points: Sequence[FrontPoint]) -> list[str]:
+def compress_paragraphs(
+    study: StudyRecord, points: Sequence[FrontPoint], evidence: Evidence | None = None
+) -> list[str]:  # fmt: skip
     """Answer how much smaller a trained network can be.
 
     Args:
         study: the records.
         points: of all its trials, as `collect_points` returns them.
+        evidence: of the study; None to collect it here.
 
     Returns:
         A paragraph on the trained network, which says whether differences are on the same images, then one for each
@@ -106,7 +109,7 @@ def compress_paragraphs(study: StudyRecord, points: Sequence[FrontPoint]) -> lis
     base = find_reference(points, UNCHANGED)
     if base is None:
         return []
-    differences = _Differences(study_evidence(study), errors_by_seed(points))
+    differences = _Differences(evidence or study_evidence(study), errors_by_seed(points))
     first = _trained_paragraph(base, points, differences)
     paragraphs = [_size_paragraph(size, base, differences) for size in compressed_sizes(study, points)]
     pairing = pairing_sentence(sum(differences.same_images), len(differences.same_images))

@@ -11,13 +11,14 @@ from analysis.findings.study_answers.answer import answers
 from analysis.reporting.contents import build_report, summarise
 from analysis.reporting.front_data import front_plot
 from analysis.reporting.tables import budget_table, equal_size_table, format_point_error
+from analysis.stats import wrong_images as wrong_images_module
 from analysis.stats.front import collect_points, pareto_front, study_strata
 from analysis.stats.inference.intervals import newcombe_interval
 from lowrank.utils.pareto import non_dominated
 from sweeps.records.events import Role, Status
-from sweeps.records.image_errors import encode_wrong_images
+from sweeps.records.image_errors import encode_wrong_images, wrong_images
 from sweeps.records.load import load_study
-from tests.support.synthetic_data import SEPARABLE, study, trial
+from tests.support.synthetic_data import SEPARABLE, study, trial, trial_of_images
 from tests.support.synthetic_study import Plan, write_study
 
 
@@ -253,3 +254,22 @@ def test_a_report_is_frozen_and_has_all_parts(tmp_path):
     assert report.heat_maps
     with pytest.raises(dataclasses.FrozenInstanceError):
         report.front = ()
+
+
+def test_a_report_decodes_the_wrong_images_of_each_trial_once(monkeypatch):
+    record = study(
+        *(trial_of_images(f"t{size}", range(size // 10), params=size) for size in (100, 200, 300)),
+        trial_of_images("r", range(40), params=1000, method="separable", dims=None, role=Role.REFERENCE),
+        data={"val_images": 100},
+    )
+    decoded = []
+    monkeypatch.setattr(
+        wrong_images_module,
+        "wrong_images",
+        lambda study, trial_id, split: decoded.append(trial_id) or wrong_images(study, trial_id, split),
+    )
+    report = build_report(record, Path())
+    plot = front_plot(record, report.points, evidence=report.evidence)
+    assert sorted(decoded) == ["r", "t100", "t200", "t300"]
+    assert plot == front_plot(record, report.points)
+    assert plot.band
