@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from statistics import fmean, stdev
 
 from analysis.findings.published_results import PublishedResult
-from analysis.stats import FrontPoint, pareto_front
+from analysis.stats import FrontPoint, trials_off_front
 from analysis.utils import REFERENCE_COLOURS, method_label, method_styles
 from sweeps.records import Role
 
@@ -70,14 +70,15 @@ def measured_test_errors(points: Sequence[FrontPoint]) -> list[SettingTestError]
     for point in points:
         if point.finished and point.test_error is not None:
             groups[point.setting].append(point)
-    settings, front = [], {point.setting for point in pareto_front(points)}
+    settings, former = [], trials_off_front(points)
     for seeds in groups.values():
         lead = next((point for point in seeds if point.leads), seeds[0])
         errors = [point.test_error for point in seeds if point.test_error is not None]
         spread = stdev(errors) if len(errors) > 1 else None
-        has_left = lead.role is not Role.REFERENCE and lead.setting not in front
         settings.append(
-            SettingTestError(point=lead, error=fmean(errors), spread=spread, seeds=len(errors), left_front=has_left)
+            SettingTestError(
+                point=lead, error=fmean(errors), spread=spread, seeds=len(errors), left_front=lead.trial_id in former
+            )
         )
     return sorted(settings, key=lambda setting: (setting.point.params, setting.error))
 

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from analysis.stats import FrontPoint, mixed_fields, mixed_text, pareto_front
+from analysis.stats import FrontPoint, mixed_fields, mixed_text, pareto_front, trials_off_front
 from analysis.utils import method_label, status_label, write_csv
 from lowrank.utils import format_count, format_times
 from sweeps.records import Role, Status, StudyRecord, count_test_looks, reasons_by_method
@@ -65,16 +65,11 @@ def summary_rows(points: Sequence[FrontPoint]) -> list[SummaryRow]:
     Returns:
         The rows.
     """
-    best = {point.trial_id for point in pareto_front(points)}
-    settings = {point.setting for point in points if point.trial_id in best}
+    front, former = {point.trial_id for point in pareto_front(points)}, trials_off_front(points)
     return [
-        SummaryRow(
-            point=point, on_front=point.trial_id in best,
-            left_front=point.test_error is not None and point.role is not Role.REFERENCE
-            and point.setting not in settings,
-        )
+        SummaryRow(point=point, on_front=point.trial_id in front, left_front=point.trial_id in former)
         for point in points
-    ]  # fmt: skip
+    ]
 
 
 def count_statuses(study: StudyRecord) -> list[StatusCount]:
@@ -209,11 +204,9 @@ def _legend(several: bool, started: bool) -> tuple[str, str]:
 
 
 def _looks_line(looks: int, points: Sequence[FrontPoint]) -> str:
-    tested = [point for point in points if point.test_error is not None]
-    front = {point.setting for point in pareto_front(points)}
-    departed = sum(point.role is not Role.REFERENCE and point.setting not in front for point in tested)
+    tested, departed = sum(point.test_error is not None for point in points), len(trials_off_front(points))
     since = f"; test errors in brackets: {departed} that left the front since" if departed else ""
-    return f"test split: looked at {format_times(looks)}, {len(tested)} trials{since}"
+    return f"test split: looked at {format_times(looks)}, {tested} trials{since}"
 
 
 def make_console(stream: IO[str]) -> Console:

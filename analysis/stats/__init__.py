@@ -44,6 +44,7 @@ if TYPE_CHECKING:
         references as references,
         setting_ids as setting_ids,
         study_strata as study_strata,
+        trials_off_front as trials_off_front,
         validation_images as validation_images,
     )
     from analysis.stats.front_comparison import (
@@ -114,7 +115,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "factors": "BUDGET METHOD",
         "front": (
             "DENSE FrontPoint SEPARABLE SizeMeasure Stratum UNCHANGED best_by_method best_point collect_points "
-            "find_reference pareto_front references setting_ids study_strata validation_images"
+            "find_reference pareto_front references setting_ids study_strata trials_off_front validation_images"
         ),
         "front_comparison": "COST_UNITS FrontComparison compare_fronts parse_reference",
         "hypervolume": "HypervolumeGrowth ReferencePoint",

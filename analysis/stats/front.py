@@ -281,6 +281,20 @@ def best_by_method(points: Iterable[FrontPoint]) -> list[FrontPoint]:
     return sorted((winner for winner in winners if winner), key=lambda point: (point.error, point.params))
 
 
+def trials_off_front(points: Sequence[FrontPoint]) -> set[str]:
+    """Find the trials that were tested on the front and are no longer there.
+
+    Args:
+        points: of all trials of a study.
+
+    Returns:
+        Ids of the trials with a test error, references aside, whose setting is not on the front.
+    """
+    front = {point.setting for point in pareto_front(points)}
+    tested = [point for point in points if point.test_error is not None and point.role is not Role.REFERENCE]
+    return {point.trial_id for point in tested if point.setting not in front}
+
+
 def references(points: Iterable[FrontPoint]) -> list[FrontPoint]:
     """Return the reference networks that were trained to their end.
 

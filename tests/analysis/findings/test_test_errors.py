@@ -7,8 +7,9 @@ from analysis.findings.published_results import (
     matching_results,
 )
 from analysis.findings.test_errors import measured_test_errors, series_of_test_errors
+from analysis.reporting.summary_table import summary_rows
 from analysis.reporting.tables import table_of_test_errors
-from analysis.stats.front import collect_points
+from analysis.stats.front import collect_points, trials_off_front
 from sweeps.records.events import Role
 from tests.support.synthetic_data import SEPARABLE, study, trial
 
@@ -47,3 +48,5 @@ class TestTestErrors:
         table = table_of_test_errors(errors, PUBLISHED_RESULTS[:1])
         assert [row[-1] for row in table.rows] == ["measured, has left the front", "measured", "printed"]
         assert table.texts[0][2:4] == ("6.00 % ± 1.41 (n = 2)", "5.00 %")
+        assert trials_off_front(points) == {"a", "a1"}
+        assert [row.point.trial_id for row in summary_rows(points) if row.left_front] == ["a", "a1"]
