@@ -10,11 +10,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from analysis.stats.equal_size import errors_by_seed, paired_difference
+from analysis.stats.equal_size import ErrorsBySeed, errors_by_seed, paired_difference
 from analysis.stats.expected_best import expected_best
 from analysis.stats.front import FrontPoint, Stratum, best_point, collect_points, study_strata, validation_images
 from analysis.stats.inference.intervals import LEVEL, Estimate, image_p_value, newcombe_interval, t_test_p_value
 from analysis.stats.inference.multiple import holm_p_values
+from analysis.stats.inference.paired import SeedVariance
 from analysis.stats.wrong_images import (
     WrongBySeed,
     pooled_seed_variance,
@@ -70,6 +71,12 @@ class _Study:
     record: StudyRecord
     points: Sequence[FrontPoint]
     wrong: Mapping[str, WrongBySeed]
+    errors: Mapping[str, ErrorsBySeed]  # of each setting
+
+    @classmethod
+    def of(cls, record: StudyRecord) -> _Study:
+        points = collect_points(record)
+        return cls(record, points, wrong_by_setting(record), errors_by_seed(points))
 
 
 def best_differences(studies: Sequence[StudyRecord]) -> list[BestDifference]:
@@ -84,19 +91,26 @@ def best_differences(studies: Sequence[StudyRecord]) -> list[BestDifference]:
     Raises:
         InputError: a record of wrong images is damaged.
     """
-    base, *others = (_Study(study, collect_points(study), wrong_by_setting(study)) for study in studies)
+    base, *others = map(_Study.of, studies)
+    variances = [pooled_seed_variance([*other.wrong.values(), *base.wrong.values()]) for other in others]
     labels = [{stratum.label for stratum in study_strata(study)} for study in studies]
     shared = set.intersection(*labels)
     budgets = [stratum for stratum in study_strata(base.record) if stratum.label in shared]
     budgets = budgets or [Stratum(label="any size", unlimited=True)]
-    pairs = [_compare(budget, other, base) for budget in budgets for other in others]
+    pairs = [
+        _compare(budget, other, base, between_seeds)
+        for budget in budgets
+        for other, between_seeds in zip(others, variances, strict=True)
+    ]
     rows = [pair for pair in pairs if pair is not None]
     corrected = holm_p_values([row.p_value for row in rows])
     rows = [replace(row, p_value=p_value) for row, p_value in zip(rows, corrected, strict=True)]
     return sorted(rows, key=lambda row: 1.0 if row.p_value is None else row.p_value)
 
 
-def _compare(budget: Stratum, study: _Study, base: _Study) -> BestDifference | None:
+def _compare(
+    budget: Stratum, study: _Study, base: _Study, between_seeds: SeedVariance | None
+) -> BestDifference | None:  # fmt: skip
     """None where one of them has no setting within the budget."""
     fitting = [[point for point in entry.points if budget.holds(point)] for entry in (study, base)]
     best, base_best = best_point(fitting[0]), best_point(fitting[1])
@@ -104,7 +118,7 @@ def _compare(budget: Stratum, study: _Study, base: _Study) -> BestDifference | N
         return None
     errors = [[point.own_error for point in points if point.eligible] for points in fitting]
     n = min(map(len, errors))
-    gap, same_images, p_value = _difference(study, best, base, base_best)
+    gap, same_images, p_value = _difference(study, best, base, base_best, between_seeds)
     return BestDifference(
         budget=budget.label, study=study.record.name, base_study=base.record.name, best=best, base=base_best, gap=gap,
         same_images=same_images, p_value=p_value, n=n, expected=expected_best(errors[0], n),
@@ -113,17 +127,14 @@ def _compare(budget: Stratum, study: _Study, base: _Study) -> BestDifference | N
 
 
 def _difference(
-    study: _Study, best: FrontPoint, base: _Study, base_best: FrontPoint
+    study: _Study, best: FrontPoint, base: _Study, base_best: FrontPoint, between_seeds: SeedVariance | None
 ) -> tuple[Estimate, bool, float | None]:
     """The difference, whether it is on the same images, and its p-value."""
-    between_seeds = pooled_seed_variance([*study.wrong.values(), *base.wrong.values()])
     ours, theirs = study.wrong.get(best.setting, {}), base.wrong.get(base_best.setting, {})
     paired = same_images_difference(ours, theirs, between_seeds)
     if paired is not None:
         return paired.estimate, True, paired.p_value
-    over_seeds = paired_difference(
-        errors_by_seed(study.points)[best.setting], errors_by_seed(base.points)[base_best.setting]
-    )
+    over_seeds = paired_difference(study.errors[best.setting], base.errors[base_best.setting])
     if over_seeds is not None:
         return over_seeds, False, t_test_p_value(over_seeds)
     mean, images = best.error - base_best.error, validation_images(study.record)
