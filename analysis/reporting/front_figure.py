@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 MARKER_PIXELS, STOPPED_MARKER_PIXELS = 7.0, 2.0  # radii
 
 
+BAND_LABEL = " (grey: 95 %)"  # an entry of its own would be too many for the rows of the legend
+
+
 @dataclass(frozen=True, kw_only=True)
 class Layout:
     """Size of a picture in inches, columns of its legend, and whether it has a title."""
@@ -173,11 +176,10 @@ def _draw_front_line(axes: Axes, plot: FrontPlot) -> None:
     if plot.band:
         sizes = [size for size, _, _ in plot.band] + [plot.x_limits[1]]
         lows, highs = ([row[end] for row in plot.band] + [plot.band[-1][end]] for end in (1, 2))
-        axes.fill_between(
-            sizes, lows, highs, step="post", color="0.5", alpha=0.14, linewidth=0, zorder=0.5, label="front, 95 %"
-        )
+        axes.fill_between(sizes, lows, highs, step="post", color="0.5", alpha=0.14, linewidth=0, zorder=0.5)
     if plot.front:
-        axes.step(*_staircase(plot), where="post", color="0.25", linewidth=1.3, zorder=2.5, label="front")
+        name = f"front{BAND_LABEL * bool(plot.band)}"
+        axes.step(*_staircase(plot), where="post", color="0.25", linewidth=1.3, zorder=2.5, label=name)
     axes.scatter(
         [x for x, _ in plot.front], [y for _, y in plot.front], s=105, facecolors="none", edgecolors="0.15",
         linewidths=1.0, zorder=3.5,
