@@ -223,7 +223,7 @@ def _gap(point: FrontPoint, base: FrontPoint, differences: _Differences) -> str:
 def _comparison(difference: _Difference) -> str:
     """A compressed network minus another one in words; the interval is of the figure that stands before it."""
     if abs(difference.mean) < SAME_ERROR:
-        return f"the compressed one is as good{difference.interval}"
+        return f"the compressed one has the same error{difference.interval}"
     if difference.mean > 0:
         return f"the compressed one is {difference.mean:.2f} points worse{difference.interval}"
     return f"the compressed one is {-difference.mean:.2f} points better{difference.reversed().interval}"
