@@ -137,8 +137,11 @@ class Recorder(_NoState, Callback):
             self._search.write_notice(trial_id, text)
         if "metrics" in result:
             self._write_if_new(trial_id, result["epoch"], result["metrics"])
+        if VAL_ERROR in result:
+            record = self._search.record.trials[trial_id]
+            evaluated = record.epochs[record.last_epoch] if record.epochs else record.initial
             # On a GPU a repeated epoch may differ from the recorded one, and the record stays
-            recorded = self._search.record.trials[trial_id].val_error == result["metrics"][VAL_ERROR]
+            recorded = evaluated.get(VAL_ERROR) == result[VAL_ERROR]
             self._wrong_images[trial_id] = result.get("wrong_images", "") if recorded else ""
         if "outcome" in result:
             self._finish_or_postpone(trial_id, Status(result["outcome"]), result["reason"])
