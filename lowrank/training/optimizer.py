@@ -70,7 +70,7 @@ def freeze(network: nn.Module, patterns: Sequence[str]) -> list[nn.Module]:
     return [module for module in modules if isinstance(module, _NORM_CLASSES)]
 
 
-def check_network(network: nn.Module, recipe: Recipe, classes: int, image_shape: ImageShape) -> None:
+def check_network(network: nn.Module, recipe: Recipe, classes: int, image_shape: ImageShape) -> tuple[str, ...]:
     """Check that the network has every part that the recipe needs.
 
     Args:
@@ -79,6 +79,9 @@ def check_network(network: nn.Module, recipe: Recipe, classes: int, image_shape:
         classes: number of classes.
         image_shape: (C, H, W) of the images.
 
+    Returns:
+        The head, as `head_of`.
+
     Raises:
         InputError: the network has no module that `freeze` names, no layer that could be the head, no paths to drop, or
             no auxiliary head, although the recipe needs it; or no parameter is trained.
@@ -86,11 +89,12 @@ def check_network(network: nn.Module, recipe: Recipe, classes: int, image_shape:
     frozen_modules(network, recipe.freeze)
     if not any(parameter.requires_grad for parameter in network.parameters()):
         raise InputError(f"all parameters of {type(network).__name__} are frozen: nothing is left to train")
-    head_of(network, recipe, classes, image_shape)
+    head = head_of(network, recipe, classes, image_shape)
     if recipe.drop_path > 0 and not hasattr(network, "set_drop_path"):
         raise InputError(f"`drop_path` needs a network with paths to drop; {type(network).__name__} has none")
     if recipe.auxiliary_weight > 0 and getattr(network, AUXILIARY, None) is None:
         raise InputError(f"`auxiliary_weight` needs an auxiliary head; this {type(network).__name__} has none")
+    return head
 
 
 def head_names(network: nn.Module, classes: int, image_shape: ImageShape) -> tuple[str, ...]:

@@ -30,7 +30,7 @@ from lowrank.training.engine.precision import LossScaler, use_channels_last, wor
 from lowrank.training.engine.step import TrainStep
 from lowrank.training.metrics import EvalMeter, TrainMeter, machine_metrics, reset_peak_memory
 from lowrank.training.objective import Objective
-from lowrank.training.optimizer import LR_MULTIPLIER, check_network, freeze, head_of, make_optimizer
+from lowrank.training.optimizer import LR_MULTIPLIER, check_network, freeze, make_optimizer
 from lowrank.training.recipe import Recipe
 from lowrank.training.timers import EVALUATION, PhaseTimers
 
@@ -84,16 +84,13 @@ class Trainer:
         self.data, self.recipe, self.augmentation, self.order_seed = data, recipe, augmentation, order_seed
         self.group = group
         self._shard = UNSHARDED if group is None else group.shard(recipe.accumulate)
-        check_network(network, recipe, len(data.classes), data.image_shape)
+        head = check_network(network, recipe, len(data.classes), data.image_shape)
         if group is not None:
             group.use_global_batch(network)
         objective = Objective(network, recipe, teacher, taps)
         scaler = LossScaler(self.device) if working_dtype(recipe, self.device) is torch.float16 else None
         self._frozen_norms = freeze(network, recipe.freeze)
-        optimizer = make_optimizer(
-            network, recipe, decay_ratio, head_of(network, recipe, len(data.classes), data.image_shape),
-            may_skip_steps=scaler is not None,
-        )  # fmt: skip
+        optimizer = make_optimizer(network, recipe, decay_ratio, head, may_skip_steps=scaler is not None)
         checkpoint_rebuild(network, recipe.rebuild_checkpoint)
         if group is not None:
             unused_head = recipe.auxiliary_weight == 0 and getattr(network, AUXILIARY, None) is not None
@@ -263,7 +260,6 @@ class Trainer:
             Mean cross-entropy over samples ("loss"), top-1 error in percent ("error") and more: see EvalMeter.read.
         """
         self.network.eval()
-        count = len(self.data.split(split))
         count = len(self.data.split(split))
         meter = EvalMeter(len(self.data.classes), self.device, count, self._shard.of_range(count).start)
         with ExitStack() as stack:
