@@ -59,12 +59,7 @@ def find_builder_weights(settings: NetworkSettings, image_shape: ImageShape, cla
     """
     if ":" not in settings.name or settings.name.startswith("torchvision:"):
         return BuilderWeights()
-    untrained = without_weights(settings)
-    with torch.random.fork_rng(devices=[]):
-        networks = []
-        for seed in (1, 2):
-            torch.manual_seed(seed)
-            networks.append(make_network(untrained, image_shape, classes))
+    networks = _build_twice(without_weights(settings), image_shape, classes)
     second = dict(networks[1].named_parameters())
     modules, others = [], []
     for name, module in networks[0].named_modules():
@@ -97,11 +92,7 @@ def find_trained_weights(settings: NetworkSettings, image_shape: ImageShape, cla
     Raises:
         InputError: the network cannot be built, or its weights cannot be had.
     """
-    with torch.random.fork_rng(devices=[]):
-        networks = []
-        for seed in (1, 2):
-            torch.manual_seed(seed)
-            networks.append(make_network(settings, image_shape, classes))
+    networks = _build_twice(settings, image_shape, classes)
     first, second = (network.state_dict() for network in networks)
     same = {key: value for key, value in first.items() if key in second and torch.equal(value, second[key])}
     for name, module in networks[0].named_modules():
@@ -109,6 +100,16 @@ def find_trained_weights(settings: NetworkSettings, image_shape: ImageShape, cla
         if _reset(module) is not None and any(torch.unique(same[key]).numel() > 1 for key in parameter_names):
             return same
     return {}
+
+
+def _build_twice(settings: NetworkSettings, image_shape: ImageShape, classes: int) -> list[nn.Module]:
+    """Build a network from two different seeds; torch's generators stay as they are."""
+    networks = []
+    with torch.random.fork_rng(devices=[]):
+        for seed in (1, 2):
+            torch.manual_seed(seed)
+            networks.append(make_network(settings, image_shape, classes))
+    return networks
 
 
 def redraw(network: nn.Module, weights: BuilderWeights) -> None:
