@@ -207,7 +207,7 @@ def _remarks(plan: NetworkPlan) -> list[str]:
 def _other_modules(plan: NetworkPlan) -> list[str]:
     """Name the modules with products that are no sites, in a line for each reason why they stay."""
     names: dict[str, list[str]] = {}
-    for name, reason in plan.kept[sum(bool(site.keep_reason) for site in plan.sites) :]:
+    for name, reason in plan.other_modules:
         names.setdefault(reason, []).append(name)
     return [
         f"not replaced: {modules[0]}{f' and {len(modules) - 1} more' if modules[1:] else ''}, {reason}"

@@ -94,11 +94,16 @@ class NetworkPlan:
         reasons = ", ".join(dict.fromkeys(site.keep_reason for site in self.sites))
         return f"nothing is replaced in {self.name}: its layers are kept ({reasons})"
 
+    @property
+    def other_modules(self) -> tuple[tuple[str, str], ...]:
+        """The names of modules with products that are no sites, each with the reason why no method replaces them."""
+        return (*((name, ATTENTION) for name in self.attention), *self.others)
+
     @cached_property
     def kept(self) -> tuple[tuple[str, str], ...]:
         """The names of all modules with products that stay as they are, each with the reason in plain words."""
         sites = ((site.name, site.keep_reason) for site in self.sites if site.keep_reason)
-        return (*sites, *((name, ATTENTION) for name in self.attention), *self.others)
+        return (*sites, *self.other_modules)
 
     @cached_property
     def shapes(self) -> tuple[tuple[ConvShape, int], ...]:

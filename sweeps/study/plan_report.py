@@ -130,8 +130,7 @@ def list_layers(plan: NetworkPlan) -> list[dict[str, str]]:
         }
         for site in plan.sites
     ]
-    kept_sites = sum(bool(site.keep_reason) for site in plan.sites)
-    return [*sites, *({"name": name, "shape": "", "kept": reason} for name, reason in plan.kept[kept_sites:])]
+    return [*sites, *({"name": name, "shape": "", "kept": reason} for name, reason in plan.other_modules)]
 
 
 def _why(reason: str) -> str:
