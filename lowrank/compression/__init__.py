@@ -55,7 +55,6 @@ if TYPE_CHECKING:
         replace_module as replace_module,
     )
     from lowrank.compression.from_trained.layer_list import (
-        GIVES_CLASSES as GIVES_CLASSES,
         LayerList as LayerList,
         build_chains as build_chains,
         count_mult_adds as count_mult_adds,
@@ -116,7 +115,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "from_trained.batch_norm": "reestimate_batch_norms",
         "from_trained.fit": "Problem make_problems",
         "from_trained.in_order": ("Choice Layer LayerFit fit_in_order kernel_of merged_layer replace_module"),
-        "from_trained.layer_list": "GIVES_CLASSES LayerList build_chains count_mult_adds layer_named list_layers",
+        "from_trained.layer_list": "LayerList build_chains count_mult_adds layer_named list_layers",
         "from_trained.moments": "LayerOutputs collect_all_moments",
         "from_trained.replay": "Replay count_calls storage_limit",
         "from_trained.student_start": "StudentFit fit_student output_errors",

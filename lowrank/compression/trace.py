@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 from lowrank.compression.allocation import SizedMethod
 from lowrank.compression.counting_conventions import StudyExtras
 from lowrank.compression.inspection.network_pass import NetworkPass
-from lowrank.compression.inspection.plain_layers import ModuleUses
+from lowrank.compression.inspection.plain_layers import GIVES_CLASSES, ModuleUses, check_patterns, reason_by_name
 from lowrank.compression.plan import LINEAR, NetworkPlan, Site
 from lowrank.errors import InputError, UncountableError
 from lowrank.layers import ConvShape, Dense, Pair
@@ -33,7 +33,6 @@ _ATTENTION_OF_TORCHVISION = frozenset({
 _OTHER_MAPS = (nn.modules.conv._ConvNd, nn.Bilinear, nn.RNNBase, nn.RNNCellBase)
 _RANDOM_FILLS = (Tensor.normal_, Tensor.uniform_)
 Frozen = Literal["keep", "replace"]
-LAST = "it gives the classes"
 FROZEN = "frozen (its parameters have requires_grad False)"
 UNUSED = "it does not run by itself in evaluation"
 
@@ -90,7 +89,7 @@ def trace_plan(
         only=None if only is None else tuple(only),
         last=next(reversed(run.areas), None) if everything else None,
     )  # fmt: skip
-    _check_patterns((*keep, *(only or ())), network)
+    check_patterns((*keep, *(only or ())), network)
     sites, attention, others = _classify_modules(network, run, rules)
     products = run.operations.mult_adds - sum(site.mult_adds for site in sites)
     if products < 0:
@@ -102,15 +101,6 @@ def trace_plan(
         StudyExtras(run.operations.relu_inputs, run.pooling, biases), attention, others,
         base=getattr(network, "base", "dense"),
     )  # fmt: skip
-
-
-def _check_patterns(patterns: Sequence[str], network: nn.Module) -> None:
-    """Check that each pattern of the user's matches a layer: a mistyped one would change nothing."""
-    names = [name for name, module in network.named_modules() if isinstance(module, nn.Conv2d | nn.Linear)]
-    for pattern in patterns:
-        if not any(fnmatchcase(name, pattern) for name in names):
-            shown = ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
-            raise InputError(f"no layer is called {pattern!r}; choose from: {shown}")
 
 
 def _classify_modules(
@@ -163,12 +153,9 @@ class _Rules:
             return reason
         if self.frozen == "keep" and any(not value.requires_grad for value in _parameters(module)):
             return FROZEN
-        matched = next((pattern for pattern in self.keep if fnmatchcase(name, pattern)), None)
-        by_name = f"kept by name ({matched})" if matched else ""
         if name == self.last:
-            return LAST
-        if not by_name and self.only is not None and not any(fnmatchcase(name, pattern) for pattern in self.only):
-            by_name = f"not among {', '.join(self.only)}"
+            return GIVES_CLASSES
+        by_name = reason_by_name(name, self.keep, self.only)
         if isinstance(module, nn.Linear):
             is_named = any(fnmatchcase(name, pattern) for pattern in self.linear_maps)
             return by_name if is_named else LINEAR

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
@@ -13,14 +12,11 @@ from torch import Tensor, nn
 
 from lowrank.compression.from_trained.in_order import Layer, replace_module
 from lowrank.compression.inspection.network_pass import area, cannot_run, keep_modes, unfused_attention
-from lowrank.compression.inspection.plain_layers import ModuleUses
+from lowrank.compression.inspection.plain_layers import GIVES_CLASSES, ModuleUses, check_patterns, reason_by_name
 from lowrank.compression.operation_counter import OperationCounter
 from lowrank.compression.trace import conv_shape
 from lowrank.errors import InputError, LowrankError
 from lowrank.layers import ConvShape, KernelChain, WholeKernelMethod, make_method
-
-GIVES_CLASSES = "it gives the classes"
-"""Why the last layer keeps its form."""
 
 
 @dataclass(frozen=True)
@@ -67,18 +63,16 @@ def list_layers(
     if not run.shapes:
         raise InputError(f"{type(network).__name__} runs no Conv2d or Linear layer, so nothing can be made smaller")
     names = [name for name, module in network.named_modules() if isinstance(module, nn.Conv2d | nn.Linear)]
-    for pattern in (*keep, *(only or ())):
-        if not any(fnmatchcase(name, pattern) for name in names):
-            raise InputError(f"no layer is called {pattern!r}; choose from: {', '.join(names[:20])}")
+    check_patterns((*keep, *(only or ())), network)
     last = list(run.shapes)[-1]
     uses = ModuleUses(network)
     layers, reasons, refits_last = [], {}, False
     for name in sorted(names, key=lambda one: list(run.shapes).index(one) if one in run.shapes else len(names)):
         module = network.get_submodule(name)
         assert isinstance(module, nn.Conv2d | nn.Linear)
-        reason = _why_kept(name, module, run, uses, last) or _by_name(name, keep, only)
+        reason = _why_kept(name, module, run, uses, last) or reason_by_name(name, keep, only)
         if name == last:
-            refits_last = not (uses.reason_not_plain(module) or _by_name(name, keep, only))
+            refits_last = not (uses.reason_not_plain(module) or reason_by_name(name, keep, only))
         if reason:
             reasons[name] = reason
         else:
@@ -101,15 +95,6 @@ def _why_not_factorised(conv: nn.Conv2d) -> str:
     if conv.groups > 1 and conv.groups == conv.in_channels:
         return "it is depthwise"
     return "" if conv.padding_mode == "zeros" else f"its padding mode is {conv.padding_mode!r}"
-
-
-def _by_name(name: str, keep: Sequence[str], only: Sequence[str] | None) -> str:
-    matched = next((pattern for pattern in keep if fnmatchcase(name, pattern)), None)
-    if matched is not None:
-        return f"kept by name ({matched})"
-    if only is not None and not any(fnmatchcase(name, pattern) for pattern in only):
-        return f"not among {', '.join(only)}"
-    return ""
 
 
 class _Run:

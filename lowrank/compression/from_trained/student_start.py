@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from lowrank.compression.from_trained.allocation import divergence
 from lowrank.compression.from_trained.batch_norm import reestimate_batch_norms
 from lowrank.compression.from_trained.in_order import Batches, Choice, LayerFit, fit_in_order
-from lowrank.compression.from_trained.layer_list import GIVES_CLASSES, layer_named, list_layers
+from lowrank.compression.from_trained.layer_list import layer_named, list_layers
 from lowrank.compression.init_from_dense import structured_layers
 from lowrank.errors import InputError
 from lowrank.layers import KernelChain
@@ -74,7 +74,7 @@ def fit_student(
         assert isinstance(layer, KernelChain)
         choices[name] = Choice(layer.method, layer.ranks)
     order = [*listed.layers]
-    if listed.reasons.get(listed.last) == GIVES_CLASSES:
+    if listed.refits_last:
         choices[listed.last] = None
         order.append(layer_named(dense, listed.last, images[:1]))
     count = len(images) - max(1, round(HELD_BACK * len(images)))

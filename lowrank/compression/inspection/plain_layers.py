@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from fnmatch import fnmatchcase
 from typing import Any, TypeVar
 
 from torch import nn
 
 from lowrank.errors import InputError
 
+GIVES_CLASSES = "it gives the classes"
+"""Why the last layer keeps its form."""
 LayerClass = TypeVar("LayerClass", bound=type[nn.Module])
 PLAIN = (nn.Conv2d, nn.Linear)
 _METHODS = ("forward", "_conv_forward", "__call__")
@@ -38,6 +41,42 @@ def register_equivalent(layer_class: LayerClass) -> LayerClass:
         raise InputError(f"an equivalent class must derive from nn.Conv2d or nn.Linear, but got {layer_class!r}")
     _equivalent_classes.add(layer_class)
     return layer_class
+
+
+def check_patterns(patterns: Sequence[str], network: nn.Module) -> None:
+    """Check that each pattern of the user's matches a layer: a mistyped one would change nothing.
+
+    Args:
+        patterns: shell-style, of module names.
+        network: whose convolutions and linear maps they must match.
+
+    Raises:
+        InputError: one matches none; the first names are listed.
+    """
+    names = [name for name, module in network.named_modules() if isinstance(module, PLAIN)]
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            shown = ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
+            raise InputError(f"no layer is called {pattern!r}; choose from: {shown}")
+
+
+def reason_by_name(name: str, keep: Sequence[str], only: Sequence[str] | None) -> str:
+    """Say why the user's patterns keep a layer as it is.
+
+    Args:
+        name: of the layer.
+        keep: patterns of the names that stay as they are.
+        only: patterns of the names that alone may be replaced; None for all.
+
+    Returns:
+        The reason; "" if they let it be replaced.
+    """
+    matched = next((pattern for pattern in keep if fnmatchcase(name, pattern)), None)
+    if matched is not None:
+        return f"kept by name ({matched})"
+    if only is not None and not any(fnmatchcase(name, pattern) for pattern in only):
+        return f"not among {', '.join(only)}"
+    return ""
 
 
 class ModuleUses:

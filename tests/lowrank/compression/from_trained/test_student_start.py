@@ -141,3 +141,19 @@ def test_substitute_all_takes_the_stem_and_keeps_the_layer_that_gives_the_classe
     assert everything.substituted[0].name not in [site.name for site in usual.substituted]
     assert everything.params(Dense()) == usual.params(Dense())
     assert everything.params(SpatialSVD()) < usual.params(Separable()) or everything.fixed_params < usual.fixed_params
+
+
+class DoubledLinear(nn.Linear):
+    """No plain layer: twice what its weight gives."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return 2 * super().forward(x)
+
+
+def test_a_last_layer_that_is_not_plain_keeps_its_weights(dense, images):
+    doubled, fitted = copy.deepcopy(dense), student(rank_scale=0.3, bias=True)
+    for network in (doubled, fitted):
+        network.classifier.__class__ = DoubledLinear
+    report = fit_student(fitted, doubled, images)
+    assert torch.equal(fitted.classifier.weight, dense.classifier.weight)
+    assert "classifier" not in [layer.name for layer in report.layers]
