@@ -27,8 +27,8 @@ from rich.console import Console
 from benchmarks.measurement import PROJECT, WIDTH, Measurement, Table, environment, header, load, show
 from lowrank.distillation.teacher_files import RECORD_FILE, TeacherRecord, read_record
 from sweeps.records.events import Status
-from sweeps.records.journal import read_journal
-from sweeps.records.model import StudyRecord, TrialRecord, fold
+from sweeps.records.load import fold_journal
+from sweeps.records.model import StudyRecord, TrialRecord
 from sweeps.records.names import JOURNAL_FILE
 
 TEACHER, STUDY = "wrn_16_4_teacher", "gpu_distill"
@@ -189,7 +189,7 @@ def main(arguments: list[str] | None = None) -> int:
     seconds["students"] = timed(study_command(args), args.out / "students.log")
     shutil.copy(args.work / "studies" / STUDY / JOURNAL_FILE, args.out / JOURNAL_FILE)
     shutil.copy(teacher_folder / RECORD_FILE, args.out / RECORD_FILE)
-    record, teacher = fold(read_journal(args.out / JOURNAL_FILE)), read_record(teacher_folder / RECORD_FILE)
+    record, teacher = fold_journal(args.out / JOURNAL_FILE), read_record(teacher_folder / RECORD_FILE)
     assert teacher is not None
     evaluate_all(args, record)
     return conclude(args, around, seconds, table(record, teacher), teacher)

@@ -29,8 +29,7 @@ from rich.console import Console
 from benchmarks.measurement import PROJECT, WIDTH, Measurement, Table, environment, header, load, show
 from benchmarks.studies.throughput import throughput
 from sweeps.records.events import Status
-from sweeps.records.journal import read_journal
-from sweeps.records.model import fold
+from sweeps.records.load import fold_journal
 from sweeps.records.names import JOURNAL_FILE
 
 STUDY = "gpu_sweep"
@@ -129,7 +128,7 @@ PARTS: dict[str, Callable[[argparse.Namespace, Path], Part]] = {
 def read_sweep(study: Path, out: Path) -> list[dict[str, Any]]:
     """Keep the journal, and tell what trained at which speed."""
     shutil.copy(study / JOURNAL_FILE, out / JOURNAL_FILE)
-    record = fold(read_journal(study / JOURNAL_FILE))
+    record = fold_journal(study / JOURNAL_FILE)
     statuses = [trial.status for trial in record.trials.values() if trial.status is not Status.INFEASIBLE]
     bad = [f"{trial.status}: {trial.reason}" for trial in record.trials.values() if trial.status is Status.FAILED]
     rows = [

@@ -26,8 +26,7 @@ from benchmarks.measurement import JPEG_IMAGES, PROJECT, Measurement, Options, T
 from benchmarks.training.batches import write_images
 from lowrank.data import load_data
 from sweeps.cluster.ray_session import connect
-from sweeps.records.journal import read_journal
-from sweeps.records.model import fold
+from sweeps.records.load import fold_journal
 from sweeps.records.names import JOURNAL_FILE
 from sweeps.records.specification import Trial
 from sweeps.resources.gpu_packing import COUNTS, Limit, NoMemoryError, Packing, Throughput, choose_count, packing_limit
@@ -129,7 +128,7 @@ def _spread(data: str, cards: int, visible: int) -> dict[str, Any]:
         ]  # fmt: skip
         seen = {**os.environ, "CUDA_VISIBLE_DEVICES": ",".join(str(card) for card in range(visible))}
         subprocess.run(command, cwd=PROJECT, env=seen, check=True, timeout=SPREAD_SECONDS, stdout=sys.stderr)
-        trials = fold(read_journal(Path(folder) / "spread" / JOURNAL_FILE)).trials.values()
+        trials = fold_journal(Path(folder) / "spread" / JOURNAL_FILE).trials.values()
     speeds = [epoch["images_per_second"] for trial in trials for number, epoch in trial.epochs.items() if number > 1]
     last = [trial.attempts[-1] for trial in trials]
     return {

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.measurement import PROJECT, Goal, Measurement, Options, Table, median
-from sweeps.records.journal import read_journal
-from sweeps.records.model import StudyRecord, TrialRecord, fold
+from sweeps.records.load import fold_journal
+from sweeps.records.model import StudyRecord, TrialRecord
 from sweeps.records.names import JOURNAL_FILE
 
 GOAL_SECONDS = 0.5
@@ -79,7 +79,7 @@ def run_study(options: Options, out: Path) -> Run:
         said = (done.stderr or done.stdout).strip()[-500:]
         raise RuntimeError(f"the study ended with code {done.returncode}: {said}")
     slots = re.search(r"(\d+) at a time", done.stdout)
-    record = fold(read_journal(out / "turnaround" / JOURNAL_FILE))
+    record = fold_journal(out / "turnaround" / JOURNAL_FILE)
     return Run(started=started, ended=ended, slots=int(slots[1]) if slots else 0, record=record, said=done.stdout)
 
 

@@ -46,7 +46,6 @@ if TYPE_CHECKING:
         damage_error as damage_error,
         is_study_disk_full as is_study_disk_full,
         locked_journal as locked_journal,
-        read_journal as read_journal,
         seal_line as seal_line,
         truncate_torn_line as truncate_torn_line,
     )
@@ -68,7 +67,6 @@ if TYPE_CHECKING:
         TrialRecord as TrialRecord,
         apply_event as apply_event,
         count_test_looks as count_test_looks,
-        fold as fold,
         intern_names as intern_names,
     )
     from sweeps.records.names import (
@@ -142,13 +140,13 @@ __getattr__, __dir__, __all__ = lazy_exports(
         ),
         "image_errors": "decode_wrong_images encode_wrong_images wrong_images",
         "journal": (
-            "BusyError FullDiskError Journal JournalReader damage_error is_study_disk_full locked_journal read_journal "
-            "seal_line truncate_torn_line"
+            "BusyError FullDiskError Journal JournalReader damage_error is_study_disk_full locked_journal seal_line "
+            "truncate_torn_line"
         ),
         "load": (
             "STUDIES_FOLDER find_study find_trial fold_journal is_study load_study read_rank_costs read_step_times"
         ),
-        "model": "LOOKS_BEFORE MIXED SPLITS StudyRecord TrialRecord apply_event count_test_looks fold intern_names",
+        "model": "LOOKS_BEFORE MIXED SPLITS StudyRecord TrialRecord apply_event count_test_looks intern_names",
         "names": (
             "ARTIFACTS_FOLDER CHECKPOINT_FILE EPOCHS_FILE FRONT_PICTURE INFEASIBLE_PREFIX JOURNAL_FILE LOCK_FILE "
             "MACHINE_METRICS MLFLOW_FILE MODELS_FOLDER OPTUNA_FILE RANK_COSTS_FILE REPORT_FOLDER RESULTS_FILE "

@@ -321,7 +321,6 @@ class JournalLine:
     Attributes:
         number: of the line, from 1; after damage as the line itself says.
         byte: at which it begins.
-        size: in bytes, with its line break.
         event: without version, number and checksum; empty for a damaged line.
         damage: what is wrong with it, or with the lines before it; "" for nothing.
         usable: whether the event is whole and not there twice.
@@ -329,7 +328,6 @@ class JournalLine:
 
     number: int
     byte: int
-    size: int
     event: Mapping[str, Any]
     damage: str = ""
     usable: bool = True
@@ -373,30 +371,15 @@ class JournalReader:
         except NewerRecordsError as error:
             raise NewerRecordsError(f"{self.path}: line {expected or 0} at byte {self.offset}: {error}") from error
         except ValueError as error:
-            return JournalLine(expected or 0, self.offset, len(content), {}, str(error), usable=False)
+            return JournalLine(expected or 0, self.offset, {}, str(error), usable=False)
         if number is None or expected is None or number == expected:
-            return JournalLine(number or expected or 0, self.offset, len(content), event)
+            return JournalLine(number or expected or 0, self.offset, event)
         if number > expected:
             count = number - expected
             damage = f"{count} line{'s' * (count > 1)} before it {'are' if count > 1 else 'is'} lost"
-            return JournalLine(number, self.offset, len(content), event, damage)
+            return JournalLine(number, self.offset, event, damage)
         damage = f"it says that it is line {number}, which has been read: it is there twice or in the wrong place"
-        return JournalLine(expected - 1, self.offset, len(content), event, damage, usable=False)
-
-    def read(self) -> Iterator[Mapping[str, Any]]:
-        """Read the events that are complete on disk and not yet read.
-
-        Yields:
-            The events, oldest first.
-
-        Raises:
-            InputError: a line is damaged, lost or there twice.
-        """
-        for line in self.scan():
-            if line.damage:
-                self.offset = line.byte
-                raise damage_error(self.path, line.number, line.byte, line.damage)
-            yield line.event
+        return JournalLine(expected - 1, self.offset, event, damage, usable=False)
 
 
 def damage_error(path: Path, number: int, byte: int, damage: str) -> InputError:
@@ -416,18 +399,3 @@ def damage_error(path: Path, number: int, byte: int, damage: str) -> InputError:
         f"{path}: line {number} at byte {byte} is damaged: {damage}; `python -m analysis check {folder}` lists all "
         f"damage, `python -m analysis repair {folder}` keeps what is whole"
     )
-
-
-def read_journal(path: Path) -> Iterator[Mapping[str, Any]]:
-    """Read all complete events of a journal.
-
-    Args:
-        path: of the journal.
-
-    Returns:
-        The events, oldest first.
-
-    Raises:
-        InputError: a line is damaged, lost or there twice.
-    """
-    return JournalReader(path).read()

@@ -1,7 +1,7 @@
 """The records of a study and its trials, folded from the events of its journal.
 
-A study is its journal: one JSON object a line, appended by the driver alone. `fold` turns the events into typed
-records, whatever was interrupted or repeated; `sweeps.records.tables` turns those into Arrow tables and back.
+A study is its journal: one JSON object a line, appended by the driver alone. `apply_event` turns the events into
+typed records, whatever was interrupted or repeated; `sweeps.records.tables` turns those into Arrow tables and back.
 
 Units: errors are top-1 errors in percent; losses are means over samples; times are seconds since the epoch;
 durations are seconds; parameters and mult-adds are plain counts, mult-adds for one image.
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import gc
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -172,28 +172,6 @@ class StudyRecord:
     def name(self) -> str:
         """The study's name."""
         return str(self.header.get("name", ""))
-
-
-def fold(events: Iterable[Mapping[str, Any]]) -> StudyRecord:
-    """Fold journal events into records; repeated events change nothing.
-
-    Args:
-        events: oldest first.
-
-    Returns:
-        The study.
-
-    Raises:
-        InputError: an event is damaged: of an unknown kind, or without a field that its kind has.
-    """
-    study = StudyRecord()
-    with garbage_collection_paused():
-        for number, event in enumerate(events, 1):
-            try:
-                apply_event(study, event)
-            except InputError as error:
-                raise InputError(f"event {number} of the journal is damaged: {error}") from error
-    return study
 
 
 @contextmanager

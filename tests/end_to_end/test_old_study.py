@@ -42,10 +42,10 @@ from sweeps.records import (
     front_first_seeds,
     identify,
     load_study,
-    read_journal,
     results_to_table,
 )
 from tests.support import studies
+from tests.support.journals import read_events
 from tests.support.mlflow_store import epoch_metrics, journal_metrics, parent_status, rows, trial_runs
 
 ARCHIVE = Path(__file__).resolve().parents[1] / "data" / "study_2ff6b06.tar.gz"
@@ -88,7 +88,7 @@ def read_csv(path: Path) -> list[dict[str, str]]:
 
 def count_events(folder: Path, kind: Event) -> Counter[str]:
     """How many events of a kind the journal holds of each trial."""
-    return Counter(event["trial"] for event in read_journal(folder / JOURNAL_FILE) if event["event"] == kind)
+    return Counter(event["trial"] for event in read_events(folder / JOURNAL_FILE) if event["event"] == kind)
 
 
 @pytest.fixture(scope="module")

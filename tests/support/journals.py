@@ -1,13 +1,33 @@
-"""Journals as an older version wrote them: lines without version, number and checksum, which tests may change."""
+"""Events of journals, and journals as an older version wrote them.
+
+Lines of an older version have no version, number and checksum, so tests may change them.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from sweeps.records.journal import CHECKSUM_FIELD, NUMBER_FIELD, VERSION_FIELD
+from sweeps.records.journal import CHECKSUM_FIELD, NUMBER_FIELD, VERSION_FIELD, JournalReader, damage_error
+from sweeps.records.model import StudyRecord, apply_event
+
+
+def read_events(path: Path) -> Iterator[Mapping[str, Any]]:
+    """Yield the events of a journal, oldest first, up to the first damaged line, which raises InputError."""
+    for line in JournalReader(path).scan():
+        if line.damage:
+            raise damage_error(path, line.number, line.byte, line.damage)
+        yield line.event
+
+
+def fold_events(events: Iterable[Mapping[str, Any]]) -> StudyRecord:
+    """Apply events, oldest first, to the record of a study."""
+    study = StudyRecord()
+    for event in events:
+        apply_event(study, event)
+    return study
 
 
 def plain_events(path: Path) -> list[dict[str, Any]]:

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from sweeps.records.events import Event
-from sweeps.records.journal import read_journal
 from sweeps.records.mlflow_names import metric_name
 from sweeps.records.names import JOURNAL_FILE
+from tests.support.journals import read_events
 
 
 def rows(database: Path, query: str) -> list[tuple[Any, ...]]:
@@ -32,7 +32,7 @@ def journal_metrics(study_dir: Path) -> Counter[tuple[Any, ...]]:
     """The same from the journal, each once."""
     found = {
         (event["trial"], metric_name(name), event["epoch"], round(event["time"] * 1000), value)
-        for event in read_journal(study_dir / JOURNAL_FILE)
+        for event in read_events(study_dir / JOURNAL_FILE)
         if event["event"] == Event.EPOCH
         for name, value in event["metrics"].items()
     }

@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from sweeps.records.events import TERMINAL
-from sweeps.records.journal import read_journal
-from sweeps.records.model import StudyRecord, fold
+from sweeps.records.load import fold_journal
+from sweeps.records.model import StudyRecord
 from sweeps.records.names import JOURNAL_FILE
 from tests.support.waiting import PATIENCE_SECONDS, scaled, wait_until
 
@@ -52,7 +52,7 @@ def running(*arguments: str) -> Iterator[subprocess.Popen[str]]:
 
 def record(folder: Path) -> StudyRecord:
     journal = folder / JOURNAL_FILE
-    return fold(read_journal(journal)) if journal.exists() else StudyRecord()
+    return fold_journal(journal) if journal.exists() else StudyRecord()
 
 
 def ended(folder: Path) -> int:

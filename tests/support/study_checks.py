@@ -11,10 +11,11 @@ import pyarrow.parquet as pq
 import torch
 
 from sweeps.records.events import Event, Status
-from sweeps.records.journal import read_journal
-from sweeps.records.model import StudyRecord, TrialRecord, fold
+from sweeps.records.load import fold_journal
+from sweeps.records.model import StudyRecord, TrialRecord
 from sweeps.records.names import EPOCHS_FILE, JOURNAL_FILE, MACHINE_METRICS, RESULTS_FILE
 from sweeps.trials.build import load_trial_data, make_trainer
+from tests.support.journals import read_events
 from tests.support.mlflow_store import epoch_metrics, journal_metrics, trial_runs
 
 ALLOWED_SECONDS = 60.0  # of training that one fault may cost, or one epoch where that is longer
@@ -22,7 +23,7 @@ Curve = dict[int, dict[str, float]]
 
 
 def read(folder: Path) -> StudyRecord:
-    return fold(read_journal(folder / JOURNAL_FILE))
+    return fold_journal(folder / JOURNAL_FILE)
 
 
 def lost(folder: Path, database: Path, trials: int) -> list[str]:
@@ -45,7 +46,7 @@ def lost(folder: Path, database: Path, trials: int) -> list[str]:
 
 def doubled(folder: Path, database: Path) -> list[str]:
     """What journal, tables or MLflow hold more than once, one line each."""
-    events = list(read_journal(folder / JOURNAL_FILE))
+    events = list(read_events(folder / JOURNAL_FILE))
     counts: dict[str, Counter[Any]] = {
         "end in the journal": Counter(each["trial"] for each in events if each["event"] == Event.FINISHED),
         "epoch in the journal": Counter(
@@ -65,7 +66,7 @@ def repeated(folder: Path) -> list[tuple[int, float]]:
     """For each further attempt at a trial: epochs that it trained once more, and how many seconds they had taken."""
     seconds: dict[str, Curve] = {}
     begun, found = set(), []
-    for event in read_journal(folder / JOURNAL_FILE):
+    for event in read_events(folder / JOURNAL_FILE):
         trial = event.get("trial", "")
         if event["event"] == Event.EPOCH:
             seconds.setdefault(trial, {})[event["epoch"]] = event["metrics"]

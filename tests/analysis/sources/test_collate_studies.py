@@ -15,11 +15,11 @@ from lowrank.serving import IMAGES_FILE, MODEL_FILE
 from sweeps.records.events import Event, Status
 from sweeps.records.journal import Journal
 from sweeps.records.load import load_study
-from sweeps.records.model import StudyRecord, TrialRecord, fold
+from sweeps.records.model import StudyRecord, TrialRecord
 from sweeps.records.names import CHECKPOINT_FILE, JOURNAL_FILE, MODELS_FOLDER, TRIALS_FOLDER
 from sweeps.space.parse import read_space
 from sweeps.trials.resolver import Resolver
-from tests.support.journals import make_plain
+from tests.support.journals import fold_events, make_plain
 from tests.support.synthetic_study import Plan, write_study
 
 POINT = {"method.name": "tensor_train", "method.dims": 3, "train.weight_decay": 3e-4, "train.scaled_decay": True}
@@ -179,7 +179,7 @@ def test_events_fold_into_the_same_trials(tmp_path):
     made = load_study(write_study(tmp_path, Plan(trials=20)))
     for each in made.trials.values():
         again = [{"event": str(event), **fields} for event, fields in trial_events(each)]
-        found = fold(json.loads(json.dumps(again))).trials[each.trial_id]
+        found = fold_events(json.loads(json.dumps(again))).trials[each.trial_id]
         assert (found.status, found.epochs, found.counts, found.reason) == (
             each.status, each.epochs, each.counts, each.reason,
         )  # fmt: skip
@@ -193,7 +193,7 @@ def test_marks_notes_and_points_come_with_a_trial():
         test_error=50.0, wrong_images={"val": "2:val", "test": "2:test"},
     )  # fmt: skip
     again = [{"event": str(event), **fields} for event, fields in trial_events(marked)]
-    found = fold(json.loads(json.dumps(again))).trials["a"]
+    found = fold_events(json.loads(json.dumps(again))).trials["a"]
     for name in ("point_id", "broken", "notes", "tags", "notices", "test_error", "wrong_images"):
         assert getattr(found, name) == getattr(marked, name), name
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from sweeps.execution.callbacks import TimeLimit
 from sweeps.records.events import Event
-from sweeps.records.journal import Journal, read_journal
+from sweeps.records.journal import Journal
 from sweeps.utils.clock import Clock, monotonic_time
+from tests.support.journals import read_events
 
 
 class Jumping:
@@ -43,7 +44,7 @@ def test_the_journal_continues_from_its_last_time_after_the_clock_was_set_back(t
             system.passes(1)
             journal.append(Event.CLOSED, reason="")
         journal.close()
-    assert [event["time"] for event in read_journal(path)] == [1001, 1002, 1003, 1004, 5001, 5002]
+    assert [event["time"] for event in read_events(path)] == [1001, 1002, 1003, 1004, 5001, 5002]
 
 
 def test_a_jump_of_the_system_clock_does_not_use_up_a_time_limit(monkeypatch):

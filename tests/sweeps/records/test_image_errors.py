@@ -9,9 +9,9 @@ from hypothesis import given, strategies
 
 from lowrank.errors import InputError
 from sweeps.records.image_errors import decode_wrong_images, encode_wrong_images, wrong_images
-from sweeps.records.model import fold
 from sweeps.records.names import RESULTS_FILE
 from sweeps.records.tables import read_tables, write_tables
+from tests.support.journals import fold_events
 
 PROPOSED = {
     "event": "proposed", "time": 1.0, "trial": "t", "role": "search", "stratum": "s", "parameters": {},
@@ -26,7 +26,7 @@ def finished(**fields):
 
 
 def study_with(*events):
-    return fold([{"event": "study", "time": 0.5, "name": "a"}, PROPOSED, EPOCH, *events])
+    return fold_events([{"event": "study", "time": 0.5, "name": "a"}, PROPOSED, EPOCH, *events])
 
 
 @given(strategies.lists(strategies.booleans(), max_size=70))

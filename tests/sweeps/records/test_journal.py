@@ -16,7 +16,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 
 from sweeps.records.events import Event
-from sweeps.records.journal import Journal, JournalReader, read_journal
+from sweeps.records.journal import Journal, JournalReader
+from tests.support.journals import read_events
 
 ROOT = Path(__file__).resolve().parents[3]
 plain = st.recursive(
@@ -40,7 +41,7 @@ def write(path: Path, fields: list[dict]) -> list[dict]:
 @per_example
 def test_a_reader_gets_the_events_that_were_written(tmp_path, fields):
     path = tmp_path / "journal.jsonl"
-    assert write(path, fields) == list(read_journal(path))
+    assert write(path, fields) == list(read_events(path))
 
 
 @given(fields=events, data=st.data())
@@ -52,11 +53,11 @@ def test_a_journal_cut_at_any_byte_keeps_its_complete_lines_and_can_be_continued
     cut = data.draw(st.integers(0, len(content)))
     path.write_bytes(content[:cut])
     whole = content[:cut].count(b"\n")
-    assert list(read_journal(path)) == written[:whole]
+    assert list(read_events(path)) == written[:whole]
     journal = Journal(path)
     journal.append(Event.CLOSED)
     journal.close()
-    assert [event["event"] for event in read_journal(path)] == ["epoch"] * whole + ["closed"]
+    assert [event["event"] for event in read_events(path)] == ["epoch"] * whole + ["closed"]
 
 
 @given(fields=events, data=st.data())
@@ -69,7 +70,7 @@ def test_a_reader_of_a_growing_file_reads_every_event_once(tmp_path, fields, dat
     reader, seen = JournalReader(path), []
     for cut in [*cuts, len(content)]:
         path.write_bytes(content[:cut])
-        seen += list(reader.read())
+        seen += [line.event for line in reader.scan()]
         reader = JournalReader(path, reader.offset)  # as after a restart
     assert seen == written
 
@@ -78,7 +79,7 @@ def test_the_error_of_a_damaged_line_names_its_byte(tmp_path):
     path = tmp_path / "journal.jsonl"
     path.write_bytes(b'{"event":"closed","time":1}\n{"event\x00\n')
     with pytest.raises(ValueError, match=r"line 2 at byte 28 is damaged: .*; `python -m analysis check .*` lists all"):
-        list(read_journal(path))
+        list(read_events(path))
 
 
 def test_nan_is_refused_and_writes_nothing(tmp_path):
@@ -102,7 +103,7 @@ def test_lines_of_several_threads_stay_complete(tmp_path):
     for thread in threads:
         thread.join()
     journal.close()
-    found = [(event["trial"], event["epoch"]) for event in read_journal(journal.path)]
+    found = [(event["trial"], event["epoch"]) for event in read_events(journal.path)]
     assert sorted(found) == sorted((str(number), epoch) for number in range(4) for epoch in range(200))
     assert all([e for t, e in found if t == str(n)] == list(range(200)) for n in range(4))
 
@@ -128,7 +129,7 @@ def test_an_appended_event_survives_a_kill(tmp_path):
     process.wait()
     process.stdout.close()
     last = int(printed[-1]) if printed else 501
-    numbers = [event["number"] for event in read_journal(path)]
+    numbers = [event["number"] for event in read_events(path)]
     assert numbers == list(range(len(numbers)))
     assert len(numbers) > last
 
@@ -159,7 +160,7 @@ def test_a_full_disk_leaves_no_incomplete_line(tmp_path, monkeypatch):
     monkeypatch.setattr(journal, "_file", real)
     journal.append(Event.CLOSED)
     journal.close()
-    assert len(list(read_journal(journal.path))) == 2
+    assert len(list(read_events(journal.path))) == 2
 
 
 def test_events_carry_their_kind_and_time(tmp_path):
@@ -169,7 +170,7 @@ def test_events_carry_their_kind_and_time(tmp_path):
     written = json.loads(journal.path.read_text())
     assert list(written.items())[:-3] == list(record.items())
     assert (written["record_version"], written["line"]) == (1, 1)
-    assert list(read_journal(journal.path)) == [record]
+    assert list(read_events(journal.path)) == [record]
     assert record["event"] == "finished"
     assert record["time"] > 1.7e9
 
@@ -194,7 +195,7 @@ def test_a_changed_digit_is_noticed_and_named_by_line_and_byte(tmp_path, positio
     content[index] = ord("1") if content[index] != ord("1") else ord("2")
     path.write_bytes(content)
     with pytest.raises(ValueError, match=f"line 3 at byte {start} is damaged: its checksum does not fit its content"):
-        list(read_journal(path))
+        list(read_events(path))
 
 
 def test_a_lost_line_and_a_doubled_one_are_noticed(tmp_path):
@@ -202,11 +203,11 @@ def test_a_lost_line_and_a_doubled_one_are_noticed(tmp_path):
     lines = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(b"".join([*lines[:1], *lines[3:]]))
     with pytest.raises(ValueError, match=f"line 4 at byte {len(lines[0])} is damaged: 2 lines before it are lost"):
-        list(read_journal(path))
+        list(read_events(path))
     path.write_bytes(b"".join([*lines[:2], *lines[1:]]))
     start = sum(map(len, lines[:2]))
     with pytest.raises(ValueError, match=f"at byte {start} is damaged: it says that it is line 2, which has been read"):
-        list(read_journal(path))
+        list(read_events(path))
 
 
 def test_an_older_journal_is_read_as_it_is_and_continued_with_checksums(tmp_path):
@@ -216,7 +217,7 @@ def test_an_older_journal_is_read_as_it_is_and_continued_with_checksums(tmp_path
     journal = Journal(path)
     added = [journal.append(Event.CLOSED, reason="time"), journal.append(Event.CLOSED, reason="finished")]
     journal.close()
-    assert list(read_journal(path)) == [*old, *added]
+    assert list(read_events(path)) == [*old, *added]
     assert [json.loads(line).get("line") for line in path.read_text().splitlines()] == [None, None, None, 4, 5]
     content = path.read_bytes()
     again = Journal(path)
@@ -231,7 +232,7 @@ def test_a_line_of_a_newer_version_is_refused(tmp_path):
     content = path.read_bytes().replace(b'"record_version":1', b'"record_version":2')[:-21]
     path.write_bytes(content + f',"crc32":"{zlib.crc32(content):08x}"}}\n'.encode())
     with pytest.raises(ValueError, match=r"a newer version of this project wrote it \(records of version 2;"):
-        list(read_journal(path))
+        list(read_events(path))
 
 
 @pytest.mark.parametrize("time", ["Infinity", "NaN", '"later"'])
@@ -256,4 +257,4 @@ def test_two_short_writes_leave_whole_lines(tmp_path, monkeypatch):
     monkeypatch.setattr(journal, "_file", real)
     journal.append(Event.CLOSED)
     journal.close()
-    assert [event["event"] for event in read_journal(path)] == ["epoch", "epoch", "closed"]
+    assert [event["event"] for event in read_events(path)] == ["epoch", "epoch", "closed"]

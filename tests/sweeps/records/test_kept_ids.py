@@ -13,8 +13,9 @@ from lowrank.layers.registry import make_method
 from lowrank.networks.registry import NetworkSettings
 from lowrank.training.recipe import Recipe
 from sweeps.records.events import Event
-from sweeps.records.model import StudyRecord, fold
+from sweeps.records.model import StudyRecord
 from sweeps.records.specification import identify
+from tests.support.journals import fold_events
 
 RESULTS = Path(__file__).resolve().parents[3] / "docs" / "results"
 TRIALS = {"tt_schedule": 122, "tt_schedule_finish": 10}  # distinct specifications in each record
@@ -33,7 +34,7 @@ def header_shape(study: StudyRecord) -> tuple[int, int, int]:
 @pytest.mark.parametrize("name", TRIALS)
 def test_kept_trials_keep_their_ids(name: str) -> None:
     events = read_kept_journal(name)
-    study = fold(events)
+    study = fold_events(events)
     proposed = {event["trial"]: event for event in events if event["event"] == Event.PROPOSED}
     assert len(proposed) == TRIALS[name]
     shape, classes = header_shape(study), study.header["data"]["classes"]
@@ -42,7 +43,7 @@ def test_kept_trials_keep_their_ids(name: str) -> None:
 
 
 def test_a_kept_specification_with_another_seed_is_another_trial_of_the_same_point() -> None:
-    study = fold(read_kept_journal("tt_schedule"))
+    study = fold_events(read_kept_journal("tt_schedule"))
     trial = next(trial for trial in study.trials.values() if trial.specification)
     shape, classes = header_shape(study), study.header["data"]["classes"]
     reseeded = {**trial.specification, "seed": trial.specification["seed"] + 1}

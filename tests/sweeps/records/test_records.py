@@ -11,8 +11,7 @@ import pytest
 
 from sweeps.records import model as records
 from sweeps.records.events import TERMINAL, Event, Role, Status
-from sweeps.records.journal import read_journal
-from sweeps.records.model import StudyRecord, apply_event, fold
+from sweeps.records.model import StudyRecord, apply_event
 from sweeps.records.names import JOURNAL_FILE
 from sweeps.records.tables import (
     EPOCHS_SCHEMA,
@@ -25,6 +24,7 @@ from sweeps.records.tables import (
     study_from_fields,
     write_tables,
 )
+from tests.support.journals import fold_events, read_events
 from tests.support.synthetic_study import Plan, write_study
 
 PROPOSED = {
@@ -35,7 +35,7 @@ PROPOSED = {
 
 @pytest.fixture
 def events(tmp_path):
-    return list(read_journal(write_study(tmp_path, Plan(trials=16)) / JOURNAL_FILE))
+    return list(read_events(write_study(tmp_path, Plan(trials=16)) / JOURNAL_FILE))
 
 
 def epoch(number, error, time=2.0):
@@ -43,66 +43,66 @@ def epoch(number, error, time=2.0):
 
 
 def test_repeating_events_changes_nothing(events):
-    once = fold(events)
+    once = fold_events(events)
     dice = random.Random(0)
     repeated = [event for event in events for _ in range(dice.randint(1, 3))]
-    assert fold(repeated) == once
-    ending = fold([*events, *events])
+    assert fold_events(repeated) == once
+    ending = fold_events([*events, *events])
     assert ending == once
 
 
 def test_folding_in_two_parts_equals_folding_at_once(events):
-    study = fold(events[:40])
+    study = fold_events(events[:40])
     for event in events[40:]:
         apply_event(study, event)
-    assert study == fold(events)
+    assert study == fold_events(events)
 
 
 def test_every_status_is_reached(events):
-    found = {trial.status for trial in fold(events).trials.values()}
+    found = {trial.status for trial in fold_events(events).trials.values()}
     assert found == TERMINAL
 
 
 def test_a_trial_is_running_from_its_first_attempt():
-    assert fold([PROPOSED]).trials["t"].status is Status.PROPOSED
+    assert fold_events([PROPOSED]).trials["t"].status is Status.PROPOSED
     attempt = {"event": "attempt", "time": 2.0, "trial": "t", "start_seconds": 0.5}
-    assert fold([PROPOSED, attempt]).trials["t"].status is Status.RUNNING
+    assert fold_events([PROPOSED, attempt]).trials["t"].status is Status.RUNNING
 
 
 def test_an_attempt_after_the_end_does_not_reopen_a_trial():
     end = {"event": "finished", "time": 3.0, "trial": "t", "status": "completed"}
     attempt = {"event": "attempt", "time": 4.0, "trial": "t"}
-    assert fold([PROPOSED, end, attempt]).trials["t"].status is Status.COMPLETED
+    assert fold_events([PROPOSED, end, attempt]).trials["t"].status is Status.COMPLETED
 
 
 def test_the_error_of_a_trial_is_that_of_its_last_epoch():
-    trial = fold([PROPOSED, epoch(1, 5.0), epoch(3, 9.0), epoch(2, 4.0)]).trials["t"]
+    trial = fold_events([PROPOSED, epoch(1, 5.0), epoch(3, 9.0), epoch(2, 4.0)]).trials["t"]
     assert trial.last_epoch == 3
     assert trial.val_error == 9.0
 
 
 def test_an_epoch_trained_again_counts_once_with_its_new_value():
-    trial = fold([PROPOSED, epoch(1, 5.0), epoch(1, 6.0, time=9.0)]).trials["t"]
+    trial = fold_events([PROPOSED, epoch(1, 5.0), epoch(1, 6.0, time=9.0)]).trials["t"]
     assert trial.epochs == {1: {"val_error": 6.0, "time": 9.0}}
 
 
 def test_aliases_are_kept_once():
     alias = {"event": "alias", "time": 2.0, "trial": "t", "parameters": {"dims": 4}}
-    assert fold([PROPOSED, alias, alias]).trials["t"].aliases == [{"dims": 4}]
+    assert fold_events([PROPOSED, alias, alias]).trials["t"].aliases == [{"dims": 4}]
 
 
 def test_a_resumed_study_is_open_again():
     study = {"event": "study", "time": 1.0, "name": "a"}
     closed = {"event": "closed", "time": 2.0, "reason": "interrupted"}
-    assert fold([study, closed]).closed == closed
-    resumed = fold([study, closed, {**study, "time": 3.0}])
+    assert fold_events([study, closed]).closed == closed
+    resumed = fold_events([study, closed, {**study, "time": 3.0}])
     assert resumed.closed is None
     assert resumed.header["time"] == 3.0
 
 
 def test_an_unknown_event_is_an_error():
     with pytest.raises(ValueError, match="'tea' is not a valid Event"):
-        fold([{"event": "tea", "time": 1.0}])
+        fold_events([{"event": "tea", "time": 1.0}])
 
 
 def test_every_event_has_a_rule():
@@ -110,17 +110,17 @@ def test_every_event_has_a_rule():
 
 
 def test_tables_of_incomplete_records_have_their_schema(events):
-    study = fold(events)
+    study = fold_events(events)
     table = results_to_table(study)
     assert table.schema == RESULTS_SCHEMA
     assert table.num_rows == len(study.trials)
     assert results_to_table(StudyRecord()).schema == RESULTS_SCHEMA
     assert epochs_to_table(StudyRecord()).schema == EPOCHS_SCHEMA
-    assert results_to_table(fold([PROPOSED])).num_rows == 1
+    assert results_to_table(fold_events([PROPOSED])).num_rows == 1
 
 
 def test_rows_equal_the_records(events):
-    study = fold(events)
+    study = fold_events(events)
     for row, trial in zip(results_to_table(study).to_pylist(), study.trials.values(), strict=True):
         assert row["trial_id"] == trial.trial_id
         assert row["study"] == "tt_dims"
@@ -133,7 +133,7 @@ def test_rows_equal_the_records(events):
 
 
 def test_the_epochs_table_has_every_epoch_once(events):
-    study = fold(events)
+    study = fold_events(events)
     table = epochs_to_table(study)
     assert table.num_rows == sum(len(trial.epochs) for trial in study.trials.values())
     pairs = set(zip(table["trial_id"].to_pylist(), table["epoch"].to_pylist(), strict=True))
@@ -143,7 +143,7 @@ def test_the_epochs_table_has_every_epoch_once(events):
 
 def test_a_row_of_an_epoch_has_every_metric():
     metrics = {"time": 2.0, "val_error": 5.0, "loss_kd": 0.5, "grad_norm.stage1": 0.25, "grad_norm.head": 0.5}
-    study = fold([PROPOSED, {**epoch(1, 5.0), "metrics": {k: v for k, v in metrics.items() if k != "time"}}])
+    study = fold_events([PROPOSED, {**epoch(1, 5.0), "metrics": {k: v for k, v in metrics.items() if k != "time"}}])
     (row,) = epochs_to_table(study).to_pylist()
     assert dict(row["by_stage"]) == {"grad_norm.stage1": 0.25, "grad_norm.head": 0.5}
     assert row["loss_attention"] is None
@@ -151,7 +151,7 @@ def test_a_row_of_an_epoch_has_every_metric():
 
 
 def test_a_study_keeps_its_names_on_disk(events):
-    study = fold(events)
+    study = fold_events(events)
     stored = study_fields(study)
     names = {"header", "closed", "placement", "sittings", "notes", "tags", "test_looks", "finished_ends"}
     assert set(stored) == names
@@ -166,18 +166,18 @@ def test_the_test_errors_of_one_run_are_one_look():
         return {"event": "tested", "time": time, "trial": trial, "test_error": 5.0}
 
     events = [run(1.0), PROPOSED, tested("t", 2.0), tested("u", 2.5), run(3.0), run(4.0), tested("v", 5.0)]
-    for study in (fold(events), fold([*events, *events])):
+    for study in (fold_events(events), fold_events([*events, *events])):
         assert [look["trials"] for look in study.test_looks] == [["t", "u"], ["v"]]
 
 
 def test_only_finished_ends_are_counted_as_such():
     ends = [{"event": "closed", "time": float(n), "reason": why} for n, why in enumerate(["interrupted", "finished"])]
-    study = fold([{"event": "study", "time": 0.5, "name": "a"}, *ends, *ends])
+    study = fold_events([{"event": "study", "time": 0.5, "name": "a"}, *ends, *ends])
     assert study.finished_ends == [1.0]
 
 
 def test_tables_that_could_not_be_written_leave_the_old_ones(events, tmp_path, monkeypatch):
-    study = fold(events)
+    study = fold_events(events)
     write_tables(study, tmp_path)
     names = sorted(path.name for path in tmp_path.iterdir())
     before = read_tables(tmp_path)
@@ -188,6 +188,6 @@ def test_tables_that_could_not_be_written_leave_the_old_ones(events, tmp_path, m
 
     monkeypatch.setattr(pq, "write_table", fail_halfway)
     with pytest.raises(OSError, match="the disk is full"):
-        write_tables(fold([PROPOSED]), tmp_path)
+        write_tables(fold_events([PROPOSED]), tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == names
     assert read_tables(tmp_path) == before

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from lowrank.errors import InputError
-from sweeps.records.journal import Journal, read_journal
-from sweeps.records.model import StudyRecord, fold
+from sweeps.records.journal import Journal
+from sweeps.records.load import fold_journal
+from sweeps.records.model import StudyRecord
 from sweeps.records.tables import FIT_FOLDER, FITS
 from sweeps.resources import packing_benchmark
 from sweeps.resources.configurations import configuration
@@ -121,7 +122,7 @@ def test_a_measurement_is_recorded_and_used_again_on_cards_of_the_same_type_alon
     monkeypatch.setattr(packing_benchmark, "measure_packing", measure)
     assert run("X", StudyRecord()) == 1 / 8
     assert capsys.readouterr().out.count("images/s") == 4
-    record = fold(read_journal(journal.path))
+    record = fold_journal(journal.path)
     assert record.packing["tried"][0] == {
         "trials": 1, "images_per_second": 141.0, "peak_mb": None, "sharing": PROCESSES,
     }  # fmt: skip

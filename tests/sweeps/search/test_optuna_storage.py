@@ -10,8 +10,9 @@ import pytest
 from optuna.trial import TrialState
 
 from sweeps.records.events import Event, Role, Status
-from sweeps.records.journal import Journal, read_journal
-from sweeps.records.model import apply_event, fold
+from sweeps.records.journal import Journal
+from sweeps.records.load import fold_journal
+from sweeps.records.model import apply_event
 from sweeps.records.names import JOURNAL_FILE, OPTUNA_FILE
 from sweeps.search.optuna_proposer import OptunaProposer, make_proposer
 from sweeps.search.optuna_storage import CrashSafeJournalBackend
@@ -29,7 +30,7 @@ def begin(space, resolver, tmp_path):
             opened.pop().close()
         opened.append(Journal(tmp_path / JOURNAL_FILE))
         proposer = make_proposer(space, tmp_path)
-        return Search(space, resolver, proposer, opened[0], fold(read_journal(tmp_path / JOURNAL_FILE)))
+        return Search(space, resolver, proposer, opened[0], fold_journal(tmp_path / JOURNAL_FILE))
 
     yield driver
     opened.pop().close()

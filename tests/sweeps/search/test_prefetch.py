@@ -8,14 +8,15 @@ import threading
 import pytest
 
 from sweeps.records.events import Role, Status
-from sweeps.records.journal import Journal, read_journal
-from sweeps.records.model import fold
+from sweeps.records.journal import Journal
+from sweeps.records.load import fold_journal
 from sweeps.search.earlier_study import earlier_studies, warm_start
 from sweeps.search.optuna_proposer import OptunaProposer, make_proposer
 from sweeps.search.prefetch import ProposalPrefetcher
 from sweeps.search.search import PreparedTrial, Search
 from sweeps.space.parse import parse_space
 from sweeps.trials.resolver import Resolver
+from tests.support.journals import read_events
 from tests.support.waiting import scaled, wait_until
 
 EPOCH = {"val_error": 10.0, "val_loss": 1.0, "train_error": 5.0, "train_loss": 0.5, "lr": 0.1}
@@ -39,7 +40,7 @@ def open_search(digits, tmp_path):
         space = parse_space("small", content)
         resolver = Resolver(space, digits)
         journals.append(Journal(tmp_path / "study" / "journal.jsonl"))
-        record = fold(read_journal(journals[-1].path))
+        record = fold_journal(journals[-1].path)
         proposer = make_proposer(space, tmp_path / "study", resolver.points)
         return Search(space, resolver, proposer, journals[-1], record)
 
@@ -182,7 +183,7 @@ def test_two_threads_never_launch_one_trial_twice(content, open_search):
             launched = run_out(search, prefetcher)
     finally:
         sys.setswitchinterval(before)
-    proposed = [event["trial"] for event in read_journal(search.journal.path) if event["event"] == "proposed"]
+    proposed = [event["trial"] for event in read_events(search.journal.path) if event["event"] == "proposed"]
     assert len(proposed) == len(set(proposed)) == len(launched)
 
 

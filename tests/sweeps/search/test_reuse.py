@@ -13,9 +13,10 @@ from analysis.findings.cost import study_cost
 from sweeps.execution.scheduler import StratifiedStopping
 from sweeps.records.events import Event, Role, Status
 from sweeps.records.image_errors import encode_wrong_images
-from sweeps.records.journal import Journal, read_journal
+from sweeps.records.journal import Journal
+from sweeps.records.load import fold_journal
 from sweeps.records.mlflow_names import trial_tags
-from sweeps.records.model import StudyRecord, TrialRecord, apply_event, fold
+from sweeps.records.model import StudyRecord, TrialRecord, apply_event
 from sweeps.records.names import JOURNAL_FILE, SERIES_FILE
 from sweeps.records.tables import trial_from_row, trial_to_row
 from sweeps.search import reuse as adoption
@@ -28,6 +29,7 @@ from sweeps.space.settings import SearchSettings
 from sweeps.study.final_evaluation import evaluate_front
 from sweeps.study.progress_view import progress
 from sweeps.trials.resolver import Resolver
+from tests.support.journals import read_events
 
 GRID = {"sampler": "grid", "trials": 100, "stop": "none", "repeats": 2}
 WRONG_IMAGES = encode_wrong_images(np.arange(25) < 2)  # 8 %
@@ -47,7 +49,7 @@ def series(digits, tmp_path, content):
         journals.append(journal)
         method = {"name": "tensor_train", "dims": {"choice": dims}}
         space = parse_space(name, {**content, "train": {"epochs": 2}, "method": method, "search": {**GRID, **search}})
-        record = fold(read_journal(journal.path))
+        record = fold_journal(journal.path)
         proposer = make_proposer(space, folder)
         return Search(space, Resolver(space, digits), proposer, journal, record, siblings=SiblingResults.read(folder))
 
@@ -97,7 +99,7 @@ def test_a_grid_trains_only_what_no_other_study_of_the_series_has(series):
         assert ours.wrong_images == {"val": WRONG_IMAGES}
         assert (ours.role, ours.stratum, ours.point_id) == (theirs.role, theirs.stratum, theirs.point_id)
         assert os.path.samefile(weights_path(folder_of(second), name), weights_path(folder_of(first), name))
-    assert fold(read_journal(second.journal.path)) == second.record
+    assert fold_journal(second.journal.path) == second.record
 
 
 def test_an_adopted_trial_costs_the_study_nothing_and_says_where_it_was_trained(series):
@@ -141,7 +143,7 @@ def test_after_a_kill_in_the_midst_of_an_adoption_it_is_finished(series, monkeyp
     assert cut.status is Status.PROPOSED
     assert run_out(second) == []
     assert {trial.status for trial in second.record.trials.values()} == {Status.COMPLETED}
-    lines = [event for event in read_journal(second.journal.path) if event.get("trial") == cut.trial_id]
+    lines = [event for event in read_events(second.journal.path) if event.get("trial") == cut.trial_id]
     assert [event["epoch"] for event in lines if event["event"] == Event.EPOCH] == [1, 2]
 
 

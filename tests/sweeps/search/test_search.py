@@ -7,13 +7,14 @@ from optuna.trial import TrialState
 
 from lowrank.errors import InputError
 from sweeps.records.events import TERMINAL, Status
-from sweeps.records.journal import Journal, read_journal
-from sweeps.records.model import fold
+from sweeps.records.journal import Journal
+from sweeps.records.load import fold_journal
 from sweeps.search.optuna_proposer import make_proposer
 from sweeps.search.search import Search
 from sweeps.space.parse import parse_space, read_space
 from sweeps.trials.feasibility import infeasible_lines, reachable_strata
 from sweeps.trials.resolver import Resolver
+from tests.support.journals import read_events
 
 EPOCH = {
     "val_error": 10.0, "val_loss": 1.0, "train_error": 5.0, "train_loss": 0.5, "lr": 0.1, "images_per_second": 1000.0,
@@ -28,7 +29,7 @@ def open_search(digits, tmp_path):
 
     def opened(space) -> Search:
         journals.append(Journal(tmp_path / "journal.jsonl"))
-        record = fold(read_journal(journals[-1].path))
+        record = fold_journal(journals[-1].path)
         return Search(space, Resolver(space, digits), make_proposer(space, tmp_path), journals[-1], record)
 
     yield opened
@@ -132,7 +133,7 @@ def test_an_end_is_recorded_once(search):
     trial = search.next()
     finish(search, trial.trial_id)
     search.finish(trial.trial_id, Status.FAILED, "late")
-    ends = [event for event in read_journal(search.journal.path) if event["event"] == "finished"]
+    ends = [event for event in read_events(search.journal.path) if event["event"] == "finished"]
     assert [event["status"] for event in ends] == ["completed"]
 
 
@@ -161,7 +162,7 @@ def test_a_resumed_search_takes_up_what_has_no_end_and_repeats_nothing(space, op
         finish(second, name)
     rest = run_out(second)
     assert len({reference.trial_id, one.trial_id, *taken, *rest}) == 7
-    record = fold(read_journal(tmp_path / "journal.jsonl"))
+    record = fold_journal(tmp_path / "journal.jsonl")
     assert all(trial.status in TERMINAL for trial in record.trials.values())
     assert second.proposer.open_handles() == []
 

@@ -14,8 +14,9 @@ from lowrank.compression.budget import measure
 from lowrank.errors import InputError
 from lowrank.networks.registry import NetworkSettings
 from sweeps.records.events import Role, Status
-from sweeps.records.journal import Journal, read_journal
-from sweeps.records.model import StudyRecord, fold
+from sweeps.records.journal import Journal
+from sweeps.records.load import fold_journal
+from sweeps.records.model import StudyRecord
 from sweeps.records.names import JOURNAL_FILE, SERIES_FILE
 from sweeps.search.optuna_proposer import make_proposer
 from sweeps.search.reuse import SiblingResults, weights_path
@@ -99,7 +100,7 @@ def _run_out(space: Space, digits, cut: int, folder: Path) -> list[str]:
     record = StudyRecord()
     for sitting in range(2):  # the first one is cut, as a kill would
         journal = Journal(folder / JOURNAL_FILE)
-        record = fold(read_journal(journal.path))
+        record = fold_journal(journal.path)
         proposer = make_proposer(space, folder, resolver.points)
         search = Search(space, resolver, proposer, journal, record, strata, SiblingResults.read(folder))
         while (trial := search.next()) is not None:

@@ -6,7 +6,7 @@ from lowrank.errors import InputError
 from sweeps.records.annotations import RESERVED_TAGS, check_note, parse_tags
 from sweeps.records.events import Event
 from sweeps.records.fronts import best_trials
-from sweeps.records.journal import read_journal
+from sweeps.records.load import fold_journal
 from sweeps.records.mlflow_names import (
     metric_name,
     point_name,
@@ -17,8 +17,9 @@ from sweeps.records.mlflow_names import (
     study_tags,
     trial_tags,
 )
-from sweeps.records.model import StudyRecord, TrialRecord, fold
+from sweeps.records.model import StudyRecord, TrialRecord
 from sweeps.records.names import JOURNAL_FILE
+from tests.support.journals import fold_events
 from tests.support.synthetic_study import Plan, write_study
 
 
@@ -36,7 +37,7 @@ def trial(**changes) -> TrialRecord:
 
 @pytest.fixture
 def study(tmp_path) -> StudyRecord:
-    return fold(read_journal(write_study(tmp_path, Plan(trials=16)) / JOURNAL_FILE))
+    return fold_journal(write_study(tmp_path, Plan(trials=16)) / JOURNAL_FILE)
 
 
 def test_a_run_is_named_by_what_it_is():
@@ -112,13 +113,13 @@ def test_notes_and_tags_as_typed():
 
 def test_notes_add_up_and_repeat_nothing():
     noted = {"event": str(Event.ANNOTATED), "time": 1.0, "note": "one", "tags": {"a": "1"}}
-    found = fold(
+    found = fold_events(
         [noted, noted, {**noted, "note": "two", "tags": {"a": "2"}}, {**noted, "note": "", "tags": {"b": "3"}}]
     )
     assert found.notes == ["one", "two"]
     assert found.tags == {"a": "2", "b": "3"}
     assert study_tags(found)["mlflow.note.content"] == "\n\none\n\ntwo"
-    assert fold([{**noted, "trial": "t"}]).trials["t"].notes == ["one"]
+    assert fold_events([{**noted, "trial": "t"}]).trials["t"].notes == ["one"]
 
 
 def test_the_summary_is_of_sound_trials_of_the_search(study):

@@ -16,8 +16,8 @@ from lowrank.networks.registry import NetworkSettings
 from lowrank.serving import save_classifier
 from sweeps.records.events import Event
 from sweeps.records.fronts import best_trials, front_first_seeds
-from sweeps.records.journal import Journal, read_journal
-from sweeps.records.model import fold
+from sweeps.records.journal import Journal
+from sweeps.records.load import fold_journal
 from sweeps.records.names import JOURNAL_FILE, MLFLOW_FILE, MODELS_FOLDER
 from sweeps.tracking.follower import Follower, catch_up
 from sweeps.tracking.mlflow_store import create_database, quiet_mlflow
@@ -44,7 +44,7 @@ def study(tmp_path_factory):
     data = load_data(DataSettings(name="digits", train_images=200))
     plan = network_plan(SETTINGS, data.image_shape, len(data.classes))
     network = build_student(SETTINGS, plan, METHOD, data.image_shape, len(data.classes), seed=0)
-    for trial in front_first_seeds(fold(read_journal(folder / JOURNAL_FILE)).trials.values()):
+    for trial in front_first_seeds(fold_journal(folder / JOURNAL_FILE).trials.values()):
         save_classifier(folder / MODELS_FOLDER / trial.trial_id, network, data, settings=SETTINGS, method=METHOD)
     assert carry(folder) is None
     return folder
@@ -64,12 +64,12 @@ def aliases(folder) -> dict[str, str]:
 
 
 def expected(folder) -> dict[str, str]:
-    found = best_trials(fold(read_journal(folder / JOURNAL_FILE)))
+    found = best_trials(fold_journal(folder / JOURNAL_FILE))
     return {alias: trial.trial_id for alias, trial in found.items()}
 
 
 def test_each_trial_of_the_front_is_a_version_once(study):
-    front = {trial.trial_id for trial in front_first_seeds(fold(read_journal(study / JOURNAL_FILE)).trials.values())}
+    front = {trial.trial_id for trial in front_first_seeds(fold_journal(study / JOURNAL_FILE).trials.values())}
     (study / "tracking.json").unlink()
     assert carry(study) is None
     versions = client(study).search_model_versions("name = 'tt_dims'")
