@@ -16,11 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from lowrank.errors import InputError
-from lowrank.utils import LockedError, atomic_path, first_line, free_name, hold_lock
+from lowrank.utils import atomic_path, first_line, free_name
 from sweeps.records import (
     EPOCHS_FILE,
     JOURNAL_FILE,
-    LOCK_FILE,
     MODELS_FOLDER,
     OPTUNA_FILE,
     RANK_COSTS_FILE,
@@ -39,6 +38,7 @@ from sweeps.records import (
     read_step_times,
     read_tables,
     seal_line,
+    study_lock,
     write_tables,
 )
 
@@ -199,11 +199,8 @@ def repair_study(folder: Path) -> list[str]:
     path = folder / JOURNAL_FILE
     if not path.is_file():
         raise InputError(f"{folder} has no {JOURNAL_FILE}, from which the rest could be made again")
-    try:
-        with hold_lock(folder / LOCK_FILE, timeout=0):
-            return _repair(folder, path)
-    except LockedError as error:
-        raise InputError(f"the study {folder.name!r} is being run by another process") from error
+    with study_lock(folder):
+        return _repair(folder, path)
 
 
 def _repair(folder: Path, path: Path) -> list[str]:

@@ -47,6 +47,7 @@ if TYPE_CHECKING:
         is_study_disk_full as is_study_disk_full,
         locked_journal as locked_journal,
         seal_line as seal_line,
+        study_lock as study_lock,
         truncate_torn_line as truncate_torn_line,
     )
     from sweeps.records.load import (
@@ -76,7 +77,6 @@ if TYPE_CHECKING:
         FRONT_PICTURE as FRONT_PICTURE,
         INFEASIBLE_PREFIX as INFEASIBLE_PREFIX,
         JOURNAL_FILE as JOURNAL_FILE,
-        LOCK_FILE as LOCK_FILE,
         MACHINE_METRICS as MACHINE_METRICS,
         MLFLOW_FILE as MLFLOW_FILE,
         MODELS_FOLDER as MODELS_FOLDER,
@@ -141,14 +141,14 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "image_errors": "decode_wrong_images encode_wrong_images wrong_images",
         "journal": (
             "BusyError FullDiskError Journal JournalReader damage_error is_study_disk_full locked_journal seal_line "
-            "truncate_torn_line"
+            "study_lock truncate_torn_line"
         ),
         "load": (
             "STUDIES_FOLDER find_study find_trial fold_journal is_study load_study read_rank_costs read_step_times"
         ),
         "model": "LOOKS_BEFORE MIXED SPLITS StudyRecord TrialRecord apply_event count_test_looks intern_names",
         "names": (
-            "ARTIFACTS_FOLDER CHECKPOINT_FILE EPOCHS_FILE FRONT_PICTURE INFEASIBLE_PREFIX JOURNAL_FILE LOCK_FILE "
+            "ARTIFACTS_FOLDER CHECKPOINT_FILE EPOCHS_FILE FRONT_PICTURE INFEASIBLE_PREFIX JOURNAL_FILE "
             "MACHINE_METRICS MLFLOW_FILE MODELS_FOLDER OPTUNA_FILE RANK_COSTS_FILE REPORT_FOLDER RESULTS_FILE "
             "SERIES_FILE SPACE_FILE STEP_TIMES_FILE SUMMARY_TABLE TRACKING_LOG_FILE TRACKING_PROGRESS_FILE "
             "TRIALS_FOLDER TRIAL_WEIGHTS VAL_ERROR"

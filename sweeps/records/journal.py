@@ -293,6 +293,27 @@ def parse_line(line: bytes) -> tuple[dict[str, Any], int | None]:
 
 
 @contextmanager
+def study_lock(folder: Path) -> Iterator[None]:
+    """Hold the lock of a study, so that no other process writes it within the block.
+
+    Args:
+        folder: of the study.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        BusyError: another process holds it.
+    """
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(hold_lock(folder / LOCK_FILE, timeout=0))
+        except LockedError as error:
+            raise BusyError(f"the study {folder.name!r} is being run by another process") from error
+        yield
+
+
+@contextmanager
 def locked_journal(folder: Path) -> Iterator[Journal]:
     """Open a study's journal for the one process that may write it.
 
@@ -305,13 +326,8 @@ def locked_journal(folder: Path) -> Iterator[Journal]:
     Raises:
         BusyError: another process holds it.
     """
-    with ExitStack() as stack:
-        try:
-            stack.enter_context(hold_lock(folder / LOCK_FILE, timeout=0))
-        except LockedError as error:
-            raise BusyError(f"the study {folder.name!r} is being run by another process") from error
-        with closing(Journal(folder / JOURNAL_FILE)) as journal:
-            yield journal
+    with study_lock(folder), closing(Journal(folder / JOURNAL_FILE)) as journal:
+        yield journal
 
 
 @dataclass(frozen=True)
