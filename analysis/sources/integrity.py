@@ -54,7 +54,6 @@ class JournalReport:
         events: those that can be used, oldest first.
         damage: a line for each damage, with line and byte.
         left_out: a line for each trial whose other lines cannot be used because its proposal is lost.
-        torn: bytes after the last complete line.
         record: what the usable events say.
     """
 
@@ -62,7 +61,6 @@ class JournalReport:
     events: list[Mapping[str, Any]] = field(default_factory=list)
     damage: list[str] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
-    torn: int = 0
     record: StudyRecord = field(default_factory=StudyRecord)
 
 
@@ -79,10 +77,10 @@ def read_damaged_journal(path: Path) -> JournalReport:
         InputError: a newer version of this project wrote it.
         OSError: it cannot be read.
     """
-    report, reader = JournalReport(), JournalReader(path)
+    report = JournalReport()
     proposed: set[str] = set()  # trials whose proposal is there
     lost: Counter[str] = Counter()
-    for line in reader.scan():
+    for line in JournalReader(path).scan():
         report.lines += 1
         damage, usable = line.damage, line.usable
         trial = line.event.get("trial")
@@ -104,7 +102,6 @@ def read_damaged_journal(path: Path) -> JournalReport:
         f"{path.name}: the proposal of trial {trial} is lost, so {count} more lines of it cannot be used"
         for trial, count in lost.items()
     ]
-    report.torn = path.stat().st_size - reader.offset
     return report
 
 
