@@ -151,14 +151,22 @@ def _damaged_files(folder: Path) -> Iterator[tuple[str, str]]:
                 read(folder / name)
             except InputError as error:
                 yield name, first_line(error)
-    for path in sorted((*folder.glob(f"{TRIALS_FOLDER}/*/*.safetensors"), *folder.glob(f"{MODELS_FOLDER}/*/*"))):
-        if path.suffix == ".safetensors":
-            from lowrank.io import load_tensors
+    for path in sorted(
+        file for name in (TRIALS_FOLDER, MODELS_FOLDER) for file in folder.glob(f"{name}/*/*.safetensors")
+    ):
+        if reason := _damaged_tensors(path):
+            yield str(path.relative_to(folder)), reason
 
-            try:
-                load_tensors(path)
-            except (InputError, OSError) as error:
-                yield str(path.relative_to(folder)), first_line(error).removeprefix(f"{path} ")
+
+def _damaged_tensors(path: Path) -> str:
+    """What is wrong with a file of weights; "" for nothing."""
+    from lowrank.io import load_tensors  # it loads torch, which a study without weights does not need
+
+    try:
+        load_tensors(path)
+    except (InputError, OSError) as error:
+        return first_line(error).removeprefix(f"{path} ")
+    return ""
 
 
 def _damaged_optuna(path: Path) -> str:
