@@ -68,6 +68,7 @@ if TYPE_CHECKING:
         TrialRecord as TrialRecord,
         apply_event as apply_event,
         count_test_looks as count_test_looks,
+        describe_damage as describe_damage,
         intern_names as intern_names,
     )
     from sweeps.records.names import (
@@ -146,7 +147,9 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "load": (
             "STUDIES_FOLDER find_study find_trial fold_journal is_study load_study read_rank_costs read_step_times"
         ),
-        "model": "LOOKS_BEFORE MIXED SPLITS StudyRecord TrialRecord apply_event count_test_looks intern_names",
+        "model": (
+            "LOOKS_BEFORE MIXED SPLITS StudyRecord TrialRecord apply_event count_test_looks describe_damage intern_names"
+        ),
         "names": (
             "ARTIFACTS_FOLDER CHECKPOINT_FILE EPOCHS_FILE FRONT_PICTURE INFEASIBLE_PREFIX JOURNAL_FILE "
             "MACHINE_METRICS MLFLOW_FILE MODELS_FOLDER OPTUNA_FILE RANK_COSTS_FILE REPORT_FOLDER RESULTS_FILE "

@@ -202,10 +202,19 @@ def apply_event(study: StudyRecord, event: Mapping[str, Any]) -> None:
     except InputError:
         raise
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise InputError(_describe_damage(event, error)) from error
+        raise InputError(describe_damage(event, error)) from error
 
 
-def _describe_damage(event: object, error: Exception) -> str:
+def describe_damage(event: object, error: Exception) -> str:
+    """Say what is wrong with an event that cannot be used.
+
+    Args:
+        event: as the journal holds it.
+        error: raised by the code that used it.
+
+    Returns:
+        One line.
+    """
     if not isinstance(event, Mapping):
         return f"it must be a JSON object, but is {event!r}"
     return f"it has no field {error}" if isinstance(error, KeyError) else str(error)

@@ -27,6 +27,7 @@ from sweeps.records import (
     StudyRecord,
     apply_event,
     damage_error,
+    describe_damage,
     intern_names,
     write_tables,
 )
@@ -87,13 +88,11 @@ class Follower:
             event, damage = line.event, line.damage
             if not damage:
                 try:
-                    # Before the event is applied: the entry depends on what was there
-                    self.entries.append(self._entry(event))
+                    entry = self._entry(event)  # before the event is applied: the entry depends on what was there
                     apply_event(self.study, event)
-                except KeyError as error:
-                    damage = f"it has no field {error}"
-                except (TypeError, ValueError) as error:
-                    damage = str(error)
+                    self.entries.append(entry)
+                except (AttributeError, KeyError, TypeError, ValueError) as error:
+                    damage = describe_damage(event, error)
             if damage:
                 raise damage_error(self._reader.path, line.number, line.byte, damage)
             if event["event"] == Event.CLOSED:

@@ -463,6 +463,19 @@ class TestJournalOddities:
         assert follower.carry()
         assert epoch_metrics(study_dir / MLFLOW_FILE) == journal_metrics(study_dir)
 
+    @pytest.mark.parametrize(
+        ("event", "fields", "damage"),
+        [(Event.FINISHED, {"trial": "t"}, "it has no field 'status'"),
+         (Event.EPOCH, {"trial": "t", "epoch": 1, "metrics": [1]}, "'list' object has no attribute")],
+    )  # fmt: skip
+    def test_an_event_that_cannot_be_used_is_named_and_not_carried(self, study_dir, event, fields, damage):
+        small(study_dir)
+        append(study_dir, (event, fields))
+        follower = Follower(study_dir, default_tracking_uri(study_dir))
+        with pytest.raises(InputError, match=f"line .* at byte .* is damaged: {damage}"):
+            follower.read()
+        assert len(follower.entries) == (study_dir / JOURNAL_FILE).read_bytes().count(b"\n") - 1
+
     def test_a_damaged_line_is_one_line_and_exit_code_2(self, study_dir, capsys):
         small(study_dir)
         with (study_dir / JOURNAL_FILE).open("ab") as journal:
