@@ -6,7 +6,6 @@ damaged, and sets damaged files aside that are made again from the journal. What
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 from collections import Counter
@@ -32,6 +31,7 @@ from sweeps.records import (
     JournalReader,
     StudyRecord,
     apply_event,
+    find_optuna_damage,
     fold_journal,
     read_rank_costs,
     read_space_file,
@@ -143,7 +143,7 @@ def _damaged_files(folder: Path) -> Iterator[tuple[str, str]]:
             read_tables(folder)
         except InputError as error:
             yield RESULTS_FILE, first_line(error)
-    if reason := _damaged_optuna(folder / OPTUNA_FILE):
+    if reason := find_optuna_damage(folder / OPTUNA_FILE):
         yield OPTUNA_FILE, f"{reason}; --resume makes it again from {JOURNAL_FILE}"
     for name, read in ((STEP_TIMES_FILE, read_step_times), (RANK_COSTS_FILE, read_rank_costs)):
         if (folder / name).is_file():
@@ -166,22 +166,6 @@ def _damaged_tensors(path: Path) -> str:
         load_tensors(path)
     except (InputError, OSError) as error:
         return first_line(error).removeprefix(f"{path} ")
-    return ""
-
-
-def _damaged_optuna(path: Path) -> str:
-    """What is wrong with Optuna's journal; "" for nothing, or if there is none."""
-    if not path.is_file():
-        return ""
-    start = 0
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            try:
-                if line.endswith(b"\n") and not isinstance(json.loads(line.decode()), dict):
-                    return f"line {number} at byte {start} is no JSON object"
-            except ValueError as error:
-                return f"line {number} at byte {start} is damaged: {error}"
-            start += len(line)
     return ""
 
 

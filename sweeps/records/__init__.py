@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     )
     from sweeps.records.load import (
         STUDIES_FOLDER as STUDIES_FOLDER,
+        find_optuna_damage as find_optuna_damage,
         find_study as find_study,
         find_trial as find_trial,
         fold_journal as fold_journal,
@@ -145,10 +146,12 @@ __getattr__, __dir__, __all__ = lazy_exports(
             "study_lock truncate_torn_line"
         ),
         "load": (
-            "STUDIES_FOLDER find_study find_trial fold_journal is_study load_study read_rank_costs read_step_times"
+            "STUDIES_FOLDER find_optuna_damage find_study find_trial fold_journal is_study load_study read_rank_costs "
+            "read_step_times"
         ),
         "model": (
-            "LOOKS_BEFORE MIXED SPLITS StudyRecord TrialRecord apply_event count_test_looks describe_damage intern_names"
+            "LOOKS_BEFORE MIXED SPLITS StudyRecord TrialRecord apply_event count_test_looks describe_damage "
+            "intern_names"
         ),
         "names": (
             "ARTIFACTS_FOLDER CHECKPOINT_FILE EPOCHS_FILE FRONT_PICTURE INFEASIBLE_PREFIX JOURNAL_FILE "

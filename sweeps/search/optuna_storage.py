@@ -7,7 +7,6 @@ which it learns nothing; when a mark is taken back, they are as they were.
 from __future__ import annotations
 
 import copy
-import json
 import os
 from collections import defaultdict
 from collections.abc import Container
@@ -19,7 +18,7 @@ from optuna.storages.journal import BaseJournalBackend, JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
 from lowrank.utils import first_line, free_name
-from sweeps.records import truncate_torn_line
+from sweeps.records import find_optuna_damage, truncate_torn_line
 
 TRIAL_ATTRIBUTE = "trial"  # user attribute of an Optuna trial: the id of our trial that its values belong to
 
@@ -74,29 +73,20 @@ def open_storage(path: Path) -> FilteredStorage:
     Raises:
         OSError: the file cannot be read or written.
     """
-    try:
-        _check_lines(path)
-        return FilteredStorage(CrashSafeJournalBackend(path))
-    except OSError:
-        raise
-    except Exception as error:  # Optuna raises anything over entries that do not fit together
-        aside = free_name(path.with_name(f"{path.name}.damaged"))
-        path.replace(aside)
-        print(
-            f"{path.name} is damaged ({first_line(error)}); it is made again from the journal, the old one is "
-            f"{aside.name}", flush=True,
-        )  # fmt: skip
-        return FilteredStorage(CrashSafeJournalBackend(path))
-
-
-def _check_lines(path: Path) -> None:
-    """Raise ValueError for a line that is no JSON object: Optuna takes some of them for the end of its file."""
-    if not path.exists():
-        return
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            if line.endswith(b"\n") and not isinstance(json.loads(line.decode()), dict):
-                raise ValueError(f"line {number} is no JSON object")
+    damage = find_optuna_damage(path)
+    if not damage:
+        try:
+            return FilteredStorage(CrashSafeJournalBackend(path))
+        except OSError:
+            raise
+        except Exception as error:  # Optuna raises anything over entries that do not fit together
+            damage = first_line(error)
+    aside = free_name(path.with_name(f"{path.name}.damaged"))
+    path.replace(aside)
+    print(
+        f"{path.name} is damaged ({damage}); it is made again from the journal, the old one is {aside.name}", flush=True
+    )
+    return FilteredStorage(CrashSafeJournalBackend(path))
 
 
 class FilteredStorage(JournalStorage):
