@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         atomic_write as atomic_write,
         file_hash as file_hash,
         free_name as free_name,
+        nearest_existing as nearest_existing,
         sync as sync,
         write_bytes as write_bytes,
         write_text as write_text,
@@ -66,7 +67,8 @@ __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
     {
         "atomic_files": (
-            "TEMPORARY_SUFFIX atomic_folder atomic_path atomic_write file_hash free_name sync write_bytes write_text"
+            "TEMPORARY_SUFFIX atomic_folder atomic_path atomic_write file_hash free_name nearest_existing sync "
+            "write_bytes write_text"
         ),
         "cli": "ExitCode OneLineParser report_error run_command",
         "countdown": "Countdown",

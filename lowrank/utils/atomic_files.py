@@ -269,3 +269,15 @@ def free_name(path: Path) -> Path:
         number += 1
         candidate = path.with_name(f"{path.name}-{number}")
     return candidate
+
+
+def nearest_existing(path: Path) -> Path:
+    """Return a path itself where it exists, else the nearest folder above it that does.
+
+    Args:
+        path: a file or a folder, which may be missing.
+
+    Returns:
+        The path that exists.
+    """
+    return next(candidate for candidate in (path, *path.parents) if candidate.exists())

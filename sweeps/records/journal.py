@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from lowrank.errors import InputError
-from lowrank.utils import LockedError, hold_lock
+from lowrank.utils import LockedError, hold_lock, nearest_existing
 from sweeps.records.events import Event
 from sweeps.records.names import JOURNAL_FILE, LOCK_FILE
 from sweeps.utils import Clock
@@ -89,11 +89,10 @@ def is_study_disk_full(error: object, folder: Path) -> bool:
     """
     if not is_disk_full(error):
         return False
-    nearest = next(path for path in (folder, *folder.parents) if path.exists())
+    nearest = nearest_existing(folder)
     named = getattr(error, "filename", None) or next(iter(_NAMED_FILE.findall(str(error))), None)
     if named is not None:
-        path = Path(os.fsdecode(named)).absolute()
-        owner = next(parent for parent in (path, *path.parents) if parent.exists())
+        owner = nearest_existing(Path(os.fsdecode(named)).absolute())
         return owner.stat().st_dev == nearest.stat().st_dev
     return shutil.disk_usage(nearest).free < LOW_BYTES or not _takes_a_file(nearest)
 

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from lowrank.errors import InputError
-from lowrank.utils import write_text
+from lowrank.utils import nearest_existing, write_text
 from sweeps.records.names import SPACE_FILE
 from sweeps.space import read_yaml
 from sweeps.utils import NAME_RULE, check_plain_name, is_uri
@@ -32,7 +32,7 @@ def check_studies_folder(root: Path) -> Path:
         InputError: the folder can be neither written nor made.
     """
     root = root.resolve()
-    nearest = next(path for path in (root, *root.parents) if path.exists())
+    nearest = nearest_existing(root)
     if not nearest.is_dir() or not os.access(nearest, os.W_OK):
         raise InputError(f"studies cannot be kept in {root}: {nearest} is not a folder that can be written")
     return root

@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 from lowrank.errors import InputError
-from lowrank.utils import format_bytes
+from lowrank.utils import format_bytes, nearest_existing
 
 BYTES_PER_PARAMETER = 8  # of a checkpoint: a weight and its momentum, in float32
 GENERATIONS = 2  # checkpoints of a running trial
@@ -28,7 +28,7 @@ def check_free_space(folder: Path, params: int, concurrent: int, trials: int) ->
     Raises:
         InputError: not even the trials that run at once fit.
     """
-    nearest = next(path for path in (folder, *folder.parents) if path.exists())
+    nearest = nearest_existing(folder)
     free = shutil.disk_usage(nearest).free
     checkpoint = params * BYTES_PER_PARAMETER
     needed = concurrent * GENERATIONS * checkpoint + RESERVE_BYTES
