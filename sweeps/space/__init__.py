@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         read_yaml as read_yaml,
     )
     from sweeps.space.method_names import (
+        REFERENCES as REFERENCES,
         THIN_BASELINES as THIN_BASELINES,
         UNCHANGED as UNCHANGED,
         alternative_names as alternative_names,
@@ -81,7 +82,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "checks": "check_process_shards",
         "domains": "Value",
         "files": "available_spaces find_space read_yaml",
-        "method_names": "THIN_BASELINES UNCHANGED alternative_names method_at",
+        "method_names": "REFERENCES THIN_BASELINES UNCHANGED alternative_names method_at",
         "model": "Space",
         "parse": (
             "apply_overrides parse_space parse_teacher_space read_space resolve_content space_from_content "

@@ -5,7 +5,14 @@ from __future__ import annotations
 from lowrank.errors import InputError, unknown
 from lowrank.utils import validate_model
 from sweeps.space.domains import Value
-from sweeps.space.method_names import THIN_BASELINES, UNCHANGED, alternative_names, method_at, resolve_method
+from sweeps.space.method_names import (
+    REFERENCES,
+    THIN_BASELINES,
+    UNCHANGED,
+    alternative_names,
+    method_at,
+    resolve_method,
+)
 from sweeps.space.model import Space
 from sweeps.space.settings import ALLOCATIONS_BY_ERROR, FITTED_STARTS, NETWORK_WEIGHTS, BudgetSettings, StartSettings
 from sweeps.space.teacher_settings import START, TEACHER_WEIGHTS, TeacherSettings
@@ -135,7 +142,7 @@ def _check_search(space: Space) -> None:
 def _check_scales(space: Space) -> None:
     """Check that each size is set by the budget or by the method's scale, and not by both."""
     thin = [name for name in space.references if name in THIN_BASELINES]
-    sized = [name for name in space.references if name not in (UNCHANGED, "dense", "separable", *THIN_BASELINES)]
+    sized = [name for name in space.references if name not in REFERENCES]
     if sized and not space.has_budget:
         raise InputError(f"the reference {sized[0]} needs a size: give `budget.params`, from which it is solved")
     for literals, domains in space.alternatives:

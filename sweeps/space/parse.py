@@ -19,7 +19,12 @@ from lowrank.utils import validate_model
 from sweeps.space.checks import check_space
 from sweeps.space.domains import Domain, is_domain, parse_domain
 from sweeps.space.files import SECTIONS, check_no_cycles, find_space, read_yaml
-from sweeps.space.method_names import THIN_BASELINES, UNCHANGED, Alternative, alternative_names, resolve_method
+from sweeps.space.method_names import (
+    REFERENCES,
+    Alternative,
+    alternative_names,
+    resolve_method,
+)
 from sweeps.space.model import Space
 from sweeps.space.run_options import START_WEIGHTS
 from sweeps.space.settings import (
@@ -37,8 +42,6 @@ from sweeps.space.teacher_settings import START, TEACHER_SECTION, parse_teacher
 LITERAL_FIELDS = {"teacher": ("train",), "start": ("scratch_train",)}
 TEXT_FIELDS = {"network": ("keep", "only")}  # patterns of names, which may be digits alone
 SECTIONS_BY_NAME = ("data", "network", "teacher")  # sections that may be written as a name alone
-# Drawn beside every front. Besides these, any method may be a reference, which is then trained in each stratum
-REFERENCES = (UNCHANGED, "dense", "separable", *THIN_BASELINES)
 
 
 def read_space(name: str, overrides: Sequence[str] = (), **updates: Any) -> Space:

@@ -6,7 +6,7 @@ from typing import Any
 
 from lowrank.errors import InfeasibleError, InputError
 from sweeps.records import reasons_by_method
-from sweeps.space import THIN_BASELINES, UNCHANGED, Space, Stratum, alternative_names
+from sweeps.space import REFERENCES, Space, Stratum, alternative_names
 from sweeps.trials.resolver import Resolver, StepTimeError
 from sweeps.trials.teacher import corner_networks
 
@@ -22,7 +22,7 @@ def check_replaceable(space: Space, resolver: Resolver) -> None:
         InputError: no network of the space has such a layer; the text says what would change that.
     """
     names = {str(name) for alternative in space.alternatives for name in alternative_names(alternative)}
-    if names <= {"dense", "separable", UNCHANGED, *THIN_BASELINES}:
+    if names <= set(REFERENCES):
         return
     reasons = []
     for network in corner_networks(space):
