@@ -152,7 +152,9 @@ def find_trial(study: StudyRecord, id_prefix: str, *, completed: bool = False) -
 
 
 def find_optuna_damage(path: Path) -> str:
-    """Find a line of Optuna's journal that is no JSON object: Optuna takes some of them for the end of its file.
+    """Find a line of Optuna's journal that is no JSON object.
+
+    Optuna takes some of them for the end of its file.
 
     Args:
         path: of the journal.
