@@ -272,7 +272,7 @@ def free_name(path: Path) -> Path:
 
 
 def nearest_existing(path: Path) -> Path:
-    """Return a path itself where it exists, else the nearest folder above it that does.
+    """Return a path that exists: the given one, or the nearest above it.
 
     Args:
         path: a file or a folder, which may be missing.

@@ -19,12 +19,7 @@ from lowrank.utils import validate_model
 from sweeps.space.checks import check_space
 from sweeps.space.domains import Domain, is_domain, parse_domain
 from sweeps.space.files import SECTIONS, check_no_cycles, find_space, read_yaml
-from sweeps.space.method_names import (
-    REFERENCES,
-    Alternative,
-    alternative_names,
-    resolve_method,
-)
+from sweeps.space.method_names import REFERENCES, Alternative, alternative_names, resolve_method
 from sweeps.space.model import Space
 from sweeps.space.run_options import START_WEIGHTS
 from sweeps.space.settings import (
