@@ -44,7 +44,6 @@ if TYPE_CHECKING:
         describe_size_level as describe_size_level,
     )
     from analysis.findings.study_answers.certainty import (
-        Equivalence as Equivalence,
         Evidence as Evidence,
         compare_points as compare_points,
         describe_equivalence as describe_equivalence,
@@ -52,11 +51,7 @@ if TYPE_CHECKING:
         selected_error as selected_error,
         study_evidence as study_evidence,
     )
-    from analysis.findings.study_answers.compress_answer import (
-        CompressedSize as CompressedSize,
-        compress_paragraphs as compress_paragraphs,
-        compressed_sizes as compressed_sizes,
-    )
+    from analysis.findings.study_answers.compress_answer import compress_paragraphs as compress_paragraphs
     from analysis.findings.study_comparison import (
         StudyComparison as StudyComparison,
         compare_studies as compare_studies,
@@ -77,9 +72,9 @@ __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
     {
         "study_answers.answer": "Answer PointComparison answer_text answers describe_size_level",
-        "study_answers.compress_answer": "CompressedSize compress_paragraphs compressed_sizes",
+        "study_answers.compress_answer": "compress_paragraphs",
         "study_answers.certainty": (
-            "Equivalence Evidence compare_points describe_equivalence equivalence selected_error study_evidence"
+            "Evidence compare_points describe_equivalence equivalence selected_error study_evidence"
         ),
         "cost": "StudyCost study_cost",
         "curves": "LearningCurve learning_curves",

@@ -42,7 +42,6 @@ if TYPE_CHECKING:
         find_reference as find_reference,
         pareto_front as pareto_front,
         references as references,
-        setting_ids as setting_ids,
         study_strata as study_strata,
         trials_off_front as trials_off_front,
         validation_images as validation_images,
@@ -72,8 +71,6 @@ if TYPE_CHECKING:
     from analysis.stats.inference.paired import (
         PairedDifference as PairedDifference,
         SeedVariance as SeedVariance,
-        paired_error_difference as paired_error_difference,
-        seed_variance as seed_variance,
     )
     from analysis.stats.inference.selection import (
         SelectedDifference as SelectedDifference,
@@ -95,13 +92,10 @@ if TYPE_CHECKING:
         reference_lines as reference_lines,
     )
     from analysis.stats.wrong_images import (
-        PairedImages as PairedImages,
         WrongBySeed as WrongBySeed,
-        pair_images as pair_images,
         pairing_sentence as pairing_sentence,
         pooled_seed_variance as pooled_seed_variance,
         same_images_difference as same_images_difference,
-        stack_seeds as stack_seeds,
         wrong_by_setting as wrong_by_setting,
     )
 
@@ -115,21 +109,18 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "factors": "BUDGET METHOD",
         "front": (
             "DENSE FrontPoint SEPARABLE SizeMeasure Stratum UNCHANGED best_by_method best_point collect_points "
-            "find_reference pareto_front references setting_ids study_strata trials_off_front validation_images"
+            "find_reference pareto_front references study_strata trials_off_front validation_images"
         ),
         "front_comparison": "COST_UNITS FrontComparison compare_fronts parse_reference",
         "hypervolume": "HypervolumeGrowth ReferencePoint",
         "importance": "Importance field_importances searched_settings",
         "inference.intervals": "Estimate newcombe_interval wilson_interval",
         "inference.margins": "AsGood as_good_sizes default_margin",
-        "inference.paired": "PairedDifference SeedVariance paired_error_difference seed_variance",
+        "inference.paired": "PairedDifference SeedVariance",
         "paired_effects": "ALL_ELSE_EQUAL PairedEffect find_paired_effects",
         "seeds": "RepeatedSetting repeated_settings",
         "inference.selection": "SelectedDifference SelectedError corrected_difference corrected_error expand_counts",
         "versus": "compare_values comparison_table reference_lines",
-        "wrong_images": (
-            "PairedImages WrongBySeed pair_images pairing_sentence pooled_seed_variance same_images_difference "
-            "stack_seeds wrong_by_setting"
-        ),
+        "wrong_images": "WrongBySeed pairing_sentence pooled_seed_variance same_images_difference wrong_by_setting",
     },
 )
