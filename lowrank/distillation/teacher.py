@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from lowrank.distillation.losses import attention_map
 from lowrank.errors import InputError, unknown
 from lowrank.networks import ImageShape
-from lowrank.utils import ForwardHooks
+from lowrank.utils import ForwardHooks, keep_modes
 
 Sizes = tuple[tuple[int, int], ...]
 DETECTED_TAPS = 3  # of a row of equal blocks
@@ -162,16 +162,13 @@ def detect_taps(network: nn.Module, image_shape: ImageShape) -> tuple[str, ...]:
         return hook
 
     parameter: Any = next(network.parameters(), torch.empty(0))
-    training = [module for module in network.modules() if module.training]
     handles = [module.register_forward_hook(make_hook(name)) for name, module in network.named_modules() if name]
-    network.eval()
     try:
-        network(torch.zeros(1, *image_shape, device=parameter.device, dtype=parameter.dtype))
+        with keep_modes(network):
+            network.eval()(torch.zeros(1, *image_shape, device=parameter.device, dtype=parameter.dtype))
     finally:
         for handle in handles:
             handle.remove()
-        for module in training:
-            module.training = True
     last_of_size: dict[tuple[int, ...], str] = {}
     for name, shape in shapes.items():
         if len(shape) == 4 and shape[2] * shape[3] > 1:
@@ -229,15 +226,9 @@ def tap_sizes(network: nn.Module, taps: Sequence[str], image_shape: ImageShape) 
     if not taps:
         return ()
     parameter: Any = next(network.parameters(), torch.empty(0))
-    training = [module for module in network.modules() if module.training]
-    network.eval()
-    try:
-        with Taps(network, taps) as collected:
-            network(torch.zeros(1, *image_shape, device=parameter.device, dtype=parameter.dtype))
-            return tuple((attention.shape[1], attention.shape[2]) for attention in collected.take())
-    finally:
-        for module in training:
-            module.training = True
+    with keep_modes(network), Taps(network, taps) as collected:
+        network.eval()(torch.zeros(1, *image_shape, device=parameter.device, dtype=parameter.dtype))
+        return tuple((attention.shape[1], attention.shape[2]) for attention in collected.take())
 
 
 class LiveTeacher:

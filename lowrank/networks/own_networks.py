@@ -11,7 +11,7 @@ from torch.nn.parameter import is_lazy
 
 from lowrank.errors import InputError
 from lowrank.networks.images import ImageShape
-from lowrank.utils import first_line
+from lowrank.utils import first_line, keep_modes
 
 
 def prepare_network(network: nn.Module, name: str, image_shape: ImageShape) -> nn.Module:
@@ -49,15 +49,12 @@ def prepare_network(network: nn.Module, name: str, image_shape: ImageShape) -> n
 
 @torch.no_grad()
 def _fix_sizes(network: nn.Module, name: str, image_shape: ImageShape) -> None:
-    modes = {module: module.training for module in network.modules()}
     try:
-        network.eval()(torch.zeros(1, *image_shape))
+        with keep_modes(network):
+            network.eval()(torch.zeros(1, *image_shape))
     except Exception as error:  # the user's code may raise anything
         reason = f"{type(error).__name__}: {first_line(error)}"
         raise InputError(f"the lazy layers of {name} cannot take an image of {image_shape}: {reason}") from error
-    finally:
-        for module, training in modes.items():
-            module.training = training
     lazy = [key for key, value in network.named_parameters() if is_lazy(value)]
     if lazy:
         raise InputError(f"{name} does not run `{lazy[0]}` in evaluation, so its size stays unknown; give it a size")

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
         run_command as run_command,
     )
     from lowrank.utils.countdown import Countdown as Countdown
-    from lowrank.utils.hooks import ForwardHooks as ForwardHooks
+    from lowrank.utils.hooks import ForwardHooks as ForwardHooks, keep_modes as keep_modes
     from lowrank.utils.linalg import factor_matrix as factor_matrix, robust_eigh as robust_eigh
     from lowrank.utils.locks import LockedError as LockedError, hold_lock as hold_lock
     from lowrank.utils.pareto import non_dominated as non_dominated
@@ -72,7 +72,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
         ),
         "cli": "ExitCode OneLineParser report_error run_command",
         "countdown": "Countdown",
-        "hooks": "ForwardHooks",
+        "hooks": "ForwardHooks keep_modes",
         "linalg": "factor_matrix robust_eigh",
         "locks": "LockedError hold_lock",
         "pareto": "non_dominated",

@@ -1,9 +1,10 @@
-"""Forward hooks that exist only inside a `with` block."""
+"""What is done to a network's modules inside a `with` block alone: forward hooks, and changes of the mode."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Self
 
@@ -32,3 +33,18 @@ class ForwardHooks(ABC):
         for handle in self._handles:
             handle.remove()
         self._handles = ()
+
+
+@contextmanager
+def keep_modes(network: nn.Module) -> Iterator[None]:
+    """Give each module of a network the mode back that it has now: some may be frozen in evaluation mode.
+
+    Args:
+        network: whose modes may change inside the block.
+    """
+    modes = {module: module.training for module in network.modules()}
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training

@@ -11,12 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from lowrank.compression.from_trained.in_order import Layer, replace_module
-from lowrank.compression.inspection.network_pass import area, cannot_run, keep_modes, unfused_attention
+from lowrank.compression.inspection.network_pass import area, cannot_run, unfused_attention
 from lowrank.compression.inspection.plain_layers import GIVES_CLASSES, ModuleUses, check_patterns, reason_by_name
 from lowrank.compression.operation_counter import OperationCounter
 from lowrank.compression.trace import conv_shape
 from lowrank.errors import InputError, LowrankError
 from lowrank.layers import ConvShape, KernelChain, WholeKernelMethod, make_method
+from lowrank.utils import keep_modes
 
 
 @dataclass(frozen=True)

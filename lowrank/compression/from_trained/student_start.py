@@ -19,6 +19,7 @@ from lowrank.compression.from_trained.layer_list import layer_named, list_layers
 from lowrank.compression.init_from_dense import structured_layers
 from lowrank.errors import InputError
 from lowrank.layers import KernelChain
+from lowrank.utils import keep_modes
 
 HELD_BACK = 0.25
 """Share of the calibration images that only decide whether batch norms are estimated again."""
@@ -117,20 +118,18 @@ def output_errors(student: nn.Module, dense: nn.Module, images: Tensor) -> dict[
 
         return hook
 
-    training = {module: module.training for module in student.modules()}
-    student.eval()
     handles = [
         dense.get_submodule(name).register_forward_hook(make_hook(name, layer)) for name, layer in layers.items()
     ]
     try:
         dense.eval()
-        for part in images.split(BATCH):
-            dense(part)
+        with keep_modes(student):
+            student.eval()
+            for part in images.split(BATCH):
+                dense(part)
     finally:
         for handle in handles:
             handle.remove()
-        for module, mode in training.items():
-            module.training = mode
     errors = {}
     for name, total in totals.items():
         missed, squares, positions = sums[name].tolist()

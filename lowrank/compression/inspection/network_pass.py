@@ -15,7 +15,7 @@ from lowrank.compression.inspection.plain_layers import PLAIN
 from lowrank.compression.operation_counter import OperationCounter, pooling_cost
 from lowrank.errors import InputError, LowrankError
 from lowrank.layers import Pair
-from lowrank.utils import first_line
+from lowrank.utils import first_line, keep_modes
 
 ImageSize = tuple[int, int, int]
 
@@ -158,17 +158,6 @@ def cannot_run(image_shape: Sequence[int], error: Exception) -> InputError:
     """
     kind = "" if isinstance(error, RuntimeError) else f"{type(error).__name__}: "
     return InputError(f"the network cannot take images of {tuple(image_shape)}: {kind}{first_line(error)}")
-
-
-@contextmanager
-def keep_modes(network: nn.Module) -> Iterator[None]:
-    """Give each module of a network the mode back that it has now: some may be frozen in evaluation mode."""
-    modes = {module: module.training for module in network.modules()}
-    try:
-        yield
-    finally:
-        for module, training in modes.items():
-            module.training = training
 
 
 @contextmanager
