@@ -43,7 +43,12 @@ if TYPE_CHECKING:
         measured_candidates as measured_candidates,
         probe_places as probe_places,
     )
-    from lowrank.compression.from_trained.batch_norm import reestimate_batch_norms as reestimate_batch_norms
+    from lowrank.compression.from_trained.batch_norm import find_nearer_batch_norms as find_nearer_batch_norms
+    from lowrank.compression.from_trained.calibration import (
+        batches_of as batches_of,
+        fitting_count as fitting_count,
+        network_logits as network_logits,
+    )
     from lowrank.compression.from_trained.fit import Problem as Problem, make_problems as make_problems
     from lowrank.compression.from_trained.in_order import (
         Choice as Choice,
@@ -112,7 +117,8 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "from_trained.allocation": (
             "Candidate allocate divergence efficient energy_candidates measured_candidates probe_places"
         ),
-        "from_trained.batch_norm": "reestimate_batch_norms",
+        "from_trained.batch_norm": "find_nearer_batch_norms",
+        "from_trained.calibration": "batches_of fitting_count network_logits",
         "from_trained.fit": "Problem make_problems",
         "from_trained.in_order": ("Choice Layer LayerFit fit_in_order kernel_of merged_layer replace_module"),
         "from_trained.layer_list": "LayerList build_chains count_mult_adds layer_named list_layers",

@@ -21,21 +21,24 @@ from lowrank.compression import (
     Problem,
     Replay,
     allocate,
+    batches_of,
     collect_all_moments,
     count_calls,
     count_mult_adds,
     divergence,
     efficient,
     energy_candidates,
+    find_nearer_batch_norms,
     fit_in_order,
+    fitting_count,
     kernel_of,
     layer_named,
     list_layers,
     make_problems,
     measured_candidates,
     merged_layer,
+    network_logits,
     probe_places,
-    reestimate_batch_norms,
     replace_module,
     storage_limit,
 )
@@ -63,9 +66,6 @@ PROBE_IMAGES = 512
 """Calibration images over which it is measured."""
 PROBE_ROUNDS = 4
 """Steps of L-BFGS for the factors that are measured."""
-HELD_BACK = 0.25
-"""Share of the calibration images by which variants are compared where no other images are given."""
-BATCH = 256
 ATTENTION_IMAGES = 8
 """Images on which logits must stay the same when attention gets projections of its own."""
 _DENSE = Dense()
@@ -164,19 +164,19 @@ class Compressor:
             self.calibration = images
             self.choosing_images, self.choosing_labels = validation[0].to(device), validation[1].to(device)
         else:
-            cut = len(images) - max(1, round(HELD_BACK * len(images)))
+            cut = fitting_count(len(images))
             self.calibration, self.choosing_images = images[:cut], images[cut:]
             self.choosing_labels = None if labels is None else labels[cut:]
         self.dense, self.projected_attention = project_where_equal(
             copy.deepcopy(network).eval(), images[:ATTENTION_IMAGES], progress
         )
         self.layer_list: LayerList = list_layers(self.dense, images[:1], keep, only)
-        self.reference = self._logits(self.dense, self.choosing_images)
+        self.reference = network_logits(self.dense, self.choosing_images)
         self._tables: dict[tuple[str, str], dict[str, list[Candidate]]] = {}
 
     def batches(self) -> Iterator[Tensor]:
         """The calibration images, a batch at a time."""
-        return iter(self.calibration.split(BATCH))
+        return iter(batches_of(self.calibration))
 
     def compress(
         self, budget: float | Mapping[str, float], *, method: str = "auto", allocation: str = "auto"
@@ -321,7 +321,7 @@ class Compressor:
         replace_module(self.dense, layer.name, merged)
         logits = []
         try:
-            for index, images in enumerate(self.calibration[:PROBE_IMAGES].split(BATCH)):
+            for index, images in enumerate(batches_of(self.calibration[:PROBE_IMAGES])):
                 with self._probe_replay.before(layer.name, index):
                     logits.append(self.dense(images).float())
         finally:
@@ -337,7 +337,7 @@ class Compressor:
     @cached_property
     def _probe_reference(self) -> Tensor:
         """The dense network's logits on the images over which rises of the loss are measured."""
-        return self._logits(self.dense, self.calibration[:PROBE_IMAGES])
+        return network_logits(self.dense, self.calibration[:PROBE_IMAGES])
 
     def _variant(self, method: str, allocation: str, limits: tuple[float | None, float | None]) -> _Variant | None:
         """The network compressed by one method; None if it cannot be that small."""
@@ -353,21 +353,15 @@ class Compressor:
         network, fits = fit_in_order(
             self.dense, order, choices, self.batches, outputs=self._outputs, progress=countdown.step
         )
-        logits = self._logits(network, self.choosing_images)
+        logits = network_logits(network, self.choosing_images)
         return _Variant(method, allocation, network, fits, logits, divergence(logits, self.reference))
 
     def _with_batch_norms(self, variant: _Variant) -> _Variant:
         """The variant with batch norms estimated again, if that brings it nearer to the dense network."""
-        network = reestimate_batch_norms(variant.network, self.batches)
-        logits = self._logits(network, self.choosing_images)
-        after = divergence(logits, self.reference)
-        if after >= variant.divergence:
-            return variant
-        return replace(variant, network=network, logits=logits, divergence=after, batch_norms_reestimated=True)
-
-    @torch.no_grad()
-    def _logits(self, network: nn.Module, images: Tensor) -> Tensor:
-        return torch.cat([network(part).float() for part in images.split(BATCH)])
+        nearer = find_nearer_batch_norms(
+            variant.network, self.batches, self.choosing_images, self.reference, variant.divergence
+        )
+        return variant if nearer is None else replace(variant, **vars(nearer), batch_norms_reestimated=True)
 
     def _error(self, logits: Tensor) -> float | None:
         if self.choosing_labels is None:

@@ -6,11 +6,29 @@ Compressed layers give other outputs than dense ones, so the statistics of the t
 from __future__ import annotations
 
 import copy
+from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from lowrank.compression.from_trained.allocation import divergence
+from lowrank.compression.from_trained.calibration import network_logits
 from lowrank.compression.from_trained.in_order import Batches
+
+
+@dataclass(frozen=True)
+class NearerNetwork:
+    """A copy of a network with other batch norms, which is nearer to the network that both came from.
+
+    Attributes:
+        network: the copy, in evaluation mode.
+        logits: its outputs for the images that judge (B, K).
+        divergence: of these outputs from the reference, in nats.
+    """
+
+    network: nn.Module
+    logits: Tensor
+    divergence: float
 
 
 @torch.no_grad()
@@ -40,3 +58,24 @@ def reestimate_batch_norms(network: nn.Module, batches: Batches) -> nn.Module:
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
     return clone.eval()
+
+
+def find_nearer_batch_norms(
+    network: nn.Module, batches: Batches, images: Tensor, reference: Tensor, before: float
+) -> NearerNetwork | None:
+    """Estimate the batch norms of a network again, and judge whether that brings it nearer to a reference.
+
+    Args:
+        network: is not changed.
+        batches: as for `reestimate_batch_norms`.
+        images: those that judge (B, C, H, W).
+        reference: the logits to come near to, for these images (B, K).
+        before: the divergence of the network's own outputs from the reference, in nats.
+
+    Returns:
+        The copy; None if it is no nearer.
+    """
+    renewed = reestimate_batch_norms(network, batches)
+    logits = network_logits(renewed, images)
+    after = divergence(logits, reference)
+    return NearerNetwork(renewed, logits, after) if after < before else None

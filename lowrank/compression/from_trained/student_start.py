@@ -6,24 +6,21 @@ its factors are set so that it computes nearly what the trained network computes
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from lowrank.compression.from_trained.allocation import divergence
-from lowrank.compression.from_trained.batch_norm import reestimate_batch_norms
-from lowrank.compression.from_trained.in_order import Batches, Choice, LayerFit, fit_in_order
+from lowrank.compression.from_trained.batch_norm import find_nearer_batch_norms
+from lowrank.compression.from_trained.calibration import batches_of, fitting_count, network_logits
+from lowrank.compression.from_trained.in_order import Choice, LayerFit, fit_in_order
 from lowrank.compression.from_trained.layer_list import layer_named, list_layers
 from lowrank.compression.init_from_dense import structured_layers
 from lowrank.errors import InputError
 from lowrank.layers import KernelChain
 from lowrank.utils import keep_modes
-
-HELD_BACK = 0.25
-"""Share of the calibration images that only decide whether batch norms are estimated again."""
-BATCH = 256
 
 
 @dataclass(frozen=True)
@@ -78,15 +75,18 @@ def fit_student(
     if listed.refits_last:
         choices[listed.last] = None
         order.append(layer_named(dense, listed.last, images[:1]))
-    count = len(images) - max(1, round(HELD_BACK * len(images)))
-    fitting, judging = images[:count], images[count:]
-    batches = _batches(fitting)
+    count = fitting_count(len(images))
+    fitting, judging = images[:count], images[count:]  # these only decide whether batch norms are estimated again
+
+    def batches() -> Iterator[Tensor]:
+        return iter(batches_of(fitting))
+
     fitted, fits = fit_in_order(dense, order, choices, batches, in_order=in_order, through_relu=through_relu)
-    renewed = reestimate_batch_norms(fitted, batches)
-    reference = _logits(dense, judging)
-    better = divergence(_logits(renewed, judging), reference) < divergence(_logits(fitted, judging), reference)
-    student.load_state_dict((renewed if better else fitted).state_dict())
-    return StudentFit(tuple(fits), better)
+    reference = network_logits(dense, judging)
+    before = divergence(network_logits(fitted, judging), reference)
+    nearer = find_nearer_batch_norms(fitted, batches, judging, reference, before)
+    student.load_state_dict((fitted if nearer is None else nearer.network).state_dict())
+    return StudentFit(tuple(fits), nearer is not None)
 
 
 @torch.no_grad()
@@ -125,7 +125,7 @@ def output_errors(student: nn.Module, dense: nn.Module, images: Tensor) -> dict[
         dense.eval()
         with keep_modes(student):
             student.eval()
-            for part in images.split(BATCH):
+            for part in batches_of(images):
                 dense(part)
     finally:
         for handle in handles:
@@ -136,11 +136,3 @@ def output_errors(student: nn.Module, dense: nn.Module, images: Tensor) -> dict[
         variance = squares - float(total.square().sum()) / positions
         errors[name] = (missed / max(variance, 1e-300)) ** 0.5
     return errors
-
-
-def _batches(images: Tensor) -> Batches:
-    return lambda: iter(images.split(BATCH))
-
-
-def _logits(network: nn.Module, images: Tensor) -> Tensor:
-    return torch.cat([network(part).float() for part in images.split(BATCH)])

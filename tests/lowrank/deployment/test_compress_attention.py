@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from lowrank.compression import network_logits
 from lowrank.deployment.compressor import Compressor
 from lowrank.layers.attention import ProjectedAttention
 from lowrank.networks.registry import NetworkSettings, make_network
@@ -79,7 +80,7 @@ def test_a_network_with_attention_is_halved(make: type[nn.Module], names: list[s
     network.train()
     compressor = Compressor(network, [images])
     assert compressor.projected_attention == 2
-    torch.testing.assert_close(compressor._logits(compressor.dense, images), logits, atol=1e-5, rtol=0)
+    torch.testing.assert_close(network_logits(compressor.dense, images), logits, atol=1e-5, rtol=0)
 
     compressed = compressor.compress(0.5, method="svd", allocation="energy")
     assert compressed.params == sum(value.numel() for value in compressed.network.parameters())
