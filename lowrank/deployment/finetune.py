@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lowrank.data import AugmentationSettings, ImageData, default_augmentation
+from lowrank.data import ImageData
 from lowrank.distillation import LiveTeacher
-from lowrank.training import DivergedError, Recipe, Trainer, default_recipe, recipe_fields
+from lowrank.training import DivergedError, Recipe, Trainer, augmentation_for, default_recipe, recipe_fields
 from lowrank.utils import Countdown
 
 KD_WEIGHT, KD_TEMPERATURE = 0.9, 2.0
@@ -65,8 +65,8 @@ def finetune(
         recipe = base.model_copy(update={"lr": rate, "ema_decay": EMA_DECAY})
         student = copy.deepcopy(network)  # frozen parameters stay frozen
         trainer = Trainer(
-            student, data, recipe, augmentation=_augmentation(recipe, data, seed), order_seed=seed, device=device,
-            teacher=None if labels_only else _teacher(dense, torch.device(device)), notify=progress,
+            student, data, recipe, augmentation=augmentation_for(recipe, data.name, seed), order_seed=seed,
+            device=device, teacher=None if labels_only else _teacher(dense, torch.device(device)), notify=progress,
         )  # fmt: skip
         try:
             for epoch in range(epochs):
@@ -90,11 +90,6 @@ def cross_entropy(network: nn.Module, images: Tensor, labels: Tensor) -> float:
     """The mean cross entropy (nats) of a network on images (B, C, H, W) and labels (B)."""
     logits = torch.cat([network.eval()(part).float() for part in images.split(256)])
     return float(functional.cross_entropy(logits.double(), labels))
-
-
-def _augmentation(recipe: Recipe, data: ImageData, seed: int) -> AugmentationSettings:
-    chosen = {name: getattr(recipe, name) for name in ("shift", "flip", "cutout") if getattr(recipe, name) is not None}
-    return default_augmentation(data.name).model_copy(update={**chosen, "seed": seed})
 
 
 def _teacher(dense: nn.Module, device: torch.device) -> LiveTeacher:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from lowrank.training.recipe import Recipe as Recipe
     from lowrank.training.recipes import (
         RECIPE_FIELD as RECIPE_FIELD,
+        augmentation_for as augmentation_for,
         default_recipe as default_recipe,
         recipe_fields as recipe_fields,
     )
@@ -38,7 +39,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "engine.precision": "use_channels_last",
         "optimizer": "check_network",
         "recipe": "Recipe",
-        "recipes": "RECIPE_FIELD default_recipe recipe_fields",
+        "recipes": "RECIPE_FIELD augmentation_for default_recipe recipe_fields",
         "trainer": "Trainer",
     },
 )

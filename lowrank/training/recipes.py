@@ -10,7 +10,9 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from lowrank.data import AugmentationSettings, default_augmentation
 from lowrank.errors import unknown
+from lowrank.training.recipe import Recipe
 
 RECIPE_FIELD = "recipe"  # key that names a recipe, beside the fields that override it
 _STEPS = {"schedule": "step", "nesterov": False}
@@ -94,3 +96,21 @@ def recipe_fields(data_name: str, network_name: str, overrides: Mapping[str, Any
     if name not in RECIPES:
         raise unknown("recipe", name, RECIPES)
     return {**RECIPES[name], **fields}
+
+
+def augmentation_for(recipe: Recipe, data_name: str, seed: int) -> AugmentationSettings:
+    """Choose the augmentation of a recipe on a data set.
+
+    Args:
+        recipe: whose fields override those that suit the data set.
+        data_name: of the data set.
+        seed: of what is drawn for each image; in a study its own, not the trial's.
+
+    Returns:
+        The settings.
+
+    Raises:
+        InputError: there is no data set of that name.
+    """
+    chosen = {key: getattr(recipe, key) for key in ("shift", "flip", "cutout") if getattr(recipe, key) is not None}
+    return default_augmentation(data_name).model_copy(update={**chosen, "seed": seed})

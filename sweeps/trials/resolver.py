@@ -19,11 +19,11 @@ from lowrank.compression import (
     solve_allocation,
     solve_width,
 )
-from lowrank.data import AugmentationSettings, ImageData, default_augmentation
+from lowrank.data import ImageData
 from lowrank.errors import InfeasibleError, InputError
 from lowrank.layers import Dense, Method, Separable, WholeKernelMethod, make_method
 from lowrank.networks import NetworkSettings
-from lowrank.training import Recipe, check_network
+from lowrank.training import Recipe, augmentation_for, check_network
 from sweeps.records import TRIAL_WEIGHTS, Role, Trial, trial_ids
 from sweeps.space import (
     ALL_SIZES,
@@ -371,7 +371,7 @@ class Resolver:
     def _specification(
         self, network: NetworkSettings, sized: SizedMethod, recipe: Recipe, repeat: int
     ) -> dict[str, Any]:  # fmt: skip
-        views = augmentation_for(recipe, self.data, self.space.search.seed)
+        views = augmentation_for(recipe, self.data.name, self.space.search.seed)
         return {
             "network": network.model_dump(mode="json"), **self.plan(network).settings(sized),
             "train": recipe.model_dump(mode="json"), "views": views.model_dump(mode="json"),
@@ -474,21 +474,6 @@ def count(plan: NetworkPlan, sized: SizedMethod, full_plan: NetworkPlan) -> dict
     for prefix, form in (("dense", Dense()), ("separable", Separable())):
         counts |= {f"{prefix}_params": full_plan.params(form), f"{prefix}_mult_adds": full_plan.mult_adds(form)}
     return counts
-
-
-def augmentation_for(recipe: Recipe, data: ImageData, seed: int) -> AugmentationSettings:
-    """Choose the augmentation of a recipe on a data set.
-
-    Args:
-        recipe: whose fields override those that suit the data set.
-        data: the data set.
-        seed: of the study, not of the trial.
-
-    Returns:
-        The settings.
-    """
-    chosen = {key: getattr(recipe, key) for key in ("shift", "flip", "cutout") if getattr(recipe, key) is not None}
-    return default_augmentation(data.name).model_copy(update={**chosen, "seed": seed})
 
 
 def check_recipes(space: Space, data: ImageData) -> None:
