@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 import lowrank
+from lowrank.compress import ALLOCATIONS as OFFERED_ALLOCATIONS, METHODS as OFFERED_METHODS
 from lowrank.data import DataSettings, eval_batches, load_data
-from lowrank.deployment.compressor import Compressed, Compressor
+from lowrank.deployment.compressor import ALLOCATIONS, METHODS, Compressed, Compressor
 from lowrank.errors import InfeasibleError, InputError
 from lowrank.io import load_model
 
@@ -205,3 +206,8 @@ def test_a_network_without_layers_is_refused() -> None:
         lowrank.compress_network(
             nn.Sequential(nn.Flatten(), nn.BatchNorm1d(12)).eval(), [torch.randn(8, 3, 2, 2)], calibration=8
         )
+
+
+def test_the_command_offers_the_methods_and_allocations_that_there_are():
+    assert ("auto", *METHODS) == OFFERED_METHODS  # repeated there, so that --help needs no torch
+    assert ("auto", *ALLOCATIONS) == OFFERED_ALLOCATIONS
