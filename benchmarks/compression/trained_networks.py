@@ -28,10 +28,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 
-from lowrank.data import DataSettings, ImageData, eval_batches, load_data, train_batches
+from lowrank.data import DataSettings, ImageData, draw_training_images, eval_batches, load_data, train_batches
 from lowrank.data.augment import AugmentationSettings
 from lowrank.deployment.compressor import Compressor
-from lowrank.deployment.finetune import EMA_DECAY, cross_entropy
+from lowrank.deployment.finetune import EMA_DECAY, KD_TEMPERATURE, KD_WEIGHT, cross_entropy
+from lowrank.distillation.losses import distillation_loss
 from lowrank.distillation.teacher import LiveTeacher
 from lowrank.networks.registry import NetworkSettings, make_network
 from lowrank.training.ema import ExponentialMovingAverage
@@ -39,7 +40,6 @@ from lowrank.training.recipe import Recipe, lr_factor
 from lowrank.training.trainer import Trainer
 
 AUGMENTATION = AugmentationSettings(shift=4, flip=True, cutout=8)
-TEMPERATURE, KD_WEIGHT = 2.0, 0.9
 TIMED_BUDGET = 0.25
 
 
@@ -98,9 +98,7 @@ class Bench:
 
     def calibration(self, seed: int) -> tuple[Tensor, Tensor]:
         """Images and labels of the training split, drawn anew for each seed."""
-        images, labels = self.split("train")
-        order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))[: self.options.calibration]
-        return images[order.to(images.device)], labels[order.to(images.device)]
+        return draw_training_images(self.data, self.options.calibration, seed, self.options.device)
 
     def split(self, name: Literal["train", "val", "test"]) -> tuple[Tensor, Tensor]:
         """All images (B, C, H, W) and labels of a split, normalised, on the device."""
@@ -158,7 +156,7 @@ class Bench:
                 loss = functional.cross_entropy(logits.float(), labels, label_smoothing=recipe.label_smoothing)
                 if teacher is not None:
                     expected = teacher.signals(images, indices, 0).logits
-                    loss = (1 - KD_WEIGHT) * loss + KD_WEIGHT * distance(logits.float(), expected)
+                    loss = (1 - KD_WEIGHT) * loss + KD_WEIGHT * distillation_loss(logits, expected, KD_TEMPERATURE)
                 optimizer.zero_grad()
                 loss.backward()
                 nn.utils.clip_grad_norm_(network.parameters(), 1.0)
@@ -196,12 +194,6 @@ class Bench:
         print("  ".join(cells), flush=True)
         if self.options.json:
             self.options.json.write_text(json.dumps(self.rows, indent=1))
-
-
-def distance(logits: Tensor, expected: Tensor) -> Tensor:
-    """The distillation loss: T^2 times the divergence from the teacher at temperature T, mean over the batch."""
-    ours, theirs = (logits / TEMPERATURE).log_softmax(1), (expected / TEMPERATURE).softmax(1)
-    return TEMPERATURE**2 * functional.kl_div(ours, theirs, reduction="batchmean")
 
 
 def dense_network(bench: Bench, seed: int) -> nn.Module:
@@ -300,7 +292,7 @@ def finetuned(bench: Bench, network: nn.Module, dense: nn.Module, seed: int) -> 
         best, best_loss, best_rate = network, cross_entropy(network, *choosing), 0.0
         for rate in options.finetune_lr or bench.training.finetune_rates:
             student = copy.deepcopy(network)
-            distillation = {} if teacher is None else {"kd_weight": KD_WEIGHT, "kd_temperature": TEMPERATURE}
+            distillation = {} if teacher is None else {"kd_weight": KD_WEIGHT, "kd_temperature": KD_TEMPERATURE}
             recipe = bench.recipe(
                 epochs=options.finetune, lr=rate, schedule="cosine", warmup=0.1, ema_decay=EMA_DECAY, **distillation
             )

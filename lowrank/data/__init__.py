@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     )
     from lowrank.data.batches import (
         Batch as Batch,
+        draw_training_images as draw_training_images,
         eval_batches as eval_batches,
         steps_per_epoch as steps_per_epoch,
         train_batches as train_batches,
@@ -42,7 +43,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
     {
         "augment": "apply_augmentations augment_images draw_augmentations normalise normaliser",
-        "batches": "Batch eval_batches steps_per_epoch train_batches",
+        "batches": "Batch draw_training_images eval_batches steps_per_epoch train_batches",
         "counter_rng": "epoch_order",
         "dataset": "ImageData clear_cache load_data",
         "process_shard": "ProcessShard UNSHARDED",

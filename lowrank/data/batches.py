@@ -117,6 +117,25 @@ def train_batches(
     return _streamed_train_batches(data, options, order, augmenter, workers)
 
 
+def draw_training_images(
+    data: ImageData, count: int, seed: int, device: torch.device | str = "cpu"
+) -> tuple[Tensor, Tensor]:
+    """Draw images of the training split, not augmented, such as those that factors are fitted to.
+
+    Args:
+        data: the set.
+        count: how many; all where there are fewer.
+        seed: of the draw.
+        device: where to put them.
+
+    Returns:
+        Normalised images (B, C, H, W) and labels int64 (B,).
+    """
+    positions = torch.randperm(len(data.train), generator=torch.Generator().manual_seed(seed))[:count]
+    pixels, labels = data.train.decode(positions), data.train.labels[positions]
+    return normalise(pixels.to(device), data.normaliser(device)), labels.to(device)
+
+
 def eval_batches(
     data: ImageData,
     split: SplitName,

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from lowrank.compression import list_layers
-from lowrank.data import DataSettings, ImageData, eval_batches, load_data
+from lowrank.data import DataSettings, ImageData, draw_training_images, eval_batches, load_data
 from lowrank.deployment.card import CARD_FILE, CardContent, render_card, today
 from lowrank.deployment.compressor import Compressed, Compressor
 from lowrank.deployment.finetune import finetune
@@ -243,9 +243,7 @@ def reorder_outputs(network: nn.Module, positions: Sequence[int], image: Tensor)
 
 def _split_images(config: CompressConfig, data: ImageData, device: torch.device) -> _Images:
     """Calibration from the training split; the first half of validation chooses, the other half or test reports."""
-    generator = torch.Generator().manual_seed(config.seed)
-    chosen = torch.randperm(len(data.train), generator=generator)[: config.calibration]
-    calibration = _images(data, "train", device, chosen)
+    calibration = draw_training_images(data, config.calibration, config.seed, device)
     validation = _images(data, "val", device)
     half = len(validation[1]) // 2
     choosing = validation[0][:half], validation[1][:half]
@@ -255,16 +253,8 @@ def _split_images(config: CompressConfig, data: ImageData, device: torch.device)
     return _Images(calibration, choosing, reporting)
 
 
-def _images(
-    data: ImageData, split: Literal["train", "val", "test"], device: torch.device, positions: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """Normalised images and labels of a split, or of some of its positions, on the device."""
-    if positions is not None:
-        from lowrank.data import normalise
-
-        source = data.split(split)
-        pixels, labels = source.decode(positions), source.labels[positions]
-        return normalise(pixels.to(device), data.normaliser(device)), labels.to(device)
+def _images(data: ImageData, split: Literal["train", "val", "test"], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Normalised images and labels of a split, on the device."""
     batches = list(eval_batches(data, split, device=device, batch_size=512))
     return torch.cat([batch[0] for batch in batches]), torch.cat([batch[1] for batch in batches])
 

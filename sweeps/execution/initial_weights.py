@@ -8,13 +8,13 @@ from typing import Any
 from torch import nn
 
 from lowrank.compression import fit_student, init_from_network, output_errors
-from lowrank.data import ImageData
+from lowrank.data import ImageData, draw_training_images
 from lowrank.errors import InputError
 from lowrank.layers import KernelChain
 from lowrank.networks import NetworkSettings
 from sweeps.execution.checkpoint_relay import CheckpointLocation
 from sweeps.records import TRIAL_WEIGHTS
-from sweeps.trials import calibration_images, check_fingerprint, load_initial_network, load_trained_network
+from sweeps.trials import check_fingerprint, load_initial_network, load_trained_network
 
 MEASURED = 256  # images over which outputs are compared where a start needs none
 
@@ -53,7 +53,7 @@ def set_initial_weights(
         check_fingerprint(specification, (data.image_shape, len(data.classes)))
         dense = load_initial_network(settings, source, data, seed=seed)
     device = next(student.parameters()).device
-    images = calibration_images(data, int(start.get("calibration", MEASURED)), int(start.get("seed", 0)), device)
+    images, _ = draw_training_images(data, int(start.get("calibration", MEASURED)), int(start.get("seed", 0)), device)
     dense = dense.to(device).eval()
     if "how" in start:
         fitted = fit_student(

@@ -35,7 +35,6 @@ if TYPE_CHECKING:
         without_teacher as without_teacher,
     )
     from sweeps.trials.trained_network import (
-        calibration_images as calibration_images,
         check_fingerprint as check_fingerprint,
         check_start as check_start,
         fetch_weights as fetch_weights,
@@ -51,8 +50,6 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "planned_teacher": "UNTRAINED describe_teacher with_teacher_name",
         "resolver": "Resolver StepTimeError",
         "teacher": "ITSELF ResolvedTeacher built_as resolve_teacher without_teacher",
-        "trained_network": (
-            "calibration_images check_fingerprint check_start fetch_weights load_initial_network load_trained_network"
-        ),
+        "trained_network": ("check_fingerprint check_start fetch_weights load_initial_network load_trained_network"),
     },
 )

@@ -23,14 +23,14 @@ from lowrank.compression import (
     NetworkPlan,
     allocate,
 )
-from lowrank.data import ImageData
+from lowrank.data import ImageData, draw_training_images
 from lowrank.deployment import Compressor
 from lowrank.errors import InfeasibleError, InputError
 from lowrank.layers import Dense, Method, WholeKernelMethod, make_method
 from lowrank.utils import write_text
 from sweeps.records import RANK_COSTS_FILE, read_rank_costs
 from sweeps.space import ALLOCATIONS_BY_ERROR, Space
-from sweeps.trials.trained_network import calibration_images, load_initial_network
+from sweeps.trials.trained_network import load_initial_network
 
 BYTE_STEPS = 30  # attempts to meet a limit on bytes by a smaller limit on parameters
 _DENSE = Dense()
@@ -218,7 +218,7 @@ class RankAllocator:
             dense = load_initial_network(
                 self.space.network, str(self.space.start.weights), self.data, seed=self.space.search.seed
             )
-            images = calibration_images(self.data, self.space.start.calibration, self.space.search.seed, device)
+            images, _ = draw_training_images(self.data, self.space.start.calibration, self.space.search.seed, device)
             names = [site.name for site in self.layer_plan.substituted]
             self._compressor = Compressor(dense.to(device), [images], only=names, calibration=len(images))
             listed = [layer.name for layer in self._compressor.layer_list.layers]

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from lowrank.compression import find_trained_weights
-from lowrank.data import ImageData, normalise
+from lowrank.data import ImageData
 from lowrank.distillation import RECORD_FILE, read_record
 from lowrank.errors import InputError
 from lowrank.io import WeightReport, load_weights
@@ -130,24 +130,6 @@ def trained_settings(network: NetworkSettings) -> NetworkSettings:
         The same network; nothing in it is to be substituted, and no published weights are named.
     """
     return without_weights(network).model_copy(update={"substitute_all": False})
-
-
-def calibration_images(data: ImageData, count: int, seed: int, device: torch.device | str = "cpu") -> Tensor:
-    """Draw training images, not augmented, for fits of factors to layers.
-
-    Args:
-        data: the data set.
-        count: how many; all where there are fewer.
-        seed: of the draw.
-        device: where to put them.
-
-    Returns:
-        Normalised images (B, C, H, W).
-    """
-    generator = torch.Generator().manual_seed(seed)
-    positions = torch.randperm(len(data.train), generator=generator)[:count]
-    pixels = data.train.decode(positions)
-    return normalise(pixels.to(device), data.normaliser(device))
 
 
 def trained_epochs(path: Path) -> int | None:

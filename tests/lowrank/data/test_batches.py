@@ -19,6 +19,7 @@ from lowrank.data import (
     DataSettings,
     ImageData,
     augment_images,
+    draw_training_images,
     epoch_order,
     eval_batches,
     load_data,
@@ -214,3 +215,13 @@ def test_the_same_bits_on_a_gpu(digits: ImageData):
     for a, b in zip(gpu, epoch_of(digits), strict=True):
         assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
     assert digits.train.on("cuda").images is digits.train.on("cuda:0").images
+
+
+@pytest.mark.parametrize("count", [7, 1000])
+def test_drawn_training_images_are_those_of_the_split_in_the_order_of_the_seed(digits, count):
+    images, labels, _ = next(iter(eval_batches(digits, "train", "cpu", 1000)))
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(3))[:count]
+    drawn, drawn_labels = draw_training_images(digits, count, 3)
+    assert torch.equal(drawn, images[order])
+    assert torch.equal(drawn_labels, labels[order])
+    assert len(drawn) == min(count, len(digits.train))
