@@ -120,7 +120,7 @@ def train_batches(
 def draw_training_images(
     data: ImageData, count: int, seed: int, device: torch.device | str = "cpu"
 ) -> tuple[Tensor, Tensor]:
-    """Draw images of the training split, not augmented, such as those that factors are fitted to.
+    """Draw training images, not augmented, such as those that factors are fitted to.
 
     Args:
         data: the set.

@@ -63,7 +63,7 @@ def reestimate_batch_norms(network: nn.Module, batches: Batches) -> nn.Module:
 def find_nearer_batch_norms(
     network: nn.Module, batches: Batches, images: Tensor, reference: Tensor, before: float
 ) -> NearerNetwork | None:
-    """Estimate the batch norms of a network again, and judge whether that brings it nearer to a reference.
+    """Estimate batch norms again if that brings the network nearer to a reference.
 
     Args:
         network: is not changed.

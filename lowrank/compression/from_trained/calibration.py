@@ -12,7 +12,9 @@ BATCH = 256
 
 
 def fitting_count(count: int) -> int:
-    """Return how many of the calibration images, the first, factors are fitted to; the others judge.
+    """Return how many calibration images factors are fitted to.
+
+    They are the first ones; the others judge.
 
     Args:
         count: of all calibration images; at least 2.
