@@ -37,10 +37,15 @@ class ForwardHooks(ABC):
 
 @contextmanager
 def keep_modes(network: nn.Module) -> Iterator[None]:
-    """Give each module of a network the mode back that it has now: some may be frozen in evaluation mode.
+    """Restore each module's training mode at the end of a `with` block.
+
+    Some modules may be in evaluation mode on purpose, so the mode of each is kept.
 
     Args:
         network: whose modes may change inside the block.
+
+    Returns:
+        The context of the `with` block.
     """
     modes = {module: module.training for module in network.modules()}
     try:

@@ -339,7 +339,8 @@ class Resolver:
         limits = dict(stratum.fixed) or ({stratum.budget: stratum.interval[1]} if stratum.budget else {})
         point: dict[str, Value] = {"method.name": name, **limits}
         budget, method = self.budget(point), make_method({"name": THIN_BASELINES.get(name, name)})
-        network, sized = self.plain_network, method
+        network = self.plain_network
+        sized: SizedMethod = method
         if name in THIN_BASELINES:
             network = solve_width(network, self.image_shape, self.classes, method, budget)
         else:
