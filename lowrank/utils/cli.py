@@ -23,6 +23,7 @@ class ExitCode(enum.IntEnum):
     BAD_INPUT = 2
     DISK_FULL = 3
     HEAD_LOST = 4  # the cluster's head node does not answer
+    NOT_STORED = 5  # a study has ended well, but its storage lacks the end
     INTERRUPTED = 130  # what a shell reports of a program that Ctrl-C has ended
 
 

@@ -21,7 +21,7 @@ from sweeps.utils import monotonic_time, raise_if_interrupted
 RAY_FOLDER = "ray"  # Ray's own files of a running experiment; nothing is ever read back from them
 
 
-def run_search(search: Search, config: ExecutionConfig) -> None:
+def run_search(search: Search, config: ExecutionConfig) -> bool:
     """Train until the search has no more trials, the time is over, or Ctrl-C.
 
     A resumed study continues the trials that are interrupted. The search runs in phases: trials that ran out of memory
@@ -31,6 +31,9 @@ def run_search(search: Search, config: ExecutionConfig) -> None:
         search: the study's search.
         config: folders, resources and limits.
 
+    Returns:
+        Whether the time limit has ended it.
+
     Raises:
         KeyboardInterrupt: after Ctrl-C or SIGTERM.
         FullDiskError: the disk is full.
@@ -39,7 +42,7 @@ def run_search(search: Search, config: ExecutionConfig) -> None:
     relay, relay_actor = start_relay(config.study_dir) if config.use_relay else (None, None)
     handler = signal.getsignal(signal.SIGINT)  # Tune leaves a handler behind that would swallow a later Ctrl-C
     try:
-        while True:
+        while not _is_over(end):
             raise_if_interrupted()
             with ProposalPrefetcher(search, depth=config.resources.share.concurrent) as prefetcher:
                 _run_phase(search, _with_time_left(config, end), prefetcher, relay)
@@ -49,6 +52,7 @@ def run_search(search: Search, config: ExecutionConfig) -> None:
             if search.is_over() or search.is_running() or search.postponed or _is_over(end):
                 break
         search.release_ready()
+        return _is_over(end)
     except KeyboardInterrupt:
         search.release_ready()
         raise
@@ -66,7 +70,7 @@ def _with_larger_share(config: ExecutionConfig) -> ExecutionConfig:
 
 
 def _with_time_left(config: ExecutionConfig, end: float | None) -> ExecutionConfig:
-    return config if end is None else dataclasses.replace(config, seconds=max(1.0, end - monotonic_time()))
+    return config if end is None else dataclasses.replace(config, seconds=max(0.0, end - monotonic_time()))
 
 
 def _is_over(end: float | None) -> bool:

@@ -210,7 +210,7 @@ def _is_dead(owner: dict[str, Any]) -> bool:
 
 
 @contextmanager
-def mirror_study(uri: str | None, folder: Path) -> Iterator[None]:
+def mirror_study(uri: str | None, folder: Path) -> Iterator[StudyMirror | None]:
     """Mirror a study's folder while the block runs, and once more at its end.
 
     A line is printed if something is not stored.
@@ -220,18 +220,18 @@ def mirror_study(uri: str | None, folder: Path) -> Iterator[None]:
         folder: the study's.
 
     Yields:
-        Nothing.
+        The mirror, whose `error` says after the block what is not stored; None without a storage.
 
     Raises:
         InputError: another driver runs the study.
     """
     if uri is None:
-        yield
+        yield None
         return
     mirror = StudyMirror(Storage(uri, folder.name), folder)
     mirror.start()
     try:
-        yield
+        yield mirror
     finally:
         message = mirror.finish()
         if message:

@@ -6,7 +6,6 @@ import enum
 import os
 import shlex
 import subprocess
-import time
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -137,9 +136,22 @@ def run_study(space: Space, resolver: Resolver, config: StudyConfig, retrain: Re
         _run_analysis("profile", config.folder)
     if reason is CloseReason.INTERRUPTED:
         return ExitCode.INTERRUPTED
-    if reason is CloseReason.TIME:
-        return ExitCode.DONE
-    return ExitCode.DONE if _has_completed(record) and not search_failed(record) else NOTHING_COMPLETED
+    return exit_code(record, reason)
+
+
+def exit_code(record: StudyRecord, reason: CloseReason) -> int:
+    """Give the exit code of a run of the driver that was not interrupted.
+
+    Args:
+        record: of the study.
+        reason: why the run ended.
+
+    Returns:
+        `NOTHING_COMPLETED` where the study has no trial that was completed; where it has ended, also if every trial of
+        the search has failed: the references alone answer nothing. Otherwise `ExitCode.DONE`.
+    """
+    failed = reason is CloseReason.FINISHED and search_failed(record)
+    return ExitCode.DONE if _has_completed(record) and not failed else NOTHING_COMPLETED
 
 
 def _print_left_out(space: Space, resolver: Resolver, unreachable: list[str]) -> None:
@@ -226,7 +238,6 @@ def _train(search: Search, config: StudyConfig, resources: TrialResources, total
     from sweeps.study.progress_view import ProgressView
     from sweeps.teachers import build_caches
 
-    started = time.monotonic()
     print(
         f"{config.name}: {search.space.question}\n"
         f"up to {total} trials, {resources.share.concurrent} at a time, each on {resources.share}; "
@@ -240,14 +251,13 @@ def _train(search: Search, config: StudyConfig, resources: TrialResources, total
 
     with ProgressView(search.record, count_trials) as view:
         use_relay = bool(config.storage and config.address)  # several machines without a disk that they share
-        run_search(search, ExecutionConfig(
+        out_of_time = run_search(search, ExecutionConfig(
             study_dir=config.folder, data_dir=config.data_dir, resources=resources,
             max_concurrent=search.space.resources.max_concurrent, seconds=config.seconds, on_change=view.update,
             cache=cache, use_relay=use_relay,
         ))  # fmt: skip
     if search.is_over():
         return CloseReason.FINISHED
-    out_of_time = config.seconds is not None and time.monotonic() - started >= config.seconds
     return CloseReason.TIME if out_of_time else CloseReason.INTERRUPTED
 
 

@@ -5,14 +5,14 @@ The studies lie in one folder under the series' name. What one has trained the o
 
 from __future__ import annotations
 
-import time
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from lowrank.utils import write_bytes, write_text
+from lowrank.utils import ExitCode, write_bytes, write_text
 from sweeps.records import (
     JOURNAL_FILE,
     SERIES_FILE,
@@ -28,6 +28,7 @@ from sweeps.records import (
 )
 from sweeps.space import FOLDER_OPTIONS, RunOptions, find_space, parse_time, read_yaml
 from sweeps.storage import Storage, child_uri, fetch_study, list_stored_studies, storage_uri
+from sweeps.study.driver import NOTHING_COMPLETED, CloseReason, exit_code
 from sweeps.study.series import SeriesMember, parse_series
 from sweeps.study.start import resume_study, start_study
 from sweeps.utils import monotonic_time
@@ -45,7 +46,7 @@ def start_series(options: RunOptions) -> int:
         options: the command line, with `space`.
 
     Returns:
-        The largest exit code of a study.
+        The largest exit code of a study; one that was not begun has no completed trial.
 
     Raises:
         InputError: one of the studies cannot be run; nothing has been started then.
@@ -91,7 +92,7 @@ def resume_series(options: RunOptions) -> int:
         options: the command line, with `resume`.
 
     Returns:
-        The largest exit code of a study.
+        The largest exit code of a study; one that was not begun has no completed trial.
 
     Raises:
         InputError: one of the studies cannot be run.
@@ -116,26 +117,34 @@ def resume_series(options: RunOptions) -> int:
 def _run(members: list[SeriesMember], folder: Path, options: RunOptions, uri: str | None) -> int:
     """Run each study with an equal part of the remaining time; the next ones have what one does not use."""
     limit = parse_time(options.time)
-    started, codes = time.monotonic(), []
+    started, codes = monotonic_time(), []
     for index, member in enumerate(members):
-        remaining = None if limit is None else limit - (time.monotonic() - started)
+        remaining = None if limit is None else limit - (monotonic_time() - started)
         if remaining is not None and remaining <= 1:
             print(f"the time is used up before {member.name}")
             break
-        if _is_finished(folder / member.name) and not options.test:
+        if _is_finished(_record(folder / member.name)) and not options.test:
             continue
         seconds = None if remaining is None else remaining / (len(members) - index)
         print(f"\nstudy {index + 1} of {len(members)}: {member.name}", flush=True)
         storage = uri and child_uri(uri, folder.name)
         codes.append(_run_member(member, folder, replace(options, out=folder, storage=storage), seconds))
-        if codes[-1] not in (0, 1):
+        if codes[-1] not in (ExitCode.DONE, NOTHING_COMPLETED, ExitCode.NOT_STORED):
             break
-    print("\n".join(summary_lines(members, folder)), flush=True)
-    if not all(_is_finished(folder / member.name) for member in members):
+    records = {member.name: _record(folder / member.name) for member in members}
+    print("\n".join(summary_lines(members, folder, records)), flush=True)
+    if not all(map(_is_finished, records.values())):
         flags = "" if folder.parent == Path("studies").resolve() else f" --out {folder.parent}"
         flags += f" --storage {uri}" if uri else ""
         print(f"not all studies have ended; go on with: python sweeps/run.py --resume {folder.name}{flags}")
-    return max(codes, default=0)
+    return max([*codes, *map(_study_code, records.values())])
+
+
+def _study_code(record: StudyRecord | None) -> int:
+    """The exit code of a study as it stands; of one that was not begun that of one without a completed trial."""
+    if record is None:
+        return NOTHING_COMPLETED
+    return exit_code(record, CloseReason.FINISHED if _is_finished(record) else CloseReason.TIME)
 
 
 def _run_member(member: SeriesMember, folder: Path, options: RunOptions, seconds: float | None) -> int:
@@ -148,8 +157,7 @@ def _run_member(member: SeriesMember, folder: Path, options: RunOptions, seconds
     return start_study(replace(member.space, search=search), replace(options, name=member.name))
 
 
-def _is_finished(folder: Path) -> bool:
-    record = _record(folder)
+def _is_finished(record: StudyRecord | None) -> bool:
     return record is not None and record.closed is not None and record.closed.get("reason") == "finished"
 
 
@@ -158,22 +166,25 @@ def _record(folder: Path) -> StudyRecord | None:
     return fold_journal(path) if path.is_file() else None
 
 
-def summary_lines(members: list[SeriesMember], folder: Path) -> list[str]:
+def summary_lines(
+    members: list[SeriesMember], folder: Path, records: Mapping[str, StudyRecord | None]
+) -> list[str]:  # fmt: skip
     """Say how far each study came, and give the best of each of its strata.
 
     Args:
         members: the studies.
         folder: the series'.
+        records: of the studies by name; None for one that was not begun.
 
     Returns:
         The lines to print.
     """
     lines = [f"\n{folder.name}: {len(members)} studies in {folder}"]
     for member in members:
-        record = _record(folder / member.name)
+        record = records[member.name]
         trials = list(record.trials.values()) if record else []
         done = [trial for trial in trials if trial.status is Status.COMPLETED and not trial.broken]
-        ended = "ended" if _is_finished(folder / member.name) else "not ended" if record else "not begun"
+        ended = "ended" if _is_finished(record) else "not ended" if record else "not begun"
         adopted = sum(bool(trial.adopted) for trial in done)
         shared = f", {adopted} of them trained in another of these studies" if adopted else ""
         count = f"{len(done)} of {len(trials)} trials completed{shared}"

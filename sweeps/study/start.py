@@ -5,13 +5,14 @@ All input of the user is checked here, before anything is written. Then `sweeps.
 
 from __future__ import annotations
 
-import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from lowrank.data import ImageData, load_data
 from lowrank.errors import InputError
+from lowrank.utils import ExitCode
 from sweeps.records import (
     JOURNAL_FILE,
     SPACE_FILE,
@@ -49,6 +50,7 @@ from sweeps.trials import (
     resolve_teacher,
     with_teacher_name,
 )
+from sweeps.utils import monotonic_time
 
 DEFAULT_TEACHERS = Path("teachers")
 
@@ -74,12 +76,11 @@ def start_study(space: Space, options: RunOptions) -> int:
     fetch_weights(space, data)
     for line in check_start(space, data):
         print(line, flush=True)
-    started = time.monotonic()
+    started = monotonic_time()
     resolver = Resolver(space, data, ensure_teacher(space, data, config.teachers, config.tracking_uri))
     if config.seconds is not None:  # training a teacher uses up part of the time limit
-        config = replace(config, seconds=max(1.0, config.seconds - (time.monotonic() - started)))
-    with mirror_study(uri, folder):
-        return run_study(space, resolver, config)
+        config = replace(config, seconds=max(0.0, config.seconds - (monotonic_time() - started)))
+    return _run_mirrored(uri, folder, lambda: run_study(space, resolver, config))
 
 
 def start_retraining(options: RunOptions) -> int:
@@ -122,8 +123,7 @@ def start_retraining(options: RunOptions) -> int:
     fetch_weights(space, data)
     teacher = resolve_teacher(space, data, config.teachers)
     config = replace(config, origin=retrain.check(data, teacher))
-    with mirror_study(uri, folder):
-        return run_study(space, Resolver(space, data, teacher), config, retrain)
+    return _run_mirrored(uri, folder, lambda: run_study(space, Resolver(space, data, teacher), config, retrain))
 
 
 def resume_study(options: RunOptions) -> int:
@@ -177,8 +177,15 @@ def resume_study(options: RunOptions) -> int:
             f"this version of the code gives the trials of {retrain.folder} other ids than the one that began the "
             "study; begin a new one, or resume it with that version"
         )
-    with mirror_study(uri, folder):
-        return run_study(space, Resolver(space, data, teacher), config, retrain)
+    return _run_mirrored(uri, folder, lambda: run_study(space, Resolver(space, data, teacher), config, retrain))
+
+
+def _run_mirrored(uri: str | None, folder: Path, run: Callable[[], int]) -> int:
+    """Run a study and mirror its folder; returns its exit code, or that of a storage that lacks the end."""
+    with mirror_study(uri, folder) as mirror:
+        code = run()
+    stored = mirror is None or mirror.error is None
+    return code if stored or code != ExitCode.DONE else ExitCode.NOT_STORED
 
 
 def _add_repeats(content: dict[str, Any], more: int) -> None:
