@@ -27,6 +27,7 @@ BENCHMARKS = {
     "search": "benchmarks.search.samplers",
     "placement": "benchmarks.studies.gpu_packing",
     "scale": "benchmarks.studies.scale",
+    "calibration": "benchmarks.calibration",
 }
 
 

@@ -39,6 +39,7 @@ from analysis.stats.inference.paired import (
     two_level_bootstrap,
 )
 from analysis.stats.inference.selection import choose, corrected_difference, corrected_error, expand_counts
+from benchmarks.measurement import Goal, Measurement, Options, Table
 from sweeps.records import Role, Status, StudyRecord, TrialRecord, competing_points, encode_wrong_images, front_settings
 
 COVERAGE_GOAL, ALARM_GOAL, BIAS_GOAL = 94.3, 5.6, 0.1
@@ -46,7 +47,7 @@ SHARED, BY_SETTING = 0.6, 0.15  # parts of the variance over images
 SEED_POINTS = 0.4  # standard deviation between seeds, in points of error at an error of 3 %
 SETTINGS = 24
 STUDIES = 10_000
-SHORT_STUDIES = 600
+QUICK_STUDIES = 4  # to see that it works: they say nothing of the rates
 
 
 @dataclass(frozen=True)
@@ -452,6 +453,35 @@ def measure_all(studies: int, seed: int = 0, kinds: tuple[Kind, ...] = KINDS) ->
     """Yield the table's lines, each as soon as it is measured."""
     for number, kind in enumerate(kinds):
         yield measure(kind, max(1, round(kind.share * studies)), seed * 1000 + number)
+
+
+def run(options: Options) -> Measurement:
+    """Measure all kinds, for `python -m benchmarks calibration`; `--repeats` is the number of studies of each."""
+    studies = QUICK_STUDIES if options.quick else options.repeated(STUDIES)
+    rows = list(measure_all(studies, options.seed))
+    goals = [] if options.quick else [goal for row in rows if row.has_goal for goal in _goals(row)]
+    columns = ("kind of study", "studies", "coverage %", "false alarms %", "bias", "naive bias", "claims %", "oracle %")
+    cells = [
+        (row.name, row.studies, row.coverage, row.alarms, row.bias, row.naive_bias, row.power, row.oracle)
+        for row in rows
+    ]
+    table = Table(
+        title="How often the sentences of an answer are right", columns=columns,
+        rows=[dict(zip(columns, values, strict=True)) for values in cells],
+    )  # fmt: skip
+    return Measurement(name="calibration", settings={"seed": options.seed}, tables=[table], goals=goals)
+
+
+def _goals(row: Row) -> Iterator[Goal]:
+    """The goals of a row, each as a number that must not be above a limit."""
+    name = row.name.strip()
+    if row.coverage is not None:
+        missing = 100 - row.coverage
+        yield Goal(what=f"{name}: intervals without the truth", limit=100 - COVERAGE_GOAL, found=missing, unit="%")
+    if row.alarms is not None:
+        yield Goal(what=f"{name}: false alarms", limit=ALARM_GOAL, found=row.alarms, unit="%")
+    if row.bias is not None:
+        yield Goal(what=f"{name}: reported minus true", limit=BIAS_GOAL, found=abs(row.bias), unit="deviations")
 
 
 HEADINGS = ("studies", "coverage", "false alarms", "bias", "naive bias", "width", "claims", "oracle", "s")
