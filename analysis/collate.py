@@ -12,6 +12,10 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+if not __package__:  # run as a file: this checkout's packages come first, before those of an installed one
+    folder = Path(__file__).resolve().parent
+    sys.path[:] = [str(folder.parent), *(path for path in sys.path if Path(path).resolve() != folder)]
+
 from analysis.cli import run_script
 from analysis.sources import StudySource, check_new_study, collate, summary_lines, write_study
 from analysis.stats import check_equal, differing_fields, mixed_fields, mixed_text

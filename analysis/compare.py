@@ -7,6 +7,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+if not __package__:  # run as a file: this checkout's packages come first, before those of an installed one
+    folder = Path(__file__).resolve().parent
+    sys.path[:] = [str(folder.parent), *(path for path in sys.path if Path(path).resolve() != folder)]
+
 from analysis.cli import add_stores, load_named, open_page, output_folder, run_script
 from analysis.findings import compare_studies
 from analysis.reporting import write_comparison

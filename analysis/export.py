@@ -15,6 +15,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+if not __package__:  # run as a file: this checkout's packages come first, before those of an installed one
+    folder = Path(__file__).resolve().parent
+    sys.path[:] = [str(folder.parent), *(path for path in sys.path if Path(path).resolve() != folder)]
+
 from analysis.cli import run_script
 from analysis.utils import steps
 from lowrank.errors import InputError

@@ -11,6 +11,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+if not __package__:  # run as a file: this checkout's packages come first, before those of an installed one
+    folder = Path(__file__).resolve().parent
+    sys.path[:] = [str(folder.parent), *(path for path in sys.path if Path(path).resolve() != folder)]
+
 from analysis.cli import add_source, load_source, open_page, output_folder, run_script, source_folder
 from analysis.reporting import STEPS, is_large, start_forkserver, write_report
 from analysis.sources import push_if_tracked

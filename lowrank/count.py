@@ -12,7 +12,7 @@ import json
 import math
 import re
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from lowrank.compression import CONVENTIONS
 from lowrank.errors import InputError
@@ -181,8 +181,13 @@ def _solve_budget(
     return network, solve(network_plan(network, image, classes), method, budget)
 
 
-if __name__ == "__main__":
+def entry_point() -> NoReturn:
+    """Run the command, and end the process."""
     gc.disable()  # collecting garbage while torch is imported takes a quarter of a second, and nothing here lives long
     code = main()
     gc.freeze()  # nor should the interpreter search all of torch for garbage when it ends
     sys.exit(code)
+
+
+if __name__ == "__main__":
+    entry_point()

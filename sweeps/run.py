@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
-# `python sweeps/run.py` puts sweeps/ first on the module path; the project is imported as packages only.
-if sys.path and Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
-    sys.path.pop(0)
+if not __package__:  # run as a file: this checkout's packages come first, before those of an installed one
+    folder = Path(__file__).resolve().parent
+    sys.path[:] = [str(folder.parent), *(path for path in sys.path if Path(path).resolve() != folder)]
 
 from lowrank.errors import InputError
 from lowrank.utils import ExitCode, report_error, run_command
@@ -112,5 +112,10 @@ def _inspect(options: RunOptions) -> int:
     return for_each_study(probe_space, options)
 
 
-if __name__ == "__main__":
+def entry_point() -> NoReturn:
+    """Run the command of an installed package, and end the process."""
     exit_process(main())
+
+
+if __name__ == "__main__":
+    entry_point()

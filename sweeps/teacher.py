@@ -8,11 +8,11 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
-# `python sweeps/teacher.py` puts sweeps/ first on the module path; the project is imported as packages only.
-if sys.path and Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
-    sys.path.pop(0)
+if not __package__:  # run as a file: this checkout's packages come first, before those of an installed one
+    folder = Path(__file__).resolve().parent
+    sys.path[:] = [str(folder.parent), *(path for path in sys.path if Path(path).resolve() != folder)]
 
 from lowrank.errors import InputError
 from lowrank.utils import ExitCode, OneLineParser, report_error, run_command
@@ -210,5 +210,10 @@ def print_teachers(root: Path, *, as_json: bool) -> int:
     return ExitCode.DONE
 
 
-if __name__ == "__main__":
+def entry_point() -> NoReturn:
+    """Run the command of an installed package, and end the process."""
     exit_process(main())
+
+
+if __name__ == "__main__":
+    entry_point()

@@ -7,13 +7,15 @@ import platform
 import shlex
 import subprocess
 import sys
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, distributions, version
 from pathlib import Path
 from typing import Any
 
 from lowrank.utils import redact_arguments
 
 PACKAGES = ("torch", "torchvision", "ray", "optuna", "mlflow", "pyarrow")
+DISTRIBUTION = "lowrank-sweeps"
+PROJECT = Path(__file__).resolve().parents[2]
 
 
 def command() -> str:
@@ -56,14 +58,19 @@ def commit() -> str:
     """Return the commit of this code.
 
     Returns:
-        Twelve digits or a tag, `-dirty` behind it where files have changed since; "unknown" outside git.
+        Twelve digits or a tag, `-dirty` behind it where files have changed since; the version of an installed
+        package; "unknown" for a copy of the files outside git.
     """
-    here = Path(__file__).resolve().parent
+    if _git("ls-files", Path(__file__).name):  # else the environment lies in the repository of another project
+        return _git("describe", "--always", "--dirty", "--abbrev=12") or "unknown"
+    installed = list(distributions(name=DISTRIBUTION, path=[str(PROJECT)]))
+    return f"{DISTRIBUTION}-{installed[0].version}" if installed else "unknown"
+
+
+def _git(*words: str) -> str:
+    """Return what git prints in the folder of this file; "" if git is missing or fails."""
+    folder = Path(__file__).resolve().parent
     try:
-        process = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=12"],
-            cwd=here, capture_output=True, text=True, check=False,
-        )  # fmt: skip
+        return subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True, check=False).stdout.strip()
     except FileNotFoundError:
-        return "unknown"
-    return process.stdout.strip() or "unknown"
+        return ""
