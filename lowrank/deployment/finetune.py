@@ -16,7 +16,10 @@ from lowrank.utils import Countdown
 
 KD_WEIGHT, KD_TEMPERATURE = 0.9, 2.0
 RATES = (0.25, 0.06, 0.015)
-"""Learning rates that are tried, relative to that of the data set's recipe for training from scratch."""
+"""Learning rates that are tried, relative to that of a training from scratch."""
+ADAMW = {"optimizer": "adamw", "lr": 1e-3, "weight_decay": 0.05}
+"""For networks without batch norms, such as transformers, on which SGD at the rates of convolutional networks diverges.
+The values are usual ones for a vision transformer of this size."""
 EMA_DECAY = 0.98
 """Of the moving average of the weights, which is compared with the last weights: it forgets half in 34 steps."""
 
@@ -45,7 +48,8 @@ def finetune(
         epochs: of each training.
         choosing: images (normalised) and labels on whose cross entropy the rate is chosen, and whether the last weights
             or their moving average are taken.
-        rates: learning rates to try; None for RATES times that of the data set's recipe.
+        rates: learning rates to try; None for RATES times that of the data set's recipe (SGD), or times that of ADAMW
+            for a network without batch norms.
         seed: of the order of the images and of their augmentation.
         device: where.
         labels_only: train on the labels alone, without the dense network.
@@ -56,6 +60,8 @@ def finetune(
         rate lowers the loss.
     """
     fields = recipe_fields(data.name, network_name, {"recipe": default_recipe(data.name, network_name)})
+    if not any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in network.modules()):
+        fields |= ADAMW
     distillation = {} if labels_only else {"kd_weight": KD_WEIGHT, "kd_temperature": KD_TEMPERATURE}
     short = {"epochs": epochs, "schedule": "cosine", "warmup": 0.1, "decay": "plain", "scaled_decay": False}
     base = Recipe(**(fields | short | distillation))

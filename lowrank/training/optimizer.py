@@ -192,12 +192,13 @@ def parameter_groups(
 
 def make_optimizer(
     network: nn.Module, recipe: Recipe, decay_ratio: float, head: Sequence[str], *, may_skip_steps: bool
-) -> torch.optim.SGD:
-    """Make the SGD optimizer of a network.
+) -> torch.optim.Optimizer:
+    """Make the optimizer of a network.
 
     Args:
         network: on its device, with frozen parameters excluded from training.
-        recipe: has the learning rate, momentum and decays.
+        recipe: has the kind, the learning rate, momentum and decays. AdamW takes a decay off the weights themselves, so
+            there it is no part of the gradient; each group's decay is the same number.
         decay_ratio: see `parameter_groups`.
         head: names of the modules that compute the logits, from `head_of`.
         may_skip_steps: whether steps may be skipped (float16, whose first steps overflow). Momentum then starts as
@@ -205,17 +206,33 @@ def make_optimizer(
             skipped.
 
     Returns:
-        A fused SGD over `parameter_groups`.
+        A fused SGD or AdamW over `parameter_groups`.
     """
-    optimizer = torch.optim.SGD(
-        parameter_groups(network, recipe, decay_ratio, head), lr=recipe.lr, momentum=recipe.momentum,
-        nesterov=recipe.nesterov, fused=True,
-    )  # fmt: skip
+    groups = parameter_groups(network, recipe, decay_ratio, head)
+    if recipe.optimizer == "adamw":
+        return _make_adamw(groups, recipe)
+    optimizer = torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum, nesterov=recipe.nesterov, fused=True)
     if may_skip_steps and recipe.momentum > 0:
         for group in optimizer.param_groups:
             for parameter in group["params"]:
                 buffer = torch.zeros_like(parameter, memory_format=torch.preserve_format)
                 optimizer.state[parameter]["momentum_buffer"] = buffer
+    return optimizer
+
+
+def _make_adamw(groups: list[dict[str, Any]], recipe: Recipe) -> torch.optim.AdamW:
+    """AdamW whose slots exist from the start: a recorded step cannot tell the first step from later ones."""
+    on_gpu = any(parameter.is_cuda for group in groups for parameter in group["params"])
+    optimizer = torch.optim.AdamW(
+        groups, lr=recipe.lr, betas=(recipe.momentum, recipe.square_momentum), fused=True, capturable=on_gpu
+    )
+    for group in groups:
+        for parameter in group["params"]:
+            optimizer.state[parameter] = {
+                "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
+                "exp_avg": torch.zeros_like(parameter, memory_format=torch.preserve_format),
+                "exp_avg_sq": torch.zeros_like(parameter, memory_format=torch.preserve_format),
+            }
     return optimizer
 
 

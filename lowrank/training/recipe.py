@@ -1,7 +1,7 @@
 """How a network is trained: one frozen object. The named recipes are in lowrank.training.recipes.
 
-Units: `lr` and `weight_decay` as torch's SGD takes them; `milestones` and `warmup` are shares of the whole run, so that
-a recipe keeps its shape when `epochs` changes.
+Units: `lr` and `weight_decay` as torch's SGD or AdamW takes them; `milestones` and `warmup` are shares of the whole
+run, so that a recipe keeps its shape when `epochs` changes.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ Engine = Literal["auto", "compiled", "captured", "plain"]
 _OPTIONAL = frozenset(
     (
         "kd_weight", "attention_weight", "auxiliary_weight", "factor_lr", "body_lr", "head_lr", "freeze", "drop_path",
-        "ema_decay", "accumulate", "label_smoothing", "clip_norm", "decay_multiplier",
+        "ema_decay", "accumulate", "label_smoothing", "clip_norm", "decay_multiplier", "optimizer",
     )
 )  # fmt: skip
 
 
 class Recipe(BaseModel):
-    """SGD with momentum, its schedule, loss and regularisation.
+    """The optimizer, its schedule, loss and regularisation.
 
     The defaults are those of the original study's tensor-train sweep on ResNet-9.
     """
@@ -34,8 +34,10 @@ class Recipe(BaseModel):
     epochs: int = Field(default=128, ge=0, le=100_000)  # 0: the network is only evaluated
     batch_size: int = Field(default=512, ge=1)
     lr: float = Field(default=0.2, gt=0)
-    momentum: float = Field(default=0.9, ge=0, lt=1)
-    nesterov: bool = True
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    momentum: float = Field(default=0.9, ge=0, lt=1)  # adamw: of the mean of gradients, beta 1
+    square_momentum: float = Field(default=0.999, ge=0, lt=1)  # adamw: of the mean of their squares, beta 2
+    nesterov: bool = True  # sgd
     weight_decay: float = Field(default=5e-4, ge=0)
     decay: Decay = "scaled"  # of factors: plain, times K/N, or on the rebuilt weight (lowrank.training.weight_decay)
     scaled_decay: bool = True  # short form: true is `decay: scaled`, false `decay: plain`
@@ -69,11 +71,13 @@ class Recipe(BaseModel):
     def _check(self) -> Recipe:
         if list(self.milestones) != sorted(self.milestones) or any(not 0 < share < 1 for share in self.milestones):
             raise ValueError("`milestones` must rise within (0, 1), as shares of the run")
-        if self.nesterov and self.momentum == 0:
+        if self.optimizer == "sgd" and self.nesterov and self.momentum == 0:
             raise ValueError("`nesterov` needs a `momentum` above 0")
         if self.accumulate > self.batch_size:
             raise ValueError(f"`accumulate` cuts a batch of {self.batch_size} into parts, but got {self.accumulate}")
         self._agree_on_decay()
+        if self.optimizer == "adamw" and self.decay == "frobenius":
+            raise ValueError("`decay: frobenius` needs `optimizer: sgd`: AdamW would rescale its gradient")
         return self
 
     def identity(self) -> dict[str, Any]:
@@ -92,6 +96,7 @@ class Recipe(BaseModel):
         idle = {"rebuild_checkpoint", "engine", "scaled_decay", "shift", "flip", "cutout"}
         idle |= set() if self.schedule == "step" else {"milestones", "gamma"}
         idle |= set() if self.kd_weight > 0 else {"kd_temperature"}
+        idle |= {"square_momentum"} if self.optimizer == "sgd" else {"nesterov"}
         return {
             name: value for name, value in self.model_dump(mode="json", exclude=idle).items()
             if name not in _OPTIONAL or getattr(self, name) != type(self).model_fields[name].default

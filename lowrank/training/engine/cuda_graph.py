@@ -211,14 +211,14 @@ class CapturedEpoch:
                 self._notify(f"training is not compiled, and so is slower: {reason}")
 
     def _make_momentum(self) -> None:
-        """Start momentum from zeros.
+        """Start the momentum of SGD from zeros; AdamW has its slots from the start.
 
         This gives the same numbers as torch's own start from the first gradient, and a recorded step cannot tell the
         first step from later ones.
         """
         optimizer = self._train_step.optimizer
         for group in optimizer.param_groups:
-            for parameter in group["params"] if group["momentum"] > 0 else ():
+            for parameter in group["params"] if group.get("momentum", 0) > 0 else ():
                 if optimizer.state[parameter].get("momentum_buffer") is None:
                     buffer = torch.zeros_like(parameter, memory_format=torch.preserve_format)
                     optimizer.state[parameter]["momentum_buffer"] = buffer

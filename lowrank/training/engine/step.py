@@ -136,7 +136,8 @@ class TrainStep:
         if self.scaler is not None:
             gradients = [parameter.grad for parameter in self.network.parameters() if parameter.grad is not None]
             self.collapsed[step] = self.scaler.unscale(gradients)[0]
-            self.optimizer.found_inf = self.scaler.overflow  # type: ignore[attr-defined]  # the fused step skips itself
+            # The fused step skips itself; AdamW's count of steps has no axis
+            self.optimizer.found_inf = self.scaler.overflow.view(())  # type: ignore[attr-defined]
         self.gradient_meter.add(step)
         self.apply_gradients()
         if self.scaler is not None:
@@ -176,14 +177,16 @@ class TrainStep:
         """Collect all that the next step depends on.
 
         Returns:
-            Live tensors (no copies) under the checkpoint's keys: `network.NAME`, `momentum.NAME`, `average.NAME`,
-            `scale.NAME`, `epoch`.
+            Live tensors (no copies) under the checkpoint's keys: `network.NAME`, `momentum.NAME` (SGD),
+            `SLOT.NAME` for each slot of AdamW, `average.NAME`, `scale.NAME`, `epoch`.
         """
         state = {f"network.{name}": tensor for name, tensor in self.network.state_dict().items()}
         names = {id(parameter): name for name, parameter in self.network.named_parameters()}
         for parameter, slots in self.optimizer.state.items():
-            if slots.get("momentum_buffer") is not None:
-                state[f"momentum.{names[id(parameter)]}"] = slots["momentum_buffer"]
+            for slot, tensor in slots.items():
+                if tensor is not None:
+                    key = "momentum" if slot == "momentum_buffer" else slot
+                    state[f"{key}.{names[id(parameter)]}"] = tensor
         if self.ema is not None:
             state |= {f"average.{name}": tensor for name, tensor in self.ema.tensors.items()}
         if self.scaler is not None:
@@ -194,7 +197,7 @@ class TrainStep:
     def load_state(self, state: dict[str, Tensor]) -> None:
         """Go on from `state`, or from a finished run's weights alone.
 
-        Momentum tensors are replaced by others.
+        Momentum tensors of SGD are replaced by others; the slots of AdamW are filled.
 
         Args:
             state: from `state`, or `network.NAME` and `epoch` alone.
@@ -204,13 +207,10 @@ class TrainStep:
             InputError: the moving average is of another network.
         """
         self.network.load_state_dict(_under(state, "network"))
-        momenta = _under(state, "momentum")
-        for name, parameter in self.network.named_parameters():
-            self.optimizer.state.pop(parameter, None)
-            if name in momenta:
-                # The optimizer steps in the parameter's own memory order
-                buffer = torch.empty_like(parameter, requires_grad=False)
-                self.optimizer.state[parameter]["momentum_buffer"] = buffer.copy_(momenta[name])
+        if isinstance(self.optimizer, torch.optim.AdamW):
+            self._load_adamw(state)
+        else:
+            self._load_momentum(_under(state, "momentum"))
         if self.ema is not None:
             average = _under(state, "average")
             self.ema.load(average) if average else self.ema.restart()
@@ -218,8 +218,22 @@ class TrainStep:
             self.scaler.load(_under(state, "scale"))
         self.epoch = int(state["epoch"])
 
+    def _load_momentum(self, momenta: dict[str, Tensor]) -> None:
+        for name, parameter in self.network.named_parameters():
+            self.optimizer.state.pop(parameter, None)
+            if name in momenta:
+                # The optimizer steps in the parameter's own memory order
+                buffer = torch.empty_like(parameter, requires_grad=False)
+                self.optimizer.state[parameter]["momentum_buffer"] = buffer.copy_(momenta[name])
+
+    def _load_adamw(self, state: dict[str, Tensor]) -> None:
+        for name, parameter in self.network.named_parameters():
+            for slot, tensor in self.optimizer.state.get(parameter, {}).items():
+                saved = state.get(f"{slot}.{name}")
+                tensor.zero_() if saved is None else tensor.copy_(saved)
+
     def live_tensors(self) -> list[Tensor]:
-        """List all that a step changes in place: weights, statistics of norms, momentum."""
+        """List all that a step changes in place: weights, statistics of norms, slots of the optimizer."""
         slots = [slot for slots in self.optimizer.state.values() for slot in slots.values()]
         return [*self.network.state_dict().values(), *(slot for slot in slots if isinstance(slot, Tensor))]
 

@@ -25,6 +25,7 @@ RECIPES = {
     "in micro-batches": {"accumulate": 2},
     "frobenius": {"decay": "frobenius"},
     "no momentum": {"momentum": 0.0, "nesterov": False},
+    "adamw": {"optimizer": "adamw", "lr": 1e-3},
     "distilled": {"attention_weight": 1000.0, "kd_weight": 0.5},
 }
 

@@ -10,7 +10,15 @@ from lowrank.compression.substitution import factor_parameters, substitute
 from lowrank.errors import InputError
 from lowrank.layers import Separable
 from lowrank.networks.registry import NetworkSettings, make_network
-from lowrank.training.optimizer import LR_MULTIPLIER, check_network, freeze, head_names, head_of
+from lowrank.training.optimizer import (
+    LR_MULTIPLIER,
+    check_network,
+    freeze,
+    head_names,
+    head_of,
+    make_optimizer,
+    set_lr,
+)
 from lowrank.training.recipe import Recipe
 from tests.support.training import small_recipe, small_trainer, tensor_train
 
@@ -126,3 +134,42 @@ def test_a_network_of_frozen_parameters_is_refused():
 def test_freezing_everything_is_refused():
     with pytest.raises(InputError, match=r"`freeze` leaves nothing to train: \*"):
         freeze(nn.Sequential(nn.Linear(1, 1)), ("*",))
+
+
+def test_adamw_takes_the_decay_off_the_weights_and_its_two_momenta_from_the_recipe():
+    """The first step of AdamW is `lr` times the gradient's sign, after a decay of `lr * weight_decay` of the weight."""
+    recipe = small_recipe(optimizer="adamw", lr=0.01, weight_decay=0.1, momentum=0.8, square_momentum=0.9)
+    network = nn.Sequential(nn.Flatten(), nn.Linear(4, 3, bias=False))
+    before = network[1].weight.detach().clone()
+    optimizer = make_optimizer(network, recipe, 1.0, (), may_skip_steps=False)
+    set_lr(optimizer, recipe.lr)
+    network(torch.randn(5, 1, 2, 2)).square().sum().backward()
+    gradient = network[1].weight.grad.clone()
+    optimizer.step()
+    expected = before * (1 - 0.01 * 0.1) - 0.01 * gradient.sign()
+    torch.testing.assert_close(network[1].weight.detach(), expected, rtol=0, atol=1e-6)
+    torch.testing.assert_close(optimizer.state[network[1].weight]["exp_avg"], 0.2 * gradient)
+    torch.testing.assert_close(optimizer.state[network[1].weight]["exp_avg_sq"], 0.1 * gradient.square())
+
+
+def test_weights_alone_restart_adamw():
+    run = small_trainer(small_recipe(optimizer="adamw", lr=1e-3), method=tensor_train())
+    run.train_epoch()
+    state = run.state()
+    run.load_state({key: value for key, value in state.items() if key.startswith("network.") or key == "epoch"})
+    slots = [slot for slots in run.step.optimizer.state.values() for slot in slots.values()]
+    assert slots
+    assert not any(slot.any() for slot in slots)
+
+
+def test_frobenius_decay_with_adamw_is_refused():
+    with pytest.raises(ValueError, match="`decay: frobenius` needs `optimizer: sgd`"):
+        Recipe(optimizer="adamw", decay="frobenius")
+
+
+def test_sgd_keeps_the_identity_that_it_had_before_there_was_another_optimizer():
+    identity = Recipe().identity()
+    assert not identity.keys() & {"optimizer", "square_momentum"}
+    adamw = Recipe(optimizer="adamw").identity()
+    assert (adamw["optimizer"], adamw["square_momentum"]) == ("adamw", 0.999)
+    assert "nesterov" not in adamw

@@ -21,6 +21,8 @@ RECIPES: dict[str, dict[str, Any]] = {
     "bfloat16": {"precision": "bfloat16"},
     "accumulation": {"accumulate": 3, "clip_norm": 1.0},
     "teacher": {"kd_weight": 0.3, "attention_weight": 1000},
+    "adamw": {"optimizer": "adamw", "lr": 1e-3},
+    "adamw, float16": {"optimizer": "adamw", "lr": 1e-3, "precision": "float16"},
     "frozen": {"freeze": ("stem",), "head_lr": 3.0},
     "all": {"ema_decay": 0.9, "accumulate": 2, "attention_weight": 1000, "kd_weight": 0.5, "precision": "float16"},
 }
