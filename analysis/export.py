@@ -91,7 +91,9 @@ def run(arguments: argparse.Namespace) -> int:
     classes = read_class_names(arguments.class_names) if arguments.class_names else None
     point = find_completed(study, arguments.trial) if arguments.trial else choose_trial(study, arguments.pick, limits)
     trial = study.trials[point.trial_id]
-    data = find_trial_data(trial, arguments.data_dir)
+    data, why_not = find_trial_data(trial, arguments.data_dir)
+    if why_not:
+        print(f"not proved on the trial's images: {why_not}")
     trained = load_trained(folder, study, trial, data, allow_code=arguments.allow_code)
     if classes is not None:
         if len(classes) != trained.specification.classes:

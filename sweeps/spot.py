@@ -177,15 +177,14 @@ def _print_choice(config: SpotConfig, client: Client, region: Region, mult_adds:
 def _training_mult_adds(config: SpotConfig) -> float:
     """Return the mult-adds of all training that the space after `--plan` asks for, without early stopping."""
     from lowrank.data import load_data
-    from sweeps.space import check_trust, names_typed, read_space
+    from sweeps.space import check_trust, names_data, names_typed, read_space
     from sweeps.study import make_plan
     from sweeps.trials import Resolver
 
     assert config.plan is not None
     space = read_space(config.plan, config.set, data__name=config.data)
-    user_names_data = bool(config.data) or any(override.startswith("data") for override in config.set)
     check_trust(
-        space, allow_code=False, data_dir=config.data_dir, data_named=user_names_data,
+        space, allow_code=False, data_dir=config.data_dir, data_named=names_data(config.data, config.set),
         typed_names=names_typed(None, config.set),
     )  # fmt: skip
     return make_plan(space, Resolver(space, load_data(space.data, config.data_dir)), 1).most_work

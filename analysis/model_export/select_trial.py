@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from analysis.stats import FrontPoint, collect_points
-from lowrank.data import DataSettings, ImageData, load_data
+from lowrank.data import DataSettings, ImageData, check_data_folder, load_data
 from lowrank.errors import InputError
 from lowrank.io import (
     CLASSIFIER_FILE,
@@ -25,7 +25,7 @@ from lowrank.io import (
 from lowrank.layers import make_method
 from lowrank.networks import NetworkSettings, check_own_code
 from lowrank.serving import MODEL_FILE
-from lowrank.utils import last_line
+from lowrank.utils import last_line, validate_model
 from sweeps.records import CHECKPOINT_FILE, MODELS_FOLDER, TRIALS_FOLDER, StudyRecord, TrialRecord, find_trial
 
 WEIGHT_PREFIX = "network."  # of the names of the weights in a trial's checkpoint
@@ -107,23 +107,28 @@ def find_completed(study: StudyRecord, id_prefix: str) -> FrontPoint:
     return next(point for point in collect_points(study) if point.trial_id == trial.trial_id)
 
 
-def find_trial_data(trial: TrialRecord, data_dir: Path | None) -> ImageData | None:
+def find_trial_data(trial: TrialRecord, data_dir: Path | None) -> tuple[ImageData | None, str]:
     """Load the images of a trial if this machine has them; nothing is downloaded.
 
     Args:
-        trial: the trial.
-        data_dir: where the data set lies; None for the default folder.
+        trial: the trial, whose record may come from anybody.
+        data_dir: where the user says that data sets lie; None for the default folder. Nothing else is read.
 
     Returns:
-        The data set; None if it is not on this machine, or its images or splits are not the trial's.
+        The data set, and "". Without it None and why: it is not on this machine or lies elsewhere, or its images or
+        splits are not the trial's.
     """
     fields: dict[str, Any] = dict(trial.specification["data"])
     expected = fields.pop("fingerprint", None)
     try:
-        data = load_data(DataSettings(**fields), data_dir, download=False)
-    except InputError:
-        return None  # the files are then compared on random images, and the card says so
-    return data if data.fingerprint == expected else None
+        settings = validate_model(DataSettings, fields, "data")
+        check_data_folder(settings.name, data_dir, f"the record of trial {trial.trial_id}", by_name=False)
+        data = load_data(settings, data_dir, download=False)
+    except InputError as error:
+        return None, str(error)
+    if data.fingerprint != expected:
+        return None, f"{data.name} has the fingerprint {data.fingerprint} here, but the trial was trained on {expected}"
+    return data, ""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -36,6 +36,8 @@ if TYPE_CHECKING:
         AugmentationSettings as AugmentationSettings,
         DataSettings as DataSettings,
         Interpolation as Interpolation,
+        absolute_data_name as absolute_data_name,
+        check_data_folder as check_data_folder,
         default_augmentation as default_augmentation,
     )
 
@@ -50,6 +52,8 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "reading.builtin": "BUILTIN_SETS BuiltinSet",
         "reading.image_codec": "Resize decode_image",
         "reading.synthetic": "DataOutline synthetic_data",
-        "settings": "AugmentationSettings DataSettings Interpolation default_augmentation",
+        "settings": (
+            "AugmentationSettings DataSettings Interpolation absolute_data_name check_data_folder default_augmentation"
+        ),
     },
 )

@@ -18,7 +18,7 @@ from lowrank.data.augment import Normaliser, normaliser
 from lowrank.data.reading.image_codec import Resize
 from lowrank.data.reading.image_store import ImageStore
 from lowrank.data.reading.source import ImageSource
-from lowrank.data.settings import DataSettings, parse_data_name
+from lowrank.data.settings import DATA_FOLDER, DataSettings, parse_data_name
 from lowrank.data.splits import Indices, hold_out, training_subset, validation_subset
 from lowrank.errors import InputError
 
@@ -208,7 +208,7 @@ def load_data(settings: DataSettings, data_dir: Path | None = None, download: bo
             file, the rule and the choices.
     """
     working_directory = os.getcwd()
-    key = (settings, os.path.join(working_directory, data_dir or "data"), working_directory)
+    key = (settings, os.path.join(working_directory, data_dir or DATA_FOLDER), working_directory)
     if key in _CACHE:
         _CACHE.move_to_end(key)
         return _CACHE[key]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_serializer, model_validator
@@ -11,6 +12,7 @@ from lowrank.errors import InputError, unknown
 
 BUILTIN = ("digits", "cifar10", "cifar100", "fashion_mnist")
 ON_DISK = ("parquet", "folder")
+DATA_FOLDER = Path("data")  # in the working directory, unless the user names another
 CHOICES = (*BUILTIN, *(f"{kind}:DIR" for kind in ON_DISK))
 
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"]  # filters of Pillow
@@ -141,6 +143,44 @@ def parse_data_name(name: str) -> tuple[str, str | None]:
     if not colon or not folder:
         raise InputError(f"data set {name!r} must name its folder, e.g. {kind}:DIR")
     return kind, folder
+
+
+def absolute_data_name(name: str) -> str:
+    """Make the folder in the name of a data set absolute.
+
+    Workers and later commands may have another working directory.
+
+    Args:
+        name: as in `DataSettings`.
+
+    Returns:
+        The name; as it is where it has no folder.
+    """
+    kind, colon, folder = name.partition(":")
+    return f"{kind}:{Path(folder).expanduser().resolve()}" if kind in ON_DISK and colon and folder else name
+
+
+def check_data_folder(name: str, data_dir: Path | None, source: str, *, by_name: bool = True) -> None:
+    """Check that images which a file names lie in the folder of data sets.
+
+    Spaces and records may come from anybody: they must not choose what is read on this machine.
+
+    Args:
+        name: of the data set.
+        data_dir: the folder that the user has typed; None for `data` in the working directory.
+        source: what names the images, for the message.
+        by_name: whether the command has an option `--data`; else it has `--data-dir` alone.
+
+    Raises:
+        InputError: the images lie elsewhere.
+    """
+    _, colon, folder = name.partition(":")
+    path, allowed = Path(folder).expanduser().resolve(), (data_dir or DATA_FOLDER).resolve()
+    if colon and not path.is_relative_to(allowed):
+        option = f"name the data yourself: --data {absolute_data_name(name)}" if by_name else f"--data-dir {path}"
+        raise InputError(
+            f"{source} reads {folder}, which is outside the data folder {allowed}; if you want that, {option}"
+        )
 
 
 def default_augmentation(data_name: str) -> AugmentationSettings:

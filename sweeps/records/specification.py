@@ -10,8 +10,10 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from lowrank.data import absolute_data_name, check_data_folder
 from lowrank.networks import check_own_code
 from lowrank.training import Recipe
 from sweeps.records.events import Role
@@ -99,19 +101,30 @@ def _hash(content: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def check_specifications(specifications: Iterable[Mapping[str, Any]], *, allow_code: bool, source: str) -> None:
-    """Check the networks that recorded specifications name, before any is made.
+def check_specifications(
+    specifications: Iterable[Mapping[str, Any]], *, allow_code: bool, source: str, data_dir: Path | None = None,
+    typed_data: str | None = None,
+) -> None:  # fmt: skip
+    """Check the networks and images that recorded specifications name.
+
+    It comes before any is made or read.
 
     Args:
         specifications: of trials, as a record of anybody's has them.
         allow_code: whether they may name networks in the user's own code.
         source: what has them, for the message.
+        data_dir: the folder of data sets that the user has typed; None for the default.
+        typed_data: the data set that the user has typed, which may lie anywhere.
 
     Raises:
-        InputError: one names code, and may not.
+        InputError: one names code, or images outside of the folder of data sets, and may not.
     """
+    specifications = list(specifications)
     names = (name for specification in specifications for name in specification_networks(specification))
     check_own_code(names, allow_code, source=source)
+    for name in sorted({str(_section(specification, "data").get("name", "")) for specification in specifications}):
+        if typed_data is None or absolute_data_name(name) != absolute_data_name(typed_data):
+            check_data_folder(name, data_dir, source)
 
 
 def specification_networks(specification: Mapping[str, Any]) -> list[str]:

@@ -72,8 +72,10 @@ if TYPE_CHECKING:
     from sweeps.space.trust import (
         check_options as check_options,
         check_trust as check_trust,
+        names_data as names_data,
         names_typed as names_typed,
         own_networks as own_networks,
+        permission_options as permission_options,
     )
 
 __getattr__, __dir__, __all__ = lazy_exports(
@@ -94,6 +96,6 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "strata": "ALL_SIZES Point REFERENCE_STRATUM Stratum halving_strata make_strata",
         "study_config": "StudyConfig",
         "teacher_settings": "SEARCHABLE_FIELD START TEACHER_SECTION TEACHER_WEIGHTS TeacherSettings",
-        "trust": "check_options check_trust names_typed own_networks",
+        "trust": "check_options check_trust names_data names_typed own_networks permission_options",
     },
 )

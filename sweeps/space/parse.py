@@ -180,13 +180,14 @@ def with_absolute_data(content: dict[str, Any]) -> dict[str, Any]:
     Returns:
         The space with an absolute path in its data set's name.
     """
+    from lowrank.data import absolute_data_name
+
     data = content.get("data")
     name = data.get("name") if isinstance(data, dict) else data
-    if not isinstance(name, str) or not name.startswith(("parquet:", "folder:")):
+    if not isinstance(name, str) or absolute_data_name(name) == name:
         return content
-    kind, _, folder = name.partition(":")
     fields = data if isinstance(data, dict) else {}
-    return {**content, "data": {**fields, "name": f"{kind}:{Path(folder).expanduser().resolve()}"}}
+    return {**content, "data": {**fields, "name": absolute_data_name(name)}}
 
 
 def parse_space(name: str, content: Mapping[str, Any]) -> Space:

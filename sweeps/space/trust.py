@@ -7,16 +7,16 @@ the data set (`--data`, `--set data...`) or the folder that holds it (`--data-di
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
+from lowrank.data import absolute_data_name, check_data_folder
 from lowrank.errors import InputError
 from lowrank.networks import absolute_name, check_own_code, is_own_code
 from sweeps.space.files import SPACES_FOLDER, find_space
 from sweeps.space.model import Space
 from sweeps.space.run_options import RunOptions
-
-DATA_FOLDER = Path("data")
 
 
 def check_trust(
@@ -37,7 +37,7 @@ def check_trust(
     """
     check_own_code(own_networks(space), allow_code or typed_names, source="the space")
     if not data_named:
-        _check_data(space.data.name, (data_dir or DATA_FOLDER).resolve())
+        check_data_folder(space.data.name, data_dir, "the space")
 
 
 def own_networks(space: Space) -> list[str]:
@@ -55,30 +55,56 @@ def own_networks(space: Space) -> list[str]:
     return [name for name in dict.fromkeys(names) if is_own_code(name)]
 
 
-def _check_data(name: str, allowed: Path) -> None:
-    prefix, colon, folder = name.partition(":")
-    if colon and not Path(folder).resolve().is_relative_to(allowed):
-        raise InputError(
-            f"the space reads {folder}, which is outside the data folder {allowed}; if you want that, name the data "
-            f"yourself: --data {prefix}:{folder}"
-        )
-
-
 def check_options(space: Space, options: RunOptions) -> None:
     """Check a space as `check_trust` does, with the permissions of the command line.
 
     Args:
         space: the space.
-        options: of the command line.
+        options: what the user has typed, without what a study or a series has stored.
 
     Raises:
         InputError: as `check_trust`.
     """
-    data_named = bool(options.data) or any(override.startswith("data") for override in options.set)
+    data_named = names_data(options.data, options.set)
+    if options.resume:  # the space is on record: a name that was typed may be another
+        data_named = options.data is not None and absolute_data_name(options.data) == space.data.name
     allow_code = options.allow_code or _is_of_checkout(options.space)
-    # Of a series that is resumed, the options come from its folder
-    typed_names = () if options.resume else names_typed(options.network, options.set)
+    typed_names = names_typed(options.network, options.set)
     check_trust(space, allow_code=allow_code, data_dir=options.data_dir, data_named=data_named, typed_names=typed_names)
+
+
+def names_data(data: str | None, overrides: Sequence[str]) -> bool:
+    """Tell whether a command line names the data set.
+
+    That is permission to read it, wherever it lies.
+
+    Args:
+        data: the value of `--data`.
+        overrides: the texts after `--set`, each `a.b=value`.
+
+    Returns:
+        Whether it does; a further field of the data set, such as `data.train_images`, is no name.
+    """
+    return bool(data) or any(text.partition("=")[0].strip() in ("data", "data.name") for text in overrides)
+
+
+def permission_options(space: Space) -> str:
+    """Return the options that must be typed again to resume a study.
+
+    Its files may not give these permissions themselves.
+
+    Args:
+        space: the study's.
+
+    Returns:
+        The options, each with a space before it; empty where there are none.
+    """
+    options = " --allow-code" if own_networks(space) else ""
+    try:
+        check_data_folder(space.data.name, None, "the space")
+    except InputError:
+        options += f" --data {shlex.quote(space.data.name)}"
+    return options
 
 
 def names_typed(network: str | None, overrides: Sequence[str]) -> tuple[str, ...]:

@@ -35,7 +35,7 @@ from sweeps.search import (
     make_proposer,
     warm_start,
 )
-from sweeps.space import Space, StudyConfig, check_process_shards, own_networks
+from sweeps.space import Space, StudyConfig, check_process_shards, own_networks, permission_options
 from sweeps.study.final_evaluation import evaluate_front
 from sweeps.study.free_space import check_free_space
 from sweeps.study.retrain import ORIGIN, Retrain
@@ -131,7 +131,7 @@ def run_study(space: Space, resolver: Resolver, config: StudyConfig, retrain: Re
         finally:
             journal.append(Event.CLOSED, sync=True, reason=str(reason))
     print(*retrain_lines(record), sep="\n", end="\n" if config.origin else "", flush=True)
-    _print_next_step(config, reason, tracking.finish())
+    _print_next_step(space, config, reason, tracking.finish())
     if config.profile:
         _run_analysis("profile", config.folder)
     if reason is CloseReason.INTERRUPTED:
@@ -312,13 +312,14 @@ def _run_analysis(subcommand: str, folder: Path) -> None:
         print(f"the {subcommand} failed with exit code {code}; the study itself is whole, repeat it: {repeat}")
 
 
-def _print_next_step(config: StudyConfig, reason: CloseReason, tracking_message: str | None) -> None:
+def _print_next_step(space: Space, config: StudyConfig, reason: CloseReason, tracking_message: str | None) -> None:
     if tracking_message:
         print(tracking_message)
     if reason is not CloseReason.FINISHED:
         cause = "the time is used up" if reason is CloseReason.TIME else "interrupted"
         flags = "" if config.folder.parent == DEFAULT_OUT.resolve() else f" --out {_relative(config.folder.parent)}"
         flags += f" --storage {config.storage}" if config.storage else ""
+        flags += permission_options(space)
         print(f"{cause}; nothing is lost. Go on with: python sweeps/run.py --resume {config.name}{flags}")
     elif not config.tracking_uri:
         print(f"every trial in MLflow: mlflow ui --backend-store-uri sqlite:///{_relative(config.folder)}/mlflow.db")

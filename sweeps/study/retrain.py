@@ -12,7 +12,7 @@ import copy
 import random
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -285,9 +285,13 @@ def _recorded_trial(name: str, trial_id: str, root: Path, data: str | None) -> R
     if missing:
         raise InputError(f"trial {trial.trial_id} cannot be trained again: its record has no {', '.join(missing)}")
     specification = copy.deepcopy(trial.specification)
-    if data is not None:
-        specification["data"]["name"] = data
-    return RecordedTrial(folder, study, trial, _lost_source(folder, study, specification), specification)
+    source = _lost_source(folder, study, specification)
+    if source is not None:
+        source = replace(source, specification=copy.deepcopy(source.specification))
+    if data is not None:  # both are trained on the images where they lie now
+        for section in (specification["data"], *([source.specification["data"]] if source else [])):
+            section["name"] = data
+    return RecordedTrial(folder, study, trial, source, specification)
 
 
 def _lost_source(folder: Path, study: StudyRecord, specification: Mapping[str, Any]) -> TrialRecord | None:

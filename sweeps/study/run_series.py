@@ -26,11 +26,11 @@ from sweeps.records import (
     searched_points,
     studies_root,
 )
-from sweeps.space import FOLDER_OPTIONS, RunOptions, find_space, parse_time, read_yaml
+from sweeps.space import FOLDER_OPTIONS, RunOptions, find_space, parse_time, permission_options, read_yaml
 from sweeps.storage import Storage, child_uri, fetch_study, list_stored_studies, storage_uri
 from sweeps.study.driver import NOTHING_COMPLETED, CloseReason, exit_code
 from sweeps.study.series import SeriesMember, parse_series
-from sweeps.study.start import resume_study, start_study
+from sweeps.study.start import refuse_changes, resume_study, start_study
 from sweeps.utils import monotonic_time
 
 # Options that override fields of every study; kept with the series, for its resumption
@@ -61,7 +61,8 @@ def start_series(options: RunOptions) -> int:
     folder.mkdir(parents=True)
     stored: dict[str, Any] = {name: value for name in _FIELD_OPTIONS if (value := getattr(options, name))}
     stored |= {name: str(Path(value).resolve()) for name in FOLDER_OPTIONS if (value := getattr(options, name))}
-    text = yaml.safe_dump({"file": path.stem, "content": content, "options": stored, "storage": uri}, sort_keys=False)
+    series = {"file": path.stem, "content": content, "options": stored, "storage": uri, "base": str(Path.cwd())}
+    text = yaml.safe_dump(series, sort_keys=False)
     write_text(folder / SERIES_FILE, text)
     if uri:
         Storage(uri, folder.name).put(SERIES_FILE, text.encode())
@@ -97,6 +98,8 @@ def resume_series(options: RunOptions) -> int:
     Raises:
         InputError: one of the studies cannot be run.
     """
+    refuse_changes(options)
+    typed = options
     folder = studies_root(options.storage, options.out) / str(options.resume)
     uri = storage_uri(options.storage)
     if uri and not (folder / SERIES_FILE).is_file():
@@ -107,7 +110,10 @@ def resume_series(options: RunOptions) -> int:
     options = options.with_folders(stored["options"])
     fields: dict[str, Any] = {name: stored["options"].get(name) for name in _FIELD_OPTIONS}
     fields |= {name: fields[name] or () for name in _LISTS}
-    members = parse_series(stored["content"], stored["file"], replace(options, **fields))
+    base = Path(str(stored.get("base", "")))  # older series have none; on another machine it may not be there
+    members = parse_series(
+        stored["content"], stored["file"], replace(options, **fields), typed, base if base.is_dir() else Path()
+    )  # fmt: skip
     if uri:
         for name in list_stored_studies(child_uri(uri, folder.name)):
             fetch_study(child_uri(uri, folder.name), name, folder)
@@ -136,6 +142,7 @@ def _run(members: list[SeriesMember], folder: Path, options: RunOptions, uri: st
     if not all(map(_is_finished, records.values())):
         flags = "" if folder.parent == Path("studies").resolve() else f" --out {folder.parent}"
         flags += f" --storage {uri}" if uri else ""
+        flags += "".join(dict.fromkeys(permission_options(member.space) for member in members))
         print(f"not all studies have ended; go on with: python sweeps/run.py --resume {folder.name}{flags}")
     return max([*codes, *map(_study_code, records.values())])
 
@@ -151,7 +158,8 @@ def _run_member(member: SeriesMember, folder: Path, options: RunOptions, seconds
     limit = None if seconds is None else f"{max(1, round(seconds))}s"
     options = replace(options, time=limit, began=monotonic_time())
     if (folder / member.name / SPACE_FILE).is_file():
-        options = replace(options, space=None, set=(), data=None, seed=None, name=None, trials=None)
+        # Its images were permitted with the series
+        options = replace(options, space=None, set=(), data=member.space.data.name, seed=None, name=None, trials=None)
         return resume_study(replace(options, resume=member.name))
     search = member.space.search.model_copy(update={"time": limit})
     return start_study(replace(member.space, search=search), replace(options, name=member.name))

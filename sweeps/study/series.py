@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
+from contextlib import chdir
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from lowrank.errors import InputError, unknown
@@ -27,13 +29,18 @@ class SeriesMember:
     space: Space
 
 
-def parse_series(content: Mapping[str, Any], name: str, options: RunOptions) -> list[SeriesMember]:
+def parse_series(
+    content: Mapping[str, Any], name: str, options: RunOptions, typed: RunOptions | None = None,
+    base: Path = Path(),
+) -> list[SeriesMember]:  # fmt: skip
     """Check the content of a series and make the space of each study.
 
     Args:
         content: the content of the series' file.
         name: the name of the series, which the spaces of its studies get.
-        options: the command line, which overrides fields of every study.
+        options: the command line, which overrides fields of every study; of a series that is resumed as it was stored.
+        typed: what the user has typed now, which alone gives permissions; None for `options`.
+        base: where relative paths of content and options begin.
 
     Returns:
         The studies, in the order of the file.
@@ -45,14 +52,16 @@ def parse_series(content: Mapping[str, Any], name: str, options: RunOptions) -> 
     if not isinstance(entries, list) or not entries or not all(isinstance(entry, Mapping) for entry in entries):
         raise InputError(f"`studies` must be a list of sections with a `name` each, but got {entries!r}")
     rest = {key: value for key, value in content.items() if key != "studies"}
-    members = [_parse_member(entry, rest, name, options) for entry in entries]
+    members = [_parse_member(entry, rest, name, options, typed or options, base) for entry in entries]
     names = [member.name for member in members]
     if len(set(names)) != len(names):
         raise InputError(f"the names in `studies` must differ, but got {', '.join(names)}")
     return members
 
 
-def _parse_member(entry: Mapping[str, Any], rest: dict[str, Any], series: str, options: RunOptions) -> SeriesMember:
+def _parse_member(
+    entry: Mapping[str, Any], rest: dict[str, Any], series: str, options: RunOptions, typed: RunOptions, base: Path
+) -> SeriesMember:  # fmt: skip
     for key in entry:
         if key not in ENTRY_FIELDS:
             raise unknown("field of `studies`", key, ENTRY_FIELDS)
@@ -60,13 +69,14 @@ def _parse_member(entry: Mapping[str, Any], rest: dict[str, Any], series: str, o
     if not isinstance(name, str) or not isinstance(changes, Mapping):
         raise InputError(f"each of `studies` needs a `name`, and `set` must map dotted names to values; got {entry!r}")
     check_plain_name(name, "the `name` of a study in `studies`")
-    content = read_yaml(find_space(str(entry["space"]))) if "space" in entry else copy.deepcopy(rest)
     updates = [(str(key), value) for key, value in changes.items()]
     updates += [("search.trials", entry["trials"])] if "trials" in entry else []
     try:
-        content = resolve_content(content, updates, (options.set, options.field_updates()))
-        space = space_from_content(series, content)
-        check_options(space, options)
+        with chdir(base):  # which makes relative paths absolute
+            content = read_yaml(find_space(str(entry["space"]))) if "space" in entry else copy.deepcopy(rest)
+            content = resolve_content(content, updates, (options.set, options.field_updates()))
+            space = space_from_content(series, content)
+        check_options(space, typed)
         return SeriesMember(name, space)
     except InputError as error:
         raise InputError(f"study {name!r}: {error}") from error

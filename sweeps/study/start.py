@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from lowrank.data import ImageData, load_data
+from lowrank.data import ImageData, absolute_data_name, load_data
 from lowrank.errors import InputError
 from lowrank.utils import ExitCode
 from sweeps.records import (
@@ -32,7 +32,7 @@ from sweeps.space import (
     SearchSettings,
     Space,
     StudyConfig,
-    check_trust,
+    check_options,
     parse_space,
     parse_time,
 )
@@ -104,17 +104,20 @@ def start_retraining(options: RunOptions) -> int:
     )  # fmt: skip
     _refuse_options(options, excluded, f"--{flag} trains what is on record")
     uri, root = storage_uri(options.storage), studies_root(options.storage, options.out)
+    options = _with_absolute_data(options)
     if options.reproduce:
         retrain = select_trial(options.reproduce[0], options.reproduce[1], root, options.data)
     else:
         retrain = select_stopped(str(options.retrain_stopped), root, options.sample, options.seed or 0, options.data)
     # The other trials, and those whose weights they start from, are built too
-    check_specifications(retrain.specifications(), allow_code=options.allow_code, source=f"{retrain.folder}")
+    check_specifications(
+        retrain.specifications(), allow_code=options.allow_code, source=f"{retrain.folder}", data_dir=options.data_dir,
+        typed_data=options.data,
+    )  # fmt: skip
     content = retrain.content(_given_options(options, "gpus_per_trial", "cpus_per_trial", "max_concurrent", "sharing"))
     _set_fields(content, "search", {"time": options.time})
     space = parse_space(retrain.name, content)
-    # `data_named`: the user named the data when the trial was trained
-    check_trust(space, allow_code=options.allow_code, data_named=True)
+    check_options(space, options)
     stored = read_space_file(retrain.folder)[1] if (retrain.folder / SPACE_FILE).is_file() else {}
     options = options.with_folders(stored)
     folder = new_study_folder(root, options.name, retrain.name, list_stored_studies(uri) if uri else ())
@@ -142,8 +145,8 @@ def resume_study(options: RunOptions) -> int:
             Nothing has been written then.
     """
     folder, uri = _fetch_study_folder(options)
-    excluded = ("space", "set", "data", "network", "keep", "only", "weights", "seed", "name", "plan", "json")
-    _refuse_options(options, excluded, "--resume may change --trials, --time and resources alone")
+    refuse_changes(options)
+    options = _with_absolute_data(options)
     if options.tracking_uri:
         check_tracking_uri(options.tracking_uri)
     content, stored = read_space_file(folder)
@@ -156,18 +159,22 @@ def resume_study(options: RunOptions) -> int:
     )
     _set_fields(content, "resources", resources)
     space = parse_space(stored["space"], content)
-    # `data_named`: the user named the data when the study began
-    check_trust(space, allow_code=options.allow_code, data_named=True)
+    if options.data not in (None, space.data.name):
+        raise InputError(
+            f"--resume goes on with the images that the study began with: --data must be {space.data.name}, but got "
+            f"{options.data}"
+        )
+    check_options(space, options)
     record = fold_journal(folder / JOURNAL_FILE)
     specifications = (trial.specification for trial in record.trials.values())
-    check_specifications(specifications, allow_code=options.allow_code, source=f"{folder / JOURNAL_FILE}")
+    typed = {"allow_code": options.allow_code, "data_dir": options.data_dir, "typed_data": options.data}
+    check_specifications(specifications, source=f"{folder / JOURNAL_FILE}", **typed)
     options = options.with_folders(stored)
     options = replace(options, tracking_uri=options.tracking_uri or stored["tracking_uri"])
     config = replace(_study_config(folder, space, options, uri), origin=stored.get(ORIGIN))
     retrain = None if config.origin is None else select_again(config.origin, record, space.data.name)
     if retrain is not None:  # the driver was killed before it had proposed all
-        source = f"{retrain.folder}"
-        check_specifications(retrain.specifications(), allow_code=options.allow_code, source=source)
+        check_specifications(retrain.specifications(), source=f"{retrain.folder}", **typed)
     data = _load_same_data(space, config, record)
     fetch_weights(space, data)
     _check_same_start(record, data)
@@ -202,6 +209,23 @@ def _add_repeats(content: dict[str, Any], more: int) -> None:
     if search.get("sampler") == "grid":  # `trials` counts the rows, of all seeds
         trials = int(search.get("trials", SearchSettings.model_fields["trials"].default))
         search["trials"] = -(-trials * (before + more) // before)
+
+
+def refuse_changes(options: RunOptions) -> None:
+    """Refuse options that would change what a study or a series asks when it is resumed.
+
+    Args:
+        options: what the user has typed, with `resume`.
+
+    Raises:
+        InputError: one of them was given.
+    """
+    excluded = ("space", "set", "network", "keep", "only", "weights", "seed", "name", "plan", "json")
+    _refuse_options(options, excluded, "--resume may change --trials, --time and resources alone")
+
+
+def _with_absolute_data(options: RunOptions) -> RunOptions:
+    return options if options.data is None else replace(options, data=absolute_data_name(options.data))
 
 
 def _refuse_options(options: RunOptions, names: tuple[str, ...], rule: str) -> None:

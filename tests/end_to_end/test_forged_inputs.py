@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import shutil
+import signal
 import subprocess
 import sys
 import tarfile
@@ -13,20 +14,27 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
+import lowrank.compress
 import lowrank.distillation
 import lowrank.io
 import lowrank.predict
 import lowrank.serving
 import sweeps.run
+import sweeps.spot
+import sweeps.teacher
 from analysis.__main__ import COMMANDS, main as analysis
+from analysis.model_export import find_trial_data
 from lowrank.compression import merge
+from lowrank.distillation import RECORD_FILE, TeacherRecord
 from lowrank.errors import InputError
 from lowrank.io import ImagePreprocessing, ModelSpecification, load_tensors, save_merged, save_tensors, write_model
 from lowrank.layers import Dense
 from lowrank.networks import NetworkSettings
-from lowrank.utils import module_command, module_environment
-from sweeps.records import JOURNAL_FILE, RESULTS_FILE, TRACKING_PROGRESS_FILE, load_study
+from lowrank.utils import file_hash, module_command, module_environment
+from sweeps.records import JOURNAL_FILE, RESULTS_FILE, SERIES_FILE, TRACKING_PROGRESS_FILE, load_study
+from sweeps.tracking.__main__ import main as tracking
 
 ARCHIVE = Path(__file__).resolve().parents[1] / "data" / "study_2ff6b06.tar.gz"
 FORGED = "code_of_somebody:go"
@@ -69,6 +77,14 @@ def name_code(event: dict[str, Any]) -> None:
 def name_code_of_the_teacher(event: dict[str, Any]) -> None:
     if event["event"] == "proposed" and event["trial"] == UNFINISHED:
         event["specification"]["teacher"] = {"source": "t/model.safetensors", "own_network": FORGED}
+
+
+def name_images(event: dict[str, Any]) -> None:
+    """Images of the user that are none of the study's business."""
+    if event["event"] == "proposed":
+        event["specification"]["data"]["name"] = "folder:private"
+    if event.get("status") == "completed" and event.get("trial") == SMALL:
+        event["status"] = "stopped_early"
 
 
 def assert_nothing_ran() -> None:
@@ -137,6 +153,77 @@ def test_no_study_starts_over_records_that_name_code(folder, words, change, caps
     assert_nothing_ran()
 
 
+READS = "reads private, which is outside the data folder"
+
+
+@pytest.fixture
+def private(folder, monkeypatch):
+    """The user's own images, outside of the folder of data sets; a test fails where they are opened."""
+    (folder / "private" / "a").mkdir(parents=True)
+
+    def opened(*_: Any) -> None:
+        raise AssertionError("the images were opened")
+
+    monkeypatch.setattr("lowrank.data.reading.image_folder.read_folder", opened)
+    return folder / "private"
+
+
+@pytest.mark.parametrize(
+    "words", [["--resume", "theirs"], ["--retrain-stopped", "theirs"], ["--reproduce", "theirs", SMALL]]
+)
+def test_no_study_reads_images_that_a_record_alone_names(folder, private, words, capsys):
+    forge(folder / "studies" / "theirs", name_images)
+    before = (folder / "studies" / "theirs" / JOURNAL_FILE).read_bytes()
+    assert sweeps.run.main(words) == 2
+    printed = capsys.readouterr().err
+    assert READS in printed
+    assert f"name the data yourself: --data folder:{private}" in printed
+    assert printed.count("\n") == 1
+    assert (folder / "studies" / "theirs" / JOURNAL_FILE).read_bytes() == before
+    if words[0] != "--resume":  # whose space has other images
+        with pytest.raises(AssertionError, match="were opened"):
+            sweeps.run.main([*words, "--data", "folder:private"])
+
+
+def test_a_resume_reads_no_images_that_a_space_of_a_study_alone_names(folder, private, capsys):
+    path = folder / "studies" / "theirs" / "space.yaml"
+    content = yaml.safe_load(path.read_text())
+    content["data"] = {"name": f"folder:{private}"}
+    content["options"]["data_dir"] = str(folder)  # no permission either: the user has not typed it
+    path.write_text(yaml.safe_dump(content))
+    assert sweeps.run.main(["--resume", "theirs"]) == 2
+    assert f"the space reads {private}, which is outside the data folder" in capsys.readouterr().err
+    assert sweeps.run.main(["--resume", "theirs", "--data", "digits"]) == 2
+    assert f"--data must be folder:{private}, but got digits" in capsys.readouterr().err
+
+
+def test_a_series_permits_itself_no_images_and_no_code(folder, private, capsys):
+    series = folder / "studies" / "both"
+    series.mkdir()
+    content = {
+        "question": "q", "data": f"folder:{private}", "network": {"name": "resnet9", "width": 0.125},
+        "method": {"name": "dense"}, "studies": [{"name": "a"}],
+    }  # fmt: skip
+    options = {"data": f"folder:{private}", "data_dir": str(folder), "network": FORGED, "set": [f"network={FORGED}"]}
+    stored = {"file": "both", "content": content, "options": options, "storage": None, "base": str(folder)}
+    (series / SERIES_FILE).write_text(yaml.safe_dump(stored))
+    assert sweeps.run.main(["--resume", "both", "--allow-code"]) == 2
+    assert f"the space reads {private}, which is outside the data folder" in capsys.readouterr().err
+    assert sweeps.run.main(["--resume", "both", "--data", f"folder:{private}"]) == 2
+    assert "names code to run" in capsys.readouterr().err
+    assert_nothing_ran()
+
+
+def test_an_export_reads_no_images_that_a_record_alone_names(folder, private):
+    study = load_study(forge(folder / "studies" / "theirs", name_images))
+    data, reason = find_trial_data(study.trials[SMALL], None)
+    assert data is None
+    assert READS in reason
+    assert f"--data-dir {private}" in reason
+    with pytest.raises(AssertionError, match="were opened"):
+        find_trial_data(study.trials[SMALL], folder)
+
+
 def forged_model(folder: Path) -> tuple[Path, Path]:
     """A model file and a merged one, whole but for metadata that name code."""
     settings = NetworkSettings(name="resnet9", width=0.125)
@@ -189,6 +276,51 @@ def test_no_command_over_a_model_runs_what_it_names(folder, capsys):
     for file in (model, merged):
         assert lowrank.predict.main([str(file), "image.png"]) == 2
         assert f"{file} {ALLOWS}--allow-code allows it" in capsys.readouterr().err
+    assert_nothing_ran()
+
+
+def test_compressing_a_model_runs_nothing_that_it_names(folder, capsys):
+    model, _ = forged_model(folder)
+    words = ["--network", "resnet9", "--set", "network.width=0.125", "--weights", str(model), "--data", "digits"]
+    assert lowrank.compress.main([*words, "--out", "small"]) == 2  # the weights were never trained
+    assert "that of chance is" in capsys.readouterr().err
+    assert_nothing_ran()
+
+
+def test_no_command_over_teachers_runs_what_one_names(folder, capsys, monkeypatch):
+    model, _ = forged_model(folder)
+    record = TeacherRecord(
+        name="theirs", network={"name": FORGED}, method={}, params=1, image_shape=(1, 8, 8), classes=10,
+        data={"name": "folder:private"}, train={}, views={}, seed=0, specification_id="0", val_error=1.0, val_loss=1.0,
+        test_error=1.0, sha256=file_hash(model), seconds=1.0, registered_at="", command="", commit="", versions={},
+        hardware={},
+    )  # fmt: skip
+    (model.parent / RECORD_FILE).write_text(record.model_dump_json())
+    monkeypatch.setattr("sweeps.teachers.registry._register", lambda *_: "registered")  # MLflow takes long to import
+    monkeypatch.setattr("sweeps.teachers.registry.make_client", lambda *_: None)
+    for words in (["--list"], ["--list", "--json"], ["--register", "theirs"]):
+        assert sweeps.teacher.main(words) == 0
+    assert FORGED in capsys.readouterr().out
+    assert_nothing_ran()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*loader strategy is deprecated")  # MLflow's own use of SQLAlchemy
+def test_carrying_a_study_into_mlflow_runs_and_reads_nothing_that_it_names(folder, private, monkeypatch):
+    forge(forge(folder / "studies" / "theirs", name_code), name_images)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    assert tracking(["studies/theirs", "--tracking-uri", f"sqlite:///{folder}/store.db"]) == 0
+    assert_nothing_ran()
+
+
+def test_the_plan_of_a_cluster_runs_and_reads_nothing_that_a_space_names(folder, private, capsys):
+    space = "question: q\ndata: %s\nnetwork: {name: '%s'}\nmethod: {name: dense}\n"
+    for data, network, message in (
+        ("digits", FORGED, f"the space {ALLOWS}"), ("folder:private", "resnet9", READS.replace("private", str(private)))
+    ):  # fmt: skip
+        (folder / "theirs.yaml").write_text(space % (data, network))
+        assert sweeps.spot.main(["--accelerator", "L4", "--plan", "theirs.yaml"]) == 2
+        assert message in capsys.readouterr().err
     assert_nothing_ran()
 
 

@@ -7,7 +7,7 @@ import pytest
 from lowrank.errors import InputError
 from sweeps.space.parse import parse_space, space_from_content
 from sweeps.space.run_options import RunOptions
-from sweeps.space.trust import check_options, check_trust
+from sweeps.space.trust import check_options, check_trust, permission_options
 
 
 def written_space(folder):
@@ -48,8 +48,6 @@ def test_a_name_typed_on_the_command_line_is_permission(content, tmp_path, monke
     check_options(space, RunOptions(space=written_space(tmp_path), **typed))
     with pytest.raises(InputError, match="--allow-code allows it"):
         check_options(space, RunOptions(space=written_space(tmp_path), network="other.py:make"))
-    with pytest.raises(InputError, match="--allow-code allows it"):  # the options of a resumed series are its folder's
-        check_options(space, RunOptions(resume="small", **typed))
 
 
 def test_a_space_of_this_checkout_may_name_code(content):
@@ -97,3 +95,27 @@ def test_data_named_on_the_command_line_are_allowed(content, tmp_path, options):
     check_options(space, RunOptions(**options))
     with pytest.raises(InputError, match="outside the data folder"):
         check_options(space, RunOptions(set=("train.epochs=2",)))
+
+
+def test_a_further_field_of_the_data_is_no_name_of_them(content):
+    space = space_with(content, data={"name": "folder:/elsewhere/flowers"})
+    with pytest.raises(InputError, match="outside the data folder"):
+        check_options(space, RunOptions(set=("data.train_images=200",)))
+
+
+def test_a_resume_permits_the_images_that_it_names_and_no_others(content, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    space = space_with(content, data={"name": f"folder:{tmp_path}/flowers"})
+    for named in ("folder:flowers", f"folder:{tmp_path}/flowers"):
+        check_options(space, RunOptions(resume="a", data=named))
+    for typed in ({}, {"data": "folder:/elsewhere"}, {"data": "digits"}):
+        with pytest.raises(InputError, match="outside the data folder"):
+            check_options(space, RunOptions(resume="a", **typed))
+    assert permission_options(space) == f" --data folder:{tmp_path}/flowers"
+
+
+def test_what_a_resume_must_repeat_is_code_and_images_outside_the_data_folder(content, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert permission_options(space_with(content)) == ""
+    assert permission_options(space_with(content, data={"name": f"folder:{tmp_path}/data/flowers"})) == ""
+    assert permission_options(space_with(content, network={"name": "mine.nets:make"})) == " --allow-code"

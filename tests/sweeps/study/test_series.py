@@ -7,7 +7,9 @@ import yaml
 
 from lowrank.errors import InputError
 from sweeps.run import main
+from sweeps.space.model import Space
 from sweeps.space.run_options import RunOptions
+from sweeps.study import run_series
 from sweeps.study.series import parse_series
 
 SMALL = {
@@ -71,6 +73,27 @@ def test_the_plan_of_a_series_is_the_plan_of_each_study(tmp_path, capsys):
 def test_a_study_of_a_series_names_no_code_unasked():
     with pytest.raises(InputError, match="study 'plain': the space names code to run, the network 'a:b'"):
         parse_series({**SMALL, "network": "a:b"}, "both", OPTIONS)
+
+
+def test_paths_of_a_series_begin_where_it_was_started(tmp_path, monkeypatch):
+    begun, elsewhere = tmp_path / "begun", tmp_path / "elsewhere"
+    for folder in (begun, elsewhere):
+        folder.mkdir()
+    monkeypatch.chdir(begun)
+    (begun / "other.yaml").write_text(yaml.safe_dump({key: SMALL[key] for key in SMALL if key != "studies"}))
+    monkeypatch.setattr(run_series, "_run", lambda members, *_: seen.append([member.space for member in members]) or 0)
+    seen: list[list[Space]] = []
+    listed = [{"name": "a"}, {"name": "b", "space": "other.yaml", "set": {"start.weights": "dense.safetensors"}}]
+    (begun / "both.yaml").write_text(yaml.safe_dump({**SMALL, "data": "folder:data/flowers", "studies": listed}))
+    assert main(["--space", "both.yaml", "--out", str(tmp_path / "studies"), "--name", "both"]) == 0
+    monkeypatch.chdir(elsewhere)
+    resume = ["--resume", "both", "--out", str(tmp_path / "studies")]
+    assert main(resume) == 2  # the images are outside of this folder's `data`, and a file is no permission
+    assert main([*resume, "--data", f"folder:{begun}/data/flowers"]) == 0
+    (first, _), (again, other) = seen
+    assert first.data.name == again.data.name == f"folder:{begun}/data/flowers"
+    assert other.start.weights == f"{begun}/dense.safetensors"
+    assert main([*resume, "--seed", "1"]) == 2
 
 
 @pytest.mark.study
