@@ -27,6 +27,8 @@ _GPU_VALUES = 2**24
 """Values augmented at a time on an accelerator: small batches are augmented together, to launch fewer kernels."""
 _CPU_VALUES = 400_000
 """Likewise on a CPU, where the intermediate tensors of larger pieces fall out of its caches."""
+_FEWEST_WORKERS = 2
+"""Processes that decode while the trial's own one trains or waits for its device."""
 
 
 class _BatchOptions(NamedTuple):
@@ -72,7 +74,7 @@ def train_batches(
     epoch: int,
     dtype: torch.dtype = torch.float32,
     drop_last: bool = True,
-    workers: int = 2,
+    workers: int | None = None,
     cache_epoch: int | None = None,
     shard: ProcessShard = UNSHARDED,
 ) -> Iterator[Batch]:
@@ -89,7 +91,7 @@ def train_batches(
         epoch: counts from 0; another one gives another order and other augmentations.
         dtype: of the images.
         drop_last: leave out an incomplete last batch, unless it is the only one.
-        workers: processes that decode a streamed set; 0 decodes in this one.
+        workers: processes that decode a streamed set; 0 decodes in this one, None takes what the data's settings say.
         cache_epoch: draw the augmentations of this epoch, and take only the order from `epoch`.
         shard: the images of this process; order and augmentations are those of the whole batches.
 
@@ -143,7 +145,7 @@ def eval_batches(
     batch_size: int,
     dtype: torch.dtype = torch.float32,
     *,
-    workers: int = 2,
+    workers: int | None = None,
     shard: ProcessShard = UNSHARDED,
 ) -> Iterator[Batch]:
     """Yield every image of a split once, in the split's order, without augmentation.
@@ -154,7 +156,7 @@ def eval_batches(
         device: of the batches.
         batch_size: images a batch; the last one may be smaller.
         dtype: of the images.
-        workers: processes that decode a streamed set; 0 decodes in this one.
+        workers: processes that decode a streamed set; 0 decodes in this one, None takes what the data's settings say.
         shard: the images of this process.
 
     Yields:
@@ -173,7 +175,7 @@ def eval_batches(
 
 
 def _eval_batches(
-    data: ImageData, split: Split, positions: range, options: _BatchOptions, workers: int
+    data: ImageData, split: Split, positions: range, options: _BatchOptions, workers: int | None
 ) -> Iterator[Batch]:
     norm = data.normaliser(options.device)
     if split.resident:
@@ -182,7 +184,8 @@ def _eval_batches(
             rows = slice(start, min(start + options.batch_size, positions.stop))
             yield normalise(images[rows], norm, options.dtype), labels[rows], indices[rows]
         return
-    for batch, images in _stream(split, torch.arange(positions.start, positions.stop), options, workers):
+    order = torch.arange(positions.start, positions.stop)
+    for batch, images in _stream(data, split, order, options, workers):
         labels, indices = _labels_and_indices(split, batch, options.device)
         yield normalise(images, norm, options.dtype), labels, indices
 
@@ -243,15 +246,21 @@ def _resident_train_batches(
 
 
 def _streamed_train_batches(
-    data: ImageData, options: _BatchOptions, order: Tensor, augmenter: _Augmenter, workers: int
+    data: ImageData, options: _BatchOptions, order: Tensor, augmenter: _Augmenter, workers: int | None
 ) -> Iterator[Batch]:
-    for positions, images in _stream(data.train, order, options, workers):
+    for positions, images in _stream(data, data.train, order, options, workers):
         labels, indices = _labels_and_indices(data.train, positions, options.device)
         rows = torch.arange(len(images), device=options.device)
         yield augmenter.augment(images, rows, augmenter.draw(indices, data.image_shape)), labels, indices
 
 
-def _stream(split: Split, order: Tensor, options: _BatchOptions, workers: int) -> Iterator[tuple[Tensor, Tensor]]:
+def _stream(
+    data: ImageData, split: Split, order: Tensor, options: _BatchOptions, workers: int | None
+) -> Iterator[tuple[Tensor, Tensor]]:
+    workers = data.settings.workers if workers is None else workers
+    if workers is None:
+        workers = max(_FEWEST_WORKERS, torch.get_num_threads())  # a trial has as many threads as its share of cores
+    split.store.preload(split.indices[order].numpy())
     return stream_images(split, order, options.batch_size, options.device, workers, options.loader_seconds)
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import math
 import os
 from collections import OrderedDict
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -15,9 +16,10 @@ import torch
 from torch import Tensor
 
 from lowrank.data.augment import Normaliser, normaliser
-from lowrank.data.reading.image_codec import Resize
-from lowrank.data.reading.image_store import ImageStore
-from lowrank.data.reading.source import ImageSource
+from lowrank.data.reading.image_codec import DECODER_VERSION
+from lowrank.data.reading.image_scan import count_images
+from lowrank.data.reading.image_store import ArrayStore, EncodedStore, ImageStore
+from lowrank.data.reading.source import ImageSource, make_source
 from lowrank.data.settings import DATA_FOLDER, DataSettings, parse_data_name
 from lowrank.data.splits import Indices, hold_out, training_subset, validation_subset
 from lowrank.errors import InputError
@@ -29,7 +31,9 @@ _TEST_FRACTION = 0.2  # where no test set is published
 _TEST_SEED = 0  # fixed, so that the test set never changes with `split_seed`
 _MEGABYTE = 1_000_000
 _CACHED_SETS = 4  # in the cache of a process
+_CACHED_BYTES = 2_000_000_000  # of decoded images of earlier sets in that cache, copies on devices included
 _BLOCK = 2048  # images decoded at a time for statistics
+_COMPARED = 16  # images that are compared first, to see that not all are equal
 
 
 class OnDevice(NamedTuple):
@@ -93,6 +97,11 @@ class Split:
         """Whether the images are in memory."""
         return bool(self._copies)
 
+    @property
+    def decoded_bytes(self) -> int:
+        """What the decoded images take, copies on devices included."""
+        return sum(copy.images.numel() for copy in self._copies.values())
+
     def on(self, device: torch.device | str) -> OnDevice:
         """Return the split on a device; it is copied once and cached. Resident sets only.
 
@@ -141,6 +150,8 @@ class ImageData:
         train: the training split.
         val: the validation split.
         test: the test split.
+        notes: what the user should know of the set: what is not used, what is done to images, pictures that are in two
+            splits.
     """
 
     name: str
@@ -153,6 +164,7 @@ class ImageData:
     train: Split
     val: Split
     test: Split
+    notes: tuple[str, ...] = ()
     _normalisers: dict[torch.device, Normaliser] = field(default_factory=dict, repr=False)
 
     def split(self, name: SplitName) -> Split:
@@ -165,6 +177,17 @@ class ImageData:
             The split.
         """
         return {"train": self.train, "val": self.val, "test": self.test}[name]
+
+    def class_counts(self, name: SplitName) -> tuple[int, ...]:
+        """Count the images of each class in a split.
+
+        Args:
+            name: train, val or test.
+
+        Returns:
+            A count for each class, in the order of `classes`.
+        """
+        return tuple(torch.bincount(self.split(name).labels, minlength=len(self.classes)).tolist())
 
     @property
     def resident(self) -> bool:
@@ -186,14 +209,15 @@ class ImageData:
         return self._normalisers[device]
 
 
-_CACHE: OrderedDict[tuple[DataSettings, str, str], ImageData] = OrderedDict()
+_Key = tuple[tuple[tuple[str, object], ...], bool, str, str]
+_CACHE: OrderedDict[_Key, ImageData] = OrderedDict()
 
 
 def load_data(settings: DataSettings, data_dir: Path | None = None, download: bool = True) -> ImageData:
     """Load the data set that `settings` describe.
 
     The same settings and folder give the same object again, from a cache of this process that does not notice files
-    that change; see clear_cache.
+    that change; see clear_cache. Settings that change neither pixels nor splits share the images.
 
     Args:
         settings: which set, and its splits.
@@ -208,15 +232,35 @@ def load_data(settings: DataSettings, data_dir: Path | None = None, download: bo
             file, the rule and the choices.
     """
     working_directory = os.getcwd()
-    key = (settings, os.path.join(working_directory, data_dir or DATA_FOLDER), working_directory)
-    if key in _CACHE:
-        _CACHE.move_to_end(key)
-        return _CACHE[key]
-    data = _build(settings, _read(settings, Path(key[1]), download))
-    _CACHE[key] = data
-    if len(_CACHE) > _CACHED_SETS:
-        _CACHE.popitem(last=False)
+    folder = os.path.join(working_directory, data_dir or DATA_FOLDER)
+    for resident in (True, False):
+        key = (settings.contents(), resident, folder, working_directory)
+        data = _CACHE.get(key)
+        if data is not None and _is_resident(data, settings) == resident:
+            if data.settings != settings:
+                _CACHE[key] = data = replace(data, settings=settings)
+            _CACHE.move_to_end(key)
+            return data
+    data = _build(settings, _read(settings, Path(folder), download))
+    _CACHE[settings.contents(), data.resident, folder, working_directory] = data
+    _limit_cache()
     return data
+
+
+def _is_resident(data: ImageData, settings: DataSettings) -> bool:
+    """Whether a set is small enough to live decoded under these settings."""
+    images = len(data.train) + len(data.val) + len(data.test)
+    return images * math.prod(data.image_shape) <= settings.resident_mb * _MEGABYTE
+
+
+def _limit_cache() -> None:
+    """Forget the sets that were longest not asked for; the last one stays."""
+    while len(_CACHE) > 1:
+        *earlier, _ = _CACHE.values()
+        used = sum(split.decoded_bytes for data in earlier for split in (data.train, data.val, data.test))
+        if len(_CACHE) <= _CACHED_SETS and used <= _CACHED_BYTES:
+            return
+        _CACHE.popitem(last=False)
 
 
 def clear_cache() -> None:
@@ -228,21 +272,36 @@ def _read(settings: DataSettings, data_dir: Path, download: bool) -> ImageSource
     """Read the published set. Each reader is imported when it is used: some take seconds to import."""
     kind, folder = parse_data_name(settings.name)
     if folder is not None:
-        size = settings.image_size
-        resize = None if size is None else Resize(size, settings.crop, settings.interpolation)
         if kind == "parquet":
             from lowrank.data.reading.parquet import read_parquet
 
-            return read_parquet(Path(folder), resize)
+            return make_source(read_parquet(Path(folder), settings.image, settings.label), settings)
+        if kind == "csv":
+            from lowrank.data.reading.csv_table import read_csv
+
+            return make_source(read_csv(Path(folder), settings.image, settings.label), settings)
         from lowrank.data.reading.image_folder import read_folder
 
-        return read_folder(Path(folder), resize)
+        _refuse_columns(settings, "parquet:DIR and csv:DIR")
+        return make_source(read_folder(Path(folder)), settings)
     from lowrank.data.reading.builtin import BUILTIN_SETS, read_digits, read_torchvision
 
     # Weights that were trained on such a set say its size, which changes nothing
     if settings.image_size not in (None, BUILTIN_SETS[kind].image_shape[-1]) or settings.crop != 1:
-        raise InputError(f"`image_size` is for parquet:DIR and folder:DIR, but the data set is {settings.name!r}")
-    return read_digits() if kind == "digits" else read_torchvision(kind, data_dir, download)
+        raise InputError(
+            f"`image_size` is for parquet:DIR, folder:DIR and csv:DIR, but the data set is {settings.name!r}"
+        )
+    _refuse_columns(settings, "parquet:DIR and csv:DIR")
+    source = read_digits() if kind == "digits" else read_torchvision(kind, data_dir, download)
+    if settings.channels != "auto" and isinstance(source.store, ArrayStore):
+        return replace(source, store=source.store.with_channels(settings.channels))
+    return source
+
+
+def _refuse_columns(settings: DataSettings, kinds: str) -> None:
+    for name in ("image", "label"):
+        if getattr(settings, name) is not None:
+            raise InputError(f"`data.{name}` names a column of {kinds}, but the data set is {settings.name!r}")
 
 
 def _build(settings: DataSettings, source: ImageSource) -> ImageData:
@@ -250,6 +309,7 @@ def _build(settings: DataSettings, source: ImageSource) -> ImageData:
     if train.resident:
         for split in (train, val) if settings.train_images else splits:
             split.on("cpu")
+    _check_images_differ(train, settings.name)
     mean, std = _normalisation(settings, train)
     return ImageData(
         name=settings.name,
@@ -262,7 +322,25 @@ def _build(settings: DataSettings, source: ImageSource) -> ImageData:
         train=train,
         val=val,
         test=test,
+        notes=(*source.notes, *_leaks(source, splits)),
     )
+
+
+def _leaks(source: ImageSource, splits: tuple[Split, ...]) -> list[str]:
+    """Count the pictures that are in two splits, by their encoded bytes."""
+    if source.scan is None or not isinstance(source.store, EncodedStore):
+        return []
+    content, notes = source.scan.content, []
+    for first, second in itertools.combinations(splits, 2):
+        ours, theirs = first.indices.numpy(), second.indices.numpy()
+        common = np.setdiff1d(np.intersect1d(content[ours], content[theirs]), [0])
+        if len(common):
+            one, other = (indices[np.isin(content[indices], common[:1])][0] for indices in (ours, theirs))
+            notes.append(
+                f"{count_images(len(common))} of {second.name} {'is' if len(common) == 1 else 'are'} in {first.name} "
+                f"too, such as {source.store.origin(int(other))} = {source.store.origin(int(one))}"
+            )
+    return notes
 
 
 def _splits(settings: DataSettings, source: ImageSource) -> tuple[Split, Split, Split]:
@@ -310,13 +388,27 @@ def _normalisation(settings: DataSettings, train: Split) -> tuple[tuple[float, .
     return settings.mean, settings.std
 
 
+def _pixels(split: Split, positions: Tensor) -> Tensor:
+    return split.images[positions] if split.resident else split.decode(positions)
+
+
+def _check_images_differ(train: Split, name: str) -> None:
+    """Refuse a set of which nothing can be learned; a few images show it of almost every other."""
+    few = torch.arange(min(len(train), _COMPARED)) * len(train) // min(len(train), _COMPARED)
+    first = _pixels(train, few[:1])
+    for positions in (few, *torch.arange(len(train)).split(_BLOCK)):
+        if not _pixels(train, positions).equal(first.expand(len(positions), *first.shape[1:])):
+            return
+    raise InputError(f"data set {name!r}: training images must differ, but all {count_images(len(train))} are equal")
+
+
 def _statistics(train: Split) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and deviation of each channel in units of 0..1, by exact counts of values; a constant channel has 1."""
     count = min(len(train), STATISTICS_IMAGES)
     sample = torch.arange(count) * len(train) // count
     counts = np.zeros((train.store.shape[0], 256), np.int64)
     for positions in sample.split(_BLOCK):
-        block = (train.images[positions] if train.resident else train.decode(positions)).numpy()
+        block = _pixels(train, positions).numpy()
         for channel in range(len(counts)):
             counts[channel] += np.bincount(block[..., channel].ravel(), minlength=256)
     pixels, values = int(counts[0].sum()), np.arange(256)
@@ -338,6 +430,8 @@ def _fingerprint(settings: DataSettings, source: ImageSource, splits: tuple[Spli
             source.store.hash_contents(split.indices.numpy(), sha)
         else:
             source.store.hash_files(split.indices.numpy(), sha)
+        if not split.is_decoded and source.scan is not None and source.scan.conversions[split.indices.numpy()].any():
+            sha.update(f"decoder {DECODER_VERSION};".encode())  # the bytes do not tell that it gives other pixels now
     if preprocessing := settings.preprocessing():
         sha.update(repr(sorted(preprocessing.items())).encode())
     if splits[0].resident:

@@ -6,17 +6,25 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_serializer, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_serializer, model_validator
 
 from lowrank.errors import InputError, unknown
 
 BUILTIN = ("digits", "cifar10", "cifar100", "fashion_mnist")
-ON_DISK = ("parquet", "folder")
+ON_DISK = ("parquet", "folder", "csv")
 DATA_FOLDER = Path("data")  # in the working directory, unless the user names another
 CHOICES = (*BUILTIN, *(f"{kind}:DIR" for kind in ON_DISK))
 
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"]  # filters of Pillow
-_PREPROCESSING_FIELDS = ("crop", "interpolation", "mean", "std")
+ResizeMode = Literal["crop", "squash", "pad"]
+_PREPROCESSING_FIELDS = ("crop", "interpolation", "mean", "std", "channels", "resize")
+_READING_FIELDS = ("image", "label", "skip_broken", "workers")
+_OPERATING_FIELDS = ("resident_mb", "loader_seconds", "workers")  # change no pixel and no split
+
+
+def _as_number(value: object) -> object:
+    """Turn the text of a number into the number: a command line gives texts, and Literal compares types."""
+    return int(value) if isinstance(value, str) and value.isdecimal() else value
 
 
 class DataSettings(BaseModel):
@@ -25,35 +33,50 @@ class DataSettings(BaseModel):
     Frozen, so that it can be the key of a cache.
 
     Attributes:
-        name: digits, cifar10, cifar100, fashion_mnist, parquet:DIR or folder:DIR (a relative DIR starts at the working
-            directory).
+        name: digits, cifar10, cifar100, fashion_mnist, parquet:DIR, folder:DIR or csv:DIR (a relative DIR starts at
+            the working directory; csv also takes the file itself).
+        image: name of the column of images in Parquet files, or of their file names in CSV files; by default one of the
+            usual names.
+        label: likewise the column of labels.
         train_images: train on a stratified subset of that many images, which also bounds the validation split.
         val_fraction: the share of the published training set that is held out for validation; not used where the set
             has a validation part.
         split_seed: chooses the validation split and the training subset, never the test set.
         resident_mb: megabytes (1e6 bytes) of decoded uint8 images up to which a set lives decoded on the device; a
             larger one is streamed.
-        image_size: pixels; images of parquet and folder sets are cropped to their middle square and resized to it.
-        crop: side of that square as a share of the image's shorter side.
+        channels: 1 makes all images grey, 3 gives all three colours; auto takes 3 if any image has colours.
+        image_size: side in pixels of the square that images of parquet, folder and csv sets are resized to.
+        resize: how an image becomes that square: `crop` takes its middle square, `squash` changes its proportions,
+            `pad` adds black bars.
+        crop: side of the middle square as a share of the image's shorter side.
         interpolation: filter of the resizing.
         mean: of each channel in units of 0..1, which is subtracted from the pixels; by default that of the training
             images. Weights that were trained elsewhere expect their own.
         std: likewise the deviation, which the pixels are divided by; given together with `mean`.
+        skip_broken: leave out up to so many images that cannot be read; more of them are an error.
+        workers: processes that decode a streamed set for each trial, at most one for each core of the machine; 0
+            decodes in the trial's own process, null takes as many as the trial has cores, but at least two.
         loader_seconds: time after which a loader that gives no batch counts as hung.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     name: str = "digits"
+    image: str | None = Field(default=None, min_length=1)
+    label: str | None = Field(default=None, min_length=1)
     train_images: int | None = Field(default=None, ge=1)
     val_fraction: float = Field(default=0.2, gt=0, lt=1)
     split_seed: int = Field(default=0, ge=0, lt=2**63)
     resident_mb: float = Field(default=1024, ge=0)
+    channels: Annotated[Literal["auto", 1, 3], BeforeValidator(_as_number)] = "auto"
     image_size: int | None = Field(default=None, ge=1)
+    resize: ResizeMode = "crop"
     crop: float = Field(default=1.0, gt=0, le=1)
     interpolation: Interpolation = "bilinear"
     mean: tuple[Annotated[float, Field(ge=0, le=1)], ...] | None = Field(default=None, min_length=1)
     std: tuple[Annotated[float, Field(gt=0)], ...] | None = Field(default=None, min_length=1)
+    skip_broken: int = Field(default=0, ge=0)
+    workers: int | None = Field(default=None, ge=0, le=1024)
     loader_seconds: float = Field(default=120, gt=0)
 
     @model_validator(mode="after")
@@ -66,27 +89,39 @@ class DataSettings(BaseModel):
             )
         if self.image_size is None and (self.crop != 1 or self.interpolation != "bilinear"):
             raise ValueError("`crop` and `interpolation` are of a resizing; give `image_size` too")
+        if self.image_size is None and self.resize != "crop":
+            raise ValueError(f"`resize: {self.resize}` needs a size; give `image_size` too")
+        if self.resize != "crop" and self.crop != 1:
+            raise ValueError(f"`crop` is of `resize: crop`, but got `resize: {self.resize}`")
         return self
 
     @model_serializer(mode="wrap")
     def _leave_out_defaults(self, serialise: Callable[[DataSettings], dict[str, Any]]) -> dict[str, Any]:
-        """Leave the preprocessing out where it is the default, as records did before there were such fields."""
-        preprocessing = self.preprocessing()
+        """Leave out what is the default of fields that came later, as records did before there were such fields."""
+        fields = type(self).model_fields
         return {
             name: value
             for name, value in serialise(self).items()
-            if name not in _PREPROCESSING_FIELDS or name in preprocessing
+            if name not in (*_PREPROCESSING_FIELDS, *_READING_FIELDS) or getattr(self, name) != fields[name].default
         }
 
     def preprocessing(self) -> dict[str, Any]:
         """Return what the pixels are subjected to beyond the default; it belongs to the fingerprint.
 
         Returns:
-            The values by field, of `crop`, `interpolation`, `mean` and `std`.
+            The values by field, of those that change pixels.
         """
         fields = type(self).model_fields
         values = {name: getattr(self, name) for name in _PREPROCESSING_FIELDS}
         return {name: value for name, value in values.items() if value != fields[name].default}
+
+    def contents(self) -> tuple[tuple[str, Any], ...]:
+        """Return the fields that decide pixels and splits, as the key of a cache.
+
+        Returns:
+            Names and values of all fields but those that only say where images are and how they are loaded.
+        """
+        return tuple((name, getattr(self, name)) for name in type(self).model_fields if name not in _OPERATING_FIELDS)
 
 
 class AugmentationSettings(BaseModel):
@@ -120,7 +155,9 @@ _DEFAULT_AUGMENTATION = {
     "cifar100": AugmentationSettings(shift=4, flip=True, cutout=8),
     "parquet": AugmentationSettings(shift=4, flip=True, cutout=8),
     "folder": AugmentationSettings(shift=4, flip=True, cutout=8),
+    "csv": AugmentationSettings(shift=4, flip=True, cutout=8),
 }
+_LARGEST_SHARE = 4  # a shift or a cutout that nobody asked for is at most the side over this
 
 
 def parse_data_name(name: str) -> tuple[str, str | None]:
@@ -183,11 +220,14 @@ def check_data_folder(name: str, data_dir: Path | None, source: str, *, by_name:
         )
 
 
-def default_augmentation(data_name: str) -> AugmentationSettings:
+def default_augmentation(data_name: str, image_shape: tuple[int, int, int]) -> AugmentationSettings:
     """Return the augmentation that suits a data set, with seed 0.
+
+    That of a built-in set was chosen for it. That of other sets shifts and cuts out at most a quarter of the side.
 
     Args:
         data_name: as in `DataSettings`.
+        image_shape: (C, H, W) of its images.
 
     Returns:
         The settings.
@@ -195,4 +235,9 @@ def default_augmentation(data_name: str) -> AugmentationSettings:
     Raises:
         InputError: the data set is unknown.
     """
-    return _DEFAULT_AUGMENTATION[parse_data_name(data_name)[0]]
+    kind, folder = parse_data_name(data_name)
+    augmentation, limit = _DEFAULT_AUGMENTATION[kind], min(image_shape[1:]) // _LARGEST_SHARE
+    if folder is None:
+        return augmentation
+    bounded = {"shift": min(augmentation.shift, limit), "cutout": min(augmentation.cutout, limit)}
+    return augmentation.model_copy(update=bounded)

@@ -63,8 +63,6 @@ def stream_images(
         LoaderHungError: no batch came for `loader_seconds`.
     """
     workers = min(workers, usable_cores())
-    if workers:
-        split.store.preload(split.indices[order].numpy())
     loader = DataLoader(
         _DecodedBatches(split, list(order.split(batch_size)), threads=1 if workers else None),
         batch_size=None,

@@ -71,8 +71,9 @@ def finetune(
         recipe = base.model_copy(update={"lr": rate, "ema_decay": EMA_DECAY})
         student = copy.deepcopy(network)  # frozen parameters stay frozen
         trainer = Trainer(
-            student, data, recipe, augmentation=augmentation_for(recipe, data.name, seed), order_seed=seed,
-            device=device, teacher=None if labels_only else _teacher(dense, torch.device(device)), notify=progress,
+            student, data, recipe, order_seed=seed, device=device,
+            augmentation=augmentation_for(recipe, data.name, data.image_shape, seed),
+            teacher=None if labels_only else _teacher(dense, torch.device(device)), notify=progress,
         )  # fmt: skip
         try:
             for epoch in range(epochs):

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lowrank.data import AugmentationSettings, default_augmentation
-from lowrank.errors import unknown
+from lowrank.errors import InputError, unknown
 from lowrank.training.recipe import Recipe
 
 RECIPE_FIELD = "recipe"  # key that names a recipe, beside the fields that override it
@@ -98,19 +98,29 @@ def recipe_fields(data_name: str, network_name: str, overrides: Mapping[str, Any
     return {**RECIPES[name], **fields}
 
 
-def augmentation_for(recipe: Recipe, data_name: str, seed: int) -> AugmentationSettings:
+def augmentation_for(
+    recipe: Recipe, data_name: str, image_shape: tuple[int, int, int], seed: int
+) -> AugmentationSettings:
     """Choose the augmentation of a recipe on a data set.
 
     Args:
         recipe: whose fields override those that suit the data set.
         data_name: of the data set.
+        image_shape: (C, H, W) of its images.
         seed: of what is drawn for each image; in a study its own, not the trial's.
 
     Returns:
         The settings.
 
     Raises:
-        InputError: there is no data set of that name.
+        InputError: there is no data set of that name, or the recipe leaves nothing of an image to see.
     """
     chosen = {key: getattr(recipe, key) for key in ("shift", "flip", "cutout") if getattr(recipe, key) is not None}
-    return default_augmentation(data_name).model_copy(update={**chosen, "seed": seed})
+    height, width = image_shape[1:]
+    # Half the side: beyond it most of an image, or all of it, is blank
+    for key, limit in (("shift", min(height, width) / 2), ("cutout", min(height, width))):
+        if chosen.get(key, 0) >= limit:
+            raise InputError(
+                f"`train.{key}` must be below {limit:g} pixels for images of {width}x{height}, but got {chosen[key]}"
+            )
+    return default_augmentation(data_name, image_shape).model_copy(update={**chosen, "seed": seed})

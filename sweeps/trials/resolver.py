@@ -372,7 +372,7 @@ class Resolver:
     def _specification(
         self, network: NetworkSettings, sized: SizedMethod, recipe: Recipe, repeat: int
     ) -> dict[str, Any]:  # fmt: skip
-        views = augmentation_for(recipe, self.data.name, self.space.search.seed)
+        views = augmentation_for(recipe, self.data.name, self.image_shape, self.space.search.seed)
         return {
             "network": network.model_dump(mode="json"), **self.plan(network).settings(sized),
             "train": recipe.model_dump(mode="json"), "views": views.model_dump(mode="json"),
@@ -478,7 +478,9 @@ def count(plan: NetworkPlan, sized: SizedMethod, full_plan: NetworkPlan) -> dict
 
 
 def check_recipes(space: Space, data: ImageData) -> None:
-    """Check that the network has the parts that recipes name, at every end of the searched fields.
+    """Check that the network has the parts that recipes name, and what augmentation leaves of the images.
+
+    Every end of the searched fields is looked at.
 
     The separable form of the space's network stands for all methods, whose modules have the same names. It is built
     only where a recipe names a part.
@@ -488,12 +490,14 @@ def check_recipes(space: Space, data: ImageData) -> None:
         data: its data set.
 
     Raises:
-        InputError: a recipe names a part that the network does not have.
+        InputError: a recipe names a part that the network does not have, or shifts or cuts out too much.
     """
     default = Recipe()
     points = [{}, *({name.removeprefix("train."): value} for name, domain in space.domains.items()
                     if name.startswith("train.") for value in domain.corners())]  # fmt: skip
     recipes = [space.recipe(point) for point in points]
+    for recipe in recipes:
+        augmentation_for(recipe, data.name, data.image_shape, space.search.seed)
     naming_parts = [
         recipe for recipe in recipes if any(getattr(recipe, field) != getattr(default, field) for field in _PART_FIELDS)
     ]

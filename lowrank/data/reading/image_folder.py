@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
-from lowrank.data.reading.image_codec import Resize
+from lowrank.data.reading.image_codec import image_suffixes
 from lowrank.data.reading.image_store import EncodedStore
-from lowrank.data.reading.source import ImageSource
+from lowrank.data.reading.part_names import PART_NAMES, Part, check_one_name, part_of
+from lowrank.data.reading.source import ImageListing
 from lowrank.data.splits import Indices
 from lowrank.errors import InputError
 from lowrank.utils import one_line
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
+_NAMED = 3  # files that a message names
 
 
 class FolderStore(EncodedStore):
@@ -25,11 +28,22 @@ class FolderStore(EncodedStore):
         self._root = root
         self._names = names
 
+    def __len__(self) -> int:
+        return len(self._names)
+
     def read_encoded(self, index: int) -> bytes:
+        """See EncodedStore."""
+        try:
+            with self.open(index) as file:
+                return file.read()
+        except OSError as error:
+            raise InputError(f"{self.origin(index)}: must be readable, but {one_line(error)}") from error
+
+    def open(self, index: int) -> IO[bytes]:
         """See EncodedStore."""
         path = self._root / self._names[index]
         try:
-            return path.read_bytes()
+            return path.open("rb")
         except OSError as error:
             raise InputError(f"{path}: must be readable, but {one_line(error)}") from error
 
@@ -42,6 +56,13 @@ class FolderStore(EncodedStore):
         for index in indices.tolist():
             sha.update(f"{self._names[index]}:{(self._root / self._names[index]).stat().st_size};".encode())
 
+    def hash_locations(self, sha: Any) -> None:
+        """See EncodedStore."""
+        for name in self._names:
+            path = self._root / name
+            status = path.stat()
+            sha.update(f"{path}:{status.st_size}:{status.st_mtime_ns};".encode())
+
     def preload(self, indices: Indices) -> None:
         """See ImageStore; files are read one by one."""
 
@@ -49,66 +70,176 @@ class FolderStore(EncodedStore):
         """See ImageStore; nothing is in memory."""
 
 
-def read_folder(root: Path, resize: Resize | None) -> ImageSource:
+class Unused:
+    """Counts what a reader passes over, by kind."""
+
+    def __init__(self) -> None:
+        self._examples: dict[str, list[str]] = {}
+
+    def add(self, kind: str, examples: Iterable[str]) -> None:
+        """Count files or folders.
+
+        Args:
+            kind: what they are, in words.
+            examples: their names.
+        """
+        names = list(examples)
+        if names:
+            self._examples.setdefault(kind, []).extend(names)
+
+    def names(self) -> set[str]:
+        """Return all names that were counted."""
+        return {name for names in self._examples.values() for name in names}
+
+    def notes(self) -> list[str]:
+        """Return a sentence for each kind, with its count and some names."""
+        return [
+            f"not used: {kind}: {len(names):,} ({', '.join(names[:_NAMED])}{', ...' if len(names) > _NAMED else ''})"
+            for kind, names in self._examples.items()
+        ]
+
+
+def read_folder(root: Path) -> ImageListing:
     """Find the images under a folder; the classes are the folders of the training part, in alphabetical order.
 
     Args:
         root: DIR of the module's docstring.
-        resize: how to resize; None where all images have one size.
 
     Returns:
-        The set.
+        The images, and what is not used.
 
     Raises:
-        InputError: there is no such folder, a class is empty, or a part has a class that training lacks.
+        InputError: there is no such folder, or a class of training is empty.
     """
+    name = f"folder:{root}"
     if not root.is_dir():
-        raise InputError(f"data set 'folder:{root}': there is no such folder")
-    split = (root / "train").is_dir()
-    parts = [_files(root / part, root) for part in ("train", "val", "test")] if split else [_files(root, root), {}, {}]
-    classes = tuple(parts[0])
+        raise InputError(f"data set {name!r}: there is no such folder")
+    unused = Unused()
+    folders, files = _list(root)
+    named: dict[Part, list[Path]] = {}
+    for folder in folders:
+        if (part := part_of(folder.name)) is not None and _has_class_folders(folder):
+            named.setdefault(part, []).append(folder)
+    for part, several in named.items():
+        check_one_name(f"data set {name!r}", [folder.name for folder in several], part)
+    if named and "training" not in named:
+        raise _no_classes(root, named)
+    parts: dict[Part, dict[str, list[str]]] = {}
+    if named:
+        for part in ("training", "validation", "test"):
+            if part in named:
+                parts[part] = _classes(named[part][0], root, unused, required=part == "training")
+        used = {folder for several in named.values() for folder in several}
+        for folder in folders:
+            if folder not in used:
+                reason = "" if part_of(folder.name) is None else " without folders of classes"
+                _add_tree(unused, f"files in the folder {folder.name}{reason}", folder, root)
+        unused.add("files beside the folders of the parts", _names(files, root))
+    else:
+        parts["training"] = _classes(root, root, unused, required=True)
+    classes = tuple(parts["training"])
     if not classes:
+        raise _no_classes(root, named)
+    if all(part_of(label) is not None for label in classes) and not named:
         raise InputError(
-            f"data set 'folder:{root}': {root / 'train' if split else root} must hold one folder for each class with "
-            f"files {', '.join(SUFFIXES)}, but it holds none"
+            f"data set {name!r}: the folders {', '.join(classes)} are named as parts but hold no folders of classes; "
+            f"where a table has the labels, give csv:FILE"
         )
-    for part in parts[1:]:
-        if untrained := sorted(set(part) - set(classes)):
-            raise InputError(
-                f"data set 'folder:{root}': class {untrained[0]!r} has no training images; "
-                f"the classes of train are {', '.join(classes[:10])}"
+    numbers = {label: index for index, label in enumerate([*classes, *_further(parts, classes)])}
+    return ImageListing(
+        name=name,
+        classes=tuple(numbers),
+        labels={
+            part: np.repeat(
+                np.array([numbers[label] for label in members], np.int64), [len(names) for names in members.values()]
             )
-    return _make_source(root, classes, parts, resize)
+            for part, members in parts.items()
+        },
+        store=FolderStore(root, [file for members in parts.values() for names in members.values() for file in names]),
+        notes=tuple(unused.notes()),
+    )
 
 
-def _files(folder: Path, root: Path) -> dict[str, list[str]]:
+def _further(parts: dict[Part, dict[str, list[str]]], classes: tuple[str, ...]) -> list[str]:
+    """Classes that training lacks; `make_source` refuses them."""
+    return sorted({label for files in parts.values() for label in files} - set(classes))
+
+
+def _no_classes(root: Path, named: dict[Part, list[Path]]) -> InputError:
+    rule = (
+        f"data set 'folder:{root}': the folder must hold one folder for each class with images in it, or such folders "
+        f"in folders of the parts ({PART_NAMES})"
+    )
+    if named:
+        folder = next(iter(named.values()))[0]
+        return InputError(f"{rule}, but of the parts there is only {folder.name}, and no training part")
+    files = _list(root)[1]
+    tables = [file.name for file in files if file.suffix.lower() == ".csv"]
+    if tables:
+        return InputError(f"{rule}, but there are none; is the table {tables[0]} meant? Then csv:{root / tables[0]}")
+    if any(file.suffix.lower() == ".parquet" for file in files):
+        return InputError(f"{rule}, but there are Parquet files; is parquet:{root} meant?")
+    images = [file for file in files if file.suffix.lower() in image_suffixes()]
+    if images:
+        return InputError(f"{rule}, but {len(images):,} images lie in it directly, such as {images[0].name}")
+    return InputError(f"{rule}, but it holds none")
+
+
+def _list(folder: Path) -> tuple[list[Path], list[Path]]:
+    """List folders and files, sorted by name, without hidden ones."""
+    folders, files = [], []
+    with os.scandir(folder) as entries:
+        for entry in sorted(entries, key=lambda entry: entry.name):
+            if not entry.name.startswith("."):
+                (folders if entry.is_dir() else files).append(folder / entry.name)
+    return folders, files
+
+
+def _is_image(path: Path) -> bool:
+    return path.suffix.lower() in image_suffixes()
+
+
+def _has_class_folders(folder: Path) -> bool:
+    """Whether a folder holds folders of images and no image itself; otherwise it may be a class."""
+    folders, files = _list(folder)
+    return not any(map(_is_image, files)) and any(any(map(_is_image, _list(inner)[1])) for inner in folders)
+
+
+def _classes(folder: Path, root: Path, unused: Unused, *, required: bool) -> dict[str, list[str]]:
     """Map each class to its image files, as paths relative to `root`, all in alphabetical order."""
-    if not folder.is_dir():
-        return {}
     classes: dict[str, list[str]] = {}
-    for path in sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")):
-        files = sorted(f for f in path.iterdir() if f.suffix.lower() in SUFFIXES and not f.name.startswith("."))
-        if not files:
-            raise InputError(f"{path}: a class must hold at least one image ({', '.join(SUFFIXES)}), but has none")
-        classes[path.name] = [file.relative_to(root).as_posix() for file in files]
+    folders, beside = _list(folder)
+    for path in folders:
+        inner, files = _list(path)
+        images, others = [file for file in files if _is_image(file)], [file for file in files if not _is_image(file)]
+        kinds = ", ".join(sorted({file.suffix.lower() or "no suffix" for file in others}))
+        unused.add(f"files of other kinds in folders of classes ({kinds})", _names(others, root))
+        for deeper in inner:
+            _add_tree(unused, "files in folders below those of the classes", deeper, root)
+        if images:
+            classes[path.name] = _names(images, root)
+        elif required:
+            if (
+                folder == root
+                and len(folders) == 1
+                and (_has_class_folders(path) or any(map(_has_class_folders, inner)))
+            ):
+                raise InputError(f"data set 'folder:{root}': the images lie one folder deeper; is folder:{path} meant?")
+            raise InputError(f"{path}: a class must hold at least one image, but has none{_advice(others)}")
+        else:
+            unused.add("folders of classes without images", _names([path], root))
+    unused.add("files outside the folders of the classes", _names(beside, root))
     return classes
 
 
-def _make_source(
-    root: Path, classes: tuple[str, ...], parts: list[dict[str, list[str]]], resize: Resize | None
-) -> ImageSource:
-    names = [name for part in parts for files in part.values() for name in files]
-    number = {label: index for index, label in enumerate(classes)}
-    labels = [number[label] for part in parts for label, files in part.items() for _ in files]
-    ends = np.cumsum([0] + [sum(len(files) for files in part.values()) for part in parts])
-    training, validation, test = (np.arange(ends[i], ends[i + 1]) for i in range(3))
-    store = FolderStore(root, names)
-    store.infer_shape(training, resize)
-    return ImageSource(
-        classes=classes,
-        labels=np.asarray(labels, dtype=np.int64),
-        store=store,
-        training=training,
-        validation=validation if len(validation) else None,
-        test=test if len(test) else None,
-    )
+def _advice(files: list[Path]) -> str:
+    return f" (it has {len(files):,} other files, such as {files[0].name})" if files else ""
+
+
+def _names(paths: Iterable[Path], root: Path) -> list[str]:
+    return [path.relative_to(root).as_posix() for path in paths]
+
+
+def _add_tree(unused: Unused, kind: str, folder: Path, root: Path) -> None:
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
+    unused.add(kind, _names(files, root) or [f"{folder.relative_to(root).as_posix()}/, empty"])

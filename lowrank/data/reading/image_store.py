@@ -6,19 +6,24 @@ A store numbers all published images by one global index: training files first, 
 from __future__ import annotations
 
 import hashlib
+import io
 import math
 from abc import ABC, abstractmethod
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from importlib.metadata import version
+from typing import IO, Any
 
 import numpy as np
 
-from lowrank.data.reading.decoded_cache import MIN_BYTES, load_or_decode
-from lowrank.data.reading.image_codec import Pixels, Resize, decode_image, read_header
+from lowrank.data.reading.disk_cache import load_or_make
+from lowrank.data.reading.image_codec import DECODER_VERSION, Pixels, Resize, decode_image, pillow_warnings_ignored
+from lowrank.data.reading.image_scan import ImageScan, count_images, scan_images, size_text
 from lowrank.data.splits import Indices
+from lowrank.errors import InputError
 from lowrank.utils import usable_cores
 
-_SAMPLED_HEADERS = 64  # read to see whether a set has colours
+MIN_CACHED_BYTES = 20_000_000  # of decoded images; fewer are decoded faster than they are looked up
+_GREY_WEIGHTS = (19595, 38470, 7471)  # of red, green and blue in units of 2**-16, as Pillow has them (ITU-R 601-2)
 _IMAGES_PER_TASK = 256  # of one decoding thread
 _SMALL_IMAGE = 128 * 128  # pixels; below, decoding is mostly Python: more than two threads slow each other down
 
@@ -67,7 +72,7 @@ class ImageStore(ABC):
 
     @abstractmethod
     def preload(self, indices: Indices) -> None:
-        """Read the encoded images into memory, so that worker processes which are forked later share them."""
+        """Prepare reading the images in any order, by this process and others that are forked later."""
 
     @abstractmethod
     def release(self) -> None:
@@ -82,6 +87,22 @@ class ArrayStore(ImageStore):
         self._pixels = np.ascontiguousarray(pixels)
         _, height, width, channels = pixels.shape
         self.shape = (channels, height, width)
+
+    def with_channels(self, channels: int) -> ArrayStore:
+        """Return the images with another number of channels.
+
+        Args:
+            channels: 1 or 3.
+
+        Returns:
+            A store of grey images, or of grey ones as RGB; this one where it has as many.
+        """
+        if channels == self.shape[0]:
+            return self
+        if channels == 3:
+            return ArrayStore(np.repeat(self._pixels, 3, axis=3))
+        grey = (self._pixels.astype(np.int64) @ np.array(_GREY_WEIGHTS) + 2**15) >> 16
+        return ArrayStore(grey[..., None].astype(np.uint8))
 
     def decode(self, indices: Indices, threads: int | None = None) -> Pixels:
         """See ImageStore; copies the rows."""
@@ -111,57 +132,99 @@ class EncodedStore(ImageStore):
     def read_encoded(self, index: int) -> bytes | memoryview:
         """Return the encoded image of a global index."""
 
+    def open(self, index: int) -> IO[bytes]:
+        """Open the encoded image of a global index; a subclass may leave most of it unread."""
+        return io.BytesIO(self.read_encoded(index))
+
     @abstractmethod
     def origin(self, index: int) -> str:
         """Name the file of an image, for messages."""
 
-    def infer_shape(self, training: Indices, resize: Resize | None) -> None:
-        """Set `shape` from the headers of some training images; the first gives the size, any colour makes it RGB.
+    @abstractmethod
+    def hash_locations(self, sha: Any) -> None:
+        """Add where all images are, their sizes and their times of change to the hash object `sha`."""
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Return the number of images."""
+
+    def learn_shape(self, members: Indices, channels: int | None, resize: Resize | None, broken: int) -> ImageScan:
+        """Set `shape` from the headers of images: the size that all have, and RGB if any has colours.
 
         Args:
-            training: global indices, int64 (n,), n at least 1.
+            members: global indices of the images that are used, int64 (n,), n at least 1.
+            channels: 1 or 3; None to decide.
             resize: how to resize; None where all images have one size.
+            broken: so many of the images may be unreadable. They are then all decoded once.
+
+        Returns:
+            The headers of all images.
+
+        Raises:
+            InputError: images have several sizes and `resize` is None, or none can be read.
         """
-        sample = training[np.unique(np.linspace(0, len(training) - 1, _SAMPLED_HEADERS).astype(np.int64))]
-        headers = [read_header(self.read_encoded(index), self.origin(index)) for index in sample.tolist()]
-        width, height = headers[0][1] if resize is None else (resize.size, resize.size)
-        self.shape = (1 if all(grey for grey, _ in headers) else 3, height, width)
-        self._resize = resize
+        scan = scan_images(self, len(self), decode=broken > 0)
+        readable = members[~scan.broken[members]]
+        if len(readable) == 0:
+            raise InputError(
+                f"{self.origin(int(members[0]))}: must be a readable image, and no other image is one either"
+            )
+        sizes = np.unique(scan.sizes[readable], axis=0)
+        if resize is None and len(sizes) > 1:
+            raise InputError(
+                f"images must have one size, but {count_images(len(readable))} have {size_text(scan, readable)}; "
+                f"set `data.image_size` (and `data.resize`: crop, squash or pad) to resize them"
+            )
+        width, height = sizes[0].tolist() if resize is None else (resize.size, resize.size)
+        self.set_shape((channels or (1 if scan.grey[readable].all() else 3), height, width), resize)
+        return scan
+
+    def set_shape(self, shape: tuple[int, int, int], resize: Resize | None) -> None:
+        """Set what images are decoded to.
+
+        Args:
+            shape: (C, H, W).
+            resize: how to resize; None where all images have that size.
+        """
+        self.shape, self._resize = shape, resize
 
     def decode(self, indices: Indices, threads: int | None = None) -> Pixels:
         """See ImageStore."""
         channels, height, width = self.shape
         pixels = np.empty((len(indices), height, width, channels), np.uint8)
+        order = np.argsort(indices, kind="stable")  # neighbours are read together
 
         def fill(start: int) -> None:
-            for row in range(start, min(start + _IMAGES_PER_TASK, len(indices))):
+            for row in order[start : start + _IMAGES_PER_TASK].tolist():
                 index = int(indices[row])
                 pixels[row] = decode_image(self.read_encoded(index), self.origin(index), self.shape, self._resize)
 
         starts = range(0, len(indices), _IMAGES_PER_TASK)
         workers = min(threads or (usable_cores() if height * width >= _SMALL_IMAGE else 2), len(starts))
-        if workers <= 1:
-            for start in starts:
-                fill(start)
-            return pixels
-        with ThreadPoolExecutor(workers) as pool:
-            for _ in pool.map(fill, starts):
-                pass  # raises the first error
+        with pillow_warnings_ignored():
+            if workers <= 1:
+                for start in starts:
+                    fill(start)
+                return pixels
+            with ThreadPoolExecutor(workers) as pool:
+                for _ in pool.map(fill, starts):
+                    pass  # raises the first error
         return pixels
 
     def decode_shared(self, indices: Indices) -> Pixels:
-        """See ImageStore and lowrank.data.reading.decoded_cache."""
-        if len(indices) * math.prod(self.shape) < MIN_BYTES:
+        """See ImageStore and lowrank.data.reading.disk_cache."""
+        if len(indices) * math.prod(self.shape) < MIN_CACHED_BYTES:
             return self.decode(indices)
-        sha = hashlib.sha256()
+        sha = hashlib.sha256(f"{DECODER_VERSION} {version('pillow')} {self.shape} {self._resize}".encode())
         self.hash_contents(indices, sha)
-        return load_or_decode(sha, lambda: self.decode(indices))
+        return load_or_make(sha, lambda: self.decode(indices))
 
     def hash_contents(self, indices: Indices, sha: Any) -> None:
         """See ImageStore; hashes the encoded bytes, the shape that they are decoded to and how."""
         sha.update(repr(self.shape).encode())
         if self._resize is not None and self._resize[1:] != Resize(0)[1:]:
-            sha.update(repr(self._resize).encode())
+            fields = [f"{name}={value!r}" for name, value in zip(Resize._fields, self._resize, strict=True)]
+            sha.update(f"Resize({', '.join(fields[:3] if self._resize.mode == 'crop' else fields)})".encode())
         for index in indices.tolist():
             blob = self.read_encoded(index)
             sha.update(len(blob).to_bytes(8, "little"))

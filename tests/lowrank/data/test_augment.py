@@ -177,12 +177,23 @@ def test_a_machine_that_cannot_compile_the_kernel_augments_without_it(monkeypatc
 
 
 def test_default_augmentation():
-    assert default_augmentation("digits") == AugmentationSettings(shift=1, flip=False, cutout=2)
-    assert default_augmentation("fashion_mnist") == AugmentationSettings(shift=2, flip=True, cutout=8)
-    for name in ("cifar10", "cifar100", "parquet:somewhere", "folder:somewhere"):
-        assert default_augmentation(name) == AugmentationSettings(shift=4, flip=True, cutout=8)
-    with pytest.raises(InputError, match=r"^unknown data set 'mnits'; choose from: cifar10, cifar100, digits, "):
-        default_augmentation("mnits")
+    assert default_augmentation("digits", (1, 8, 8)) == AugmentationSettings(shift=1, flip=False, cutout=2)
+    assert default_augmentation("fashion_mnist", (1, 28, 28)) == AugmentationSettings(shift=2, flip=True, cutout=8)
+    for name in ("cifar10", "cifar100", "parquet:somewhere", "folder:somewhere", "csv:somewhere"):
+        assert default_augmentation(name, (3, 32, 32)) == AugmentationSettings(shift=4, flip=True, cutout=8)
+    with pytest.raises(
+        InputError, match=r"^unknown data set 'mnits'; choose from: cifar10, cifar100, csv:DIR, digits, "
+    ):
+        default_augmentation("mnits", (1, 28, 28))
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "shift", "cutout"),
+    [(8, 8, 2, 2), (28, 28, 4, 7), (64, 10, 2, 2), (3, 3, 0, 0), (224, 224, 4, 8)],
+)
+def test_small_images_are_shifted_and_cut_out_by_at_most_a_quarter(height, width, shift, cutout):
+    augmentation = default_augmentation("folder:somewhere", (3, height, width))
+    assert (augmentation.shift, augmentation.cutout) == (shift, cutout)
 
 
 def test_settings_are_checked_and_frozen():

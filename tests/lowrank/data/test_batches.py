@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import multiprocessing
 import os
 import signal
@@ -167,15 +166,13 @@ def test_streaming_leaves_the_random_state_alone(folder: Path):
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_broken_image_ends_a_streamed_epoch_with_an_error_of_one_line(tmp_path: Path, workers: int):
-    buffer = io.BytesIO()
-    Image.new("RGB", (9, 9)).save(buffer, "PNG")
     for label in "ab":
         (tmp_path / label).mkdir()
         for i in range(8):
-            (tmp_path / label / f"{i}.png").write_bytes(buffer.getvalue())
+            Image.new("RGB", (9, 9), (i, 0, 0)).save(tmp_path / label / f"{i}.png")
     data = load_data(DataSettings(name=f"folder:{tmp_path}", resident_mb=0))
     broken = tmp_path / data.train.store.origin(int(data.train.indices[0]))
-    broken.write_bytes(buffer.getvalue()[:45])
+    broken.write_bytes(broken.read_bytes()[:45])
     with pytest.raises(InputError, match=r"\.png: must be a readable image, but ") as caught:
         epoch_of(data, 4, workers=workers, drop_last=False)
     assert str(broken) in str(caught.value)

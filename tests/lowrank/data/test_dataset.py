@@ -111,6 +111,26 @@ def test_the_cache_gives_the_same_object_at_once(tmp_path: Path):
     assert digits(train_images=50) is not data
 
 
+def test_settings_that_change_no_pixel_share_the_images():
+    first = digits()
+    second = digits(loader_seconds=60, workers=1)
+    assert second.settings.loader_seconds == 60
+    assert second.train.images is first.train.images
+    streamed = digits(resident_mb=0)
+    assert not streamed.resident
+    assert digits(resident_mb=0, loader_seconds=60).train is streamed.train
+    assert digits().train.images is first.train.images
+
+
+def test_the_cache_is_bounded_in_bytes(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("lowrank.data.dataset._CACHED_BYTES", 3_000)
+    first, second = digits(train_images=10), digits(train_images=20)  # 20 and 40 images of 64 bytes
+    assert digits(train_images=10) is first
+    third = digits(train_images=11)
+    assert digits(train_images=11) is third
+    assert digits(train_images=20) is not second
+
+
 def test_the_cache_keeps_a_few_sets():
     first, last = digits(train_images=50), None
     for count in range(51, 55):
@@ -175,14 +195,15 @@ def test_a_streamed_set_has_no_images_in_memory():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"name": "mnist"}, r"^unknown data set 'mnist'; choose from: cifar10, .*, folder:DIR, parquet:DIR$"),
+        ({"name": "mnist"}, r"^unknown data set 'mnist'; choose from: .*, csv:DIR, .*, folder:DIR, parquet:DIR$"),
         ({"name": "parquet"}, r"^data set 'parquet' must name its folder, e\.g\. parquet:DIR$"),
         ({"name": "folder:"}, r"^data set 'folder:' must name its folder, e\.g\. folder:DIR$"),
         ({"name": "digits:x"}, r"^unknown data set 'digits:x'"),
         ({"train_images": 9}, r"^data set 'digits': `train_images` must be between 10 .* and 1150 .*, but got 9$"),
         ({"train_images": 1151}, r"^data set 'digits': `train_images` must be between 10 .*, but got 1151$"),
-        ({"image_size": 8, "crop": 0.5}, r"^`image_size` is for parquet:DIR and folder:DIR, but the data set is"),
-        ({"image_size": 16}, r"^`image_size` is for parquet:DIR and folder:DIR, but the data set is 'digits'$"),
+        ({"image_size": 8, "crop": 0.5}, r"^`image_size` is for parquet:DIR, folder:DIR and csv:DIR, but the data set"),
+        ({"image_size": 16}, r"^`image_size` is for parquet:DIR, folder:DIR and csv:DIR, .* is 'digits'$"),
+        ({"label": "kind"}, r"^`data.label` names a column of parquet:DIR and csv:DIR, .* is 'digits'$"),
     ],
 )
 def test_errors(settings: dict, message: str):
@@ -224,6 +245,9 @@ class TestPreprocessing:
             ({"mean": [123.7], "std": [58.4]}, "`data.mean.0`: must be less than or equal to 1, but got 123.7"),
             ({"mean": [0.5], "std": [0]}, "`data.std.0`: must be greater than 0, but got 0"),
             ({"mean": [], "std": []}, "`data.mean`"),
+            ({"resize": "squash"}, "`resize: squash` needs a size; give `image_size` too"),
+            ({"image_size": 8, "resize": "pad", "crop": 0.5}, "`crop` is of `resize: crop`, but got `resize: pad`"),
+            ({"channels": 2}, "`data.channels`"),
             ({"crop": 0.5}, "`crop` and `interpolation` are of a resizing; give `image_size` too"),
             ({"image_size": 8, "crop": 0}, "`data.crop`: must be greater than 0, but got 0"),
             ({"image_size": 8, "interpolation": "cubic"}, "`data.interpolation`: must be 'nearest', 'bilinear'"),
@@ -237,6 +261,47 @@ class TestPreprocessing:
     def test_one_value_for_each_channel(self):
         with pytest.raises(InputError, match="one value for each channel of digits, 1, but have 3"):
             digits(mean=(0.5,) * 3, std=(0.5,) * 3)
+
+
+class TestChannels:
+    """Built-in sets with another number of channels."""
+
+    def test_grey_as_rgb(self):
+        data, grey = digits(channels=3), digits()
+        assert data.image_shape == (3, 8, 8)
+        assert all(torch.equal(data.train.images[..., channel], grey.train.images[..., 0]) for channel in range(3))
+        assert data.fingerprint != grey.fingerprint
+        assert digits(channels="auto").fingerprint == grey.fingerprint
+
+    def test_colours_as_grey_are_those_of_pillow(self):
+        from PIL import Image
+
+        from lowrank.data.reading.image_store import ArrayStore
+
+        pixels = np.random.default_rng(0).integers(0, 256, (3, 16, 16, 3), np.uint8)
+        grey = ArrayStore(pixels).with_channels(1).decode(np.arange(3))
+        expected = [np.asarray(Image.fromarray(image).convert("L")) for image in pixels]
+        assert np.array_equal(grey[..., 0], expected)
+
+    @pytest.mark.parametrize("value", [1, "1", 3, "3", "auto"])
+    def test_a_text_of_the_command_line_is_a_number_too(self, value):
+        assert DataSettings(channels=value).channels == (value if value == "auto" else int(value))
+
+
+def test_new_fields_at_their_defaults_are_not_recorded():
+    assert set(DataSettings().model_dump()) == {
+        "name", "train_images", "val_fraction", "split_seed", "resident_mb", "image_size", "loader_seconds",
+    }  # fmt: skip
+    reading = {"name": "csv:d", "label": "kind", "skip_broken": 2, "workers": 0}
+    settings = DataSettings(**reading, channels=3, image_size=8, resize="pad")
+    assert DataSettings(**settings.model_dump(mode="json")) == settings
+    assert settings.preprocessing() == {"channels": 3, "resize": "pad"}
+
+
+def test_classes_of_a_split_are_counted():
+    data = digits(train_images=100)
+    assert data.class_counts("train") == (10,) * 10
+    assert sum(data.class_counts("test")) == len(data.test)
 
 
 def test_a_set_of_one_size_may_be_asked_for_at_that_size():

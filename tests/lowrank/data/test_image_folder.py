@@ -46,6 +46,10 @@ def test_one_folder_a_class(tmp_path: Path):
     data = load(tmp_path)
     assert data.classes == ("ant", "cat", "dog")
     assert data.image_shape == (3, 4, 5)
+    assert data.notes == (
+        "not used: files of other kinds in folders of classes (.txt): 1 (dog/notes.txt)",
+        "not used: files outside the folders of the classes: 1 (README.md)",
+    )
     assert (len(data.train), len(data.val), len(data.test)) == (19, 5, 6)
     for split in (data.train, data.val, data.test):
         assert (split.indices // 10).tolist() == split.labels.tolist()
@@ -88,34 +92,47 @@ def test_fingerprint(tmp_path: Path, resident_mb: float):
 
 def test_errors(tmp_path: Path):
     fails(tmp_path / "none", rf"^data set 'folder:{tmp_path}/none': there is no such folder$")
-    fails(tmp_path, r"must hold one folder for each class with files \.png, .*, but it holds none$")
+    fails(tmp_path, r"must hold one folder for each class with images in it, .*, but it holds none$")
     (tmp_path / "a").mkdir()
-    fails(tmp_path, rf"^{tmp_path}/a: a class must hold at least one image \(\.png, .*\), but has none$")
+    (tmp_path / "a" / "notes.txt").touch()
+    fails(tmp_path, rf"^{tmp_path}/a: a class must hold at least one image, but has none \(it has 1 other .*notes.txt")
 
 
 def test_a_class_without_training_images(tmp_path: Path):
     fill(tmp_path / "train" / "a", 4, 0)
+    fill(tmp_path / "train" / "c", 4, 0)
     fill(tmp_path / "test" / "b", 4, 0)
-    fails(tmp_path, r"class 'b' has no training images; the classes of train are a$")
+    fails(tmp_path, r"class 'b' of test has no training images; the classes of training are a, c$")
 
 
 def test_sizes_and_broken_files(tmp_path: Path):
     fill(tmp_path / "a", 6, 0)
     fill(tmp_path / "b", 6, 1, size=(7, 7))
     fails(
-        tmp_path, rf"^{tmp_path}/b/00\d\.png: all images must have the size of the first, 5x4, but got 7x7; set `image_"
+        tmp_path,
+        r"images must have one size, but 12 images have 2 sizes: 5x4 \(6 images\), 7x7 \(6 images\); set "
+        r"`data.image_size` \(and `data.resize`: crop, squash or pad\) to resize them$",
     )
     assert load(tmp_path, image_size=3).image_shape == (3, 3, 3)
     clear_cache()
     for path in (tmp_path / "a").iterdir():
         path.write_bytes(b"\x89PNG")
-    fails(tmp_path, rf"^{tmp_path}/a/00\d\.png: must be a readable image, but ")
+    fails(
+        tmp_path,
+        rf"^{tmp_path}/a/000\.png: must be a readable image, but .*; so must {tmp_path}/a/001\.png, .*, 3 more; "
+        "`data.skip_broken: 6` would leave them out$",
+    )
 
 
 def test_too_few_of_a_class(tmp_path: Path):
     fill(tmp_path / "a", 6, 0)
     fill(tmp_path / "b", 1, 0)
-    fails(tmp_path, r"the test split needs at least 2 images of each class, but class 1 has 1$")
+    fill(tmp_path / "c", 2, 1)
+    fails(
+        tmp_path,
+        r"each class needs at least 3 images, because validation and test images are held out of training, but 'b' has "
+        "1, 'c' has 2$",
+    )
 
 
 @pytest.mark.parametrize("resident_mb", [100, 0])
@@ -136,3 +153,94 @@ def test_crop_and_interpolation(tmp_path: Path, resident_mb: float):
             expected = np.asarray(wide.crop((left, 8, left + 16, 24)))
         position = cropped.train.indices.tolist().index(index)
         assert np.array_equal(cropped.train.decode(torch.tensor([position]))[0].numpy(), expected)
+
+
+class TestLayouts:
+    """Folders as people have them."""
+
+    @pytest.mark.parametrize(
+        ("train", "val", "test"),
+        [("train", "validation", "test"), ("Training", "dev", "TESTING"), ("train", "valid", "test")],
+    )
+    def test_usual_names_of_parts(self, tmp_path: Path, train: str, val: str, test: str):
+        for seed, (part, count) in enumerate([(train, 8), (val, 3), (test, 2)]):
+            for label in "ab":
+                fill(tmp_path / part / label, count, 10 * seed + ord(label))
+        data = load(tmp_path)
+        assert [len(s) for s in (data.train, data.val, data.test)] == [16, 6, 4]
+        assert data.notes == ()
+
+    def test_a_class_may_have_the_name_of_a_part(self, tmp_path: Path):
+        for seed, label in enumerate(["car", "plane", "train"]):
+            fill(tmp_path / label, 6, seed)
+        assert load(tmp_path).classes == ("car", "plane", "train")
+        for seed, label in enumerate(["car", "test", "train"]):
+            fill(tmp_path / "parts" / "train" / label, 6, seed)
+        assert load(tmp_path / "parts").classes == ("car", "test", "train")
+
+    def test_folders_that_are_no_part_are_not_used_and_said(self, tmp_path: Path):
+        for seed, part in enumerate(["train", "train_unlabelled", "extra"]):
+            for label in "ab":
+                fill(tmp_path / part / label, 6, 10 * seed + ord(label))
+        fill(tmp_path / "test", 4, 0)
+        (tmp_path / "labels.txt").touch()
+        data = load(tmp_path)
+        assert sum(map(len, (data.train, data.val, data.test))) == 12
+        assert data.notes == (
+            "not used: files in the folder extra: 12 (extra/a/000.png, extra/a/001.png, extra/a/002.png, ...)",
+            "not used: files in the folder test without folders of classes: 4 (test/000.png, "
+            "test/001.png, test/002.png, ...)",
+            "not used: files in the folder train_unlabelled: 12 (train_unlabelled/a/000.png, "
+            "train_unlabelled/a/001.png, train_unlabelled/a/002.png, ...)",
+            "not used: files beside the folders of the parts: 1 (labels.txt)",
+        )
+
+    def test_all_suffixes_in_any_case_and_deeper_folders(self, tmp_path: Path):
+        for seed, label in enumerate("ab"):
+            for number, suffix in enumerate(["png", "TIF", "gif", "PPM", "jfif", "Jpeg"]):
+                fill(tmp_path / label / "x", 1, 10 * seed + number, "png")
+                image = Image.open(tmp_path / label / "x" / "000.png")
+                image.save(tmp_path / label / f"{number}.{suffix}", Image.registered_extensions()[f".{suffix.lower()}"])
+                if number < 5:
+                    (tmp_path / label / "x" / "000.png").unlink()
+                    (tmp_path / label / "x").rmdir()
+        data = load(tmp_path)
+        assert sum(map(len, (data.train, data.val, data.test))) == 12
+        assert data.notes[0] == "not used: files in folders below those of the classes: 2 (a/x/000.png, b/x/000.png)"
+
+    def test_two_names_of_one_part(self, tmp_path: Path):
+        for seed, part in enumerate(["train", "val", "dev"]):
+            for label in "ab":
+                fill(tmp_path / part / label, 4, seed)
+        fails(tmp_path, "a validation part must have one name, but there are dev, val; keep one$")
+
+    def test_a_set_that_lies_one_folder_deeper(self, tmp_path: Path):
+        for label in "ab":
+            fill(tmp_path / "archive" / label, 4, ord(label))
+        fails(tmp_path, rf"the images lie one folder deeper; is folder:{tmp_path}/archive meant\?$")
+        for label in "ab":
+            fill(tmp_path / "other" / "archive" / "train" / label, 4, ord(label))
+        fails(tmp_path / "other", rf"is folder:{tmp_path}/other/archive meant\?$")
+
+    def test_what_lies_in_the_folder_instead(self, tmp_path: Path):
+        fill(tmp_path / "images", 3, 0)
+        fails(tmp_path / "images", r"but 3 images lie in it directly, such as 000.png$")
+        (tmp_path / "images" / "labels.csv").touch()
+        fails(tmp_path / "images", rf"is the table labels.csv meant\? Then csv:{tmp_path}/images/labels.csv$")
+        (tmp_path / "hub").mkdir()
+        (tmp_path / "hub" / "train-0.parquet").touch()
+        fails(tmp_path / "hub", rf"is parquet:{tmp_path}/hub meant\?$")
+        for label in "ab":
+            fill(tmp_path / "half" / "val" / label, 3, 0)
+        fails(tmp_path / "half", r"but of the parts there is only val, and no training part$")
+
+    def test_folders_of_parts_without_classes(self, tmp_path: Path):
+        fill(tmp_path / "train", 4, 0)
+        fill(tmp_path / "test", 4, 1)
+        fails(tmp_path, "the folders test, train are named as parts but hold no folders of classes; where a table has")
+
+    def test_columns_are_for_tables(self, tmp_path: Path):
+        with pytest.raises(
+            InputError, match=r"^`data.label` names a column of parquet:DIR and csv:DIR, but the data set is"
+        ):
+            load(tmp_path, label="kind")

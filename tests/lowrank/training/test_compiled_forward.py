@@ -70,7 +70,7 @@ def trainer(
     teacher_network = make_network(SMALL, data.image_shape, 10)
     recipe = Recipe(epochs=3, batch_size=32, lr=0.01, engine=engine, **fields)  # type: ignore[arg-type]
     return Trainer(
-        network or student(), data, recipe, augmentation=default_augmentation("digits"), order_seed=0,
+        network or student(), data, recipe, augmentation=default_augmentation("digits", data.image_shape), order_seed=0,
         notify=notify or pytest.fail, teacher=LiveTeacher(teacher_network, default_taps(teacher_network)),
     )  # fmt: skip
 

@@ -43,8 +43,8 @@ def trainer(data: ImageData, engine: str, **fields: object) -> Trainer:
     teacher_network = make_network(SMALL, data.image_shape, 10).to(DEVICE)
     recipe = Recipe(epochs=3, batch_size=32, engine=engine, **{"lr": 0.1, **fields})
     return Trainer(
-        network, data, recipe, augmentation=default_augmentation("digits"), order_seed=0, device=DEVICE,
-        teacher=LiveTeacher(teacher_network, default_taps(teacher_network)),
+        network, data, recipe, augmentation=default_augmentation("digits", data.image_shape), order_seed=0,
+        device=DEVICE, teacher=LiveTeacher(teacher_network, default_taps(teacher_network)),
     )  # fmt: skip
 
 

@@ -40,8 +40,9 @@ def epoch_losses(name: str) -> list[float]:
         method = solve(plan, method, Budget(params=4500))
     network = build_student(settings, plan, method, data.image_shape, 10, 0)
     run = Trainer(
-        network, data, Recipe(epochs=3, batch_size=32, lr=0.1), augmentation=default_augmentation("digits"),
-        order_seed=0, decay_ratio=plan.params(method) / plan.params(Dense()),
+        network, data, Recipe(epochs=3, batch_size=32, lr=0.1), order_seed=0,
+        augmentation=default_augmentation("digits", data.image_shape),
+        decay_ratio=plan.params(method) / plan.params(Dense()),
     )  # fmt: skip
     return [run.train_epoch()["train_loss"] for _ in range(3)]
 

@@ -37,7 +37,12 @@ def trainer(data: ImageData, method: Method | None = None, recipe: Recipe = RECI
     network = build_student(SMALL, plan, method, data.image_shape, 10, seed)
     ratio = plan.params(method) / plan.params(Dense())
     return Trainer(
-        network, data, recipe, augmentation=default_augmentation("digits"), order_seed=seed, decay_ratio=ratio
+        network,
+        data,
+        recipe,
+        augmentation=default_augmentation("digits", data.image_shape),
+        order_seed=seed,
+        decay_ratio=ratio,
     )
 
 

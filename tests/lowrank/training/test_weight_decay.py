@@ -207,7 +207,9 @@ def test_frobenius_decay_changes_a_step_by_its_penalty_alone(data):
         (sum(part.compute_weight().square().sum() for part in maps) / 2).backward()
         penalty = {name: value.grad for name, value in network.named_parameters() if value.grad is not None}
         network.zero_grad(set_to_none=True)
-        Trainer(network, data, recipe, augmentation=default_augmentation("digits"), order_seed=0).train_epoch()
+        Trainer(
+            network, data, recipe, augmentation=default_augmentation("digits", data.image_shape), order_seed=0
+        ).train_epoch()
         changes.append({name: value.detach() - before[name] for name, value in network.named_parameters()})
     assert len(penalty) == len(factor_parameters(network))
     for name, gradient in penalty.items():
