@@ -54,13 +54,15 @@ def classify(classifier: ImageClassifier, path: Path, top: int) -> list[tuple[st
     import numpy as np
     import torch
 
-    from lowrank.data import Resize, decode_image
+    from lowrank.data import Resize, decode_image, pillow_warnings_ignored
 
     preprocessing, shape = classifier.preprocessing, classifier.image_shape
     size = preprocessing.image_size
-    resize = None if size is None else Resize(size, preprocessing.crop, preprocessing.interpolation)
+    how = (preprocessing.crop, preprocessing.interpolation, preprocessing.resize)
+    resize = None if size is None else Resize(size, *how)
     try:
-        pixels = decode_image(path.read_bytes(), str(path), shape, resize)
+        with pillow_warnings_ignored():
+            pixels = decode_image(path.read_bytes(), str(path), shape, resize)
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from error
     logits = classifier.predict(np.ascontiguousarray(pixels.transpose(2, 0, 1))[None])

@@ -81,9 +81,9 @@ def cases(options: Options) -> Iterator[list[Case]]:
         yield [*resident_cases, Case(label=label, settings=settings, batch_size=batch_size)]
 
 
-def crop_and_flip(data_name: str) -> AugmentationSettings:
+def crop_and_flip(data: ImageData) -> AugmentationSettings:
     """The data set's own views without cutout: what the peer does too."""
-    return default_augmentation(data_name).model_copy(update={"cutout": 0})
+    return default_augmentation(data.name, data.image_shape).model_copy(update={"cutout": 0})
 
 
 def peer_loader(data: ImageData, batch_size: int, views: AugmentationSettings | None) -> DataLoader[tuple[Tensor, int]]:
@@ -103,7 +103,7 @@ def peer_loader(data: ImageData, batch_size: int, views: AugmentationSettings | 
 
 def contestants(data: ImageData, case: Case, options: Options) -> dict[str, Callable[[], int]]:
     """One epoch of batches on the device, each way; the call returns how many images it gave."""
-    views, plain = crop_and_flip(data.name), AugmentationSettings()
+    views, plain = crop_and_flip(data), AugmentationSettings()
 
     def ours(chosen: AugmentationSettings) -> Callable[[], int]:
         epochs = iter(range(10**6))
@@ -121,7 +121,7 @@ def contestants(data: ImageData, case: Case, options: Options) -> dict[str, Call
     return {
         "train_batches, no views": ours(plain), "torchvision DataLoader, no views": peer(None),
         "train_batches, crop and flip": ours(views), "torchvision DataLoader, crop and flip": peer(views),
-        "train_batches, with cutout": ours(default_augmentation(data.name)),
+        "train_batches, with cutout": ours(default_augmentation(data.name, data.image_shape)),
     }  # fmt: skip
 
 

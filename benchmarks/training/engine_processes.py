@@ -105,9 +105,9 @@ class OwnLoop:
 def make_trainer(case: Case, data: ImageData) -> Trainer:
     """The student of a case and the trainer of its way."""
     recipe = Recipe(epochs=1000, batch_size=case.batch, lr=0.02, warmup=0.1, engine=case.way)
-    views = (
-        default_augmentation("digits") if case.images is None else AugmentationSettings(shift=4, flip=True, cutout=8)
-    )
+    views = AugmentationSettings(shift=4, flip=True, cutout=8)
+    if case.images is None:
+        views = default_augmentation("digits", data.image_shape)
     return Trainer(make_student(case, data), data, recipe, augmentation=views, order_seed=0, device=case.device)
 
 

@@ -70,7 +70,9 @@ class _Bench:
         self.case, self.options, self.caches = case, options, caches
         self.device = torch.device(options.device)
         self.data: ImageData = load_data(DataSettings(name=f"parquet:{images}", train_images=case.images))
-        self.views = default_augmentation(self.data.name).model_copy(update={"seed": options.seed})
+        self.views = default_augmentation(self.data.name, self.data.image_shape).model_copy(
+            update={"seed": options.seed}
+        )
         torch.manual_seed(options.seed)
         network = make_network(case.teacher, self.data.image_shape, len(self.data.classes)).to(self.device)
         network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

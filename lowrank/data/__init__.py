@@ -30,12 +30,17 @@ if TYPE_CHECKING:
     from lowrank.data.dataset import ImageData as ImageData, clear_cache as clear_cache, load_data as load_data
     from lowrank.data.process_shard import UNSHARDED as UNSHARDED, ProcessShard as ProcessShard
     from lowrank.data.reading.builtin import BUILTIN_SETS as BUILTIN_SETS, BuiltinSet as BuiltinSet
-    from lowrank.data.reading.image_codec import Resize as Resize, decode_image as decode_image
+    from lowrank.data.reading.image_codec import (
+        Resize as Resize,
+        decode_image as decode_image,
+        pillow_warnings_ignored as pillow_warnings_ignored,
+    )
     from lowrank.data.reading.synthetic import DataOutline as DataOutline, synthetic_data as synthetic_data
     from lowrank.data.settings import (
         AugmentationSettings as AugmentationSettings,
         DataSettings as DataSettings,
         Interpolation as Interpolation,
+        ResizeMode as ResizeMode,
         absolute_data_name as absolute_data_name,
         check_data_folder as check_data_folder,
         default_augmentation as default_augmentation,
@@ -50,10 +55,11 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "dataset": "ImageData clear_cache load_data",
         "process_shard": "ProcessShard UNSHARDED",
         "reading.builtin": "BUILTIN_SETS BuiltinSet",
-        "reading.image_codec": "Resize decode_image",
+        "reading.image_codec": "Resize decode_image pillow_warnings_ignored",
         "reading.synthetic": "DataOutline synthetic_data",
         "settings": (
-            "AugmentationSettings DataSettings Interpolation absolute_data_name check_data_folder default_augmentation"
+            "AugmentationSettings DataSettings Interpolation ResizeMode absolute_data_name check_data_folder "
+            "default_augmentation"
         ),
     },
 )

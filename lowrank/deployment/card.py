@@ -116,7 +116,8 @@ def _image_lines(content: CardContent) -> list[str]:
         size = f"{height} x {width} pixels, not resized"
     else:
         share = "" if preprocessing.crop == 1 else f", {100 * preprocessing.crop:.3g} % of the shorter side,"
-        size = f"middle square{share} resized to {height} x {width} pixels ({preprocessing.interpolation})"
+        whole = {"crop": f"middle square{share}", "squash": "whole image", "pad": "image with black bars"}
+        size = f"{whole[preprocessing.resize]} resized to {height} x {width} pixels ({preprocessing.interpolation})"
     low, high = preprocessing.value_range
     mean, std = _statistics(preprocessing)
     return [

@@ -13,7 +13,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
-from lowrank.data import ImageData, Interpolation
+from lowrank.data import ImageData, Interpolation, ResizeMode
 from lowrank.errors import InputError
 from lowrank.utils import validate_model
 
@@ -28,6 +28,7 @@ class ImagePreprocessing(BaseModel):
         mean: that is subtracted from each channel, in units of `value_range`; None for that of the training images.
         std: that each channel is divided by, likewise.
         image_size: side in pixels of the square that the network gets; None for the images as they are.
+        resize: how an image becomes that square: its middle square, squashed, or padded with black bars.
         crop: side of the middle square that is taken, as a share of the image's shorter side.
         interpolation: filter of the resizing.
         value_range: what pixels of 0 and 255 become before the mean is subtracted.
@@ -40,6 +41,7 @@ class ImagePreprocessing(BaseModel):
     mean: tuple[float, ...] | None = Field(default=None, min_length=1)
     std: tuple[float, ...] | None = Field(default=None, min_length=1)
     image_size: int | None = Field(default=None, ge=1)
+    resize: ResizeMode = "crop"
     crop: float = Field(default=1.0, gt=0, le=1)
     interpolation: Interpolation = "bilinear"
     value_range: tuple[float, float] = (0.0, 1.0)
@@ -67,8 +69,8 @@ class ImagePreprocessing(BaseModel):
         """Express the preprocessing as fields of `lowrank.data.DataSettings`.
 
         Returns:
-            `mean` and `std` in units of 0..1, `image_size`, `crop` and `interpolation`; only what differs from the
-            settings' defaults.
+            `mean` and `std` in units of 0..1, `image_size`, `resize`, `crop` and `interpolation`; only what differs
+            from the settings' defaults.
 
         Raises:
             InputError: the network expects another order of the channels than red, green, blue.
@@ -83,6 +85,7 @@ class ImagePreprocessing(BaseModel):
             fields["mean"], fields["std"] = self._unit_statistics(self.mean, self.std)
         if self.image_size is not None:
             fields["image_size"] = self.image_size
+            fields |= {"resize": self.resize} if self.resize != "crop" else {}
             fields |= {"crop": self.crop} if self.crop != 1 else {}
             fields |= {"interpolation": self.interpolation} if self.interpolation != "bilinear" else {}
         return fields
@@ -123,9 +126,9 @@ class ImagePreprocessing(BaseModel):
         parts = []
         if self.image_size is not None:
             share = "" if self.crop == 1 else f" of {100 * self.crop:.3g} % of the shorter side"
-            parts.append(
-                f"middle square{share} resized to {self.image_size} x {self.image_size} ({self.interpolation})"
-            )
+            whole = {"crop": f"middle square{share}", "squash": "whole image", "pad": "image with black bars"}
+            size = f"{self.image_size} x {self.image_size}"
+            parts.append(f"{whole[self.resize]} resized to {size} ({self.interpolation})")
         low, high = self.value_range
         parts.append(f"{self.channel_order} values from {low:g} to {high:g}")
         if self.mean is not None and self.std is not None:
@@ -204,7 +207,7 @@ def data_preprocessing(data: ImageData, classes: Sequence[str] | None = None) ->
     height, width = data.image_shape[1:]
     return ImagePreprocessing(
         mean=data.mean, std=data.std, image_size=height if height == width else None, crop=data.settings.crop,
-        interpolation=data.settings.interpolation, classes=tuple(classes or data.classes),
+        resize=data.settings.resize, interpolation=data.settings.interpolation, classes=tuple(classes or data.classes),
         source=f"data set {data.name}",
     )  # fmt: skip
 

@@ -117,10 +117,11 @@ def augmentation_for(
     """
     chosen = {key: getattr(recipe, key) for key in ("shift", "flip", "cutout") if getattr(recipe, key) is not None}
     height, width = image_shape[1:]
-    # Half the side: beyond it most of an image, or all of it, is blank
-    for key, limit in (("shift", min(height, width) / 2), ("cutout", min(height, width))):
-        if chosen.get(key, 0) >= limit:
+    side = min(height, width)
+    for key, limit in (("shift", side // 2), ("cutout", side - 1)):  # beyond them, images may be blank
+        if chosen.get(key, 0) > max(1, limit):
             raise InputError(
-                f"`train.{key}` must be below {limit:g} pixels for images of {width}x{height}, but got {chosen[key]}"
+                f"`train.{key}` must be at most {max(1, limit)} pixels for images of {width}x{height}, "
+                f"but got {chosen[key]}"
             )
     return default_augmentation(data_name, image_shape).model_copy(update={**chosen, "seed": seed})

@@ -39,7 +39,8 @@ def small_trainer(
     if network is None:
         plan = network_plan(SMALL, data.image_shape, 10)
         network = build_student(SMALL, plan, method or Dense(), data.image_shape, 10, 0)
-    return Trainer(network, data, recipe, augmentation=default_augmentation("digits"), order_seed=0, **options)
+    augmentation = default_augmentation("digits", data.image_shape)
+    return Trainer(network, data, recipe, augmentation=augmentation, order_seed=0, **options)
 
 
 def tensor_train() -> Method:

@@ -191,8 +191,7 @@ def decode_image(blob: bytes | memoryview, origin: str, shape: tuple[int, int, i
         raise _unreadable(origin, error) from error
     if resize is None and size != (width, height):
         raise InputError(
-            f"{origin}: images must be {width}x{height}, but this one is {size[0]}x{size[1]}; "
-            f"set `data.image_size` to resize them"
+            f"{origin}: images must be {width}x{height}, for they are not resized, but this one is {size[0]}x{size[1]}"
         )
     return pixels.reshape(height, width, channels)
 

@@ -118,7 +118,9 @@ def test_a_recipe_with_it_trains_to_the_same_weights(data):
     for on in (False, True):
         network = build_student(settings, plan, method, data.image_shape, 10, 0)
         recipe = Recipe(epochs=1, batch_size=16, rebuild_checkpoint=on)
-        run = Trainer(network, data, recipe, augmentation=default_augmentation("digits"), order_seed=0)
+        run = Trainer(
+            network, data, recipe, augmentation=default_augmentation("digits", data.image_shape), order_seed=0
+        )
         assert {part.rebuild_checkpoint for part in network.modules() if isinstance(part, StructuredMap)} == {on}
         run.train_epoch()
         states.append(run.state())

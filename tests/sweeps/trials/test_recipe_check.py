@@ -20,7 +20,10 @@ from sweeps.trials.resolver import Resolver
         ({"freeze": ["*"]}, r"`freeze` leaves nothing to train: \*"),
         ({"drop_path": 0.2}, "`drop_path` needs a network with paths to drop; ResNet9 has none"),
         ({"drop_path": {"choice": [0.0, 0.2]}}, "`drop_path` needs a network with paths to drop"),
-        ({"recipe": "study_darts"}, "`drop_path` needs a network with paths to drop"),
+        ({"shift": 5}, "`train.shift` must be at most 4 pixels for images of 8x8, but got 5"),
+        ({"cutout": {"choice": [0, 8]}}, "`train.cutout` must be at most 7 pixels for images of 8x8, but got 8"),
+        ({"recipe": "study_darts"}, "`train.cutout` must be at most 7 pixels for images of 8x8, but got 16"),
+        ({"recipe": "study_darts", "cutout": 4}, "`drop_path` needs a network with paths to drop"),
         ({"auxiliary_weight": 0.4}, "`auxiliary_weight` needs an auxiliary head; this ResNet9 has none"),
     ],
 )
