@@ -171,6 +171,9 @@ def _check_files(rows: dict[Part, list[_Row]], root: Path, name: str) -> None:
     for part in PARTS:
         for row in rows[part]:
             labels.setdefault(row.file, set()).add(row.label)
+    outside = [file for file in labels if not (root / file).resolve().is_relative_to(root.resolve())]
+    if outside:
+        raise InputError(f"data set {name!r}: images must lie in {root} or below, but the table lists {outside[0]}")
     missing = [file for file in labels if not (root / file).is_file()]
     if missing:
         bare = "" if any(Path(file).suffix.lower() in image_suffixes() for file in missing) else _suffix_advice(root)

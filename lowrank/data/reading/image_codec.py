@@ -99,7 +99,13 @@ def image_suffixes() -> frozenset[str]:
 
 @contextmanager
 def pillow_warnings_ignored() -> Iterator[None]:
-    """Keep Pillow's warnings off the screen within the block: they name no file. Not for use within threads."""
+    """Keep Pillow's warnings, which name no file, off the screen.
+
+    Not for use within threads.
+
+    Yields:
+        None.
+    """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"PIL\.")
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)

@@ -136,6 +136,11 @@ class TestErrors:
         write(root / "t.csv", "file,label", [f"images/{i},{'ab'[i % 2]}" for i in range(30)])
         fails(root, rf"names must be relative to {root} and have a suffix such as .png$")
 
+    @pytest.mark.parametrize("file", ["../secret.png", "/etc/passwd", "images/../../x.png"])
+    def test_a_table_reads_nothing_outside_its_folder(self, root: Path, file: str):
+        write(root / "t.csv", "file,label", [f"images/{i}.png,{'ab'[i % 2]}" for i in range(20)] + [f"{file},a"])
+        fails(root, rf"images must lie in {root} or below, but the table lists {file}$")
+
     def test_two_labels_of_one_image(self, root: Path):
         write(root / "t.csv", "file,label", [f"images/{i % 10}.png,{'ab'[i < 12]}" for i in range(30)])
         fails(root, r"10 images have several labels, such as images/0.png: a and b$")
