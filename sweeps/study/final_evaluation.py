@@ -13,6 +13,7 @@ from lowrank.io import load_tensors
 from lowrank.networks import NetworkSettings
 from lowrank.serving import MODEL_FILE, save_classifier
 from lowrank.training import Trainer
+from lowrank.utils import first_line, one_line
 from sweeps.records import (
     CHECKPOINT_FILE,
     MODELS_FOLDER,
@@ -30,8 +31,8 @@ from sweeps.trials import make_trainer, without_teacher
 def evaluate_front(search: Search, folder: Path, data: ImageData, *, look: bool = True) -> list[str]:
     """Evaluate the front and the references on the test split, and write a model of each point of the front.
 
-    A trial that has a test error already is not evaluated again. A trial whose weights cannot be read is skipped with a
-    printed line.
+    A trial that has a test error already is not evaluated again. A trial whose weights cannot be used is skipped; a
+    line and a notice of the trial say why.
 
     Args:
         search: the finished search; test errors are written to its journal.
@@ -56,8 +57,11 @@ def evaluate_front(search: Search, folder: Path, data: ImageData, *, look: bool 
         if not (wants_test or needs_model):
             continue
         weights = folder / TRIALS_FOLDER / trial.trial_id / CHECKPOINT_FILE
-        trainer = restore_trainer(trial, weights, data, device)
-        if trainer is None:
+        try:
+            trainer = restore_trainer(trial, weights, data, device)
+        except InputError as error:
+            search.write_notice(trial.trial_id, f"not evaluated on the test split: {error}")
+            print(f"{trial.trial_id} is not evaluated on the test split: {error}")
             continue
         if wants_test:
             error = trainer.evaluate("test")["error"]
@@ -80,7 +84,7 @@ def _test_lines(study: StudyRecord, name: str) -> list[str]:
     ]
 
 
-def restore_trainer(trial: TrialRecord, path: Path, data: ImageData, device: str) -> Trainer | None:
+def restore_trainer(trial: TrialRecord, path: Path, data: ImageData, device: str) -> Trainer:
     """Make a trainer with a trial's last weights.
 
     Args:
@@ -90,15 +94,25 @@ def restore_trainer(trial: TrialRecord, path: Path, data: ImageData, device: str
         device: "cpu" or "cuda".
 
     Returns:
-        The trainer, without a teacher; None, after printing why, if the checkpoint is missing or damaged.
+        The trainer, without a teacher.
+
+    Raises:
+        InputError: the checkpoint is damaged, is not there or cannot be read, or this version of the code cannot use
+            it; the message says which.
     """
     try:
         state, _ = load_tensors(path, device)
-    except (InputError, FileNotFoundError) as error:
-        print(f"{trial.trial_id} is not evaluated on the test split: its weights cannot be read ({error})")
-        return None
+    except FileNotFoundError as error:
+        raise InputError(f"its weights are not there: {path}") from error
+    except OSError as error:
+        raise InputError(f"its weights cannot be read: {one_line(error)}") from error
     trainer = make_trainer(without_teacher(trial.specification), data, device)
-    trainer.load_state(state)
+    try:
+        trainer.load_state(state)
+    except torch.OutOfMemoryError:
+        raise
+    except (KeyError, RuntimeError, ValueError) as error:
+        raise InputError(f"this version of the code cannot use {path}: {first_line(error)}") from error
     return trainer
 
 

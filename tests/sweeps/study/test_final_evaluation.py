@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from sweeps.records.events import Event
+from lowrank.data import DataSettings, load_data
+from lowrank.io import save_tensors
+from sweeps.records.events import Event, Status
 from sweeps.records.image_errors import decode_wrong_images
 from sweeps.records.journal import Journal
 from sweeps.records.load import load_study
 from sweeps.records.model import apply_event
-from sweeps.search.reuse import SiblingResults
+from sweeps.search.reuse import SiblingResults, weights_path
 from sweeps.study import driver, final_evaluation
 from sweeps.study.driver import CloseReason
 from sweeps.study.final_evaluation import evaluate_front
+from sweeps.trials import make_trainer
 from tests.support.synthetic_study import Plan, write_study
 
 
@@ -31,6 +35,9 @@ class FakeSearch:
     def write_test_error(self, trial_id, error, wrong_images=""):
         event = self.journal.append(Event.TESTED, trial=trial_id, test_error=error, wrong_images=wrong_images)
         apply_event(self.record, event)
+
+    def write_notice(self, trial_id, text):
+        apply_event(self.record, self.journal.append(Event.NOTICE, trial=trial_id, text=text))
 
     def append(self, event, **fields):
         apply_event(self.record, self.journal.append(event, **fields))
@@ -100,3 +107,33 @@ def test_a_look_before_the_end_is_refused_with_a_line(search, monkeypatch, capsy
     monkeypatch.setattr(driver, "_print_summary", lambda *_: None)
     driver._search(search, SimpleNamespace(test=True, folder=None), None, 8)
     assert "the search has not ended: the test split was not looked at" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("harm", "message"),
+    [
+        (lambda path: path.write_bytes(path.read_bytes()[:-7] + b"changed"), "is damaged: its tensors do not have"),
+        (lambda path: path.write_bytes(b""), "is damaged: "),
+        (Path.unlink, "its weights are not there"),
+        (lambda path: save_tensors(path, {"other": torch.zeros(1)}, {}), "this version of the code cannot use"),
+    ],
+    ids=["changed", "empty", "gone", "other"],
+)
+def test_weights_of_the_front_that_cannot_be_used_are_called_what_they_are(search, tmp_path, capsys, harm, message):
+    data = load_data(DataSettings(name="digits", train_images=200))
+    trial = next(trial for trial in search.record.trials.values() if trial.status is Status.COMPLETED)
+    trial.specification = {
+        "network": {"name": "resnet9", "width": 0.125}, "method": {"name": "dense"}, "train": {"epochs": 1},
+        "views": {}, "data": {"name": "digits"}, "seed": 0,
+    }  # fmt: skip
+    for other in list(search.record.trials.values()):
+        if other is not trial:
+            del search.record.trials[other.trial_id]
+    path = weights_path(tmp_path, trial.trial_id)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_tensors(path, make_trainer(trial.specification, data, "cpu").weights(), {})
+    harm(path)
+    evaluate_front(search, tmp_path, data)
+    assert message in capsys.readouterr().out
+    assert trial.test_error is None
+    assert [text for text in trial.notices if message in text and text.startswith("not evaluated on the test split")]
