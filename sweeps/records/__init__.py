@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     )
     from sweeps.records.load import (
         STUDIES_FOLDER as STUDIES_FOLDER,
+        StudyHistory as StudyHistory,
         find_optuna_damage as find_optuna_damage,
         find_study as find_study,
         find_trial as find_trial,
@@ -146,7 +147,8 @@ __getattr__, __dir__, __all__ = lazy_exports(
             "study_lock truncate_torn_line"
         ),
         "load": (
-            "STUDIES_FOLDER find_optuna_damage find_study find_trial fold_journal is_study load_study read_rank_costs "
+            "STUDIES_FOLDER StudyHistory find_optuna_damage find_study find_trial fold_journal is_study load_study "
+            "read_rank_costs "
             "read_step_times"
         ),
         "model": (

@@ -12,7 +12,7 @@ from lowrank.errors import InputError, unknown
 from lowrank.utils import first_line
 from sweeps.records.events import Status
 from sweeps.records.fronts import completed_trials
-from sweeps.records.journal import JournalReader, damage_error
+from sweeps.records.journal import JournalLine, JournalReader, damage_error
 from sweeps.records.model import StudyRecord, TrialRecord, apply_event, garbage_collection_paused
 from sweeps.records.names import JOURNAL_FILE, RESULTS_FILE
 from sweeps.records.tables import read_tables
@@ -89,6 +89,48 @@ def load_study(folder: Path) -> StudyRecord:
     return study
 
 
+class StudyHistory:
+    """A study as its journal tells it; what has been read once is not read again.
+
+    Args:
+        path: of the journal.
+    """
+
+    def __init__(self, path: Path):
+        self.path, self.record = path, StudyRecord()
+        self._reader = JournalReader(path)
+
+    def update(self) -> StudyRecord:
+        """Read what the journal has got since the last call.
+
+        Returns:
+            The study, as far as its journal has come; the same object each time, unless the journal was repaired.
+
+        Raises:
+            InputError: the journal is missing, a line is damaged, lost or there twice, or an event is of an unknown
+                kind or lacks a field. The text names line and byte, and says what to do.
+        """
+        try:
+            if self.path.stat().st_size < self._reader.offset:  # another file than the one that was read
+                self.record, self._reader = StudyRecord(), JournalReader(self.path)
+            with garbage_collection_paused():
+                for line in self._reader.scan():
+                    self._apply(line)
+        except FileNotFoundError as error:
+            raise InputError(f"there is no journal {self.path}") from error
+        return self.record
+
+    def _apply(self, line: JournalLine) -> None:
+        damage = line.damage
+        if not damage:
+            try:
+                apply_event(self.record, line.event)
+            except InputError as error:
+                damage = str(error)
+        if damage:
+            raise damage_error(self.path, line.number, line.byte, damage)
+
+
 def fold_journal(path: Path) -> StudyRecord:
     """Read a journal and fold its events into records.
 
@@ -99,24 +141,9 @@ def fold_journal(path: Path) -> StudyRecord:
         The study, as far as its journal has come.
 
     Raises:
-        InputError: the journal is missing, a line is damaged, lost or there twice, or an event is of an unknown kind
-            or lacks a field. The text names line and byte, and says what to do.
+        InputError: as `StudyHistory.update`.
     """
-    study, reader = StudyRecord(), JournalReader(path)
-    try:
-        with garbage_collection_paused():
-            for line in reader.scan():
-                damage = line.damage
-                if not damage:
-                    try:
-                        apply_event(study, line.event)
-                    except InputError as error:
-                        damage = str(error)
-                if damage:
-                    raise damage_error(path, line.number, line.byte, damage)
-    except FileNotFoundError as error:
-        raise InputError(f"there is no journal {path}") from error
-    return study
+    return StudyHistory(path).update()
 
 
 def find_trial(study: StudyRecord, id_prefix: str, *, completed: bool = False) -> TrialRecord:

@@ -7,7 +7,10 @@ Together with `epochs.parquet` it gives back the study that the journal gave: `r
 from __future__ import annotations
 
 import json
+import time
+import uuid
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -29,7 +32,9 @@ JSON_COLUMNS = {
     "wrong_images": "wrong_images", "initial": "initial",
 }  # fmt: skip
 # Columns that tables of earlier versions lack
-NEW_COLUMNS = ("wrong_images", "initial", "initial_error", "total_epochs")
+NEW_COLUMNS = ("wrong_images", "initial", "initial_error", "total_epochs", "postponed")
+GENERATION_KEY = b"generation"  # key of the metadata of both tables: those that were written together have the same
+READ_SECONDS, POLL_SECONDS = 5.0, 0.05  # for a writer that has replaced one table to replace the other
 LIST_FIELDS = ("aliases", "notes", "notices", "attempts")
 # The table of `--probe-memory`: one row a distinct configuration, on the device that its trials will use. MB are
 # 1e6 bytes; `largest_batch` is 0 where none fits; `limited` says that a larger one was seen not to fit.
@@ -64,6 +69,7 @@ RESULTS_SCHEMA = pa.schema(
         ("proposed_at", pa.float64()), ("finished_at", pa.float64()),
         ("point_id", pa.string()), ("allocation", pa.string()), ("decay_multiplier", pa.float64()),
         ("start", pa.string()), ("broken", pa.string()), ("initial_error", pa.float64()), ("total_epochs", pa.int64()),
+        ("postponed", pa.string()),
         *((name, pa.string()) for name in JSON_COLUMNS),
     ]
 )  # fmt: skip
@@ -106,7 +112,8 @@ def trial_to_row(study: str, trial: TrialRecord) -> dict[str, Any]:
         "sharing": trial.last_attempt("sharing"),
         "point_id": trial.point_id or None, "allocation": spec.get("allocation", {}).get("by", "even"),
         "decay_multiplier": train.get("decay_multiplier"), "start": start_kind(spec),
-        "broken": trial.broken or None, "initial_error": trial.initial_error, "total_epochs": trial.total_epochs,
+        "broken": trial.broken or None, "postponed": trial.postponed or None,
+        "initial_error": trial.initial_error, "total_epochs": trial.total_epochs,
     }  # fmt: skip
     row |= {column: json.dumps(getattr(trial, name), sort_keys=True) for column, name in JSON_COLUMNS.items()}
     row.update({name: trial.counts.get(name) for name in COUNTS})
@@ -159,7 +166,7 @@ def trial_from_row(row: Mapping[str, Any]) -> TrialRecord:
         **{name: row[name] for name in COPIED_COLUMNS}, role=Role(row["role"]), status=Status(row["status"]),
         **{name: _read_json(row, column) for column, name in JSON_COLUMNS.items()},
         counts={name: row[name] for name in COUNTS if row[name] is not None},
-        point_id=row["point_id"] or "", broken=row["broken"] or "",
+        point_id=row["point_id"] or "", broken=row["broken"] or "", postponed=row.get("postponed") or "",
     )  # fmt: skip
     if row["epochs"]:
         trial.epochs[row["epochs"]] = {name: row[name] for name in EPOCH_METRICS if row.get(name) is not None}
@@ -278,6 +285,8 @@ def epochs_to_table(study: StudyRecord) -> pa.Table:
 def write_tables(study: StudyRecord, folder: Path) -> None:
     """Write results.parquet and epochs.parquet, each whole or not at all.
 
+    Both carry the same generation, so that a reader notices when it has met one table of each writing.
+
     Args:
         study: the study.
         folder: of the study.
@@ -285,13 +294,17 @@ def write_tables(study: StudyRecord, folder: Path) -> None:
     Raises:
         OSError: the disk is full, or the folder cannot be written.
     """
-    for table, name in ((results_to_table(study), RESULTS_FILE), (epochs_to_table(study), EPOCHS_FILE)):
-        with atomic_path(folder / name) as temporary:
-            pq.write_table(table, temporary)
+    generation = {GENERATION_KEY: uuid.uuid4().hex.encode()}
+    with ExitStack() as stack:  # both are replaced at its end, one right after the other
+        for table, name in ((epochs_to_table(study), EPOCHS_FILE), (results_to_table(study), RESULTS_FILE)):
+            temporary = stack.enter_context(atomic_path(folder / name))
+            pq.write_table(table.replace_schema_metadata({**(table.schema.metadata or {}), **generation}), temporary)
 
 
 def read_tables(folder: Path) -> StudyRecord:
     """Read a study from results.parquet and, where it is there, epochs.parquet.
+
+    Where a writer is just replacing them, the reader waits up to READ_SECONDS for both tables of one writing.
 
     Args:
         folder: of the study.
@@ -301,10 +314,20 @@ def read_tables(folder: Path) -> StudyRecord:
 
     Raises:
         InputError: a table is damaged, or it lacks a column, because another version wrote it or it is no table of a
-            study.
+            study; or the tables do not belong together.
     """
+    end = time.monotonic() + READ_SECONDS
     try:
-        return _read_tables(folder)
+        while True:
+            results, epochs = _read_table(folder / RESULTS_FILE), _read_table(folder / EPOCHS_FILE)
+            if epochs is None or _generation(results) == _generation(epochs):
+                return _read_study(folder, results, epochs)
+            if time.monotonic() > end:
+                raise InputError(
+                    f"{RESULTS_FILE} and {EPOCHS_FILE} of {folder} were not written together: try again if the study "
+                    f"is running; if it has its journal, `python -m sweeps.tracking {folder}` writes both again"
+                )
+            time.sleep(POLL_SECONDS)
     except InputError:
         raise
     except (KeyError, TypeError, AttributeError, ValueError, OSError) as error:  # pyarrow's are among them
@@ -314,8 +337,17 @@ def read_tables(folder: Path) -> StudyRecord:
         ) from error
 
 
-def _read_tables(folder: Path) -> StudyRecord:
-    table = pq.read_table(folder / RESULTS_FILE)
+def _read_table(path: Path) -> pa.Table | None:
+    """The table; None if there is no such file and there need not be one."""
+    return pq.read_table(path) if path.name == RESULTS_FILE or path.is_file() else None
+
+
+def _generation(table: pa.Table) -> bytes:
+    """Of which writing a table is; empty for tables of earlier versions, and of a study that was put together."""
+    return bytes((table.schema.metadata or {}).get(GENERATION_KEY, b""))
+
+
+def _read_study(folder: Path, table: pa.Table, epochs: pa.Table | None) -> StudyRecord:
     missing = [name for name in RESULTS_SCHEMA.names if name not in (*table.column_names, *NEW_COLUMNS)]
     if missing:
         raise InputError(
@@ -323,14 +355,12 @@ def _read_tables(folder: Path) -> StudyRecord:
             f"still has its journal, `python -m sweeps.tracking {folder}` writes the table again"
         )
     trials = {row["trial_id"]: trial_from_row(row) for row in table.to_pylist()}
-    if (folder / EPOCHS_FILE).is_file():
-        for row in pq.read_table(folder / EPOCHS_FILE).to_pylist():
-            if row["trial_id"] not in trials:
-                raise InputError(
-                    f"{folder / EPOCHS_FILE} has epochs of {row['trial_id']!r}, which {RESULTS_FILE} does not have: if "
-                    "the study is running, its tables are just being written; try again"
-                )
-            trials[row["trial_id"]].epochs[row["epoch"]] = metrics_from_row(row)
+    for row in epochs.to_pylist() if epochs is not None else ():
+        if row["trial_id"] not in trials:
+            raise InputError(
+                f"{folder / EPOCHS_FILE} has epochs of {row['trial_id']!r}, which {RESULTS_FILE} does not have"
+            )
+        trials[row["trial_id"]].epochs[row["epoch"]] = metrics_from_row(row)
     fields_of_study = json.loads((table.schema.metadata or {}).get(STUDY_KEY, b"{}"))
     study = study_from_fields(fields_of_study, trials)
     study.header.setdefault("name", folder.resolve().name)

@@ -18,9 +18,9 @@ from sweeps.records import (
     Journal,
     Role,
     Status,
+    StudyHistory,
     StudyRecord,
     apply_event,
-    fold_journal,
     is_study_disk_full,
     locked_journal,
     write_space_file,
@@ -60,7 +60,10 @@ class CloseReason(enum.StrEnum):
     INTERRUPTED = "interrupted"
 
 
-def run_study(space: Space, resolver: Resolver, config: StudyConfig, retrain: Retrain | None = None) -> int:
+def run_study(
+    space: Space, resolver: Resolver, config: StudyConfig, retrain: Retrain | None = None,
+    history: StudyHistory | None = None,
+) -> int:  # fmt: skip
     """Run a study, or go on with it, to its end, the limit of time or an interruption.
 
     Args:
@@ -68,6 +71,7 @@ def run_study(space: Space, resolver: Resolver, config: StudyConfig, retrain: Re
         resolver: makes trials of points.
         config: folders, addresses and limits.
         retrain: recorded trials to propose instead of points of the space.
+        history: of a study that is resumed, as far as it was read.
 
     Returns:
         The exit code.
@@ -98,7 +102,7 @@ def run_study(space: Space, resolver: Resolver, config: StudyConfig, retrain: Re
     config.folder.mkdir(parents=True, exist_ok=True)
     resolver.use_folder(config.folder)  # the folder is there only now
     with locked_journal(config.folder) as journal, planner.sharing_modes(config.address) as modes:
-        record = fold_journal(journal.path)
+        record = (history or StudyHistory(journal.path)).update()
         _write_space(space, config)
         _write_header(journal, record, space, resolver, config)
         if retrain is not None and config.origin is not None:

@@ -17,11 +17,11 @@ from sweeps.records import (
     JOURNAL_FILE,
     SPACE_FILE,
     TRIAL_WEIGHTS,
+    StudyHistory,
     StudyRecord,
     check_note,
     check_specifications,
     find_study_folder,
-    fold_journal,
     new_study_folder,
     parse_tags,
     read_space_file,
@@ -165,7 +165,8 @@ def resume_study(options: RunOptions) -> int:
             f"{options.data}"
         )
     check_options(space, options)
-    record = fold_journal(folder / JOURNAL_FILE)
+    history = StudyHistory(folder / JOURNAL_FILE)
+    record = history.update()
     specifications = (trial.specification for trial in record.trials.values())
     typed = {"allow_code": options.allow_code, "data_dir": options.data_dir, "typed_data": options.data}
     check_specifications(specifications, source=f"{folder / JOURNAL_FILE}", **typed)
@@ -184,7 +185,8 @@ def resume_study(options: RunOptions) -> int:
             f"this version of the code gives the trials of {retrain.folder} other ids than the one that began the "
             "study; begin a new one, or resume it with that version"
         )
-    return _run_mirrored(uri, folder, lambda: run_study(space, Resolver(space, data, teacher), config, retrain))
+    resolver = Resolver(space, data, teacher)
+    return _run_mirrored(uri, folder, lambda: run_study(space, resolver, config, retrain, history))
 
 
 def _run_mirrored(uri: str | None, folder: Path, run: Callable[[], int]) -> int:

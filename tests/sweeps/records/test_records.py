@@ -9,10 +9,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from lowrank.errors import InputError
 from sweeps.records import model as records
 from sweeps.records.events import TERMINAL, Event, Role, Status
+from sweeps.records.journal import Journal
+from sweeps.records.load import StudyHistory
 from sweeps.records.model import StudyRecord, apply_event
-from sweeps.records.names import JOURNAL_FILE
+from sweeps.records.names import EPOCHS_FILE, JOURNAL_FILE, RESULTS_FILE
 from sweeps.records.tables import (
     EPOCHS_SCHEMA,
     RESULTS_SCHEMA,
@@ -191,3 +194,53 @@ def test_tables_that_could_not_be_written_leave_the_old_ones(events, tmp_path, m
         write_tables(fold_events([PROPOSED]), tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == names
     assert read_tables(tmp_path) == before
+
+
+def test_a_reader_between_the_two_tables_waits_for_both_of_one_writing(events, tmp_path, monkeypatch):
+    study, old = fold_events(events), fold_events([PROPOSED])
+    new = tmp_path / "new"
+    new.mkdir()
+    write_tables(old, tmp_path)
+    write_tables(study, new)
+    (new / EPOCHS_FILE).replace(tmp_path / EPOCHS_FILE)  # here a writer has replaced one of them
+
+    def replace_the_other(seconds):
+        (new / RESULTS_FILE).replace(tmp_path / RESULTS_FILE)
+
+    monkeypatch.setattr("time.sleep", replace_the_other)
+    assert read_tables(tmp_path).trials.keys() == study.trials.keys()
+
+
+def test_tables_that_were_not_written_together_are_one_line(events, tmp_path, monkeypatch):
+    write_tables(fold_events([PROPOSED]), tmp_path)
+    results = (tmp_path / RESULTS_FILE).read_bytes()
+    write_tables(fold_events(events), tmp_path)
+    (tmp_path / RESULTS_FILE).write_bytes(results)
+    monkeypatch.setattr("sweeps.records.tables.READ_SECONDS", 0.0)
+    with pytest.raises(
+        InputError, match=r"results.parquet and epochs.parquet of .* were not written together: try again"
+    ):
+        read_tables(tmp_path)
+
+
+def test_tables_hold_why_a_trial_was_postponed(tmp_path):
+    postponed = {"event": "postponed", "time": 2.0, "trial": PROPOSED["trial"], "reason": "on 1 CPU: out of memory"}
+    write_tables(fold_events([PROPOSED, postponed]), tmp_path)
+    (trial,) = read_tables(tmp_path).trials.values()
+    assert trial.postponed == "on 1 CPU: out of memory"
+
+
+def test_a_history_reads_each_line_once_and_begins_anew_with_a_repaired_journal(tmp_path, monkeypatch):
+    path, folded = tmp_path / JOURNAL_FILE, []
+    monkeypatch.setattr("sweeps.records.load.apply_event", lambda record, event: folded.append(event["text"]))
+    journal, history = Journal(path), StudyHistory(path)
+    for text in ("a", "b"):
+        journal.append(Event.NOTICE, trial="t", text=text)
+        history.update()
+    assert folded == ["a", "b"]
+    journal.append(Event.NOTICE, trial="t", text="c")
+    journal.close()
+    history.update()
+    path.write_bytes(path.read_bytes().splitlines(keepends=True)[0])
+    history.update()
+    assert folded == ["a", "b", "c", "a"]

@@ -109,7 +109,7 @@ def test_a_resume_trains_the_trials_that_were_drawn_wherever_the_driver_was_kill
             first.propose(journal, load_study(config.folder), config.folder, config.origin)
         return 130
 
-    def resumed(space, resolver, config, retrain=None):
+    def resumed(space, resolver, config, retrain=None, history=None):
         seen.append(retrain)
         with closing(Journal(config.folder / JOURNAL_FILE)) as journal:
             record = load_study(config.folder)
