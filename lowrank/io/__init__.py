@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from lowrank.io.tensor_file import (
         load_tensors as load_tensors,
         read_metadata as read_metadata,
+        remove_set_aside as remove_set_aside,
         save_tensors as save_tensors,
         saved_versions as saved_versions,
         set_aside as set_aside,
@@ -60,7 +61,9 @@ __getattr__, __dir__, __all__ = lazy_exports(
             "save_merged save_model write_model"
         ),
         "preprocessing": "CLASSIFIER_FILE find_preprocessing read_class_names",
-        "tensor_file": "load_tensors read_metadata save_tensors saved_versions set_aside shift_versions",
+        "tensor_file": (
+            "load_tensors read_metadata remove_set_aside save_tensors saved_versions set_aside shift_versions"
+        ),
         "weight_files": "WeightReport load_weights read_weights",
     },
 )

@@ -44,10 +44,13 @@ def save_tensors(
     if checksum:
         strings |= {CHECKSUM: _checksum(contiguous), METADATA_CHECKSUM: _metadata_checksum(metadata)}
     with atomic_path(path) as temporary:
+        temporary.touch()  # its mode follows the umask; safetensors puts a file in its place that the user alone reads
+        mode = temporary.stat().st_mode
         try:
             save_file(contiguous, temporary, strings)
         except SafetensorError as error:
             raise OSError(f"{path}: could not be written: {error}") from error
+        temporary.chmod(mode)
         sync(temporary)  # a full disk may show only here, and then the older files stay where they are
         shift_versions(path, versions)
 
@@ -115,6 +118,19 @@ def set_aside(path: Path) -> Path:
     target = free_name(path.with_name(path.name + UNUSABLE_SUFFIX))
     path.replace(target)
     return target
+
+
+def remove_set_aside(path: Path) -> None:
+    """Remove the files that `set_aside` has renamed for a path and its versions.
+
+    Args:
+        path: the newest file.
+
+    Raises:
+        OSError: a file cannot be removed.
+    """
+    for file in path.parent.glob(f"{path.stem}*{path.suffix}{UNUSABLE_SUFFIX}*"):
+        file.unlink(missing_ok=True)
 
 
 def load_tensors(path: Path, device: torch.device | str = "cpu") -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -14,7 +14,7 @@ import ray
 from ray.exceptions import GetTimeoutError, RayActorError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from lowrank.io import saved_versions, set_aside, shift_versions
+from lowrank.io import remove_set_aside, saved_versions, set_aside, shift_versions
 from lowrank.utils import atomic_path, sync
 from sweeps.records import CHECKPOINT_FILE, TRIALS_FOLDER
 
@@ -44,6 +44,8 @@ class _Relay:
                 shift_versions(path, versions)
         for older in saved_versions(path)[versions:]:
             older.unlink()
+        if versions == 1:  # of a trial that has ended
+            remove_set_aside(path)
 
     def get(self, trial_id: str) -> dict[str, bytes]:
         """Return a trial's checkpoints by file name, the newest first; empty if there is none."""

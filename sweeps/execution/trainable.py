@@ -20,7 +20,7 @@ from torch import nn
 
 from lowrank.distillation import Teacher
 from lowrank.errors import InputError, LoaderHungError
-from lowrank.io import load_tensors, save_tensors, saved_versions
+from lowrank.io import load_tensors, remove_set_aside, save_tensors, saved_versions
 from lowrank.training import DivergedError, Trainer
 from lowrank.utils import first_line
 from sweeps.cluster import assigned_cards, assigned_device, assigned_resources, limit_memory, out_of_memory
@@ -280,6 +280,8 @@ class TrialTrainable(tune.Trainable):
         self.checkpoint_location.upload(versions)
         for older in saved_versions(path)[versions:]:
             older.unlink()
+        if self._trained():
+            remove_set_aside(path)  # nobody goes back to them now
         self.saved_at = time.monotonic()
 
     def _load_checkpoint(self) -> None:

@@ -89,7 +89,6 @@ def store_teacher(root: Path, record: TeacherRecord, weights: Path, history: Seq
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
     weights.replace(unfinished / WEIGHTS_FILE)
-    (unfinished / WEIGHTS_FILE).chmod(0o644)  # others of the machine may use it too
     _write_json(unfinished / CURVE_FILE, list(history))
     _write_json(unfinished / RECORD_FILE, record.model_dump(mode="json"))
     sync(unfinished / WEIGHTS_FILE)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
 from pathlib import Path
@@ -356,3 +357,15 @@ def test_a_merged_file_cannot_ask_for_more_memory_than_it_holds(tmp_path, combin
     monkeypatch.setattr(ModelSpecification, "build", lambda self: pytest.fail("it takes the memory"))
     with pytest.raises(InputError, match=r"merged: its settings describe [\d,]+ parameters, but it stores 2 numbers"):
         load_merged(tmp_path / "merged")
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077, 0o002])
+def test_the_mode_of_a_file_follows_the_umask_as_that_of_every_file(tmp_path, umask):
+    before = os.umask(umask)
+    try:
+        save_tensors(tmp_path / "weights.safetensors", {"x": torch.zeros(1)}, {})
+        (tmp_path / "text").write_text("")
+    finally:
+        os.umask(before)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.iterdir()}
+    assert modes == {"weights.safetensors": 0o666 & ~umask, "text": 0o666 & ~umask}

@@ -80,6 +80,8 @@ def test_a_checkpoint_that_cannot_be_used_is_renamed_in_the_study_too(tmp_path):
     assert not reader.path.exists()
     upload(reader, b"third")
     assert stored(tmp_path) == {CHECKPOINT_FILE: b"third", OLDER: b"first", f"{CHECKPOINT_FILE}.unusable": b"second"}
+    upload(reader, b"last", versions=1)  # the trial has ended
+    assert stored(tmp_path) == {CHECKPOINT_FILE: b"last"}
 
 
 @pytest.mark.usefixtures("relay")
