@@ -19,7 +19,9 @@ if TYPE_CHECKING:
         file_hash as file_hash,
         free_name as free_name,
         nearest_existing as nearest_existing,
+        remove_leftovers as remove_leftovers,
         sync as sync,
+        temporary_path as temporary_path,
         write_bytes as write_bytes,
         write_text as write_text,
     )
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
     from lowrank.utils.locks import LockedError as LockedError, hold_lock as hold_lock
     from lowrank.utils.pareto import non_dominated as non_dominated
     from lowrank.utils.processes import (
+        available_mb as available_mb,
         exit_with_parent as exit_with_parent,
         module_command as module_command,
         module_environment as module_environment,
@@ -67,8 +70,8 @@ __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
     {
         "atomic_files": (
-            "TEMPORARY_SUFFIX atomic_folder atomic_path atomic_write file_hash free_name nearest_existing sync "
-            "write_bytes write_text"
+            "TEMPORARY_SUFFIX atomic_folder atomic_path atomic_write file_hash free_name nearest_existing "
+            "remove_leftovers sync temporary_path write_bytes write_text"
         ),
         "cli": "ExitCode OneLineParser report_error run_command",
         "countdown": "Countdown",
@@ -76,7 +79,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "linalg": "factor_matrix robust_eigh",
         "locks": "LockedError hold_lock",
         "pareto": "non_dominated",
-        "processes": "exit_with_parent module_command module_environment usable_cores",
+        "processes": "available_mb exit_with_parent module_command module_environment usable_cores",
         "templates": "Markdown read_resource render_template",
         "text": (
             "HIDDEN first_line format_bytes format_count format_round_count format_times last_line one_line redact "

@@ -1,18 +1,21 @@
-"""Processes: on how many cores one may run, and children that end with their parent, however that one ends."""
+"""Processes: what one may use of the machine, and children that end with their parent, however that one ends."""
 
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 import signal
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 POLL_SECONDS = 0.5
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _PROJECT = Path(__file__).resolve().parents[2]
+_PROC, _CONTROL_GROUPS = Path("/proc"), Path("/sys/fs/cgroup")
 
 
 def module_command(module: str, *arguments: object) -> list[str]:
@@ -45,12 +48,89 @@ def module_environment(**variables: str) -> dict[str, str]:
 
 
 def usable_cores() -> int:
-    """Count the cores that this process may run on.
+    """Count the cores that this process may use.
 
     Returns:
-        At least 1; smaller than the machine's count under taskset or in a container.
+        At least 1; smaller than the machine's count under taskset, or in a container or a service whose control group
+        has a quota of processor time.
     """
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min([cores, *(math.ceil(quota) for quota in _cpu_quotas())]))
+
+
+def _cpu_quotas() -> Iterator[float]:
+    """Yield the limits of processor time, in cores, of this process's control groups."""
+    for folder in _control_groups("cpu"):
+        quota, period = (*_numbers(folder / "cpu.max"), None, None)[:2]  # version 2
+        if quota is None:
+            quota, period = (next(_numbers(folder / f"cpu.cfs_{name}_us"), None) for name in ("quota", "period"))
+        if quota is not None and period is not None and quota > 0 < period:
+            yield quota / period
+
+
+def available_mb() -> float | None:
+    """Read how much memory this process can still get.
+
+    Returns:
+        MB (1e6 bytes): what the machine has available, or what is left of the limit of a control group if that is less;
+        None where Linux's /proc/meminfo does not exist.
+    """
+    try:
+        lines = (_PROC / "meminfo").read_text().splitlines()
+    except OSError:
+        return None
+    machine = [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
+    remaining = [*machine, *_memory_remainders()]
+    return max(0, min(remaining)) / 1e6 if machine else None
+
+
+def _memory_remainders() -> Iterator[int]:
+    """Yield the bytes that are left of the limits of this process's control groups; cached files count as free."""
+    names = (("memory.max", "memory.current", "inactive_file"),
+             ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"))  # fmt: skip
+    for folder in _control_groups("memory"):
+        for limit_file, usage_file, cached_field in names:
+            limit, usage = (next(_numbers(folder / name), None) for name in (limit_file, usage_file))
+            if limit is not None and usage is not None:
+                yield limit - usage + _memory_field(folder / "memory.stat", cached_field)
+
+
+def _memory_field(path: Path, field: str) -> int:
+    try:
+        lines = path.read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) for line in lines if line.split()[:1] == [field]), 0)
+
+
+def _numbers(path: Path) -> Iterator[int]:
+    """Yield the numbers at the start of a file; none if it is missing or says `max`."""
+    try:
+        words = path.read_text().split()
+    except OSError:
+        return
+    for word in words:
+        if not word.lstrip("-").isdecimal():
+            return
+        yield int(word)
+
+
+def _control_groups(controller: str) -> Iterator[Path]:
+    """Yield the folders of the control groups that limit this process, each with those above it."""
+    try:
+        lines = (_PROC / "self" / "cgroup").read_text().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        number, controllers, path = line.split(":", 2)
+        roots = [_CONTROL_GROUPS, _CONTROL_GROUPS / "unified"]
+        if number != "0":  # version 1 has a tree for each controller
+            roots = [_CONTROL_GROUPS / controllers, _CONTROL_GROUPS / controller]
+            if controller not in controllers.split(","):
+                continue
+        for root in dict.fromkeys(roots):
+            folder = root / path.lstrip("/")
+            yield from (parent for parent in (folder, *folder.parents) if parent.is_relative_to(root))
 
 
 def exit_with_parent(parent: int) -> None:

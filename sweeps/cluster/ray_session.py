@@ -16,7 +16,7 @@ from ray.exceptions import RayError
 
 from lowrank.errors import InputError
 from lowrank.networks import user_modules
-from lowrank.utils import first_line
+from lowrank.utils import first_line, usable_cores
 from sweeps.cluster.local_ray import check_private, private_folder, require_token
 from sweeps.cluster.ray_adapter import (
     ENVIRONMENT,
@@ -42,7 +42,7 @@ def connect(
 
     Args:
         address: `auto` or HOST:PORT of a cluster's head; None starts Ray on this machine alone.
-        cpus: CPUs of a Ray that is started here; None for all of the machine's.
+        cpus: CPUs of a Ray that is started here; None for all that this process may use.
         own_networks: names of networks in the user's code, which the workers make.
         allow_open_ports: whether a Ray that is started here may answer everybody, as `RAY_AUTH_MODE=disabled` says.
 
@@ -75,7 +75,7 @@ def connect(
                     )  # fmt: skip
                 _SHIPPED.update(own_networks)
             else:
-                _start_here(cpus, allow_open_ports)
+                _start_here(usable_cores() if cpus is None else cpus, allow_open_ports)
     except InputError:
         raise
     except (ConnectionError, RayError, ValueError, RuntimeError) as error:
@@ -108,7 +108,7 @@ def _staged_modules(own_networks: Collection[str]) -> Iterator[list[str]]:
         yield paths
 
 
-def _start_here(cpus: int | None, allow_open_ports: bool) -> None:
+def _start_here(cpus: int, allow_open_ports: bool) -> None:
     """Start Ray on this machine, again if it takes too long; raises InputError after `MAX_STARTS`.
 
     The address is `local`, for Ray would otherwise join the cluster that anybody has started last on this machine.

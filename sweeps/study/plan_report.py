@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import statistics
 import time
 from collections.abc import Sequence
@@ -19,6 +18,7 @@ from lowrank.data import load_data, steps_per_epoch
 from lowrank.errors import InfeasibleError
 from lowrank.layers import Separable
 from lowrank.training import RECIPE_FIELD, default_recipe, use_channels_last
+from lowrank.utils import usable_cores
 from sweeps.records import Trial, decidable_difference, reasons_by_method
 from sweeps.resources import Cluster, share_for
 from sweeps.space import NETWORK_WEIGHTS, RunOptions, Space, Stratum, Value, teacher_space
@@ -348,5 +348,5 @@ def print_plan(space: Space, options: RunOptions) -> int:
 
 def _local_slots(space: Space) -> int:
     """How many trials this machine can train at a time."""
-    cpus, gpus = float(os.cpu_count() or 1), float(torch.cuda.device_count())
+    cpus, gpus = float(usable_cores()), float(torch.cuda.device_count())
     return share_for(space.resources, Cluster(cpus, gpus, cpus, gpus), space.search.trials, False).concurrent

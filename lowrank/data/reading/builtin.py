@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import http.client
 import importlib.util
+import shutil
 import tarfile
 import zlib
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,7 +20,7 @@ from numpy.typing import NDArray
 from lowrank.data.reading.image_store import ArrayStore
 from lowrank.data.reading.source import ImageSource
 from lowrank.errors import InputError
-from lowrank.utils import one_line
+from lowrank.utils import file_hash, hold_lock, one_line, remove_leftovers, sync, temporary_path, write_text
 
 
 class BuiltinSet(NamedTuple):
@@ -106,7 +108,9 @@ def read_torchvision(name: str, root: Path, download: bool) -> ImageSource:
             f"allow the download, put the file there, or use digits, parquet:DIR or folder:DIR"
         )
     if absent:
-        _download(maker, name, root)
+        with _downloading(root, name):
+            if any(not path.is_file() for path, _ in _files(maker, root)):  # no other process has done it meanwhile
+                _download(maker, name, root)
     _check_files(maker, name, root)
     parts = [_read_part(maker, name, root, train) for train in (True, False)]
     images, labels = (np.concatenate(arrays) for arrays in zip(*((p[0], p[1]) for p in parts), strict=True))
@@ -130,20 +134,53 @@ def _files(maker: Any, root: Path) -> Iterator[tuple[Path, str | None]]:
         yield root / maker.__name__ / "raw" / Path(name).stem, None
 
 
-def _download(maker: Any, name: str, root: Path) -> None:
+@contextmanager
+def _downloading(root: Path, name: str) -> Iterator[None]:
+    """Let one process at a time download into a folder; the others wait."""
     try:
-        maker(str(root), train=True, download=True)
+        root.mkdir(parents=True, exist_ok=True)
+        with ExitStack() as stack:
+            stack.enter_context(hold_lock(root / f".{name}.lock"))
+            yield
+    except OSError as error:
+        raise InputError(f"data set {name!r} is not under {root} and cannot be put there: {one_line(error)}") from error
+
+
+def _download(maker: Any, name: str, root: Path) -> None:
+    """Download into a folder beside the target, so that the target never has half of a file.
+
+    Where torchvision checks no md5 of the unpacked files, theirs are noted: damage that comes later is seen.
+    """
+    temporary = temporary_path(root / name)
+    try:
+        remove_leftovers(root)
+        temporary.mkdir()
+        maker(str(temporary), train=True, download=True)
+        for (path, md5), (target, _) in zip(_files(maker, temporary), _files(maker, root), strict=True):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if md5 is None:
+                write_text(_note_of(target), file_hash(path))
+            sync(path)
+            path.replace(target)
     except (*_UNREADABLE, http.client.HTTPException, tarfile.TarError, zlib.error) as error:
         raise InputError(
             f"data set {name!r} is not under {root} and could not be downloaded ({one_line(error)}); "
             f"put torchvision's files there, or use digits, parquet:DIR or folder:DIR"
         ) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _note_of(path: Path) -> Path:
+    """The file that holds the sha256 of a downloaded file."""
+    return path.with_name(f"{path.name}.sha256")
 
 
 def _check_files(maker: Any, name: str, root: Path) -> None:
     for path, md5 in _files(maker, root):
         if md5 is None:
             _check_idx(path, name)
+            _check_note(path, name)
             continue
         digest = hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
         if digest != md5:
@@ -151,6 +188,16 @@ def _check_files(maker: Any, name: str, root: Path) -> None:
                 f"data set {name!r}: {path} is damaged: its md5 must be {md5}, but got {digest}; "
                 f"delete it to download it again, or put the right file there"
             )
+
+
+def _check_note(path: Path, name: str) -> None:
+    """Check a file against the sha256 that was noted when it was downloaded, if it was."""
+    note = _note_of(path)
+    if note.is_file() and (digest := file_hash(path)) != note.read_text(encoding="utf-8").strip():
+        raise InputError(
+            f"data set {name!r}: {path} is damaged: its sha256 must be that of {note.name}, but got {digest}; "
+            f"delete both to download it again"
+        )
 
 
 def _check_idx(path: Path, name: str) -> None:

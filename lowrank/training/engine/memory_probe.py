@@ -22,6 +22,7 @@ from typing import TypeVar
 import torch
 
 from lowrank.training.trainer import Trainer
+from lowrank.utils import available_mb
 
 TIMED_STEPS = 2  # after one that warms up
 CPU_GROWTH = 4  # the largest batch tried on a CPU, as a multiple of the recipe's
@@ -288,21 +289,8 @@ def _peak(device: torch.device, before: float | None) -> float | None:
 
 def _status_mb(field: str) -> float | None:
     """Read a field of /proc/self/status in MB; None where there is no such file."""
-    return _read_mb(Path("/proc/self/status"), field)
-
-
-def available_mb() -> float | None:
-    """Read the machine's available memory.
-
-    Returns:
-        MB; None where Linux's /proc/meminfo does not exist.
-    """
-    return _read_mb(Path("/proc/meminfo"), "MemAvailable")
-
-
-def _read_mb(path: Path, field: str) -> float | None:
     try:
-        lines = path.read_text().splitlines()
+        lines = Path("/proc/self/status").read_text().splitlines()
     except OSError:
         return None
     values = [line.split()[1] for line in lines if line.startswith(f"{field}:")]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import pickle
+import shutil
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -184,6 +186,71 @@ def test_fashion_mnist_missing(fashion: Path):
     fails(
         r"could not be downloaded \(Error downloading .*\); put torchvision's files there",
         fashion,
+        "fashion_mnist",
+        True,
+    )
+
+
+@pytest.fixture
+def download(fashion: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """Pretend that torchvision downloads the files; the list has the folders that it was asked to fill."""
+    source = fashion / "FashionMNIST" / "raw"
+    source = source.rename(fashion / "server")
+    folders = []
+
+    def fill(dataset) -> None:
+        folders.append(Path(dataset.root))
+        Path(dataset.raw_folder).mkdir(parents=True)
+        for path in source.iterdir():
+            (Path(dataset.raw_folder) / path.name).write_bytes(path.read_bytes())
+
+    monkeypatch.setattr(torchvision.datasets.FashionMNIST, "download", fill)
+    return folders
+
+
+def test_a_download_reaches_the_folder_when_it_is_whole(fashion: Path, download: list[Path]):
+    assert len(load(fashion / "data", "fashion_mnist", True).train) == 48
+    assert len(download) == 1
+    assert download[0].parent == fashion / "data"
+    assert not download[0].exists()  # a temporary folder
+    clear_cache()
+    assert len(load(fashion / "data", "fashion_mnist", True).train) == 48
+    assert len(download) == 1
+
+
+def test_damage_after_the_download_is_seen(fashion: Path, download: list[Path]):
+    load(fashion / "data", "fashion_mnist", True)
+    path = fashion / "data" / "FashionMNIST" / "raw" / "train-images-idx3-ubyte"
+    content = bytearray(path.read_bytes())
+    content[500] ^= 1
+    path.write_bytes(content)
+    clear_cache()
+    fails(
+        rf"{path} is damaged: its sha256 must be that of {path.name}.sha256, but got ",
+        fashion / "data",
+        "fashion_mnist",
+    )
+
+
+def test_a_process_that_waited_downloads_nothing(fashion: Path, download: list[Path], monkeypatch: pytest.MonkeyPatch):
+    target = fashion / "data" / "FashionMNIST" / "raw"
+
+    @contextmanager
+    def other_downloads(path: Path):
+        assert path == fashion / "data" / ".fashion_mnist.lock"
+        shutil.copytree(fashion / "server", target)
+        yield
+
+    monkeypatch.setattr("lowrank.data.reading.builtin.hold_lock", other_downloads)
+    assert len(load(fashion / "data", "fashion_mnist", True).train) == 48
+    assert download == []
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(fashion: Path, download: list[Path]):
+    (fashion / "file").touch()
+    fails(
+        r"'fashion_mnist' is not under .*/file/data and cannot be put there: ",
+        fashion / "file" / "data",
         "fashion_mnist",
         True,
     )
