@@ -15,7 +15,7 @@ if not __package__:  # run as a file: this checkout's packages come first, befor
 
 from lowrank.errors import InputError
 from lowrank.utils import ExitCode, report_error, run_command
-from sweeps.records import FullDiskError, is_study_disk_full, studies_root
+from sweeps.records import FullDiskError, StudyLostError, is_study_disk_full, studies_root
 from sweeps.space import available_spaces, find_space, read_yaml
 from sweeps.study import parse_options
 from sweeps.utils import exit_process, install_signal_handlers
@@ -37,12 +37,18 @@ def main(arguments: list[str] | None = None) -> int:
     """
     options = parse_options(arguments)
     install_signal_handlers()
-    return run_command(lambda: _report_full_disk(options), INTERRUPTED_MESSAGE)
+    return run_command(lambda: _report_end(options), INTERRUPTED_MESSAGE)
 
 
-def _report_full_disk(options: RunOptions) -> int:
+def _report_end(options: RunOptions) -> int:
     try:
         return dispatch(options)
+    except StudyLostError as error:
+        message = (
+            f"error: {error}; its trials were stopped and nothing more is written. What this driver recorded since is "
+            "in its folder alone: move that away before the study is resumed on this machine"
+        )
+        return report_error(ExitCode.STUDY_LOST, message)
     except FullDiskError as error:
         message = f"error: {error}; make room and go on with --resume {error.study}"
         return report_error(ExitCode.DISK_FULL, message)

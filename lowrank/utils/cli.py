@@ -24,6 +24,7 @@ class ExitCode(enum.IntEnum):
     DISK_FULL = 3
     HEAD_LOST = 4  # the cluster's head node does not answer
     NOT_STORED = 5  # a study has ended well, but its storage lacks the end
+    STUDY_LOST = 6  # another driver has taken the study over
     INTERRUPTED = 130  # what a shell reports of a program that Ctrl-C has ended
 
 

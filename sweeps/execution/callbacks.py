@@ -35,6 +35,7 @@ class ExecutionConfig:
     seconds: float | None  # time limit, after which trials are interrupted; None: no limit
     on_change: Callable[[], None]  # called when the study's record has changed
     cache: CacheOptions = NO_CACHE
+    before_exit: Callable[[], str | None] = lambda: None  # closes the records before the process is ended from outside
     use_relay: bool = False  # whether workers send checkpoints to this machine, because they share no disk with it
 
 

@@ -99,7 +99,7 @@ def _run_phase(
             stop=None if config.seconds is None else TimeLimit(config.seconds),
         ),
     )  # fmt: skip
-    with HeadWatchdog(head_address(), config.study_dir.name):
+    with HeadWatchdog(head_address(), config.study_dir.name, config.before_exit):
         tuner.fit()
 
 

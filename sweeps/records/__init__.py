@@ -43,6 +43,7 @@ if TYPE_CHECKING:
         FullDiskError as FullDiskError,
         Journal as Journal,
         JournalReader as JournalReader,
+        StudyLostError as StudyLostError,
         damage_error as damage_error,
         is_study_disk_full as is_study_disk_full,
         locked_journal as locked_journal,
@@ -109,6 +110,8 @@ if TYPE_CHECKING:
     from sweeps.records.study_folders import (
         check_studies_folder as check_studies_folder,
         find_study_folder as find_study_folder,
+        hold_new_study_folder as hold_new_study_folder,
+        hold_study_folder as hold_study_folder,
         new_study_folder as new_study_folder,
         read_space_file as read_space_file,
         studies_root as studies_root,
@@ -143,8 +146,8 @@ __getattr__, __dir__, __all__ = lazy_exports(
         ),
         "image_errors": "decode_wrong_images encode_wrong_images wrong_images",
         "journal": (
-            "BusyError FullDiskError Journal JournalReader damage_error is_study_disk_full locked_journal seal_line "
-            "study_lock truncate_torn_line"
+            "BusyError FullDiskError Journal JournalReader StudyLostError damage_error is_study_disk_full "
+            "locked_journal seal_line study_lock truncate_torn_line"
         ),
         "load": (
             "STUDIES_FOLDER StudyHistory find_optuna_damage find_study find_trial fold_journal is_study load_study "
@@ -164,7 +167,8 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "reasons": "reasons_by_method",
         "specification": "REPEATABLE Trial check_specifications identify specification_networks trial_ids",
         "study_folders": (
-            "check_studies_folder find_study_folder new_study_folder read_space_file studies_root write_space_file"
+            "check_studies_folder find_study_folder hold_new_study_folder hold_study_folder new_study_folder "
+            "read_space_file studies_root write_space_file"
         ),
         "tables": (
             "FAILED FITS FIT_FOLDER FIT_SCHEMA OUT_OF_MEMORY epochs_to_table read_tables results_to_table start_kind "

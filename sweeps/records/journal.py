@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from lowrank.errors import InputError
+from lowrank.errors import InputError, LowrankError
 from lowrank.utils import LockedError, hold_lock, nearest_existing
 from sweeps.records.events import Event
 from sweeps.records.names import JOURNAL_FILE, LOCK_FILE
@@ -111,6 +111,13 @@ def _takes_a_file(folder: Path) -> bool:
     return True
 
 
+class StudyLostError(LowrankError):
+    """Another driver has taken the study over.
+
+    This one must stop its trials and write nothing more.
+    """
+
+
 class NewerRecordsError(InputError):
     """A line was written by a newer version of this project: it is whole, but not for this version to read."""
 
@@ -139,6 +146,7 @@ class Journal:
         self._file = path.open("ab", buffering=0)
         self._lock = threading.Lock()
         self._synced = time.monotonic()
+        self._refusal: Exception | None = None
 
     def append(self, event: Event, *, sync: bool = False, **fields: Any) -> dict[str, Any]:
         """Write one event.
@@ -154,14 +162,39 @@ class Journal:
         Raises:
             FullDiskError: the disk has no room for it.
             ValueError: a number is NaN or infinite.
+            Exception: the one that `refuse` was given.
         """
         record = {"event": str(event), "time": self._clock.now(), **fields}
         with self._lock:
+            if self._refusal is not None:
+                raise self._refusal
             self._write(seal_line(record, self._number + 1))
             self._number += 1
             if sync or time.monotonic() - self._synced > SYNC_SECONDS:
                 self._sync()
         return record
+
+    def refuse(self, error: Exception) -> None:
+        """Write nothing more, because the study is not this process's any longer, or the process is about to end.
+
+        Args:
+            error: what `append` and `raise_if_refused` raise from now on.
+        """
+        with self._lock:
+            self._refusal = self._refusal or error
+
+    def freeze(self) -> None:
+        """Let every later `append` and `close` wait forever: only before `os._exit`, while other threads run on."""
+        self._lock.acquire()
+
+    def raise_if_refused(self) -> None:
+        """Raise the error that `refuse` was given, if it was.
+
+        Raises:
+            Exception: that error.
+        """
+        if self._refusal is not None:
+            raise self._refusal
 
     def _write(self, line: bytes) -> None:
         start = os.fstat(self._file.fileno()).st_size  # `tell` stands behind the end after a line that was taken back

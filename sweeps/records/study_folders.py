@@ -1,10 +1,13 @@
-"""The folder of a study: its name and its file space.yaml."""
+"""The folder of a study: its name, its lock and its file space.yaml."""
 
 from __future__ import annotations
 
+import errno
 import os
 import re
-from collections.abc import Collection
+import shutil
+from collections.abc import Collection, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +15,8 @@ import yaml
 
 from lowrank.errors import InputError
 from lowrank.utils import nearest_existing, write_text
-from sweeps.records.names import SPACE_FILE
+from sweeps.records.journal import BusyError, study_lock
+from sweeps.records.names import JOURNAL_FILE, LOCK_FILE, SPACE_FILE
 from sweeps.space import read_yaml
 from sweeps.utils import NAME_RULE, check_plain_name, is_uri
 
@@ -69,7 +73,7 @@ def new_study_folder(root: Path, name: str | None, space_name: str, taken: Colle
         taken: names of studies in the remote storage.
 
     Returns:
-        The folder.
+        The folder. It may exist with a lock alone, which a command leaves that was killed before its study began.
 
     Raises:
         InputError: the name has a character that it may not have, or a study has it already.
@@ -77,14 +81,124 @@ def new_study_folder(root: Path, name: str | None, space_name: str, taken: Colle
     study_name = space_name if name is None else name
     check_plain_name(study_name, "--name")
     if name is not None:
-        if (root / name).exists() or name in taken:
-            location = root if (root / name).exists() else "the storage"
+        if _is_used(root / name) or name in taken:
+            location = root if _is_used(root / name) else "the storage"
             raise InputError(f"the study {name!r} exists in {location}; --resume {name} continues it")
         return root / name
     number = 1
-    while (folder := root / (study_name if number == 1 else f"{study_name}_{number}")).exists() or folder.name in taken:
+    while _is_used(folder := root / _numbered(study_name, number)) or folder.name in taken:
         number += 1
     return folder
+
+
+def _numbered(name: str, number: int) -> str:
+    return name if number == 1 else f"{name}_{number}"
+
+
+def _is_used(folder: Path) -> bool:
+    """Whether a folder holds anything but a lock."""
+    if not folder.is_dir():
+        return folder.exists()
+    return any(path.name != LOCK_FILE for path in folder.iterdir())
+
+
+@contextmanager
+def hold_new_study_folder(
+    root: Path, name: str | None, space_name: str, taken: Collection[str] = ()
+) -> Iterator[Path]:  # fmt: skip
+    """Make the folder of a new study and hold its lock within the block.
+
+    If the block ends before the study has a journal, the folder is removed with all that is in it.
+
+    Args:
+        root: the folder of studies.
+        name: the value of --name; None takes the first free one of SPACE, SPACE_2, SPACE_3 ...
+        space_name: the name of the space.
+        taken: names of studies in the remote storage.
+
+    Yields:
+        The folder.
+
+    Raises:
+        InputError: the name has a character that it may not have, or a study has it already.
+        BusyError: another command begins a study of this name.
+    """
+    used = list(taken)
+    with ExitStack() as stack:
+        while True:
+            folder = new_study_folder(root, name, space_name, used)
+            try:
+                stack.enter_context(hold_study_folder(folder))
+            except BusyError:
+                if name is not None:
+                    raise
+                used.append(folder.name)
+                continue
+            if not _is_used(folder):
+                break
+            stack.pop_all().close()  # another command has begun its study and ended in the meantime
+        try:
+            yield folder
+        finally:
+            if not (folder / JOURNAL_FILE).exists():
+                _remove_content(folder)
+
+
+def _remove_content(folder: Path) -> None:
+    for path in folder.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name != LOCK_FILE:
+            path.unlink()
+
+
+@contextmanager
+def hold_study_folder(folder: Path) -> Iterator[None]:
+    """Hold the lock of a study's folder, which is made if it is missing.
+
+    A folder that has nothing but the lock at the end is removed, with the folders above it that were made for it.
+
+    Args:
+        folder: the study's.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        BusyError: another process holds the lock.
+    """
+    existing = nearest_existing(folder)
+    lock = folder / LOCK_FILE
+    with ExitStack() as stack:
+        while True:
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                lock.touch()
+                number = lock.stat().st_ino
+                stack.enter_context(study_lock(folder))
+                if lock.stat().st_ino == number:
+                    break
+            except FileNotFoundError:
+                pass
+            stack.pop_all().close()  # the last holder has removed the lock and the folder meanwhile
+        try:
+            yield
+        finally:
+            if not _is_used(folder):
+                lock.unlink()
+                _remove_empty(folder, existing)
+
+
+def _remove_empty(folder: Path, last: Path) -> None:
+    """Remove a folder and those above it, up to `last`, which stays; one that is in use stays, and all above it."""
+    while folder != last:
+        try:
+            folder.rmdir()
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+            return
+        folder = folder.parent
 
 
 def find_study_folder(root: Path, name: str) -> Path:

@@ -11,7 +11,11 @@ from typing import TYPE_CHECKING
 from lowrank.utils.lazy_exports import lazy_exports
 
 if TYPE_CHECKING:
-    from sweeps.search.earlier_study import earlier_studies as earlier_studies, warm_start as warm_start
+    from sweeps.search.earlier_study import (
+        absolute_names as absolute_names,
+        earlier_studies as earlier_studies,
+        warm_start as warm_start,
+    )
     from sweeps.search.optuna_proposer import OptunaProposer as OptunaProposer, make_proposer as make_proposer
     from sweeps.search.prefetch import ProposalPrefetcher as ProposalPrefetcher
     from sweeps.search.proposer import EmptyProposer as EmptyProposer, Proposer as Proposer
@@ -22,7 +26,7 @@ if TYPE_CHECKING:
 __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
     {
-        "earlier_study": "earlier_studies warm_start",
+        "earlier_study": "absolute_names earlier_studies warm_start",
         "optuna_proposer": "OptunaProposer make_proposer",
         "prefetch": "ProposalPrefetcher",
         "proposer": "EmptyProposer Proposer",

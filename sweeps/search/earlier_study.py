@@ -6,6 +6,7 @@ at points that this space could propose, in the stratum of their own budget.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from lowrank.errors import InputError
@@ -15,31 +16,55 @@ from sweeps.search.proposer import Outcome, OutcomeKind
 from sweeps.trials import Resolver
 
 
-def earlier_studies(names: tuple[str, ...], root: Path) -> list[StudyRecord]:
+def earlier_studies(
+    names: Iterable[str], root: Path, on_missing: Callable[[str], None] | None = None
+) -> list[StudyRecord]:  # fmt: skip
     """Read the studies of `search.warm_start`.
+
+    Args:
+        names: the studies, by their names under `root` or by their folders.
+        root: the folder of studies.
+        on_missing: takes a line for each study that is not there; None makes that an error.
+
+    Returns:
+        The records of those that are there.
+
+    Raises:
+        InputError: there is no such study, and `on_missing` is None; the text lists those there are.
+    """
+    studies = []
+    for name in names:
+        folder = _find(name, root)
+        if folder is not None:
+            record = fold_journal(folder / JOURNAL_FILE)
+            record.header.setdefault("name", folder.name)
+            studies.append(record)
+        elif on_missing is not None:
+            on_missing(f"warm start: no study {name!r} any more; what was taken over from it before stays")
+        else:
+            choices = ", ".join(sorted(path.parent.name for path in root.glob(f"*/{JOURNAL_FILE}"))) or "none yet"
+            raise InputError(
+                f"`search.warm_start`: no study {name!r} in {root}; choose from: {choices}, or give a folder"
+            )
+    return studies
+
+
+def absolute_names(names: Iterable[str], root: Path) -> list[str]:
+    """Name earlier studies so that they are found from any current folder.
 
     Args:
         names: the studies, by their names under `root` or by their folders.
         root: the folder of studies.
 
     Returns:
-        Their records.
-
-    Raises:
-        InputError: there is no such study; the text lists those there are.
+        The same, folders as absolute paths; a study that is not there as it was named.
     """
-    studies = []
-    for name in names:
-        folder = next((path for path in (root / name, Path(name)) if (path / JOURNAL_FILE).is_file()), None)
-        if folder is None:
-            choices = ", ".join(sorted(path.parent.name for path in root.glob(f"*/{JOURNAL_FILE}"))) or "none yet"
-            raise InputError(
-                f"`search.warm_start`: no study {name!r} in {root}; choose from: {choices}, or give a folder"
-            )
-        record = fold_journal(folder / JOURNAL_FILE)
-        record.header.setdefault("name", folder.name)
-        studies.append(record)
-    return studies
+    folders = ((name, _find(name, root)) for name in names)
+    return [name if folder in (None, root / name) else str(Path(name).resolve()) for name, folder in folders]
+
+
+def _find(name: str, root: Path) -> Path | None:
+    return next((path for path in (root / name, Path(name)) if (path / JOURNAL_FILE).is_file()), None)
 
 
 def warm_start(proposer: OptunaProposer, resolver: Resolver, studies: list[StudyRecord]) -> list[str]:

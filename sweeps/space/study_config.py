@@ -27,4 +27,5 @@ class StudyConfig:
     allow_open_ports: bool = False  # whether a Ray that is started here may answer without a token
     test: bool = False  # whether to look at the test split again if the study ends finished
     storage: str | None = None  # URI of the remote copy of the folder
+    resumed: bool = False  # whether the study had begun before this run
     origin: dict[str, Any] | None = None  # the recorded trials that this study trains again, and their study

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from lowrank.utils import OneLineParser, run_command
-from sweeps.storage.remote import fetch_study
+from sweeps.storage.fetch import fetch_study
 
 
 def main(arguments: list[str] | None = None) -> int:

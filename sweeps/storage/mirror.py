@@ -1,4 +1,4 @@
-"""A thread that mirrors a study's folder to its storage while the study runs, and the lease that allows one driver.
+"""Threads that mirror a study's folder to its storage while the study runs, and keep its lease.
 
 An object appears whole or not at all, and the order of writing makes every moment a state from which `--resume` can go
 on: weights before the journal lines that name them, Optuna's journal before the study's, as the search writes them.
@@ -6,147 +6,255 @@ on: weights before the journal lines that name them, Optuna's journal before the
 
 from __future__ import annotations
 
-import json
-import os
-import platform
+import signal
 import threading
-import uuid
-from collections.abc import Iterator
+import zlib
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from lowrank.errors import InputError
 from lowrank.utils import first_line
-from sweeps.records import MLFLOW_FILE, TRIALS_FOLDER
-from sweeps.storage.remote import DRIVER_FILE, GROWING_FILES, PARTS_SUFFIX, STORAGE_ERRORS, Storage
+from sweeps.records import MLFLOW_FILE, SPACE_FILE, TRIALS_FOLDER, StudyLostError
+from sweeps.storage.fetch import SUPERSEDED_SUFFIX, update_folder
+from sweeps.storage.lease import LEASE_SECONDS, Lease
+from sweeps.storage.parts import PARTS_SUFFIX, part_name
+from sweeps.storage.remote import GROWING_FILES, STORAGE_ERRORS, Storage
+from sweeps.storage.trial_files import EndedTrials
 
 ROUND_SECONDS = 10.0  # between two rounds: the records that a loss of the driver's machine may cost
+RENEW_SECONDS = 15.0  # between two signs of life, whatever a round takes
 PART_BYTES = 4 * 2**20  # the last part of a growing file is sent again until it is this large
-LEASE_SECONDS = 60.0  # without a sign of the driver, after which another machine may run the study
 # Made again from the journal, or of use on this machine only
 _NOT_MIRRORED = (MLFLOW_FILE, "mlflow_artifacts", "ray", "tracking.json", "tracking.log", *GROWING_FILES)
 _UNFINISHED_SUFFIXES = (".tmp", ".lock", ".new", "-wal", "-shm", "-journal")
 
 
-@dataclass
 class _GrowingFile:
-    """A file that only grows: how much of it is stored, and where its last part begins."""
+    """A file that only grows: how much of it is stored, and where its last part begins.
 
-    path: Path
-    part_start: int = 0
-    stored: int = 0
+    `stored` bytes are a beginning of the file, of which `checksum` is the crc32.
+    """
+
+    def __init__(self, path: Path, stored: int):
+        self.path, self.part_start, self.stored = path, stored, stored
+        self.checksum = zlib.crc32(path.read_bytes()[:stored]) if stored else 0
 
     def size(self) -> int:
         return self.path.stat().st_size if self.path.exists() else 0
 
-    def store(self, storage: Storage, size: int) -> None:
-        """Store the complete lines of the first `size` bytes."""
+    def store(self, put: Callable[[str, bytes], None], size: int, driver: int) -> None:
+        """Store the complete lines of the first `size` bytes; `driver` is the number of this driver."""
         if size <= self.stored:
             return
         with self.path.open("rb") as file:
             file.seek(self.part_start)
             content = file.read(size - self.part_start)
         content = content[: content.rfind(b"\n") + 1]
-        if self.part_start + len(content) == self.stored:
+        new = content[self.stored - self.part_start :]
+        if not new:
             return
-        storage.put(f"{self.path.name}{PARTS_SUFFIX}/{self.part_start:015d}", content)
-        self.stored = self.part_start + len(content)
+        put(part_name(self.path.name, self.part_start, driver), content)
+        self.stored += len(new)
+        self.checksum = zlib.crc32(new, self.checksum)
         if len(content) >= PART_BYTES:
             self.part_start = self.stored
 
 
-@dataclass
 class StudyMirror:
     """Mirrors a study's folder to its storage.
 
-    `start` it before the study writes, `finish` it when all is written.
+    `claim` the study before anything long, `fetch` what is stored, `start` when the study writes, and `finish` when all
+    is written. Whoever calls it holds the lock of the study's folder.
+
+    Args:
+        storage: the study's.
+        folder: the study's.
+        seconds: between two rounds.
+        lease: this driver's claim; None makes one.
+        stop_driver: called in another thread when the study is lost; it must make the main thread end.
     """
 
-    storage: Storage
-    folder: Path
-    seconds: float = ROUND_SECONDS
-    token: str = field(default_factory=lambda: uuid.uuid4().hex)  # tells this driver from any other
-    error: str | None = None
+    def __init__(
+        self, storage: Storage, folder: Path, seconds: float = ROUND_SECONDS, lease: Lease | None = None,
+        stop_driver: Callable[[], None] | None = None,
+    ):  # fmt: skip
+        self.storage, self.folder, self.seconds = storage, folder, seconds
+        self.lease = lease or Lease(storage, folder.name)
+        self.error: str | None = None  # why the last round failed
+        self.lost: StudyLostError | None = None
+        self._stop_driver = stop_driver or interrupt_main_thread
+        self._on_loss: list[Callable[[StudyLostError], None]] = []
+        self._loss_lock, self._finish_lock = threading.Lock(), threading.Lock()
+        self._growing: list[_GrowingFile] = []
+        self._sent: dict[str, tuple[int, int]] = {}  # name -> time and size of the file when it was sent
+        self._trial_files: set[str] = set()  # which this driver has stored
+        self._ended = EndedTrials(folder)
+        self._message: str | None = None
+        self._finished = False
+        self._end, self._released = threading.Event(), threading.Event()
+        self._rounds = threading.Thread(target=self._run_rounds, name="storage", daemon=True)
+        self._signs = threading.Thread(target=self._give_signs, name="lease", daemon=True)
 
-    def start(self) -> None:
-        """Claim the study and start the thread.
+    def claim(self) -> None:
+        """Take the study, and give signs of life from now on.
 
         Raises:
-            InputError: another driver runs the study.
+            InputError: another driver runs the study, or the storage does not answer.
         """
-        self._claim()
-        self._growing = [_GrowingFile(self.folder / name) for name in GROWING_FILES]
-        for file in self._growing:  # `update_folder` has made sure that what is stored is a beginning of the file
-            file.part_start = file.stored = sum(self.storage.names(f"{file.path.name}{PARTS_SUFFIX}").values())
-            if file.stored > file.size():
-                raise InputError(f"another driver has just been at work on {self.folder.name!r}; try again")
-        self._sent: dict[str, tuple[int, int]] = {}  # name -> time and size of the file when it was sent
-        self._trial_files = set(self.storage.names(TRIALS_FOLDER))
-        self._end = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="storage", daemon=True)
-        self._thread.start()
+        self.lease.acquire()
+        self._signs.start()
+
+    def fetch(self) -> None:
+        """Bring the folder up to what is stored; only after `claim`, so that nobody stores more meanwhile.
+
+        Raises:
+            InputError: folder and storage hold two different histories, or what is stored is not whole.
+        """
+        stored = update_folder(self.storage, self.folder)
+        self._growing = [_GrowingFile(self.folder / name, stored[name]) for name in GROWING_FILES]
+
+    def check_new(self) -> None:
+        """Make sure that nothing of the study is stored; only after `claim`, so that this stays so.
+
+        Raises:
+            InputError: there is something, or the storage does not answer.
+        """
+        try:
+            names = self.storage.names()
+        except STORAGE_ERRORS as error:
+            raise InputError(f"{self.storage.uri}: {first_line(error)}") from error
+        if any(name == SPACE_FILE or PARTS_SUFFIX in name for name in names):
+            name = self.folder.name
+            raise InputError(f"the study {name!r} exists in {self.storage.uri}; --resume {name} continues it")
+        self._growing = [_GrowingFile(self.folder / name, 0) for name in GROWING_FILES]
+
+    def start(self) -> None:
+        """Start to store what changes."""
+        self._rounds.start()
+
+    def on_loss(self, action: Callable[[StudyLostError], None]) -> None:
+        """Have something done at once, in another thread, when another driver has taken the study over.
+
+        Args:
+            action: takes the error that says so.
+        """
+        with self._loss_lock:
+            self._on_loss.append(action)
+            lost = self.lost
+        if lost is not None:
+            action(lost)
 
     def finish(self) -> str | None:
-        """Store the rest and release the study.
+        """Store the rest and release the study; a study that is lost is left as it is.
 
         Returns:
-            A line that says what is not stored; None when all is.
+            A line that says what is not stored; None when all is, and when the study is lost: see `lost`.
         """
+        with self._finish_lock:  # the main thread and one that ends the process may both come here
+            if not self._finished:
+                self._message, self._finished = self._finish(), True
+            return self._message
+
+    def _finish(self) -> str | None:
         self._end.set()
-        self._thread.join()
-        self._try_round()
-        self._release()
-        if self.error is None:
+        if self._rounds.ident is not None:
+            self._rounds.join()
+            self._try_round()
+        self._released.set()
+        if self._signs.ident is not None:
+            self._signs.join()
+        if self.lease.number:
+            self.error = self._try(self.lease.release) or self.error
+        if self.error is None or self.lost is not None:
             return None
         return (
             f"{self.storage.uri} lacks what came last ({self.error}); nothing is lost, it is in {self.folder}: "
             "resume the study from there with the same --storage"
         )
 
-    def _run(self) -> None:
-        while not self._end.wait(self.seconds):
+    def _run_rounds(self) -> None:
+        while not self._end.wait(self.seconds) and self.lost is None:
             before = self.error
             self._try_round()
             if self.error and not before:
                 print(f"{self.storage.uri} does not take the records ({self.error}); trying on", flush=True)
 
+    def _give_signs(self) -> None:
+        before = None
+        while not self._released.wait(RENEW_SECONDS) and self.lost is None:
+            error = self._try(self.lease.renew)
+            if error and not before:
+                print(
+                    f"{self.storage.uri} takes no sign of life ({error}); trying on. Another driver may take the study "
+                    f"over after {LEASE_SECONDS:.0f} s", flush=True,
+                )  # fmt: skip
+            before = error
+
     def _try_round(self) -> None:
         """Store what has changed; what fails is tried again in the next round."""
+        self.error = self._try(self.store_changes)
+
+    def _try(self, action: Callable[[], None]) -> str | None:
+        """Do something with the storage unless the study is lost; returns what went wrong with the storage."""
+        if self.lost is not None:
+            return None
         try:
-            self.store_changes()
-            self.error = None
+            action()
+        except StudyLostError as error:
+            self._lose(error)
         except STORAGE_ERRORS as error:
-            self.error = first_line(error)
+            return first_line(error)
+        return None
+
+    def _lose(self, error: StudyLostError) -> None:
+        with self._loss_lock:
+            if self.lost is not None:
+                return
+            self.lost = error
+            actions = list(self._on_loss)
+        for action in actions:
+            action(error)
+        if not self._end.is_set():
+            self._stop_driver()
 
     def store_changes(self) -> None:
         """Store what has changed since the last round.
 
         Raises:
-            OSError: the storage does not take it, or another driver has claimed the study.
+            StudyLostError: another driver has taken the study over.
+            OSError: the storage does not take it.
         """
-        owner = self._owner()
-        if owner and owner["token"] != self.token:
-            raise OSError(f"the driver on {owner['host']} has taken the study over")
+        self.lease.check()
         optuna, journal = self._growing
         journal_size = journal.size()  # measured first: whatever these lines name has been written already
         self._store_files()
-        optuna.store(self.storage, optuna.size())
-        journal.store(self.storage, journal_size)
-        self._renew_lease()
+        for file, size in ((optuna, optuna.size()), (journal, journal_size)):
+            file.store(self._put, size, self.lease.number)
+        self.lease.record({file.path.name: {"bytes": file.stored, "crc32": file.checksum} for file in self._growing})
+
+    def _put(self, name: str, content: bytes) -> None:
+        if self.lost is not None:
+            raise self.lost
+        self.lease.check()
+        self.storage.put(name, content)
 
     def _store_files(self) -> None:
         present = set()
         for path in sorted(self.folder.rglob("*")):
             name = path.relative_to(self.folder).as_posix()
-            if not path.is_file() or name.partition("/")[0] in _NOT_MIRRORED or name.endswith(_UNFINISHED_SUFFIXES):
+            if not path.is_file() or not _is_mirrored(name):
                 continue
             present.add(name)
             self._store_file(path, name)
-        for name in self._trial_files - present:  # of trials that will not go on
-            self.storage.delete(name)
-        self._trial_files = {name for name in present if name.startswith(f"{TRIALS_FOLDER}/")}
+        missing = self._trial_files - present
+        if missing:
+            self._ended.update()
+        for name in missing:
+            if not self._ended.needs(name):  # else somebody has removed it here, and this copy may be the last
+                self.lease.check()
+                self.storage.delete(name)
+                self._trial_files.discard(name)
 
     def _store_file(self, path: Path, name: str) -> None:
         try:
@@ -157,82 +265,62 @@ class StudyMirror:
             content = path.read_bytes()
         except FileNotFoundError:  # removed since it was listed
             return
-        self.storage.put(name, content)
+        self._put(name, content)
         self._sent[name] = version
-
-    # The lease: who runs the study
-
-    def _owner(self) -> dict[str, Any] | None:
-        """Who runs the study by the lease; None for nobody. Raises OSError for a lease that is damaged."""
-        try:
-            owner = json.loads(self.storage.get(DRIVER_FILE))
-        except FileNotFoundError:
-            return None
-        except ValueError:
-            owner = None
-        fields = {"token": str, "host": str, "pid": int}
-        if isinstance(owner, dict) and all(isinstance(owner.get(name), kind) for name, kind in fields.items()):
-            return owner
-        raise OSError(
-            f"{DRIVER_FILE} is damaged and does not say who runs the study; if no other driver does, delete it"
-        )
-
-    def _claim(self) -> None:
-        try:
-            owner = self._owner()
-        except OSError as error:
-            raise InputError(f"{self.storage.uri}: {first_line(error)}") from error
-        silence = self.storage.age(DRIVER_FILE) if owner else 0.0
-        if owner and silence <= LEASE_SECONDS and not _is_dead(owner):
-            raise InputError(
-                f"the study {self.folder.name!r} is being run by {owner['host']}, heard of {max(0, silence):.0f} s "
-                f"ago; if that driver is dead, try again in {max(1, LEASE_SECONDS - silence):.0f} s"
-            )
-        self._renew_lease()
-
-    def _release(self) -> None:
-        """Let another driver run the study at once; where that fails it must wait for the lease to end."""
-        try:
-            owner = self._owner()
-            if owner and owner["token"] == self.token:
-                self.storage.delete(DRIVER_FILE)
-        except STORAGE_ERRORS as error:
-            self.error = self.error or first_line(error)
-
-    def _renew_lease(self) -> None:
-        driver = {"token": self.token, "host": platform.node(), "pid": os.getpid()}
-        self.storage.put(DRIVER_FILE, json.dumps(driver).encode())
+        if name.startswith(f"{TRIALS_FOLDER}/"):
+            self._trial_files.add(name)
 
 
-def _is_dead(owner: dict[str, Any]) -> bool:
-    """Whether a driver was a process of this machine that has ended."""
-    return bool(owner["host"] == platform.node() and not Path(f"/proc/{owner['pid']}").exists())
+def _is_mirrored(name: str) -> bool:
+    if name.partition("/")[0] in _NOT_MIRRORED or SUPERSEDED_SUFFIX in name:
+        return False
+    return not name.endswith(_UNFINISHED_SUFFIXES)
+
+
+def interrupt_main_thread() -> None:
+    """Interrupt the main thread as Ctrl-C does, even where it waits in a system call."""
+    thread = threading.main_thread()
+    if thread.ident is not None:
+        signal.pthread_kill(thread.ident, signal.SIGINT)
 
 
 @contextmanager
-def mirror_study(uri: str | None, folder: Path) -> Iterator[StudyMirror | None]:
-    """Mirror a study's folder while the block runs, and once more at its end.
+def mirror_study(uri: str | None, folder: Path, *, new: bool) -> Iterator[StudyMirror | None]:
+    """Claim a study, fetch what is stored, and mirror its folder until the block ends.
 
-    A line is printed if something is not stored.
+    The block calls `start` when the study begins to write; before that nothing is stored. A line is printed if
+    something is not stored at the end. The lock of the folder must be held.
 
     Args:
         uri: the storage; None to do nothing.
         folder: the study's.
+        new: whether nothing of the study may be stored yet.
 
     Yields:
         The mirror, whose `error` says after the block what is not stored; None without a storage.
 
     Raises:
-        InputError: another driver runs the study.
+        InputError: another driver runs the study; it is new and is stored already; or what is stored cannot be fetched.
+        StudyLostError: another driver has taken the study over while the block ran.
     """
     if uri is None:
         yield None
         return
     mirror = StudyMirror(Storage(uri, folder.name), folder)
-    mirror.start()
     try:
+        mirror.claim()
+        if new:
+            mirror.check_new()
+        else:
+            mirror.fetch()
         yield mirror
     finally:
-        message = mirror.finish()
+        try:
+            message = mirror.finish()
+        except KeyboardInterrupt:  # that of `interrupt_main_thread`
+            if mirror.lost is None:
+                raise
+        if mirror.lost is not None:
+            raise mirror.lost
         if message:
             print(message, flush=True)

@@ -1,13 +1,12 @@
-"""A study's folder as objects under a URI (`--storage s3://BUCKET/PREFIX`), and how it is fetched from there.
+"""A study's folder as objects under a URI (`--storage s3://BUCKET/PREFIX`).
 
 Files that only grow (the journal, Optuna's journal) are stored in parts, everything else as it is.
 """
 
 from __future__ import annotations
 
-import enum
 import uuid
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import pyarrow as pa
@@ -16,11 +15,12 @@ from pyarrow import fs
 from lowrank.errors import InputError
 from lowrank.utils import first_line, write_bytes
 from sweeps.records import JOURNAL_FILE, OPTUNA_FILE, SPACE_FILE
-from sweeps.utils import check_plain_name, is_uri
+from sweeps.storage.conditional_put import ConditionalPut
+from sweeps.storage.parts import PARTS_SUFFIX, PartsError, join_order
+from sweeps.utils import is_uri
 
 GROWING_FILES = (OPTUNA_FILE, JOURNAL_FILE)  # in the order in which they are stored
-PARTS_SUFFIX = ".parts"  # of the folder that holds a growing file's parts
-DRIVER_FILE = "driver.json"  # which driver runs the study, and when it last wrote
+PROBE_PREFIX = ".probe-"  # of objects that are deleted at once
 STORAGE_ERRORS = (OSError, pa.ArrowException)
 
 
@@ -67,6 +67,8 @@ class Storage:
                 f"--storage must be a folder or a URI such as s3://BUCKET/PREFIX: {first_line(error)}"
             ) from error
         self.uri = uri
+        self._conditional_put = ConditionalPut(uri) if self._fs.type_name == "s3" else None
+        self._keeps_conditions: bool | None = None  # unknown before the first `create`
         self._root = "/".join(filter(None, [root.rstrip("/"), study]))
 
     def check(self) -> None:
@@ -75,7 +77,7 @@ class Storage:
         Raises:
             InputError: the storage does not answer or cannot be written.
         """
-        probe = f".probe-{uuid.uuid4().hex}"
+        probe = _probe_name()
         try:
             self.put(probe, b"")
             self.delete(probe)
@@ -91,12 +93,13 @@ class Storage:
         Returns:
             The name of every object below it and its size in bytes, sorted by name.
         """
+        return {name: entry.size for name, entry in self._entries(under).items()}
+
+    def _entries(self, under: str = "") -> dict[str, fs.FileInfo]:
         selector = fs.FileSelector(self._path(under), recursive=True, allow_not_found=True)
         files = [entry for entry in self._fs.get_file_info(selector) if entry.type == fs.FileType.File]
-        return {
-            entry.path.removeprefix(self._root).lstrip("/"): entry.size
-            for entry in sorted(files, key=lambda entry: entry.path)
-        }
+        files.sort(key=lambda entry: entry.path)
+        return {entry.path.removeprefix(self._root).lstrip("/"): entry for entry in files}
 
     def get(self, name: str) -> bytes:
         """Read an object.
@@ -131,6 +134,38 @@ class Storage:
         with self._fs.open_output_stream(path) as stream:
             stream.write(content)
 
+    def create(self, name: str, content: bytes) -> bool | None:
+        """Write an object if there is none; of several machines that try it at once one succeeds.
+
+        Args:
+            name: the object's.
+            content: of the object.
+
+        Returns:
+            Whether it was created; None where the storage cannot decide that, and nothing is written.
+
+        Raises:
+            OSError: the storage does not take it.
+        """
+        if self._fs.type_name == "local":
+            path = Path(self._path(name))
+            path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                with path.open("xb") as file:
+                    file.write(content)
+            except FileExistsError:
+                return False
+            return True
+        if self._keeps_conditions is None:  # some buckets take the condition and do not look at it
+            probe = _probe_name()
+            self._keeps_conditions = self._create(probe, b"1") is True and self._create(probe, b"2") is False
+            self.delete(probe)
+        return self._create(name, content) if self._keeps_conditions else None
+
+    def _create(self, name: str, content: bytes) -> bool | None:
+        bucket, _, key = self._path(name).partition("/")
+        return self._conditional_put.create(bucket, key, content) if self._conditional_put else None
+
     def age(self, name: str) -> float:
         """Return how long ago an object was written.
 
@@ -141,12 +176,30 @@ class Storage:
 
         Returns:
             Seconds.
+
+        Raises:
+            OSError: the storage does not answer.
         """
-        probe = f".probe-{uuid.uuid4().hex}"
+        probe = _probe_name()
         self.put(probe, b"")
         now, written = (self._fs.get_file_info(self._path(path)).mtime for path in (probe, name))
         self.delete(probe)
         return (now - written).total_seconds()
+
+    def ages(self) -> dict[str, float]:
+        """Return how long ago every object of the study was written, by the storage's clock.
+
+        Returns:
+            Seconds by the object's name.
+
+        Raises:
+            OSError: the storage does not answer.
+        """
+        probe = _probe_name()
+        self.put(probe, b"")
+        times = {name: entry.mtime for name, entry in self._entries().items()}
+        self.delete(probe)
+        return {name: (times[probe] - time).total_seconds() for name, time in times.items()}
 
     def delete(self, name: str) -> None:
         """Remove an object; one that is not there is no error.
@@ -165,8 +218,17 @@ class Storage:
 
         Returns:
             Its content; empty when nothing of it is stored.
+
+        Raises:
+            PartsError: a part is missing, there twice, or shorter than it was listed.
+            OSError: the storage does not answer.
         """
-        return b"".join(self.get(part) for part in self.names(f"{name}{PARTS_SUFFIX}"))
+        content = b""
+        for part in join_order(self.names(f"{name}{PARTS_SUFFIX}")):
+            content += self.get(part.name)[: part.size]
+            if len(content) != part.end:
+                raise PartsError(f"{part.name} ends at byte {len(content):,}, but was listed up to {part.end:,}")
+        return content
 
     def _path(self, name: str) -> str:
         return f"{self._root}/{name}" if name else self._root
@@ -209,94 +271,5 @@ def storage_uri(storage: str | None) -> str | None:
     return storage
 
 
-def fetch_study(uri: str, name: str, root: Path) -> Path:
-    """Bring the folder of a stored study up to date.
-
-    Args:
-        uri: as given to `--storage`.
-        name: the study's. A study that is not stored yet, but has a folder, stays as it is.
-        root: the folder of studies.
-
-    Returns:
-        The study's folder.
-
-    Raises:
-        InputError: there is no such study (the text lists those there are), or folder and storage hold two different
-            histories of it.
-    """
-    check_plain_name(name, "the name of a study")
-    studies = list_stored_studies(uri)
-    if name not in studies:
-        if (root / name / SPACE_FILE).is_file():
-            return root / name
-        raise InputError(f"no study {name!r} in {uri}; choose from: {', '.join(studies) or 'none yet'}")
-    update_folder(Storage(uri, name), root / name)
-    return root / name
-
-
-def update_folder(storage: Storage, folder: Path) -> None:
-    """Bring a study's folder up to what is stored.
-
-    A folder that is ahead stays: its driver was killed on this machine.
-
-    Args:
-        storage: the study's.
-        folder: the study's, made if it is missing.
-
-    Raises:
-        InputError: folder and storage hold two different histories.
-    """
-    stored = {name: storage.read_parts(name) for name in GROWING_FILES}
-    orders = {_compare(folder / name, content) for name, content in stored.items()} - {_Order.EQUAL}
-    if _Order.DIFFERENT in orders or len(orders) > 1:
-        raise InputError(
-            f"{folder} and {storage.uri} hold two different histories of {folder.name!r}; "
-            "move the folder away to go on with the stored one"
-        )
-    if orders == {_Order.FILE_LONGER}:
-        return
-    names = storage.names()
-    for name in names:
-        check_object_name(name, storage.uri)
-    for name in names:
-        if PARTS_SUFFIX not in name and name != DRIVER_FILE:
-            _write(folder / name, storage.get(name))
-    for name, content in stored.items():
-        if content:
-            _write(folder / name, content)
-
-
-def check_object_name(name: str, uri: str) -> None:
-    """Check the name of a stored object before it becomes a path: a bucket may be filled by anybody.
-
-    Args:
-        name: the object's, relative to the study.
-        uri: of the storage, for the message.
-
-    Raises:
-        InputError: the path would lie outside the study's folder.
-    """
-    parts = PurePosixPath(name).parts
-    if not parts or ".." in parts or name.startswith("/") or "\\" in name or "\0" in name:
-        raise InputError(f"{uri} holds an object whose name lies outside the study, {name!r}; nothing was fetched")
-
-
-class _Order(enum.Enum):
-    EQUAL = enum.auto()
-    STORED_LONGER = enum.auto()
-    FILE_LONGER = enum.auto()
-    DIFFERENT = enum.auto()  # neither begins with the other
-
-
-def _compare(path: Path, stored: bytes) -> _Order:
-    content = path.read_bytes() if path.exists() else b""
-    if content == stored:
-        return _Order.EQUAL
-    if stored.startswith(content):
-        return _Order.STORED_LONGER
-    return _Order.FILE_LONGER if content.startswith(stored) else _Order.DIFFERENT
-
-
-def _write(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_bytes(path, content)
+def _probe_name() -> str:
+    return f"{PROBE_PREFIX}{uuid.uuid4().hex}"

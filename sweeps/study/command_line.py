@@ -33,7 +33,7 @@ def make_parser() -> argparse.ArgumentParser:
         description="Train the trials of a search space and show the best network of each size.",
         epilog="Spaces lie in search_spaces/ (--list). "
         "Exit codes: 0 done, 1 no trial was completed, 2 bad input, 3 disk full, 4 cluster gone, "
-        "5 done but not all is in the storage, 130 interrupted.",
+        "5 done but not all is in the storage, 6 another driver has taken the study over, 130 interrupted.",
     )
     task = parser.add_argument_group("what to do")
     task.add_argument("--space", metavar="NAME", help="a space by name, or a YAML file")

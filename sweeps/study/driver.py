@@ -7,11 +7,15 @@ import os
 import shlex
 import subprocess
 from collections import Counter
+from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lowrank.errors import InputError
 from lowrank.utils import ExitCode, module_command, module_environment, redact
 from sweeps.records import (
+    JOURNAL_FILE,
     TERMINAL,
     Event,
     FullDiskError,
@@ -19,10 +23,10 @@ from sweeps.records import (
     Role,
     Status,
     StudyHistory,
+    StudyLostError,
     StudyRecord,
     apply_event,
     is_study_disk_full,
-    locked_journal,
     write_space_file,
 )
 from sweeps.search import (
@@ -31,11 +35,13 @@ from sweeps.search import (
     Proposer,
     Search,
     SiblingResults,
+    absolute_names,
     earlier_studies,
     make_proposer,
     warm_start,
 )
 from sweeps.space import Space, StudyConfig, check_process_shards, own_networks, permission_options
+from sweeps.storage import StudyMirror
 from sweeps.study.final_evaluation import evaluate_front
 from sweeps.study.free_space import check_free_space
 from sweeps.study.retrain import ORIGIN, Retrain
@@ -62,9 +68,9 @@ class CloseReason(enum.StrEnum):
 
 def run_study(
     space: Space, resolver: Resolver, config: StudyConfig, retrain: Retrain | None = None,
-    history: StudyHistory | None = None,
+    history: StudyHistory | None = None, mirror: StudyMirror | None = None,
 ) -> int:  # fmt: skip
-    """Run a study, or go on with it, to its end, the limit of time or an interruption.
+    """Run a study, or go on with it, to its end, the limit of time or an interruption; its lock must be held.
 
     Args:
         space: what is searched.
@@ -72,20 +78,23 @@ def run_study(
         config: folders, addresses and limits.
         retrain: recorded trials to propose instead of points of the space.
         history: of a study that is resumed, as far as it was read.
+        mirror: stores the folder; started when the journal is open.
 
     Returns:
         The exit code.
 
     Raises:
-        InputError: the space cannot be searched, or the cluster cannot be used.
+        InputError: the space cannot be searched, the cluster cannot be used, or a new study finds a journal.
         FullDiskError: the disk takes no more records.
+        StudyLostError: another driver has taken the study over.
     """
     # Ray takes seconds to import: only after the input has been checked
     from sweeps.cluster import connect
     from sweeps.resources import ResourcePlanner
 
     resolver.use_folder(config.folder)
-    earlier = earlier_studies(space.search.warm_start, config.folder.parent)
+    on_missing = print if config.resumed else None
+    earlier = earlier_studies(space.search.warm_start, config.folder.parent, on_missing)
     # A trial that is reproduced must be trained again, not taken from a sibling
     siblings = SiblingResults() if config.origin else SiblingResults.read(config.folder)
     strata, unreachable = reachable_strata(space, resolver)
@@ -99,10 +108,18 @@ def run_study(
     if warning:
         print(warning, flush=True)
     _print_left_out(space, resolver, unreachable)
-    config.folder.mkdir(parents=True, exist_ok=True)
-    resolver.use_folder(config.folder)  # the folder is there only now
-    with locked_journal(config.folder) as journal, planner.sharing_modes(config.address) as modes:
-        record = (history or StudyHistory(journal.path)).update()
+    path = config.folder / JOURNAL_FILE
+    if not config.resumed and path.exists():
+        raise InputError(
+            f"{config.folder} has got a journal while this study was being prepared; give this one another --name, or "
+            f"go on with that one by --resume {config.name}"
+        )
+    resolver.use_folder(config.folder)
+    with closing(Journal(path)) as journal, planner.sharing_modes(config.address) as modes:
+        if mirror is not None:
+            mirror.on_loss(journal.refuse)
+            mirror.start()
+        record = (history or StudyHistory(path)).update()
         _write_space(space, config)
         _write_header(journal, record, space, resolver, config)
         if retrain is not None and config.origin is not None:
@@ -125,7 +142,7 @@ def run_study(
             )
             apply_event(record, event)
             search = Search(space, resolver, proposer, journal, record, strata, siblings)
-            reason = _search(search, config, resources, total)
+            reason = _search(search, config, resources, total, lambda: _close_records(journal, mirror))
         except KeyboardInterrupt:
             pass  # every completed step is in the journal
         except Exception as error:
@@ -165,13 +182,29 @@ def _print_left_out(space: Space, resolver: Resolver, unreachable: list[str]) ->
         print(f"left out: {line}", flush=True)
 
 
-def _search(search: Search, config: StudyConfig, resources: TrialResources, total: int) -> CloseReason:
+def _close_records(journal: Journal, mirror: StudyMirror | None) -> str | None:
+    """Close the journal in another thread than the main one, which cannot go on, and store what came last.
+
+    Returns a line that says what is not stored.
+    """
+    try:
+        journal.append(Event.CLOSED, sync=True, reason=str(CloseReason.INTERRUPTED))
+    except (OSError, StudyLostError) as error:
+        return str(error)
+    journal.freeze()
+    return mirror.finish() if mirror is not None else None
+
+
+def _search(
+    search: Search, config: StudyConfig, resources: TrialResources, total: int, before_exit: Callable[[], str | None]
+) -> CloseReason:  # fmt: skip
     """Train, evaluate the front on the test split, and draw and print the results; returns why it ended.
 
     The test split is looked at when the study ends finished for the first time, and where the user says so: errors of
     each further look could guide the search.
     """
-    reason = _train(search, config, resources, total)
+    reason = _train(search, config, resources, total, before_exit)
+    search.journal.raise_if_refused()
     if reason is CloseReason.FINISHED:
         look = config.test or not search.record.finished_ends
         for line in evaluate_front(search, config.folder, search.resolver.data, look=look):
@@ -209,7 +242,11 @@ def _write_space(space: Space, config: StudyConfig) -> None:
         "cache_dir": str(config.cache_dir) if config.cache_dir else None,
         "storage": config.storage, ORIGIN: config.origin,
     }  # fmt: skip
-    write_space_file(config.folder, space.source, options)
+    source = space.source
+    if space.search.warm_start:
+        names = absolute_names(space.search.warm_start, config.folder.parent)
+        source = {**source, "search": {**source["search"], "warm_start": names}}
+    write_space_file(config.folder, source, options)
 
 
 def _write_header(journal: Journal, record: StudyRecord, space: Space, resolver: Resolver, config: StudyConfig) -> None:
@@ -236,7 +273,9 @@ def _write_header(journal: Journal, record: StudyRecord, space: Space, resolver:
     record.header, record.closed = header, None
 
 
-def _train(search: Search, config: StudyConfig, resources: TrialResources, total: int) -> CloseReason:
+def _train(
+    search: Search, config: StudyConfig, resources: TrialResources, total: int, before_exit: Callable[[], str | None]
+) -> CloseReason:  # fmt: skip
     """Train until the search is over, the time is up or Ctrl-C; returns which. `total` is the number of trials."""
     from sweeps.execution import ExecutionConfig, run_search
     from sweeps.study.progress_view import ProgressView
@@ -258,7 +297,7 @@ def _train(search: Search, config: StudyConfig, resources: TrialResources, total
         out_of_time = run_search(search, ExecutionConfig(
             study_dir=config.folder, data_dir=config.data_dir, resources=resources,
             max_concurrent=search.space.resources.max_concurrent, seconds=config.seconds, on_change=view.update,
-            cache=cache, use_relay=use_relay,
+            cache=cache, use_relay=use_relay, before_exit=before_exit,
         ))  # fmt: skip
     if search.is_over():
         return CloseReason.FINISHED

@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from lowrank.errors import InputError
 from lowrank.utils import ExitCode, write_bytes, write_text
 from sweeps.records import (
     JOURNAL_FILE,
@@ -57,8 +58,7 @@ def start_series(options: RunOptions) -> int:
     members = parse_series(content, path.stem, options)
     uri = storage_uri(options.storage)
     root = studies_root(options.storage, options.out)
-    folder = new_study_folder(root, options.name, path.stem, list_stored_studies(uri) if uri else ())
-    folder.mkdir(parents=True)
+    folder = _make_folder(root, options.name, path.stem, list_stored_studies(uri) if uri else [])
     stored: dict[str, Any] = {name: value for name in _FIELD_OPTIONS if (value := getattr(options, name))}
     stored |= {name: str(Path(value).resolve()) for name in FOLDER_OPTIONS if (value := getattr(options, name))}
     series = {"file": path.stem, "content": content, "options": stored, "storage": uri, "base": str(Path.cwd())}
@@ -67,6 +67,20 @@ def start_series(options: RunOptions) -> int:
     if uri:
         Storage(uri, folder.name).put(SERIES_FILE, text.encode())
     return _run(members, folder, options, uri)
+
+
+def _make_folder(root: Path, name: str | None, series: str, taken: list[str]) -> Path:
+    """Make the folder of a new series; of several commands that do it at once each gets one of its own."""
+    while True:
+        folder = new_study_folder(root, name, series, taken)
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError as error:
+            if name is not None:
+                raise InputError(f"another command begins {name!r} in {root}; choose another --name") from error
+            taken = [*taken, folder.name]
+        else:
+            return folder
 
 
 def is_resumable_series(options: RunOptions) -> bool:

@@ -22,7 +22,8 @@ from sweeps.records import (
     check_note,
     check_specifications,
     find_study_folder,
-    new_study_folder,
+    hold_new_study_folder,
+    hold_study_folder,
     parse_tags,
     read_space_file,
     studies_root,
@@ -36,7 +37,7 @@ from sweeps.space import (
     parse_space,
     parse_time,
 )
-from sweeps.storage import fetch_study, list_stored_studies, mirror_study, storage_uri
+from sweeps.storage import StudyMirror, list_stored_studies, mirror_study, storage_uri, stored_study_folder
 from sweeps.study.driver import run_study
 from sweeps.study.retrain import ORIGIN, select_again, select_stopped, select_trial
 from sweeps.teachers import ensure_teacher
@@ -69,18 +70,20 @@ def start_study(space: Space, options: RunOptions) -> int:
         InputError: an option, the space, the data or the teacher cannot be used. Nothing has been written then.
     """
     uri = storage_uri(options.storage)
-    root = studies_root(options.storage, options.out)
-    folder = new_study_folder(root, options.name, space.name, list_stored_studies(uri) if uri else ())
-    config = _study_config(folder, space, options, uri)
-    data = load_data(space.data, config.data_dir)
-    fetch_weights(space, data)
-    for line in check_start(space, data):
-        print(line, flush=True)
-    started = monotonic_time()
-    resolver = Resolver(space, data, ensure_teacher(space, data, config.teachers, config.tracking_uri))
-    if config.seconds is not None:  # training a teacher uses up part of the time limit
-        config = replace(config, seconds=max(0.0, config.seconds - (monotonic_time() - started)))
-    return _run_mirrored(uri, folder, lambda: run_study(space, resolver, config))
+
+    def run(folder: Path, mirror: StudyMirror | None) -> int:
+        config = _study_config(folder, space, options, uri)
+        data = load_data(space.data, config.data_dir)
+        fetch_weights(space, data)
+        for line in check_start(space, data):
+            print(line, flush=True)
+        started = monotonic_time()
+        resolver = Resolver(space, data, ensure_teacher(space, data, config.teachers, config.tracking_uri))
+        if config.seconds is not None:  # training a teacher uses up part of the time limit
+            config = replace(config, seconds=max(0.0, config.seconds - (monotonic_time() - started)))
+        return run_study(space, resolver, config, mirror=mirror)
+
+    return _run_new(options, space.name, uri, run)
 
 
 def start_retraining(options: RunOptions) -> int:
@@ -120,13 +123,16 @@ def start_retraining(options: RunOptions) -> int:
     check_options(space, options)
     stored = read_space_file(retrain.folder)[1] if (retrain.folder / SPACE_FILE).is_file() else {}
     options = options.with_folders(stored)
-    folder = new_study_folder(root, options.name, retrain.name, list_stored_studies(uri) if uri else ())
-    config = _study_config(folder, space, options, uri)
-    data = load_data(space.data, config.data_dir)
-    fetch_weights(space, data)
-    teacher = resolve_teacher(space, data, config.teachers)
-    config = replace(config, origin=retrain.check(data, teacher))
-    return _run_mirrored(uri, folder, lambda: run_study(space, Resolver(space, data, teacher), config, retrain))
+
+    def run(folder: Path, mirror: StudyMirror | None) -> int:
+        config = _study_config(folder, space, options, uri)
+        data = load_data(space.data, config.data_dir)
+        fetch_weights(space, data)
+        teacher = resolve_teacher(space, data, config.teachers)
+        config = replace(config, origin=retrain.check(data, teacher))
+        return run_study(space, Resolver(space, data, teacher), config, retrain, mirror=mirror)
+
+    return _run_new(options, retrain.name, uri, run)
 
 
 def resume_study(options: RunOptions) -> int:
@@ -144,12 +150,18 @@ def resume_study(options: RunOptions) -> int:
         InputError: an option cannot be used, or the data, the teacher or the weights to start from have changed.
             Nothing has been written then.
     """
-    folder, uri = _fetch_study_folder(options)
     refuse_changes(options)
     options = _with_absolute_data(options)
     if options.tracking_uri:
         check_tracking_uri(options.tracking_uri)
-    content, stored = read_space_file(folder)
+    folder, uri = _find_study(options)
+    with hold_study_folder(folder):
+        return _run_mirrored(uri, folder, lambda _, mirror: _resume(options, folder, uri, mirror), new=False)
+
+
+def _resume(options: RunOptions, folder: Path, uri: str | None, mirror: StudyMirror | None) -> int:
+    """Continue a study whose folder is up to date and locked."""
+    content, stored = read_space_file(find_study_folder(folder.parent, folder.name))
     content.setdefault("search", {}).pop("time", None)  # a time limit is for one run of the driver
     _set_fields(content, "search", {"trials": options.trials, "time": options.time})
     if options.repeat_more is not None:
@@ -172,7 +184,7 @@ def resume_study(options: RunOptions) -> int:
     check_specifications(specifications, source=f"{folder / JOURNAL_FILE}", **typed)
     options = options.with_folders(stored)
     options = replace(options, tracking_uri=options.tracking_uri or stored["tracking_uri"])
-    config = replace(_study_config(folder, space, options, uri), origin=stored.get(ORIGIN))
+    config = replace(_study_config(folder, space, options, uri), origin=stored.get(ORIGIN), resumed=True)
     retrain = None if config.origin is None else select_again(config.origin, record, space.data.name)
     if retrain is not None:  # the driver was killed before it had proposed all
         check_specifications(retrain.specifications(), source=f"{retrain.folder}", **typed)
@@ -185,14 +197,24 @@ def resume_study(options: RunOptions) -> int:
             f"this version of the code gives the trials of {retrain.folder} other ids than the one that began the "
             "study; begin a new one, or resume it with that version"
         )
-    resolver = Resolver(space, data, teacher)
-    return _run_mirrored(uri, folder, lambda: run_study(space, resolver, config, retrain, history))
+    return run_study(space, Resolver(space, data, teacher), config, retrain, history, mirror)
 
 
-def _run_mirrored(uri: str | None, folder: Path, run: Callable[[], int]) -> int:
+def _run_new(
+    options: RunOptions, space_name: str, uri: str | None, run: Callable[[Path, StudyMirror | None], int]
+) -> int:  # fmt: skip
+    """Run a new study, whose folder is made, locked and claimed before anything that takes long."""
+    root, taken = studies_root(options.storage, options.out), list_stored_studies(uri) if uri else ()
+    with hold_new_study_folder(root, options.name, space_name, taken) as folder:
+        return _run_mirrored(uri, folder, run, new=True)
+
+
+def _run_mirrored(
+    uri: str | None, folder: Path, run: Callable[[Path, StudyMirror | None], int], *, new: bool
+) -> int:  # fmt: skip
     """Run a study and mirror its folder; returns its exit code, or that of a storage that lacks the end."""
-    with mirror_study(uri, folder) as mirror:
-        code = run()
+    with mirror_study(uri, folder, new=new) as mirror:
+        code = run(folder, mirror)
     stored = mirror is None or mirror.error is None
     return code if stored or code != ExitCode.DONE else ExitCode.NOT_STORED
 
@@ -238,15 +260,13 @@ def _refuse_options(options: RunOptions, names: tuple[str, ...], rule: str) -> N
             raise InputError(f"{rule}; leave --{name.replace('_', '-')} out")
 
 
-def _fetch_study_folder(options: RunOptions) -> tuple[Path, str | None]:
-    """Fetch the study to resume from its storage, if it has one; return its folder and the storage's URI."""
+def _find_study(options: RunOptions) -> tuple[Path, str | None]:
+    """Find the study to resume: its folder, which may be missing if it is stored, and the URI of its storage."""
     name = str(options.resume)
     root, uri = studies_root(options.storage, options.out), storage_uri(options.storage)
     if uri is None and (root / name / SPACE_FILE).is_file():
         uri = read_space_file(find_study_folder(root, name))[1].get("storage")
-    if uri is not None:
-        fetch_study(uri, name, root)
-    return find_study_folder(root, name), uri
+    return stored_study_folder(uri, name, root) if uri is not None else find_study_folder(root, name), uri
 
 
 def _given_options(options: RunOptions, *names: str) -> dict[str, Any]:

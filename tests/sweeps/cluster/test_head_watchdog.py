@@ -9,17 +9,8 @@ import pytest
 
 from lowrank.utils.cli import ExitCode
 from sweeps.cluster import head_watchdog
-from sweeps.cluster.head_watchdog import SILENCE_SECONDS, HeadWatchdog
-from tests.support.waiting import scaled, wait_until
-
-
-@pytest.fixture
-def clock(monkeypatch) -> list[float]:
-    """Seconds that the watchdog reads; it checks the head more often."""
-    monkeypatch.setattr(head_watchdog, "CHECK_SECONDS", 0.02)
-    now = [0.0]
-    monkeypatch.setattr(head_watchdog, "monotonic_time", lambda: now[0])
-    return now
+from sweeps.cluster.head_watchdog import CHECK_SECONDS, SILENCE_SECONDS, HeadWatchdog
+from tests.support.waiting import scaled
 
 
 @pytest.fixture
@@ -29,33 +20,93 @@ def server():
         yield listening
 
 
-def test_a_lost_head_ends_the_driver_with_one_line(clock, server, capsys):
-    address = f"127.0.0.1:{server.getsockname()[1]}"
-    ended, codes = threading.Event(), []
+class Watched:
+    """A watchdog whose checks a test makes one by one: `stop` waits for nothing."""
 
-    def end(code: int) -> None:
-        codes.append(code)
-        ended.set()
+    def __init__(self, monkeypatch, close_records=lambda: None):
+        self.now, self.answers, self.codes = 0.0, True, []
+        monkeypatch.setattr(head_watchdog, "monotonic_time", lambda: self.now)
+        self.watchdog = HeadWatchdog("127.0.0.1:1", "mine", close_records, self.codes.append)
+        monkeypatch.setattr(self.watchdog, "_answers", lambda: self.answers)
 
-    def has_ended_after_silence() -> bool:
-        clock[0] += SILENCE_SECONDS
-        return ended.is_set()
+    def check(self, times: int, seconds: float = CHECK_SECONDS, *, asleep: float = 0.0) -> int:
+        """Run the watch for so many checks; returns how many it made before it ended the process."""
+        pauses = iter([asleep + seconds, *[seconds] * (times - 1)])
+        made = 0
 
-    with HeadWatchdog(address, "mine", end):
-        for _ in range(4):  # it answers, for longer than it may be silent
-            server.accept()[0].close()
-            clock[0] += SILENCE_SECONDS / 2
-        assert not ended.is_set()
-        server.close()
-        wait_until(has_ended_after_silence, "the end of the driver")
-    assert codes == [ExitCode.HEAD_LOST]
-    message = f"error: the cluster's head at {address} is gone; nothing is lost, go on with --resume mine"
+        def wait(timeout: float) -> bool:
+            nonlocal made
+            pause = next(pauses, None)
+            if pause is None:
+                return True
+            made += 1
+            self.now += pause
+            return False
+
+        self.watchdog._stop.wait = wait  # type: ignore[method-assign]
+        self.watchdog._watch()
+        return made
+
+
+def test_a_lost_head_ends_the_driver_with_one_line(monkeypatch, capsys):
+    watched = Watched(monkeypatch)
+    watched.check(100)  # it answers, for longer than it may be silent
+    assert watched.codes == []
+    watched.answers = False
+    assert watched.check(100) == SILENCE_SECONDS / CHECK_SECONDS + 1
+    assert watched.codes == [ExitCode.HEAD_LOST]
+    message = "error: the cluster's head at 127.0.0.1:1 is gone; nothing is lost, go on with --resume mine"
     assert capsys.readouterr().err == f"{message}\n"
 
 
-def test_a_driver_that_has_left_the_block_is_not_ended(clock, server):
+def test_time_asleep_is_no_silence_of_the_head(monkeypatch):
+    """After a laptop wakes up its network takes some seconds, and so does the first probe that succeeds."""
+    watched = Watched(monkeypatch)
+    watched.answers = False
+    assert watched.check(2, asleep=3600) == 2
+    assert watched.codes == []
+    assert watched.check(100, asleep=3600) > 2  # probes that fail, before it counts as lost
+    assert watched.codes == [ExitCode.HEAD_LOST]
+
+
+def test_the_records_are_closed_before_the_process_ends(monkeypatch, capsys):
+    events = []
+    watched = Watched(monkeypatch, lambda: events.append("closed"))
+    watched.answers = False
+    watched.codes = events
+    watched.watchdog._end_process = events.append
+    watched.check(100)
+    assert events == ["closed", ExitCode.HEAD_LOST]
+
+
+@pytest.mark.parametrize(
+    ("close_records", "message"),
+    [
+        (lambda: "s3://b lacks what came last (no route)", "gone; s3://b lacks what came last (no route), go on with"),
+        (threading.Event().wait, "gone; what came last was not stored within 0 s and is in the study's folder alone"),
+    ],
+    ids=["an outage", "a storage that hangs"],
+)
+def test_what_is_not_stored_is_said(monkeypatch, capsys, close_records, message):
+    monkeypatch.setattr(head_watchdog, "CLOSE_SECONDS", 0.05)
+    watched = Watched(monkeypatch, close_records)
+    watched.answers = False
+    watched.check(100)
+    assert watched.codes == [ExitCode.HEAD_LOST]
+    assert message in capsys.readouterr().err
+
+
+def test_an_answer_is_a_connection(server):
+    watchdog = HeadWatchdog(f"127.0.0.1:{server.getsockname()[1]}", "mine")
+    assert watchdog._answers()
+    server.close()
+    assert not watchdog._answers()
+
+
+def test_a_driver_that_has_left_the_block_is_not_ended(monkeypatch, server):
+    monkeypatch.setattr(head_watchdog, "CHECK_SECONDS", 0.02)
     codes: list[int] = []
-    with HeadWatchdog(f"127.0.0.1:{server.getsockname()[1]}", "mine", codes.append) as watchdog:
+    with HeadWatchdog(f"127.0.0.1:{server.getsockname()[1]}", "mine", end_process=codes.append) as watchdog:
         pass
     server.close()
     watchdog.thread.join(scaled())

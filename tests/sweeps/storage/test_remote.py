@@ -4,50 +4,18 @@ from __future__ import annotations
 
 import json
 import os
-import platform
+import shutil
 
 import pytest
 
 from lowrank.errors import InputError
 from sweeps.storage import mirror as mirror_module
 from sweeps.storage.__main__ import main
-from sweeps.storage.mirror import LEASE_SECONDS, StudyMirror
-from sweeps.storage.remote import (
-    DRIVER_FILE,
-    Storage,
-    fetch_study,
-    list_stored_studies,
-    storage_uri,
-    update_folder,
-)
-from tests.support.buckets import bucket
-
-CREDENTIALS = {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing", "AWS_EC2_METADATA_DISABLED": "true"}
-
-
-@pytest.fixture(params=["file", "s3"])
-def uri(request, tmp_path, monkeypatch):
-    if request.param == "file":
-        yield (tmp_path / "stored").as_uri()
-        return
-    for name, value in CREDENTIALS.items():
-        monkeypatch.setenv(name, value)
-    with bucket() as found:
-        yield found
-
-
-@pytest.fixture
-def study(tmp_path):
-    """A study's folder as a driver at work has it."""
-    folder = tmp_path / "studies" / "small"
-    (folder / "trials" / "a").mkdir(parents=True)
-    (folder / "space.yaml").write_text("question: Which?\n")
-    (folder / "journal.jsonl").write_text('{"event": "study"}\n{"event": "proposed"}\n')
-    (folder / "optuna.journal").write_text('{"op": 0}\n')
-    (folder / "trials" / "a" / "checkpoint.safetensors").write_bytes(b"weights")
-    (folder / "mlflow.db").write_bytes(b"not carried")
-    (folder / "driver.lock").write_bytes(b"")
-    return folder
+from sweeps.storage.claims import DRIVER_FILE
+from sweeps.storage.fetch import fetch_study, update_folder
+from sweeps.storage.lease import LEASE_SECONDS
+from sweeps.storage.mirror import StudyMirror
+from sweeps.storage.remote import Storage, list_stored_studies, storage_uri
 
 
 def content(folder):
@@ -57,7 +25,9 @@ def content(folder):
 
 def started_mirror(uri, folder):
     """One that stores only when a test says so."""
-    mirror = StudyMirror(Storage(uri, folder.name), folder, seconds=3600)
+    mirror = StudyMirror(Storage(uri, folder.name), folder, seconds=3600, stop_driver=lambda: None)
+    mirror.claim()
+    mirror.fetch()
     mirror.start()
     return mirror
 
@@ -115,12 +85,36 @@ def test_the_journal_is_measured_first_and_stored_last(study, tmp_path, monkeypa
     mirror.finish()
 
 
-def test_files_removed_from_a_trial_are_removed_from_the_storage_too(uri, study):
+@pytest.mark.parametrize(("status", "remaining"), [("stopped_early", []), ("completed", ["checkpoint.safetensors"])])
+def test_what_the_search_has_dropped_is_removed_from_the_storage_too(uri, study, status, remaining):
+    (study / "trials" / "a" / "checkpoint.1.safetensors").write_bytes(b"older")
     mirror = started_mirror(uri, study)
     mirror.store_changes()
-    (study / "trials" / "a" / "checkpoint.safetensors").unlink()
+    assert len(Storage(uri, "small").names("trials")) == 2
+    with (study / "journal.jsonl").open("a") as journal:
+        journal.write(json.dumps({"event": "finished", "trial": "a", "status": status}) + "\n")
+    for path in (study / "trials" / "a").iterdir():
+        path.unlink()
     mirror.finish()
-    assert not Storage(uri, "small").names("trials")
+    assert [name.rpartition("/")[2] for name in Storage(uri, "small").names("trials")] == remaining
+
+
+def test_files_that_somebody_removes_from_a_running_study_stay_in_the_storage(uri, study):
+    mirror = started_mirror(uri, study)
+    mirror.store_changes()
+    shutil.rmtree(study / "trials")
+    mirror.finish()
+    assert list(Storage(uri, "small").names("trials")) == ["trials/a/checkpoint.safetensors"]
+
+
+def test_files_that_are_missing_at_a_resume_are_fetched_and_not_deleted(uri, study):
+    started_mirror(uri, study).finish()
+    shutil.rmtree(study / "trials")
+    with (study / "journal.jsonl").open("a") as journal:
+        journal.write('{"event": "epoch"}\n')  # the folder is ahead of the storage
+    started_mirror(uri, study).finish()
+    assert (study / "trials" / "a" / "checkpoint.safetensors").read_bytes() == b"weights"
+    assert list(Storage(uri, "small").names("trials")) == ["trials/a/checkpoint.safetensors"]
 
 
 def test_a_resume_goes_on_where_the_storage_ends(uri, study, tmp_path):
@@ -147,22 +141,6 @@ def test_two_histories_are_not_mixed(uri, study):
     (study / "journal.jsonl").write_text('{"event": "another"}\n')
     with pytest.raises(InputError, match="hold two different histories of 'small'; move the folder away"):
         update_folder(Storage(uri, "small"), study)
-
-
-def test_one_driver_at_a_time(uri, study, monkeypatch):
-    storage = Storage(uri, "small")
-    there = {"token": "t", "host": "elsewhere", "pid": 1}
-    storage.put(DRIVER_FILE, json.dumps(there).encode())
-    with pytest.raises(InputError, match=r"'small' is being run by elsewhere, heard of \d+ s ago; .* try again in"):
-        started_mirror(uri, study)
-    with monkeypatch.context() as later:
-        later.setattr(Storage, "age", lambda self, name: LEASE_SECONDS + 1)
-        started_mirror(uri, study).finish()
-    dead = {**there, "host": platform.node(), "pid": 2**22 + 1}
-    storage.put(DRIVER_FILE, json.dumps(dead).encode())
-    taken = started_mirror(uri, study)
-    storage.put(DRIVER_FILE, json.dumps({**dead, "token": "u"}).encode())
-    assert "has taken the study over" in taken.finish()
 
 
 def test_the_storage_measures_how_long_a_driver_is_silent(uri, study, monkeypatch):
@@ -223,13 +201,11 @@ def test_a_damaged_lease_is_one_line_and_does_not_end_the_mirror(study, tmp_path
     mirror = started_mirror(uri, study)
     storage = Storage(uri, "small")
     storage.put(DRIVER_FILE, content)
-    with pytest.raises(OSError, match=r"driver.json is damaged and does not say who runs the study"):
-        mirror.store_changes()
-    mirror._try_round()
-    assert mirror.error is not None  # said by the thread, which tries on
-    assert "driver.json is damaged" in mirror.error
+    error = mirror._try(mirror.lease.renew)  # said by the thread, which tries on
+    assert error is not None
+    assert "driver.json is damaged and does not say who runs the study" in error
     with pytest.raises(InputError, match=r"driver.json is damaged .*; if no other driver does, delete it"):
-        StudyMirror(storage, study).start()
+        StudyMirror(storage, study).claim()
     storage.delete(DRIVER_FILE)
     assert mirror.finish() is None
 

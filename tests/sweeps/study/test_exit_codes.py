@@ -100,8 +100,8 @@ def test_a_limit_below_a_second_is_kept(tmp_path, monkeypatch):
 )  # fmt: skip
 def test_a_storage_that_lacks_the_end_has_an_exit_code_of_its_own(monkeypatch, tmp_path, code, error, expected):
     @contextmanager
-    def mirror(uri, folder):
+    def mirror(uri, folder, new):
         yield SimpleNamespace(error=error)
 
     monkeypatch.setattr(start, "mirror_study", mirror)
-    assert start._run_mirrored("s3://bucket", tmp_path, lambda: code) == expected
+    assert start._run_mirrored("s3://bucket", tmp_path, lambda folder, mirror: code, new=True) == expected

@@ -100,8 +100,7 @@ def test_a_resume_trains_the_trials_that_were_drawn_wherever_the_driver_was_kill
     write(tmp_path / "mine", trials)
     seen = []
 
-    def killed_early(space, resolver, config, retrain):
-        config.folder.mkdir()
+    def killed_early(space, resolver, config, retrain, history=None, mirror=None):
         driver._write_space(space, config)
         with closing(Journal(config.folder / JOURNAL_FILE)) as journal:
             journal.append(Event.STUDY, name=config.name, **{ORIGIN: config.origin})
@@ -109,7 +108,7 @@ def test_a_resume_trains_the_trials_that_were_drawn_wherever_the_driver_was_kill
             first.propose(journal, load_study(config.folder), config.folder, config.origin)
         return 130
 
-    def resumed(space, resolver, config, retrain=None, history=None):
+    def resumed(space, resolver, config, retrain=None, history=None, mirror=None):
         seen.append(retrain)
         with closing(Journal(config.folder / JOURNAL_FILE)) as journal:
             record = load_study(config.folder)
