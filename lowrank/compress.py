@@ -62,6 +62,7 @@ def make_parser() -> argparse.ArgumentParser:
     how.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     out = parser.add_argument_group("what is written")
     out.add_argument("--out", required=True, type=Path, metavar="DIR", help="the folder to write")
+    out.add_argument("--opset", type=int, metavar="N", help="of the ONNX files, 17 to 23 (default: 18)")
     out.add_argument("--overwrite", action="store_true", help="replace the folder if it exists")
     out.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     return parser
@@ -144,8 +145,10 @@ def parse_config(arguments: list[str] | None = None) -> CompressConfig:
     if options.out.exists() and not options.overwrite:
         raise InputError(f"{options.out} exists already; give another --out or --overwrite")
     from lowrank.data import DataSettings
-    from lowrank.deployment import CompressConfig
+    from lowrank.deployment import DEFAULT_OPSET, CompressConfig, check_opset
 
+    opset = DEFAULT_OPSET if options.opset is None else options.opset
+    check_opset(opset)
     return CompressConfig(
         network=network_from_options(options, **parse_network_fields(options.set)),
         weights=options.weights, data=validate_model(DataSettings, {"name": options.data}, "data"),
@@ -155,7 +158,7 @@ def parse_config(arguments: list[str] | None = None) -> CompressConfig:
         }, class_names=options.class_names, budgets=budgets, max_loss=options.max_loss, method=options.method,
         allocation=options.allocation, calibration=options.calibration, finetune=options.finetune,
         labels_only=options.labels_only, keep=tuple(options.keep), only=tuple(options.only) if options.only else None,
-        report_on=options.report_on, seed=options.seed, device=options.device, out=options.out,
+        report_on=options.report_on, seed=options.seed, device=options.device, out=options.out, opset=opset,
         overwrite=options.overwrite, as_json=options.json,
     )  # fmt: skip
 

@@ -69,6 +69,7 @@ class CompressConfig:
         device: "auto", "cpu" or "cuda".
         out: the folder to write.
         overwrite: whether it may exist.
+        opset: of the ONNX files.
         as_json: print one JSON object (a list for several budgets) on standard output and nothing else there.
     """
 
@@ -92,6 +93,7 @@ class CompressConfig:
     device: str
     out: Path
     overwrite: bool
+    opset: int
     as_json: bool
 
 
@@ -353,7 +355,7 @@ def _write_one(
     specification = make_specification(outcome.compressed, config.network, data)
     pixels, labels = (values.cpu() for values in images.reporting)
     export = export_formats(
-        network, specification, split_batches(pixels, labels), folder, steps, preprocessing=expected
+        network, specification, split_batches(pixels, labels), folder, steps, preprocessing=expected, opset=config.opset
     )  # fmt: skip
     failed += export.problems
     latencies = measure_latency({"given": dense.cpu().eval(), "compressed": network}, data.image_shape, step=steps)

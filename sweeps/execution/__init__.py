@@ -12,12 +12,14 @@ from lowrank.utils.lazy_exports import lazy_exports
 
 if TYPE_CHECKING:
     from sweeps.execution.callbacks import ExecutionConfig as ExecutionConfig
+    from sweeps.execution.initial_weights import set_initial_weights as set_initial_weights
     from sweeps.execution.tuner import run_search as run_search
 
 __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
     {
         "callbacks": "ExecutionConfig",
+        "initial_weights": "set_initial_weights",
         "tuner": "run_search",
     },
 )

@@ -22,6 +22,7 @@ from lowrank.utils import usable_cores
 from sweeps.records import Trial, decidable_difference, reasons_by_method
 from sweeps.resources import Cluster, share_for
 from sweeps.space import NETWORK_WEIGHTS, RunOptions, Space, Stratum, Value, teacher_space
+from sweeps.study.initial_errors import InitialErrors
 from sweeps.trials import UNTRAINED, Resolver, check_start, describe_teacher, reachable_strata
 from sweeps.utils import format_duration
 
@@ -53,6 +54,9 @@ class Plan:
     # label -> method -> layer -> expected relative error of its output, where ranks are shared out by error: after the
     # fit, before any training, with the layers before it unchanged
     output_errors: dict[str, dict[str, dict[str, float]]]
+    # label -> method -> validation error (percent) after the start and before any training
+    initial_errors: dict[str, dict[str, float]]
+    initial_unmeasured: int  # methods, counted once for each stratum, that there was no time to measure
     layers: list[dict[str, str]]  # name, shape and `kept` (why it is not replaced, or "") of each layer
 
     def to_json(self) -> dict[str, Any]:
@@ -82,6 +86,7 @@ def make_plan(space: Space, resolver: Resolver, slots: int) -> Plan:
     strata: dict[str, list[int]] = {}
     infeasible: list[tuple[dict[str, Value], str]] = []
     output_errors: dict[str, dict[str, dict[str, float]]] = {}
+    initial_errors = InitialErrors(resolver.data)
     for point in _points(space, resolver, reachable):
         try:
             trial = resolver.resolve(point)
@@ -91,9 +96,9 @@ def make_plan(space: Space, resolver: Resolver, slots: int) -> Plan:
         distinct[trial.trial_id] = trial
         strata.setdefault(trial.stratum, []).append(trial.counts["params"])
         _reach(reached.setdefault(trial.stratum, {}), trial)
+        name = _method_and_allocation(trial)
+        initial_errors.add(name, trial)
         if (expected := resolver.expected_output_errors(trial)) is not None:
-            method = trial.point.get("method.name", trial.specification["method"]["name"])
-            name = f"{method} by {trial.specification['allocation']['by']}"
             output_errors.setdefault(trial.stratum, {})[name] = expected
     sizes = [trial.counts["params"] for trial in distinct.values()]
     references, impossible = resolver.references()
@@ -108,8 +113,15 @@ def make_plan(space: Space, resolver: Resolver, slots: int) -> Plan:
         space.name, space.question, trials + len(references), resolver.points.size(), min(sizes, default=None),
         max(sizes, default=None), {label: (len(seen), min(seen), max(seen)) for label, seen in strata.items()},
         reasons_by_method(infeasible), unreachable + impossible, reached, work,
-        work / _speed(space, resolver) / slots, slots, output_errors, list_layers(resolver.plan(space.network)),
+        work / _speed(space, resolver) / slots, slots, output_errors, initial_errors.measured,
+        initial_errors.unmeasured, list_layers(resolver.plan(space.network)),
     )  # fmt: skip
+
+
+def _method_and_allocation(trial: Trial) -> str:
+    method = str(trial.point.get("method.name", trial.specification["method"]["name"]))
+    allocation = trial.specification.get("allocation") or {}
+    return f"{method} by {allocation['by']}" if "by" in allocation else method
 
 
 def list_layers(plan: NetworkPlan) -> list[dict[str, str]]:
@@ -271,6 +283,12 @@ def plan_lines(plan: Plan, space: Space, resolver: Resolver) -> list[str]:
         if space.has_budget and len(plan.reached[label]) > 1:
             lines.append(f"    largest of each method (unused): {_sizes(plan.reached[label])}")
         lines += [f"    {line}" for line in _output_error_lines(plan.output_errors.get(label, {}))]
+        if label in plan.initial_errors:
+            lines.append(f"    {_initial_error_line(plan.initial_errors[label])}")
+    if plan.initial_unmeasured:
+        lines.append(
+            f"  (the error before any training was not measured for {plan.initial_unmeasured} more: time was up)"
+        )
     if plan.output_errors:
         lines.append("  (relative errors of layers' outputs after the fit, the layers before them unchanged)")
     if space.search.repeats > 1:
@@ -302,6 +320,12 @@ def _output_error_lines(methods: dict[str, dict[str, float]]) -> list[str]:
             f"most in {worst} ({replaced[worst]:.2f})"
         )
     return lines
+
+
+def _initial_error_line(errors: dict[str, float]) -> str:
+    """With which error the students of a stratum begin, the smallest first."""
+    ordered = sorted(errors.items(), key=lambda entry: entry[1])
+    return f"validation error before any training: {', '.join(f'{name} {error:.2f} %' for name, error in ordered)}"
 
 
 def _decidable_line(images: int, seeds: int) -> str:

@@ -1,0 +1,60 @@
+"""Measures for `--plan` with which error trials begin that start from trained weights."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+
+from lowrank.data import ImageData, eval_batches
+from sweeps.execution import set_initial_weights
+from sweeps.records import TRIAL_WEIGHTS, Trial
+from sweeps.trials import make_student
+
+SECONDS = 120.0
+"""Of processor time: after them `--plan` begins no further measurement, because a fit can take a minute on a CPU."""
+
+
+class InitialErrors:
+    """The validation error of students after their start and before any training.
+
+    Attributes:
+        measured: percent, by stratum and by the setting's name.
+        unmeasured: how many settings were not measured, because time was up.
+    """
+
+    def __init__(self, data: ImageData, seconds: float = SECONDS):
+        self.measured: dict[str, dict[str, float]] = {}
+        self.unmeasured = 0
+        self._data, self._seconds, self._spent = data, seconds, 0.0
+        self._device = "cuda" if torch.cuda.is_available() else "cpu"
+        self._seen: set[tuple[str, str]] = set()
+
+    def add(self, name: str, trial: Trial) -> None:
+        """Measure the error of a trial's student, unless it cannot be known yet.
+
+        Args:
+            name: of the trial's setting; one trial is measured for each name and stratum.
+            trial: one that starts from another trial's weights, or from none, is passed over.
+        """
+        start = trial.specification.get("start")
+        if start is None or str(start["from"]).startswith(TRIAL_WEIGHTS) or (trial.stratum, name) in self._seen:
+            return
+        self._seen.add((trial.stratum, name))
+        if self._spent >= self._seconds:
+            self.unmeasured += 1
+            return
+        began = time.process_time()
+        self.measured.setdefault(trial.stratum, {})[name] = self._error(trial)
+        self._spent += time.process_time() - began
+
+    @torch.no_grad()
+    def _error(self, trial: Trial) -> float:
+        student, _ = make_student(trial.specification, self._data)
+        student.to(self._device)
+        set_initial_weights(student, trial.specification, self._data, study_dir="")
+        student.eval()
+        wrong = torch.zeros((), dtype=torch.int64, device=self._device)
+        for images, labels, *_ in eval_batches(self._data, "val", self._device, 512):
+            wrong += (student(images).argmax(1) != labels).sum()
+        return 100 * int(wrong) / len(self._data.val)
