@@ -22,7 +22,9 @@ MEASURED = 256  # images over which outputs are compared where a start needs non
 def set_initial_weights(
     student: nn.Module, specification: Mapping[str, Any], data: ImageData, study_dir: str, relay: str | None = None
 ) -> list[dict[str, Any]]:
-    """Set the weights of a student in place; without a `start` in its specification they stay as drawn.
+    """Set the weights that a student starts from, in place.
+
+    Without a `start` in its specification they stay as drawn.
 
     Args:
         student: the network of the specification.
